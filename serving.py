@@ -1,0 +1,2273 @@
+"""serving: a TensorFlow model server in one embeddable Python file.
+
+It loads SavedModels named in a JSON config and answers TensorFlow Serving's REST API, with OpenVINO
+Model Server's config and reload.
+
+    python serving.py --config config.json                                      # a server of its own
+    site.register_blueprint(serving.create_blueprint("config.json"), url_prefix="/ml")   # in a Flask site
+    serving.ModelServer("config.json").predict("digits", {"instances": [...]})  # from Python, no HTTP
+
+The rooms of this file, each using only the rooms above it:
+
+    Errors            what can go wrong, and its HTTP status
+    Configuration     config.json as frozen dataclasses
+    Tensors and JSON  JSON to NumPy arrays and back, as TensorFlow Serving reads and writes it
+    Servables         versions on disk, SavedModels in TensorFlow sessions, batching
+    Model manager     what is wanted, what is loaded, and the thread that brings them together
+    Inference         predict, classify, regress: dict in, dict out
+    ModelServer       all of it behind one object: the Python API
+    HTTP              the same behind URLs: routes, views, blueprint, app
+    Command line      options, the waitress server, start and stop
+"""
+
+import argparse
+import base64
+import binascii
+import contextlib
+import dataclasses
+import difflib
+import functools
+import gc
+import gzip
+import io
+import itertools
+import json
+import logging
+import os
+import queue
+import re
+import signal
+import sys
+import threading
+import time
+import types
+import typing
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any, Union
+from urllib.parse import quote, unquote
+
+import ml_dtypes
+import numpy as np
+import orjson
+from flask import Blueprint, Flask, Response, request
+from waitress import create_server
+from waitress.channel import HTTPChannel
+from waitress.server import BaseWSGIServer
+from werkzeug.exceptions import HTTPException
+from werkzeug.routing import BaseConverter
+
+__all__ = ["Config", "ConfigError", "ModelServer", "Servable", "ServingError", "config_schema",
+           "create_app", "create_blueprint", "load_config", "main", "run"]
+__version__ = "0.1.0"
+
+logger = logging.getLogger("serving")
+logger.addHandler(logging.NullHandler())
+
+# ======================================================================================================
+# Errors
+# In: nothing. Out: ServingError, raised anywhere below and answered in one place, `to_response`.
+# ======================================================================================================
+
+
+class ServingError(Exception):
+    """An error with a text for the client; `code` is the canonical status name TensorFlow uses."""
+
+    code = "INTERNAL"
+
+    def __init__(self, message: str, code: str | None = None, status: int | None = None):
+        super().__init__(message)
+        self.message = message
+        self.code = code or self.code
+        self.status = status or HTTP_STATUS.get(self.code, HTTPStatus.INTERNAL_SERVER_ERROR)
+
+
+class BadRequest(ServingError):
+    """The request itself is wrong."""
+
+    code = "INVALID_ARGUMENT"
+
+
+class NotFound(ServingError):
+    """Nothing of that name is served."""
+
+    code = "NOT_FOUND"
+
+
+class LoadError(ServingError):
+    """A model cannot be loaded; the message says why."""
+
+    code = "UNKNOWN"
+
+
+class ConfigError(ServingError):
+    """The config is wrong at `path` (a JSON path such as `$.model_config_list[1].config.name`)."""
+
+    code = "FAILED_PRECONDITION"
+
+    def __init__(self, path: str, problem: str):
+        super().__init__(f"{path}: {problem}", status=HTTPStatus.PRECONDITION_FAILED)
+        self.path = path
+
+
+# absl status code -> HTTP, as tensorflow_serving/util/net_http maps it.
+HTTP_STATUS: dict[str, int] = {
+    "CANCELLED": 499, "UNKNOWN": 500, "INVALID_ARGUMENT": 400, "DEADLINE_EXCEEDED": 504, "NOT_FOUND": 404,
+    "ALREADY_EXISTS": 409, "PERMISSION_DENIED": 403, "RESOURCE_EXHAUSTED": 429, "FAILED_PRECONDITION": 400,
+    "ABORTED": 409, "OUT_OF_RANGE": 400, "UNIMPLEMENTED": 501, "INTERNAL": 500, "UNAVAILABLE": 503,
+    "DATA_LOSS": 500, "UNAUTHENTICATED": 401,
+}
+# absl status codes in the order of their numbers, which is what TensorFlow's exceptions carry.
+CODE_NAMES = ("OK", "CANCELLED", "UNKNOWN", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "NOT_FOUND", "ALREADY_EXISTS",
+              "PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION", "ABORTED", "OUT_OF_RANGE",
+              "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS", "UNAUTHENTICATED")
+
+# ======================================================================================================
+# Configuration
+# In: config.json, a dict or nothing. Out: a frozen `Config`, or ConfigError naming the JSON path.
+# ======================================================================================================
+
+
+def option(default: Any = dataclasses.MISSING, doc: str = "", minimum: int | None = None, pattern: str | None = None) -> Any:
+    """Declare a config field in one line: default, what it means (with its unit), and its limits."""
+    metadata = {"doc": doc, "minimum": minimum, "pattern": pattern}
+    return field(default_factory=dict, metadata=metadata) if default == {} else field(default=default, metadata=metadata)
+
+
+def is_required(f: dataclasses.Field) -> bool:
+    return f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+
+
+@dataclass(frozen=True)
+class LatestPolicy:
+    num_versions: int = option(1, "how many of the highest versions to serve", minimum=1)
+
+
+@dataclass(frozen=True)
+class AllPolicy:
+    pass
+
+
+@dataclass(frozen=True)
+class SpecificPolicy:
+    versions: tuple[int, ...] = option(doc="the versions to serve", minimum=0)
+
+
+@dataclass(frozen=True)
+class VersionPolicy:
+    latest: LatestPolicy | None = option(None, "serve the highest versions")
+    all: AllPolicy | None = option(None, "serve every version")
+    specific: SpecificPolicy | None = option(None, "serve these versions")
+
+    def __post_init__(self) -> None:
+        if sum(policy is not None for policy in (self.latest, self.all, self.specific)) != 1:
+            raise ValueError("expected exactly one of 'latest', 'all', 'specific'")
+
+
+@dataclass(frozen=True)
+class Batching:
+    """Sizes of TensorFlow's own batch scheduler, under TensorFlow Serving's names."""
+
+    max_batch_size: int = option(32, "rows; a larger request runs alone", minimum=2)
+    num_batch_threads: int = option(2, "batches run at once: while one runs, the next one fills", minimum=1)
+    batch_timeout_micros: int = option(0, "how long a batch waits to fill; 0, so a lone request never waits", minimum=0)
+    max_enqueued_batches: int = option(1000, "batches that may wait; beyond it a request runs alone", minimum=1)
+    allowed_batch_sizes: tuple[int, ...] | None = option(None, "batches are padded to these; default: powers of two", minimum=1)
+
+    def __post_init__(self) -> None:
+        sizes = self.allowed_batch_sizes
+        if sizes and (list(sizes) != sorted(set(sizes)) or sizes[-1] != self.max_batch_size):
+            raise ValueError("allowed_batch_sizes: expected rising sizes that end with max_batch_size "
+                             f"({self.max_batch_size}), got {list(sizes)}")
+
+    @property
+    def sizes(self) -> list[int]:
+        """The batch sizes TensorFlow pads to, rising, the last one `max_batch_size`."""
+        powers = itertools.takewhile(lambda size: size < self.max_batch_size, (2 ** n for n in itertools.count()))
+        return list(self.allowed_batch_sizes or (*powers, self.max_batch_size))
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    name: str = option(doc="the model's name in URLs", pattern="^[^:]+$")
+    base_path: str = option(doc="folder of numbered version folders, or a SavedModel itself; relative to the config file",
+                            pattern=r"^(?!\w+://).")
+    model_version_policy: VersionPolicy = option(VersionPolicy(latest=LatestPolicy()), "which versions to serve")
+    version_labels: dict[str, int] = option({}, "names for versions, for /labels/<label> URLs", minimum=0)
+    target_device: str = option("AUTO", "AUTO (a GPU if TensorFlow sees one, else the CPU), CPU, GPU, GPU:1, ...",
+                                pattern=r"^(AUTO|(CPU|GPU)([:.]\d+)?)$")
+    batching: bool | Batching | None = option(None, "batch concurrent requests; default: on a GPU, or where it is measured to gain")
+    # OpenVINO Model Server's fields that cannot mean anything for a SavedModel: accepted, named once in the log.
+    batch_size: int | str | None = option(None, "OpenVINO only, no effect")
+    shape: str | dict[str, str] | None = option(None, "OpenVINO only, no effect")
+    layout: str | dict[str, str] | None = option(None, "OpenVINO only, no effect")
+    nireq: int | None = option(None, "OpenVINO only, no effect", minimum=0)
+    plugin_config: dict[str, str | bool | int | float] | None = option(None, "OpenVINO only, no effect")
+    allow_cache: bool | None = option(None, "OpenVINO only, no effect")
+    stateful: bool | None = option(None, "OpenVINO only, no effect")
+    idle_sequence_cleanup: bool | None = option(None, "OpenVINO only, no effect")
+    low_latency_transformation: bool | None = option(None, "OpenVINO only, no effect")
+    max_sequence_number: int | None = option(None, "OpenVINO only, no effect", minimum=0)
+    custom_loader_options: dict[str, Any] | None = option(None, "OpenVINO only, no effect")
+    graph_path: str | None = option(None, "OpenVINO only, no effect")
+    subconfig: str | None = option(None, "OpenVINO only, no effect")
+
+    def __post_init__(self) -> None:
+        for name in ("idle_sequence_cleanup", "low_latency_transformation", "max_sequence_number"):
+            if getattr(self, name) is not None and not self.stateful:
+                raise ValueError(f'{name} needs "stateful": true')
+
+    @property
+    def ignored(self) -> list[str]:
+        """The fields given here that have no effect."""
+        return [f.name for f in dataclasses.fields(self)
+                if f.metadata["doc"].endswith("no effect") and getattr(self, f.name) is not None]
+
+    @property
+    def load_key(self) -> tuple:
+        """What a loaded version depends on: when it changes, the version is loaded anew."""
+        return self.base_path, self.target_device, self.batching
+
+
+@dataclass(frozen=True)
+class ModelItem:
+    config: ModelConfig = option(doc="one model")
+
+
+@dataclass(frozen=True)
+class Deployment:
+    id: str = option(doc="its name in /model-serving/<id> URLs", pattern="^[^/:]+$")
+    model: str = option(doc="the name of the model it serves")
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """Options of the whole server. A change of those marked (start) needs a restart."""
+
+    threads: int = option(32, "requests worked on at once (start)", minimum=1)
+    connection_limit: int = option(1000, "open connections; further ones wait to be accepted (start)", minimum=1)
+    file_system_poll_wait_seconds: int | float = option(1, "seconds between looks at the config and the version folders; 0: off", minimum=0)
+    load_wait_seconds: int | float = option(10, "how long a request waits for a model's first load, then 503", minimum=0)
+    drain_seconds: int | float = option(30, "how long running requests may take at a reload or at the end", minimum=0)
+    max_request_bytes: int = option(1 << 30, "size of a request's body as sent (start)", minimum=1)
+    max_unpacked_bytes: int = option(100 << 20, "size of a gzip body unpacked; TensorFlow Serving's limit", minimum=1)
+    cors_origins: tuple[str, ...] = option((), 'origins whose pages may call: ["https://site.example"], or ["*"] for all')
+    gpu_memory_limit_mb: int | None = option(None, "MiB of each GPU for this process; default: grows on demand (start)", minimum=1)
+
+
+@dataclass(frozen=True)
+class Config:
+    model_config_list: tuple[ModelItem, ...] = option(doc="the models")
+    deployments: tuple[Deployment, ...] = option((), "models under names of their own")
+    server: ServerConfig = option(ServerConfig(), "options of the whole server")
+    pipeline_config_list: tuple[dict[str, Any], ...] = option((), "graphs of models: not supported yet, must be empty")
+    custom_node_library_config_list: tuple[dict[str, Any], ...] = option((), "OpenVINO only, no effect")
+    custom_loader_config_list: tuple[dict[str, Any], ...] = option((), "OpenVINO only, no effect")
+    mediapipe_config_list: tuple[dict[str, Any], ...] = option((), "OpenVINO only, no effect")
+    monitoring: dict[str, Any] | None = option(None, "OpenVINO only, no effect")
+
+    def __post_init__(self) -> None:
+        if self.pipeline_config_list:
+            raise ValueError("pipeline_config_list: pipelines are not supported yet; expected an empty list")
+        names = [deployment.id for deployment in self.deployments]
+        for index, name in enumerate(names):
+            if name in names[:index]:
+                raise ValueError(f"deployments[{index}].id: '{name}' is already taken by deployments[{names.index(name)}]")
+
+    @property
+    def models(self) -> list[ModelConfig]:
+        return [item.config for item in self.model_config_list]
+
+
+JSON_TYPES = {str: "string", int: "integer", float: "number", bool: "boolean", type(None): "null", dict: "object", list: "array"}
+
+
+def json_kind(value: Any) -> str:
+    """Name a JSON value for an error: `integer 3`, `string 'x'`, `object`."""
+    name = JSON_TYPES.get(type(value), type(value).__name__)
+    return name if isinstance(value, (dict, list, type(None))) else f"{name} {str(value)[:60]!r}" if name == "string" else f"{name} {value}"
+
+
+def kind_name(kind: Any) -> str:
+    """Name a declared type for an error: `string or object`."""
+    if typing.get_origin(kind) in (Union, types.UnionType):
+        return " or ".join(dict.fromkeys(kind_name(k) for k in typing.get_args(kind) if k is not type(None)))
+    return JSON_TYPES[json_type_of(kind)]
+
+
+def json_type_of(kind: Any) -> type:
+    """The Python type in which JSON brings a declared type: dict for a dataclass, list for a tuple."""
+    if dataclasses.is_dataclass(kind):
+        return dict
+    return {tuple: list, dict: dict}.get(typing.get_origin(kind), kind)
+
+
+def is_json(value: Any, kind: Any) -> bool:
+    """Whether a JSON value has the type of a declared one; by exact type, since a bool is an int in Python."""
+    return type(value) is json_type_of(kind)
+
+
+def parse(kind: Any, value: Any, path: str = "$", limits: Mapping[str, Any] = types.MappingProxyType({})) -> Any:
+    """Read a JSON value as the declared `kind`: a dataclass, tuple, dict, union or plain type.
+
+    Raises ConfigError with the JSON path, what was expected and what came. A bool is not an integer.
+    """
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if kind is Any:
+        return value
+    if origin in (Union, types.UnionType):
+        matching = [k for k in arguments if is_json(value, k)]
+        if not matching:
+            raise ConfigError(path, f"expected {kind_name(kind)}, got {json_kind(value)}")
+        return parse(matching[0], value, path, limits)
+    if not is_json(value, kind):
+        raise ConfigError(path, f"expected {kind_name(kind)}, got {json_kind(value)}")
+    if dataclasses.is_dataclass(kind):
+        return parse_fields(kind, value, path)
+    if origin is tuple:
+        return tuple(parse(arguments[0], item, f"{path}[{index}]", limits) for index, item in enumerate(value))
+    if origin is dict:
+        return {key: parse(arguments[1], item, f"{path}.{key}", limits) for key, item in value.items()}
+    return check_limits(value, path, limits)
+
+
+def check_limits(value: Any, path: str, limits: Mapping[str, Any]) -> Any:
+    """Return a plain value that keeps its declared minimum and pattern."""
+    if limits.get("minimum") is not None and isinstance(value, (int, float)) and value < limits["minimum"]:
+        raise ConfigError(path, f"expected at least {limits['minimum']}, got {value}")
+    if limits.get("pattern") and isinstance(value, str) and not re.search(limits["pattern"], value):
+        raise ConfigError(path, f"expected {limits['doc']}; got {value!r}")
+    return value
+
+
+def parse_fields(kind: Any, value: dict[str, Any], path: str) -> Any:
+    """Read a JSON object as the dataclass `kind`; unknown keys fail with a suggestion."""
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    for key in value:
+        if key not in fields:
+            close = difflib.get_close_matches(key, fields, n=1)
+            hint = f"did you mean '{close[0]}'?" if close else f"expected one of: {', '.join(fields) or 'nothing'}"
+            raise ConfigError(f"{path}.{key}"[:200], f"unknown key; {hint}")
+    for name, f in fields.items():
+        if name not in value and is_required(f):
+            raise ConfigError(path, f"missing key '{name}': {f.metadata['doc']}")
+    try:
+        return kind(**{key: parse(fields[key].type, item, f"{path}.{key}", fields[key].metadata) for key, item in value.items()})
+    except ValueError as error:
+        raise ConfigError(path, str(error)) from None
+
+
+def read_config(text: bytes) -> dict[str, Any]:
+    """Parse the bytes of a config file; raises ConfigError with line and column."""
+    try:
+        value = json.loads(text.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise ConfigError("$", f"expected UTF-8 text, got byte 0x{text[error.start]:02x} at offset {error.start}") from None
+    except json.JSONDecodeError as error:
+        raise ConfigError("$", f"not valid JSON: {error.msg} at line {error.lineno} column {error.colno}") from None
+    except (RecursionError, ValueError):
+        raise ConfigError("$", "not a config: nested too deeply, or a number too long") from None
+    if isinstance(value, dict):
+        value.pop("$schema", None)  # editors write it to find config.schema.json
+    return value
+
+
+def load_config(source: "str | os.PathLike | Mapping | Config", text: bytes | None = None) -> Config:
+    """Read a config from a path (or its bytes `text`), a dict or a `Config`.
+
+    Relative base paths start at the config file's folder, for a dict at the current one.
+    Raises ConfigError; FileNotFoundError and other OSErrors when the file cannot be read.
+    """
+    if isinstance(source, Config):
+        return source
+    if isinstance(source, Mapping):
+        config, folder = parse(Config, dict(source)), Path.cwd()
+    else:
+        folder = Path(source).absolute().parent
+        config = parse(Config, read_config(Path(source).read_bytes() if text is None else text))
+    items = tuple(ModelItem(dataclasses.replace(model, base_path=str(folder / model.base_path))) for model in config.models)
+    return dataclasses.replace(config, model_config_list=items)
+
+
+def config_schema(kind: Any = Config, metadata: Mapping[str, Any] = types.MappingProxyType({})) -> dict[str, Any]:
+    """The JSON Schema (draft 2020-12) of a declared type, for editors; of the whole config by default."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if kind is Any:
+        return {}
+    if origin in (Union, types.UnionType):
+        return {"anyOf": [config_schema(k, metadata) for k in arguments if k is not type(None)]}
+    schema: dict[str, Any] = {"type": JSON_TYPES[json_type_of(kind)]}
+    if dataclasses.is_dataclass(kind):
+        fields = dataclasses.fields(kind)
+        schema["properties"] = {f.name: config_schema(f.type, f.metadata) | {"description": f.metadata["doc"]} for f in fields}
+        schema["required"] = [f.name for f in fields if is_required(f)]
+        schema["additionalProperties"] = False
+    elif origin is tuple:
+        schema["items"] = config_schema(arguments[0], metadata)
+    elif origin is dict:
+        schema["additionalProperties"] = config_schema(arguments[1], metadata)
+    elif metadata.get("minimum") is not None and kind in (int, float):
+        schema["minimum"] = metadata["minimum"]
+    elif metadata.get("pattern") and kind is str:
+        schema["pattern"] = metadata["pattern"]
+    if kind is VersionPolicy:
+        schema |= {"minProperties": 1, "maxProperties": 1}
+    if kind is Config:
+        schema["properties"]["$schema"] = {"type": "string"}
+        schema |= {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "config.json of serving"}
+    return schema
+
+# ======================================================================================================
+# Tensors and JSON
+# In: request bodies (bytes) and signatures. Out: NumPy arrays by input name; and arrays back to JSON.
+# The rules and texts are TensorFlow Serving's (util/json_tensor.cc), read with RapidJSON 1.1.
+# ======================================================================================================
+
+# DataType enum name -> NumPy dtype; the dtypes REST can spell. Strings are bytes in object arrays.
+NUMPY_DTYPES: dict[str, np.dtype] = {
+    "DT_FLOAT": np.dtype(np.float32), "DT_DOUBLE": np.dtype(np.float64), "DT_HALF": np.dtype(np.float16),
+    "DT_BFLOAT16": np.dtype(ml_dtypes.bfloat16), "DT_INT8": np.dtype(np.int8), "DT_INT16": np.dtype(np.int16),
+    "DT_INT32": np.dtype(np.int32), "DT_INT64": np.dtype(np.int64), "DT_UINT8": np.dtype(np.uint8),
+    "DT_UINT16": np.dtype(np.uint16), "DT_UINT32": np.dtype(np.uint32), "DT_UINT64": np.dtype(np.uint64),
+    "DT_BOOL": np.dtype(np.bool_), "DT_STRING": np.dtype(object),
+}
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A tensor of a signature: its key there, its name in the graph, dtype (`DT_FLOAT`) and shape.
+
+    `shape` has None for an unknown size, and is None when the rank is unknown.
+    """
+
+    name: str
+    tensor: str
+    dtype: str
+    shape: tuple[int | None, ...] | None
+
+    @property
+    def type_name(self) -> str:
+        """The dtype as TensorFlow prints it: `float`, `int64`."""
+        return self.dtype.removeprefix("DT_").lower()
+
+
+@dataclass(frozen=True)
+class Signature:
+    inputs: dict[str, TensorSpec]
+    outputs: dict[str, TensorSpec]
+    method_name: str = "tensorflow/serving/predict"
+
+
+class PlainObject(dict):
+    """A JSON object whose text holds no `true` and no `false`, so that np.array may read its numbers.
+
+    (NumPy reads [true, 2] as [1, 2]; TensorFlow Serving refuses it.)
+    """
+
+
+def parse_json(body: bytes) -> Any:
+    """Parse a request's body in RapidJSON's dialect; raises BadRequest with RapidJSON's text."""
+    try:
+        value = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return parse_exact(body)
+    if repeats_a_key(body, value):
+        return parse_exact(body)
+    return PlainObject(value) if isinstance(value, dict) and b"true" not in body and b"false" not in body else value
+
+
+ESCAPED_KEY = re.compile(rb'\\"?[^"\\]*"\s*:')
+
+
+def repeats_a_key(body: bytes, value: Any) -> bool:
+    """Whether a key that matters may stand twice: orjson keeps the last, RapidJSON finds the first."""
+    if not isinstance(value, dict):
+        return False
+    inputs = value.get("inputs")
+    names = ["instances", "inputs", "examples", "signature_name", *(inputs if isinstance(inputs, dict) else ())]
+    if len(names) > 64 or (b"\\" in body and ESCAPED_KEY.search(body)):
+        return True
+    return any(body.count(b'"%b"' % name.encode()) > 1 for name in names)
+
+
+JSON_SPACE = re.compile(r"[ \t\r\n]*")
+JSON_WORD = re.compile("null|true|false|-?NaN|-?Inf(?:inity)?")
+JSON_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(\.[0-9]*)?([eE][+-]?[0-9]*)?")
+JSON_NAMES = {"null": None, "true": True, "false": False}
+# Surrogates that no byte outside UTF-8 stands for (those are U+DC80..U+DCFF, Python's surrogateescape).
+LONE_SURROGATE = re.compile("[\ud800-\udc7f\udd00-\udfff]")
+STRING_ERRORS = {"Unterminated": "Missing a closing quotation mark in string.",
+                 "Invalid \\uXXXX": "Incorrect hex digit after \\u escape in string.",
+                 "Invalid": "Invalid escape character in string."}
+
+
+def json_error(problem: str, text: str = "", position: int | None = None) -> BadRequest:
+    offset = "" if position is None else f" at offset: {len(text[:position].encode('utf-8', 'surrogateescape'))}"
+    return BadRequest(f"JSON Parse error: {problem}{offset}")
+
+
+def parse_exact(body: bytes) -> Any:
+    """Parse JSON as RapidJSON 1.1 does for TensorFlow Serving, one token at a time, to any depth.
+
+    Strict JSON plus NaN, Inf and Infinity; a byte order mark is skipped, text after the root ignored; the
+    first of equal keys wins; bytes that are not UTF-8 come through as surrogate escapes.
+    """
+    text = body.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape")
+    position = skip_space(text, 0)
+    if position == len(text):
+        raise json_error("The document is empty.", text, position) if text else json_error("The document is empty")
+    containers: list[tuple[Any, str | None]] = []  # what we are inside of, each with its own key in its parent
+    key: str | None = None
+    while True:
+        opening = text[position:position + 1]
+        value: Any = {} if opening == "{" else []
+        if opening not in ("{", "["):
+            value, position = read_scalar(text, position)
+        else:
+            position = skip_space(text, position + 1)
+            if text[position:position + 1] != ("}" if opening == "{" else "]"):
+                containers.append((value, key))
+                key, position = read_key(text, position) if opening == "{" else (None, position)
+                continue
+            position += 1
+        while containers:  # put the finished value into its container; close those that end here
+            container, own_key = containers[-1]
+            container.append(value) if isinstance(container, list) else container.setdefault(key, value)
+            more, position = read_separator(text, position, container)
+            if more:
+                key, position = read_key(text, position) if isinstance(container, dict) else (None, position)
+                break
+            containers.pop()
+            value, key = container, own_key
+        else:
+            return value
+
+
+def skip_space(text: str, position: int) -> int:
+    match = JSON_SPACE.match(text, position)
+    return match.end() if match else position
+
+
+def read_separator(text: str, position: int, container: Any) -> tuple[bool, int]:
+    """Step over a comma (True: more follows) or the container's closing bracket (False)."""
+    position = skip_space(text, position)
+    mark, closing = text[position:position + 1], "]" if isinstance(container, list) else "}"
+    if mark == ",":
+        return True, skip_space(text, position + 1)
+    if mark != closing:
+        what = "an array element" if closing == "]" else "an object member"
+        raise json_error(f"Missing a comma or '{closing}' after {what}.", text, position)
+    return False, position + 1
+
+
+def read_key(text: str, position: int) -> tuple[str, int]:
+    """Read an object member's name and its colon; returns the name and where its value starts."""
+    if text[position:position + 1] != '"':
+        raise json_error("Missing a name for object member.", text, position)
+    key, position = read_scalar(text, position)
+    position = skip_space(text, position)
+    if text[position:position + 1] != ":":
+        raise json_error("Missing a colon after a name of object member.", text, position)
+    return key, skip_space(text, position + 1)
+
+
+def read_scalar(text: str, position: int) -> tuple[Any, int]:
+    """Read a string, number or word; integers outside [-2^63, 2^64-1] become floats."""
+    if text[position:position + 1] == '"':
+        return read_string(text, position)
+    if word := JSON_WORD.match(text, position):
+        return JSON_NAMES[word[0]] if word[0] in JSON_NAMES else float(word[0]), word.end()
+    number = JSON_NUMBER.match(text, position)
+    if not number:
+        raise json_error("Invalid value.", text, position)
+    fraction, exponent = number.groups()
+    if fraction == ".":
+        raise json_error("Miss fraction part in number.", text, number.end())
+    if exponent and not exponent[-1].isdigit():
+        raise json_error("Miss exponent in number.", text, number.end())
+    if not fraction and not exponent and len(number[0]) <= 20 and -2**63 <= int(number[0]) < 2**64:
+        return int(number[0]), number.end()
+    if abs(value := float(number[0])) == float("inf"):
+        raise json_error("Number too big to be stored in double.", text, position)
+    return value, number.end()
+
+
+def read_string(text: str, position: int) -> tuple[str, int]:
+    try:
+        value, end = json.decoder.scanstring(  # type: ignore[attr-defined]
+            text, position + 1, True)
+    except json.JSONDecodeError as error:
+        problem = next(problem for start, problem in STRING_ERRORS.items() if error.msg.startswith(start))
+        raise json_error(problem, text, error.pos) from None
+    if LONE_SURROGATE.search(value):
+        raise json_error("The surrogate pair in string is invalid.", text, position)
+    return value, end
+
+
+def show(value: Any) -> str:
+    """A JSON value for an error text, pretty-printed and cut at 256 characters, as TensorFlow Serving shows it."""
+    text = ""
+    for piece in json.JSONEncoder(indent=4, ensure_ascii=False, default=repr).iterencode(value):
+        text += piece[:256]
+        if len(text) > 256:
+            break
+    return f"JSON Value: {text[:256]}"
+
+
+def type_of(value: Any) -> str:
+    """RapidJSON's name of a value's type."""
+    names = {type(None): "Null", bool: str(value), dict: "Object", list: "Array", str: "String"}
+    return names.get(type(value), "Number")
+
+
+def decode_tensor(value: Any, spec: TensorSpec, plain: bool) -> np.ndarray:
+    """Read a JSON value, or an array from Python, as one tensor of `spec`'s dtype, of whatever shape it has.
+
+    `plain` says that it holds no booleans. Raises BadRequest with TensorFlow Serving's text; UNIMPLEMENTED
+    for a dtype without JSON spelling.
+    """
+    if isinstance(value, np.ndarray):
+        return cast_array(value, spec)
+    array = quick_tensor(value, NUMPY_DTYPES.get(spec.dtype)) if plain and isinstance(value, list) else None
+    return exact_tensor(value, spec) if array is None else array
+
+
+def cast_array(array: np.ndarray, spec: TensorSpec) -> np.ndarray:
+    """Give an array from Python the signature's dtype where no value changes its kind."""
+    dtype = NUMPY_DTYPES.get(spec.dtype)
+    if array.dtype == dtype and dtype.kind != "O":
+        return array
+    if dtype is not None and dtype.kind in "iufVb" and array.dtype.kind in "iufVb":
+        quick = quick_cast(array, dtype)
+        if quick is not None:
+            return quick
+    return exact_tensor(array.tolist(), spec)
+
+
+def quick_tensor(value: list, dtype: np.dtype | None) -> np.ndarray | None:
+    """Read a nested list of numbers in one C pass; None where only the exact path can tell what it is."""
+    try:
+        return None if dtype is None or dtype.kind == "O" else quick_cast(np.array(value), dtype)
+    except (ValueError, OverflowError, TypeError):  # ragged, over 64 levels deep, over 64 bits
+        return None
+
+
+def quick_cast(array: np.ndarray, dtype: np.dtype) -> np.ndarray | None:
+    """Convert an array of numbers to `dtype` when every value is of its kind and in its range, else None."""
+    if array.dtype == dtype or array.size == 0 and array.dtype.kind != "O":
+        return array.astype(dtype, copy=False)
+    if dtype.kind in "fV" and array.dtype.kind in "iuf":  # V: bfloat16
+        with np.errstate(over="ignore"):  # beyond float32 is infinity, as in TensorFlow Serving
+            return array.astype(np.float64, copy=False).astype(dtype)
+    if dtype.kind in "iu" and array.dtype.kind in "iu":
+        limits = np.iinfo(dtype)
+        if limits.min <= array.min() and array.max() <= limits.max:
+            return array.astype(dtype, copy=False)
+    return None
+
+
+def exact_tensor(value: Any, spec: TensorSpec) -> np.ndarray:
+    """Read a JSON value one element at a time, by the rules and with the texts of util/json_tensor.cc."""
+    shape: list[int] = []
+    first = value
+    while isinstance(first, list):
+        shape.append(len(first))
+        first = first[0] if first else None
+    if len(shape) > 64:  # NumPy's limit; TensorFlow's is 254
+        raise BadRequest(f"tensor parsing error: {spec.name}")
+    leaves: list[Any] = []
+    collect_leaves(value, 0, shape, leaves)
+    dtype = NUMPY_DTYPES.get(spec.dtype)
+    if dtype is None:
+        raise ServingError(f"Conversion of {show(first)} to type: {spec.type_name}", "UNIMPLEMENTED")
+    array = np.empty(len(leaves), dtype)
+    with np.errstate(over="ignore"):
+        for index, leaf in enumerate(leaves):
+            try:
+                array[index] = decode_element(leaf, spec, dtype)
+            except OverflowError:
+                place = "".join(f"[{i}]" for i in np.unravel_index(index, shape)) if shape else ""
+                raise BadRequest(f"{show(leaf)}{' at ' + place if place else ''} is out of range for type: {spec.type_name}") from None
+    return array.reshape(shape)
+
+
+def collect_leaves(value: Any, level: int, shape: list[int], leaves: list[Any]) -> None:
+    """Append the elements of a nested list that must have exactly `shape`."""
+    if not isinstance(value, list):
+        if level != len(shape):
+            raise BadRequest(f"{show(value)} found at incorrect level: {level + 1} in the JSON DOM. Expected at level: {len(shape)}")
+        leaves.append(value)
+        return
+    if level >= len(shape):
+        raise BadRequest(f"Encountered list at unexpected level: {level} expected < {len(shape)}")
+    if len(value) != shape[level]:
+        raise BadRequest(f"Encountered list at unexpected size: {len(value)} at level: {level} expected size: {shape[level]}")
+    for item in value:
+        collect_leaves(item, level + 1, shape, leaves)
+
+
+def decode_element(leaf: Any, spec: TensorSpec, dtype: np.dtype) -> Any:
+    """One JSON value as one element; OverflowError when an integer does not fit (never wrapped around)."""
+    leaf = leaf.item() if isinstance(leaf, np.generic) else leaf
+    kind = type(leaf)
+    if dtype.kind in "fV" and kind in (int, float):
+        return float(leaf)
+    if dtype.kind in "iu" and kind is int:
+        limits = np.iinfo(dtype)
+        # Types up to 32 bits take any int32 token in TensorFlow Serving, which wraps it; larger ones are refused by type.
+        readable = np.iinfo(np.int32) if dtype.itemsize <= 2 else limits
+        if limits.min <= leaf <= limits.max:
+            return leaf
+        if readable.min <= leaf <= readable.max:
+            raise OverflowError
+    if dtype.kind == "b" and kind is bool:
+        return leaf
+    if dtype.kind == "O" and kind is str:
+        return leaf.encode("utf-8", "surrogateescape")
+    if dtype.kind == "O" and kind is bytes:  # from Python
+        return leaf
+    if dtype.kind == "O" and kind is dict:
+        return decode_base64(leaf)
+    raise BadRequest(f"{show(leaf)} Type: {type_of(leaf)} is not of expected type: {spec.type_name}")
+
+
+def is_base64(value: Any) -> bool:
+    return isinstance(value, dict) and len(value) == 1 and isinstance(value.get("b64"), str)
+
+
+def decode_base64(value: dict) -> bytes:
+    """Decode `{"b64": ...}`: standard alphabet, padding optional but right if given, white space skipped (abseil)."""
+    if not is_base64(value):
+        raise BadRequest(f"{show(value)} not formatted correctly for base64 data")
+    text = re.sub(r"[ \t\n\r\f\v]", "", value["b64"]).replace(".", "=")
+    digits = text.rstrip("=")
+    padding = len(text) - len(digits)
+    try:
+        if padding > 2 or (padding and len(text) % 4):
+            raise ValueError
+        return base64.b64decode(digits + "=" * (-len(digits) % 4), validate=True)
+    except (ValueError, binascii.Error):
+        raise BadRequest("Unable to base64 decode") from None
+
+
+STRING_ESCAPES = {bytes([code]): f"\\u{code:04X}".encode() for code in range(0x20)} | {
+    b'"': b'\\"', b"\\": b"\\\\", b"\b": b"\\b", b"\f": b"\\f", b"\n": b"\\n", b"\r": b"\\r", b"\t": b"\\t"}
+
+
+def encode_string(value: bytes) -> bytes:
+    """Bytes as a JSON string, all but quotes, backslashes and control characters as they are (also if not UTF-8)."""
+    return b'"' + re.sub(rb'[\x00-\x1f"\\]', lambda match: STRING_ESCAPES[match.group()], value) + b'"'
+
+
+def encode_floats(array: np.ndarray) -> bytes:
+    """A float array as JSON with the tokens NaN, Infinity and -Infinity, for which orjson writes null."""
+    pieces = orjson.dumps(array, option=orjson.OPT_SERIALIZE_NUMPY).split(b"null")
+    odd = array[~np.isfinite(array)] if array.ndim else array.reshape(1)[~np.isfinite(array.reshape(1))]
+    tokens = (b"NaN" if value != value else b"Infinity" if value > 0 else b"-Infinity" for value in odd)
+    return b"".join(itertools.chain.from_iterable(itertools.zip_longest(pieces, tokens, fillvalue=b"")))
+
+
+def encode_odd(value: Any) -> Any:
+    """What orjson cannot write by itself: bytes, bfloat16, object arrays, scalars in arrays, strided arrays."""
+    if isinstance(value, bytes):
+        return orjson.Fragment(encode_string(value))
+    if isinstance(value, ml_dtypes.bfloat16):
+        return np.float32(value)
+    if not isinstance(value, np.ndarray):
+        raise TypeError(f"cannot be written as JSON: {type(value).__name__}")
+    if value.dtype.kind == "O":
+        return value.tolist()
+    if value.dtype.kind == "V":
+        value = value.astype(np.float32)
+    return value[()] if value.ndim == 0 else np.ascontiguousarray(value)
+
+
+def spell_floats(value: Any) -> Any:
+    """The same answer with every float array and scalar already written, non-finite values as tokens."""
+    if isinstance(value, Mapping):
+        return {key: spell_floats(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [spell_floats(item) for item in value]
+    if isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind in "fV":
+        array = np.asarray(value, np.float32 if value.dtype.kind == "V" else None)
+        return orjson.Fragment(encode_floats(array[()] if array.ndim == 0 else np.ascontiguousarray(array)))
+    return value
+
+
+def encode_json(value: Any) -> bytes:
+    """Write an answer as JSON; floats are the shortest text that reads back to the same value in their dtype."""
+    text = orjson.dumps(value, default=encode_odd, option=orjson.OPT_SERIALIZE_NUMPY)
+    if b"null" in text:  # it may stand for a NaN
+        text = orjson.dumps(spell_floats(value), default=encode_odd, option=orjson.OPT_SERIALIZE_NUMPY)
+    return text
+
+# ======================================================================================================
+# Servables
+# In: a model's folder and config. Out: `Servable`: signatures, `run(signature, inputs) -> outputs`, leases.
+# The only room that touches TensorFlow.
+# ======================================================================================================
+
+
+class Servable:
+    """Anything that answers: signatures, and `run(signature_name, inputs) -> outputs` on arrays by name.
+
+    Requests hold a lease while they run, so that `retire` can wait for them: `close` is called once, after
+    the last one. Leases are counted under a lock; everything else is fixed at construction.
+    """
+
+    def __init__(self, signatures: Mapping[str, Signature],
+                 run: Callable[[str, dict[str, np.ndarray]], dict[str, np.ndarray]], *,
+                 metadata: Mapping[str, Any] = types.MappingProxyType({}), device: str = "",
+                 close: Callable[[], None] = lambda: None, example: Any = None):
+        self.signatures, self.run = dict(signatures), run
+        self.metadata, self.device, self.example = metadata, device, example
+        self._close = close
+        self._leases, self._retired = 0, False
+        self._changed = threading.Condition()
+
+    def acquire(self) -> bool:
+        """Take a lease; False when the servable is being retired."""
+        with self._changed:
+            self._leases += not self._retired
+            return not self._retired
+
+    def release(self) -> None:
+        with self._changed:
+            self._leases -= 1
+            if self._retired and not self._leases:
+                self._changed.notify_all()
+
+    def retire(self, timeout: float) -> bool:
+        """Refuse new leases, wait for the running ones, free the model; False if some still run after `timeout` seconds."""
+        with self._changed:
+            self._retired = True
+            if not self._changed.wait_for(lambda: not self._leases, timeout):
+                return False
+        close, self._close = self._close, lambda: None
+        close()
+        return True
+
+
+def list_versions(base_path: str) -> dict[int, Path]:
+    """The version folders under `base_path`, or a SavedModel itself as version 1; raises LoadError if there is no folder."""
+    base = Path(base_path)
+    if (base / "saved_model.pb").is_file() or (base / "saved_model.pbtxt").is_file():
+        return {1: base}
+    try:
+        folders = sorted(entry for entry in base.iterdir() if re.fullmatch(r"[0-9]{1,18}", entry.name) and entry.is_dir())
+    except OSError as error:
+        raise LoadError(f"base_path cannot be read: {error.strerror or type(error).__name__}", status=400) from None
+    return {int(folder.name): folder for folder in folders}
+
+
+def choose_versions(policy: VersionPolicy, versions: Iterable[int]) -> list[int]:
+    """The versions that the policy picks out of those there, highest first."""
+    rising = sorted(versions, reverse=True)
+    if policy.specific:
+        return [version for version in rising if version in policy.specific.versions]
+    return rising[:policy.latest.num_versions] if policy.latest else rising
+
+
+def fingerprint(folder: Path) -> tuple:
+    """Size and time of a version's files: when it changes, a broken version is worth another try."""
+    def stats() -> Iterator[tuple]:
+        for path in sorted(folder.rglob("*")):
+            with contextlib.suppress(OSError):
+                status = path.stat()
+                yield str(path), status.st_size, status.st_mtime_ns
+    return tuple(stats())
+
+
+@functools.cache
+def tensorflow() -> Any:
+    """TensorFlow, imported when the first model is loaded: it takes seconds, and a server of other servables needs none."""
+    import tensorflow
+    return tensorflow
+
+
+@functools.cache
+def prepare_gpus(limit_mb: int | None) -> None:
+    """Let GPU memory grow on demand, or up to `limit_mb` MiB on each; must come before TensorFlow's first use."""
+    tf = tensorflow()
+    for gpu in tf.config.list_physical_devices("GPU"):
+        try:
+            if limit_mb:
+                tf.config.set_logical_device_configuration(gpu, [tf.config.LogicalDeviceConfiguration(memory_limit=limit_mb)])
+            else:
+                tf.config.experimental.set_memory_growth(gpu, True)
+        except (RuntimeError, ValueError) as error:  # the host process has started TensorFlow: its settings stay
+            logger.warning("GPU memory settings have no effect: %s", error)
+
+
+def pick_device(target: str) -> str:
+    """The device, such as `GPU:0`, for a `target_device`."""
+    kind, _, index = target.replace(".", ":").partition(":")
+    if kind == "AUTO":
+        kind = "GPU" if tensorflow().config.list_physical_devices("GPU") else "CPU"
+    return f"{kind}:{index or 0}"
+
+
+def load_saved_model(folder: Path, config: ModelConfig, gpu_memory_limit_mb: int | None = None) -> Servable:
+    """Load a SavedModel into a TensorFlow session of its own and warm it up.
+
+    A session over the SavedModel's own graph is how TensorFlow Serving runs it; a call costs microseconds
+    where a signature of `tf.saved_model.load` costs hundreds, and closing the session frees the memory.
+    Raises LoadError with the reason.
+    """
+    tf = tensorflow()
+    prepare_gpus(gpu_memory_limit_mb)
+    session = None
+    try:
+        device = pick_device(config.target_device)
+        session, definitions, metadata = open_session(folder, device)
+        signatures = {name: read_signature(definition) for name, definition in describe(definitions)["signature_def"].items()}
+        calls, example = {}, None
+        for name, signature in signatures.items():
+            if is_runnable(signature):
+                calls[name], request_body = prepare_call(session, name, signature, device, config)
+                example = request_body or example
+    except (OSError, RuntimeError, ValueError, TypeError, KeyError, LoadError, tf.errors.OpError) as error:
+        if session:
+            session.close()
+        reason = str(getattr(error, "message", None) or error)
+        raise LoadError(clean_message(reason.replace(str(folder), f"<base_path>/{folder.name}"))) from error
+
+    def run(name: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        if name not in calls:
+            raise BadRequest(f'Signature "{name}" has sparse, composite or no tensors, which REST cannot carry')
+        try:
+            return dict(zip(signatures[name].outputs, calls[name](*(inputs[key] for key in signatures[name].inputs))))
+        except tf.errors.OpError as error:
+            raise ServingError(clean_message(error.message), CODE_NAMES[error.error_code]) from error
+
+    return Servable(signatures, run, metadata=metadata, device=device, close=session.close, example=example)
+
+
+def clean_message(message: str) -> str:
+    """TensorFlow's message without the Python traceback that a tf.py_function appends."""
+    return re.split(r"\n\s*Traceback \(most recent call last\)", message)[0].strip()
+
+
+def open_session(folder: Path, device: str) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+    """Load a SavedModel into a session on `device`; returns it, the SignatureDefs and their description.
+
+    Some files (a Keras model inside a tf.Module) hold variables twice and restore one set only: those are
+    loaded once more as objects, into a graph, where TensorFlow ties the two together.
+    """
+    tf = tensorflow()
+    session, definitions = open_graph(folder, device)
+    mapping = read_mapping(folder)
+    metadata = describe(rename_tensors(definitions, mapping))
+    handles = [op.outputs[0] for op in session.graph.get_operations() if op.type == "VarHandleOp"]
+    with session.graph.as_default():
+        filled = session.run([tf.raw_ops.VarIsInitializedOp(resource=handle) for handle in handles])
+    if not all(filled):
+        session.close()
+        session = new_session(device)
+        with session.graph.as_default(), session.graph.device(f"/device:{device}"):
+            loaded = tf.saved_model.load(str(folder))
+            session.run([tf.compat.v1.global_variables_initializer(), tf.compat.v1.tables_initializer()])
+            for name, function in loaded.signatures.items():
+                rewire(definitions[name], function)
+    return session, rename_tensors(definitions, mapping), metadata
+
+
+def new_session(device: str) -> Any:
+    """A session over an empty graph; raises LoadError when TensorFlow has no such device."""
+    tf = tensorflow()
+    session = tf.compat.v1.Session(graph=tf.Graph())
+    names = [listed.name.split("device:")[-1] for listed in session.list_devices()]
+    if device not in names:
+        session.close()
+        raise LoadError(f"target_device {device} is not there: TensorFlow sees {', '.join(names)}")
+    return session
+
+
+def open_graph(folder: Path, device: str) -> tuple[Any, dict[str, Any]]:
+    """Load a SavedModel's `serve` graph as TensorFlow Serving does; returns the session and the SignatureDefs."""
+    tf = tensorflow()
+    session = new_session(device)
+    try:
+        with session.graph.as_default(), session.graph.device(f"/device:{device}"):
+            meta_graph = tf.compat.v1.saved_model.load(session, [tf.saved_model.SERVING], str(folder))
+        return session, dict(meta_graph.signature_def)
+    except BaseException:
+        session.close()
+        raise
+
+
+def rewire(definition: Any, function: Any) -> None:
+    """Call a loaded signature in the current graph and point its SignatureDef at the tensors of that call."""
+    tf = tensorflow()
+    inputs = {name: tf.compat.v1.placeholder(spec.dtype, spec.shape) for name, spec in function.structured_input_signature[1].items()}
+    for name, tensor in inputs.items():
+        definition.inputs[name].name = tensor.name
+    for name, tensor in function(**inputs).items():
+        definition.outputs[name].name = tensor.name
+
+
+def read_mapping(folder: Path) -> dict[str, dict[str, str]]:
+    """OpenVINO Model Server's mapping_config.json: the names in requests for the model's own."""
+    path = folder / "mapping_config.json"
+    return json.loads(path.read_bytes()) if path.is_file() else {}
+
+
+def rename_tensors(definitions: dict[str, Any], mapping: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
+    """Copies of SignatureDefs, their inputs and outputs renamed."""
+    renamed = {}
+    for name, definition in sorted(definitions.items()):
+        renamed[name] = type(definition)()
+        renamed[name].CopyFrom(definition)
+        for side in ("inputs", "outputs"):
+            names = mapping.get(side, {})
+            tensors = getattr(renamed[name], side)
+            for own in [own for own in tensors if names.get(own, own) != own]:
+                tensors[names[own]].CopyFrom(tensors[own])
+                del tensors[own]
+    return renamed
+
+
+def describe(definitions: Mapping[str, Any]) -> dict[str, Any]:
+    """All signatures as JSON, in TensorFlow Serving's casing (`signature_def`) and in OpenVINO's (`signatureDef`)."""
+    from google.protobuf.json_format import MessageToDict  # protobuf comes, and is imported, with TensorFlow
+    def write(snake: bool) -> dict[str, Any]:
+        return {name: MessageToDict(definition, preserving_proto_field_name=snake, always_print_fields_with_no_presence=True)
+                for name, definition in definitions.items()}
+    return {"signature_def": write(True), "signatureDef": write(False)}
+
+
+def read_signature(definition: Mapping[str, Any]) -> Signature:
+    """A described SignatureDef as a `Signature`, its tensors sorted by name; sparse and composite ones have no `tensor`."""
+    def read(side: str) -> dict[str, TensorSpec]:
+        return {name: TensorSpec(name, info.get("name", ""), info["dtype"], read_shape(info.get("tensor_shape", {})))
+                for name, info in sorted(definition[side].items())}
+    return Signature(read("inputs"), read("outputs"), definition["method_name"])
+
+
+def read_shape(shape: Mapping[str, Any]) -> tuple[int | None, ...] | None:
+    if shape.get("unknown_rank", True):
+        return None
+    return tuple(None if int(dim["size"]) < 0 else int(dim["size"]) for dim in shape["dim"])
+
+
+def is_runnable(signature: Signature) -> bool:
+    specs = [*signature.inputs.values(), *signature.outputs.values()]
+    return bool(signature.inputs and signature.outputs) and all(s.tensor and s.dtype != "DT_INVALID" for s in specs)
+
+
+def make_callable(session: Any, feeds: Sequence[str], fetches: Sequence[str]) -> Callable[..., list[np.ndarray]]:
+    """A function from arrays to arrays that runs in the caller's thread, the GIL released (about 10 us a call).
+
+    Session.make_callable takes some 300 us, most of it Python; this is the call below it.
+    """
+    from tensorflow.core.protobuf import config_pb2
+    options = config_pb2.CallableOptions(feed=feeds, fetch=fetches)
+    options.run_options.inter_op_thread_pool = -1
+    return session._make_callable_from_options(options)
+
+
+def prepare_call(session: Any, name: str, signature: Signature, device: str, config: ModelConfig) -> tuple[Callable, Any]:
+    """Choose how a signature is called, and warm it up; returns the call and an example request where zeros work.
+
+    TensorFlow plans a graph at its first call for each shape: that time belongs to loading.
+    """
+    tf = tensorflow()
+    feeds = [spec.tensor for spec in signature.inputs.values()]
+    with session.graph.as_default():  # a tensor cannot be both fed and fetched
+        fetches = [tf.identity(session.graph.get_tensor_by_name(spec.tensor)).name if spec.tensor in feeds else spec.tensor
+                   for spec in signature.outputs.values()]
+    plain = make_callable(session, feeds, fetches)
+    try:
+        plain(*sample_inputs(signature, 1))
+    except tf.errors.OpError as error:
+        logger.debug("%s: signature %s is not warmed up, made-up input does not suit it: %s", config.name, name, error.message)
+        return plain, None
+    return choose_batching(session, name, signature, plain, device, config), example_request(name, signature)
+
+
+def sample_inputs(signature: Signature, rows: int, seed: int = 0) -> list[np.ndarray]:
+    """Made-up inputs of `rows` rows: floats in 0..1, integers and booleans 0 or 1, empty strings; unknown sizes are 1."""
+    random = np.random.default_rng(seed)
+    samples = []
+    for spec in signature.inputs.values():
+        dtype = NUMPY_DTYPES.get(spec.dtype, np.dtype(np.float32))
+        shape = [size or 1 for size in spec.shape or ()]
+        if spec.shape and spec.shape[0] is None:
+            shape[0] = rows
+        values = random.random(shape)
+        samples.append(np.full(shape, b"", object) if dtype.kind == "O" else
+                       (values if dtype.kind in "fV" else np.round(values)).astype(dtype))
+    return samples
+
+
+def example_request(name: str, signature: Signature) -> dict[str, Any] | None:
+    """A predict request that the default signature answers, for the start-up lines; None if none can be made up."""
+    if name != "serving_default" or any(spec.dtype == "DT_STRING" for spec in signature.inputs.values()):
+        return None
+    ones = [np.ones_like(sample) for sample in sample_inputs(signature, 1)]
+    return {"inputs": dict(zip(signature.inputs, ones)) if len(ones) > 1 else ones[0]}
+
+
+def choose_batching(session: Any, name: str, signature: Signature, plain: Callable, device: str, config: ModelConfig) -> Callable:
+    """Batch a signature where that is right, and wanted or found to gain: on a GPU always, on a CPU when measured."""
+    if config.batching is False:
+        return plain
+    if not is_batchable(signature):
+        if config.batching:
+            logger.warning("%s: signature %s runs unbatched: its tensors have no common batch dimension", config.name, name)
+        return plain
+    measured = config.batching is None and device.startswith("CPU")
+    # A call under 0.2 ms costs less than its hand-over to a batch; one over 50 ms is too long to measure here.
+    if measured and not 0.0002 < time_calls(plain, signature, threads=1, calls=3) < 0.05:
+        return plain
+    independent = are_rows_independent(plain, signature)
+    if independent is False or independent is None and config.batching is None:
+        if config.batching:
+            logger.warning("%s: signature %s runs unbatched: its rows depend on each other", config.name, name)
+        return plain
+    options = config.batching if isinstance(config.batching, Batching) else Batching()
+    batched = join_batches(plain, make_batched(session, signature, options, device), signature, options)
+    for size in options.sizes:
+        batched(*sample_inputs(signature, size))
+    if measured and 1.2 * time_calls(batched, signature, threads=8, calls=5) > time_calls(plain, signature, threads=8, calls=5):
+        return plain
+    logger.info("%s: signature %s is batched, up to %d rows", config.name, name, options.max_batch_size)
+    return batched
+
+
+def is_batchable(signature: Signature) -> bool:
+    """Whether all tensors share a leading unknown dimension and the inputs' other sizes are known."""
+    shapes = [spec.shape for spec in (*signature.inputs.values(), *signature.outputs.values())]
+    return (all(shape and shape[0] is None for shape in shapes)
+            and all(None not in (spec.shape or ())[1:] for spec in signature.inputs.values()))
+
+
+def are_rows_independent(plain: Callable, signature: Signature) -> bool | None:
+    """Whether two rows together answer as they do alone; None for strings, where made-up rows tell nothing."""
+    if any(spec.dtype == "DT_STRING" for spec in signature.inputs.values()):
+        return None
+    rows = [sample_inputs(signature, 1, seed) for seed in (1, 2)]
+    alone = [plain(*row) for row in rows]
+    together = plain(*map(np.concatenate, zip(*rows)))
+    return all(two.shape[:1] == (2,) and is_close(two, np.concatenate(ones)) for two, *ones in zip(together, *alone))
+
+
+def is_close(a: np.ndarray, b: np.ndarray) -> bool:
+    """Equal, for floats up to the rounding that differs between batch sizes."""
+    if a.dtype.kind not in "fVc":
+        return np.array_equal(a, b)
+    tolerance = 2e-2 if a.dtype.itemsize <= 2 else 1e-3
+    return np.allclose(a.astype(complex), b.astype(complex), rtol=tolerance, atol=tolerance * 1e-2, equal_nan=True)
+
+
+def time_calls(call: Callable, signature: Signature, threads: int, calls: int) -> float:
+    """Seconds in which each of some threads has one row answered; the better of two runs of `calls` rows each."""
+    inputs = sample_inputs(signature, 1)
+
+    def seconds() -> float:
+        workers = [threading.Thread(target=lambda: [call(*inputs) for _ in range(calls)]) for _ in range(threads)]
+        start = time.perf_counter()
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+        return (time.perf_counter() - start) / calls
+    return min(seconds(), seconds())
+
+
+def make_batched(session: Any, signature: Signature, options: Batching, device: str) -> Callable:
+    """The signature behind TensorFlow's batch scheduler, the one TensorFlow Serving uses, in the same session.
+
+    The signature's subgraph becomes the body of a batch function; variables and tables keep their names,
+    so the body works on the very ones the session has loaded.
+    """
+    tf = tensorflow()
+    graph = session.graph
+    with graph.as_default(), graph.device(f"/device:{device}"):
+        feeds = [graph.get_tensor_by_name(spec.tensor) for spec in signature.inputs.values()]
+        fetches = [spec.tensor for spec in signature.outputs.values()]
+        body = tf.compat.v1.graph_util.extract_sub_graph(graph.as_graph_def(), [fetch.split(":")[0] for fetch in fetches])
+
+        @tf.nondifferentiable_batch_function(
+            options.num_batch_threads, options.max_batch_size, options.batch_timeout_micros, options.sizes,
+            options.max_enqueued_batches, autograph=False)
+        def batch(*rows: Any) -> list[Any]:
+            return tf.graph_util.import_graph_def(body, dict(zip((feed.name for feed in feeds), rows)), fetches, name="")
+
+        placeholders = [tf.compat.v1.placeholder(feed.dtype, spec.shape) for feed, spec in zip(feeds, signature.inputs.values())]
+        outputs = batch(*placeholders)
+    return make_callable(session, [p.name for p in placeholders], [output.name for output in outputs])
+
+
+def join_batches(plain: Callable, batched: Callable, signature: Signature, options: Batching) -> Callable:
+    """Send what fits a batch through `batched`, all else through `plain`.
+
+    Other shapes than the signature's would fail the strangers in the same batch; and when a batch fails,
+    each of its requests runs once more alone, so that only the guilty one gets the error.
+    """
+    tf = tensorflow()
+    inner = [(spec.shape or ())[1:] for spec in signature.inputs.values()]
+
+    def call(*arrays: np.ndarray) -> list[np.ndarray]:
+        rows = len(arrays[0]) if arrays[0].ndim else 0
+        if not 0 < rows <= options.max_batch_size or any(a.shape != (rows, *shape) for a, shape in zip(arrays, inner)):
+            return plain(*arrays)
+        try:
+            return batched(*arrays)
+        except tf.errors.OpError:
+            return plain(*arrays)
+    return call
+
+
+def serialize_examples(examples: Sequence[Mapping[str, tuple[str, list]]]) -> np.ndarray:
+    """Features by name, each (`int64` | `float` | `bytes`, values), as serialized tf.train.Examples [N]."""
+    train = tensorflow().train
+    lists = {"int64": lambda values: train.Feature(int64_list=train.Int64List(value=values)),
+             "float": lambda values: train.Feature(float_list=train.FloatList(value=values)),
+             "bytes": lambda values: train.Feature(bytes_list=train.BytesList(value=values))}
+    serialized = np.empty(len(examples), object)
+    for index, features in enumerate(examples):
+        feature = {name: lists[kind](values) for name, (kind, values) in features.items()}
+        serialized[index] = train.Example(features=train.Features(feature=feature)).SerializeToString()
+    return serialized
+
+
+# ======================================================================================================
+# Model manager
+# In: a Config, again and again. Out: a leased Servable for (model, version or label); states of all versions.
+# ======================================================================================================
+
+
+@dataclass
+class VersionState:
+    """What became of one version: START, LOADING, AVAILABLE, UNLOADING or END, and why."""
+
+    state: str = "START"
+    error: str = ""
+    servable: Servable | None = None
+    load_key: tuple | None = None
+    failed_at: tuple | None = None  # the fingerprint of the files that failed
+
+
+@dataclass(frozen=True)
+class Available:
+    """What readers see of one model: replaced as a whole, never changed."""
+
+    versions: Mapping[int, Servable]
+    labels: Mapping[str, int]
+
+
+@dataclass
+class Outcome:
+    """What one pass of the loader did: `errors` are (HTTP status, what failed and where)."""
+
+    config_missing: bool = False
+    config_read: bool = False
+    changed: bool = False
+    errors: list[tuple[int, str]] = field(default_factory=list)
+
+
+class ModelManager:
+    """Brings what is loaded in line with what the config wants.
+
+    One loader thread does all loading, one pass at a time; `reload` waits for its pass. Readers take the
+    reference in `_available` and a lease, so they never wait for a load: the loader builds aside and
+    assigns. `load` and `list_versions` are arguments, so that tests need neither TensorFlow nor sleep.
+    """
+
+    def __init__(self, source: Any, config: Config, load: Callable[[Path, ModelConfig], Servable],
+                 list_versions: Callable[[str], dict[int, Path]] = list_versions, poll_seconds: float | None = None):
+        self.config = config
+        self._poll_seconds = poll_seconds  # from the command line, over the config's
+        self._path = Path(source) if isinstance(source, (str, os.PathLike)) else None
+        self._text = self._path.read_bytes() if self._path else b""
+        self._load, self._list_versions = load, list_versions
+        self._config_failed = False
+        self._said: set[str] = set()  # what the log need not repeat
+        self._states: dict[str, dict[int, VersionState]] = {model.name: {} for model in config.models}
+        self._available: dict[str, Available] = {}
+        self._draining: list[tuple[VersionState | None, Servable]] = []
+        self._jobs: queue.SimpleQueue = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._started = threading.Lock()
+        self.first_pass_done = threading.Event()
+
+    # --- readers ---------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def lease(self, model: str, version: int | None = None, label: str | None = None) -> Iterator[tuple[int, Servable]]:
+        """Yield a version and its servable: the version named, the labelled one or the highest; raises NotFound or BadRequest."""
+        number, servable = self._find(model, version, label)
+        while not servable.acquire():  # retired between the look and the lease: the table has a newer one
+            number, servable = self._find(model, version, label)
+        try:
+            yield number, servable
+        finally:
+            servable.release()
+
+    def _find(self, model: str, version: int | None, label: str | None) -> tuple[int, Servable]:
+        available = self._available.get(model)
+        if available is None and model in self._states and not self.first_pass_done.is_set():
+            if not self.first_pass_done.wait(self.config.server.load_wait_seconds):
+                raise ServingError(f"Model {model} is still loading", "UNAVAILABLE")
+            available = self._available.get(model)
+        versions = available.versions if available else {}
+        if label is not None:
+            version = self.label_version(model, label)
+        if version is None or version == 0 and 0 not in versions:  # OVMS's client sends 0 for "the default"
+            if not versions:
+                raise NotFound(f"Servable not found for request: Latest({model})")
+            version = max(versions)
+        if version not in versions:
+            raise NotFound(f"Servable not found for request: Specific({model}, {version})")
+        return version, versions[version]
+
+    def available(self) -> dict[str, Available]:
+        """The models that answer now."""
+        return self._available
+
+    def label_version(self, model: str, label: str) -> int:
+        """The version that a label names; raises BadRequest for an unknown one."""
+        labels = self._available[model].labels if model in self._available else {}
+        if label not in labels:
+            raise BadRequest(f"Unrecognized servable version label: {label}")
+        return labels[label]
+
+    def states(self) -> dict[str, dict[int, VersionState]]:
+        """Every version of every model ever configured here, by model, by version."""
+        return {model: dict(versions) for model, versions in sorted(self._states.copy().items())}
+
+    def unready(self) -> list[str]:
+        """The configured models without an available version."""
+        return [model.name for model in self.config.models if model.name not in self._available]
+
+    # --- the loader thread -----------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start the loader thread and its first pass, once."""
+        with self._started:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="serving-loader", daemon=True)
+                self._jobs.put((self.refresh, Future()))
+                self._thread.start()
+
+    def reload(self) -> Outcome:
+        """Bring everything up to date now, broken versions tried again; returns when the loader has done it."""
+        self.start()
+        return self._submit(self.refresh)
+
+    def stop(self) -> None:
+        """Stop loading, let running requests finish, free every model."""
+        if self._thread and self._thread.is_alive():
+            self._submit(self._unload_all)
+
+    def _submit(self, job: Callable[[], Outcome]) -> Outcome:
+        future: Future[Outcome] = Future()
+        self._jobs.put((job, future))
+        while True:
+            with contextlib.suppress(TimeoutError):
+                return future.result(timeout=1)
+            if not (self._thread and self._thread.is_alive()):
+                raise ServingError("The server is stopping", "UNAVAILABLE")
+
+    def _work(self) -> None:
+        job: Callable[[], Outcome]
+        while True:
+            seconds = self.config.server.file_system_poll_wait_seconds if self._poll_seconds is None else self._poll_seconds
+            try:
+                job, future = self._jobs.get(timeout=seconds or (1 if self._draining else None))
+            except queue.Empty:
+                job, future = functools.partial(self.refresh, polling=True) if seconds else self._drain, Future()
+            try:
+                future.set_result(job())
+            except Exception as error:  # the loader must live: whatever it was, the next pass is a fresh start
+                logger.exception("A pass of the loader stopped short")
+                future.set_exception(error)
+            if job == self._unload_all:
+                return
+
+    def refresh(self, polling: bool = False) -> Outcome:
+        """One pass: read the config if it changed, then load and retire versions.
+
+        Without `polling` a broken config and broken versions are tried again though their files are the same.
+        """
+        outcome = Outcome()
+        self._read_config(outcome, polling)
+        if not outcome.errors or outcome.config_missing and polling:
+            self._refresh_models(outcome, polling)
+        self._drain()
+        if outcome.config_read:
+            self._config_failed = bool(outcome.errors)
+        if outcome.changed or not self.first_pass_done.is_set():
+            settle_garbage()
+        for _, detail in outcome.errors:
+            self._say_once(logging.ERROR, detail)
+        self._said &= {detail for _, detail in outcome.errors} | {said for said in self._said if said.startswith("note: ")}
+        self.first_pass_done.set()
+        return outcome
+
+    def _say_once(self, level: int, text: str) -> None:
+        """Log a text, unless the pass before said it already; notes are said once and for all."""
+        if text not in self._said:
+            logger.log(level, "%s", text)
+            self._said.add(text)
+
+    def _read_config(self, outcome: Outcome, polling: bool) -> None:
+        """Take over the config file if its bytes changed; a wrong one changes nothing."""
+        if self._path is None:
+            return
+        try:
+            text = self._path.read_bytes()
+        except OSError:
+            outcome.config_missing = True
+            outcome.errors.append((500, "Config file not found or cannot open."))
+            return
+        outcome.config_read = text != self._text or self._config_failed and not polling
+        if outcome.config_read:
+            self._text = text
+            try:
+                self.config = load_config(self._path, text)
+            except ConfigError as error:
+                outcome.errors.append((error.status, error.message))
+
+    def _refresh_models(self, outcome: Outcome, polling: bool) -> None:
+        """Bring every model up to date; one that fails does not keep the others from it."""
+        seen: dict[str, str] = {}
+        for index, model in enumerate(self.config.models):
+            path = f"$.model_config_list[{index}].config"
+            if model.name in seen:
+                outcome.errors.append((500, f"{path}.name: '{model.name}' is already taken by {seen[model.name]}"))
+                continue
+            seen[model.name] = path
+            self._refresh_model(model, path, outcome, polling)
+        for name in self._states.keys() - seen.keys():
+            self._publish(name, {}, {}, set(), outcome)
+
+    def _refresh_model(self, model: ModelConfig, path: str, outcome: Outcome, polling: bool) -> None:
+        """Load the versions that the policy picks, passing over broken ones; publish them; retire the others."""
+        for name in model.ignored:
+            self._say_once(logging.WARNING, f"note: {model.name}: '{name}' has no effect on a SavedModel")
+        states = self._states.setdefault(model.name, {})
+        try:
+            folders = self._list_versions(model.base_path)
+        except LoadError as error:  # what is loaded keeps serving
+            outcome.errors.append((error.status, f"{path}.base_path: {error.message}"))
+            return
+        if folders.get(1) == Path(model.base_path):
+            self._say_once(logging.INFO, f"note: {model.name}: base_path is a SavedModel itself, served as version 1")
+        broken: set[int] = set()
+        while True:
+            picked = choose_versions(model.model_version_policy, folders.keys() - broken)
+            failed = {v for v in picked if not self._load_version(model, v, folders[v], path, outcome, polling)}
+            if not failed:
+                break
+            broken |= failed
+        serving = {version: servable for version in picked if (servable := states[version].servable)}
+        if broken and not serving and model.name in self._available:  # nothing to take over: the old ones stay
+            return
+        labels = {label: version for label, version in model.version_labels.items() if version in serving}
+        outcome.errors += [(500, f"{path}.version_labels.{label}: version {version} is not available")
+                           for label, version in model.version_labels.items() if label not in labels]
+        self._publish(model.name, serving, labels, broken, outcome)
+
+    def _load_version(self, model: ModelConfig, version: int, folder: Path, path: str, outcome: Outcome, polling: bool) -> bool:
+        """Make sure that a version is loaded as configured; False when it cannot be and no older load of it serves."""
+        state = self._states[model.name].setdefault(version, VersionState())
+        if state.servable and state.load_key == model.load_key:
+            return True
+        files = (model.load_key, fingerprint(folder))
+        if state.failed_at != files or not polling:
+            outcome.changed = True
+            state.state = state.state if state.servable else "LOADING"
+            try:
+                servable = self._load(folder, model)
+            except Exception as error:  # a model may fail in any way; it must not take the loader with it
+                logger.debug("%s version %d", model.name, version, exc_info=True)
+                state.error = error.message if isinstance(error, ServingError) else f"{type(error).__name__}: {error}"
+                state.failed_at = files
+            else:
+                self._replace(state, servable, model.load_key)
+                logger.info("%s version %d is available on %s", model.name, version, servable.device or "no device")
+                return True
+        outcome.errors.append((500, f"{path}: version {version} of {model.name} cannot be loaded: {state.error}"))
+        return state.servable is not None
+
+    def _replace(self, state: VersionState, servable: Servable, load_key: tuple) -> None:
+        if state.servable:
+            self._draining.append((None, state.servable))
+        state.servable, state.load_key, state.failed_at = servable, load_key, None
+        state.state, state.error = "AVAILABLE", ""
+
+    def _publish(self, name: str, serving: dict[int, Servable], labels: dict[str, int], broken: set[int], outcome: Outcome) -> None:
+        """Let readers see the new versions (one assignment), then send the others into retirement."""
+        available = Available(serving, labels)
+        if self._available.get(name, Available({}, {})) != available:
+            others = {key: value for key, value in self._available.items() if key != name}
+            self._available = others | {name: available} if serving else others
+            outcome.changed = True
+        for version, state in self._states[name].items():
+            if version in serving or version in broken:
+                continue
+            if state.servable:
+                state.state = "UNLOADING"
+                self._draining.append((state, state.servable))
+                state.servable = None
+                logger.info("%s version %d is retired", name, version)
+            elif state.state != "UNLOADING":
+                state.state = "END"
+            state.error, state.failed_at = "", None
+
+    def _drain(self) -> Outcome:
+        """Wait for the requests on retired servables, then free them; what takes too long is left for the next pass."""
+        waiting, self._draining = self._draining, []
+        deadline = time.monotonic() + self.config.server.drain_seconds
+        for state, servable in waiting:
+            if not servable.retire(max(0, deadline - time.monotonic())):
+                self._draining.append((state, servable))
+            elif state and state.state == "UNLOADING":
+                state.state = "END"
+        return Outcome()
+
+    def _unload_all(self) -> Outcome:
+        for name in list(self._states):
+            self._publish(name, {}, {}, set(), Outcome())
+        return self._drain()
+
+
+def settle_garbage() -> None:
+    """Collect what a pass left over, then keep all that lives out of later collections.
+
+    TensorFlow's Python objects number in the hundred thousands; a request whose JSON makes many lists
+    would walk over them again and again (measured: parsing takes 3 to 6 times as long).
+    """
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
+
+# ======================================================================================================
+# Inference
+# In: a servable and a request's JSON value. Out: the answer as a dict of arrays and lists.
+# Texts and order of checks are TensorFlow Serving's; `facts` of one line each are cited where they surprise.
+# ======================================================================================================
+
+
+def signature_name(body: Any, method: str = "") -> str:
+    """The signature a request asks for; `` is the default. Raises BadRequest when the body is no object."""
+    if not isinstance(body, dict):
+        raise BadRequest(f"{show(body)} Is not object")
+    name = body.get("signature_name", "")
+    if not isinstance(name, str):
+        raise BadRequest(f"{show(body)} not formatted correctly. 'signature_name' key must be a string value.")
+    return name or "serving_default"
+
+
+def predict(servable: Servable, name: str, body: dict[str, Any]) -> dict[str, Any]:
+    """Answer a predict request: `predictions` for `instances` (rows), `outputs` for `inputs` (columns)."""
+    signature = servable.signatures.get(name)
+    if signature is None:
+        raise BadRequest(f'Serving signature name: "{name}" not found in signature def')
+    if not signature.inputs:
+        raise BadRequest(f"Failed to get input map for signature: {name if body.get('signature_name') else 'DEFAULT'}")
+    plain = isinstance(body, PlainObject)
+    if "instances" in body and "inputs" in body:
+        raise BadRequest(f"{show(body)} Not formatted correctly expecting only one of 'inputs' or 'instances' keys to exist ")
+    if "inputs" in body:
+        outputs = servable.run(name, decode_columns(signature, body["inputs"], plain))
+        return {"outputs": encode_columns(signature, outputs)}
+    if "instances" in body:
+        outputs = servable.run(name, decode_rows(signature, body["instances"], plain))
+        return {"predictions": encode_rows(signature, outputs)}
+    raise BadRequest("Missing 'inputs' or 'instances' key")
+
+
+def decode_columns(signature: Signature, value: Any, plain: bool) -> dict[str, np.ndarray]:
+    """Read `inputs`: an object of tensors, or the one tensor itself; extra keys are ignored."""
+    specs = signature.inputs
+    if not isinstance(value, dict) or is_base64(value):
+        if len(specs) > 1:
+            raise BadRequest("inputs is a plain value/list, but expecting an object as multiple input tensors required "
+                             "as per tensorinfo_map")
+        return {name: decode_tensor(value, spec, plain) for name, spec in specs.items()}
+    for name in specs:
+        if name not in value:
+            raise BadRequest(f"Missing named input: {name} in 'inputs' object.")
+    return {name: decode_tensor(value[name], spec, plain) for name, spec in specs.items()}
+
+
+def decode_rows(signature: Signature, rows: Any, plain: bool) -> dict[str, np.ndarray]:
+    """Read `instances`: a list of values (one input), or of objects with exactly the inputs' names."""
+    specs = signature.inputs
+    if isinstance(rows, np.ndarray) and len(specs) == 1 and rows.ndim and len(rows):
+        return {name: decode_tensor(rows, spec, plain) for name, spec in specs.items()}
+    if not isinstance(rows, list):
+        raise BadRequest(f"{show(rows)} Expecting 'instances' to be an list/array")
+    if not rows:
+        raise BadRequest(f"{show(rows)} No values in 'instances' array")
+    if isinstance(rows[0], dict) and not is_base64(rows[0]):
+        return decode_named_rows(specs, rows, plain)
+    if len(specs) > 1:
+        raise BadRequest("instances is a plain list, but expecting list of objects as multiple input tensors required "
+                         "as per tensorinfo_map")
+    for index, row in enumerate(rows):
+        if isinstance(row, dict) and not is_base64(row):
+            raise BadRequest(f"Expecting value/list but got object at item {index} of input list")
+    return {name: stack_rows(rows, spec, plain, "") for name, spec in specs.items()}
+
+
+def decode_named_rows(specs: Mapping[str, TensorSpec], rows: list, plain: bool) -> dict[str, np.ndarray]:
+    for index, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise BadRequest(f"Expecting object but got list at item {index} of input list")
+        for key in row:
+            if key not in specs:
+                raise BadRequest(f"Failed to process element: {index} key: {key} of 'instances' list. "
+                                 f"Error: INVALID_ARGUMENT: JSON object: does not have named input: {key}")
+        if len(row) != len(specs):
+            raise BadRequest(f"Failed to process element: {index} of 'instances' list. JSON object: "
+                             f"{show(row).removeprefix('JSON Value: ')} keys must be equal to: {','.join(sorted(specs))}")
+    return {name: stack_rows([row[name] for row in rows], spec, plain, f" key: {name}") for name, spec in specs.items()}
+
+
+def stack_rows(rows: list, spec: TensorSpec, plain: bool, key: str) -> np.ndarray:
+    """Read equally shaped rows as one tensor [rows, ...]; the error names the row."""
+    array = quick_tensor(rows, NUMPY_DTYPES.get(spec.dtype)) if plain else None
+    if array is not None:
+        return array
+    tensors: list[np.ndarray] = []
+    for index, row in enumerate(rows):
+        try:
+            tensors.append(decode_tensor(row, spec, plain))
+            first, last = tensors[0], tensors[-1]
+            if first.size != last.size:
+                raise BadRequest(f"Expecting tensor size: {first.size} but got: {last.size}")
+            if first.shape != last.shape:
+                raise BadRequest(f"Expecting shape {list(first.shape)} but got: {list(last.shape)}".replace(", ", ","))
+        except ServingError as error:
+            raise BadRequest(f"Failed to process element: {index}{key} of 'instances' list. Error: {error.code}: {error.message}") from None
+    return np.stack(tensors)
+
+
+def present(spec: TensorSpec, array: np.ndarray) -> Any:
+    """An output as the answer holds it: itself, or base64 objects when it is binary by its name (`..._bytes`)."""
+    if spec.dtype not in NUMPY_DTYPES:
+        raise BadRequest(f"Failed to write JSON value for tensor type: {spec.type_name}")
+    if spec.dtype != "DT_STRING" or not spec.name.endswith("_bytes"):
+        return array
+    encoded = np.array([{"b64": base64.b64encode(value).decode()} for value in array.reshape(-1)], object)
+    return encoded.reshape(array.shape).tolist()
+
+
+def encode_columns(signature: Signature, outputs: Mapping[str, np.ndarray]) -> Any:
+    values = {name: present(spec, outputs[name]) for name, spec in signature.outputs.items()}
+    return values if len(values) > 1 else next(iter(values.values()))
+
+
+def encode_rows(signature: Signature, outputs: Mapping[str, np.ndarray]) -> Any:
+    """The outputs row by row: bare values when there is one output, else one object for each row."""
+    rows = None
+    for name, array in outputs.items():
+        if not array.ndim:
+            raise BadRequest(f"Tensor name: {name} has no shape information ")
+        rows = len(array) if rows is None else rows
+        if len(array) != rows:
+            raise BadRequest(f"Tensor name: {name} has inconsistent batch size: {len(array)} expecting: {rows}")
+    values = {name: present(spec, outputs[name]) for name, spec in signature.outputs.items()}
+    if len(values) == 1:
+        return next(iter(values.values()))
+    return [dict(zip(values, row)) for row in zip(*values.values())]
+
+
+def decode_examples(body: dict[str, Any]) -> list[dict[str, tuple[str, list]]]:
+    """Read `examples` with the `context` merged in; where both define a feature the example wins, as in TensorFlow."""
+    context = decode_features(body["context"]) if "context" in body else {}
+    if "examples" not in body:
+        raise BadRequest(f"{show(body)} When method is classify, key 'examples' is expected and was not found")
+    examples = body["examples"]
+    if not isinstance(examples, list):
+        raise BadRequest(f"{show(body)} Expecting 'examples' value to be an list/array")
+    if not examples:
+        raise BadRequest(f"{show(body)} 'examples' value is an empty array")
+    return [context | decode_features(example) for example in examples]
+
+
+def decode_features(example: Any) -> dict[str, tuple[str, list]]:
+    """Read one example; an empty list is a missing feature."""
+    if not isinstance(example, dict):
+        raise BadRequest(f"Example must be JSON object but got JSON {type_of(example)}")
+    features = {}
+    for name, value in example.items():
+        items = [decode_feature(name, item) for item in (value if isinstance(value, list) else [value])]
+        for kind, _ in items:
+            if kind != items[0][0]:
+                raise BadRequest(f"Unexpected element type in feature: {name} expecting type: {items[0][0]}")
+        if items:
+            features[name] = (items[0][0], [item for _, item in items])
+    return features
+
+
+def decode_feature(name: str, value: Any) -> tuple[str, Any]:
+    """One feature value with its kind; integers are never made floats."""
+    if isinstance(value, int):  # true and false among them
+        if not -2**63 <= value < 2**63:
+            raise BadRequest(f"Feature: {name} has uint64_t element. Only int64_t is supported.")
+        return "int64", int(value)
+    if isinstance(value, float):
+        return "float", value
+    if isinstance(value, str):
+        return "bytes", value.encode("utf-8", "surrogateescape")
+    if isinstance(value, dict) and is_base64(value):
+        return "bytes", decode_base64(value)
+    raise BadRequest(f"Feature: {name} has element with unexpected JSON type: {type_of(value)}")
+
+
+def run_examples(servable: Servable, name: str, examples: list, check: Callable[[Signature, str], None]) -> dict[str, np.ndarray]:
+    """Run a classify or regress signature on serialized examples, its structure checked first."""
+    signature = servable.signatures.get(name)
+    if signature is None:
+        raise BadRequest(f"No signature was found with the name: {name}")
+    if len(signature.inputs) != 1:
+        raise BadRequest("Expected one input Tensor.")
+    check(signature, f"inputs: {', '.join(signature.inputs)}; outputs: {', '.join(signature.outputs)}")
+    return servable.run(name, {"inputs": serialize_examples(examples)})
+
+
+def print_shape(array: np.ndarray) -> str:
+    return str(list(array.shape)).replace(" ", "")
+
+
+def classify(servable: Servable, name: str, examples: list) -> dict[str, Any]:
+    """Answer a classify request: for each example its [label, score] pairs, under `results` and `result`."""
+    def check(signature: Signature, text: str) -> None:
+        if len(signature.outputs) not in (1, 2):
+            raise BadRequest(f"Expected one or two output Tensors, found {len(signature.outputs)}")
+        if "inputs" not in signature.inputs:
+            raise BadRequest(f"No classification inputs found in SignatureDef: {text}")
+        if not signature.outputs.keys() & {"classes", "scores"}:
+            raise BadRequest('Expected classification signature outputs to contain at least one of "classes" or "scores". '
+                             f"Signature was: {text}")
+    outputs = run_examples(servable, name, examples, check)
+    specs = servable.signatures[name].outputs
+    for output, dtype in (("classes", "DT_STRING"), ("scores", "DT_FLOAT")):
+        if output not in outputs:
+            continue
+        array = outputs[output]
+        if array.ndim != 2:
+            raise BadRequest(f"Expected Tensor shape: [batch_size num_classes] but got {print_shape(array)}")
+        if specs[output].dtype != dtype:
+            raise BadRequest(f"Expected {output} Tensor of {dtype}. Got: {specs[output].dtype}")
+        if len(array) != len(examples):
+            raise BadRequest(f"Expected {output} output batch size of {len(examples)}. Got: {len(array)}")
+    shape = next(outputs[output].shape for output in ("classes", "scores") if output in outputs)
+    classes = outputs.get("classes", np.full(shape, b"", object))
+    scores = outputs.get("scores", np.zeros(shape, np.float32))
+    if classes.shape != scores.shape:
+        raise BadRequest(f"Tensors class and score should match in dim_size(1). Got {classes.shape[1]} vs. {scores.shape[1]}")
+    results = [[list(pair) for pair in zip(*row)] for row in zip(classes, scores)]
+    return {"results": results, "result": results}
+
+
+def regress(servable: Servable, name: str, examples: list) -> dict[str, Any]:
+    """Answer a regress request: one value for each example, float32 [N], under `results` and `result`."""
+    def check(signature: Signature, text: str) -> None:
+        if len(signature.outputs) != 1:
+            raise BadRequest("Expected one output Tensor.")
+        for side, names in (("inputs", signature.inputs), ("outputs", signature.outputs)):
+            if side not in names:
+                raise BadRequest(f"No regression {side} found in SignatureDef: {text}")
+    values = run_examples(servable, name, examples, check)["outputs"]
+    dtype = servable.signatures[name].outputs["outputs"].dtype
+    if values.ndim not in (1, 2) or values.ndim == 2 and values.shape[1] != 1:
+        raise BadRequest(f"Expected output Tensor shape to be either [batch_size] or [batch_size, 1] but got {print_shape(values)}")
+    if len(values) != len(examples):
+        raise BadRequest(f"Input batch size did not match output batch size: {len(examples)} vs. {len(values)}")
+    if dtype != "DT_FLOAT":
+        raise BadRequest(f"Expected output Tensor of DT_FLOAT.  Got: {dtype}")
+    return {"results": values.reshape(-1), "result": values.reshape(-1)}
+
+# ======================================================================================================
+# ModelServer
+# In: a config in any form. Out: the Python API, a method for each thing the server can be asked.
+# ======================================================================================================
+
+
+class ModelServer:
+    """A config and the models it names, served: what the URLs answer, without HTTP.
+
+        server = ModelServer("config.json")
+        server.predict("digits", {"instances": images})["predictions"]     # float32 [N, 10]
+
+    `source` is the path of a config file (which `reload` reads again), a dict or a `Config`. Models are
+    loaded in a thread of their own, from `start` or the first question on; a question waits for the first
+    load up to `load_wait_seconds`. Raises ConfigError when the config is wrong; models that cannot be
+    loaded are told by `status` and `readiness`.
+    """
+
+    def __init__(self, source: "str | os.PathLike | Mapping | Config", **manager_options: Any):
+        config = load_config(source)
+        load = functools.partial(load_saved_model, gpu_memory_limit_mb=config.server.gpu_memory_limit_mb)
+        self.manager = ModelManager(source, config, **{"load": load, **manager_options})
+
+    @property
+    def config(self) -> Config:
+        """The config in force."""
+        return self.manager.config
+
+    def start(self) -> "ModelServer":
+        """Begin to load the models, in the background; harmless when begun."""
+        self.manager.start()
+        return self
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until the first load is over; False after `timeout` seconds."""
+        self.start()
+        return self.manager.first_pass_done.wait(timeout)
+
+    def stop(self) -> None:
+        """Let running requests finish, then free the models."""
+        self.manager.stop()
+
+    def predict(self, model: str, body: Any, version: int | None = None, label: str | None = None) -> dict[str, Any]:
+        """Answer TensorFlow Serving's predict body: `{"instances": ...}` -> `{"predictions": ...}`, `inputs` -> `outputs`.
+
+        Arrays may stand wherever the body has numbers; answers are arrays in the model's dtype, strings
+        bytes. Raises BadRequest, NotFound, and ServingError with the code of an error in the graph.
+        """
+        name = signature_name(body)
+        with self._lease(model, version, label) as (_, servable):
+            return predict(servable, name, body)
+
+    def classify(self, model: str, body: Any, version: int | None = None, label: str | None = None) -> dict[str, Any]:
+        """Answer a classify body, `{"examples": [{feature: value}]}`: `{"results": [[[label, score], ...], ...]}`."""
+        name, examples = signature_name(body), decode_examples(body)
+        with self._lease(model, version, label) as (_, servable):
+            return classify(servable, name, examples)
+
+    def regress(self, model: str, body: Any, version: int | None = None, label: str | None = None) -> dict[str, Any]:
+        """Answer a regress body, `{"examples": [{feature: value}]}`: `{"results": float32 [N]}`."""
+        name, examples = signature_name(body), decode_examples(body)
+        with self._lease(model, version, label) as (_, servable):
+            return regress(servable, name, examples)
+
+    def _lease(self, model: str, version: int | None, label: str | None) -> contextlib.AbstractContextManager[tuple[int, Servable]]:
+        self.start()
+        return self.manager.lease(model, version, label)
+
+    def models(self) -> list[str]:
+        """The names of the configured models."""
+        return sorted({model.name for model in self.config.models})
+
+    def deployment_model(self, deployment: str) -> str:
+        """The model that a deployment's id names; an id that is no deployment names a model itself."""
+        return next((d.model for d in self.config.deployments if d.id == deployment), deployment)
+
+    def status(self, model: str, version: int | None = None, label: str | None = None) -> dict[str, Any]:
+        """The states of a model's versions, highest first, or of one; raises NotFound for those never seen."""
+        self.start()
+        states = self.manager.states().get(model)
+        if states is None:
+            raise NotFound(f"Could not find any versions of model {model}")
+        if label is not None:
+            version = self.manager.label_version(model, label)
+        if version is None or version == 0 and 0 not in states:
+            return describe_states(states)
+        if version not in states:
+            raise NotFound(f"Could not find version {version} of model {model}")
+        return describe_states({version: states[version]})
+
+    def config_status(self) -> dict[str, Any]:
+        """The status of every model ever configured, by name."""
+        return {model: describe_states(states) for model, states in self.manager.states().items()}
+
+    def metadata(self, model: str, version: int | None = None, label: str | None = None) -> dict[str, Any]:
+        """A version's signatures, in TensorFlow Serving's casing and in OpenVINO Model Server's."""
+        with self._lease(model, version, label) as (number, servable):
+            return {"model_spec": {"name": model, "signature_name": "", "version": str(number)},
+                    "modelSpec": {"name": model, "signatureName": "", "version": str(number)},
+                    "metadata": {"signature_def": servable.metadata}}
+
+    def readiness(self) -> list[str]:
+        """What is not ready: the models without an available version; empty when all is ready."""
+        self.start()
+        return self.manager.unready()
+
+    def reload(self) -> tuple[int, dict[str, Any]]:
+        """Read config and version folders again; returns the HTTP status and body OpenVINO Model Server gives.
+
+        201: something was read or loaded anew; 200: all was as it should be; else `error`, and in `details`
+        what failed and where.
+        """
+        outcome = self.manager.reload()
+        if not outcome.errors:
+            return (201 if outcome.config_read or outcome.changed else 200), self.config_status()
+        step = "Reloading config file failed." if outcome.config_read else "Reloading models versions failed."
+        text = "Config file not found or cannot open." if outcome.config_missing else f"{step} Check server logs for more info."
+        return outcome.errors[0][0], {"error": text, "details": [detail for _, detail in outcome.errors]}
+
+
+def describe_states(states: Mapping[int, VersionState]) -> dict[str, Any]:
+    """Version states as TensorFlow Serving's GetModelStatusResponse; a failed load is LOADING / UNKNOWN, with its reason."""
+    return {"model_version_status": [
+        {"version": str(version), "state": state.state,
+         "status": {"error_code": "UNKNOWN" if state.error else "OK", "error_message": state.error}}
+        for version, state in sorted(states.items(), reverse=True)]}
+
+
+def as_server(source: "str | os.PathLike | Mapping | Config | ModelServer") -> ModelServer:
+    """What came to the door, as a started ModelServer."""
+    return (source if isinstance(source, ModelServer) else ModelServer(source)).start()
+
+# ======================================================================================================
+# HTTP
+# In: requests, under any prefix, in any Flask site. Out: JSON. Views are flat: request in, one call, response out.
+# ======================================================================================================
+
+
+def reply(value: Any, status: int = 200) -> Response:
+    return Response(encode_json(value), status, content_type="application/json")
+
+
+def to_response(error: Exception) -> Response:
+    """Answer an error: the one place that turns errors into HTTP; what is unexpected stays in the log."""
+    if isinstance(error, ServingError):
+        response = reply({"error": error.message.encode("utf-8", "surrogateescape")}, error.status)
+        if error.status == HTTPStatus.SERVICE_UNAVAILABLE:
+            response.headers["Retry-After"] = "1"
+        return response
+    if isinstance(error, HTTPException):
+        return reply({"error": error.description or error.name}, error.code or 500)
+    logger.error("%s %s failed", request.method, request.path, exc_info=error)
+    return reply({"error": "Internal server error: the server's log has the reason"}, 500)
+
+
+def read_body(server: ModelServer) -> bytes:
+    """The request's body whatever its content type says, unpacked if it is gzip."""
+    limits = server.config.server
+    if (request.content_length or 0) > limits.max_request_bytes:
+        raise ServingError(f"Request body of {request.content_length} bytes is over the limit of {limits.max_request_bytes}", status=413)
+    data = request.get_data(cache=False)
+    if "gzip" not in request.headers.get("Content-Encoding", "").lower():
+        return data
+    try:
+        data = gzip.GzipFile(fileobj=io.BytesIO(data)).read(limits.max_unpacked_bytes + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise BadRequest(f"Request body is not the gzip that Content-Encoding announces: {error}") from None
+    if len(data) > limits.max_unpacked_bytes:
+        raise ServingError(f"Request body unpacks to more than the limit of {limits.max_unpacked_bytes} bytes", status=413)
+    return data
+
+
+def view_infer(server: ModelServer, model: str, verb: str, version: int | None = None, label: str | None = None) -> Response:
+    infer = {"predict": server.predict, "classify": server.classify, "regress": server.regress}[verb]
+    return reply(infer(model, parse_json(read_body(server)), version, label))
+
+
+def view_status(server: ModelServer, model: str, version: int | None = None, label: str | None = None) -> Response:
+    return reply(server.status(model, version, label))
+
+
+def view_metadata(server: ModelServer, model: str, version: int | None = None, label: str | None = None) -> Response:
+    return reply(server.metadata(model, version, label))
+
+
+def view_models(server: ModelServer) -> Response:
+    return reply({"models": [{"name": name, **server.status(name)} for name in server.models()]})
+
+
+def view_nameless(server: ModelServer, **_: Any) -> Response:
+    raise BadRequest("Missing model name in request.")
+
+
+def view_config(server: ModelServer) -> Response:
+    return reply(server.start().config_status())
+
+
+def view_reload(server: ModelServer) -> Response:
+    status, body = server.reload()
+    return reply(body, status)
+
+
+def view_live(server: ModelServer) -> Response:
+    return reply({"status": "live"})
+
+
+def view_ready(server: ModelServer) -> Response:
+    if waiting := server.readiness():
+        raise ServingError(f"Not ready: no version is available of {', '.join(waiting)}", "UNAVAILABLE")
+    return reply({"status": "ready"})
+
+
+WHICH = r"(?:/versions/(?P<version>[0-9]+)|/labels/(?P<label>[^/:]+))?"
+MODEL = r"(?:/v1/models/(?P<model>[^/:]+)|/model-serving/(?P<deployment>[^/:]+))" + WHICH
+
+# Method, URL (matched whole, undecoded, in any case: TensorFlow Serving's grammar), view. The first match answers.
+ROUTES: tuple[tuple[str, re.Pattern, Callable[..., Response]], ...] = tuple(
+    (method, re.compile(pattern, re.IGNORECASE), view) for method, pattern, view in (
+        ("POST", MODEL + ":(?P<verb>(?-i:predict|classify|regress))", view_infer),
+        ("GET", MODEL + "/(?-i:metadata)", view_metadata),
+        ("GET", MODEL + "(?:/metadata)?", view_status),
+        ("GET", "/v1/models", view_models),
+        ("GET", "/v1/models" + WHICH + "(?:/metadata)?", view_nameless),
+        ("GET", "/v1/config", view_config),
+        ("POST", "/v1/config/reload", view_reload),
+        ("GET", "/livez|/v2/health/live", view_live),
+        ("GET", "/readyz|/v2/health/ready", view_ready),
+    ))
+# Where Flask hands requests to the table above; the rest of a site's URLs stays the site's.
+RULES = ("/<any(v1, V1):root>/<serving_rest:rest>", "/<any('model-serving'):root>/<serving_rest:rest>",
+         "/<any(livez, readyz):root>", "/<any(v2):root>/<any('health/live', 'health/ready'):rest>")
+METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS")
+
+
+class RestConverter(BaseConverter):
+    """The rest of a path as it is, empty, with doubled slashes or line breaks."""
+
+    regex = r"[\s\S]*?"
+    part_isolating = False
+
+
+def raw_path(decoded: str) -> str:
+    """The request's path below the mount point as the client wrote it: `a%2Fb` and `a/b` are different models.
+
+    WSGI decodes PATH_INFO; waitress keeps the original in REQUEST_URI, gunicorn in RAW_URI.
+    """
+    written = request.environ.get("REQUEST_URI") or request.environ.get("RAW_URI") or ""
+    written = re.sub(r"^\w+://[^/]*", "", written.partition("?")[0])
+    for match in re.finditer("/", written):
+        if unquote(written[match.start():]) == decoded:
+            return written[match.start():]
+    return quote(decoded, safe="/:@!$&'()*+,;=~")
+
+
+def find_view(server: ModelServer, method: str, path: str) -> Callable[[], Response]:
+    """The view that a method and an undecoded path select, its arguments bound; raises BadRequest for no match."""
+    for verb, pattern, view in ROUTES:
+        match = pattern.fullmatch(path) if verb == method or verb == "GET" and method == "HEAD" and path.count("/") == 1 else None
+        if match:
+            arguments: dict[str, Any] = {name: unquote(text, errors="surrogateescape") for name, text in match.groupdict().items() if text}
+            if "deployment" in arguments:
+                arguments["model"] = server.deployment_model(arguments.pop("deployment"))
+            if "version" in arguments:
+                if len(arguments["version"].lstrip("0")) > 18:
+                    raise BadRequest(f"Failed to convert version: {arguments['version'][:40]} to numeric.")
+                arguments["version"] = int(arguments["version"])
+            return functools.partial(view, server, **arguments)
+    raise BadRequest(f"Malformed request: {method} {path}")
+
+
+def respond(server: ModelServer, root: str, rest: str | None = None) -> Response:
+    """Answer a request: its view's response, or its error's; with CORS headers where the config has them."""
+    try:
+        if request.method == "OPTIONS":
+            response = preflight(server)
+        else:
+            response = find_view(server, request.method, raw_path(f"/{root}" if rest is None else f"/{root}/{rest}"))()
+    except Exception as error:
+        response = to_response(error)
+    origins, origin = server.config.server.cors_origins, request.headers.get("Origin")
+    if origins:
+        response.vary.add("Origin")
+        if origin and (origin in origins or "*" in origins):
+            response.headers["Access-Control-Allow-Origin"] = origin
+    return response
+
+
+def preflight(server: ModelServer) -> Response:
+    """Answer OPTIONS, which browsers send without a key; TensorFlow Serving wants an Origin."""
+    if not re.search("https?://", request.headers.get("Origin", "")):
+        raise BadRequest("OPTIONS needs an Origin header with http:// or https://")
+    headers = {"Access-Control-Allow-Methods": "GET, POST, OPTIONS", "Access-Control-Max-Age": "600",
+               "Access-Control-Allow-Headers": "Authorization, x-api-key, Content-Type, Content-Encoding"}
+    return Response(status=200, headers=headers if server.config.server.cors_origins else None, content_type="application/json")
+
+
+blueprint_numbers = itertools.count(1)
+
+
+def create_blueprint(source: "str | os.PathLike | Mapping | Config | ModelServer") -> Blueprint:
+    """The server's URLs as a Flask blueprint: `site.register_blueprint(create_blueprint("config.json"), url_prefix="/ml")`.
+
+    Its errors are answered inside; the site's error pages, hooks and other URLs stay as they are. Models begin
+    to load at once, in the background. Raises ConfigError.
+    """
+    server = as_server(source)
+    number = next(blueprint_numbers)
+    blueprint = Blueprint("serving" if number == 1 else f"serving{number}", __name__)
+    blueprint.record_once(lambda state: state.app.url_map.converters.update(serving_rest=RestConverter))
+    for index, rule in enumerate(RULES):
+        blueprint.add_url_rule(rule, f"respond{index}", functools.partial(respond, server), methods=METHODS,
+                               provide_automatic_options=False, merge_slashes=False)
+    return blueprint
+
+
+def create_app(source: "str | os.PathLike | Mapping | Config | ModelServer") -> Flask:
+    """The server as a WSGI application of its own, for any WSGI server or `DispatcherMiddleware`. Raises ConfigError."""
+    app = Flask("serving", static_folder=None)
+    app.register_blueprint(create_blueprint(source))
+
+    @app.errorhandler(HTTPException)
+    def unknown(error: HTTPException) -> Response:
+        where = f"{request.method} {request.script_root}{request.path}"
+        return reply({"error": f"{error.name}: {where}. The models are listed at {request.script_root}/v1/models"}, error.code or 500)
+
+    return app
+
+
+# ======================================================================================================
+# Command line
+# In: arguments and signals. Out: a process that serves until it is told to stop, and then ends well.
+# ======================================================================================================
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("serving", description="Serve TensorFlow SavedModels over REST.",
+                                     epilog="Without options it serves ./config.json, or the demo beside serving.py.")
+    parser.add_argument("--config", "--config_path", metavar="FILE", help="the config file")
+    parser.add_argument("--model_name", metavar="NAME", help="serve one model without a config, under this name")
+    parser.add_argument("--model_base_path", "--model_path", metavar="DIR", help="its folder of versions, or a SavedModel itself")
+    parser.add_argument("--host", "--rest_bind_address", default=os.environ.get("SERVING_HOST", "127.0.0.1"),
+                        help="address to listen on (SERVING_HOST; %(default)s)")
+    parser.add_argument("--port", "--rest_port", "--rest_api_port", type=int, default=os.environ.get("SERVING_PORT", "8501"),
+                        help="port to listen on, 0 for any (SERVING_PORT; %(default)s)")
+    parser.add_argument("--file_system_poll_wait_seconds", type=float, metavar="SECONDS",
+                        help="seconds between looks at the config and the version folders, 0 for never (1)")
+    parser.add_argument("--check", action="store_true", help="say what the config would serve and what is wrong with it, then exit")
+    parser.add_argument("--version", action="version", version=f"serving {__version__}")
+    return parser
+
+
+def choose_source(options: argparse.Namespace) -> "str | dict[str, Any]":
+    """What the options tell to serve; raises ConfigError when they contradict each other."""
+    if bool(options.model_name) != bool(options.model_base_path):
+        raise ConfigError("command line", "--model_name and --model_base_path go together")
+    if options.model_name and options.config:
+        raise ConfigError("command line", "--config and --model_name exclude each other")
+    if options.model_name:
+        return {"model_config_list": [{"config": {"name": options.model_name, "base_path": options.model_base_path}}]}
+    return options.config or ("config.json" if Path("config.json").exists() else str(Path(__file__).with_name("config.json")))
+
+
+def check_models(config: Config) -> tuple[list[str], list[str]]:
+    """What a config would serve, a line each, and what is wrong with it, without loading anything."""
+    lines: list[str] = []
+    problems: list[str] = []
+    names: list[str] = []
+    for index, model in enumerate(config.models):
+        path = f"$.model_config_list[{index}].config"
+        if model.name in names:
+            problems.append(f"{path}.name: '{model.name}' is already taken by $.model_config_list[{names.index(model.name)}].config")
+        names.append(model.name)
+        try:
+            folders = list_versions(model.base_path)
+        except LoadError as error:
+            problems.append(f"{path}.base_path: {error.message}: {model.base_path}")
+            continue
+        versions = choose_versions(model.model_version_policy, folders)
+        lines.append(f"{model.name}: version {', '.join(map(str, versions)) or 'none'} on {model.target_device} from {model.base_path}")
+        if not versions:
+            problems.append(f"{path}: no version folder that its policy picks in {model.base_path}")
+        problems += [f"{path}: version {version} holds no saved_model.pb: {folders[version]}" for version in versions
+                     if not list(folders[version].glob("saved_model.pb*"))]
+        problems += [f"{path}.version_labels.{label}: version {version} is not served"
+                     for label, version in model.version_labels.items() if version not in versions]
+    problems += [f"$.deployments[{index}].model: no model is called '{deployment.model}'"
+                 for index, deployment in enumerate(config.deployments) if deployment.model not in names]
+    return lines, problems
+
+
+def report(server: ModelServer, address: str) -> None:
+    """Print, once the first load is over, each model with its versions and devices, the URLs, and a working curl."""
+    server.wait()
+    curl = None
+    for model, states in server.manager.states().items():
+        for version, state in sorted(states.items(), reverse=True):
+            device = f" on {state.servable.device}" if state.servable else ""
+            print(f"  {model} version {version}: {state.state}{device}{' ' + state.error if state.error else ''}")
+            if state.servable and state.servable.example is not None:
+                body = encode_json(state.servable.example).decode()
+                command = f"curl -d '{body}' {address}/v1/models/{quote(model, safe='')}:predict"
+                curl = min(curl or command, command, key=len)
+    for name in server.readiness():
+        print(f"  {name}: not available")
+    print(f"Status: {address}/v1/models   Reload: curl -X POST {address}/v1/config/reload   Ready: {address}/readyz")
+    if curl:
+        print(f"Try:    {curl}", flush=True)
+
+
+def run(source: "str | os.PathLike | Mapping | Config | ModelServer", host: str = "127.0.0.1", port: int = 8501,
+        stop: threading.Event | None = None) -> None:
+    """Serve with waitress until SIGTERM, SIGINT or `stop`; running requests are finished first.
+
+    Raises ConfigError, and OSError when the port is taken.
+    """
+    server = source if isinstance(source, ModelServer) else ModelServer(source)
+    options, stop = server.config.server, stop or threading.Event()
+    sockets: dict[int, Any] = {}
+    http = create_server(
+        create_app(server), map=sockets, host=host, port=port, threads=options.threads, ident="serving",
+        connection_limit=options.connection_limit, max_request_body_size=options.max_request_bytes,
+        inbuf_overflow=options.max_request_bytes,  # bodies stay in memory: they need not go through a temporary file
+        recv_bytes=1 << 20, send_bytes=1, outbuf_overflow=64 << 20, outbuf_high_watermark=64 << 20,
+        channel_request_lookahead=1,  # sees clients that went away
+        asyncore_use_poll=True)
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: stop.set())
+    listeners = [entry for entry in sockets.values() if isinstance(entry, BaseWSGIServer)]
+    shown = f"[{host}]" if ":" in host else host
+    address = f"http://{shown}:{listeners[0].effective_port}"
+    print(f"serving {__version__} on {address}, loading models", flush=True)
+    if host not in ("127.0.0.1", "localhost", "::1"):
+        logger.warning("Listening on %s: whoever reaches this address can use the models", host)
+    threading.Thread(target=report, args=(server, address), daemon=True).start()
+    while not stop.is_set():
+        http.asyncore.loop(timeout=0.5, map=sockets, use_poll=True, count=1)
+    finish(http, sockets, listeners, options.drain_seconds)
+    server.stop()
+
+
+def finish(http: Any, sockets: dict[int, Any], listeners: list[BaseWSGIServer], seconds: float) -> None:
+    """Accept nothing more, answer what has come, close each connection when it is idle."""
+    for listener in listeners:
+        listener.del_channel(sockets)
+        listener.socket.close()
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        channels = [entry for entry in sockets.values() if isinstance(entry, HTTPChannel)]
+        if not channels:
+            break
+        for channel in channels:
+            if not channel.requests and not channel.request and not channel.total_outbufs_len:
+                channel.will_close = True
+        http.asyncore.loop(timeout=0.1, map=sockets, use_poll=True, count=1)
+    http.task_dispatcher.shutdown(timeout=1)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status: 0, 1 when it cannot listen, 2 when the config is wrong."""
+    options = build_parser().parse_args(arguments)
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    try:
+        source = choose_source(options)
+        if options.check:
+            lines, problems = check_models(load_config(source))
+            print("\n".join([*lines, *(f"wrong: {problem}" for problem in problems)]))
+            return 2 if problems else 0
+        run(ModelServer(source, poll_seconds=options.file_system_poll_wait_seconds), options.host, options.port)
+        return 0
+    except ConfigError as error:
+        print(f"serving: {options.config or 'config'}: {error.message}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        what = error.filename or f"{options.host} port {options.port}"
+        print(f"serving: {what}: {error.strerror or error}", file=sys.stderr)
+        return 2 if error.filename else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,148 @@
+"""Fixtures: the REST client, mounted in three ways, over servers of fake and of real models."""
+
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flask import Flask
+from werkzeug.middleware.dispatcher import DispatcherMiddleware
+from werkzeug.test import Client
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+logging.getLogger("tensorflow").setLevel(logging.ERROR)
+
+import serving  # noqa: E402
+
+NO_POLL = {"file_system_poll_wait_seconds": 0}
+
+
+def spec(name, dtype="DT_FLOAT", shape=(None,)):
+    return serving.TensorSpec(name, f"{name}:0", dtype, shape)
+
+
+def signature(inputs, outputs):
+    return serving.Signature({s.name: s for s in inputs}, {s.name: s for s in outputs})
+
+
+class FakeServable(serving.Servable):
+    """Answers y = 0.5 x + version; remembers what it was asked and whether it was closed."""
+
+    def __init__(self, version=1, **options):
+        self.version, self.calls, self.closed = version, [], False
+        signatures = {"serving_default": signature([spec("x", shape=(None, 1))], [spec("y", shape=(None, 1))])}
+        super().__init__(signatures, self.answer, close=self.mark_closed, device="CPU:0", **options)
+
+    def answer(self, name, inputs):
+        self.calls.append((name, inputs))
+        assert not self.closed, "ran after it was closed"
+        return {"y": inputs["x"] * np.float32(0.5) + np.float32(self.version)}
+
+    def mark_closed(self):
+        self.closed = True
+
+
+class Disk:
+    """Version folders without a disk, and a loader over them: `broken` names the versions that fail."""
+
+    def __init__(self, **models):
+        self.models = {name: set(versions) for name, versions in models.items()}
+        self.broken, self.loaded, self.stamp = set(), [], {}
+
+    def list_versions(self, base_path):
+        name = Path(base_path).name
+        if name not in self.models:
+            raise serving.LoadError("base_path cannot be read: No such file or directory", status=400)
+        return {version: Path(base_path) / str(version) for version in self.models[name]}
+
+    def load(self, folder, model):
+        key = (model.name, int(folder.name))
+        if key in self.broken:
+            raise serving.LoadError("made to fail")
+        self.loaded.append(key)
+        return FakeServable(int(folder.name))
+
+
+def config(*models, **others):
+    """A config of models given as dicts, or by name."""
+    items = [{"config": model if isinstance(model, dict) else {"name": model, "base_path": model}} for model in models]
+    return {"model_config_list": items, "server": NO_POLL, **others}
+
+
+def fake_server(servables, **others):
+    """A started server whose models are the given servables, each as version 1."""
+    server = serving.ModelServer(
+        config(*servables, **others), load=lambda folder, model: servables[model.name],
+        list_versions=lambda base_path: {1: Path(base_path) / "1"})
+    assert server.wait(10)
+    return server
+
+
+def mount(server, how):
+    """A test client for a server's URLs: standalone, as a blueprint, or behind a dispatcher, and its prefix."""
+    if how == "standalone":
+        return Client(serving.create_app(server)), ""
+    site = Flask("site")
+    if how == "blueprint":
+        site.register_blueprint(serving.create_blueprint(server), url_prefix="/ml")
+        return Client(site), "/ml"
+    return Client(DispatcherMiddleware(site.wsgi_app, {"/v1/ml": serving.create_app(server)})), "/v1/ml"
+
+
+class Rest:
+    """A client that speaks to a mounted server: paths as clients write them, bodies as JSON, bytes or text."""
+
+    def __init__(self, server, how="standalone"):
+        self.server = server
+        self.client, self.prefix = mount(server, how)
+
+    def get(self, path, **options):
+        return self.client.get(self.prefix + path, **options)
+
+    def post(self, path, body=b"", **options):
+        data = body if isinstance(body, (bytes, str)) else json.dumps(body)
+        return self.client.post(self.prefix + path, data=data, **options)
+
+    def open(self, path, **options):
+        return self.client.open(self.prefix + path, **options)
+
+
+def assert_error(response, status, message):
+    """The response is `{"error": message}` with that status; `message` may leave out its end with `...`."""
+    body = json.loads(response.get_data())
+    assert list(body)[0] == "error", body
+    wanted = message.removesuffix("...")
+    assert body["error"] == message or message.endswith("...") and body["error"].startswith(wanted), body["error"]
+    assert response.status_code == status
+    assert response.headers["Content-Type"] == "application/json"
+    assert "Traceback" not in body["error"] and str(ROOT) not in body["error"]
+
+
+@pytest.fixture(params=["standalone", "blueprint", "dispatcher"])
+def how(request):
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def demo():
+    """The demo config's server, its models loaded."""
+    server = serving.ModelServer(ROOT / "config.json", poll_seconds=0)
+    assert server.wait(120) and not server.readiness()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def rest(demo, how):
+    """A client of the demo config, in each way of mounting it."""
+    return Rest(demo, how)
+
+
+@pytest.fixture(scope="session")
+def tf():
+    return serving.tensorflow()

@@ -1,0 +1,160 @@
+"""Wrong configs, each with its JSON path and text; right ones, OpenVINO Model Server's among them; the JSON Schema."""
+
+import json
+
+import jsonschema
+import pytest
+from conftest import ROOT
+
+import serving
+
+M = "$.model_config_list[0].config"
+
+
+def model(**fields):
+    return {"model_config_list": [{"config": {"name": "m", "base_path": "x", **fields}}]}
+
+
+WRONG = [
+    ({}, "$: missing key 'model_config_list': the models"),
+    ({"model_config_list": {}}, "$.model_config_list: expected array, got object"),
+    ({"model_config_list": [3]}, "$.model_config_list[0]: expected object, got integer 3"),
+    ({"model_config_list": [{}]}, "$.model_config_list[0]: missing key 'config': one model"),
+    ({"model_config_list": [{"config": {}, "x": 1}]}, "$.model_config_list[0].x: unknown key; expected one of: config"),
+    ({"model_config_list": [], "modelconfig": []}, "$.modelconfig: unknown key; did you mean 'model_config_list'?"),
+    ({"model_config_list": [{"config": {"name": "m"}}]}, f"{M}: missing key 'base_path': folder of numbered version folders, "
+     "or a SavedModel itself; relative to the config file"),
+    (model(base_pth="x"), f"{M}.base_pth: unknown key; did you mean 'base_path'?"),
+    (model(version=1), f"{M}.version: unknown key; did you mean 'version_labels'?"),
+    (model(name=3), f"{M}.name: expected string, got integer 3"),
+    (model(name=None), f"{M}.name: expected string, got null"),
+    (model(name="a:b"), f"{M}.name: expected the model's name in URLs; got 'a:b'"),
+    (model(name=""), f"{M}.name: expected the model's name in URLs; got ''"),
+    (model(base_path=""), f"{M}.base_path: expected folder of numbered version folders, or a SavedModel itself; relative to "
+     "the config file; got ''"),
+    (model(base_path="s3://bucket/m"), f"{M}.base_path: expected folder of numbered version folders, or a SavedModel itself; "
+     "relative to the config file; got 's3://bucket/m'"),
+    (model(target_device="NPU"), f"{M}.target_device: expected AUTO (a GPU if TensorFlow sees one, else the CPU), CPU, GPU, GPU:1, ...; "
+     "got 'NPU'"),
+    (model(model_version_policy="all"), f"{M}.model_version_policy: expected object, got string 'all'"),
+    (model(model_version_policy={}), f"{M}.model_version_policy: expected exactly one of 'latest', 'all', 'specific'"),
+    (model(model_version_policy={"all": {}, "latest": {}}), f"{M}.model_version_policy: expected exactly one of 'latest', 'all', 'specific'"),
+    (model(model_version_policy={"newest": {}}), f"{M}.model_version_policy.newest: unknown key; expected one of: latest, all, specific"),
+    (model(model_version_policy={"all": {"x": 1}}), f"{M}.model_version_policy.all.x: unknown key; expected one of: nothing"),
+    (model(model_version_policy={"latest": {"num_versions": 0}}), f"{M}.model_version_policy.latest.num_versions: expected at least 1, got 0"),
+    (model(model_version_policy={"latest": {"num_versions": True}}),
+     f"{M}.model_version_policy.latest.num_versions: expected integer, got boolean True"),
+    (model(model_version_policy={"specific": {"versions": [1, "2"]}}),
+     f"{M}.model_version_policy.specific.versions[1]: expected integer, got string '2'"),
+    (model(model_version_policy={"specific": {}}), f"{M}.model_version_policy.specific: missing key 'versions': the versions to serve"),
+    (model(version_labels={"stable": "1"}), f"{M}.version_labels.stable: expected integer, got string '1'"),
+    (model(version_labels=["stable"]), f"{M}.version_labels: expected object, got array"),
+    (model(batching=1), f"{M}.batching: expected boolean or object, got integer 1"),
+    (model(batching={"max_batch_size": 1}), f"{M}.batching.max_batch_size: expected at least 2, got 1"),
+    (model(batching={"batch_size": 8}), f"{M}.batching.batch_size: unknown key; did you mean 'max_batch_size'?"),
+    (model(batching={"allowed_batch_sizes": [4, 2, 32]}),
+     f"{M}.batching: allowed_batch_sizes: expected rising sizes that end with max_batch_size (32), got [4, 2, 32]"),
+    (model(batching={"allowed_batch_sizes": [4, 8]}),
+     f"{M}.batching: allowed_batch_sizes: expected rising sizes that end with max_batch_size (32), got [4, 8]"),
+    (model(nireq=-1), f"{M}.nireq: expected at least 0, got -1"),
+    (model(shape=3), f"{M}.shape: expected string or object, got integer 3"),
+    (model(idle_sequence_cleanup=True), f"{M}: idle_sequence_cleanup needs \"stateful\": true"),
+    ({"model_config_list": [], "server": {"threads": 0}}, "$.server.threads: expected at least 1, got 0"),
+    ({"model_config_list": [], "server": {"threads": 2.5}}, "$.server.threads: expected integer, got number 2.5"),
+    ({"model_config_list": [], "server": {"thread": 2}}, "$.server.thread: unknown key; did you mean 'threads'?"),
+    ({"model_config_list": [], "server": {"file_system_poll_wait_seconds": -1}},
+     "$.server.file_system_poll_wait_seconds: expected at least 0, got -1"),
+    ({"model_config_list": [], "server": {"cors_origins": "*"}}, "$.server.cors_origins: expected array, got string '*'"),
+    ({"model_config_list": [], "deployments": [{"id": "a"}]},
+     "$.deployments[0]: missing key 'model': the name of the model it serves"),
+    ({"model_config_list": [], "deployments": [{"id": "a", "model": "m"}, {"id": "a", "model": "n"}]},
+     "$: deployments[1].id: 'a' is already taken by deployments[0]"),
+    ({"model_config_list": [], "pipeline_config_list": [{"name": "p"}]},
+     "$: pipeline_config_list: pipelines are not supported yet; expected an empty list"),
+    (["model"], "$: expected object, got array"),
+]
+TEXTS = [
+    (b"", "$: not valid JSON: Expecting value at line 1 column 1"),
+    (b"{\n 'a': 1}", "$: not valid JSON: Expecting property name enclosed in double quotes at line 2 column 2"),
+    (b'{"a": "\xff"}', "$: expected UTF-8 text, got byte 0xff at offset 7"),
+    (b"[" * 100_000, "$: not a config: nested too deeply, or a number too long"),
+    (b'{"a": ' + b"1" * 5000 + b"}", "$: not a config: nested too deeply, or a number too long"),
+]
+
+
+@pytest.mark.parametrize("wrong, text", WRONG, ids=range(len(WRONG)))
+def test_wrong_config(tmp_path, wrong, text):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(wrong))
+    with pytest.raises(serving.ConfigError) as raised:
+        serving.load_config(path)
+    assert raised.value.message == text
+
+
+@pytest.mark.parametrize("wrong, text", TEXTS, ids=range(len(TEXTS)))
+def test_text_that_is_no_config(tmp_path, wrong, text):
+    path = tmp_path / "config.json"
+    path.write_bytes(wrong)
+    with pytest.raises(serving.ConfigError) as raised:
+        serving.load_config(path)
+    assert raised.value.message == text
+
+
+# OpenVINO Model Server's documentation of its config, every field of a model in use.
+OVMS = {
+    "model_config_list": [
+        {"config": {"name": "model_name1", "base_path": "/opt/ml/models/model1", "batch_size": "16"}},
+        {"config": {"name": "model_name2", "base_path": "/opt/ml/models/model2", "batch_size": "auto",
+                    "model_version_policy": {"all": {}}}},
+        {"config": {"name": "model_name3", "base_path": "/opt/ml/models/model3", "model_version_policy": {"specific": {"versions": [1, 3]}},
+                    "shape": "auto"}},
+        {"config": {"name": "model_name4", "base_path": "/opt/ml/models/model4",
+                    "shape": {"input1": "(1,3,200,200)", "input2": "(1,3,50,50)"}, "plugin_config": {"PERFORMANCE_HINT": "LATENCY"}}},
+        {"config": {"name": "model_name5", "base_path": "/opt/ml/models/model5", "shape": "auto", "nireq": 32, "target_device": "CPU",
+                    "layout": "NHWC", "allow_cache": True, "custom_loader_options": {"loader_name": "x"}}},
+        {"config": {"name": "model_name6", "base_path": "/opt/ml/models/model6", "stateful": True, "idle_sequence_cleanup": False,
+                    "low_latency_transformation": True, "max_sequence_number": 100, "batch_size": 4, "layout": {"a": "NCHW"}}},
+    ],
+    "pipeline_config_list": [], "custom_node_library_config_list": [], "custom_loader_config_list": [], "mediapipe_config_list": [],
+    "monitoring": {"metrics": {"enable": True}},
+}
+
+
+def test_an_openvino_model_server_config_is_read_unchanged():
+    config = serving.load_config(OVMS)
+    assert [m.name for m in config.models] == [f"model_name{n}" for n in range(1, 7)]
+    assert config.models[2].model_version_policy.specific.versions == (1, 3)
+    assert config.models[4].ignored == ["shape", "layout", "nireq", "allow_cache", "custom_loader_options"]
+
+
+def test_relative_paths_start_at_the_config_file(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(model(base_path="models/m")))
+    assert serving.load_config(tmp_path / "config.json").models[0].base_path == str(tmp_path / "models/m")
+
+
+def test_byte_order_mark_and_schema_key_are_fine(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps({"$schema": "config.schema.json", "model_config_list": []}).encode())
+    assert serving.load_config(path).models == []
+
+
+def test_published_schema_is_the_one_generated_from_the_dataclasses():
+    assert json.loads((ROOT / "config.schema.json").read_text()) == serving.config_schema(), (
+        'run: python -c "import json, serving; print(json.dumps(serving.config_schema(), indent=1))" > config.schema.json')
+
+
+def test_schema_is_valid_and_accepts_what_is_right():
+    schema = serving.config_schema()
+    jsonschema.Draft202012Validator.check_schema(schema)
+    for config in (OVMS, json.loads((ROOT / "config.json").read_text()), model(batching=True), model(batching={"max_batch_size": 8})):
+        jsonschema.Draft202012Validator(schema).validate(config)
+
+
+# What a JSON Schema cannot say, or the dataclasses check in code.
+BEYOND_SCHEMA = ("allowed_batch_sizes", "already taken", "not supported yet", "needs")
+
+
+@pytest.mark.parametrize("wrong, text", WRONG, ids=range(len(WRONG)))
+def test_schema_refuses_what_the_parser_refuses(wrong, text):
+    if not any(part in text for part in BEYOND_SCHEMA):
+        assert not jsonschema.Draft202012Validator(serving.config_schema()).is_valid(wrong)

@@ -821,10 +821,10 @@ class Servable:
 
     def __init__(self, signatures: Mapping[str, Signature],
                  run: Callable[[str, dict[str, np.ndarray]], dict[str, np.ndarray]], *,
-                 metadata: Mapping[str, Any] = types.MappingProxyType({}), device: str = "",
+                 metadata: dict[str, Any] | None = None, device: str = "",
                  close: Callable[[], None] = lambda: None, example: Any = None):
         self.signatures, self.run = dict(signatures), run
-        self.metadata, self.device, self.example = metadata, device, example
+        self.metadata, self.device, self.example = metadata or {}, device, example
         self._close = close
         self._leases, self._retired = 0, False
         self._changed = threading.Condition()
@@ -1912,7 +1912,8 @@ def describe_states(states: Mapping[int, VersionState]) -> dict[str, Any]:
     """Version states as TensorFlow Serving's GetModelStatusResponse; a failed load is LOADING / UNKNOWN, with its reason."""
     return {"model_version_status": [
         {"version": str(version), "state": state.state,
-         "status": {"error_code": "UNKNOWN" if state.error else "OK", "error_message": state.error}}
+         "status": {"error_code": "OK", "error_message": ""} if state.servable or not state.error else
+                   {"error_code": "UNKNOWN", "error_message": state.error}}
         for version, state in sorted(states.items(), reverse=True)]}
 
 
@@ -2003,9 +2004,9 @@ def view_ready(server: ModelServer) -> Response:
 WHICH = r"(?:/versions/(?P<version>[0-9]+)|/labels/(?P<label>[^/:]+))?"
 MODEL = r"(?:/v1/models/(?P<model>[^/:]+)|/model-serving/(?P<deployment>[^/:]+))" + WHICH
 
-# Method, URL (matched whole, undecoded, in any case: TensorFlow Serving's grammar), view. The first match answers.
+# Methods, URL (matched whole, undecoded, in any case: TensorFlow Serving's grammar), view. The first match answers.
 ROUTES: tuple[tuple[str, re.Pattern, Callable[..., Response]], ...] = tuple(
-    (method, re.compile(pattern, re.IGNORECASE), view) for method, pattern, view in (
+    (methods, re.compile(pattern, re.IGNORECASE), view) for methods, pattern, view in (
         ("POST", MODEL + ":(?P<verb>(?-i:predict|classify|regress))", view_infer),
         ("GET", MODEL + "/(?-i:metadata)", view_metadata),
         ("GET", MODEL + "(?:/metadata)?", view_status),
@@ -2013,12 +2014,13 @@ ROUTES: tuple[tuple[str, re.Pattern, Callable[..., Response]], ...] = tuple(
         ("GET", "/v1/models" + WHICH + "(?:/metadata)?", view_nameless),
         ("GET", "/v1/config", view_config),
         ("POST", "/v1/config/reload", view_reload),
-        ("GET", "/livez|/v2/health/live", view_live),
-        ("GET", "/readyz|/v2/health/ready", view_ready),
+        ("GET HEAD", "/livez|/v2/health/live", view_live),
+        ("GET HEAD", "/readyz|/v2/health/ready", view_ready),
     ))
 # Where Flask hands requests to the table above; the rest of a site's URLs stays the site's.
-RULES = ("/<any(v1, V1):root>/<serving_rest:rest>", "/<any('model-serving'):root>/<serving_rest:rest>",
-         "/<any(livez, readyz):root>", "/<any(v2):root>/<any('health/live', 'health/ready'):rest>")
+RULES: tuple[tuple[str, dict[str, str]], ...] = (
+    ("/<any(v1, V1):root>/<serving_rest:rest>", {}), ("/model-serving/<serving_rest:rest>", {"root": "model-serving"}),
+    ("/<any(livez, readyz):root>", {}), ("/v2/health/<any(live, ready):rest>", {"root": "v2/health"}))
 METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS")
 
 
@@ -2044,9 +2046,8 @@ def raw_path(decoded: str) -> str:
 
 def find_view(server: ModelServer, method: str, path: str) -> Callable[[], Response]:
     """The view that a method and an undecoded path select, its arguments bound; raises BadRequest for no match."""
-    for verb, pattern, view in ROUTES:
-        match = pattern.fullmatch(path) if verb == method or verb == "GET" and method == "HEAD" and path.count("/") == 1 else None
-        if match:
+    for methods, pattern, view in ROUTES:
+        if method in methods.split() and (match := pattern.fullmatch(path)):
             arguments: dict[str, Any] = {name: unquote(text, errors="surrogateescape") for name, text in match.groupdict().items() if text}
             if "deployment" in arguments:
                 arguments["model"] = server.deployment_model(arguments.pop("deployment"))
@@ -2097,8 +2098,8 @@ def create_blueprint(source: "str | os.PathLike | Mapping | Config | ModelServer
     number = next(blueprint_numbers)
     blueprint = Blueprint("serving" if number == 1 else f"serving{number}", __name__)
     blueprint.record_once(lambda state: state.app.url_map.converters.update(serving_rest=RestConverter))
-    for index, rule in enumerate(RULES):
-        blueprint.add_url_rule(rule, f"respond{index}", functools.partial(respond, server), methods=METHODS,
+    for index, (rule, defaults) in enumerate(RULES):
+        blueprint.add_url_rule(rule, f"respond{index}", functools.partial(respond, server), methods=METHODS, defaults=defaults,
                                provide_automatic_options=False, merge_slashes=False)
     return blueprint
 

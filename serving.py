@@ -936,7 +936,7 @@ def load_saved_model(folder: Path, config: ModelConfig, gpu_memory_limit_mb: int
         reason = str(getattr(error, "message", None) or error)
         raise LoadError(clean_message(reason.replace(str(folder), f"<base_path>/{folder.name}"))) from error
 
-    def run(name: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def answer(name: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         if name not in calls:
             raise BadRequest(f'Signature "{name}" has sparse, composite or no tensors, which REST cannot carry')
         try:
@@ -944,7 +944,7 @@ def load_saved_model(folder: Path, config: ModelConfig, gpu_memory_limit_mb: int
         except tf.errors.OpError as error:
             raise ServingError(clean_message(error.message), CODE_NAMES[error.error_code]) from error
 
-    return Servable(signatures, run, metadata=metadata, device=device, close=session.close, example=example)
+    return Servable(signatures, answer, metadata=metadata, device=device, close=session.close, example=example)
 
 
 def clean_message(message: str) -> str:
@@ -2140,12 +2140,14 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def choose_source(options: argparse.Namespace) -> "str | dict[str, Any]":
-    """What the options tell to serve; raises ConfigError when they contradict each other."""
+def choose_source(parser: argparse.ArgumentParser, options: argparse.Namespace) -> "str | dict[str, Any]":
+    """What the options tell to serve; ends with status 2 when they contradict each other."""
     if bool(options.model_name) != bool(options.model_base_path):
-        raise ConfigError("command line", "--model_name and --model_base_path go together")
+        parser.error("--model_name and --model_base_path go together")
     if options.model_name and options.config:
-        raise ConfigError("command line", "--config and --model_name exclude each other")
+        parser.error("--config and --model_name exclude each other")
+    if not 0 <= options.port < 65536:
+        parser.error(f"argument --port: expected 0 to 65535, got {options.port}")
     if options.model_name:
         return {"model_config_list": [{"config": {"name": options.model_name, "base_path": options.model_base_path}}]}
     return options.config or ("config.json" if Path("config.json").exists() else str(Path(__file__).with_name("config.json")))
@@ -2211,7 +2213,7 @@ def run(source: "str | os.PathLike | Mapping | Config | ModelServer", host: str 
         create_app(server), map=sockets, host=host, port=port, threads=options.threads, ident="serving",
         connection_limit=options.connection_limit, max_request_body_size=options.max_request_bytes,
         inbuf_overflow=options.max_request_bytes,  # bodies stay in memory: they need not go through a temporary file
-        recv_bytes=1 << 20, send_bytes=1, outbuf_overflow=64 << 20, outbuf_high_watermark=64 << 20,
+        recv_bytes=1 << 20, outbuf_overflow=64 << 20, outbuf_high_watermark=64 << 20,
         channel_request_lookahead=1,  # sees clients that went away
         asyncore_use_poll=True)
     if threading.current_thread() is threading.main_thread():
@@ -2249,12 +2251,13 @@ def finish(http: Any, sockets: dict[int, Any], listeners: list[BaseWSGIServer], 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0, 1 when it cannot listen, 2 when the config is wrong."""
-    options = build_parser().parse_args(arguments)
+    parser = build_parser()
+    options = parser.parse_args(arguments)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:
-        source = choose_source(options)
+        source = choose_source(parser, options)
         if options.check:
             lines, problems = check_models(load_config(source))
             print("\n".join([*lines, *(f"wrong: {problem}" for problem in problems)]))

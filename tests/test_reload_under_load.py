@@ -63,7 +63,7 @@ def test_no_request_fails_or_is_wrong_in_two_hundred_changes(tmp_path):
         thread.start()
     chance, good, broken, version = random.Random(0), [1], [], 1
     outcomes = set()
-    for change in range(200):
+    for _ in range(200):
         kind = chance.choice(["add", "add", "remove", "break", "mend", "policy", "batching", "extra", "wrong config"])
         kind = "remove" if len(good) > 3 else kind
         if kind == "add":

@@ -81,7 +81,7 @@ def test_scalar_in_and_out(echo):
 
 def test_non_finite_values_of_every_float(echo):
     for dtype in ("float16", "bfloat16", "float32", "float64"):
-        body = '{"signature_name": "%s", "instances": [NaN, -Infinity, Infinity]}' % dtype
+        body = f'{{"signature_name": "{dtype}", "instances": [NaN, -Infinity, Infinity]}}'
         assert Rest(echo).post("/v1/models/echo:predict", body).data == b'{"predictions":[NaN,-Infinity,Infinity]}'
 
 
@@ -304,7 +304,7 @@ def made_up(name, servable, rows, seed):
     for spec, shape in zip(servable.signatures[name].inputs.values(), SHAPES[name]):
         values = random.integers(-1000, 1000, (rows, *shape))
         dtype = serving.NUMPY_DTYPES[spec.dtype]
-        arrays.append(np.array([str(v).encode() for v in values.reshape(-1)], object).reshape(values.shape) if dtype == object
+        arrays.append(np.array([str(v).encode() for v in values.reshape(-1)], object).reshape(values.shape) if dtype.kind == "O"
                       else (values / 256).astype(dtype) if dtype.kind in "fV" else values.astype(dtype))
     return arrays
 

@@ -1,0 +1,220 @@
+"""The process: start, what it prints, wrong starts, signals; over a real socket."""
+
+import contextlib
+import http.client
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+from conftest import ROOT
+
+import serving
+
+
+class Process:
+    """`python serving.py` with some arguments; its output so far, and its port once it listens."""
+
+    def __init__(self, *arguments, cwd=ROOT, **environment):
+        command = [sys.executable, str(ROOT / "serving.py"), *arguments]
+        self.process = subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                                        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", **environment})
+        self.out, self.err = [], []
+        for stream, lines in ((self.process.stdout, self.out), (self.process.stderr, self.err)):
+            threading.Thread(target=lambda stream=stream, lines=lines: lines.extend(stream), daemon=True).start()
+
+    def wait_for(self, text, seconds=60):
+        deadline = time.monotonic() + seconds
+        while not any(text in line for line in self.out):
+            assert time.monotonic() < deadline and self.process.poll() is None, (self.out, self.err)
+            time.sleep(0.02)
+        return next(line for line in self.out if text in line)
+
+    @property
+    def port(self):
+        return int(self.wait_for("serving ").split("http://127.0.0.1:")[1].split(",")[0])
+
+    def call(self, method, path, body=None, timeout=30):
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
+        connection.request(method, path, body)
+        response = connection.getresponse()
+        return response.status, response.read()
+
+    def end(self, number=signal.SIGTERM):
+        self.process.send_signal(number)
+        return self.process.wait(60)
+
+
+@contextlib.contextmanager
+def started(*arguments, **options):
+    process = Process(*arguments, **options)
+    try:
+        yield process
+    finally:
+        process.process.kill()
+
+
+def test_demo_starts_says_what_it_serves_and_its_curl_works():
+    with started("--port", "0") as server:
+        curl = server.wait_for("Try:")
+        out = "".join(server.out)
+        for model, version in (("digits", 1), ("half_plus_three", 123), ("half_plus_two", 123)):
+            assert f"{model} version {version}: AVAILABLE on " in out
+        assert f"http://127.0.0.1:{server.port}/v1/models" in out
+        done = subprocess.run(curl.removeprefix("Try:").strip() + " -sS --fail-with-body", shell=True, capture_output=True, text=True)
+        assert "outputs" in json.loads(done.stdout), done
+        assert server.call("GET", "/readyz")[0] == 200
+        assert server.end() == 0 and not any("Traceback" in line for line in server.err)
+
+
+def test_reload_and_polling_over_a_real_socket(tmp_path):
+    shutil.copytree(ROOT / "models/half_plus_two/123", tmp_path / "m/1")
+    (tmp_path / "config.json").write_text('{"model_config_list": [{"config": {"name": "m", "base_path": "m"}}]}')
+    with started("--config", str(tmp_path / "config.json"), "--port", "0", "--file_system_poll_wait_seconds", "0") as server:
+        server.wait_for("Try:")
+        shutil.copytree(ROOT / "models/half_plus_three/123", tmp_path / "m/2")
+        assert server.call("POST", "/v1/models/m:predict", '{"instances": [2.0]}') == (200, b'{"predictions":[3.0]}')
+        assert server.call("POST", "/v1/config/reload")[0] == 201
+        assert server.call("POST", "/v1/models/m:predict", '{"instances": [2.0]}') == (200, b'{"predictions":[4.0]}')
+        assert server.call("POST", "/v1/config/reload")[0] == 200
+    with started("--config", str(tmp_path / "config.json"), "--port", "0") as server:
+        server.wait_for("Try:")
+        shutil.copytree(ROOT / "models/half_plus_two/123", tmp_path / "m/part")
+        (tmp_path / "m/part").rename(tmp_path / "m/3")
+        deadline = time.monotonic() + 20
+        while server.call("POST", "/v1/models/m:predict", '{"instances": [2.0]}') != (200, b'{"predictions":[3.0]}'):
+            assert time.monotonic() < deadline
+
+
+def test_one_model_without_a_config_from_another_folder(tmp_path):
+    with started("--model_name", "m", "--model_base_path", str(ROOT / "models/half_plus_two"), "--port", "0", cwd=tmp_path) as server:
+        assert "m version 123: AVAILABLE" in server.wait_for("m version")
+    with started("--model_name", "m", "--model_path", "half", cwd=tmp_path, SERVING_PORT="0") as server:
+        assert "m: not available" in server.wait_for("m: not")
+
+
+def test_host_and_port_come_from_the_environment():
+    parser = subprocess.run([sys.executable, str(ROOT / "serving.py"), "--help"], capture_output=True, text=True,
+                            env={**os.environ, "SERVING_HOST": "0.0.0.0", "SERVING_PORT": "9999"}).stdout
+    assert "0.0.0.0" in parser and "9999" in parser
+
+
+def fails(*arguments, cwd=ROOT):
+    done = subprocess.run([sys.executable, str(ROOT / "serving.py"), *arguments], capture_output=True, text=True, cwd=cwd, timeout=60)
+    assert "Traceback" not in done.stderr
+    return done.returncode, done.stderr.strip().splitlines()[-1]
+
+
+def test_wrong_starts_are_one_clear_line_and_a_status(tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        assert fails("--port", port) == (1, f"serving: 127.0.0.1 port {port}: Address already in use")
+    assert fails("--config", "nope.json") == (2, "serving: nope.json: No such file or directory")
+    (tmp_path / "c.json").write_text('{"model_config_list": [{"config": {"name": "m", "path": "m"}}]}')
+    assert fails("--config", "c.json", cwd=tmp_path) == (
+        2, "serving: c.json: $.model_config_list[0].config.path: unknown key; did you mean 'base_path'?")
+    assert fails("--config", str(tmp_path)) == (2, f"serving: {tmp_path}: Is a directory")
+    assert fails("--model_name", "m") == (2, "serving: error: --model_name and --model_base_path go together")
+    assert fails("--model_name", "m", "--model_path", "x", "--config", "c")[0] == 2
+    assert fails("--port", "x")[0] == fails("--port", "70000")[0] == fails("--nope")[0] == 2
+
+
+def test_version():
+    done = subprocess.run([sys.executable, str(ROOT / "serving.py"), "--version"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, f"serving {serving.__version__}\n")
+
+
+def check(path):
+    done = subprocess.run([sys.executable, str(ROOT / "serving.py"), "--config", str(path), "--check"], capture_output=True, text=True, timeout=60)
+    return done.returncode, done.stdout.splitlines()
+
+
+def test_check_says_what_would_be_served():
+    status, lines = check(ROOT / "config.json")
+    assert status == 0
+    assert lines[0] == f"half_plus_two: version 123 on AUTO from {ROOT / 'models/half_plus_two'}" and len(lines) == 3
+
+
+def test_check_names_everything_that_is_wrong(tmp_path):
+    for folder in ("a/1", "a/2", "empty"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "a/1/saved_model.pb").touch()
+    (tmp_path / "c.json").write_text(json.dumps({"model_config_list": [
+        {"config": {"name": "a", "base_path": "a", "model_version_policy": {"all": {}}, "version_labels": {"new": 3}}},
+        {"config": {"name": "empty", "base_path": "empty"}}, {"config": {"name": "gone", "base_path": "gone"}},
+        {"config": {"name": "a", "base_path": "a", "model_version_policy": {"specific": {"versions": [1]}}}}],
+        "deployments": [{"id": "d", "model": "nope"}]}))
+    status, lines = check(tmp_path / "c.json")
+    assert status == 2
+    assert [line.replace(str(tmp_path), "T") for line in lines if line.startswith("wrong: ")] == [
+        "wrong: $.model_config_list[0].config: version 2 holds no saved_model.pb: T/a/2",
+        "wrong: $.model_config_list[0].config.version_labels.new: version 3 is not served",
+        "wrong: $.model_config_list[1].config: no version folder that its policy picks in T/empty",
+        "wrong: $.model_config_list[2].config.base_path: base_path cannot be read: No such file or directory: T/gone",
+        "wrong: $.model_config_list[3].config.name: 'a' is already taken by $.model_config_list[0].config",
+        "wrong: $.deployments[0].model: no model is called 'nope'"]
+
+
+SLOW = """
+import sys; sys.path[:0] = [{root!r}, {tests!r}]
+import pathlib, time, serving
+from conftest import FakeServable, config
+class Slow(FakeServable):
+    def answer(self, name, inputs):
+        print("running", flush=True)
+        time.sleep(1.5)
+        return super().answer(name, inputs)
+serving.run(serving.ModelServer(config("m"), load=lambda folder, model: Slow(), list_versions=lambda path: {{1: pathlib.Path(path) / "1"}}),
+            port=0)
+print("over", flush=True)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_finishes_running_requests_refuses_new_ones_and_exits_0(number):
+    process = Process.__new__(Process)
+    source = SLOW.format(root=str(ROOT), tests=str(ROOT / "tests"))
+    process.process = subprocess.Popen([sys.executable, "-c", source], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.out, process.err = [], []
+    threading.Thread(target=lambda: process.out.extend(process.process.stdout), daemon=True).start()
+    answers = []
+    request = threading.Thread(target=lambda: answers.append(process.call("POST", "/v1/models/m:predict", '{"inputs": [4.0]}')))
+    port = process.port
+    idle = socket.create_connection(("127.0.0.1", port))
+    request.start()
+    process.wait_for("running")
+    process.process.send_signal(number)
+    time.sleep(0.8)
+    with pytest.raises(OSError):
+        socket.create_connection(("127.0.0.1", port), timeout=1)
+    request.join(30)
+    assert answers == [(200, b'{"outputs":[3.0]}')]
+    assert process.process.wait(30) == 0
+    idle.close()
+
+
+def test_client_that_leaves_does_no_harm():
+    with started("--port", "0") as server:
+        server.wait_for("Try:")
+        for cut in (b"POST /v1/models/digits:predict HTTP/1.1\r\nContent-Length: 1000000\r\n\r\n{", b"GET /v1", b"\x00\x01\x02\r\n\r\n"):
+            with socket.create_connection(("127.0.0.1", server.port)) as client:
+                client.sendall(cut)
+        assert server.call("GET", "/livez")[0] == 200
+        assert server.end() == 0
+
+
+def test_two_mebibytes_of_json_over_a_real_socket():
+    with started("--port", "0") as server:
+        server.wait_for("Try:")
+        body = json.dumps({"instances": [[[1.5] * 8] * 8] * 6000})
+        assert len(body) > 1.5e6
+        status, answer = server.call("POST", "/v1/models/digits:predict", body)
+        assert status == 200 and len(json.loads(answer)["predictions"]) == 6000

@@ -920,21 +920,8 @@ def load_saved_model(folder: Path, config: ModelConfig, gpu_memory_limit_mb: int
     """
     tf = tensorflow()
     prepare_gpus(gpu_memory_limit_mb)
-    session = None
-    try:
-        device = pick_device(config.target_device)
-        session, definitions, metadata = open_session(folder, device)
-        signatures = {name: read_signature(definition) for name, definition in describe(definitions)["signature_def"].items()}
-        calls, example = {}, None
-        for name, signature in signatures.items():
-            if is_runnable(signature):
-                calls[name], request_body = prepare_call(session, name, signature, device, config)
-                example = request_body or example
-    except (OSError, RuntimeError, ValueError, TypeError, KeyError, LoadError, tf.errors.OpError) as error:
-        if session:
-            session.close()
-        reason = str(getattr(error, "message", None) or error)
-        raise LoadError(clean_message(reason.replace(str(folder), f"<base_path>/{folder.name}"))) from error
+    session: Any = None
+    example, calls = None, dict[str, Callable]()
 
     def answer(name: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         if name not in calls:
@@ -944,6 +931,21 @@ def load_saved_model(folder: Path, config: ModelConfig, gpu_memory_limit_mb: int
         except tf.errors.OpError as error:
             raise ServingError(clean_message(error.message), CODE_NAMES[error.error_code]) from error
 
+    try:
+        device = pick_device(config.target_device)
+        session, definitions, metadata = open_session(folder, device)
+        signatures = {name: read_signature(definition) for name, definition in describe(definitions)["signature_def"].items()}
+        for name, signature in signatures.items():
+            if is_runnable(signature):
+                calls[name], request_body = prepare_call(session, name, signature, device, config)
+                example = request_body or example
+        replay_warmup(folder, answer)
+    except Exception as error:  # whatever is wrong with the files, or with the model
+        if session:
+            session.close()
+        plain = str(error) if isinstance(error, OSError | RuntimeError) else f"{type(error).__name__}: {error}"
+        reason = getattr(error, "message", None) or plain
+        raise LoadError(clean_message(reason.replace(str(folder), f"<base_path>/{folder.name}"))) from error
     return Servable(signatures, answer, metadata=metadata, device=device, close=session.close, example=example)
 
 
@@ -1029,6 +1031,50 @@ def rename_tensors(definitions: dict[str, Any], mapping: Mapping[str, Mapping[st
                 tensors[names[own]].CopyFrom(tensors[own])
                 del tensors[own]
     return renamed
+
+
+def replay_warmup(folder: Path, answer: Callable[[str, dict[str, np.ndarray]], Any]) -> None:
+    """Run the requests in assets.extra/tf_serving_warmup_requests (TFRecords of PredictionLog), as TensorFlow Serving does.
+
+    A record that cannot be read or answered fails the load. Predict, classify and regress logs are replayed.
+    """
+    tf, path = tensorflow(), folder / "assets.extra" / "tf_serving_warmup_requests"
+    for index, record in enumerate(tf.compat.v1.io.tf_record_iterator(str(path)) if path.is_file() else ()):
+        if index == 1000:
+            raise LoadError("Number of warmup records exceeds the maximum (1000) at assets.extra/tf_serving_warmup_requests")
+        try:
+            log = read_fields(record)
+            for number in log.keys() & {2, 3, 6}:  # classify_log, regress_log, predict_log, each with its request as field 1
+                request_ = read_fields(read_fields(log[number][0])[1][0])
+                name = b"".join(read_fields(request_.get(1, [b""])[0]).get(3, [])).decode() or "serving_default"
+                answer(name, read_tensors(request_[2]) if number == 6 else {"inputs": read_examples(request_[2][0])})
+        except Exception as error:
+            raise LoadError(f"Failed to parse warmup record: {index}: {getattr(error, 'message', None) or error}") from error
+
+
+def read_fields(message: bytes) -> dict[int, list[bytes]]:
+    """The length-delimited fields of a protobuf message by number, whatever its type."""
+    from google.protobuf import empty_pb2, unknown_fields
+    found: dict[int, list[bytes]] = {}
+    for unknown in unknown_fields.UnknownFieldSet(empty_pb2.Empty.FromString(message)):
+        if unknown.wire_type == 2:
+            found.setdefault(unknown.field_number, []).append(unknown.data)
+    return found
+
+
+def read_tensors(entries: Sequence[bytes]) -> dict[str, np.ndarray]:
+    """A PredictRequest's `inputs`: map entries of name and TensorProto."""
+    from tensorflow.core.framework import tensor_pb2
+    pairs = [read_fields(entry) for entry in entries]
+    return {pair[1][0].decode(): tensorflow().make_ndarray(tensor_pb2.TensorProto.FromString(pair[2][0])) for pair in pairs}
+
+
+def read_examples(given: bytes) -> np.ndarray:
+    """A ClassificationRequest's `input` as serialized Examples [N], a context merged in where it has one."""
+    fields = read_fields(given)
+    examples = read_fields((fields.get(1) or fields[2])[0])
+    context = b"".join(examples.get(2, []))  # serialized messages merge by joining; the later one, the example, wins
+    return np.array([context + example for example in examples[1]] + [None], object)[:-1]
 
 
 def describe(definitions: Mapping[str, Any]) -> dict[str, Any]:

@@ -230,6 +230,61 @@ def test_a_saved_model_as_base_path_is_version_one(caplog):
     assert "m: base_path is a SavedModel itself, served as version 1" in caplog.text
 
 
+# --- TensorFlow Serving's warm-up file --------------------------------------------------------------------
+
+def with_warmup(folder, *logs):
+    """half_plus_two with a warm-up file of these PredictionLogs (or raw records)."""
+    shutil.copytree(ROOT / "models/half_plus_two/123", folder)
+    (folder / "assets.extra").mkdir()
+    tf = serving.tensorflow()
+    with tf.io.TFRecordWriter(str(folder / "assets.extra/tf_serving_warmup_requests")) as writer:
+        for log in logs:
+            writer.write(log if isinstance(log, bytes) else log.SerializeToString())
+    return folder
+
+
+def warmup_logs(tf, example, value=1.0, signature=""):
+    """A predict, a classify and a regress log, made with TensorFlow Serving's own messages."""
+    from tensorflow_serving.apis import classification_pb2, predict_pb2, prediction_log_pb2, regression_pb2
+    predict = predict_pb2.PredictRequest()
+    predict.model_spec.signature_name = signature
+    predict.inputs["x"].CopyFrom(tf.make_tensor_proto(value, shape=[1, 1]))
+    classify, regress = classification_pb2.ClassificationRequest(), regression_pb2.RegressionRequest()
+    classify.model_spec.signature_name, regress.model_spec.signature_name = "classify", "regress"
+    classify.input.example_list.examples.add().CopyFrom(example)
+    regress.input.example_list_with_context.context.CopyFrom(example)
+    regress.input.example_list_with_context.examples.add()
+    log = prediction_log_pb2.PredictionLog
+    return [log(predict_log=prediction_log_pb2.PredictLog(request=predict)),
+            log(classify_log=prediction_log_pb2.ClassifyLog(request=classify)),
+            log(regress_log=prediction_log_pb2.RegressLog(request=regress))]
+
+
+def test_warmup_file_is_replayed(tf, folder, monkeypatch):
+    asked, prepare = [], serving.prepare_call
+
+    def spy(session, name, *rest):
+        call, example = prepare(session, name, *rest)
+        return lambda *arrays: asked.append((name, [a.tolist() for a in arrays])) or call(*arrays), example
+    monkeypatch.setattr(serving, "prepare_call", spy)
+    example = tf.train.Example(features=tf.train.Features(feature={"x": tf.train.Feature(float_list=tf.train.FloatList(value=[3]))}))
+    load(with_warmup(folder / "warm", *warmup_logs(tf, example)))
+    assert asked[0] == ("serving_default", [[[1.0]]])
+    assert [name for name, _ in asked[1:]] == ["classify", "regress"]
+    assert all(tf.train.Example.FromString(arrays[0][0]) == example for _, arrays in asked[1:])
+
+
+def test_warmup_record_that_fails_or_cannot_be_read_fails_the_load(tf, folder):
+    with pytest.raises(serving.LoadError, match="Failed to parse warmup record: 1: .*Feature: x .* is required"):
+        load(with_warmup(folder / "warm1", *warmup_logs(tf, tf.train.Example())))
+    with pytest.raises(serving.LoadError, match="Failed to parse warmup record: 0: "):
+        load(with_warmup(folder / "warm2", b"\xff\xff"))
+    with pytest.raises(serving.LoadError, match="Failed to parse warmup record: 0: .*nope"):
+        load(with_warmup(folder / "warm3", *warmup_logs(tf, tf.train.Example(), signature="nope")))
+    with pytest.raises(serving.LoadError, match=r"Number of warmup records exceeds the maximum \(1000\)"):
+        load(with_warmup(folder / "warm4", *[warmup_logs(tf, tf.train.Example())[0]] * 1001))
+
+
 # --- devices ----------------------------------------------------------------------------------------------
 
 def test_missing_gpu_fails_that_model_and_no_other(tf):

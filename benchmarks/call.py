@@ -1,0 +1,60 @@
+"""What a call costs inside the process: our way into TensorFlow against the signature of `tf.saved_model.load`.
+
+    python benchmarks/call.py [rounds]
+
+Microseconds a call, one row, NumPy in and out, one thread; the ways take turns, medians are printed. The
+answers of the two are compared first.
+"""
+
+import os
+import statistics
+import sys
+import time
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+import numpy as np  # noqa: E402
+
+import serving  # noqa: E402
+
+
+def microseconds(call, calls=500):
+    start = time.perf_counter()
+    for _ in range(calls):
+        call()
+    return (time.perf_counter() - start) / calls * 1e6
+
+
+def main():
+    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 7
+    tf = serving.tensorflow()
+    server = serving.ModelServer(ROOT / "config.json", poll_seconds=0)
+    server.wait()
+    for model in ("half_plus_two", "digits"):
+        version, servable = next(iter(server.manager.available()[model].versions.items()))
+        inputs = dict(zip(servable.signatures["serving_default"].inputs, serving.sample_inputs(servable.signatures["serving_default"], 1)))
+        signature = tf.saved_model.load(str(ROOT / "models" / model / str(version))).signatures["serving_default"]
+        body = serving.encode_json({"inputs": inputs})
+        ways = {
+            "tf.saved_model.load signature": lambda: {k: v.numpy() for k, v in signature(
+                **{k: tf.constant(v) for k, v in inputs.items()}).items()},
+            "serving, arrays in and out": lambda: servable.run("serving_default", inputs),
+            "serving, JSON in and out": lambda: serving.encode_json(server.predict(model, serving.parse_json(body))),
+        }
+        ours, theirs = list(ways.values())[1](), list(ways.values())[0]()
+        assert all(np.allclose(ours[name], theirs[name], rtol=1e-5) for name in theirs), "the answers differ"
+        times = {name: [] for name in ways}
+        for _ in range(rounds):
+            for name, way in ways.items():
+                times[name].append(microseconds(way))
+        base = statistics.median(times["tf.saved_model.load signature"])
+        for name, values in times.items():
+            print(f"{model:14} {name:32} {statistics.median(values):8.1f} us   {base / statistics.median(values):6.1f}x", flush=True)
+    server.stop()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""The documents hold: every option and route stands in the README, and its examples answer as printed."""
+
+import dataclasses
+import json
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT, Rest
+
+import serving
+
+README = (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize("kind", [serving.ModelConfig, serving.Batching, serving.ServerConfig, serving.Config])
+def test_every_option_is_in_the_readme(kind):
+    for field in dataclasses.fields(kind):
+        if "no effect" not in field.metadata["doc"] and "not supported" not in field.metadata["doc"]:
+            assert f"`{field.name}`" in README or f'"{field.name}"' in README, field.name
+
+
+def test_defaults_in_the_readme_are_the_defaults():
+    for name, default in re.findall(r"^\| `(\w+)` \| (\d+) \|", README, re.MULTILINE):
+        assert getattr(serving.ServerConfig(), name) == int(default)
+
+
+def test_every_command_line_option_is_in_the_readme():
+    for action in serving.build_parser()._actions:
+        if action.option_strings[0] != "-h":
+            assert f"`{action.option_strings[0]}`" in README
+
+
+def test_every_route_is_in_the_readme():
+    for part in ("/v1/models", ":predict", ":classify", ":regress", "/metadata", "/model-serving/", "/v1/config", "/v1/config/reload",
+                 "/livez", "/readyz", "/v2/health/live", "/v2/health/ready"):
+        assert part in README
+    assert len(serving.ROUTES) == 9  # a new route must be named above, and in the README
+
+
+def test_curl_examples_answer_as_printed(demo):
+    examples = re.findall(r"^\$ (curl .*)\n(.*)$", README, re.MULTILINE)
+    assert len(examples) == 4
+    client = Rest(demo)
+    for command, printed in examples:
+        words = shlex.split(command)
+        path = words[-1].removeprefix("http://127.0.0.1:8501")
+        response = client.post(path, words[words.index("-d") + 1]) if "-d" in words else client.get(path)
+        assert json.loads(response.data) == json.loads(printed)
+
+
+def test_python_examples_run():
+    for source in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
+        source = "\n".join(line.strip() for line in source.splitlines() if "serving.run(" not in line)
+        done = subprocess.run([sys.executable, "-c", source], cwd=ROOT, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+
+
+def test_config_example_is_right():
+    example = json.loads(re.search(r"```json\n(.*?)```", README, re.DOTALL)[1])
+    example.pop("$schema")
+    assert [model.name for model in serving.load_config(example).models] == ["digits"]
+
+
+def test_ci_runs_the_readmes_test_command():
+    command = re.search(r"Run the tests:\n\n```\n(.*)\n```", README)[1]
+    assert command in (ROOT / ".ci/run").read_text()
+
+
+def test_readme_is_short():
+    assert README.count("\n") < 200

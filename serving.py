@@ -459,7 +459,6 @@ class TensorSpec:
 class Signature:
     inputs: dict[str, TensorSpec]
     outputs: dict[str, TensorSpec]
-    method_name: str = "tensorflow/serving/predict"
 
 
 class PlainObject(dict):
@@ -639,13 +638,9 @@ def decode_tensor(value: Any, spec: TensorSpec, plain: bool) -> np.ndarray:
 def cast_array(array: np.ndarray, spec: TensorSpec) -> np.ndarray:
     """Give an array from Python the signature's dtype where no value changes its kind."""
     dtype = NUMPY_DTYPES.get(spec.dtype)
-    if array.dtype == dtype and dtype.kind != "O":
-        return array
-    if dtype is not None and dtype.kind in "iufVb" and array.dtype.kind in "iufVb":
-        quick = quick_cast(array, dtype)
-        if quick is not None:
-            return quick
-    return exact_tensor(array.tolist(), spec)
+    numbers = dtype is not None and dtype.kind != "O" and array.dtype.kind in "iufVb"
+    quick = quick_cast(array, dtype) if numbers else None
+    return exact_tensor(array.tolist(), spec) if quick is None else quick
 
 
 def quick_tensor(value: list, dtype: np.dtype | None) -> np.ndarray | None:
@@ -656,7 +651,7 @@ def quick_tensor(value: list, dtype: np.dtype | None) -> np.ndarray | None:
         return None
 
 
-def quick_cast(array: np.ndarray, dtype: np.dtype) -> np.ndarray | None:
+def quick_cast(array: np.ndarray, dtype: Any) -> np.ndarray | None:
     """Convert an array of numbers to `dtype` when every value is of its kind and in its range, else None."""
     if array.dtype == dtype or array.size == 0 and array.dtype.kind != "O":
         return array.astype(dtype, copy=False)
@@ -1091,7 +1086,7 @@ def read_signature(definition: Mapping[str, Any]) -> Signature:
     def read(side: str) -> dict[str, TensorSpec]:
         return {name: TensorSpec(name, info.get("name", ""), info["dtype"], read_shape(info.get("tensor_shape", {})))
                 for name, info in sorted(definition[side].items())}
-    return Signature(read("inputs"), read("outputs"), definition["method_name"])
+    return Signature(read("inputs"), read("outputs"))
 
 
 def read_shape(shape: Mapping[str, Any]) -> tuple[int | None, ...] | None:
@@ -1132,7 +1127,11 @@ def prepare_call(session: Any, name: str, signature: Signature, device: str, con
     except tf.errors.OpError as error:
         logger.debug("%s: signature %s is not warmed up, made-up input does not suit it: %s", config.name, name, error.message)
         return plain, None
-    return choose_batching(session, name, signature, plain, device, config), example_request(name, signature)
+    try:
+        return choose_batching(session, name, signature, plain, device, config), example_request(name, signature)
+    except (tf.errors.OpError, ValueError, TypeError) as error:  # such as a graph that takes one row only
+        logger.warning("%s: signature %s runs unbatched: %s", config.name, name, clean_message(str(error)))
+        return plain, example_request(name, signature)
 
 
 def sample_inputs(signature: Signature, rows: int, seed: int = 0) -> list[np.ndarray]:
@@ -1142,11 +1141,9 @@ def sample_inputs(signature: Signature, rows: int, seed: int = 0) -> list[np.nda
     for spec in signature.inputs.values():
         dtype = NUMPY_DTYPES.get(spec.dtype, np.dtype(np.float32))
         shape = [size or 1 for size in spec.shape or ()]
-        if spec.shape and spec.shape[0] is None:
-            shape[0] = rows
-        values = random.random(shape)
-        samples.append(np.full(shape, b"", object) if dtype.kind == "O" else
-                       (values if dtype.kind in "fV" else np.round(values)).astype(dtype))
+        values = random.random(shape, np.float32)
+        row = np.full(shape, b"", object) if dtype.kind == "O" else (values if dtype.kind in "fV" else np.round(values)).astype(dtype)
+        samples.append(np.repeat(row, rows, axis=0) if spec.shape and spec.shape[0] is None else row)
     return samples
 
 
@@ -1446,7 +1443,7 @@ class ModelManager:
         if not outcome.errors or outcome.config_missing and polling:
             self._refresh_models(outcome, polling)
         self._drain()
-        if outcome.config_read:
+        if outcome.config_read or not self.first_pass_done.is_set():
             self._config_failed = bool(outcome.errors)
         if outcome.changed or not self.first_pass_done.is_set():
             settle_garbage()
@@ -1536,17 +1533,14 @@ class ModelManager:
                 state.error = error.message if isinstance(error, ServingError) else f"{type(error).__name__}: {error}"
                 state.failed_at = files
             else:
-                self._replace(state, servable, model.load_key)
+                if state.servable:
+                    self._draining.append((None, state.servable))
+                state.servable, state.load_key, state.failed_at = servable, model.load_key, None
+                state.state, state.error = "AVAILABLE", ""
                 logger.info("%s version %d is available on %s", model.name, version, servable.device or "no device")
                 return True
         outcome.errors.append((500, f"{path}: version {version} of {model.name} cannot be loaded: {state.error}"))
         return state.servable is not None
-
-    def _replace(self, state: VersionState, servable: Servable, load_key: tuple) -> None:
-        if state.servable:
-            self._draining.append((None, state.servable))
-        state.servable, state.load_key, state.failed_at = servable, load_key, None
-        state.state, state.error = "AVAILABLE", ""
 
     def _publish(self, name: str, serving: dict[int, Servable], labels: dict[str, int], broken: set[int], outcome: Outcome) -> None:
         """Let readers see the new versions (one assignment), then send the others into retirement."""
@@ -1770,13 +1764,17 @@ def decode_feature(name: str, value: Any) -> tuple[str, Any]:
     raise BadRequest(f"Feature: {name} has element with unexpected JSON type: {type_of(value)}")
 
 
+def require(holds: bool, text: str) -> None:
+    if not holds:
+        raise BadRequest(text)
+
+
 def run_examples(servable: Servable, name: str, examples: list, check: Callable[[Signature, str], None]) -> dict[str, np.ndarray]:
     """Run a classify or regress signature on serialized examples, its structure checked first."""
     signature = servable.signatures.get(name)
     if signature is None:
         raise BadRequest(f"No signature was found with the name: {name}")
-    if len(signature.inputs) != 1:
-        raise BadRequest("Expected one input Tensor.")
+    require(len(signature.inputs) == 1, "Expected one input Tensor.")
     check(signature, f"inputs: {', '.join(signature.inputs)}; outputs: {', '.join(signature.outputs)}")
     return servable.run(name, {"inputs": serialize_examples(examples)})
 
@@ -1788,30 +1786,22 @@ def print_shape(array: np.ndarray) -> str:
 def classify(servable: Servable, name: str, examples: list) -> dict[str, Any]:
     """Answer a classify request: for each example its [label, score] pairs, under `results` and `result`."""
     def check(signature: Signature, text: str) -> None:
-        if len(signature.outputs) not in (1, 2):
-            raise BadRequest(f"Expected one or two output Tensors, found {len(signature.outputs)}")
-        if "inputs" not in signature.inputs:
-            raise BadRequest(f"No classification inputs found in SignatureDef: {text}")
-        if not signature.outputs.keys() & {"classes", "scores"}:
-            raise BadRequest('Expected classification signature outputs to contain at least one of "classes" or "scores". '
-                             f"Signature was: {text}")
+        require(len(signature.outputs) in (1, 2), f"Expected one or two output Tensors, found {len(signature.outputs)}")
+        require("inputs" in signature.inputs, f"No classification inputs found in SignatureDef: {text}")
+        require(bool(signature.outputs.keys() & {"classes", "scores"}),
+                f'Expected classification signature outputs to contain at least one of "classes" or "scores". Signature was: {text}')
     outputs = run_examples(servable, name, examples, check)
     specs = servable.signatures[name].outputs
     for output, dtype in (("classes", "DT_STRING"), ("scores", "DT_FLOAT")):
-        if output not in outputs:
-            continue
-        array = outputs[output]
-        if array.ndim != 2:
-            raise BadRequest(f"Expected Tensor shape: [batch_size num_classes] but got {print_shape(array)}")
-        if specs[output].dtype != dtype:
-            raise BadRequest(f"Expected {output} Tensor of {dtype}. Got: {specs[output].dtype}")
-        if len(array) != len(examples):
-            raise BadRequest(f"Expected {output} output batch size of {len(examples)}. Got: {len(array)}")
-    shape = next(outputs[output].shape for output in ("classes", "scores") if output in outputs)
+        if (array := outputs.get(output)) is not None:
+            require(array.ndim == 2, f"Expected Tensor shape: [batch_size num_classes] but got {print_shape(array)}")
+            require(specs[output].dtype == dtype, f"Expected {output} Tensor of {dtype}. Got: {specs[output].dtype}")
+            require(len(array) == len(examples), f"Expected {output} output batch size of {len(examples)}. Got: {len(array)}")
+            shape = array.shape
     classes = outputs.get("classes", np.full(shape, b"", object))
     scores = outputs.get("scores", np.zeros(shape, np.float32))
-    if classes.shape != scores.shape:
-        raise BadRequest(f"Tensors class and score should match in dim_size(1). Got {classes.shape[1]} vs. {scores.shape[1]}")
+    require(classes.shape == scores.shape,
+            f"Tensors class and score should match in dim_size(1). Got {classes.shape[1]} vs. {scores.shape[1]}")
     results = [[list(pair) for pair in zip(*row)] for row in zip(classes, scores)]
     return {"results": results, "result": results}
 
@@ -1819,20 +1809,17 @@ def classify(servable: Servable, name: str, examples: list) -> dict[str, Any]:
 def regress(servable: Servable, name: str, examples: list) -> dict[str, Any]:
     """Answer a regress request: one value for each example, float32 [N], under `results` and `result`."""
     def check(signature: Signature, text: str) -> None:
-        if len(signature.outputs) != 1:
-            raise BadRequest("Expected one output Tensor.")
-        for side, names in (("inputs", signature.inputs), ("outputs", signature.outputs)):
-            if side not in names:
-                raise BadRequest(f"No regression {side} found in SignatureDef: {text}")
+        require(len(signature.outputs) == 1, "Expected one output Tensor.")
+        require("inputs" in signature.inputs, f"No regression inputs found in SignatureDef: {text}")
+        require("outputs" in signature.outputs, f"No regression outputs found in SignatureDef: {text}")
     values = run_examples(servable, name, examples, check)["outputs"]
     dtype = servable.signatures[name].outputs["outputs"].dtype
-    if values.ndim not in (1, 2) or values.ndim == 2 and values.shape[1] != 1:
-        raise BadRequest(f"Expected output Tensor shape to be either [batch_size] or [batch_size, 1] but got {print_shape(values)}")
-    if len(values) != len(examples):
-        raise BadRequest(f"Input batch size did not match output batch size: {len(examples)} vs. {len(values)}")
-    if dtype != "DT_FLOAT":
-        raise BadRequest(f"Expected output Tensor of DT_FLOAT.  Got: {dtype}")
+    require(values.ndim == 1 or values.ndim == 2 and values.shape[1] == 1,
+            f"Expected output Tensor shape to be either [batch_size] or [batch_size, 1] but got {print_shape(values)}")
+    require(len(values) == len(examples), f"Input batch size did not match output batch size: {len(examples)} vs. {len(values)}")
+    require(dtype == "DT_FLOAT", f"Expected output Tensor of DT_FLOAT.  Got: {dtype}")
     return {"results": values.reshape(-1), "result": values.reshape(-1)}
+
 
 # ======================================================================================================
 # ModelServer

@@ -28,23 +28,28 @@ def microseconds(call, calls=500):
     return (time.perf_counter() - start) / calls * 1e6
 
 
+def ways_to_call(tf, server, model):
+    """The ways by name: each a function without arguments."""
+    version, servable = next(iter(server.manager.available()[model].versions.items()))
+    signature = servable.signatures["serving_default"]
+    inputs = dict(zip(signature.inputs, serving.sample_inputs(signature, 1)))
+    direct = tf.saved_model.load(str(ROOT / "models" / model / str(version))).signatures["serving_default"]
+    body = serving.encode_json({"inputs": inputs})
+    return {
+        "tf.saved_model.load signature": lambda: {k: v.numpy() for k, v in direct(**{k: tf.constant(v) for k, v in inputs.items()}).items()},
+        "serving, arrays in and out": lambda: servable.run("serving_default", inputs),
+        "serving, JSON in and out": lambda: serving.encode_json(server.predict(model, serving.parse_json(body))),
+    }
+
+
 def main():
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 7
     tf = serving.tensorflow()
     server = serving.ModelServer(ROOT / "config.json", poll_seconds=0)
     server.wait()
     for model in ("half_plus_two", "digits"):
-        version, servable = next(iter(server.manager.available()[model].versions.items()))
-        inputs = dict(zip(servable.signatures["serving_default"].inputs, serving.sample_inputs(servable.signatures["serving_default"], 1)))
-        signature = tf.saved_model.load(str(ROOT / "models" / model / str(version))).signatures["serving_default"]
-        body = serving.encode_json({"inputs": inputs})
-        ways = {
-            "tf.saved_model.load signature": lambda: {k: v.numpy() for k, v in signature(
-                **{k: tf.constant(v) for k, v in inputs.items()}).items()},
-            "serving, arrays in and out": lambda: servable.run("serving_default", inputs),
-            "serving, JSON in and out": lambda: serving.encode_json(server.predict(model, serving.parse_json(body))),
-        }
-        ours, theirs = list(ways.values())[1](), list(ways.values())[0]()
+        ways = ways_to_call(tf, server, model)
+        theirs, ours = (way() for way in list(ways.values())[:2])
         assert all(np.allclose(ours[name], theirs[name], rtol=1e-5) for name in theirs), "the answers differ"
         times = {name: [] for name in ways}
         for _ in range(rounds):
@@ -52,7 +57,7 @@ def main():
                 times[name].append(microseconds(way))
         base = statistics.median(times["tf.saved_model.load signature"])
         for name, values in times.items():
-            print(f"{model:14} {name:32} {statistics.median(values):8.1f} us   {base / statistics.median(values):6.1f}x", flush=True)
+            print(f"{model:14} {name:30} {statistics.median(values):8.1f} us {base / statistics.median(values):6.1f}x", flush=True)
     server.stop()
 
 

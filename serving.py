@@ -44,7 +44,7 @@ import types
 import typing
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from pathlib import Path
@@ -761,8 +761,8 @@ def encode_string(value: bytes) -> bytes:
 def encode_floats(array: np.ndarray) -> bytes:
     """A float array as JSON with the tokens NaN, Infinity and -Infinity, for which orjson writes null."""
     pieces = orjson.dumps(array, option=orjson.OPT_SERIALIZE_NUMPY).split(b"null")
-    odd = array[~np.isfinite(array)] if array.ndim else array.reshape(1)[~np.isfinite(array.reshape(1))]
-    tokens = (b"NaN" if value != value else b"Infinity" if value > 0 else b"-Infinity" for value in odd)
+    flat = np.atleast_1d(array)
+    tokens = (b"NaN" if value != value else b"Infinity" if value > 0 else b"-Infinity" for value in flat[~np.isfinite(flat)])
     return b"".join(itertools.chain.from_iterable(itertools.zip_longest(pieces, tokens, fillvalue=b"")))
 
 
@@ -950,15 +950,15 @@ def clean_message(message: str) -> str:
 
 
 def open_session(folder: Path, device: str) -> tuple[Any, dict[str, Any], dict[str, Any]]:
-    """Load a SavedModel into a session on `device`; returns it, the SignatureDefs and their description.
+    """Load a SavedModel into a session on `device`; returns it, the SignatureDefs to call and their description as stored.
 
     Some files (a Keras model inside a tf.Module) hold variables twice and restore one set only: those are
     loaded once more as objects, into a graph, where TensorFlow ties the two together.
     """
     tf = tensorflow()
     session, definitions = open_graph(folder, device)
-    mapping = read_mapping(folder)
-    metadata = describe(rename_tensors(definitions, mapping))
+    renamed = rename_tensors(definitions, folder)
+    metadata = describe(definitions)
     handles = [op.outputs[0] for op in session.graph.get_operations() if op.type == "VarHandleOp"]
     with session.graph.as_default():
         filled = session.run([tf.raw_ops.VarIsInitializedOp(resource=handle) for handle in handles])
@@ -969,8 +969,8 @@ def open_session(folder: Path, device: str) -> tuple[Any, dict[str, Any], dict[s
             loaded = tf.saved_model.load(str(folder))
             session.run([tf.compat.v1.global_variables_initializer(), tf.compat.v1.tables_initializer()])
             for name, function in loaded.signatures.items():
-                rewire(definitions[name], function)
-    return session, rename_tensors(definitions, mapping), metadata
+                rewire(definitions[name], function, renamed)
+    return session, definitions, metadata
 
 
 def new_session(device: str) -> Any:
@@ -997,35 +997,27 @@ def open_graph(folder: Path, device: str) -> tuple[Any, dict[str, Any]]:
         raise
 
 
-def rewire(definition: Any, function: Any) -> None:
+def rewire(definition: Any, function: Any, renamed: Mapping[str, Mapping[str, str]]) -> None:
     """Call a loaded signature in the current graph and point its SignatureDef at the tensors of that call."""
-    tf = tensorflow()
-    inputs = {name: tf.compat.v1.placeholder(spec.dtype, spec.shape) for name, spec in function.structured_input_signature[1].items()}
-    for name, tensor in inputs.items():
-        definition.inputs[name].name = tensor.name
-    for name, tensor in function(**inputs).items():
-        definition.outputs[name].name = tensor.name
+    placeholder = tensorflow().compat.v1.placeholder
+    inputs = {name: placeholder(spec.dtype, spec.shape) for name, spec in function.structured_input_signature[1].items()}
+    for side, tensors in (("inputs", inputs), ("outputs", function(**inputs))):
+        for name, tensor in tensors.items():
+            getattr(definition, side)[renamed.get(side, {}).get(name, name)].name = tensor.name
 
 
-def read_mapping(folder: Path) -> dict[str, dict[str, str]]:
-    """OpenVINO Model Server's mapping_config.json: the names in requests for the model's own."""
+def rename_tensors(definitions: Mapping[str, Any], folder: Path) -> dict[str, dict[str, str]]:
+    """Apply OpenVINO Model Server's mapping_config.json: names for requests instead of the model's own; returns it."""
     path = folder / "mapping_config.json"
-    return json.loads(path.read_bytes()) if path.is_file() else {}
-
-
-def rename_tensors(definitions: dict[str, Any], mapping: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
-    """Copies of SignatureDefs, their inputs and outputs renamed."""
-    renamed = {}
-    for name, definition in sorted(definitions.items()):
-        renamed[name] = type(definition)()
-        renamed[name].CopyFrom(definition)
+    mapping = json.loads(path.read_bytes()) if path.is_file() else {}
+    for definition in definitions.values():
         for side in ("inputs", "outputs"):
-            names = mapping.get(side, {})
-            tensors = getattr(renamed[name], side)
-            for own in [own for own in tensors if names.get(own, own) != own]:
-                tensors[names[own]].CopyFrom(tensors[own])
-                del tensors[own]
-    return renamed
+            tensors = getattr(definition, side)
+            for own, exposed in mapping.get(side, {}).items():
+                if own in tensors and own != exposed:
+                    tensors[exposed].CopyFrom(tensors[own])
+                    del tensors[own]
+    return mapping
 
 
 def replay_warmup(folder: Path, answer: Callable[[str, dict[str, np.ndarray]], Any]) -> None:
@@ -1212,14 +1204,11 @@ def time_calls(call: Callable, signature: Signature, threads: int, calls: int) -
     inputs = sample_inputs(signature, 1)
 
     def seconds() -> float:
-        workers = [threading.Thread(target=lambda: [call(*inputs) for _ in range(calls)]) for _ in range(threads)]
         start = time.perf_counter()
-        for worker in workers:
-            worker.start()
-        for worker in workers:
-            worker.join()
+        list(pool.map(lambda _: [call(*inputs) for _ in range(calls)], range(threads)))
         return (time.perf_counter() - start) / calls
-    return min(seconds(), seconds())
+    with ThreadPoolExecutor(threads) as pool:
+        return min(seconds(), seconds())
 
 
 def make_batched(session: Any, signature: Signature, options: Batching, device: str) -> Callable:

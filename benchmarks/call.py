@@ -36,7 +36,8 @@ def ways_to_call(tf, server, model):
     direct = tf.saved_model.load(str(ROOT / "models" / model / str(version))).signatures["serving_default"]
     body = serving.encode_json({"inputs": inputs})
     return {
-        "tf.saved_model.load signature": lambda: {k: v.numpy() for k, v in direct(**{k: tf.constant(v) for k, v in inputs.items()}).items()},
+        "tf.saved_model.load signature": lambda: {
+            name: tensor.numpy() for name, tensor in direct(**{name: tf.constant(array) for name, array in inputs.items()}).items()},
         "serving, arrays in and out": lambda: servable.run("serving_default", inputs),
         "serving, JSON in and out": lambda: serving.encode_json(server.predict(model, serving.parse_json(body))),
     }

@@ -184,6 +184,14 @@ def test_openvino_mapping_renames_tensors(folder):
     assert list(servable.metadata["signature_def"]["serving_default"]["outputs"]) == ["got"]
 
 
+def test_openvino_mapping_of_a_model_that_is_loaded_as_objects(tf, folder):
+    model = keras_model()
+    export(tf, folder / "wrapped2", {"serving_default": (lambda x: {"y": model(x)}, [tf.TensorSpec([None, 7], name="x")])}, model=model)
+    (folder / "wrapped2" / "mapping_config.json").write_text('{"inputs": {"x": "given"}}')
+    x = np.ones((1, 7), np.float32)
+    np.testing.assert_allclose(load(folder / "wrapped2").run("serving_default", {"given": x})["y"], model(x).numpy(), rtol=1e-5, atol=1e-6)
+
+
 def test_shapes_are_the_graphs_business_not_the_signatures(demo):
     for value in ([1.0, 2.0], [[1.0, 2.0], [3.0, 4.0]], 1.0):
         assert demo.predict("half_plus_two", {"inputs": value})["outputs"].tolist() == (np.array(value) * 0.5 + 2).tolist()

@@ -61,7 +61,7 @@ from waitress.server import BaseWSGIServer
 from werkzeug.exceptions import HTTPException
 from werkzeug.routing import BaseConverter
 
-__all__ = ["Config", "ConfigError", "ModelServer", "Servable", "ServingError", "config_schema",
+__all__ = ["Config", "ConfigError", "ModelServer", "Servable", "ServingError",
            "create_app", "create_blueprint", "load_config", "main", "run"]
 __version__ = "0.1.0"
 
@@ -136,10 +136,6 @@ def option(default: Any = dataclasses.MISSING, doc: str = "", minimum: int | Non
     """Declare a config field in one line: default, what it means (with its unit), and its limits."""
     metadata = {"doc": doc, "minimum": minimum, "pattern": pattern}
     return field(default_factory=dict, metadata=metadata) if default == {} else field(default=default, metadata=metadata)
-
-
-def is_required(f: dataclasses.Field) -> bool:
-    return f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
 
 
 @dataclass(frozen=True)
@@ -353,7 +349,7 @@ def parse_fields(kind: Any, value: dict[str, Any], path: str) -> Any:
             hint = f"did you mean '{close[0]}'?" if close else f"expected one of: {', '.join(fields) or 'nothing'}"
             raise ConfigError(f"{path}.{key}"[:200], f"unknown key; {hint}")
     for name, f in fields.items():
-        if name not in value and is_required(f):
+        if name not in value and f.default is f.default_factory:  # both missing: it has no default
             raise ConfigError(path, f"missing key '{name}': {f.metadata['doc']}")
     try:
         return kind(**{key: parse(fields[key].type, item, f"{path}.{key}", fields[key].metadata) for key, item in value.items()})
@@ -391,35 +387,6 @@ def load_config(source: "str | os.PathLike | Mapping | Config", text: bytes | No
         config = parse(Config, read_config(Path(source).read_bytes() if text is None else text))
     items = tuple(ModelItem(dataclasses.replace(model, base_path=str(folder / model.base_path))) for model in config.models)
     return dataclasses.replace(config, model_config_list=items)
-
-
-def config_schema(kind: Any = Config, metadata: Mapping[str, Any] = types.MappingProxyType({})) -> dict[str, Any]:
-    """The JSON Schema (draft 2020-12) of a declared type, for editors; of the whole config by default."""
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if kind is Any:
-        return {}
-    if origin in (Union, types.UnionType):
-        return {"anyOf": [config_schema(k, metadata) for k in arguments if k is not type(None)]}
-    schema: dict[str, Any] = {"type": JSON_TYPES[json_type_of(kind)]}
-    if dataclasses.is_dataclass(kind):
-        fields = dataclasses.fields(kind)
-        schema["properties"] = {f.name: config_schema(f.type, f.metadata) | {"description": f.metadata["doc"]} for f in fields}
-        schema["required"] = [f.name for f in fields if is_required(f)]
-        schema["additionalProperties"] = False
-    elif origin is tuple:
-        schema["items"] = config_schema(arguments[0], metadata)
-    elif origin is dict:
-        schema["additionalProperties"] = config_schema(arguments[1], metadata)
-    elif metadata.get("minimum") is not None and kind in (int, float):
-        schema["minimum"] = metadata["minimum"]
-    elif metadata.get("pattern") and kind is str:
-        schema["pattern"] = metadata["pattern"]
-    if kind is VersionPolicy:
-        schema |= {"minProperties": 1, "maxProperties": 1}
-    if kind is Config:
-        schema["properties"]["$schema"] = {"type": "string"}
-        schema |= {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "config.json of serving"}
-    return schema
 
 # ======================================================================================================
 # Tensors and JSON

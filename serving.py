@@ -21,11 +21,13 @@ The rooms of this file, each using only the rooms above it:
 """
 
 import argparse
+import array
 import base64
 import binascii
 import contextlib
 import dataclasses
 import difflib
+import errno
 import functools
 import gc
 import gzip
@@ -37,6 +39,7 @@ import os
 import queue
 import re
 import signal
+import socket
 import sys
 import threading
 import time
@@ -132,9 +135,10 @@ CODE_NAMES = ("OK", "CANCELLED", "UNKNOWN", "INVALID_ARGUMENT", "DEADLINE_EXCEED
 # ======================================================================================================
 
 
-def option(default: Any = dataclasses.MISSING, doc: str = "", minimum: int | None = None, pattern: str | None = None) -> Any:
+def option(default: Any = dataclasses.MISSING, doc: str = "", minimum: float | None = None, maximum: float | None = None,
+           pattern: str | None = None) -> Any:
     """Declare a config field in one line: default, what it means (with its unit), and its limits."""
-    metadata = {"doc": doc, "minimum": minimum, "pattern": pattern}
+    metadata = {"doc": doc, "minimum": minimum, "maximum": maximum, "pattern": pattern}
     return field(default_factory=dict, metadata=metadata) if default == {} else field(default=default, metadata=metadata)
 
 
@@ -168,10 +172,10 @@ class VersionPolicy:
 class Batching:
     """Sizes of TensorFlow's own batch scheduler, under TensorFlow Serving's names."""
 
-    max_batch_size: int = option(32, "rows; a larger request runs alone", minimum=2)
-    num_batch_threads: int = option(2, "batches run at once: while one runs, the next one fills", minimum=1)
-    batch_timeout_micros: int = option(0, "how long a batch waits to fill; 0, so a lone request never waits", minimum=0)
-    max_enqueued_batches: int = option(1000, "batches that may wait; beyond it a request runs alone", minimum=1)
+    max_batch_size: int = option(32, "rows; a larger request runs alone", minimum=2, maximum=65536)
+    num_batch_threads: int = option(2, "batches run at once: while one runs, the next one fills", minimum=1, maximum=64)
+    batch_timeout_micros: int = option(0, "how long a batch waits to fill; 0, so a lone request never waits", minimum=0, maximum=10**7)
+    max_enqueued_batches: int = option(1000, "batches that may wait; beyond it a request runs alone", minimum=1, maximum=10**6)
     allowed_batch_sizes: tuple[int, ...] | None = option(None, "batches are padded to these; default: powers of two", minimum=1)
 
     def __post_init__(self) -> None:
@@ -244,11 +248,12 @@ class Deployment:
 class ServerConfig:
     """Options of the whole server. A change of those marked (start) needs a restart."""
 
-    threads: int = option(32, "requests worked on at once (start)", minimum=1)
-    connection_limit: int = option(1000, "open connections; further ones wait to be accepted (start)", minimum=1)
-    file_system_poll_wait_seconds: int | float = option(1, "seconds between looks at the config and the version folders; 0: off", minimum=0)
-    load_wait_seconds: int | float = option(10, "how long a request waits for a model's first load, then 503", minimum=0)
-    drain_seconds: int | float = option(30, "how long running requests may take at a reload or at the end", minimum=0)
+    threads: int = option(32, "requests worked on at once (start)", minimum=1, maximum=1000)
+    connection_limit: int = option(1000, "open connections; further ones wait to be accepted (start)", minimum=1, maximum=100_000)
+    file_system_poll_wait_seconds: int | float = option(1, "seconds between looks at config and version folders; 0: off",
+                                                        minimum=0, maximum=86400)
+    load_wait_seconds: int | float = option(10, "how long a request waits for a model's first load, then 503", minimum=0, maximum=86400)
+    drain_seconds: int | float = option(30, "how long running requests may take at a reload or at the end", minimum=0, maximum=86400)
     max_request_bytes: int = option(1 << 30, "size of a request's body as sent (start)", minimum=1)
     max_unpacked_bytes: int = option(100 << 20, "size of a gzip body unpacked; TensorFlow Serving's limit", minimum=1)
     cors_origins: tuple[str, ...] = option((), 'origins whose pages may call: ["https://site.example"], or ["*"] for all')
@@ -333,8 +338,13 @@ def parse(kind: Any, value: Any, path: str = "$", limits: Mapping[str, Any] = ty
 
 def check_limits(value: Any, path: str, limits: Mapping[str, Any]) -> Any:
     """Return a plain value that keeps its declared minimum and pattern."""
-    if limits.get("minimum") is not None and isinstance(value, (int, float)) and value < limits["minimum"]:
-        raise ConfigError(path, f"expected at least {limits['minimum']}, got {value}")
+    if isinstance(value, int | float):
+        if limits.get("minimum") is not None and not value >= limits["minimum"]:
+            raise ConfigError(path, f"expected at least {limits['minimum']}, got {value}")
+        if limits.get("maximum") is not None and not value <= limits["maximum"]:
+            raise ConfigError(path, f"expected at most {limits['maximum']}, got {str(value)[:40]}")
+    if isinstance(value, str) and re.search("[\ud800-\udfff]", value):
+        raise ConfigError(path, "expected text, got half of a surrogate pair")
     if limits.get("pattern") and isinstance(value, str) and not re.search(limits["pattern"], value):
         raise ConfigError(path, f"expected {limits['doc']}; got {value!r}")
     return value
@@ -345,7 +355,7 @@ def parse_fields(kind: Any, value: dict[str, Any], path: str) -> Any:
     fields = {f.name: f for f in dataclasses.fields(kind)}
     for key in value:
         if key not in fields:
-            close = difflib.get_close_matches(key, fields, n=1)
+            close = difflib.get_close_matches(str(key), fields, n=1)
             hint = f"did you mean '{close[0]}'?" if close else f"expected one of: {', '.join(fields) or 'nothing'}"
             raise ConfigError(f"{path}.{key}"[:200], f"unknown key; {hint}")
     for name, f in fields.items():
@@ -357,19 +367,30 @@ def parse_fields(kind: Any, value: dict[str, Any], path: str) -> Any:
         raise ConfigError(path, str(error)) from None
 
 
-def read_config(text: bytes) -> dict[str, Any]:
+def read_config(text: bytes) -> Any:
     """Parse the bytes of a config file; raises ConfigError with line and column."""
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        for index, (key, _) in enumerate(pairs):
+            if key in (earlier for earlier, _ in pairs[:index]):
+                raise ConfigError("$", f"key '{key}' stands twice in one object")
+        return dict(pairs)
+
+    def constant(name: str) -> None:
+        raise ConfigError("$", f"expected a number, got {name}")
     try:
-        value = json.loads(text.decode("utf-8-sig"))
+        return json.loads(text.decode("utf-8-sig"), object_pairs_hook=unique, parse_constant=constant)
     except UnicodeDecodeError as error:
         raise ConfigError("$", f"expected UTF-8 text, got byte 0x{text[error.start]:02x} at offset {error.start}") from None
     except json.JSONDecodeError as error:
         raise ConfigError("$", f"not valid JSON: {error.msg} at line {error.lineno} column {error.colno}") from None
     except (RecursionError, ValueError):
         raise ConfigError("$", "not a config: nested too deeply, or a number too long") from None
-    if isinstance(value, dict):
-        value.pop("$schema", None)  # editors write it to find config.schema.json
-    return value
+
+
+def read_file(path: Path) -> bytes:
+    if path.is_fifo():  # reading one waits for a writer, at every reload again
+        raise OSError(errno.EINVAL, "Not a regular file", str(path))
+    return path.read_bytes()
 
 
 def load_config(source: "str | os.PathLike | Mapping | Config", text: bytes | None = None) -> Config:
@@ -381,10 +402,12 @@ def load_config(source: "str | os.PathLike | Mapping | Config", text: bytes | No
     if isinstance(source, Config):
         return source
     if isinstance(source, Mapping):
-        config, folder = parse(Config, dict(source)), Path.cwd()
+        value, folder = dict(source), Path.cwd()
     else:
-        folder = Path(source).absolute().parent
-        config = parse(Config, read_config(Path(source).read_bytes() if text is None else text))
+        value, folder = read_config(read_file(Path(source)) if text is None else text), Path(source).absolute().parent
+    if isinstance(value, dict):
+        value.pop("$schema", None)  # editors write it to find config.schema.json
+    config = parse(Config, value)
     items = tuple(ModelItem(dataclasses.replace(model, base_path=str(folder / model.base_path))) for model in config.models)
     return dataclasses.replace(config, model_config_list=items)
 
@@ -428,22 +451,22 @@ class Signature:
     outputs: dict[str, TensorSpec]
 
 
-class PlainObject(dict):
-    """A JSON object whose text holds no `true` and no `false`, so that np.array may read its numbers.
-
-    (NumPy reads [true, 2] as [1, 2]; TensorFlow Serving refuses it.)
-    """
-
-
 def parse_json(body: bytes) -> Any:
     """Parse a request's body in RapidJSON's dialect; raises BadRequest with RapidJSON's text."""
-    try:
-        value = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        return parse_exact(body)
-    if repeats_a_key(body, value):
-        return parse_exact(body)
-    return PlainObject(value) if isinstance(value, dict) and b"true" not in body and b"false" not in body else value
+    for parse_quickly in (orjson.loads, parse_constants):
+        try:
+            value = parse_quickly(body)
+        except (ValueError, RecursionError):
+            continue
+        return parse_exact(body) if repeats_a_key(body, value) else value
+    return parse_exact(body)
+
+
+def parse_constants(body: bytes) -> Any:
+    """Parse JSON that has NaN or Infinity with Python's parser, where that reads it as RapidJSON does; else ValueError."""
+    if re.search(rb"[0-9.][eE]|[0-9]{19}|\\u", body):  # it takes 1e999, long integers, lone surrogates
+        raise ValueError
+    return json.loads(body)
 
 
 ESCAPED_KEY = re.compile(rb'\\"?[^"\\]*"\s*:')
@@ -480,7 +503,7 @@ def parse_exact(body: bytes) -> Any:
     """Parse JSON as RapidJSON 1.1 does for TensorFlow Serving, one token at a time, to any depth.
 
     Strict JSON plus NaN, Inf and Infinity; a byte order mark is skipped, text after the root ignored; the
-    first of equal keys wins; bytes that are not UTF-8 come through as surrogate escapes.
+    first of equal keys wins where it matters; bytes that are not UTF-8 come through as surrogate escapes.
     """
     text = body.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape")
     position = skip_space(text, 0)
@@ -502,7 +525,12 @@ def parse_exact(body: bytes) -> Any:
             position += 1
         while containers:  # put the finished value into its container; close those that end here
             container, own_key = containers[-1]
-            container.append(value) if isinstance(container, list) else container.setdefault(key, value)
+            if isinstance(container, list):
+                container.append(value)
+            elif len(containers) > 2:  # in rows and examples the last of equal keys wins, as orjson has it
+                container[key] = value
+            else:  # at the top and in `inputs` the first, as RapidJSON finds it
+                container.setdefault(key, value)
             more, position = read_separator(text, position, container)
             if more:
                 key, position = read_key(text, position) if isinstance(container, dict) else (None, position)
@@ -569,7 +597,8 @@ def read_string(text: str, position: int) -> tuple[str, int]:
     except json.JSONDecodeError as error:
         problem = next(problem for start, problem in STRING_ERRORS.items() if error.msg.startswith(start))
         raise json_error(problem, text, error.pos) from None
-    if LONE_SURROGATE.search(value):
+    raw_bytes = re.compile("[\udc80-\udcff]")
+    if LONE_SURROGATE.search(value) or len(raw_bytes.findall(value)) != len(raw_bytes.findall(text, position, end)):
         raise json_error("The surrogate pair in string is invalid.", text, position)
     return value, end
 
@@ -577,7 +606,7 @@ def read_string(text: str, position: int) -> tuple[str, int]:
 def show(value: Any) -> str:
     """A JSON value for an error text, pretty-printed and cut at 256 characters, as TensorFlow Serving shows it."""
     text = ""
-    for piece in json.JSONEncoder(indent=4, ensure_ascii=False, default=repr).iterencode(value):
+    for piece in json.JSONEncoder(indent=4, ensure_ascii=False, skipkeys=True, default=repr).iterencode(value):
         text += piece[:256]
         if len(text) > 256:
             break
@@ -590,45 +619,63 @@ def type_of(value: Any) -> str:
     return names.get(type(value), "Number")
 
 
-def decode_tensor(value: Any, spec: TensorSpec, plain: bool) -> np.ndarray:
+MAX_DIMENSIONS = 32  # TensorFlow 2.21 crashes the process on strings of 33 and more
+
+
+def decode_tensor(value: Any, spec: TensorSpec) -> np.ndarray:
     """Read a JSON value, or an array from Python, as one tensor of `spec`'s dtype, of whatever shape it has.
 
-    `plain` says that it holds no booleans. Raises BadRequest with TensorFlow Serving's text; UNIMPLEMENTED
-    for a dtype without JSON spelling.
+    Raises BadRequest with TensorFlow Serving's text; UNIMPLEMENTED for a dtype without JSON spelling.
     """
-    if isinstance(value, np.ndarray):
-        return cast_array(value, spec)
-    array = quick_tensor(value, NUMPY_DTYPES.get(spec.dtype)) if plain and isinstance(value, list) else None
-    return exact_tensor(value, spec) if array is None else array
+    array = quick_tensor(value, NUMPY_DTYPES.get(spec.dtype)) if isinstance(value, list | np.ndarray) else None
+    if array is None:
+        array = exact_tensor(value.tolist() if isinstance(value, np.ndarray) else value, spec)
+    if array.ndim > MAX_DIMENSIONS:
+        raise BadRequest(f"tensor parsing error: {spec.name}")
+    return array
 
 
-def cast_array(array: np.ndarray, spec: TensorSpec) -> np.ndarray:
-    """Give an array from Python the signature's dtype where no value changes its kind."""
-    dtype = NUMPY_DTYPES.get(spec.dtype)
-    numbers = dtype is not None and dtype.kind != "O" and array.dtype.kind in "iufVb"
-    quick = quick_cast(array, dtype) if numbers else None
-    return exact_tensor(array.tolist(), spec) if quick is None else quick
-
-
-def quick_tensor(value: list, dtype: np.dtype | None) -> np.ndarray | None:
-    """Read a nested list of numbers in one C pass; None where only the exact path can tell what it is."""
-    try:
-        return None if dtype is None or dtype.kind == "O" else quick_cast(np.array(value), dtype)
-    except (ValueError, OverflowError, TypeError):  # ragged, over 64 levels deep, over 64 bits
+def quick_tensor(value: Any, dtype: np.dtype | None) -> np.ndarray | None:
+    """Read nested lists of numbers, or of arrays, level by level in C; None where only the exact path can tell what it is."""
+    if dtype is None or dtype.kind == "O":
         return None
+    if isinstance(value, np.ndarray):
+        return quick_cast(value, dtype)
+    shape: list[int] = []
+    flat = [value]
+    while (kinds := set(map(type, flat))) == {list}:
+        lengths = set(map(len, flat))
+        if len(lengths) > 1 or len(shape) > MAX_DIMENSIONS:
+            return None
+        shape.append(lengths.pop())
+        flat = list(itertools.chain.from_iterable(flat))
+    try:
+        if not kinds:
+            return np.empty(shape, dtype)
+        if kinds <= {int, float}:
+            code = "d" if float in kinds or dtype.kind in "fV" else "Q" if dtype == np.uint64 else "q"
+            return quick_cast(np.frombuffer(array.array(code, flat), code).reshape(shape), dtype)
+        if kinds == {bool} and dtype.kind == "b":
+            return np.array(flat, dtype).reshape(shape)
+        if all(issubclass(kind, np.ndarray | np.generic) for kind in kinds):
+            arrays = np.array(flat)
+            return quick_cast(arrays.reshape(*shape, *arrays.shape[1:]), dtype)
+    except (ValueError, OverflowError, TypeError):  # arrays of different shapes, integers over 64 bits
+        pass
+    return None
 
 
-def quick_cast(array: np.ndarray, dtype: Any) -> np.ndarray | None:
+def quick_cast(numbers: np.ndarray, dtype: np.dtype) -> np.ndarray | None:
     """Convert an array of numbers to `dtype` when every value is of its kind and in its range, else None."""
-    if array.dtype == dtype or array.size == 0 and array.dtype.kind != "O":
-        return array.astype(dtype, copy=False)
-    if dtype.kind in "fV" and array.dtype.kind in "iuf":  # V: bfloat16
+    if numbers.dtype == dtype or numbers.size == 0 and numbers.dtype.kind != "O":
+        return numbers.astype(dtype, copy=False)
+    if dtype.kind in "fV" and numbers.dtype.kind in "iuf":  # V: bfloat16
         with np.errstate(over="ignore"):  # beyond float32 is infinity, as in TensorFlow Serving
-            return array.astype(np.float64, copy=False).astype(dtype)
-    if dtype.kind in "iu" and array.dtype.kind in "iu":
+            return numbers.astype(np.float64, copy=False).astype(dtype)
+    if dtype.kind in "iu" and numbers.dtype.kind in "iu":
         limits = np.iinfo(dtype)
-        if limits.min <= array.min() and array.max() <= limits.max:
-            return array.astype(dtype, copy=False)
+        if limits.min <= numbers.min() and numbers.max() <= limits.max:
+            return numbers.astype(dtype, copy=False)
     return None
 
 
@@ -639,22 +686,22 @@ def exact_tensor(value: Any, spec: TensorSpec) -> np.ndarray:
     while isinstance(first, list):
         shape.append(len(first))
         first = first[0] if first else None
-    if len(shape) > 64:  # NumPy's limit; TensorFlow's is 254
+    if len(shape) > MAX_DIMENSIONS:
         raise BadRequest(f"tensor parsing error: {spec.name}")
     leaves: list[Any] = []
     collect_leaves(value, 0, shape, leaves)
     dtype = NUMPY_DTYPES.get(spec.dtype)
     if dtype is None:
         raise ServingError(f"Conversion of {show(first)} to type: {spec.type_name}", "UNIMPLEMENTED")
-    array = np.empty(len(leaves), dtype)
+    elements = np.empty(len(leaves), dtype)
     with np.errstate(over="ignore"):
         for index, leaf in enumerate(leaves):
             try:
-                array[index] = decode_element(leaf, spec, dtype)
+                elements[index] = decode_element(leaf, spec, dtype)
             except OverflowError:
                 place = "".join(f"[{i}]" for i in np.unravel_index(index, shape)) if shape else ""
                 raise BadRequest(f"{show(leaf)}{' at ' + place if place else ''} is out of range for type: {spec.type_name}") from None
-    return array.reshape(shape)
+    return elements.reshape(shape)
 
 
 def collect_leaves(value: Any, level: int, shape: list[int], leaves: list[Any]) -> None:
@@ -689,12 +736,20 @@ def decode_element(leaf: Any, spec: TensorSpec, dtype: np.dtype) -> Any:
     if dtype.kind == "b" and kind is bool:
         return leaf
     if dtype.kind == "O" and kind is str:
-        return leaf.encode("utf-8", "surrogateescape")
+        return encode_text(leaf)
     if dtype.kind == "O" and kind is bytes:  # from Python
         return leaf
     if dtype.kind == "O" and kind is dict:
         return decode_base64(leaf)
     raise BadRequest(f"{show(leaf)} Type: {type_of(leaf)} is not of expected type: {spec.type_name}")
+
+
+def encode_text(text: str) -> bytes:
+    """A string's UTF-8, or the bytes it was read from; BadRequest for half of a surrogate pair (from Python)."""
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        raise BadRequest(f"{text[:60]!r} is no Unicode text") from None
 
 
 def is_base64(value: Any) -> bool:
@@ -817,13 +872,13 @@ class Servable:
 def list_versions(base_path: str) -> dict[int, Path]:
     """The version folders under `base_path`, or a SavedModel itself as version 1; raises LoadError if there is no folder."""
     base = Path(base_path)
-    if (base / "saved_model.pb").is_file() or (base / "saved_model.pbtxt").is_file():
-        return {1: base}
     try:
-        folders = sorted(entry for entry in base.iterdir() if re.fullmatch(r"[0-9]{1,18}", entry.name) and entry.is_dir())
-    except OSError as error:
-        raise LoadError(f"base_path cannot be read: {error.strerror or type(error).__name__}", status=400) from None
-    return {int(folder.name): folder for folder in folders}
+        if (base / "saved_model.pb").is_file() or (base / "saved_model.pbtxt").is_file():
+            return {1: base}
+        folders = sorted(entry for entry in base.iterdir() if re.fullmatch(r"0*[0-9]{1,19}", entry.name) and entry.is_dir())
+    except (OSError, ValueError) as error:
+        raise LoadError(f"base_path cannot be read: {getattr(error, 'strerror', None) or error}", status=400) from None
+    return {int(folder.name): folder for folder in folders if int(folder.name) < 2**63}
 
 
 def choose_versions(policy: VersionPolicy, versions: Iterable[int]) -> list[int]:
@@ -836,12 +891,12 @@ def choose_versions(policy: VersionPolicy, versions: Iterable[int]) -> list[int]
 
 def fingerprint(folder: Path) -> tuple:
     """Size and time of a version's files: when it changes, a broken version is worth another try."""
-    def stats() -> Iterator[tuple]:
+    found = []
+    with contextlib.suppress(OSError):  # what vanishes meanwhile is a change as well
         for path in sorted(folder.rglob("*")):
-            with contextlib.suppress(OSError):
-                status = path.stat()
-                yield str(path), status.st_size, status.st_mtime_ns
-    return tuple(stats())
+            status = path.stat()
+            found.append((str(path), status.st_size, status.st_mtime_ns))
+    return tuple(found)
 
 
 @functools.cache
@@ -889,9 +944,13 @@ def load_saved_model(folder: Path, config: ModelConfig, gpu_memory_limit_mb: int
         if name not in calls:
             raise BadRequest(f'Signature "{name}" has sparse, composite or no tensors, which REST cannot carry')
         try:
-            return dict(zip(signatures[name].outputs, calls[name](*(inputs[key] for key in signatures[name].inputs))))
+            values = calls[name](*(inputs[key] for key in signatures[name].inputs))
         except tf.errors.OpError as error:
             raise ServingError(clean_message(error.message), CODE_NAMES[error.error_code]) from error
+        except UnicodeDecodeError as error:  # TensorFlow's message quotes input bytes that are no text
+            raise BadRequest(clean_message(error.object.decode("utf-8", "replace"))) from error
+        return {output: np.array(value, object) if isinstance(value, bytes) else value  # a scalar string comes bare
+                for output, value in zip(signatures[name].outputs, values)}
 
     try:
         device = pick_device(config.target_device)
@@ -980,10 +1039,13 @@ def rename_tensors(definitions: Mapping[str, Any], folder: Path) -> dict[str, di
     for definition in definitions.values():
         for side in ("inputs", "outputs"):
             tensors = getattr(definition, side)
-            for own, exposed in mapping.get(side, {}).items():
-                if own in tensors and own != exposed:
-                    tensors[exposed].CopyFrom(tensors[own])
-                    del tensors[own]
+            stored = {own: type(info).FromString(info.SerializeToString()) for own, info in tensors.items()}
+            tensors.clear()
+            for own, info in stored.items():
+                exposed = mapping.get(side, {}).get(own, own)
+                if exposed in tensors:
+                    raise LoadError(f"mapping_config.json gives two {side} the name '{exposed}'")
+                tensors[exposed].CopyFrom(info)
     return mapping
 
 
@@ -1081,10 +1143,13 @@ def prepare_call(session: Any, name: str, signature: Signature, device: str, con
         fetches = [tf.identity(session.graph.get_tensor_by_name(spec.tensor)).name if spec.tensor in feeds else spec.tensor
                    for spec in signature.outputs.values()]
     plain = make_callable(session, feeds, fetches)
+    strings = any(spec.dtype == "DT_STRING" for spec in signature.inputs.values())
+    if strings and not is_batchable(signature):
+        return plain, None
     try:
-        plain(*sample_inputs(signature, 1))
-    except tf.errors.OpError as error:
-        logger.debug("%s: signature %s is not warmed up, made-up input does not suit it: %s", config.name, name, error.message)
+        plain(*sample_inputs(signature, 0 if strings else 1))  # made-up strings are no good examples or pictures; no rows are
+    except (tf.errors.OpError, UnicodeDecodeError) as error:
+        logger.debug("%s: signature %s is not warmed up, made-up input does not suit it: %s", config.name, name, error)
         return plain, None
     try:
         return choose_batching(session, name, signature, plain, device, config), example_request(name, signature)
@@ -1123,8 +1188,9 @@ def choose_batching(session: Any, name: str, signature: Signature, plain: Callab
             logger.warning("%s: signature %s runs unbatched: its tensors have no common batch dimension", config.name, name)
         return plain
     measured = config.batching is None and device.startswith("CPU")
+    strings = any(spec.dtype == "DT_STRING" for spec in signature.inputs.values())
     # A call under 0.2 ms costs less than its hand-over to a batch; one over 50 ms is too long to measure here.
-    if measured and not 0.0002 < time_calls(plain, signature, threads=1, calls=3) < 0.05:
+    if measured and (strings or not 0.0002 < time_calls(plain, signature, threads=1, calls=3) < 0.05):
         return plain
     independent = are_rows_independent(plain, signature)
     if independent is False or independent is None and config.batching is None:
@@ -1217,7 +1283,7 @@ def join_batches(plain: Callable, batched: Callable, signature: Signature, optio
             return plain(*arrays)
         try:
             return batched(*arrays)
-        except tf.errors.OpError:
+        except (tf.errors.OpError, UnicodeDecodeError):
             return plain(*arrays)
     return call
 
@@ -1249,6 +1315,7 @@ class VersionState:
     error: str = ""
     servable: Servable | None = None
     load_key: tuple | None = None
+    files: tuple = ()  # the fingerprint of what is loaded
     failed_at: tuple | None = None  # the fingerprint of the files that failed
 
 
@@ -1278,22 +1345,29 @@ class ModelManager:
     assigns. `load` and `list_versions` are arguments, so that tests need neither TensorFlow nor sleep.
     """
 
-    def __init__(self, source: Any, config: Config, load: Callable[[Path, ModelConfig], Servable],
+    def __init__(self, path: Path | None, text: bytes, config: Config, load: Callable[[Path, ModelConfig], Servable],
                  list_versions: Callable[[str], dict[int, Path]] = list_versions, poll_seconds: float | None = None):
         self.config = config
         self._poll_seconds = poll_seconds  # from the command line, over the config's
-        self._path = Path(source) if isinstance(source, (str, os.PathLike)) else None
-        self._text = self._path.read_bytes() if self._path else b""
+        self._path, self._text = path, text
         self._load, self._list_versions = load, list_versions
         self._config_failed = False
         self._said: set[str] = set()  # what the log need not repeat
-        self._states: dict[str, dict[int, VersionState]] = {model.name: {} for model in config.models}
+        self._states: dict[str, dict[int, VersionState]] = {}
+        self._tried: dict[str, threading.Event] = {}  # by model: set when its first load is over
         self._available: dict[str, Available] = {}
         self._draining: list[tuple[VersionState | None, Servable]] = []
         self._jobs: queue.SimpleQueue = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._started = threading.Lock()
+        self._process: int | None = None
         self.first_pass_done = threading.Event()
+        self._expect_models()
+
+    @property
+    def name(self) -> str:
+        """What is served, for the start-up line: the config file, or the models by name."""
+        return str(self._path) if self._path else ", ".join(model.name for model in self.config.models) or "no models"
 
     # --- readers ---------------------------------------------------------------------------------------
 
@@ -1310,8 +1384,8 @@ class ModelManager:
 
     def _find(self, model: str, version: int | None, label: str | None) -> tuple[int, Servable]:
         available = self._available.get(model)
-        if available is None and model in self._states and not self.first_pass_done.is_set():
-            if not self.first_pass_done.wait(self.config.server.load_wait_seconds):
+        if available is None and model in self._tried:
+            if not self._tried[model].wait(self.config.server.load_wait_seconds):
                 raise ServingError(f"Model {model} is still loading", "UNAVAILABLE")
             available = self._available.get(model)
         versions = available.versions if available else {}
@@ -1348,8 +1422,12 @@ class ModelManager:
 
     def start(self) -> None:
         """Start the loader thread and its first pass, once."""
+        if self._process not in (None, os.getpid()):
+            raise ServingError("The models were loaded before this process was forked, which TensorFlow does not survive: "
+                               "create the app in each worker (gunicorn: without --preload)", "UNAVAILABLE")
         with self._started:
             if self._thread is None:
+                self._process = os.getpid()
                 self._thread = threading.Thread(target=self._work, name="serving-loader", daemon=True)
                 self._jobs.put((self.refresh, Future()))
                 self._thread.start()
@@ -1359,10 +1437,10 @@ class ModelManager:
         self.start()
         return self._submit(self.refresh)
 
-    def stop(self) -> None:
-        """Stop loading, let running requests finish, free every model."""
+    def stop(self, drain: bool = True) -> None:
+        """Stop loading, let running requests finish (or not wait for them), free every model that is idle."""
         if self._thread and self._thread.is_alive():
-            self._submit(self._unload_all)
+            self._submit(functools.partial(self._unload_all, drain))
 
     def _submit(self, job: Callable[[], Outcome]) -> Outcome:
         future: Future[Outcome] = Future()
@@ -1386,7 +1464,7 @@ class ModelManager:
             except Exception as error:  # the loader must live: whatever it was, the next pass is a fresh start
                 logger.exception("A pass of the loader stopped short")
                 future.set_exception(error)
-            if job == self._unload_all:
+            if isinstance(job, functools.partial) and job.func == self._unload_all:
                 return
 
     def refresh(self, polling: bool = False) -> Outcome:
@@ -1405,7 +1483,7 @@ class ModelManager:
             settle_garbage()
         for _, detail in outcome.errors:
             self._say_once(logging.ERROR, detail)
-        self._said &= {detail for _, detail in outcome.errors} | {said for said in self._said if said.startswith("note: ")}
+        self._said &= {detail for _, detail in outcome.errors} | {said for said in self._said if not said.startswith("$")}
         self.first_pass_done.set()
         return outcome
 
@@ -1420,7 +1498,7 @@ class ModelManager:
         if self._path is None:
             return
         try:
-            text = self._path.read_bytes()
+            text = read_file(self._path)
         except OSError:
             outcome.config_missing = True
             outcome.errors.append((500, "Config file not found or cannot open."))
@@ -1430,8 +1508,15 @@ class ModelManager:
             self._text = text
             try:
                 self.config = load_config(self._path, text)
+                self._expect_models()
             except ConfigError as error:
                 outcome.errors.append((error.status, error.message))
+
+    def _expect_models(self) -> None:
+        """Make room for the config's models, so that requests know which ones are still to come."""
+        for model in self.config.models:
+            self._tried.setdefault(model.name, threading.Event())
+            self._states.setdefault(model.name, {})
 
     def _refresh_models(self, outcome: Outcome, polling: bool) -> None:
         """Bring every model up to date; one that fails does not keep the others from it."""
@@ -1442,7 +1527,12 @@ class ModelManager:
                 outcome.errors.append((500, f"{path}.name: '{model.name}' is already taken by {seen[model.name]}"))
                 continue
             seen[model.name] = path
-            self._refresh_model(model, path, outcome, polling)
+            try:
+                self._refresh_model(model, path, outcome, polling)
+            finally:
+                self._tried[model.name].set()
+        outcome.errors += [(500, f"$.deployments[{index}].model: no model is called '{deployment.model}'")
+                           for index, deployment in enumerate(self.config.deployments) if deployment.model not in seen]
         for name in self._states.keys() - seen.keys():
             self._publish(name, {}, {}, set(), outcome)
 
@@ -1450,12 +1540,15 @@ class ModelManager:
         """Load the versions that the policy picks, passing over broken ones; publish them; retire the others."""
         for name in model.ignored:
             self._say_once(logging.WARNING, f"note: {model.name}: '{name}' has no effect on a SavedModel")
-        states = self._states.setdefault(model.name, {})
+        states = self._states[model.name]
         try:
             folders = self._list_versions(model.base_path)
         except LoadError as error:  # what is loaded keeps serving
             outcome.errors.append((error.status, f"{path}.base_path: {error.message}"))
             return
+        if not choose_versions(model.model_version_policy, folders):
+            self._say_once(logging.WARNING, f"{model.name}: no version to serve: its policy picks none of the numbered folders "
+                                            f"{sorted(folders)} in {model.base_path}")
         if folders.get(1) == Path(model.base_path):
             self._say_once(logging.INFO, f"note: {model.name}: base_path is a SavedModel itself, served as version 1")
         broken: set[int] = set()
@@ -1476,9 +1569,13 @@ class ModelManager:
     def _load_version(self, model: ModelConfig, version: int, folder: Path, path: str, outcome: Outcome, polling: bool) -> bool:
         """Make sure that a version is loaded as configured; False when it cannot be and no older load of it serves."""
         state = self._states[model.name].setdefault(version, VersionState())
-        if state.servable and state.load_key == model.load_key:
+        found = fingerprint(folder)
+        if state.servable and state.load_key == model.load_key and (polling or found == state.files):
+            if found != state.files:  # perhaps half copied: only the operator knows when it is whole
+                self._say_once(logging.WARNING, f"note: the files of {model.name} version {version} changed (seen as {hash(found):x}); "
+                                                "POST /v1/config/reload loads them")
             return True
-        files = (model.load_key, fingerprint(folder))
+        files = (model.load_key, found)
         if state.failed_at != files or not polling:
             outcome.changed = True
             state.state = state.state if state.servable else "LOADING"
@@ -1491,7 +1588,7 @@ class ModelManager:
             else:
                 if state.servable:
                     self._draining.append((None, state.servable))
-                state.servable, state.load_key, state.failed_at = servable, model.load_key, None
+                state.servable, state.load_key, state.files, state.failed_at = servable, model.load_key, found, None
                 state.state, state.error = "AVAILABLE", ""
                 logger.info("%s version %d is available on %s", model.name, version, servable.device or "no device")
                 return True
@@ -1517,10 +1614,10 @@ class ModelManager:
                 state.state = "END"
             state.error, state.failed_at = "", None
 
-    def _drain(self) -> Outcome:
+    def _drain(self, wait: bool = True) -> Outcome:
         """Wait for the requests on retired servables, then free them; what takes too long is left for the next pass."""
         waiting, self._draining = self._draining, []
-        deadline = time.monotonic() + self.config.server.drain_seconds
+        deadline = time.monotonic() + (self.config.server.drain_seconds if wait else 0)
         for state, servable in waiting:
             if not servable.retire(max(0, deadline - time.monotonic())):
                 self._draining.append((state, servable))
@@ -1528,10 +1625,10 @@ class ModelManager:
                 state.state = "END"
         return Outcome()
 
-    def _unload_all(self) -> Outcome:
+    def _unload_all(self, drain: bool) -> Outcome:
         for name in list(self._states):
             self._publish(name, {}, {}, set(), Outcome())
-        return self._drain()
+        return self._drain(drain)
 
 
 def settle_garbage() -> None:
@@ -1568,53 +1665,53 @@ def predict(servable: Servable, name: str, body: dict[str, Any]) -> dict[str, An
         raise BadRequest(f'Serving signature name: "{name}" not found in signature def')
     if not signature.inputs:
         raise BadRequest(f"Failed to get input map for signature: {name if body.get('signature_name') else 'DEFAULT'}")
-    plain = isinstance(body, PlainObject)
     if "instances" in body and "inputs" in body:
         raise BadRequest(f"{show(body)} Not formatted correctly expecting only one of 'inputs' or 'instances' keys to exist ")
     if "inputs" in body:
-        outputs = servable.run(name, decode_columns(signature, body["inputs"], plain))
+        outputs = servable.run(name, decode_columns(signature, body["inputs"]))
         return {"outputs": encode_columns(signature, outputs)}
     if "instances" in body:
-        outputs = servable.run(name, decode_rows(signature, body["instances"], plain))
+        outputs = servable.run(name, decode_rows(signature, body["instances"]))
         return {"predictions": encode_rows(signature, outputs)}
     raise BadRequest("Missing 'inputs' or 'instances' key")
 
 
-def decode_columns(signature: Signature, value: Any, plain: bool) -> dict[str, np.ndarray]:
+def decode_columns(signature: Signature, value: Any) -> dict[str, np.ndarray]:
     """Read `inputs`: an object of tensors, or the one tensor itself; extra keys are ignored."""
     specs = signature.inputs
     if not isinstance(value, dict) or is_base64(value):
         if len(specs) > 1:
             raise BadRequest("inputs is a plain value/list, but expecting an object as multiple input tensors required "
                              "as per tensorinfo_map")
-        return {name: decode_tensor(value, spec, plain) for name, spec in specs.items()}
+        return {name: decode_tensor(value, spec) for name, spec in specs.items()}
     for name in specs:
         if name not in value:
             raise BadRequest(f"Missing named input: {name} in 'inputs' object.")
-    return {name: decode_tensor(value[name], spec, plain) for name, spec in specs.items()}
+    return {name: decode_tensor(value[name], spec) for name, spec in specs.items()}
 
 
-def decode_rows(signature: Signature, rows: Any, plain: bool) -> dict[str, np.ndarray]:
+def decode_rows(signature: Signature, rows: Any) -> dict[str, np.ndarray]:
     """Read `instances`: a list of values (one input), or of objects with exactly the inputs' names."""
     specs = signature.inputs
-    if isinstance(rows, np.ndarray) and len(specs) == 1 and rows.ndim and len(rows):
-        return {name: decode_tensor(rows, spec, plain) for name, spec in specs.items()}
+    if isinstance(rows, np.ndarray) and len(specs) == 1 and rows.size:
+        return {name: decode_tensor(rows if rows.ndim else rows[np.newaxis], spec) for name, spec in specs.items()}
+    rows = rows.tolist() if isinstance(rows, np.ndarray) else rows
     if not isinstance(rows, list):
         raise BadRequest(f"{show(rows)} Expecting 'instances' to be an list/array")
     if not rows:
         raise BadRequest(f"{show(rows)} No values in 'instances' array")
     if isinstance(rows[0], dict) and not is_base64(rows[0]):
-        return decode_named_rows(specs, rows, plain)
+        return decode_named_rows(specs, rows)
     if len(specs) > 1:
         raise BadRequest("instances is a plain list, but expecting list of objects as multiple input tensors required "
                          "as per tensorinfo_map")
     for index, row in enumerate(rows):
         if isinstance(row, dict) and not is_base64(row):
             raise BadRequest(f"Expecting value/list but got object at item {index} of input list")
-    return {name: stack_rows(rows, spec, plain, "") for name, spec in specs.items()}
+    return {name: stack_rows(rows, spec, "") for name, spec in specs.items()}
 
 
-def decode_named_rows(specs: Mapping[str, TensorSpec], rows: list, plain: bool) -> dict[str, np.ndarray]:
+def decode_named_rows(specs: Mapping[str, TensorSpec], rows: list) -> dict[str, np.ndarray]:
     for index, row in enumerate(rows):
         if not isinstance(row, dict):
             raise BadRequest(f"Expecting object but got list at item {index} of input list")
@@ -1625,19 +1722,21 @@ def decode_named_rows(specs: Mapping[str, TensorSpec], rows: list, plain: bool) 
         if len(row) != len(specs):
             raise BadRequest(f"Failed to process element: {index} of 'instances' list. JSON object: "
                              f"{show(row).removeprefix('JSON Value: ')} keys must be equal to: {','.join(sorted(specs))}")
-    return {name: stack_rows([row[name] for row in rows], spec, plain, f" key: {name}") for name, spec in specs.items()}
+    return {name: stack_rows([row[name] for row in rows], spec, f" key: {name}") for name, spec in specs.items()}
 
 
-def stack_rows(rows: list, spec: TensorSpec, plain: bool, key: str) -> np.ndarray:
+def stack_rows(rows: list, spec: TensorSpec, key: str) -> np.ndarray:
     """Read equally shaped rows as one tensor [rows, ...]; the error names the row."""
-    array = quick_tensor(rows, NUMPY_DTYPES.get(spec.dtype)) if plain else None
-    if array is not None:
-        return array
+    quick = quick_tensor(rows, NUMPY_DTYPES.get(spec.dtype))
+    if quick is not None and quick.ndim <= MAX_DIMENSIONS:
+        return quick
     tensors: list[np.ndarray] = []
     for index, row in enumerate(rows):
         try:
-            tensors.append(decode_tensor(row, spec, plain))
+            tensors.append(decode_tensor(row, spec))
             first, last = tensors[0], tensors[-1]
+            if last.ndim >= MAX_DIMENSIONS:
+                raise BadRequest(f"tensor parsing error: {spec.name}")
             if first.size != last.size:
                 raise BadRequest(f"Expecting tensor size: {first.size} but got: {last.size}")
             if first.shape != last.shape:
@@ -1665,12 +1764,12 @@ def encode_columns(signature: Signature, outputs: Mapping[str, np.ndarray]) -> A
 def encode_rows(signature: Signature, outputs: Mapping[str, np.ndarray]) -> Any:
     """The outputs row by row: bare values when there is one output, else one object for each row."""
     rows = None
-    for name, array in outputs.items():
-        if not array.ndim:
+    for name, output in outputs.items():
+        if not output.ndim:
             raise BadRequest(f"Tensor name: {name} has no shape information ")
-        rows = len(array) if rows is None else rows
-        if len(array) != rows:
-            raise BadRequest(f"Tensor name: {name} has inconsistent batch size: {len(array)} expecting: {rows}")
+        rows = len(output) if rows is None else rows
+        if len(output) != rows:
+            raise BadRequest(f"Tensor name: {name} has inconsistent batch size: {len(output)} expecting: {rows}")
     values = {name: present(spec, outputs[name]) for name, spec in signature.outputs.items()}
     if len(values) == 1:
         return next(iter(values.values()))
@@ -1696,6 +1795,9 @@ def decode_features(example: Any) -> dict[str, tuple[str, list]]:
         raise BadRequest(f"Example must be JSON object but got JSON {type_of(example)}")
     features = {}
     for name, value in example.items():
+        if re.search("[\ud800-\udfff]", name):
+            raise BadRequest(f"Feature name is not UTF-8: {encode_text(name)!r}")
+        value = value.tolist() if isinstance(value, np.ndarray) else value
         items = [decode_feature(name, item) for item in (value if isinstance(value, list) else [value])]
         for kind, _ in items:
             if kind != items[0][0]:
@@ -1707,14 +1809,15 @@ def decode_features(example: Any) -> dict[str, tuple[str, list]]:
 
 def decode_feature(name: str, value: Any) -> tuple[str, Any]:
     """One feature value with its kind; integers are never made floats."""
+    value = value.item() if isinstance(value, np.generic) else value
     if isinstance(value, int):  # true and false among them
         if not -2**63 <= value < 2**63:
             raise BadRequest(f"Feature: {name} has uint64_t element. Only int64_t is supported.")
         return "int64", int(value)
     if isinstance(value, float):
         return "float", value
-    if isinstance(value, str):
-        return "bytes", value.encode("utf-8", "surrogateescape")
+    if isinstance(value, str | bytes):
+        return "bytes", value if isinstance(value, bytes) else encode_text(value)
     if isinstance(value, dict) and is_base64(value):
         return "bytes", decode_base64(value)
     raise BadRequest(f"Feature: {name} has element with unexpected JSON type: {type_of(value)}")
@@ -1796,9 +1899,11 @@ class ModelServer:
     """
 
     def __init__(self, source: "str | os.PathLike | Mapping | Config", **manager_options: Any):
-        config = load_config(source)
+        path = Path(source) if isinstance(source, str | os.PathLike) else None
+        text = read_file(path) if path else b""  # once, so that what is remembered is what was parsed
+        config = load_config(source, text if path else None)
         load = functools.partial(load_saved_model, gpu_memory_limit_mb=config.server.gpu_memory_limit_mb)
-        self.manager = ModelManager(source, config, **{"load": load, **manager_options})
+        self.manager = ModelManager(path, text, config, **{"load": load, **manager_options})
 
     @property
     def config(self) -> Config:
@@ -1815,9 +1920,9 @@ class ModelServer:
         self.start()
         return self.manager.first_pass_done.wait(timeout)
 
-    def stop(self) -> None:
-        """Let running requests finish, then free the models."""
-        self.manager.stop()
+    def stop(self, drain: bool = True) -> None:
+        """Free the models; with `drain`, running requests finish first."""
+        self.manager.stop(drain)
 
     def predict(self, model: str, body: Any, version: int | None = None, label: str | None = None) -> dict[str, Any]:
         """Answer TensorFlow Serving's predict body: `{"instances": ...}` -> `{"predictions": ...}`, `inputs` -> `outputs`.
@@ -1845,9 +1950,10 @@ class ModelServer:
         self.start()
         return self.manager.lease(model, version, label)
 
-    def models(self) -> list[str]:
-        """The names of the configured models."""
-        return sorted({model.name for model in self.config.models})
+    def models(self) -> list[dict[str, Any]]:
+        """Name and version states of each configured model."""
+        states = self.start().manager.states()
+        return [{"name": name, **describe_states(states[name])} for name in sorted({model.name for model in self.config.models})]
 
     def deployment_model(self, deployment: str) -> str:
         """The model that a deployment's id names; an id that is no deployment names a model itself."""
@@ -1938,7 +2044,13 @@ def read_body(server: ModelServer) -> bytes:
     limits = server.config.server
     if (request.content_length or 0) > limits.max_request_bytes:
         raise ServingError(f"Request body of {request.content_length} bytes is over the limit of {limits.max_request_bytes}", status=413)
-    data = request.get_data(cache=False)
+    request.max_content_length = limits.max_request_bytes  # for bodies that come in chunks
+    try:
+        data = request.get_data(cache=False)
+    except HTTPException:
+        raise
+    except Exception as error:  # each WSGI server has its own for a body that breaks off or is no chunked one
+        raise BadRequest(f"Request body cannot be read: {type(error).__name__}") from error
     if "gzip" not in request.headers.get("Content-Encoding", "").lower():
         return data
     try:
@@ -1964,7 +2076,7 @@ def view_metadata(server: ModelServer, model: str, version: int | None = None, l
 
 
 def view_models(server: ModelServer) -> Response:
-    return reply({"models": [{"name": name, **server.status(name)} for name in server.models()]})
+    return reply({"models": server.models()})
 
 
 def view_nameless(server: ModelServer, **_: Any) -> Response:
@@ -2027,8 +2139,12 @@ def raw_path(decoded: str) -> str:
     """
     written = request.environ.get("REQUEST_URI") or request.environ.get("RAW_URI") or ""
     written = re.sub(r"^\w+://[^/]*", "", written.partition("?")[0])
-    for match in re.finditer("/", written):
-        if unquote(written[match.start():]) == decoded:
+    whole = (request.environ.get("SCRIPT_NAME", "") + request.environ.get("PATH_INFO", "")).encode("latin-1").decode("utf-8", "replace")
+    mount = whole[:len(whole) - len(decoded)]
+    if mount.endswith("/"):  # a doubled slash, which Flask forgives and TensorFlow Serving does not
+        return whole
+    for match in re.finditer("/", written[:3 * len(mount) + 1]):
+        if unquote(written[:match.start()]) == mount:
             return written[match.start():]
     return quote(decoded, safe="/:@!$&'()*+,;=~")
 
@@ -2041,9 +2157,10 @@ def find_view(server: ModelServer, method: str, path: str) -> Callable[[], Respo
             if "deployment" in arguments:
                 arguments["model"] = server.deployment_model(arguments.pop("deployment"))
             if "version" in arguments:
-                if len(arguments["version"].lstrip("0")) > 18:
-                    raise BadRequest(f"Failed to convert version: {arguments['version'][:40]} to numeric.")
-                arguments["version"] = int(arguments["version"])
+                digits = arguments["version"].lstrip("0") or "0"
+                if len(digits) > 19 or int(digits) >= 2**63:
+                    raise BadRequest(f"Failed to convert version: {digits[:40]} to numeric.")
+                arguments["version"] = int(digits)
             return functools.partial(view, server, **arguments)
     raise BadRequest(f"Malformed request: {method} {path}")
 
@@ -2114,7 +2231,7 @@ def create_app(source: "str | os.PathLike | Mapping | Config | ModelServer") -> 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("serving", description="Serve TensorFlow SavedModels over REST.",
-                                     epilog="Without options it serves ./config.json, or the demo beside serving.py.")
+                                     epilog="Without options it serves ./config.json, or, in a clone, the demo beside serving.py.")
     parser.add_argument("--config", "--config_path", metavar="FILE", help="the config file")
     parser.add_argument("--model_name", metavar="NAME", help="serve one model without a config, under this name")
     parser.add_argument("--model_base_path", "--model_path", metavar="DIR", help="its folder of versions, or a SavedModel itself")
@@ -2135,6 +2252,8 @@ def choose_source(parser: argparse.ArgumentParser, options: argparse.Namespace) 
         parser.error("--model_name and --model_base_path go together")
     if options.model_name and options.config:
         parser.error("--config and --model_name exclude each other")
+    if not 0 <= (options.file_system_poll_wait_seconds or 0) <= 86400:
+        parser.error(f"argument --file_system_poll_wait_seconds: expected 0 to 86400, got {options.file_system_poll_wait_seconds}")
     if not 0 <= options.port < 65536:
         parser.error(f"argument --port: expected 0 to 65535, got {options.port}")
     if options.model_name:
@@ -2161,8 +2280,8 @@ def check_models(config: Config) -> tuple[list[str], list[str]]:
         lines.append(f"{model.name}: version {', '.join(map(str, versions)) or 'none'} on {model.target_device} from {model.base_path}")
         if not versions:
             problems.append(f"{path}: no version folder that its policy picks in {model.base_path}")
-        problems += [f"{path}: version {version} holds no saved_model.pb: {folders[version]}" for version in versions
-                     if not list(folders[version].glob("saved_model.pb*"))]
+        problems += [f"{path}: version {version} holds no saved_model.pb, or an empty one: {folders[version]}" for version in versions
+                     if not any(file.stat().st_size for file in folders[version].glob("saved_model.pb*"))]
         problems += [f"{path}.version_labels.{label}: version {version} is not served"
                      for label, version in model.version_labels.items() if version not in versions]
     problems += [f"$.deployments[{index}].model: no model is called '{deployment.model}'"
@@ -2170,9 +2289,11 @@ def check_models(config: Config) -> tuple[list[str], list[str]]:
     return lines, problems
 
 
-def report(server: ModelServer, address: str) -> None:
+def report(server: ModelServer, address: str, stop: threading.Event) -> None:
     """Print, once the first load is over, each model with its versions and devices, the URLs, and a working curl."""
     server.wait()
+    if stop.is_set():
+        return
     curl = None
     for model, states in server.manager.states().items():
         for version, state in sorted(states.items(), reverse=True):
@@ -2183,7 +2304,7 @@ def report(server: ModelServer, address: str) -> None:
                 command = f"curl -d '{body}' {address}/v1/models/{quote(model, safe='')}:predict"
                 curl = min(curl or command, command, key=len)
     for name in server.readiness():
-        print(f"  {name}: not available")
+        print(f"  {name}: not available, the log says why")
     print(f"Status: {address}/v1/models   Reload: curl -X POST {address}/v1/config/reload   Ready: {address}/readyz")
     if curl:
         print(f"Try:    {curl}", flush=True)
@@ -2195,30 +2316,33 @@ def run(source: "str | os.PathLike | Mapping | Config | ModelServer", host: str 
 
     Raises ConfigError, and OSError when the port is taken.
     """
-    server = source if isinstance(source, ModelServer) else ModelServer(source)
+    server, host = source if isinstance(source, ModelServer) else ModelServer(source), host.strip("[]")
+    socket.getaddrinfo(host or "?", port)  # says what is wrong with the host, as an OSError
     options, stop = server.config.server, stop or threading.Event()
     sockets: dict[int, Any] = {}
     http = create_server(
         create_app(server), map=sockets, host=host, port=port, threads=options.threads, ident="serving",
-        connection_limit=options.connection_limit, max_request_body_size=options.max_request_bytes,
+        connection_limit=options.connection_limit + 4,  # waitress counts its own sockets
+        max_request_body_size=options.max_request_bytes,
         inbuf_overflow=options.max_request_bytes,  # bodies stay in memory: they need not go through a temporary file
         recv_bytes=1 << 20, outbuf_overflow=64 << 20, outbuf_high_watermark=64 << 20,
         channel_request_lookahead=1,  # sees clients that went away
         asyncore_use_poll=True)
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: stop.set())
+            signal.signal(number, lambda *_: os._exit(1) if stop.is_set() else stop.set())
     listeners = [entry for entry in sockets.values() if isinstance(entry, BaseWSGIServer)]
     shown = f"[{host}]" if ":" in host else host
     address = f"http://{shown}:{listeners[0].effective_port}"
-    print(f"serving {__version__} on {address}, loading models", flush=True)
+    print(f"serving {__version__} on {address}, loading {server.manager.name}", flush=True)
     if host not in ("127.0.0.1", "localhost", "::1"):
         logger.warning("Listening on %s: whoever reaches this address can use the models", host)
-    threading.Thread(target=report, args=(server, address), daemon=True).start()
+    threading.Thread(target=report, args=(server, address, stop), daemon=True).start()
     while not stop.is_set():
         http.asyncore.loop(timeout=0.5, map=sockets, use_poll=True, count=1)
+    logger.info("Stopping when the running requests are answered; a second signal stops at once")
     finish(http, sockets, listeners, options.drain_seconds)
-    server.stop()
+    server.stop(drain=False)
 
 
 def finish(http: Any, sockets: dict[int, Any], listeners: list[BaseWSGIServer], seconds: float) -> None:

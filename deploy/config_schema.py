@@ -32,8 +32,8 @@ def schema_of(kind=serving.Config, metadata=types.MappingProxyType({})):
         schema["items"] = schema_of(arguments[0], metadata)
     elif origin is dict:
         schema["additionalProperties"] = schema_of(arguments[1], metadata)
-    elif metadata.get("minimum") is not None and kind in (int, float):
-        schema["minimum"] = metadata["minimum"]
+    elif kind in (int, float):
+        schema |= {limit: metadata[limit] for limit in ("minimum", "maximum") if metadata.get(limit) is not None}
     elif metadata.get("pattern") and kind is str:
         schema["pattern"] = metadata["pattern"]
     if kind is serving.VersionPolicy:

@@ -79,8 +79,7 @@ def make_digits() -> None:
         scores = model(features["image"], training=False)
         return {"classes": tf.tile(names[tf.newaxis], [tf.shape(scores)[0], 1]), "scores": scores}
 
-    archive = keras.export.ExportArchive()
-    archive.track(model)
+    archive = keras.export.ExportArchive()  # it finds the variables by itself; with `track` it would store them twice
     archive.add_endpoint("serving_default", predict)
     archive.add_endpoint("classify", classify)
     folder = FOLDER / "digits" / "1"

@@ -18,8 +18,8 @@ NUMBERS = ["DT_FLOAT", "DT_DOUBLE", "DT_HALF", "DT_BFLOAT16", "DT_INT8", "DT_INT
            "DT_UINT8", "DT_UINT16", "DT_UINT32", "DT_UINT64"]
 
 
-def read(value, dtype, plain=True):
-    return serving.decode_tensor(value, spec("x", dtype), plain)
+def read(value, dtype, quick=True):
+    return serving.decode_tensor(value, spec("x", dtype)) if quick else serving.exact_tensor(value, spec("x", dtype))
 
 
 # --- the JSON dialect -------------------------------------------------------------------------------------
@@ -94,8 +94,7 @@ scalars = (st.integers(-300, 300) | st.integers(-2**63, 2**64 - 1) | st.floats()
 @given(nested(scalars) | nested(st.integers(-300, 300)) | nested(st.floats()), st.sampled_from([*NUMBERS, "DT_BOOL"]))
 @settings(max_examples=3000, deadline=None)
 def test_quick_path_equals_exact_path_or_leaves_it_alone(value, dtype):
-    """The quick path is told that there are no booleans; without them it must agree with the exact one."""
-    if "True" in str(value) or "False" in str(value) or not isinstance(value, list):
+    if not isinstance(value, list):
         return
     quick = serving.quick_tensor(value, serving.NUMPY_DTYPES[dtype])
     try:
@@ -109,28 +108,28 @@ def test_quick_path_equals_exact_path_or_leaves_it_alone(value, dtype):
 
 
 @pytest.mark.parametrize("dtype", [name for name in NUMBERS if "INT" in name])
-@pytest.mark.parametrize("plain", [True, False])
-def test_integers_are_exact_to_their_limits_and_refused_beyond(dtype, plain):
+@pytest.mark.parametrize("quick", [True, False])
+def test_integers_are_exact_to_their_limits_and_refused_beyond(dtype, quick):
     limits = np.iinfo(serving.NUMPY_DTYPES[dtype])
-    array = read([int(limits.min), int(limits.max)], dtype, plain)
+    array = read([int(limits.min), int(limits.max)], dtype, quick)
     assert array.dtype == serving.NUMPY_DTYPES[dtype] and array.tolist() == [limits.min, limits.max]
     for value in (int(limits.min) - 1, int(limits.max) + 1, 1.0, 1e2):
         with pytest.raises(serving.BadRequest):
-            read([0, value], dtype, plain)
+            read([0, value], dtype, quick)
 
 
-@pytest.mark.parametrize("plain", [True, False])
-def test_floats_beyond_float32_are_infinite_and_tiny_ones_zero(plain):
+@pytest.mark.parametrize("quick", [True, False])
+def test_floats_beyond_float32_are_infinite_and_tiny_ones_zero(quick):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert read([1e39, -1e39, 1e-50, 1, 2**63], "DT_FLOAT", plain).tolist() == [math.inf, -math.inf, 0.0, 1.0, 2.0**63]
-        assert read([1e6], "DT_HALF", plain).tolist() == [math.inf]
+        assert read([1e39, -1e39, 1e-50, 1, 2**63], "DT_FLOAT", quick).tolist() == [math.inf, -math.inf, 0.0, 1.0, 2.0**63]
+        assert read([1e6], "DT_HALF", quick).tolist() == [math.inf]
 
 
 @pytest.mark.parametrize("value, shape", [([], (0,)), ([[], []], (2, 0)), (3, ()), ([[[1]]], (1, 1, 1))])
 @pytest.mark.parametrize("dtype", ["DT_FLOAT", "DT_INT32"])
 def test_shapes(value, shape, dtype):
-    assert read(value, dtype).shape == read(value, dtype, plain=False).shape == shape
+    assert read(value, dtype).shape == read(value, dtype, quick=False).shape == shape
 
 
 def test_strings_are_their_bytes_and_base64_mixes_with_them():

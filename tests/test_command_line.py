@@ -96,7 +96,7 @@ def test_one_model_without_a_config_from_another_folder(tmp_path):
     with started("--model_name", "m", "--model_base_path", str(ROOT / "models/half_plus_two"), "--port", "0", cwd=tmp_path) as server:
         assert "m version 123: AVAILABLE" in server.wait_for("m version")
     with started("--model_name", "m", "--model_path", "half", cwd=tmp_path, SERVING_PORT="0") as server:
-        assert "m: not available" in server.wait_for("m: not")
+        assert "m: not available, the log says why" in server.wait_for("m: not")
 
 
 def test_host_and_port_come_from_the_environment():
@@ -146,7 +146,7 @@ def test_check_says_what_would_be_served():
 def test_check_names_everything_that_is_wrong(tmp_path):
     for folder in ("a/1", "a/2", "empty"):
         (tmp_path / folder).mkdir(parents=True)
-    (tmp_path / "a/1/saved_model.pb").touch()
+    (tmp_path / "a/1/saved_model.pb").write_bytes(b"x")
     (tmp_path / "c.json").write_text(json.dumps({"model_config_list": [
         {"config": {"name": "a", "base_path": "a", "model_version_policy": {"all": {}}, "version_labels": {"new": 3}}},
         {"config": {"name": "empty", "base_path": "empty"}}, {"config": {"name": "gone", "base_path": "gone"}},
@@ -155,7 +155,7 @@ def test_check_names_everything_that_is_wrong(tmp_path):
     status, lines = check(tmp_path / "c.json")
     assert status == 2
     assert [line.replace(str(tmp_path), "T") for line in lines if line.startswith("wrong: ")] == [
-        "wrong: $.model_config_list[0].config: version 2 holds no saved_model.pb: T/a/2",
+        "wrong: $.model_config_list[0].config: version 2 holds no saved_model.pb, or an empty one: T/a/2",
         "wrong: $.model_config_list[0].config.version_labels.new: version 3 is not served",
         "wrong: $.model_config_list[1].config: no version folder that its policy picks in T/empty",
         "wrong: $.model_config_list[2].config.base_path: base_path cannot be read: No such file or directory: T/gone",

@@ -1,0 +1,302 @@
+"""Input made to hurt, and faults caused on purpose: each had once a worse outcome than the one asserted here."""
+
+import gzip
+import json
+import os
+import socket
+import threading
+import tracemalloc
+
+import numpy as np
+import pytest
+from conftest import NO_POLL, ROOT, Disk, FakeServable, Rest, assert_error, config, fake_server, signature, spec
+from test_models import default
+from test_saved_models import export, load, run
+
+import serving
+
+P = "/v1/models/half_plus_two:predict"
+
+
+def deep(levels, value=""):
+    return "[" * levels + value + "]" * levels
+
+
+@pytest.mark.parametrize("levels", [33, 64, 65, 300])
+def test_strings_of_many_dimensions_do_not_crash_tensorflow(demo, levels):
+    client = Rest(demo)
+    for form in ('{"signature_name": "regress", "inputs": ' + deep(levels) + '}', '{"signature_name": "regress", "instances": ' + deep(levels, '"a"') + '}',
+                 '{"instances": ' + deep(levels, "1") + '}', '{"inputs": ' + deep(levels, "1") + '}', '{"inputs": ' + deep(levels) + '}'):
+        response = client.post(P, form)
+        assert response.status_code == 400 and "tensor parsing error: " in json.loads(response.data)["error"]
+
+
+def test_thirty_two_dimensions_work(demo):
+    assert json.loads(Rest(demo).post(P, '{"inputs": ' + deep(32, "2") + '}').data)["outputs"] == json.loads(deep(32, "3.0"))
+
+
+def test_a_long_string_among_many_numbers_costs_no_more_than_its_length(demo):
+    body = b'{"instances": ["' + b"a" * 100_000 + b'"' + b', ""' * 25_000 + b"]}"
+    tracemalloc.start()
+    response = Rest(demo).post(P, body)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert response.status_code == 400 and "Type: String is not of expected type: float" in json.loads(response.data)["error"]
+    assert peak < 20e6
+
+
+@pytest.mark.parametrize("form", ['{"signature_name": "classify", "inputs": [{"b64": "/9j/4AAQSkZJRg=="}]}'])
+def test_graph_error_that_quotes_bytes_is_still_a_bad_request(demo, form):
+    response = Rest(demo).post("/v1/models/digits:predict", form)
+    assert_error(response, 400, "Could not parse example input...")
+
+
+def test_feature_name_that_is_no_text(demo):
+    for body in (b'{"signature_name":"regress","examples":[{"\xff":1.0,"x":1.0}]}', b'{"signature_name":"regress","context":{"\xff":1.0},"examples":[{}]}'):
+        assert_error(Rest(demo).post("/v1/models/half_plus_two:regress", body), 400, "Feature name is not UTF-8: b'\\xff'")
+
+
+def test_scalar_strings_come_out(tf, tmp_path):
+    export(tf, tmp_path / "m" / "1", {"serving_default": (lambda x: {"y_bytes": tf.identity(x)}, [tf.TensorSpec([], tf.string, name="x")])})
+    server = serving.ModelServer({"model_config_list": [{"config": {"name": "m", "base_path": str(tmp_path / "m")}}], "server": NO_POLL})
+    server.wait(60)
+    assert json.loads(Rest(server).post("/v1/models/m:predict", {"inputs": "a"}).data) == {"outputs": {"b64": "YQ=="}}
+
+
+def test_scalar_string_output_of_rows_is_refused():
+    scalar = serving.Servable({"serving_default": signature([spec("x")], [spec("y", "DT_STRING", ())])}, lambda name, inputs: {"y": np.array(b"a", object)})
+    assert_error(Rest(fake_server({"m": scalar})).post("/v1/models/m:predict", {"instances": [1]}), 400, "Tensor name: y has no shape information ")
+
+
+@pytest.mark.parametrize("version, status", [("0" * 5000 + "1", 200), ("1000000000000000000", 404), ("9223372036854775807", 404), ("9223372036854775808", 400)])
+def test_versions_to_the_limit_of_int64(version, status):
+    assert Rest(fake_server({"m": FakeServable()})).get(f"/v1/models/m/versions/{version}").status_code == status
+
+
+def test_version_folder_named_by_nanoseconds(tmp_path):
+    for name in ("1700000000000000000", "99999999999999999999"):
+        (tmp_path / name).mkdir()
+    assert list(serving.list_versions(str(tmp_path))) == [1700000000000000000]
+
+
+def test_path_with_many_slashes_is_unquoted_a_bounded_number_of_times(how, monkeypatch):
+    client, calls = Rest(fake_server({"m": FakeServable()}), how), []
+    plain = serving.unquote
+    monkeypatch.setattr(serving, "unquote", lambda *args, **options: calls.append(1) or plain(*args, **options))
+    assert client.get("/v1/models/m%62" + "/" * 5000 + "v1/models/x%20").status_code == 400
+    assert len(calls) < 20
+
+
+def test_last_key_wins_in_rows_whichever_parser_reads_them():
+    client = Rest(fake_server({"m": FakeServable()}))
+    for body in ('{"instances": [{"x": [1.0], "x": [2.0]}]}', '{"instances": [{"x": [1.0], "x": [2.0]}]} trailing', '{"instances": [{"x": [1.0], "x": [2.0]}], "u": 1e0}x'):
+        assert json.loads(client.post("/v1/models/m:predict", body).data) == {"predictions": [[2.0]]}
+
+
+@pytest.mark.parametrize("escape", ["\\udc80", "\\udcff", "a\\udc80\\u0041"])
+def test_escaped_half_of_a_pair_is_no_raw_byte(escape):
+    with pytest.raises(serving.BadRequest, match="The surrogate pair in string is invalid"):
+        serving.parse_json(f'"{escape}"'.encode())
+    assert serving.parse_json(b'["\xff", "\\u0041"]') == ["\udcff", "A"]
+
+
+def test_numbers_with_nan_are_read_by_a_parser_in_c(monkeypatch):
+    monkeypatch.setattr(serving, "parse_exact", None)
+    value = serving.parse_json(b'{"instances": [1.5, NaN, -Infinity, 3]}')
+    assert str(value) == "{'instances': [1.5, nan, -inf, 3]}"
+
+
+# --- config and disk ----------------------------------------------------------------------------------------
+
+def written(tmp_path, text):
+    path = tmp_path / "config.json"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+@pytest.mark.parametrize("text, problem", [
+    ('{"model_config_list": [], "server": {"file_system_poll_wait_seconds": NaN}}', "$: expected a number, got NaN"),
+    ('{"model_config_list": [], "server": {"file_system_poll_wait_seconds": 1e10}}',
+     "$.server.file_system_poll_wait_seconds: expected at most 86400, got 10000000000.0"),
+    ('{"model_config_list": [], "server": {"drain_seconds": 1' + "0" * 400 + "}}", "$.server.drain_seconds: expected at most 86400, got 1" + "0" * 39),
+    ('{"model_config_list": [], "server": {"threads": 200000}}', "$.server.threads: expected at most 1000, got 200000"),
+    ('{"model_config_list": [{"config": {"name": "m", "base_path": "m", "batching": {"num_batch_threads": 5000}}}]}',
+     "$.model_config_list[0].config.batching.num_batch_threads: expected at most 64, got 5000"),
+    ('{"model_config_list": [], "model_config_list": []}', "$: key 'model_config_list' stands twice in one object"),
+    ('{"model_config_list": [{"config": {"name": "b\\ud800", "base_path": "m"}}]}',
+     "$.model_config_list[0].config.name: expected text, got half of a surrogate pair"),
+])
+def test_config_that_would_hurt_is_refused(tmp_path, text, problem):
+    with pytest.raises(serving.ConfigError) as raised:
+        serving.load_config(written(tmp_path, text))
+    assert raised.value.message == problem
+
+
+@pytest.mark.parametrize("path", ["a" * 300, "a\0b", "file.keras"])
+def test_one_unreadable_base_path_does_not_keep_the_others_from_loading(tmp_path, path):
+    (tmp_path / "file.keras").touch()
+    half = str(ROOT / "models/half_plus_two")
+    source = {"model_config_list": [{"config": {"name": "bad", "base_path": str(tmp_path / path)}}, {"config": {"name": "good", "base_path": half}}], "server": NO_POLL}
+    server = serving.ModelServer(source, load=lambda folder, model: FakeServable())
+    assert server.wait(20) and server.readiness() == ["bad"]
+    status, body = server.reload()
+    assert status == 400 and body["details"][0].startswith("$.model_config_list[0].config.base_path: base_path cannot be read: ")
+
+
+def test_fifo_is_no_config(tmp_path):
+    os.mkfifo(tmp_path / "f")
+    with pytest.raises(OSError, match="Not a regular file"):
+        serving.ModelServer(tmp_path / "f")
+
+
+def test_what_is_remembered_of_the_config_is_what_was_parsed(tmp_path, monkeypatch):
+    path, plain = written(tmp_path, json.dumps(config("a"))), serving.load_config
+
+    def edited_meanwhile(*arguments):
+        loaded = plain(*arguments)
+        path.write_text(json.dumps(config("b")))
+        return loaded
+    monkeypatch.setattr(serving, "load_config", edited_meanwhile)
+    disk = Disk(a=[1], b=[1])
+    server = serving.ModelServer(path, load=disk.load, list_versions=disk.list_versions)
+    monkeypatch.setattr(serving, "load_config", plain)
+    server.wait(10)
+    assert server.reload()[0] == 200 and server.readiness() == [] and default(server, "b") == 1
+
+
+def test_listing_and_new_models_wait_for_a_reload_in_progress(tmp_path):
+    path, slow, loading = written(tmp_path, json.dumps(config("a"))), threading.Event(), threading.Event()
+    disk = Disk(a=[1], n=[1])
+
+    def load_slowly(folder, model):
+        if model.name == "n":
+            loading.set()
+            slow.wait(10)
+        return disk.load(folder, model)
+    server = serving.ModelServer(path, load=load_slowly, list_versions=disk.list_versions)
+    server.wait(10)
+    path.write_text(json.dumps(config("a", "n")))
+    reload = threading.Thread(target=server.reload)
+    reload.start()
+    assert loading.wait(10)
+    client, answers = Rest(server), []
+    assert [model["name"] for model in json.loads(client.get("/v1/models").data)["models"]] == ["a", "n"]
+    request = threading.Thread(target=lambda: answers.append(client.post("/v1/models/n:predict", {"inputs": [0.0]}).status_code))
+    request.start()
+    slow.set()
+    request.join(10), reload.join(10)
+    assert answers == [200]
+
+
+def test_files_changed_in_place_are_loaded_by_a_reload_and_named_by_the_poller(tmp_path, caplog):
+    folder = tmp_path / "m" / "1"
+    folder.mkdir(parents=True)
+    (folder / "saved_model.pb").write_bytes(b"1")
+    server = serving.ModelServer(config({"name": "m", "base_path": str(tmp_path / "m")}),
+                                 load=lambda folder, model: FakeServable(int((folder / "saved_model.pb").read_bytes())))
+    server.wait(10)
+    (folder / "saved_model.pb").write_bytes(b"22")
+    server.manager.refresh(polling=True), server.manager.refresh(polling=True)
+    assert server.predict("m", {"inputs": [0.0]})["outputs"] == [1]
+    assert caplog.text.count("the files of m version 1 changed") == 1
+    assert server.reload()[0] == 201 and server.predict("m", {"inputs": [0.0]})["outputs"] == [22]
+
+
+def test_deployment_of_a_model_that_is_not_there_is_told_by_reload():
+    server = fake_server({"m": FakeServable()}, deployments=[{"id": "d", "model": "nope"}])
+    status, body = server.reload()
+    assert (status, body["details"]) == (500, ["$.deployments[0].model: no model is called 'nope'"])
+
+
+@pytest.mark.parametrize("mapping, names", [({"a": "b", "b": "a"}, ["a", "b"]), ({"a": "b", "b": "c"}, ["b", "c"])])
+def test_mapping_renames_all_at_once(tf, tmp_path, mapping, names):
+    specs = [tf.TensorSpec([None], tf.float32, name="a"), tf.TensorSpec([None], tf.float32, name="b")]
+    export(tf, tmp_path / "m", {"serving_default": (lambda a, b: {"y": a - b}, specs)})
+    (tmp_path / "m" / "mapping_config.json").write_text(json.dumps({"inputs": mapping}))
+    servable = load(tmp_path / "m")
+    assert list(servable.signatures["serving_default"].inputs) == names
+    inputs = {mapping["a"]: np.array([5], np.float32), mapping["b"]: np.array([2], np.float32)}
+    assert servable.run("serving_default", inputs)["y"].tolist() == [3]
+    (tmp_path / "m" / "mapping_config.json").write_text(json.dumps({"inputs": {"a": "b"}}))
+    with pytest.raises(serving.LoadError, match="gives two inputs the name 'b'"):
+        load(tmp_path / "m")
+
+
+def test_graph_that_takes_one_row_only_is_served_unbatched(tf, tmp_path, caplog):
+    def one_row(x):
+        with tf.control_dependencies([tf.debugging.assert_equal(tf.shape(x)[0], 1)]):
+            return {"y": tf.identity(x)}
+    export(tf, tmp_path / "m", {"serving_default": (one_row, [tf.TensorSpec([None, 2], name="x")])})
+    assert run(load(tmp_path / "m", batching=True), np.ones((1, 2), np.float32))["y"].shape == (1, 2)
+    assert "signature serving_default runs unbatched" in caplog.text
+
+
+def test_forked_process_says_so(monkeypatch):
+    client = Rest(fake_server({"m": FakeServable()}))
+    monkeypatch.setattr(os, "getpid", lambda: -1)
+    assert_error(client.post("/v1/models/m:predict", {"inputs": [0.0]}), 503, "The models were loaded before this process was forked, ...")
+
+
+# --- Python -------------------------------------------------------------------------------------------------
+
+def test_arrays_may_stand_wherever_the_body_has_numbers(demo):
+    rows = [np.array([1.0]), np.array([3.0])]
+    for value in (rows, np.array(rows), [np.float32(1), np.float64(3)], [[1], [3.0]], np.array([1, 3])):
+        for key in ("instances", "inputs"):
+            answer = next(iter(demo.predict("half_plus_two", {key: value}).values()))
+            assert np.ravel(answer).tolist() == [2.5, 3.5]
+    for value in (np.float32(4), np.array([4.0], np.float32), [np.float64(4)]):
+        assert demo.regress("half_plus_two", {"signature_name": "regress", "examples": [{"x": value}]})["results"].tolist() == [4.0]
+
+
+@pytest.mark.parametrize("body", [
+    {"instances": np.zeros((0, 3))}, {"instances": {b"x": 1}}, {"instances": [None]}, {"inputs": "\ud800"}, {"inputs": [np.array(["a"])]},
+    {"inputs": (1, 2)}, {"inputs": np.array([1j])}, {"inputs": np.array([{}])}, [1], None, {"signature_name": "regress", "inputs": ["\ud800"]}])
+def test_wrong_values_from_python_are_bad_requests(demo, body):
+    with pytest.raises(serving.BadRequest):
+        demo.predict("half_plus_two", body)
+
+
+def test_configs_from_python(demo):
+    source = json.loads((ROOT / "config.json").read_text())
+    assert [model.name for model in serving.load_config(source).models] == [model.name for model in demo.config.models]
+    assert "$schema" in source
+    with pytest.raises(serving.ConfigError):
+        serving.ModelServer({1: 2})
+
+
+# --- over a socket --------------------------------------------------------------------------------------------
+
+def talk(port, data):
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as client:
+        client.sendall(data)
+        return b"".join(iter(lambda: client.recv(65536), b""))
+
+
+def test_broken_and_oversized_bodies_over_a_socket():
+    stop, server = threading.Event(), fake_server({"m": FakeServable()}, server={**NO_POLL, "max_request_bytes": 2000, "connection_limit": 1})
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    thread = threading.Thread(target=serving.run, args=(server, "127.0.0.1", port, stop))
+    thread.start()
+    head = b"POST /v1/models/m:predict HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+    try:
+        for _ in range(200):
+            try:
+                assert b"200" in talk(port, head + b'Content-Length: 17\r\n\r\n{"inputs": [0.0]}')
+                break
+            except ConnectionRefusedError:
+                stop.wait(0.05)
+        assert b'{"outputs":[1.0]}' in talk(port, head + b'Transfer-Encoding: chunked\r\n\r\n11\r\n{"inputs": [0.0]}\r\n0\r\n\r\n')
+        assert b" 400 " in talk(port, head + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n")
+        doubled = b"GET //v1/models/m HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+        assert b'{"error":"Malformed request: GET //v1/models/m"}' in talk(port, doubled)
+        assert b" 413 " in talk(port, head + b"Content-Length: 5000\r\n\r\n" + b" " * 5000)
+        assert b" 413 " in talk(port, head + b"Transfer-Encoding: chunked\r\n\r\n" + b"3e8\r\n" + b" " * 1000 + b"\r\n" + b"7d0\r\n" + b" " * 2000 + b"\r\n0\r\n\r\n")
+        packed = gzip.compress(b'{"inputs": [0.0]}')
+        assert b'{"outputs":[1.0]}' in talk(port, head + b"Content-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(packed) + packed)
+    finally:
+        stop.set()
+        thread.join(30)
+    assert not thread.is_alive()

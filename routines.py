@@ -1,1 +1,826 @@
-"""Images in, predictions out, and the routines between."""
+"""Images in, predictions out, and the routines between: what `/predict` adds to a served model.
+
+    Images in        bytes, base64, nested lists or a URL to uint8 RGB [H, W, 3], within limits
+    Model outputs    five families of detectors, segmenters and classifiers to the same arrays
+    Routines         filters and measures, chained in a request or a deployment; your own with `@routine`
+    Predictions out  the arrays to annotations, COCO, or a drawn picture
+
+Predictions travel between the rooms as a dict of arrays, N of them, best first:
+
+    boxes    float32 [N, 4], ymin, xmin, ymax, xmax in 0..1 of the original picture; absent for classifiers
+    scores   float32 [N], 0..1
+    classes  int64 [N], ids of the label map
+    names    object [N], str, from the label map
+    masks    float32 [N, mh, mw], 0..1, relative to the box; only for segmenters
+    answer   a dict merged into the response; with `only_answer` it stands in place of the predictions
+
+This module never imports `serving`: it works on arrays alone.
+"""
+
+import base64
+import binascii
+import contextlib
+import dataclasses
+import functools
+import http.client
+import importlib
+import io
+import ipaddress
+import json
+import re
+import runpy
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urljoin, urlsplit
+from xml.sax.saxutils import escape
+
+import cv2
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+__all__ = ["ROUTINES", "ImageError", "ImageLimits", "argument", "routine"]
+
+Tensors = dict[str, Any]
+
+
+class ImageError(ValueError):
+    """The picture cannot be had; `too_large` when a limit is why."""
+
+    def __init__(self, message: str, too_large: bool = False):
+        super().__init__(message)
+        self.too_large = too_large
+
+
+# ======================================================================================================
+# Images in
+# In: what a request holds. Out: uint8 RGB [H, W, 3], upright; or ImageError with the reason.
+# ======================================================================================================
+
+
+@dataclass(frozen=True)
+class ImageLimits:
+    """How much of a picture, and how long to wait for it."""
+
+    max_bytes: int = 50 << 20
+    max_pixels: int = 50_000_000
+    download_seconds: float = 10
+    allowed_hosts: tuple[str, ...] = ()
+
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+
+
+def decode_image(data: bytes, limits: ImageLimits) -> np.ndarray:
+    """Decode picture bytes to uint8 RGB [H, W, 3], turned upright by EXIF; the first frame of several.
+
+    The header is read first, so that a small file that unpacks to a huge picture is refused unopened.
+    """
+    if len(data) > limits.max_bytes:
+        raise ImageError(f"image of {len(data)} bytes is over the limit of {limits.max_bytes}", too_large=True)
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            width, height = image.size
+            if width * height > limits.max_pixels:
+                raise ImageError(f"image of {width}x{height} pixels is over the limit of {limits.max_pixels}", too_large=True)
+            return np.asarray(to_rgb(ImageOps.exif_transpose(image)))
+    except Image.DecompressionBombError:
+        raise ImageError(f"image has more pixels than the limit of {limits.max_pixels}", too_large=True) from None
+    except UnidentifiedImageError:
+        raise ImageError(f"not an image of a known format; expected one of {', '.join(FORMATS)}, got bytes that start with "
+                         f"{data[:8].hex(' ') or 'nothing'}") from None
+    except (OSError, SyntaxError, ValueError, TypeError, EOFError, MemoryError) as error:
+        if isinstance(error, ImageError):
+            raise
+        raise ImageError(f"image is damaged: {error}") from None
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any mode to 8-bit RGB: 16-bit greys keep their high byte, alpha is dropped, as Image.convert does."""
+    if image.mode.startswith("I"):
+        wide = np.asarray(image).astype(np.int64)
+        return Image.fromarray((wide >> 8 if wide.max(initial=0) > 255 else wide).clip(0, 255).astype(np.uint8)).convert("RGB")
+    return image.convert("RGB")
+
+
+def decode_text(text: str, limits: ImageLimits) -> np.ndarray:
+    """Decode base64 with or without line breaks, padding, the URL-safe alphabet or a `data:` prefix."""
+    if len(text) > limits.max_bytes * 3 // 2 + 1000:
+        raise ImageError(f"image of {len(text)} base64 characters is over the limit of {limits.max_bytes} bytes", too_large=True)
+    text = re.sub(r"^data:[^,]{0,200},", "", text)
+    text = re.sub(r"\s+", "", text).replace("-", "+").replace("_", "/").rstrip("=")
+    try:
+        data = base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ImageError(f"data is not base64: {error}") from None
+    return decode_image(data, limits)
+
+
+def decode_array(value: Any, limits: ImageLimits) -> np.ndarray:
+    """Read nested lists or an array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] of 0..255 as uint8 RGB."""
+    try:
+        array = np.asarray(value)
+    except ValueError:
+        raise ImageError("array is ragged: expected rows of equal length") from None
+    if array.dtype.kind not in "uif":
+        raise ImageError(f"array: expected numbers 0..255, got {array.dtype}")
+    array = array[:, :, np.newaxis] if array.ndim == 2 else array
+    if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or 0 in array.shape:
+        raise ImageError(f"array: expected shape HxW, HxWx1, HxWx3 or HxWx4, got {'x'.join(map(str, array.shape)) or 'a number'}")
+    if array.shape[0] * array.shape[1] > limits.max_pixels:
+        raise ImageError(f"array of {array.shape[1]}x{array.shape[0]} pixels is over the limit of {limits.max_pixels}", too_large=True)
+    if not (array.min() >= 0 and array.max() <= 255):  # NaN fails too
+        raise ImageError(f"array: expected values 0..255, got {array.min()}..{array.max()}")
+    array = np.rint(array).astype(np.uint8) if array.dtype.kind == "f" else array.astype(np.uint8)
+    return np.repeat(array, 3, axis=2) if array.shape[2] == 1 else np.ascontiguousarray(array[:, :, :3])
+
+
+def decode_npy(data: bytes, limits: ImageLimits) -> np.ndarray:
+    try:
+        return decode_array(np.load(io.BytesIO(data), allow_pickle=False), limits)
+    except (ValueError, OSError, EOFError, MemoryError) as error:
+        if isinstance(error, ImageError):
+            raise
+        raise ImageError(f"body is not a .npy array: {error}") from None
+
+
+def read_request(body: Any, limits: ImageLimits) -> tuple[np.ndarray, Any]:
+    """Read the JSON value `{"image_type": "url" | "base64" | "array", "data": ..., "routines": [...]}`: picture and routines."""
+    if not isinstance(body, dict):
+        raise ImageError("expected a JSON object with 'image_type' and 'data'")
+    kinds: dict[str, tuple[type, str, Callable]] = {
+        "url": (str, "string", fetch_image), "base64": (str, "string", decode_text), "base_64": (str, "string", decode_text),
+        "array": (list, "array", decode_array)}
+    kind, data = body.get("image_type"), body.get("data")
+    if not isinstance(kind, str) or kind not in kinds:
+        raise ImageError(f"image_type: expected one of url, base64, array, got {json.dumps(kind)[:60]}")
+    expected, name, read = kinds[kind]
+    if not isinstance(data, expected):
+        raise ImageError(f"data: expected {name}" + ("" if "data" in body else ", got nothing"))
+    return read(data, limits), body.get("routines") or []
+
+
+# Content types whose body is the picture itself; all others are read as JSON.
+READERS: dict[str, Callable[[bytes, ImageLimits], np.ndarray]] = {
+    "image": decode_image, "application/octet-stream": decode_image, "application/x-npy": decode_npy}
+
+# --- URLs: only public addresses, the connection to the very address that was checked ---------------------
+
+MAX_REDIRECTS = 5
+
+
+def fetch_image(url: str, limits: ImageLimits, resolve: Callable = socket.getaddrinfo) -> np.ndarray:
+    """Download a picture over http or https. Each address of each host on the way must be public.
+
+    `resolve` is socket.getaddrinfo, an argument so that tests can rebind names. Proxies of the environment
+    are not used. Raises ImageError with the reason.
+    """
+    deadline = time.monotonic() + limits.download_seconds
+    try:
+        for _ in range(MAX_REDIRECTS + 1):
+            data, url = fetch_once(url, limits, deadline, resolve)
+            if data is not None:
+                return decode_image(data, limits)
+    except (TimeoutError, http.client.HTTPException, OSError) as error:
+        slow = isinstance(error, TimeoutError) or time.monotonic() >= deadline
+        reason = f"took longer than {limits.download_seconds:g} s" if slow else getattr(error, "strerror", None) or type(error).__name__
+        raise ImageError(f"url cannot be read: {reason}") from None
+    raise ImageError(f"url redirects more than {MAX_REDIRECTS} times")
+
+
+def fetch_once(url: str, limits: ImageLimits, deadline: float, resolve: Callable) -> tuple[bytes | None, str]:
+    """One request: the body, or None and where it redirects to."""
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
+    except ValueError:
+        raise ImageError("url is malformed") from None
+    if parts.scheme not in ("http", "https") or not host or re.search(r"[\x00-\x20\x7f]", url):
+        raise ImageError("url: expected http://... or https://...")
+    address = public_address(host, port, limits, resolve)
+    with socket.create_connection(address, timeout=max(0.001, deadline - time.monotonic())) as raw, cut_at(deadline, raw):
+        secure = ssl.create_default_context().wrap_socket(raw, server_hostname=host) if parts.scheme == "https" else raw
+        connection = http.client.HTTPConnection(host, port)
+        connection.sock = secure
+        target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        connection.request("GET", re.sub(r"[^\x21-\x7e]", lambda m: "".join(f"%{b:02X}" for b in m[0].encode()), target),
+                           headers={"Accept": "image/*", "User-Agent": "serving", "Connection": "close"})
+        response = connection.getresponse()
+        if response.status in (301, 302, 303, 307, 308) and response.headers.get("Location"):
+            return None, urljoin(url, response.headers["Location"])
+        if response.status != 200:
+            raise ImageError(f"url answers {response.status} {response.reason}"[:200])
+        return read_capped(response, limits, deadline), url
+
+
+@contextlib.contextmanager
+def cut_at(deadline: float, connection: socket.socket) -> Iterator[None]:
+    """Shut a connection down at the deadline: a time-out for each read does not end a server that drips."""
+    def cut() -> None:
+        with contextlib.suppress(OSError):
+            connection.shutdown(socket.SHUT_RDWR)
+    timer = threading.Timer(max(0.0, deadline - time.monotonic()), cut)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def read_capped(response: http.client.HTTPResponse, limits: ImageLimits, deadline: float) -> bytes:
+    """Read a body up to the limit of bytes; TimeoutError when the deadline cut it."""
+    data = response.read(limits.max_bytes + 1)
+    if len(data) > limits.max_bytes:
+        raise ImageError(f"url answers more than the limit of {limits.max_bytes} bytes", too_large=True)
+    if time.monotonic() >= deadline:
+        raise TimeoutError
+    return data
+
+
+def public_address(host: str, port: int, limits: ImageLimits, resolve: Callable) -> tuple:
+    """The address to connect to; raises ImageError when any address of the host is not public."""
+    try:
+        addresses = [entry[4][:2] for entry in resolve(host, port, type=socket.SOCK_STREAM)]
+    except (OSError, UnicodeError):
+        raise ImageError(f"url: host '{host[:100]}' is not known") from None
+    if host.lower() not in limits.allowed_hosts:
+        for address, _ in addresses:
+            if not is_public(address):
+                raise ImageError(f"url: host '{host[:100]}' is not a public address")
+    if not addresses:
+        raise ImageError(f"url: host '{host[:100]}' has no address")
+    return addresses[0]
+
+
+def is_public(text: str) -> bool:
+    """Whether an IP address is on the open internet, looking through IPv6 forms that carry an IPv4 one."""
+    address = ipaddress.ip_address(text.partition("%")[0])
+    if isinstance(address, ipaddress.IPv6Address):
+        carried = address.ipv4_mapped or address.sixtofour or (address.teredo[1] if address.teredo else None)
+        if carried is None and address in ipaddress.ip_network("64:ff9b::/96"):
+            carried = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+        if carried is not None:
+            return is_public(str(carried))
+    return address.is_global and not address.is_multicast and not address.is_reserved
+
+
+# ======================================================================================================
+# Model outputs
+# In: a signature's input and output specs, the model's arrays. Out: the arrays of predictions described on top.
+# ======================================================================================================
+
+
+def read_label_map(text: str) -> dict[int, str]:
+    """Read label_map.pbtxt (`item { id: 1 name: 'x' }`), JSON ({"1": "x"}, {"1": {"name": "x"}} or a list) or one name a line.
+
+    Ids of a list and of lines start at 1; 0 is the background. Raises ValueError.
+    """
+    if text.lstrip().startswith(("{", "[")):
+        return label_map_of(json.loads(text))
+    if re.search(r"\bitem\s*\{", text):
+        labels = {}
+        for body in re.findall(r"\bitem\s*\{([^}]*)\}", text):
+            number = re.search(r"\bid\s*:\s*(\d+)", body)
+            name = re.search(r"""\b(?:display_name|name)\s*:\s*(?:'([^']*)'|"([^"]*)")""", body)
+            if not number or not name:
+                raise ValueError(f"label map: item without id and name: {body.strip()[:80]}")
+            labels[int(number[1])] = name[1] if name[1] is not None else name[2]
+        return labels
+    return label_map_of([line.strip() for line in text.splitlines() if line.strip()])
+
+
+def load_labels(value: Any, folder: Path) -> dict[int, str]:
+    """The label map of a deployment: a file's path, an object, a list or None. Raises ValueError and OSError."""
+    return read_label_map((folder / value).read_text()) if isinstance(value, str) else label_map_of(value or {})
+
+
+def label_map_of(value: Any) -> dict[int, str]:
+    """A label map given as JSON: an object by id, or a list of names from id 1 on. Raises ValueError."""
+    if isinstance(value, list | tuple):
+        value = {index: name for index, name in enumerate(value, 1)}
+    try:
+        return {int(number): str(name["name"] if isinstance(name, Mapping) else name) for number, name in value.items()}
+    except (ValueError, KeyError, AttributeError):
+        raise ValueError("label map: expected {\"1\": \"name\"} or a list of names") from None
+
+
+def detect_family(outputs: Mapping[str, tuple[int | None, ...] | None]) -> str:
+    """The family of a signature's outputs, by their names and shapes; ValueError when it is none of the five."""
+    shapes = list(outputs.values())
+    if {"detection_boxes", "detection_scores", "detection_classes"} <= outputs.keys():
+        return "detection_api"
+    if {"output_1", "output_2", "output_3"} <= outputs.keys():
+        return "mask_rcnn"
+    if len(shapes) == 1 and shapes[0] is not None and len(shapes[0]) in (2, 3, 4):
+        return {2: "classifier", 3: "detector", 4: "segmentation"}[len(shapes[0])]
+    raise ValueError("the outputs are those of no known family: " + ", ".join(
+        f"{name} {list(shape) if shape is not None else 'of unknown rank'}" for name, shape in outputs.items()))
+
+
+def read_detection_api(outputs: Mapping[str, np.ndarray], labels: Mapping[int, str]) -> Tensors:
+    """TensorFlow's Object Detection API: boxes [1, N, 4] 0..1, scores and 1-based classes [1, N], masks [1, N, mh, mw]."""
+    count = int(np.ravel(outputs["num_detections"])[0]) if "num_detections" in outputs else None
+    tensors = {"boxes": outputs["detection_boxes"][0][:count], "scores": outputs["detection_scores"][0][:count],
+               "classes": np.rint(outputs["detection_classes"][0][:count]).astype(np.int64)}
+    if "detection_masks" in outputs:
+        tensors["masks"] = outputs["detection_masks"][0][:count]
+    return keep(tensors, tensors["scores"] > 0)  # unused rows are zero
+
+
+def read_detector(outputs: Mapping[str, np.ndarray], labels: Mapping[int, str]) -> Tensors:
+    """Datature's detector: one output [1, N, >=7]: ymin, xmin, ymax, xmax, score, class, ..., valid; then class-wise NMS."""
+    rows = next(iter(outputs.values()))[0]  # [N, >=7]
+    rows = rows[rows[:, -1] != 0]
+    tensors = {"boxes": rows[:, :4], "scores": rows[:, 4], "classes": np.rint(rows[:, 5]).astype(np.int64)}
+    return suppress(tensors, 0.5)
+
+
+def read_mask_rcnn(outputs: Mapping[str, np.ndarray], labels: Mapping[int, str]) -> Tensors:
+    """Datature's Mask R-CNN: output_1 scores, output_2 0-based classes, output_3 boxes, output_4 masks relative to the box."""
+    scores = np.ravel(outputs["output_1"])
+    tensors = {"scores": scores, "classes": np.rint(np.ravel(outputs["output_2"])).astype(np.int64) + 1,
+               "boxes": outputs["output_3"].reshape(-1, 4)}
+    if "output_4" in outputs:
+        masks = outputs["output_4"]
+        tensors["masks"] = masks.reshape(len(scores), *masks.shape[-2:])
+    return keep(tensors, scores > 0)
+
+
+def read_segmentation(outputs: Mapping[str, np.ndarray], labels: Mapping[int, str]) -> Tensors:
+    """Class planes [1, C, H, W] or [1, H, W, C], class 0 the background: one prediction for each connected region.
+
+    The planes lie along the axis of as many entries as there are labels and a background, else the shorter end.
+    """
+    planes = next(iter(outputs.values()))[0].astype(np.float32)
+    last = planes.shape[2] == len(labels) + 1 if planes.shape[0] != planes.shape[2] and labels else planes.shape[2] <= planes.shape[0]
+    planes = as_probabilities(planes if last else np.moveaxis(planes, 0, 2))  # [H, W, C]
+    winner = planes.argmax(axis=2)
+    found: list[tuple] = []
+    for number in np.unique(winner[winner > 0]):
+        count, regions, stats, _ = cv2.connectedComponentsWithStats((winner == number).astype(np.uint8), connectivity=8)
+        for region in range(1, count):
+            left, top, width, height, area = stats[region]
+            if area >= 4:
+                inside = regions[top:top + height, left:left + width] == region
+                score = planes[top:top + height, left:left + width, number][inside].mean()
+                found.append(((top, left, top + height, left + width), score, int(number), cv2.resize(inside.astype(np.float32), (64, 64),
+                              interpolation=cv2.INTER_NEAREST if max(width, height) <= 64 else cv2.INTER_AREA)))
+    size = np.array([*winner.shape, *winner.shape], np.float32)
+    boxes, scores, classes, masks = zip(*found) if found else ((), (), (), ())
+    return {"boxes": np.array(boxes, np.float32).reshape(-1, 4) / size, "scores": np.array(scores, np.float32),
+            "classes": np.array(classes, np.int64), "masks": np.array(masks, np.float32).reshape(-1, 64, 64)}
+
+
+def read_classifier(outputs: Mapping[str, np.ndarray], labels: Mapping[int, str]) -> Tensors:
+    """One output [1, C] of probabilities or logits. C is the labels' number, or one more with a background at 0."""
+    scores = as_probabilities(next(iter(outputs.values()))[0].astype(np.float32))
+    first = 0 if 0 in labels or len(scores) == len(labels) + 1 else 1
+    return {"scores": scores, "classes": np.arange(len(scores), dtype=np.int64) + first}
+
+
+def as_probabilities(values: np.ndarray) -> np.ndarray:
+    """Probabilities along the last axis: as they are when they are some already, else the softmax of logits."""
+    if values.min(initial=0) >= 0 and values.max(initial=0) <= 1 and np.allclose(values.sum(axis=-1), 1, atol=1e-2):
+        return values
+    powers = np.exp(values - values.max(axis=-1, keepdims=True))
+    return powers / powers.sum(axis=-1, keepdims=True)
+
+
+FAMILIES: dict[str, Callable[[Mapping[str, np.ndarray], Mapping[int, str]], Tensors]] = {
+    "detection_api": read_detection_api, "detector": read_detector, "mask_rcnn": read_mask_rcnn,
+    "segmentation": read_segmentation, "classifier": read_classifier}
+
+
+def read_outputs(family: str, outputs: Mapping[str, np.ndarray], labels: Mapping[int, str], most: int) -> Tensors:
+    """A model's outputs as predictions, best first, at most `most`; boxes clipped to the picture."""
+    tensors = FAMILIES[family](outputs, labels)
+    order = np.argsort(-tensors["scores"], kind="stable")[:most]
+    tensors = {name: array[order] for name, array in tensors.items()}
+    if "boxes" in tensors:
+        tensors["boxes"] = np.clip(tensors["boxes"].astype(np.float32), 0, 1)
+    tensors["names"] = np.array([labels.get(number, str(number)) for number in tensors["classes"].tolist()] + [None], object)[:-1]
+    return tensors
+
+
+# ======================================================================================================
+# Routines
+# In: predictions as arrays (or, before the model, the picture) and arguments. Out: a new dict of them.
+# ======================================================================================================
+
+ROUTINES: dict[str, type] = {}
+
+
+def argument(default: Any = dataclasses.MISSING, doc: str = "", minimum: float | None = None, maximum: float | None = None) -> Any:
+    """Declare a routine's argument in one line: default, what it means, and its limits."""
+    return dataclasses.field(default=default, metadata={"doc": doc, "minimum": minimum, "maximum": maximum})
+
+
+def routine(*aliases: str, before_model: bool = False) -> Callable[[type], type]:
+    """Register a class as a routine under its name and aliases: its annotated fields are the arguments.
+
+    Its `__call__(tensors)` returns a new dict of predictions, or with `before_model` a new picture.
+    """
+    def register(kind: type) -> type:
+        kind = dataclass(frozen=True)(kind)
+        kind.before_model = before_model  # type: ignore[attr-defined]
+        for name in (kind.__name__, *aliases):
+            ROUTINES[name] = kind
+        return kind
+    return register
+
+
+@functools.cache
+def import_routines(name: str, folder: Path) -> Any:
+    """Import, once, a Python file relative to `folder` or a module of Python's path, for the routines it registers."""
+    return runpy.run_path(str(folder / name), run_name=Path(name).stem) if name.endswith(".py") else importlib.import_module(name)
+
+
+def keep(tensors: Tensors, chosen: np.ndarray) -> Tensors:
+    """The predictions that a mask or an index array [N] picks out of every array."""
+    return {name: array[chosen] if isinstance(array, np.ndarray) else array for name, array in tensors.items()}
+
+
+@routine()
+class FilterConfidence:
+    """Keep predictions of at least this confidence."""
+
+    confidence: float = argument(doc="0..1", minimum=0, maximum=1)
+
+    def __call__(self, tensors: Tensors) -> Tensors:
+        return keep(tensors, tensors["scores"] >= np.float32(self.confidence))
+
+
+def overlaps(boxes: np.ndarray) -> np.ndarray:
+    """IoU of each box with each, float32 [N, N]; boxes [N, 4] (ymin, xmin, ymax, xmax). Empty boxes overlap nothing."""
+    low = np.maximum(boxes[:, np.newaxis, :2], boxes[np.newaxis, :, :2])  # [N, N, 2]
+    high = np.minimum(boxes[:, np.newaxis, 2:], boxes[np.newaxis, :, 2:])
+    shared = np.prod(np.clip(high - low, 0, None), axis=2)  # [N, N]
+    area = np.prod(np.clip(boxes[:, 2:] - boxes[:, :2], 0, None), axis=1)  # [N]
+    union = area[:, np.newaxis] + area[np.newaxis, :] - shared
+    return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
+
+
+def suppress(tensors: Tensors, iou: float) -> Tensors:
+    """Class-wise non-maximum suppression: the best stays, those of its class that overlap it by at least `iou` go."""
+    order = np.argsort(-tensors["scores"], kind="stable")
+    same = tensors["classes"][:, np.newaxis] == tensors["classes"][np.newaxis, :]  # [N, N]
+    rivals = (overlaps(tensors["boxes"]) >= iou) & same
+    alive = np.ones(len(order), bool)
+    for rank, index in enumerate(order):
+        if alive[index]:
+            later = order[rank + 1:]
+            alive[later[rivals[index, later]]] = False
+    return keep(tensors, alive)
+
+
+@routine()
+class FilterIOU:
+    """Of two predictions of one class that overlap by at least this IoU, the less confident goes. No-op for classifiers."""
+
+    iou: float = argument(doc="0..1", minimum=0, maximum=1)
+
+    def __call__(self, tensors: Tensors) -> Tensors:
+        return suppress(tensors, self.iou) if "boxes" in tensors else dict(tensors)
+
+
+def are_named(tensors: Tensors, class_name: str | tuple[str, ...]) -> np.ndarray:
+    wanted = {class_name} if isinstance(class_name, str) else set(class_name)
+    return np.array([name in wanted for name in tensors["names"]], bool)
+
+
+@routine()
+class FilterClass:
+    """Keep predictions of these classes."""
+
+    class_name: str | tuple[str, ...] = argument(doc="names to keep")
+
+    def __call__(self, tensors: Tensors) -> Tensors:
+        return keep(tensors, are_named(tensors, self.class_name))
+
+
+@routine()
+class ExcludeClass:
+    """Drop predictions of these classes."""
+
+    class_name: str | tuple[str, ...] = argument(doc="names to drop")
+
+    def __call__(self, tensors: Tensors) -> Tensors:
+        return keep(tensors, ~are_named(tensors, self.class_name))
+
+
+def entropies(scores: np.ndarray) -> np.ndarray:
+    """Binary entropy in bits, float64 [N], of confidences 0..1; 0 at both ends."""
+    p = np.clip(scores.astype(np.float64), 0, 1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return -np.nan_to_num(p * np.log2(p)) - np.nan_to_num((1 - p) * np.log2(1 - p))
+
+
+@routine("ActiveLearningMetric")
+class ActiveLearning:
+    """Answer how uncertain the model is, in place of the predictions: the mean binary entropy of each class, and their mean.
+
+    The formula is the one that reproduces a published call of Datature's API. No predictions: 0.
+    """
+
+    class_name: str | tuple[str, ...] | None = argument(None, "only these classes")
+
+    def __call__(self, tensors: Tensors) -> Tensors:
+        kept = tensors if self.class_name is None else keep(tensors, are_named(tensors, self.class_name))
+        values = entropies(kept["scores"])
+        per_class = {name: float(values[kept["names"] == name].mean()) for name in sorted(set(kept["names"].tolist()))}
+        average = float(np.mean(list(per_class.values()))) if per_class else 0.0
+        return {**tensors, "answer": {**tensors.get("answer", {}), "avgEntropy": average, "avgPerClass": per_class}, "only_answer": True}
+
+
+@routine()
+class Histogram:
+    """Add the distribution of instances: by class, or with `bins` or `ranges` by confidence within each class."""
+
+    bins: int | None = argument(None, "number of equal bins of confidence from 0 to 1", minimum=1, maximum=1000)
+    ranges: tuple[float, ...] | None = argument(None, "rising upper bounds of bins of confidence", minimum=0)
+
+    def __post_init__(self) -> None:
+        if self.bins is not None and self.ranges is not None:
+            raise ValueError("give 'bins' or 'ranges', not both")
+        if self.ranges is not None and (not self.ranges or list(self.ranges) != sorted(set(self.ranges))):
+            raise ValueError(f"ranges: expected rising bounds, got {list(self.ranges)}")
+
+    def __call__(self, tensors: Tensors) -> Tensors:
+        names, scores = tensors["names"], tensors["scores"].astype(np.float64)
+        kinds = sorted(set(names.tolist()))
+        numbers: dict[str, Any] = {"classes": {name: int((names == name).sum()) for name in kinds}}
+        bounds = [(n + 1) / self.bins for n in range(self.bins)] if self.bins else list(self.ranges or ())
+        if bounds:  # a bin holds what is above the bound before it, up to and with its own
+            bins = np.searchsorted(bounds, np.minimum(scores, bounds[-1]) if self.bins else scores, side="left")
+            numbers["ranges"] = bounds
+            numbers["counts"] = {name: [int(((names == name) & (bins == n)).sum()) for n in range(len(bounds))] for name in kinds}
+        numbers["image"] = draw_histogram(numbers)
+        return {**tensors, "answer": {**tensors.get("answer", {}), "histogram": numbers}}
+
+
+def draw_histogram(numbers: Mapping[str, Any]) -> str:
+    """The numbers of a Histogram as horizontal bars, an SVG data URI."""
+    rows = ([(f"{name} \N{LESS-THAN OR EQUAL TO} {bound:g}", count) for name, counts in numbers["counts"].items()
+             for bound, count in zip(numbers["ranges"], counts)] if "counts" in numbers else list(numbers["classes"].items()))
+    most = max([count for _, count in rows], default=0) or 1
+    bars = "".join(
+        f'<text x="150" y="{22 * n + 16}" text-anchor="end">{escape(name)}</text>'
+        f'<rect x="156" y="{22 * n + 3}" width="{220 * count / most:.1f}" height="17" fill="#3b7dd8"/>'
+        f'<text x="{160 + 220 * count / most:.1f}" y="{22 * n + 16}">{count}</text>' for n, (name, count) in enumerate(rows))
+    picture = (f'<svg xmlns="http://www.w3.org/2000/svg" width="430" height="{22 * len(rows) + 6}" font-family="sans-serif" '
+               f'font-size="12">{bars}</svg>')
+    return "data:image/svg+xml;base64," + base64.b64encode(picture.encode()).decode()
+
+
+@routine(before_model=True)
+class Grayscale:
+    """Show the model the picture without its colours."""
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        return cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+
+
+@routine(before_model=True)
+class Resize:
+    """Show the model the picture at this size; a size that is left out keeps the proportions."""
+
+    width: int | None = argument(None, "pixels", minimum=1, maximum=10_000)
+    height: int | None = argument(None, "pixels", minimum=1, maximum=10_000)
+
+    def __post_init__(self) -> None:
+        if self.width is None and self.height is None:
+            raise ValueError("expected 'width', 'height' or both")
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        height, width = image.shape[:2]
+        new = (self.width or max(1, round(width * self.height / height)) if self.height else self.width,
+               self.height or max(1, round(height * self.width / width)) if self.width else self.height)
+        return resize(image, int(new[0] or 1), int(new[1] or 1))
+
+
+@routine(before_model=True)
+class Crop:
+    """Show the model a part of the picture, given in 0..1 of its sides; answers stay in coordinates of the whole picture."""
+
+    xmin: float = argument(0.0, "0..1", minimum=0, maximum=1)
+    ymin: float = argument(0.0, "0..1", minimum=0, maximum=1)
+    xmax: float = argument(1.0, "0..1", minimum=0, maximum=1)
+    ymax: float = argument(1.0, "0..1", minimum=0, maximum=1)
+
+    def __post_init__(self) -> None:
+        if self.xmin >= self.xmax or self.ymin >= self.ymax:
+            raise ValueError("expected xmin < xmax and ymin < ymax")
+
+    def bounds(self, image: np.ndarray) -> tuple[int, int, int, int]:
+        """Whole pixels top, left, bottom, right; at least one pixel each way."""
+        height, width = image.shape[:2]
+        top, left = min(int(self.ymin * height), height - 1), min(int(self.xmin * width), width - 1)
+        return top, left, max(top + 1, round(self.ymax * height)), max(left + 1, round(self.xmax * width))
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        top, left, bottom, right = self.bounds(image)
+        return np.ascontiguousarray(image[top:bottom, left:right])
+
+
+def resize(image: np.ndarray, width: int, height: int) -> np.ndarray:
+    """Resize [H, W, 3]: by area when it shrinks, bilinear when it grows."""
+    if image.shape[:2] == (height, width):
+        return image
+    shrinks = height * width < image.shape[0] * image.shape[1]
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+
+
+def run_before(chain: Sequence[Any], image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Apply the routines before the model; returns the picture and where it lies in the original, float [4] as a box."""
+    region = np.array([0, 0, 1, 1], np.float64)
+    for step in chain:
+        if isinstance(step, Crop):
+            part = np.array(step.bounds(image)) / np.tile(image.shape[:2], 2)
+            region = place_boxes(part[np.newaxis], region)[0]
+        image = step(image)
+    return image, region
+
+
+def place_boxes(boxes: np.ndarray, region: np.ndarray) -> np.ndarray:
+    """Boxes [N, 4] in 0..1 of a region as boxes in 0..1 of what the region lies in."""
+    origin, size = np.tile(region[:2], 2), np.tile(region[2:] - region[:2], 2)
+    return (boxes * size + origin).astype(boxes.dtype)
+
+
+# ======================================================================================================
+# Predictions out
+# In: predictions as arrays, the picture's size. Out: annotations, COCO, or the picture with them drawn.
+# ======================================================================================================
+
+
+def to_annotations(tensors: Tensors, width: int, height: int) -> list[dict[str, Any]]:
+    """Predictions as the published objects: bound and contour in 0..1 of the picture, best first."""
+    annotations = []
+    for index, (score, number, name) in enumerate(zip(tensors["scores"].tolist(), tensors["classes"].tolist(), tensors["names"])):
+        bound = contour = None
+        if "boxes" in tensors:
+            ymin, xmin, ymax, xmax = tensors["boxes"][index].tolist()
+            bound = [[xmin, ymin], [xmin, ymax], [xmax, ymax], [xmax, ymin]]
+        if "masks" in tensors:
+            contour = trace_mask(tensors["masks"][index], tensors["boxes"][index], width, height)
+        annotations.append({
+            "annotationId": index, "bound": bound, "boundType": "masks" if contour else "rectangle" if bound else None,
+            "confidence": score, "contour": contour, "contourType": "polygon" if contour else None, "tag": {"id": number, "name": name}})
+    return annotations
+
+
+def paste_mask(mask: np.ndarray, box: np.ndarray, width: int, height: int, scale: int = 1) -> tuple[np.ndarray, int, int]:
+    """A mask [mh, mw] relative to its box as 0/1 pixels, uint8 [h, w], with the top and left of where they lie."""
+    ymin, xmin, ymax, xmax = box.tolist()
+    top, left = int(ymin * height * scale), int(xmin * width * scale)
+    tall, wide = max(1, round(ymax * height * scale) - top), max(1, round(xmax * width * scale) - left)
+    return (cv2.resize(mask.astype(np.float32), (wide, tall), interpolation=cv2.INTER_LINEAR) >= 0.5).astype(np.uint8), top, left
+
+
+def trace_mask(mask: np.ndarray, box: np.ndarray, width: int, height: int) -> list[list[float]] | None:
+    """The outer ring of a mask's largest part as [[x, y], ...] in 0..1 of the picture; None when there is no area.
+
+    Small masks are traced on a finer grid: a ring through the centres of border pixels cuts half a pixel off.
+    """
+    side = max((box[2] - box[0]) * height, (box[3] - box[1]) * width)
+    scale = int(np.clip(np.ceil(256 / max(float(side), 1)), 1, 8))
+    pixels, top, left = paste_mask(mask, box, width, height, scale)
+    rings, _ = cv2.findContours(pixels, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    if not rings:
+        return None
+    ring = max(rings, key=cv2.contourArea)
+    short = cv2.approxPolyDP(ring, min(1.0, 0.004 * float(side)) * scale, True)  # fewer points, a hundredth of the area at most
+    ring = (short if len(short) >= 3 else ring).reshape(-1, 2)
+    if len(ring) < 3:
+        return None
+    points = (ring + np.array([left, top]) + 0.5) / scale / np.array([width, height])
+    return np.clip(points, 0, 1).round(6).tolist()
+
+
+def to_coco(annotations: Sequence[Mapping[str, Any]], width: int, height: int, labels: Mapping[int, str],
+            image_id: int = 1, file_name: str = "image") -> dict[str, Any]:
+    """Annotations as a COCO object: boxes x, y, w, h and polygons in pixels."""
+    entries = []
+    for number, annotation in enumerate(annotations, 1):
+        (xmin, ymin), _, (xmax, ymax), _ = annotation["bound"] or [[0, 0], [0, 1], [1, 1], [1, 0]]
+        box = [xmin * width, ymin * height, (xmax - xmin) * width, (ymax - ymin) * height]
+        ring = [value for x, y in annotation["contour"] or () for value in (x * width, y * height)]
+        area = float(cv2.contourArea(np.array(ring, np.float32).reshape(-1, 1, 2))) if ring else box[2] * box[3]
+        entries.append({"id": number, "image_id": image_id, "category_id": annotation["tag"]["id"], "bbox": box, "area": area,
+                        "segmentation": [ring] if ring else [], "iscrowd": 0, "score": annotation["confidence"]})
+    used = {annotation["tag"]["id"]: annotation["tag"]["name"] for annotation in annotations}
+    return {"images": [{"id": image_id, "width": width, "height": height, "file_name": file_name}], "annotations": entries,
+            "categories": [{"id": number, "name": name} for number, name in sorted({**used, **labels}.items())]}
+
+
+COLOURS = ((230, 60, 60), (60, 120, 230), (40, 170, 90), (230, 150, 30), (150, 80, 200), (30, 170, 190), (220, 90, 160), (120, 120, 40))
+
+
+def draw_annotations(image: np.ndarray, annotations: Sequence[Mapping[str, Any]], kind: str) -> bytes:
+    """The picture, uint8 RGB [H, W, 3], at its own size with boxes, masks and names, as `png` or `jpeg` bytes."""
+    canvas = np.ascontiguousarray(image).copy()
+    height, width = canvas.shape[:2]
+    thick, font = max(1, round(min(height, width) / 250)), max(0.35, min(height, width) / 900)
+    size = np.array([width, height])
+    for annotation in reversed(annotations):  # the best on top
+        colour = COLOURS[annotation["tag"]["id"] % len(COLOURS)]
+        if annotation["contour"]:
+            ring = np.rint(np.array(annotation["contour"]) * size).astype(np.int32)
+            shade = canvas.copy()
+            cv2.fillPoly(shade, [ring], colour)
+            canvas = cv2.addWeighted(shade, 0.4, canvas, 0.6, 0)
+            cv2.polylines(canvas, [ring], True, colour, thick, cv2.LINE_AA)
+    row = 0
+    for annotation in annotations:
+        colour = COLOURS[annotation["tag"]["id"] % len(COLOURS)]
+        text = f"{annotation['tag']['name']} {annotation['confidence']:.2f}".encode("ascii", "replace").decode()
+        (wide, tall), below = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, font, thick)
+        if annotation["bound"]:
+            (left, top), _, (right, bottom), _ = np.rint(np.array(annotation["bound"]) * size).astype(int).tolist()
+            cv2.rectangle(canvas, (left, top), (right, bottom), colour, thick)
+            top = max(top, tall + below)
+        else:  # a classifier's best names, one under the other
+            left, top, row = 0, (row + 1) * (tall + below), row + 1
+            if top > height:
+                break
+        cv2.rectangle(canvas, (left, top - tall - below), (left + wide, top), colour, -1)
+        cv2.putText(canvas, text, (left, top - below // 2), cv2.FONT_HERSHEY_SIMPLEX, font, (255, 255, 255), thick, cv2.LINE_AA)
+    done, data = cv2.imencode(".jpg" if kind == "jpeg" else ".png", cv2.cvtColor(canvas, cv2.COLOR_RGB2BGR))
+    if not done:
+        raise ImageError("picture cannot be drawn")
+    return data.tobytes()
+
+
+# ======================================================================================================
+# One picture through one model
+# In: a model's signature, a picture, chains of routines. Out: predictions, in coordinates of the whole picture.
+# ======================================================================================================
+
+
+@dataclass(frozen=True)
+class ImageModel:
+    """How a deployment shows pictures to its model and reads the answer. Raises ValueError when the signature is no image model's.
+
+    `inputs` and `outputs` are name -> (dtype such as `DT_UINT8`, shape or None); `rename` gives the model's own
+    output names for a family's; pictures are shown as `pixel * scale + offset`.
+    """
+
+    inputs: Mapping[str, tuple[str, tuple[int | None, ...] | None]]
+    outputs: Mapping[str, tuple[str, tuple[int | None, ...] | None]]
+    labels: Mapping[int, str] = dataclasses.field(default_factory=dict)
+    family: str | None = None
+    rename: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    scale: float = 1.0
+    offset: float = 0.0
+    most: int = 300
+
+    def __post_init__(self) -> None:
+        if len(self.inputs) != 1:
+            raise ValueError(f"an image model takes one input, this one takes {', '.join(self.inputs) or 'none'}")
+        (name, (dtype, shape)), = self.inputs.items()
+        if dtype != "DT_STRING" and (shape is None or len(shape) != 4 or shape[3] != 3 or shape[0] not in (None, 1)):
+            raise ValueError(f"input '{name}' is no picture: expected [1, H, W, 3] or encoded bytes, got {list(shape or ())}")
+        if self.family is not None and self.family not in FAMILIES:
+            raise ValueError(f"family: expected one of {', '.join(FAMILIES)}, got '{self.family}'")
+        object.__setattr__(self, "family", self.family or detect_family(self.shapes()))
+
+    def shapes(self) -> dict[str, tuple[int | None, ...] | None]:
+        """The output shapes under the family's names."""
+        own = {theirs: name for name, theirs in self.rename.items()}
+        return {own.get(name, name): shape for name, (_, shape) in self.outputs.items()}
+
+    def show(self, image: np.ndarray) -> dict[str, np.ndarray]:
+        """The model's input for a picture, uint8 RGB [H, W, 3]: resized when its size is fixed, one row."""
+        (name, (dtype, shape)), = self.inputs.items()
+        if dtype == "DT_STRING":
+            done, data = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+            encoded = np.array([data.tobytes()], object)
+            return {name: encoded if shape is None or len(shape) else encoded[0]}
+        _, height, width, _ = shape or (1, None, None, 3)
+        image = resize(image, width or image.shape[1], height or image.shape[0])
+        if dtype == "DT_UINT8":
+            return {name: image[np.newaxis]}
+        return {name: (image * np.float32(self.scale) + np.float32(self.offset))[np.newaxis]}
+
+    def read(self, outputs: Mapping[str, np.ndarray]) -> Tensors:
+        own = {theirs: name for name, theirs in self.rename.items()}
+        return read_outputs(self.family or "", {own.get(name, name): array for name, array in outputs.items()}, self.labels, self.most)
+
+
+def predict_image(model: ImageModel, run: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]], image: np.ndarray,
+                  chain: Sequence[Any]) -> Tensors:
+    """Run a picture through the routines before the model, the model, and those after it, each in order."""
+    shown, region = run_before([step for step in chain if step.before_model], image)
+    tensors = model.read(run(model.show(shown)))
+    if "boxes" in tensors:
+        tensors["boxes"] = place_boxes(tensors["boxes"], region)
+    for step in chain:
+        if not step.before_model:
+            tensors = step(tensors)
+    return tensors

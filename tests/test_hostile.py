@@ -106,6 +106,12 @@ def test_numbers_with_nan_are_read_by_a_parser_in_c(monkeypatch):
     assert str(value) == "{'instances': [1.5, nan, -inf, 3]}"
 
 
+def test_body_of_nothing_but_lists_is_refused_before_it_is_parsed(demo):
+    body = gzip.compress(b'{"inputs": [' + b"[]," * 5_000_000 + b"[]]}")
+    assert_error(Rest(demo).post(P, body, headers={"Content-Encoding": "gzip"}), 413,
+                 "Request body holds more than 4000000 lists and objects: send fewer rows at once")
+
+
 # --- config and disk ----------------------------------------------------------------------------------------
 
 def written(tmp_path, text):

@@ -407,12 +407,25 @@ def test_a_thousand_different_requests_at_once_never_cross(batched):
         x = np.full((1, 2, 2), number, np.int64)
         if run(servable, x, signature="int64")["y"].tolist() != (x * 3 + 1).tolist():
             wrong.append(number)
-    threads = [threading.Thread(target=lambda start=start: [ask(n) for n in range(start, 1000, 50)]) for start in range(50)]
+    together = threading.Barrier(1000)
+    threads = [threading.Thread(target=lambda number=number: (together.wait(), ask(number))) for number in range(1000)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert wrong == []
+
+
+def test_an_openvino_model_server_config_of_saved_models_runs_unchanged(tmp_path, caplog):
+    shutil.copytree(ROOT / "models/half_plus_two/123", tmp_path / "models/resnet/1")
+    (tmp_path / "config.json").write_text(json.dumps({"model_config_list": [{"config": {
+        "name": "resnet", "base_path": str(tmp_path / "models/resnet"), "batch_size": "auto", "nireq": 4, "target_device": "CPU",
+        "plugin_config": {"CPU_THROUGHPUT_STREAMS": "CPU_THROUGHPUT_AUTO"}, "model_version_policy": {"latest": {"num_versions": 1}}}}],
+        "pipeline_config_list": [], "monitoring": {"metrics": {"enable": True}}}))
+    server = serving.ModelServer(tmp_path / "config.json", poll_seconds=0)
+    assert server.wait(60) and not server.readiness()
+    assert json.loads(Rest(server).post("/v1/models/resnet:predict", {"inputs": {"x": [[1.0]]}}).data) == {"outputs": [[2.5]]}
+    assert "resnet: 'plugin_config' has no effect on a SavedModel" in caplog.text
 
 
 def test_requests_are_really_batched(tf, folder):

@@ -2263,7 +2263,8 @@ def choose_source(parser: argparse.ArgumentParser, options: argparse.Namespace) 
         parser.error(f"argument --port: expected 0 to 65535, got {options.port}")
     if options.model_name:
         return {"model_config_list": [{"config": {"name": options.model_name, "base_path": options.model_base_path}}]}
-    return options.config or ("config.json" if Path("config.json").exists() else str(Path(__file__).with_name("config.json")))
+    demo = Path(__file__).with_name("config.json")
+    return options.config or (str(demo) if demo.exists() and not Path("config.json").exists() else "config.json")
 
 
 def check_models(config: Config) -> tuple[list[str], list[str]]:

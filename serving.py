@@ -1346,7 +1346,7 @@ class ModelManager:
     """Brings what is loaded in line with what the config wants.
 
     One loader thread does all loading, one pass at a time; `reload` waits for its pass. Readers take the
-    reference in `_available` and a lease, so they never wait for a load: the loader builds aside and
+    reference in `available` and a lease, so they never wait for a load: the loader builds aside and
     assigns. `load` and `list_versions` are arguments, so that tests need neither TensorFlow nor sleep.
     """
 
@@ -1360,7 +1360,7 @@ class ModelManager:
         self._said: set[str] = set()  # what the log need not repeat
         self._states: dict[str, dict[int, VersionState]] = {}
         self._tried: dict[str, threading.Event] = {}  # by model: set when its first load is over
-        self._available: dict[str, Available] = {}
+        self.available: dict[str, Available] = {}  # what readers see
         self._draining: list[tuple[VersionState | None, Servable]] = []
         self._jobs: queue.SimpleQueue = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
@@ -1388,11 +1388,11 @@ class ModelManager:
             servable.release()
 
     def _find(self, model: str, version: int | None, label: str | None) -> tuple[int, Servable]:
-        available = self._available.get(model)
+        available = self.available.get(model)
         if available is None and model in self._tried:
             if not self._tried[model].wait(self.config.server.load_wait_seconds):
                 raise ServingError(f"Model {model} is still loading", "UNAVAILABLE")
-            available = self._available.get(model)
+            available = self.available.get(model)
         versions = available.versions if available else {}
         if label is not None:
             version = self.label_version(model, label)
@@ -1404,13 +1404,9 @@ class ModelManager:
             raise NotFound(f"Servable not found for request: Specific({model}, {version})")
         return version, versions[version]
 
-    def available(self) -> dict[str, Available]:
-        """The models that answer now."""
-        return self._available
-
     def label_version(self, model: str, label: str) -> int:
         """The version that a label names; raises BadRequest for an unknown one."""
-        labels = self._available[model].labels if model in self._available else {}
+        labels = self.available[model].labels if model in self.available else {}
         if label not in labels:
             raise BadRequest(f"Unrecognized servable version label: {label}")
         return labels[label]
@@ -1421,7 +1417,7 @@ class ModelManager:
 
     def unready(self) -> list[str]:
         """The configured models without an available version."""
-        return [model.name for model in self.config.models if model.name not in self._available]
+        return [model.name for model in self.config.models if model.name not in self.available]
 
     # --- the loader thread -----------------------------------------------------------------------------
 
@@ -1481,7 +1477,7 @@ class ModelManager:
         self._read_config(outcome, polling)
         if not outcome.errors or outcome.config_missing and polling:
             self._refresh_models(outcome, polling)
-        self._drain()
+        self._drain(wait=not polling)
         if outcome.config_read or not self.first_pass_done.is_set():
             self._config_failed = bool(outcome.errors)
         if outcome.changed or not self.first_pass_done.is_set():
@@ -1534,8 +1530,10 @@ class ModelManager:
             seen[model.name] = path
             try:
                 self._refresh_model(model, path, outcome, polling)
-            finally:
-                self._tried[model.name].set()
+            except Exception as error:  # unforeseen; the other models must not wait for it
+                logger.exception("%s", path)
+                outcome.errors.append((500, f"{path}: {type(error).__name__}: {error}"))
+            self._tried[model.name].set()
         outcome.errors += [(500, f"$.deployments[{index}].model: no model is called '{deployment.model}'")
                            for index, deployment in enumerate(self.config.deployments) if deployment.model not in seen]
         for name in self._states.keys() - seen.keys():
@@ -1564,7 +1562,7 @@ class ModelManager:
                 break
             broken |= failed
         serving = {version: servable for version in picked if (servable := states[version].servable)}
-        if broken and not serving and model.name in self._available:  # nothing to take over: the old ones stay
+        if broken and not serving and model.name in self.available:  # nothing to take over: the old ones stay
             return
         labels = {label: version for label, version in model.version_labels.items() if version in serving}
         outcome.errors += [(500, f"{path}.version_labels.{label}: version {version} is not available")
@@ -1575,11 +1573,12 @@ class ModelManager:
         """Make sure that a version is loaded as configured; False when it cannot be and no older load of it serves."""
         state = self._states[model.name].setdefault(version, VersionState())
         found = fingerprint(folder)
+        note = f"note: the files of {model.name} version {version} changed; POST /v1/config/reload loads them"
         if state.servable and state.load_key == model.load_key and (polling or found == state.files):
             if found != state.files:  # perhaps half copied: only the operator knows when it is whole
-                self._say_once(logging.WARNING, f"note: the files of {model.name} version {version} changed (seen as {hash(found):x}); "
-                                                "POST /v1/config/reload loads them")
+                self._say_once(logging.WARNING, note)
             return True
+        self._said.discard(note)
         files = (model.load_key, found)
         if state.failed_at != files or not polling:
             outcome.changed = True
@@ -1603,9 +1602,9 @@ class ModelManager:
     def _publish(self, name: str, serving: dict[int, Servable], labels: dict[str, int], broken: set[int], outcome: Outcome) -> None:
         """Let readers see the new versions (one assignment), then send the others into retirement."""
         available = Available(serving, labels)
-        if self._available.get(name, Available({}, {})) != available:
-            others = {key: value for key, value in self._available.items() if key != name}
-            self._available = others | {name: available} if serving else others
+        if self.available.get(name, Available({}, {})) != available:
+            others = {key: value for key, value in self.available.items() if key != name}
+            self.available = others | {name: available} if serving else others
             outcome.changed = True
         for version, state in self._states[name].items():
             if version in serving or version in broken:

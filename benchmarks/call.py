@@ -30,7 +30,7 @@ def microseconds(call, calls=500):
 
 def ways_to_call(tf, server, model):
     """The ways by name: each a function without arguments."""
-    version, servable = next(iter(server.manager.available()[model].versions.items()))
+    version, servable = next(iter(server.manager.available[model].versions.items()))
     signature = servable.signatures["serving_default"]
     inputs = dict(zip(signature.inputs, serving.sample_inputs(signature, 1)))
     direct = tf.saved_model.load(str(ROOT / "models" / model / str(version))).signatures["serving_default"]

@@ -72,7 +72,7 @@ def test_label_of_a_version_that_is_not_served_is_told():
 def test_new_version_takes_over_and_the_old_one_is_retired():
     disk = Disk(m=[1])
     server = serve(disk)
-    old = server.manager.available()["m"].versions[1]
+    old = server.manager.available["m"].versions[1]
     disk.models["m"].add(2)
     status, body = server.reload()
     assert status == 201 and default(server) == 2 and old.closed
@@ -254,7 +254,7 @@ def test_good_part_of_a_config_is_applied_and_the_bad_part_told(tmp_path):
 def test_changed_settings_load_the_version_anew_and_a_changed_policy_does_not(tmp_path):
     disk = Disk(m=[1, 2])
     edited = Edited(tmp_path, disk, "m")
-    first = edited.server.manager.available()["m"].versions[2]
+    first = edited.server.manager.available["m"].versions[2]
     edited.write({"name": "m", "base_path": "m", "model_version_policy": {"all": {}}})
     assert edited.reload()[0] == 201 and disk.loaded == [("m", 2), ("m", 1)]
     edited.write({"name": "m", "base_path": "m", "model_version_policy": {"all": {}}, "batching": False})
@@ -296,7 +296,7 @@ def test_reload_over_http(how, tmp_path):
 def test_running_request_is_finished_before_its_version_is_freed():
     disk, running, go_on = Disk(m=[1]), threading.Event(), threading.Event()
     server = serve(disk)
-    servable = server.manager.available()["m"].versions[1]
+    servable = server.manager.available["m"].versions[1]
     plain = servable.run
 
     def slow(name, inputs):
@@ -349,7 +349,7 @@ def test_loader_survives_whatever_a_model_raises():
 
 def test_stop_frees_every_model_and_refuses_reloads():
     server = serve(Disk(m=[1, 2]), model_version_policy={"all": {}})
-    servables = list(server.manager.available()["m"].versions.values())
+    servables = list(server.manager.available["m"].versions.values())
     server.stop()
     assert all(servable.closed for servable in servables)
     assert_error(Rest(server).post("/v1/config/reload"), 503, "The server is stopping")
@@ -368,3 +368,26 @@ def test_deployment_names_a_model():
     for name in ("mine", "m"):
         assert json.loads(client.post(f"/model-serving/{name}/versions/1:predict", {"inputs": [0.0]}).data) == {"outputs": [1.0]}
         assert json.loads(client.get(f"/model-serving/{name}").data) == server.status("m")
+
+
+def test_unforeseen_error_of_one_model_does_not_keep_the_others_from_loading():
+    disk = Disk(a=[1], b=[1])
+
+    def list_versions(base_path):
+        if base_path.endswith("a"):
+            raise RuntimeError("unforeseen")
+        return disk.list_versions(base_path)
+    server = serving.ModelServer(config("a", "b"), load=disk.load, list_versions=list_versions)
+    assert server.wait(10) and server.readiness() == ["a"]
+    assert server.reload()[1]["details"] == ["$.model_config_list[0].config: RuntimeError: unforeseen"]
+
+
+def test_polling_does_not_wait_for_a_request_that_hangs():
+    disk = Disk(m=[1])
+    server = serve(disk)
+    with server.manager.lease("m") as (version, servable):
+        disk.models["m"] = {2}
+        server.manager.refresh(polling=True)
+        assert version == 1 and default(server) == 2 and states(server)["1"] == ("UNLOADING", "OK") and not servable.closed
+    server.manager.refresh(polling=True)
+    assert servable.closed and states(server)["1"] == END

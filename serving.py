@@ -47,7 +47,7 @@ import types
 import typing
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from pathlib import Path
@@ -1446,11 +1446,10 @@ class ModelManager:
     def _submit(self, job: Callable[[], Outcome]) -> Outcome:
         future: Future[Outcome] = Future()
         self._jobs.put((job, future))
-        while True:
-            with contextlib.suppress(TimeoutError):
-                return future.result(timeout=1)
+        while not wait([future], timeout=1).done:
             if not (self._thread and self._thread.is_alive()):
                 raise ServingError("The server is stopping", "UNAVAILABLE")
+        return future.result()
 
     def _work(self) -> None:
         job: Callable[[], Outcome]
@@ -1477,7 +1476,7 @@ class ModelManager:
         self._read_config(outcome, polling)
         if not outcome.errors or outcome.config_missing and polling:
             self._refresh_models(outcome, polling)
-        self._drain(wait=not polling)
+        self._drain(patient=not polling)
         if outcome.config_read or not self.first_pass_done.is_set():
             self._config_failed = bool(outcome.errors)
         if outcome.changed or not self.first_pass_done.is_set():
@@ -1618,10 +1617,10 @@ class ModelManager:
                 state.state = "END"
             state.error, state.failed_at = "", None
 
-    def _drain(self, wait: bool = True) -> Outcome:
+    def _drain(self, patient: bool = True) -> Outcome:
         """Wait for the requests on retired servables, then free them; what takes too long is left for the next pass."""
         waiting, self._draining = self._draining, []
-        deadline = time.monotonic() + (self.config.server.drain_seconds if wait else 0)
+        deadline = time.monotonic() + (self.config.server.drain_seconds if patient else 0)
         for state, servable in waiting:
             if not servable.retire(max(0, deadline - time.monotonic())):
                 self._draining.append((state, servable))

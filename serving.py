@@ -2032,7 +2032,7 @@ def reply(value: Any, status: int = 200) -> Response:
 def to_response(error: Exception) -> Response:
     """Answer an error: the one place that turns errors into HTTP; what is unexpected stays in the log."""
     if isinstance(error, ServingError):
-        response = reply({"error": error.message.encode("utf-8", "surrogateescape")}, error.status)
+        response = reply({"error": error.message.encode("utf-8", "replace").decode()}, error.status)  # may quote what is no text
         if error.status == HTTPStatus.SERVICE_UNAVAILABLE:
             response.headers["Retry-After"] = "1"
         return response

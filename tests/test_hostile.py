@@ -87,6 +87,12 @@ def test_path_with_many_slashes_is_unquoted_a_bounded_number_of_times(how, monke
     assert len(calls) < 20
 
 
+def test_error_that_quotes_no_text_is_still_json(how):
+    client = Rest(fake_server({"m": FakeServable()}), how)
+    assert_error(client.get("/v1/models/%FF"), 404, "Could not find any versions of model ?")
+    assert_error(client.post("/v1/models/m:predict", b'{"inputs": ["\xff"]}'), 400, 'JSON Value: "?" Type: String is not of expected type: float')
+
+
 def test_last_key_wins_in_rows_whichever_parser_reads_them():
     client = Rest(fake_server({"m": FakeServable()}))
     for body in ('{"instances": [{"x": [1.0], "x": [2.0]}]}', '{"instances": [{"x": [1.0], "x": [2.0]}]} trailing', '{"instances": [{"x": [1.0], "x": [2.0]}], "u": 1e0}x'):

@@ -253,3 +253,69 @@ def test_answers_of_a_crop_lie_where_they_lie_in_the_whole_picture(shapes):
     padded[image.shape[0]:, image.shape[1]:] = image
     cropped = find(shapes, padded, routines.Crop(xmin=0.5, ymin=0.5))
     assert {(a["tag"]["name"], *np.round(np.array(a["bound"]).ravel() * 2 - 1, 1)) for a in cropped} == whole and whole
+
+
+# --- requests -------------------------------------------------------------------------------------------------
+
+def test_request_by_array_or_base64_with_its_routines():
+    chain = [{"name": "FilterConfidence", "arguments": {"confidence": 0.5}}]
+    for body in ({"image_type": "array", "data": PICTURE.tolist()}, {"image_type": "base_64", "data": base64.b64encode(save(PICTURE, "PNG")).decode()}):
+        image, steps = routines.read_request({**body, "routines": chain}, LIMITS)
+        assert (image == PICTURE).all() and steps == chain
+        assert routines.read_request(body, LIMITS)[1] == []
+
+
+@pytest.mark.parametrize("body, text", [
+    ([], "expected a JSON object"), ({}, "image_type: expected one of url, base64, array, got null"), ({"image_type": "png"}, 'got "png"'),
+    ({"image_type": ["url"]}, "image_type: expected"), ({"image_type": "url"}, "data: expected string, got nothing"),
+    ({"image_type": "url", "data": 3}, "data: expected string"), ({"image_type": "array", "data": "x"}, "data: expected array")])
+def test_wrong_requests_for_pictures(body, text):
+    with pytest.raises(routines.ImageError, match=text):
+        routines.read_request(body, LIMITS)
+
+
+def test_bodies_that_are_the_picture():
+    for kind in ("image", "application/octet-stream"):
+        assert (routines.READERS[kind](save(PICTURE, "PNG"), LIMITS) == PICTURE).all()
+
+
+def test_routines_of_ones_own_are_registered_once(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from routines import argument, keep, routine\n\n@routine('Biggest')\nclass KeepBiggest:\n    count: int = argument(1, 'how many', minimum=1)\n\n"
+        "    def __call__(self, tensors):\n        boxes = tensors['boxes']\n        area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])\n"
+        "        return keep(tensors, (-area).argsort()[:self.count])\n")
+    routines.import_routines("mine.py", tmp_path)
+    kind = routines.ROUTINES["Biggest"]
+    routines.import_routines("mine.py", tmp_path)
+    assert routines.ROUTINES["KeepBiggest"] is kind
+    tensors = {"boxes": np.array([[0, 0, 1, 1], [0, 0, .5, .5]]), "scores": np.array([.1, .9])}
+    assert kind(count=1)(tensors)["scores"].tolist() == [.1]
+
+
+@pytest.mark.parametrize("inputs, text", [
+    ({}, "takes one input, this one takes none"), ({"a": ("DT_FLOAT", (1,)), "b": ("DT_FLOAT", (1,))}, "takes a, b"),
+    ({"x": ("DT_FLOAT", (None, 10))}, "input 'x' is no picture"), ({"x": ("DT_FLOAT", (4, 8, 8, 3))}, "is no picture")])
+def test_signatures_that_take_no_picture(inputs, text):
+    with pytest.raises(ValueError, match=text):
+        routines.ImageModel(inputs, {"y": ("DT_FLOAT", (1, 10))})
+
+
+@pytest.mark.parametrize("dtype, shape, shown", [("DT_UINT8", (1, None, None, 3), (1, 48, 64, 3)), ("DT_FLOAT", (None, 24, 32, 3), (1, 24, 32, 3))])
+def test_pictures_are_shown_as_the_signature_wants_them(dtype, shape, shown):
+    model = routines.ImageModel({"x": (dtype, shape)}, {"y": ("DT_FLOAT", (1, 10))}, scale=1 / 255, offset=-0.5)
+    array = model.show(PICTURE)["x"]
+    assert array.shape == shown and array.dtype == (np.uint8 if dtype == "DT_UINT8" else np.float32)
+    assert dtype == "DT_UINT8" or abs(array).max() <= 0.5
+
+
+def test_encoded_pictures_for_models_that_decode_them():
+    model = routines.ImageModel({"x": ("DT_STRING", (None,))}, {"y": ("DT_FLOAT", (1, 10))})
+    assert (routines.decode_image(model.show(PICTURE)["x"][0], LIMITS) == PICTURE).all()
+
+
+def test_outputs_may_have_names_of_their_own():
+    outputs = {"b": ("DT_FLOAT", (1, None, 4)), "s": ("DT_FLOAT", (1, None)), "c": ("DT_FLOAT", (1, None))}
+    names = {"detection_boxes": "b", "detection_scores": "s", "detection_classes": "c"}
+    model = routines.ImageModel({"x": ("DT_UINT8", (1, None, None, 3))}, outputs, {1: "cat"}, rename=names)
+    tensors = model.read({"b": np.array([[[0, 0, 1, 1]]]), "s": np.array([[.5]]), "c": np.array([[1.]])})
+    assert model.family == "detection_api" and tensors["names"].tolist() == ["cat"]

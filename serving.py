@@ -933,6 +933,19 @@ def pick_device(target: str) -> str:
     return f"{kind}:{index or 0}"
 
 
+@contextlib.contextmanager
+def without_deprecations() -> Iterator[None]:
+    """Keep from the host's log that TensorFlow would have v1 calls replaced by others, which cannot do what they do here."""
+    def is_other(record: logging.LogRecord) -> bool:
+        return "deprecated" not in record.getMessage()
+    logging.getLogger("tensorflow").addFilter(is_other)
+    try:
+        yield
+    finally:
+        logging.getLogger("tensorflow").removeFilter(is_other)
+
+
+@without_deprecations()
 def load_saved_model(folder: Path, config: ModelConfig, gpu_memory_limit_mb: int | None = None) -> Servable:
     """Load a SavedModel into a TensorFlow session of its own and warm it up.
 

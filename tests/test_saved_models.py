@@ -293,6 +293,14 @@ def test_warmup_record_that_fails_or_cannot_be_read_fails_the_load(tf, folder):
         load(with_warmup(folder / "warm4", *[warmup_logs(tf, tf.train.Example())[0]] * 1001))
 
 
+def test_loading_leaves_no_deprecations_in_the_hosts_log():
+    source = (f"import sys, logging; sys.path.insert(0, {str(ROOT)!r}); logging.basicConfig(stream=sys.stdout, level='INFO')\n"
+              f"import serving; server = serving.ModelServer({str(ROOT / 'config.json')!r}, poll_seconds=0); server.wait()\n"
+              f"serving.tensorflow().get_logger().warning('this call is deprecated')")
+    out = python(source)
+    assert "digits version 1 is available" in out and out.count("deprecated") == 1  # ours, after loading
+
+
 # --- devices ----------------------------------------------------------------------------------------------
 
 def test_missing_gpu_fails_that_model_and_no_other(tf):

@@ -38,6 +38,7 @@ import logging
 import os
 import queue
 import re
+import shlex
 import signal
 import socket
 import sys
@@ -471,7 +472,7 @@ def parse_constants(body: bytes) -> Any:
     """Parse JSON that has NaN or Infinity with Python's parser, where that reads it as RapidJSON does; else ValueError."""
     if re.search(rb"[0-9.][eE]|[0-9]{19}|\\u", body):  # it takes 1e999, long integers, lone surrogates
         raise ValueError
-    return json.loads(body)
+    return json.loads(body.decode())  # decoded here: given bytes, it would take UTF-16 as well
 
 
 ESCAPED_KEY = re.compile(rb'\\"?[^"\\]*"\s*:')
@@ -2318,7 +2319,7 @@ def report(server: ModelServer, address: str, stop: threading.Event) -> None:
             print(f"  {model} version {version}: {state.state}{device}{' ' + state.error if state.error else ''}")
             if state.servable and state.servable.example is not None:
                 body = encode_json(state.servable.example).decode()
-                command = f"curl -d '{body}' {address}/v1/models/{quote(model, safe='')}:predict"
+                command = f"curl -d {shlex.quote(body)} {address}/v1/models/{quote(model, safe='')}:predict"
                 curl = min(curl or command, command, key=len)
     for name in server.readiness():
         print(f"  {name}: not available, the log says why")

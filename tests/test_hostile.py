@@ -118,6 +118,12 @@ def test_body_of_nothing_but_lists_is_refused_before_it_is_parsed(demo):
                  "Request body holds more than 4000000 lists and objects: send fewer rows at once")
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32"])
+def test_json_in_other_encodings_than_utf8_is_refused(encoding):
+    with pytest.raises(serving.BadRequest, match="JSON Parse error: "):
+        serving.parse_json('{"inputs": 1}'.encode(encoding))
+
+
 # --- config and disk ----------------------------------------------------------------------------------------
 
 def written(tmp_path, text):

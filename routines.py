@@ -165,9 +165,24 @@ def read_request(body: Any, limits: ImageLimits) -> tuple[np.ndarray, Any]:
     return read(data, limits), body.get("routines") or []
 
 
-# Content types whose body is the picture itself; all others are read as JSON.
-READERS: dict[str, Callable[[bytes, ImageLimits], np.ndarray]] = {
-    "image": decode_image, "application/octet-stream": decode_image, "application/x-npy": decode_npy}
+# How pictures and arrays begin; no JSON does so.
+IMAGE_STARTS = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"BM", b"GIF8", b"II*\0", b"MM\0*")
+NPY_START = b"\x93NUMPY"
+
+
+def reader_of(body: bytes, content_type: str = "") -> Callable[[bytes, ImageLimits], np.ndarray] | None:
+    """How to decode a body that is a picture or a .npy array, by its first bytes or its content type; None for all else."""
+    if body.startswith(NPY_START) or content_type == "application/x-npy":
+        return decode_npy
+    if content_type == "application/octet-stream" and not body.lstrip().startswith(b"{"):
+        return decode_image
+    return decode_image if body.startswith(IMAGE_STARTS) or content_type.startswith("image/") else None
+
+
+def read_bytes(body: bytes, limits: ImageLimits, content_type: str = "") -> np.ndarray:
+    """A body that is a picture or a .npy array, as uint8 RGB [H, W, 3]."""
+    return (reader_of(body, content_type) or decode_image)(body, limits)
+
 
 # --- URLs: only public addresses, the connection to the very address that was checked ---------------------
 
@@ -532,10 +547,32 @@ class ActiveLearning:
 
     def __call__(self, tensors: Tensors) -> Tensors:
         kept = tensors if self.class_name is None else keep(tensors, are_named(tensors, self.class_name))
-        values = entropies(kept["scores"])
-        per_class = {name: float(values[kept["names"] == name].mean()) for name in sorted(set(kept["names"].tolist()))}
-        average = float(np.mean(list(per_class.values()))) if per_class else 0.0
+        average, per_class = mean_of_classes(entropies(kept["scores"]), kept["names"])
         return {**tensors, "answer": {**tensors.get("answer", {}), "avgEntropy": average, "avgPerClass": per_class}, "only_answer": True}
+
+
+STRATEGIES = ("entropy", "least_confidence", "margin")
+
+
+def uncertainty(tensors: Tensors, strategy: str) -> float:
+    """How uncertain the model is of a picture, 0..1: `entropy` (as ActiveLearning answers it), `least_confidence` or `margin`.
+
+    Detections are yes-or-no questions, averaged by class, then over the classes: 1 - p, and 1 - |p - (1 - p)|.
+    Classes of a classifier exclude each other: 1 - the best, and 1 - (the best - the second). No predictions: 0.
+    After Settles, Active Learning Literature Survey (2009), section 3.1.
+    """
+    scores = np.clip(tensors["scores"].astype(np.float64), 0, 1)
+    if strategy != "entropy" and "boxes" not in tensors and len(scores):
+        best, second = [*np.sort(scores)[::-1], 0.0][:2]
+        return float(1 - best if strategy == "least_confidence" else 1 - (best - second))
+    values = {"entropy": entropies, "least_confidence": lambda p: 1 - p, "margin": lambda p: 1 - np.abs(2 * p - 1)}[strategy](scores)
+    return mean_of_classes(values, tensors["names"])[0]
+
+
+def mean_of_classes(values: np.ndarray, names: np.ndarray) -> tuple[float, dict[str, float]]:
+    """The mean over the classes of each class's mean, and those; values [N], names [N]."""
+    per_class = {name: float(values[names == name].mean()) for name in sorted(set(names.tolist()))}
+    return float(np.mean(list(per_class.values()))) if per_class else 0.0, per_class
 
 
 @routine()
@@ -719,6 +756,18 @@ def to_coco(annotations: Sequence[Mapping[str, Any]], width: int, height: int, l
             "categories": [{"id": number, "name": name} for number, name in sorted({**used, **labels}.items())]}
 
 
+def present(tensors: Tensors, image: np.ndarray, labels: Mapping[int, str], form: str = "json") -> dict[str, Any] | bytes:
+    """The answer to a request: `json` or `coco` objects with what routines added, or the drawn picture as `png` or `jpeg` bytes."""
+    answer = tensors.get("answer", {})
+    if tensors.get("only_answer"):
+        return answer
+    height, width = image.shape[:2]
+    annotations = to_annotations(tensors, width, height)
+    if form in ("png", "jpeg"):
+        return draw_annotations(image, annotations, form)
+    return {**(to_coco(annotations, width, height, labels) if form == "coco" else {"predictions": annotations}), **answer}
+
+
 COLOURS = ((230, 60, 60), (60, 120, 230), (40, 170, 90), (230, 150, 30), (150, 80, 200), (30, 170, 190), (220, 90, 160), (120, 120, 40))
 
 
@@ -820,6 +869,11 @@ def predict_image(model: ImageModel, run: Callable[[dict[str, np.ndarray]], dict
     tensors = model.read(run(model.show(shown)))
     if "boxes" in tensors:
         tensors["boxes"] = place_boxes(tensors["boxes"], region)
+    return run_after(chain, tensors)
+
+
+def run_after(chain: Sequence[Any], tensors: Tensors) -> Tensors:
+    """Apply the routines after the model, in order."""
     for step in chain:
         if not step.before_model:
             tensors = step(tensors)

@@ -1,7 +1,8 @@
 """serving: a TensorFlow model server in one embeddable Python file.
 
 It loads SavedModels named in a JSON config and answers TensorFlow Serving's REST API, with OpenVINO
-Model Server's config and reload.
+Model Server's config and reload. With routines.py and serving_rooms/ beside it, it takes pictures,
+answers annotations and asks for keys.
 
     python serving.py --config config.json                                      # a server of its own
     site.register_blueprint(serving.create_blueprint("config.json"), url_prefix="/ml")   # in a Flask site
@@ -9,15 +10,16 @@ Model Server's config and reload.
 
 The rooms of this file, each using only the rooms above it:
 
-    Errors            what can go wrong, and its HTTP status
-    Configuration     config.json as frozen dataclasses
-    Tensors and JSON  JSON to NumPy arrays and back, as TensorFlow Serving reads and writes it
-    Servables         versions on disk, SavedModels in TensorFlow sessions, batching
-    Model manager     what is wanted, what is loaded, and the thread that brings them together
-    Inference         predict, classify, regress: dict in, dict out
-    ModelServer       all of it behind one object: the Python API
-    HTTP              the same behind URLs: routes, views, blueprint, app
-    Command line      options, the waitress server, start and stop
+    Errors                what can go wrong, and its HTTP status
+    Configuration         config.json as frozen dataclasses
+    Tensors and JSON      JSON to NumPy arrays and back, as TensorFlow Serving reads and writes it
+    Servables             versions on disk, SavedModels in TensorFlow sessions, batching
+    Model manager         what is wanted, what is loaded, and the thread that brings them together
+    Inference             predict, classify, regress: dict in, dict out
+    Deployments and keys  what requests need of a config, made ready
+    ModelServer           all of it behind one object: the Python API
+    HTTP                  the same behind URLs: routes, views, blueprint, app
+    Command line          options, the waitress server, start and stop
 """
 
 import argparse
@@ -31,6 +33,7 @@ import errno
 import functools
 import gc
 import gzip
+import importlib
 import io
 import itertools
 import json
@@ -38,6 +41,7 @@ import logging
 import os
 import queue
 import re
+import secrets
 import shlex
 import signal
 import socket
@@ -48,7 +52,7 @@ import types
 import typing
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from pathlib import Path
@@ -83,9 +87,9 @@ class ServingError(Exception):
 
     code = "INTERNAL"
 
-    def __init__(self, message: str, code: str | None = None, status: int | None = None):
+    def __init__(self, message: str, code: str | None = None, status: int | None = None, headers: Mapping[str, str] | None = None):
         super().__init__(message)
-        self.message = message
+        self.message, self.headers = message, dict(headers or {})
         self.code = code or self.code
         self.status = status or HTTP_STATUS.get(self.code, HTTPStatus.INTERNAL_SERVER_ERROR)
 
@@ -129,6 +133,17 @@ HTTP_STATUS: dict[str, int] = {
 CODE_NAMES = ("OK", "CANCELLED", "UNKNOWN", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "NOT_FOUND", "ALREADY_EXISTS",
               "PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION", "ABORTED", "OUT_OF_RANGE",
               "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS", "UNAUTHENTICATED")
+
+
+
+def part(name: str) -> Any:
+    """A module that lies beside this file, imported when it is used; NotFound, saying so, where it does not."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name not in (name, name.partition(".")[0]):
+            raise
+        raise NotFound(f"This needs {name.replace('.', '/')}.py beside serving.py") from None
 
 # ======================================================================================================
 # Configuration
@@ -239,10 +254,10 @@ class ModelItem:
     config: ModelConfig = option(doc="one model")
 
 
-@dataclass(frozen=True)
-class Deployment:
-    id: str = option(doc="its name in /model-serving/<id> URLs", pattern="^[^/:]+$")
-    model: str = option(doc="the name of the model it serves")
+try:
+    from serving_rooms.settings import Auth, Deployment, ImageConfig
+except ModuleNotFoundError:  # this file alone, which serves models by their names
+    Auth = Deployment = ImageConfig = AllPolicy  # type: ignore
 
 
 @dataclass(frozen=True)
@@ -259,12 +274,15 @@ class ServerConfig:
     max_unpacked_bytes: int = option(100 << 20, "size of a gzip body unpacked; TensorFlow Serving's limit", minimum=1)
     cors_origins: tuple[str, ...] = option((), 'origins whose pages may call: ["https://site.example"], or ["*"] for all')
     gpu_memory_limit_mb: int | None = option(None, "MiB of each GPU for this process; default: grows on demand (start)", minimum=1)
+    images: ImageConfig = option(ImageConfig(), "limits of the pictures taken in")
 
 
 @dataclass(frozen=True)
 class Config:
     model_config_list: tuple[ModelItem, ...] = option(doc="the models")
-    deployments: tuple[Deployment, ...] = option((), "models under names of their own")
+    deployments: tuple[Deployment, ...] = option((), "models under names of their own, and how they take pictures")
+    routine_modules: tuple[str, ...] = option((), "files or modules with routines of your own")
+    auth: Auth = option(Auth(), "who may call what")
     server: ServerConfig = option(ServerConfig(), "options of the whole server")
     pipeline_config_list: tuple[dict[str, Any], ...] = option((), "graphs of models: not supported yet, must be empty")
     custom_node_library_config_list: tuple[dict[str, Any], ...] = option((), "OpenVINO only, no effect")
@@ -275,10 +293,8 @@ class Config:
     def __post_init__(self) -> None:
         if self.pipeline_config_list:
             raise ValueError("pipeline_config_list: pipelines are not supported yet; expected an empty list")
-        names = [deployment.id for deployment in self.deployments]
-        for index, name in enumerate(names):
-            if name in names[:index]:
-                raise ValueError(f"deployments[{index}].id: '{name}' is already taken by deployments[{names.index(name)}]")
+        if self.deployments:
+            part("serving_rooms.settings").check_deployments(self.deployments, self.auth)
 
     @property
     def models(self) -> list[ModelConfig]:
@@ -309,8 +325,8 @@ def json_type_of(kind: Any) -> type:
 
 
 def is_json(value: Any, kind: Any) -> bool:
-    """Whether a JSON value has the type of a declared one; by exact type, since a bool is an int in Python."""
-    return type(value) is json_type_of(kind)
+    """Whether a JSON value has the type of a declared one; by exact type, since a bool is an int in Python; an int is a float."""
+    return type(value) in ((int, float) if kind is float else (json_type_of(kind),))
 
 
 def parse(kind: Any, value: Any, path: str = "$", limits: Mapping[str, Any] = types.MappingProxyType({})) -> Any:
@@ -351,9 +367,15 @@ def check_limits(value: Any, path: str, limits: Mapping[str, Any]) -> Any:
     return value
 
 
+@functools.cache
+def field_types(kind: Any) -> dict[str, Any]:
+    """A dataclass's fields and their types, also where its module postpones annotations."""
+    return typing.get_type_hints(kind)
+
+
 def parse_fields(kind: Any, value: dict[str, Any], path: str) -> Any:
     """Read a JSON object as the dataclass `kind`; unknown keys fail with a suggestion."""
-    fields = {f.name: f for f in dataclasses.fields(kind)}
+    fields, kinds = {f.name: f for f in dataclasses.fields(kind)}, field_types(kind)
     for key in value:
         if key not in fields:
             close = difflib.get_close_matches(str(key), fields, n=1)
@@ -363,7 +385,7 @@ def parse_fields(kind: Any, value: dict[str, Any], path: str) -> Any:
         if name not in value and f.default is f.default_factory:  # both missing: it has no default
             raise ConfigError(path, f"missing key '{name}': {f.metadata['doc']}")
     try:
-        return kind(**{key: parse(fields[key].type, item, f"{path}.{key}", fields[key].metadata) for key, item in value.items()})
+        return kind(**{key: parse(kinds[key], item, f"{path}.{key}", fields[key].metadata) for key, item in value.items()})
     except ValueError as error:
         raise ConfigError(path, str(error)) from None
 
@@ -410,7 +432,9 @@ def load_config(source: "str | os.PathLike | Mapping | Config", text: bytes | No
         value.pop("$schema", None)  # editors write it to find config.schema.json
     config = parse(Config, value)
     items = tuple(ModelItem(dataclasses.replace(model, base_path=str(folder / model.base_path))) for model in config.models)
-    return dataclasses.replace(config, model_config_list=items)
+    config = dataclasses.replace(config, model_config_list=items)
+    stem = "serving" if isinstance(source, Mapping) else Path(source).stem
+    return config if Auth is AllPolicy else part("serving_rooms.settings").resolve_paths(config, folder, stem)
 
 # ======================================================================================================
 # Tensors and JSON
@@ -468,6 +492,16 @@ def parse_json(body: bytes) -> Any:
     return parse_exact(body)
 
 
+def parse_exact(body: bytes) -> Any:
+    """Parse JSON to the letter of RapidJSON's dialect, at Python's speed."""
+    try:
+        return part("serving_rooms.rapidjson").parse_exact(body)
+    except NotFound:
+        raise BadRequest("JSON Parse error: the body is no JSON, or unusual JSON that needs serving_rooms/ beside serving.py") from None
+    except ValueError as error:
+        raise BadRequest(str(error)) from None
+
+
 def parse_constants(body: bytes) -> Any:
     """Parse JSON that has NaN or Infinity with Python's parser, where that reads it as RapidJSON does; else ValueError."""
     if re.search(rb"[0-9.][eE]|[0-9]{19}|\\u", body):  # it takes 1e999, long integers, lone surrogates
@@ -487,126 +521,6 @@ def repeats_a_key(body: bytes, value: Any) -> bool:
     if len(names) > 64 or (b"\\" in body and ESCAPED_KEY.search(body)):
         return True
     return any(body.count(b'"%b"' % name.encode()) > 1 for name in names)
-
-
-JSON_SPACE = re.compile(r"[ \t\r\n]*")
-JSON_WORD = re.compile("null|true|false|-?NaN|-?Inf(?:inity)?")
-JSON_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(\.[0-9]*)?([eE][+-]?[0-9]*)?")
-JSON_NAMES = {"null": None, "true": True, "false": False}
-# Surrogates that no byte outside UTF-8 stands for (those are U+DC80..U+DCFF, Python's surrogateescape).
-LONE_SURROGATE = re.compile("[\ud800-\udc7f\udd00-\udfff]")
-STRING_ERRORS = {"Unterminated": "Missing a closing quotation mark in string.",
-                 "Invalid \\uXXXX": "Incorrect hex digit after \\u escape in string.",
-                 "Invalid": "Invalid escape character in string."}
-
-
-def json_error(problem: str, text: str = "", position: int | None = None) -> BadRequest:
-    offset = "" if position is None else f" at offset: {len(text[:position].encode('utf-8', 'surrogateescape'))}"
-    return BadRequest(f"JSON Parse error: {problem}{offset}")
-
-
-def parse_exact(body: bytes) -> Any:
-    """Parse JSON as RapidJSON 1.1 does for TensorFlow Serving, one token at a time, to any depth.
-
-    Strict JSON plus NaN, Inf and Infinity; a byte order mark is skipped, text after the root ignored; the
-    first of equal keys wins where it matters; bytes that are not UTF-8 come through as surrogate escapes.
-    """
-    text = body.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape")
-    position = skip_space(text, 0)
-    if position == len(text):
-        raise json_error("The document is empty.", text, position) if text else json_error("The document is empty")
-    containers: list[tuple[Any, str | None]] = []  # what we are inside of, each with its own key in its parent
-    key: str | None = None
-    while True:
-        opening = text[position:position + 1]
-        value: Any = {} if opening == "{" else []
-        if opening not in ("{", "["):
-            value, position = read_scalar(text, position)
-        else:
-            position = skip_space(text, position + 1)
-            if text[position:position + 1] != ("}" if opening == "{" else "]"):
-                containers.append((value, key))
-                key, position = read_key(text, position) if opening == "{" else (None, position)
-                continue
-            position += 1
-        while containers:  # put the finished value into its container; close those that end here
-            container, own_key = containers[-1]
-            if isinstance(container, list):
-                container.append(value)
-            elif len(containers) > 2:  # in rows and examples the last of equal keys wins, as orjson has it
-                container[key] = value
-            else:  # at the top and in `inputs` the first, as RapidJSON finds it
-                container.setdefault(key, value)
-            more, position = read_separator(text, position, container)
-            if more:
-                key, position = read_key(text, position) if isinstance(container, dict) else (None, position)
-                break
-            containers.pop()
-            value, key = container, own_key
-        else:
-            return value
-
-
-def skip_space(text: str, position: int) -> int:
-    match = JSON_SPACE.match(text, position)
-    return match.end() if match else position
-
-
-def read_separator(text: str, position: int, container: Any) -> tuple[bool, int]:
-    """Step over a comma (True: more follows) or the container's closing bracket (False)."""
-    position = skip_space(text, position)
-    mark, closing = text[position:position + 1], "]" if isinstance(container, list) else "}"
-    if mark == ",":
-        return True, skip_space(text, position + 1)
-    if mark != closing:
-        what = "an array element" if closing == "]" else "an object member"
-        raise json_error(f"Missing a comma or '{closing}' after {what}.", text, position)
-    return False, position + 1
-
-
-def read_key(text: str, position: int) -> tuple[str, int]:
-    """Read an object member's name and its colon; returns the name and where its value starts."""
-    if text[position:position + 1] != '"':
-        raise json_error("Missing a name for object member.", text, position)
-    key, position = read_scalar(text, position)
-    position = skip_space(text, position)
-    if text[position:position + 1] != ":":
-        raise json_error("Missing a colon after a name of object member.", text, position)
-    return key, skip_space(text, position + 1)
-
-
-def read_scalar(text: str, position: int) -> tuple[Any, int]:
-    """Read a string, number or word; integers outside [-2^63, 2^64-1] become floats."""
-    if text[position:position + 1] == '"':
-        return read_string(text, position)
-    if word := JSON_WORD.match(text, position):
-        return JSON_NAMES[word[0]] if word[0] in JSON_NAMES else float(word[0]), word.end()
-    number = JSON_NUMBER.match(text, position)
-    if not number:
-        raise json_error("Invalid value.", text, position)
-    fraction, exponent = number.groups()
-    if fraction == ".":
-        raise json_error("Miss fraction part in number.", text, number.end())
-    if exponent and not exponent[-1].isdigit():
-        raise json_error("Miss exponent in number.", text, number.end())
-    if not fraction and not exponent and len(number[0]) <= 20 and -2**63 <= int(number[0]) < 2**64:
-        return int(number[0]), number.end()
-    if abs(value := float(number[0])) == float("inf"):
-        raise json_error("Number too big to be stored in double.", text, position)
-    return value, number.end()
-
-
-def read_string(text: str, position: int) -> tuple[str, int]:
-    try:
-        value, end = json.decoder.scanstring(  # type: ignore[attr-defined]
-            text, position + 1, True)
-    except json.JSONDecodeError as error:
-        problem = next(problem for start, problem in STRING_ERRORS.items() if error.msg.startswith(start))
-        raise json_error(problem, text, error.pos) from None
-    raw_bytes = re.compile("[\udc80-\udcff]")
-    if LONE_SURROGATE.search(value) or len(raw_bytes.findall(value)) != len(raw_bytes.findall(text, position, end)):
-        raise json_error("The surrogate pair in string is invalid.", text, position)
-    return value, end
 
 
 def show(value: Any) -> str:
@@ -1069,47 +983,18 @@ def rename_tensors(definitions: Mapping[str, Any], folder: Path) -> dict[str, di
 
 
 def replay_warmup(folder: Path, answer: Callable[[str, dict[str, np.ndarray]], Any]) -> None:
-    """Run the requests in assets.extra/tf_serving_warmup_requests (TFRecords of PredictionLog), as TensorFlow Serving does.
-
-    A record that cannot be read or answered fails the load. Predict, classify and regress logs are replayed.
-    """
-    tf, path = tensorflow(), folder / "assets.extra" / "tf_serving_warmup_requests"
-    for index, record in enumerate(tf.compat.v1.io.tf_record_iterator(str(path)) if path.is_file() else ()):
+    """Run the requests in assets.extra/tf_serving_warmup_requests, as TensorFlow Serving does; a wrong one fails the load."""
+    path = folder / "assets.extra" / "tf_serving_warmup_requests"
+    if not path.is_file():
+        return
+    for index, read in enumerate(part("serving_rooms.warmup").read_records(tensorflow(), path)):
         if index == 1000:
             raise LoadError("Number of warmup records exceeds the maximum (1000) at assets.extra/tf_serving_warmup_requests")
         try:
-            log = read_fields(record)
-            for number in log.keys() & {2, 3, 6}:  # classify_log, regress_log, predict_log, each with its request as field 1
-                request_ = read_fields(read_fields(log[number][0])[1][0])
-                name = b"".join(read_fields(request_.get(1, [b""])[0]).get(3, [])).decode() or "serving_default"
-                answer(name, read_tensors(request_[2]) if number == 6 else {"inputs": read_examples(request_[2][0])})
+            for name, inputs in read():
+                answer(name, inputs)
         except Exception as error:
             raise LoadError(f"Failed to parse warmup record: {index}: {getattr(error, 'message', None) or error}") from error
-
-
-def read_fields(message: bytes) -> dict[int, list[bytes]]:
-    """The length-delimited fields of a protobuf message by number, whatever its type."""
-    from google.protobuf import empty_pb2, unknown_fields
-    found: dict[int, list[bytes]] = {}
-    for unknown in unknown_fields.UnknownFieldSet(empty_pb2.Empty.FromString(message)):
-        if unknown.wire_type == 2:
-            found.setdefault(unknown.field_number, []).append(unknown.data)
-    return found
-
-
-def read_tensors(entries: Sequence[bytes]) -> dict[str, np.ndarray]:
-    """A PredictRequest's `inputs`: map entries of name and TensorProto."""
-    from tensorflow.core.framework import tensor_pb2
-    pairs = [read_fields(entry) for entry in entries]
-    return {pair[1][0].decode(): tensorflow().make_ndarray(tensor_pb2.TensorProto.FromString(pair[2][0])) for pair in pairs}
-
-
-def read_examples(given: bytes) -> np.ndarray:
-    """A ClassificationRequest's `input` as serialized Examples [N], a context merged in where it has one."""
-    fields = read_fields(given)
-    examples = read_fields((fields.get(1) or fields[2])[0])
-    context = b"".join(examples.get(2, []))  # serialized messages merge by joining; the later one, the example, wins
-    return np.array([context + example for example in examples[1]] + [None], object)[:-1]
 
 
 def describe(definitions: Mapping[str, Any]) -> dict[str, Any]:
@@ -1163,7 +1048,7 @@ def prepare_call(session: Any, name: str, signature: Signature, device: str, con
                    for spec in signature.outputs.values()]
     plain = make_callable(session, feeds, fetches)
     strings = any(spec.dtype == "DT_STRING" for spec in signature.inputs.values())
-    if strings and not is_batchable(signature):
+    if strings and not all(spec.shape and spec.shape[0] is None for spec in signature.inputs.values()):
         return plain, None
     try:
         plain(*sample_inputs(signature, 0 if strings else 1))  # made-up strings are no good examples or pictures; no rows are
@@ -1171,7 +1056,13 @@ def prepare_call(session: Any, name: str, signature: Signature, device: str, con
         logger.debug("%s: signature %s is not warmed up, made-up input does not suit it: %s", config.name, name, error)
         return plain, None
     try:
-        return choose_batching(session, name, signature, plain, device, config), example_request(name, signature)
+        call = plain if config.batching is False else part("serving_rooms.batching").choose_batching(
+            tf, session, signature, plain, device, config.batching, Batching(), functools.partial(sample_inputs, signature), make_callable,
+            label=f"{config.name}: signature {name}")
+        return call, example_request(name, signature)
+    except NotFound as error:  # this file alone
+        (logger.warning if config.batching else logger.debug)("%s: unbatched: %s", config.name, error.message)
+        return plain, example_request(name, signature)
     except (tf.errors.OpError, ValueError, TypeError) as error:  # such as a graph that takes one row only
         logger.warning("%s: signature %s runs unbatched: %s", config.name, name, clean_message(str(error)))
         return plain, example_request(name, signature)
@@ -1196,115 +1087,6 @@ def example_request(name: str, signature: Signature) -> dict[str, Any] | None:
         return None
     ones = [np.ones_like(sample) for sample in sample_inputs(signature, 1)]
     return {"inputs": dict(zip(signature.inputs, ones)) if len(ones) > 1 else ones[0]}
-
-
-def choose_batching(session: Any, name: str, signature: Signature, plain: Callable, device: str, config: ModelConfig) -> Callable:
-    """Batch a signature where that is right, and wanted or found to gain: on a GPU always, on a CPU when measured."""
-    if config.batching is False:
-        return plain
-    if not is_batchable(signature):
-        if config.batching:
-            logger.warning("%s: signature %s runs unbatched: its tensors have no common batch dimension", config.name, name)
-        return plain
-    measured = config.batching is None and device.startswith("CPU")
-    strings = any(spec.dtype == "DT_STRING" for spec in signature.inputs.values())
-    # A call under 0.2 ms costs less than its hand-over to a batch; one over 50 ms is too long to measure here.
-    if measured and (strings or not 0.0002 < time_calls(plain, signature, threads=1, calls=3) < 0.05):
-        return plain
-    independent = are_rows_independent(plain, signature)
-    if independent is False or independent is None and config.batching is None:
-        if config.batching:
-            logger.warning("%s: signature %s runs unbatched: its rows depend on each other", config.name, name)
-        return plain
-    options = config.batching if isinstance(config.batching, Batching) else Batching()
-    batched = join_batches(plain, make_batched(session, signature, options, device), signature, options)
-    for size in options.sizes:
-        batched(*sample_inputs(signature, size))
-    if measured and 1.2 * time_calls(batched, signature, threads=8, calls=5) > time_calls(plain, signature, threads=8, calls=5):
-        return plain
-    logger.info("%s: signature %s is batched, up to %d rows", config.name, name, options.max_batch_size)
-    return batched
-
-
-def is_batchable(signature: Signature) -> bool:
-    """Whether all tensors share a leading unknown dimension and the inputs' other sizes are known."""
-    shapes = [spec.shape for spec in (*signature.inputs.values(), *signature.outputs.values())]
-    return (all(shape and shape[0] is None for shape in shapes)
-            and all(None not in (spec.shape or ())[1:] for spec in signature.inputs.values()))
-
-
-def are_rows_independent(plain: Callable, signature: Signature) -> bool | None:
-    """Whether two rows together answer as they do alone; None for strings, where made-up rows tell nothing."""
-    if any(spec.dtype == "DT_STRING" for spec in signature.inputs.values()):
-        return None
-    rows = [sample_inputs(signature, 1, seed) for seed in (1, 2)]
-    alone = [plain(*row) for row in rows]
-    together = plain(*map(np.concatenate, zip(*rows)))
-    return all(two.shape[:1] == (2,) and is_close(two, np.concatenate(ones)) for two, *ones in zip(together, *alone))
-
-
-def is_close(a: np.ndarray, b: np.ndarray) -> bool:
-    """Equal, for floats up to the rounding that differs between batch sizes."""
-    if a.dtype.kind not in "fVc":
-        return np.array_equal(a, b)
-    tolerance = 2e-2 if a.dtype.itemsize <= 2 else 1e-3
-    return np.allclose(a.astype(complex), b.astype(complex), rtol=tolerance, atol=tolerance * 1e-2, equal_nan=True)
-
-
-def time_calls(call: Callable, signature: Signature, threads: int, calls: int) -> float:
-    """Seconds in which each of some threads has one row answered; the better of two runs of `calls` rows each."""
-    inputs = sample_inputs(signature, 1)
-
-    def seconds() -> float:
-        start = time.perf_counter()
-        list(pool.map(lambda _: [call(*inputs) for _ in range(calls)], range(threads)))
-        return (time.perf_counter() - start) / calls
-    with ThreadPoolExecutor(threads) as pool:
-        return min(seconds(), seconds())
-
-
-def make_batched(session: Any, signature: Signature, options: Batching, device: str) -> Callable:
-    """The signature behind TensorFlow's batch scheduler, the one TensorFlow Serving uses, in the same session.
-
-    The signature's subgraph becomes the body of a batch function; variables and tables keep their names,
-    so the body works on the very ones the session has loaded.
-    """
-    tf = tensorflow()
-    graph = session.graph
-    with graph.as_default(), graph.device(f"/device:{device}"):
-        feeds = [graph.get_tensor_by_name(spec.tensor) for spec in signature.inputs.values()]
-        fetches = [spec.tensor for spec in signature.outputs.values()]
-        body = tf.compat.v1.graph_util.extract_sub_graph(graph.as_graph_def(), [fetch.split(":")[0] for fetch in fetches])
-
-        @tf.nondifferentiable_batch_function(
-            options.num_batch_threads, options.max_batch_size, options.batch_timeout_micros, options.sizes,
-            options.max_enqueued_batches, autograph=False)
-        def batch(*rows: Any) -> list[Any]:
-            return tf.graph_util.import_graph_def(body, dict(zip((feed.name for feed in feeds), rows)), fetches, name="")
-
-        placeholders = [tf.compat.v1.placeholder(feed.dtype, spec.shape) for feed, spec in zip(feeds, signature.inputs.values())]
-        outputs = batch(*placeholders)
-    return make_callable(session, [p.name for p in placeholders], [output.name for output in outputs])
-
-
-def join_batches(plain: Callable, batched: Callable, signature: Signature, options: Batching) -> Callable:
-    """Send what fits a batch through `batched`, all else through `plain`.
-
-    Other shapes than the signature's would fail the strangers in the same batch; and when a batch fails,
-    each of its requests runs once more alone, so that only the guilty one gets the error.
-    """
-    tf = tensorflow()
-    inner = [(spec.shape or ())[1:] for spec in signature.inputs.values()]
-
-    def call(*arrays: np.ndarray) -> list[np.ndarray]:
-        rows = len(arrays[0]) if arrays[0].ndim else 0
-        if not 0 < rows <= options.max_batch_size or any(a.shape != (rows, *shape) for a, shape in zip(arrays, inner)):
-            return plain(*arrays)
-        try:
-            return batched(*arrays)
-        except (tf.errors.OpError, UnicodeDecodeError):
-            return plain(*arrays)
-    return call
 
 
 def serialize_examples(examples: Sequence[Mapping[str, tuple[str, list]]]) -> np.ndarray:
@@ -1365,8 +1147,11 @@ class ModelManager:
     """
 
     def __init__(self, path: Path | None, text: bytes, config: Config, load: Callable[[Path, ModelConfig], Servable],
-                 list_versions: Callable[[str], dict[int, Path]] = list_versions, poll_seconds: float | None = None):
+                 list_versions: Callable[[str], dict[int, Path]] = list_versions, poll_seconds: float | None = None,
+                 prepare: Callable[[Config], Any] = lambda config: None):
         self.config = config
+        self._prepare = prepare
+        self.prepared = prepare(config)  # what requests need of the config, made ready once
         self._poll_seconds = poll_seconds  # from the command line, over the config's
         self._path, self._text = path, text
         self._load, self._list_versions = load, list_versions
@@ -1393,15 +1178,16 @@ class ModelManager:
     @contextlib.contextmanager
     def lease(self, model: str, version: int | None = None, label: str | None = None) -> Iterator[tuple[int, Servable]]:
         """Yield a version and its servable: the version named, the labelled one or the highest; raises NotFound or BadRequest."""
-        number, servable = self._find(model, version, label)
+        number, servable = self.find(model, version, label)
         while not servable.acquire():  # retired between the look and the lease: the table has a newer one
-            number, servable = self._find(model, version, label)
+            number, servable = self.find(model, version, label)
         try:
             yield number, servable
         finally:
             servable.release()
 
-    def _find(self, model: str, version: int | None, label: str | None) -> tuple[int, Servable]:
+    def find(self, model: str, version: int | None, label: str | None) -> tuple[int, Servable]:
+        """What `lease` would yield, not leased."""
         available = self.available.get(model)
         if available is None and model in self._tried:
             if not self._tried[model].wait(self.config.server.load_wait_seconds):
@@ -1430,8 +1216,11 @@ class ModelManager:
         return {model: dict(versions) for model, versions in sorted(self._states.copy().items())}
 
     def unready(self) -> list[str]:
-        """The configured models without an available version."""
-        return [model.name for model in self.config.models if model.name not in self.available]
+        """The configured models without an available version, and the deployments of models that are not configured."""
+        names = [model.name for model in self.config.models]
+        return [name for name in names if name not in self.available] + [
+            f"deployment {deployment.id} (no model is called '{deployment.model}')"
+            for deployment in self.config.deployments if deployment.model not in names]
 
     # --- the loader thread -----------------------------------------------------------------------------
 
@@ -1521,7 +1310,9 @@ class ModelManager:
         if outcome.config_read:
             self._text = text
             try:
-                self.config = load_config(self._path, text)
+                config = load_config(self._path, text)
+                self.prepared = self._prepare(config)
+                self.config = config
                 self._expect_models()
             except ConfigError as error:
                 outcome.errors.append((error.status, error.message))
@@ -1898,6 +1689,60 @@ def regress(servable: Servable, name: str, examples: list) -> dict[str, Any]:
 
 
 # ======================================================================================================
+# Deployments and keys
+# In: a config, pictures, keys. Out: what requests need of the config, made ready; pictures as tensors.
+# The work is done by routines.py and serving_rooms/; without them this file serves the REST surface alone.
+# ======================================================================================================
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What requests need of a config, made ready once; replaced as a whole when the config changes."""
+
+    keys: Any = None  # serving_rooms.keys.KeyRing
+    deployments: Mapping[str, Any] = field(default_factory=dict)  # serving_rooms.deployments.ReadyDeployment by id
+    limits: Any = None  # routines.ImageLimits
+
+
+def prepare(config: Config, generated_key: str, inboxes: dict[Path, Any]) -> Prepared:
+    """Build the keys and deployments of a config; raises ConfigError for what it names that is missing or wrong."""
+    if Auth is AllPolicy:  # this file alone
+        return Prepared()
+    room = part("serving_rooms.deployments")
+    try:
+        room.import_routine_modules(config.routine_modules)
+        return Prepared(room.prepare_keys(config.auth, generated_key), room.prepare_deployments(config.deployments, parse_fields, inboxes),
+                        room.image_limits(config.server.images))
+    except room.WrongSetting as error:
+        raise ConfigError(error.path, str(error)) from None
+
+
+@contextlib.contextmanager
+def image_errors() -> Iterator[None]:
+    """Answer for a picture that cannot be had: 400, or 413 when it is over a limit."""
+    try:
+        yield
+    except part("routines").ImageError as error:
+        raise ServingError(str(error), "INVALID_ARGUMENT", 413 if error.too_large else 400) from None
+
+
+def holds_bytes(value: Any) -> bool:
+    """Whether a predict body's value may hold pictures' bytes; looks at first items alone, so that numbers pass at once."""
+    while isinstance(value, list) and value:
+        value = value[0]
+    return isinstance(value, bytes) or isinstance(value, dict) and (is_base64(value) or any(map(holds_bytes, value.values())))
+
+
+def unpack_images(signature: Signature | None, body: dict[str, Any], limits: Any) -> dict[str, Any]:
+    """Put pixels where a predict body has a picture's bytes or `{"b64": ...}` for a tensor of pixels, which TensorFlow Serving refuses."""
+    key = "instances" if "instances" in body else "inputs"
+    if signature is None or not holds_bytes(body.get(key)) or all(spec.dtype == "DT_STRING" for spec in signature.inputs.values()):
+        return body
+    with image_errors():
+        return {**body, key: part("serving_rooms.pixels").unpack(signature, key, body[key], limits, NUMPY_DTYPES)}
+
+
+# ======================================================================================================
 # ModelServer
 # In: a config in any form. Out: the Python API, a method for each thing the server can be asked.
 # ======================================================================================================
@@ -1920,12 +1765,23 @@ class ModelServer:
         text = read_file(path) if path else b""  # once, so that what is remembered is what was parsed
         config = load_config(source, text if path else None)
         load = functools.partial(load_saved_model, gpu_memory_limit_mb=config.server.gpu_memory_limit_mb)
-        self.manager = ModelManager(path, text, config, **{"load": load, **manager_options})
+        self._key, self._inboxes = secrets.token_urlsafe(24), dict[Path, Any]()
+        prepared = functools.partial(prepare, generated_key=self._key, inboxes=self._inboxes)
+        self.manager = ModelManager(path, text, config, **{"load": load, "prepare": prepared, **manager_options})
 
     @property
     def config(self) -> Config:
         """The config in force."""
         return self.manager.config
+
+    @property
+    def prepared(self) -> Prepared:
+        return self.manager.prepared
+
+    @property
+    def generated_key(self) -> str | None:
+        """The key made at start, while the config has none."""
+        return None if self.config.auth.keys else self._key
 
     def start(self) -> "ModelServer":
         """Begin to load the models, in the background; harmless when begun."""
@@ -1949,7 +1805,7 @@ class ModelServer:
         """
         name = signature_name(body)
         with self._lease(model, version, label) as (_, servable):
-            return predict(servable, name, body)
+            return predict(servable, name, unpack_images(servable.signatures.get(name), body, self.prepared.limits))
 
     def classify(self, model: str, body: Any, version: int | None = None, label: str | None = None) -> dict[str, Any]:
         """Answer a classify body, `{"examples": [{feature: value}]}`: `{"results": [[[label, score], ...], ...]}`."""
@@ -1972,9 +1828,86 @@ class ModelServer:
         states = self.start().manager.states()
         return [{"name": name, **describe_states(states[name])} for name in sorted({model.name for model in self.config.models})]
 
-    def deployment_model(self, deployment: str) -> str:
-        """The model that a deployment's id names; an id that is no deployment names a model itself."""
-        return next((d.model for d in self.config.deployments if d.id == deployment), deployment)
+    def deployment_target(self, deployment: str) -> tuple[str, int | None, str | None]:
+        """Model, version and label of a deployment's id; an id that is no deployment names a model itself."""
+        found = (d for d in self.config.deployments if d.id == deployment)
+        return next(((d.model, d.version, d.version_label) for d in found), (deployment, None, None))
+
+    def default_deployments(self) -> list[str]:
+        """The id of the deployment that answers /predict: the one so marked, or the first; none where there is none."""
+        return ([d.id for d in self.config.deployments if d.default] or [d.id for d in self.config.deployments])[:1]
+
+    def deployment(self, deployment: str | None = None) -> Any:
+        """A deployment by its id, or the default one, made ready; raises NotFound."""
+        ready = self.prepared.deployments
+        if deployment is None:
+            if not ready:
+                raise NotFound("There is no deployment: the config has none under 'deployments'")
+            deployment = self.default_deployments()[0]
+        if deployment not in ready:
+            raise NotFound(f"There is no deployment '{deployment}'" + (f"; there are: {', '.join(sorted(ready))}" if ready else ""))
+        return ready[deployment]
+
+    def predict_image(self, image: "np.ndarray | bytes", deployment: str | None = None, routines: Sequence[Mapping[str, Any]] = (),
+                      form: str = "json") -> Any:
+        """Answer what a deployment sees in a picture: `{"predictions": [...]}` and what routines add.
+
+        `image` is uint8 RGB [H, W, 3] or an encoded picture; `form` is `json`, `coco`, or `png` or `jpeg` for
+        the bytes of the drawn picture. Raises NotFound, BadRequest for the picture or a routine, and
+        ServingError UNAVAILABLE when the model is not there.
+        """
+        ready, room = self.deployment(deployment), part("serving_rooms.deployments")
+        try:
+            chain = room.read_chain(routines, parse_fields)
+        except (ValueError, ConfigError) as error:
+            raise BadRequest(str(error)) from None
+        if isinstance(image, bytes):
+            with image_errors():
+                image = part("routines").decode_image(image, self.prepared.limits)
+        with self._lease_deployment(ready.config) as (version, servable):
+            try:
+                model = ready.model_of(servable)
+            except ValueError as error:
+                raise BadRequest(f"Deployment '{ready.config.id}' takes no pictures: {error}") from None
+            tensors = room.annotate(ready, model, functools.partial(servable.run, "serving_default"), image, chain,
+                                    {"deployment": ready.config.id, "model": ready.config.model, "version": version})
+        return part("routines").present(tensors, image, ready.labels, form)
+
+    @contextlib.contextmanager
+    def _lease_deployment(self, deployment: Deployment) -> Iterator[tuple[int, Servable]]:
+        where = deployment.model, deployment.version, deployment.version_label
+        try:
+            self.start().manager.find(*where)
+        except (NotFound, BadRequest) as error:
+            states = self.manager.states().get(deployment.model, {})
+            reason = next((state.error for _, state in sorted(states.items(), reverse=True) if state.error), error.message)
+            text = f"Deployment '{deployment.id}' is not available: model '{deployment.model}': {reason}"
+            raise ServingError(text, "UNAVAILABLE") from None
+        with self._lease(*where) as leased:
+            yield leased
+
+    def classes(self, deployment: str | None = None) -> dict[str, Any]:
+        """A deployment's label map: `{"1": {"id": 1, "name": "circle"}}`."""
+        return {str(number): {"id": number, "name": name} for number, name in sorted(self.deployment(deployment).labels.items())}
+
+    def active_learning(self, deployment: str, group: str) -> dict[str, Any]:
+        """What a deployment has put aside in its group, as one COCO object; raises NotFound."""
+        ready = self.deployment(deployment)
+        if ready.inbox is None or ready.config.active_learning.group != group:
+            raise NotFound(f"Deployment '{deployment}' has no active learning group '{group}'")
+        ready.inbox.flush()
+        return part("serving_rooms.inbox").read_group(ready.inbox.folder, ready.labels)
+
+    def identify(self, headers: Any, reached: Iterable[str]) -> str:
+        """The name of the key in a request's headers, if it may call one of the deployments `reached`; counts the call.
+
+        Raises ServingError: 401, 403, 429, or 503 when a call cannot be counted.
+        """
+        room = part("serving_rooms.keys")
+        found = self.prepared.keys.check(room.tokens_of(headers), set(reached))
+        if isinstance(found, room.Refusal):
+            raise ServingError(found.text, status=found.status, headers=found.headers)
+        return found.name
 
     def status(self, model: str, version: int | None = None, label: str | None = None) -> dict[str, Any]:
         """The states of a model's versions, highest first, or of one; raises NotFound for those never seen."""
@@ -2029,7 +1962,10 @@ def describe_states(states: Mapping[int, VersionState]) -> dict[str, Any]:
         for version, state in sorted(states.items(), reverse=True)]}
 
 
-def as_server(source: "str | os.PathLike | Mapping | Config | ModelServer") -> ModelServer:
+Source = str | os.PathLike | Mapping | Config | ModelServer
+
+
+def as_server(source: Source) -> ModelServer:
     """What came to the door, as a started ModelServer."""
     return (source if isinstance(source, ModelServer) else ModelServer(source)).start()
 
@@ -2043,25 +1979,33 @@ def reply(value: Any, status: int = 200) -> Response:
     return Response(encode_json(value), status, content_type="application/json")
 
 
-def to_response(error: Exception) -> Response:
-    """Answer an error: the one place that turns errors into HTTP; what is unexpected stays in the log."""
+def to_response(error: Exception, request_id: str, bare: bool) -> Response:
+    """Answer an error: the one place that turns errors into HTTP; what is unexpected stays in the log.
+
+    `bare` errors have TensorFlow Serving's body, the others Datature's as well.
+    """
+    headers: Mapping[str, str] = {}
     if isinstance(error, ServingError):
-        response = reply({"error": error.message.encode("utf-8", "replace").decode()}, error.status)  # may quote what is no text
-        if error.status == HTTPStatus.SERVICE_UNAVAILABLE:
-            response.headers["Retry-After"] = "1"
-        return response
-    if isinstance(error, HTTPException):
-        return reply({"error": error.description or error.name}, error.code or 500)
-    logger.error("%s %s failed", request.method, request.path, exc_info=error)
-    return reply({"error": "Internal server error: the server's log has the reason"}, 500)
+        text, status, headers = error.message.encode("utf-8", "replace").decode(), int(error.status), error.headers  # may quote no text
+        if status == HTTPStatus.SERVICE_UNAVAILABLE:
+            headers = {"Retry-After": "1", **headers}
+    elif isinstance(error, HTTPException):
+        if error.response is not None:  # what a host site's own check answers
+            return error.get_response()  # type: ignore[return-value]
+        text, status = error.description or error.name, error.code or 500
+    else:
+        logger.error("%s: %s %s failed", request_id, request.method, request.path, exc_info=error)
+        text, status = f"Internal server error: the server's log has the reason, at request {request_id}", 500
+    known = HTTPStatus(min(status, 500)).phrase.title().replace(" ", "") if status in HTTPStatus._value2member_map_ else "Error"
+    response = reply({"error": text} if bare else {"error": text, "status": known, "code": status, "request_id": request_id}, status)
+    response.headers.extend(headers)
+    return response
 
 
-def read_body(server: ModelServer) -> bytes:
-    """The request's body whatever its content type says, unpacked if it is gzip."""
+def read_body(server: ModelServer, limit: int | None = None) -> bytes:
+    """The request's body whatever its content type says, unpacked if it is gzip; 413 beyond `limit` bytes."""
     limits = server.config.server
-    if (request.content_length or 0) > limits.max_request_bytes:
-        raise ServingError(f"Request body of {request.content_length} bytes is over the limit of {limits.max_request_bytes}", status=413)
-    request.max_content_length = limits.max_request_bytes  # for bodies that come in chunks
+    limit_body(limit or limits.max_request_bytes)
     try:
         data = request.get_data(cache=False)
     except HTTPException:
@@ -2079,9 +2023,57 @@ def read_body(server: ModelServer) -> bytes:
     return data
 
 
+def limit_body(limit: int) -> None:
+    if (request.content_length or 0) > limit:
+        raise ServingError(f"Request body of {request.content_length} bytes is over the limit of {limit}", status=413)
+    request.max_content_length = limit  # for bodies that come in chunks
+
+
+def read_image(server: ModelServer) -> tuple[np.ndarray, Any]:
+    """The picture and the routines of a /predict request: JSON, multipart, or the picture or .npy array itself."""
+    limits, images = server.prepared.limits, part("routines")
+    most = min(server.config.server.max_request_bytes, 4 * limits.max_bytes)  # nested lists take some 4 characters a number
+    with image_errors():
+        if request.mimetype == "multipart/form-data":
+            limit_body(most)
+            file = request.files.get("image") or request.files.get("file")
+            if file is None:
+                raise BadRequest("multipart: expected the picture as field 'image' or 'file', got: " + (", ".join(request.files) or "none"))
+            return images.read_bytes(file.read(), limits, file.mimetype), parse_json((request.form.get("routines") or "[]").encode())
+        body = read_body(server, most)
+        if images.reader_of(body, request.mimetype):
+            return images.read_bytes(body, limits, request.mimetype), parse_json(request.args.get("routines", "[]").encode())
+        return images.read_request(parse_json(body), limits)
+
+
+def view_predict_image(server: ModelServer, deployment: str | None = None) -> Response:
+    ready, forms = server.deployment(deployment), {"image/png": "png", "image/jpeg": "jpeg"}
+    image, routines = read_image(server)
+    accepted = request.accept_mimetypes.best_match(["application/json", *forms]) if "image/" in str(request.accept_mimetypes) else None
+    form = forms.get(accepted or "") or request.args.get("format", "json")
+    if form not in ("json", "coco"):
+        require(form in forms.values(), f"format: expected json or coco, got '{form[:40]}'")
+    answer = server.predict_image(image, ready.config.id, routines, form)
+    response = Response(answer, content_type=f"image/{form}") if isinstance(answer, bytes) else reply(answer)
+    if ready.config.version_tag:
+        response.headers["X-Version-Tag"] = ready.config.version_tag
+    return response
+
+
+def view_classes(server: ModelServer, deployment: str | None = None) -> Response:
+    return reply(server.classes(deployment))
+
+
+def view_active_learning(server: ModelServer, deployment: str, group: str) -> Response:
+    return reply(server.active_learning(deployment, group))
+
+
 def view_infer(server: ModelServer, model: str, verb: str, version: int | None = None, label: str | None = None) -> Response:
     infer = {"predict": server.predict, "classify": server.classify, "regress": server.regress}[verb]
-    return reply(infer(model, parse_json(read_body(server)), version, label))
+    body = read_body(server)
+    if verb == "predict" and body[:1] not in (b"{", b" ", b"\n") and body and Auth is not AllPolicy and part("routines").reader_of(body):
+        return reply(infer(model, {"instances": [body]}, version, label))
+    return reply(infer(model, parse_json(body), version, label))
 
 
 def view_status(server: ModelServer, model: str, version: int | None = None, label: str | None = None) -> Response:
@@ -2120,25 +2112,31 @@ def view_ready(server: ModelServer) -> Response:
 
 
 WHICH = r"(?:/versions/(?P<version>[0-9]+)|/labels/(?P<label>[^/:]+))?"
-MODEL = r"(?:/v1/models/(?P<model>[^/:]+)|/model-serving/(?P<deployment>[^/:]+))" + WHICH
+MODEL = r"(?:/v1/models/(?P<model>[^/:]+)|/model-serving/(?P<alias>[^/:]+))" + WHICH
+DEPLOYMENT = r"(?:/(?P<deployment>[^/:]+))?"
 
-# Methods, URL (matched whole, undecoded, in any case: TensorFlow Serving's grammar), view. The first match answers.
-ROUTES: tuple[tuple[str, re.Pattern, Callable[..., Response]], ...] = tuple(
-    (methods, re.compile(pattern, re.IGNORECASE), view) for methods, pattern, view in (
-        ("POST", MODEL + ":(?P<verb>(?-i:predict|classify|regress))", view_infer),
-        ("GET", MODEL + "/(?-i:metadata)", view_metadata),
-        ("GET", MODEL + "(?:/metadata)?", view_status),
-        ("GET", "/v1/models", view_models),
-        ("GET", "/v1/models" + WHICH + "(?:/metadata)?", view_nameless),
-        ("GET", "/v1/config", view_config),
-        ("POST", "/v1/config/reload", view_reload),
-        ("GET HEAD", "/livez|/v2/health/live", view_live),
-        ("GET HEAD", "/readyz|/v2/health/ready", view_ready),
+# Methods, URL (matched whole, undecoded, in any case: TensorFlow Serving's grammar), view, who may call: anybody (`open`),
+# who has a key where the config protects `all` (`shared`), or only who has one (`key`). The first match answers.
+ROUTES: tuple[tuple[str, re.Pattern, Callable[..., Response], str], ...] = tuple(
+    (methods, re.compile(pattern, re.IGNORECASE), view, guard) for methods, pattern, view, guard in (
+        ("POST", MODEL + ":(?P<verb>(?-i:predict|classify|regress))", view_infer, "shared"),
+        ("GET", MODEL + "/(?-i:metadata)", view_metadata, "shared"),
+        ("GET", MODEL + "(?:/metadata)?", view_status, "shared"),
+        ("GET", "/v1/models", view_models, "shared"),
+        ("GET", "/v1/models" + WHICH + "(?:/metadata)?", view_nameless, "shared"),
+        ("GET", "/v1/config", view_config, "shared"),
+        ("POST", "/v1/config/reload", view_reload, "shared"),
+        ("GET HEAD", "/livez|/v2/health/live", view_live, "open"),
+        ("GET HEAD", "/readyz|/v2/health/ready", view_ready, "open"),
+        ("POST", DEPLOYMENT + "/predict", view_predict_image, "key"),
+        ("GET", DEPLOYMENT + "/classes", view_classes, "key"),
+        ("GET", "/(?P<deployment>[^/:]+)/active_learning/(?P<group>[^/:]+)", view_active_learning, "key"),
     ))
 # Where Flask hands requests to the table above; the rest of a site's URLs stays the site's.
 RULES: tuple[tuple[str, dict[str, str]], ...] = (
     ("/<any(v1, V1):root>/<serving_rest:rest>", {}), ("/model-serving/<serving_rest:rest>", {"root": "model-serving"}),
-    ("/<any(livez, readyz):root>", {}), ("/v2/health/<any(live, ready):rest>", {"root": "v2/health"}))
+    ("/<any(livez, readyz, predict, classes):root>", {}), ("/v2/health/<any(live, ready):rest>", {"root": "v2/health"}),
+    ("/<root>/<any(predict, classes):rest>", {}), ("/<root>/active_learning/<group>", {"rest": "active_learning"}))
 METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS")
 
 
@@ -2166,36 +2164,81 @@ def raw_path(decoded: str) -> str:
     return quote(decoded, safe="/:@!$&'()*+,;=~")
 
 
-def find_view(server: ModelServer, method: str, path: str) -> Callable[[], Response]:
-    """The view that a method and an undecoded path select, its arguments bound; raises BadRequest for no match."""
-    for methods, pattern, view in ROUTES:
-        if method in methods.split() and (match := pattern.fullmatch(path)):
+def find_view(method: str, path: str) -> tuple[Callable[..., Response], str, dict[str, Any]]:
+    """The view that a method and an undecoded path select, who may call it, and its arguments; raises BadRequest for no match."""
+    for methods, pattern, view, guard in ROUTES:
+        if match := pattern.fullmatch(path):
+            if method not in methods.split():
+                continue
             arguments: dict[str, Any] = {name: unquote(text, errors="surrogateescape") for name, text in match.groupdict().items() if text}
-            if "deployment" in arguments:
-                arguments["model"] = server.deployment_model(arguments.pop("deployment"))
             if "version" in arguments:
                 digits = arguments["version"].lstrip("0") or "0"
                 if len(digits) > 19 or int(digits) >= 2**63:
                     raise BadRequest(f"Failed to convert version: {digits[:40]} to numeric.")
                 arguments["version"] = int(digits)
-            return functools.partial(view, server, **arguments)
+            return view, guard, arguments
+    if any(guard == "key" and pattern.fullmatch(path) for _, pattern, _, guard in ROUTES):
+        raise ServingError(f"Method {method} is not allowed here: {path[:200]}", "INVALID_ARGUMENT", HTTPStatus.METHOD_NOT_ALLOWED)
     raise BadRequest(f"Malformed request: {method} {path}")
 
 
-def respond(server: ModelServer, root: str, rest: str | None = None) -> Response:
-    """Answer a request: its view's response, or its error's; with CORS headers where the config has them."""
+def use_target(server: ModelServer, arguments: dict[str, Any]) -> None:
+    """Put a deployment's model and version in place of its id in a /model-serving URL."""
+    if "alias" in arguments:
+        model, version, label = server.deployment_target(arguments.pop("alias"))
+        arguments["model"] = model
+        if arguments.keys().isdisjoint({"version", "label"}):
+            arguments |= {name: value for name, value in (("version", version), ("label", label)) if value is not None}
+
+
+def authorize(door: "Door", view: Callable, guard: str, arguments: Mapping[str, Any]) -> str:
+    """The name of who calls, `-` where nobody is asked; raises ServingError for those who may not."""
+    server = door.server
+    if guard == "open" or guard == "shared" and getattr(server.config.auth, "protect", "") != "all":
+        return "-"
+    if door.check is not None:
+        who = door.check(request)
+        if not who:
+            raise ServingError("This site does not let you in", "UNAUTHENTICATED", headers={"WWW-Authenticate": "Bearer"})
+        return who if isinstance(who, str) else "site"
+    if "model" in arguments:
+        reached = [deployment.id for deployment in server.config.deployments if deployment.model == arguments["model"]]
+    else:
+        reached = [arguments["deployment"]] if "deployment" in arguments else server.default_deployments() if guard == "key" else []
+    return server.identify(request.headers, reached)
+
+
+@dataclass(frozen=True)
+class Door:
+    """A server as it is mounted: with the host site's own check in place of keys, where it has one."""
+
+    server: ModelServer
+    check: Callable[[Any], Any] | None = None
+
+
+def respond(door: Door, root: str, rest: str | None = None, group: str | None = None) -> Response:
+    """Answer a request: its view's response, or its error's; with a request id, CORS headers where the config has them, and a log line."""
+    server, start, who = door.server, time.perf_counter(), "-"
+    request_id = request.headers.get("X-Request-Id", "")
+    request_id = request_id if re.fullmatch(r"[\w.:-]{1,100}", request_id, re.ASCII) else secrets.token_hex(8)
+    path = raw_path("/" + "/".join(name for name in (root, rest, group) if name is not None))
     try:
         if request.method == "OPTIONS":
             response = preflight(server)
         else:
-            response = find_view(server, request.method, raw_path(f"/{root}" if rest is None else f"/{root}/{rest}"))()
+            view, guard, arguments = find_view(request.method, path)
+            use_target(server, arguments)
+            who = authorize(door, view, guard, arguments)
+            response = view(server, **arguments)
     except Exception as error:
-        response = to_response(error)
+        response = to_response(error, request_id, bare=root.lower() in ("v1", "v2/health", "model-serving", "livez", "readyz"))
+    response.headers["X-Request-Id"] = request_id
     origins, origin = server.config.server.cors_origins, request.headers.get("Origin")
     if origins:
         response.vary.add("Origin")
         if origin and (origin in origins or "*" in origins):
             response.headers["Access-Control-Allow-Origin"] = origin
+    logger.info("%s %s %s %s %d %.1f ms", request_id, who, request.method, path, response.status_code, 1e3 * (time.perf_counter() - start))
     return response
 
 
@@ -2211,26 +2254,27 @@ def preflight(server: ModelServer) -> Response:
 blueprint_numbers = itertools.count(1)
 
 
-def create_blueprint(source: "str | os.PathLike | Mapping | Config | ModelServer") -> Blueprint:
+def create_blueprint(source: Source, authorize: Callable[[Any], Any] | None = None) -> Blueprint:
     """The server's URLs as a Flask blueprint: `site.register_blueprint(create_blueprint("config.json"), url_prefix="/ml")`.
 
     Its errors are answered inside; the site's error pages, hooks and other URLs stay as they are. Models begin
-    to load at once, in the background. Raises ConfigError.
+    to load at once, in the background. `authorize(request)` stands in for keys: what is true lets the request in
+    (a string is the caller's name in the log), what is false is answered 401; it may `flask.abort` too. Raises ConfigError.
     """
-    server = as_server(source)
+    door = Door(as_server(source), authorize)
     number = next(blueprint_numbers)
     blueprint = Blueprint("serving" if number == 1 else f"serving{number}", __name__)
     blueprint.record_once(lambda state: state.app.url_map.converters.update(serving_rest=RestConverter))
     for index, (rule, defaults) in enumerate(RULES):
-        blueprint.add_url_rule(rule, f"respond{index}", functools.partial(respond, server), methods=METHODS, defaults=defaults,
+        blueprint.add_url_rule(rule, f"respond{index}", functools.partial(respond, door), methods=METHODS, defaults=defaults,
                                provide_automatic_options=False, merge_slashes=False)
     return blueprint
 
 
-def create_app(source: "str | os.PathLike | Mapping | Config | ModelServer") -> Flask:
+def create_app(source: Source, authorize: Callable[[Any], Any] | None = None) -> Flask:
     """The server as a WSGI application of its own, for any WSGI server or `DispatcherMiddleware`. Raises ConfigError."""
     app = Flask("serving", static_folder=None)
-    app.register_blueprint(create_blueprint(source))
+    app.register_blueprint(create_blueprint(source, authorize))
 
     @app.errorhandler(HTTPException)
     def unknown(error: HTTPException) -> Response:
@@ -2258,6 +2302,9 @@ def build_parser() -> argparse.ArgumentParser:
                         help="port to listen on, 0 for any (SERVING_PORT; %(default)s)")
     parser.add_argument("--file_system_poll_wait_seconds", type=float, metavar="SECONDS",
                         help="seconds between looks at the config and the version folders, 0 for never (1)")
+    parser.add_argument("--new-key", metavar="NAME", help="print a new key, once, and what to write into the config for it, then exit")
+    parser.add_argument("--export", nargs=2, metavar=("GROUP", "FOLDER"),
+                        help="write what active learning put aside in a group as a COCO data set, then exit")
     parser.add_argument("--check", action="store_true", help="say what the config would serve and what is wrong with it, then exit")
     parser.add_argument("--version", action="version", version=f"serving {__version__}")
     return parser
@@ -2279,32 +2326,23 @@ def choose_source(parser: argparse.ArgumentParser, options: argparse.Namespace) 
     return options.config or (str(demo) if demo.exists() and not Path("config.json").exists() else "config.json")
 
 
-def check_models(config: Config) -> tuple[list[str], list[str]]:
-    """What a config would serve, a line each, and what is wrong with it, without loading anything."""
-    lines: list[str] = []
-    problems: list[str] = []
-    names: list[str] = []
-    for index, model in enumerate(config.models):
-        path = f"$.model_config_list[{index}].config"
-        if model.name in names:
-            problems.append(f"{path}.name: '{model.name}' is already taken by $.model_config_list[{names.index(model.name)}].config")
-        names.append(model.name)
-        try:
-            folders = list_versions(model.base_path)
-        except LoadError as error:
-            problems.append(f"{path}.base_path: {error.message}: {model.base_path}")
-            continue
-        versions = choose_versions(model.model_version_policy, folders)
-        lines.append(f"{model.name}: version {', '.join(map(str, versions)) or 'none'} on {model.target_device} from {model.base_path}")
-        if not versions:
-            problems.append(f"{path}: no version folder that its policy picks in {model.base_path}")
-        problems += [f"{path}: version {version} holds no saved_model.pb, or an empty one: {folders[version]}" for version in versions
-                     if not any(file.stat().st_size for file in folders[version].glob("saved_model.pb*"))]
-        problems += [f"{path}.version_labels.{label}: version {version} is not served"
-                     for label, version in model.version_labels.items() if version not in versions]
-    problems += [f"$.deployments[{index}].model: no model is called '{deployment.model}'"
-                 for index, deployment in enumerate(config.deployments) if deployment.model not in names]
-    return lines, problems
+def new_key(name: str) -> str:
+    """A key and what a config says of it; raises ConfigError for a name that a config refuses."""
+    key = secrets.token_urlsafe(24)
+    entry = {"name": name, "sha256": part("serving_rooms.keys").digest(key)}
+    parse(Auth, {"keys": [entry]}, "$.auth")
+    return f'Key, shown this once: {key}\nFor the config, in "auth": {{"keys": [...]}}:\n{json.dumps(entry)}'
+
+
+def export_group(config: Config, group: str, folder: str) -> str:
+    """Write an active learning group as a COCO data set; returns what to print."""
+    ready = prepare(config, "", {}).deployments.values()
+    found = [r for r in ready if r.inbox is not None and r.config.active_learning.group == group]
+    if not found:
+        raise ConfigError("$.deployments", f"no deployment has an active learning group '{group}'")
+    labels = {number: name for r in found for number, name in r.labels.items()}
+    count = part("serving_rooms.inbox").export_group(found[0].inbox.folder, Path(folder), labels)
+    return f"{count} pictures of group {group} are in {folder}/images, what was seen in them in {folder}/annotations.json"
 
 
 def report(server: ModelServer, address: str, stop: threading.Event) -> None:
@@ -2326,9 +2364,15 @@ def report(server: ModelServer, address: str, stop: threading.Event) -> None:
     print(f"Status: {address}/v1/models   Reload: curl -X POST {address}/v1/config/reload   Ready: {address}/readyz")
     if curl:
         print(f"Try:    {curl}", flush=True)
+    if server.prepared.deployments:
+        deployment = server.deployment().config
+        samples = sorted(Path(next((m.base_path for m in server.config.models if m.name == deployment.model), ".")).glob("samples/*"))
+        picture = os.path.relpath(samples[0]) if samples else "picture.jpg"
+        print(f"        curl -H 'Authorization: Bearer {server.generated_key or 'KEY'}' --data-binary {shlex.quote('@' + picture)} "
+              f"{address}/{quote(deployment.id, safe='')}/predict", flush=True)
 
 
-def run(source: "str | os.PathLike | Mapping | Config | ModelServer", host: str = "127.0.0.1", port: int = 8501,
+def run(source: Source, host: str = "127.0.0.1", port: int = 8501,
         stop: threading.Event | None = None) -> None:
     """Serve with waitress until SIGTERM, SIGINT or `stop`; running requests are finished first.
 
@@ -2389,8 +2433,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:
         source = choose_source(parser, options)
+        if options.new_key:
+            print(new_key(options.new_key))
+            return 0
+        if options.export:
+            print(export_group(load_config(source), *options.export))
+            return 0
         if options.check:
-            lines, problems = check_models(load_config(source))
+            config = load_config(source)
+            lines, problems = part("serving_rooms.check").check(config, prepare(config, "", {}).deployments, list_versions, choose_versions)
             print("\n".join([*lines, *(f"wrong: {problem}" for problem in problems)]))
             return 2 if problems else 0
         run(ModelServer(source, poll_seconds=options.file_system_poll_wait_seconds), options.host, options.port)

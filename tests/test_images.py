@@ -275,8 +275,9 @@ def test_wrong_requests_for_pictures(body, text):
 
 
 def test_bodies_that_are_the_picture():
-    for kind in ("image", "application/octet-stream"):
-        assert (routines.READERS[kind](save(PICTURE, "PNG"), LIMITS) == PICTURE).all()
+    for kind in ("image/png", "application/octet-stream", "application/x-www-form-urlencoded"):
+        assert (routines.read_bytes(save(PICTURE, "PNG"), LIMITS, kind) == PICTURE).all()
+    assert routines.reader_of(b' {"image_type": "url"}', "application/octet-stream") is None
 
 
 def test_routines_of_ones_own_are_registered_once(tmp_path):

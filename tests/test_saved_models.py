@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import serving
+from serving_rooms import batching
 
 DTYPES = ["bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "bfloat16", "float32",
           "float64", "string"]
@@ -443,7 +444,7 @@ def test_requests_are_really_batched(tf, folder):
         [tf.TensorSpec([None, 1], name="x")])})
     signature = load(folder / "size", batching=False).signatures["serving_default"]
     session, _, _ = serving.open_session(folder / "size", "CPU:0")
-    call = serving.make_batched(session, signature, serving.Batching(max_batch_size=8, num_batch_threads=1), "CPU:0")
+    call = batching.make_batched(tf, session, signature, serving.Batching(max_batch_size=8, num_batch_threads=1), "CPU:0", serving.make_callable)
     sizes = []
     threads = [threading.Thread(target=lambda: sizes.append(int(call(np.zeros((1, 1), np.float32))[0][0]))) for _ in range(20)]
     for thread in threads:

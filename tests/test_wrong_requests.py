@@ -257,7 +257,7 @@ def test_unexpected_errors_tell_nothing(caplog):
         raise RuntimeError("secret /path")
     broken = serving.Servable({"serving_default": signature([spec("x")], [spec("y")])}, fail)
     response = Rest(fake_server({"m": broken})).post("/v1/models/m:predict", {"instances": [1]})
-    assert_error(response, 500, "Internal server error: the server's log has the reason")
+    assert_error(response, 500, f"Internal server error: the server's log has the reason, at request {response.headers['X-Request-Id']}")
     assert "secret /path" in caplog.text
 
 

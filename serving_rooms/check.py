@@ -1,0 +1,40 @@
+"""What `--check` finds: what a config would serve and what is wrong with its folders, without loading anything."""
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+
+def check(config: Any, deployments: Mapping[str, Any], list_versions: Callable[[str], dict[int, Path]],
+          choose_versions: Callable[[Any, Iterable[int]], list[int]]) -> tuple[list[str], list[str]]:
+    """What a config would serve, a line each, and what is wrong with it; `deployments` are those made ready, by id."""
+    lines: list[str] = []
+    problems: list[str] = []
+    names: list[str] = []
+    for index, model in enumerate(config.models):
+        path = f"$.model_config_list[{index}].config"
+        if model.name in names:
+            problems.append(f"{path}.name: '{model.name}' is already taken by $.model_config_list[{names.index(model.name)}].config")
+        names.append(model.name)
+        try:
+            folders = list_versions(model.base_path)
+        except Exception as error:  # a LoadError
+            problems.append(f"{path}.base_path: {error}: {model.base_path}")
+            continue
+        versions = choose_versions(model.model_version_policy, folders)
+        lines.append(f"{model.name}: version {', '.join(map(str, versions)) or 'none'} on {model.target_device} from {model.base_path}")
+        problems += check_versions(model, path, folders, versions)
+    for index, deployment in enumerate(config.deployments):
+        lines.append(f"deployment {deployment.id}: model {deployment.model}, {len(deployments[deployment.id].labels)} classes")
+        if deployment.model not in names:
+            problems.append(f"$.deployments[{index}].model: no model is called '{deployment.model}'")
+    return lines, problems
+
+
+def check_versions(model: Any, path: str, folders: Mapping[int, Path], versions: list[int]) -> list[str]:
+    """What is wrong with the versions that a model's policy picks."""
+    problems = [] if versions else [f"{path}: no version folder that its policy picks in {model.base_path}"]
+    problems += [f"{path}: version {version} holds no saved_model.pb, or an empty one: {folders[version]}" for version in versions
+                 if not any(file.stat().st_size for file in folders[version].glob("saved_model.pb*"))]
+    return problems + [f"{path}.version_labels.{label}: version {version} is not served"
+                       for label, version in model.version_labels.items() if version not in versions]

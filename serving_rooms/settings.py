@@ -1,0 +1,132 @@
+"""What the config says about deployments, keys and pictures: frozen dataclasses, a line an option."""
+
+import dataclasses
+import datetime
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+def option(default: Any = dataclasses.MISSING, doc: str = "", minimum: float | None = None, maximum: float | None = None,
+           pattern: str | None = None) -> Any:
+    """Declare a config field in one line: default, what it means (with its unit), and its limits; as in serving.py."""
+    metadata = {"doc": doc, "minimum": minimum, "maximum": maximum, "pattern": pattern}
+    if default == {}:
+        return dataclasses.field(default_factory=dict, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def refuse_repeated(where: str, field_name: str, names: Sequence[str]) -> None:
+    """Raise ValueError for a name that stands twice in a list of the config."""
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            raise ValueError(f"{where}[{index}].{field_name}: '{name}' is already taken by {where}[{names.index(name)}]")
+
+
+@dataclass(frozen=True)
+class ActiveLearningConfig:
+    """Pictures the model is unsure of are put aside, for people to look at."""
+
+    threshold: int | float = option(doc="score from which on a picture is put aside, 0..1", minimum=0, maximum=1)
+    group: str = option("review", "the folder its pictures go to, without slashes", pattern=r"^[\w-][\w.-]{0,99}$")
+    strategy: str = option("entropy", "entropy, least_confidence or margin", pattern="^(entropy|least_confidence|margin)$")
+    folder: str = option("active_learning", "where the groups' folders are; relative to the config file")
+    max_bytes: int = option(1 << 30, "bytes that a group may hold", minimum=0)
+    max_images: int = option(10_000, "pictures that a group may hold", minimum=0)
+
+
+@dataclass(frozen=True)
+class Deployment:
+    id: str = option(doc="its name in URLs, without slashes and colons; not v1, v2 or model-serving",
+                     pattern="^(?!(?i:v1|v2|model-serving)$)[^/:]+$")
+    model: str = option(doc="the name of the model it serves")
+    version: int | None = option(None, "the model's version; default: the highest", minimum=0)
+    version_label: str | None = option(None, "or the label of the version")
+    default: bool = option(False, "whether it answers /predict without an id; else the first deployment does")
+    label_map: str | dict[str, Any] | tuple[str, ...] | None = option(None, "names of the classes: a file, an object by id, or a list")
+    family: str | None = option(None, "what the outputs are: detection_api, detector, mask_rcnn, segmentation or classifier",
+                                pattern="^(detection_api|detector|mask_rcnn|segmentation|classifier)$")
+    outputs: dict[str, str] = option({}, "the model's own names of the family's outputs")
+    scale: int | float = option(1, "the model is shown pixel * scale + offset, of pixels 0..255")
+    offset: int | float = option(0, "see scale")
+    max_detections: int = option(300, "the most predictions in an answer", minimum=1, maximum=100_000)
+    version_tag: str | None = option(None, "a name for this state of it, in its answers' X-Version-Tag header", pattern=r"^[\x20-\x7e]*$")
+    routines: tuple[dict[str, Any], ...] = option((), "run before those of a request")
+    active_learning: ActiveLearningConfig | None = option(None, "puts aside what the model is unsure of")
+
+    def __post_init__(self) -> None:
+        if self.version is not None and self.version_label is not None:
+            raise ValueError("give 'version' or 'version_label', not both")
+
+
+@dataclass(frozen=True)
+class Quota:
+    calls: int = option(doc="how many calls", minimum=1)
+    period: str = option(doc="minute, hour, day or month, by UTC", pattern="^(minute|hour|day|month)$")
+
+
+@dataclass(frozen=True)
+class Key:
+    name: str = option(doc="its name in logs and counts, printable", pattern=r"^[\x21-\x7e]{1,100}$")
+    sha256: str = option(doc="64 hexadecimal digits: the SHA-256 of the key, as --new-key prints it", pattern="^[0-9a-fA-F]{64}$")
+    expires: str | None = option(None, "a date or time, such as 2027-01-31 or 2027-01-31T12:00:00+01:00; UTC where none is given")
+    disabled: bool = option(False, "refused while true")
+    deployments: tuple[str, ...] | None = option(None, "the ids it is for; default: everything")
+    quota: Quota | None = option(None, "how often it may call; default: without limit")
+
+    def __post_init__(self) -> None:
+        if self.expires is not None and self.expiry is None:
+            raise ValueError(f"expires: expected a date or time such as 2027-01-31T12:00:00Z, got {self.expires!r}")
+
+    @property
+    def expiry(self) -> datetime.datetime | None:
+        """When it ceases to be valid."""
+        try:
+            moment = datetime.datetime.fromisoformat((self.expires or "").replace("Z", "+00:00"))
+        except ValueError:
+            return None
+        return moment if moment.tzinfo else moment.replace(tzinfo=datetime.timezone.utc)
+
+
+@dataclass(frozen=True)
+class Auth:
+    keys: tuple[Key, ...] = option((), "who may call; default: one key, made at each start")
+    protect: str = option("predict", "predict: pictures and handlers need a key; all: everything but /livez and /readyz does",
+                          pattern="^(predict|all)$")
+    quota_store: str | None = option(None, "the file that quotas are counted in; default: <config>.quotas.sqlite3")
+
+    def __post_init__(self) -> None:
+        refuse_repeated("keys", "name", [key.name for key in self.keys])
+
+
+@dataclass(frozen=True)
+class ImageConfig:
+    max_bytes: int = option(50 << 20, "size of a picture's file", minimum=1)
+    max_pixels: int = option(50_000_000, "width times height, read from the header", minimum=1)
+    download_seconds: int | float = option(10, "how long a download may take in all", minimum=0.001, maximum=3600)
+    allowed_hosts: tuple[str, ...] = option((), "hosts of urls that may have addresses which are not public")
+
+
+def check_deployments(deployments: Sequence[Deployment], auth: Auth) -> None:
+    """Raise ValueError where deployments, or the keys for them, contradict each other."""
+    names = [deployment.id for deployment in deployments]
+    refuse_repeated("deployments", "id", names)
+    if len(defaults := [index for index, deployment in enumerate(deployments) if deployment.default]) > 1:
+        raise ValueError(f"deployments[{defaults[1]}].default: deployments[{defaults[0]}] is the default already")
+    for index, key in enumerate(auth.keys):
+        for name in set(key.deployments or ()) - set(names):
+            raise ValueError(f"auth.keys[{index}].deployments: no deployment is called '{name}'")
+
+
+def resolve_paths(config: Any, folder: Path, stem: str) -> Any:
+    """The config with relative paths made absolute: they start at `folder`, that of the config file, whose name is `stem`."""
+    def resolved(deployment: Deployment) -> Deployment:
+        label_map, learning = deployment.label_map, deployment.active_learning
+        return dataclasses.replace(
+            deployment, label_map=str(folder / label_map) if isinstance(label_map, str) else label_map,
+            active_learning=learning and dataclasses.replace(learning, folder=str(folder / learning.folder)))
+    return dataclasses.replace(
+        config, deployments=tuple(map(resolved, config.deployments)),
+        routine_modules=tuple(str(folder / name) if name.endswith(".py") else name for name in config.routine_modules),
+        auth=dataclasses.replace(config.auth, quota_store=str(folder / (config.auth.quota_store or f"{stem}.quotas.sqlite3"))))

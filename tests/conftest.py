@@ -1,9 +1,14 @@
 """Fixtures: the REST client, mounted in three ways, over servers of fake and of real models."""
 
+import contextlib
+import hashlib
 import json
 import logging
 import os
+import socket
 import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +73,24 @@ class Disk:
         return FakeServable(int(folder.name))
 
 
+class FakeDetector(serving.Servable):
+    """Finds in each picture one object, its box made of the colours of the first pixel, (r, g, 1, 1) / 255."""
+
+    def __init__(self):
+        inputs = [spec("image", "DT_UINT8", (1, None, None, 3))]
+        outputs = [spec("detection_boxes", shape=(1, None, 4)), spec("detection_classes", shape=(1, None)),
+                   spec("detection_scores", shape=(1, None)), spec("num_detections", shape=(1,))]
+        super().__init__({"serving_default": signature(inputs, outputs)}, self.answer, device="CPU:0")
+        self.shown = []
+
+    def answer(self, name, inputs):
+        self.shown.append(inputs["image"])
+        red, green, blue = inputs["image"][0, 0, 0].tolist()
+        return {"detection_boxes": np.array([[[green / 255, red / 255, 1, 1], [0, 0, .5, .5]]], np.float32),
+                "detection_classes": np.array([[1 + blue % 2, 2]], np.float32),
+                "detection_scores": np.array([[.9, .4]], np.float32), "num_detections": np.array([2], np.float32)}
+
+
 def config(*models, **others):
     """A config of models given as dicts, or by name."""
     items = [{"config": model if isinstance(model, dict) else {"name": model, "base_path": model}} for model in models]
@@ -81,6 +104,35 @@ def fake_server(servables, **others):
         list_versions=lambda base_path: {1: Path(base_path) / "1"})
     assert server.wait(10)
     return server
+
+
+@contextlib.contextmanager
+def listening(server):
+    """The address of a server that waitress serves in this process, over a real socket."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    stop = threading.Event()
+    thread = threading.Thread(target=serving.run, args=(server,), kwargs={"port": port, "stop": stop})
+    thread.start()
+    try:
+        for _ in range(500):
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                break
+            time.sleep(0.02)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        stop.set()
+        thread.join(60)
+
+
+def key_entry(name, key, **fields):
+    """A key as the config holds it."""
+    return {"name": name, "sha256": hashlib.sha256(key.encode()).hexdigest(), **fields}
+
+
+def bearer(key):
+    return {"Authorization": f"Bearer {key}"}
 
 
 def mount(server, how):

@@ -1,0 +1,286 @@
+"""Keys: every route in every state of a key, quotas, and what a host site puts in their place."""
+
+import contextlib
+import datetime
+import json
+import multiprocessing
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import flask
+import pytest
+from conftest import ROOT, FakeDetector, FakeServable, Rest, bearer, fake_server, key_entry
+
+import serving
+from serving_rooms import keys, quotas
+
+BODY = json.dumps({"instances": [[1.0]]})
+PICTURE = json.dumps({"image_type": "array", "data": [[[1, 2, 3]]]})
+# Method, path, body, and who may call: the routes of serving.ROUTES, each at least once.
+CALLS = [
+    ("POST", "/v1/models/m:predict", BODY, "shared"), ("POST", "/model-serving/numbers:predict", BODY, "shared"),
+    ("GET", "/v1/models/m/metadata", None, "shared"), ("GET", "/v1/models/m", None, "shared"), ("GET", "/v1/models", None, "shared"),
+    ("GET", "/v1/config", None, "shared"), ("POST", "/v1/config/reload", None, "shared"),
+    ("GET", "/livez", None, "open"), ("GET", "/readyz", None, "open"),
+    ("POST", "/predict", PICTURE, "key"), ("POST", "/pictures/predict", PICTURE, "key"), ("GET", "/pictures/classes", None, "key"),
+    ("GET", "/pictures/active_learning/review", None, "key")]
+STATES = {"no key": 401, "wrong": 401, "expired": 401, "disabled": 401, "out of scope": 403, "over quota": 429, "good": 200}
+
+
+@pytest.fixture(params=["predict", "all"])
+def guarded(request, tmp_path):
+    protect = request.param
+    entries = [
+        key_entry("site", "good"), key_entry("old", "expired", expires="2020-01-01"), key_entry("off", "disabled", disabled=True),
+        key_entry("other", "out of scope", deployments=["elsewhere"]), key_entry("busy", "over quota", quota={"calls": 1, "period": "month"})]
+    deployments = [
+        {"id": "pictures", "model": "d", "default": True, "active_learning": {"threshold": 1, "folder": str(tmp_path)}},
+        {"id": "numbers", "model": "m"}, {"id": "elsewhere", "model": "e"}]
+    server = fake_server({"m": FakeServable(), "d": FakeDetector(), "e": FakeDetector()}, deployments=deployments,
+                         auth={"keys": entries, "protect": protect, "quota_store": str(tmp_path / "quotas")})
+    quotas.open_quotas(str(tmp_path / "quotas")).take("busy", 1, "month")
+    return protect, Rest(server)
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_every_route_in_every_state_of_a_key(guarded, state):
+    protect, rest = guarded
+    for method, path, body, guard in CALLS:
+        asked = guard == "key" or guard == "shared" and protect == "all"
+        for headers in ({"x-api-key": state}, bearer(state)) if state != "no key" else ({},):
+            response = rest.open(path, method=method, data=body, headers=headers)
+            assert response.status_code == (STATES[state] if asked else 200), (method, path, response.data)
+            refused = response.status_code != 200
+            assert ("WWW-Authenticate" in response.headers) == (response.status_code == 401)
+            assert ("Retry-After" in response.headers) == (response.status_code == 429)
+            assert not refused or set(response.json) >= {"error"} and state not in response.json["error"].replace("is disabled", "").replace(
+                "has expired", ""), response.json
+
+
+def test_every_route_is_in_the_table_above():
+    for methods, pattern, _, guard in serving.ROUTES:
+        nameless = "/v1/models(?:/versions" in pattern.pattern  # the URLs that lack a model's name
+        assert nameless or any(method in methods and pattern.fullmatch(path) and guard == kind for method, path, _, kind in CALLS), pattern
+
+
+def test_an_error_has_the_vendors_body_and_a_request_id(guarded):
+    rest = guarded[1]
+    response = rest.post("/predict", PICTURE, headers={"X-Request-Id": "abc-1"})
+    assert response.json == {"error": "A key is needed: send it as 'Authorization: Bearer <key>' or 'x-api-key: <key>'",
+                             "status": "Unauthorized", "code": 401, "request_id": "abc-1"}
+    assert response.headers["X-Request-Id"] == "abc-1" and response.headers["WWW-Authenticate"].startswith("Bearer")
+    odd = rest.post("/predict", PICTURE, headers={"X-Request-Id": "<script>"})
+    assert re.fullmatch("[0-9a-f]{16}", odd.headers["X-Request-Id"]) and odd.json["request_id"] == odd.headers["X-Request-Id"]
+
+
+@pytest.mark.parametrize("headers, status", [
+    ({**bearer("good"), "x-api-key": "good"}, 200), ({**bearer("good"), "x-api-key": "wrong"}, 401), ({**bearer("wrong"), "x-api-key": "good"}, 401),
+    ({"Authorization": "bearer   good"}, 200), ({"Authorization": "Basic good"}, 401), ({"Authorization": "Basic x", "x-api-key": "good"}, 200),
+    ({"Authorization": "Bearer"}, 401), ({"Authorization": "Bearer good good"}, 401), ({"x-api-key": ""}, 401), ({"x-api-key": "g\xf6\xf6d"}, 401)])
+def test_headers_that_hold_keys(guarded, headers, status):
+    assert guarded[1].get("/pictures/classes", headers=headers).status_code == status
+
+
+def test_the_body_of_a_refused_request_is_not_parsed(guarded, monkeypatch):
+    monkeypatch.setattr(serving, "read_image", lambda server: pytest.fail("parsed"))
+    assert guarded[1].post("/predict", b"{" * 1000).status_code == 401
+
+
+def test_a_key_for_a_deployment_reaches_its_model_and_nothing_else(tmp_path):
+    deployments = [{"id": "a", "model": "m"}, {"id": "b", "model": "d"}]
+    rest = Rest(fake_server({"m": FakeServable(), "d": FakeDetector()}, deployments=deployments,
+                            auth={"protect": "all", "keys": [key_entry("a", "k", deployments=["a"])]}))
+    for path, status in (("/v1/models/m", 200), ("/model-serving/a", 200), ("/v1/models/d", 403), ("/model-serving/b", 403), ("/v1/models", 403),
+                         ("/v1/config", 403), ("/b/classes", 403), ("/nowhere/classes", 403), ("/a/classes", 200)):
+        assert rest.get(path, headers=bearer("k")).status_code == status, path
+    assert rest.get("/b/classes", headers=bearer("k")).json["error"] == "The key 'a' is only for: a"
+
+
+def test_a_key_is_made_while_the_config_has_none(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text('{"model_config_list": []}')
+    server = serving.ModelServer(path)
+    rest, made = Rest(server), server.generated_key
+    assert len(made) >= 32 and rest.get("/x/classes", headers=bearer(made)).status_code == 404
+    path.write_text(json.dumps({"model_config_list": [], "auth": {"keys": [key_entry("site", "mine")]}}))
+    assert rest.post("/v1/config/reload").status_code == 201
+    assert server.generated_key is None
+    assert [rest.get("/x/classes", headers=bearer(key)).status_code for key in (made, "mine")] == [401, 404]
+    path.write_text('{"model_config_list": [], "auth": {"keys": [{"name": "a", "sha256": "short"}]}}')
+    assert rest.post("/v1/config/reload").status_code == 412
+    assert rest.get("/x/classes", headers=bearer("mine")).status_code == 404, "a wrong config leaves the keys as they were"
+
+
+@pytest.mark.parametrize("auth, text", [
+    ({"keys": [{"name": "a", "sha256": "x"}]}, "$.auth.keys[0].sha256: expected 64 hexadecimal digits"),
+    ({"keys": [key_entry("a", "1"), key_entry("a", "2")]}, "$.auth: keys[1].name: 'a' is already taken by keys[0]"),
+    ({"keys": [key_entry("a", "1", expires="soon")]}, "$.auth.keys[0]: expires: expected a date or time such as"),
+    ({"keys": [key_entry("a", "1", quota={"calls": 1, "period": "year"})]}, "$.auth.keys[0].quota.period: expected minute, hour, day or month"),
+    ({"keys": [key_entry("a", "1", quota={"calls": 0, "period": "day"})]}, "$.auth.keys[0].quota.calls: expected at least 1, got 0"),
+    ({"protect": "none"}, "$.auth.protect: expected predict:"), ({"key": []}, "$.auth.key: unknown key; did you mean 'keys'?")])
+def test_wrong_keys_in_the_config(auth, text):
+    with pytest.raises(serving.ConfigError) as raised:
+        serving.load_config({"model_config_list": [], "auth": auth})
+    assert raised.value.message.startswith(text)
+
+
+def test_a_key_for_a_deployment_that_is_not_there():
+    with pytest.raises(serving.ConfigError, match="no deployment is called 'x'"):
+        serving.load_config({"model_config_list": [], "deployments": [{"id": "y", "model": "m"}],
+                             "auth": {"keys": [key_entry("a", "1", deployments=["x"])]}})
+
+
+@pytest.mark.parametrize("expires, before, after", [
+    ("2027-01-31", "2027-01-30T23:59:59+00:00", "2027-01-31T00:00:00+00:00"),
+    ("2027-01-31T12:00:00+02:00", "2027-01-31T09:59:59+00:00", "2027-01-31T10:00:00+00:00"),
+    ("2027-01-31T12:00:00Z", "2027-01-31T11:59:59+00:00", "2027-01-31T12:00:00+00:00")])
+def test_expiry(expires, before, after):
+    key = serving.parse(serving.Auth, {"keys": [key_entry("a", "k", expires=expires)]}).keys[0]
+    for moment, let_in in ((before, True), (after, False)):
+        ring = keys.KeyRing([key], lambda *_: None, clock=lambda moment=moment: datetime.datetime.fromisoformat(moment))
+        assert (ring.check(["k"], set()) is key) == let_in
+
+
+# --- quotas ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("moment, period, start, end", [
+    ("2026-11-25T15:30:59", "minute", "2026-11-25T15:30:00", "2026-11-25T15:31:00"), ("2026-11-25T15:30:59", "hour", "2026-11-25T15:00:00", "2026-11-25T16:00:00"),
+    ("2026-11-25T15:30:59", "day", "2026-11-25T00:00:00", "2026-11-26T00:00:00"), ("2026-11-25T15:30:59", "month", "2026-11-01T00:00:00", "2026-12-01T00:00:00"),
+    ("2026-12-31T23:59:59", "month", "2026-12-01T00:00:00", "2027-01-01T00:00:00"), ("2028-02-29T12:00:00", "month", "2028-02-01T00:00:00", "2028-03-01T00:00:00")])
+def test_periods_are_those_of_the_calendar(moment, period, start, end):
+    def seconds(text):
+        return datetime.datetime.fromisoformat(text + "+00:00").timestamp()
+    assert quotas.period_of(seconds(moment) + 0.5, period) == (seconds(start), seconds(end))
+
+
+def test_quota_begins_anew_with_each_period_and_survives_a_clock_set_back(tmp_path):
+    now = [1_000_000_000.0]
+    store = quotas.Quotas(tmp_path / "q", clock=lambda: now[0])
+    assert [store.take("a", 2, "hour") for _ in range(3)] == [None, None, 3600 - 1_000_000_000 % 3600]
+    assert store.take("b", 2, "hour") is None
+    now[0] += 3600
+    assert store.take("a", 2, "hour") is None
+    now[0] -= 3600
+    assert store.take("a", 2, "hour") is not None, "the hour before is used up, also when it comes again"
+
+
+def test_quota_is_exact_under_concurrency(tmp_path):
+    store, let_in = quotas.Quotas(tmp_path / "q"), []
+
+    def call():
+        for _ in range(50):
+            if store.take("a", 300, "month") is None:
+                let_in.append(1)
+    threads = [threading.Thread(target=call) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(let_in) == 300 and quotas.Quotas(tmp_path / "q").used("a", "month") == 300
+
+
+def take_many(path, calls, results):
+    store = quotas.Quotas(path)
+    results.put(sum(store.take("a", 500, "month") is None for _ in range(calls)))
+
+
+def test_quota_is_exact_over_processes(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    results = context.Queue()
+    processes = [context.Process(target=take_many, args=(tmp_path / "q", 200, results)) for _ in range(4)]
+    for process in processes:
+        process.start()
+    assert sum(results.get(timeout=60) for _ in processes) == 500
+    for process in processes:
+        process.join(10)
+
+
+def test_quota_survives_kill_9(tmp_path):
+    code = (f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom serving_rooms import quotas\nstore = quotas.Quotas({str(tmp_path / 'q')!r})\n"
+            "while True:\n    store.take('a', 10**9, 'month')\n    print('.', end='', flush=True)\n")
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    answered = len(os.read(process.stdout.fileno(), 1))
+    time.sleep(0.5)
+    process.send_signal(signal.SIGKILL)
+    answered += len(process.stdout.read())
+    counted = quotas.Quotas(tmp_path / "q").used("a", "month")
+    assert answered > 10 and counted - answered in (0, 1), "what was answered was counted; one may be counted and not answered"
+
+
+def test_quota_that_cannot_be_counted_lets_nobody_in(guarded, monkeypatch):
+    def fail(self):
+        raise quotas.sqlite3.OperationalError("database or disk is full")
+    monkeypatch.setattr(quotas.Quotas, "_connect", fail)
+    response = guarded[1].get("/pictures/classes", headers=bearer("over quota"))
+    assert response.status_code == 503 and response.json["error"] == "The calls of key 'busy' cannot be counted just now: database or disk is full"
+    assert guarded[1].get("/pictures/classes", headers=bearer("good")).status_code == 200
+
+
+def test_quota_store_that_cannot_be_opened_is_a_wrong_config(tmp_path):
+    auth = {"keys": [key_entry("a", "1", quota={"calls": 1, "period": "day"})], "quota_store": str(tmp_path / "none" / "q")}
+    with pytest.raises(serving.ConfigError, match=r"\$.auth.quota_store: cannot be opened: unable to open database file"):
+        serving.ModelServer({"model_config_list": [], "auth": auth})
+
+
+def test_quota_over_http_is_counted_once_a_call(tmp_path):
+    auth = {"keys": [key_entry("a", "k", quota={"calls": 3, "period": "day"})], "quota_store": str(tmp_path / "q")}
+    rest = Rest(fake_server({"d": FakeDetector()}, deployments=[{"id": "d", "model": "d"}], auth=auth))
+    statuses = [rest.post("/predict", PICTURE, headers=bearer("k")).status_code for _ in range(5)]
+    assert statuses == [200, 200, 200, 429, 429]
+    response = rest.post("/predict", PICTURE, headers=bearer("k"))
+    assert 0 < int(response.headers["Retry-After"]) <= 86400 and response.json["status"] == "TooManyRequests"
+    assert response.json["error"].startswith("The key 'a' has used its 3 calls a day; more in ")
+
+
+# --- the host site's own check, and the command line ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("check, status", [
+    (lambda request: True, 200), (lambda request: "alice", 200), (lambda request: False, 401), (lambda request: None, 401),
+    (lambda request: flask.abort(403), 403), (lambda request: flask.abort(flask.redirect("/login")), 302),
+    (lambda request: request.cookies.get("session") == "yes", 401)])
+def test_a_host_sites_own_check_stands_in_for_keys(check, status, caplog):
+    caplog.set_level("INFO")
+    server = fake_server({"d": FakeDetector()}, deployments=[{"id": "d", "model": "d"}])
+    site = flask.Flask("site")
+    site.register_blueprint(serving.create_blueprint(server, authorize=check), url_prefix="/ml")
+    client = site.test_client()
+    assert client.post("/ml/predict", data=PICTURE).status_code == status
+    assert client.get("/ml/livez").status_code == 200
+    assert ("alice POST" in caplog.text) == (check(None) == "alice" if status == 200 else False)
+
+
+def test_new_key_prints_a_key_and_the_json_that_lets_it_in(capsys):
+    assert serving.main(["--new-key", "laptop"]) == 0
+    shown, _, entry = capsys.readouterr().out.strip().split("\n")
+    key, entry = shown.removeprefix("Key, shown this once: "), json.loads(entry)
+    assert entry == key_entry("laptop", key)
+    rest = Rest(fake_server({}, auth={"keys": [entry]}))
+    assert rest.get("/x/classes", headers=bearer(key)).status_code == 404
+    assert serving.main(["--new-key", "no spaces"]) == 2
+
+
+def test_keys_are_in_no_log(guarded, caplog):
+    caplog.set_level("DEBUG")
+    for state in STATES:
+        guarded[1].get("/pictures/classes", headers=bearer(f"{state}"))
+        guarded[1].get("/pictures/classes", headers={"x-api-key": "s3cret-" + state})
+    assert "s3cret" not in caplog.text and "good" not in caplog.text
+    assert re.search(r"[0-9a-f]{16} site GET /pictures/classes 200 [0-9.]+ ms", caplog.text)
+
+
+def test_comparing_takes_every_key_whole(monkeypatch):
+    compared = []
+    monkeypatch.setattr(keys.hmac, "compare_digest", lambda a, b: compared.append(b) or a == b)
+    entries = serving.parse(serving.Auth, {"keys": [key_entry(name, name) for name in "abc"]}).keys
+    ring = keys.KeyRing(entries, lambda *_: None)
+    assert ring.find("a").name == "a" and len(compared) == 3
+    with contextlib.suppress(Exception):
+        ring.find("\udcff")
+    assert len(compared) == 6

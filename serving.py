@@ -24,6 +24,7 @@ The rooms of this file, each using only the rooms above it:
 
 import argparse
 import array
+import atexit
 import base64
 import binascii
 import contextlib
@@ -1165,6 +1166,7 @@ class ModelManager:
         self._thread: threading.Thread | None = None
         self._started = threading.Lock()
         self._process: int | None = None
+        self._ending = False  # load nothing more
         self.first_pass_done = threading.Event()
         self._expect_models()
 
@@ -1235,6 +1237,7 @@ class ModelManager:
                 self._thread = threading.Thread(target=self._work, name="serving-loader", daemon=True)
                 self._jobs.put((self.refresh, Future()))
                 self._thread.start()
+                atexit.register(self._end)
 
     def reload(self) -> Outcome:
         """Bring everything up to date now, broken versions tried again; returns when the loader has done it."""
@@ -1243,8 +1246,17 @@ class ModelManager:
 
     def stop(self, drain: bool = True) -> None:
         """Stop loading, let running requests finish (or not wait for them), free every model that is idle."""
+        self._ending = True
         if self._thread and self._thread.is_alive():
             self._submit(functools.partial(self._unload_all, drain))
+        atexit.unregister(self._end)
+
+    def _end(self) -> None:
+        """At the end of the process, let the load that runs come to its end: TensorFlow aborts a process that leaves it there."""
+        self._ending = True
+        future: Future[Outcome] = Future()
+        self._jobs.put((functools.partial(self._unload_all, False), future))
+        wait([future], timeout=60 if self._thread and self._thread.is_alive() else 0)
 
     def _submit(self, job: Callable[[], Outcome]) -> Outcome:
         future: Future[Outcome] = Future()
@@ -1328,6 +1340,8 @@ class ModelManager:
         seen: dict[str, str] = {}
         for index, model in enumerate(self.config.models):
             path = f"$.model_config_list[{index}].config"
+            if self._ending:
+                return
             if model.name in seen:
                 outcome.errors.append((500, f"{path}.name: '{model.name}' is already taken by {seen[model.name]}"))
                 continue
@@ -2049,8 +2063,8 @@ def read_image(server: ModelServer) -> tuple[np.ndarray, Any]:
 def view_predict_image(server: ModelServer, deployment: str | None = None) -> Response:
     ready, forms = server.deployment(deployment), {"image/png": "png", "image/jpeg": "jpeg"}
     image, routines = read_image(server)
-    accepted = request.accept_mimetypes.best_match(["application/json", *forms]) if "image/" in str(request.accept_mimetypes) else None
-    form = forms.get(accepted or "") or request.args.get("format", "json")
+    wanted = next(iter(request.accept_mimetypes.values()), "")  # the first: Java's client names image/jpeg among others, unasked
+    form = forms.get(wanted) or request.args.get("format", "json")
     if form not in ("json", "coco"):
         require(form in forms.values(), f"format: expected json or coco, got '{form[:40]}'")
     answer = server.predict_image(image, ready.config.id, routines, form)
@@ -2358,7 +2372,7 @@ def report(server: ModelServer, address: str, stop: threading.Event) -> None:
             if state.servable and state.servable.example is not None:
                 body = encode_json(state.servable.example).decode()
                 command = f"curl -d {shlex.quote(body)} {address}/v1/models/{quote(model, safe='')}:predict"
-                curl = min(curl or command, command, key=len)
+                curl = min(curl or command, command, key=lambda text: text.index(" http"))
     for name in server.readiness():
         print(f"  {name}: not available, the log says why")
     print(f"Status: {address}/v1/models   Reload: curl -X POST {address}/v1/config/reload   Ready: {address}/readyz")

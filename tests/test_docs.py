@@ -10,21 +10,35 @@ import sys
 import pytest
 from conftest import ROOT, Rest
 
+import routines
 import serving
+from serving_rooms import settings
 
 README = (ROOT / "README.md").read_text()
+DOCS = README + "".join(path.read_text() for path in sorted((ROOT / "docs").glob("*.md")))
 
 
-@pytest.mark.parametrize("kind", [serving.ModelConfig, serving.Batching, serving.ServerConfig, serving.Config])
-def test_every_option_is_in_the_readme(kind):
+KINDS = [serving.ModelConfig, serving.Batching, serving.ServerConfig, serving.Config, *(
+    kind for kind in vars(settings).values() if dataclasses.is_dataclass(kind))]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_option_is_in_the_documents(kind):
     for field in dataclasses.fields(kind):
         if "no effect" not in field.metadata["doc"] and "not supported" not in field.metadata["doc"]:
-            assert f"`{field.name}`" in README or f'"{field.name}"' in README, field.name
+            assert f"`{field.name}`" in DOCS or f'"{field.name}"' in DOCS, field.name
+
+
+def test_every_routine_and_its_arguments_are_in_the_documents():
+    for name, kind in routines.ROUTINES.items():
+        if kind.__module__ == "routines":
+            assert f"`{name}`" in DOCS and all(f"`{field.name}`" in DOCS for field in dataclasses.fields(kind)), name
+    assert all(f"`{family}`" in DOCS for family in routines.FAMILIES)
 
 
 def test_defaults_in_the_readme_are_the_defaults():
-    for name, default in re.findall(r"^\| `(\w+)` \| (\d+) \|", README, re.MULTILINE):
-        assert getattr(serving.ServerConfig(), name) == int(default)
+    for name, default in re.findall(r"^\| `(\w+)` \| (\d+) \|", DOCS, re.MULTILINE):
+        assert any(getattr(field, "default", None) == int(default) for kind in KINDS for field in dataclasses.fields(kind) if field.name == name), name
 
 
 def test_every_command_line_option_is_in_the_readme():
@@ -35,14 +49,15 @@ def test_every_command_line_option_is_in_the_readme():
 
 def test_every_route_is_in_the_readme():
     for part in ("/v1/models", ":predict", ":classify", ":regress", "/metadata", "/model-serving/", "/v1/config", "/v1/config/reload",
-                 "/livez", "/readyz", "/v2/health/live", "/v2/health/ready"):
+                 "/livez", "/readyz", "/v2/health/live", "/v2/health/ready", "/predict", "/<deployment>/predict", "/<deployment>/classes",
+                 "/<deployment>/active_learning/<group>"):
         assert part in README
-    assert len(serving.ROUTES) == 9  # a new route must be named above, and in the README
+    assert len(serving.ROUTES) == 12  # a new route must be named above, and in the README
 
 
 def test_curl_examples_answer_as_printed(demo):
-    examples = re.findall(r"^\$ (curl .*)\n(.*)$", README, re.MULTILINE)
-    assert len(examples) == 4
+    examples = re.findall(r"^\$ (curl -d .*)\n(.*)$", README, re.MULTILINE)
+    assert len(examples) == 3
     client = Rest(demo)
     for command, printed in examples:
         words = shlex.split(command)
@@ -51,8 +66,17 @@ def test_curl_examples_answer_as_printed(demo):
         assert json.loads(response.data) == json.loads(printed)
 
 
+def test_picture_example_answers_as_printed(demo):
+    path, printed = re.search(r"^\$ curl .*@(models/\S+) .*/predict \| jq .*\n((?:\[.*\n)+)", README, re.MULTILINE).groups()
+    answer = demo.predict_image((ROOT / path).read_bytes())["predictions"]
+    for line, prediction in zip(printed.strip().split("\n"), answer, strict=True):
+        name, confidence, points = json.loads(line)
+        assert (prediction["tag"]["name"], len(prediction["contour"])) == (name, points)
+        assert prediction["confidence"] == pytest.approx(confidence, abs=1e-4)
+
+
 def test_python_examples_run():
-    for source in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
+    for source in re.findall(r"```python\n(.*?)```", README, re.DOTALL) + re.findall(r"```python\n(.*?)```", DOCS, re.DOTALL)[-1:]:
         source = "\n".join(line.strip() for line in source.splitlines() if "serving.run(" not in line)
         done = subprocess.run([sys.executable, "-c", source], cwd=ROOT, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stderr
@@ -61,7 +85,7 @@ def test_python_examples_run():
 def test_config_example_is_right():
     example = json.loads(re.search(r"```json\n(.*?)```", README, re.DOTALL)[1])
     example.pop("$schema")
-    assert [model.name for model in serving.load_config(example).models] == ["digits"]
+    assert [model.name for model in serving.load_config(example).models] == ["digits", "shapes"]
 
 
 def test_ci_runs_the_readmes_test_command():

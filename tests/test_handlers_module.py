@@ -1,0 +1,448 @@
+"""handlers.py: modules imported for their handlers, calls, and results as JSON or bytes."""
+
+import ast
+import collections
+import dataclasses
+import datetime
+import decimal
+import io
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import threading
+import types
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from PIL import Image
+
+import serving
+from serving_rooms.handlers import Handler, HandlerError, to_reply
+
+
+def write(folder, **files):
+    for name, text in files.items():
+        path = folder / f"{name.replace('__in__', '/')}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return folder
+
+
+def loaded(folder, function, model_dir=None):
+    handler = Handler(function, folder, model_dir)
+    assert handler.load()
+    return handler
+
+
+def fails(handler, message):
+    with pytest.raises(HandlerError) as caught:
+        handler.load()
+    assert str(caught.value) == message == handler.error
+    return caught.value
+
+
+# What is imported
+
+
+@pytest.mark.parametrize("function", ["main:double", "main.py:double", "src/main.py:double", "src.main:double", "kit:double", "main:Math.double"])
+def test_a_function_is_found_by_module_file_and_package(tmp_path, function):
+    body = "def double(x):\n    return 2 * x\nclass Math:\n    double = staticmethod(double)\n"
+    write(tmp_path, main=body, src__in__main=body, kit__in____init__=body)
+    assert loaded(tmp_path, function).call(21, None) == 42
+
+
+def test_a_callable_is_a_handler_at_once():
+    handler = Handler(lambda x: x + 1, ".")
+    assert not handler.ready
+    assert handler.load() and not handler.load()
+    assert handler.ready and handler.call(1, None) == 2
+
+
+def test_an_installed_module_serves_when_no_file_has_the_name(tmp_path):
+    assert loaded(tmp_path, "json:dumps").call([1], None) == "[1]"
+    assert loaded(tmp_path, "werkzeug.utils:secure_filename").call("a/b", None) == "a_b"
+
+
+def test_a_file_beside_the_config_comes_before_an_installed_module(tmp_path):
+    write(tmp_path, yaml="def f(x):\n    return 'mine'\n", json="def f(x):\n    return 'mine'\n")
+    assert loaded(tmp_path, "yaml:f").call(0, None) == loaded(tmp_path, "json:f").call(0, None) == "mine"
+    assert json.loads("[1]") == [1] and sys.modules["json"] is json
+
+
+@pytest.mark.parametrize("function, message", [
+    ("main", """expected "module:name" or "file.py:name", got 'main'"""),
+    (":f", """expected "module:name" or "file.py:name", got ':f'"""),
+    (7, "expected a function, got int"),
+    ("gone.py:f", "gone.py: no such file beside the config"),
+    ("gone:f", "gone: no such module beside the config or installed"),
+    ("gone.deeper:f", "gone.deeper: no such module beside the config or installed"),
+    ("../a b:f", "../a b: expected a file ending with .py or the name of a module"),
+    ("main:g", "main: has no 'g'"),
+    ("main:number", "main: expected 'number' to be a function, got int"),
+    ("main:none", "main:none: expected a function of (inputs) or (inputs, context), got one of ()"),
+    ("main:three", "main:three: expected a function of (inputs) or (inputs, context), got one of (a, b, c)"),
+    ("main:later", "main:later: expected a plain function, got an async one"),
+])
+def test_what_cannot_be_a_handler_is_told(tmp_path, function, message):
+    write(tmp_path, main="number = 1\ndef none(): pass\ndef three(a, b, c): pass\nasync def later(x): pass\n")
+    handler = Handler(function, tmp_path)
+    fails(handler, message)
+    assert not handler.ready
+    with pytest.raises(HandlerError, match="not loaded"):
+        handler.call(1, None)
+
+
+@pytest.mark.parametrize("body, message", [
+    ("import torch_of_ours", "main.py: ModuleNotFoundError: No module named 'torch_of_ours'"),
+    ("def f(x) return", "main.py: SyntaxError: expected ':' (main.py, line 1)"),
+    ("open(__file__ + '.weights')", "main.py: FileNotFoundError: No such file or directory: main.py.weights"),
+    ("raise ValueError(f'no weights in {__file__}, or\\nso')", "main.py: ValueError: no weights in main.py, or so"),
+    ("raise ValueError('see https://example.org/a/b')", "main.py: ValueError: see https://example.org/a/b"),
+    ("import sys; sys.exit(3)", "main.py: it called sys.exit(3)"),
+    ("class Odd(BaseException): pass\nraise Odd('!')", "main.py: Odd: !"),
+    ("class Mute(Exception):\n    def __str__(self): 1 / 0\nraise Mute", "main.py: Mute"),
+    ("raise ValueError('x' * 1000)", "main.py: ValueError: " + "x" * 497 + "..."),
+])
+def test_a_failing_import_tells_its_reason_without_paths(tmp_path, body, message):
+    fails(Handler("main:f", write(tmp_path / "a folder", main=body)), message)
+    assert "main" not in sys.modules
+
+
+def test_ctrl_c_during_an_import_passes(tmp_path):
+    write(tmp_path, main="raise KeyboardInterrupt")
+    with pytest.raises(KeyboardInterrupt):
+        Handler("main:f", tmp_path).load()
+
+
+# What it finds while it is imported, and what it leaves
+
+
+def test_model_dir_is_set_during_the_import_only(tmp_path, monkeypatch):
+    write(tmp_path, main="import os\nDIR = os.getenv('MODEL_DIR')\ndef f(x):\n    return DIR, os.getenv('MODEL_DIR')\n")
+    monkeypatch.delenv("MODEL_DIR", raising=False)
+    assert loaded(tmp_path, "main:f", "model").call(0, None) == (str(tmp_path / "model"), None)
+    assert loaded(tmp_path, "main:f").call(0, None) == (None, None)
+    monkeypatch.setenv("MODEL_DIR", "/outer")
+    assert loaded(tmp_path, "main:f", tmp_path / "other").call(0, None) == (str(tmp_path / "other"), "/outer")
+
+
+@pytest.mark.parametrize("ending", ["", "\nraise ValueError"])
+def test_an_import_leaves_path_modules_and_environment_as_they_were(tmp_path, monkeypatch, ending):
+    monkeypatch.delenv("MODEL_DIR", raising=False)
+    write(tmp_path, main=f"import sys, helper, bare.inner\nassert {str(tmp_path)!r} in sys.path\ndef f(x): return helper.name{ending}\n",
+          helper="name = 'helper'", bare__in__inner="")
+    before = list(sys.path), list(sys.meta_path), dict(sys.modules), dict(os.environ)
+    handler = Handler("main:f", tmp_path, "model")
+    if ending:
+        fails(handler, "main.py: ValueError")
+    else:
+        assert handler.load() and handler.call(0, None) == "helper"
+    assert (list(sys.path), list(sys.meta_path), dict(sys.modules), dict(os.environ)) == before
+
+
+def test_handlers_of_two_folders_have_neighbours_of_one_name(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "helper", types.ModuleType("helper"))  # the host has one as well
+    for name in ("a", "b"):
+        write(tmp_path / name, main="import helper\ndef f(x): return helper.name", helper=f"name = {name!r}")
+    handlers = [loaded(tmp_path / name, "main:f") for name in ("a", "b")]
+    assert [handler.call(0, None) for handler in handlers] == ["a", "b"]
+    assert not hasattr(sys.modules["helper"], "name")
+
+
+def test_a_file_in_a_folder_finds_the_neighbours_of_both(tmp_path):
+    write(tmp_path, src__in__main="import utils, common\ndef f(x): return utils.name + common.name", src__in__utils="name = 'u'", common="name = 'c'")
+    assert loaded(tmp_path, "src/main.py:f").call(0, None) == "uc"
+
+
+def test_relative_imports_work_in_a_package(tmp_path):
+    write(tmp_path, kit__in____init__="", kit__in__main="from .parts import name\ndef f(x): return name", kit__in__parts="name = 'part'")
+    assert loaded(tmp_path, "kit.main:f").call(0, None) == "part"
+
+
+def test_handlers_of_one_file_share_its_module_unless_the_model_differs(tmp_path):
+    write(tmp_path, main="box = []\ndef f(x): return box\ndef g(x): return box")
+    f, g, other = loaded(tmp_path, "main:f", "m"), loaded(tmp_path, "main.py:g", "m"), loaded(tmp_path, "main:f", "n")
+    assert f.call(0, None) is g.call(0, None) is not other.call(0, None)
+    assert f.load(force=True) and g.load(force=True)  # one import for both
+    assert f.call(0, None) is g.call(0, None)
+
+
+def test_the_running_server_is_not_imported_again_from_a_copy_beside(tmp_path):
+    write(tmp_path, serving="raise ValueError('a second server')", main="import serving\ndef f(x): return serving")
+    assert loaded(tmp_path, "main:f").call(0, None) is serving
+
+
+def test_a_host_module_of_that_very_file_is_shared(tmp_path, monkeypatch):
+    write(tmp_path, hostapp="count = []", main="import hostapp\ndef f(x): return hostapp")
+    monkeypatch.syspath_prepend(tmp_path)
+    import hostapp
+    try:
+        assert loaded(tmp_path, "main:f").call(0, None) is hostapp is sys.modules["hostapp"]
+    finally:
+        del sys.modules["hostapp"]
+
+
+def test_two_threads_see_their_own_model_dir(tmp_path):
+    write(tmp_path, main="import os, time\na = os.environ['MODEL_DIR']\ntime.sleep(0.02)\nb = os.environ['MODEL_DIR']\ndef f(x): return a, b")
+    handlers = [Handler("main:f", tmp_path, f"m{i}") for i in range(4)]
+    threads = [threading.Thread(target=handler.load) for handler in handlers]
+    [thread.start() for thread in threads], [thread.join() for thread in threads]
+    assert [h.call(0, None) for h in handlers] == [(str(tmp_path / f"m{i}"),) * 2 for i in range(4)]
+
+
+# Loading again
+
+
+def test_an_unchanged_module_is_imported_once(tmp_path):
+    write(tmp_path, main="box = []\ndef f(x): return box")
+    handler = loaded(tmp_path, "main:f")
+    box = handler.call(0, None)
+    (tmp_path / "main.py").touch()
+    assert not handler.load() and handler.call(0, None) is box
+    assert handler.load(force=True) and handler.call(0, None) is not box
+
+
+@pytest.mark.parametrize("changed", ["main", "helper", "kit__in__part"])
+def test_a_changed_file_is_imported_anew_within_the_same_second(tmp_path, changed):
+    files = {"main": "import helper\nfrom kit import part\nX = 1\ndef f(x): return X + helper.X + part.X",
+             "helper": "X = 1", "kit__in____init__": "", "kit__in__part": "X = 1"}
+    handler = loaded(write(tmp_path, **files), "main:f")
+    assert handler.call(0, None) == 3
+    write(tmp_path, **{changed: files[changed].replace("X = 1", "X = 5")})
+    assert handler.load() and handler.call(0, None) == 7
+    assert not handler.load()
+
+
+def test_a_failing_change_keeps_the_old_function_and_its_repair_replaces_it(tmp_path):
+    handler = loaded(write(tmp_path, main="def f(x): return 'old'"), "main:f")
+    for body, message in [("1 / 0", "main.py: ZeroDivisionError: division by zero"), ("def g(x): pass", "main: has no 'f'"),
+                          ("f = 3", "main: expected 'f' to be a function, got int")]:
+        fails(handler, message) if write(tmp_path, main=body) else None
+        assert handler.ready and handler.call(0, None) == "old"
+    (tmp_path / "main.py").unlink()
+    fails(handler, "main: no such module beside the config or installed")
+    write(tmp_path, main="def f(x): return 'new'")
+    assert handler.load() and handler.call(0, None) == "new" and handler.error == ""
+
+
+def test_a_module_goes_with_its_last_handler(tmp_path):
+    import gc
+    import weakref
+    handler = loaded(write(tmp_path, main="class Model: pass\nmodel = Model()\ndef f(x): return model"), "main:f")
+    model = weakref.ref(handler.call(0, None))
+    del handler
+    gc.collect()
+    assert model() is None
+
+
+# The call
+
+
+@pytest.mark.parametrize("source, two", [
+    ("lambda inputs: 0", False), ("lambda inputs, _: 0", True), ("lambda *a: 0", True), ("lambda a, *b: 0", True), ("lambda a, **b: 0", False),
+    ("lambda a, context=None: 0", True), ("lambda a, _=None: 0", True), ("lambda a, top=3: 0", False), ("lambda a, b, c=1: 0", True), ("len", False)])
+def test_the_context_is_given_to_functions_that_take_two(tmp_path, source, two):
+    seen = []
+    code = source.replace(": 0", ": seen.append(locals())") if "lambda" in source else "lambda x: seen.append(1)"
+    function = eval(code, {"seen": seen})
+    handler = Handler(function, ".")
+    handler.load()
+    handler.call([1], "the context")
+    assert ("the context" in str(seen)) is two
+
+
+def test_the_exception_of_the_function_passes_through():
+    def f(x):
+        raise LookupError("mine")
+    handler = Handler(f, ".")
+    handler.load()
+    with pytest.raises(LookupError, match="mine"):
+        handler.call(0, None)
+
+
+@pytest.mark.parametrize("error", [SystemExit(2), GeneratorExit()])
+def test_what_would_end_the_server_becomes_a_runtime_error(error):
+    def f(x):
+        raise error
+    handler = Handler(f, ".")
+    handler.load()
+    with pytest.raises(RuntimeError, match="the handler ended with"):
+        handler.call(0, None)
+
+
+def test_ctrl_c_in_a_call_passes():
+    def f(x):
+        raise KeyboardInterrupt
+    handler = Handler(f, ".")
+    handler.load()
+    with pytest.raises(KeyboardInterrupt):
+        handler.call(0, None)
+
+
+# The result
+
+
+def written(result):
+    """What a client reads of a result that json.dumps cannot all write: through the server's encoder."""
+    value, kind = to_reply(result)
+    assert kind == "application/json"
+    return json.loads(serving.encode_json(value))
+
+
+@pytest.mark.parametrize("result", [
+    None, True, 3, -2**63, 2**64 - 1, 1.5, "text", "ü", [], {}, [[("Positive", 93.58), ("Negative", 0.1)]], {"a": {"b": [1, 2.5, "x", None, True]}},
+    (1, (2, [3])), {1: "a", 2.5: "c"}, {True: 1, 0: 2, "z": 0}, [float(i) for i in range(9)], collections.OrderedDict(a=1), [{}] * 3])
+def test_plain_values_are_written_as_json_dumps_writes_them(result):
+    assert written(result) == json.loads(json.dumps(result))
+
+
+@pytest.mark.parametrize("array", [
+    np.arange(6, dtype=np.float32).reshape(2, 3), np.arange(3), np.array(True), np.float32(0.1), np.int8(-3), np.zeros((0, 2)), np.array([1, 2], ">i4"),
+    np.arange(8, dtype=np.float16)[::2], np.array(["a", "bc"]), np.array([[1, "x", None]], object), np.array([1.5], np.longdouble), np.float64(2.5)])
+def test_numpy_is_written_as_its_list(array):
+    expected = array.tolist() if array.dtype != np.longdouble else [1.5]
+    read = np.asarray(written({"x": array})["x"], array.dtype)  # the shortest text of a float32 reads back as itself in its dtype
+    assert read.tolist() == expected
+
+
+def test_masked_elements_are_null():
+    assert written(np.ma.array([1, 2], mask=[False, True])) == [1, None]
+
+
+def test_bytes_inside_a_result_are_text():
+    assert written({"a": b"x", "b": np.array([b"y", b"z"], object), "c": np.array([b"q"])}) == {"a": "x", "b": ["y", "z"], "c": ["q"]}
+
+
+def test_numbers_that_are_not_finite_are_written_alike_everywhere():
+    value, _ = to_reply({"a": float("nan"), "b": np.array([np.inf]), "c": [1.0, float("-inf")]})
+    assert serving.encode_json(value) == b'{"a":NaN,"b":[Infinity],"c":[1.0,-Infinity]}'
+
+
+class Tensor:
+    """As a framework's: the only thing known of it is `.numpy()`."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def numpy(self):
+        if isinstance(self.value, Exception):
+            raise self.value
+        return self.value
+
+
+def test_tensors_are_read_by_their_numpy_method():
+    assert written({"x": [Tensor(np.array([1, 2])), Tensor(np.float32(0.5))], "s": Tensor(b"text")}) == {"x": [[1, 2], 0.5], "s": "text"}
+    assert written(Tensor(np.eye(2))) == [[1.0, 0.0], [0.0, 1.0]]
+    assert written(Tensor(b"text")) == "text"
+
+
+def test_a_tensor_that_holds_a_picture_is_the_picture():
+    assert to_reply(Tensor(b"\xff\xd8\xff\xe0")) == (b"\xff\xd8\xff\xe0", "image/jpeg")
+
+
+def test_tensorflow_tensors_are_written(tf):
+    result = {"f": tf.constant([[1.5, 2.0]]), "i": tf.constant(3), "s": tf.constant(["a", "b"]), "h": tf.constant([1.0], tf.bfloat16),
+              "r": tf.ragged.constant([[1], [2, 3]]), "v": tf.Variable([1.0]), "l": [tf.constant("x")]}
+    assert written(result) == {"f": [[1.5, 2.0]], "i": 3, "s": ["a", "b"], "h": [1.0], "r": [[1], [2, 3]], "v": [1.0], "l": ["x"]}
+    png = tf.io.encode_png(tf.zeros((2, 2, 3), tf.uint8))
+    assert to_reply(png) == (png.numpy(), "image/png")
+
+
+@dataclasses.dataclass
+class Point:
+    x: int = 1
+
+
+cycle: list = [1]
+cycle.append({"self": cycle})
+deep: list = []
+for _ in range(500):
+    deep = [deep]
+
+
+@pytest.mark.parametrize("result, message", [
+    ({"output": [1, 2, decimal.Decimal(1)]}, "$.output[2]: cannot be written as JSON: got Decimal"),
+    (Point(), "$: cannot be written as JSON: got Point"),
+    (Point, "$: cannot be written as JSON: got type"),
+    ([{"a b": datetime.datetime(2020, 1, 1)}], '$[0]["a b"]: cannot be written as JSON: got datetime'),
+    ((1, pathlib.Path("/etc")), "$[1]: cannot be written as JSON: got PosixPath"),
+    ({"x": {1, 2}}, "$.x: cannot be written as JSON: got set"),
+    ((i for i in []), "$: cannot be written as JSON: got generator"),
+    ({"x": {(1, 2): 3}}, "$.x: cannot be written as JSON: got a key that is no string: tuple"),
+    ({"x": {1: 3, "1": 4}}, '$.x: cannot be written as JSON: two keys are written as "1"'),
+    (cycle, "$[1].self: cannot be written as JSON: it holds itself"),
+    (deep, "$" + "[0]" * 20 + "...: cannot be written as JSON: got more than 200 levels of lists and objects"),
+    ([2**64], "$[0]: cannot be written as JSON: got an integer beyond 64 bits"),
+    (["\ud800"], "$[0]: cannot be written as JSON: got a string with a lone surrogate"),
+    ([b"\xff"], "$[0]: cannot be written as JSON: got bytes that are no UTF-8 text; return them alone, or as base64"),
+    ([np.array([1j])], "$[0]: cannot be written as JSON: got ndarray of complex128"),
+    (np.datetime64("2020-01-01"), "$: cannot be written as JSON: got datetime64[D]"),
+    (np.zeros(1, [("a", int)]), "$: cannot be written as JSON: got ndarray of [('a', '<i8')]"),
+    ({"o": np.array([1, decimal.Decimal(2)], object)}, "$.o[1]: cannot be written as JSON: got Decimal"),
+    (Tensor(RuntimeError("requires grad")), "$: cannot be written as JSON: got Tensor (RuntimeError: requires grad)"),
+    ([Image.new("L", (1, 1))], "$[0]: cannot be written as JSON: got Image"),
+])
+def test_what_json_cannot_hold_is_refused_with_its_place(result, message):
+    with pytest.raises(HandlerError) as caught:
+        to_reply(result)
+    assert str(caught.value) == message
+
+
+def test_200_levels_are_written_and_a_list_may_stand_in_two_places():
+    nested: list = []
+    for _ in range(199):
+        nested = [nested]
+    assert written(nested) == nested
+    shared = [1, "x"]
+    assert written([shared, shared]) == [shared, shared]
+
+
+@pytest.mark.parametrize("format, kind", [("PNG", "image/png"), ("JPEG", "image/jpeg"), ("WEBP", "image/webp"), ("GIF", "image/gif")])
+def test_bytes_of_pictures_are_known_by_their_start(format, kind):
+    buffer = io.BytesIO()
+    Image.new("RGB", (2, 2)).save(buffer, format)
+    data = buffer.getvalue()
+    assert to_reply(data) == to_reply(bytearray(data)) == to_reply(memoryview(data)) == (data, kind)
+
+
+def test_other_bytes_are_octets_or_what_the_handler_names():
+    import wave
+    sound = io.BytesIO()
+    with wave.open(sound, "wb") as file:
+        file.setnchannels(1), file.setsampwidth(2), file.setframerate(8000), file.writeframes(b"\0\0")
+    assert to_reply(sound.getvalue())[1] == "audio/wav"
+    assert to_reply(b"") == (b"", "application/octet-stream")
+    assert to_reply((b"<p>", "text/html; charset=utf-8")) == (b"<p>", "text/html; charset=utf-8")
+    assert to_reply((b"a", "b\r\nSet-Cookie: c/d")) == (["a", "b\r\nSet-Cookie: c/d"], "application/json")
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "I", "P", "RGB", "RGBA", "CMYK", "YCbCr", "F", "HSV", "PA"])
+def test_a_pil_image_is_a_png(mode):
+    data, kind = to_reply(Image.new(mode, (3, 2)))
+    assert kind == "image/png" and Image.open(io.BytesIO(data)).size == (3, 2)
+
+
+def test_a_truncated_pil_image_is_refused():
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(buffer, "JPEG")
+    with pytest.raises(HandlerError, match="the image cannot be written as PNG"):
+        to_reply(Image.open(io.BytesIO(buffer.getvalue()[:-2000])))
+
+
+# The module itself
+
+
+def test_nothing_heavy_is_imported():
+    code = ("import sys; from serving_rooms.handlers import to_reply; to_reply([1])\n"
+            "print([m for m in ('serving', 'tensorflow', 'PIL', 'flask') if m in sys.modules])")
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout == "[]\n"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "serving_rooms").glob("*.py")), ids=lambda path: path.name)
+def test_functions_fit_forty_lines(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef):
+            assert node.end_lineno - node.lineno < 40, node.name

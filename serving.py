@@ -24,7 +24,6 @@ The rooms of this file, each using only the rooms above it:
 
 import argparse
 import array
-import atexit
 import base64
 import binascii
 import contextlib
@@ -51,6 +50,7 @@ import threading
 import time
 import types
 import typing
+import weakref
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
@@ -1237,7 +1237,8 @@ class ModelManager:
                 self._thread = threading.Thread(target=self._work, name="serving-loader", daemon=True)
                 self._jobs.put((self.refresh, Future()))
                 self._thread.start()
-                atexit.register(self._end)
+                # Before the end of the process: atexit would be too late, the pools that a load uses are closed by then.
+                threading._register_atexit(end_loading, weakref.ref(self))  # type: ignore[attr-defined]
 
     def reload(self) -> Outcome:
         """Bring everything up to date now, broken versions tried again; returns when the loader has done it."""
@@ -1249,14 +1250,6 @@ class ModelManager:
         self._ending = True
         if self._thread and self._thread.is_alive():
             self._submit(functools.partial(self._unload_all, drain))
-        atexit.unregister(self._end)
-
-    def _end(self) -> None:
-        """At the end of the process, let the load that runs come to its end: TensorFlow aborts a process that leaves it there."""
-        self._ending = True
-        future: Future[Outcome] = Future()
-        self._jobs.put((functools.partial(self._unload_all, False), future))
-        wait([future], timeout=60 if self._thread and self._thread.is_alive() else 0)
 
     def _submit(self, job: Callable[[], Outcome]) -> Outcome:
         future: Future[Outcome] = Future()
@@ -1296,7 +1289,7 @@ class ModelManager:
             self._config_failed = bool(outcome.errors)
         if outcome.changed or not self.first_pass_done.is_set():
             settle_garbage()
-        for _, detail in outcome.errors:
+        for _, detail in outcome.errors if not self._ending else ():  # a load that the end cut short says nothing of the model
             self._say_once(logging.ERROR, detail)
         self._said &= {detail for _, detail in outcome.errors} | {said for said in self._said if not said.startswith("$")}
         self.first_pass_done.set()
@@ -1451,6 +1444,13 @@ class ModelManager:
         for name in list(self._states):
             self._publish(name, {}, {}, set(), Outcome())
         return self._drain(drain)
+
+
+def end_loading(manager: "weakref.ref[ModelManager]") -> None:
+    """Let the load that runs come to its end before the process does: TensorFlow aborts a process that ends within one."""
+    if (found := manager()) is not None and found._process == os.getpid():
+        with contextlib.suppress(ServingError):
+            found.stop(drain=False)
 
 
 def settle_garbage() -> None:
@@ -2396,14 +2396,16 @@ def run(source: Source, host: str = "127.0.0.1", port: int = 8501,
     socket.getaddrinfo(host or "?", port)  # says what is wrong with the host, as an OSError
     options, stop = server.config.server, stop or threading.Event()
     sockets: dict[int, Any] = {}
-    http = create_server(
-        create_app(server), map=sockets, host=host, port=port, threads=options.threads, ident="serving",
+    app: Any = None
+    http = create_server(  # first of all: a port that is taken is known before any model is loaded
+        lambda *call: app(*call), map=sockets, host=host, port=port, threads=options.threads, ident="serving",
         connection_limit=options.connection_limit + 4,  # waitress counts its own sockets
         max_request_body_size=options.max_request_bytes,
         inbuf_overflow=options.max_request_bytes,  # bodies stay in memory: they need not go through a temporary file
         recv_bytes=1 << 20, outbuf_overflow=64 << 20, outbuf_high_watermark=64 << 20,
         channel_request_lookahead=1,  # sees clients that went away
         asyncore_use_poll=True)
+    app = create_app(server)
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: os._exit(1) if stop.is_set() else stop.set())

@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+import textwrap
 
 import pytest
 from conftest import ROOT, Rest
@@ -77,7 +78,7 @@ def test_picture_example_answers_as_printed(demo):
 
 def test_python_examples_run():
     for source in re.findall(r"```python\n(.*?)```", README, re.DOTALL) + re.findall(r"```python\n(.*?)```", DOCS, re.DOTALL)[-1:]:
-        source = "\n".join(line.strip() for line in source.splitlines() if "serving.run(" not in line)
+        source = "\n".join(line for line in textwrap.dedent(source).splitlines() if "serving.run(" not in line)
         done = subprocess.run([sys.executable, "-c", source], cwd=ROOT, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stderr
 

@@ -2,7 +2,7 @@
 
 It loads SavedModels named in a JSON config and answers TensorFlow Serving's REST API, with OpenVINO
 Model Server's config and reload. With routines.py and serving_rooms/ beside it, it takes pictures,
-answers annotations and asks for keys.
+answers annotations, asks for keys, and runs pipelines and handlers.
 
     python serving.py --config config.json                                      # a server of its own
     site.register_blueprint(serving.create_blueprint("config.json"), url_prefix="/ml")   # in a Flask site
@@ -16,7 +16,6 @@ The rooms of this file, each using only the rooms above it:
     Servables             versions on disk, SavedModels in TensorFlow sessions, batching
     Model manager         what is wanted, what is loaded, and the thread that brings them together
     Inference             predict, classify, regress: dict in, dict out
-    Deployments and keys  what requests need of a config, made ready
     ModelServer           all of it behind one object: the Python API
     HTTP                  the same behind URLs: routes, views, blueprint, app
     Command line          options, the waitress server, start and stop
@@ -70,9 +69,10 @@ from waitress.server import BaseWSGIServer
 from werkzeug.exceptions import HTTPException
 from werkzeug.routing import BaseConverter
 
-__all__ = ["Config", "ConfigError", "ModelServer", "Servable", "ServingError",
-           "create_app", "create_blueprint", "load_config", "main", "run"]
+__all__ = ["BadRequest", "Config", "ConfigError", "ModelServer", "NotFound", "Servable", "ServingError",
+           "create_app", "create_blueprint", "hub_handler", "load_config", "main", "run"]
 __version__ = "0.1.0"
+sys.modules.setdefault("serving", sys.modules[__name__])  # started as a program it is `__main__`: handlers import the same one
 
 logger = logging.getLogger("serving")
 logger.addHandler(logging.NullHandler())
@@ -256,9 +256,9 @@ class ModelItem:
 
 
 try:
-    from serving_rooms.settings import Auth, Deployment, ImageConfig
+    from serving_rooms.settings import Auth, Deployment, HandlerConfig, ImageConfig, Pipeline
 except ModuleNotFoundError:  # this file alone, which serves models by their names
-    Auth = Deployment = ImageConfig = AllPolicy  # type: ignore
+    Auth = Deployment = HandlerConfig = ImageConfig = Pipeline = AllPolicy  # type: ignore
 
 
 @dataclass(frozen=True)
@@ -285,21 +285,35 @@ class Config:
     routine_modules: tuple[str, ...] = option((), "files or modules with routines of your own")
     auth: Auth = option(Auth(), "who may call what")
     server: ServerConfig = option(ServerConfig(), "options of the whole server")
-    pipeline_config_list: tuple[dict[str, Any], ...] = option((), "graphs of models: not supported yet, must be empty")
+    pipeline_config_list: tuple[Pipeline, ...] = option((), "graphs of models")
+    handlers: tuple[HandlerConfig, ...] = option((), "Python functions behind URLs of their own")
     custom_node_library_config_list: tuple[dict[str, Any], ...] = option((), "OpenVINO only, no effect")
     custom_loader_config_list: tuple[dict[str, Any], ...] = option((), "OpenVINO only, no effect")
     mediapipe_config_list: tuple[dict[str, Any], ...] = option((), "OpenVINO only, no effect")
     monitoring: dict[str, Any] | None = option(None, "OpenVINO only, no effect")
 
     def __post_init__(self) -> None:
-        if self.pipeline_config_list:
-            raise ValueError("pipeline_config_list: pipelines are not supported yet; expected an empty list")
-        if self.deployments:
-            part("serving_rooms.settings").check_deployments(self.deployments, self.auth)
+        if Auth is not AllPolicy:
+            part("serving_rooms.settings").check_names(self)
 
     @property
     def models(self) -> list[ModelConfig]:
         return [item.config for item in self.model_config_list]
+
+    @property
+    def served_names(self) -> list[str]:
+        """The names of models and pipelines."""
+        return [model.name for model in self.models] + [pipeline.name for pipeline in self.pipeline_config_list]
+
+    def is_pipeline(self, name: str) -> bool:
+        """Whether a name is a pipeline's; a model of the same name keeps it."""
+        return (any(pipeline.name == name for pipeline in self.pipeline_config_list)
+                and all(model.name != name for model in self.models))
+
+    @property
+    def default_deployment(self) -> list[str]:
+        """The id of the deployment that answers /predict: the one so marked, or the first; none where there is none."""
+        return ([d.id for d in self.deployments if d.default] or [d.id for d in self.deployments])[:1]
 
 
 JSON_TYPES = {str: "string", int: "integer", float: "number", bool: "boolean", type(None): "null", dict: "object", list: "array"}
@@ -675,6 +689,13 @@ def encode_text(text: str) -> bytes:
 
 def is_base64(value: Any) -> bool:
     return isinstance(value, dict) and len(value) == 1 and isinstance(value.get("b64"), str)
+
+
+def holds_bytes(value: Any) -> bool:
+    """Whether a predict body's value may hold bytes, of pictures; looks at first items alone, so that numbers pass at once."""
+    while isinstance(value, list) and value:
+        value = value[0]
+    return isinstance(value, bytes) or isinstance(value, dict) and (is_base64(value) or any(map(holds_bytes, value.values())))
 
 
 def decode_base64(value: dict) -> bytes:
@@ -1115,6 +1136,7 @@ class VersionState:
 
     state: str = "START"
     error: str = ""
+    error_code: str = "UNKNOWN"
     servable: Servable | None = None
     load_key: tuple | None = None
     files: tuple = ()  # the fingerprint of what is loaded
@@ -1139,6 +1161,16 @@ class Outcome:
     errors: list[tuple[int, str]] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """What requests need of a config, made ready once by serving_rooms/assembly.py; replaced as a whole when the config changes."""
+
+    keys: Any = None  # serving_rooms.keys.KeyRing
+    deployments: Mapping[str, Any] = field(default_factory=dict)  # serving_rooms.pictures.ReadyDeployment by id
+    endpoints: Mapping[str, Any] = field(default_factory=dict)  # serving_rooms.endpoints.Endpoint by path
+    limits: Any = None  # routines.ImageLimits
+
+
 class ModelManager:
     """Brings what is loaded in line with what the config wants.
 
@@ -1149,9 +1181,10 @@ class ModelManager:
 
     def __init__(self, path: Path | None, text: bytes, config: Config, load: Callable[[Path, ModelConfig], Servable],
                  list_versions: Callable[[str], dict[int, Path]] = list_versions, poll_seconds: float | None = None,
-                 prepare: Callable[[Config], Any] = lambda config: None):
+                 prepare: Callable[[Config], Prepared] = lambda config: Prepared(),
+                 refresh_others: Callable[["ModelManager", Outcome, bool], None] = lambda manager, outcome, polling: None):
         self.config = config
-        self._prepare = prepare
+        self._prepare, self._refresh_others = prepare, refresh_others
         self.prepared = prepare(config)  # what requests need of the config, made ready once
         self._poll_seconds = poll_seconds  # from the command line, over the config's
         self._path, self._text = path, text
@@ -1175,6 +1208,10 @@ class ModelManager:
         """What is served, for the start-up line: the config file, or the models by name."""
         return str(self._path) if self._path else ", ".join(model.name for model in self.config.models) or "no models"
 
+    def prepare_again(self) -> None:
+        """Make ready anew what requests need of the config, after something was added from Python."""
+        self.prepared = self._prepare(self.config)
+
     # --- readers ---------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
@@ -1196,6 +1233,10 @@ class ModelManager:
                 raise ServingError(f"Model {model} is still loading", "UNAVAILABLE")
             available = self.available.get(model)
         versions = available.versions if available else {}
+        if self.config.is_pipeline(model):  # those have neither versions nor labels
+            version, label = 1, None
+            if 1 not in versions:
+                raise NotFound("Pipeline is not loaded yet")
         if label is not None:
             version = self.label_version(model, label)
         if version is None or version == 0 and 0 not in versions:  # OVMS's client sends 0 for "the default"
@@ -1218,11 +1259,12 @@ class ModelManager:
         return {model: dict(versions) for model, versions in sorted(self._states.copy().items())}
 
     def unready(self) -> list[str]:
-        """The configured models without an available version, and the deployments of models that are not configured."""
-        names = [model.name for model in self.config.models]
+        """What of the config is not there: models, pipelines and handlers, and deployments of models that are not configured."""
+        names = self.config.served_names
         return [name for name in names if name not in self.available] + [
             f"deployment {deployment.id} (no model is called '{deployment.model}')"
-            for deployment in self.config.deployments if deployment.model not in names]
+            for deployment in self.config.deployments if deployment.model not in names] + [
+            f"handler {path}" for path, endpoint in self.prepared.endpoints.items() if not endpoint.handler.ready]
 
     # --- the loader thread -----------------------------------------------------------------------------
 
@@ -1243,16 +1285,17 @@ class ModelManager:
     def reload(self) -> Outcome:
         """Bring everything up to date now, broken versions tried again; returns when the loader has done it."""
         self.start()
-        return self._submit(self.refresh)
+        return self.run_in_loader(self.refresh)
 
     def stop(self, drain: bool = True) -> None:
         """Stop loading, let running requests finish (or not wait for them), free every model that is idle."""
         self._ending = True
         if self._thread and self._thread.is_alive():
-            self._submit(functools.partial(self._unload_all, drain))
+            self.run_in_loader(functools.partial(self._unload_all, drain))
 
-    def _submit(self, job: Callable[[], Outcome]) -> Outcome:
-        future: Future[Outcome] = Future()
+    def run_in_loader(self, job: Callable[[], Any]) -> Any:
+        """Have the loader thread do a job; returns when it is done, raises what it raises."""
+        future: Future = Future()
         self._jobs.put((job, future))
         while not wait([future], timeout=1).done:
             if not (self._thread and self._thread.is_alive()):
@@ -1260,7 +1303,7 @@ class ModelManager:
         return future.result()
 
     def _work(self) -> None:
-        job: Callable[[], Outcome]
+        job: Callable[[], Any]
         while True:
             seconds = self.config.server.file_system_poll_wait_seconds if self._poll_seconds is None else self._poll_seconds
             try:
@@ -1324,9 +1367,19 @@ class ModelManager:
 
     def _expect_models(self) -> None:
         """Make room for the config's models, so that requests know which ones are still to come."""
-        for model in self.config.models:
-            self._tried.setdefault(model.name, threading.Event())
-            self._states.setdefault(model.name, {})
+        for name in self.config.served_names:
+            self._tried.setdefault(name, threading.Event())
+            self._states.setdefault(name, {})
+
+    def show_pipeline(self, name: str, servable: Servable | None, error: str, outcome: Outcome) -> None:
+        """Let readers see a pipeline as version 1 of its name, or why it is not there."""
+        state = self._states[name].setdefault(1, VersionState())
+        state.servable, state.state, state.error = servable, "AVAILABLE" if servable else "LOADING", error
+        state.error_code = "FAILED_PRECONDITION"  # OpenVINO Model Server's code for a pipeline that cannot be
+        others = {key: value for key, value in self.available.items() if key != name}
+        outcome.changed |= (name in self.available) != (servable is not None)
+        self.available = others | {name: Available({1: servable}, {})} if servable else others
+        self._tried[name].set()
 
     def _refresh_models(self, outcome: Outcome, polling: bool) -> None:
         """Bring every model up to date; one that fails does not keep the others from it."""
@@ -1345,10 +1398,12 @@ class ModelManager:
                 logger.exception("%s", path)
                 outcome.errors.append((500, f"{path}: {type(error).__name__}: {error}"))
             self._tried[model.name].set()
+        seen |= {pipeline.name: "" for pipeline in self.config.pipeline_config_list}
         outcome.errors += [(500, f"$.deployments[{index}].model: no model is called '{deployment.model}'")
                            for index, deployment in enumerate(self.config.deployments) if deployment.model not in seen]
         for name in self._states.keys() - seen.keys():
             self._publish(name, {}, {}, set(), outcome)
+        self._refresh_others(self, outcome, polling)
 
     def _refresh_model(self, model: ModelConfig, path: str, outcome: Outcome, polling: bool) -> None:
         """Load the versions that the policy picks, passing over broken ones; publish them; retire the others."""
@@ -1570,7 +1625,7 @@ def stack_rows(rows: list, spec: TensorSpec, key: str) -> np.ndarray:
 
 def present(spec: TensorSpec, array: np.ndarray) -> Any:
     """An output as the answer holds it: itself, or base64 objects when it is binary by its name (`..._bytes`)."""
-    if spec.dtype not in NUMPY_DTYPES:
+    if spec.dtype not in NUMPY_DTYPES and spec.dtype != "DT_INVALID":  # of a pipeline's function, which says nothing of it
         raise BadRequest(f"Failed to write JSON value for tensor type: {spec.type_name}")
     if spec.dtype != "DT_STRING" or not spec.name.endswith("_bytes"):
         return array
@@ -1703,60 +1758,6 @@ def regress(servable: Servable, name: str, examples: list) -> dict[str, Any]:
 
 
 # ======================================================================================================
-# Deployments and keys
-# In: a config, pictures, keys. Out: what requests need of the config, made ready; pictures as tensors.
-# The work is done by routines.py and serving_rooms/; without them this file serves the REST surface alone.
-# ======================================================================================================
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """What requests need of a config, made ready once; replaced as a whole when the config changes."""
-
-    keys: Any = None  # serving_rooms.keys.KeyRing
-    deployments: Mapping[str, Any] = field(default_factory=dict)  # serving_rooms.deployments.ReadyDeployment by id
-    limits: Any = None  # routines.ImageLimits
-
-
-def prepare(config: Config, generated_key: str, inboxes: dict[Path, Any]) -> Prepared:
-    """Build the keys and deployments of a config; raises ConfigError for what it names that is missing or wrong."""
-    if Auth is AllPolicy:  # this file alone
-        return Prepared()
-    room = part("serving_rooms.deployments")
-    try:
-        room.import_routine_modules(config.routine_modules)
-        return Prepared(room.prepare_keys(config.auth, generated_key), room.prepare_deployments(config.deployments, parse_fields, inboxes),
-                        room.image_limits(config.server.images))
-    except room.WrongSetting as error:
-        raise ConfigError(error.path, str(error)) from None
-
-
-@contextlib.contextmanager
-def image_errors() -> Iterator[None]:
-    """Answer for a picture that cannot be had: 400, or 413 when it is over a limit."""
-    try:
-        yield
-    except part("routines").ImageError as error:
-        raise ServingError(str(error), "INVALID_ARGUMENT", 413 if error.too_large else 400) from None
-
-
-def holds_bytes(value: Any) -> bool:
-    """Whether a predict body's value may hold pictures' bytes; looks at first items alone, so that numbers pass at once."""
-    while isinstance(value, list) and value:
-        value = value[0]
-    return isinstance(value, bytes) or isinstance(value, dict) and (is_base64(value) or any(map(holds_bytes, value.values())))
-
-
-def unpack_images(signature: Signature | None, body: dict[str, Any], limits: Any) -> dict[str, Any]:
-    """Put pixels where a predict body has a picture's bytes or `{"b64": ...}` for a tensor of pixels, which TensorFlow Serving refuses."""
-    key = "instances" if "instances" in body else "inputs"
-    if signature is None or not holds_bytes(body.get(key)) or all(spec.dtype == "DT_STRING" for spec in signature.inputs.values()):
-        return body
-    with image_errors():
-        return {**body, key: part("serving_rooms.pixels").unpack(signature, key, body[key], limits, NUMPY_DTYPES)}
-
-
-# ======================================================================================================
 # ModelServer
 # In: a config in any form. Out: the Python API, a method for each thing the server can be asked.
 # ======================================================================================================
@@ -1779,9 +1780,15 @@ class ModelServer:
         text = read_file(path) if path else b""  # once, so that what is remembered is what was parsed
         config = load_config(source, text if path else None)
         load = functools.partial(load_saved_model, gpu_memory_limit_mb=config.server.gpu_memory_limit_mb)
-        self._key, self._inboxes = secrets.token_urlsafe(24), dict[Path, Any]()
-        prepared = functools.partial(prepare, generated_key=self._key, inboxes=self._inboxes)
-        self.manager = ModelManager(path, text, config, **{"load": load, "prepare": prepared, **manager_options})
+        self.folder = path.absolute().parent if path else Path.cwd()  # where the config's modules are looked for
+        self.key, self.kept = secrets.token_urlsafe(24), dict[Any, Any]()  # what outlives a config: inboxes and handlers
+        self.endpoints: dict[str, Any] = {}  # those of `endpoint`
+        self._mounted = False
+        options: dict[str, Any] = {"load": load}
+        if Auth is not AllPolicy:
+            room = part("serving_rooms.assembly")
+            options |= {"prepare": functools.partial(room.prepare, self), "refresh_others": functools.partial(room.refresh_others, self)}
+        self.manager = ModelManager(path, text, config, **{**options, **manager_options})
 
     @property
     def config(self) -> Config:
@@ -1795,7 +1802,18 @@ class ModelServer:
     @property
     def generated_key(self) -> str | None:
         """The key made at start, while the config has none."""
-        return None if self.config.auth.keys else self._key
+        return None if self.config.auth.keys else self.key
+
+    def endpoint(self, path: str, *, methods: Sequence[str] = ("POST",), envelope: str | None = None) -> Callable[[Callable], Callable]:
+        """Put the decorated function behind a URL, as `handlers` in the config does: `f(inputs)` or `f(inputs, context)`."""
+        def register(function: Callable) -> Callable:
+            if self._mounted:
+                raise ServingError(f"The endpoint {path} came after the app was built, which has its URLs by then: "
+                                   "register endpoints before create_app, create_blueprint or run")
+            self.endpoints[path] = part("serving_rooms.endpoints").declare(path, function, methods, envelope)
+            self.manager.prepare_again()
+            return function
+        return register
 
     def start(self) -> "ModelServer":
         """Begin to load the models, in the background; harmless when begun."""
@@ -1818,49 +1836,36 @@ class ModelServer:
         bytes. Raises BadRequest, NotFound, and ServingError with the code of an error in the graph.
         """
         name = signature_name(body)
-        with self._lease(model, version, label) as (_, servable):
-            return predict(servable, name, unpack_images(servable.signatures.get(name), body, self.prepared.limits))
+        with self.lease(model, version, label) as (_, servable):
+            if holds_bytes(body.get("instances", body.get("inputs"))) and Auth is not AllPolicy:
+                body = part("serving_rooms.pixels").unpack(servable.signatures.get(name), body, self.prepared.limits, NUMPY_DTYPES)
+            return predict(servable, name, body)
 
     def classify(self, model: str, body: Any, version: int | None = None, label: str | None = None) -> dict[str, Any]:
         """Answer a classify body, `{"examples": [{feature: value}]}`: `{"results": [[[label, score], ...], ...]}`."""
         name, examples = signature_name(body), decode_examples(body)
-        with self._lease(model, version, label) as (_, servable):
+        with self.lease(model, version, label) as (_, servable):
             return classify(servable, name, examples)
 
     def regress(self, model: str, body: Any, version: int | None = None, label: str | None = None) -> dict[str, Any]:
         """Answer a regress body, `{"examples": [{feature: value}]}`: `{"results": float32 [N]}`."""
         name, examples = signature_name(body), decode_examples(body)
-        with self._lease(model, version, label) as (_, servable):
+        with self.lease(model, version, label) as (_, servable):
             return regress(servable, name, examples)
 
-    def _lease(self, model: str, version: int | None, label: str | None) -> contextlib.AbstractContextManager[tuple[int, Servable]]:
-        self.start()
-        return self.manager.lease(model, version, label)
+    def lease(self, model: str, version: int | None, label: str | None) -> contextlib.AbstractContextManager[tuple[int, Servable]]:
+        """Yield a version and its servable, the version named, the labelled one or the highest; raises NotFound or BadRequest."""
+        return self.start().manager.lease(model, version, label)
 
     def models(self) -> list[dict[str, Any]]:
         """Name and version states of each configured model."""
         states = self.start().manager.states()
-        return [{"name": name, **describe_states(states[name])} for name in sorted({model.name for model in self.config.models})]
+        return [{"name": name, **describe_states(states[name])} for name in sorted(set(self.config.served_names))]
 
     def deployment_target(self, deployment: str) -> tuple[str, int | None, str | None]:
         """Model, version and label of a deployment's id; an id that is no deployment names a model itself."""
         found = (d for d in self.config.deployments if d.id == deployment)
         return next(((d.model, d.version, d.version_label) for d in found), (deployment, None, None))
-
-    def default_deployments(self) -> list[str]:
-        """The id of the deployment that answers /predict: the one so marked, or the first; none where there is none."""
-        return ([d.id for d in self.config.deployments if d.default] or [d.id for d in self.config.deployments])[:1]
-
-    def deployment(self, deployment: str | None = None) -> Any:
-        """A deployment by its id, or the default one, made ready; raises NotFound."""
-        ready = self.prepared.deployments
-        if deployment is None:
-            if not ready:
-                raise NotFound("There is no deployment: the config has none under 'deployments'")
-            deployment = self.default_deployments()[0]
-        if deployment not in ready:
-            raise NotFound(f"There is no deployment '{deployment}'" + (f"; there are: {', '.join(sorted(ready))}" if ready else ""))
-        return ready[deployment]
 
     def predict_image(self, image: "np.ndarray | bytes", deployment: str | None = None, routines: Sequence[Mapping[str, Any]] = (),
                       form: str = "json") -> Any:
@@ -1870,47 +1875,7 @@ class ModelServer:
         the bytes of the drawn picture. Raises NotFound, BadRequest for the picture or a routine, and
         ServingError UNAVAILABLE when the model is not there.
         """
-        ready, room = self.deployment(deployment), part("serving_rooms.deployments")
-        try:
-            chain = room.read_chain(routines, parse_fields)
-        except (ValueError, ConfigError) as error:
-            raise BadRequest(str(error)) from None
-        if isinstance(image, bytes):
-            with image_errors():
-                image = part("routines").decode_image(image, self.prepared.limits)
-        with self._lease_deployment(ready.config) as (version, servable):
-            try:
-                model = ready.model_of(servable)
-            except ValueError as error:
-                raise BadRequest(f"Deployment '{ready.config.id}' takes no pictures: {error}") from None
-            tensors = room.annotate(ready, model, functools.partial(servable.run, "serving_default"), image, chain,
-                                    {"deployment": ready.config.id, "model": ready.config.model, "version": version})
-        return part("routines").present(tensors, image, ready.labels, form)
-
-    @contextlib.contextmanager
-    def _lease_deployment(self, deployment: Deployment) -> Iterator[tuple[int, Servable]]:
-        where = deployment.model, deployment.version, deployment.version_label
-        try:
-            self.start().manager.find(*where)
-        except (NotFound, BadRequest) as error:
-            states = self.manager.states().get(deployment.model, {})
-            reason = next((state.error for _, state in sorted(states.items(), reverse=True) if state.error), error.message)
-            text = f"Deployment '{deployment.id}' is not available: model '{deployment.model}': {reason}"
-            raise ServingError(text, "UNAVAILABLE") from None
-        with self._lease(*where) as leased:
-            yield leased
-
-    def classes(self, deployment: str | None = None) -> dict[str, Any]:
-        """A deployment's label map: `{"1": {"id": 1, "name": "circle"}}`."""
-        return {str(number): {"id": number, "name": name} for number, name in sorted(self.deployment(deployment).labels.items())}
-
-    def active_learning(self, deployment: str, group: str) -> dict[str, Any]:
-        """What a deployment has put aside in its group, as one COCO object; raises NotFound."""
-        ready = self.deployment(deployment)
-        if ready.inbox is None or ready.config.active_learning.group != group:
-            raise NotFound(f"Deployment '{deployment}' has no active learning group '{group}'")
-        ready.inbox.flush()
-        return part("serving_rooms.inbox").read_group(ready.inbox.folder, ready.labels)
+        return part("serving_rooms.pictures").predict_image(self, image, deployment, routines, form)
 
     def identify(self, headers: Any, reached: Iterable[str]) -> str:
         """The name of the key in a request's headers, if it may call one of the deployments `reached`; counts the call.
@@ -1929,9 +1894,10 @@ class ModelServer:
         states = self.manager.states().get(model)
         if states is None:
             raise NotFound(f"Could not find any versions of model {model}")
-        if label is not None:
+        pipeline = self.config.is_pipeline(model)
+        if label is not None and not pipeline:
             version = self.manager.label_version(model, label)
-        if version is None or version == 0 and 0 not in states:
+        if version is None or version == 0 and 0 not in states or pipeline:
             return describe_states(states)
         if version not in states:
             raise NotFound(f"Could not find version {version} of model {model}")
@@ -1943,7 +1909,7 @@ class ModelServer:
 
     def metadata(self, model: str, version: int | None = None, label: str | None = None) -> dict[str, Any]:
         """A version's signatures, in TensorFlow Serving's casing and in OpenVINO Model Server's."""
-        with self._lease(model, version, label) as (number, servable):
+        with self.lease(model, version, label) as (number, servable):
             return {"model_spec": {"name": model, "signature_name": "", "version": str(number)},
                     "modelSpec": {"name": model, "signatureName": "", "version": str(number)},
                     "metadata": {"signature_def": servable.metadata}}
@@ -1972,11 +1938,17 @@ def describe_states(states: Mapping[int, VersionState]) -> dict[str, Any]:
     return {"model_version_status": [
         {"version": str(version), "state": state.state,
          "status": {"error_code": "OK", "error_message": ""} if state.servable or not state.error else
-                   {"error_code": "UNKNOWN", "error_message": state.error}}
+                   {"error_code": state.error_code, "error_message": state.error}}
         for version, state in sorted(states.items(), reverse=True)]}
 
 
 Source = str | os.PathLike | Mapping | Config | ModelServer
+
+
+def hub_handler(function: Callable) -> Callable:
+    """Mark a function as in CellStrat's Hub API: its URL answers in their envelope, `{"statusCode": 200, "body": {"output": ...}}`."""
+    function.hub = True  # type: ignore[attr-defined]
+    return function
 
 
 def as_server(source: Source) -> ModelServer:
@@ -1993,11 +1965,8 @@ def reply(value: Any, status: int = 200) -> Response:
     return Response(encode_json(value), status, content_type="application/json")
 
 
-def to_response(error: Exception, request_id: str, bare: bool) -> Response:
-    """Answer an error: the one place that turns errors into HTTP; what is unexpected stays in the log.
-
-    `bare` errors have TensorFlow Serving's body, the others Datature's as well.
-    """
+def to_response(error: Exception, request_id: str, shape: str) -> Response:
+    """Answer an error, in the `shape` of its URL: the one place that turns errors into HTTP; what is unexpected stays in the log."""
     headers: Mapping[str, str] = {}
     if isinstance(error, ServingError):
         text, status, headers = error.message.encode("utf-8", "replace").decode(), int(error.status), error.headers  # may quote no text
@@ -2011,7 +1980,9 @@ def to_response(error: Exception, request_id: str, bare: bool) -> Response:
         logger.error("%s: %s %s failed", request_id, request.method, request.path, exc_info=error)
         text, status = f"Internal server error: the server's log has the reason, at request {request_id}", 500
     known = HTTPStatus(min(status, 500)).phrase.title().replace(" ", "") if status in HTTPStatus._value2member_map_ else "Error"
-    response = reply({"error": text} if bare else {"error": text, "status": known, "code": status, "request_id": request_id}, status)
+    bodies = {"bare": {"error": text}, "full": {"error": text, "status": known, "code": status, "request_id": request_id},
+              "hub": {"statusCode": status, "body": {"error": text, "request_id": request_id}}}
+    response = reply(bodies[shape], status) if status != HTTPStatus.NO_CONTENT else Response(status=status)
     response.headers.extend(headers)
     return response
 
@@ -2043,51 +2014,18 @@ def limit_body(limit: int) -> None:
     request.max_content_length = limit  # for bodies that come in chunks
 
 
-def read_image(server: ModelServer) -> tuple[np.ndarray, Any]:
-    """The picture and the routines of a /predict request: JSON, multipart, or the picture or .npy array itself."""
-    limits, images = server.prepared.limits, part("routines")
-    most = min(server.config.server.max_request_bytes, 4 * limits.max_bytes)  # nested lists take some 4 characters a number
-    with image_errors():
-        if request.mimetype == "multipart/form-data":
-            limit_body(most)
-            file = request.files.get("image") or request.files.get("file")
-            if file is None:
-                raise BadRequest("multipart: expected the picture as field 'image' or 'file', got: " + (", ".join(request.files) or "none"))
-            return images.read_bytes(file.read(), limits, file.mimetype), parse_json((request.form.get("routines") or "[]").encode())
-        body = read_body(server, most)
-        if images.reader_of(body, request.mimetype):
-            return images.read_bytes(body, limits, request.mimetype), parse_json(request.args.get("routines", "[]").encode())
-        return images.read_request(parse_json(body), limits)
-
-
-def view_predict_image(server: ModelServer, deployment: str | None = None) -> Response:
-    ready, forms = server.deployment(deployment), {"image/png": "png", "image/jpeg": "jpeg"}
-    image, routines = read_image(server)
-    wanted = next(iter(request.accept_mimetypes.values()), "")  # the first: Java's client names image/jpeg among others, unasked
-    form = forms.get(wanted) or request.args.get("format", "json")
-    if form not in ("json", "coco"):
-        require(form in forms.values(), f"format: expected json or coco, got '{form[:40]}'")
-    answer = server.predict_image(image, ready.config.id, routines, form)
-    response = Response(answer, content_type=f"image/{form}") if isinstance(answer, bytes) else reply(answer)
-    if ready.config.version_tag:
-        response.headers["X-Version-Tag"] = ready.config.version_tag
-    return response
-
-
-def view_classes(server: ModelServer, deployment: str | None = None) -> Response:
-    return reply(server.classes(deployment))
-
-
-def view_active_learning(server: ModelServer, deployment: str, group: str) -> Response:
-    return reply(server.active_learning(deployment, group))
-
-
 def view_infer(server: ModelServer, model: str, verb: str, version: int | None = None, label: str | None = None) -> Response:
     infer = {"predict": server.predict, "classify": server.classify, "regress": server.regress}[verb]
     body = read_body(server)
-    if verb == "predict" and body[:1] not in (b"{", b" ", b"\n") and body and Auth is not AllPolicy and part("routines").reader_of(body):
-        return reply(infer(model, {"instances": [body]}, version, label))
+    if verb == "predict" and body[:1] not in (b"{", b" ", b"\n", b"") and Auth is not AllPolicy and part("routines").reader_of(body):
+        return reply(infer(model, {"instances": [body]}, version, label))  # a picture
     return reply(infer(model, parse_json(body), version, label))
+
+
+def view_part(name: str) -> Callable[..., Response]:
+    """A view of serving_rooms/, such as `pictures.view_classes`, imported when it is asked for the first time."""
+    room, _, function = name.rpartition(".")
+    return lambda server, **arguments: getattr(part(f"serving_rooms.{room}"), function)(server, **arguments)
 
 
 def view_status(server: ModelServer, model: str, version: int | None = None, label: str | None = None) -> Response:
@@ -2142,9 +2080,9 @@ ROUTES: tuple[tuple[str, re.Pattern, Callable[..., Response], str], ...] = tuple
         ("POST", "/v1/config/reload", view_reload, "shared"),
         ("GET HEAD", "/livez|/v2/health/live", view_live, "open"),
         ("GET HEAD", "/readyz|/v2/health/ready", view_ready, "open"),
-        ("POST", DEPLOYMENT + "/predict", view_predict_image, "key"),
-        ("GET", DEPLOYMENT + "/classes", view_classes, "key"),
-        ("GET", "/(?P<deployment>[^/:]+)/active_learning/(?P<group>[^/:]+)", view_active_learning, "key"),
+        ("POST", DEPLOYMENT + "/predict", view_part("pictures.view_predict_image"), "key"),
+        ("GET", DEPLOYMENT + "/classes", view_part("pictures.view_classes"), "key"),
+        ("GET", "/(?P<deployment>[^/:]+)/active_learning/(?P<group>[^/:]+)", view_part("pictures.view_active_learning"), "key"),
     ))
 # Where Flask hands requests to the table above; the rest of a site's URLs stays the site's.
 RULES: tuple[tuple[str, dict[str, str]], ...] = (
@@ -2178,37 +2116,52 @@ def raw_path(decoded: str) -> str:
     return quote(decoded, safe="/:@!$&'()*+,;=~")
 
 
-def find_view(method: str, path: str) -> tuple[Callable[..., Response], str, dict[str, Any]]:
-    """The view that a method and an undecoded path select, who may call it, and its arguments; raises BadRequest for no match."""
+@dataclass(frozen=True)
+class Found:
+    """What a URL selects: a view, who may call it (see ROUTES), its arguments, and the `shape` of its errors."""
+
+    view: Callable[..., Response]
+    guard: str
+    arguments: dict[str, Any]
+    shape: str  # bare: TensorFlow Serving's; full: Datature's as well; hub: CellStrat's envelope
+
+
+def find_view(server: ModelServer, method: str, path: str) -> Found:
+    """What a method and an undecoded path select; raises BadRequest for no match."""
     for methods, pattern, view, guard in ROUTES:
-        if match := pattern.fullmatch(path):
-            if method not in methods.split():
-                continue
+        if (match := pattern.fullmatch(path)) and method in methods.split():
             arguments: dict[str, Any] = {name: unquote(text, errors="surrogateescape") for name, text in match.groupdict().items() if text}
             if "version" in arguments:
                 digits = arguments["version"].lstrip("0") or "0"
                 if len(digits) > 19 or int(digits) >= 2**63:
                     raise BadRequest(f"Failed to convert version: {digits[:40]} to numeric.")
                 arguments["version"] = int(digits)
-            return view, guard, arguments
+            if "alias" in arguments:
+                use_deployment(server, arguments)
+            return Found(view, guard, arguments, "full" if guard == "key" else "bare")
+    endpoint = server.prepared.endpoints.get(unquote(path))
+    if endpoint is not None:
+        view = part("serving_rooms.endpoints").view_endpoint
+        return Found(view, "key", {"endpoint": endpoint, "method": method}, endpoint.envelope or "full")
     if any(guard == "key" and pattern.fullmatch(path) for _, pattern, _, guard in ROUTES):
         raise ServingError(f"Method {method} is not allowed here: {path[:200]}", "INVALID_ARGUMENT", HTTPStatus.METHOD_NOT_ALLOWED)
     raise BadRequest(f"Malformed request: {method} {path}")
 
 
-def use_target(server: ModelServer, arguments: dict[str, Any]) -> None:
-    """Put a deployment's model and version in place of its id in a /model-serving URL."""
-    if "alias" in arguments:
-        model, version, label = server.deployment_target(arguments.pop("alias"))
-        arguments["model"] = model
-        if arguments.keys().isdisjoint({"version", "label"}):
-            arguments |= {name: value for name, value in (("version", version), ("label", label)) if value is not None}
+def use_deployment(server: ModelServer, arguments: dict[str, Any]) -> None:
+    """Put a deployment's model and version in place of its id in a /model-serving URL; an id that is none names a model itself."""
+    alias = arguments.pop("alias")
+    deployment = next((d for d in server.config.deployments if d.id == alias), None)
+    arguments["model"] = deployment.model if deployment else alias
+    if deployment and arguments.keys().isdisjoint({"version", "label"}):
+        own = {"version": deployment.version, "label": deployment.version_label}
+        arguments |= {name: value for name, value in own.items() if value is not None}
 
 
-def authorize(door: "Door", view: Callable, guard: str, arguments: Mapping[str, Any]) -> str:
+def authorize(door: "Door", found: Found) -> str:
     """The name of who calls, `-` where nobody is asked; raises ServingError for those who may not."""
-    server = door.server
-    if guard == "open" or guard == "shared" and getattr(server.config.auth, "protect", "") != "all":
+    server, arguments = door.server, found.arguments
+    if found.guard == "open" or found.guard == "shared" and getattr(server.config.auth, "protect", "") != "all":
         return "-"
     if door.check is not None:
         who = door.check(request)
@@ -2217,8 +2170,12 @@ def authorize(door: "Door", view: Callable, guard: str, arguments: Mapping[str, 
         return who if isinstance(who, str) else "site"
     if "model" in arguments:
         reached = [deployment.id for deployment in server.config.deployments if deployment.model == arguments["model"]]
+    elif "endpoint" in arguments:
+        reached = [arguments["endpoint"].path]
+    elif "deployment" in arguments:
+        reached = [arguments["deployment"]]
     else:
-        reached = [arguments["deployment"]] if "deployment" in arguments else server.default_deployments() if guard == "key" else []
+        reached = server.config.default_deployment if found.guard == "key" else []
     return server.identify(request.headers, reached)
 
 
@@ -2230,9 +2187,9 @@ class Door:
     check: Callable[[Any], Any] | None = None
 
 
-def respond(door: Door, root: str, rest: str | None = None, group: str | None = None) -> Response:
+def respond(door: Door, root: str = "", rest: str | None = None, group: str | None = None) -> Response:
     """Answer a request: its view's response, or its error's; with a request id, CORS headers where the config has them, and a log line."""
-    server, start, who = door.server, time.perf_counter(), "-"
+    server, start, who, shape = door.server, time.perf_counter(), "-", "bare"
     request_id = request.headers.get("X-Request-Id", "")
     request_id = request_id if re.fullmatch(r"[\w.:-]{1,100}", request_id, re.ASCII) else secrets.token_hex(8)
     path = raw_path("/" + "/".join(name for name in (root, rest, group) if name is not None))
@@ -2240,12 +2197,12 @@ def respond(door: Door, root: str, rest: str | None = None, group: str | None = 
         if request.method == "OPTIONS":
             response = preflight(server)
         else:
-            view, guard, arguments = find_view(request.method, path)
-            use_target(server, arguments)
-            who = authorize(door, view, guard, arguments)
-            response = view(server, **arguments)
+            found = find_view(server, request.method, path)
+            shape = found.shape
+            request.environ["serving.caller"] = request_id, (who := authorize(door, found))
+            response = found.view(server, **found.arguments)
     except Exception as error:
-        response = to_response(error, request_id, bare=root.lower() in ("v1", "v2/health", "model-serving", "livez", "readyz"))
+        response = to_response(error, request_id, shape)
     response.headers["X-Request-Id"] = request_id
     origins, origin = server.config.server.cors_origins, request.headers.get("Origin")
     if origins:
@@ -2276,10 +2233,13 @@ def create_blueprint(source: Source, authorize: Callable[[Any], Any] | None = No
     (a string is the caller's name in the log), what is false is answered 401; it may `flask.abort` too. Raises ConfigError.
     """
     door = Door(as_server(source), authorize)
+    door.server._mounted = True
     number = next(blueprint_numbers)
     blueprint = Blueprint("serving" if number == 1 else f"serving{number}", __name__)
+    blueprint.door = door  # type: ignore[attr-defined]
     blueprint.record_once(lambda state: state.app.url_map.converters.update(serving_rest=RestConverter))
-    for index, (rule, defaults) in enumerate(RULES):
+    own = tuple((path, {"root": path[1:]}) for path in door.server.prepared.endpoints)
+    for index, (rule, defaults) in enumerate(RULES + own):
         blueprint.add_url_rule(rule, f"respond{index}", functools.partial(respond, door), methods=METHODS, defaults=defaults,
                                provide_automatic_options=False, merge_slashes=False)
     return blueprint
@@ -2288,10 +2248,14 @@ def create_blueprint(source: Source, authorize: Callable[[Any], Any] | None = No
 def create_app(source: Source, authorize: Callable[[Any], Any] | None = None) -> Flask:
     """The server as a WSGI application of its own, for any WSGI server or `DispatcherMiddleware`. Raises ConfigError."""
     app = Flask("serving", static_folder=None)
-    app.register_blueprint(create_blueprint(source, authorize))
+    blueprint = create_blueprint(source, authorize)
+    app.register_blueprint(blueprint)
 
     @app.errorhandler(HTTPException)
     def unknown(error: HTTPException) -> Response:
+        door = blueprint.door  # type: ignore[attr-defined]
+        if request.path in door.server.prepared.endpoints:  # that a reload brought
+            return respond(door, request.path[1:])
         where = f"{request.method} {request.script_root}{request.path}"
         return reply({"error": f"{error.name}: {where}. The models are listed at {request.script_root}/v1/models"}, error.code or 500)
 
@@ -2317,6 +2281,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--file_system_poll_wait_seconds", type=float, metavar="SECONDS",
                         help="seconds between looks at the config and the version folders, 0 for never (1)")
     parser.add_argument("--new-key", metavar="NAME", help="print a new key, once, and what to write into the config for it, then exit")
+    parser.add_argument("--init", metavar="DIR", help="write a project of a handler that serves at once, then exit")
     parser.add_argument("--export", nargs=2, metavar=("GROUP", "FOLDER"),
                         help="write what active learning put aside in a group as a COCO data set, then exit")
     parser.add_argument("--check", action="store_true", help="say what the config would serve and what is wrong with it, then exit")
@@ -2340,25 +2305,6 @@ def choose_source(parser: argparse.ArgumentParser, options: argparse.Namespace) 
     return options.config or (str(demo) if demo.exists() and not Path("config.json").exists() else "config.json")
 
 
-def new_key(name: str) -> str:
-    """A key and what a config says of it; raises ConfigError for a name that a config refuses."""
-    key = secrets.token_urlsafe(24)
-    entry = {"name": name, "sha256": part("serving_rooms.keys").digest(key)}
-    parse(Auth, {"keys": [entry]}, "$.auth")
-    return f'Key, shown this once: {key}\nFor the config, in "auth": {{"keys": [...]}}:\n{json.dumps(entry)}'
-
-
-def export_group(config: Config, group: str, folder: str) -> str:
-    """Write an active learning group as a COCO data set; returns what to print."""
-    ready = prepare(config, "", {}).deployments.values()
-    found = [r for r in ready if r.inbox is not None and r.config.active_learning.group == group]
-    if not found:
-        raise ConfigError("$.deployments", f"no deployment has an active learning group '{group}'")
-    labels = {number: name for r in found for number, name in r.labels.items()}
-    count = part("serving_rooms.inbox").export_group(found[0].inbox.folder, Path(folder), labels)
-    return f"{count} pictures of group {group} are in {folder}/images, what was seen in them in {folder}/annotations.json"
-
-
 def report(server: ModelServer, address: str, stop: threading.Event) -> None:
     """Print, once the first load is over, each model with its versions and devices, the URLs, and a working curl."""
     server.wait()
@@ -2378,8 +2324,7 @@ def report(server: ModelServer, address: str, stop: threading.Event) -> None:
     print(f"Status: {address}/v1/models   Reload: curl -X POST {address}/v1/config/reload   Ready: {address}/readyz")
     if curl:
         print(f"Try:    {curl}", flush=True)
-    if server.prepared.deployments:
-        deployment = server.deployment().config
+    for deployment in (d for d in server.config.deployments if d.id in server.config.default_deployment):
         samples = sorted(Path(next((m.base_path for m in server.config.models if m.name == deployment.model), ".")).glob("samples/*"))
         picture = os.path.relpath(samples[0]) if samples else "picture.jpg"
         print(f"        curl -H 'Authorization: Bearer {server.generated_key or 'KEY'}' --data-binary {shlex.quote('@' + picture)} "
@@ -2449,17 +2394,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:
         source = choose_source(parser, options)
-        if options.new_key:
-            print(new_key(options.new_key))
-            return 0
-        if options.export:
-            print(export_group(load_config(source), *options.export))
-            return 0
-        if options.check:
-            config = load_config(source)
-            lines, problems = part("serving_rooms.check").check(config, prepare(config, "", {}).deployments, list_versions, choose_versions)
-            print("\n".join([*lines, *(f"wrong: {problem}" for problem in problems)]))
-            return 2 if problems else 0
+        for name in ("new_key", "init", "export", "check"):
+            if value := getattr(options, name):
+                return part("serving_rooms.commands").COMMANDS[name](source, value)
         run(ModelServer(source, poll_seconds=options.file_system_poll_wait_seconds), options.host, options.port)
         return 0
     except ConfigError as error:

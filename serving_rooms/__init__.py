@@ -1,1 +1,1 @@
-"""Further rooms of serving.py, each loaded when it is used; none imports `serving`."""
+"""Further rooms of serving.py, each loaded when it is used."""

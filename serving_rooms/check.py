@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 
-def check(config: Any, deployments: Mapping[str, Any], list_versions: Callable[[str], dict[int, Path]],
+def check(config: Any, prepared: Any, list_versions: Callable[[str], dict[int, Path]],
           choose_versions: Callable[[Any, Iterable[int]], list[int]]) -> tuple[list[str], list[str]]:
-    """What a config would serve, a line each, and what is wrong with it; `deployments` are those made ready, by id."""
+    """What a config would serve, a line each, and what is wrong with it; `prepared` is what was made ready of it."""
     lines: list[str] = []
     problems: list[str] = []
     names: list[str] = []
@@ -24,9 +24,18 @@ def check(config: Any, deployments: Mapping[str, Any], list_versions: Callable[[
         versions = choose_versions(model.model_version_policy, folders)
         lines.append(f"{model.name}: version {', '.join(map(str, versions)) or 'none'} on {model.target_device} from {model.base_path}")
         problems += check_versions(model, path, folders, versions)
+    pipelines = [pipeline.name for pipeline in config.pipeline_config_list]
+    for index, pipeline in enumerate(config.pipeline_config_list):
+        lines.append(f"pipeline {pipeline.name}: {len(pipeline.nodes)} nodes")
+        problems += [f"$.pipeline_config_list[{index}].nodes[{number}].model_name: no model is called '{node.model_name}'"
+                     for number, node in enumerate(pipeline.nodes) if node.model_name is not None and node.model_name not in names]
+    for index, handler in enumerate(config.handlers):
+        lines.append(f"handler {handler.path}: {handler.function}")
+        problems += [f"$.handlers[{index}].model_dir: no such folder: {handler.model_dir}"] * (
+            handler.model_dir is not None and not Path(handler.model_dir).is_dir())
     for index, deployment in enumerate(config.deployments):
-        lines.append(f"deployment {deployment.id}: model {deployment.model}, {len(deployments[deployment.id].labels)} classes")
-        if deployment.model not in names:
+        lines.append(f"deployment {deployment.id}: model {deployment.model}, {len(prepared.deployments[deployment.id].labels)} classes")
+        if deployment.model not in pipelines + names:
             problems.append(f"$.deployments[{index}].model: no model is called '{deployment.model}'")
     return lines, problems
 

@@ -9,13 +9,23 @@ from typing import Any
 import numpy as np
 
 import routines
+from serving import is_base64
+from serving_rooms.pictures import image_errors
 
 
-def unpack(signature: Any, key: str, value: Any, limits: routines.ImageLimits, dtypes: Mapping[str, np.dtype]) -> Any:
-    """The value of a body's `instances` or `inputs` with pixels [H, W, C] in place of pictures.
+def unpack(signature: Any, body: dict[str, Any], limits: routines.ImageLimits, dtypes: Mapping[str, np.dtype]) -> dict[str, Any]:
+    """A predict body with pixels [H, W, C] in place of pictures; `dtypes` maps `DT_UINT8` and so on to NumPy's.
 
-    `dtypes` maps `DT_UINT8` and so on to NumPy's. Raises ImageError.
+    Bodies for strings stay as they are. Raises BadRequest.
     """
+    key = "instances" if "instances" in body else "inputs"
+    if signature is None or any(spec.dtype == "DT_STRING" for spec in signature.inputs.values()):
+        return body
+    with image_errors():
+        return {**body, key: unpack_value(signature, key, body[key], limits, dtypes)}
+
+
+def unpack_value(signature: Any, key: str, value: Any, limits: routines.ImageLimits, dtypes: Mapping[str, np.dtype]) -> Any:
     specs = {name: spec for name, spec in signature.inputs.items() if takes_pixels(spec)}
     if not specs:
         name, spec = next(iter(signature.inputs.items()))
@@ -35,10 +45,6 @@ def unpack(signature: Any, key: str, value: Any, limits: routines.ImageLimits, d
 def takes_pixels(spec: Any) -> bool:
     """Whether a tensor can hold pictures: numbers [N, H, W, 3] or [N, H, W, 1]."""
     return spec.dtype != "DT_STRING" and spec.shape is not None and len(spec.shape) == 4 and spec.shape[3] in (1, 3)
-
-
-def is_base64(value: Any) -> bool:
-    return isinstance(value, dict) and len(value) == 1 and isinstance(value.get("b64"), str)
 
 
 def unpack_all(value: Any, spec: Any, dtypes: Mapping[str, np.dtype], limits: routines.ImageLimits) -> Any:

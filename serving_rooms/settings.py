@@ -1,4 +1,7 @@
-"""What the config says about deployments, keys and pictures: frozen dataclasses, a line an option."""
+"""What the config says about deployments, keys, pictures, handlers and pipelines: frozen dataclasses, a line an option.
+
+serving.py imports this module while it is itself imported, so this one imports nothing of it.
+"""
 
 import dataclasses
 import datetime
@@ -72,7 +75,7 @@ class Key:
     sha256: str = option(doc="64 hexadecimal digits: the SHA-256 of the key, as --new-key prints it", pattern="^[0-9a-fA-F]{64}$")
     expires: str | None = option(None, "a date or time, such as 2027-01-31 or 2027-01-31T12:00:00+01:00; UTC where none is given")
     disabled: bool = option(False, "refused while true")
-    deployments: tuple[str, ...] | None = option(None, "the ids it is for; default: everything")
+    deployments: tuple[str, ...] | None = option(None, "the ids, or paths of handlers, that it is for; default: everything")
     quota: Quota | None = option(None, "how often it may call; default: without limit")
 
     def __post_init__(self) -> None:
@@ -108,15 +111,81 @@ class ImageConfig:
     allowed_hosts: tuple[str, ...] = option((), "hosts of urls that may have addresses which are not public")
 
 
-def check_deployments(deployments: Sequence[Deployment], auth: Auth) -> None:
-    """Raise ValueError where deployments, or the keys for them, contradict each other."""
-    names = [deployment.id for deployment in deployments]
+@dataclass(frozen=True)
+class HandlerConfig:
+    path: str = option(doc="its URL, such as /alice/sentiment, with letters, digits and ._~-", pattern=r"^(/[\w.~-]+)+$")
+    function: str = option(doc="module:name or file.py:name, looked for beside the config", pattern=r"^[^:]+:[^:]+$")
+    model_dir: str | None = option(None, "the folder that the module finds as MODEL_DIR; relative to the config file")
+    envelope: str | None = option(None, "hub: CellStrat's answers; default: what the function says, or none", pattern="^(hub|none)$")
+    methods: tuple[str, ...] = option(("POST",), "GET, POST, PUT, PATCH or DELETE: those that run it; else GET pings",
+                                      pattern="^(GET|POST|PUT|PATCH|DELETE)$")
+    timeout_seconds: int | float | None = option(None, "how long a call may take, then 504; default: as long as it does", minimum=0.001)
+
+
+@dataclass(frozen=True)
+class Source:
+    node_name: str = option(doc="the node whose output it is, or request")
+    data_item: str = option(doc="the output's alias, or the input of the request")
+
+
+@dataclass(frozen=True)
+class NodeOutput:
+    data_item: str = option(doc="the model's name of the output")
+    alias: str = option(doc="its name for later nodes")
+
+
+@dataclass(frozen=True)
+class Node:
+    name: str = option(doc="its name in this pipeline")
+    type: str = option(doc="DL model or custom", pattern="^(DL model|custom)$")
+    inputs: tuple[dict[str, Source], ...] = option(doc="where each input comes from, an object of one key each")
+    outputs: tuple[NodeOutput, ...] = option(doc="the outputs that others use")
+    model_name: str | None = option(None, "the model of a DL model node")
+    version: int | None = option(None, "its version; default: the highest, at each request", minimum=1)
+    function: str | None = option(None, "the Python function of a custom node: module:name or file.py:name", pattern=r"^[^:]+:[^:]+$")
+    params: dict[str, str] = option({}, "what a custom node's function is given besides")
+    library_name: str | None = option(None, "OpenVINO's C++ nodes; here custom nodes are Python functions")
+    demultiply_count: int | None = option(None, "split its outputs' first dimension, so many; -1: any number", minimum=-1, maximum=10000)
+    gather_from_node: str | None = option(None, "the demultiplexer whose shards it takes together")
+
+    def __post_init__(self) -> None:
+        refuse_many_keys("inputs", self.inputs)
+        if self.type == "custom" and self.library_name:
+            raise ValueError("library_name: custom nodes are Python functions here; write 'function': 'module:name'")
+        wanted, other = ("function", "model_name") if self.type == "custom" else ("model_name", "function")
+        if getattr(self, wanted) is None or getattr(self, other) is not None or self.type != "custom" and self.library_name:
+            raise ValueError(f"a node of type '{self.type}' needs '{wanted}' and has no '{other}' or 'library_name'")
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    name: str = option(doc="its name in URLs, as of a model", pattern="^[^:]+$")
+    inputs: tuple[str, ...] = option(doc="the inputs of a request")
+    nodes: tuple[Node, ...] = option(doc="models and functions")
+    outputs: tuple[dict[str, Source], ...] = option(doc="where each output comes from, an object of one key each")
+    demultiply_count: int | None = option(None, "split the inputs' first dimension, so many; -1: any number", minimum=-1, maximum=10000)
+
+    def __post_init__(self) -> None:
+        refuse_many_keys("outputs", self.outputs)
+
+
+def refuse_many_keys(where: str, objects: Sequence[dict[str, Source]]) -> None:
+    for index, value in enumerate(objects):
+        if len(value) != 1:
+            raise ValueError(f"{where}[{index}]: expected an object of one key, got {len(value)}")
+
+
+def check_names(config: Any) -> None:
+    """Raise ValueError where names of deployments, handlers and pipelines, or the keys for them, contradict each other."""
+    names, paths = [deployment.id for deployment in config.deployments], [handler.path for handler in config.handlers]
     refuse_repeated("deployments", "id", names)
-    if len(defaults := [index for index, deployment in enumerate(deployments) if deployment.default]) > 1:
+    refuse_repeated("handlers", "path", paths)
+    refuse_repeated("pipeline_config_list", "name", [pipeline.name for pipeline in config.pipeline_config_list])
+    if len(defaults := [index for index, deployment in enumerate(config.deployments) if deployment.default]) > 1:
         raise ValueError(f"deployments[{defaults[1]}].default: deployments[{defaults[0]}] is the default already")
-    for index, key in enumerate(auth.keys):
-        for name in set(key.deployments or ()) - set(names):
-            raise ValueError(f"auth.keys[{index}].deployments: no deployment is called '{name}'")
+    for index, key in enumerate(config.auth.keys):
+        for name in sorted(set(key.deployments or ()) - {*names, *paths}):
+            raise ValueError(f"auth.keys[{index}].deployments: no deployment is called '{name}', and no handler has that path")
 
 
 def resolve_paths(config: Any, folder: Path, stem: str) -> Any:
@@ -128,5 +197,7 @@ def resolve_paths(config: Any, folder: Path, stem: str) -> Any:
             active_learning=learning and dataclasses.replace(learning, folder=str(folder / learning.folder)))
     return dataclasses.replace(
         config, deployments=tuple(map(resolved, config.deployments)),
+        handlers=tuple(dataclasses.replace(handler, model_dir=handler.model_dir and str(folder / handler.model_dir))
+                       for handler in config.handlers),
         routine_modules=tuple(str(folder / name) if name.endswith(".py") else name for name in config.routine_modules),
         auth=dataclasses.replace(config.auth, quota_store=str(folder / (config.auth.quota_store or f"{stem}.quotas.sqlite3"))))

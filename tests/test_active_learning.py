@@ -24,7 +24,7 @@ def learning(folder, **options):
     server = fake_server({"d": FakeDetector()}, auth={"keys": [key_entry("site", "k")]}, deployments=[
         {"id": "pets", "model": "d", "label_map": ["cat", "dog"], "version_tag": "v7",
          "active_learning": {"threshold": 0.5, "folder": str(folder), **options}}])
-    return Rest(server), server.deployment("pets").inbox
+    return Rest(server), server.prepared.deployments["pets"].inbox
 
 
 def post(rest, colour, **fields):
@@ -173,6 +173,6 @@ def test_masks_are_put_aside_as_polygons(demo, tmp_path):
     server = serving.ModelServer({"model_config_list": [{"config": {"name": "shapes", "base_path": str(ROOT / "models/shapes")}}], "deployments": [
         {"id": "shapes", "model": "shapes", "active_learning": {"threshold": 0, "folder": str(tmp_path), "strategy": "margin"}}]})
     answer = server.predict_image((ROOT / "models/shapes/samples/0.jpg").read_bytes(), form="coco")
-    kept = server.active_learning("shapes", "review")
+    kept = Rest(server).get("/shapes/active_learning/review", headers=bearer(server.generated_key)).json
     server.stop()
     assert [a["segmentation"] for a in kept["annotations"]] == [a["segmentation"] for a in answer["annotations"]] and kept["annotations"]

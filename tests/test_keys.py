@@ -17,7 +17,7 @@ import pytest
 from conftest import ROOT, FakeDetector, FakeServable, Rest, bearer, fake_server, key_entry
 
 import serving
-from serving_rooms import keys, quotas
+from serving_rooms import keys, pictures, quotas
 
 BODY = json.dumps({"instances": [[1.0]]})
 PICTURE = json.dumps({"image_type": "array", "data": [[[1, 2, 3]]]})
@@ -87,7 +87,7 @@ def test_headers_that_hold_keys(guarded, headers, status):
 
 
 def test_the_body_of_a_refused_request_is_not_parsed(guarded, monkeypatch):
-    monkeypatch.setattr(serving, "read_image", lambda server: pytest.fail("parsed"))
+    monkeypatch.setattr(pictures, "read_image", lambda server: pytest.fail("parsed"))
     assert guarded[1].post("/predict", b"{" * 1000).status_code == 401
 
 
@@ -104,7 +104,7 @@ def test_a_key_for_a_deployment_reaches_its_model_and_nothing_else(tmp_path):
 def test_a_key_is_made_while_the_config_has_none(tmp_path):
     path = tmp_path / "config.json"
     path.write_text('{"model_config_list": []}')
-    server = serving.ModelServer(path)
+    server = serving.ModelServer(path, poll_seconds=0)
     rest, made = Rest(server), server.generated_key
     assert len(made) >= 32 and rest.get("/x/classes", headers=bearer(made)).status_code == 404
     path.write_text(json.dumps({"model_config_list": [], "auth": {"keys": [key_entry("site", "mine")]}}))

@@ -126,7 +126,7 @@ def test_coco_and_drawn_pictures(pets):
     for accept in ("application/json", "*/*", "text/html,application/xhtml+xml,image/avif,*/*;q=0.8"):
         assert post(pets, data, headers={"Accept": accept}).headers["Content-Type"] == "application/json"
     response = post(pets, data, query_string={"format": "pdf"})
-    assert response.status_code == 400 and response.json["error"] == "format: expected json or coco, got 'pdf'"
+    assert response.status_code == 400 and response.json["error"] == "format: expected json, coco, png or jpeg, got 'pdf'"
 
 
 def test_classes_are_the_label_map(pets):
@@ -145,8 +145,8 @@ def test_classes_are_the_label_map(pets):
     ([{"name": "FilterConfidence", "arguments": {"confidence": .5, "iou": 1}}], "routines[0].arguments.iou: unknown key; expected one of: confidence"),
     ([{"name": "Histogram", "arguments": {"bins": 2, "ranges": [1]}}], "routines[0].arguments: give 'bins' or 'ranges', not both"),
     ([{"name": "FilterClass", "arguments": {"class_name": [1]}}], "routines[0].arguments.class_name[0]: expected string, got integer 1"),
-    ([{"name": "FilterClass", "arguments": [1]}], "routines[0].arguments: expected an object, got list"),
-    ("FilterClass", "routines: expected a list of routines, got str"), ([3], "routines[0]: expected an object"), ([{}], "routines[0]: expected an object"),
+    ([{"name": "FilterClass", "arguments": [1]}], "routines[0].arguments: expected an object, got array"),
+    ("FilterClass", "routines: expected a list of routines, got string 'FilterClass'"), ([3], "routines[0]: expected an object"), ([{}], "routines[0]: expected an object"),
     ([{"name": "Grayscale"}] * 65, "routines: expected at most 64 routines, got 65")])
 def test_wrong_routines_are_named(pets, chain, text):
     response = post(pets, {"image_type": "array", "data": [[1]], "routines": chain})

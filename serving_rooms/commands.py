@@ -1,0 +1,52 @@
+"""What the command line does besides serving: --new-key, --init, --export, --check. Each returns the exit status."""
+
+import json
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from serving import ConfigError, ModelServer, choose_versions, list_versions, parse
+from serving_rooms.check import check
+from serving_rooms.inbox import export_group
+from serving_rooms.keys import digest
+from serving_rooms.scaffold import write_project
+from serving_rooms.settings import Auth
+
+
+def new_key(source: Any, name: str) -> int:
+    """Print a key, and what a config says of it; raises ConfigError for a name that a config refuses."""
+    key = secrets.token_urlsafe(24)
+    entry = {"name": name, "sha256": digest(key)}
+    parse(Auth, {"keys": [entry]}, "$.auth")
+    print(f'Key, shown this once: {key}\nFor the config, in "auth": {{"keys": [...]}}:\n{json.dumps(entry)}')
+    return 0
+
+
+def init(source: Any, folder: str) -> int:
+    """Write a project of a handler, and print what to do next."""
+    files = write_project(Path(folder))
+    print(f"Wrote {len(files)} files into {folder}. Next: cd {folder} && python serving.py --config config.json")
+    return 0
+
+
+def export(source: Any, group_and_folder: list[str]) -> int:
+    """Write an active learning group as a COCO data set."""
+    group, folder = group_and_folder
+    ready = [r for r in ModelServer(source).prepared.deployments.values() if r.inbox and r.config.active_learning.group == group]
+    if not ready:
+        raise ConfigError("$.deployments", f"no deployment has an active learning group '{group}'")
+    count = export_group(ready[0].inbox.folder, Path(folder), {number: name for r in ready for number, name in r.labels.items()})
+    print(f"{count} pictures of group {group} are in {folder}/images, what was seen in them in {folder}/annotations.json")
+    return 0
+
+
+def check_config(source: Any, _: bool) -> int:
+    """Print what a config would serve and what is wrong with it."""
+    server = ModelServer(source)
+    lines, problems = check(server.config, server.prepared, list_versions, choose_versions)
+    print("\n".join([*lines, *(f"wrong: {problem}" for problem in problems)]))
+    return 2 if problems else 0
+
+
+COMMANDS: dict[str, Callable[[Any, Any], int]] = {"new_key": new_key, "init": init, "export": export, "check": check_config}

@@ -1,0 +1,105 @@
+"""Python functions behind URLs: `handlers` in the config and `@server.endpoint`."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from dataclasses import dataclass, field
+from typing import Any
+
+from flask import Response, request
+
+from serving import HTTPStatus, ModelServer, ServingError, parse_json, read_body, reply
+from serving_rooms.handlers import Handler, HandlerError, to_reply
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a function may know of a call: its second argument. `server` calls served models: `server.predict(...)`."""
+
+    key: str
+    headers: Mapping[str, str]
+    request_id: str
+    server: ModelServer
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A function behind a URL. `wanted` is the config's envelope; with none given, the function's mark decides."""
+
+    path: str
+    handler: Handler
+    methods: tuple[str, ...] = ("POST",)
+    wanted: str | None = None
+    timeout_seconds: float | None = None
+    pool: ThreadPoolExecutor | None = field(default=None, compare=False)  # where calls with a time limit run
+
+    @property
+    def envelope(self) -> str | None:
+        """`hub`, or None for the bare result."""
+        marked = "hub" if getattr(self.handler.function, "hub", False) else None
+        return None if self.wanted == "none" else self.wanted or marked
+
+
+def declare(path: str, function: Callable, methods: Sequence[str], envelope: str | None) -> Endpoint:
+    """An endpoint from Python, ready at once; raises ServingError for a path that no config would take, HandlerError for the function."""
+    if not re.fullmatch(r"(/[\w.~-]+)+", path):
+        raise ServingError(f"endpoint path: expected something like /alice/caption, got {path!r}", "INVALID_ARGUMENT")
+    handler = Handler(function, ".")
+    handler.load()
+    return Endpoint(path, handler, tuple(methods), envelope)
+
+
+def view_endpoint(server: ModelServer, endpoint: Endpoint, method: str) -> Response:
+    """POST (or what `methods` names) runs the function; GET loads it if it is not loaded, and pings."""
+    if method not in endpoint.methods:
+        if method != "GET":
+            text = f"Method {method} is not allowed here; this URL takes GET, {', '.join(endpoint.methods)}"
+            raise ServingError(text, "INVALID_ARGUMENT", HTTPStatus.METHOD_NOT_ALLOWED)
+        load(server, endpoint)
+        return envelop(endpoint, {"status": "ready", "path": endpoint.path})
+    if not endpoint.handler.ready:
+        load(server, endpoint)
+    request_id, key = request.environ["serving.caller"]
+    context = Context(key, dict(request.headers), request_id, server)
+    try:
+        value, content_type = to_reply(call(endpoint, read_value(server), context))
+    except HandlerError as error:
+        raise ServingError(f"The answer of {endpoint.path} cannot be sent: {error}") from error
+    return Response(value, content_type=content_type) if isinstance(value, bytes) else envelop(endpoint, value)
+
+
+def load(server: ModelServer, endpoint: Endpoint) -> None:
+    """Have the loader import the function's module, unless it is there."""
+    if endpoint.handler.ready:
+        return
+    try:
+        server.start().manager.run_in_loader(endpoint.handler.load)
+    except HandlerError as error:
+        raise ServingError(f"{endpoint.path} is not available: {error}", "UNAVAILABLE") from None
+
+
+def read_value(server: ModelServer) -> Any:
+    """A request's body for the function: the JSON value, None without a body, or bytes where the content type is no JSON's."""
+    body, kind = read_body(server), request.mimetype
+    if kind in ("", "application/x-www-form-urlencoded") or kind.endswith("json"):  # curl -d names a form
+        return parse_json(body) if body else None
+    return body
+
+
+def call(endpoint: Endpoint, value: Any, context: Context) -> Any:
+    """The function's result; after `timeout_seconds` 504, and a call that has not begun by then never does."""
+    if endpoint.pool is None:
+        return endpoint.handler.call(value, context)
+    future = endpoint.pool.submit(endpoint.handler.call, value, context)
+    try:
+        return future.result(endpoint.timeout_seconds)
+    except FutureTimeoutError:
+        if future.done():  # the function's own TimeoutError
+            raise
+        future.cancel()
+        raise ServingError(f"{endpoint.path} took longer than {endpoint.timeout_seconds:g} s", "DEADLINE_EXCEEDED") from None
+
+
+def envelop(endpoint: Endpoint, value: Any) -> Response:
+    return reply({"statusCode": 200, "body": {"output": value}} if endpoint.envelope == "hub" else value)

@@ -94,8 +94,7 @@ def refresh_others(server: ModelServer, manager: ModelManager, outcome: Outcome,
             refresh_pipeline(server, manager, pipeline, outcome)
         except (PipelineError, HandlerError) as error:
             where = f"{path}{getattr(error, 'path', '')}: {error}"
-            outcome.errors.append((500, where))
-            server.kept.pop(("pipeline", pipeline.name), None)
+            outcome.errors.append((400 if str(error).startswith(("Invalid input shape", "Invalid input precision")) else 500, where))
             if manager.config.is_pipeline(pipeline.name):  # a model of that name keeps it
                 manager.show_pipeline(pipeline.name, None, where, outcome)
 
@@ -117,11 +116,11 @@ def refresh_pipeline(server: ModelServer, manager: ModelManager, config: Any, ou
     members = {(node.model_name, node.version): find_signature(manager, node.model_name, node.version)
                for node in config.nodes if node.model_name is not None}
     made_of = config, members, functions
-    if server.kept.get(("pipeline", config.name), (None,))[0] == made_of and config.name in manager.available:
-        return
+    if server.kept.get(("pipeline", config.name)) == made_of and not outcome.config_read:
+        return  # planned, or found wrong and said so
+    server.kept["pipeline", config.name] = made_of
     planned = plan(with_any_as_none(config), lambda *which: members.get(which), functions)
     servable = pipeline_servable(planned, manager, server.kept.setdefault("pool", ThreadPoolExecutor(16, "serving-pipeline")))
-    server.kept["pipeline", config.name] = made_of, servable
     outcome.changed = True
     manager.show_pipeline(config.name, servable, "", outcome)
     logger.info("pipeline %s is available", config.name)

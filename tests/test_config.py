@@ -74,7 +74,7 @@ WRONG = [
     ({"model_config_list": [], "deployments": [{"id": "a", "model": "m"}, {"id": "a", "model": "n"}]},
      "$: deployments[1].id: 'a' is already taken by deployments[0]"),
     ({"model_config_list": [], "pipeline_config_list": [{"name": "p"}]},
-     "$: pipeline_config_list: pipelines are not supported yet; expected an empty list"),
+     "$.pipeline_config_list[0]: missing key 'inputs': the inputs of a request"),
     (["model"], "$: expected object, got array"),
 ]
 TEXTS = [

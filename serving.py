@@ -2324,6 +2324,10 @@ def report(server: ModelServer, address: str, stop: threading.Event) -> None:
     print(f"Status: {address}/v1/models   Reload: curl -X POST {address}/v1/config/reload   Ready: {address}/readyz")
     if curl:
         print(f"Try:    {curl}", flush=True)
+    for path, endpoint in server.prepared.endpoints.items():
+        print(f"  {path}: {'ready' if endpoint.handler.ready else endpoint.handler.error}")
+    for path in list(server.prepared.endpoints)[:1]:
+        print(f"        curl -H 'x-api-key: {server.generated_key or 'KEY'}' -d '\"hello\"' {address}{path}", flush=True)
     for deployment in (d for d in server.config.deployments if d.id in server.config.default_deployment):
         samples = sorted(Path(next((m.base_path for m in server.config.models if m.name == deployment.model), ".")).glob("samples/*"))
         picture = os.path.relpath(samples[0]) if samples else "picture.jpg"

@@ -76,7 +76,7 @@ def test_a_list_answers_each_sentence_as_alone(handler):
     ([], "expected at least one sentence, got an empty list"), ({"text": "x"}, "expected a string or a list of strings, got dict"),
     (None, "expected a string or a list of strings, got NoneType"), (["x", 1], "[1]: expected a string, got int")])
 def test_bad_input_is_told(handler, inputs, message):
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(serving.BadRequest) as caught:
         handler.call(inputs, None)
     assert str(caught.value) == message
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from tokens import find_probabilities
 
-from serving import hub_handler
+from serving import BadRequest, hub_handler
 
 MODEL_DIR = os.getenv("MODEL_DIR")
 
@@ -24,7 +24,7 @@ with np.load(Path(MODEL_DIR or "model", "sentiment.npz")) as saved:
 def inference_handler(inputs, _):
     """For a sentence, or each of a list of them: the labels with their percentages, highest first.
 
-    Raises ValueError when `inputs` is anything else, or an empty list.
+    Raises BadRequest when `inputs` is anything else, or an empty list.
     """
     output = []
     for sentence in read_sentences(inputs):
@@ -35,14 +35,14 @@ def inference_handler(inputs, _):
 
 
 def read_sentences(inputs):
-    """The sentences of a request as a list; raises ValueError."""
+    """The sentences of a request as a list; raises BadRequest."""
     if isinstance(inputs, str):
         return [inputs]
     if not isinstance(inputs, list):
-        raise ValueError(f"expected a string or a list of strings, got {type(inputs).__name__}")
+        raise BadRequest(f"expected a string or a list of strings, got {type(inputs).__name__}")
     if not inputs:
-        raise ValueError("expected at least one sentence, got an empty list")
+        raise BadRequest("expected at least one sentence, got an empty list")
     for index, sentence in enumerate(inputs):
         if not isinstance(sentence, str):
-            raise ValueError(f"[{index}]: expected a string, got {type(sentence).__name__}")
+            raise BadRequest(f"[{index}]: expected a string, got {type(sentence).__name__}")
     return inputs

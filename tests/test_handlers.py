@@ -1,0 +1,352 @@
+"""Handlers over HTTP: CellStrat's and BentoML's own client code, and every way in which a function can go wrong."""
+
+import base64
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+from conftest import ROOT, Rest, assert_error, bearer, fake_server, key_entry, listening
+
+import serving
+
+AUTH = {"keys": [key_entry("site", "k")]}
+KEY = {"x-api-key": "k"}
+
+MODULE = '''
+import os, time
+import numpy as np
+from serving import BadRequest, hub_handler
+
+MODEL_DIR = os.getenv("MODEL_DIR")
+PNG = bytes.fromhex("89504e470d0a1a0a0000000d49484452")
+
+def echo(inputs):
+    return inputs
+
+@hub_handler
+def marked(inputs, _):
+    return [("a", np.float32(0.5)), {"n": np.arange(3), "nan": float("nan")}]
+
+def context(inputs, context):
+    return {"key": context.key, "id": context.request_id, "agent": context.headers.get("User-Agent"), "dir": os.path.basename(MODEL_DIR or ""),
+            "half": context.server.predict("half", {"instances": [1.0]})["predictions"] if inputs else None}
+
+def length(inputs):
+    return {"bytes": len(inputs)}
+
+def picture(inputs):
+    return PNG
+
+def typed(inputs):
+    return b"<svg/>", "image/svg+xml"
+
+def raises(inputs):
+    raise ValueError("secret of the house")
+
+def refuses(inputs):
+    raise BadRequest("expected a sentence")
+
+def unwritable(inputs):
+    return {"when": [object()]}
+
+def eats(inputs):
+    return len(bytearray(1 << 62))
+
+def slow(inputs):
+    time.sleep(float(inputs))
+    return "done"
+
+def leaves(inputs):
+    raise SystemExit(3)
+'''
+
+
+def write_config(folder, *handlers, **others):
+    (folder / "config.json").write_text(json.dumps({"model_config_list": [], "auth": AUTH, "handlers": list(handlers),
+                                                    "server": {"file_system_poll_wait_seconds": 0}, **others}))
+
+
+def serve(folder, *names, how="standalone", **fields):
+    """A client of handlers /f/<name>, one for each function of MODULE that is named."""
+    (folder / "functions.py").write_text(MODULE)
+    write_config(folder, *({"path": f"/f/{name}", "function": f"functions:{name}", **fields} for name in names))
+    server = serving.ModelServer(folder / "config.json")
+    assert server.wait(10)
+    return Rest(server, how)
+
+
+@pytest.mark.parametrize("value", ["text", 3, 1.5, None, True, [1, [2]], {"a": {"b": []}}])
+def test_any_json_value_goes_in_and_out(tmp_path, how, value):
+    response = serve(tmp_path, "echo", how=how).post("/f/echo", json.dumps(value), headers=KEY)
+    assert response.status_code == 200 and response.json == value
+
+
+@pytest.mark.parametrize("kind, body, size", [
+    ("image/png", b"\x89PNG", 4), ("application/octet-stream", b"{}", 2), ("text/plain", "ü".encode(), 2), ("application/json", b'"four"', 4),
+    ("application/vnd.x+json", b'"four"', 4), ("application/x-www-form-urlencoded", b'"four"', 4)])
+def test_content_type_decides_between_json_and_bytes(tmp_path, kind, body, size):
+    assert serve(tmp_path, "length").post("/f/length", body, headers=KEY, content_type=kind).json == {"bytes": size}
+
+
+def test_ping_and_methods(tmp_path):
+    rest = serve(tmp_path, "echo", "marked")
+    assert rest.get("/f/echo", headers=KEY).json == {"status": "ready", "path": "/f/echo"}
+    assert rest.get("/f/marked", headers=KEY).json == {"statusCode": 200, "body": {"output": {"status": "ready", "path": "/f/marked"}}}
+    assert_error(rest.open("/f/echo", method="PUT", headers=KEY), 405, "Method PUT is not allowed here; this URL takes GET, POST")
+    assert serve(tmp_path, "echo", methods=["PUT"]).open("/f/echo", method="PUT", data="1", headers=KEY).json == 1
+
+
+def test_the_hub_envelope_holds_answers_and_errors(tmp_path):
+    rest = serve(tmp_path, "marked", "raises", "refuses", envelope="hub")
+    answer = json.loads(rest.post("/f/marked", '"x"', headers=KEY).data)
+    assert answer["statusCode"] == 200 and answer["body"]["output"][0] == ["a", 0.5] and answer["body"]["output"][1]["n"] == [0, 1, 2]
+    for path, headers, body, status, text in (
+            ("/f/refuses", KEY, "1", 400, "expected a sentence"), ("/f/refuses", KEY, "{", 400, "JSON Parse error"), ("/f/refuses", {}, "1", 401, "A key is needed"),
+            ("/f/raises", KEY, "1", 500, "Internal server error: the server's log has the reason, at request ")):
+        response = rest.post(path, body, headers=headers)
+        assert response.status_code == response.json["statusCode"] == status and response.json["body"]["error"].startswith(text), response.json
+
+
+def test_context_and_model_dir(tmp_path):
+    (tmp_path / "functions.py").write_text(MODULE)
+    write_config(tmp_path, {"path": "/c", "function": "functions.py:context", "model_dir": "weights"},
+                 model_config_list=[{"config": {"name": "half", "base_path": str(ROOT / "models/half_plus_two")}}])
+    server = serving.ModelServer(tmp_path / "config.json")
+    assert server.wait(60)
+    answer = Rest(server).post("/c", True, headers={**KEY, "X-Request-Id": "r-1", "User-Agent": "me"}).json
+    assert answer == {"key": "site", "id": "r-1", "agent": "me", "dir": "weights", "half": [2.5]}
+    assert "MODEL_DIR" not in os.environ
+    server.stop()
+
+
+def test_bytes_are_answered_as_what_they_are(tmp_path):
+    rest = serve(tmp_path, "picture", "typed")
+    assert rest.post("/f/picture", 1, headers=KEY).headers["Content-Type"] == "image/png"
+    typed = rest.post("/f/typed", 1, headers=KEY)
+    assert typed.headers["Content-Type"] == "image/svg+xml" and typed.data == b"<svg/>"
+
+
+@pytest.mark.parametrize("name, status, text", [
+    ("raises", 500, "Internal server error"), ("leaves", 500, "Internal server error"), ("eats", 500, "Internal server error"),
+    ("unwritable", 500, "The answer of /f/unwritable cannot be sent: $.when[0]: cannot be written as JSON: got object"), ("refuses", 400, "expected a sentence")])
+def test_functions_that_go_wrong_have_their_outcome_and_the_server_goes_on(tmp_path, caplog, name, status, text):
+    rest = serve(tmp_path, name, "echo")
+    response = rest.post(f"/f/{name}", "1", headers=KEY)
+    assert_error(response, status, text + "...")
+    assert "secret" not in response.json["error"] and response.json["request_id"] == response.headers["X-Request-Id"]
+    assert name != "raises" or "secret of the house" in caplog.text and response.json["request_id"] in caplog.text
+    assert rest.post("/f/echo", '"still there"', headers=KEY).json == "still there"
+
+
+def test_a_slow_function_is_cut_at_its_time_and_holds_nobody_else(tmp_path):
+    rest = serve(tmp_path, "slow", "echo", timeout_seconds=0.3)
+    assert rest.post("/f/slow", 0, headers=KEY).json == "done"
+    start = time.monotonic()
+    response = rest.post("/f/slow", 5, headers=KEY)
+    assert_error(response, 504, "/f/slow took longer than 0.3 s")
+    assert time.monotonic() - start < 3 and rest.post("/f/echo", 1, headers=KEY).json == 1
+
+
+def test_an_edited_function_is_taken_in_by_a_reload_and_a_broken_one_leaves_the_old(tmp_path):
+    rest = serve(tmp_path, "echo")
+    path = tmp_path / "functions.py"
+    path.write_text("def echo(inputs):\n    return 'new'\n")
+    assert rest.post("/f/echo", 1, headers=KEY).json == 1, "not before it is said to be whole"
+    assert rest.post("/v1/config/reload").status_code == 201
+    assert rest.post("/f/echo", 1, headers=KEY).json == "new"
+    path.write_text("def echo(inputs:\n")
+    answer = rest.post("/v1/config/reload")
+    assert answer.status_code == 500 and answer.json["details"][0].startswith("$.handlers[0].function: functions.py: SyntaxError")
+    assert rest.post("/f/echo", 1, headers=KEY).json == "new" and rest.get("/readyz").status_code == 200
+    path.write_text("def echo(inputs):\n    return 'newer'\n")
+    assert rest.post("/v1/config/reload").status_code == 201 and rest.post("/f/echo", 1, headers=KEY).json == "newer"
+    assert rest.post("/v1/config/reload").status_code == 200
+
+
+def test_a_function_that_cannot_be_imported_is_told_everywhere(tmp_path):
+    write_config(tmp_path, {"path": "/gone", "function": "gone.py:f"})
+    server = serving.ModelServer(tmp_path / "config.json")
+    assert server.wait(10)
+    rest = Rest(server)
+    assert_error(rest.get("/readyz"), 503, "Not ready: no version is available of handler /gone")
+    for response in (rest.get("/gone", headers=KEY), rest.post("/gone", 1, headers=KEY)):
+        assert_error(response, 503, "/gone is not available: gone.py: no such file beside the config")
+    (tmp_path / "gone.py").write_text("def f(inputs):\n    return inputs\n")
+    assert rest.get("/gone", headers=KEY).status_code == 200, "GET loads it"
+    assert rest.get("/readyz").status_code == 200
+
+
+@pytest.mark.parametrize("handler, text", [
+    ({"path": "x", "function": "a:b"}, ".path: expected its URL"), ({"path": "/a b", "function": "a:b"}, ".path: expected its URL"),
+    ({"path": "/a", "function": "a"}, ".function: expected module:name"), ({"path": "/a", "function": "a:b", "methods": ["LIST"]}, ".methods[0]: expected GET, POST"),
+    ({"path": "/a", "function": "a:b", "envelope": "soap"}, ".envelope: expected hub:"), ({"path": "/a", "fuction": "a:b"}, ".fuction: unknown key; did you mean 'function'?")])
+def test_wrong_handlers_in_the_config(handler, text):
+    with pytest.raises(serving.ConfigError) as raised:
+        serving.load_config({"model_config_list": [], "handlers": [handler]})
+    assert raised.value.message.startswith(f"$.handlers[0]{text}")
+
+
+def test_endpoints_from_python(how):
+    server = fake_server({}, auth=AUTH)
+
+    @server.endpoint("/alice/caption", methods=["POST", "PUT"])
+    def caption(inputs, context):
+        return {"caption": inputs, "by": context.key}
+    rest = Rest(server, how)
+    assert rest.post("/alice/caption", '"hello"', headers=KEY).json == {"caption": "hello", "by": "site"}
+    assert rest.post("/alice/caption", "hello").status_code == 401 and caption("x", type("C", (), {"key": 1}))["by"] == 1
+    with pytest.raises(serving.ServingError, match="The endpoint /late came after the app was built"):
+        server.endpoint("/late")(caption)
+    with pytest.raises(serving.ServingError, match="endpoint path: expected something like"):
+        fake_server({}).endpoint("no/slash")(caption)
+
+
+def test_handlers_that_a_reload_brings_are_served(tmp_path):
+    rest = serve(tmp_path, "echo")
+    write_config(tmp_path, {"path": "/f/echo", "function": "functions:echo"}, {"path": "/g/added", "function": "functions:length"})
+    assert rest.post("/v1/config/reload").status_code == 201
+    assert rest.post("/g/added", '"four"', headers=KEY).json == {"bytes": 4}
+
+
+def test_handlers_alone_never_import_tensorflow(tmp_path):
+    (tmp_path / "functions.py").write_text("def f(inputs):\n    return inputs\n")
+    write_config(tmp_path, {"path": "/f", "function": "functions:f"})
+    code = (f"import sys; sys.path.insert(0, {str(ROOT)!r}); import serving\nfrom werkzeug.test import Client\nserver = serving.ModelServer('config.json')\n"
+            "server.wait(10)\nclient = Client(serving.create_app(server))\nprint(client.post('/f', data='1', headers={'x-api-key': 'k'}).json, 'tensorflow' in sys.modules)")
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout == "1 False\n", done.stderr
+
+
+# --- the guides' own client code ------------------------------------------------------------------------------
+
+GUIDE = '''
+import os
+import json
+import requests
+import base64
+
+# Paste your key and username here
+API_KEY = "YOUR API KEY"
+USERNAME = "YOUR USERNAME"
+API_NAME = "sentiment-analyser"
+
+# The API endpoint for your Hub API project
+endpoint = f"https://api.cellstrathub.com/{USERNAME}/{API_NAME}"
+
+headers = {
+  "x-api-key": API_KEY,
+  "Content-Type": "application/json"
+}
+requests.get(endpoint, headers=headers).json()
+sample_inputs = ["Deployment with CellStrat Hub is so simple and quick!",
+                 "I have been using CellStrat Workspace for a while now",
+                 "I don't like that movie. It tried to do a lot of things at once."]
+
+payload = sample_inputs[0]
+
+# Send the POST request
+response = requests.post(endpoint, headers=headers, data=json.dumps(payload)).json()
+
+if response.get('statusCode') == 200:
+    # Parse the output
+    output = response['body']['output']
+else:
+    output = response
+
+print(output)
+'''
+
+
+def test_cellstrats_client_code_gets_its_answer_from_the_sentiment_example():
+    """The code of the guide, word for word, with another address and key."""
+    source = json.loads((ROOT / "examples/sentiment/config.json").read_text()) | {"auth": AUTH}
+    config = ROOT / "examples/sentiment" / "config.json"
+    server = serving.ModelServer(config)
+    server.manager.prepared = serving.part("serving_rooms.assembly").prepare(
+        server, serving.load_config(config, json.dumps(source).encode()))
+    assert server.wait(30) and server.readiness() == []
+    with listening(server) as address:
+        code = GUIDE.replace("https://api.cellstrathub.com", address).replace("YOUR API KEY", "k").replace("YOUR USERNAME", "alice")
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+        wrong = subprocess.run([sys.executable, "-c", code.replace('"k"', '"wrong"')], capture_output=True, text=True, timeout=60)
+    (best, *others), = eval(done.stdout, {"__builtins__": {}})
+    assert best[0] == "Positive" and best[1] > max(score for _, score in others) and {name for name, _ in others} == {"Neutral", "Negative"}
+    assert "'statusCode': 401" in wrong.stdout
+
+
+def test_bentomls_curl_gets_an_image():
+    """The call of the guide, word for word, with another address and key."""
+    server = fake_server({}, auth=AUTH)
+
+    @server.endpoint("/3ed3b4e7-46cb-459f-abd9-e30680e8b11f/generate")
+    def generate(inputs):
+        from PIL import Image
+        return Image.new("RGB", (inputs["width"] // 8, inputs["height"] // 8), "red")
+    command = '''curl -X 'POST' \\
+    'https://api-cloud-function.elice.io/3ed3b4e7-46cb-459f-abd9-e30680e8b11f/generate' \\
+    -H 'accept: image/*' \\
+    -H 'Content-Type: application/json' \\
+    -H 'Authorization: Bearer {{api_key}}' \\
+    -d '{
+    "prompt": "a tiny astronaut hatching from an egg on the moon",
+    "height": 512,
+    "width": 512,
+    "num_inference_steps": 4,
+    "guidance_scale": 0
+    }' '''
+    with listening(server) as address:
+        command = command.replace("https://api-cloud-function.elice.io", address).replace("{{api_key}}", "k")
+        done = subprocess.run(command.replace("curl", "curl -s -D /dev/stderr", 1), shell=True, capture_output=True, timeout=60)
+    assert b"200 OK" in done.stderr and b"image/png" in done.stderr and done.stdout.startswith(b"\x89PNG")
+
+
+def test_a_new_project_serves_at_once(tmp_path):
+    project = tmp_path / "hello"
+    assert serving.main(["--init", str(project)]) == 0
+    process = subprocess.Popen([sys.executable, "serving.py", "--config", "config.json", "--port", "0"], cwd=project, stdout=subprocess.PIPE,
+                               stderr=subprocess.DEVNULL, text=True)
+    try:
+        lines = []
+        for line in process.stdout:
+            lines.append(line)
+            if "curl" in line and "x-api-key" in line:
+                break
+        command = lines[-1][lines[-1].index("curl"):]
+        done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=30)
+        assert json.loads(done.stdout)["statusCode"] == 200, (lines, done)
+    finally:
+        process.terminate()
+    assert process.wait(30) == 0
+    assert serving.main(["--init", str(project)]) == 2
+
+
+def test_eight_callers_of_one_handler_at_once(tmp_path):
+    rest = serve(tmp_path, "echo")
+    wrong = []
+
+    def ask(number):
+        for n in range(50):
+            value = [number, n, base64.b64encode(os.urandom(20)).decode()]
+            if rest.client.post("/f/echo", data=json.dumps(value), headers=KEY).json != value:
+                wrong.append(value)
+    threads = [threading.Thread(target=ask, args=(n,)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+def test_arrays_of_numpy_and_names_of_urls(tmp_path):
+    (tmp_path / "functions.py").write_text("import numpy as np\n\ndef f(inputs):\n    return np.asarray(inputs, np.float32) / 3\n")
+    write_config(tmp_path, {"path": "/a-b.c/~d_e", "function": "functions:f"})
+    server = serving.ModelServer(tmp_path / "config.json")
+    assert server.wait(10)
+    answer = Rest(server).post("/a-b.c/~d_e", [1, 2], headers=bearer("k"))
+    assert np.array_equal(np.array(answer.json, np.float32), np.float32([1, 2]) / 3) and not re.search("null", answer.text)

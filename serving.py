@@ -2313,7 +2313,7 @@ def report(server: ModelServer, address: str, stop: threading.Event) -> None:
     curl = None
     for model, states in server.manager.states().items():
         for version, state in sorted(states.items(), reverse=True):
-            device = f" on {state.servable.device}" if state.servable else ""
+            device = f" on {state.servable.device}" if state.servable and state.servable.device else ""
             print(f"  {model} version {version}: {state.state}{device}{' ' + state.error if state.error else ''}")
             if state.servable and state.servable.example is not None:
                 body = encode_json(state.servable.example).decode()

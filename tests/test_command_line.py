@@ -140,7 +140,7 @@ def check(path):
 def test_check_says_what_would_be_served():
     status, lines = check(ROOT / "config.json")
     assert status == 0
-    assert lines[0] == f"half_plus_two: version 123 on AUTO from {ROOT / 'models/half_plus_two'}" and len(lines) == 5
+    assert lines[0] == f"half_plus_two: version 123 on AUTO from {ROOT / 'models/half_plus_two'}" and len(lines) == 6
     assert lines[-1] == "deployment shapes: model shapes, 4 classes"
 
 

@@ -41,7 +41,6 @@ import os
 import queue
 import re
 import secrets
-import shlex
 import signal
 import socket
 import sys
@@ -275,6 +274,8 @@ class ServerConfig:
     max_unpacked_bytes: int = option(100 << 20, "size of a gzip body unpacked; TensorFlow Serving's limit", minimum=1)
     cors_origins: tuple[str, ...] = option((), 'origins whose pages may call: ["https://site.example"], or ["*"] for all')
     gpu_memory_limit_mb: int | None = option(None, "MiB of each GPU for this process; default: grows on demand (start)", minimum=1)
+    log_format: str = option("text", "text or json: how `python serving.py` writes its log (start)", pattern="^(text|json)$")
+    log_level: str = option("INFO", "DEBUG, INFO, WARNING or ERROR (start)", pattern="^(DEBUG|INFO|WARNING|ERROR)$")
     images: ImageConfig = option(ImageConfig(), "limits of the pictures taken in")
 
 
@@ -771,6 +772,29 @@ def encode_json(value: Any) -> bytes:
 # ======================================================================================================
 
 
+class Trace:
+    """What becomes known of a request on its way: for metrics and the log."""
+
+    __slots__ = ("start", "queued", "began", "ended", "inference", "routines", "rows", "model", "version")
+
+    def __init__(self, queued: float | None = None):
+        self.start = time.perf_counter()
+        self.queued = queued  # when its last byte had come
+        self.began = self.ended = self.inference = self.routines = 0.0
+        self.rows, self.model, self.version = 0, "", ""
+
+    def parts(self) -> dict[str, float]:
+        """Seconds in the queue, in decoding, in the model, in routines and in encoding; no decoding without inference."""
+        end, known = time.perf_counter(), {"queue": self.start - self.queued} if self.queued else {}
+        if not self.inference:
+            return known
+        return known | {"decode": self.began - self.start, "inference": self.inference, "routines": self.routines,
+                        "encode": end - self.ended - self.routines}
+
+
+CURRENT = threading.local()  # .trace: that of the request which this thread answers
+
+
 class Servable:
     """Anything that answers: signatures, and `run(signature_name, inputs) -> outputs` on arrays by name.
 
@@ -782,11 +806,26 @@ class Servable:
                  run: Callable[[str, dict[str, np.ndarray]], dict[str, np.ndarray]], *,
                  metadata: dict[str, Any] | None = None, device: str = "",
                  close: Callable[[], None] = lambda: None, example: Any = None):
-        self.signatures, self.run = dict(signatures), run
+        self.signatures, self._run = dict(signatures), run
         self.metadata, self.device, self.example = metadata or {}, device, example
         self._close = close
         self._leases, self._retired = 0, False
         self._changed = threading.Condition()
+
+    def run(self, name: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Answer arrays by name with arrays by name, by the signature `name`; timed for the request it is part of."""
+        trace = getattr(CURRENT, "trace", None)
+        if trace is None or trace.began > trace.ended:  # inside a pipeline's run, which is timed as a whole
+            return self._run(name, inputs)
+        trace.began = trace.began or time.perf_counter()
+        start = time.perf_counter()
+        first = next(iter(inputs.values()), None)
+        trace.rows = len(first) if first is not None and first.ndim else 1
+        try:
+            return self._run(name, inputs)
+        finally:
+            trace.ended = time.perf_counter()
+            trace.inference += trace.ended - start
 
     def acquire(self) -> bool:
         """Take a lease; False when the servable is being retired."""
@@ -1139,6 +1178,7 @@ class VersionState:
     error_code: str = "UNKNOWN"
     servable: Servable | None = None
     load_key: tuple | None = None
+    load_seconds: float = 0.0
     files: tuple = ()  # the fingerprint of what is loaded
     failed_at: tuple | None = None  # the fingerprint of the files that failed
 
@@ -1220,6 +1260,8 @@ class ModelManager:
         number, servable = self.find(model, version, label)
         while not servable.acquire():  # retired between the look and the lease: the table has a newer one
             number, servable = self.find(model, version, label)
+        if (trace := getattr(CURRENT, "trace", None)) is not None and not trace.model:
+            trace.model, trace.version = model, str(number)
         try:
             yield number, servable
         finally:
@@ -1449,6 +1491,7 @@ class ModelManager:
         if state.failed_at != files or not polling:
             outcome.changed = True
             state.state = state.state if state.servable else "LOADING"
+            start = time.perf_counter()
             try:
                 servable = self._load(folder, model)
             except Exception as error:  # a model may fail in any way; it must not take the loader with it
@@ -1459,7 +1502,7 @@ class ModelManager:
                 if state.servable:
                     self._draining.append((None, state.servable))
                 state.servable, state.load_key, state.files, state.failed_at = servable, model.load_key, found, None
-                state.state, state.error = "AVAILABLE", ""
+                state.state, state.error, state.load_seconds = "AVAILABLE", "", time.perf_counter() - start
                 logger.info("%s version %d is available on %s", model.name, version, servable.device or "no device")
                 return True
         outcome.errors.append((500, f"{path}: version {version} of {model.name} cannot be loaded: {state.error}"))
@@ -1784,6 +1827,7 @@ class ModelServer:
         self.key, self.kept = secrets.token_urlsafe(24), dict[Any, Any]()  # what outlives a config: inboxes and handlers
         self.endpoints: dict[str, Any] = {}  # those of `endpoint`
         self._mounted = False
+        self.metrics: Any = None if Auth is AllPolicy else part("serving_rooms.metrics").Metrics()
         options: dict[str, Any] = {"load": load}
         if Auth is not AllPolicy:
             room = part("serving_rooms.assembly")
@@ -2025,7 +2069,12 @@ def view_infer(server: ModelServer, model: str, verb: str, version: int | None =
 def view_part(name: str) -> Callable[..., Response]:
     """A view of serving_rooms/, such as `pictures.view_classes`, imported when it is asked for the first time."""
     room, _, function = name.rpartition(".")
-    return lambda server, **arguments: getattr(part(f"serving_rooms.{room}"), function)(server, **arguments)
+
+
+    def view(server: ModelServer, **arguments: Any) -> Response:
+        return getattr(part(f"serving_rooms.{room}"), function)(server, **arguments)
+    view.__name__ = function
+    return view
 
 
 def view_status(server: ModelServer, model: str, version: int | None = None, label: str | None = None) -> Response:
@@ -2082,13 +2131,23 @@ ROUTES: tuple[tuple[str, re.Pattern, Callable[..., Response], str], ...] = tuple
         ("GET HEAD", "/readyz|/v2/health/ready", view_ready, "open"),
         ("POST", DEPLOYMENT + "/predict", view_part("pictures.view_predict_image"), "key"),
         ("GET", DEPLOYMENT + "/classes", view_part("pictures.view_classes"), "key"),
+        ("GET", "/deployments", view_part("pages.view_deployments"), "key"),
+        ("GET", "/(?P<deployment>[^/:]+)/samples/(?P<name>[^/:]+)", view_part("pages.view_sample"), "key"),
+        ("GET", "/(?P<deployment>[^/:]+)/client/(?P<language>[^/:]+)", view_part("pages.view_client"), "key"),
+        ("GET", "/metrics|/monitoring/prometheus/metrics", view_part("pages.view_metrics"), "shared"),
+        ("GET", "/stats", view_part("pages.view_stats"), "shared"),
+        ("GET", "/openapi.json", view_part("pages.view_openapi"), "shared"),
+        ("GET HEAD", "/console(?:/(?P<name>[^/:]*))?", view_part("pages.view_console"), "open"),
         ("GET", "/(?P<deployment>[^/:]+)/active_learning/(?P<group>[^/:]+)", view_part("pictures.view_active_learning"), "key"),
     ))
 # Where Flask hands requests to the table above; the rest of a site's URLs stays the site's.
 RULES: tuple[tuple[str, dict[str, str]], ...] = (
     ("/<any(v1, V1):root>/<serving_rest:rest>", {}), ("/model-serving/<serving_rest:rest>", {"root": "model-serving"}),
-    ("/<any(livez, readyz, predict, classes):root>", {}), ("/v2/health/<any(live, ready):rest>", {"root": "v2/health"}),
-    ("/<root>/<any(predict, classes):rest>", {}), ("/<root>/active_learning/<group>", {"rest": "active_learning"}))
+    ("/<any(livez, readyz, predict, classes, deployments, metrics, stats, 'openapi.json', console):root>", {}),
+    ("/<any(console):root>/", {"rest": ""}), ("/<any(console):root>/<rest>", {}),
+    ("/v2/health/<any(live, ready):rest>", {"root": "v2/health"}),
+    ("/monitoring/prometheus/<any(metrics):rest>", {"root": "monitoring/prometheus"}),
+    ("/<root>/<any(predict, classes):rest>", {}), ("/<root>/<any(active_learning, samples, client):rest>/<group>", {}))
 METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS")
 
 
@@ -2123,6 +2182,7 @@ class Found:
     view: Callable[..., Response]
     guard: str
     arguments: dict[str, Any]
+    route: str  # its name in metrics
     shape: str  # bare: TensorFlow Serving's; full: Datature's as well; hub: CellStrat's envelope
 
 
@@ -2138,11 +2198,12 @@ def find_view(server: ModelServer, method: str, path: str) -> Found:
                 arguments["version"] = int(digits)
             if "alias" in arguments:
                 use_deployment(server, arguments)
-            return Found(view, guard, arguments, "full" if guard == "key" else "bare")
+            route = arguments.get("verb") or view.__name__.removeprefix("view_")
+            return Found(view, guard, arguments, route, "full" if guard == "key" else "bare")
     endpoint = server.prepared.endpoints.get(unquote(path))
     if endpoint is not None:
         view = part("serving_rooms.endpoints").view_endpoint
-        return Found(view, "key", {"endpoint": endpoint, "method": method}, endpoint.envelope or "full")
+        return Found(view, "key", {"endpoint": endpoint, "method": method}, endpoint.path, endpoint.envelope or "full")
     if any(guard == "key" and pattern.fullmatch(path) for _, pattern, _, guard in ROUTES):
         raise ServingError(f"Method {method} is not allowed here: {path[:200]}", "INVALID_ARGUMENT", HTTPStatus.METHOD_NOT_ALLOWED)
     raise BadRequest(f"Malformed request: {method} {path}")
@@ -2189,7 +2250,10 @@ class Door:
 
 def respond(door: Door, root: str = "", rest: str | None = None, group: str | None = None) -> Response:
     """Answer a request: its view's response, or its error's; with a request id, CORS headers where the config has them, and a log line."""
-    server, start, who, shape = door.server, time.perf_counter(), "-", "bare"
+    server, who, shape, route = door.server, "-", "bare", ""
+    channel = getattr(request.environ.get("waitress.client_disconnected"), "__self__", None)
+    trace = CURRENT.trace = Trace(getattr(channel, "queued", None))
+    metrics = server.metrics.begin() if server.metrics else None
     request_id = request.headers.get("X-Request-Id", "")
     request_id = request_id if re.fullmatch(r"[\w.:-]{1,100}", request_id, re.ASCII) else secrets.token_hex(8)
     path = raw_path("/" + "/".join(name for name in (root, rest, group) if name is not None))
@@ -2198,18 +2262,24 @@ def respond(door: Door, root: str = "", rest: str | None = None, group: str | No
             response = preflight(server)
         else:
             found = find_view(server, request.method, path)
-            shape = found.shape
+            shape, route = found.shape, found.route
             request.environ["serving.caller"] = request_id, (who := authorize(door, found))
             response = found.view(server, **found.arguments)
     except Exception as error:
         response = to_response(error, request_id, shape)
+    CURRENT.trace = None
     response.headers["X-Request-Id"] = request_id
     origins, origin = server.config.server.cors_origins, request.headers.get("Origin")
     if origins:
         response.vary.add("Origin")
         if origin and (origin in origins or "*" in origins):
             response.headers["Access-Control-Allow-Origin"] = origin
-    logger.info("%s %s %s %s %d %.1f ms", request_id, who, request.method, path, response.status_code, 1e3 * (time.perf_counter() - start))
+    ms = round(1e3 * (time.perf_counter() - trace.start), 2)
+    call = {"request_id": request_id, "key": who, "method": request.method, "path": path, "route": route or "none", "model": trace.model,
+            "version": trace.version, "status": response.status_code, "ms": ms, "rows": trace.rows}
+    if metrics:
+        metrics.end(trace, call, response)
+    logger.info("%(request_id)s %(key)s %(method)s %(path)s %(status)d %(ms)s ms model=%(model)s version=%(version)s rows=%(rows)d", call)
     return response
 
 
@@ -2305,36 +2375,6 @@ def choose_source(parser: argparse.ArgumentParser, options: argparse.Namespace) 
     return options.config or (str(demo) if demo.exists() and not Path("config.json").exists() else "config.json")
 
 
-def report(server: ModelServer, address: str, stop: threading.Event) -> None:
-    """Print, once the first load is over, each model with its versions and devices, the URLs, and a working curl."""
-    server.wait()
-    if stop.is_set():
-        return
-    curl = None
-    for model, states in server.manager.states().items():
-        for version, state in sorted(states.items(), reverse=True):
-            device = f" on {state.servable.device}" if state.servable and state.servable.device else ""
-            print(f"  {model} version {version}: {state.state}{device}{' ' + state.error if state.error else ''}")
-            if state.servable and state.servable.example is not None:
-                body = encode_json(state.servable.example).decode()
-                command = f"curl -d {shlex.quote(body)} {address}/v1/models/{quote(model, safe='')}:predict"
-                curl = min(curl or command, command, key=lambda text: text.index(" http"))
-    for name in server.readiness():
-        print(f"  {name}: not available, the log says why")
-    print(f"Status: {address}/v1/models   Reload: curl -X POST {address}/v1/config/reload   Ready: {address}/readyz")
-    if curl:
-        print(f"Try:    {curl}", flush=True)
-    for path, endpoint in server.prepared.endpoints.items():
-        print(f"  {path}: {'ready' if endpoint.handler.ready else endpoint.handler.error}")
-    for path in list(server.prepared.endpoints)[:1]:
-        print(f"        curl -H 'x-api-key: {server.generated_key or 'KEY'}' -d '\"hello\"' {address}{path}", flush=True)
-    for deployment in (d for d in server.config.deployments if d.id in server.config.default_deployment):
-        samples = sorted(Path(next((m.base_path for m in server.config.models if m.name == deployment.model), ".")).glob("samples/*"))
-        picture = os.path.relpath(samples[0]) if samples else "picture.jpg"
-        print(f"        curl -H 'Authorization: Bearer {server.generated_key or 'KEY'}' --data-binary {shlex.quote('@' + picture)} "
-              f"{address}/{quote(deployment.id, safe='')}/predict", flush=True)
-
-
 def run(source: Source, host: str = "127.0.0.1", port: int = 8501,
         stop: threading.Event | None = None) -> None:
     """Serve with waitress until SIGTERM, SIGINT or `stop`; running requests are finished first.
@@ -2354,7 +2394,14 @@ def run(source: Source, host: str = "127.0.0.1", port: int = 8501,
         recv_bytes=1 << 20, outbuf_overflow=64 << 20, outbuf_high_watermark=64 << 20,
         channel_request_lookahead=1,  # sees clients that went away
         asyncore_use_poll=True)
-    app = create_app(server)
+    app, add_task = create_app(server), http.task_dispatcher.add_task
+
+    def stamp(channel: Any) -> None:
+        channel.queued = time.perf_counter()
+        add_task(channel)
+    http.task_dispatcher.add_task = stamp
+    if server.metrics:
+        server.metrics.queue = http.task_dispatcher.queue
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: os._exit(1) if stop.is_set() else stop.set())
@@ -2364,7 +2411,8 @@ def run(source: Source, host: str = "127.0.0.1", port: int = 8501,
     print(f"serving {__version__} on {address}, loading {server.manager.name}", flush=True)
     if host not in ("127.0.0.1", "localhost", "::1"):
         logger.warning("Listening on %s: whoever reaches this address can use the models", host)
-    threading.Thread(target=report, args=(server, address, stop), daemon=True).start()
+    if Auth is not AllPolicy:
+        threading.Thread(target=part("serving_rooms.commands").report, args=(server, address, stop), daemon=True).start()
     while not stop.is_set():
         http.asyncore.loop(timeout=0.5, map=sockets, use_poll=True, count=1)
     logger.info("Stopping when the running requests are answered; a second signal stops at once")
@@ -2401,7 +2449,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name in ("new_key", "init", "export", "check"):
             if value := getattr(options, name):
                 return part("serving_rooms.commands").COMMANDS[name](source, value)
-        run(ModelServer(source, poll_seconds=options.file_system_poll_wait_seconds), options.host, options.port)
+        server = ModelServer(source, poll_seconds=options.file_system_poll_wait_seconds)
+        logging.getLogger().setLevel(server.config.server.log_level)
+        if server.config.server.log_format == "json":
+            logging.getLogger().handlers[0].setFormatter(part("serving_rooms.metrics").JsonFormatter())
+        run(server, options.host, options.port)
         return 0
     except ConfigError as error:
         print(f"serving: {options.config or 'config'}: {error.message}", file=sys.stderr)

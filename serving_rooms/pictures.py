@@ -20,6 +20,7 @@ from flask import Response, request
 
 import routines
 from serving import (
+    CURRENT,
     BadRequest,
     ConfigError,
     ModelServer,
@@ -178,9 +179,13 @@ def annotate(ready: ReadyDeployment, model: routines.ImageModel, run: Callable[[
     """
     before = [step for step in own if step.before_model]
     tensors = routines.predict_image(model, run, image, (*ready.chain, *before))
+    start = time.perf_counter()
     if ready.inbox is not None:
         offer(ready, image, tensors, origin)
-    return routines.run_after(own, tensors)
+    tensors = routines.run_after(own, tensors)
+    if (trace := getattr(CURRENT, "trace", None)) is not None:
+        trace.routines = time.perf_counter() - start
+    return tensors
 
 
 def offer(ready: ReadyDeployment, image: np.ndarray, tensors: routines.Tensors, origin: Mapping[str, Any]) -> None:

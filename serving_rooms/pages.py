@@ -1,0 +1,129 @@
+"""What operators and people in a browser ask for: the console, /stats, /metrics, /openapi.json, client code."""
+
+import dataclasses
+import json
+import sys
+import types
+import typing
+from pathlib import Path
+from typing import Any
+
+from flask import Response, redirect, request
+
+import routines
+from serving import BadRequest, ModelServer, NotFound, encode_json, example_request, parse_json, reply
+from serving_rooms.client_code import LANGUAGES, client_code
+from serving_rooms.metrics import prometheus_text, read_gpus
+from serving_rooms.openapi import describe_api
+from serving_rooms.pictures import find_deployment
+
+# Beside the server, or where `pip install` puts it.
+CONSOLE = [Path(__file__).parent.parent / "console", Path(sys.prefix) / "share/serving/console"]
+TYPES = {".html": "text/html; charset=utf-8", ".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8",
+         ".svg": "image/svg+xml"}
+POLICY = "default-src 'self'; img-src 'self' data: blob:; frame-ancestors 'self'; base-uri 'none'; form-action 'none'"
+
+
+def view_metrics(server: ModelServer) -> Response:
+    return Response(prometheus_text(server), content_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def view_stats(server: ModelServer) -> Response:
+    devices = {f"{model}/{version}": state.servable.device for model, states in server.manager.states().items()
+               for version, state in states.items() if state.servable}
+    return reply({**server.metrics.read(), "gpus": read_gpus(), "devices": devices})
+
+
+def view_openapi(server: ModelServer) -> Response:
+    return reply(describe_api(server, request.script_root + request.path.removesuffix("/openapi.json")))
+
+
+def view_console(server: ModelServer, name: str | None = None) -> Response:
+    """A file of the page; the page itself at /console/, so that its relative addresses hold under any prefix."""
+    if name is None and not request.path.endswith("/"):
+        return redirect(f"{request.script_root}{request.path}/", 308)  # type: ignore[return-value]
+    for folder in CONSOLE:
+        file = folder / (name or "index.html")
+        if file.parent == folder and file.is_file():
+            headers = {"Content-Security-Policy": POLICY, "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
+            return Response(file.read_bytes(), headers=headers, content_type=TYPES.get(file.suffix, "application/octet-stream"))
+    raise NotFound(f"The console has no file '{name}'" if CONSOLE[0].is_dir() or CONSOLE[1].is_dir() else
+                   "The console needs the folder console beside serving.py")
+
+
+def view_deployments(server: ModelServer) -> Response:
+    """All that the page needs to build itself: deployments, models, routines and languages."""
+    return reply({"deployments": [describe_deployment(server, ready) for ready in server.prepared.deployments.values()],
+                  "models": [{"name": name, "body": example_body(server, name)} for name in server.config.served_names],
+                  "routines": [describe_routine(kind) for name, kind in routines.ROUTINES.items() if name == kind.__name__],
+                  "languages": [{"id": name, "name": language.name} for name, language in LANGUAGES.items()]})
+
+
+def describe_deployment(server: ModelServer, ready: Any) -> dict[str, Any]:
+    config, takes_images, reason = ready.config, False, None
+    try:
+        _, servable = server.manager.find(config.model, config.version, config.version_label)
+        ready.model_of(servable)
+        takes_images = True
+    except Exception as error:  # not there, or no model of pictures
+        reason = str(error)
+    classes = {str(number): {"id": number, "name": name} for number, name in sorted(ready.labels.items())}
+    return {"id": config.id, "model": config.model, "default": config.id in server.config.default_deployment,
+            "version_tag": config.version_tag, "takes_images": takes_images, "reason": reason, "classes": classes,
+            "available": config.model in server.manager.available,
+            "routines": list(config.routines), "samples": [path.name for path in list_samples(server, config)]}
+
+
+def list_samples(server: ModelServer, deployment: Any) -> list[Path]:
+    """The pictures in `samples` beside a deployment's model's versions."""
+    base = next((model.base_path for model in server.config.models if model.name == deployment.model), None)
+    files = sorted(Path(base).glob("samples/*")) if base else []
+    return [path for path in files if path.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")][:24]
+
+
+def example_body(server: ModelServer, model: str) -> Any:
+    """A predict body that a model's default signature takes, where one can be made up."""
+    found = server.manager.available.get(model)
+    signature = found and found.versions[max(found.versions)].signatures.get("serving_default")
+    return json.loads(encode_json(example_request("serving_default", signature))) if signature else None
+
+
+KINDS = {int: "integer", float: "number", str: "string"}
+
+
+def describe_routine(kind: Any) -> dict[str, Any]:
+    """A routine's declaration, for fields to fill in."""
+    hints = typing.get_type_hints(kind)
+    arguments = [{"name": field.name, "kind": kind_of(hints[field.name]), "required": field.default is dataclasses.MISSING,
+                  "default": None if field.default is dataclasses.MISSING else field.default,
+                  **{key: field.metadata.get(key) for key in ("minimum", "maximum", "doc")}} for field in dataclasses.fields(kind)]
+    doc = (kind.__doc__ or "").strip().partition("\n")[0]
+    return {"name": kind.__name__, "doc": doc, "before_model": kind.before_model, "arguments": arguments}
+
+
+def kind_of(hint: Any) -> str:
+    """number, integer, string, numbers or strings; of a union the richest."""
+    options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    for option in options:
+        if typing.get_origin(option) is tuple:
+            return KINDS.get(typing.get_args(option)[0], "number").replace("integer", "number") + "s"
+    return next((KINDS[option] for option in options if option in KINDS), "string")
+
+
+def view_sample(server: ModelServer, deployment: str, name: str) -> Response:
+    path = next((path for path in list_samples(server, find_deployment(server, deployment).config) if path.name == name), None)
+    if path is None:
+        raise NotFound(f"Deployment '{deployment}' has no sample '{name}'")
+    kind = {"jpg": "jpeg"}.get(path.suffix[1:].lower(), path.suffix[1:].lower())
+    return Response(path.read_bytes(), content_type=f"image/{kind}", headers={"Cache-Control": "private, max-age=3600"})
+
+
+def view_client(server: ModelServer, deployment: str, language: str) -> Response:
+    """A program that calls a deployment, its key left to be filled in."""
+    find_deployment(server, deployment)
+    url = f"{request.url_root.rstrip('/')}{request.path.rpartition('/client/')[0]}/predict"
+    try:
+        code = client_code(language, url, "YOUR_KEY", parse_json(request.args.get("routines", "[]").encode()))
+    except ValueError as error:
+        raise BadRequest(str(error)) from None
+    return Response(code, content_type="text/plain; charset=utf-8")

@@ -51,9 +51,10 @@ def test_every_command_line_option_is_in_the_readme():
 def test_every_route_is_in_the_readme():
     for part in ("/v1/models", ":predict", ":classify", ":regress", "/metadata", "/model-serving/", "/v1/config", "/v1/config/reload",
                  "/livez", "/readyz", "/v2/health/live", "/v2/health/ready", "/predict", "/<deployment>/predict", "/<deployment>/classes",
-                 "/<deployment>/active_learning/<group>"):
-        assert part in README
-    assert len(serving.ROUTES) == 12  # a new route must be named above, and in the README
+                 "/<deployment>/active_learning/<group>", "/metrics", "/monitoring/prometheus/metrics", "/stats", "/openapi.json", "/console",
+                 "/deployments", "/<deployment>/samples/<name>", "/<deployment>/client/<language>"):
+        assert part in DOCS
+    assert len(serving.ROUTES) == 19  # a new route must be named above, and in the README
 
 
 def test_curl_examples_answer_as_printed(demo):

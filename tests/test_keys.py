@@ -17,7 +17,7 @@ import pytest
 from conftest import ROOT, FakeDetector, FakeServable, Rest, bearer, fake_server, key_entry
 
 import serving
-from serving_rooms import keys, pictures, quotas
+from serving_rooms import keys, pages, pictures, quotas
 
 BODY = json.dumps({"instances": [[1.0]]})
 PICTURE = json.dumps({"image_type": "array", "data": [[[1, 2, 3]]]})
@@ -28,12 +28,14 @@ CALLS = [
     ("GET", "/v1/config", None, "shared"), ("POST", "/v1/config/reload", None, "shared"),
     ("GET", "/livez", None, "open"), ("GET", "/readyz", None, "open"),
     ("POST", "/predict", PICTURE, "key"), ("POST", "/pictures/predict", PICTURE, "key"), ("GET", "/pictures/classes", None, "key"),
-    ("GET", "/pictures/active_learning/review", None, "key")]
+    ("GET", "/pictures/active_learning/review", None, "key"), ("GET", "/deployments", None, "key"), ("GET", "/pictures/client/curl", None, "key"),
+    ("GET", "/pictures/samples/0.jpg", None, "key"), ("GET", "/metrics", None, "shared"), ("GET", "/stats", None, "shared"),
+    ("GET", "/openapi.json", None, "shared"), ("GET", "/console/", None, "open")]
 STATES = {"no key": 401, "wrong": 401, "expired": 401, "disabled": 401, "out of scope": 403, "over quota": 429, "good": 200}
 
 
 @pytest.fixture(params=["predict", "all"])
-def guarded(request, tmp_path):
+def guarded(request, tmp_path, monkeypatch):
     protect = request.param
     entries = [
         key_entry("site", "good"), key_entry("old", "expired", expires="2020-01-01"), key_entry("off", "disabled", disabled=True),
@@ -41,6 +43,7 @@ def guarded(request, tmp_path):
     deployments = [
         {"id": "pictures", "model": "d", "default": True, "active_learning": {"threshold": 1, "folder": str(tmp_path)}},
         {"id": "numbers", "model": "m"}, {"id": "elsewhere", "model": "e"}]
+    monkeypatch.setattr(pages, "list_samples", lambda server, deployment: [ROOT / "models/shapes/samples/0.jpg"])
     server = fake_server({"m": FakeServable(), "d": FakeDetector(), "e": FakeDetector()}, deployments=deployments,
                          auth={"keys": entries, "protect": protect, "quota_store": str(tmp_path / "quotas")})
     quotas.open_quotas(str(tmp_path / "quotas")).take("busy", 1, "month")

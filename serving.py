@@ -2394,14 +2394,8 @@ def run(source: Source, host: str = "127.0.0.1", port: int = 8501,
         recv_bytes=1 << 20, outbuf_overflow=64 << 20, outbuf_high_watermark=64 << 20,
         channel_request_lookahead=1,  # sees clients that went away
         asyncore_use_poll=True)
-    app, add_task = create_app(server), http.task_dispatcher.add_task
-
-    def stamp(channel: Any) -> None:
-        channel.queued = time.perf_counter()
-        add_task(channel)
-    http.task_dispatcher.add_task = stamp
-    if server.metrics:
-        server.metrics.queue = http.task_dispatcher.queue
+    app = create_app(server)
+    watch_queue(server, http.task_dispatcher)
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: os._exit(1) if stop.is_set() else stop.set())
@@ -2418,6 +2412,18 @@ def run(source: Source, host: str = "127.0.0.1", port: int = 8501,
     logger.info("Stopping when the running requests are answered; a second signal stops at once")
     finish(http, sockets, listeners, options.drain_seconds)
     server.stop(drain=False)
+
+
+def watch_queue(server: ModelServer, dispatcher: Any) -> None:
+    """Note when each request is ready to be answered, and how many wait for a thread."""
+    add_task = dispatcher.add_task
+
+    def stamp(channel: Any) -> None:
+        channel.queued = time.perf_counter()
+        add_task(channel)
+    dispatcher.add_task = stamp
+    if server.metrics:
+        server.metrics.queue = dispatcher.queue
 
 
 def finish(http: Any, sockets: dict[int, Any], listeners: list[BaseWSGIServer], seconds: float) -> None:

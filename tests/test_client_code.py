@@ -1,6 +1,7 @@
 """The ready client programs: they run as they say, send exactly what they are given, and fail loudly."""
 
 import base64
+import configparser
 import json
 
 import pytest
@@ -91,7 +92,9 @@ def test_what_cannot_stand_in_a_literal_is_refused():
 
 def test_every_template_is_a_language_and_is_in_the_package():
     assert {file.name for file in TEMPLATES.iterdir() if file.is_file()} == {kind.template for kind in LANGUAGES.values()}
-    assert "serving_rooms = clients/*" in (ROOT / "setup.cfg").read_text()
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    assert "clients/*" in setup["options.package_data"]["serving_rooms"]
     for language in LANGUAGES:
         source = client_code(language, "http://x", "k", [])
         assert "@" not in source.replace("--data-binary @-", "") and source.count("http://x") == 1

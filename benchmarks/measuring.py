@@ -47,13 +47,15 @@ def rate(port, seconds):
 
 def main(seconds=1.0, rounds=15):
     logging.basicConfig(stream=open("/dev/null", "w"), level=logging.INFO)  # noqa: SIM115  written, and thrown away
-    server = serving.ModelServer({"model_config_list": [{"config": {"name": "half_plus_two", "base_path": str(ROOT / "models/half_plus_two")}}]})
+    model = {"name": "half_plus_two", "base_path": str(ROOT / "models/half_plus_two")}
+    server = serving.ModelServer({"model_config_list": [{"config": model}]})
     server.wait()
     port, metrics = start(server), server.metrics
     rate(port, seconds)
     found = {"measured": [], "counted alone": [], "bare": []}
+    ways = (("measured", metrics, logging.INFO), ("counted alone", metrics, logging.WARNING), ("bare", None, logging.WARNING))
     for number in range(rounds):
-        for name, counted, level in (("measured", metrics, logging.INFO), ("counted alone", metrics, logging.WARNING), ("bare", None, logging.WARNING)):
+        for name, counted, level in ways:
             server.metrics = counted
             serving.logger.setLevel(level)
             found[name].append(rate(port, seconds))

@@ -1,5 +1,6 @@
 """/stats, /metrics, /openapi.json, logs, client code: numbers agree with a counted load, documents with what is served."""
 
+import contextlib
 import json
 import logging
 import re
@@ -14,6 +15,7 @@ import pytest
 import requests
 from conftest import ROOT, FakeDetector, FakeServable, Rest, assert_error, bearer, config, fake_server, key_entry, listening
 from prometheus_client.parser import text_string_to_metric_families
+from waitress import create_server
 
 import routines
 import serving
@@ -21,6 +23,15 @@ from serving_rooms import metrics
 
 AUTH = {"keys": [key_entry("site", "k")]}
 PICTURE = {"image_type": "array", "data": [[[1, 2, 3]]]}
+
+
+@contextlib.contextmanager
+def listening_app(app):
+    """The address of a WSGI application that waitress serves in this process."""
+    http = create_server(app, host="127.0.0.1", port=0, threads=8)
+    threading.Thread(target=http.run, daemon=True).start()
+    yield f"http://127.0.0.1:{http.effective_port}"
+    http.close()
 
 
 def server_of_two():

@@ -2204,8 +2204,9 @@ def find_view(server: ModelServer, method: str, path: str) -> Found:
     if endpoint is not None:
         view = part("serving_rooms.endpoints").view_endpoint
         return Found(view, "key", {"endpoint": endpoint, "method": method}, endpoint.path, endpoint.envelope or "full")
-    if any(guard == "key" and pattern.fullmatch(path) for _, pattern, _, guard in ROUTES):
-        raise ServingError(f"Method {method} is not allowed here: {path[:200]}", "INVALID_ARGUMENT", HTTPStatus.METHOD_NOT_ALLOWED)
+    if allowed := [methods for methods, pattern, _, guard in ROUTES if guard == "key" and pattern.fullmatch(path)]:
+        text = f"Method {method} is not allowed here: {path[:200]}"
+        raise ServingError(text, "INVALID_ARGUMENT", HTTPStatus.METHOD_NOT_ALLOWED, {"Allow": ", ".join(allowed)})
     raise BadRequest(f"Malformed request: {method} {path}")
 
 
@@ -2327,7 +2328,9 @@ def create_app(source: Source, authorize: Callable[[Any], Any] | None = None) ->
         if request.path in door.server.prepared.endpoints:  # that a reload brought
             return respond(door, request.path[1:])
         where = f"{request.method} {request.script_root}{request.path}"
-        return reply({"error": f"{error.name}: {where}. The models are listed at {request.script_root}/v1/models"}, error.code or 500)
+        response = reply({"error": f"{error.name}: {where}. The models are listed at {request.script_root}/v1/models"}, error.code or 500)
+        response.headers.extend({name: value for name, value in error.get_headers() if name == "Allow"})
+        return response
 
     return app
 

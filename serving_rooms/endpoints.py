@@ -55,7 +55,8 @@ def view_endpoint(server: ModelServer, endpoint: Endpoint, method: str) -> Respo
     if method not in endpoint.methods:
         if method != "GET":
             text = f"Method {method} is not allowed here; this URL takes GET, {', '.join(endpoint.methods)}"
-            raise ServingError(text, "INVALID_ARGUMENT", HTTPStatus.METHOD_NOT_ALLOWED)
+            allow = {"Allow": ", ".join(dict.fromkeys(("GET", *endpoint.methods)))}
+            raise ServingError(text, "INVALID_ARGUMENT", HTTPStatus.METHOD_NOT_ALLOWED, allow)
         load(server, endpoint)
         return envelop(endpoint, {"status": "ready", "path": endpoint.path})
     if not endpoint.handler.ready:

@@ -1,6 +1,7 @@
 """OpenAPI 3.1 of what is served now: made from the loaded signatures, deployments and handlers."""
 
 import json
+from collections.abc import Iterable
 from typing import Any
 from urllib.parse import quote
 
@@ -70,24 +71,26 @@ def describe_model(server: ModelServer, name: str, security: list) -> dict[str, 
     base = f"/v1/models/{quote(name, safe='')}"
     paths = {base: {"get": operation(f"status of {name}", f"The states of {name}", security)}}
     available = server.manager.available.get(name)
-    signature = available and available.versions[max(available.versions)].signatures.get("serving_default")
-    if not signature:
+    servable = available and available.versions[max(available.versions)]
+    if not servable or "serving_default" not in servable.signatures:
         return paths
+    signature = servable.signatures["serving_default"]
     example = example_request("serving_default", signature)
     return paths | {
         f"{base}/metadata": {"get": operation(f"metadata of {name}", f"The signatures of {name}", security)},
-        f"{base}:predict": {"post": operation(f"predict {name}", f"Answer by {name}", security, predict_schema(signature),
+        f"{base}:predict": {"post": operation(f"predict {name}", f"Answer by {name}", security,
+                                              predict_schema(signature, servable.signatures),
                                               json.loads(encode_json(example)) if example else None,
                                               {"type": "object"}, also=("204", "422", "504"))}}
 
 
-def predict_schema(signature: Signature) -> dict[str, Any]:
-    """TensorFlow Serving's body: `inputs` as columns, or `instances` as rows."""
+def predict_schema(signature: Signature, names: Iterable[str]) -> dict[str, Any]:
+    """TensorFlow Serving's body by the default signature: `inputs` as columns, or `instances` as rows."""
     columns = {name: tensor_schema(spec, spec.shape) for name, spec in signature.inputs.items()}
     rows = {name: tensor_schema(spec, spec.shape if spec.shape is None else spec.shape[1:]) for name, spec in signature.inputs.items()}
     lone = len(columns) == 1
     return {"type": "object", "properties": {
-        "signature_name": {"type": "string"},
+        "signature_name": {"enum": [name for name in names if name == "serving_default"]},
         "inputs": next(iter(columns.values())) if lone else {"type": "object", "properties": columns},
         "instances": {"type": "array", "minItems": 1,
                       "items": next(iter(rows.values())) if lone else {"type": "object", "properties": rows}}},

@@ -284,3 +284,15 @@ def test_routine_declarations_of_ones_own_are_described():
 def test_config_of_nothing_has_stats():
     rest = Rest(fake_server({}, **{k: v for k, v in config().items() if k == "server"}))
     assert rest.get("/stats").json["total"]["latency_ms"] is None and rest.get("/metrics").status_code == 200
+
+
+def test_schemathesis_finds_nothing(demo):
+    """All its checks but three that cannot hold: TensorFlow Serving answers a wrong method 400, a schema cannot say that nested
+    lists are rectangular or that a url is one, and a model may take more than its signature says."""
+    app = serving.create_app(demo)
+    with listening_app(app) as address:
+        tool = shutil.which("schemathesis", path=str(serving.Path(sys.executable).parent)) or "schemathesis"
+        done = subprocess.run(
+            [tool, "run", f"{address}/openapi.json", "-H", f"Authorization: Bearer {demo.generated_key}", "-n", "25", "--max-response-time", "20",
+             "--exclude-checks", "unsupported_method,positive_data_acceptance,negative_data_rejection"], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout[-5000:]

@@ -1,6 +1,6 @@
 """A Python function behind a URL: the module it comes from, the call, and what it returns as bytes or JSON.
 
-    Module in     "main.py:inference_handler" to a module of its own, imported with MODEL_DIR set
+    Module in     "main.py:inference_handler" to the module, imported with MODEL_DIR set and its folder on sys.path
     Handler       the function of that module, kept while a changed one fails to import
     Result out    what the function returned as a value for the JSON encoder, or bytes with a content type
 
@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
-import importlib
 import importlib.machinery
 import importlib.util
 import inspect
@@ -22,9 +21,10 @@ import os
 import re
 import sys
 import threading
+import time
 import types
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,204 +37,7 @@ class HandlerError(ValueError):
     """A handler cannot be imported, or its result cannot be written; the text is for the client."""
 
 
-# ======================================================================================================
-# Module in
-# In: "module:name" and the folder it is looked up in. Out: a module executed in a namespace of its own,
-# and a digest of each source file that it was made of, or HandlerError.
-# ======================================================================================================
-
-IMPORTING = threading.RLock()  # one import at a time: they share MODEL_DIR, sys.path and sys.modules
-# Names that a file beside the config never stands in for: Python's own, and those of the running server.
-KEPT = sys.stdlib_module_names | {"__main__", "serving", "serving_rooms", "routines"}
-
-
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """Where a module comes from; `path` is None when it is not in the folder, so that Python looks for it."""
-
-    name: str
-    path: Path | None
-    folders: tuple[Path, ...]
-
-
-@dataclasses.dataclass(eq=False)
-class Loaded:
-    """A module and the digests of the files it was made of: its own and its neighbours'."""
-
-    module: types.ModuleType
-    files: dict[str, bytes]
-
-    def is_fresh(self) -> bool:
-        """Whether every file still holds what was imported; a file that is gone counts as changed."""
-        return all(digest_file(path) == digest for path, digest in self.files.items())
-
-
-# Weak, so that a module and its model go when the last handler lets go of them.
-SHARED: "weakref.WeakValueDictionary[tuple[Source, str | None], Loaded]" = weakref.WeakValueDictionary()
-
-
-def digest_file(path: str) -> bytes | None:
-    try:
-        return hashlib.sha256(Path(path).read_bytes()).digest()
-    except OSError:
-        return None
-
-
-def locate(module: str, folder: Path) -> Source:
-    """Find the file of "main.py", "src/main.py", "main" or "package.module" in `folder`; HandlerError when a file is missing."""
-    if module.endswith(".py"):
-        path = (folder / module).resolve()
-        if not path.is_file():
-            raise HandlerError(f"{module}: no such file beside the config")
-        name = path.stem.replace(".", "_")
-        return Source(f"handler_{name}" if name in KEPT else name, path, tuple(dict.fromkeys((path.parent, folder))))
-    if not all(part.isidentifier() for part in module.split(".")):
-        raise HandlerError(f"{module}: expected a file ending with .py or the name of a module")
-    base = folder.joinpath(*module.split("."))
-    found = next((path for path in (base.with_suffix(".py"), base / "__init__.py") if path.is_file()), None)
-    return Source(f"handler_{module}" if found and module in KEPT else module, found, (folder,))
-
-
-class SourceLoader(importlib.machinery.SourceFileLoader):
-    """Compiles a source file and notes its digest in `seen`."""
-
-    def __init__(self, name: str, path: str, seen: dict[str, bytes]):
-        super().__init__(name, path)
-        self.seen = seen
-
-    def get_code(self, fullname: str) -> Any:
-        """Compile the source, not the cached bytecode: that overlooks a change within one second."""
-        data = self.get_data(self.path)
-        self.seen[self.path] = hashlib.sha256(data).digest()
-        return self.source_to_code(data, self.path)
-
-
-class Finder:
-    """Finds a handler's module and its neighbours; `names` are the modules it found, `seen` their files."""
-
-    def __init__(self, source: Source):
-        self.source = source
-        self.names: set[str] = set()
-        self.seen: dict[str, bytes] = {}
-
-    def find_spec(self, name: str, path: Sequence[str] | None = None, target: Any = None) -> Any:
-        if name == self.source.name:
-            return self.find_target(name, path)
-        if name.partition(".")[0] in KEPT:
-            return None
-        for entry in self.source.folders if path is None else path:
-            if is_within(entry, self.source.folders):
-                loader: Any = (self.make_loader, [".py"])
-                spec = importlib.machinery.FileFinder(str(entry), loader).find_spec(name)
-                if spec is not None and spec.loader is not None:  # without a loader it is a bare folder
-                    return spec
-        return None
-
-    def find_target(self, name: str, path: Sequence[str] | None) -> Any:
-        """The handler's own module, from wherever it is: even an installed one is executed anew, for its MODEL_DIR."""
-        origin = str(self.source.path) if self.source.path else ""
-        if not origin:
-            others = (finder.find_spec(name, path, None) for finder in sys.meta_path if finder is not self)
-            found = next((spec for spec in others if spec is not None), None)
-            origin = (found and found.origin) or ""
-            if not origin.endswith(".py"):
-                return found
-        places = [str(Path(origin).parent)] if Path(origin).name == "__init__.py" else None
-        return importlib.util.spec_from_file_location(
-            name, origin, loader=self.make_loader(name, origin), submodule_search_locations=places)
-
-    def make_loader(self, name: str, path: str) -> SourceLoader:
-        self.names.add(name)
-        return SourceLoader(name, path, self.seen)
-
-
-def is_within(entry: str | Path, folders: Iterable[Path]) -> bool:
-    """Whether a folder belongs to the project: inside it, and not inside a virtual environment kept there."""
-    for folder in folders:
-        with contextlib.suppress(ValueError):
-            inside = Path(entry).resolve().relative_to(folder)
-            return not {"site-packages", "dist-packages"} & set(inside.parts)
-    return False
-
-
-def names_to_hide(source: Source) -> list[str]:
-    """Loaded modules that would be taken for the handler's own: its name, and those of its neighbours from elsewhere.
-
-    A neighbour that the host has imported from that very file stays: the handler shares it with the host.
-    """
-    foreign = set()
-    for top in {name.partition(".")[0] for name in list(sys.modules)} - KEPT:
-        places = (place for folder in source.folders for place in (folder / f"{top}.py", folder / top / "__init__.py"))
-        local = next((place for place in places if place.is_file()), None)
-        loaded = getattr(sys.modules.get(top), "__file__", None)
-        if local and (not loaded or Path(loaded).resolve() != local.resolve()):
-            foreign.add(top)
-    own = set() if source.name in KEPT else {source.name}
-    return [name for name in list(sys.modules) if name in own or name.partition(".")[0] in foreign]
-
-
-@contextlib.contextmanager
-def surroundings(finder: Finder, model_dir: str | None) -> Iterator[None]:
-    """MODEL_DIR, sys.path and sys.modules as the handler's module is to find them; afterwards as they were."""
-    hidden = {name: sys.modules.pop(name) for name in names_to_hide(finder.source)}
-    before, outer = set(sys.modules), os.environ.get("MODEL_DIR")
-    added = [str(folder) for folder in finder.source.folders]  # at the end: the finder has found the modules there
-    sys.meta_path.insert(0, finder)
-    sys.path.extend(added)
-    if model_dir is not None:
-        os.environ["MODEL_DIR"] = model_dir
-    importlib.invalidate_caches()
-    try:
-        yield
-    finally:
-        os.environ.pop("MODEL_DIR", None)
-        if outer is not None:
-            os.environ["MODEL_DIR"] = outer
-        with contextlib.suppress(ValueError):
-            sys.meta_path.remove(finder)
-        for path in added:
-            if path in sys.path:  # from the end, where it was put: the host may have one of its own
-                del sys.path[len(sys.path) - 1 - sys.path[::-1].index(path)]
-        forget(finder, set(sys.modules) - before)
-        restore(hidden)
-
-
-def forget(finder: Finder, new: Iterable[str]) -> None:
-    """Take the handler's modules out of sys.modules, where a module of the host's may want the name."""
-    bare = {name for name in new if not getattr(sys.modules[name], "__file__", None)
-            and any(is_within(entry, finder.source.folders) for entry in list(getattr(sys.modules[name], "__path__", ())))}
-    for name in finder.names | bare:
-        sys.modules.pop(name, None)
-
-
-def restore(hidden: Mapping[str, types.ModuleType]) -> None:
-    """Put hidden modules back, also as the attributes of their packages, where the import left the new ones."""
-    sys.modules.update(hidden)
-    for name, module in hidden.items():
-        parent, _, child = name.rpartition(".")
-        if parent in sys.modules:
-            setattr(sys.modules[parent], child, module)
-
-
-def import_module(source: Source, model_dir: str | None) -> Loaded:
-    """Execute a module; raises HandlerError with the reason, whatever the module raises."""
-    finder = Finder(source)
-    shown = source.path.name if source.path else source.name
-    with IMPORTING:
-        try:
-            with surroundings(finder, model_dir):
-                module = importlib.import_module(source.name)
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:  # sys.exit() in a handler must not end the server
-            missing = error.name if isinstance(error, ModuleNotFoundError) else None
-            if source.path is None and missing and (missing == source.name or source.name.startswith(f"{missing}.")):
-                raise HandlerError(f"{shown}: no such module beside the config or installed") from error
-            raise HandlerError(f"{shown}: {explain(error, source.folders)}") from error
-    return Loaded(module, finder.seen)
-
-
-def explain(error: BaseException, folders: Iterable[Path] = ()) -> str:
+def explain(error: BaseException, folders: Iterable[str] = ()) -> str:
     """An exception as one line for the client: its type and message, without folders of this machine."""
     if isinstance(error, SystemExit):
         return f"it called sys.exit({'' if error.code is None else clean(repr(error.code))})"
@@ -248,13 +51,182 @@ def explain(error: BaseException, folders: Iterable[Path] = ()) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def clean(text: str, folders: Iterable[Path] = ()) -> str:
+def clean(text: str, folders: Iterable[str] = ()) -> str:
     """One line of at most 500 characters, absolute paths cut down to their last part, or to what comes after `folders`."""
     for folder in folders:
         text = text.replace(f"{folder}{os.sep}", "")
     text = re.sub(r"(?<=['\"])(?:[A-Za-z]:)?[/\\][^'\"]*[/\\]", "", " ".join(text.split()))  # in quotes it may hold spaces
     text = re.sub(r"(?<![\w.:/])(?:[A-Za-z]:)?[/\\](?:[^\s/\\'\":,;()]+[/\\])+", "", text)
     return text if len(text) <= 500 else f"{text[:497]}..."
+
+
+# ======================================================================================================
+# Module in
+# In: "module:name" and the folder it is looked up in. Out: a module of sys.modules, and a digest of each file
+# of the project that it was made of, or HandlerError.
+# ======================================================================================================
+
+IMPORTING = threading.RLock()  # one import at a time: they share MODEL_DIR, sys.path and sys.modules
+OWN: dict[str, types.ModuleType] = {}  # what imports of handlers brought from projects into sys.modules
+ADDED: set[str] = set()  # folders of projects that were put on sys.path
+STANDARD = os.path.dirname(os.__file__)  # the folder of Python's own modules
+# Names that a file of the project never stands in for: Python's own, and those of the running server.
+KEPT = sys.stdlib_module_names | {"__main__", "serving", "serving_rooms", "routines"}
+Source = tuple[str, Path | None, tuple[str, ...]]  # name; file, or None where Python is to look for it; folders of the project
+
+
+@dataclasses.dataclass(eq=False)
+class Loaded:
+    """A module and the digests of the files it was made of: its own and its neighbours'."""
+
+    module: types.ModuleType
+    files: dict[str, bytes | None]
+    end: Callable[[], Any] = lambda: None  # takes its modules out of sys.modules
+
+
+# Weak, so that a module and its model go when the last handler lets go of them.
+SHARED: "weakref.WeakValueDictionary[tuple[Source, str | None], Loaded]" = weakref.WeakValueDictionary()
+
+
+def locate(module: str, folder: Path) -> Source:
+    """Find the file of "main.py", "src/main.py", "main" or "package.module" in `folder`; HandlerError when a file is missing."""
+    if module.endswith(".py"):
+        path = (folder / module).resolve()
+        if not path.is_file():
+            raise HandlerError(f"{module}: no such file beside the config")
+        return path.stem.replace(".", "_"), path, tuple(dict.fromkeys((str(path.parent), str(folder))))
+    if not all(part.isidentifier() for part in module.split(".")):
+        raise HandlerError(f"{module}: expected a file ending with .py or the name of a module")
+    base = folder.joinpath(*module.split("."))
+    found = next((path for path in (base / "__init__.py", base.with_suffix(".py")) if path.is_file()), None)
+    return module, found, (str(folder),)
+
+
+def top(name: str) -> str:
+    return name.partition(".")[0]
+
+
+def digest_file(path: str, since: float = math.inf) -> bytes | None:
+    """The SHA-256 of a file; None when it is gone, b"" when it was written after `since`, in nanoseconds."""
+    with contextlib.suppress(OSError):
+        written = since <= os.stat(path).st_mtime_ns <= time.time_ns()
+        return b"" if written else hashlib.sha256(Path(path).read_bytes()).digest()
+    return None
+
+
+def file_of(module: Any, folders: Iterable[str]) -> str:
+    """The file of a project's module, the folder of its bare package, or "" when it is not the project's: in its .venv, say."""
+    with contextlib.suppress(Exception):  # sys.modules may hold anything; some load themselves at the touch of getattr
+        names = object.__getattribute__(module, "__dict__")
+        files = [names["__file__"]] if names.get("__file__") else names["__path__"]  # a bare package may be of several projects
+        return next(file for file in files for folder in folders if file.startswith(os.path.join(folder, ""))
+                    and not re.search("(site|dist)-packages", file[len(folder):]))
+    return ""
+
+
+def names_to_take(source: Source) -> tuple[set[str], set[str]]:
+    """Names in sys.modules to be imported anew: those of OWN, and the host's that would be taken for the project's.
+
+    A neighbour that the host has imported from that very file stays: the handler shares it with the host.
+    """
+    (name, path, folders), names = source, list(sys.modules)
+    find = functools.partial(importlib.machinery.PathFinder.find_spec, path=list(folders))
+    held = {n for n, module in list(OWN.items()) if sys.modules.get(n) is module}
+    own = {n for n in names if n in held or top(n) in held}
+    files = {n: spec.origin for n in {*map(top, names)} - KEPT - own if (spec := find(n)) and spec.origin}
+    foreign = {n for n, file in files.items() if file != file_of(sys.modules.get(n), folders)}
+    return own, {n for n in names if top(n) in foreign or path and n == name and n not in KEPT} - own
+
+
+@contextlib.contextmanager
+def surroundings(folders: tuple[str, ...], model_dir: str | None) -> Iterator[None]:
+    """MODEL_DIR, the folders first on sys.path and no bytecode, for an import; the folders stay at the end of sys.path."""
+    outer, bytecode, first = os.environ.get("MODEL_DIR"), sys.dont_write_bytecode, (STANDARD, *folders)
+    sys.path[:0] = first
+    sys.dont_write_bytecode = True  # it overlooks a change within one second
+    os.environ.update({} if model_dir is None else {"MODEL_DIR": model_dir})
+    try:
+        yield
+    finally:
+        os.environ.pop("MODEL_DIR", None)
+        os.environ.update({} if outer is None else {"MODEL_DIR": outer})
+        sys.dont_write_bytecode = bytecode
+        for folder in first:
+            with contextlib.suppress(ValueError):  # the module may have removed it
+                sys.path.remove(folder)
+        added = [folder for folder in folders if folder not in sys.path]
+        sys.path.extend(added)
+        ADDED.update(added)
+
+
+def execute(source: Source, host: set[str]) -> types.ModuleType:
+    """Import a module, a single file under a name that no module of the host has."""
+    name, path, folders = source
+    if path is None and top(name) not in sys.modules:
+        spec = importlib.util.find_spec(top(name))
+        if spec and spec.origin and {*map(str, Path(spec.origin).parents[:2])} & ADDED - {*folders}:  # another project's
+            raise ModuleNotFoundError(name=name)
+    if path is None or "." in name:
+        return importlib.import_module(name)
+    name = f"handler_{name}" if name in KEPT | host else name
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec and spec.loader
+    sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
+
+
+def list_new(before: Mapping[str, types.ModuleType], folders: Iterable[str]) -> dict[str, types.ModuleType]:
+    """The modules of the project that sys.modules did not hold before."""
+    return {n: module for n, module in list(sys.modules.items())
+            if before.get(n) is not module and top(n) not in KEPT and file_of(module, folders)}
+
+
+def forget(modules: Mapping[str, types.ModuleType]) -> None:
+    for n, module in modules.items():
+        for names in (OWN, sys.modules):
+            if names.get(n) is module:
+                names.pop(n, None)
+
+
+def put_back(modules: Mapping[str, types.ModuleType]) -> None:
+    """Into sys.modules, and as attributes of their packages, where an import left the new ones."""
+    sys.modules.update(modules)
+    for n, module in modules.items():
+        parent, _, child = n.rpartition(".")
+        if parent in sys.modules:
+            setattr(sys.modules[parent], child, module)
+
+
+def import_module(source: Source, model_dir: str | None, check: Callable[[types.ModuleType], Any]) -> Loaded:
+    """Execute a module and `check` it; raises HandlerError, with sys.modules as it was, when one of them fails."""
+    importlib.invalidate_caches()
+    (name, path, folders), started, (own, host) = source, time.time_ns(), names_to_take(source)
+    taken = {n: module for n in own | host if (module := sys.modules.pop(n, None))}
+    before = dict(sys.modules)
+    try:
+        with surroundings(folders, model_dir):
+            module = execute(source, host)
+            check(module)
+    except BaseException as error:  # sys.exit() in a handler must not end the server
+        forget(list_new(before, folders))
+        put_back(taken)
+        if isinstance(error, (HandlerError, KeyboardInterrupt)):
+            raise
+        if path is None and isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{error.name}."):
+            raise HandlerError(f"{name}: no such module beside the config or installed") from error
+        raise HandlerError(f"{path.name if path else name}: {explain(error, folders)}") from error
+    new, again = list_new(before, folders), taken.keys() & set(sys.modules)
+    mine = {n: m for n, m in new.items() if not {n, top(n)} & host}
+    forget({n: m for n, m in new.items() if n not in mine})  # the host has that name
+    # All but what was imported anew, and what would end up in a package that is now another project's.
+    put_back({n: m for n, m in taken.items() if n in host or not {n, top(n)} & again or n not in again and file_of(m, folders)})
+    OWN.update(mine)
+    files = {file_of(m, folders) for m in new.values()} | ({str(path)} if path else set())
+    loaded = Loaded(module, {file: digest_file(file, started) for file in files})
+    loaded.end = end = weakref.finalize(loaded, forget, mine)
+    end.atexit = False
+    return loaded
 
 
 # ======================================================================================================
@@ -299,8 +271,9 @@ class Handler:
     """A function behind a URL, from "module:name", "file.py:name", "package.module:name", or a callable.
 
     `folder` is where the module and its neighbours are looked up first, and what a relative `model_dir` starts at.
-    The module is imported in `load`: MODEL_DIR, the folder on sys.path and the modules themselves in sys.modules are
-    there during the import only, so a handler reads the variable and imports its neighbours at the top, not in the function.
+    MODEL_DIR is set while the module is imported, in `load`. The module stays in sys.modules and the folder on sys.path, so that
+    it can pickle its classes and import neighbours in its functions. `load` sees changes of those that it imports at the top; and
+    only there a neighbour is sure to be its own when another project has one of that name.
     Readers take one reference, `bound`; `load` builds aside under a lock and assigns.
     """
 
@@ -340,26 +313,20 @@ class Handler:
             if not callable(self.reference):
                 raise HandlerError(f"expected a function, got {type(self.reference).__name__}")
             return self.bound or Bound(self.reference, wants_context(self.reference), None)
-        module, colon, name = self.reference.rpartition(":")
-        if not (module and colon and name):
+        module, _, name = self.reference.rpartition(":")
+        if not (module and name):
             raise HandlerError(f'expected "module:name" or "file.py:name", got {self.reference!r}')
-        loaded = self.take_module(locate(module, self.folder), force)
-        if self.bound and loaded is self.bound.loaded:
+        key = (locate(module, self.folder), self.model_dir)
+        loaded, mine = SHARED.get(key), self.bound.loaded if self.bound else None
+        fresh = loaded and all(digest_file(file) == digest for file, digest in loaded.files.items())
+        if not loaded or not fresh or force and loaded is mine:
+            loaded = SHARED[key] = import_module(*key, check=functools.partial(find_function, reference=self.reference))
+        if self.bound and loaded is mine:
             return self.bound
-        function = find_function(loaded.module, module, name)
-        try:
-            return Bound(function, wants_context(function), loaded)
-        except HandlerError as error:
-            raise HandlerError(f"{self.reference}: {error}") from None
-
-    def take_module(self, source: Source, force: bool) -> Loaded:
-        """The module all handlers of this source and model_dir share, imported when there is none or it is stale."""
-        key = (source, self.model_dir)
-        shared, mine = SHARED.get(key), self.bound.loaded if self.bound else None
-        if shared and shared.is_fresh() and not (force and shared is mine):
-            return shared
-        loaded = SHARED[key] = import_module(source, self.model_dir)
-        return loaded
+        bound = Bound(*find_function(loaded.module, self.reference), loaded)
+        if mine:
+            mine.end()
+        return bound
 
     def call(self, value: Any, context: Any) -> Any:
         """Run the function; its exception passes through, but what would end the server comes as RuntimeError."""
@@ -374,15 +341,19 @@ class Handler:
             raise RuntimeError(f"the handler ended with {type(error).__name__}: {explain(error)}") from error
 
 
-def find_function(module: types.ModuleType, shown: str, name: str) -> Callable[..., Any]:
-    """The module's function (`name` may be dotted); raises HandlerError."""
+def find_function(module: types.ModuleType, reference: str) -> tuple[Callable[..., Any], bool]:
+    """The function that "module:name" names (the name may be dotted), and whether it wants the context; raises HandlerError."""
+    shown, _, name = reference.rpartition(":")
     try:
         function = functools.reduce(getattr, name.split("."), module)
     except AttributeError:
         raise HandlerError(f"{shown}: has no {name!r}") from None
     if not callable(function):
         raise HandlerError(f"{shown}: expected {name!r} to be a function, got {type(function).__name__}")
-    return function
+    try:
+        return function, wants_context(function)
+    except HandlerError as error:
+        raise HandlerError(f"{reference}: {error}") from None
 
 
 # ======================================================================================================
@@ -393,6 +364,7 @@ def find_function(module: types.ModuleType, shown: str, name: str) -> Callable[.
 MAX_LEVELS = 200  # of lists and objects in a result: well below where encoders give up
 CONTENT_TYPE = re.compile(r"[\w.+-]+/[\w.+-]+(?:; ?[\w-]+=[\w.+\"-]+)*", re.ASCII)
 OCTETS = "application/octet-stream"
+BYTES = (bytes, bytearray, memoryview)
 
 
 def sniff(data: bytes) -> str:
@@ -408,10 +380,10 @@ def to_reply(result: Any) -> tuple[Any, str]:
 
     Arrays of numbers stay arrays, for the encoder to write. Raises HandlerError, with the place in the result.
     """
-    if isinstance(result, tuple) and len(result) == 2 and is_bytes(result[0]) and isinstance(result[1], str) \
+    if isinstance(result, tuple) and len(result) == 2 and isinstance(result[0], BYTES) and isinstance(result[1], str) \
             and CONTENT_TYPE.fullmatch(result[1]):
         return bytes(result[0]), result[1]
-    if is_bytes(result):
+    if isinstance(result, BYTES):
         return bytes(result), sniff(bytes(result[:12]))
     image = sys.modules.get("PIL.Image")  # who returns a PIL image has imported it
     if image is not None and isinstance(result, image.Image):
@@ -425,10 +397,6 @@ def to_reply(result: Any) -> tuple[Any, str]:
     except Unwritable as error:
         place = "".join(reversed(error.place[-20:])) + ("..." if len(error.place) > 20 else "")
         raise HandlerError(f"${place}: cannot be written as JSON: {error}") from error
-
-
-def is_bytes(value: Any) -> bool:
-    return isinstance(value, (bytes, bytearray, memoryview))
 
 
 def encode_png(image: Any) -> bytes:
@@ -473,8 +441,11 @@ def to_json(value: Any, parents: set[int]) -> Any:
         return to_array(value, parents)
     if isinstance(value, (Mapping, list, tuple)):
         return to_container(value, parents)
-    if is_bytes(value):
-        return to_text(bytes(value))
+    if isinstance(value, BYTES):
+        try:
+            return bytes(value).decode()
+        except UnicodeDecodeError:
+            raise Unwritable("got bytes that are no UTF-8 text; return them alone, or as base64") from None
     if is_tensor(value):
         return to_json(read_tensor(value), parents)
     raise Unwritable(f"got {type(value).__name__}")
@@ -493,66 +464,42 @@ def to_scalar(value: Any) -> Any:
     return value
 
 
-def to_text(value: bytes) -> str:
-    try:
-        return value.decode()
-    except UnicodeDecodeError:
-        raise Unwritable("got bytes that are no UTF-8 text; return them alone, or as base64") from None
-
-
 def to_array(value: Any, parents: set[int]) -> Any:
     """An array or scalar of NumPy in a form the encoder takes: numbers in the machine's byte order, text as a list."""
     kind = value.dtype.kind
     if kind in "cmM" or value.dtype.type is np.void:  # bfloat16 is of kind V too, but no np.void
         raise Unwritable(f"got {type(value).__name__} of {value.dtype}" if isinstance(value, np.ndarray) else f"got {value.dtype}")
-    if kind in "SUT" or isinstance(value, np.ma.MaskedArray):
-        return to_json(value.tolist(), parents)
-    if kind == "O":
-        if all(isinstance(item, (str, bytes)) for item in value.flat):
-            return value
-        return to_json(value.tolist(), parents)
+    masked = isinstance(value, np.ma.MaskedArray)
+    if masked or kind in "SUTO":
+        as_it_is = kind == "O" and not masked and all(isinstance(item, (str, bytes)) for item in value.flat)
+        return value if as_it_is else to_json(value.tolist(), parents)
     if kind == "f" and value.dtype.itemsize > 8:
         return value.astype(np.float64)
     return value if value.dtype.isnative else value.astype(value.dtype.newbyteorder("="))
 
 
-def to_container(value: Any, parents: set[int]) -> Any:
+def to_container(value: Any, parents: set[int]) -> dict[str, Any] | list:
     if id(value) in parents:
         raise Unwritable("it holds itself")
     if len(parents) >= MAX_LEVELS:
         raise Unwritable(f"got more than {MAX_LEVELS} levels of lists and objects")
+    named = isinstance(value, Mapping)
+    kinds = set() if named else set(map(type, value))  # long lists of plain numbers are let through at the speed of C
+    if kinds == {float} and all(map(math.isfinite, value)) or kinds == {int} and min(value) >= -2**63 and max(value) < 2**64:
+        return list(value)
     parents.add(id(value))
-    written = to_object(value, parents) if isinstance(value, Mapping) else to_list(value, parents)
-    parents.discard(id(value))
-    return written
-
-
-def to_list(values: list | tuple, parents: set[int]) -> list:
-    kinds = set(map(type, values))  # long lists of plain numbers are let through at the speed of C
-    if kinds == {float} and all(map(math.isfinite, values)) or kinds == {int} and min(values) >= -2**63 and max(values) < 2**64:
-        return list(values)
-    written = []
-    for index, value in enumerate(values):
-        try:
-            written.append(to_json(value, parents))
-        except Unwritable as error:
-            error.place.append(f"[{index}]")
-            raise
-    return written
-
-
-def to_object(values: Mapping, parents: set[int]) -> dict[str, Any]:
-    written: dict[str, Any] = {}
-    for key, value in values.items():
-        name = to_key(key)
+    written: dict[Any, Any] = {}
+    for key, item in value.items() if named else enumerate(value):
+        name = to_key(key) if named else key
         if name in written:
             raise Unwritable(f"two keys are written as {json.dumps(name)}")
         try:
-            written[name] = to_json(value, parents)
+            written[name] = to_json(item, parents)
         except Unwritable as error:
-            error.place.append(f".{name}" if name.isidentifier() else f"[{json.dumps(name)}]")
+            error.place.append(f".{name}" if str(name).isidentifier() else f"[{json.dumps(name)}]")
             raise
-    return written
+    parents.discard(id(value))
+    return written if named else list(written.values())
 
 
 def to_key(key: Any) -> str:

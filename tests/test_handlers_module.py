@@ -9,6 +9,7 @@ import io
 import json
 import os
 import pathlib
+import pickle
 import subprocess
 import sys
 import threading
@@ -21,6 +22,17 @@ from PIL import Image
 
 import serving
 from serving_rooms.handlers import Handler, HandlerError, to_reply
+
+
+@pytest.fixture(autouse=True)
+def tidy(monkeypatch, tmp_path):
+    """Leave the folders and modules of one test to no other."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield
+    for name, module in list(sys.modules.items()):
+        places = [getattr(module, "__file__", None) or "", *getattr(module, "__path__", [])]
+        if any(str(place).startswith(str(tmp_path)) for place in places):
+            del sys.modules[name]
 
 
 def write(folder, **files):
@@ -130,17 +142,98 @@ def test_model_dir_is_set_during_the_import_only(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("ending", ["", "\nraise ValueError"])
-def test_an_import_leaves_path_modules_and_environment_as_they_were(tmp_path, monkeypatch, ending):
+def test_an_import_leaves_the_environment_and_the_hosts_modules_as_they_were(tmp_path, monkeypatch, ending):
     monkeypatch.delenv("MODEL_DIR", raising=False)
     write(tmp_path, main=f"import sys, helper, bare.inner\nassert {str(tmp_path)!r} in sys.path\ndef f(x): return helper.name{ending}\n",
           helper="name = 'helper'", bare__in__inner="")
-    before = list(sys.path), list(sys.meta_path), dict(sys.modules), dict(os.environ)
+    path, modules = list(sys.path), dict(sys.modules)
+    before = list(sys.meta_path), dict(os.environ), sys.dont_write_bytecode
     handler = Handler("main:f", tmp_path, "model")
     if ending:
         fails(handler, "main.py: ValueError")
     else:
-        assert handler.load() and handler.call(0, None) == "helper"
-    assert (list(sys.path), list(sys.meta_path), dict(sys.modules), dict(os.environ)) == before
+        assert handler.load() and handler.load(force=True) and handler.call(0, None) == "helper"
+    assert (list(sys.meta_path), dict(os.environ), sys.dont_write_bytecode) == before
+    assert sys.path == [*path, str(tmp_path)]
+    added = set() if ending else {"main", "helper", "bare", "bare.inner"}
+    assert set(sys.modules) - set(modules) == added and all(sys.modules[name] is module for name, module in modules.items())
+    assert list(tmp_path.rglob("*.pyc")) == []
+
+
+def test_a_neighbour_is_imported_in_the_function(tmp_path):
+    write(tmp_path, main="def f(x):\n    import helper\n    from kit.part import name\n    return helper.name + name",
+          helper="name = 'h'", kit__in____init__="", kit__in__part="name = 'p'")
+    assert loaded(tmp_path, "main:f").call(0, None) == "hp"
+    (tmp_path / "src").mkdir()
+    write(tmp_path, src__in__other="def f(x):\n    import beside, above\n    return beside.name + above.name",
+          src__in__beside="name = 'b'", above="name = 'a'")
+    assert loaded(tmp_path, "src/other.py:f").call(0, None) == "ba"
+
+
+@pytest.mark.parametrize("function", ["main:f", "main.py:f", "kit.main:f", "json.py:f"])
+def test_an_instance_of_a_class_of_the_module_is_pickled(tmp_path, function):
+    body = "import pickle\nclass Model:\n    pass\ndef f(x): return type(pickle.loads(pickle.dumps(Model()))) is Model"
+    write(tmp_path, main=body, json=body, kit__in__main=body)
+    write(tmp_path / "second", main=body.replace("Model", "Other"), unlike="def f(x): pass")
+    handler = loaded(tmp_path, function)
+    assert handler.call(0, None) is True
+    assert handler.load(force=True) and handler.call(0, None) is True
+    loaded(tmp_path / "second", "unlike:f")
+    assert handler.call(0, None) is True
+
+
+def test_a_pickle_of_a_neighbours_class_is_read(tmp_path):
+    write(tmp_path, tokens="class Model:\n    pass")
+    subprocess.run([sys.executable, "-c", "import pickle, tokens; pickle.dump(tokens.Model(), open('model.pickle', 'wb'))"], cwd=tmp_path, check=True)
+    write(tmp_path, main="import pickle\ndef f(x):\n    with open(x, 'rb') as file:\n        return type(pickle.load(file)).__module__")
+    assert loaded(tmp_path, "main:f").call(tmp_path / "model.pickle", None) == "tokens"
+
+
+def test_the_module_has_another_name_when_the_host_has_one_of_that_name(tmp_path, monkeypatch):
+    host = types.ModuleType("main")
+    monkeypatch.setitem(sys.modules, "main", host)
+    handler = loaded(write(tmp_path, main="class Model: pass\ndef f(x): return Model()"), "main:f")
+    model = handler.call(0, None)
+    assert type(pickle.loads(pickle.dumps(model))) is type(model) and type(model).__module__ == "handler_main"
+    assert handler.load(force=True) and sys.modules["main"] is host
+
+
+def test_two_projects_have_their_own_utils(tmp_path):
+    lazy = "def f(x):\n    import late\n    return utils.name + late.name"
+    write(tmp_path / "a", main="import utils\n" + lazy, utils="name = 'a'", late="name = 'a'")
+    first = loaded(tmp_path / "a", "main:f")
+    assert first.call(0, None) == "aa"
+    write(tmp_path / "b", main="import utils, late\n" + lazy, utils="name = 'b'", late="name = 'b'")
+    second = loaded(tmp_path / "b", "main:f")
+    assert second.function.__globals__["utils"].name == second.function.__globals__["late"].name == "b"
+    assert first.load(force=True) and first.function.__globals__["utils"].name == "a"
+
+
+@pytest.mark.parametrize("files", [{}, {"kit__in____init__": ""}])
+def test_two_projects_have_parts_of_their_own_in_a_package_of_one_name(tmp_path, files):
+    for name in ("a", "b"):
+        write(tmp_path / name, main="from kit import part\ndef f(x): return part.name", kit__in__part=f"name = {name!r}", **files)
+    handlers = [loaded(tmp_path / name, "main:f") for name in ("a", "b")]
+    assert [handler.call(0, None) for handler in handlers] == ["a", "b"]
+    assert [handler.load(force=True) and handler.call(0, None) for handler in handlers] == ["a", "b"]
+
+
+def test_two_handlers_of_one_package_are_both_pickled(tmp_path):
+    body = "import pickle\nclass Model:\n    pass\ndef f(x): return type(pickle.loads(pickle.dumps(Model()))) is Model"
+    write(tmp_path, kit__in____init__="", kit__in__one=body, kit__in__two=body)
+    handlers = [loaded(tmp_path, f"kit.{name}:f") for name in ("one", "two")]
+    assert [handler.call(0, None) for handler in handlers] == [True, True]
+
+
+def test_a_file_named_as_one_of_pythons_own_modules_is_no_neighbour(tmp_path):
+    write(tmp_path, main="import colorsys\ndef f(x): return colorsys.__file__", colorsys="")
+    sys.modules.pop("colorsys", None)
+    assert str(tmp_path) not in loaded(tmp_path, "main:f").call(0, None)
+
+
+def test_a_module_of_another_project_is_not_taken_for_an_installed_one(tmp_path):
+    loaded(write(tmp_path / "a", main="def f(x): pass"), "main:f")
+    fails(Handler("main:f", write(tmp_path / "b", other="")), "main: no such module beside the config or installed")
 
 
 def test_handlers_of_two_folders_have_neighbours_of_one_name(tmp_path, monkeypatch):
@@ -214,6 +307,38 @@ def test_a_changed_file_is_imported_anew_within_the_same_second(tmp_path, change
     write(tmp_path, **{changed: files[changed].replace("X = 1", "X = 5")})
     assert handler.load() and handler.call(0, None) == 7
     assert not handler.load()
+
+
+def test_a_change_of_the_same_size_within_the_same_second_is_seen(tmp_path):
+    write(tmp_path, main="from helper import X\nY = 1\ndef f(x): return X, Y", helper="X = 1")
+    handler = loaded(tmp_path, "main:f")
+    for values, files in [((2, 1), {"helper": "X = 2"}), ((2, 3), {"main": "from helper import X\nY = 3\ndef f(x): return X, Y"})]:
+        write(tmp_path, **files)
+        for name in files:
+            os.utime(tmp_path / f"{name}.py", (10**9, 10**9))
+        os.utime(tmp_path / "helper.py", (10**9, 10**9))
+        assert handler.load() and handler.call(0, None) == values
+    assert not handler.load()
+
+
+def test_a_file_changed_while_it_is_imported_is_imported_anew(tmp_path):
+    body = "import pathlib, helper\ndef f(x): return helper.X\nfile = pathlib.Path(helper.__file__)\nfile.write_text('X = 2')"
+    handler = loaded(write(tmp_path, main=body, helper="X = 1"), "main:f")
+    write(tmp_path, main="import helper\ndef f(x): return helper.X")
+    assert handler.call(0, None) == 1 and handler.load() and handler.call(0, None) == 2
+    assert not handler.load()
+
+
+@pytest.mark.parametrize("broken, message", [("import utils, helper\n1 / 0", "main.py: ZeroDivisionError: division by zero"),
+                                             ("import utils, helper", "main: has no 'f'")])
+def test_a_failing_new_version_leaves_the_old_function_and_its_neighbours(tmp_path, broken, message):
+    body = "import pickle, utils\nclass Model:\n    pass\ndef f(x):\n    import helper, utils as again\n    pickle.dumps(Model())\n    return utils.X, helper.X, again is utils"
+    handler = loaded(write(tmp_path, main="import helper\n" + body, utils="X = 1", helper="X = 1"), "main:f")
+    write(tmp_path, main=broken, utils="X = 2", helper="X = 2", added="")
+    fails(handler, message)
+    assert handler.ready and handler.call(0, None) == (1, 1, True)
+    write(tmp_path, main=body)
+    assert handler.load() and handler.call(0, None) == (2, 2, True)
 
 
 def test_a_failing_change_keeps_the_old_function_and_its_repair_replaces_it(tmp_path):

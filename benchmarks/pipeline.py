@@ -146,7 +146,7 @@ def compare(name, config, ways, cases, rounds):
             for round_ in range(rounds):
                 for way, ask in ways.items():
                     rates[way].append(measure(ask, posts, cases))
-                print(f"{name}, {connections} connections, round {round_ + 1} of {rounds}: "
+                print(f"{name}, connections: {connections}, round {round_ + 1} of {rounds}: "
                       + ", ".join(f"{way} {values[-1]:.1f}/s" for way, values in rates.items()), file=sys.stderr, flush=True)
             report(name, connections, rates)
 
@@ -155,7 +155,7 @@ def report(name, connections, rates):
     for way, values in rates.items():
         ratio = statistics.median(ours / theirs for ours, theirs in zip(rates[PIPELINE], values))
         rate = statistics.median(values)
-        print(f"{name:12} {connections} connections  {way:32} {rate:7.1f} calls/s {1000 * connections / rate:8.2f} ms   "
+        print(f"{name:12} connections: {connections}  {way:30} {rate:7.1f} calls/s {1000 * connections / rate:8.2f} ms   "
               f"pipeline is {ratio:.2f}x", flush=True)
 
 

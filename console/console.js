@@ -349,12 +349,12 @@ function duration(seconds) {
 
 /** Bars of the last sixty minutes; the newest on the right. */
 function drawGraph(minutes) {
-  const width = 600, height = 160, foot = 18, now = Math.floor(Date.now() / 60000) * 60;
+  const width = 600, height = 160, now = Math.floor(Date.now() / 60000) * 60;
   const most = Math.max(1, ...minutes.map((one) => one.requests));
   const bars = minutes.flatMap((one) => {
-    const x = width - 10 * (1 + (now - one.time) / 60), scale = (height - foot - 16) / most;
+    const x = width - 10 * (1 + (now - one.time) / 60), scale = (height - 6) / most;
     const heights = [["ok", one.requests - one.errors_4xx - one.errors_5xx], ["bad4", one.errors_4xx], ["bad5", one.errors_5xx]];
-    let base = height - foot;
+    let base = height;
     return heights.filter(([, count]) => count > 0).map(([kind, count]) => {
       base -= count * scale;
       return draw("rect", { class: kind, x, y: base, width: 8, height: count * scale });
@@ -362,8 +362,8 @@ function drawGraph(minutes) {
   });
   $("#graph").setAttribute("viewBox", `0 0 ${width} ${height}`);
   $("#graph").setAttribute("preserveAspectRatio", "none");
-  $("#graph").replaceChildren(...bars, draw("text", { x: 4, y: 12 }, `${most} a minute`), draw("text", { x: 4, y: height - 4 }, "an hour ago"),
-    draw("text", { x: width - 26, y: height - 4 }, "now"));
+  $("#graph").replaceChildren(...bars);
+  $("#graph-most").textContent = `at most ${most} a minute`;
 }
 
 function row(...cells) {

@@ -14,7 +14,6 @@ from serving import ConfigError, ModelServer, choose_versions, encode_json, list
 from serving_rooms.check import check
 from serving_rooms.inbox import export_group
 from serving_rooms.keys import digest
-from serving_rooms.scaffold import write_project
 from serving_rooms.settings import Auth
 
 
@@ -29,6 +28,7 @@ def new_key(source: Any, name: str) -> int:
 
 def init(source: Any, folder: str) -> int:
     """Write a project of a handler, and print what to do next."""
+    from serving_rooms.scaffold import write_project  # a project's copy of the server has none
     files = write_project(Path(folder))
     print(f"Wrote {len(files)} files into {folder}. Next: cd {folder} && python serving.py --config config.json")
     return 0

@@ -19,7 +19,8 @@ FILES = {name: name.lstrip(".") for name in (
     "config.json", "handler.py", "test_handler.py", "model/README", "requirements.txt", "Dockerfile", "README.md",
     ".gitignore", ".dockerignore")}
 # First parts of the server's own URLs, which a handler cannot have.
-TAKEN = {"v1", "v2", "livez", "readyz", "metrics", "stats", "openapi.json", "docs", "console", "classes", "model-serving", "predict"}
+TAKEN = {"v1", "v2", "livez", "readyz", "metrics", "stats", "openapi.json", "console", "classes", "model-serving", "predict", "deployments",
+         "monitoring"}
 
 
 def name_project(folder: Path) -> str:
@@ -35,6 +36,8 @@ def read_sources(templates: Path, name: str) -> dict[str, bytes]:
     rooms = Path(__file__).parent
     copies = {"serving.py": rooms.parent / "serving.py"}
     copies |= {f"serving_rooms/{path.name}": path for path in sorted(rooms.glob("*.py")) if path != Path(__file__)}
+    copies |= {f"serving_rooms/clients/{path.name}": path for path in sorted((rooms / "clients").glob("*"))}
+    copies |= {f"console/{path.name}": path for path in sorted((rooms.parent / "console").glob("*"))}
     optional = {"routines.py": rooms.parent / "routines.py", "serving_rooms/LICENSE": rooms.parent / "LICENSE"}
     copies |= {path: source for path, source in optional.items() if source.is_file()}  # an installed server keeps no LICENSE beside
     contents |= {path: source.read_bytes() for path, source in copies.items()}

@@ -144,10 +144,13 @@ def tab(browser, name):
 def test_the_graph_moves_and_models_are_listed(page, address):
     tab(page, "Watch")
     wait(page, "document.querySelector('#graph').innerHTML.length > 0")
-    before = page.execute_script("return document.querySelector('#graph').outerHTML")
+    before = page.execute_script("return document.querySelector('#graph').closest('figure').outerHTML")
     for _ in range(30):
         requests.post(f"{address}/v1/models/half_plus_two:predict", '{"instances": [1.0]}')
-    wait(page, f"document.querySelector('#graph').outerHTML != {json.dumps(before)}")
+    wait(page, f"document.querySelector('#graph').closest('figure').outerHTML != {json.dumps(before)}")
+    stats = requests.get(f"{address}/stats").json()
+    drawn = page.execute_script("return document.querySelectorAll('#graph rect').length")
+    assert drawn == sum((m["requests"] > m["errors_4xx"] + m["errors_5xx"]) + (m["errors_4xx"] > 0) + (m["errors_5xx"] > 0) for m in stats["minutes"])
     tab(page, "Models")
     wait(page, "document.body.innerText.includes('half_plus_three')")
     page.execute_script("document.querySelector('#reload').click()")

@@ -12,6 +12,7 @@ import time
 import numpy as np
 import pytest
 from conftest import ROOT, Rest, assert_error, bearer, fake_server, key_entry, listening
+from werkzeug.test import Client
 
 import serving
 
@@ -331,9 +332,10 @@ def test_eight_callers_of_one_handler_at_once(tmp_path):
     wrong = []
 
     def ask(number):
+        client = Client(rest.client.application)  # one alone is not for several threads
         for n in range(50):
             value = [number, n, base64.b64encode(os.urandom(20)).decode()]
-            if rest.client.post("/f/echo", data=json.dumps(value), headers=KEY).json != value:
+            if client.post("/f/echo", data=json.dumps(value), headers=KEY).json != value:
                 wrong.append(value)
     threads = [threading.Thread(target=ask, args=(n,)) for n in range(8)]
     for thread in threads:

@@ -2060,10 +2060,13 @@ def limit_body(limit: int) -> None:
 
 def view_infer(server: ModelServer, model: str, verb: str, version: int | None = None, label: str | None = None) -> Response:
     infer = {"predict": server.predict, "classify": server.classify, "regress": server.regress}[verb]
-    body = read_body(server)
-    if verb == "predict" and body[:1] not in (b"{", b" ", b"\n", b"") and Auth is not AllPolicy and part("routines").reader_of(body):
-        return reply(infer(model, {"instances": [body]}, version, label))  # a picture
-    return reply(infer(model, parse_json(body), version, label))
+    body, value, wanted = read_body(server), None, request.headers.get("Accept", "")
+    if verb == "predict" and body[:1] not in (b"{", b" ", b"\n", b"") and Auth is not AllPolicy:
+        value = part("serving_rooms.binary").read_predict_body(body)
+    answer = infer(model, parse_json(body) if value is None else value, version, label)
+    if wanted.startswith("application/x-np") and Auth is not AllPolicy:
+        return part("serving_rooms.binary").write_answer(answer, wanted.partition(",")[0].partition(";")[0].strip()) or reply(answer)
+    return reply(answer)
 
 
 def view_part(name: str) -> Callable[..., Response]:

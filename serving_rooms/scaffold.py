@@ -8,12 +8,14 @@ import contextlib
 import errno
 import os
 import re
+import sys
 import unicodedata
 from pathlib import Path
 
 __all__ = ["name_project", "write_project"]
 
 TEMPLATES = Path(__file__).parent / "project"
+INSTALLED_CONSOLE = Path(sys.prefix) / "share/serving/console"  # where `pip install` puts it
 # File of the project: file in the templates, where it has no dot, lest git and Docker take it for their own.
 FILES = {name: name.lstrip(".") for name in (
     "config.json", "handler.py", "test_handler.py", "model/README", "requirements.txt", "Dockerfile", "README.md",
@@ -36,8 +38,9 @@ def read_sources(templates: Path, name: str) -> dict[str, bytes]:
     rooms = Path(__file__).parent
     copies = {"serving.py": rooms.parent / "serving.py"}
     copies |= {f"serving_rooms/{path.name}": path for path in sorted(rooms.glob("*.py")) if path != Path(__file__)}
-    copies |= {f"serving_rooms/clients/{path.name}": path for path in sorted((rooms / "clients").glob("*"))}
-    copies |= {f"console/{path.name}": path for path in sorted((rooms.parent / "console").glob("*"))}
+    for target, folders in (("serving_rooms/clients", [rooms / "clients"]), ("console", [rooms.parent / "console", INSTALLED_CONSOLE])):
+        files = next((found for folder in folders if (found := sorted(folder.glob("*")))), [])
+        copies |= {f"{target}/{path.name}": path for path in files if path.is_file()}
     optional = {"routines.py": rooms.parent / "routines.py", "serving_rooms/LICENSE": rooms.parent / "LICENSE"}
     copies |= {path: source for path, source in optional.items() if source.is_file()}  # an installed server keeps no LICENSE beside
     contents |= {path: source.read_bytes() for path, source in copies.items()}

@@ -138,3 +138,14 @@ def test_a_missing_template_is_told_before_anything_is_written(tmp_path):
     ("v1", "v1-handler"), ("a/b?c#d", "b-c-d"), (".hidden", "hidden"), ('"quoted"', "quoted")])
 def test_the_name_of_a_project_is_fit_for_a_url(folder, name):
     assert name_project(Path("/somewhere") / folder) == name
+
+
+def test_folders_beside_the_files_are_passed_over(tmp_path):
+    """Python leaves a __pycache__ among the client programs when pip compiles them."""
+    cache = ROOT / "serving_rooms" / "clients" / "__pycache__"
+    cache.mkdir(exist_ok=True)
+    try:
+        names = {str(path.relative_to(tmp_path / "p")) for path in write_project(tmp_path / "p")}
+    finally:
+        cache.rmdir()
+    assert {"serving_rooms/clients/python.py", "console/index.html", "console/console.js"} <= names

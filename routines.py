@@ -174,7 +174,7 @@ def reader_of(body: bytes, content_type: str = "") -> Callable[[bytes, ImageLimi
     """How to decode a body that is a picture or a .npy array, by its first bytes or its content type; None for all else."""
     if body.startswith(NPY_START) or content_type == "application/x-npy":
         return decode_npy
-    if content_type == "application/octet-stream" and not body.lstrip().startswith(b"{"):
+    if content_type == "application/octet-stream" and not body[:64].lstrip().startswith(b"{"):
         return decode_image
     return decode_image if body.startswith(IMAGE_STARTS) or content_type.startswith("image/") else None
 
@@ -549,9 +549,6 @@ class ActiveLearning:
         kept = tensors if self.class_name is None else keep(tensors, are_named(tensors, self.class_name))
         average, per_class = mean_of_classes(entropies(kept["scores"]), kept["names"])
         return {**tensors, "answer": {**tensors.get("answer", {}), "avgEntropy": average, "avgPerClass": per_class}, "only_answer": True}
-
-
-STRATEGIES = ("entropy", "least_confidence", "margin")
 
 
 def uncertainty(tensors: Tensors, strategy: str) -> float:

@@ -1906,11 +1906,6 @@ class ModelServer:
         states = self.start().manager.states()
         return [{"name": name, **describe_states(states[name])} for name in sorted(set(self.config.served_names))]
 
-    def deployment_target(self, deployment: str) -> tuple[str, int | None, str | None]:
-        """Model, version and label of a deployment's id; an id that is no deployment names a model itself."""
-        found = (d for d in self.config.deployments if d.id == deployment)
-        return next(((d.model, d.version, d.version_label) for d in found), (deployment, None, None))
-
     def predict_image(self, image: "np.ndarray | bytes", deployment: str | None = None, routines: Sequence[Mapping[str, Any]] = (),
                       form: str = "json") -> Any:
         """Answer what a deployment sees in a picture: `{"predictions": [...]}` and what routines add.

@@ -178,7 +178,7 @@ def execute(source: Source, host: set[str]) -> types.ModuleType:
 
 def list_new(before: Mapping[str, types.ModuleType], folders: Iterable[str]) -> dict[str, types.ModuleType]:
     """The modules of the project that sys.modules did not hold before."""
-    return {n: module for n, module in list(sys.modules.items())
+    return {n: module for n, module in sys.modules.copy().items()
             if before.get(n) is not module and top(n) not in KEPT and file_of(module, folders)}
 
 

@@ -29,7 +29,7 @@ def tidy(monkeypatch, tmp_path):
     """Leave the folders and modules of one test to no other."""
     monkeypatch.setattr(sys, "path", list(sys.path))
     yield
-    for name, module in list(sys.modules.items()):
+    for name, module in sys.modules.copy().items():  # a copy at once: other threads import
         places = [getattr(module, "__file__", None) or "", *getattr(module, "__path__", [])]
         if any(str(place).startswith(str(tmp_path)) for place in places):
             del sys.modules[name]
@@ -183,10 +183,10 @@ def test_an_instance_of_a_class_of_the_module_is_pickled(tmp_path, function):
 
 
 def test_a_pickle_of_a_neighbours_class_is_read(tmp_path):
-    write(tmp_path, tokens="class Model:\n    pass")
-    subprocess.run([sys.executable, "-c", "import pickle, tokens; pickle.dump(tokens.Model(), open('model.pickle', 'wb'))"], cwd=tmp_path, check=True)
+    write(tmp_path, its_classes="class Model:\n    pass")
+    subprocess.run([sys.executable, "-c", "import pickle, its_classes; pickle.dump(its_classes.Model(), open('model.pickle', 'wb'))"], cwd=tmp_path, check=True)
     write(tmp_path, main="import pickle\ndef f(x):\n    with open(x, 'rb') as file:\n        return type(pickle.load(file)).__module__")
-    assert loaded(tmp_path, "main:f").call(tmp_path / "model.pickle", None) == "tokens"
+    assert loaded(tmp_path, "main:f").call(tmp_path / "model.pickle", None) == "its_classes"
 
 
 def test_the_module_has_another_name_when_the_host_has_one_of_that_name(tmp_path, monkeypatch):

@@ -108,6 +108,7 @@ def test_a_key_is_made_while_the_config_has_none(tmp_path):
     path = tmp_path / "config.json"
     path.write_text('{"model_config_list": []}')
     server = serving.ModelServer(path, poll_seconds=0)
+    assert server.wait(10), "else the first pass may take over what is written below, and the reload has nothing to do"
     rest, made = Rest(server), server.generated_key
     assert len(made) >= 32 and rest.get("/x/classes", headers=bearer(made)).status_code == 404
     path.write_text(json.dumps({"model_config_list": [], "auth": {"keys": [key_entry("site", "mine")]}}))

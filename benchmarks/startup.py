@@ -42,7 +42,8 @@ def ours():
 
 def main():
     models = [item["config"] for item in json.loads((ROOT / "config.json").read_text())["model_config_list"]]
-    folders = [str(max((ROOT / model["base_path"]).iterdir(), key=lambda folder: int(folder.name))) for model in models]
+    versions = [[folder for folder in (ROOT / model["base_path"]).iterdir() if folder.name.isdigit()] for model in models]
+    folders = [str(max(found, key=lambda folder: int(folder.name))) for found in versions]
     bare(folders), ours()
     pairs = []
     for round_ in range(int(sys.argv[1]) if len(sys.argv) > 1 else 5):

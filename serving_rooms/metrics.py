@@ -223,9 +223,10 @@ def collect_others(server: Any) -> Iterator[Any]:
 def read_gpus() -> list[dict[str, Any]]:
     """The GPUs of TensorFlow, where it is loaded and has some; `nvidia-ml-py` adds what others use and how busy they are."""
     tf: Any = sys.modules.get("tensorflow")
+    config: Any = getattr(tf, "config", None)  # none yet while the loader's thread imports it
     found = []
-    for index, gpu in enumerate(tf.config.list_logical_devices("GPU") if tf else ()):
-        used = tf.config.experimental.get_memory_info(gpu.name)["current"]
+    for index, gpu in enumerate(config.list_logical_devices("GPU") if hasattr(config, "list_logical_devices") else ()):
+        used = config.experimental.get_memory_info(gpu.name)["current"]
         entry = {"name": gpu.name.rpartition("device:")[2], "memory_used_bytes": used}
         with suppress(Exception):  # without nvidia-ml-py, or a driver that says nothing
             import pynvml

@@ -297,3 +297,9 @@ def test_schemathesis_finds_nothing(demo):
             [tool, "run", f"{address}/openapi.json", "-H", f"Authorization: Bearer {demo.generated_key}", "-n", "25", "--max-response-time", "20",
              "--exclude-checks", "unsupported_method,positive_data_acceptance,negative_data_rejection"], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout[-5000:]
+
+
+def test_stats_and_metrics_answer_while_tensorflow_is_half_imported(monkeypatch):
+    rest = Rest(server_of_two())
+    monkeypatch.setitem(sys.modules, "tensorflow", type(sys)("tensorflow"))  # as the loader's thread leaves it for some seconds
+    assert rest.get("/stats").json["gpus"] == [] and rest.get("/metrics").status_code == 200

@@ -5,7 +5,7 @@ const SVG = "http://www.w3.org/2000/svg";
 const COLOURS = ["#e63c3c", "#3c78e6", "#28aa5a", "#e6961e", "#9650c8", "#1eaabe", "#dc5aa0", "#787828"];
 const $ = (selector) => document.querySelector(selector);
 
-const state = { about: null, picture: null, answer: null, routines: [] };
+const state = { about: null, picture: null, answer: null, routines: [], asked: 0 };
 
 // --- the server ---------------------------------------------------------------------------------------------
 
@@ -13,10 +13,13 @@ const state = { about: null, picture: null, answer: null, routines: [] };
 async function ask(path, options = {}) {
   const key = sessionStorage.getItem("serving-key");
   const headers = { ...options.headers, ...(key ? { Authorization: `Bearer ${key}` } : {}) };
-  const response = await fetch(new URL(path, BASE), { ...options, headers });
+  const response = await fetch(new URL(path, BASE), { ...options, headers }).catch(() => {
+    throw new Error("The server cannot be reached.");
+  });
   if (response.ok) return response;
   const text = await errorText(response);
-  if (response.status === 401) askForKey(text);
+  // An answer to a key that has since been replaced says nothing about the new one.
+  if (response.status === 401 && key === sessionStorage.getItem("serving-key")) askForKey(text);
   throw new Error(text);
 }
 
@@ -25,14 +28,15 @@ async function errorText(response) {
   try {
     const body = JSON.parse(text);
     const error = body.error ?? body.body?.error ?? text;
-    return [error, ...(body.details ?? [])].join("\n");
+    return [error, ...(body.details ?? []), ...(body.request_id ? [`Request ${body.request_id}`] : [])].join("\n");
   } catch {
     return text || `${response.status} ${response.statusText}`;
   }
 }
 
+/** Ask for the key; `reason` is why the last one did not do. */
 function askForKey(reason = "") {
-  $("#key-error").textContent = sessionStorage.getItem("serving-key") ? reason : "";
+  if (sessionStorage.getItem("serving-key")) $("#key-error").textContent = reason;
   sessionStorage.removeItem("serving-key");
   if (!$("#key-dialog").open) $("#key-dialog").showModal();
   $("#key-input").focus();
@@ -46,6 +50,12 @@ async function attempt(work) {
   } catch (error) {
     showError(error.message);
   }
+}
+
+/** Only the answer to the latest question is shown: true as long as nothing else was asked or chosen. */
+function newest() {
+  const own = ++state.asked;
+  return () => own === state.asked;
 }
 
 function showError(text) {
@@ -73,10 +83,16 @@ function option(value, text = value) {
   return make("option", { value, textContent: text });
 }
 
-const show = (value, unit = "", digits = 0) => (value == null ? "-" : `${Number(value).toFixed(digits)}${unit}`);
+/** A number with its unit; "-" where the server says nothing. */
+const show = (value, unit = "", digits = 0) => (value == null || Number.isNaN(value) ? "-" : `${Number(value).toFixed(digits)}${unit}`);
 
-async function copyText(text, button) {
-  await navigator.clipboard?.writeText(text);
+/** Copy what an element says. Without https a browser has no clipboard object, so the text is selected and copied. */
+async function copyText(element, button) {
+  if (navigator.clipboard) await navigator.clipboard.writeText(element.textContent);
+  else {
+    getSelection().selectAllChildren(element);
+    if (!document.execCommand("copy")) throw new Error("The browser does not let the page copy; the code is selected.");
+  }
   button.textContent = "Copied";
   setTimeout(() => (button.textContent = "Copy"), 1500);
 }
@@ -100,9 +116,10 @@ function selectTab(tab) {
 for (const tab of tabs) {
   tab.addEventListener("click", () => selectTab(tab));
   tab.addEventListener("keydown", (event) => {
-    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
-    if (!step) return;
-    const next = tabs[(tabs.indexOf(tab) + step + tabs.length) % tabs.length];
+    const at = tabs.indexOf(tab), last = tabs.length - 1;
+    const next = tabs[{ ArrowRight: at === last ? 0 : at + 1, ArrowLeft: at === 0 ? last : at - 1, Home: 0, End: last }[event.key]];
+    if (!next) return;
+    event.preventDefault();
     next.focus();
     selectTab(next);
   });
@@ -132,14 +149,18 @@ function showTarget() {
   const one = deployment();
   $("#for-images").hidden = $("#copy").hidden = $("#picture").hidden = !one;
   $("#for-tensors").hidden = Boolean(one);
-  Object.assign(state, { picture: null, answer: null, routines: [] });
+  Object.assign(state, { picture: null, routines: [] });
   $("#image").removeAttribute("src");
-  $("#overlay").replaceChildren();
-  $("#chart").replaceChildren();
-  $("#json").textContent = "";
+  newest();
+  clearAnswer();
   showRoutines();
   if (one) showDeployment(one);
   else $("#body").value = JSON.stringify(state.about.models.find((model) => `model ${model.name}` === $("#deployment").value)?.body ?? { inputs: [] });
+}
+
+function clearAnswer() {
+  state.answer = null;
+  for (const part of ["#overlay", "#chart", "#json", "#shown", "#timing", "#body-timing"]) $(part).replaceChildren();
 }
 
 function showDeployment(one) {
@@ -148,8 +169,7 @@ function showDeployment(one) {
   $("#about").textContent = one.available && one.takes_images
     ? [`model ${one.model}`, names && `sees ${names}`, chain && `always runs ${chain}`, one.version_tag].filter(Boolean).join(" · ") : one.reason ?? "not available";
   $("#samples").replaceChildren();
-  for (const name of one.samples) showSample(one, name);
-  showCode();
+  for (const name of one.samples) attempt(() => showSample(one, name));
 }
 
 async function showSample(one, name) {
@@ -167,7 +187,6 @@ async function take(blob) {
   state.picture = blob;
   URL.revokeObjectURL($("#image").src);
   $("#image").src = URL.createObjectURL(blob);
-  $("#overlay").replaceChildren();
   await send();
 }
 
@@ -182,12 +201,37 @@ async function toBase64(blob) {
 
 async function send() {
   if (!state.picture) throw new Error("Choose a picture first.");
-  const body = JSON.stringify({ image_type: "base64", data: await toBase64(state.picture), routines: chain() });
+  const path = `${encodeURIComponent(deployment().id)}/predict`;
+  await sendAnd($("#timing"), async () => {
+    const body = JSON.stringify({ image_type: "base64", data: await toBase64(state.picture), routines: chain() });
+    return ask(path, { method: "POST", body, headers: { "Content-Type": "application/json" } });
+  }, showAnswer);
+}
+
+/** Clear the last answer, ask for a new one, say how long it took and show it - unless something else was asked since. */
+async function sendAnd(timing, question, showIt) {
+  const isNewest = newest();
+  clearAnswer();
+  timing.textContent = "Sending…";
   const began = performance.now();
-  const response = await ask(`${encodeURIComponent(deployment().id)}/predict`, { method: "POST", body, headers: { "Content-Type": "application/json" } });
-  state.answer = await response.json();
-  $("#timing").textContent = `${(performance.now() - began).toFixed(0)} ms, request ${response.headers.get("X-Request-Id") ?? ""}`;
-  showAnswer();
+  try {
+    const response = await question();
+    const answer = await response.json();
+    if (!isNewest()) return;
+    state.answer = answer;
+    timing.textContent = describeTiming(response, performance.now() - began);
+    showIt();
+  } catch (error) {
+    if (!isNewest()) return;
+    timing.textContent = "";
+    throw error;
+  }
+}
+
+function describeTiming(response, milliseconds) {
+  const id = response.headers.get("X-Request-Id");
+  const parts = [...(response.headers.get("Server-Timing") ?? "").matchAll(/([\w-]+)[^,]*?;\s*dur=([\d.]+)/g)].map(([, name, took]) => `${name} ${Number(took).toFixed(1)} ms`);
+  return [`${milliseconds.toFixed(0)} ms`, ...parts, ...(id ? [`request ${id}`] : [])].join(" · ");
 }
 
 /** Show what the slider lets through, in the picture and as JSON; the server is not asked. */
@@ -200,12 +244,13 @@ function showAnswer() {
   const chart = histogram && { ...histogram, image: histogram.image ? "…" : undefined };
   $("#json").textContent = JSON.stringify({ ...(shown && { predictions: shown }), ...(chart && { histogram: chart }), ...rest }, null, 1);
   $("#overlay").replaceChildren(...(shown ?? []).filter((one) => one.bound).reverse().map(drawPrediction));
-  const rows = histogram?.classes ?? (shown && !shown.some((one) => one.bound) ? Object.fromEntries(shown.slice(0, 10).map((one) => [one.tag.name, one.confidence])) : null);
+  $("#shown").textContent = shown ? `${shown.length} of ${predictions.length} shown` : "";
+  const rows = histogram?.classes ?? rest.avgPerClass ?? (shown && !shown.some((one) => one.bound) ? Object.fromEntries(shown.slice(0, 10).map((one) => [one.tag.name, one.confidence])) : null);
   showChart(histogram?.counts ? byRange(histogram) : rows);
 }
 
 function drawPrediction({ bound, contour, tag, confidence }) {
-  const colour = COLOURS[tag.id % COLOURS.length];
+  const colour = COLOURS[Math.abs(tag.id) % COLOURS.length];
   const width = $("#image").naturalWidth || 1, height = $("#image").naturalHeight || 1;
   $("#overlay").setAttribute("viewBox", `0 0 ${width} ${height}`);
   const points = (ring) => ring.map(([x, y]) => `${x * width},${y * height}`).join(" ");
@@ -239,7 +284,7 @@ function addRoutine(name) {
 
 function showRoutines() {
   $("#routines").replaceChildren(...state.routines.map(routineRow));
-  if (deployment()) showCode();
+  showCodeSoon();
 }
 
 function routineRow(routine, index) {
@@ -247,10 +292,18 @@ function routineRow(routine, index) {
     const [own] = state.routines.splice(index, 1);
     if (step !== null) state.routines.splice(Math.max(0, index + step), 0, own);
     showRoutines();
+    focusRoutine(step === null ? index : state.routines.indexOf(own), step);
   };
   const button = (text, label, step) => make("button", { type: "button", textContent: text, ariaLabel: `${label} ${routine.declared.name}`, onclick: () => move(step) });
   return make("li", { className: "routine", title: routine.declared.doc }, make("strong", { textContent: routine.declared.name }),
     ...routine.declared.arguments.map((one) => argumentField(routine, one)), button("↑", "Earlier:", -1), button("↓", "Later:", 1), button("✕", "Remove", null));
+}
+
+/** The list was drawn anew: keep the keyboard at the button that was pressed, or nearby where its routine is gone. */
+function focusRoutine(index, step) {
+  const rows = $("#routines").children;
+  const buttons = rows[Math.min(index, rows.length - 1)]?.querySelectorAll("button");
+  (buttons?.[{ "-1": 0, 1: 1 }[step] ?? 2] ?? $("#add-routine")).focus();
 }
 
 function argumentField(routine, { name, kind, minimum, maximum, doc }) {
@@ -259,17 +312,17 @@ function argumentField(routine, { name, kind, minimum, maximum, doc }) {
   if (number) Object.assign(field, { step: kind === "integer" ? 1 : "any", min: minimum ?? "", max: maximum ?? "" });
   field.addEventListener("input", () => {
     routine.values[name] = readArgument(kind, field.value);
-    showCode();
+    showCodeSoon();
   });
   return make("label", {}, make("small", { textContent: `${name} ` }), field);
 }
 
-/** A field's text as the argument's value; lists are separated by commas. */
+/** A field's text as the argument's value; lists are separated by commas. What is no number goes as text: the server says so. */
 function readArgument(kind, text) {
   if (text.trim() === "") return null;
   if (kind === "number" || kind === "integer") return Number(text);
   const parts = text.split(",").map((part) => part.trim());
-  return kind === "strings" ? parts : kind === "numbers" ? parts.map(Number) : text;
+  return kind === "strings" ? parts : kind === "numbers" ? parts.map((part) => (part === "" || Number.isNaN(Number(part)) ? part : Number(part))) : text;
 }
 
 function chain() {
@@ -279,10 +332,8 @@ function chain() {
 
 async function sendBody() {
   const name = $("#deployment").value.replace(/^model /, "");
-  const began = performance.now();
-  const response = await ask(`v1/models/${encodeURIComponent(name)}:predict`, { method: "POST", body: $("#body").value });
-  $("#json").textContent = JSON.stringify(await response.json(), null, 1);
-  $("#body-timing").textContent = `${(performance.now() - began).toFixed(0)} ms`;
+  const question = () => ask(`v1/models/${encodeURIComponent(name)}:predict`, { method: "POST", body: $("#body").value });
+  await sendAnd($("#body-timing"), question, () => ($("#json").textContent = JSON.stringify(state.answer, null, 1)));
 }
 
 // --- code ---------------------------------------------------------------------------------------------------
@@ -292,9 +343,19 @@ async function clientCode(id, language, routines) {
   return (await ask(`${encodeURIComponent(id)}/client/${language}?${query}`)).text();
 }
 
+let codeTimer = 0, codesAsked = 0;
+
+/** Show the code of this call once the user pauses, rather than at each letter typed. */
+function showCodeSoon() {
+  clearTimeout(codeTimer);
+  codeTimer = setTimeout(() => showCode().catch((error) => ($("#copy-code").textContent = error.message)), 200);
+}
+
 async function showCode() {
-  const one = deployment();
-  if (one && $("#copy-language").value) $("#copy-code").textContent = await clientCode(one.id, $("#copy-language").value, chain());
+  const one = deployment(), own = ++codesAsked;
+  if (!one || !$("#copy-language").value) return;
+  const code = await clientCode(one.id, $("#copy-language").value, chain());
+  if (own === codesAsked) $("#copy-code").textContent = code;
 }
 
 async function showConnect() {
@@ -311,17 +372,20 @@ let watching = 0;
 /** Show the numbers now and every two seconds, while this part of the page is looked at. */
 async function watch() {
   clearTimeout(watching);
-  if ($("#panel-watch").hidden || document.hidden) return;
-  await attempt(async () => showStats(await (await ask("stats")).json()));
+  if ($("#panel-watch").hidden || document.hidden || $("#key-dialog").open) return;
+  await attempt(async () => {
+    const response = await ask("stats");
+    // The server's clock, since a phone's may be off.
+    showStats(await response.json(), Date.parse(response.headers.get("Date")) || Date.now());
+  });
+  clearTimeout(watching);
   watching = setTimeout(watch, 2000);
 }
 
-function showStats(stats) {
-  const chosen = $("#group").value;
-  $("#group").replaceChildren(option("", "everything"), ...Object.keys(stats.groups ?? {}).map((name) => option(name)));
-  $("#group").value = chosen in (stats.groups ?? {}) ? chosen : "";
-  const group = stats.groups?.[$("#group").value] ?? stats.total;
-  drawGraph(stats.minutes ?? []);
+function showStats(stats, now) {
+  listGroups(Object.keys(stats.groups ?? {}));
+  const group = stats.groups?.[$("#group").value] ?? stats.total ?? {};
+  drawGraph(stats.minutes ?? [], now);
   showNumbers(stats, group);
   const rows = { "in all": group.latency_ms, ...group.parts_ms };
   $("#latency").replaceChildren(...Object.entries(rows).map(([name, found]) => row(name, ...["p50", "p90", "p99"].map((q) => show(found?.[q], " ms", 2)))));
@@ -330,8 +394,17 @@ function showStats(stats) {
     new Date(one.time * 1000).toLocaleTimeString(), one.status, `${one.method} ${one.path}`, one.error, one.request_id)));
 }
 
+/** Offer the groups. The list is left alone while it stays the same, since a new one closes under the user's hand. */
+function listGroups(names) {
+  const listed = [...$("#group").options].slice(1).map((one) => one.value);
+  if (names.join("\n") === listed.join("\n")) return;
+  const chosen = $("#group").value;
+  $("#group").replaceChildren(option("", "everything"), ...names.map((name) => option(name)));
+  $("#group").value = names.includes(chosen) ? chosen : "";
+}
+
 function showNumbers(stats, group) {
-  const share = (count) => (group.requests ? `${(100 * count / group.requests).toFixed(1)} %` : "-");
+  const share = (count) => (group.requests && count != null ? `${count} (${(100 * count / group.requests).toFixed(1)} %)` : show(count));
   const gpus = stats.gpus ?? [];
   const tiles = {
     "Requests": show(group.requests), "Requests a second": show(group.requests_per_second, "", 2), "Errors 4xx": share(group.errors_4xx),
@@ -348,11 +421,12 @@ function duration(seconds) {
 }
 
 /** Bars of the last sixty minutes; the newest on the right. */
-function drawGraph(minutes) {
-  const width = 600, height = 160, now = Math.floor(Date.now() / 60000) * 60;
-  const most = Math.max(1, ...minutes.map((one) => one.requests));
-  const bars = minutes.flatMap((one) => {
-    const x = width - 10 * (1 + (now - one.time) / 60), scale = (height - 6) / most;
+function drawGraph(minutes, now) {
+  const width = 600, height = 160, last = Math.floor(now / 60000) * 60;
+  const hour = minutes.filter((one) => last - one.time < 3600);
+  const most = Math.max(1, ...hour.map((one) => one.requests));
+  const bars = hour.flatMap((one) => {
+    const x = width - 10 * (1 + (last - one.time) / 60), scale = (height - 6) / most;
     const heights = [["ok", one.requests - one.errors_4xx - one.errors_5xx], ["bad4", one.errors_4xx], ["bad5", one.errors_5xx]];
     let base = height;
     return heights.filter(([, count]) => count > 0).map(([kind, count]) => {
@@ -364,6 +438,8 @@ function drawGraph(minutes) {
   $("#graph").setAttribute("preserveAspectRatio", "none");
   $("#graph").replaceChildren(...bars);
   $("#graph-most").textContent = `at most ${most} a minute`;
+  const current = hour.find((one) => one.time === last)?.requests ?? 0;
+  $("#graph").setAttribute("aria-label", `Requests a minute over the last hour: at most ${most}, this minute ${current}`);
 }
 
 function row(...cells) {
@@ -374,24 +450,31 @@ function row(...cells) {
 
 async function showModels() {
   const [{ models }, { devices }] = await Promise.all([ask("v1/models"), ask("stats")].map(async (answer) => (await answer).json()));
-  const rows = models.flatMap(({ name, model_version_status: versions }) => versions.map((one) => modelRow(name, one, devices)));
+  const rows = models.flatMap(({ name, model_version_status: versions }) => versions.map((one) => modelRow(name, one, devices ?? {})));
   $("#models").replaceChildren(...rows);
 }
 
 function modelRow(name, { version, state: now, status }, devices) {
   const signature = make("td", { className: "signature" });
-  if (now === "AVAILABLE") showSignature(name, version, signature);
-  return make("tr", {}, make("td", { textContent: name }), make("td", { textContent: version }),
-    make("td", { className: `state-${now}`, textContent: [now, status.error_message].filter(Boolean).join(": ") }),
+  if (now === "AVAILABLE") showSignatures(name, version, signature).catch((error) => (signature.textContent = error.message));
+  return make("tr", {}, make("th", { scope: "row", textContent: name }), make("td", { textContent: version }),
+    make("td", { className: `state-${now}`, textContent: [now, status?.error_message].filter(Boolean).join(": ") }),
     make("td", { textContent: devices[`${name}/${version}`] || "-" }), signature);
 }
 
-async function showSignature(name, version, cell) {
+/** Every signature a version has; the name is left out where there is only the default one. */
+async function showSignatures(name, version, cell) {
   const { metadata } = await (await ask(`v1/models/${encodeURIComponent(name)}/versions/${version}/metadata`)).json();
-  const found = metadata.signature_def.signature_def.serving_default;
-  const shape = (tensor) => (tensor.tensor_shape?.unknown_rank ? "?" : `[${(tensor.tensor_shape?.dim ?? []).map((dim) => dim.size).join(", ")}]`);
-  const list = (mark, tensors) => Object.entries(tensors ?? {}).map(([key, tensor]) => `${mark} ${key}: ${tensor.dtype.slice(3).toLowerCase()} ${shape(tensor)}`);
-  cell.textContent = found ? [...list("→", found.inputs), ...list("←", found.outputs)].join("\n") : "no serving_default";
+  const found = Object.entries(metadata.signature_def.signature_def).filter(([key]) => key !== "__saved_model_init_op");
+  const alone = found.length === 1 && found[0][0] === "serving_default";
+  cell.textContent = found.flatMap(([key, signature]) => [...(alone ? [] : [key]), ...describeSignature(signature)]).join("\n") || "no signature";
+}
+
+function describeSignature({ inputs, outputs }) {
+  // An axis of any length is -1 on the wire.
+  const shape = (tensor) => (tensor.tensor_shape?.unknown_rank ? "[…]" : `[${(tensor.tensor_shape?.dim ?? []).map((dim) => (Number(dim.size) < 0 ? "?" : dim.size)).join(", ")}]`);
+  const list = (mark, tensors) => Object.entries(tensors ?? {}).map(([key, tensor]) => `${mark} ${key}: ${tensor.dtype.replace("DT_", "").toLowerCase()} ${shape(tensor)}`);
+  return [...list("→", inputs), ...list("←", outputs)];
 }
 
 async function reload() {
@@ -410,8 +493,11 @@ async function reload() {
 $("#key-form").addEventListener("submit", () => {
   sessionStorage.setItem("serving-key", $("#key-input").value.trim());
   $("#key-input").value = "";
+  $("#key-error").textContent = "";
   attempt(start);
 });
+// What was shown when the key ran out goes on with the new one.
+$("#key-dialog").addEventListener("close", () => selectTab($("[role=tab][aria-selected=true]")));
 $("#key-dialog").addEventListener("cancel", (event) => event.preventDefault());
 $("#forget").addEventListener("click", () => { sessionStorage.removeItem("serving-key"); askForKey(); });
 $("#deployment").addEventListener("change", showTarget);
@@ -419,14 +505,18 @@ $("#confidence").addEventListener("input", showAnswer);
 $("#image").addEventListener("load", showAnswer);
 $("#send").addEventListener("click", () => attempt(send));
 $("#send-body").addEventListener("click", () => attempt(sendBody));
-for (const input of ["#file-input", "#camera-input"]) $(input).addEventListener("change", (event) => attempt(() => take(event.target.files[0])));
+for (const input of ["#file-input", "#camera-input"]) $(input).addEventListener("change", (event) => {
+  const file = event.target.files[0];
+  event.target.value = ""; // so that the same file can be chosen again
+  if (file) attempt(() => take(file));
+});
 $("#add-routine").addEventListener("change", (event) => {
   if (event.target.value) addRoutine(event.target.value);
   event.target.value = "";
 });
-$("#copy-language").addEventListener("change", () => attempt(showCode));
-$("#copy-button").addEventListener("click", (event) => attempt(() => copyText($("#copy-code").textContent, event.target)));
-$("#connect-copy").addEventListener("click", (event) => attempt(() => copyText($("#connect-code").textContent, event.target)));
+$("#copy-language").addEventListener("change", showCodeSoon);
+$("#copy-button").addEventListener("click", (event) => attempt(() => copyText($("#copy-code"), event.target)));
+$("#connect-copy").addEventListener("click", (event) => attempt(() => copyText($("#connect-code"), event.target)));
 for (const select of ["#connect-deployment", "#connect-language"]) $(select).addEventListener("change", () => attempt(showConnect));
 $("#group").addEventListener("change", watch);
 $("#reload").addEventListener("click", () => attempt(reload));

@@ -86,6 +86,11 @@ function option(value, text = value) {
 /** A number with its unit; "-" where the server says nothing. */
 const show = (value, unit = "", digits = 0) => (value == null || Number.isNaN(value) ? "-" : `${Number(value).toFixed(digits)}${unit}`);
 
+/** JSON to read: indented, but a point or a row of numbers on one line. A raw line break is never inside a JSON string. */
+function pretty(value) {
+  return JSON.stringify(value, null, 1).replace(/\[\n[-+\d.eE,\s]*\n\s*\]/g, (numbers) => numbers.replace(/\s+/g, "").replaceAll(",", ", "));
+}
+
 /** Copy what an element says. Without https a browser has no clipboard object, so the text is selected and copied. */
 async function copyText(element, button) {
   if (navigator.clipboard) await navigator.clipboard.writeText(element.textContent);
@@ -151,6 +156,7 @@ function showTarget() {
   $("#for-tensors").hidden = Boolean(one);
   Object.assign(state, { picture: null, routines: [] });
   $("#image").removeAttribute("src");
+  $("#about").textContent = "";
   newest();
   clearAnswer();
   showRoutines();
@@ -187,6 +193,7 @@ async function take(blob) {
   state.picture = blob;
   URL.revokeObjectURL($("#image").src);
   $("#image").src = URL.createObjectURL(blob);
+  clearAnswer();
   await send();
 }
 
@@ -208,10 +215,9 @@ async function send() {
   }, showAnswer);
 }
 
-/** Clear the last answer, ask for a new one, say how long it took and show it - unless something else was asked since. */
+/** Ask, say how long it took and show the answer in place of the last one - unless something else was asked since. */
 async function sendAnd(timing, question, showIt) {
   const isNewest = newest();
-  clearAnswer();
   timing.textContent = "Sending…";
   const began = performance.now();
   try {
@@ -223,7 +229,7 @@ async function sendAnd(timing, question, showIt) {
     showIt();
   } catch (error) {
     if (!isNewest()) return;
-    timing.textContent = "";
+    clearAnswer();
     throw error;
   }
 }
@@ -242,7 +248,7 @@ function showAnswer() {
   const { predictions, histogram, ...rest } = state.answer;
   const shown = predictions?.filter((one) => one.confidence >= least);
   const chart = histogram && { ...histogram, image: histogram.image ? "…" : undefined };
-  $("#json").textContent = JSON.stringify({ ...(shown && { predictions: shown }), ...(chart && { histogram: chart }), ...rest }, null, 1);
+  $("#json").textContent = pretty({ ...(shown && { predictions: shown }), ...(chart && { histogram: chart }), ...rest });
   $("#overlay").replaceChildren(...(shown ?? []).filter((one) => one.bound).reverse().map(drawPrediction));
   $("#shown").textContent = shown ? `${shown.length} of ${predictions.length} shown` : "";
   const rows = histogram?.classes ?? rest.avgPerClass ?? (shown && !shown.some((one) => one.bound) ? Object.fromEntries(shown.slice(0, 10).map((one) => [one.tag.name, one.confidence])) : null);
@@ -333,7 +339,7 @@ function chain() {
 async function sendBody() {
   const name = $("#deployment").value.replace(/^model /, "");
   const question = () => ask(`v1/models/${encodeURIComponent(name)}:predict`, { method: "POST", body: $("#body").value });
-  await sendAnd($("#body-timing"), question, () => ($("#json").textContent = JSON.stringify(state.answer, null, 1)));
+  await sendAnd($("#body-timing"), question, () => ($("#json").textContent = pretty(state.answer)));
 }
 
 // --- code ---------------------------------------------------------------------------------------------------
@@ -462,12 +468,14 @@ function modelRow(name, { version, state: now, status }, devices) {
     make("td", { textContent: devices[`${name}/${version}`] || "-" }), signature);
 }
 
-/** Every signature a version has; the name is left out where there is only the default one. */
+/** The default signature, and the others folded away. */
 async function showSignatures(name, version, cell) {
   const { metadata } = await (await ask(`v1/models/${encodeURIComponent(name)}/versions/${version}/metadata`)).json();
-  const found = Object.entries(metadata.signature_def.signature_def).filter(([key]) => key !== "__saved_model_init_op");
-  const alone = found.length === 1 && found[0][0] === "serving_default";
-  cell.textContent = found.flatMap(([key, signature]) => [...(alone ? [] : [key]), ...describeSignature(signature)]).join("\n") || "no signature";
+  const { serving_default: usual, ...others } = metadata.signature_def.signature_def;
+  delete others.__saved_model_init_op;
+  const rest = Object.entries(others).map(([key, signature]) => [key, ...describeSignature(signature)].join("\n"));
+  cell.replaceChildren(usual ? describeSignature(usual).join("\n") : "no serving_default");
+  if (rest.length) cell.append(make("details", {}, make("summary", { textContent: `${rest.length} more` }), rest.join("\n\n")));
 }
 
 function describeSignature({ inputs, outputs }) {

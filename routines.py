@@ -146,7 +146,12 @@ def decode_npy(data: bytes, limits: ImageLimits) -> np.ndarray:
     except (ValueError, OSError, EOFError, MemoryError) as error:
         if isinstance(error, ImageError):
             raise
-        raise ImageError(f"body is not a .npy array: {error}") from None
+        raise ImageError(f"body is not a .npy array: {plain(error)}") from None
+
+
+def plain(error: BaseException) -> str:
+    """NumPy's text without the addresses of its objects."""
+    return re.sub(r" ?<[^<>]* at 0x[0-9a-f]+>", "", str(error))
 
 
 def read_request(body: Any, limits: ImageLimits) -> tuple[np.ndarray, Any]:

@@ -1826,7 +1826,7 @@ class ModelServer:
         self.folder = path.absolute().parent if path else Path.cwd()  # where the config's modules are looked for
         self.key, self.kept = secrets.token_urlsafe(24), dict[Any, Any]()  # what outlives a config: inboxes and handlers
         self.endpoints: dict[str, Any] = {}  # those of `endpoint`
-        self._mounted = False
+        self._mounted = self.says_key = False  # the app is built; `run` prints the generated key
         self.metrics: Any = None if Auth is AllPolicy else part("serving_rooms.metrics").Metrics()
         options: dict[str, Any] = {"load": load}
         if Auth is not AllPolicy:
@@ -1846,7 +1846,7 @@ class ModelServer:
     @property
     def generated_key(self) -> str | None:
         """The key made at start, while the config has none."""
-        return None if self.config.auth.keys else self.key
+        return None if Auth is AllPolicy or self.config.auth.keys else self.key
 
     def endpoint(self, path: str, *, methods: Sequence[str] = ("POST",), envelope: str | None = None) -> Callable[[Callable], Callable]:
         """Put the decorated function behind a URL, as `handlers` in the config does: `f(inputs)` or `f(inputs, context)`."""
@@ -2303,6 +2303,9 @@ def create_blueprint(source: Source, authorize: Callable[[Any], Any] | None = No
     """
     door = Door(as_server(source), authorize)
     door.server._mounted = True
+    if authorize is None and door.server.generated_key and not door.server.says_key:
+        logger.warning("The config has no keys: pictures and handlers answer to ModelServer.generated_key alone, which changes at each "
+                       "start; `python serving.py --new-key NAME` makes a lasting one, `authorize=` lets the site decide")
     number = next(blueprint_numbers)
     blueprint = Blueprint("serving" if number == 1 else f"serving{number}", __name__)
     blueprint.door = door  # type: ignore[attr-defined]
@@ -2395,6 +2398,7 @@ def run(source: Source, host: str = "127.0.0.1", port: int = 8501,
         recv_bytes=1 << 20, outbuf_overflow=64 << 20, outbuf_high_watermark=64 << 20,
         channel_request_lookahead=1,  # sees clients that went away
         asyncore_use_poll=True)
+    server.says_key = True
     app = create_app(server)
     watch_queue(server, http.task_dispatcher)
     if threading.current_thread() is threading.main_thread():

@@ -38,7 +38,7 @@ def load(body: bytes) -> Any:
         with np.load(io.BytesIO(body), allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
     except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, MemoryError) as error:
-        raise BadRequest(f"body is no .npy or .npz of numbers: {error}") from None
+        raise BadRequest(f"body is no .npy or .npz of numbers: {routines.plain(error)}") from None
 
 
 def write_answer(answer: dict[str, Any], wanted: str) -> Response | None:

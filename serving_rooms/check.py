@@ -1,16 +1,23 @@
 """What `--check` finds: what a config would serve and what is wrong with its folders, without loading anything."""
 
+import importlib.util
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from serving_rooms.handlers import HandlerError, locate
 
-def check(config: Any, prepared: Any, list_versions: Callable[[str], dict[int, Path]],
+
+def check(config: Any, prepared: Any, folder: Path, list_versions: Callable[[str], dict[int, Path]],
           choose_versions: Callable[[Any, Iterable[int]], list[int]]) -> tuple[list[str], list[str]]:
-    """What a config would serve, a line each, and what is wrong with it; `prepared` is what was made ready of it."""
+    """What a config would serve, a line each, and what is wrong with it.
+
+    `prepared` is what was made ready of it; functions are looked for in `folder`.
+    """
     lines: list[str] = []
     problems: list[str] = []
     names: list[str] = []
+    served: dict[str, tuple[list[int], Any]] = {}
     for index, model in enumerate(config.models):
         path = f"$.model_config_list[{index}].config"
         if model.name in names:
@@ -22,6 +29,7 @@ def check(config: Any, prepared: Any, list_versions: Callable[[str], dict[int, P
             problems.append(f"{path}.base_path: {error}: {model.base_path}")
             continue
         versions = choose_versions(model.model_version_policy, folders)
+        served[model.name] = versions, model
         lines.append(f"{model.name}: version {', '.join(map(str, versions)) or 'none'} on {model.target_device} from {model.base_path}")
         problems += check_versions(model, path, folders, versions)
     pipelines = [pipeline.name for pipeline in config.pipeline_config_list]
@@ -29,15 +37,40 @@ def check(config: Any, prepared: Any, list_versions: Callable[[str], dict[int, P
         lines.append(f"pipeline {pipeline.name}: {len(pipeline.nodes)} nodes")
         problems += [f"$.pipeline_config_list[{index}].nodes[{number}].model_name: no model is called '{node.model_name}'"
                      for number, node in enumerate(pipeline.nodes) if node.model_name is not None and node.model_name not in names]
+        problems += [f"$.pipeline_config_list[{index}].nodes[{number}].function: {problem}" for number, node in enumerate(pipeline.nodes)
+                     if node.function is not None and (problem := check_function(node.function, folder))]
     for index, handler in enumerate(config.handlers):
         lines.append(f"handler {handler.path}: {handler.function}")
+        problems += [f"$.handlers[{index}].function: {problem}" for problem in (check_function(handler.function, folder),) if problem]
         problems += [f"$.handlers[{index}].model_dir: no such folder: {handler.model_dir}"] * (
             handler.model_dir is not None and not Path(handler.model_dir).is_dir())
     for index, deployment in enumerate(config.deployments):
         lines.append(f"deployment {deployment.id}: model {deployment.model}, {len(prepared.deployments[deployment.id].labels)} classes")
         if deployment.model not in pipelines + names:
             problems.append(f"$.deployments[{index}].model: no model is called '{deployment.model}'")
+        elif deployment.model in served:
+            problems += check_pin(deployment, f"$.deployments[{index}]", *served[deployment.model])
     return lines, problems
+
+
+def check_pin(deployment: Any, path: str, versions: list[int], model: Any) -> list[str]:
+    """What is wrong with the version, or its label, that a deployment pins."""
+    if deployment.version is not None and deployment.version not in versions:
+        return [f"{path}.version: version {deployment.version} of {model.name} is not served; there are: {versions}"]
+    if deployment.version_label is not None and deployment.version_label not in model.version_labels:
+        return [f"{path}.version_label: {model.name} has no label '{deployment.version_label}'; there are: {sorted(model.version_labels)}"]
+    return []
+
+
+def check_function(reference: str, folder: Path) -> str | None:
+    """What is wrong with where a function is to come from; nothing is imported."""
+    module = reference.rpartition(":")[0]
+    try:
+        _, path, _ = locate(module, folder)
+        found = path or importlib.util.find_spec(module.partition(".")[0])
+    except (HandlerError, ValueError) as error:
+        return str(error)
+    return None if found else f"{module}: no such module beside the config or installed"
 
 
 def check_versions(model: Any, path: str, folders: Mapping[int, Path], versions: list[int]) -> list[str]:

@@ -30,7 +30,7 @@ def init(source: Any, folder: str) -> int:
     """Write a project of a handler, and print what to do next."""
     from serving_rooms.scaffold import write_project  # a project's copy of the server has none
     files = write_project(Path(folder))
-    print(f"Wrote {len(files)} files into {folder}. Next: cd {folder} && python serving.py --config config.json")
+    print(f"Wrote {len(files)} files into {folder}. Next: cd {shlex.quote(folder)} && python serving.py --config config.json")
     return 0
 
 
@@ -48,7 +48,7 @@ def export(source: Any, group_and_folder: list[str]) -> int:
 def check_config(source: Any, _: bool) -> int:
     """Print what a config would serve and what is wrong with it."""
     server = ModelServer(source)
-    lines, problems = check(server.config, server.prepared, list_versions, choose_versions)
+    lines, problems = check(server.config, server.prepared, server.folder, list_versions, choose_versions)
     print("\n".join([*lines, *(f"wrong: {problem}" for problem in problems)]))
     return 2 if problems else 0
 

@@ -11,6 +11,7 @@ from flask import Response, request
 
 from serving import HTTPStatus, ModelServer, ServingError, parse_json, read_body, reply
 from serving_rooms.handlers import Handler, HandlerError, to_reply
+from serving_rooms.settings import check_path
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,10 @@ def declare(path: str, function: Callable, methods: Sequence[str], envelope: str
     """An endpoint from Python, ready at once; raises ServingError for a path that no config would take, HandlerError for the function."""
     if not re.fullmatch(r"(/[\w.~-]+)+", path):
         raise ServingError(f"endpoint path: expected something like /alice/caption, got {path!r}", "INVALID_ARGUMENT")
+    try:
+        check_path(path)
+    except ValueError as error:
+        raise ServingError(str(error), "INVALID_ARGUMENT") from None
     handler = Handler(function, ".")
     handler.load()
     return Endpoint(path, handler, tuple(methods), envelope)

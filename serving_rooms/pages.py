@@ -11,11 +11,11 @@ from typing import Any
 from flask import Response, redirect, request
 
 import routines
-from serving import BadRequest, ModelServer, NotFound, encode_json, example_request, parse_json, reply
+from serving import BadRequest, ConfigError, ModelServer, NotFound, encode_json, example_request, reply
 from serving_rooms.client_code import LANGUAGES, client_code
 from serving_rooms.metrics import prometheus_text, read_gpus
 from serving_rooms.openapi import describe_api
-from serving_rooms.pictures import find_deployment
+from serving_rooms.pictures import find_deployment, read_chain, read_query_routines
 
 # Beside the server, or where `pip install` puts it.
 CONSOLE = [Path(__file__).parent.parent / "console", Path(sys.prefix) / "share/serving/console"]
@@ -122,8 +122,10 @@ def view_client(server: ModelServer, deployment: str, language: str) -> Response
     """A program that calls a deployment, its key left to be filled in."""
     find_deployment(server, deployment)
     url = f"{request.url_root.rstrip('/')}{request.path.rpartition('/client/')[0]}/predict"
+    chain = read_query_routines()
     try:
-        code = client_code(language, url, "YOUR_KEY", parse_json(request.args.get("routines", "[]").encode()))
-    except ValueError as error:
+        read_chain(chain)
+        code = client_code(language, url, "YOUR_KEY", chain)
+    except (ValueError, ConfigError) as error:
         raise BadRequest(str(error)) from None
     return Response(code, content_type="text/plain; charset=utf-8")

@@ -8,6 +8,7 @@
 import contextlib
 import difflib
 import functools
+import re
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
@@ -74,6 +75,8 @@ def prepare_deployment(config: Any, path: str, inboxes: dict[Path, Inbox]) -> Re
         labels = routines.load_labels(config.label_map, Path())
     except OSError as error:
         raise ConfigError(f"{path}.label_map", f"{error.strerror or error}: {config.label_map}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}.label_map", f"expected a text file (.pbtxt, JSON, or a name a line): {config.label_map}") from None
     except ValueError as error:
         raise ConfigError(f"{path}.label_map", str(error).removeprefix("label map: ")) from None
     learning, inbox = config.active_learning, None
@@ -96,15 +99,18 @@ def read_chain(value: Any, path: str = "routines") -> list[Any]:
 
 
 def read_routine(item: Any, path: str) -> Any:
-    if not isinstance(item, dict) or not isinstance(item.get("name"), str):
-        raise ConfigError(path, f'expected an object {{"name": ..., "arguments": {{...}}}}, got {json_kind(item)}')
+    if not isinstance(item, dict) or "name" not in item:
+        raise ConfigError(path, f'expected an object {{"name": ..., "arguments": {{...}}}}, got {json_kind(item)}'
+                          + (" without 'name'" if isinstance(item, dict) else ""))
+    if not isinstance(item["name"], str):
+        raise ConfigError(f"{path}.name", f"expected string, got {json_kind(item['name'])}")
     kind = routines.ROUTINES.get(item["name"])
     if kind is None:
         close = difflib.get_close_matches(item["name"], routines.ROUTINES, n=1)
         raise ConfigError(f"{path}.name", f"there is no routine '{item['name'][:60]}'; "
                           + (f"did you mean '{close[0]}'?" if close else f"expected one of: {', '.join(sorted(routines.ROUTINES))}"))
     beside = {key: argument for key, argument in item.items() if key not in ("name", "arguments")}
-    given = item.get("arguments") or {}
+    given = {} if item.get("arguments") is None else item["arguments"]
     if not isinstance(given, dict):
         raise ConfigError(f"{path}.arguments", f"expected an object, got {json_kind(given)}")
     return parse_fields(kind, {**beside, **given}, f"{path}.arguments")
@@ -219,9 +225,20 @@ def read_image(server: ModelServer) -> tuple[np.ndarray, Any]:
                 raise BadRequest("multipart: expected the picture as field 'image' or 'file', got: " + (", ".join(request.files) or "none"))
             return routines.read_bytes(file.read(), limits, file.mimetype), parse_json((request.form.get("routines") or "[]").encode())
         body = read_body(server, most)
-        if routines.reader_of(body, request.mimetype):
-            return routines.read_bytes(body, limits, request.mimetype), parse_json(request.args.get("routines", "[]").encode())
+        if routines.reader_of(body, request.mimetype) or not MAY_BE_JSON.match(body):
+            return routines.read_bytes(body, limits, request.mimetype), read_query_routines()
         return routines.read_request(parse_json(body), limits)
+
+
+MAY_BE_JSON = re.compile(rb"\s*(?:[\[{\"\-0-9]|true|false|null|NaN|Inf|$|\xef\xbb\xbf)")  # all else is taken for a picture
+
+
+def read_query_routines() -> Any:
+    """The routines in a URL's `?routines=[...]`; raises BadRequest that names them."""
+    try:
+        return parse_json((request.args.get("routines") or "[]").encode("utf-8", "surrogateescape"))
+    except BadRequest as error:
+        raise BadRequest(f"routines in the URL: {error.message}") from None
 
 
 DRAWN = {"image/png": "png", "image/jpeg": "jpeg"}

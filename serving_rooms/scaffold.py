@@ -12,6 +12,8 @@ import sys
 import unicodedata
 from pathlib import Path
 
+from serving_rooms.settings import TAKEN
+
 __all__ = ["name_project", "write_project"]
 
 TEMPLATES = Path(__file__).parent / "project"
@@ -20,9 +22,6 @@ INSTALLED_CONSOLE = Path(sys.prefix) / "share/serving/console"  # where `pip ins
 FILES = {name: name.lstrip(".") for name in (
     "config.json", "handler.py", "test_handler.py", "model/README", "requirements.txt", "Dockerfile", "README.md",
     ".gitignore", ".dockerignore")}
-# First parts of the server's own URLs, which a handler cannot have.
-TAKEN = {"v1", "v2", "livez", "readyz", "metrics", "stats", "openapi.json", "console", "classes", "model-serving", "predict", "deployments",
-         "monitoring"}
 
 
 def name_project(folder: Path) -> str:

@@ -5,6 +5,7 @@ serving.py imports this module while it is itself imported, so this one imports 
 
 import dataclasses
 import datetime
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,6 +112,19 @@ class ImageConfig:
     allowed_hosts: tuple[str, ...] = option((), "hosts of urls that may have addresses which are not public")
 
 
+# URLs of the server's own, which a handler cannot have; see ROUTES in serving.py.
+TAKEN = ("v1", "v2", "model-serving", "livez", "readyz", "predict", "classes", "deployments", "metrics", "monitoring", "stats",
+         "openapi.json", "console")
+TAKEN_PATH = re.compile(rf"/({'|'.join(map(re.escape, TAKEN))})(/.*)?"
+                        "|/[^/]+/(predict|classes)|/[^/]+/(active_learning|samples|client)/[^/]+", re.IGNORECASE)
+
+
+def check_path(path: str) -> None:
+    """Raise ValueError for a handler's path that is one of the server's own URLs."""
+    if TAKEN_PATH.fullmatch(path):
+        raise ValueError(f"path: '{path}' is one of the server's own URLs; choose another, such as /my{path}")
+
+
 @dataclass(frozen=True)
 class HandlerConfig:
     path: str = option(doc="its URL, such as /alice/sentiment, with letters, digits and ._~-", pattern=r"^(/[\w.~-]+)+$")
@@ -120,6 +134,9 @@ class HandlerConfig:
     methods: tuple[str, ...] = option(("POST",), "GET, POST, PUT, PATCH or DELETE: those that run it; else GET pings",
                                       pattern="^(GET|POST|PUT|PATCH|DELETE)$")
     timeout_seconds: int | float | None = option(None, "how long a call may take, then 504; default: as long as it does", minimum=0.001)
+
+    def __post_init__(self) -> None:
+        check_path(self.path)
 
 
 @dataclass(frozen=True)

@@ -58,8 +58,8 @@ def test_every_route_is_in_the_readme():
 
 
 def test_curl_examples_answer_as_printed(demo):
-    examples = re.findall(r"^\$ (curl -d .*)\n(.*)$", README, re.MULTILINE)
-    assert len(examples) == 3
+    examples = re.findall(r"^\$ (curl -d .*)\n(.*)$", DOCS, re.MULTILINE)
+    assert len(examples) == 4
     client = Rest(demo)
     for command, printed in examples:
         words = shlex.split(command)

@@ -185,6 +185,8 @@ def test_a_function_that_cannot_be_imported_is_told_everywhere(tmp_path):
 
 @pytest.mark.parametrize("handler, text", [
     ({"path": "x", "function": "a:b"}, ".path: expected its URL"), ({"path": "/a b", "function": "a:b"}, ".path: expected its URL"),
+    *(({"path": path, "function": "a:b"}, f": path: '{path}' is one of the server's own URLs") for path in (
+        "/stats", "/v1/x", "/console/mine", "/alice/predict", "/alice/samples/x", "/Metrics")),
     ({"path": "/a", "function": "a"}, ".function: expected module:name"), ({"path": "/a", "function": "a:b", "methods": ["LIST"]}, ".methods[0]: expected GET, POST"),
     ({"path": "/a", "function": "a:b", "envelope": "soap"}, ".envelope: expected hub:"), ({"path": "/a", "fuction": "a:b"}, ".fuction: unknown key; did you mean 'function'?")])
 def test_wrong_handlers_in_the_config(handler, text):
@@ -204,6 +206,8 @@ def test_endpoints_from_python(how):
     assert rest.post("/alice/caption", "hello").status_code == 401 and caption("x", type("C", (), {"key": 1}))["by"] == 1
     with pytest.raises(serving.ServingError, match="The endpoint /late came after the app was built"):
         server.endpoint("/late")(caption)
+    with pytest.raises(serving.ServingError, match="path: '/stats' is one of the server's own URLs"):
+        fake_server({}).endpoint("/stats")(caption)
     with pytest.raises(serving.ServingError, match="endpoint path: expected something like"):
         fake_server({}).endpoint("no/slash")(caption)
 
@@ -352,3 +356,25 @@ def test_arrays_of_numpy_and_names_of_urls(tmp_path):
     assert server.wait(10)
     answer = Rest(server).post("/a-b.c/~d_e", [1, 2], headers=bearer("k"))
     assert np.array_equal(np.array(answer.json, np.float32), np.float32([1, 2]) / 3) and not re.search("null", answer.text)
+
+
+def test_no_url_of_the_server_is_left_to_handlers():
+    """Each route of the table, with names filled in, is refused as a handler's path."""
+    from serving_rooms import settings
+    for _, pattern, _, _ in serving.ROUTES:
+        for path in ("/livez", "/readyz", "/v2/health/live", "/v1/models/m", "/v1/models/m/metadata", "/v1/models", "/v1/config", "/v1/config/reload",
+                     "/predict", "/a/predict", "/a/classes", "/a/active_learning/g", "/deployments", "/a/samples/n", "/a/client/c", "/metrics", "/stats",
+                     "/openapi.json", "/console", "/console/x", "/model-serving/d", "/monitoring/prometheus/metrics", "/v1/models/m:predict", "/v1/models/labels/x"):
+            assert not pattern.fullmatch(path) or settings.TAKEN_PATH.fullmatch(path), path
+    assert not any(settings.TAKEN_PATH.fullmatch(path) for path in ("/alice/sentiment", "/generate", "/stats2", "/a/b/predict", "/my/stats"))
+
+
+@pytest.mark.parametrize("function, text", [("gone.py:f", "gone.py: no such file beside the config"), ("no_such_module_x:f", "no_such_module_x: no such module")])
+def test_check_says_where_a_function_is_missing_without_importing(tmp_path, capsys, function, text):
+    (tmp_path / "there.py").write_text("raise SystemExit('imported')")
+    write_config(tmp_path, {"path": "/a", "function": function}, {"path": "/b", "function": "there:f"}, pipeline_config_list=[
+        {"name": "p", "inputs": ["x"], "nodes": [{"name": "n", "type": "custom", "function": function, "inputs": [], "outputs": []}], "outputs": []}])
+    assert serving.main(["--check", "--config", str(tmp_path / "config.json")]) == 2
+    wrong = [line for line in capsys.readouterr().out.splitlines() if line.startswith("wrong: ")]
+    assert len(wrong) == 2 and all(text in line for line in wrong)
+    assert wrong[0].startswith("wrong: $.pipeline_config_list[0].nodes[0].function") and wrong[1].startswith("wrong: $.handlers[0].function")

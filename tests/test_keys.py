@@ -260,6 +260,15 @@ def test_a_host_sites_own_check_stands_in_for_keys(check, status, caplog):
     assert ("alice POST" in caplog.text) == (check(None) == "alice" if status == 200 else False)
 
 
+def test_a_mounted_server_without_keys_says_where_its_key_is(caplog):
+    flask.Flask("site").register_blueprint(serving.create_blueprint({"model_config_list": []}))
+    assert "ModelServer.generated_key" in caplog.text
+    caplog.clear()
+    serving.create_blueprint({"model_config_list": []}, authorize=lambda request: True)
+    serving.create_blueprint({"model_config_list": [], "auth": {"keys": [key_entry("a", "k")]}})
+    assert "generated_key" not in caplog.text
+
+
 def test_new_key_prints_a_key_and_the_json_that_lets_it_in(capsys):
     assert serving.main(["--new-key", "laptop"]) == 0
     shown, _, entry = capsys.readouterr().out.strip().split("\n")

@@ -248,6 +248,9 @@ def test_client_code_at_its_url(demo):
     compile(code.text, "client", "exec")
     assert rest.get("/shapes/client/cobol", headers=key).status_code == 400 and "python" in rest.get("/shapes/client/cobol", headers=key).json["error"]
     assert rest.get("/cars/client/python", headers=key).status_code == 404
+    for given, text in (("5", "routines: expected a list of routines"), ('[{"name": "Nope"}]', "routines[0].name: there is no routine 'Nope'"),
+                        ("[", "routines in the URL: JSON Parse error: ")):
+        assert_error(rest.get("/shapes/client/python", headers=key, query_string={"routines": given}), 400, text + "...")
 
 
 def test_the_console_is_served_under_any_prefix_with_a_policy(how):

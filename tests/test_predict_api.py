@@ -147,6 +147,7 @@ def test_classes_are_the_label_map(pets):
     ([{"name": "FilterClass", "arguments": {"class_name": [1]}}], "routines[0].arguments.class_name[0]: expected string, got integer 1"),
     ([{"name": "FilterClass", "arguments": [1]}], "routines[0].arguments: expected an object, got array"),
     ("FilterClass", "routines: expected a list of routines, got string 'FilterClass'"), ([3], "routines[0]: expected an object"), ([{}], "routines[0]: expected an object"),
+    ([{"name": 1}], "routines[0].name: expected string, got integer 1"), ([{"name": "Grayscale", "arguments": []}], "routines[0].arguments: expected an object, got array"),
     ([{"name": "Grayscale"}] * 65, "routines: expected at most 64 routines, got 65")])
 def test_wrong_routines_are_named(pets, chain, text):
     response = post(pets, {"image_type": "array", "data": [[1]], "routines": chain})
@@ -248,7 +249,18 @@ def test_a_model_that_takes_no_pictures_says_so():
     assert_error(post(rest, png(PICTURE)), 400, "Deployment 'numbers' takes no pictures: input 'x' is no picture: expected [1, H, W, 3]...")
 
 
+@pytest.mark.parametrize("pin, text", [
+    ({"version": 99}, "$.deployments[0].version: version 99 of shapes is not served; there are: [1]"),
+    ({"version_label": "x"}, "$.deployments[0].version_label: shapes has no label 'x'; there are: []")])
+def test_check_sees_a_pinned_version_that_is_not_there(tmp_path, capsys, pin, text):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(config({"name": "shapes", "base_path": str(ROOT / "models/shapes")}, deployments=[{"id": "x", "model": "shapes", **pin}])))
+    assert serving.main(["--check", "--config", str(path)]) == 2
+    assert f"wrong: {text}\n" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("deployment, text", [
+    ({"label_map": str(ROOT / "models/shapes/samples/0.jpg")}, "$.deployments[0].label_map: expected a text file"),
     ({"label_map": "none.pbtxt"}, "$.deployments[0].label_map: No such file or directory"),
     ({"label_map": {"a": "b"}}, '$.deployments[0].label_map: expected {"1": "name"} or a list of names'),
     ({"label_map": 3}, "$.deployments[0].label_map: expected string or object or array, got integer 3"),
@@ -494,8 +506,13 @@ def test_large_and_broken_bodies(pets):
     assert_error(post(pets, data.getvalue()[:500]), 400, "image is damaged: ...")
     for body, text in ((b"", "JSON Parse error: The document is empty"), (b"{", "JSON Parse error: Missing a name for object member..."),
                        (b"[]", "expected a JSON object with 'image_type' and 'data'"), ({"image_type": "file"}, "image_type: expected one of url, base64, array..."),
-                       ({"image_type": "base64", "data": "%%%"}, "data is not base64: ..."), (b"\x93NUMPY\1", "body is not a .npy array: ...")):
+                       ({"image_type": "base64", "data": "%%%"}, "data is not base64: ..."), (b"\x93NUMPY\1", "body is not a .npy array: ..."),
+                       (b"%PDF-1.7", "not an image of a known format; expected one of JPEG, PNG, ..."), (b"<svg/>", "not an image of a known format..."),
+                       (b"P6 1 1 255 xxx", "not an image of a known format...")):
         assert_error(post(pets, body), 400, text)
+    header = b"\x93NUMPY\x01\x00" + (40).to_bytes(2, "little") + b"{'descr': f(1), 'shape': (1,)}".ljust(39) + b"\n"
+    assert " at 0x" not in post(pets, header).json["error"]
+    assert_error(post(pets, png(PICTURE), query_string={"routines": "["}), 400, "routines in the URL: JSON Parse error: ...")
     response = pets.client.post(pets.prefix + "/predict", data={"picture": (io.BytesIO(b"x"), "a.png")}, headers=KEY)
     assert_error(response, 400, "multipart: expected the picture as field 'image' or 'file', got: picture")
     response = pets.client.post(pets.prefix + "/predict", data={f"f{n}": "x" for n in range(1001)} | {"image": (io.BytesIO(b"x"), "a")}, headers=KEY)

@@ -127,6 +127,25 @@ def test_a_file_is_taken_and_a_routine_changes_the_answer(page):
     assert shown_json(page)["predictions"] == []
 
 
+def test_a_late_answer_is_not_drawn_over_the_next_picture(page, address):
+    """The answer about the first picture is held back until the one about the second is there."""
+    page.execute_script("""
+        const real = window.fetch; let calls = 0; window.late = 0;
+        window.fetch = async (...of) => {
+            const response = await real(...of);
+            if (String(of[0]).endsWith('/predict') && calls++ === 0) { await new Promise(done => setTimeout(done, 1500)); window.late = 1; }
+            return response;
+        };
+        document.querySelectorAll('.sample')[0].click();
+        setTimeout(() => document.querySelectorAll('.sample')[1].click(), 300);""")
+    wait(page, "window.late")
+    time.sleep(0.5)
+    second = requests.post(f"{address}/predict", (ROOT / "models/shapes/samples/1.jpg").read_bytes(), headers=bearer(KEY)).json()["predictions"]
+    first = requests.post(f"{address}/predict", (ROOT / "models/shapes/samples/0.jpg").read_bytes(), headers=bearer(KEY)).json()["predictions"]
+    assert [p["bound"] for p in shown_json(page)["predictions"]] == [p["bound"] for p in second] != [p["bound"] for p in first]
+    assert boxes(page) == len(second)
+
+
 def test_copied_code_is_that_of_this_call(page):
     try_sample(page)
     page.execute_script("""

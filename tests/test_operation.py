@@ -20,7 +20,7 @@ from waitress import create_server
 
 import routines
 import serving
-from serving_rooms import metrics
+from serving_rooms import metrics, pages
 
 AUTH = {"keys": [key_entry("site", "k")]}
 PICTURE = {"image_type": "array", "data": [[[1, 2, 3]]]}
@@ -35,8 +35,14 @@ def listening_app(app):
     http.close()
 
 
+def fail(name, inputs):
+    raise RuntimeError("made to fail")
+
+
 def server_of_two():
-    return fake_server({"m": FakeServable(), "d": FakeDetector()}, auth=AUTH, deployments=[{"id": "pets", "model": "d", "label_map": ["cat", "dog"]}])
+    """Models `m` of numbers and `d` of pictures, and `f`, which fails."""
+    failing = serving.Servable(FakeServable().signatures, fail, device="CPU:0")
+    return fake_server({"m": FakeServable(), "d": FakeDetector(), "f": failing}, auth=AUTH, deployments=[{"id": "pets", "model": "d", "label_map": ["cat", "dog"]}])
 
 
 def samples(rest):
@@ -46,7 +52,7 @@ def samples(rest):
 
 
 def load(rest):
-    """A load of known counts: 7 predicts of 1 row, 3 of 4 rows, 5 pictures, 2 wrong bodies, 1 failing handler-free 404."""
+    """A load of known counts: 7 predicts of 1 row, 3 of 4 rows, 5 pictures, 2 wrong bodies, 1 unknown model, 2 failures of a model."""
     for _ in range(7):
         assert rest.post("/v1/models/m:predict", {"instances": [[1.0]]}).status_code == 200
     for _ in range(3):
@@ -56,21 +62,24 @@ def load(rest):
     for _ in range(2):
         assert rest.post("/v1/models/m:predict", "{").status_code == 400
     assert rest.post("/v1/models/none:predict", {"instances": [1]}).status_code == 404
+    for _ in range(2):
+        assert rest.post("/v1/models/f:predict", {"instances": [[1.0]]}).status_code == 500
 
 
 def test_stats_agree_with_a_counted_load():
     rest = Rest(server_of_two())
     load(rest)
     stats = rest.get("/stats").json
-    assert stats["total"]["requests"] == 18 and stats["total"]["errors_4xx"] == 3 and stats["total"]["errors_5xx"] == 0
+    assert stats["total"]["requests"] == 20 and stats["total"]["errors_4xx"] == 3 and stats["total"]["errors_5xx"] == 2
+    assert stats["groups"]["f"]["errors_5xx"] == 2 and stats["groups"]["f"]["errors_4xx"] == stats["groups"]["m"]["errors_5xx"] == 0
     assert stats["groups"]["m"]["batch_sizes"] == {"1": 7, "4": 3} and stats["groups"]["d"]["requests"] == 5
-    assert sum(minute["requests"] for minute in stats["minutes"]) == 18 and sum(minute["errors_4xx"] for minute in stats["minutes"]) == 3
+    assert [sum(minute[name] for minute in stats["minutes"]) for name in ("requests", "errors_4xx", "errors_5xx")] == [20, 3, 2]
     assert stats["in_flight"] == 1 and stats["peak_in_flight"] == 1, "this very request"
-    assert stats["total"]["requests_per_second"] == pytest.approx(18 / 60)
-    assert [error["status"] for error in stats["last_errors"]] == [404, 400, 400]
-    assert stats["last_errors"][0]["error"] == "Servable not found for request: Latest(none)" and stats["last_errors"][0]["request_id"]
+    assert stats["total"]["requests_per_second"] == pytest.approx(20 / 60)
+    assert [error["status"] for error in stats["last_errors"]] == [500, 500, 404, 400, 400]
+    assert stats["last_errors"][2]["error"] == "Servable not found for request: Latest(none)" and stats["last_errors"][2]["request_id"]
     assert set(stats["groups"]["d"]["parts_ms"]) == {"decode", "inference", "routines", "encode"}
-    assert stats["gpus"] == [] and stats["devices"] == {"d/1": "CPU:0", "m/1": "CPU:0"}
+    assert stats["gpus"] == [] and stats["devices"] == {"d/1": "CPU:0", "f/1": "CPU:0", "m/1": "CPU:0"}
     assert stats["process"]["memory_bytes"] > 1 << 20 and stats["uptime_seconds"] >= 0
 
 
@@ -81,10 +90,11 @@ def test_metrics_agree_with_a_counted_load():
 
     def requests_of(**labels):
         return sum(value for (name, *pairs), value in found.items() if name == "serving_requests_total" and labels.items() <= dict(pairs).items())
-    assert requests_of() == 18 and requests_of(route="predict", status="200") == 10 and requests_of(status="400") == 2
+    assert requests_of() == 20 and requests_of(route="predict", status="200") == 10 and requests_of(status="400") == 2
+    assert requests_of(model="f", status="500") == requests_of(status="500") == 2
     assert requests_of(route="predict_image", model="d", version="1", status="200") == 5
-    assert found["serving_request_duration_seconds_count", ("route", "predict")] == 13
-    assert found["serving_request_part_seconds_count", ("part", "inference")] == 15
+    assert found["serving_request_duration_seconds_count", ("route", "predict")] == 15
+    assert found["serving_request_part_seconds_count", ("part", "inference")] == 17
     assert found["serving_batch_size_bucket", ("le", "1.0"), ("model", "m")] == 7 and found["serving_batch_size_sum", ("model", "m")] == 19
     assert found["serving_model_loaded", ("device", "CPU:0"), ("model", "m"), ("version", "1")] == 1
     assert found["serving_requests_in_flight",] == 1 and found["process_resident_memory_bytes",] > 1 << 20
@@ -263,6 +273,9 @@ def test_the_console_is_served_under_any_prefix_with_a_policy(how):
     for name in ("..%2fserving.py", "%2e%2e", "nothing.js", "%00"):
         assert rest.get(f"/console/{name}").status_code in (400, 404)
     assert_error(rest.get("/console/x.js"), 404, "The console has no file 'x.js'")
+    for name in ("../serving.py", "../console/../serving.py", str(ROOT / "serving.py"), "..", "."):  # however a name came through
+        with pytest.raises(serving.NotFound):
+            pages.view_console(rest.server, name)
 
 
 def test_measuring_leaves_nothing_in_python_calls():
@@ -290,7 +303,7 @@ def test_config_of_nothing_has_stats():
     assert rest.get("/stats").json["total"]["latency_ms"] is None and rest.get("/metrics").status_code == 200
 
 
-def test_schemathesis_finds_nothing(demo):
+def test_schemathesis_finds_nothing(demo, tmp_path):
     """All its checks but three that cannot hold: TensorFlow Serving answers a wrong method 400, a schema cannot say that nested
     lists are rectangular or that a url is one, and a model may take more than its signature says."""
     app = serving.create_app(demo)
@@ -298,7 +311,7 @@ def test_schemathesis_finds_nothing(demo):
         tool = shutil.which("schemathesis", path=str(serving.Path(sys.executable).parent)) or "schemathesis"
         done = subprocess.run(
             [tool, "run", f"{address}/openapi.json", "-H", f"Authorization: Bearer {demo.generated_key}", "-n", "25", "--max-response-time", "20",
-             "--exclude-checks", "unsupported_method,positive_data_acceptance,negative_data_rejection"], capture_output=True, text=True, timeout=300)
+             "--exclude-checks", "unsupported_method,positive_data_acceptance,negative_data_rejection"], capture_output=True, text=True, timeout=300, cwd=tmp_path)
     assert done.returncode == 0, done.stdout[-5000:]
 
 

@@ -16,41 +16,59 @@ def check(config: Any, prepared: Any, folder: Path, list_versions: Callable[[str
     """
     lines: list[str] = []
     problems: list[str] = []
-    names: list[str] = []
-    served: dict[str, tuple[list[int], Any]] = {}
+    served: dict[str, list[int]] = {}
     for index, model in enumerate(config.models):
         path = f"$.model_config_list[{index}].config"
-        if model.name in names:
-            problems.append(f"{path}.name: '{model.name}' is already taken by $.model_config_list[{names.index(model.name)}].config")
-        names.append(model.name)
+        earlier = [other.name for other in config.models[:index]]
+        if model.name in earlier:
+            problems.append(f"{path}.name: '{model.name}' is already taken by $.model_config_list[{earlier.index(model.name)}].config")
         try:
             folders = list_versions(model.base_path)
         except Exception as error:  # a LoadError
             problems.append(f"{path}.base_path: {error}: {model.base_path}")
             continue
-        versions = choose_versions(model.model_version_policy, folders)
-        served[model.name] = versions, model
+        served[model.name] = versions = choose_versions(model.model_version_policy, folders)
         lines.append(f"{model.name}: version {', '.join(map(str, versions)) or 'none'} on {model.target_device} from {model.base_path}")
         problems += check_versions(model, path, folders, versions)
-    pipelines = [pipeline.name for pipeline in config.pipeline_config_list]
-    for index, pipeline in enumerate(config.pipeline_config_list):
-        lines.append(f"pipeline {pipeline.name}: {len(pipeline.nodes)} nodes")
-        problems += [f"$.pipeline_config_list[{index}].nodes[{number}].model_name: no model is called '{node.model_name}'"
-                     for number, node in enumerate(pipeline.nodes) if node.model_name is not None and node.model_name not in names]
-        problems += [f"$.pipeline_config_list[{index}].nodes[{number}].function: {problem}" for number, node in enumerate(pipeline.nodes)
-                     if node.function is not None and (problem := check_function(node.function, folder))]
+    lines += [f"pipeline {pipeline.name}: {len(pipeline.nodes)} nodes" for pipeline in config.pipeline_config_list]
+    lines += [f"handler {handler.path}: {handler.function}" for handler in config.handlers]
+    lines += [f"deployment {deployment.id}: model {deployment.model}, {len(prepared.deployments[deployment.id].labels)} classes"
+              for deployment in config.deployments]
+    return lines, problems + check_pipelines(config, folder) + check_handlers(config, folder) + check_deployments(config, served)
+
+
+def check_pipelines(config: Any, folder: Path) -> list[str]:
+    """What pipelines name that is not there; whether their parts fit is known when the models are loaded."""
+    names = [model.name for model in config.models]
+    nodes = [(f"$.pipeline_config_list[{index}].nodes[{number}]", node)
+             for index, pipeline in enumerate(config.pipeline_config_list) for number, node in enumerate(pipeline.nodes)]
+    missing = [f"{path}.model_name: no model is called '{node.model_name}'" for path, node in nodes
+               if node.model_name is not None and node.model_name not in names]
+    return missing + [f"{path}.function: {problem}" for path, node in nodes
+                      if node.function is not None and (problem := check_function(node.function, folder))]
+
+
+def check_handlers(config: Any, folder: Path) -> list[str]:
+    """What handlers name that is not there."""
+    problems = []
     for index, handler in enumerate(config.handlers):
-        lines.append(f"handler {handler.path}: {handler.function}")
-        problems += [f"$.handlers[{index}].function: {problem}" for problem in (check_function(handler.function, folder),) if problem]
-        problems += [f"$.handlers[{index}].model_dir: no such folder: {handler.model_dir}"] * (
-            handler.model_dir is not None and not Path(handler.model_dir).is_dir())
+        if problem := check_function(handler.function, folder):
+            problems.append(f"$.handlers[{index}].function: {problem}")
+        if handler.model_dir is not None and not Path(handler.model_dir).is_dir():
+            problems.append(f"$.handlers[{index}].model_dir: no such folder: {handler.model_dir}")
+    return problems
+
+
+def check_deployments(config: Any, served: Mapping[str, list[int]]) -> list[str]:
+    """What deployments name that is not there; `served` has the versions of the models whose folders can be read."""
+    models = {model.name: model for model in config.models}
+    problems = []
     for index, deployment in enumerate(config.deployments):
-        lines.append(f"deployment {deployment.id}: model {deployment.model}, {len(prepared.deployments[deployment.id].labels)} classes")
-        if deployment.model not in pipelines + names:
+        if deployment.model not in config.served_names:
             problems.append(f"$.deployments[{index}].model: no model is called '{deployment.model}'")
         elif deployment.model in served:
-            problems += check_pin(deployment, f"$.deployments[{index}]", *served[deployment.model])
-    return lines, problems
+            problems += check_pin(deployment, f"$.deployments[{index}]", served[deployment.model], models[deployment.model])
+    return problems
 
 
 def check_pin(deployment: Any, path: str, versions: list[int], model: Any) -> list[str]:

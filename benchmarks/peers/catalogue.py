@@ -41,4 +41,5 @@ class Peer:
 PEERS: dict[str, Peer] = {
     "fastapi": Peer(("fastapi==0.165.0", "uvicorn[standard]==0.54.0")),
     "flask": Peer(("flask==3.1.3", "waitress==3.0.2")),
+    "litserve": Peer(("litserve==0.2.19",)),
 }

@@ -29,6 +29,15 @@ def read_predictions(workload, answer):
     return rows_of_finds(predictions) if workload == "ssd320" else np.array(predictions, np.float32)
 
 
+def body_of_images(workload):
+    """BentoML batches lists only; of pictures, too."""
+    return b'{"images": [%b]}' % body_of_instances(workload) if workload == "ssd320" else body_of_instances(workload)
+
+
+def read_bare(workload, answer):
+    return rows_of_finds(json.loads(answer)[0]) if workload == "ssd320" else np.array(json.loads(answer), np.float32)
+
+
 @dataclass(frozen=True)
 class Peer:
     """One server to compare with; the functions take the workload first."""
@@ -42,4 +51,5 @@ PEERS: dict[str, Peer] = {
     "fastapi": Peer(("fastapi==0.165.0", "uvicorn[standard]==0.54.0")),
     "flask": Peer(("flask==3.1.3", "waitress==3.0.2")),
     "litserve": Peer(("litserve==0.2.19",)),
+    "bentoml": Peer(("bentoml==1.4.40",), body=body_of_images, read=read_bare),
 }

@@ -38,6 +38,28 @@ def read_bare(workload, answer):
     return rows_of_finds(json.loads(answer)[0]) if workload == "ssd320" else np.array(json.loads(answer), np.float32)
 
 
+def v2_path(workload):
+    return f"/v2/models/{workload}/infer"
+
+
+def v2_body(workload):
+    """One input, of the V2 protocol, with the batch as its first dimension; Triton wants a second one."""
+    if workload == "ssd320":
+        input_ = {"name": "pictures", "shape": [1, 1], "datatype": "BYTES", "data": [jpeg_text()]}
+    else:
+        rows = workloads.sample(workload).reshape(3, 1) if workload == "half_plus_two" else workloads.sample(workload)
+        input_ = {"name": "rows", "shape": rows.shape, "datatype": "FP32", "data": rows.ravel().tolist()}
+    return json.dumps({"inputs": [input_]}).encode()
+
+
+def read_v2(workload, answer):
+    arrays = {output["name"]: np.array(output["data"], np.float32).reshape(output["shape"]) for output in json.loads(answer)["outputs"]}
+    if workload == "ssd320":
+        return np.column_stack([arrays[name][0] for name in ("scores", "classes", "boxes")])
+    array, = arrays.values()
+    return array.ravel() if workload == "half_plus_two" else array
+
+
 @dataclass(frozen=True)
 class Peer:
     """One server to compare with; the functions take the workload first."""
@@ -52,4 +74,6 @@ PEERS: dict[str, Peer] = {
     "flask": Peer(("flask==3.1.3", "waitress==3.0.2")),
     "litserve": Peer(("litserve==0.2.19",)),
     "bentoml": Peer(("bentoml==1.4.40",), body=body_of_images, read=read_bare),
+    "mlserver": Peer(("mlserver==1.7.1", "uvloop==0.21.0"), v2_path, v2_body, read_v2),  # its workers do not start with later uvloops
+    "pytriton": Peer(("nvidia-pytriton==0.7.0",), v2_path, v2_body, read_v2),
 }

@@ -34,11 +34,15 @@ class Model:
         ends = np.cumsum([len(batch) for batch in batches])[:-1]
         return np.split(self.predict([row for batch in batches for row in batch]), ends)
 
-    def detect(self, pictures):
-        """The finds in each of the pictures, as lists ready for JSON."""
+    def detect_arrays(self, pictures):
+        """The finds in each of the pictures: boxes [n, 100, 4], scores and classes [n, 100]."""
         outputs = self.run(np.stack(pictures))
-        rows = (outputs["detection_" + name].tolist() for name in ("boxes", "classes", "scores"))
-        return [[{"bound": box, "class_id": int(class_), "confidence": score} for box, class_, score in zip(*found)]
+        return {name: outputs["detection_" + name] for name in ("boxes", "scores", "classes")}
+
+    def detect(self, pictures):
+        """The same as lists ready for JSON."""
+        rows = (array.tolist() for array in self.detect_arrays(pictures).values())
+        return [[{"bound": box, "class_id": int(class_), "confidence": score} for box, score, class_ in zip(*found)]
                 for found in zip(*rows)]
 
 

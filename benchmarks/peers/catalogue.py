@@ -76,4 +76,5 @@ PEERS: dict[str, Peer] = {
     "bentoml": Peer(("bentoml==1.4.40",), body=body_of_images, read=read_bare),
     "mlserver": Peer(("mlserver==1.7.1", "uvloop==0.21.0"), v2_path, v2_body, read_v2),  # its workers do not start with later uvloops
     "pytriton": Peer(("nvidia-pytriton==0.7.0",), v2_path, v2_body, read_v2),
+    "ray": Peer(("ray[serve]==2.60.0",)),
 }

@@ -36,7 +36,8 @@ def main(workload, port):
         function, inputs = predict, [Tensor(name="rows", dtype=np.float32, shape=SHAPES[workload][0])]
         outputs = [Tensor(name="predictions", dtype=np.float32, shape=SHAPES[workload][1])]
     batcher = DynamicBatcher(max_queue_delay_microseconds=WAIT_MS * 1000)
-    config = ModelConfig(max_batch_size=3 * BATCH[workload] if workload == "half_plus_two" else BATCH[workload], batcher=batcher)
+    rows = BATCH[workload] * (3 if workload == "half_plus_two" else 1)  # here batches are counted in rows
+    config = ModelConfig(max_batch_size=rows, batcher=batcher)
     server = TritonConfig(http_address="127.0.0.1", http_port=int(port), allow_grpc=False, allow_metrics=False)
     os.environ["LD_LIBRARY_PATH"] = sysconfig.get_config_var("LIBDIR")  # Triton starts a libpython: this Python's, not the system's
     with Triton(config=server) as triton:

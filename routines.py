@@ -88,7 +88,8 @@ def decode_image(data: bytes, limits: ImageLimits) -> np.ndarray:
             width, height = image.size
             if width * height > limits.max_pixels:
                 raise ImageError(f"image of {width}x{height} pixels is over the limit of {limits.max_pixels}", too_large=True)
-            return np.asarray(to_rgb(ImageOps.exif_transpose(image)))
+            ImageOps.exif_transpose(image, in_place=True)
+            return np.asarray(to_rgb(image))
     except Image.DecompressionBombError:
         raise ImageError(f"image has more pixels than the limit of {limits.max_pixels}", too_large=True) from None
     except UnidentifiedImageError:
@@ -102,6 +103,8 @@ def decode_image(data: bytes, limits: ImageLimits) -> np.ndarray:
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Any mode to 8-bit RGB: 16-bit greys keep their high byte, alpha is dropped, as Image.convert does."""
+    if image.mode == "RGB":
+        return image
     if image.mode.startswith("I"):
         wide = np.asarray(image).astype(np.int64)
         return Image.fromarray((wide >> 8 if wide.max(initial=0) > 255 else wide).clip(0, 255).astype(np.uint8)).convert("RGB")
@@ -112,13 +115,21 @@ def decode_text(text: str, limits: ImageLimits) -> np.ndarray:
     """Decode base64 with or without line breaks, padding, the URL-safe alphabet or a `data:` prefix."""
     if len(text) > limits.max_bytes * 3 // 2 + 1000:
         raise ImageError(f"image of {len(text)} base64 characters is over the limit of {limits.max_bytes} bytes", too_large=True)
+    try:
+        data = base64.b64decode(text, validate=True)
+    except ValueError:  # what most clients send needs no second look
+        data = decode_base64(text)
+    return decode_image(data, limits)
+
+
+def decode_base64(text: str) -> bytes:
+    """Base64 in any spelling; raises ImageError for all else."""
     text = re.sub(r"^data:[^,]{0,200},", "", text)
     text = re.sub(r"\s+", "", text).replace("-", "+").replace("_", "/").rstrip("=")
     try:
-        data = base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+        return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
     except (binascii.Error, ValueError) as error:
         raise ImageError(f"data is not base64: {error}") from None
-    return decode_image(data, limits)
 
 
 def decode_array(value: Any, limits: ImageLimits) -> np.ndarray:

@@ -39,6 +39,7 @@ import json
 import logging
 import os
 import queue
+import random
 import re
 import secrets
 import signal
@@ -65,7 +66,7 @@ from flask import Blueprint, Flask, Response, request
 from waitress import create_server
 from waitress.channel import HTTPChannel
 from waitress.server import BaseWSGIServer
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import ClientDisconnected, HTTPException
 from werkzeug.routing import BaseConverter
 
 __all__ = ["BadRequest", "Config", "ConfigError", "ModelServer", "NotFound", "Servable", "ServingError",
@@ -272,8 +273,11 @@ class ServerConfig:
     drain_seconds: int | float = option(30, "how long running requests may take at a reload or at the end", minimum=0, maximum=86400)
     max_request_bytes: int = option(1 << 30, "size of a request's body as sent (start)", minimum=1)
     max_unpacked_bytes: int = option(100 << 20, "size of a gzip body unpacked; TensorFlow Serving's limit", minimum=1)
+    gzip_min_bytes: int = option(65536, "answers of so many bytes are compressed where Accept-Encoding has gzip", minimum=1)
     cors_origins: tuple[str, ...] = option((), 'origins whose pages may call: ["https://site.example"], or ["*"] for all')
     gpu_memory_limit_mb: int | None = option(None, "MiB of each GPU for this process; default: grows on demand (start)", minimum=1)
+    intra_op_threads: int | None = option(None, "threads that share one operation on a CPU; default: 1 on up to 2 cores, else as many "
+                                                "as there are cores (start)", minimum=1, maximum=1024)
     log_format: str = option("text", "text or json: how `python serving.py` writes its log (start)", pattern="^(text|json)$")
     log_level: str = option("INFO", "DEBUG, INFO, WARNING or ERROR (start)", pattern="^(DEBUG|INFO|WARNING|ERROR)$")
     images: ImageConfig = option(ImageConfig(), "limits of the pictures taken in")
@@ -589,7 +593,9 @@ def quick_tensor(value: Any, dtype: np.dtype | None) -> np.ndarray | None:
         if not kinds:
             return np.empty(shape, dtype)
         if kinds <= {int, float}:
-            code = "d" if float in kinds or dtype.kind in "fV" else "Q" if dtype == np.uint64 else "q"
+            code = "Q" if dtype == np.uint64 else "q"
+            if float in kinds or dtype.kind in "fV":
+                code = dtype.char if dtype.char in "fd" else "d"  # straight to float32: to infinity beyond it, as in TensorFlow Serving
             return quick_cast(np.frombuffer(array.array(code, flat), code).reshape(shape), dtype)
         if kinds == {bool} and dtype.kind == "b":
             return np.array(flat, dtype).reshape(shape)
@@ -747,23 +753,20 @@ def encode_odd(value: Any) -> Any:
 
 
 def spell_floats(value: Any) -> Any:
-    """The same answer with every float array and scalar already written, non-finite values as tokens."""
-    if isinstance(value, Mapping):
-        return {key: spell_floats(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [spell_floats(item) for item in value]
-    if isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind in "fV":
-        array = np.asarray(value, np.float32 if value.dtype.kind == "V" else None)
-        return orjson.Fragment(encode_floats(array[()] if array.ndim == 0 else np.ascontiguousarray(array)))
-    return value
+    """What encode_odd writes, and each float array and scalar with its non-finite values as tokens."""
+    if not isinstance(value, (np.ndarray, np.generic)) or value.dtype.kind == "O":
+        return encode_odd(value)
+    if value.dtype.kind not in "fV":
+        return orjson.Fragment(orjson.dumps(encode_odd(np.asarray(value)), option=orjson.OPT_SERIALIZE_NUMPY))
+    array = np.asarray(value, np.float32 if value.dtype.kind == "V" else None)
+    return orjson.Fragment(encode_floats(array[()] if array.ndim == 0 else np.ascontiguousarray(array)))
 
 
 def encode_json(value: Any) -> bytes:
     """Write an answer as JSON; floats are the shortest text that reads back to the same value in their dtype."""
     text = orjson.dumps(value, default=encode_odd, option=orjson.OPT_SERIALIZE_NUMPY)
-    if b"null" in text:  # it may stand for a NaN
-        text = orjson.dumps(spell_floats(value), default=encode_odd, option=orjson.OPT_SERIALIZE_NUMPY)
-    return text
+    return orjson.dumps(value, default=spell_floats) if b"null" in text else text  # it may stand for a NaN
+
 
 # ======================================================================================================
 # Servables
@@ -795,6 +798,15 @@ class Trace:
 CURRENT = threading.local()  # .trace: that of the request which this thread answers
 
 
+class Call(typing.NamedTuple):
+    """How a signature is called: the function, its kind (`session` or `batched`), and its seconds with one made-up row."""
+
+    run: Callable[..., list[np.ndarray]]
+    kind: str = "session"
+    seconds: float = float("inf")  # not known: made-up input does not suit it
+    example: Any = None  # a request that it answers
+
+
 class Servable:
     """Anything that answers: signatures, and `run(signature_name, inputs) -> outputs` on arrays by name.
 
@@ -805,8 +817,9 @@ class Servable:
     def __init__(self, signatures: Mapping[str, Signature],
                  run: Callable[[str, dict[str, np.ndarray]], dict[str, np.ndarray]], *,
                  metadata: dict[str, Any] | None = None, device: str = "",
-                 close: Callable[[], None] = lambda: None, example: Any = None):
-        self.signatures, self._run = dict(signatures), run
+                 close: Callable[[], None] = lambda: None, example: Any = None, calls: Mapping[str, "Call"] = types.MappingProxyType({})):
+        self.signatures, self._run, self.callables = dict(signatures), run, calls
+        self.call_seconds = max((call.seconds for call in calls.values()), default=float("inf"))  # of the slowest signature
         self.metadata, self.device, self.example = metadata or {}, device, example
         self._close = close
         self._leases, self._retired = 0, False
@@ -888,9 +901,17 @@ def tensorflow() -> Any:
 
 
 @functools.cache
-def prepare_gpus(limit_mb: int | None) -> None:
-    """Let GPU memory grow on demand, or up to `limit_mb` MiB on each; must come before TensorFlow's first use."""
+def prepare_devices(limit_mb: int | None, intra_op_threads: int | None) -> None:
+    """Let GPU memory grow on demand, or up to `limit_mb` MiB on each; set CPU threads. Must come before TensorFlow's first use.
+
+    On 2 cores an operation shared among threads answers a lone request no sooner, and several requests a third slower.
+    """
     tf = tensorflow()
+    if intra_op_threads or not tf.config.threading.get_intra_op_parallelism_threads() and len(os.sched_getaffinity(0)) <= 2:
+        try:
+            tf.config.threading.set_intra_op_parallelism_threads(intra_op_threads or 1)
+        except RuntimeError as error:
+            (logger.warning if intra_op_threads else logger.debug)("intra_op_threads has no effect: %s", error)
     for gpu in tf.config.list_physical_devices("GPU"):
         try:
             if limit_mb:
@@ -922,7 +943,7 @@ def without_deprecations() -> Iterator[None]:
 
 
 @without_deprecations()
-def load_saved_model(folder: Path, config: ModelConfig, gpu_memory_limit_mb: int | None = None) -> Servable:
+def load_saved_model(folder: Path, config: ModelConfig, options: ServerConfig = ServerConfig()) -> Servable:
     """Load a SavedModel into a TensorFlow session of its own and warm it up.
 
     A session over the SavedModel's own graph is how TensorFlow Serving runs it; a call costs microseconds
@@ -930,15 +951,15 @@ def load_saved_model(folder: Path, config: ModelConfig, gpu_memory_limit_mb: int
     Raises LoadError with the reason.
     """
     tf = tensorflow()
-    prepare_gpus(gpu_memory_limit_mb)
+    prepare_devices(options.gpu_memory_limit_mb, options.intra_op_threads)
     session: Any = None
-    example, calls = None, dict[str, Callable]()
+    calls: dict[str, Call] = {}
 
     def answer(name: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         if name not in calls:
             raise BadRequest(f'Signature "{name}" has sparse, composite or no tensors, which REST cannot carry')
         try:
-            values = calls[name](*(inputs[key] for key in signatures[name].inputs))
+            values = calls[name].run(*(inputs[key] for key in signatures[name].inputs))
         except tf.errors.OpError as error:
             raise ServingError(clean_message(error.message), CODE_NAMES[error.error_code]) from error
         except UnicodeDecodeError as error:  # TensorFlow's message quotes input bytes that are no text
@@ -952,8 +973,7 @@ def load_saved_model(folder: Path, config: ModelConfig, gpu_memory_limit_mb: int
         signatures = {name: read_signature(definition) for name, definition in describe(definitions)["signature_def"].items()}
         for name, signature in signatures.items():
             if is_runnable(signature):
-                calls[name], request_body = prepare_call(session, name, signature, device, config)
-                example = request_body or example
+                calls[name] = prepare_call(session, name, signature, device, config)
         replay_warmup(folder, answer)
     except Exception as error:  # whatever is wrong with the files, or with the model
         if session:
@@ -961,7 +981,8 @@ def load_saved_model(folder: Path, config: ModelConfig, gpu_memory_limit_mb: int
         plain = str(error) if isinstance(error, OSError | RuntimeError) else f"{type(error).__name__}: {error}"
         reason = getattr(error, "message", None) or plain
         raise LoadError(clean_message(reason.replace(str(folder), f"<base_path>/{folder.name}"))) from error
-    return Servable(signatures, answer, metadata=metadata, device=device, close=session.close, example=example)
+    example = next((call.example for call in calls.values() if call.example), None)
+    return Servable(signatures, answer, metadata=metadata, device=device, close=session.close, example=example, calls=calls)
 
 
 def clean_message(message: str) -> str:
@@ -1097,8 +1118,8 @@ def make_callable(session: Any, feeds: Sequence[str], fetches: Sequence[str]) ->
     return session._make_callable_from_options(options)
 
 
-def prepare_call(session: Any, name: str, signature: Signature, device: str, config: ModelConfig) -> tuple[Callable, Any]:
-    """Choose how a signature is called, and warm it up; returns the call and an example request where zeros work.
+def prepare_call(session: Any, name: str, signature: Signature, device: str, config: ModelConfig) -> Call:
+    """Choose how a signature is called, and warm it up.
 
     TensorFlow plans a graph at its first call for each shape: that time belongs to loading.
     """
@@ -1110,23 +1131,34 @@ def prepare_call(session: Any, name: str, signature: Signature, device: str, con
     plain = make_callable(session, feeds, fetches)
     strings = any(spec.dtype == "DT_STRING" for spec in signature.inputs.values())
     if strings and not all(spec.shape and spec.shape[0] is None for spec in signature.inputs.values()):
-        return plain, None
-    try:
-        plain(*sample_inputs(signature, 0 if strings else 1))  # made-up strings are no good examples or pictures; no rows are
+        return Call(plain)
+    try:  # made-up strings are no good examples or pictures; no rows are
+        seconds = time_call(plain, sample_inputs(signature, 0 if strings else 1))
     except (tf.errors.OpError, UnicodeDecodeError) as error:
         logger.debug("%s: signature %s is not warmed up, made-up input does not suit it: %s", config.name, name, error)
-        return plain, None
+        return Call(plain)
+    call = plain
     try:
-        call = plain if config.batching is False else part("serving_rooms.batching").choose_batching(
-            tf, session, signature, plain, device, config.batching, Batching(), functools.partial(sample_inputs, signature), make_callable,
-            label=f"{config.name}: signature {name}")
-        return call, example_request(name, signature)
+        if config.batching is not False:
+            call = part("serving_rooms.batching").choose_batching(
+                tf, session, signature, plain, device, config.batching, Batching(), functools.partial(sample_inputs, signature),
+                make_callable, label=f"{config.name}: signature {name}")
     except NotFound as error:  # this file alone
         (logger.warning if config.batching else logger.debug)("%s: unbatched: %s", config.name, error.message)
-        return plain, example_request(name, signature)
     except (tf.errors.OpError, ValueError, TypeError) as error:  # such as a graph that takes one row only
         logger.warning("%s: signature %s runs unbatched: %s", config.name, name, clean_message(str(error)))
-        return plain, example_request(name, signature)
+    return Call(call, "session" if call is plain else "batched", seconds, example_request(name, signature))
+
+
+def time_call(call: Callable, inputs: Sequence[np.ndarray]) -> float:
+    """Seconds of a call, the first one, which plans, left out; a slow one is not called again to know it better."""
+    seconds, start = float("inf"), time.perf_counter()
+    for _ in range(4):
+        call(*inputs)
+        seconds, start = min(seconds, time.perf_counter() - start), time.perf_counter()
+        if seconds > 0.25:
+            break
+    return seconds
 
 
 def sample_inputs(signature: Signature, rows: int, seed: int = 0) -> list[np.ndarray]:
@@ -1148,19 +1180,6 @@ def example_request(name: str, signature: Signature) -> dict[str, Any] | None:
         return None
     ones = [np.ones_like(sample) for sample in sample_inputs(signature, 1)]
     return {"inputs": dict(zip(signature.inputs, ones)) if len(ones) > 1 else ones[0]}
-
-
-def serialize_examples(examples: Sequence[Mapping[str, tuple[str, list]]]) -> np.ndarray:
-    """Features by name, each (`int64` | `float` | `bytes`, values), as serialized tf.train.Examples [N]."""
-    train = tensorflow().train
-    lists = {"int64": lambda values: train.Feature(int64_list=train.Int64List(value=values)),
-             "float": lambda values: train.Feature(float_list=train.FloatList(value=values)),
-             "bytes": lambda values: train.Feature(bytes_list=train.BytesList(value=values))}
-    serialized = np.empty(len(examples), object)
-    for index, features in enumerate(examples):
-        feature = {name: lists[kind](values) for name, (kind, values) in features.items()}
-        serialized[index] = train.Example(features=train.Features(feature=feature)).SerializeToString()
-    return serialized
 
 
 # ======================================================================================================
@@ -1211,6 +1230,27 @@ class Prepared:
     limits: Any = None  # routines.ImageLimits
 
 
+class Lease:
+    """A version and its servable, kept from being freed within a `with`."""
+
+    __slots__ = ("manager", "wanted", "servable")
+
+    def __init__(self, manager: "ModelManager", *wanted: Any):
+        self.manager, self.wanted = manager, wanted
+
+    def __enter__(self) -> tuple[int, Servable]:
+        number, servable = self.manager.find(*self.wanted)
+        while not servable.acquire():  # retired between the look and the lease: the table has a newer one
+            number, servable = self.manager.find(*self.wanted)
+        self.servable = servable
+        if (trace := getattr(CURRENT, "trace", None)) is not None and not trace.model:
+            trace.model, trace.version = self.wanted[0], str(number)
+        return number, servable
+
+    def __exit__(self, *error: Any) -> None:
+        self.servable.release()
+
+
 class ModelManager:
     """Brings what is loaded in line with what the config wants.
 
@@ -1254,18 +1294,9 @@ class ModelManager:
 
     # --- readers ---------------------------------------------------------------------------------------
 
-    @contextlib.contextmanager
-    def lease(self, model: str, version: int | None = None, label: str | None = None) -> Iterator[tuple[int, Servable]]:
+    def lease(self, model: str, version: int | None = None, label: str | None = None) -> "Lease":
         """Yield a version and its servable: the version named, the labelled one or the highest; raises NotFound or BadRequest."""
-        number, servable = self.find(model, version, label)
-        while not servable.acquire():  # retired between the look and the lease: the table has a newer one
-            number, servable = self.find(model, version, label)
-        if (trace := getattr(CURRENT, "trace", None)) is not None and not trace.model:
-            trace.model, trace.version = model, str(number)
-        try:
-            yield number, servable
-        finally:
-            servable.release()
+        return Lease(self, model, version, label)
 
     def find(self, model: str, version: int | None, label: str | None) -> tuple[int, Servable]:
         """What `lease` would yield, not leased."""
@@ -1578,8 +1609,8 @@ def signature_name(body: Any, method: str = "") -> str:
     return name or "serving_default"
 
 
-def predict(servable: Servable, name: str, body: dict[str, Any]) -> dict[str, Any]:
-    """Answer a predict request: `predictions` for `instances` (rows), `outputs` for `inputs` (columns)."""
+def predict(servable: Servable, name: str, body: dict[str, Any], wanted: Sequence[str] = ()) -> dict[str, Any]:
+    """Answer a predict request: `predictions` for `instances` (rows), `outputs` for `inputs` (columns); of `wanted` outputs only."""
     signature = servable.signatures.get(name)
     if signature is None:
         raise BadRequest(f'Serving signature name: "{name}" not found in signature def')
@@ -1587,6 +1618,8 @@ def predict(servable: Servable, name: str, body: dict[str, Any]) -> dict[str, An
         raise BadRequest(f"Failed to get input map for signature: {name if body.get('signature_name') else 'DEFAULT'}")
     if "instances" in body and "inputs" in body:
         raise BadRequest(f"{show(body)} Not formatted correctly expecting only one of 'inputs' or 'instances' keys to exist ")
+    if wanted:
+        signature = choose_outputs(signature, wanted)
     if "inputs" in body:
         outputs = servable.run(name, decode_columns(signature, body["inputs"]))
         return {"outputs": encode_columns(signature, outputs)}
@@ -1594,6 +1627,13 @@ def predict(servable: Servable, name: str, body: dict[str, Any]) -> dict[str, An
         outputs = servable.run(name, decode_rows(signature, body["instances"]))
         return {"predictions": encode_rows(signature, outputs)}
     raise BadRequest("Missing 'inputs' or 'instances' key")
+
+
+def choose_outputs(signature: Signature, wanted: Sequence[str]) -> Signature:
+    """The signature with some of its outputs, in its own order; raises BadRequest for names it does not have."""
+    if unknown := [name for name in wanted if name not in signature.outputs]:
+        raise BadRequest(f"outputs: there is no output '{unknown[0][:60]}'; expected some of: {', '.join(signature.outputs)}")
+    return Signature(signature.inputs, {name: spec for name, spec in signature.outputs.items() if name in wanted})
 
 
 def decode_columns(signature: Signature, value: Any) -> dict[str, np.ndarray]:
@@ -1684,7 +1724,7 @@ def encode_columns(signature: Signature, outputs: Mapping[str, np.ndarray]) -> A
 def encode_rows(signature: Signature, outputs: Mapping[str, np.ndarray]) -> Any:
     """The outputs row by row: bare values when there is one output, else one object for each row."""
     rows = None
-    for name, output in outputs.items():
+    for name, output in ((name, outputs[name]) for name in signature.outputs):
         if not output.ndim:
             raise BadRequest(f"Tensor name: {name} has no shape information ")
         rows = len(output) if rows is None else rows
@@ -1694,110 +1734,6 @@ def encode_rows(signature: Signature, outputs: Mapping[str, np.ndarray]) -> Any:
     if len(values) == 1:
         return next(iter(values.values()))
     return [dict(zip(values, row)) for row in zip(*values.values())]
-
-
-def decode_examples(body: dict[str, Any]) -> list[dict[str, tuple[str, list]]]:
-    """Read `examples` with the `context` merged in; where both define a feature the example wins, as in TensorFlow."""
-    context = decode_features(body["context"]) if "context" in body else {}
-    if "examples" not in body:
-        raise BadRequest(f"{show(body)} When method is classify, key 'examples' is expected and was not found")
-    examples = body["examples"]
-    if not isinstance(examples, list):
-        raise BadRequest(f"{show(body)} Expecting 'examples' value to be an list/array")
-    if not examples:
-        raise BadRequest(f"{show(body)} 'examples' value is an empty array")
-    return [context | decode_features(example) for example in examples]
-
-
-def decode_features(example: Any) -> dict[str, tuple[str, list]]:
-    """Read one example; an empty list is a missing feature."""
-    if not isinstance(example, dict):
-        raise BadRequest(f"Example must be JSON object but got JSON {type_of(example)}")
-    features = {}
-    for name, value in example.items():
-        if re.search("[\ud800-\udfff]", name):
-            raise BadRequest(f"Feature name is not UTF-8: {encode_text(name)!r}")
-        value = value.tolist() if isinstance(value, np.ndarray) else value
-        items = [decode_feature(name, item) for item in (value if isinstance(value, list) else [value])]
-        for kind, _ in items:
-            if kind != items[0][0]:
-                raise BadRequest(f"Unexpected element type in feature: {name} expecting type: {items[0][0]}")
-        if items:
-            features[name] = (items[0][0], [item for _, item in items])
-    return features
-
-
-def decode_feature(name: str, value: Any) -> tuple[str, Any]:
-    """One feature value with its kind; integers are never made floats."""
-    value = value.item() if isinstance(value, np.generic) else value
-    if isinstance(value, int):  # true and false among them
-        if not -2**63 <= value < 2**63:
-            raise BadRequest(f"Feature: {name} has uint64_t element. Only int64_t is supported.")
-        return "int64", int(value)
-    if isinstance(value, float):
-        return "float", value
-    if isinstance(value, str | bytes):
-        return "bytes", value if isinstance(value, bytes) else encode_text(value)
-    if isinstance(value, dict) and is_base64(value):
-        return "bytes", decode_base64(value)
-    raise BadRequest(f"Feature: {name} has element with unexpected JSON type: {type_of(value)}")
-
-
-def require(holds: bool, text: str) -> None:
-    if not holds:
-        raise BadRequest(text)
-
-
-def run_examples(servable: Servable, name: str, examples: list, check: Callable[[Signature, str], None]) -> dict[str, np.ndarray]:
-    """Run a classify or regress signature on serialized examples, its structure checked first."""
-    signature = servable.signatures.get(name)
-    if signature is None:
-        raise BadRequest(f"No signature was found with the name: {name}")
-    require(len(signature.inputs) == 1, "Expected one input Tensor.")
-    check(signature, f"inputs: {', '.join(signature.inputs)}; outputs: {', '.join(signature.outputs)}")
-    return servable.run(name, {"inputs": serialize_examples(examples)})
-
-
-def print_shape(array: np.ndarray) -> str:
-    return str(list(array.shape)).replace(" ", "")
-
-
-def classify(servable: Servable, name: str, examples: list) -> dict[str, Any]:
-    """Answer a classify request: for each example its [label, score] pairs, under `results` and `result`."""
-    def check(signature: Signature, text: str) -> None:
-        require(len(signature.outputs) in (1, 2), f"Expected one or two output Tensors, found {len(signature.outputs)}")
-        require("inputs" in signature.inputs, f"No classification inputs found in SignatureDef: {text}")
-        require(bool(signature.outputs.keys() & {"classes", "scores"}),
-                f'Expected classification signature outputs to contain at least one of "classes" or "scores". Signature was: {text}')
-    outputs = run_examples(servable, name, examples, check)
-    specs = servable.signatures[name].outputs
-    for output, dtype in (("classes", "DT_STRING"), ("scores", "DT_FLOAT")):
-        if (array := outputs.get(output)) is not None:
-            require(array.ndim == 2, f"Expected Tensor shape: [batch_size num_classes] but got {print_shape(array)}")
-            require(specs[output].dtype == dtype, f"Expected {output} Tensor of {dtype}. Got: {specs[output].dtype}")
-            require(len(array) == len(examples), f"Expected {output} output batch size of {len(examples)}. Got: {len(array)}")
-            shape = array.shape
-    classes = outputs.get("classes", np.full(shape, b"", object))
-    scores = outputs.get("scores", np.zeros(shape, np.float32))
-    require(classes.shape == scores.shape,
-            f"Tensors class and score should match in dim_size(1). Got {classes.shape[1]} vs. {scores.shape[1]}")
-    results = [[list(pair) for pair in zip(*row)] for row in zip(classes, scores)]
-    return {"results": results, "result": results}
-
-
-def regress(servable: Servable, name: str, examples: list) -> dict[str, Any]:
-    """Answer a regress request: one value for each example, float32 [N], under `results` and `result`."""
-    def check(signature: Signature, text: str) -> None:
-        require(len(signature.outputs) == 1, "Expected one output Tensor.")
-        require("inputs" in signature.inputs, f"No regression inputs found in SignatureDef: {text}")
-        require("outputs" in signature.outputs, f"No regression outputs found in SignatureDef: {text}")
-    values = run_examples(servable, name, examples, check)["outputs"]
-    dtype = servable.signatures[name].outputs["outputs"].dtype
-    require(values.ndim == 1 or values.ndim == 2 and values.shape[1] == 1,
-            f"Expected output Tensor shape to be either [batch_size] or [batch_size, 1] but got {print_shape(values)}")
-    require(len(values) == len(examples), f"Input batch size did not match output batch size: {len(examples)} vs. {len(values)}")
-    require(dtype == "DT_FLOAT", f"Expected output Tensor of DT_FLOAT.  Got: {dtype}")
-    return {"results": values.reshape(-1), "result": values.reshape(-1)}
 
 
 # ======================================================================================================
@@ -1822,7 +1758,7 @@ class ModelServer:
         path = Path(source) if isinstance(source, str | os.PathLike) else None
         text = read_file(path) if path else b""  # once, so that what is remembered is what was parsed
         config = load_config(source, text if path else None)
-        load = functools.partial(load_saved_model, gpu_memory_limit_mb=config.server.gpu_memory_limit_mb)
+        load = functools.partial(load_saved_model, options=config.server)
         self.folder = path.absolute().parent if path else Path.cwd()  # where the config's modules are looked for
         self.key, self.kept = secrets.token_urlsafe(24), dict[Any, Any]()  # what outlives a config: inboxes and handlers
         self.endpoints: dict[str, Any] = {}  # those of `endpoint`
@@ -1873,29 +1809,33 @@ class ModelServer:
         """Free the models; with `drain`, running requests finish first."""
         self.manager.stop(drain)
 
-    def predict(self, model: str, body: Any, version: int | None = None, label: str | None = None) -> dict[str, Any]:
+    def predict(self, model: str, body: Any, version: int | None = None, label: str | None = None,
+                outputs: Sequence[str] = ()) -> dict[str, Any]:
         """Answer TensorFlow Serving's predict body: `{"instances": ...}` -> `{"predictions": ...}`, `inputs` -> `outputs`.
 
         Arrays may stand wherever the body has numbers; answers are arrays in the model's dtype, strings
-        bytes. Raises BadRequest, NotFound, and ServingError with the code of an error in the graph.
+        bytes; `outputs` names those to answer, all by default. Raises BadRequest, NotFound, and ServingError
+        with the code of an error in the graph.
         """
         name = signature_name(body)
         with self.lease(model, version, label) as (_, servable):
             if holds_bytes(body.get("instances", body.get("inputs"))) and Auth is not AllPolicy:
                 body = part("serving_rooms.pixels").unpack(servable.signatures.get(name), body, self.prepared.limits, NUMPY_DTYPES)
-            return predict(servable, name, body)
+            return predict(servable, name, body, outputs)
 
     def classify(self, model: str, body: Any, version: int | None = None, label: str | None = None) -> dict[str, Any]:
         """Answer a classify body, `{"examples": [{feature: value}]}`: `{"results": [[[label, score], ...], ...]}`."""
-        name, examples = signature_name(body), decode_examples(body)
-        with self.lease(model, version, label) as (_, servable):
-            return classify(servable, name, examples)
+        return self._run_examples("classify", model, body, version, label)
 
     def regress(self, model: str, body: Any, version: int | None = None, label: str | None = None) -> dict[str, Any]:
         """Answer a regress body, `{"examples": [{feature: value}]}`: `{"results": float32 [N]}`."""
-        name, examples = signature_name(body), decode_examples(body)
+        return self._run_examples("regress", model, body, version, label)
+
+    def _run_examples(self, verb: str, model: str, body: Any, version: int | None, label: str | None) -> dict[str, Any]:
+        name, room = signature_name(body), part("serving_rooms.examples")
+        examples = room.decode_examples(body)
         with self.lease(model, version, label) as (_, servable):
-            return regress(servable, name, examples)
+            return getattr(room, verb)(servable, name, examples)
 
     def lease(self, model: str, version: int | None, label: str | None) -> contextlib.AbstractContextManager[tuple[int, Servable]]:
         """Yield a version and its servable, the version named, the labelled one or the highest; raises NotFound or BadRequest."""
@@ -2028,15 +1968,14 @@ def to_response(error: Exception, request_id: str, shape: str) -> Response:
 
 def read_body(server: ModelServer, limit: int | None = None) -> bytes:
     """The request's body whatever its content type says, unpacked if it is gzip; 413 beyond `limit` bytes."""
-    limits = server.config.server
-    limit_body(limit or limits.max_request_bytes)
+    limits, environ = server.config.server, request.environ
     try:
-        data = request.get_data(cache=False)
-    except HTTPException:
+        data = read_stream(environ, limit or limits.max_request_bytes) or request.get_data(cache=False)
+    except (HTTPException, ServingError):
         raise
     except Exception as error:  # each WSGI server has its own for a body that breaks off or is no chunked one
         raise BadRequest(f"Request body cannot be read: {type(error).__name__}") from error
-    if "gzip" not in request.headers.get("Content-Encoding", "").lower():
+    if "gzip" not in environ.get("HTTP_CONTENT_ENCODING", "").lower():
         return data
     try:
         data = gzip.GzipFile(fileobj=io.BytesIO(data)).read(limits.max_unpacked_bytes + 1)
@@ -2047,21 +1986,39 @@ def read_body(server: ModelServer, limit: int | None = None) -> bytes:
     return data
 
 
+def read_stream(environ: Mapping[str, Any], limit: int) -> bytes:
+    """A body of known length, straight from the WSGI server; empty where Flask must say what became of it."""
+    length = environ.get("CONTENT_LENGTH") or "0"
+    if not length.isdigit() or int(length) > limit or length == "0":
+        limit_body(limit)
+        return b""
+    data = environ["wsgi.input"].read(int(length))
+    if data and len(data) < int(length):
+        raise ClientDisconnected
+    return data
+
+
 def limit_body(limit: int) -> None:
+    """Let Flask read no more than `limit` bytes of the request's body; 413 when it announces more."""
     if (request.content_length or 0) > limit:
         raise ServingError(f"Request body of {request.content_length} bytes is over the limit of {limit}", status=413)
     request.max_content_length = limit  # for bodies that come in chunks
 
 
+PLAIN_BYTES = 2000  # of a JSON body; one that is larger is worth a look for arrays in it
+
+
 def view_infer(server: ModelServer, model: str, verb: str, version: int | None = None, label: str | None = None) -> Response:
-    infer = {"predict": server.predict, "classify": server.classify, "regress": server.regress}[verb]
-    body, value, wanted = read_body(server), None, request.headers.get("Accept", "")
-    if verb == "predict" and body[:1] not in (b"{", b" ", b"\n", b"") and Auth is not AllPolicy:
-        value = part("serving_rooms.binary").read_predict_body(body)
-    answer = infer(model, parse_json(body) if value is None else value, version, label)
-    if wanted.startswith("application/x-np") and Auth is not AllPolicy:
-        return part("serving_rooms.binary").write_answer(answer, wanted.partition(",")[0].partition(";")[0].strip()) or reply(answer)
-    return reply(answer)
+    body = read_body(server)
+    if verb != "predict":
+        return reply(getattr(server, verb)(model, parse_json(body), version, label))
+    wanted = request.environ.get("QUERY_STRING") and [name for value in request.args.getlist("outputs") for name in value.split(",")]
+    infer = functools.partial(server.predict, model, version=version, label=label, outputs=wanted or ())
+    headers = request.environ
+    plain = len(body) < PLAIN_BYTES and body[:1] == b"{" and "HTTP_X_TENSOR_SHAPE" not in headers
+    if Auth is AllPolicy or plain and not headers.get("HTTP_ACCEPT", "").startswith("application/"):
+        return reply(infer(parse_json(body)))
+    return part("serving_rooms.binary").answer_predict(body, infer)
 
 
 def view_part(name: str) -> Callable[..., Response]:
@@ -2140,7 +2097,8 @@ ROUTES: tuple[tuple[str, re.Pattern, Callable[..., Response], str], ...] = tuple
     ))
 # Where Flask hands requests to the table above; the rest of a site's URLs stays the site's.
 RULES: tuple[tuple[str, dict[str, str]], ...] = (
-    ("/<any(v1, V1):root>/<serving_rest:rest>", {}), ("/model-serving/<serving_rest:rest>", {"root": "model-serving"}),
+    ("/v1/<serving_rest:rest>", {"root": "v1"}), ("/V1/<serving_rest:rest>", {"root": "V1"}),
+    ("/model-serving/<serving_rest:rest>", {"root": "model-serving"}),
     ("/<any(livez, readyz, predict, classes, deployments, metrics, stats, 'openapi.json', console):root>", {}),
     ("/<any(console):root>/", {"rest": ""}), ("/<any(console):root>/<rest>", {}),
     ("/v2/health/<any(live, ready):rest>", {"root": "v2/health"}),
@@ -2156,14 +2114,16 @@ class RestConverter(BaseConverter):
     part_isolating = False
 
 
-def raw_path(decoded: str) -> str:
+def raw_path(environ: Mapping[str, Any], decoded: str) -> str:
     """The request's path below the mount point as the client wrote it: `a%2Fb` and `a/b` are different models.
 
     WSGI decodes PATH_INFO; waitress keeps the original in REQUEST_URI, gunicorn in RAW_URI.
     """
-    written = request.environ.get("REQUEST_URI") or request.environ.get("RAW_URI") or ""
-    written = re.sub(r"^\w+://[^/]*", "", written.partition("?")[0])
-    whole = (request.environ.get("SCRIPT_NAME", "") + request.environ.get("PATH_INFO", "")).encode("latin-1").decode("utf-8", "replace")
+    written = (environ.get("REQUEST_URI") or environ.get("RAW_URI") or "").partition("?")[0]
+    if written == decoded:
+        return decoded
+    written = re.sub(r"^\w+://[^/]*", "", written)
+    whole = (environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")).encode("latin-1").decode("utf-8", "replace")
     mount = whole[:len(whole) - len(decoded)]
     if mount.endswith("/"):  # a doubled slash, which Flask forgives and TensorFlow Serving does not
         return whole
@@ -2247,34 +2207,40 @@ class Door:
     check: Callable[[Any], Any] | None = None
 
 
+REQUEST_ID = re.compile(r"[\w.:-]{1,100}", re.ASCII)
+
+
 def respond(door: Door, root: str = "", rest: str | None = None, group: str | None = None) -> Response:
     """Answer a request: its view's response, or its error's; with a request id, CORS headers where the config has them, and a log line."""
     server, who, shape, route = door.server, "-", "bare", ""
-    channel = getattr(request.environ.get("waitress.client_disconnected"), "__self__", None)
+    environ = request.environ  # once: each use of Flask's `request` costs a microsecond
+    method, origins = environ["REQUEST_METHOD"].upper(), server.config.server.cors_origins
+    channel = getattr(environ.get("waitress.client_disconnected"), "__self__", None)
     trace = CURRENT.trace = Trace(getattr(channel, "queued", None))
     metrics = server.metrics.begin() if server.metrics else None
-    request_id = request.headers.get("X-Request-Id", "")
-    request_id = request_id if re.fullmatch(r"[\w.:-]{1,100}", request_id, re.ASCII) else secrets.token_hex(8)
-    path = raw_path("/" + "/".join(name for name in (root, rest, group) if name is not None))
+    request_id = environ.get("HTTP_X_REQUEST_ID", "")
+    request_id = request_id if request_id and REQUEST_ID.fullmatch(request_id) else f"{random.getrandbits(64):016x}"
+    path = raw_path(environ, "/" + "/".join(name for name in (root, rest, group) if name is not None))
     try:
-        if request.method == "OPTIONS":
+        if method == "OPTIONS":
             response = preflight(server)
         else:
-            found = find_view(server, request.method, path)
+            found = find_view(server, method, path)
             shape, route = found.shape, found.route
-            request.environ["serving.caller"] = request_id, (who := authorize(door, found))
+            environ["serving.caller"] = request_id, (who := authorize(door, found))
             response = found.view(server, **found.arguments)
     except Exception as error:
         response = to_response(error, request_id, shape)
     CURRENT.trace = None
+    if "gzip" in environ.get("HTTP_ACCEPT_ENCODING", "") and Auth is not AllPolicy:
+        part("serving_rooms.binary").compress(response, server.config.server.gzip_min_bytes)
     response.headers["X-Request-Id"] = request_id
-    origins, origin = server.config.server.cors_origins, request.headers.get("Origin")
     if origins:
         response.vary.add("Origin")
-        if origin and (origin in origins or "*" in origins):
+        if (origin := environ.get("HTTP_ORIGIN")) and (origin in origins or "*" in origins):
             response.headers["Access-Control-Allow-Origin"] = origin
     ms = round(1e3 * (time.perf_counter() - trace.start), 2)
-    call = {"request_id": request_id, "key": who, "method": request.method, "path": path, "route": route or "none", "model": trace.model,
+    call = {"request_id": request_id, "key": who, "method": method, "path": path, "route": route or "none", "model": trace.model,
             "version": trace.version, "status": response.status_code, "ms": ms, "rows": trace.rows}
     if metrics:
         metrics.end(trace, call, response)
@@ -2319,7 +2285,7 @@ def create_blueprint(source: Source, authorize: Callable[[Any], Any] | None = No
 
 def create_app(source: Source, authorize: Callable[[Any], Any] | None = None) -> Flask:
     """The server as a WSGI application of its own, for any WSGI server or `DispatcherMiddleware`. Raises ConfigError."""
-    app = Flask("serving", static_folder=None)
+    app: Flask = (Flask if Auth is AllPolicy else part("serving_rooms.front").App)("serving", static_folder=None)
     blueprint = create_blueprint(source, authorize)
     app.register_blueprint(blueprint)
 
@@ -2390,6 +2356,7 @@ def run(source: Source, host: str = "127.0.0.1", port: int = 8501,
     options, stop = server.config.server, stop or threading.Event()
     sockets: dict[int, Any] = {}
     app: Any = None
+    gc.set_threshold(20_000, 20, 20)  # what requests leave is freed at once, without it
     http = create_server(  # first of all: a port that is taken is known before any model is loaded
         lambda *call: app(*call), map=sockets, host=host, port=port, threads=options.threads, ident="serving",
         connection_limit=options.connection_limit + 4,  # waitress counts its own sockets
@@ -2400,11 +2367,11 @@ def run(source: Source, host: str = "127.0.0.1", port: int = 8501,
         asyncore_use_poll=True)
     server.says_key = True
     app = create_app(server)
-    watch_queue(server, http.task_dispatcher)
+    listeners = [entry for entry in sockets.values() if isinstance(entry, BaseWSGIServer)]
+    watch_queue(server, listeners, http.task_dispatcher)
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: os._exit(1) if stop.is_set() else stop.set())
-    listeners = [entry for entry in sockets.values() if isinstance(entry, BaseWSGIServer)]
     shown = f"[{host}]" if ":" in host else host
     address = f"http://{shown}:{listeners[0].effective_port}"
     print(f"serving {__version__} on {address}, loading {server.manager.name}", flush=True)
@@ -2419,8 +2386,10 @@ def run(source: Source, host: str = "127.0.0.1", port: int = 8501,
     server.stop(drain=False)
 
 
-def watch_queue(server: ModelServer, dispatcher: Any) -> None:
-    """Note when each request is ready to be answered, and how many wait for a thread."""
+def watch_queue(server: ModelServer, listeners: list[BaseWSGIServer], dispatcher: Any) -> None:
+    """Note when each request is ready to be answered, and how many wait for a thread; short ones need none."""
+    if Auth is not AllPolicy:
+        part("serving_rooms.front").attach(server, listeners, dispatcher)
     add_task = dispatcher.add_task
 
     def stamp(channel: Any) -> None:
@@ -2448,11 +2417,14 @@ def finish(http: Any, sockets: dict[int, Any], listeners: list[BaseWSGIServer], 
     http.task_dispatcher.shutdown(timeout=1)
 
 
+LOG_LINE = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0, 1 when it cannot listen, 2 when the config is wrong."""
     parser = build_parser()
     options = parser.parse_args(arguments)
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
+    logging.basicConfig(format=LOG_LINE, level=logging.INFO)
     # No format here names threads, processes or the place in the source, and each costs (Python's Logging HOWTO, "Optimization").
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging._srcfile = None
@@ -2465,8 +2437,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return part("serving_rooms.commands").COMMANDS[name](source, value)
         server = ModelServer(source, poll_seconds=options.file_system_poll_wait_seconds)
         logging.getLogger().setLevel(server.config.server.log_level)
-        if server.config.server.log_format == "json":
-            logging.getLogger().handlers[0].setFormatter(part("serving_rooms.metrics").JsonFormatter())
+        if server.metrics:
+            formatters = {"text": part("serving_rooms.metrics").TextFormatter, "json": part("serving_rooms.metrics").JsonFormatter}
+            logging.getLogger().handlers[0].setFormatter(formatters[server.config.server.log_format](LOG_LINE))
         run(server, options.host, options.port)
         return 0
     except ConfigError as error:

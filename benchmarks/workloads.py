@@ -1,7 +1,7 @@
 """The four workloads of the comparison: their models, made here, and one input of each.
 
     half_plus_two   three numbers into TensorFlow Serving's half_plus_two
-    mlp784          one row of 784 numbers into three dense layers, Keras
+    mlp784          one row of 784 numbers into the two dense layers of TensorFlow's quickstart
     mobilenet_v2    one picture of 224x224x3 numbers into Keras's MobileNetV2
     ssd320          one JPEG of 640x480 pixels into a detector of 320x320: 2,034 anchors, 90 classes, combined NMS, 100 finds
 
@@ -28,14 +28,14 @@ def base_path(workload):
 
 @functools.cache
 def sample(workload):
-    """The input: float32 [3], [1, 784] or [1, 224, 224, 3], or the bytes of a JPEG."""
+    """The input: numbers [3], [1, 784] or [1, 224, 224, 3], of four or eight digits, or the bytes of a JPEG."""
     random = np.random.default_rng(7)
     if workload == "half_plus_two":
-        return np.array([1.0, 2.0, 5.0], np.float32)
+        return np.array([1.0, 2.0, 5.0])
     if workload == "mlp784":
-        return random.integers(0, 256, (1, 784)).astype(np.float32) / 255
+        return random.random((1, 784)).round(4)
     if workload == "mobilenet_v2":
-        return random.integers(0, 256, (1, 224, 224, 3)).astype(np.float32) / 255
+        return random.random((1, 224, 224, 3)).round(8)
     return draw_jpeg(random)
 
 
@@ -74,7 +74,7 @@ def make(workload):
 
 def make_mlp(folder):
     import keras
-    layers = [keras.Input((784,)), *(keras.layers.Dense(size, "relu") for size in (256, 128)), keras.layers.Dense(10, "softmax")]
+    layers = [keras.Input((784,)), keras.layers.Dense(128, "relu"), keras.layers.Dense(10, "softmax")]  # as in TensorFlow's quickstart
     keras.Sequential(layers).export(str(folder), verbose=False)
 
 

@@ -1,29 +1,73 @@
-"""Bodies and answers of :predict that are no JSON: pictures, .npy and .npz arrays."""
+"""What :predict takes and answers beside small JSON: large JSON arrays, pictures, .npy, .npz, raw tensors; answers in gzip."""
 
+import gzip
 import io
+import re
 import zipfile
+from collections.abc import Callable
 from typing import Any
 
+import ml_dtypes
 import numpy as np
-from flask import Response
+from flask import Response, request
 
 import routines
-from serving import BadRequest
+from serving import NUMPY_DTYPES, PLAIN_BYTES, BadRequest, parse_json, reply
+from serving_rooms.tensors import read_value
 
-NPY, NPZ = "application/x-npy", "application/x-npz"
+NPY, NPZ, RAW = "application/x-npy", "application/x-npz", "application/octet-stream"
 ZIP_START = b"PK\x03\x04"
+RAW_DTYPES = {dtype.name: dtype for dtype in NUMPY_DTYPES.values() if dtype.kind != "O"} | {"bfloat16": np.dtype(ml_dtypes.bfloat16)}
+
+
+def answer_predict(body: bytes, infer: Callable[[Any], dict[str, Any]]) -> Response:
+    """Answer a predict request, whatever its body is, in the form that its Accept header names first."""
+    value = read_predict_body(body)
+    large = read_value(body) if value is None and len(body) >= PLAIN_BYTES else None
+    answer = infer_large(large, infer) if large is not None else None
+    if answer is None:
+        answer = infer(parse_json(body) if value is None else value)
+    wanted = request.environ.get("HTTP_ACCEPT", "").partition(",")[0].partition(";")[0].strip()
+    return write_answer(answer, wanted) or reply(answer)
+
+
+def infer_large(value: Any, infer: Callable[[Any], dict[str, Any]]) -> dict[str, Any] | None:
+    """The answer, or None for what is wrong: the plain path has the texts."""
+    try:
+        return infer(value)
+    except BadRequest:
+        return None
 
 
 def read_predict_body(body: bytes) -> dict[str, Any] | None:
-    """A predict body for bytes that are a picture (one instance), a .npy array (the one input) or an .npz (inputs by name).
+    """A predict body for bytes that are a raw tensor or a .npy array (the one input), an .npz (inputs by name) or a picture (one instance).
 
     None for all else. Raises BadRequest for an array that cannot be read.
     """
-    if body.startswith(routines.NPY_START):
-        return {"inputs": load(body)}
-    if body.startswith(ZIP_START):
+    if "HTTP_X_TENSOR_SHAPE" in request.environ:
+        return {"inputs": read_raw(body, request.headers.get("X-Tensor-Dtype", "float32"), request.headers["X-Tensor-Shape"])}
+    if body[:1] in (b"{", b" ", b"\n", b""):
+        return None
+    if body.startswith((routines.NPY_START, ZIP_START)):
         return {"inputs": load(body)}
     return {"instances": [body]} if routines.reader_of(body) else None
+
+
+def read_raw(body: bytes, dtype: str, shape: str) -> np.ndarray:
+    """Bytes as the array that headers describe: little-endian, rows first, not copied."""
+    if dtype not in RAW_DTYPES:
+        raise BadRequest(f"X-Tensor-Dtype: expected one of {', '.join(sorted(RAW_DTYPES))}, got '{dtype[:40]}'")
+    if not re.fullmatch(r"\s*|\s*[0-9]{1,18}(\s*,\s*[0-9]{1,18}){0,31}\s*", shape):
+        raise BadRequest(f"X-Tensor-Shape: expected sizes such as 1,224,224,3, got '{shape[:60]}'")
+    sizes = [int(size) for size in shape.split(",") if size.strip()]
+    count = 1
+    for size in sizes:  # in Python's integers, which do not overflow
+        count *= size
+    if count * RAW_DTYPES[dtype].itemsize != len(body):
+        raise BadRequest(f"body: expected {count * RAW_DTYPES[dtype].itemsize} bytes for {dtype} {sizes}, got {len(body)}")
+    if dtype == "bool" and body.strip(b"\0\1"):
+        raise BadRequest("body: expected bytes 0 and 1 for bool")
+    return np.frombuffer(body, RAW_DTYPES[dtype].newbyteorder("<")).reshape(sizes)
 
 
 def load(body: bytes) -> Any:
@@ -42,8 +86,8 @@ def load(body: bytes) -> Any:
 
 
 def write_answer(answer: dict[str, Any], wanted: str) -> Response | None:
-    """The outputs as .npy (one of them) or .npz (by name), where that is what the client names first; else None."""
-    if wanted not in (NPY, NPZ):
+    """The outputs as .npy or raw (one of them) or .npz (by name), where that is what the client names first; else None."""
+    if wanted not in (NPY, NPZ, RAW):
         return None
     value = next(iter(answer.values()))
     if isinstance(value, list) and value and isinstance(value[0], dict):  # rows of several outputs
@@ -56,7 +100,13 @@ def write_answer(answer: dict[str, Any], wanted: str) -> Response | None:
                 with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
                     np.lib.format.write_array(file, array, allow_pickle=False)
     elif len(outputs) > 1:
-        raise BadRequest(f"The model has the outputs {', '.join(outputs)}, and a .npy holds one: accept {NPZ} instead")
+        form = "a .npy" if wanted == NPY else "a raw tensor"
+        raise BadRequest(f"The model has the outputs {', '.join(outputs)}, and {form} holds one: accept {NPZ} instead, "
+                         "or choose one with ?outputs=")
+    elif wanted == RAW:
+        array = next(iter(outputs.values()))
+        return Response(array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes(), content_type=RAW, headers={
+            "X-Tensor-Dtype": array.dtype.name, "X-Tensor-Shape": ",".join(map(str, array.shape))})
     else:
         np.save(buffer, next(iter(outputs.values())), allow_pickle=False)
     return Response(buffer.getvalue(), content_type=wanted)
@@ -68,3 +118,16 @@ def as_saved(name: str, value: Any) -> np.ndarray:
     if array.dtype.kind == "O":
         raise BadRequest(f"Output '{name}' holds strings, which .npy and .npz do not: accept application/json instead")
     return array.astype(np.float32) if array.dtype.kind == "V" else array
+
+
+COMPRESSIBLE = ("application/json", NPY, RAW)
+
+
+def compress(response: Response, minimum: int) -> None:
+    """Compress a large answer when the client's Accept-Encoding allows it; level 1, since most of the gain costs least."""
+    if response.content_type not in COMPRESSIBLE or (response.content_length or 0) < minimum:
+        return
+    response.vary.add("Accept-Encoding")
+    if request.accept_encodings["gzip"] > 0:
+        response.set_data(gzip.compress(response.get_data(), compresslevel=1, mtime=0))
+        response.headers["Content-Encoding"] = "gzip"

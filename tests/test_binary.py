@@ -50,7 +50,7 @@ def test_npz_holds_inputs_and_outputs_by_name():
         with np.load(io.BytesIO(response.data)) as found:
             assert (found["sum"] == a + b).all() and (found["product"] == a * b).all()
     one = rest.post("/v1/models/m:predict", npz(a=a, b=b), headers={"Accept": "application/x-npy"})
-    assert_error(one, 400, "The model has the outputs sum, product, and a .npy holds one: accept application/x-npz instead")
+    assert_error(one, 400, "The model has the outputs sum, product, and a .npy holds one: accept application/x-npz instead, or choose one with ?outputs=")
 
 
 def test_outputs_may_be_called_like_arguments_of_numpy():

@@ -273,8 +273,8 @@ def test_warmup_file_is_replayed(tf, folder, monkeypatch):
     asked, prepare = [], serving.prepare_call
 
     def spy(session, name, *rest):
-        call, example = prepare(session, name, *rest)
-        return lambda *arrays: asked.append((name, [a.tolist() for a in arrays])) or call(*arrays), example
+        call = prepare(session, name, *rest)
+        return call._replace(run=lambda *arrays: asked.append((name, [a.tolist() for a in arrays])) or call.run(*arrays))
     monkeypatch.setattr(serving, "prepare_call", spy)
     example = tf.train.Example(features=tf.train.Features(feature={"x": tf.train.Feature(float_list=tf.train.FloatList(value=[3]))}))
     load(with_warmup(folder / "warm", *warmup_logs(tf, example)))

@@ -1,0 +1,231 @@
+"""waitress's own thread answers what is known to be short; all else goes to its worker threads.
+
+A request for a cheap model costs less than handing it to another thread: Python's threads take turns, and with many
+connections the turns cost more than the answers. `Front` decides request by request; `attach` puts it between waitress's
+channels and its threads, through the two seams that waitress has for it (the server's dispatcher and its `channel_class`).
+"""
+
+import functools
+import re
+import threading
+import time
+from typing import Any
+from urllib.parse import unquote
+
+from flask import Flask
+from waitress.buffers import OverflowableBuffer
+from waitress.channel import HTTPChannel
+from waitress.parser import HTTPRequestParser
+from waitress.receiver import FixedStreamReceiver
+from waitress.task import WSGITask
+from waitress.utilities import build_http_date
+from werkzeug.routing import Map, MapAdapter
+
+PREDICT = re.compile(r"/v1/models/([^/:]+):predict")
+SHORT_SECONDS = 0.0005  # of a call with one row, measured at the warm-up
+LONG_SECONDS = 0.005  # requests that take this long ...
+STRIKES = 3  # ... so many times running ...
+PENALTY_SECONDS = 10.0  # ... send those like them to the threads for so long
+SHORT_BYTES = 16 << 10  # of a body
+
+
+class Front:
+    """Tells which requests are short. One per listening server; used by the thread that reads sockets alone."""
+
+    def __init__(self, server: Any):
+        self.server, self.thread = server, 0
+        self.strikes: dict[str, int] = {}  # path -> how many of its latest requests took long
+        self.late: dict[str, float] = {}  # path -> until when it goes to the threads
+
+    def is_short(self, request: Any) -> bool:
+        """Whether a request that has come whole asks for a small predict of a cheap, loaded model, and nothing that may wait."""
+        if request.error or request.command != "POST" or request.chunked or request.content_length > SHORT_BYTES:
+            return False
+        match = PREDICT.fullmatch(request.path)
+        if match is None or self.late and time.monotonic() < self.late.get(request.path, 0.0):
+            return False
+        if self.server.config.auth.protect == "all":  # a quota is counted on disk
+            return False
+        found = self.server.manager.available.get(unquote(match[1]))
+        return found is not None and found.versions[max(found.versions)].call_seconds < SHORT_SECONDS
+
+    def note(self, path: str, seconds: float) -> None:
+        """Learn which requests are short only by their looks: a model that has become slow, or very many rows.
+
+        Once tells nothing: a machine that does something else for a moment makes any request long.
+        """
+        if seconds < LONG_SECONDS:
+            if self.strikes:
+                self.strikes.pop(path, None)
+            return
+        self.strikes[path] = self.strikes.get(path, 0) + 1
+        if self.strikes[path] >= STRIKES:
+            self.strikes.pop(path)
+            self.late = {old: until for old, until in self.late.items() if until > time.monotonic()}
+            self.late[path] = time.monotonic() + PENALTY_SECONDS
+
+
+MOST_HEADS, MOST_HEAD_BYTES = 512, 4096
+HEAD = ("command", "request_uri", "version", "proxy_scheme", "proxy_netloc", "path", "query", "fragment", "url_scheme",
+        "connection_close", "expect_continue", "content_length")  # what waitress's parser finds in a head
+heads: dict[bytes, tuple[dict[str, Any], dict[str, str]]] = {}
+
+
+class Parser(HTTPRequestParser):
+    """waitress's parser, which parses a head once: clients send the same one again and again, but for their bodies."""
+
+    headers: dict[str, str]
+    headers_seen: dict[str, str] | None = None  # the same object for the same head
+
+    def parse_header(self, header_plus: bytes) -> None:
+        known = heads.get(header_plus)
+        if known is None:
+            super().parse_header(header_plus)
+            if not self.chunked and len(header_plus) <= MOST_HEAD_BYTES:
+                if len(heads) >= MOST_HEADS:
+                    heads.clear()
+                heads[header_plus] = {name: getattr(self, name) for name in HEAD}, dict(self.headers)
+            return
+        self.__dict__.update(known[0])
+        self.headers_seen = known[1]
+        self.headers = dict(known[1])
+        if self.content_length > 0:
+            self.body_rcv = FixedStreamReceiver(self.content_length, OverflowableBuffer(self.adj.inbuf_overflow))
+
+
+class ShortTask(WSGITask):
+    """waitress's task for an answer that is there as a whole: the same bytes, written at once."""
+
+    def service(self) -> None:
+        if self.version != "1.1" or "CONNECTION" in self.request.headers:
+            super().service()
+            return
+        started: list[Any] = []
+        answer = self.channel.server.application(self.get_environment(), lambda *call: started.extend(call))
+        try:
+            body = b"".join(answer)
+        finally:
+            answer.close()
+        head = self.spell_head(started[0], started[1])
+        self.wrote_header = True
+        self.channel.write_soon(head + body)
+
+    def get_environment(self) -> dict[str, Any]:
+        """What waitress makes of a head, for a head that it has known for one connection, made once."""
+        known = getattr(self.channel, "environ_of", None)
+        if known is None or known[0] is None or known[0] is not self.request.headers_seen:
+            environ = super().get_environment()
+            self.channel.environ_of = self.request.headers_seen, dict(environ)
+            return environ
+        return known[1] | {"wsgi.input": self.request.get_body_stream()}
+
+    def spell_head(self, status: str, headers: list[tuple[str, str]]) -> bytes:
+        """The head as waitress's build_response_header spells it."""
+        lines = [f"{canonical(name)}: {value}" for name, value in headers]
+        lines += [f"Server: {self.channel.server.adj.ident}", f"Date: {date_of(int(time.time()))}"]
+        text = "\r\n".join([f"HTTP/1.1 {status}", *sorted(lines, key=name_of)])
+        if text.count("\n") != len(lines) or text.count("\r") != len(lines):
+            raise ValueError("carriage return/line feed character present in header")
+        return f"{text}\r\n\r\n".encode("latin-1")
+
+
+@functools.lru_cache(64)
+def canonical(name: str) -> str:
+    return "-".join(word.capitalize() for word in name.split("-"))
+
+
+def name_of(line: str) -> str:
+    return line.partition(":")[0]
+
+
+@functools.lru_cache(1)
+def date_of(second: int) -> str:
+    return build_http_date(second)
+
+
+class KnownAdapter(MapAdapter):
+    """A URL's adapter that remembers what it matches."""
+
+    found: Any = None
+
+    def match(self, *arguments: Any, **options: Any) -> Any:
+        if arguments or options != {"return_rule": True}:
+            return super().match(*arguments, **options)
+        if self.found is None:
+            self.found = super().match(return_rule=True)
+        return self.found[0], dict(self.found[1])
+
+
+# What of a request an adapter is made from.
+BINDS = ("HTTP_HOST", "PATH_INFO", "REQUEST_METHOD", "QUERY_STRING", "SCRIPT_NAME", "wsgi.url_scheme", "SERVER_NAME", "SERVER_PORT",
+         "HTTP_UPGRADE", "HTTP_CONNECTION")
+
+
+class KnownMap(Map):
+    """Rules that match a URL once: those of an application do not change after its first request."""
+
+    def __init__(self, *arguments: Any, **options: Any):
+        super().__init__(*arguments, **options)
+        self.known: dict[tuple, KnownAdapter] = {}
+
+    def bind_to_environ(self, environ: Any, server_name: str | None = None, subdomain: str | None = None) -> MapAdapter:
+        key = (server_name, subdomain, *map(environ.get, BINDS))
+        adapter = self.known.get(key)
+        if adapter is None:
+            bound = super().bind_to_environ(environ, server_name, subdomain)
+            adapter = KnownAdapter(self, bound.server_name, bound.script_name, bound.subdomain, bound.url_scheme, bound.path_info,
+                                   bound.default_method, bound.query_args)
+            adapter.websocket = bound.websocket
+            if len(self.known) >= MOST_HEADS:
+                self.known.clear()
+            if sum(len(part or "") for part in key) < MOST_HEAD_BYTES:
+                self.known[key] = adapter
+        return adapter
+
+
+class App(Flask):
+    """Flask, which finds a URL's rule once."""
+
+    url_map_class = KnownMap
+
+
+class Channel(HTTPChannel):
+    """A connection that may answer on the thread that reads it. `front` is set by `attach`."""
+
+    parser_class = Parser
+    front: Front
+    reading = set_aside = False
+
+    def handle_read(self) -> None:
+        """Read what has come; answer it here if it is short. (Answering inside `received` would wait for a lock it holds.)"""
+        self.reading = True
+        self.front.thread = threading.get_ident()
+        super().handle_read()
+        while self.set_aside:
+            self.set_aside = False
+            path, start = self.requests[0].path, time.perf_counter()
+            self.task_class = ShortTask
+            self.service()
+            self.task_class = WSGITask
+            self.front.note(path, time.perf_counter() - start)
+        self.reading = False
+        if self.total_outbufs_len and not self.requests:
+            self.handle_write()
+
+
+def attach(server: Any, listeners: list[Any], dispatcher: Any) -> None:
+    """Answer short requests on the thread that runs waitress's loop."""
+    front = Front(server)
+    add_task = dispatcher.add_task
+
+    def choose(channel: Any) -> None:
+        if threading.get_ident() == front.thread and channel.reading and front.is_short(channel.requests[0]):
+            channel.set_aside = True
+        else:
+            add_task(channel)
+    dispatcher.add_task = choose
+    channel_class = type("Channel", (Channel,), {"front": front})
+    for listener in listeners:
+        listener.channel_class = channel_class
+        wake = listener.pull_trigger
+        listener.pull_trigger = lambda wake=wake: None if threading.get_ident() == front.thread else wake()

@@ -1,0 +1,114 @@
+"""Large arrays of numbers in JSON, read into NumPy without a Python object for each number.
+
+`read_value` takes the rectangular arrays out of a predict body, reads them with simdjson, has the rest parsed as ever, and puts the
+arrays into the parsed value. What is unusual in any way (ragged, null, strings among numbers, escapes, numbers beyond 64 bits,
+NaN) is left to the plain path, which knows all rules and texts: `None` says so.
+"""
+
+import math
+import secrets
+import threading
+from typing import Any
+
+import numpy as np
+import simdjson
+
+from serving import MAX_LISTS, ServingError, parse_json
+
+LARGE = 512  # bytes of an array's text; below, the plain path is as fast
+MOST_STRINGS = 512  # of a body, keys among them
+NUMBERS = b"0123456789+-.eE \t\n\r"  # what a skeleton leaves out; simdjson says whether numbers stand in the right places
+TOKEN = secrets.token_hex(16)  # stands for an array in the rest; a client cannot know it
+
+parsers = threading.local()
+
+
+def read_value(body: bytes) -> Any | None:
+    """The JSON value of a body, its large arrays as int64, uint64 or float64; None where the plain path must read it."""
+    if b"\\" in body:
+        return None
+    rest, arrays, start = list[bytes](), list[np.ndarray](), 0
+    for _ in range(MOST_STRINGS):  # brackets and numbers up to the next string, and the string
+        quote = body.find(b'"', start)
+        end = quote if quote >= 0 else len(body)
+        if end - start < LARGE:
+            rest.append(body[start:end])
+        else:
+            first, last = body.find(b"[", start, end), body.rfind(b"]", start, end) + 1
+            array = read_array(body[first:last]) if first >= 0 else None
+            if array is None:
+                return None
+            rest += [body[start:first], b'"%b%d"' % (TOKEN.encode(), len(arrays)), body[last:end]]
+            arrays.append(array)
+        if quote < 0:
+            break
+        start = body.find(b'"', quote + 1) + 1
+        if not start:
+            return None
+        rest.append(body[quote:start])
+    else:
+        return None
+    try:
+        return put_back(parse_json(b"".join(rest)), arrays) if arrays else None
+    except ServingError:
+        return None
+
+
+def put_back(value: Any, arrays: list[np.ndarray]) -> Any:
+    """The value with the arrays in the places of their tokens."""
+    if isinstance(value, str):
+        return arrays[int(value[len(TOKEN):])] if value.startswith(TOKEN) else value
+    if isinstance(value, dict):
+        return {key: put_back(item, arrays) for key, item in value.items()}
+    return [put_back(item, arrays) for item in value] if isinstance(value, list) else value
+
+
+def read_array(text: bytes) -> np.ndarray | None:
+    """The array that nested JSON lists of numbers spell; None unless they are rectangular, full and of 64-bit numbers."""
+    shape = shape_of(text.translate(None, NUMBERS))
+    if shape is None:
+        return None
+    parser = getattr(parsers, "parser", None)
+    if parser is None:
+        parser = parsers.parser = simdjson.Parser()
+    try:
+        lists = parser.parse(text)
+        flat = read_numbers(lists, is_float=b"." in text or b"e" in text or b"E" in text)
+    except (ValueError, TypeError, RuntimeError, OverflowError):
+        return None
+    finally:
+        lists = None  # the parser is free again when nothing holds what it has parsed
+    return flat.reshape(shape) if flat.size == math.prod(shape) else None  # a row without numbers has the skeleton of a row of one
+
+
+def read_numbers(lists: Any, is_float: bool) -> np.ndarray:
+    """All numbers of nested lists: float64 if one of them is written as a float, else int64, or uint64 where they need it."""
+    if is_float:
+        return np.frombuffer(lists.as_buffer(of_type="d"), np.float64)
+    try:
+        return np.frombuffer(lists.as_buffer(of_type="i"), np.int64)
+    except (ValueError, TypeError, OverflowError):
+        return np.frombuffer(lists.as_buffer(of_type="u"), np.uint64)
+
+
+def shape_of(skeleton: bytes) -> list[int] | None:
+    """The shape of nested lists from their brackets and commas alone; None when rows differ.
+
+    From the inside out: a list ends at the first run of closing brackets that is long enough, its length tells how many
+    lists of the level below it has, and at last the whole must be nothing but repetitions.
+    """
+    rank = len(skeleton) - len(skeleton.lstrip(b"["))
+    unit_end = skeleton.find(b"]") + 1
+    if not rank or not unit_end:
+        return None
+    unit = skeleton[rank - 1:unit_end]
+    shape = [len(unit) - 1]
+    for level in range(1, rank):
+        start = rank - 1 - level
+        end = skeleton.find(b"]" * (level + 1)) + level + 1 if start else len(skeleton)
+        count, rest = divmod(end - start - 1, len(unit) + 1)  # brackets around, commas between
+        if end <= level or rest or count < 1:
+            return None
+        unit = b"[" + b",".join([unit] * count) + b"]"
+        shape.append(count)
+    return shape[::-1] if unit == skeleton and math.prod(shape[1:]) <= MAX_LISTS // 2 else None

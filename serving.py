@@ -26,6 +26,7 @@ import array
 import base64
 import binascii
 import contextlib
+import ctypes
 import dataclasses
 import difflib
 import errno
@@ -215,8 +216,11 @@ class ModelConfig:
                             pattern=r"^(?!\w+://).")
     model_version_policy: VersionPolicy = option(VersionPolicy(latest=LatestPolicy()), "which versions to serve")
     version_labels: dict[str, int] = option({}, "names for versions, for /labels/<label> URLs", minimum=0)
-    target_device: str = option("AUTO", "AUTO (a GPU if TensorFlow sees one, else the CPU), CPU, GPU, GPU:1, ...",
-                                pattern=r"^(AUTO|(CPU|GPU)([:.]\d+)?)$")
+    target_device: str | tuple[str, ...] = option(
+        "AUTO", "AUTO (a GPU if TensorFlow sees one, else the CPU), CPU, GPU, GPU:1, or a list of them: a replica on each",
+        pattern=r"^(AUTO|(CPU|GPU)([:.]\d+)?)$")
+    instances: int = option(1, "replicas on each device; the least busy one answers", minimum=1, maximum=64)
+    freeze: bool = option(True, "let variables become constants of the graph on a CPU, where it is measured to gain and answers agree")
     batching: bool | Batching | None = option(None, "batch concurrent requests; default: on a GPU, or where it is measured to gain")
     # OpenVINO Model Server's fields that cannot mean anything for a SavedModel: accepted, named once in the log.
     batch_size: int | str | None = option(None, "OpenVINO only, no effect")
@@ -234,6 +238,8 @@ class ModelConfig:
     subconfig: str | None = option(None, "OpenVINO only, no effect")
 
     def __post_init__(self) -> None:
+        if not self.target_device:
+            raise ValueError("target_device is an empty list: name a device")
         for name in ("idle_sequence_cleanup", "low_latency_transformation", "max_sequence_number"):
             if getattr(self, name) is not None and not self.stateful:
                 raise ValueError(f'{name} needs "stateful": true')
@@ -247,7 +253,7 @@ class ModelConfig:
     @property
     def load_key(self) -> tuple:
         """What a loaded version depends on: when it changes, the version is loaded anew."""
-        return self.base_path, self.target_device, self.batching
+        return self.base_path, self.target_device, self.instances, self.batching, self.freeze
 
 
 @dataclass(frozen=True)
@@ -799,12 +805,14 @@ CURRENT = threading.local()  # .trace: that of the request which this thread ans
 
 
 class Call(typing.NamedTuple):
-    """How a signature is called: the function, its kind (`session` or `batched`), and its seconds with one made-up row."""
+    """How a signature is called: the function, from arrays to arrays, and what is known of it."""
 
     run: Callable[..., list[np.ndarray]]
-    kind: str = "session"
-    seconds: float = float("inf")  # not known: made-up input does not suit it
+    feeds: Sequence[str] = ()  # the tensors of its inputs and outputs
+    fetches: Sequence[str] = ()
+    seconds: float = float("inf")  # of one made-up row; not known where that does not suit it
     example: Any = None  # a request that it answers
+    kind: str = "session"  # or `frozen`, `batched`
 
 
 class Servable:
@@ -839,6 +847,11 @@ class Servable:
         finally:
             trace.ended = time.perf_counter()
             trace.inference += trace.ended - start
+
+    def describe_calls(self) -> dict[str, str]:
+        """How each signature is called, and how long that takes with one made-up row: `{"serving_default": "session, 0.02 ms"}`."""
+        return {name: call.kind + (f", {1e3 * call.seconds:.3g} ms" if call.seconds < float("inf") else "")
+                for name, call in self.callables.items()}
 
     def acquire(self) -> bool:
         """Take a lease; False when the servable is being retired."""
@@ -944,15 +957,23 @@ def without_deprecations() -> Iterator[None]:
 
 @without_deprecations()
 def load_saved_model(folder: Path, config: ModelConfig, options: ServerConfig = ServerConfig()) -> Servable:
-    """Load a SavedModel into a TensorFlow session of its own and warm it up.
+    """Load a SavedModel and warm it up, once for each of its devices and instances; raises LoadError with the reason."""
+    prepare_devices(options.gpu_memory_limit_mb, options.intra_op_threads)
+    targets = [config.target_device] if isinstance(config.target_device, str) else config.target_device
+    devices = [pick_device(target) for target in targets for _ in range(config.instances)]
+    if len(devices) == 1:
+        return load_replica(folder, config, devices[0])
+    return part("serving_rooms.replicas").load_replicas(devices, functools.partial(load_replica, folder, config))
+
+
+def load_replica(folder: Path, config: ModelConfig, device: str) -> Servable:
+    """Load a SavedModel into a TensorFlow session of its own.
 
     A session over the SavedModel's own graph is how TensorFlow Serving runs it; a call costs microseconds
     where a signature of `tf.saved_model.load` costs hundreds, and closing the session frees the memory.
-    Raises LoadError with the reason.
     """
     tf = tensorflow()
-    prepare_devices(options.gpu_memory_limit_mb, options.intra_op_threads)
-    session: Any = None
+    owned = contextlib.ExitStack()  # what has to be closed
     calls: dict[str, Call] = {}
 
     def answer(name: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -968,21 +989,23 @@ def load_saved_model(folder: Path, config: ModelConfig, options: ServerConfig = 
                 for output, value in zip(signatures[name].outputs, values)}
 
     try:
-        device = pick_device(config.target_device)
         session, definitions, metadata = open_session(folder, device)
+        owned.callback(session.close)
         signatures = {name: read_signature(definition) for name, definition in describe(definitions)["signature_def"].items()}
-        for name, signature in signatures.items():
-            if is_runnable(signature):
-                calls[name] = prepare_call(session, name, signature, device, config)
+        for name in filter(lambda name: is_runnable(signatures[name]), signatures):
+            calls[name] = prepare_call(session, name, signatures[name], config.name)
+        if Auth is not AllPolicy:
+            part("serving_rooms.calls").tune(session, signatures, calls, device, config, owned)
+        elif config.batching:
+            logger.warning("%s: unbatched: that needs serving_rooms/ beside serving.py", config.name)
         replay_warmup(folder, answer)
     except Exception as error:  # whatever is wrong with the files, or with the model
-        if session:
-            session.close()
+        owned.close()
         plain = str(error) if isinstance(error, OSError | RuntimeError) else f"{type(error).__name__}: {error}"
         reason = getattr(error, "message", None) or plain
         raise LoadError(clean_message(reason.replace(str(folder), f"<base_path>/{folder.name}"))) from error
     example = next((call.example for call in calls.values() if call.example), None)
-    return Servable(signatures, answer, metadata=metadata, device=device, close=session.close, example=example, calls=calls)
+    return Servable(signatures, answer, metadata=metadata, device=device, close=owned.close, example=example, calls=calls)
 
 
 def clean_message(message: str) -> str:
@@ -1118,36 +1141,23 @@ def make_callable(session: Any, feeds: Sequence[str], fetches: Sequence[str]) ->
     return session._make_callable_from_options(options)
 
 
-def prepare_call(session: Any, name: str, signature: Signature, device: str, config: ModelConfig) -> Call:
-    """Choose how a signature is called, and warm it up.
-
-    TensorFlow plans a graph at its first call for each shape: that time belongs to loading.
-    """
+def prepare_call(session: Any, name: str, signature: Signature, label: str) -> Call:
+    """A signature as a call of its session, warmed up: TensorFlow plans a graph at its first call, and that time belongs to loading."""
     tf = tensorflow()
     feeds = [spec.tensor for spec in signature.inputs.values()]
     with session.graph.as_default():  # a tensor cannot be both fed and fetched
         fetches = [tf.identity(session.graph.get_tensor_by_name(spec.tensor)).name if spec.tensor in feeds else spec.tensor
                    for spec in signature.outputs.values()]
-    plain = make_callable(session, feeds, fetches)
+    call = Call(make_callable(session, feeds, fetches), feeds, fetches)
     strings = any(spec.dtype == "DT_STRING" for spec in signature.inputs.values())
     if strings and not all(spec.shape and spec.shape[0] is None for spec in signature.inputs.values()):
-        return Call(plain)
+        return call
     try:  # made-up strings are no good examples or pictures; no rows are
-        seconds = time_call(plain, sample_inputs(signature, 0 if strings else 1))
+        seconds = time_call(call.run, sample_inputs(signature, 0 if strings else 1))
     except (tf.errors.OpError, UnicodeDecodeError) as error:
-        logger.debug("%s: signature %s is not warmed up, made-up input does not suit it: %s", config.name, name, error)
-        return Call(plain)
-    call = plain
-    try:
-        if config.batching is not False:
-            call = part("serving_rooms.batching").choose_batching(
-                tf, session, signature, plain, device, config.batching, Batching(), functools.partial(sample_inputs, signature),
-                make_callable, label=f"{config.name}: signature {name}")
-    except NotFound as error:  # this file alone
-        (logger.warning if config.batching else logger.debug)("%s: unbatched: %s", config.name, error.message)
-    except (tf.errors.OpError, ValueError, TypeError) as error:  # such as a graph that takes one row only
-        logger.warning("%s: signature %s runs unbatched: %s", config.name, name, clean_message(str(error)))
-    return Call(call, "session" if call is plain else "batched", seconds, example_request(name, signature))
+        logger.debug("%s: signature %s is not warmed up, made-up input does not suit it: %s", label, name, error)
+        return call
+    return call._replace(seconds=seconds, example=example_request(name, signature))
 
 
 def time_call(call: Callable, inputs: Sequence[np.ndarray]) -> float:
@@ -1534,7 +1544,8 @@ class ModelManager:
                     self._draining.append((None, state.servable))
                 state.servable, state.load_key, state.files, state.failed_at = servable, model.load_key, found, None
                 state.state, state.error, state.load_seconds = "AVAILABLE", "", time.perf_counter() - start
-                logger.info("%s version %d is available on %s", model.name, version, servable.device or "no device")
+                kinds = "; ".join(f"{name}: {call}" for name, call in servable.describe_calls().items())
+                logger.info("%s version %d is available on %s (%s)", model.name, version, servable.device or "no device", kinds)
                 return True
         outcome.errors.append((500, f"{path}: version {version} of {model.name} cannot be loaded: {state.error}"))
         return state.servable is not None
@@ -1583,7 +1594,7 @@ def end_loading(manager: "weakref.ref[ModelManager]") -> None:
 
 
 def settle_garbage() -> None:
-    """Collect what a pass left over, then keep all that lives out of later collections.
+    """Collect what a pass left over, then keep all that lives out of later collections, and give freed memory back.
 
     TensorFlow's Python objects number in the hundred thousands; a request whose JSON makes many lists
     would walk over them again and again (measured: parsing takes 3 to 6 times as long).
@@ -1591,6 +1602,8 @@ def settle_garbage() -> None:
     gc.unfreeze()
     gc.collect()
     gc.freeze()
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # glibc keeps hundreds of MB that loading has used
+        ctypes.CDLL(None).malloc_trim(0)
 
 # ======================================================================================================
 # Inference

@@ -18,12 +18,12 @@ logger = logging.getLogger("serving")
 Call = Callable[..., list[np.ndarray]]
 
 
-def choose_batching(tf: Any, session: Any, signature: Any, plain: Call, device: str, wanted: Any, default: Any,
+def choose_batching(tf: Any, session: Any, signature: Any, plain: Call, seconds: float, device: str, wanted: Any, default: Any,
                     sample: Callable[[int, int], list[np.ndarray]], make_callable: Callable[..., Call], label: str) -> Call:
     """Batch a signature where that is right, and wanted or found to gain: on a GPU always, on a CPU when measured.
 
-    `wanted` is a model's `batching` (true, sizes, or None to find out), `default` the sizes where it gives none;
-    `sample(rows, seed)` makes inputs up.
+    `seconds` is how long `plain` takes for one row; `wanted` is a model's `batching` (true, sizes, or None to find out),
+    `default` the sizes where it gives none; `sample(rows, seed)` makes inputs up.
     """
     if not is_batchable(signature):
         if wanted:
@@ -32,7 +32,7 @@ def choose_batching(tf: Any, session: Any, signature: Any, plain: Call, device: 
     measured = wanted is None and device.startswith("CPU")
     strings = any(spec.dtype == "DT_STRING" for spec in signature.inputs.values())
     # A call under 0.2 ms costs less than its hand-over to a batch; one over 50 ms is too long to measure here.
-    if measured and (strings or not 0.0002 < time_calls(plain, sample(1, 0), threads=1, calls=3) < 0.05):
+    if measured and (strings or not 0.0002 < seconds < 0.05 or not gains(plain, sample(4, 0), 4 * seconds)):
         return plain
     independent = None if strings else are_rows_independent(plain, [sample(1, seed) for seed in (1, 2)])  # made-up strings tell nothing
     if independent is False or independent is None and wanted is None:
@@ -47,6 +47,15 @@ def choose_batching(tf: Any, session: Any, signature: Any, plain: Call, device: 
         return plain
     logger.info("%s is batched, up to %d rows", label, options.max_batch_size)
     return batched
+
+
+def gains(plain: Call, rows: list[np.ndarray], apart: float) -> bool:
+    """Whether rows are answered clearly sooner together than `apart` seconds: else the batches, slow to warm up, are not worth a try."""
+    try:
+        plain(*rows)
+        return 1.5 * time_calls(plain, rows, threads=1, calls=1) < apart
+    except Exception:  # a graph that takes one row only, in whatever way it says so
+        return False
 
 
 def is_batchable(signature: Any) -> bool:

@@ -29,9 +29,10 @@ def view_metrics(server: ModelServer) -> Response:
 
 
 def view_stats(server: ModelServer) -> Response:
-    devices = {f"{model}/{version}": state.servable.device for model, states in server.manager.states().items()
-               for version, state in states.items() if state.servable}
-    return reply({**server.metrics.read(), "gpus": read_gpus(), "devices": devices})
+    loaded = {f"{model}/{version}": state.servable for model, states in server.manager.states().items()
+              for version, state in states.items() if state.servable}
+    return reply({**server.metrics.read(), "gpus": read_gpus(), "devices": {name: servable.device for name, servable in loaded.items()},
+                  "calls": {name: servable.describe_calls() for name, servable in loaded.items()}})
 
 
 def view_openapi(server: ModelServer) -> Response:

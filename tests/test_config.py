@@ -38,8 +38,13 @@ WRONG = [
      "the config file; got ''"),
     (model(base_path="s3://bucket/m"), f"{M}.base_path: expected folder of numbered version folders, or a SavedModel itself; "
      "relative to the config file; got 's3://bucket/m'"),
-    (model(target_device="NPU"), f"{M}.target_device: expected AUTO (a GPU if TensorFlow sees one, else the CPU), CPU, GPU, GPU:1, ...; "
-     "got 'NPU'"),
+    (model(target_device="NPU"), f"{M}.target_device: expected AUTO (a GPU if TensorFlow sees one, else the CPU), CPU, GPU, GPU:1, "
+     "or a list of them: a replica on each; got 'NPU'"),
+    (model(target_device=["CPU", "NPU"]), f"{M}.target_device[1]: expected AUTO (a GPU if TensorFlow sees one, else the CPU), CPU, GPU, GPU:1, "
+     "or a list of them: a replica on each; got 'NPU'"),
+    (model(target_device=[]), f"{M}: target_device is an empty list: name a device"),
+    (model(instances=0), f"{M}.instances: expected at least 1, got 0"),
+    (model(freeze="yes"), f"{M}.freeze: expected boolean, got string 'yes'"),
     (model(model_version_policy="all"), f"{M}.model_version_policy: expected object, got string 'all'"),
     (model(model_version_policy={}), f"{M}.model_version_policy: expected exactly one of 'latest', 'all', 'specific'"),
     (model(model_version_policy={"all": {}, "latest": {}}), f"{M}.model_version_policy: expected exactly one of 'latest', 'all', 'specific'"),
@@ -155,7 +160,7 @@ def test_schema_is_valid_and_accepts_what_is_right():
 
 
 # What a JSON Schema cannot say, or the dataclasses check in code.
-BEYOND_SCHEMA = ("allowed_batch_sizes", "already taken", "not supported yet", "needs")
+BEYOND_SCHEMA = ("empty list", "allowed_batch_sizes", "already taken", "not supported yet", "needs")
 
 
 @pytest.mark.parametrize("wrong, text", WRONG, ids=range(len(WRONG)))

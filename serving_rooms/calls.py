@@ -1,0 +1,221 @@
+"""How each signature of a model is called best: batched, frozen, on threads of the model's own, or plainly.
+
+What comes in are the signatures as plain session calls, timed with made-up input; `tune` puts better ones in their places
+where that is right, and wanted or measured to gain. What cannot be improved stays as it was.
+"""
+
+import contextlib
+import functools
+import logging
+import os
+import queue
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from typing import Any
+
+import numpy as np
+
+from serving import Batching, Call, Signature, clean_message, make_callable, new_session, sample_inputs, tensorflow, time_call
+from serving_rooms.batching import choose_batching
+
+logger = logging.getLogger("serving")
+
+LONG_SECONDS = 0.001  # a call that takes so long is worth a hand-over to another thread (30 us)
+
+
+def tune(session: Any, signatures: Mapping[str, Signature], calls: dict[str, Call], device: str, config: Any,
+         owned: contextlib.ExitStack) -> None:
+    """Replace calls by better ones. `owned` closes what a model holds, the latest first: what is made here is added to it."""
+    if config.freeze and device.startswith("CPU"):
+        session = freeze(session, signatures, calls, device, config.name, owned) or session
+    long: list[str] = []
+    for name, call in calls.items():
+        if call.seconds == float("inf"):
+            continue
+        batched = batch(session, name, signatures[name], call, device, config)
+        if batched is not call.run:
+            calls[name] = call._replace(run=batched, kind="batched")
+        elif device.startswith("CPU") and call.seconds >= LONG_SECONDS:
+            long.append(name)
+    if long:
+        workers = Workers(len(os.sched_getaffinity(0)), f"model-{config.name}")
+        owned.callback(workers.close)
+        for name in long:
+            workers.run_on_each(functools.partial(calls[name].run, *sample_inputs(signatures[name], 1)))
+            calls[name] = calls[name]._replace(run=functools.partial(workers.run, calls[name].run))
+
+
+def batch(session: Any, name: str, signature: Signature, call: Call, device: str, config: Any) -> Callable:
+    """The signature batched, where that is right, and wanted or measured to gain; else as it was."""
+    if config.batching is False:
+        return call.run
+    try:
+        return choose_batching(tensorflow(), session, signature, call.run, call.seconds, device, config.batching, Batching(),
+                               functools.partial(sample_inputs, signature), make_callable, label=f"{config.name}: signature {name}")
+    except (tensorflow().errors.OpError, ValueError, TypeError) as error:  # such as a graph that takes one row only
+        logger.warning("%s: signature %s runs unbatched: %s", config.name, name, clean_message(str(error)))
+        return call.run
+
+
+# ======================================================================================================
+# Threads of a model's own
+# ======================================================================================================
+
+
+class Workers:
+    """As many threads as there are cores, for the long calls of one model; first come, first served.
+
+    More at once would only take turns, each with less of the caches. And TensorFlow keeps what oneDNN has prepared for
+    each thread: on any of thirty threads of a server it would be prepared, and held, thirty times.
+    """
+
+    def __init__(self, count: int, name: str):
+        self.jobs: queue.SimpleQueue = queue.SimpleQueue()
+        self.count = count
+        for number in range(count):
+            threading.Thread(target=self.work, name=f"{name}-{number}", daemon=True).start()
+
+    def run(self, function: Callable, *arguments: Any) -> Any:
+        return self.submit(function, *arguments).result()
+
+    def submit(self, function: Callable, *arguments: Any) -> Future:
+        future: Future = Future()
+        self.jobs.put((future, function, arguments))
+        return future
+
+    def run_on_each(self, function: Callable[[], Any]) -> None:
+        """Run a function once on each thread; raises what it raises."""
+        barrier = threading.Barrier(self.count)
+
+        def once() -> None:
+            barrier.wait()
+            function()
+        for future in [self.submit(once) for _ in range(self.count)]:
+            future.result()
+
+    def work(self) -> None:
+        while (job := self.jobs.get()) is not None:
+            future, function, arguments = job
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(function(*arguments))
+                except BaseException as error:
+                    future.set_exception(error)
+            del job, future, function, arguments  # an answer is not held until the next one
+
+    def close(self) -> None:
+        """Let the threads end, each after what it runs."""
+        for _ in range(self.count):
+            self.jobs.put(None)
+
+
+# ======================================================================================================
+# Frozen graphs
+# ======================================================================================================
+
+FREEZE_SECONDS = 0.002  # below, a call is mostly not arithmetic
+FREEZE_BYTES = 200 << 20  # of variables; for a moment they are held several times
+GAIN = 1.1
+HOLDERS = {"StatefulPartitionedCall", "While", "If"}  # they have the state of what they call
+
+
+def freeze(session: Any, signatures: Mapping[str, Signature], calls: dict[str, Call], device: str, label: str,
+           owned: contextlib.ExitStack) -> Any | None:
+    """A session over the graph with its variables as constants, if it answers the same, faster: calls are replaced, the old one closed.
+
+    TensorFlow prepares constants once (oneDNN's layout of weights, sums and products of constants) that it must take as they
+    come from variables. Sums may be rounded otherwise in the last bit: answers have to agree within `agrees`.
+    """
+    slowest = max((call.seconds for call in calls.values()), default=float("inf"))
+    if not FREEZE_SECONDS <= slowest < float("inf") or not 0 < variable_bytes(session.graph) <= FREEZE_BYTES:
+        return None
+    frozen: Any = None
+    try:
+        frozen = open_frozen(session, signatures, calls, device)
+        if frozen is None:
+            return None
+        better = {name: call._replace(run=make_callable(frozen, call.feeds, call.fetches), kind="frozen") for name, call in calls.items()}
+        same = all(agrees(old, new) for name in calls for inputs in samples(signatures[name])
+                   for old, new in zip(calls[name].run(*inputs), better[name].run(*inputs), strict=True))
+        before, after = ({name: time_call(call.run, sample_inputs(signatures[name], 1)) for name, call in kind.items()}
+                         for kind in (calls, better))
+        gain = sum(before.values()) / sum(after.values())
+    except Exception as error:  # it is not in TensorFlow's public interface, and graphs are of all kinds
+        logger.debug("%s is not frozen: %s", label, error)
+        same, gain, better = False, 0.0, {}
+    if not same or gain < GAIN:
+        logger.debug("%s is not frozen: answers %s, %.2f times as fast", label, "agree" if same else "differ", gain)
+        if frozen:
+            frozen.close()
+        return None
+    session.close()
+    owned.callback(frozen.close)
+    calls.update({name: call._replace(seconds=after[name]) for name, call in better.items()})
+    return frozen
+
+
+def samples(signature: Signature) -> list[list[np.ndarray]]:
+    """Two made-up inputs: bytes of 0..255, as pictures have, floats of 0..1 and of 0..255, other numbers 0 or 1."""
+    def pixels(array: np.ndarray, seed: int) -> np.ndarray:
+        return np.random.default_rng(seed).integers(0, 256, array.shape, np.uint8) if array.dtype == np.uint8 else array
+    return [[pixels(array * array.dtype.type(scale) if array.dtype.kind == "f" else array, seed)
+             for array in sample_inputs(signature, 1, seed)] for seed, scale in enumerate((1, 255))]
+
+
+def agrees(old: np.ndarray, new: np.ndarray) -> bool:
+    """Whether two answers are the same but for rounding, a thousand times the precision of their dtype.
+
+    What a detector sorts by score may change places where scores are equal but for rounding: then the numbers are the same as a set.
+    """
+    old, new = np.asarray(old), np.asarray(new)
+    if old.dtype != new.dtype or old.shape != new.shape or old.dtype.kind != "f":
+        return old.dtype == new.dtype and np.array_equal(old, new)
+    tolerance = min(1000 * float(np.finfo(old.dtype).eps), 0.01)
+    largest = float(np.abs(old[np.isfinite(old)]).max(initial=0))
+
+    def is_close(a: np.ndarray, b: np.ndarray) -> bool:
+        return np.allclose(a, b, rtol=tolerance, atol=tolerance * largest, equal_nan=True)
+    return is_close(old, new) or is_close(np.sort(old, axis=None), np.sort(new, axis=None))
+
+
+def variable_bytes(graph: Any) -> int:
+    """The size of a graph's variables."""
+    handles = [op for op in graph.get_operations() if op.type == "VarHandleOp"]
+    shapes = [(op.get_attr("dtype").size, tensorflow().TensorShape(op.get_attr("shape")).num_elements()) for op in handles]
+    return sum(size * (count or 0) for size, count in shapes)
+
+
+def open_frozen(session: Any, signatures: Mapping[str, Signature], calls: Mapping[str, Call], device: str) -> Any | None:
+    """A session over what the signatures need of the graph, frozen; None where something in it has a state of its own."""
+    from tensorflow.python.framework import convert_to_constants
+    tf = tensorflow()
+    wanted = [tensor.split(":")[0] for call in calls.values() for tensor in (*call.feeds, *call.fetches)]
+    graph = convert_to_constants.convert_variables_to_constants_from_session_graph(session, session.graph.as_graph_def(), wanted)
+    if has_state(graph):
+        return None
+    frozen = new_session(device)
+    try:
+        with frozen.graph.as_default(), frozen.graph.device(f"/device:{device}"):
+            tf.graph_util.import_graph_def(graph, name="")
+        return frozen
+    except BaseException:
+        frozen.close()
+        raise
+
+
+def has_state(graph: Any) -> bool:
+    """Whether any operation of a GraphDef has a state: variables, tables, random numbers, Python functions."""
+    from tensorflow.python.framework import op_def_registry
+    functions = {function.signature.name: function.node_def for function in graph.library.function}
+    waiting, seen = list(graph.node), set[str]()
+    while waiting:
+        node = waiting.pop()
+        called = [node.op, *(name for value in node.attr.values() for name in (value.func.name, *(f.name for f in value.list.func)))]
+        definition = op_def_registry.get(node.op)
+        if node.op not in functions and node.op not in HOLDERS and (definition is None or definition.is_stateful):
+            return True
+        for name in (functions.keys() & called) - seen:
+            seen.add(name)
+            waiting += functions[name]
+    return False

@@ -1,0 +1,313 @@
+"""How calls are improved: frozen graphs, threads of a model's own, replicas; against the plain session and TensorFlow called directly."""
+
+import threading
+import time
+
+import numpy as np
+import pytest
+from conftest import NO_POLL, ROOT, FakeServable
+from test_saved_models import export, load, python, run
+
+import serving
+from serving_rooms import calls
+from serving_rooms.replicas import load_replicas
+
+
+@pytest.fixture
+def always(monkeypatch):
+    """Freeze whatever may be frozen, however little it gains."""
+    monkeypatch.setattr(calls, "FREEZE_SECONDS", 0.0)
+    monkeypatch.setattr(calls, "GAIN", 0.0)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("models")
+
+
+@pytest.fixture(scope="module")
+def network(tf, folder):
+    """Convolutions with batch norms of trained-looking statistics, as Keras exports them; and the network itself."""
+    import keras
+    keras.utils.set_random_seed(3)
+    layers = [keras.Input((24, 24, 3))]
+    for filters in (8, 16):
+        layers += [keras.layers.Conv2D(filters, 3), keras.layers.BatchNormalization(), keras.layers.ReLU(6)]
+    model = keras.Sequential([*layers, keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(5, "softmax")])
+    random = np.random.default_rng(3)
+    model.set_weights([random.uniform(0.2, 1.0, w.shape) if w.ndim == 1 else w for w in model.get_weights()])
+    model.export(str(folder / "network"), verbose=False)
+    return folder / "network", model
+
+
+# --- frozen graphs ----------------------------------------------------------------------------------------
+
+def test_a_frozen_graph_answers_as_tensorflow_does(tf, network, always):
+    folder, model = network
+    servable, plain = load(folder, batching=False), load(folder, batching=False, freeze=False)
+    assert servable.callables["serving_default"].kind == "frozen" and plain.callables["serving_default"].kind == "session"
+    direct = tf.saved_model.load(str(folder)).signatures["serving_default"]
+    for rows in (1, 2, 7):
+        images = np.random.default_rng(rows).normal(size=(rows, 24, 24, 3)).astype(np.float32)
+        expected, = direct(tf.constant(images)).values()
+        frozen, session = (run(s, images)["output_0"] for s in (servable, plain))
+        np.testing.assert_allclose(frozen, expected.numpy(), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(frozen, session, rtol=1e-5, atol=1e-6)
+    assert servable.retire(5) and plain.retire(5)
+
+
+def test_the_demo_models_answer_to_the_bit_when_frozen(tf, always):
+    for name, dtype in (("digits", np.float32), ("shapes", np.uint8)):
+        folder = ROOT / "models" / name / "1"
+        frozen, plain = load(folder, batching=False), load(folder, batching=False, freeze=False)
+        spec, = plain.signatures["serving_default"].inputs.values()
+        kind = frozen.callables["serving_default"].kind
+        assert kind == ("session" if name == "digits" else "frozen")  # digits has a classify signature of strings, which cannot be tried
+        values = np.random.default_rng(5).integers(0, 17, [1, *(size or 1 for size in spec.shape[1:])]).astype(dtype)
+        for own, other in zip(run(frozen, values).values(), run(plain, values).values(), strict=True):
+            np.testing.assert_array_equal(own, other)
+
+
+STATES = {
+    "counter": "counts what it is asked",
+    "random": "draws numbers",
+    "table": "looks words up",
+    "python": "calls a Python function",
+    "inside": "counts inside a loop",
+}
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_what_has_a_state_is_never_frozen(tf, folder, always, name):
+    weight, count = tf.Variable(2.0), tf.Variable(0.0)
+    table = tf.lookup.StaticHashTable(tf.lookup.KeyValueTensorInitializer([0, 1], [10.0, 11.0], tf.int64), -1.0)
+
+    def counter(x):
+        return {"y": x * weight + count.assign_add(1.0)}
+
+    def random(x):
+        return {"y": x * weight + 0.0 * tf.random.uniform([])}
+
+    def look_up(x):
+        return {"y": x * weight + table.lookup(tf.cast(x, tf.int64))}
+
+    def python(x):
+        return {"y": weight * tf.numpy_function(np.positive, [x], tf.float32)}
+
+    def inside(x):
+        return {"y": tf.while_loop(lambda i, y: i < 2, lambda i, y: (i + 1, y + count.assign_add(1.0)), [0, x * weight])[1]}
+    function = {"counter": counter, "random": random, "table": look_up, "python": python, "inside": inside}[name]
+    export(tf, folder / name, {"serving_default": (function, [tf.TensorSpec([2], tf.float32, name="x")])}, weight=weight, count=count, table=table)
+    servable = load(folder / name, batching=False)
+    assert servable.callables["serving_default"].kind == "session"
+    before, after = (run(servable, np.array([0, 1], np.float32))["y"] for _ in range(2))
+    if name in ("counter", "inside"):
+        assert (after > before).all()
+    else:
+        assert before.tolist() == after.tolist() == ([10.0, 13.0] if name == "table" else [0.0, 2.0])
+
+
+def test_variables_inside_control_flow_are_frozen(tf, folder, always):
+    weight = tf.Variable([2.0, 3.0])
+
+    def function(x):
+        return {"y": tf.while_loop(lambda i, y: i < 3, lambda i, y: (i + 1, y * weight), [0, x])[1], "x": x}
+    export(tf, folder / "loop", {"serving_default": (function, [tf.TensorSpec([None, 2], tf.float32, name="x")])}, weight=weight)
+    servable = load(folder / "loop", batching=False)
+    answer = run(servable, np.array([[1, 1], [2, 0]], np.float32))
+    assert servable.callables["serving_default"].kind == "frozen"
+    assert answer["y"].tolist() == [[8, 27], [16, 0]] and answer["x"].tolist() == [[1, 1], [2, 0]]
+
+
+@pytest.mark.parametrize("reason", ["differs", "no gain", "cannot be converted", "too large", "cheap"])
+def test_what_does_not_gain_or_agree_stays_as_it_was(network, always, monkeypatch, reason):
+    def fail(*_):
+        raise RuntimeError("no such graph")
+    changes = {"differs": ("agrees", lambda old, new: False), "no gain": ("GAIN", 1e9), "cannot be converted": ("open_frozen", fail),
+               "too large": ("FREEZE_BYTES", 100), "cheap": ("FREEZE_SECONDS", 1e9)}
+    monkeypatch.setattr(calls, *changes[reason])
+    folder, model = network
+    servable = load(folder, batching=False)
+    assert servable.callables["serving_default"].kind == "session"
+    images = np.ones((2, 24, 24, 3), np.float32)
+    np.testing.assert_allclose(run(servable, images)["output_0"], model(images).numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_a_frozen_models_first_session_is_closed(network, always, monkeypatch):
+    opened = []
+
+    def open_session(*arguments):
+        opened.append(original(*arguments))
+        return opened[-1]
+    original = serving.open_session
+    monkeypatch.setattr(serving, "open_session", open_session)
+    servable = load(network[0], batching=False)
+    (session, _, _), = opened
+    with pytest.raises(RuntimeError, match="closed"):
+        session.run(session.graph.get_operations()[0].outputs[0])
+    assert run(servable, np.ones((1, 24, 24, 3), np.float32))["output_0"].shape == (1, 5)
+
+
+def test_frozen_models_are_batched_when_that_is_wanted(network, always):
+    folder, model = network
+    servable = load(folder, batching=serving.Batching(max_batch_size=4))
+    assert servable.callables["serving_default"].kind == "batched"
+    images = np.random.default_rng(1).random((3, 24, 24, 3), np.float32)
+    np.testing.assert_allclose(run(servable, images)["output_0"], model(images).numpy(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("old", "new", "same"), [
+    ([1.0, 2.0], [1.0, 2.0 + 1e-6], True), ([1.0, 2.0], [1.0, 2.01], False), ([1.0, np.nan], [1.0, np.nan], True),
+    ([1.0, np.nan], [np.nan, 1.0], True), ([1.0, np.inf], [1.0, 3e38], False), ([1e-9, 1e3], [2e-9, 1e3], True),
+    ([0.5, 0.1], [0.1, 0.5], True), ([0.5, 0.5], [0.5, 0.1], False)])
+def test_answers_agree_but_for_rounding_and_the_places_of_equals(old, new, same):
+    assert calls.agrees(np.array(old, np.float32), np.array(new, np.float32)) is same
+
+
+def test_answers_of_other_dtypes_agree_exactly_or_not():
+    assert calls.agrees(np.array([1, 2]), np.array([1, 2])) and not calls.agrees(np.array([1, 2]), np.array([2, 1]))
+    assert not calls.agrees(np.array([1.0], np.float32), np.array([1.0]))
+    assert not calls.agrees(np.zeros((1, 2), np.float32), np.zeros((2, 1), np.float32))
+
+
+# --- threads ----------------------------------------------------------------------------------------------
+
+def test_workers_run_no_more_than_their_number_at_once_in_the_order_of_asking():
+    workers, running, most, order, lock = calls.Workers(2, "test"), 0, 0, [], threading.Lock()
+
+    def job(number):
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+            order.append(number)
+        time.sleep(0.01)
+        with lock:
+            running -= 1
+        return number * 2
+    futures = [workers.submit(job, number) for number in range(12)]
+    assert [future.result() for future in futures] == [number * 2 for number in range(12)]
+    assert most == 2 and all(abs(place - number) <= 1 for place, number in enumerate(order))
+    with pytest.raises(ZeroDivisionError):
+        workers.run(lambda: 1 / 0)
+    names = []
+    workers.run_on_each(lambda: names.append(threading.current_thread().name))
+    assert sorted(names) == ["test-0", "test-1"]
+    workers.close()
+
+
+def test_a_long_call_runs_on_its_models_threads_which_end_with_it(network, monkeypatch):
+    monkeypatch.setattr(calls, "LONG_SECONDS", 0.0)
+    folder, model = network
+    servable = serving.load_saved_model(folder, serving.ModelConfig("net-w", "m", batching=False))
+
+    def own_threads():
+        return [thread for thread in threading.enumerate() if thread.name.startswith("model-net-w")]
+    assert len(own_threads()) == len(calls.os.sched_getaffinity(0))
+    images = np.ones((1, 24, 24, 3), np.float32)
+    np.testing.assert_allclose(run(servable, images)["output_0"], model(images).numpy(), rtol=1e-5, atol=1e-6)
+    with pytest.raises(serving.ServingError, match="INVALID_ARGUMENT|incompatible|must|Expected|expects"):
+        run(servable, np.ones((1, 24, 24, 4), np.float32))
+    assert servable.retire(5)
+    deadline = time.monotonic() + 5
+    while own_threads() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert own_threads() == []
+
+
+# --- replicas ---------------------------------------------------------------------------------------------
+
+REPLICAS = """
+import sys; sys.path.insert(0, {root!r})
+import serving, numpy as np, threading
+tf = serving.tensorflow()
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+opened = []
+original = serving.open_session
+def open_session(folder, device):
+    opened.append((device, original(folder, device)))
+    return opened[-1][1]
+serving.open_session = open_session
+server = serving.ModelServer({{"model_config_list": [
+    {{"config": {{"name": "d", "base_path": {model!r}, "target_device": ["CPU:0", "CPU:1"], "instances": 2, "batching": False}}}},
+    {{"config": {{"name": "gone", "base_path": {model!r}, "target_device": ["CPU:1", "CPU:7"]}}}}]}})
+server.wait()
+print([device for device, _ in opened[:4]], server.readiness())
+state = server.status("gone")["model_version_status"][0]["status"]["error_message"]
+print(state.partition(":7")[0], "".join(state.partition("is not there")[1:2]))
+with server.lease("d", None, None) as (_, servable):
+    print(servable.device)
+values = np.random.default_rng(1).integers(0, 17, (16, 1, 8, 8)).astype(np.float32)
+alone = [server.predict("d", {{"instances": rows}})["predictions"] for rows in values]
+answers = [None] * 16
+def ask(index):
+    answers[index] = server.predict("d", {{"instances": values[index]}})["predictions"]
+threads = [threading.Thread(target=ask, args=(index,)) for index in range(16)]
+[thread.start() for thread in threads]; [thread.join() for thread in threads]
+print(all(np.array_equal(a, b) for a, b in zip(answers, alone)))
+"""
+
+
+def test_a_model_is_loaded_on_each_of_its_devices():
+    out = python(REPLICAS.format(root=str(ROOT), model=str(ROOT / "models/digits")))
+    assert out.splitlines() == ["['CPU:0', 'CPU:0', 'CPU:1', 'CPU:1'] ['gone']", "target_device CPU is not there",
+                                "CPU:0, CPU:0, CPU:1, CPU:1", "True"]
+
+
+def test_the_least_busy_replica_answers():
+    class Slow(FakeServable):
+        def answer(self, name, inputs):
+            self.calls.append((name, inputs))
+            if inputs["x"][0, 0] > 0:
+                assert go.wait(10)
+            return inputs
+    go, made = threading.Event(), []
+
+    def make(device):
+        made.append(Slow())
+        return made[-1]
+    servable = load_replicas(["CPU:0", "CPU:1"], make)
+    quick, slow = np.zeros((1, 1), np.float32), np.ones((1, 1), np.float32)
+    threads = [threading.Thread(target=servable.run, args=("serving_default", {"x": slow})) for _ in range(2)]
+    for number, thread in enumerate(threads, 1):
+        thread.start()
+        while sum(len(replica.calls) for replica in made) < number:
+            time.sleep(0.001)
+    assert [len(replica.calls) for replica in made] == [1, 1]  # one each
+    go.set()
+    for thread in threads:
+        thread.join()
+    go.clear()
+    first = threading.Thread(target=servable.run, args=("serving_default", {"x": slow}))
+    first.start()
+    while not any(inputs["x"][0, 0] > 0 for _, inputs in made[0].calls[1:]):
+        time.sleep(0.001)
+    for _ in range(5):
+        servable.run("serving_default", {"x": quick})
+    assert [len(replica.calls) for replica in made] == [2, 6]
+    go.set()
+    first.join()
+    assert servable.retire(5) and all(replica.closed for replica in made)
+
+
+def test_a_replica_that_cannot_be_loaded_frees_the_others():
+    made = []
+
+    def make(device):
+        if device == "GPU:9":
+            raise serving.LoadError("target_device GPU:9 is not there")
+        made.append(FakeServable())
+        return made[-1]
+    with pytest.raises(serving.LoadError, match="GPU:9"):
+        load_replicas(["CPU:0", "CPU:0", "GPU:9"], make)
+    assert len(made) == 2 and all(replica.closed for replica in made)
+
+
+def test_a_changed_number_of_instances_loads_anew():
+    half = str(ROOT / "models/half_plus_two")
+    config = serving.ModelConfig("m", half)
+    assert serving.ModelConfig("m", half, instances=2).load_key != config.load_key != serving.ModelConfig("m", half, freeze=False).load_key
+    server = serving.ModelServer({"model_config_list": [{"config": {"name": "m", "base_path": half, "instances": 2}}], "server": NO_POLL})
+    assert server.wait(60)
+    assert server.predict("m", {"instances": [2.0]})["predictions"].tolist() == [3.0]

@@ -1,0 +1,315 @@
+"""serving and seven other ways to serve a TensorFlow model over HTTP, under the same load on the same machine.
+
+    python benchmarks/compare.py [--rounds 5] [--seconds 3] [--workloads half_plus_two ...] [--peers fastapi ...]
+
+Needs wrk (Debian has it). Makes the models and an environment for each peer at the first run (a few GB in benchmarks/made/).
+In each round each peer is started in turn and takes turns with serving, load by load, so that a machine that changes its
+speed changes both; every answer is compared. Printed at the end, as rows for README.md: requests a second, medians over the
+rounds, and the ratio of serving to the best peer of each round; memory after the load (PSS of all processes); seconds from
+process start to the first right answer. `in-process` is the model alone, called by 2 threads of one process.
+"""
+
+import argparse
+import contextlib
+import hashlib
+import json
+import os
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import psutil
+import workloads
+from peers.catalogue import PEERS, body_of_instances
+from peers.environment import python_of
+
+ROOT = Path(__file__).parent.parent
+KEY = "key-of-the-benchmark"
+CONNECTIONS = {"half_plus_two": (1, 8, 50), "mlp784": (1, 16), "mobilenet_v2": (1, 4), "ssd320": (1, 50)}
+OURS, ALONE = "serving", "in-process"
+START_SECONDS = 120
+
+
+@dataclass
+class Found:
+    """What was measured of one server with one workload, a figure for each round."""
+
+    rates: dict[int, list[float]] = field(default_factory=dict)  # by connections; requests a second
+    latency: dict[int, list[tuple[float, float]]] = field(default_factory=dict)  # by connections; p50 and p99, ms
+    memory: list[float] = field(default_factory=list)  # MB
+    ready: list[float] = field(default_factory=list)  # seconds
+    errors: int = 0
+
+
+# ======================================================================================================
+# Servers
+# ======================================================================================================
+
+
+class Server:
+    """A server process and its children, asked at `path` with `body`."""
+
+    def __init__(self, name, workload, log):
+        self.name, self.workload = name, workload
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.headers, self.log = {"Content-Type": "application/json"}, log
+        self.start_time = time.perf_counter()
+        command = self.command()
+        self.process = subprocess.Popen(command, stdout=log, stderr=log, cwd=ROOT / "benchmarks", start_new_session=True)
+
+    def command(self):
+        peer = PEERS[self.name]
+        self.path, self.body = peer.path(self.workload), peer.body(self.workload)
+        return [python_of(self.name), f"peers/{self.name}.py", self.workload, str(self.port)]
+
+    def read(self, answer):
+        return PEERS[self.name].read(self.workload, answer)
+
+    def wait(self):
+        """Ask until there is an answer; returns it and the seconds since the process was started."""
+        while True:
+            try:
+                answer = self.ask()
+                return answer, time.perf_counter() - self.start_time
+            except OSError as error:
+                late = time.perf_counter() - self.start_time > START_SECONDS
+                if late or self.process.poll() is not None:
+                    raise SystemExit(f"{self.name} with {self.workload} does not answer ({error}); see {self.log.name}") from None
+                time.sleep(0.02)
+
+    def ask(self):
+        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{self.path}", self.body, self.headers)
+        return self.read(urllib.request.urlopen(request, timeout=60).read())
+
+    def memory(self):
+        """MB of all its processes; pages that they share are counted once."""
+        process, total = psutil.Process(self.process.pid), 0
+        for member in [process, *process.children(recursive=True)]:
+            with contextlib.suppress(psutil.Error):
+                total += member.memory_full_info().pss
+        return total / 1e6
+
+    def stop(self):
+        group = self.process.pid
+        for number, seconds in ((signal.SIGTERM, 10), (signal.SIGKILL, 10)):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(group, number)
+            end = time.monotonic() + seconds
+            while time.monotonic() < end and any(os.getpgid(p.pid) == group for p in psutil.process_iter() if is_alive(p)):
+                self.process.poll()
+                time.sleep(0.05)
+
+
+def is_alive(process):
+    with contextlib.suppress(psutil.Error, ProcessLookupError):
+        os.getpgid(process.pid)
+        return process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+class Serving(Server):
+    def command(self):
+        self.path, self.body = f"/v1/models/{self.workload}:predict", body_of_instances(self.workload)
+        config = {"model_config_list": [{"config": {"name": self.workload, "base_path": str(workloads.base_path(self.workload))}}]}
+        if self.workload == "ssd320":
+            self.path, self.headers = "/ssd/predict", {**self.headers, "Authorization": f"Bearer {KEY}"}
+            config |= {"deployments": [{"id": "ssd", "model": "ssd320"}],
+                       "auth": {"keys": [{"name": "benchmark", "sha256": hashlib.sha256(KEY.encode()).hexdigest()}]}}
+        path = Path(self.log.name).with_name(f"{self.workload}.json")
+        path.write_text(json.dumps(config))
+        return [sys.executable, str(ROOT / "serving.py"), "--config", str(path), "--port", str(self.port)]
+
+    def read(self, answer):
+        predictions = json.loads(answer)["predictions"]
+        if self.workload != "ssd320":
+            return np.array(predictions, np.float32)
+        corners = [(find["bound"][0], find["bound"][2]) for find in predictions]
+        return np.array([(find["confidence"], find["tag"]["id"], y0, x0, y1, x1)
+                         for find, ((x0, y0), (x1, y1)) in zip(predictions, corners)], np.float32)
+
+
+def agrees(ours, theirs):
+    """The same numbers but for rounding; finds of equal score in any order."""
+    sort = (lambda rows: np.sort(rows, axis=0)) if ours.ndim == 2 and ours.shape[1] == 6 else (lambda rows: rows)
+    return ours.shape == theirs.shape and np.allclose(sort(ours), sort(theirs), rtol=1e-3, atol=1e-4)
+
+
+# ======================================================================================================
+# Load
+# ======================================================================================================
+
+SCRIPT = """
+local file = io.open("%s", "rb")
+wrk.method, wrk.path, wrk.body = "POST", "%s", file:read("*a")
+%s
+function done(summary, latency)
+  local e = summary.errors
+  io.write(string.format("RESULT %%f %%d %%f %%f\\n", summary.requests / summary.duration * 1e6,
+    e.status + e.connect + e.read + e.write + e.timeout, latency:percentile(50) / 1e3, latency:percentile(99) / 1e3))
+end
+"""
+
+
+def load(server, connections, seconds, folder):
+    """Requests a second, errors, p50 and p99 in ms."""
+    body, script = folder / f"{server.name}.body", folder / f"{server.name}.lua"
+    body.write_bytes(server.body)
+    headers = "\n".join(f'wrk.headers["{name}"] = "{value}"' for name, value in server.headers.items())
+    script.write_text(SCRIPT % (body, server.path, headers))
+    done = subprocess.run(["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "60s", "-s", str(script),
+                           f"http://127.0.0.1:{server.port}"], capture_output=True, text=True, check=True)
+    rate, errors, p50, p99 = done.stdout.rsplit("RESULT", 1)[1].split()
+    return float(rate), int(errors), float(p50), float(p99)
+
+
+def measure(found, server, connections, seconds, folder):
+    # Answers take seconds where many wait for a slow model: a run has to hold many of them.
+    long = connections > 8 and server.workload == "ssd320"
+    rate, errors, p50, p99 = load(server, connections, 3 * seconds if long else seconds, folder)
+    result = found[server.name]
+    result.rates.setdefault(connections, []).append(rate)
+    result.latency.setdefault(connections, []).append((p50, p99))
+    result.errors += errors
+    return rate
+
+
+def measure_alone(workload, seconds):
+    """Calls a second of the model alone, by 2 threads of one process."""
+    command = [sys.executable, "benchmarks/parts.py", "--rate", workload, "--seconds", str(seconds)]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout.split()[-1])
+
+
+def run_round(workload, peers, seconds, folder, found, say):
+    """One round of a workload: serving, started once, in turns with each peer, started for it."""
+    with open(folder / f"{OURS}.log", "w") as log:
+        ours = Serving(OURS, workload, log)
+        try:
+            reference, ready = ours.wait()
+            found[OURS].ready.append(ready)
+            for number, name in enumerate(peers, 1):
+                say(f"{name} ({number} of {len(peers)})")
+                run_pair(ours, name, reference, seconds, folder, found)
+            found[OURS].memory.append(ours.memory())
+        finally:
+            ours.stop()
+    if workload in ("mobilenet_v2", "ssd320"):
+        found[ALONE].rates.setdefault(max(CONNECTIONS[workload]), []).append(measure_alone(workload, seconds))
+
+
+def run_pair(ours, name, reference, seconds, folder, found):
+    with open(folder / f"{name}.log", "w") as log:
+        peer = Server(name, ours.workload, log)
+        try:
+            answer, ready = peer.wait()
+            if not agrees(reference, answer):
+                raise SystemExit(f"{name} answers {ours.workload} otherwise than serving")
+            found[name].ready.append(ready)
+            for connections in CONNECTIONS[ours.workload]:
+                for server in (peer, ours):
+                    load(server, connections, 1, folder)  # warm, both
+                for server in (peer, ours):
+                    measure(found, server, connections, seconds, folder)
+            found[name].memory.append(peer.memory())
+        finally:
+            peer.stop()
+
+
+# ======================================================================================================
+# Tables
+# ======================================================================================================
+
+
+def middle(values):
+    return statistics.median(values) if values else float("nan")
+
+
+def ratios(found, peers, connections):
+    """serving to the best peer, a ratio for each round: of serving's run beside that peer."""
+    result = []
+    for round_ in range(min(len(found[name].rates.get(connections, ())) for name in peers)):
+        pairs = [(found[name].rates[connections][round_], found[OURS].rates[connections][round_ * len(peers) + place])
+                 for place, name in enumerate(peers)]
+        best, beside = max(pairs)
+        result.append(beside / best)
+    return result
+
+
+def print_tables(all_found, peers):
+    """Markdown: a table of rates for each workload."""
+    for workload, found in all_found.items():
+        counts = CONNECTIONS[workload]
+        heads = [f"{count} connection{'s' * (count > 1)}" for count in counts]
+        print(f"\n| {workload} | {' | '.join(heads)} | memory, MB | first answer, s |\n|---|{'---|' * (len(counts) + 2)}")
+        for name in (OURS, *peers):
+            result = found[name]
+            cells = [cell(result.rates.get(count, []), result.latency.get(count, [])) for count in counts]
+            print(f"| {name} | {' | '.join(cells)} | {middle(result.memory):.0f} | {middle(result.ready):.1f} |")
+        against = [ratios(found, peers, count) for count in counts]
+        print("| serving / best | " + " | ".join(f"**{middle(r):.2f}** ({min(r):.2f} to {max(r):.2f})" for r in against) + " | | |")
+        if found[ALONE].rates:
+            (count, rates), = found[ALONE].rates.items()
+            share = middle(found[OURS].rates[count]) / middle(rates)
+            print(f"| in-process, 2 threads | {' | '.join(['', f'{middle(rates):.0f} (serving {100 * share:.0f} %)'])} | | |")
+        print(f"\nerrors: {sum(result.errors for result in found.values())}")
+
+
+def cell(rates, latency):
+    if not rates:
+        return ""
+    p50, p99 = (middle([pair[place] for pair in latency]) for place in (0, 1))
+    return f"{middle(rates):.{0 if middle(rates) >= 100 else 1}f}/s ({p50:.3g} / {p99:.3g} ms)"
+
+
+def check_overload(seconds, folder):
+    """500 connections at the slowest workload: what is answered, and whether memory grows while it lasts."""
+    with open(folder / f"{OURS}.log", "w") as log:
+        server = Serving(OURS, "ssd320", log)
+        try:
+            server.wait()
+            load(server, 50, seconds, folder)
+            before, seen = server.memory(), []
+            for _ in range(4):
+                rate, errors, p50, p99 = load(server, 500, 2 * seconds + 10, folder)
+                seen.append(f"{rate:.0f}/s, {errors} errors, {server.memory():.0f} MB")
+            print(f"\n500 connections: before {before:.0f} MB; then {'; '.join(seen)}")
+        finally:
+            server.stop()
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=int, default=3, help="of each run of wrk")
+    parser.add_argument("--workloads", nargs="+", choices=workloads.WORKLOADS, default=workloads.WORKLOADS)
+    parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))
+    options = parser.parse_args()
+    workloads.make_all()
+    for name in options.peers:
+        print(f"environment of {name}", flush=True)
+        python_of(name)
+    all_found = {workload: {name: Found() for name in (OURS, ALONE, *options.peers)} for workload in options.workloads}
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        for round_ in range(1, options.rounds + 1):
+            for workload, found in all_found.items():
+                def say(what, round_=round_, workload=workload):
+                    print(f"{(time.monotonic() - start) / 60:5.1f} min, round {round_} of {options.rounds}: {workload}, {what}", flush=True)
+                run_round(workload, options.peers, options.seconds, Path(folder), found, say)
+            print_tables(all_found, options.peers)
+        if "ssd320" in options.workloads:
+            check_overload(options.seconds, Path(folder))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""serving against TensorFlow called directly, in one process, part by part: body to tensors, model, answer to bytes.
+
+    python benchmarks/parts.py [--seconds 2] [workload ...]
+
+By hand is what the guides show: json.loads, np.array, the signature of tf.saved_model.load, tolist, json.dumps. The two take
+turns; printed are medians of the milliseconds of each part. With --rate only the calls a second of the model alone, by 2 threads.
+"""
+
+import argparse
+import base64
+import contextlib
+import itertools
+import json
+import os
+import statistics
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import workloads
+from peers.catalogue import body_of_instances
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+import serving  # noqa: E402
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+
+def ours(workload):
+    """A server of the workload, and the parts as it does them: functions of what the part before made."""
+    import routines
+    from serving_rooms import binary
+    model = {"config": {"name": workload, "base_path": str(workloads.base_path(workload))}}
+    server = serving.ModelServer({"model_config_list": [model], "deployments": [{"id": "d", "model": workload}] * (workload == "ssd320")})
+    assert server.wait(120)
+    _, servable = server.manager.find(workload, None, None)
+    signature, limits = servable.signatures["serving_default"], server.prepared.limits
+    if workload == "ssd320":
+        shown = server.prepared.deployments["d"].model_of(servable)
+
+        def read(body):
+            return shown.show(routines.read_request(serving.parse_json(body), limits)[0])
+
+        def write(outputs):
+            return serving.encode_json(routines.present(routines.run_after((), shown.read(outputs)), np.zeros((480, 640, 3), np.uint8), {}))
+    else:
+        def read(body):
+            value = binary.read_value(body) if len(body) >= serving.PLAIN_BYTES else None
+            return serving.decode_rows(signature, (value or serving.parse_json(body))["instances"])
+
+        def write(outputs):
+            return serving.encode_json({"predictions": serving.encode_rows(signature, outputs)})
+    return server, (read, lambda inputs: servable.run("serving_default", inputs), write)
+
+
+def by_hand(workload):
+    """The same parts as the guides show them."""
+    import tensorflow as tf
+    folder = next(folder for folder in workloads.base_path(workload).iterdir() if folder.name.isdigit())
+    loaded = tf.saved_model.load(str(folder))
+    signature = loaded.signatures["serving_default"]
+    (name, spec), = signature.structured_input_signature[1].items()
+
+    def read(body):
+        value = json.loads(body)
+        if workload == "ssd320":
+            return workloads.read_jpeg(base64.b64decode(value["data"]))[np.newaxis]
+        return np.array(value["instances"], spec.dtype.as_numpy_dtype)
+
+    def call(array):
+        return {key: tensor.numpy() for key, tensor in signature(**{name: tf.constant(array)}).items()}
+
+    def write(outputs):
+        if workload != "ssd320":
+            return json.dumps({"predictions": next(iter(outputs.values())).tolist()}).encode()
+        rows = zip(*(outputs[f"detection_{name}"][0].tolist() for name in ("boxes", "scores", "classes")))
+        finds = [{"bound": box, "class_id": int(class_), "confidence": score} for box, score, class_ in rows]
+        return json.dumps({"predictions": finds}).encode()
+    return loaded, (read, call, write)
+
+
+def time_parts(parts, value):
+    """Milliseconds of each part, each given what the one before it made."""
+    times = []
+    for part in parts:
+        start = time.perf_counter()
+        value = part(value)
+        times.append(1e3 * (time.perf_counter() - start))
+    return times
+
+
+def compare(workload, seconds):
+    body, sides = body_of_instances(workload), {"serving": ours(workload), "by hand": by_hand(workload)}
+    serving.settle_garbage()
+    found = {name: [] for name in sides}
+    for side in sides.values():
+        time_parts(side[1], body)
+    end = time.perf_counter() + 2 * seconds
+    while time.perf_counter() < end:
+        for name, (_, parts) in sides.items():
+            found[name].append(time_parts(parts, body))
+    print(f"\n| {workload} | body to tensors, ms | model, ms | answer to bytes, ms | together, ms |\n|---|---|---|---|---|")
+    medians = {name: [statistics.median(column) for column in zip(*times)] for name, times in found.items()}
+    for name, parts in medians.items():
+        print(f"| {name} | {' | '.join(f'{part:.3g}' for part in (*parts, sum(parts)))} |")
+    hand, own = medians["by hand"], medians["serving"]
+    print(f"| times as fast | {' | '.join(f'{a / b:.1f}' for a, b in zip((*hand, sum(hand)), (*own, sum(own))))} |", flush=True)
+
+
+def rate(workload, seconds, threads=2):
+    """Calls a second of the model alone."""
+    server, (read, call, _) = ours(workload)
+    inputs = read(body_of_instances(workload))
+    for _ in range(5):
+        call(inputs)
+    end = time.perf_counter() + seconds
+
+    def go(_):
+        return sum(1 for _ in itertools.takewhile(lambda _: time.perf_counter() < end, (call(inputs) for _ in itertools.count())))
+    start = time.perf_counter()
+    with ThreadPoolExecutor(threads) as pool:
+        count = sum(pool.map(go, range(threads)))
+    return count / (time.perf_counter() - start)
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("workloads", nargs="*", default=list(workloads.WORKLOADS))
+    parser.add_argument("--seconds", type=float, default=2)
+    parser.add_argument("--rate", action="store_true")
+    options = parser.parse_args()
+    workloads.make_all()
+    for workload in options.workloads:
+        if options.rate:
+            print(f"{rate(workload, options.seconds):.1f}", flush=True)
+        else:
+            compare(workload, options.seconds)
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(BrokenPipeError):
+        main()
+    os._exit(0)  # TensorFlow takes a second to end

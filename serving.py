@@ -33,7 +33,7 @@ import errno
 import functools
 import gc
 import gzip
-import importlib
+import importlib.util
 import io
 import itertools
 import json
@@ -908,8 +908,20 @@ def fingerprint(folder: Path) -> tuple:
 
 @functools.cache
 def tensorflow() -> Any:
-    """TensorFlow, imported when the first model is loaded: it takes seconds, and a server of other servables needs none."""
-    import tensorflow
+    """TensorFlow, imported when the first model is loaded: it takes seconds, and a server of other servables needs none.
+
+    Its import brings Keras along, of which no SavedModel needs anything (36 MB): it stays away until `tf.keras` is used,
+    as TensorFlow lets it where it is told that there is an older one, which is not there.
+    """
+    name = "TF_USE_LEGACY_KERAS"
+    if "tensorflow" in sys.modules or name in os.environ or importlib.util.find_spec("tf_keras"):
+        import tensorflow
+        return tensorflow
+    os.environ[name] = "1"
+    try:
+        import tensorflow
+    finally:
+        del os.environ[name]
     return tensorflow
 
 

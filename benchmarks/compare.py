@@ -200,7 +200,6 @@ def run_round(workload, peers, seconds, folder, found, say):
             for number, name in enumerate(peers, 1):
                 say(f"{name} ({number} of {len(peers)})")
                 run_pair(ours, name, reference, seconds, folder, found)
-            found[OURS].memory.append(ours.memory())
         finally:
             ours.stop()
     if workload in ("mobilenet_v2", "ssd320"):
@@ -220,7 +219,8 @@ def run_pair(ours, name, reference, seconds, folder, found):
                     load(server, connections, 1, folder)  # warm, both
                 for server in (peer, ours):
                     measure(found, server, connections, seconds, folder)
-            found[name].memory.append(peer.memory())
+            for server in (peer, ours):  # at the same time: both have TensorFlow's code in memory, and each counts its share
+                found[server.name].memory.append(server.memory())
         finally:
             peer.stop()
 

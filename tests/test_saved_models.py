@@ -525,3 +525,15 @@ def test_memory_comes_back_after_a_hundred_loads(tf, folder):
     assert sum(path.stat().st_size for path in (folder / "large").rglob("*")) > 50e6
     fifth, last = map(int, python(MEMORY.format(root=str(ROOT), folder=str(folder / "large"))).split())
     assert last <= 1.15 * fifth
+
+
+def test_keras_stays_away_until_it_is_used():
+    half = str(ROOT / "models/half_plus_two")
+    out = python(f"import os, sys; sys.path.insert(0, {str(ROOT)!r}); import serving\n"
+                 f"server = serving.ModelServer({{'model_config_list': [{{'config': {{'name': 'h', 'base_path': {half!r}}}}}]}})\n"
+                 "server.wait()\n"
+                 "print('keras' in sys.modules, 'TF_USE_LEGACY_KERAS' in os.environ)\n"
+                 "import tensorflow as tf, tensorflow.keras.layers, keras\n"
+                 "print(tf.keras.layers.Dense is keras.layers.Dense, tensorflow.keras.layers.Dense is keras.layers.Dense)\n"
+                 "print(tf.keras.optimizers.Adam().learning_rate.numpy() > 0)")
+    assert out.splitlines() == ["False False", "True True", "True"]

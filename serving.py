@@ -784,13 +784,13 @@ def encode_json(value: Any) -> bytes:
 class Trace:
     """What becomes known of a request on its way: for metrics and the log."""
 
-    __slots__ = ("start", "queued", "began", "ended", "inference", "routines", "rows", "model", "version")
+    __slots__ = ("start", "queued", "began", "ended", "inference", "routines", "rows", "batch", "model", "version")
 
     def __init__(self, queued: float | None = None):
         self.start = time.perf_counter()
         self.queued = queued  # when its last byte had come
         self.began = self.ended = self.inference = self.routines = 0.0
-        self.rows, self.model, self.version = 0, "", ""
+        self.rows, self.batch, self.model, self.version = 0, 0, "", ""
 
     def parts(self) -> dict[str, float]:
         """Seconds in the queue, in decoding, in the model, in routines and in encoding; no decoding without inference."""
@@ -841,7 +841,7 @@ class Servable:
         trace.began = trace.began or time.perf_counter()
         start = time.perf_counter()
         first = next(iter(inputs.values()), None)
-        trace.rows = len(first) if first is not None and first.ndim else 1
+        trace.rows = trace.batch = len(first) if first is not None and first.ndim else 1  # a batch with others may have more
         try:
             return self._run(name, inputs)
         finally:
@@ -914,14 +914,14 @@ def tensorflow() -> Any:
     as TensorFlow lets it where it is told that there is an older one, which is not there.
     """
     name = "TF_USE_LEGACY_KERAS"
-    if "tensorflow" in sys.modules or name in os.environ or importlib.util.find_spec("tf_keras"):
-        import tensorflow
-        return tensorflow
-    os.environ[name] = "1"
+    away = not ("tensorflow" in sys.modules or name in os.environ or importlib.util.find_spec("tf_keras"))
+    if away:
+        os.environ[name] = "1"
     try:
         import tensorflow
     finally:
-        del os.environ[name]
+        if away:
+            del os.environ[name]
     return tensorflow
 
 
@@ -2266,10 +2266,11 @@ def respond(door: Door, root: str = "", rest: str | None = None, group: str | No
             response.headers["Access-Control-Allow-Origin"] = origin
     ms = round(1e3 * (time.perf_counter() - trace.start), 2)
     call = {"request_id": request_id, "key": who, "method": method, "path": path, "route": route or "none", "model": trace.model,
-            "version": trace.version, "status": response.status_code, "ms": ms, "rows": trace.rows}
+            "version": trace.version, "status": response.status_code, "ms": ms, "rows": trace.rows, "batch": trace.batch}
     if metrics:
         metrics.end(trace, call, response)
-    logger.info("%(request_id)s %(key)s %(method)s %(path)s %(status)d %(ms)s ms model=%(model)s version=%(version)s rows=%(rows)d", call)
+    logger.info("%(request_id)s %(key)s %(method)s %(path)s %(status)d %(ms)s ms model=%(model)s version=%(version)s rows=%(rows)d "
+                "batch=%(batch)d", call)
     return response
 
 

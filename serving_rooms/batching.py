@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from serving import CURRENT
+
 logger = logging.getLogger("serving")
 
 Call = Callable[..., list[np.ndarray]]
@@ -91,7 +93,7 @@ def time_calls(call: Call, inputs: Sequence[np.ndarray], threads: int, calls: in
 
 
 def make_batched(tf: Any, session: Any, signature: Any, options: Any, device: str, make_callable: Callable[..., Call]) -> Call:
-    """The signature behind TensorFlow's batch scheduler, in the same session.
+    """The signature behind TensorFlow's batch scheduler, in the same session; a last output, int32 [rows], is how many ran at once.
 
     The signature's subgraph becomes the body of a batch function; variables and tables keep their names,
     so the body works on the very ones the session has loaded.
@@ -106,7 +108,9 @@ def make_batched(tf: Any, session: Any, signature: Any, options: Any, device: st
             options.num_batch_threads, options.max_batch_size, options.batch_timeout_micros, options.sizes,
             options.max_enqueued_batches, autograph=False)
         def batch(*rows: Any) -> list[Any]:
-            return tf.graph_util.import_graph_def(body, dict(zip((feed.name for feed in feeds), rows)), fetches, name="")
+            count = tf.shape(rows[0])[0]
+            return [*tf.graph_util.import_graph_def(body, dict(zip((feed.name for feed in feeds), rows)), fetches, name=""),
+                    tf.fill([count], count)]
 
         placeholders = [tf.compat.v1.placeholder(feed.dtype, spec.shape) for feed, spec in zip(feeds, signature.inputs.values())]
         outputs = batch(*placeholders)
@@ -126,7 +130,10 @@ def join_batches(tf: Any, plain: Call, batched: Call, signature: Any, options: A
         if not 0 < rows <= options.max_batch_size or any(a.shape != (rows, *shape) for a, shape in zip(arrays, inner)):
             return plain(*arrays)
         try:
-            return batched(*arrays)
+            *values, counts = batched(*arrays)
+            if (trace := getattr(CURRENT, "trace", None)) is not None:
+                trace.batch = int(counts[0])
+            return values
         except (tf.errors.OpError, UnicodeDecodeError):
             return plain(*arrays)
     return call

@@ -119,7 +119,7 @@ class Metrics:
         """Count what has ended; many at once, since code that runs again and again is the faster for it."""
         while self._ended:
             now, call, parts = self._ended.popleft()
-            status, seconds, route, model, rows = call["status"], call["ms"] / 1e3, call["route"], call["model"], call["rows"]
+            status, seconds, route, model, rows = call["status"], call["ms"] / 1e3, call["route"], call["model"], call["batch"]
             self.requests[route, model, call["version"], status] += 1
             self.latency.setdefault(route, Histogram(SECONDS)).add(seconds)
             for name, part in parts.items():
@@ -199,7 +199,7 @@ def collect_requests(metrics: Metrics) -> Iterator[Any]:
     for name, text, label, histograms in (
             ("serving_request_duration_seconds", "From the first line of our code to the answer", "route", metrics.latency),
             ("serving_request_part_seconds", "Parts of requests that ran a model", "part", metrics.parts),
-            ("serving_batch_size", "Rows of a request", "model", metrics.rows)):
+            ("serving_batch_size", "Rows that the model ran at once", "model", metrics.rows)):
         family = HistogramMetricFamily(name, text, labels=(label,))
         for value, histogram in sorted(histograms.items()):
             family.add_metric((value,), histogram.buckets(), histogram.sum)

@@ -76,12 +76,12 @@ def describe_model(server: ModelServer, name: str, security: list) -> dict[str, 
         return paths
     signature = servable.signatures["serving_default"]
     example = example_request("serving_default", signature)
-    return paths | {
-        f"{base}/metadata": {"get": operation(f"metadata of {name}", f"The signatures of {name}", security)},
-        f"{base}:predict": {"post": operation(f"predict {name}", f"Answer by {name}", security,
-                                              predict_schema(signature, servable.signatures),
-                                              json.loads(encode_json(example)) if example else None,
-                                              {"type": "object"}, also=("204", "422", "504"))}}
+    wanted = {"name": "outputs", "in": "query", "description": "only these outputs, by name", "style": "form", "explode": False,
+              "schema": {"type": "array", "items": {"enum": list(signature.outputs)}}}
+    predict = operation(f"predict {name}", f"Answer by {name}", security, predict_schema(signature, servable.signatures),
+                        json.loads(encode_json(example)) if example else None, {"type": "object"}, also=("204", "422", "504"))
+    return paths | {f"{base}/metadata": {"get": operation(f"metadata of {name}", f"The signatures of {name}", security)},
+                    f"{base}:predict": {"post": predict | {"parameters": [wanted]}}}
 
 
 def predict_schema(signature: Signature, names: Iterable[str]) -> dict[str, Any]:

@@ -148,7 +148,7 @@ def test_percentiles_and_rates_by_hand():
 def test_minutes_are_kept_for_an_hour():
     now = [0.0]
     counted = metrics.Metrics(clock=lambda: now[0])
-    call = {"request_id": "", "method": "GET", "path": "/", "route": "x", "model": "", "version": "", "status": 200, "ms": 1.0, "rows": 0}
+    call = {"request_id": "", "method": "GET", "path": "/", "route": "x", "model": "", "version": "", "status": 200, "ms": 1.0, "rows": 0, "batch": 0}
     for minute in range(100):
         now[0] = 60.0 * minute
         counted.begin().end(serving.Trace(), call, None)
@@ -162,11 +162,11 @@ def test_a_request_is_one_line_in_the_log(caplog):
     caplog.set_level("INFO")
     Rest(server_of_two()).post("/predict", PICTURE, headers={**bearer("k"), "X-Request-Id": "r-1"})
     line, = [record for record in caplog.records if "r-1" in record.getMessage()]
-    assert re.fullmatch(r"r-1 site POST /predict 200 [0-9.]+ ms model=d version=1 rows=1", line.getMessage())
+    assert re.fullmatch(r"r-1 site POST /predict 200 [0-9.]+ ms model=d version=1 rows=1 batch=1", line.getMessage())
     entry = json.loads(metrics.JsonFormatter().format(line))
     assert entry.pop("time") and entry.pop("ms") > 0
     assert entry == {"level": "INFO", "logger": "serving", "request_id": "r-1", "key": "site", "method": "POST", "path": "/predict",
-                     "route": "predict_image", "model": "d", "version": "1", "status": 200, "rows": 1}
+                     "route": "predict_image", "model": "d", "version": "1", "status": 200, "rows": 1, "batch": 1}
 
 
 def test_other_lines_as_json_hold_their_traceback():

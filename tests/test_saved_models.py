@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -445,14 +446,40 @@ def test_requests_are_really_batched(tf, folder):
     signature = load(folder / "size", batching=False).signatures["serving_default"]
     session, _, _ = serving.open_session(folder / "size", "CPU:0")
     call = batching.make_batched(tf, session, signature, serving.Batching(max_batch_size=8, num_batch_threads=1), "CPU:0", serving.make_callable)
-    sizes = []
-    threads = [threading.Thread(target=lambda: sizes.append(int(call(np.zeros((1, 1), np.float32))[0][0]))) for _ in range(20)]
+    sizes, said = [], []
+
+    def ask():
+        own, count = call(np.zeros((1, 1), np.float32))
+        sizes.append(int(own[0]))
+        said.append(int(count[0]))
+    threads = [threading.Thread(target=ask) for _ in range(20)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(sizes) == 20 and max(sizes) == 8
+    assert len(sizes) == 20 and max(sizes) == 8 and said == sizes
 
+
+def test_the_batch_that_a_request_ran_in_is_counted_and_logged(tf, folder, caplog):
+    export(tf, folder / "slow" / "1", {"serving_default": (
+        lambda x: {"y": 2 * x + 0 * tf.reduce_sum(tf.linalg.eigvalsh(tf.eye(300) + x[0, 0]))}, [tf.TensorSpec([None, 1], name="x")])})
+    config = {"name": "slow", "base_path": str(folder / "slow"), "batching": {"max_batch_size": 8, "num_batch_threads": 1}}
+    server = serving.ModelServer({"model_config_list": [{"config": config}], "server": NO_POLL})
+    assert server.wait(60)
+    rest, answers = Rest(server), []
+    caplog.set_level("INFO", "serving")
+
+    def ask(number):
+        answers.append((number, json.loads(rest.post("/v1/models/slow:predict", {"instances": [[number]]}).data)["predictions"]))
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(24)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(answers) == [(number, [[2.0 * number]]) for number in range(24)]
+    sizes = json.loads(rest.get("/stats").data)["groups"]["slow"]["batch_sizes"]
+    assert sum(sizes.values()) == 24 and "8" in sizes
+    assert len(re.findall(r"rows=1 batch=8$", caplog.text, re.MULTILINE)) == sizes["8"]
 
 def test_rows_that_depend_on_each_other_are_not_batched(tf, folder, caplog):
     export(tf, folder / "mean", {"serving_default": (lambda x: {"y": x - tf.reduce_mean(x)}, [tf.TensorSpec([None, 2], name="x")])})

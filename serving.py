@@ -1008,9 +1008,9 @@ def load_replica(folder: Path, config: ModelConfig, device: str) -> Servable:
             calls[name] = prepare_call(session, name, signatures[name], config.name)
         if Auth is not AllPolicy:
             part("serving_rooms.calls").tune(session, signatures, calls, device, config, owned)
+            part("serving_rooms.warmup").replay(folder, answer)
         elif config.batching:
             logger.warning("%s: unbatched: that needs serving_rooms/ beside serving.py", config.name)
-        replay_warmup(folder, answer)
     except Exception as error:  # whatever is wrong with the files, or with the model
         owned.close()
         plain = str(error) if isinstance(error, OSError | RuntimeError) else f"{type(error).__name__}: {error}"
@@ -1029,24 +1029,54 @@ def open_session(folder: Path, device: str) -> tuple[Any, dict[str, Any], dict[s
     """Load a SavedModel into a session on `device`; returns it, the SignatureDefs to call and their description as stored.
 
     Some files (a Keras model inside a tf.Module) hold variables twice and restore one set only: those are
-    loaded once more as objects, into a graph, where TensorFlow ties the two together.
+    loaded as objects, into a graph, where TensorFlow ties the two together.
     """
-    tf = tensorflow()
-    session, definitions = open_graph(folder, device)
+    definitions = read_doubled(folder)
+    session = None
+    if definitions is None:
+        session, definitions = open_graph(folder, device)
     renamed = rename_tensors(definitions, folder)
     metadata = describe(definitions)
+    if session is None or not all_filled(session):
+        if session:
+            session.close()
+        session = open_objects(folder, device, definitions, renamed)
+    return session, definitions, metadata
+
+
+def read_doubled(folder: Path) -> dict[str, Any] | None:
+    """The SignatureDefs of a file that holds more variables than its checkpoint does; None for all others, or unknown."""
+    from tensorflow.core.protobuf import saved_model_pb2
+    file, tf = folder / "saved_model.pb", tensorflow()
+    if not file.is_file() or not (folder / "variables" / "variables.index").is_file():
+        return None
+    for graph in saved_model_pb2.SavedModel.FromString(file.read_bytes()).meta_graphs:
+        if set(graph.meta_info_def.tags) == {tf.saved_model.SERVING}:
+            stored = len(tf.train.list_variables(str(folder / "variables" / "variables")))
+            return dict(graph.signature_def) if sum(node.op == "VarHandleOp" for node in graph.graph_def.node) > stored else None
+    return None
+
+
+def all_filled(session: Any) -> bool:
+    """Whether each variable of a session has a value."""
     handles = [op.outputs[0] for op in session.graph.get_operations() if op.type == "VarHandleOp"]
     with session.graph.as_default():
-        filled = session.run([tf.raw_ops.VarIsInitializedOp(resource=handle) for handle in handles])
-    if not all(filled):
-        session.close()
-        session = new_session(device)
+        return all(session.run([tensorflow().raw_ops.VarIsInitializedOp(resource=handle) for handle in handles]))
+
+
+def open_objects(folder: Path, device: str, definitions: Mapping[str, Any], renamed: Mapping[str, Mapping[str, str]]) -> Any:
+    """Load a SavedModel's objects into a session's graph, and point the SignatureDefs at their tensors there."""
+    tf, session = tensorflow(), new_session(device)
+    try:
         with session.graph.as_default(), session.graph.device(f"/device:{device}"):
             loaded = tf.saved_model.load(str(folder))
             session.run([tf.compat.v1.global_variables_initializer(), tf.compat.v1.tables_initializer()])
             for name, function in loaded.signatures.items():
                 rewire(definitions[name], function, renamed)
-    return session, definitions, metadata
+        return session
+    except BaseException:
+        session.close()
+        raise
 
 
 def new_session(device: str) -> Any:
@@ -1097,21 +1127,6 @@ def rename_tensors(definitions: Mapping[str, Any], folder: Path) -> dict[str, di
                     raise LoadError(f"mapping_config.json gives two {side} the name '{exposed}'")
                 tensors[exposed].CopyFrom(info)
     return mapping
-
-
-def replay_warmup(folder: Path, answer: Callable[[str, dict[str, np.ndarray]], Any]) -> None:
-    """Run the requests in assets.extra/tf_serving_warmup_requests, as TensorFlow Serving does; a wrong one fails the load."""
-    path = folder / "assets.extra" / "tf_serving_warmup_requests"
-    if not path.is_file():
-        return
-    for index, read in enumerate(part("serving_rooms.warmup").read_records(tensorflow(), path)):
-        if index == 1000:
-            raise LoadError("Number of warmup records exceeds the maximum (1000) at assets.extra/tf_serving_warmup_requests")
-        try:
-            for name, inputs in read():
-                answer(name, inputs)
-        except Exception as error:
-            raise LoadError(f"Failed to parse warmup record: {index}: {getattr(error, 'message', None) or error}") from error
 
 
 def describe(definitions: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,26 @@ from typing import Any
 
 import numpy as np
 
+from serving import LoadError, tensorflow
+
+MOST_RECORDS = 1000  # TensorFlow Serving's limit
+
 Requests = Iterator[tuple[str, dict[str, np.ndarray]]]
+
+
+def replay(folder: Path, answer: Callable[[str, dict[str, np.ndarray]], Any]) -> None:
+    """Run the requests in assets.extra/tf_serving_warmup_requests, as TensorFlow Serving does; a wrong one fails the load."""
+    path = folder / "assets.extra" / "tf_serving_warmup_requests"
+    if not path.is_file():
+        return
+    for index, read in enumerate(read_records(tensorflow(), path)):
+        if index == MOST_RECORDS:
+            raise LoadError(f"Number of warmup records exceeds the maximum ({MOST_RECORDS}) at assets.extra/tf_serving_warmup_requests")
+        try:
+            for name, inputs in read():
+                answer(name, inputs)
+        except Exception as error:
+            raise LoadError(f"Failed to parse warmup record: {index}: {getattr(error, 'message', None) or error}") from error
 
 
 def read_records(tf: Any, path: Path) -> Iterator[Callable[[], Requests]]:

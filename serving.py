@@ -1031,7 +1031,7 @@ def open_session(folder: Path, device: str) -> tuple[Any, dict[str, Any], dict[s
     Some files (a Keras model inside a tf.Module) hold variables twice and restore one set only: those are
     loaded as objects, into a graph, where TensorFlow ties the two together.
     """
-    definitions = read_doubled(folder)
+    definitions = part("serving_rooms.objects").read_doubled(folder) if Auth is not AllPolicy else None
     session = None
     if definitions is None:
         session, definitions = open_graph(folder, device)
@@ -1040,21 +1040,8 @@ def open_session(folder: Path, device: str) -> tuple[Any, dict[str, Any], dict[s
     if session is None or not all_filled(session):
         if session:
             session.close()
-        session = open_objects(folder, device, definitions, renamed)
+        session = part("serving_rooms.objects").open_objects(folder, device, definitions, renamed)
     return session, definitions, metadata
-
-
-def read_doubled(folder: Path) -> dict[str, Any] | None:
-    """The SignatureDefs of a file that holds more variables than its checkpoint does; None for all others, or unknown."""
-    from tensorflow.core.protobuf import saved_model_pb2
-    file, tf = folder / "saved_model.pb", tensorflow()
-    if not file.is_file() or not (folder / "variables" / "variables.index").is_file():
-        return None
-    for graph in saved_model_pb2.SavedModel.FromString(file.read_bytes()).meta_graphs:
-        if set(graph.meta_info_def.tags) == {tf.saved_model.SERVING}:
-            stored = len(tf.train.list_variables(str(folder / "variables" / "variables")))
-            return dict(graph.signature_def) if sum(node.op == "VarHandleOp" for node in graph.graph_def.node) > stored else None
-    return None
 
 
 def all_filled(session: Any) -> bool:
@@ -1062,21 +1049,6 @@ def all_filled(session: Any) -> bool:
     handles = [op.outputs[0] for op in session.graph.get_operations() if op.type == "VarHandleOp"]
     with session.graph.as_default():
         return all(session.run([tensorflow().raw_ops.VarIsInitializedOp(resource=handle) for handle in handles]))
-
-
-def open_objects(folder: Path, device: str, definitions: Mapping[str, Any], renamed: Mapping[str, Mapping[str, str]]) -> Any:
-    """Load a SavedModel's objects into a session's graph, and point the SignatureDefs at their tensors there."""
-    tf, session = tensorflow(), new_session(device)
-    try:
-        with session.graph.as_default(), session.graph.device(f"/device:{device}"):
-            loaded = tf.saved_model.load(str(folder))
-            session.run([tf.compat.v1.global_variables_initializer(), tf.compat.v1.tables_initializer()])
-            for name, function in loaded.signatures.items():
-                rewire(definitions[name], function, renamed)
-        return session
-    except BaseException:
-        session.close()
-        raise
 
 
 def new_session(device: str) -> Any:
@@ -1101,15 +1073,6 @@ def open_graph(folder: Path, device: str) -> tuple[Any, dict[str, Any]]:
     except BaseException:
         session.close()
         raise
-
-
-def rewire(definition: Any, function: Any, renamed: Mapping[str, Mapping[str, str]]) -> None:
-    """Call a loaded signature in the current graph and point its SignatureDef at the tensors of that call."""
-    placeholder = tensorflow().compat.v1.placeholder
-    inputs = {name: placeholder(spec.dtype, spec.shape) for name, spec in function.structured_input_signature[1].items()}
-    for side, tensors in (("inputs", inputs), ("outputs", function(**inputs))):
-        for name, tensor in tensors.items():
-            getattr(definition, side)[renamed.get(side, {}).get(name, name)].name = tensor.name
 
 
 def rename_tensors(definitions: Mapping[str, Any], folder: Path) -> dict[str, dict[str, str]]:

@@ -1,0 +1,44 @@
+"""SavedModels that cannot be restored into their own graph: those that hold variables twice, as a Keras model inside a tf.Module does."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from serving import new_session, tensorflow
+
+
+def read_doubled(folder: Path) -> dict[str, Any] | None:
+    """The SignatureDefs of a file that holds more variables than its checkpoint does; None for all others, or unknown."""
+    from tensorflow.core.protobuf import saved_model_pb2
+    file, tf = folder / "saved_model.pb", tensorflow()
+    if not file.is_file() or not (folder / "variables" / "variables.index").is_file():
+        return None
+    for graph in saved_model_pb2.SavedModel.FromString(file.read_bytes()).meta_graphs:
+        if set(graph.meta_info_def.tags) == {tf.saved_model.SERVING}:
+            stored = len(tf.train.list_variables(str(folder / "variables" / "variables")))
+            return dict(graph.signature_def) if sum(node.op == "VarHandleOp" for node in graph.graph_def.node) > stored else None
+    return None
+
+
+def open_objects(folder: Path, device: str, definitions: Mapping[str, Any], renamed: Mapping[str, Mapping[str, str]]) -> Any:
+    """Load a SavedModel's objects into a session's graph, and point the SignatureDefs at their tensors there."""
+    tf, session = tensorflow(), new_session(device)
+    try:
+        with session.graph.as_default(), session.graph.device(f"/device:{device}"):
+            loaded = tf.saved_model.load(str(folder))
+            session.run([tf.compat.v1.global_variables_initializer(), tf.compat.v1.tables_initializer()])
+            for name, function in loaded.signatures.items():
+                rewire(definitions[name], function, renamed)
+        return session
+    except BaseException:
+        session.close()
+        raise
+
+
+def rewire(definition: Any, function: Any, renamed: Mapping[str, Mapping[str, str]]) -> None:
+    """Call a loaded signature in the current graph and point its SignatureDef at the tensors of that call."""
+    placeholder = tensorflow().compat.v1.placeholder
+    inputs = {name: placeholder(spec.dtype, spec.shape) for name, spec in function.structured_input_signature[1].items()}
+    for side, tensors in (("inputs", inputs), ("outputs", function(**inputs))):
+        for name, tensor in tensors.items():
+            getattr(definition, side)[renamed.get(side, {}).get(name, name)].name = tensor.name

@@ -275,6 +275,13 @@ class ServerConfig:
     connection_limit: int = option(1000, "open connections; further ones wait to be accepted (start)", minimum=1, maximum=100_000)
     file_system_poll_wait_seconds: int | float = option(1, "seconds between looks at config and version folders; 0: off",
                                                         minimum=0, maximum=86400)
+    max_queued_requests: int = option(1000, "requests that may wait for a thread; beyond it 503", minimum=1)
+    max_queued_bytes: int = option(2 << 30, "size of the bodies held at once; a large one beyond it 503", minimum=1)
+    max_queue_seconds: int | float = option(60, "what would be answered later than that is turned away at once, 503", minimum=0.001)
+    timeout_seconds: int | float = option(300, "how long a request may take, waiting included; then 504. X-Request-Timeout may shorten it",
+                                          minimum=0.001, maximum=86400)
+    receive_seconds: int | float = option(60, "how long a request may take to arrive; a second more for each 64 KB",
+                                         minimum=0.1, maximum=86400)
     load_wait_seconds: int | float = option(10, "how long a request waits for a model's first load, then 503", minimum=0, maximum=86400)
     drain_seconds: int | float = option(30, "how long running requests may take at a reload or at the end", minimum=0, maximum=86400)
     max_request_bytes: int = option(1 << 30, "size of a request's body as sent (start)", minimum=1)
@@ -784,13 +791,29 @@ def encode_json(value: Any) -> bytes:
 class Trace:
     """What becomes known of a request on its way: for metrics and the log."""
 
-    __slots__ = ("start", "queued", "began", "ended", "inference", "routines", "rows", "batch", "model", "version")
+    __slots__ = ("start", "queued", "began", "ended", "inference", "routines", "rows", "batch", "model", "version", "deadline", "has_left")
 
-    def __init__(self, queued: float | None = None):
+    def __init__(self, queued: float | None = None, has_left: Callable[[], bool] = lambda: False):
         self.start = time.perf_counter()
         self.queued = queued  # when its last byte had come
+        self.deadline = float("inf")  # of time.perf_counter()
+        self.has_left = has_left  # whether its client has
         self.began = self.ended = self.inference = self.routines = 0.0
         self.rows, self.batch, self.model, self.version = 0, 0, "", ""
+
+    def limit(self, seconds: float, wish: str | None) -> None:
+        """Set the deadline, `wish` being what the client asks for. Raises BadRequest for a wrong one, ServingError when it is past."""
+        if wish is not None:
+            if not re.fullmatch(r"\d{1,9}(\.\d{1,9})?", wish.strip(), re.ASCII):
+                raise BadRequest(f"X-Request-Timeout: expected seconds such as 2.5, got '{wish[:40]}'")
+            seconds = min(seconds, float(wish))
+        self.deadline = (self.queued or self.start) + seconds
+        if self.remaining() <= 0:
+            raise ServingError(f"The request waited for longer than its {seconds:g} s", "DEADLINE_EXCEEDED")
+
+    def remaining(self) -> float:
+        """Seconds until the deadline."""
+        return self.deadline - time.perf_counter()
 
     def parts(self) -> dict[str, float]:
         """Seconds in the queue, in decoding, in the model, in routines and in encoding; no decoding without inference."""
@@ -1302,7 +1325,8 @@ class ModelManager:
         """What `lease` would yield, not leased."""
         available = self.available.get(model)
         if available is None and model in self._tried:
-            if not self._tried[model].wait(self.config.server.load_wait_seconds):
+            trace = getattr(CURRENT, "trace", None)
+            if not self._tried[model].wait(min(self.config.server.load_wait_seconds, trace.remaining() if trace else float("inf"))):
                 raise ServingError(f"Model {model} is still loading", "UNAVAILABLE")
             available = self.available.get(model)
         versions = available.versions if available else {}
@@ -2219,12 +2243,13 @@ def respond(door: Door, root: str = "", rest: str | None = None, group: str | No
     environ = request.environ  # once: each use of Flask's `request` costs a microsecond
     method, origins = environ["REQUEST_METHOD"].upper(), server.config.server.cors_origins
     channel = getattr(environ.get("waitress.client_disconnected"), "__self__", None)
-    trace = CURRENT.trace = Trace(getattr(channel, "queued", None))
+    trace = CURRENT.trace = Trace(getattr(channel, "queued", None), channel.check_client_disconnected if channel else lambda: False)
     metrics = server.metrics.begin() if server.metrics else None
     request_id = environ.get("HTTP_X_REQUEST_ID", "")
     request_id = request_id if request_id and REQUEST_ID.fullmatch(request_id) else f"{random.getrandbits(64):016x}"
     path = raw_path(environ, "/" + "/".join(name for name in (root, rest, group) if name is not None))
     try:
+        trace.limit(server.config.server.timeout_seconds, environ.get("HTTP_X_REQUEST_TIMEOUT"))
         if method == "OPTIONS":
             response = preflight(server)
         else:
@@ -2368,6 +2393,7 @@ def run(source: Source, host: str = "127.0.0.1", port: int = 8501,
         inbuf_overflow=options.max_request_bytes,  # bodies stay in memory: they need not go through a temporary file
         recv_bytes=1 << 20, outbuf_overflow=64 << 20, outbuf_high_watermark=64 << 20,
         channel_request_lookahead=1,  # sees clients that went away
+        cleanup_interval=1,
         asyncore_use_poll=True)
     server.says_key = True
     app = create_app(server)

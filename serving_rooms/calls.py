@@ -11,12 +11,25 @@ import os
 import queue
 import threading
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import Any
 
 import numpy as np
 
-from serving import Batching, Call, Signature, clean_message, make_callable, new_session, sample_inputs, tensorflow, time_call
+from serving import (
+    CURRENT,
+    Batching,
+    Call,
+    ServingError,
+    Signature,
+    clean_message,
+    make_callable,
+    new_session,
+    sample_inputs,
+    tensorflow,
+    time_call,
+)
 from serving_rooms.batching import choose_batching
 
 logger = logging.getLogger("serving")
@@ -77,11 +90,24 @@ class Workers:
             threading.Thread(target=self.work, name=f"{name}-{number}", daemon=True).start()
 
     def run(self, function: Callable, *arguments: Any) -> Any:
-        return self.submit(function, *arguments).result()
+        """Run a function when a thread is free; ServingError at the request's deadline, and what waits then never runs."""
+        trace = getattr(CURRENT, "trace", None)
+        if trace is None:
+            return self.submit(function, *arguments).result()
+        future = self.submit(function, *arguments, wanted=lambda: not trace.has_left())
+        try:
+            return future.result(max(0.0, trace.remaining()) if trace.deadline < float("inf") else None)
+        except CancelledError:
+            raise ServingError("The client has left", "CANCELLED") from None
+        except FutureTimeoutError:
+            if future.done() and not future.cancelled():  # the function's own TimeoutError
+                raise
+            future.cancel()
+            raise ServingError("The model took longer than the request's time", "DEADLINE_EXCEEDED") from None
 
-    def submit(self, function: Callable, *arguments: Any) -> Future:
+    def submit(self, function: Callable, *arguments: Any, wanted: Callable[[], bool] = lambda: True) -> Future:
         future: Future = Future()
-        self.jobs.put((future, function, arguments))
+        self.jobs.put((future, wanted, function, arguments))
         return future
 
     def run_on_each(self, function: Callable[[], Any]) -> None:
@@ -96,13 +122,15 @@ class Workers:
 
     def work(self) -> None:
         while (job := self.jobs.get()) is not None:
-            future, function, arguments = job
+            future, wanted, function, arguments = job
+            if not wanted():
+                future.cancel()
             if future.set_running_or_notify_cancel():
                 try:
                     future.set_result(function(*arguments))
                 except BaseException as error:
                     future.set_exception(error)
-            del job, future, function, arguments  # an answer is not held until the next one
+            del job, future, wanted, function, arguments  # an answer is not held until the next one
 
     def close(self) -> None:
         """Let the threads end, each after what it runs."""

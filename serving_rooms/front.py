@@ -5,7 +5,9 @@ connections the turns cost more than the answers. `Front` decides request by req
 channels and its threads, through the two seams that waitress has for it (the server's dispatcher and its `channel_class`).
 """
 
+import collections
 import functools
+import logging
 import re
 import threading
 import time
@@ -21,6 +23,10 @@ from waitress.task import WSGITask
 from waitress.utilities import build_http_date
 from werkzeug.routing import Map, MapAdapter
 
+from serving_rooms.queueing import Gate, RefusalTask, TooMuch, Turns
+
+logger = logging.getLogger("serving")
+
 PREDICT = re.compile(r"/v1/models/([^/:]+):predict")
 SHORT_SECONDS = 0.0005  # of a call with one row, measured at the warm-up
 LONG_SECONDS = 0.005  # requests that take this long ...
@@ -30,10 +36,10 @@ SHORT_BYTES = 16 << 10  # of a body
 
 
 class Front:
-    """Tells which requests are short. One per listening server; used by the thread that reads sockets alone."""
+    """Tells which requests are short, and which fit. One per listening server; used by the thread that reads sockets alone."""
 
-    def __init__(self, server: Any):
-        self.server, self.thread = server, 0
+    def __init__(self, server: Any, listeners: list[Any]):
+        self.server, self.listeners, self.thread = server, listeners, 0
         self.strikes: dict[str, int] = {}  # path -> how many of its latest requests took long
         self.late: dict[str, float] = {}  # path -> until when it goes to the threads
 
@@ -65,6 +71,29 @@ class Front:
             self.late[path] = time.monotonic() + PENALTY_SECONDS
 
 
+    def channels(self) -> list[Any]:
+        return [channel for listener in self.listeners for channel in listener.active_channels.values()]
+
+    def held(self) -> int:
+        """Bytes of the bodies that are there or announced."""
+        return sum(max(request.content_length, request.body_bytes_received)
+                   for channel in self.channels() for request in (*channel.requests, channel.request) if request)
+
+    def sweep(self, now: float) -> None:
+        """Cut connections whose request takes too long to arrive; and, where bodies of unknown length have become too much, those."""
+        options = self.server.config.server
+        for channel in self.channels():
+            request, since = channel.request, channel.arriving_since
+            if request and since and now - since > options.receive_seconds + request.body_bytes_received / SLOWEST:
+                logger.info("A request that has not come whole after %.0f s is given up", now - since)
+                channel.will_close = True
+            if request and request.chunked and self.held() > options.max_queued_bytes:
+                logger.warning("A request in chunks is given up: bodies hold more than max_queued_bytes")
+                channel.will_close = True
+
+
+SLOWEST = 64 << 10  # bytes a second
+LARGE_BODY = 1 << 20  # bytes; smaller ones are bounded by the number of connections
 MOST_HEADS, MOST_HEAD_BYTES = 512, 4096
 HEAD = ("command", "request_uri", "version", "proxy_scheme", "proxy_netloc", "path", "query", "fragment", "url_scheme",
         "connection_close", "expect_continue", "content_length")  # what waitress's parser finds in a head
@@ -74,10 +103,16 @@ heads: dict[bytes, tuple[dict[str, Any], dict[str, str]]] = {}
 class Parser(HTTPRequestParser):
     """waitress's parser, which parses a head once: clients send the same one again and again, but for their bodies."""
 
+    front: Front  # set by `attach`
     headers: dict[str, str]
     headers_seen: dict[str, str] | None = None  # the same object for the same head
 
     def parse_header(self, header_plus: bytes) -> None:
+        self.parse_head(header_plus)
+        if self.content_length > LARGE_BODY and self.front.held() > self.front.server.config.server.max_queued_bytes:
+            self.error, self.completed = TooMuch("bodies of other requests hold all the memory there is for them"), True
+
+    def parse_head(self, header_plus: bytes) -> None:
         known = heads.get(header_plus)
         if known is None:
             super().parse_header(header_plus)
@@ -192,9 +227,10 @@ class App(Flask):
 class Channel(HTTPChannel):
     """A connection that may answer on the thread that reads it. `front` is set by `attach`."""
 
-    parser_class = Parser
     front: Front
     reading = set_aside = False
+    refused: str | None = None  # why its first request is turned away
+    arriving_since = 0.0  # when a request began to arrive that has not come whole
 
     def handle_read(self) -> None:
         """Read what has come; answer it here if it is short. (Answering inside `received` would wait for a lock it holds.)"""
@@ -202,30 +238,49 @@ class Channel(HTTPChannel):
         self.front.thread = threading.get_ident()
         super().handle_read()
         while self.set_aside:
-            self.set_aside = False
-            path, start = self.requests[0].path, time.perf_counter()
-            self.task_class = ShortTask
-            self.service()
-            self.task_class = WSGITask
-            self.front.note(path, time.perf_counter() - start)
+            self.answer_here()
+        self.arriving_since = 0.0 if self.request is None else self.arriving_since or time.monotonic()
         self.reading = False
         if self.total_outbufs_len and not self.requests:
             self.handle_write()
 
 
+    def answer_here(self) -> None:
+        self.set_aside, refused = False, self.refused
+        path, start = self.requests[0].path, time.perf_counter()
+        self.task_class = RefusalTask if refused else ShortTask
+        self.service()
+        self.task_class, self.refused = WSGITask, None
+        if not refused:
+            self.front.note(path, time.perf_counter() - start)
+
+
+def maintain(front: Front, close_idle: Any, now: float) -> None:
+    """waitress's own care for idle connections, and that of `front`; once a second."""
+    close_idle(now)
+    front.sweep(time.monotonic())
+
+
 def attach(server: Any, listeners: list[Any], dispatcher: Any) -> None:
-    """Answer short requests on the thread that runs waitress's loop."""
-    front = Front(server)
-    add_task = dispatcher.add_task
+    """Answer short requests, and those that are turned away, on the thread that runs waitress's loop; the others take turns."""
+    front = Front(server, listeners)
+    turns = dispatcher.queue = Turns(dispatcher, server.config.server.threads)
+    refused = server.metrics.refused if server.metrics else collections.Counter()
+    gate, add_task = Gate(lambda: server.config.server, turns, refused), dispatcher.add_task
+    logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # it would say so at each request
 
     def choose(channel: Any) -> None:
-        if threading.get_ident() == front.thread and channel.reading and front.is_short(channel.requests[0]):
+        here = threading.get_ident() == front.thread and channel.reading
+        if here and front.is_short(channel.requests[0]):
             channel.set_aside = True
+        elif here and (reason := gate.refusal(channel.requests[0])):
+            channel.set_aside, channel.refused = True, reason
         else:
             add_task(channel)
     dispatcher.add_task = choose
-    channel_class = type("Channel", (Channel,), {"front": front})
+    channel_class = type("Channel", (Channel,), {"front": front, "parser_class": type("Parser", (Parser,), {"front": front})})
     for listener in listeners:
         listener.channel_class = channel_class
+        listener.maintenance = functools.partial(maintain, front, listener.maintenance)
         wake = listener.pull_trigger
         listener.pull_trigger = lambda wake=wake: None if threading.get_ident() == front.thread else wake()

@@ -86,6 +86,7 @@ class Metrics:
         self.started = clock()
         self.in_flight = self.peak_in_flight = 0
         self.queue: Any = ()
+        self.refused: Counter[str] = Counter()  # requests that were turned away, by reason
         self.total, self.groups = Group(), dict[str, Group]()
         self.minutes: dict[int, list[int]] = {}  # minute -> requests, errors 4xx, errors 5xx
         self.last_errors: deque[dict[str, Any]] = deque(maxlen=20)
@@ -151,6 +152,7 @@ class Metrics:
             minutes = [{"time": 60 * minute, "requests": counts[0], "errors_4xx": counts[1], "errors_5xx": counts[2]}
                        for minute, counts in sorted(self.minutes.items())]
             return {"uptime_seconds": round(now - self.started, 1), "in_flight": self.in_flight, "peak_in_flight": self.peak_in_flight,
+                    "queue_depth": len(self.queue), "refused": dict(self.refused),
                     "process": self.read_process(), "minutes": minutes, "total": self.total.read(int(now)),
                     "groups": {name: group.read(int(now)) for name, group in sorted(self.groups.items())},
                     "last_errors": list(self.last_errors)[::-1]}
@@ -186,6 +188,10 @@ class Collector:
             yield from collect_requests(metrics)
         yield GaugeMetricFamily("serving_requests_in_flight", "Requests being answered", metrics.in_flight)
         yield GaugeMetricFamily("serving_queue_depth", "Requests waiting for a thread", len(metrics.queue))
+        refused = CounterMetricFamily("serving_refused", "Requests turned away with 503 before a thread took them", labels=("reason",))
+        for reason, count in sorted(metrics.refused.items()):
+            refused.add_metric((reason,), count)
+        yield refused
         yield GaugeMetricFamily("serving_uptime_seconds", "Since the server was made", time.time() - metrics.started)
         yield from collect_models(self.server.manager)
         yield from collect_others(self.server)

@@ -1,0 +1,329 @@
+"""Too much at once: who waits, who is turned away, deadlines, clients that leave or are slow; over real sockets."""
+
+import collections
+import contextlib
+import json
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import requests
+from conftest import FakeServable, fake_server, listening
+
+import serving
+from serving_rooms import calls, queueing
+
+
+class Gated(FakeServable):
+    """Answers when `go` is set; counts who has begun."""
+
+    def __init__(self):
+        super().__init__()
+        self.go, self.begun = threading.Event(), []
+
+    def answer(self, name, inputs):
+        self.begun.append(float(inputs["x"][0, 0]))
+        assert self.go.wait(30)
+        return {"y": inputs["x"] * np.float32(2)}
+
+
+@contextlib.contextmanager
+def serve(servables, **options):
+    server = fake_server(servables, server={"file_system_poll_wait_seconds": 0, **options})
+    with listening(server) as address:
+        yield server, address
+        for servable in servables.values():
+            if isinstance(servable, Gated):
+                servable.go.set()
+
+
+def ask(address, model="slow", value=1.0, **options):
+    return requests.post(f"{address}/v1/models/{model}:predict", json={"instances": [[value]]}, timeout=30, **options)
+
+
+def until(condition, seconds=10):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+# --- turning away -----------------------------------------------------------------------------------------
+
+def test_what_finds_the_queue_full_is_turned_away_at_once_and_the_others_are_answered():
+    slow = Gated()
+    with serve({"slow": slow}, threads=4, max_queued_requests=5) as (server, address), ThreadPoolExecutor(20) as pool:
+        session = requests.Session()
+        futures = [pool.submit(ask, address, value=float(number)) for number in range(7)]  # 2 run, 5 wait
+        until(lambda: len(slow.begun) == 2 and len(server.metrics.queue) == 5)
+        for _ in range(3):  # the connection stays open
+            refused = ask_through(session, address, {"X-Request-Id": "r-1"})
+            assert refused.status_code == 503 and refused.headers["Retry-After"] == "1" and refused.headers["X-Request-Id"] == "r-1"
+            assert refused.json() == {"error": "The server is busy: 5 requests wait already. Try again in a moment"}
+        slow.go.set()
+        assert [future.result().json() for future in futures] == [{"predictions": [[2.0 * number]]} for number in range(7)]
+        assert ask_through(session, address).status_code == 200
+
+
+def ask_through(session, address, headers=None):
+    return session.post(f"{address}/v1/models/slow:predict", json={"instances": [[1.0]]}, headers=headers, timeout=30)
+
+
+def test_states_and_numbers_are_answered_while_everything_is_full():
+    slow, other = Gated(), Gated()
+    with serve({"slow": slow, "other": other}, threads=4, max_queued_requests=4) as (server, address), ThreadPoolExecutor(20) as pool:
+        futures = [pool.submit(ask, address, model) for model in ("slow", "other") * 5]
+        until(lambda: len(slow.begun) + len(other.begun) == 3 and len(server.metrics.queue) == 4)
+        for path in ("/livez", "/readyz", "/metrics", "/stats", "/v1/models/slow"):
+            assert requests.get(address + path, timeout=5).status_code == 200
+        assert requests.get(f"{address}/stats", timeout=5).json()["refused"] == {"queue": 3}
+        assert 'serving_refused_total{reason="queue"} 3.0' in requests.get(f"{address}/metrics", timeout=5).text
+        slow.go.set(), other.go.set()
+        assert sorted(future.result().status_code for future in futures) == [200] * 7 + [503] * 3
+
+
+def test_a_slow_model_leaves_threads_for_others():
+    slow = Gated()
+    with serve({"slow": slow, "quick": FakeServable()}, threads=4) as (server, address), ThreadPoolExecutor(20) as pool:
+        futures = [pool.submit(ask, address) for _ in range(12)]
+        until(lambda: len(slow.begun) == 2)
+        assert ask(address, "quick").json() == {"predictions": [[1.5]]}
+        assert len(slow.begun) == 2
+        slow.go.set()
+        assert {future.result().status_code for future in futures} == {200}
+
+
+def test_what_would_wait_too_long_is_turned_away():
+    class Steady(FakeServable):
+        def answer(self, name, inputs):
+            time.sleep(0.05)
+            return {"y": inputs["x"]}
+    with serve({"slow": Steady()}, threads=2, max_queue_seconds=0.2) as (_, address), ThreadPoolExecutor(32) as pool:
+        assert [ask(address).status_code for _ in range(3)] == [200] * 3
+        answers = list(pool.map(lambda _: ask(address), range(32)))
+        statuses = collections.Counter(answer.status_code for answer in answers)
+        assert set(statuses) == {200, 503} and statuses[200] >= 2  # of 1.6 s of work
+        assert all("an answer would take about" in answer.json()["error"] for answer in answers if answer.status_code == 503)
+        assert ask(address).status_code == 200
+
+
+def test_bodies_beyond_the_memory_there_is_for_them_are_turned_away():
+    slow = Gated()
+    with serve({"slow": slow}, threads=4, max_queued_bytes=3 << 20) as (_, address), ThreadPoolExecutor(4) as pool:
+        first = pool.submit(requests.post, f"{address}/v1/models/slow:predict", b'{"instances": [[1.0]]}' + b" " * (2 << 20), timeout=30)
+        until(lambda: slow.begun)
+        with raw(address) as connection:
+            connection.sendall(b"POST /v1/models/slow:predict HTTP/1.1\r\nHost: x\r\nContent-Length: 2097152\r\n\r\n")
+            answer = read_all(connection)
+        assert answer.startswith(b"HTTP/1.1 503 ") and b"Retry-After: 1\r\n" in answer and b"bodies of other requests" in answer
+        slow.go.set()
+        assert first.result().status_code == 200
+
+
+# --- deadlines --------------------------------------------------------------------------------------------
+
+def test_what_has_waited_past_its_deadline_is_never_run():
+    slow = Gated()
+    with serve({"slow": slow}, threads=2) as (_, address), ThreadPoolExecutor(4) as pool:
+        first = pool.submit(ask, address, value=1.0)
+        until(lambda: slow.begun)
+        late = pool.submit(ask, address, value=2.0, headers={"X-Request-Timeout": "0.2"})
+        time.sleep(0.4)
+        slow.go.set()
+        assert first.result().status_code == 200
+        assert late.result().status_code == 504
+        assert late.result().json() == {"error": "The request waited for longer than its 0.2 s"}
+        assert slow.begun == [1.0]
+
+
+def test_a_header_may_shorten_the_time_but_not_lengthen_it():
+    with serve({"slow": FakeServable()}, timeout_seconds=5) as (_, address):
+        assert ask(address, headers={"X-Request-Timeout": "1000"}).status_code == 200
+        for wrong in ("soon", "-1", "1e3", "nan", "", "1" * 40):
+            answer = ask(address, headers={"X-Request-Timeout": wrong})
+            assert answer.status_code == 400
+            assert answer.json() == {"error": f"X-Request-Timeout: expected seconds such as 2.5, got '{wrong}'"}
+
+
+def traced(trace, function):
+    """Call a function as part of a request."""
+    serving.CURRENT.trace = trace
+    try:
+        return function()
+    finally:
+        serving.CURRENT.trace = None
+
+
+def test_a_call_that_takes_too_long_is_given_up_and_one_that_waits_then_never_runs():
+    workers, go, ran = calls.Workers(1, "test"), threading.Event(), []
+    trace = serving.Trace()
+    trace.limit(0.1, None)
+    with pytest.raises(serving.ServingError) as raised:
+        traced(trace, lambda: workers.run(go.wait, 30))
+    assert raised.value.status == 504
+    waiting = serving.Trace()
+    waiting.limit(0.1, None)
+    with pytest.raises(serving.ServingError, match="longer than the request's time"):
+        traced(waiting, lambda: workers.run(ran.append, 1))
+    go.set()
+    assert workers.run(lambda: 5) == 5 and ran == []
+
+    def times_out():
+        raise TimeoutError("the function's own")
+    with pytest.raises(TimeoutError, match="own"):
+        traced(serving.Trace(), lambda: workers.run(times_out))
+    workers.close()
+
+
+def test_a_call_whose_client_has_left_is_never_run():
+    workers, go, ran = calls.Workers(1, "test"), threading.Event(), []
+    busy = workers.submit(go.wait, 30)
+    with ThreadPoolExecutor(1) as pool:
+        gone = pool.submit(traced, serving.Trace(has_left=lambda: True), lambda: workers.run(ran.append, 1))
+        until(lambda: workers.jobs.qsize() == 1)
+        go.set()
+        with pytest.raises(serving.ServingError, match="client has left"):
+            gone.result()
+    assert busy.result() and ran == []
+    workers.close()
+
+
+def test_a_request_whose_client_leaves_while_it_waits_is_never_run():
+    slow = Gated()
+    with serve({"slow": slow}, threads=2) as (server, address), ThreadPoolExecutor(2) as pool:
+        first = pool.submit(ask, address, value=1.0)
+        until(lambda: slow.begun)
+        with raw(address) as connection:
+            body = b'{"instances": [[2.0]]}'
+            connection.sendall(b"POST /v1/models/slow:predict HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+            until(lambda: len(server.metrics.queue) == 1)
+        time.sleep(0.2)
+        slow.go.set()
+        assert first.result().status_code == 200
+        assert ask(address, value=3.0).status_code == 200
+        assert slow.begun == [1.0, 3.0]
+
+
+def test_waiting_for_a_models_first_load_ends_at_the_deadline():
+    go = threading.Event()
+
+    def load(folder, model):
+        assert go.wait(30)
+        return FakeServable()
+    server = serving.ModelServer({"model_config_list": [{"config": {"name": "m", "base_path": "m"}}]}, load=load,
+                                 list_versions=lambda path: {1: serving.Path(path) / "1"})
+    with listening(server) as address:
+        start = time.monotonic()
+        answer = requests.post(f"{address}/v1/models/m:predict", json={"instances": [[1.0]]}, headers={"X-Request-Timeout": "0.3"}, timeout=30)
+        assert answer.status_code == 503 and time.monotonic() - start < 5
+        go.set()
+        assert ask(address, "m").status_code == 200
+
+
+# --- slow clients -----------------------------------------------------------------------------------------
+
+@contextlib.contextmanager
+def raw(address):
+    host, _, port = address.removeprefix("http://").rpartition(":")
+    with socket.create_connection((host, int(port)), 10) as connection:
+        yield connection
+
+
+def read_all(connection):
+    parts = []
+    with contextlib.suppress(OSError):
+        while part := connection.recv(65536):
+            parts.append(part)
+    return b"".join(parts)
+
+
+@pytest.mark.parametrize("start", [b"POST /v1/mod", b"POST /v1/models/slow:predict HTTP/1.1\r\nHost: x\r\nContent-Length: 5000\r\n\r\n{"])
+def test_a_request_that_drips_in_is_cut(start):
+    with serve({"slow": FakeServable()}, receive_seconds=1) as (_, address), raw(address) as connection:
+        connection.sendall(start)
+        end, cut = time.monotonic() + 20, False
+        while not cut and time.monotonic() < end:
+            time.sleep(0.2)
+            try:
+                connection.sendall(b"x")
+            except OSError:
+                cut = True
+        assert cut
+        assert ask(address).status_code == 200
+
+
+def test_a_client_that_does_not_read_its_answer_blocks_nobody():
+    class Large(FakeServable):
+        def answer(self, name, inputs):
+            return {"y": np.ones((1, 3_000_000), np.float32)}
+    with serve({"slow": Large(), "quick": FakeServable()}, threads=2) as (_, address), contextlib.ExitStack() as opened:
+        body = b'{"instances": [[2.0]]}'
+        for _ in range(4):
+            connection = opened.enter_context(raw(address))
+            connection.sendall(b"POST /v1/models/slow:predict HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+        for _ in range(5):
+            assert ask(address, "quick").json() == {"predictions": [[1.5]]}
+
+
+# --- turns ------------------------------------------------------------------------------------------------
+
+def request(path, command="POST"):
+    return SimpleNamespace(path=path, command=command, error=None)
+
+
+@pytest.mark.parametrize(("path", "command", "line"), [
+    ("/v1/models/m:predict", "POST", "m"), ("/V1/models/m/versions/3:predict", "POST", "m"), ("/v1/models/m", "GET", ""),
+    ("/ssd/predict", "POST", "/ssd/predict"), ("/predict", "POST", "/predict"), ("/metrics", "GET", ""), ("/alice/caption/x", "POST", "/alice/caption"),
+    ("/v1/config/reload", "POST", "/v1/config"), ("", "POST", "")])
+def test_lines(path, command, line):
+    assert queueing.line_of(request(path, command)) == line
+
+
+def test_lines_take_turns_and_none_holds_all_threads():
+    dispatcher = SimpleNamespace(lock=threading.Lock(), queue_cv=SimpleNamespace(notify=lambda: None))
+    turns = queueing.Turns(dispatcher, 8)
+    for path in ["/v1/models/a:predict"] * 9 + ["/v1/models/b:predict"] * 3:
+        turns.append(SimpleNamespace(requests=[request(path)]))
+    order = []
+    while turns:
+        order.append(turns.popleft())
+    assert [job.line for job in order] == ["a", "b", "a", "b", "a", "b", "a"]  # 7 of 8 threads
+    assert len(turns) == 5
+    turns.append(SimpleNamespace(requests=[request("/livez", "GET")]))
+    assert turns and turns.popleft().line == "" and not turns
+    for _ in range(3):
+        turns.end("b")
+    assert turns.popleft().line == "a" and turns.popleft().line == "a" and not turns  # 6 of 8
+    for job in order[:1]:
+        turns.end(job.line)
+    assert turns.popleft().line == "a"
+
+
+def test_the_pace_of_a_line_is_the_time_from_answer_to_answer(monkeypatch):
+    now = 100.0
+    monkeypatch.setattr(queueing, "time", SimpleNamespace(monotonic=lambda: now))
+    pace = queueing.Pace()
+    pace.begin(1)
+    pace.begin(2)
+    now += 0.2
+    pace.end()
+    assert pace.seconds == pytest.approx(0.2)
+    for _ in range(100):
+        now += 0.1
+        pace.end()
+    assert pace.seconds == pytest.approx(0.1, rel=1e-3)
+    now += 1000  # idle
+    pace.begin(1)
+    now += 0.1
+    pace.end()
+    assert pace.seconds == pytest.approx(0.1, rel=1e-3)
+
+
+def test_refusals_are_json():
+    status, headers, body = queueing.refuse("so it is")
+    assert status == "503 Service Unavailable" and json.loads(body)["error"].startswith("The server is busy: so it is")
+    assert dict(headers)["Content-Length"] == str(len(body))

@@ -220,6 +220,9 @@ class ModelConfig:
         "AUTO", "AUTO (a GPU if TensorFlow sees one, else the CPU), CPU, GPU, GPU:1, or a list of them: a replica on each",
         pattern=r"^(AUTO|(CPU|GPU)([:.]\d+)?)$")
     instances: int = option(1, "replicas on each device; the least busy one answers", minimum=1, maximum=64)
+    load: str = option("eager", "eager, or on_demand: into memory at the first request", pattern="^(eager|on_demand)$")
+    idle_seconds: int | float | None = option(None, "on_demand: out of memory after so long without a request", minimum=1)
+    pinned: bool = option(False, "on_demand: stays in memory once it is there")
     freeze: bool = option(True, "let variables become constants of the graph on a CPU, where it is measured to gain and answers agree")
     batching: bool | Batching | None = option(None, "batch concurrent requests; default: on a GPU, or where it is measured to gain")
     # OpenVINO Model Server's fields that cannot mean anything for a SavedModel: accepted, named once in the log.
@@ -253,7 +256,7 @@ class ModelConfig:
     @property
     def load_key(self) -> tuple:
         """What a loaded version depends on: when it changes, the version is loaded anew."""
-        return self.base_path, self.target_device, self.instances, self.batching, self.freeze
+        return (self.base_path, self.target_device, self.instances, self.batching, self.freeze, self.load, self.idle_seconds, self.pinned)
 
 
 @dataclass(frozen=True)
@@ -287,6 +290,7 @@ class ServerConfig:
     max_request_bytes: int = option(1 << 30, "size of a request's body as sent (start)", minimum=1)
     max_unpacked_bytes: int = option(100 << 20, "size of a gzip body unpacked; TensorFlow Serving's limit", minimum=1)
     gzip_min_bytes: int = option(65536, "answers of so many bytes are compressed where Accept-Encoding has gzip", minimum=1)
+    memory_budget_mb: int | None = option(None, "MiB for models: beyond it those on_demand leave, the least recently used first", minimum=1)
     cors_origins: tuple[str, ...] = option((), 'origins whose pages may call: ["https://site.example"], or ["*"] for all')
     gpu_memory_limit_mb: int | None = option(None, "MiB of each GPU for this process; default: grows on demand (start)", minimum=1)
     intra_op_threads: int | None = option(None, "threads that share one operation on a CPU; default: 1 on up to 2 cores, else as many "
@@ -887,6 +891,14 @@ class Servable:
             self._leases -= 1
             if self._retired and not self._leases:
                 self._changed.notify_all()
+
+    def retire_if_idle(self) -> bool:
+        """Free the model unless a request holds a lease."""
+        with self._changed:
+            if self._leases or self._retired:
+                return False
+            self._retired = True
+        return self.retire(0)
 
     def retire(self, timeout: float) -> bool:
         """Refuse new leases, wait for the running ones, free the model; False if some still run after `timeout` seconds."""
@@ -1559,7 +1571,7 @@ class ModelManager:
                 state.servable, state.load_key, state.files, state.failed_at = servable, model.load_key, found, None
                 state.state, state.error, state.load_seconds = "AVAILABLE", "", time.perf_counter() - start
                 kinds = "; ".join(f"{name}: {call}" for name, call in servable.describe_calls().items())
-                logger.info("%s version %d is available on %s (%s)", model.name, version, servable.device or "no device", kinds)
+                logger.info("%s version %d is available on %s (%s)", model.name, version, servable.device or "demand", kinds or "-")
                 return True
         outcome.errors.append((500, f"{path}: version {version} of {model.name} cannot be loaded: {state.error}"))
         return state.servable is not None
@@ -1794,6 +1806,8 @@ class ModelServer:
         options: dict[str, Any] = {"load": load}
         if Auth is not AllPolicy:
             room = part("serving_rooms.assembly")
+            self.residency = part("serving_rooms.residency").Residency(lambda: self.config.server, load)
+            options["load"] = self.residency
             options |= {"prepare": functools.partial(room.prepare, self), "refresh_others": functools.partial(room.refresh_others, self)}
         self.manager = ModelManager(path, text, config, **{**options, **manager_options})
 

@@ -455,16 +455,18 @@ function row(...cells) {
 // --- models -------------------------------------------------------------------------------------------------
 
 async function showModels() {
-  const [{ models }, { devices }] = await Promise.all([ask("v1/models"), ask("stats")].map(async (answer) => (await answer).json()));
-  const rows = models.flatMap(({ name, model_version_status: versions }) => versions.map((one) => modelRow(name, one, devices ?? {})));
+  const [{ models }, { devices, residency }] = await Promise.all([ask("v1/models"), ask("stats")].map(async (answer) => (await answer).json()));
+  const rows = models.flatMap(({ name, model_version_status: versions }) => versions.map((one) => modelRow(name, one, devices ?? {}, residency?.on_demand ?? {})));
   $("#models").replaceChildren(...rows);
 }
 
-function modelRow(name, { version, state: now, status }, devices) {
+function modelRow(name, { version, state: now, status }, devices, onDemand) {
+  const { resident, why } = onDemand[`${name}/${version}`] ?? {};
+  const residency = why && `${resident ? "in memory" : "not in memory"}, ${why}`;
   const signature = make("td", { className: "signature" });
   if (now === "AVAILABLE") showSignatures(name, version, signature).catch((error) => (signature.textContent = error.message));
   return make("tr", {}, make("th", { scope: "row", textContent: name }), make("td", { textContent: version }),
-    make("td", { className: `state-${now}`, textContent: [now, status?.error_message].filter(Boolean).join(": ") }),
+    make("td", { className: `state-${now}`, textContent: [now, status?.error_message, residency].filter(Boolean).join(": ") }),
     make("td", { textContent: devices[`${name}/${version}`] || "-" }), signature);
 }
 

@@ -32,7 +32,7 @@ def view_stats(server: ModelServer) -> Response:
     loaded = {f"{model}/{version}": state.servable for model, states in server.manager.states().items()
               for version, state in states.items() if state.servable}
     return reply({**server.metrics.read(), "gpus": read_gpus(), "devices": {name: servable.device for name, servable in loaded.items()},
-                  "calls": {name: servable.describe_calls() for name, servable in loaded.items()}})
+                  "residency": server.residency.read(), "calls": {name: servable.describe_calls() for name, servable in loaded.items()}})
 
 
 def view_openapi(server: ModelServer) -> Response:

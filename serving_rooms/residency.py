@@ -1,0 +1,245 @@
+"""Which models are in memory: `"load": "on_demand"`, the idle time-out, the budget of `memory_budget_mb`.
+
+    OnDemand    a version that is served as any other, its model in memory only while it is wanted
+    Residency   loads and evicts: the least recently used goes first, none that is pinned or in use
+"""
+
+import logging
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from serving import (
+    CURRENT,
+    LoadError,
+    Servable,
+    ServingError,
+    describe,
+    read_signature,
+    rename_tensors,
+    settle_garbage,
+    tensorflow,
+)
+
+logger = logging.getLogger("serving")
+
+RETRY_SECONDS = 5.0  # a model that could not be loaded is not tried again sooner
+RESERVE = 1.5  # of its files' size: what a model that was never loaded is expected to need
+
+
+class OnDemand(Servable):
+    """A version known by its files alone until somebody asks; `resident` is its model while that is in memory."""
+
+    def __init__(self, residency: "Residency", folder: Path, config: Any):
+        definitions = read_definitions(folder)
+        rename_tensors(definitions, folder)
+        metadata = describe(definitions)
+        signatures = {name: read_signature(definition) for name, definition in metadata["signature_def"].items()}
+        super().__init__(signatures, self.answer, metadata=metadata, close=self.forget)
+        self.residency, self.folder, self.config = residency, folder, config
+        self.name = f"{config.name}/{int(folder.name) if folder.name.isdigit() else 1}"
+        self.resident: Servable | None = None
+        self.why, self.used_at, self.bytes = "not asked for yet", time.monotonic(), 0
+        self.failed: tuple[float, str] = (-RETRY_SECONDS, "")
+        residency.entries.add(self)
+
+    def answer(self, name: str, inputs: dict[str, Any]) -> dict[str, Any]:
+        with self.residency.use(self) as resident:
+            return resident._run(name, inputs)
+
+    def describe_calls(self) -> dict[str, str]:
+        resident = self.resident
+        return resident.describe_calls() if resident else {}
+
+    def forget(self) -> None:
+        """The version is retired."""
+        self.residency.entries.discard(self)
+        if self.resident:
+            self.resident.retire(0)
+
+
+def read_definitions(folder: Path) -> dict[str, Any]:
+    """The SignatureDefs of a SavedModel, by name, read from its file."""
+    from tensorflow.python.saved_model import loader_impl
+    tf = tensorflow()
+    for graph in loader_impl.parse_saved_model(str(folder)).meta_graphs:
+        if tf.saved_model.SERVING in graph.meta_info_def.tags:
+            return dict(graph.signature_def)
+    raise LoadError(f"<base_path>/{folder.name} has no graph with the tag 'serve'")
+
+
+class Residency:
+    """Brings models into memory and out of it. `options` is the config's `server`, `load` loads a version for good.
+
+    One load at a time, under `loading`; a request that waits for it gives up at its deadline. Models that are not `on_demand`
+    count as well, and stay.
+    """
+
+    def __init__(self, options: Callable[[], Any], load: Callable[[Path, Any], Servable]):
+        self.options, self._load = options, load
+        self.entries: weakref.WeakSet[OnDemand] = weakref.WeakSet()
+        self.fixed: dict[int, int] = {}  # id of a servable that stays -> bytes
+        self.loading, self._changed = threading.Lock(), threading.Condition()
+        self._sweeper: threading.Thread | None = None
+
+    def __call__(self, folder: Path, config: Any) -> Servable:
+        """Load a version for the manager: at once, or declared only."""
+        if config.load == "on_demand":
+            try:
+                return OnDemand(self, folder, config)
+            except OSError as error:
+                raise LoadError(str(error).replace(str(folder), f"<base_path>/{folder.name}")) from error
+        with self.loading:
+            servable, size = self.measure(folder, config)
+        number, close = id(servable), servable._close
+        self.fixed[number] = size
+
+        def forget() -> None:
+            self.fixed.pop(number, None)
+            close()
+        servable._close = forget
+        return servable
+
+    def measure(self, folder: Path, config: Any) -> tuple[Servable, int]:
+        """Load a version; returns it and the bytes that it has added to the process, no fewer than its files have."""
+        if self.options().memory_budget_mb is None:
+            return self._load(folder, config), 0
+        tensorflow()
+        before = memory_now()
+        servable = self._load(folder, config)
+        return servable, max(memory_now() - before, size_of(folder))
+
+    @contextmanager
+    def use(self, entry: OnDemand) -> Iterator[Servable]:
+        """A version's model, loaded if it is not there, kept from eviction within a `with`."""
+        while True:
+            resident = entry.resident
+            if resident is not None and resident.acquire():
+                break
+            self.bring_in(entry)
+        entry.used_at = time.monotonic()
+        try:
+            yield resident
+        finally:
+            entry.used_at = time.monotonic()
+            resident.release()
+            with self._changed:
+                self._changed.notify_all()
+
+    def bring_in(self, entry: OnDemand) -> None:
+        """Load an entry's model; raises ServingError when that fails, or when there is no room until the deadline."""
+        if not self.loading.acquire(timeout=seconds_left(self.options().load_wait_seconds)):
+            raise ServingError(f"Model {entry.config.name} is still waiting to be loaded", "UNAVAILABLE")
+        try:
+            if entry.resident is not None:
+                return
+            failed_at, reason = entry.failed
+            if time.monotonic() < failed_at + RETRY_SECONDS:
+                raise ServingError(f"Model {entry.config.name} cannot be loaded: {reason}", "UNAVAILABLE")
+            self.make_room(entry, entry.bytes or int(RESERVE * size_of(entry.folder)))
+            self.load(entry)
+            self.make_room(entry, 0)
+        finally:
+            self.loading.release()
+
+    def load(self, entry: OnDemand) -> None:
+        start = time.perf_counter()
+        try:
+            resident, size = self.measure(entry.folder, entry.config)
+        except ServingError as error:
+            entry.failed, entry.why = (time.monotonic(), error.message), f"cannot be loaded: {error.message}"
+            raise ServingError(f"Model {entry.config.name} cannot be loaded: {error.message}", "UNAVAILABLE") from error
+        entry.bytes, entry.used_at = size, time.monotonic()
+        entry.device, entry.callables, entry.why = resident.device, resident.callables, "asked for"
+        entry.resident = resident
+        settle_garbage()
+        self.start_sweeping()
+        logger.info("%s is in memory on %s, %.0f MB, loaded in %.1f s", entry.name, entry.device, size / 2**20, time.perf_counter() - start)
+
+    # --- eviction ---------------------------------------------------------------------------------------------
+
+    def used(self) -> int:
+        """Bytes of all models in memory."""
+        return sum(self.fixed.values()) + sum(entry.bytes for entry in self.entries if entry.resident)
+
+    def make_room(self, wanted: OnDemand, need: int) -> None:
+        """Evict until `need` bytes fit beside the rest; waits for what is in use, to the deadline. `wanted` itself stays."""
+        budget = self.options().memory_budget_mb
+        end = time.monotonic() + seconds_left(self.options().load_wait_seconds)
+        while budget is not None and self.used() + need > budget << 20:
+            victims = [entry for entry in self.entries if entry.resident and entry is not wanted and not entry.config.pinned]
+            if not victims:
+                if need:  # what is larger than the budget is tried all the same, and said
+                    logger.warning("%s needs about %.0f MB, more than memory_budget_mb leaves", wanted.name, need / 2**20)
+                return
+            if any(self.evict(entry, f"made room for {wanted.config.name}") for entry in sorted(victims, key=lambda entry: entry.used_at)):
+                continue
+            if not need:
+                return
+            if time.monotonic() >= end:
+                raise ServingError(f"There is no room for model {wanted.config.name}: all others are in use", "UNAVAILABLE")
+            with self._changed:
+                self._changed.wait(0.1)
+
+    def evict(self, entry: OnDemand, why: str) -> bool:
+        """Take a model out of memory, unless it is in use."""
+        resident = entry.resident
+        if resident is None or not resident.retire_if_idle():
+            return False
+        entry.resident, entry.why = None, why
+        settle_garbage()
+        logger.info("%s is no longer in memory: %s", entry.name, why)
+        return True
+
+    def start_sweeping(self) -> None:
+        if self._sweeper is None and any(entry.config.idle_seconds for entry in self.entries):
+            self._sweeper = threading.Thread(target=sweep, args=(weakref.ref(self),), name="serving-residency", daemon=True)
+            self._sweeper.start()
+
+    def sweep(self) -> None:
+        """Evict what nobody has asked for in `idle_seconds`."""
+        now = time.monotonic()
+        for entry in list(self.entries):
+            idle = entry.config.idle_seconds
+            if entry.resident and idle and not entry.config.pinned and now - entry.used_at > idle:
+                with self.loading:
+                    self.evict(entry, f"idle for {idle:g} s")
+
+    def read(self) -> dict[str, Any]:
+        """What /stats says."""
+        now = time.monotonic()
+        models = {entry.name: {
+            "resident": entry.resident is not None, "why": entry.why, "mb": round(entry.bytes / 2**20, 1), "pinned": entry.config.pinned,
+            "idle_seconds": round(now - entry.used_at, 1)} for entry in list(self.entries)}
+        return {"budget_mb": self.options().memory_budget_mb, "used_mb": round(self.used() / 2**20, 1),
+                "on_demand": dict(sorted(models.items()))}
+
+
+def sweep(residency: "weakref.ref[Residency]") -> None:
+    while (live := residency()) is not None:
+        live.sweep()
+        del live
+        time.sleep(0.5)
+
+
+def seconds_left(most: float) -> float:
+    """How long a request may wait for a load: to its deadline where it has one, else `most`."""
+    trace = getattr(CURRENT, "trace", None)
+    return max(0.0, trace.remaining()) if trace is not None and trace.deadline < float("inf") else most
+
+
+def memory_now() -> int:
+    """Bytes that this process alone holds, what is freed given back."""
+    settle_garbage()
+    return psutil.Process().memory_full_info().uss
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of a version's files."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -1,0 +1,231 @@
+"""Models in memory only while they are wanted: on demand, idle, within a budget; with real SavedModels and measured memory."""
+
+import json
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from conftest import NO_POLL, FakeServable, Rest, assert_error
+from test_saved_models import export
+
+import serving
+from serving_rooms import residency
+
+MB = 1 << 20
+
+
+def write_model(tf, folder, number):
+    weights = tf.Variable(np.full((6 * MB,), number, np.float32))
+    export(tf, folder, {"serving_default": (lambda x: {"y": x * weights[0]}, [tf.TensorSpec([None], name="x")])}, weights=weights)
+
+
+@pytest.fixture(scope="module")
+def folders(tf, tmp_path_factory):
+    """Seven models of 24 MB, number n answers x * n."""
+    made = []
+    for number in range(1, 8):
+        made.append(tmp_path_factory.mktemp(f"m{number}"))
+        write_model(tf, made[-1] / "1", number)
+    return made
+
+
+def serve(folders, models=None, **options):
+    """A server of models m1, m2, ... on demand; `models` has more fields by name."""
+    items = [{"config": {"name": f"m{number}", "base_path": str(folder), "load": "on_demand", **(models or {}).get(f"m{number}", {})}}
+             for number, folder in enumerate(folders, 1)]
+    server = serving.ModelServer({"model_config_list": items, "server": {**NO_POLL, **options}})
+    assert server.wait(60) and not server.readiness()
+    return server
+
+
+def ask(server, number, value=2.0):
+    return server.predict(f"m{number}", {"instances": [value]})["predictions"].tolist() == [value * number]
+
+
+def resident(server):
+    return [name.partition("/")[0] for name, entry in server.residency.read()["on_demand"].items() if entry["resident"]]
+
+
+def test_a_model_comes_into_memory_when_it_is_asked_for(folders, caplog):
+    caplog.set_level("INFO", "serving")
+    server = serve(folders[:2])
+    rest = Rest(server)
+    assert resident(server) == [] and "is in memory" not in caplog.text
+    status = json.loads(rest.get("/v1/models/m1").data)["model_version_status"][0]
+    assert status["state"] == "AVAILABLE"
+    assert json.loads(rest.get("/v1/models/m1/metadata").data)["metadata"]["signature_def"]["signature_def"].keys() >= {"serving_default"}
+    assert resident(server) == []
+    assert json.loads(rest.post("/v1/models/m2:predict", {"instances": [3.0]}).data) == {"predictions": [6.0]}
+    stats = json.loads(rest.get("/stats").data)
+    assert resident(server) == ["m2"] and stats["residency"]["on_demand"]["m1/1"]["why"] == "not asked for yet"
+    assert stats["residency"]["on_demand"]["m2/1"]["why"] == "asked for" and stats["calls"]["m2/1"]["serving_default"].startswith("session")
+    server.stop()
+
+
+def test_six_models_in_a_budget_for_three_all_answer_and_the_hot_one_stays(folders):
+    import psutil
+    server = serve(folders[:6], memory_budget_mb=100)
+    assert ask(server, 1)
+    before, most, stop, wrong, loads = psutil.Process().memory_full_info().uss, 0, threading.Event(), [], []
+
+    def heat():
+        while not stop.is_set():
+            if not ask(server, 1):
+                wrong.append(1)
+    hot = threading.Thread(target=heat)
+    hot.start()
+    first, original = next(e for e in server.residency.entries if e.config.name == "m1").resident, server.residency.load
+    server.residency.load = lambda entry: (loads.append(entry.config.name), original(entry))
+    for number in (2, 3, 4, 5, 6, 2, 3, 4, 5, 6):
+        assert ask(server, number)
+        most = max(most, psutil.Process().memory_full_info().uss)
+        state = server.residency.read()
+        assert state["used_mb"] <= 100 and 1 <= len(resident(server)) <= 4 and "m1" in resident(server)
+    stop.set()
+    hot.join()
+    assert not wrong and "m1" not in loads and len(loads) == 10
+    assert next(e for e in server.residency.entries if e.config.name == "m1").resident is first
+    assert most - before < 130 * MB  # three more of 24 MB, and what loading needs for a moment
+    server.stop()
+
+
+def test_the_least_recently_used_leaves_first_and_a_pinned_one_never(folders):
+    server = serve(folders[:4], {"m1": {"pinned": True}}, memory_budget_mb=90)
+    for number in (1, 2, 3):
+        assert ask(server, number)
+    assert resident(server) == ["m1", "m2", "m3"]
+    assert ask(server, 2) and ask(server, 4)
+    assert resident(server) == ["m1", "m2", "m4"]
+    assert server.residency.read()["on_demand"]["m3/1"]["why"] == "made room for m4"
+    server.stop()
+
+
+def test_models_that_are_always_there_count_and_stay(folders):
+    server = serve(folders[:3], {"m1": {"load": "eager"}}, memory_budget_mb=60)
+    assert server.residency.read()["used_mb"] >= 24
+    assert ask(server, 2) and ask(server, 3) and ask(server, 1)
+    assert resident(server) == ["m3"]
+    server.stop()
+    assert server.residency.used() == 0
+
+
+def test_a_model_larger_than_the_budget_is_tried_and_said(folders, caplog):
+    server = serve(folders[:1], memory_budget_mb=5)
+    assert ask(server, 1)
+    assert "m1/1 needs about" in caplog.text and "more than memory_budget_mb leaves" in caplog.text
+    server.stop()
+
+
+def test_an_idle_model_leaves_memory_and_comes_back(folders):
+    server = serve(folders[:2], {"m1": {"idle_seconds": 1}})
+    assert ask(server, 1) and ask(server, 2)
+    end = time.monotonic() + 15
+    while "m1" in resident(server):
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    assert resident(server) == ["m2"] and server.residency.read()["on_demand"]["m1/1"]["why"] == "idle for 1 s"
+    assert ask(server, 1)
+    server.stop()
+
+
+def test_a_version_that_is_retired_leaves_memory(folders, tmp_path):
+    path = tmp_path / "config.json"
+    item = {"config": {"name": "m1", "base_path": str(folders[0]), "load": "on_demand"}}
+    path.write_text(json.dumps({"model_config_list": [item], "server": NO_POLL}))
+    server = serving.ModelServer(path)
+    server.wait(60)
+    assert ask(server, 1) and resident(server) == ["m1"]
+    path.write_text(json.dumps({"model_config_list": [], "server": NO_POLL}))
+    assert server.reload()[0] == 201
+    assert server.residency.read()["on_demand"] == {} and server.residency.used() == 0
+
+
+# --- without TensorFlow -----------------------------------------------------------------------------------
+
+class Slow(FakeServable):
+    def __init__(self):
+        super().__init__()
+        self.go = threading.Event()
+
+    def answer(self, name, inputs):
+        assert self.go.wait(30)
+        return super().answer(name, inputs)
+
+
+def fake(monkeypatch, load, names, budget=None, size=10 * MB, **fields):
+    """Entries of a residency whose models are made by `load(name)`, each of `size` bytes."""
+    monkeypatch.setattr(residency, "read_definitions", lambda folder: {})
+    monkeypatch.setattr(residency, "rename_tensors", lambda definitions, folder: {})
+    monkeypatch.setattr(residency, "describe", lambda definitions: {"signature_def": {}})
+    monkeypatch.setattr(residency, "size_of", lambda folder: size)
+    monkeypatch.setattr(residency, "memory_now", lambda: 0)
+    monkeypatch.setattr(residency, "settle_garbage", lambda: None)
+    options = serving.ServerConfig(memory_budget_mb=budget, load_wait_seconds=0.3)
+    room = residency.Residency(lambda: options, lambda folder, config: load(config.name))
+    return room, [room(serving.Path(name) / "1", serving.ModelConfig(name, name, load="on_demand", **fields)) for name in names]
+
+
+def test_many_who_ask_at_once_cause_one_load(monkeypatch):
+    loads = []
+
+    def load(name):
+        loads.append(name)
+        time.sleep(0.05)
+        return FakeServable()
+    _, (entry,) = fake(monkeypatch, load, ["a"])
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(lambda n: entry.run("serving_default", {"x": np.float32([[n]])})["y"].tolist(), range(16)))
+    assert answers == [[[n / 2 + 1]] for n in range(16)] and loads == ["a"]
+
+
+def test_one_in_use_is_never_evicted_and_the_next_waits_for_it_or_gives_up(monkeypatch):
+    made = {}
+    room, (first, second) = fake(monkeypatch, lambda name: made.setdefault(name, Slow()), ["a", "b"], budget=20)
+    with ThreadPoolExecutor(2) as pool:
+        running = pool.submit(first.run, "serving_default", {"x": np.float32([[0]])})
+        while "a" not in made or not made["a"]._leases:
+            time.sleep(0.005)
+        with pytest.raises(serving.ServingError, match="no room for model b: all others are in use") as raised:
+            second.run("serving_default", {"x": np.float32([[0]])})
+        assert raised.value.status == 503 and not made["a"].closed
+        monkeypatch.setattr(room, "options", lambda: serving.ServerConfig(memory_budget_mb=20, load_wait_seconds=20))
+        waiting = pool.submit(second.run, "serving_default", {"x": np.float32([[0]])})
+        time.sleep(0.1)
+        made["a"].go.set()
+        assert running.result()["y"].tolist() == [[1.0]]
+        while "b" not in made:
+            time.sleep(0.005)
+        made["b"].go.set()
+        assert waiting.result()["y"].tolist() == [[1.0]] and made["a"].closed
+    assert first.resident is None and second.resident is made["b"]
+
+
+def test_a_model_that_cannot_be_loaded_says_why_and_is_not_tried_at_each_request(monkeypatch):
+    tries = []
+
+    def load(name):
+        tries.append(name)
+        raise serving.LoadError("made to fail")
+    _, (entry,) = fake(monkeypatch, load, ["a"])
+    for _ in range(3):
+        with pytest.raises(serving.ServingError, match="Model a cannot be loaded: made to fail") as raised:
+            entry.run("serving_default", {"x": np.float32([[0]])})
+        assert raised.value.status == 503
+    assert tries == ["a"] and entry.why == "cannot be loaded: made to fail"
+    monkeypatch.setattr(residency, "RETRY_SECONDS", 0.0)
+    with pytest.raises(serving.ServingError):
+        entry.run("serving_default", {"x": np.float32([[0]])})
+    assert len(tries) == 2
+
+
+def test_a_folder_without_a_model_is_said_when_it_is_declared(tmp_path):
+    (tmp_path / "m" / "1").mkdir(parents=True)
+    (tmp_path / "m" / "1" / "saved_model.pb").write_bytes(b"\xff\xff no model")
+    server = serving.ModelServer({"model_config_list": [{"config": {"name": "m", "base_path": str(tmp_path / "m"), "load": "on_demand"}}],
+                                  "server": NO_POLL})
+    server.wait(60)
+    assert server.readiness() == ["m"]
+    assert_error(Rest(server).post("/v1/models/m:predict", {"instances": [1.0]}), 404, "Servable not found for request: Latest(m)")
+    assert str(tmp_path) not in json.dumps(server.status("m"))

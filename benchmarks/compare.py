@@ -48,6 +48,12 @@ class Found:
     memory: list[float] = field(default_factory=list)  # MB
     ready: list[float] = field(default_factory=list)  # seconds
     errors: int = 0
+    failed: list[str] = field(default_factory=list)  # why it is missing from a round
+    duels: dict[int, list[tuple[int, float, float]]] = field(default_factory=dict)  # by connections: round, its rate, serving's
+
+
+class NoAnswer(Exception):
+    """A server that does not come up, or whose answers are not those of serving."""
 
 
 # ======================================================================================================
@@ -85,7 +91,8 @@ class Server:
             except OSError as error:
                 late = time.perf_counter() - self.start_time > START_SECONDS
                 if late or self.process.poll() is not None:
-                    raise SystemExit(f"{self.name} with {self.workload} does not answer ({error}); see {self.log.name}") from None
+                    said = Path(self.log.name).read_text()[-2000:]
+                    raise NoAnswer(f"{self.name} with {self.workload} does not answer: {error}\n{said}") from None
                 time.sleep(0.02)
 
     def ask(self):
@@ -190,7 +197,7 @@ def measure_alone(workload, seconds):
     return float(subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout.split()[-1])
 
 
-def run_round(workload, peers, seconds, folder, found, say):
+def run_round(workload, peers, round_, seconds, folder, found, say):
     """One round of a workload: serving, started once, in turns with each peer, started for it."""
     with open(folder / f"{OURS}.log", "w") as log:
         ours = Serving(OURS, workload, log)
@@ -199,26 +206,30 @@ def run_round(workload, peers, seconds, folder, found, say):
             found[OURS].ready.append(ready)
             for number, name in enumerate(peers, 1):
                 say(f"{name} ({number} of {len(peers)})")
-                run_pair(ours, name, reference, seconds, folder, found)
+                try:
+                    run_pair(ours, name, reference, round_, seconds, folder, found)
+                except NoAnswer as error:  # the others are measured all the same
+                    found[name].failed.append(str(error))
+                    print(error, flush=True)
         finally:
             ours.stop()
     if workload in ("mobilenet_v2", "ssd320"):
         found[ALONE].rates.setdefault(max(CONNECTIONS[workload]), []).append(measure_alone(workload, seconds))
 
 
-def run_pair(ours, name, reference, seconds, folder, found):
+def run_pair(ours, name, reference, round_, seconds, folder, found):
     with open(folder / f"{name}.log", "w") as log:
         peer = Server(name, ours.workload, log)
         try:
             answer, ready = peer.wait()
             if not agrees(reference, answer):
-                raise SystemExit(f"{name} answers {ours.workload} otherwise than serving")
+                raise NoAnswer(f"{name} answers {ours.workload} otherwise than serving")
             found[name].ready.append(ready)
             for connections in CONNECTIONS[ours.workload]:
                 for server in (peer, ours):
                     load(server, connections, 1, folder)  # warm, both
-                for server in (peer, ours):
-                    measure(found, server, connections, seconds, folder)
+                rates = [measure(found, server, connections, seconds, folder) for server in (peer, ours)]
+                found[name].duels.setdefault(connections, []).append((round_, *rates))
             for server in (peer, ours):  # at the same time: both have TensorFlow's code in memory, and each counts its share
                 found[server.name].memory.append(server.memory())
         finally:
@@ -236,13 +247,11 @@ def middle(values):
 
 def ratios(found, peers, connections):
     """serving to the best peer, a ratio for each round: of serving's run beside that peer."""
-    result = []
-    for round_ in range(min(len(found[name].rates.get(connections, ())) for name in peers)):
-        pairs = [(found[name].rates[connections][round_], found[OURS].rates[connections][round_ * len(peers) + place])
-                 for place, name in enumerate(peers)]
-        best, beside = max(pairs)
-        result.append(beside / best)
-    return result
+    best = {}
+    for name in peers:
+        for round_, theirs, beside in found[name].duels.get(connections, ()):
+            best[round_] = max(best.get(round_, (0.0, 0.0)), (theirs, beside))
+    return [beside / theirs for theirs, beside in best.values()]
 
 
 def print_tables(all_found, peers):
@@ -262,6 +271,9 @@ def print_tables(all_found, peers):
             share = middle(found[OURS].rates[count]) / middle(rates)
             print(f"| in-process, 2 threads | {' | '.join(['', f'{middle(rates):.0f} (serving {100 * share:.0f} %)'])} | | |")
         print(f"\nerrors: {sum(result.errors for result in found.values())}")
+        for name, result in found.items():
+            if result.failed:
+                print(f"{name} is missing from {len(result.failed)} rounds")
 
 
 def cell(rates, latency):
@@ -305,7 +317,7 @@ def main():
             for workload, found in all_found.items():
                 def say(what, round_=round_, workload=workload):
                     print(f"{(time.monotonic() - start) / 60:5.1f} min, round {round_} of {options.rounds}: {workload}, {what}", flush=True)
-                run_round(workload, options.peers, options.seconds, Path(folder), found, say)
+                run_round(workload, options.peers, round_, options.seconds, Path(folder), found, say)
             print_tables(all_found, options.peers)
         if "ssd320" in options.workloads:
             check_overload(options.seconds, Path(folder))

@@ -17,7 +17,7 @@ from urllib.parse import unquote
 from flask import Flask
 from waitress.buffers import OverflowableBuffer
 from waitress.channel import HTTPChannel
-from waitress.parser import HTTPRequestParser
+from waitress.parser import HTTPRequestParser, ParsingError
 from waitress.receiver import FixedStreamReceiver
 from waitress.task import WSGITask
 from waitress.utilities import build_http_date
@@ -116,6 +116,8 @@ class Parser(HTTPRequestParser):
         known = heads.get(header_plus)
         if known is None:
             super().parse_header(header_plus)
+            if self.chunked and "CONTENT_LENGTH" in self.headers:  # RFC 9112, 6.3: read in two ways by two servers, it smuggles requests
+                raise ParsingError("Content-Length and Transfer-Encoding exclude each other")
             if not self.chunked and len(header_plus) <= MOST_HEAD_BYTES:
                 if len(heads) >= MOST_HEADS:
                     heads.clear()

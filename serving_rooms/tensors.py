@@ -17,6 +17,7 @@ from serving import MAX_LISTS, ServingError, parse_json
 
 LARGE = 512  # bytes of an array's text; below, the plain path is as fast
 MOST_STRINGS = 512  # of a body, keys among them
+MOST_DIMENSIONS = 32  # of a tensor; each costs a look at the whole
 NUMBERS = b"0123456789+-.eE \t\n\r"  # what a skeleton leaves out; simdjson says whether numbers stand in the right places
 TOKEN = secrets.token_hex(16)  # stands for an array in the rest; a client cannot know it
 
@@ -99,7 +100,7 @@ def shape_of(skeleton: bytes) -> list[int] | None:
     """
     rank = len(skeleton) - len(skeleton.lstrip(b"["))
     unit_end = skeleton.find(b"]") + 1
-    if not rank or not unit_end:
+    if not 0 < rank <= MOST_DIMENSIONS or not unit_end:
         return None
     unit = skeleton[rank - 1:unit_end]
     shape = [len(unit) - 1]

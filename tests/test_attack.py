@@ -84,8 +84,8 @@ def test_a_request_that_may_be_read_in_two_ways_smuggles_no_other(live, way):
 def test_heads_have_a_limit_and_lines_no_end_are_cut(live):
     address, _, _ = live
     many = b"GET /livez HTTP/1.1\r\nHost: x\r\n" + b"X: y\r\n" * 60000 + b"\r\n"
-    assert exchange(address, many).startswith(b"HTTP/1.1 431 ") or exchange(address, many) == b""
-    assert exchange(address, b"GET /" + b"a" * 300_000 + b" HTTP/1.1\r\n\r\n")[:12] in (b"HTTP/1.1 431", b"")
+    for head in (many, b"GET /" + b"a" * 300_000 + b" HTTP/1.1\r\n\r\n"):
+        assert exchange(address, head).startswith((b"HTTP/1.0 431 ", b"HTTP/1.1 431 "))
     assert requests.get(f"{address}/livez", timeout=10).status_code == 200
 
 

@@ -34,6 +34,7 @@ from serving_rooms.batching import choose_batching
 
 logger = logging.getLogger("serving")
 
+MOST_THREADS = 64  # of a model whose calls could not be tried
 LONG_SECONDS = 0.001  # a call that takes so long is worth a hand-over to another thread (30 us)
 
 
@@ -42,9 +43,10 @@ def tune(session: Any, signatures: Mapping[str, Signature], calls: dict[str, Cal
     """Replace calls by better ones. `owned` closes what a model holds, the latest first: what is made here is added to it."""
     if config.freeze and device.startswith("CPU"):
         session = freeze(session, signatures, calls, device, config.name, owned) or session
-    long: list[str] = []
+    long, unknown = list[str](), list[str]()
     for name, call in calls.items():
         if call.seconds == float("inf"):
+            unknown.append(name)
             continue
         batched = batch(session, name, signatures[name], call, device, config)
         if batched is not call.run:
@@ -54,8 +56,13 @@ def tune(session: Any, signatures: Mapping[str, Signature], calls: dict[str, Cal
     if long:
         workers = Workers(len(os.sched_getaffinity(0)), f"model-{config.name}")
         owned.callback(workers.close)
-        for name in long:
+        for name in long:  # what oneDNN prepares, it prepares for each thread
             workers.run_on_each(functools.partial(calls[name].run, *sample_inputs(signatures[name], 1)))
+            calls[name] = calls[name]._replace(run=functools.partial(workers.run, calls[name].run))
+    if unknown:  # it may take long, and may do else than compute
+        workers = Workers(MOST_THREADS, f"model-{config.name}")
+        owned.callback(workers.close)
+        for name in unknown:
             calls[name] = calls[name]._replace(run=functools.partial(workers.run, calls[name].run))
 
 
@@ -77,17 +84,17 @@ def batch(session: Any, name: str, signature: Signature, call: Call, device: str
 
 
 class Workers:
-    """As many threads as there are cores, for the long calls of one model; first come, first served.
+    """Threads for the calls of one model, up to `count`, started when they are needed; first come, first served.
 
-    More at once would only take turns, each with less of the caches. And TensorFlow keeps what oneDNN has prepared for
-    each thread: on any of thirty threads of a server it would be prepared, and held, thirty times.
+    There are as many as cores for calls that compute: more at once would only take turns, each with less of the caches. And
+    TensorFlow keeps what oneDNN has prepared for each thread: on thirty threads it would be prepared, and held, thirty times.
     """
 
     def __init__(self, count: int, name: str):
         self.jobs: queue.SimpleQueue = queue.SimpleQueue()
-        self.count = count
-        for number in range(count):
-            threading.Thread(target=self.work, name=f"{name}-{number}", daemon=True).start()
+        self.count, self.name = count, name
+        self.started = self.open = 0  # threads; jobs that are not done
+        self._lock = threading.Lock()
 
     def run(self, function: Callable, *arguments: Any) -> Any:
         """Run a function when a thread is free; ServingError at the request's deadline, and what waits then never runs."""
@@ -107,6 +114,11 @@ class Workers:
 
     def submit(self, function: Callable, *arguments: Any, wanted: Callable[[], bool] = lambda: True) -> Future:
         future: Future = Future()
+        with self._lock:
+            self.open += 1
+            if self.started < min(self.open, self.count):
+                threading.Thread(target=self.work, name=f"{self.name}-{self.started}", daemon=True).start()
+                self.started += 1
         self.jobs.put((future, wanted, function, arguments))
         return future
 
@@ -130,11 +142,13 @@ class Workers:
                     future.set_result(function(*arguments))
                 except BaseException as error:
                     future.set_exception(error)
+            with self._lock:
+                self.open -= 1
             del job, future, wanted, function, arguments  # an answer is not held until the next one
 
     def close(self) -> None:
         """Let the threads end, each after what it runs."""
-        for _ in range(self.count):
+        for _ in range(self.started):
             self.jobs.put(None)
 
 

@@ -58,8 +58,10 @@ def test_what_finds_the_queue_full_is_turned_away_at_once_and_the_others_are_ans
     slow = Gated()
     with serve({"slow": slow}, threads=4, max_queued_requests=5) as (server, address), ThreadPoolExecutor(20) as pool:
         session = requests.Session()
-        futures = [pool.submit(ask, address, value=float(number)) for number in range(7)]  # 2 run, 5 wait
-        until(lambda: len(slow.begun) == 2 and len(server.metrics.queue) == 5)
+        futures = [pool.submit(ask, address, value=float(number)) for number in range(2)]
+        until(lambda: len(slow.begun) == 2)
+        futures += [pool.submit(ask, address, value=float(number)) for number in range(2, 7)]
+        until(lambda: len(server.metrics.queue) == 5)
         for _ in range(3):  # the connection stays open
             refused = ask_through(session, address, {"X-Request-Id": "r-1"})
             assert refused.status_code == 503 and refused.headers["Retry-After"] == "1" and refused.headers["X-Request-Id"] == "r-1"
@@ -76,8 +78,12 @@ def ask_through(session, address, headers=None):
 def test_states_and_numbers_are_answered_while_everything_is_full():
     slow, other = Gated(), Gated()
     with serve({"slow": slow, "other": other}, threads=4, max_queued_requests=4) as (server, address), ThreadPoolExecutor(20) as pool:
-        futures = [pool.submit(ask, address, model) for model in ("slow", "other") * 5]
-        until(lambda: len(slow.begun) + len(other.begun) == 3 and len(server.metrics.queue) == 4)
+        futures = [pool.submit(ask, address, model) for model in ("slow", "other", "slow")]
+        until(lambda: len(slow.begun) + len(other.begun) == 3)
+        futures += [pool.submit(ask, address, model) for model in ("slow", "other") * 2]
+        until(lambda: len(server.metrics.queue) == 4)
+        futures += [pool.submit(ask, address, model) for model in ("slow", "other", "slow")]
+        until(lambda: server.metrics.refused["queue"] == 3)
         for path in ("/livez", "/readyz", "/metrics", "/stats", "/v1/models/slow"):
             assert requests.get(address + path, timeout=5).status_code == 200
         assert requests.get(f"{address}/stats", timeout=5).json()["refused"] == {"queue": 3}

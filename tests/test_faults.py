@@ -1,0 +1,234 @@
+"""Faults that are caused: models that fail, hang or answer otherwise than they say, full disks, a loader that dies, ends in the middle."""
+
+import contextlib
+import json
+import logging
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import requests
+from conftest import NO_POLL, ROOT, Disk, FakeServable, Rest, config, fake_server, listening
+from test_saved_models import export
+
+import serving
+
+
+@pytest.fixture(scope="module")
+def folder(tf, tmp_path_factory):
+    """Models that do as they say up to 100, and beyond it fail, hang, or answer other shapes."""
+    made = tmp_path_factory.mktemp("models")
+    one = [tf.TensorSpec([None], name="x")]
+
+    def hang(x):
+        while (x > 100).any():
+            time.sleep(0.1)
+        return x
+
+    def grow(x):
+        return np.repeat(x, 3) if (x > 100).any() else x
+    with_checks = {
+        "crash": lambda x: {"y": tf.ensure_shape(x, [None]) + tf.cast(tf.gather([1, 2], tf.where(x > 100, 7, 0)), tf.float32)},
+        "raise": lambda x: {"y": tf.numpy_function(lambda x: x if (x < 100).all() else 1 / 0, [x], tf.float32)},
+        "hang": lambda x: {"y": tf.numpy_function(hang, [x], tf.float32)},
+        "grow": lambda x: {"y": tf.numpy_function(grow, [x], tf.float32)}}
+    for name, function in with_checks.items():
+        export(tf, made / name / "1", {"serving_default": (function, one)})
+    return made
+
+
+@pytest.fixture(scope="module")
+def faulty(folder):
+    """All of them in one server, with a healthy one."""
+    names = ("crash", "raise", "hang", "grow")
+    items = [{"config": {"name": name, "base_path": str(folder / name), "batching": False}} for name in names]
+    items.append({"config": {"name": "half", "base_path": str(ROOT / "models/half_plus_two")}})
+    server = serving.ModelServer({"model_config_list": items, "server": {**NO_POLL, "threads": 8}})
+    assert server.wait(60) and not server.readiness()
+    return server
+
+
+@pytest.mark.parametrize(("name", "status"), [("crash", 400), ("raise", 500)])
+def test_a_model_that_fails_in_its_graph_answers_why_without_a_traceback(faulty, name, status):
+    rest = Rest(faulty)
+    answer = rest.post(f"/v1/models/{name}:predict", {"instances": [1.0, 200.0]})
+    text = json.loads(answer.data)["error"]
+    assert answer.status_code == status and text and "Traceback" not in text and str(ROOT) not in text and 'File "' not in text
+    assert json.loads(rest.post(f"/v1/models/{name}:predict", {"instances": [1.0]}).data)["predictions"]
+
+
+def test_an_answer_of_another_shape_than_the_signatures_is_an_error_not_a_wrong_answer(faulty):
+    rest = Rest(faulty)
+    assert json.loads(rest.post("/v1/models/grow:predict", {"instances": [1.0, 2.0]}).data) == {"predictions": [1.0, 2.0]}
+    answer = rest.post("/v1/models/grow:predict", {"instances": [1.0, 200.0]})
+    assert answer.status_code in (400, 500) and "error" in json.loads(answer.data)
+
+
+def test_a_servable_whose_rows_do_not_match_is_an_error():
+    class Odd(FakeServable):
+        def answer(self, name, inputs):
+            return {"y": np.zeros((5, 1), np.float32)}
+    rest = Rest(fake_server({"m": Odd()}))
+    answer = rest.post("/v1/models/m:predict", {"instances": [[1.0], [2.0]]})
+    assert answer.status_code >= 400
+
+
+def test_a_model_that_hangs_is_answered_504_and_holds_up_no_other(faulty):
+    with listening(faulty) as address, ThreadPoolExecutor(8) as pool:
+        def ask(value):
+            return requests.post(f"{address}/v1/models/hang:predict", json={"instances": [value]}, headers={"X-Request-Timeout": "1"}, timeout=30)
+        hung = [pool.submit(ask, 200.0) for _ in range(6)]
+        time.sleep(0.3)
+        assert requests.post(f"{address}/v1/models/half:predict", json={"instances": [2.0]}, timeout=10).json() == {"predictions": [3.0]}
+        assert [future.result().status_code for future in hung] == [504] * 6
+        assert requests.post(f"{address}/v1/models/half:predict", json={"instances": [2.0]}, timeout=10).json() == {"predictions": [3.0]}
+        # Python runs its own functions one after the other, so this model is lost; it says so, and still nobody waits for ever
+        assert ask(2.0).status_code in (200, 504)
+
+
+def test_a_process_with_a_model_that_hangs_ends_all_the_same(folder):
+    source = f"""
+import sys; sys.path.insert(0, {str(ROOT / "tests")!r}); sys.path.insert(0, {str(ROOT)!r})
+import threading, time, serving
+from conftest import FakeServable, fake_server
+class Hung(FakeServable):
+    def answer(self, name, inputs):
+        time.sleep(1000)
+server = fake_server({{"m": Hung()}}, server={{"drain_seconds": 1}})
+threading.Thread(target=lambda: server.predict("m", {{"instances": [[1.0]]}}), daemon=True).start()
+serving.run(server, port=0)
+"""
+    process = subprocess.Popen([sys.executable, "-c", source], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline().startswith("serving")
+    time.sleep(0.5)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 0
+
+
+# --- the loader -------------------------------------------------------------------------------------------
+
+def test_a_pass_of_the_loader_that_breaks_is_followed_by_the_next(caplog):
+    disk, broken = Disk(m=[1]), threading.Event()
+
+    def list_versions(base_path):
+        if broken.is_set():
+            raise MemoryError("made to fail")
+        return disk.list_versions(base_path)
+    server = serving.ModelServer(config("m"), load=disk.load, list_versions=list_versions)
+    assert server.wait(10)
+    rest = Rest(server)
+    broken.set()
+    answer = rest.post("/v1/config/reload")
+    assert answer.status_code == 500 and "Traceback" not in answer.text
+    assert rest.post("/v1/models/m:predict", {"instances": [[1.0]]}).status_code == 200
+    broken.clear()
+    disk.models["m"].add(2)
+    assert rest.post("/v1/config/reload").status_code == 201
+    assert json.loads(rest.post("/v1/models/m:predict", {"instances": [[2.0]]}).data) == {"predictions": [[3.0]]}
+
+
+def test_a_folder_that_is_half_copied_is_served_when_it_is_whole(tf, tmp_path):
+    import shutil
+    base = tmp_path / "m"
+    shutil.copytree(ROOT / "models/half_plus_two/123", base / "1")
+    server = serving.ModelServer({"model_config_list": [{"config": {"name": "m", "base_path": str(base)}}], "server": NO_POLL})
+    assert server.wait(60)
+    rest = Rest(server)
+    (base / "2").mkdir()
+    whole = (base / "1/saved_model.pb").read_bytes()
+    (base / "2/saved_model.pb").write_bytes(whole[:len(whole) // 2])
+    assert rest.post("/v1/config/reload").status_code == 500
+    assert json.loads(rest.post("/v1/models/m:predict", {"instances": [2.0]}).data) == {"predictions": [3.0]}
+    shutil.rmtree(base / "2")
+    shutil.copytree(base / "1", base / "2")
+    assert rest.post("/v1/config/reload").status_code == 201
+    assert json.loads(rest.post("/v1/models/m/versions/2:predict", {"instances": [2.0]}).data) == {"predictions": [3.0]}
+    shutil.rmtree(base)
+    assert json.loads(rest.post("/v1/models/m:predict", {"instances": [2.0]}).data) == {"predictions": [3.0]}
+    assert rest.post("/v1/config/reload").status_code >= 400
+    assert json.loads(rest.post("/v1/models/m:predict", {"instances": [2.0]}).data) == {"predictions": [3.0]}
+
+
+def test_sigterm_during_a_reload_ends_well(tmp_path):
+    source = f"""
+import sys; sys.path.insert(0, {str(ROOT / "tests")!r}); sys.path.insert(0, {str(ROOT)!r})
+import time, pathlib, serving
+from conftest import FakeServable, config
+class Loader:
+    count = 0
+    def __call__(self, folder, model):
+        self.count += 1
+        if self.count > 1:
+            print("loading", flush=True)
+            time.sleep(3)
+        return FakeServable()
+versions = {{1: pathlib.Path("1")}}
+server = serving.ModelServer(config("m"), load=Loader(), list_versions=lambda path: dict(versions))
+server.wait()
+import threading
+def reload():
+    versions[2] = pathlib.Path("2")
+    server.reload()
+threading.Timer(1, reload).start()
+serving.run(server, port=0)
+"""
+    process = subprocess.Popen([sys.executable, "-c", source], stdout=subprocess.PIPE, text=True)
+    while process.stdout.readline() != "loading\n":
+        assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 0
+
+
+# --- full disks -------------------------------------------------------------------------------------------
+
+def test_a_log_that_cannot_be_written_stops_no_request(monkeypatch, capsys):
+    with open("/dev/full", "w") as full:
+        handler = logging.StreamHandler(full)
+        monkeypatch.setattr(logging, "raiseExceptions", False)
+        logging.getLogger("serving").addHandler(handler)
+        try:
+            logging.getLogger("serving").setLevel(logging.INFO)
+            rest = Rest(fake_server({"m": FakeServable()}))
+            assert rest.post("/v1/models/m:predict", {"instances": [[1.0]]}).status_code == 200
+        finally:
+            logging.getLogger("serving").removeHandler(handler)
+            with contextlib.suppress(OSError):
+                handler.close()
+
+
+def test_the_server_of_its_own_goes_on_with_a_full_disk_under_its_log(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_config_list": [
+        {"config": {"name": "half", "base_path": str(ROOT / "models/half_plus_two")}}]}))
+    with open("/dev/full", "w") as full:
+        process = subprocess.Popen([sys.executable, str(ROOT / "serving.py"), "--config", str(tmp_path / "config.json"), "--port", "0"],
+                                   stdout=subprocess.PIPE, stderr=full, text=True)
+    address = process.stdout.readline().split(" on ")[1].split(",")[0]
+    for _ in range(600):
+        with contextlib.suppress(requests.RequestException):
+            if requests.get(f"{address}/readyz", timeout=5).status_code == 200:
+                break
+        time.sleep(0.1)
+    for _ in range(50):
+        assert requests.post(f"{address}/v1/models/half:predict", json={"instances": [2.0]}, timeout=10).json() == {"predictions": [3.0]}
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 0
+
+
+def test_a_quota_store_without_room_lets_nobody_in_and_recovers(tmp_path):
+    from serving_rooms.quotas import Quotas
+    quotas = Quotas(tmp_path / "q.sqlite3")
+    assert quotas.take("k", 10, "day") is None
+    pages = quotas._database.execute("PRAGMA page_count").fetchone()[0]
+    quotas._database.execute(f"PRAGMA max_page_count = {pages}")
+    with pytest.raises(OSError, match="full"):
+        for number in range(100_000):
+            quotas.take("key" * 100 + str(number), 10, "day")
+    quotas._database.execute("PRAGMA max_page_count = 1000000")
+    assert quotas.take("k", 10, "day") is None and quotas.used("k", "day") == 2
+    assert sqlite3.connect(tmp_path / "q.sqlite3").execute("PRAGMA integrity_check").fetchone() == ("ok",)

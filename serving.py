@@ -840,6 +840,7 @@ class Call(typing.NamedTuple):
     seconds: float = float("inf")  # of one made-up row; not known where that does not suit it
     example: Any = None  # a request that it answers
     kind: str = "session"  # or `frozen`, `batched`
+    bounded: bool = True  # whether any input takes about as long as that row: no loops, no Python functions
 
 
 class Servable:
@@ -854,7 +855,7 @@ class Servable:
                  metadata: dict[str, Any] | None = None, device: str = "",
                  close: Callable[[], None] = lambda: None, example: Any = None, calls: Mapping[str, "Call"] = types.MappingProxyType({})):
         self.signatures, self._run, self.callables = dict(signatures), run, calls
-        self.call_seconds = max((call.seconds for call in calls.values()), default=float("inf"))  # of the slowest signature
+        self.call_seconds = max((call.seconds if call.bounded else float("inf") for call in calls.values()), default=float("inf"))
         self.metadata, self.device, self.example = metadata or {}, device, example
         self._close = close
         self._leases, self._retired = 0, False

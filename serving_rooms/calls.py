@@ -6,6 +6,7 @@ where that is right, and wanted or measured to gain. What cannot be improved sta
 
 import contextlib
 import functools
+import itertools
 import logging
 import os
 import queue
@@ -44,13 +45,14 @@ def tune(session: Any, signatures: Mapping[str, Signature], calls: dict[str, Cal
     if config.freeze and device.startswith("CPU"):
         session = freeze(session, signatures, calls, device, config.name, owned) or session
     long, unknown = list[str](), list[str]()
-    for name, call in calls.items():
-        if call.seconds == float("inf"):
-            unknown.append(name)
-            continue
-        batched = batch(session, name, signatures[name], call, device, config)
+    bounded = is_bounded(session.graph)
+    for name, plain in calls.items():
+        call = calls[name] = plain._replace(bounded=bounded)
+        batched = batch(session, name, signatures[name], call, device, config) if call.seconds < float("inf") else call.run
         if batched is not call.run:
             calls[name] = call._replace(run=batched, kind="batched")
+        elif not bounded or call.seconds == float("inf"):
+            unknown.append(name)
         elif device.startswith("CPU") and call.seconds >= LONG_SECONDS:
             long.append(name)
     if long:
@@ -64,6 +66,18 @@ def tune(session: Any, signatures: Mapping[str, Signature], calls: dict[str, Cal
         owned.callback(workers.close)
         for name in unknown:
             calls[name] = calls[name]._replace(run=functools.partial(workers.run, calls[name].run))
+
+
+# What takes as long as its input, or somebody's code, wants.
+UNBOUNDED = {"PyFunc", "PyFuncStateless", "EagerPyFunc", "While", "StatelessWhile", "NextIteration", "ReadFile",
+             "WriteFile", "QueueDequeueV2"}
+
+
+def is_bounded(graph: Any) -> bool:
+    """Whether a graph and its functions have neither loops nor Python functions nor files in them."""
+    definition = graph.as_graph_def()
+    functions = (node for function in definition.library.function for node in function.node_def)
+    return all(node.op not in UNBOUNDED for node in itertools.chain(definition.node, functions))
 
 
 def batch(session: Any, name: str, signature: Signature, call: Call, device: str, config: Any) -> Callable:

@@ -1,0 +1,241 @@
+"""The roads of deploy/: ASGI in this process, gunicorn behind a real nginx, and what Dockerfiles and Kubernetes' objects say of the server."""
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import psutil
+import pytest
+import requests
+from conftest import ROOT, FakeServable, Rest, fake_server, key_entry
+
+DEPLOY = ROOT / "deploy"
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+# --- ASGI -----------------------------------------------------------------------------------------------------
+
+
+def ask_asgi(app, method, path, body=b"", headers=(), chunks=1, raw_path=None):
+    """What an ASGI application answers: status, headers, body. A body without a length comes in `chunks`."""
+    size = -(-len(body) // chunks) or 1
+    parts = [body[start:start + size] for start in range(0, len(body), size)] or [b""]
+    incoming = [{"type": "http.request", "body": part, "more_body": index + 1 < len(parts)} for index, part in enumerate(parts)]
+    names = [(name.lower().encode(), value.encode()) for name, value in dict(headers).items()]
+    names += [(b"content-length", str(len(body)).encode())] if chunks == 1 and body else []
+    path, _, query = path.partition("?")
+    scope = {"type": "http", "http_version": "1.1", "method": method, "path": path, "raw_path": raw_path, "query_string": query.encode(),
+             "root_path": "", "scheme": "http", "headers": names, "server": ("localhost", 80), "client": ("127.0.0.1", 9)}
+    sent = []
+
+    async def run():
+        async def receive():
+            return incoming.pop(0)
+
+        async def send(message):
+            sent.append(message)
+        await app(scope, receive, send)
+    asyncio.run(run())
+    return sent[0]["status"], dict(sent[0]["headers"]), b"".join(message.get("body", b"") for message in sent[1:])
+
+
+@pytest.fixture
+def both():
+    """One server as ASGI and as WSGI: the same must come out."""
+    from deploy.asgi import create_asgi
+    server = fake_server({"m": FakeServable(), "a/b": FakeServable(2)}, auth={"keys": [key_entry("site", "k")]}, deployments=[{"id": "m", "model": "m"}],
+                         server={"file_system_poll_wait_seconds": 0, "max_request_bytes": 5_000_000})
+    return create_asgi(server), Rest(server)
+
+
+@pytest.mark.parametrize("method, path, body", [
+    ("POST", "/v1/models/m:predict", b'{"instances": [[1.0]]}'), ("POST", "/v1/models/m:predict?outputs=y", b'{"instances": [[1.0]]}'),
+    ("POST", "/v1/models/m:predict", b"{"), ("POST", "/v1/models/none:predict", b"{}"), ("GET", "/v1/models/m", b""), ("GET", "/nowhere", b""),
+    ("POST", "/predict", b"{}"), ("DELETE", "/predict", b""), ("HEAD", "/readyz", b""), ("POST", "/v1/config/reload", b""),
+    ("POST", "/v1/models/m:predict", json.dumps({"instances": [[0.5]] * 400_000}).encode()), ("POST", "/v1/models/m:predict", b" " * 5_000_001)])
+def test_asgi_answers_as_wsgi_does(both, method, path, body):
+    asgi, rest = both
+    wanted = rest.open(path, method=method, data=body, headers={"X-Request-Id": "r-1"})
+    status, headers, answer = ask_asgi(asgi, method, path, body, {"X-Request-Id": "r-1"})
+    assert (status, answer) == (wanted.status_code, wanted.data)
+    assert headers == {name.lower().encode(): value.encode() for name, value in wanted.headers.items()}
+    assert headers.get(b"x-request-id") == (None if path == "/nowhere" else b"r-1")
+
+
+def test_asgi_reads_bodies_in_chunks_and_urls_as_written(both):
+    body = b'{"instances": [[1.0], [2.0]]}'
+    assert ask_asgi(both[0], "POST", "/v1/models/m:predict", body, chunks=5)[::2] == (200, b'{"predictions":[[1.5],[2.0]]}')
+    assert ask_asgi(both[0], "POST", "/v1/models/m:predict", b" " * 5_000_001, chunks=2)[0] == 413, "not cut and taken"
+    assert ask_asgi(both[0], "POST", "/v1/models/m:predict", body + b" " * (5_000_000 - len(body)), chunks=3)[0] == 200
+    found = ask_asgi(both[0], "POST", "/v1/models/a/b:predict", body, raw_path=b"/v1/models/a%2Fb:predict")
+    assert found[::2] == (200, b'{"predictions":[[2.5],[3.0]]}')
+
+
+# --- gunicorn behind nginx ------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def running(command, log, **options):
+    """A process that is ended by SIGTERM, with status 0."""
+    with open(log, "w") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=file, **options)
+    try:
+        yield process
+    finally:
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0, log.read_text()
+
+
+def nginx_conf(folder, port, upstream):
+    """deploy/nginx.conf with this test's ports, certificate, folders and a limit of 30 MB."""
+    subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost", "-addext",
+                    "subjectAltName=DNS:localhost", "-keyout", folder / "key.pem", "-out", folder / "cert.pem"], check=True, capture_output=True)
+    text = (DEPLOY / "nginx.conf").read_text()
+    temporary = "".join(f"{kind}_temp_path {folder}/{kind};\n" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
+    for old, new in (("listen 443 ssl", f"listen 127.0.0.1:{port} ssl"), ("/etc/nginx/serving", str(folder)), ("127.0.0.1:8501", f"127.0.0.1:{upstream}"),
+                     ("/run/nginx.pid", str(folder / "nginx.pid")), ("/dev/stdout", str(folder / "access.log")), ("body_size 1g", "body_size 30m"),
+                     ("http {\n", "http {\n" + temporary), ("worker_processes auto;", "daemon off;" + (" user root;" if os.getuid() == 0 else ""))):
+        assert text.count(old) == 1, old
+        text = text.replace(old, new)
+    (folder / "nginx.conf").write_text(text)
+    return folder / "nginx.conf"
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """gunicorn, as deploy/gunicorn.conf.py has it, behind nginx, as deploy/nginx.conf has it: folder, address, a session, gunicorn's process."""
+    nginx = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
+    if not nginx:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)("nginx is not installed")
+    folder, upstream, port = tmp_path_factory.mktemp("site"), free_port(), free_port()
+    write_site_config(folder, "half")
+    session = requests.Session()
+    session.verify = str(folder / "cert.pem")
+    environ = {**os.environ, "SERVING_CONFIG": str(folder / "config.json"), "SERVING_BIND": f"127.0.0.1:{upstream}", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    with running([sys.executable, "-m", "gunicorn", "-c", str(DEPLOY / "gunicorn.conf.py")], folder / "gunicorn.log", env=environ) as gunicorn, \
+            running([nginx, "-e", "stderr", "-c", str(nginx_conf(folder, port, upstream))], folder / "nginx.log"):
+        wait_until(lambda: session.get(f"https://localhost:{port}/readyz").status_code == 200)
+        yield folder, f"https://localhost:{port}", session, gunicorn
+
+
+def wait_until(true, seconds=60):
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        with contextlib.suppress(requests.ConnectionError):
+            if true():
+                return
+        time.sleep(0.05)
+    pytest.fail("waited in vain")
+
+
+def write_site_config(folder, name):
+    config = {"model_config_list": [{"config": {"name": name, "base_path": str(ROOT / "models/half_plus_two")}}],
+              "deployments": [{"id": "shapes", "model": name}], "auth": {"keys": [key_entry("site", "k")]},
+              "server": {"max_request_bytes": 25_000_000, "file_system_poll_wait_seconds": 0}}
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def test_nginx_and_gunicorn_predict_and_pass_ids(site):
+    folder, address, session, _ = site
+    answer = session.post(f"{address}/v1/models/half:predict", '{"instances": [1.0, 2.0, 5.0]}', headers={"X-Request-Id": "r-1"})
+    assert answer.json() == {"predictions": [2.5, 3.0, 4.5]} and answer.headers["X-Request-Id"] == "r-1"
+    made = session.post(f"{address}/predict", "{}", headers={"X-Request-Id": "<odd>"})
+    assert made.status_code == 401 and made.headers["WWW-Authenticate"].startswith("Bearer")
+    assert made.json()["request_id"] == made.headers["X-Request-Id"] and re.fullmatch("[0-9a-f]{32}", made.headers["X-Request-Id"])
+    wait_until(lambda: " r-1 " in (folder / "access.log").read_text() and f" {made.json()['request_id']} " in (folder / "access.log").read_text())
+    assert " r-1 - POST /v1/models/half:predict 200 " in (folder / "gunicorn.log").read_text()
+
+
+def test_nginx_and_gunicorn_pass_large_bodies_and_answers(site):
+    _, address, session, _ = site
+    rows = 4_000_000  # 20 MB
+    answer = session.post(f"{address}/v1/models/half:predict", json.dumps({"instances": [0.5] * rows}).replace(" ", ""))
+    assert answer.json() == {"predictions": [2.25] * rows}
+    chunked = session.post(f"{address}/v1/models/half:predict", iter([b'{"instances"', b": [1.0]}"]))
+    assert chunked.json() == {"predictions": [2.5]}
+    over = session.post(f"{address}/v1/models/half:predict", iter([b'{"instances": [1.0]}', b" " * 25_000_000]))
+    assert over.status_code == 413
+
+
+def test_nginx_and_gunicorn_refuse_in_the_servers_words(site):
+    _, address, session, _ = site
+    assert session.post(f"{address}/v1/models/none:predict", "{}").json() == {"error": "Servable not found for request: Latest(none)"}
+    assert session.get(f"{address}/v1/models/a%2Fb").json() == {"error": "Could not find any versions of model a/b"}
+    over = session.post(f"{address}/v1/models/half:predict", b" " * 26_000_000)
+    assert (over.status_code, over.json()) == (413, {"error": "Request body of 26000000 bytes is over the limit of 25000000"})
+    proxys = session.post(f"{address}/v1/models/half:predict", b" " * 32_000_000, headers={"X-Request-Id": "r-2"})
+    assert (proxys.status_code, proxys.json()["code"], proxys.json()["request_id"], proxys.headers["X-Request-Id"]) == (413, 413, "r-2", "r-2")
+
+
+def test_nginx_keeps_its_connections_to_the_server(site):
+    _, address, session, gunicorn = site
+
+    def connections():
+        return {c.raddr.port for worker in psutil.Process(gunicorn.pid).children() for c in worker.net_connections() if c.status == "ESTABLISHED"}
+    session.get(f"{address}/readyz")
+    before = connections()
+    for _ in range(50):
+        requests.get(f"{address}/readyz", verify=session.verify)  # a new connection to nginx each time
+    assert before and len(connections() - before) <= 2
+
+
+def test_reload_and_sighup_lose_no_request(site):
+    folder, address, session, gunicorn = site
+    write_site_config(folder, "other")
+    assert session.post(f"{address}/v1/config/reload").status_code == 201
+    assert session.post(f"{address}/v1/models/other:predict", '{"instances": [1.0]}').json() == {"predictions": [2.5]}
+    statuses, stop = [], threading.Event()
+
+    def call():
+        own = requests.Session()
+        own.verify = session.verify
+        while not stop.is_set():
+            statuses.append(own.post(f"{address}/v1/models/other:predict", '{"instances": [1.0]}').status_code)
+    threads = [threading.Thread(target=call) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    before = begun_at(session, address)
+    gunicorn.send_signal(signal.SIGHUP)
+    wait_until(lambda: begun_at(session, address) != before)
+    time.sleep(2)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert set(statuses) == {200} and len(statuses) > 100
+
+
+def begun_at(session, address):
+    """When the process that answers began: which worker it is."""
+    return re.search(r"^process_start_time_seconds (\S+)", session.get(f"{address}/metrics").text, re.MULTILINE)[1]
+
+
+def test_nginx_answers_for_a_server_that_is_away(site, tmp_path):
+    nginx = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
+    port = free_port()
+    with running([nginx, "-e", "stderr", "-c", str(nginx_conf(tmp_path, port, free_port()))], tmp_path / "nginx.log"):
+        session = requests.Session()
+        session.verify = str(tmp_path / "cert.pem")
+        wait_until(lambda: session.get(f"https://localhost:{port}/livez").status_code == 503)
+        answer = session.post(f"https://localhost:{port}/v1/models/m:predict", "{}", headers={"X-Request-Id": "r-3"})
+    assert (answer.status_code, answer.headers["Retry-After"], answer.json()["request_id"]) == (503, "1", "r-3")
+
+
+def test_gunicorn_says_at_once_that_a_config_is_wrong(tmp_path):
+    (tmp_path / "c.json").write_text('{"models": []}')
+    done = subprocess.run([sys.executable, "-m", "gunicorn", "-c", str(DEPLOY / "gunicorn.conf.py")], capture_output=True, text=True, timeout=60,
+                          env={**os.environ, "SERVING_CONFIG": str(tmp_path / "c.json")})
+    assert done.returncode != 0 and "$.models: unknown key" in done.stderr

@@ -18,7 +18,7 @@ import serving  # noqa: E402
 config = os.path.abspath(os.environ.get("SERVING_CONFIG", "config.json"))
 options = serving.load_config(config).server  # raises ConfigError here, before any worker starts
 
-wsgi_app = f"serving:create_app({config!r})"
+wsgi_app = f"deploy.wsgi:create_app({config!r})"
 chdir = str(ROOT)
 bind = os.environ.get("SERVING_BIND", "127.0.0.1:8501")
 # One worker: the models are in memory once, the threads share them, TensorFlow computes on all cores, and a reload reaches all there is.

@@ -13,10 +13,14 @@ import sys
 import threading
 import time
 
+import kubernetes_validate
 import psutil
 import pytest
 import requests
+import yaml
 from conftest import ROOT, FakeServable, Rest, fake_server, key_entry
+
+import serving
 
 DEPLOY = ROOT / "deploy"
 
@@ -245,3 +249,135 @@ def test_gunicorn_says_at_once_that_a_config_is_wrong(tmp_path):
     done = subprocess.run([sys.executable, "-m", "gunicorn", "-c", str(DEPLOY / "gunicorn.conf.py")], capture_output=True, text=True, timeout=60,
                           env={**os.environ, "SERVING_CONFIG": str(tmp_path / "c.json")})
     assert done.returncode != 0 and "$.models: unknown key" in done.stderr
+
+
+# --- Docker ---------------------------------------------------------------------------------------------------
+
+
+def instructions(name):
+    """The instructions of a Dockerfile, each with its arguments as one line."""
+    text = re.sub(r"^#.*\n", "", (DEPLOY / name).read_text(), flags=re.MULTILINE).replace("\\\n", "")
+    return [tuple(line.split(maxsplit=1)) for line in text.splitlines() if line.strip()]
+
+
+def copied(name):
+    return [source for word, rest in instructions(name) if word == "COPY" for source in rest.split()[:-1]]
+
+
+@pytest.mark.parametrize("name, extras", [("Dockerfile", ["redis"]), ("Dockerfile.gpu", ["redis", "gpu"])])
+def test_an_image_installs_what_setup_cfg_requires(name, extras, tmp_path):
+    run, = [rest for word, rest in instructions(name) if word == "RUN"]
+    shutil.copy(ROOT / "setup.cfg", tmp_path)
+    make, _, install = run.partition("&&")
+    assert install.strip() == "pip install -r requirements.txt"
+    subprocess.run(["sh", "-c", make.replace("python ", f"{sys.executable} ", 1)], cwd=tmp_path, check=True)
+    from setuptools.config.setupcfg import read_configuration
+    options = read_configuration(ROOT / "setup.cfg")["options"]
+    wanted = [*options["install_requires"], *(line for extra in extras for line in options["extras_require"][extra])]
+    assert [line.strip() for line in (tmp_path / "requirements.txt").read_text().splitlines() if line.strip()] == wanted
+
+
+@pytest.mark.parametrize("name", ["Dockerfile", "Dockerfile.gpu"])
+def test_an_image_holds_what_the_server_needs_and_ends_by_sigterm(name, tmp_path):
+    words = dict(instructions(name))
+    assert words["USER"] == "10001:10001" and f"docker build -f deploy/{name} " in (DEPLOY / name).read_text()
+    for source in copied(name):
+        target = tmp_path / "app" / source
+        target.parent.mkdir(exist_ok=True)
+        (shutil.copytree if (ROOT / source).is_dir() else shutil.copy)(ROOT / source, target)
+    write_site_config(tmp_path, "half")
+    port = str(free_port())
+    def as_here(text):
+        return [{"python": sys.executable, "/etc/serving/config.json": str(tmp_path / "config.json"), "0.0.0.0": "127.0.0.1"}.get(
+            word, word.replace("8501", port)) for word in json.loads(text)]
+    check = as_here(words["HEALTHCHECK"].partition("CMD ")[2])
+    assert subprocess.run(check, capture_output=True).returncode != 0, "nothing listens yet"
+    environ = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"TF_CPP_MIN_LOG_LEVEL": "3"}
+    with running(as_here(words["CMD"]), tmp_path / "log", cwd=tmp_path / "app", env=environ):
+        wait_until(lambda: requests.get(f"http://127.0.0.1:{port}/readyz").status_code == 200)
+        assert subprocess.run(check).returncode == 0
+        assert requests.get(f"http://127.0.0.1:{port}/console").status_code == 200
+        assert requests.post(f"http://127.0.0.1:{port}/v1/models/half:predict", '{"instances": [1.0]}').json() == {"predictions": [2.5]}
+
+
+def test_the_context_of_an_image_is_what_is_copied():
+    lines = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if not line.startswith("#")]
+    assert lines[0] == "*" and lines[-1] == "**/__pycache__"
+    assert {line.removeprefix("!") for line in lines[1:-1]} == set(copied("Dockerfile")) == set(copied("Dockerfile.gpu"))
+
+
+# --- Kubernetes -----------------------------------------------------------------------------------------------
+
+
+def objects():
+    """The objects of kubernetes.yaml by kind; the adapter's rule apart."""
+    found = list(yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text()))
+    return {("Rule" if item["metadata"]["name"] == "serving-adapter-rule" else item["kind"]): item for item in found}
+
+
+def container_of(found):
+    return found["Deployment"]["spec"]["template"]["spec"]["containers"][0]
+
+
+@pytest.mark.parametrize("version", ["1.28", kubernetes_validate.latest_version()])
+def test_kubernetes_schemas(version):
+    found = objects()
+    assert len(found) == 6
+    for item in found.values():
+        kubernetes_validate.validate(item, version, strict=True)
+    del container_of(found)["name"]
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(found["Deployment"], version, strict=True)
+
+
+def test_kubernetes_config_is_a_config_and_its_paths_are_mounted(tmp_path):
+    found = objects()
+    (tmp_path / "config.json").write_text(found["ConfigMap"]["data"]["config.json"])
+    config = serving.ModelServer(tmp_path / "config.json").config
+    mounts = {mount["mountPath"]: mount for mount in container_of(found)["volumeMounts"]}
+    assert all(model.base_path.startswith("/models/") for model in config.models) and config.auth.quota_store.startswith("redis://")
+    command = json.loads(dict(instructions("Dockerfile"))["CMD"])
+    assert command[command.index("--config") + 1].rpartition("/")[0] in mounts and "subPath" not in mounts["/etc/serving"]
+    sleep = int(container_of(found)["lifecycle"]["preStop"]["exec"]["command"][1])
+    assert found["Deployment"]["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] > sleep + config.server.drain_seconds + 1
+
+
+def test_a_changed_configmap_is_taken_over(tmp_path):
+    """kubelet writes a new folder and swings the link ..data to it, as here."""
+    for number, name in enumerate(("old", "new")):
+        (tmp_path / f"..{number}").mkdir()
+        write_site_config(tmp_path / f"..{number}", name)
+        text = (tmp_path / f"..{number}/config.json").read_text().replace('"file_system_poll_wait_seconds": 0', '"file_system_poll_wait_seconds": 0.2')
+        (tmp_path / f"..{number}/config.json").write_text(text)
+    (tmp_path / "..data").symlink_to("..0")
+    (tmp_path / "config.json").symlink_to("..data/config.json")
+    server = serving.ModelServer(tmp_path / "config.json")
+    assert server.wait(30) and [model.name for model in server.config.models] == ["old"]
+    (tmp_path / "..data_tmp").symlink_to("..1")
+    (tmp_path / "..data_tmp").rename(tmp_path / "..data")
+    wait_until(lambda: [model["name"] for model in server.models()] == ["new"], 10)
+    server.stop()
+
+
+def test_kubernetes_asks_what_the_server_answers():
+    found, rest = objects(), Rest(fake_server({"m": FakeServable()}))
+    container, pod = container_of(found), found["Deployment"]["spec"]["template"]
+    port = container["ports"][0]
+    for name, path in (("startupProbe", "/livez"), ("livenessProbe", "/livez"), ("readinessProbe", "/readyz")):
+        assert container[name]["httpGet"] == {"path": path, "port": port["name"]} and rest.get(path).status_code == 200
+    annotations = pod["metadata"]["annotations"]
+    assert annotations["prometheus.io/port"] == str(port["containerPort"]) == dict(instructions("Dockerfile"))["EXPOSE"]
+    metrics = rest.get(annotations["prometheus.io/path"]).get_data(as_text=True)
+    autoscaler = found["HorizontalPodAutoscaler"]["spec"]
+    name = autoscaler["metrics"][0]["pods"]["metric"]["name"]
+    rule = yaml.safe_load(found["Rule"]["data"]["config.yaml"])["rules"][0]
+    assert f"# TYPE {name} gauge" in metrics and rule["name"]["as"] == name and rule["seriesQuery"].startswith(name + "{")
+    labels, own = pod["metadata"]["labels"], found["Deployment"]["metadata"]["name"]
+    selectors = [found["Deployment"]["spec"]["selector"]["matchLabels"], found["PodDisruptionBudget"]["spec"]["selector"]["matchLabels"],
+                 found["Service"]["spec"]["selector"]]
+    assert all(selector.items() <= labels.items() for selector in selectors) and autoscaler["scaleTargetRef"]["name"] == own
+    assert found["Service"]["spec"]["ports"][0]["targetPort"] == port["name"]
+    volumes = {volume["name"]: volume for volume in pod["spec"]["volumes"]}
+    assert volumes["config"]["configMap"]["name"] == found["ConfigMap"]["metadata"]["name"]
+    assert {mount["name"] for mount in container["volumeMounts"]} == set(volumes)
+    assert pod["spec"]["securityContext"]["runAsUser"] == int(dict(instructions("Dockerfile"))["USER"].partition(":")[0])

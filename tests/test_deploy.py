@@ -381,3 +381,17 @@ def test_kubernetes_asks_what_the_server_answers():
     assert volumes["config"]["configMap"]["name"] == found["ConfigMap"]["metadata"]["name"]
     assert {mount["name"] for mount in container["volumeMounts"]} == set(volumes)
     assert pod["spec"]["securityContext"]["runAsUser"] == int(dict(instructions("Dockerfile"))["USER"].partition(":")[0])
+
+
+# --- the page -------------------------------------------------------------------------------------------------
+
+
+def test_the_page_names_what_is_there_and_is_linked():
+    page = (DEPLOY / "README.md").read_text()
+    for target in re.findall(r"\]\(([^)#]+)", page):
+        assert (DEPLOY / target).exists(), target
+    for path in re.findall(r"python (deploy/\S+\.py)", page):
+        assert (ROOT / path).exists()
+    assert {path.name for path in DEPLOY.iterdir() if path.is_file()} - {"README.md", "config_schema.py", "check_ray.py", "wsgi.py"} == set(
+        re.findall(r"\]\(([\w.]+)\)", page))
+    assert "deploy/README.md" in (ROOT / "README.md").read_text() and "deploy/README.md" in (ROOT / "docs/operation.md").read_text()

@@ -2011,12 +2011,15 @@ def to_response(error: Exception, request_id: str, shape: str) -> Response:
 def read_body(server: ModelServer, limit: int | None = None) -> bytes:
     """The request's body whatever its content type says, unpacked if it is gzip; 413 beyond `limit` bytes."""
     limits, environ = server.config.server, request.environ
+    limit = limit or limits.max_request_bytes
     try:
-        data = read_stream(environ, limit or limits.max_request_bytes) or request.get_data(cache=False)
+        data = read_stream(environ, limit) or request.get_data(cache=False)
     except (HTTPException, ServingError):
         raise
     except Exception as error:  # each WSGI server has its own for a body that breaks off or is no chunked one
         raise BadRequest(f"Request body cannot be read: {type(error).__name__}") from error
+    if len(data) > limit:
+        raise ServingError(f"Request body is over the limit of {limit} bytes", status=413)
     if "gzip" not in environ.get("HTTP_CONTENT_ENCODING", "").lower():
         return data
     try:
@@ -2044,7 +2047,7 @@ def limit_body(limit: int) -> None:
     """Let Flask read no more than `limit` bytes of the request's body; 413 when it announces more."""
     if (request.content_length or 0) > limit:
         raise ServingError(f"Request body of {request.content_length} bytes is over the limit of {limit}", status=413)
-    request.max_content_length = limit  # for bodies that come in chunks
+    request.max_content_length = limit + 1  # for bodies that come in chunks, which Werkzeug cuts there and says nothing
 
 
 PLAIN_BYTES = 2000  # of a JSON body; one that is larger is worth a look for arrays in it

@@ -32,6 +32,7 @@ from serving_rooms.keys import KeyRing, digest
 from serving_rooms.pictures import prepare_deployment
 from serving_rooms.pipelines import NoShards, PipelineError, Plan, plan
 from serving_rooms.quotas import open_quotas
+from serving_rooms.redis_quotas import shown
 from serving_rooms.settings import Key
 
 # ======================================================================================================
@@ -62,7 +63,7 @@ def prepare_keys(auth: Any, generated: str) -> KeyRing:
     try:
         return KeyRing(keys, open_quotas(auth.quota_store).take if any(key.quota for key in keys) else lambda *_: None)
     except OSError as error:
-        raise ConfigError("$.auth.quota_store", f"cannot be opened: {error}: {auth.quota_store}") from None
+        raise ConfigError("$.auth.quota_store", f"cannot be opened: {error}: {shown(auth.quota_store)}") from None
 
 
 def prepare_endpoint(server: ModelServer, config: Any, threads: int) -> Endpoint:

@@ -50,7 +50,7 @@ class Front:
         match = PREDICT.fullmatch(request.path)
         if match is None or self.late and time.monotonic() < self.late.get(request.path, 0.0):
             return False
-        if self.server.config.auth.protect == "all":  # a quota is counted on disk
+        if self.server.config.auth.protect == "all":  # a quota is counted on disk, or in Redis
             return False
         found = self.server.manager.available.get(unquote(match[1]))
         return found is not None and found.versions[max(found.versions)].call_seconds < SHORT_SECONDS

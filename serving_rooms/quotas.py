@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 SECONDS = {"minute": 60, "hour": 3600, "day": 86400}
 
@@ -73,8 +74,11 @@ class Quotas:
 
 
 @functools.cache
-def open_quotas(path: str) -> Quotas:
-    """The one store over a file in this process; raises OSError when it cannot be opened."""
+def open_quotas(path: str) -> Any:
+    """The one store over a file, or a Redis (`Quotas` or `RedisQuotas`), in this process; raises OSError when it cannot be opened."""
+    if "://" in path:
+        from serving_rooms.redis_quotas import RedisQuotas
+        return RedisQuotas(path)
     try:
         return Quotas(Path(path))
     except sqlite3.Error as error:

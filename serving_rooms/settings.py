@@ -98,10 +98,22 @@ class Auth:
     keys: tuple[Key, ...] = option((), "who may call; default: one key, made at each start")
     protect: str = option("predict", "predict: pictures and handlers need a key; all: everything but /livez and /readyz does",
                           pattern="^(predict|all)$")
-    quota_store: str | None = option(None, "the file that quotas are counted in; default: <config>.quotas.sqlite3")
+    quota_store: str | None = dataclasses.field(default=None, repr=False, metadata={  # it may hold a password
+        "doc": "what quotas are counted in: a file, or redis://, rediss:// or unix:// for servers that share them; "
+               "default: <config>.quotas.sqlite3"})
 
     def __post_init__(self) -> None:
         refuse_repeated("keys", "name", [key.name for key in self.keys])
+        if "://" in (store := self.quota_store or ""):
+            check_redis(store)
+
+
+def check_redis(url: str) -> None:
+    """Raise ValueError for a URL that no Redis can have. The text does not quote it: it may hold a password."""
+    if not re.match("(redis|rediss|unix)://", url):
+        raise ValueError("quota_store: expected a file, or a URL that begins with redis://, rediss:// or unix://")
+    if any("@" in rest for rest in re.split("[/?#]", url.partition("://")[2], maxsplit=1)[1:]):
+        raise ValueError("quota_store: a /, ? or # in a user's name or password is written %2F, %3F or %23, an @ in an option %40")
 
 
 @dataclass(frozen=True)
@@ -217,4 +229,9 @@ def resolve_paths(config: Any, folder: Path, stem: str) -> Any:
         handlers=tuple(dataclasses.replace(handler, model_dir=handler.model_dir and str(folder / handler.model_dir))
                        for handler in config.handlers),
         routine_modules=tuple(str(folder / name) if name.endswith(".py") else name for name in config.routine_modules),
-        auth=dataclasses.replace(config.auth, quota_store=str(folder / (config.auth.quota_store or f"{stem}.quotas.sqlite3"))))
+        auth=dataclasses.replace(config.auth, quota_store=resolve_store(config.auth.quota_store or f"{stem}.quotas.sqlite3", folder)))
+
+
+def resolve_store(store: str, folder: Path) -> str:
+    """A quota store with its path made absolute, if it has one."""
+    return store if "://" in store else str(folder / store)

@@ -1,0 +1,35 @@
+"""The server as an ASGI application, for Ray Serve, uvicorn and the like: `create_asgi("config.json")`.
+
+a2wsgi hands each request to a thread; what it leaves out, and this adds, is the URL as the client wrote it and bodies without a length.
+"""
+
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from a2wsgi import WSGIMiddleware
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import serving  # noqa: E402
+
+
+class AsWritten:
+    """A WSGI application that is given REQUEST_URI, as waitress gives it, and reads bodies that come in chunks."""
+
+    def __init__(self, app: Callable[..., Iterable[bytes]]):
+        self.app = app
+
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        scope = environ["asgi.scope"]
+        if raw := scope.get("raw_path"):
+            environ["REQUEST_URI"] = raw.decode("latin-1") + ("?" + environ["QUERY_STRING"] if environ["QUERY_STRING"] else "")
+        environ["wsgi.input_terminated"] = True  # a2wsgi's body has an end of its own
+        return self.app(environ, start_response)
+
+
+def create_asgi(source: serving.Source) -> WSGIMiddleware:
+    """An ASGI application over a config in any form, with as many threads as it says. Raises ConfigError."""
+    server = serving.as_server(source)
+    return WSGIMiddleware(AsWritten(serving.create_app(server)), workers=server.config.server.threads)

@@ -1,0 +1,196 @@
+"""Show what deploy/ray_serve.py promises on a cluster of three nodes, all on this machine; ends with 1 where a promise is broken.
+
+    pip install 'ray[serve]>=2.60' 'a2wsgi>=1.10' && python deploy/check_ray.py        # two minutes, 4 GB of memory
+"""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import socket
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+os.environ |= {"PYTHONPATH": str(ROOT), "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "deploy.ray_serve.proxy_middlewares",
+               "TF_CPP_MIN_LOG_LEVEL": "3", "RAY_USAGE_STATS_ENABLED": "0"}
+
+import ray  # noqa: E402
+import requests  # noqa: E402
+from ray import serve  # noqa: E402
+from ray.cluster_utils import Cluster  # noqa: E402
+
+from deploy import ray_serve  # noqa: E402
+from serving_rooms.keys import digest  # noqa: E402
+
+REPLICAS = 4
+BODY = '{"instances": [1.0, 2.0, 5.0]}'
+KEY = {"x-api-key": "check"}
+SLOW = "import time\n\n\ndef slow(inputs):\n    time.sleep(0.3)\n    return {'slept': True}\n"
+broken: list[str] = []
+
+
+def promise(kept: bool, text: str) -> None:
+    print(f"{'ok    ' if kept else 'BROKEN'} {text}", flush=True)
+    if not kept:
+        broken.append(text)
+
+
+def write_config(folder: Path, models: list[str], poll: float) -> None:
+    """A config of the demo's half_plus_two under some names, and a handler that takes 0.3 s."""
+    items = [{"config": {"name": name, "base_path": "half_plus_two"}} for name in models]
+    config = {"model_config_list": items, "handlers": [{"path": "/slow", "function": "slow.py:slow"}],
+              "auth": {"keys": [{"name": "check", "sha256": digest("check")}]}, "server": {"file_system_poll_wait_seconds": poll}}
+    (folder / "new.json").write_text(json.dumps(config))
+    (folder / "new.json").replace(folder / "config.json")  # at once, so that none reads half of it
+
+
+def look(address: str) -> tuple[str, set[str]]:
+    """Which replica answers, by how long its first load took (to the nanosecond), and the models that are available there."""
+    text = requests.get(f"{address}/metrics", timeout=30).text
+    loaded = set(re.findall(r'serving_model_loaded{device="[^"]+",model="(\w+)",version="\d+"} 1.0', text))
+    return re.search(r'^serving_model_load_duration_seconds{model="one".* (\S+)$', text, re.MULTILINE)[1], loaded
+
+
+def wait_for_all(address: str, seconds: float, model: str | None = None) -> tuple[int, float]:
+    """How many replicas answer, those that have a model, and how long it took until all were seen."""
+    begun, seen = time.monotonic(), set()
+    while len(seen) < REPLICAS and time.monotonic() - begun < seconds:
+        replica, loaded = look(address)
+        if model is None or model in loaded:
+            seen.add(replica)
+    return len(seen), time.monotonic() - begun
+
+
+def wait_for_proxy(address: str) -> None:
+    """Ray may say that an application is ready before its proxy listens."""
+    for _ in range(300):
+        with contextlib.suppress(requests.ConnectionError):
+            if requests.get(f"{address}/-/healthz", timeout=5).status_code == 200:
+                return
+        time.sleep(0.1)
+
+
+class Load:
+    """Clients that call without a pause and keep what became of each call: when it began and ended, and its status."""
+
+    def __init__(self, address: str):
+        self.address, self.calls, self.stop = address, [], threading.Event()
+        paths = ["/v1/models/one:predict"] * 4 + ["/slow"] * 8
+        self.threads = [threading.Thread(target=self.call, args=(path,)) for path in paths]
+        for thread in self.threads:
+            thread.start()
+
+    def call(self, path: str) -> None:
+        session = requests.Session()
+        while not self.stop.is_set():
+            begun, outcome = time.monotonic(), ""
+            try:
+                response = session.post(self.address + path, BODY, headers=KEY, timeout=30)
+                outcome = str(response.status_code)
+                if response.status_code == 503:
+                    outcome += " Retry-After" if "Retry-After" in response.headers else ""
+            except requests.ConnectionError:
+                outcome = "connection ended"
+            self.calls.append((begun, time.monotonic(), outcome))
+
+    def end(self) -> list[tuple[float, float, str]]:
+        self.stop.set()
+        for thread in self.threads:
+            thread.join()
+        return self.calls
+
+
+def check_answers(address: str) -> None:
+    answer = requests.post(f"{address}/v1/models/one:predict", BODY, headers={"X-Request-Id": "r-1"})
+    right = answer.json() == {"predictions": [2.5, 3.0, 4.5]} and answer.headers["X-Request-Id"] == "r-1"
+    promise(right, "predict answers as on one server")
+    made = requests.post(f"{address}/slow")
+    refused = made.status_code == 401 and made.json()["request_id"] == made.headers["X-Request-Id"]
+    promise(refused, "a call without a key is refused, and has an id")
+    large = requests.post(f"{address}/v1/models/one:predict", json.dumps({"instances": [0.5] * 2_000_000}))
+    promise(large.json()["predictions"] == [2.25] * 2_000_000, "a body of 10 MB and its answer pass")
+    wrong = requests.post(f"{address}/v1/models/none:predict", BODY)
+    promise((wrong.status_code, wrong.json()) == (404, {"error": "Servable not found for request: Latest(none)"}), "so do errors")
+    promise(requests.get(f"{address}/v1/models/a%2Fb").json()["error"].endswith("model a/b"), "a URL comes as it was written")
+    count, _ = wait_for_all(address, 30)
+    promise(count == REPLICAS, f"{count} of {REPLICAS} replicas answer")
+
+
+def check_changes(address: str, folder: Path) -> None:
+    write_config(folder, ["one", "polled"], poll=1)
+    count, seconds = wait_for_all(address, 30, "polled")
+    promise(count == REPLICAS and seconds < 5, f"a changed config is in force in {count} replicas, by polling, after {seconds:.1f} s")
+    write_config(folder, ["one", "polled"], poll=0)
+    time.sleep(3)
+    write_config(folder, ["one", "reloaded"], poll=0)
+    time.sleep(3)
+    promise(not any("reloaded" in look(address)[1] for _ in range(40)), "without polling nothing changes by itself")
+    begun = time.monotonic()
+    status = requests.post(f"{address}/v1/config/reload").status_code
+    taken = time.monotonic() - begun
+    count, seconds = wait_for_all(address, 30, "reloaded")
+    promise(status == 201 and count == REPLICAS and taken + seconds < 5,
+            f"one POST /v1/config/reload reaches {count} replicas: answered {status} after {taken:.1f} s, all seen {seconds:.1f} s later")
+    (folder / "config.json").write_text("{")
+    promise(requests.post(f"{address}/v1/config/reload").status_code == 412, "a reload of a wrong config says so")
+    write_config(folder, ["one"], poll=1)
+    promise(requests.post(f"{address}/v1/config/reload").status_code == 201, "and of the next right one too")
+
+
+def check_lost_node(address: str, cluster: Cluster, node: object) -> None:
+    load = Load(address)
+    time.sleep(5)
+    killed = time.monotonic()
+    cluster.remove_node(node, allow_graceful=False)
+    time.sleep(10)
+    count, seconds = wait_for_all(address, 120)
+    back = time.monotonic() - killed
+    calls = load.end()
+    failed = [call for call in calls if call[2] != "200"]
+    print(f"       {len(calls)} calls, {Counter(call[2] for call in calls)}")
+    spans = ", ".join(f"{call[0] - killed:.2f} to {call[1] - killed:.2f}" for call in failed)
+    print(f"       those that failed, from when to when, in seconds after the kill: {spans}")
+    promise(all(call[2] in ("503 Retry-After", "connection ended") for call in failed), "what failed may be sent again: 503, or no answer")
+    few = all(call[0] <= killed + 2 for call in failed) and len(failed) <= 2 * len(load.threads)
+    promise(few, f"{len(failed)} calls failed, all on their way at the kill or begun within 2 s of it")
+    promise(count == REPLICAS, f"{count} replicas answer again, {back:.0f} s after a node with its replicas was lost")
+
+
+def main() -> int:
+    folder = Path(tempfile.mkdtemp())
+    shutil.copytree(ROOT / "models/half_plus_two", folder / "half_plus_two")
+    (folder / "slow.py").write_text(SLOW)
+    write_config(folder, ["one"], poll=1)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{probe.getsockname()[1]}"
+    small = {"object_store_memory": 100 << 20, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **small})
+    try:
+        nodes = [cluster.add_node(num_cpus=REPLICAS, object_store_memory=100 << 20) for _ in range(2)]
+        ray.init(cluster.address, logging_level="ERROR", log_to_driver=False)
+        serve.start(http_options={"port": int(address.rpartition(":")[2])})
+        begun = time.monotonic()
+        serve.run(ray_serve.app({"config": str(folder / "config.json"), "num_replicas": str(REPLICAS)}))
+        print(f"       {REPLICAS} replicas on two of three nodes are up after {time.monotonic() - begun:.0f} s", flush=True)
+        wait_for_proxy(address)
+        check_answers(address)
+        check_changes(address, folder)
+        check_lost_node(address, cluster, nodes[1])
+    finally:
+        serve.shutdown()
+        ray.shutdown()
+        cluster.shutdown()
+        shutil.rmtree(folder)
+    return 1 if broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,44 @@
+"""gunicorn behind a proxy such as nginx.conf beside this. From the folder of serving.py:
+
+    SERVING_CONFIG=/srv/config.json gunicorn -c deploy/gunicorn.conf.py
+
+`python serving.py` (waitress) needs none of this; gunicorn is for sites that run it already. SIGTERM ends it when what runs is
+answered, SIGHUP replaces its workers.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import serving  # noqa: E402
+
+config = os.path.abspath(os.environ.get("SERVING_CONFIG", "config.json"))
+options = serving.load_config(config).server  # raises ConfigError here, before any worker starts
+
+wsgi_app = f"deploy.wsgi:create_app({config!r})"
+chdir = str(ROOT)
+bind = os.environ.get("SERVING_BIND", "127.0.0.1:8501")
+# One worker: the models are in memory once, the threads share them, TensorFlow computes on all cores, and a reload reaches all there is.
+# More workers multiply the memory, each looks at the config file by itself, and POST /v1/config/reload reaches one of them.
+workers = int(os.environ.get("SERVING_WORKERS", "1"))
+worker_class = "gthread"
+threads = options.threads
+worker_connections = options.connection_limit
+preload_app = False  # TensorFlow does not survive a fork
+timeout = 120  # a worker that says nothing for so long is replaced; gthread's threads do not keep it from saying so
+graceful_timeout = options.drain_seconds
+keepalive = 75  # longer than nginx keeps an idle connection to us (60 s), so that nginx is the one who closes
+max_requests = 0  # a worker that starts anew loads every model anew
+worker_tmp_dir = "/dev/shm" if os.path.isdir("/dev/shm") else None  # a disk that is busy must not look like a worker that hangs
+errorlog = "-"
+loglevel = "info"
+accesslog = None  # the server writes a line a request itself, with the id and the key's name
+
+
+def post_worker_init(worker):
+    """The server's own log, as `python serving.py` writes it."""
+    import logging
+    logging.basicConfig(format=serving.LOG_LINE, level=options.log_level)

@@ -1,0 +1,152 @@
+"""The server behind Ray Serve's proxies, on as many nodes as a Ray cluster has. From the folder of serving.py:
+
+    pip install 'ray[serve]>=2.60' 'a2wsgi>=1.10'
+    RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=deploy.ray_serve.proxy_middlewares ray start --head
+    serve run deploy.ray_serve:app config=/srv/config.json num_replicas=4 num_gpus=1
+
+Every node needs this folder, the config and the models at the same paths. Arguments (see OPTIONS), or SERVING_CONFIG, SERVING_NUM_REPLICAS
+and so on in the environment; `num_replicas=auto min_replicas=1 max_replicas=8` scales on the requests that a replica is answering.
+
+Each replica looks at the config and the version folders every second, as any server does, so that changed files reach all of them without a
+call. POST /v1/config/reload, which also tries again what failed, is passed on to every replica and answers when the last one is done.
+`deploy/check_ray.py` shows all this on three nodes. GPUs and nodes on several machines are untested.
+"""
+
+import asyncio
+import difflib
+import os
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ray import serve
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import serving  # noqa: E402
+from deploy.asgi import create_asgi  # noqa: E402
+
+LOAD_SECONDS = 600  # how long a replica may take to load what it serves, then Ray starts another
+RELOAD_SECONDS = 600  # how long a reload waits for the slowest replica
+OPTIONS: dict[str, Callable[[str], Any]] = {
+    "config": str,  # the config file: config.json
+    "num_replicas": lambda text: text if text == "auto" else int(text),  # 1, or auto
+    "min_replicas": int, "max_replicas": int, "target_ongoing_requests": float,  # of auto; Ray's defaults
+    "num_cpus": float, "num_gpus": float}  # of each replica: 1 and 0
+
+
+class ServerOfMany(serving.ModelServer):
+    """A server whose reload is everybody's: it is handed to all replicas, this one among them."""
+
+    def reload(self) -> tuple[int, dict[str, Any]]:
+        """Reload every replica; returns what the one answers that fares worst, else that found something new."""
+        context = serve.get_replica_context()
+        calls = serve.get_deployment_handle(context.deployment, context.app_name).broadcast("reload_alone")
+        found = calls.results(timeout_s=RELOAD_SECONDS, return_exceptions=True)
+        answers = [answer for answer in found if isinstance(answer, tuple)]  # one that ended meanwhile reads everything anew
+        return max(answers, key=lambda answer: answer[0]) if answers else self.reload_alone()
+
+    def reload_alone(self) -> tuple[int, dict[str, Any]]:
+        """Reload this process alone."""
+        return super().reload()
+
+
+here: list[ServerOfMany] = []  # the replica's server; a replica is a process of its own
+
+
+def build() -> Callable[..., Any]:
+    """The ASGI application of this replica, once its server is there. Ray's proxy adds X-Request-Id itself, the one that it sent here."""
+    app = create_asgi(here[0])
+
+    async def answer(scope: Any, receive: Callable[..., Any], send: Callable[..., Any]) -> None:
+        given = dict(scope.get("headers", ())).get(b"x-request-id")
+
+        async def pass_on(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [header for header in message["headers"] if header != (b"x-request-id", given)]
+            await send(message)
+        await app(scope, receive, pass_on)
+    return answer
+
+
+class Replica:
+    """One process that serves everything in the config; Ray puts it where there is room, and replaces it when it ends."""
+
+    def __init__(self, config: str):
+        self.server = ServerOfMany(config)
+        here[:] = [self.server]
+        self.server.wait(LOAD_SECONDS)
+        self.was_ready = False
+
+    def check_health(self) -> None:
+        """Raise where another replica would be better; Ray asks before the first request and every few seconds.
+
+        Before the first request all must be ready. Later a model that is not, because a config brought a broken one, is no
+        reason to end a replica that answers for the others.
+        """
+        missing = self.server.readiness()
+        if missing and not self.was_ready:
+            raise RuntimeError(f"Not ready: no version is available of {', '.join(missing)}")
+        self.was_ready = True
+
+    async def reload_alone(self) -> tuple[int, dict[str, Any]]:
+        """Reload this replica; called by `ServerOfMany.reload` on each."""
+        return await asyncio.to_thread(self.server.reload_alone)
+
+
+def options_of(arguments: Mapping[str, str], environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
+    """The options in arguments, else in the environment, read; raises ValueError for what is none."""
+    for name in arguments:
+        if name not in OPTIONS:
+            close = difflib.get_close_matches(name, OPTIONS, 1)
+            raise ValueError(f"{name}: unknown option; " + (f"did you mean '{close[0]}'?" if close else f"there are: {', '.join(OPTIONS)}"))
+    given = {name: arguments.get(name, environ.get(f"SERVING_{name.upper()}")) for name in OPTIONS}
+    try:
+        return {name: OPTIONS[name](text) for name, text in given.items() if text is not None}
+    except ValueError as error:
+        raise ValueError(f"an option is no number: {error}") from None
+
+
+def app(arguments: dict[str, str]) -> serve.Application:
+    """The application that `serve run deploy.ray_serve:app` deploys. Raises ValueError and ConfigError before anything is deployed."""
+    options = options_of(arguments)
+    path = str(Path(options.get("config", "config.json")).absolute())
+    server = serving.load_config(path).server
+    scaling = {name: options[name] for name in ("min_replicas", "max_replicas", "target_ongoing_requests") if name in options}
+    replicas = options.get("num_replicas", 1)
+    if scaling and replicas != "auto":
+        raise ValueError(f"{', '.join(scaling)}: of num_replicas=auto")
+    return serve.deployment(
+        serve.ingress(build)(Replica), name="serving", num_replicas=replicas, autoscaling_config=scaling or None,
+        max_ongoing_requests=server.threads,  # further ones wait in Ray's proxy, which sends them where a thread is free first
+        graceful_shutdown_timeout_s=server.drain_seconds, health_check_period_s=5,
+        ray_actor_options={"num_cpus": options.get("num_cpus", 1.0), "num_gpus": options.get("num_gpus", 0.0)}).bind(path)
+
+
+class Retryable:
+    """ASGI middleware of Ray's proxies: 503 with Retry-After where Ray has nothing to answer, as when a replica ends amid a request.
+
+    Without it, clients get 500 for that, which they take for an error of their request's.
+    """
+
+    def __init__(self, app: Callable[..., Any]):
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Callable[..., Any], send: Callable[..., Any]) -> None:
+        begun = []
+
+        async def watch(message: Any) -> None:
+            begun.append(message["type"])
+            await send(message)
+        await self.app(scope, receive, watch)
+        if scope["type"] == "http" and not begun:
+            await send({"type": "http.response.start", "status": 503,
+                        "headers": [(b"content-type", b"application/json"), (b"retry-after", b"1")]})
+            await send({"type": "http.response.body", "body": b'{"error": "The replica of this request has ended: send it again"}'})
+
+
+def proxy_middlewares() -> list[Any]:
+    """What RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH names; Ray's proxies call it when they start."""
+    from starlette.middleware import Middleware
+    return [Middleware(Retryable)]

@@ -12,7 +12,7 @@ import numpy as np
 from flask import Response, request
 
 import routines
-from serving import NUMPY_DTYPES, PLAIN_BYTES, BadRequest, parse_json, reply
+from serving import NUMPY_DTYPES, PLAIN_BYTES, BadRequest, ServingError, parse_json, reply
 from serving_rooms.tensors import read_value
 
 NPY, NPZ, RAW = "application/x-npy", "application/x-npz", "application/octet-stream"
@@ -35,7 +35,9 @@ def infer_large(value: Any, infer: Callable[[Any], dict[str, Any]]) -> dict[str,
     """The answer, or None for what is wrong: the plain path has the texts."""
     try:
         return infer(value)
-    except BadRequest:
+    except ServingError as error:
+        if error.code not in ("INVALID_ARGUMENT", "UNIMPLEMENTED"):
+            raise
         return None
 
 

@@ -1071,7 +1071,8 @@ def open_session(folder: Path, device: str) -> tuple[Any, dict[str, Any], dict[s
     session = None
     if definitions is None:
         session, definitions = open_graph(folder, device)
-    renamed = rename_tensors(definitions, folder)
+    mapped = (folder / "mapping_config.json").is_file()
+    renamed = part("serving_rooms.objects").rename_tensors(definitions, folder) if mapped else {}
     metadata = describe(definitions)
     if session is None or not all_filled(session):
         if session:
@@ -1109,23 +1110,6 @@ def open_graph(folder: Path, device: str) -> tuple[Any, dict[str, Any]]:
     except BaseException:
         session.close()
         raise
-
-
-def rename_tensors(definitions: Mapping[str, Any], folder: Path) -> dict[str, dict[str, str]]:
-    """Apply OpenVINO Model Server's mapping_config.json: names for requests instead of the model's own; returns it."""
-    path = folder / "mapping_config.json"
-    mapping = json.loads(path.read_bytes()) if path.is_file() else {}
-    for definition in definitions.values():
-        for side in ("inputs", "outputs"):
-            tensors = getattr(definition, side)
-            stored = {own: type(info).FromString(info.SerializeToString()) for own, info in tensors.items()}
-            tensors.clear()
-            for own, info in stored.items():
-                exposed = mapping.get(side, {}).get(own, own)
-                if exposed in tensors:
-                    raise LoadError(f"mapping_config.json gives two {side} the name '{exposed}'")
-                tensors[exposed].CopyFrom(info)
-    return mapping
 
 
 def describe(definitions: Mapping[str, Any]) -> dict[str, Any]:

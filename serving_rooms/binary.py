@@ -2,9 +2,10 @@
 
 import gzip
 import io
+import math
 import re
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ml_dtypes
@@ -12,7 +13,7 @@ import numpy as np
 from flask import Response, request
 
 import routines
-from serving import NUMPY_DTYPES, PLAIN_BYTES, BadRequest, parse_json, reply
+from serving import MAX_LISTS, NUMPY_DTYPES, PLAIN_BYTES, BadRequest, ServingError, parse_json, reply
 from serving_rooms.tensors import read_value
 
 NPY, NPZ, RAW = "application/x-npy", "application/x-npz", "application/octet-stream"
@@ -35,7 +36,9 @@ def infer_large(value: Any, infer: Callable[[Any], dict[str, Any]]) -> dict[str,
     """The answer, or None for what is wrong: the plain path has the texts."""
     try:
         return infer(value)
-    except BadRequest:
+    except ServingError as error:
+        if error.code not in ("INVALID_ARGUMENT", "UNIMPLEMENTED"):
+            raise
         return None
 
 
@@ -65,22 +68,34 @@ def read_raw(body: bytes, dtype: str, shape: str) -> np.ndarray:
         count *= size
     if count * RAW_DTYPES[dtype].itemsize != len(body):
         raise BadRequest(f"body: expected {count * RAW_DTYPES[dtype].itemsize} bytes for {dtype} {sizes}, got {len(body)}")
+    refuse_hollow(sizes)
     if dtype == "bool" and body.strip(b"\0\1"):
         raise BadRequest("body: expected bytes 0 and 1 for bool")
     return np.frombuffer(body, RAW_DTYPES[dtype].newbyteorder("<")).reshape(sizes)
+
+
+def refuse_hollow(sizes: Sequence[int]) -> None:
+    """Refuse a shape of very many rows without numbers: it comes in no bytes, and its answer may be gigabytes of brackets."""
+    if 0 in sizes and math.prod(size or 1 for size in sizes) > MAX_LISTS:
+        raise BadRequest(f"an array without numbers may have {MAX_LISTS} rows, not the shape {list(sizes)}")
 
 
 def load(body: bytes) -> Any:
     """The array of a .npy, or the arrays by name of an .npz; never a pickle, and nothing larger than its own bytes says."""
     try:
         if not body.startswith(ZIP_START):
-            return np.load(io.BytesIO(body), allow_pickle=False)
+            array = np.load(io.BytesIO(body), allow_pickle=False)
+            refuse_hollow(array.shape)
+            return array
         with zipfile.ZipFile(io.BytesIO(body)) as archive:
             unpacked = sum(entry.file_size for entry in archive.infolist())
             if unpacked > max(100 << 20, 20 * len(body)):
                 raise BadRequest(f"body is an .npz that unpacks to {unpacked} bytes")
         with np.load(io.BytesIO(body), allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
+            found = {name: arrays[name] for name in arrays.files}
+        for array in found.values():
+            refuse_hollow(array.shape)
+        return found
     except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, MemoryError) as error:
         raise BadRequest(f"body is no .npy or .npz of numbers: {routines.plain(error)}") from None
 

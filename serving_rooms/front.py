@@ -12,7 +12,6 @@ import re
 import threading
 import time
 from typing import Any
-from urllib.parse import unquote
 
 from flask import Flask
 from waitress.buffers import OverflowableBuffer
@@ -50,9 +49,9 @@ class Front:
         match = PREDICT.fullmatch(request.path)
         if match is None or self.late and time.monotonic() < self.late.get(request.path, 0.0):
             return False
-        if self.server.config.auth.protect == "all":  # a quota is counted on disk, or in Redis
+        if self.server.config.auth.protect == "all" or "CONTENT_ENCODING" in request.headers:  # quotas wait; gzip hides much
             return False
-        found = self.server.manager.available.get(unquote(match[1]))
+        found = self.server.manager.available.get(match[1])
         return found is not None and found.versions[max(found.versions)].call_seconds < SHORT_SECONDS
 
     def note(self, path: str, seconds: float) -> None:

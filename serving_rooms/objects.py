@@ -1,10 +1,11 @@
-"""SavedModels that cannot be restored into their own graph: those that hold variables twice, as a Keras model inside a tf.Module does."""
+"""SavedModels that are not loaded as they are: tensors renamed, and those that hold variables twice, as a Keras model inside a tf.Module does."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from serving import new_session, tensorflow
+from serving import LoadError, new_session, tensorflow
 
 
 def read_doubled(folder: Path) -> dict[str, Any] | None:
@@ -42,3 +43,20 @@ def rewire(definition: Any, function: Any, renamed: Mapping[str, Mapping[str, st
     for side, tensors in (("inputs", inputs), ("outputs", function(**inputs))):
         for name, tensor in tensors.items():
             getattr(definition, side)[renamed.get(side, {}).get(name, name)].name = tensor.name
+
+
+def rename_tensors(definitions: Mapping[str, Any], folder: Path) -> dict[str, dict[str, str]]:
+    """Apply OpenVINO Model Server's mapping_config.json: names for requests instead of the model's own; returns it."""
+    path = folder / "mapping_config.json"
+    mapping = json.loads(path.read_bytes()) if path.is_file() else {}
+    for definition in definitions.values():
+        for side in ("inputs", "outputs"):
+            tensors = getattr(definition, side)
+            stored = {own: type(info).FromString(info.SerializeToString()) for own, info in tensors.items()}
+            tensors.clear()
+            for own, info in stored.items():
+                exposed = mapping.get(side, {}).get(own, own)
+                if exposed in tensors:
+                    raise LoadError(f"mapping_config.json gives two {side} the name '{exposed}'")
+                tensors[exposed].CopyFrom(info)
+    return mapping

@@ -22,10 +22,10 @@ from serving import (
     ServingError,
     describe,
     read_signature,
-    rename_tensors,
     settle_garbage,
     tensorflow,
 )
+from serving_rooms.objects import rename_tensors
 
 logger = logging.getLogger("serving")
 

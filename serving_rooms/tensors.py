@@ -1,8 +1,8 @@
 """Large arrays of numbers in JSON, read into NumPy without a Python object for each number.
 
 `read_value` takes the rectangular arrays out of a predict body, reads them with simdjson, has the rest parsed as ever, and puts the
-arrays into the parsed value. What is unusual in any way (ragged, null, strings among numbers, escapes, numbers beyond 64 bits,
-NaN) is left to the plain path, which knows all rules and texts: `None` says so.
+arrays into the parsed value. What is unusual in any way (ragged, null, strings among numbers, escapes, pictures, numbers beyond
+64 bits, NaN) is left to the plain path, which knows all rules and texts: `None` says so.
 """
 
 import math
@@ -13,11 +13,10 @@ from typing import Any
 import numpy as np
 import simdjson
 
-from serving import MAX_LISTS, ServingError, parse_json
+from serving import MAX_DIMENSIONS, MAX_LISTS, ServingError, parse_json
 
 LARGE = 512  # bytes of an array's text; below, the plain path is as fast
 MOST_STRINGS = 512  # of a body, keys among them
-MOST_DIMENSIONS = 32  # of a tensor; each costs a look at the whole
 NUMBERS = b"0123456789+-.eE \t\n\r"  # what a skeleton leaves out; simdjson says whether numbers stand in the right places
 TOKEN = secrets.token_hex(16)  # stands for an array in the rest; a client cannot know it
 
@@ -26,7 +25,7 @@ parsers = threading.local()
 
 def read_value(body: bytes) -> Any | None:
     """The JSON value of a body, its large arrays as int64, uint64 or float64; None where the plain path must read it."""
-    if b"\\" in body:
+    if b"\\" in body or b'"b64"' in body:
         return None
     rest, arrays, start = list[bytes](), list[np.ndarray](), 0
     for _ in range(MOST_STRINGS):  # brackets and numbers up to the next string, and the string
@@ -35,9 +34,10 @@ def read_value(body: bytes) -> Any | None:
         if end - start < LARGE:
             rest.append(body[start:end])
         else:
-            first, last = body.find(b"[", start, end), body.rfind(b"]", start, end) + 1
+            first, brace = body.find(b"[", start, end), body.find(b"}", start, end)
+            last = body.rfind(b"]", start, brace if brace >= 0 else end) + 1  # behind a row's brace are others' brackets
             array = read_array(body[first:last]) if first >= 0 else None
-            if array is None:
+            if array is None or body[last:end].lstrip().startswith(b":"):  # a list is no key, its token would be one
                 return None
             rest += [body[start:first], b'"%b%d"' % (TOKEN.encode(), len(arrays)), body[last:end]]
             arrays.append(array)
@@ -49,9 +49,13 @@ def read_value(body: bytes) -> Any | None:
         rest.append(body[quote:start])
     else:
         return None
+    text = b"".join(rest)
+    lists = sum(math.prod(array.shape[:level]) for array in arrays for level in range(array.ndim))
+    if not arrays or lists + text.count(b"[") + text.count(b"{") > MAX_LISTS:
+        return None
     try:
-        return put_back(parse_json(b"".join(rest)), arrays) if arrays else None
-    except ServingError:
+        return put_back(parse_json(text), arrays)
+    except (ServingError, RecursionError):
         return None
 
 
@@ -100,7 +104,7 @@ def shape_of(skeleton: bytes) -> list[int] | None:
     """
     rank = len(skeleton) - len(skeleton.lstrip(b"["))
     unit_end = skeleton.find(b"]") + 1
-    if not 0 < rank <= MOST_DIMENSIONS or not unit_end:
+    if not 0 < rank <= MAX_DIMENSIONS or not unit_end:
         return None
     unit = skeleton[rank - 1:unit_end]
     shape = [len(unit) - 1]

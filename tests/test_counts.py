@@ -1,0 +1,118 @@
+"""Requests are counted many at once: none is lost, whoever reads meanwhile; log lines are as the logging module writes them."""
+
+import logging
+import threading
+
+import pytest
+from conftest import FakeServable, Rest, fake_server
+from prometheus_client.parser import text_string_to_metric_families
+
+import serving
+from serving_rooms import metrics
+
+P = "/v1/models/m:predict"
+
+
+def samples(text):
+    return {(s.name, *sorted(s.labels.items())): s.value for family in text_string_to_metric_families(text) for s in family.samples}
+
+
+def predicts_in(found):
+    return sum(value for (name, *labels), value in found.items() if name == "serving_requests_total" and ("route", "predict") in labels)
+
+
+def run_threads(targets):
+    threads = [threading.Thread(target=target) for target in targets]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+@pytest.mark.parametrize("count", [1, 63, 64, 65, 128, 1000])
+def test_every_request_is_counted_while_others_read(count):
+    server = fake_server({"m": FakeServable()})
+    app, left, ended, wrong = serving.create_app(server), iter(range(count)), threading.Event(), []
+    lock, seen = threading.Lock(), {"stats": [0], "metrics": [0]}
+
+    def ask():
+        client = app.test_client()
+        while True:
+            with lock:
+                number = next(left, None)
+            if number is None:
+                return
+            body = "{" if number % 10 == 9 else '{"instances": [[1.0], [2.0]]}'
+            if client.post(P, data=body).status_code != (400 if number % 10 == 9 else 200):
+                wrong.append(number)
+
+    def read_stats():
+        client = app.test_client()
+        while not ended.is_set():
+            seen["stats"].append(client.get("/stats").json["groups"].get("m", {"requests": 0})["requests"])
+
+    def read_metrics():
+        client = app.test_client()
+        while not ended.is_set():
+            seen["metrics"].append(predicts_in(samples(client.get("/metrics").get_data(as_text=True))))
+    readers = [threading.Thread(target=target) for target in (read_stats, read_metrics)]
+    for reader in readers:
+        reader.start()
+    run_threads([ask] * 8)
+    ended.set()
+    for reader in readers:
+        reader.join()
+    failed = count // 10
+    stats = app.test_client().get("/stats").json
+    assert wrong == [] and stats["groups"]["m"]["batch_sizes"] == {"2": count - failed}
+    assert stats["groups"]["m"]["requests"] == count - failed and stats["total"]["errors_4xx"] == failed
+    assert stats["total"]["requests"] == count + len(seen["stats"]) - 1 + len(seen["metrics"]) - 1
+    assert sum(minute["requests"] for minute in stats["minutes"]) == stats["total"]["requests"]
+    found = samples(app.test_client().get("/metrics").get_data(as_text=True))
+    assert predicts_in(found) == found["serving_request_duration_seconds_count", ("route", "predict")] == count
+    assert found["serving_batch_size_sum", ("model", "m")] == 2 * (count - failed)
+    for counts in seen.values():
+        assert counts == sorted(counts) and counts[-1] <= count
+
+
+def test_the_first_readers_at_once_see_all_families():
+    for _ in range(20):
+        rest = Rest(fake_server({"m": FakeServable()}))
+        texts, start = [], threading.Barrier(4)
+
+        def read(rest=rest, texts=texts, start=start):
+            start.wait()
+            texts.append(rest.client.get("/metrics").get_data(as_text=True))
+        run_threads([read] * 4)
+        assert all("serving_model_loaded{" in text and "process_resident_memory_bytes" in text for text in texts)
+
+
+def test_the_last_errors_may_be_read_while_requests_fail():
+    counted, ended, wrong = metrics.Metrics(), threading.Event(), []
+    call = {"request_id": "", "method": "GET", "path": "/", "route": "x", "model": "", "version": "", "status": 404, "ms": 1.0, "rows": 0}
+
+    def read():
+        while not ended.is_set():
+            if len(counted.read()["last_errors"]) > 20:
+                wrong.append("too many")
+
+    def fail():
+        for _ in range(2000):
+            counted.begin().end(serving.Trace(), call, None)
+    reader = threading.Thread(target=read)
+    reader.start()
+    run_threads([fail] * 4)
+    ended.set()
+    reader.join()
+    found = counted.read()
+    assert not wrong and found["total"]["requests"] == found["total"]["errors_4xx"] == 8000 and found["in_flight"] == 0
+
+
+@pytest.mark.parametrize("created", [0.0, 0.9999, 1.0, 1_700_000_000.0, 1_700_000_000.001, 1_700_000_000.9995, 1_700_000_000.9999999, 1_700_000_001.0005, 1_711_846_800.25, 2_000_000_000.5])
+def test_log_lines_are_those_of_logging(created):
+    ours, theirs = metrics.TextFormatter(serving.LOG_LINE), logging.Formatter(serving.LOG_LINE)
+    for shift in (0, 0.0005, 0.9, 1, -1, 0, 3600, 86400 * 180, 0):
+        record = logging.LogRecord("serving", logging.INFO, __file__, 1, "%s is %d", ("a", 1), None)
+        record.created = max(0.0, created + shift)
+        record.msecs = (record.created - int(record.created)) * 1000
+        assert ours.format(record) == theirs.format(record)

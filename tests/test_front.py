@@ -1,0 +1,470 @@
+"""Short requests answered on waitress's own thread: the same bytes as from a worker thread, and only what is short."""
+
+import contextlib
+import gzip
+import json
+import re
+import socket
+import struct
+import threading
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from conftest import FakeServable, bearer, fake_server, key_entry, listening
+from flask import Flask, request, url_for
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from waitress.adjustments import Adjustments
+from waitress.parser import HTTPRequestParser
+from werkzeug.middleware.dispatcher import DispatcherMiddleware
+from werkzeug.test import Client
+
+import serving
+from serving_rooms import front
+
+P = "/v1/models/m:predict"
+QUICK = {"serving_default": serving.Call(run=lambda *_: [], seconds=0.0001)}
+SLOW = {"serving_default": serving.Call(run=lambda *_: [], seconds=0.1)}
+
+
+class Recorder(FakeServable):
+    """A fake that remembers the thread of each call."""
+
+    def __init__(self, calls=QUICK, version=1, seconds=0.0):
+        self.threads, self.seconds = [], seconds
+        super().__init__(version, calls=calls)
+
+    def answer(self, name, inputs):
+        self.threads.append(threading.get_ident())
+        time.sleep(self.seconds)
+        return super().answer(name, inputs)
+
+
+@contextlib.contextmanager
+def connected(address):
+    host, port = address.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=20) as client:
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        yield client
+
+
+@contextlib.contextmanager
+def watched(server):
+    """The address of a server that listens, and the ident of the thread that runs waitress's loop."""
+    before = set(threading.enumerate())
+    with listening(server) as address:
+        loop = next(thread for thread in threading.enumerate() if thread not in before and getattr(thread, "_target", None) is serving.run)
+        yield address, loop.ident
+
+
+def post(body, path=P, head="", version="1.1"):
+    body = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return f"POST {path} HTTP/{version}\r\nHost: h\r\nX-Request-Id: same\r\nContent-Length: {len(body)}\r\n{head}\r\n".encode("latin-1") + body
+
+
+def row(number):
+    return {"instances": [[number]]}
+
+
+def ask(client, data):
+    """The JSON that a connection answers to a request, by its Content-Length."""
+    client.sendall(data)
+    heard = b""
+    while b"\r\n\r\n" not in heard:
+        heard += receive(client)
+    head, _, body = heard.partition(b"\r\n\r\n")
+    length = int(re.search(rb"Content-Length: ([0-9]+)", head)[1])
+    while len(body) < length:
+        body += receive(client)
+    assert len(body) == length
+    return json.loads(body)
+
+
+def receive(client):
+    piece = client.recv(1 << 16)
+    assert piece, "the server hung up"
+    return piece
+
+
+# --- the same bytes as from a worker thread --------------------------------------------------------------------
+
+PREDICT, OTHER = post(row(4)), post(row(8))
+CHUNKED = f"POST {P} HTTP/1.1\r\nHost: h\r\nX-Request-Id: same\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
+GET = b"GET /v1/models/m HTTP/1.1\r\nHost: h\r\nX-Request-Id: same\r\n\r\n"
+CLOSE = "Connection: close\r\n"
+LARGE = json.dumps({"instances": [[number] for number in range(4000)]}).encode()
+assert len(LARGE) > front.SHORT_BYTES
+
+# Pieces as they are sent; the connection then ends, or is ended by a last request that asks for it.
+EXCHANGES = {
+    "predict": [PREDICT], "inputs": [post({"inputs": [[1], [2]]})], "again and again": [PREDICT, PREDICT, OTHER, PREDICT], "same packet": [PREDICT * 5],
+    "pipelined with others": [PREDICT + GET + OTHER + post(b"{") + PREDICT + post(row(1), "/v1/models/slow:predict") + PREDICT],
+    "pipelined after a slow one": [post(row(1), "/v1/models/slow:predict") + PREDICT * 3 + OTHER], "a blank line between": [PREDICT + b"\r\n" + OTHER + b"\r\n\r\n" + PREDICT],
+    "half of the next": [PREDICT + OTHER[:40], OTHER[40:]], "half of the next body": [PREDICT + OTHER[:-3], OTHER[-3:]],
+    "body by itself": [PREDICT[:-len(b'{"instances": [[4]]}')], b'{"instances": [[4]]}', OTHER], "byte by byte": [bytes([byte]) for byte in PREDICT + OTHER],
+    "wrong JSON": [post(b'{"instances": ['), PREDICT], "empty body": [post(b""), PREDICT], "no body at all": [f"POST {P} HTTP/1.1\r\nHost: h\r\nX-Request-Id: same\r\n\r\n".encode(), PREDICT],
+    "wrong dtype": [post({"instances": [["a"]]})], "wrong signature": [post({"signature_name": "no", **row(1)})], "unknown model": [post(row(1), "/v1/models/none:predict"), PREDICT],
+    "wrong verb": [post(row(1), "/v1/models/m:nothing"), post({"examples": [{}]}, "/v1/models/m:classify")], "nowhere": [post(row(1), "/nowhere"), PREDICT],
+    "failing model": [post(row(1), "/v1/models/fails:predict"), PREDICT], "get": [GET, PREDICT, GET], "get predict": [GET.replace(b"/v1/models/m ", P.encode() + b" ")],
+    "head": [GET.replace(b"GET", b"HEAD") + PREDICT], "head of predict": [PREDICT.replace(b"POST", b"HEAD")], "put": [PREDICT.replace(b"POST", b"PUT")],
+    "lower case method": [PREDICT.replace(b"POST", b"post")], "options": [PREDICT.replace(b"POST", b"OPTIONS"), GET.replace(b"GET", b"OPTIONS").replace(b"Host: h", b"Host: h\r\nOrigin: http://a")],
+    "close": [post(row(4), head=CLOSE) + PREDICT], "close in capitals": [post(row(4), head="CONNECTION: Close\r\n") + PREDICT], "keep-alive": [post(row(4), head="Connection: keep-alive\r\n"), PREDICT],
+    "upgrade": [post(row(4), head="Connection: Upgrade\r\nUpgrade: websocket\r\n"), PREDICT], "HTTP/1.0": [post(row(4), version="1.0") + PREDICT],
+    "HTTP/1.0 that stays": [post(row(4), version="1.0", head="Connection: Keep-Alive\r\n"), PREDICT], "HTTP/0.9": [post(row(4)).replace(b" HTTP/1.1", b"")],
+    "HTTP/1.2": [post(row(4), version="1.2")], "HTTP/2.0": [post(row(4), version="2.0")], "continue": [post(row(4), head="Expect: 100-continue\r\n")[:-20], PREDICT[-20:], OTHER],
+    "continue at once": [post(row(4), head="Expect: 100-continue\r\n"), OTHER], "continue twice": [post(row(4), head="Expect: 100-continue\r\n")] * 2,
+    "continue behind another": [PREDICT + post(row(4), head="Expect: 100-continue\r\n")[:-20], PREDICT[-20:]], "expect something else": [post(row(4), head="Expect: a miracle\r\n")],
+    "chunked": [CHUNKED + b'13\r\n{"instances": [[4]]\r\n1\r\n}\r\n0\r\n\r\n' + PREDICT], "chunks in pieces": [CHUNKED, b'13\r\n{"instances"', b": [[4]]\r\n1\r\n}\r\n0\r\n", b"\r\n", OTHER],
+    "no chunk": [CHUNKED + b"zz\r\n"], "chunked and gzip": [CHUNKED.replace(b"chunked", b"gzip, chunked") + b"0\r\n\r\n"], "small letters": [PREDICT.replace(b"Host", b"host").replace(b"Content-Length", b"content-length")],
+    "header twice": [post(row(4), head="Accept: application/x-npy\r\nAccept: text/plain\r\nX-A: 1\r\nX-A: 2\r\n")], "length twice": [post(row(4), head="Content-Length: 20\r\n")],
+    "wrong length": [PREDICT.replace(b"Length: 20", b"Length: 2x"), PREDICT], "negative length": [PREDICT.replace(b"Length: 20", b"Length: -1")], "short length": [PREDICT.replace(b"Length: 20", b"Length: 10") + PREDICT],
+    "folded header": [post(row(4), head="X-A: 1\r\n  2\r\n"), PREDICT], "header without a colon": [post(row(4), head="nothing\r\n")], "bare line feed": [post(row(4), head="X-A: 1\nX-B: 2\r\n")],
+    "underscore": [post(row(4), head="X_Request_Id: other\r\n")], "letters that are not ASCII": [post(row(4), head="X-A: \xfc\xdf\r\n"), PREDICT], "other id": [post(row(4)).replace(b"same", b"no id!"), PREDICT],
+    "gzip body": [post(gzip.compress(json.dumps(row(4)).encode()), head="Content-Encoding: gzip\r\n"), PREDICT], "no gzip": [post(row(4), head="Content-Encoding: gzip\r\n"), PREDICT],
+    "large": [post(LARGE), PREDICT], "large behind small": [PREDICT + post(LARGE) + PREDICT], "large answer in gzip": [post(LARGE, head="Accept-Encoding: gzip\r\n"), PREDICT],
+    "too large": [PREDICT.replace(b"Length: 20", b"Length: 99999999")], "version": [post(row(4), "/v1/models/m/versions/1:predict"), post(row(4), "/v1/models/m/versions/9:predict")],
+    "label": [post(row(4), "/v1/models/m/labels/none:predict")], "other case": [post(row(4), "/V1/Models/m:predict"), post(row(4), "/v1/models/M:predict"), post(row(4), "/v1/models/m:Predict")],
+    "absolute": [post(row(4), "http://h" + P), post(row(4), "http://other:1234" + P + "?a=1"), PREDICT], "encoded": [post(row(4), "/v1/models/%6d:predict"), post(row(4), "/v1/models/m%3Apredict"), post(row(4), "/v1/models/%256d:predict")],
+    "slashes": [post(row(4), "/" + P), post(row(4), P + "/"), post(row(4), "/v1//models/m:predict"), PREDICT], "query": [post(row(4), P + "?outputs=y"), post(row(4), P + "?outputs=z"), post(row(4), P + "?a=%ff"), PREDICT],
+    "fragment": [post(row(4), P + "#there")], "npy answer": [post(row(4), head="Accept: application/x-npy\r\n")], "raw tensor": [post(np.float32([[1], [2]]).tobytes(), head="X-Tensor-Shape: 2,1\r\nAccept: application/octet-stream\r\n")],
+    "origin": [post(row(4), head="Origin: https://site.example\r\n"), post(row(4), head="Origin: https://other.example\r\n")], "host": [post(row(4)).replace(b"Host: h", b"Host: other:80"), post(row(4)).replace(b"Host: h\r\n", b"")],
+    "strange host": [post(row(4)).replace(b"Host: h", b"Host: a b/c"), PREDICT], "long head": [post(row(4), head=f"X-Long: {'a' * 6000}\r\n")] * 2, "too long head": [post(row(4), head=f"X-Long: {'a' * 300_000}\r\n")],
+    "no request": [b"hello\r\n\r\n"], "nothing": [b"\r\n\r\n", PREDICT], "broken off": [PREDICT[:-5]], "broken off in the head": [PREDICT, PREDICT[:30]],
+}
+
+
+def fail(name, inputs):
+    raise RuntimeError("made to fail")
+
+
+def make_server(**others):
+    failing = serving.Servable(FakeServable().signatures, fail, device="CPU:0", calls=QUICK)
+    return fake_server({"m": Recorder(), "slow": Recorder(SLOW), "fails": failing},
+                       server={"cors_origins": ["https://site.example"], "gzip_min_bytes": 1000, "max_request_bytes": 1 << 20, "file_system_poll_wait_seconds": 0}, **others)
+
+
+def talk(address, pieces):
+    """All that the server says to these pieces, until it or we have no more to say."""
+    with connected(address) as client:
+        with contextlib.suppress(ConnectionError):
+            for index, piece in enumerate(pieces):
+                client.sendall(piece)
+                if len(pieces) < 10 and index < len(pieces) - 1:
+                    time.sleep(0.03)
+        with contextlib.suppress(OSError):
+            client.shutdown(socket.SHUT_WR) if pieces[-1] in (PREDICT[:-5], PREDICT[:30]) else client.sendall(GET.replace(b"Host: h", b"Host: h\r\nConnection: close"))
+        heard = b""
+        with contextlib.suppress(ConnectionError):
+            while piece := client.recv(1 << 16):
+                heard += piece
+    return re.sub(rb"Date: [^\r]*|X-Request-Id: [0-9a-f]{16}|request [0-9a-f]{16}", b"-", heard)
+
+
+@pytest.fixture(scope="module")
+def both():
+    """The addresses of two servers that are the same, but that one of them answers nothing on waitress's thread."""
+    quick = make_server()
+    plain = make_server()
+    is_short = front.Front.is_short
+    with pytest.MonkeyPatch.context() as patch, listening(quick) as first, listening(plain) as second:
+        patch.setattr(front.Front, "is_short", lambda self, request: self.server is not plain and is_short(self, request))
+        yield first, second
+
+
+@pytest.mark.parametrize("name", EXCHANGES)
+def test_the_same_bytes_as_from_a_worker(both, name):
+    quick, plain = (talk(address, EXCHANGES[name]) for address in both)
+    assert quick == plain
+    assert quick.startswith(b"HTTP/1.") or not quick and "broken" in name
+
+
+# --- who answers where ----------------------------------------------------------------------------------------
+
+def test_cheap_models_are_answered_by_the_loop_and_others_by_workers():
+    models = {"quick": Recorder(), "slow": Recorder(SLOW), "unknown": Recorder({})}
+    with watched(fake_server(models)) as (address, loop):
+        for name in models:
+            with connected(address) as client:
+                for number in range(5):
+                    assert ask(client, post(row(number), f"/v1/models/{name}:predict")) == {"predictions": [[number / 2 + 1]]}
+    assert set(models["quick"].threads) == {loop}
+    for name in ("slow", "unknown"):
+        assert len(models[name].threads) == 5 and loop not in models[name].threads
+
+
+@pytest.mark.parametrize("data", [
+    post(LARGE), post(row(4), "/v1/models/m/versions/1:predict"), CHUNKED + b"14\r\n{\"instances\": [[4]]}\r\n0\r\n\r\n",
+    post(gzip.compress(json.dumps(row(4)).encode()), head="Content-Encoding: gzip\r\n"), post(row(4), "/model-serving/m:predict")])
+def test_what_may_take_long_is_left_to_workers(data):
+    model = Recorder()
+    with watched(fake_server({"m": model})) as (address, loop):
+        for sent in (data, PREDICT):
+            with connected(address) as client:
+                assert "predictions" in ask(client, sent)
+    assert loop != model.threads[0] and loop == model.threads[1]
+
+
+def test_a_short_request_behind_a_long_one_is_a_workers():
+    models = {"m": Recorder(), "slow": Recorder(SLOW, seconds=0.2)}
+    with watched(fake_server(models)) as (address, loop), connected(address) as client:
+        client.sendall(post(row(1), "/v1/models/slow:predict"))
+        time.sleep(0.05)
+        client.sendall(PREDICT)
+        heard = b""
+        while heard.count(b'{"predictions"') < 2:
+            heard += receive(client)
+    assert heard.index(b"[[1.5]]") < heard.index(b"[[3.0]]")
+    assert len(models["m"].threads) == 1 and loop not in models["m"].threads
+
+
+def test_a_protected_server_answers_on_workers_alone():
+    model = Recorder()
+    server = fake_server({"m": model}, auth={"keys": [key_entry("site", "k")], "protect": "all"})
+    with watched(server) as (address, loop), connected(address) as client:
+        assert "error" in ask(client, PREDICT)
+        for _ in range(3):
+            assert ask(client, post(row(4), head=f"Authorization: {bearer('k')['Authorization']}\r\n")) == {"predictions": [[3.0]]}
+    assert len(model.threads) == 3 and loop not in model.threads
+
+
+def test_a_name_is_decoded_once():
+    models = {"mm": Recorder(), "m%6d": Recorder(SLOW, version=2)}
+    with watched(fake_server(models)) as (address, loop), connected(address) as client:
+        assert ask(client, post(row(0), "/v1/models/m%256d:predict")) == {"predictions": [[2.0]]}
+        assert ask(client, post(row(0), "/v1/models/m%6d:predict")) == {"predictions": [[1.0]]}
+    assert loop not in models["m%6d"].threads and models["mm"].threads == [loop]
+
+
+# --- what turns out to be long ---------------------------------------------------------------------------------
+
+def small_request(path=P):
+    return SimpleNamespace(error=None, command="POST", chunked=False, content_length=20, path=path, request_uri=path, headers={})
+
+
+def make_front(monkeypatch, names=("m", "other")):
+    clock = SimpleNamespace(now=100.0, monotonic=lambda: clock.now)
+    monkeypatch.setattr(front, "time", clock)
+    available = {name: serving.Available({1: Recorder()}, {}) for name in names}
+    config = SimpleNamespace(auth=SimpleNamespace(protect="none"))
+    return front.Front(SimpleNamespace(config=config, manager=SimpleNamespace(available=available))), clock
+
+
+def test_three_long_ones_running_send_a_path_to_the_threads_for_a_while(monkeypatch):
+    found, clock = make_front(monkeypatch)
+    other = small_request("/v1/models/other:predict")
+    for _ in range(3):
+        assert found.is_short(small_request())
+        found.note(P, front.LONG_SECONDS)
+    assert not found.is_short(small_request()) and found.is_short(other)
+    clock.now += front.PENALTY_SECONDS - 0.01
+    assert not found.is_short(small_request())
+    clock.now += 0.02
+    assert found.is_short(small_request())
+    for _ in range(2):
+        found.note(P, 1.0)
+    assert found.is_short(small_request()), "strikes begin anew"
+    found.note(P, 1.0)
+    assert not found.is_short(small_request())
+
+
+def test_a_quick_one_between_forgives(monkeypatch):
+    found, _ = make_front(monkeypatch)
+    for seconds in (1.0, 1.0, 0.0001) * 5:
+        found.note(P, seconds)
+        assert found.is_short(small_request())
+    for seconds in (1.0, 1.0):
+        found.note(P, seconds)
+        found.note("/v1/models/other:predict", 0.0001)
+    assert found.is_short(small_request())
+    found.note(P, 1.0)
+    assert not found.is_short(small_request()), "quick ones of another path do not"
+
+
+def test_a_model_that_has_become_slow_moves_to_the_workers(monkeypatch):
+    monkeypatch.setattr(front, "LONG_SECONDS", 0.1)
+    model = Recorder(seconds=0.11)
+    with watched(fake_server({"m": model})) as (address, loop), connected(address) as client:
+        for number in range(5):
+            assert ask(client, post(row(number))) == {"predictions": [[number / 2 + 1]]}
+    assert model.threads[:3] == [loop] * 3 and loop not in model.threads[3:]
+
+
+# --- many clients -----------------------------------------------------------------------------------------------
+
+def test_fifty_connections_get_their_own_answers():
+    wrong = []
+    with listening(fake_server({"m": Recorder(), "slow": Recorder(SLOW)})) as address:
+        def work(client_number):
+            with connected(address) as client:
+                for step in range(20):
+                    number, name = 1000 * client_number + step, "slow" if step % 5 == 4 else "m"
+                    answer = ask(client, post(row(number), f"/v1/models/{name}:predict"))
+                    if answer != {"predictions": [[number / 2 + 1]]}:
+                        wrong.append((number, answer))
+            wrong.append(None)
+        threads = [threading.Thread(target=work, args=(number,)) for number in range(50)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert wrong == [None] * 50
+
+
+@pytest.mark.parametrize("sent", [PREDICT[:20], PREDICT[:-5], PREDICT, PREDICT * 50, post(row(1), "/v1/models/slow:predict"), post(LARGE), PREDICT + OTHER[:-4]])
+def test_clients_that_vanish_harm_nobody(sent):
+    with listening(fake_server({"m": Recorder(), "slow": Recorder(SLOW, seconds=0.02)})) as address:
+        with connected(address) as steady:
+            for attempt in range(10):
+                with connected(address) as client:
+                    client.sendall(sent)
+                    if attempt % 2:
+                        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                assert ask(steady, post(row(attempt))) == {"predictions": [[attempt / 2 + 1]]}
+        with connected(address) as client:
+            assert ask(client, PREDICT) == {"predictions": [[3.0]]}
+
+
+# --- heads that are parsed once -----------------------------------------------------------------------------------
+
+ADJUSTMENTS = Adjustments()
+
+
+def parse(kind, data):
+    """A request as a parser reads it from one packet, and what it has left over."""
+    parser = kind(ADJUSTMENTS)
+    while data and not parser.completed:
+        data = data[parser.received(data):]
+    return parser, data
+
+
+def describe(parser, rest):
+    """All that a parser has found. (Its first_line is for waitress's own tests.)"""
+    names = [name for name in dir(parser) if name[0] != "_" and not callable(getattr(parser, name)) and name not in ("adj", "first_line", "headers_seen")]
+    found = {name: getattr(parser, name) for name in names}
+    error, body = found.pop("error"), found.pop("body_rcv")
+    return (found, list(parser.headers), error and (type(error), error.body), type(body), body is not None and (len(body), body.getfile().read()),
+            parser.get_body_stream().read(), rest)
+
+
+def assert_parses_alike(data):
+    wanted = describe(*parse(HTTPRequestParser, data))
+    for _ in range(3):
+        assert describe(*parse(front.Parser, data)) == wanted
+
+
+HEADS = {name: b"".join(pieces) for name, pieces in EXCHANGES.items()}
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_heads_are_parsed_as_by_waitress(name):
+    assert_parses_alike(HEADS[name])
+
+
+headers = st.lists(st.tuples(
+    st.sampled_from(["Host", "host", "Content-Length", "Connection", "CONNECTION", "Expect", "Transfer-Encoding", "Authorization", "X-A", "X_A", "Accept", "x-a ", ""]),
+    st.sampled_from(["5", "0", "", "05", "5 ", "-5", "h", "close", "keep-alive", "100-continue", "chunked", "gzip, chunked", "Basic a", "\xfc", "a, b", "a\r\n b", "a\nb", "5, 5"])), max_size=6)
+
+
+@given(st.sampled_from(["GET", "POST", "HEAD", "post", "P:", ""]), st.sampled_from(["/", P, P + "?a=b&c#d", "http://h:1" + P, "//a/b?c", "/%c3%bc%2F", "/\xfc", "*", ""]),
+       st.sampled_from([" HTTP/1.1", " HTTP/1.0", " HTTP/1.2", "", " HTTP/11", " http/1.1"]), headers, st.sampled_from(["", "hello", "hello GET / HTTP/1.1\r\n\r\n", "0\r\n\r\n"]))
+@settings(max_examples=500)
+def test_any_head_is_parsed_as_by_waitress(method, uri, version, fields, body):
+    lines = "".join(f"{name}: {value}\r\n" for name, value in fields)
+    assert_parses_alike(f"{method} {uri}{version}\r\n{lines}\r\n{body}".encode("latin-1"))
+
+
+def test_what_one_request_does_to_its_head_is_not_seen_by_the_next():
+    for _ in range(3):
+        parser, _ = parse(front.Parser, post(row(1), head="Expect: 100-continue\r\n"))
+        assert parser.expect_continue and "X_ADDED" not in parser.headers and parser.connection_close is False
+        parser.headers["X_ADDED"] = "1"
+        parser.expect_continue, parser.connection_close = False, True
+
+
+def test_known_heads_are_few_and_small(monkeypatch):
+    monkeypatch.setattr(front, "heads", {})
+    for number in range(3 * front.MOST_HEADS):
+        parse(front.Parser, f"GET /{number} HTTP/1.1\r\n\r\n".encode())
+        parse(front.Parser, f"GET /{number} HTTP/1.1\r\nX-Long: {'a' * front.MOST_HEAD_BYTES}\r\n\r\n".encode())
+        assert len(front.heads) <= front.MOST_HEADS
+    assert all(len(head) <= front.MOST_HEAD_BYTES for head in front.heads)
+
+
+def test_no_header_of_one_client_reaches_another(monkeypatch):
+    seen, create_app = [], serving.create_app
+
+    def recording(server):
+        app = create_app(server)
+
+        def record(environ, start_response):
+            seen.append(environ)
+            return app(environ, start_response)
+        return record
+    monkeypatch.setattr(serving, "create_app", recording)
+    heads = ["", "Authorization: Bearer one\r\n", "", "Authorization: Bearer two\r\nX-A: 1\r\n", "X-A: 2\r\n", "Authorization: Bearer one\r\n", "Accept: text/plain\r\n", ""]
+    with listening(fake_server({"m": Recorder()})) as address, connected(address) as first, connected(address) as second:
+        for step in range(48):
+            client, head = (first, second)[step % 3 == 2], heads[step * 5 % 8]
+            assert ask(client, post(row(step), head=head)) == {"predictions": [[step / 2 + 1]]}
+            wanted = {"HTTP_" + name.upper().replace("-", "_"): value for name, _, value in (line.partition(": ") for line in head.splitlines())}
+            environ = seen[-1]
+            assert {name: value for name, value in environ.items() if name.startswith("HTTP_")} == wanted | {"HTTP_HOST": "h", "HTTP_X_REQUEST_ID": "same"}
+            assert environ["REMOTE_PORT"] == str(client.getsockname()[1]) and environ["CONTENT_LENGTH"] == str(len(json.dumps(row(step))))
+            assert environ["waitress.client_disconnected"].__self__.addr[1] == client.getsockname()[1]
+            environ["HTTP_LEFT_BEHIND"] = "1"
+
+
+# --- URLs that are matched once --------------------------------------------------------------------------------------
+
+def make_site(kind):
+    app = kind("site")
+
+    def show(**arguments):
+        arguments = request.view_args
+        answer = {"endpoint": request.endpoint, "arguments": dict(arguments), "method": request.method, "query": request.args.to_dict(False), "root": request.script_root,
+                  "host": request.host, "link": url_for("item", number=3), "outside": url_for("item", number=3, _external=True)}
+        arguments["left behind"] = 1
+        return answer
+    app.add_url_rule("/items/<int:number>", "item", show, methods=["GET", "POST"])
+    app.add_url_rule("/items/new", "new", show, methods=["PUT"])
+    app.add_url_rule("/files/<path:name>", "file", show, defaults={"kind": "plain"})
+    app.add_url_rule("/folder/", "folder", show)
+    return app
+
+
+CALLS = [(method, path, base) for path in ("/items/1", "/items/2", "/items/2?a=1&a=2", "/items/new", "/items/none", "/files/a/b", "/files/a%2Fb", "/files//a", "/folder", "/folder/", "/folder?q=1", "/", "/\u00fc")
+         for method in ("GET", "POST", "HEAD", "PUT", "OPTIONS", "DELETE") for base in ("http://one.example", "http://two.example:81", "https://one.example")]
+
+
+@pytest.mark.parametrize("prefix", ["", "/ml"])
+def test_urls_lead_where_flask_leads_them(prefix):
+    apps = [make_site(kind) for kind in (front.App, Flask)]
+    assert type(apps[0].url_map) is front.KnownMap
+    mounted = [Client(DispatcherMiddleware(Flask("host"), {prefix: app}) if prefix else app) for app in apps]
+    for number, (method, path, base) in enumerate(CALLS + CALLS[::-1]):
+        host = {"HTTP_HOST": f"host{number % 3}.example"} if number % 2 else {}
+        ours, flasks = (client.open(prefix + path, method=method, base_url=base, environ_overrides=host) for client in mounted)
+        assert (ours.status, list(ours.headers), ours.data) == (flasks.status, list(flasks.headers), flasks.data)
+    assert apps[0].url_map.known, "the URLs were remembered"
+
+
+def test_one_app_under_two_prefixes():
+    app = make_site(front.App)
+    client = Client(DispatcherMiddleware(Flask("host"), {"/a": app, "/b": app}))
+    for _ in range(2):
+        for prefix in ("/a", "/b"):
+            answer = client.get(f"{prefix}/items/1").json
+            assert answer["root"] == prefix and answer["link"] == f"{prefix}/items/3" and answer["arguments"] == {"number": 1}
+
+
+def test_remembered_urls_are_few_and_small():
+    app = make_site(front.App)
+    client = Client(app)
+    for number in range(2 * front.MOST_HEADS + 10):
+        assert client.get(f"/items/{number}").json["arguments"] == {"number": number}
+    assert 0 < len(app.url_map.known) <= front.MOST_HEADS
+    before = len(app.url_map.known)
+    client.get("/files/" + "a" * front.MOST_HEAD_BYTES)
+    assert len(app.url_map.known) == before

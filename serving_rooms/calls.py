@@ -45,7 +45,7 @@ def tune(session: Any, signatures: Mapping[str, Signature], calls: dict[str, Cal
     if config.freeze and device.startswith("CPU"):
         session = freeze(session, signatures, calls, device, config.name, owned) or session
     long, unknown = list[str](), list[str]()
-    bounded = is_bounded(session.graph)
+    bounded = not UNBOUNDED & operations(session.graph)
     for name, plain in calls.items():
         call = calls[name] = plain._replace(bounded=bounded)
         batched = batch(session, name, signatures[name], call, device, config) if call.seconds < float("inf") else call.run
@@ -73,11 +73,11 @@ UNBOUNDED = {"PyFunc", "PyFuncStateless", "EagerPyFunc", "While", "StatelessWhil
              "WriteFile", "QueueDequeueV2"}
 
 
-def is_bounded(graph: Any) -> bool:
-    """Whether a graph and its functions have neither loops nor Python functions nor files in them."""
+def operations(graph: Any) -> set[str]:
+    """The kinds of operations in a graph and its functions."""
     definition = graph.as_graph_def()
     functions = (node for function in definition.library.function for node in function.node_def)
-    return all(node.op not in UNBOUNDED for node in itertools.chain(definition.node, functions))
+    return {node.op for node in itertools.chain(definition.node, functions)}
 
 
 def batch(session: Any, name: str, signature: Signature, call: Call, device: str, config: Any) -> Callable:
@@ -173,6 +173,7 @@ class Workers:
 FREEZE_SECONDS = 0.002  # below, a call is mostly not arithmetic
 FREEZE_BYTES = 200 << 20  # of variables; for a moment they are held several times
 GAIN = 1.1
+GAINING = {"Conv2D", "Conv3D", "DepthwiseConv2dNative"}  # the gain is in their weights and what follows them; others are not worth a try
 HOLDERS = {"StatefulPartitionedCall", "While", "If"}  # they have the state of what they call
 
 
@@ -185,6 +186,8 @@ def freeze(session: Any, signatures: Mapping[str, Signature], calls: dict[str, C
     """
     slowest = max((call.seconds for call in calls.values()), default=float("inf"))
     if not FREEZE_SECONDS <= slowest < float("inf") or not 0 < variable_bytes(session.graph) <= FREEZE_BYTES:
+        return None
+    if not GAINING & operations(session.graph):
         return None
     frozen: Any = None
     try:

@@ -102,13 +102,13 @@ heads: dict[bytes, tuple[dict[str, Any], dict[str, str]]] = {}
 class Parser(HTTPRequestParser):
     """waitress's parser, which parses a head once: clients send the same one again and again, but for their bodies."""
 
-    front: Front  # set by `attach`
+    front: Front | None = None  # set by `attach`
     headers: dict[str, str]
     headers_seen: dict[str, str] | None = None  # the same object for the same head
 
     def parse_header(self, header_plus: bytes) -> None:
         self.parse_head(header_plus)
-        if self.content_length > LARGE_BODY and self.front.held() > self.front.server.config.server.max_queued_bytes:
+        if self.content_length > LARGE_BODY and self.front and self.front.held() > self.front.server.config.server.max_queued_bytes:
             self.error, self.completed = TooMuch("bodies of other requests hold all the memory there is for them"), True
 
     def parse_head(self, header_plus: bytes) -> None:

@@ -1,4 +1,4 @@
-"""SavedModels that are not loaded as they are: tensors renamed, and those that hold variables twice, as a Keras model inside a tf.Module does."""
+"""SavedModels that are not loaded as they are: with other names, or with variables held twice, as a Keras model in a tf.Module has."""
 
 import json
 from collections.abc import Mapping

@@ -89,7 +89,7 @@ def test_the_first_readers_at_once_see_all_families():
 
 def test_the_last_errors_may_be_read_while_requests_fail():
     counted, ended, wrong = metrics.Metrics(), threading.Event(), []
-    call = {"request_id": "", "method": "GET", "path": "/", "route": "x", "model": "", "version": "", "status": 404, "ms": 1.0, "rows": 0}
+    call = {"request_id": "", "method": "GET", "path": "/", "route": "x", "model": "", "version": "", "status": 404, "ms": 1.0, "rows": 0, "batch": 0}
 
     def read():
         while not ended.is_set():

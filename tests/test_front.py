@@ -248,7 +248,7 @@ def make_front(monkeypatch, names=("m", "other")):
     monkeypatch.setattr(front, "time", clock)
     available = {name: serving.Available({1: Recorder()}, {}) for name in names}
     config = SimpleNamespace(auth=SimpleNamespace(protect="none"))
-    return front.Front(SimpleNamespace(config=config, manager=SimpleNamespace(available=available))), clock
+    return front.Front(SimpleNamespace(config=config, manager=SimpleNamespace(available=available)), []), clock
 
 
 def test_three_long_ones_running_send_a_path_to_the_threads_for_a_while(monkeypatch):
@@ -341,7 +341,7 @@ def parse(kind, data):
 
 def describe(parser, rest):
     """All that a parser has found. (Its first_line is for waitress's own tests.)"""
-    names = [name for name in dir(parser) if name[0] != "_" and not callable(getattr(parser, name)) and name not in ("adj", "first_line", "headers_seen")]
+    names = [name for name in dir(parser) if name[0] != "_" and not callable(getattr(parser, name)) and name not in ("adj", "first_line", "headers_seen", "front")]
     found = {name: getattr(parser, name) for name in names}
     error, body = found.pop("error"), found.pop("body_rcv")
     return (found, list(parser.headers), error and (type(error), error.body), type(body), body is not None and (len(body), body.getfile().read()),
@@ -349,7 +349,12 @@ def describe(parser, rest):
 
 
 def assert_parses_alike(data):
-    wanted = describe(*parse(HTTPRequestParser, data))
+    theirs, rest = parse(HTTPRequestParser, data)
+    if theirs.chunked and re.search(rb"(?im)^content-length:", data.partition(b"\r\n\r\n")[0]):  # waitress takes the chunks; RFC 9112 lets a server refuse
+        parser, _ = parse(front.Parser, data)
+        assert parser.error.code == 400 and "exclude each other" in parser.error.body
+        return
+    wanted = describe(theirs, rest)
     for _ in range(3):
         assert describe(*parse(front.Parser, data)) == wanted
 

@@ -59,7 +59,7 @@ def tune(session: Any, signatures: Mapping[str, Signature], calls: dict[str, Cal
         workers = Workers(len(os.sched_getaffinity(0)), f"model-{config.name}")
         owned.callback(workers.close)
         for name in long:  # what oneDNN prepares, it prepares for each thread
-            strings = any(spec.dtype == "DT_STRING" for spec in signatures[name].inputs.values())  # made-up ones are no examples or pictures
+            strings = any(spec.dtype == "DT_STRING" for spec in signatures[name].inputs.values())  # made-up ones are no examples
             workers.run_on_each(functools.partial(calls[name].run, *sample_inputs(signatures[name], 0 if strings else 1)))
             calls[name] = calls[name]._replace(run=functools.partial(workers.run, calls[name].run))
     if unknown:  # it may take long, and may do else than compute

@@ -312,3 +312,13 @@ def test_a_changed_number_of_instances_loads_anew():
     server = serving.ModelServer({"model_config_list": [{"config": {"name": "m", "base_path": half, "instances": 2}}], "server": NO_POLL})
     assert server.wait(60)
     assert server.predict("m", {"instances": [2.0]})["predictions"].tolist() == [3.0]
+
+
+def test_a_signature_of_strings_is_warmed_up_without_rows(tf, folder, monkeypatch):
+    monkeypatch.setattr(calls, "LONG_SECONDS", 0.0)
+    features = {"x": tf.io.FixedLenFeature([], tf.float32)}
+    export(tf, folder / "examples", {"serving_default": (
+        lambda x: {"y": tf.io.parse_example(x, features)["x"] * 2}, [tf.TensorSpec([None], tf.string, name="x")])})
+    servable = load(folder / "examples", batching=False)
+    example = tf.train.Example(features=tf.train.Features(feature={"x": tf.train.Feature(float_list=tf.train.FloatList(value=[3]))}))
+    assert run(servable, np.array([example.SerializeToString(), None], object)[:1])["y"].tolist() == [6.0]

@@ -441,7 +441,7 @@ def test_an_openvino_model_server_config_of_saved_models_runs_unchanged(tmp_path
 def test_requests_are_really_batched(tf, folder):
     """A function that answers the size of the batch it ran in: with batching, more than one of them."""
     export(tf, folder / "size", {"serving_default": (
-        lambda x: {"n": tf.fill([tf.shape(x)[0]], tf.shape(x)[0]) + 0 * tf.cast(tf.reduce_sum(tf.linalg.eigvalsh(tf.eye(400) + x[0, 0])), tf.int32)},
+        lambda x: {"n": tf.fill([tf.shape(x)[0]], tf.shape(x)[0]) + 0 * tf.cast(tf.reduce_sum(tf.linalg.eigvalsh(tf.eye(1000) + x[0, 0])), tf.int32)},
         [tf.TensorSpec([None, 1], name="x")])})
     signature = load(folder / "size", batching=False).signatures["serving_default"]
     session, _, _ = serving.open_session(folder / "size", "CPU:0")
@@ -462,7 +462,7 @@ def test_requests_are_really_batched(tf, folder):
 
 def test_the_batch_that_a_request_ran_in_is_counted_and_logged(tf, folder, caplog):
     export(tf, folder / "slow" / "1", {"serving_default": (
-        lambda x: {"y": 2 * x + 0 * tf.reduce_sum(tf.linalg.eigvalsh(tf.eye(300) + x[0, 0]))}, [tf.TensorSpec([None, 1], name="x")])})
+        lambda x: {"y": 2 * x + 0 * tf.reduce_sum(tf.linalg.eigvalsh(tf.eye(1000) + x[0, 0]))}, [tf.TensorSpec([None, 1], name="x")])})
     config = {"name": "slow", "base_path": str(folder / "slow"), "batching": {"max_batch_size": 8, "num_batch_threads": 1}}
     server = serving.ModelServer({"model_config_list": [{"config": config}], "server": NO_POLL})
     assert server.wait(60)
@@ -497,7 +497,7 @@ def test_signature_without_batch_dimension_runs_unbatched(tf, folder, caplog):
 def test_bad_row_in_a_batch_fails_alone(tf, folder):
     def guarded(x):
         with tf.control_dependencies([tf.debugging.assert_less(x, 10.0)]):
-            return {"y": x + tf.reduce_sum(tf.linalg.eigvalsh(tf.eye(300) + 0 * x[0, 0])) * 0}
+            return {"y": x + tf.reduce_sum(tf.linalg.eigvalsh(tf.eye(1000) + 0 * x[0, 0])) * 0}
     export(tf, folder / "picky", {"serving_default": (guarded, [tf.TensorSpec([None, 1], name="x")])})
     servable = load(folder / "picky", batching=serving.Batching(max_batch_size=8, num_batch_threads=1))
     outcomes = {}

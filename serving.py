@@ -2239,6 +2239,11 @@ class Door:
 REQUEST_ID = re.compile(r"[\w.:-]{1,100}", re.ASCII)
 
 
+def request_id_of(given: str | None) -> str:
+    """A request's id: the client's own where it sends one, else a new one."""
+    return given if given and REQUEST_ID.fullmatch(given) else f"{random.getrandbits(64):016x}"
+
+
 def respond(door: Door, root: str = "", rest: str | None = None, group: str | None = None) -> Response:
     """Answer a request: its view's response, or its error's; with a request id, CORS headers where the config has them, and a log line."""
     server, who, shape, route = door.server, "-", "bare", ""
@@ -2247,8 +2252,7 @@ def respond(door: Door, root: str = "", rest: str | None = None, group: str | No
     channel = getattr(environ.get("waitress.client_disconnected"), "__self__", None)
     trace = CURRENT.trace = Trace(getattr(channel, "queued", None), channel.check_client_disconnected if channel else lambda: False)
     metrics = server.metrics.begin() if server.metrics else None
-    request_id = environ.get("HTTP_X_REQUEST_ID", "")
-    request_id = request_id if request_id and REQUEST_ID.fullmatch(request_id) else f"{random.getrandbits(64):016x}"
+    request_id = request_id_of(environ.get("HTTP_X_REQUEST_ID"))
     path = raw_path(environ, "/" + "/".join(name for name in (root, rest, group) if name is not None))
     try:
         trace.limit(server.config.server.timeout_seconds, environ.get("HTTP_X_REQUEST_TIMEOUT"))
@@ -2328,6 +2332,7 @@ def create_app(source: Source, authorize: Callable[[Any], Any] | None = None) ->
         where = f"{request.method} {request.script_root}{request.path}"
         response = reply({"error": f"{error.name}: {where}. The models are listed at {request.script_root}/v1/models"}, error.code or 500)
         response.headers.extend({name: value for name, value in error.get_headers() if name == "Allow"})
+        response.headers["X-Request-Id"] = request_id_of(request.headers.get("X-Request-Id"))
         return response
 
     return app

@@ -42,10 +42,11 @@ LONG_SECONDS = 0.001  # a call that takes so long is worth a hand-over to anothe
 def tune(session: Any, signatures: Mapping[str, Signature], calls: dict[str, Call], device: str, config: Any,
          owned: contextlib.ExitStack) -> None:
     """Replace calls by better ones. `owned` closes what a model holds, the latest first: what is made here is added to it."""
-    if config.freeze and device.startswith("CPU"):
+    kinds = operations(session.graph)
+    bounded = not UNBOUNDED & kinds
+    if config.freeze and device.startswith("CPU") and GAINING & kinds:
         session = freeze(session, signatures, calls, device, config.name, owned) or session
     long, unknown = list[str](), list[str]()
-    bounded = not UNBOUNDED & operations(session.graph)
     for name, plain in calls.items():
         call = calls[name] = plain._replace(bounded=bounded)
         batched = batch(session, name, signatures[name], call, device, config) if call.seconds < float("inf") else call.run
@@ -187,8 +188,6 @@ def freeze(session: Any, signatures: Mapping[str, Signature], calls: dict[str, C
     """
     slowest = max((call.seconds for call in calls.values()), default=float("inf"))
     if not FREEZE_SECONDS <= slowest < float("inf") or not 0 < variable_bytes(session.graph) <= FREEZE_BYTES:
-        return None
-    if not GAINING & operations(session.graph):
         return None
     frozen: Any = None
     try:

@@ -37,8 +37,8 @@ SHORT_BYTES = 16 << 10  # of a body
 class Front:
     """Tells which requests are short, and which fit. One per listening server; used by the thread that reads sockets alone."""
 
-    def __init__(self, server: Any, listeners: list[Any]):
-        self.server, self.listeners, self.thread = server, listeners, 0
+    def __init__(self, server: Any, listeners: list[Any], gate: Gate | None = None):
+        self.server, self.listeners, self.gate, self.thread = server, listeners, gate, 0
         self.strikes: dict[str, int] = {}  # path -> how many of its latest requests took long
         self.late: dict[str, float] = {}  # path -> until when it goes to the threads
 
@@ -69,7 +69,6 @@ class Front:
             self.late = {old: until for old, until in self.late.items() if until > time.monotonic()}
             self.late[path] = time.monotonic() + PENALTY_SECONDS
 
-
     def channels(self) -> list[Any]:
         return [channel for listener in self.listeners for channel in listener.active_channels.values()]
 
@@ -78,15 +77,23 @@ class Front:
         return sum(max(request.content_length, request.body_bytes_received)
                    for channel in self.channels() for request in (*channel.requests, channel.request) if request)
 
+    def no_room(self) -> str | None:
+        """Why the body of a request that has just begun to arrive does not fit; None when it does."""
+        if self.held() <= self.server.config.server.max_queued_bytes:
+            return None
+        reason = "bodies of other requests hold all the memory there is for them"
+        return self.gate.note("bytes", reason) if self.gate else reason
+
     def sweep(self, now: float) -> None:
         """Cut connections whose request takes too long to arrive; and, where bodies of unknown length have become too much, those."""
         options = self.server.config.server
+        full = self.held() > options.max_queued_bytes
         for channel in self.channels():
             request, since = channel.request, channel.arriving_since
             if request and since and now - since > options.receive_seconds + request.body_bytes_received / SLOWEST:
                 logger.info("A request that has not come whole after %.0f s is given up", now - since)
                 channel.will_close = True
-            if request and request.chunked and self.held() > options.max_queued_bytes:
+            if full and request and request.chunked:
                 logger.warning("A request in chunks is given up: bodies hold more than max_queued_bytes")
                 channel.will_close = True
 
@@ -108,8 +115,8 @@ class Parser(HTTPRequestParser):
 
     def parse_header(self, header_plus: bytes) -> None:
         self.parse_head(header_plus)
-        if self.content_length > LARGE_BODY and self.front and self.front.held() > self.front.server.config.server.max_queued_bytes:
-            self.error, self.completed = TooMuch("bodies of other requests hold all the memory there is for them"), True
+        if self.content_length > LARGE_BODY and self.front and (reason := self.front.no_room()):
+            self.error, self.completed = TooMuch(reason), True
 
     def parse_head(self, header_plus: bytes) -> None:
         known = heads.get(header_plus)
@@ -245,7 +252,6 @@ class Channel(HTTPChannel):
         if self.total_outbufs_len and not self.requests:
             self.handle_write()
 
-
     def answer_here(self) -> None:
         self.set_aside, refused = False, self.refused
         path, start = self.requests[0].path, time.perf_counter()
@@ -264,10 +270,10 @@ def maintain(front: Front, close_idle: Any, now: float) -> None:
 
 def attach(server: Any, listeners: list[Any], dispatcher: Any) -> None:
     """Answer short requests, and those that are turned away, on the thread that runs waitress's loop; the others take turns."""
-    front = Front(server, listeners)
     turns = dispatcher.queue = Turns(dispatcher, server.config.server.threads)
     refused = server.metrics.refused if server.metrics else collections.Counter()
     gate, add_task = Gate(lambda: server.config.server, turns, refused), dispatcher.add_task
+    front = Front(server, listeners, gate)
     logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # it would say so at each request
 
     def choose(channel: Any) -> None:

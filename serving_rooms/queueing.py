@@ -19,6 +19,8 @@ from typing import Any
 from waitress.task import Task
 from waitress.utilities import Error
 
+from serving import request_id_of
+
 logger = logging.getLogger("serving")
 
 LINE = re.compile(r"/v1/models/([^/:]+)|(/[^/]*(?:/[^/]*)?)", re.IGNORECASE)
@@ -171,13 +173,14 @@ class TooMuch(Error):
     code, reason = 503, "Service Unavailable"
 
     def to_response(self, ident: Any = None) -> tuple[str, list[tuple[str, str]], bytes]:
-        return refuse(self.body)
+        return refuse(self.body, None)
 
 
-def refuse(reason: str) -> tuple[str, list[tuple[str, str]], bytes]:
-    """Status, headers and body of a refusal."""
+def refuse(reason: str, request_id: str | None) -> tuple[str, list[tuple[str, str]], bytes]:
+    """Status, headers and body of a refusal; `request_id` is the one that the client has sent."""
     body = json.dumps({"error": f"The server is busy: {reason}. Try again in a moment"}).encode()
-    headers = [("Content-Type", "application/json"), ("Retry-After", "1"), ("Content-Length", str(len(body)))]
+    headers = [("Content-Type", "application/json"), ("Retry-After", "1"), ("Content-Length", str(len(body))),
+               ("X-Request-Id", request_id_of(request_id))]
     return "503 Service Unavailable", headers, body
 
 
@@ -187,10 +190,8 @@ class RefusalTask(Task):
     complete = True
 
     def execute(self) -> None:
-        self.status, headers, body = refuse(self.channel.refused)
+        self.status, headers, body = refuse(self.channel.refused, self.request.headers.get("X_REQUEST_ID"))
         self.response_headers.extend(headers)
-        if request_id := self.request.headers.get("X_REQUEST_ID"):
-            self.response_headers.append(("X-Request-Id", request_id[:100]))
         self.content_length = len(body)
         self.write(body)
 

@@ -107,8 +107,11 @@ class Residency:
         return servable
 
     def measure(self, folder: Path, config: Any) -> tuple[Servable, int]:
-        """Load a version; returns it and the bytes that it has added to the process, no fewer than its files have."""
-        if self.options().memory_budget_mb is None:
+        """Load a version; returns it and the bytes that it has added to the process, no fewer than its files have.
+
+        One that is always there is not measured without a budget: it costs some tenths of a second.
+        """
+        if self.options().memory_budget_mb is None and config.load != "on_demand":
             return self._load(folder, config), 0
         tensorflow()
         before = memory_now()

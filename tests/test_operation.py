@@ -319,3 +319,10 @@ def test_stats_and_metrics_answer_while_tensorflow_is_half_imported(monkeypatch)
     rest = Rest(server_of_two())
     monkeypatch.setitem(sys.modules, "tensorflow", type(sys)("tensorflow"))  # as the loader's thread leaves it for some seconds
     assert rest.get("/stats").json["gpus"] == [] and rest.get("/metrics").status_code == 200
+
+
+def test_every_answer_has_the_clients_id_or_one_of_its_own():
+    rest = Rest(server_of_two())
+    for path in ("/nowhere", "/livez", "/v1/models/m", "/v1/models/none", "/console/none.js"):
+        assert rest.get(path, headers={"X-Request-Id": "r-1"}).headers["X-Request-Id"] == "r-1", path
+        assert re.fullmatch("[0-9a-f]{16}", rest.get(path).headers["X-Request-Id"]), path

@@ -119,13 +119,14 @@ def test_what_would_wait_too_long_is_turned_away():
 
 def test_bodies_beyond_the_memory_there_is_for_them_are_turned_away():
     slow = Gated()
-    with serve({"slow": slow}, threads=4, max_queued_bytes=3 << 20) as (_, address), ThreadPoolExecutor(4) as pool:
+    with serve({"slow": slow}, threads=4, max_queued_bytes=3 << 20) as (server, address), ThreadPoolExecutor(4) as pool:
         first = pool.submit(requests.post, f"{address}/v1/models/slow:predict", b'{"instances": [[1.0]]}' + b" " * (2 << 20), timeout=30)
         until(lambda: slow.begun)
         with raw(address) as connection:
             connection.sendall(b"POST /v1/models/slow:predict HTTP/1.1\r\nHost: x\r\nContent-Length: 2097152\r\n\r\n")
             answer = read_all(connection)
         assert answer.startswith(b"HTTP/1.1 503 ") and b"Retry-After: 1\r\n" in answer and b"bodies of other requests" in answer
+        assert server.metrics.refused == {"bytes": 1}
         slow.go.set()
         assert first.result().status_code == 200
 
@@ -330,6 +331,7 @@ def test_the_pace_of_a_line_is_the_time_from_answer_to_answer(monkeypatch):
 
 
 def test_refusals_are_json():
-    status, headers, body = queueing.refuse("so it is")
+    status, headers, body = queueing.refuse("so it is", "r-2")
+    assert dict(headers)["X-Request-Id"] == "r-2" and len(dict(queueing.refuse("so", "no\nid")[1])["X-Request-Id"]) == 16
     assert status == "503 Service Unavailable" and json.loads(body)["error"].startswith("The server is busy: so it is")
     assert dict(headers)["Content-Length"] == str(len(body))

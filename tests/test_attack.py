@@ -14,6 +14,8 @@ import pytest
 import requests
 from conftest import FakeDetector, FakeServable, bearer, fake_server, key_entry, listening
 
+import serving
+
 KEY = "a-key-of-the-tests"
 
 
@@ -110,11 +112,19 @@ def bomb(size=300 << 20):
     return packer.compress(b" " * size) + packer.flush()
 
 
-def test_archives_that_unpack_to_more_than_the_limit_are_refused(live):
-    address, _, _ = live
+def test_archives_that_unpack_to_more_than_the_limit_are_refused(live, monkeypatch):
+    address, _, server = live
+    unpacked = []
+
+    class Watched(gzip.GzipFile):
+        def read(self, size=-1):
+            unpacked.append(len(data := super().read(size)))
+            return data
+    monkeypatch.setattr(serving.gzip, "GzipFile", Watched)
     for path, headers in (("/v1/models/m:predict", {}), ("/d/predict", bearer(KEY))):
         answer = requests.post(address + path, bomb(), headers={"Content-Encoding": "gzip", **headers}, timeout=60)
         assert answer.status_code == 413 and "unpacks to more than the limit" in answer.text
+    assert len(unpacked) == 2 and max(unpacked) <= server.config.server.max_unpacked_bytes + 1  # no more than tells that it is too much
     twice = requests.post(f"{address}/v1/models/m:predict", gzip.compress(bomb()), headers={"Content-Encoding": "gzip"}, timeout=60)
     assert twice.status_code == 400  # unpacked once, it is no JSON
     file = io.BytesIO()

@@ -116,6 +116,7 @@ class Residency:
         tensorflow()
         before = memory_now()
         servable = self._load(folder, config)
+        settle_garbage()  # what loading leaves over is no part of the model
         return servable, max(memory_now() - before, size_of(folder))
 
     @contextmanager
@@ -161,7 +162,6 @@ class Residency:
         entry.bytes, entry.used_at = size, time.monotonic()
         entry.device, entry.callables, entry.why = resident.device, resident.callables, "asked for"
         entry.resident = resident
-        settle_garbage()
         self.start_sweeping()
         logger.info("%s is in memory on %s, %.0f MB, loaded in %.1f s", entry.name, entry.device, size / 2**20, time.perf_counter() - start)
 
@@ -238,8 +238,7 @@ def seconds_left(most: float) -> float:
 
 
 def memory_now() -> int:
-    """Bytes that this process alone holds, what is freed given back."""
-    settle_garbage()
+    """Bytes that this process alone holds."""
     return psutil.Process().memory_full_info().uss
 
 

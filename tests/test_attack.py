@@ -142,6 +142,7 @@ def test_a_head_that_promises_an_array_of_terabytes_allocates_nothing(live):
     assert requests.post(f"{address}/v1/models/m:predict", b"\0" * 100, headers=raw, timeout=30).status_code == 400
 
 
+@pytest.mark.filterwarnings("ignore:Unclosed file:ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")  # Werkzeug's, of the parts refused
 def test_multipart_of_a_thousand_parts_and_without_end(live):
     address, _, _ = live
     many = {f"part{number}": (f"{number}.jpg", b"x" * 100) for number in range(2000)}

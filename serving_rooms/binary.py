@@ -96,7 +96,9 @@ def load(body: bytes) -> Any:
         for array in found.values():
             refuse_hollow(array.shape)
         return found
-    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, MemoryError) as error:
+    except BadRequest:
+        raise
+    except Exception as error:  # zipfile, its decompressors and NumPy raise of every kind for damaged bytes
         raise BadRequest(f"body is no .npy or .npz of numbers: {routines.plain(error)}") from None
 
 

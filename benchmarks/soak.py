@@ -110,13 +110,13 @@ def make_cases(chance):
     for number in range(20):
         x = [round(chance.uniform(-1000, 1000), 3) for _ in range(chance.randint(1, 20))]
         half = np.array(x) / 2
+        examples = json.dumps({"signature_name": "tensorflow/serving/regress", "examples": [{"x": value} for value in x]}).encode()
         cases += [
             Case("half_plus_two", predict("half_plus_two", {"instances": x}), 2, wanted=(half + 2,)),
             Case("half_plus_three", predict("half_plus_three", {"inputs": [[value] for value in x]}), 1, wanted=(half[:, None] + 3,)),
             Case("two_steps", predict("two_steps", {"instances": [[value] for value in x]}), 0.3, wanted=((half[:, None] + 2) / 2 + 3,)),
             Case("versions that change", predict("churn", {"instances": x}), 0.5, wanted=(half + 2, half + 3)),
-            Case("regress", spell("POST", "/v1/models/half_plus_two:regress", json.dumps(
-                {"signature_name": "regress_x_to_y", "examples": [{"x": value} for value in x]}).encode()), 0.1, wanted=(half + 2,)),
+            Case("regress", spell("POST", "/v1/models/half_plus_two:regress", examples), 0.1, wanted=(half + 2,)),
             Case("digits", predict("digits", {"instances": samples[number].tolist()}), 0.5, wanted=(scores[number],)),
             Case("digits, .npy", predict("digits", npy(samples[number]), Accept="application/x-npy"), 0.1, wanted=(scores[number],))]
     for path, wanted in zip(pictures, found):

@@ -1,9 +1,12 @@
-"""The four workloads of the comparison: their models, made here, and one input of each.
+"""The models of the benchmarks, made here, and one input of each: the four workloads of the comparison, and two that want a GPU.
 
     half_plus_two   three numbers into TensorFlow Serving's half_plus_two
     mlp784          one row of 784 numbers into the two dense layers of TensorFlow's quickstart
     mobilenet_v2    one picture of 224x224x3 numbers into Keras's MobileNetV2
     ssd320          one JPEG of 640x480 pixels into a detector of 320x320: 2,034 anchors, 90 classes, combined NMS, 100 finds
+    resnet50        pictures of 224x224x3 numbers into Keras's ResNet50
+    mask_rcnn1024   pictures of 1024x1024 pixels into a network of Mask R-CNN's shape: ResNet50 with a feature pyramid, 64,512 anchors,
+                    300 proposals, two dense layers of 1,024, 100 finds with masks of 28x28
 
 Weights are random, from fixed seeds: what a model sees does not change how long it takes. Made once, into benchmarks/made/.
 """
@@ -19,6 +22,7 @@ import numpy as np
 HERE = Path(__file__).parent
 MADE = HERE / "made"
 WORKLOADS = ("half_plus_two", "mlp784", "mobilenet_v2", "ssd320")
+LARGE = ("resnet50", "mask_rcnn1024")
 
 
 def base_path(workload):
@@ -55,9 +59,9 @@ def draw_jpeg(random):
 # ======================================================================================================
 
 
-def make_all():
+def make_all(wanted=WORKLOADS[1:]):
     """Make the models that are not there yet; in a process of its own, since TensorFlow never gives its memory back."""
-    for workload in WORKLOADS[1:]:
+    for workload in wanted:
         if not (base_path(workload) / "1").exists():
             print(f"making {workload}", flush=True)
             if os.spawnv(os.P_WAIT, sys.executable, [sys.executable, __file__, workload]):
@@ -68,7 +72,9 @@ def make(workload):
     import keras
     keras.utils.set_random_seed(7)
     folder = base_path(workload) / "1"
-    {"mlp784": make_mlp, "mobilenet_v2": make_mobilenet, "ssd320": make_ssd}[workload](folder.with_name("making"))
+    makers = {"mlp784": make_mlp, "mobilenet_v2": make_mobilenet, "ssd320": make_ssd, "resnet50": make_resnet,
+              "mask_rcnn1024": make_mask_rcnn}
+    makers[workload](folder.with_name("making"))
     folder.with_name("making").rename(folder)
 
 
@@ -81,6 +87,11 @@ def make_mlp(folder):
 def make_mobilenet(folder):
     import keras
     keras.applications.MobileNetV2(weights=None).export(str(folder), verbose=False)
+
+
+def make_resnet(folder):
+    import keras
+    keras.applications.ResNet50(weights=None).export(str(folder), verbose=False)
 
 
 ANCHORS = {20: 3, 10: 6, 5: 6, 3: 6, 2: 6, 1: 6}  # by the size of the feature map: 2,034 in all
@@ -125,6 +136,60 @@ def calibrate(module, network):
     logits = network(read_jpeg(sample("ssd320"))[np.newaxis].astype(np.float32) / 127.5 - 1.0, training=False)[1].numpy()
     module.scale.assign(1.5 / logits.std())
     module.shift.assign(-0.85 - float(module.scale.numpy() * np.quantile(logits, 0.998)))
+
+
+def make_mask_rcnn(folder):
+    """A two-stage detector with masks, the parts of Mask R-CNN in their sizes; scores are as they come, all 100 finds are kept."""
+    import keras
+    import tensorflow as tf
+    layers = keras.layers
+    body = keras.applications.ResNet50(include_top=False, weights=None, input_shape=(1024, 1024, 3))
+    maps = [layers.Conv2D(256, 1)(body.get_layer(name).output) for name in ("conv5_block3_out", "conv4_block6_out", "conv3_block4_out")]
+    pyramid = [maps[0]]
+    for map_ in maps[1:]:
+        pyramid.append(layers.Add()([layers.UpSampling2D()(pyramid[-1]), map_]))
+    shared, score, delta = layers.Conv2D(256, 3, padding="same", activation="relu"), layers.Conv2D(3, 1), layers.Conv2D(12, 1)
+    heads = [shared(layers.Conv2D(256, 3, padding="same")(map_)) for map_ in pyramid]
+    join = layers.Concatenate(axis=1)
+    network = keras.Model(body.input, [join([layers.Reshape((-1, 1))(score(head)) for head in heads]),
+                                       join([layers.Reshape((-1, 4))(delta(head)) for head in heads]), pyramid[1]])
+    pooled = keras.Input((7, 7, 256))
+    dense = layers.Dense(1024, "relu")(layers.Dense(1024, "relu")(layers.Flatten()(pooled)))
+    box_head = keras.Model(pooled, [layers.Dense(81)(dense), layers.Dense(4)(dense)])
+    mask_head = keras.Sequential([keras.Input((14, 14, 256)), *(layers.Conv2D(256, 3, padding="same", activation="relu") for _ in range(4)),
+                                  layers.Conv2DTranspose(256, 2, 2, activation="relu"), layers.Conv2D(1, 1, activation="sigmoid")])
+    shapes, cells = np.array([(1, 1), (0.7, 1.4), (1.4, 0.7)], np.float32), (32, 64, 128)
+    centres = np.concatenate([np.repeat((np.indices((n, n)).reshape(2, -1).T + 0.5) / n, len(shapes), 0) for n in cells]).astype(np.float32)
+    halves = np.concatenate([np.tile(shapes * 2 / n, (n * n, 1)) for n in cells])
+    module = tf.Module()
+    module.parts = [network, box_head, mask_head]
+
+    def place(centre, half, offsets):
+        centre = centre + 0.1 * tf.tanh(offsets[..., :2]) * half
+        half = half * tf.exp(0.2 * tf.tanh(offsets[..., 2:]))
+        return tf.clip_by_value(tf.concat([centre - half, centre + half], -1), 0.0, 1.0)
+
+    def crop(map_, boxes, size):
+        count = tf.shape(boxes)[1]
+        rows = tf.repeat(tf.range(tf.shape(boxes)[0]), count)
+        return tf.image.crop_and_resize(map_, tf.reshape(boxes, (-1, 4)), rows, (size, size))
+
+    @tf.function(input_signature=[tf.TensorSpec((None, 1024, 1024, 3), tf.uint8, "input_tensor")])
+    def detect(pixels):
+        rows = tf.shape(pixels)[0]
+        scores, offsets, features = network(tf.cast(pixels, tf.float32) / 127.5 - 1.0, training=False)
+        best, chosen = tf.math.top_k(tf.sigmoid(scores[..., 0]), 1000)
+        boxes = tf.gather(place(centres, halves, offsets), chosen, batch_dims=1)
+        proposals = tf.image.combined_non_max_suppression(boxes[:, :, tf.newaxis], best[..., tf.newaxis], 300, 300, 0.7, -1.0).nmsed_boxes
+        logits, offsets = box_head(crop(features, proposals, 7), training=False)
+        centre, half = (proposals[..., 2:] + proposals[..., :2]) / 2, (proposals[..., 2:] - proposals[..., :2]) / 2
+        boxes = place(centre, half, tf.reshape(offsets, (rows, 300, 4)))
+        classes = tf.reshape(tf.nn.softmax(logits)[:, 1:], (rows, 300, 80))
+        found = tf.image.combined_non_max_suppression(boxes[:, :, tf.newaxis], classes, 100, 100, 0.5, -1.0)
+        masks = tf.reshape(mask_head(crop(features, found.nmsed_boxes, 14), training=False), (rows, 100, 28, 28))
+        return {"detection_boxes": found.nmsed_boxes, "detection_scores": found.nmsed_scores, "detection_masks": masks,
+                "detection_classes": found.nmsed_classes + 1, "num_detections": tf.cast(found.valid_detections, tf.float32)}
+    tf.saved_model.save(module, str(folder), signatures=detect)
 
 
 def make_anchors():

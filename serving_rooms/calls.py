@@ -57,15 +57,13 @@ def tune(session: Any, signatures: Mapping[str, Signature], calls: dict[str, Cal
         elif device.startswith("CPU") and call.seconds >= LONG_SECONDS:
             long.append(name)
     if long:
-        workers = Workers(len(os.sched_getaffinity(0)), f"model-{config.name}")
-        owned.callback(workers.close)
+        workers = Workers(len(os.sched_getaffinity(0)), f"model-{config.name}", owned)
         for name in long:  # what oneDNN prepares, it prepares for each thread
             strings = any(spec.dtype == "DT_STRING" for spec in signatures[name].inputs.values())  # made-up ones are no examples
             workers.run_on_each(functools.partial(calls[name].run, *sample_inputs(signatures[name], 0 if strings else 1)))
             calls[name] = calls[name]._replace(run=functools.partial(workers.run, calls[name].run))
     if unknown:  # it may take long, and may do else than compute
-        workers = Workers(MOST_THREADS, f"model-{config.name}")
-        owned.callback(workers.close)
+        workers = Workers(MOST_THREADS, f"model-{config.name}", owned)
         for name in unknown:
             calls[name] = calls[name]._replace(run=functools.partial(workers.run, calls[name].run))
 
@@ -104,13 +102,19 @@ class Workers:
 
     There are as many as cores for calls that compute: more at once would only take turns, each with less of the caches. And
     TensorFlow keeps what oneDNN has prepared for each thread: on thirty threads it would be prepared, and held, thirty times.
+
+    What `owned` holds is from now on closed when no call runs: one whose request has been given up runs on, and a session waits
+    in its close for what runs in it, for ever where a model hangs.
     """
 
-    def __init__(self, count: int, name: str):
+    def __init__(self, count: int, name: str, owned: contextlib.ExitStack):
         self.jobs: queue.SimpleQueue = queue.SimpleQueue()
         self.count, self.name = count, name
         self.started = self.open = 0  # threads; jobs that are not done
         self._lock = threading.Lock()
+        self._held = owned.pop_all()
+        self._closing = False
+        owned.callback(self.close)
 
     def run(self, function: Callable, *arguments: Any) -> Any:
         """Run a function when a thread is free; ServingError at the request's deadline, and what waits then never runs."""
@@ -160,12 +164,19 @@ class Workers:
                     future.set_exception(error)
             with self._lock:
                 self.open -= 1
+                last = self._closing and not self.open
+            if last:
+                self._held.close()
             del job, future, wanted, function, arguments  # an answer is not held until the next one
 
     def close(self) -> None:
-        """Let the threads end, each after what it runs."""
+        """Let the threads end, each after what it runs; what they have used is closed now, or by the last of them."""
+        with self._lock:
+            self._closing, idle = True, not self.open
         for _ in range(self.started):
             self.jobs.put(None)
+        if idle:
+            self._held.close()
 
 
 # ======================================================================================================

@@ -1,5 +1,6 @@
 """How calls are improved: frozen graphs, threads of a model's own, replicas; against the plain session and TensorFlow called directly."""
 
+import contextlib
 import threading
 import time
 
@@ -174,7 +175,7 @@ def test_answers_of_other_dtypes_agree_exactly_or_not():
 # --- threads ----------------------------------------------------------------------------------------------
 
 def test_workers_run_no_more_than_their_number_at_once_in_the_order_of_asking():
-    workers, running, most, order, lock = calls.Workers(2, "test"), 0, 0, [], threading.Lock()
+    workers, running, most, order, lock = calls.Workers(2, "test", contextlib.ExitStack()), 0, 0, [], threading.Lock()
 
     def job(number):
         nonlocal running, most

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -37,6 +38,7 @@ def folder(tf, tmp_path_factory):
         "crash": lambda x: {"y": tf.ensure_shape(x, [None]) + tf.cast(tf.gather([1, 2], tf.where(x > 100, 7, 0)), tf.float32)},
         "raise": lambda x: {"y": tf.numpy_function(lambda x: x if (x < 100).all() else 1 / 0, [x], tf.float32)},
         "hang": lambda x: {"y": tf.numpy_function(hang, [x], tf.float32)},
+        "loop": lambda x: {"y": tf.while_loop(lambda y: tf.reduce_any(y > 100), lambda y: [y + 1], [x])[0]},
         "grow": lambda x: {"y": tf.ensure_shape(tf.numpy_function(grow, [x], tf.float32), [None]), "x": tf.identity(x)}}
     for name, function in with_checks.items():
         export(tf, made / name / "1", {"serving_default": (function, one)})
@@ -100,6 +102,33 @@ serving.run(server, port=0)
     process = subprocess.Popen([sys.executable, "-c", source], stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline().startswith("serving")
     time.sleep(0.5)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 0
+
+
+def serve_alone(tmp_path, *names):
+    """A server of its own over copies of models; returns its process and its address."""
+    models = [{"config": {"name": name, "base_path": name}} for name in names]
+    (tmp_path / "config.json").write_text(json.dumps({"model_config_list": models, "server": {**NO_POLL, "drain_seconds": 1}}))
+    process = subprocess.Popen([sys.executable, str(ROOT / "serving.py"), "--config", str(tmp_path / "config.json"), "--port", "0"],
+                               stdout=subprocess.PIPE, text=True)
+    address = process.stdout.readline().split()[3].rstrip(",")
+    while requests.get(f"{address}/readyz", timeout=30).status_code != 200:
+        time.sleep(0.1)
+    return process, address
+
+
+def test_a_model_that_loops_for_ever_holds_up_neither_its_unloading_nor_the_end(folder, tmp_path):
+    """TensorFlow's session waits in its close for what runs in it."""
+    shutil.copytree(folder / "loop", tmp_path / "loop"), shutil.copytree(ROOT / "models/half_plus_two", tmp_path / "half")
+    process, address = serve_alone(tmp_path, "loop", "half")
+    lost = requests.post(f"{address}/v1/models/loop:predict", json={"instances": [200.0]}, headers={"X-Request-Timeout": "0.5"}, timeout=30)
+    assert lost.status_code == 504
+    shutil.rmtree(tmp_path / "loop" / "1")
+    shutil.copytree(folder / "loop" / "1", tmp_path / "loop" / "2")
+    assert requests.post(f"{address}/v1/config/reload", timeout=60).status_code == 201
+    assert requests.post(f"{address}/v1/models/loop:predict", json={"instances": [2.0]}, timeout=10).json() == {"predictions": [2.0]}
+    assert requests.post(f"{address}/v1/models/loop:predict", json={"instances": [200.0]}, headers={"X-Request-Timeout": "0.5"}, timeout=30).status_code == 504
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 0
 

@@ -166,7 +166,7 @@ def traced(trace, function):
 
 
 def test_a_call_that_takes_too_long_is_given_up_and_one_that_waits_then_never_runs():
-    workers, go, ran = calls.Workers(1, "test"), threading.Event(), []
+    workers, go, ran = calls.Workers(1, "test", contextlib.ExitStack()), threading.Event(), []
     trace = serving.Trace()
     trace.limit(0.1, None)
     with pytest.raises(serving.ServingError) as raised:
@@ -187,7 +187,7 @@ def test_a_call_that_takes_too_long_is_given_up_and_one_that_waits_then_never_ru
 
 
 def test_a_call_whose_client_has_left_is_never_run():
-    workers, go, ran = calls.Workers(1, "test"), threading.Event(), []
+    workers, go, ran = calls.Workers(1, "test", contextlib.ExitStack()), threading.Event(), []
     busy = workers.submit(go.wait, 30)
     with ThreadPoolExecutor(1) as pool:
         gone = pool.submit(traced, serving.Trace(has_left=lambda: True), lambda: workers.run(ran.append, 1))

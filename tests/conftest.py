@@ -1,6 +1,7 @@
 """Fixtures: the REST client, mounted in three ways, over servers of fake and of real models."""
 
 import contextlib
+import faulthandler
 import hashlib
 import json
 import logging
@@ -23,6 +24,12 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 logging.getLogger("tensorflow").setLevel(logging.ERROR)
 
 import serving  # noqa: E402
+
+
+def pytest_sessionfinish():
+    """A process that does not end in a minute after its tests says where it stands, and fails."""
+    faulthandler.dump_traceback_later(60, exit=True, file=sys.__stderr__)
+
 
 NO_POLL = {"file_system_poll_wait_seconds": 0}
 
@@ -113,7 +120,7 @@ def listening(server):
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     stop = threading.Event()
-    thread = threading.Thread(target=serving.run, args=(server,), kwargs={"port": port, "stop": stop})
+    thread = threading.Thread(target=serving.run, args=(server,), kwargs={"port": port, "stop": stop}, daemon=True)
     thread.start()
     try:
         for _ in range(500):
@@ -124,6 +131,7 @@ def listening(server):
     finally:
         stop.set()
         thread.join(60)
+        assert not thread.is_alive(), "the server does not end"
 
 
 def key_entry(name, key, **fields):

@@ -60,7 +60,7 @@ def read_raw(body: bytes, dtype: str, shape: str) -> np.ndarray:
     """Bytes as the array that headers describe: little-endian, rows first, not copied."""
     if dtype not in RAW_DTYPES:
         raise BadRequest(f"X-Tensor-Dtype: expected one of {', '.join(sorted(RAW_DTYPES))}, got '{dtype[:40]}'")
-    if not re.fullmatch(r"\s*|\s*[0-9]{1,18}(\s*,\s*[0-9]{1,18}){0,31}\s*", shape):
+    if not re.fullmatch(r"[ \t]*|[ \t]*[0-9]{1,18}([ \t]*,[ \t]*[0-9]{1,18}){0,31}[ \t]*", shape):
         raise BadRequest(f"X-Tensor-Shape: expected sizes such as 1,224,224,3, got '{shape[:60]}'")
     sizes = [int(size) for size in shape.split(",") if size.strip()]
     count = 1

@@ -181,8 +181,8 @@ class Served:
         return urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=timeout).read()
 
     def memory(self):
-        """PSS in MB."""
-        return psutil.Process(self.process.pid).memory_full_info().pss / 1e6
+        """MB of its own (USS): what it shares with other processes changes with them."""
+        return psutil.Process(self.process.pid).memory_full_info().uss / 1e6
 
     def stop(self):
         self.process.terminate()

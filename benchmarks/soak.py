@@ -4,7 +4,7 @@
 
 Serves the demo models, a pipeline, pictures, and one model whose versions come and go every few seconds by POST /v1/config/reload.
 What is right is known beforehand: TensorFlow called directly, in another process, for each body; TensorFlow Serving's statuses for the
-wrong ones. Prints how it goes, memory (PSS) at each tenth, and what was not as it must be. Exit status 1 if there was any of that.
+wrong ones. Prints how it goes, memory (USS) at each tenth, and what was not as it must be. Exit status 1 if there was any of that.
 """
 
 import argparse

@@ -165,7 +165,7 @@ def decode_npy(data: bytes, limits: ImageLimits) -> np.ndarray:
 
 
 def plain(error: BaseException) -> str:
-    """NumPy's text without the addresses of its objects."""
+    """An error's text without the addresses of objects."""
     return re.sub(r" ?<[^<>]* at 0x[0-9a-f]+>", "", str(error))
 
 

@@ -17,19 +17,13 @@ import io
 import json
 import multiprocessing
 import time
-from dataclasses import dataclass
 
 import numpy as np
 import workloads
-from load import Load, Served, percentile, spell
+from load import Case, Load, Served, percentile, spell
 
 KEY = "key-of-the-benchmark"
 MODELS = {"mobilenet_v2": (224, np.float32), "ssd320": (320, np.uint8), "resnet50": (224, np.float32), "mask_rcnn1024": (1024, np.uint8)}
-
-
-@dataclass(frozen=True)
-class Case:
-    request: bytes
 
 
 def pixels(model, rows):

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 import urllib.request
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -26,6 +27,14 @@ def spell(method, path, body=b"", **headers):
     lines = [f"{method} {path} HTTP/1.1", "Host: localhost", f"Content-Length: {len(body)}"]
     lines += [f"{name.replace('_', '-')}: {text}" for name, text in headers.items()]
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
+
+
+@dataclass
+class Case:
+    """A request, and whether its client leaves without waiting for the answer."""
+
+    request: bytes
+    leaves: bool = False
 
 
 class Connection:
@@ -98,7 +107,7 @@ class Load:
         except OSError:  # the server has closed a connection that was idle
             self.drop(connection)
             return
-        if getattr(case, "leaves", False):
+        if case.leaves:
             self.answered(case, None, b"", 0.0)
             self.drop(connection)
         elif connection.unsent:

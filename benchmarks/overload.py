@@ -13,16 +13,10 @@ import hashlib
 import json
 import multiprocessing
 import time
-from dataclasses import dataclass
 
-from load import ROOT, Load, Served, percentile, spell
+from load import ROOT, Case, Load, Served, percentile, spell
 
 KEY = "key-of-the-benchmark"
-
-
-@dataclass(frozen=True)
-class Case:
-    request: bytes
 
 
 def case():

@@ -180,7 +180,7 @@ def fuzz_config(data):
     try:
         config = serving.load_config("/nowhere/config.json", text)
     except serving.ConfigError as error:
-        assert str(error).startswith(("$", "/nowhere")) or ":" in str(error)
+        assert str(error).startswith("$"), error  # the place, always
         return
     assert serving.load_config("/nowhere/config.json", text) == config
     assert all(isinstance(name, str) for name in config.served_names)

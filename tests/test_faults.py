@@ -119,7 +119,7 @@ def serve_alone(tmp_path, *names):
 
 
 def test_a_model_that_loops_for_ever_holds_up_neither_its_unloading_nor_the_end(folder, tmp_path):
-    """TensorFlow's session waits in its close for what runs in it."""
+    """TensorFlow cancels a loop of its own when its session is closed; a Python function, as in the model that hangs, it does not."""
     shutil.copytree(folder / "loop", tmp_path / "loop"), shutil.copytree(ROOT / "models/half_plus_two", tmp_path / "half")
     process, address = serve_alone(tmp_path, "loop", "half")
     lost = requests.post(f"{address}/v1/models/loop:predict", json={"instances": [200.0]}, headers={"X-Request-Timeout": "0.5"}, timeout=30)

@@ -99,13 +99,19 @@ class Server:
         request = urllib.request.Request(f"http://127.0.0.1:{self.port}{self.path}", self.body, self.headers)
         return self.read(urllib.request.urlopen(request, timeout=60).read())
 
-    def memory(self):
-        """MB of all its processes; pages that they share are counted once."""
+    def sum_over_processes(self, read):
         process, total = psutil.Process(self.process.pid), 0
         for member in [process, *process.children(recursive=True)]:
             with contextlib.suppress(psutil.Error):
-                total += member.memory_full_info().pss
-        return total / 1e6
+                total += read(member)
+        return total
+
+    def memory(self):
+        """MB of all its processes; pages that they share are counted once."""
+        return self.sum_over_processes(lambda process: process.memory_full_info().pss) / 1e6
+
+    def cpu_seconds(self):
+        return self.sum_over_processes(lambda process: sum(process.cpu_times()[:2]))
 
     def stop(self):
         group = self.process.pid
@@ -180,6 +186,15 @@ def load(server, connections, seconds, folder):
     return float(rate), int(errors), float(p50), float(p99)
 
 
+def rest(servers):
+    """Wait, for 10 s at most, until servers rest: some go on with what the clients of their last run have left, beside the next run."""
+    for _ in range(20):
+        before = sum(server.cpu_seconds() for server in servers)
+        time.sleep(0.5)
+        if sum(server.cpu_seconds() for server in servers) - before < 0.05:
+            return
+
+
 def measure(found, server, connections, seconds, folder):
     # Answers take seconds where many wait for a slow model: a run has to hold many of them.
     long = connections > 8 and server.workload == "ssd320"
@@ -228,7 +243,10 @@ def run_pair(ours, name, reference, round_, seconds, folder, found):
             for connections in CONNECTIONS[ours.workload]:
                 for server in (peer, ours):
                     load(server, connections, 1, folder)  # warm, both
-                rates = [measure(found, server, connections, seconds, folder) for server in (peer, ours)]
+                rates = []
+                for server in (peer, ours):
+                    rest((peer, ours))
+                    rates.append(measure(found, server, connections, seconds, folder))
                 found[name].duels.setdefault(connections, []).append((round_, *rates))
             for server in (peer, ours):  # at the same time: both have TensorFlow's code in memory, and each counts its share
                 found[server.name].memory.append(server.memory())

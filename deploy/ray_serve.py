@@ -15,6 +15,7 @@ call. POST /v1/config/reload, which also tries again what failed, is passed on t
 import asyncio
 import difflib
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -124,26 +125,67 @@ def app(arguments: dict[str, str]) -> serve.Application:
         ray_actor_options={"num_cpus": options.get("num_cpus", 1.0), "num_gpus": options.get("num_gpus", 0.0)}).bind(path)
 
 
-class Retryable:
-    """ASGI middleware of Ray's proxies: 503 with Retry-After where Ray has nothing to answer, as when a replica ends amid a request.
+REPEATABLE = re.compile(r"[^:]+:(?:predict|classify|regress)|(?:/[^/:]+)?/predict")  # what changes nothing where it was done twice
+KEPT_BYTES = 16 << 20  # of a body; a request with a larger one is not sent again
+PAUSES = (0.1, 0.3, 0.6, 1.0, 2.0)  # seconds before it is; Ray knows that a node is gone after about one
 
-    Without it, clients get 500 for that, which they take for an error of their request's.
+
+class Retryable:
+    """ASGI middleware of Ray's proxies, for a replica that ends amid a request, or before Ray knows of it: Ray has nothing to answer then.
+
+    What asks a model, or only reads, is sent to another replica; the client sees nothing of it. A handler's call, which may do more than
+    answer, is for the client to repeat: it gets 503 with Retry-After. Without this, clients get 500, which they take for their own error.
     """
 
     def __init__(self, app: Callable[..., Any]):
         self.app = app
 
     async def __call__(self, scope: Any, receive: Callable[..., Any], send: Callable[..., Any]) -> None:
-        begun = []
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        begun, kept = list[str](), Kept(receive)
 
         async def watch(message: Any) -> None:
             begun.append(message["type"])
             await send(message)
-        await self.app(scope, receive, watch)
-        if scope["type"] == "http" and not begun:
-            await send({"type": "http.response.start", "status": 503,
-                        "headers": [(b"content-type", b"application/json"), (b"retry-after", b"1")]})
-            await send({"type": "http.response.body", "body": b'{"error": "The replica of this request has ended: send it again"}'})
+        may_repeat = scope["method"] in ("GET", "HEAD") or scope["method"] == "POST" and REPEATABLE.fullmatch(scope["path"])
+        for pause in (*PAUSES, None) if may_repeat else (None,):
+            await self.app(dict(scope), kept.from_the_start(), watch)
+            if begun:
+                return
+            if pause is None or kept.has_left or kept.size > KEPT_BYTES:
+                break
+            await asyncio.sleep(pause)
+        await send({"type": "http.response.start", "status": 503,
+                    "headers": [(b"content-type", b"application/json"), (b"retry-after", b"1")]})
+        await send({"type": "http.response.body", "body": b'{"error": "The replica of this request has ended: send it again"}'})
+
+
+class Kept:
+    """A request's body as it comes, kept to be read again."""
+
+    def __init__(self, receive: Callable[..., Any]):
+        self.receive, self.messages, self.size, self.has_left = receive, list[Any](), 0, False
+
+    def from_the_start(self) -> Callable[..., Any]:
+        """A `receive` that gives what has come already, then what comes."""
+        known = iter(list(self.messages))
+
+        async def receive() -> Any:
+            message = next(known, None)
+            if message is not None:
+                return message
+            message = await self.receive()
+            if message["type"] == "http.disconnect":
+                self.has_left = True
+                return message
+            self.size += len(message.get("body", b""))
+            self.messages.append(message)
+            if self.size > KEPT_BYTES:
+                self.messages.clear()
+            return message
+        return receive
 
 
 def proxy_middlewares() -> list[Any]:

@@ -8,6 +8,7 @@ channels and its threads, through the two seams that waitress has for it (the se
 import collections
 import functools
 import logging
+import os
 import re
 import threading
 import time
@@ -32,6 +33,8 @@ LONG_SECONDS = 0.005  # requests that take this long ...
 STRIKES = 3  # ... so many times running ...
 PENALTY_SECONDS = 10.0  # ... send those like them to the threads for so long
 SHORT_BYTES = 16 << 10  # of a body
+AWAKE_SECONDS = 0.0002 if len(os.sched_getaffinity(0)) > 1 else 0.0  # after a short answer; a client may need the only core
+ASLEEP_SECONDS = 0.5
 
 
 class Front:
@@ -39,6 +42,7 @@ class Front:
 
     def __init__(self, server: Any, listeners: list[Any], gate: Gate | None = None):
         self.server, self.listeners, self.gate, self.thread = server, listeners, gate, 0
+        self.awake_until = 0.0  # of time.perf_counter()
         self.strikes: dict[str, int] = {}  # path -> how many of its latest requests took long
         self.late: dict[str, float] = {}  # path -> until when it goes to the threads
 
@@ -53,6 +57,13 @@ class Front:
             return False
         found = self.server.manager.available.get(match[1])
         return found is not None and found.versions[max(found.versions)].call_seconds < SHORT_SECONDS
+
+    def patience(self) -> float:
+        """Seconds that waitress's loop may sleep: none just after a short answer.
+
+        Its client often asks again before a thread that goes to sleep would have been woken.
+        """
+        return 0.0 if time.perf_counter() < self.awake_until else ASLEEP_SECONDS
 
     def note(self, path: str, seconds: float) -> None:
         """Learn which requests are short only by their looks: a model that has become slow, or very many rows.
@@ -259,7 +270,9 @@ class Channel(HTTPChannel):
         self.service()
         self.task_class, self.refused = WSGITask, None
         if not refused:
-            self.front.note(path, time.perf_counter() - start)
+            end = time.perf_counter()
+            self.front.note(path, end - start)
+            self.front.awake_until = end + AWAKE_SECONDS
 
 
 def maintain(front: Front, close_idle: Any, now: float) -> None:
@@ -268,8 +281,20 @@ def maintain(front: Front, close_idle: Any, now: float) -> None:
     front.sweep(time.monotonic())
 
 
-def attach(server: Any, listeners: list[Any], dispatcher: Any) -> None:
-    """Answer short requests, and those that are turned away, on the thread that runs waitress's loop; the others take turns."""
+def accept_waiting(listener: Any, accept: Any) -> None:
+    """Accept all connections that wait: waitress accepts one in each turn of its loop, and in a turn all others are answered."""
+    room = listener.adj.connection_limit - len(listener._map)
+    for known in range(len(listener.active_channels), len(listener.active_channels) + max(room, 1)):
+        accept()
+        if len(listener.active_channels) == known:
+            return
+
+
+def attach(server: Any, listeners: list[Any], dispatcher: Any) -> Front:
+    """Answer short requests, and those that are turned away, on the thread that runs waitress's loop; the others take turns.
+
+    Returns what decides, whose `patience` the loop asks.
+    """
     turns = dispatcher.queue = Turns(dispatcher, server.config.server.threads)
     refused = server.metrics.refused if server.metrics else collections.Counter()
     gate, add_task = Gate(lambda: server.config.server, turns, refused), dispatcher.add_task
@@ -289,5 +314,7 @@ def attach(server: Any, listeners: list[Any], dispatcher: Any) -> None:
     for listener in listeners:
         listener.channel_class = channel_class
         listener.maintenance = functools.partial(maintain, front, listener.maintenance)
+        listener.handle_accept = functools.partial(accept_waiting, listener, listener.handle_accept)
         wake = listener.pull_trigger
         listener.pull_trigger = lambda wake=wake: None if threading.get_ident() == front.thread else wake()
+    return front

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import importlib
 import json
 import os
 import re
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 
 import kubernetes_validate
 import psutil
@@ -381,6 +383,66 @@ def test_kubernetes_asks_what_the_server_answers():
     assert volumes["config"]["configMap"]["name"] == found["ConfigMap"]["metadata"]["name"]
     assert {mount["name"] for mount in container["volumeMounts"]} == set(volumes)
     assert pod["spec"]["securityContext"]["runAsUser"] == int(dict(instructions("Dockerfile"))["USER"].partition(":")[0])
+
+
+# --- Ray's proxies --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def retryable(monkeypatch):
+    """The middleware of Ray's proxies, without Ray (deploy/check_ray.py shows it on a cluster) and without its pauses."""
+    ray = types.ModuleType("ray")
+    ray.serve = types.SimpleNamespace(Application=None)
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.delitem(sys.modules, "deploy.ray_serve", raising=False)
+    module = importlib.import_module("deploy.ray_serve")
+    monkeypatch.setattr(module, "PAUSES", (0, 0))
+    monkeypatch.setattr(module, "KEPT_BYTES", 1000)
+    yield module.Retryable
+    sys.modules.pop("deploy.ray_serve")
+
+
+def ending(times, seen):
+    """A proxy whose replicas end that many times after they have read a request, and which then echoes its body."""
+
+    async def app(scope, receive, send):
+        body, more = b"", True
+        while more:
+            message = await receive()
+            body, more = body + message["body"], message["more_body"]
+        seen.append(body)
+        scope["path"] = "/changed"
+        if len(seen) > times:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": body})
+    return app
+
+
+@pytest.mark.parametrize("method, path", [("POST", "/v1/models/one:predict"), ("POST", "/v1/models/one/versions/2:classify"),
+                                          ("POST", "/predict"), ("POST", "/shapes/predict"), ("GET", "/stats")])
+def test_a_request_whose_replica_ends_is_answered_by_another(retryable, method, path):
+    seen = []
+    status, _, body = ask_asgi(retryable(ending(2, seen)), method, path, b"0123456789" * 50, chunks=7)
+    assert (status, body, seen) == (200, b"0123456789" * 50, [b"0123456789" * 50] * 3)
+
+
+@pytest.mark.parametrize("method, path, size, tries", [
+    ("POST", "/slow", 10, 1), ("POST", "/a/b/predict", 10, 1), ("POST", "/v1/config/reload", 10, 1), ("DELETE", "/predict", 10, 1),
+    ("POST", "/v1/models/one:predict", 1001, 1), ("POST", "/v1/models/one:predict", 10, 3)])
+def test_what_may_do_more_than_answer_or_fails_on_is_503(retryable, method, path, size, tries):
+    seen = []
+    status, headers, body = ask_asgi(retryable(ending(9, seen)), method, path, b"x" * size)
+    assert (status, headers[b"retry-after"], len(seen)) == (503, b"1", tries)
+    assert "send it again" in json.loads(body)["error"]
+
+
+def test_an_answer_that_has_begun_is_not_begun_again(retryable):
+    seen = []
+
+    async def app(scope, receive, send):
+        seen.append(scope["path"])
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+    assert ask_asgi(retryable(app), "GET", "/stats")[0] == 200 and seen == ["/stats"]
 
 
 # --- the page -------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from waitress.adjustments import Adjustments
 from waitress.parser import HTTPRequestParser
+from waitress.server import create_server
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 from werkzeug.test import Client
 
@@ -310,6 +311,38 @@ def test_fifty_connections_get_their_own_answers():
         for thread in threads:
             thread.join()
     assert wrong == [None] * 50
+
+
+def test_the_loop_stays_awake_just_after_a_short_answer_and_then_sleeps(monkeypatch):
+    monkeypatch.setattr(front, "AWAKE_SECONDS", 0.2)
+    asked, patience = [], front.Front.patience
+    monkeypatch.setattr(front.Front, "patience", lambda self: asked.append(patience(self)) or asked[-1])
+    with watched(fake_server({"m": Recorder(), "slow": Recorder(SLOW)})) as (address, _):
+        time.sleep(0.7)
+        assert set(asked) == {front.ASLEEP_SECONDS}
+        with connected(address) as client:
+            ask(client, post(row(1), "/v1/models/slow:predict"))
+            assert set(asked) == {front.ASLEEP_SECONDS}
+            ask(client, post(row(1)))
+        time.sleep(0.7)
+        assert asked.count(0.0) > 10 and asked[-1] == front.ASLEEP_SECONDS and asked[asked.index(0.0):].count(front.ASLEEP_SECONDS) < 10
+
+
+@pytest.mark.parametrize("limit, accepted", [(100, 20), (12, 10)])
+def test_all_connections_that_wait_are_accepted_at_once(limit, accepted):
+    sockets, clients = {}, []
+    http = create_server(lambda *call: [], map=sockets, host="127.0.0.1", port=0, threads=1, connection_limit=limit)  # two are its own
+    try:
+        front.attach(fake_server({"m": FakeServable(1)}), [http], http.task_dispatcher)
+        clients += [socket.create_connection(("127.0.0.1", http.effective_port)) for _ in range(20)]
+        for _ in range(2):
+            http.asyncore.loop(timeout=1, map=sockets, count=1)
+            assert len(http.active_channels) == accepted
+    finally:
+        http.task_dispatcher.shutdown()
+        http.asyncore.close_all(sockets)
+        for client in clients:
+            client.close()
 
 
 @pytest.mark.parametrize("sent", [PREDICT[:20], PREDICT[:-5], PREDICT, PREDICT * 50, post(row(1), "/v1/models/slow:predict"), post(LARGE), PREDICT + OTHER[:-4]])

@@ -554,7 +554,8 @@ def repeats_a_key(body: bytes, value: Any) -> bool:
     if not isinstance(value, dict):
         return False
     inputs = value.get("inputs")
-    names = ["instances", "inputs", "examples", "signature_name", *(inputs if isinstance(inputs, dict) else ())]
+    names = [name for name in ("instances", "inputs", "examples", "signature_name") if name in value]
+    names += inputs if isinstance(inputs, dict) else ()
     if len(names) > 64 or (b"\\" in body and ESCAPED_KEY.search(body)):
         return True
     return any(body.count(b'"%b"' % name.encode()) > 1 for name in names)

@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 os.environ |= {"PYTHONPATH": str(ROOT), "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "deploy.ray_serve.proxy_middlewares",
                "TF_CPP_MIN_LOG_LEVEL": "3", "RAY_USAGE_STATS_ENABLED": "0"}
 
 import psutil  # noqa: E402
 import ray  # noqa: E402
 import requests  # noqa: E402
+from load import Case, Load, Served, spell  # noqa: E402
 from ray import serve  # noqa: E402
 from ray.cluster_utils import Cluster  # noqa: E402
 
@@ -79,7 +80,7 @@ def wait_for_proxy(address: str) -> None:
         time.sleep(0.1)
 
 
-class Load:
+class Clients:
     """Clients that call without a pause and keep what became of each call: when it began and ended, its status, its path."""
 
     def __init__(self, address: str):
@@ -146,6 +147,29 @@ def check_changes(address: str, folder: Path) -> None:
     promise(requests.post(f"{address}/v1/config/reload").status_code == 201, "and of the next right one too")
 
 
+def check_throughput(address: str) -> None:
+    """Requests a second of a cheap model through Ray, to those of one process beside it, in turns: 16 connections, 3 s each."""
+    case, wrong = Case(spell("POST", "/v1/models/one:predict", BODY.encode())), list[bytes]()
+
+    def answered(_: Case, status: int, body: bytes, seconds: float) -> None:
+        if status != 200 or body != b'{"predictions":[2.5,3.0,4.5]}':
+            wrong.append(body)
+    alone = Served({"model_config_list": [{"config": {"name": "one", "base_path": str(ROOT / "models/half_plus_two")}}]})
+    try:
+        ports, rates = {"Ray": int(address.rpartition(":")[2]), "one process": alone.port}, dict[str, list[float]]()
+        for _ in range(4):
+            for name, port in ports.items():
+                load, begun = Load(port, 16, lambda: case, answered), time.monotonic()
+                rates.setdefault(name, []).append(load.run(seconds=3) / (time.monotonic() - begun))
+                load.close()
+    finally:
+        alone.stop()
+    ratios = sorted(ray / one for ray, one in list(zip(*rates.values(), strict=True))[1:])  # the first warms
+    print(f"       half_plus_two: {', '.join(f'{name} {max(found):.0f}/s' for name, found in rates.items())} at best; "
+          f"Ray to one process {ratios[0]:.3f} to {ratios[-1]:.3f}")
+    promise(not wrong, "all answers right, through Ray and not")
+
+
 def kill(cluster: Cluster, node: Any) -> float:
     """Kill a node; returns when the last of its processes was gone: its replicas and its proxy notice, for a moment, nothing."""
     raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
@@ -163,7 +187,7 @@ def kill(cluster: Cluster, node: Any) -> float:
 
 
 def check_lost_node(address: str, cluster: Cluster, node: Any) -> None:
-    load = Load(address)
+    load = Clients(address)
     time.sleep(5)
     killed = kill(cluster, node)
     time.sleep(10)
@@ -203,6 +227,7 @@ def main() -> int:
         print(f"       {REPLICAS} replicas on two of three nodes are up after {time.monotonic() - begun:.0f} s", flush=True)
         wait_for_proxy(address)
         check_answers(address)
+        check_throughput(address)
         check_changes(address, folder)
         check_lost_node(address, cluster, nodes[1])
     finally:

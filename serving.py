@@ -2407,7 +2407,7 @@ def run(source: Source, host: str = "127.0.0.1", port: int = 8501,
     server.says_key = True
     app = create_app(server)
     listeners = [entry for entry in sockets.values() if isinstance(entry, BaseWSGIServer)]
-    patience = watch_queue(server, listeners, http.task_dispatcher)
+    is_awake = watch_queue(server, listeners, http.task_dispatcher)
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: os._exit(1) if stop.is_set() else stop.set())
@@ -2419,15 +2419,15 @@ def run(source: Source, host: str = "127.0.0.1", port: int = 8501,
     if Auth is not AllPolicy:
         threading.Thread(target=part("serving_rooms.commands").report, args=(server, address, stop), daemon=True).start()
     while not stop.is_set():
-        http.asyncore.loop(timeout=patience(), map=sockets, use_poll=True, count=1)
+        http.asyncore.loop(timeout=0.0 if is_awake() else 0.5, map=sockets, use_poll=True, count=1)
     logger.info("Stopping when the running requests are answered; a second signal stops at once")
     finish(http, sockets, listeners, options.drain_seconds)
     server.stop(drain=False)
 
 
-def watch_queue(server: ModelServer, listeners: list[BaseWSGIServer], dispatcher: Any) -> Callable[[], float]:
-    """Note when each request is ready to be answered, and how many wait for a thread; short ones need none. Returns the loop's time-out."""
-    patience = (lambda: 0.5) if Auth is AllPolicy else part("serving_rooms.front").attach(server, listeners, dispatcher).patience
+def watch_queue(server: ModelServer, listeners: list[BaseWSGIServer], dispatcher: Any) -> Callable[[], bool]:
+    """Note when each request is ready, and how many wait for a thread; short ones need none. Returns whether the loop should not sleep."""
+    is_awake = (lambda: False) if Auth is AllPolicy else part("serving_rooms.front").attach(server, listeners, dispatcher).is_awake
     add_task = dispatcher.add_task
 
     def stamp(channel: Any) -> None:
@@ -2436,7 +2436,7 @@ def watch_queue(server: ModelServer, listeners: list[BaseWSGIServer], dispatcher
     dispatcher.add_task = stamp
     if server.metrics:
         server.metrics.queue = dispatcher.queue
-    return patience
+    return is_awake
 
 
 def finish(http: Any, sockets: dict[int, Any], listeners: list[BaseWSGIServer], seconds: float) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from serving import CURRENT
+from serving_rooms.front import SHORT_SECONDS
 
 logger = logging.getLogger("serving")
 
@@ -33,8 +34,8 @@ def choose_batching(tf: Any, session: Any, signature: Any, plain: Call, seconds:
         return plain
     measured = wanted is None and device.startswith("CPU")
     strings = any(spec.dtype == "DT_STRING" for spec in signature.inputs.values())
-    # A call under 0.5 ms is answered by the thread that reads sockets, one at a time; one over 50 ms is too long to measure here.
-    if measured and (strings or not 0.0005 < seconds < 0.05 or not gains(plain, sample(4, 0), 4 * seconds)):
+    # A short call is answered by the thread that reads sockets, one at a time; one over 50 ms is too long to measure here.
+    if measured and (strings or not SHORT_SECONDS < seconds < 0.05 or not gains(plain, sample(4, 0), 4 * seconds)):
         return plain
     independent = None if strings else are_rows_independent(plain, [sample(1, seed) for seed in (1, 2)])  # made-up strings tell nothing
     if independent is False or independent is None and wanted is None:

@@ -34,7 +34,6 @@ STRIKES = 3  # ... so many times running ...
 PENALTY_SECONDS = 10.0  # ... send those like them to the threads for so long
 SHORT_BYTES = 16 << 10  # of a body
 AWAKE_SECONDS = 0.0002 if len(os.sched_getaffinity(0)) > 1 else 0.0  # after a short answer; a client may need the only core
-ASLEEP_SECONDS = 0.5
 
 
 class Front:
@@ -58,12 +57,9 @@ class Front:
         found = self.server.manager.available.get(match[1])
         return found is not None and found.versions[max(found.versions)].call_seconds < SHORT_SECONDS
 
-    def patience(self) -> float:
-        """Seconds that waitress's loop may sleep: none just after a short answer.
-
-        Its client often asks again before a thread that goes to sleep would have been woken.
-        """
-        return 0.0 if time.perf_counter() < self.awake_until else ASLEEP_SECONDS
+    def is_awake(self) -> bool:
+        """Whether waitress's loop should not sleep: a client often asks again before a thread that goes to sleep would have been woken."""
+        return time.perf_counter() < self.awake_until
 
     def note(self, path: str, seconds: float) -> None:
         """Learn which requests are short only by their looks: a model that has become slow, or very many rows.
@@ -293,7 +289,7 @@ def accept_waiting(listener: Any, accept: Any) -> None:
 def attach(server: Any, listeners: list[Any], dispatcher: Any) -> Front:
     """Answer short requests, and those that are turned away, on the thread that runs waitress's loop; the others take turns.
 
-    Returns what decides, whose `patience` the loop asks.
+    Returns what decides, whose `is_awake` the loop asks.
     """
     turns = dispatcher.queue = Turns(dispatcher, server.config.server.threads)
     refused = server.metrics.refused if server.metrics else collections.Counter()

@@ -3,6 +3,7 @@
 import contextlib
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ from conftest import NO_POLL, ROOT, FakeServable
 from test_saved_models import export, load, python, run
 
 import serving
-from serving_rooms import calls
+from serving_rooms import batching, calls
+from serving_rooms.front import SHORT_SECONDS
 from serving_rooms.replicas import load_replicas
 
 
@@ -323,3 +325,23 @@ def test_a_signature_of_strings_is_warmed_up_without_rows(tf, folder, monkeypatc
     servable = load(folder / "examples", batching=False)
     example = tf.train.Example(features=tf.train.Features(feature={"x": tf.train.Feature(float_list=tf.train.FloatList(value=[3]))}))
     assert run(servable, np.array([example.SerializeToString(), None], object)[:1])["y"].tolist() == [6.0]
+
+
+@pytest.mark.parametrize("costs, times", [([0.3], 1), ([0.03], 4), ([0.001] * 6 + [0.0001], 40), ([0.01, 0.004], 4)])
+def test_a_call_is_timed_once_if_it_is_slow_and_often_if_other_work_may_slow_it(monkeypatch, costs, times):
+    now, made = [0.0], []
+    monkeypatch.setattr(serving, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+
+    def call():
+        made.append(costs[min(len(made), len(costs) - 1)])
+        now[0] += made[-1]
+    assert serving.time_call(call, []) == pytest.approx(costs[-1]) and len(made) == times
+
+
+@pytest.mark.parametrize("seconds, tried", [(SHORT_SECONDS / 2, False), (SHORT_SECONDS * 2, True), (0.06, False)])
+def test_only_calls_that_threads_answer_are_tried_batched_by_themselves(monkeypatch, seconds, tried):
+    seen, spec = [], serving.TensorSpec("x", "x:0", "DT_FLOAT", (None, 1))
+    monkeypatch.setattr(batching, "gains", lambda *call: seen.append(call) or False)
+    plain = batching.choose_batching(None, None, serving.Signature({"x": spec}, {"y": spec}), abs, seconds, "CPU:0", None, None,
+                                     lambda rows, seed: [], None, "m")
+    assert plain is abs and bool(seen) == tried

@@ -315,17 +315,17 @@ def test_fifty_connections_get_their_own_answers():
 
 def test_the_loop_stays_awake_just_after_a_short_answer_and_then_sleeps(monkeypatch):
     monkeypatch.setattr(front, "AWAKE_SECONDS", 0.2)
-    asked, patience = [], front.Front.patience
-    monkeypatch.setattr(front.Front, "patience", lambda self: asked.append(patience(self)) or asked[-1])
+    asked, is_awake = [], front.Front.is_awake
+    monkeypatch.setattr(front.Front, "is_awake", lambda self: asked.append(is_awake(self)) or asked[-1])
     with watched(fake_server({"m": Recorder(), "slow": Recorder(SLOW)})) as (address, _):
         time.sleep(0.7)
-        assert set(asked) == {front.ASLEEP_SECONDS}
+        assert set(asked) == {False}
         with connected(address) as client:
             ask(client, post(row(1), "/v1/models/slow:predict"))
-            assert set(asked) == {front.ASLEEP_SECONDS}
+            assert set(asked) == {False}
             ask(client, post(row(1)))
         time.sleep(0.7)
-        assert asked.count(0.0) > 10 and asked[-1] == front.ASLEEP_SECONDS and asked[asked.index(0.0):].count(front.ASLEEP_SECONDS) < 10
+        assert asked.count(True) > 10 and not asked[-1] and asked[asked.index(True):].count(False) < 10
 
 
 @pytest.mark.parametrize("limit, accepted", [(100, 20), (12, 10)])

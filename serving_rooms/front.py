@@ -6,15 +6,21 @@ channels and its threads, through the two seams that waitress has for it (the se
 """
 
 import collections
+import contextlib
 import functools
+import io
 import logging
 import os
 import re
 import threading
 import time
+from importlib import metadata
 from typing import Any
 
-from flask import Flask
+from flask import Flask, Response, signals
+from flask.ctx import RequestContext
+from flask.globals import _cv_app, _cv_request
+from flask.sessions import SecureCookieSessionInterface
 from waitress.buffers import OverflowableBuffer
 from waitress.channel import HTTPChannel
 from waitress.parser import HTTPRequestParser, ParsingError
@@ -136,11 +142,40 @@ class Parser(HTTPRequestParser):
                     heads.clear()
                 heads[header_plus] = {name: getattr(self, name) for name in HEAD}, dict(self.headers)
             return
+        self.take_head(known)
+        if self.content_length > 0:
+            self.body_rcv = FixedStreamReceiver(self.content_length, OverflowableBuffer(self.adj.inbuf_overflow))
+
+    def take_head(self, known: tuple[dict[str, Any], dict[str, str]]) -> None:
         self.__dict__.update(known[0])
         self.headers_seen = known[1]
         self.headers = dict(known[1])
-        if self.content_length > 0:
-            self.body_rcv = FixedStreamReceiver(self.content_length, OverflowableBuffer(self.adj.inbuf_overflow))
+
+    def take_whole(self, data: bytes) -> bool:
+        """Read a small request that came in one packet, with a known head and a body; False, and nothing is read, where it did not."""
+        end = data.find(b"\r\n\r\n") + 4
+        known, length = heads.get(data[:end]), len(data) - end
+        if known is None or known[0]["content_length"] != length or known[0]["expect_continue"] or length > SHORT_BYTES:
+            return False
+        if not 0 < length < self.adj.max_request_body_size:
+            return False
+        self.take_head(known)
+        self.header_bytes_received, self.body_bytes_received = end, length
+        self.headers_finished = self.completed = True
+        self.body_rcv = WholeBody(data[end:])
+        return True
+
+
+class WholeBody(io.BytesIO):
+    """waitress's receiver of a body that is there."""
+
+    def getfile(self) -> "WholeBody":
+        return self
+
+    getbuf = getfile
+
+    def __len__(self) -> int:
+        return self.getbuffer().nbytes
 
 
 class ShortTask(WSGITask):
@@ -155,10 +190,11 @@ class ShortTask(WSGITask):
         try:
             body = b"".join(answer)
         finally:
-            answer.close()
+            if close := getattr(answer, "close", None):
+                close()
         head = self.spell_head(started[0], started[1])
         self.wrote_header = True
-        self.channel.write_soon(head + body)
+        self.channel.send_now(head + body)
 
     def get_environment(self) -> dict[str, Any]:
         """What waitress makes of a head, for a head that it has known for one connection, made once."""
@@ -233,10 +269,65 @@ class KnownMap(Map):
         return adapter
 
 
+SIGNALS = (signals.appcontext_pushed, signals.request_started, signals.request_finished, signals.request_tearing_down,
+           signals.appcontext_tearing_down, signals.appcontext_popped)
+KNOWN_FLASK = metadata.version("flask").startswith("3.1.")  # whose contexts App makes; another Flask makes them itself
+PLAIN_HEADERS = {"Content-Type", "Content-Length", "X-Request-Id", "Vary", "Access-Control-Allow-Origin"}
+
+
 class App(Flask):
-    """Flask, which finds a URL's rule once."""
+    """Flask, which finds a URL's rule once, and leaves out hooks, signals and a session where nobody has any."""
 
     url_map_class = KnownMap
+
+    def is_plain(self) -> bool:
+        """Whether nothing is to be done around a view. Asked at each request: a site may add to the app at any time."""
+        return KNOWN_FLASK and not (
+            self.before_request_funcs or self.after_request_funcs or self.teardown_request_funcs or self.teardown_appcontext_funcs
+            or self.url_value_preprocessors or self.config["SECRET_KEY"] or type(self.session_interface) is not SecureCookieSessionInterface
+            or any(signal.receivers for signal in SIGNALS))
+
+    def wsgi_app(self, environ: Any, start_response: Any) -> Any:
+        """What Flask's own does, in its order."""
+        if not self.is_plain() or "werkzeug.debug.preserve_context" in environ:
+            return super().wsgi_app(environ, start_response)
+        self._got_first_request = True
+        app_context, context = self.app_context(), self.request_context(environ)
+        app_token, token = _cv_app.set(app_context), _cv_request.set(context)
+        context._cv_tokens.append((token, app_context))
+        context._session = self.session_interface.make_null_session(self)
+        try:
+            try:
+                context.match_request()
+                response = self.answer(context)
+            except Exception as error:
+                response = self.handle_exception(error)
+            return send_plainly(response, environ, start_response)
+        finally:
+            context.request.close()
+            environ["werkzeug.request"] = None
+            _cv_request.reset(token)
+            _cv_app.reset(app_token)
+
+    def answer(self, context: RequestContext) -> Response:
+        try:
+            answer = self.dispatch_request()
+        except Exception as error:
+            answer = self.handle_user_exception(error)
+        if type(answer) is self.response_class and not context._after_request_functions:
+            return answer
+        return self.finalize_request(answer)
+
+
+def send_plainly(response: Response, environ: Any, start_response: Any) -> Any:
+    """Send a response as Werkzeug does, which looks for what is never there in the answer to a predict."""
+    headers, parts = response.headers.to_wsgi_list(), response.response
+    names = {name for name, _ in headers}
+    if (type(parts) is not list or len(parts) != 1 or response.status_code != 200 or environ["REQUEST_METHOD"] == "HEAD"
+            or response.direct_passthrough or response._on_close or "Content-Length" not in names or not names <= PLAIN_HEADERS):
+        return response(environ, start_response)
+    start_response(response.status, headers)
+    return parts
 
 
 class Channel(HTTPChannel):
@@ -258,6 +349,26 @@ class Channel(HTTPChannel):
         self.reading = False
         if self.total_outbufs_len and not self.requests:
             self.handle_write()
+
+    def received(self, data: bytes) -> bool:
+        if self.request is None:
+            request = self.parser_class(self.adj)
+            with self.requests_lock:
+                free = not (self.requests or self.will_close or self.close_when_flushed)
+                if free and request.take_whole(data):
+                    self.requests.append(request)
+                    self.server.add_task(self)
+                    return True
+        return super().received(data)
+
+    def send_now(self, data: bytes) -> None:
+        """Send an answer of this thread without a buffer; what does not go out at once goes the way of all answers, errors as well."""
+        sent = 0
+        if self.connected and not self.total_outbufs_len:
+            with contextlib.suppress(OSError):
+                sent = self.send(data, do_close=False)
+        if sent < len(data):
+            self.write_soon(data[sent:])
 
     def answer_here(self) -> None:
         self.set_aside, refused = False, self.refused

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -33,9 +33,11 @@ class Histogram:
     def __init__(self, bounds: tuple):
         self.bounds, self.counts, self.sum = bounds, [0] * (len(bounds) + 1), 0.0
 
-    def add(self, value: float) -> None:
-        self.counts[bisect.bisect_left(self.bounds, value)] += 1
-        self.sum += value
+    def add(self, values: Sequence[float]) -> None:
+        bounds, counts = self.bounds, self.counts
+        for value in values:
+            counts[bisect.bisect_left(bounds, value)] += 1
+        self.sum += sum(values)
 
     def buckets(self) -> list[tuple[str, float]]:
         """Cumulative counts by bound, as Prometheus wants them."""
@@ -52,15 +54,15 @@ class Group:
         self.batch_sizes: Counter[int] = Counter()
         self.seconds = [(0, 0)] * 60  # (second, requests in it), by second modulo 60
 
-    def add(self, now: int, status: int, seconds: float, parts: dict[str, float], rows: int) -> None:
-        self.requests += 1
-        self.errors_4xx += 400 <= status < 500
-        self.errors_5xx += status >= 500
-        self.latest.append((seconds, parts))
-        if rows:
-            self.batch_sizes[rows] += 1
+    def add(self, now: int, status: int, seconds: Sequence[float], parts: Sequence[dict[str, float]], rows: Sequence[int]) -> None:
+        """Count requests that ended in the same second with the same status."""
+        self.requests += len(seconds)
+        self.errors_4xx += len(seconds) * (400 <= status < 500)
+        self.errors_5xx += len(seconds) * (status >= 500)
+        self.latest.extend(zip(seconds, parts))
+        self.batch_sizes.update(rows)
         second, count = self.seconds[now % 60]
-        self.seconds[now % 60] = now, count + 1 if second == now else 1
+        self.seconds[now % 60] = now, len(seconds) + (count if second == now else 0)
 
     def read(self, now: int) -> dict[str, Any]:
         parts = {name: percentiles([seconds[name] for _, seconds in self.latest if name in seconds]) for name in PARTS}
@@ -117,26 +119,33 @@ class Metrics:
                                      "error": error_of(response)})
 
     def _count(self) -> None:
-        """Count what has ended; many at once, since code that runs again and again is the faster for it."""
+        """Count what has ended: what is alike at once, which takes a fraction of the time that one after the other would."""
+        alike: dict[tuple, list[tuple[float, dict[str, float], int]]] = {}
         while self._ended:
             now, call, parts = self._ended.popleft()
-            status, seconds, route, model, rows = call["status"], call["ms"] / 1e3, call["route"], call["model"], call["batch"]
-            self.requests[route, model, call["version"], status] += 1
-            self.latency.setdefault(route, Histogram(SECONDS)).add(seconds)
-            for name, part in parts.items():
-                self.parts[name].add(part)
-            if rows:
-                self.rows.setdefault(model, Histogram(ROWS)).add(rows)
-            minute = self.minutes.setdefault(int(now) // 60, [0, 0, 0])
-            if len(self.minutes) > 60:
-                del self.minutes[min(self.minutes)]
-            minute[0] += 1
-            minute[1] += 400 <= status < 500
-            minute[2] += status >= 500
-            self.total.add(int(now), status, seconds, parts, rows)
-            group = model or (route if route.startswith("/") else "")
-            if group and (group in self.groups or len(self.groups) < MOST_GROUPS):
-                self.groups.setdefault(group, Group()).add(int(now), status, seconds, parts, rows)
+            kind = int(now), call["status"], call["route"], call["model"], call["version"]
+            alike.setdefault(kind, []).append((call["ms"] / 1e3, parts, call["batch"]))
+        for kind, calls in alike.items():
+            self._count_alike(*kind, *zip(*calls))
+
+    def _count_alike(self, now: int, status: int, route: str, model: str, version: str, seconds: Sequence[float],
+                     parts: Sequence[dict[str, float]], batches: Sequence[int]) -> None:
+        rows = [batch for batch in batches if batch]
+        self.requests[route, model, version, status] += len(seconds)
+        self.latency.setdefault(route, Histogram(SECONDS)).add(seconds)
+        for name, histogram in self.parts.items():
+            histogram.add([known[name] for known in parts if name in known])
+        if rows:
+            self.rows.setdefault(model, Histogram(ROWS)).add(rows)
+        minute = self.minutes.setdefault(now // 60, [0, 0, 0])
+        if len(self.minutes) > 60:
+            del self.minutes[min(self.minutes)]
+        for place, counted in enumerate((True, 400 <= status < 500, status >= 500)):
+            minute[place] += len(seconds) * counted
+        self.total.add(now, status, seconds, parts, rows)
+        group = model or (route if route.startswith("/") else "")
+        if group and (group in self.groups or len(self.groups) < MOST_GROUPS):
+            self.groups.setdefault(group, Group()).add(now, status, seconds, parts, rows)
 
     @contextmanager
     def counted(self) -> Iterator["Metrics"]:

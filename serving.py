@@ -2056,7 +2056,6 @@ def view_part(name: str) -> Callable[..., Response]:
     """A view of serving_rooms/, such as `pictures.view_classes`, imported when it is asked for the first time."""
     room, _, function = name.rpartition(".")
 
-
     def view(server: ModelServer, **arguments: Any) -> Response:
         return getattr(part(f"serving_rooms.{room}"), function)(server, **arguments)
     view.__name__ = function
@@ -2164,8 +2163,7 @@ def raw_path(environ: Mapping[str, Any], decoded: str) -> str:
     return quote(decoded, safe="/:@!$&'()*+,;=~")
 
 
-@dataclass(frozen=True)
-class Found:
+class Found(typing.NamedTuple):
     """What a URL selects: a view, who may call it (see ROUTES), its arguments, and the `shape` of its errors."""
 
     view: Callable[..., Response]
@@ -2175,8 +2173,9 @@ class Found:
     shape: str  # bare: TensorFlow Serving's; full: Datature's as well; hub: CellStrat's envelope
 
 
-def find_view(server: ModelServer, method: str, path: str) -> Found:
-    """What a method and an undecoded path select; raises BadRequest for no match."""
+@functools.lru_cache(512)  # of short paths
+def match_route(method: str, path: str) -> Found | None:
+    """The first of ROUTES that fits; raises BadRequest for a version that is no number of 64 bits."""
     for methods, pattern, view, guard in ROUTES:
         if (match := pattern.fullmatch(path)) and method in methods.split():
             arguments: dict[str, Any] = {name: unquote(text, errors="surrogateescape") for name, text in match.groupdict().items() if text}
@@ -2185,10 +2184,19 @@ def find_view(server: ModelServer, method: str, path: str) -> Found:
                 if len(digits) > 19 or int(digits) >= 2**63:
                     raise BadRequest(f"Failed to convert version: {digits[:40]} to numeric.")
                 arguments["version"] = int(digits)
-            if "alias" in arguments:
-                use_deployment(server, arguments)
             route = arguments.get("verb") or view.__name__.removeprefix("view_")
             return Found(view, guard, arguments, route, "full" if guard == "key" else "bare")
+    return None
+
+
+def find_view(server: ModelServer, method: str, path: str) -> Found:
+    """What a method and an undecoded path select; raises BadRequest for no match."""
+    known = (match_route if len(path) < 200 else match_route.__wrapped__)(method, path)
+    if known is not None:
+        arguments = dict(known.arguments)
+        if "alias" in arguments:
+            use_deployment(server, arguments)
+        return known._replace(arguments=arguments)
     endpoint = server.prepared.endpoints.get(unquote(path))
     if endpoint is not None:
         view = part("serving_rooms.endpoints").view_endpoint
@@ -2383,12 +2391,8 @@ def choose_source(parser: argparse.ArgumentParser, options: argparse.Namespace) 
     return options.config or (str(demo) if demo.exists() and not Path("config.json").exists() else "config.json")
 
 
-def run(source: Source, host: str = "127.0.0.1", port: int = 8501,
-        stop: threading.Event | None = None) -> None:
-    """Serve with waitress until SIGTERM, SIGINT or `stop`; running requests are finished first.
-
-    Raises ConfigError, and OSError when the port is taken.
-    """
+def run(source: Source, host: str = "127.0.0.1", port: int = 8501, stop: threading.Event | None = None) -> None:
+    """Serve with waitress until SIGTERM, SIGINT or `stop`; running requests are finished. Raises ConfigError; OSError for a taken port."""
     server, host = source if isinstance(source, ModelServer) else ModelServer(source), host.strip("[]")
     socket.getaddrinfo(host or "?", port)  # says what is wrong with the host, as an OSError
     options, stop = server.config.server, stop or threading.Event()
@@ -2403,6 +2407,7 @@ def run(source: Source, host: str = "127.0.0.1", port: int = 8501,
         recv_bytes=1 << 20, outbuf_overflow=64 << 20, outbuf_high_watermark=64 << 20,
         channel_request_lookahead=1,  # sees clients that went away
         cleanup_interval=1,
+        clear_untrusted_proxy_headers=Auth is AllPolicy,  # the rooms' parser leaves them out
         asyncore_use_poll=True)
     server.says_key = True
     app = create_app(server)

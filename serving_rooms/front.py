@@ -14,6 +14,7 @@ import os
 import re
 import threading
 import time
+from collections.abc import Callable
 from importlib import metadata
 from typing import Any
 
@@ -24,10 +25,12 @@ from flask.sessions import SecureCookieSessionInterface
 from waitress.buffers import OverflowableBuffer
 from waitress.channel import HTTPChannel
 from waitress.parser import HTTPRequestParser, ParsingError
+from waitress.proxy_headers import PROXY_HEADERS
 from waitress.receiver import FixedStreamReceiver
 from waitress.task import WSGITask
 from waitress.utilities import build_http_date
-from werkzeug.routing import Map, MapAdapter
+from werkzeug.datastructures import EnvironHeaders
+from werkzeug.routing import MapAdapter
 
 from serving_rooms.queueing import Gate, RefusalTask, TooMuch, Turns
 
@@ -135,6 +138,8 @@ class Parser(HTTPRequestParser):
         known = heads.get(header_plus)
         if known is None:
             super().parse_header(header_plus)
+            for name in PROXY_HEADERS:  # what a client says of itself; waitress, left to itself, takes them out at each request
+                self.headers.pop(name, None)
             if self.chunked and "CONTENT_LENGTH" in self.headers:  # RFC 9112, 6.3: read in two ways by two servers, it smuggles requests
                 raise ParsingError("Content-Length and Transfer-Encoding exclude each other")
             if not self.chunked and len(header_plus) <= MOST_HEAD_BYTES:
@@ -207,21 +212,20 @@ class ShortTask(WSGITask):
 
     def spell_head(self, status: str, headers: list[tuple[str, str]]) -> bytes:
         """The head as waitress's build_response_header spells it."""
-        lines = [f"{canonical(name)}: {value}" for name, value in headers]
-        lines += [f"Server: {self.channel.server.adj.ident}", f"Date: {date_of(int(time.time()))}"]
-        text = "\r\n".join([f"HTTP/1.1 {status}", *sorted(lines, key=name_of)])
-        if text.count("\n") != len(lines) or text.count("\r") != len(lines):
+        names, values = zip(*headers, ("Server", self.channel.server.adj.ident), ("Date", date_of(int(time.time()))))
+        text = head_of(names).format(status, *values)
+        if text.count("\n") != len(names) + 2 or text.count("\r") != len(names) + 2:
             raise ValueError("carriage return/line feed character present in header")
-        return f"{text}\r\n\r\n".encode("latin-1")
+        return text.encode("latin-1")
 
 
 @functools.lru_cache(64)
-def canonical(name: str) -> str:
-    return "-".join(word.capitalize() for word in name.split("-"))
-
-
-def name_of(line: str) -> str:
-    return line.partition(":")[0]
+def head_of(names: tuple[str, ...]) -> str:
+    """The pattern of a head with these headers, sorted by name as by waitress: {0} is the status, {1} the first's value."""
+    places = {place: "-".join(word.capitalize() for word in name.split("-")) for place, name in enumerate(names, 1)}
+    lines = [f"{name}: ".replace("{", "{{").replace("}", "}}") + f"{{{place}}}"
+             for place, name in sorted(places.items(), key=lambda item: item[1])]
+    return "\r\n".join(["HTTP/1.1 {0}", *lines, "", ""])
 
 
 @functools.lru_cache(1)
@@ -242,33 +246,9 @@ class KnownAdapter(MapAdapter):
         return self.found[0], dict(self.found[1])
 
 
-# What of a request an adapter is made from.
-BINDS = ("HTTP_HOST", "PATH_INFO", "REQUEST_METHOD", "QUERY_STRING", "SCRIPT_NAME", "wsgi.url_scheme", "SERVER_NAME", "SERVER_PORT",
-         "HTTP_UPGRADE", "HTTP_CONNECTION")
-
-
-class KnownMap(Map):
-    """Rules that match a URL once: those of an application do not change after its first request."""
-
-    def __init__(self, *arguments: Any, **options: Any):
-        super().__init__(*arguments, **options)
-        self.known: dict[tuple, KnownAdapter] = {}
-
-    def bind_to_environ(self, environ: Any, server_name: str | None = None, subdomain: str | None = None) -> MapAdapter:
-        key = (server_name, subdomain, *map(environ.get, BINDS))
-        adapter = self.known.get(key)
-        if adapter is None:
-            bound = super().bind_to_environ(environ, server_name, subdomain)
-            adapter = KnownAdapter(self, bound.server_name, bound.script_name, bound.subdomain, bound.url_scheme, bound.path_info,
-                                   bound.default_method, bound.query_args)
-            adapter.websocket = bound.websocket
-            if len(self.known) >= MOST_HEADS:
-                self.known.clear()
-            if sum(len(part or "") for part in key) < MOST_HEAD_BYTES:
-                self.known[key] = adapter
-        return adapter
-
-
+# What of an environ a request's own attributes and its adapter are made from.
+MAKINGS = ("HTTP_HOST", "PATH_INFO", "REQUEST_METHOD", "QUERY_STRING", "SCRIPT_NAME", "wsgi.url_scheme", "SERVER_NAME", "SERVER_PORT",
+           "REMOTE_ADDR", "HTTP_UPGRADE", "HTTP_CONNECTION")
 SIGNALS = (signals.appcontext_pushed, signals.request_started, signals.request_finished, signals.request_tearing_down,
            signals.appcontext_tearing_down, signals.appcontext_popped)
 KNOWN_FLASK = metadata.version("flask").startswith("3.1.")  # whose contexts App makes; another Flask makes them itself
@@ -276,9 +256,12 @@ PLAIN_HEADERS = {"Content-Type", "Content-Length", "X-Request-Id", "Vary", "Acce
 
 
 class App(Flask):
-    """Flask, which finds a URL's rule once, and leaves out hooks, signals and a session where nobody has any."""
+    """Flask, which reads a URL once, and leaves out hooks, signals and a session where nobody has any."""
 
-    url_map_class = KnownMap
+    def __init__(self, *arguments: Any, **options: Any):
+        super().__init__(*arguments, **options)
+        self.known: dict[tuple, tuple[dict[str, Any], KnownAdapter]] = {}  # a request's attributes and its adapter
+        self.plain_views: set[Callable] = set()
 
     def is_plain(self) -> bool:
         """Whether nothing is to be done around a view. Asked at each request: a site may add to the app at any time."""
@@ -286,6 +269,42 @@ class App(Flask):
             self.before_request_funcs or self.after_request_funcs or self.teardown_request_funcs or self.teardown_appcontext_funcs
             or self.url_value_preprocessors or self.config["SECRET_KEY"] or type(self.session_interface) is not SecureCookieSessionInterface
             or any(signal.receivers for signal in SIGNALS))
+
+    def ensure_sync(self, func: Callable) -> Callable:
+        """Flask's, which looks into a view at each request for what does not change."""
+        if func in self.plain_views:
+            return func
+        made = super().ensure_sync(func)
+        if made is func and func in self.view_functions.values():
+            self.plain_views.add(func)
+        return made
+
+    def request_context(self, environ: Any) -> RequestContext:
+        """Flask's; for a URL and a host met before, from what it has made of them: rules do not change after the first request."""
+        key = tuple(map(environ.get, MAKINGS))
+        known = self.known.get(key) if KNOWN_FLASK else None
+        if known is None:
+            context = super().request_context(environ)
+            self.remember(key, context)
+            return context
+        request = object.__new__(self.request_class)
+        request.__dict__.update(known[0], environ=environ, headers=EnvironHeaders(environ))
+        environ["werkzeug.request"] = request
+        context = object.__new__(RequestContext)
+        context.app, context.request, context.url_adapter, context.flashes, context._session = self, request, known[1], None, None
+        context._after_request_functions, context._cv_tokens = [], []
+        return context
+
+    def remember(self, key: tuple, context: RequestContext) -> None:
+        bound = context.url_adapter
+        if not self._got_first_request or type(bound) is not MapAdapter or sum(len(part or "") for part in key) >= MOST_HEAD_BYTES:
+            return
+        adapter = KnownAdapter(self.url_map, bound.server_name, bound.script_name, bound.subdomain, bound.url_scheme, bound.path_info,
+                               bound.default_method, bound.query_args)
+        adapter.websocket = bound.websocket
+        if len(self.known) >= MOST_HEADS:
+            self.known.clear()
+        self.known[key] = {name: value for name, value in vars(context.request).items() if name not in ("environ", "headers")}, adapter
 
     def wsgi_app(self, environ: Any, start_response: Any) -> Any:
         """What Flask's own does, in its order."""

@@ -1,6 +1,7 @@
 """Short requests answered on waitress's own thread: the same bytes as from a worker thread, and only what is short."""
 
 import contextlib
+import errno
 import gzip
 import json
 import re
@@ -13,11 +14,25 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from conftest import FakeServable, bearer, fake_server, key_entry, listening
-from flask import Flask, request, url_for
+from flask import (
+    Flask,
+    abort,
+    after_this_request,
+    current_app,
+    g,
+    has_app_context,
+    has_request_context,
+    request,
+    session,
+    signals,
+    stream_with_context,
+    url_for,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from waitress.adjustments import Adjustments
 from waitress.parser import HTTPRequestParser
+from waitress.proxy_headers import PROXY_HEADERS
 from waitress.server import create_server
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 from werkzeug.test import Client
@@ -232,9 +247,9 @@ def test_a_protected_server_answers_on_workers_alone():
 
 def test_a_name_is_decoded_once():
     models = {"mm": Recorder(), "m%6d": Recorder(SLOW, version=2)}
-    with watched(fake_server(models)) as (address, loop), connected(address) as client:
+    with watched(fake_server(models)) as (address, loop), connected(address) as client, connected(address) as other:
         assert ask(client, post(row(0), "/v1/models/m%256d:predict")) == {"predictions": [[2.0]]}
-        assert ask(client, post(row(0), "/v1/models/m%6d:predict")) == {"predictions": [[1.0]]}
+        assert ask(other, post(row(0), "/v1/models/m%6d:predict")) == {"predictions": [[1.0]]}
     assert loop not in models["m%6d"].threads and models["mm"].threads == [loop]
 
 
@@ -413,6 +428,59 @@ def test_any_head_is_parsed_as_by_waitress(method, uri, version, fields, body):
     assert_parses_alike(f"{method} {uri}{version}\r\n{lines}\r\n{body}".encode("latin-1"))
 
 
+WHOLE = {"a predict": post(row(1)), "its body in bytes": post(b"\x00\xff\r\n\r\n"), "a key": post(row(1), head="Authorization: Bearer k\r\n"),
+         "that closes": post(row(1), head="Connection: close\r\n"), "of HTTP 1.0": post(row(1), version="1.0"), "as large as it may be": post(b"1" * front.SHORT_BYTES)}
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_a_request_in_one_packet_is_read_as_by_waitress(name):
+    data = WHOLE[name]
+    parse(front.Parser, data)  # its head is known from now on
+    whole = front.Parser(ADJUSTMENTS)
+    assert whole.take_whole(data)
+    theirs, rest = parse(HTTPRequestParser, data)
+    found, wanted = describe(whole, rest), describe(theirs, rest)
+    assert found[:3] == wanted[:3] and found[4:] == wanted[4:]  # but for the kind of what holds the body
+    whole.close()
+
+
+@pytest.mark.parametrize(("data", "most"), [
+    (post(row(1)) + b"x", 1000), (post(row(1))[:-1], 1000), (post(row(1)) * 2, 1000), (post(b""), 1000), (post(row(1)), len(json.dumps(row(1)))),
+    (post(row(1), head="Expect: 100-continue\r\n"), 1000), (post(row(1), head="Transfer-Encoding: chunked\r\n"), 1000), (b"\r\n" + post(row(1)), 1000),
+    (b"", 1000), (b"\r\n\r\n", 1000), (post(b"1" * (front.SHORT_BYTES + 1)), 1 << 20), (b"GET / HTTP/1.1\r\n\r\n", 1000)])
+def test_what_is_not_one_small_request_is_left_to_waitress(data, most):
+    for known in (data, post(row(1)), post(b"")):
+        parse(front.Parser, known)
+    parser = front.Parser(Adjustments(max_request_body_size=most))
+    assert not parser.take_whole(data)
+    assert not parser.headers and not parser.completed and parser.body_rcv is None, "nothing is read"
+
+
+@pytest.mark.parametrize("piece", [0, 1, 100, "gone"])
+def test_what_does_not_go_out_at_once_is_not_lost(monkeypatch, piece):
+    tries, send = [], front.Channel.send
+
+    def hampered(self, data, do_close=True):
+        tries.append(len(data))
+        if len(tries) > 1:
+            return send(self, data, do_close)
+        if piece == "gone":
+            raise OSError(errno.EHOSTUNREACH, "made to fail")
+        return self.socket.send(data[:piece]) if piece else 0
+    with listening(fake_server({"m": Recorder()})) as address, connected(address) as client:
+        monkeypatch.setattr(front.Channel, "send", hampered)
+        for number in range(3):
+            assert ask(client, post(row(number))) == {"predictions": [[number / 2 + 1]]}
+    assert len(tries) == 4 and tries[1] == tries[0] - (piece if piece != "gone" else 0)
+
+
+def test_what_a_client_says_of_a_proxy_is_left_out():
+    data = post(row(1), head="".join(f"{name.replace('_', '-').title()}: 1.2.3.4\r\n" for name in PROXY_HEADERS) + "X-Forwarded-Other: kept\r\n")
+    for kind in ("new", "known"):
+        parser, _ = parse(front.Parser, data)
+        assert set(parser.headers) == {"HOST", "X_REQUEST_ID", "CONTENT_LENGTH", "X_FORWARDED_OTHER"}, kind
+
+
 def test_what_one_request_does_to_its_head_is_not_seen_by_the_next():
     for _ in range(3):
         parser, _ = parse(front.Parser, post(row(1), head="Expect: 100-continue\r\n"))
@@ -479,13 +547,12 @@ CALLS = [(method, path, base) for path in ("/items/1", "/items/2", "/items/2?a=1
 @pytest.mark.parametrize("prefix", ["", "/ml"])
 def test_urls_lead_where_flask_leads_them(prefix):
     apps = [make_site(kind) for kind in (front.App, Flask)]
-    assert type(apps[0].url_map) is front.KnownMap
     mounted = [Client(DispatcherMiddleware(Flask("host"), {prefix: app}) if prefix else app) for app in apps]
     for number, (method, path, base) in enumerate(CALLS + CALLS[::-1]):
         host = {"HTTP_HOST": f"host{number % 3}.example"} if number % 2 else {}
         ours, flasks = (client.open(prefix + path, method=method, base_url=base, environ_overrides=host) for client in mounted)
         assert (ours.status, list(ours.headers), ours.data) == (flasks.status, list(flasks.headers), flasks.data)
-    assert apps[0].url_map.known, "the URLs were remembered"
+    assert apps[0].known, "the URLs were remembered"
 
 
 def test_one_app_under_two_prefixes():
@@ -502,7 +569,115 @@ def test_remembered_urls_are_few_and_small():
     client = Client(app)
     for number in range(2 * front.MOST_HEADS + 10):
         assert client.get(f"/items/{number}").json["arguments"] == {"number": number}
-    assert 0 < len(app.url_map.known) <= front.MOST_HEADS
-    before = len(app.url_map.known)
+    assert 0 < len(app.known) <= front.MOST_HEADS
+    before = len(app.known)
     client.get("/files/" + "a" * front.MOST_HEAD_BYTES)
-    assert len(app.url_map.known) == before
+    assert len(app.known) == before
+    assert not any("environ" in attributes or "headers" in attributes for attributes, _ in app.known.values()), "nothing of a request is kept"
+
+
+# --- Flask's surroundings of a view, left out where there are none ------------------------------------------------------
+
+
+def seen_by(app, made):
+    """What requests to `app` answer and do, in order; `made` is what guests note."""
+    def fail():
+        raise ValueError("made to fail")
+
+    def later():
+        @after_this_request
+        def note(response):
+            made.append("after this request")
+            response.headers["X-Late"] = "1"
+            return response
+        return "later"
+
+    def about():
+        g.mine = getattr(g, "mine", 0) + 1
+        return {"app": current_app.name, "g": g.mine, "session": dict(session), "rule": str(request.url_rule), "blueprints": request.blueprints}
+
+    def stream():
+        return app.response_class(stream_with_context(f"{request.path} {number}\n" for number in range(3)))
+    pages = {"fail": fail, "later": later, "about": about, "stream": stream, "forbidden": lambda: abort(403), "gone": lambda: ("gone", 410, {"X-A": "b"}),
+             "list": lambda: [1, 2], "none": lambda: None, "bytes": lambda: b"bytes", "moved": lambda: app.response_class(b"x", headers={"Location": "/\u00fc"}),
+             "empty": lambda: app.response_class(b""), "nothing": lambda: app.response_class(status=204), "lazy": lambda: app.response_class(iter(["a", "b"])),
+             "form": lambda: request.form.to_dict(), "data": lambda: request.get_data()}
+    for name, page in pages.items():
+        app.add_url_rule(f"/{name}", name, page, methods=["GET", "POST"])
+    client, answers = Client(app), []
+    app.logger.disabled = True
+    for name in (*pages, "nowhere", *pages):
+        for method in ("GET", "HEAD", "POST", "OPTIONS"):
+            answer = client.open(f"/{name}", method=method, data={"a": "1"} if method == "POST" else None)
+            answers.append((name, method, answer.status, [line for line in answer.headers if line[0] != "Set-Cookie"], answer.data))
+    return answers
+
+
+def add_nothing(app, made):
+    pass
+
+
+def add_hooks(app, made):
+    app.before_request(lambda: made.append(f"before {request.path}"))
+    app.teardown_request(lambda error: made.append(f"teardown {error!r}"))
+    app.teardown_appcontext(lambda error: made.append(f"end {error!r}"))
+
+    @app.after_request
+    def note(response):
+        made.append(f"after {response.status}")
+        return response
+
+
+def add_one_hook(name):
+    def add(app, made):
+        getattr(app, name)(lambda *about: made.append(name) or (about[0] if name == "after_request" else None))
+    return add
+
+
+def add_signals(app, made):
+    for name in ("request_started", "request_finished", "request_tearing_down", "appcontext_pushed", "appcontext_popped", "appcontext_tearing_down",
+                 "got_request_exception"):
+        def note(sender, name=name, **about):
+            made.append(name)
+        getattr(signals, name).connect(note, app)
+        app.extensions[name] = note  # signals hold their receivers weakly
+
+
+def add_session(app, made):
+    app.secret_key = "secret"
+
+    @app.before_request
+    def count():
+        session["count"] = session.get("count", 0) + 1
+        made.append(session["count"])
+
+
+def add_error_pages(app, made):
+    app.errorhandler(403)(lambda error: ("no entry", 403))
+    app.errorhandler(ValueError)(lambda error: (f"caught {error}", 500))
+
+
+@pytest.mark.parametrize("add", [add_nothing, add_hooks, add_signals, add_session, add_error_pages,
+                                 *map(add_one_hook, ("before_request", "after_request", "teardown_request", "teardown_appcontext"))])
+def test_an_app_with_guests_is_flask(add):
+    found = []
+    for kind in (front.App, Flask):
+        app, made = kind("site"), []
+        add(app, made)
+        found.append((seen_by(app, made), made))
+        assert not has_app_context() and not has_request_context()
+    assert found[0] == found[1]
+    assert (add in (add_nothing, add_error_pages)) == (set(found[0][1]) <= {"after this request"})
+
+
+def test_an_error_that_is_to_be_raised_leaves_no_context():
+    app = front.App("site")
+    app.testing = True
+
+    @app.get("/")
+    def fail():
+        raise ValueError("made to fail")
+    for _ in range(2):
+        with pytest.raises(ValueError):
+            Client(app).get("/")
+        assert not has_app_context() and not has_request_context()

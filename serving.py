@@ -2040,14 +2040,13 @@ PLAIN_BYTES = 2000  # of a JSON body; one that is larger is worth a look for arr
 
 
 def view_infer(server: ModelServer, model: str, verb: str, version: int | None = None, label: str | None = None) -> Response:
-    body = read_body(server)
+    body, environ = read_body(server), request.environ
     if verb != "predict":
         return reply(getattr(server, verb)(model, parse_json(body), version, label))
-    wanted = request.environ.get("QUERY_STRING") and [name for value in request.args.getlist("outputs") for name in value.split(",")]
+    wanted = environ.get("QUERY_STRING") and [name for value in request.args.getlist("outputs") for name in value.split(",")]
     infer = functools.partial(server.predict, model, version=version, label=label, outputs=wanted or ())
-    headers = request.environ
-    plain = len(body) < PLAIN_BYTES and body[:1] == b"{" and "HTTP_X_TENSOR_SHAPE" not in headers
-    if Auth is AllPolicy or plain and not headers.get("HTTP_ACCEPT", "").startswith("application/"):
+    plain = len(body) < PLAIN_BYTES and body[:1] == b"{" and "HTTP_X_TENSOR_SHAPE" not in environ
+    if Auth is AllPolicy or plain and not environ.get("HTTP_ACCEPT", "").startswith("application/"):
         return reply(infer(parse_json(body)))
     return part("serving_rooms.binary").answer_predict(body, infer)
 

@@ -2172,7 +2172,7 @@ class Found(typing.NamedTuple):
     shape: str  # bare: TensorFlow Serving's; full: Datature's as well; hub: CellStrat's envelope
 
 
-@functools.lru_cache(512)  # of short paths
+@functools.lru_cache(512)  # of short requests
 def match_route(method: str, path: str) -> Found | None:
     """The first of ROUTES that fits; raises BadRequest for a version that is no number of 64 bits."""
     for methods, pattern, view, guard in ROUTES:
@@ -2190,7 +2190,7 @@ def match_route(method: str, path: str) -> Found | None:
 
 def find_view(server: ModelServer, method: str, path: str) -> Found:
     """What a method and an undecoded path select; raises BadRequest for no match."""
-    known = (match_route if len(path) < 200 else match_route.__wrapped__)(method, path)
+    known = (match_route if len(method + path) < 200 else match_route.__wrapped__)(method, path)
     if known is not None:
         arguments = dict(known.arguments)
         if "alias" in arguments:

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from importlib import metadata
 from typing import Any
 
-from flask import Flask, Response, signals
+from flask import Flask, Request, Response, signals
 from flask.ctx import RequestContext
 from flask.globals import _cv_app, _cv_request
 from flask.sessions import SecureCookieSessionInterface
@@ -248,7 +248,8 @@ class KnownAdapter(MapAdapter):
 
 # What of an environ a request's own attributes and its adapter are made from.
 MAKINGS = ("HTTP_HOST", "PATH_INFO", "REQUEST_METHOD", "QUERY_STRING", "SCRIPT_NAME", "wsgi.url_scheme", "SERVER_NAME", "SERVER_PORT",
-           "REMOTE_ADDR", "HTTP_UPGRADE", "HTTP_CONNECTION")
+           "HTTP_UPGRADE", "HTTP_CONNECTION")
+OWN = ("environ", "headers", "remote_addr")  # what each request has for itself
 SIGNALS = (signals.appcontext_pushed, signals.request_started, signals.request_finished, signals.request_tearing_down,
            signals.appcontext_tearing_down, signals.appcontext_popped)
 KNOWN_FLASK = metadata.version("flask").startswith("3.1.")  # whose contexts App makes; another Flask makes them itself
@@ -261,7 +262,7 @@ class App(Flask):
     def __init__(self, *arguments: Any, **options: Any):
         super().__init__(*arguments, **options)
         self.known: dict[tuple, tuple[dict[str, Any], KnownAdapter]] = {}  # a request's attributes and its adapter
-        self.plain_views: set[Callable] = set()
+        self.plain_views: dict[int, Callable] = {}  # by id: a view need not be hashable
 
     def is_plain(self) -> bool:
         """Whether nothing is to be done around a view. Asked at each request: a site may add to the app at any time."""
@@ -272,23 +273,23 @@ class App(Flask):
 
     def ensure_sync(self, func: Callable) -> Callable:
         """Flask's, which looks into a view at each request for what does not change."""
-        if func in self.plain_views:
+        if self.plain_views.get(id(func)) is func:
             return func
         made = super().ensure_sync(func)
-        if made is func and func in self.view_functions.values():
-            self.plain_views.add(func)
+        if made is func and any(func is view for view in self.view_functions.values()):
+            self.plain_views[id(func)] = func
         return made
 
     def request_context(self, environ: Any) -> RequestContext:
         """Flask's; for a URL and a host met before, from what it has made of them: rules do not change after the first request."""
         key = tuple(map(environ.get, MAKINGS))
-        known = self.known.get(key) if KNOWN_FLASK else None
+        known = self.known.get(key) if KNOWN_FLASK and self.request_class is Request else None  # a site's own may differ each time
         if known is None:
             context = super().request_context(environ)
             self.remember(key, context)
             return context
-        request = object.__new__(self.request_class)
-        request.__dict__.update(known[0], environ=environ, headers=EnvironHeaders(environ))
+        request = object.__new__(Request)
+        request.__dict__.update(known[0], environ=environ, headers=EnvironHeaders(environ), remote_addr=environ.get("REMOTE_ADDR"))
         environ["werkzeug.request"] = request
         context = object.__new__(RequestContext)
         context.app, context.request, context.url_adapter, context.flashes, context._session = self, request, known[1], None, None
@@ -304,7 +305,7 @@ class App(Flask):
         adapter.websocket = bound.websocket
         if len(self.known) >= MOST_HEADS:
             self.known.clear()
-        self.known[key] = {name: value for name, value in vars(context.request).items() if name not in ("environ", "headers")}, adapter
+        self.known[key] = {name: value for name, value in vars(context.request).items() if name not in OWN}, adapter
 
     def wsgi_app(self, environ: Any, start_response: Any) -> Any:
         """What Flask's own does, in its order."""
@@ -342,8 +343,9 @@ def send_plainly(response: Response, environ: Any, start_response: Any) -> Any:
     """Send a response as Werkzeug does, which looks for what is never there in the answer to a predict."""
     headers, parts = response.headers.to_wsgi_list(), response.response
     names = {name for name, _ in headers}
-    if (type(parts) is not list or len(parts) != 1 or response.status_code != 200 or environ["REQUEST_METHOD"] == "HEAD"
-            or response.direct_passthrough or response._on_close or "Content-Length" not in names or not names <= PLAIN_HEADERS):
+    if (type(parts) is not list or len(parts) != 1 or type(parts[0]) is not bytes or response.status_code != 200
+            or environ["REQUEST_METHOD"] == "HEAD" or response.direct_passthrough or response._on_close
+            or "Content-Length" not in names or not names <= PLAIN_HEADERS):
         return response(environ, start_response)
     start_response(response.status, headers)
     return parts
@@ -370,6 +372,7 @@ class Channel(HTTPChannel):
             self.handle_write()
 
     def received(self, data: bytes) -> bool:
+        """waitress's, but for what it need not look at in pieces. (The lock: a worker may be at the end of the request before.)"""
         if self.request is None:
             request = self.parser_class(self.adj)
             with self.requests_lock:

@@ -16,6 +16,7 @@ import pytest
 from conftest import FakeServable, bearer, fake_server, key_entry, listening
 from flask import (
     Flask,
+    Request,
     abort,
     after_this_request,
     current_app,
@@ -573,7 +574,48 @@ def test_remembered_urls_are_few_and_small():
     before = len(app.known)
     client.get("/files/" + "a" * front.MOST_HEAD_BYTES)
     assert len(app.known) == before
-    assert not any("environ" in attributes or "headers" in attributes for attributes, _ in app.known.values()), "nothing of a request is kept"
+    assert not any(set(front.OWN) & set(attributes) for attributes, _ in app.known.values()), "nothing of a request is kept"
+
+
+def test_each_request_has_its_own_address_headers_and_body():
+    app = front.App("site")
+    app.add_url_rule("/who", "who", lambda: [request.remote_addr, request.headers["X-A"], request.get_data(as_text=True)], methods=["POST"])
+    client = Client(app)
+    for number in range(3):
+        mine = client.post("/who", data=f"body {number}", headers={"X-A": f"a{number}"}, environ_overrides={"REMOTE_ADDR": f"10.0.0.{number}"}).json
+        assert mine == [f"10.0.0.{number}", f"a{number}", f"body {number}"]
+    assert len(app.known) == 1
+
+
+def test_a_sites_own_kind_of_request_is_made_each_time():
+    numbers = iter(range(10))
+
+    class Numbered(Request):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            self.number = next(numbers)
+    app = front.App("site")
+    app.request_class = Numbered
+    app.add_url_rule("/number", "number", lambda: [request.number])
+    assert [Client(app).get("/number").json for _ in range(3)] == [[0], [1], [2]]
+
+
+def test_a_view_that_cannot_be_hashed():
+    class View:
+        __name__, __hash__ = "view", None
+
+        def __call__(self):
+            return "seen"
+    app = front.App("site")
+    app.add_url_rule("/", "view", View())
+    assert [Client(app).get("/").data for _ in range(2)] == [b"seen"] * 2
+
+
+def test_our_own_app_has_no_guests():
+    app = serving.create_app(fake_server({"m": Recorder()}))
+    assert app.is_plain()
+    app.before_request(lambda: None)
+    assert not app.is_plain()
 
 
 # --- Flask's surroundings of a view, left out where there are none ------------------------------------------------------
@@ -601,6 +643,7 @@ def seen_by(app, made):
     pages = {"fail": fail, "later": later, "about": about, "stream": stream, "forbidden": lambda: abort(403), "gone": lambda: ("gone", 410, {"X-A": "b"}),
              "list": lambda: [1, 2], "none": lambda: None, "bytes": lambda: b"bytes", "moved": lambda: app.response_class(b"x", headers={"Location": "/\u00fc"}),
              "empty": lambda: app.response_class(b""), "nothing": lambda: app.response_class(status=204), "lazy": lambda: app.response_class(iter(["a", "b"])),
+             "text": lambda: app.response_class(["text"], headers={"Content-Type": "text/plain", "Content-Length": "4"}),
              "form": lambda: request.form.to_dict(), "data": lambda: request.get_data()}
     for name, page in pages.items():
         app.add_url_rule(f"/{name}", name, page, methods=["GET", "POST"])

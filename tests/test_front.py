@@ -36,7 +36,7 @@ from waitress.parser import HTTPRequestParser
 from waitress.proxy_headers import PROXY_HEADERS
 from waitress.server import create_server
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
-from werkzeug.test import Client
+from werkzeug.test import Client, EnvironBuilder
 
 import serving
 from serving_rooms import front
@@ -611,6 +611,20 @@ def test_a_view_that_cannot_be_hashed():
     assert [Client(app).get("/").data for _ in range(2)] == [b"seen"] * 2
 
 
+def test_text_leaves_as_bytes():
+    app = front.App("site")
+    app.add_url_rule("/", "text", lambda: app.response_class(["text"], headers={"Content-Type": "text/plain", "Content-Length": "4"}))
+    for _ in range(2):
+        assert list(app(EnvironBuilder().get_environ(), lambda *head: None)) == [b"text"]
+
+
+def test_a_deployments_model_is_looked_up_at_each_request():
+    for model in ("a", "b", "a"):
+        deployment = SimpleNamespace(id="d", model=model, version=None, version_label=None)
+        server = SimpleNamespace(config=SimpleNamespace(deployments=[deployment]))
+        assert serving.find_view(server, "POST", "/model-serving/d:predict").arguments == {"model": model, "verb": "predict"}
+
+
 def test_our_own_app_has_no_guests():
     app = serving.create_app(fake_server({"m": Recorder()}))
     assert app.is_plain()
@@ -642,9 +656,7 @@ def seen_by(app, made):
         return app.response_class(stream_with_context(f"{request.path} {number}\n" for number in range(3)))
     pages = {"fail": fail, "later": later, "about": about, "stream": stream, "forbidden": lambda: abort(403), "gone": lambda: ("gone", 410, {"X-A": "b"}),
              "list": lambda: [1, 2], "none": lambda: None, "bytes": lambda: b"bytes", "moved": lambda: app.response_class(b"x", headers={"Location": "/\u00fc"}),
-             "empty": lambda: app.response_class(b""), "nothing": lambda: app.response_class(status=204), "lazy": lambda: app.response_class(iter(["a", "b"])),
-             "text": lambda: app.response_class(["text"], headers={"Content-Type": "text/plain", "Content-Length": "4"}),
-             "form": lambda: request.form.to_dict(), "data": lambda: request.get_data()}
+             "empty": lambda: app.response_class(b""), "nothing": lambda: app.response_class(status=204), "lazy": lambda: app.response_class(iter(["a", "b"])), "form": lambda: request.form.to_dict(), "data": lambda: request.get_data()}
     for name, page in pages.items():
         app.add_url_rule(f"/{name}", name, page, methods=["GET", "POST"])
     client, answers = Client(app), []

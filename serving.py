@@ -829,7 +829,7 @@ class Trace:
                         "encode": end - self.ended - self.routines}
 
 
-CURRENT = threading.local()  # .trace: that of the request which this thread answers
+CURRENT = threading.local()  # .trace: that of the request which this thread answers; .waited: whether it has waited for a model to load
 
 
 class Call(typing.NamedTuple):
@@ -839,7 +839,6 @@ class Call(typing.NamedTuple):
     feeds: Sequence[str] = ()  # the tensors of its inputs and outputs
     fetches: Sequence[str] = ()
     seconds: float = float("inf")  # of one made-up row; not known where that does not suit it
-    example: Any = None  # a request that it answers
     kind: str = "session"  # or `frozen`, `batched`
     bounded: bool = True  # whether any input takes about as long as that row: no loops, no Python functions
 
@@ -854,10 +853,10 @@ class Servable:
     def __init__(self, signatures: Mapping[str, Signature],
                  run: Callable[[str, dict[str, np.ndarray]], dict[str, np.ndarray]], *,
                  metadata: dict[str, Any] | None = None, device: str = "",
-                 close: Callable[[], None] = lambda: None, example: Any = None, calls: Mapping[str, "Call"] = types.MappingProxyType({})):
+                 close: Callable[[], None] = lambda: None, calls: Mapping[str, "Call"] = types.MappingProxyType({})):
         self.signatures, self._run, self.callables = dict(signatures), run, calls
         self.call_seconds = max((call.seconds if call.bounded else float("inf") for call in calls.values()), default=float("inf"))
-        self.metadata, self.device, self.example = metadata or {}, device, example
+        self.metadata, self.device = metadata or {}, device
         self._close = close
         self._leases, self._retired = 0, False
         self._changed = threading.Condition()
@@ -1053,8 +1052,7 @@ def load_replica(folder: Path, config: ModelConfig, device: str) -> Servable:
         plain = str(error) if isinstance(error, OSError | RuntimeError) else f"{type(error).__name__}: {error}"
         reason = getattr(error, "message", None) or plain
         raise LoadError(clean_message(reason.replace(str(folder), f"<base_path>/{folder.name}"))) from error
-    example = next((call.example for call in calls.values() if call.example), None)
-    return Servable(signatures, answer, metadata=metadata, device=device, close=owned.close, example=example, calls=calls)
+    return Servable(signatures, answer, metadata=metadata, device=device, close=owned.close, calls=calls)
 
 
 def clean_message(message: str) -> str:
@@ -1168,7 +1166,7 @@ def prepare_call(session: Any, name: str, signature: Signature, label: str) -> C
     except (tf.errors.OpError, UnicodeDecodeError) as error:
         logger.debug("%s: signature %s is not warmed up, made-up input does not suit it: %s", label, name, error)
         return call
-    return call._replace(seconds=seconds, example=example_request(name, signature))
+    return call._replace(seconds=seconds)
 
 
 def time_call(call: Callable, inputs: Sequence[np.ndarray]) -> float:
@@ -1197,8 +1195,9 @@ def sample_inputs(signature: Signature, rows: int, seed: int = 0) -> list[np.nda
 
 
 def example_request(name: str, signature: Signature) -> dict[str, Any] | None:
-    """A predict request that the default signature answers, for the start-up lines; None if none can be made up."""
-    if name != "serving_default" or any(spec.dtype == "DT_STRING" for spec in signature.inputs.values()):
+    """A predict request that the default signature answers, for people to read; None if none can be made up, or none so short."""
+    numbers = sum(np.prod([size or 1 for size in spec.shape or ()]) for spec in signature.inputs.values())
+    if name != "serving_default" or numbers > 1000 or any(spec.dtype == "DT_STRING" for spec in signature.inputs.values()):
         return None
     ones = [np.ones_like(sample) for sample in sample_inputs(signature, 1)]
     return {"inputs": dict(zip(signature.inputs, ones)) if len(ones) > 1 else ones[0]}
@@ -1324,7 +1323,7 @@ class ModelManager:
         """What `lease` would yield, not leased."""
         available = self.available.get(model)
         if available is None and model in self._tried:
-            trace = getattr(CURRENT, "trace", None)
+            trace, CURRENT.waited = getattr(CURRENT, "trace", None), True
             if not self._tried[model].wait(min(self.config.server.load_wait_seconds, trace.remaining() if trace else float("inf"))):
                 raise ServingError(f"Model {model} is still loading", "UNAVAILABLE")
             available = self.available.get(model)

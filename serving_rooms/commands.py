@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from serving import ConfigError, ModelServer, choose_versions, encode_json, list_versions, parse
+from serving import ConfigError, ModelServer, choose_versions, encode_json, example_request, list_versions, parse, sample_inputs
 from serving_rooms.check import check
 from serving_rooms.inbox import export_group
 from serving_rooms.keys import digest
@@ -56,6 +56,25 @@ def check_config(source: Any, _: bool) -> int:
 COMMANDS: dict[str, Callable[[Any, Any], int]] = {"new_key": new_key, "init": init, "export": export, "check": check_config}
 
 
+MOST_CHARACTERS = 200  # of a body on a command line
+
+
+def example_command(servable: Any) -> str | None:
+    """A command, but for its URL, that asks the default signature for something: JSON, or where that is long raw zeros."""
+    call, signature = (kind.get("serving_default") for kind in (servable.callables, servable.signatures))
+    if call is None or call.seconds == float("inf"):  # made-up input does not suit it
+        return None
+    example = example_request("serving_default", signature)
+    if example is not None and len(body := encode_json(example).decode()) <= MOST_CHARACTERS:
+        return f"curl -d {shlex.quote(body)}"
+    if len(signature.inputs) != 1 or any(spec.dtype == "DT_STRING" for spec in signature.inputs.values()):
+        return None
+    zeros, = sample_inputs(signature, 1)
+    shape = ",".join(map(str, zeros.shape))
+    return (f"head -c {zeros.nbytes} /dev/zero | curl --data-binary @- -H 'X-Tensor-Dtype: {zeros.dtype.name}' "
+            f"-H 'X-Tensor-Shape: {shape}'")
+
+
 def report(server: ModelServer, address: str, stop: threading.Event) -> None:
     """Print, once the first load is over, each model with its versions and devices, the URLs, and a working curl."""
     server.wait()
@@ -66,9 +85,8 @@ def report(server: ModelServer, address: str, stop: threading.Event) -> None:
         for version, state in sorted(states.items(), reverse=True):
             device = f" on {state.servable.device}" if state.servable and state.servable.device else ""
             print(f"  {model} version {version}: {state.state}{device}{' ' + state.error if state.error else ''}")
-            if state.servable and state.servable.example is not None:
-                body = encode_json(state.servable.example).decode()
-                command = f"curl -d {shlex.quote(body)} {address}/v1/models/{quote(model, safe='')}:predict"
+            if state.servable and (command := example_command(state.servable)):
+                command = f"{command} {address}/v1/models/{quote(model, safe='')}:predict"
                 curl = min(curl or command, command, key=lambda text: text.index(" http"))
     for name in server.readiness():
         print(f"  {name}: not available, the log says why")

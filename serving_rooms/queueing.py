@@ -19,7 +19,7 @@ from typing import Any
 from waitress.task import Task
 from waitress.utilities import Error
 
-from serving import request_id_of
+from serving import CURRENT, request_id_of
 
 logger = logging.getLogger("serving")
 
@@ -46,10 +46,11 @@ class Job:
         self.turns, self.channel, self.line = turns, channel, line
 
     def service(self) -> None:
+        CURRENT.waited = False
         try:
             self.channel.service()
         finally:
-            self.turns.end(self.line)
+            self.turns.end(self.line, CURRENT.waited)
 
     def cancel(self) -> None:
         self.channel.cancel()
@@ -98,11 +99,11 @@ class Turns:
         self.pace.setdefault(line, Pace()).begin(self.running[line])
         return job
 
-    def end(self, line: str) -> None:
-        """A thread has answered a request of a line."""
+    def end(self, line: str, waited: bool = False) -> None:
+        """A thread has answered a request of a line, which may have waited for its model to load."""
         with self.dispatcher.lock:
             self.running[line] -= 1
-            self.pace[line].end()
+            self.pace[line].end(waited)
             if not self.running[line]:
                 del self.running[line]
             if len(self.pace) > MOST_LINES:
@@ -118,7 +119,10 @@ MOST_LINES = 1000  # that are remembered: anybody can ask for anything
 
 
 class Pace:
-    """How fast a line moves: the seconds from one answer to the next while there is work, a moving average."""
+    """How fast a line moves: the seconds from one answer to the next while there is work, a moving average.
+
+    What has waited for a model to load tells nothing of the next ones, and is left out.
+    """
 
     def __init__(self) -> None:
         self.seconds, self.since, self.known = 0.0, 0.0, False
@@ -127,9 +131,11 @@ class Pace:
         if running == 1:
             self.since = time.monotonic()
 
-    def end(self) -> None:
+    def end(self, waited: bool = False) -> None:
         now = time.monotonic()
         gap, self.since = now - self.since, now
+        if waited:
+            return
         self.seconds = 0.9 * self.seconds + 0.1 * gap if self.known else gap
         self.known = True
 

@@ -30,7 +30,7 @@ def load_replicas(devices: Sequence[str], load: Callable[[str], Servable]) -> Se
             with lock:
                 busy[chosen] -= 1
     return Servable(first.signatures, answer, metadata=first.metadata, device=", ".join(devices), close=lambda: close_all(replicas),
-                    example=first.example, calls=first.callables)
+                    calls=first.callables)
 
 
 def close_all(replicas: Sequence[Servable]) -> None:

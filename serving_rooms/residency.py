@@ -138,6 +138,7 @@ class Residency:
 
     def bring_in(self, entry: OnDemand) -> None:
         """Load an entry's model; raises ServingError when that fails, or when there is no room until the deadline."""
+        CURRENT.waited = True
         if not self.loading.acquire(timeout=seconds_left(self.options().load_wait_seconds)):
             raise ServingError(f"Model {entry.config.name} is still waiting to be loaded", "UNAVAILABLE")
         try:

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 
+import numpy as np
 import pytest
 from conftest import ROOT
 
@@ -71,6 +72,25 @@ def test_demo_starts_says_what_it_serves_and_its_curl_works():
         assert "outputs" in json.loads(done.stdout), done
         assert server.call("GET", "/readyz")[0] == 200
         assert server.end() == 0 and not any("Traceback" in line for line in server.err)
+
+
+def test_a_model_of_large_inputs_is_shown_by_a_short_curl_that_works(tmp_path):
+    save_doubling(tmp_path / "m/1", (None, 224, 224, 3))
+    (tmp_path / "config.json").write_text('{"model_config_list": [{"config": {"name": "m", "base_path": "m"}}]}')
+    with started("--config", str(tmp_path / "config.json"), "--port", "0") as server:
+        curl = server.wait_for("Try:").removeprefix("Try:").strip()
+        assert len(curl) < 200
+        done = subprocess.run(curl + " -sS --fail-with-body -o answer", shell=True, capture_output=True, text=True, cwd=tmp_path)
+        assert done.returncode == 0, done
+        assert json.loads((tmp_path / "answer").read_bytes()) == {"outputs": np.zeros((1, 224, 224, 3)).tolist()}
+        assert len(server.call("GET", "/openapi.json")[1]) < 100_000 and len(server.call("GET", "/deployments")[1]) < 100_000
+
+
+def save_doubling(folder, shape):
+    import tensorflow as tf
+    module = tf.Module()
+    module.double = tf.function(lambda x: {"y": 2 * x}, [tf.TensorSpec(shape, tf.float32, "x")])
+    tf.saved_model.save(module, str(folder), signatures=module.double)
 
 
 def test_reload_and_polling_over_a_real_socket(tmp_path):

@@ -7,12 +7,13 @@ import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import requests
-from conftest import FakeServable, fake_server, listening
+from conftest import FakeServable, config, fake_server, listening
 
 import serving
 from serving_rooms import calls, queueing
@@ -328,6 +329,23 @@ def test_the_pace_of_a_line_is_the_time_from_answer_to_answer(monkeypatch):
     now += 0.1
     pace.end()
     assert pace.seconds == pytest.approx(0.1, rel=1e-3)
+
+
+def test_who_waits_for_a_model_to_load_does_not_make_its_line_look_slow():
+    loaded = threading.Event()
+
+    def load(folder, model):
+        assert loaded.wait(30)
+        return FakeServable()
+    server = serving.ModelServer(
+        config("m", server={"file_system_poll_wait_seconds": 0, "threads": 8, "max_queue_seconds": 1}), load=load,
+        list_versions=lambda base_path: {1: Path(base_path) / "1"})
+    with listening(server) as address, ThreadPoolExecutor(40) as pool:
+        early = [pool.submit(ask, address, "m") for _ in range(4)]
+        time.sleep(1.5)
+        loaded.set()
+        assert {future.result().status_code for future in early} == {200}
+        assert {answer.status_code for answer in pool.map(lambda _: ask(address, "m"), range(200))} == {200}
 
 
 def test_refusals_are_json():

@@ -829,7 +829,8 @@ class Trace:
                         "encode": end - self.ended - self.routines}
 
 
-CURRENT = threading.local()  # .trace: that of the request which this thread answers; .waited: whether it has waited for a model to load
+# Of the request that a thread answers: .trace; .waited, whether for a model to load; .alone, whether no other's calls can join.
+CURRENT = threading.local()
 
 
 class Call(typing.NamedTuple):

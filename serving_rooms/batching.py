@@ -121,14 +121,15 @@ def make_batched(tf: Any, session: Any, signature: Any, options: Any, device: st
 def join_batches(tf: Any, plain: Call, batched: Call, signature: Any, options: Any) -> Call:
     """Send what fits a batch through `batched`, all else through `plain`.
 
-    Other shapes than the signature's would fail the strangers in the same batch; and when a batch fails,
-    each of its requests runs once more alone, so that only the guilty one gets the error.
+    Nothing can join the calls of a thread that answers `alone`. Other shapes than the signature's would fail the strangers in
+    the same batch; and when a batch fails, each of its requests runs once more alone, so that only the guilty one gets the error.
     """
     inner = [(spec.shape or ())[1:] for spec in signature.inputs.values()]
 
     def call(*arrays: np.ndarray) -> list[np.ndarray]:
         rows = len(arrays[0]) if arrays[0].ndim else 0
-        if not 0 < rows <= options.max_batch_size or any(a.shape != (rows, *shape) for a, shape in zip(arrays, inner)):
+        fits = 0 < rows <= options.max_batch_size and not getattr(CURRENT, "alone", False)
+        if not fits or any(a.shape != (rows, *shape) for a, shape in zip(arrays, inner)):
             return plain(*arrays)
         try:
             *values, counts = batched(*arrays)

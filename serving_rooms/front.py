@@ -32,6 +32,7 @@ from waitress.utilities import build_http_date
 from werkzeug.datastructures import EnvironHeaders
 from werkzeug.routing import MapAdapter
 
+from serving import CURRENT
 from serving_rooms.queueing import Gate, RefusalTask, TooMuch, Turns
 
 logger = logging.getLogger("serving")
@@ -424,6 +425,7 @@ def attach(server: Any, listeners: list[Any], dispatcher: Any) -> Front:
 
     Returns what decides, whose `is_awake` the loop asks.
     """
+    CURRENT.alone = True  # this thread's calls cannot be joined: it answers one after the other
     turns = dispatcher.queue = Turns(dispatcher, server.config.server.threads)
     refused = server.metrics.refused if server.metrics else collections.Counter()
     gate, add_task = Gate(lambda: server.config.server, turns, refused), dispatcher.add_task

@@ -278,8 +278,8 @@ def test_no_batch_is_waited_for_where_none_can_form():
     with listening(server) as address:
         start = time.monotonic()
         for _ in range(3):
-            answer = requests.post(f"{address}/v1/models/half_plus_two:predict", json={"instances": [1.0]}, timeout=30)
-            assert answer.json() == {"predictions": [2.5]}
+            answer = requests.post(f"{address}/v1/models/half_plus_two:predict", json={"instances": [[1.0]]}, timeout=30)
+            assert answer.json() == {"predictions": [[2.5]]}
         assert time.monotonic() - start < 2  # each would wait for 1 s
 
 

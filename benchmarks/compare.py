@@ -6,7 +6,8 @@ Needs wrk (Debian has it). Makes the models and an environment for each peer at 
 In each round each peer is started in turn and takes turns with serving, load by load, so that a machine that changes its
 speed changes both; every answer is compared. Printed at the end, as rows for README.md: requests a second, medians over the
 rounds, and the ratio of serving to the best peer of each round; memory after the load (PSS of all processes); seconds from
-process start to the first right answer. `in-process` is the model alone, called by 2 threads of one process.
+process start to the first right answer. `in-process` is the model alone, called by 2 threads of one process, in turns with
+serving as well.
 """
 
 import argparse
@@ -206,10 +207,20 @@ def measure(found, server, connections, seconds, folder):
     return rate
 
 
-def measure_alone(workload, seconds):
-    """Calls a second of the model alone, by 2 threads of one process."""
-    command = [sys.executable, "benchmarks/parts.py", "--rate", workload, "--seconds", str(seconds)]
-    return float(subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout.split()[-1])
+def run_alone(ours, round_, seconds, folder, found):
+    """Calls a second of the model alone, by 2 threads of one process, three times in turns with serving at its most connections."""
+    connections = max(CONNECTIONS[ours.workload])
+    command = [sys.executable, "benchmarks/parts.py", "--rate", ours.workload, "--seconds", str(seconds)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=ROOT) as alone:
+        def measure_alone():
+            print(file=alone.stdin, flush=True)
+            return float(alone.stdout.readline())
+        measure_alone()  # warm
+        for _ in range(3):
+            beside, rate = measure(found, ours, connections, seconds, folder), measure_alone()
+            found[ALONE].rates.setdefault(connections, []).append(rate)
+            found[ALONE].duels.setdefault(connections, []).append((round_, rate, beside))
+        alone.stdin.close()
 
 
 def run_round(workload, peers, round_, seconds, folder, found, say):
@@ -226,10 +237,10 @@ def run_round(workload, peers, round_, seconds, folder, found, say):
                 except NoAnswer as error:  # the others are measured all the same
                     found[name].failed.append(str(error))
                     print(error, flush=True)
+            if workload in ("mobilenet_v2", "ssd320"):
+                run_alone(ours, round_, seconds, folder, found)
         finally:
             ours.stop()
-    if workload in ("mobilenet_v2", "ssd320"):
-        found[ALONE].rates.setdefault(max(CONNECTIONS[workload]), []).append(measure_alone(workload, seconds))
 
 
 def run_pair(ours, name, reference, round_, seconds, folder, found):
@@ -286,8 +297,9 @@ def print_tables(all_found, peers):
         print("| serving / best | " + " | ".join(f"**{middle(r):.2f}** ({min(r):.2f} to {max(r):.2f})" for r in against) + " | | |")
         if found[ALONE].rates:
             (count, rates), = found[ALONE].rates.items()
-            share = middle(found[OURS].rates[count]) / middle(rates)
-            print(f"| in-process, 2 threads | {' | '.join(['', f'{middle(rates):.0f} (serving {100 * share:.0f} %)'])} | | |")
+            shares = [100 * beside / rate for _, rate, beside in found[ALONE].duels[count]]
+            share = f"serving {middle(shares):.0f} %, {min(shares):.0f} to {max(shares):.0f}"
+            print(f"| in-process, 2 threads | | {middle(rates):.0f}/s ({share}) | | |")
         print(f"\nerrors: {sum(result.errors for result in found.values())}")
         for name, result in found.items():
             if result.failed:

@@ -3,7 +3,8 @@
     python benchmarks/parts.py [--seconds 2] [workload ...]
 
 By hand is what the guides show: json.loads, np.array, the signature of tf.saved_model.load, tolist, json.dumps. The two take
-turns; printed are medians of the milliseconds of each part. With --rate only the calls a second of the model alone, by 2 threads.
+turns; printed are medians of the milliseconds of each part. With --rate only the calls a second of the model alone, by 2
+threads, for each line of the input.
 """
 
 import argparse
@@ -111,12 +112,17 @@ def compare(workload, seconds):
     print(f"| times as fast | {' | '.join(f'{a / b:.1f}' for a, b in zip((*hand, sum(hand)), (*own, sum(own))))} |", flush=True)
 
 
-def rate(workload, seconds, threads=2):
-    """Calls a second of the model alone."""
+def answer_lines(workload, seconds):
+    """Calls a second of the model alone, measured and printed for each line of the input."""
     server, (read, call, _) = ours(workload)
     inputs = read(body_of_instances(workload))
     for _ in range(5):
         call(inputs)
+    for _ in sys.stdin:
+        print(f"{rate(call, inputs, seconds):.1f}", flush=True)
+
+
+def rate(call, inputs, seconds, threads=2):
     end = time.perf_counter() + seconds
 
     def go(_):
@@ -136,7 +142,7 @@ def main():
     workloads.make_all()
     for workload in options.workloads:
         if options.rate:
-            print(f"{rate(workload, options.seconds):.1f}", flush=True)
+            answer_lines(workload, options.seconds)
         else:
             compare(workload, options.seconds)
 

@@ -329,6 +329,10 @@ def test_the_pace_of_a_line_is_the_time_from_answer_to_answer(monkeypatch):
     now += 0.1
     pace.end()
     assert pace.seconds == pytest.approx(0.1, rel=1e-3)
+    pace.begin(1)
+    now += 10  # for its model to load
+    pace.end(waited=True)
+    assert pace.seconds == pytest.approx(0.1, rel=1e-3)
 
 
 def test_who_waits_for_a_model_to_load_does_not_make_its_line_look_slow():

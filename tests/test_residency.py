@@ -57,7 +57,10 @@ def test_a_model_comes_into_memory_when_it_is_asked_for(folders, caplog):
     assert status["state"] == "AVAILABLE"
     assert json.loads(rest.get("/v1/models/m1/metadata").data)["metadata"]["signature_def"]["signature_def"].keys() >= {"serving_default"}
     assert resident(server) == []
-    assert json.loads(rest.post("/v1/models/m2:predict", {"instances": [3.0]}).data) == {"predictions": [6.0]}
+    for waited in (True, False):
+        serving.CURRENT.waited = False
+        assert json.loads(rest.post("/v1/models/m2:predict", {"instances": [3.0]}).data) == {"predictions": [6.0]}
+        assert serving.CURRENT.waited == waited
     stats = json.loads(rest.get("/stats").data)
     assert resident(server) == ["m2"] and stats["residency"]["on_demand"]["m1/1"]["why"] == "not asked for yet"
     assert stats["residency"]["on_demand"]["m2/1"]["why"] == "asked for" and stats["calls"]["m2/1"]["serving_default"].startswith("session")

@@ -60,14 +60,14 @@ MOST_CHARACTERS = 200  # of a body on a command line
 
 
 def example_command(servable: Any) -> str | None:
-    """A command, but for its URL, that asks the default signature for something: JSON, or where that is long raw zeros."""
+    """A command, but for its URL, that asks the default signature: JSON, or raw zeros where that is long and of one input."""
     call, signature = (kind.get("serving_default") for kind in (servable.callables, servable.signatures))
     if call is None or call.seconds == float("inf"):  # made-up input does not suit it
         return None
-    example = example_request("serving_default", signature)
-    if example is not None and len(body := encode_json(example).decode()) <= MOST_CHARACTERS:
+    example, lone = example_request("serving_default", signature), len(signature.inputs) == 1
+    if example is not None and (len(body := encode_json(example).decode()) <= MOST_CHARACTERS or not lone):
         return f"curl -d {shlex.quote(body)}"
-    if len(signature.inputs) != 1 or any(spec.dtype == "DT_STRING" for spec in signature.inputs.values()):
+    if not lone or any(spec.dtype == "DT_STRING" for spec in signature.inputs.values()):
         return None
     zeros, = sample_inputs(signature, 1)
     shape = ",".join(map(str, zeros.shape))

@@ -14,9 +14,10 @@ import time
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, signature, spec
 
 import serving
+from serving_rooms import commands
 
 
 class Process:
@@ -84,6 +85,18 @@ def test_a_model_of_large_inputs_is_shown_by_a_short_curl_that_works(tmp_path):
         assert done.returncode == 0, done
         assert json.loads((tmp_path / "answer").read_bytes()) == {"outputs": np.zeros((1, 224, 224, 3)).tolist()}
         assert len(server.call("GET", "/openapi.json")[1]) < 100_000 and len(server.call("GET", "/deployments")[1]) < 100_000
+
+
+@pytest.mark.parametrize("shapes, dtype, seconds, start", [
+    ([(None, 2)], "DT_FLOAT", 0.1, "curl -d '{\"inputs\":[[1.0,1.0]]}'"),
+    ([(None, 300)], "DT_INT64", 0.1, "head -c 2400 /dev/zero | curl --data-binary @- -H 'X-Tensor-Dtype: int64' -H 'X-Tensor-Shape: 1,300'"),
+    ([(None, 128), (None, 128)], "DT_INT32", 0.1, "curl -d '{\"inputs\":{\"x0\":[[1,1,"), ([(None, 800), (None, 800)], "DT_FLOAT", 0.1, None),
+    ([(None, 2)], "DT_STRING", 0.1, None), ([(None, 2)], "DT_FLOAT", float("inf"), None)])
+def test_the_command_that_is_shown_for_a_model(shapes, dtype, seconds, start):
+    default = signature([spec(f"x{number}", dtype, shape) for number, shape in enumerate(shapes)], [spec("y")])
+    call = serving.Call(lambda *arrays: [], seconds=seconds)
+    command = commands.example_command(serving.Servable({"serving_default": default}, lambda *_: {}, calls={"serving_default": call}))
+    assert command == start if start is None else command.startswith(start)
 
 
 def save_doubling(folder, shape):

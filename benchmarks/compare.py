@@ -211,16 +211,30 @@ def run_alone(ours, round_, seconds, folder, found):
     """Calls a second of the model alone, by 2 threads of one process, three times in turns with serving at its most connections."""
     connections = max(CONNECTIONS[ours.workload])
     command = [sys.executable, "benchmarks/parts.py", "--rate", ours.workload, "--seconds", str(seconds)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=ROOT) as alone:
+    with (open(folder / f"{ALONE}.log", "w") as log,
+          subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, cwd=ROOT) as alone):
         def measure_alone():
-            print(file=alone.stdin, flush=True)
-            return float(alone.stdout.readline())
+            with contextlib.suppress(BrokenPipeError):
+                print(file=alone.stdin, flush=True)
+            if not (line := alone.stdout.readline()):
+                raise NoAnswer(f"{ours.workload} {ALONE} does not answer:\n{Path(log.name).read_text()[-2000:]}")
+            return float(line)
         measure_alone()  # warm
         for _ in range(3):
             beside, rate = measure(found, ours, connections, seconds, folder), measure_alone()
             found[ALONE].rates.setdefault(connections, []).append(rate)
             found[ALONE].duels.setdefault(connections, []).append((round_, rate, beside))
         alone.stdin.close()
+
+
+@contextlib.contextmanager
+def noted(result):
+    """What does not answer is noted; the others are measured all the same."""
+    try:
+        yield
+    except NoAnswer as error:
+        result.failed.append(str(error))
+        print(error, flush=True)
 
 
 def run_round(workload, peers, round_, seconds, folder, found, say):
@@ -232,13 +246,11 @@ def run_round(workload, peers, round_, seconds, folder, found, say):
             found[OURS].ready.append(ready)
             for number, name in enumerate(peers, 1):
                 say(f"{name} ({number} of {len(peers)})")
-                try:
+                with noted(found[name]):
                     run_pair(ours, name, reference, round_, seconds, folder, found)
-                except NoAnswer as error:  # the others are measured all the same
-                    found[name].failed.append(str(error))
-                    print(error, flush=True)
             if workload in ("mobilenet_v2", "ssd320"):
-                run_alone(ours, round_, seconds, folder, found)
+                with noted(found[ALONE]):
+                    run_alone(ours, round_, seconds, folder, found)
         finally:
             ours.stop()
 

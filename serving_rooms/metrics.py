@@ -4,6 +4,7 @@ One `Metrics` per server. A request costs a lock and a few additions; everything
 """
 
 import bisect
+import copy
 import json
 import logging
 import sys
@@ -63,6 +64,12 @@ class Group:
         self.batch_sizes.update(rows)
         second, count = self.seconds[now % 60]
         self.seconds[now % 60] = now, len(seconds) + (count if second == now else 0)
+
+    def held(self) -> "Group":
+        """A copy that stays as it is while it is read."""
+        still = copy.copy(self)
+        still.latest, still.batch_sizes, still.seconds = self.latest.copy(), self.batch_sizes.copy(), self.seconds.copy()
+        return still
 
     def read(self, now: int) -> dict[str, Any]:
         parts = {name: percentiles([seconds[name] for _, seconds in self.latest if name in seconds]) for name in PARTS}
@@ -155,16 +162,17 @@ class Metrics:
             yield self
 
     def read(self) -> dict[str, Any]:
-        """What /stats answers, but for what the models say."""
+        """What /stats answers, but for what the models say. Requests wait while it is copied, and not while it is computed."""
         now = self._clock()
         with self.counted():
             minutes = [{"time": 60 * minute, "requests": counts[0], "errors_4xx": counts[1], "errors_5xx": counts[2]}
                        for minute, counts in sorted(self.minutes.items())]
-            return {"uptime_seconds": round(now - self.started, 1), "in_flight": self.in_flight, "peak_in_flight": self.peak_in_flight,
-                    "queue_depth": len(self.queue), "refused": dict(self.refused),
-                    "process": self.read_process(), "minutes": minutes, "total": self.total.read(int(now)),
-                    "groups": {name: group.read(int(now)) for name, group in sorted(self.groups.items())},
-                    "last_errors": list(self.last_errors)[::-1]}
+            found = {"uptime_seconds": round(now - self.started, 1), "in_flight": self.in_flight, "peak_in_flight": self.peak_in_flight,
+                     "queue_depth": len(self.queue), "refused": dict(self.refused), "minutes": minutes,
+                     "last_errors": list(self.last_errors)[::-1]}
+            total, groups = self.total.held(), {name: group.held() for name, group in sorted(self.groups.items())}
+        return {**found, "process": self.read_process(), "total": total.read(int(now)),
+                "groups": {name: group.read(int(now)) for name, group in groups.items()}}
 
     def read_process(self) -> dict[str, Any]:
         return {"cpu_percent": self._process.cpu_percent(), "memory_bytes": self._process.memory_info().rss,
@@ -194,7 +202,8 @@ class Collector:
     def collect(self) -> Iterator[Any]:
         metrics = self.server.metrics
         with metrics.counted():
-            yield from collect_requests(metrics)
+            families = list(collect_requests(metrics))
+        yield from families  # to be spelled while requests go on
         yield GaugeMetricFamily("serving_requests_in_flight", "Requests being answered", metrics.in_flight)
         yield GaugeMetricFamily("serving_queue_depth", "Requests waiting for a thread", len(metrics.queue))
         refused = CounterMetricFamily("serving_refused", "Requests turned away with 503 before a thread took them", labels=("reason",))

@@ -2,6 +2,8 @@
 
 import logging
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from conftest import FakeServable, Rest, fake_server
@@ -87,6 +89,30 @@ def test_the_first_readers_at_once_see_all_families():
         assert all("serving_model_loaded{" in text and "process_resident_memory_bytes" in text for text in texts)
 
 
+def test_requests_go_on_while_what_is_read_is_computed(monkeypatch):
+    server = fake_server({"m": FakeServable()})
+    rest, asked, begun, go_on = Rest(server), [], threading.Event(), threading.Event()
+
+    def percentiles(seconds):
+        begun.set()
+        assert go_on.wait(20)
+    monkeypatch.setattr(metrics, "percentiles", percentiles)
+
+    def ask():
+        asked.append(rest.post(P, {"instances": [[1.0]]}).status_code)
+
+    with ThreadPoolExecutor(2) as pool:
+        stats = pool.submit(server.metrics.read)
+        assert begun.wait(20)
+        pool.submit(ask).result(10)
+        go_on.set()
+        assert stats.result(20)["total"]["requests"] == 0, "as it was when it was asked for"
+        families = metrics.Collector(server).collect()
+        next(families)
+        pool.submit(ask).result(10)
+    assert asked == [200, 200] and server.metrics.read()["total"]["requests"] == 2
+
+
 def test_the_last_errors_may_be_read_while_requests_fail():
     counted, ended, wrong = metrics.Metrics(), threading.Event(), []
     call = {"request_id": "", "method": "GET", "path": "/", "route": "x", "model": "", "version": "", "status": 404, "ms": 1.0, "rows": 0, "batch": 0}
@@ -95,6 +121,7 @@ def test_the_last_errors_may_be_read_while_requests_fail():
         while not ended.is_set():
             if len(counted.read()["last_errors"]) > 20:
                 wrong.append("too many")
+            time.sleep(0.0005)
 
     def fail():
         for _ in range(500):

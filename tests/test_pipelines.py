@@ -259,7 +259,7 @@ def test_fifty_reloads_with_a_changing_member_while_pipelines_answer(tmp_path):
             except Exception as error:
                 wrong.append(repr(error))
             asked[number] += 1
-            time.sleep(0.002)
+            time.sleep(0.01)
     threads = [threading.Thread(target=ask, args=(n,)) for n in range(3)]
     for thread in threads:
         thread.start()

@@ -58,7 +58,7 @@ def test_no_request_fails_or_is_wrong_in_two_hundred_changes(tmp_path):
             except Exception as error:
                 wrong.append(repr(error))
             asked[number] += 1
-            time.sleep(0.002)  # without it, loading gets a ninth of the GIL, and the test takes minutes
+            time.sleep(0.01)  # without it, loading gets a ninth of the GIL, and the test takes minutes
 
     threads = [threading.Thread(target=ask, args=(number,)) for number in range(8)]
     for thread in threads:

@@ -844,6 +844,9 @@ class Call(typing.NamedTuple):
     bounded: bool = True  # whether any input takes about as long as that row: no loops, no Python functions
 
 
+LEAVING: "weakref.WeakSet[Any]" = weakref.WeakSet()  # what nobody needs any more, and only a collection frees
+
+
 class Servable:
     """Anything that answers: signatures, and `run(signature_name, inputs) -> outputs` on arrays by name.
 
@@ -948,15 +951,22 @@ def tensorflow() -> Any:
     """TensorFlow, imported when the first model is loaded: it takes seconds, and a server of other servables needs none.
 
     Its import brings Keras along, of which no SavedModel needs anything (36 MB): it stays away until `tf.keras` is used,
-    as TensorFlow lets it where it is told that there is an older one, which is not there.
+    as TensorFlow lets it where it is told that there is an older one, which is not there. Its 250,000 objects stay out of garbage
+    collections for good: a request whose JSON makes many lists would walk over them again and again (parsing took 3 to 6 times as long).
     """
     name = "TF_USE_LEGACY_KERAS"
     away = not ("tensorflow" in sys.modules or name in os.environ or importlib.util.find_spec("tf_keras"))
     if away:
         os.environ[name] = "1"
+    collecting = gc.isenabled()
+    gc.disable()  # to walk over what grows takes a sixth of the import
     try:
         import tensorflow
     finally:
+        gc.collect()  # errors that the import came over hold the frames that called it
+        gc.freeze()
+        if collecting:
+            gc.enable()
         if away:
             del os.environ[name]
     return tensorflow
@@ -1039,6 +1049,7 @@ def load_replica(folder: Path, config: ModelConfig, device: str) -> Servable:
 
     try:
         session, definitions, metadata = open_session(folder, device)
+        owned.callback(LEAVING.add, session.graph)
         owned.callback(session.close)
         signatures = {name: read_signature(definition) for name, definition in describe(definitions)["signature_def"].items()}
         for name in filter(lambda name: is_runnable(signatures[name]), signatures):
@@ -1088,28 +1099,28 @@ def all_filled(session: Any) -> bool:
         return all(session.run([tensorflow().raw_ops.VarIsInitializedOp(resource=handle) for handle in handles]))
 
 
-def new_session(device: str) -> Any:
-    """A session over an empty graph; raises LoadError when TensorFlow has no such device."""
+@contextlib.contextmanager
+def new_session(device: str) -> Iterator[Any]:
+    """A session over an empty graph, which what is done within fills, or closes by failing; LoadError when there is no such device."""
     tf = tensorflow()
     session = tf.compat.v1.Session(graph=tf.Graph())
-    names = [listed.name.split("device:")[-1] for listed in session.list_devices()]
-    if device not in names:
+    try:
+        names = [listed.name.split("device:")[-1] for listed in session.list_devices()]
+        if device not in names:
+            raise LoadError(f"target_device {device} is not there: TensorFlow sees {', '.join(names)}")
+        with session.graph.as_default(), session.graph.device(f"/device:{device}"):
+            yield session
+    except BaseException:
         session.close()
-        raise LoadError(f"target_device {device} is not there: TensorFlow sees {', '.join(names)}")
-    return session
+        raise
 
 
 def open_graph(folder: Path, device: str) -> tuple[Any, dict[str, Any]]:
     """Load a SavedModel's `serve` graph as TensorFlow Serving does; returns the session and the SignatureDefs."""
     tf = tensorflow()
-    session = new_session(device)
-    try:
-        with session.graph.as_default(), session.graph.device(f"/device:{device}"):
-            meta_graph = tf.compat.v1.saved_model.load(session, [tf.saved_model.SERVING], str(folder))
-        return session, dict(meta_graph.signature_def)
-    except BaseException:
-        session.close()
-        raise
+    with new_session(device) as session:
+        meta_graph = tf.compat.v1.saved_model.load(session, [tf.saved_model.SERVING], str(folder))
+    return session, dict(meta_graph.signature_def)
 
 
 def describe(definitions: Mapping[str, Any]) -> dict[str, Any]:
@@ -1193,15 +1204,6 @@ def sample_inputs(signature: Signature, rows: int, seed: int = 0) -> list[np.nda
         row = np.full(shape, b"", object) if dtype.kind == "O" else (values if dtype.kind in "fV" else np.round(values)).astype(dtype)
         samples.append(np.repeat(row, rows, axis=0) if spec.shape and spec.shape[0] is None else row)
     return samples
-
-
-def example_request(name: str, signature: Signature) -> dict[str, Any] | None:
-    """A predict request that the default signature answers, for people to read; None if none can be made up, or none so short."""
-    numbers = sum(np.prod([size or 1 for size in spec.shape or ()]) for spec in signature.inputs.values())
-    if name != "serving_default" or numbers > 1000 or any(spec.dtype == "DT_STRING" for spec in signature.inputs.values()):
-        return None
-    ones = [np.ones_like(sample) for sample in sample_inputs(signature, 1)]
-    return {"inputs": dict(zip(signature.inputs, ones)) if len(ones) > 1 else ones[0]}
 
 
 # ======================================================================================================
@@ -1607,14 +1609,13 @@ def end_loading(manager: "weakref.ref[ModelManager]") -> None:
 
 
 def settle_garbage() -> None:
-    """Collect what a pass left over, then keep all that lives out of later collections, and give freed memory back.
-
-    TensorFlow's Python objects number in the hundred thousands; a request whose JSON makes many lists
-    would walk over them again and again (measured: parsing takes 3 to 6 times as long).
-    """
-    gc.unfreeze()
+    """Collect what a pass left over, and give freed memory back. All wait for it: some ms; where TensorFlow's objects join, 0.2 s."""
     gc.collect()
-    gc.freeze()
+    if LEAVING:  # it was there before TensorFlow, or runs still
+        gc.unfreeze()
+        gc.collect()
+        gc.freeze()
+        LEAVING.clear()
     with contextlib.suppress(OSError, AttributeError, TypeError):  # glibc keeps hundreds of MB that loading has used
         ctypes.CDLL(None).malloc_trim(0)
 

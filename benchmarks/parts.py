@@ -10,6 +10,7 @@ threads, for each line of the input.
 import argparse
 import base64
 import contextlib
+import gc
 import itertools
 import json
 import os
@@ -96,7 +97,8 @@ def time_parts(parts, value):
 
 def compare(workload, seconds):
     body, sides = body_of_instances(workload), {"serving": ours(workload), "by hand": by_hand(workload)}
-    serving.settle_garbage()
+    gc.collect()
+    gc.freeze()  # both sides' objects: serving's are so anyway
     found = {name: [] for name in sides}
     for side in sides.values():
         time_parts(side[1], body)

@@ -5,6 +5,7 @@
 """
 
 import dataclasses
+import types
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 
 import routines
 from serving import (
+    LEAVING,
     BadRequest,
     Config,
     ConfigError,
@@ -103,7 +105,7 @@ def refresh_others(server: ModelServer, manager: ModelManager, outcome: Outcome,
 def import_handler(handler: Handler, path: str, outcome: Outcome) -> None:
     """Import a function's module if it is not there or has changed; a failing one leaves the old one serving."""
     try:
-        outcome.changed |= handler.load()
+        outcome.changed |= load_function(handler)
     except HandlerError as error:
         logger.info("%s", path, exc_info=error.__cause__ or error)
         outcome.errors.append((500, f"{path}: {error}"))
@@ -137,8 +139,17 @@ def find_function(server: ModelServer, node: Any) -> Any:
     """A custom node's Python function, imported as handlers are."""
     key = "handler", node.function, None
     handler = server.kept.get(key) or server.kept.setdefault(key, Handler(node.function, server.folder))
-    handler.load()
+    load_function(handler)
     return handler.function
+
+
+def load_function(handler: Handler) -> bool:
+    """Import what is new or has changed; tell whether that was done."""
+    old = handler.function
+    changed = handler.load()
+    if changed and isinstance(old, types.FunctionType):
+        LEAVING.add(old)  # which what was its module holds, and which holds that
+    return changed
 
 
 def find_signature(manager: ModelManager, model: str, version: int | None) -> Signature | None:

@@ -20,6 +20,7 @@ import numpy as np
 
 from serving import (
     CURRENT,
+    LEAVING,
     Batching,
     Call,
     ServingError,
@@ -219,7 +220,8 @@ def freeze(session: Any, signatures: Mapping[str, Signature], calls: dict[str, C
         if frozen:
             frozen.close()
         return None
-    session.close()
+    owned.pop_all().close()  # the session; with it goes its graph, which nobody needs any more
+    owned.callback(LEAVING.add, frozen.graph)
     owned.callback(frozen.close)
     calls.update({name: call._replace(seconds=after[name]) for name, call in better.items()})
     return frozen
@@ -264,14 +266,9 @@ def open_frozen(session: Any, signatures: Mapping[str, Signature], calls: Mappin
     graph = convert_to_constants.convert_variables_to_constants_from_session_graph(session, session.graph.as_graph_def(), wanted)
     if has_state(graph):
         return None
-    frozen = new_session(device)
-    try:
-        with frozen.graph.as_default(), frozen.graph.device(f"/device:{device}"):
-            tf.graph_util.import_graph_def(graph, name="")
-        return frozen
-    except BaseException:
-        frozen.close()
-        raise
+    with new_session(device) as frozen:
+        tf.graph_util.import_graph_def(graph, name="")
+    return frozen
 
 
 def has_state(graph: Any) -> bool:

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from serving import ConfigError, ModelServer, choose_versions, encode_json, example_request, list_versions, parse, sample_inputs
+from serving import ConfigError, ModelServer, choose_versions, encode_json, list_versions, parse, sample_inputs
 from serving_rooms.check import check
 from serving_rooms.inbox import export_group
 from serving_rooms.keys import digest
+from serving_rooms.openapi import example_request
 from serving_rooms.settings import Auth
 
 
@@ -64,7 +65,7 @@ def example_command(servable: Any) -> str | None:
     call, signature = (kind.get("serving_default") for kind in (servable.callables, servable.signatures))
     if call is None or call.seconds == float("inf"):  # made-up input does not suit it
         return None
-    example, lone = example_request("serving_default", signature), len(signature.inputs) == 1
+    example, lone = example_request(signature), len(signature.inputs) == 1
     if example is not None and (len(body := encode_json(example).decode()) <= MOST_CHARACTERS or not lone):
         return f"curl -d {shlex.quote(body)}"
     if not lone or any(spec.dtype == "DT_STRING" for spec in signature.inputs.values()):

@@ -23,17 +23,13 @@ def read_doubled(folder: Path) -> dict[str, Any] | None:
 
 def open_objects(folder: Path, device: str, definitions: Mapping[str, Any], renamed: Mapping[str, Mapping[str, str]]) -> Any:
     """Load a SavedModel's objects into a session's graph, and point the SignatureDefs at their tensors there."""
-    tf, session = tensorflow(), new_session(device)
-    try:
-        with session.graph.as_default(), session.graph.device(f"/device:{device}"):
-            loaded = tf.saved_model.load(str(folder))
-            session.run([tf.compat.v1.global_variables_initializer(), tf.compat.v1.tables_initializer()])
-            for name, function in loaded.signatures.items():
-                rewire(definitions[name], function, renamed)
-        return session
-    except BaseException:
-        session.close()
-        raise
+    tf = tensorflow()
+    with new_session(device) as session:
+        loaded = tf.saved_model.load(str(folder))
+        session.run([tf.compat.v1.global_variables_initializer(), tf.compat.v1.tables_initializer()])
+        for name, function in loaded.signatures.items():
+            rewire(definitions[name], function, renamed)
+    return session
 
 
 def rewire(definition: Any, function: Any, renamed: Mapping[str, Mapping[str, str]]) -> None:

@@ -5,7 +5,9 @@ from collections.abc import Iterable
 from typing import Any
 from urllib.parse import quote
 
-from serving import NUMPY_DTYPES, ModelServer, Signature, TensorSpec, __version__, encode_json, example_request
+import numpy as np
+
+from serving import NUMPY_DTYPES, ModelServer, Signature, TensorSpec, __version__, encode_json, sample_inputs
 
 ERROR = {"type": "object", "required": ["error"], "properties": {
     "error": {"type": "string"}, "status": {"type": "string"}, "code": {"type": "integer"}, "request_id": {"type": "string"}}}
@@ -75,7 +77,7 @@ def describe_model(server: ModelServer, name: str, security: list) -> dict[str, 
     if not servable or "serving_default" not in servable.signatures:
         return paths
     signature = servable.signatures["serving_default"]
-    example = example_request("serving_default", signature)
+    example = example_request(signature)
     wanted = {"name": "outputs", "in": "query", "description": "only these outputs, by name", "style": "form", "explode": False,
               "schema": {"type": "array", "items": {"enum": list(signature.outputs)}}}
     predict = operation(f"predict {name}", f"Answer by {name}", security, predict_schema(signature, servable.signatures),
@@ -115,3 +117,12 @@ def describe_deployment(ready: Any) -> dict[str, Any]:
     return {f"{base}/predict": {"post": operation(f"predict picture by {name}", f"Annotations of a picture by {name}", KEYED,
                                                   {"$ref": "#/components/schemas/Picture"}, example, answer)},
             f"{base}/classes": {"get": operation(f"classes of {name}", f"The label map of {name}", KEYED)}}
+
+
+def example_request(signature: Signature) -> dict[str, Any] | None:
+    """A predict request that a signature answers, for people to read; None if none can be made up, or none so short."""
+    numbers = sum(np.prod([size or 1 for size in spec.shape or ()]) for spec in signature.inputs.values())
+    if numbers > 1000 or any(spec.dtype == "DT_STRING" for spec in signature.inputs.values()):
+        return None
+    ones = [np.ones_like(sample) for sample in sample_inputs(signature, 1)]
+    return {"inputs": dict(zip(signature.inputs, ones)) if len(ones) > 1 else ones[0]}

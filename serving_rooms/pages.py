@@ -11,10 +11,10 @@ from typing import Any
 from flask import Response, redirect, request
 
 import routines
-from serving import BadRequest, ConfigError, ModelServer, NotFound, encode_json, example_request, reply
+from serving import BadRequest, ConfigError, ModelServer, NotFound, encode_json, reply
 from serving_rooms.client_code import LANGUAGES, client_code
 from serving_rooms.metrics import prometheus_text, read_gpus
-from serving_rooms.openapi import describe_api
+from serving_rooms.openapi import describe_api, example_request
 from serving_rooms.pictures import find_deployment, read_chain, read_query_routines
 
 # Beside the server, or where `pip install` puts it.
@@ -86,7 +86,7 @@ def example_body(server: ModelServer, model: str) -> Any:
     """A predict body that a model's default signature takes, where one can be made up."""
     found = server.manager.available.get(model)
     signature = found and found.versions[max(found.versions)].signatures.get("serving_default")
-    return json.loads(encode_json(example_request("serving_default", signature))) if signature else None
+    return json.loads(encode_json(example_request(signature))) if signature else None
 
 
 KINDS = {int: "integer", float: "number", str: "string"}

@@ -1,8 +1,10 @@
 """How calls are improved: frozen graphs, threads of a model's own, replicas; against the plain session and TensorFlow called directly."""
 
 import contextlib
+import gc
 import threading
 import time
+import weakref
 from types import SimpleNamespace
 
 import numpy as np
@@ -58,6 +60,20 @@ def test_a_frozen_graph_answers_as_tensorflow_does(tf, network, always):
         np.testing.assert_allclose(frozen, expected.numpy(), rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(frozen, session, rtol=1e-5, atol=1e-6)
     assert servable.retire(5) and plain.retire(5)
+
+
+def test_a_frozen_model_lets_go_of_the_graph_that_it_was(network, always, monkeypatch):
+    graphs, original = [], serving.open_session
+
+    def open_session(*arguments):
+        opened = original(*arguments)
+        graphs.append(weakref.ref(opened[0].graph))
+        return opened
+    monkeypatch.setattr(serving, "open_session", open_session)
+    servable = load(network[0], batching=False)
+    gc.collect()
+    assert servable.callables["serving_default"].kind == "frozen" and graphs[0]() is None
+    assert servable.retire(5)
 
 
 def test_the_demo_models_answer_to_the_bit_when_frozen(tf, always):

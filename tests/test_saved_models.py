@@ -554,6 +554,46 @@ def test_memory_comes_back_after_a_hundred_loads(tf, folder):
     assert last <= 1.15 * fifth
 
 
+COLLECTIONS = """
+import sys; sys.path.insert(0, {root!r})
+import gc, pathlib, shutil, tempfile, weakref, serving
+thorough, unfreeze = [], gc.unfreeze
+gc.unfreeze = lambda: (thorough.append(1), unfreeze())
+folder = pathlib.Path(tempfile.mkdtemp())
+def put(version):
+    shutil.copytree({root!r} + "/models/half_plus_two/123", folder / "m" / str(version))
+put(1)
+(folder / "handler.py").write_text("class Model: pass\\nmodel = Model()\\ndef f(x): return 1\\n")
+handlers = [{{"path": "/f", "function": "handler.py:f"}}]
+(folder / "config.json").write_text(serving.json.dumps(
+    {{"model_config_list": [{{"config": {{"name": "m", "base_path": "m"}}}}], "handlers": handlers, "server": {{"file_system_poll_wait_seconds": 0}}}}))
+server = serving.ModelServer(folder / "config.json")
+server.wait()
+Graph = serving.tensorflow().Graph
+def graphs():
+    return [weakref.ref(found) for found in gc.get_objects() if isinstance(found, Graph)]
+def change(version):
+    put(version)
+    old = graphs()
+    assert server.reload()[0] == 201
+    return len(old), sum(graph() is not None for graph in old), len(thorough)
+print(gc.get_freeze_count() > 200_000, change(2), change(3), gc.isenabled())
+gc.collect(), gc.freeze()  # as a host may
+graph = weakref.ref(server.manager.available["m"].versions[3].callables["serving_default"].run._session.graph)
+put(4), server.reload()
+print(graph() is None, len(thorough))
+model = weakref.ref(sys.modules["handler"].model)
+(folder / "handler.py").write_text("def f(x): return 2\\n")
+gc.collect(), gc.freeze()
+server.reload()
+print(model() is None, len(thorough))
+"""
+
+
+def test_what_is_no_longer_served_is_collected_and_tensorflow_itself_is_not_walked_over():
+    assert python(COLLECTIONS.format(root=str(ROOT))).splitlines() == ["True (1, 0, 0) (1, 0, 0) True", "True 1", "True 2"]
+
+
 def test_keras_stays_away_until_it_is_used():
     half = str(ROOT / "models/half_plus_two")
     out = python(f"import os, sys; sys.path.insert(0, {str(ROOT)!r}); import serving\n"

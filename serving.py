@@ -2399,6 +2399,8 @@ def run(source: Source, host: str = "127.0.0.1", port: int = 8501, stop: threadi
     sockets: dict[int, Any] = {}
     app: Any = None
     gc.set_threshold(20_000, 20, 20)  # what requests leave is freed at once, without it
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # glibc's M_ARENA_MAX: a heap of their own for threads, as many as run
+        ctypes.CDLL(None).mallopt(-8, len(os.sched_getaffinity(0)))
     http = create_server(  # first of all: a port that is taken is known before any model is loaded
         lambda *call: app(*call), map=sockets, host=host, port=port, threads=options.threads, ident="serving",
         connection_limit=options.connection_limit + 4,  # waitress counts its own sockets
@@ -2416,8 +2418,7 @@ def run(source: Source, host: str = "127.0.0.1", port: int = 8501, stop: threadi
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: os._exit(1) if stop.is_set() else stop.set())
-    shown = f"[{host}]" if ":" in host else host
-    address = f"http://{shown}:{listeners[0].effective_port}"
+    address = f"http://{f'[{host}]' if ':' in host else host}:{listeners[0].effective_port}"
     print(f"serving {__version__} on {address}, loading {server.manager.name}", flush=True)
     if host not in ("127.0.0.1", "localhost", "::1"):
         logger.warning("Listening on %s: whoever reaches this address can use the models", host)
@@ -2490,8 +2491,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"serving: {options.config or 'config'}: {error.message}", file=sys.stderr)
         return 2
     except OSError as error:
-        what = error.filename or f"{options.host} port {options.port}"
-        print(f"serving: {what}: {error.strerror or error}", file=sys.stderr)
+        print(f"serving: {error.filename or f'{options.host} port {options.port}'}: {error.strerror or error}", file=sys.stderr)
         return 2 if error.filename else 1
 
 

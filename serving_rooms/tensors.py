@@ -7,7 +7,6 @@ arrays into the parsed value. What is unusual in any way (ragged, null, strings 
 
 import math
 import secrets
-import threading
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,9 @@ MOST_STRINGS = 512  # of a body, keys among them
 NUMBERS = b"0123456789+-.eE \t\n\r"  # what a skeleton leaves out; simdjson says whether numbers stand in the right places
 TOKEN = secrets.token_hex(16)  # stands for an array in the rest; a client cannot know it
 
-parsers = threading.local()
+# Those that nobody uses now. A parser keeps several times the largest text that it has read, and threads are many.
+KEPT_BYTES = 8 << 20
+parsers: list[simdjson.Parser] = []
 
 
 def read_value(body: bytes) -> Any | None:
@@ -74,9 +75,10 @@ def read_array(text: bytes) -> np.ndarray | None:
     shape = shape_of(text.translate(None, NUMBERS))
     if shape is None:
         return None
-    parser = getattr(parsers, "parser", None)
-    if parser is None:
-        parser = parsers.parser = simdjson.Parser()
+    try:
+        parser = parsers.pop()
+    except IndexError:
+        parser = simdjson.Parser()
     try:
         lists = parser.parse(text)
         flat = read_numbers(lists, is_float=b"." in text or b"e" in text or b"E" in text)
@@ -84,6 +86,8 @@ def read_array(text: bytes) -> np.ndarray | None:
         return None
     finally:
         lists = None  # the parser is free again when nothing holds what it has parsed
+        if len(text) <= KEPT_BYTES:
+            parsers.append(parser)
     return flat.reshape(shape) if flat.size == math.prod(shape) else None  # a row without numbers has the skeleton of a row of one
 
 

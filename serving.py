@@ -2399,8 +2399,6 @@ def run(source: Source, host: str = "127.0.0.1", port: int = 8501, stop: threadi
     sockets: dict[int, Any] = {}
     app: Any = None
     gc.set_threshold(20_000, 20, 20)  # what requests leave is freed at once, without it
-    with contextlib.suppress(OSError, AttributeError, TypeError):  # glibc's M_ARENA_MAX: a heap of their own for threads, as many as run
-        ctypes.CDLL(None).mallopt(-8, len(os.sched_getaffinity(0)))
     http = create_server(  # first of all: a port that is taken is known before any model is loaded
         lambda *call: app(*call), map=sockets, host=host, port=port, threads=options.threads, ident="serving",
         connection_limit=options.connection_limit + 4,  # waitress counts its own sockets

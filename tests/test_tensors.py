@@ -6,6 +6,7 @@ import json
 import math
 import random
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -343,3 +344,33 @@ def test_any_body_answers_the_same_both_ways(ways, model, dtype, chance):
     for _ in range(chance.choice((0, 0, 1, 1, 2))):
         mutate(body, chance, b'[]{},:"0-.eN \\')
     ways.ask(bytes(body), model)
+
+
+# --- parsers ----------------------------------------------------------------------------------------------
+
+
+def test_threads_share_parsers_and_each_reads_its_own(monkeypatch):
+    monkeypatch.setattr(tensors, "parsers", [])
+    texts = [json.dumps([[number + place / 8 for place in range(500)]] * 20).encode() for number in range(32)]
+
+    def read(number):
+        for _ in range(5):
+            np.testing.assert_array_equal(tensors.read_array(texts[number]), json.loads(texts[number]))
+    with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as another:
+        for number in range(4):
+            one.submit(read, number).result()
+            another.submit(read, number).result()
+    assert len(tensors.parsers) == 1
+    with ThreadPoolExecutor(32) as many:
+        list(many.map(read, range(32)))
+    assert 1 <= len(tensors.parsers) <= 32
+    for wrong in (b"[[1, 2], [3, ]]", b"[1, 2e]"):
+        before = len(tensors.parsers)
+        assert tensors.read_array(wrong) is None and len(tensors.parsers) == before
+
+
+def test_a_parser_that_has_read_a_huge_text_is_not_kept(monkeypatch):
+    monkeypatch.setattr(tensors, "parsers", [])
+    monkeypatch.setattr(tensors, "KEPT_BYTES", 1000)
+    assert tensors.read_array(json.dumps([1] * 500).encode()).shape == (500,) and not tensors.parsers
+    assert tensors.read_array(json.dumps([1] * 300).encode()).shape == (300,) and len(tensors.parsers) == 1

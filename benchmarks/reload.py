@@ -1,0 +1,103 @@
+"""How long requests wait while a server takes over new versions: the longest answer of one model around each reload of another.
+
+    python benchmarks/reload.py [folder of a SavedModel] [reloads]
+
+The model that changes is the folder's (models/shapes/1), copied as one version after the other; the model that is asked, every 2 ms
+by one client, is half_plus_two. Milliseconds; the first line is what the same client waits at most in the same time without a reload.
+"""
+
+import http.client
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+BODY = b'{"instances": [1.0, 2.0, 5.0]}'
+
+
+class Client(threading.Thread):
+    """Asks again and again; `longest` is the longest answer since it was last set to 0."""
+
+    def __init__(self, address):
+        super().__init__(daemon=True)
+        self.address, self.longest, self.wrong, self.done = address, 0.0, 0, False
+
+    def run(self):
+        connection = http.client.HTTPConnection(self.address)
+        while not self.done:
+            start = time.perf_counter()
+            connection.request("POST", "/v1/models/asked:predict", BODY)
+            response = connection.getresponse()
+            self.wrong += json.loads(response.read()) != {"predictions": [2.5, 3.0, 4.5]}
+            self.longest = max(self.longest, 1e3 * (time.perf_counter() - start))
+            time.sleep(0.002)
+
+
+def start_server(folder):
+    models = [{"config": {"name": "asked", "base_path": str(ROOT / "models/half_plus_two")}},
+              {"config": {"name": "changing", "base_path": str(folder / "changing")}}]
+    (folder / "config.json").write_text(json.dumps({"model_config_list": models, "server": {"file_system_poll_wait_seconds": 0}}))
+    command = [sys.executable, str(ROOT / "serving.py"), "--config", str(folder / "config.json"), "--port", "0"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    return process, process.stdout.readline().split(" on http://")[1].split(",")[0]
+
+
+def ask(address, method, path):
+    connection = http.client.HTTPConnection(address)
+    connection.request(method, path)
+    return connection.getresponse().status
+
+
+def put(model, folder, version):
+    part = folder / "changing" / f".{version}"  # copied aside, then renamed: a version appears whole
+    shutil.copytree(model, part)
+    part.rename(folder / "changing" / str(version))
+
+
+def measure(address, client, model, folder, reloads):
+    waits, took = [], []
+    for version in range(2, 2 + reloads):
+        put(model, folder, version)
+        start, client.longest = time.perf_counter(), 0.0
+        status = ask(address, "POST", "/v1/config/reload")
+        took.append(time.perf_counter() - start)
+        time.sleep(0.2)
+        waits.append(client.longest)
+        print(f"reload {version - 1}: {status}, {1e3 * took[-1]:.0f} ms, longest answer {waits[-1]:.1f} ms", flush=True)
+    return waits, took
+
+
+def main():
+    model = Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "models/shapes/1")
+    reloads = int(sys.argv[2]) if len(sys.argv) > 2 else 10
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        put(model, folder, 1)
+        process, address = start_server(folder)
+        try:
+            while ask(address, "GET", "/readyz") != 200:
+                time.sleep(0.05)
+            client = Client(address)
+            client.start()
+            time.sleep(1)
+            client.longest = 0.0
+            time.sleep(2)
+            print(f"without a reload: longest answer {client.longest:.1f} ms", flush=True)
+            waits, took = measure(address, client, model, folder, reloads)
+            client.done = True
+            client.join()
+            print(f"median: a reload takes {1e3 * statistics.median(took):.0f} ms, the longest answer meanwhile "
+                  f"{statistics.median(waits):.1f} ms ({min(waits):.1f} to {max(waits):.1f}); {client.wrong} wrong answers")
+        finally:
+            process.terminate()
+            process.wait()
+
+
+if __name__ == "__main__":
+    main()

@@ -1611,11 +1611,10 @@ def end_loading(manager: "weakref.ref[ModelManager]") -> None:
 def settle_garbage() -> None:
     """Collect what a pass left over, and give freed memory back. All wait for it: some ms; where TensorFlow's objects join, 0.2 s."""
     gc.collect()
-    if LEAVING:  # it was there before TensorFlow, or runs still
+    if LEAVING:  # it was there before TensorFlow, or is still held: tried again next time
         gc.unfreeze()
         gc.collect()
         gc.freeze()
-        LEAVING.clear()
     with contextlib.suppress(OSError, AttributeError, TypeError):  # glibc keeps hundreds of MB that loading has used
         ctypes.CDLL(None).malloc_trim(0)
 

@@ -420,12 +420,28 @@ def accept_waiting(listener: Any, accept: Any) -> None:
             return
 
 
+def wake_latest(condition: Any) -> None:
+    """Let `notify` wake the thread that has waited least: as many threads work as are needed, not all of them in turn.
+
+    Each keeps some MB of the large bodies that it has read: a tenth of the memory, with 32 threads and 4 connections of 2 MB.
+    """
+    waiters = getattr(condition, "_waiters", None)
+    if not isinstance(waiters, collections.deque):  # it is not public
+        return
+
+    def notify(count: int = 1) -> None:
+        waiters.rotate(count)
+        threading.Condition.notify(condition, count)
+    condition.notify = notify
+
+
 def attach(server: Any, listeners: list[Any], dispatcher: Any) -> Front:
     """Answer short requests, and those that are turned away, on the thread that runs waitress's loop; the others take turns.
 
     Returns what decides, whose `is_awake` the loop asks.
     """
     CURRENT.alone = True  # this thread's calls cannot be joined: it answers one after the other
+    wake_latest(dispatcher.queue_cv)
     turns = dispatcher.queue = Turns(dispatcher, server.config.server.threads)
     refused = server.metrics.refused if server.metrics else collections.Counter()
     gate, add_task = Gate(lambda: server.config.server, turns, refused), dispatcher.add_task

@@ -36,6 +36,7 @@ from waitress.adjustments import Adjustments
 from waitress.parser import HTTPRequestParser
 from waitress.proxy_headers import PROXY_HEADERS
 from waitress.server import create_server
+from waitress.task import ThreadedTaskDispatcher
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 from werkzeug.test import Client, EnvironBuilder
 
@@ -751,3 +752,33 @@ def test_an_error_that_is_to_be_raised_leaves_no_context():
         with pytest.raises(ValueError):
             Client(app).get("/")
         assert not has_app_context() and not has_request_context()
+
+
+def test_as_many_threads_work_as_are_needed():
+    dispatcher, done = ThreadedTaskDispatcher(), []
+    dispatcher.set_thread_count(8)
+
+    def run(task):  # the threads go back to waiting in between
+        finished = threading.Event()
+        dispatcher.add_task(SimpleNamespace(service=lambda: (task(), done.append(threading.get_ident()), finished.set())))
+        assert finished.wait(10)
+        end = time.monotonic() + 10
+        while dispatcher.active_count and time.monotonic() < end:
+            time.sleep(0.001)
+        time.sleep(0.005)
+    for _ in range(8):
+        run(lambda: None)
+    assert len(set(done)) > 4  # waitress's own way
+    front.wake_latest(dispatcher.queue_cv)
+    done.clear()
+    for _ in range(20):
+        run(lambda: None)
+    assert len(set(done)) == 1
+    barrier = threading.Barrier(8)  # and all of them, where they are needed
+    for _ in range(8):
+        dispatcher.add_task(SimpleNamespace(service=lambda: (barrier.wait(10), done.append(threading.get_ident()))))
+    end = time.monotonic() + 10
+    while len(done) < 28 and time.monotonic() < end:
+        time.sleep(0.01)
+    assert len(set(done)) == 8
+    dispatcher.shutdown()

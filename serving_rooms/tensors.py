@@ -19,9 +19,8 @@ MOST_STRINGS = 512  # of a body, keys among them
 NUMBERS = b"0123456789+-.eE \t\n\r"  # what a skeleton leaves out; simdjson says whether numbers stand in the right places
 TOKEN = secrets.token_hex(16)  # stands for an array in the rest; a client cannot know it
 
-# Those that nobody uses now. A parser keeps several times the largest text that it has read, and threads are many.
-KEPT_BYTES = 8 << 20
-parsers: list[simdjson.Parser] = []
+KEPT_BYTES = 8 << 20  # of a text; a parser keeps several times the largest that it has read
+parsers: list[simdjson.Parser] = []  # those that nobody uses now: fewer than one for each thread
 
 
 def read_value(body: bytes) -> Any | None:

@@ -423,7 +423,7 @@ def accept_waiting(listener: Any, accept: Any) -> None:
 def wake_latest(condition: Any) -> None:
     """Let `notify` wake the thread that has waited least: as many threads work as are needed, not all of them in turn.
 
-    Each keeps some MB of the large bodies that it has read: with 32 threads and bodies of 2 MB on 4 connections that was a tenth of all memory.
+    Each keeps some MB of the large bodies that it has read: with 32 threads and bodies of 2 MB that was a tenth of all memory.
     """
     waiters = getattr(condition, "_waiters", None)
     if not isinstance(waiters, collections.deque):  # it is not public

@@ -958,17 +958,13 @@ def tensorflow() -> Any:
     away = not ("tensorflow" in sys.modules or name in os.environ or importlib.util.find_spec("tf_keras"))
     if away:
         os.environ[name] = "1"
-    collecting = gc.isenabled()
-    gc.disable()  # to walk over what grows takes a sixth of the import
     try:
         import tensorflow
     finally:
-        gc.collect()  # errors that the import came over hold the frames that called it
-        gc.freeze()
-        if collecting:
-            gc.enable()
         if away:
             del os.environ[name]
+    gc.collect()  # errors that the import came over hold the frames that called it
+    gc.freeze()
     return tensorflow
 
 

@@ -20,7 +20,7 @@ NUMBERS = b"0123456789+-.eE \t\n\r"  # what a skeleton leaves out; simdjson says
 TOKEN = secrets.token_hex(16)  # stands for an array in the rest; a client cannot know it
 
 KEPT_BYTES = 8 << 20  # of a text; a parser keeps several times the largest that it has read
-parsers: list[simdjson.Parser] = []  # those that nobody uses now: fewer than one for each thread
+parsers: list[simdjson.Parser] = []  # those that nobody uses now: as many as were used at once
 
 
 def read_value(body: bytes) -> Any | None:

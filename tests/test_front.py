@@ -758,21 +758,19 @@ def test_as_many_threads_work_as_are_needed():
     dispatcher, done = ThreadedTaskDispatcher(), []
     dispatcher.set_thread_count(8)
 
-    def run(task):  # the threads go back to waiting in between
-        finished = threading.Event()
-        dispatcher.add_task(SimpleNamespace(service=lambda: (task(), done.append(threading.get_ident()), finished.set())))
-        assert finished.wait(10)
-        end = time.monotonic() + 10
-        while dispatcher.active_count and time.monotonic() < end:
-            time.sleep(0.001)
-        time.sleep(0.005)
-    for _ in range(8):
-        run(lambda: None)
+    def run(times):
+        for _ in range(times):
+            finished = threading.Event()
+            dispatcher.add_task(SimpleNamespace(service=lambda told=finished: (done.append(threading.get_ident()), told.set())))
+            assert finished.wait(10)
+            end = time.monotonic() + 10
+            while dispatcher.active_count and time.monotonic() < end:  # until the thread waits again
+                time.sleep(0.001)
+    run(8)
     assert len(set(done)) > 4  # waitress's own way
     front.wake_latest(dispatcher.queue_cv)
     done.clear()
-    for _ in range(20):
-        run(lambda: None)
+    run(20)
     assert len(set(done)) == 1
     barrier = threading.Barrier(8)  # and all of them, where they are needed
     for _ in range(8):

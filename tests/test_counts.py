@@ -109,7 +109,10 @@ def test_requests_go_on_while_what_is_read_is_computed(monkeypatch):
         assert stats.result(20)["total"]["requests"] == 0, "as it was when it was asked for"
         families = metrics.Collector(server).collect()
         next(families)
-        pool.submit(ask).result(10)
+        try:
+            pool.submit(ask).result(10)
+        finally:
+            families.close()
     assert asked == [200, 200] and server.metrics.read()["total"]["requests"] == 2
 
 

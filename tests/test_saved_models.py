@@ -557,6 +557,7 @@ def test_memory_comes_back_after_a_hundred_loads(tf, folder):
 COLLECTIONS = """
 import sys; sys.path.insert(0, {root!r})
 import gc, pathlib, shutil, weakref, serving
+gc.disable()  # nothing is collected by chance
 thorough, unfreeze = [], gc.unfreeze
 gc.unfreeze = lambda: (thorough.append(1), unfreeze())
 folder = pathlib.Path({folder!r})

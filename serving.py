@@ -1048,13 +1048,9 @@ def load_replica(folder: Path, config: ModelConfig, device: str) -> Servable:
         owned.callback(LEAVING.add, session.graph)
         owned.callback(session.close)
         signatures = {name: read_signature(definition) for name, definition in describe(definitions)["signature_def"].items()}
-        for name in filter(lambda name: is_runnable(signatures[name]), signatures):
-            calls[name] = prepare_call(session, name, signatures[name], config.name)
+        calls |= prepare_calls(session, signatures, device, config, owned)
         if Auth is not AllPolicy:
-            part("serving_rooms.calls").tune(session, signatures, calls, device, config, owned)
             part("serving_rooms.warmup").replay(folder, answer)
-        elif config.batching:
-            logger.warning("%s: unbatched: that needs serving_rooms/ beside serving.py", config.name)
     except Exception as error:  # whatever is wrong with the files, or with the model
         owned.close()
         plain = str(error) if isinstance(error, OSError | RuntimeError) else f"{type(error).__name__}: {error}"
@@ -1071,19 +1067,14 @@ def clean_message(message: str) -> str:
 def open_session(folder: Path, device: str) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     """Load a SavedModel into a session on `device`; returns it, the SignatureDefs to call and their description as stored.
 
-    Some files (a Keras model inside a tf.Module) hold variables twice and restore one set only: those are
-    loaded as objects, into a graph, where TensorFlow ties the two together.
+    Some files hold variables twice and restore one set only: as objects, they are loaded into a graph where TensorFlow ties the two.
     """
-    definitions = part("serving_rooms.objects").read_doubled(folder) if Auth is not AllPolicy else None
-    session = None
+    session, definitions = part("serving_rooms.objects").open_used(folder, device) if Auth is not AllPolicy else (None, None)
     if definitions is None:
         session, definitions = open_graph(folder, device)
-    mapped = (folder / "mapping_config.json").is_file()
-    renamed = part("serving_rooms.objects").rename_tensors(definitions, folder) if mapped else {}
+    renamed = part("serving_rooms.objects").rename_tensors(definitions, folder) if (folder / "mapping_config.json").is_file() else {}
     metadata = describe(definitions)
-    if session is None or not all_filled(session):
-        if session:
-            session.close()
+    if session is None:
         session = part("serving_rooms.objects").open_objects(folder, device, definitions, renamed)
     return session, definitions, metadata
 
@@ -1111,11 +1102,14 @@ def new_session(device: str) -> Iterator[Any]:
         raise
 
 
-def open_graph(folder: Path, device: str) -> tuple[Any, dict[str, Any]]:
-    """Load a SavedModel's `serve` graph as TensorFlow Serving does; returns the session and the SignatureDefs."""
+def open_graph(folder: Path, device: str) -> tuple[Any | None, dict[str, Any]]:
+    """Load a SavedModel as TensorFlow Serving does; returns the session, or None if variables stay empty, and the SignatureDefs."""
     tf = tensorflow()
     with new_session(device) as session:
         meta_graph = tf.compat.v1.saved_model.load(session, [tf.saved_model.SERVING], str(folder))
+    if not all_filled(session):
+        session.close()
+        session = None
     return session, dict(meta_graph.signature_def)
 
 
@@ -1156,6 +1150,19 @@ def make_callable(session: Any, feeds: Sequence[str], fetches: Sequence[str]) ->
     options = config_pb2.CallableOptions(feed=feeds, fetch=fetches)
     options.run_options.inter_op_thread_pool = -1
     return session._make_callable_from_options(options)
+
+
+def prepare_calls(session: Any, signatures: Mapping[str, Signature], device: str, config: ModelConfig,
+                  owned: contextlib.ExitStack) -> dict[str, Call]:
+    """How each signature is called that REST can carry; `owned` closes what that needs."""
+    twins = part("serving_rooms.calls").find_twins(session.graph, signatures) if Auth is not AllPolicy else {}
+    calls = {name: prepare_call(session, name, signature, config.name) for name, signature in signatures.items()
+             if is_runnable(signature) and name not in twins}
+    if Auth is not AllPolicy:
+        part("serving_rooms.calls").tune(session, signatures, calls, device, config, owned)
+    elif config.batching:
+        logger.warning("%s: unbatched: that needs serving_rooms/ beside serving.py", config.name)
+    return calls | {name: calls[other] for name, other in twins.items() if other in calls}
 
 
 def prepare_call(session: Any, name: str, signature: Signature, label: str) -> Call:

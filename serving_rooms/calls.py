@@ -5,6 +5,7 @@ where that is right, and wanted or measured to gain. What cannot be improved sta
 """
 
 import contextlib
+import copy
 import functools
 import itertools
 import logging
@@ -33,6 +34,7 @@ from serving import (
     time_call,
 )
 from serving_rooms.batching import choose_batching
+from serving_rooms.objects import called_functions
 
 logger = logging.getLogger("serving")
 
@@ -67,6 +69,39 @@ def tune(session: Any, signatures: Mapping[str, Signature], calls: dict[str, Cal
         workers = Workers(MOST_THREADS, f"model-{config.name}", owned)
         for name in unknown:
             calls[name] = calls[name]._replace(run=functools.partial(workers.run, calls[name].run))
+
+
+def find_twins(graph: Any, signatures: Mapping[str, Signature]) -> dict[str, str]:
+    """Signatures that are another one under a second name, by the name of that other: Keras exports `serve` and `serving_default`.
+
+    They call functions that are equal but for their names, with the same variables.
+    """
+    definition = graph.as_graph_def()
+    nodes = {node.name: node for node in definition.node}
+    functions = {function.signature.name: function for function in definition.library.function}
+    first, twins = dict[Any, str](), dict[str, str]()
+    for name in sorted(signatures, key=lambda name: (name != "serving_default", name)):
+        key = call_key(signatures[name], nodes, functions)
+        if key and first.setdefault(key, name) != name:
+            twins[name] = first[key]
+    return twins
+
+
+def call_key(signature: Signature, nodes: Mapping[str, Any], functions: Mapping[str, Any]) -> tuple | None:
+    """What two signatures have in common that are the same; None for one that is not a single function's call."""
+    callers = {spec.tensor.split(":")[0] for spec in signature.outputs.values()}
+    call = nodes.get(callers.pop()) if len(callers) == 1 else None
+    if call is None or call.attr["f"].func.name not in functions:
+        return None
+    feeds = {spec.tensor.split(":")[0]: (name, spec.dtype, spec.shape) for name, spec in signature.inputs.items()}
+    fetches = tuple((name, spec.dtype, spec.shape, spec.tensor.split(":")[-1]) for name, spec in signature.outputs.items())
+    function = copy.deepcopy(functions[call.attr["f"].func.name])
+    function.signature.ClearField("name")
+    for attributes in function.arg_attr.values():
+        attributes.attr.pop("_user_specified_name", None)
+    others = sorted((name, value.SerializeToString(deterministic=True)) for name, value in call.attr.items() if name != "f")
+    inputs = tuple(feeds.get(tensor.split(":")[0], tensor) for tensor in call.input)
+    return (call.op, inputs, tuple(feeds.values()), fetches, tuple(others), function.SerializeToString(deterministic=True))
 
 
 # What takes as long as its input, or somebody's code, wants.
@@ -274,15 +309,7 @@ def open_frozen(session: Any, signatures: Mapping[str, Signature], calls: Mappin
 def has_state(graph: Any) -> bool:
     """Whether any operation of a GraphDef has a state: variables, tables, random numbers, Python functions."""
     from tensorflow.python.framework import op_def_registry
-    functions = {function.signature.name: function.node_def for function in graph.library.function}
-    waiting, seen = list(graph.node), set[str]()
-    while waiting:
-        node = waiting.pop()
-        called = [node.op, *(name for value in node.attr.values() for name in (value.func.name, *(f.name for f in value.list.func)))]
-        definition = op_def_registry.get(node.op)
-        if node.op not in functions and node.op not in HOLDERS and (definition is None or definition.is_stateful):
-            return True
-        for name in (functions.keys() & called) - seen:
-            seen.add(name)
-            waiting += functions[name]
-    return False
+    functions = called_functions(graph)
+    stateless = HOLDERS | {function.signature.name for function in functions}
+    kinds = {node.op for node in itertools.chain(graph.node, *(function.node_def for function in functions))} - stateless
+    return any(definition is None or definition.is_stateful for definition in map(op_def_registry.get, kinds))

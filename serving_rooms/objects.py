@@ -1,24 +1,142 @@
-"""SavedModels that are not loaded as they are: with other names, or with variables held twice, as a Keras model in a tf.Module has."""
+"""SavedModels opened with no more than their signatures use, or as objects, or with other names than their own."""
 
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from serving import LoadError, new_session, tensorflow
+from serving import LoadError, clean_message, new_session, tensorflow
+
+logger = logging.getLogger("serving")
+
+# ======================================================================================================
+# What the signatures use
+# ======================================================================================================
+
+READ = "/Read/ReadVariableOp"  # stands beside each variable; freezing reads them by it
+PLAIN = {"VarHandleOp", "ReadVariableOp", "StatefulPartitionedCall"}  # other operations that have a state want more than a checkpoint
+INIT = "__saved_model_init_op"
+INIT_COLLECTIONS = {"saved_model_main_op", "legacy_init_op"}
 
 
-def read_doubled(folder: Path) -> dict[str, Any] | None:
-    """The SignatureDefs of a file that holds more variables than its checkpoint does; None for all others, or unknown."""
+def open_used(folder: Path, device: str) -> tuple[Any | None, dict[str, Any] | None]:
+    """A session over what the signatures of a SavedModel use, its variables filled; and the SignatureDefs.
+
+    TensorFlow's loader for sessions takes some three times as long: it brings in the functions that save and restore, and fills
+    variables that no signature uses, which then stay in memory. Keras stores each twice.
+    The session is None where it is not certain what each variable holds. The SignatureDefs are None where TensorFlow's loader is
+    to be tried next; not in files that hold more variables than their checkpoint does, of which it may fill the wrong ones.
+    """
     from tensorflow.core.protobuf import saved_model_pb2
-    file, tf = folder / "saved_model.pb", tensorflow()
-    if not file.is_file() or not (folder / "variables" / "variables.index").is_file():
+    tf = tensorflow()
+    file, prefix = folder / "saved_model.pb", folder / "variables" / "variables"
+    if not file.is_file() or not prefix.with_suffix(".index").is_file():
+        return None, None
+    graphs = saved_model_pb2.SavedModel.FromString(file.read_bytes()).meta_graphs
+    graph = next((graph for graph in graphs if set(graph.meta_info_def.tags) == {tf.saved_model.SERVING}), None)
+    if graph is None:
+        return None, None
+    reader, session = tf.train.load_checkpoint(str(prefix)), None
+    try:
+        used = extract_used(graph)
+        if keys := checkpoint_keys(graph, used, reader):
+            session = open_filled(used, keys, prefix, device, graph.meta_info_def.stripped_op_list)
+    except (tf.errors.OpError, ValueError, TypeError) as error:  # TensorFlow's own loaders say it better
+        logger.debug("%s is loaded whole: %s", folder.name, clean_message(str(error)))
+    doubled = sum(node.op == "VarHandleOp" for node in graph.graph_def.node) > len(reader.get_variable_to_shape_map())
+    return session, dict(graph.signature_def) if session or doubled else None
+
+
+def extract_used(graph: Any) -> Any:
+    """The part of a MetaGraphDef's graph that its signatures are made of, with the functions that it calls."""
+    extract = tensorflow().compat.v1.graph_util.extract_sub_graph
+    infos = (info for signature in graph.signature_def.values() for side in (signature.inputs, signature.outputs) for info in side.values())
+    names = {info.name.split(":")[0] for info in infos}
+    reads = {node.name + READ for node in extract(graph.graph_def, sorted(names)).node if node.op == "VarHandleOp"}
+    used = extract(graph.graph_def, sorted(names | reads & {node.name for node in graph.graph_def.node}))
+    functions = called_functions(used)
+    if not used.library.gradient:
+        del used.library.function[:]
+        used.library.function.extend(functions)
+    return used
+
+
+def called_functions(graph: Any) -> list[Any]:
+    """The FunctionDefs that a GraphDef calls, or that TensorFlow may put in the place of one (as cuDNN's for an LSTM)."""
+    functions = {function.signature.name: function for function in graph.library.function}
+    seen = {name for name, function in functions.items() if "api_implements" in function.attr}
+    waiting = [*graph.node, *(node for name in seen for node in functions[name].node_def)]
+    while waiting:
+        node = waiting.pop()
+        called = {node.op, *(name for value in node.attr.values() for name in (value.func.name, *(f.name for f in value.list.func)))}
+        for name in (functions.keys() & called) - seen:
+            seen.add(name)
+            waiting += functions[name].node_def
+    return [function for name, function in functions.items() if name in seen]
+
+
+def checkpoint_keys(graph: Any, used: Any, reader: Any) -> dict[str, str] | None:
+    """The checkpoint's key for each variable of the used part; None where one is not certain, or not all there is to restore.
+
+    A function lists the objects that it is bound to (saved_object_graph.proto), and takes them as its last inputs; the checkpoint
+    has the key of each object (trackable_object_graph.proto). That is how `tf.saved_model.load` ties them.
+    """
+    from tensorflow.core.protobuf import trackable_object_graph_pb2
+    if not reader.has_tensor("_CHECKPOINTABLE_OBJECT_GRAPH") or has_more_to_restore(graph, used):
         return None
-    for graph in saved_model_pb2.SavedModel.FromString(file.read_bytes()).meta_graphs:
-        if set(graph.meta_info_def.tags) == {tf.saved_model.SERVING}:
-            stored = len(tf.train.list_variables(str(folder / "variables" / "variables")))
-            return dict(graph.signature_def) if sum(node.op == "VarHandleOp" for node in graph.graph_def.node) > stored else None
-    return None
+    stored = trackable_object_graph_pb2.TrackableObjectGraph.FromString(reader.get_tensor("_CHECKPOINTABLE_OBJECT_GRAPH")).nodes
+    saved = graph.object_graph_def
+    if [sorted_children(node) for node in stored] != [sorted_children(node) for node in saved.nodes]:
+        return None
+    handles = {node.name: node.attr for node in used.node if node.op == "VarHandleOp"}
+    keys: dict[str, str] = {}
+    for node in used.node:
+        bound = saved.concrete_functions[node.attr["f"].func.name].bound_inputs if "f" in node.attr else ()
+        inputs = [name for name in node.input if not name.startswith("^")]
+        for name, number in zip(inputs[len(inputs) - len(bound):], bound):
+            key = next((a.checkpoint_key for a in stored[number].attributes if a.name == "VARIABLE_VALUE"), "")
+            if name in handles and keys.setdefault(name, key) != key:
+                return None
+    shapes, dtypes = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()
+    fitting = all(key in shapes and dtypes[key] == handles[name]["dtype"].type
+                  and tensorflow().TensorShape(handles[name]["shape"].shape).is_compatible_with(shapes[key]) for name, key in keys.items())
+    return keys if fitting and keys.keys() == handles.keys() else None
+
+
+def has_more_to_restore(graph: Any, used: Any) -> bool:
+    """Whether a SavedModel has assets, something to run when it is loaded, or a state besides variables, such as tables."""
+    from tensorflow.python.framework import op_def_registry
+    starts = [info.name for info in graph.signature_def[INIT].outputs.values()] if INIT in graph.signature_def else []
+    starts += [name for key in INIT_COLLECTIONS & graph.collection_def.keys() for name in graph.collection_def[key].node_list.value]
+    names = {name.split(":")[0] for name in starts}
+    if graph.asset_file_def or any(node.op != "NoOp" or node.input for node in graph.graph_def.node if node.name in names):
+        return True
+    kinds = {node.op for node in used.node} - PLAIN
+    return any(definition is None or definition.is_stateful for definition in map(op_def_registry.get, kinds))
+
+
+def sorted_children(node: Any) -> list[tuple[str, int]]:
+    return sorted((child.local_name, child.node_id) for child in node.children)
+
+
+def open_filled(used: Any, keys: Mapping[str, str], prefix: Path, device: str, producer: Any) -> Any:
+    """A session over a graph, each of its variables restored from the checkpoint by its key."""
+    tf = tensorflow()
+    dtypes = {node.name: node.attr["dtype"].type for node in used.node if node.op == "VarHandleOp"}
+    with new_session(device) as session:
+        tf.graph_util.import_graph_def(used, name="", producer_op_list=producer)
+        handles = [session.graph.get_tensor_by_name(f"{name}:0") for name in keys]
+        with session.graph.device("/device:CPU:0"):
+            values = tf.raw_ops.RestoreV2(prefix=str(prefix), tensor_names=list(keys.values()), shape_and_slices=[""] * len(keys),
+                                          dtypes=[dtypes[name] for name in keys])
+        session.run([tf.raw_ops.AssignVariableOp(resource=handle, value=value) for handle, value in zip(handles, values)])
+    return session
+
+
+# ======================================================================================================
+# Objects, and other names
+# ======================================================================================================
 
 
 def open_objects(folder: Path, device: str, definitions: Mapping[str, Any], renamed: Mapping[str, Mapping[str, str]]) -> Any:

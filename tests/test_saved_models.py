@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import serving
-from serving_rooms import batching
+from serving_rooms import batching, objects
 
 DTYPES = ["bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "bfloat16", "float32",
           "float64", "string"]
@@ -122,6 +122,136 @@ def test_keras_model_inside_a_module_is_loaded_though_it_stores_variables_twice(
     np.testing.assert_allclose(run(servable, x)["y"], model(x).numpy(), rtol=1e-5, atol=1e-6)
     stored = servable.metadata["signature_def"]["serving_default"]["inputs"]["x"]["name"]
     assert stored == "serving_default_x:0"
+
+
+def by_objects(tf, folder, *arrays, signature="serving_default"):
+    """What TensorFlow's own loader of objects answers."""
+    function = tf.saved_model.load(str(folder)).signatures[signature]
+    names = sorted(function.structured_input_signature[1])
+    return {name: value.numpy() for name, value in function(**dict(zip(names, map(tf.constant, arrays)))).items()}
+
+
+def plain_module(tf, name):
+    """Functions over variables that are all they need from the file, with the attributes that hold those."""
+    x = [tf.TensorSpec([None, 3], name="x")]
+    weights, count, words = tf.Variable([1.5, 2.5, 3.5]), tf.Variable(7, dtype=tf.int64), tf.Variable(["a", "b"])
+    half, unused, constant = tf.Variable([0.5, 0.25], dtype=tf.bfloat16), tf.Variable(tf.zeros([100])), tf.constant([10.0, 20.0, 30.0])
+    model = keras_model()
+    nested = tf.function(lambda x: tf.cond(tf.reduce_sum(x) > 1, lambda: x * weights, lambda: x - weights))
+    return {
+        "keras": ({"serving_default": (lambda x: {"y": model(x)}, [tf.TensorSpec([None, 7], name="x")])}, {"model": model}),
+        "dtypes": ({"serving_default": (lambda x: {"y": x * weights, "count": count.read_value(), "words": words.read_value(),
+                                                   "half": tf.cast(half, tf.float32)}, x)},
+                   {"a": [weights, count], "b": {"words": words, "half": half}}),
+        "shared": ({"serving_default": (lambda x: {"y": x * weights + constant}, x), "other": (lambda x: {"y": weights - x}, x)},
+                   {"weights": weights, "again": weights, "unused": unused}),
+        "nested": ({"serving_default": (lambda x: {"y": nested(nested(x)) + constant}, x)}, {"weights": weights, "first": count}),
+        "loop": ({"serving_default": (lambda x: {"y": tf.while_loop(lambda i, y: i < count, lambda i, y: (i + 1, y * weights),
+                                                                    [tf.constant(0, tf.int64), x])[1]}, x)},
+                 {"weights": weights, "count": count}),
+    }[name]
+
+
+@pytest.mark.parametrize("name", ["keras", "dtypes", "shared", "nested", "loop"])
+def test_what_signatures_use_is_all_that_is_opened_and_holds_what_tensorflow_loads(tf, folder, monkeypatch, name):
+    functions, attributes = plain_module(tf, name)
+    path = export(tf, folder / f"plain_{name}", functions, **attributes)
+    monkeypatch.delattr(serving, "open_graph")
+    monkeypatch.delattr(objects, "open_objects")
+    servable = load(path, batching=False)
+    x = np.random.default_rng(2).random((4, 7 if name == "keras" else 3), np.float32)
+    for signature in functions:
+        expected = by_objects(tf, path, x, signature=signature)
+        answer = run(servable, x, signature=signature)
+        assert answer.keys() == expected.keys()
+        for key, value in expected.items():
+            np.testing.assert_array_equal(answer[key], value, strict=True)
+    session, _ = objects.open_used(path, "CPU:0")
+    used = {capture._id for signature in tf.saved_model.load(str(path)).signatures.values() for capture in signature.captured_inputs
+            if capture.dtype == tf.resource}
+    operations = [operation.type for operation in session.graph.get_operations()]
+    assert 0 < operations.count("VarHandleOp") <= len(used)
+    assert not [function.signature.name for function in session.graph.as_graph_def().library.function if "traced" in function.signature.name]
+    session.close()
+
+
+def more_than_plain(tf, name):
+    x = [tf.TensorSpec([None, 3], name="x")]
+    weights, model = tf.Variable([1.5, 2.5, 3.5]), keras_model()
+    table = tf.lookup.StaticHashTable(tf.lookup.KeyValueTensorInitializer([0, 1], [10.0, 11.0], tf.int64), -1.0)
+    if name == "table":
+        return {"serving_default": (lambda x: {"y": x * weights + table.lookup(tf.cast(x, tf.int64))}, x)}, {"weights": weights, "table": table}
+    if name == "no variables":
+        return {"serving_default": (lambda x: {"y": 2 * x}, x)}, {"weights": weights}
+    return ({"serving_default": (lambda x: {"y": model(x) + table.lookup(tf.constant([1], tf.int64))}, [tf.TensorSpec([None, 7], name="x")])},
+            {"model": model, "table": table})
+
+
+@pytest.mark.parametrize("name", ["table", "no variables", "keras with a table"])
+def test_what_is_more_than_variables_is_loaded_by_tensorflow(tf, folder, name):
+    functions, attributes = more_than_plain(tf, name)
+    path = export(tf, folder / f"more_{name}", functions, **attributes)
+    assert objects.open_used(path, "CPU:0")[0] is None
+    x = np.random.default_rng(2).integers(0, 3, (4, 7 if "keras" in name else 3)).astype(np.float32)
+    np.testing.assert_allclose(run(load(path, batching=False), x)["y"], by_objects(tf, path, x)["y"], rtol=1e-6)
+
+
+def test_a_checkpoint_whose_objects_are_numbered_otherwise_is_restored_by_its_names(tf, folder):
+    function = {"serving_default": (lambda x: {"y": x * first + second}, [tf.TensorSpec([None], name="x")])}
+    first, second = tf.Variable(2.0), tf.Variable(1.0)
+    path = export(tf, folder / "numbered", function, first=first, second=second)
+    assert objects.open_used(path, "CPU:0")[0] is not None
+    first, second = tf.Variable(20.0), tf.Variable(10.0)
+    other = export(tf, folder / "numbered_otherwise", {}, zero=tf.Variable(0.0), second=second, first=first)
+    shutil.rmtree(path / "variables")
+    shutil.copytree(other / "variables", path / "variables")
+    assert objects.open_used(path, "CPU:0")[0] is None
+    assert run(load(path, batching=False), np.array([1, 2], np.float32))["y"].tolist() == [30, 50]
+
+
+@pytest.mark.parametrize("value", [[1.0, 2.0, 3.0], 1])
+def test_a_checkpoint_of_another_shape_or_dtype_is_left_to_tensorflow(tf, folder, value):
+    path = folder / f"unfit_{np.ndim(value)}"
+    weight = tf.Variable(2.0)
+    export(tf, path, {"serving_default": (lambda x: {"y": x * weight}, [tf.TensorSpec([None], name="x")])}, weight=weight)
+    tf.train.Checkpoint(weight=tf.Variable(value)).write(str(folder / f"unfit_{np.ndim(value)}_checkpoint"))
+    for file in folder.glob(f"unfit_{np.ndim(value)}_checkpoint.*"):
+        shutil.copy(file, path / "variables" / file.name.replace(f"unfit_{np.ndim(value)}_checkpoint", "variables"))
+    assert objects.open_used(path, "CPU:0")[0] is None
+    if value == 1:  # of another shape, TensorFlow's loader takes it
+        with pytest.raises(serving.LoadError, match="expected dtype float does not equal original dtype int32"):
+            load(path)
+
+
+# --- signatures under two names ---------------------------------------------------------------------------
+
+def test_two_names_of_one_function_are_one_call(tf, folder):
+    model = keras_model()
+    model.export(str(folder / "twins"), verbose=False)
+    servable = load(folder / "twins", batching=False)
+    assert sorted(servable.signatures) == ["__saved_model_init_op", "serve", "serving_default"]
+    assert servable.callables["serve"] is servable.callables["serving_default"]
+    x = np.random.default_rng(0).random((4, 7), np.float32)
+    for name in ("serve", "serving_default"):
+        np.testing.assert_array_equal(run(servable, x, signature=name)["output_0"], by_objects(tf, folder / "twins", x, signature=name)["output_0"])
+
+
+def test_signatures_that_only_look_alike_are_calls_of_their_own(tf, folder):
+    one, two = tf.Variable([1.0, 2.0]), tf.Variable([1.0, 2.0])
+    x, pair = [tf.TensorSpec([2], name="x")], [tf.TensorSpec([2], name="x"), tf.TensorSpec([2], name="z")]
+    functions = {
+        "one": (lambda x: {"y": x * one}, x), "two": (lambda x: {"y": x * two}, x), "plus": (lambda x: {"y": x + one}, x),
+        "named": (lambda x: {"other": x * one}, x), "swapped": (lambda x, z: {"y": x - z}, pair), "straight": (lambda x, z: {"y": z - x}, pair),
+        "first": (lambda x: {"y": x * one, "z": x + one}, x), "second": (lambda x: {"z": x * one, "y": x + one}, x),
+        "third": (lambda x: {"y": x * 3.0 + one}, x), "fourth": (lambda x: {"y": x * 4.0 + one}, x)}
+    path = export(tf, folder / "alike", functions, one=one, two=two)
+    servable = load(path, batching=False)
+    assert len({id(servable.callables[name]) for name in functions}) == len(functions)
+    values = np.array([5.0, 7.0], np.float32), np.array([1.0, 3.0], np.float32)
+    for name, (_, specs) in functions.items():
+        given = values[:len(specs)]
+        for key, value in by_objects(tf, path, *given, signature=name).items():
+            np.testing.assert_array_equal(run(servable, *given, signature=name)[key], value)
 
 
 @pytest.fixture(scope="module")

@@ -980,6 +980,8 @@ def prepare_devices(limit_mb: int | None, intra_op_threads: int | None) -> None:
             tf.config.threading.set_intra_op_parallelism_threads(intra_op_threads or 1)
         except RuntimeError as error:
             (logger.warning if intra_op_threads else logger.debug)("intra_op_threads has no effect: %s", error)
+    if not intra_op_threads and Auth is not AllPolicy:
+        part("serving_rooms.calls").own_threads(tf)
     for gpu in tf.config.list_physical_devices("GPU"):
         try:
             if limit_mb:
@@ -1087,10 +1089,10 @@ def all_filled(session: Any) -> bool:
 
 
 @contextlib.contextmanager
-def new_session(device: str) -> Iterator[Any]:
+def new_session(device: str, options: Any = None) -> Iterator[Any]:
     """A session over an empty graph, which what is done within fills, or closes by failing; LoadError when there is no such device."""
     tf = tensorflow()
-    session = tf.compat.v1.Session(graph=tf.Graph())
+    session = tf.compat.v1.Session(graph=tf.Graph(), config=options)
     try:
         names = [listed.name.split("device:")[-1] for listed in session.list_devices()]
         if device not in names:
@@ -1131,14 +1133,11 @@ def read_signature(definition: Mapping[str, Any]) -> Signature:
 
 
 def read_shape(shape: Mapping[str, Any]) -> tuple[int | None, ...] | None:
-    if shape.get("unknown_rank", True):
-        return None
-    return tuple(None if int(dim["size"]) < 0 else int(dim["size"]) for dim in shape["dim"])
+    return None if shape.get("unknown_rank", True) else tuple(None if int(dim["size"]) < 0 else int(dim["size"]) for dim in shape["dim"])
 
 
 def is_runnable(signature: Signature) -> bool:
-    specs = [*signature.inputs.values(), *signature.outputs.values()]
-    return bool(signature.inputs and signature.outputs) and all(s.tensor and s.dtype != "DT_INVALID" for s in specs)
+    return all(side and all(s.tensor and s.dtype != "DT_INVALID" for s in side.values()) for side in (signature.inputs, signature.outputs))
 
 
 def make_callable(session: Any, feeds: Sequence[str], fetches: Sequence[str]) -> Callable[..., list[np.ndarray]]:

@@ -60,11 +60,18 @@ def tune(session: Any, signatures: Mapping[str, Signature], calls: dict[str, Cal
         elif device.startswith("CPU") and call.seconds >= LONG_SECONDS:
             long.append(name)
     if long:
+        wide = open_wide(session, signatures, {name: calls[name] for name in long}, device, config.name, owned)
         workers = Workers(len(os.sched_getaffinity(0)), f"model-{config.name}", owned)
+        alone = Workers(1, f"model-{config.name}-alone", owned)
         for name in long:  # what oneDNN prepares, it prepares for each thread
             strings = any(spec.dtype == "DT_STRING" for spec in signatures[name].inputs.values())  # made-up ones are no examples
-            workers.run_on_each(functools.partial(calls[name].run, *sample_inputs(signatures[name], 0 if strings else 1)))
-            calls[name] = calls[name]._replace(run=functools.partial(workers.run, calls[name].run))
+            inputs = sample_inputs(signatures[name], 0 if strings else 1)
+            workers.run_on_each(functools.partial(calls[name].run, *inputs))
+            run = functools.partial(workers.run, calls[name].run)
+            if name in wide:
+                alone.run_on_each(functools.partial(wide[name], *inputs))
+                run = functools.partial(run_alone, alone, wide[name], workers, run)
+            calls[name] = calls[name]._replace(run=run)
     if unknown:  # it may take long, and may do else than compute
         workers = Workers(MOST_THREADS, f"model-{config.name}", owned)
         for name in unknown:
@@ -313,3 +320,66 @@ def has_state(graph: Any) -> bool:
     stateless = HOLDERS | {function.signature.name for function in functions}
     kinds = {node.op for node in itertools.chain(graph.node, *(function.node_def for function in functions))} - stateless
     return any(definition is None or definition.is_stateful for definition in map(op_def_registry.get, kinds))
+
+
+# ======================================================================================================
+# A lone request on all cores
+# ======================================================================================================
+
+OWN_THREADS = "TF_OVERRIDE_GLOBAL_THREADPOOL"
+WIDE_SECONDS = 0.02  # of a call that is worth a session more (a second to open, its weights once more)
+WIDE_GAIN = 1.2
+
+
+def own_threads(tf: Any) -> None:
+    """Give each session threads of its own to share an operation among, where calls have one: TensorFlow has one pool for all else.
+
+    TensorFlow reads it when it makes its first device; a host's that is there before keeps it from having an effect.
+    """
+    if tf.config.threading.get_intra_op_parallelism_threads() == 1 and not tf.config.list_physical_devices("GPU"):
+        os.environ.setdefault(OWN_THREADS, "1")
+
+
+def open_wide(session: Any, signatures: Mapping[str, Signature], calls: Mapping[str, Call], device: str, label: str,
+              owned: contextlib.ExitStack) -> dict[str, Callable]:
+    """Calls of a frozen graph that use all cores, by signature; those that answer the same, clearly faster.
+
+    Several requests at once are answered fastest when each has one core; one that is alone would leave the others idle.
+    """
+    slow = {name: call for name, call in calls.items() if call.kind == "frozen" and call.seconds >= WIDE_SECONDS}
+    cores = len(os.sched_getaffinity(0))
+    if not slow or cores == 1 or os.environ.get(OWN_THREADS) != "1":
+        return {}
+    wide, runs = None, dict[str, Callable]()
+    try:
+        with new_session(device, session_options(cores)) as wide:
+            tensorflow().graph_util.import_graph_def(session.graph.as_graph_def(), name="")
+        for name, call in slow.items():
+            run = make_callable(wide, call.feeds, call.fetches)
+            same = all(agrees(one, other) for inputs in samples(signatures[name])
+                       for one, other in zip(call.run(*inputs), run(*inputs), strict=True))
+            gain = time_call(call.run, sample_inputs(signatures[name], 1)) / time_call(run, sample_inputs(signatures[name], 1))
+            logger.debug("%s on %d cores: %s answers %s, %.2f times as fast", label, cores, name, "the same" if same else "otherwise", gain)
+            if same and gain >= WIDE_GAIN:
+                runs[name] = run
+    except Exception as error:
+        logger.debug("%s is not called on %d cores: %s", label, cores, error)
+    if wide and not runs:
+        wide.close()
+    elif wide:
+        owned.callback(LEAVING.add, wide.graph)
+        owned.callback(wide.close)
+    return runs
+
+
+def session_options(threads: int) -> Any:
+    """What TensorFlow opens a session with, but for the threads that share an operation."""
+    from tensorflow.python.eager import context
+    options = context.context().config
+    options.intra_op_parallelism_threads = threads
+    return options
+
+
+def run_alone(alone: Workers, wide: Callable, workers: Workers, narrow: Callable, *arrays: np.ndarray) -> Any:
+    """A call on all cores when no other runs, else on one."""
+    return narrow(*arrays) if workers.open or alone.open else alone.run(wide, *arrays)

@@ -172,6 +172,13 @@ class Rest:
         return self.client.open(self.prefix + path, **options)
 
 
+def until(condition, seconds=10):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
 def assert_error(response, status, message):
     """The response is `{"error": message}` with that status; `message` may leave out its end with `...`."""
     body = json.loads(response.get_data())

@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import itertools
 import threading
 import time
 import weakref
@@ -9,7 +10,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import NO_POLL, ROOT, FakeServable
+from conftest import NO_POLL, ROOT, FakeServable, until
 from test_saved_models import export, load, python, run
 
 import serving
@@ -233,6 +234,144 @@ def test_a_long_call_runs_on_its_models_threads_which_end_with_it(network, monke
     while own_threads() and time.monotonic() < deadline:
         time.sleep(0.01)
     assert own_threads() == []
+
+
+# --- a lone request on all cores --------------------------------------------------------------------------
+
+@pytest.fixture
+def widest(always, monkeypatch):
+    """Open a frozen model a second time for all cores, however little that gains; the sessions' threads, in order of opening."""
+    threads, original = [], calls.new_session
+
+    def new_session(device, options=None):
+        threads.append(options and options.intra_op_parallelism_threads)
+        return original(device, options)
+    for name, value in {"LONG_SECONDS": 0.0, "WIDE_SECONDS": 0.0, "WIDE_GAIN": 0.0, "new_session": new_session}.items():
+        monkeypatch.setattr(calls, name, value)
+    monkeypatch.setenv(calls.OWN_THREADS, "1")
+    monkeypatch.setattr(calls.os, "sched_getaffinity", lambda _: {0, 1, 2})
+    return threads
+
+
+def test_a_lone_request_on_all_cores_is_answered_as_tensorflow_does(network, widest, monkeypatch):
+    folder, model = network
+    taken, run_alone = [], calls.run_alone
+
+    def spy(alone, wide, workers, narrow, *arrays):
+        return run_alone(alone, lambda *a: taken.append("wide") or wide(*a), workers, lambda *a: taken.append("narrow") or narrow(*a), *arrays)
+    monkeypatch.setattr(calls, "run_alone", spy)
+    servable = load(folder, batching=False)
+    assert widest == [None, 3] and servable.callables["serving_default"].kind == "frozen"
+    images = np.random.default_rng(4).normal(size=(2, 24, 24, 3)).astype(np.float32)
+    np.testing.assert_allclose(run(servable, images)["output_0"], model(images).numpy(), rtol=1e-5, atol=1e-6)
+    assert taken == ["wide"]
+    answers = [None] * 12
+
+    def ask(number):
+        answers[number] = run(servable, images)["output_0"]
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for answer in answers:
+        np.testing.assert_allclose(answer, model(images).numpy(), rtol=1e-5, atol=1e-6)
+    assert len(taken) == 13
+    assert servable.retire(5)
+
+
+def test_a_call_has_all_cores_only_while_no_other_runs():
+    workers, alone, go, running = calls.Workers(2, "m", contextlib.ExitStack()), calls.Workers(1, "a", contextlib.ExitStack()), {}, []
+
+    def call(kind):
+        def run(number):
+            running.append((kind, number))
+            assert go[number].wait(10)
+            return number
+        return run
+
+    def ask(number):
+        go[number] = threading.Event()
+        thread = threading.Thread(target=calls.run_alone, args=(alone, call("wide"), workers, lambda n: workers.run(call("narrow"), n), number))
+        thread.start()
+        until(lambda: len(running) == number + 1)
+        return thread
+    threads = [ask(0), ask(1), ask(2)]
+    assert running == [("wide", 0), ("narrow", 1), ("narrow", 2)]
+    go[0].set()
+    threads[0].join()
+    threads.append(ask_later := threading.Thread(target=calls.run_alone, args=(alone, call("wide"), workers, lambda n: n, 9)))
+    ask_later.start()
+    ask_later.join(10)
+    assert len(running) == 3  # two run still: it went to them
+    for number in (1, 2):
+        go[number].set()
+        threads[number].join()
+    threads.append(ask(3))
+    assert running[3] == ("wide", 3)
+    go[3].set()
+    threads[-1].join()
+    workers.close(), alone.close()
+
+
+def test_both_sessions_of_a_model_are_closed_and_its_threads_end(network, widest, monkeypatch):
+    opened, original = [], calls.make_callable
+
+    def make_callable(session, feeds, fetches):
+        opened.append(session)
+        return original(session, feeds, fetches)
+    monkeypatch.setattr(calls, "make_callable", make_callable)
+    servable = serving.load_saved_model(network[0], serving.ModelConfig("net-wide", "m", batching=False))
+    run(servable, np.ones((1, 24, 24, 3), np.float32))
+    sessions = list({id(session): session for session in opened}.values())
+    assert len(sessions) == 2 and servable.retire(5)
+    until(lambda: not [thread for thread in threading.enumerate() if thread.name.startswith("model-net-wide")])
+    for session in sessions:
+        with pytest.raises(RuntimeError, match="closed"):
+            session.run(session.graph.get_operations()[0].outputs[0])
+
+
+@pytest.mark.parametrize("reason", ["differs", "no gain", "short", "not frozen", "one core", "threads are shared", "fails"])
+def test_a_model_is_not_opened_for_all_cores_where_that_is_not_the_same_and_faster(network, widest, monkeypatch, reason):
+    def agrees(*_):  # the frozen graph does, the other one does not
+        return next(asked) < 2
+
+    def fail(device, options=None):
+        assert options is None, "no more threads"
+        return session(device)
+    session, asked = calls.new_session, itertools.count()
+    {"differs": lambda: monkeypatch.setattr(calls, "agrees", agrees), "no gain": lambda: monkeypatch.setattr(calls, "WIDE_GAIN", 1e9),
+     "short": lambda: monkeypatch.setattr(calls, "WIDE_SECONDS", 1e9), "not frozen": lambda: monkeypatch.setattr(calls, "FREEZE_BYTES", 0),
+     "one core": lambda: monkeypatch.setattr(calls.os, "sched_getaffinity", lambda _: {0}),
+     "threads are shared": lambda: monkeypatch.delenv(calls.OWN_THREADS), "fails": lambda: monkeypatch.setattr(calls, "new_session", fail)}[reason]()
+    monkeypatch.setattr(calls, "run_alone", None)
+    folder, model = network
+    servable = load(folder, batching=False)
+    assert servable.callables["serving_default"].kind == ("session" if reason == "not frozen" else "frozen")
+    images = np.ones((2, 24, 24, 3), np.float32)
+    np.testing.assert_allclose(run(servable, images)["output_0"], model(images).numpy(), rtol=1e-5, atol=1e-6)
+    assert servable.retire(5)
+
+
+POOLS = """
+import os, sys; sys.path.insert(0, {root!r})
+import serving
+from serving_rooms import calls
+serving.prepare_devices(None, {threads})
+def count(threads):
+    before = len(os.listdir("/proc/self/task"))
+    with serving.new_session("CPU:0", threads and calls.session_options(threads)) as session:
+        value = serving.tensorflow().constant(1.0)
+    session.run(value)
+    return len(os.listdir("/proc/self/task")) - before, session
+print([more for more, session in [count(None), count(1), count(5)]][1:])
+"""
+
+
+@pytest.mark.skipif(len(calls.os.sched_getaffinity(0)) > 2, reason="calls have all cores there")
+def test_sessions_have_threads_of_their_own_unless_their_number_is_set():
+    assert python(POOLS.format(root=str(ROOT), threads=None)).strip() == "[1, 5]"
+    assert python(POOLS.format(root=str(ROOT), threads=1)).strip() == "[0, 0]"
 
 
 # --- replicas ---------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import requests
-from conftest import FakeServable, config, fake_server, listening
+from conftest import FakeServable, config, fake_server, listening, until
 
 import serving
 from serving_rooms import calls, queueing
@@ -44,13 +44,6 @@ def serve(servables, **options):
 
 def ask(address, model="slow", value=1.0, **options):
     return requests.post(f"{address}/v1/models/{model}:predict", json={"instances": [[value]]}, timeout=30, **options)
-
-
-def until(condition, seconds=10):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.005)
 
 
 # --- turning away -----------------------------------------------------------------------------------------

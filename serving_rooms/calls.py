@@ -62,16 +62,12 @@ def tune(session: Any, signatures: Mapping[str, Signature], calls: dict[str, Cal
     if long:
         wide = open_wide(session, signatures, {name: calls[name] for name in long}, device, config.name, owned)
         workers = Workers(len(os.sched_getaffinity(0)), f"model-{config.name}", owned)
-        alone = Workers(1, f"model-{config.name}-alone", owned)
         for name in long:  # what oneDNN prepares, it prepares for each thread
             strings = any(spec.dtype == "DT_STRING" for spec in signatures[name].inputs.values())  # made-up ones are no examples
             inputs = sample_inputs(signatures[name], 0 if strings else 1)
-            workers.run_on_each(functools.partial(calls[name].run, *inputs))
-            run = functools.partial(workers.run, calls[name].run)
-            if name in wide:
-                alone.run_on_each(functools.partial(wide[name], *inputs))
-                run = functools.partial(run_alone, alone, wide[name], workers, run)
-            calls[name] = calls[name]._replace(run=run)
+            for run in filter(None, (calls[name].run, wide.get(name))):
+                workers.run_on_each(functools.partial(run, *inputs))
+            calls[name] = calls[name]._replace(run=functools.partial(run_alone, workers, calls[name].run, wide.get(name, calls[name].run)))
     if unknown:  # it may take long, and may do else than compute
         workers = Workers(MOST_THREADS, f"model-{config.name}", owned)
         for name in unknown:
@@ -308,7 +304,7 @@ def open_frozen(session: Any, signatures: Mapping[str, Signature], calls: Mappin
     graph = convert_to_constants.convert_variables_to_constants_from_session_graph(session, session.graph.as_graph_def(), wanted)
     if has_state(graph):
         return None
-    with new_session(device) as frozen:
+    with new_session(device, session_options()) as frozen:
         tf.graph_util.import_graph_def(graph, name="")
     return frozen
 
@@ -372,14 +368,15 @@ def open_wide(session: Any, signatures: Mapping[str, Signature], calls: Mapping[
     return runs
 
 
-def session_options(threads: int) -> Any:
-    """What TensorFlow opens a session with, but for the threads that share an operation."""
+def session_options(threads: int | None = None) -> Any:
+    """What TensorFlow opens a session with, but for the threads that share an operation, and for a graph that nobody asks for."""
     from tensorflow.python.eager import context
     options = context.context().config
-    options.intra_op_parallelism_threads = threads
+    options.intra_op_parallelism_threads = threads or options.intra_op_parallelism_threads
+    options.experimental.disable_output_partition_graphs = True  # it has all constants once more
     return options
 
 
-def run_alone(alone: Workers, wide: Callable, workers: Workers, narrow: Callable, *arrays: np.ndarray) -> Any:
-    """A call on all cores when no other runs, else on one."""
-    return narrow(*arrays) if workers.open or alone.open else alone.run(wide, *arrays)
+def run_alone(workers: Workers, narrow: Callable, wide: Callable, *arrays: np.ndarray) -> Any:
+    """A call on all cores while the model has no other to answer, else on one."""
+    return workers.run(narrow if workers.open else wide, *arrays)

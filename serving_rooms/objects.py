@@ -42,7 +42,7 @@ def open_used(folder: Path, device: str) -> tuple[Any | None, dict[str, Any] | N
         used = extract_used(graph)
         if keys := checkpoint_keys(graph, used, reader):
             session = open_filled(used, keys, prefix, device, graph.meta_info_def.stripped_op_list)
-    except (tf.errors.OpError, ValueError, TypeError) as error:  # TensorFlow's own loaders say it better
+    except Exception as error:  # whatever is wrong with the files: TensorFlow's own loaders say it better
         logger.debug("%s is loaded whole: %s", folder.name, clean_message(str(error)))
     doubled = sum(node.op == "VarHandleOp" for node in graph.graph_def.node) > len(reader.get_variable_to_shape_map())
     return session, dict(graph.signature_def) if session or doubled else None
@@ -52,7 +52,7 @@ def extract_used(graph: Any) -> Any:
     """The part of a MetaGraphDef's graph that its signatures are made of, with the functions that it calls."""
     extract = tensorflow().compat.v1.graph_util.extract_sub_graph
     infos = (info for signature in graph.signature_def.values() for side in (signature.inputs, signature.outputs) for info in side.values())
-    names = {info.name.split(":")[0] for info in infos}
+    names = {info.name.split(":")[0] for info in infos if info.name}  # sparse and composite tensors have none
     reads = {node.name + READ for node in extract(graph.graph_def, sorted(names)).node if node.op == "VarHandleOp"}
     used = extract(graph.graph_def, sorted(names | reads & {node.name for node in graph.graph_def.node}))
     functions = called_functions(used)

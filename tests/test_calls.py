@@ -257,11 +257,11 @@ def test_a_lone_request_on_all_cores_is_answered_as_tensorflow_does(network, wid
     folder, model = network
     taken, run_alone = [], calls.run_alone
 
-    def spy(alone, wide, workers, narrow, *arrays):
-        return run_alone(alone, lambda *a: taken.append("wide") or wide(*a), workers, lambda *a: taken.append("narrow") or narrow(*a), *arrays)
+    def spy(workers, narrow, wide, *arrays):
+        return run_alone(workers, lambda *a: taken.append("narrow") or narrow(*a), lambda *a: taken.append("wide") or wide(*a), *arrays)
     monkeypatch.setattr(calls, "run_alone", spy)
     servable = load(folder, batching=False)
-    assert widest == [None, 3] and servable.callables["serving_default"].kind == "frozen"
+    assert len(widest) == 2 and widest[1] == 3 and servable.callables["serving_default"].kind == "frozen"
     images = np.random.default_rng(4).normal(size=(2, 24, 24, 3)).astype(np.float32)
     np.testing.assert_allclose(run(servable, images)["output_0"], model(images).numpy(), rtol=1e-5, atol=1e-6)
     assert taken == ["wide"]
@@ -281,7 +281,7 @@ def test_a_lone_request_on_all_cores_is_answered_as_tensorflow_does(network, wid
 
 
 def test_a_call_has_all_cores_only_while_no_other_runs():
-    workers, alone, go, running = calls.Workers(2, "m", contextlib.ExitStack()), calls.Workers(1, "a", contextlib.ExitStack()), {}, []
+    workers, go, running = calls.Workers(3, "m", contextlib.ExitStack()), {}, []
 
     def call(kind):
         def run(number):
@@ -292,7 +292,7 @@ def test_a_call_has_all_cores_only_while_no_other_runs():
 
     def ask(number):
         go[number] = threading.Event()
-        thread = threading.Thread(target=calls.run_alone, args=(alone, call("wide"), workers, lambda n: workers.run(call("narrow"), n), number))
+        thread = threading.Thread(target=calls.run_alone, args=(workers, call("narrow"), call("wide"), number))
         thread.start()
         until(lambda: len(running) == number + 1)
         return thread
@@ -300,18 +300,17 @@ def test_a_call_has_all_cores_only_while_no_other_runs():
     assert running == [("wide", 0), ("narrow", 1), ("narrow", 2)]
     go[0].set()
     threads[0].join()
-    threads.append(ask_later := threading.Thread(target=calls.run_alone, args=(alone, call("wide"), workers, lambda n: n, 9)))
-    ask_later.start()
-    ask_later.join(10)
-    assert len(running) == 3  # two run still: it went to them
-    for number in (1, 2):
+    threads.append(ask(3))
+    assert running[3] == ("narrow", 3)  # two run still
+    for number in (1, 2, 3):
         go[number].set()
         threads[number].join()
-    threads.append(ask(3))
-    assert running[3] == ("wide", 3)
-    go[3].set()
-    threads[-1].join()
-    workers.close(), alone.close()
+    until(lambda: not workers.open)
+    threads.append(ask(4))
+    assert running[4] == ("wide", 4)
+    go[4].set()
+    threads[4].join()
+    workers.close()
 
 
 def test_both_sessions_of_a_model_are_closed_and_its_threads_end(network, widest, monkeypatch):
@@ -337,20 +336,25 @@ def test_a_model_is_not_opened_for_all_cores_where_that_is_not_the_same_and_fast
         return next(asked) < 2
 
     def fail(device, options=None):
-        assert options is None, "no more threads"
+        assert options is None or options.intra_op_parallelism_threads < 3, "no more threads"
         return session(device)
     session, asked = calls.new_session, itertools.count()
     {"differs": lambda: monkeypatch.setattr(calls, "agrees", agrees), "no gain": lambda: monkeypatch.setattr(calls, "WIDE_GAIN", 1e9),
      "short": lambda: monkeypatch.setattr(calls, "WIDE_SECONDS", 1e9), "not frozen": lambda: monkeypatch.setattr(calls, "FREEZE_BYTES", 0),
      "one core": lambda: monkeypatch.setattr(calls.os, "sched_getaffinity", lambda _: {0}),
      "threads are shared": lambda: monkeypatch.delenv(calls.OWN_THREADS), "fails": lambda: monkeypatch.setattr(calls, "new_session", fail)}[reason]()
-    monkeypatch.setattr(calls, "run_alone", None)
+    taken, run_alone = [], calls.run_alone
+
+    def spy(workers, narrow, wide, *arrays):
+        taken.append(narrow is wide)
+        return run_alone(workers, narrow, wide, *arrays)
+    monkeypatch.setattr(calls, "run_alone", spy)
     folder, model = network
     servable = load(folder, batching=False)
     assert servable.callables["serving_default"].kind == ("session" if reason == "not frozen" else "frozen")
     images = np.ones((2, 24, 24, 3), np.float32)
     np.testing.assert_allclose(run(servable, images)["output_0"], model(images).numpy(), rtol=1e-5, atol=1e-6)
-    assert servable.retire(5)
+    assert taken == [True] and servable.retire(5)
 
 
 POOLS = """

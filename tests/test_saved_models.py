@@ -175,6 +175,45 @@ def test_what_signatures_use_is_all_that_is_opened_and_holds_what_tensorflow_loa
     session.close()
 
 
+def change(path, how):
+    """Change the only graph of a SavedModel."""
+    from tensorflow.core.protobuf import saved_model_pb2
+    model = saved_model_pb2.SavedModel.FromString((path / "saved_model.pb").read_bytes())
+    how(model.meta_graphs[0])
+    (path / "saved_model.pb").write_bytes(model.SerializeToString())
+
+
+def test_of_a_sparse_signature_beside_others_nothing_is_needed(tf, folder):
+    weight = tf.Variable([2.0, 3.0, 4.0])
+    path = export(tf, folder / "sparse_beside", {
+        name: (lambda x: {"y": x * weight}, [tf.TensorSpec([None, 3], name="x")]) for name in ("serving_default", "sparse")}, weight=weight)
+    change(path, lambda graph: graph.signature_def["sparse"].inputs["x"].coo_sparse.SetInParent())  # in place of its tensor's name
+    assert objects.open_used(path, "CPU:0")[0] is not None
+    servable = load(path, batching=False)
+    assert run(servable, np.ones((1, 3), np.float32))["y"].tolist() == [[2, 3, 4]]
+    with pytest.raises(serving.BadRequest, match="sparse, composite or no tensors"):
+        servable.run("sparse", {})
+
+
+@pytest.mark.parametrize("damage", ["a signature of a tensor that is not there", "a binding to an object that is not there"])
+def test_what_is_wrong_with_a_graph_is_told_by_tensorflow(tf, folder, damage):
+    path, weight = folder / f"wrong{len(damage)}", tf.Variable(2.0)
+    export(tf, path, {"serving_default": (lambda x: {"y": x * weight}, [tf.TensorSpec([None], name="x")])}, weight=weight)
+
+    def do_damage(graph):
+        if damage.startswith("a signature"):
+            graph.signature_def["serving_default"].outputs["y"].name = "nowhere:0"
+        for function in graph.object_graph_def.concrete_functions.values():
+            function.bound_inputs[:] = [len(graph.object_graph_def.nodes)]
+    change(path, do_damage)
+    assert objects.open_used(path, "CPU:0") == (None, None)
+    if damage.startswith("a signature"):
+        with pytest.raises(serving.LoadError, match="nowhere"):
+            load(path)
+    else:
+        assert run(load(path, batching=False), np.ones(1, np.float32))["y"].tolist() == [2]
+
+
 def more_than_plain(tf, name):
     x = [tf.TensorSpec([None, 3], name="x")]
     weights, model = tf.Variable([1.5, 2.5, 3.5]), keras_model()

@@ -322,7 +322,7 @@ def has_state(graph: Any) -> bool:
 # A lone request on all cores
 # ======================================================================================================
 
-OWN_THREADS = "TF_OVERRIDE_GLOBAL_THREADPOOL"
+OWN_THREADS = threading.Event()  # each session of this process has threads of its own
 WIDE_SECONDS = 0.02  # of a call that is worth a session more (a second to open, its weights once more)
 WIDE_GAIN = 1.2
 
@@ -330,10 +330,17 @@ WIDE_GAIN = 1.2
 def own_threads(tf: Any) -> None:
     """Give each session threads of its own to share an operation among, where calls have one: TensorFlow has one pool for all else.
 
-    TensorFlow reads it when it makes its first device; a host's that is there before keeps it from having an effect.
+    It reads the variable once, when the first device is made; where a host has made one before, it has no effect, and nothing gains.
     """
-    if tf.config.threading.get_intra_op_parallelism_threads() == 1 and not tf.config.list_physical_devices("GPU"):
-        os.environ.setdefault(OWN_THREADS, "1")
+    name = "TF_OVERRIDE_GLOBAL_THREADPOOL"
+    if name in os.environ or tf.config.threading.get_intra_op_parallelism_threads() != 1 or tf.config.list_physical_devices("GPU"):
+        return
+    os.environ[name] = "1"
+    try:
+        tf.compat.v1.Session(graph=tf.Graph()).close()
+    finally:
+        del os.environ[name]
+    OWN_THREADS.set()
 
 
 def open_wide(session: Any, signatures: Mapping[str, Signature], calls: Mapping[str, Call], device: str, label: str,
@@ -344,7 +351,7 @@ def open_wide(session: Any, signatures: Mapping[str, Signature], calls: Mapping[
     """
     slow = {name: call for name, call in calls.items() if call.kind == "frozen" and call.seconds >= WIDE_SECONDS}
     cores = len(os.sched_getaffinity(0))
-    if not slow or cores == 1 or os.environ.get(OWN_THREADS) != "1":
+    if not slow or cores == 1 or not OWN_THREADS.is_set():
         return {}
     wide, runs = None, dict[str, Callable]()
     try:

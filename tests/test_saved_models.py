@@ -220,19 +220,34 @@ def more_than_plain(tf, name):
     table = tf.lookup.StaticHashTable(tf.lookup.KeyValueTensorInitializer([0, 1], [10.0, 11.0], tf.int64), -1.0)
     if name == "table":
         return {"serving_default": (lambda x: {"y": x * weights + table.lookup(tf.cast(x, tf.int64))}, x)}, {"weights": weights, "table": table}
+    if name == "mutable table":
+        words = tf.lookup.experimental.MutableHashTable(tf.int64, tf.float32, -1.0)
+        words.insert(tf.constant([0, 1], tf.int64), tf.constant([10.0, 11.0]))
+        return {"serving_default": (lambda x: {"y": x * weights + words.lookup(tf.cast(x, tf.int64))}, x)}, {"weights": weights, "words": words}
     if name == "no variables":
         return {"serving_default": (lambda x: {"y": 2 * x}, x)}, {"weights": weights}
     return ({"serving_default": (lambda x: {"y": model(x) + table.lookup(tf.constant([1], tf.int64))}, [tf.TensorSpec([None, 7], name="x")])},
             {"model": model, "table": table})
 
 
-@pytest.mark.parametrize("name", ["table", "no variables", "keras with a table"])
+@pytest.mark.parametrize("name", ["table", "mutable table", "no variables", "keras with a table"])
 def test_what_is_more_than_variables_is_loaded_by_tensorflow(tf, folder, name):
     functions, attributes = more_than_plain(tf, name)
     path = export(tf, folder / f"more_{name}", functions, **attributes)
     assert objects.open_used(path, "CPU:0")[0] is None
     x = np.random.default_rng(2).integers(0, 3, (4, 7 if "keras" in name else 3)).astype(np.float32)
     np.testing.assert_allclose(run(load(path, batching=False), x)["y"], by_objects(tf, path, x)["y"], rtol=1e-6)
+
+
+def test_a_table_is_seen_though_nothing_fills_it(tf, folder):
+    functions, attributes = more_than_plain(tf, "table")
+    path = export(tf, folder / "unfilled", functions, **attributes)
+
+    def forget(graph):
+        graph.signature_def.pop("__saved_model_init_op")
+        graph.collection_def.clear()
+    change(path, forget)
+    assert objects.open_used(path, "CPU:0")[0] is None
 
 
 def test_a_checkpoint_whose_objects_are_numbered_otherwise_is_restored_by_its_names(tf, folder):
@@ -273,6 +288,23 @@ def test_two_names_of_one_function_are_one_call(tf, folder):
     x = np.random.default_rng(0).random((4, 7), np.float32)
     for name in ("serve", "serving_default"):
         np.testing.assert_array_equal(run(servable, x, signature=name)["output_0"], by_objects(tf, folder / "twins", x, signature=name)["output_0"])
+
+
+def test_one_function_with_other_variables_is_another_call(tf, folder):
+    one, two, x = tf.Variable(3.0), tf.Variable(5.0), [tf.TensorSpec([2], name="x")]
+    path = export(tf, folder / "exchanged", {name: (lambda x: {"y": x * one + two}, x) for name in ("serving_default", "other")}, one=one, two=two)
+
+    def exchange(graph):
+        functions = {function.signature.name: function for function in graph.graph_def.library.function}
+        name, other = (graph.signature_def[key].outputs["y"].name.split(":")[0] for key in ("serving_default", "other"))
+        nodes = {node.name: node for node in graph.graph_def.node}
+        nodes[other].attr["f"].func.name = nodes[name].attr["f"].func.name
+        assert nodes[name].attr["f"].func.name in functions
+        nodes[other].input[1], nodes[other].input[2] = nodes[name].input[2], nodes[name].input[1]
+    change(path, exchange)
+    servable, values = load(path, batching=False), np.array([1, 2], np.float32)
+    assert run(servable, values)["y"].tolist() == [8, 11]
+    assert run(servable, values, signature="other")["y"].tolist() == [8, 13]
 
 
 def test_signatures_that_only_look_alike_are_calls_of_their_own(tf, folder):

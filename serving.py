@@ -2050,7 +2050,7 @@ def view_infer(server: ModelServer, model: str, verb: str, version: int | None =
     plain = len(body) < PLAIN_BYTES and body[:1] == b"{" and "HTTP_X_TENSOR_SHAPE" not in environ
     if Auth is AllPolicy or plain and not environ.get("HTTP_ACCEPT", "").startswith("application/"):
         return reply(infer(parse_json(body)))
-    return part("serving_rooms.binary").answer_predict(body, infer)
+    return part("serving_rooms.binary").answer_predict(body, environ, infer)
 
 
 def view_part(name: str) -> Callable[..., Response]:
@@ -2194,10 +2194,7 @@ def find_view(server: ModelServer, method: str, path: str) -> Found:
     """What a method and an undecoded path select; raises BadRequest for no match."""
     known = (match_route if len(method + path) < 200 else match_route.__wrapped__)(method, path)
     if known is not None:
-        arguments = dict(known.arguments)
-        if "alias" in arguments:
-            use_deployment(server, arguments)
-        return known._replace(arguments=arguments)
+        return known if "alias" not in known.arguments else known._replace(arguments=use_deployment(server, **known.arguments))
     endpoint = server.prepared.endpoints.get(unquote(path))
     if endpoint is not None:
         view = part("serving_rooms.endpoints").view_endpoint
@@ -2208,14 +2205,14 @@ def find_view(server: ModelServer, method: str, path: str) -> Found:
     raise BadRequest(f"Malformed request: {method} {path}")
 
 
-def use_deployment(server: ModelServer, arguments: dict[str, Any]) -> None:
-    """Put a deployment's model and version in place of its id in a /model-serving URL; an id that is none names a model itself."""
-    alias = arguments.pop("alias")
+def use_deployment(server: ModelServer, alias: str, **others: Any) -> dict[str, Any]:
+    """A view's arguments, a deployment's model and version for its id in a /model-serving URL; an id that is none names a model itself."""
     deployment = next((d for d in server.config.deployments if d.id == alias), None)
-    arguments["model"] = deployment.model if deployment else alias
-    if deployment and arguments.keys().isdisjoint({"version", "label"}):
+    arguments = others | {"model": deployment.model if deployment else alias}
+    if deployment and others.keys().isdisjoint({"version", "label"}):
         own = {"version": deployment.version, "label": deployment.version_label}
         arguments |= {name: value for name, value in own.items() if value is not None}
+    return arguments
 
 
 def authorize(door: "Door", found: Found) -> str:
@@ -2264,7 +2261,7 @@ def respond(door: Door, root: str = "", rest: str | None = None, group: str | No
     trace = CURRENT.trace = Trace(getattr(channel, "queued", None), channel.check_client_disconnected if channel else lambda: False)
     metrics = server.metrics.begin() if server.metrics else None
     request_id = request_id_of(environ.get("HTTP_X_REQUEST_ID"))
-    path = raw_path(environ, "/" + "/".join(name for name in (root, rest, group) if name is not None))
+    path = raw_path(environ, "/" + "/".join([name for name in (root, rest, group) if name is not None]))
     try:
         trace.limit(server.config.server.timeout_seconds, environ.get("HTTP_X_REQUEST_TIMEOUT"))
         if method == "OPTIONS":

@@ -5,7 +5,7 @@ import io
 import math
 import re
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ml_dtypes
@@ -21,14 +21,14 @@ ZIP_START = b"PK\x03\x04"
 RAW_DTYPES = {dtype.name: dtype for dtype in NUMPY_DTYPES.values() if dtype.kind != "O"} | {"bfloat16": np.dtype(ml_dtypes.bfloat16)}
 
 
-def answer_predict(body: bytes, infer: Callable[[Any], dict[str, Any]]) -> Response:
+def answer_predict(body: bytes, environ: Mapping[str, Any], infer: Callable[[Any], dict[str, Any]]) -> Response:
     """Answer a predict request, whatever its body is, in the form that its Accept header names first."""
-    value = read_predict_body(body)
+    value = read_predict_body(body, environ)
     large = read_value(body) if value is None and len(body) >= PLAIN_BYTES else None
     answer = infer_large(large, infer) if large is not None else None
     if answer is None:
         answer = infer(parse_json(body) if value is None else value)
-    wanted = request.environ.get("HTTP_ACCEPT", "").partition(",")[0].partition(";")[0].strip()
+    wanted = environ.get("HTTP_ACCEPT", "").partition(",")[0].partition(";")[0].strip()
     return write_answer(answer, wanted) or reply(answer)
 
 
@@ -42,13 +42,13 @@ def infer_large(value: Any, infer: Callable[[Any], dict[str, Any]]) -> dict[str,
         return None
 
 
-def read_predict_body(body: bytes) -> dict[str, Any] | None:
+def read_predict_body(body: bytes, environ: Mapping[str, Any]) -> dict[str, Any] | None:
     """A predict body for bytes that are a raw tensor or a .npy array (the one input), an .npz (inputs by name) or a picture (one instance).
 
     None for all else. Raises BadRequest for an array that cannot be read.
     """
-    if "HTTP_X_TENSOR_SHAPE" in request.environ:
-        return {"inputs": read_raw(body, request.headers.get("X-Tensor-Dtype", "float32"), request.headers["X-Tensor-Shape"])}
+    if "HTTP_X_TENSOR_SHAPE" in environ:
+        return {"inputs": read_raw(body, environ.get("HTTP_X_TENSOR_DTYPE", "float32"), environ["HTTP_X_TENSOR_SHAPE"])}
     if body[:1] in (b"{", b" ", b"\n", b""):
         return None
     if body.startswith((routines.NPY_START, ZIP_START)):

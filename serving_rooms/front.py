@@ -325,7 +325,8 @@ class App(Flask):
                 response = self.handle_exception(error)
             return send_plainly(response, environ, start_response)
         finally:
-            context.request.close()
+            if "files" in vars(context.request) or type(context.request) is not Request:  # what Werkzeug's has to close
+                context.request.close()
             environ["werkzeug.request"] = None
             _cv_request.reset(token)
             _cv_app.reset(app_token)

@@ -5,6 +5,7 @@ arrays into the parsed value. What is unusual in any way (ragged, null, strings 
 64 bits, NaN) is left to the plain path, which knows all rules and texts: `None` says so.
 """
 
+import functools
 import math
 import secrets
 from typing import Any
@@ -18,6 +19,8 @@ LARGE = 512  # bytes of an array's text; below, the plain path is as fast
 MOST_STRINGS = 512  # of a body, keys among them
 NUMBERS = b"0123456789+-.eE \t\n\r"  # what a skeleton leaves out; simdjson says whether numbers stand in the right places
 TOKEN = secrets.token_hex(16)  # stands for an array in the rest; a client cannot know it
+TOKEN_BYTES = TOKEN.encode()
+SHORT = 256  # bytes of a rest that is parsed once: clients send the same one again and again
 
 KEPT_BYTES = 8 << 20  # of a text; a parser keeps several times the largest that it has read
 parsers: list[simdjson.Parser] = []  # those that nobody uses now: as many as were used at once
@@ -39,7 +42,7 @@ def read_value(body: bytes) -> Any | None:
             array = read_array(body[first:last]) if first >= 0 else None
             if array is None or body[last:end].lstrip().startswith(b":"):  # a list is no key, its token would be one
                 return None
-            rest += [body[start:first], b'"%b%d"' % (TOKEN.encode(), len(arrays)), body[last:end]]
+            rest += [body[start:first], b'"%b%d"' % (TOKEN_BYTES, len(arrays)), body[last:end]]
             arrays.append(array)
         if quote < 0:
             break
@@ -51,13 +54,20 @@ def read_value(body: bytes) -> Any | None:
     else:
         return None
     text = b"".join(rest)
-    lists = sum(math.prod(array.shape[:level]) for array in arrays for level in range(array.ndim))
-    if not arrays or lists + text.count(b"[") + text.count(b"{") > MAX_LISTS:
+    if not arrays or len(body) > MAX_LISTS and count_lists(text, arrays) > MAX_LISTS:
         return None
     try:
-        return put_back(parse_json(text), arrays)
+        return put_back((parse_short if len(text) <= SHORT else parse_json)(text), arrays)
     except (ServingError, RecursionError):
         return None
+
+
+parse_short = functools.lru_cache(64)(parse_json)  # `put_back` leaves what it is given as it is
+
+
+def count_lists(text: bytes, arrays: list[np.ndarray]) -> int:
+    """The lists and objects of a body, whose arrays are no longer in its text."""
+    return text.count(b"[") + text.count(b"{") + sum(math.prod(array.shape[:level]) for array in arrays for level in range(array.ndim))
 
 
 def put_back(value: Any, arrays: list[np.ndarray]) -> Any:
@@ -71,7 +81,8 @@ def put_back(value: Any, arrays: list[np.ndarray]) -> Any:
 
 def read_array(text: bytes) -> np.ndarray | None:
     """The array that nested JSON lists of numbers spell; None unless they are rectangular, full and of 64-bit numbers."""
-    shape = shape_of(text.translate(None, NUMBERS))
+    rank = rank_of_row(text)
+    shape = [1] * (rank - 1) + [-1] if rank else shape_of(text.translate(None, NUMBERS))
     if shape is None:
         return None
     try:
@@ -87,7 +98,8 @@ def read_array(text: bytes) -> np.ndarray | None:
         lists = None  # the parser is free again when nothing holds what it has parsed
         if len(text) <= KEPT_BYTES:
             parsers.append(parser)
-    return flat.reshape(shape) if flat.size == math.prod(shape) else None  # a row without numbers has the skeleton of a row of one
+    fits = flat.size == math.prod(shape) if not rank else flat.size  # a row without numbers has the skeleton of a row of one
+    return flat.reshape(shape) if fits else None
 
 
 def read_numbers(lists: Any, is_float: bool) -> np.ndarray:
@@ -100,11 +112,19 @@ def read_numbers(lists: Any, is_float: bool) -> np.ndarray:
         return np.frombuffer(lists.as_buffer(of_type="u"), np.uint64)
 
 
+def rank_of_row(text: bytes) -> int:
+    """How many lists are around one row of numbers, [[1, 2]] has 2; 0 where there are more rows, or it takes a closer look."""
+    opened, closed = text.rfind(b"[") + 1, text.find(b"]")
+    if opened > MAX_DIMENSIONS or len(text) - closed > MAX_DIMENSIONS:
+        return 0
+    return opened if text[:opened] == b"[" * opened and text[closed:] == b"]" * opened else 0
+
+
 def shape_of(skeleton: bytes) -> list[int] | None:
     """The shape of nested lists from their brackets and commas alone; None when rows differ.
 
-    From the inside out: a list ends at the first run of closing brackets that is long enough, its length tells how many
-    lists of the level below it has, and at last the whole must be nothing but repetitions.
+    From the inside out: lists of one level follow each other with a comma between, up to the first that has a bracket
+    behind it instead, and at last the whole must be nothing but repetitions.
     """
     rank = len(skeleton) - len(skeleton.lstrip(b"["))
     unit_end = skeleton.find(b"]") + 1
@@ -113,10 +133,9 @@ def shape_of(skeleton: bytes) -> list[int] | None:
     unit = skeleton[rank - 1:unit_end]
     shape = [len(unit) - 1]
     for level in range(1, rank):
-        start = rank - 1 - level
-        end = skeleton.find(b"]" * (level + 1)) + level + 1 if start else len(skeleton)
-        count, rest = divmod(end - start - 1, len(unit) + 1)  # brackets around, commas between
-        if end <= level or rest or count < 1:
+        behind = skeleton[rank - level + len(unit)::len(unit) + 1]  # the first of these lists, and each that follows
+        count = behind.find(b"]") + 1
+        if not count:
             return None
         unit = b"[" + b",".join([unit] * count) + b"]"
         shape.append(count)

@@ -166,6 +166,22 @@ def test_arrays_outlive_the_next_ones_and_failures():
     assert first.tolist() == [[1, 2], [3, 4]] and second.tolist() == [5.5, 6, 7, 8]
 
 
+@pytest.mark.parametrize("around", ['{"instances": %s}', '{"signature_name": "a", "inputs": {"x": %s, "y": [1, {"z": []}]}}'])
+def test_what_is_around_arrays_is_parsed_once_and_handed_out_anew(around):
+    """Clients send the same again and again; what one request does with its value, no other sees."""
+    def spoil(value):
+        for item in value.values() if isinstance(value, dict) else value:
+            if isinstance(item, dict | list):
+                spoil(item)
+        value.clear()
+    for first in range(3):
+        numbers = list(range(first, first + 400))
+        body = (around % json.dumps(numbers)).encode()
+        value = tensors.read_value(body)
+        assert json.loads(json.dumps(value, default=np.ndarray.tolist)) == json.loads(body)
+        spoil(value)
+
+
 # --- bodies, over HTTP --------------------------------------------------------------------------------------
 
 def echo(names):

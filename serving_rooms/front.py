@@ -19,8 +19,6 @@ from importlib import metadata
 from typing import Any
 
 from flask import Flask, Request, Response, signals
-from flask.ctx import RequestContext
-from flask.globals import _cv_app, _cv_request
 from flask.sessions import SecureCookieSessionInterface
 from waitress.buffers import OverflowableBuffer
 from waitress.channel import HTTPChannel
@@ -34,6 +32,11 @@ from werkzeug.routing import MapAdapter
 
 from serving import CURRENT
 from serving_rooms.queueing import Gate, RefusalTask, TooMuch, Turns
+
+KNOWN_FLASK = metadata.version("flask").startswith("3.1.")  # whose contexts App makes; another Flask makes them itself
+if KNOWN_FLASK:
+    from flask.ctx import RequestContext
+    from flask.globals import _cv_app, _cv_request
 
 logger = logging.getLogger("serving")
 
@@ -253,7 +256,6 @@ MAKINGS = ("HTTP_HOST", "PATH_INFO", "REQUEST_METHOD", "QUERY_STRING", "SCRIPT_N
 OWN = ("environ", "headers", "remote_addr")  # what each request has for itself
 SIGNALS = (signals.appcontext_pushed, signals.request_started, signals.request_finished, signals.request_tearing_down,
            signals.appcontext_tearing_down, signals.appcontext_popped)
-KNOWN_FLASK = metadata.version("flask").startswith("3.1.")  # whose contexts App makes; another Flask makes them itself
 PLAIN_HEADERS = {"Content-Type", "Content-Length", "X-Request-Id", "Vary", "Access-Control-Allow-Origin"}
 
 
@@ -281,7 +283,7 @@ class App(Flask):
             self.plain_views[id(func)] = func
         return made
 
-    def request_context(self, environ: Any) -> RequestContext:
+    def request_context(self, environ: Any) -> "RequestContext":
         """Flask's; for a URL and a host met before, from what it has made of them: rules do not change after the first request."""
         key = tuple(map(environ.get, MAKINGS))
         known = self.known.get(key) if KNOWN_FLASK and self.request_class is Request else None  # a site's own may differ each time
@@ -297,7 +299,7 @@ class App(Flask):
         context._after_request_functions, context._cv_tokens = [], []
         return context
 
-    def remember(self, key: tuple, context: RequestContext) -> None:
+    def remember(self, key: tuple, context: "RequestContext") -> None:
         bound = context.url_adapter
         if not self._got_first_request or type(bound) is not MapAdapter or sum(len(part or "") for part in key) >= MOST_HEAD_BYTES:
             return
@@ -331,9 +333,13 @@ class App(Flask):
             _cv_request.reset(token)
             _cv_app.reset(app_token)
 
-    def answer(self, context: RequestContext) -> Response:
+    def answer(self, context: "RequestContext") -> Response:
+        asked: Any = context.request
         try:
-            answer = self.dispatch_request()
+            if asked.routing_exception is not None or getattr(asked.url_rule, "provide_automatic_options", True):
+                answer: Any = self.dispatch_request()
+            else:  # the view, without a look for the request through Flask's proxy
+                answer = self.ensure_sync(self.view_functions[asked.url_rule.endpoint])(**asked.view_args)
         except Exception as error:
             answer = self.handle_user_exception(error)
         if type(answer) is self.response_class and not context._after_request_functions:

@@ -7,6 +7,8 @@ import json
 import re
 import socket
 import struct
+import subprocess
+import sys
 import threading
 import time
 from types import SimpleNamespace
@@ -780,3 +782,21 @@ def test_as_many_threads_work_as_are_needed():
         time.sleep(0.01)
     assert len(set(done)) == 8
     dispatcher.shutdown()
+
+
+def test_another_flask_makes_its_own_contexts():
+    """Flask 3.2 has one context for what 3.1 has two for, and no `_cv_request`."""
+    script = """
+import importlib.metadata
+import flask.globals, flask.ctx
+known = importlib.metadata.version
+importlib.metadata.version = lambda name: "3.2.0" if name == "flask" else known(name)
+del flask.globals._cv_request, flask.ctx.RequestContext
+import serving
+from serving_rooms import front
+assert not front.KNOWN_FLASK
+app = serving.create_app({"model_config_list": []})
+print(type(app) is front.App, app.test_client().get("/v1/config").status_code)
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["True", "200"], done.stderr

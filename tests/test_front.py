@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import gzip
+import io
 import json
 import re
 import socket
@@ -800,3 +801,12 @@ print(type(app) is front.App, app.test_client().get("/v1/config").status_code)
 """
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.stdout.split() == ["True", "200"], done.stderr
+
+
+def test_files_that_a_view_of_the_site_was_sent_are_closed():
+    app, sent = serving.create_app(fake_server({})), []
+    assert type(app) is front.App and app.is_plain()
+    app.add_url_rule("/upload", view_func=lambda: sent.append(request.files["file"].stream) or "thanks", methods=["POST"])
+    for _ in range(2):  # the URL is known at the second
+        assert Client(app).post("/upload", data={"file": (io.BytesIO(b"x" * 10), "a.txt")}).text == "thanks"
+    assert [stream.closed for stream in sent] == [True, True]

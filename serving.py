@@ -1184,13 +1184,13 @@ def prepare_call(session: Any, name: str, signature: Signature, label: str) -> C
 
 
 def time_call(call: Callable, inputs: Sequence[np.ndarray]) -> float:
-    """Seconds of the quickest of some calls: four, more of a quick one, which a busy machine slows down most, one of a slow one."""
+    """Seconds of the quickest of some calls: 2 to 4, more of a quick one, which a busy machine slows down most, one of a slow one."""
     seconds, begun = float("inf"), time.perf_counter()
     for number in range(40):
         start = time.perf_counter()
         call(*inputs)
         seconds = min(seconds, time.perf_counter() - start)
-        if seconds > 0.25 or number >= 3 and time.perf_counter() - begun > 0.02:
+        if seconds > 0.25 or number and time.perf_counter() - begun > (0.02 if number >= 3 else 0.05):
             break
     return seconds
 

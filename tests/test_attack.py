@@ -1,6 +1,7 @@
 """Attacks on the wire: smuggled requests, heads without end, JSON and archives that blow up, paths that climb; over real sockets."""
 
 import contextlib
+import functools
 import gzip
 import io
 import json
@@ -107,6 +108,7 @@ def test_json_that_blows_up_is_answered_soon(live, body):
     assert requests.get(f"{address}/livez", timeout=10).status_code == 200
 
 
+@functools.cache
 def bomb(size=300 << 20):
     packer = zlib.compressobj(9, zlib.DEFLATED, 31)
     return packer.compress(b" " * size) + packer.flush()

@@ -324,7 +324,7 @@ def test_what_disturbs_the_machine_for_a_while_decides_nothing():
             time.sleep(0.05 if sum(counts.values()) < 9 else seconds)
         return run
     one, other = calls.time_in_turns(call("one", 0.02), call("other", 0.005), [])
-    assert 2 < one / other < 5 and counts["one"] == counts["other"] >= 6
+    assert 2 < one / other < 5 and min(counts.values()) >= 6
 
 
 def test_both_sessions_of_a_model_are_closed_and_its_threads_end(network, widest, monkeypatch):
@@ -500,7 +500,7 @@ def test_a_signature_of_strings_is_warmed_up_without_rows(tf, folder, monkeypatc
     assert run(servable, np.array([example.SerializeToString(), None], object)[:1])["y"].tolist() == [6.0]
 
 
-@pytest.mark.parametrize("costs, times", [([0.3], 1), ([0.03], 4), ([0.001] * 6 + [0.0001], 40), ([0.01, 0.004], 4)])
+@pytest.mark.parametrize("costs, times", [([0.3], 1), ([0.03], 2), ([0.015], 4), ([0.001] * 6 + [0.0001], 40), ([0.01, 0.004], 4)])
 def test_a_call_is_timed_once_if_it_is_slow_and_often_if_other_work_may_slow_it(monkeypatch, costs, times):
     now, made = [0.0], []
     monkeypatch.setattr(serving, "time", SimpleNamespace(perf_counter=lambda: now[0]))

@@ -20,7 +20,6 @@ from concurrent.futures import ThreadPoolExecutor
 import cv2
 import numpy as np
 import pytest
-import requests
 from conftest import ROOT, FakeDetector, FakeServable, Rest, assert_error, bearer, config, fake_server, key_entry, listening
 from PIL import Image
 

@@ -29,6 +29,7 @@ from serving import (
     logger,
 )
 from serving_rooms.endpoints import Endpoint
+from serving_rooms.front import SHORT_SECONDS
 from serving_rooms.handlers import Handler, HandlerError
 from serving_rooms.keys import KeyRing, digest
 from serving_rooms.pictures import prepare_deployment
@@ -120,10 +121,13 @@ def refresh_pipeline(server: ModelServer, manager: ModelManager, config: Any, ou
                for node in config.nodes if node.model_name is not None}
     made_of = config, members, functions
     if server.kept.get(("pipeline", config.name)) == made_of and not outcome.config_read:
+        if (found := manager.available.get(config.name)) is not None:
+            found.versions[1].call_seconds = seconds_of(config, manager)
         return  # planned, or found wrong and said so
     server.kept["pipeline", config.name] = made_of
     planned = plan(with_any_as_none(config), lambda *which: members.get(which), functions)
     servable = pipeline_servable(planned, manager, server.kept.setdefault("pool", ThreadPoolExecutor(16, "serving-pipeline")))
+    servable.call_seconds = seconds_of(config, manager)
     outcome.changed = True
     manager.show_pipeline(config.name, servable, "", outcome)
     logger.info("pipeline %s is available", config.name)
@@ -152,12 +156,26 @@ def load_function(handler: Handler) -> bool:
     return changed
 
 
-def find_signature(manager: ModelManager, model: str, version: int | None) -> Signature | None:
-    """The default signature of a model's version that is there now, the highest for None."""
+def find_model(manager: ModelManager, model: str, version: int | None) -> Servable | None:
+    """A model's version that is there now, the highest for None."""
     found = manager.available.get(model)
     if found is None or manager.config.is_pipeline(model) or version is not None and version not in found.versions:
         return None
-    return found.versions[max(found.versions) if version is None else version].signatures.get("serving_default")
+    return found.versions[max(found.versions) if version is None else version]
+
+
+def find_signature(manager: ModelManager, model: str, version: int | None) -> Signature | None:
+    """The default signature of a model's version that is there now, the highest for None."""
+    servable = find_model(manager, model, version)
+    return servable.signatures.get("serving_default") if servable else None
+
+
+def seconds_of(config: Any, manager: ModelManager) -> float:
+    """What the models of a pipeline take together for one row; not known of functions, of shards and of what may have to load."""
+    if any(part.demultiply_count is not None for part in (config, *config.nodes)):
+        return float("inf")
+    models = [find_model(manager, node.model_name, node.version) for node in config.nodes]  # a function has none
+    return sum(model.call_seconds if model else float("inf") for model in models)
 
 
 def pipeline_servable(planned: Plan, manager: ModelManager, pool: ThreadPoolExecutor) -> Servable:
@@ -168,14 +186,15 @@ def pipeline_servable(planned: Plan, manager: ModelManager, pool: ThreadPoolExec
 
     def run(name: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         try:
-            return planned.run(inputs, call, pool)
+            return planned.run(inputs, call, pool if servable.call_seconds >= SHORT_SECONDS else None)  # waking a helper costs more
         except NoShards:
             raise ServingError("", status=204) from None  # as OpenVINO Model Server answers it
         except PipelineError as error:
             raise BadRequest(str(error)) from error
     signature = Signature({name: TensorSpec(name, name, dtype or "DT_FLOAT", shape) for name, (dtype, shape) in planned.inputs.items()},
                           {name: TensorSpec(name, name, dtype or "DT_INVALID", shape) for name, (dtype, shape) in planned.outputs.items()})
-    return Servable({"serving_default": signature}, run, metadata=describe_signature(signature))
+    servable = Servable({"serving_default": signature}, run, metadata=describe_signature(signature))
+    return servable
 
 
 def describe_signature(signature: Signature) -> dict[str, Any]:

@@ -40,7 +40,7 @@ if KNOWN_FLASK:
 
 logger = logging.getLogger("serving")
 
-PREDICT = re.compile(r"/v1/models/([^/:]+):predict")
+PREDICT = re.compile(r"/v1/models/([^/:]+)(?:/versions/([0-9]{1,19}))?:predict")
 SHORT_SECONDS = 0.0005  # of a call with one row, measured at the warm-up
 LONG_SECONDS = 0.005  # requests that take this long ...
 STRIKES = 3  # ... so many times running ...
@@ -68,7 +68,8 @@ class Front:
         if self.server.config.auth.protect == "all" or "CONTENT_ENCODING" in request.headers:  # quotas wait; gzip hides much
             return False
         found = self.server.manager.available.get(match[1])
-        return found is not None and found.versions[max(found.versions)].call_seconds < SHORT_SECONDS
+        servable = found.versions.get(int(match[2]) if match[2] else max(found.versions)) if found else None
+        return servable is not None and servable.call_seconds < SHORT_SECONDS
 
     def is_awake(self) -> bool:
         """Whether waitress's loop should not sleep: a client often asks again before a thread that goes to sleep would have been woken."""

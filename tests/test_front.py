@@ -217,7 +217,7 @@ def test_cheap_models_are_answered_by_the_loop_and_others_by_workers():
 
 
 @pytest.mark.parametrize("data", [
-    post(LARGE), post(row(4), "/v1/models/m/versions/1:predict"), CHUNKED + b"14\r\n{\"instances\": [[4]]}\r\n0\r\n\r\n",
+    post(LARGE), post(row(4), "/v1/models/m/versions/0:predict"), CHUNKED + b"14\r\n{\"instances\": [[4]]}\r\n0\r\n\r\n",
     post(gzip.compress(json.dumps(row(4)).encode()), head="Content-Encoding: gzip\r\n"), post(row(4), "/model-serving/m:predict")])
 def test_what_may_take_long_is_left_to_workers(data):
     model = Recorder()
@@ -226,6 +226,18 @@ def test_what_may_take_long_is_left_to_workers(data):
             with connected(address) as client:
                 assert "predictions" in ask(client, sent)
     assert loop != model.threads[0] and loop == model.threads[1]
+
+
+def test_a_version_is_answered_where_its_own_calls_belong():
+    made = {1: Recorder(SLOW), 2: Recorder(version=2)}
+    server = serving.ModelServer(config({"name": "m", "base_path": "m", "model_version_policy": {"all": {}}}),
+                                 load=lambda folder, model: made[int(folder.name)], list_versions=lambda base: {1: serving.Path("1"), 2: serving.Path("2")})
+    with watched(server) as (address, loop), connected(address) as client:
+        for version in (1, 2):
+            assert ask(client, post(row(4), f"/v1/models/m/versions/{version}:predict")) == {"predictions": [[2.0 + version]]}
+        assert "error" in ask(client, post(row(4), "/v1/models/m/versions/3:predict"))
+        assert "error" in ask(client, post(row(4), f"/v1/models/m/versions/{'9' * 19}:predict"))
+    assert loop not in made[1].threads and made[2].threads == [loop]
 
 
 def test_a_short_request_behind_a_long_one_is_a_workers():
@@ -249,6 +261,64 @@ def test_a_protected_server_answers_on_workers_alone():
         for _ in range(3):
             assert ask(client, post(row(4), head=f"Authorization: {bearer('k')['Authorization']}\r\n")) == {"predictions": [[3.0]]}
     assert len(model.threads) == 3 and loop not in model.threads
+
+
+def chain(*nodes, **others):
+    """A pipeline: each node takes what the one before made."""
+    names = ["request", *(f"node {number}" for number in range(len(nodes)))]
+    ends = [{"node_name": name, "data_item": "x" if name == "request" else "y"} for name in names]
+    return {"name": "p", "inputs": ["x"], "outputs": [{"y": ends[-1]}], **others, "nodes": [
+        {"name": name, "inputs": [{"x": end}], "outputs": [{"data_item": "y", "alias": "y"}],
+         **({"type": "DL model", "model_name": node} if isinstance(node, str) else node)} for name, end, node in zip(names[1:], ends, nodes)]}
+
+
+PASS = {"type": "custom", "function": "passing.py:passing", "params": {}}
+
+
+@pytest.mark.parametrize("pipeline, short", [
+    (chain("m", "other"), True), (chain("m"), True), (chain(*["m"] * 6), False), (chain("m", "slow"), False), (chain("m", "unknown"), False),
+    (chain("m", PASS), False), (chain("m", demultiply_count=3), False), (chain("m", {"type": "DL model", "model_name": "m", "version": 1}), True)])
+def test_pipelines_of_cheap_models_are_answered_by_the_loop(tmp_path, pipeline, short):
+    (tmp_path / "passing.py").write_text("def passing(inputs, params):\n    return {'y': inputs['x']}\n")
+    models = {"m": Recorder(), "other": Recorder(version=2), "slow": Recorder(SLOW), "unknown": Recorder({})}
+    (tmp_path / "config.json").write_text(json.dumps(config(*models, pipeline_config_list=[pipeline])))
+    server = serving.ModelServer(tmp_path / "config.json", load=lambda folder, model: models[model.name],
+                                 list_versions=lambda base: {1: serving.Path(base) / "1"})
+    assert server.wait(10) and not server.readiness(), server.readiness()
+    expected = np.array([1.0, 2.0, 5.0]).reshape((3, 1, 1) if "demultiply_count" in pipeline else (3, 1))
+    with watched(server) as (address, loop), connected(address) as client:
+        answer = ask(client, post({"inputs": expected.tolist()}, "/v1/models/p:predict"))
+    assert (set(models["m"].threads) == {loop}) is short and (short or loop not in models["m"].threads)
+    for node in pipeline["nodes"]:
+        model = models.get(node.get("model_name"))
+        expected = expected * 0.5 + model.version if model else expected
+    assert answer == {"outputs": expected.tolist()}
+
+
+def test_a_pipeline_whose_member_is_slow_in_a_new_version_leaves_the_loop(tmp_path):
+    versions, made = {1}, {1: Recorder(), 2: Recorder(SLOW, version=2)}
+    (tmp_path / "config.json").write_text(json.dumps(config("m", pipeline_config_list=[chain("m", "m")])))
+    server = serving.ModelServer(tmp_path / "config.json", load=lambda folder, model: made[int(folder.name)],
+                                 list_versions=lambda base: {number: serving.Path(base) / str(number) for number in versions})
+    assert server.wait(10)
+    with watched(server) as (address, loop), connected(address) as client:
+        assert ask(client, post(row(4), "/v1/models/p:predict")) == {"predictions": [[2.5]]}
+        versions.add(2)
+        assert server.reload()[0] == 201
+        assert ask(client, post(row(4), "/v1/models/p:predict")) == {"predictions": [[4.0]]}
+    assert made[1].threads == [loop, loop] and len(made[2].threads) == 2 and loop not in made[2].threads
+
+
+def test_branches_of_a_short_pipeline_run_on_its_thread():
+    models = {"m": Recorder(), "other": Recorder(version=2)}
+    pipeline = chain("m", "other")
+    pipeline["nodes"][1]["inputs"] = pipeline["nodes"][0]["inputs"]
+    pipeline["outputs"] = [{name: {"node_name": name, "data_item": "y"}} for name in ("node 0", "node 1")]
+    with watched(fake_server(models, pipeline_config_list=[pipeline])) as (address, loop), connected(address) as client:
+        for _ in range(50):
+            answer = ask(client, post({"inputs": [[4.0]]}, "/v1/models/p:predict"))
+            assert answer == {"outputs": {"node 0": [[3.0]], "node 1": [[4.0]]}}
+    assert {*models["m"].threads, *models["other"].threads} == {loop}
 
 
 def test_a_name_is_decoded_once():

@@ -14,6 +14,7 @@ import numpy as np
 
 import routines
 from serving import (
+    CURRENT,
     LEAVING,
     BadRequest,
     Config,
@@ -29,7 +30,6 @@ from serving import (
     logger,
 )
 from serving_rooms.endpoints import Endpoint
-from serving_rooms.front import SHORT_SECONDS
 from serving_rooms.handlers import Handler, HandlerError
 from serving_rooms.keys import KeyRing, digest
 from serving_rooms.pictures import prepare_deployment
@@ -186,15 +186,14 @@ def pipeline_servable(planned: Plan, manager: ModelManager, pool: ThreadPoolExec
 
     def run(name: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         try:
-            return planned.run(inputs, call, pool if servable.call_seconds >= SHORT_SECONDS else None)  # waking a helper costs more
+            return planned.run(inputs, call, None if getattr(CURRENT, "alone", False) else pool)  # a helper costs more than a short call
         except NoShards:
             raise ServingError("", status=204) from None  # as OpenVINO Model Server answers it
         except PipelineError as error:
             raise BadRequest(str(error)) from error
     signature = Signature({name: TensorSpec(name, name, dtype or "DT_FLOAT", shape) for name, (dtype, shape) in planned.inputs.items()},
                           {name: TensorSpec(name, name, dtype or "DT_INVALID", shape) for name, (dtype, shape) in planned.outputs.items()})
-    servable = Servable({"serving_default": signature}, run, metadata=describe_signature(signature))
-    return servable
+    return Servable({"serving_default": signature}, run, metadata=describe_signature(signature))
 
 
 def describe_signature(signature: Signature) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import faulthandler
+import gc
 import hashlib
 import json
 import logging
@@ -188,6 +189,13 @@ def assert_error(response, status, message):
     assert response.status_code == status
     assert response.headers["Content-Type"] == "application/json"
     assert "Traceback" not in body["error"] and str(ROOT) not in body["error"]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def aside():
+    """What the tests of other files have left is set aside: collections, one after each reload, would walk over it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(params=["standalone", "blueprint", "dispatcher"])

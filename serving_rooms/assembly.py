@@ -113,24 +113,25 @@ def import_handler(handler: Handler, path: str, outcome: Outcome) -> None:
 
 
 def refresh_pipeline(server: ModelServer, manager: ModelManager, config: Any, outcome: Outcome) -> None:
-    """Plan a pipeline over the models there now, unless it was planned over these very ones; raises PipelineError and HandlerError."""
+    """Plan a pipeline over the models there now, unless it was planned over these very ones, and tell how long they take.
+
+    Raises PipelineError and HandlerError.
+    """
     if not manager.config.is_pipeline(config.name):
         raise PipelineError(f"Pipeline has the same name as model: '{config.name}'", ".name")
     functions = {node.name: find_function(server, node) for node in config.nodes if node.type == "custom"}
     members = {(node.model_name, node.version): find_signature(manager, node.model_name, node.version)
                for node in config.nodes if node.model_name is not None}
     made_of = config, members, functions
-    if server.kept.get(("pipeline", config.name)) == made_of and not outcome.config_read:
-        if (found := manager.available.get(config.name)) is not None:
-            found.versions[1].call_seconds = seconds_of(config, manager)
-        return  # planned, or found wrong and said so
-    server.kept["pipeline", config.name] = made_of
-    planned = plan(with_any_as_none(config), lambda *which: members.get(which), functions)
-    servable = pipeline_servable(planned, manager, server.kept.setdefault("pool", ThreadPoolExecutor(16, "serving-pipeline")))
-    servable.call_seconds = seconds_of(config, manager)
-    outcome.changed = True
-    manager.show_pipeline(config.name, servable, "", outcome)
-    logger.info("pipeline %s is available", config.name)
+    if server.kept.get(("pipeline", config.name)) != made_of or outcome.config_read:  # else planned, or found wrong and said so
+        server.kept["pipeline", config.name] = made_of
+        planned = plan(with_any_as_none(config), lambda *which: members.get(which), functions)
+        servable = pipeline_servable(planned, manager, server.kept.setdefault("pool", ThreadPoolExecutor(16, "serving-pipeline")))
+        outcome.changed = True
+        manager.show_pipeline(config.name, servable, "", outcome)
+        logger.info("pipeline %s is available", config.name)
+    if (found := manager.available.get(config.name)) is not None:
+        found.versions[1].call_seconds = seconds_of(config, manager)  # a member's new version may look the same, and take longer
 
 
 def with_any_as_none(config: Any) -> Any:

@@ -321,10 +321,10 @@ def test_what_disturbs_the_machine_for_a_while_decides_nothing():
     def call(kind, seconds):
         def run():
             counts[kind] += 1
-            time.sleep(0.05 if sum(counts.values()) < 9 else seconds)
+            time.sleep(0.18 if sum(counts.values()) < 9 else seconds)
         return run
-    one, other = calls.time_in_turns(call("one", 0.02), call("other", 0.005), [])
-    assert 2 < one / other < 5 and min(counts.values()) >= 6
+    one, other = calls.time_in_turns(call("one", 0.075), call("other", 0.03), [])
+    assert 2 < one / other < 5 and counts["one"] == counts["other"] >= 6
 
 
 def test_both_sessions_of_a_model_are_closed_and_its_threads_end(network, widest, monkeypatch):

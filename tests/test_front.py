@@ -232,6 +232,7 @@ def test_a_version_is_answered_where_its_own_calls_belong():
     made = {1: Recorder(SLOW), 2: Recorder(version=2)}
     server = serving.ModelServer(config({"name": "m", "base_path": "m", "model_version_policy": {"all": {}}}),
                                  load=lambda folder, model: made[int(folder.name)], list_versions=lambda base: {1: serving.Path("1"), 2: serving.Path("2")})
+    assert server.wait(10)
     with watched(server) as (address, loop), connected(address) as client:
         for version in (1, 2):
             assert ask(client, post(row(4), f"/v1/models/m/versions/{version}:predict")) == {"predictions": [[2.0 + version]]}

@@ -34,6 +34,7 @@ import functools
 import gc
 import gzip
 import importlib.util
+import inspect
 import io
 import itertools
 import json
@@ -43,6 +44,7 @@ import queue
 import random
 import re
 import secrets
+import select
 import signal
 import socket
 import sys
@@ -58,17 +60,23 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Union
-from urllib.parse import quote, unquote
+from urllib.parse import parse_qs, quote, unquote
 
 import ml_dtypes
 import numpy as np
 import orjson
-from flask import Blueprint, Flask, Response, request
-from waitress import create_server
+from flask import Blueprint, Flask, Request, Response, request, signals
+from flask.sessions import SecureCookieSessionInterface
+from waitress import wasyncore
+from waitress.adjustments import Adjustments
 from waitress.channel import HTTPChannel
-from waitress.server import BaseWSGIServer
-from werkzeug.exceptions import ClientDisconnected, HTTPException
+from waitress.server import TcpWSGIServer
+from waitress.task import ThreadedTaskDispatcher
+from werkzeug.datastructures import EnvironHeaders
+from werkzeug.exceptions import ClientDisconnected, HTTPException, RequestEntityTooLarge
+from werkzeug.http import HTTP_STATUS_CODES
 from werkzeug.routing import BaseConverter
+from werkzeug.wsgi import get_current_url, get_input_stream
 
 __all__ = ["BadRequest", "Config", "ConfigError", "ModelServer", "NotFound", "Servable", "ServingError",
            "create_app", "create_blueprint", "hub_handler", "load_config", "main", "run"]
@@ -285,6 +293,8 @@ class ServerConfig:
                                           minimum=0.001, maximum=86400)
     receive_seconds: int | float = option(60, "how long a request may take to arrive; a second more for each 64 KB",
                                          minimum=0.1, maximum=86400)
+    send_seconds: int | float = option(60, "how long a client may take to read its answer; a second more for each 64 KB",
+                                      minimum=0.1, maximum=86400)
     load_wait_seconds: int | float = option(10, "how long a request waits for a model's first load, then 503", minimum=0, maximum=86400)
     drain_seconds: int | float = option(30, "how long running requests may take at a reload or at the end", minimum=0, maximum=86400)
     max_request_bytes: int = option(1 << 30, "size of a request's body as sent (start)", minimum=1)
@@ -577,6 +587,11 @@ def type_of(value: Any) -> str:
     return names.get(type(value), "Number")
 
 
+def is_plain_json(body: bytes) -> bool:
+    """Whether a body is an object in which nothing can be packed: no base64, under whatever spelling."""
+    return body[:1] == b"{" and b"b64" not in body and b"\\" not in body
+
+
 MAX_DIMENSIONS = 32  # TensorFlow 2.21 crashes the process on strings of 33 and more
 
 
@@ -833,7 +848,7 @@ class Trace:
 CURRENT = threading.local()
 
 
-class Call(typing.NamedTuple):
+class SignatureCall(typing.NamedTuple):
     """How a signature is called: the function, from arrays to arrays, and what is known of it."""
 
     run: Callable[..., list[np.ndarray]]
@@ -857,7 +872,7 @@ class Servable:
     def __init__(self, signatures: Mapping[str, Signature],
                  run: Callable[[str, dict[str, np.ndarray]], dict[str, np.ndarray]], *,
                  metadata: dict[str, Any] | None = None, device: str = "",
-                 close: Callable[[], None] = lambda: None, calls: Mapping[str, "Call"] = types.MappingProxyType({})):
+                 close: Callable[[], None] = lambda: None, calls: Mapping[str, "SignatureCall"] = types.MappingProxyType({})):
         self.signatures, self._run, self.callables = dict(signatures), run, calls
         self.call_seconds = max((call.seconds if call.bounded else float("inf") for call in calls.values()), default=float("inf"))
         self.metadata, self.device = metadata or {}, device
@@ -1031,7 +1046,7 @@ def load_replica(folder: Path, config: ModelConfig, device: str) -> Servable:
     """
     tf = tensorflow()
     owned = contextlib.ExitStack()  # what has to be closed
-    calls: dict[str, Call] = {}
+    calls: dict[str, SignatureCall] = {}
 
     def answer(name: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         if name not in calls:
@@ -1152,7 +1167,7 @@ def make_callable(session: Any, feeds: Sequence[str], fetches: Sequence[str]) ->
 
 
 def prepare_calls(session: Any, signatures: Mapping[str, Signature], device: str, config: ModelConfig,
-                  owned: contextlib.ExitStack) -> dict[str, Call]:
+                  owned: contextlib.ExitStack) -> dict[str, SignatureCall]:
     """How each signature is called that REST can carry; `owned` closes what that needs."""
     twins = part("serving_rooms.calls").find_twins(session.graph, signatures) if Auth is not AllPolicy else {}
     calls = {name: prepare_call(session, name, signature, config.name) for name, signature in signatures.items()
@@ -1164,14 +1179,14 @@ def prepare_calls(session: Any, signatures: Mapping[str, Signature], device: str
     return calls | {name: calls[other] for name, other in twins.items() if other in calls}
 
 
-def prepare_call(session: Any, name: str, signature: Signature, label: str) -> Call:
+def prepare_call(session: Any, name: str, signature: Signature, label: str) -> SignatureCall:
     """A signature as a call of its session, warmed up: TensorFlow plans a graph at its first call, and that time belongs to loading."""
     tf = tensorflow()
     feeds = [spec.tensor for spec in signature.inputs.values()]
     with session.graph.as_default():  # a tensor cannot be both fed and fetched
         fetches = [tf.identity(session.graph.get_tensor_by_name(spec.tensor)).name if spec.tensor in feeds else spec.tensor
                    for spec in signature.outputs.values()]
-    call = Call(make_callable(session, feeds, fetches), feeds, fetches)
+    call = SignatureCall(make_callable(session, feeds, fetches), feeds, fetches)
     strings = any(spec.dtype == "DT_STRING" for spec in signature.inputs.values())
     if strings and not all(spec.shape and spec.shape[0] is None for spec in signature.inputs.values()):
         return call
@@ -1770,6 +1785,18 @@ def encode_rows(signature: Signature, outputs: Mapping[str, np.ndarray]) -> Any:
 # ======================================================================================================
 
 
+@dataclass(frozen=True)
+class Caller:
+    """Who calls: a name for the log, and the ids and paths that the key is for, None for all of them."""
+
+    name: str = "-"
+    deployments: frozenset[str] | None = None
+
+    def may_see(self, *names: str) -> bool:
+        """Whether any of these deployments or handlers is for this caller."""
+        return self.deployments is None or not self.deployments.isdisjoint(names)
+
+
 class ModelServer:
     """A config and the models it names, served: what the URLs answer, without HTTP.
 
@@ -1886,16 +1913,18 @@ class ModelServer:
         """
         return part("serving_rooms.pictures").predict_image(self, image, deployment, routines, form)
 
-    def identify(self, headers: Any, reached: Iterable[str]) -> str:
-        """The name of the key in a request's headers, if it may call one of the deployments `reached`; counts the call.
+    def identify(self, headers: Any, reached: Iterable[str] | None) -> Caller:
+        """Who calls, by the key in a request's headers, if it is for one of the deployments `reached`; counts the call.
 
-        Raises ServingError: 401, 403, 429, or 503 when a call cannot be counted.
+        With None any key will do, and the call is not counted. Raises ServingError: 401, 403, 429, or 503 when a
+        call cannot be counted.
         """
         room = part("serving_rooms.keys")
-        found = self.prepared.keys.check(room.tokens_of(headers), set(reached))
+        wanted = None if reached is None else set(reached)
+        found = self.prepared.keys.check(room.tokens_of(headers), wanted)
         if isinstance(found, room.Refusal):
             raise ServingError(found.text, status=found.status, headers=found.headers)
-        return found.name
+        return Caller(found.name, None if found.deployments is None else frozenset(found.deployments))
 
     def status(self, model: str, version: int | None = None, label: str | None = None) -> dict[str, Any]:
         """The states of a model's versions, highest first, or of one; raises NotFound for those never seen."""
@@ -1966,171 +1995,304 @@ def as_server(source: Source) -> ModelServer:
 
 # ======================================================================================================
 # HTTP
-# In: requests, under any prefix, in any Flask site. Out: JSON. Views are flat: request in, one call, response out.
+# In: a WSGI environ, under any prefix, in any Flask site. Out: a Reply.
+# Views are flat: call in, one question to the server, reply out.
 # ======================================================================================================
 
 
-def reply(value: Any, status: int = 200) -> Response:
-    return Response(encode_json(value), status, content_type="application/json")
+@dataclass(frozen=True)
+class Reply:
+    """An answer as bytes; Content-Length is written with it."""
+
+    body: bytes = b""
+    status: int = 200
+    content_type: str = "application/json"
+    headers: tuple[tuple[str, str], ...] = ()
+
+    def with_headers(self, *headers: tuple[str, str]) -> "Reply":
+        return dataclasses.replace(self, headers=self.headers + headers)
+
+    def head(self) -> list[tuple[str, str]]:
+        """The headers as they are sent; a status that has no body has no length."""
+        headers = [("Content-Type", self.content_type), *self.headers]
+        if self.status != HTTPStatus.NO_CONTENT:
+            headers.append(("Content-Length", str(len(self.body))))
+        return headers
 
 
-def to_response(error: Exception, request_id: str, shape: str) -> Response:
-    """Answer an error, in the `shape` of its URL: the one place that turns errors into HTTP; what is unexpected stays in the log."""
+def reply(value: Any, status: int = 200) -> Reply:
+    """A value as JSON."""
+    return Reply(encode_json(value), status)
+
+
+class Call:
+    """A request, as views and readers see it.
+
+    `path` is below `prefix`, where the server is mounted, and as the client wrote it; `prefix` itself is below
+    the environ's SCRIPT_NAME, decoded. `site` is the host's request object, for its own check of who calls.
+    `most_bytes` is the host's limit of a body.
+    """
+
+    def __init__(self, environ: dict[str, Any], path: str, prefix: str = "", site: Any = None,
+                 most_bytes: int | None = None):
+        self.environ, self.path, self.prefix = environ, path, prefix
+        self.site, self.most_bytes = site, most_bytes
+        self.method = environ["REQUEST_METHOD"].upper()
+        self.request_id = request_id_of(environ.get("HTTP_X_REQUEST_ID"))
+        self.caller = Caller()
+        channel = getattr(environ.get("waitress.client_disconnected"), "__self__", None)
+        has_left = channel.check_client_disconnected if channel else lambda: False
+        self.trace = Trace(getattr(channel, "queued", None), has_left)
+
+    def header(self, name: str) -> str:
+        """A header's value; empty where there is none."""
+        return self.environ.get("HTTP_" + name.upper().replace("-", "_"), "")
+
+    @functools.cached_property
+    def headers(self) -> EnvironHeaders:
+        return EnvironHeaders(self.environ)
+
+    @property
+    def mimetype(self) -> str:
+        """The content type, in small letters, without its parameters."""
+        return self.environ.get("CONTENT_TYPE", "").partition(";")[0].strip().lower()
+
+    @functools.cached_property
+    def arguments(self) -> dict[str, list[str]]:
+        """The URL's `?name=value`, all values of each name. Raises BadRequest for very many."""
+        query = self.environ.get("QUERY_STRING", "").encode("latin-1")
+        text = query.decode("utf-8", "surrogateescape")
+        try:
+            return parse_qs(text, keep_blank_values=True, errors="surrogateescape", max_num_fields=1000)
+        except ValueError:
+            raise BadRequest("The URL has more than 1000 arguments") from None
+
+    def argument(self, name: str, default: str = "") -> str:
+        return self.arguments.get(name, [default])[0]
+
+    @property
+    def url(self) -> str:
+        """The address at which the server is mounted, as this client reaches it; without a slash at the end."""
+        return get_current_url(self.environ, root_only=True).rstrip("/") + quote(self.prefix)
+
+    @property
+    def mount(self) -> str:
+        """The path of that address."""
+        return quote(self.environ.get("SCRIPT_NAME", "").rstrip("/") + self.prefix)
+
+    def stream(self, limit: int) -> Any:
+        """The body as a file of at most `limit` bytes; ServingError 413 where it is announced to be longer."""
+        limit = limit if self.most_bytes is None else min(limit, self.most_bytes)
+        length = self.environ.get("CONTENT_LENGTH") or "0"
+        if length.isdigit() and int(length) > limit:
+            raise ServingError(f"Request body of {length} bytes is over the limit of {limit}", status=413)
+        return get_input_stream(self.environ, max_content_length=limit)
+
+    def read(self, limit: int) -> bytes:
+        """The body's bytes, whatever its content type says."""
+        stream = self.stream(limit)
+        try:
+            data = stream.read()
+        except RequestEntityTooLarge:
+            raise ServingError(f"Request body is over the limit of {limit} bytes", status=413) from None
+        except (HTTPException, ServingError, MemoryError):
+            raise
+        except Exception as error:  # each WSGI server has its own for a body that breaks off or is no chunked one
+            raise BadRequest(f"Request body cannot be read: {type(error).__name__}") from error
+        announced = self.environ.get("CONTENT_LENGTH") or "0"
+        if announced.isdigit() and len(data) < int(announced):
+            raise ClientDisconnected
+        return data
+
+
+def to_reply(error: Exception, call: Call, shape: str) -> Reply:
+    """Answer an error, in the `shape` of its URL: the one place that turns errors into HTTP.
+
+    What is unexpected stays in the log.
+    """
     headers: Mapping[str, str] = {}
     if isinstance(error, ServingError):
-        text, status, headers = error.message.encode("utf-8", "replace").decode(), int(error.status), error.headers  # may quote no text
+        text = error.message.encode("utf-8", "replace").decode()  # it may quote what is no text
+        status, headers = int(error.status), error.headers
         if status == HTTPStatus.SERVICE_UNAVAILABLE:
             headers = {"Retry-After": "1", **headers}
     elif isinstance(error, HTTPException):
         if error.response is not None:  # what a host site's own check answers
-            return error.get_response()  # type: ignore[return-value]
+            return from_response(error.get_response())
         text, status = error.description or error.name, error.code or 500
     else:
-        logger.error("%s: %s %s failed", request_id, request.method, request.path, exc_info=error)
-        text, status = f"Internal server error: the server's log has the reason, at request {request_id}", 500
-    known = HTTPStatus(min(status, 500)).phrase.title().replace(" ", "") if status in HTTPStatus._value2member_map_ else "Error"
-    bodies = {"bare": {"error": text}, "full": {"error": text, "status": known, "code": status, "request_id": request_id},
-              "hub": {"statusCode": status, "body": {"error": text, "request_id": request_id}}}
-    response = reply(bodies[shape], status) if status != HTTPStatus.NO_CONTENT else Response(status=status)
-    response.headers.extend(headers)
-    return response
+        logger.error("%s: %s %s failed", call.request_id, call.method, call.path, exc_info=error)
+        text = f"Internal server error: the server's log has the reason, at request {call.request_id}"
+        status = 500
+    if status == HTTPStatus.NO_CONTENT:
+        return Reply(status=status)
+    return reply(spell_error(text, status, call.request_id, shape), status).with_headers(*headers.items())
 
 
-def current_environ() -> dict[str, Any]:
-    """The WSGI environ of the request; each use of Flask's `request.environ` costs two microseconds."""
-    return request._get_current_object().environ  # type: ignore[attr-defined]
+def spell_error(text: str, status: int, request_id: str, shape: str) -> dict[str, Any]:
+    """An error's body: `bare` as TensorFlow Serving's, `full` as Datature's, `hub` in CellStrat's envelope."""
+    if shape == "hub":
+        return {"statusCode": status, "body": {"error": text, "request_id": request_id}}
+    if shape == "bare":
+        return {"error": text}
+    known = HTTPStatus(min(status, 500)) if status in HTTPStatus._value2member_map_ else None
+    name = known.phrase.title().replace(" ", "") if known else "Error"
+    return {"error": text, "status": name, "code": status, "request_id": request_id}
 
 
-def read_body(server: ModelServer, limit: int | None = None) -> bytes:
+def from_response(response: Any) -> Reply:
+    """A response of Werkzeug's as a reply."""
+    headers = [(k, v) for k, v in response.headers.items() if k not in ("Content-Type", "Content-Length")]
+    return Reply(response.get_data(), response.status_code, response.content_type or "", tuple(headers))
+
+
+def read_body(server: ModelServer, call: Call, limit: int | None = None) -> bytes:
     """The request's body whatever its content type says, unpacked if it is gzip; 413 beyond `limit` bytes."""
-    limits, environ = server.config.server, current_environ()
-    limit = limit or limits.max_request_bytes
-    try:
-        data = read_stream(environ, limit) or request.get_data(cache=False)
-    except (HTTPException, ServingError):
-        raise
-    except Exception as error:  # each WSGI server has its own for a body that breaks off or is no chunked one
-        raise BadRequest(f"Request body cannot be read: {type(error).__name__}") from error
-    if len(data) > limit:
-        raise ServingError(f"Request body is over the limit of {limit} bytes", status=413)
-    if "gzip" not in environ.get("HTTP_CONTENT_ENCODING", "").lower():
+    limits = server.config.server
+    data = call.read(limit or limits.max_request_bytes)
+    if "gzip" not in call.header("Content-Encoding").lower():
         return data
     try:
         data = gzip.GzipFile(fileobj=io.BytesIO(data)).read(limits.max_unpacked_bytes + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise BadRequest(f"Request body is not the gzip that Content-Encoding announces: {error}") from None
     if len(data) > limits.max_unpacked_bytes:
-        raise ServingError(f"Request body unpacks to more than the limit of {limits.max_unpacked_bytes} bytes", status=413)
+        text = f"Request body unpacks to more than the limit of {limits.max_unpacked_bytes} bytes"
+        raise ServingError(text, status=413)
     return data
-
-
-def read_stream(environ: Mapping[str, Any], limit: int) -> bytes:
-    """A body of known length, straight from the WSGI server; empty where Flask must say what became of it."""
-    length = environ.get("CONTENT_LENGTH") or "0"
-    if not length.isdigit() or int(length) > limit or length == "0":
-        limit_body(limit)
-        return b""
-    data = environ["wsgi.input"].read(int(length))
-    if data and len(data) < int(length):
-        raise ClientDisconnected
-    return data
-
-
-def limit_body(limit: int) -> None:
-    """Let Flask read no more than `limit` bytes of the request's body; 413 when it announces more."""
-    if (request.content_length or 0) > limit:
-        raise ServingError(f"Request body of {request.content_length} bytes is over the limit of {limit}", status=413)
-    request.max_content_length = limit + 1  # for bodies that come in chunks, which Werkzeug cuts there and says nothing
 
 
 PLAIN_BYTES = 2000  # of a JSON body; one that is larger is worth a look for arrays in it
 
 
-def view_infer(server: ModelServer, model: str, verb: str, version: int | None = None, label: str | None = None) -> Response:
-    body, environ = read_body(server), current_environ()
+def view_infer(server: ModelServer, call: Call, model: str, verb: str, version: int | None = None,
+               label: str | None = None) -> Reply:
+    body = read_body(server, call)
     if verb != "predict":
         return reply(getattr(server, verb)(model, parse_json(body), version, label))
-    wanted = environ.get("QUERY_STRING") and [name for value in request.args.getlist("outputs") for name in value.split(",")]
-    infer = functools.partial(server.predict, model, version=version, label=label, outputs=wanted or ())
-    plain = len(body) < PLAIN_BYTES and body[:1] == b"{" and "HTTP_X_TENSOR_SHAPE" not in environ
-    if Auth is AllPolicy or plain and not environ.get("HTTP_ACCEPT", "").startswith("application/"):
+    wanted: list[str] = []
+    if call.environ.get("QUERY_STRING"):
+        wanted = [name for value in call.arguments.get("outputs", ()) for name in value.split(",")]
+    infer = functools.partial(server.predict, model, version=version, label=label, outputs=wanted)
+    if Auth is AllPolicy or is_plain_predict(call, body):
         return reply(infer(parse_json(body)))
-    return part("serving_rooms.binary").answer_predict(body, environ, infer)
+    return part("serving_rooms.binary").answer_predict(call, body, infer)
 
 
-def view_part(name: str) -> Callable[..., Response]:
+def is_plain_predict(call: Call, body: bytes) -> bool:
+    """Whether a predict request is small JSON that wants JSON."""
+    return (len(body) < PLAIN_BYTES and body[:1] == b"{" and "HTTP_X_TENSOR_SHAPE" not in call.environ
+            and not call.environ.get("HTTP_ACCEPT", "").startswith("application/"))
+
+
+def view_part(name: str) -> Callable[..., Reply]:
     """A view of serving_rooms/, such as `pictures.view_classes`, imported when it is asked for the first time."""
     room, _, function = name.rpartition(".")
 
-    def view(server: ModelServer, **arguments: Any) -> Response:
-        return getattr(part(f"serving_rooms.{room}"), function)(server, **arguments)
+    def view(server: ModelServer, call: Call, **arguments: Any) -> Reply:
+        return getattr(part(f"serving_rooms.{room}"), function)(server, call, **arguments)
     view.__name__ = function
     return view
 
 
-def view_status(server: ModelServer, model: str, version: int | None = None, label: str | None = None) -> Response:
+def view_status(server: ModelServer, call: Call, model: str, version: int | None = None,
+                label: str | None = None) -> Reply:
     return reply(server.status(model, version, label))
 
 
-def view_metadata(server: ModelServer, model: str, version: int | None = None, label: str | None = None) -> Response:
+def view_metadata(server: ModelServer, call: Call, model: str, version: int | None = None,
+                  label: str | None = None) -> Reply:
     return reply(server.metadata(model, version, label))
 
 
-def view_models(server: ModelServer) -> Response:
-    return reply({"models": server.models()})
+def view_models(server: ModelServer, call: Call) -> Reply:
+    models = [model for model in server.models() if may_see_model(server, call, model["name"])]
+    return reply({"models": models})
 
 
-def view_nameless(server: ModelServer, **_: Any) -> Response:
+def view_nameless(server: ModelServer, call: Call, **_: Any) -> Reply:
     raise BadRequest("Missing model name in request.")
 
 
-def view_config(server: ModelServer) -> Response:
-    return reply(server.start().config_status())
+def view_config(server: ModelServer, call: Call) -> Reply:
+    states = server.start().config_status()
+    return reply({name: found for name, found in states.items() if may_see_model(server, call, name)})
 
 
-def view_reload(server: ModelServer) -> Response:
+def view_reload(server: ModelServer, call: Call) -> Reply:
     status, body = server.reload()
     return reply(body, status)
 
 
-def view_live(server: ModelServer) -> Response:
+def view_live(server: ModelServer, call: Call) -> Reply:
     return reply({"status": "live"})
 
 
-def view_ready(server: ModelServer) -> Response:
+def view_ready(server: ModelServer, call: Call) -> Reply:
     if waiting := server.readiness():
-        raise ServingError(f"Not ready: no version is available of {', '.join(waiting)}", "UNAVAILABLE")
+        text = f"Not ready: no version is available of {', '.join(waiting)}"
+        raise ServingError(text, "UNAVAILABLE")
     return reply({"status": "ready"})
+
+
+def may_see_model(server: ModelServer, call: Call, model: str) -> bool:
+    """Whether a caller may know of a model: one of the deployments that its key is for serves it."""
+    return call.caller.may_see(*deployments_of(server, model))
+
+
+def deployments_of(server: ModelServer, model: str) -> list[str]:
+    return [deployment.id for deployment in server.config.deployments if deployment.model == model]
+
+
+@dataclass(frozen=True)
+class Route:
+    """A row of the URL table.
+
+    `guard` says who may call: anybody (`open`); who has a key where the config protects `all` (`shared`); or only
+    who has one (`key`). What `lists` shows to any key what that key is for. `line` says in which line requests wait
+    for a thread: for `health` and `state`, which never wait themselves, one is kept; by default it is that of the
+    model or handler that is reached.
+    """
+
+    methods: tuple[str, ...]
+    pattern: re.Pattern
+    view: Callable[..., Reply]
+    guard: str
+    lists: bool = False
+    line: str = ""
+
+
+def route(methods: str, pattern: str, view: Callable[..., Reply], guard: str, **options: Any) -> Route:
+    """A row; its URL is matched whole, undecoded and in any case, as TensorFlow Serving's grammar has it."""
+    return Route(tuple(methods.split()), re.compile(pattern, re.IGNORECASE), view, guard, **options)
 
 
 WHICH = r"(?:/versions/(?P<version>[0-9]+)|/labels/(?P<label>[^/:]+))?"
 MODEL = r"(?:/v1/models/(?P<model>[^/:]+)|/model-serving/(?P<alias>[^/:]+))" + WHICH
 DEPLOYMENT = r"(?:/(?P<deployment>[^/:]+))?"
+OF_DEPLOYMENT = "/(?P<deployment>[^/:]+)"
 
-# Methods, URL (matched whole, undecoded, in any case: TensorFlow Serving's grammar), view, who may call: anybody (`open`),
-# who has a key where the config protects `all` (`shared`), or only who has one (`key`). The first match answers.
-ROUTES: tuple[tuple[str, re.Pattern, Callable[..., Response], str], ...] = tuple(
-    (methods, re.compile(pattern, re.IGNORECASE), view, guard) for methods, pattern, view, guard in (
-        ("POST", MODEL + ":(?P<verb>(?-i:predict|classify|regress))", view_infer, "shared"),
-        ("GET", MODEL + "/(?-i:metadata)", view_metadata, "shared"),
-        ("GET", MODEL + "(?:/metadata)?", view_status, "shared"),
-        ("GET", "/v1/models", view_models, "shared"),
-        ("GET", "/v1/models" + WHICH + "(?:/metadata)?", view_nameless, "shared"),
-        ("GET", "/v1/config", view_config, "shared"),
-        ("POST", "/v1/config/reload", view_reload, "shared"),
-        ("GET HEAD", "/livez|/v2/health/live", view_live, "open"),
-        ("GET HEAD", "/readyz|/v2/health/ready", view_ready, "open"),
-        ("POST", DEPLOYMENT + "/predict", view_part("pictures.view_predict_image"), "key"),
-        ("GET", DEPLOYMENT + "/classes", view_part("pictures.view_classes"), "key"),
-        ("GET", "/deployments", view_part("pages.view_deployments"), "key"),
-        ("GET", "/(?P<deployment>[^/:]+)/samples/(?P<name>[^/:]+)", view_part("pages.view_sample"), "key"),
-        ("GET", "/(?P<deployment>[^/:]+)/client/(?P<language>[^/:]+)", view_part("pages.view_client"), "key"),
-        ("GET", "/metrics|/monitoring/prometheus/metrics", view_part("pages.view_metrics"), "shared"),
-        ("GET", "/stats", view_part("pages.view_stats"), "shared"),
-        ("GET", "/openapi.json", view_part("pages.view_openapi"), "shared"),
-        ("GET HEAD", "/console(?:/(?P<name>[^/:]*))?", view_part("pages.view_console"), "open"),
-        ("GET", "/(?P<deployment>[^/:]+)/active_learning/(?P<group>[^/:]+)", view_part("pictures.view_active_learning"), "key"),
-    ))
+ROUTES: tuple[Route, ...] = (  # the first match answers
+    route("POST", MODEL + ":(?P<verb>(?-i:predict|classify|regress))", view_infer, "shared"),
+    route("GET", MODEL + "/(?-i:metadata)", view_metadata, "shared"),
+    route("GET", MODEL + "(?:/metadata)?", view_status, "shared", line="state"),
+    route("GET", "/v1/models", view_models, "shared", lists=True, line="state"),
+    route("GET", "/v1/models" + WHICH + "(?:/metadata)?", view_nameless, "shared", lists=True, line="state"),
+    route("GET", "/v1/config", view_config, "shared", lists=True, line="state"),
+    route("POST", "/v1/config/reload", view_reload, "shared"),
+    route("GET HEAD", "/livez|/v2/health/live", view_live, "open", line="health"),
+    route("GET HEAD", "/readyz|/v2/health/ready", view_ready, "open", line="health"),
+    route("POST", DEPLOYMENT + "/predict", view_part("pictures.view_predict_image"), "key"),
+    route("GET", DEPLOYMENT + "/classes", view_part("pictures.view_classes"), "key"),
+    route("GET", "/deployments", view_part("pages.view_deployments"), "key", lists=True),
+    route("GET", OF_DEPLOYMENT + "/samples/(?P<name>[^/:]+)", view_part("pages.view_sample"), "key"),
+    route("GET", OF_DEPLOYMENT + "/client/(?P<language>[^/:]+)", view_part("pages.view_client"), "key"),
+    route("GET", "/metrics|/monitoring/prometheus/metrics", view_part("pages.view_metrics"), "shared", line="health"),
+    route("GET", "/stats", view_part("pages.view_stats"), "shared", lists=True, line="health"),
+    route("GET", "/openapi.json", view_part("pages.view_openapi"), "shared", lists=True),
+    route("GET HEAD", "/console(?:/(?P<name>[^/:]*))?", view_part("pages.view_console"), "open", line="health"),
+    route("GET", OF_DEPLOYMENT + "/active_learning/(?P<group>[^/:]+)", view_part("pictures.view_active_learning"), "key"),
+)
 # Where Flask hands requests to the table above; the rest of a site's URLs stays the site's.
 RULES: tuple[tuple[str, dict[str, str]], ...] = (
     ("/v1/<serving_rest:rest>", {"root": "v1"}), ("/V1/<serving_rest:rest>", {"root": "V1"}),
@@ -2139,7 +2301,8 @@ RULES: tuple[tuple[str, dict[str, str]], ...] = (
     ("/<any(console):root>/", {"rest": ""}), ("/<any(console):root>/<rest>", {}),
     ("/v2/health/<any(live, ready):rest>", {"root": "v2/health"}),
     ("/monitoring/prometheus/<any(metrics):rest>", {"root": "monitoring/prometheus"}),
-    ("/<root>/<any(predict, classes):rest>", {}), ("/<root>/<any(active_learning, samples, client):rest>/<group>", {}))
+    ("/<root>/<any(predict, classes):rest>", {}),
+    ("/<root>/<any(active_learning, samples, client):rest>/<group>", {}))
 METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS")
 
 
@@ -2155,11 +2318,11 @@ def raw_path(environ: Mapping[str, Any], decoded: str) -> str:
 
     WSGI decodes PATH_INFO; waitress keeps the original in REQUEST_URI, gunicorn in RAW_URI.
     """
-    written = (environ.get("REQUEST_URI") or environ.get("RAW_URI") or "").partition("?")[0]
+    written = path_of(environ.get("REQUEST_URI") or environ.get("RAW_URI") or "")
     if written == decoded:
         return decoded
-    written = re.sub(r"^\w+://[^/]*", "", written)
-    whole = (environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")).encode("latin-1").decode("utf-8", "replace")
+    above = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
+    whole = above.encode("latin-1").decode("utf-8", "replace")
     mount = whole[:len(whole) - len(decoded)]
     if mount.endswith("/"):  # a doubled slash, which Flask forgives and TensorFlow Serving does not
         return whole
@@ -2169,75 +2332,95 @@ def raw_path(environ: Mapping[str, Any], decoded: str) -> str:
     return quote(decoded, safe="/:@!$&'()*+,;=~")
 
 
-class Found(typing.NamedTuple):
-    """What a URL selects: a view, who may call it (see ROUTES), its arguments, and the `shape` of its errors."""
+def path_of(uri: str) -> str:
+    """The path of a request's target, undecoded, whether that is a path or a whole URL."""
+    return re.sub(r"^\w+://[^/]*", "", uri.partition("?")[0])
 
-    view: Callable[..., Response]
-    guard: str
+
+class Found(typing.NamedTuple):
+    """What a URL selects: a row of the table, its view's arguments, and the `shape` of its errors."""
+
+    route: Route
     arguments: dict[str, Any]
-    route: str  # its name in metrics
+    name: str  # in metrics
     shape: str  # bare: TensorFlow Serving's; full: Datature's as well; hub: CellStrat's envelope
 
 
 @functools.lru_cache(512)  # of short requests
 def match_route(method: str, path: str) -> Found | None:
     """The first of ROUTES that fits; raises BadRequest for a version that is no number of 64 bits."""
-    for methods, pattern, view, guard in ROUTES:
-        if (match := pattern.fullmatch(path)) and method in methods.split():
-            arguments: dict[str, Any] = {name: unquote(text, errors="surrogateescape") for name, text in match.groupdict().items() if text}
-            if "version" in arguments:
-                digits = arguments["version"].lstrip("0") or "0"
-                if len(digits) > 19 or int(digits) >= 2**63:
-                    raise BadRequest(f"Failed to convert version: {digits[:40]} to numeric.")
-                arguments["version"] = int(digits)
-            route = arguments.get("verb") or view.__name__.removeprefix("view_")
-            return Found(view, guard, arguments, route, "full" if guard == "key" else "bare")
+    for route in ROUTES:
+        match = route.pattern.fullmatch(path) if method in route.methods else None
+        if match is None:
+            continue
+        arguments: dict[str, Any] = {
+            name: unquote(text, errors="surrogateescape") for name, text in match.groupdict().items() if text}
+        if "version" in arguments:
+            arguments["version"] = read_version(arguments["version"])
+        name = arguments.get("verb") or route.view.__name__.removeprefix("view_")
+        return Found(route, arguments, name, "full" if route.guard == "key" else "bare")
     return None
+
+
+def read_version(digits: str) -> int:
+    digits = digits.lstrip("0") or "0"
+    if len(digits) > 19 or int(digits) >= 2**63:
+        raise BadRequest(f"Failed to convert version: {digits[:40]} to numeric.")
+    return int(digits)
+
+
+def find_known(server: ModelServer, method: str, path: str) -> Found | None:
+    """What a method and an undecoded path select, a handler among it; None for no match. Raises BadRequest."""
+    known = (match_route if len(method + path) < 200 else match_route.__wrapped__)(method, path)
+    if known is not None:
+        if "alias" in known.arguments:
+            return known._replace(arguments=use_deployment(server, **known.arguments))
+        return known
+    endpoint = server.prepared.endpoints.get(unquote(path))
+    if endpoint is None:
+        return None
+    view = part("serving_rooms.endpoints").view_endpoint
+    route = Route((method,), re.compile(""), view, "key")
+    return Found(route, {"endpoint": endpoint}, endpoint.path, endpoint.envelope or "full")
 
 
 def find_view(server: ModelServer, method: str, path: str) -> Found:
     """What a method and an undecoded path select; raises BadRequest for no match."""
-    known = (match_route if len(method + path) < 200 else match_route.__wrapped__)(method, path)
-    if known is not None:
-        return known if "alias" not in known.arguments else known._replace(arguments=use_deployment(server, **known.arguments))
-    endpoint = server.prepared.endpoints.get(unquote(path))
-    if endpoint is not None:
-        view = part("serving_rooms.endpoints").view_endpoint
-        return Found(view, "key", {"endpoint": endpoint, "method": method}, endpoint.path, endpoint.envelope or "full")
-    if allowed := [methods for methods, pattern, _, guard in ROUTES if guard == "key" and pattern.fullmatch(path)]:
+    if (known := find_known(server, method, path)) is not None:
+        return known
+    others = [route for route in ROUTES if route.guard == "key" and route.pattern.fullmatch(path)]
+    if others:
+        allow = {"Allow": ", ".join(method for route in others for method in route.methods)}
         text = f"Method {method} is not allowed here: {path[:200]}"
-        raise ServingError(text, "INVALID_ARGUMENT", HTTPStatus.METHOD_NOT_ALLOWED, {"Allow": ", ".join(allowed)})
+        raise ServingError(text, "INVALID_ARGUMENT", HTTPStatus.METHOD_NOT_ALLOWED, allow)
     raise BadRequest(f"Malformed request: {method} {path}")
 
 
 def use_deployment(server: ModelServer, alias: str, **others: Any) -> dict[str, Any]:
-    """A view's arguments, a deployment's model and version for its id in a /model-serving URL; an id that is none names a model itself."""
+    """A view's arguments, a deployment's model and version for its id in a /model-serving URL.
+
+    An id that is none names a model itself.
+    """
     deployment = next((d for d in server.config.deployments if d.id == alias), None)
-    chosen = {"version", "label"} & others.keys()
-    own = {"version": deployment.version, "label": deployment.version_label} if deployment and not chosen else {}
-    model = deployment.model if deployment else alias
-    return others | {name: value for name, value in own.items() if value is not None} | {"model": model}
+    if deployment is None:
+        return others | {"model": alias}
+    own = {"version": deployment.version, "label": deployment.version_label}
+    if {"version", "label"} & others.keys():
+        own = {}
+    return others | {name: value for name, value in own.items() if value is not None} | {"model": deployment.model}
 
 
-def authorize(door: "Door", found: Found) -> str:
-    """The name of who calls, `-` where nobody is asked; raises ServingError for those who may not."""
-    server, arguments = door.server, found.arguments
-    if found.guard == "open" or found.guard == "shared" and getattr(server.config.auth, "protect", "") != "all":
-        return "-"
-    if door.check is not None:
-        who = door.check(request)
-        if not who:
-            raise ServingError("This site does not let you in", "UNAUTHENTICATED", headers={"WWW-Authenticate": "Bearer"})
-        return who if isinstance(who, str) else "site"
+def reached_by(server: ModelServer, found: Found) -> str:
+    """The model or handler that a URL reaches, under whichever name; else the name of its view."""
+    arguments = found.arguments
     if "model" in arguments:
-        reached = [deployment.id for deployment in server.config.deployments if deployment.model == arguments["model"]]
-    elif "endpoint" in arguments:
-        reached = [arguments["endpoint"].path]
-    elif "deployment" in arguments:
-        reached = [arguments["deployment"]]
-    else:
-        reached = server.config.default_deployment if found.guard == "key" else []
-    return server.identify(request.headers, reached)
+        return arguments["model"]
+    if "endpoint" in arguments:
+        return arguments["endpoint"].path
+    if found.route.guard == "key" and not found.route.lists:
+        wanted = arguments.get("deployment") or next(iter(server.config.default_deployment), "")
+        return next((d.model for d in server.config.deployments if d.id == wanted), found.name)
+    return found.name
 
 
 @dataclass(frozen=True)
@@ -2248,6 +2431,46 @@ class Door:
     check: Callable[[Any], Any] | None = None
 
 
+def authorize(door: Door, call: Call, found: Found) -> Caller:
+    """Who calls; raises ServingError for those who may not."""
+    server, guard = door.server, found.route.guard
+    if guard == "open" or guard == "shared" and getattr(server.config.auth, "protect", "") != "all":
+        return Caller()
+    if door.check is not None:
+        return ask_site(door.check, call)
+    return server.identify(call.headers, None if found.route.lists else list_reached(server, found))
+
+
+def ask_site(check: Callable[[Any], Any], call: Call) -> Caller:
+    """Who calls, as the host site's check has it: True, or a name, lets in; False and None do not."""
+    found = check(call.site)
+    if found is True:
+        return Caller("site")
+    if found is None or found is False or found == "" and isinstance(found, str):
+        headers = {"WWW-Authenticate": "Bearer"}
+        raise ServingError("This site does not let you in", "UNAUTHENTICATED", headers=headers)
+    if isinstance(found, str) and found.isprintable():
+        return Caller(found[:100])
+    if inspect.iscoroutine(found):
+        found.close()  # else Python complains that nobody awaited it
+    text = (f"authorize= has returned {type(found).__name__}: it must return True or a printable name to let the "
+            "request in, False or None to answer 401 (it may also flask.abort)")
+    logger.error("%s", text)
+    raise ServingError(text)
+
+
+def list_reached(server: ModelServer, found: Found) -> list[str]:
+    """The deployments, or the handler, that a key must be for."""
+    arguments = found.arguments
+    if "model" in arguments:
+        return deployments_of(server, arguments["model"])
+    if "endpoint" in arguments:
+        return [arguments["endpoint"].path]
+    if "deployment" in arguments:
+        return [arguments["deployment"]]
+    return server.config.default_deployment if found.route.guard == "key" else []
+
+
 REQUEST_ID = re.compile(r"[\w.:-]{1,100}", re.ASCII)
 
 
@@ -2256,52 +2479,131 @@ def request_id_of(given: str | None) -> str:
     return given if given and REQUEST_ID.fullmatch(given) else f"{random.getrandbits(64):016x}"
 
 
-def respond(door: Door, root: str = "", rest: str | None = None, group: str | None = None) -> Response:
-    """Answer a request: its view's response, or its error's; with a request id, CORS headers where the config has them, and a log line."""
-    server, who, shape, route = door.server, "-", "bare", ""
-    environ = current_environ()
-    method, origins = environ["REQUEST_METHOD"].upper(), server.config.server.cors_origins
-    channel = getattr(environ.get("waitress.client_disconnected"), "__self__", None)
-    trace = CURRENT.trace = Trace(getattr(channel, "queued", None), channel.check_client_disconnected if channel else lambda: False)
+def answer_call(door: Door, call: Call, found: Found | None = None) -> Reply:
+    """Answer a call: its view's reply, or its error's; with a request id, CORS headers, and a log line."""
+    server, trace, shape, route = door.server, call.trace, "bare", ""
     metrics = server.metrics.begin() if server.metrics else None
-    request_id = request_id_of(environ.get("HTTP_X_REQUEST_ID"))
-    path = raw_path(environ, "/" + "/".join([name for name in (root, rest, group) if name is not None]))
+    CURRENT.trace = trace
     try:
-        trace.limit(server.config.server.timeout_seconds, environ.get("HTTP_X_REQUEST_TIMEOUT"))
-        if method == "OPTIONS":
-            response = preflight(server)
+        trace.limit(server.config.server.timeout_seconds, call.environ.get("HTTP_X_REQUEST_TIMEOUT"))
+        if call.method == "OPTIONS":
+            replied = preflight(server, call)
         else:
-            found = find_view(server, method, path)
-            shape, route = found.shape, found.route
-            environ["serving.caller"] = request_id, (who := authorize(door, found))
-            response = found.view(server, **found.arguments)
+            found = found or find_view(server, call.method, call.path)
+            shape, route = found.shape, found.name
+            call.caller = authorize(door, call, found)
+            replied = found.route.view(server, call, **found.arguments)
     except Exception as error:
-        response = to_response(error, request_id, shape)
+        replied = to_reply(error, call, shape)
     CURRENT.trace = None
-    if "gzip" in environ.get("HTTP_ACCEPT_ENCODING", "") and Auth is not AllPolicy:
-        part("serving_rooms.binary").compress(response, server.config.server.gzip_min_bytes)
-    response.headers["X-Request-Id"] = request_id
-    if origins:
-        response.vary.add("Origin")
-        if (origin := environ.get("HTTP_ORIGIN")) and (origin in origins or "*" in origins):
-            response.headers["Access-Control-Allow-Origin"] = origin
-    ms = round(1e3 * (time.perf_counter() - trace.start), 2)
-    call = {"request_id": request_id, "key": who, "method": method, "path": path, "route": route or "none", "model": trace.model,
-            "version": trace.version, "status": response.status_code, "ms": ms, "rows": trace.rows, "batch": trace.batch}
+    replied = dress(server, call, replied)
+    line = {"request_id": call.request_id, "key": call.caller.name, "method": call.method, "path": call.path,
+            "route": route or "none", "model": trace.model, "version": trace.version,
+            "status": replied.status, "ms": round(1e3 * (time.perf_counter() - trace.start), 2),
+            "rows": trace.rows, "batch": trace.batch}
     if metrics:
-        metrics.end(trace, call, response)
-    logger.info("%(request_id)s %(key)s %(method)s %(path)s %(status)d %(ms)s ms model=%(model)s version=%(version)s rows=%(rows)d "
-                "batch=%(batch)d", call)
-    return response
+        metrics.end(trace, line, replied)
+    logger.info(REQUEST_LINE, line)
+    return replied
 
 
-def preflight(server: ModelServer) -> Response:
+REQUEST_LINE = ("%(request_id)s %(key)s %(method)s %(path)s %(status)d %(ms)s ms model=%(model)s "
+                "version=%(version)s rows=%(rows)d batch=%(batch)d")
+
+
+def dress(server: ModelServer, call: Call, replied: Reply) -> Reply:
+    """A reply as it goes out: compressed where the client takes that, with its id and its CORS headers."""
+    vary: list[str] = []
+    if len(replied.body) >= server.config.server.gzip_min_bytes and Auth is not AllPolicy:
+        replied = part("serving_rooms.binary").compress(call, replied, vary)
+    headers = [("X-Request-Id", call.request_id)]
+    if origins := server.config.server.cors_origins:
+        vary.append("Origin")
+        origin = call.header("Origin")
+        if origin and (origin in origins or "*" in origins):
+            headers.append(("Access-Control-Allow-Origin", origin))
+    if vary:
+        headers.append(("Vary", ", ".join(vary)))
+    return replied.with_headers(*headers)
+
+
+def preflight(server: ModelServer, call: Call) -> Reply:
     """Answer OPTIONS, which browsers send without a key; TensorFlow Serving wants an Origin."""
-    if not re.search("https?://", request.headers.get("Origin", "")):
+    if not re.search("https?://", call.header("Origin")):
         raise BadRequest("OPTIONS needs an Origin header with http:// or https://")
-    headers = {"Access-Control-Allow-Methods": "GET, POST, OPTIONS", "Access-Control-Max-Age": "600",
-               "Access-Control-Allow-Headers": "Authorization, x-api-key, Content-Type, Content-Encoding"}
-    return Response(status=200, headers=headers if server.config.server.cors_origins else None, content_type="application/json")
+    if not server.config.server.cors_origins:
+        return Reply()
+    return Reply(headers=(
+        ("Access-Control-Allow-Methods", "GET, POST, OPTIONS"), ("Access-Control-Max-Age", "600"),
+        ("Access-Control-Allow-Headers", "Authorization, x-api-key, Content-Type, Content-Encoding")))
+
+
+# --- the WSGI door ------------------------------------------------------------------------------------
+
+
+def open_door(door: Door, app: Flask) -> Callable[..., Any]:
+    """The app's WSGI callable, which answers the server's own URLs itself and hands all others to Flask.
+
+    As soon as anybody hooks anything onto the app, or adds a view of his own, all URLs are Flask's.
+    """
+    through_flask, views = app.wsgi_app, len(app.view_functions)
+
+    def wsgi_app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
+        if len(app.view_functions) != views or is_hooked(app):
+            return through_flask(environ, start_response)
+        decoded = environ.get("PATH_INFO", "").encode("latin-1").decode("utf-8", "replace")
+        path = raw_path(environ, decoded)
+        try:
+            found = find_known(door.server, environ["REQUEST_METHOD"].upper(), path)
+        except ServingError:
+            found = None
+        if found is None:
+            return through_flask(environ, start_response)
+        return send(answer_call(door, Call(environ, path), found), environ, start_response)
+    return wsgi_app
+
+
+SIGNALS = (signals.appcontext_pushed, signals.request_started, signals.request_finished,
+           signals.request_tearing_down, signals.appcontext_tearing_down, signals.appcontext_popped,
+           signals.got_request_exception)
+
+
+def is_hooked(app: Flask) -> bool:
+    """Whether a site does anything around its views, which only Flask knows how to do in its order."""
+    return bool(
+        app.before_request_funcs or app.after_request_funcs or app.teardown_request_funcs
+        or app.teardown_appcontext_funcs or app.url_value_preprocessors
+        or app.config["MAX_CONTENT_LENGTH"] is not None or app.config["TRUSTED_HOSTS"] is not None
+        or app.request_class is not Request or app.response_class is not Response
+        or type(app.session_interface) is not SecureCookieSessionInterface
+        or any(signal.receivers for signal in SIGNALS))
+
+
+@functools.cache
+def status_line(status: int) -> str:
+    """A status as Werkzeug spells it."""
+    return f"{status} {HTTP_STATUS_CODES.get(status, 'Unknown').upper()}"
+
+
+def send(replied: Reply, environ: Mapping[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
+    start_response(status_line(replied.status), replied.head())
+    return [] if environ["REQUEST_METHOD"] == "HEAD" or not replied.body else [replied.body]
+
+
+# --- the Flask adapter --------------------------------------------------------------------------------
+
+
+def respond(door: Door, root: str = "", rest: str | None = None, group: str | None = None) -> Response:
+    """A view of Flask's: the request as a call, the reply as a response."""
+    decoded = "/" + "/".join([name for name in (root, rest, group) if name is not None])
+    asked = request._get_current_object()  # type: ignore[attr-defined]
+    call = Call(asked.environ, raw_path(asked.environ, decoded), asked.path[:len(asked.path) - len(decoded)],
+                asked, asked.max_content_length)
+    return to_response(answer_call(door, call))
+
+
+def to_response(replied: Reply) -> Response:
+    return Response(replied.body, replied.status, replied.head())
 
 
 blueprint_numbers = itertools.count(1)
@@ -2311,42 +2613,46 @@ def create_blueprint(source: Source, authorize: Callable[[Any], Any] | None = No
     """The server's URLs as a Flask blueprint: `site.register_blueprint(create_blueprint("config.json"), url_prefix="/ml")`.
 
     Its errors are answered inside; the site's error pages, hooks and other URLs stay as they are. Models begin
-    to load at once, in the background. `authorize(request)` stands in for keys: what is true lets the request in
-    (a string is the caller's name in the log), what is false is answered 401; it may `flask.abort` too. Raises ConfigError.
+    to load at once, in the background. `authorize(request)` stands in for keys: True, or the caller's name for
+    the log, lets the request in; False and None are answered 401; it may `flask.abort` too. Raises ConfigError.
     """
     door = Door(as_server(source), authorize)
     door.server._mounted = True
     if authorize is None and door.server.generated_key and not door.server.says_key:
-        logger.warning("The config has no keys: pictures and handlers answer to ModelServer.generated_key alone, which changes at each "
-                       "start; `python serving.py --new-key NAME` makes a lasting one, `authorize=` lets the site decide")
+        logger.warning("The config has no keys: pictures and handlers answer to ModelServer.generated_key alone, "
+                       "which changes at each start; `python serving.py --new-key NAME` makes a lasting one, "
+                       "`authorize=` lets the site decide")
     number = next(blueprint_numbers)
     blueprint = Blueprint("serving" if number == 1 else f"serving{number}", __name__)
     blueprint.door = door  # type: ignore[attr-defined]
     blueprint.record_once(lambda state: state.app.url_map.converters.update(serving_rest=RestConverter))
     own = tuple((path, {"root": path[1:]}) for path in door.server.prepared.endpoints)
     for index, (rule, defaults) in enumerate(RULES + own):
-        blueprint.add_url_rule(rule, f"respond{index}", functools.partial(respond, door), methods=METHODS, defaults=defaults,
+        view = functools.partial(respond, door)
+        blueprint.add_url_rule(rule, f"respond{index}", view, methods=METHODS, defaults=defaults,
                                provide_automatic_options=False, merge_slashes=False)
     return blueprint
 
 
 def create_app(source: Source, authorize: Callable[[Any], Any] | None = None) -> Flask:
     """The server as a WSGI application of its own, for any WSGI server or `DispatcherMiddleware`. Raises ConfigError."""
-    app: Flask = (Flask if Auth is AllPolicy else part("serving_rooms.front").App)("serving", static_folder=None)
+    app = Flask("serving", static_folder=None)
     blueprint = create_blueprint(source, authorize)
+    door: Door = blueprint.door  # type: ignore[attr-defined]
     app.register_blueprint(blueprint)
 
     @app.errorhandler(HTTPException)
     def unknown(error: HTTPException) -> Response:
-        door = blueprint.door  # type: ignore[attr-defined]
         if request.path in door.server.prepared.endpoints:  # that a reload brought
             return respond(door, request.path[1:])
-        where = f"{request.method} {request.script_root}{request.path}"
-        response = reply({"error": f"{error.name}: {where}. The models are listed at {request.script_root}/v1/models"}, error.code or 500)
-        response.headers.extend({name: value for name, value in error.get_headers() if name == "Allow"})
-        response.headers["X-Request-Id"] = request_id_of(request.headers.get("X-Request-Id"))
-        return response
+        listed = f"{request.script_root}/v1/models"
+        text = f"{error.name}: {request.method} {request.script_root}{request.path}. The models are listed at {listed}"
+        headers = [(name, value) for name, value in error.get_headers() if name == "Allow"]
+        headers.append(("X-Request-Id", request_id_of(request.headers.get("X-Request-Id"))))
+        return to_response(reply({"error": text}, error.code or 500).with_headers(*headers))
 
+    if authorize is None:  # which wants Flask's request
+        app.wsgi_app = open_door(door, app)  # type: ignore[method-assign]
     return app
 
 
@@ -2393,83 +2699,126 @@ def choose_source(parser: argparse.ArgumentParser, options: argparse.Namespace) 
     return options.config or (str(demo) if demo.exists() and not Path("config.json").exists() else "config.json")
 
 
+class Waitress:
+    """waitress's loop over its listening sockets, a turn at a time. Raises OSError for an address that cannot be had."""
+
+    def __init__(self, app: Callable[..., Any], kind: type[TcpWSGIServer], dispatcher: Any, **adjustments: Any):
+        adj = Adjustments(**adjustments)
+        self.dispatcher, self.sockets = dispatcher, dict[int, Any]()
+        try:
+            self.listeners = [kind(app, map=self.sockets, dispatcher=dispatcher, adj=adj, sockinfo=address)
+                              for address in adj.listen]
+        except OSError:
+            wasyncore.close_all(self.sockets)
+            raise
+
+    @property
+    def port(self) -> int:
+        return int(self.listeners[0].effective_port)
+
+    def turn(self, seconds: float = 0.5) -> None:
+        """Wait for what comes, at most so long, and see to it."""
+        wasyncore.loop(timeout=seconds, map=self.sockets, use_poll=True, count=1)
+
+    def finish(self, seconds: float) -> None:
+        """Accept nothing more, answer what has come, close each connection when it is idle."""
+        for listener in self.listeners:
+            listener.del_channel(self.sockets)
+            listener.socket.close()
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            channels = [entry for entry in self.sockets.values() if isinstance(entry, HTTPChannel)]
+            if not channels:
+                break
+            for channel in channels:
+                if not channel.requests and not channel.request and not channel.total_outbufs_len:
+                    channel.will_close = True
+            self.turn(0.1)
+        self.dispatcher.shutdown(timeout=1)
+
+
+def listen(server: ModelServer, app: Callable[..., Any], host: str, port: int) -> Waitress:
+    """waitress, set up for a server: with serving_rooms/ its queue is fair, else it is waitress's own."""
+    options = server.config.server
+    adjustments: dict[str, Any] = {
+        "host": host, "port": port, "ident": "serving",
+        "connection_limit": options.connection_limit + 4,  # waitress counts its own sockets
+        "max_request_body_size": options.max_request_bytes,
+        "inbuf_overflow": options.max_request_bytes,  # bodies stay in memory, and out of temporary files
+        "recv_bytes": 1 << 20, "outbuf_overflow": 64 << 20, "outbuf_high_watermark": 64 << 20,
+        "channel_request_lookahead": 1}  # sees clients that went away
+    if Auth is not AllPolicy:
+        return part("serving_rooms.connections").Front(server, app, clear_untrusted_proxy_headers=False, **adjustments)
+    dispatcher = ThreadedTaskDispatcher()
+    dispatcher.set_thread_count(options.threads)
+    return Waitress(app, TcpWSGIServer, dispatcher, cleanup_interval=1, **adjustments)
+
+
 def run(source: Source, host: str = "127.0.0.1", port: int = 8501, stop: threading.Event | None = None) -> None:
     """Serve with waitress until SIGTERM, SIGINT or `stop`; running requests are finished. Raises ConfigError; OSError for a taken port."""
     server, host = source if isinstance(source, ModelServer) else ModelServer(source), host.strip("[]")
     socket.getaddrinfo(host or "?", port)  # says what is wrong with the host, as an OSError
-    options, stop = server.config.server, stop or threading.Event()
-    sockets: dict[int, Any] = {}
+    stop = stop or threading.Event()
     app: Any = None
     gc.set_threshold(20_000, 20, 20)  # what requests leave is freed at once, without it
-    http = create_server(  # first of all: a port that is taken is known before any model is loaded
-        lambda *call: app(*call), map=sockets, host=host, port=port, threads=options.threads, ident="serving",
-        connection_limit=options.connection_limit + 4,  # waitress counts its own sockets
-        max_request_body_size=options.max_request_bytes,
-        inbuf_overflow=options.max_request_bytes,  # bodies stay in memory: they need not go through a temporary file
-        recv_bytes=1 << 20, outbuf_overflow=64 << 20, outbuf_high_watermark=64 << 20,
-        channel_request_lookahead=1,  # sees clients that went away
-        cleanup_interval=1,
-        clear_untrusted_proxy_headers=Auth is AllPolicy,  # the rooms' parser leaves them out
-        asyncore_use_poll=True)
+    http = listen(server, lambda *call: app(*call), host, port)  # first: a taken port is known before any model is loaded
     server.says_key = True
     app = create_app(server)
-    listeners = [entry for entry in sockets.values() if isinstance(entry, BaseWSGIServer)]
-    is_awake = watch_queue(server, listeners, http.task_dispatcher)
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: os._exit(1) if stop.is_set() else stop.set())
-    address = f"http://{f'[{host}]' if ':' in host else host}:{listeners[0].effective_port}"
+    address = f"http://{f'[{host}]' if ':' in host else host}:{http.port}"
     print(f"serving {__version__} on {address}, loading {server.manager.name}", flush=True)
     if host not in ("127.0.0.1", "localhost", "::1"):
         logger.warning("Listening on %s: whoever reaches this address can use the models", host)
     if Auth is not AllPolicy:
         threading.Thread(target=part("serving_rooms.commands").report, args=(server, address, stop), daemon=True).start()
     while not stop.is_set():
-        http.asyncore.loop(timeout=0.0 if is_awake() else 0.5, map=sockets, use_poll=True, count=1)
+        http.turn()
     logger.info("Stopping when the running requests are answered; a second signal stops at once")
-    finish(http, sockets, listeners, options.drain_seconds)
+    http.finish(server.config.server.drain_seconds)
     server.stop(drain=False)
 
 
-def watch_queue(server: ModelServer, listeners: list[BaseWSGIServer], dispatcher: Any) -> Callable[[], bool]:
-    """Note when each request is ready, and how many wait for a thread; short ones need none. Returns whether the loop should not sleep."""
-    is_awake = (lambda: False) if Auth is AllPolicy else part("serving_rooms.front").attach(server, listeners, dispatcher).is_awake
-    add_task = dispatcher.add_task
-
-    def stamp(channel: Any) -> None:
-        channel.queued = time.perf_counter()
-        add_task(channel)
-    dispatcher.add_task = stamp
-    if server.metrics:
-        server.metrics.queue = dispatcher.queue
-    return is_awake
-
-
-def finish(http: Any, sockets: dict[int, Any], listeners: list[BaseWSGIServer], seconds: float) -> None:
-    """Accept nothing more, answer what has come, close each connection when it is idle."""
-    for listener in listeners:
-        listener.del_channel(sockets)
-        listener.socket.close()
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        channels = [entry for entry in sockets.values() if isinstance(entry, HTTPChannel)]
-        if not channels:
-            break
-        for channel in channels:
-            if not channel.requests and not channel.request and not channel.total_outbufs_len:
-                channel.will_close = True
-        http.asyncore.loop(timeout=0.1, map=sockets, use_poll=True, count=1)
-    http.task_dispatcher.shutdown(timeout=1)
-
-
 LOG_LINE = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+PIECE = 1000  # characters; what has room for more takes 4096 bytes without waiting (Linux's and macOS's PIPE_BUF, or more)
+
+
+class PatientHandler(logging.StreamHandler):
+    """Writes lines to a stream that may stop taking them; then they are dropped and counted, and no request waits.
+
+    Where the system cannot tell whether a stream takes more, its lines are written as ever.
+    """
+
+    dropped = 0
+
+    def takes_more(self) -> bool:
+        try:
+            return bool(select.select([], [self.stream.fileno()], [], 0)[1])
+        except (AttributeError, OSError, ValueError):  # no file of the system's; Windows can tell of sockets alone
+            return True
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            text = self.format(record) + self.terminator
+            if self.dropped and self.takes_more():
+                text = f"({self.dropped} lines of the log were dropped here: nobody read them)\n{text}"
+                self.dropped = 0
+            for start in range(0, len(text), PIECE):
+                if not self.takes_more():
+                    self.dropped += 1
+                    return
+                self.stream.write(text[start:start + PIECE])
+                self.stream.flush()
+        except Exception:  # as all of logging's own handlers do
+            self.handleError(record)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0, 1 when it cannot listen, 2 when the config is wrong."""
     parser = build_parser()
     options = parser.parse_args(arguments)
-    logging.basicConfig(format=LOG_LINE, level=logging.INFO)
+    logging.basicConfig(format=LOG_LINE, level=logging.INFO, handlers=[PatientHandler(sys.stderr)])
     # No format here names threads, processes or the place in the source, and each costs (Python's Logging HOWTO, "Optimization").
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging._srcfile = None

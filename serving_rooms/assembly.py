@@ -14,7 +14,6 @@ import numpy as np
 
 import routines
 from serving import (
-    CURRENT,
     LEAVING,
     BadRequest,
     Config,
@@ -32,6 +31,7 @@ from serving import (
 from serving_rooms.endpoints import Endpoint
 from serving_rooms.handlers import Handler, HandlerError
 from serving_rooms.keys import KeyRing, digest
+from serving_rooms.lane import SHORT_SECONDS
 from serving_rooms.pictures import prepare_deployment
 from serving_rooms.pipelines import NoShards, PipelineError, Plan, plan
 from serving_rooms.quotas import open_quotas
@@ -126,7 +126,7 @@ def refresh_pipeline(server: ModelServer, manager: ModelManager, config: Any, ou
     if server.kept.get(("pipeline", config.name)) != made_of or outcome.config_read:  # else planned, or found wrong and said so
         server.kept["pipeline", config.name] = made_of
         planned = plan(with_any_as_none(config), lambda *which: members.get(which), functions)
-        servable = pipeline_servable(planned, manager, server.kept.setdefault("pool", ThreadPoolExecutor(16, "serving-pipeline")))
+        servable = pipeline_servable(config, planned, manager, server.kept.setdefault("pool", ThreadPoolExecutor(16, "serving-pipeline")))
         outcome.changed = True
         manager.show_pipeline(config.name, servable, "", outcome)
         logger.info("pipeline %s is available", config.name)
@@ -179,7 +179,7 @@ def seconds_of(config: Any, manager: ModelManager) -> float:
     return sum(model.call_seconds if model else float("inf") for model in models)
 
 
-def pipeline_servable(planned: Plan, manager: ModelManager, pool: ThreadPoolExecutor) -> Servable:
+def pipeline_servable(config: Any, planned: Plan, manager: ModelManager, pool: ThreadPoolExecutor) -> Servable:
     """A plan as a servable. Tensors that only functions see are taken for floats in requests, and answered as they come."""
     def call(model: str, version: int | None, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         with manager.lease(model, version) as (_, servable):
@@ -187,7 +187,8 @@ def pipeline_servable(planned: Plan, manager: ModelManager, pool: ThreadPoolExec
 
     def run(name: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         try:
-            return planned.run(inputs, call, None if getattr(CURRENT, "alone", False) else pool)  # a helper costs more than a short call
+            is_short = seconds_of(config, manager) < SHORT_SECONDS  # a helper costs more than that
+            return planned.run(inputs, call, None if is_short else pool)
         except NoShards:
             raise ServingError("", status=204) from None  # as OpenVINO Model Server answers it
         except PipelineError as error:

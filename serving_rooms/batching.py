@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from serving import CURRENT
-from serving_rooms.front import SHORT_SECONDS
+from serving_rooms.lane import SHORT_SECONDS
 
 logger = logging.getLogger("serving")
 

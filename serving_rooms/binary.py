@@ -6,14 +6,26 @@ import math
 import re
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import ml_dtypes
 import numpy as np
-from flask import Response, request
+from werkzeug.datastructures import Accept
+from werkzeug.http import parse_accept_header
 
 import routines
-from serving import MAX_LISTS, NUMPY_DTYPES, PLAIN_BYTES, BadRequest, ServingError, parse_json, reply
+from serving import (
+    MAX_LISTS,
+    NUMPY_DTYPES,
+    PLAIN_BYTES,
+    BadRequest,
+    Call,
+    Reply,
+    ServingError,
+    parse_json,
+    reply,
+)
 from serving_rooms.tensors import read_value
 
 NPY, NPZ, RAW = "application/x-npy", "application/x-npz", "application/octet-stream"
@@ -21,14 +33,14 @@ ZIP_START = b"PK\x03\x04"
 RAW_DTYPES = {dtype.name: dtype for dtype in NUMPY_DTYPES.values() if dtype.kind != "O"} | {"bfloat16": np.dtype(ml_dtypes.bfloat16)}
 
 
-def answer_predict(body: bytes, environ: Mapping[str, Any], infer: Callable[[Any], dict[str, Any]]) -> Response:
+def answer_predict(call: Call, body: bytes, infer: Callable[[Any], dict[str, Any]]) -> Reply:
     """Answer a predict request, whatever its body is, in the form that its Accept header names first."""
-    value = read_predict_body(body, environ)
+    value = read_predict_body(body, call.environ)
     large = read_value(body) if value is None and len(body) >= PLAIN_BYTES else None
     answer = infer_large(large, infer) if large is not None else None
     if answer is None:
         answer = infer(parse_json(body) if value is None else value)
-    wanted = environ.get("HTTP_ACCEPT", "").partition(",")[0].partition(";")[0].strip()
+    wanted = call.header("Accept").partition(",")[0].partition(";")[0].strip()
     return write_answer(answer, wanted) or reply(answer)
 
 
@@ -102,7 +114,7 @@ def load(body: bytes) -> Any:
         raise BadRequest(f"body is no .npy or .npz of numbers: {routines.plain(error)}") from None
 
 
-def write_answer(answer: dict[str, Any], wanted: str) -> Response | None:
+def write_answer(answer: dict[str, Any], wanted: str) -> Reply | None:
     """The outputs as .npy or raw (one of them) or .npz (by name), where that is what the client names first; else None."""
     if wanted not in (NPY, NPZ, RAW):
         return None
@@ -122,11 +134,11 @@ def write_answer(answer: dict[str, Any], wanted: str) -> Response | None:
                          "or choose one with ?outputs=")
     elif wanted == RAW:
         array = next(iter(outputs.values()))
-        return Response(array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes(), content_type=RAW, headers={
-            "X-Tensor-Dtype": array.dtype.name, "X-Tensor-Shape": ",".join(map(str, array.shape))})
+        return Reply(array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes(), content_type=RAW, headers=(
+            ("X-Tensor-Dtype", array.dtype.name), ("X-Tensor-Shape", ",".join(map(str, array.shape)))))
     else:
         np.save(buffer, next(iter(outputs.values())), allow_pickle=False)
-    return Response(buffer.getvalue(), content_type=wanted)
+    return Reply(buffer.getvalue(), content_type=wanted)
 
 
 def as_saved(name: str, value: Any) -> np.ndarray:
@@ -140,11 +152,15 @@ def as_saved(name: str, value: Any) -> np.ndarray:
 COMPRESSIBLE = ("application/json", NPY, RAW)
 
 
-def compress(response: Response, minimum: int) -> None:
-    """Compress a large answer when the client's Accept-Encoding allows it; level 1, since most of the gain costs least."""
-    if response.content_type not in COMPRESSIBLE or (response.content_length or 0) < minimum:
-        return
-    response.vary.add("Accept-Encoding")
-    if request.accept_encodings["gzip"] > 0:
-        response.set_data(gzip.compress(response.get_data(), compresslevel=1, mtime=0))
-        response.headers["Content-Encoding"] = "gzip"
+def compress(call: Call, replied: Reply, vary: list[str]) -> Reply:
+    """Compress a large answer when the client's Accept-Encoding allows it; level 1, since most of the gain costs least.
+
+    Adds to `vary` what the answer depends on.
+    """
+    if replied.content_type not in COMPRESSIBLE:
+        return replied
+    vary.append("Accept-Encoding")
+    if parse_accept_header(call.header("Accept-Encoding"), Accept)["gzip"] <= 0:
+        return replied
+    packed = gzip.compress(replied.body, compresslevel=1, mtime=0)
+    return replace(replied, body=packed).with_headers(("Content-Encoding", "gzip"))

@@ -7,9 +7,7 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass, field
 from typing import Any
 
-from flask import Response, request
-
-from serving import HTTPStatus, ModelServer, ServingError, parse_json, read_body, reply
+from serving import Call, HTTPStatus, ModelServer, Reply, ServingError, parse_json, read_body, reply
 from serving_rooms.handlers import Handler, HandlerError, to_reply
 from serving_rooms.settings import check_path
 
@@ -55,24 +53,23 @@ def declare(path: str, function: Callable, methods: Sequence[str], envelope: str
     return Endpoint(path, handler, tuple(methods), envelope)
 
 
-def view_endpoint(server: ModelServer, endpoint: Endpoint, method: str) -> Response:
+def view_endpoint(server: ModelServer, call: Call, endpoint: Endpoint) -> Reply:
     """POST (or what `methods` names) runs the function; GET loads it if it is not loaded, and pings."""
-    if method not in endpoint.methods:
-        if method != "GET":
-            text = f"Method {method} is not allowed here; this URL takes GET, {', '.join(endpoint.methods)}"
+    if call.method not in endpoint.methods:
+        if call.method != "GET":
+            text = f"Method {call.method} is not allowed here; this URL takes GET, {', '.join(endpoint.methods)}"
             allow = {"Allow": ", ".join(dict.fromkeys(("GET", *endpoint.methods)))}
             raise ServingError(text, "INVALID_ARGUMENT", HTTPStatus.METHOD_NOT_ALLOWED, allow)
         load(server, endpoint)
         return envelop(endpoint, {"status": "ready", "path": endpoint.path})
     if not endpoint.handler.ready:
         load(server, endpoint)
-    request_id, key = request.environ["serving.caller"]
-    context = Context(key, dict(request.headers), request_id, server)
+    context = Context(call.caller.name, dict(call.headers), call.request_id, server)
     try:
-        value, content_type = to_reply(call(endpoint, read_value(server), context))
+        value, content_type = to_reply(run(endpoint, read_value(server, call), context))
     except HandlerError as error:
         raise ServingError(f"The answer of {endpoint.path} cannot be sent: {error}") from error
-    return Response(value, content_type=content_type) if isinstance(value, bytes) else envelop(endpoint, value)
+    return Reply(value, content_type=content_type) if isinstance(value, bytes) else envelop(endpoint, value)
 
 
 def load(server: ModelServer, endpoint: Endpoint) -> None:
@@ -85,15 +82,15 @@ def load(server: ModelServer, endpoint: Endpoint) -> None:
         raise ServingError(f"{endpoint.path} is not available: {error}", "UNAVAILABLE") from None
 
 
-def read_value(server: ModelServer) -> Any:
+def read_value(server: ModelServer, call: Call) -> Any:
     """A request's body for the function: the JSON value, None without a body, or bytes where the content type is no JSON's."""
-    body, kind = read_body(server), request.mimetype
+    body, kind = read_body(server, call), call.mimetype
     if kind in ("", "application/x-www-form-urlencoded") or kind.endswith("json"):  # curl -d names a form
         return parse_json(body) if body else None
     return body
 
 
-def call(endpoint: Endpoint, value: Any, context: Context) -> Any:
+def run(endpoint: Endpoint, value: Any, context: Context) -> Any:
     """The function's result; after `timeout_seconds` 504, and a call that has not begun by then never does."""
     if endpoint.pool is None:
         return endpoint.handler.call(value, context)
@@ -107,5 +104,5 @@ def call(endpoint: Endpoint, value: Any, context: Context) -> Any:
         raise ServingError(f"{endpoint.path} took longer than {endpoint.timeout_seconds:g} s", "DEADLINE_EXCEEDED") from None
 
 
-def envelop(endpoint: Endpoint, value: Any) -> Response:
+def envelop(endpoint: Endpoint, value: Any) -> Reply:
     return reply({"statusCode": 200, "body": {"output": value}} if endpoint.envelope == "hub" else value)

@@ -14,7 +14,7 @@ import queue
 import shutil
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -123,14 +123,19 @@ def write(path: Path, data: bytes) -> None:
         raise
 
 
-def read_group(folder: Path, labels: Mapping[int, str]) -> dict[str, Any]:
-    """A group as one COCO object: `images` with `file_name` in its folder, `score` and `date_captured`; `annotations`; `categories`."""
+def read_group(folder: Path, labels: Mapping[int, str], deployments: Collection[str] | None = None) -> dict[str, Any]:
+    """A group as one COCO object: `images` with `file_name` in its folder, `score` and `date_captured`; `annotations`; `categories`.
+
+    Several deployments may share a group: of some of them alone, where `deployments` names those.
+    """
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     names = dict(labels)
     for path in sorted(folder.glob("*.json")):
         try:
             record = json.loads(path.read_bytes())
+            if deployments is not None and record.get("deployment") not in deployments:
+                continue
             coco = to_coco(record["predictions"], record["width"], record["height"], {}, len(images) + 1, f"{path.stem}.png")
         except (OSError, ValueError, KeyError, TypeError):  # taken away or edited by hand meanwhile
             logger.warning("Active learning group %s: %s is no record", folder.name, path.name)

@@ -56,8 +56,11 @@ class KeyRing:
                 found = key
         return found
 
-    def check(self, tokens: Collection[str], reached: Collection[str]) -> Any:
-        """The key of a call that may reach one of some deployments, counted against its quota; or the Refusal."""
+    def check(self, tokens: Collection[str], reached: Collection[str] | None) -> Any:
+        """The key of a call that may reach one of some deployments, counted against its quota; or the Refusal.
+
+        With None any key will do, and the call is not counted: it lists what the key is for.
+        """
         if not any(tokens):
             return unauthorized("A key is needed: send it as 'Authorization: Bearer <key>' or 'x-api-key: <key>'", "")
         if len(set(tokens)) > 1:
@@ -69,6 +72,8 @@ class KeyRing:
             return unauthorized(f"The key '{key.name}' is disabled")
         if key.expiry and self._clock() >= key.expiry:
             return unauthorized(f"The key '{key.name}' has expired")
+        if reached is None:
+            return key
         if key.deployments is not None and not set(key.deployments) & set(reached):
             return Refusal(403, f"The key '{key.name}' is only for: {', '.join(key.deployments) or 'nothing'}")
         return self._count(key) or key

@@ -7,7 +7,17 @@ from urllib.parse import quote
 
 import numpy as np
 
-from serving import NUMPY_DTYPES, ModelServer, Signature, TensorSpec, __version__, encode_json, sample_inputs
+from serving import (
+    NUMPY_DTYPES,
+    Caller,
+    ModelServer,
+    Signature,
+    TensorSpec,
+    __version__,
+    deployments_of,
+    encode_json,
+    sample_inputs,
+)
 
 ERROR = {"type": "object", "required": ["error"], "properties": {
     "error": {"type": "string"}, "status": {"type": "string"}, "code": {"type": "integer"}, "request_id": {"type": "string"}}}
@@ -24,8 +34,8 @@ KEYED: list[dict[str, list]] = [{"bearer": []}, {"header": []}]
 DOT = "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAADElEQVR4nGNgGB4AAADIAAGtQHYiAAAAAElFTkSuQmCC"  # 8x8 black pixels
 
 
-def describe_api(server: ModelServer, prefix: str) -> dict[str, Any]:
-    """The whole document; `prefix` is where the server is mounted."""
+def describe_api(server: ModelServer, prefix: str, caller: Caller) -> dict[str, Any]:
+    """The whole document, as far as the caller may see; `prefix` is where the server is mounted."""
     everywhere = KEYED if server.config.auth.protect == "all" else []
     paths: dict[str, Any] = {
         "/livez": {"get": operation("live", "The process is up", open_=True)},
@@ -36,10 +46,14 @@ def describe_api(server: ModelServer, prefix: str) -> dict[str, Any]:
         "/v1/config/reload": {"post": operation("reload", "Read config and version folders now", everywhere,
                                                 also=("201", "400", "404", "409", "412", "500"))}}
     for name in server.config.served_names:
-        paths |= describe_model(server, name, everywhere)
-    for ready in server.prepared.deployments.values():
-        paths |= describe_deployment(ready)
+        if caller.may_see(*deployments_of(server, name)):
+            paths |= describe_model(server, name, everywhere)
+    for name, ready in server.prepared.deployments.items():
+        if caller.may_see(name):
+            paths |= describe_deployment(ready)
     for path, endpoint in server.prepared.endpoints.items():
+        if not caller.may_see(path):
+            continue
         run = operation(f"run {path}", f"Run the handler of {path}", KEYED, {})
         ping = operation(f"ping {path}", "Load and ping the handler", KEYED)
         paths[path] = {"get": ping} | {method.lower(): run for method in endpoint.methods}

@@ -8,10 +8,8 @@ import typing
 from pathlib import Path
 from typing import Any
 
-from flask import Response, redirect, request
-
 import routines
-from serving import BadRequest, ConfigError, ModelServer, NotFound, encode_json, reply
+from serving import BadRequest, Call, ConfigError, ModelServer, NotFound, Reply, encode_json, may_see_model, reply
 from serving_rooms.client_code import LANGUAGES, client_code
 from serving_rooms.metrics import prometheus_text, read_gpus
 from serving_rooms.openapi import describe_api, example_request
@@ -24,38 +22,52 @@ TYPES = {".html": "text/html; charset=utf-8", ".css": "text/css; charset=utf-8",
 POLICY = "default-src 'self'; img-src 'self' data: blob:; frame-ancestors 'self'; base-uri 'none'; form-action 'none'"
 
 
-def view_metrics(server: ModelServer) -> Response:
-    return Response(prometheus_text(server), content_type="text/plain; version=0.0.4; charset=utf-8")
+PAGE_HEADERS = (("Content-Security-Policy", POLICY), ("X-Content-Type-Options", "nosniff"), ("Referrer-Policy", "no-referrer"))
 
 
-def view_stats(server: ModelServer) -> Response:
+def view_metrics(server: ModelServer, call: Call) -> Reply:
+    return Reply(prometheus_text(server), content_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def view_stats(server: ModelServer, call: Call) -> Reply:
+    """The numbers; those of models and handlers as far as the key is for them."""
     loaded = {f"{model}/{version}": state.servable for model, states in server.manager.states().items()
-              for version, state in states.items() if state.servable}
-    return reply({**server.metrics.read(), "gpus": read_gpus(), "devices": {name: servable.device for name, servable in loaded.items()},
-                  "residency": server.residency.read(), "calls": {name: servable.describe_calls() for name, servable in loaded.items()}})
+              for version, state in states.items() if state.servable and may_see_model(server, call, model)}
+    numbers = server.metrics.read()
+    if call.caller.deployments is not None:
+        numbers["groups"] = {name: group for name, group in numbers["groups"].items()
+                             if call.caller.may_see(name) or may_see_model(server, call, name)}
+        numbers["last_errors"] = []  # their URLs name what others reach
+    residency = server.residency.read()
+    residency["on_demand"] = {name: entry for name, entry in residency["on_demand"].items()
+                              if may_see_model(server, call, name.rpartition("/")[0])}
+    return reply({**numbers, "gpus": read_gpus(), "residency": residency,
+                  "devices": {name: servable.device for name, servable in loaded.items()},
+                  "calls": {name: servable.describe_calls() for name, servable in loaded.items()}})
 
 
-def view_openapi(server: ModelServer) -> Response:
-    return reply(describe_api(server, request.script_root + request.path.removesuffix("/openapi.json")))
+def view_openapi(server: ModelServer, call: Call) -> Reply:
+    return reply(describe_api(server, call.mount, call.caller))
 
 
-def view_console(server: ModelServer, name: str | None = None) -> Response:
+def view_console(server: ModelServer, call: Call, name: str | None = None) -> Reply:
     """A file of the page; the page itself at /console/, so that its relative addresses hold under any prefix."""
-    if name is None and not request.path.endswith("/"):
-        return redirect(f"{request.script_root}{request.path}/", 308)  # type: ignore[return-value]
+    if name is None and not call.path.endswith("/"):
+        return Reply(status=308, content_type="text/plain", headers=(("Location", f"{call.mount}{call.path}/"),))
     for folder in CONSOLE:
         file = folder / (name or "index.html")
         if file.parent == folder and file.is_file():
-            headers = {"Content-Security-Policy": POLICY, "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
-            return Response(file.read_bytes(), headers=headers, content_type=TYPES.get(file.suffix, "application/octet-stream"))
+            return Reply(file.read_bytes(), content_type=TYPES.get(file.suffix, "application/octet-stream"), headers=PAGE_HEADERS)
     raise NotFound(f"The console has no file '{name}'" if CONSOLE[0].is_dir() or CONSOLE[1].is_dir() else
                    "The console needs the folder console beside serving.py")
 
 
-def view_deployments(server: ModelServer) -> Response:
-    """All that the page needs to build itself: deployments, models, routines and languages."""
-    return reply({"deployments": [describe_deployment(server, ready) for ready in server.prepared.deployments.values()],
-                  "models": [{"name": name, "body": example_body(server, name)} for name in server.config.served_names],
+def view_deployments(server: ModelServer, call: Call) -> Reply:
+    """All that the page needs to build itself: deployments, models, routines and languages; as far as the key is for them."""
+    shown = [ready for name, ready in server.prepared.deployments.items() if call.caller.may_see(name)]
+    models = [name for name in server.config.served_names if may_see_model(server, call, name)]
+    return reply({"deployments": [describe_deployment(server, ready) for ready in shown],
+                  "models": [{"name": name, "body": example_body(server, name)} for name in models],
                   "routines": [describe_routine(kind) for name, kind in routines.ROUTINES.items() if name == kind.__name__],
                   "languages": [{"id": name, "name": language.name} for name, language in LANGUAGES.items()]})
 
@@ -63,6 +75,8 @@ def view_deployments(server: ModelServer) -> Response:
 def describe_deployment(server: ModelServer, ready: Any) -> dict[str, Any]:
     config, takes_images, reason = ready.config, False, None
     try:
+        if config.model not in server.manager.available:  # `find` waits for a model that is loading
+            raise NotFound("its model is not loaded")
         _, servable = server.manager.find(config.model, config.version, config.version_label)
         ready.model_of(servable)
         takes_images = True
@@ -111,22 +125,22 @@ def kind_of(hint: Any) -> str:
     return next((KINDS[option] for option in options if option in KINDS), "string")
 
 
-def view_sample(server: ModelServer, deployment: str, name: str) -> Response:
+def view_sample(server: ModelServer, call: Call, deployment: str, name: str) -> Reply:
     path = next((path for path in list_samples(server, find_deployment(server, deployment).config) if path.name == name), None)
     if path is None:
         raise NotFound(f"Deployment '{deployment}' has no sample '{name}'")
     kind = {"jpg": "jpeg"}.get(path.suffix[1:].lower(), path.suffix[1:].lower())
-    return Response(path.read_bytes(), content_type=f"image/{kind}", headers={"Cache-Control": "private, max-age=3600"})
+    return Reply(path.read_bytes(), content_type=f"image/{kind}", headers=(("Cache-Control", "private, max-age=3600"),))
 
 
-def view_client(server: ModelServer, deployment: str, language: str) -> Response:
+def view_client(server: ModelServer, call: Call, deployment: str, language: str) -> Reply:
     """A program that calls a deployment, its key left to be filled in."""
     find_deployment(server, deployment)
-    url = f"{request.url_root.rstrip('/')}{request.path.rpartition('/client/')[0]}/predict"
-    chain = read_query_routines()
+    url = f"{call.url}{call.path.rpartition('/client/')[0]}/predict"
+    chain = read_query_routines(call)
     try:
         read_chain(chain)
         code = client_code(language, url, "YOUR_KEY", chain)
     except (ValueError, ConfigError) as error:
         raise BadRequest(str(error)) from None
-    return Response(code, content_type="text/plain; charset=utf-8")
+    return Reply(code.encode(), content_type="text/plain; charset=utf-8")

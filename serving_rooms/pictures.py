@@ -17,18 +17,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flask import Response, request
+from werkzeug.datastructures import MIMEAccept
+from werkzeug.exceptions import RequestEntityTooLarge
+from werkzeug.formparser import parse_form_data
+from werkzeug.http import parse_accept_header
 
 import routines
 from serving import (
     CURRENT,
     BadRequest,
+    Call,
     ConfigError,
     ModelServer,
     NotFound,
+    Reply,
     ServingError,
     json_kind,
-    limit_body,
     parse_fields,
     parse_json,
     read_body,
@@ -213,30 +217,45 @@ def offer(ready: ReadyDeployment, image: np.ndarray, tensors: routines.Tensors, 
 # ======================================================================================================
 
 
-def read_image(server: ModelServer) -> tuple[np.ndarray, Any]:
+def read_image(server: ModelServer, call: Call) -> tuple[np.ndarray, Any]:
     """The picture and the routines of a /predict request: JSON, multipart, or the picture or .npy array itself."""
     limits = server.prepared.limits
     most = min(server.config.server.max_request_bytes, 4 * limits.max_bytes)  # nested lists take some 4 characters a number
     with image_errors():
-        if request.mimetype == "multipart/form-data":
-            limit_body(most)
-            file = request.files.get("image") or request.files.get("file")
-            if file is None:
-                raise BadRequest("multipart: expected the picture as field 'image' or 'file', got: " + (", ".join(request.files) or "none"))
-            return routines.read_bytes(file.read(), limits, file.mimetype), parse_json((request.form.get("routines") or "[]").encode())
-        body = read_body(server, most)
-        if routines.reader_of(body, request.mimetype) or not MAY_BE_JSON.match(body):
-            return routines.read_bytes(body, limits, request.mimetype), read_query_routines()
+        if call.mimetype == "multipart/form-data":
+            return read_form(call, limits, most)
+        body = read_body(server, call, most)
+        if routines.reader_of(body, call.mimetype) or not MAY_BE_JSON.match(body):
+            return routines.read_bytes(body, limits, call.mimetype), read_query_routines(call)
         return routines.read_request(parse_json(body), limits)
+
+
+def read_form(call: Call, limits: routines.ImageLimits, most: int) -> tuple[np.ndarray, Any]:
+    """The picture and the routines of a form with a file."""
+    environ = {**call.environ, "wsgi.input": call.stream(most)}
+    try:
+        _, fields, files = parse_form_data(environ, max_form_memory_size=most, max_form_parts=1000)
+    except RequestEntityTooLarge:
+        raise ServingError(f"multipart: the form is over the limit of {most} bytes", status=413) from None
+    try:
+        file = files.get("image") or files.get("file")
+        if file is None:
+            got = ", ".join(files) or "none"
+            raise BadRequest(f"multipart: expected the picture as field 'image' or 'file', got: {got}")
+        picture = routines.read_bytes(file.read(), limits, file.mimetype)
+    finally:
+        for _, sent in files.items(multi=True):
+            sent.close()
+    return picture, parse_json((fields.get("routines") or "[]").encode())
 
 
 MAY_BE_JSON = re.compile(rb"\s*(?:[\[{\"\-0-9]|true|false|null|NaN|Inf|$|\xef\xbb\xbf)")  # all else is taken for a picture
 
 
-def read_query_routines() -> Any:
+def read_query_routines(call: Call) -> Any:
     """The routines in a URL's `?routines=[...]`; raises BadRequest that names them."""
     try:
-        return parse_json((request.args.get("routines") or "[]").encode("utf-8", "surrogateescape"))
+        return parse_json((call.argument("routines") or "[]").encode("utf-8", "surrogateescape"))
     except BadRequest as error:
         raise BadRequest(f"routines in the URL: {error.message}") from None
 
@@ -244,28 +263,29 @@ def read_query_routines() -> Any:
 DRAWN = {"image/png": "png", "image/jpeg": "jpeg"}
 
 
-def view_predict_image(server: ModelServer, deployment: str | None = None) -> Response:
+def view_predict_image(server: ModelServer, call: Call, deployment: str | None = None) -> Reply:
     ready = find_deployment(server, deployment)
-    image, chain = read_image(server)
-    wanted = next(iter(request.accept_mimetypes.values()), "")  # the first: Java's client names image/jpeg among others, unasked
-    form = DRAWN.get(wanted) or request.args.get("format", "json")
+    image, chain = read_image(server, call)
+    accepted = parse_accept_header(call.header("Accept"), MIMEAccept)
+    wanted = next(iter(accepted.values()), "")  # the first: Java's client names image/jpeg among others, unasked
+    form = DRAWN.get(wanted) or call.argument("format", "json")
     if form not in ("json", "coco", *DRAWN.values()):
         raise BadRequest(f"format: expected json, coco, png or jpeg, got '{form[:40]}'")
     answer = predict_image(server, image, ready.config.id, chain, form)
-    response = Response(answer, content_type=f"image/{form}") if isinstance(answer, bytes) else reply(answer)
+    replied = Reply(answer, content_type=f"image/{form}") if isinstance(answer, bytes) else reply(answer)
     if ready.config.version_tag:
-        response.headers["X-Version-Tag"] = ready.config.version_tag
-    return response
+        replied = replied.with_headers(("X-Version-Tag", ready.config.version_tag))
+    return replied
 
 
-def view_classes(server: ModelServer, deployment: str | None = None) -> Response:
+def view_classes(server: ModelServer, call: Call, deployment: str | None = None) -> Reply:
     labels = find_deployment(server, deployment).labels
     return reply({str(number): {"id": number, "name": name} for number, name in sorted(labels.items())})
 
 
-def view_active_learning(server: ModelServer, deployment: str, group: str) -> Response:
+def view_active_learning(server: ModelServer, call: Call, deployment: str, group: str) -> Reply:
     ready = find_deployment(server, deployment)
     if ready.inbox is None or ready.config.active_learning.group != group:
         raise NotFound(f"Deployment '{deployment}' has no active learning group '{group}'")
     ready.inbox.flush()
-    return reply(read_group(ready.inbox.folder, ready.labels))
+    return reply(read_group(ready.inbox.folder, ready.labels, call.caller.deployments))

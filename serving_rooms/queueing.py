@@ -1,121 +1,148 @@
-"""Whose turn it is, and who is turned away: the requests that wait for one of waitress's threads.
+"""Whose turn it is, and who is turned away: the requests that wait for a thread.
 
-    Turns    waitress's queue, fair: models take turns, and none can hold all threads
-    Gate     503 at once for what would wait too long, or would not fit
-    Task     the answer to what is turned away
+    Dispatcher   the worker threads and the queue before them, fair: models take turns, none can hold all threads
+    Gate         503 at once for what would wait too long, or would not fit
+    Refusal      the answer to what is turned away
 
-A request belongs to a `line`: the model, deployment or handler that it asks for. What asks for none (states, metrics, the
-page) has the line "", for which a thread is always kept.
+A request belongs to a `line`: the model or handler that it reaches, under whichever name. Those of `KEPT` never wait for
+anything else: health, metrics and the page; states.
 """
 
 import collections
 import json
 import logging
-import re
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
-from waitress.task import Task
+from waitress.task import Task, WSGITask
 from waitress.utilities import Error
 
 from serving import CURRENT, request_id_of
 
 logger = logging.getLogger("serving")
 
-LINE = re.compile(r"/v1/models/([^/:]+)|(/[^/]*(?:/[^/]*)?)", re.IGNORECASE)
-
-
-def line_of(request: Any) -> str:
-    """The line of a request as waitress has parsed it, by its URL."""
-    if request.error or request.command in ("GET", "HEAD", "OPTIONS"):
-        return ""
-    match = LINE.match(request.path)
-    return (match[1] or match[2]) if match else ""
-
-
 # ======================================================================================================
-# Turns
+# Dispatcher
+# In: channels whose first request is whole. Out: `channel.service()`, in a thread, in turn.
 # ======================================================================================================
 
-
-class Job:
-    """A connection whose first request waits for a thread."""
-
-    def __init__(self, turns: "Turns", channel: Any, line: str):
-        self.turns, self.channel, self.line = turns, channel, line
-
-    def service(self) -> None:
-        CURRENT.waited = False
-        try:
-            self.channel.service()
-        finally:
-            self.turns.end(self.line, CURRENT.waited)
-
-    def cancel(self) -> None:
-        self.channel.cancel()
+KEPT = ("health", "state")  # lines for which a thread is kept
+MOST_LINES = 1000  # whose pace is remembered: anybody can ask for anything
 
 
-class Turns:
-    """Stands in for the deque in waitress's dispatcher, which holds its lock whenever it looks at it.
+class Dispatcher:
+    """waitress's worker threads, which `Listener` gives its channels to.
 
     Each line is first come, first served, and the lines take turns. A line may hold three quarters of the threads, and all
     lines together all but one: a model that hangs or is slow leaves threads for others, and for those who ask how things are.
+    The thread that has waited least is woken, so that as many work as are needed: each keeps some MB of what it has read.
     """
 
-    def __init__(self, dispatcher: Any, threads: int):
-        self.dispatcher = dispatcher
+    def __init__(self, threads: int):
+        self.threads = threads
         self.most_of_all = max(1, threads - 1)
         self.most = max(1, min(self.most_of_all - 1, 3 * threads // 4))
-        self.waiting: collections.OrderedDict[str, collections.deque[Job]] = collections.OrderedDict()
+        self.lock = threading.Lock()  # held for each of what follows
+        self.waiting: collections.OrderedDict[str, collections.deque[Any]] = collections.OrderedDict()
         self.running: collections.Counter[str] = collections.Counter()
         self.pace: dict[str, Pace] = {}
-
-    def append(self, channel: Any) -> None:
-        line = line_of(channel.requests[0])
-        self.waiting.setdefault(line, collections.deque()).append(Job(self, channel, line))
-
-    def next_line(self) -> str | None:
-        """The line whose turn it is, of those that wait and may have one more thread."""
-        full = self.running.total() - self.running[""] >= self.most_of_all
-        return next((line for line in self.waiting if not line or not full and self.running[line] < self.most), None)
-
-    def __bool__(self) -> bool:
-        return self.next_line() is not None
+        self.idle: list[threading.Lock] = []  # of each thread that waits, what it waits for
+        self.workers: list[threading.Thread] = []
+        self.ending = False
 
     def __len__(self) -> int:
         return sum(map(len, list(self.waiting.values())))
 
-    def popleft(self) -> Job:
+    def add(self, channel: Any, line: str) -> None:
+        """Let a channel wait for its turn in a line."""
+        with self.lock:
+            self.waiting.setdefault(line, collections.deque()).append(channel)
+            if self.next_line() is None:
+                return
+            if self.idle:
+                self.idle.pop().release()
+            elif len(self.workers) < self.threads:
+                name = f"serving-worker-{len(self.workers)}"
+                self.workers.append(threading.Thread(target=self.work, name=name, daemon=True))
+                self.workers[-1].start()
+
+    def next_line(self) -> str | None:
+        """The line whose turn it is, of those that wait and may have one more thread."""
+        full = self.running.total() - sum(self.running[line] for line in KEPT) >= self.most_of_all
+        free = (line for line in self.waiting if line in KEPT or not full and self.running[line] < self.most)
+        return next(free, None)
+
+    def take(self) -> tuple[str, Any] | None:
+        """The channel whose turn it is, and its line; None when none may run now."""
         line = self.next_line()
-        if line is None:  # at the end, when all that waits is cancelled
-            line = next(iter(self.waiting))
-        job = self.waiting[line].popleft()
+        if line is None:
+            return None
+        channel = self.waiting[line].popleft()
         if self.waiting[line]:
             self.waiting.move_to_end(line)
         else:
             del self.waiting[line]
         self.running[line] += 1
         self.pace.setdefault(line, Pace()).begin(self.running[line])
-        return job
+        return line, channel
 
-    def end(self, line: str, waited: bool = False) -> None:
-        """A thread has answered a request of a line, which may have waited for its model to load."""
-        with self.dispatcher.lock:
+    def work(self) -> None:
+        """Answer, as long as there is work; then wait to be woken."""
+        bell = threading.Lock()
+        bell.acquire()
+        while not self.ending:
+            with self.lock:
+                taken = self.take()
+                if taken is None:
+                    self.idle.append(bell)
+            if taken is None:
+                bell.acquire()
+            else:
+                self.serve(*taken)
+                del taken  # an answer is not held until the next one
+
+    def serve(self, line: str, channel: Any) -> None:
+        CURRENT.waited = False
+        try:
+            channel.service()
+        except BaseException:  # not of a view of ours: a site's may end in any way, and its client must not wait for ever
+            logger.exception("A request ended its thread's work")
+            channel.will_close = True
+            channel.server.pull_trigger()
+        finally:
+            self.end(line, CURRENT.waited)
+
+    def end(self, line: str, waited: bool) -> None:
+        """A request of a line, which may have waited for its model to load, is answered."""
+        with self.lock:
             self.running[line] -= 1
             self.pace[line].end(waited)
             if not self.running[line]:
                 del self.running[line]
             if len(self.pace) > MOST_LINES:
                 self.pace = {line: self.pace[line] for line in self.running}
-            self.dispatcher.queue_cv.notify()
 
     def ahead(self, line: str) -> int:
         """How many requests of a line wait or run."""
         return len(self.waiting.get(line, ())) + self.running[line]
 
-
-MOST_LINES = 1000  # that are remembered: anybody can ask for anything
+    def shutdown(self, cancel_pending: bool = True, timeout: float = 5) -> bool:
+        """Let the threads end, each after what it runs; cancel what waits. False if some still run after `timeout` seconds."""
+        with self.lock:
+            self.ending = True
+            waiting = [channel for line in self.waiting.values() for channel in line]
+            self.waiting.clear()
+            for bell in self.idle:
+                bell.release()
+            self.idle.clear()
+        for channel in waiting if cancel_pending else ():
+            channel.cancel()
+        deadline = time.monotonic() + timeout
+        for worker in self.workers:
+            worker.join(max(0.0, deadline - time.monotonic()))
+        return not any(worker.is_alive() for worker in self.workers)
 
 
 class Pace:
@@ -148,15 +175,15 @@ class Pace:
 class Gate:
     """Turns requests away that would wait too long. `options` is the config's `server`; `refused` counts by reason."""
 
-    def __init__(self, options: Callable[[], Any], turns: Turns, refused: collections.Counter[str]):
+    def __init__(self, options: Callable[[], Any], turns: Dispatcher, refused: collections.Counter[str]):
         self.options, self.turns, self.refused = options, turns, refused
         self.said = 0.0
 
-    def refusal(self, request: Any) -> str | None:
-        """Why a request that has come whole is turned away; None lets it wait its turn. One without a line is never turned away."""
-        options, line = self.options(), line_of(request)
-        if not line:
+    def refusal(self, line: str) -> str | None:
+        """Why a request of a line that has come whole is turned away; None lets it wait its turn."""
+        if line in KEPT:
             return None
+        options = self.options()
         if len(self.turns) >= options.max_queued_requests:
             return self.note("queue", f"{len(self.turns)} requests wait already")
         pace = self.turns.pace.get(line)
@@ -190,15 +217,18 @@ def refuse(reason: str, request_id: str | None) -> tuple[str, list[tuple[str, st
     return "503 Service Unavailable", headers, body
 
 
-class RefusalTask(Task):
+def task_of(channel: Any, request: Any) -> Task:
+    """waitress's task for a request: a refusal, or the application."""
+    return Refusal(channel, request) if request.refused else WSGITask(channel, request)
+
+
+class Refusal(Task):
     """waitress's task for a request that is turned away; the connection stays open for the next one."""
 
     complete = True
 
     def execute(self) -> None:
-        self.status, headers, body = refuse(self.channel.refused, self.request.headers.get("X_REQUEST_ID"))
+        self.status, headers, body = refuse(self.request.refused, self.request.headers.get("X_REQUEST_ID"))
         self.response_headers.extend(headers)
         self.content_length = len(body)
         self.write(body)
-
-

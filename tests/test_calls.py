@@ -15,7 +15,7 @@ from test_saved_models import export, load, python, run
 
 import serving
 from serving_rooms import batching, calls
-from serving_rooms.front import SHORT_SECONDS
+from serving_rooms.lane import SHORT_SECONDS
 from serving_rooms.replicas import load_replicas
 
 

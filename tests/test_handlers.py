@@ -361,7 +361,7 @@ def test_arrays_of_numpy_and_names_of_urls(tmp_path):
 def test_no_url_of_the_server_is_left_to_handlers():
     """Each route of the table, with names filled in, is refused as a handler's path."""
     from serving_rooms import settings
-    for _, pattern, _, _ in serving.ROUTES:
+    for pattern in (route.pattern for route in serving.ROUTES):
         for path in ("/livez", "/readyz", "/v2/health/live", "/v1/models/m", "/v1/models/m/metadata", "/v1/models", "/v1/config", "/v1/config/reload",
                      "/predict", "/a/predict", "/a/classes", "/a/active_learning/g", "/deployments", "/a/samples/n", "/a/client/c", "/metrics", "/stats",
                      "/openapi.json", "/console", "/console/x", "/model-serving/d", "/monitoring/prometheus/metrics", "/v1/models/m:predict", "/v1/models/labels/x"):

@@ -13,6 +13,7 @@ import threading
 import time
 
 import flask
+import numpy as np
 import pytest
 from conftest import ROOT, FakeDetector, FakeServable, Rest, bearer, fake_server, key_entry
 
@@ -24,13 +25,13 @@ PICTURE = json.dumps({"image_type": "array", "data": [[[1, 2, 3]]]})
 # Method, path, body, and who may call: the routes of serving.ROUTES, each at least once.
 CALLS = [
     ("POST", "/v1/models/m:predict", BODY, "shared"), ("POST", "/model-serving/numbers:predict", BODY, "shared"),
-    ("GET", "/v1/models/m/metadata", None, "shared"), ("GET", "/v1/models/m", None, "shared"), ("GET", "/v1/models", None, "shared"),
-    ("GET", "/v1/config", None, "shared"), ("POST", "/v1/config/reload", None, "shared"),
+    ("GET", "/v1/models/m/metadata", None, "shared"), ("GET", "/v1/models/m", None, "shared"), ("GET", "/v1/models", None, "shared list"),
+    ("GET", "/v1/config", None, "shared list"), ("POST", "/v1/config/reload", None, "shared"),
     ("GET", "/livez", None, "open"), ("GET", "/readyz", None, "open"),
     ("POST", "/predict", PICTURE, "key"), ("POST", "/pictures/predict", PICTURE, "key"), ("GET", "/pictures/classes", None, "key"),
-    ("GET", "/pictures/active_learning/review", None, "key"), ("GET", "/deployments", None, "key"), ("GET", "/pictures/client/curl", None, "key"),
-    ("GET", "/pictures/samples/0.jpg", None, "key"), ("GET", "/metrics", None, "shared"), ("GET", "/stats", None, "shared"),
-    ("GET", "/openapi.json", None, "shared"), ("GET", "/console/", None, "open")]
+    ("GET", "/pictures/active_learning/review", None, "key"), ("GET", "/deployments", None, "key list"), ("GET", "/pictures/client/curl", None, "key"),
+    ("GET", "/pictures/samples/0.jpg", None, "key"), ("GET", "/metrics", None, "shared"), ("GET", "/stats", None, "shared list"),
+    ("GET", "/openapi.json", None, "shared list"), ("GET", "/console/", None, "open")]
 STATES = {"no key": 401, "wrong": 401, "expired": 401, "disabled": 401, "out of scope": 403, "over quota": 429, "good": 200}
 
 
@@ -54,10 +55,12 @@ def guarded(request, tmp_path, monkeypatch):
 def test_every_route_in_every_state_of_a_key(guarded, state):
     protect, rest = guarded
     for method, path, body, guard in CALLS:
+        guard, _, lists = guard.partition(" ")
         asked = guard == "key" or guard == "shared" and protect == "all"
+        expected = 200 if lists and state in ("out of scope", "over quota") else STATES[state]  # any key sees what it is for
         for headers in ({"x-api-key": state}, bearer(state)) if state != "no key" else ({},):
             response = rest.open(path, method=method, data=body, headers=headers)
-            assert response.status_code == (STATES[state] if asked else 200), (method, path, response.data)
+            assert response.status_code == (expected if asked else 200), (method, path, response.data)
             refused = response.status_code != 200
             assert ("WWW-Authenticate" in response.headers) == (response.status_code == 401)
             assert ("Retry-After" in response.headers) == (response.status_code == 429)
@@ -66,9 +69,11 @@ def test_every_route_in_every_state_of_a_key(guarded, state):
 
 
 def test_every_route_is_in_the_table_above():
-    for methods, pattern, _, guard in serving.ROUTES:
-        nameless = "/v1/models(?:/versions" in pattern.pattern  # the URLs that lack a model's name
-        assert nameless or any(method in methods and pattern.fullmatch(path) and guard == kind for method, path, _, kind in CALLS), pattern
+    for route in serving.ROUTES:
+        nameless = "/v1/models(?:/versions" in route.pattern.pattern  # the URLs that lack a model's name
+        guard = f"{route.guard} list" if route.lists else route.guard
+        assert nameless or any(method in route.methods and route.pattern.fullmatch(path) and guard == kind
+                               for method, path, _, kind in CALLS), route
 
 
 def test_an_error_has_the_vendors_body_and_a_request_id(guarded):
@@ -90,7 +95,7 @@ def test_headers_that_hold_keys(guarded, headers, status):
 
 
 def test_the_body_of_a_refused_request_is_not_parsed(guarded, monkeypatch):
-    monkeypatch.setattr(pictures, "read_image", lambda server: pytest.fail("parsed"))
+    monkeypatch.setattr(pictures, "read_image", lambda server, call: pytest.fail("parsed"))
     assert guarded[1].post("/predict", b"{" * 1000).status_code == 401
 
 
@@ -98,10 +103,71 @@ def test_a_key_for_a_deployment_reaches_its_model_and_nothing_else(tmp_path):
     deployments = [{"id": "a", "model": "m"}, {"id": "b", "model": "d"}]
     rest = Rest(fake_server({"m": FakeServable(), "d": FakeDetector()}, deployments=deployments,
                             auth={"protect": "all", "keys": [key_entry("a", "k", deployments=["a"])]}))
-    for path, status in (("/v1/models/m", 200), ("/model-serving/a", 200), ("/v1/models/d", 403), ("/model-serving/b", 403), ("/v1/models", 403),
-                         ("/v1/config", 403), ("/b/classes", 403), ("/nowhere/classes", 403), ("/a/classes", 200)):
+    for path, status in (("/v1/models/m", 200), ("/model-serving/a", 200), ("/v1/models/d", 403), ("/model-serving/b", 403), ("/metrics", 403),
+                         ("/b/classes", 403), ("/nowhere/classes", 403), ("/a/classes", 200)):
         assert rest.get(path, headers=bearer("k")).status_code == status, path
     assert rest.get("/b/classes", headers=bearer("k")).json["error"] == "The key 'a' is only for: a"
+
+
+@pytest.mark.parametrize("protect", ["predict", "all"])
+def test_a_key_sees_only_what_it_may_call(tmp_path, protect):
+    learning = {"threshold": 0, "folder": str(tmp_path), "group": "shared"}
+    deployments = [{"id": "a", "model": "m"}, {"id": "b", "model": "d", "active_learning": learning},
+                   {"id": "c", "model": "e", "active_learning": learning}]
+    server = fake_server({"m": FakeServable(), "d": FakeDetector(), "e": FakeDetector()}, deployments=deployments, auth={
+        "protect": protect, "keys": [key_entry("site", "all"), key_entry("mine", "k", deployments=["b"], quota={"calls": 1, "period": "day"})],
+        "quota_store": str(tmp_path / "quotas")})
+    server.endpoint("/other")(lambda inputs: inputs)
+    rest = Rest(server)
+    for path in ("/b/predict", "/c/predict"):
+        rest.post(path, json.dumps({"image_type": "array", "data": [[[len(path), 2, ord(path[1])]]]}), headers=bearer("all"))
+    rest.post("/v1/models/m:predict", BODY, headers=bearer("all")), rest.get("/nowhere/classes", headers=bearer("all"))
+
+    def get(path, key="k"):
+        response = rest.get(path, headers=bearer(key))
+        assert response.status_code == 200, (path, response.data)
+        return response.json
+    for _ in range(2):  # looking costs nothing of the one call that it has
+        shown = get("/deployments")
+        assert [d["id"] for d in shown["deployments"]] == ["b"] and [m["name"] for m in shown["models"]] == ["d"]
+    assert [d["id"] for d in get("/deployments", "all")["deployments"]] == ["a", "b", "c"]
+    get("/b/active_learning/shared", "all")  # waits until both are written
+    assert [entry["deployment"] for entry in [*map(origin_of, sorted(tmp_path.glob("shared/*.json")))]] in (["b", "c"], ["c", "b"])
+    if protect == "all":
+        assert [model["name"] for model in get("/v1/models")["models"]] == ["d"] == list(get("/v1/config"))
+        stats, paths = get("/stats"), get("/openapi.json")["paths"]
+        assert set(stats["groups"]) == {"d"} == {name.split("/")[0] for name in stats["devices"]} and stats["last_errors"] == []
+        assert "/other" not in paths and "/b/predict" in paths and not [p for p in paths if "/c" in p[:2] and p != "/v1/config"]
+    assert len(get("/b/active_learning/shared")["images"]) == 1
+    assert len(get("/b/active_learning/shared", "all")["images"]) == 2
+
+
+def origin_of(path):
+    return json.loads(path.read_bytes())
+
+
+async def somebody(request):
+    return True
+
+
+@pytest.mark.parametrize(("check", "status", "name"), [
+    (lambda request: True, 200, "site"), (lambda request: "ann", 200, "ann"), (lambda request: False, 401, ""), (lambda request: None, 401, ""),
+    (lambda request: "", 401, ""), (lambda request: flask.Response("go away", 403), 500, "Response"), (lambda request: ("no", 403), 500, "tuple"),
+    (somebody, 500, "coroutine"), (lambda request: 1, 500, "int"), (lambda request: [], 500, "list"), (lambda request: object(), 500, "object"),
+    (lambda request: "two\nlines", 500, "str"), (lambda request: np.True_, 500, "bool")])
+@pytest.mark.parametrize("how", ["blueprint", "app"])
+def test_a_sites_check_answers_true_false_none_or_a_name_and_nothing_else(check, status, name, how, caplog):
+    server = fake_server({"d": FakeDetector()}, deployments=[{"id": "p", "model": "d"}])
+    site = serving.create_app(server, authorize=check) if how == "app" else flask.Flask("site")
+    if how == "blueprint":
+        site.register_blueprint(serving.create_blueprint(server, authorize=check))
+    caplog.set_level("INFO", "serving")
+    response = site.test_client().get("/p/classes")
+    assert response.status_code == status
+    if status == 500:
+        assert f"authorize= has returned {name}" in response.json["error"] and "must return True" in response.json["error"]
+    if status == 200:
+        assert f" {name} GET /p/classes 200" in caplog.text
 
 
 def test_a_key_is_made_while_the_config_has_none(tmp_path):

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import jsonschema
 import pytest
@@ -275,7 +276,7 @@ def test_the_console_is_served_under_any_prefix_with_a_policy(how):
     assert_error(rest.get("/console/x.js"), 404, "The console has no file 'x.js'")
     for name in ("../serving.py", "../console/../serving.py", str(ROOT / "serving.py"), "..", "."):  # however a name came through
         with pytest.raises(serving.NotFound):
-            pages.view_console(rest.server, name)
+            pages.view_console(rest.server, SimpleNamespace(path="/console/", mount=""), name)
 
 
 def test_measuring_leaves_nothing_in_python_calls():

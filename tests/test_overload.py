@@ -16,7 +16,7 @@ import requests
 from conftest import FakeServable, config, fake_server, listening, until
 
 import serving
-from serving_rooms import calls, queueing
+from serving_rooms import calls, connections, queueing
 
 
 class Gated(FakeServable):
@@ -272,36 +272,71 @@ def test_a_client_that_does_not_read_its_answer_blocks_nobody():
 
 # --- turns ------------------------------------------------------------------------------------------------
 
-def request(path, command="POST"):
-    return SimpleNamespace(path=path, command=command, error=None)
-
-
-@pytest.mark.parametrize(("path", "command", "line"), [
-    ("/v1/models/m:predict", "POST", "m"), ("/V1/models/m/versions/3:predict", "POST", "m"), ("/v1/models/m", "GET", ""),
-    ("/ssd/predict", "POST", "/ssd/predict"), ("/predict", "POST", "/predict"), ("/metrics", "GET", ""), ("/alice/caption/x", "POST", "/alice/caption"),
-    ("/v1/config/reload", "POST", "/v1/config"), ("", "POST", "")])
-def test_lines(path, command, line):
-    assert queueing.line_of(request(path, command)) == line
+@pytest.mark.parametrize(("target", "command", "line"), [
+    ("/v1/models/m:predict", "POST", "m"), ("/V1/models/m/versions/3:predict", "POST", "m"), ("/v1/models/%6d:predict?a=1", "POST", "m"),
+    ("http://h/v1/models/m:predict", "POST", "m"), ("/model-serving/ssd:predict", "POST", "m"), ("/v1/models/m/metadata", "GET", "m"),
+    ("/ssd/predict", "POST", "m"), ("/predict", "POST", "m"), ("/%73sd/classes", "GET", "m"), ("/alice/caption", "GET", "/alice/caption"),
+    ("/alice/caption", "POST", "/alice/caption"), ("/v1/models/m", "GET", "state"), ("/v1/config", "GET", "state"), ("/livez", "GET", "health"),
+    ("/v2/health/ready", "HEAD", "health"), ("/metrics", "GET", "health"), ("/stats", "GET", "health"), ("/console/console.js", "GET", "health"),
+    ("/v1/config/reload", "POST", "reload"), ("/deployments", "GET", "deployments"), ("", "POST", "other"), ("/nowhere", "GET", "other"),
+    ("/v1/models/m/versions/99999999999999999999:predict", "POST", "other")])
+def test_a_request_waits_in_the_line_of_what_it_reaches(target, command, line):
+    server = fake_server({"m": FakeServable()}, deployments=[{"id": "ssd", "model": "m"}])
+    server.endpoint("/alice/caption")(lambda inputs: inputs)
+    front = SimpleNamespace(server=server)
+    asked = SimpleNamespace(request_uri=target, command=command, error=None)
+    assert connections.Front.line_of(front, asked, connections.Front.find(front, asked)) == line
 
 
 def test_lines_take_turns_and_none_holds_all_threads():
-    dispatcher = SimpleNamespace(lock=threading.Lock(), queue_cv=SimpleNamespace(notify=lambda: None))
-    turns = queueing.Turns(dispatcher, 8)
-    for path in ["/v1/models/a:predict"] * 9 + ["/v1/models/b:predict"] * 3:
-        turns.append(SimpleNamespace(requests=[request(path)]))
-    order = []
-    while turns:
-        order.append(turns.popleft())
-    assert [job.line for job in order] == ["a", "b", "a", "b", "a", "b", "a"]  # 7 of 8 threads
-    assert len(turns) == 5
-    turns.append(SimpleNamespace(requests=[request("/livez", "GET")]))
-    assert turns and turns.popleft().line == "" and not turns
+    turns = queueing.Dispatcher(8)
+    turns.threads = 0  # none is started: the test takes what they would
+    for line in "a" * 9 + "b" * 3:
+        turns.add(SimpleNamespace(), line)
+    order = [turns.take()[0] for _ in range(7)]
+    assert order == ["a", "b", "a", "b", "a", "b", "a"]  # 7 of 8 threads
+    assert turns.take() is None and len(turns) == 5
+    for line in ("state", "health", "state", "health"):  # which never wait for anything
+        turns.add(SimpleNamespace(), line)
+    assert [turns.take()[0] for _ in range(4)] == ["state", "health", "state", "health"] and turns.take() is None
     for _ in range(3):
-        turns.end("b")
-    assert turns.popleft().line == "a" and turns.popleft().line == "a" and not turns  # 6 of 8
-    for job in order[:1]:
-        turns.end(job.line)
-    assert turns.popleft().line == "a"
+        turns.end("b", False)
+    assert turns.take()[0] == "a" and turns.take()[0] == "a" and turns.take() is None  # 6 of 8
+    turns.end("a", False)
+    assert turns.take()[0] == "a"
+
+
+def test_as_many_threads_work_as_are_needed():
+    done, turns = [], queueing.Dispatcher(8)
+
+    def run(times):
+        for _ in range(times):
+            finished = threading.Event()
+            turns.add(SimpleNamespace(service=lambda told=finished: (done.append(threading.get_ident()), told.set())), "a")
+            assert finished.wait(10)
+            until(lambda: len(turns.idle) == len(turns.workers))
+    run(20)
+    assert len(set(done)) == 1
+    barrier = threading.Barrier(6)  # and as many as a line may have, where they are needed
+    for _ in range(6):
+        turns.add(SimpleNamespace(service=lambda: (barrier.wait(10), done.append(threading.get_ident()))), "a")
+    until(lambda: len(done) == 26)
+    assert len(set(done)) == 6
+    assert turns.shutdown(timeout=10)
+
+
+def test_what_ends_a_request_in_any_way_closes_its_connection_and_the_thread_goes_on():
+    pulled, turns = [], queueing.Dispatcher(2)
+
+    def end():
+        raise SystemExit
+    channel = SimpleNamespace(service=end, will_close=False, server=SimpleNamespace(pull_trigger=lambda: pulled.append(1)))
+    turns.add(channel, "a")
+    until(lambda: pulled)
+    finished = threading.Event()
+    turns.add(SimpleNamespace(service=finished.set), "a")
+    assert finished.wait(10) and channel.will_close and len(turns.workers) == 1
+    assert turns.shutdown(timeout=10)
 
 
 def test_the_pace_of_a_line_is_the_time_from_answer_to_answer(monkeypatch):

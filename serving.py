@@ -2549,7 +2549,7 @@ def open_door(door: Door, app: Flask) -> Callable[..., Any]:
     through_flask, views = app.wsgi_app, len(app.view_functions)
 
     def wsgi_app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
-        if len(app.view_functions) != views or is_hooked(app):
+        if len(app.view_functions) != views or is_hooked(app) or "HTTP_UPGRADE" in environ:
             return through_flask(environ, start_response)
         decoded = environ.get("PATH_INFO", "").encode("latin-1").decode("utf-8", "replace")
         path = raw_path(environ, decoded)

@@ -50,8 +50,10 @@ class Parser(HTTPRequestParser):
 
     def received(self, data: bytes) -> int:
         if self.body_rcv is None and not self.completed:
-            head = (self.header_plus[-1:] + data).partition(b"\r\n\r\n")[0]
-            if BARE_LINE_FEED.search(head):  # section 2.2; waitress would wait for a line end that never comes
+            before = self.header_plus[-3:]
+            text = before + data
+            end = text.find(b"\r\n\r\n")
+            if BARE_LINE_FEED.search(text, len(before), end if end >= 0 else len(text)):  # section 2.2
                 self.error, self.completed = BadRequest("Bare LF found in HTTP message"), True
                 return len(data)
         consumed = super().received(data)

@@ -63,7 +63,7 @@ MOST_CHARACTERS = 200  # of a body on a command line
 def example_command(servable: Any) -> str | None:
     """A command, but for its URL, that asks the default signature: JSON, or raw zeros where that is long and of one input."""
     call, signature = (kind.get("serving_default") for kind in (servable.callables, servable.signatures))
-    if call is None or call.seconds == float("inf"):  # made-up input does not suit it
+    if call is None or not call.tried:  # made-up input may not suit it
         return None
     example, lone = example_request(signature), len(signature.inputs) == 1
     if example is not None and (len(body := encode_json(example).decode()) <= MOST_CHARACTERS or not lone):

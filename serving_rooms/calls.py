@@ -24,6 +24,7 @@ from serving import (
     ServingError,
     Signature,
     clean_message,
+    leaves_behind,
     make_calls,
     new_session,
     tensorflow,
@@ -51,13 +52,15 @@ def tune(session: Any, graph: Any, signatures: Mapping[str, Signature], calls: d
     options = Batching() if config.batching is True else config.batching
     waiting: dict[str, int] = {}  # how many threads those have that are handed over
     for name, call in calls.items():
-        bounded = not UNBOUNDED & {node.op for node in used_nodes(graph, call)}
-        calls[name] = call = call._replace(bounded=bounded)
-        if options:
-            label = f"{config.name}: signature {name}"
-            calls[name] = batch(session, signatures[name], call, options, device, label)
-        if calls[name].kind != "batched" and not (bounded and call.seconds < LONG_SECONDS):
-            waiting[name] = count_threads(calls[name], device)
+        nodes, label = used_nodes(graph, call), f"{config.name}: signature {name}"
+        call = call._replace(bounded=not UNBOUNDED & {node.op for node in nodes})
+        if options and any(map(leaves_behind, nodes)):
+            logger.warning("%s runs unbatched: its graph may keep something of a call", label)
+        elif options:
+            call = batch(session, signatures[name], call, options, device, label)
+        if call.kind != "batched" and not (call.bounded and call.seconds < LONG_SECONDS):
+            waiting[name] = count_threads(call, device)
+        calls[name] = call
     pools = {count: Workers(count, f"model-{config.name}", owned)
              for count in sorted(set(waiting.values()))}
     for name, count in waiting.items():

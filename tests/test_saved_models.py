@@ -443,9 +443,9 @@ def test_a_saved_model_as_base_path_is_version_one(caplog):
 
 # --- TensorFlow Serving's warm-up file --------------------------------------------------------------------
 
-def with_warmup(folder, *logs):
-    """half_plus_two with a warm-up file of these PredictionLogs (or raw records)."""
-    shutil.copytree(ROOT / "models/half_plus_two/123", folder)
+def with_warmup(folder, *logs, model="half_plus_two/123"):
+    """A demo model with a warm-up file of these PredictionLogs (or raw records)."""
+    shutil.copytree(ROOT / "models" / model, folder)
     (folder / "assets.extra").mkdir()
     tf = serving.tensorflow()
     with tf.io.TFRecordWriter(str(folder / "assets.extra/tf_serving_warmup_requests")) as writer:

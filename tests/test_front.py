@@ -16,7 +16,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import requests
 from conftest import ROOT, FakeServable, bearer, config, fake_server, key_entry, listening
 from flask import (
     Flask,
@@ -342,20 +341,6 @@ def make_front(monkeypatch, names=("m", "other")):
     available = {name: serving.Available({1: Recorder()}, {}) for name in names}
     config = SimpleNamespace(auth=SimpleNamespace(protect="none"))
     return front.Front(SimpleNamespace(config=config, manager=SimpleNamespace(available=available)), []), clock
-
-
-def test_no_batch_is_waited_for_where_none_can_form():
-    model = {"name": "half_plus_two", "base_path": str(ROOT / "models/half_plus_two"), "batching": {"batch_timeout_micros": 1_000_000, "max_batch_size": 2}}
-    server = serving.ModelServer(config(model))
-    assert server.wait(60)
-    _, servable = server.manager.find("half_plus_two", None, None)
-    assert servable.callables["serving_default"].kind == "batched"
-    with listening(server) as address:
-        start = time.monotonic()
-        for _ in range(3):
-            answer = requests.post(f"{address}/v1/models/half_plus_two:predict", json={"instances": [[1.0]]}, timeout=30)
-            assert answer.json() == {"predictions": [[2.5]]}
-        assert time.monotonic() - start < 2  # each would wait for 1 s
 
 
 def test_three_long_ones_running_send_a_path_to_the_threads_for_a_while(monkeypatch):

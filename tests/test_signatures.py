@@ -249,6 +249,7 @@ def test_a_signature_that_may_keep_something_of_a_call_is_not_called_when_it_is_
 
 
 def harmless(tf, name):
+    tf.random.set_seed(None)  # another test's would become the graph's
     weight = tf.Variable([2.0, 3.0])
     table = tf.lookup.StaticHashTable(tf.lookup.KeyValueTensorInitializer([0, 1], [10.0, 11.0], tf.int64), -1.0)
 
@@ -416,6 +417,7 @@ def test_rows_that_depend_on_others_are_refused_where_joining_is_asked_for(tf, f
 @pytest.mark.parametrize("name", ["sigmoids", "integers", "half", "words", "random"])
 def test_rows_that_stand_alone_are_joined(tf, folder, name):
     """Among them layers that round large numbers otherwise in larger batches, and words beyond a vocabulary, which fail alone."""
+    tf.random.set_seed(None)  # another test's would become the graph's
     weights = [tf.Variable(np.random.default_rng(n).normal(size=(64, 64)).astype(np.float32)) for n in range(3)]
     vectors = tf.Variable(np.random.default_rng(4).normal(size=(50, 4)).astype(np.float32))
 

@@ -841,7 +841,7 @@ CURRENT = threading.local()
 class Call(typing.NamedTuple):
     """How a signature is called: the function, from arrays to arrays, and what is known of it."""
 
-    run: Callable[..., list[np.ndarray]]
+    run: Callable[..., list[np.ndarray]]  # `not_made` until there is a session
     feeds: Sequence[str] = ()  # the tensors of its inputs and outputs
     fetches: Sequence[str] = ()
     outputs: Sequence[str] = ()  # the names of those that are fetched
@@ -1146,7 +1146,6 @@ def read_shape(shape: Mapping[str, Any]) -> tuple[int | None, ...] | None:
 # What a signature takes and answers
 # --------------------------------------------------------------------------------------------------
 
-
 # What an array carries to TensorFlow and back; JSON spells no complex numbers, but Python has them.
 CARRIED = NUMPY_DTYPES | {
     "DT_COMPLEX64": np.dtype(np.complex64), "DT_COMPLEX128": np.dtype(np.complex128)}
@@ -1228,16 +1227,23 @@ def fit(spec: TensorSpec, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
     if spec.name not in inputs:
         raise BadRequest(f"Missing named input: {spec.name}")
     array = np.asarray(inputs[spec.name])
-    dtype = CARRIED[spec.dtype]
-    takes = f"input '{spec.name}' takes {spec.type_name} {print_shape(spec.shape)}"
-    if array.dtype != dtype and not (dtype.kind == "O" and array.dtype.kind in "SU"):
-        raise BadRequest(f"{takes}, got {array.dtype.name}")
-    if spec.shape is None:
-        return array
-    if array.ndim != len(spec.shape) or any(
-            size not in (None, given) for size, given in zip(spec.shape, array.shape)):
-        raise BadRequest(f"{takes}, got shape {list(array.shape)}")
+    text = spec.dtype == "DT_STRING" and array.dtype.kind in "SU"
+    if array.dtype != CARRIED[spec.dtype] and not text:
+        raise misfit(spec, array.dtype.name)
+    if spec.shape is not None and not matches(spec.shape, array.shape):
+        raise misfit(spec, f"shape {list(array.shape)}")
     return array
+
+
+def matches(wanted: Sequence[int | None], shape: Sequence[int]) -> bool:
+    """Whether a shape has the rank and the sizes that are wanted."""
+    return len(wanted) == len(shape) and all(
+        size is None or size == given for size, given in zip(wanted, shape))
+
+
+def misfit(spec: TensorSpec, came: str) -> BadRequest:
+    takes = f"input '{spec.name}' takes {spec.type_name} {print_shape(spec.shape)}"
+    return BadRequest(f"{takes}, got {came}")
 
 
 def as_array(value: Any) -> np.ndarray:
@@ -1268,24 +1274,26 @@ def prepare_calls(session: Any, signatures: dict[str, Signature], calls: dict[st
 
     Raises LoadError where none can be called: a model that answers nothing is not served.
     """
-    plans = plan_calls(session.graph, signatures, refused)
-    twins: dict[str, str] = {}
+    plans, twins = plan_calls(session.graph, signatures, refused), dict[str, str]()
+    frozen = None
     if Auth is not AllPolicy:
         room = part("serving_rooms.calls")
         twins = room.find_twins(session.graph, {name: signatures[name] for name in plans})
         plans = {name: plan for name, plan in plans.items() if name not in twins}
-        session, plans = room.freeze(session, plans, device, config, owned)
-    calls |= make_calls(session, plans, refused)
-    report_refused(config.name, calls, refused)
+        frozen = room.freeze(session, plans, device, config, owned)
+    session, made = frozen or (session, make_calls(session, plans, refused))
+    refused |= {name: refused[other] for name, other in twins.items() if other in refused}
+    report_refused(config.name, made, refused)
     graph = session.graph.as_graph_def()
-    for name, call in calls.items():
+    nodes = {name: used_nodes(graph, call) for name, call in made.items()}
+    for name, call in made.items():
         label = f"{config.name}: signature {name}"
-        calls[name] = warm_up(call, signatures[name], used_nodes(graph, call), label, config)
+        made[name] = warm_up(call, signatures[name], nodes[name], label, config)
     if Auth is not AllPolicy:
-        room.tune(session, graph, signatures, calls, device, config, owned)
+        room.tune(session, nodes, signatures, made, device, config, owned)
     elif config.batching:
         logger.warning("%s: unbatched: that needs serving_rooms/ beside serving.py", config.name)
-    calls |= {name: calls[other] for name, other in twins.items() if other in calls}
+    calls |= made | {name: made[other] for name, other in twins.items() if other in made}
 
 
 def plan_calls(graph: Any, signatures: dict[str, Signature],
@@ -1309,11 +1317,11 @@ def plan_call(graph: Any, signature: Signature) -> Call:
     with graph.as_default():  # a tensor cannot be both fed and fetched
         fetches = [copy(graph.get_tensor_by_name(tensor)).name if tensor in feeds else tensor
                    for tensor in fetched.values()]
-    return Call(refuse_to_run, feeds, fetches, list(fetched))
+    return Call(not_made, feeds, fetches, list(fetched))
 
 
-def refuse_to_run(*arrays: np.ndarray) -> list[np.ndarray]:
-    """Stand for a call that is not made yet."""
+def not_made(*arrays: np.ndarray) -> list[np.ndarray]:
+    """Stand for the function of a call that is only planned."""
     raise LoadError("the model is not loaded yet")
 
 
@@ -1367,7 +1375,8 @@ RANDOM = {
     "RandomShuffle", "Multinomial", "CudnnRNN", "CudnnRNNV2", "CudnnRNNV3",
 }
 # What TensorFlow says to have no state: Python, files, calls that wait for each other.
-HARMFUL = re.compile("PyFuncStateless|.*Dataset.*|Debug.*|(Unb|B)atch(Function)?|.*Infeed.*|TPU.*")
+HARMFUL = re.compile(
+    "PyFuncStateless|.*Dataset.*|Debug.*|(Unb|B)atch(Function)?|.*Infeed.*|TPU.*|Abort")
 
 
 def used_nodes(graph: Any, call: Call) -> list[Any]:
@@ -1493,12 +1502,12 @@ def time_call(call: Callable, inputs: Sequence[np.ndarray]) -> float:
     return seconds
 
 
-def sample_inputs(signature: Signature, rows: int, seed: int = 0) -> list[np.ndarray]:
+def sample_inputs(signature: Signature, rows: int) -> list[np.ndarray]:
     """Made-up inputs of `rows` rows: floats in 0..1, integers and booleans 0 or 1, empty strings.
 
     Unknown sizes are 1.
     """
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(0)
     samples = []
     for spec in signature.inputs.values():
         dtype = CARRIED.get(spec.dtype, np.dtype(np.float32))

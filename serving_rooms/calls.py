@@ -42,19 +42,19 @@ UNBOUNDED = {"PyFunc", "PyFuncStateless", "EagerPyFunc", "While", "StatelessWhil
              "ReadFile", "WriteFile", "QueueDequeueV2"}
 
 
-def tune(session: Any, graph: Any, signatures: Mapping[str, Signature], calls: dict[str, Call],
-         device: str, config: Any, owned: contextlib.ExitStack) -> None:
+def tune(session: Any, nodes: Mapping[str, list[Any]], signatures: Mapping[str, Signature],
+         calls: dict[str, Call], device: str, config: Any, owned: contextlib.ExitStack) -> None:
     """Join what the config asks for; other calls that may take long have threads of the model's own.
 
-    `owned` closes what a model holds, the latest first. Raises LoadError where joined requests
+    `nodes` are those that each call may run. `owned` closes what a model holds, the latest first. Raises LoadError where joined requests
     would be answered otherwise than alone.
     """
     options = Batching() if config.batching is True else config.batching
     waiting: dict[str, int] = {}  # how many threads those have that are handed over
     for name, call in calls.items():
-        nodes, label = used_nodes(graph, call), f"{config.name}: signature {name}"
-        call = call._replace(bounded=not UNBOUNDED & {node.op for node in nodes})
-        if options and any(map(leaves_behind, nodes)):
+        label = f"{config.name}: signature {name}"
+        call = call._replace(bounded=not UNBOUNDED & {node.op for node in nodes[name]})
+        if options and any(map(leaves_behind, nodes[name])):
             logger.warning("%s runs unbatched: its graph may keep something of a call", label)
         elif options:
             call = batch(session, signatures[name], call, options, device, label)
@@ -200,32 +200,32 @@ HOLDERS = {"StatefulPartitionedCall", "While", "If", "Case"}  # the state is of 
 
 
 def freeze(session: Any, plans: dict[str, Call], device: str, config: Any,
-           owned: contextlib.ExitStack) -> tuple[Any, dict[str, Call]]:
-    """A session over the graph with its variables as constants, and the calls planned in it.
+           owned: contextlib.ExitStack) -> tuple[Any, dict[str, Call]] | None:
+    """A session over the graph with its variables as constants, and the planned calls in it.
 
     TensorFlow prepares constants once (oneDNN's layout of weights, sums and products of constants)
     that it must take as they come from variables. Sums may be rounded otherwise in the last bit.
-    The session and plans as they were where nothing gains by that, or something has a state.
+    None where nothing gains by that, or something has a state.
     """
     if not config.freeze or not device.startswith("CPU") or not gains(session.graph, plans):
-        return session, plans
+        return None
     frozen: Any = None
-    refused: dict[str, str] = {}
+    calls, refused = dict[str, Call](), dict[str, str]()
     try:
         frozen = open_frozen(session, plans, device)
         if frozen is not None:
-            make_calls(frozen, plans, refused)
+            calls = make_calls(frozen, plans, refused)
     except Exception as error:  # no public interface of TensorFlow's, and graphs are of all kinds
         refused[""] = clean_message(str(error))
     if frozen is None or refused:
         logger.debug("%s is not frozen: %s", config.name, refused or "it has a state")
         if frozen is not None:
             frozen.close()
-        return session, plans
+        return None
     owned.pop_all().close()  # the session; with it goes its graph, which nobody needs any more
     owned.callback(LEAVING.add, frozen.graph)
     owned.callback(frozen.close)
-    return frozen, {name: plan._replace(kind="frozen") for name, plan in plans.items()}
+    return frozen, {name: call._replace(kind="frozen") for name, call in calls.items()}
 
 
 def gains(graph: Any, plans: Mapping[str, Call]) -> bool:

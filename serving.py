@@ -1041,7 +1041,8 @@ def load_replica(folder: Path, config: ModelConfig, device: str) -> Servable:
 
     def answer(name: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         if name not in calls:
-            raise BadRequest(f'Signature "{name}" cannot be called: {refused.get(name, "there is none of that name")}')
+            reason = refused.get(name, "there is none of that name")
+            raise BadRequest(f'Signature "{name}" cannot be called: {reason}')
         arrays = [fit(spec, inputs) for spec in signatures[name].inputs.values()]
         try:
             values = calls[name].run(*arrays)
@@ -1133,9 +1134,14 @@ def describe(definitions: Mapping[str, Any]) -> dict[str, Any]:
 def read_signature(definition: Mapping[str, Any]) -> Signature:
     """A described SignatureDef as a `Signature`, its tensors sorted by name; sparse and composite ones have no `tensor`."""
     def read(side: str) -> dict[str, TensorSpec]:
-        return {name: TensorSpec(name, info.get("name", ""), str(info["dtype"]), read_shape(info.get("tensor_shape", {})))
-                for name, info in sorted(definition[side].items())}
+        return {name: read_tensor(name, info) for name, info in sorted(definition[side].items())}
     return Signature(read("inputs"), read("outputs"))
+
+
+def read_tensor(name: str, info: Mapping[str, Any]) -> TensorSpec:
+    """A described TensorInfo; a dtype that TensorFlow has no name for is its number."""
+    shape = read_shape(info.get("tensor_shape", {}))
+    return TensorSpec(name, info.get("name", ""), str(info["dtype"]), shape)
 
 
 def read_shape(shape: Mapping[str, Any]) -> tuple[int | None, ...] | None:
@@ -1192,7 +1198,8 @@ def find_tensor(graph: Any, spec: TensorSpec) -> Any:
     dtype = types_pb2.DataType.Name(tensor.dtype.base_dtype.as_datatype_enum)
     if dtype != spec.dtype:  # its bytes would be read as something else
         stored = dtype.removeprefix("DT_").lower()
-        raise LoadError(f"'{spec.name}' is {spec.type_name} in the signature, {stored} in the graph")
+        raise LoadError(
+            f"'{spec.name}' is {spec.type_name} in the signature, {stored} in the graph")
     return tensor
 
 
@@ -1275,17 +1282,16 @@ def prepare_calls(session: Any, signatures: dict[str, Signature], calls: dict[st
     Raises LoadError where none can be called: a model that answers nothing is not served.
     """
     plans, twins = plan_calls(session.graph, signatures, refused), dict[str, str]()
-    frozen = None
+    graph, frozen = session.graph.as_graph_def(), None
+    nodes = {name: used_nodes(graph, plan) for name, plan in plans.items()}
     if Auth is not AllPolicy:
         room = part("serving_rooms.calls")
-        twins = room.find_twins(session.graph, {name: signatures[name] for name in plans})
+        twins = room.find_twins(graph, {name: signatures[name] for name in plans})
         plans = {name: plan for name, plan in plans.items() if name not in twins}
-        frozen = room.freeze(session, plans, device, config, owned)
+        frozen = room.freeze(session, graph, nodes, plans, device, config, owned)
     session, made = frozen or (session, make_calls(session, plans, refused))
     refused |= {name: refused[other] for name, other in twins.items() if other in refused}
     report_refused(config.name, made, refused)
-    graph = session.graph.as_graph_def()
-    nodes = {name: used_nodes(graph, call) for name, call in made.items()}
     for name, call in made.items():
         label = f"{config.name}: signature {name}"
         made[name] = warm_up(call, signatures[name], nodes[name], label, config)
@@ -1419,7 +1425,7 @@ def kin_of(function: Any) -> str:
 
 
 def called_names(attributes: Mapping[str, Any]) -> set[str]:
-    """The names of functions in a node's attributes, alone, in lists, and in attributes of theirs."""
+    """The names of functions in a node's attributes, alone, in lists, in attributes of theirs."""
     names = set[str]()
     for value in attributes.values():
         for function in (value.func, *value.list.func):
@@ -1972,9 +1978,13 @@ def predict(servable: Servable, name: str, body: dict[str, Any], wanted: Sequenc
 
 
 def require_writable(signature: Signature) -> None:
-    """Raise BadRequest, with TensorFlow Serving's text, for an output that is no number or string: before anything is called."""
+    """Raise BadRequest for an output that JSON cannot hold, before anything is called.
+
+    The text is TensorFlow Serving's.
+    """
     for spec in signature.outputs.values():
-        if spec.dtype not in NUMPY_DTYPES and spec.dtype != "DT_INVALID":  # of a pipeline's function, which says nothing of it
+        told = spec.dtype != "DT_INVALID"  # a pipeline's function says nothing of its outputs
+        if told and spec.dtype not in NUMPY_DTYPES:
             raise BadRequest(f"Failed to write JSON value for tensor type: {spec.type_name}")
 
 

@@ -47,7 +47,7 @@ def batch(session: Any, signature: Signature, call: Call, options: Batching, dev
     if call.tried:  # its graph is planned now, not at the first request
         batched(*sample_inputs(signature, 0 if has_strings(signature) else 1))
     run = join_batches(call.run, batched, signature, options)
-    untold = "" if tells else ", though no made-up rows could tell whether theirs are joined rightly"
+    untold = "" if tells else ", though made-up rows could not tell whether theirs can be joined"
     logger.info("%s is batched, up to %d rows%s", label, options.max_batch_size, untold)
     return call._replace(run=run, kind="batched", seconds=float("inf"))
 

@@ -44,10 +44,10 @@ UNBOUNDED = {"PyFunc", "PyFuncStateless", "EagerPyFunc", "While", "StatelessWhil
 
 def tune(session: Any, nodes: Mapping[str, list[Any]], signatures: Mapping[str, Signature],
          calls: dict[str, Call], device: str, config: Any, owned: contextlib.ExitStack) -> None:
-    """Join what the config asks for; other calls that may take long have threads of the model's own.
+    """Join what the config asks for; other calls that may take long have threads of their own.
 
-    `nodes` are those that each call may run. `owned` closes what a model holds, the latest first. Raises LoadError where joined requests
-    would be answered otherwise than alone.
+    `nodes` are those that each call may run; `owned` closes what a model holds, the latest first.
+    Raises LoadError where joined requests would be answered otherwise than alone.
     """
     options = Batching() if config.batching is True else config.batching
     waiting: dict[str, int] = {}  # how many threads those have that are handed over
@@ -87,9 +87,8 @@ def find_twins(graph: Any, signatures: Mapping[str, Signature]) -> dict[str, str
 
     They call functions that are equal but for their names, with the same variables.
     """
-    definition = graph.as_graph_def()
-    nodes = {node.name: node for node in definition.node}
-    functions = {function.signature.name: function for function in definition.library.function}
+    nodes = {node.name: node for node in graph.node}
+    functions = {function.signature.name: function for function in graph.library.function}
     first, twins = dict[Any, str](), dict[str, str]()
     for name in sorted(signatures, key=lambda name: (name != "serving_default", name)):
         key = call_key(signatures[name], nodes, functions)
@@ -121,7 +120,7 @@ def call_key(signature: Signature, nodes: Mapping[str, Any], functions: Mapping[
 
 
 class Workers:
-    """Threads for the calls of one model, up to `count`, started when needed; first come, first served.
+    """Threads for the calls of one model, up to `count`, started when needed; first come first.
 
     A request whose time is over is told so, and its call runs on. A session waits in its close for
     what runs in it, for ever where a model hangs: what `owned` holds is from now on closed when no
@@ -199,7 +198,8 @@ GAINING = {"Conv2D", "Conv3D", "DepthwiseConv2dNative"}  # the gain is in their 
 HOLDERS = {"StatefulPartitionedCall", "While", "If", "Case"}  # the state is of what they call
 
 
-def freeze(session: Any, plans: dict[str, Call], device: str, config: Any,
+def freeze(session: Any, graph: Any, nodes: Mapping[str, list[Any]], plans: Mapping[str, Call],
+           device: str, config: Any,
            owned: contextlib.ExitStack) -> tuple[Any, dict[str, Call]] | None:
     """A session over the graph with its variables as constants, and the planned calls in it.
 
@@ -207,12 +207,14 @@ def freeze(session: Any, plans: dict[str, Call], device: str, config: Any,
     that it must take as they come from variables. Sums may be rounded otherwise in the last bit.
     None where nothing gains by that, or something has a state.
     """
-    if not config.freeze or not device.startswith("CPU") or not gains(session.graph, plans):
+    kinds = {node.op for name in plans for node in nodes[name]}
+    small = 0 < variable_bytes(session.graph) <= FREEZE_BYTES
+    if not config.freeze or not device.startswith("CPU") or not small or not GAINING & kinds:
         return None
     frozen: Any = None
     calls, refused = dict[str, Call](), dict[str, str]()
     try:
-        frozen = open_frozen(session, plans, device)
+        frozen = open_frozen(session, graph, plans, device)
         if frozen is not None:
             calls = make_calls(frozen, plans, refused)
     except Exception as error:  # no public interface of TensorFlow's, and graphs are of all kinds
@@ -228,13 +230,6 @@ def freeze(session: Any, plans: dict[str, Call], device: str, config: Any,
     return frozen, {name: call._replace(kind="frozen") for name, call in calls.items()}
 
 
-def gains(graph: Any, plans: Mapping[str, Call]) -> bool:
-    """Whether calls have convolutions, and variables of a size that may be held twice."""
-    definition = graph.as_graph_def()
-    kinds = {node.op for plan in plans.values() for node in used_nodes(definition, plan)}
-    return bool(GAINING & kinds) and 0 < variable_bytes(graph) <= FREEZE_BYTES
-
-
 def variable_bytes(graph: Any) -> int:
     """The size of a graph's variables."""
     count = 0
@@ -245,17 +240,17 @@ def variable_bytes(graph: Any) -> int:
     return count
 
 
-def open_frozen(session: Any, plans: Mapping[str, Call], device: str) -> Any | None:
+def open_frozen(session: Any, graph: Any, plans: Mapping[str, Call], device: str) -> Any | None:
     """A session over what calls need of the graph, frozen; None where something has a state."""
     from tensorflow.python.framework import convert_to_constants
     convert = convert_to_constants.convert_variables_to_constants_from_session_graph
     wanted = [tensor.split(":")[0] for plan in plans.values()
               for tensor in (*plan.feeds, *plan.fetches)]
-    graph = convert(session, session.graph.as_graph_def(), wanted)
-    if any(has_state(used_nodes(graph, plan)) for plan in plans.values()):
+    constant = convert(session, graph, wanted)
+    if any(has_state(used_nodes(constant, plan)) for plan in plans.values()):
         return None
     with new_session(device, session_options()) as frozen:
-        tensorflow().graph_util.import_graph_def(graph, name="")
+        tensorflow().graph_util.import_graph_def(constant, name="")
     return frozen
 
 

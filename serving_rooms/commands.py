@@ -10,7 +10,16 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from serving import ConfigError, ModelServer, choose_versions, encode_json, is_typical, list_versions, parse, sample_inputs
+from serving import (
+    ConfigError,
+    ModelServer,
+    choose_versions,
+    encode_json,
+    is_typical,
+    list_versions,
+    parse,
+    sample_inputs,
+)
 from serving_rooms.check import check
 from serving_rooms.inbox import export_group
 from serving_rooms.keys import digest

@@ -7,7 +7,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from serving import LoadError, called_functions, called_names, clean_message, new_session, tensorflow
+from serving import (
+    LoadError,
+    called_functions,
+    called_names,
+    clean_message,
+    new_session,
+    tensorflow,
+)
 
 logger = logging.getLogger("serving")
 
@@ -82,7 +89,7 @@ def find_missing(used: Any) -> str:
 
 
 def extract_used(graph: Any, signatures: Iterable[str]) -> Any:
-    """The part of a MetaGraphDef's graph that signatures are made of, with the functions it calls."""
+    """The part of a MetaGraphDef's graph that signatures are made of, with what it calls."""
     extract = tensorflow().compat.v1.graph_util.extract_sub_graph
     infos = (info for name in signatures for signature in [graph.signature_def[name]]
              for side in (signature.inputs, signature.outputs) for info in side.values())

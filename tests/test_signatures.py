@@ -537,6 +537,19 @@ def test_a_broken_signature_says_so_when_it_is_called_and_the_others_answer(tf, 
     assert_error(rest.post(P, body), 501 if "Conversion" in wanted else 400, wanted)
 
 
+def test_the_second_name_of_a_broken_signature_is_broken_too(tf, folder):
+    """Keras exports `serve` and `serving_default`, which are one."""
+    def add(graph):
+        lose_an_inner_function(graph)
+        for name in ("second", "third"):
+            graph.signature_def[name].CopyFrom(graph.signature_def["bad"])
+    servable = load(two_signatures(tf, folder / "twins", add))
+    for name in ("bad", "second", "third"):
+        with pytest.raises(serving.BadRequest, match=f'Signature "{name}" cannot be called: '):
+            servable.run(name, {"z": np.ones(1, np.float32)})
+    assert run(servable, np.ones(1, np.float32))["y"].tolist() == [2.0]
+
+
 def test_of_an_output_that_is_no_number_the_others_can_be_asked_for(tf, folder):
     def add(graph):
         graph.signature_def["bad"].outputs["handle"].CopyFrom(graph.signature_def["bad"].outputs["y"])

@@ -838,7 +838,7 @@ class Trace:
 CURRENT = threading.local()
 
 
-class Call(typing.NamedTuple):
+class SignatureCall(typing.NamedTuple):
     """How a signature is called: the function, from arrays to arrays, and what is known of it."""
 
     run: Callable[..., list[np.ndarray]]  # `not_made` until there is a session
@@ -864,7 +864,7 @@ class Servable:
     def __init__(self, signatures: Mapping[str, Signature],
                  run: Callable[[str, dict[str, np.ndarray]], dict[str, np.ndarray]], *,
                  metadata: dict[str, Any] | None = None, device: str = "",
-                 close: Callable[[], None] = lambda: None, calls: Mapping[str, "Call"] = types.MappingProxyType({})):
+                 close: Callable[[], None] = lambda: None, calls: Mapping[str, "SignatureCall"] = types.MappingProxyType({})):
         self.signatures, self._run, self.callables = dict(signatures), run, calls
         self.call_seconds = max((call.seconds if call.bounded else float("inf") for call in calls.values()), default=float("inf"))
         self.metadata, self.device = metadata or {}, device
@@ -1036,7 +1036,7 @@ def load_replica(folder: Path, config: ModelConfig, device: str) -> Servable:
     """
     tf = tensorflow()
     owned = contextlib.ExitStack()  # what has to be closed
-    calls: dict[str, Call] = {}
+    calls: dict[str, SignatureCall] = {}
     refused: dict[str, str] = {}  # why signatures cannot be called
 
     def answer(name: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -1274,7 +1274,7 @@ def make_callable(session: Any, feeds: Sequence[str], fetches: Sequence[str]) ->
     return session._make_callable_from_options(options)
 
 
-def prepare_calls(session: Any, signatures: dict[str, Signature], calls: dict[str, Call],
+def prepare_calls(session: Any, signatures: dict[str, Signature], calls: dict[str, SignatureCall],
                   refused: dict[str, str], device: str, config: ModelConfig,
                   owned: contextlib.ExitStack) -> None:
     """Find how each signature is called, or why it cannot be. `owned` closes what that needs.
@@ -1303,7 +1303,7 @@ def prepare_calls(session: Any, signatures: dict[str, Signature], calls: dict[st
 
 
 def plan_calls(graph: Any, signatures: dict[str, Signature],
-               refused: dict[str, str]) -> dict[str, Call]:
+               refused: dict[str, str]) -> dict[str, SignatureCall]:
     """What is fed and fetched for each signature; why not is put into `refused` by its name."""
     plans = {}
     for name, signature in signatures.items():
@@ -1315,7 +1315,7 @@ def plan_calls(graph: Any, signatures: dict[str, Signature],
     return plans
 
 
-def plan_call(graph: Any, signature: Signature) -> Call:
+def plan_call(graph: Any, signature: Signature) -> SignatureCall:
     """What is fed and fetched for a signature: of its outputs, those that an array carries."""
     feeds = [spec.tensor for spec in signature.inputs.values()]
     fetched = {name: spec.tensor for name, spec in signature.outputs.items() if is_carried(spec)}
@@ -1323,7 +1323,7 @@ def plan_call(graph: Any, signature: Signature) -> Call:
     with graph.as_default():  # a tensor cannot be both fed and fetched
         fetches = [copy(graph.get_tensor_by_name(tensor)).name if tensor in feeds else tensor
                    for tensor in fetched.values()]
-    return Call(not_made, feeds, fetches, list(fetched))
+    return SignatureCall(not_made, feeds, fetches, list(fetched))
 
 
 def not_made(*arrays: np.ndarray) -> list[np.ndarray]:
@@ -1331,7 +1331,7 @@ def not_made(*arrays: np.ndarray) -> list[np.ndarray]:
     raise LoadError("the model is not loaded yet")
 
 
-def make_calls(session: Any, plans: Mapping[str, Call], refused: dict[str, str]) -> dict[str, Call]:
+def make_calls(session: Any, plans: Mapping[str, SignatureCall], refused: dict[str, str]) -> dict[str, SignatureCall]:
     """The plans as calls of a session; TensorFlow tells of those that it cannot run."""
     calls = {}
     for name, plan in plans.items():
@@ -1342,7 +1342,7 @@ def make_calls(session: Any, plans: Mapping[str, Call], refused: dict[str, str])
     return calls
 
 
-def report_refused(label: str, calls: Mapping[str, Call], refused: Mapping[str, str]) -> None:
+def report_refused(label: str, calls: Mapping[str, SignatureCall], refused: Mapping[str, str]) -> None:
     """Say in the log what of a model cannot be called; LoadError where nothing can."""
     told = {name: reason for name, reason in refused.items() if name != "__saved_model_init_op"}
     if told and not calls:
@@ -1385,7 +1385,7 @@ HARMFUL = re.compile(
     "PyFuncStateless|.*Dataset.*|Debug.*|(Unb|B)atch(Function)?|.*Infeed.*|TPU.*|Abort")
 
 
-def used_nodes(graph: Any, call: Call) -> list[Any]:
+def used_nodes(graph: Any, call: SignatureCall) -> list[Any]:
     """The NodeDefs of a GraphDef that a call may run, with those of all functions they call."""
     nodes = {node.name: node for node in graph.node}
     waiting, used = [name.split(":")[0] for name in call.fetches], dict[str, Any]()
@@ -1448,9 +1448,9 @@ def leaves_behind(node: Any) -> bool:
                for given in definition.input_arg)
 
 
-def warm_up(call: Call, signature: Signature, nodes: Sequence[Any], label: str,
-            config: ModelConfig) -> Call:
-    """Call a signature with made-up input where that leaves nothing behind.
+def warm_up(call: SignatureCall, signature: Signature, nodes: Sequence[Any], label: str,
+            config: ModelConfig) -> SignatureCall:
+    """SignatureCall a signature with made-up input where that leaves nothing behind.
 
     TensorFlow plans a graph at its first call, and that time belongs to loading.
     """

@@ -20,7 +20,7 @@ from serving import (
     CURRENT,
     LEAVING,
     Batching,
-    Call,
+    SignatureCall,
     ServingError,
     Signature,
     clean_message,
@@ -43,7 +43,7 @@ UNBOUNDED = {"PyFunc", "PyFuncStateless", "EagerPyFunc", "While", "StatelessWhil
 
 
 def tune(session: Any, nodes: Mapping[str, list[Any]], signatures: Mapping[str, Signature],
-         calls: dict[str, Call], device: str, config: Any, owned: contextlib.ExitStack) -> None:
+         calls: dict[str, SignatureCall], device: str, config: Any, owned: contextlib.ExitStack) -> None:
     """Join what the config asks for; other calls that may take long have threads of their own.
 
     `nodes` are those that each call may run; `owned` closes what a model holds, the latest first.
@@ -67,7 +67,7 @@ def tune(session: Any, nodes: Mapping[str, list[Any]], signatures: Mapping[str, 
         calls[name] = calls[name]._replace(run=partial(pools[count].run, calls[name].run))
 
 
-def count_threads(call: Call, device: str) -> int:
+def count_threads(call: SignatureCall, device: str) -> int:
     """How many calls of a kind run at once: as many as cores of those that only compute.
 
     More would take turns, each with less of the caches, and TensorFlow keeps what oneDNN has
@@ -198,9 +198,9 @@ GAINING = {"Conv2D", "Conv3D", "DepthwiseConv2dNative"}  # the gain is in their 
 HOLDERS = {"StatefulPartitionedCall", "While", "If", "Case"}  # the state is of what they call
 
 
-def freeze(session: Any, graph: Any, nodes: Mapping[str, list[Any]], plans: Mapping[str, Call],
+def freeze(session: Any, graph: Any, nodes: Mapping[str, list[Any]], plans: Mapping[str, SignatureCall],
            device: str, config: Any,
-           owned: contextlib.ExitStack) -> tuple[Any, dict[str, Call]] | None:
+           owned: contextlib.ExitStack) -> tuple[Any, dict[str, SignatureCall]] | None:
     """A session over the graph with its variables as constants, and the planned calls in it.
 
     TensorFlow prepares constants once (oneDNN's layout of weights, sums and products of constants)
@@ -212,7 +212,7 @@ def freeze(session: Any, graph: Any, nodes: Mapping[str, list[Any]], plans: Mapp
     if not config.freeze or not device.startswith("CPU") or not small or not GAINING & kinds:
         return None
     frozen: Any = None
-    calls, refused = dict[str, Call](), dict[str, str]()
+    calls, refused = dict[str, SignatureCall](), dict[str, str]()
     try:
         frozen = open_frozen(session, graph, plans, device)
         if frozen is not None:
@@ -240,7 +240,7 @@ def variable_bytes(graph: Any) -> int:
     return count
 
 
-def open_frozen(session: Any, graph: Any, plans: Mapping[str, Call], device: str) -> Any | None:
+def open_frozen(session: Any, graph: Any, plans: Mapping[str, SignatureCall], device: str) -> Any | None:
     """A session over what calls need of the graph, frozen; None where something has a state."""
     from tensorflow.python.framework import convert_to_constants
     convert = convert_to_constants.convert_variables_to_constants_from_session_graph

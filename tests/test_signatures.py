@@ -353,7 +353,7 @@ def timed(monkeypatch, costs, shape):
     monkeypatch.setattr(serving, "time", Clock)
     spec = serving.TensorSpec("x", "x:0", "DT_FLOAT", shape)
     one = serving.Signature({"x": spec}, {"y": spec})
-    return serving.warm_up(serving.Call(call), one, [], "m", serving.ModelConfig("m", "m"))
+    return serving.warm_up(serving.SignatureCall(call), one, [], "m", serving.ModelConfig("m", "m"))
 
 
 def test_the_time_of_a_call_is_not_that_of_the_first_which_plans(tf, monkeypatch):

@@ -231,8 +231,12 @@ class ModelConfig:
     load: str = option("eager", "eager, or on_demand: into memory at the first request", pattern="^(eager|on_demand)$")
     idle_seconds: int | float | None = option(None, "on_demand: out of memory after so long without a request", minimum=1)
     pinned: bool = option(False, "on_demand: stays in memory once it is there")
-    freeze: bool = option(True, "let variables become constants of the graph on a CPU, where it is measured to gain and answers agree")
-    batching: bool | Batching | None = option(None, "batch concurrent requests; default: on a GPU, or where it is measured to gain")
+    freeze: bool = option(True, "let a convolutional network's variables become constants of its graph "
+                                "on a CPU; false keeps to the last bit")
+    batching: bool | Batching | None = option(
+        None, "join concurrent requests: true, or sizes; default: each is answered alone")
+    warm_up: bool = option(True, "call signatures with made-up input when a model is loaded, "
+                                 "those whose graph keeps nothing of a call")
     # OpenVINO Model Server's fields that cannot mean anything for a SavedModel: accepted, named once in the log.
     batch_size: int | str | None = option(None, "OpenVINO only, no effect")
     shape: str | dict[str, str] | None = option(None, "OpenVINO only, no effect")
@@ -264,7 +268,8 @@ class ModelConfig:
     @property
     def load_key(self) -> tuple:
         """What a loaded version depends on: when it changes, the version is loaded anew."""
-        return (self.base_path, self.target_device, self.instances, self.batching, self.freeze, self.load, self.idle_seconds, self.pinned)
+        return (self.base_path, self.target_device, self.instances, self.batching, self.freeze, self.warm_up, self.load,
+                self.idle_seconds, self.pinned)
 
 
 @dataclass(frozen=True)
@@ -844,19 +849,21 @@ class Trace:
                         "encode": end - self.ended - self.routines}
 
 
-# Of the request that a thread answers: .trace; .waited, whether for a model to load; .alone, whether no other's calls can join.
+# Of the request that a thread answers: .trace; .waited, whether for a model to load.
 CURRENT = threading.local()
 
 
 class SignatureCall(typing.NamedTuple):
     """How a signature is called: the function, from arrays to arrays, and what is known of it."""
 
-    run: Callable[..., list[np.ndarray]]
+    run: Callable[..., list[np.ndarray]]  # `not_made` until there is a session
     feeds: Sequence[str] = ()  # the tensors of its inputs and outputs
     fetches: Sequence[str] = ()
-    seconds: float = float("inf")  # of one made-up row; not known where that does not suit it
+    outputs: Sequence[str] = ()  # the names of those that are fetched
+    seconds: float = float("inf")  # of one made-up row; not known where that tells nothing of others
     kind: str = "session"  # or `frozen`, `batched`
     bounded: bool = True  # whether any input takes about as long as that row: no loops, no Python functions
+    tried: bool = False  # whether it has answered made-up input
 
 
 LEAVING: "weakref.WeakSet[Any]" = weakref.WeakSet()  # what nobody needs any more, and only a collection frees
@@ -995,8 +1002,6 @@ def prepare_devices(limit_mb: int | None, intra_op_threads: int | None) -> None:
             tf.config.threading.set_intra_op_parallelism_threads(intra_op_threads or 1)
         except RuntimeError as error:
             (logger.warning if intra_op_threads else logger.debug)("intra_op_threads has no effect: %s", error)
-    if not intra_op_threads and Auth is not AllPolicy:
-        part("serving_rooms.calls").own_threads(tf)
     for gpu in tf.config.list_physical_devices("GPU"):
         try:
             if limit_mb:
@@ -1047,25 +1052,27 @@ def load_replica(folder: Path, config: ModelConfig, device: str) -> Servable:
     tf = tensorflow()
     owned = contextlib.ExitStack()  # what has to be closed
     calls: dict[str, SignatureCall] = {}
+    refused: dict[str, str] = {}  # why signatures cannot be called
 
     def answer(name: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         if name not in calls:
-            raise BadRequest(f'Signature "{name}" has sparse, composite or no tensors, which REST cannot carry')
+            reason = refused.get(name, "there is none of that name")
+            raise BadRequest(f'Signature "{name}" cannot be called: {reason}')
+        arrays = [fit(spec, inputs) for spec in signatures[name].inputs.values()]
         try:
-            values = calls[name].run(*(inputs[key] for key in signatures[name].inputs))
+            values = calls[name].run(*arrays)
         except tf.errors.OpError as error:
             raise ServingError(clean_message(error.message), CODE_NAMES[error.error_code]) from error
         except UnicodeDecodeError as error:  # TensorFlow's message quotes input bytes that are no text
             raise BadRequest(clean_message(error.object.decode("utf-8", "replace"))) from error
-        return {output: np.array(value, object) if isinstance(value, bytes) else value  # a scalar string comes bare
-                for output, value in zip(signatures[name].outputs, values)}
+        return dict(zip(calls[name].outputs, map(as_array, values)))
 
     try:
         session, definitions, metadata = open_session(folder, device)
         owned.callback(LEAVING.add, session.graph)
         owned.callback(session.close)
         signatures = {name: read_signature(definition) for name, definition in describe(definitions)["signature_def"].items()}
-        calls |= prepare_calls(session, signatures, device, config, owned)
+        prepare_calls(session, signatures, calls, refused, device, config, owned)
         if Auth is not AllPolicy:
             part("serving_rooms.warmup").replay(folder, answer)
     except Exception as error:  # whatever is wrong with the files, or with the model
@@ -1142,17 +1149,133 @@ def describe(definitions: Mapping[str, Any]) -> dict[str, Any]:
 def read_signature(definition: Mapping[str, Any]) -> Signature:
     """A described SignatureDef as a `Signature`, its tensors sorted by name; sparse and composite ones have no `tensor`."""
     def read(side: str) -> dict[str, TensorSpec]:
-        return {name: TensorSpec(name, info.get("name", ""), info["dtype"], read_shape(info.get("tensor_shape", {})))
-                for name, info in sorted(definition[side].items())}
+        return {name: read_tensor(name, info) for name, info in sorted(definition[side].items())}
     return Signature(read("inputs"), read("outputs"))
+
+
+def read_tensor(name: str, info: Mapping[str, Any]) -> TensorSpec:
+    """A described TensorInfo; a dtype that TensorFlow has no name for is its number."""
+    shape = read_shape(info.get("tensor_shape", {}))
+    return TensorSpec(name, info.get("name", ""), str(info["dtype"]), shape)
 
 
 def read_shape(shape: Mapping[str, Any]) -> tuple[int | None, ...] | None:
     return None if shape.get("unknown_rank", True) else tuple(None if int(dim["size"]) < 0 else int(dim["size"]) for dim in shape["dim"])
 
 
+# --------------------------------------------------------------------------------------------------
+# What a signature takes and answers
+# --------------------------------------------------------------------------------------------------
+
+# What an array carries to TensorFlow and back; JSON spells no complex numbers, but Python has them.
+CARRIED = NUMPY_DTYPES | {
+    "DT_COMPLEX64": np.dtype(np.complex64), "DT_COMPLEX128": np.dtype(np.complex128)}
+
+
 def is_runnable(signature: Signature) -> bool:
-    return all(side and all(s.tensor and s.dtype != "DT_INVALID" for s in side.values()) for side in (signature.inputs, signature.outputs))
+    sides = (signature.inputs, signature.outputs)
+    return all(side and all(s.tensor and s.dtype != "DT_INVALID" for s in side.values())
+               for side in sides)
+
+
+def check_signature(graph: Any, signature: Signature) -> Signature:
+    """A signature with its inputs' shapes as the graph knows them.
+
+    Raises LoadError for one that cannot be called.
+    """
+    if not is_runnable(signature):
+        raise LoadError("it has sparse, composite or no tensors, which REST cannot carry")
+    for spec in signature.outputs.values():
+        find_tensor(graph, spec)
+    inputs = {name: narrow(spec, find_tensor(graph, spec))
+              for name, spec in signature.inputs.items()}
+    for name, spec in inputs.items():
+        if not is_carried(spec):
+            raise LoadError(f"input '{name}' is of type {spec.type_name}, no number or string")
+    if not any(map(is_carried, signature.outputs.values())):
+        raise LoadError("none of its outputs is a number or a string")
+    return Signature(inputs, signature.outputs)
+
+
+def is_carried(spec: TensorSpec) -> bool:
+    """Whether a tensor holds numbers or strings: a handle's bytes are of this process's memory."""
+    return spec.dtype in CARRIED
+
+
+def find_tensor(graph: Any, spec: TensorSpec) -> Any:
+    """A signature's tensor in the graph; LoadError where there is none of that name and dtype."""
+    from tensorflow.core.framework import types_pb2
+    try:
+        tensor = graph.get_tensor_by_name(spec.tensor)
+    except (KeyError, ValueError) as error:
+        raise LoadError(f"tensor '{spec.tensor}' of '{spec.name}' is not in the graph, "
+                        "or not in what can be loaded of it") from error
+    dtype = types_pb2.DataType.Name(tensor.dtype.base_dtype.as_datatype_enum)
+    if dtype != spec.dtype:  # its bytes would be read as something else
+        stored = dtype.removeprefix("DT_").lower()
+        raise LoadError(
+            f"'{spec.name}' is {spec.type_name} in the signature, {stored} in the graph")
+    return tensor
+
+
+def narrow(spec: TensorSpec, tensor: Any) -> TensorSpec:
+    """A signature's input with the sizes that its placeholder has and it leaves open.
+
+    TensorFlow plans a graph with them: LoadError where the two contradict each other.
+    """
+    if tensor.op.type not in ("Placeholder", "PlaceholderV2", "PlaceholderWithDefault"):
+        return spec
+    try:
+        shape = tensorflow().TensorShape(spec.shape).merge_with(tensor.shape)
+    except ValueError as error:
+        raise LoadError(f"'{spec.name}' is {print_shape(spec.shape)} in the signature, "
+                        f"{print_shape(tensor.shape.as_list())} in the graph") from error
+    sizes = None if shape.rank is None else tuple(shape.as_list())
+    return dataclasses.replace(spec, shape=sizes)
+
+
+def print_shape(shape: Sequence[int | None] | None) -> str:
+    """A shape as clients write it, -1 for any size: `[-1, 32, 32, 3]`."""
+    if shape is None:
+        return "of any shape"
+    return str([-1 if size is None else size for size in shape])
+
+
+def fit(spec: TensorSpec, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+    """The array for an input; BadRequest for one of another dtype, rank or size than it takes.
+
+    TensorFlow's kernels are not proof against them: a wrong rank can end the process.
+    """
+    if spec.name not in inputs:
+        raise BadRequest(f"Missing named input: {spec.name}")
+    array = np.asarray(inputs[spec.name])
+    text = spec.dtype == "DT_STRING" and array.dtype.kind in "SU"
+    if array.dtype != CARRIED[spec.dtype] and not text:
+        raise misfit(spec, array.dtype.name)
+    if spec.shape is not None and not matches(spec.shape, array.shape):
+        raise misfit(spec, f"shape {list(array.shape)}")
+    return array
+
+
+def matches(wanted: Sequence[int | None], shape: Sequence[int]) -> bool:
+    """Whether a shape has the rank and the sizes that are wanted."""
+    return len(wanted) == len(shape) and all(
+        size is None or size == given for size, given in zip(wanted, shape))
+
+
+def misfit(spec: TensorSpec, came: str) -> BadRequest:
+    takes = f"input '{spec.name}' takes {spec.type_name} {print_shape(spec.shape)}"
+    return BadRequest(f"{takes}, got {came}")
+
+
+def as_array(value: Any) -> np.ndarray:
+    """What TensorFlow answers as an array: scalars come bare."""
+    return np.array(value, object) if isinstance(value, bytes) else np.asarray(value)
+
+
+# --------------------------------------------------------------------------------------------------
+# How it is called
+# --------------------------------------------------------------------------------------------------
 
 
 def make_callable(session: Any, feeds: Sequence[str], fetches: Sequence[str]) -> Callable[..., list[np.ndarray]]:
@@ -1166,60 +1289,255 @@ def make_callable(session: Any, feeds: Sequence[str], fetches: Sequence[str]) ->
     return session._make_callable_from_options(options)
 
 
-def prepare_calls(session: Any, signatures: Mapping[str, Signature], device: str, config: ModelConfig,
-                  owned: contextlib.ExitStack) -> dict[str, SignatureCall]:
-    """How each signature is called that REST can carry; `owned` closes what that needs."""
-    twins = part("serving_rooms.calls").find_twins(session.graph, signatures) if Auth is not AllPolicy else {}
-    calls = {name: prepare_call(session, name, signature, config.name) for name, signature in signatures.items()
-             if is_runnable(signature) and name not in twins}
+def prepare_calls(session: Any, signatures: dict[str, Signature], calls: dict[str, SignatureCall],
+                  refused: dict[str, str], device: str, config: ModelConfig,
+                  owned: contextlib.ExitStack) -> None:
+    """Find how each signature is called, or why it cannot be. `owned` closes what that needs.
+
+    Raises LoadError where none can be called: a model that answers nothing is not served.
+    """
+    plans, twins = plan_calls(session.graph, signatures, refused), dict[str, str]()
+    graph, frozen = session.graph.as_graph_def(), None
+    nodes = {name: used_nodes(graph, plan) for name, plan in plans.items()}
     if Auth is not AllPolicy:
-        part("serving_rooms.calls").tune(session, signatures, calls, device, config, owned)
+        room = part("serving_rooms.calls")
+        twins = room.find_twins(graph, {name: signatures[name] for name in plans})
+        plans = {name: plan for name, plan in plans.items() if name not in twins}
+        frozen = room.freeze(session, graph, nodes, plans, device, config, owned)
+    session, made = frozen or (session, make_calls(session, plans, refused))
+    refused |= {name: refused[other] for name, other in twins.items() if other in refused}
+    report_refused(config.name, made, refused)
+    for name, call in made.items():
+        label = f"{config.name}: signature {name}"
+        made[name] = warm_up(call, signatures[name], nodes[name], label, config)
+    if Auth is not AllPolicy:
+        room.tune(session, nodes, signatures, made, device, config, owned)
     elif config.batching:
         logger.warning("%s: unbatched: that needs serving_rooms/ beside serving.py", config.name)
-    return calls | {name: calls[other] for name, other in twins.items() if other in calls}
+    calls |= made | {name: made[other] for name, other in twins.items() if other in made}
 
 
-def prepare_call(session: Any, name: str, signature: Signature, label: str) -> SignatureCall:
-    """A signature as a call of its session, warmed up: TensorFlow plans a graph at its first call, and that time belongs to loading."""
-    tf = tensorflow()
+def plan_calls(graph: Any, signatures: dict[str, Signature],
+               refused: dict[str, str]) -> dict[str, SignatureCall]:
+    """What is fed and fetched for each signature; why not is put into `refused` by its name."""
+    plans = {}
+    for name, signature in signatures.items():
+        try:
+            signatures[name] = check_signature(graph, signature)
+            plans[name] = plan_call(graph, signatures[name])
+        except LoadError as error:
+            refused[name] = error.message
+    return plans
+
+
+def plan_call(graph: Any, signature: Signature) -> SignatureCall:
+    """What is fed and fetched for a signature: of its outputs, those that an array carries."""
     feeds = [spec.tensor for spec in signature.inputs.values()]
-    with session.graph.as_default():  # a tensor cannot be both fed and fetched
-        fetches = [tf.identity(session.graph.get_tensor_by_name(spec.tensor)).name if spec.tensor in feeds else spec.tensor
-                   for spec in signature.outputs.values()]
-    call = SignatureCall(make_callable(session, feeds, fetches), feeds, fetches)
-    strings = any(spec.dtype == "DT_STRING" for spec in signature.inputs.values())
-    if strings and not all(spec.shape and spec.shape[0] is None for spec in signature.inputs.values()):
+    fetched = {name: spec.tensor for name, spec in signature.outputs.items() if is_carried(spec)}
+    copy = tensorflow().identity
+    with graph.as_default():  # a tensor cannot be both fed and fetched
+        fetches = [copy(graph.get_tensor_by_name(tensor)).name if tensor in feeds else tensor
+                   for tensor in fetched.values()]
+    return SignatureCall(not_made, feeds, fetches, list(fetched))
+
+
+def not_made(*arrays: np.ndarray) -> list[np.ndarray]:
+    """Stand for the function of a call that is only planned."""
+    raise LoadError("the model is not loaded yet")
+
+
+def make_calls(session: Any, plans: Mapping[str, SignatureCall], refused: dict[str, str]) -> dict[str, SignatureCall]:
+    """The plans as calls of a session; TensorFlow tells of those that it cannot run."""
+    calls = {}
+    for name, plan in plans.items():
+        try:
+            calls[name] = plan._replace(run=make_callable(session, plan.feeds, plan.fetches))
+        except (tensorflow().errors.OpError, ValueError) as error:
+            refused[name] = clean_message(getattr(error, "message", None) or str(error))
+    return calls
+
+
+def report_refused(label: str, calls: Mapping[str, SignatureCall], refused: Mapping[str, str]) -> None:
+    """Say in the log what of a model cannot be called; LoadError where nothing can."""
+    told = {name: reason for name, reason in refused.items() if name != "__saved_model_init_op"}
+    if told and not calls:
+        raise LoadError("; ".join(f"signature {name} cannot be called: {reason}"
+                                  for name, reason in told.items()))
+    for name, reason in told.items():
+        logger.warning("%s: signature %s cannot be called: %s", label, name, reason)
+    if not calls:
+        logger.warning("%s has no signature, so that nothing can be asked of it: "
+                       "export it with signatures", label)
+
+
+# --------------------------------------------------------------------------------------------------
+# What a call leaves behind
+# --------------------------------------------------------------------------------------------------
+
+# Operations that TensorFlow says to have a state, and that are after a call what they were before:
+# variables that are read, tables that are asked, arrays that end with their call, and functions,
+# whose own operations are looked at. Any other one keeps something, or may.
+HARMLESS = {
+    "VarHandleOp", "ReadVariableOp", "VariableShape", "VarIsInitializedOp", "ResourceGather",
+    "ResourceGatherNd", "Variable", "VariableV2", "IsVariableInitialized", "RefIdentity",
+    "RefEnter", "RefExit", "RefMerge", "RefNextIteration", "RefSelect", "RefSwitch",
+    "HashTable", "HashTableV2", "MutableHashTable", "MutableHashTableV2", "MutableDenseHashTable",
+    "MutableDenseHashTableV2", "LookupTableFind", "LookupTableFindV2", "LookupTableSize",
+    "LookupTableSizeV2", "TensorArrayV3", "TensorArrayReadV3", "TensorArrayWriteV3",
+    "TensorArrayGatherV3", "TensorArrayScatterV3", "TensorArraySizeV3", "TensorArrayConcatV3",
+    "TensorArraySplitV3", "TensorArrayCloseV3", "StatefulPartitionedCall", "While", "If", "Case",
+    "Assert",
+}
+# Without a seed, random numbers are others each time, whatever was drawn before; with one, a call
+# takes the next of a fixed series.
+RANDOM = {
+    "RandomUniform", "RandomUniformInt", "RandomStandardNormal", "TruncatedNormal",
+    "ParameterizedTruncatedNormal", "RandomGamma", "RandomPoisson", "RandomPoissonV2",
+    "RandomShuffle", "Multinomial", "CudnnRNN", "CudnnRNNV2", "CudnnRNNV3",
+}
+# What TensorFlow says to have no state: Python, files, calls that wait for each other.
+HARMFUL = re.compile(
+    "PyFuncStateless|.*Dataset.*|Debug.*|(Unb|B)atch(Function)?|.*Infeed.*|TPU.*|Abort")
+
+
+def used_nodes(graph: Any, call: SignatureCall) -> list[Any]:
+    """The NodeDefs of a GraphDef that a call may run, with those of all functions they call."""
+    nodes = {node.name: node for node in graph.node}
+    waiting, used = [name.split(":")[0] for name in call.fetches], dict[str, Any]()
+    while waiting:
+        name = waiting.pop()
+        if name in nodes and name not in used:
+            used[name] = nodes[name]
+            waiting += [source.lstrip("^").split(":")[0] for source in nodes[name].input]
+    functions = called_functions(used.values(), graph.library)
+    names = {function.signature.name for function in functions}  # each may be an operation as well
+    inner = itertools.chain.from_iterable(function.node_def for function in functions)
+    return [node for node in itertools.chain(used.values(), inner) if node.op not in names]
+
+
+def called_functions(nodes: Iterable[Any], library: Any) -> list[Any]:
+    """The FunctionDefs that nodes call, and those that TensorFlow may put in the place of one.
+
+    It has two of an LSTM, one of them cuDNN's, and tells by an attribute that they are alike.
+    """
+    functions = {function.signature.name: function for function in library.function}
+    alike: dict[str, set[str]] = {}
+    for name, function in functions.items():
+        alike.setdefault(kin_of(function) or name, set()).add(name)
+    seen, waiting = set[str](), list(nodes)
+    while waiting:
+        node = waiting.pop()
+        for name in (functions.keys() & {node.op, *called_names(node.attr)}) - seen:
+            new = alike[kin_of(functions[name]) or name] - seen
+            seen |= new
+            waiting += itertools.chain.from_iterable(functions[one].node_def for one in new)
+    return [function for name, function in functions.items() if name in seen]
+
+
+def kin_of(function: Any) -> str:
+    """What a function implements, where others do as well."""
+    return function.attr["api_implements"].s.decode() if "api_implements" in function.attr else ""
+
+
+def called_names(attributes: Mapping[str, Any]) -> set[str]:
+    """The names of functions in a node's attributes, alone, in lists, in attributes of theirs."""
+    names = set[str]()
+    for value in attributes.values():
+        for function in (value.func, *value.list.func):
+            names |= {function.name, *called_names(function.attr)}
+    return names
+
+
+def leaves_behind(node: Any) -> bool:
+    """Whether an operation may keep something of a call: what is not known to be harmless."""
+    from tensorflow.core.framework import types_pb2
+    from tensorflow.python.framework import op_def_registry
+    if node.op in HARMLESS:
+        return False
+    if node.op in RANDOM:
+        return bool(node.attr["seed"].i or node.attr["seed2"].i)
+    definition = op_def_registry.get(node.op)
+    if definition is None or definition.is_stateful or HARMFUL.fullmatch(node.op):
+        return True
+    return any(given.is_ref or given.type == types_pb2.DT_RESOURCE
+               for given in definition.input_arg)
+
+
+def warm_up(call: SignatureCall, signature: Signature, nodes: Sequence[Any], label: str,
+            config: ModelConfig) -> SignatureCall:
+    """Call a signature with made-up input where that leaves nothing behind.
+
+    TensorFlow plans a graph at its first call, and that time belongs to loading.
+    """
+    if reason := why_untried(signature, nodes, config):
+        logger.info("%s is not warmed up: %s", label, reason)
         return call
-    try:  # made-up strings are no good examples or pictures; no rows are
-        seconds = time_call(call.run, sample_inputs(signature, 0 if strings else 1))
-    except (tf.errors.OpError, UnicodeDecodeError) as error:
-        logger.debug("%s: signature %s is not warmed up, made-up input does not suit it: %s", label, name, error)
+    strings = has_strings(signature)  # made-up ones are no good examples or pictures; no rows are
+    inputs = sample_inputs(signature, 0 if strings else 1)
+    try:
+        call.run(*inputs)
+        seconds = time_call(call.run, inputs) if is_typical(signature) else float("inf")
+    except (tensorflow().errors.OpError, UnicodeDecodeError) as error:
+        reason = clean_message(str(error)).partition("\n")[0]
+        logger.info("%s is not warmed up: made-up input does not suit it: %s", label, reason)
         return call
-    return call._replace(seconds=seconds)
+    return call._replace(tried=True, seconds=seconds)
+
+
+def why_untried(signature: Signature, nodes: Sequence[Any], config: ModelConfig) -> str:
+    """Why a signature is not called with made-up input; empty where it may be."""
+    if not config.warm_up:
+        return '"warm_up" is false'
+    for name, spec in signature.inputs.items():
+        if spec.shape is None:  # a wrong rank can end the process
+            return f"the rank of input '{name}' is not known"
+    if has_strings(signature) and not all(
+            spec.shape and spec.shape[0] is None for spec in signature.inputs.values()):
+        return "made-up strings do not suit it"
+    kept = sorted({node.op for node in nodes if leaves_behind(node)})
+    return f"its graph may keep something of a call ({', '.join(kept[:5])})" if kept else ""
+
+
+def has_strings(signature: Signature) -> bool:
+    return any(spec.dtype == "DT_STRING" for spec in signature.inputs.values())
+
+
+def is_typical(signature: Signature) -> bool:
+    """Whether one made-up row takes as long as another: not of strings, nor as a picture of 1x1.
+
+    A scalar may say how much there is to do.
+    """
+    rows = all(spec.shape and None not in spec.shape[1:] for spec in signature.inputs.values())
+    return rows and not has_strings(signature)
 
 
 def time_call(call: Callable, inputs: Sequence[np.ndarray]) -> float:
-    """Seconds of the quickest of some calls: 2 to 4, more of a quick one, which a busy machine slows down most, one of a slow one."""
-    seconds, begun = float("inf"), time.perf_counter()
-    for number in range(40):
+    """Seconds of the quickest of up to 3 calls; of one that takes long, the first is enough."""
+    seconds = float("inf")
+    for _ in range(3):
         start = time.perf_counter()
         call(*inputs)
         seconds = min(seconds, time.perf_counter() - start)
-        if seconds > 0.25 or number and time.perf_counter() - begun > (0.02 if number >= 3 else 0.05):
+        if seconds > 0.25:
             break
     return seconds
 
 
-def sample_inputs(signature: Signature, rows: int, seed: int = 0) -> list[np.ndarray]:
-    """Made-up inputs of `rows` rows: floats in 0..1, integers and booleans 0 or 1, empty strings; unknown sizes are 1."""
-    random = np.random.default_rng(seed)
+def sample_inputs(signature: Signature, rows: int) -> list[np.ndarray]:
+    """Made-up inputs of `rows` rows: floats in 0..1, integers and booleans 0 or 1, empty strings.
+
+    Unknown sizes are 1.
+    """
+    random = np.random.default_rng(0)
     samples = []
     for spec in signature.inputs.values():
-        dtype = NUMPY_DTYPES.get(spec.dtype, np.dtype(np.float32))
+        dtype = CARRIED.get(spec.dtype, np.dtype(np.float32))
         shape = [size or 1 for size in spec.shape or ()]
         values = random.random(shape, np.float32)
-        row = np.full(shape, b"", object) if dtype.kind == "O" else (values if dtype.kind in "fV" else np.round(values)).astype(dtype)
-        samples.append(np.repeat(row, rows, axis=0) if spec.shape and spec.shape[0] is None else row)
+        numbers = np.round(values) if dtype.kind in "iub" else values
+        row = np.full(shape, b"", object) if dtype.kind == "O" else numbers.astype(dtype)
+        rowwise = spec.shape and spec.shape[0] is None
+        samples.append(np.repeat(row, rows, axis=0) if rowwise else row)
     return samples
 
 
@@ -1664,12 +1982,25 @@ def predict(servable: Servable, name: str, body: dict[str, Any], wanted: Sequenc
     if wanted:
         signature = choose_outputs(signature, wanted)
     if "inputs" in body:
-        outputs = servable.run(name, decode_columns(signature, body["inputs"]))
-        return {"outputs": encode_columns(signature, outputs)}
+        columns = decode_columns(signature, body["inputs"])
+        require_writable(signature)
+        return {"outputs": encode_columns(signature, servable.run(name, columns))}
     if "instances" in body:
-        outputs = servable.run(name, decode_rows(signature, body["instances"]))
-        return {"predictions": encode_rows(signature, outputs)}
+        rows = decode_rows(signature, body["instances"])
+        require_writable(signature)
+        return {"predictions": encode_rows(signature, servable.run(name, rows))}
     raise BadRequest("Missing 'inputs' or 'instances' key")
+
+
+def require_writable(signature: Signature) -> None:
+    """Raise BadRequest for an output that JSON cannot hold, before anything is called.
+
+    The text is TensorFlow Serving's.
+    """
+    for spec in signature.outputs.values():
+        told = spec.dtype != "DT_INVALID"  # a pipeline's function says nothing of its outputs
+        if told and spec.dtype not in NUMPY_DTYPES:
+            raise BadRequest(f"Failed to write JSON value for tensor type: {spec.type_name}")
 
 
 def choose_outputs(signature: Signature, wanted: Sequence[str]) -> Signature:
@@ -1751,8 +2082,6 @@ def stack_rows(rows: list, spec: TensorSpec, key: str) -> np.ndarray:
 
 def present(spec: TensorSpec, array: np.ndarray) -> Any:
     """An output as the answer holds it: itself, or base64 objects when it is binary by its name (`..._bytes`)."""
-    if spec.dtype not in NUMPY_DTYPES and spec.dtype != "DT_INVALID":  # of a pipeline's function, which says nothing of it
-        raise BadRequest(f"Failed to write JSON value for tensor type: {spec.type_name}")
     if spec.dtype != "DT_STRING" or not spec.name.endswith("_bytes"):
         return array
     encoded = np.array([{"b64": base64.b64encode(value).decode()} for value in array.reshape(-1)], object)

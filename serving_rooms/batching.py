@@ -1,141 +1,195 @@
-"""Concurrent requests joined into batches by TensorFlow's own scheduler, the one TensorFlow Serving uses.
+"""Concurrent requests joined into batches by TensorFlow's own scheduler, TensorFlow Serving's.
 
-What comes in is a signature as it is called (`plain`) in its session; what goes out is the call to use: batched
-where that is right, and wanted or measured to gain, else `plain` itself. Arrays are in the order of the
-signature's inputs and outputs.
+What comes in is a signature as it is called in its session; what goes out is the call to use:
+batched where its rows can be joined, else itself. Arrays are in the order of the signature's inputs
+and outputs. Only what the config asks for is joined.
 """
 
 import logging
-import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
-from serving import CURRENT
-from serving_rooms.lane import SHORT_SECONDS
+from serving import (
+    CARRIED,
+    CURRENT,
+    Batching,
+    LoadError,
+    Signature,
+    SignatureCall,
+    has_strings,
+    make_callable,
+    sample_inputs,
+    tensorflow,
+)
 
 logger = logging.getLogger("serving")
 
-Call = Callable[..., list[np.ndarray]]
+Run = Callable[..., list[np.ndarray]]
+Rows = Sequence[Sequence[np.ndarray]]
+SCALES = (1.0, 255.0, -1.0, 1e4, 0.0)  # of made-up rows: numbers of 0..1, pictures, others
 
 
-def choose_batching(tf: Any, session: Any, signature: Any, plain: Call, seconds: float, device: str, wanted: Any, default: Any,
-                    sample: Callable[[int, int], list[np.ndarray]], make_callable: Callable[..., Call], label: str) -> Call:
-    """Batch a signature where that is right, and wanted or found to gain: on a GPU always, on a CPU when measured.
+def batch(session: Any, signature: Signature, call: SignatureCall, options: Batching, device: str,
+          label: str) -> SignatureCall:
+    """A signature joined with others' requests; as it was where it has no common leading dimension.
 
-    `seconds` is how long `plain` takes for one row; `wanted` is a model's `batching` (true, sizes, or None to find out),
-    `default` the sizes where it gives none; `sample(rows, seed)` makes inputs up.
+    Raises LoadError where made-up rows are answered otherwise together than alone.
     """
-    if not is_batchable(signature):
-        if wanted:
-            logger.warning("%s runs unbatched: its tensors have no common batch dimension", label)
-        return plain
-    measured = wanted is None and device.startswith("CPU")
-    strings = any(spec.dtype == "DT_STRING" for spec in signature.inputs.values())
-    # A short call is answered by the thread that reads sockets, one at a time; one over 50 ms is too long to measure here.
-    if measured and (strings or not SHORT_SECONDS < seconds < 0.05 or not gains(plain, sample(4, 0), 4 * seconds)):
-        return plain
-    independent = None if strings else are_rows_independent(plain, [sample(1, seed) for seed in (1, 2)])  # made-up strings tell nothing
-    if independent is False or independent is None and wanted is None:
-        if wanted:
-            logger.warning("%s runs unbatched: its rows depend on each other", label)
-        return plain
-    options = wanted if hasattr(wanted, "sizes") else default
-    batched = join_batches(tf, plain, make_batched(tf, session, signature, options, device, make_callable), signature, options)
-    for size in options.sizes:
-        batched(*sample(size, 0))
-    if measured and 1.2 * time_calls(batched, sample(1, 0), threads=8, calls=5) > time_calls(plain, sample(1, 0), threads=8, calls=5):
-        return plain
-    logger.info("%s is batched, up to %d rows", label, options.max_batch_size)
-    return batched
+    if not is_batchable(signature, call):
+        logger.warning("%s runs unbatched: its tensors have no common batch dimension", label)
+        return call
+    tells = call.tried and not has_strings(signature)  # made-up strings tell nothing
+    if tells and (reason := find_dependence(call.run, make_up_rows(signature))):
+        raise LoadError(f'{label} cannot be batched: {reason}; write "batching": false')
+    batched = make_batched(session, signature, call, options, device)
+    if call.tried:  # its graph is planned now, not at the first request
+        batched(*sample_inputs(signature, 0 if has_strings(signature) else 1))
+    run = join_batches(call.run, batched, signature, options)
+    untold = "" if tells else ", though made-up rows could not tell whether theirs can be joined"
+    logger.info("%s is batched, up to %d rows%s", label, options.max_batch_size, untold)
+    return call._replace(run=run, kind="batched", seconds=float("inf"))
 
 
-def gains(plain: Call, rows: list[np.ndarray], apart: float) -> bool:
-    """Whether rows are answered clearly sooner together than `apart` seconds: else the batches, slow to warm up, are not worth a try."""
+def is_batchable(signature: Signature, call: SignatureCall) -> bool:
+    """Whether all tensors share a leading unknown size, the inputs' other sizes being known."""
+    inputs = [spec.shape for spec in signature.inputs.values()]
+    outputs = [signature.outputs[name].shape for name in call.outputs]
+    return (all(shape and shape[0] is None for shape in (*inputs, *outputs))
+            and all(None not in (shape or ())[1:] for shape in inputs))
+
+
+# --------------------------------------------------------------------------------------------------
+# Whether rows can be joined
+# --------------------------------------------------------------------------------------------------
+
+
+def make_up_rows(signature: Signature) -> list[list[np.ndarray]]:
+    """Made-up inputs of one row each, of several scales; integers within their dtype."""
+    return [[make_up(spec, scale, seed) for spec in signature.inputs.values()]
+            for seed, scale in enumerate(SCALES)]
+
+
+def make_up(spec: Any, scale: float, seed: int) -> np.ndarray:
+    """One row for an input, of 0..`scale`; [1, ...]."""
+    dtype = CARRIED[spec.dtype]
+    values = np.random.default_rng(seed).random((1, *spec.shape[1:])) * scale
+    if dtype.kind in "iu":
+        limits = np.iinfo(dtype)
+        values = np.clip(np.round(values), limits.min, limits.max)
+    return (np.round(values) if dtype.kind == "b" else values).astype(dtype)
+
+
+def find_dependence(run: Run, rows: Rows) -> str:
+    """How an answer differs among other rows; empty where it does not, or that cannot be told.
+
+    A row among others is compared with the row among copies of itself: so many rows are computed in
+    the same way, and only the others' values can make a difference.
+    """
+    rows = [row for row in rows if ask(run, [row])]  # a row may be wrong by itself
+    alone = ask(run, rows[:1]) if rows else []
+    if not alone or not same(alone, ask(run, rows[:1])):  # nothing suits it, or it draws numbers
+        return ""
+    count, together = len(rows), ask(run, rows)
+    copies = [ask(run, [row] * count) for row in rows]
+    if not together or not all(copies):
+        return f"it fails for {count} rows together"
+    if any(array.shape[:1] != (count,) for answer in (together, *copies) for array in answer):
+        return f"it does not answer a row for each of {count} rows"
+    for place, copied in enumerate(copies):
+        if not same(pick(together, place), pick(copied, place)):
+            return "a row is answered otherwise among others than alone"
+    if not same(pick(copies[0], 0), alone):
+        return f"a row is answered otherwise in a batch of {count} than alone"
+    return ""
+
+
+def pick(answer: Sequence[np.ndarray], place: int) -> list[np.ndarray]:
+    """One row of an answer, each output [1, ...]."""
+    return [array[place:place + 1] for array in answer]
+
+
+def ask(run: Run, rows: Rows) -> list[np.ndarray]:
+    """What a signature answers to rows together; nothing where it fails."""
     try:
-        plain(*rows)
-        return 1.5 * time_calls(plain, rows, threads=1, calls=1) < apart
-    except Exception:  # a graph that takes one row only, in whatever way it says so
-        return False
+        return run(*map(np.concatenate, zip(*rows)))
+    except (tensorflow().errors.OpError, UnicodeDecodeError):
+        return []
 
 
-def is_batchable(signature: Any) -> bool:
-    """Whether all tensors share a leading unknown dimension and the inputs' other sizes are known."""
-    shapes = [spec.shape for spec in (*signature.inputs.values(), *signature.outputs.values())]
-    return (all(shape and shape[0] is None for shape in shapes)
-            and all(None not in (spec.shape or ())[1:] for spec in signature.inputs.values()))
-
-
-def are_rows_independent(plain: Call, rows: Sequence[list[np.ndarray]]) -> bool:
-    """Whether two rows together answer as they do alone."""
-    alone = [plain(*row) for row in rows]
-    together = plain(*map(np.concatenate, zip(*rows)))
-    return all(two.shape[:1] == (2,) and is_close(two, np.concatenate(ones)) for two, *ones in zip(together, *alone))
+def same(some: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> bool:
+    """Whether answers are equal, but for the rounding that differs between batch sizes."""
+    return all(map(is_close, some, others))
 
 
 def is_close(a: np.ndarray, b: np.ndarray) -> bool:
-    """Equal, for floats up to the rounding that differs between batch sizes."""
-    if a.dtype.kind not in "fVc":
+    if a.dtype.kind not in "fVc" or a.shape != b.shape:
         return np.array_equal(a, b)
-    tolerance = 2e-2 if a.dtype.itemsize <= 2 else 1e-3
-    return np.allclose(a.astype(complex), b.astype(complex), rtol=tolerance, atol=tolerance * 1e-2, equal_nan=True)
+    tolerance = 1e-3 if a.dtype.itemsize > 2 else 2e-2
+    a, b = a.astype(complex), b.astype(complex)
+    largest = float(np.abs(a[np.isfinite(a)]).max(initial=0))
+    return np.allclose(a, b, rtol=tolerance, atol=tolerance * largest, equal_nan=True)
 
 
-def time_calls(call: Call, inputs: Sequence[np.ndarray], threads: int, calls: int) -> float:
-    """Seconds in which each of some threads has one row answered; the better of two runs of `calls` rows each."""
-    def seconds() -> float:
-        start = time.perf_counter()
-        list(pool.map(lambda _: [call(*inputs) for _ in range(calls)], range(threads)))
-        return (time.perf_counter() - start) / calls
-    with ThreadPoolExecutor(threads) as pool:
-        return min(seconds(), seconds())
+# --------------------------------------------------------------------------------------------------
+# Joining
+# --------------------------------------------------------------------------------------------------
 
 
-def make_batched(tf: Any, session: Any, signature: Any, options: Any, device: str, make_callable: Callable[..., Call]) -> Call:
-    """The signature behind TensorFlow's batch scheduler, in the same session; a last output, int32 [rows], is how many ran at once.
+def make_batched(session: Any, signature: Signature, call: SignatureCall, options: Batching,
+                 device: str) -> Run:
+    """The signature behind TensorFlow's batch scheduler, in the same session.
 
-    The signature's subgraph becomes the body of a batch function; variables and tables keep their names,
-    so the body works on the very ones the session has loaded.
+    A last output, int32 [rows], is how many ran at once. The signature's subgraph becomes the body
+    of a batch function; variables and tables keep their names, so that the body works on the very
+    ones the session has loaded.
     """
-    graph = session.graph
+    tf, graph = tensorflow(), session.graph
+    specs = signature.inputs.values()
     with graph.as_default(), graph.device(f"/device:{device}"):
-        feeds = [graph.get_tensor_by_name(spec.tensor) for spec in signature.inputs.values()]
-        fetches = [spec.tensor for spec in signature.outputs.values()]
-        body = tf.compat.v1.graph_util.extract_sub_graph(graph.as_graph_def(), [fetch.split(":")[0] for fetch in fetches])
+        names = [fetch.split(":")[0] for fetch in call.fetches]
+        body = tf.compat.v1.graph_util.extract_sub_graph(graph.as_graph_def(), names)
 
         @tf.nondifferentiable_batch_function(
-            options.num_batch_threads, options.max_batch_size, options.batch_timeout_micros, options.sizes,
-            options.max_enqueued_batches, autograph=False)
-        def batch(*rows: Any) -> list[Any]:
+            options.num_batch_threads, options.max_batch_size, options.batch_timeout_micros,
+            options.sizes, options.max_enqueued_batches, autograph=False)
+        def batch_function(*rows: Any) -> list[Any]:
             count = tf.shape(rows[0])[0]
-            return [*tf.graph_util.import_graph_def(body, dict(zip((feed.name for feed in feeds), rows)), fetches, name=""),
-                    tf.fill([count], count)]
+            given = dict(zip(call.feeds, rows))
+            answers = tf.graph_util.import_graph_def(body, given, list(call.fetches), name="")
+            return [*answers, tf.fill([count], count)]
 
-        placeholders = [tf.compat.v1.placeholder(feed.dtype, spec.shape) for feed, spec in zip(feeds, signature.inputs.values())]
-        outputs = batch(*placeholders)
-    return make_callable(session, [p.name for p in placeholders], [output.name for output in outputs])
+        dtypes = [graph.get_tensor_by_name(feed).dtype for feed in call.feeds]
+        placeholders = [tf.compat.v1.placeholder(dtype, spec.shape)
+                        for dtype, spec in zip(dtypes, specs)]
+        outputs = batch_function(*placeholders)
+    feeds, fetches = [p.name for p in placeholders], [output.name for output in outputs]
+    return make_callable(session, feeds, fetches)
 
 
-def join_batches(tf: Any, plain: Call, batched: Call, signature: Any, options: Any) -> Call:
+def join_batches(plain: Run, batched: Run, signature: Signature, options: Batching) -> Run:
     """Send what fits a batch through `batched`, all else through `plain`.
 
-    Nothing can join the calls of a thread that answers `alone`. Other shapes than the signature's would fail the strangers in
-    the same batch; and when a batch fails, each of its requests runs once more alone, so that only the guilty one gets the error.
+    When a batch fails, each of its requests runs once more alone, so that only the guilty one gets
+    the error.
     """
+    errors = tensorflow().errors.OpError, UnicodeDecodeError
     inner = [(spec.shape or ())[1:] for spec in signature.inputs.values()]
 
-    def call(*arrays: np.ndarray) -> list[np.ndarray]:
-        rows = len(arrays[0]) if arrays[0].ndim else 0
-        fits = 0 < rows <= options.max_batch_size and not getattr(CURRENT, "alone", False)
-        if not fits or any(a.shape != (rows, *shape) for a, shape in zip(arrays, inner)):
+    def fits(arrays: Sequence[np.ndarray]) -> bool:
+        rows = len(arrays[0])
+        alike = all(a.shape == (rows, *shape) for a, shape in zip(arrays, inner))
+        return alike and 0 < rows <= options.max_batch_size
+
+    def run(*arrays: np.ndarray) -> list[np.ndarray]:
+        if not fits(arrays):
             return plain(*arrays)
         try:
             *values, counts = batched(*arrays)
-            if (trace := getattr(CURRENT, "trace", None)) is not None:
-                trace.batch = int(counts[0])
-            return values
-        except (tf.errors.OpError, UnicodeDecodeError):
+        except errors:
             return plain(*arrays)
-    return call
+        if (trace := getattr(CURRENT, "trace", None)) is not None:
+            trace.batch = int(counts[0])
+        return values
+    return run

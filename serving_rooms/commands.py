@@ -10,7 +10,16 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from serving import ConfigError, ModelServer, choose_versions, encode_json, list_versions, parse, sample_inputs
+from serving import (
+    ConfigError,
+    ModelServer,
+    choose_versions,
+    encode_json,
+    is_typical,
+    list_versions,
+    parse,
+    sample_inputs,
+)
 from serving_rooms.check import check
 from serving_rooms.inbox import export_group
 from serving_rooms.keys import digest
@@ -63,7 +72,7 @@ MOST_CHARACTERS = 200  # of a body on a command line
 def example_command(servable: Any) -> str | None:
     """A command, but for its URL, that asks the default signature: JSON, or raw zeros where that is long and of one input."""
     call, signature = (kind.get("serving_default") for kind in (servable.callables, servable.signatures))
-    if call is None or call.seconds == float("inf"):  # made-up input does not suit it
+    if call is None or not call.tried or not is_typical(signature):  # made-up input may not suit it
         return None
     example, lone = example_request(signature), len(signature.inputs) == 1
     if example is not None and (len(body := encode_json(example).decode()) <= MOST_CHARACTERS or not lone):

@@ -1,12 +1,20 @@
 """SavedModels opened with no more than their signatures use, or as objects, or with other names than their own."""
 
+import itertools
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from serving import LoadError, clean_message, new_session, tensorflow
+from serving import (
+    LoadError,
+    called_functions,
+    called_names,
+    clean_message,
+    new_session,
+    tensorflow,
+)
 
 logger = logging.getLogger("serving")
 
@@ -39,7 +47,7 @@ def open_used(folder: Path, device: str) -> tuple[Any | None, dict[str, Any] | N
         return None, None
     reader, session = tf.train.load_checkpoint(str(prefix)), None
     try:
-        used = extract_used(graph)
+        used = extract_used(graph, choose_sound(graph, folder.name))
         if keys := checkpoint_keys(graph, used, reader):
             session = open_filled(used, keys, prefix, device, graph.meta_info_def.stripped_op_list)
     except Exception as error:  # whatever is wrong with the files: TensorFlow's own loaders say it better
@@ -48,32 +56,51 @@ def open_used(folder: Path, device: str) -> tuple[Any | None, dict[str, Any] | N
     return session, dict(graph.signature_def) if session or doubled else None
 
 
-def extract_used(graph: Any) -> Any:
-    """The part of a MetaGraphDef's graph that its signatures are made of, with the functions that it calls."""
+def choose_sound(graph: Any, label: str) -> list[str]:
+    """The signatures of a MetaGraphDef whose operations and functions are all there.
+
+    One that is not whole would not let the others be loaded; the log says what it lacks.
+    """
+    sound = []
+    for name in graph.signature_def:
+        try:
+            missing = find_missing(extract_used(graph, [name]))
+        except (AssertionError, KeyError, ValueError) as error:  # tensors that are not there
+            missing = clean_message(str(error))
+        if missing:
+            logger.warning("%s: signature %s is left out: %s", label, name, missing)
+        else:
+            sound.append(name)
+    return sound
+
+
+def find_missing(used: Any) -> str:
+    """What a graph calls that is neither an operation of TensorFlow's nor a function of its own."""
+    from tensorflow.python.framework import op_def_registry
+    functions = {function.signature.name: function for function in used.library.function}
+    bodies = [used.node, *(function.node_def for function in functions.values())]
+    for node in itertools.chain.from_iterable(bodies):
+        if node.op not in functions and op_def_registry.get(node.op) is None:
+            return f"there is no operation '{node.op}'"
+        lost = sorted(called_names(node.attr) - functions.keys() - {""})
+        if lost:
+            return f"there is no function '{lost[0]}'"
+    return ""
+
+
+def extract_used(graph: Any, signatures: Iterable[str]) -> Any:
+    """The part of a MetaGraphDef's graph that signatures are made of, with what it calls."""
     extract = tensorflow().compat.v1.graph_util.extract_sub_graph
-    infos = (info for signature in graph.signature_def.values() for side in (signature.inputs, signature.outputs) for info in side.values())
+    infos = (info for name in signatures for signature in [graph.signature_def[name]]
+             for side in (signature.inputs, signature.outputs) for info in side.values())
     names = {info.name.split(":")[0] for info in infos if info.name}  # sparse and composite tensors have none
     reads = {node.name + READ for node in extract(graph.graph_def, sorted(names)).node if node.op == "VarHandleOp"}
     used = extract(graph.graph_def, sorted(names | reads & {node.name for node in graph.graph_def.node}))
-    functions = called_functions(used)
+    functions = called_functions(used.node, used.library)
     if not used.library.gradient:
         del used.library.function[:]
         used.library.function.extend(functions)
     return used
-
-
-def called_functions(graph: Any) -> list[Any]:
-    """The FunctionDefs that a GraphDef calls, or that TensorFlow may put in the place of one (as cuDNN's for an LSTM)."""
-    functions = {function.signature.name: function for function in graph.library.function}
-    seen = {name for name, function in functions.items() if "api_implements" in function.attr}
-    waiting = [*graph.node, *(node for name in seen for node in functions[name].node_def)]
-    while waiting:
-        node = waiting.pop()
-        called = {node.op, *(name for value in node.attr.values() for name in (value.func.name, *(f.name for f in value.list.func)))}
-        for name in (functions.keys() & called) - seen:
-            seen.add(name)
-            waiting += functions[name].node_def
-    return [function for name, function in functions.items() if name in seen]
 
 
 def checkpoint_keys(graph: Any, used: Any, reader: Any) -> dict[str, str] | None:

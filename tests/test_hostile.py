@@ -240,13 +240,14 @@ def test_mapping_renames_all_at_once(tf, tmp_path, mapping, names):
         load(tmp_path / "m")
 
 
-def test_graph_that_takes_one_row_only_is_served_unbatched(tf, tmp_path, caplog):
+def test_graph_that_takes_one_row_only_is_refused_where_batching_is_asked_for(tf, tmp_path):
     def one_row(x):
         with tf.control_dependencies([tf.debugging.assert_equal(tf.shape(x)[0], 1)]):
             return {"y": tf.identity(x)}
     export(tf, tmp_path / "m", {"serving_default": (one_row, [tf.TensorSpec([None, 2], name="x")])})
-    assert run(load(tmp_path / "m", batching=True), np.ones((1, 2), np.float32))["y"].shape == (1, 2)
-    assert "signature serving_default runs unbatched" in caplog.text
+    assert run(load(tmp_path / "m"), np.ones((1, 2), np.float32))["y"].shape == (1, 2)
+    with pytest.raises(serving.LoadError, match="cannot be batched: it fails for 5 rows together"):
+        load(tmp_path / "m", batching=True)
 
 
 def test_forked_process_says_so(monkeypatch):

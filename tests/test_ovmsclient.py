@@ -36,10 +36,10 @@ def test_status(client):
 
 
 def test_metadata(client):
-    metadata = client.get_model_metadata("half_plus_two")
-    assert metadata["model_version"] == 123
-    assert metadata["inputs"] == {"x": {"shape": [-1, 1], "dtype": "DT_FLOAT"}}
-    assert metadata["outputs"] == {"y": {"shape": [-1, 1], "dtype": "DT_FLOAT"}}
+    metadata = client.get_model_metadata("digits")
+    assert metadata["model_version"] == 1
+    assert metadata["inputs"] == {"images": {"shape": [-1, 8, 8], "dtype": "DT_FLOAT"}}
+    assert metadata["outputs"] == {"probabilities": {"shape": [-1, 10], "dtype": "DT_FLOAT"}}
 
 
 def test_errors_are_the_clients_own(client):

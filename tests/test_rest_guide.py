@@ -101,15 +101,15 @@ def test_nan_and_infinity_come_and_go_as_tokens():
 
 
 def test_metadata_has_both_casings_in_one_answer(rest):
-    body = json.loads(rest.get("/v1/models/half_plus_two/metadata").data)
-    assert body["model_spec"] == {"name": "half_plus_two", "signature_name": "", "version": "123"}
+    body = json.loads(rest.get("/v1/models/digits/metadata").data)
+    assert body["model_spec"] == {"name": "digits", "signature_name": "", "version": "1"}
     snake = body["metadata"]["signature_def"]["signature_def"]["serving_default"]
-    assert snake["inputs"]["x"] == {"dtype": "DT_FLOAT", "name": "serving_default_x:0", "tensor_shape": {
-        "dim": [{"size": "-1", "name": ""}, {"size": "1", "name": ""}], "unknown_rank": False}}
+    assert snake["inputs"]["images"] == {"dtype": "DT_FLOAT", "name": "serving_default_images:0", "tensor_shape": {
+        "dim": [{"size": "-1", "name": ""}, {"size": "8", "name": ""}, {"size": "8", "name": ""}], "unknown_rank": False}}
     assert snake["method_name"] == "tensorflow/serving/predict" and snake["defaults"] == {}
-    assert body["modelSpec"]["version"] == "123"
+    assert body["modelSpec"]["version"] == "1"
     camel = body["metadata"]["signature_def"]["signatureDef"]["serving_default"]
-    assert camel["inputs"]["x"]["tensorShape"]["dim"][1]["size"] == "1" and camel["methodName"] == "tensorflow/serving/predict"
+    assert camel["inputs"]["images"]["tensorShape"]["dim"][1]["size"] == "8" and camel["methodName"] == "tensorflow/serving/predict"
 
 
 def test_metadata_tells_the_init_op_as_stored(rest):

@@ -395,7 +395,7 @@ def test_openvino_mapping_of_a_model_that_is_loaded_as_objects(tf, folder):
     np.testing.assert_allclose(load(folder / "wrapped2").run("serving_default", {"given": x})["y"], model(x).numpy(), rtol=1e-5, atol=1e-6)
 
 
-def test_shapes_are_the_graphs_business_not_the_signatures(demo):
+def test_a_signature_of_unknown_rank_takes_every_shape(demo):
     for value in ([1.0, 2.0], [[1.0, 2.0], [3.0, 4.0]], 1.0):
         assert demo.predict("half_plus_two", {"inputs": value})["outputs"].tolist() == (np.array(value) * 0.5 + 2).tolist()
 
@@ -443,9 +443,9 @@ def test_a_saved_model_as_base_path_is_version_one(caplog):
 
 # --- TensorFlow Serving's warm-up file --------------------------------------------------------------------
 
-def with_warmup(folder, *logs):
-    """half_plus_two with a warm-up file of these PredictionLogs (or raw records)."""
-    shutil.copytree(ROOT / "models/half_plus_two/123", folder)
+def with_warmup(folder, *logs, model="half_plus_two/123"):
+    """A demo model with a warm-up file of these PredictionLogs (or raw records)."""
+    shutil.copytree(ROOT / "models" / model, folder)
     (folder / "assets.extra").mkdir()
     tf = serving.tensorflow()
     with tf.io.TFRecordWriter(str(folder / "assets.extra/tf_serving_warmup_requests")) as writer:
@@ -472,14 +472,13 @@ def warmup_logs(tf, example, value=1.0, signature=""):
 
 
 def test_warmup_file_is_replayed(tf, folder, monkeypatch):
-    asked, prepare = [], serving.prepare_call
+    asked, make = [], serving.make_calls
 
-    def spy(session, name, *rest):
-        call = prepare(session, name, *rest)
+    def spied(name, call):
         return call._replace(run=lambda *arrays: asked.append((name, [a.tolist() for a in arrays])) or call.run(*arrays))
-    monkeypatch.setattr(serving, "prepare_call", spy)
+    monkeypatch.setattr(serving, "make_calls", lambda *given: {name: spied(name, call) for name, call in make(*given).items()})
     example = tf.train.Example(features=tf.train.Features(feature={"x": tf.train.Feature(float_list=tf.train.FloatList(value=[3]))}))
-    load(with_warmup(folder / "warm", *warmup_logs(tf, example)))
+    load(with_warmup(folder / "warm", *warmup_logs(tf, example)), warm_up=False)
     assert asked[0] == ("serving_default", [[[1.0]]])
     assert [name for name, _ in asked[1:]] == ["classify", "regress"]
     assert all(tf.train.Example.FromString(arrays[0][0]) == example for _, arrays in asked[1:])
@@ -646,7 +645,8 @@ def test_requests_are_really_batched(tf, folder):
         [tf.TensorSpec([None, 1], name="x")])})
     signature = load(folder / "size", batching=False).signatures["serving_default"]
     session, _, _ = serving.open_session(folder / "size", "CPU:0")
-    call = batching.make_batched(tf, session, signature, serving.Batching(max_batch_size=8, num_batch_threads=1), "CPU:0", serving.make_callable)
+    plan = serving.plan_call(session.graph, signature)
+    call = batching.make_batched(session, signature, plan, serving.Batching(max_batch_size=8, num_batch_threads=1), "CPU:0")
     sizes, said = [], []
 
     def ask():
@@ -682,10 +682,11 @@ def test_the_batch_that_a_request_ran_in_is_counted_and_logged(tf, folder, caplo
     assert sum(sizes.values()) == 24 and "8" in sizes
     assert len(re.findall(r"rows=1 batch=8$", caplog.text, re.MULTILINE)) == sizes["8"]
 
-def test_rows_that_depend_on_each_other_are_not_batched(tf, folder, caplog):
+def test_a_model_whose_rows_depend_on_each_other_is_refused_where_the_config_asks_for_batching(tf, folder):
     export(tf, folder / "mean", {"serving_default": (lambda x: {"y": x - tf.reduce_mean(x)}, [tf.TensorSpec([None, 2], name="x")])})
-    load(folder / "mean", batching=True)
-    assert "signature serving_default runs unbatched: its rows depend on each other" in caplog.text
+    with pytest.raises(serving.LoadError, match='m: signature serving_default cannot be batched: .* write "batching": false'):
+        load(folder / "mean", batching=True)
+    assert run(load(folder / "mean"), np.array([[1, 3]], np.float32))["y"].tolist() == [[-1, 1]]
 
 
 def test_signature_without_batch_dimension_runs_unbatched(tf, folder, caplog):
@@ -716,10 +717,9 @@ def test_bad_row_in_a_batch_fails_alone(tf, folder):
     assert outcomes == {number: number if number < 10 else 400 for number in range(20)}
 
 
-def test_other_shapes_than_the_signatures_run_alone(batched):
-    with pytest.raises(serving.ServingError) as raised:
+def test_other_shapes_than_the_signatures_are_refused_and_no_rows_run_alone(batched):
+    with pytest.raises(serving.BadRequest, match=r"input 'x' takes float \[-1, 3\], got shape \[1, 5\]"):
         run(batched[0], np.ones((1, 5), np.float32), signature="float32")
-    assert raised.value.status == 400 and "Matrix size-incompatible" in raised.value.message
     assert run(batched[0], np.ones((0, 3), np.float32), signature="float32")["y"].shape == (0, 4)
 
 
@@ -781,7 +781,7 @@ def change(version):
     return len(old), sum(graph() is not None for graph in old), len(thorough)
 print(gc.get_freeze_count() > 200_000, change(2), change(3))
 gc.collect(), gc.freeze()  # as a host may
-graph = weakref.ref(server.manager.available["m"].versions[3].callables["serving_default"].run._session.graph)
+graph = weakref.ref(server.manager.available["m"].versions[3].callables["serving_default"].run.args[0]._session.graph)
 put(4), server.reload()
 print(graph() is None, len(thorough))
 model = weakref.ref(sys.modules["handler"].model)

@@ -188,7 +188,7 @@ class Slow(FakeServable):
 
 def fake(monkeypatch, load, names, budget=None, size=10 * MB, **fields):
     """Entries of a residency whose models are made by `load(name)`, each of `size` bytes."""
-    monkeypatch.setattr(residency, "read_definitions", lambda folder: {})
+    monkeypatch.setattr(residency, "read_definitions", lambda folder, tags: {})
     monkeypatch.setattr(residency, "rename_tensors", lambda definitions, folder: {})
     monkeypatch.setattr(residency, "describe", lambda definitions: {"signature_def": {}})
     monkeypatch.setattr(residency, "size_of", lambda folder: size)

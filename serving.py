@@ -1761,15 +1761,17 @@ class ModelManager:
         """Go on with each model as soon as the loads that it waits for are over, until all are done."""
         loads: dict[str, Sequence[Future]] = {name: () for name in steps}
         while loads:
-            for name in [name for name, waited in loads.items() if all(load.done() for load in waited)]:
+            running = {load for waited in loads.values() for load in waited if not load.done()}
+            ready = [name for name, waited in loads.items() if running.isdisjoint(waited)]
+            for name in ready:
                 following = next(steps[name], None)
                 if following is not None:
                     loads[name] = following
                     continue
                 del loads[name]
                 self._tried[name].set()
-            if pending := [load for waited in loads.values() for load in waited if not load.done()]:
-                wait(pending, return_when=FIRST_COMPLETED)
+            if not ready:
+                wait(running, return_when=FIRST_COMPLETED)
 
     def _refresh_model_safely(self, model: ModelConfig, path: str, outcome: Outcome, polling: bool,
                               pool: ThreadPoolExecutor) -> "Steps":

@@ -1247,10 +1247,10 @@ def load_replica(folder: Path, config: ModelConfig, device: str) -> Servable:
 
 # What TensorFlow and Python write around the reason of an error: places in code, nodes of the graph.
 AROUND = re.compile(r"""(?mx)
-    ^[ \t]* (?: Graph[ ]execution[ ]error: | Detected[ ]at[ ]node[ ].* | Node:[ ].* | <stack[ ]traces[ ]unavailable>
+    ^[ \t]* (?: Graph[ ]execution[ ]error: | Detected[ ]at[ ]node[ ].* | Node:[ ]'.*' | <stack[ ]traces[ ]unavailable>
         | [0-9]+[ ]root[ ]error\(s\)[ ]found\. ) [ \t]* (?:\n|\Z)
     | ^[ \t]* File[ ]".*",[ ]line[ ][0-9]+.* (?:\n[ ]{4,}\S.*)? (?:\n|\Z)
-    | ^[ \t]+ \[\[.*\]\] [ \t]* (?:\n|\Z) | [ ]\[Op:[^\]\n]*\] (?:[ ]name:.*)?
+    | ^[ \t]+ \[\[ (?: \{\{.* | [\w./-]+/_[0-9]+ ) \]\] (?:[ ]\[Op:.*)? [ \t]* (?:\n|\Z) | [ ]\[Op:[^\]\n]*\] (?:[ ]name:.*)?
     """)
 # What begins all that follows the reason.
 AFTER = re.compile(r"""(?mx)
@@ -1261,8 +1261,9 @@ AFTER = re.compile(r"""(?mx)
 
 def clean_message(message: str) -> str:
     """The reason in TensorFlow's message, whole, without where in code and graph it came up, and without this machine's paths."""
-    reason = message.partition("Original error:\n")[2] or message  # what comes before is what TensorFlow makes of it
-    reason = AROUND.sub("", reason)
+    if message.startswith("Restoring from checkpoint failed"):  # and what TensorFlow makes of that
+        message = message.partition("Original error:\n")[2] or message
+    reason = AROUND.sub("", message)
     reason = AFTER.split(reason, maxsplit=1)[0].strip() or reason.strip().rpartition("\n")[2]
     return hide_paths(re.sub(r"^\(0\) [A-Z_]+: ", "", reason))
 

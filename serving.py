@@ -1105,8 +1105,8 @@ def pick_device(target: str) -> str:
     for name in wanted:
         if name in there:
             return name
-    names = wanted[0] if len(wanted) == 1 else f"{target}: none of {', '.join(wanted)}"
-    raise LoadError(f"target_device {names} is not there: TensorFlow sees {', '.join(there)}")
+    problem = f"{wanted[0]} is not" if len(wanted) == 1 else f"{target}: none of {', '.join(wanted)} is"
+    raise LoadError(f"target_device {problem} there: TensorFlow sees {', '.join(there)}")
 
 
 @once

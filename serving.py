@@ -288,12 +288,14 @@ class ModelConfig:
         if not self.base_path:
             return "base_path: expected a folder, got ''"
         if is_url(self.base_path):
-            return f"base_path: expected a folder of this machine, got a URL, {self.base_path.partition(':')[0]}://..."
+            scheme = self.base_path.partition(":")[0]
+            return f"base_path: expected a folder of this machine, got a URL, {scheme}://..."
         if not self.targets:
             return "target_device: expected a device, got an empty array"
         for target in self.targets:
             if not any(DEVICE.fullmatch(name) for name in read_devices(target)):
-                return f"target_device: expected AUTO, CPU, GPU, GPU:1 or HETERO:GPU,CPU, got '{target}'"
+                return ("target_device: expected AUTO, CPU, GPU, GPU:1 or HETERO:GPU,CPU, "
+                        f"got '{target}'")
         for name in ("idle_sequence_cleanup", "low_latency_transformation", "max_sequence_number"):
             if getattr(self, name) is not None and not self.stateful:
                 return f'{name}: needs "stateful": true'
@@ -310,8 +312,8 @@ class ModelConfig:
     @property
     def load_key(self) -> tuple:
         """What a loaded version depends on: when it changes, the version is loaded anew."""
-        return (self.base_path, self.target_device, self.instances, self.batching, self.freeze, self.load, self.idle_seconds, self.pinned,
-                frozenset(self.tags))
+        return (self.base_path, self.target_device, self.instances, self.batching, self.freeze,
+                self.load, self.idle_seconds, self.pinned, frozenset(self.tags))
 
 
 @dataclass(frozen=True)
@@ -367,7 +369,7 @@ class Config:
     model_config_list: tuple[ModelItem, ...] = option(doc="the models")
     deployments: tuple[Deployment, ...] = option((), "models under names of their own, and how they take pictures")
     import_modules: tuple[str, ...] = option(
-        (), 'modules to import before models are loaded, such as "tensorflow_text": they bring operations')
+        (), 'modules that bring operations, imported before models: such as "tensorflow_text"')
     routine_modules: tuple[str, ...] = option((), "files or modules with routines of your own")
     auth: Auth = option(Auth(), "who may call what")
     server: ServerConfig = option(ServerConfig(), "options of the whole server")
@@ -412,7 +414,7 @@ def json_kind(value: Any) -> str:
 
 
 def what_came(value: Any, path: str) -> str:
-    """Name a JSON value for an error at `path`; where keys are, what came may be one, and is not shown."""
+    """Name a JSON value for an error at `path`; where it may be a key, it is not shown."""
     return JSON_TYPES.get(type(value), type(value).__name__) if is_secret(path) else json_kind(value)
 
 
@@ -491,7 +493,7 @@ def parse_fields(kind: Any, value: dict[str, Any], path: str) -> Any:
         if key not in fields:
             close = difflib.get_close_matches(str(key), fields, n=1)
             hint = f"did you mean '{close[0]}'?" if close else f"expected one of: {', '.join(fields) or 'nothing'}"
-            hidden = is_secret(path) and not close  # a key of the auth kind where a key of an object belongs
+            hidden = is_secret(path) and not close  # a password where a name of a field belongs
             raise ConfigError(path if hidden else f"{path}.{key}"[:200], f"unknown key; {hint}")
     for name, f in fields.items():
         if name not in value and f.default is f.default_factory:  # both missing: it has no default
@@ -1022,9 +1024,10 @@ def choose_versions(policy: VersionPolicy, versions: Iterable[int]) -> list[int]
 
 
 def fingerprint(folder: Path) -> tuple:
-    """What is known of a version's files without reading them: when it changes, a broken version is worth another try.
+    """What tells, without reading a version's files, that they have changed.
 
-    Path, size, time of the last change to what is in it, and of the last to who may read it.
+    Of each path: its size, the time of the last change of what is in it, and of who may read it.
+    When it changes, a broken version is worth another try.
     """
     found: list[tuple[str, int, int, int]] = []
     for path in [folder, *sorted(folder.rglob("*"))]:
@@ -1043,7 +1046,7 @@ Function = typing.TypeVar("Function", bound=Callable[..., Any])
 
 
 def once(function: Function) -> Function:
-    """Let a function run once for its arguments; threads that ask meanwhile wait for what it returns."""
+    """Let a function run once for its arguments; threads that ask meanwhile wait for its answer."""
     kept, lock = functools.cache(function), threading.RLock()
 
     @functools.wraps(function)
@@ -1100,12 +1103,14 @@ def prepare_devices(limit_mb: int | None, intra_op_threads: int | None) -> None:
 
 
 def pick_device(target: str) -> str:
-    """The device, such as `GPU:0`, for a `target_device`: the first of it that is there. Raises LoadError."""
+    """The device, such as `GPU:0`, for a `target_device`: its first that is there; or LoadError."""
     wanted, there = read_devices(target), list_devices()
     for name in wanted:
         if name in there:
             return name
-    problem = f"{wanted[0]} is not" if len(wanted) == 1 else f"{target}: none of {', '.join(wanted)} is"
+    problem = (
+        f"{wanted[0]} is not" if len(wanted) == 1 else f"{target}: none of {', '.join(wanted)} is"
+    )
     raise LoadError(f"target_device {problem} there: TensorFlow sees {', '.join(there)}")
 
 
@@ -1119,7 +1124,7 @@ def list_devices() -> list[str]:
 
 @once
 def import_operations(names: tuple[str, ...]) -> list[str]:
-    """Import the modules whose operations models need; returns what could not be, and why, as texts.
+    """Import the modules whose operations models need; returns why those that fail do, as texts.
 
     A model that needs none of them is none the worse for it.
     """
@@ -1135,17 +1140,33 @@ def import_operations(names: tuple[str, ...]) -> list[str]:
     return failed
 
 
-# Beginnings of the names of operations, and the module that brings them: those that models are known to need.
+# Beginnings of the names of operations that models are known to need, and the module that has them.
 OPERATIONS = {
-    "TFText>": "tensorflow_text", "Sentencepiece": "tensorflow_text", "Wordpiece": "tensorflow_text",
-    "FastWordpiece": "tensorflow_text", "FastBertNormalize": "tensorflow_text", "FastSentencepiece": "tensorflow_text",
-    "RegexSplit": "tensorflow_text", "NormalizeUTF8": "tensorflow_text", "CaseFoldUTF8": "tensorflow_text",
-    "WhitespaceTokenize": "tensorflow_text", "UnicodeScriptTokenize": "tensorflow_text",
-    "SentenceFragments": "tensorflow_text", "SplitMerge": "tensorflow_text", "PhraseTokenize": "tensorflow_text",
-    "ConstrainedSequence": "tensorflow_text", "MaxSpanningTree": "tensorflow_text", "RougeL": "tensorflow_text",
-    "Addons>": "tensorflow_addons", "IO>": "tensorflow_io", "SimpleML": "tensorflow_decision_forests",
-    "DecodeProtoSparse": "struct2tensor", "EquiJoinIndices": "struct2tensor", "RunLengthBefore": "struct2tensor",
-    "TFRA>": "tensorflow_recommenders_addons", "Tfq": "tensorflow_quantum",
+    "TFText>": "tensorflow_text",
+    "Sentencepiece": "tensorflow_text",
+    "Wordpiece": "tensorflow_text",
+    "FastWordpiece": "tensorflow_text",
+    "FastBertNormalize": "tensorflow_text",
+    "FastSentencepiece": "tensorflow_text",
+    "RegexSplit": "tensorflow_text",
+    "NormalizeUTF8": "tensorflow_text",
+    "CaseFoldUTF8": "tensorflow_text",
+    "WhitespaceTokenize": "tensorflow_text",
+    "UnicodeScriptTokenize": "tensorflow_text",
+    "SentenceFragments": "tensorflow_text",
+    "SplitMerge": "tensorflow_text",
+    "PhraseTokenize": "tensorflow_text",
+    "ConstrainedSequence": "tensorflow_text",
+    "MaxSpanningTree": "tensorflow_text",
+    "RougeL": "tensorflow_text",
+    "Addons>": "tensorflow_addons",
+    "IO>": "tensorflow_io",
+    "SimpleML": "tensorflow_decision_forests",
+    "DecodeProtoSparse": "struct2tensor",
+    "EquiJoinIndices": "struct2tensor",
+    "RunLengthBefore": "struct2tensor",
+    "TFRA>": "tensorflow_recommenders_addons",
+    "Tfq": "tensorflow_quantum",
 }
 
 
@@ -1157,7 +1178,9 @@ def explain_operation(message: str, failed: Sequence[str] = ()) -> str:
     unknown = re.search(r"Op type not registered '([^']*)'", message)
     if unknown is None:
         return message
-    known = next((module for start, module in OPERATIONS.items() if unknown[1].startswith(start)), None)
+    known = next(
+        (module for start, module in OPERATIONS.items() if unknown[1].startswith(start)), None
+    )
     module = known or "<the module that brings it>"
     hint = f'write "import_modules": ["{module}"] into the config, once that module is installed'
     return f"{unknown[0]}: {'; '.join(failed) or hint}"
@@ -1169,9 +1192,10 @@ LOADING: list[int] = []  # the threads that load
 
 @contextlib.contextmanager
 def without_deprecations() -> Iterator[None]:
-    """Keep from the host's log that TensorFlow would have v1 calls replaced by others, which cannot do what they do here.
+    """Keep from the host's log that TensorFlow would have v1 calls replaced.
 
-    Only of the threads that load; the filter comes with the first of them and goes with the last.
+    What it names cannot do what they do here. It is kept back of the threads that load alone; the
+    filter comes with the first of them and goes with the last.
     """
     with DEPRECATIONS:
         if not LOADING:
@@ -1191,18 +1215,24 @@ def is_no_deprecation(record: logging.LogRecord) -> bool:
 
 
 @without_deprecations()
-def load_saved_model(folder: Path, config: ModelConfig, options: ServerConfig = ServerConfig(),
-                     modules: tuple[str, ...] = ()) -> Servable:
-    """Load a SavedModel and warm it up, once for each of its devices and instances; raises LoadError with the reason.
+def load_saved_model(
+    folder: Path,
+    config: ModelConfig,
+    options: ServerConfig = ServerConfig(),
+    modules: tuple[str, ...] = (),
+) -> Servable:
+    """Load a SavedModel and warm it up, once for each of its devices and instances.
 
-    `modules` are imported before, once: they bring operations.
+    `modules` are imported before, once: they bring operations. Raises LoadError with the reason.
     """
     prepare_devices(options.gpu_memory_limit_mb, options.intra_op_threads)
     failed = import_operations(modules)
     devices = [pick_device(target) for target in config.targets for _ in range(config.instances)]
     load = functools.partial(load_replica, folder, config)
     try:
-        return load(devices[0]) if len(devices) == 1 else part("serving_rooms.replicas").load_replicas(devices, load)
+        if len(devices) == 1:
+            return load(devices[0])
+        return part("serving_rooms.replicas").load_replicas(devices, load)
     except LoadError as error:
         raise LoadError(explain_operation(error.message, failed)) from error
 
@@ -1245,22 +1275,23 @@ def load_replica(folder: Path, config: ModelConfig, device: str) -> Servable:
     return Servable(signatures, answer, metadata=metadata, device=device, close=owned.close, calls=calls)
 
 
-# What TensorFlow and Python write around the reason of an error: places in code, nodes of the graph.
+# What TensorFlow and Python write around the reason of an error: places in code, and in the graph.
 AROUND = re.compile(r"""(?mx)
-    ^[ \t]* (?: Graph[ ]execution[ ]error: | Detected[ ]at[ ]node[ ].* | Node:[ ]'.*' | <stack[ ]traces[ ]unavailable>
-        | [0-9]+[ ]root[ ]error\(s\)[ ]found\. ) [ \t]* (?:\n|\Z)
+    ^[ \t]* (?: Graph[ ]execution[ ]error: | Detected[ ]at[ ]node[ ].* | Node:[ ]'.*'
+        | <stack[ ]traces[ ]unavailable> | [0-9]+[ ]root[ ]error\(s\)[ ]found\. ) [ \t]* (?:\n|\Z)
     | ^[ \t]* File[ ]".*",[ ]line[ ][0-9]+.* (?:\n[ ]{4,}\S.*)? (?:\n|\Z)
-    | ^[ \t]+ \[\[ (?: \{\{.* | [\w./-]+/_[0-9]+ ) \]\] (?:[ ]\[Op:.*)? [ \t]* (?:\n|\Z) | [ ]\[Op:[^\]\n]*\] (?:[ ]name:.*)?
+    | ^[ \t]+ \[\[ (?: \{\{.* | [\w./-]+/_[0-9]+ ) \]\] (?:[ ]\[Op:.*)? [ \t]* (?:\n|\Z)
+    | [ ]\[Op:[^\]\n]*\] (?:[ ]name:.*)?
     """)
 # What begins all that follows the reason.
 AFTER = re.compile(r"""(?mx)
-    ^[ \t]*(?: Traceback[ ]\(most[ ]recent[ ]call[ ]last\) | Function[ ]call[ ]stack: | Original[ ]stack[ ]trace[ ]for
-        | \(1\)[ ][A-Z_]+: | [0-9]+[ ]successful[ ]operations )
+    ^[ \t]*(?: Traceback[ ]\(most[ ]recent[ ]call[ ]last\) | Function[ ]call[ ]stack:
+        | Original[ ]stack[ ]trace[ ]for | \(1\)[ ][A-Z_]+: | [0-9]+[ ]successful[ ]operations )
     """)
 
 
 def clean_message(message: str) -> str:
-    """The reason in TensorFlow's message, whole, without where in code and graph it came up, and without this machine's paths."""
+    """The reason in TensorFlow's message, whole, and nothing else: no places in code or graph."""
     if message.startswith("Restoring from checkpoint failed"):  # and what TensorFlow makes of that
         message = message.partition("Original error:\n")[2] or message
     reason = AROUND.sub("", message)
@@ -1269,8 +1300,16 @@ def clean_message(message: str) -> str:
 
 
 def hide_paths(text: str) -> str:
-    """A text without the folders of this program, of Python and of who runs it; other paths are the model's own."""
-    folders = {str(Path(__file__).parent): "<serving>", sys.prefix: "<python>", sys.base_prefix: "<python>", str(Path.home()): "~"}
+    """A text without the folders of this program, of Python and of who runs it.
+
+    Other paths are the model's own, and part of the reason.
+    """
+    folders = {
+        str(Path(__file__).parent): "<serving>",
+        sys.prefix: "<python>",
+        sys.base_prefix: "<python>",
+        str(Path.home()): "~",
+    }
     for folder in sorted(folders, key=len, reverse=True):
         if len(folder) > 1:
             text = re.sub(rf"(?<![\w./-]){re.escape(folder)}(?=/|\b)", folders[folder], text)
@@ -1313,7 +1352,9 @@ def new_session(device: str, options: Any = None) -> Iterator[Any]:
         raise
 
 
-def open_graph(folder: Path, device: str, tags: Sequence[str] = ("serve",)) -> tuple[Any | None, dict[str, Any]]:
+def open_graph(
+    folder: Path, device: str, tags: Sequence[str] = ("serve",)
+) -> tuple[Any | None, dict[str, Any]]:
     """Load a SavedModel as TensorFlow Serving does; returns the session, or None if variables stay empty, and the SignatureDefs."""
     tf = tensorflow()
     with new_session(device) as session:
@@ -1329,13 +1370,14 @@ def open_graph(folder: Path, device: str, tags: Sequence[str] = ("serve",)) -> t
 
 
 def read_graphs(folder: Path) -> list[Any]:
-    """The MetaGraphDefs of a SavedModel, from its file; raises OSError, and IOError for what is no SavedModel."""
+    """The MetaGraphDefs of a SavedModel, from its file; raises OSError for what is no SavedModel."""
     from tensorflow.python.saved_model import loader_impl  # it reads saved_model.pbtxt as well
+
     return list(loader_impl.parse_saved_model(str(folder)).meta_graphs)
 
 
 def find_graph(graphs: Sequence[Any], tags: Sequence[str]) -> Any:
-    """The MetaGraphDef with just these tags; LoadError, naming those that there are, where there is none."""
+    """The MetaGraphDef with just these tags; LoadError, naming those there are, if there is none."""
     for graph in graphs:
         if set(graph.meta_info_def.tags) == set(tags):
             return graph
@@ -1347,8 +1389,11 @@ def explain_tags(there: Sequence[Sequence[str]], tags: Sequence[str]) -> str:
     if not there:
         return "the SavedModel has no graphs: it is empty or only half copied"
     sets = [json.dumps(sorted(these)) for these in there]
-    return (f"no graph of the SavedModel has just the tags {json.dumps(list(tags))}: it has {', '.join(sets)}; "
-            f'write "tags": {sets[0]} into the model\'s config')
+    return (
+        f"no graph of the SavedModel has just the tags {json.dumps(list(tags))}: "
+        f"it has {', '.join(sets)}; "
+        f'write "tags": {sets[0]} into the model\'s config'
+    )
 
 
 def describe(definitions: Mapping[str, Any]) -> dict[str, Any]:
@@ -1492,6 +1537,22 @@ class Prepared:
     limits: Any = None  # routines.ImageLimits
 
 
+@dataclass(frozen=True)
+class Visit:
+    """What one pass of the loader does about one model."""
+
+    model: ModelConfig
+    path: str  # of its config
+    polling: bool  # nobody has asked for it: what is broken is not tried again
+    pool: ThreadPoolExecutor  # that loads
+    outcome: Outcome = field(default_factory=Outcome)
+
+    def fail(self, place: str, problem: str, status: int = 500) -> None:
+        """Note what is wrong at a place below the model's: `.base_path`; `.` where the problem names it."""
+        path = f"{self.path}." if place == "." else f"{self.path}{place}: "
+        self.outcome.errors.append((status, path + problem))
+
+
 Steps = Iterator[Sequence[Future]]  # work that is done bit by bit: what each next bit waits for
 
 
@@ -1519,10 +1580,11 @@ class Lease:
 class ModelManager:
     """Brings what is loaded in line with what the config wants.
 
-    One loader thread does all bookkeeping, one pass at a time; `reload` waits for its pass. What takes long,
-    the loads, runs in a few threads of the pass, so that no model waits for another. Readers take the
-    reference in `available` and a lease, so they never wait for a load: the loader builds aside and
-    assigns. `load`, which several threads call at once, and `list_versions` are arguments, so that tests need neither TensorFlow nor sleep.
+    One loader thread does all bookkeeping, one pass at a time; `reload` waits for its pass. What
+    takes long, the loads, runs in a few threads of the pass, so that no model waits for another.
+    Readers take the reference in `available` and a lease, so they never wait for a load: the loader
+    builds aside and assigns. `load`, which several threads call at once, and `list_versions` are
+    arguments, so that tests need neither TensorFlow nor sleep.
     """
 
     def __init__(self, path: Path | None, text: bytes, config: Config, load: Callable[[Path, ModelConfig], Servable],
@@ -1597,10 +1659,13 @@ class ModelManager:
 
     def states(self) -> dict[str, dict[int, VersionState]]:
         """Every version of every model ever configured here, by model, by version."""
-        return {model: dict(versions) or self._refusal(model) for model, versions in sorted(self._states.copy().items())}
+        return {
+            model: dict(versions) or self._refusal(model)
+            for model, versions in sorted(self._states.copy().items())
+        }
 
     def _refusal(self, model: str) -> dict[int, VersionState]:
-        """Version 0, which stands for no version at all, with the reason why a model of no known versions is refused."""
+        """Why a model of no known versions is refused, as of version 0, which stands for none."""
         reason = self._refused.get(model)
         return {} if reason is None else {0: VersionState("LOADING", reason)}
 
@@ -1608,7 +1673,8 @@ class ModelManager:
         """What of the config is not there: models, pipelines and handlers, and deployments of models that are not configured."""
         names = self.config.served_names
         reasons = {name: f" ({reason})" for name, reason in self._refused.copy().items()}
-        return [name + reasons.get(name, "") for name in dict.fromkeys(names) if name not in self.available] + [
+        missing = [name for name in dict.fromkeys(names) if name not in self.available]
+        return [name + reasons.get(name, "") for name in missing] + [
             f"deployment {deployment.id} (no model is called '{deployment.model}')"
             for deployment in self.config.deployments if deployment.model not in names] + [
             f"handler {path}" for path, endpoint in self.prepared.endpoints.items() if not endpoint.handler.ready]
@@ -1729,37 +1795,40 @@ class ModelManager:
         self._tried[name].set()
 
     def _refresh_models(self, outcome: Outcome, polling: bool) -> None:
-        """Bring every model up to date, several at once; one that fails or hangs keeps no other from it."""
-        found = [Outcome() for _ in self.config.models]  # told in the config's order, whichever ends first
+        """Bring every model up to date, several at once; none waits for one that fails or hangs."""
         with ThreadPoolExecutor(self.config.server.num_load_threads, "serving-load") as pool:
-            self._take_turns(self._begin_models(found, polling, pool))
-        outcome.changed |= any(one.changed for one in found)
-        outcome.errors += [error for one in found for error in one.errors]
+            visits = [Visit(model, f"$.model_config_list[{index}].config", polling, pool)
+                      for index, model in enumerate(self.config.models)]
+            self._take_turns(self._begin(visits))
+        outcome.changed |= any(visit.outcome.changed for visit in visits)
+        for visit in visits:  # in the config's order, whichever ended first
+            outcome.errors += visit.outcome.errors
         seen = set(self.config.served_names)
-        outcome.errors += [(500, f"$.deployments[{index}].model: no model is called '{deployment.model}'")
-                           for index, deployment in enumerate(self.config.deployments) if deployment.model not in seen]
+        outcome.errors += [
+            (500, f"$.deployments[{index}].model: no model is called '{deployment.model}'")
+            for index, deployment in enumerate(self.config.deployments)
+            if deployment.model not in seen]
         for name in self._states.keys() - seen:
             self._refused.pop(name, None)
             self._publish(name, {}, {}, set(), outcome)
         if not self._ending:
             self._refresh_others(self, outcome, polling)
 
-    def _begin_models(self, found: Sequence[Outcome], polling: bool, pool: ThreadPoolExecutor) -> dict[str, "Steps"]:
-        """The work on each model, by name, not yet begun; a name that is taken already is refused."""
-        steps: dict[str, Steps] = {}
+    def _begin(self, visits: Sequence[Visit]) -> dict[str, Steps]:
+        """The work on each model, by name, not begun; a name that is taken already is refused."""
         places: dict[str, str] = {}
-        for index, model in enumerate(self.config.models):
-            path = f"$.model_config_list[{index}].config"
-            if model.name in places:
-                text = f"{path}.name: '{model.name}' is already taken by {places[model.name]}"
-                found[index].errors.append((500, text))
+        steps: dict[str, Steps] = {}
+        for visit in visits:
+            name = visit.model.name
+            if name in places:
+                visit.fail(".name", f"'{name}' is already taken by {places[name]}")
                 continue
-            places[model.name] = path
-            steps[model.name] = self._refresh_model_safely(model, path, found[index], polling, pool)
+            places[name] = visit.path
+            steps[name] = self._refresh_model_safely(visit)
         return steps
 
-    def _take_turns(self, steps: dict[str, "Steps"]) -> None:
-        """Go on with each model as soon as the loads that it waits for are over, until all are done."""
+    def _take_turns(self, steps: Mapping[str, Steps]) -> None:
+        """Go on with each model as soon as the loads that it waits for are over."""
         loads: dict[str, Sequence[Future]] = {name: () for name in steps}
         while loads:
             running = {load for waited in loads.values() for load in waited if not load.done()}
@@ -1774,124 +1843,138 @@ class ModelManager:
             if not ready:
                 wait(running, return_when=FIRST_COMPLETED)
 
-    def _refresh_model_safely(self, model: ModelConfig, path: str, outcome: Outcome, polling: bool,
-                              pool: ThreadPoolExecutor) -> "Steps":
-        """As `_refresh_model`; what is unforeseen ends it, and the other models do not wait for it."""
+    def _refresh_model_safely(self, visit: Visit) -> Steps:
+        """As `_refresh_model`; what is unforeseen ends it, and the other models go on."""
         try:
-            yield from self._refresh_model(model, path, outcome, polling, pool)
+            yield from self._refresh_model(visit)
         except Exception as error:
-            logger.exception("%s", path)
-            outcome.errors.append((500, f"{path}: {type(error).__name__}: {error}"))
+            logger.exception("%s", visit.path)
+            visit.fail("", f"{type(error).__name__}: {error}")
 
-    def _refresh_model(self, model: ModelConfig, path: str, outcome: Outcome, polling: bool,
-                       pool: ThreadPoolExecutor) -> "Steps":
-        """Load the versions that the policy picks, passing over broken ones; publish them; retire the others.
-
-        Only the loads run in `pool`; all bookkeeping is done here, by the thread of the loader.
-        """
-        folders = None if self._ending else self._find_folders(model, path, outcome)
+    def _refresh_model(self, visit: Visit) -> Steps:
+        """Load the versions that the policy picks, passing over broken ones; retire the others."""
+        model, states = visit.model, self._states[visit.model.name]
+        folders = None if self._ending else self._find_folders(visit)
         if folders is None:
             return
-        states, broken = self._states[model.name], set[int]()
+        broken: set[int] = set()
         while True:
             picked = choose_versions(model.model_version_policy, folders.keys() - broken)
-            wanted = {version: files for version in picked
-                      if (files := self._files_to_load(model, version, folders[version], polling)) is not None}
-            if wanted and self.config.server.aspired_version_policy == "resource_preserving":
-                yield [pool.submit(self._unload, self._take_away(model, picked, wanted, outcome))]
-            loads = {version: self._begin_load(model, version, folders[version], pool) for version in wanted}
-            yield list(loads.values())
-            for version, load in loads.items():
-                outcome.changed = True
-                self._end_load(model, version, wanted[version], load)
-            outcome.errors += [
-                (500, f"{path}: version {version} of {model.name} cannot be loaded: {states[version].error}")
-                for version in picked if states[version].failed_at is not None]
+            yield from self._load_versions(visit, {version: folders[version] for version in picked})
             failed = {version for version in picked if states[version].servable is None}
             if not failed:
                 break
             broken |= failed
         serving = {version: servable for version in picked if (servable := states[version].servable)}
-        if broken and not serving and model.name in self.available:  # nothing to take over: the old ones stay
-            return
-        self._publish(model.name, serving, self._find_labels(model, path, serving, outcome), broken, outcome)
+        if broken and not serving and model.name in self.available:
+            return  # nothing to take over: the old ones stay
+        labels = {label: number for label, number in model.version_labels.items() if number in serving}
+        for label, number in model.version_labels.items():
+            if label not in labels:
+                visit.fail(f".version_labels.{label}", f"version {number} is not available")
+        self._publish(model.name, serving, labels, broken, visit.outcome)
 
-    def _find_labels(self, model: ModelConfig, path: str, serving: Mapping[int, Servable],
-                     outcome: Outcome) -> dict[str, int]:
-        """The labels of versions that are served; the others are told."""
-        labels = {label: version for label, version in model.version_labels.items() if version in serving}
-        outcome.errors += [(500, f"{path}.version_labels.{label}: version {version} is not available")
-                           for label, version in model.version_labels.items() if label not in labels]
-        return labels
+    def _load_versions(self, visit: Visit, folders: Mapping[int, Path]) -> Steps:
+        """Load those of some versions that are to be loaded, all at once, and tell what failed.
 
-    def _find_folders(self, model: ModelConfig, path: str, outcome: Outcome) -> dict[int, Path] | None:
-        """The folders of a model's versions; None where nothing can be done: what is loaded keeps serving."""
+        Only the loads run in the pass's threads; what they end in is noted here, by the loader's thread.
+        """
+        model, states = visit.model, self._states[visit.model.name]
+        wanted = {}
+        for version, folder in folders.items():
+            files = self._files_to_load(visit, version, folder)
+            if files is not None:
+                wanted[version] = files
+        if wanted and self.config.server.aspired_version_policy == "resource_preserving":
+            yield [visit.pool.submit(self._unload, self._take_away(visit, set(folders) - set(wanted)))]
+        loads = {version: self._begin_load(visit, version, folders[version]) for version in wanted}
+        yield list(loads.values())
+        for version, load in loads.items():
+            self._end_load(visit, version, wanted[version], load)
+        for version in folders:
+            if states[version].failed_at is not None:
+                reason = states[version].error
+                visit.fail("", f"version {version} of {model.name} cannot be loaded: {reason}")
+
+    def _find_folders(self, visit: Visit) -> dict[int, Path] | None:
+        """The folders of a model's versions; None where what is loaded is to keep serving."""
+        model = visit.model
         for name in model.ignored:
-            self._say_once(logging.WARNING, f"note: {model.name}: '{name}' has no effect on a SavedModel")
+            text = f"note: {model.name}: '{name}' has no effect on a SavedModel"
+            self._say_once(logging.WARNING, text)
         self._refused.pop(model.name, None)
         if model.problem:
-            self._refuse(model, path, outcome)
+            self._refuse(visit)
             return None
         try:
             folders = self._list_versions(model.base_path)
         except LoadError as error:
-            outcome.errors.append((error.status, f"{path}.base_path: {error.message}"))
+            visit.fail(".base_path", error.message, error.status)
             return None
-        if not choose_versions(model.model_version_policy, folders):
-            self._say_once(logging.WARNING, f"{model.name}: no version to serve: its policy picks none of the numbered folders "
-                                            f"{sorted(folders)} in {model.base_path}")
-            if self.config.server.servable_versions_always_present:
-                outcome.errors.append((500, f"{path}.base_path: expected a version to serve, got none; "
-                                            "those that are loaded keep serving (servable_versions_always_present)"))
-                return None
         if folders.get(1) == Path(model.base_path):
-            self._say_once(logging.INFO, f"note: {model.name}: base_path is a SavedModel itself, served as version 1")
-        return folders
+            text = f"note: {model.name}: base_path is a SavedModel itself, served as version 1"
+            self._say_once(logging.INFO, text)
+        if choose_versions(model.model_version_policy, folders):
+            return folders
+        text = (f"{model.name}: no version to serve: its policy picks none of the numbered folders "
+                f"{sorted(folders)} in {model.base_path}")
+        self._say_once(logging.WARNING, text)
+        if not self.config.server.servable_versions_always_present:
+            return folders
+        visit.fail(".base_path", "expected a version to serve, got none; those that are loaded keep "
+                                 "serving (servable_versions_always_present)")
+        return None
 
-    def _refuse(self, model: ModelConfig, path: str, outcome: Outcome) -> None:
+    def _refuse(self, visit: Visit) -> None:
         """Say, also of its versions, why a model cannot be served as it is written."""
-        outcome.errors.append((500, f"{path}.{model.problem}"))
-        self._refused[model.name] = model.problem
+        model, problem = visit.model, visit.model.problem
+        visit.fail(".", problem)
+        self._refused[model.name] = problem
         folders: dict[int, Path] = {}
-        if not model.problem.startswith("base_path"):
+        if not problem.startswith("base_path"):
             with contextlib.suppress(LoadError):
                 folders = self._list_versions(model.base_path)
         for version in choose_versions(model.model_version_policy, folders):
             state = self._states[model.name].setdefault(version, VersionState())
             if state.servable is None:
-                state.state, state.error = "LOADING", model.problem
+                state.state, state.error = "LOADING", problem
 
-    def _files_to_load(self, model: ModelConfig, version: int, folder: Path, polling: bool) -> tuple | None:
-        """The fingerprint of a version that is to be loaded; None where it is, or where it would fail as before."""
+    def _files_to_load(self, visit: Visit, version: int, folder: Path) -> tuple | None:
+        """The fingerprint of a version that is to be loaded; None where it is, or would fail as before."""
+        model = visit.model
         state = self._states[model.name].setdefault(version, VersionState())
         files = fingerprint(folder)
-        note = f"note: the files of {model.name} version {version} changed; POST /v1/config/reload loads them"
+        note = (f"note: the files of {model.name} version {version} changed; "
+                "POST /v1/config/reload loads them")
         same = contents(files) == contents(state.files)
-        if state.servable and state.load_key == model.load_key and (polling or same):
+        if state.servable and state.load_key == model.load_key and (visit.polling or same):
             if not same:  # perhaps half copied: only the operator knows when it is whole
                 self._say_once(logging.WARNING, note)
             state.error, state.failed_at = "", None
             return None
         self._said.discard(note)
-        return None if polling and state.failed_at == (model.load_key, files) else files
+        return None if visit.polling and state.failed_at == (model.load_key, files) else files
 
-    def _begin_load(self, model: ModelConfig, version: int, folder: Path, pool: ThreadPoolExecutor) -> Future:
-        state = self._states[model.name][version]
+    def _begin_load(self, visit: Visit, version: int, folder: Path) -> Future:
+        state = self._states[visit.model.name][version]
         state.state = state.state if state.servable else "LOADING"
 
         def load() -> tuple[Servable, float]:
             if self._ending:
                 raise LoadError("The server is stopping")
             start = time.perf_counter()
-            return self._load(folder, model), time.perf_counter() - start
-        return pool.submit(load)
+            return self._load(folder, visit.model), time.perf_counter() - start
+        return visit.pool.submit(load)
 
-    def _end_load(self, model: ModelConfig, version: int, files: tuple, load: Future) -> None:
+    def _end_load(self, visit: Visit, version: int, files: tuple, load: Future) -> None:
         """Note what became of a load; an older load of that version serves on where it failed."""
-        state, error = self._states[model.name][version], load.exception()
+        model, state = visit.model, self._states[visit.model.name][version]
+        visit.outcome.changed = True
+        error = load.exception()
         if error is not None:  # a model may fail in any way; it must not take the loader with it
             logger.debug("%s version %d", model.name, version, exc_info=error)
-            state.error = error.message if isinstance(error, ServingError) else f"{type(error).__name__}: {error}"
+            plain = f"{type(error).__name__}: {error}"
+            state.error = error.message if isinstance(error, ServingError) else plain
             state.failed_at = (model.load_key, files)
             return
         if state.servable:
@@ -1900,19 +1983,21 @@ class ModelManager:
         state.load_key, state.files, state.failed_at = model.load_key, files, None
         state.state, state.error = "AVAILABLE", ""
         kinds = "; ".join(f"{name}: {call}" for name, call in state.servable.describe_calls().items())
-        logger.info("%s version %d is available on %s (%s)", model.name, version, state.servable.device or "demand", kinds or "-")
+        logger.info("%s version %d is available on %s (%s)", model.name, version,
+                    state.servable.device or "demand", kinds or "-")
 
-    def _take_away(self, model: ModelConfig, picked: Sequence[int], wanted: Iterable[int], outcome: Outcome) -> list[Servable]:
-        """Withdraw from readers what is to leave memory before `wanted` comes into it; returns that."""
-        states = self._states[model.name]
-        staying = {version: servable for version in picked
-                   if version not in wanted and (servable := states[version].servable)}
-        leaving = [state.servable for version, state in states.items() if state.servable and version not in staying]
-        labels = {label: version for label, version in model.version_labels.items() if version in staying}
-        broken = {version for version, state in states.items() if state.failed_at is not None and not state.servable}
-        if leaving:
-            self._publish(model.name, staying, labels, broken, outcome)
-        return leaving
+    def _take_away(self, visit: Visit, staying: set[int]) -> list[Servable]:
+        """Withdraw from readers all versions but `staying`, and return them."""
+        name, states = visit.model.name, self._states[visit.model.name]
+        loaded = {version: state.servable for version, state in states.items() if state.servable}
+        serving = {version: servable for version, servable in loaded.items() if version in staying}
+        labels = visit.model.version_labels
+        labels = {label: version for label, version in labels.items() if version in serving}
+        others = states.keys() - loaded.keys()
+        broken = {version for version in others if states[version].failed_at is not None}
+        if serving != loaded:
+            self._publish(name, serving, labels, broken, visit.outcome)
+        return [servable for version, servable in loaded.items() if version not in serving]
 
     def _unload(self, servables: Sequence[Servable]) -> None:
         """Wait for the requests on withdrawn servables, as long as may be, and free those."""

@@ -1,7 +1,7 @@
 """What `--check` finds: what a config would serve and what is wrong with its folders, without loading anything."""
 
 import importlib.util
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +53,8 @@ def check_pipelines(config: Any, folder: Path) -> list[str]:
              for index, pipeline in enumerate(config.pipeline_config_list) for number, node in enumerate(pipeline.nodes)]
     missing = [f"{path}.model_name: no model is called '{node.model_name}'" for path, node in nodes
                if node.model_name is not None and node.model_name not in names]
-    missing += [f"{path}.library_name: custom nodes are Python functions here; write 'function': 'module:name'"
-                for path, node in nodes if node.library_name is not None]
+    library = "custom nodes are Python functions here; write 'function': 'module:name'"
+    missing += [f"{path}.library_name: {library}" for path, node in nodes if node.library_name is not None]
     earlier: dict[str, str] = {}
     for index, pipeline in enumerate(config.pipeline_config_list):
         place = earlier.setdefault(pipeline.name, path := f"$.pipeline_config_list[{index}]")
@@ -68,8 +68,8 @@ def check_pipelines(config: Any, folder: Path) -> list[str]:
 
 def check_modules(config: Any) -> list[str]:
     """Which modules of operations are not installed; nothing is imported."""
-    names = enumerate(config.import_modules)
-    return [f"$.import_modules[{index}]: {name}: no such module is installed" for index, name in names if not is_installed(name)]
+    return [f"$.import_modules[{index}]: {name}: no such module is installed"
+            for index, name in enumerate(config.import_modules) if not is_installed(name)]
 
 
 def is_installed(module: str) -> bool:
@@ -127,16 +127,19 @@ def check_versions(model: Any, path: str, folders: Mapping[int, Path], versions:
     problems = [] if versions else [f"{path}: no version folder that its policy picks in {model.base_path}"]
     problems += [f"{path}: version {version} holds no saved_model.pb, or an empty one: {folders[version]}" for version in versions
                  if not any(file.stat().st_size for file in folders[version].glob("saved_model.pb*"))]
-    tags = {version: explain(read_tag_sets(folders[version] / "saved_model.pb"), model.tags) for version in versions}
-    problems += [f"{path}.tags: version {version}: {text}" for version, text in tags.items() if text]
+    for version in versions:
+        there = read_tag_sets(folders[version] / "saved_model.pb")
+        if there and set(model.tags) not in map(set, there):
+            problems.append(f"{path}.tags: version {version}: {explain_tags(there, model.tags)}")
     return problems + [f"{path}.version_labels.{label}: version {version} is not served"
                        for label, version in model.version_labels.items() if version not in versions]
 
 
 def read_tag_sets(path: Path) -> list[list[str]]:
-    """The tags of each graph in a saved_model.pb; empty where that cannot be read, which is said elsewhere.
+    """The tags of each graph in a saved_model.pb; empty where that cannot be read.
 
-    Read without TensorFlow, which takes seconds to import: SavedModel.meta_graphs is field 2, there meta_info_def 1, there tags 4.
+    Without TensorFlow, whose import takes seconds: SavedModel.meta_graphs is field 2, there
+    meta_info_def 1, there tags 4.
     """
     try:
         graphs = read_fields(path.read_bytes()).get(2, [])
@@ -144,8 +147,3 @@ def read_tag_sets(path: Path) -> list[list[str]]:
         return [[tag.decode() for tag in info.get(4, [])] for info in infos]
     except (OSError, ValueError, DecodeError):
         return []
-
-
-def explain(there: list[list[str]], tags: Sequence[str]) -> str:
-    """What is wrong with the tags that a model asks for, or nothing."""
-    return explain_tags(there, tags) if there and set(tags) not in map(set, there) else ""

@@ -409,7 +409,7 @@ def pick(name: str, output: str, outputs: Any) -> np.ndarray:
 
 
 def scalar_array(value: Any) -> np.ndarray:
-    """A bare value as an array of shape [], of NumPy's dtype for it; text as bytes in an object array, as TensorFlow has it."""
+    """A bare value as an array of shape []; text as bytes in an object array, as elsewhere."""
     if isinstance(value, str):
         value = value.encode()
     return np.array(value, object) if isinstance(value, bytes) else np.asarray(value)

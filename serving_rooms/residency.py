@@ -76,9 +76,9 @@ def read_definitions(folder: Path, tags: Sequence[str] = ("serve",)) -> dict[str
 class Residency:
     """Brings models into memory and out of it. `options` is the config's `server`, `load` loads a version for good.
 
-    Each model is loaded once, under its own `loading`; where there is a budget, one after the other, under `measuring`, since what
-    a load takes is what the process grows by. A request that waits for either gives up at its deadline. Models that are not
-    `on_demand` count as well, and stay.
+    Each model is loaded once, under its own `loading`; where there is a budget, one after the other,
+    under `measuring`, since what a load takes is what the process grows by. A request that waits for
+    either gives up at its deadline. Models that are not `on_demand` count as well, and stay.
     """
 
     def __init__(self, options: Callable[[], Any], load: Callable[[Path, Any], Servable]):
@@ -169,7 +169,7 @@ class Residency:
 
     @contextmanager
     def turn(self, lock: threading.Lock, entry: OnDemand) -> Iterator[None]:
-        """Hold a lock within a `with`; ServingError for a request whose time is up before it has it."""
+        """Hold a lock within a `with`; ServingError if it cannot be had before the deadline."""
         if not lock.acquire(timeout=seconds_left(self.options().load_wait_seconds)):
             raise ServingError(f"Model {entry.config.name} is still waiting to be loaded", "UNAVAILABLE")
         try:
@@ -194,7 +194,8 @@ class Residency:
 
     def used(self) -> int:
         """Bytes of all models in memory."""
-        return sum(list(self.fixed.values())) + sum(entry.bytes for entry in self.known() if entry.resident)
+        on_demand = sum(entry.bytes for entry in self.known() if entry.resident)
+        return sum(list(self.fixed.values())) + on_demand
 
     def make_room(self, wanted: OnDemand, need: int) -> None:
         """Evict until `need` bytes fit beside the rest; waits for what is in use, to the deadline. `wanted` itself stays."""

@@ -216,7 +216,7 @@ class Batching:
 
 
 LIST_OF_DEVICES = re.compile(r"(?i)(?:(AUTO|HETERO|MULTI|BATCH):)?(.+)")
-DEVICE = re.compile(r"(?i)(CPU|GPU)(?:[:.]([0-9]+))?")
+DEVICE = re.compile(r"(?i)(CPU|GPU)(?:[:.]([0-9]{1,4}))?")
 
 
 def read_devices(target: str) -> list[str]:
@@ -1122,11 +1122,16 @@ def list_devices() -> list[str]:
         return [listed.name.split("device:")[-1] for listed in session.list_devices()]
 
 
-@once
+@functools.cache
+def warn_once(text: str) -> None:
+    logger.warning("%s", text)
+
+
 def import_operations(names: tuple[str, ...]) -> list[str]:
     """Import the modules whose operations models need; returns why those that fail do, as texts.
 
-    A model that needs none of them is none the worse for it.
+    A model that needs none of them is none the worse for it. Those that fail are tried again with
+    each load: they may have been installed by then.
     """
     tensorflow()  # they register their operations with it
     failed = []
@@ -1136,7 +1141,7 @@ def import_operations(names: tuple[str, ...]) -> list[str]:
         except Exception as error:  # somebody's code
             reason = clean_message(f"{type(error).__name__}: {error}")
             failed.append(f"$.import_modules[{index}]: {name} cannot be imported: {reason}")
-            logger.warning("%s", failed[-1])
+            warn_once(failed[-1])
     return failed
 
 
@@ -1223,7 +1228,7 @@ def load_saved_model(
 ) -> Servable:
     """Load a SavedModel and warm it up, once for each of its devices and instances.
 
-    `modules` are imported before, once: they bring operations. Raises LoadError with the reason.
+    `modules` are imported before: they bring operations. Raises LoadError with the reason.
     """
     prepare_devices(options.gpu_memory_limit_mb, options.intra_op_threads)
     failed = import_operations(modules)
@@ -1312,7 +1317,7 @@ def hide_paths(text: str) -> str:
     }
     for folder in sorted(folders, key=len, reverse=True):
         if len(folder) > 1:
-            text = re.sub(rf"(?<![\w./-]){re.escape(folder)}(?=/|\b)", folders[folder], text)
+            text = re.sub(rf"(?<![\w./-]){re.escape(folder)}(?![\w-])", folders[folder], text)
     return text
 
 

@@ -78,6 +78,7 @@ REFUSED = [
     ({"base_path": "file:///m"}, "base_path: expected a folder of this machine, got a URL, file://..."),
     ({"target_device": "NPU"}, f"target_device: {DEVICES}, got 'NPU'"),
     ({"target_device": ["CPU", "MYRIAD"]}, f"target_device: {DEVICES}, got 'MYRIAD'"),
+    ({"target_device": "CPU:" + "9" * 5000}, f"target_device: {DEVICES}, got 'CPU:{'9' * 5000}'"),
     ({"target_device": ""}, f"target_device: {DEVICES}, got ''"),
     ({"target_device": "MULTI:NPU,XYZ"}, f"target_device: {DEVICES}, got 'MULTI:NPU,XYZ'"),
     ({"target_device": []}, "target_device: expected a device, got an empty array"),

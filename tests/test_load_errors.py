@@ -249,6 +249,16 @@ def test_a_module_that_cannot_be_imported_fails_the_models_that_need_it(
     assert caplog.text.count("not_installed_at_all cannot be imported") >= 1
 
 
+def test_a_module_that_is_mended_is_imported_at_the_next_load(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "mended_later.py").write_text("raise ImportError('not yet')")
+    assert serving.import_operations(("mended_later",)) == [
+        "$.import_modules[0]: mended_later cannot be imported: ImportError: not yet"
+    ]
+    (tmp_path / "mended_later.py").write_text("MENDED = True  # and longer than before\n")
+    assert serving.import_operations(("mended_later",)) == []
+
+
 # --- tags -------------------------------------------------------------------------------------------------
 
 

@@ -55,7 +55,7 @@ import typing
 import weakref
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from pathlib import Path
@@ -168,6 +168,9 @@ def option(default: Any = dataclasses.MISSING, doc: str = "", minimum: float | N
     return field(default_factory=dict, metadata=metadata) if default == {} else field(default=default, metadata=metadata)
 
 
+NOT_EMPTY = r"^[\s\S]"  # as JSON Schema can say it too
+
+
 @dataclass(frozen=True)
 class LatestPolicy:
     num_versions: int = option(1, "how many of the highest versions to serve", minimum=1)
@@ -204,11 +207,14 @@ class Batching:
     max_enqueued_batches: int = option(1000, "batches that may wait; beyond it a request runs alone", minimum=1, maximum=10**6)
     allowed_batch_sizes: tuple[int, ...] | None = option(None, "batches are padded to these; default: powers of two", minimum=1)
 
-    def __post_init__(self) -> None:
+    @property
+    def problem(self) -> str:
+        """What is wrong with the sizes, or nothing."""
         sizes = self.allowed_batch_sizes
-        if sizes and (list(sizes) != sorted(set(sizes)) or sizes[-1] != self.max_batch_size):
-            raise ValueError("allowed_batch_sizes: expected rising sizes that end with max_batch_size "
-                             f"({self.max_batch_size}), got {list(sizes)}")
+        if not sizes or list(sizes) == sorted(set(sizes)) and sizes[-1] == self.max_batch_size:
+            return ""
+        return ("allowed_batch_sizes: expected rising sizes that end with max_batch_size "
+                f"({self.max_batch_size}), got {list(sizes)}")
 
     @property
     def sizes(self) -> list[int]:
@@ -217,16 +223,47 @@ class Batching:
         return list(self.allowed_batch_sizes or (*powers, self.max_batch_size))
 
 
+LIST_OF_DEVICES = re.compile(r"(?i)(?:(AUTO|HETERO|MULTI|BATCH):)?(.+)")
+DEVICE = re.compile(r"(?i)(CPU|GPU)(?:[:.]([0-9]{1,4}))?")
+
+
+def read_devices(target: str) -> list[str]:
+    """The devices that a `target_device` names, the first choice first: `GPU:0`, `CPU:0`.
+
+    Every spelling of OpenVINO's is taken: AUTO, HETERO:GPU,CPU, MULTI:GPU.1,CPU, BATCH:CPU(4), in
+    any case. A device that TensorFlow has no name for stands as it was written.
+    """
+    plain = re.sub(r"\s|\([0-9]*\)", "", target)  # (4): how many requests OpenVINO would join there
+    if plain.upper() in ("AUTO", "HETERO", "MULTI"):
+        return ["GPU:0", "CPU:0"]
+    kind, names = LIST_OF_DEVICES.fullmatch(plain).groups() if plain else ("", "")  # type: ignore
+    devices = []
+    for name in names.split(","):
+        known = DEVICE.fullmatch(name)
+        devices.append(f"{known[1].upper()}:{int(known[2] or 0)}" if known else name)
+    if (kind or "").upper() == "AUTO" and all(name.startswith("-") for name in devices):
+        unwanted = [name[1:].upper() for name in devices]
+        return [name for name in ("GPU:0", "CPU:0") if name.partition(":")[0] not in unwanted]
+    return devices
+
+
+def is_url(path: str) -> bool:
+    """Whether a base_path has a scheme, such as gs://, and is no folder of this machine."""
+    return re.match(r"[A-Za-z][\w+.-]*://", path) is not None
+
+
 @dataclass(frozen=True)
 class ModelConfig:
-    name: str = option(doc="the model's name in URLs", pattern="^[^:]+$")
-    base_path: str = option(doc="folder of numbered version folders, or a SavedModel itself; relative to the config file",
-                            pattern=r"^(?!\w+://).")
+    """One model. What contradicts itself here fails that model alone: `problem` says what."""
+
+    name: str = option(doc="the model's name in URLs: any text that is not empty", pattern=NOT_EMPTY)
+    base_path: str = option(doc="folder of numbered version folders, or a SavedModel itself; relative to the config file")
     model_version_policy: VersionPolicy = option(VersionPolicy(latest=LatestPolicy()), "which versions to serve")
     version_labels: dict[str, int] = option({}, "names for versions, for /labels/<label> URLs", minimum=0)
     target_device: str | tuple[str, ...] = option(
-        "AUTO", "AUTO (a GPU if TensorFlow sees one, else the CPU), CPU, GPU, GPU:1, or a list of them: a replica on each",
-        pattern=r"^(AUTO|(CPU|GPU)([:.]\d+)?)$")
+        "AUTO", "AUTO (a GPU if TensorFlow sees one, else the CPU), CPU, GPU, GPU:1, HETERO:GPU,CPU (the first that is "
+                "there), or an array of them: a replica on each")
+    tags: tuple[str, ...] = option(("serve",), "which of the SavedModel's graphs to load: the one with just these tags")
     instances: int = option(1, "replicas on each device; the least busy one answers", minimum=1, maximum=64)
     load: str = option("eager", "eager, or on_demand: into memory at the first request", pattern="^(eager|on_demand)$")
     idle_seconds: int | float | None = option(None, "on_demand: out of memory after so long without a request", minimum=1)
@@ -252,12 +289,31 @@ class ModelConfig:
     graph_path: str | None = option(None, "OpenVINO only, no effect")
     subconfig: str | None = option(None, "OpenVINO only, no effect")
 
-    def __post_init__(self) -> None:
-        if not self.target_device:
-            raise ValueError("target_device is an empty list: name a device")
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The devices that each have a replica."""
+        return (self.target_device,) if isinstance(self.target_device, str) else self.target_device
+
+    @property
+    def problem(self) -> str:
+        """Why this model cannot be served as it is written, field first; or nothing."""
+        if not self.base_path:
+            return "base_path: expected a folder, got ''"
+        if is_url(self.base_path):
+            scheme = self.base_path.partition(":")[0]
+            return f"base_path: expected a folder of this machine, got a URL, {scheme}://..."
+        if not self.targets:
+            return "target_device: expected a device, got an empty array"
+        for target in self.targets:
+            if not any(DEVICE.fullmatch(name) for name in read_devices(target)):
+                return ("target_device: expected AUTO, CPU, GPU, GPU:1 or HETERO:GPU,CPU, "
+                        f"got '{target}'")
         for name in ("idle_sequence_cleanup", "low_latency_transformation", "max_sequence_number"):
             if getattr(self, name) is not None and not self.stateful:
-                raise ValueError(f'{name} needs "stateful": true')
+                return f'{name}: needs "stateful": true'
+        if isinstance(self.batching, Batching) and self.batching.problem:
+            return f"batching.{self.batching.problem}"
+        return ""
 
     @property
     def ignored(self) -> list[str]:
@@ -269,7 +325,7 @@ class ModelConfig:
     def load_key(self) -> tuple:
         """What a loaded version depends on: when it changes, the version is loaded anew."""
         return (self.base_path, self.target_device, self.instances, self.batching, self.freeze, self.warm_up, self.load,
-                self.idle_seconds, self.pinned)
+                self.idle_seconds, self.pinned, frozenset(self.tags))
 
 
 @dataclass(frozen=True)
@@ -291,6 +347,13 @@ class ServerConfig:
     connection_limit: int = option(1000, "open connections; further ones wait to be accepted (start)", minimum=1, maximum=100_000)
     file_system_poll_wait_seconds: int | float = option(1, "seconds between looks at config and version folders; 0: off",
                                                         minimum=0, maximum=86400)
+    servable_versions_always_present: bool = option(
+        False, "the last version of a model is not unloaded when its folder has become empty")
+    aspired_version_policy: str = option(
+        "availability_preserving", "availability_preserving: a new version is loaded before the old one is unloaded; "
+                                   "resource_preserving: after it, so that both need not fit into memory",
+        pattern="^(availability_preserving|resource_preserving)$")
+    num_load_threads: int = option(4, "versions that are loaded at once", minimum=1, maximum=64)
     max_queued_requests: int = option(1000, "requests that may wait for a thread; beyond it 503", minimum=1)
     max_queued_bytes: int = option(2 << 30, "size of the bodies held at once; a large one beyond it 503", minimum=1)
     max_queue_seconds: int | float = option(60, "what would be answered later than that is turned away at once, 503", minimum=0.001)
@@ -319,6 +382,8 @@ class ServerConfig:
 class Config:
     model_config_list: tuple[ModelItem, ...] = option(doc="the models")
     deployments: tuple[Deployment, ...] = option((), "models under names of their own, and how they take pictures")
+    import_modules: tuple[str, ...] = option(
+        (), 'modules that bring operations, imported before models: such as "tensorflow_text"')
     routine_modules: tuple[str, ...] = option((), "files or modules with routines of your own")
     auth: Auth = option(Auth(), "who may call what")
     server: ServerConfig = option(ServerConfig(), "options of the whole server")
@@ -362,6 +427,16 @@ def json_kind(value: Any) -> str:
     return name if isinstance(value, (dict, list, type(None))) else f"{name} {str(value)[:60]!r}" if name == "string" else f"{name} {value}"
 
 
+def what_came(value: Any, path: str) -> str:
+    """Name a JSON value for an error at `path`; where it may be a key, it is not shown."""
+    return JSON_TYPES.get(type(value), type(value).__name__) if is_secret(path) else json_kind(value)
+
+
+def is_secret(path: str) -> bool:
+    """Whether what the config has at a JSON path may be a key or a password."""
+    return path.partition("[")[0].split(".")[:2] == ["$", "auth"]
+
+
 def kind_name(kind: Any) -> str:
     """Name a declared type for an error: `string or object`."""
     if typing.get_origin(kind) in (Union, types.UnionType):
@@ -392,10 +467,10 @@ def parse(kind: Any, value: Any, path: str = "$", limits: Mapping[str, Any] = ty
     if origin in (Union, types.UnionType):
         matching = [k for k in arguments if is_json(value, k)]
         if not matching:
-            raise ConfigError(path, f"expected {kind_name(kind)}, got {json_kind(value)}")
+            raise ConfigError(path, f"expected {kind_name(kind)}, got {what_came(value, path)}")
         return parse(matching[0], value, path, limits)
     if not is_json(value, kind):
-        raise ConfigError(path, f"expected {kind_name(kind)}, got {json_kind(value)}")
+        raise ConfigError(path, f"expected {kind_name(kind)}, got {what_came(value, path)}")
     if dataclasses.is_dataclass(kind):
         return parse_fields(kind, value, path)
     if origin is tuple:
@@ -415,7 +490,7 @@ def check_limits(value: Any, path: str, limits: Mapping[str, Any]) -> Any:
     if isinstance(value, str) and re.search("[\ud800-\udfff]", value):
         raise ConfigError(path, "expected text, got half of a surrogate pair")
     if limits.get("pattern") and isinstance(value, str) and not re.search(limits["pattern"], value):
-        raise ConfigError(path, f"expected {limits['doc']}; got {value!r}")
+        raise ConfigError(path, f"expected {limits['doc']}; got {'another' if is_secret(path) else repr(value)}")
     return value
 
 
@@ -432,7 +507,8 @@ def parse_fields(kind: Any, value: dict[str, Any], path: str) -> Any:
         if key not in fields:
             close = difflib.get_close_matches(str(key), fields, n=1)
             hint = f"did you mean '{close[0]}'?" if close else f"expected one of: {', '.join(fields) or 'nothing'}"
-            raise ConfigError(f"{path}.{key}"[:200], f"unknown key; {hint}")
+            hidden = is_secret(path) and not close  # a password where a name of a field belongs
+            raise ConfigError(path if hidden else f"{path}.{key}"[:200], f"unknown key; {hint}")
     for name, f in fields.items():
         if name not in value and f.default is f.default_factory:  # both missing: it has no default
             raise ConfigError(path, f"missing key '{name}': {f.metadata['doc']}")
@@ -468,6 +544,16 @@ def read_file(path: Path) -> bytes:
     return path.read_bytes()
 
 
+def resolve_base_path(model: ModelConfig, folder: Path) -> ModelConfig:
+    """A model with its base_path made absolute: it starts at `folder`; `~` is the home folder."""
+    if model.problem.startswith("base_path"):
+        return model
+    path = Path(model.base_path)
+    with contextlib.suppress(RuntimeError):  # nobody of that name has a home
+        path = path.expanduser()
+    return dataclasses.replace(model, base_path=str(folder / path))
+
+
 def load_config(source: "str | os.PathLike | Mapping | Config", text: bytes | None = None) -> Config:
     """Read a config from a path (or its bytes `text`), a dict or a `Config`.
 
@@ -483,7 +569,7 @@ def load_config(source: "str | os.PathLike | Mapping | Config", text: bytes | No
     if isinstance(value, dict):
         value.pop("$schema", None)  # editors write it to find config.schema.json
     config = parse(Config, value)
-    items = tuple(ModelItem(dataclasses.replace(model, base_path=str(folder / model.base_path))) for model in config.models)
+    items = tuple(ModelItem(resolve_base_path(model, folder)) for model in config.models)
     config = dataclasses.replace(config, model_config_list=items)
     stem = "serving" if isinstance(source, Mapping) else Path(source).stem
     return config if Auth is AllPolicy else part("serving_rooms.settings").resolve_paths(config, folder, stem)
@@ -959,16 +1045,39 @@ def choose_versions(policy: VersionPolicy, versions: Iterable[int]) -> list[int]
 
 
 def fingerprint(folder: Path) -> tuple:
-    """Size and time of a version's files: when it changes, a broken version is worth another try."""
-    found = []
-    with contextlib.suppress(OSError):  # what vanishes meanwhile is a change as well
-        for path in sorted(folder.rglob("*")):
+    """What tells, without reading a version's files, that they have changed.
+
+    Of each path: its size, the time of the last change of what is in it, and of who may read it.
+    When it changes, a broken version is worth another try.
+    """
+    found: list[tuple[str, int, int, int]] = []
+    for path in [folder, *sorted(folder.rglob("*"))]:
+        with contextlib.suppress(OSError):  # what vanishes meanwhile is a change as well
             status = path.stat()
-            found.append((str(path), status.st_size, status.st_mtime_ns))
+            found.append((str(path), status.st_size, status.st_mtime_ns, status.st_ctime_ns))
     return tuple(found)
 
 
-@functools.cache
+def contents(files: tuple) -> list[tuple]:
+    """A fingerprint without what a chmod changes: a version that is loaded serves on all the same."""
+    return [status[:3] for status in files[1:]]  # the first is the folder itself
+
+
+Function = typing.TypeVar("Function", bound=Callable[..., Any])
+
+
+def once(function: Function) -> Function:
+    """Let a function run once for its arguments; threads that ask meanwhile wait for its answer."""
+    kept, lock = functools.cache(function), threading.RLock()
+
+    @functools.wraps(function)
+    def ask(*arguments: Any) -> Any:
+        with lock:
+            return kept(*arguments)
+    return typing.cast(Function, ask)
+
+
+@once
 def tensorflow() -> Any:
     """TensorFlow, imported when the first model is loaded: it takes seconds, and a server of other servables needs none.
 
@@ -990,7 +1099,7 @@ def tensorflow() -> Any:
     return tensorflow
 
 
-@functools.cache
+@once
 def prepare_devices(limit_mb: int | None, intra_op_threads: int | None) -> None:
     """Let GPU memory grow on demand, or up to `limit_mb` MiB on each; set CPU threads. Must come before TensorFlow's first use.
 
@@ -1013,34 +1122,143 @@ def prepare_devices(limit_mb: int | None, intra_op_threads: int | None) -> None:
 
 
 def pick_device(target: str) -> str:
-    """The device, such as `GPU:0`, for a `target_device`."""
-    kind, _, index = target.replace(".", ":").partition(":")
-    if kind == "AUTO":
-        kind = "GPU" if tensorflow().config.list_physical_devices("GPU") else "CPU"
-    return f"{kind}:{index or 0}"
+    """The device, such as `GPU:0`, for a `target_device`: its first that is there; or LoadError."""
+    wanted, there = read_devices(target), list_devices()
+    for name in wanted:
+        if name in there:
+            return name
+    problem = (
+        f"{wanted[0]} is not" if len(wanted) == 1 else f"{target}: none of {', '.join(wanted)} is"
+    )
+    raise LoadError(f"target_device {problem} there: TensorFlow sees {', '.join(there)}")
+
+
+@once
+def list_devices() -> list[str]:
+    """The devices that a session has, such as `CPU:0`."""
+    tf = tensorflow()
+    with tf.compat.v1.Session(graph=tf.Graph()) as session:
+        return [listed.name.split("device:")[-1] for listed in session.list_devices()]
+
+
+@functools.cache
+def warn_once(text: str) -> None:
+    logger.warning("%s", text)
+
+
+def import_operations(names: tuple[str, ...]) -> list[str]:
+    """Import the modules whose operations models need; returns why those that fail do, as texts.
+
+    A model that needs none of them is none the worse for it. Those that fail are tried again with
+    each load: they may have been installed by then.
+    """
+    tensorflow()  # they register their operations with it
+    failed = []
+    for index, name in enumerate(names):
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # somebody's code
+            reason = clean_message(f"{type(error).__name__}: {error}")
+            failed.append(f"$.import_modules[{index}]: {name} cannot be imported: {reason}")
+            warn_once(failed[-1])
+    return failed
+
+
+# Beginnings of the names of operations that models are known to need, and the module that has them.
+OPERATIONS = {
+    "TFText>": "tensorflow_text",
+    "Sentencepiece": "tensorflow_text",
+    "Wordpiece": "tensorflow_text",
+    "FastWordpiece": "tensorflow_text",
+    "FastBertNormalize": "tensorflow_text",
+    "FastSentencepiece": "tensorflow_text",
+    "RegexSplit": "tensorflow_text",
+    "NormalizeUTF8": "tensorflow_text",
+    "CaseFoldUTF8": "tensorflow_text",
+    "WhitespaceTokenize": "tensorflow_text",
+    "UnicodeScriptTokenize": "tensorflow_text",
+    "SentenceFragments": "tensorflow_text",
+    "SplitMerge": "tensorflow_text",
+    "PhraseTokenize": "tensorflow_text",
+    "ConstrainedSequence": "tensorflow_text",
+    "MaxSpanningTree": "tensorflow_text",
+    "RougeL": "tensorflow_text",
+    "Addons>": "tensorflow_addons",
+    "IO>": "tensorflow_io",
+    "SimpleML": "tensorflow_decision_forests",
+    "DecodeProtoSparse": "struct2tensor",
+    "EquiJoinIndices": "struct2tensor",
+    "RunLengthBefore": "struct2tensor",
+    "TFRA>": "tensorflow_recommenders_addons",
+    "Tfq": "tensorflow_quantum",
+}
+
+
+def explain_operation(message: str, failed: Sequence[str] = ()) -> str:
+    """TensorFlow's message; for an operation that it does not know, what to write into the config.
+
+    `failed` are the modules of the config that could not be imported, with the reason.
+    """
+    unknown = re.search(r"Op type not registered '([^']*)'", message)
+    if unknown is None:
+        return message
+    known = next(
+        (module for start, module in OPERATIONS.items() if unknown[1].startswith(start)), None
+    )
+    module = known or "<the module that brings it>"
+    hint = f'write "import_modules": ["{module}"] into the config, once that module is installed'
+    return f"{unknown[0]}: {'; '.join(failed) or hint}"
+
+
+DEPRECATIONS = threading.Lock()  # over LOADING
+LOADING: list[int] = []  # the threads that load
 
 
 @contextlib.contextmanager
 def without_deprecations() -> Iterator[None]:
-    """Keep from the host's log that TensorFlow would have v1 calls replaced by others, which cannot do what they do here."""
-    def is_other(record: logging.LogRecord) -> bool:
-        return "deprecated" not in record.getMessage()
-    logging.getLogger("tensorflow").addFilter(is_other)
+    """Keep from the host's log that TensorFlow would have v1 calls replaced.
+
+    What it names cannot do what they do here. It is kept back of the threads that load alone; the
+    filter comes with the first of them and goes with the last.
+    """
+    with DEPRECATIONS:
+        if not LOADING:
+            logging.getLogger("tensorflow").addFilter(is_no_deprecation)
+        LOADING.append(threading.get_ident())
     try:
         yield
     finally:
-        logging.getLogger("tensorflow").removeFilter(is_other)
+        with DEPRECATIONS:
+            LOADING.remove(threading.get_ident())
+            if not LOADING:
+                logging.getLogger("tensorflow").removeFilter(is_no_deprecation)
+
+
+def is_no_deprecation(record: logging.LogRecord) -> bool:
+    return threading.get_ident() not in LOADING or "deprecated" not in record.getMessage()
 
 
 @without_deprecations()
-def load_saved_model(folder: Path, config: ModelConfig, options: ServerConfig = ServerConfig()) -> Servable:
-    """Load a SavedModel and warm it up, once for each of its devices and instances; raises LoadError with the reason."""
+def load_saved_model(
+    folder: Path,
+    config: ModelConfig,
+    options: ServerConfig = ServerConfig(),
+    modules: tuple[str, ...] = (),
+) -> Servable:
+    """Load a SavedModel and warm it up, once for each of its devices and instances.
+
+    `modules` are imported before: they bring operations. Raises LoadError with the reason.
+    """
     prepare_devices(options.gpu_memory_limit_mb, options.intra_op_threads)
-    targets = [config.target_device] if isinstance(config.target_device, str) else config.target_device
-    devices = [pick_device(target) for target in targets for _ in range(config.instances)]
-    if len(devices) == 1:
-        return load_replica(folder, config, devices[0])
-    return part("serving_rooms.replicas").load_replicas(devices, functools.partial(load_replica, folder, config))
+    failed = import_operations(modules)
+    devices = [pick_device(target) for target in config.targets for _ in range(config.instances)]
+    load = functools.partial(load_replica, folder, config)
+    try:
+        if len(devices) == 1:
+            return load(devices[0])
+        return part("serving_rooms.replicas").load_replicas(devices, load)
+    except LoadError as error:
+        raise LoadError(explain_operation(error.message, failed)) from error
 
 
 def load_replica(folder: Path, config: ModelConfig, device: str) -> Servable:
@@ -1068,7 +1286,7 @@ def load_replica(folder: Path, config: ModelConfig, device: str) -> Servable:
         return dict(zip(calls[name].outputs, map(as_array, values)))
 
     try:
-        session, definitions, metadata = open_session(folder, device)
+        session, definitions, metadata = open_session(folder, device, config.tags)
         owned.callback(LEAVING.add, session.graph)
         owned.callback(session.close)
         signatures = {name: read_signature(definition) for name, definition in describe(definitions)["signature_def"].items()}
@@ -1083,23 +1301,60 @@ def load_replica(folder: Path, config: ModelConfig, device: str) -> Servable:
     return Servable(signatures, answer, metadata=metadata, device=device, close=owned.close, calls=calls)
 
 
+# What TensorFlow and Python write around the reason of an error: places in code, and in the graph.
+AROUND = re.compile(r"""(?mx)
+    ^[ \t]* (?: Graph[ ]execution[ ]error: | Detected[ ]at[ ]node[ ].* | Node:[ ]'.*'
+        | <stack[ ]traces[ ]unavailable> | [0-9]+[ ]root[ ]error\(s\)[ ]found\. ) [ \t]* (?:\n|\Z)
+    | ^[ \t]* File[ ]".*",[ ]line[ ][0-9]+.* (?:\n[ ]{4,}\S.*)? (?:\n|\Z)
+    | ^[ \t]+ \[\[ (?: \{\{.* | [\w./-]+/_[0-9]+ ) \]\] (?:[ ]\[Op:.*)? [ \t]* (?:\n|\Z)
+    | [ ]\[Op:[^\]\n]*\] (?:[ ]name:.*)?
+    """)
+# What begins all that follows the reason.
+AFTER = re.compile(r"""(?mx)
+    ^[ \t]*(?: Traceback[ ]\(most[ ]recent[ ]call[ ]last\) | Function[ ]call[ ]stack:
+        | Original[ ]stack[ ]trace[ ]for | \(1\)[ ][A-Z_]+: | [0-9]+[ ]successful[ ]operations )
+    """)
+
+
 def clean_message(message: str) -> str:
-    """TensorFlow's message without the Python traceback that a tf.py_function appends."""
-    return re.split(r"\n\s*Traceback \(most recent call last\)", message)[0].strip()
+    """The reason in TensorFlow's message, whole, and nothing else: no places in code or graph."""
+    if message.startswith("Restoring from checkpoint failed"):  # and what TensorFlow makes of that
+        message = message.partition("Original error:\n")[2] or message
+    reason = AROUND.sub("", message)
+    reason = AFTER.split(reason, maxsplit=1)[0].strip() or reason.strip().rpartition("\n")[2]
+    return hide_paths(re.sub(r"^\(0\) [A-Z_]+: ", "", reason))
 
 
-def open_session(folder: Path, device: str) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+def hide_paths(text: str) -> str:
+    """A text without the folders of this program, of Python and of who runs it.
+
+    Other paths are the model's own, and part of the reason.
+    """
+    folders = {
+        str(Path(__file__).parent): "<serving>",
+        sys.prefix: "<python>",
+        sys.base_prefix: "<python>",
+        str(Path.home()): "~",
+    }
+    for folder in sorted(folders, key=len, reverse=True):
+        if len(folder) > 1:
+            text = re.sub(rf"(?<![\w./-]){re.escape(folder)}(?![\w-])", folders[folder], text)
+    return text
+
+
+def open_session(folder: Path, device: str,
+                 tags: Sequence[str] = ("serve",)) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     """Load a SavedModel into a session on `device`; returns it, the SignatureDefs to call and their description as stored.
 
     Some files hold variables twice and restore one set only: as objects, they are loaded into a graph where TensorFlow ties the two.
     """
-    session, definitions = part("serving_rooms.objects").open_used(folder, device) if Auth is not AllPolicy else (None, None)
+    session, definitions = part("serving_rooms.objects").open_used(folder, device, tags) if Auth is not AllPolicy else (None, None)
     if definitions is None:
-        session, definitions = open_graph(folder, device)
+        session, definitions = open_graph(folder, device, tags)
     renamed = part("serving_rooms.objects").rename_tensors(definitions, folder) if (folder / "mapping_config.json").is_file() else {}
     metadata = describe(definitions)
     if session is None:
-        session = part("serving_rooms.objects").open_objects(folder, device, definitions, renamed)
+        session = part("serving_rooms.objects").open_objects(folder, device, definitions, renamed, tags)
     return session, definitions, metadata
 
 
@@ -1112,13 +1367,10 @@ def all_filled(session: Any) -> bool:
 
 @contextlib.contextmanager
 def new_session(device: str, options: Any = None) -> Iterator[Any]:
-    """A session over an empty graph, which what is done within fills, or closes by failing; LoadError when there is no such device."""
+    """A session over an empty graph, which what is done within fills, or closes by failing."""
     tf = tensorflow()
     session = tf.compat.v1.Session(graph=tf.Graph(), config=options)
     try:
-        names = [listed.name.split("device:")[-1] for listed in session.list_devices()]
-        if device not in names:
-            raise LoadError(f"target_device {device} is not there: TensorFlow sees {', '.join(names)}")
         with session.graph.as_default(), session.graph.device(f"/device:{device}"):
             yield session
     except BaseException:
@@ -1126,15 +1378,48 @@ def new_session(device: str, options: Any = None) -> Iterator[Any]:
         raise
 
 
-def open_graph(folder: Path, device: str) -> tuple[Any | None, dict[str, Any]]:
+def open_graph(
+    folder: Path, device: str, tags: Sequence[str] = ("serve",)
+) -> tuple[Any | None, dict[str, Any]]:
     """Load a SavedModel as TensorFlow Serving does; returns the session, or None if variables stay empty, and the SignatureDefs."""
     tf = tensorflow()
     with new_session(device) as session:
-        meta_graph = tf.compat.v1.saved_model.load(session, [tf.saved_model.SERVING], str(folder))
+        try:
+            meta_graph = tf.compat.v1.saved_model.load(session, list(tags), str(folder))
+        except RuntimeError:  # also where there is no such graph
+            find_graph(read_graphs(folder), tags)
+            raise
     if not all_filled(session):
         session.close()
         session = None
     return session, dict(meta_graph.signature_def)
+
+
+def read_graphs(folder: Path) -> list[Any]:
+    """The MetaGraphDefs of a SavedModel, from its file; raises OSError for what is no SavedModel."""
+    from tensorflow.python.saved_model import loader_impl  # it reads saved_model.pbtxt as well
+
+    return list(loader_impl.parse_saved_model(str(folder)).meta_graphs)
+
+
+def find_graph(graphs: Sequence[Any], tags: Sequence[str]) -> Any:
+    """The MetaGraphDef with just these tags; LoadError, naming those there are, if there is none."""
+    for graph in graphs:
+        if set(graph.meta_info_def.tags) == set(tags):
+            return graph
+    raise LoadError(explain_tags([list(graph.meta_info_def.tags) for graph in graphs], tags))
+
+
+def explain_tags(there: Sequence[Sequence[str]], tags: Sequence[str]) -> str:
+    """Say which graphs a SavedModel has, and what to write into the config to have one of them."""
+    if not there:
+        return "the SavedModel has no graphs: it is empty or only half copied"
+    sets = [json.dumps(sorted(these)) for these in there]
+    return (
+        f"no graph of the SavedModel has just the tags {json.dumps(list(tags))}: "
+        f"it has {', '.join(sets)}; "
+        f'write "tags": {sets[0]} into the model\'s config'
+    )
 
 
 def describe(definitions: Mapping[str, Any]) -> dict[str, Any]:
@@ -1589,6 +1874,25 @@ class Prepared:
     limits: Any = None  # routines.ImageLimits
 
 
+@dataclass(frozen=True)
+class Visit:
+    """What one pass of the loader does about one model."""
+
+    model: ModelConfig
+    path: str  # of its config
+    polling: bool  # nobody has asked for it: what is broken is not tried again
+    pool: ThreadPoolExecutor  # that loads
+    outcome: Outcome = field(default_factory=Outcome)
+
+    def fail(self, place: str, problem: str, status: int = 500) -> None:
+        """Note what is wrong at a place below the model's: `.base_path`; `.` where the problem names it."""
+        path = f"{self.path}." if place == "." else f"{self.path}{place}: "
+        self.outcome.errors.append((status, path + problem))
+
+
+Steps = Iterator[Sequence[Future]]  # work that is done bit by bit: what each next bit waits for
+
+
 class Lease:
     """A version and its servable, kept from being freed within a `with`."""
 
@@ -1613,9 +1917,11 @@ class Lease:
 class ModelManager:
     """Brings what is loaded in line with what the config wants.
 
-    One loader thread does all loading, one pass at a time; `reload` waits for its pass. Readers take the
-    reference in `available` and a lease, so they never wait for a load: the loader builds aside and
-    assigns. `load` and `list_versions` are arguments, so that tests need neither TensorFlow nor sleep.
+    One loader thread does all bookkeeping, one pass at a time; `reload` waits for its pass. What
+    takes long, the loads, runs in a few threads of the pass, so that no model waits for another.
+    Readers take the reference in `available` and a lease, so they never wait for a load: the loader
+    builds aside and assigns. `load`, which several threads call at once, and `list_versions` are
+    arguments, so that tests need neither TensorFlow nor sleep.
     """
 
     def __init__(self, path: Path | None, text: bytes, config: Config, load: Callable[[Path, ModelConfig], Servable],
@@ -1631,6 +1937,7 @@ class ModelManager:
         self._config_failed = False
         self._said: set[str] = set()  # what the log need not repeat
         self._states: dict[str, dict[int, VersionState]] = {}
+        self._refused: dict[str, str] = {}  # by model: why it cannot be served as the config has it
         self._tried: dict[str, threading.Event] = {}  # by model: set when its first load is over
         self.available: dict[str, Available] = {}  # what readers see
         self._draining: list[tuple[VersionState | None, Servable]] = []
@@ -1689,12 +1996,22 @@ class ModelManager:
 
     def states(self) -> dict[str, dict[int, VersionState]]:
         """Every version of every model ever configured here, by model, by version."""
-        return {model: dict(versions) for model, versions in sorted(self._states.copy().items())}
+        return {
+            model: dict(versions) or self._refusal(model)
+            for model, versions in sorted(self._states.copy().items())
+        }
+
+    def _refusal(self, model: str) -> dict[int, VersionState]:
+        """Why a model of no known versions is refused, as of version 0, which stands for none."""
+        reason = self._refused.get(model)
+        return {} if reason is None else {0: VersionState("LOADING", reason)}
 
     def unready(self) -> list[str]:
         """What of the config is not there: models, pipelines and handlers, and deployments of models that are not configured."""
         names = self.config.served_names
-        return [name for name in names if name not in self.available] + [
+        reasons = {name: f" ({reason})" for name, reason in self._refused.copy().items()}
+        missing = [name for name in dict.fromkeys(names) if name not in self.available]
+        return [name + reasons.get(name, "") for name in missing] + [
             f"deployment {deployment.id} (no model is called '{deployment.model}')"
             for deployment in self.config.deployments if deployment.model not in names] + [
             f"handler {path}" for path, endpoint in self.prepared.endpoints.items() if not endpoint.handler.ready]
@@ -1815,90 +2132,215 @@ class ModelManager:
         self._tried[name].set()
 
     def _refresh_models(self, outcome: Outcome, polling: bool) -> None:
-        """Bring every model up to date; one that fails does not keep the others from it."""
-        seen: dict[str, str] = {}
-        for index, model in enumerate(self.config.models):
-            path = f"$.model_config_list[{index}].config"
-            if self._ending:
-                return
-            if model.name in seen:
-                outcome.errors.append((500, f"{path}.name: '{model.name}' is already taken by {seen[model.name]}"))
-                continue
-            seen[model.name] = path
-            try:
-                self._refresh_model(model, path, outcome, polling)
-            except Exception as error:  # unforeseen; the other models must not wait for it
-                logger.exception("%s", path)
-                outcome.errors.append((500, f"{path}: {type(error).__name__}: {error}"))
-            self._tried[model.name].set()
-        seen |= {pipeline.name: "" for pipeline in self.config.pipeline_config_list}
-        outcome.errors += [(500, f"$.deployments[{index}].model: no model is called '{deployment.model}'")
-                           for index, deployment in enumerate(self.config.deployments) if deployment.model not in seen]
-        for name in self._states.keys() - seen.keys():
+        """Bring every model up to date, several at once; none waits for one that fails or hangs."""
+        with ThreadPoolExecutor(self.config.server.num_load_threads, "serving-load") as pool:
+            visits = [Visit(model, f"$.model_config_list[{index}].config", polling, pool)
+                      for index, model in enumerate(self.config.models)]
+            self._take_turns(self._begin(visits))
+        outcome.changed |= any(visit.outcome.changed for visit in visits)
+        for visit in visits:  # in the config's order, whichever ended first
+            outcome.errors += visit.outcome.errors
+        seen = set(self.config.served_names)
+        outcome.errors += [
+            (500, f"$.deployments[{index}].model: no model is called '{deployment.model}'")
+            for index, deployment in enumerate(self.config.deployments)
+            if deployment.model not in seen]
+        for name in self._states.keys() - seen:
+            self._refused.pop(name, None)
             self._publish(name, {}, {}, set(), outcome)
-        self._refresh_others(self, outcome, polling)
+        if not self._ending:
+            self._refresh_others(self, outcome, polling)
 
-    def _refresh_model(self, model: ModelConfig, path: str, outcome: Outcome, polling: bool) -> None:
-        """Load the versions that the policy picks, passing over broken ones; publish them; retire the others."""
-        for name in model.ignored:
-            self._say_once(logging.WARNING, f"note: {model.name}: '{name}' has no effect on a SavedModel")
-        states = self._states[model.name]
+    def _begin(self, visits: Sequence[Visit]) -> dict[str, Steps]:
+        """The work on each model, by name, not begun; a name that is taken already is refused."""
+        places: dict[str, str] = {}
+        steps: dict[str, Steps] = {}
+        for visit in visits:
+            name = visit.model.name
+            if name in places:
+                visit.fail(".name", f"'{name}' is already taken by {places[name]}")
+                continue
+            places[name] = visit.path
+            steps[name] = self._refresh_model_safely(visit)
+        return steps
+
+    def _take_turns(self, steps: Mapping[str, Steps]) -> None:
+        """Go on with each model as soon as the loads that it waits for are over."""
+        loads: dict[str, Sequence[Future]] = {name: () for name in steps}
+        while loads:
+            running = {load for waited in loads.values() for load in waited if not load.done()}
+            ready = [name for name, waited in loads.items() if running.isdisjoint(waited)]
+            for name in ready:
+                following = next(steps[name], None)
+                if following is not None:
+                    loads[name] = following
+                    continue
+                del loads[name]
+                self._tried[name].set()
+            if not ready:
+                wait(running, return_when=FIRST_COMPLETED)
+
+    def _refresh_model_safely(self, visit: Visit) -> Steps:
+        """As `_refresh_model`; what is unforeseen ends it, and the other models go on."""
         try:
-            folders = self._list_versions(model.base_path)
-        except LoadError as error:  # what is loaded keeps serving
-            outcome.errors.append((error.status, f"{path}.base_path: {error.message}"))
+            yield from self._refresh_model(visit)
+        except Exception as error:
+            logger.exception("%s", visit.path)
+            visit.fail("", f"{type(error).__name__}: {error}")
+
+    def _refresh_model(self, visit: Visit) -> Steps:
+        """Load the versions that the policy picks, passing over broken ones; retire the others."""
+        model, states = visit.model, self._states[visit.model.name]
+        folders = None if self._ending else self._find_folders(visit)
+        if folders is None:
             return
-        if not choose_versions(model.model_version_policy, folders):
-            self._say_once(logging.WARNING, f"{model.name}: no version to serve: its policy picks none of the numbered folders "
-                                            f"{sorted(folders)} in {model.base_path}")
-        if folders.get(1) == Path(model.base_path):
-            self._say_once(logging.INFO, f"note: {model.name}: base_path is a SavedModel itself, served as version 1")
         broken: set[int] = set()
         while True:
             picked = choose_versions(model.model_version_policy, folders.keys() - broken)
-            failed = {v for v in picked if not self._load_version(model, v, folders[v], path, outcome, polling)}
+            yield from self._load_versions(visit, {version: folders[version] for version in picked})
+            failed = {version for version in picked if states[version].servable is None}
             if not failed:
                 break
             broken |= failed
         serving = {version: servable for version in picked if (servable := states[version].servable)}
-        if broken and not serving and model.name in self.available:  # nothing to take over: the old ones stay
-            return
-        labels = {label: version for label, version in model.version_labels.items() if version in serving}
-        outcome.errors += [(500, f"{path}.version_labels.{label}: version {version} is not available")
-                           for label, version in model.version_labels.items() if label not in labels]
-        self._publish(model.name, serving, labels, broken, outcome)
+        if broken and not serving and model.name in self.available:
+            return  # nothing to take over: the old ones stay
+        labels = {label: number for label, number in model.version_labels.items() if number in serving}
+        for label, number in model.version_labels.items():
+            if label not in labels:
+                visit.fail(f".version_labels.{label}", f"version {number} is not available")
+        self._publish(model.name, serving, labels, broken, visit.outcome)
 
-    def _load_version(self, model: ModelConfig, version: int, folder: Path, path: str, outcome: Outcome, polling: bool) -> bool:
-        """Make sure that a version is loaded as configured; False when it cannot be and no older load of it serves."""
+    def _load_versions(self, visit: Visit, folders: Mapping[int, Path]) -> Steps:
+        """Load those of some versions that are to be loaded, all at once, and tell what failed.
+
+        Only the loads run in the pass's threads; what they end in is noted here, by the loader's thread.
+        """
+        model, states = visit.model, self._states[visit.model.name]
+        wanted = {}
+        for version, folder in folders.items():
+            files = self._files_to_load(visit, version, folder)
+            if files is not None:
+                wanted[version] = files
+        if wanted and self.config.server.aspired_version_policy == "resource_preserving":
+            yield [visit.pool.submit(self._unload, self._take_away(visit, set(folders) - set(wanted)))]
+        loads = {version: self._begin_load(visit, version, folders[version]) for version in wanted}
+        yield list(loads.values())
+        for version, load in loads.items():
+            self._end_load(visit, version, wanted[version], load)
+        for version in folders:
+            if states[version].failed_at is not None:
+                reason = states[version].error
+                visit.fail("", f"version {version} of {model.name} cannot be loaded: {reason}")
+
+    def _find_folders(self, visit: Visit) -> dict[int, Path] | None:
+        """The folders of a model's versions; None where what is loaded is to keep serving."""
+        model = visit.model
+        for name in model.ignored:
+            text = f"note: {model.name}: '{name}' has no effect on a SavedModel"
+            self._say_once(logging.WARNING, text)
+        self._refused.pop(model.name, None)
+        if model.problem:
+            self._refuse(visit)
+            return None
+        try:
+            folders = self._list_versions(model.base_path)
+        except LoadError as error:
+            visit.fail(".base_path", error.message, error.status)
+            return None
+        if folders.get(1) == Path(model.base_path):
+            text = f"note: {model.name}: base_path is a SavedModel itself, served as version 1"
+            self._say_once(logging.INFO, text)
+        if choose_versions(model.model_version_policy, folders):
+            return folders
+        text = (f"{model.name}: no version to serve: its policy picks none of the numbered folders "
+                f"{sorted(folders)} in {model.base_path}")
+        self._say_once(logging.WARNING, text)
+        if not self.config.server.servable_versions_always_present:
+            return folders
+        visit.fail(".base_path", "expected a version to serve, got none; those that are loaded keep "
+                                 "serving (servable_versions_always_present)")
+        return None
+
+    def _refuse(self, visit: Visit) -> None:
+        """Say, also of its versions, why a model cannot be served as it is written."""
+        model, problem = visit.model, visit.model.problem
+        visit.fail(".", problem)
+        self._refused[model.name] = problem
+        folders: dict[int, Path] = {}
+        if not problem.startswith("base_path"):
+            with contextlib.suppress(LoadError):
+                folders = self._list_versions(model.base_path)
+        for version in choose_versions(model.model_version_policy, folders):
+            state = self._states[model.name].setdefault(version, VersionState())
+            if state.servable is None:
+                state.state, state.error = "LOADING", problem
+
+    def _files_to_load(self, visit: Visit, version: int, folder: Path) -> tuple | None:
+        """The fingerprint of a version that is to be loaded; None where it is, or would fail as before."""
+        model = visit.model
         state = self._states[model.name].setdefault(version, VersionState())
-        found = fingerprint(folder)
-        note = f"note: the files of {model.name} version {version} changed; POST /v1/config/reload loads them"
-        if state.servable and state.load_key == model.load_key and (polling or found == state.files):
-            if found != state.files:  # perhaps half copied: only the operator knows when it is whole
+        files = fingerprint(folder)
+        note = (f"note: the files of {model.name} version {version} changed; "
+                "POST /v1/config/reload loads them")
+        same = contents(files) == contents(state.files)
+        if state.servable and state.load_key == model.load_key and (visit.polling or same):
+            if not same:  # perhaps half copied: only the operator knows when it is whole
                 self._say_once(logging.WARNING, note)
-            return True
+            state.error, state.failed_at = "", None
+            return None
         self._said.discard(note)
-        files = (model.load_key, found)
-        if state.failed_at != files or not polling:
-            outcome.changed = True
-            state.state = state.state if state.servable else "LOADING"
+        return None if visit.polling and state.failed_at == (model.load_key, files) else files
+
+    def _begin_load(self, visit: Visit, version: int, folder: Path) -> Future:
+        state = self._states[visit.model.name][version]
+        state.state = state.state if state.servable else "LOADING"
+
+        def load() -> tuple[Servable, float]:
+            if self._ending:
+                raise LoadError("The server is stopping")
             start = time.perf_counter()
-            try:
-                servable = self._load(folder, model)
-            except Exception as error:  # a model may fail in any way; it must not take the loader with it
-                logger.debug("%s version %d", model.name, version, exc_info=True)
-                state.error = error.message if isinstance(error, ServingError) else f"{type(error).__name__}: {error}"
-                state.failed_at = files
-            else:
-                if state.servable:
-                    self._draining.append((None, state.servable))
-                state.servable, state.load_key, state.files, state.failed_at = servable, model.load_key, found, None
-                state.state, state.error, state.load_seconds = "AVAILABLE", "", time.perf_counter() - start
-                kinds = "; ".join(f"{name}: {call}" for name, call in servable.describe_calls().items())
-                logger.info("%s version %d is available on %s (%s)", model.name, version, servable.device or "demand", kinds or "-")
-                return True
-        outcome.errors.append((500, f"{path}: version {version} of {model.name} cannot be loaded: {state.error}"))
-        return state.servable is not None
+            return self._load(folder, visit.model), time.perf_counter() - start
+        return visit.pool.submit(load)
+
+    def _end_load(self, visit: Visit, version: int, files: tuple, load: Future) -> None:
+        """Note what became of a load; an older load of that version serves on where it failed."""
+        model, state = visit.model, self._states[visit.model.name][version]
+        visit.outcome.changed = True
+        error = load.exception()
+        if error is not None:  # a model may fail in any way; it must not take the loader with it
+            logger.debug("%s version %d", model.name, version, exc_info=error)
+            plain = f"{type(error).__name__}: {error}"
+            state.error = error.message if isinstance(error, ServingError) else plain
+            state.failed_at = (model.load_key, files)
+            return
+        if state.servable:
+            self._draining.append((None, state.servable))
+        state.servable, state.load_seconds = load.result()
+        state.load_key, state.files, state.failed_at = model.load_key, files, None
+        state.state, state.error = "AVAILABLE", ""
+        kinds = "; ".join(f"{name}: {call}" for name, call in state.servable.describe_calls().items())
+        logger.info("%s version %d is available on %s (%s)", model.name, version,
+                    state.servable.device or "demand", kinds or "-")
+
+    def _take_away(self, visit: Visit, staying: set[int]) -> list[Servable]:
+        """Withdraw from readers all versions but `staying`, and return them."""
+        name, states = visit.model.name, self._states[visit.model.name]
+        loaded = {version: state.servable for version, state in states.items() if state.servable}
+        serving = {version: servable for version, servable in loaded.items() if version in staying}
+        labels = visit.model.version_labels
+        labels = {label: version for label, version in labels.items() if version in serving}
+        others = states.keys() - loaded.keys()
+        broken = {version for version in others if states[version].failed_at is not None}
+        if serving != loaded:
+            self._publish(name, serving, labels, broken, visit.outcome)
+        return [servable for version, servable in loaded.items() if version not in serving]
+
+    def _unload(self, servables: Sequence[Servable]) -> None:
+        """Wait for the requests on withdrawn servables, as long as may be, and free those."""
+        deadline = time.monotonic() + self.config.server.drain_seconds
+        for servable in servables:
+            servable.retire(max(0, deadline - time.monotonic()))
 
     def _publish(self, name: str, serving: dict[int, Servable], labels: dict[str, int], broken: set[int], outcome: Outcome) -> None:
         """Let readers see the new versions (one assignment), then send the others into retirement."""
@@ -2142,7 +2584,10 @@ class ModelServer:
         path = Path(source) if isinstance(source, str | os.PathLike) else None
         text = read_file(path) if path else b""  # once, so that what is remembered is what was parsed
         config = load_config(source, text if path else None)
-        load = functools.partial(load_saved_model, options=config.server)
+        options_at_start = config.server
+
+        def load(folder: Path, model: ModelConfig) -> Servable:
+            return load_saved_model(folder, model, options_at_start, self.config.import_modules)
         self.folder = path.absolute().parent if path else Path.cwd()  # where the config's modules are looked for
         self.key, self.kept = secrets.token_urlsafe(24), dict[Any, Any]()  # what outlives a config: inboxes and handlers
         self.endpoints: dict[str, Any] = {}  # those of `endpoint`

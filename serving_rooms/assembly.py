@@ -92,8 +92,14 @@ def refresh_others(server: ModelServer, manager: ModelManager, outcome: Outcome,
         if polling and not outcome.config_read and (handler.ready or handler.error):
             continue  # a file may be half written: only the operator knows when it is whole
         import_handler(handler, f"$.handlers[{index}].function", outcome)
+    earlier: dict[str, str] = {}
     for index, pipeline in enumerate(manager.config.pipeline_config_list):
         path = f"$.pipeline_config_list[{index}]"
+        if pipeline.name in earlier:  # the first one keeps it
+            text = f"{path}.name: '{pipeline.name}' is already taken by {earlier[pipeline.name]}"
+            outcome.errors.append((500, text))
+            continue
+        earlier[pipeline.name] = path
         try:
             refresh_pipeline(server, manager, pipeline, outcome)
         except (PipelineError, HandlerError) as error:
@@ -119,7 +125,8 @@ def refresh_pipeline(server: ModelServer, manager: ModelManager, config: Any, ou
     """
     if not manager.config.is_pipeline(config.name):
         raise PipelineError(f"Pipeline has the same name as model: '{config.name}'", ".name")
-    functions = {node.name: find_function(server, node) for node in config.nodes if node.type == "custom"}
+    own = [node for node in config.nodes if node.function is not None]  # others need a C++ library
+    functions = {node.name: find_function(server, node) for node in own}
     members = {(node.model_name, node.version): find_signature(manager, node.model_name, node.version)
                for node in config.nodes if node.model_name is not None}
     made_of = config, members, functions

@@ -5,7 +5,11 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from google.protobuf.message import DecodeError
+
+from serving import explain_tags
 from serving_rooms.handlers import HandlerError, locate
+from serving_rooms.warmup import read_fields
 
 
 def check(config: Any, prepared: Any, folder: Path, list_versions: Callable[[str], dict[int, Path]],
@@ -22,18 +26,23 @@ def check(config: Any, prepared: Any, folder: Path, list_versions: Callable[[str
         earlier = [other.name for other in config.models[:index]]
         if model.name in earlier:
             problems.append(f"{path}.name: '{model.name}' is already taken by $.model_config_list[{earlier.index(model.name)}].config")
+        if model.problem:
+            problems.append(f"{path}.{model.problem}")
+            continue
         try:
             folders = list_versions(model.base_path)
         except Exception as error:  # a LoadError
             problems.append(f"{path}.base_path: {error}: {model.base_path}")
             continue
         served[model.name] = versions = choose_versions(model.model_version_policy, folders)
-        lines.append(f"{model.name}: version {', '.join(map(str, versions)) or 'none'} on {model.target_device} from {model.base_path}")
+        numbers, devices = ", ".join(map(str, versions)) or "none", ", ".join(model.targets)
+        lines.append(f"{model.name}: version {numbers} on {devices} from {model.base_path}")
         problems += check_versions(model, path, folders, versions)
     lines += [f"pipeline {pipeline.name}: {len(pipeline.nodes)} nodes" for pipeline in config.pipeline_config_list]
     lines += [f"handler {handler.path}: {handler.function}" for handler in config.handlers]
     lines += [f"deployment {deployment.id}: model {deployment.model}, {len(prepared.deployments[deployment.id].labels)} classes"
               for deployment in config.deployments]
+    problems += check_modules(config)
     return lines, problems + check_pipelines(config, folder) + check_handlers(config, folder) + check_deployments(config, served)
 
 
@@ -44,8 +53,30 @@ def check_pipelines(config: Any, folder: Path) -> list[str]:
              for index, pipeline in enumerate(config.pipeline_config_list) for number, node in enumerate(pipeline.nodes)]
     missing = [f"{path}.model_name: no model is called '{node.model_name}'" for path, node in nodes
                if node.model_name is not None and node.model_name not in names]
+    library = "custom nodes are Python functions here; write 'function': 'module:name'"
+    missing += [f"{path}.library_name: {library}" for path, node in nodes if node.library_name is not None]
+    earlier: dict[str, str] = {}
+    for index, pipeline in enumerate(config.pipeline_config_list):
+        place = earlier.setdefault(pipeline.name, path := f"$.pipeline_config_list[{index}]")
+        if pipeline.name in names:
+            missing.append(f"{path}.name: Pipeline has the same name as model: '{pipeline.name}'")
+        elif place != path:
+            missing.append(f"{path}.name: '{pipeline.name}' is already taken by {place}")
     return missing + [f"{path}.function: {problem}" for path, node in nodes
                       if node.function is not None and (problem := check_function(node.function, folder))]
+
+
+def check_modules(config: Any) -> list[str]:
+    """Which modules of operations are not installed; nothing is imported."""
+    return [f"$.import_modules[{index}]: {name}: no such module is installed"
+            for index, name in enumerate(config.import_modules) if not is_installed(name)]
+
+
+def is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module.partition(".")[0]) is not None
+    except ValueError:  # no name of a module
+        return False
 
 
 def check_handlers(config: Any, folder: Path) -> list[str]:
@@ -96,5 +127,23 @@ def check_versions(model: Any, path: str, folders: Mapping[int, Path], versions:
     problems = [] if versions else [f"{path}: no version folder that its policy picks in {model.base_path}"]
     problems += [f"{path}: version {version} holds no saved_model.pb, or an empty one: {folders[version]}" for version in versions
                  if not any(file.stat().st_size for file in folders[version].glob("saved_model.pb*"))]
+    for version in versions:
+        there = read_tag_sets(folders[version] / "saved_model.pb")
+        if there and set(model.tags) not in map(set, there):
+            problems.append(f"{path}.tags: version {version}: {explain_tags(there, model.tags)}")
     return problems + [f"{path}.version_labels.{label}: version {version} is not served"
                        for label, version in model.version_labels.items() if version not in versions]
+
+
+def read_tag_sets(path: Path) -> list[list[str]]:
+    """The tags of each graph in a saved_model.pb; empty where that cannot be read.
+
+    Without TensorFlow, whose import takes seconds: SavedModel.meta_graphs is field 2, there
+    meta_info_def 1, there tags 4.
+    """
+    try:
+        graphs = read_fields(path.read_bytes()).get(2, [])
+        infos = [read_fields(read_fields(graph).get(1, [b""])[0]) for graph in graphs]
+        return [[tag.decode() for tag in info.get(4, [])] for info in infos]
+    except (OSError, ValueError, DecodeError):
+        return []

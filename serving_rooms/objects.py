@@ -3,7 +3,7 @@
 import itertools
 import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ INIT = "__saved_model_init_op"
 INIT_COLLECTIONS = {"saved_model_main_op", "legacy_init_op"}
 
 
-def open_used(folder: Path, device: str) -> tuple[Any | None, dict[str, Any] | None]:
+def open_used(folder: Path, device: str, tags: Sequence[str] = ("serve",)) -> tuple[Any | None, dict[str, Any] | None]:
     """A session over what the signatures of a SavedModel use, its variables filled; and the SignatureDefs.
 
     TensorFlow's loader for sessions takes some three times as long: it brings in the functions that save and restore, and fills
@@ -42,7 +42,7 @@ def open_used(folder: Path, device: str) -> tuple[Any | None, dict[str, Any] | N
     if not file.is_file() or not prefix.with_suffix(".index").is_file():
         return None, None
     graphs = saved_model_pb2.SavedModel.FromString(file.read_bytes()).meta_graphs
-    graph = next((graph for graph in graphs if set(graph.meta_info_def.tags) == {tf.saved_model.SERVING}), None)
+    graph = next((graph for graph in graphs if set(graph.meta_info_def.tags) == set(tags)), None)
     if graph is None:
         return None, None
     reader, session = tf.train.load_checkpoint(str(prefix)), None
@@ -166,11 +166,12 @@ def open_filled(used: Any, keys: Mapping[str, str], prefix: Path, device: str, p
 # ======================================================================================================
 
 
-def open_objects(folder: Path, device: str, definitions: Mapping[str, Any], renamed: Mapping[str, Mapping[str, str]]) -> Any:
+def open_objects(folder: Path, device: str, definitions: Mapping[str, Any], renamed: Mapping[str, Mapping[str, str]],
+                 tags: Sequence[str] = ("serve",)) -> Any:
     """Load a SavedModel's objects into a session's graph, and point the SignatureDefs at their tensors there."""
     tf = tensorflow()
     with new_session(device) as session:
-        loaded = tf.saved_model.load(str(folder))
+        loaded = tf.saved_model.load(str(folder), tags=list(tags))
         session.run([tf.compat.v1.global_variables_initializer(), tf.compat.v1.tables_initializer()])
         for name, function in loaded.signatures.items():
             rewire(definitions[name], function, renamed)

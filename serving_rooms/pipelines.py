@@ -122,7 +122,8 @@ CHECKS: tuple[tuple[str, str | None, Callable[[Graph, int, Any], Any]], ...] = (
     ("Pipeline definition has reference to missing model", ".model_name", lambda graph, at, node: node.type != "custom"
         and graph.inputs[node.name] is None and f"model '{node.model_name}', version {node.version or 'default'}, is not available"),
     ("Pipeline refers to incorrect library", ".library_name", lambda graph, at, node:
-        node.type == "custom" and node.name not in graph.functions and f"no function for library '{node.library_name}'"),
+        node.type == "custom" and node.name not in graph.functions and f"no function for library '{node.library_name}': "
+        "custom nodes are Python functions here, write 'function': 'module:name'"),
     ("Gather node refers to not existing node", ".gather_from_node", lambda graph, at, node:
         node.gather_from_node not in (None, *graph.items) and f"expected one of {show(graph.items)}, got '{node.gather_from_node}'"),
     ("Gather node refers to node that isn't demultiplexer", ".gather_from_node", lambda graph, at, node:
@@ -393,10 +394,22 @@ class Run:
         return expected
 
 
+SCALARS = (np.generic, bool, int, float, bytes, str)  # what stands for an array of shape []
+
+
 def pick(name: str, output: str, outputs: Any) -> np.ndarray:
-    """One output of those that a node returned."""
+    """One output of those that a node returned; a bare number or text is an array of shape []."""
     array = outputs.get(output) if isinstance(outputs, Mapping) else None
+    if isinstance(array, SCALARS):
+        array = scalar_array(array)
     if not isinstance(array, np.ndarray):
         got = {key: type(value).__name__ for key, value in outputs.items()} if isinstance(outputs, Mapping) else type(outputs).__name__
         raise PipelineError(f"node '{name}': expected a dict with array '{output}', got {got}")
     return array
+
+
+def scalar_array(value: Any) -> np.ndarray:
+    """A bare value as an array of shape []; text as bytes in an object array, as elsewhere."""
+    if isinstance(value, str):
+        value = value.encode()
+    return np.array(value, object) if isinstance(value, bytes) else np.asarray(value)

@@ -8,8 +8,8 @@ import logging
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from serving import (
     Servable,
     ServingError,
     describe,
+    find_graph,
+    read_graphs,
     read_signature,
     settle_garbage,
     tensorflow,
@@ -37,7 +39,7 @@ class OnDemand(Servable):
     """A version known by its files alone until somebody asks; `resident` is its model while that is in memory."""
 
     def __init__(self, residency: "Residency", folder: Path, config: Any):
-        definitions = read_definitions(folder)
+        definitions = read_definitions(folder, config.tags)
         rename_tensors(definitions, folder)
         metadata = describe(definitions)
         signatures = {name: read_signature(definition) for name, definition in metadata["signature_def"].items()}
@@ -47,7 +49,8 @@ class OnDemand(Servable):
         self.resident: Servable | None = None
         self.why, self.used_at, self.bytes = "not asked for yet", time.monotonic(), 0
         self.failed: tuple[float, str] = (-RETRY_SECONDS, "")
-        residency.entries.add(self)
+        self.loading = threading.Lock()
+        residency.join(self)
 
     def answer(self, name: str, inputs: dict[str, Any]) -> dict[str, Any]:
         with self.residency.use(self) as resident:
@@ -59,33 +62,30 @@ class OnDemand(Servable):
 
     def forget(self) -> None:
         """The version is retired."""
-        self.residency.entries.discard(self)
+        self.residency.leave(self)
         if self.resident:
             self.resident.retire(0)
 
 
-def read_definitions(folder: Path) -> dict[str, Any]:
+def read_definitions(folder: Path, tags: Sequence[str] = ("serve",)) -> dict[str, Any]:
     """The SignatureDefs of a SavedModel, by name, read from its file."""
-    from tensorflow.python.saved_model import loader_impl
-    tf = tensorflow()
-    for graph in loader_impl.parse_saved_model(str(folder)).meta_graphs:
-        if tf.saved_model.SERVING in graph.meta_info_def.tags:
-            return dict(graph.signature_def)
-    raise LoadError(f"<base_path>/{folder.name} has no graph with the tag 'serve'")
+    tensorflow()
+    return dict(find_graph(read_graphs(folder), tags).signature_def)
 
 
 class Residency:
     """Brings models into memory and out of it. `options` is the config's `server`, `load` loads a version for good.
 
-    One load at a time, under `loading`; a request that waits for it gives up at its deadline. Models that are not `on_demand`
-    count as well, and stay.
+    Each model is loaded once, under its own `loading`; where there is a budget, one after the other,
+    under `measuring`, since what a load takes is what the process grows by. A request that waits for
+    either gives up at its deadline. Models that are not `on_demand` count as well, and stay.
     """
 
     def __init__(self, options: Callable[[], Any], load: Callable[[Path, Any], Servable]):
         self.options, self._load = options, load
         self.entries: weakref.WeakSet[OnDemand] = weakref.WeakSet()
         self.fixed: dict[int, int] = {}  # id of a servable that stays -> bytes
-        self.loading, self._changed = threading.Lock(), threading.Condition()
+        self.measuring, self._changed = threading.Lock(), threading.Condition()
         self._sweeper: threading.Thread | None = None
 
     def __call__(self, folder: Path, config: Any) -> Servable:
@@ -95,7 +95,7 @@ class Residency:
                 return OnDemand(self, folder, config)
             except OSError as error:
                 raise LoadError(str(error).replace(str(folder), f"<base_path>/{folder.name}")) from error
-        with self.loading:
+        with self.measuring if self.has_budget() else nullcontext():
             servable, size = self.measure(folder, config)
         number, close = id(servable), servable._close
         self.fixed[number] = size
@@ -106,13 +106,30 @@ class Residency:
         servable._close = forget
         return servable
 
+    def join(self, entry: OnDemand) -> None:
+        with self._changed:
+            self.entries.add(entry)
+
+    def leave(self, entry: OnDemand) -> None:
+        with self._changed:
+            self.entries.discard(entry)
+
+    def known(self) -> list[OnDemand]:
+        """The entries there are now; several threads add to them."""
+        with self._changed:
+            return list(self.entries)
+
+    def has_budget(self) -> bool:
+        return self.options().memory_budget_mb is not None
+
     def measure(self, folder: Path, config: Any) -> tuple[Servable, int]:
         """Load a version; returns it and the bytes that it has added to the process, no fewer than its files have.
 
-        One that is always there is not measured without a budget: it costs some tenths of a second.
+        Without a budget others may load meanwhile, and nothing is measured: a model on demand is taken to
+        have as many as its files, one that stays none.
         """
-        if self.options().memory_budget_mb is None and config.load != "on_demand":
-            return self._load(folder, config), 0
+        if not self.has_budget():
+            return self._load(folder, config), size_of(folder) if config.load == "on_demand" else 0
         tensorflow()
         before = memory_now()
         servable = self._load(folder, config)
@@ -139,9 +156,8 @@ class Residency:
     def bring_in(self, entry: OnDemand) -> None:
         """Load an entry's model; raises ServingError when that fails, or when there is no room until the deadline."""
         CURRENT.waited = True
-        if not self.loading.acquire(timeout=seconds_left(self.options().load_wait_seconds)):
-            raise ServingError(f"Model {entry.config.name} is still waiting to be loaded", "UNAVAILABLE")
-        try:
+        budget = self.turn(self.measuring, entry) if self.has_budget() else nullcontext()
+        with self.turn(entry.loading, entry), budget:
             if entry.resident is not None:
                 return
             failed_at, reason = entry.failed
@@ -150,8 +166,16 @@ class Residency:
             self.make_room(entry, entry.bytes or int(RESERVE * size_of(entry.folder)))
             self.load(entry)
             self.make_room(entry, 0)
+
+    @contextmanager
+    def turn(self, lock: threading.Lock, entry: OnDemand) -> Iterator[None]:
+        """Hold a lock within a `with`; ServingError if it cannot be had before the deadline."""
+        if not lock.acquire(timeout=seconds_left(self.options().load_wait_seconds)):
+            raise ServingError(f"Model {entry.config.name} is still waiting to be loaded", "UNAVAILABLE")
+        try:
+            yield
         finally:
-            self.loading.release()
+            lock.release()
 
     def load(self, entry: OnDemand) -> None:
         start = time.perf_counter()
@@ -170,14 +194,15 @@ class Residency:
 
     def used(self) -> int:
         """Bytes of all models in memory."""
-        return sum(self.fixed.values()) + sum(entry.bytes for entry in self.entries if entry.resident)
+        on_demand = sum(entry.bytes for entry in self.known() if entry.resident)
+        return sum(list(self.fixed.values())) + on_demand
 
     def make_room(self, wanted: OnDemand, need: int) -> None:
         """Evict until `need` bytes fit beside the rest; waits for what is in use, to the deadline. `wanted` itself stays."""
         budget = self.options().memory_budget_mb
         end = time.monotonic() + seconds_left(self.options().load_wait_seconds)
         while budget is not None and self.used() + need > budget << 20:
-            victims = [entry for entry in self.entries if entry.resident and entry is not wanted and not entry.config.pinned]
+            victims = [entry for entry in self.known() if entry.resident and entry is not wanted and not entry.config.pinned]
             if not victims:
                 if need:  # what is larger than the budget is tried all the same, and said
                     logger.warning("%s needs about %.0f MB, more than memory_budget_mb leaves", wanted.name, need / 2**20)
@@ -202,25 +227,24 @@ class Residency:
         return True
 
     def start_sweeping(self) -> None:
-        if self._sweeper is None and any(entry.config.idle_seconds for entry in self.entries):
+        if self._sweeper is None and any(entry.config.idle_seconds for entry in self.known()):
             self._sweeper = threading.Thread(target=sweep, args=(weakref.ref(self),), name="serving-residency", daemon=True)
             self._sweeper.start()
 
     def sweep(self) -> None:
         """Evict what nobody has asked for in `idle_seconds`."""
         now = time.monotonic()
-        for entry in list(self.entries):
+        for entry in self.known():
             idle = entry.config.idle_seconds
             if entry.resident and idle and not entry.config.pinned and now - entry.used_at > idle:
-                with self.loading:
-                    self.evict(entry, f"idle for {idle:g} s")
+                self.evict(entry, f"idle for {idle:g} s")
 
     def read(self) -> dict[str, Any]:
         """What /stats says."""
         now = time.monotonic()
         models = {entry.name: {
             "resident": entry.resident is not None, "why": entry.why, "mb": round(entry.bytes / 2**20, 1), "pinned": entry.config.pinned,
-            "idle_seconds": round(now - entry.used_at, 1)} for entry in list(self.entries)}
+            "idle_seconds": round(now - entry.used_at, 1)} for entry in self.known()}
         return {"budget_mb": self.options().memory_budget_mb, "used_mb": round(self.used() / 2**20, 1),
                 "on_demand": dict(sorted(models.items()))}
 

@@ -222,8 +222,8 @@ cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 opened = []
 original = serving.open_session
-def open_session(folder, device):
-    opened.append((device, original(folder, device)))
+def open_session(folder, device, tags):
+    opened.append((device, original(folder, device, tags)))
     return opened[-1][1]
 serving.open_session = open_session
 server = serving.ModelServer({{"model_config_list": [

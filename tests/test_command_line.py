@@ -197,6 +197,29 @@ def test_check_names_everything_that_is_wrong(tmp_path):
         "wrong: $.deployments[0].model: no model is called 'nope'"]
 
 
+def test_check_names_models_and_pipelines_that_cannot_be_served(tmp_path):
+    shutil.copytree(ROOT / "models/half_plus_two", tmp_path / "good")
+    source = {"node_name": "request", "data_item": "x"}
+    node = {"name": "n", "type": "custom", "inputs": [{"x": source}], "outputs": [{"data_item": "y", "alias": "y"}]}
+    pipeline = {"name": "p", "inputs": ["x"], "nodes": [{**node, "library_name": "lib"}], "outputs": [{"y": {"node_name": "n", "data_item": "y"}}]}
+    models = [{"name": "good", "base_path": "good"}, {"name": "far", "base_path": "gs://bucket/m"},
+              {"name": "odd", "base_path": "good", "target_device": "NPU"}, {"name": "none", "base_path": "good", "target_device": []}]
+    (tmp_path / "c.json").write_text(json.dumps({
+        "model_config_list": [{"config": model} for model in models], "import_modules": ["json", "not_installed_at_all"],
+        "pipeline_config_list": [pipeline, pipeline, {**pipeline, "name": "good"}]}))
+    status, lines = check(tmp_path / "c.json")
+    assert status == 2 and lines[0].startswith("good: version 123 on AUTO")
+    library = "library_name: custom nodes are Python functions here; write 'function': 'module:name'"
+    assert [line for line in lines if line.startswith("wrong: ")] == [
+        "wrong: $.model_config_list[1].config.base_path: expected a folder of this machine, got a URL, gs://...",
+        "wrong: $.model_config_list[2].config.target_device: expected AUTO, CPU, GPU, GPU:1 or HETERO:GPU,CPU, got 'NPU'",
+        "wrong: $.model_config_list[3].config.target_device: expected a device, got an empty array",
+        "wrong: $.import_modules[1]: not_installed_at_all: no such module is installed",
+        *(f"wrong: $.pipeline_config_list[{index}].nodes[0].{library}" for index in range(3)),
+        "wrong: $.pipeline_config_list[1].name: 'p' is already taken by $.pipeline_config_list[0]",
+        "wrong: $.pipeline_config_list[2].name: Pipeline has the same name as model: 'good'"]
+
+
 SLOW = """
 import sys; sys.path[:0] = [{root!r}, {tests!r}]
 import pathlib, time, serving

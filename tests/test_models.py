@@ -2,9 +2,12 @@
 
 import json
 import threading
+import weakref
+from urllib.parse import quote
 
 import pytest
-from conftest import NO_POLL, Disk, FakeServable, Rest, assert_error, config
+from conftest import NO_POLL, Disk, FakeServable, Rest, assert_error, config, until
+from test_config import REFUSED
 
 import serving
 
@@ -392,3 +395,284 @@ def test_polling_does_not_wait_for_a_request_that_hangs():
         assert version == 1 and default(server) == 2 and states(server)["1"] == ("UNLOADING", "OK") and not servable.closed
     server.manager.refresh(polling=True)
     assert servable.closed and states(server)["1"] == END
+
+
+# --- several at once --------------------------------------------------------------------------------------
+
+class Gates:
+    """A loader that waits, for each model named in `shut`, until the test opens its gate."""
+
+    def __init__(self, disk, *shut):
+        self.disk = disk
+        self.begun, self.open = ({name: threading.Event() for name in shut} for _ in range(2))
+
+    def load(self, folder, model):
+        if model.name in self.begun:
+            self.begun[model.name].set()
+            assert self.open[model.name].wait(60)
+        return self.disk.load(folder, model)
+
+
+def begin(disk, load, *models, **options):
+    """A server whose loads have begun."""
+    source = config(*models, server={**NO_POLL, **options})
+    return serving.ModelServer(source, load=load, list_versions=disk.list_versions).start()
+
+
+def test_a_small_model_does_not_wait_for_a_large_one():
+    disk = Disk(large=[1], small=[1], gone=[])
+    del disk.models["gone"]
+    gates = Gates(disk, "large")
+    server = begin(disk, gates.load, "large", "gone", "small", load_wait_seconds=60)
+    assert default(server, "small") == 1 and not gates.open["large"].is_set()
+    assert states(server, "small") == {"1": OK} and states(server, "large") == {"1": ("LOADING", "OK")}
+    assert server.readiness() == ["large", "gone"] and not server.manager.first_pass_done.is_set()
+    gates.open["large"].set()
+    assert server.wait(60) and default(server, "large") == 1 and server.readiness() == ["gone"]
+
+
+def test_versions_and_models_load_at_once_in_as_many_threads_as_configured():
+    disk, meeting = Disk(a=[1, 2], b=[1]), threading.Barrier(3)
+
+    def load(folder, model):
+        meeting.wait(60)  # broken, and so the load, where fewer than three come
+        return disk.load(folder, model)
+    server = begin(disk, load, {"name": "a", "base_path": "a", "model_version_policy": {"all": {}}}, "b", num_load_threads=3)
+    assert server.wait(60) and not server.readiness()
+    assert sorted(disk.loaded) == [("a", 1), ("a", 2), ("b", 1)]
+
+
+def test_one_thread_loads_one_version_at_a_time():
+    disk, running, most = Disk(a=[1, 2], b=[1], c=[1]), [], []
+
+    def load(folder, model):
+        running.append(model.name)
+        most.append(len(running))
+        running.remove(model.name)
+        return disk.load(folder, model)
+    server = begin(disk, load, {"name": "a", "base_path": "a", "model_version_policy": {"all": {}}}, "b", "c", num_load_threads=1)
+    assert server.wait(60) and most == [1] * 4
+
+
+def test_a_model_that_fails_while_another_loads_is_told_at_once_and_in_the_order_of_the_config():
+    disk = Disk(slow=[1], broken=[1], good=[1])
+    disk.broken = {("broken", 1), ("slow", 1)}
+    gates = Gates(disk, "slow")
+    server = begin(disk, gates.load, "slow", "broken", "good", load_wait_seconds=60)
+    assert default(server, "good") == 1
+    until(lambda: states(server, "broken") == {"1": BROKEN})
+    gates.open["slow"].set()
+    assert server.wait(60)
+    assert server.reload()[1]["details"] == [
+        "$.model_config_list[0].config: version 1 of slow cannot be loaded: made to fail",
+        "$.model_config_list[1].config: version 1 of broken cannot be loaded: made to fail"]
+
+
+def test_a_reload_ends_when_all_its_loads_have_and_the_old_versions_serve_meanwhile():
+    disk = Disk(large=[1], small=[1])
+    gates = Gates(disk, "large")
+    gates.open["large"].set()
+    server = begin(disk, gates.load, "large", "small")
+    assert server.wait(60)
+    gates.open["large"].clear(), gates.begun["large"].clear()
+    disk.models = {"large": {2}, "small": {2}}
+    answers = []
+    reload = threading.Thread(target=lambda: answers.append(server.reload()[0]))
+    reload.start()
+    assert gates.begun["large"].wait(60)
+    until(lambda: default(server, "small") == 2)
+    assert default(server, "large") == 1 and answers == []
+    gates.open["large"].set()
+    reload.join(60)
+    assert answers == [201] and default(server, "large") == 2
+
+
+def test_readers_see_each_model_from_one_assignment():
+    """Each table that readers may hold has the models of the one before, and one change."""
+    disk = Disk(**{f"m{number}": [1] for number in range(20)})
+    server = begin(disk, disk.load, *disk.models)
+    assert server.wait(60)
+    before = server.manager.available
+    disk.models["m3"] = {2}
+    server.reload()
+    assert before["m3"].versions.keys() == {1} and server.manager.available["m3"].versions.keys() == {2}
+    assert all(server.manager.available[name] is before[name] for name in before if name != "m3")
+
+
+def test_the_end_of_the_process_waits_for_the_loads_that_run_and_begins_no_other():
+    disk = Disk(large=[1], next=[1])
+    gates, order = Gates(disk, "large"), []
+
+    def load(folder, model):
+        servable = gates.load(folder, model)
+        order.append(f"{model.name} loaded")
+        return servable
+    server = begin(disk, load, "large", "next", num_load_threads=1)
+    assert gates.begun["large"].wait(60)
+
+    def end():
+        serving.end_loading(weakref.ref(server.manager))
+        order.append("ended")
+    ending = threading.Thread(target=end)
+    ending.start()
+    until(lambda: server.manager._ending)
+    gates.open["large"].set()
+    ending.join(60)
+    assert order == ["large loaded", "ended"] and disk.loaded == [("large", 1)]
+
+
+# --- which versions stay ----------------------------------------------------------------------------------
+
+def test_a_chmod_is_reason_to_try_a_version_again_that_could_not_be_read(tmp_path):
+    folder = tmp_path / "m" / "1"
+    folder.mkdir(parents=True)
+    file = folder / "saved_model.pb"
+    file.write_bytes(b"x")
+    file.chmod(0)
+
+    def load(folder, model):
+        if not file.stat().st_mode & 0o400:
+            raise serving.LoadError("Permission denied")
+        return FakeServable(1)
+    server = serving.ModelServer(config({"name": "m", "base_path": str(tmp_path / "m")}), load=load)
+    assert server.wait(60) and server.readiness() == ["m"]
+    assert not server.manager.refresh(polling=True).changed
+    file.chmod(0o644)
+    assert server.manager.refresh(polling=True).changed
+    assert not server.readiness() and default(server) == 1
+
+
+def test_a_chmod_of_a_version_that_serves_changes_nothing(tmp_path, caplog):
+    folder = tmp_path / "m" / "1"
+    folder.mkdir(parents=True)
+    (folder / "saved_model.pb").write_bytes(b"x")
+    server = serving.ModelServer(config({"name": "m", "base_path": str(tmp_path / "m")}), load=lambda folder, model: FakeServable(1))
+    assert server.wait(60)
+    (folder / "saved_model.pb").chmod(0o600)
+    folder.chmod(0o700)
+    assert not server.manager.refresh(polling=True).changed and "files of m" not in caplog.text
+    assert server.reload()[0] == 200
+    (folder / "saved_model.pb").write_bytes(b"other")
+    assert not server.manager.refresh(polling=True).changed and "the files of m version 1 changed" in caplog.text
+    assert server.reload()[0] == 201
+
+
+def test_the_last_versions_stay_where_versions_are_always_to_be_present():
+    disk = Disk(m=[1])
+    server = start(disk, config("m", server={**NO_POLL, "servable_versions_always_present": True}))
+    disk.models["m"] = set()
+    for _ in range(2):
+        status, body = server.reload()
+        assert status == 500 and body["details"] == [
+            "$.model_config_list[0].config.base_path: expected a version to serve, got none; those that are loaded keep "
+            "serving (servable_versions_always_present)"]
+        assert default(server) == 1 and states(server) == {"1": OK}
+    disk.models["m"] = {2}
+    assert server.reload()[0] == 201 and default(server) == 2 and states(server) == {"1": END, "2": OK}
+
+
+def test_without_that_option_an_empty_folder_unloads_the_last_version():
+    disk = Disk(m=[1])
+    server = serve(disk)
+    disk.models["m"] = set()
+    assert server.reload()[0] == 201 and states(server) == {"1": END}
+
+
+@pytest.mark.parametrize("policy, order", [
+    (None, ["load 1", "load 2", "close 1"]), ("availability_preserving", ["load 1", "load 2", "close 1"]),
+    ("resource_preserving", ["load 1", "close 1", "load 2"])])
+def test_the_policy_says_whether_a_new_version_is_loaded_before_or_after_the_old_one_is_freed(policy, order):
+    disk, done = Disk(m=[1]), []
+
+    class Told(FakeServable):
+        def mark_closed(self):
+            done.append(f"close {self.version}")
+
+    def load(folder, model):
+        done.append(f"load {folder.name}")
+        return Told(int(folder.name))
+    options = {**NO_POLL, **({"aspired_version_policy": policy} if policy else {})}
+    server = serving.ModelServer(config("m", server=options), load=load, list_versions=disk.list_versions)
+    assert server.wait(60)
+    disk.models["m"].add(2)
+    assert server.reload()[0] == 201 and done == order and default(server) == 2
+    assert states(server) == {"1": END, "2": OK} and server.reload()[0] == 200 and done == order
+
+
+def test_to_preserve_resources_the_old_version_comes_back_when_the_new_one_is_broken():
+    disk = Disk(m=[1])
+    server = start(disk, config("m", server={**NO_POLL, "aspired_version_policy": "resource_preserving"}))
+    disk.models["m"].add(2)
+    disk.broken = {("m", 2)}
+    for _ in range(2):
+        assert server.reload()[0] == 500 and default(server) == 1 and states(server) == {"1": OK, "2": BROKEN}
+    loaded = list(disk.loaded)
+    server.manager.refresh(polling=True)
+    assert disk.loaded == loaded, "what would fail as before is no reason to unload anything"
+
+
+def test_to_preserve_resources_a_version_of_changed_settings_is_freed_before_it_is_loaded_anew(tmp_path):
+    path, done = tmp_path / "config.json", []
+
+    class Told(FakeServable):
+        def mark_closed(self):
+            done.append("close")
+
+    def load(folder, model):
+        done.append("load")
+        return Told(1)
+
+    def write(**fields):
+        path.write_text(json.dumps(config({"name": "m", "base_path": "m", **fields},
+                                          server={**NO_POLL, "aspired_version_policy": "resource_preserving"})))
+    write()
+    server = serving.ModelServer(path, load=load, list_versions=Disk(m=[1]).list_versions)
+    assert server.wait(60)
+    write(batching=False)
+    assert server.reload()[0] == 201 and done == ["load", "close", "load"] and states(server) == {"1": OK}
+
+
+# --- one model alone --------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("fields, text", REFUSED, ids=range(len(REFUSED)))
+def test_a_model_that_cannot_be_served_says_so_and_keeps_no_other_from_it(fields, text, how, caplog):
+    disk = Disk(bad=[1], x=[1], good=[1])
+    server = start(disk, config({"name": "bad", "base_path": "bad", **fields}, "good"))
+    client = Rest(server, how)
+    assert default(server, "good") == 1 and ("bad", 1) not in disk.loaded
+    entry, = json.loads(client.get("/v1/models/bad").data)["model_version_status"]
+    assert (entry["state"], entry["status"]) == ("LOADING", {"error_code": "UNKNOWN", "error_message": text})
+    assert_error(client.get("/readyz"), 503, f"Not ready: no version is available of bad ({text})")
+    assert f"$.model_config_list[0].config.{text}" in caplog.text
+    assert server.reload()[1]["details"] == [f"$.model_config_list[0].config.{text}"]
+    assert client.post("/v1/models/bad:predict", {"inputs": [0.0]}).status_code == 404
+
+
+def test_a_model_that_is_mended_serves_and_one_that_is_spoilt_serves_on(tmp_path):
+    edited = Edited(tmp_path, Disk(a=[1], b=[1]), {"name": "a", "base_path": "a", "target_device": "NPU"}, "b")
+    assert edited.server.readiness() != []
+    edited.write("a", {"name": "b", "base_path": "gs://b"})
+    assert edited.reload()[0] == 500
+    assert default(edited.server, "a") == default(edited.server, "b") == 1
+    assert states(edited.server, "a") == states(edited.server, "b") == {"1": OK} and not edited.server.readiness()
+    edited.write("a", "b")
+    assert edited.reload()[0] == 201
+
+
+def test_a_refused_model_that_leaves_the_config_is_forgotten(tmp_path):
+    edited = Edited(tmp_path, Disk(b=[1]), {"name": "a", "base_path": "gs://a"}, "b")
+    assert states(edited.server, "a") == {"0": BROKEN}
+    edited.write("b")
+    assert edited.reload()[0] == 201 and states(edited.server, "a") == {}
+
+
+@pytest.mark.parametrize("name", ["a:b", "a/b", "a b", "größe", "..", "%2F", "labels", "m:predict", "\n"])
+def test_a_name_may_hold_anything(name, how):
+    server = serving.ModelServer(config({"name": name, "base_path": "m"}), load=Disk(m=[1]).load, list_versions=Disk(m=[1]).list_versions)
+    assert server.wait(60)
+    client = Rest(server, how)
+    path = "/v1/models/" + quote(name, safe="").replace(".", "%2E")
+    assert json.loads(client.post(f"{path}:predict", {"inputs": [2.0]}).data) == {"outputs": [2.0]}
+    assert json.loads(client.get(f"{path}/versions/1").data) == server.status(name)
+    assert json.loads(client.get("/v1/models").data)["models"][0]["name"] == name
+    assert list(server.config_status()) == [name]

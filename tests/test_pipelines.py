@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, FakeDetector, FakeServable, Rest, assert_error, bearer, key_entry, signature, spec
 from test_binary import npy
+from test_saved_models import export
 
 import serving
 
@@ -291,3 +292,97 @@ def test_pinned_version_that_vanishes_breaks_the_pipeline_and_nothing_else(tmp_p
     assert server.reload()[0] == 201
     assert np.allclose(server.predict("two_steps", {"instances": [1.0]})["predictions"], [4.25])
     server.stop()
+
+
+# --- scalars ----------------------------------------------------------------------------------------------
+
+SCALARS = '''
+import numpy as np
+
+def halve(inputs, params):
+    return {"n": np.int64(inputs["n"] // 2)}
+
+def count(inputs, params):
+    return {"n": len(inputs["x"])}
+'''
+
+
+@pytest.fixture(scope="module")
+def scalars(tf, tmp_path_factory):
+    """A server of a model that takes and answers a scalar, and of pipelines around it, of models and of functions."""
+    folder = tmp_path_factory.mktemp("scalars")
+    export(tf, folder / "sum" / "1", {"serving_default": (
+        lambda n: {"sum": tf.reduce_sum(tf.range(n) ** 2)}, [tf.TensorSpec([], tf.int64, "n")])})
+    (folder / "mine.py").write_text(SCALARS)
+    total = {"name": "total", "type": "DL model", "model_name": "sum", "inputs": [link("n", "request", "n")],
+             "outputs": [{"data_item": "sum", "alias": "sum"}]}
+    made = {"type": "custom", "outputs": [{"data_item": "n", "alias": "n"}]}
+    halve = {**made, "name": "halve", "function": "mine.py:halve", "inputs": [link("n", "total", "sum")]}
+    count = {**made, "name": "count", "function": "mine.py:count", "inputs": [link("x", "request", "x")]}
+    pipelines = [
+        {"name": "one", "inputs": ["n"], "nodes": [total], "outputs": [link("sum", "total", "sum")]},
+        {"name": "two", "inputs": ["n"], "nodes": [total, halve, {**total, "name": "again", "inputs": [link("n", "halve", "n")]}],
+         "outputs": [link("sum", "again", "sum"), link("half", "halve", "n")]},
+        {"name": "counted", "inputs": ["x"], "nodes": [count, {**total, "inputs": [link("n", "count", "n")]}],
+         "outputs": [link("sum", "total", "sum")]}]
+    path = folder / "config.json"
+    path.write_text(json.dumps({"model_config_list": [{"config": {"name": "sum", "base_path": "sum"}}], "pipeline_config_list": pipelines,
+                                "server": {"file_system_poll_wait_seconds": 0}}))
+    server = serving.ModelServer(path)
+    assert server.wait(60) and not server.readiness()
+    return server
+
+
+def squares(n):
+    return sum(number ** 2 for number in range(n))
+
+
+def test_a_scalar_of_a_model_is_a_scalar_out_of_a_pipeline(scalars, how):
+    rest = Rest(scalars, how)
+    for n in (0, 1, 5, 12):
+        assert rest.post("/v1/models/one:predict", {"inputs": n}).json == {"outputs": squares(n)}
+        assert rest.post("/v1/models/sum:predict", {"inputs": {"n": n}}).json == {"outputs": squares(n)}
+        half = squares(n) // 2
+        assert rest.post("/v1/models/two:predict", {"inputs": {"n": n}}).json == {"outputs": {"sum": squares(half), "half": half}}
+        assert rest.post("/v1/models/counted:predict", {"inputs": [1.0] * n}).json == {"outputs": squares(n)}
+
+
+def test_a_scalar_has_no_row_in_predictions_of_a_pipeline_as_of_a_model(scalars):
+    rest = Rest(scalars)
+    assert_error(rest.post("/v1/models/counted:predict", {"instances": [1.0, 2.0]}), 400, "Tensor name: sum has no shape information ")
+    alone, piped = (rest.post(f"/v1/models/{name}:predict", {"instances": [5]}) for name in ("sum", "one"))
+    assert (alone.status_code, alone.json) == (piped.status_code, piped.json) and alone.status_code == 400
+
+
+# --- one pipeline alone -----------------------------------------------------------------------------------
+
+def test_a_pipeline_that_cannot_be_keeps_no_other_from_being_served():
+    library = changed(name="native", nodes={0: {"type": "custom", "library_name": "lib", "model_name": None}})
+    del library["nodes"][0]["model_name"]
+    server = build(DEMO, changed(demultiply_count=3), library, changed(name="gone", nodes={0: {"model_name": "gone"}}),
+                   changed(name="a:b/c d"))
+    rest = Rest(server)
+    for name in ("two_steps", "a%3Ab%2Fc%20d"):
+        assert rest.post(f"/v1/models/{name}:predict", {"instances": [[1.0]]}).json == {"predictions": [[4.25]]}
+    state = rest.get("/v1/models/native").json["model_version_status"][0]
+    assert state["state"] == "LOADING" and "Pipeline refers to incorrect library" in state["status"]["error_message"]
+    assert "write 'function': 'module:name'" in state["status"]["error_message"]
+    assert server.readiness() == ["native", "gone"]
+    assert "$.pipeline_config_list[1].name: 'two_steps' is already taken by $.pipeline_config_list[0]" in server.reload()[1]["details"]
+
+
+def test_a_pipeline_is_planned_after_the_models_it_names_are_there():
+    gates = {name: threading.Event() for name in ("half", "third")}
+
+    def load(folder, model):
+        assert gates[model.name].wait(60)
+        return copy.copy(SERVABLES[model.name])
+    server = serving.ModelServer(
+        {"model_config_list": [{"config": {"name": name, "base_path": name}} for name in gates], "pipeline_config_list": [DEMO],
+         "server": {"file_system_poll_wait_seconds": 0, "load_wait_seconds": 60}},
+        load=load, list_versions=lambda base: {1: serving.Path(base) / "1"}).start()
+    gates["third"].set()
+    assert server.predict("third", {"inputs": [[1.0]]})["outputs"].tolist() == [[3.5]] and "two_steps" not in server.manager.available
+    gates["half"].set()
+    assert server.predict("two_steps", {"instances": [[1.0]]})["predictions"].tolist() == [[4.25]]
+    assert server.wait(60) and not server.readiness()

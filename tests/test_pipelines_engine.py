@@ -377,12 +377,33 @@ def test_shards_of_different_shapes_cannot_be_gathered(gather):
 
 
 @pytest.mark.parametrize("outputs, got", [
-    ([X], "got list"), (None, "got NoneType"), ({"z": X}, "got {'z': 'ndarray'}"), ({"y": [1.0]}, "got {'y': 'list'}"), ({"y": np.float32(1)}, "got {'y': 'float32'}")])
+    ([X], "got list"), (None, "got NoneType"), ({"z": X}, "got {'z': 'ndarray'}"), ({"y": [1.0]}, "got {'y': 'list'}"), ({"y": {}}, "got {'y': 'dict'}")])
 def test_a_custom_node_returns_a_dict_of_arrays(outputs, got):
     made = plan(pipeline(custom("a", x="request.x"), y="a.y"), find, {"a": lambda inputs, params: outputs})
     with pytest.raises(PipelineError) as caught:
         made.run({"x": X}, no_call)
     assert str(caught.value) == f"node 'a': expected a dict with array 'y', {got}"
+
+
+@pytest.mark.parametrize("value, dtype", [
+    (np.float32(1.5), np.float32), (np.int64(7), np.int64), (np.array(7, np.uint8), np.uint8), (7, np.int64), (1.5, np.float64),
+    (True, np.bool_), (np.bool_(False), np.bool_), ("é", object), (b"\xff", object)])
+def test_a_bare_value_of_a_node_is_an_array_without_dimensions(value, dtype):
+    made = plan(pipeline(custom("a", x="request.x"), custom("b", x="a.y"), y="b.y", z="a.y"), find,
+                {"a": lambda inputs, params: {"y": value}, "b": lambda inputs, params: {"y": inputs["x"]}})
+    answer = made.run({"x": X}, no_call)
+    for array in answer.values():
+        assert array.shape == () and array.dtype == dtype
+        assert array[()] == (value.encode() if isinstance(value, str) else value)
+
+
+def test_bare_values_of_shards_are_gathered_into_a_row():
+    made = plan(pipeline(custom("s", demultiply=-1, x="request.x"), custom("f", x="s.y"), custom("g", gather="s", x="f.y"), y="f.y", z="g.y"),
+                find, {"s": lambda inputs, params: {"y": inputs["x"]}, "f": lambda inputs, params: {"y": inputs["x"].sum()},
+                       "g": lambda inputs, params: {"y": inputs["x"].sum()}})
+    answer = made.run({"x": X}, no_call)
+    assert answer["y"].tolist() == X.sum(1).tolist() and answer["y"].dtype == X.dtype
+    assert answer["z"].shape == () and answer["z"] == X.sum()
 
 
 def test_an_exception_passes_through_and_later_nodes_do_not_run(pool):

@@ -188,7 +188,7 @@ class Slow(FakeServable):
 
 def fake(monkeypatch, load, names, budget=None, size=10 * MB, **fields):
     """Entries of a residency whose models are made by `load(name)`, each of `size` bytes."""
-    monkeypatch.setattr(residency, "read_definitions", lambda folder: {})
+    monkeypatch.setattr(residency, "read_definitions", lambda folder, tags: {})
     monkeypatch.setattr(residency, "rename_tensors", lambda definitions, folder: {})
     monkeypatch.setattr(residency, "describe", lambda definitions: {"signature_def": {}})
     monkeypatch.setattr(residency, "size_of", lambda folder: size)
@@ -210,6 +210,54 @@ def test_many_who_ask_at_once_cause_one_load(monkeypatch):
     with ThreadPoolExecutor(16) as pool:
         answers = list(pool.map(lambda n: entry.run("serving_default", {"x": np.float32([[n]])})["y"].tolist(), range(16)))
     assert answers == [[[n / 2 + 1]] for n in range(16)] and loads == ["a"]
+
+
+def test_models_on_demand_load_at_once_where_no_budget_is_kept(monkeypatch):
+    meeting = threading.Barrier(2)
+
+    def load(name):
+        meeting.wait(60)  # broken, and so the load, where only one comes
+        return FakeServable()
+    _, entries = fake(monkeypatch, load, ["a", "b"])
+    with ThreadPoolExecutor(2) as pool:
+        answers = list(pool.map(lambda entry: entry.run("serving_default", {"x": np.float32([[2]])})["y"].tolist(), entries))
+    assert answers == [[[2.0]]] * 2
+
+
+@pytest.mark.parametrize("budget, most", [(None, 2), (100, 1)])
+def test_models_that_stay_load_at_once_where_no_budget_is_kept_and_else_in_turn(monkeypatch, budget, most):
+    running, counts, meeting = [], [], threading.Barrier(most)
+
+    def load(name):
+        running.append(name)
+        meeting.wait(60)
+        counts.append(len(running))
+        meeting.wait(60)
+        running.remove(name)
+        return FakeServable()
+    room, _ = fake(monkeypatch, load, [], budget=budget)
+    monkeypatch.setattr(residency, "tensorflow", lambda: None)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda name: room(serving.Path(name) / "1", serving.ModelConfig(name, name)), ["a", "b"]))
+    assert counts == [most] * 2
+
+
+def test_a_model_that_waits_for_another_load_gives_up_at_its_deadline(monkeypatch):
+    begun, go_on = threading.Event(), threading.Event()
+
+    def load(name):
+        begun.set()
+        assert go_on.wait(60)
+        return FakeServable()
+    _, (first, second) = fake(monkeypatch, load, ["a", "b"], budget=100)
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(first.run, "serving_default", {"x": np.float32([[2]])})
+        assert begun.wait(60)
+        for entry, name in ((second, "b"), (first, "a")):
+            with pytest.raises(serving.ServingError, match=f"Model {name} is still waiting to be loaded"):
+                entry.run("serving_default", {"x": np.float32([[2]])})
+        go_on.set()
+        assert running.result()["y"].tolist() == [[2.0]]
 
 
 def test_one_in_use_is_never_evicted_and_the_next_waits_for_it_or_gives_up(monkeypatch):

@@ -517,6 +517,27 @@ def test_missing_gpu_fails_that_model_and_no_other(tf):
     assert server.readiness() == ["on_gpu"]
 
 
+def test_openvinos_spellings_of_devices_place_models_where_there_is_one(tf):
+    """On a machine of whatever devices: the first that is there, and where none is, that model alone fails."""
+    there = ["CPU:0"] + [f"GPU:{number}" for number in range(len(tf.config.list_physical_devices("GPU")))]
+    auto = max(there, key=lambda name: name == "GPU:0")
+    half, expected = str(ROOT / "models/half_plus_two"), {
+        "HETERO:GPU,CPU": auto, "multi: gpu.0 , cpu": auto, "AUTO:GPU,CPU": auto, "BATCH:CPU(4)": "CPU:0", "cpu": "CPU:0",
+        "AUTO:NPU,CPU": "CPU:0", "HETERO:GPU.77,CPU": "CPU:0", "GPU.77": None, "MULTI:GPU.77,GPU.78": None, "NPU": None, "BATCH:XYZ": None}
+    server = serving.ModelServer({"model_config_list": [
+        {"config": {"name": spelled, "base_path": half, "target_device": spelled}} for spelled in expected], "server": NO_POLL})
+    assert server.wait(120)
+    for spelled, device in expected.items():
+        state = server.status(spelled)["model_version_status"][0]
+        assert (state["state"] == "AVAILABLE") == (device is not None), state
+        if device:
+            assert server.manager.available[spelled].versions[123].device == device
+        else:
+            assert "target_device" in state["status"]["error_message"]
+    assert server.status("MULTI:GPU.77,GPU.78")["model_version_status"][0]["status"]["error_message"].startswith(
+        "target_device MULTI:GPU.77,GPU.78: none of GPU:77, GPU:78 is there: TensorFlow sees CPU:0")
+
+
 PLACEMENT = """
 import sys; sys.path.insert(0, {root!r})
 import serving, numpy as np

@@ -279,7 +279,7 @@ class ServerConfig:
     file_system_poll_wait_seconds: int | float = option(1, "seconds between looks at config and version folders; 0: off",
                                                         minimum=0, maximum=86400)
     max_queued_requests: int = option(1000, "requests that may wait for a thread; beyond it 503", minimum=1)
-    max_queued_bytes: int = option(2 << 30, "size of the bodies held at once; a large one beyond it 503", minimum=1)
+    max_queued_bytes: int = option(2 << 30, "size of the bodies held at once, and of what they unpack to; beyond it 503", minimum=1)
     max_queue_seconds: int | float = option(60, "what would be answered later than that is turned away at once, 503", minimum=0.001)
     timeout_seconds: int | float = option(300, "how long a request may take, waiting included; then 504. X-Request-Timeout may shorten it",
                                           minimum=0.001, maximum=86400)
@@ -289,6 +289,8 @@ class ServerConfig:
     drain_seconds: int | float = option(30, "how long running requests may take at a reload or at the end", minimum=0, maximum=86400)
     max_request_bytes: int = option(1 << 30, "size of a request's body as sent (start)", minimum=1)
     max_unpacked_bytes: int = option(100 << 20, "size of a gzip body unpacked; TensorFlow Serving's limit", minimum=1)
+    max_decoded_bytes: int = option(
+        1_500_000_000, "what pictures, .npz and .npy of one request may take decoded, in all", minimum=1)
     gzip_min_bytes: int = option(65536, "answers of so many bytes are compressed where Accept-Encoding has gzip", minimum=1)
     memory_budget_mb: int | None = option(None, "MiB for models: beyond it those on_demand leave, the least recently used first", minimum=1)
     cors_origins: tuple[str, ...] = option((), 'origins whose pages may call: ["https://site.example"], or ["*"] for all')
@@ -513,6 +515,84 @@ class Signature:
     outputs: dict[str, TensorSpec]
 
 
+class UnpackedBytes:
+    """What all bodies together have unpacked to, in bytes, while their requests live; counted under a lock.
+
+    `limit()` is how much that may be, asked each time.
+    """
+
+    def __init__(self, limit: Callable[[], int]):
+        self._limit, self._lock = limit, threading.Lock()
+        self.held = 0
+
+    def allowance(self, most: int) -> "Allowance":
+        """What one request may take, `most` bytes of it: for a `with`."""
+        return Allowance(self, most)
+
+    def add(self, size: int) -> None:
+        """Count `size` bytes, of a negative size as free again; 503 when they do not fit beside the others."""
+        with self._lock:
+            if size > 0 and self.held + size > self._limit():
+                raise ServingError("The server is busy: what other requests have unpacked holds all the "
+                                   "memory there is for it. Try again in a moment", "UNAVAILABLE")
+            self.held += size
+
+    @property
+    def limit(self) -> int:
+        return self._limit()
+
+
+class Allowance:
+    """What one request's body may unpack to: taken before it is unpacked, free again when the request is answered."""
+
+    def __init__(self, all_bodies: UnpackedBytes, most: int):
+        self._all, self.most, self.held = all_bodies, most, 0
+
+    def take(self, size: int, what: str = "Request body") -> None:
+        """Take `size` bytes for `what`; a negative size gives some back.
+
+        Raises ServingError: 413 when they can never fit, 503 when they do not fit now.
+        """
+        most = min(self.most, self._all.limit)
+        if size > 0 and self.held + size > most:
+            raise ServingError(f"{what} unpacks to {self.held + size} bytes or more, over the limit of {most}",
+                               "INVALID_ARGUMENT", HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+        self._all.add(size)
+        self.held += size
+
+    def close(self) -> None:
+        held, self.held = self.held, 0
+        self._all.add(-held)
+
+    def __enter__(self) -> "Allowance":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.close()
+
+
+UNPACKED_PIECE = 1 << 20  # bytes that are unpacked at once
+
+
+def unpack_gzip(data: bytes, most: int, allowance: Allowance) -> bytes:
+    """Unpack a gzip body, piece by piece; 413 beyond `most` bytes. Raises ServingError."""
+    unpacked, file = io.BytesIO(), gzip.GzipFile(fileobj=io.BytesIO(data))
+    try:
+        while piece := file.read(min(UNPACKED_PIECE, most + 1 - unpacked.tell())):
+            allowance.take(len(piece))
+            unpacked.write(piece)
+            if unpacked.tell() > most:
+                raise ServingError(f"Request body unpacks to more than the limit of {most} bytes", status=413)
+    except (OSError, EOFError, zlib.error) as error:
+        raise BadRequest(f"Request body is not the gzip that Content-Encoding announces: {error}") from None
+    return unpacked.getvalue()
+
+
+def is_plain_json(body: bytes) -> bool:
+    """Whether a body is a JSON object that holds nothing packed: no `b64`, written out or with escapes."""
+    return body[:1] == b"{" and b"b64" not in body and b"\\" not in body
+
+
 MAX_LISTS = 4_000_000  # a batch of 64 pictures of 224x224 pixels as lists has 3.2 million; an empty one of 3 bytes costs 60
 
 
@@ -573,8 +653,9 @@ def show(value: Any) -> str:
 
 def type_of(value: Any) -> str:
     """RapidJSON's name of a value's type."""
-    names = {type(None): "Null", bool: str(value), dict: "Object", list: "Array", str: "String"}
-    return names.get(type(value), "Number")
+    if isinstance(value, bool):
+        return str(value)
+    return {type(None): "Null", dict: "Object", list: "Array", str: "String"}.get(type(value), "Number")
 
 
 MAX_DIMENSIONS = 32  # TensorFlow 2.21 crashes the process on strings of 33 and more
@@ -587,7 +668,7 @@ def decode_tensor(value: Any, spec: TensorSpec) -> np.ndarray:
     """
     array = quick_tensor(value, NUMPY_DTYPES.get(spec.dtype)) if isinstance(value, list | np.ndarray) else None
     if array is None:
-        array = exact_tensor(value.tolist() if isinstance(value, np.ndarray) else value, spec)
+        array = exact_array(value, spec) if isinstance(value, np.ndarray) else exact_tensor(value, spec)
     if array.ndim > MAX_DIMENSIONS:
         raise BadRequest(f"tensor parsing error: {spec.name}")
     return array
@@ -656,12 +737,37 @@ def exact_tensor(value: Any, spec: TensorSpec) -> np.ndarray:
     elements = np.empty(len(leaves), dtype)
     with np.errstate(over="ignore"):
         for index, leaf in enumerate(leaves):
-            try:
-                elements[index] = decode_element(leaf, spec, dtype)
-            except OverflowError:
-                place = "".join(f"[{i}]" for i in np.unravel_index(index, shape)) if shape else ""
-                raise BadRequest(f"{show(leaf)}{' at ' + place if place else ''} is out of range for type: {spec.type_name}") from None
+            elements[index] = decode_leaf(leaf, index, shape, spec, dtype)
     return elements.reshape(shape)
+
+
+def decode_leaf(leaf: Any, index: int, shape: Sequence[int], spec: TensorSpec, dtype: np.dtype) -> Any:
+    """One element of a tensor of `shape`, the one at the flat `index`; BadRequest where it does not fit."""
+    try:
+        return decode_element(leaf, spec, dtype)
+    except OverflowError:
+        place = "".join(f"[{i}]" for i in np.unravel_index(index, shape)) if shape else ""
+        raise BadRequest(f"{show(leaf)}{' at ' + place if place else ''} is out of range for type: {spec.type_name}") from None
+
+
+def exact_array(array: np.ndarray, spec: TensorSpec) -> np.ndarray:
+    """Read an array as exact_tensor reads lists; numbers that quick_cast refused are wrong, and only the first such becomes an object."""
+    dtype = NUMPY_DTYPES.get(spec.dtype)
+    if dtype is None or array.dtype.kind not in "biufc" or array.ndim > MAX_DIMENSIONS:
+        return exact_tensor(array.tolist(), spec)
+    index = first_beyond(array.reshape(-1), dtype) if array.dtype.kind in "iu" and dtype.kind in "iu" else 0
+    return np.array(decode_leaf(array.reshape(-1)[index], index, array.shape, spec, dtype))
+
+
+def first_beyond(integers: np.ndarray, dtype: np.dtype) -> int:
+    """The index of the first of some integers that is beyond a dtype's range."""
+    limits, own = np.iinfo(dtype), np.iinfo(integers.dtype)
+    beyond = np.zeros(len(integers), bool)
+    if own.min < limits.min:
+        beyond |= integers < limits.min
+    if own.max > limits.max:
+        beyond |= integers > limits.max
+    return int(beyond.argmax())
 
 
 def collect_leaves(value: Any, level: int, shape: list[int], leaves: list[Any]) -> None:
@@ -718,9 +824,16 @@ def is_base64(value: Any) -> bool:
 
 def holds_bytes(value: Any) -> bool:
     """Whether a predict body's value may hold bytes, of pictures; looks at first items alone, so that numbers pass at once."""
-    while isinstance(value, list) and value:
-        value = value[0]
-    return isinstance(value, bytes) or isinstance(value, dict) and (is_base64(value) or any(map(holds_bytes, value.values())))
+    waiting = [value]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, list):
+            waiting += value[:1]
+        elif isinstance(value, bytes) or is_base64(value):
+            return True
+        elif isinstance(value, dict):
+            waiting += value.values()
+    return False
 
 
 def decode_base64(value: dict) -> bytes:
@@ -1791,6 +1904,7 @@ class ModelServer:
         self.key, self.kept = secrets.token_urlsafe(24), dict[Any, Any]()  # what outlives a config: inboxes and handlers
         self.endpoints: dict[str, Any] = {}  # those of `endpoint`
         self._mounted = self.says_key = False  # the app is built; `run` prints the generated key
+        self.unpacked = UnpackedBytes(lambda: self.config.server.max_queued_bytes)
         self.metrics: Any = None if Auth is AllPolicy else part("serving_rooms.metrics").Metrics()
         options: dict[str, Any] = {"load": load}
         if Auth is not AllPolicy:
@@ -1839,18 +1953,23 @@ class ModelServer:
         """Free the models; with `drain`, running requests finish first."""
         self.manager.stop(drain)
 
+    def allowance(self) -> Allowance:
+        """What a request's body may unpack to; closed when it is answered."""
+        return self.unpacked.allowance(self.config.server.max_decoded_bytes)
+
     def predict(self, model: str, body: Any, version: int | None = None, label: str | None = None,
-                outputs: Sequence[str] = ()) -> dict[str, Any]:
+                outputs: Sequence[str] = (), allowance: Allowance | None = None) -> dict[str, Any]:
         """Answer TensorFlow Serving's predict body: `{"instances": ...}` -> `{"predictions": ...}`, `inputs` -> `outputs`.
 
         Arrays may stand wherever the body has numbers; answers are arrays in the model's dtype, strings
         bytes; `outputs` names those to answer, all by default. Raises BadRequest, NotFound, and ServingError
-        with the code of an error in the graph.
+        with the code of an error in the graph. `allowance` is the request's; without one, the call has its own.
         """
         name = signature_name(body)
-        with self.lease(model, version, label) as (_, servable):
+        with use_allowance(self, allowance) as own, self.lease(model, version, label) as (_, servable):
             if holds_bytes(body.get("instances", body.get("inputs"))) and Auth is not AllPolicy:
-                body = part("serving_rooms.pixels").unpack(servable.signatures.get(name), body, self.prepared.limits, NUMPY_DTYPES)
+                limits = dataclasses.replace(self.prepared.limits, allow=own.take)
+                body = part("serving_rooms.pixels").unpack(servable.signatures.get(name), body, limits, NUMPY_DTYPES)
             return predict(servable, name, body, outputs)
 
     def classify(self, model: str, body: Any, version: int | None = None, label: str | None = None) -> dict[str, Any]:
@@ -1884,7 +2003,8 @@ class ModelServer:
         the bytes of the drawn picture. Raises NotFound, BadRequest for the picture or a routine, and
         ServingError UNAVAILABLE when the model is not there.
         """
-        return part("serving_rooms.pictures").predict_image(self, image, deployment, routines, form)
+        with self.allowance() as allowance:
+            return part("serving_rooms.pictures").predict_image(self, image, deployment, routines, form, allowance)
 
     def identify(self, headers: Any, reached: Iterable[str]) -> str:
         """The name of the key in a request's headers, if it may call one of the deployments `reached`; counts the call.
@@ -1942,6 +2062,11 @@ class ModelServer:
         return outcome.errors[0][0], {"error": text, "details": [detail for _, detail in outcome.errors]}
 
 
+def use_allowance(server: ModelServer, given: Allowance | None) -> contextlib.AbstractContextManager[Allowance]:
+    """A request's allowance, which its owner closes; or a new one, closed at the end of the `with`."""
+    return contextlib.nullcontext(given) if given else server.allowance()
+
+
 def describe_states(states: Mapping[int, VersionState]) -> dict[str, Any]:
     """Version states as TensorFlow Serving's GetModelStatusResponse; a failed load is LOADING / UNKNOWN, with its reason."""
     return {"model_version_status": [
@@ -1977,6 +2102,10 @@ def reply(value: Any, status: int = 200) -> Response:
 def to_response(error: Exception, request_id: str, shape: str) -> Response:
     """Answer an error, in the `shape` of its URL: the one place that turns errors into HTTP; what is unexpected stays in the log."""
     headers: Mapping[str, str] = {}
+    if isinstance(error, MemoryError):
+        logger.error("%s: %s %s ran out of memory", request_id, request.method, request.path, exc_info=error)
+        error = ServingError("The server has no memory for this request now: try again in a moment, or with less at once",
+                             "UNAVAILABLE")
     if isinstance(error, ServingError):
         text, status, headers = error.message.encode("utf-8", "replace").decode(), int(error.status), error.headers  # may quote no text
         if status == HTTPStatus.SERVICE_UNAVAILABLE:
@@ -2015,13 +2144,7 @@ def read_body(server: ModelServer, limit: int | None = None) -> bytes:
         raise ServingError(f"Request body is over the limit of {limit} bytes", status=413)
     if "gzip" not in environ.get("HTTP_CONTENT_ENCODING", "").lower():
         return data
-    try:
-        data = gzip.GzipFile(fileobj=io.BytesIO(data)).read(limits.max_unpacked_bytes + 1)
-    except (OSError, EOFError, zlib.error) as error:
-        raise BadRequest(f"Request body is not the gzip that Content-Encoding announces: {error}") from None
-    if len(data) > limits.max_unpacked_bytes:
-        raise ServingError(f"Request body unpacks to more than the limit of {limits.max_unpacked_bytes} bytes", status=413)
-    return data
+    return unpack_gzip(data, limits.max_unpacked_bytes, environ["serving.allowance"])
 
 
 def read_stream(environ: Mapping[str, Any], limit: int) -> bytes:
@@ -2051,7 +2174,8 @@ def view_infer(server: ModelServer, model: str, verb: str, version: int | None =
     if verb != "predict":
         return reply(getattr(server, verb)(model, parse_json(body), version, label))
     wanted = environ.get("QUERY_STRING") and [name for value in request.args.getlist("outputs") for name in value.split(",")]
-    infer = functools.partial(server.predict, model, version=version, label=label, outputs=wanted or ())
+    infer = functools.partial(server.predict, model, version=version, label=label, outputs=wanted or (),
+                              allowance=environ["serving.allowance"])
     plain = len(body) < PLAIN_BYTES and body[:1] == b"{" and "HTTP_X_TENSOR_SHAPE" not in environ
     if Auth is AllPolicy or plain and not environ.get("HTTP_ACCEPT", "").startswith("application/"):
         return reply(infer(parse_json(body)))
@@ -2265,6 +2389,7 @@ def respond(door: Door, root: str = "", rest: str | None = None, group: str | No
     trace = CURRENT.trace = Trace(getattr(channel, "queued", None), channel.check_client_disconnected if channel else lambda: False)
     metrics = server.metrics.begin() if server.metrics else None
     request_id = request_id_of(environ.get("HTTP_X_REQUEST_ID"))
+    allowance = environ["serving.allowance"] = server.allowance()
     path = raw_path(environ, "/" + "/".join([name for name in (root, rest, group) if name is not None]))
     try:
         trace.limit(server.config.server.timeout_seconds, environ.get("HTTP_X_REQUEST_TIMEOUT"))
@@ -2277,6 +2402,8 @@ def respond(door: Door, root: str = "", rest: str | None = None, group: str | No
             response = found.view(server, **found.arguments)
     except Exception as error:
         response = to_response(error, request_id, shape)
+    finally:
+        allowance.close()
     CURRENT.trace = None
     if "gzip" in environ.get("HTTP_ACCEPT_ENCODING", "") and Auth is not AllPolicy:
         part("serving_rooms.binary").compress(response, server.config.server.gzip_min_bytes)

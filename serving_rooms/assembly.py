@@ -30,7 +30,7 @@ from serving import (
     logger,
 )
 from serving_rooms.endpoints import Endpoint
-from serving_rooms.handlers import Handler, HandlerError
+from serving_rooms.handlers import Handler, HandlerError, errors_only
 from serving_rooms.keys import KeyRing, digest
 from serving_rooms.pictures import prepare_deployment
 from serving_rooms.pipelines import NoShards, PipelineError, Plan, plan
@@ -48,7 +48,8 @@ def prepare(server: ModelServer, config: Config) -> Prepared:
     """Build what requests need of a config; what outlives it (inboxes, imported handlers) is kept in `server.kept`."""
     for index, name in enumerate(config.routine_modules):
         try:
-            routines.import_routines(name, Path())
+            with errors_only("the module"):
+                routines.import_routines(name, Path())
         except Exception as error:  # somebody's code
             raise ConfigError(f"$.routine_modules[{index}]", f"{type(error).__name__}: {error}") from error
     inboxes = server.kept.setdefault("inboxes", {})

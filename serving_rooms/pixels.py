@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 import routines
-from serving import is_base64
+from serving import MAX_DIMENSIONS, is_base64
 from serving_rooms.pictures import image_errors
 
 
@@ -47,26 +47,38 @@ def takes_pixels(spec: Any) -> bool:
     return spec.dtype != "DT_STRING" and spec.shape is not None and len(spec.shape) == 4 and spec.shape[3] in (1, 3)
 
 
-def unpack_all(value: Any, spec: Any, dtypes: Mapping[str, np.dtype], limits: routines.ImageLimits) -> Any:
-    """Pictures in nested lists as pixels; all else as it is."""
+def unpack_all(value: Any, spec: Any, dtypes: Mapping[str, np.dtype], limits: routines.ImageLimits, level: int = 0) -> Any:
+    """Pictures in nested lists as pixels; all else as it is. Raises ImageError for lists deeper than any tensor."""
     if isinstance(value, list):
-        return [unpack_all(item, spec, dtypes, limits) for item in value]
+        if level > MAX_DIMENSIONS:
+            raise routines.ImageError(f"input '{spec.name}': more than {MAX_DIMENSIONS} levels of lists")
+        return [unpack_all(item, spec, dtypes, limits, level + 1) for item in value]
     if isinstance(value, bytes):
-        return to_pixels(routines.decode_image(value, limits), spec, dtypes)
-    return to_pixels(routines.decode_text(value["b64"], limits), spec, dtypes) if is_base64(value) else value
+        return to_pixels(routines.decode_image(value, limits), spec, dtypes, limits)
+    if is_base64(value):
+        return to_pixels(routines.decode_text(value["b64"], limits), spec, dtypes, limits)
+    return value
 
 
-def to_pixels(image: np.ndarray, spec: Any, dtypes: Mapping[str, np.dtype]) -> np.ndarray:
+def to_pixels(image: np.ndarray, spec: Any, dtypes: Mapping[str, np.dtype], limits: routines.ImageLimits) -> np.ndarray:
     """A picture as pixels 0..255 [H, W, C] of a tensor's dtype, resized where its height and width are fixed."""
     _, height, width, channels = spec.shape
-    image = routines.resize(image, width or image.shape[1], height or image.shape[0])
+    height, width = height or image.shape[0], width or image.shape[1]
+    dtype = dtypes.get(spec.dtype, np.dtype(np.uint8))
+    # Resized in 3 channels, made in its dtype, and once more when rows are joined.
+    limits.allow(height * width * (3 + 2 * channels * dtype.itemsize))
+    image = routines.resize(image, width, height)
     if channels == 1:
         image = routines.Grayscale()(image)[:, :, :1]
-    return image.astype(dtypes.get(spec.dtype, np.dtype(np.uint8)))
+    return image.astype(dtype)
 
 
 def as_batch(value: Any) -> Any:
     """Give a lone picture, [H, W, C], the batch dimension that a column of `inputs` has."""
     if isinstance(value, dict):
-        return {name: as_batch(item) for name, item in value.items()}
+        return {name: as_row(item) for name, item in value.items()}
+    return as_row(value)
+
+
+def as_row(value: Any) -> Any:
     return value[np.newaxis] if isinstance(value, np.ndarray) and value.ndim == 3 else value

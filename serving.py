@@ -756,7 +756,7 @@ def exact_array(array: np.ndarray, spec: TensorSpec) -> np.ndarray:
     if dtype is None or array.dtype.kind not in "biufc" or array.ndim > MAX_DIMENSIONS:
         return exact_tensor(array.tolist(), spec)
     index = first_beyond(array.reshape(-1), dtype) if array.dtype.kind in "iu" and dtype.kind in "iu" else 0
-    return np.array(decode_leaf(array.reshape(-1)[index], index, array.shape, spec, dtype))
+    return np.array(decode_leaf(array.item(index), index, array.shape, spec, dtype))
 
 
 def first_beyond(integers: np.ndarray, dtype: np.dtype) -> int:

@@ -65,8 +65,9 @@ def to_pixels(image: np.ndarray, spec: Any, dtypes: Mapping[str, np.dtype], limi
     _, height, width, channels = spec.shape
     height, width = height or image.shape[0], width or image.shape[1]
     dtype = dtypes.get(spec.dtype, np.dtype(np.uint8))
-    # Resized in 3 channels, made in its dtype, and once more when rows are joined.
-    limits.allow(height * width * (3 + 2 * channels * dtype.itemsize))
+    resized = 0 if image.shape[:2] == (height, width) else 3
+    # In the tensor's dtype it is made here, and once more when rows are joined.
+    limits.allow(height * width * (resized + 2 * channels * dtype.itemsize))
     image = routines.resize(image, width, height)
     if channels == 1:
         image = routines.Grayscale()(image)[:, :, :1]

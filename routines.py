@@ -102,11 +102,12 @@ def decode_image(data: bytes, limits: ImageLimits) -> np.ndarray:
                          too_large=True)
     with image_damage(data, limits):
         image = Image.open(io.BytesIO(data), formats=FORMATS)
+        tile = tile_size(image)
     with image:
         check_pixels(*image.size, limits)
-        check_pixels(*tile_size(image), limits)
+        check_pixels(*tile, limits)
         kept = 3 * image.width * image.height
-        working = working_bytes(image)
+        working = working_bytes(image) + 4 * tile[0] * tile[1]
         limits.allow(kept + working)
         with image_damage(data, limits):
             image.load()
@@ -143,23 +144,21 @@ def check_pixels(width: int, height: int, limits: ImageLimits) -> None:
 def tile_size(image: Image.Image) -> tuple[int, int]:
     """Width and height of a TIFF's tiles, which may be larger than the picture; else 0, 0."""
     tags = getattr(image, "tag_v2", {})
-    return tags.get(TiffImagePlugin.TILEWIDTH, 0), tags.get(TiffImagePlugin.TILELENGTH, 0)
+    width, height = tags.get(TiffImagePlugin.TILEWIDTH, 0), tags.get(TiffImagePlugin.TILELENGTH, 0)
+    return abs(int(width)), abs(int(height))
 
 
 def working_bytes(image: Image.Image) -> int:
     """What decoding an opened picture takes beside the array that is kept, in bytes.
 
-    Pillow holds 1, 2 or 4 bytes a pixel, 4 more of a picture that it converts or turns, and the
-    array twice; codecs hold what they need to see whole.
+    Pillow holds 1, 2 or 4 bytes a pixel, 4 more of one that is converted, and the array twice, which
+    is more than what a progressive JPEG or a picture that is turned takes before there is an array.
     """
-    held = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16L": 2, "I;16B": 2, "I;16N": 2}
-    a_pixel = held.get(image.mode, 4) + 4 + 3
-    if image.format == "WEBP":
-        a_pixel += 12  # two canvases and the bytes of a frame
-    if "progressive" in image.info:
-        a_pixel += 8  # the coefficients, 16 bits each
-    tile_width, tile_height = tile_size(image)
-    return a_pixel * image.width * image.height + 4 * tile_width * tile_height
+    is_16_bit = image.mode.startswith("I;16")
+    held = {"1": 1, "L": 1, "P": 1}.get(image.mode, 2 if is_16_bit else 4)
+    converted = 0 if is_16_bit or image.mode == "RGB" else 4
+    canvases = 8 if image.format == "WEBP" else 0
+    return (held + converted + canvases + 3) * image.width * image.height
 
 
 def turn_upright(image: Image.Image) -> None:

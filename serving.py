@@ -2136,7 +2136,7 @@ def read_body(server: ModelServer, limit: int | None = None) -> bytes:
     limit = limit or limits.max_request_bytes
     try:
         data = read_stream(environ, limit) or request.get_data(cache=False)
-    except (HTTPException, ServingError):
+    except (HTTPException, ServingError, MemoryError):
         raise
     except Exception as error:  # each WSGI server has its own for a body that breaks off or is no chunked one
         raise BadRequest(f"Request body cannot be read: {type(error).__name__}") from error

@@ -1,7 +1,7 @@
 """handlers.py: modules imported for their handlers, calls, and results as JSON or bytes."""
 
-import asyncio
 import ast
+import asyncio
 import collections
 import dataclasses
 import datetime

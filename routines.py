@@ -93,9 +93,14 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 
 
 def decode_image(data: bytes, limits: ImageLimits) -> np.ndarray:
-    """Decode picture bytes to uint8 RGB [H, W, 3], turned upright by EXIF; the first frame of several.
+    """Decode picture bytes to uint8 RGB [H, W, 3], turned upright by EXIF; the first frame of several."""
+    return unpack_image(open_image(data, limits), limits)
 
-    The header is read first, so that a small file that unpacks to a huge picture is refused unopened.
+
+def open_image(data: bytes, limits: ImageLimits) -> Image.Image:
+    """Read a picture's header alone, so that a small file that unpacks to a huge picture is refused unopened.
+
+    The array that it will be is allowed for.
     """
     if len(data) > limits.max_bytes:
         raise ImageError(f"image of {len(data)} bytes is over the limit of {limits.max_bytes}",
@@ -103,16 +108,20 @@ def decode_image(data: bytes, limits: ImageLimits) -> np.ndarray:
     with image_damage(data, limits):
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         tile = tile_size(image)
-    with image:
-        check_pixels(*image.size, limits)
-        check_pixels(*tile, limits)
-        kept = 3 * image.width * image.height
-        working = working_bytes(image) + 4 * tile[0] * tile[1]
-        limits.allow(kept + working)
-        with image_damage(data, limits):
-            image.load()
-            turn_upright(image)
-            array = to_rgb(image)
+    check_pixels(*image.size, limits)
+    check_pixels(*tile, limits)
+    limits.allow(3 * image.width * image.height)
+    return image
+
+
+def unpack_image(image: Image.Image, limits: ImageLimits) -> np.ndarray:
+    """Decode a picture of which the header is read, and free what Pillow holds of it."""
+    working = working_bytes(image)
+    limits.allow(working)
+    with contextlib.closing(image), image_damage(b"", limits):
+        image.load()
+        turn_upright(image)
+        array = to_rgb(image)
     limits.allow(-working)
     return array
 
@@ -158,7 +167,8 @@ def working_bytes(image: Image.Image) -> int:
     held = {"1": 1, "L": 1, "P": 1}.get(image.mode, 2 if is_16_bit else 4)
     converted = 0 if is_16_bit or image.mode == "RGB" else 4
     canvases = 8 if image.format == "WEBP" else 0
-    return (held + converted + canvases + 3) * image.width * image.height
+    tile_width, tile_height = tile_size(image)
+    return (held + converted + canvases + 3) * image.width * image.height + 4 * tile_width * tile_height
 
 
 def turn_upright(image: Image.Image) -> None:
@@ -184,16 +194,20 @@ def to_rgb(image: Image.Image) -> np.ndarray:
 
 
 def decode_text(text: str, limits: ImageLimits) -> np.ndarray:
-    """Decode base64 with or without line breaks, padding, the URL-safe alphabet or a `data:` prefix."""
+    """Decode a picture in base64."""
+    return decode_image(read_text(text, limits), limits)
+
+
+def read_text(text: str, limits: ImageLimits) -> bytes:
+    """Read base64 with or without line breaks, padding, the URL-safe alphabet or a `data:` prefix."""
     if len(text) > limits.max_bytes * 3 // 2 + 1000:
         raise ImageError(f"image of {len(text)} base64 characters is over the limit of "
                          f"{limits.max_bytes} bytes", too_large=True)
     limits.allow(len(text) * 3 // 4)
     try:
-        data = base64.b64decode(text, validate=True)
+        return base64.b64decode(text, validate=True)
     except ValueError:  # what most clients send needs no second look
-        data = decode_base64(text)
-    return decode_image(data, limits)
+        return decode_base64(text)
 
 
 def decode_base64(text: str) -> bytes:

@@ -3,14 +3,17 @@
 TensorFlow Serving takes pictures into string tensors alone; those are left as they are.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 import routines
 from serving import MAX_DIMENSIONS, is_base64
 from serving_rooms.pictures import image_errors
+
+Change = Callable[[Any, Any], Any]  # of a leaf of nested lists, and the input that it is for
 
 
 def unpack(signature: Any, body: dict[str, Any], limits: routines.ImageLimits, dtypes: Mapping[str, np.dtype]) -> dict[str, Any]:
@@ -33,13 +36,19 @@ def unpack_value(signature: Any, key: str, value: Any, limits: routines.ImageLim
         raise routines.ImageError(f"input '{name}' takes no pictures: "
                                   f"expected [-1, H, W, 3] or [-1, H, W, 1], it is {spec.type_name} {shape}")
 
-    def unpack_named(item: Any) -> Any:
+    def visit(value: Any, change: Change) -> Any:
+        if key == "instances" and isinstance(value, list):
+            return [visit_named(row, change) for row in value]
+        return visit_named(value, change)
+
+    def visit_named(item: Any, change: Change) -> Any:
         if isinstance(item, dict) and not is_base64(item):
-            return {name: unpack_all(part, specs[name], dtypes, limits) if name in specs else part for name, part in item.items()}
-        return unpack_all(item, next(iter(specs.values())), dtypes, limits)
-    if key == "instances" and isinstance(value, list):
-        return [unpack_named(row) for row in value]
-    return as_batch(unpack_named(value))
+            return {name: visit_all(part, specs[name], change) if name in specs else part for name, part in item.items()}
+        return visit_all(item, next(iter(specs.values())), change)
+
+    opened = visit(value, lambda leaf, spec: open_picture(leaf, limits))  # all, before the first is decoded
+    pixels = visit(opened, lambda leaf, spec: to_pixels(leaf, spec, dtypes, limits))
+    return pixels if key == "instances" and isinstance(value, list) else as_batch(pixels)
 
 
 def takes_pixels(spec: Any) -> bool:
@@ -47,21 +56,27 @@ def takes_pixels(spec: Any) -> bool:
     return spec.dtype != "DT_STRING" and spec.shape is not None and len(spec.shape) == 4 and spec.shape[3] in (1, 3)
 
 
-def unpack_all(value: Any, spec: Any, dtypes: Mapping[str, np.dtype], limits: routines.ImageLimits, level: int = 0) -> Any:
-    """Pictures in nested lists as pixels; all else as it is. Raises ImageError for lists deeper than any tensor."""
-    if isinstance(value, list):
-        if level > MAX_DIMENSIONS:
-            raise routines.ImageError(f"input '{spec.name}': more than {MAX_DIMENSIONS} levels of lists")
-        return [unpack_all(item, spec, dtypes, limits, level + 1) for item in value]
-    if isinstance(value, bytes):
-        return to_pixels(routines.decode_image(value, limits), spec, dtypes, limits)
-    if is_base64(value):
-        return to_pixels(routines.decode_text(value["b64"], limits), spec, dtypes, limits)
-    return value
+def visit_all(value: Any, spec: Any, change: Change, level: int = 0) -> Any:
+    """Nested lists with each leaf changed; raises ImageError for lists deeper than any tensor."""
+    if not isinstance(value, list):
+        return change(value, spec)
+    if level > MAX_DIMENSIONS:
+        raise routines.ImageError(f"input '{spec.name}': more than {MAX_DIMENSIONS} levels of lists")
+    return [visit_all(item, spec, change, level + 1) for item in value]
 
 
-def to_pixels(image: np.ndarray, spec: Any, dtypes: Mapping[str, np.dtype], limits: routines.ImageLimits) -> np.ndarray:
+def open_picture(leaf: Any, limits: routines.ImageLimits) -> Any:
+    """A picture's bytes, or its base64, as a picture of which the header is read; all else as it is."""
+    if is_base64(leaf):
+        leaf = routines.read_text(leaf["b64"], limits)
+    return routines.open_image(leaf, limits) if isinstance(leaf, bytes) else leaf
+
+
+def to_pixels(leaf: Any, spec: Any, dtypes: Mapping[str, np.dtype], limits: routines.ImageLimits) -> Any:
     """A picture as pixels 0..255 [H, W, C] of a tensor's dtype, resized where its height and width are fixed."""
+    if not isinstance(leaf, Image.Image):
+        return leaf
+    image = routines.unpack_image(leaf, limits)
     _, height, width, channels = spec.shape
     height, width = height or image.shape[0], width or image.shape[1]
     dtype = dtypes.get(spec.dtype, np.dtype(np.uint8))

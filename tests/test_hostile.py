@@ -31,6 +31,7 @@ from test_binary import npy
 from test_models import default
 from test_saved_models import export, load, run
 
+import routines
 import serving
 
 P = "/v1/models/half_plus_two:predict"
@@ -170,6 +171,15 @@ def test_all_pictures_of_a_body_together_are_bounded(key, wrap):
     assert answer.status_code == 413 and "over the limit of 20000000" in answer.json["error"] and server.unpacked.held == 0
     assert rest.post("/v1/models/m:predict", {"instances": [picture(1000, 1000)] * 3}).json == {"predictions": [7.0] * 3}
     assert server.unpacked.held == 0
+
+
+def test_no_picture_is_decoded_of_a_body_that_holds_too_many(monkeypatch):
+    decoded = []
+    plain = routines.unpack_image
+    monkeypatch.setattr(routines, "unpack_image", lambda *arguments: decoded.append(1) or plain(*arguments))
+    rest = Rest(decoding(eye((None, 32, 32, 3)), 20_000_000))
+    assert rest.post("/v1/models/m:predict", {"instances": [picture(1000, 1000)] * 10}).status_code == 413 and not decoded
+    assert rest.post("/v1/models/m:predict", {"instances": [picture(1000, 1000)] * 2}).status_code == 200 and len(decoded) == 2
 
 
 def test_small_pictures_for_a_large_tensor_are_bounded():

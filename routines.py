@@ -105,7 +105,7 @@ def open_image(data: bytes, limits: ImageLimits) -> Image.Image:
     if len(data) > limits.max_bytes:
         raise ImageError(f"image of {len(data)} bytes is over the limit of {limits.max_bytes}",
                          too_large=True)
-    with image_damage(data, limits):
+    with image_damage(limits, data):
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         tile = tile_size(image)
     check_pixels(*image.size, limits)
@@ -118,7 +118,7 @@ def unpack_image(image: Image.Image, limits: ImageLimits) -> np.ndarray:
     """Decode a picture of which the header is read, and free what Pillow holds of it."""
     working = working_bytes(image)
     limits.allow(working)
-    with contextlib.closing(image), image_damage(b"", limits):
+    with contextlib.closing(image), image_damage(limits):
         image.load()
         turn_upright(image)
         array = to_rgb(image)
@@ -127,8 +127,8 @@ def unpack_image(image: Image.Image, limits: ImageLimits) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def image_damage(data: bytes, limits: ImageLimits) -> Iterator[None]:
-    """Answer for bytes that are no picture; memory that runs out is no fault of theirs."""
+def image_damage(limits: ImageLimits, data: bytes = b"") -> Iterator[None]:
+    """Raise ImageError for `data` that is no picture or a damaged one; memory that runs out is no fault of it."""
     try:
         yield
     except MemoryError:

@@ -33,11 +33,13 @@ def answer_predict(body: bytes, environ: Mapping[str, Any], infer: Callable[[Any
 
 
 def infer_large(value: Any, infer: Callable[[Any], dict[str, Any]]) -> dict[str, Any] | None:
-    """The answer, or None for what is wrong: the plain path has the texts."""
+    """The answer, or None for what is wrong in the body: the plain path has the texts. A model that fails is not run again."""
     try:
         return infer(value)
+    except BadRequest:
+        return None
     except ServingError as error:
-        if error.code not in ("INVALID_ARGUMENT", "UNIMPLEMENTED"):
+        if error.code != "UNIMPLEMENTED":  # of a dtype that JSON cannot spell
             raise
         return None
 

@@ -242,3 +242,14 @@ def test_strings_need_json():
     strings = serving.Servable({"serving_default": signature([spec("x")], [spec("s", "DT_STRING")])}, lambda name, x: {"s": np.array([b"a"], object)})
     answer = Rest(fake_server({"m": strings})).post("/v1/models/m:predict", {"inputs": [1]}, headers={"Accept": "application/x-npy"})
     assert_error(answer, 400, "Output 'output' holds strings, which .npy and .npz do not: accept application/json instead")
+
+
+def test_a_model_that_refuses_a_large_body_is_run_once():
+    runs = []
+
+    def refuse(name, x):
+        runs.append(len(x["x"]))
+        raise serving.ServingError("no such rows", "INVALID_ARGUMENT")
+    model = serving.Servable({"serving_default": signature([spec("x")], [spec("y")])}, refuse)
+    assert_error(Rest(fake_server({"m": model})).post("/v1/models/m:predict", {"inputs": [1.5] * 2000}), 400, "no such rows")
+    assert runs == [2000]

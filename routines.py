@@ -93,14 +93,14 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 
 
 def decode_image(data: bytes, limits: ImageLimits) -> np.ndarray:
-    """Decode picture bytes to uint8 RGB [H, W, 3], turned upright by EXIF; the first frame of several."""
+    """Decode picture bytes to uint8 RGB [H, W, 3], upright by EXIF; the first frame of several."""
     return unpack_image(open_image(data, limits), limits)
 
 
 def open_image(data: bytes, limits: ImageLimits) -> Image.Image:
-    """Read a picture's header alone, so that a small file that unpacks to a huge picture is refused unopened.
+    """Read a picture's header alone, and allow for the array that it will be.
 
-    The array that it will be is allowed for.
+    A small file that unpacks to a huge picture is refused unopened.
     """
     if len(data) > limits.max_bytes:
         raise ImageError(f"image of {len(data)} bytes is over the limit of {limits.max_bytes}",
@@ -128,7 +128,7 @@ def unpack_image(image: Image.Image, limits: ImageLimits) -> np.ndarray:
 
 @contextlib.contextmanager
 def image_damage(limits: ImageLimits, data: bytes = b"") -> Iterator[None]:
-    """Raise ImageError for `data` that is no picture or a damaged one; memory that runs out is no fault of it."""
+    """Raise ImageError for `data` that is no picture or a damaged one; MemoryError passes."""
     try:
         yield
     except MemoryError:
@@ -160,19 +160,20 @@ def tile_size(image: Image.Image) -> tuple[int, int]:
 def working_bytes(image: Image.Image) -> int:
     """What decoding an opened picture takes beside the array that is kept, in bytes.
 
-    Pillow holds 1, 2 or 4 bytes a pixel, 4 more of one that is converted, and the array twice, which
-    is more than what a progressive JPEG or a picture that is turned takes before there is an array.
+    Pillow holds 1, 2 or 4 bytes a pixel, 4 more of one that is converted, and the array twice: more
+    than a progressive JPEG or a picture that is turned takes before there is an array.
     """
     is_16_bit = image.mode.startswith("I;16")
     held = {"1": 1, "L": 1, "P": 1}.get(image.mode, 2 if is_16_bit else 4)
     converted = 0 if is_16_bit or image.mode == "RGB" else 4
     canvases = 8 if image.format == "WEBP" else 0
     tile_width, tile_height = tile_size(image)
-    return (held + converted + canvases + 3) * image.width * image.height + 4 * tile_width * tile_height
+    pixels = image.width * image.height
+    return (held + converted + canvases + 3) * pixels + 4 * tile_width * tile_height
 
 
 def turn_upright(image: Image.Image) -> None:
-    """Turn a loaded picture as its EXIF block says, in place; one that does not parse says nothing."""
+    """Turn a loaded picture as its EXIF block says, if that can be read, in place."""
     try:
         ImageOps.exif_transpose(image, in_place=True)
     except MemoryError:
@@ -199,7 +200,7 @@ def decode_text(text: str, limits: ImageLimits) -> np.ndarray:
 
 
 def read_text(text: str, limits: ImageLimits) -> bytes:
-    """Read base64 with or without line breaks, padding, the URL-safe alphabet or a `data:` prefix."""
+    """Read base64: with or without line breaks, padding, URL-safe letters, a `data:` prefix."""
     if len(text) > limits.max_bytes * 3 // 2 + 1000:
         raise ImageError(f"image of {len(text)} base64 characters is over the limit of "
                          f"{limits.max_bytes} bytes", too_large=True)
@@ -243,8 +244,8 @@ def decode_array(value: Any, limits: ImageLimits) -> np.ndarray:
 def read_lists(value: Any) -> np.ndarray:
     """Nested lists of numbers, up to three deep, as an array.
 
-    Level by level, so that nothing but numbers reaches NumPy: for each of its elements it would take
-    as much as for the longest text among them.
+    Level by level, so that nothing but numbers reaches NumPy: for each of its elements it would
+    take as much as for the longest text among them.
     """
     shape: list[int] = []
     flat = [value]
@@ -297,7 +298,7 @@ def read_npy(file: IO[bytes], there: int, allow: Callable[[int], None] = allow_a
 
 
 def fill(data: np.ndarray, file: IO[bytes]) -> None:
-    """Fill an array of bytes from a file, a piece at a time; raises ValueError when it ends before."""
+    """Fill an array of bytes from a file, piece by piece; ValueError when it ends before."""
     start = 0
     while start < data.size:
         piece = file.read(min(PIECE, data.size - start))
@@ -308,19 +309,21 @@ def fill(data: np.ndarray, file: IO[bytes]) -> None:
 
 
 def read_npy_head(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Read shape, whether columns come first, and dtype; raises ValueError for what no tensor can have."""
+    """Read shape, whether columns come first, and dtype; ValueError for what no tensor has."""
     try:
         version = np.lib.format.read_magic(file)
         # Version 3 differs from 2 in the names of fields alone, which no array here has.
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else \
             np.lib.format.read_array_header_2_0
         shape, is_fortran, dtype = read(file)
-    except Exception as error:  # Python's parser, on 10,000 bytes at most: MemoryError means deep nesting
-        text = "" if isinstance(error, MemoryError) else plain(error)
-        raise ValueError(f"its header cannot be read: {text[:200] or 'it is nested too deeply'}") from None
+    except MemoryError:  # Python's parser says so of 10,000 bytes at most
+        raise ValueError("its header is nested too deeply") from None
+    except Exception as error:
+        raise ValueError(f"its header cannot be read: {plain(error)[:200]}") from None
     is_text = dtype.kind in "SU" and dtype.itemsize > 0
     if dtype.name not in NPY_NAMES and not is_text:
-        raise ValueError(f"expected a dtype of {', '.join(NPY_NAMES)} or text, got {str(dtype)[:60]}")
+        raise ValueError(f"expected a dtype of {', '.join(NPY_NAMES)} or text, "
+                         f"got {str(dtype)[:60]}")
     if len(shape) > 32 or any(isinstance(size, bool) or size < 0 for size in shape):
         raise ValueError(f"expected a shape of up to 32 sizes from 0 on, got {str(shape)[:60]}")
     return shape, is_fortran, dtype
@@ -1045,7 +1048,7 @@ class ImageModel:
         return {own.get(name, name): shape for name, (_, shape) in self.outputs.items()}
 
     def shown_bytes(self, image: np.ndarray) -> int:
-        """What `show` takes beside the picture, in bytes: floats are 4 each, and made in two steps."""
+        """What `show` takes beside the picture, in bytes; floats are made in two steps."""
         (_, (dtype, shape)), = self.inputs.items()
         if dtype == "DT_STRING":
             return 2 * image.nbytes

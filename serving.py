@@ -279,7 +279,9 @@ class ServerConfig:
     file_system_poll_wait_seconds: int | float = option(1, "seconds between looks at config and version folders; 0: off",
                                                         minimum=0, maximum=86400)
     max_queued_requests: int = option(1000, "requests that may wait for a thread; beyond it 503", minimum=1)
-    max_queued_bytes: int = option(2 << 30, "size of the bodies held at once, and of what they unpack to; beyond it 503", minimum=1)
+    max_queued_bytes: int = option(
+        2 << 30, "size of the bodies held at once, and of what they unpack to; beyond it 503",
+        minimum=1)
     max_queue_seconds: int | float = option(60, "what would be answered later than that is turned away at once, 503", minimum=0.001)
     timeout_seconds: int | float = option(300, "how long a request may take, waiting included; then 504. X-Request-Timeout may shorten it",
                                           minimum=0.001, maximum=86400)
@@ -290,7 +292,7 @@ class ServerConfig:
     max_request_bytes: int = option(1 << 30, "size of a request's body as sent (start)", minimum=1)
     max_unpacked_bytes: int = option(100 << 20, "size of a gzip body unpacked; TensorFlow Serving's limit", minimum=1)
     max_decoded_bytes: int = option(
-        1_500_000_000, "what pictures, .npz and .npy of one request may take decoded, in all", minimum=1)
+        1_500_000_000, "what the gzip, arrays and pictures of one request may unpack to", minimum=1)
     gzip_min_bytes: int = option(65536, "answers of so many bytes are compressed where Accept-Encoding has gzip", minimum=1)
     memory_budget_mb: int | None = option(None, "MiB for models: beyond it those on_demand leave, the least recently used first", minimum=1)
     cors_origins: tuple[str, ...] = option((), 'origins whose pages may call: ["https://site.example"], or ["*"] for all')
@@ -516,9 +518,9 @@ class Signature:
 
 
 class UnpackedBytes:
-    """What all bodies together have unpacked to, in bytes, while their requests live; counted under a lock.
+    """What all bodies together have unpacked to, in bytes, while their requests live.
 
-    `limit()` is how much that may be, asked each time.
+    `limit()` is how much that may be, asked each time. Counted under a lock.
     """
 
     def __init__(self, limit: Callable[[], int]):
@@ -530,11 +532,12 @@ class UnpackedBytes:
         return Allowance(self, most)
 
     def add(self, size: int) -> None:
-        """Count `size` bytes, of a negative size as free again; 503 when they do not fit beside the others."""
+        """Count `size` bytes, negative ones as free again; 503 when they do not fit."""
         with self._lock:
             if size > 0 and self.held + size > self._limit():
-                raise ServingError("The server is busy: what other requests have unpacked holds all the "
-                                   "memory there is for it. Try again in a moment", "UNAVAILABLE")
+                raise ServingError("The server is busy: what other requests have unpacked holds "
+                                   "all the memory there is for it. Try again in a moment",
+                                   "UNAVAILABLE")
             self.held += size
 
     @property
@@ -543,7 +546,7 @@ class UnpackedBytes:
 
 
 class Allowance:
-    """What one request's body may unpack to: taken before it is unpacked, free again when the request is answered."""
+    """What one request's body may unpack to: taken before it is, free when it is answered."""
 
     def __init__(self, all_bodies: UnpackedBytes, most: int):
         self._all, self.most, self.held = all_bodies, most, 0
@@ -555,8 +558,8 @@ class Allowance:
         """
         most = min(self.most, self._all.limit)
         if size > 0 and self.held + size > most:
-            raise ServingError(f"{what} unpacks to {self.held + size} bytes or more, over the limit of {most}",
-                               "INVALID_ARGUMENT", HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+            raise ServingError(f"{what} unpacks to {self.held + size} bytes or more, "
+                               f"over the limit of {most}", "INVALID_ARGUMENT", 413)
         self._all.add(size)
         self.held += size
 
@@ -582,14 +585,16 @@ def unpack_gzip(data: bytes, most: int, allowance: Allowance) -> bytes:
             allowance.take(len(piece))
             unpacked.write(piece)
             if unpacked.tell() > most:
-                raise ServingError(f"Request body unpacks to more than the limit of {most} bytes", status=413)
+                raise ServingError(
+                    f"Request body unpacks to more than the limit of {most} bytes", status=413)
     except (OSError, EOFError, zlib.error) as error:
-        raise BadRequest(f"Request body is not the gzip that Content-Encoding announces: {error}") from None
+        text = f"Request body is not the gzip that Content-Encoding announces: {error}"
+        raise BadRequest(text) from None
     return unpacked.getvalue()
 
 
 def is_plain_json(body: bytes) -> bool:
-    """Whether a body is a JSON object that holds nothing packed: no `b64`, written out or with escapes."""
+    """Whether a body is a JSON object without anything packed: no `b64`, and no escapes."""
     return body[:1] == b"{" and b"b64" not in body and b"\\" not in body
 
 
@@ -655,7 +660,8 @@ def type_of(value: Any) -> str:
     """RapidJSON's name of a value's type."""
     if isinstance(value, bool):
         return str(value)
-    return {type(None): "Null", dict: "Object", list: "Array", str: "String"}.get(type(value), "Number")
+    names = {type(None): "Null", dict: "Object", list: "Array", str: "String"}
+    return names.get(type(value), "Number")
 
 
 MAX_DIMENSIONS = 32  # TensorFlow 2.21 crashes the process on strings of 33 and more
@@ -668,7 +674,8 @@ def decode_tensor(value: Any, spec: TensorSpec) -> np.ndarray:
     """
     array = quick_tensor(value, NUMPY_DTYPES.get(spec.dtype)) if isinstance(value, list | np.ndarray) else None
     if array is None:
-        array = exact_array(value, spec) if isinstance(value, np.ndarray) else exact_tensor(value, spec)
+        exact = exact_array if isinstance(value, np.ndarray) else exact_tensor
+        array = exact(value, spec)
     if array.ndim > MAX_DIMENSIONS:
         raise BadRequest(f"tensor parsing error: {spec.name}")
     return array
@@ -741,21 +748,28 @@ def exact_tensor(value: Any, spec: TensorSpec) -> np.ndarray:
     return elements.reshape(shape)
 
 
-def decode_leaf(leaf: Any, index: int, shape: Sequence[int], spec: TensorSpec, dtype: np.dtype) -> Any:
-    """One element of a tensor of `shape`, the one at the flat `index`; BadRequest where it does not fit."""
+def decode_leaf(leaf: Any, index: int, shape: Sequence[int], spec: TensorSpec,
+                dtype: np.dtype) -> Any:
+    """Read the element at the flat `index` of a tensor of `shape`; BadRequest if it is wrong."""
     try:
         return decode_element(leaf, spec, dtype)
     except OverflowError:
         place = "".join(f"[{i}]" for i in np.unravel_index(index, shape)) if shape else ""
-        raise BadRequest(f"{show(leaf)}{' at ' + place if place else ''} is out of range for type: {spec.type_name}") from None
+        where = f" at {place}" if place else ""
+        raise BadRequest(
+            f"{show(leaf)}{where} is out of range for type: {spec.type_name}") from None
 
 
 def exact_array(array: np.ndarray, spec: TensorSpec) -> np.ndarray:
-    """Read an array as exact_tensor reads lists; numbers that quick_cast refused are wrong, and only the first such becomes an object."""
+    """Read an array as exact_tensor reads lists.
+
+    Numbers that quick_cast refused are wrong, and only the first wrong one becomes an object.
+    """
     dtype = NUMPY_DTYPES.get(spec.dtype)
     if dtype is None or array.dtype.kind not in "biufc" or array.ndim > MAX_DIMENSIONS:
         return exact_tensor(array.tolist(), spec)
-    index = first_beyond(array.reshape(-1), dtype) if array.dtype.kind in "iu" and dtype.kind in "iu" else 0
+    integers = array.dtype.kind in "iu" and dtype.kind in "iu"
+    index = first_beyond(array.reshape(-1), dtype) if integers else 0
     return np.array(decode_leaf(array.item(index), index, array.shape, spec, dtype))
 
 
@@ -1963,13 +1977,16 @@ class ModelServer:
 
         Arrays may stand wherever the body has numbers; answers are arrays in the model's dtype, strings
         bytes; `outputs` names those to answer, all by default. Raises BadRequest, NotFound, and ServingError
-        with the code of an error in the graph. `allowance` is the request's; without one, the call has its own.
+        with the code of an error in the graph. `allowance` is the request's; without one, the call
+        has its own.
         """
         name = signature_name(body)
-        with use_allowance(self, allowance) as own, self.lease(model, version, label) as (_, servable):
+        lease = self.lease(model, version, label)
+        with use_allowance(self, allowance) as own, lease as (_, servable):
             if holds_bytes(body.get("instances", body.get("inputs"))) and Auth is not AllPolicy:
                 limits = dataclasses.replace(self.prepared.limits, allow=own.take)
-                body = part("serving_rooms.pixels").unpack(servable.signatures.get(name), body, limits, NUMPY_DTYPES)
+                body = part("serving_rooms.pixels").unpack(
+                    servable.signatures.get(name), body, limits, NUMPY_DTYPES)
             return predict(servable, name, body, outputs)
 
     def classify(self, model: str, body: Any, version: int | None = None, label: str | None = None) -> dict[str, Any]:
@@ -2004,7 +2021,8 @@ class ModelServer:
         ServingError UNAVAILABLE when the model is not there.
         """
         with self.allowance() as allowance:
-            return part("serving_rooms.pictures").predict_image(self, image, deployment, routines, form, allowance)
+            return part("serving_rooms.pictures").predict_image(
+                self, image, deployment, routines, form, allowance)
 
     def identify(self, headers: Any, reached: Iterable[str]) -> str:
         """The name of the key in a request's headers, if it may call one of the deployments `reached`; counts the call.
@@ -2062,8 +2080,9 @@ class ModelServer:
         return outcome.errors[0][0], {"error": text, "details": [detail for _, detail in outcome.errors]}
 
 
-def use_allowance(server: ModelServer, given: Allowance | None) -> contextlib.AbstractContextManager[Allowance]:
-    """A request's allowance, which its owner closes; or a new one, closed at the end of the `with`."""
+def use_allowance(server: ModelServer, given: Allowance | None
+                  ) -> contextlib.AbstractContextManager[Allowance]:
+    """A request's allowance, which its owner closes; or a new one, closed after the `with`."""
     return contextlib.nullcontext(given) if given else server.allowance()
 
 
@@ -2103,9 +2122,10 @@ def to_response(error: Exception, request_id: str, shape: str) -> Response:
     """Answer an error, in the `shape` of its URL: the one place that turns errors into HTTP; what is unexpected stays in the log."""
     headers: Mapping[str, str] = {}
     if isinstance(error, MemoryError):
-        logger.error("%s: %s %s ran out of memory", request_id, request.method, request.path, exc_info=error)
-        error = ServingError("The server has no memory for this request now: try again in a moment, or with less at once",
-                             "UNAVAILABLE")
+        logger.error("%s: %s %s ran out of memory", request_id, request.method, request.path,
+                     exc_info=error)
+        error = ServingError("The server has no memory for this request now: try again in a "
+                             "moment, or with less at once", "UNAVAILABLE")
     if isinstance(error, ServingError):
         text, status, headers = error.message.encode("utf-8", "replace").decode(), int(error.status), error.headers  # may quote no text
         if status == HTTPStatus.SERVICE_UNAVAILABLE:
@@ -2174,8 +2194,8 @@ def view_infer(server: ModelServer, model: str, verb: str, version: int | None =
     if verb != "predict":
         return reply(getattr(server, verb)(model, parse_json(body), version, label))
     wanted = environ.get("QUERY_STRING") and [name for value in request.args.getlist("outputs") for name in value.split(",")]
-    infer = functools.partial(server.predict, model, version=version, label=label, outputs=wanted or (),
-                              allowance=environ["serving.allowance"])
+    infer = functools.partial(server.predict, model, version=version, label=label,
+                              outputs=wanted or (), allowance=environ["serving.allowance"])
     plain = len(body) < PLAIN_BYTES and body[:1] == b"{" and "HTTP_X_TENSOR_SHAPE" not in environ
     if Auth is AllPolicy or plain and not environ.get("HTTP_ACCEPT", "").startswith("application/"):
         return reply(infer(parse_json(body)))

@@ -13,7 +13,16 @@ import numpy as np
 from flask import Response, request
 
 import routines
-from serving import MAX_LISTS, NUMPY_DTYPES, PLAIN_BYTES, Allowance, BadRequest, ServingError, parse_json, reply
+from serving import (
+    MAX_LISTS,
+    NUMPY_DTYPES,
+    PLAIN_BYTES,
+    Allowance,
+    BadRequest,
+    ServingError,
+    parse_json,
+    reply,
+)
 from serving_rooms.tensors import read_value
 
 NPY, NPZ, RAW = "application/x-npy", "application/x-npz", "application/octet-stream"
@@ -33,7 +42,10 @@ def answer_predict(body: bytes, environ: Mapping[str, Any], infer: Callable[[Any
 
 
 def infer_large(value: Any, infer: Callable[[Any], dict[str, Any]]) -> dict[str, Any] | None:
-    """The answer, or None for what is wrong in the body: the plain path has the texts. A model that fails is not run again."""
+    """The answer, or None for what is wrong in the body: the plain path has the texts.
+
+    A model that fails is not run again.
+    """
     try:
         return infer(value)
     except BadRequest:
@@ -44,7 +56,8 @@ def infer_large(value: Any, infer: Callable[[Any], dict[str, Any]]) -> dict[str,
         return None
 
 
-def read_predict_body(body: bytes, environ: Mapping[str, Any], allowance: Allowance) -> dict[str, Any] | None:
+def read_predict_body(body: bytes, environ: Mapping[str, Any],
+                      allowance: Allowance) -> dict[str, Any] | None:
     """A predict body for bytes that are a raw tensor or a .npy array (the one input), an .npz (inputs by name) or a picture (one instance).
 
     None for all else. Raises BadRequest for an array that cannot be read.
@@ -83,9 +96,10 @@ def refuse_hollow(sizes: Sequence[int]) -> None:
 
 
 def load(body: bytes, allowance: Allowance) -> Any:
-    """The array of a .npy, or the arrays by name of an .npz: of bool, numbers and texts, never a pickle.
+    """The array of a .npy, or the arrays by name of an .npz.
 
-    What they take is counted before they are made. Raises BadRequest, and what `allowance` does.
+    Of bool, numbers and texts, never a pickle. What they take is counted before they are made.
+    Raises BadRequest, and what `allowance` does.
     """
     try:
         if body.startswith(ZIP_START):
@@ -130,7 +144,8 @@ def check_member(member: zipfile.ZipInfo, found: Mapping[str, Any]) -> str:
     if name in found:
         raise ValueError(f"'{shown}' stands twice in it")
     if member.compress_type not in NUMPY_PACKS:
-        raise ValueError(f"'{shown}': expected it stored or deflated, got the method {member.compress_type} of zip")
+        raise ValueError(f"'{shown}': expected it stored or deflated, "
+                         f"got the method {member.compress_type} of zip")
     return name
 
 

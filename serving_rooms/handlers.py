@@ -53,10 +53,10 @@ def explain(error: BaseException, folders: Iterable[str] = ()) -> str:
 
 @contextlib.contextmanager
 def errors_only(who: str) -> Iterator[None]:
-    """Let what is raised but no Exception (sys.exit, KeyboardInterrupt, a cancelled task) come as RuntimeError.
+    """Let what is no Exception (sys.exit, KeyboardInterrupt, a cancelled task) be a RuntimeError.
 
-    It would pass by all that answers a request, whose client then waits for ever. Ctrl-C of the operator arrives in the
-    main thread alone, where no function of somebody else's runs.
+    It would pass by all that answers a request, whose client then waits for ever. Ctrl-C of the
+    operator arrives in the main thread alone, where no function of somebody else's runs.
     """
     try:
         yield
@@ -223,7 +223,7 @@ def import_module(source: Source, model_dir: str | None, check: Callable[[types.
         with surroundings(folders, model_dir):
             module = execute(source, host)
             check(module)
-    except BaseException as error:  # sys.exit() or KeyboardInterrupt in a handler must not end the loader
+    except BaseException as error:  # sys.exit() in a handler must not end the loader
         forget(list_new(before, folders))
         put_back(taken)
         if isinstance(error, HandlerError):
@@ -344,7 +344,7 @@ class Handler:
         return bound
 
     def call(self, value: Any, context: Any) -> Any:
-        """Run the function; its exception passes through, all else that it raises comes as RuntimeError."""
+        """Run the function; its exception passes, all else that it raises comes as RuntimeError."""
         bound = self.bound
         if bound is None:
             raise HandlerError(f"not loaded: {self.error}" if self.error else "not loaded")

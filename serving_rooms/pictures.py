@@ -146,8 +146,8 @@ def image_errors() -> Iterator[None]:
         raise ServingError(str(error), "INVALID_ARGUMENT", 413 if error.too_large else 400) from None
 
 
-def predict_image(server: ModelServer, image: np.ndarray | bytes, deployment: str | None, chain: Any, form: str,
-                  allowance: Allowance) -> Any:
+def predict_image(server: ModelServer, image: np.ndarray | bytes, deployment: str | None,
+                  chain: Any, form: str, allowance: Allowance) -> Any:
     """What a deployment sees in a picture; see ModelServer.predict_image."""
     ready = find_deployment(server, deployment)
     try:
@@ -155,8 +155,9 @@ def predict_image(server: ModelServer, image: np.ndarray | bytes, deployment: st
     except ConfigError as error:
         raise BadRequest(error.message) from None
     if isinstance(image, bytes):
+        limits = dataclasses.replace(server.prepared.limits, allow=allowance.take)
         with image_errors():
-            image = routines.decode_image(image, dataclasses.replace(server.prepared.limits, allow=allowance.take))
+            image = routines.decode_image(image, limits)
     with lease(server, ready.config) as (version, servable):
         try:
             model = ready.model_of(servable)
@@ -223,7 +224,8 @@ def offer(ready: ReadyDeployment, image: np.ndarray, tensors: routines.Tensors, 
 
 def read_image(server: ModelServer) -> tuple[np.ndarray, Any]:
     """The picture and the routines of a /predict request: JSON, multipart, or the picture or .npy array itself."""
-    limits = dataclasses.replace(server.prepared.limits, allow=request.environ["serving.allowance"].take)
+    allowance = request.environ["serving.allowance"]
+    limits = dataclasses.replace(server.prepared.limits, allow=allowance.take)
     most = min(server.config.server.max_request_bytes, 4 * limits.max_bytes)  # nested lists take some 4 characters a number
     with image_errors():
         if request.mimetype == "multipart/form-data":
@@ -259,7 +261,8 @@ def view_predict_image(server: ModelServer, deployment: str | None = None) -> Re
     form = DRAWN.get(wanted) or request.args.get("format", "json")
     if form not in ("json", "coco", *DRAWN.values()):
         raise BadRequest(f"format: expected json, coco, png or jpeg, got '{form[:40]}'")
-    answer = predict_image(server, image, ready.config.id, chain, form, request.environ["serving.allowance"])
+    allowance = request.environ["serving.allowance"]
+    answer = predict_image(server, image, ready.config.id, chain, form, allowance)
     response = Response(answer, content_type=f"image/{form}") if isinstance(answer, bytes) else reply(answer)
     if ready.config.version_tag:
         response.headers["X-Version-Tag"] = ready.config.version_tag

@@ -43,10 +43,12 @@ def unpack_value(signature: Any, key: str, value: Any, limits: routines.ImageLim
 
     def visit_named(item: Any, change: Change) -> Any:
         if isinstance(item, dict) and not is_base64(item):
-            return {name: visit_all(part, specs[name], change) if name in specs else part for name, part in item.items()}
+            return {name: visit_all(part, specs[name], change) if name in specs else part
+                    for name, part in item.items()}
         return visit_all(item, next(iter(specs.values())), change)
 
-    opened = visit(value, lambda leaf, spec: open_picture(leaf, limits))  # all, before the first is decoded
+    # All of them, before the first is decoded.
+    opened = visit(value, lambda leaf, spec: open_picture(leaf, limits))
     pixels = visit(opened, lambda leaf, spec: to_pixels(leaf, spec, dtypes, limits))
     return pixels if key == "instances" and isinstance(value, list) else as_batch(pixels)
 
@@ -61,19 +63,21 @@ def visit_all(value: Any, spec: Any, change: Change, level: int = 0) -> Any:
     if not isinstance(value, list):
         return change(value, spec)
     if level > MAX_DIMENSIONS:
-        raise routines.ImageError(f"input '{spec.name}': more than {MAX_DIMENSIONS} levels of lists")
+        raise routines.ImageError(
+            f"input '{spec.name}': more than {MAX_DIMENSIONS} levels of lists")
     return [visit_all(item, spec, change, level + 1) for item in value]
 
 
 def open_picture(leaf: Any, limits: routines.ImageLimits) -> Any:
-    """A picture's bytes, or its base64, as a picture of which the header is read; all else as it is."""
+    """A picture's bytes or base64 as a picture with its header read; all else as it is."""
     if is_base64(leaf):
         leaf = routines.read_text(leaf["b64"], limits)
     return routines.open_image(leaf, limits) if isinstance(leaf, bytes) else leaf
 
 
-def to_pixels(leaf: Any, spec: Any, dtypes: Mapping[str, np.dtype], limits: routines.ImageLimits) -> Any:
-    """A picture as pixels 0..255 [H, W, C] of a tensor's dtype, resized where its height and width are fixed."""
+def to_pixels(leaf: Any, spec: Any, dtypes: Mapping[str, np.dtype],
+              limits: routines.ImageLimits) -> Any:
+    """A picture as pixels 0..255 [H, W, C] of a tensor's dtype, resized where its size is fixed."""
     if not isinstance(leaf, Image.Image):
         return leaf
     image = routines.unpack_image(leaf, limits)

@@ -960,7 +960,7 @@ class Trace:
 CURRENT = threading.local()
 
 
-class Call(typing.NamedTuple):
+class SignatureCall(typing.NamedTuple):
     """How a signature is called: the function, from arrays to arrays, and what is known of it."""
 
     run: Callable[..., list[np.ndarray]]
@@ -984,7 +984,7 @@ class Servable:
     def __init__(self, signatures: Mapping[str, Signature],
                  run: Callable[[str, dict[str, np.ndarray]], dict[str, np.ndarray]], *,
                  metadata: dict[str, Any] | None = None, device: str = "",
-                 close: Callable[[], None] = lambda: None, calls: Mapping[str, "Call"] = types.MappingProxyType({})):
+                 close: Callable[[], None] = lambda: None, calls: Mapping[str, "SignatureCall"] = types.MappingProxyType({})):
         self.signatures, self._run, self.callables = dict(signatures), run, calls
         self.call_seconds = max((call.seconds if call.bounded else float("inf") for call in calls.values()), default=float("inf"))
         self.metadata, self.device = metadata or {}, device
@@ -1158,7 +1158,7 @@ def load_replica(folder: Path, config: ModelConfig, device: str) -> Servable:
     """
     tf = tensorflow()
     owned = contextlib.ExitStack()  # what has to be closed
-    calls: dict[str, Call] = {}
+    calls: dict[str, SignatureCall] = {}
 
     def answer(name: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         if name not in calls:
@@ -1279,7 +1279,7 @@ def make_callable(session: Any, feeds: Sequence[str], fetches: Sequence[str]) ->
 
 
 def prepare_calls(session: Any, signatures: Mapping[str, Signature], device: str, config: ModelConfig,
-                  owned: contextlib.ExitStack) -> dict[str, Call]:
+                  owned: contextlib.ExitStack) -> dict[str, SignatureCall]:
     """How each signature is called that REST can carry; `owned` closes what that needs."""
     twins = part("serving_rooms.calls").find_twins(session.graph, signatures) if Auth is not AllPolicy else {}
     calls = {name: prepare_call(session, name, signature, config.name) for name, signature in signatures.items()
@@ -1291,14 +1291,14 @@ def prepare_calls(session: Any, signatures: Mapping[str, Signature], device: str
     return calls | {name: calls[other] for name, other in twins.items() if other in calls}
 
 
-def prepare_call(session: Any, name: str, signature: Signature, label: str) -> Call:
+def prepare_call(session: Any, name: str, signature: Signature, label: str) -> SignatureCall:
     """A signature as a call of its session, warmed up: TensorFlow plans a graph at its first call, and that time belongs to loading."""
     tf = tensorflow()
     feeds = [spec.tensor for spec in signature.inputs.values()]
     with session.graph.as_default():  # a tensor cannot be both fed and fetched
         fetches = [tf.identity(session.graph.get_tensor_by_name(spec.tensor)).name if spec.tensor in feeds else spec.tensor
                    for spec in signature.outputs.values()]
-    call = Call(make_callable(session, feeds, fetches), feeds, fetches)
+    call = SignatureCall(make_callable(session, feeds, fetches), feeds, fetches)
     strings = any(spec.dtype == "DT_STRING" for spec in signature.inputs.values())
     if strings and not all(spec.shape and spec.shape[0] is None for spec in signature.inputs.values()):
         return call

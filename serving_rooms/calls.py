@@ -24,7 +24,7 @@ from serving import (
     CURRENT,
     LEAVING,
     Batching,
-    Call,
+    SignatureCall,
     ServingError,
     Signature,
     clean_message,
@@ -43,7 +43,7 @@ MOST_THREADS = 64  # of a model whose calls could not be tried
 LONG_SECONDS = 0.001  # a call that takes so long is worth a hand-over to another thread (30 us)
 
 
-def tune(session: Any, signatures: Mapping[str, Signature], calls: dict[str, Call], device: str, config: Any,
+def tune(session: Any, signatures: Mapping[str, Signature], calls: dict[str, SignatureCall], device: str, config: Any,
          owned: contextlib.ExitStack) -> None:
     """Replace calls by better ones. `owned` closes what a model holds, the latest first: what is made here is added to it."""
     kinds = operations(session.graph)
@@ -120,7 +120,7 @@ def operations(graph: Any) -> set[str]:
     return {node.op for node in itertools.chain(definition.node, functions)}
 
 
-def batch(session: Any, name: str, signature: Signature, call: Call, device: str, config: Any) -> Callable:
+def batch(session: Any, name: str, signature: Signature, call: SignatureCall, device: str, config: Any) -> Callable:
     """The signature batched, where that is right, and wanted or measured to gain; else as it was."""
     if config.batching is False:
         return call.run
@@ -230,7 +230,7 @@ GAINING = {"Conv2D", "Conv3D", "DepthwiseConv2dNative"}  # the gain is in their 
 HOLDERS = {"StatefulPartitionedCall", "While", "If"}  # they have the state of what they call
 
 
-def freeze(session: Any, signatures: Mapping[str, Signature], calls: dict[str, Call], device: str, label: str,
+def freeze(session: Any, signatures: Mapping[str, Signature], calls: dict[str, SignatureCall], device: str, label: str,
            owned: contextlib.ExitStack) -> Any | None:
     """A session over the graph with its variables as constants, if it answers the same, faster: calls are replaced, the old one closed.
 
@@ -310,7 +310,7 @@ def variable_bytes(graph: Any) -> int:
     return sum(size * (count or 0) for size, count in shapes)
 
 
-def open_frozen(session: Any, signatures: Mapping[str, Signature], calls: Mapping[str, Call], device: str) -> Any | None:
+def open_frozen(session: Any, signatures: Mapping[str, Signature], calls: Mapping[str, SignatureCall], device: str) -> Any | None:
     """A session over what the signatures need of the graph, frozen; None where something in it has a state of its own."""
     from tensorflow.python.framework import convert_to_constants
     tf = tensorflow()
@@ -357,7 +357,7 @@ def own_threads(tf: Any) -> None:
     OWN_THREADS.set()
 
 
-def open_wide(session: Any, signatures: Mapping[str, Signature], calls: Mapping[str, Call], device: str, label: str,
+def open_wide(session: Any, signatures: Mapping[str, Signature], calls: Mapping[str, SignatureCall], device: str, label: str,
               owned: contextlib.ExitStack) -> dict[str, Callable]:
     """Calls of a frozen graph that use all cores, by signature; those that answer the same, clearly faster.
 

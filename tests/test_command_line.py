@@ -94,7 +94,7 @@ def test_a_model_of_large_inputs_is_shown_by_a_short_curl_that_works(tmp_path):
     ([(None, 2)], "DT_STRING", 0.1, None), ([(None, 2)], "DT_FLOAT", float("inf"), None)])
 def test_the_command_that_is_shown_for_a_model(shapes, dtype, seconds, start):
     default = signature([spec(f"x{number}", dtype, shape) for number, shape in enumerate(shapes)], [spec("y")])
-    call = serving.Call(lambda *arrays: [], seconds=seconds)
+    call = serving.SignatureCall(lambda *arrays: [], seconds=seconds)
     command = commands.example_command(serving.Servable({"serving_default": default}, lambda *_: {}, calls={"serving_default": call}))
     assert command == start if start is None else command.startswith(start)
 

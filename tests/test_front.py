@@ -47,8 +47,8 @@ import serving
 from serving_rooms import front
 
 P = "/v1/models/m:predict"
-QUICK = {"serving_default": serving.Call(run=lambda *_: [], seconds=0.0001)}
-SLOW = {"serving_default": serving.Call(run=lambda *_: [], seconds=0.1)}
+QUICK = {"serving_default": serving.SignatureCall(run=lambda *_: [], seconds=0.0001)}
+SLOW = {"serving_default": serving.SignatureCall(run=lambda *_: [], seconds=0.1)}
 
 
 class Recorder(FakeServable):

@@ -26,24 +26,27 @@ import http.client
 import importlib
 import io
 import ipaddress
+import itertools
 import json
+import math
 import re
 import runpy
 import socket
 import ssl
+import sys
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from urllib.parse import urljoin, urlsplit
 from xml.sax.saxutils import escape
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 __all__ = ["ROUTINES", "ImageError", "ImageLimits", "argument", "routine"]
 
@@ -67,63 +70,145 @@ class ImageError(ValueError):
 # ======================================================================================================
 
 
+def allow_all(size: int) -> None:
+    """Let a picture take whatever it takes."""
+
+
 @dataclass(frozen=True)
 class ImageLimits:
-    """How much of a picture, and how long to wait for it."""
+    """How much of a picture, and how long to wait for it.
+
+    `allow` is told of the bytes that something will take before they are taken, and of a negative
+    number when some of them are free again; what it raises passes.
+    """
 
     max_bytes: int = 50 << 20
     max_pixels: int = 50_000_000
     download_seconds: float = 10
     allowed_hosts: tuple[str, ...] = ()
+    allow: Callable[[int], None] = allow_all
 
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 
 
 def decode_image(data: bytes, limits: ImageLimits) -> np.ndarray:
-    """Decode picture bytes to uint8 RGB [H, W, 3], turned upright by EXIF; the first frame of several.
+    """Decode picture bytes to uint8 RGB [H, W, 3], upright by EXIF; the first frame of several."""
+    return unpack_image(open_image(data, limits), limits)
 
-    The header is read first, so that a small file that unpacks to a huge picture is refused unopened.
+
+def open_image(data: bytes, limits: ImageLimits) -> Image.Image:
+    """Read a picture's header alone, and allow for the array that it will be.
+
+    A small file that unpacks to a huge picture is refused unopened.
     """
     if len(data) > limits.max_bytes:
-        raise ImageError(f"image of {len(data)} bytes is over the limit of {limits.max_bytes}", too_large=True)
+        raise ImageError(f"image of {len(data)} bytes is over the limit of {limits.max_bytes}",
+                         too_large=True)
+    with image_damage(limits, data):
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        tile = tile_size(image)
+    check_pixels(*image.size, limits)
+    check_pixels(*tile, limits)
+    limits.allow(3 * image.width * image.height)
+    return image
+
+
+def unpack_image(image: Image.Image, limits: ImageLimits) -> np.ndarray:
+    """Decode a picture of which the header is read, and free what Pillow holds of it."""
+    working = working_bytes(image)
+    limits.allow(working)
+    with contextlib.closing(image), image_damage(limits):
+        image.load()
+        turn_upright(image)
+        array = to_rgb(image)
+    limits.allow(-working)
+    return array
+
+
+@contextlib.contextmanager
+def image_damage(limits: ImageLimits, data: bytes = b"") -> Iterator[None]:
+    """Raise ImageError for `data` that is no picture or a damaged one; MemoryError passes."""
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            width, height = image.size
-            if width * height > limits.max_pixels:
-                raise ImageError(f"image of {width}x{height} pixels is over the limit of {limits.max_pixels}", too_large=True)
-            ImageOps.exif_transpose(image, in_place=True)
-            return np.asarray(to_rgb(image))
-    except Image.DecompressionBombError:
-        raise ImageError(f"image has more pixels than the limit of {limits.max_pixels}", too_large=True) from None
-    except UnidentifiedImageError:
-        raise ImageError(f"not an image of a known format; expected one of {', '.join(FORMATS)}, got bytes that start with "
-                         f"{data[:8].hex(' ') or 'nothing'}") from None
-    except ImageError:
+        yield
+    except MemoryError:
         raise
+    except Image.DecompressionBombError:
+        raise ImageError(f"image has more pixels than the limit of {limits.max_pixels}",
+                         too_large=True) from None
+    except UnidentifiedImageError:
+        start = data[:8].hex(" ") or "nothing"
+        raise ImageError(f"not an image of a known format; expected one of {', '.join(FORMATS)}, "
+                         f"got bytes that start with {start}") from None
     except Exception as error:  # Pillow's formats raise of every kind for damaged bytes
         raise ImageError(f"image is damaged: {plain(error)}") from None
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode to 8-bit RGB: 16-bit greys keep their high byte, alpha is dropped, as Image.convert does."""
-    if image.mode == "RGB":
-        return image
-    if image.mode.startswith("I"):
-        wide = np.asarray(image).astype(np.int64)
-        return Image.fromarray((wide >> 8 if wide.max(initial=0) > 255 else wide).clip(0, 255).astype(np.uint8)).convert("RGB")
-    return image.convert("RGB")
+def check_pixels(width: int, height: int, limits: ImageLimits) -> None:
+    if width * height > limits.max_pixels:
+        raise ImageError(f"image of {width}x{height} pixels is over the limit of "
+                         f"{limits.max_pixels}", too_large=True)
+
+
+def tile_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height of a TIFF's tiles, which may be larger than the picture; else 0, 0."""
+    tags = getattr(image, "tag_v2", {})
+    width, height = tags.get(TiffImagePlugin.TILEWIDTH, 0), tags.get(TiffImagePlugin.TILELENGTH, 0)
+    return abs(int(width)), abs(int(height))
+
+
+def working_bytes(image: Image.Image) -> int:
+    """What decoding an opened picture takes beside the array that is kept, in bytes.
+
+    Pillow holds 1, 2 or 4 bytes a pixel, 4 more of one that is converted, and the array twice: more
+    than a progressive JPEG or a picture that is turned takes before there is an array.
+    """
+    is_16_bit = image.mode.startswith("I;16")
+    held = {"1": 1, "L": 1, "P": 1}.get(image.mode, 2 if is_16_bit else 4)
+    converted = 0 if is_16_bit or image.mode == "RGB" else 4
+    canvases = 8 if image.format == "WEBP" else 0
+    tile_width, tile_height = tile_size(image)
+    pixels = image.width * image.height
+    return (held + converted + canvases + 3) * pixels + 4 * tile_width * tile_height
+
+
+def turn_upright(image: Image.Image) -> None:
+    """Turn a loaded picture as its EXIF block says, if that can be read, in place."""
+    try:
+        ImageOps.exif_transpose(image, in_place=True)
+    except MemoryError:
+        raise
+    except Exception:  # Pillow's reader of EXIF raises of every kind
+        return
+
+
+def to_rgb(image: Image.Image) -> np.ndarray:
+    """Any mode as uint8 RGB [H, W, 3]: 16-bit greys keep their high byte, alpha is dropped.
+
+    Greys of 32 bits are cut to 0..255, as Image.convert does.
+    """
+    is_16_bit = image.mode.startswith("I;16") or image.mode == "I" and image.format == "PNG"
+    if is_16_bit:  # `I` in Pillow 10
+        grey = (np.asarray(image) >> 8).astype(np.uint8)
+        return np.repeat(grey[:, :, np.newaxis], 3, axis=2)
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def decode_text(text: str, limits: ImageLimits) -> np.ndarray:
-    """Decode base64 with or without line breaks, padding, the URL-safe alphabet or a `data:` prefix."""
+    """Decode a picture in base64."""
+    return decode_image(read_text(text, limits), limits)
+
+
+def read_text(text: str, limits: ImageLimits) -> bytes:
+    """Read base64: with or without line breaks, padding, URL-safe letters, a `data:` prefix."""
     if len(text) > limits.max_bytes * 3 // 2 + 1000:
-        raise ImageError(f"image of {len(text)} base64 characters is over the limit of {limits.max_bytes} bytes", too_large=True)
+        raise ImageError(f"image of {len(text)} base64 characters is over the limit of "
+                         f"{limits.max_bytes} bytes", too_large=True)
+    limits.allow(len(text) * 3 // 4)
     try:
-        data = base64.b64decode(text, validate=True)
+        return base64.b64decode(text, validate=True)
     except ValueError:  # what most clients send needs no second look
-        data = decode_base64(text)
-    return decode_image(data, limits)
+        return decode_base64(text)
 
 
 def decode_base64(text: str) -> bytes:
@@ -138,35 +223,130 @@ def decode_base64(text: str) -> bytes:
 
 def decode_array(value: Any, limits: ImageLimits) -> np.ndarray:
     """Read nested lists or an array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] of 0..255 as uint8 RGB."""
-    try:
-        array = np.asarray(value)
-    except ValueError:
-        raise ImageError("array is ragged: expected rows of equal length") from None
+    array = value if isinstance(value, np.ndarray) else read_lists(value)
     if array.dtype.kind not in "uif":
         raise ImageError(f"array: expected numbers 0..255, got {array.dtype}")
     array = array[:, :, np.newaxis] if array.ndim == 2 else array
     if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or 0 in array.shape:
-        raise ImageError(f"array: expected shape HxW, HxWx1, HxWx3 or HxWx4, got {'x'.join(map(str, array.shape)) or 'a number'}")
-    if array.shape[0] * array.shape[1] > limits.max_pixels:
-        raise ImageError(f"array of {array.shape[1]}x{array.shape[0]} pixels is over the limit of {limits.max_pixels}", too_large=True)
+        raise ImageError("array: expected shape HxW, HxWx1, HxWx3 or HxWx4, got "
+                         f"{'x'.join(map(str, array.shape)) or 'a number'}")
+    height, width, _ = array.shape
+    if height * width > limits.max_pixels:
+        raise ImageError(f"array of {width}x{height} pixels is over the limit of "
+                         f"{limits.max_pixels}", too_large=True)
+    limits.allow(3 * height * width + array.nbytes)
     if not (array.min() >= 0 and array.max() <= 255):  # NaN fails too
         raise ImageError(f"array: expected values 0..255, got {array.min()}..{array.max()}")
-    array = np.rint(array).astype(np.uint8) if array.dtype.kind == "f" else array.astype(np.uint8)
-    return np.repeat(array, 3, axis=2) if array.shape[2] == 1 else np.ascontiguousarray(array[:, :, :3])
+    array = (np.rint(array) if array.dtype.kind == "f" else array).astype(np.uint8)
+    return np.repeat(array, 3, axis=2) if array.shape[2] == 1 else array[:, :, :3].copy()
+
+
+def read_lists(value: Any) -> np.ndarray:
+    """Nested lists of numbers, up to three deep, as an array.
+
+    Level by level, so that nothing but numbers reaches NumPy: for each of its elements it would
+    take as much as for the longest text among them.
+    """
+    shape: list[int] = []
+    flat = [value]
+    while set(map(type, flat)) == {list}:
+        lengths = set(map(len, flat))
+        if len(lengths) > 1:
+            raise ImageError("array is ragged: expected rows of equal length")
+        shape.append(lengths.pop())
+        if len(shape) > 3:
+            raise ImageError("array: expected shape HxW, HxWx1, HxWx3 or HxWx4, "
+                             "got more than 3 levels of lists")
+        flat = list(itertools.chain.from_iterable(flat))
+    kinds = set(map(type, flat))
+    if list in kinds:
+        raise ImageError("array is ragged: expected rows of equal length")
+    if not kinds <= {int, float}:
+        names = ", ".join(sorted(kind.__name__ for kind in kinds - {int, float}))
+        raise ImageError(f"array: expected numbers 0..255, got {names}")
+    return np.array(flat).reshape(shape)
+
+
+# The dtypes that a tensor can have and a .npy can spell; texts too, of any length but none.
+NPY_NAMES = ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64",
+             "float16", "float32", "float64")
+STRING_BYTES = 64  # what each text of an array takes as an object of Python, beside its letters
+PIECE = 1 << 20  # bytes that are unpacked at once
+
+
+def read_npy(file: IO[bytes], there: int, allow: Callable[[int], None] = allow_all) -> np.ndarray:
+    """Read a .npy from a file of at most `there` bytes: bool, numbers, or texts; never a pickle.
+
+    `allow` is told what the array takes before it is made. Raises ValueError.
+    """
+    shape, is_fortran, dtype = read_npy_head(file)
+    count = math.prod(shape)
+    size = count * dtype.itemsize
+    left = there - file.tell()
+    if size > left:
+        raise ValueError(f"{dtype} {list(shape)} takes {size} bytes, got {left}")
+    allow(size + (count * STRING_BYTES if dtype.kind in "SU" else 0))
+    data = np.empty(size, np.uint8)
+    fill(data, file)
+    if dtype.kind == "b" and data.max(initial=0) > 1:
+        raise ValueError("expected bytes 0 and 1 for bool")
+    if dtype.kind == "U":
+        letters = data.view(np.dtype(np.uint32).newbyteorder(dtype.byteorder))
+        if letters.max(initial=0) > sys.maxunicode:
+            raise ValueError("expected letters of Unicode")
+    return data.view(dtype).reshape(shape, order="F" if is_fortran else "C")
+
+
+def fill(data: np.ndarray, file: IO[bytes]) -> None:
+    """Fill an array of bytes from a file, piece by piece; ValueError when it ends before."""
+    start = 0
+    while start < data.size:
+        piece = file.read(min(PIECE, data.size - start))
+        if not piece:
+            raise ValueError(f"{data.size} bytes are announced, got {start}")
+        data[start:start + len(piece)] = np.frombuffer(piece, np.uint8)
+        start += len(piece)
+
+
+def read_npy_head(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Read shape, whether columns come first, and dtype; ValueError for what no tensor has."""
+    try:
+        version = np.lib.format.read_magic(file)
+        # Version 3 differs from 2 in the names of fields alone, which no array here has.
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else \
+            np.lib.format.read_array_header_2_0
+        shape, is_fortran, dtype = read(file)
+    except MemoryError:  # Python's parser says so of 10,000 bytes at most
+        raise ValueError("its header is nested too deeply") from None
+    except Exception as error:
+        raise ValueError(f"its header cannot be read: {plain(error)[:200]}") from None
+    is_text = dtype.kind in "SU" and dtype.itemsize > 0
+    if dtype.name not in NPY_NAMES and not is_text:
+        raise ValueError(f"expected a dtype of {', '.join(NPY_NAMES)} or text, "
+                         f"got {str(dtype)[:60]}")
+    if len(shape) > 32 or any(isinstance(size, bool) or size < 0 for size in shape):
+        raise ValueError(f"expected a shape of up to 32 sizes from 0 on, got {str(shape)[:60]}")
+    return shape, is_fortran, dtype
 
 
 def decode_npy(data: bytes, limits: ImageLimits) -> np.ndarray:
     try:
-        return decode_array(np.load(io.BytesIO(data), allow_pickle=False), limits)
-    except ImageError:
-        raise
-    except Exception as error:  # NumPy's reader raises of many kinds for damaged bytes
-        raise ImageError(f"body is not a .npy array: {plain(error)}") from None
+        array = read_npy(io.BytesIO(data), len(data), limits.allow)
+    except ValueError as error:
+        raise ImageError(f"body is not a .npy array: {error}") from None
+    return decode_array(array, limits)
 
 
 def plain(error: BaseException) -> str:
     """An error's text without the addresses of objects."""
     return re.sub(r" ?<[^<>]* at 0x[0-9a-f]+>", "", str(error))
+
+
+def show_kind(value: Any) -> str:
+    """A JSON value in a few letters; what is nested is named alone, however deep it is."""
+    if isinstance(value, dict | list):
+        return "an object" if isinstance(value, dict) else "an array"
+    return json.dumps(value[:60] if isinstance(value, str) else value)[:60]
 
 
 def read_request(body: Any, limits: ImageLimits) -> tuple[np.ndarray, Any]:
@@ -178,7 +358,7 @@ def read_request(body: Any, limits: ImageLimits) -> tuple[np.ndarray, Any]:
         "array": (list, "array", decode_array)}
     kind, data = body.get("image_type"), body.get("data")
     if not isinstance(kind, str) or kind not in kinds:
-        raise ImageError(f"image_type: expected one of url, base64, array, got {json.dumps(kind)[:60]}")
+        raise ImageError(f"image_type: expected one of url, base64, array, got {show_kind(kind)}")
     expected, name, read = kinds[kind]
     if not isinstance(data, expected):
         raise ImageError(f"data: expected {name}" + ("" if "data" in body else ", got nothing"))
@@ -220,12 +400,14 @@ def fetch_image(url: str, limits: ImageLimits, resolve: Callable = socket.getadd
         for _ in range(MAX_REDIRECTS + 1):
             data, url = fetch_once(url, limits, deadline, resolve)
             if data is not None:
-                return decode_image(data, limits)
+                break
+        else:
+            raise ImageError(f"url redirects more than {MAX_REDIRECTS} times")
     except (TimeoutError, http.client.HTTPException, OSError) as error:
         slow = isinstance(error, TimeoutError) or time.monotonic() >= deadline
         reason = f"took longer than {limits.download_seconds:g} s" if slow else getattr(error, "strerror", None) or type(error).__name__
         raise ImageError(f"url cannot be read: {reason}") from None
-    raise ImageError(f"url redirects more than {MAX_REDIRECTS} times")
+    return decode_image(data, limits)
 
 
 def fetch_once(url: str, limits: ImageLimits, deadline: float, resolve: Callable) -> tuple[bytes | None, str]:
@@ -270,12 +452,16 @@ def cut_at(deadline: float, connection: socket.socket) -> Iterator[None]:
 
 def read_capped(response: http.client.HTTPResponse, limits: ImageLimits, deadline: float) -> bytes:
     """Read a body up to the limit of bytes; TimeoutError when the deadline cut it."""
-    data = response.read(limits.max_bytes + 1)
-    if len(data) > limits.max_bytes:
-        raise ImageError(f"url answers more than the limit of {limits.max_bytes} bytes", too_large=True)
+    data = io.BytesIO()
+    while piece := response.read(PIECE):
+        limits.allow(len(piece))
+        data.write(piece)
+        if data.tell() > limits.max_bytes:
+            raise ImageError(f"url answers more than the limit of {limits.max_bytes} bytes",
+                             too_large=True)
     if time.monotonic() >= deadline:
         raise TimeoutError
-    return data
+    return data.getvalue()
 
 
 def public_address(host: str, port: int, limits: ImageLimits, resolve: Callable) -> tuple:
@@ -860,6 +1046,15 @@ class ImageModel:
         """The output shapes under the family's names."""
         own = {theirs: name for name, theirs in self.rename.items()}
         return {own.get(name, name): shape for name, (_, shape) in self.outputs.items()}
+
+    def shown_bytes(self, image: np.ndarray) -> int:
+        """What `show` takes beside the picture, in bytes; floats are made in two steps."""
+        (_, (dtype, shape)), = self.inputs.items()
+        if dtype == "DT_STRING":
+            return 2 * image.nbytes
+        _, height, width, _ = shape or (1, None, None, 3)
+        pixels = (height or image.shape[0]) * (width or image.shape[1])
+        return pixels * 3 * (1 if dtype == "DT_UINT8" else 8)
 
     def show(self, image: np.ndarray) -> dict[str, np.ndarray]:
         """The model's input for a picture, uint8 RGB [H, W, 3]: resized when its size is fixed, one row."""

@@ -355,7 +355,9 @@ class ServerConfig:
         pattern="^(availability_preserving|resource_preserving)$")
     num_load_threads: int = option(4, "versions that are loaded at once", minimum=1, maximum=64)
     max_queued_requests: int = option(1000, "requests that may wait for a thread; beyond it 503", minimum=1)
-    max_queued_bytes: int = option(2 << 30, "size of the bodies held at once; a large one beyond it 503", minimum=1)
+    max_queued_bytes: int = option(
+        2 << 30, "size of the bodies held at once, and of what they unpack to; beyond it 503",
+        minimum=1)
     max_queue_seconds: int | float = option(60, "what would be answered later than that is turned away at once, 503", minimum=0.001)
     timeout_seconds: int | float = option(300, "how long a request may take, waiting included; then 504. X-Request-Timeout may shorten it",
                                           minimum=0.001, maximum=86400)
@@ -367,6 +369,8 @@ class ServerConfig:
     drain_seconds: int | float = option(30, "how long running requests may take at a reload or at the end", minimum=0, maximum=86400)
     max_request_bytes: int = option(1 << 30, "size of a request's body as sent (start)", minimum=1)
     max_unpacked_bytes: int = option(100 << 20, "size of a gzip body unpacked; TensorFlow Serving's limit", minimum=1)
+    max_decoded_bytes: int = option(
+        1_500_000_000, "what the gzip, arrays and pictures of one request may unpack to", minimum=1)
     gzip_min_bytes: int = option(65536, "answers of so many bytes are compressed where Accept-Encoding has gzip", minimum=1)
     memory_budget_mb: int | None = option(None, "MiB for models: beyond it those on_demand leave, the least recently used first", minimum=1)
     cors_origins: tuple[str, ...] = option((), 'origins whose pages may call: ["https://site.example"], or ["*"] for all')
@@ -614,6 +618,87 @@ class Signature:
     outputs: dict[str, TensorSpec]
 
 
+class UnpackedBytes:
+    """What all bodies together have unpacked to, in bytes, while their requests live.
+
+    `limit()` is how much that may be, asked each time. Counted under a lock.
+    """
+
+    def __init__(self, limit: Callable[[], int]):
+        self._limit, self._lock = limit, threading.Lock()
+        self.held = 0
+
+    def allowance(self, most: int) -> "Allowance":
+        """What one request may take, `most` bytes of it: for a `with`."""
+        return Allowance(self, most)
+
+    def add(self, size: int) -> None:
+        """Count `size` bytes, negative ones as free again; 503 when they do not fit."""
+        with self._lock:
+            if size > 0 and self.held + size > self._limit():
+                raise ServingError("The server is busy: what other requests have unpacked holds "
+                                   "all the memory there is for it. Try again in a moment",
+                                   "UNAVAILABLE")
+            self.held += size
+
+    @property
+    def limit(self) -> int:
+        return self._limit()
+
+
+class Allowance:
+    """What one request's body may unpack to: taken before it is, free when it is answered."""
+
+    def __init__(self, all_bodies: UnpackedBytes, most: int):
+        self._all, self.most, self.held = all_bodies, most, 0
+
+    def take(self, size: int, what: str = "Request body") -> None:
+        """Take `size` bytes for `what`; a negative size gives some back.
+
+        Raises ServingError: 413 when they can never fit, 503 when they do not fit now.
+        """
+        most = min(self.most, self._all.limit)
+        if size > 0 and self.held + size > most:
+            raise ServingError(f"{what} unpacks to {self.held + size} bytes or more, "
+                               f"over the limit of {most}", "INVALID_ARGUMENT", 413)
+        self._all.add(size)
+        self.held += size
+
+    def close(self) -> None:
+        held, self.held = self.held, 0
+        self._all.add(-held)
+
+    def __enter__(self) -> "Allowance":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.close()
+
+
+UNPACKED_PIECE = 1 << 20  # bytes that are unpacked at once
+
+
+def unpack_gzip(data: bytes, most: int, allowance: Allowance) -> bytes:
+    """Unpack a gzip body, piece by piece; 413 beyond `most` bytes. Raises ServingError."""
+    unpacked, file = io.BytesIO(), gzip.GzipFile(fileobj=io.BytesIO(data))
+    try:
+        while piece := file.read(min(UNPACKED_PIECE, most + 1 - unpacked.tell())):
+            allowance.take(len(piece))
+            unpacked.write(piece)
+            if unpacked.tell() > most:
+                raise ServingError(
+                    f"Request body unpacks to more than the limit of {most} bytes", status=413)
+    except (OSError, EOFError, zlib.error) as error:
+        text = f"Request body is not the gzip that Content-Encoding announces: {error}"
+        raise BadRequest(text) from None
+    return unpacked.getvalue()
+
+
+def is_plain_json(body: bytes) -> bool:
+    """Whether a body is a JSON object without anything packed: no `b64`, and no escapes."""
+    return body[:1] == b"{" and b"b64" not in body and b"\\" not in body
+
+
 MAX_LISTS = 4_000_000  # a batch of 64 pictures of 224x224 pixels as lists has 3.2 million; an empty one of 3 bytes costs 60
 
 
@@ -674,13 +759,10 @@ def show(value: Any) -> str:
 
 def type_of(value: Any) -> str:
     """RapidJSON's name of a value's type."""
-    names = {type(None): "Null", bool: str(value), dict: "Object", list: "Array", str: "String"}
+    if isinstance(value, bool):
+        return str(value)
+    names = {type(None): "Null", dict: "Object", list: "Array", str: "String"}
     return names.get(type(value), "Number")
-
-
-def is_plain_json(body: bytes) -> bool:
-    """Whether a body is an object in which nothing can be packed: no base64, under whatever spelling."""
-    return body[:1] == b"{" and b"b64" not in body and b"\\" not in body
 
 
 MAX_DIMENSIONS = 32  # TensorFlow 2.21 crashes the process on strings of 33 and more
@@ -693,7 +775,8 @@ def decode_tensor(value: Any, spec: TensorSpec) -> np.ndarray:
     """
     array = quick_tensor(value, NUMPY_DTYPES.get(spec.dtype)) if isinstance(value, list | np.ndarray) else None
     if array is None:
-        array = exact_tensor(value.tolist() if isinstance(value, np.ndarray) else value, spec)
+        exact = exact_array if isinstance(value, np.ndarray) else exact_tensor
+        array = exact(value, spec)
     if array.ndim > MAX_DIMENSIONS:
         raise BadRequest(f"tensor parsing error: {spec.name}")
     return array
@@ -762,12 +845,44 @@ def exact_tensor(value: Any, spec: TensorSpec) -> np.ndarray:
     elements = np.empty(len(leaves), dtype)
     with np.errstate(over="ignore"):
         for index, leaf in enumerate(leaves):
-            try:
-                elements[index] = decode_element(leaf, spec, dtype)
-            except OverflowError:
-                place = "".join(f"[{i}]" for i in np.unravel_index(index, shape)) if shape else ""
-                raise BadRequest(f"{show(leaf)}{' at ' + place if place else ''} is out of range for type: {spec.type_name}") from None
+            elements[index] = decode_leaf(leaf, index, shape, spec, dtype)
     return elements.reshape(shape)
+
+
+def decode_leaf(leaf: Any, index: int, shape: Sequence[int], spec: TensorSpec,
+                dtype: np.dtype) -> Any:
+    """Read the element at the flat `index` of a tensor of `shape`; BadRequest if it is wrong."""
+    try:
+        return decode_element(leaf, spec, dtype)
+    except OverflowError:
+        place = "".join(f"[{i}]" for i in np.unravel_index(index, shape)) if shape else ""
+        where = f" at {place}" if place else ""
+        raise BadRequest(
+            f"{show(leaf)}{where} is out of range for type: {spec.type_name}") from None
+
+
+def exact_array(array: np.ndarray, spec: TensorSpec) -> np.ndarray:
+    """Read an array as exact_tensor reads lists.
+
+    Numbers that quick_cast refused are wrong, and only the first wrong one becomes an object.
+    """
+    dtype = NUMPY_DTYPES.get(spec.dtype)
+    if dtype is None or array.dtype.kind not in "biufc" or array.ndim > MAX_DIMENSIONS:
+        return exact_tensor(array.tolist(), spec)
+    integers = array.dtype.kind in "iu" and dtype.kind in "iu"
+    index = first_beyond(array.reshape(-1), dtype) if integers else 0
+    return np.array(decode_leaf(array.item(index), index, array.shape, spec, dtype))
+
+
+def first_beyond(integers: np.ndarray, dtype: np.dtype) -> int:
+    """The index of the first of some integers that is beyond a dtype's range."""
+    limits, own = np.iinfo(dtype), np.iinfo(integers.dtype)
+    beyond = np.zeros(len(integers), bool)
+    if own.min < limits.min:
+        beyond |= integers < limits.min
+    if own.max > limits.max:
+        beyond |= integers > limits.max
+    return int(beyond.argmax())
 
 
 def collect_leaves(value: Any, level: int, shape: list[int], leaves: list[Any]) -> None:
@@ -824,9 +939,16 @@ def is_base64(value: Any) -> bool:
 
 def holds_bytes(value: Any) -> bool:
     """Whether a predict body's value may hold bytes, of pictures; looks at first items alone, so that numbers pass at once."""
-    while isinstance(value, list) and value:
-        value = value[0]
-    return isinstance(value, bytes) or isinstance(value, dict) and (is_base64(value) or any(map(holds_bytes, value.values())))
+    waiting = [value]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, list):
+            waiting += value[:1]
+        elif isinstance(value, bytes) or is_base64(value):
+            return True
+        elif isinstance(value, dict):
+            waiting += value.values()
+    return False
 
 
 def decode_base64(value: dict) -> bytes:
@@ -965,13 +1087,21 @@ class Servable:
     def __init__(self, signatures: Mapping[str, Signature],
                  run: Callable[[str, dict[str, np.ndarray]], dict[str, np.ndarray]], *,
                  metadata: dict[str, Any] | None = None, device: str = "",
-                 close: Callable[[], None] = lambda: None, calls: Mapping[str, "SignatureCall"] = types.MappingProxyType({})):
+                 close: Callable[[], None] = lambda: None, calls: Mapping[str, "SignatureCall"] = types.MappingProxyType({}),
+                 seconds: Callable[[str], float] | None = None):
         self.signatures, self._run, self.callables = dict(signatures), run, calls
-        self.call_seconds = max((call.seconds if call.bounded else float("inf") for call in calls.values()), default=float("inf"))
+        self._seconds = seconds
         self.metadata, self.device = metadata or {}, device
         self._close = close
         self._leases, self._retired = 0, False
         self._changed = threading.Condition()
+
+    def seconds_of(self, name: str) -> float:
+        """How long a small request takes by the signature `name`; infinity where nobody knows."""
+        if self._seconds is not None:
+            return self._seconds(name)
+        call = self.callables.get(name)
+        return call.seconds if call is not None and call.bounded else float("inf")
 
     def run(self, name: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Answer arrays by name with arrays by name, by the signature `name`; timed for the request it is part of."""
@@ -1758,10 +1888,12 @@ def warm_up(call: SignatureCall, signature: Signature, nodes: Sequence[Any], lab
         logger.info("%s is not warmed up: %s", label, reason)
         return call
     strings = has_strings(signature)  # made-up ones are no good examples or pictures; no rows are
-    inputs = sample_inputs(signature, 0 if strings else 1)
+    counts = {node.op for node in nodes} <= ELEMENTWISE
+    inputs = many_numbers(signature) if counts else sample_inputs(signature, 0 if strings else 1)
     try:
         call.run(*inputs)
-        seconds = time_call(call.run, inputs) if is_typical(signature) else float("inf")
+        known = counts or is_typical(signature)
+        seconds = time_call(call.run, inputs) if known else float("inf")
     except (tensorflow().errors.OpError, UnicodeDecodeError) as error:
         reason = clean_message(str(error)).partition("\n")[0]
         logger.info("%s is not warmed up: made-up input does not suit it: %s", label, reason)
@@ -1773,14 +1905,35 @@ def why_untried(signature: Signature, nodes: Sequence[Any], config: ModelConfig)
     """Why a signature is not called with made-up input; empty where it may be."""
     if not config.warm_up:
         return '"warm_up" is false'
+    counts = {node.op for node in nodes} <= ELEMENTWISE
     for name, spec in signature.inputs.items():
-        if spec.shape is None:  # a wrong rank can end the process
+        if spec.shape is None and not counts:  # a wrong rank can end the process
             return f"the rank of input '{name}' is not known"
     if has_strings(signature) and not all(
             spec.shape and spec.shape[0] is None for spec in signature.inputs.values()):
         return "made-up strings do not suit it"
     kept = sorted({node.op for node in nodes if leaves_behind(node)})
     return f"its graph may keep something of a call ({', '.join(kept[:5])})" if kept else ""
+
+
+# What does the same to each number, whatever shape they come in: how many there are tells how long it takes.
+ELEMENTWISE = {
+    "Placeholder", "Const", "VarHandleOp", "ReadVariableOp", "Identity", "IdentityN", "NoOp",
+    "PartitionedCall", "StatefulPartitionedCall", "Add", "AddV2", "Sub", "Mul", "RealDiv", "Neg",
+    "Square", "Maximum", "Minimum", "Relu", "Relu6", "Sigmoid", "Tanh", "Cast",
+}
+MANY = 8192  # as many numbers as some 16 KB of JSON hold
+
+
+def many_numbers(signature: Signature) -> list[np.ndarray]:
+    """Made-up inputs as large as small requests get, in sizes that may be any."""
+    samples = []
+    for spec in signature.inputs.values():
+        shape = [MANY] if spec.shape is None else [size or 1 for size in spec.shape]
+        if spec.shape and None in spec.shape:
+            shape[max(at for at, size in enumerate(spec.shape) if size is None)] = MANY
+        samples.append(np.ones(shape, CARRIED.get(spec.dtype, np.dtype(np.float32))))
+    return samples
 
 
 def has_strings(signature: Signature) -> bool:
@@ -2592,6 +2745,7 @@ class ModelServer:
         self.key, self.kept = secrets.token_urlsafe(24), dict[Any, Any]()  # what outlives a config: inboxes and handlers
         self.endpoints: dict[str, Any] = {}  # those of `endpoint`
         self._mounted = self.says_key = False  # the app is built; `run` prints the generated key
+        self.unpacked = UnpackedBytes(lambda: self.config.server.max_queued_bytes)
         self.metrics: Any = None if Auth is AllPolicy else part("serving_rooms.metrics").Metrics()
         options: dict[str, Any] = {"load": load}
         if Auth is not AllPolicy:
@@ -2640,18 +2794,26 @@ class ModelServer:
         """Free the models; with `drain`, running requests finish first."""
         self.manager.stop(drain)
 
+    def allowance(self) -> Allowance:
+        """What a request's body may unpack to; closed when it is answered."""
+        return self.unpacked.allowance(self.config.server.max_decoded_bytes)
+
     def predict(self, model: str, body: Any, version: int | None = None, label: str | None = None,
-                outputs: Sequence[str] = ()) -> dict[str, Any]:
+                outputs: Sequence[str] = (), allowance: Allowance | None = None) -> dict[str, Any]:
         """Answer TensorFlow Serving's predict body: `{"instances": ...}` -> `{"predictions": ...}`, `inputs` -> `outputs`.
 
         Arrays may stand wherever the body has numbers; answers are arrays in the model's dtype, strings
         bytes; `outputs` names those to answer, all by default. Raises BadRequest, NotFound, and ServingError
-        with the code of an error in the graph.
+        with the code of an error in the graph. `allowance` is the request's; without one, the call
+        has its own.
         """
         name = signature_name(body)
-        with self.lease(model, version, label) as (_, servable):
+        lease = self.lease(model, version, label)
+        with use_allowance(self, allowance) as own, lease as (_, servable):
             if holds_bytes(body.get("instances", body.get("inputs"))) and Auth is not AllPolicy:
-                body = part("serving_rooms.pixels").unpack(servable.signatures.get(name), body, self.prepared.limits, NUMPY_DTYPES)
+                limits = dataclasses.replace(self.prepared.limits, allow=own.take)
+                body = part("serving_rooms.pixels").unpack(
+                    servable.signatures.get(name), body, limits, NUMPY_DTYPES)
             return predict(servable, name, body, outputs)
 
     def classify(self, model: str, body: Any, version: int | None = None, label: str | None = None) -> dict[str, Any]:
@@ -2685,7 +2847,9 @@ class ModelServer:
         the bytes of the drawn picture. Raises NotFound, BadRequest for the picture or a routine, and
         ServingError UNAVAILABLE when the model is not there.
         """
-        return part("serving_rooms.pictures").predict_image(self, image, deployment, routines, form)
+        with self.allowance() as allowance:
+            return part("serving_rooms.pictures").predict_image(
+                self, image, deployment, routines, form, allowance)
 
     def identify(self, headers: Any, reached: Iterable[str] | None) -> Caller:
         """Who calls, by the key in a request's headers, if it is for one of the deployments `reached`; counts the call.
@@ -2743,6 +2907,12 @@ class ModelServer:
         step = "Reloading config file failed." if outcome.config_read else "Reloading models versions failed."
         text = "Config file not found or cannot open." if outcome.config_missing else f"{step} Check server logs for more info."
         return outcome.errors[0][0], {"error": text, "details": [detail for _, detail in outcome.errors]}
+
+
+def use_allowance(server: ModelServer, given: Allowance | None
+                  ) -> contextlib.AbstractContextManager[Allowance]:
+    """A request's allowance, which its owner closes; or a new one, closed after the `with`."""
+    return contextlib.nullcontext(given) if given else server.allowance()
 
 
 def describe_states(states: Mapping[int, VersionState]) -> dict[str, Any]:
@@ -2814,6 +2984,7 @@ class Call:
         self.method = environ["REQUEST_METHOD"].upper()
         self.request_id = request_id_of(environ.get("HTTP_X_REQUEST_ID"))
         self.caller = Caller()
+        self.allowance: Any = None  # of what the body unpacks to; while it is answered
         channel = getattr(environ.get("waitress.client_disconnected"), "__self__", None)
         has_left = channel.check_client_disconnected if channel else lambda: False
         self.trace = Trace(getattr(channel, "queued", None), has_left)
@@ -2885,6 +3056,11 @@ def to_reply(error: Exception, call: Call, shape: str) -> Reply:
     What is unexpected stays in the log.
     """
     headers: Mapping[str, str] = {}
+    if isinstance(error, MemoryError):
+        logger.error("%s: %s %s ran out of memory", call.request_id, call.method, call.path,
+                     exc_info=error)
+        error = ServingError("The server has no memory for this request now: try again in a "
+                             "moment, or with less at once", "UNAVAILABLE")
     if isinstance(error, ServingError):
         text = error.message.encode("utf-8", "replace").decode()  # it may quote what is no text
         status, headers = int(error.status), error.headers
@@ -2926,14 +3102,7 @@ def read_body(server: ModelServer, call: Call, limit: int | None = None) -> byte
     data = call.read(limit or limits.max_request_bytes)
     if "gzip" not in call.header("Content-Encoding").lower():
         return data
-    try:
-        data = gzip.GzipFile(fileobj=io.BytesIO(data)).read(limits.max_unpacked_bytes + 1)
-    except (OSError, EOFError, zlib.error) as error:
-        raise BadRequest(f"Request body is not the gzip that Content-Encoding announces: {error}") from None
-    if len(data) > limits.max_unpacked_bytes:
-        text = f"Request body unpacks to more than the limit of {limits.max_unpacked_bytes} bytes"
-        raise ServingError(text, status=413)
-    return data
+    return unpack_gzip(data, limits.max_unpacked_bytes, call.allowance)
 
 
 PLAIN_BYTES = 2000  # of a JSON body; one that is larger is worth a look for arrays in it
@@ -2947,7 +3116,7 @@ def view_infer(server: ModelServer, call: Call, model: str, verb: str, version: 
     wanted: list[str] = []
     if call.environ.get("QUERY_STRING"):
         wanted = [name for value in call.arguments.get("outputs", ()) for name in value.split(",")]
-    infer = functools.partial(server.predict, model, version=version, label=label, outputs=wanted)
+    infer = functools.partial(server.predict, model, version=version, label=label, outputs=wanted, allowance=call.allowance)
     if Auth is AllPolicy or is_plain_predict(call, body):
         return reply(infer(parse_json(body)))
     return part("serving_rooms.binary").answer_predict(call, body, infer)
@@ -3256,6 +3425,7 @@ def request_id_of(given: str | None) -> str:
 def answer_call(door: Door, call: Call, found: Found | None = None) -> Reply:
     """Answer a call: its view's reply, or its error's; with a request id, CORS headers, and a log line."""
     server, trace, shape, route = door.server, call.trace, "bare", ""
+    call.allowance = server.allowance()
     metrics = server.metrics.begin() if server.metrics else None
     CURRENT.trace = trace
     try:
@@ -3267,10 +3437,12 @@ def answer_call(door: Door, call: Call, found: Found | None = None) -> Reply:
             shape, route = found.shape, found.name
             call.caller = authorize(door, call, found)
             replied = found.route.view(server, call, **found.arguments)
+        replied = dress(server, call, replied)
     except Exception as error:
-        replied = to_reply(error, call, shape)
-    CURRENT.trace = None
-    replied = dress(server, call, replied)
+        replied = dress(server, call, to_reply(error, call, shape))
+    finally:
+        CURRENT.trace = None
+        call.allowance.close()
     line = {"request_id": call.request_id, "key": call.caller.name, "method": call.method, "path": call.path,
             "route": route or "none", "model": trace.model, "version": trace.version,
             "status": replied.status, "ms": round(1e3 * (time.perf_counter() - trace.start), 2),

@@ -29,7 +29,7 @@ from serving import (
     logger,
 )
 from serving_rooms.endpoints import Endpoint
-from serving_rooms.handlers import Handler, HandlerError
+from serving_rooms.handlers import Handler, HandlerError, errors_only
 from serving_rooms.keys import KeyRing, digest
 from serving_rooms.lane import SHORT_SECONDS
 from serving_rooms.pictures import prepare_deployment
@@ -48,7 +48,8 @@ def prepare(server: ModelServer, config: Config) -> Prepared:
     """Build what requests need of a config; what outlives it (inboxes, imported handlers) is kept in `server.kept`."""
     for index, name in enumerate(config.routine_modules):
         try:
-            routines.import_routines(name, Path())
+            with errors_only("the module"):
+                routines.import_routines(name, Path())
         except Exception as error:  # somebody's code
             raise ConfigError(f"$.routine_modules[{index}]", f"{type(error).__name__}: {error}") from error
     inboxes = server.kept.setdefault("inboxes", {})
@@ -119,7 +120,7 @@ def import_handler(handler: Handler, path: str, outcome: Outcome) -> None:
 
 
 def refresh_pipeline(server: ModelServer, manager: ModelManager, config: Any, outcome: Outcome) -> None:
-    """Plan a pipeline over the models there now, unless it was planned over these very ones, and tell how long they take.
+    """Plan a pipeline over the models there now, unless it was planned over these very ones.
 
     Raises PipelineError and HandlerError.
     """
@@ -137,8 +138,6 @@ def refresh_pipeline(server: ModelServer, manager: ModelManager, config: Any, ou
         outcome.changed = True
         manager.show_pipeline(config.name, servable, "", outcome)
         logger.info("pipeline %s is available", config.name)
-    if (found := manager.available.get(config.name)) is not None:
-        found.versions[1].call_seconds = seconds_of(config, manager)  # a member's new version may look the same, and take longer
 
 
 def with_any_as_none(config: Any) -> Any:
@@ -183,7 +182,7 @@ def seconds_of(config: Any, manager: ModelManager) -> float:
     if any(part.demultiply_count is not None for part in (config, *config.nodes)):
         return float("inf")
     models = [find_model(manager, node.model_name, node.version) for node in config.nodes]  # a function has none
-    return sum(model.call_seconds if model else float("inf") for model in models)
+    return sum(model.seconds_of("serving_default") if model else float("inf") for model in models)
 
 
 def pipeline_servable(config: Any, planned: Plan, manager: ModelManager, pool: ThreadPoolExecutor) -> Servable:
@@ -194,15 +193,16 @@ def pipeline_servable(config: Any, planned: Plan, manager: ModelManager, pool: T
 
     def run(name: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         try:
-            is_short = seconds_of(config, manager) < SHORT_SECONDS  # a helper costs more than that
-            return planned.run(inputs, call, None if is_short else pool)
+            helpers = pool if seconds_of(config, manager) >= SHORT_SECONDS else None  # one costs more than a short call
+            return planned.run(inputs, call, helpers)
         except NoShards:
             raise ServingError("", status=204) from None  # as OpenVINO Model Server answers it
         except PipelineError as error:
             raise BadRequest(str(error)) from error
     signature = Signature({name: TensorSpec(name, name, dtype or "DT_FLOAT", shape) for name, (dtype, shape) in planned.inputs.items()},
                           {name: TensorSpec(name, name, dtype or "DT_INVALID", shape) for name, (dtype, shape) in planned.outputs.items()})
-    return Servable({"serving_default": signature}, run, metadata=describe_signature(signature))
+    return Servable({"serving_default": signature}, run, metadata=describe_signature(signature),
+                    seconds=lambda name: seconds_of(config, manager))
 
 
 def describe_signature(signature: Signature) -> dict[str, Any]:

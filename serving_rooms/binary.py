@@ -19,6 +19,7 @@ from serving import (
     MAX_LISTS,
     NUMPY_DTYPES,
     PLAIN_BYTES,
+    Allowance,
     BadRequest,
     Call,
     Reply,
@@ -35,7 +36,7 @@ RAW_DTYPES = {dtype.name: dtype for dtype in NUMPY_DTYPES.values() if dtype.kind
 
 def answer_predict(call: Call, body: bytes, infer: Callable[[Any], dict[str, Any]]) -> Reply:
     """Answer a predict request, whatever its body is, in the form that its Accept header names first."""
-    value = read_predict_body(body, call.environ)
+    value = read_predict_body(body, call.environ, call.allowance)
     large = read_value(body) if value is None and len(body) >= PLAIN_BYTES else None
     answer = infer_large(large, infer) if large is not None else None
     if answer is None:
@@ -45,16 +46,22 @@ def answer_predict(call: Call, body: bytes, infer: Callable[[Any], dict[str, Any
 
 
 def infer_large(value: Any, infer: Callable[[Any], dict[str, Any]]) -> dict[str, Any] | None:
-    """The answer, or None for what is wrong: the plain path has the texts."""
+    """The answer, or None for what is wrong in the body: the plain path has the texts.
+
+    A model that fails is not run again.
+    """
     try:
         return infer(value)
+    except BadRequest:
+        return None
     except ServingError as error:
-        if error.code not in ("INVALID_ARGUMENT", "UNIMPLEMENTED"):
+        if error.code != "UNIMPLEMENTED":  # of a dtype that JSON cannot spell
             raise
         return None
 
 
-def read_predict_body(body: bytes, environ: Mapping[str, Any]) -> dict[str, Any] | None:
+def read_predict_body(body: bytes, environ: Mapping[str, Any],
+                      allowance: Allowance) -> dict[str, Any] | None:
     """A predict body for bytes that are a raw tensor or a .npy array (the one input), an .npz (inputs by name) or a picture (one instance).
 
     None for all else. Raises BadRequest for an array that cannot be read.
@@ -64,7 +71,7 @@ def read_predict_body(body: bytes, environ: Mapping[str, Any]) -> dict[str, Any]
     if body[:1] in (b"{", b" ", b"\n", b""):
         return None
     if body.startswith((routines.NPY_START, ZIP_START)):
-        return {"inputs": load(body)}
+        return {"inputs": load(body, allowance)}
     return {"instances": [body]} if routines.reader_of(body) else None
 
 
@@ -92,26 +99,58 @@ def refuse_hollow(sizes: Sequence[int]) -> None:
         raise BadRequest(f"an array without numbers may have {MAX_LISTS} rows, not the shape {list(sizes)}")
 
 
-def load(body: bytes) -> Any:
-    """The array of a .npy, or the arrays by name of an .npz; never a pickle, and nothing larger than its own bytes says."""
+def load(body: bytes, allowance: Allowance) -> Any:
+    """The array of a .npy, or the arrays by name of an .npz.
+
+    Of bool, numbers and texts, never a pickle. What they take is counted before they are made.
+    Raises BadRequest, and what `allowance` does.
+    """
     try:
-        if not body.startswith(ZIP_START):
-            array = np.load(io.BytesIO(body), allow_pickle=False)
-            refuse_hollow(array.shape)
-            return array
+        if body.startswith(ZIP_START):
+            return load_npz(body, allowance)
+        array = routines.read_npy(io.BytesIO(body), len(body), allowance.take)
+    except ValueError as error:
+        raise BadRequest(f"body is no .npy or .npz of numbers: {error}") from None
+    refuse_hollow(array.shape)
+    return array
+
+
+MOST_MEMBERS = 1000  # of an .npz, each of which takes some memory before anything is unpacked
+MEMBER_START = b"PK\x01\x02"  # in the directory at the end of a zip file
+NUMPY_PACKS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+
+
+def load_npz(body: bytes, allowance: Allowance) -> dict[str, np.ndarray]:
+    """The arrays of an .npz by name; ValueError for all that NumPy does not write into one."""
+    if body.count(MEMBER_START) > MOST_MEMBERS:
+        raise ValueError(f"an .npz may hold {MOST_MEMBERS} arrays")
+    found: dict[str, np.ndarray] = {}
+    try:
         with zipfile.ZipFile(io.BytesIO(body)) as archive:
-            unpacked = sum(entry.file_size for entry in archive.infolist())
-            if unpacked > max(100 << 20, 20 * len(body)):
-                raise BadRequest(f"body is an .npz that unpacks to {unpacked} bytes")
-        with np.load(io.BytesIO(body), allow_pickle=False) as arrays:
-            found = {name: arrays[name] for name in arrays.files}
-        for array in found.values():
-            refuse_hollow(array.shape)
-        return found
-    except BadRequest:
+            for member in archive.infolist():
+                name = check_member(member, found)
+                with archive.open(member) as file:
+                    found[name] = routines.read_npy(file, member.file_size, allowance.take)
+    except (ServingError, ValueError, MemoryError):
         raise
-    except Exception as error:  # zipfile, its decompressors and NumPy raise of every kind for damaged bytes
-        raise BadRequest(f"body is no .npy or .npz of numbers: {routines.plain(error)}") from None
+    except Exception as error:  # zipfile and zlib raise of every kind for damaged bytes
+        raise ValueError(routines.plain(error)) from None
+    for array in found.values():
+        refuse_hollow(array.shape)
+    return found
+
+
+def check_member(member: zipfile.ZipInfo, found: Mapping[str, Any]) -> str:
+    """The name of the array that a member of an .npz holds."""
+    shown, name = member.filename[:60], member.filename.removesuffix(".npy")
+    if name == member.filename:
+        raise ValueError(f"'{shown}': expected members that end with .npy")
+    if name in found:
+        raise ValueError(f"'{shown}' stands twice in it")
+    if member.compress_type not in NUMPY_PACKS:
+        raise ValueError(f"'{shown}': expected it stored or deflated, "
+                         f"got the method {member.compress_type} of zip")
+    return name
 
 
 def write_answer(answer: dict[str, Any], wanted: str) -> Reply | None:

@@ -77,7 +77,10 @@ def count_threads(call: SignatureCall, device: str) -> int:
     return len(os.sched_getaffinity(0)) if computes else MOST_THREADS
 
 
-# ===========================================================================================
+# ==================================================================================================
+# One function under two names
+# ==================================================================================================
+
 
 def find_twins(graph: Any, signatures: Mapping[str, Signature]) -> dict[str, str]:
     """Signatures that are another one under a second name, by the name of that other: Keras exports `serve` and `serving_default`.
@@ -111,7 +114,8 @@ def call_key(signature: Signature, nodes: Mapping[str, Any], functions: Mapping[
     return (call.op, inputs, tuple(feeds.values()), fetches, tuple(others), function.SerializeToString(deterministic=True))
 
 
-# ===========================================================================================# Threads of a model's own
+# ==================================================================================================
+# Threads of a model's own
 # ==================================================================================================
 
 

@@ -159,6 +159,14 @@ class Channel(HTTPChannel):
             self.whole = False
             self.front.see_to(self)
 
+    def handle_write(self) -> None:
+        """waitress's, but not while a worker sends: both would take the same bytes from the buffer. It is asked again."""
+        if self.outbuf_lock.acquire(False):
+            try:
+                super().handle_write()
+            finally:
+                self.outbuf_lock.release()
+
     def answer_here(self) -> None:
         """Answer the one request on the thread that runs the loop; what is written goes out in one piece."""
         self.gathered = []
@@ -347,8 +355,8 @@ class Front(Waitress):
         return [channel for listener in self.listeners for channel in list(listener.active_channels.values())]
 
     def held(self) -> int:
-        """Bytes of the bodies that are there or announced."""
-        return sum(max(request.content_length, request.body_bytes_received)
+        """Bytes of the bodies that are there or announced, and of what they are unpacked to."""
+        return self.server.unpacked.held + sum(max(request.content_length, request.body_bytes_received)
                    for channel in self.channels() for request in (*channel.requests, channel.request) if request)
 
     def no_room(self) -> str | None:

@@ -98,8 +98,8 @@ def run(endpoint: Endpoint, value: Any, context: Context) -> Any:
     try:
         return future.result(endpoint.timeout_seconds)
     except FutureTimeoutError:
-        if future.done():  # the function's own TimeoutError
-            raise
+        if future.done():  # the function's own TimeoutError, or an answer after all
+            return future.result()
         future.cancel()
         raise ServingError(f"{endpoint.path} took longer than {endpoint.timeout_seconds:g} s", "DEADLINE_EXCEEDED") from None
 

@@ -46,9 +46,24 @@ def explain(error: BaseException, folders: Iterable[str] = ()) -> str:
         return f"{type(error).__name__}: {error.strerror}{name}"
     try:
         text = clean(str(error), folders)
-    except Exception:  # a __str__ of the handler's own
+    except BaseException:  # a __str__ of the handler's own
         text = ""
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+@contextlib.contextmanager
+def errors_only(who: str) -> Iterator[None]:
+    """Let what is no Exception (sys.exit, KeyboardInterrupt, a cancelled task) be a RuntimeError.
+
+    It would pass by all that answers a request, whose client then waits for ever. Ctrl-C of the
+    operator arrives in the main thread alone, where no function of somebody else's runs.
+    """
+    try:
+        yield
+    except Exception:
+        raise
+    except BaseException as error:
+        raise RuntimeError(f"{who} ended with {type(error).__name__}: {explain(error)}") from error
 
 
 def clean(text: str, folders: Iterable[str] = ()) -> str:
@@ -208,10 +223,10 @@ def import_module(source: Source, model_dir: str | None, check: Callable[[types.
         with surroundings(folders, model_dir):
             module = execute(source, host)
             check(module)
-    except BaseException as error:  # sys.exit() in a handler must not end the server
+    except BaseException as error:  # sys.exit() in a handler must not end the loader
         forget(list_new(before, folders))
         put_back(taken)
-        if isinstance(error, (HandlerError, KeyboardInterrupt)):
+        if isinstance(error, HandlerError):
             raise
         if path is None and isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{error.name}."):
             raise HandlerError(f"{name}: no such module beside the config or installed") from error
@@ -329,16 +344,12 @@ class Handler:
         return bound
 
     def call(self, value: Any, context: Any) -> Any:
-        """Run the function; its exception passes through, but what would end the server comes as RuntimeError."""
+        """Run the function; its exception passes, all else that it raises comes as RuntimeError."""
         bound = self.bound
         if bound is None:
             raise HandlerError(f"not loaded: {self.error}" if self.error else "not loaded")
-        try:
+        with errors_only("the handler"):
             return bound.function(value, context) if bound.two else bound.function(value)
-        except (Exception, KeyboardInterrupt):
-            raise
-        except BaseException as error:
-            raise RuntimeError(f"the handler ended with {type(error).__name__}: {explain(error)}") from error
 
 
 def find_function(module: types.ModuleType, reference: str) -> tuple[Callable[..., Any], bool]:
@@ -380,6 +391,11 @@ def to_reply(result: Any) -> tuple[Any, str]:
 
     Arrays of numbers stay arrays, for the encoder to write. Raises HandlerError, with the place in the result.
     """
+    with errors_only("the handler's result"):  # which may be a class of its own
+        return write_result(result)
+
+
+def write_result(result: Any) -> tuple[Any, str]:
     if isinstance(result, tuple) and len(result) == 2 and isinstance(result[0], BYTES) and isinstance(result[1], str) \
             and CONTENT_TYPE.fullmatch(result[1]):
         return bytes(result[0]), result[1]
@@ -429,6 +445,8 @@ def read_tensor(value: Any) -> Any:
     """A framework's tensor as NumPy, off its gradient tape and its GPU first where it has such (PyTorch)."""
     try:
         return (value.detach().cpu() if hasattr(value, "detach") else value).numpy()
+    except MemoryError:
+        raise
     except Exception as error:
         raise Unwritable(f"got {type(value).__name__} ({explain(error)})") from error
 

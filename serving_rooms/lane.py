@@ -4,16 +4,18 @@ A request for a cheap model costs less than handing it to another thread: Python
 connections the turns cost more than the answers. Only what can neither wait nor take long is taken.
 """
 
+import re
 import time
 from typing import Any
 
 from serving import is_plain_json, view_infer
 
-SHORT_SECONDS = 0.0005  # of a call with one row, measured when the model was loaded
+SHORT_SECONDS = 0.0005  # of a small call, measured when the model was loaded
 SHORT_BYTES = 16 << 10  # of a body
 LONG_SECONDS = 0.005  # of the processor's time: requests that take this long ...
 STRIKES = 3  # ... so many times running ...
 PENALTY_SECONDS = 10.0  # ... send those for their model to the worker threads for so long
+SIGNATURE = re.compile(rb'"signature_name"\s*:\s*"([\x20-\x7e]*?)"')
 UNPACKED = ("CONTENT_ENCODING", "X_TENSOR_SHAPE")  # headers of bodies that are more, or other, than they seem
 
 
@@ -35,9 +37,14 @@ class Lane:
             return False
         if self.server.config.auth.protect == "all":  # quotas wait
             return False
-        return self.is_short(found.arguments["model"], found.arguments.get("version")) and is_plain_json(body_of(request))
+        body = body_of(request)
+        named = SIGNATURE.findall(body)
+        if len(named) != body.count(b"signature_name") or len(named) > 1 or not is_plain_json(body):
+            return False
+        signature = named[0].decode() if named and named[0] else "serving_default"
+        return self.is_short(found.arguments["model"], found.arguments.get("version"), signature)
 
-    def is_short(self, model: str, version: int | None) -> bool:
+    def is_short(self, model: str, version: int | None, signature: str = "serving_default") -> bool:
         """Whether a version that is there now, the highest for None, answers in a moment."""
         if self.late and time.monotonic() < self.late.get(model, 0.0):
             return False
@@ -45,7 +52,7 @@ class Lane:
         if available is None:
             return False
         servable = available.versions.get(max(available.versions) if version is None else version)
-        return servable is not None and servable.call_seconds < SHORT_SECONDS
+        return servable is not None and servable.seconds_of(signature) < SHORT_SECONDS
 
     def answer(self, channel: Any, model: str) -> None:
         began = time.thread_time()

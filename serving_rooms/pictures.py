@@ -6,6 +6,7 @@
 """
 
 import contextlib
+import dataclasses
 import difflib
 import functools
 import re
@@ -25,6 +26,7 @@ from werkzeug.http import parse_accept_header
 import routines
 from serving import (
     CURRENT,
+    Allowance,
     BadRequest,
     Call,
     ConfigError,
@@ -38,6 +40,7 @@ from serving import (
     read_body,
     reply,
 )
+from serving_rooms.handlers import errors_only
 from serving_rooms.inbox import Caps, Inbox, read_group
 
 MOST_ROUTINES = 64  # in one chain
@@ -117,7 +120,8 @@ def read_routine(item: Any, path: str) -> Any:
     given = {} if item.get("arguments") is None else item["arguments"]
     if not isinstance(given, dict):
         raise ConfigError(f"{path}.arguments", f"expected an object, got {json_kind(given)}")
-    return parse_fields(kind, {**beside, **given}, f"{path}.arguments")
+    with errors_only(f"routine {item['name'][:60]}"):
+        return parse_fields(kind, {**beside, **given}, f"{path}.arguments")
 
 
 # ======================================================================================================
@@ -146,7 +150,8 @@ def image_errors() -> Iterator[None]:
         raise ServingError(str(error), "INVALID_ARGUMENT", 413 if error.too_large else 400) from None
 
 
-def predict_image(server: ModelServer, image: np.ndarray | bytes, deployment: str | None, chain: Any, form: str) -> Any:
+def predict_image(server: ModelServer, image: np.ndarray | bytes, deployment: str | None,
+                  chain: Any, form: str, allowance: Allowance) -> Any:
     """What a deployment sees in a picture; see ModelServer.predict_image."""
     ready = find_deployment(server, deployment)
     try:
@@ -154,13 +159,15 @@ def predict_image(server: ModelServer, image: np.ndarray | bytes, deployment: st
     except ConfigError as error:
         raise BadRequest(error.message) from None
     if isinstance(image, bytes):
+        limits = dataclasses.replace(server.prepared.limits, allow=allowance.take)
         with image_errors():
-            image = routines.decode_image(image, server.prepared.limits)
+            image = routines.decode_image(image, limits)
     with lease(server, ready.config) as (version, servable):
         try:
             model = ready.model_of(servable)
         except ValueError as error:
             raise BadRequest(f"Deployment '{ready.config.id}' takes no pictures: {error}") from None
+        allowance.take(model.shown_bytes(image))
         tensors = annotate(ready, model, functools.partial(servable.run, "serving_default"), image, own,
                            {"deployment": ready.config.id, "model": ready.config.model, "version": version})
     return routines.present(tensors, image, ready.labels, form)
@@ -188,11 +195,13 @@ def annotate(ready: ReadyDeployment, model: routines.ImageModel, run: Callable[[
     The request's routines on the picture run before the model as well. `origin` is written beside what is put aside.
     """
     before = [step for step in own if step.before_model]
-    tensors = routines.predict_image(model, run, image, (*ready.chain, *before))
+    with errors_only("a routine"):
+        tensors = routines.predict_image(model, run, image, (*ready.chain, *before))
     start = time.perf_counter()
     if ready.inbox is not None:
         offer(ready, image, tensors, origin)
-    tensors = routines.run_after(own, tensors)
+    with errors_only("a routine"):
+        tensors = routines.run_after(own, tensors)
     if (trace := getattr(CURRENT, "trace", None)) is not None:
         trace.routines = time.perf_counter() - start
     return tensors
@@ -219,7 +228,7 @@ def offer(ready: ReadyDeployment, image: np.ndarray, tensors: routines.Tensors, 
 
 def read_image(server: ModelServer, call: Call) -> tuple[np.ndarray, Any]:
     """The picture and the routines of a /predict request: JSON, multipart, or the picture or .npy array itself."""
-    limits = server.prepared.limits
+    limits = dataclasses.replace(server.prepared.limits, allow=call.allowance.take)
     most = min(server.config.server.max_request_bytes, 4 * limits.max_bytes)  # nested lists take some 4 characters a number
     with image_errors():
         if call.mimetype == "multipart/form-data":
@@ -271,7 +280,7 @@ def view_predict_image(server: ModelServer, call: Call, deployment: str | None =
     form = DRAWN.get(wanted) or call.argument("format", "json")
     if form not in ("json", "coco", *DRAWN.values()):
         raise BadRequest(f"format: expected json, coco, png or jpeg, got '{form[:40]}'")
-    answer = predict_image(server, image, ready.config.id, chain, form)
+    answer = predict_image(server, image, ready.config.id, chain, form, call.allowance)
     replied = Reply(answer, content_type=f"image/{form}") if isinstance(answer, bytes) else reply(answer)
     if ready.config.version_tag:
         replied = replied.with_headers(("X-Version-Tag", ready.config.version_tag))

@@ -18,6 +18,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from serving_rooms.handlers import errors_only
+
 __all__ = ["NoShards", "PipelineError", "Plan", "plan"]
 
 REQUEST, RESPONSE = "request", "response"  # where every graph starts and ends; never nodes of a config
@@ -355,8 +357,12 @@ class Run:
     def run_node(self, name: str, index: Index) -> None:
         node = self.graph.nodes[name]
         inputs = {link.name: self.read(link, index) for link in self.graph.into(name)}
-        self.publish(name, index, self.graph.functions[name](inputs, dict(node.params)) if node.type == "custom"
-                     else self.call(node.model_name, node.version, inputs))
+        if node.type == "custom":
+            with errors_only(f"node '{name}'"):
+                outputs = self.graph.functions[name](inputs, dict(node.params))
+        else:
+            outputs = self.call(node.model_name, node.version, inputs)
+        self.publish(name, index, outputs)
 
     def read(self, link: Link, index: Index) -> np.ndarray:
         """What a reader at `index` gets: demultiplexers not open around it are gathered, a leading dimension for each."""

@@ -56,6 +56,10 @@ class OnDemand(Servable):
         with self.residency.use(self) as resident:
             return resident._run(name, inputs)
 
+    def seconds_of(self, name: str) -> float:
+        """Nobody knows: it may have to be loaded."""
+        return float("inf")
+
     def describe_calls(self) -> dict[str, str]:
         resident = self.resident
         return resident.describe_calls() if resident else {}

@@ -167,6 +167,19 @@ def make_server(**others):
                        server={"cors_origins": ["https://site.example"], "gzip_min_bytes": 1000, "max_request_bytes": 1 << 20, "file_system_poll_wait_seconds": 0}, **others)
 
 
+class PlainChannel(HTTPChannel):
+    """waitress's, which does not send while a worker does: it loses its place then, and hangs up."""
+
+    parser_class = connections.Parser
+
+    def handle_write(self):
+        if self.outbuf_lock.acquire(False):
+            try:
+                super().handle_write()
+            finally:
+                self.outbuf_lock.release()
+
+
 @contextlib.contextmanager
 def plainly_served(server):
     """The address of the same server by plain waitress, with its own queue and threads, and plain Flask: no door, no lane.
@@ -179,7 +192,7 @@ def plainly_served(server):
     http = create_server(
         app, map=sockets, host="127.0.0.1", port=0, threads=8, ident="serving", max_request_body_size=1 << 20, inbuf_overflow=1 << 20,
         recv_bytes=1 << 20, channel_request_lookahead=1, max_request_header_size=connections.HEAD_BYTES, log_socket_errors=False)
-    http.channel_class = type("PlainChannel", (HTTPChannel,), {"parser_class": connections.Parser})
+    http.channel_class = PlainChannel
     stop = threading.Event()
 
     def loop():

@@ -11,7 +11,8 @@ import time
 
 import numpy as np
 import pytest
-from conftest import ROOT, Rest, assert_error, bearer, fake_server, key_entry, listening
+import requests
+from conftest import ROOT, FakeDetector, Rest, assert_error, bearer, fake_server, key_entry, listening
 from werkzeug.test import Client
 
 import serving
@@ -134,7 +135,7 @@ def test_bytes_are_answered_as_what_they_are(tmp_path):
 
 
 @pytest.mark.parametrize("name, status, text", [
-    ("raises", 500, "Internal server error"), ("leaves", 500, "Internal server error"), ("eats", 500, "Internal server error"),
+    ("raises", 500, "Internal server error"), ("leaves", 500, "Internal server error"), ("eats", 503, "The server has no memory for this request now"),
     ("unwritable", 500, "The answer of /f/unwritable cannot be sent: $.when[0]: cannot be written as JSON: got object"), ("refuses", 400, "expected a sentence")])
 def test_functions_that_go_wrong_have_their_outcome_and_the_server_goes_on(tmp_path, caplog, name, status, text):
     rest = serve(tmp_path, name, "echo")
@@ -378,3 +379,98 @@ def test_check_says_where_a_function_is_missing_without_importing(tmp_path, caps
     wrong = [line for line in capsys.readouterr().out.splitlines() if line.startswith("wrong: ")]
     assert len(wrong) == 2 and all(text in line for line in wrong)
     assert wrong[0].startswith("wrong: $.pipeline_config_list[0].nodes[0].function") and wrong[1].startswith("wrong: $.handlers[0].function")
+
+
+# --- what is no Exception ------------------------------------------------------------------------------------
+
+ENDS = "import asyncio\nclass Odd(BaseException): pass\n\ndef ends(inputs, *others):\n    raise eval(inputs if isinstance(inputs, str) else 'KeyboardInterrupt')\n"
+NAMES = ["KeyboardInterrupt", "SystemExit", "GeneratorExit", "asyncio.CancelledError", "Odd", "StopIteration"]
+
+
+@pytest.mark.parametrize("seconds", [None, 30])
+def test_whatever_a_handler_raises_its_client_has_an_answer(tmp_path, seconds):
+    (tmp_path / "ends.py").write_text(ENDS)
+    write_config(tmp_path, {"path": "/f/ends", "function": "ends:ends", **({"timeout_seconds": seconds} if seconds else {})})
+    server = serving.ModelServer(tmp_path / "config.json")
+    assert server.wait(10)
+    for name in NAMES:
+        assert_error(Rest(server).post("/f/ends", json.dumps(name), headers=KEY), 500, "Internal server error: the server's log has the reason, at request ...")
+
+
+def test_a_handler_that_is_interrupted_answers_over_a_socket(tmp_path):
+    (tmp_path / "ends.py").write_text(ENDS)
+    write_config(tmp_path, {"path": "/f/ends", "function": "ends:ends"})
+    server = serving.ModelServer(tmp_path / "config.json")
+    assert server.wait(10)
+    with listening(server) as address:
+        for name in NAMES:
+            assert requests.post(f"{address}/f/ends", json=name, headers=KEY, timeout=60).status_code == 500
+        assert requests.get(f"{address}/livez", timeout=60).status_code == 200
+
+
+def test_whatever_an_endpoint_of_python_raises_its_client_has_an_answer():
+    server = fake_server({}, auth=AUTH)
+
+    @server.endpoint("/ends")
+    def ends(name):
+        raise {"k": KeyboardInterrupt, "g": GeneratorExit}[name]
+    for name in "kg":
+        assert_error(Rest(server).post("/ends", json.dumps(name), headers=KEY), 500, "Internal server error: ...")
+
+
+def test_a_module_that_is_interrupted_leaves_its_url_unavailable_and_the_loader_alive(tmp_path):
+    (tmp_path / "main.py").write_text("raise KeyboardInterrupt")
+    write_config(tmp_path, {"path": "/f", "function": "main.py:f"})
+    server = serving.ModelServer(tmp_path / "config.json")
+    assert server.wait(10)
+    assert_error(Rest(server).post("/f", "1", headers=KEY), 503, "/f is not available: main.py: KeyboardInterrupt")
+    (tmp_path / "main.py").write_text("def f(x): return x")
+    assert server.reload()[0] == 201 and Rest(server).post("/f", "1", headers=KEY).json == 1
+
+
+def test_routines_of_ones_own_that_are_interrupted_are_answered(tmp_path):
+    (tmp_path / "stopping.py").write_text("""from routines import routine
+
+@routine()
+class Stopping:
+    def __call__(self, tensors):
+        raise KeyboardInterrupt
+
+@routine()
+class Leaving:
+    when: str = "soon"
+    def __post_init__(self):
+        raise SystemExit(2)
+
+@routine(before_model=True)
+class Early:
+    def __call__(self, image):
+        raise GeneratorExit
+""")
+    server = fake_server({"d": FakeDetector()}, auth=AUTH, routine_modules=[str(tmp_path / "stopping.py")], deployments=[{"id": "d", "model": "d"}])
+    for name in ("Stopping", "Leaving", "Early"):
+        body = {"image_type": "array", "data": [[[1, 2, 3]]], "routines": [{"name": name}]}
+        assert_error(Rest(server).post("/d/predict", body, headers=KEY), 500, "Internal server error: ...")
+
+
+def test_a_module_of_routines_that_leaves_is_a_wrong_config(tmp_path):
+    (tmp_path / "leaving.py").write_text("raise SystemExit(3)")
+    with pytest.raises(serving.ConfigError, match=r"\$.routine_modules\[0\]: RuntimeError: the module ended with SystemExit"):
+        serving.ModelServer({"model_config_list": [], "routine_modules": [str(tmp_path / "leaving.py")]})
+
+
+def test_a_custom_node_that_is_interrupted_is_answered(tmp_path):
+    (tmp_path / "ends.py").write_text(ENDS)
+    pipeline = {"name": "p", "inputs": ["x"], "outputs": [{"y": {"node_name": "n", "data_item": "y"}}], "nodes": [
+        {"name": "n", "type": "custom", "function": str(tmp_path / "ends.py:ends"), "outputs": [{"data_item": "y", "alias": "y"}],
+         "inputs": [{"x": {"node_name": "request", "data_item": "x"}}]}]}
+    rest = Rest(fake_server({}, pipeline_config_list=[pipeline]))
+    assert_error(rest.post("/v1/models/p:predict", {"inputs": [1.0]}), 500, "Internal server error: the server's log has the reason, at request ...")
+
+
+def test_the_own_time_out_of_a_handler_is_no_deadline(tmp_path):
+    (tmp_path / "main.py").write_text("def f(x): raise TimeoutError('mine')")
+    write_config(tmp_path, {"path": "/f", "function": "main.py:f", "timeout_seconds": 60})
+    server = serving.ModelServer(tmp_path / "config.json")
+    assert server.wait(10)
+    assert_error(Rest(server).post("/f", "1", headers=KEY), 500, "Internal server error: ...")

@@ -1,6 +1,7 @@
 """handlers.py: modules imported for their handlers, calls, and results as JSON or bytes."""
 
 import ast
+import asyncio
 import collections
 import dataclasses
 import datetime
@@ -123,10 +124,9 @@ def test_a_failing_import_tells_its_reason_without_paths(tmp_path, body, message
     assert "main" not in sys.modules
 
 
-def test_ctrl_c_during_an_import_passes(tmp_path):
-    write(tmp_path, main="raise KeyboardInterrupt")
-    with pytest.raises(KeyboardInterrupt):
-        Handler("main:f", tmp_path).load()
+@pytest.mark.parametrize("name", ["KeyboardInterrupt", "GeneratorExit", "asyncio.CancelledError"])
+def test_a_module_that_raises_no_exception_fails_to_import_and_nothing_else(tmp_path, name):
+    fails(Handler("main:f", write(tmp_path, main=f"import asyncio\nraise {name}")), f"main.py: {name.split('.')[-1]}")
 
 
 # What it finds while it is imported, and what it leaves
@@ -388,7 +388,7 @@ def test_the_exception_of_the_function_passes_through():
         handler.call(0, None)
 
 
-@pytest.mark.parametrize("error", [SystemExit(2), GeneratorExit()])
+@pytest.mark.parametrize("error", [SystemExit(2), GeneratorExit(), KeyboardInterrupt(), asyncio.CancelledError()])
 def test_what_would_end_the_server_becomes_a_runtime_error(error):
     def f(x):
         raise error
@@ -398,13 +398,12 @@ def test_what_would_end_the_server_becomes_a_runtime_error(error):
         handler.call(0, None)
 
 
-def test_ctrl_c_in_a_call_passes():
-    def f(x):
-        raise KeyboardInterrupt
-    handler = Handler(f, ".")
-    handler.load()
-    with pytest.raises(KeyboardInterrupt):
-        handler.call(0, None)
+def test_a_result_that_ends_with_more_than_an_exception_is_a_runtime_error():
+    class Odd(dict):
+        def items(self):
+            raise SystemExit(1)
+    with pytest.raises(RuntimeError, match="the handler's result ended with"):
+        to_reply(Odd(a=1))
 
 
 # The result

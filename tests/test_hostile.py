@@ -1,6 +1,8 @@
 """Input made to hurt, and faults caused on purpose: each had once a worse outcome than the one asserted here."""
 
+import base64
 import gzip
+import io
 import json
 import os
 import socket
@@ -9,10 +11,27 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from conftest import NO_POLL, ROOT, Disk, FakeServable, Rest, assert_error, config, fake_server, signature, spec
+from conftest import (
+    NO_POLL,
+    ROOT,
+    Disk,
+    FakeDetector,
+    FakeServable,
+    Rest,
+    assert_error,
+    bearer,
+    config,
+    fake_server,
+    key_entry,
+    signature,
+    spec,
+)
+from PIL import Image
+from test_binary import npy
 from test_models import default
 from test_saved_models import export, load, run
 
+import routines
 import serving
 
 P = "/v1/models/half_plus_two:predict"
@@ -122,6 +141,184 @@ def test_body_of_nothing_but_lists_is_refused_before_it_is_parsed(demo):
 def test_json_in_other_encodings_than_utf8_is_refused(encoding):
     with pytest.raises(serving.BadRequest, match="JSON Parse error: "):
         serving.parse_json('{"inputs": 1}'.encode(encoding))
+
+
+# --- what a body unpacks to ---------------------------------------------------------------------------------
+
+def eye(shape=(None, None, None, 3), dtype="DT_UINT8"):
+    """The mean colour of each picture."""
+    return serving.Servable({"serving_default": signature([spec("x", dtype, shape)], [spec("y")])},
+                            lambda name, x: {"y": x["x"].mean((1, 2, 3)).astype(np.float32)})
+
+
+def picture(width, height, mode="L"):
+    buffer = io.BytesIO()
+    Image.new(mode, (width, height), 7 if mode == "L" else (7, 7, 7)).save(buffer, "PNG")
+    return {"b64": base64.b64encode(buffer.getvalue()).decode()}
+
+
+def decoding(servable, most, **others):
+    return fake_server({"m": servable}, server={**NO_POLL, "max_decoded_bytes": most, **others})
+
+
+@pytest.mark.parametrize("key, wrap", [("instances", lambda rows: rows), ("inputs", lambda rows: rows), ("instances", lambda rows: [{"x": row} for row in rows]),
+                                       ("inputs", lambda rows: {"x": rows}), ("instances", lambda rows: [rows]), ("inputs", lambda rows: {"x": [[rows]]})])
+def test_all_pictures_of_a_body_together_are_bounded(key, wrap):
+    """Ten pictures of a megapixel each, in a kilobyte each: as arrays they have 30 MB."""
+    server = decoding(eye((None, 32, 32, 3)), 20_000_000)
+    rest, body = Rest(server), {key: wrap([picture(1000, 1000)] * 10)}
+    answer = rest.post("/v1/models/m:predict", body)
+    assert answer.status_code == 413 and "over the limit of 20000000" in answer.json["error"] and server.unpacked.held == 0
+    assert rest.post("/v1/models/m:predict", {"instances": [picture(1000, 1000)] * 3}).json == {"predictions": [7.0] * 3}
+    assert server.unpacked.held == 0
+
+
+def test_no_picture_is_decoded_of_a_body_that_holds_too_many(monkeypatch):
+    decoded = []
+    plain = routines.unpack_image
+    monkeypatch.setattr(routines, "unpack_image", lambda *arguments: decoded.append(1) or plain(*arguments))
+    rest = Rest(decoding(eye((None, 32, 32, 3)), 20_000_000))
+    assert rest.post("/v1/models/m:predict", {"instances": [picture(1000, 1000)] * 10}).status_code == 413 and not decoded
+    assert rest.post("/v1/models/m:predict", {"instances": [picture(1000, 1000)] * 2}).status_code == 200 and len(decoded) == 2
+
+
+def test_small_pictures_for_a_large_tensor_are_bounded():
+    rest = Rest(decoding(eye((None, 1000, 1000, 3), "DT_FLOAT"), 50_000_000))
+    assert_error(rest.post("/v1/models/m:predict", {"instances": [picture(1, 1)] * 4}), 413, "Request body unpacks to ...")
+    assert rest.post("/v1/models/m:predict", {"instances": [picture(1, 1)]}).json == {"predictions": [7.0]}
+
+
+def test_the_defaults_let_through_what_people_send(how):
+    rest = Rest(fake_server({"small": eye((None, 224, 224, 3), "DT_FLOAT"), "any": eye((None, None, None, 3), "DT_FLOAT")}), how)
+    assert rest.post("/v1/models/small:predict", {"instances": [picture(224, 224)] * 64}).json == {"predictions": [7.0] * 64}
+    limits = serving.Config(()).server
+    taken = limits.images.max_pixels * (3 + 2 * 3 * 4) + limits.images.max_bytes
+    assert taken < limits.max_decoded_bytes < limits.max_queued_bytes  # one of 50 megapixels, for a tensor of floats
+
+
+def test_what_other_requests_have_unpacked_is_counted_with_this_one():
+    server = decoding(eye(), 1 << 30, max_queued_bytes=30_000_000)
+    rest, body = Rest(server), {"instances": [picture(1000, 1000)]}
+    with server.allowance() as other:
+        other.take(25_000_000)
+        for path, data, headers in (("/v1/models/m:predict", json.dumps(body), {}), ("/v1/models/m:predict", gzip.compress(b" " * 6_000_000), {"Content-Encoding": "gzip"}),
+                                    ("/v1/models/m:predict", npy(np.zeros((1, 1000, 2000, 3), np.uint8)), {})):
+            answer = rest.post(path, data, headers=headers)
+            assert_error(answer, 503, "The server is busy: what other requests have unpacked holds all ...")
+            assert int(answer.headers["Retry-After"]) >= 1 and server.unpacked.held == 25_000_000
+        with pytest.raises(serving.ServingError, match="The server is busy"):
+            server.predict("m", body)
+    assert server.unpacked.held == 0
+    assert rest.post("/v1/models/m:predict", body).json == {"predictions": [7.0]} and server.unpacked.held == 0
+
+
+def test_a_body_that_can_never_fit_is_not_told_to_come_again():
+    server = decoding(eye(), 1 << 30, max_queued_bytes=5_000_000)
+    assert_error(Rest(server).post("/v1/models/m:predict", {"instances": [picture(1000, 1000)]}), 413, "Request body unpacks to 11002964 bytes or more, over the limit of 5000000")
+
+
+def test_what_is_unpacked_is_held_while_the_model_runs_and_no_longer():
+    held = []
+
+    def run(name, x):
+        held.append(server.unpacked.held)
+        raise ValueError("made to fail")
+    model = serving.Servable({"serving_default": signature([spec("x", "DT_UINT8", (None, None, None, 3))], [spec("y")])}, run)
+    server = decoding(model, 1 << 30)
+    rest, array = Rest(server), np.zeros((1, 100, 100, 3), np.uint8)
+    packed = gzip.compress(json.dumps({"instances": array.tolist()}).encode())
+    for body, headers in ((json.dumps({"instances": [picture(100, 100)]}), {}), (npy(array), {}), (packed, {"Content-Encoding": "gzip"})):
+        assert rest.post("/v1/models/m:predict", body, headers=headers).status_code == 500
+        assert held.pop() >= 30_000 and server.unpacked.held == 0
+
+
+def test_pictures_of_predict_count_in_each_form():
+    server = fake_server({"d": FakeDetector()}, deployments=[{"id": "d", "model": "d"}], auth={"keys": [key_entry("t", "k")]},
+                         server={**NO_POLL, "max_decoded_bytes": 2_000_000})
+    rest, data = Rest(server), base64.b64decode(picture(1000, 1000)["b64"])
+    array = np.zeros((1000, 1000, 3), np.uint8)
+    for body in (data, json.dumps({"image_type": "base64", "data": picture(1000, 1000)["b64"]}), json.dumps({"image_type": "array", "data": array[:600].tolist()}),
+                 npy(array), {"image": (io.BytesIO(data), "a.png")}):
+        answer = rest.client.post("/d/predict", data=body, headers=bearer("k"))
+        assert answer.status_code == 413 and "over the limit of 2000000" in answer.json["error"], answer.data
+        assert server.unpacked.held == 0
+    with pytest.raises(serving.ServingError, match="over the limit of 2000000"):
+        server.predict_image(data)
+    assert rest.client.post("/d/predict", data=base64.b64decode(picture(100, 100)["b64"]), headers=bearer("k")).status_code == 200
+
+
+def test_two_bombs_at_once_take_no_more_than_is_allowed():
+    unpacked = serving.UnpackedBytes(lambda: 100)
+    first, second = unpacked.allowance(80), unpacked.allowance(80)
+    first.take(60)
+    with pytest.raises(serving.ServingError) as busy:
+        second.take(60)
+    with pytest.raises(serving.ServingError) as large:
+        second.take(81)
+    assert (busy.value.status, large.value.status) == (503, 413) and second.held == 0 and unpacked.held == 60
+    first.take(-20)
+    second.take(60)
+    first.close(), first.close(), second.close()
+    assert unpacked.held == 0
+
+
+def test_memory_that_runs_out_is_a_server_that_is_busy(monkeypatch, how):
+    def fail(*arguments, **options):
+        raise MemoryError("Unable to allocate 9. TiB")
+    server = decoding(serving.Servable({"serving_default": signature([spec("x", "DT_UINT8", (None, None, None, 3))], [spec("y")])}, fail), 1 << 30)
+    rest, text = Rest(server, how), "The server has no memory for this request now: try again in a moment, or with less at once"
+    pixels = npy(np.zeros((1, 2, 2, 3), np.uint8))
+    packed = io.BytesIO()
+    np.savez(packed, x=np.zeros((1, 2, 2, 3), np.uint8))
+    bodies = [(pixels, {}), (packed.getvalue(), {}), (json.dumps({"instances": [picture(2, 2)]}), {}), (gzip.compress(b'{"instances": [[[[1, 2, 3]]]]}'), {"Content-Encoding": "gzip"})]
+
+    def answers():
+        for body, headers in bodies:
+            answer = rest.post("/v1/models/m:predict", body, headers=headers)
+            assert_error(answer, 503, text)
+            assert int(answer.headers["Retry-After"]) >= 1
+    answers()
+    monkeypatch.setattr(serving.orjson, "loads", fail)
+    monkeypatch.setattr("routines.read_npy_head", fail)
+    monkeypatch.setattr("PIL.Image.open", fail)
+    answers()
+
+
+@pytest.mark.parametrize("body, plain", [
+    (b'{"instances": [[1.0]]}', True), (b'{"inputs": {"x": "text"}}', True), (b"{}", True), (b'{"instances": [{"b64": "AAAA"}]}', False),
+    (b'{"instances": [{"b\\u0036\\u0034": "AAAA"}]}', False), (b'{"instances": [{"\\u0062\\u0036\\u0034": ""}]}', False), (b' {"instances": [1]}', False), (b"[1]", False),
+    (b"", False), (b"\x93NUMPY", False), (b"PK\3\4", False), (b"\x89PNG", False), (b"\xef\xbb\xbf{}", False)])
+def test_plain_json_holds_nothing_packed(body, plain):
+    assert serving.is_plain_json(body) is plain
+
+
+def nested(levels, kind, value="1"):
+    opened, closed = {"lists": ("[", "]"), "objects": ('{"a":', "}"), "both": ('[{"a":', "}]")}[kind]
+    return opened * levels + value + closed * levels
+
+
+@pytest.mark.parametrize("kind", ["lists", "objects", "both"])
+@pytest.mark.parametrize("levels", [200, 900, 960, 990, 10_000])
+def test_json_nested_to_any_depth_is_answered(levels, kind):
+    """Under a key that nobody asks for it changes nothing, as in TensorFlow Serving; elsewhere it is the request that is wrong."""
+    server = fake_server({"m": FakeServable(), "i": eye(), "s": serving.Servable({"serving_default": signature([spec("x", "DT_STRING")], [spec("y")])}, None),
+                          "d": FakeDetector()}, deployments=[{"id": "d", "model": "d"}], auth={"keys": [key_entry("t", "k")]})
+    server.endpoint("/one")(lambda value: 1)
+    rest, deep, numbers = Rest(server), nested(levels, kind), "[" + "1.5," * 600 + "1.5]"
+    for form in ('{"instances": [[1.0]], "unused": %s}', '{"unused": %s, "instances": [[1.0]]}', '{"unused": %s, "instances": [[1.0]]} trailing'):
+        assert rest.post("/v1/models/m:predict", form % deep).json == {"predictions": [[1.5]]}
+    for value in (deep, nested(levels, kind, '{"b64": "AAAA"}'), nested(levels, kind, numbers)):
+        for form in ('%s', '{"inputs": %s}', '{"instances": %s}', '{"instances": [%s]}', '{"inputs": {"x": %s}}', '{"instances": [{"x": %s}]}', '{"signature_name": %s}',
+                     '{"instances": [{"x": 1.0, "y": %s}]}', '{"inputs": 1, "instances": %s}'):
+            for model in "mis":
+                assert rest.post(f"/v1/models/{model}:predict", form % value).status_code == 400, (form, model)
+        for form in ('%s', '{"examples": %s}', '{"examples": [%s]}', '{"examples": [{"x": %s}]}', '{"context": %s}'):
+            assert rest.post("/v1/models/m:classify", form % value).status_code == 400, form
+        for form in ('%s', '{"image_type": %s}', '{"image_type": "url", "data": %s}', '{"image_type": "array", "data": %s}',
+                     '{"image_type": "array", "data": [[[1, 2, 3]]], "routines": [%s]}', '{"image_type": "array", "data": [[[1, 2, 3]]], "routines": [{"name": %s}]}',
+                     '{"image_type": "array", "data": [[[1, 2, 3]]], "routines": [{"name": "FilterClass", "arguments": {"class_name": %s}}]}'):
+            assert rest.post("/d/predict", form % value, headers=bearer("k")).status_code == 400, form
+    assert rest.post("/one", deep, headers=bearer("k")).json == 1
 
 
 # --- config and disk ----------------------------------------------------------------------------------------

@@ -1,12 +1,14 @@
 """Pictures in: formats, modes, orientations, limits and urls; and the `shapes` model from a picture to its annotations."""
 
 import base64
+import dataclasses
 import http.server
 import io
 import socket
 import struct
 import threading
 import time
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -82,6 +84,147 @@ def test_bomb_is_refused_by_its_header(side, text):
 def test_bytes_that_are_no_picture(data, text):
     with pytest.raises(routines.ImageError, match=text):
         routines.decode_image(data, LIMITS)
+
+
+def test_wide_greys_keep_their_high_byte_whatever_is_in_the_picture():
+    """The same element is the same colour, whatever stands beside it."""
+    for largest in (200, 255, 256, 65535):
+        wide = np.array([[200, largest]], np.uint16)
+        for form in ("PNG", "TIFF"):
+            image = routines.decode_image(save(wide, form), LIMITS)
+            assert image.tolist() == [[[0] * 3, [largest >> 8] * 3]], (largest, form)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+@pytest.mark.parametrize("exif", [b"Exif\0\0junk", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x05\0\0\0\x01\0\0\0\xff", b"", b"Exif\0\0",
+                                  b"Exif\0\0II*\0\x08\0\0\0\xff\xff" + b"\x12\x01\x03\0\x01\0\0\0\x09\0\0\0"])
+def test_a_picture_whose_exif_does_not_parse_is_a_picture(exif):
+    plain = save(PICTURE, "JPEG")
+    block = b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif
+    with Image.open(io.BytesIO(plain)) as truth:
+        assert (routines.decode_image(plain[:2] + block + plain[2:], LIMITS) == np.asarray(truth)).all()
+    with pytest.raises(routines.ImageError, match="image is damaged"):
+        routines.decode_image((plain[:2] + block + plain[2:])[:-400], LIMITS)
+
+
+def allowing(taken):
+    return routines.ImageLimits(allow=taken.append)
+
+
+def peak_of(decode):
+    tracemalloc.start()
+    try:
+        decode()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("mode, form, options, least", [
+    ("RGB", "PNG", {}, 10), ("RGB", "JPEG", {}, 10), ("RGB", "JPEG", {"progressive": True}, 10), ("L", "PNG", {}, 11), ("1", "PNG", {}, 11), ("P", "GIF", {}, 11),
+    ("RGBA", "PNG", {}, 14), ("CMYK", "TIFF", {}, 14), ("F", "TIFF", {}, 14), ("I", "TIFF", {}, 14), ("I;16", "PNG", {}, 8), ("RGB", "WEBP", {}, 18)])
+def test_what_a_picture_takes_is_asked_for_before_it_is_decoded(mode, form, options, least):
+    """What is asked for is what a process of its own was measured to take at most, in bytes a pixel, picture by picture."""
+    data, taken = save(Image.new(mode, (300, 200)), form, **options), []
+    image = routines.decode_image(data, allowing(taken))
+    assert sum(taken[:2]) == least * 300 * 200 and sum(taken) == image.nbytes == 3 * 300 * 200
+
+    def refuse(size):
+        raise ZeroDivisionError  # no error of the picture's
+    with pytest.raises(ZeroDivisionError):
+        routines.decode_image(data, routines.ImageLimits(allow=refuse))
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP"])
+def test_a_picture_that_was_decoded_holds_nothing_any_more(form):
+    image = routines.open_image(save(Image.new("RGB", (64, 48)), form), LIMITS)
+    routines.unpack_image(image, LIMITS)
+    with pytest.raises(ValueError, match="closed"):
+        image.getpixel((0, 0))
+
+
+@pytest.mark.parametrize("form", ["GIF", "WEBP", "TIFF", "PNG"])
+def test_of_many_frames_one_is_decoded_and_asked_for(form):
+    frames, taken = [Image.new("RGB", (64, 48), (number, 0, 0)) for number in range(20)], []
+    data = save(frames[0], form, save_all=True, append_images=frames[1:])
+    assert routines.decode_image(data, allowing(taken)).shape == (48, 64, 3) and sum(taken) == 3 * 64 * 48
+
+
+def tiled_tiff(width, height, tile):
+    """A grey TIFF of a small picture in one large tile, which is decoded whole."""
+    packed = zlib.compress(bytes(tile * tile))
+    tags = [(256, 4, width), (257, 4, height), (258, 3, 8), (259, 3, 8), (262, 3, 1), (277, 3, 1), (322, 4, tile), (323, 4, tile), (324, 4, 134), (325, 4, len(packed))]
+    entries = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in tags)
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + struct.pack("<I", 0) + packed
+
+
+def test_the_tiles_of_a_tiff_are_bounded_as_its_pixels_are():
+    taken = []
+    assert routines.decode_image(tiled_tiff(10, 10, 512), allowing(taken)).shape == (10, 10, 3)
+    assert max(taken) >= 512 * 512 and sum(taken) == 300
+    with pytest.raises(routines.ImageError, match="image of 8000x8000 pixels is over the limit of 50000000"):
+        routines.decode_image(tiled_tiff(10, 10, 8000), LIMITS)
+
+
+@pytest.mark.parametrize("broken", ["open", "load", "exif"])
+def test_memory_that_runs_out_is_no_damage_of_the_picture(monkeypatch, broken):
+    def fail(*arguments, **options):
+        raise MemoryError
+    if broken == "open":
+        monkeypatch.setattr(Image, "open", fail)
+    elif broken == "exif":
+        monkeypatch.setattr(routines.ImageOps, "exif_transpose", fail)
+    else:
+        monkeypatch.setattr("PIL.ImageFile.ImageFile.load", fail)
+    with pytest.raises(MemoryError):
+        routines.decode_image(save(PICTURE, "PNG"), LIMITS)
+
+
+def test_a_long_text_among_numbers_costs_no_more_than_its_length():
+    rows = [["a" * 100_000] + [""] * 25_000]
+
+    def decode():
+        with pytest.raises(routines.ImageError, match="expected numbers 0..255, got str"):
+            routines.decode_array(rows, LIMITS)
+    assert peak_of(decode) < 20e6
+
+
+def test_base64_arrays_and_downloads_are_asked_for_as_well(web):
+    data, taken = save(PICTURE, "PNG"), []
+    for text in (base64.b64encode(data).decode(), "data:image/png;base64," + base64.b64encode(data).decode()):
+        routines.decode_text(text, allowing(taken))
+        assert taken[0] >= len(data) and sum(taken) >= len(data) + PICTURE.nbytes
+        taken.clear()
+    routines.fetch_image(f"http://127.0.0.1:{web}/picture", dataclasses.replace(ALLOWED, allow=taken.append))
+    assert sum(taken) == len(data) + PICTURE.nbytes
+    taken.clear()
+    routines.decode_array(PICTURE.tolist(), allowing(taken))
+    assert sum(taken) >= PICTURE.nbytes
+    taken.clear()
+    np.save(buffer := io.BytesIO(), PICTURE)
+    routines.decode_npy(buffer.getvalue(), allowing(taken))
+    assert sum(taken) >= 2 * PICTURE.nbytes
+
+
+@pytest.mark.parametrize("descr", ["|V0", "|S0", "<U0", "|V3", "<c8", "|O", "<M8[s]"])
+def test_arrays_of_elements_that_are_no_numbers_are_no_pictures(descr):
+    text = f"{{'descr': '{descr}', 'fortran_order': False, 'shape': (5000, 6000), }}\n".encode()
+    data = np.lib.format.magic(1, 0) + len(text).to_bytes(2, "little") + text
+
+    def decode():
+        with pytest.raises(routines.ImageError, match="body is not a .npy array: "):
+            routines.decode_npy(data, LIMITS)
+    assert peak_of(decode) < 5e6
+
+
+@pytest.mark.parametrize("levels", [990, 100_000])
+def test_arrays_and_kinds_nested_deep_are_refused(levels):
+    deep = []
+    for _ in range(levels):
+        deep = [deep]
+    for body in ({"image_type": deep}, {"image_type": {"a": deep}}, {"image_type": "array", "data": deep}):
+        with pytest.raises(routines.ImageError, match="image_type: expected one of|array: expected shape"):
+            routines.read_request(body, LIMITS)
 
 
 def test_bytes_over_the_limit():

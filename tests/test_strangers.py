@@ -37,25 +37,17 @@ def array_of(value: Any) -> np.ndarray:
 
 
 class Direct:
-    """A SavedModel freshly loaded by TensorFlow itself: into a session, and TF2's as objects too.
-
-    `session` is how TensorFlow Serving runs it; None where that leaves variables without a value.
-    """
+    """A SavedModel freshly loaded by TensorFlow itself: into a session, TF2's as objects too."""
 
     def __init__(self, folder: Path):
         tf = serving.tensorflow()
         self.definitions = strangers.stored_signatures(folder)
         self.callables: dict[str, Callable] = {}  # of the session, by signature
-        options = tf.compat.v1.ConfigProto(allow_soft_placement=True)
-        self.session = tf.compat.v1.Session(graph=tf.Graph(), config=options)
-        with self.session.graph.as_default():
-            graph = tf.compat.v1.saved_model.load(self.session, ["serve"], str(folder))
-            variables = [operation.outputs[0] for operation in self.session.graph.get_operations()
-                         if operation.type == "VarHandleOp"]
-            filled = [tf.raw_ops.VarIsInitializedOp(resource=variable) for variable in variables]
-            self.session = self.session if all(self.session.run(filled)) else None
-        is_object = graph.object_graph_def.nodes
+        self.session, is_object = open_graph(folder)
         self.loaded = tf.saved_model.load(str(folder)) if is_object else None
+        self.functions = {}  # in the session's graph, where TensorFlow Serving's way is none
+        if self.session is None:
+            self.session, self.functions = open_objects(folder)
 
     def ask(self, signature: str, inputs: dict) -> dict[str, np.ndarray]:
         """By objects, if that is how TensorFlow loads it and if its inputs are plain tensors."""
@@ -69,22 +61,52 @@ class Direct:
         return {name: array_of(value.numpy()) for name, value in function(**tensors).items()}
 
     def ask_session(self, signature: str, inputs: dict) -> dict[str, np.ndarray]:
-        """By the session, if it can be."""
-        if self.session is None:
-            return self.ask(signature, inputs)
+        """By a session, as TensorFlow Serving does."""
         definition = self.definitions[signature]
         if signature not in self.callables:
-            self.callables[signature] = self.make_callable(definition)
+            with self.session.graph.as_default():
+                self.callables[signature] = self.make_callable(signature, definition)
         values = self.callables[signature](*(inputs[name] for name in definition.inputs))
         return {name: array_of(value) for name, value in zip(definition.outputs, values)}
 
-    def make_callable(self, definition: Any) -> Callable:
-        graph, identity = self.session.graph, serving.tensorflow().identity
+    def make_callable(self, signature: str, definition: Any) -> Callable:
+        tf, graph = serving.tensorflow(), self.session.graph
+        if function := self.functions.get(signature):
+            specs = function.structured_input_signature[1]
+            inputs = {name: tf.compat.v1.placeholder(specs[name].dtype, specs[name].shape)
+                      for name in definition.inputs}
+            outputs = function(**inputs)
+            fetches = [outputs[name] for name in definition.outputs]
+            return self.session.make_callable(fetches, list(inputs.values()))
         feeds = [info.name for info in definition.inputs.values()]
-        with graph.as_default():  # what is fed cannot be fetched
-            fetches = [identity(graph.get_tensor_by_name(info.name)) if info.name in feeds
-                       else info.name for info in definition.outputs.values()]
+        fetches = [tf.identity(graph.get_tensor_by_name(info.name)) if info.name in feeds
+                   else info.name for info in definition.outputs.values()]  # no feed is fetched
         return self.session.make_callable(fetches, feeds)
+
+
+def open_graph(folder: Path) -> tuple[Any, bool]:
+    """A session over the stored graph, or None if variables stay empty; whether it has objects."""
+    tf = serving.tensorflow()
+    options = tf.compat.v1.ConfigProto(allow_soft_placement=True)
+    session = tf.compat.v1.Session(graph=tf.Graph(), config=options)
+    with session.graph.as_default():
+        loaded = tf.compat.v1.saved_model.load(session, ["serve"], str(folder))
+        filled = [tf.raw_ops.VarIsInitializedOp(resource=operation.outputs[0])
+                  for operation in session.graph.get_operations()
+                  if operation.type == "VarHandleOp"]
+        is_object = bool(loaded.object_graph_def.nodes)
+        return session if all(session.run(filled)) else None, is_object
+
+
+def open_objects(folder: Path) -> tuple[Any, dict[str, Any]]:
+    """A session over a graph into which the objects are loaded, and its signatures."""
+    tf = serving.tensorflow()
+    session = tf.compat.v1.Session(graph=tf.Graph())
+    with session.graph.as_default():
+        loaded = tf.saved_model.load(str(folder))
+        v1 = tf.compat.v1
+        session.run([v1.global_variables_initializer(), v1.tables_initializer()])
+    return session, dict(loaded.signatures)
 
 
 # --- JSON as clients write and read it ------------------------------------------------------------
@@ -487,7 +509,7 @@ def wrong_values(value: np.ndarray, shape: tuple) -> list[tuple[str, np.ndarray]
     """What contradicts a signature's shape: higher and lower ranks, each fixed size changed."""
     found = [("a rank too high", value[np.newaxis])]
     if value.ndim:
-        found.append(("a rank too low", value[0]))
+        found.append(("a rank too low", array_of(value[0])))
     if value.ndim > 2:
         found.append(("rank 1", value.reshape(-1)[:1]))
     for axis, size in enumerate(shape):
@@ -547,8 +569,8 @@ def provoke_all(exported: Exported, names: list[str]) -> dict[str, list]:
 def provoked(exported):
     names = [name for name in NAMES if exported.requests[name]]
     with ThreadPoolExecutor(2) as threads:
-        half, other = threads.map(functools.partial(provoke_all, exported), (names[::2], names[1::2]))
-    return half | other
+        halves = threads.map(functools.partial(provoke_all, exported), (names[::2], names[1::2]))
+    return dict(item for half in halves for item in half.items())
 
 
 @pytest.mark.parametrize("name", [model.name for model in strangers.MODELS if model.asks])

@@ -1,6 +1,6 @@
 """Models as people make them, with their own tools, to be served and compared with TensorFlow.
 
-    python tests/strangers.py FOLDER     # exports all, as FOLDER/<name>/<version>
+    python tests/strangers.py FOLDER NAME...     # exports these, as FOLDER/<name>/<version>
 
 A model is a line of a table: its name, how it is made, and what its signatures are asked. MODELS
 are asked anything in any order; SCRIPTS have a state, and are asked the same steps each time they
@@ -10,6 +10,7 @@ are loaded. Whoever reads the tables needs no TensorFlow: it is imported to expo
 import io
 import os
 import pickle
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any, NamedTuple
 import ml_dtypes  # noqa: F401  (NumPy's "bfloat16")
 import numpy as np
 
-keras: Any = None  # all three imported by `export_all`
+keras: Any = None  # all three imported by `export`
 tf: Any = None
 layers: Any = None
 
@@ -215,6 +216,12 @@ def export_half_precision(to: Path) -> None:
                       layers.Dense(3), layers.Activation("softmax", dtype="float32"))
     finally:
         keras.config.set_dtype_policy("float32")
+
+
+def quantized(*stack: Any) -> Any:
+    model = keras.Sequential(list(stack))
+    model.quantize("int8")
+    return model
 
 
 def export_mobilenet(to: Path) -> None:
@@ -477,6 +484,20 @@ def save_detector(to: Path) -> None:
     save_one(to, answer, tf.TensorSpec([1, None, None, 3], tf.uint8, "image"), weights=weights)
 
 
+def save_again(to: Path) -> None:
+    """A SavedModel that was loaded, and saved with a signature of one's own around it."""
+    first = to.parent / "first"
+    save_several(first)
+    module = tf.Module()
+    module.loaded = tf.saved_model.load(str(first))
+
+    @tf.function(input_signature=[floats(None, 3, name="features")])
+    def answer(features: Any) -> Any:
+        return {"twice": 2 * module.loaded.signatures["logits"](x=features)["y"]}
+    tf.saved_model.save(module, to, signatures=answer)
+    shutil.rmtree(first)
+
+
 def save_not_finite(to: Path) -> None:
     """NaN, infinities, both zeros, and numbers below the smallest normal one."""
     def answer(x: Any) -> Any:
@@ -717,6 +738,14 @@ def tf1_scaled() -> dict:
         "scale", initializer=[2.0, 3.0])})}
 
 
+def tf1_beside_handle() -> dict:
+    """One signature has a table itself as an output, which is no number."""
+    table = tf.lookup.experimental.MutableHashTable(tf.string, tf.int64, -1)
+    x = tf.compat.v1.placeholder(tf.float32, [None], "x")
+    return {"handle": predict_def({"x": x}, {"y": x, "table": table.resource_handle}),
+            "serving_default": predict_def({"x": x}, {"y": x * 2})}
+
+
 def tf1_on_a_gpu() -> dict:
     with tf.device("/device:GPU:0"):
         return tf1_scaled()
@@ -933,6 +962,9 @@ MODELS = [
 
     Model("half_plus_one", lambda to: save_one(to, lambda x: {"y": x / 2 + 1}, floats(None)),
           {"serving_default": numbers()}),
+    Model("int8", lambda to: quantized(
+        keras.Input((6,), name="x"), layers.Dense(8, "relu"), layers.Dense(3)).export(
+            to, verbose=False), {"serving_default": numbers(6)}),
     Model("several", save_several,
           dict.fromkeys(("serving_default", "logits", "both"), numbers(3))),
     Model("autoscale", save_autoscale, {"serving_default": numbers(8, 8, 3)}),
@@ -981,6 +1013,7 @@ MODELS = [
     Model("compiled", save_compiled, {"serving_default": numbers(6)}),
     Model("for_a_gpu", save_for_a_gpu, {"serving_default": numbers(6)}),
     Model("quantized", save_quantized, {"serving_default": numbers(6)}),
+    Model("saved_again", save_again, {"serving_default": numbers(3)}),
     Model("wide", save_wide, {"serving_default": numbers(64)}),
 
     Model("tf1_main_op", lambda to: tf1_table(to, "main_op"),
@@ -993,6 +1026,8 @@ MODELS = [
     Model("tf1_frozen", tf1_frozen, {"serving_default": numbers(8, 8, 3)}),
     Model("tf1_beside_sparse", tf1_sparse, {"serving_default": numbers()}),
     Model("tf1_loop", tf1_loop, {"serving_default": numbers(3)}),
+    Model("tf1_beside_handle", lambda to: build_tf1(to, tf1_beside_handle),
+          {"serving_default": numbers()}),
     Model("tf1_other_names", lambda to: build_tf1(to, tf1_other_names),
           {"serving_default": numbers(2), "my signature/2": numbers(2)}),
     Model("tf1_two_graphs", lambda to: build_tf1(to, tf1_scaled, tags=("train", "serve")),
@@ -1054,24 +1089,23 @@ def requests_of(model: Model, folder: Path) -> dict[str, list[dict[str, np.ndarr
     return found
 
 
-def export_all(folder: Path) -> None:
-    """Export every model, and pickle what the MODELS are asked as FOLDER/requests."""
+def export(folder: Path, names: list[str]) -> None:
+    """Export some models, and pickle what the MODELS are asked as FOLDER/<name>/requests."""
     global keras, layers, tf
     import keras
     import tensorflow as tf
     layers = keras.layers
-    requests = {}
-    for model in MODELS:
+    for model in [*MODELS, *SCRIPTS]:
+        if model.name not in names:
+            continue
         keras.utils.set_random_seed(1)
-        path = folder / model.name / str(model.version)
+        path = folder / model.name / str(getattr(model, "version", 1))
         model.build(path)
-        requests[model.name] = requests_of(model, path)
-    for script in SCRIPTS:
-        keras.utils.set_random_seed(1)
-        script.build(folder / script.name / "1")
-    (folder / "requests").write_bytes(pickle.dumps(requests))
+        if isinstance(model, Model):
+            requests = pickle.dumps(requests_of(model, path))
+            (folder / model.name / "requests").write_bytes(requests)
 
 
 if __name__ == "__main__":
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    export_all(Path(sys.argv[1]))
+    export(Path(sys.argv[1]), sys.argv[2:])

@@ -112,20 +112,23 @@ def open_objects(folder: Path) -> tuple[Any, dict[str, Any]]:
 # --- JSON as clients write and read it ------------------------------------------------------------
 
 
-def write_value(value: Any) -> Any:
+def write_value(value: np.ndarray) -> Any:
     """An array as nested lists; bytes as text where they are text, else as base64."""
-    if isinstance(value, np.ndarray):
-        return [write_value(item) for item in value] if value.ndim else write_value(value.item())
-    if isinstance(value, bytes):
-        try:
-            return value.decode()
-        except UnicodeDecodeError:
-            return {"b64": base64.b64encode(value).decode()}
-    return value.item() if isinstance(value, np.generic) else value
+    if value.dtype.kind != "O":
+        return numbers(value).tolist()
+    written = np.frompyfunc(write_string, 1, 1)(value)
+    return written.tolist() if value.ndim else written
+
+
+def write_string(value: bytes) -> Any:
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return {"b64": base64.b64encode(value).decode()}
 
 
 def write_body(signature: str, inputs: dict[str, np.ndarray]) -> dict[str, Any]:
-    columns = {name: write_value(numbers(value)) for name, value in inputs.items()}
+    columns = {name: write_value(value) for name, value in inputs.items()}
     return {"signature_name": signature, "inputs": columns}
 
 
@@ -519,28 +522,29 @@ def test_loading_calls_no_signature_that_writes_a_file(exported):
 # --- tensors of a wrong shape ---------------------------------------------------------------------
 
 
-def wrong_values(value: np.ndarray, shape: tuple) -> list[tuple[str, np.ndarray]]:
+def wrong_values(value: np.ndarray, sizes: list) -> list[tuple[str, np.ndarray]]:
     """What contradicts a signature's shape: higher and lower ranks, each fixed size changed."""
     found = [("a rank too high", value[np.newaxis])]
     if value.ndim:
         found.append(("a rank too low", array_of(value[0])))
     if value.ndim > 2:
         found.append(("rank 1", value.reshape(-1)[:1]))
-    for axis, size in enumerate(shape):
+    for axis, size in enumerate(sizes):
         if size is not None:
             more = np.take(value, [*range(size), 0], axis)
             found.append((f"size {size + 1} of axis {axis}", more))
     return found
 
 
-def wrong_requests(exported: Exported, name: str, signatures: dict) -> list[tuple]:
+def wrong_requests(exported: Exported, name: str) -> list[tuple]:
     """(signature, input, what is wrong, inputs) of each wrong shape of each input."""
-    found = []
+    found, stored = [], strangers.stored_signatures(exported.path(name))
     for signature, requests in exported.requests[name].items():
-        for key, spec in signatures[signature].inputs.items():
-            if spec.shape is None:
+        for key, info in stored[signature].inputs.items():
+            if info.tensor_shape.unknown_rank:
                 continue
-            for what, value in wrong_values(requests[1][key], spec.shape):
+            sizes = [None if dim.size < 0 else dim.size for dim in info.tensor_shape.dim]
+            for what, value in wrong_values(requests[1][key], sizes):
                 found.append((signature, key, what, {**requests[1], key: value}))
     return found
 
@@ -548,23 +552,25 @@ def wrong_requests(exported: Exported, name: str, signatures: dict) -> list[tupl
 def provoke(folder: str, *names: str) -> None:
     """Ask each model wrong shapes, and then what is right; print its name and each answer."""
     exported = Exported(Path(folder))
+    rest = Rest(exported.serve(*names))
     for name in names:
         print(json.dumps([name]), flush=True)
-        server = exported.serve(name)
-        rest, good = Rest(server), None
         good = exported.ask(rest, name)
-        signatures = server.manager.available[name].versions[exported.versions[name]].signatures
-        for signature, key, what, inputs in wrong_requests(exported, name, signatures):
-            body = write_body(signature, inputs)
-            bodies = [body]
-            if len(inputs) == 1 and inputs[key].ndim:
-                bodies.append({"signature_name": signature, "instances": body["inputs"][key]})
-            for body in bodies:
+        for signature, key, what, inputs in wrong_requests(exported, name):
+            for body in write_bodies(signature, inputs):
                 answer = post(rest, name, body)[:2000].decode()
                 print(json.dumps([name, signature, key, what, answer]), flush=True)
         same = exported.ask(rest, name) == good
         print(json.dumps([name, "", "", "the right ones again", same]), flush=True)
-        server.stop()
+
+
+def write_bodies(signature: str, inputs: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+    """The same as columns, and as rows where there is one input and it has some."""
+    body = write_body(signature, inputs)
+    value, *others = body["inputs"].values()
+    if others or not isinstance(value, list):
+        return [body]
+    return [body, {"signature_name": signature, "instances": value}]
 
 
 def provoke_all(exported: Exported, names: list[str]) -> dict[str, list]:
@@ -575,6 +581,7 @@ def provoke_all(exported: Exported, names: list[str]) -> dict[str, list]:
         for line in done.stdout.decode().splitlines():
             name, *answer = json.loads(line)
             found.setdefault(name, []).extend([answer] if answer else [])
+        assert done.stdout, done.stderr.decode()[-2000:]
         if done.returncode == 0:
             break
         last = [name for name in names if name in found][-1]

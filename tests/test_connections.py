@@ -4,6 +4,7 @@ what is answered by the thread that reads sockets."""
 import contextlib
 import errno
 import gzip
+import io
 import json
 import os
 import random
@@ -676,6 +677,18 @@ def test_a_short_request_behind_a_long_one_is_a_workers():
             heard += receive(client)
     assert heard.index(b"[[1.5]]") < heard.index(b"[[3.0]]")
     assert len(models["m"].threads) == 1 and loop not in models["m"].threads
+
+
+@pytest.mark.parametrize(("body", "here"), [
+    ({"instances": [1.0, 2.0]}, True), ({"inputs": [[1.0]]}, True), ({"signature_name": "serving_default", "instances": [1.0]}, True), ({"signature_name": "", "instances": [1.0]}, True),
+    ({"signature_name": "regress", "inputs": ["x"]}, False), (b'{"signature_name": "serving_default", "signature_name": "regress", "instances": [1.0]}', False),
+    ({"signature_name": 3, "instances": [1.0]}, False), ({"instances": [{"signature_name": "serving_default"}]}, True)])
+def test_the_signature_that_is_asked_for_decides(demo, body, here):
+    server = SimpleNamespace(config=demo.config, manager=demo.manager)
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    asked = SimpleNamespace(chunked=False, content_length=len(data), headers={}, get_body_stream=lambda: io.BytesIO(data))
+    found = serving.find_known(demo, "POST", "/v1/models/half_plus_two:predict")
+    assert lane.Lane(server).takes(asked, found) is here
 
 
 def test_a_protected_server_answers_on_workers_alone():

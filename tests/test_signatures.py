@@ -340,20 +340,22 @@ def test_an_operation_that_tensorflow_does_not_know_may_keep_something(tf):
 
 # --- how long a call takes ----------------------------------------------------------------------------------
 
-def timed(monkeypatch, costs, shape):
-    """The call as it is warmed up, each call taking the next of `costs`."""
+def timed(monkeypatch, costs, shape, kind="Conv2D", asked=None):
+    """The call, of an operation of a kind, as it is warmed up, each call taking the next of `costs`."""
+    from tensorflow.core.framework import node_def_pb2
     clock, left = [0.0], iter(costs)
 
     class Clock:
         perf_counter = staticmethod(lambda: clock[0])
 
     def call(*arrays):
+        (asked if asked is not None else []).append(arrays[0].shape)
         clock[0] += next(left)
         return []
     monkeypatch.setattr(serving, "time", Clock)
     spec = serving.TensorSpec("x", "x:0", "DT_FLOAT", shape)
     one = serving.Signature({"x": spec}, {"y": spec})
-    return serving.warm_up(serving.SignatureCall(call), one, [], "m", serving.ModelConfig("m", "m"))
+    return serving.warm_up(serving.SignatureCall(call), one, [node_def_pb2.NodeDef(op=kind)], "m", serving.ModelConfig("m", "m"))
 
 
 def test_the_time_of_a_call_is_not_that_of_the_first_which_plans(tf, monkeypatch):
@@ -365,6 +367,18 @@ def test_the_time_of_a_call_is_not_that_of_the_first_which_plans(tf, monkeypatch
 def test_nothing_is_decided_from_a_picture_of_one_pixel(tf, monkeypatch, shape):
     call = timed(monkeypatch, itertools.repeat(0.001), shape)
     assert call.tried and call.seconds == float("inf")
+
+
+@pytest.mark.parametrize(("shape", "tried"), [(None, (8192,)), ((None,), (8192,)), ((None, 1), (8192, 1)), ((None, None), (1, 8192)), ((), ()), ((2, 3), (2, 3))])
+def test_what_does_the_same_to_each_number_is_timed_with_as_many_as_small_requests_have(tf, monkeypatch, shape, tried):
+    asked = []
+    call = timed(monkeypatch, itertools.repeat(0.001), shape, "Mul", asked)
+    assert call.tried and call.seconds == pytest.approx(0.001) and set(asked) == {tried}
+
+
+def test_a_signature_of_unknown_rank_that_may_abort_is_not_tried(tf, monkeypatch):
+    call = timed(monkeypatch, [], None, "Conv2D")
+    assert not call.tried and call.seconds == float("inf")
 
 
 def test_strings_and_batches_have_no_known_time(tf, folder):

@@ -39,6 +39,7 @@ import io
 import itertools
 import json
 import logging
+import math
 import os
 import queue
 import random
@@ -1569,9 +1570,13 @@ def read_signature(definition: Mapping[str, Any]) -> Signature:
 
 
 def read_tensor(name: str, info: Mapping[str, Any]) -> TensorSpec:
-    """A described TensorInfo; a dtype that TensorFlow has no name for is its number."""
+    """A described TensorInfo; a dtype that TensorFlow has no name for is its number.
+
+    TF1 tells of a variable by a reference to its value, which is what a session answers.
+    """
     shape = read_shape(info.get("tensor_shape", {}))
-    return TensorSpec(name, info.get("name", ""), str(info["dtype"]), shape)
+    dtype = str(info["dtype"]).removesuffix("_REF")
+    return TensorSpec(name, info.get("name", ""), dtype, shape)
 
 
 def read_shape(shape: Mapping[str, Any]) -> tuple[int | None, ...] | None:
@@ -1931,7 +1936,8 @@ def many_numbers(signature: Signature) -> list[np.ndarray]:
     for spec in signature.inputs.values():
         shape = [MANY] if spec.shape is None else [size or 1 for size in spec.shape]
         if spec.shape and None in spec.shape:
-            shape[max(at for at, size in enumerate(spec.shape) if size is None)] = MANY
+            last = max(at for at, size in enumerate(spec.shape) if size is None)
+            shape[last] = max(1, MANY // math.prod(shape))
         samples.append(np.ones(shape, CARRIED.get(spec.dtype, np.dtype(np.float32))))
     return samples
 

@@ -341,12 +341,24 @@ def check_overload(seconds, folder):
             server.stop()
 
 
+@contextlib.contextmanager
+def neighbours(count):
+    """Some processes that want all of a core each, as long as the `with` lasts."""
+    processes = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=int, default=3, help="of each run of wrk")
     parser.add_argument("--workloads", nargs="+", choices=workloads.WORKLOADS, default=workloads.WORKLOADS)
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))
+    parser.add_argument("--busy", type=int, default=0, help="processes that do nothing but compute, beside all of it")
     options = parser.parse_args()
     workloads.make_all()
     for name in options.peers:
@@ -354,7 +366,7 @@ def main():
         python_of(name)
     all_found = {workload: {name: Found() for name in (OURS, ALONE, *options.peers)} for workload in options.workloads}
     start = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, neighbours(options.busy):
         for round_ in range(1, options.rounds + 1):
             for workload, found in all_found.items():
                 def say(what, round_=round_, workload=workload):

@@ -369,7 +369,8 @@ def test_nothing_is_decided_from_a_picture_of_one_pixel(tf, monkeypatch, shape):
     assert call.tried and call.seconds == float("inf")
 
 
-@pytest.mark.parametrize(("shape", "tried"), [(None, (8192,)), ((None,), (8192,)), ((None, 1), (8192, 1)), ((None, None), (1, 8192)), ((), ()), ((2, 3), (2, 3))])
+@pytest.mark.parametrize(("shape", "tried"), [(None, (8192,)), ((None,), (8192,)), ((None, 1), (8192, 1)), ((None, None), (1, 8192)), ((), ()), ((2, 3), (2, 3)),
+                                              ((None, 100, 100), (1, 100, 100)), ((None, 64, 64), (2, 64, 64))])
 def test_what_does_the_same_to_each_number_is_timed_with_as_many_as_small_requests_have(tf, monkeypatch, shape, tried):
     asked = []
     call = timed(monkeypatch, itertools.repeat(0.001), shape, "Mul", asked)

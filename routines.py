@@ -64,10 +64,10 @@ class ImageError(ValueError):
         self.too_large = too_large
 
 
-# ======================================================================================================
+# ==================================================================================================
 # Images in
 # In: what a request holds. Out: uint8 RGB [H, W, 3], upright; or ImageError with the reason.
-# ======================================================================================================
+# ==================================================================================================
 
 
 def allow_all(size: int) -> None:
@@ -103,8 +103,9 @@ def open_image(data: bytes, limits: ImageLimits) -> Image.Image:
     A small file that unpacks to a huge picture is refused unopened.
     """
     if len(data) > limits.max_bytes:
-        raise ImageError(f"image of {len(data)} bytes is over the limit of {limits.max_bytes}",
-                         too_large=True)
+        raise ImageError(
+            f"image of {len(data)} bytes is over the limit of {limits.max_bytes}", too_large=True
+        )
     with image_damage(limits, data):
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         tile = tile_size(image)
@@ -134,20 +135,25 @@ def image_damage(limits: ImageLimits, data: bytes = b"") -> Iterator[None]:
     except MemoryError:
         raise
     except Image.DecompressionBombError:
-        raise ImageError(f"image has more pixels than the limit of {limits.max_pixels}",
-                         too_large=True) from None
+        raise ImageError(
+            f"image has more pixels than the limit of {limits.max_pixels}", too_large=True
+        ) from None
     except UnidentifiedImageError:
         start = data[:8].hex(" ") or "nothing"
-        raise ImageError(f"not an image of a known format; expected one of {', '.join(FORMATS)}, "
-                         f"got bytes that start with {start}") from None
+        raise ImageError(
+            f"not an image of a known format; expected one of {', '.join(FORMATS)}, "
+            f"got bytes that start with {start}"
+        ) from None
     except Exception as error:  # Pillow's formats raise of every kind for damaged bytes
         raise ImageError(f"image is damaged: {plain(error)}") from None
 
 
 def check_pixels(width: int, height: int, limits: ImageLimits) -> None:
     if width * height > limits.max_pixels:
-        raise ImageError(f"image of {width}x{height} pixels is over the limit of "
-                         f"{limits.max_pixels}", too_large=True)
+        raise ImageError(
+            f"image of {width}x{height} pixels is over the limit of {limits.max_pixels}",
+            too_large=True,
+        )
 
 
 def tile_size(image: Image.Image) -> tuple[int, int]:
@@ -202,8 +208,10 @@ def decode_text(text: str, limits: ImageLimits) -> np.ndarray:
 def read_text(text: str, limits: ImageLimits) -> bytes:
     """Read base64: with or without line breaks, padding, URL-safe letters, a `data:` prefix."""
     if len(text) > limits.max_bytes * 3 // 2 + 1000:
-        raise ImageError(f"image of {len(text)} base64 characters is over the limit of "
-                         f"{limits.max_bytes} bytes", too_large=True)
+        raise ImageError(
+            f"image of {len(text)} base64 characters is over the limit of {limits.max_bytes} bytes",
+            too_large=True,
+        )
     limits.allow(len(text) * 3 // 4)
     try:
         return base64.b64decode(text, validate=True)
@@ -228,12 +236,16 @@ def decode_array(value: Any, limits: ImageLimits) -> np.ndarray:
         raise ImageError(f"array: expected numbers 0..255, got {array.dtype}")
     array = array[:, :, np.newaxis] if array.ndim == 2 else array
     if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or 0 in array.shape:
-        raise ImageError("array: expected shape HxW, HxWx1, HxWx3 or HxWx4, got "
-                         f"{'x'.join(map(str, array.shape)) or 'a number'}")
+        raise ImageError(
+            "array: expected shape HxW, HxWx1, HxWx3 or HxWx4, got "
+            f"{'x'.join(map(str, array.shape)) or 'a number'}"
+        )
     height, width, _ = array.shape
     if height * width > limits.max_pixels:
-        raise ImageError(f"array of {width}x{height} pixels is over the limit of "
-                         f"{limits.max_pixels}", too_large=True)
+        raise ImageError(
+            f"array of {width}x{height} pixels is over the limit of {limits.max_pixels}",
+            too_large=True,
+        )
     limits.allow(3 * height * width + array.nbytes)
     if not (array.min() >= 0 and array.max() <= 255):  # NaN fails too
         raise ImageError(f"array: expected values 0..255, got {array.min()}..{array.max()}")
@@ -255,8 +267,9 @@ def read_lists(value: Any) -> np.ndarray:
             raise ImageError("array is ragged: expected rows of equal length")
         shape.append(lengths.pop())
         if len(shape) > 3:
-            raise ImageError("array: expected shape HxW, HxWx1, HxWx3 or HxWx4, "
-                             "got more than 3 levels of lists")
+            raise ImageError(
+                "array: expected shape HxW, HxWx1, HxWx3 or HxWx4, got more than 3 levels of lists"
+            )
         flat = list(itertools.chain.from_iterable(flat))
     kinds = set(map(type, flat))
     if list in kinds:
@@ -268,8 +281,20 @@ def read_lists(value: Any) -> np.ndarray:
 
 
 # The dtypes that a tensor can have and a .npy can spell; texts too, of any length but none.
-NPY_NAMES = ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64",
-             "float16", "float32", "float64")
+NPY_NAMES = (
+    "bool",
+    "int8",
+    "int16",
+    "int32",
+    "int64",
+    "uint8",
+    "uint16",
+    "uint32",
+    "uint64",
+    "float16",
+    "float32",
+    "float64",
+)
 STRING_BYTES = 64  # what each text of an array takes as an object of Python, beside its letters
 PIECE = 1 << 20  # bytes that are unpacked at once
 
@@ -304,7 +329,7 @@ def fill(data: np.ndarray, file: IO[bytes]) -> None:
         piece = file.read(min(PIECE, data.size - start))
         if not piece:
             raise ValueError(f"{data.size} bytes are announced, got {start}")
-        data[start:start + len(piece)] = np.frombuffer(piece, np.uint8)
+        data[start : start + len(piece)] = np.frombuffer(piece, np.uint8)
         start += len(piece)
 
 
@@ -313,8 +338,11 @@ def read_npy_head(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
     try:
         version = np.lib.format.read_magic(file)
         # Version 3 differs from 2 in the names of fields alone, which no array here has.
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else \
-            np.lib.format.read_array_header_2_0
+        read = (
+            np.lib.format.read_array_header_1_0
+            if version == (1, 0)
+            else np.lib.format.read_array_header_2_0
+        )
         shape, is_fortran, dtype = read(file)
     except MemoryError:  # Python's parser says so of 10,000 bytes at most
         raise ValueError("its header is nested too deeply") from None
@@ -322,8 +350,9 @@ def read_npy_head(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
         raise ValueError(f"its header cannot be read: {plain(error)[:200]}") from None
     is_text = dtype.kind in "SU" and dtype.itemsize > 0
     if dtype.name not in NPY_NAMES and not is_text:
-        raise ValueError(f"expected a dtype of {', '.join(NPY_NAMES)} or text, "
-                         f"got {str(dtype)[:60]}")
+        raise ValueError(
+            f"expected a dtype of {', '.join(NPY_NAMES)} or text, got {str(dtype)[:60]}"
+        )
     if len(shape) > 32 or any(isinstance(size, bool) or size < 0 for size in shape):
         raise ValueError(f"expected a shape of up to 32 sizes from 0 on, got {str(shape)[:60]}")
     return shape, is_fortran, dtype
@@ -354,8 +383,11 @@ def read_request(body: Any, limits: ImageLimits) -> tuple[np.ndarray, Any]:
     if not isinstance(body, dict):
         raise ImageError("expected a JSON object with 'image_type' and 'data'")
     kinds: dict[str, tuple[type, str, Callable]] = {
-        "url": (str, "string", fetch_image), "base64": (str, "string", decode_text), "base_64": (str, "string", decode_text),
-        "array": (list, "array", decode_array)}
+        "url": (str, "string", fetch_image),
+        "base64": (str, "string", decode_text),
+        "base_64": (str, "string", decode_text),
+        "array": (list, "array", decode_array),
+    }
     kind, data = body.get("image_type"), body.get("data")
     if not isinstance(kind, str) or kind not in kinds:
         raise ImageError(f"image_type: expected one of url, base64, array, got {show_kind(kind)}")
@@ -370,13 +402,17 @@ IMAGE_STARTS = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"BM", b"GIF8", b"II*\0", 
 NPY_START = b"\x93NUMPY"
 
 
-def reader_of(body: bytes, content_type: str = "") -> Callable[[bytes, ImageLimits], np.ndarray] | None:
+def reader_of(
+    body: bytes, content_type: str = ""
+) -> Callable[[bytes, ImageLimits], np.ndarray] | None:
     """How to decode a body that is a picture or a .npy array, by its first bytes or its content type; None for all else."""
     if body.startswith(NPY_START) or content_type == "application/x-npy":
         return decode_npy
     if content_type == "application/octet-stream" and not body[:64].lstrip().startswith(b"{"):
         return decode_image
-    return decode_image if body.startswith(IMAGE_STARTS) or content_type.startswith("image/") else None
+    return (
+        decode_image if body.startswith(IMAGE_STARTS) or content_type.startswith("image/") else None
+    )
 
 
 def read_bytes(body: bytes, limits: ImageLimits, content_type: str = "") -> np.ndarray:
@@ -389,7 +425,9 @@ def read_bytes(body: bytes, limits: ImageLimits, content_type: str = "") -> np.n
 MAX_REDIRECTS = 5
 
 
-def fetch_image(url: str, limits: ImageLimits, resolve: Callable = socket.getaddrinfo) -> np.ndarray:
+def fetch_image(
+    url: str, limits: ImageLimits, resolve: Callable = socket.getaddrinfo
+) -> np.ndarray:
     """Download a picture over http or https. Each address of each host on the way must be public.
 
     `resolve` is socket.getaddrinfo, an argument so that tests can rebind names. Proxies of the environment
@@ -405,12 +443,18 @@ def fetch_image(url: str, limits: ImageLimits, resolve: Callable = socket.getadd
             raise ImageError(f"url redirects more than {MAX_REDIRECTS} times")
     except (TimeoutError, http.client.HTTPException, OSError) as error:
         slow = isinstance(error, TimeoutError) or time.monotonic() >= deadline
-        reason = f"took longer than {limits.download_seconds:g} s" if slow else getattr(error, "strerror", None) or type(error).__name__
+        reason = (
+            f"took longer than {limits.download_seconds:g} s"
+            if slow
+            else getattr(error, "strerror", None) or type(error).__name__
+        )
         raise ImageError(f"url cannot be read: {reason}") from None
     return decode_image(data, limits)
 
 
-def fetch_once(url: str, limits: ImageLimits, deadline: float, resolve: Callable) -> tuple[bytes | None, str]:
+def fetch_once(
+    url: str, limits: ImageLimits, deadline: float, resolve: Callable
+) -> tuple[bytes | None, str]:
     """One request: the body, or None and where it redirects to."""
     try:
         parts = urlsplit(url)
@@ -420,13 +464,23 @@ def fetch_once(url: str, limits: ImageLimits, deadline: float, resolve: Callable
     if parts.scheme not in ("http", "https") or not host or re.search(r"[\x00-\x20\x7f]", url):
         raise ImageError("url: expected http://... or https://...")
     address = public_address(host, port, limits, resolve)
-    with socket.create_connection(address, timeout=max(0.001, deadline - time.monotonic())) as raw, cut_at(deadline, raw):
-        secure = ssl.create_default_context().wrap_socket(raw, server_hostname=host) if parts.scheme == "https" else raw
+    with (
+        socket.create_connection(address, timeout=max(0.001, deadline - time.monotonic())) as raw,
+        cut_at(deadline, raw),
+    ):
+        secure = (
+            ssl.create_default_context().wrap_socket(raw, server_hostname=host)
+            if parts.scheme == "https"
+            else raw
+        )
         connection = http.client.HTTPConnection(host, port)
         connection.sock = secure
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        connection.request("GET", re.sub(r"[^\x21-\x7e]", lambda m: "".join(f"%{b:02X}" for b in m[0].encode()), target),
-                           headers={"Accept": "image/*", "User-Agent": "serving", "Connection": "close"})
+        connection.request(
+            "GET",
+            re.sub(r"[^\x21-\x7e]", lambda m: "".join(f"%{b:02X}" for b in m[0].encode()), target),
+            headers={"Accept": "image/*", "User-Agent": "serving", "Connection": "close"},
+        )
         response = connection.getresponse()
         if response.status in (301, 302, 303, 307, 308) and response.headers.get("Location"):
             return None, urljoin(url, response.headers["Location"])
@@ -438,9 +492,11 @@ def fetch_once(url: str, limits: ImageLimits, deadline: float, resolve: Callable
 @contextlib.contextmanager
 def cut_at(deadline: float, connection: socket.socket) -> Iterator[None]:
     """Shut a connection down at the deadline: a time-out for each read does not end a server that drips."""
+
     def cut() -> None:
         with contextlib.suppress(OSError):
             connection.shutdown(socket.SHUT_RDWR)
+
     timer = threading.Timer(max(0.0, deadline - time.monotonic()), cut)
     timer.daemon = True
     timer.start()
@@ -457,8 +513,9 @@ def read_capped(response: http.client.HTTPResponse, limits: ImageLimits, deadlin
         limits.allow(len(piece))
         data.write(piece)
         if data.tell() > limits.max_bytes:
-            raise ImageError(f"url answers more than the limit of {limits.max_bytes} bytes",
-                             too_large=True)
+            raise ImageError(
+                f"url answers more than the limit of {limits.max_bytes} bytes", too_large=True
+            )
     if time.monotonic() >= deadline:
         raise TimeoutError
     return data.getvalue()
@@ -483,7 +540,11 @@ def is_public(text: str) -> bool:
     """Whether an IP address is on the open internet, looking through IPv6 forms that carry an IPv4 one."""
     address = ipaddress.ip_address(text.partition("%")[0])
     if isinstance(address, ipaddress.IPv6Address):
-        carried = address.ipv4_mapped or address.sixtofour or (address.teredo[1] if address.teredo else None)
+        carried = (
+            address.ipv4_mapped
+            or address.sixtofour
+            or (address.teredo[1] if address.teredo else None)
+        )
         if carried is None and address in ipaddress.ip_network("64:ff9b::/96"):
             carried = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
         if carried is not None:
@@ -491,10 +552,10 @@ def is_public(text: str) -> bool:
     return address.is_global and not address.is_multicast and not address.is_reserved
 
 
-# ======================================================================================================
+# ==================================================================================================
 # Model outputs
 # In: a signature's input and output specs, the model's arrays. Out: the arrays of predictions described on top.
-# ======================================================================================================
+# ==================================================================================================
 
 
 def read_label_map(text: str) -> dict[int, str]:
@@ -518,7 +579,11 @@ def read_label_map(text: str) -> dict[int, str]:
 
 def load_labels(value: Any, folder: Path) -> dict[int, str]:
     """The label map of a deployment: a file's path, an object, a list or None. Raises ValueError and OSError."""
-    return read_label_map((folder / value).read_text()) if isinstance(value, str) else label_map_of(value or {})
+    return (
+        read_label_map((folder / value).read_text())
+        if isinstance(value, str)
+        else label_map_of(value or {})
+    )
 
 
 def label_map_of(value: Any) -> dict[int, str]:
@@ -526,9 +591,12 @@ def label_map_of(value: Any) -> dict[int, str]:
     if isinstance(value, list | tuple):
         value = {index: name for index, name in enumerate(value, 1)}
     try:
-        return {int(number): str(name["name"] if isinstance(name, Mapping) else name) for number, name in value.items()}
+        return {
+            int(number): str(name["name"] if isinstance(name, Mapping) else name)
+            for number, name in value.items()
+        }
     except (ValueError, KeyError, AttributeError):
-        raise ValueError("label map: expected {\"1\": \"name\"} or a list of names") from None
+        raise ValueError('label map: expected {"1": "name"} or a list of names') from None
 
 
 def detect_family(outputs: Mapping[str, tuple[int | None, ...] | None]) -> str:
@@ -540,15 +608,23 @@ def detect_family(outputs: Mapping[str, tuple[int | None, ...] | None]) -> str:
         return "mask_rcnn"
     if len(shapes) == 1 and shapes[0] is not None and len(shapes[0]) in (2, 3, 4):
         return {2: "classifier", 3: "detector", 4: "segmentation"}[len(shapes[0])]
-    raise ValueError("the outputs are those of no known family: " + ", ".join(
-        f"{name} {list(shape) if shape is not None else 'of unknown rank'}" for name, shape in outputs.items()))
+    raise ValueError(
+        "the outputs are those of no known family: "
+        + ", ".join(
+            f"{name} {list(shape) if shape is not None else 'of unknown rank'}"
+            for name, shape in outputs.items()
+        )
+    )
 
 
 def read_detection_api(outputs: Mapping[str, np.ndarray], labels: Mapping[int, str]) -> Tensors:
     """TensorFlow's Object Detection API: boxes [1, N, 4] 0..1, scores and 1-based classes [1, N], masks [1, N, mh, mw]."""
     count = int(np.ravel(outputs["num_detections"])[0]) if "num_detections" in outputs else None
-    tensors = {"boxes": outputs["detection_boxes"][0][:count], "scores": outputs["detection_scores"][0][:count],
-               "classes": np.rint(outputs["detection_classes"][0][:count]).astype(np.int64)}
+    tensors = {
+        "boxes": outputs["detection_boxes"][0][:count],
+        "scores": outputs["detection_scores"][0][:count],
+        "classes": np.rint(outputs["detection_classes"][0][:count]).astype(np.int64),
+    }
     if "detection_masks" in outputs:
         tensors["masks"] = outputs["detection_masks"][0][:count]
     return keep(tensors, tensors["scores"] > 0)  # unused rows are zero
@@ -558,15 +634,22 @@ def read_detector(outputs: Mapping[str, np.ndarray], labels: Mapping[int, str]) 
     """Datature's detector: one output [1, N, >=7]: ymin, xmin, ymax, xmax, score, class, ..., valid; then class-wise NMS."""
     rows = next(iter(outputs.values()))[0]  # [N, >=7]
     rows = rows[rows[:, -1] != 0]
-    tensors = {"boxes": rows[:, :4], "scores": rows[:, 4], "classes": np.rint(rows[:, 5]).astype(np.int64)}
+    tensors = {
+        "boxes": rows[:, :4],
+        "scores": rows[:, 4],
+        "classes": np.rint(rows[:, 5]).astype(np.int64),
+    }
     return suppress(tensors, 0.5)
 
 
 def read_mask_rcnn(outputs: Mapping[str, np.ndarray], labels: Mapping[int, str]) -> Tensors:
     """Datature's Mask R-CNN: output_1 scores, output_2 0-based classes, output_3 boxes, output_4 masks relative to the box."""
     scores = np.ravel(outputs["output_1"])
-    tensors = {"scores": scores, "classes": np.rint(np.ravel(outputs["output_2"])).astype(np.int64) + 1,
-               "boxes": outputs["output_3"].reshape(-1, 4)}
+    tensors = {
+        "scores": scores,
+        "classes": np.rint(np.ravel(outputs["output_2"])).astype(np.int64) + 1,
+        "boxes": outputs["output_3"].reshape(-1, 4),
+    }
     if "output_4" in outputs:
         masks = outputs["output_4"]
         tensors["masks"] = masks.reshape(len(scores), *masks.shape[-2:])
@@ -579,23 +662,45 @@ def read_segmentation(outputs: Mapping[str, np.ndarray], labels: Mapping[int, st
     The planes lie along the axis of as many entries as there are labels and a background, else the shorter end.
     """
     planes = next(iter(outputs.values()))[0].astype(np.float32)
-    last = planes.shape[2] == len(labels) + 1 if planes.shape[0] != planes.shape[2] and labels else planes.shape[2] <= planes.shape[0]
+    last = (
+        planes.shape[2] == len(labels) + 1
+        if planes.shape[0] != planes.shape[2] and labels
+        else planes.shape[2] <= planes.shape[0]
+    )
     planes = as_probabilities(planes if last else np.moveaxis(planes, 0, 2))  # [H, W, C]
     winner = planes.argmax(axis=2)
     found: list[tuple] = []
     for number in np.unique(winner[winner > 0]):
-        count, regions, stats, _ = cv2.connectedComponentsWithStats((winner == number).astype(np.uint8), connectivity=8)
+        count, regions, stats, _ = cv2.connectedComponentsWithStats(
+            (winner == number).astype(np.uint8), connectivity=8
+        )
         for region in range(1, count):
             left, top, width, height, area = stats[region]
             if area >= 4:
-                inside = regions[top:top + height, left:left + width] == region
-                score = planes[top:top + height, left:left + width, number][inside].mean()
-                found.append(((top, left, top + height, left + width), score, int(number), cv2.resize(inside.astype(np.float32), (64, 64),
-                              interpolation=cv2.INTER_NEAREST if max(width, height) <= 64 else cv2.INTER_AREA)))
+                inside = regions[top : top + height, left : left + width] == region
+                score = planes[top : top + height, left : left + width, number][inside].mean()
+                found.append(
+                    (
+                        (top, left, top + height, left + width),
+                        score,
+                        int(number),
+                        cv2.resize(
+                            inside.astype(np.float32),
+                            (64, 64),
+                            interpolation=cv2.INTER_NEAREST
+                            if max(width, height) <= 64
+                            else cv2.INTER_AREA,
+                        ),
+                    )
+                )
     size = np.array([*winner.shape, *winner.shape], np.float32)
     boxes, scores, classes, masks = zip(*found) if found else ((), (), (), ())
-    return {"boxes": np.array(boxes, np.float32).reshape(-1, 4) / size, "scores": np.array(scores, np.float32),
-            "classes": np.array(classes, np.int64), "masks": np.array(masks, np.float32).reshape(-1, 64, 64)}
+    return {
+        "boxes": np.array(boxes, np.float32).reshape(-1, 4) / size,
+        "scores": np.array(scores, np.float32),
+        "classes": np.array(classes, np.int64),
+        "masks": np.array(masks, np.float32).reshape(-1, 64, 64),
+    }
 
 
 def read_classifier(outputs: Mapping[str, np.ndarray], labels: Mapping[int, str]) -> Tensors:
@@ -607,39 +712,58 @@ def read_classifier(outputs: Mapping[str, np.ndarray], labels: Mapping[int, str]
 
 def as_probabilities(values: np.ndarray) -> np.ndarray:
     """Probabilities along the last axis: as they are when they are some already, else the softmax of logits."""
-    if values.min(initial=0) >= 0 and values.max(initial=0) <= 1 and np.allclose(values.sum(axis=-1), 1, atol=1e-2):
+    if (
+        values.min(initial=0) >= 0
+        and values.max(initial=0) <= 1
+        and np.allclose(values.sum(axis=-1), 1, atol=1e-2)
+    ):
         return values
     powers = np.exp(values - values.max(axis=-1, keepdims=True))
     return powers / powers.sum(axis=-1, keepdims=True)
 
 
 FAMILIES: dict[str, Callable[[Mapping[str, np.ndarray], Mapping[int, str]], Tensors]] = {
-    "detection_api": read_detection_api, "detector": read_detector, "mask_rcnn": read_mask_rcnn,
-    "segmentation": read_segmentation, "classifier": read_classifier}
+    "detection_api": read_detection_api,
+    "detector": read_detector,
+    "mask_rcnn": read_mask_rcnn,
+    "segmentation": read_segmentation,
+    "classifier": read_classifier,
+}
 
 
-def read_outputs(family: str, outputs: Mapping[str, np.ndarray], labels: Mapping[int, str], most: int) -> Tensors:
+def read_outputs(
+    family: str, outputs: Mapping[str, np.ndarray], labels: Mapping[int, str], most: int
+) -> Tensors:
     """A model's outputs as predictions, best first, at most `most`; boxes clipped to the picture."""
     tensors = FAMILIES[family](outputs, labels)
     order = np.argsort(-tensors["scores"], kind="stable")[:most]
     tensors = {name: array[order] for name, array in tensors.items()}
     if "boxes" in tensors:
         tensors["boxes"] = np.clip(tensors["boxes"].astype(np.float32), 0, 1)
-    tensors["names"] = np.array([labels.get(number, str(number)) for number in tensors["classes"].tolist()] + [None], object)[:-1]
+    tensors["names"] = np.array(
+        [labels.get(number, str(number)) for number in tensors["classes"].tolist()] + [None], object
+    )[:-1]
     return tensors
 
 
-# ======================================================================================================
+# ==================================================================================================
 # Routines
 # In: predictions as arrays (or, before the model, the picture) and arguments. Out: a new dict of them.
-# ======================================================================================================
+# ==================================================================================================
 
 ROUTINES: dict[str, type] = {}
 
 
-def argument(default: Any = dataclasses.MISSING, doc: str = "", minimum: float | None = None, maximum: float | None = None) -> Any:
+def argument(
+    default: Any = dataclasses.MISSING,
+    doc: str = "",
+    minimum: float | None = None,
+    maximum: float | None = None,
+) -> Any:
     """Declare a routine's argument in one line: default, what it means, and its limits."""
-    return dataclasses.field(default=default, metadata={"doc": doc, "minimum": minimum, "maximum": maximum})
+    return dataclasses.field(
+        default=default, metadata={"doc": doc, "minimum": minimum, "maximum": maximum}
+    )
 
 
 def routine(*aliases: str, before_model: bool = False) -> Callable[[type], type]:
@@ -647,24 +771,33 @@ def routine(*aliases: str, before_model: bool = False) -> Callable[[type], type]
 
     Its `__call__(tensors)` returns a new dict of predictions, or with `before_model` a new picture.
     """
+
     def register(kind: type) -> type:
         kind = dataclass(frozen=True)(kind)
         kind.before_model = before_model  # type: ignore[attr-defined]
         for name in (kind.__name__, *aliases):
             ROUTINES[name] = kind
         return kind
+
     return register
 
 
 @functools.cache
 def import_routines(name: str, folder: Path) -> Any:
     """Import, once, a Python file relative to `folder` or a module of Python's path, for the routines it registers."""
-    return runpy.run_path(str(folder / name), run_name=Path(name).stem) if name.endswith(".py") else importlib.import_module(name)
+    return (
+        runpy.run_path(str(folder / name), run_name=Path(name).stem)
+        if name.endswith(".py")
+        else importlib.import_module(name)
+    )
 
 
 def keep(tensors: Tensors, chosen: np.ndarray) -> Tensors:
     """The predictions that a mask or an index array [N] picks out of every array."""
-    return {name: array[chosen] if isinstance(array, np.ndarray) else array for name, array in tensors.items()}
+    return {
+        name: array[chosen] if isinstance(array, np.ndarray) else array
+        for name, array in tensors.items()
+    }
 
 
 @routine()
@@ -695,7 +828,7 @@ def suppress(tensors: Tensors, iou: float) -> Tensors:
     alive = np.ones(len(order), bool)
     for rank, index in enumerate(order):
         if alive[index]:
-            later = order[rank + 1:]
+            later = order[rank + 1 :]
             alive[later[rivals[index, later]]] = False
     return keep(tensors, alive)
 
@@ -752,9 +885,21 @@ class ActiveLearning:
     class_name: str | tuple[str, ...] | None = argument(None, "only these classes")
 
     def __call__(self, tensors: Tensors) -> Tensors:
-        kept = tensors if self.class_name is None else keep(tensors, are_named(tensors, self.class_name))
+        kept = (
+            tensors
+            if self.class_name is None
+            else keep(tensors, are_named(tensors, self.class_name))
+        )
         average, per_class = mean_of_classes(entropies(kept["scores"]), kept["names"])
-        return {**tensors, "answer": {**tensors.get("answer", {}), "avgEntropy": average, "avgPerClass": per_class}, "only_answer": True}
+        return {
+            **tensors,
+            "answer": {
+                **tensors.get("answer", {}),
+                "avgEntropy": average,
+                "avgPerClass": per_class,
+            },
+            "only_answer": True,
+        }
 
 
 def uncertainty(tensors: Tensors, strategy: str) -> float:
@@ -768,7 +913,11 @@ def uncertainty(tensors: Tensors, strategy: str) -> float:
     if strategy != "entropy" and "boxes" not in tensors and len(scores):
         best, second = [*np.sort(scores)[::-1], 0.0][:2]
         return float(1 - best if strategy == "least_confidence" else 1 - (best - second))
-    values = {"entropy": entropies, "least_confidence": lambda p: 1 - p, "margin": lambda p: 1 - np.abs(2 * p - 1)}[strategy](scores)
+    values = {
+        "entropy": entropies,
+        "least_confidence": lambda p: 1 - p,
+        "margin": lambda p: 1 - np.abs(2 * p - 1),
+    }[strategy](scores)
     return mean_of_classes(values, tensors["names"])[0]
 
 
@@ -782,39 +931,65 @@ def mean_of_classes(values: np.ndarray, names: np.ndarray) -> tuple[float, dict[
 class Histogram:
     """Add the distribution of instances: by class, or with `bins` or `ranges` by confidence within each class."""
 
-    bins: int | None = argument(None, "number of equal bins of confidence from 0 to 1", minimum=1, maximum=1000)
-    ranges: tuple[float, ...] | None = argument(None, "rising upper bounds of bins of confidence", minimum=0)
+    bins: int | None = argument(
+        None, "number of equal bins of confidence from 0 to 1", minimum=1, maximum=1000
+    )
+    ranges: tuple[float, ...] | None = argument(
+        None, "rising upper bounds of bins of confidence", minimum=0
+    )
 
     def __post_init__(self) -> None:
         if self.bins is not None and self.ranges is not None:
             raise ValueError("give 'bins' or 'ranges', not both")
-        if self.ranges is not None and (not self.ranges or list(self.ranges) != sorted(set(self.ranges))):
+        if self.ranges is not None and (
+            not self.ranges or list(self.ranges) != sorted(set(self.ranges))
+        ):
             raise ValueError(f"ranges: expected rising bounds, got {list(self.ranges)}")
 
     def __call__(self, tensors: Tensors) -> Tensors:
         names, scores = tensors["names"], tensors["scores"].astype(np.float64)
         kinds = sorted(set(names.tolist()))
         numbers: dict[str, Any] = {"classes": {name: int((names == name).sum()) for name in kinds}}
-        bounds = [(n + 1) / self.bins for n in range(self.bins)] if self.bins else list(self.ranges or ())
+        bounds = (
+            [(n + 1) / self.bins for n in range(self.bins)]
+            if self.bins
+            else list(self.ranges or ())
+        )
         if bounds:  # a bin holds what is above the bound before it, up to and with its own
-            bins = np.searchsorted(bounds, np.minimum(scores, bounds[-1]) if self.bins else scores, side="left")
+            bins = np.searchsorted(
+                bounds, np.minimum(scores, bounds[-1]) if self.bins else scores, side="left"
+            )
             numbers["ranges"] = bounds
-            numbers["counts"] = {name: [int(((names == name) & (bins == n)).sum()) for n in range(len(bounds))] for name in kinds}
+            numbers["counts"] = {
+                name: [int(((names == name) & (bins == n)).sum()) for n in range(len(bounds))]
+                for name in kinds
+            }
         numbers["image"] = draw_histogram(numbers)
         return {**tensors, "answer": {**tensors.get("answer", {}), "histogram": numbers}}
 
 
 def draw_histogram(numbers: Mapping[str, Any]) -> str:
     """The numbers of a Histogram as horizontal bars, an SVG data URI."""
-    rows = ([(f"{name} \N{LESS-THAN OR EQUAL TO} {bound:g}", count) for name, counts in numbers["counts"].items()
-             for bound, count in zip(numbers["ranges"], counts)] if "counts" in numbers else list(numbers["classes"].items()))
+    rows = (
+        [
+            (f"{name} \N{LESS-THAN OR EQUAL TO} {bound:g}", count)
+            for name, counts in numbers["counts"].items()
+            for bound, count in zip(numbers["ranges"], counts)
+        ]
+        if "counts" in numbers
+        else list(numbers["classes"].items())
+    )
     most = max([count for _, count in rows], default=0) or 1
     bars = "".join(
         f'<text x="150" y="{22 * n + 16}" text-anchor="end">{escape(name)}</text>'
         f'<rect x="156" y="{22 * n + 3}" width="{220 * count / most:.1f}" height="17" fill="#3b7dd8"/>'
-        f'<text x="{160 + 220 * count / most:.1f}" y="{22 * n + 16}">{count}</text>' for n, (name, count) in enumerate(rows))
-    picture = (f'<svg xmlns="http://www.w3.org/2000/svg" width="430" height="{22 * len(rows) + 6}" font-family="sans-serif" '
-               f'font-size="12">{bars}</svg>')
+        f'<text x="{160 + 220 * count / most:.1f}" y="{22 * n + 16}">{count}</text>'
+        for n, (name, count) in enumerate(rows)
+    )
+    picture = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="430" height="{22 * len(rows) + 6}" font-family="sans-serif" '
+        f'font-size="12">{bars}</svg>'
+    )
     return "data:image/svg+xml;base64," + base64.b64encode(picture.encode()).decode()
 
 
@@ -839,8 +1014,14 @@ class Resize:
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         height, width = image.shape[:2]
-        new = (self.width or max(1, round(width * self.height / height)) if self.height else self.width,
-               self.height or max(1, round(height * self.width / width)) if self.width else self.height)
+        new = (
+            self.width or max(1, round(width * self.height / height))
+            if self.height
+            else self.width,
+            self.height or max(1, round(height * self.width / width))
+            if self.width
+            else self.height,
+        )
         return resize(image, int(new[0] or 1), int(new[1] or 1))
 
 
@@ -861,7 +1042,12 @@ class Crop:
         """Whole pixels top, left, bottom, right; at least one pixel each way."""
         height, width = image.shape[:2]
         top, left = min(int(self.ymin * height), height - 1), min(int(self.xmin * width), width - 1)
-        return top, left, max(top + 1, round(self.ymax * height)), max(left + 1, round(self.xmax * width))
+        return (
+            top,
+            left,
+            max(top + 1, round(self.ymax * height)),
+            max(left + 1, round(self.xmax * width)),
+        )
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         top, left, bottom, right = self.bounds(image)
@@ -873,7 +1059,9 @@ def resize(image: np.ndarray, width: int, height: int) -> np.ndarray:
     if image.shape[:2] == (height, width):
         return image
     shrinks = height * width < image.shape[0] * image.shape[1]
-    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    return cv2.resize(
+        image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    )
 
 
 def run_before(chain: Sequence[Any], image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -893,37 +1081,60 @@ def place_boxes(boxes: np.ndarray, region: np.ndarray) -> np.ndarray:
     return (boxes * size + origin).astype(boxes.dtype)
 
 
-# ======================================================================================================
+# ==================================================================================================
 # Predictions out
 # In: predictions as arrays, the picture's size. Out: annotations, COCO, or the picture with them drawn.
-# ======================================================================================================
+# ==================================================================================================
 
 
 def to_annotations(tensors: Tensors, width: int, height: int) -> list[dict[str, Any]]:
     """Predictions as the published objects: bound and contour in 0..1 of the picture, best first."""
     annotations = []
-    for index, (score, number, name) in enumerate(zip(tensors["scores"].tolist(), tensors["classes"].tolist(), tensors["names"])):
+    for index, (score, number, name) in enumerate(
+        zip(tensors["scores"].tolist(), tensors["classes"].tolist(), tensors["names"])
+    ):
         bound = contour = None
         if "boxes" in tensors:
             ymin, xmin, ymax, xmax = tensors["boxes"][index].tolist()
             bound = [[xmin, ymin], [xmin, ymax], [xmax, ymax], [xmax, ymin]]
         if "masks" in tensors:
             contour = trace_mask(tensors["masks"][index], tensors["boxes"][index], width, height)
-        annotations.append({
-            "annotationId": index, "bound": bound, "boundType": "masks" if contour else "rectangle" if bound else None,
-            "confidence": score, "contour": contour, "contourType": "polygon" if contour else None, "tag": {"id": number, "name": name}})
+        annotations.append(
+            {
+                "annotationId": index,
+                "bound": bound,
+                "boundType": "masks" if contour else "rectangle" if bound else None,
+                "confidence": score,
+                "contour": contour,
+                "contourType": "polygon" if contour else None,
+                "tag": {"id": number, "name": name},
+            }
+        )
     return annotations
 
 
-def paste_mask(mask: np.ndarray, box: np.ndarray, width: int, height: int, scale: int = 1) -> tuple[np.ndarray, int, int]:
+def paste_mask(
+    mask: np.ndarray, box: np.ndarray, width: int, height: int, scale: int = 1
+) -> tuple[np.ndarray, int, int]:
     """A mask [mh, mw] relative to its box as 0/1 pixels, uint8 [h, w], with the top and left of where they lie."""
     ymin, xmin, ymax, xmax = box.tolist()
     top, left = int(ymin * height * scale), int(xmin * width * scale)
-    tall, wide = max(1, round(ymax * height * scale) - top), max(1, round(xmax * width * scale) - left)
-    return (cv2.resize(mask.astype(np.float32), (wide, tall), interpolation=cv2.INTER_LINEAR) >= 0.5).astype(np.uint8), top, left
+    tall, wide = (
+        max(1, round(ymax * height * scale) - top),
+        max(1, round(xmax * width * scale) - left),
+    )
+    return (
+        (
+            cv2.resize(mask.astype(np.float32), (wide, tall), interpolation=cv2.INTER_LINEAR) >= 0.5
+        ).astype(np.uint8),
+        top,
+        left,
+    )
 
 
-def trace_mask(mask: np.ndarray, box: np.ndarray, width: int, height: int) -> list[list[float]] | None:
+def trace_mask(
+    mask: np.ndarray, box: np.ndarray, width: int, height: int
+) -> list[list[float]] | None:
     """The outer ring of a mask's largest part as [[x, y], ...] in 0..1 of the picture; None when there is no area.
 
     Small masks are traced on a finer grid: a ring through the centres of border pixels cuts half a pixel off.
@@ -935,7 +1146,9 @@ def trace_mask(mask: np.ndarray, box: np.ndarray, width: int, height: int) -> li
     if not rings:
         return None
     ring = max(rings, key=cv2.contourArea)
-    short = cv2.approxPolyDP(ring, min(1.0, 0.004 * float(side)) * scale, True)  # fewer points, a hundredth of the area at most
+    short = cv2.approxPolyDP(
+        ring, min(1.0, 0.004 * float(side)) * scale, True
+    )  # fewer points, a hundredth of the area at most
     ring = (short if len(short) >= 3 else ring).reshape(-1, 2)
     if len(ring) < 3:
         return None
@@ -943,23 +1156,50 @@ def trace_mask(mask: np.ndarray, box: np.ndarray, width: int, height: int) -> li
     return np.clip(points, 0, 1).round(6).tolist()
 
 
-def to_coco(annotations: Sequence[Mapping[str, Any]], width: int, height: int, labels: Mapping[int, str],
-            image_id: int = 1, file_name: str = "image") -> dict[str, Any]:
+def to_coco(
+    annotations: Sequence[Mapping[str, Any]],
+    width: int,
+    height: int,
+    labels: Mapping[int, str],
+    image_id: int = 1,
+    file_name: str = "image",
+) -> dict[str, Any]:
     """Annotations as a COCO object: boxes x, y, w, h and polygons in pixels."""
     entries = []
     for number, annotation in enumerate(annotations, 1):
         (xmin, ymin), _, (xmax, ymax), _ = annotation["bound"] or [[0, 0], [0, 1], [1, 1], [1, 0]]
         box = [xmin * width, ymin * height, (xmax - xmin) * width, (ymax - ymin) * height]
         ring = [value for x, y in annotation["contour"] or () for value in (x * width, y * height)]
-        area = float(cv2.contourArea(np.array(ring, np.float32).reshape(-1, 1, 2))) if ring else box[2] * box[3]
-        entries.append({"id": number, "image_id": image_id, "category_id": annotation["tag"]["id"], "bbox": box, "area": area,
-                        "segmentation": [ring] if ring else [], "iscrowd": 0, "score": annotation["confidence"]})
+        area = (
+            float(cv2.contourArea(np.array(ring, np.float32).reshape(-1, 1, 2)))
+            if ring
+            else box[2] * box[3]
+        )
+        entries.append(
+            {
+                "id": number,
+                "image_id": image_id,
+                "category_id": annotation["tag"]["id"],
+                "bbox": box,
+                "area": area,
+                "segmentation": [ring] if ring else [],
+                "iscrowd": 0,
+                "score": annotation["confidence"],
+            }
+        )
     used = {annotation["tag"]["id"]: annotation["tag"]["name"] for annotation in annotations}
-    return {"images": [{"id": image_id, "width": width, "height": height, "file_name": file_name}], "annotations": entries,
-            "categories": [{"id": number, "name": name} for number, name in sorted({**used, **labels}.items())]}
+    return {
+        "images": [{"id": image_id, "width": width, "height": height, "file_name": file_name}],
+        "annotations": entries,
+        "categories": [
+            {"id": number, "name": name} for number, name in sorted({**used, **labels}.items())
+        ],
+    }
 
 
-def present(tensors: Tensors, image: np.ndarray, labels: Mapping[int, str], form: str = "json") -> dict[str, Any] | bytes:
+def present(
+    tensors: Tensors, image: np.ndarray, labels: Mapping[int, str], form: str = "json"
+) -> dict[str, Any] | bytes:
     """The answer to a request: `json` or `coco` objects with what routines added, or the drawn picture as `png` or `jpeg` bytes."""
     answer = tensors.get("answer", {})
     if tensors.get("only_answer"):
@@ -968,13 +1208,31 @@ def present(tensors: Tensors, image: np.ndarray, labels: Mapping[int, str], form
     annotations = to_annotations(tensors, width, height)
     if form in ("png", "jpeg"):
         return draw_annotations(image, annotations, form)
-    return {**(to_coco(annotations, width, height, labels) if form == "coco" else {"predictions": annotations}), **answer}
+    return {
+        **(
+            to_coco(annotations, width, height, labels)
+            if form == "coco"
+            else {"predictions": annotations}
+        ),
+        **answer,
+    }
 
 
-COLOURS = ((230, 60, 60), (60, 120, 230), (40, 170, 90), (230, 150, 30), (150, 80, 200), (30, 170, 190), (220, 90, 160), (120, 120, 40))
+COLOURS = (
+    (230, 60, 60),
+    (60, 120, 230),
+    (40, 170, 90),
+    (230, 150, 30),
+    (150, 80, 200),
+    (30, 170, 190),
+    (220, 90, 160),
+    (120, 120, 40),
+)
 
 
-def draw_annotations(image: np.ndarray, annotations: Sequence[Mapping[str, Any]], kind: str) -> bytes:
+def draw_annotations(
+    image: np.ndarray, annotations: Sequence[Mapping[str, Any]], kind: str
+) -> bytes:
     """The picture, uint8 RGB [H, W, 3], at its own size with boxes, masks and names, as `png` or `jpeg` bytes."""
     canvas = np.ascontiguousarray(image).copy()
     height, width = canvas.shape[:2]
@@ -991,10 +1249,14 @@ def draw_annotations(image: np.ndarray, annotations: Sequence[Mapping[str, Any]]
     row = 0
     for annotation in annotations:
         colour = COLOURS[annotation["tag"]["id"] % len(COLOURS)]
-        text = f"{annotation['tag']['name']} {annotation['confidence']:.2f}".encode("ascii", "replace").decode()
+        text = f"{annotation['tag']['name']} {annotation['confidence']:.2f}".encode(
+            "ascii", "replace"
+        ).decode()
         (wide, tall), below = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, font, thick)
         if annotation["bound"]:
-            (left, top), _, (right, bottom), _ = np.rint(np.array(annotation["bound"]) * size).astype(int).tolist()
+            (left, top), _, (right, bottom), _ = (
+                np.rint(np.array(annotation["bound"]) * size).astype(int).tolist()
+            )
             cv2.rectangle(canvas, (left, top), (right, bottom), colour, thick)
             top = max(top, tall + below)
         else:  # a classifier's best names, one under the other
@@ -1002,17 +1264,28 @@ def draw_annotations(image: np.ndarray, annotations: Sequence[Mapping[str, Any]]
             if top > height:
                 break
         cv2.rectangle(canvas, (left, top - tall - below), (left + wide, top), colour, -1)
-        cv2.putText(canvas, text, (left, top - below // 2), cv2.FONT_HERSHEY_SIMPLEX, font, (255, 255, 255), thick, cv2.LINE_AA)
-    done, data = cv2.imencode(".jpg" if kind == "jpeg" else ".png", cv2.cvtColor(canvas, cv2.COLOR_RGB2BGR))
+        cv2.putText(
+            canvas,
+            text,
+            (left, top - below // 2),
+            cv2.FONT_HERSHEY_SIMPLEX,
+            font,
+            (255, 255, 255),
+            thick,
+            cv2.LINE_AA,
+        )
+    done, data = cv2.imencode(
+        ".jpg" if kind == "jpeg" else ".png", cv2.cvtColor(canvas, cv2.COLOR_RGB2BGR)
+    )
     if not done:
         raise ImageError("picture cannot be drawn")
     return data.tobytes()
 
 
-# ======================================================================================================
+# ==================================================================================================
 # One picture through one model
 # In: a model's signature, a picture, chains of routines. Out: predictions, in coordinates of the whole picture.
-# ======================================================================================================
+# ==================================================================================================
 
 
 @dataclass(frozen=True)
@@ -1034,10 +1307,16 @@ class ImageModel:
 
     def __post_init__(self) -> None:
         if len(self.inputs) != 1:
-            raise ValueError(f"an image model takes one input, this one takes {', '.join(self.inputs) or 'none'}")
-        (name, (dtype, shape)), = self.inputs.items()
-        if dtype != "DT_STRING" and (shape is None or len(shape) != 4 or shape[3] != 3 or shape[0] not in (None, 1)):
-            raise ValueError(f"input '{name}' is no picture: expected [1, H, W, 3] or encoded bytes, got {list(shape or ())}")
+            raise ValueError(
+                f"an image model takes one input, this one takes {', '.join(self.inputs) or 'none'}"
+            )
+        ((name, (dtype, shape)),) = self.inputs.items()
+        if dtype != "DT_STRING" and (
+            shape is None or len(shape) != 4 or shape[3] != 3 or shape[0] not in (None, 1)
+        ):
+            raise ValueError(
+                f"input '{name}' is no picture: expected [1, H, W, 3] or encoded bytes, got {list(shape or ())}"
+            )
         if self.family is not None and self.family not in FAMILIES:
             raise ValueError(f"family: expected one of {', '.join(FAMILIES)}, got '{self.family}'")
         object.__setattr__(self, "family", self.family or detect_family(self.shapes()))
@@ -1049,7 +1328,7 @@ class ImageModel:
 
     def shown_bytes(self, image: np.ndarray) -> int:
         """What `show` takes beside the picture, in bytes; floats are made in two steps."""
-        (_, (dtype, shape)), = self.inputs.items()
+        ((_, (dtype, shape)),) = self.inputs.items()
         if dtype == "DT_STRING":
             return 2 * image.nbytes
         _, height, width, _ = shape or (1, None, None, 3)
@@ -1058,7 +1337,7 @@ class ImageModel:
 
     def show(self, image: np.ndarray) -> dict[str, np.ndarray]:
         """The model's input for a picture, uint8 RGB [H, W, 3]: resized when its size is fixed, one row."""
-        (name, (dtype, shape)), = self.inputs.items()
+        ((name, (dtype, shape)),) = self.inputs.items()
         if dtype == "DT_STRING":
             done, data = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
             encoded = np.array([data.tobytes()], object)
@@ -1071,11 +1350,20 @@ class ImageModel:
 
     def read(self, outputs: Mapping[str, np.ndarray]) -> Tensors:
         own = {theirs: name for name, theirs in self.rename.items()}
-        return read_outputs(self.family or "", {own.get(name, name): array for name, array in outputs.items()}, self.labels, self.most)
+        return read_outputs(
+            self.family or "",
+            {own.get(name, name): array for name, array in outputs.items()},
+            self.labels,
+            self.most,
+        )
 
 
-def predict_image(model: ImageModel, run: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]], image: np.ndarray,
-                  chain: Sequence[Any]) -> Tensors:
+def predict_image(
+    model: ImageModel,
+    run: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]],
+    image: np.ndarray,
+    chain: Sequence[Any],
+) -> Tensors:
     """Run a picture through the routines before the model, the model, and those after it, each in order."""
     shown, region = run_before([step for step in chain if step.before_model], image)
     tensors = model.read(run(model.show(shown)))

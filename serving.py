@@ -79,18 +79,33 @@ from werkzeug.http import HTTP_STATUS_CODES
 from werkzeug.routing import BaseConverter
 from werkzeug.wsgi import get_current_url, get_input_stream
 
-__all__ = ["BadRequest", "Config", "ConfigError", "ModelServer", "NotFound", "Servable", "ServingError",
-           "create_app", "create_blueprint", "hub_handler", "load_config", "main", "run"]
+__all__ = [
+    "BadRequest",
+    "Config",
+    "ConfigError",
+    "ModelServer",
+    "NotFound",
+    "Servable",
+    "ServingError",
+    "create_app",
+    "create_blueprint",
+    "hub_handler",
+    "load_config",
+    "main",
+    "run",
+]
 __version__ = "0.1.0"
-sys.modules.setdefault("serving", sys.modules[__name__])  # started as a program it is `__main__`: handlers import the same one
+sys.modules.setdefault(
+    "serving", sys.modules[__name__]
+)  # started as a program it is `__main__`: handlers import the same one
 
 logger = logging.getLogger("serving")
 logger.addHandler(logging.NullHandler())
 
-# ======================================================================================================
+# ==================================================================================================
 # Errors
 # In: nothing. Out: ServingError, raised anywhere below and answered in one place, `to_response`.
-# ======================================================================================================
+# ==================================================================================================
 
 
 class ServingError(Exception):
@@ -98,7 +113,13 @@ class ServingError(Exception):
 
     code = "INTERNAL"
 
-    def __init__(self, message: str, code: str | None = None, status: int | None = None, headers: Mapping[str, str] | None = None):
+    def __init__(
+        self,
+        message: str,
+        code: str | None = None,
+        status: int | None = None,
+        headers: Mapping[str, str] | None = None,
+    ):
         super().__init__(message)
         self.message, self.headers = message, dict(headers or {})
         self.code = code or self.code
@@ -135,16 +156,43 @@ class ConfigError(ServingError):
 
 # absl status code -> HTTP, as tensorflow_serving/util/net_http maps it.
 HTTP_STATUS: dict[str, int] = {
-    "CANCELLED": 499, "UNKNOWN": 500, "INVALID_ARGUMENT": 400, "DEADLINE_EXCEEDED": 504, "NOT_FOUND": 404,
-    "ALREADY_EXISTS": 409, "PERMISSION_DENIED": 403, "RESOURCE_EXHAUSTED": 429, "FAILED_PRECONDITION": 400,
-    "ABORTED": 409, "OUT_OF_RANGE": 400, "UNIMPLEMENTED": 501, "INTERNAL": 500, "UNAVAILABLE": 503,
-    "DATA_LOSS": 500, "UNAUTHENTICATED": 401,
+    "CANCELLED": 499,
+    "UNKNOWN": 500,
+    "INVALID_ARGUMENT": 400,
+    "DEADLINE_EXCEEDED": 504,
+    "NOT_FOUND": 404,
+    "ALREADY_EXISTS": 409,
+    "PERMISSION_DENIED": 403,
+    "RESOURCE_EXHAUSTED": 429,
+    "FAILED_PRECONDITION": 400,
+    "ABORTED": 409,
+    "OUT_OF_RANGE": 400,
+    "UNIMPLEMENTED": 501,
+    "INTERNAL": 500,
+    "UNAVAILABLE": 503,
+    "DATA_LOSS": 500,
+    "UNAUTHENTICATED": 401,
 }
 # absl status codes in the order of their numbers, which is what TensorFlow's exceptions carry.
-CODE_NAMES = ("OK", "CANCELLED", "UNKNOWN", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "NOT_FOUND", "ALREADY_EXISTS",
-              "PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION", "ABORTED", "OUT_OF_RANGE",
-              "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS", "UNAUTHENTICATED")
-
+CODE_NAMES = (
+    "OK",
+    "CANCELLED",
+    "UNKNOWN",
+    "INVALID_ARGUMENT",
+    "DEADLINE_EXCEEDED",
+    "NOT_FOUND",
+    "ALREADY_EXISTS",
+    "PERMISSION_DENIED",
+    "RESOURCE_EXHAUSTED",
+    "FAILED_PRECONDITION",
+    "ABORTED",
+    "OUT_OF_RANGE",
+    "UNIMPLEMENTED",
+    "INTERNAL",
+    "UNAVAILABLE",
+    "DATA_LOSS",
+    "UNAUTHENTICATED",
+)
 
 
 def part(name: str) -> Any:
@@ -156,17 +204,27 @@ def part(name: str) -> Any:
             raise
         raise NotFound(f"This needs {name.replace('.', '/')}.py beside serving.py") from None
 
-# ======================================================================================================
+
+# ==================================================================================================
 # Configuration
 # In: config.json, a dict or nothing. Out: a frozen `Config`, or ConfigError naming the JSON path.
-# ======================================================================================================
+# ==================================================================================================
 
 
-def option(default: Any = dataclasses.MISSING, doc: str = "", minimum: float | None = None, maximum: float | None = None,
-           pattern: str | None = None) -> Any:
+def option(
+    default: Any = dataclasses.MISSING,
+    doc: str = "",
+    minimum: float | None = None,
+    maximum: float | None = None,
+    pattern: str | None = None,
+) -> Any:
     """Declare a config field in one line: default, what it means (with its unit), and its limits."""
     metadata = {"doc": doc, "minimum": minimum, "maximum": maximum, "pattern": pattern}
-    return field(default_factory=dict, metadata=metadata) if default == {} else field(default=default, metadata=metadata)
+    return (
+        field(default_factory=dict, metadata=metadata)
+        if default == {}
+        else field(default=default, metadata=metadata)
+    )
 
 
 NOT_EMPTY = r"^[\s\S]"  # as JSON Schema can say it too
@@ -203,10 +261,21 @@ class Batching:
     """Sizes of TensorFlow's own batch scheduler, under TensorFlow Serving's names."""
 
     max_batch_size: int = option(32, "rows; a larger request runs alone", minimum=2, maximum=65536)
-    num_batch_threads: int = option(2, "batches run at once: while one runs, the next one fills", minimum=1, maximum=64)
-    batch_timeout_micros: int = option(0, "how long a batch waits to fill; 0, so a lone request never waits", minimum=0, maximum=10**7)
-    max_enqueued_batches: int = option(1000, "batches that may wait; beyond it a request runs alone", minimum=1, maximum=10**6)
-    allowed_batch_sizes: tuple[int, ...] | None = option(None, "batches are padded to these; default: powers of two", minimum=1)
+    num_batch_threads: int = option(
+        2, "batches run at once: while one runs, the next one fills", minimum=1, maximum=64
+    )
+    batch_timeout_micros: int = option(
+        0,
+        "how long a batch waits to fill; 0, so a lone request never waits",
+        minimum=0,
+        maximum=10**7,
+    )
+    max_enqueued_batches: int = option(
+        1000, "batches that may wait; beyond it a request runs alone", minimum=1, maximum=10**6
+    )
+    allowed_batch_sizes: tuple[int, ...] | None = option(
+        None, "batches are padded to these; default: powers of two", minimum=1
+    )
 
     @property
     def problem(self) -> str:
@@ -214,13 +283,17 @@ class Batching:
         sizes = self.allowed_batch_sizes
         if not sizes or list(sizes) == sorted(set(sizes)) and sizes[-1] == self.max_batch_size:
             return ""
-        return ("allowed_batch_sizes: expected rising sizes that end with max_batch_size "
-                f"({self.max_batch_size}), got {list(sizes)}")
+        return (
+            "allowed_batch_sizes: expected rising sizes that end with max_batch_size "
+            f"({self.max_batch_size}), got {list(sizes)}"
+        )
 
     @property
     def sizes(self) -> list[int]:
         """The batch sizes TensorFlow pads to, rising, the last one `max_batch_size`."""
-        powers = itertools.takewhile(lambda size: size < self.max_batch_size, (2 ** n for n in itertools.count()))
+        powers = itertools.takewhile(
+            lambda size: size < self.max_batch_size, (2**n for n in itertools.count())
+        )
         return list(self.allowed_batch_sizes or (*powers, self.max_batch_size))
 
 
@@ -257,30 +330,59 @@ def is_url(path: str) -> bool:
 class ModelConfig:
     """One model. What contradicts itself here fails that model alone: `problem` says what."""
 
-    name: str = option(doc="the model's name in URLs: any text that is not empty", pattern=NOT_EMPTY)
-    base_path: str = option(doc="folder of numbered version folders, or a SavedModel itself; relative to the config file")
-    model_version_policy: VersionPolicy = option(VersionPolicy(latest=LatestPolicy()), "which versions to serve")
-    version_labels: dict[str, int] = option({}, "names for versions, for /labels/<label> URLs", minimum=0)
+    name: str = option(
+        doc="the model's name in URLs: any text that is not empty", pattern=NOT_EMPTY
+    )
+    base_path: str = option(
+        doc="folder of numbered version folders, or a SavedModel itself; relative to the config file"
+    )
+    model_version_policy: VersionPolicy = option(
+        VersionPolicy(latest=LatestPolicy()), "which versions to serve"
+    )
+    version_labels: dict[str, int] = option(
+        {}, "names for versions, for /labels/<label> URLs", minimum=0
+    )
     target_device: str | tuple[str, ...] = option(
-        "AUTO", "AUTO (a GPU if TensorFlow sees one, else the CPU), CPU, GPU, GPU:1, HETERO:GPU,CPU (the first that is "
-                "there), or an array of them: a replica on each")
-    tags: tuple[str, ...] = option(("serve",), "which of the SavedModel's graphs to load: the one with just these tags")
-    instances: int = option(1, "replicas on each device; the least busy one answers", minimum=1, maximum=64)
-    load: str = option("eager", "eager, or on_demand: into memory at the first request", pattern="^(eager|on_demand)$")
-    idle_seconds: int | float | None = option(None, "on_demand: out of memory after so long without a request", minimum=1)
+        "AUTO",
+        "AUTO (a GPU if TensorFlow sees one, else the CPU), CPU, GPU, GPU:1, HETERO:GPU,CPU (the first that is "
+        "there), or an array of them: a replica on each",
+    )
+    tags: tuple[str, ...] = option(
+        ("serve",), "which of the SavedModel's graphs to load: the one with just these tags"
+    )
+    instances: int = option(
+        1, "replicas on each device; the least busy one answers", minimum=1, maximum=64
+    )
+    load: str = option(
+        "eager",
+        "eager, or on_demand: into memory at the first request",
+        pattern="^(eager|on_demand)$",
+    )
+    idle_seconds: int | float | None = option(
+        None, "on_demand: out of memory after so long without a request", minimum=1
+    )
     pinned: bool = option(False, "on_demand: stays in memory once it is there")
-    freeze: bool = option(True, "let a convolutional network's variables become constants of its graph "
-                                "on a CPU; false keeps to the last bit")
+    freeze: bool = option(
+        True,
+        "let a convolutional network's variables become constants of its graph "
+        "on a CPU; false keeps to the last bit",
+    )
     batching: bool | Batching | None = option(
-        None, "join concurrent requests: true, or sizes; default: each is answered alone")
-    warm_up: bool = option(True, "call signatures with made-up input when a model is loaded, "
-                                 "those whose graph keeps nothing of a call")
+        None, "join concurrent requests: true, or sizes; default: each is answered alone"
+    )
+    warm_up: bool = option(
+        True,
+        "call signatures with made-up input when a model is loaded, "
+        "those whose graph keeps nothing of a call",
+    )
     # OpenVINO Model Server's fields that cannot mean anything for a SavedModel: accepted, named once in the log.
     batch_size: int | str | None = option(None, "OpenVINO only, no effect")
     shape: str | dict[str, str] | None = option(None, "OpenVINO only, no effect")
     layout: str | dict[str, str] | None = option(None, "OpenVINO only, no effect")
     nireq: int | None = option(None, "OpenVINO only, no effect", minimum=0)
-    plugin_config: dict[str, str | bool | int | float] | None = option(None, "OpenVINO only, no effect")
+    plugin_config: dict[str, str | bool | int | float] | None = option(
+        None, "OpenVINO only, no effect"
+    )
     allow_cache: bool | None = option(None, "OpenVINO only, no effect")
     stateful: bool | None = option(None, "OpenVINO only, no effect")
     idle_sequence_cleanup: bool | None = option(None, "OpenVINO only, no effect")
@@ -307,8 +409,10 @@ class ModelConfig:
             return "target_device: expected a device, got an empty array"
         for target in self.targets:
             if not any(DEVICE.fullmatch(name) for name in read_devices(target)):
-                return ("target_device: expected AUTO, CPU, GPU, GPU:1 or HETERO:GPU,CPU, "
-                        f"got '{target}'")
+                return (
+                    "target_device: expected AUTO, CPU, GPU, GPU:1 or HETERO:GPU,CPU, "
+                    f"got '{target}'"
+                )
         for name in ("idle_sequence_cleanup", "low_latency_transformation", "max_sequence_number"):
             if getattr(self, name) is not None and not self.stateful:
                 return f'{name}: needs "stateful": true'
@@ -319,14 +423,27 @@ class ModelConfig:
     @property
     def ignored(self) -> list[str]:
         """The fields given here that have no effect."""
-        return [f.name for f in dataclasses.fields(self)
-                if f.metadata["doc"].endswith("no effect") and getattr(self, f.name) is not None]
+        return [
+            f.name
+            for f in dataclasses.fields(self)
+            if f.metadata["doc"].endswith("no effect") and getattr(self, f.name) is not None
+        ]
 
     @property
     def load_key(self) -> tuple:
         """What a loaded version depends on: when it changes, the version is loaded anew."""
-        return (self.base_path, self.target_device, self.instances, self.batching, self.freeze, self.warm_up, self.load,
-                self.idle_seconds, self.pinned, frozenset(self.tags))
+        return (
+            self.base_path,
+            self.target_device,
+            self.instances,
+            self.batching,
+            self.freeze,
+            self.warm_up,
+            self.load,
+            self.idle_seconds,
+            self.pinned,
+            frozenset(self.tags),
+        )
 
 
 @dataclass(frozen=True)
@@ -345,56 +462,116 @@ class ServerConfig:
     """Options of the whole server. A change of those marked (start) needs a restart."""
 
     threads: int = option(32, "requests worked on at once (start)", minimum=1, maximum=1000)
-    connection_limit: int = option(1000, "open connections; further ones wait to be accepted (start)", minimum=1, maximum=100_000)
-    file_system_poll_wait_seconds: int | float = option(1, "seconds between looks at config and version folders; 0: off",
-                                                        minimum=0, maximum=86400)
+    connection_limit: int = option(
+        1000,
+        "open connections; further ones wait to be accepted (start)",
+        minimum=1,
+        maximum=100_000,
+    )
+    file_system_poll_wait_seconds: int | float = option(
+        1, "seconds between looks at config and version folders; 0: off", minimum=0, maximum=86400
+    )
     servable_versions_always_present: bool = option(
-        False, "the last version of a model is not unloaded when its folder has become empty")
+        False, "the last version of a model is not unloaded when its folder has become empty"
+    )
     aspired_version_policy: str = option(
-        "availability_preserving", "availability_preserving: a new version is loaded before the old one is unloaded; "
-                                   "resource_preserving: after it, so that both need not fit into memory",
-        pattern="^(availability_preserving|resource_preserving)$")
+        "availability_preserving",
+        "availability_preserving: a new version is loaded before the old one is unloaded; "
+        "resource_preserving: after it, so that both need not fit into memory",
+        pattern="^(availability_preserving|resource_preserving)$",
+    )
     num_load_threads: int = option(4, "versions that are loaded at once", minimum=1, maximum=64)
-    max_queued_requests: int = option(1000, "requests that may wait for a thread; beyond it 503", minimum=1)
+    max_queued_requests: int = option(
+        1000, "requests that may wait for a thread; beyond it 503", minimum=1
+    )
     max_queued_bytes: int = option(
-        2 << 30, "size of the bodies held at once, and of what they unpack to; beyond it 503",
-        minimum=1)
-    max_queue_seconds: int | float = option(60, "what would be answered later than that is turned away at once, 503", minimum=0.001)
-    timeout_seconds: int | float = option(300, "how long a request may take, waiting included; then 504. X-Request-Timeout may shorten it",
-                                          minimum=0.001, maximum=86400)
-    receive_seconds: int | float = option(60, "how long a request may take to arrive; a second more for each 64 KB",
-                                         minimum=0.1, maximum=86400)
-    send_seconds: int | float = option(60, "how long a client may take to read its answer; a second more for each 64 KB",
-                                      minimum=0.1, maximum=86400)
-    load_wait_seconds: int | float = option(10, "how long a request waits for a model's first load, then 503", minimum=0, maximum=86400)
-    drain_seconds: int | float = option(30, "how long running requests may take at a reload or at the end", minimum=0, maximum=86400)
+        2 << 30,
+        "size of the bodies held at once, and of what they unpack to; beyond it 503",
+        minimum=1,
+    )
+    max_queue_seconds: int | float = option(
+        60, "what would be answered later than that is turned away at once, 503", minimum=0.001
+    )
+    timeout_seconds: int | float = option(
+        300,
+        "how long a request may take, waiting included; then 504. X-Request-Timeout may shorten it",
+        minimum=0.001,
+        maximum=86400,
+    )
+    receive_seconds: int | float = option(
+        60,
+        "how long a request may take to arrive; a second more for each 64 KB",
+        minimum=0.1,
+        maximum=86400,
+    )
+    send_seconds: int | float = option(
+        60,
+        "how long a client may take to read its answer; a second more for each 64 KB",
+        minimum=0.1,
+        maximum=86400,
+    )
+    load_wait_seconds: int | float = option(
+        10, "how long a request waits for a model's first load, then 503", minimum=0, maximum=86400
+    )
+    drain_seconds: int | float = option(
+        30, "how long running requests may take at a reload or at the end", minimum=0, maximum=86400
+    )
     max_request_bytes: int = option(1 << 30, "size of a request's body as sent (start)", minimum=1)
-    max_unpacked_bytes: int = option(100 << 20, "size of a gzip body unpacked; TensorFlow Serving's limit", minimum=1)
+    max_unpacked_bytes: int = option(
+        100 << 20, "size of a gzip body unpacked; TensorFlow Serving's limit", minimum=1
+    )
     max_decoded_bytes: int = option(
-        1_500_000_000, "what the gzip, arrays and pictures of one request may unpack to", minimum=1)
-    gzip_min_bytes: int = option(65536, "answers of so many bytes are compressed where Accept-Encoding has gzip", minimum=1)
-    memory_budget_mb: int | None = option(None, "MiB for models: beyond it those on_demand leave, the least recently used first", minimum=1)
-    cors_origins: tuple[str, ...] = option((), 'origins whose pages may call: ["https://site.example"], or ["*"] for all')
-    gpu_memory_limit_mb: int | None = option(None, "MiB of each GPU for this process; default: grows on demand (start)", minimum=1)
-    intra_op_threads: int | None = option(None, "threads that share one operation on a CPU; default: 1 on up to 2 cores, else as many "
-                                                "as there are cores (start)", minimum=1, maximum=1024)
-    log_format: str = option("text", "text or json: how `python serving.py` writes its log (start)", pattern="^(text|json)$")
-    log_level: str = option("INFO", "DEBUG, INFO, WARNING or ERROR (start)", pattern="^(DEBUG|INFO|WARNING|ERROR)$")
+        1_500_000_000, "what the gzip, arrays and pictures of one request may unpack to", minimum=1
+    )
+    gzip_min_bytes: int = option(
+        65536, "answers of so many bytes are compressed where Accept-Encoding has gzip", minimum=1
+    )
+    memory_budget_mb: int | None = option(
+        None,
+        "MiB for models: beyond it those on_demand leave, the least recently used first",
+        minimum=1,
+    )
+    cors_origins: tuple[str, ...] = option(
+        (), 'origins whose pages may call: ["https://site.example"], or ["*"] for all'
+    )
+    gpu_memory_limit_mb: int | None = option(
+        None, "MiB of each GPU for this process; default: grows on demand (start)", minimum=1
+    )
+    intra_op_threads: int | None = option(
+        None,
+        "threads that share one operation on a CPU; default: 1 on up to 2 cores, else as many "
+        "as there are cores (start)",
+        minimum=1,
+        maximum=1024,
+    )
+    log_format: str = option(
+        "text",
+        "text or json: how `python serving.py` writes its log (start)",
+        pattern="^(text|json)$",
+    )
+    log_level: str = option(
+        "INFO", "DEBUG, INFO, WARNING or ERROR (start)", pattern="^(DEBUG|INFO|WARNING|ERROR)$"
+    )
     images: ImageConfig = option(ImageConfig(), "limits of the pictures taken in")
 
 
 @dataclass(frozen=True)
 class Config:
     model_config_list: tuple[ModelItem, ...] = option(doc="the models")
-    deployments: tuple[Deployment, ...] = option((), "models under names of their own, and how they take pictures")
+    deployments: tuple[Deployment, ...] = option(
+        (), "models under names of their own, and how they take pictures"
+    )
     import_modules: tuple[str, ...] = option(
-        (), 'modules that bring operations, imported before models: such as "tensorflow_text"')
+        (), 'modules that bring operations, imported before models: such as "tensorflow_text"'
+    )
     routine_modules: tuple[str, ...] = option((), "files or modules with routines of your own")
     auth: Auth = option(Auth(), "who may call what")
     server: ServerConfig = option(ServerConfig(), "options of the whole server")
     pipeline_config_list: tuple[Pipeline, ...] = option((), "graphs of models")
     handlers: tuple[HandlerConfig, ...] = option((), "Python functions behind URLs of their own")
-    custom_node_library_config_list: tuple[dict[str, Any], ...] = option((), "OpenVINO only, no effect")
+    custom_node_library_config_list: tuple[dict[str, Any], ...] = option(
+        (), "OpenVINO only, no effect"
+    )
     custom_loader_config_list: tuple[dict[str, Any], ...] = option((), "OpenVINO only, no effect")
     mediapipe_config_list: tuple[dict[str, Any], ...] = option((), "OpenVINO only, no effect")
     monitoring: dict[str, Any] | None = option(None, "OpenVINO only, no effect")
@@ -410,31 +587,52 @@ class Config:
     @property
     def served_names(self) -> list[str]:
         """The names of models and pipelines."""
-        return [model.name for model in self.models] + [pipeline.name for pipeline in self.pipeline_config_list]
+        return [model.name for model in self.models] + [
+            pipeline.name for pipeline in self.pipeline_config_list
+        ]
 
     def is_pipeline(self, name: str) -> bool:
         """Whether a name is a pipeline's; a model of the same name keeps it."""
-        return (any(pipeline.name == name for pipeline in self.pipeline_config_list)
-                and all(model.name != name for model in self.models))
+        return any(pipeline.name == name for pipeline in self.pipeline_config_list) and all(
+            model.name != name for model in self.models
+        )
 
     @property
     def default_deployment(self) -> list[str]:
         """The id of the deployment that answers /predict: the one so marked, or the first; none where there is none."""
-        return ([d.id for d in self.deployments if d.default] or [d.id for d in self.deployments])[:1]
+        return ([d.id for d in self.deployments if d.default] or [d.id for d in self.deployments])[
+            :1
+        ]
 
 
-JSON_TYPES = {str: "string", int: "integer", float: "number", bool: "boolean", type(None): "null", dict: "object", list: "array"}
+JSON_TYPES = {
+    str: "string",
+    int: "integer",
+    float: "number",
+    bool: "boolean",
+    type(None): "null",
+    dict: "object",
+    list: "array",
+}
 
 
 def json_kind(value: Any) -> str:
     """Name a JSON value for an error: `integer 3`, `string 'x'`, `object`."""
     name = JSON_TYPES.get(type(value), type(value).__name__)
-    return name if isinstance(value, (dict, list, type(None))) else f"{name} {str(value)[:60]!r}" if name == "string" else f"{name} {value}"
+    return (
+        name
+        if isinstance(value, (dict, list, type(None)))
+        else f"{name} {str(value)[:60]!r}"
+        if name == "string"
+        else f"{name} {value}"
+    )
 
 
 def what_came(value: Any, path: str) -> str:
     """Name a JSON value for an error at `path`; where it may be a key, it is not shown."""
-    return JSON_TYPES.get(type(value), type(value).__name__) if is_secret(path) else json_kind(value)
+    return (
+        JSON_TYPES.get(type(value), type(value).__name__) if is_secret(path) else json_kind(value)
+    )
 
 
 def is_secret(path: str) -> bool:
@@ -445,7 +643,9 @@ def is_secret(path: str) -> bool:
 def kind_name(kind: Any) -> str:
     """Name a declared type for an error: `string or object`."""
     if typing.get_origin(kind) in (Union, types.UnionType):
-        return " or ".join(dict.fromkeys(kind_name(k) for k in typing.get_args(kind) if k is not type(None)))
+        return " or ".join(
+            dict.fromkeys(kind_name(k) for k in typing.get_args(kind) if k is not type(None))
+        )
     return JSON_TYPES[json_type_of(kind)]
 
 
@@ -461,7 +661,9 @@ def is_json(value: Any, kind: Any) -> bool:
     return type(value) in ((int, float) if kind is float else (json_type_of(kind),))
 
 
-def parse(kind: Any, value: Any, path: str = "$", limits: Mapping[str, Any] = types.MappingProxyType({})) -> Any:
+def parse(
+    kind: Any, value: Any, path: str = "$", limits: Mapping[str, Any] = types.MappingProxyType({})
+) -> Any:
     """Read a JSON value as the declared `kind`: a dataclass, tuple, dict, union or plain type.
 
     Raises ConfigError with the JSON path, what was expected and what came. A bool is not an integer.
@@ -479,9 +681,14 @@ def parse(kind: Any, value: Any, path: str = "$", limits: Mapping[str, Any] = ty
     if dataclasses.is_dataclass(kind):
         return parse_fields(kind, value, path)
     if origin is tuple:
-        return tuple(parse(arguments[0], item, f"{path}[{index}]", limits) for index, item in enumerate(value))
+        return tuple(
+            parse(arguments[0], item, f"{path}[{index}]", limits)
+            for index, item in enumerate(value)
+        )
     if origin is dict:
-        return {key: parse(arguments[1], item, f"{path}.{key}", limits) for key, item in value.items()}
+        return {
+            key: parse(arguments[1], item, f"{path}.{key}", limits) for key, item in value.items()
+        }
     return check_limits(value, path, limits)
 
 
@@ -495,7 +702,9 @@ def check_limits(value: Any, path: str, limits: Mapping[str, Any]) -> Any:
     if isinstance(value, str) and re.search("[\ud800-\udfff]", value):
         raise ConfigError(path, "expected text, got half of a surrogate pair")
     if limits.get("pattern") and isinstance(value, str) and not re.search(limits["pattern"], value):
-        raise ConfigError(path, f"expected {limits['doc']}; got {'another' if is_secret(path) else repr(value)}")
+        raise ConfigError(
+            path, f"expected {limits['doc']}; got {'another' if is_secret(path) else repr(value)}"
+        )
     return value
 
 
@@ -511,20 +720,30 @@ def parse_fields(kind: Any, value: dict[str, Any], path: str) -> Any:
     for key in value:
         if key not in fields:
             close = difflib.get_close_matches(str(key), fields, n=1)
-            hint = f"did you mean '{close[0]}'?" if close else f"expected one of: {', '.join(fields) or 'nothing'}"
+            hint = (
+                f"did you mean '{close[0]}'?"
+                if close
+                else f"expected one of: {', '.join(fields) or 'nothing'}"
+            )
             hidden = is_secret(path) and not close  # a password where a name of a field belongs
             raise ConfigError(path if hidden else f"{path}.{key}"[:200], f"unknown key; {hint}")
     for name, f in fields.items():
         if name not in value and f.default is f.default_factory:  # both missing: it has no default
             raise ConfigError(path, f"missing key '{name}': {f.metadata['doc']}")
     try:
-        return kind(**{key: parse(kinds[key], item, f"{path}.{key}", fields[key].metadata) for key, item in value.items()})
+        return kind(
+            **{
+                key: parse(kinds[key], item, f"{path}.{key}", fields[key].metadata)
+                for key, item in value.items()
+            }
+        )
     except ValueError as error:
         raise ConfigError(path, str(error)) from None
 
 
 def read_config(text: bytes) -> Any:
     """Parse the bytes of a config file; raises ConfigError with line and column."""
+
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         for index, (key, _) in enumerate(pairs):
             if key in (earlier for earlier, _ in pairs[:index]):
@@ -533,12 +752,19 @@ def read_config(text: bytes) -> Any:
 
     def constant(name: str) -> None:
         raise ConfigError("$", f"expected a number, got {name}")
+
     try:
-        return json.loads(text.decode("utf-8-sig"), object_pairs_hook=unique, parse_constant=constant)
+        return json.loads(
+            text.decode("utf-8-sig"), object_pairs_hook=unique, parse_constant=constant
+        )
     except UnicodeDecodeError as error:
-        raise ConfigError("$", f"expected UTF-8 text, got byte 0x{text[error.start]:02x} at offset {error.start}") from None
+        raise ConfigError(
+            "$", f"expected UTF-8 text, got byte 0x{text[error.start]:02x} at offset {error.start}"
+        ) from None
     except json.JSONDecodeError as error:
-        raise ConfigError("$", f"not valid JSON: {error.msg} at line {error.lineno} column {error.colno}") from None
+        raise ConfigError(
+            "$", f"not valid JSON: {error.msg} at line {error.lineno} column {error.colno}"
+        ) from None
     except (RecursionError, ValueError):
         raise ConfigError("$", "not a config: nested too deeply, or a number too long") from None
 
@@ -559,7 +785,9 @@ def resolve_base_path(model: ModelConfig, folder: Path) -> ModelConfig:
     return dataclasses.replace(model, base_path=str(folder / path))
 
 
-def load_config(source: "str | os.PathLike | Mapping | Config", text: bytes | None = None) -> Config:
+def load_config(
+    source: "str | os.PathLike | Mapping | Config", text: bytes | None = None
+) -> Config:
     """Read a config from a path (or its bytes `text`), a dict or a `Config`.
 
     Relative base paths start at the config file's folder, for a dict at the current one.
@@ -570,28 +798,45 @@ def load_config(source: "str | os.PathLike | Mapping | Config", text: bytes | No
     if isinstance(source, Mapping):
         value, folder = dict(source), Path.cwd()
     else:
-        value, folder = read_config(read_file(Path(source)) if text is None else text), Path(source).absolute().parent
+        value, folder = (
+            read_config(read_file(Path(source)) if text is None else text),
+            Path(source).absolute().parent,
+        )
     if isinstance(value, dict):
         value.pop("$schema", None)  # editors write it to find config.schema.json
     config = parse(Config, value)
     items = tuple(ModelItem(resolve_base_path(model, folder)) for model in config.models)
     config = dataclasses.replace(config, model_config_list=items)
     stem = "serving" if isinstance(source, Mapping) else Path(source).stem
-    return config if Auth is AllPolicy else part("serving_rooms.settings").resolve_paths(config, folder, stem)
+    return (
+        config
+        if Auth is AllPolicy
+        else part("serving_rooms.settings").resolve_paths(config, folder, stem)
+    )
 
-# ======================================================================================================
+
+# ==================================================================================================
 # Tensors and JSON
 # In: request bodies (bytes) and signatures. Out: NumPy arrays by input name; and arrays back to JSON.
 # The rules and texts are TensorFlow Serving's (util/json_tensor.cc), read with RapidJSON 1.1.
-# ======================================================================================================
+# ==================================================================================================
 
 # DataType enum name -> NumPy dtype; the dtypes REST can spell. Strings are bytes in object arrays.
 NUMPY_DTYPES: dict[str, np.dtype] = {
-    "DT_FLOAT": np.dtype(np.float32), "DT_DOUBLE": np.dtype(np.float64), "DT_HALF": np.dtype(np.float16),
-    "DT_BFLOAT16": np.dtype(ml_dtypes.bfloat16), "DT_INT8": np.dtype(np.int8), "DT_INT16": np.dtype(np.int16),
-    "DT_INT32": np.dtype(np.int32), "DT_INT64": np.dtype(np.int64), "DT_UINT8": np.dtype(np.uint8),
-    "DT_UINT16": np.dtype(np.uint16), "DT_UINT32": np.dtype(np.uint32), "DT_UINT64": np.dtype(np.uint64),
-    "DT_BOOL": np.dtype(np.bool_), "DT_STRING": np.dtype(object),
+    "DT_FLOAT": np.dtype(np.float32),
+    "DT_DOUBLE": np.dtype(np.float64),
+    "DT_HALF": np.dtype(np.float16),
+    "DT_BFLOAT16": np.dtype(ml_dtypes.bfloat16),
+    "DT_INT8": np.dtype(np.int8),
+    "DT_INT16": np.dtype(np.int16),
+    "DT_INT32": np.dtype(np.int32),
+    "DT_INT64": np.dtype(np.int64),
+    "DT_UINT8": np.dtype(np.uint8),
+    "DT_UINT16": np.dtype(np.uint16),
+    "DT_UINT32": np.dtype(np.uint32),
+    "DT_UINT64": np.dtype(np.uint64),
+    "DT_BOOL": np.dtype(np.bool_),
+    "DT_STRING": np.dtype(object),
 }
 
 
@@ -637,9 +882,11 @@ class UnpackedBytes:
         """Count `size` bytes, negative ones as free again; 503 when they do not fit."""
         with self._lock:
             if size > 0 and self.held + size > self._limit():
-                raise ServingError("The server is busy: what other requests have unpacked holds "
-                                   "all the memory there is for it. Try again in a moment",
-                                   "UNAVAILABLE")
+                raise ServingError(
+                    "The server is busy: what other requests have unpacked holds "
+                    "all the memory there is for it. Try again in a moment",
+                    "UNAVAILABLE",
+                )
             self.held += size
 
     @property
@@ -660,8 +907,11 @@ class Allowance:
         """
         most = min(self.most, self._all.limit)
         if size > 0 and self.held + size > most:
-            raise ServingError(f"{what} unpacks to {self.held + size} bytes or more, "
-                               f"over the limit of {most}", "INVALID_ARGUMENT", 413)
+            raise ServingError(
+                f"{what} unpacks to {self.held + size} bytes or more, over the limit of {most}",
+                "INVALID_ARGUMENT",
+                413,
+            )
         self._all.add(size)
         self.held += size
 
@@ -688,7 +938,8 @@ def unpack_gzip(data: bytes, most: int, allowance: Allowance) -> bytes:
             unpacked.write(piece)
             if unpacked.tell() > most:
                 raise ServingError(
-                    f"Request body unpacks to more than the limit of {most} bytes", status=413)
+                    f"Request body unpacks to more than the limit of {most} bytes", status=413
+                )
     except (OSError, EOFError, zlib.error) as error:
         text = f"Request body is not the gzip that Content-Encoding announces: {error}"
         raise BadRequest(text) from None
@@ -706,7 +957,11 @@ MAX_LISTS = 4_000_000  # a batch of 64 pictures of 224x224 pixels as lists has 3
 def parse_json(body: bytes) -> Any:
     """Parse a request's body in RapidJSON's dialect; raises BadRequest with RapidJSON's text."""
     if body.count(b"[") + body.count(b"{") > MAX_LISTS:
-        raise ServingError(f"Request body holds more than {MAX_LISTS} lists and objects: send fewer rows at once", "INVALID_ARGUMENT", 413)
+        raise ServingError(
+            f"Request body holds more than {MAX_LISTS} lists and objects: send fewer rows at once",
+            "INVALID_ARGUMENT",
+            413,
+        )
     for parse_quickly in (orjson.loads, parse_constants):
         try:
             value = parse_quickly(body)
@@ -721,14 +976,18 @@ def parse_exact(body: bytes) -> Any:
     try:
         return part("serving_rooms.rapidjson").parse_exact(body)
     except NotFound:
-        raise BadRequest("JSON Parse error: the body is no JSON, or unusual JSON that needs serving_rooms/ beside serving.py") from None
+        raise BadRequest(
+            "JSON Parse error: the body is no JSON, or unusual JSON that needs serving_rooms/ beside serving.py"
+        ) from None
     except ValueError as error:
         raise BadRequest(str(error)) from None
 
 
 def parse_constants(body: bytes) -> Any:
     """Parse JSON that has NaN or Infinity with Python's parser, where that reads it as RapidJSON does; else ValueError."""
-    if re.search(rb"[0-9.][eE]|[0-9]{19}|\\u", body):  # it takes 1e999, long integers, lone surrogates
+    if re.search(
+        rb"[0-9.][eE]|[0-9]{19}|\\u", body
+    ):  # it takes 1e999, long integers, lone surrogates
         raise ValueError
     return json.loads(body.decode())  # decoded here: given bytes, it would take UTF-16 as well
 
@@ -738,10 +997,14 @@ ESCAPED_KEY = re.compile(rb'\\"?[^"\\]*"\s*:')
 
 def repeats_a_key(body: bytes, value: Any) -> bool:
     """Whether a key that matters may stand twice: orjson keeps the last, RapidJSON finds the first."""
-    if not isinstance(value, dict) or body.count(b'"') == 2 * len(value):  # there are no other strings than these keys
+    if not isinstance(value, dict) or body.count(b'"') == 2 * len(
+        value
+    ):  # there are no other strings than these keys
         return False
     inputs = value.get("inputs")
-    names = [name for name in ("instances", "inputs", "examples", "signature_name") if name in value]
+    names = [
+        name for name in ("instances", "inputs", "examples", "signature_name") if name in value
+    ]
     names += inputs if isinstance(inputs, dict) else ()
     if len(names) > 64 or (b"\\" in body and ESCAPED_KEY.search(body)):
         return True
@@ -751,7 +1014,9 @@ def repeats_a_key(body: bytes, value: Any) -> bool:
 def show(value: Any) -> str:
     """A JSON value for an error text, pretty-printed and cut at 256 characters, as TensorFlow Serving shows it."""
     text = ""
-    for piece in json.JSONEncoder(indent=4, ensure_ascii=False, skipkeys=True, default=repr).iterencode(value):
+    for piece in json.JSONEncoder(
+        indent=4, ensure_ascii=False, skipkeys=True, default=repr
+    ).iterencode(value):
         text += piece[:256]
         if len(text) > 256:
             break
@@ -774,7 +1039,11 @@ def decode_tensor(value: Any, spec: TensorSpec) -> np.ndarray:
 
     Raises BadRequest with TensorFlow Serving's text; UNIMPLEMENTED for a dtype without JSON spelling.
     """
-    array = quick_tensor(value, NUMPY_DTYPES.get(spec.dtype)) if isinstance(value, list | np.ndarray) else None
+    array = (
+        quick_tensor(value, NUMPY_DTYPES.get(spec.dtype))
+        if isinstance(value, list | np.ndarray)
+        else None
+    )
     if array is None:
         exact = exact_array if isinstance(value, np.ndarray) else exact_tensor
         array = exact(value, spec)
@@ -803,14 +1072,20 @@ def quick_tensor(value: Any, dtype: np.dtype | None) -> np.ndarray | None:
         if kinds <= {int, float}:
             code = "Q" if dtype == np.uint64 else "q"
             if float in kinds or dtype.kind in "fV":
-                code = dtype.char if dtype.char in "fd" else "d"  # straight to float32: to infinity beyond it, as in TensorFlow Serving
+                code = (
+                    dtype.char if dtype.char in "fd" else "d"
+                )  # straight to float32: to infinity beyond it, as in TensorFlow Serving
             return quick_cast(np.frombuffer(array.array(code, flat), code).reshape(shape), dtype)
         if kinds == {bool} and dtype.kind == "b":
             return np.array(flat, dtype).reshape(shape)
         if all(issubclass(kind, np.ndarray | np.generic) for kind in kinds):
             arrays = np.array(flat)
             return quick_cast(arrays.reshape(*shape, *arrays.shape[1:]), dtype)
-    except (ValueError, OverflowError, TypeError):  # arrays of different shapes, integers over 64 bits
+    except (
+        ValueError,
+        OverflowError,
+        TypeError,
+    ):  # arrays of different shapes, integers over 64 bits
         pass
     return None
 
@@ -842,7 +1117,9 @@ def exact_tensor(value: Any, spec: TensorSpec) -> np.ndarray:
     collect_leaves(value, 0, shape, leaves)
     dtype = NUMPY_DTYPES.get(spec.dtype)
     if dtype is None:
-        raise ServingError(f"Conversion of {show(first)} to type: {spec.type_name}", "UNIMPLEMENTED")
+        raise ServingError(
+            f"Conversion of {show(first)} to type: {spec.type_name}", "UNIMPLEMENTED"
+        )
     elements = np.empty(len(leaves), dtype)
     with np.errstate(over="ignore"):
         for index, leaf in enumerate(leaves):
@@ -850,8 +1127,9 @@ def exact_tensor(value: Any, spec: TensorSpec) -> np.ndarray:
     return elements.reshape(shape)
 
 
-def decode_leaf(leaf: Any, index: int, shape: Sequence[int], spec: TensorSpec,
-                dtype: np.dtype) -> Any:
+def decode_leaf(
+    leaf: Any, index: int, shape: Sequence[int], spec: TensorSpec, dtype: np.dtype
+) -> Any:
     """Read the element at the flat `index` of a tensor of `shape`; BadRequest if it is wrong."""
     try:
         return decode_element(leaf, spec, dtype)
@@ -859,7 +1137,8 @@ def decode_leaf(leaf: Any, index: int, shape: Sequence[int], spec: TensorSpec,
         place = "".join(f"[{i}]" for i in np.unravel_index(index, shape)) if shape else ""
         where = f" at {place}" if place else ""
         raise BadRequest(
-            f"{show(leaf)}{where} is out of range for type: {spec.type_name}") from None
+            f"{show(leaf)}{where} is out of range for type: {spec.type_name}"
+        ) from None
 
 
 def exact_array(array: np.ndarray, spec: TensorSpec) -> np.ndarray:
@@ -890,13 +1169,17 @@ def collect_leaves(value: Any, level: int, shape: list[int], leaves: list[Any]) 
     """Append the elements of a nested list that must have exactly `shape`."""
     if not isinstance(value, list):
         if level != len(shape):
-            raise BadRequest(f"{show(value)} found at incorrect level: {level + 1} in the JSON DOM. Expected at level: {len(shape)}")
+            raise BadRequest(
+                f"{show(value)} found at incorrect level: {level + 1} in the JSON DOM. Expected at level: {len(shape)}"
+            )
         leaves.append(value)
         return
     if level >= len(shape):
         raise BadRequest(f"Encountered list at unexpected level: {level} expected < {len(shape)}")
     if len(value) != shape[level]:
-        raise BadRequest(f"Encountered list at unexpected size: {len(value)} at level: {level} expected size: {shape[level]}")
+        raise BadRequest(
+            f"Encountered list at unexpected size: {len(value)} at level: {level} expected size: {shape[level]}"
+        )
     for item in value:
         collect_leaves(item, level + 1, shape, leaves)
 
@@ -923,7 +1206,9 @@ def decode_element(leaf: Any, spec: TensorSpec, dtype: np.dtype) -> Any:
         return leaf
     if dtype.kind == "O" and kind is dict:
         return decode_base64(leaf)
-    raise BadRequest(f"{show(leaf)} Type: {type_of(leaf)} is not of expected type: {spec.type_name}")
+    raise BadRequest(
+        f"{show(leaf)} Type: {type_of(leaf)} is not of expected type: {spec.type_name}"
+    )
 
 
 def encode_text(text: str) -> bytes:
@@ -968,20 +1253,34 @@ def decode_base64(value: dict) -> bytes:
 
 
 STRING_ESCAPES = {bytes([code]): f"\\u{code:04X}".encode() for code in range(0x20)} | {
-    b'"': b'\\"', b"\\": b"\\\\", b"\b": b"\\b", b"\f": b"\\f", b"\n": b"\\n", b"\r": b"\\r", b"\t": b"\\t"}
+    b'"': b'\\"',
+    b"\\": b"\\\\",
+    b"\b": b"\\b",
+    b"\f": b"\\f",
+    b"\n": b"\\n",
+    b"\r": b"\\r",
+    b"\t": b"\\t",
+}
 
 
 def encode_string(value: bytes) -> bytes:
     """Bytes as a JSON string, all but quotes, backslashes and control characters as they are (also if not UTF-8)."""
-    return b'"' + re.sub(rb'[\x00-\x1f"\\]', lambda match: STRING_ESCAPES[match.group()], value) + b'"'
+    return (
+        b'"' + re.sub(rb'[\x00-\x1f"\\]', lambda match: STRING_ESCAPES[match.group()], value) + b'"'
+    )
 
 
 def encode_floats(array: np.ndarray) -> bytes:
     """A float array as JSON with the tokens NaN, Infinity and -Infinity, for which orjson writes null."""
     pieces = orjson.dumps(array, option=orjson.OPT_SERIALIZE_NUMPY).split(b"null")
     flat = np.atleast_1d(array)
-    tokens = (b"NaN" if value != value else b"Infinity" if value > 0 else b"-Infinity" for value in flat[~np.isfinite(flat)])
-    return b"".join(itertools.chain.from_iterable(itertools.zip_longest(pieces, tokens, fillvalue=b"")))
+    tokens = (
+        b"NaN" if value != value else b"Infinity" if value > 0 else b"-Infinity"
+        for value in flat[~np.isfinite(flat)]
+    )
+    return b"".join(
+        itertools.chain.from_iterable(itertools.zip_longest(pieces, tokens, fillvalue=b""))
+    )
 
 
 def encode_odd(value: Any) -> Any:
@@ -1004,28 +1303,47 @@ def spell_floats(value: Any) -> Any:
     if not isinstance(value, (np.ndarray, np.generic)) or value.dtype.kind == "O":
         return encode_odd(value)
     if value.dtype.kind not in "fV":
-        return orjson.Fragment(orjson.dumps(encode_odd(np.asarray(value)), option=orjson.OPT_SERIALIZE_NUMPY))
+        return orjson.Fragment(
+            orjson.dumps(encode_odd(np.asarray(value)), option=orjson.OPT_SERIALIZE_NUMPY)
+        )
     array = np.asarray(value, np.float32 if value.dtype.kind == "V" else None)
-    return orjson.Fragment(encode_floats(array[()] if array.ndim == 0 else np.ascontiguousarray(array)))
+    return orjson.Fragment(
+        encode_floats(array[()] if array.ndim == 0 else np.ascontiguousarray(array))
+    )
 
 
 def encode_json(value: Any) -> bytes:
     """Write an answer as JSON; floats are the shortest text that reads back to the same value in their dtype."""
     text = orjson.dumps(value, default=encode_odd, option=orjson.OPT_SERIALIZE_NUMPY)
-    return orjson.dumps(value, default=spell_floats) if b"null" in text else text  # it may stand for a NaN
+    return (
+        orjson.dumps(value, default=spell_floats) if b"null" in text else text
+    )  # it may stand for a NaN
 
 
-# ======================================================================================================
+# ==================================================================================================
 # Servables
 # In: a model's folder and config. Out: `Servable`: signatures, `run(signature, inputs) -> outputs`, leases.
 # The only room that touches TensorFlow.
-# ======================================================================================================
+# ==================================================================================================
 
 
 class Trace:
     """What becomes known of a request on its way: for metrics and the log."""
 
-    __slots__ = ("start", "queued", "began", "ended", "inference", "routines", "rows", "batch", "model", "version", "deadline", "has_left")
+    __slots__ = (
+        "start",
+        "queued",
+        "began",
+        "ended",
+        "inference",
+        "routines",
+        "rows",
+        "batch",
+        "model",
+        "version",
+        "deadline",
+        "has_left",
+    )
 
     def __init__(self, queued: float | None = None, has_left: Callable[[], bool] = lambda: False):
         self.start = time.perf_counter()
@@ -1039,11 +1357,15 @@ class Trace:
         """Set the deadline, `wish` being what the client asks for. Raises BadRequest for a wrong one, ServingError when it is past."""
         if wish is not None:
             if not re.fullmatch(r"\d{1,9}(\.\d{1,9})?", wish.strip(), re.ASCII):
-                raise BadRequest(f"X-Request-Timeout: expected seconds such as 2.5, got '{wish[:40]}'")
+                raise BadRequest(
+                    f"X-Request-Timeout: expected seconds such as 2.5, got '{wish[:40]}'"
+                )
             seconds = min(seconds, float(wish))
         self.deadline = (self.queued or self.start) + seconds
         if self.remaining() <= 0:
-            raise ServingError(f"The request waited for longer than its {seconds:g} s", "DEADLINE_EXCEEDED")
+            raise ServingError(
+                f"The request waited for longer than its {seconds:g} s", "DEADLINE_EXCEEDED"
+            )
 
     def remaining(self) -> float:
         """Seconds until the deadline."""
@@ -1054,8 +1376,12 @@ class Trace:
         end, known = time.perf_counter(), {"queue": self.start - self.queued} if self.queued else {}
         if not self.inference:
             return known
-        return known | {"decode": self.began - self.start, "inference": self.inference, "routines": self.routines,
-                        "encode": end - self.ended - self.routines}
+        return known | {
+            "decode": self.began - self.start,
+            "inference": self.inference,
+            "routines": self.routines,
+            "encode": end - self.ended - self.routines,
+        }
 
 
 # Of the request that a thread answers: .trace; .waited, whether for a model to load.
@@ -1069,13 +1395,19 @@ class SignatureCall(typing.NamedTuple):
     feeds: Sequence[str] = ()  # the tensors of its inputs and outputs
     fetches: Sequence[str] = ()
     outputs: Sequence[str] = ()  # the names of those that are fetched
-    seconds: float = float("inf")  # of one made-up row; not known where that tells nothing of others
+    seconds: float = float(
+        "inf"
+    )  # of one made-up row; not known where that tells nothing of others
     kind: str = "session"  # or `frozen`, `batched`
-    bounded: bool = True  # whether any input takes about as long as that row: no loops, no Python functions
+    bounded: bool = (
+        True  # whether any input takes about as long as that row: no loops, no Python functions
+    )
     tried: bool = False  # whether it has answered made-up input
 
 
-LEAVING: "weakref.WeakSet[Any]" = weakref.WeakSet()  # what nobody needs any more, and only a collection frees
+LEAVING: "weakref.WeakSet[Any]" = (
+    weakref.WeakSet()
+)  # what nobody needs any more, and only a collection frees
 
 
 class Servable:
@@ -1085,11 +1417,17 @@ class Servable:
     the last one. Leases are counted under a lock; everything else is fixed at construction.
     """
 
-    def __init__(self, signatures: Mapping[str, Signature],
-                 run: Callable[[str, dict[str, np.ndarray]], dict[str, np.ndarray]], *,
-                 metadata: dict[str, Any] | None = None, device: str = "",
-                 close: Callable[[], None] = lambda: None, calls: Mapping[str, "SignatureCall"] = types.MappingProxyType({}),
-                 seconds: Callable[[str], float] | None = None):
+    def __init__(
+        self,
+        signatures: Mapping[str, Signature],
+        run: Callable[[str, dict[str, np.ndarray]], dict[str, np.ndarray]],
+        *,
+        metadata: dict[str, Any] | None = None,
+        device: str = "",
+        close: Callable[[], None] = lambda: None,
+        calls: Mapping[str, "SignatureCall"] = types.MappingProxyType({}),
+        seconds: Callable[[str], float] | None = None,
+    ):
         self.signatures, self._run, self.callables = dict(signatures), run, calls
         self._seconds = seconds
         self.metadata, self.device = metadata or {}, device
@@ -1107,12 +1445,16 @@ class Servable:
     def run(self, name: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Answer arrays by name with arrays by name, by the signature `name`; timed for the request it is part of."""
         trace = getattr(CURRENT, "trace", None)
-        if trace is None or trace.began > trace.ended:  # inside a pipeline's run, which is timed as a whole
+        if (
+            trace is None or trace.began > trace.ended
+        ):  # inside a pipeline's run, which is timed as a whole
             return self._run(name, inputs)
         trace.began = trace.began or time.perf_counter()
         start = time.perf_counter()
         first = next(iter(inputs.values()), None)
-        trace.rows = trace.batch = len(first) if first is not None and first.ndim else 1  # a batch with others may have more
+        trace.rows = trace.batch = (
+            len(first) if first is not None and first.ndim else 1
+        )  # a batch with others may have more
         try:
             return self._run(name, inputs)
         finally:
@@ -1121,8 +1463,11 @@ class Servable:
 
     def describe_calls(self) -> dict[str, str]:
         """How each signature is called, and how long that takes with one made-up row: `{"serving_default": "session, 0.02 ms"}`."""
-        return {name: call.kind + (f", {1e3 * call.seconds:.3g} ms" if call.seconds < float("inf") else "")
-                for name, call in self.callables.items()}
+        return {
+            name: call.kind
+            + (f", {1e3 * call.seconds:.3g} ms" if call.seconds < float("inf") else "")
+            for name, call in self.callables.items()
+        }
 
     def acquire(self) -> bool:
         """Take a lease; False when the servable is being retired."""
@@ -1161,9 +1506,15 @@ def list_versions(base_path: str) -> dict[int, Path]:
     try:
         if (base / "saved_model.pb").is_file() or (base / "saved_model.pbtxt").is_file():
             return {1: base}
-        folders = sorted(entry for entry in base.iterdir() if re.fullmatch(r"0*[0-9]{1,19}", entry.name) and entry.is_dir())
+        folders = sorted(
+            entry
+            for entry in base.iterdir()
+            if re.fullmatch(r"0*[0-9]{1,19}", entry.name) and entry.is_dir()
+        )
     except (OSError, ValueError) as error:
-        raise LoadError(f"base_path cannot be read: {getattr(error, 'strerror', None) or error}", status=400) from None
+        raise LoadError(
+            f"base_path cannot be read: {getattr(error, 'strerror', None) or error}", status=400
+        ) from None
     return {int(folder.name): folder for folder in folders if int(folder.name) < 2**63}
 
 
@@ -1172,7 +1523,7 @@ def choose_versions(policy: VersionPolicy, versions: Iterable[int]) -> list[int]
     rising = sorted(versions, reverse=True)
     if policy.specific:
         return [version for version in rising if version in policy.specific.versions]
-    return rising[:policy.latest.num_versions] if policy.latest else rising
+    return rising[: policy.latest.num_versions] if policy.latest else rising
 
 
 def fingerprint(folder: Path) -> tuple:
@@ -1205,6 +1556,7 @@ def once(function: Function) -> Function:
     def ask(*arguments: Any) -> Any:
         with lock:
             return kept(*arguments)
+
     return typing.cast(Function, ask)
 
 
@@ -1217,7 +1569,9 @@ def tensorflow() -> Any:
     collections for good: a request whose JSON makes many lists would walk over them again and again (parsing took 3 to 6 times as long).
     """
     name = "TF_USE_LEGACY_KERAS"
-    away = not ("tensorflow" in sys.modules or name in os.environ or importlib.util.find_spec("tf_keras"))
+    away = not (
+        "tensorflow" in sys.modules or name in os.environ or importlib.util.find_spec("tf_keras")
+    )
     if away:
         os.environ[name] = "1"
     try:
@@ -1237,18 +1591,29 @@ def prepare_devices(limit_mb: int | None, intra_op_threads: int | None) -> None:
     On 2 cores an operation shared among threads answers a lone request no sooner, and several requests a third slower.
     """
     tf = tensorflow()
-    if intra_op_threads or not tf.config.threading.get_intra_op_parallelism_threads() and len(os.sched_getaffinity(0)) <= 2:
+    if (
+        intra_op_threads
+        or not tf.config.threading.get_intra_op_parallelism_threads()
+        and len(os.sched_getaffinity(0)) <= 2
+    ):
         try:
             tf.config.threading.set_intra_op_parallelism_threads(intra_op_threads or 1)
         except RuntimeError as error:
-            (logger.warning if intra_op_threads else logger.debug)("intra_op_threads has no effect: %s", error)
+            (logger.warning if intra_op_threads else logger.debug)(
+                "intra_op_threads has no effect: %s", error
+            )
     for gpu in tf.config.list_physical_devices("GPU"):
         try:
             if limit_mb:
-                tf.config.set_logical_device_configuration(gpu, [tf.config.LogicalDeviceConfiguration(memory_limit=limit_mb)])
+                tf.config.set_logical_device_configuration(
+                    gpu, [tf.config.LogicalDeviceConfiguration(memory_limit=limit_mb)]
+                )
             else:
                 tf.config.experimental.set_memory_growth(gpu, True)
-        except (RuntimeError, ValueError) as error:  # the host process has started TensorFlow: its settings stay
+        except (
+            RuntimeError,
+            ValueError,
+        ) as error:  # the host process has started TensorFlow: its settings stay
             logger.warning("GPU memory settings have no effect: %s", error)
 
 
@@ -1392,44 +1757,69 @@ def load_saved_model(
         raise LoadError(explain_operation(error.message, failed)) from error
 
 
+class Answers:
+    """A SavedModel's signatures, how each is called, and why some cannot be: `run` of a servable.
+
+    Filled while the model is loaded, not changed any more when it is.
+    """
+
+    def __init__(self, signatures: dict[str, Signature]):
+        self.signatures = signatures
+        self.calls: dict[str, SignatureCall] = {}
+        self.refused: dict[str, str] = {}
+
+    def __call__(self, name: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        if name not in self.calls:
+            reason = self.refused.get(name, "there is none of that name")
+            raise BadRequest(f'Signature "{name}" cannot be called: {reason}')
+        arrays = [fit(spec, inputs) for spec in self.signatures[name].inputs.values()]
+        try:
+            values = self.calls[name].run(*arrays)
+        except tensorflow().errors.OpError as error:
+            code = CODE_NAMES[error.error_code]
+            raise ServingError(clean_message(error.message), code) from error
+        except UnicodeDecodeError as error:  # TensorFlow's message quotes bytes that are no text
+            raise BadRequest(clean_message(error.object.decode("utf-8", "replace"))) from error
+        return dict(zip(self.calls[name].outputs, map(as_array, values)))
+
+
 def load_replica(folder: Path, config: ModelConfig, device: str) -> Servable:
     """Load a SavedModel into a TensorFlow session of its own.
 
-    A session over the SavedModel's own graph is how TensorFlow Serving runs it; a call costs microseconds
-    where a signature of `tf.saved_model.load` costs hundreds, and closing the session frees the memory.
+    A session over the SavedModel's own graph is how TensorFlow Serving runs it; a call costs
+    microseconds where a signature of `tf.saved_model.load` costs hundreds, and closing the session
+    frees the memory.
     """
-    tf = tensorflow()
     owned = contextlib.ExitStack()  # what has to be closed
-    calls: dict[str, SignatureCall] = {}
-    refused: dict[str, str] = {}  # why signatures cannot be called
-
-    def answer(name: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        if name not in calls:
-            reason = refused.get(name, "there is none of that name")
-            raise BadRequest(f'Signature "{name}" cannot be called: {reason}')
-        arrays = [fit(spec, inputs) for spec in signatures[name].inputs.values()]
-        try:
-            values = calls[name].run(*arrays)
-        except tf.errors.OpError as error:
-            raise ServingError(clean_message(error.message), CODE_NAMES[error.error_code]) from error
-        except UnicodeDecodeError as error:  # TensorFlow's message quotes input bytes that are no text
-            raise BadRequest(clean_message(error.object.decode("utf-8", "replace"))) from error
-        return dict(zip(calls[name].outputs, map(as_array, values)))
-
     try:
         session, definitions, metadata = open_session(folder, device, config.tags)
         owned.callback(LEAVING.add, session.graph)
         owned.callback(session.close)
-        signatures = {name: read_signature(definition) for name, definition in describe(definitions)["signature_def"].items()}
-        prepare_calls(session, signatures, calls, refused, device, config, owned)
+        described = describe(definitions)["signature_def"]
+        answers = Answers({name: read_signature(one) for name, one in described.items()})
+        prepare_calls(session, answers, device, config, owned)
         if Auth is not AllPolicy:
-            part("serving_rooms.warmup").replay(folder, answer)
+            part("serving_rooms.warmup").replay(folder, answers)
     except Exception as error:  # whatever is wrong with the files, or with the model
         owned.close()
-        plain = str(error) if isinstance(error, OSError | RuntimeError) else f"{type(error).__name__}: {error}"
-        reason = getattr(error, "message", None) or plain
-        raise LoadError(clean_message(reason.replace(str(folder), f"<base_path>/{folder.name}"))) from error
-    return Servable(signatures, answer, metadata=metadata, device=device, close=owned.close, calls=calls)
+        raise LoadError(reason_of(error, folder)) from error
+    return Servable(
+        answers.signatures,
+        answers,
+        metadata=metadata,
+        device=device,
+        close=owned.close,
+        calls=answers.calls,
+    )
+
+
+def reason_of(error: Exception, folder: Path) -> str:
+    """Why a model could not be loaded, without the place where its files are."""
+    plain = str(error)
+    if not isinstance(error, OSError | RuntimeError):
+        plain = f"{type(error).__name__}: {error}"
+    reason = getattr(error, "message", None) or plain
+    return clean_message(reason.replace(str(folder), f"<base_path>/{folder.name}"))
 
 
 # What TensorFlow and Python write around the reason of an error: places in code, and in the graph.
@@ -1473,19 +1863,30 @@ def hide_paths(text: str) -> str:
     return text
 
 
-def open_session(folder: Path, device: str,
-                 tags: Sequence[str] = ("serve",)) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+def open_session(
+    folder: Path, device: str, tags: Sequence[str] = ("serve",)
+) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     """Load a SavedModel into a session on `device`; returns it, the SignatureDefs to call and their description as stored.
 
     Some files hold variables twice and restore one set only: as objects, they are loaded into a graph where TensorFlow ties the two.
     """
-    session, definitions = part("serving_rooms.objects").open_used(folder, device, tags) if Auth is not AllPolicy else (None, None)
+    session, definitions = (
+        part("serving_rooms.objects").open_used(folder, device, tags)
+        if Auth is not AllPolicy
+        else (None, None)
+    )
     if definitions is None:
         session, definitions = open_graph(folder, device, tags)
-    renamed = part("serving_rooms.objects").rename_tensors(definitions, folder) if (folder / "mapping_config.json").is_file() else {}
+    renamed = (
+        part("serving_rooms.objects").rename_tensors(definitions, folder)
+        if (folder / "mapping_config.json").is_file()
+        else {}
+    )
     metadata = describe(definitions)
     if session is None:
-        session = part("serving_rooms.objects").open_objects(folder, device, definitions, renamed, tags)
+        session = part("serving_rooms.objects").open_objects(
+            folder, device, definitions, renamed, tags
+        )
     return session, definitions, metadata
 
 
@@ -1493,7 +1894,11 @@ def all_filled(session: Any) -> bool:
     """Whether each variable of a session has a value."""
     handles = [op.outputs[0] for op in session.graph.get_operations() if op.type == "VarHandleOp"]
     with session.graph.as_default():
-        return all(session.run([tensorflow().raw_ops.VarIsInitializedOp(resource=handle) for handle in handles]))
+        return all(
+            session.run(
+                [tensorflow().raw_ops.VarIsInitializedOp(resource=handle) for handle in handles]
+            )
+        )
 
 
 @contextlib.contextmanager
@@ -1555,17 +1960,29 @@ def explain_tags(there: Sequence[Sequence[str]], tags: Sequence[str]) -> str:
 
 def describe(definitions: Mapping[str, Any]) -> dict[str, Any]:
     """All signatures as JSON, in TensorFlow Serving's casing (`signature_def`) and in OpenVINO's (`signatureDef`)."""
-    from google.protobuf.json_format import MessageToDict  # protobuf comes, and is imported, with TensorFlow
+    from google.protobuf.json_format import (
+        MessageToDict,
+    )  # protobuf comes, and is imported, with TensorFlow
+
     def write(snake: bool) -> dict[str, Any]:
-        return {name: MessageToDict(definition, preserving_proto_field_name=snake, always_print_fields_with_no_presence=True)
-                for name, definition in definitions.items()}
+        return {
+            name: MessageToDict(
+                definition,
+                preserving_proto_field_name=snake,
+                always_print_fields_with_no_presence=True,
+            )
+            for name, definition in definitions.items()
+        }
+
     return {"signature_def": write(True), "signatureDef": write(False)}
 
 
 def read_signature(definition: Mapping[str, Any]) -> Signature:
     """A described SignatureDef as a `Signature`, its tensors sorted by name; sparse and composite ones have no `tensor`."""
+
     def read(side: str) -> dict[str, TensorSpec]:
         return {name: read_tensor(name, info) for name, info in sorted(definition[side].items())}
+
     return Signature(read("inputs"), read("outputs"))
 
 
@@ -1580,7 +1997,11 @@ def read_tensor(name: str, info: Mapping[str, Any]) -> TensorSpec:
 
 
 def read_shape(shape: Mapping[str, Any]) -> tuple[int | None, ...] | None:
-    return None if shape.get("unknown_rank", True) else tuple(None if int(dim["size"]) < 0 else int(dim["size"]) for dim in shape["dim"])
+    return (
+        None
+        if shape.get("unknown_rank", True)
+        else tuple(None if int(dim["size"]) < 0 else int(dim["size"]) for dim in shape["dim"])
+    )
 
 
 # --------------------------------------------------------------------------------------------------
@@ -1589,13 +2010,16 @@ def read_shape(shape: Mapping[str, Any]) -> tuple[int | None, ...] | None:
 
 # What an array carries to TensorFlow and back; JSON spells no complex numbers, but Python has them.
 CARRIED = NUMPY_DTYPES | {
-    "DT_COMPLEX64": np.dtype(np.complex64), "DT_COMPLEX128": np.dtype(np.complex128)}
+    "DT_COMPLEX64": np.dtype(np.complex64),
+    "DT_COMPLEX128": np.dtype(np.complex128),
+}
 
 
 def is_runnable(signature: Signature) -> bool:
     sides = (signature.inputs, signature.outputs)
-    return all(side and all(s.tensor and s.dtype != "DT_INVALID" for s in side.values())
-               for side in sides)
+    return all(
+        side and all(s.tensor and s.dtype != "DT_INVALID" for s in side.values()) for side in sides
+    )
 
 
 def check_signature(graph: Any, signature: Signature) -> Signature:
@@ -1607,8 +2031,9 @@ def check_signature(graph: Any, signature: Signature) -> Signature:
         raise LoadError("it has sparse, composite or no tensors, which REST cannot carry")
     for spec in signature.outputs.values():
         find_tensor(graph, spec)
-    inputs = {name: narrow(spec, find_tensor(graph, spec))
-              for name, spec in signature.inputs.items()}
+    inputs = {
+        name: narrow(spec, find_tensor(graph, spec)) for name, spec in signature.inputs.items()
+    }
     for name, spec in inputs.items():
         if not is_carried(spec):
             raise LoadError(f"input '{name}' is of type {spec.type_name}, no number or string")
@@ -1625,16 +2050,20 @@ def is_carried(spec: TensorSpec) -> bool:
 def find_tensor(graph: Any, spec: TensorSpec) -> Any:
     """A signature's tensor in the graph; LoadError where there is none of that name and dtype."""
     from tensorflow.core.framework import types_pb2
+
     try:
         tensor = graph.get_tensor_by_name(spec.tensor)
     except (KeyError, ValueError) as error:
-        raise LoadError(f"tensor '{spec.tensor}' of '{spec.name}' is not in the graph, "
-                        "or not in what can be loaded of it") from error
+        raise LoadError(
+            f"tensor '{spec.tensor}' of '{spec.name}' is not in the graph, "
+            "or not in what can be loaded of it"
+        ) from error
     dtype = types_pb2.DataType.Name(tensor.dtype.base_dtype.as_datatype_enum)
     if dtype != spec.dtype:  # its bytes would be read as something else
         stored = dtype.removeprefix("DT_").lower()
         raise LoadError(
-            f"'{spec.name}' is {spec.type_name} in the signature, {stored} in the graph")
+            f"'{spec.name}' is {spec.type_name} in the signature, {stored} in the graph"
+        )
     return tensor
 
 
@@ -1648,8 +2077,10 @@ def narrow(spec: TensorSpec, tensor: Any) -> TensorSpec:
     try:
         shape = tensorflow().TensorShape(spec.shape).merge_with(tensor.shape)
     except ValueError as error:
-        raise LoadError(f"'{spec.name}' is {print_shape(spec.shape)} in the signature, "
-                        f"{print_shape(tensor.shape.as_list())} in the graph") from error
+        raise LoadError(
+            f"'{spec.name}' is {print_shape(spec.shape)} in the signature, "
+            f"{print_shape(tensor.shape.as_list())} in the graph"
+        ) from error
     sizes = None if shape.rank is None else tuple(shape.as_list())
     return dataclasses.replace(spec, shape=sizes)
 
@@ -1680,7 +2111,8 @@ def fit(spec: TensorSpec, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
 def matches(wanted: Sequence[int | None], shape: Sequence[int]) -> bool:
     """Whether a shape has the rank and the sizes that are wanted."""
     return len(wanted) == len(shape) and all(
-        size is None or size == given for size, given in zip(wanted, shape))
+        size is None or size == given for size, given in zip(wanted, shape)
+    )
 
 
 def misfit(spec: TensorSpec, came: str) -> BadRequest:
@@ -1698,24 +2130,28 @@ def as_array(value: Any) -> np.ndarray:
 # --------------------------------------------------------------------------------------------------
 
 
-def make_callable(session: Any, feeds: Sequence[str], fetches: Sequence[str]) -> Callable[..., list[np.ndarray]]:
+def make_callable(
+    session: Any, feeds: Sequence[str], fetches: Sequence[str]
+) -> Callable[..., list[np.ndarray]]:
     """A function from arrays to arrays that runs in the caller's thread, the GIL released (about 10 us a call).
 
     Session.make_callable takes some 300 us, most of it Python; this is the call below it.
     """
     from tensorflow.core.protobuf import config_pb2
+
     options = config_pb2.CallableOptions(feed=feeds, fetch=fetches)
     options.run_options.inter_op_thread_pool = -1
     return session._make_callable_from_options(options)
 
 
-def prepare_calls(session: Any, signatures: dict[str, Signature], calls: dict[str, SignatureCall],
-                  refused: dict[str, str], device: str, config: ModelConfig,
-                  owned: contextlib.ExitStack) -> None:
+def prepare_calls(
+    session: Any, answers: Answers, device: str, config: ModelConfig, owned: contextlib.ExitStack
+) -> None:
     """Find how each signature is called, or why it cannot be. `owned` closes what that needs.
 
     Raises LoadError where none can be called: a model that answers nothing is not served.
     """
+    signatures, refused = answers.signatures, answers.refused
     plans, twins = plan_calls(session.graph, signatures, refused), dict[str, str]()
     graph, frozen = session.graph.as_graph_def(), None
     nodes = {name: used_nodes(graph, plan) for name, plan in plans.items()}
@@ -1734,11 +2170,12 @@ def prepare_calls(session: Any, signatures: dict[str, Signature], calls: dict[st
         room.tune(session, nodes, signatures, made, device, config, owned)
     elif config.batching:
         logger.warning("%s: unbatched: that needs serving_rooms/ beside serving.py", config.name)
-    calls |= made | {name: made[other] for name, other in twins.items() if other in made}
+    answers.calls |= made | {name: made[other] for name, other in twins.items() if other in made}
 
 
-def plan_calls(graph: Any, signatures: dict[str, Signature],
-               refused: dict[str, str]) -> dict[str, SignatureCall]:
+def plan_calls(
+    graph: Any, signatures: dict[str, Signature], refused: dict[str, str]
+) -> dict[str, SignatureCall]:
     """What is fed and fetched for each signature; why not is put into `refused` by its name."""
     plans = {}
     for name, signature in signatures.items():
@@ -1756,8 +2193,10 @@ def plan_call(graph: Any, signature: Signature) -> SignatureCall:
     fetched = {name: spec.tensor for name, spec in signature.outputs.items() if is_carried(spec)}
     copy = tensorflow().identity
     with graph.as_default():  # a tensor cannot be both fed and fetched
-        fetches = [copy(graph.get_tensor_by_name(tensor)).name if tensor in feeds else tensor
-                   for tensor in fetched.values()]
+        fetches = [
+            copy(graph.get_tensor_by_name(tensor)).name if tensor in feeds else tensor
+            for tensor in fetched.values()
+        ]
     return SignatureCall(not_made, feeds, fetches, list(fetched))
 
 
@@ -1766,7 +2205,9 @@ def not_made(*arrays: np.ndarray) -> list[np.ndarray]:
     raise LoadError("the model is not loaded yet")
 
 
-def make_calls(session: Any, plans: Mapping[str, SignatureCall], refused: dict[str, str]) -> dict[str, SignatureCall]:
+def make_calls(
+    session: Any, plans: Mapping[str, SignatureCall], refused: dict[str, str]
+) -> dict[str, SignatureCall]:
     """The plans as calls of a session; TensorFlow tells of those that it cannot run."""
     calls = {}
     for name, plan in plans.items():
@@ -1777,17 +2218,24 @@ def make_calls(session: Any, plans: Mapping[str, SignatureCall], refused: dict[s
     return calls
 
 
-def report_refused(label: str, calls: Mapping[str, SignatureCall], refused: Mapping[str, str]) -> None:
+def report_refused(
+    label: str, calls: Mapping[str, SignatureCall], refused: Mapping[str, str]
+) -> None:
     """Say in the log what of a model cannot be called; LoadError where nothing can."""
     told = {name: reason for name, reason in refused.items() if name != "__saved_model_init_op"}
     if told and not calls:
-        raise LoadError("; ".join(f"signature {name} cannot be called: {reason}"
-                                  for name, reason in told.items()))
+        raise LoadError(
+            "; ".join(
+                f"signature {name} cannot be called: {reason}" for name, reason in told.items()
+            )
+        )
     for name, reason in told.items():
         logger.warning("%s: signature %s cannot be called: %s", label, name, reason)
     if not calls:
-        logger.warning("%s has no signature, so that nothing can be asked of it: "
-                       "export it with signatures", label)
+        logger.warning(
+            "%s has no signature, so that nothing can be asked of it: export it with signatures",
+            label,
+        )
 
 
 # --------------------------------------------------------------------------------------------------
@@ -1798,26 +2246,68 @@ def report_refused(label: str, calls: Mapping[str, SignatureCall], refused: Mapp
 # variables that are read, tables that are asked, arrays that end with their call, and functions,
 # whose own operations are looked at. Any other one keeps something, or may.
 HARMLESS = {
-    "VarHandleOp", "ReadVariableOp", "VariableShape", "VarIsInitializedOp", "ResourceGather",
-    "ResourceGatherNd", "Variable", "VariableV2", "IsVariableInitialized", "RefIdentity",
-    "RefEnter", "RefExit", "RefMerge", "RefNextIteration", "RefSelect", "RefSwitch",
-    "HashTable", "HashTableV2", "MutableHashTable", "MutableHashTableV2", "MutableDenseHashTable",
-    "MutableDenseHashTableV2", "LookupTableFind", "LookupTableFindV2", "LookupTableSize",
-    "LookupTableSizeV2", "TensorArrayV3", "TensorArrayReadV3", "TensorArrayWriteV3",
-    "TensorArrayGatherV3", "TensorArrayScatterV3", "TensorArraySizeV3", "TensorArrayConcatV3",
-    "TensorArraySplitV3", "TensorArrayCloseV3", "StatefulPartitionedCall", "While", "If", "Case",
+    "VarHandleOp",
+    "ReadVariableOp",
+    "VariableShape",
+    "VarIsInitializedOp",
+    "ResourceGather",
+    "ResourceGatherNd",
+    "Variable",
+    "VariableV2",
+    "IsVariableInitialized",
+    "RefIdentity",
+    "RefEnter",
+    "RefExit",
+    "RefMerge",
+    "RefNextIteration",
+    "RefSelect",
+    "RefSwitch",
+    "HashTable",
+    "HashTableV2",
+    "MutableHashTable",
+    "MutableHashTableV2",
+    "MutableDenseHashTable",
+    "MutableDenseHashTableV2",
+    "LookupTableFind",
+    "LookupTableFindV2",
+    "LookupTableSize",
+    "LookupTableSizeV2",
+    "TensorArrayV3",
+    "TensorArrayReadV3",
+    "TensorArrayWriteV3",
+    "TensorArrayGatherV3",
+    "TensorArrayScatterV3",
+    "TensorArraySizeV3",
+    "TensorArrayConcatV3",
+    "TensorArraySplitV3",
+    "TensorArrayCloseV3",
+    "StatefulPartitionedCall",
+    "While",
+    "If",
+    "Case",
     "Assert",
 }
 # Without a seed, random numbers are others each time, whatever was drawn before; with one, a call
 # takes the next of a fixed series.
 RANDOM = {
-    "RandomUniform", "RandomUniformInt", "RandomStandardNormal", "TruncatedNormal",
-    "ParameterizedTruncatedNormal", "RandomGamma", "RandomPoisson", "RandomPoissonV2",
-    "RandomShuffle", "Multinomial", "CudnnRNN", "CudnnRNNV2", "CudnnRNNV3",
+    "RandomUniform",
+    "RandomUniformInt",
+    "RandomStandardNormal",
+    "TruncatedNormal",
+    "ParameterizedTruncatedNormal",
+    "RandomGamma",
+    "RandomPoisson",
+    "RandomPoissonV2",
+    "RandomShuffle",
+    "Multinomial",
+    "CudnnRNN",
+    "CudnnRNNV2",
+    "CudnnRNNV3",
 }
 # What TensorFlow says to have no state: Python, files, calls that wait for each other.
 HARMFUL = re.compile(
-    "PyFuncStateless|.*Dataset.*|Debug.*|(Unb|B)atch(Function)?|.*Infeed.*|TPU.*|Abort")
+    "PyFuncStateless|.*Dataset.*|Debug.*|(Unb|B)atch(Function)?|.*Infeed.*|TPU.*|Abort"
+)
 
 
 def used_nodes(graph: Any, call: SignatureCall) -> list[Any]:
@@ -1872,6 +2362,7 @@ def leaves_behind(node: Any) -> bool:
     """Whether an operation may keep something of a call: what is not known to be harmless."""
     from tensorflow.core.framework import types_pb2
     from tensorflow.python.framework import op_def_registry
+
     if node.op in HARMLESS:
         return False
     if node.op in RANDOM:
@@ -1879,12 +2370,14 @@ def leaves_behind(node: Any) -> bool:
     definition = op_def_registry.get(node.op)
     if definition is None or definition.is_stateful or HARMFUL.fullmatch(node.op):
         return True
-    return any(given.is_ref or given.type == types_pb2.DT_RESOURCE
-               for given in definition.input_arg)
+    return any(
+        given.is_ref or given.type == types_pb2.DT_RESOURCE for given in definition.input_arg
+    )
 
 
-def warm_up(call: SignatureCall, signature: Signature, nodes: Sequence[Any], label: str,
-            config: ModelConfig) -> SignatureCall:
+def warm_up(
+    call: SignatureCall, signature: Signature, nodes: Sequence[Any], label: str, config: ModelConfig
+) -> SignatureCall:
     """Call a signature with made-up input where that leaves nothing behind.
 
     TensorFlow plans a graph at its first call, and that time belongs to loading.
@@ -1915,7 +2408,8 @@ def why_untried(signature: Signature, nodes: Sequence[Any], config: ModelConfig)
         if spec.shape is None and not counts:  # a wrong rank can end the process
             return f"the rank of input '{name}' is not known"
     if has_strings(signature) and not all(
-            spec.shape and spec.shape[0] is None for spec in signature.inputs.values()):
+        spec.shape and spec.shape[0] is None for spec in signature.inputs.values()
+    ):
         return "made-up strings do not suit it"
     kept = sorted({node.op for node in nodes if leaves_behind(node)})
     return f"its graph may keep something of a call ({', '.join(kept[:5])})" if kept else ""
@@ -1923,9 +2417,29 @@ def why_untried(signature: Signature, nodes: Sequence[Any], config: ModelConfig)
 
 # What does the same to each number, whatever shape they come in: how many there are tells how long it takes.
 ELEMENTWISE = {
-    "Placeholder", "Const", "VarHandleOp", "ReadVariableOp", "Identity", "IdentityN", "NoOp",
-    "PartitionedCall", "StatefulPartitionedCall", "Add", "AddV2", "Sub", "Mul", "RealDiv", "Neg",
-    "Square", "Maximum", "Minimum", "Relu", "Relu6", "Sigmoid", "Tanh", "Cast",
+    "Placeholder",
+    "Const",
+    "VarHandleOp",
+    "ReadVariableOp",
+    "Identity",
+    "IdentityN",
+    "NoOp",
+    "PartitionedCall",
+    "StatefulPartitionedCall",
+    "Add",
+    "AddV2",
+    "Sub",
+    "Mul",
+    "RealDiv",
+    "Neg",
+    "Square",
+    "Maximum",
+    "Minimum",
+    "Relu",
+    "Relu6",
+    "Sigmoid",
+    "Tanh",
+    "Cast",
 }
 MANY = 8192  # as many numbers as some 16 KB of JSON hold
 
@@ -1985,10 +2499,10 @@ def sample_inputs(signature: Signature, rows: int) -> list[np.ndarray]:
     return samples
 
 
-# ======================================================================================================
+# ==================================================================================================
 # Model manager
 # In: a Config, again and again. Out: a leased Servable for (model, version or label); states of all versions.
-# ======================================================================================================
+# ==================================================================================================
 
 
 @dataclass
@@ -2028,8 +2542,12 @@ class Prepared:
     """What requests need of a config, made ready once by serving_rooms/assembly.py; replaced as a whole when the config changes."""
 
     keys: Any = None  # serving_rooms.keys.KeyRing
-    deployments: Mapping[str, Any] = field(default_factory=dict)  # serving_rooms.pictures.ReadyDeployment by id
-    endpoints: Mapping[str, Any] = field(default_factory=dict)  # serving_rooms.endpoints.Endpoint by path
+    deployments: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # serving_rooms.pictures.ReadyDeployment by id
+    endpoints: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # serving_rooms.endpoints.Endpoint by path
     limits: Any = None  # routines.ImageLimits
 
 
@@ -2062,7 +2580,9 @@ class Lease:
 
     def __enter__(self) -> tuple[int, Servable]:
         number, servable = self.manager.find(*self.wanted)
-        while not servable.acquire():  # retired between the look and the lease: the table has a newer one
+        while (
+            not servable.acquire()
+        ):  # retired between the look and the lease: the table has a newer one
             number, servable = self.manager.find(*self.wanted)
         self.servable = servable
         if (trace := getattr(CURRENT, "trace", None)) is not None and not trace.model:
@@ -2083,10 +2603,19 @@ class ModelManager:
     arguments, so that tests need neither TensorFlow nor sleep.
     """
 
-    def __init__(self, path: Path | None, text: bytes, config: Config, load: Callable[[Path, ModelConfig], Servable],
-                 list_versions: Callable[[str], dict[int, Path]] = list_versions, poll_seconds: float | None = None,
-                 prepare: Callable[[Config], Prepared] = lambda config: Prepared(),
-                 refresh_others: Callable[["ModelManager", Outcome, bool], None] = lambda manager, outcome, polling: None):
+    def __init__(
+        self,
+        path: Path | None,
+        text: bytes,
+        config: Config,
+        load: Callable[[Path, ModelConfig], Servable],
+        list_versions: Callable[[str], dict[int, Path]] = list_versions,
+        poll_seconds: float | None = None,
+        prepare: Callable[[Config], Prepared] = lambda config: Prepared(),
+        refresh_others: Callable[
+            ["ModelManager", Outcome, bool], None
+        ] = lambda manager, outcome, polling: None,
+    ):
         self.config = config
         self._prepare, self._refresh_others = prepare, refresh_others
         self.prepared = prepare(config)  # what requests need of the config, made ready once
@@ -2111,7 +2640,11 @@ class ModelManager:
     @property
     def name(self) -> str:
         """What is served, for the start-up line: the config file, or the models by name."""
-        return str(self._path) if self._path else ", ".join(model.name for model in self.config.models) or "no models"
+        return (
+            str(self._path)
+            if self._path
+            else ", ".join(model.name for model in self.config.models) or "no models"
+        )
 
     def prepare_again(self) -> None:
         """Make ready anew what requests need of the config, after something was added from Python."""
@@ -2128,7 +2661,12 @@ class ModelManager:
         available = self.available.get(model)
         if available is None and model in self._tried:
             trace, CURRENT.waited = getattr(CURRENT, "trace", None), True
-            if not self._tried[model].wait(min(self.config.server.load_wait_seconds, trace.remaining() if trace else float("inf"))):
+            if not self._tried[model].wait(
+                min(
+                    self.config.server.load_wait_seconds,
+                    trace.remaining() if trace else float("inf"),
+                )
+            ):
                 raise ServingError(f"Model {model} is still loading", "UNAVAILABLE")
             available = self.available.get(model)
         versions = available.versions if available else {}
@@ -2138,7 +2676,9 @@ class ModelManager:
                 raise NotFound("Pipeline is not loaded yet")
         if label is not None:
             version = self.label_version(model, label)
-        if version is None or version == 0 and 0 not in versions:  # OVMS's client sends 0 for "the default"
+        if (
+            version is None or version == 0 and 0 not in versions
+        ):  # OVMS's client sends 0 for "the default"
             if not versions:
                 raise NotFound(f"Servable not found for request: Latest({model})")
             version = max(versions)
@@ -2170,22 +2710,36 @@ class ModelManager:
         names = self.config.served_names
         reasons = {name: f" ({reason})" for name, reason in self._refused.copy().items()}
         missing = [name for name in dict.fromkeys(names) if name not in self.available]
-        return [name + reasons.get(name, "") for name in missing] + [
-            f"deployment {deployment.id} (no model is called '{deployment.model}')"
-            for deployment in self.config.deployments if deployment.model not in names] + [
-            f"handler {path}" for path, endpoint in self.prepared.endpoints.items() if not endpoint.handler.ready]
+        return (
+            [name + reasons.get(name, "") for name in missing]
+            + [
+                f"deployment {deployment.id} (no model is called '{deployment.model}')"
+                for deployment in self.config.deployments
+                if deployment.model not in names
+            ]
+            + [
+                f"handler {path}"
+                for path, endpoint in self.prepared.endpoints.items()
+                if not endpoint.handler.ready
+            ]
+        )
 
     # --- the loader thread -----------------------------------------------------------------------------
 
     def start(self) -> None:
         """Start the loader thread and its first pass, once."""
         if self._process not in (None, os.getpid()):
-            raise ServingError("The models were loaded before this process was forked, which TensorFlow does not survive: "
-                               "create the app in each worker (gunicorn: without --preload)", "UNAVAILABLE")
+            raise ServingError(
+                "The models were loaded before this process was forked, which TensorFlow does not survive: "
+                "create the app in each worker (gunicorn: without --preload)",
+                "UNAVAILABLE",
+            )
         with self._started:
             if self._thread is None:
                 self._process = os.getpid()
-                self._thread = threading.Thread(target=self._work, name="serving-loader", daemon=True)
+                self._thread = threading.Thread(
+                    target=self._work, name="serving-loader", daemon=True
+                )
                 self._jobs.put((self.refresh, Future()))
                 self._thread.start()
                 # Before the end of the process: atexit would be too late, the pools that a load uses are closed by then.
@@ -2214,14 +2768,23 @@ class ModelManager:
     def _work(self) -> None:
         job: Callable[[], Any]
         while True:
-            seconds = self.config.server.file_system_poll_wait_seconds if self._poll_seconds is None else self._poll_seconds
+            seconds = (
+                self.config.server.file_system_poll_wait_seconds
+                if self._poll_seconds is None
+                else self._poll_seconds
+            )
             try:
                 job, future = self._jobs.get(timeout=seconds or (1 if self._draining else None))
             except queue.Empty:
-                job, future = functools.partial(self.refresh, polling=True) if seconds else self._drain, Future()
+                job, future = (
+                    functools.partial(self.refresh, polling=True) if seconds else self._drain,
+                    Future(),
+                )
             try:
                 future.set_result(job())
-            except Exception as error:  # the loader must live: whatever it was, the next pass is a fresh start
+            except (
+                Exception
+            ) as error:  # the loader must live: whatever it was, the next pass is a fresh start
                 logger.exception("A pass of the loader stopped short")
                 future.set_exception(error)
             if isinstance(job, functools.partial) and job.func == self._unload_all:
@@ -2241,9 +2804,13 @@ class ModelManager:
             self._config_failed = bool(outcome.errors)
         if outcome.changed or not self.first_pass_done.is_set():
             settle_garbage()
-        for _, detail in outcome.errors if not self._ending else ():  # a load that the end cut short says nothing of the model
+        for _, detail in (
+            outcome.errors if not self._ending else ()
+        ):  # a load that the end cut short says nothing of the model
             self._say_once(logging.ERROR, detail)
-        self._said &= {detail for _, detail in outcome.errors} | {said for said in self._said if not said.startswith("$")}
+        self._said &= {detail for _, detail in outcome.errors} | {
+            said for said in self._said if not said.startswith("$")
+        }
         self.first_pass_done.set()
         return outcome
 
@@ -2280,11 +2847,19 @@ class ModelManager:
             self._tried.setdefault(name, threading.Event())
             self._states.setdefault(name, {})
 
-    def show_pipeline(self, name: str, servable: Servable | None, error: str, outcome: Outcome) -> None:
+    def show_pipeline(
+        self, name: str, servable: Servable | None, error: str, outcome: Outcome
+    ) -> None:
         """Let readers see a pipeline as version 1 of its name, or why it is not there."""
         state = self._states[name].setdefault(1, VersionState())
-        state.servable, state.state, state.error = servable, "AVAILABLE" if servable else "LOADING", error
-        state.error_code = "FAILED_PRECONDITION"  # OpenVINO Model Server's code for a pipeline that cannot be
+        state.servable, state.state, state.error = (
+            servable,
+            "AVAILABLE" if servable else "LOADING",
+            error,
+        )
+        state.error_code = (
+            "FAILED_PRECONDITION"  # OpenVINO Model Server's code for a pipeline that cannot be
+        )
         others = {key: value for key, value in self.available.items() if key != name}
         outcome.changed |= (name in self.available) != (servable is not None)
         self.available = others | {name: Available({1: servable}, {})} if servable else others
@@ -2293,8 +2868,10 @@ class ModelManager:
     def _refresh_models(self, outcome: Outcome, polling: bool) -> None:
         """Bring every model up to date, several at once; none waits for one that fails or hangs."""
         with ThreadPoolExecutor(self.config.server.num_load_threads, "serving-load") as pool:
-            visits = [Visit(model, f"$.model_config_list[{index}].config", polling, pool)
-                      for index, model in enumerate(self.config.models)]
+            visits = [
+                Visit(model, f"$.model_config_list[{index}].config", polling, pool)
+                for index, model in enumerate(self.config.models)
+            ]
             self._take_turns(self._begin(visits))
         outcome.changed |= any(visit.outcome.changed for visit in visits)
         for visit in visits:  # in the config's order, whichever ended first
@@ -2303,7 +2880,8 @@ class ModelManager:
         outcome.errors += [
             (500, f"$.deployments[{index}].model: no model is called '{deployment.model}'")
             for index, deployment in enumerate(self.config.deployments)
-            if deployment.model not in seen]
+            if deployment.model not in seen
+        ]
         for name in self._states.keys() - seen:
             self._refused.pop(name, None)
             self._publish(name, {}, {}, set(), outcome)
@@ -2361,10 +2939,14 @@ class ModelManager:
             if not failed:
                 break
             broken |= failed
-        serving = {version: servable for version in picked if (servable := states[version].servable)}
+        serving = {
+            version: servable for version in picked if (servable := states[version].servable)
+        }
         if broken and not serving and model.name in self.available:
             return  # nothing to take over: the old ones stay
-        labels = {label: number for label, number in model.version_labels.items() if number in serving}
+        labels = {
+            label: number for label, number in model.version_labels.items() if number in serving
+        }
         for label, number in model.version_labels.items():
             if label not in labels:
                 visit.fail(f".version_labels.{label}", f"version {number} is not available")
@@ -2382,7 +2964,9 @@ class ModelManager:
             if files is not None:
                 wanted[version] = files
         if wanted and self.config.server.aspired_version_policy == "resource_preserving":
-            yield [visit.pool.submit(self._unload, self._take_away(visit, set(folders) - set(wanted)))]
+            yield [
+                visit.pool.submit(self._unload, self._take_away(visit, set(folders) - set(wanted)))
+            ]
         loads = {version: self._begin_load(visit, version, folders[version]) for version in wanted}
         yield list(loads.values())
         for version, load in loads.items():
@@ -2412,13 +2996,18 @@ class ModelManager:
             self._say_once(logging.INFO, text)
         if choose_versions(model.model_version_policy, folders):
             return folders
-        text = (f"{model.name}: no version to serve: its policy picks none of the numbered folders "
-                f"{sorted(folders)} in {model.base_path}")
+        text = (
+            f"{model.name}: no version to serve: its policy picks none of the numbered folders "
+            f"{sorted(folders)} in {model.base_path}"
+        )
         self._say_once(logging.WARNING, text)
         if not self.config.server.servable_versions_always_present:
             return folders
-        visit.fail(".base_path", "expected a version to serve, got none; those that are loaded keep "
-                                 "serving (servable_versions_always_present)")
+        visit.fail(
+            ".base_path",
+            "expected a version to serve, got none; those that are loaded keep "
+            "serving (servable_versions_always_present)",
+        )
         return None
 
     def _refuse(self, visit: Visit) -> None:
@@ -2440,8 +3029,10 @@ class ModelManager:
         model = visit.model
         state = self._states[model.name].setdefault(version, VersionState())
         files = fingerprint(folder)
-        note = (f"note: the files of {model.name} version {version} changed; "
-                "POST /v1/config/reload loads them")
+        note = (
+            f"note: the files of {model.name} version {version} changed; "
+            "POST /v1/config/reload loads them"
+        )
         same = contents(files) == contents(state.files)
         if state.servable and state.load_key == model.load_key and (visit.polling or same):
             if not same:  # perhaps half copied: only the operator knows when it is whole
@@ -2460,6 +3051,7 @@ class ModelManager:
                 raise LoadError("The server is stopping")
             start = time.perf_counter()
             return self._load(folder, visit.model), time.perf_counter() - start
+
         return visit.pool.submit(load)
 
     def _end_load(self, visit: Visit, version: int, files: tuple, load: Future) -> None:
@@ -2478,9 +3070,16 @@ class ModelManager:
         state.servable, state.load_seconds = load.result()
         state.load_key, state.files, state.failed_at = model.load_key, files, None
         state.state, state.error = "AVAILABLE", ""
-        kinds = "; ".join(f"{name}: {call}" for name, call in state.servable.describe_calls().items())
-        logger.info("%s version %d is available on %s (%s)", model.name, version,
-                    state.servable.device or "demand", kinds or "-")
+        kinds = "; ".join(
+            f"{name}: {call}" for name, call in state.servable.describe_calls().items()
+        )
+        logger.info(
+            "%s version %d is available on %s (%s)",
+            model.name,
+            version,
+            state.servable.device or "demand",
+            kinds or "-",
+        )
 
     def _take_away(self, visit: Visit, staying: set[int]) -> list[Servable]:
         """Withdraw from readers all versions but `staying`, and return them."""
@@ -2501,7 +3100,14 @@ class ModelManager:
         for servable in servables:
             servable.retire(max(0, deadline - time.monotonic()))
 
-    def _publish(self, name: str, serving: dict[int, Servable], labels: dict[str, int], broken: set[int], outcome: Outcome) -> None:
+    def _publish(
+        self,
+        name: str,
+        serving: dict[int, Servable],
+        labels: dict[str, int],
+        broken: set[int],
+        outcome: Outcome,
+    ) -> None:
         """Let readers see the new versions (one assignment), then send the others into retirement."""
         available = Available(serving, labels)
         if self.available.get(name, Available({}, {})) != available:
@@ -2551,14 +3157,17 @@ def settle_garbage() -> None:
         gc.unfreeze()
         gc.collect()
         gc.freeze()
-    with contextlib.suppress(OSError, AttributeError, TypeError):  # glibc keeps hundreds of MB that loading has used
+    with contextlib.suppress(
+        OSError, AttributeError, TypeError
+    ):  # glibc keeps hundreds of MB that loading has used
         ctypes.CDLL(None).malloc_trim(0)
 
-# ======================================================================================================
+
+# ==================================================================================================
 # Inference
 # In: a servable and a request's JSON value. Out: the answer as a dict of arrays and lists.
 # Texts and order of checks are TensorFlow Serving's; `facts` of one line each are cited where they surprise.
-# ======================================================================================================
+# ==================================================================================================
 
 
 def signature_name(body: Any, method: str = "") -> str:
@@ -2567,19 +3176,27 @@ def signature_name(body: Any, method: str = "") -> str:
         raise BadRequest(f"{show(body)} Is not object")
     name = body.get("signature_name", "")
     if not isinstance(name, str):
-        raise BadRequest(f"{show(body)} not formatted correctly. 'signature_name' key must be a string value.")
+        raise BadRequest(
+            f"{show(body)} not formatted correctly. 'signature_name' key must be a string value."
+        )
     return name or "serving_default"
 
 
-def predict(servable: Servable, name: str, body: dict[str, Any], wanted: Sequence[str] = ()) -> dict[str, Any]:
+def predict(
+    servable: Servable, name: str, body: dict[str, Any], wanted: Sequence[str] = ()
+) -> dict[str, Any]:
     """Answer a predict request: `predictions` for `instances` (rows), `outputs` for `inputs` (columns); of `wanted` outputs only."""
     signature = servable.signatures.get(name)
     if signature is None:
         raise BadRequest(f'Serving signature name: "{name}" not found in signature def')
     if not signature.inputs:
-        raise BadRequest(f"Failed to get input map for signature: {name if body.get('signature_name') else 'DEFAULT'}")
+        raise BadRequest(
+            f"Failed to get input map for signature: {name if body.get('signature_name') else 'DEFAULT'}"
+        )
     if "instances" in body and "inputs" in body:
-        raise BadRequest(f"{show(body)} Not formatted correctly expecting only one of 'inputs' or 'instances' keys to exist ")
+        raise BadRequest(
+            f"{show(body)} Not formatted correctly expecting only one of 'inputs' or 'instances' keys to exist "
+        )
     if wanted:
         signature = choose_outputs(signature, wanted)
     if "inputs" in body:
@@ -2607,8 +3224,12 @@ def require_writable(signature: Signature) -> None:
 def choose_outputs(signature: Signature, wanted: Sequence[str]) -> Signature:
     """The signature with some of its outputs, in its own order; raises BadRequest for names it does not have."""
     if unknown := [name for name in wanted if name not in signature.outputs]:
-        raise BadRequest(f"outputs: there is no output '{unknown[0][:60]}'; expected some of: {', '.join(signature.outputs)}")
-    return Signature(signature.inputs, {name: spec for name, spec in signature.outputs.items() if name in wanted})
+        raise BadRequest(
+            f"outputs: there is no output '{unknown[0][:60]}'; expected some of: {', '.join(signature.outputs)}"
+        )
+    return Signature(
+        signature.inputs, {name: spec for name, spec in signature.outputs.items() if name in wanted}
+    )
 
 
 def decode_columns(signature: Signature, value: Any) -> dict[str, np.ndarray]:
@@ -2616,8 +3237,10 @@ def decode_columns(signature: Signature, value: Any) -> dict[str, np.ndarray]:
     specs = signature.inputs
     if not isinstance(value, dict) or is_base64(value):
         if len(specs) > 1:
-            raise BadRequest("inputs is a plain value/list, but expecting an object as multiple input tensors required "
-                             "as per tensorinfo_map")
+            raise BadRequest(
+                "inputs is a plain value/list, but expecting an object as multiple input tensors required "
+                "as per tensorinfo_map"
+            )
         return {name: decode_tensor(value, spec) for name, spec in specs.items()}
     for name in specs:
         if name not in value:
@@ -2629,7 +3252,10 @@ def decode_rows(signature: Signature, rows: Any) -> dict[str, np.ndarray]:
     """Read `instances`: a list of values (one input), or of objects with exactly the inputs' names."""
     specs = signature.inputs
     if isinstance(rows, np.ndarray) and len(specs) == 1 and rows.size:
-        return {name: decode_tensor(rows if rows.ndim else rows[np.newaxis], spec) for name, spec in specs.items()}
+        return {
+            name: decode_tensor(rows if rows.ndim else rows[np.newaxis], spec)
+            for name, spec in specs.items()
+        }
     rows = rows.tolist() if isinstance(rows, np.ndarray) else rows
     if not isinstance(rows, list):
         raise BadRequest(f"{show(rows)} Expecting 'instances' to be an list/array")
@@ -2638,8 +3264,10 @@ def decode_rows(signature: Signature, rows: Any) -> dict[str, np.ndarray]:
     if isinstance(rows[0], dict) and not is_base64(rows[0]):
         return decode_named_rows(specs, rows)
     if len(specs) > 1:
-        raise BadRequest("instances is a plain list, but expecting list of objects as multiple input tensors required "
-                         "as per tensorinfo_map")
+        raise BadRequest(
+            "instances is a plain list, but expecting list of objects as multiple input tensors required "
+            "as per tensorinfo_map"
+        )
     for index, row in enumerate(rows):
         if isinstance(row, dict) and not is_base64(row):
             raise BadRequest(f"Expecting value/list but got object at item {index} of input list")
@@ -2652,12 +3280,19 @@ def decode_named_rows(specs: Mapping[str, TensorSpec], rows: list) -> dict[str, 
             raise BadRequest(f"Expecting object but got list at item {index} of input list")
         for key in row:
             if key not in specs:
-                raise BadRequest(f"Failed to process element: {index} key: {key} of 'instances' list. "
-                                 f"Error: INVALID_ARGUMENT: JSON object: does not have named input: {key}")
+                raise BadRequest(
+                    f"Failed to process element: {index} key: {key} of 'instances' list. "
+                    f"Error: INVALID_ARGUMENT: JSON object: does not have named input: {key}"
+                )
         if len(row) != len(specs):
-            raise BadRequest(f"Failed to process element: {index} of 'instances' list. JSON object: "
-                             f"{show(row).removeprefix('JSON Value: ')} keys must be equal to: {','.join(sorted(specs))}")
-    return {name: stack_rows([row[name] for row in rows], spec, f" key: {name}") for name, spec in specs.items()}
+            raise BadRequest(
+                f"Failed to process element: {index} of 'instances' list. JSON object: "
+                f"{show(row).removeprefix('JSON Value: ')} keys must be equal to: {','.join(sorted(specs))}"
+            )
+    return {
+        name: stack_rows([row[name] for row in rows], spec, f" key: {name}")
+        for name, spec in specs.items()
+    }
 
 
 def stack_rows(rows: list, spec: TensorSpec, key: str) -> np.ndarray:
@@ -2675,9 +3310,15 @@ def stack_rows(rows: list, spec: TensorSpec, key: str) -> np.ndarray:
             if first.size != last.size:
                 raise BadRequest(f"Expecting tensor size: {first.size} but got: {last.size}")
             if first.shape != last.shape:
-                raise BadRequest(f"Expecting shape {list(first.shape)} but got: {list(last.shape)}".replace(", ", ","))
+                raise BadRequest(
+                    f"Expecting shape {list(first.shape)} but got: {list(last.shape)}".replace(
+                        ", ", ","
+                    )
+                )
         except ServingError as error:
-            raise BadRequest(f"Failed to process element: {index}{key} of 'instances' list. Error: {error.code}: {error.message}") from None
+            raise BadRequest(
+                f"Failed to process element: {index}{key} of 'instances' list. Error: {error.code}: {error.message}"
+            ) from None
     return np.stack(tensors)
 
 
@@ -2685,7 +3326,9 @@ def present(spec: TensorSpec, array: np.ndarray) -> Any:
     """An output as the answer holds it: itself, or base64 objects when it is binary by its name (`..._bytes`)."""
     if spec.dtype != "DT_STRING" or not spec.name.endswith("_bytes"):
         return array
-    encoded = np.array([{"b64": base64.b64encode(value).decode()} for value in array.reshape(-1)], object)
+    encoded = np.array(
+        [{"b64": base64.b64encode(value).decode()} for value in array.reshape(-1)], object
+    )
     return encoded.reshape(array.shape).tolist()
 
 
@@ -2702,17 +3345,19 @@ def encode_rows(signature: Signature, outputs: Mapping[str, np.ndarray]) -> Any:
             raise BadRequest(f"Tensor name: {name} has no shape information ")
         rows = len(output) if rows is None else rows
         if len(output) != rows:
-            raise BadRequest(f"Tensor name: {name} has inconsistent batch size: {len(output)} expecting: {rows}")
+            raise BadRequest(
+                f"Tensor name: {name} has inconsistent batch size: {len(output)} expecting: {rows}"
+            )
     values = {name: present(spec, outputs[name]) for name, spec in signature.outputs.items()}
     if len(values) == 1:
         return next(iter(values.values()))
     return [dict(zip(values, row)) for row in zip(*values.values())]
 
 
-# ======================================================================================================
+# ==================================================================================================
 # ModelServer
 # In: a config in any form. Out: the Python API, a method for each thing the server can be asked.
-# ======================================================================================================
+# ==================================================================================================
 
 
 @dataclass(frozen=True)
@@ -2741,14 +3386,22 @@ class ModelServer:
 
     def __init__(self, source: "str | os.PathLike | Mapping | Config", **manager_options: Any):
         path = Path(source) if isinstance(source, str | os.PathLike) else None
-        text = read_file(path) if path else b""  # once, so that what is remembered is what was parsed
+        text = (
+            read_file(path) if path else b""
+        )  # once, so that what is remembered is what was parsed
         config = load_config(source, text if path else None)
         options_at_start = config.server
 
         def load(folder: Path, model: ModelConfig) -> Servable:
             return load_saved_model(folder, model, options_at_start, self.config.import_modules)
-        self.folder = path.absolute().parent if path else Path.cwd()  # where the config's modules are looked for
-        self.key, self.kept = secrets.token_urlsafe(24), dict[Any, Any]()  # what outlives a config: inboxes and handlers
+
+        self.folder = (
+            path.absolute().parent if path else Path.cwd()
+        )  # where the config's modules are looked for
+        self.key, self.kept = (
+            secrets.token_urlsafe(24),
+            dict[Any, Any](),
+        )  # what outlives a config: inboxes and handlers
         self.endpoints: dict[str, Any] = {}  # those of `endpoint`
         self._mounted = self.says_key = False  # the app is built; `run` prints the generated key
         self.unpacked = UnpackedBytes(lambda: self.config.server.max_queued_bytes)
@@ -2756,9 +3409,14 @@ class ModelServer:
         options: dict[str, Any] = {"load": load}
         if Auth is not AllPolicy:
             room = part("serving_rooms.assembly")
-            self.residency = part("serving_rooms.residency").Residency(lambda: self.config.server, load)
+            self.residency = part("serving_rooms.residency").Residency(
+                lambda: self.config.server, load
+            )
             options["load"] = self.residency
-            options |= {"prepare": functools.partial(room.prepare, self), "refresh_others": functools.partial(room.refresh_others, self)}
+            options |= {
+                "prepare": functools.partial(room.prepare, self),
+                "refresh_others": functools.partial(room.refresh_others, self),
+            }
         self.manager = ModelManager(path, text, config, **{**options, **manager_options})
 
     @property
@@ -2775,15 +3433,23 @@ class ModelServer:
         """The key made at start, while the config has none."""
         return None if Auth is AllPolicy or self.config.auth.keys else self.key
 
-    def endpoint(self, path: str, *, methods: Sequence[str] = ("POST",), envelope: str | None = None) -> Callable[[Callable], Callable]:
+    def endpoint(
+        self, path: str, *, methods: Sequence[str] = ("POST",), envelope: str | None = None
+    ) -> Callable[[Callable], Callable]:
         """Put the decorated function behind a URL, as `handlers` in the config does: `f(inputs)` or `f(inputs, context)`."""
+
         def register(function: Callable) -> Callable:
             if self._mounted:
-                raise ServingError(f"The endpoint {path} came after the app was built, which has its URLs by then: "
-                                   "register endpoints before create_app, create_blueprint or run")
-            self.endpoints[path] = part("serving_rooms.endpoints").declare(path, function, methods, envelope)
+                raise ServingError(
+                    f"The endpoint {path} came after the app was built, which has its URLs by then: "
+                    "register endpoints before create_app, create_blueprint or run"
+                )
+            self.endpoints[path] = part("serving_rooms.endpoints").declare(
+                path, function, methods, envelope
+            )
             self.manager.prepare_again()
             return function
+
         return register
 
     def start(self) -> "ModelServer":
@@ -2804,8 +3470,15 @@ class ModelServer:
         """What a request's body may unpack to; closed when it is answered."""
         return self.unpacked.allowance(self.config.server.max_decoded_bytes)
 
-    def predict(self, model: str, body: Any, version: int | None = None, label: str | None = None,
-                outputs: Sequence[str] = (), allowance: Allowance | None = None) -> dict[str, Any]:
+    def predict(
+        self,
+        model: str,
+        body: Any,
+        version: int | None = None,
+        label: str | None = None,
+        outputs: Sequence[str] = (),
+        allowance: Allowance | None = None,
+    ) -> dict[str, Any]:
         """Answer TensorFlow Serving's predict body: `{"instances": ...}` -> `{"predictions": ...}`, `inputs` -> `outputs`.
 
         Arrays may stand wherever the body has numbers; answers are arrays in the model's dtype, strings
@@ -2819,34 +3492,51 @@ class ModelServer:
             if holds_bytes(body.get("instances", body.get("inputs"))) and Auth is not AllPolicy:
                 limits = dataclasses.replace(self.prepared.limits, allow=own.take)
                 body = part("serving_rooms.pixels").unpack(
-                    servable.signatures.get(name), body, limits, NUMPY_DTYPES)
+                    servable.signatures.get(name), body, limits, NUMPY_DTYPES
+                )
             return predict(servable, name, body, outputs)
 
-    def classify(self, model: str, body: Any, version: int | None = None, label: str | None = None) -> dict[str, Any]:
+    def classify(
+        self, model: str, body: Any, version: int | None = None, label: str | None = None
+    ) -> dict[str, Any]:
         """Answer a classify body, `{"examples": [{feature: value}]}`: `{"results": [[[label, score], ...], ...]}`."""
         return self._run_examples("classify", model, body, version, label)
 
-    def regress(self, model: str, body: Any, version: int | None = None, label: str | None = None) -> dict[str, Any]:
+    def regress(
+        self, model: str, body: Any, version: int | None = None, label: str | None = None
+    ) -> dict[str, Any]:
         """Answer a regress body, `{"examples": [{feature: value}]}`: `{"results": float32 [N]}`."""
         return self._run_examples("regress", model, body, version, label)
 
-    def _run_examples(self, verb: str, model: str, body: Any, version: int | None, label: str | None) -> dict[str, Any]:
+    def _run_examples(
+        self, verb: str, model: str, body: Any, version: int | None, label: str | None
+    ) -> dict[str, Any]:
         name, room = signature_name(body), part("serving_rooms.examples")
         examples = room.decode_examples(body)
         with self.lease(model, version, label) as (_, servable):
             return getattr(room, verb)(servable, name, examples)
 
-    def lease(self, model: str, version: int | None, label: str | None) -> contextlib.AbstractContextManager[tuple[int, Servable]]:
+    def lease(
+        self, model: str, version: int | None, label: str | None
+    ) -> contextlib.AbstractContextManager[tuple[int, Servable]]:
         """Yield a version and its servable, the version named, the labelled one or the highest; raises NotFound or BadRequest."""
         return self.start().manager.lease(model, version, label)
 
     def models(self) -> list[dict[str, Any]]:
         """Name and version states of each configured model."""
         states = self.start().manager.states()
-        return [{"name": name, **describe_states(states[name])} for name in sorted(set(self.config.served_names))]
+        return [
+            {"name": name, **describe_states(states[name])}
+            for name in sorted(set(self.config.served_names))
+        ]
 
-    def predict_image(self, image: "np.ndarray | bytes", deployment: str | None = None, routines: Sequence[Mapping[str, Any]] = (),
-                      form: str = "json") -> Any:
+    def predict_image(
+        self,
+        image: "np.ndarray | bytes",
+        deployment: str | None = None,
+        routines: Sequence[Mapping[str, Any]] = (),
+        form: str = "json",
+    ) -> Any:
         """Answer what a deployment sees in a picture: `{"predictions": [...]}` and what routines add.
 
         `image` is uint8 RGB [H, W, 3] or an encoded picture; `form` is `json`, `coco`, or `png` or `jpeg` for
@@ -2855,7 +3545,8 @@ class ModelServer:
         """
         with self.allowance() as allowance:
             return part("serving_rooms.pictures").predict_image(
-                self, image, deployment, routines, form, allowance)
+                self, image, deployment, routines, form, allowance
+            )
 
     def identify(self, headers: Any, reached: Iterable[str] | None) -> Caller:
         """Who calls, by the key in a request's headers, if it is for one of the deployments `reached`; counts the call.
@@ -2868,9 +3559,13 @@ class ModelServer:
         found = self.prepared.keys.check(room.tokens_of(headers), wanted)
         if isinstance(found, room.Refusal):
             raise ServingError(found.text, status=found.status, headers=found.headers)
-        return Caller(found.name, None if found.deployments is None else frozenset(found.deployments))
+        return Caller(
+            found.name, None if found.deployments is None else frozenset(found.deployments)
+        )
 
-    def status(self, model: str, version: int | None = None, label: str | None = None) -> dict[str, Any]:
+    def status(
+        self, model: str, version: int | None = None, label: str | None = None
+    ) -> dict[str, Any]:
         """The states of a model's versions, highest first, or of one; raises NotFound for those never seen."""
         self.start()
         states = self.manager.states().get(model)
@@ -2889,12 +3584,16 @@ class ModelServer:
         """The status of every model ever configured, by name."""
         return {model: describe_states(states) for model, states in self.manager.states().items()}
 
-    def metadata(self, model: str, version: int | None = None, label: str | None = None) -> dict[str, Any]:
+    def metadata(
+        self, model: str, version: int | None = None, label: str | None = None
+    ) -> dict[str, Any]:
         """A version's signatures, in TensorFlow Serving's casing and in OpenVINO Model Server's."""
         with self.lease(model, version, label) as (number, servable):
-            return {"model_spec": {"name": model, "signature_name": "", "version": str(number)},
-                    "modelSpec": {"name": model, "signatureName": "", "version": str(number)},
-                    "metadata": {"signature_def": servable.metadata}}
+            return {
+                "model_spec": {"name": model, "signature_name": "", "version": str(number)},
+                "modelSpec": {"name": model, "signatureName": "", "version": str(number)},
+                "metadata": {"signature_def": servable.metadata},
+            }
 
     def readiness(self) -> list[str]:
         """What is not ready: the models without an available version; empty when all is ready."""
@@ -2910,24 +3609,43 @@ class ModelServer:
         outcome = self.manager.reload()
         if not outcome.errors:
             return (201 if outcome.config_read or outcome.changed else 200), self.config_status()
-        step = "Reloading config file failed." if outcome.config_read else "Reloading models versions failed."
-        text = "Config file not found or cannot open." if outcome.config_missing else f"{step} Check server logs for more info."
-        return outcome.errors[0][0], {"error": text, "details": [detail for _, detail in outcome.errors]}
+        step = (
+            "Reloading config file failed."
+            if outcome.config_read
+            else "Reloading models versions failed."
+        )
+        text = (
+            "Config file not found or cannot open."
+            if outcome.config_missing
+            else f"{step} Check server logs for more info."
+        )
+        return outcome.errors[0][0], {
+            "error": text,
+            "details": [detail for _, detail in outcome.errors],
+        }
 
 
-def use_allowance(server: ModelServer, given: Allowance | None
-                  ) -> contextlib.AbstractContextManager[Allowance]:
+def use_allowance(
+    server: ModelServer, given: Allowance | None
+) -> contextlib.AbstractContextManager[Allowance]:
     """A request's allowance, which its owner closes; or a new one, closed after the `with`."""
     return contextlib.nullcontext(given) if given else server.allowance()
 
 
 def describe_states(states: Mapping[int, VersionState]) -> dict[str, Any]:
     """Version states as TensorFlow Serving's GetModelStatusResponse; a failed load is LOADING / UNKNOWN, with its reason."""
-    return {"model_version_status": [
-        {"version": str(version), "state": state.state,
-         "status": {"error_code": "OK", "error_message": ""} if state.servable or not state.error else
-                   {"error_code": state.error_code, "error_message": state.error}}
-        for version, state in sorted(states.items(), reverse=True)]}
+    return {
+        "model_version_status": [
+            {
+                "version": str(version),
+                "state": state.state,
+                "status": {"error_code": "OK", "error_message": ""}
+                if state.servable or not state.error
+                else {"error_code": state.error_code, "error_message": state.error},
+            }
+            for version, state in sorted(states.items(), reverse=True)
+        ]
+    }
 
 
 Source = str | os.PathLike | Mapping | Config | ModelServer
@@ -2943,11 +3661,12 @@ def as_server(source: Source) -> ModelServer:
     """What came to the door, as a started ModelServer."""
     return (source if isinstance(source, ModelServer) else ModelServer(source)).start()
 
-# ======================================================================================================
+
+# ==================================================================================================
 # HTTP
 # In: a WSGI environ, under any prefix, in any Flask site. Out: a Reply.
 # Views are flat: call in, one question to the server, reply out.
-# ======================================================================================================
+# ==================================================================================================
 
 
 @dataclass(frozen=True)
@@ -2983,8 +3702,14 @@ class Call:
     `most_bytes` is the host's limit of a body.
     """
 
-    def __init__(self, environ: dict[str, Any], path: str, prefix: str = "", site: Any = None,
-                 most_bytes: int | None = None):
+    def __init__(
+        self,
+        environ: dict[str, Any],
+        path: str,
+        prefix: str = "",
+        site: Any = None,
+        most_bytes: int | None = None,
+    ):
         self.environ, self.path, self.prefix = environ, path, prefix
         self.site, self.most_bytes = site, most_bytes
         self.method = environ["REQUEST_METHOD"].upper()
@@ -3014,7 +3739,9 @@ class Call:
         query = self.environ.get("QUERY_STRING", "").encode("latin-1")
         text = query.decode("utf-8", "surrogateescape")
         try:
-            return parse_qs(text, keep_blank_values=True, errors="surrogateescape", max_num_fields=1000)
+            return parse_qs(
+                text, keep_blank_values=True, errors="surrogateescape", max_num_fields=1000
+            )
         except ValueError:
             raise BadRequest("The URL has more than 1000 arguments") from None
 
@@ -3036,7 +3763,9 @@ class Call:
         limit = limit if self.most_bytes is None else min(limit, self.most_bytes)
         length = self.environ.get("CONTENT_LENGTH") or "0"
         if length.isdigit() and int(length) > limit:
-            raise ServingError(f"Request body of {length} bytes is over the limit of {limit}", status=413)
+            raise ServingError(
+                f"Request body of {length} bytes is over the limit of {limit}", status=413
+            )
         return get_input_stream(self.environ, max_content_length=limit)
 
     def read(self, limit: int) -> bytes:
@@ -3045,10 +3774,14 @@ class Call:
         try:
             data = stream.read()
         except RequestEntityTooLarge:
-            raise ServingError(f"Request body is over the limit of {limit} bytes", status=413) from None
+            raise ServingError(
+                f"Request body is over the limit of {limit} bytes", status=413
+            ) from None
         except (HTTPException, ServingError, MemoryError):
             raise
-        except Exception as error:  # each WSGI server has its own for a body that breaks off or is no chunked one
+        except (
+            Exception
+        ) as error:  # each WSGI server has its own for a body that breaks off or is no chunked one
             raise BadRequest(f"Request body cannot be read: {type(error).__name__}") from error
         announced = self.environ.get("CONTENT_LENGTH") or "0"
         if announced.isdigit() and len(data) < int(announced):
@@ -3063,10 +3796,14 @@ def to_reply(error: Exception, call: Call, shape: str) -> Reply:
     """
     headers: Mapping[str, str] = {}
     if isinstance(error, MemoryError):
-        logger.error("%s: %s %s ran out of memory", call.request_id, call.method, call.path,
-                     exc_info=error)
-        error = ServingError("The server has no memory for this request now: try again in a "
-                             "moment, or with less at once", "UNAVAILABLE")
+        logger.error(
+            "%s: %s %s ran out of memory", call.request_id, call.method, call.path, exc_info=error
+        )
+        error = ServingError(
+            "The server has no memory for this request now: try again in a "
+            "moment, or with less at once",
+            "UNAVAILABLE",
+        )
     if isinstance(error, ServingError):
         text = error.message.encode("utf-8", "replace").decode()  # it may quote what is no text
         status, headers = int(error.status), error.headers
@@ -3078,11 +3815,15 @@ def to_reply(error: Exception, call: Call, shape: str) -> Reply:
         text, status = error.description or error.name, error.code or 500
     else:
         logger.error("%s: %s %s failed", call.request_id, call.method, call.path, exc_info=error)
-        text = f"Internal server error: the server's log has the reason, at request {call.request_id}"
+        text = (
+            f"Internal server error: the server's log has the reason, at request {call.request_id}"
+        )
         status = 500
     if status == HTTPStatus.NO_CONTENT:
         return Reply(status=status)
-    return reply(spell_error(text, status, call.request_id, shape), status).with_headers(*headers.items())
+    return reply(spell_error(text, status, call.request_id, shape), status).with_headers(
+        *headers.items()
+    )
 
 
 def spell_error(text: str, status: int, request_id: str, shape: str) -> dict[str, Any]:
@@ -3098,8 +3839,12 @@ def spell_error(text: str, status: int, request_id: str, shape: str) -> dict[str
 
 def from_response(response: Any) -> Reply:
     """A response of Werkzeug's as a reply."""
-    headers = [(k, v) for k, v in response.headers.items() if k not in ("Content-Type", "Content-Length")]
-    return Reply(response.get_data(), response.status_code, response.content_type or "", tuple(headers))
+    headers = [
+        (k, v) for k, v in response.headers.items() if k not in ("Content-Type", "Content-Length")
+    ]
+    return Reply(
+        response.get_data(), response.status_code, response.content_type or "", tuple(headers)
+    )
 
 
 def read_body(server: ModelServer, call: Call, limit: int | None = None) -> bytes:
@@ -3114,15 +3859,28 @@ def read_body(server: ModelServer, call: Call, limit: int | None = None) -> byte
 PLAIN_BYTES = 2000  # of a JSON body; one that is larger is worth a look for arrays in it
 
 
-def view_infer(server: ModelServer, call: Call, model: str, verb: str, version: int | None = None,
-               label: str | None = None) -> Reply:
+def view_infer(
+    server: ModelServer,
+    call: Call,
+    model: str,
+    verb: str,
+    version: int | None = None,
+    label: str | None = None,
+) -> Reply:
     body = read_body(server, call)
     if verb != "predict":
         return reply(getattr(server, verb)(model, parse_json(body), version, label))
     wanted: list[str] = []
     if call.environ.get("QUERY_STRING"):
         wanted = [name for value in call.arguments.get("outputs", ()) for name in value.split(",")]
-    infer = functools.partial(server.predict, model, version=version, label=label, outputs=wanted, allowance=call.allowance)
+    infer = functools.partial(
+        server.predict,
+        model,
+        version=version,
+        label=label,
+        outputs=wanted,
+        allowance=call.allowance,
+    )
     if Auth is AllPolicy or is_plain_predict(call, body):
         return reply(infer(parse_json(body)))
     return part("serving_rooms.binary").answer_predict(call, body, infer)
@@ -3130,8 +3888,12 @@ def view_infer(server: ModelServer, call: Call, model: str, verb: str, version: 
 
 def is_plain_predict(call: Call, body: bytes) -> bool:
     """Whether a predict request is small JSON that wants JSON."""
-    return (len(body) < PLAIN_BYTES and body[:1] == b"{" and "HTTP_X_TENSOR_SHAPE" not in call.environ
-            and not call.environ.get("HTTP_ACCEPT", "").startswith("application/"))
+    return (
+        len(body) < PLAIN_BYTES
+        and body[:1] == b"{"
+        and "HTTP_X_TENSOR_SHAPE" not in call.environ
+        and not call.environ.get("HTTP_ACCEPT", "").startswith("application/")
+    )
 
 
 def view_part(name: str) -> Callable[..., Reply]:
@@ -3140,17 +3902,28 @@ def view_part(name: str) -> Callable[..., Reply]:
 
     def view(server: ModelServer, call: Call, **arguments: Any) -> Reply:
         return getattr(part(f"serving_rooms.{room}"), function)(server, call, **arguments)
+
     view.__name__ = function
     return view
 
 
-def view_status(server: ModelServer, call: Call, model: str, version: int | None = None,
-                label: str | None = None) -> Reply:
+def view_status(
+    server: ModelServer,
+    call: Call,
+    model: str,
+    version: int | None = None,
+    label: str | None = None,
+) -> Reply:
     return reply(server.status(model, version, label))
 
 
-def view_metadata(server: ModelServer, call: Call, model: str, version: int | None = None,
-                  label: str | None = None) -> Reply:
+def view_metadata(
+    server: ModelServer,
+    call: Call,
+    model: str,
+    version: int | None = None,
+    label: str | None = None,
+) -> Reply:
     return reply(server.metadata(model, version, label))
 
 
@@ -3165,7 +3938,9 @@ def view_nameless(server: ModelServer, call: Call, **_: Any) -> Reply:
 
 def view_config(server: ModelServer, call: Call) -> Reply:
     states = server.start().config_status()
-    return reply({name: found for name, found in states.items() if may_see_model(server, call, name)})
+    return reply(
+        {name: found for name, found in states.items() if may_see_model(server, call, name)}
+    )
 
 
 def view_reload(server: ModelServer, call: Call) -> Reply:
@@ -3211,7 +3986,9 @@ class Route:
     line: str = ""
 
 
-def route(methods: str, pattern: str, view: Callable[..., Reply], guard: str, **options: Any) -> Route:
+def route(
+    methods: str, pattern: str, view: Callable[..., Reply], guard: str, **options: Any
+) -> Route:
     """A row; its URL is matched whole, undecoded and in any case, as TensorFlow Serving's grammar has it."""
     return Route(tuple(methods.split()), re.compile(pattern, re.IGNORECASE), view, guard, **options)
 
@@ -3226,7 +4003,14 @@ ROUTES: tuple[Route, ...] = (  # the first match answers
     route("GET", MODEL + "/(?-i:metadata)", view_metadata, "shared"),
     route("GET", MODEL + "(?:/metadata)?", view_status, "shared", line="state"),
     route("GET", "/v1/models", view_models, "shared", lists=True, line="state"),
-    route("GET", "/v1/models" + WHICH + "(?:/metadata)?", view_nameless, "shared", lists=True, line="state"),
+    route(
+        "GET",
+        "/v1/models" + WHICH + "(?:/metadata)?",
+        view_nameless,
+        "shared",
+        lists=True,
+        line="state",
+    ),
     route("GET", "/v1/config", view_config, "shared", lists=True, line="state"),
     route("POST", "/v1/config/reload", view_reload, "shared"),
     route("GET HEAD", "/livez|/v2/health/live", view_live, "open", line="health"),
@@ -3234,24 +4018,51 @@ ROUTES: tuple[Route, ...] = (  # the first match answers
     route("POST", DEPLOYMENT + "/predict", view_part("pictures.view_predict_image"), "key"),
     route("GET", DEPLOYMENT + "/classes", view_part("pictures.view_classes"), "key"),
     route("GET", "/deployments", view_part("pages.view_deployments"), "key", lists=True),
-    route("GET", OF_DEPLOYMENT + "/samples/(?P<name>[^/:]+)", view_part("pages.view_sample"), "key"),
-    route("GET", OF_DEPLOYMENT + "/client/(?P<language>[^/:]+)", view_part("pages.view_client"), "key"),
-    route("GET", "/metrics|/monitoring/prometheus/metrics", view_part("pages.view_metrics"), "shared", line="health"),
+    route(
+        "GET", OF_DEPLOYMENT + "/samples/(?P<name>[^/:]+)", view_part("pages.view_sample"), "key"
+    ),
+    route(
+        "GET", OF_DEPLOYMENT + "/client/(?P<language>[^/:]+)", view_part("pages.view_client"), "key"
+    ),
+    route(
+        "GET",
+        "/metrics|/monitoring/prometheus/metrics",
+        view_part("pages.view_metrics"),
+        "shared",
+        line="health",
+    ),
     route("GET", "/stats", view_part("pages.view_stats"), "shared", lists=True, line="health"),
     route("GET", "/openapi.json", view_part("pages.view_openapi"), "shared", lists=True),
-    route("GET HEAD", "/console(?:/(?P<name>[^/:]*))?", view_part("pages.view_console"), "open", line="health"),
-    route("GET", OF_DEPLOYMENT + "/active_learning/(?P<group>[^/:]+)", view_part("pictures.view_active_learning"), "key"),
+    route(
+        "GET HEAD",
+        "/console(?:/(?P<name>[^/:]*))?",
+        view_part("pages.view_console"),
+        "open",
+        line="health",
+    ),
+    route(
+        "GET",
+        OF_DEPLOYMENT + "/active_learning/(?P<group>[^/:]+)",
+        view_part("pictures.view_active_learning"),
+        "key",
+    ),
 )
 # Where Flask hands requests to the table above; the rest of a site's URLs stays the site's.
 RULES: tuple[tuple[str, dict[str, str]], ...] = (
-    ("/v1/<serving_rest:rest>", {"root": "v1"}), ("/V1/<serving_rest:rest>", {"root": "V1"}),
+    ("/v1/<serving_rest:rest>", {"root": "v1"}),
+    ("/V1/<serving_rest:rest>", {"root": "V1"}),
     ("/model-serving/<serving_rest:rest>", {"root": "model-serving"}),
-    ("/<any(livez, readyz, predict, classes, deployments, metrics, stats, 'openapi.json', console):root>", {}),
-    ("/<any(console):root>/", {"rest": ""}), ("/<any(console):root>/<rest>", {}),
+    (
+        "/<any(livez, readyz, predict, classes, deployments, metrics, stats, 'openapi.json', console):root>",
+        {},
+    ),
+    ("/<any(console):root>/", {"rest": ""}),
+    ("/<any(console):root>/<rest>", {}),
     ("/v2/health/<any(live, ready):rest>", {"root": "v2/health"}),
     ("/monitoring/prometheus/<any(metrics):rest>", {"root": "monitoring/prometheus"}),
     ("/<root>/<any(predict, classes):rest>", {}),
-    ("/<root>/<any(active_learning, samples, client):rest>/<group>", {}))
+    ("/<root>/<any(active_learning, samples, client):rest>/<group>", {}),
+)
 METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS")
 
 
@@ -3272,12 +4083,12 @@ def raw_path(environ: Mapping[str, Any], decoded: str) -> str:
         return decoded
     above = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
     whole = above.encode("latin-1").decode("utf-8", "replace")
-    mount = whole[:len(whole) - len(decoded)]
+    mount = whole[: len(whole) - len(decoded)]
     if mount.endswith("/"):  # a doubled slash, which Flask forgives and TensorFlow Serving does not
         return whole
-    for match in re.finditer("/", written[:3 * len(mount) + 1]):
-        if unquote(written[:match.start()]) == mount:
-            return written[match.start():]
+    for match in re.finditer("/", written[: 3 * len(mount) + 1]):
+        if unquote(written[: match.start()]) == mount:
+            return written[match.start() :]
     return quote(decoded, safe="/:@!$&'()*+,;=~")
 
 
@@ -3303,7 +4114,10 @@ def match_route(method: str, path: str) -> Found | None:
         if match is None:
             continue
         arguments: dict[str, Any] = {
-            name: unquote(text, errors="surrogateescape") for name, text in match.groupdict().items() if text}
+            name: unquote(text, errors="surrogateescape")
+            for name, text in match.groupdict().items()
+            if text
+        }
         if "version" in arguments:
             arguments["version"] = read_version(arguments["version"])
         name = arguments.get("verb") or route.view.__name__.removeprefix("view_")
@@ -3356,7 +4170,11 @@ def use_deployment(server: ModelServer, alias: str, **others: Any) -> dict[str, 
     own = {"version": deployment.version, "label": deployment.version_label}
     if {"version", "label"} & others.keys():
         own = {}
-    return others | {name: value for name, value in own.items() if value is not None} | {"model": deployment.model}
+    return (
+        others
+        | {name: value for name, value in own.items() if value is not None}
+        | {"model": deployment.model}
+    )
 
 
 def reached_by(server: ModelServer, found: Found) -> str:
@@ -3402,8 +4220,10 @@ def ask_site(check: Callable[[Any], Any], call: Call) -> Caller:
         return Caller(found[:100])
     if inspect.iscoroutine(found):
         found.close()  # else Python complains that nobody awaited it
-    text = (f"authorize= has returned {type(found).__name__}: it must return True or a printable name to let the "
-            "request in, False or None to answer 401 (it may also flask.abort)")
+    text = (
+        f"authorize= has returned {type(found).__name__}: it must return True or a printable name to let the "
+        "request in, False or None to answer 401 (it may also flask.abort)"
+    )
     logger.error("%s", text)
     raise ServingError(text)
 
@@ -3435,7 +4255,9 @@ def answer_call(door: Door, call: Call, found: Found | None = None) -> Reply:
     metrics = server.metrics.begin() if server.metrics else None
     CURRENT.trace = trace
     try:
-        trace.limit(server.config.server.timeout_seconds, call.environ.get("HTTP_X_REQUEST_TIMEOUT"))
+        trace.limit(
+            server.config.server.timeout_seconds, call.environ.get("HTTP_X_REQUEST_TIMEOUT")
+        )
         if call.method == "OPTIONS":
             replied = preflight(server, call)
         else:
@@ -3449,18 +4271,29 @@ def answer_call(door: Door, call: Call, found: Found | None = None) -> Reply:
     finally:
         CURRENT.trace = None
         call.allowance.close()
-    line = {"request_id": call.request_id, "key": call.caller.name, "method": call.method, "path": call.path,
-            "route": route or "none", "model": trace.model, "version": trace.version,
-            "status": replied.status, "ms": round(1e3 * (time.perf_counter() - trace.start), 2),
-            "rows": trace.rows, "batch": trace.batch}
+    line = {
+        "request_id": call.request_id,
+        "key": call.caller.name,
+        "method": call.method,
+        "path": call.path,
+        "route": route or "none",
+        "model": trace.model,
+        "version": trace.version,
+        "status": replied.status,
+        "ms": round(1e3 * (time.perf_counter() - trace.start), 2),
+        "rows": trace.rows,
+        "batch": trace.batch,
+    }
     if metrics:
         metrics.end(trace, line, replied)
     logger.info(REQUEST_LINE, line)
     return replied
 
 
-REQUEST_LINE = ("%(request_id)s %(key)s %(method)s %(path)s %(status)d %(ms)s ms model=%(model)s "
-                "version=%(version)s rows=%(rows)d batch=%(batch)d")
+REQUEST_LINE = (
+    "%(request_id)s %(key)s %(method)s %(path)s %(status)d %(ms)s ms model=%(model)s "
+    "version=%(version)s rows=%(rows)d batch=%(batch)d"
+)
 
 
 def dress(server: ModelServer, call: Call, replied: Reply) -> Reply:
@@ -3485,9 +4318,16 @@ def preflight(server: ModelServer, call: Call) -> Reply:
         raise BadRequest("OPTIONS needs an Origin header with http:// or https://")
     if not server.config.server.cors_origins:
         return Reply()
-    return Reply(headers=(
-        ("Access-Control-Allow-Methods", "GET, POST, OPTIONS"), ("Access-Control-Max-Age", "600"),
-        ("Access-Control-Allow-Headers", "Authorization, x-api-key, Content-Type, Content-Encoding")))
+    return Reply(
+        headers=(
+            ("Access-Control-Allow-Methods", "GET, POST, OPTIONS"),
+            ("Access-Control-Max-Age", "600"),
+            (
+                "Access-Control-Allow-Headers",
+                "Authorization, x-api-key, Content-Type, Content-Encoding",
+            ),
+        )
+    )
 
 
 # --- the WSGI door ------------------------------------------------------------------------------------
@@ -3512,23 +4352,36 @@ def open_door(door: Door, app: Flask) -> Callable[..., Any]:
         if found is None:
             return through_flask(environ, start_response)
         return send(answer_call(door, Call(environ, path), found), environ, start_response)
+
     return wsgi_app
 
 
-SIGNALS = (signals.appcontext_pushed, signals.request_started, signals.request_finished,
-           signals.request_tearing_down, signals.appcontext_tearing_down, signals.appcontext_popped,
-           signals.got_request_exception)
+SIGNALS = (
+    signals.appcontext_pushed,
+    signals.request_started,
+    signals.request_finished,
+    signals.request_tearing_down,
+    signals.appcontext_tearing_down,
+    signals.appcontext_popped,
+    signals.got_request_exception,
+)
 
 
 def is_hooked(app: Flask) -> bool:
     """Whether a site does anything around its views, which only Flask knows how to do in its order."""
     return bool(
-        app.before_request_funcs or app.after_request_funcs or app.teardown_request_funcs
-        or app.teardown_appcontext_funcs or app.url_value_preprocessors
-        or app.config["MAX_CONTENT_LENGTH"] is not None or app.config["TRUSTED_HOSTS"] is not None
-        or app.request_class is not Request or app.response_class is not Response
+        app.before_request_funcs
+        or app.after_request_funcs
+        or app.teardown_request_funcs
+        or app.teardown_appcontext_funcs
+        or app.url_value_preprocessors
+        or app.config["MAX_CONTENT_LENGTH"] is not None
+        or app.config["TRUSTED_HOSTS"] is not None
+        or app.request_class is not Request
+        or app.response_class is not Response
         or type(app.session_interface) is not SecureCookieSessionInterface
-        or any(signal.receivers for signal in SIGNALS))
+        or any(signal.receivers for signal in SIGNALS)
+    )
 
 
 @functools.cache
@@ -3537,7 +4390,9 @@ def status_line(status: int) -> str:
     return f"{status} {HTTP_STATUS_CODES.get(status, 'Unknown').upper()}"
 
 
-def send(replied: Reply, environ: Mapping[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
+def send(
+    replied: Reply, environ: Mapping[str, Any], start_response: Callable[..., Any]
+) -> list[bytes]:
     start_response(status_line(replied.status), replied.head())
     return [] if environ["REQUEST_METHOD"] == "HEAD" or not replied.body else [replied.body]
 
@@ -3545,12 +4400,19 @@ def send(replied: Reply, environ: Mapping[str, Any], start_response: Callable[..
 # --- the Flask adapter --------------------------------------------------------------------------------
 
 
-def respond(door: Door, root: str = "", rest: str | None = None, group: str | None = None) -> Response:
+def respond(
+    door: Door, root: str = "", rest: str | None = None, group: str | None = None
+) -> Response:
     """A view of Flask's: the request as a call, the reply as a response."""
     decoded = "/" + "/".join([name for name in (root, rest, group) if name is not None])
     asked = request._get_current_object()  # type: ignore[attr-defined]
-    call = Call(asked.environ, raw_path(asked.environ, decoded), asked.path[:len(asked.path) - len(decoded)],
-                asked, asked.max_content_length)
+    call = Call(
+        asked.environ,
+        raw_path(asked.environ, decoded),
+        asked.path[: len(asked.path) - len(decoded)],
+        asked,
+        asked.max_content_length,
+    )
     return to_response(answer_call(door, call))
 
 
@@ -3571,18 +4433,29 @@ def create_blueprint(source: Source, authorize: Callable[[Any], Any] | None = No
     door = Door(as_server(source), authorize)
     door.server._mounted = True
     if authorize is None and door.server.generated_key and not door.server.says_key:
-        logger.warning("The config has no keys: pictures and handlers answer to ModelServer.generated_key alone, "
-                       "which changes at each start; `python serving.py --new-key NAME` makes a lasting one, "
-                       "`authorize=` lets the site decide")
+        logger.warning(
+            "The config has no keys: pictures and handlers answer to ModelServer.generated_key alone, "
+            "which changes at each start; `python serving.py --new-key NAME` makes a lasting one, "
+            "`authorize=` lets the site decide"
+        )
     number = next(blueprint_numbers)
     blueprint = Blueprint("serving" if number == 1 else f"serving{number}", __name__)
     blueprint.door = door  # type: ignore[attr-defined]
-    blueprint.record_once(lambda state: state.app.url_map.converters.update(serving_rest=RestConverter))
+    blueprint.record_once(
+        lambda state: state.app.url_map.converters.update(serving_rest=RestConverter)
+    )
     own = tuple((path, {"root": path[1:]}) for path in door.server.prepared.endpoints)
     for index, (rule, defaults) in enumerate(RULES + own):
         view = functools.partial(respond, door)
-        blueprint.add_url_rule(rule, f"respond{index}", view, methods=METHODS, defaults=defaults,
-                               provide_automatic_options=False, merge_slashes=False)
+        blueprint.add_url_rule(
+            rule,
+            f"respond{index}",
+            view,
+            methods=METHODS,
+            defaults=defaults,
+            provide_automatic_options=False,
+            merge_slashes=False,
+        )
     return blueprint
 
 
@@ -3608,58 +4481,130 @@ def create_app(source: Source, authorize: Callable[[Any], Any] | None = None) ->
     return app
 
 
-# ======================================================================================================
+# ==================================================================================================
 # Command line
 # In: arguments and signals. Out: a process that serves until it is told to stop, and then ends well.
-# ======================================================================================================
+# ==================================================================================================
+
+
+# Options of the command line: names, what argparse is told.
+OPTIONS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
+    (("--config", "--config_path"), {"metavar": "FILE", "help": "the config file"}),
+    (
+        ("--model_name",),
+        {"metavar": "NAME", "help": "serve one model without a config, under this name"},
+    ),
+    (
+        ("--model_base_path", "--model_path"),
+        {"metavar": "DIR", "help": "its folder of versions, or a SavedModel itself"},
+    ),
+    (
+        ("--host", "--rest_bind_address"),
+        {"help": "address to listen on (SERVING_HOST; %(default)s)"},
+    ),
+    (
+        ("--port", "--rest_port", "--rest_api_port"),
+        {"type": int, "help": "port to listen on, 0 for any (SERVING_PORT; %(default)s)"},
+    ),
+    (
+        ("--file_system_poll_wait_seconds",),
+        {
+            "type": float,
+            "metavar": "SECONDS",
+            "help": "seconds between looks at the config and the version folders, 0 for never (1)",
+        },
+    ),
+    (
+        ("--new-key",),
+        {
+            "metavar": "NAME",
+            "help": "print a new key, once, and what to write into the config for it, then exit",
+        },
+    ),
+    (
+        ("--init",),
+        {
+            "metavar": "DIR",
+            "help": "write a project of a handler that serves at once, then exit",
+        },
+    ),
+    (
+        ("--export",),
+        {
+            "nargs": 2,
+            "metavar": ("GROUP", "FOLDER"),
+            "help": "write what active learning put aside in a group as a COCO data set, then exit",
+        },
+    ),
+    (
+        ("--check",),
+        {
+            "action": "store_true",
+            "help": "say what the config would serve and what is wrong with it, then exit",
+        },
+    ),
+    (("--version",), {"action": "version", "version": f"serving {__version__}"}),
+)
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("serving", description="Serve TensorFlow SavedModels over REST.",
-                                     epilog="Without options it serves ./config.json, or, in a clone, the demo beside serving.py.")
-    parser.add_argument("--config", "--config_path", metavar="FILE", help="the config file")
-    parser.add_argument("--model_name", metavar="NAME", help="serve one model without a config, under this name")
-    parser.add_argument("--model_base_path", "--model_path", metavar="DIR", help="its folder of versions, or a SavedModel itself")
-    parser.add_argument("--host", "--rest_bind_address", default=os.environ.get("SERVING_HOST", "127.0.0.1"),
-                        help="address to listen on (SERVING_HOST; %(default)s)")
-    parser.add_argument("--port", "--rest_port", "--rest_api_port", type=int, default=os.environ.get("SERVING_PORT", "8501"),
-                        help="port to listen on, 0 for any (SERVING_PORT; %(default)s)")
-    parser.add_argument("--file_system_poll_wait_seconds", type=float, metavar="SECONDS",
-                        help="seconds between looks at the config and the version folders, 0 for never (1)")
-    parser.add_argument("--new-key", metavar="NAME", help="print a new key, once, and what to write into the config for it, then exit")
-    parser.add_argument("--init", metavar="DIR", help="write a project of a handler that serves at once, then exit")
-    parser.add_argument("--export", nargs=2, metavar=("GROUP", "FOLDER"),
-                        help="write what active learning put aside in a group as a COCO data set, then exit")
-    parser.add_argument("--check", action="store_true", help="say what the config would serve and what is wrong with it, then exit")
-    parser.add_argument("--version", action="version", version=f"serving {__version__}")
+    parser = argparse.ArgumentParser(
+        "serving",
+        description="Serve TensorFlow SavedModels over REST.",
+        epilog="Without options it serves ./config.json, or, in a clone, the demo beside serving.py.",
+    )
+    for names, told in OPTIONS:
+        parser.add_argument(*names, **told)
+    parser.set_defaults(
+        host=os.environ.get("SERVING_HOST", "127.0.0.1"),
+        port=os.environ.get("SERVING_PORT", "8501"),
+    )
     return parser
 
 
-def choose_source(parser: argparse.ArgumentParser, options: argparse.Namespace) -> "str | dict[str, Any]":
+def choose_source(
+    parser: argparse.ArgumentParser, options: argparse.Namespace
+) -> "str | dict[str, Any]":
     """What the options tell to serve; ends with status 2 when they contradict each other."""
     if bool(options.model_name) != bool(options.model_base_path):
         parser.error("--model_name and --model_base_path go together")
     if options.model_name and options.config:
         parser.error("--config and --model_name exclude each other")
     if not 0 <= (options.file_system_poll_wait_seconds or 0) <= 86400:
-        parser.error(f"argument --file_system_poll_wait_seconds: expected 0 to 86400, got {options.file_system_poll_wait_seconds}")
+        parser.error(
+            f"argument --file_system_poll_wait_seconds: expected 0 to 86400, got {options.file_system_poll_wait_seconds}"
+        )
     if not 0 <= options.port < 65536:
         parser.error(f"argument --port: expected 0 to 65535, got {options.port}")
     if options.model_name:
-        return {"model_config_list": [{"config": {"name": options.model_name, "base_path": options.model_base_path}}]}
+        return {
+            "model_config_list": [
+                {"config": {"name": options.model_name, "base_path": options.model_base_path}}
+            ]
+        }
     demo = Path(__file__).with_name("config.json")
-    return options.config or (str(demo) if demo.exists() and not Path("config.json").exists() else "config.json")
+    return options.config or (
+        str(demo) if demo.exists() and not Path("config.json").exists() else "config.json"
+    )
 
 
 class Waitress:
     """waitress's loop over its listening sockets, a turn at a time. Raises OSError for an address that cannot be had."""
 
-    def __init__(self, app: Callable[..., Any], kind: type[TcpWSGIServer], dispatcher: Any, **adjustments: Any):
+    def __init__(
+        self,
+        app: Callable[..., Any],
+        kind: type[TcpWSGIServer],
+        dispatcher: Any,
+        **adjustments: Any,
+    ):
         adj = Adjustments(**adjustments)
         self.dispatcher, self.sockets = dispatcher, dict[int, Any]()
         try:
-            self.listeners = [kind(app, map=self.sockets, dispatcher=dispatcher, adj=adj, sockinfo=address)
-                              for address in adj.listen]
+            self.listeners = [
+                kind(app, map=self.sockets, dispatcher=dispatcher, adj=adj, sockinfo=address)
+                for address in adj.listen
+            ]
         except OSError:
             wasyncore.close_all(self.sockets)
             raise
@@ -3693,27 +4638,41 @@ def listen(server: ModelServer, app: Callable[..., Any], host: str, port: int) -
     """waitress, set up for a server: with serving_rooms/ its queue is fair, else it is waitress's own."""
     options = server.config.server
     adjustments: dict[str, Any] = {
-        "host": host, "port": port, "ident": "serving",
+        "host": host,
+        "port": port,
+        "ident": "serving",
         "connection_limit": options.connection_limit + 4,  # waitress counts its own sockets
         "max_request_body_size": options.max_request_bytes,
         "inbuf_overflow": options.max_request_bytes,  # bodies stay in memory, and out of temporary files
-        "recv_bytes": 1 << 20, "outbuf_overflow": 64 << 20, "outbuf_high_watermark": 64 << 20,
-        "channel_request_lookahead": 1}  # sees clients that went away
+        "recv_bytes": 1 << 20,
+        "outbuf_overflow": 64 << 20,
+        "outbuf_high_watermark": 64 << 20,
+        "channel_request_lookahead": 1,
+    }  # sees clients that went away
     if Auth is not AllPolicy:
-        return part("serving_rooms.connections").Front(server, app, clear_untrusted_proxy_headers=False, **adjustments)
+        return part("serving_rooms.connections").Front(
+            server, app, clear_untrusted_proxy_headers=False, **adjustments
+        )
     dispatcher = ThreadedTaskDispatcher()
     dispatcher.set_thread_count(options.threads)
     return Waitress(app, TcpWSGIServer, dispatcher, cleanup_interval=1, **adjustments)
 
 
-def run(source: Source, host: str = "127.0.0.1", port: int = 8501, stop: threading.Event | None = None) -> None:
+def run(
+    source: Source, host: str = "127.0.0.1", port: int = 8501, stop: threading.Event | None = None
+) -> None:
     """Serve with waitress until SIGTERM, SIGINT or `stop`; running requests are finished. Raises ConfigError; OSError for a taken port."""
-    server, host = source if isinstance(source, ModelServer) else ModelServer(source), host.strip("[]")
+    server, host = (
+        source if isinstance(source, ModelServer) else ModelServer(source),
+        host.strip("[]"),
+    )
     socket.getaddrinfo(host or "?", port)  # says what is wrong with the host, as an OSError
     stop = stop or threading.Event()
     app: Any = None
     gc.set_threshold(20_000, 20, 20)  # what requests leave is freed at once, without it
-    http = listen(server, lambda *call: app(*call), host, port)  # first: a taken port is known before any model is loaded
+    http = listen(
+        server, lambda *call: app(*call), host, port
+    )  # first: a taken port is known before any model is loaded
     server.says_key = True
     app = create_app(server)
     if threading.current_thread() is threading.main_thread():
@@ -3724,7 +4683,9 @@ def run(source: Source, host: str = "127.0.0.1", port: int = 8501, stop: threadi
     if host not in ("127.0.0.1", "localhost", "::1"):
         logger.warning("Listening on %s: whoever reaches this address can use the models", host)
     if Auth is not AllPolicy:
-        threading.Thread(target=part("serving_rooms.commands").report, args=(server, address, stop), daemon=True).start()
+        threading.Thread(
+            target=part("serving_rooms.commands").report, args=(server, address, stop), daemon=True
+        ).start()
     while not stop.is_set():
         http.turn()
     logger.info("Stopping when the running requests are answered; a second signal stops at once")
@@ -3747,20 +4708,26 @@ class PatientHandler(logging.StreamHandler):
     def takes_more(self) -> bool:
         try:
             return bool(select.select([], [self.stream.fileno()], [], 0)[1])
-        except (AttributeError, OSError, ValueError):  # no file of the system's; Windows can tell of sockets alone
+        except (
+            AttributeError,
+            OSError,
+            ValueError,
+        ):  # no file of the system's; Windows can tell of sockets alone
             return True
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
             text = self.format(record) + self.terminator
             if self.dropped and self.takes_more():
-                text = f"({self.dropped} lines of the log were dropped here: nobody read them)\n{text}"
+                text = (
+                    f"({self.dropped} lines of the log were dropped here: nobody read them)\n{text}"
+                )
                 self.dropped = 0
             for start in range(0, len(text), PIECE):
                 if not self.takes_more():
                     self.dropped += 1
                     return
-                self.stream.write(text[start:start + PIECE])
+                self.stream.write(text[start : start + PIECE])
                 self.stream.flush()
         except Exception:  # as all of logging's own handlers do
             self.handleError(record)
@@ -3784,15 +4751,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         server = ModelServer(source, poll_seconds=options.file_system_poll_wait_seconds)
         logging.getLogger().setLevel(server.config.server.log_level)
         if server.metrics:
-            formatters = {"text": part("serving_rooms.metrics").TextFormatter, "json": part("serving_rooms.metrics").JsonFormatter}
-            logging.getLogger().handlers[0].setFormatter(formatters[server.config.server.log_format](LOG_LINE))
+            formatters = {
+                "text": part("serving_rooms.metrics").TextFormatter,
+                "json": part("serving_rooms.metrics").JsonFormatter,
+            }
+            logging.getLogger().handlers[0].setFormatter(
+                formatters[server.config.server.log_format](LOG_LINE)
+            )
         run(server, options.host, options.port)
         return 0
     except ConfigError as error:
         print(f"serving: {options.config or 'config'}: {error.message}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"serving: {error.filename or f'{options.host} port {options.port}'}: {error.strerror or error}", file=sys.stderr)
+        print(
+            f"serving: {error.filename or f'{options.host} port {options.port}'}: {error.strerror or error}",
+            file=sys.stderr,
+        )
         return 2 if error.filename else 1
 
 

@@ -33,13 +33,21 @@ def ways_to_call(tf, server, model):
     version, servable = next(iter(server.manager.available[model].versions.items()))
     signature = servable.signatures["serving_default"]
     inputs = dict(zip(signature.inputs, serving.sample_inputs(signature, 1)))
-    direct = tf.saved_model.load(str(ROOT / "models" / model / str(version))).signatures["serving_default"]
+    direct = tf.saved_model.load(str(ROOT / "models" / model / str(version))).signatures[
+        "serving_default"
+    ]
     body = serving.encode_json({"inputs": inputs})
     return {
         "tf.saved_model.load signature": lambda: {
-            name: tensor.numpy() for name, tensor in direct(**{name: tf.constant(array) for name, array in inputs.items()}).items()},
+            name: tensor.numpy()
+            for name, tensor in direct(
+                **{name: tf.constant(array) for name, array in inputs.items()}
+            ).items()
+        },
         "serving, arrays in and out": lambda: servable.run("serving_default", inputs),
-        "serving, JSON in and out": lambda: serving.encode_json(server.predict(model, serving.parse_json(body))),
+        "serving, JSON in and out": lambda: serving.encode_json(
+            server.predict(model, serving.parse_json(body))
+        ),
     }
 
 
@@ -51,14 +59,19 @@ def main():
     for model in ("half_plus_two", "digits"):
         ways = ways_to_call(tf, server, model)
         theirs, ours = (way() for way in list(ways.values())[:2])
-        assert all(np.allclose(ours[name], theirs[name], rtol=1e-5) for name in theirs), "the answers differ"
+        assert all(np.allclose(ours[name], theirs[name], rtol=1e-5) for name in theirs), (
+            "the answers differ"
+        )
         times = {name: [] for name in ways}
         for _ in range(rounds):
             for name, way in ways.items():
                 times[name].append(microseconds(way))
         base = statistics.median(times["tf.saved_model.load signature"])
         for name, values in times.items():
-            print(f"{model:14} {name:30} {statistics.median(values):8.1f} us {base / statistics.median(values):6.1f}x", flush=True)
+            print(
+                f"{model:14} {name:30} {statistics.median(values):8.1f} us {base / statistics.median(values):6.1f}x",
+                flush=True,
+            )
     server.stop()
 
 

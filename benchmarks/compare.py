@@ -35,7 +35,12 @@ from peers.environment import python_of
 
 ROOT = Path(__file__).parent.parent
 KEY = "key-of-the-benchmark"
-CONNECTIONS = {"half_plus_two": (1, 8, 50), "mlp784": (1, 16), "mobilenet_v2": (1, 4), "ssd320": (1, 50)}
+CONNECTIONS = {
+    "half_plus_two": (1, 8, 50),
+    "mlp784": (1, 16),
+    "mobilenet_v2": (1, 4),
+    "ssd320": (1, 50),
+}
 OURS, ALONE = "serving", "in-process"
 START_SECONDS = 120
 
@@ -45,21 +50,25 @@ class Found:
     """What was measured of one server with one workload, a figure for each round."""
 
     rates: dict[int, list[float]] = field(default_factory=dict)  # by connections; requests a second
-    latency: dict[int, list[tuple[float, float]]] = field(default_factory=dict)  # by connections; p50 and p99, ms
+    latency: dict[int, list[tuple[float, float]]] = field(
+        default_factory=dict
+    )  # by connections; p50 and p99, ms
     memory: list[float] = field(default_factory=list)  # MB
     ready: list[float] = field(default_factory=list)  # seconds
     errors: int = 0
     failed: list[str] = field(default_factory=list)  # why it is missing from a round
-    duels: dict[int, list[tuple[int, float, float]]] = field(default_factory=dict)  # by connections: round, its rate, serving's
+    duels: dict[int, list[tuple[int, float, float]]] = field(
+        default_factory=dict
+    )  # by connections: round, its rate, serving's
 
 
 class NoAnswer(Exception):
     """A server that does not come up, or whose answers are not those of serving."""
 
 
-# ======================================================================================================
+# ==================================================================================================
 # Servers
-# ======================================================================================================
+# ==================================================================================================
 
 
 class Server:
@@ -73,7 +82,9 @@ class Server:
         self.headers, self.log = {"Content-Type": "application/json"}, log
         self.start_time = time.perf_counter()
         command = self.command()
-        self.process = subprocess.Popen(command, stdout=log, stderr=log, cwd=ROOT / "benchmarks", start_new_session=True)
+        self.process = subprocess.Popen(
+            command, stdout=log, stderr=log, cwd=ROOT / "benchmarks", start_new_session=True
+        )
 
     def command(self):
         peer = PEERS[self.name]
@@ -93,11 +104,15 @@ class Server:
                 late = time.perf_counter() - self.start_time > START_SECONDS
                 if late or self.process.poll() is not None:
                     said = Path(self.log.name).read_text()[-2000:]
-                    raise NoAnswer(f"{self.name} with {self.workload} does not answer: {error}\n{said}") from None
+                    raise NoAnswer(
+                        f"{self.name} with {self.workload} does not answer: {error}\n{said}"
+                    ) from None
                 time.sleep(0.02)
 
     def ask(self):
-        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{self.path}", self.body, self.headers)
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.port}{self.path}", self.body, self.headers
+        )
         return self.read(urllib.request.urlopen(request, timeout=60).read())
 
     def sum_over_processes(self, read):
@@ -120,7 +135,9 @@ class Server:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(group, number)
             end = time.monotonic() + seconds
-            while time.monotonic() < end and any(os.getpgid(p.pid) == group for p in psutil.process_iter() if is_alive(p)):
+            while time.monotonic() < end and any(
+                os.getpgid(p.pid) == group for p in psutil.process_iter() if is_alive(p)
+            ):
                 self.process.poll()
                 time.sleep(0.05)
 
@@ -134,34 +151,73 @@ def is_alive(process):
 
 class Serving(Server):
     def command(self):
-        self.path, self.body = f"/v1/models/{self.workload}:predict", body_of_instances(self.workload)
-        config = {"model_config_list": [{"config": {"name": self.workload, "base_path": str(workloads.base_path(self.workload))}}]}
+        self.path, self.body = (
+            f"/v1/models/{self.workload}:predict",
+            body_of_instances(self.workload),
+        )
+        config = {
+            "model_config_list": [
+                {
+                    "config": {
+                        "name": self.workload,
+                        "base_path": str(workloads.base_path(self.workload)),
+                    }
+                }
+            ]
+        }
         if self.workload == "ssd320":
-            self.path, self.headers = "/ssd/predict", {**self.headers, "Authorization": f"Bearer {KEY}"}
-            config |= {"deployments": [{"id": "ssd", "model": "ssd320"}],
-                       "auth": {"keys": [{"name": "benchmark", "sha256": hashlib.sha256(KEY.encode()).hexdigest()}]}}
+            self.path, self.headers = (
+                "/ssd/predict",
+                {**self.headers, "Authorization": f"Bearer {KEY}"},
+            )
+            config |= {
+                "deployments": [{"id": "ssd", "model": "ssd320"}],
+                "auth": {
+                    "keys": [
+                        {"name": "benchmark", "sha256": hashlib.sha256(KEY.encode()).hexdigest()}
+                    ]
+                },
+            }
         path = Path(self.log.name).with_name(f"{self.workload}.json")
         path.write_text(json.dumps(config))
-        return [sys.executable, str(ROOT / "serving.py"), "--config", str(path), "--port", str(self.port)]
+        return [
+            sys.executable,
+            str(ROOT / "serving.py"),
+            "--config",
+            str(path),
+            "--port",
+            str(self.port),
+        ]
 
     def read(self, answer):
         predictions = json.loads(answer)["predictions"]
         if self.workload != "ssd320":
             return np.array(predictions, np.float32)
         corners = [(find["bound"][0], find["bound"][2]) for find in predictions]
-        return np.array([(find["confidence"], find["tag"]["id"], y0, x0, y1, x1)
-                         for find, ((x0, y0), (x1, y1)) in zip(predictions, corners)], np.float32)
+        return np.array(
+            [
+                (find["confidence"], find["tag"]["id"], y0, x0, y1, x1)
+                for find, ((x0, y0), (x1, y1)) in zip(predictions, corners)
+            ],
+            np.float32,
+        )
 
 
 def agrees(ours, theirs):
     """The same numbers but for rounding; finds of equal score in any order."""
-    sort = (lambda rows: np.sort(rows, axis=0)) if ours.ndim == 2 and ours.shape[1] == 6 else (lambda rows: rows)
-    return ours.shape == theirs.shape and np.allclose(sort(ours), sort(theirs), rtol=1e-3, atol=1e-4)
+    sort = (
+        (lambda rows: np.sort(rows, axis=0))
+        if ours.ndim == 2 and ours.shape[1] == 6
+        else (lambda rows: rows)
+    )
+    return ours.shape == theirs.shape and np.allclose(
+        sort(ours), sort(theirs), rtol=1e-3, atol=1e-4
+    )
 
 
-# ======================================================================================================
+# ==================================================================================================
 # Load
-# ======================================================================================================
+# ==================================================================================================
 
 SCRIPT = """
 local file = io.open("%s", "rb")
@@ -179,10 +235,26 @@ def load(server, connections, seconds, folder):
     """Requests a second, errors, p50 and p99 in ms."""
     body, script = folder / f"{server.name}.body", folder / f"{server.name}.lua"
     body.write_bytes(server.body)
-    headers = "\n".join(f'wrk.headers["{name}"] = "{value}"' for name, value in server.headers.items())
+    headers = "\n".join(
+        f'wrk.headers["{name}"] = "{value}"' for name, value in server.headers.items()
+    )
     script.write_text(SCRIPT % (body, server.path, headers))
-    done = subprocess.run(["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "60s", "-s", str(script),
-                           f"http://127.0.0.1:{server.port}"], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [
+            "wrk",
+            "-t1",
+            f"-c{connections}",
+            f"-d{seconds}s",
+            "--timeout",
+            "60s",
+            "-s",
+            str(script),
+            f"http://127.0.0.1:{server.port}",
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     rate, errors, p50, p99 = done.stdout.rsplit("RESULT", 1)[1].split()
     return float(rate), int(errors), float(p50), float(p99)
 
@@ -210,15 +282,30 @@ def measure(found, server, connections, seconds, folder):
 def run_alone(ours, round_, seconds, folder, found):
     """Calls a second of the model alone, by 2 threads of one process, three times in turns with serving at its most connections."""
     connections = max(CONNECTIONS[ours.workload])
-    command = [sys.executable, "benchmarks/parts.py", "--rate", ours.workload, "--seconds", str(seconds)]
-    with (open(folder / f"{ALONE}.log", "w") as log,
-          subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, cwd=ROOT) as alone):
+    command = [
+        sys.executable,
+        "benchmarks/parts.py",
+        "--rate",
+        ours.workload,
+        "--seconds",
+        str(seconds),
+    ]
+    with (
+        open(folder / f"{ALONE}.log", "w") as log,
+        subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, cwd=ROOT
+        ) as alone,
+    ):
+
         def measure_alone():
             with contextlib.suppress(BrokenPipeError):
                 print(file=alone.stdin, flush=True)
             if not (line := alone.stdout.readline()):
-                raise NoAnswer(f"{ours.workload} {ALONE} does not answer:\n{Path(log.name).read_text()[-2000:]}")
+                raise NoAnswer(
+                    f"{ours.workload} {ALONE} does not answer:\n{Path(log.name).read_text()[-2000:]}"
+                )
             return float(line)
+
         measure_alone()  # warm
         for _ in range(3):
             beside, rate = measure(found, ours, connections, seconds, folder), measure_alone()
@@ -271,15 +358,18 @@ def run_pair(ours, name, reference, round_, seconds, folder, found):
                     rest((peer, ours))
                     rates.append(measure(found, server, connections, seconds, folder))
                 found[name].duels.setdefault(connections, []).append((round_, *rates))
-            for server in (peer, ours):  # at the same time: both have TensorFlow's code in memory, and each counts its share
+            for server in (
+                peer,
+                ours,
+            ):  # at the same time: both have TensorFlow's code in memory, and each counts its share
                 found[server.name].memory.append(server.memory())
         finally:
             peer.stop()
 
 
-# ======================================================================================================
+# ==================================================================================================
 # Tables
-# ======================================================================================================
+# ==================================================================================================
 
 
 def middle(values):
@@ -300,15 +390,25 @@ def print_tables(all_found, peers):
     for workload, found in all_found.items():
         counts = CONNECTIONS[workload]
         heads = [f"{count} connection{'s' * (count > 1)}" for count in counts]
-        print(f"\n| {workload} | {' | '.join(heads)} | memory, MB | first answer, s |\n|---|{'---|' * (len(counts) + 2)}")
+        print(
+            f"\n| {workload} | {' | '.join(heads)} | memory, MB | first answer, s |\n|---|{'---|' * (len(counts) + 2)}"
+        )
         for name in (OURS, *peers):
             result = found[name]
-            cells = [cell(result.rates.get(count, []), result.latency.get(count, [])) for count in counts]
-            print(f"| {name} | {' | '.join(cells)} | {middle(result.memory):.0f} | {middle(result.ready):.1f} |")
+            cells = [
+                cell(result.rates.get(count, []), result.latency.get(count, [])) for count in counts
+            ]
+            print(
+                f"| {name} | {' | '.join(cells)} | {middle(result.memory):.0f} | {middle(result.ready):.1f} |"
+            )
         against = [ratios(found, peers, count) for count in counts]
-        print("| serving / best | " + " | ".join(f"**{middle(r):.2f}** ({min(r):.2f} to {max(r):.2f})" for r in against) + " | | |")
+        print(
+            "| serving / best | "
+            + " | ".join(f"**{middle(r):.2f}** ({min(r):.2f} to {max(r):.2f})" for r in against)
+            + " | | |"
+        )
         if found[ALONE].rates:
-            (count, rates), = found[ALONE].rates.items()
+            ((count, rates),) = found[ALONE].rates.items()
             shares = [100 * beside / rate for _, rate, beside in found[ALONE].duels[count]]
             share = f"serving {middle(shares):.0f} %, {min(shares):.0f} to {max(shares):.0f}"
             print(f"| in-process, 2 threads | | {middle(rates):.0f}/s ({share}) | | |")
@@ -356,22 +456,39 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=int, default=3, help="of each run of wrk")
-    parser.add_argument("--workloads", nargs="+", choices=workloads.WORKLOADS, default=workloads.WORKLOADS)
+    parser.add_argument(
+        "--workloads", nargs="+", choices=workloads.WORKLOADS, default=workloads.WORKLOADS
+    )
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))
-    parser.add_argument("--busy", type=int, default=0, help="processes that do nothing but compute, beside all of it")
+    parser.add_argument(
+        "--busy",
+        type=int,
+        default=0,
+        help="processes that do nothing but compute, beside all of it",
+    )
     options = parser.parse_args()
     workloads.make_all()
     for name in options.peers:
         print(f"environment of {name}", flush=True)
         python_of(name)
-    all_found = {workload: {name: Found() for name in (OURS, ALONE, *options.peers)} for workload in options.workloads}
+    all_found = {
+        workload: {name: Found() for name in (OURS, ALONE, *options.peers)}
+        for workload in options.workloads
+    }
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder, neighbours(options.busy):
         for round_ in range(1, options.rounds + 1):
             for workload, found in all_found.items():
+
                 def say(what, round_=round_, workload=workload):
-                    print(f"{(time.monotonic() - start) / 60:5.1f} min, round {round_} of {options.rounds}: {workload}, {what}", flush=True)
-                run_round(workload, options.peers, round_, options.seconds, Path(folder), found, say)
+                    print(
+                        f"{(time.monotonic() - start) / 60:5.1f} min, round {round_} of {options.rounds}: {workload}, {what}",
+                        flush=True,
+                    )
+
+                run_round(
+                    workload, options.peers, round_, options.seconds, Path(folder), found, say
+                )
             print_tables(all_found, options.peers)
         if "ssd320" in options.workloads:
             check_overload(options.seconds, Path(folder))

@@ -23,7 +23,12 @@ import workloads
 from load import Case, Load, Served, percentile, spell
 
 KEY = "key-of-the-benchmark"
-MODELS = {"mobilenet_v2": (224, np.float32), "ssd320": (320, np.uint8), "resnet50": (224, np.float32), "mask_rcnn1024": (1024, np.uint8)}
+MODELS = {
+    "mobilenet_v2": (224, np.float32),
+    "ssd320": (320, np.uint8),
+    "resnet50": (224, np.float32),
+    "mask_rcnn1024": (1024, np.uint8),
+}
 
 
 def pixels(model, rows):
@@ -35,33 +40,49 @@ def pixels(model, rows):
 def call_directly(model, device, batches, seconds):
     """Milliseconds of each call, by batch; and what one row answers. In a process of its own."""
     import tensorflow as tf
+
     with tf.device(device):
         loaded = tf.saved_model.load(str(workloads.base_path(model) / "1"))
         signature = loaded.signatures["serving_default"]
-        (name, _), = signature.structured_input_signature[1].items()
+        ((name, _),) = signature.structured_input_signature[1].items()
         found = {}
         for rows in batches:
             array = pixels(model, rows)
             for _ in range(3):
-                answer = {key: value.numpy() for key, value in signature(**{name: tf.constant(array)}).items()}
+                answer = {
+                    key: value.numpy()
+                    for key, value in signature(**{name: tf.constant(array)}).items()
+                }
             found[rows], end = [], time.perf_counter() + seconds
             while time.perf_counter() < end or len(found[rows]) < 3:
                 begin = time.perf_counter()
-                answer = {key: value.numpy() for key, value in signature(**{name: tf.constant(array)}).items()}
+                answer = {
+                    key: value.numpy()
+                    for key, value in signature(**{name: tf.constant(array)}).items()
+                }
                 found[rows].append(time.perf_counter() - begin)
     return found, {key: value[:1] for key, value in answer.items()}
 
 
 def ask(port, model, rows, connections, seconds):
     """Seconds of each call over HTTP, and the last answer; a warm-up comes before."""
-    request = Case(spell("POST", f"/v1/models/{model}:predict", pixels(model, rows).tobytes(), Accept="application/x-npz",
-                         X_Tensor_Dtype=np.dtype(MODELS[model][1]).name, X_Tensor_Shape=",".join(map(str, pixels(model, rows).shape))))
+    request = Case(
+        spell(
+            "POST",
+            f"/v1/models/{model}:predict",
+            pixels(model, rows).tobytes(),
+            Accept="application/x-npz",
+            X_Tensor_Dtype=np.dtype(MODELS[model][1]).name,
+            X_Tensor_Shape=",".join(map(str, pixels(model, rows).shape)),
+        )
+    )
     took, last = [], [b""]
 
     def answered(_, status, body, time_taken):
         assert status == 200, (status, body[:300])
         took.append(time_taken)
         last[0] = body
+
     load = Load(port, connections, lambda: request, answered)
     load.run(count=2 * connections)
     took.clear()
@@ -73,27 +94,43 @@ def ask(port, model, rows, connections, seconds):
 
 
 def config_of(model, device):
-    return {"model_config_list": [{"config": {"name": model, "base_path": str(workloads.base_path(model)), "target_device": device}}]}
+    return {
+        "model_config_list": [
+            {
+                "config": {
+                    "name": model,
+                    "base_path": str(workloads.base_path(model)),
+                    "target_device": device,
+                }
+            }
+        ]
+    }
 
 
 def cell(rate, seconds):
-    return f"{rate:.1f} ({1000 * percentile(seconds, .5):.1f} / {1000 * percentile(seconds, .99):.1f})"
+    return f"{rate:.1f} ({1000 * percentile(seconds, 0.5):.1f} / {1000 * percentile(seconds, 0.99):.1f})"
 
 
 def compare(model, options):
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        direct, reference = pool.apply(call_directly, (model, options.device, options.batches, options.seconds))
-    server = Served({**config_of(model, options.device), "server": {"file_system_poll_wait_seconds": 0}})
+        direct, reference = pool.apply(
+            call_directly, (model, options.device, options.batches, options.seconds)
+        )
+    server = Served(
+        {**config_of(model, options.device), "server": {"file_system_poll_wait_seconds": 0}}
+    )
     try:
         for rows in options.batches:
-            cells = [cell(rows / percentile(direct[rows], .5), direct[rows])]
+            cells = [cell(rows / percentile(direct[rows], 0.5), direct[rows])]
             for sent, connections in ((rows, 1), (rows, 4), (1, rows)):
                 took, spent, answer = ask(server.port, model, sent, connections, options.seconds)
                 cells.append(cell(len(took) * sent / spent, took))
             if rows == max(options.batches):
                 scores = next(key for key in reference if reference[key].ndim == 2)
                 name = scores if scores in answer else "output"
-                assert np.allclose(answer[name][:1], reference[scores], rtol=2e-2, atol=2e-3), "serving answers otherwise than TensorFlow"
+                assert np.allclose(answer[name][:1], reference[scores], rtol=2e-2, atol=2e-3), (
+                    "serving answers otherwise than TensorFlow"
+                )
             print(f"| {model} | {rows} | {' | '.join(cells)} |", flush=True)
     finally:
         server.stop()
@@ -101,29 +138,53 @@ def compare(model, options):
 
 def jpeg(width, height):
     from PIL import Image
+
     buffer = io.BytesIO()
-    Image.open(io.BytesIO(workloads.sample("ssd320"))).resize((width, height)).save(buffer, "JPEG", quality=88)
+    Image.open(io.BytesIO(workloads.sample("ssd320"))).resize((width, height)).save(
+        buffer, "JPEG", quality=88
+    )
     return buffer.getvalue()
 
 
 def stress(model, size, connections, calls, device):
     """Calls a second, their latency, and how many failed."""
-    server = Served({**config_of(model, device), "deployments": [{"id": "d", "model": model}],
-                     "auth": {"keys": [{"name": "benchmark", "sha256": hashlib.sha256(KEY.encode()).hexdigest()}]}})
-    body = json.dumps({"image_type": "base64", "data": base64.b64encode(jpeg(*size)).decode()}).encode()
-    request = Case(spell("POST", "/d/predict", body, Authorization=f"Bearer {KEY}", Content_Type="application/json"))
+    server = Served(
+        {
+            **config_of(model, device),
+            "deployments": [{"id": "d", "model": model}],
+            "auth": {
+                "keys": [{"name": "benchmark", "sha256": hashlib.sha256(KEY.encode()).hexdigest()}]
+            },
+        }
+    )
+    body = json.dumps(
+        {"image_type": "base64", "data": base64.b64encode(jpeg(*size)).decode()}
+    ).encode()
+    request = Case(
+        spell(
+            "POST",
+            "/d/predict",
+            body,
+            Authorization=f"Bearer {KEY}",
+            Content_Type="application/json",
+        )
+    )
     took, failed = [], []
 
     def answered(_, status, body, seconds):
         (took if status == 200 else failed).append(seconds)
         if len(took) % 1000 == 0:
             print(f"{len(took)} of {calls} calls", flush=True)
+
     try:
         load, begin = Load(server.port, connections, lambda: request, answered), time.perf_counter()
         load.run(count=calls)
         spent = time.perf_counter() - begin
-        print(f"| {model}, {size[0]}x{size[1]}, {connections} at a time | {calls} | {len(failed)} | {calls / spent:.2f}/s | "
-              f"{1000 * percentile(took, .5):.0f} / {1000 * percentile(took, .99):.0f} ms | {server.memory():.0f} MB |", flush=True)
+        print(
+            f"| {model}, {size[0]}x{size[1]}, {connections} at a time | {calls} | {len(failed)} | {calls / spent:.2f}/s | "
+            f"{1000 * percentile(took, 0.5):.0f} / {1000 * percentile(took, 0.99):.0f} ms | {server.memory():.0f} MB |",
+            flush=True,
+        )
     finally:
         server.stop()
 
@@ -139,13 +200,20 @@ def main():
     options = parser.parse_args()
     workloads.make_all(options.models)
     if options.stress:
-        print("| stress test | calls | failed | rate | p50 / p99 | memory |\n|---|---|---|---|---|---|")
-        tests = ("ssd320", (640, 480), 50, options.calls[0]), ("mask_rcnn1024", (1024, 680), 4, options.calls[1])
+        print(
+            "| stress test | calls | failed | rate | p50 / p99 | memory |\n|---|---|---|---|---|---|"
+        )
+        tests = (
+            ("ssd320", (640, 480), 50, options.calls[0]),
+            ("mask_rcnn1024", (1024, 680), 4, options.calls[1]),
+        )
         for model, size, connections, calls in tests:
             if model in options.models and calls:
                 stress(model, size, connections, calls, options.device)
         return
-    print("| model | batch | TensorFlow, directly | serving, 1 connection | 4 connections | rows one by one |\n|---|---|---|---|---|---|")
+    print(
+        "| model | batch | TensorFlow, directly | serving, 1 connection | 4 connections | rows one by one |\n|---|---|---|---|---|---|"
+    )
     for model in options.models:
         compare(model, options)
 

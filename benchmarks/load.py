@@ -48,13 +48,18 @@ class Connection:
 
     def send(self, case, due):
         """Begin a request; `case` is what the load has chosen, its `request` the bytes."""
-        self.unsent, self.received, self.case, self.due = memoryview(case.request), bytearray(), case, due
+        self.unsent, self.received, self.case, self.due = (
+            memoryview(case.request),
+            bytearray(),
+            case,
+            due,
+        )
         self.push()
 
     def push(self):
         with contextlib.suppress(BlockingIOError):
             while self.unsent:
-                self.unsent = self.unsent[self.socket.send(self.unsent):]
+                self.unsent = self.unsent[self.socket.send(self.unsent) :]
 
     def pull(self):
         """Status and body when the answer is whole, else None. Raises ConnectionError when it ends before."""
@@ -68,10 +73,10 @@ class Connection:
             return None
         head = bytes(self.received[:end]).lower()
         start = head.find(b"\r\ncontent-length: ")
-        size = int(head[start + 18:].partition(b"\r\n")[0]) if start >= 0 else 0
+        size = int(head[start + 18 :].partition(b"\r\n")[0]) if start >= 0 else 0
         if len(self.received) < end + 4 + size:
             return None
-        return int(head[9:12]), bytes(self.received[end + 4:])
+        return int(head[9:12]), bytes(self.received[end + 4 :])
 
 
 class Load:
@@ -122,7 +127,9 @@ class Load:
             answer = connection.pull() if event & ~select.EPOLLOUT else None
         except OSError as error:
             if connection.case:
-                self.answered(connection.case, 0, str(error).encode(), time.perf_counter() - connection.due)
+                self.answered(
+                    connection.case, 0, str(error).encode(), time.perf_counter() - connection.due
+                )
             else:
                 self.idle.remove(connection)
             self.drop(connection)
@@ -137,15 +144,23 @@ class Load:
         start, begun = time.perf_counter(), 0
         end = start + (seconds or 1e9)
         count = count or 1 << 62
-        while (now := time.perf_counter()) < end and begun < count or len(self.idle) < len(self.open):
+        while (
+            (now := time.perf_counter()) < end and begun < count or len(self.idle) < len(self.open)
+        ):
             if now < end:
                 due = min(count, int((now - start) * rate)) if rate else count
                 while begun < due and self.idle:
                     self.begin(start + begun / rate if rate else time.perf_counter())
                     begun += 1
             elif now > end + 60:
-                raise TimeoutError(f"{len(self.open) - len(self.idle)} requests have no answer after a minute")
-            wait = max(0.0, min(0.05, start + (begun + 1) / rate - now)) if rate and self.idle and now < end else 0.05
+                raise TimeoutError(
+                    f"{len(self.open) - len(self.idle)} requests have no answer after a minute"
+                )
+            wait = (
+                max(0.0, min(0.05, start + (begun + 1) / rate - now))
+                if rate and self.idle and now < end
+                else 0.05
+            )
             for number, event in self.poll.poll(wait):
                 if number in self.open:
                     self.handle(self.open[number], event)
@@ -157,9 +172,9 @@ class Load:
         self.poll.close()
 
 
-# ======================================================================================================
+# ==================================================================================================
 # The server
-# ======================================================================================================
+# ==================================================================================================
 
 
 class Served:
@@ -173,7 +188,14 @@ class Served:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         with open(self.log, "w") as log:
-            command = [sys.executable, str(ROOT / "serving.py"), "--config", str(self.path), "--port", str(self.port)]
+            command = [
+                sys.executable,
+                str(ROOT / "serving.py"),
+                "--config",
+                str(self.path),
+                "--port",
+                str(self.port),
+            ]
             self.process = subprocess.Popen(command, stdout=log, stderr=log, cwd=ROOT)
         self.wait()
 
@@ -202,4 +224,6 @@ class Served:
 
 def percentile(values, share):
     """The value below which that share of them lies; NaN of none."""
-    return sorted(values)[min(len(values) - 1, int(share * len(values)))] if values else float("nan")
+    return (
+        sorted(values)[min(len(values) - 1, int(share * len(values)))] if values else float("nan")
+    )

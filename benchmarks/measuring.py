@@ -37,7 +37,11 @@ def start(server):
 
 def rate(port, seconds):
     """Requests a second over one connection."""
-    connection, count, end = http.client.HTTPConnection("127.0.0.1", port), 0, time.perf_counter() + seconds
+    connection, count, end = (
+        http.client.HTTPConnection("127.0.0.1", port),
+        0,
+        time.perf_counter() + seconds,
+    )
     while time.perf_counter() < end:
         connection.request("POST", "/v1/models/half_plus_two:predict", BODY)
         assert connection.getresponse().read() == b'{"predictions":[2.5,3.0,4.5]}'
@@ -53,16 +57,26 @@ def main(seconds=1.0, rounds=15):
     port, metrics = start(server), server.metrics
     rate(port, seconds)
     found = {"measured": [], "counted alone": [], "bare": []}
-    ways = (("measured", metrics, logging.INFO), ("counted alone", metrics, logging.WARNING), ("bare", None, logging.WARNING))
+    ways = (
+        ("measured", metrics, logging.INFO),
+        ("counted alone", metrics, logging.WARNING),
+        ("bare", None, logging.WARNING),
+    )
     for number in range(rounds):
         for name, counted, level in ways:
             server.metrics = counted
             serving.logger.setLevel(level)
             found[name].append(rate(port, seconds))
-        print(f"round {number + 1} of {rounds}: " + ", ".join(f"{name} {rates[-1]:.0f}/s" for name, rates in found.items()), flush=True)
+        print(
+            f"round {number + 1} of {rounds}: "
+            + ", ".join(f"{name} {rates[-1]:.0f}/s" for name, rates in found.items()),
+            flush=True,
+        )
     for name, rates in found.items():
         shares = [1 - own / bare for own, bare in zip(rates, found["bare"])]
-        print(f"{name}: {statistics.median(rates):.0f} requests/s, costs {100 * statistics.median(shares):.1f} %")
+        print(
+            f"{name}: {statistics.median(rates):.0f} requests/s, costs {100 * statistics.median(shares):.1f} %"
+        )
 
 
 if __name__ == "__main__":

@@ -20,7 +20,14 @@ KEY = "key-of-the-benchmark"
 
 
 def case():
-    return Case(spell("POST", "/shapes/predict", (ROOT / "models/shapes/samples/0.jpg").read_bytes(), Authorization=f"Bearer {KEY}"))
+    return Case(
+        spell(
+            "POST",
+            "/shapes/predict",
+            (ROOT / "models/shapes/samples/0.jpg").read_bytes(),
+            Authorization=f"Bearer {KEY}",
+        )
+    )
 
 
 def generate(port, connections, seconds, rate, reference):
@@ -31,6 +38,7 @@ def generate(port, connections, seconds, rate, reference):
         found[status].append(took)
         if status == 200 and body != reference:
             wrong.append(body[:200])
+
     load = Load(port, connections, lambda: only, answered)
     begun = load.run(seconds=seconds, rate=rate)
     load.close()
@@ -52,7 +60,9 @@ def watch(server, done, seconds):
             asked[path].append(time.perf_counter() - begin)
         memory.append(server.memory())
         if len(memory) % 6 == 0:
-            print(f"{time.monotonic() - start:5.0f} s of {seconds}: {memory[-1]:.0f} MB", flush=True)
+            print(
+                f"{time.monotonic() - start:5.0f} s of {seconds}: {memory[-1]:.0f} MB", flush=True
+            )
         done.wait(5)
     return asked, memory
 
@@ -64,18 +74,37 @@ def main():
     parser.add_argument("--connections", type=int, default=500)
     parser.add_argument("--max_queue_seconds", type=float, default=0.05)
     options = parser.parse_args()
-    server = Served({
-        "model_config_list": [{"config": {"name": "shapes", "base_path": str(ROOT / "models/shapes")}}],
-        "deployments": [{"id": "shapes", "model": "shapes", "label_map": str(ROOT / "models/shapes/label_map.pbtxt")}],
-        "auth": {"keys": [{"name": "benchmark", "sha256": hashlib.sha256(KEY.encode()).hexdigest()}]},
-        "server": {"max_queue_seconds": options.max_queue_seconds, "file_system_poll_wait_seconds": 0}})
+    server = Served(
+        {
+            "model_config_list": [
+                {"config": {"name": "shapes", "base_path": str(ROOT / "models/shapes")}}
+            ],
+            "deployments": [
+                {
+                    "id": "shapes",
+                    "model": "shapes",
+                    "label_map": str(ROOT / "models/shapes/label_map.pbtxt"),
+                }
+            ],
+            "auth": {
+                "keys": [{"name": "benchmark", "sha256": hashlib.sha256(KEY.encode()).hexdigest()}]
+            },
+            "server": {
+                "max_queue_seconds": options.max_queue_seconds,
+                "file_system_poll_wait_seconds": 0,
+            },
+        }
+    )
     print("| | requests | p50, ms | p99, ms | longest, ms |\n|---|---|---|---|---|")
     with multiprocessing.get_context("spawn").Pool(1) as pool:
+
         def ask(connections, seconds, rate=None, reference=None):
             return pool.apply(generate, (server.port, connections, seconds, rate, reference))
 
         reference = [None]
-        Load(server.port, 1, case, lambda _, status, body, took: reference.__setitem__(0, body)).run(count=1)
+        Load(
+            server.port, 1, case, lambda _, status, body, took: reference.__setitem__(0, body)
+        ).run(count=1)
         assert json.loads(reference[0])["predictions"]
         ask(8, 5, reference=reference[0])
         _, alone, _ = ask(1, 10, reference=reference[0])
@@ -83,22 +112,36 @@ def main():
         begun, steady, _ = ask(8, 10, reference=reference[0])
         rate = len(steady[200]) / 10
         say(f"8 connections, {rate:.0f}/s", steady[200])
-        done = pool.apply_async(generate, (server.port, options.connections, options.seconds, options.times * rate, reference[0]))
+        done = pool.apply_async(
+            generate,
+            (server.port, options.connections, options.seconds, options.times * rate, reference[0]),
+        )
         asked, memory = watch(server, done, options.seconds)
         begun, found, wrong = done.get()
         after = [ask(8, 1, reference=reference[0]) for _ in range(5)]
     accepted = found.get(200, [])
-    say(f"{options.times:g} times as much from {options.connections}: answered, {len(accepted) / options.seconds:.0f}/s", accepted)
+    say(
+        f"{options.times:g} times as much from {options.connections}: answered, {len(accepted) / options.seconds:.0f}/s",
+        accepted,
+    )
     say("the others, with 503", found.get(503, []))
     for path, seconds in asked.items():
         say(f"`{path}` meanwhile", seconds)
-    print(f"\np99 of what was answered: {percentile(accepted, .99) / percentile(alone[200], .99):.2f} times the unloaded")
+    print(
+        f"\np99 of what was answered: {percentile(accepted, 0.99) / percentile(alone[200], 0.99):.2f} times the unloaded"
+    )
     others = {status: len(seconds) for status, seconds in found.items() if status not in (200, 503)}
-    print(f"other answers: {others or 'none'}; wrong answers: {len(wrong)}; sent {begun / options.seconds:.0f}/s")
-    print(f"memory: {memory[0]:.0f} MB at the start, {memory[len(memory) // 10]:.0f} MB at a tenth, {max(memory):.0f} MB at most, "
-          f"{memory[-1]:.0f} MB at the end")
+    print(
+        f"other answers: {others or 'none'}; wrong answers: {len(wrong)}; sent {begun / options.seconds:.0f}/s"
+    )
+    print(
+        f"memory: {memory[0]:.0f} MB at the start, {memory[len(memory) // 10]:.0f} MB at a tenth, {max(memory):.0f} MB at most, "
+        f"{memory[-1]:.0f} MB at the end"
+    )
     rates = ", ".join(f"{len(found.get(200, [])):.0f}/s" for _, found, _ in after)
-    print(f"after its end, second by second: {rates} (before: {rate:.0f}/s); ended with status {server.stop()}")
+    print(
+        f"after its end, second by second: {rates} (before: {rate:.0f}/s); ended with status {server.stop()}"
+    )
 
 
 if __name__ == "__main__":

@@ -36,8 +36,14 @@ def ours(workload):
     """A server of the workload, and the parts as it does them: functions of what the part before made."""
     import routines
     from serving_rooms import binary
+
     model = {"config": {"name": workload, "base_path": str(workloads.base_path(workload))}}
-    server = serving.ModelServer({"model_config_list": [model], "deployments": [{"id": "d", "model": workload}] * (workload == "ssd320")})
+    server = serving.ModelServer(
+        {
+            "model_config_list": [model],
+            "deployments": [{"id": "d", "model": workload}] * (workload == "ssd320"),
+        }
+    )
     assert server.wait(120)
     _, servable = server.manager.find(workload, None, None)
     signature, limits = servable.signatures["serving_default"], server.prepared.limits
@@ -48,24 +54,35 @@ def ours(workload):
             return shown.show(routines.read_request(serving.parse_json(body), limits)[0])
 
         def write(outputs):
-            return serving.encode_json(routines.present(routines.run_after((), shown.read(outputs)), np.zeros((480, 640, 3), np.uint8), {}))
+            return serving.encode_json(
+                routines.present(
+                    routines.run_after((), shown.read(outputs)),
+                    np.zeros((480, 640, 3), np.uint8),
+                    {},
+                )
+            )
     else:
+
         def read(body):
             value = binary.read_value(body) if len(body) >= serving.PLAIN_BYTES else None
             return serving.decode_rows(signature, (value or serving.parse_json(body))["instances"])
 
         def write(outputs):
             return serving.encode_json({"predictions": serving.encode_rows(signature, outputs)})
+
     return server, (read, lambda inputs: servable.run("serving_default", inputs), write)
 
 
 def by_hand(workload):
     """The same parts as the guides show them."""
     import tensorflow as tf
-    folder = next(folder for folder in workloads.base_path(workload).iterdir() if folder.name.isdigit())
+
+    folder = next(
+        folder for folder in workloads.base_path(workload).iterdir() if folder.name.isdigit()
+    )
     loaded = tf.saved_model.load(str(folder))
     signature = loaded.signatures["serving_default"]
-    (name, spec), = signature.structured_input_signature[1].items()
+    ((name, spec),) = signature.structured_input_signature[1].items()
 
     def read(body):
         value = json.loads(body)
@@ -74,14 +91,22 @@ def by_hand(workload):
         return np.array(value["instances"], spec.dtype.as_numpy_dtype)
 
     def call(array):
-        return {key: tensor.numpy() for key, tensor in signature(**{name: tf.constant(array)}).items()}
+        return {
+            key: tensor.numpy() for key, tensor in signature(**{name: tf.constant(array)}).items()
+        }
 
     def write(outputs):
         if workload != "ssd320":
             return json.dumps({"predictions": next(iter(outputs.values())).tolist()}).encode()
-        rows = zip(*(outputs[f"detection_{name}"][0].tolist() for name in ("boxes", "scores", "classes")))
-        finds = [{"bound": box, "class_id": int(class_), "confidence": score} for box, score, class_ in rows]
+        rows = zip(
+            *(outputs[f"detection_{name}"][0].tolist() for name in ("boxes", "scores", "classes"))
+        )
+        finds = [
+            {"bound": box, "class_id": int(class_), "confidence": score}
+            for box, score, class_ in rows
+        ]
         return json.dumps({"predictions": finds}).encode()
+
     return loaded, (read, call, write)
 
 
@@ -96,7 +121,10 @@ def time_parts(parts, value):
 
 
 def compare(workload, seconds):
-    body, sides = body_of_instances(workload), {"serving": ours(workload), "by hand": by_hand(workload)}
+    body, sides = (
+        body_of_instances(workload),
+        {"serving": ours(workload), "by hand": by_hand(workload)},
+    )
     gc.collect()
     gc.freeze()  # both sides' objects: serving's are so anyway
     found = {name: [] for name in sides}
@@ -106,12 +134,19 @@ def compare(workload, seconds):
     while time.perf_counter() < end:
         for name, (_, parts) in sides.items():
             found[name].append(time_parts(parts, body))
-    print(f"\n| {workload} | body to tensors, ms | model, ms | answer to bytes, ms | together, ms |\n|---|---|---|---|---|")
-    medians = {name: [statistics.median(column) for column in zip(*times)] for name, times in found.items()}
+    print(
+        f"\n| {workload} | body to tensors, ms | model, ms | answer to bytes, ms | together, ms |\n|---|---|---|---|---|"
+    )
+    medians = {
+        name: [statistics.median(column) for column in zip(*times)] for name, times in found.items()
+    }
     for name, parts in medians.items():
         print(f"| {name} | {' | '.join(f'{part:.3g}' for part in (*parts, sum(parts)))} |")
     hand, own = medians["by hand"], medians["serving"]
-    print(f"| times as fast | {' | '.join(f'{a / b:.1f}' for a, b in zip((*hand, sum(hand)), (*own, sum(own))))} |", flush=True)
+    print(
+        f"| times as fast | {' | '.join(f'{a / b:.1f}' for a, b in zip((*hand, sum(hand)), (*own, sum(own))))} |",
+        flush=True,
+    )
 
 
 def answer_lines(workload, seconds):
@@ -128,7 +163,13 @@ def rate(call, inputs, seconds, threads=2):
     end = time.perf_counter() + seconds
 
     def go(_):
-        return sum(1 for _ in itertools.takewhile(lambda _: time.perf_counter() < end, (call(inputs) for _ in itertools.count())))
+        return sum(
+            1
+            for _ in itertools.takewhile(
+                lambda _: time.perf_counter() < end, (call(inputs) for _ in itertools.count())
+            )
+        )
+
     start = time.perf_counter()
     with ThreadPoolExecutor(threads) as pool:
         count = sum(pool.map(go, range(threads)))

@@ -34,6 +34,7 @@ PARAMS = {"confidence": "0.3", "size": "32"}  # as in the example's config
 
 # The ways: each a function of a `post(model, body)` and a case, which gives an array.
 
+
 def ask_two_steps(post, x):
     return np.array(post("two_steps", {"instances": x})["predictions"])
 
@@ -45,42 +46,65 @@ def ask_each_step(post, x):
 
 def ask_shape_kinds(post, case):
     """Kinds [K, 4] of a picture."""
-    return np.array(post("shape_kinds", {"inputs": {"image": {"b64": case[0]}}})["outputs"]["kinds"])[:, 0]
+    return np.array(
+        post("shape_kinds", {"inputs": {"image": {"b64": case[0]}}})["outputs"]["kinds"]
+    )[:, 0]
 
 
 def crop_found(post, case):
     """Crops float32 [K, 32, 32, 3], cut here where the detector finds something."""
     content, pixels = case
     found = post("shapes", {"inputs": {"input_tensor": {"b64": content}}})["outputs"]
-    boxes, scores = (np.array(found[name], np.float32) for name in ("detection_boxes", "detection_scores"))
+    boxes, scores = (
+        np.array(found[name], np.float32) for name in ("detection_boxes", "detection_scores")
+    )
     return crop_boxes({"image": pixels, "boxes": boxes, "scores": scores}, PARAMS)["crops"][:, 0]
 
 
 def ask_with_numbers(post, case):
-    return np.array(post("kinds", {"inputs": {"crops": crop_found(post, case).tolist()}})["outputs"])
+    return np.array(
+        post("kinds", {"inputs": {"crops": crop_found(post, case).tolist()}})["outputs"]
+    )
 
 
 def ask_with_files(post, case):
-    files = [cv2.imencode(".png", crop[..., ::-1].astype(np.uint8))[1].tobytes() for crop in crop_found(post, case)]
-    return np.array(post("kinds", {"instances": [{"b64": base64.b64encode(file).decode()} for file in files]})["predictions"])
+    files = [
+        cv2.imencode(".png", crop[..., ::-1].astype(np.uint8))[1].tobytes()
+        for crop in crop_found(post, case)
+    ]
+    return np.array(
+        post("kinds", {"instances": [{"b64": base64.b64encode(file).decode()} for file in files]})[
+            "predictions"
+        ]
+    )
 
 
 def read_samples():
     """Each sample picture in base64, and as pixels uint8 [1, H, W, 3]."""
     for path in sorted((ROOT / "models" / "shapes" / "samples").glob("*.jpg")):
         content = path.read_bytes()
-        yield base64.b64encode(content).decode(), cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)[np.newaxis, ..., ::-1]
+        yield (
+            base64.b64encode(content).decode(),
+            cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)[np.newaxis, ..., ::-1],
+        )
 
 
 # The server and the client.
+
 
 @contextlib.contextmanager
 def started(config):
     """Serve a config on a free port; yields the port once all is ready."""
     command = [sys.executable, str(ROOT / "serving.py"), "--config", str(config), "--port", "0"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
     try:
-        port = next(int(line.split("http://127.0.0.1:")[1].split(",")[0]) for line in process.stdout if line.startswith("serving "))
+        port = next(
+            int(line.split("http://127.0.0.1:")[1].split(",")[0])
+            for line in process.stdout
+            if line.startswith("serving ")
+        )
         threading.Thread(target=process.stdout.read, daemon=True).start()
         while not is_ready(port):
             time.sleep(0.1)
@@ -101,11 +125,14 @@ def connect(port):
     connection = http.client.HTTPConnection("127.0.0.1", port)
 
     def post(model, body):
-        connection.request("POST", f"/v1/models/{model}:predict", json.dumps(body, separators=(",", ":")))
+        connection.request(
+            "POST", f"/v1/models/{model}:predict", json.dumps(body, separators=(",", ":"))
+        )
         response = connection.getresponse()
         answer = response.read()
         assert response.status == 200, (response.status, answer)
         return json.loads(answer)
+
     return post
 
 
@@ -119,6 +146,7 @@ def measure(way, posts, cases, seconds=SECONDS):
             done[number] += 1
             if time.perf_counter() - start > seconds:
                 return
+
     threads = [threading.Thread(target=work, args=(number,)) for number in range(len(posts))]
     for thread in threads:
         thread.start()
@@ -129,10 +157,13 @@ def measure(way, posts, cases, seconds=SECONDS):
 
 # The comparison.
 
+
 def check(ways, post, cases):
     for case in cases:
         expected = ways[PIPELINE](post, case)
-        assert all(np.allclose(way(post, case), expected, atol=1e-4) for way in ways.values()), "the answers differ"
+        assert all(np.allclose(way(post, case), expected, atol=1e-4) for way in ways.values()), (
+            "the answers differ"
+        )
 
 
 def compare(name, config, ways, cases, rounds):
@@ -146,8 +177,12 @@ def compare(name, config, ways, cases, rounds):
             for round_ in range(rounds):
                 for way, ask in ways.items():
                     rates[way].append(measure(ask, posts, cases))
-                print(f"{name}, connections: {connections}, round {round_ + 1} of {rounds}: "
-                      + ", ".join(f"{way} {values[-1]:.1f}/s" for way, values in rates.items()), file=sys.stderr, flush=True)
+                print(
+                    f"{name}, connections: {connections}, round {round_ + 1} of {rounds}: "
+                    + ", ".join(f"{way} {values[-1]:.1f}/s" for way, values in rates.items()),
+                    file=sys.stderr,
+                    flush=True,
+                )
             report(name, connections, rates)
 
 
@@ -155,17 +190,33 @@ def report(name, connections, rates):
     for way, values in rates.items():
         ratio = statistics.median(ours / theirs for ours, theirs in zip(rates[PIPELINE], values))
         rate = statistics.median(values)
-        print(f"{name:12} connections: {connections}  {way:30} {rate:7.1f} calls/s {1000 * connections / rate:8.2f} ms   "
-              f"pipeline is {ratio:.2f}x", flush=True)
+        print(
+            f"{name:12} connections: {connections}  {way:30} {rate:7.1f} calls/s {1000 * connections / rate:8.2f} ms   "
+            f"pipeline is {ratio:.2f}x",
+            flush=True,
+        )
 
 
 def main():
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 7
-    compare("two_steps", ROOT / "config.json", {PIPELINE: ask_two_steps, "one by one": ask_each_step},
-            [[[float(number)]] for number in range(10)], rounds)
-    compare("shape_kinds", ROOT / "examples" / "crops" / "config.json",
-            {PIPELINE: ask_shape_kinds, "one by one, crops as numbers": ask_with_numbers, "one by one, crops as PNG": ask_with_files},
-            list(read_samples()), rounds)
+    compare(
+        "two_steps",
+        ROOT / "config.json",
+        {PIPELINE: ask_two_steps, "one by one": ask_each_step},
+        [[[float(number)]] for number in range(10)],
+        rounds,
+    )
+    compare(
+        "shape_kinds",
+        ROOT / "examples" / "crops" / "config.json",
+        {
+            PIPELINE: ask_shape_kinds,
+            "one by one, crops as numbers": ask_with_numbers,
+            "one by one, crops as PNG": ask_with_files,
+        },
+        list(read_samples()),
+        rounds,
+    )
 
 
 if __name__ == "__main__":

@@ -40,11 +40,24 @@ class Client(threading.Thread):
 
 
 def start_server(folder):
-    models = [{"config": {"name": "asked", "base_path": str(ROOT / "models/half_plus_two")}},
-              {"config": {"name": "changing", "base_path": str(folder / "changing")}}]
-    (folder / "config.json").write_text(json.dumps({"model_config_list": models, "server": {"file_system_poll_wait_seconds": 0}}))
-    command = [sys.executable, str(ROOT / "serving.py"), "--config", str(folder / "config.json"), "--port", "0"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    models = [
+        {"config": {"name": "asked", "base_path": str(ROOT / "models/half_plus_two")}},
+        {"config": {"name": "changing", "base_path": str(folder / "changing")}},
+    ]
+    (folder / "config.json").write_text(
+        json.dumps({"model_config_list": models, "server": {"file_system_poll_wait_seconds": 0}})
+    )
+    command = [
+        sys.executable,
+        str(ROOT / "serving.py"),
+        "--config",
+        str(folder / "config.json"),
+        "--port",
+        "0",
+    ]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
     return process, process.stdout.readline().split(" on http://")[1].split(",")[0]
 
 
@@ -55,7 +68,9 @@ def ask(address, method, path):
 
 
 def put(model, folder, version):
-    part = folder / "changing" / f".{version}"  # copied aside, then renamed: a version appears whole
+    part = (
+        folder / "changing" / f".{version}"
+    )  # copied aside, then renamed: a version appears whole
     shutil.copytree(model, part)
     part.rename(folder / "changing" / str(version))
 
@@ -69,7 +84,10 @@ def measure(address, client, model, folder, reloads):
         took.append(time.perf_counter() - start)
         time.sleep(0.2)
         waits.append(client.longest)
-        print(f"reload {version - 1}: {status}, {1e3 * took[-1]:.0f} ms, longest answer {waits[-1]:.1f} ms", flush=True)
+        print(
+            f"reload {version - 1}: {status}, {1e3 * took[-1]:.0f} ms, longest answer {waits[-1]:.1f} ms",
+            flush=True,
+        )
     return waits, took
 
 
@@ -92,8 +110,10 @@ def main():
             waits, took = measure(address, client, model, folder, reloads)
             client.done = True
             client.join()
-            print(f"median: a reload takes {1e3 * statistics.median(took):.0f} ms, the longest answer meanwhile "
-                  f"{statistics.median(waits):.1f} ms ({min(waits):.1f} to {max(waits):.1f}); {client.wrong} wrong answers")
+            print(
+                f"median: a reload takes {1e3 * statistics.median(took):.0f} ms, the longest answer meanwhile "
+                f"{statistics.median(waits):.1f} ms ({min(waits):.1f} to {max(waits):.1f}); {client.wrong} wrong answers"
+            )
         finally:
             process.terminate()
             process.wait()

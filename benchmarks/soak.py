@@ -72,32 +72,41 @@ def read_numbers(body):
     return np.array(value, float)
 
 
-# ======================================================================================================
+# ==================================================================================================
 # What is right
-# ======================================================================================================
+# ==================================================================================================
 
 
 def compute_truth(digits, pictures):
     """What TensorFlow answers: scores of digits; for pictures the scores above a half, best first. In a process of its own."""
     import tensorflow as tf
     from PIL import Image
+
     model = tf.saved_model.load(str(ROOT / "models/digits/1")).signatures["serving_default"]
-    (name, _), = model.structured_input_signature[1].items()
+    ((name, _),) = model.structured_input_signature[1].items()
     scores = [next(iter(model(**{name: tf.constant(rows)}).values())).numpy() for rows in digits]
     segmenter = tf.saved_model.load(str(ROOT / "models/shapes/1")).signatures["serving_default"]
-    (name, spec), = segmenter.structured_input_signature[1].items()
+    ((name, spec),) = segmenter.structured_input_signature[1].items()
     found = []
     for path in pictures:
         image = np.asarray(Image.open(path).convert("RGB"))
         assert spec.shape[1] in (None, image.shape[0]) and spec.dtype == tf.uint8
-        outputs = {key: value.numpy() for key, value in segmenter(**{name: tf.constant(image[np.newaxis])}).items()}
+        outputs = {
+            key: value.numpy()
+            for key, value in segmenter(**{name: tf.constant(image[np.newaxis])}).items()
+        }
         best = next(value for key, value in outputs.items() if "score" in key)[0]
         found.append(sorted((float(score) for score in best if score > 0.5), reverse=True))
     return scores, found
 
 
 def predict(model, body, **headers):
-    return spell("POST", f"/v1/models/{model}:predict", body if isinstance(body, bytes) else json.dumps(body).encode(), **headers)
+    return spell(
+        "POST",
+        f"/v1/models/{model}:predict",
+        body if isinstance(body, bytes) else json.dumps(body).encode(),
+        **headers,
+    )
 
 
 def make_cases(chance):
@@ -110,32 +119,100 @@ def make_cases(chance):
     for number in range(20):
         x = [round(chance.uniform(-1000, 1000), 3) for _ in range(chance.randint(1, 20))]
         half = np.array(x) / 2
-        examples = json.dumps({"signature_name": "tensorflow/serving/regress", "examples": [{"x": value} for value in x]}).encode()
+        examples = json.dumps(
+            {
+                "signature_name": "tensorflow/serving/regress",
+                "examples": [{"x": value} for value in x],
+            }
+        ).encode()
         cases += [
-            Case("half_plus_two", predict("half_plus_two", {"instances": x}), 2, wanted=(half + 2,)),
-            Case("half_plus_three", predict("half_plus_three", {"inputs": [[value] for value in x]}), 1, wanted=(half[:, None] + 3,)),
-            Case("two_steps", predict("two_steps", {"instances": [[value] for value in x]}), 0.3, wanted=((half[:, None] + 2) / 2 + 3,)),
-            Case("versions that change", predict("churn", {"instances": x}), 0.5, wanted=(half + 2, half + 3)),
-            Case("regress", spell("POST", "/v1/models/half_plus_two:regress", examples), 0.1, wanted=(half + 2,)),
-            Case("digits", predict("digits", {"instances": samples[number].tolist()}), 0.5, wanted=(scores[number],)),
-            Case("digits, .npy", predict("digits", npy(samples[number]), Accept="application/x-npy"), 0.1, wanted=(scores[number],))]
+            Case(
+                "half_plus_two", predict("half_plus_two", {"instances": x}), 2, wanted=(half + 2,)
+            ),
+            Case(
+                "half_plus_three",
+                predict("half_plus_three", {"inputs": [[value] for value in x]}),
+                1,
+                wanted=(half[:, None] + 3,),
+            ),
+            Case(
+                "two_steps",
+                predict("two_steps", {"instances": [[value] for value in x]}),
+                0.3,
+                wanted=((half[:, None] + 2) / 2 + 3,),
+            ),
+            Case(
+                "versions that change",
+                predict("churn", {"instances": x}),
+                0.5,
+                wanted=(half + 2, half + 3),
+            ),
+            Case(
+                "regress",
+                spell("POST", "/v1/models/half_plus_two:regress", examples),
+                0.1,
+                wanted=(half + 2,),
+            ),
+            Case(
+                "digits",
+                predict("digits", {"instances": samples[number].tolist()}),
+                0.5,
+                wanted=(scores[number],),
+            ),
+            Case(
+                "digits, .npy",
+                predict("digits", npy(samples[number]), Accept="application/x-npy"),
+                0.1,
+                wanted=(scores[number],),
+            ),
+        ]
     for path, wanted in zip(pictures, found):
-        picture = spell("POST", "/shapes/predict?routines=" + urllib.request.quote(json.dumps(
-            [{"name": "FilterConfidence", "arguments": {"confidence": 0.5}}])), path.read_bytes(), Authorization=f"Bearer {KEY}")
-        cases += [Case("picture", picture, 0.05, wanted=(wanted,)), Case("picture, client leaves", picture, 0.02, leaves=True)]
+        picture = spell(
+            "POST",
+            "/shapes/predict?routines="
+            + urllib.request.quote(
+                json.dumps([{"name": "FilterConfidence", "arguments": {"confidence": 0.5}}])
+            ),
+            path.read_bytes(),
+            Authorization=f"Bearer {KEY}",
+        )
+        cases += [
+            Case("picture", picture, 0.05, wanted=(wanted,)),
+            Case("picture, client leaves", picture, 0.02, leaves=True),
+        ]
     x = b'{"instances": [1.0, 2.0, 5.0]}'
-    cases += [Case(name, request, 0.4, status) for name, request, status in (
-        ("no JSON", predict("half_plus_two", b'{"instances": [1.0,'), 400),
-        ("ragged", predict("half_plus_two", {"instances": [1.0, [2.0]]}), 400),
-        ("strings", predict("digits", {"instances": ["a"]}), 400), ("wrong shape", predict("digits", {"instances": [[1.0, 2.0]]}), 400),
-        ("no such model", predict("nothing", x), 404), ("no such version", spell("POST", "/v1/models/digits/versions/99:predict", x), 404),
-        ("brackets", predict("half_plus_two", b'{"instances": ' + b"[" * 5000), 400), ("no key", spell("POST", "/shapes/predict", x), 401),
-        ("no picture", spell("POST", "/shapes/predict", b"\xff\xd8\xff" + b"x" * 3000, Authorization=f"Bearer {KEY}"), 400),
-        ("status", spell("GET", "/v1/models/digits"), 200), ("no page", spell("GET", "/nowhere"), 404),
-        ("ready", spell("GET", "/readyz"), 200))]
-    cases += [Case("client leaves", predict("half_plus_two", x), 0.3, leaves=True),
-              Case("client leaves in the middle", predict("digits", x)[:-5], 0.3, leaves=True),
-              Case("metrics", spell("GET", "/metrics"), 0.02), Case("stats", spell("GET", "/stats"), 0.02)]
+    cases += [
+        Case(name, request, 0.4, status)
+        for name, request, status in (
+            ("no JSON", predict("half_plus_two", b'{"instances": [1.0,'), 400),
+            ("ragged", predict("half_plus_two", {"instances": [1.0, [2.0]]}), 400),
+            ("strings", predict("digits", {"instances": ["a"]}), 400),
+            ("wrong shape", predict("digits", {"instances": [[1.0, 2.0]]}), 400),
+            ("no such model", predict("nothing", x), 404),
+            ("no such version", spell("POST", "/v1/models/digits/versions/99:predict", x), 404),
+            ("brackets", predict("half_plus_two", b'{"instances": ' + b"[" * 5000), 400),
+            ("no key", spell("POST", "/shapes/predict", x), 401),
+            (
+                "no picture",
+                spell(
+                    "POST",
+                    "/shapes/predict",
+                    b"\xff\xd8\xff" + b"x" * 3000,
+                    Authorization=f"Bearer {KEY}",
+                ),
+                400,
+            ),
+            ("status", spell("GET", "/v1/models/digits"), 200),
+            ("no page", spell("GET", "/nowhere"), 404),
+            ("ready", spell("GET", "/readyz"), 200),
+        )
+    ]
+    cases += [
+        Case("client leaves", predict("half_plus_two", x), 0.3, leaves=True),
+        Case("client leaves in the middle", predict("digits", x)[:-5], 0.3, leaves=True),
+        Case("metrics", spell("GET", "/metrics"), 0.02),
+        Case("stats", spell("GET", "/stats"), 0.02),
+    ]
     return cases
 
 
@@ -145,9 +222,9 @@ def npy(array):
     return buffer.getvalue()
 
 
-# ======================================================================================================
+# ==================================================================================================
 # The run
-# ======================================================================================================
+# ==================================================================================================
 
 
 def change_versions(server, folder, stop, changes):
@@ -175,15 +252,29 @@ def main():
     for item in config["model_config_list"]:
         item["config"]["base_path"] = str(ROOT / item["config"]["base_path"])
     config["deployments"][0]["label_map"] = str(ROOT / config["deployments"][0]["label_map"])
-    server = Served({**config, "auth": {"keys": [{"name": "benchmark", "sha256": hashlib.sha256(KEY.encode()).hexdigest()}]},
-                     "server": {"file_system_poll_wait_seconds": 0, "log_level": "WARNING"}})
+    server = Served(
+        {
+            **config,
+            "auth": {
+                "keys": [{"name": "benchmark", "sha256": hashlib.sha256(KEY.encode()).hexdigest()}]
+            },
+            "server": {"file_system_poll_wait_seconds": 0, "log_level": "WARNING"},
+        }
+    )
     churn = Path(server.folder.name, "churn")
     shutil.copytree(ROOT / "models/half_plus_three/123", churn / "1")
     config = json.loads(server.path.read_text())
     config["model_config_list"].append({"config": {"name": "churn", "base_path": str(churn)}})
     server.path.write_text(json.dumps(config))
-    urllib.request.urlopen(urllib.request.Request(f"http://127.0.0.1:{server.port}/v1/config/reload", b""), timeout=60)
-    deck, place, stop, changes = chance.choices(cases, [case.weight for case in cases], k=100_003), 0, threading.Event(), []
+    urllib.request.urlopen(
+        urllib.request.Request(f"http://127.0.0.1:{server.port}/v1/config/reload", b""), timeout=60
+    )
+    deck, place, stop, changes = (
+        chance.choices(cases, [case.weight for case in cases], k=100_003),
+        0,
+        threading.Event(),
+        [],
+    )
     counts, wrong = collections.Counter(), collections.Counter()
 
     def choose():
@@ -195,16 +286,24 @@ def main():
         counts[case.name] += 1
         if not case.leaves and not case.is_right(status, body):
             wrong[case.name, status, body[:160]] += 1
+
     changer = threading.Thread(target=change_versions, args=(server, churn, stop, changes))
     changer.start()
-    load, start, memory = Load(server.port, options.connections, choose, answered), time.monotonic(), []
+    load, start, memory = (
+        Load(server.port, options.connections, choose, answered),
+        time.monotonic(),
+        [],
+    )
     try:
         for tenth in range(1, 11):
             load.run(count=options.requests // 10)
             memory.append(server.memory())
             seconds = time.monotonic() - start
-            print(f"{tenth * 10} %: {counts.total()} requests, {counts.total() / seconds:.0f}/s, {memory[-1]:.1f} MB, "
-                  f"{len(changes)} reloads, {wrong.total()} not as they must be", flush=True)
+            print(
+                f"{tenth * 10} %: {counts.total()} requests, {counts.total() / seconds:.0f}/s, {memory[-1]:.1f} MB, "
+                f"{len(changes)} reloads, {wrong.total()} not as they must be",
+                flush=True,
+            )
     finally:
         stop.set()
         changer.join()
@@ -214,8 +313,10 @@ def main():
         print(f"| {name} | {number} |")
     for (name, status, body), number in wrong.most_common(20):
         print(f"WRONG {number} times: {name}: {status} {body!r}")
-    print(f"\nmemory at the end: {memory[-1] / memory[0]:.4f} of what it was at a tenth; reloads: {dict(collections.Counter(changes))}; "
-          f"ended with status {server.stop()}")
+    print(
+        f"\nmemory at the end: {memory[-1] / memory[0]:.4f} of what it was at a tenth; reloads: {dict(collections.Counter(changes))}; "
+        f"ended with status {server.stop()}"
+    )
     raise SystemExit(bool(wrong))
 
 

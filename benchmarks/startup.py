@@ -25,8 +25,17 @@ def bare(folders):
 
 def ours():
     start = time.perf_counter()
-    command = [sys.executable, str(ROOT / "serving.py"), "--config", str(ROOT / "config.json"), "--port", "0"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    command = [
+        sys.executable,
+        str(ROOT / "serving.py"),
+        "--config",
+        str(ROOT / "config.json"),
+        "--port",
+        "0",
+    ]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
     address = process.stdout.readline().split(" on ")[1].split(",")[0]
     while True:
         try:
@@ -41,18 +50,29 @@ def ours():
 
 
 def main():
-    models = [item["config"] for item in json.loads((ROOT / "config.json").read_text())["model_config_list"]]
-    versions = [[folder for folder in (ROOT / model["base_path"]).iterdir() if folder.name.isdigit()] for model in models]
+    models = [
+        item["config"]
+        for item in json.loads((ROOT / "config.json").read_text())["model_config_list"]
+    ]
+    versions = [
+        [folder for folder in (ROOT / model["base_path"]).iterdir() if folder.name.isdigit()]
+        for model in models
+    ]
     folders = [str(max(found, key=lambda folder: int(folder.name))) for found in versions]
     bare(folders), ours()
     pairs = []
     for round_ in range(int(sys.argv[1]) if len(sys.argv) > 1 else 5):
         pairs.append((bare(folders), ours()))
-        print(f"round {round_ + 1}: bare {pairs[-1][0]:.2f} s, serving ready {pairs[-1][1]:.2f} s", flush=True)
+        print(
+            f"round {round_ + 1}: bare {pairs[-1][0]:.2f} s, serving ready {pairs[-1][1]:.2f} s",
+            flush=True,
+        )
     bares, ready = zip(*pairs)
     ratios = sorted(b / a for a, b in pairs)
-    print(f"median: bare {statistics.median(bares):.2f} s, serving {statistics.median(ready):.2f} s, "
-          f"ratio {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})")
+    print(
+        f"median: bare {statistics.median(bares):.2f} s, serving {statistics.median(ready):.2f} s, "
+        f"ratio {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+    )
 
 
 if __name__ == "__main__":

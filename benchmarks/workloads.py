@@ -47,16 +47,19 @@ def draw_jpeg(random):
     """A smooth picture with noise on it, as photographs have: 640x480, about 90 kB."""
     import cv2
     from PIL import Image
-    smooth = cv2.resize(random.integers(0, 256, (12, 16, 3), np.uint8), (640, 480), interpolation=cv2.INTER_CUBIC)
+
+    smooth = cv2.resize(
+        random.integers(0, 256, (12, 16, 3), np.uint8), (640, 480), interpolation=cv2.INTER_CUBIC
+    )
     noisy = np.clip(smooth + random.normal(0, 9, smooth.shape), 0, 255).astype(np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(noisy).save(buffer, "JPEG", quality=88)
     return buffer.getvalue()
 
 
-# ======================================================================================================
+# ==================================================================================================
 # Models
-# ======================================================================================================
+# ==================================================================================================
 
 
 def make_all(wanted=WORKLOADS[1:]):
@@ -70,27 +73,40 @@ def make_all(wanted=WORKLOADS[1:]):
 
 def make(workload):
     import keras
+
     keras.utils.set_random_seed(7)
     folder = base_path(workload) / "1"
-    makers = {"mlp784": make_mlp, "mobilenet_v2": make_mobilenet, "ssd320": make_ssd, "resnet50": make_resnet,
-              "mask_rcnn1024": make_mask_rcnn}
+    makers = {
+        "mlp784": make_mlp,
+        "mobilenet_v2": make_mobilenet,
+        "ssd320": make_ssd,
+        "resnet50": make_resnet,
+        "mask_rcnn1024": make_mask_rcnn,
+    }
     makers[workload](folder.with_name("making"))
     folder.with_name("making").rename(folder)
 
 
 def make_mlp(folder):
     import keras
-    layers = [keras.Input((784,)), keras.layers.Dense(128, "relu"), keras.layers.Dense(10, "softmax")]  # as in TensorFlow's quickstart
+
+    layers = [
+        keras.Input((784,)),
+        keras.layers.Dense(128, "relu"),
+        keras.layers.Dense(10, "softmax"),
+    ]  # as in TensorFlow's quickstart
     keras.Sequential(layers).export(str(folder), verbose=False)
 
 
 def make_mobilenet(folder):
     import keras
+
     keras.applications.MobileNetV2(weights=None).export(str(folder), verbose=False)
 
 
 def make_resnet(folder):
     import keras
+
     keras.applications.ResNet50(weights=None).export(str(folder), verbose=False)
 
 
@@ -102,15 +118,26 @@ def make_ssd(folder):
     """A single-shot detector over MobileNetV2, its class scores shifted so that 100 finds come out of the sample."""
     import keras
     import tensorflow as tf
+
     body = keras.applications.MobileNetV2((320, 320, 3), include_top=False, weights=None)
     features = [body.get_layer("block_13_expand_relu").output, body.output]
     for filters in (512, 256, 256, 128):
         narrow = keras.layers.Conv2D(filters // 2, 1, activation="relu6")(features[-1])
-        features.append(keras.layers.SeparableConv2D(filters, 3, 2, "same", activation="relu6")(narrow))
+        features.append(
+            keras.layers.SeparableConv2D(filters, 3, 2, "same", activation="relu6")(narrow)
+        )
     boxes, scores = [], []
     for map_, count in zip(features, ANCHORS.values()):
-        boxes.append(keras.layers.Reshape((-1, 4))(keras.layers.SeparableConv2D(4 * count, 3, padding="same")(map_)))
-        scores.append(keras.layers.Reshape((-1, CLASSES))(keras.layers.SeparableConv2D(CLASSES * count, 3, padding="same")(map_)))
+        boxes.append(
+            keras.layers.Reshape((-1, 4))(
+                keras.layers.SeparableConv2D(4 * count, 3, padding="same")(map_)
+            )
+        )
+        scores.append(
+            keras.layers.Reshape((-1, CLASSES))(
+                keras.layers.SeparableConv2D(CLASSES * count, 3, padding="same")(map_)
+            )
+        )
     join = keras.layers.Concatenate(axis=1)
     network = keras.Model(body.input, [join(boxes), join(scores)])
     module, anchors = tf.Module(), tf.constant(make_anchors())
@@ -122,10 +149,19 @@ def make_ssd(folder):
         centre = anchors[:, :2] + 0.1 * tf.tanh(offsets[..., :2]) * anchors[:, 2:]
         half = 0.5 * anchors[:, 2:] * tf.exp(0.2 * tf.tanh(offsets[..., 2:]))
         found = tf.image.combined_non_max_suppression(
-            tf.concat([centre - half, centre + half], -1)[:, :, tf.newaxis], tf.sigmoid(module.scale * logits + module.shift), 100, 100,
-            iou_threshold=0.6, score_threshold=0.3)
-        return {"detection_boxes": found.nmsed_boxes, "detection_scores": found.nmsed_scores,
-                "detection_classes": found.nmsed_classes + 1, "num_detections": tf.cast(found.valid_detections, tf.float32)}
+            tf.concat([centre - half, centre + half], -1)[:, :, tf.newaxis],
+            tf.sigmoid(module.scale * logits + module.shift),
+            100,
+            100,
+            iou_threshold=0.6,
+            score_threshold=0.3,
+        )
+        return {
+            "detection_boxes": found.nmsed_boxes,
+            "detection_scores": found.nmsed_scores,
+            "detection_classes": found.nmsed_classes + 1,
+            "num_detections": tf.cast(found.valid_detections, tf.float32),
+        }
 
     calibrate(module, network)
     tf.saved_model.save(module, str(folder), signatures=detect)
@@ -133,7 +169,9 @@ def make_ssd(folder):
 
 def calibrate(module, network):
     """Shift and stretch the class scores so that one in 500 of the sample's is over the threshold, as in a trained detector."""
-    logits = network(read_jpeg(sample("ssd320"))[np.newaxis].astype(np.float32) / 127.5 - 1.0, training=False)[1].numpy()
+    logits = network(
+        read_jpeg(sample("ssd320"))[np.newaxis].astype(np.float32) / 127.5 - 1.0, training=False
+    )[1].numpy()
     module.scale.assign(1.5 / logits.std())
     module.shift.assign(-0.85 - float(module.scale.numpy() * np.quantile(logits, 0.998)))
 
@@ -142,24 +180,46 @@ def make_mask_rcnn(folder):
     """A two-stage detector with masks, the parts of Mask R-CNN in their sizes; scores are as they come, all 100 finds are kept."""
     import keras
     import tensorflow as tf
+
     layers = keras.layers
     body = keras.applications.ResNet50(include_top=False, weights=None, input_shape=(1024, 1024, 3))
-    maps = [layers.Conv2D(256, 1)(body.get_layer(name).output) for name in ("conv5_block3_out", "conv4_block6_out", "conv3_block4_out")]
+    maps = [
+        layers.Conv2D(256, 1)(body.get_layer(name).output)
+        for name in ("conv5_block3_out", "conv4_block6_out", "conv3_block4_out")
+    ]
     pyramid = [maps[0]]
     for map_ in maps[1:]:
         pyramid.append(layers.Add()([layers.UpSampling2D()(pyramid[-1]), map_]))
-    shared, score, delta = layers.Conv2D(256, 3, padding="same", activation="relu"), layers.Conv2D(3, 1), layers.Conv2D(12, 1)
+    shared, score, delta = (
+        layers.Conv2D(256, 3, padding="same", activation="relu"),
+        layers.Conv2D(3, 1),
+        layers.Conv2D(12, 1),
+    )
     heads = [shared(layers.Conv2D(256, 3, padding="same")(map_)) for map_ in pyramid]
     join = layers.Concatenate(axis=1)
-    network = keras.Model(body.input, [join([layers.Reshape((-1, 1))(score(head)) for head in heads]),
-                                       join([layers.Reshape((-1, 4))(delta(head)) for head in heads]), pyramid[1]])
+    network = keras.Model(
+        body.input,
+        [
+            join([layers.Reshape((-1, 1))(score(head)) for head in heads]),
+            join([layers.Reshape((-1, 4))(delta(head)) for head in heads]),
+            pyramid[1],
+        ],
+    )
     pooled = keras.Input((7, 7, 256))
     dense = layers.Dense(1024, "relu")(layers.Dense(1024, "relu")(layers.Flatten()(pooled)))
     box_head = keras.Model(pooled, [layers.Dense(81)(dense), layers.Dense(4)(dense)])
-    mask_head = keras.Sequential([keras.Input((14, 14, 256)), *(layers.Conv2D(256, 3, padding="same", activation="relu") for _ in range(4)),
-                                  layers.Conv2DTranspose(256, 2, 2, activation="relu"), layers.Conv2D(1, 1, activation="sigmoid")])
+    mask_head = keras.Sequential(
+        [
+            keras.Input((14, 14, 256)),
+            *(layers.Conv2D(256, 3, padding="same", activation="relu") for _ in range(4)),
+            layers.Conv2DTranspose(256, 2, 2, activation="relu"),
+            layers.Conv2D(1, 1, activation="sigmoid"),
+        ]
+    )
     shapes, cells = np.array([(1, 1), (0.7, 1.4), (1.4, 0.7)], np.float32), (32, 64, 128)
-    centres = np.concatenate([np.repeat((np.indices((n, n)).reshape(2, -1).T + 0.5) / n, len(shapes), 0) for n in cells]).astype(np.float32)
+    centres = np.concatenate(
+        [np.repeat((np.indices((n, n)).reshape(2, -1).T + 0.5) / n, len(shapes), 0) for n in cells]
+    ).astype(np.float32)
     halves = np.concatenate([np.tile(shapes * 2 / n, (n * n, 1)) for n in cells])
     module = tf.Module()
     module.parts = [network, box_head, mask_head]
@@ -177,18 +237,35 @@ def make_mask_rcnn(folder):
     @tf.function(input_signature=[tf.TensorSpec((None, 1024, 1024, 3), tf.uint8, "input_tensor")])
     def detect(pixels):
         rows = tf.shape(pixels)[0]
-        scores, offsets, features = network(tf.cast(pixels, tf.float32) / 127.5 - 1.0, training=False)
+        scores, offsets, features = network(
+            tf.cast(pixels, tf.float32) / 127.5 - 1.0, training=False
+        )
         best, chosen = tf.math.top_k(tf.sigmoid(scores[..., 0]), 1000)
         boxes = tf.gather(place(centres, halves, offsets), chosen, batch_dims=1)
-        proposals = tf.image.combined_non_max_suppression(boxes[:, :, tf.newaxis], best[..., tf.newaxis], 300, 300, 0.7, -1.0).nmsed_boxes
+        proposals = tf.image.combined_non_max_suppression(
+            boxes[:, :, tf.newaxis], best[..., tf.newaxis], 300, 300, 0.7, -1.0
+        ).nmsed_boxes
         logits, offsets = box_head(crop(features, proposals, 7), training=False)
-        centre, half = (proposals[..., 2:] + proposals[..., :2]) / 2, (proposals[..., 2:] - proposals[..., :2]) / 2
+        centre, half = (
+            (proposals[..., 2:] + proposals[..., :2]) / 2,
+            (proposals[..., 2:] - proposals[..., :2]) / 2,
+        )
         boxes = place(centre, half, tf.reshape(offsets, (rows, 300, 4)))
         classes = tf.reshape(tf.nn.softmax(logits)[:, 1:], (rows, 300, 80))
-        found = tf.image.combined_non_max_suppression(boxes[:, :, tf.newaxis], classes, 100, 100, 0.5, -1.0)
-        masks = tf.reshape(mask_head(crop(features, found.nmsed_boxes, 14), training=False), (rows, 100, 28, 28))
-        return {"detection_boxes": found.nmsed_boxes, "detection_scores": found.nmsed_scores, "detection_masks": masks,
-                "detection_classes": found.nmsed_classes + 1, "num_detections": tf.cast(found.valid_detections, tf.float32)}
+        found = tf.image.combined_non_max_suppression(
+            boxes[:, :, tf.newaxis], classes, 100, 100, 0.5, -1.0
+        )
+        masks = tf.reshape(
+            mask_head(crop(features, found.nmsed_boxes, 14), training=False), (rows, 100, 28, 28)
+        )
+        return {
+            "detection_boxes": found.nmsed_boxes,
+            "detection_scores": found.nmsed_scores,
+            "detection_masks": masks,
+            "detection_classes": found.nmsed_classes + 1,
+            "num_detections": tf.cast(found.valid_detections, tf.float32),
+        }
+
     tf.saved_model.save(module, str(folder), signatures=detect)
 
 
@@ -198,8 +275,17 @@ def make_anchors():
     for scale, (cells, count) in zip(np.linspace(0.1, 0.9, len(ANCHORS)), ANCHORS.items()):
         for y in range(cells):
             for x in range(cells):
-                rows += [((y + 0.5) / cells, (x + 0.5) / cells, scale * h, scale * w)
-                         for h, w in ((1, 1), (0.7, 1.4), (1.4, 0.7), (0.6, 1.7), (1.7, 0.6), (1.2, 1.2))[:count]]
+                rows += [
+                    ((y + 0.5) / cells, (x + 0.5) / cells, scale * h, scale * w)
+                    for h, w in (
+                        (1, 1),
+                        (0.7, 1.4),
+                        (1.4, 0.7),
+                        (0.6, 1.7),
+                        (1.7, 0.6),
+                        (1.2, 1.2),
+                    )[:count]
+                ]
     return np.array(rows, np.float32)
 
 
@@ -207,7 +293,12 @@ def read_jpeg(data):
     """A picture as the servers of the comparison read it: uint8 RGB [320, 320, 3]."""
     import cv2
     from PIL import Image
-    return cv2.resize(np.asarray(Image.open(io.BytesIO(data)).convert("RGB")), (320, 320), interpolation=cv2.INTER_AREA)
+
+    return cv2.resize(
+        np.asarray(Image.open(io.BytesIO(data)).convert("RGB")),
+        (320, 320),
+        interpolation=cv2.INTER_AREA,
+    )
 
 
 if __name__ == "__main__":

@@ -21,10 +21,14 @@ class AsWritten:
     def __init__(self, app: Callable[..., Iterable[bytes]]):
         self.app = app
 
-    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+    def __call__(
+        self, environ: dict[str, Any], start_response: Callable[..., Any]
+    ) -> Iterable[bytes]:
         scope = environ["asgi.scope"]
         if raw := scope.get("raw_path"):
-            environ["REQUEST_URI"] = raw.decode("latin-1") + ("?" + environ["QUERY_STRING"] if environ["QUERY_STRING"] else "")
+            environ["REQUEST_URI"] = raw.decode("latin-1") + (
+                "?" + environ["QUERY_STRING"] if environ["QUERY_STRING"] else ""
+            )
         environ["wsgi.input_terminated"] = True  # a2wsgi's body has an end of its own
         return self.app(environ, start_response)
 
@@ -32,4 +36,6 @@ class AsWritten:
 def create_asgi(source: serving.Source) -> WSGIMiddleware:
     """An ASGI application over a config in any form, with as many threads as it says. Raises ConfigError."""
     server = serving.as_server(source)
-    return WSGIMiddleware(AsWritten(serving.create_app(server)), workers=server.config.server.threads)
+    return WSGIMiddleware(
+        AsWritten(serving.create_app(server)), workers=server.config.server.threads
+    )

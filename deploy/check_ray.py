@@ -1,6 +1,6 @@
 """Show what deploy/ray_serve.py promises on a cluster of three nodes, all on this machine; ends with 1 where a promise is broken.
 
-    pip install 'ray[serve]>=2.60' 'a2wsgi>=1.10' && python deploy/check_ray.py        # two minutes, 4 GB of memory
+pip install 'ray[serve]>=2.60' 'a2wsgi>=1.10' && python deploy/check_ray.py        # two minutes, 4 GB of memory
 """
 
 import contextlib
@@ -19,8 +19,12 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
-os.environ |= {"PYTHONPATH": str(ROOT), "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "deploy.ray_serve.proxy_middlewares",
-               "TF_CPP_MIN_LOG_LEVEL": "3", "RAY_USAGE_STATS_ENABLED": "0"}
+os.environ |= {
+    "PYTHONPATH": str(ROOT),
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "deploy.ray_serve.proxy_middlewares",
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
 
 import psutil  # noqa: E402
 import ray  # noqa: E402
@@ -48,8 +52,12 @@ def promise(kept: bool, text: str) -> None:
 def write_config(folder: Path, models: list[str], poll: float) -> None:
     """A config of the demo's half_plus_two under some names, and a handler that takes 0.3 s."""
     items = [{"config": {"name": name, "base_path": "half_plus_two"}} for name in models]
-    config = {"model_config_list": items, "handlers": [{"path": "/slow", "function": "slow.py:slow"}],
-              "auth": {"keys": [{"name": "check", "sha256": digest("check")}]}, "server": {"file_system_poll_wait_seconds": poll}}
+    config = {
+        "model_config_list": items,
+        "handlers": [{"path": "/slow", "function": "slow.py:slow"}],
+        "auth": {"keys": [{"name": "check", "sha256": digest("check")}]},
+        "server": {"file_system_poll_wait_seconds": poll},
+    }
     (folder / "new.json").write_text(json.dumps(config))
     (folder / "new.json").replace(folder / "config.json")  # at once, so that none reads half of it
 
@@ -57,8 +65,12 @@ def write_config(folder: Path, models: list[str], poll: float) -> None:
 def look(address: str) -> tuple[str, set[str]]:
     """Which replica answers, by how long its first load took (to the nanosecond), and the models that are available there."""
     text = requests.get(f"{address}/metrics", timeout=30).text
-    loaded = set(re.findall(r'serving_model_loaded{device="[^"]+",model="(\w+)",version="\d+"} 1.0', text))
-    return re.search(r'^serving_model_load_duration_seconds{model="one".* (\S+)$', text, re.MULTILINE)[1], loaded
+    loaded = set(
+        re.findall(r'serving_model_loaded{device="[^"]+",model="(\w+)",version="\d+"} 1.0', text)
+    )
+    return re.search(
+        r'^serving_model_load_duration_seconds{model="one".* (\S+)$', text, re.MULTILINE
+    )[1], loaded
 
 
 def wait_for_all(address: str, seconds: float, model: str | None = None) -> tuple[int, float]:
@@ -99,7 +111,10 @@ class Clients:
                 outcome = str(response.status_code)
                 if response.status_code == 503:
                     outcome += " Retry-After" if "Retry-After" in response.headers else ""
-            except (requests.ConnectionError, requests.exceptions.ChunkedEncodingError):  # before the answer, or amid it
+            except (
+                requests.ConnectionError,
+                requests.exceptions.ChunkedEncodingError,
+            ):  # before the answer, or amid it
                 outcome = "connection ended"
             self.calls.append((begun, time.monotonic(), outcome, path))
 
@@ -111,17 +126,33 @@ class Clients:
 
 
 def check_answers(address: str) -> None:
-    answer = requests.post(f"{address}/v1/models/one:predict", BODY, headers={"X-Request-Id": "r-1"})
-    right = answer.json() == {"predictions": [2.5, 3.0, 4.5]} and answer.headers["X-Request-Id"] == "r-1"
+    answer = requests.post(
+        f"{address}/v1/models/one:predict", BODY, headers={"X-Request-Id": "r-1"}
+    )
+    right = (
+        answer.json() == {"predictions": [2.5, 3.0, 4.5]}
+        and answer.headers["X-Request-Id"] == "r-1"
+    )
     promise(right, "predict answers as on one server")
     made = requests.post(f"{address}/slow")
     refused = made.status_code == 401 and made.json()["request_id"] == made.headers["X-Request-Id"]
     promise(refused, "a call without a key is refused, and has an id")
-    large = requests.post(f"{address}/v1/models/one:predict", json.dumps({"instances": [0.5] * 2_000_000}))
-    promise(large.json()["predictions"] == [2.25] * 2_000_000, "a body of 10 MB and its answer pass")
+    large = requests.post(
+        f"{address}/v1/models/one:predict", json.dumps({"instances": [0.5] * 2_000_000})
+    )
+    promise(
+        large.json()["predictions"] == [2.25] * 2_000_000, "a body of 10 MB and its answer pass"
+    )
     wrong = requests.post(f"{address}/v1/models/none:predict", BODY)
-    promise((wrong.status_code, wrong.json()) == (404, {"error": "Servable not found for request: Latest(none)"}), "so do errors")
-    promise(requests.get(f"{address}/v1/models/a%2Fb").json()["error"].endswith("model a/b"), "a URL comes as it was written")
+    promise(
+        (wrong.status_code, wrong.json())
+        == (404, {"error": "Servable not found for request: Latest(none)"}),
+        "so do errors",
+    )
+    promise(
+        requests.get(f"{address}/v1/models/a%2Fb").json()["error"].endswith("model a/b"),
+        "a URL comes as it was written",
+    )
     count, _ = wait_for_all(address, 30)
     promise(count == REPLICAS, f"{count} of {REPLICAS} replicas answer")
 
@@ -129,22 +160,36 @@ def check_answers(address: str) -> None:
 def check_changes(address: str, folder: Path) -> None:
     write_config(folder, ["one", "polled"], poll=1)
     count, seconds = wait_for_all(address, 30, "polled")
-    promise(count == REPLICAS and seconds < 5, f"a changed config is in force in {count} replicas, by polling, after {seconds:.1f} s")
+    promise(
+        count == REPLICAS and seconds < 5,
+        f"a changed config is in force in {count} replicas, by polling, after {seconds:.1f} s",
+    )
     write_config(folder, ["one", "polled"], poll=0)
     time.sleep(3)
     write_config(folder, ["one", "reloaded"], poll=0)
     time.sleep(3)
-    promise(not any("reloaded" in look(address)[1] for _ in range(40)), "without polling nothing changes by itself")
+    promise(
+        not any("reloaded" in look(address)[1] for _ in range(40)),
+        "without polling nothing changes by itself",
+    )
     begun = time.monotonic()
     status = requests.post(f"{address}/v1/config/reload").status_code
     taken = time.monotonic() - begun
     count, seconds = wait_for_all(address, 30, "reloaded")
-    promise(status == 201 and count == REPLICAS and taken + seconds < 5,
-            f"one POST /v1/config/reload reaches {count} replicas: answered {status} after {taken:.1f} s, all seen {seconds:.1f} s later")
+    promise(
+        status == 201 and count == REPLICAS and taken + seconds < 5,
+        f"one POST /v1/config/reload reaches {count} replicas: answered {status} after {taken:.1f} s, all seen {seconds:.1f} s later",
+    )
     (folder / "config.json").write_text("{")
-    promise(requests.post(f"{address}/v1/config/reload").status_code == 412, "a reload of a wrong config says so")
+    promise(
+        requests.post(f"{address}/v1/config/reload").status_code == 412,
+        "a reload of a wrong config says so",
+    )
     write_config(folder, ["one"], poll=1)
-    promise(requests.post(f"{address}/v1/config/reload").status_code == 201, "and of the next right one too")
+    promise(
+        requests.post(f"{address}/v1/config/reload").status_code == 201,
+        "and of the next right one too",
+    )
 
 
 def check_throughput(address: str) -> None:
@@ -154,9 +199,19 @@ def check_throughput(address: str) -> None:
     def answered(_: Case, status: int, body: bytes, seconds: float) -> None:
         if status != 200 or body != b'{"predictions":[2.5,3.0,4.5]}':
             wrong.append(body)
-    alone = Served({"model_config_list": [{"config": {"name": "one", "base_path": str(ROOT / "models/half_plus_two")}}]})
+
+    alone = Served(
+        {
+            "model_config_list": [
+                {"config": {"name": "one", "base_path": str(ROOT / "models/half_plus_two")}}
+            ]
+        }
+    )
     try:
-        ports, rates = {"Ray": int(address.rpartition(":")[2]), "one process": alone.port}, dict[str, list[float]]()
+        ports, rates = (
+            {"Ray": int(address.rpartition(":")[2]), "one process": alone.port},
+            dict[str, list[float]](),
+        )
         for _ in range(4):
             for name, port in ports.items():
                 load, begun = Load(port, 16, lambda: case, answered), time.monotonic()
@@ -164,9 +219,13 @@ def check_throughput(address: str) -> None:
                 load.close()
     finally:
         alone.stop()
-    ratios = sorted(ray / one for ray, one in list(zip(*rates.values(), strict=True))[1:])  # the first warms
-    print(f"       half_plus_two: {', '.join(f'{name} {max(found):.0f}/s' for name, found in rates.items())} at best; "
-          f"Ray to one process {ratios[0]:.3f} to {ratios[-1]:.3f}")
+    ratios = sorted(
+        ray / one for ray, one in list(zip(*rates.values(), strict=True))[1:]
+    )  # the first warms
+    print(
+        f"       half_plus_two: {', '.join(f'{name} {max(found):.0f}/s' for name, found in rates.items())} at best; "
+        f"Ray to one process {ratios[0]:.3f} to {ratios[-1]:.3f}"
+    )
     promise(not wrong, "all answers right, through Ray and not")
 
 
@@ -176,9 +235,13 @@ def kill(cluster: Cluster, node: Any) -> float:
     processes, gone = [raylet, *raylet.children(recursive=True)], []
 
     def watch() -> None:
-        while any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in processes):
+        while any(
+            process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+            for process in processes
+        ):
             time.sleep(0.005)
         gone.append(time.monotonic())
+
     watcher = threading.Thread(target=watch)
     watcher.start()
     cluster.remove_node(node, allow_graceful=False)
@@ -196,16 +259,30 @@ def check_lost_node(address: str, cluster: Cluster, node: Any) -> None:
     calls = load.end()
     failed = [call for call in calls if call[2] != "200"]
     print(f"       {len(calls)} calls, {Counter(call[2] for call in calls)}")
-    spans = ", ".join(f"{call[0] - killed:.2f} to {call[1] - killed:.2f} {call[3]}" for call in failed)
+    spans = ", ".join(
+        f"{call[0] - killed:.2f} to {call[1] - killed:.2f} {call[3]}" for call in failed
+    )
     print(f"       those that failed, from when to when, in seconds after the node's end: {spans}")
-    promise(all(call[2] in ("503 Retry-After", "connection ended") for call in failed), "what failed may be sent again: 503, or no answer")
+    promise(
+        all(call[2] in ("503 Retry-After", "connection ended") for call in failed),
+        "what failed may be sent again: 503, or no answer",
+    )
     predicts = [call for call in failed if call[3] != "/slow"]
-    promise(all(call[0] <= killed for call in predicts), f"{len(predicts)} predicts failed, all of them on their way when the node ended")
+    promise(
+        all(call[0] <= killed for call in predicts),
+        f"{len(predicts)} predicts failed, all of them on their way when the node ended",
+    )
     others = [call for call in failed if call[3] == "/slow"]
     few = all(call[0] <= killed + 2 for call in others) and len(others) <= len(load.threads)
     late = sum(call[0] > killed for call in others)
-    promise(few, f"{len(others)} calls of a handler failed, {late} of them begun when the node had ended and Ray did not know")
-    promise(count == REPLICAS, f"{count} replicas answer again, {back:.0f} s after a node with its replicas was lost")
+    promise(
+        few,
+        f"{len(others)} calls of a handler failed, {late} of them begun when the node had ended and Ray did not know",
+    )
+    promise(
+        count == REPLICAS,
+        f"{count} replicas answer again, {back:.0f} s after a node with its replicas was lost",
+    )
 
 
 def main() -> int:
@@ -219,12 +296,19 @@ def main() -> int:
     small = {"object_store_memory": 100 << 20, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **small})
     try:
-        nodes = [cluster.add_node(num_cpus=REPLICAS, object_store_memory=100 << 20) for _ in range(2)]
+        nodes = [
+            cluster.add_node(num_cpus=REPLICAS, object_store_memory=100 << 20) for _ in range(2)
+        ]
         ray.init(cluster.address, logging_level="ERROR", log_to_driver=False)
         serve.start(http_options={"port": int(address.rpartition(":")[2])})
         begun = time.monotonic()
-        serve.run(ray_serve.app({"config": str(folder / "config.json"), "num_replicas": str(REPLICAS)}))
-        print(f"       {REPLICAS} replicas on two of three nodes are up after {time.monotonic() - begun:.0f} s", flush=True)
+        serve.run(
+            ray_serve.app({"config": str(folder / "config.json"), "num_replicas": str(REPLICAS)})
+        )
+        print(
+            f"       {REPLICAS} replicas on two of three nodes are up after {time.monotonic() - begun:.0f} s",
+            flush=True,
+        )
         wait_for_proxy(address)
         check_answers(address)
         check_throughput(address)

@@ -1,6 +1,6 @@
 """Print the JSON Schema of config.json, made from the dataclasses that read it.
 
-    python deploy/config_schema.py > config.schema.json
+python deploy/config_schema.py > config.schema.json
 """
 
 import dataclasses
@@ -25,7 +25,10 @@ def schema_of(kind=serving.Config, metadata=types.MappingProxyType({})):
     schema = {"type": serving.JSON_TYPES[serving.json_type_of(kind)]}
     if dataclasses.is_dataclass(kind):
         fields = dataclasses.fields(kind)
-        schema["properties"] = {f.name: schema_of(f.type, f.metadata) | {"description": f.metadata["doc"]} for f in fields}
+        schema["properties"] = {
+            f.name: schema_of(f.type, f.metadata) | {"description": f.metadata["doc"]}
+            for f in fields
+        }
         schema["required"] = [f.name for f in fields if f.default is f.default_factory]
         schema["additionalProperties"] = False
     elif origin is tuple:
@@ -33,7 +36,11 @@ def schema_of(kind=serving.Config, metadata=types.MappingProxyType({})):
     elif origin is dict:
         schema["additionalProperties"] = schema_of(arguments[1], metadata)
     elif kind in (int, float):
-        schema |= {limit: metadata[limit] for limit in ("minimum", "maximum") if metadata.get(limit) is not None}
+        schema |= {
+            limit: metadata[limit]
+            for limit in ("minimum", "maximum")
+            if metadata.get(limit) is not None
+        }
     elif metadata.get("pattern") and kind is str:
         schema["pattern"] = metadata["pattern"]
     if kind is serving.VersionPolicy:
@@ -44,7 +51,11 @@ def schema_of(kind=serving.Config, metadata=types.MappingProxyType({})):
 def config_schema():
     schema = schema_of()
     schema["properties"]["$schema"] = {"type": "string"}
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "config.json of serving", **schema}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "config.json of serving",
+        **schema,
+    }
 
 
 if __name__ == "__main__":

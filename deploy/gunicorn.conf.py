@@ -32,7 +32,9 @@ timeout = 120  # a worker that says nothing for so long is replaced; gthread's t
 graceful_timeout = options.drain_seconds
 keepalive = 75  # longer than nginx keeps an idle connection to us (60 s), so that nginx is the one who closes
 max_requests = 0  # a worker that starts anew loads every model anew
-worker_tmp_dir = "/dev/shm" if os.path.isdir("/dev/shm") else None  # a disk that is busy must not look like a worker that hangs
+worker_tmp_dir = (
+    "/dev/shm" if os.path.isdir("/dev/shm") else None
+)  # a disk that is busy must not look like a worker that hangs
 errorlog = "-"
 loglevel = "info"
 accesslog = None  # the server writes a line a request itself, with the id and the key's name
@@ -41,4 +43,5 @@ accesslog = None  # the server writes a line a request itself, with the id and t
 def post_worker_init(worker):
     """The server's own log, as `python serving.py` writes it."""
     import logging
+
     logging.basicConfig(format=serving.LOG_LINE, level=options.log_level)

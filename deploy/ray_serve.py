@@ -33,8 +33,12 @@ RELOAD_SECONDS = 600  # how long a reload waits for the slowest replica
 OPTIONS: dict[str, Callable[[str], Any]] = {
     "config": str,  # the config file: config.json
     "num_replicas": lambda text: text if text == "auto" else int(text),  # 1, or auto
-    "min_replicas": int, "max_replicas": int, "target_ongoing_requests": float,  # of auto; Ray's defaults
-    "num_cpus": float, "num_gpus": float}  # of each replica: 1 and 0
+    "min_replicas": int,
+    "max_replicas": int,
+    "target_ongoing_requests": float,  # of auto; Ray's defaults
+    "num_cpus": float,
+    "num_gpus": float,
+}  # of each replica: 1 and 0
 
 
 class ServerOfMany(serving.ModelServer):
@@ -43,9 +47,13 @@ class ServerOfMany(serving.ModelServer):
     def reload(self) -> tuple[int, dict[str, Any]]:
         """Reload every replica; returns what the one answers that fares worst, else that found something new."""
         context = serve.get_replica_context()
-        calls = serve.get_deployment_handle(context.deployment, context.app_name).broadcast("reload_alone")
+        calls = serve.get_deployment_handle(context.deployment, context.app_name).broadcast(
+            "reload_alone"
+        )
         found = calls.results(timeout_s=RELOAD_SECONDS, return_exceptions=True)
-        answers = [answer for answer in found if isinstance(answer, tuple)]  # one that ended meanwhile reads everything anew
+        answers = [
+            answer for answer in found if isinstance(answer, tuple)
+        ]  # one that ended meanwhile reads everything anew
         return max(answers, key=lambda answer: answer[0]) if answers else self.reload_alone()
 
     def reload_alone(self) -> tuple[int, dict[str, Any]]:
@@ -65,9 +73,13 @@ def build() -> Callable[..., Any]:
 
         async def pass_on(message: Any) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [header for header in message["headers"] if header != (b"x-request-id", given)]
+                message["headers"] = [
+                    header for header in message["headers"] if header != (b"x-request-id", given)
+                ]
             await send(message)
+
         await app(scope, receive, pass_on)
+
     return answer
 
 
@@ -96,12 +108,17 @@ class Replica:
         return await asyncio.to_thread(self.server.reload_alone)
 
 
-def options_of(arguments: Mapping[str, str], environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
+def options_of(
+    arguments: Mapping[str, str], environ: Mapping[str, str] = os.environ
+) -> dict[str, Any]:
     """The options in arguments, else in the environment, read; raises ValueError for what is none."""
     for name in arguments:
         if name not in OPTIONS:
             close = difflib.get_close_matches(name, OPTIONS, 1)
-            raise ValueError(f"{name}: unknown option; " + (f"did you mean '{close[0]}'?" if close else f"there are: {', '.join(OPTIONS)}"))
+            raise ValueError(
+                f"{name}: unknown option; "
+                + (f"did you mean '{close[0]}'?" if close else f"there are: {', '.join(OPTIONS)}")
+            )
     given = {name: arguments.get(name, environ.get(f"SERVING_{name.upper()}")) for name in OPTIONS}
     try:
         return {name: OPTIONS[name](text) for name, text in given.items() if text is not None}
@@ -114,20 +131,40 @@ def app(arguments: dict[str, str]) -> serve.Application:
     options = options_of(arguments)
     path = str(Path(options.get("config", "config.json")).absolute())
     server = serving.load_config(path).server
-    scaling = {name: options[name] for name in ("min_replicas", "max_replicas", "target_ongoing_requests") if name in options}
+    scaling = {
+        name: options[name]
+        for name in ("min_replicas", "max_replicas", "target_ongoing_requests")
+        if name in options
+    }
     replicas = options.get("num_replicas", 1)
     if scaling and replicas != "auto":
         raise ValueError(f"{', '.join(scaling)}: of num_replicas=auto")
     return serve.deployment(
-        serve.ingress(build)(Replica), name="serving", num_replicas=replicas, autoscaling_config=scaling or None,
+        serve.ingress(build)(Replica),
+        name="serving",
+        num_replicas=replicas,
+        autoscaling_config=scaling or None,
         max_ongoing_requests=server.threads,  # further ones wait in Ray's proxy, which sends them where a thread is free first
-        graceful_shutdown_timeout_s=server.drain_seconds, health_check_period_s=5,
-        ray_actor_options={"num_cpus": options.get("num_cpus", 1.0), "num_gpus": options.get("num_gpus", 0.0)}).bind(path)
+        graceful_shutdown_timeout_s=server.drain_seconds,
+        health_check_period_s=5,
+        ray_actor_options={
+            "num_cpus": options.get("num_cpus", 1.0),
+            "num_gpus": options.get("num_gpus", 0.0),
+        },
+    ).bind(path)
 
 
-REPEATABLE = re.compile(r"[^:]+:(?:predict|classify|regress)|(?:/[^/:]+)?/predict")  # what changes nothing where it was done twice
+REPEATABLE = re.compile(
+    r"[^:]+:(?:predict|classify|regress)|(?:/[^/:]+)?/predict"
+)  # what changes nothing where it was done twice
 KEPT_BYTES = 16 << 20  # of a body; a request with a larger one is not sent again
-PAUSES = (0.1, 0.3, 0.6, 1.0, 2.0)  # seconds before it is; Ray knows that a node is gone after about one
+PAUSES = (
+    0.1,
+    0.3,
+    0.6,
+    1.0,
+    2.0,
+)  # seconds before it is; Ray knows that a node is gone after about one
 
 
 class Retryable:
@@ -140,7 +177,9 @@ class Retryable:
     def __init__(self, app: Callable[..., Any]):
         self.app = app
 
-    async def __call__(self, scope: Any, receive: Callable[..., Any], send: Callable[..., Any]) -> None:
+    async def __call__(
+        self, scope: Any, receive: Callable[..., Any], send: Callable[..., Any]
+    ) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -149,7 +188,12 @@ class Retryable:
         async def watch(message: Any) -> None:
             begun.append(message["type"])
             await send(message)
-        may_repeat = scope["method"] in ("GET", "HEAD") or scope["method"] == "POST" and REPEATABLE.fullmatch(scope["path"])
+
+        may_repeat = (
+            scope["method"] in ("GET", "HEAD")
+            or scope["method"] == "POST"
+            and REPEATABLE.fullmatch(scope["path"])
+        )
         for pause in (*PAUSES, None) if may_repeat else (None,):
             await self.app(dict(scope), kept.from_the_start(), watch)
             if begun:
@@ -157,9 +201,19 @@ class Retryable:
             if pause is None or kept.has_left or kept.size > KEPT_BYTES:
                 break
             await asyncio.sleep(pause)
-        await send({"type": "http.response.start", "status": 503,
-                    "headers": [(b"content-type", b"application/json"), (b"retry-after", b"1")]})
-        await send({"type": "http.response.body", "body": b'{"error": "The replica of this request has ended: send it again"}'})
+        await send(
+            {
+                "type": "http.response.start",
+                "status": 503,
+                "headers": [(b"content-type", b"application/json"), (b"retry-after", b"1")],
+            }
+        )
+        await send(
+            {
+                "type": "http.response.body",
+                "body": b'{"error": "The replica of this request has ended: send it again"}',
+            }
+        )
 
 
 class Kept:
@@ -185,10 +239,12 @@ class Kept:
             if self.size > KEPT_BYTES:
                 self.messages.clear()
             return message
+
         return receive
 
 
 def proxy_middlewares() -> list[Any]:
     """What RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH names; Ray's proxies call it when they start."""
     from starlette.middleware import Middleware
+
     return [Middleware(Retryable)]

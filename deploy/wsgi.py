@@ -17,9 +17,13 @@ class ReadToTheEnd:
     def __init__(self, app: Callable[..., Iterable[bytes]]):
         self.app = app
 
-    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+    def __call__(
+        self, environ: dict[str, Any], start_response: Callable[..., Any]
+    ) -> Iterable[bytes]:
         answer = self.app(environ, start_response)
-        with contextlib.suppress(Exception):  # a client that is gone, or chunks that are none: the answer says so already
+        with contextlib.suppress(
+            Exception
+        ):  # a client that is gone, or chunks that are none: the answer says so already
             while environ["wsgi.input"].read(1 << 20):
                 pass
         return answer

@@ -1,7 +1,7 @@
 """Make the demo models beside this file, or measure the accuracy of `digits` through the server.
 
-    python models/make_models.py             # needs scikit-learn for its handwritten digits; about a minute
-    python models/make_models.py --measure   # held-out accuracy, asked of serving.ModelServer
+python models/make_models.py             # needs scikit-learn for its handwritten digits; about a minute
+python models/make_models.py --measure   # held-out accuracy, asked of serving.ModelServer
 """
 
 import argparse
@@ -32,7 +32,9 @@ def make_half_plus(name: str, offset: float) -> None:
             return {"y": self.a * x + self.b}
 
         def from_examples(self, serialized):
-            features = tf.io.parse_example(serialized, {"x": tf.io.FixedLenFeature([1], tf.float32)})
+            features = tf.io.parse_example(
+                serialized, {"x": tf.io.FixedLenFeature([1], tf.float32)}
+            )
             return self.a * features["x"] + self.b
 
         @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="inputs")])
@@ -44,8 +46,17 @@ def make_half_plus(name: str, offset: float) -> None:
             return {"scores": self.from_examples(inputs)}
 
     module = HalfPlus()
-    save(module, name, 123, {"serving_default": module.predict, "regress": module.regress, "classify": module.classify,
-                             "tensorflow/serving/regress": module.regress})
+    save(
+        module,
+        name,
+        123,
+        {
+            "serving_default": module.predict,
+            "regress": module.regress,
+            "classify": module.classify,
+            "tensorflow/serving/regress": module.regress,
+        },
+    )
 
 
 def make_digits() -> None:
@@ -59,15 +70,32 @@ def make_digits() -> None:
     tf.config.experimental.enable_op_determinism()
     digits = load_digits()
     train_images, images, train_labels, labels = train_test_split(
-        digits.images.astype(np.float32), digits.target, test_size=0.2, random_state=1, stratify=digits.target)
+        digits.images.astype(np.float32),
+        digits.target,
+        test_size=0.2,
+        random_state=1,
+        stratify=digits.target,
+    )
     layers = keras.layers
-    model = keras.Sequential([
-        layers.Input((8, 8), name="images"), layers.Rescaling(1 / 16), layers.Reshape((8, 8, 1)),
-        layers.RandomTranslation(0.1, 0.1), layers.RandomRotation(0.03),
-        layers.Conv2D(32, 3, padding="same", activation="relu"), layers.Conv2D(32, 3, padding="same", activation="relu"),
-        layers.MaxPooling2D(), layers.Conv2D(64, 3, padding="same", activation="relu"), layers.Flatten(),
-        layers.Dropout(0.4), layers.Dense(10, activation="softmax", name="probabilities")])
-    model.compile(keras.optimizers.Adam(2e-3), "sparse_categorical_crossentropy", metrics=["accuracy"])
+    model = keras.Sequential(
+        [
+            layers.Input((8, 8), name="images"),
+            layers.Rescaling(1 / 16),
+            layers.Reshape((8, 8, 1)),
+            layers.RandomTranslation(0.1, 0.1),
+            layers.RandomRotation(0.03),
+            layers.Conv2D(32, 3, padding="same", activation="relu"),
+            layers.Conv2D(32, 3, padding="same", activation="relu"),
+            layers.MaxPooling2D(),
+            layers.Conv2D(64, 3, padding="same", activation="relu"),
+            layers.Flatten(),
+            layers.Dropout(0.4),
+            layers.Dense(10, activation="softmax", name="probabilities"),
+        ]
+    )
+    model.compile(
+        keras.optimizers.Adam(2e-3), "sparse_categorical_crossentropy", metrics=["accuracy"]
+    )
     model.fit(train_images, train_labels, batch_size=64, epochs=60, verbose=2)
 
     names = tf.constant([str(digit) for digit in range(10)])
@@ -82,7 +110,9 @@ def make_digits() -> None:
         scores = model(features["image"], training=False)
         return {"classes": tf.tile(names[tf.newaxis], [tf.shape(scores)[0], 1]), "scores": scores}
 
-    archive = keras.export.ExportArchive()  # it finds the variables by itself; with `track` it would store them twice
+    archive = (
+        keras.export.ExportArchive()
+    )  # it finds the variables by itself; with `track` it would store them twice
     archive.add_endpoint("serving_default", predict)
     archive.add_endpoint("classify", classify)
     folder = FOLDER / "digits" / "1"
@@ -93,6 +123,7 @@ def make_digits() -> None:
 
 def save(module, name: str, version: int, signatures: dict) -> None:
     import tensorflow as tf
+
     folder = FOLDER / name / str(version)
     shutil.rmtree(folder, ignore_errors=True)
     tf.saved_model.save(module, str(folder), signatures=signatures)
@@ -101,17 +132,24 @@ def save(module, name: str, version: int, signatures: dict) -> None:
 def measure() -> None:
     sys.path.insert(0, str(FOLDER.parent))
     import serving
+
     held_out = np.load(HELD_OUT)
     server = serving.ModelServer(FOLDER.parent / "config.json")
     answer = server.predict("digits", {"instances": held_out["images"].astype(np.float32)})
     right = answer["predictions"].argmax(axis=1) == held_out["labels"]
-    print(f"digits: {right.sum()} of {len(right)} held-out images right, accuracy {right.mean():.4f}")
+    print(
+        f"digits: {right.sum()} of {len(right)} held-out images right, accuracy {right.mean():.4f}"
+    )
     server.stop()
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--measure", action="store_true", help="measure the accuracy of digits, make nothing")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--measure", action="store_true", help="measure the accuracy of digits, make nothing"
+    )
     if parser.parse_args().measure:
         measure()
     else:

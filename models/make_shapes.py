@@ -24,16 +24,17 @@ FOLDER = Path(__file__).parent / "shapes"
 NAMES = ["circle", "square", "triangle", "star"]
 TRAINING, HELD_OUT = 1, 2  # seeds
 HELD_OUT_PICTURES = 200
-MOST = 6                   # shapes in a picture
-SIDE = 256                 # of the square that the net sees, whatever the picture's size and proportions
-CELLS = SIDE // 4          # of the heat map, a side
-MASK = 28                  # points of a mask, a side
-ROWS = 50                  # of the answer
-FAINTEST = 0.05            # score that is still a detection
+MOST = 6  # shapes in a picture
+SIDE = 256  # of the square that the net sees, whatever the picture's size and proportions
+CELLS = SIDE // 4  # of the heat map, a side
+MASK = 28  # points of a mask, a side
+ROWS = 50  # of the answer
+FAINTEST = 0.05  # score that is still a detection
 BATCH = 8
 
 
 # The pictures.
+
 
 def outline(rng: np.random.Generator, name: str, size: float) -> np.ndarray:
     """Corners [N, 2] of a shape about the origin, at a random angle; size is its diameter."""
@@ -49,9 +50,14 @@ def blob(rng: np.random.Generator, size: float) -> np.ndarray:
     """Corners [N, 2] of a thing that is no shape: long, or with a wavy outline."""
     angles = np.arange(60) * 2 * np.pi / 60
     if rng.random() < 0.3:
-        points = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) * [size * rng.uniform(0.5, 0.9), size * rng.uniform(0.04, 0.15)]
+        points = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) * [
+            size * rng.uniform(0.5, 0.9),
+            size * rng.uniform(0.04, 0.15),
+        ]
     else:
-        waves = sum(rng.uniform(0.12, 0.3) * np.cos(n * angles + rng.uniform(0, 6.3)) for n in (2, 3, 4))
+        waves = sum(
+            rng.uniform(0.12, 0.3) * np.cos(n * angles + rng.uniform(0, 6.3)) for n in (2, 3, 4)
+        )
         radii = size / 2 * (0.8 + waves)
         points = np.stack([radii * np.cos(angles), radii * np.sin(angles)], axis=1)
     turn = rng.uniform(0, 2 * np.pi)
@@ -65,15 +71,21 @@ def coverage(points: np.ndarray, width: int, height: int) -> Image.Image:
     return canvas.reduce(3)
 
 
-def shading(rng: np.random.Generator, colour: np.ndarray, spread: float, cells: int, width: int, height: int) -> Image.Image:
+def shading(
+    rng: np.random.Generator, colour: np.ndarray, spread: float, cells: int, width: int, height: int
+) -> Image.Image:
     """A picture of about one colour that changes softly from place to place."""
-    corners = np.clip(colour + rng.uniform(-spread, spread, (cells, cells, 3)), 0, 255).astype(np.uint8)
+    corners = np.clip(colour + rng.uniform(-spread, spread, (cells, cells, 3)), 0, 255).astype(
+        np.uint8
+    )
     return Image.fromarray(corners).resize((width, height), Image.Resampling.BICUBIC)
 
 
 def background(rng: np.random.Generator, width: int, height: int) -> Image.Image:
     """Soft colours with lines, specks and blobs on them."""
-    picture = shading(rng, rng.uniform(0, 255, 3), rng.uniform(10, 130), int(rng.integers(2, 9)), width, height)
+    picture = shading(
+        rng, rng.uniform(0, 255, 3), rng.uniform(10, 130), int(rng.integers(2, 9)), width, height
+    )
     pen = ImageDraw.Draw(picture)
 
     def colour() -> tuple:
@@ -91,7 +103,13 @@ def background(rng: np.random.Generator, width: int, height: int) -> Image.Image
         x, y = spot()
         radius = rng.uniform(15, 60)
         start = rng.uniform(0, 360)
-        pen.arc((x - radius, y - radius, x + radius, y + radius), start, start + rng.uniform(60, 200), fill=colour(), width=3)
+        pen.arc(
+            (x - radius, y - radius, x + radius, y + radius),
+            start,
+            start + rng.uniform(60, 200),
+            fill=colour(),
+            width=3,
+        )
     for _ in range(rng.integers(0, 40)):
         x, y = spot()
         radius = rng.uniform(0.5, 3)
@@ -153,12 +171,14 @@ def drawn(seed: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.nd
 
 # The net.
 
+
 def make_nets():
     """The net: picture [B, 256, 256, 3] of 0..255 to class scores [B, 64, 64, 4] before the sigmoid, distances [B, 64, 64, 4]
     from each cell to the sides of its box, and features [B, 128, 128, 8] for the masks. And the mask net: features in a box
     [N, 28, 28, 8] to the mask [N, 28, 28] before the sigmoid."""
     import keras
     import tensorflow as tf
+
     layers = keras.layers
 
     def conv(x, channels, kernel=3, strides=1):
@@ -186,7 +206,9 @@ def make_nets():
     rare = keras.initializers.Constant(-4)  # at first nothing is anywhere, as is true of most cells
     scores = layers.Conv2D(len(NAMES), 1, bias_initializer=rare)(head)
     distances = layers.Conv2D(4, 1)(head)
-    distances = layers.Lambda(lambda raw: 0.1 * tf.exp(tf.clip_by_value(raw, -4, 3)), name="distances")(distances)
+    distances = layers.Lambda(
+        lambda raw: 0.1 * tf.exp(tf.clip_by_value(raw, -4, 3)), name="distances"
+    )(distances)
 
     crop = layers.Input((MASK, MASK, 8))
     coarse = conv(conv(crop, 24, 3, 2), 24)
@@ -200,12 +222,14 @@ def make_nets():
 def to_square(picture):
     """The picture [H, W, 3] as the net sees it, [256, 256, 3]."""
     import tensorflow as tf
+
     return tf.image.resize(tf.cast(picture, tf.float32), (SIDE, SIDE), antialias=True)
 
 
 def centres():
     """Where the cells' centres are, 0..1: two tensors [64, 1] and [1, 64]."""
     import tensorflow as tf
+
     steps = (tf.range(CELLS, dtype=tf.float32) + 0.5) / CELLS
     return steps[:, tf.newaxis], steps[tf.newaxis]
 
@@ -213,6 +237,7 @@ def centres():
 def to_boxes(distances):
     """Boxes [..., 64, 64, 4] of the distances from each cell's centre up, left, down and right."""
     import tensorflow as tf
+
     y, x = centres()
     up, left, down, right = tf.unstack(distances, axis=-1)
     return tf.stack([y - up, x - left, y + down, x + right], axis=-1)
@@ -221,6 +246,7 @@ def to_boxes(distances):
 def crops(images, boxes, indices, method="bilinear"):
     """What images [B, S, S, C] show in boxes [N, 4], taken at the middle of each of 28 x 28 parts of the box: [N, 28, 28, C]."""
     import tensorflow as tf
+
     # crop_and_resize takes its first point on the edge given to it and counts from the middle of the first pixel to that of the last
     side = float(images.shape[1])
     inset = (boxes[:, 2:] - boxes[:, :2]) / (2 * MASK)
@@ -231,30 +257,40 @@ def crops(images, boxes, indices, method="bilinear"):
 
 # The training.
 
+
 def score_loss(scores, bells, present, classes):
     """CenterNet's focal loss: every cell but a centre should be 0, yet near a centre not being 0 costs little."""
     import tensorflow as tf
+
     one_hot = tf.one_hot(classes - 1, len(NAMES))
     wanted = tf.reduce_max(bells[..., tf.newaxis] * one_hot[:, :, tf.newaxis, tf.newaxis], axis=1)
     peak = tf.cast(wanted > 0.999, tf.float32)
     found = tf.sigmoid(scores)
     hit = peak * (1 - found) ** 2 * tf.nn.softplus(-scores)
-    miss = (1 - peak) * (1 - wanted) ** 4 * found ** 2 * tf.nn.softplus(scores)
+    miss = (1 - peak) * (1 - wanted) ** 4 * found**2 * tf.nn.softplus(scores)
     return tf.reduce_sum(hit + miss) / tf.reduce_sum(present)
 
 
 def box_loss(found, boxes, bells, present):
     """1 - generalised intersection over union of the boxes that the cells near a centre give with the true one."""
     import tensorflow as tf
+
     owner = tf.argmax(bells, axis=1)
     weights = tf.where(bells > 0.1, bells, 0) * tf.transpose(tf.one_hot(owner, MOST), [0, 3, 1, 2])
-    weights = tf.reduce_sum(weights / (tf.reduce_sum(weights, axis=(2, 3), keepdims=True) + 1e-6), axis=1)
+    weights = tf.reduce_sum(
+        weights / (tf.reduce_sum(weights, axis=(2, 3), keepdims=True) + 1e-6), axis=1
+    )
     wanted = tf.gather(boxes, owner, batch_dims=1)
 
     def area(box):
         return tf.reduce_prod(tf.maximum(box[..., 2:] - box[..., :2], 0), axis=-1)
 
-    first, last, other_first, other_last = found[..., :2], found[..., 2:], wanted[..., :2], wanted[..., 2:]
+    first, last, other_first, other_last = (
+        found[..., :2],
+        found[..., 2:],
+        wanted[..., :2],
+        wanted[..., 2:],
+    )
     both = area(tf.concat([tf.maximum(first, other_first), tf.minimum(last, other_last)], axis=-1))
     hull = area(tf.concat([tf.minimum(first, other_first), tf.maximum(last, other_last)], axis=-1))
     union = area(found) + area(wanted) - both
@@ -265,17 +301,22 @@ def box_loss(found, boxes, bells, present):
 def mask_loss(mask_net, features, ids, boxes, present):
     """Cross entropy and Dice's measure of the masks in the true boxes, moved a little as found ones are."""
     import tensorflow as tf
+
     rows = tf.where(present > 0)
     picture, number = tf.cast(rows[:, 0], tf.int32), rows[:, 1]
     boxes = tf.gather_nd(boxes, rows)
     size = boxes[:, 2:] - boxes[:, :2]
     boxes += tf.tile(size, [1, 2]) * tf.random.truncated_normal(tf.shape(boxes), stddev=0.04)
     shown = crops(tf.cast(ids, tf.float32), boxes, picture, "nearest")[..., 0]
-    wanted = tf.cast(tf.equal(shown, tf.cast(number + 1, tf.float32)[:, tf.newaxis, tf.newaxis]), tf.float32)
+    wanted = tf.cast(
+        tf.equal(shown, tf.cast(number + 1, tf.float32)[:, tf.newaxis, tf.newaxis]), tf.float32
+    )
     raw = mask_net(crops(features, boxes, picture), training=True)
     found = tf.sigmoid(raw)
     both = tf.reduce_sum(found * wanted, axis=(1, 2))
-    dice = 1 - (2 * both + 1) / (tf.reduce_sum(found, axis=(1, 2)) + tf.reduce_sum(wanted, axis=(1, 2)) + 1)
+    dice = 1 - (2 * both + 1) / (
+        tf.reduce_sum(found, axis=(1, 2)) + tf.reduce_sum(wanted, axis=(1, 2)) + 1
+    )
     entropy = tf.nn.sigmoid_cross_entropy_with_logits(wanted, raw)
     return tf.reduce_mean(entropy) + tf.reduce_mean(dice)
 
@@ -283,12 +324,19 @@ def mask_loss(mask_net, features, ids, boxes, present):
 def train(net, mask_net, steps: int) -> None:
     import keras
     import tensorflow as tf
-    rate = keras.optimizers.schedules.CosineDecay(2e-4, steps - 100, warmup_target=4e-3, warmup_steps=100)
+
+    rate = keras.optimizers.schedules.CosineDecay(
+        2e-4, steps - 100, warmup_target=4e-3, warmup_steps=100
+    )
     optimizer = keras.optimizers.AdamW(rate, weight_decay=1e-4, global_clipnorm=5.0)
     variables = net.trainable_variables + mask_net.trainable_variables
     optimizer.build(variables)
-    kinds = [tf.TensorSpec([None, None, 3], tf.uint8), tf.TensorSpec([None, None], tf.uint8),
-             tf.TensorSpec([MOST, 4], tf.float32), tf.TensorSpec([MOST], tf.int32)]
+    kinds = [
+        tf.TensorSpec([None, None, 3], tf.uint8),
+        tf.TensorSpec([None, None], tf.uint8),
+        tf.TensorSpec([MOST, 4], tf.float32),
+        tf.TensorSpec([MOST], tf.int32),
+    ]
 
     def shrink(picture, ids, boxes, classes):
         ids = tf.image.resize(ids[..., tf.newaxis], (SIDE, SIDE), method="nearest")
@@ -299,14 +347,25 @@ def train(net, mask_net, steps: int) -> None:
         present = tf.cast(classes > 0, tf.float32)
         y, x = centres()
         middle = (tf.floor((boxes[..., :2] + boxes[..., 2:]) / 2 * CELLS) + 0.5) / CELLS
-        middle, spread = (tf.reshape(value, [-1, MOST, 1, 1, 2]) for value in (middle, (boxes[..., 2:] - boxes[..., :2]) * 0.1))
+        middle, spread = (
+            tf.reshape(value, [-1, MOST, 1, 1, 2])
+            for value in (middle, (boxes[..., 2:] - boxes[..., :2]) * 0.1)
+        )
         spread = tf.maximum(spread, 0.4 / CELLS)
-        bells = tf.exp(-((y - middle[..., 0]) / spread[..., 0]) ** 2 / 2 - ((x - middle[..., 1]) / spread[..., 1]) ** 2 / 2)
-        bells *= present[..., tf.newaxis, tf.newaxis]  # [B, 6, 64, 64]: 1 at the centre of each shape, falling off around it
+        bells = tf.exp(
+            -(((y - middle[..., 0]) / spread[..., 0]) ** 2) / 2
+            - ((x - middle[..., 1]) / spread[..., 1]) ** 2 / 2
+        )
+        bells *= present[
+            ..., tf.newaxis, tf.newaxis
+        ]  # [B, 6, 64, 64]: 1 at the centre of each shape, falling off around it
         with tf.GradientTape() as tape:
             scores, distances, features = net(pictures, training=True)
-            losses = (score_loss(scores, bells, present, classes), 2 * box_loss(to_boxes(distances), boxes, bells, present),
-                      mask_loss(mask_net, features, ids, boxes, present))
+            losses = (
+                score_loss(scores, bells, present, classes),
+                2 * box_loss(to_boxes(distances), boxes, bells, present),
+                mask_loss(mask_net, features, ids, boxes, present),
+            )
             loss = tf.add_n(losses)
         optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables, strict=True))
         return tf.stack(losses)
@@ -318,12 +377,16 @@ def train(net, mask_net, steps: int) -> None:
         recent.append(step(*batch).numpy())
         if number % 100 == 0 or number == steps:
             scores, boxes, masks = np.mean(recent, axis=0)
-            print(f"step {number} of {steps}, {time.time() - begin:.0f} s: "
-                  f"loss of scores {scores:.3f}, boxes {boxes:.3f}, masks {masks:.3f}", flush=True)
+            print(
+                f"step {number} of {steps}, {time.time() - begin:.0f} s: "
+                f"loss of scores {scores:.3f}, boxes {boxes:.3f}, masks {masks:.3f}",
+                flush=True,
+            )
             recent = []
 
 
 # The saved model.
+
 
 def export(net, mask_net) -> None:
     import keras
@@ -335,29 +398,46 @@ def export(net, mask_net) -> None:
         scores = tf.sigmoid(scores)
         scores *= tf.cast(scores == tf.nn.max_pool2d(scores, 3, 1, "SAME"), tf.float32)
         scores, peaks = tf.math.top_k(tf.reshape(scores, [-1]), 2 * ROWS)
-        boxes = tf.clip_by_value(tf.gather(tf.reshape(to_boxes(distances), [-1, 4]), peaks // len(NAMES)), 0, 1)
+        boxes = tf.clip_by_value(
+            tf.gather(tf.reshape(to_boxes(distances), [-1, 4]), peaks // len(NAMES)), 0, 1
+        )
         # whatever their classes, two boxes that lie so close are of one shape
-        kept = tf.image.non_max_suppression(boxes, scores, ROWS, iou_threshold=0.7, score_threshold=FAINTEST)
+        kept = tf.image.non_max_suppression(
+            boxes, scores, ROWS, iou_threshold=0.7, score_threshold=FAINTEST
+        )
         count = tf.shape(kept)[0]
         boxes = tf.gather(boxes, kept)
         # one box more than there are, since the net's layers do not all bear to be given none
         boxed = tf.concat([boxes, [[0, 0, 1, 1]]], axis=0)
-        masks = tf.sigmoid(mask_net(crops(features, boxed, tf.zeros([count + 1], tf.int32)), training=False))[:count]
+        masks = tf.sigmoid(
+            mask_net(crops(features, boxed, tf.zeros([count + 1], tf.int32)), training=False)
+        )[:count]
 
         def rows(values):
             """One more axis in front, and rows of zeros to make fifty."""
             padding = [[0, ROWS - count]] + [[0, 0]] * (values.shape.rank - 1)
-            return tf.ensure_shape(tf.pad(values, padding)[tf.newaxis], [1, ROWS, *values.shape[1:]])
+            return tf.ensure_shape(
+                tf.pad(values, padding)[tf.newaxis], [1, ROWS, *values.shape[1:]]
+            )
 
-        return {"detection_boxes": rows(boxes), "detection_scores": rows(tf.gather(scores, kept)),
-                "detection_classes": rows(tf.cast(tf.gather(peaks, kept) % len(NAMES) + 1, tf.float32)),
-                "detection_masks": rows(masks), "num_detections": tf.cast(count, tf.float32)[tf.newaxis]}
+        return {
+            "detection_boxes": rows(boxes),
+            "detection_scores": rows(tf.gather(scores, kept)),
+            "detection_classes": rows(tf.cast(tf.gather(peaks, kept) % len(NAMES) + 1, tf.float32)),
+            "detection_masks": rows(masks),
+            "num_detections": tf.cast(count, tf.float32)[tf.newaxis],
+        }
 
-    archive = keras.export.ExportArchive()  # it finds the variables itself, and would save twice those of a net it is told to track
+    archive = (
+        keras.export.ExportArchive()
+    )  # it finds the variables itself, and would save twice those of a net it is told to track
     archive.add_endpoint("serving_default", detect)
     shutil.rmtree(FOLDER / "1", ignore_errors=True)
     archive.write_out(str(FOLDER / "1"), verbose=False)
-    items = [f"item {{\n  id: {number}\n  name: '{name}'\n}}\n" for number, name in enumerate(NAMES, start=1)]
+    items = [
+        f"item {{\n  id: {number}\n  name: '{name}'\n}}\n"
+        for number, name in enumerate(NAMES, start=1)
+    ]
     (FOLDER / "label_map.pbtxt").write_text("".join(items))
 
 
@@ -370,6 +450,7 @@ def save_samples() -> None:
 
 
 # The measuring.
+
 
 def paste(mask: np.ndarray, box: np.ndarray, height: int, width: int) -> np.ndarray:
     """A mask [28, 28] of a box, over the whole picture: bool [H, W]."""
@@ -391,40 +472,72 @@ def paste(mask: np.ndarray, box: np.ndarray, height: int, width: int) -> np.ndar
 def annotation(box, mask: np.ndarray, **more) -> dict:
     """What pycocotools wants of a detection or a true shape, its box being ymin, xmin, ymax, xmax of 0..1."""
     from pycocotools import mask as run_lengths
+
     height, width = mask.shape
-    top, left, bottom, right = (np.asarray(box, np.float64) * [height, width, height, width]).tolist()
-    return {"bbox": [left, top, right - left, bottom - top], "area": float(mask.sum()), "iscrowd": 0,
-            "segmentation": run_lengths.encode(np.asfortranarray(mask.astype(np.uint8))), **more}
+    top, left, bottom, right = (
+        np.asarray(box, np.float64) * [height, width, height, width]
+    ).tolist()
+    return {
+        "bbox": [left, top, right - left, bottom - top],
+        "area": float(mask.sum()),
+        "iscrowd": 0,
+        "segmentation": run_lengths.encode(np.asfortranarray(mask.astype(np.uint8))),
+        **more,
+    }
 
 
 def measure() -> None:
     import tensorflow as tf
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
+
     detect = tf.saved_model.load(str(FOLDER / "1")).signatures["serving_default"]
     images, truth, found, times = [], [], [], []
-    for number, (pixels, ids, boxes, classes) in zip(range(1, HELD_OUT_PICTURES + 1), drawn(HELD_OUT), strict=False):
+    for number, (pixels, ids, boxes, classes) in zip(
+        range(1, HELD_OUT_PICTURES + 1), drawn(HELD_OUT), strict=False
+    ):
         begin = time.perf_counter()
-        answer = {name: value.numpy()[0] for name, value in detect(input_tensor=tf.constant(pixels[np.newaxis])).items()}
+        answer = {
+            name: value.numpy()[0]
+            for name, value in detect(input_tensor=tf.constant(pixels[np.newaxis])).items()
+        }
         times.append(time.perf_counter() - begin)
         images.append({"id": number, "height": ids.shape[0], "width": ids.shape[1]})
         for index in range(np.count_nonzero(classes)):
-            truth.append(annotation(boxes[index], ids == index + 1, image_id=number, id=len(truth) + 1,
-                                    category_id=int(classes[index])))
+            truth.append(
+                annotation(
+                    boxes[index],
+                    ids == index + 1,
+                    image_id=number,
+                    id=len(truth) + 1,
+                    category_id=int(classes[index]),
+                )
+            )
         for index in range(int(answer["num_detections"])):
             box = answer["detection_boxes"][index]
-            found.append(annotation(box, paste(answer["detection_masks"][index], box, *ids.shape), image_id=number,
-                                    category_id=int(answer["detection_classes"][index]),
-                                    score=float(answer["detection_scores"][index])))
+            found.append(
+                annotation(
+                    box,
+                    paste(answer["detection_masks"][index], box, *ids.shape),
+                    image_id=number,
+                    category_id=int(answer["detection_classes"][index]),
+                    score=float(answer["detection_scores"][index]),
+                )
+            )
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools tells its progress
         true, ours = COCO(), COCO()
         categories = [{"id": number, "name": name} for number, name in enumerate(NAMES, start=1)]
         true.dataset = {"images": images, "categories": categories, "annotations": truth}
-        ours.dataset = {"images": images, "categories": categories,
-                        "annotations": [{**one, "id": number} for number, one in enumerate(found, start=1)]}
+        ours.dataset = {
+            "images": images,
+            "categories": categories,
+            "annotations": [{**one, "id": number} for number, one in enumerate(found, start=1)],
+        }
         true.createIndex()
         ours.createIndex()
-    print(f"shapes: {len(truth)} shapes in {HELD_OUT_PICTURES} held-out pictures, {len(found)} detections")
+    print(
+        f"shapes: {len(truth)} shapes in {HELD_OUT_PICTURES} held-out pictures, {len(found)} detections"
+    )
     for kind, name in ("bbox", "box"), ("segm", "mask"):
         with contextlib.redirect_stdout(io.StringIO()):
             evaluation = COCOeval(true, ours, kind)
@@ -437,12 +550,19 @@ def measure() -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--measure", action="store_true", help="measure the model there is, make nothing")
-    parser.add_argument("--steps", type=int, default=3000, help="of training, with eight pictures each")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--measure", action="store_true", help="measure the model there is, make nothing"
+    )
+    parser.add_argument(
+        "--steps", type=int, default=3000, help="of training, with eight pictures each"
+    )
     options = parser.parse_args()
     if not options.measure:
         import keras
+
         keras.utils.set_random_seed(TRAINING)
         nets = make_nets()
         train(*nets, options.steps)

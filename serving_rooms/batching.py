@@ -31,8 +31,14 @@ Rows = Sequence[Sequence[np.ndarray]]
 SCALES = (1.0, 255.0, -1.0, 1e4, 0.0)  # of made-up rows: numbers of 0..1, pictures, others
 
 
-def batch(session: Any, signature: Signature, call: SignatureCall, options: Batching, device: str,
-          label: str) -> SignatureCall:
+def batch(
+    session: Any,
+    signature: Signature,
+    call: SignatureCall,
+    options: Batching,
+    device: str,
+    label: str,
+) -> SignatureCall:
     """A signature joined with others' requests; as it was where it has no common leading dimension.
 
     Raises LoadError where made-up rows are answered otherwise together than alone.
@@ -56,8 +62,9 @@ def is_batchable(signature: Signature, call: SignatureCall) -> bool:
     """Whether all tensors share a leading unknown size, the inputs' other sizes being known."""
     inputs = [spec.shape for spec in signature.inputs.values()]
     outputs = [signature.outputs[name].shape for name in call.outputs]
-    return (all(shape and shape[0] is None for shape in (*inputs, *outputs))
-            and all(None not in (shape or ())[1:] for shape in inputs))
+    return all(shape and shape[0] is None for shape in (*inputs, *outputs)) and all(
+        None not in (shape or ())[1:] for shape in inputs
+    )
 
 
 # --------------------------------------------------------------------------------------------------
@@ -67,8 +74,10 @@ def is_batchable(signature: Signature, call: SignatureCall) -> bool:
 
 def make_up_rows(signature: Signature) -> list[list[np.ndarray]]:
     """Made-up inputs of one row each, of several scales; integers within their dtype."""
-    return [[make_up(spec, scale, seed) for spec in signature.inputs.values()]
-            for seed, scale in enumerate(SCALES)]
+    return [
+        [make_up(spec, scale, seed) for spec in signature.inputs.values()]
+        for seed, scale in enumerate(SCALES)
+    ]
 
 
 def make_up(spec: Any, scale: float, seed: int) -> np.ndarray:
@@ -107,7 +116,7 @@ def find_dependence(run: Run, rows: Rows) -> str:
 
 def pick(answer: Sequence[np.ndarray], place: int) -> list[np.ndarray]:
     """One row of an answer, each output [1, ...]."""
-    return [array[place:place + 1] for array in answer]
+    return [array[place : place + 1] for array in answer]
 
 
 def ask(run: Run, rows: Rows) -> list[np.ndarray]:
@@ -137,8 +146,9 @@ def is_close(a: np.ndarray, b: np.ndarray) -> bool:
 # --------------------------------------------------------------------------------------------------
 
 
-def make_batched(session: Any, signature: Signature, call: SignatureCall, options: Batching,
-                 device: str) -> Run:
+def make_batched(
+    session: Any, signature: Signature, call: SignatureCall, options: Batching, device: str
+) -> Run:
     """The signature behind TensorFlow's batch scheduler, in the same session.
 
     A last output, int32 [rows], is how many ran at once. The signature's subgraph becomes the body
@@ -152,8 +162,13 @@ def make_batched(session: Any, signature: Signature, call: SignatureCall, option
         body = tf.compat.v1.graph_util.extract_sub_graph(graph.as_graph_def(), names)
 
         @tf.nondifferentiable_batch_function(
-            options.num_batch_threads, options.max_batch_size, options.batch_timeout_micros,
-            options.sizes, options.max_enqueued_batches, autograph=False)
+            options.num_batch_threads,
+            options.max_batch_size,
+            options.batch_timeout_micros,
+            options.sizes,
+            options.max_enqueued_batches,
+            autograph=False,
+        )
         def batch_function(*rows: Any) -> list[Any]:
             count = tf.shape(rows[0])[0]
             given = dict(zip(call.feeds, rows))
@@ -161,8 +176,9 @@ def make_batched(session: Any, signature: Signature, call: SignatureCall, option
             return [*answers, tf.fill([count], count)]
 
         dtypes = [graph.get_tensor_by_name(feed).dtype for feed in call.feeds]
-        placeholders = [tf.compat.v1.placeholder(dtype, spec.shape)
-                        for dtype, spec in zip(dtypes, specs)]
+        placeholders = [
+            tf.compat.v1.placeholder(dtype, spec.shape) for dtype, spec in zip(dtypes, specs)
+        ]
         outputs = batch_function(*placeholders)
     feeds, fetches = [p.name for p in placeholders], [output.name for output in outputs]
     return make_callable(session, feeds, fetches)
@@ -192,4 +208,5 @@ def join_batches(plain: Run, batched: Run, signature: Signature, options: Batchi
         if (trace := getattr(CURRENT, "trace", None)) is not None:
             trace.batch = int(counts[0])
         return values
+
     return run

@@ -31,7 +31,9 @@ from serving_rooms.tensors import read_value
 
 NPY, NPZ, RAW = "application/x-npy", "application/x-npz", "application/octet-stream"
 ZIP_START = b"PK\x03\x04"
-RAW_DTYPES = {dtype.name: dtype for dtype in NUMPY_DTYPES.values() if dtype.kind != "O"} | {"bfloat16": np.dtype(ml_dtypes.bfloat16)}
+RAW_DTYPES = {dtype.name: dtype for dtype in NUMPY_DTYPES.values() if dtype.kind != "O"} | {
+    "bfloat16": np.dtype(ml_dtypes.bfloat16)
+}
 
 
 def answer_predict(call: Call, body: bytes, infer: Callable[[Any], dict[str, Any]]) -> Reply:
@@ -60,14 +62,19 @@ def infer_large(value: Any, infer: Callable[[Any], dict[str, Any]]) -> dict[str,
         return None
 
 
-def read_predict_body(body: bytes, environ: Mapping[str, Any],
-                      allowance: Allowance) -> dict[str, Any] | None:
+def read_predict_body(
+    body: bytes, environ: Mapping[str, Any], allowance: Allowance
+) -> dict[str, Any] | None:
     """A predict body for bytes that are a raw tensor or a .npy array (the one input), an .npz (inputs by name) or a picture (one instance).
 
     None for all else. Raises BadRequest for an array that cannot be read.
     """
     if "HTTP_X_TENSOR_SHAPE" in environ:
-        return {"inputs": read_raw(body, environ.get("HTTP_X_TENSOR_DTYPE", "float32"), environ["HTTP_X_TENSOR_SHAPE"])}
+        return {
+            "inputs": read_raw(
+                body, environ.get("HTTP_X_TENSOR_DTYPE", "float32"), environ["HTTP_X_TENSOR_SHAPE"]
+            )
+        }
     if body[:1] in (b"{", b" ", b"\n", b""):
         return None
     if body.startswith((routines.NPY_START, ZIP_START)):
@@ -78,7 +85,9 @@ def read_predict_body(body: bytes, environ: Mapping[str, Any],
 def read_raw(body: bytes, dtype: str, shape: str) -> np.ndarray:
     """Bytes as the array that headers describe: little-endian, rows first, not copied."""
     if dtype not in RAW_DTYPES:
-        raise BadRequest(f"X-Tensor-Dtype: expected one of {', '.join(sorted(RAW_DTYPES))}, got '{dtype[:40]}'")
+        raise BadRequest(
+            f"X-Tensor-Dtype: expected one of {', '.join(sorted(RAW_DTYPES))}, got '{dtype[:40]}'"
+        )
     if not re.fullmatch(r"[ \t]*|[ \t]*[0-9]{1,18}([ \t]*,[ \t]*[0-9]{1,18}){0,31}[ \t]*", shape):
         raise BadRequest(f"X-Tensor-Shape: expected sizes such as 1,224,224,3, got '{shape[:60]}'")
     sizes = [int(size) for size in shape.split(",") if size.strip()]
@@ -86,7 +95,9 @@ def read_raw(body: bytes, dtype: str, shape: str) -> np.ndarray:
     for size in sizes:  # in Python's integers, which do not overflow
         count *= size
     if count * RAW_DTYPES[dtype].itemsize != len(body):
-        raise BadRequest(f"body: expected {count * RAW_DTYPES[dtype].itemsize} bytes for {dtype} {sizes}, got {len(body)}")
+        raise BadRequest(
+            f"body: expected {count * RAW_DTYPES[dtype].itemsize} bytes for {dtype} {sizes}, got {len(body)}"
+        )
     refuse_hollow(sizes)
     if dtype == "bool" and body.strip(b"\0\1"):
         raise BadRequest("body: expected bytes 0 and 1 for bool")
@@ -96,7 +107,9 @@ def read_raw(body: bytes, dtype: str, shape: str) -> np.ndarray:
 def refuse_hollow(sizes: Sequence[int]) -> None:
     """Refuse a shape of very many rows without numbers: it comes in no bytes, and its answer may be gigabytes of brackets."""
     if 0 in sizes and math.prod(size or 1 for size in sizes) > MAX_LISTS:
-        raise BadRequest(f"an array without numbers may have {MAX_LISTS} rows, not the shape {list(sizes)}")
+        raise BadRequest(
+            f"an array without numbers may have {MAX_LISTS} rows, not the shape {list(sizes)}"
+        )
 
 
 def load(body: bytes, allowance: Allowance) -> Any:
@@ -148,8 +161,10 @@ def check_member(member: zipfile.ZipInfo, found: Mapping[str, Any]) -> str:
     if name in found:
         raise ValueError(f"'{shown}' stands twice in it")
     if member.compress_type not in NUMPY_PACKS:
-        raise ValueError(f"'{shown}': expected it stored or deflated, "
-                         f"got the method {member.compress_type} of zip")
+        raise ValueError(
+            f"'{shown}': expected it stored or deflated, "
+            f"got the method {member.compress_type} of zip"
+        )
     return name
 
 
@@ -160,21 +175,34 @@ def write_answer(answer: dict[str, Any], wanted: str) -> Reply | None:
     value = next(iter(answer.values()))
     if isinstance(value, list) and value and isinstance(value[0], dict):  # rows of several outputs
         value = {name: np.stack([np.asarray(row[name]) for row in value]) for name in value[0]}
-    outputs = {name: as_saved(name, array) for name, array in (value if isinstance(value, dict) else {"output": value}).items()}
+    outputs = {
+        name: as_saved(name, array)
+        for name, array in (value if isinstance(value, dict) else {"output": value}).items()
+    }
     buffer = io.BytesIO()
     if wanted == NPZ:
-        with zipfile.ZipFile(buffer, "w") as archive:  # np.savez has arguments of its own, which an output may be called like
+        with zipfile.ZipFile(
+            buffer, "w"
+        ) as archive:  # np.savez has arguments of its own, which an output may be called like
             for name, array in outputs.items():
                 with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
                     np.lib.format.write_array(file, array, allow_pickle=False)
     elif len(outputs) > 1:
         form = "a .npy" if wanted == NPY else "a raw tensor"
-        raise BadRequest(f"The model has the outputs {', '.join(outputs)}, and {form} holds one: accept {NPZ} instead, "
-                         "or choose one with ?outputs=")
+        raise BadRequest(
+            f"The model has the outputs {', '.join(outputs)}, and {form} holds one: accept {NPZ} instead, "
+            "or choose one with ?outputs="
+        )
     elif wanted == RAW:
         array = next(iter(outputs.values()))
-        return Reply(array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes(), content_type=RAW, headers=(
-            ("X-Tensor-Dtype", array.dtype.name), ("X-Tensor-Shape", ",".join(map(str, array.shape)))))
+        return Reply(
+            array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes(),
+            content_type=RAW,
+            headers=(
+                ("X-Tensor-Dtype", array.dtype.name),
+                ("X-Tensor-Shape", ",".join(map(str, array.shape))),
+            ),
+        )
     else:
         np.save(buffer, next(iter(outputs.values())), allow_pickle=False)
     return Reply(buffer.getvalue(), content_type=wanted)
@@ -184,7 +212,9 @@ def as_saved(name: str, value: Any) -> np.ndarray:
     """An output as NumPy can save it: bfloat16 as float32; strings it cannot."""
     array = np.asarray(value)
     if array.dtype.kind == "O":
-        raise BadRequest(f"Output '{name}' holds strings, which .npy and .npz do not: accept application/json instead")
+        raise BadRequest(
+            f"Output '{name}' holds strings, which .npy and .npz do not: accept application/json instead"
+        )
     return array.astype(np.float32) if array.dtype.kind == "V" else array
 
 

@@ -38,12 +38,28 @@ MOST_THREADS = 64  # of a model whose calls may take any time
 LONG_SECONDS = 0.001  # a call that takes so long is worth a hand-over to another thread (30 us)
 
 # What takes as long as its input, or somebody's code, wants.
-UNBOUNDED = {"PyFunc", "PyFuncStateless", "EagerPyFunc", "While", "StatelessWhile", "NextIteration",
-             "ReadFile", "WriteFile", "QueueDequeueV2"}
+UNBOUNDED = {
+    "PyFunc",
+    "PyFuncStateless",
+    "EagerPyFunc",
+    "While",
+    "StatelessWhile",
+    "NextIteration",
+    "ReadFile",
+    "WriteFile",
+    "QueueDequeueV2",
+}
 
 
-def tune(session: Any, nodes: Mapping[str, list[Any]], signatures: Mapping[str, Signature],
-         calls: dict[str, SignatureCall], device: str, config: Any, owned: contextlib.ExitStack) -> None:
+def tune(
+    session: Any,
+    nodes: Mapping[str, list[Any]],
+    signatures: Mapping[str, Signature],
+    calls: dict[str, SignatureCall],
+    device: str,
+    config: Any,
+    owned: contextlib.ExitStack,
+) -> None:
     """Join what the config asks for; other calls that may take long have threads of their own.
 
     `nodes` are those that each call may run; `owned` closes what a model holds, the latest first.
@@ -61,8 +77,10 @@ def tune(session: Any, nodes: Mapping[str, list[Any]], signatures: Mapping[str, 
         if call.kind != "batched" and not (call.bounded and call.seconds < LONG_SECONDS):
             waiting[name] = count_threads(call, device)
         calls[name] = call
-    pools = {count: Workers(count, f"model-{config.name}", owned)
-             for count in sorted(set(waiting.values()))}
+    pools = {
+        count: Workers(count, f"model-{config.name}", owned)
+        for count in sorted(set(waiting.values()))
+    }
     for name, count in waiting.items():
         calls[name] = calls[name]._replace(run=partial(pools[count].run, calls[name].run))
 
@@ -97,21 +115,40 @@ def find_twins(graph: Any, signatures: Mapping[str, Signature]) -> dict[str, str
     return twins
 
 
-def call_key(signature: Signature, nodes: Mapping[str, Any], functions: Mapping[str, Any]) -> tuple | None:
+def call_key(
+    signature: Signature, nodes: Mapping[str, Any], functions: Mapping[str, Any]
+) -> tuple | None:
     """What two signatures have in common that are the same; None for one that is not a single function's call."""
     callers = {spec.tensor.split(":")[0] for spec in signature.outputs.values()}
     call = nodes.get(callers.pop()) if len(callers) == 1 else None
     if call is None or call.attr["f"].func.name not in functions:
         return None
-    feeds = {spec.tensor.split(":")[0]: (name, spec.dtype, spec.shape) for name, spec in signature.inputs.items()}
-    fetches = tuple((name, spec.dtype, spec.shape, spec.tensor.split(":")[-1]) for name, spec in signature.outputs.items())
+    feeds = {
+        spec.tensor.split(":")[0]: (name, spec.dtype, spec.shape)
+        for name, spec in signature.inputs.items()
+    }
+    fetches = tuple(
+        (name, spec.dtype, spec.shape, spec.tensor.split(":")[-1])
+        for name, spec in signature.outputs.items()
+    )
     function = copy.deepcopy(functions[call.attr["f"].func.name])
     function.signature.ClearField("name")
     for attributes in function.arg_attr.values():
         attributes.attr.pop("_user_specified_name", None)
-    others = sorted((name, value.SerializeToString(deterministic=True)) for name, value in call.attr.items() if name != "f")
+    others = sorted(
+        (name, value.SerializeToString(deterministic=True))
+        for name, value in call.attr.items()
+        if name != "f"
+    )
     inputs = tuple(feeds.get(tensor.split(":")[0], tensor) for tensor in call.input)
-    return (call.op, inputs, tuple(feeds.values()), fetches, tuple(others), function.SerializeToString(deterministic=True))
+    return (
+        call.op,
+        inputs,
+        tuple(feeds.values()),
+        fetches,
+        tuple(others),
+        function.SerializeToString(deterministic=True),
+    )
 
 
 # ==================================================================================================
@@ -143,21 +180,29 @@ class Workers:
             return self.submit(function, *arguments).result()
         future = self.submit(function, *arguments, wanted=lambda: not trace.has_left())
         try:
-            return future.result(max(0.0, trace.remaining()) if trace.deadline < float("inf") else None)
+            return future.result(
+                max(0.0, trace.remaining()) if trace.deadline < float("inf") else None
+            )
         except CancelledError:
             raise ServingError("The client has left", "CANCELLED") from None
         except FutureTimeoutError:
             if future.done() and not future.cancelled():  # the function's own TimeoutError
                 raise
             future.cancel()
-            raise ServingError("The model took longer than the request's time", "DEADLINE_EXCEEDED") from None
+            raise ServingError(
+                "The model took longer than the request's time", "DEADLINE_EXCEEDED"
+            ) from None
 
-    def submit(self, function: Callable, *arguments: Any, wanted: Callable[[], bool] = lambda: True) -> Future:
+    def submit(
+        self, function: Callable, *arguments: Any, wanted: Callable[[], bool] = lambda: True
+    ) -> Future:
         future: Future = Future()
         with self._lock:
             self.open += 1
             if self.started < min(self.open, self.count):
-                threading.Thread(target=self.work, name=f"{self.name}-{self.started}", daemon=True).start()
+                threading.Thread(
+                    target=self.work, name=f"{self.name}-{self.started}", daemon=True
+                ).start()
                 self.started += 1
         self.jobs.put((future, wanted, function, arguments))
         return future
@@ -198,9 +243,15 @@ GAINING = {"Conv2D", "Conv3D", "DepthwiseConv2dNative"}  # the gain is in their 
 HOLDERS = {"StatefulPartitionedCall", "While", "If", "Case"}  # the state is of what they call
 
 
-def freeze(session: Any, graph: Any, nodes: Mapping[str, list[Any]], plans: Mapping[str, SignatureCall],
-           device: str, config: Any,
-           owned: contextlib.ExitStack) -> tuple[Any, dict[str, SignatureCall]] | None:
+def freeze(
+    session: Any,
+    graph: Any,
+    nodes: Mapping[str, list[Any]],
+    plans: Mapping[str, SignatureCall],
+    device: str,
+    config: Any,
+    owned: contextlib.ExitStack,
+) -> tuple[Any, dict[str, SignatureCall]] | None:
     """A session over the graph with its variables as constants, and the planned calls in it.
 
     TensorFlow prepares constants once (oneDNN's layout of weights, sums and products of constants)
@@ -240,12 +291,16 @@ def variable_bytes(graph: Any) -> int:
     return count
 
 
-def open_frozen(session: Any, graph: Any, plans: Mapping[str, SignatureCall], device: str) -> Any | None:
+def open_frozen(
+    session: Any, graph: Any, plans: Mapping[str, SignatureCall], device: str
+) -> Any | None:
     """A session over what calls need of the graph, frozen; None where something has a state."""
     from tensorflow.python.framework import convert_to_constants
+
     convert = convert_to_constants.convert_variables_to_constants_from_session_graph
-    wanted = [tensor.split(":")[0] for plan in plans.values()
-              for tensor in (*plan.feeds, *plan.fetches)]
+    wanted = [
+        tensor.split(":")[0] for plan in plans.values() for tensor in (*plan.feeds, *plan.fetches)
+    ]
     constant = convert(session, graph, wanted)
     if any(has_state(used_nodes(constant, plan)) for plan in plans.values()):
         return None
@@ -257,6 +312,7 @@ def open_frozen(session: Any, graph: Any, plans: Mapping[str, SignatureCall], de
 def has_state(nodes: Iterable[Any]) -> bool:
     """Whether an operation has a state: variables, tables, random numbers, Python functions."""
     from tensorflow.python.framework import op_def_registry
+
     definitions = map(op_def_registry.get, {node.op for node in nodes} - HOLDERS)
     return any(definition is None or definition.is_stateful for definition in definitions)
 
@@ -267,6 +323,7 @@ def session_options() -> Any:
     It has all constants once more.
     """
     from tensorflow.python.eager import context
+
     options = context.context().config
     options.experimental.disable_output_partition_graphs = True
     return options

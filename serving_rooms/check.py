@@ -12,8 +12,13 @@ from serving_rooms.handlers import HandlerError, locate
 from serving_rooms.warmup import read_fields
 
 
-def check(config: Any, prepared: Any, folder: Path, list_versions: Callable[[str], dict[int, Path]],
-          choose_versions: Callable[[Any, Iterable[int]], list[int]]) -> tuple[list[str], list[str]]:
+def check(
+    config: Any,
+    prepared: Any,
+    folder: Path,
+    list_versions: Callable[[str], dict[int, Path]],
+    choose_versions: Callable[[Any, Iterable[int]], list[int]],
+) -> tuple[list[str], list[str]]:
     """What a config would serve, a line each, and what is wrong with it.
 
     `prepared` is what was made ready of it; functions are looked for in `folder`.
@@ -25,7 +30,9 @@ def check(config: Any, prepared: Any, folder: Path, list_versions: Callable[[str
         path = f"$.model_config_list[{index}].config"
         earlier = [other.name for other in config.models[:index]]
         if model.name in earlier:
-            problems.append(f"{path}.name: '{model.name}' is already taken by $.model_config_list[{earlier.index(model.name)}].config")
+            problems.append(
+                f"{path}.name: '{model.name}' is already taken by $.model_config_list[{earlier.index(model.name)}].config"
+            )
         if model.problem:
             problems.append(f"{path}.{model.problem}")
             continue
@@ -38,23 +45,38 @@ def check(config: Any, prepared: Any, folder: Path, list_versions: Callable[[str
         numbers, devices = ", ".join(map(str, versions)) or "none", ", ".join(model.targets)
         lines.append(f"{model.name}: version {numbers} on {devices} from {model.base_path}")
         problems += check_versions(model, path, folders, versions)
-    lines += [f"pipeline {pipeline.name}: {len(pipeline.nodes)} nodes" for pipeline in config.pipeline_config_list]
+    lines += [
+        f"pipeline {pipeline.name}: {len(pipeline.nodes)} nodes"
+        for pipeline in config.pipeline_config_list
+    ]
     lines += [f"handler {handler.path}: {handler.function}" for handler in config.handlers]
-    lines += [f"deployment {deployment.id}: model {deployment.model}, {len(prepared.deployments[deployment.id].labels)} classes"
-              for deployment in config.deployments]
+    lines += [
+        f"deployment {deployment.id}: model {deployment.model}, {len(prepared.deployments[deployment.id].labels)} classes"
+        for deployment in config.deployments
+    ]
     problems += check_modules(config)
-    return lines, problems + check_pipelines(config, folder) + check_handlers(config, folder) + check_deployments(config, served)
+    return lines, problems + check_pipelines(config, folder) + check_handlers(
+        config, folder
+    ) + check_deployments(config, served)
 
 
 def check_pipelines(config: Any, folder: Path) -> list[str]:
     """What pipelines name that is not there; whether their parts fit is known when the models are loaded."""
     names = [model.name for model in config.models]
-    nodes = [(f"$.pipeline_config_list[{index}].nodes[{number}]", node)
-             for index, pipeline in enumerate(config.pipeline_config_list) for number, node in enumerate(pipeline.nodes)]
-    missing = [f"{path}.model_name: no model is called '{node.model_name}'" for path, node in nodes
-               if node.model_name is not None and node.model_name not in names]
+    nodes = [
+        (f"$.pipeline_config_list[{index}].nodes[{number}]", node)
+        for index, pipeline in enumerate(config.pipeline_config_list)
+        for number, node in enumerate(pipeline.nodes)
+    ]
+    missing = [
+        f"{path}.model_name: no model is called '{node.model_name}'"
+        for path, node in nodes
+        if node.model_name is not None and node.model_name not in names
+    ]
     library = "custom nodes are Python functions here; write 'function': 'module:name'"
-    missing += [f"{path}.library_name: {library}" for path, node in nodes if node.library_name is not None]
+    missing += [
+        f"{path}.library_name: {library}" for path, node in nodes if node.library_name is not None
+    ]
     earlier: dict[str, str] = {}
     for index, pipeline in enumerate(config.pipeline_config_list):
         place = earlier.setdefault(pipeline.name, path := f"$.pipeline_config_list[{index}]")
@@ -62,14 +84,20 @@ def check_pipelines(config: Any, folder: Path) -> list[str]:
             missing.append(f"{path}.name: Pipeline has the same name as model: '{pipeline.name}'")
         elif place != path:
             missing.append(f"{path}.name: '{pipeline.name}' is already taken by {place}")
-    return missing + [f"{path}.function: {problem}" for path, node in nodes
-                      if node.function is not None and (problem := check_function(node.function, folder))]
+    return missing + [
+        f"{path}.function: {problem}"
+        for path, node in nodes
+        if node.function is not None and (problem := check_function(node.function, folder))
+    ]
 
 
 def check_modules(config: Any) -> list[str]:
     """Which modules of operations are not installed; nothing is imported."""
-    return [f"$.import_modules[{index}]: {name}: no such module is installed"
-            for index, name in enumerate(config.import_modules) if not is_installed(name)]
+    return [
+        f"$.import_modules[{index}]: {name}: no such module is installed"
+        for index, name in enumerate(config.import_modules)
+        if not is_installed(name)
+    ]
 
 
 def is_installed(module: str) -> bool:
@@ -96,18 +124,32 @@ def check_deployments(config: Any, served: Mapping[str, list[int]]) -> list[str]
     problems = []
     for index, deployment in enumerate(config.deployments):
         if deployment.model not in config.served_names:
-            problems.append(f"$.deployments[{index}].model: no model is called '{deployment.model}'")
+            problems.append(
+                f"$.deployments[{index}].model: no model is called '{deployment.model}'"
+            )
         elif deployment.model in served:
-            problems += check_pin(deployment, f"$.deployments[{index}]", served[deployment.model], models[deployment.model])
+            problems += check_pin(
+                deployment,
+                f"$.deployments[{index}]",
+                served[deployment.model],
+                models[deployment.model],
+            )
     return problems
 
 
 def check_pin(deployment: Any, path: str, versions: list[int], model: Any) -> list[str]:
     """What is wrong with the version, or its label, that a deployment pins."""
     if deployment.version is not None and deployment.version not in versions:
-        return [f"{path}.version: version {deployment.version} of {model.name} is not served; there are: {versions}"]
-    if deployment.version_label is not None and deployment.version_label not in model.version_labels:
-        return [f"{path}.version_label: {model.name} has no label '{deployment.version_label}'; there are: {sorted(model.version_labels)}"]
+        return [
+            f"{path}.version: version {deployment.version} of {model.name} is not served; there are: {versions}"
+        ]
+    if (
+        deployment.version_label is not None
+        and deployment.version_label not in model.version_labels
+    ):
+        return [
+            f"{path}.version_label: {model.name} has no label '{deployment.version_label}'; there are: {sorted(model.version_labels)}"
+        ]
     return []
 
 
@@ -122,17 +164,29 @@ def check_function(reference: str, folder: Path) -> str | None:
     return None if found else f"{module}: no such module beside the config or installed"
 
 
-def check_versions(model: Any, path: str, folders: Mapping[int, Path], versions: list[int]) -> list[str]:
+def check_versions(
+    model: Any, path: str, folders: Mapping[int, Path], versions: list[int]
+) -> list[str]:
     """What is wrong with the versions that a model's policy picks."""
-    problems = [] if versions else [f"{path}: no version folder that its policy picks in {model.base_path}"]
-    problems += [f"{path}: version {version} holds no saved_model.pb, or an empty one: {folders[version]}" for version in versions
-                 if not any(file.stat().st_size for file in folders[version].glob("saved_model.pb*"))]
+    problems = (
+        []
+        if versions
+        else [f"{path}: no version folder that its policy picks in {model.base_path}"]
+    )
+    problems += [
+        f"{path}: version {version} holds no saved_model.pb, or an empty one: {folders[version]}"
+        for version in versions
+        if not any(file.stat().st_size for file in folders[version].glob("saved_model.pb*"))
+    ]
     for version in versions:
         there = read_tag_sets(folders[version] / "saved_model.pb")
         if there and set(model.tags) not in map(set, there):
             problems.append(f"{path}.tags: version {version}: {explain_tags(there, model.tags)}")
-    return problems + [f"{path}.version_labels.{label}: version {version} is not served"
-                       for label, version in model.version_labels.items() if version not in versions]
+    return problems + [
+        f"{path}.version_labels.{label}: version {version} is not served"
+        for label, version in model.version_labels.items()
+        if version not in versions
+    ]
 
 
 def read_tag_sets(path: Path) -> list[list[str]]:

@@ -43,16 +43,50 @@ class Language:
 
 
 LANGUAGES: dict[str, Language] = {
-    "curl": Language("curl", "curl.sh", "predict.sh", "curl", "sh predict.sh picture.jpg", quote_shell),
-    "python": Language("Python (requests)", "python.py", "predict.py", "pip install requests", "python predict.py picture.jpg"),
-    "javascript": Language("JavaScript (fetch)", "javascript.js", "predict.mjs", "Node.js 18 or later", "node predict.mjs picture.jpg"),
-    "axios": Language("JavaScript (axios)", "axios.js", "predict.mjs", "npm install axios", "node predict.mjs picture.jpg"),
-    "java": Language("Java", "java.java", "Predict.java", "JDK 11 or later", "java Predict.java picture.jpg"),
-    "go": Language("Go", "go.go", "predict.go", "Go 1.18 or later", "go run predict.go picture.jpg"),
-    "r": Language("R (httr)", "r.R", "predict.R", 'install.packages("httr")', "Rscript predict.R picture.jpg"),
-    "ruby": Language("Ruby", "ruby.rb", "predict.rb", "Ruby 2.5 or later", "ruby predict.rb picture.jpg"),
-    "c": Language("C (libcurl)", "c.c", "predict.c", "libcurl and its headers",
-                  "cc predict.c -o predict -lcurl && ./predict picture.jpg", quote_c),
+    "curl": Language(
+        "curl", "curl.sh", "predict.sh", "curl", "sh predict.sh picture.jpg", quote_shell
+    ),
+    "python": Language(
+        "Python (requests)",
+        "python.py",
+        "predict.py",
+        "pip install requests",
+        "python predict.py picture.jpg",
+    ),
+    "javascript": Language(
+        "JavaScript (fetch)",
+        "javascript.js",
+        "predict.mjs",
+        "Node.js 18 or later",
+        "node predict.mjs picture.jpg",
+    ),
+    "axios": Language(
+        "JavaScript (axios)",
+        "axios.js",
+        "predict.mjs",
+        "npm install axios",
+        "node predict.mjs picture.jpg",
+    ),
+    "java": Language(
+        "Java", "java.java", "Predict.java", "JDK 11 or later", "java Predict.java picture.jpg"
+    ),
+    "go": Language(
+        "Go", "go.go", "predict.go", "Go 1.18 or later", "go run predict.go picture.jpg"
+    ),
+    "r": Language(
+        "R (httr)", "r.R", "predict.R", 'install.packages("httr")', "Rscript predict.R picture.jpg"
+    ),
+    "ruby": Language(
+        "Ruby", "ruby.rb", "predict.rb", "Ruby 2.5 or later", "ruby predict.rb picture.jpg"
+    ),
+    "c": Language(
+        "C (libcurl)",
+        "c.c",
+        "predict.c",
+        "libcurl and its headers",
+        "cc predict.c -o predict -lcurl && ./predict picture.jpg",
+        quote_c,
+    ),
 }
 
 
@@ -64,8 +98,17 @@ def client_code(language: str, url: str, key: str, routines: Sequence[Any]) -> s
     if language not in LANGUAGES:
         raise ValueError(f"There is no client for '{language}'; there are: {', '.join(LANGUAGES)}")
     for name, text in (("url", url), ("key", key)):
-        if not text.isprintable():  # neither may hold a line break, nor may the literals that they are put into
+        if (
+            not text.isprintable()
+        ):  # neither may hold a line break, nor may the literals that they are put into
             raise ValueError(f"The {name} has characters that cannot be printed")
-    values = {"URL": url, "KEY": key, "ROUTINES": json.dumps(routines, allow_nan=False)}  # the JSON is printable ASCII
-    quote, template = LANGUAGES[language].quote, (TEMPLATES / LANGUAGES[language].template).read_text("utf-8")
+    values = {
+        "URL": url,
+        "KEY": key,
+        "ROUTINES": json.dumps(routines, allow_nan=False),
+    }  # the JSON is printable ASCII
+    quote, template = (
+        LANGUAGES[language].quote,
+        (TEMPLATES / LANGUAGES[language].template).read_text("utf-8"),
+    )
     return LITERAL.sub(lambda literal: quote(values[literal[2]], literal[1]), template)

@@ -1,9 +1,9 @@
 """waitress's connections, as this server keeps them: what arrives, what is refused, who is cut.
 
-    Parser      waitress's, which also refuses what RFC 9112 says to refuse
-    Channel     a connection, timed by a clock that nobody sets back
-    Listener    a listening socket: accepts all that wait, rests when there are no more files
-    Front       the loop: whose request is answered where, and once a second who is cut
+Parser      waitress's, which also refuses what RFC 9112 says to refuse
+Channel     a connection, timed by a clock that nobody sets back
+Listener    a listening socket: accepts all that wait, rests when there are no more files
+Front       the loop: whose request is answered where, and once a second who is cut
 """
 
 import contextlib
@@ -28,15 +28,17 @@ from serving_rooms.queueing import Dispatcher, Gate, TooMuch, task_of
 
 logger = logging.getLogger("serving")
 
-# ======================================================================================================
+# ==================================================================================================
 # Parser
 # In: bytes of a connection. Out: requests; `error` is set on those that are to be refused.
-# ======================================================================================================
+# ==================================================================================================
 
 HEAD_BYTES = 64 << 10  # of a head, and of what follows the last chunk
 LARGE_BODY = 1 << 20  # bytes; smaller ones are bounded by the number of connections
 BARE_LINE_FEED = re.compile(rb"(?<!\r)\n")
-FRAMING = re.compile(rb"\r\n(host|content-length|transfer-encoding)[ \t]*:[ \t]*([^\r\n]*)", re.IGNORECASE)
+FRAMING = re.compile(
+    rb"\r\n(host|content-length|transfer-encoding)[ \t]*:[ \t]*([^\r\n]*)", re.IGNORECASE
+)
 HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|[\w.~%!$&'()*+,;=-]*)(?::[0-9]*)?", re.ASCII)
 
 
@@ -53,7 +55,9 @@ class Parser(HTTPRequestParser):
             before = self.header_plus[-3:]
             text = before + data
             end = text.find(b"\r\n\r\n")
-            if BARE_LINE_FEED.search(text, len(before), end if end >= 0 else len(text)):  # section 2.2
+            if BARE_LINE_FEED.search(
+                text, len(before), end if end >= 0 else len(text)
+            ):  # section 2.2
                 self.error, self.completed = BadRequest("Bare LF found in HTTP message"), True
                 return len(data)
         consumed = super().received(data)
@@ -64,20 +68,26 @@ class Parser(HTTPRequestParser):
         return consumed
 
     def parse_header(self, header_plus: bytes) -> None:
-        fields = [(name.lower(), value.rstrip(b" \t")) for name, value in FRAMING.findall(header_plus)]
+        fields = [
+            (name.lower(), value.rstrip(b" \t")) for name, value in FRAMING.findall(header_plus)
+        ]
         if b"\r\n " in header_plus or b"\r\n\t" in header_plus:  # section 5.2
             raise ParsingError("Header lines must not be folded")
         lengths = [value for name, value in fields if name == b"content-length"]
         if any(not value.isdigit() or len(value) > 18 for value in lengths):
             raise ParsingError("Content-Length is invalid")
         super().parse_header(header_plus)
-        check_framing(lengths, [value for name, value in fields if name == b"transfer-encoding"], self.version)
+        check_framing(
+            lengths, [value for name, value in fields if name == b"transfer-encoding"], self.version
+        )
         check_host([value for name, value in fields if name == b"host"], self.version)
         for name in PROXY_HEADERS:  # what a client says of itself
             self.headers.pop(name, None)
         if self.chunked:
             self.body_rcv = Chunks(self.body_rcv.getbuf())
-        elif not self.content_length:  # nothing is to come: waitress would take the next head for more of this request
+        elif (
+            not self.content_length
+        ):  # nothing is to come: waitress would take the next head for more of this request
             self.expect_continue = False
         if self.content_length > LARGE_BODY:
             self.look_for_room()
@@ -126,10 +136,10 @@ class Chunks(ChunkedReceiver):
         return consumed
 
 
-# ======================================================================================================
+# ==================================================================================================
 # Channel
 # In: a socket that was accepted. Out: requests, noted when they have come whole; answers, sent.
-# ======================================================================================================
+# ==================================================================================================
 
 
 class Channel(HTTPChannel):
@@ -208,7 +218,11 @@ class Channel(HTTPChannel):
         """Why the connection is to be cut; empty while it is not."""
         if self.total_outbufs_len or self.requests or not self.active_at:
             self.active_at = now
-        if self.arriving and now - self.arriving_since > options.receive_seconds + self.arriving.body_bytes_received / SLOWEST:
+        if (
+            self.arriving
+            and now - self.arriving_since
+            > options.receive_seconds + self.arriving.body_bytes_received / SLOWEST
+        ):
             return f"a request has not come whole after {now - self.arriving_since:.0f} s"
         if not self.total_outbufs_len:
             self.sending_since = 0.0
@@ -223,10 +237,10 @@ SLOWEST = 64 << 10  # bytes a second
 IDLE_SECONDS = 120
 
 
-# ======================================================================================================
+# ==================================================================================================
 # Listener
 # In: an address. Out: channels.
-# ======================================================================================================
+# ==================================================================================================
 
 REST_SECONDS = 1.0  # without accepting, when a connection could not be accepted
 
@@ -276,12 +290,14 @@ class Listener(TcpWSGIServer):
             super().pull_trigger()
 
 
-# ======================================================================================================
+# ==================================================================================================
 # Front
 # In: a server and the addresses it listens on. Out: each request to the lane, to the worker threads, or refused.
-# ======================================================================================================
+# ==================================================================================================
 
-AWAKE_SECONDS = 0.0002 if (os.cpu_count() or 1) > 1 else 0.0  # after a short answer; a client may need the only core
+AWAKE_SECONDS = (
+    0.0002 if (os.cpu_count() or 1) > 1 else 0.0
+)  # after a short answer; a client may need the only core
 
 
 class Front(Waitress):
@@ -301,7 +317,14 @@ class Front(Waitress):
         parser = type("Parser", (Parser,), {"front": self})
         channel = type("Channel", (Channel,), {"front": self, "parser_class": parser})
         kind = type("Listener", (Listener,), {"front": self, "channel_class": channel})
-        super().__init__(app, kind, self.dispatcher, max_request_header_size=HEAD_BYTES, log_socket_errors=False, **adjustments)
+        super().__init__(
+            app,
+            kind,
+            self.dispatcher,
+            max_request_header_size=HEAD_BYTES,
+            log_socket_errors=False,
+            **adjustments,
+        )
 
     def turn(self, seconds: float = 0.5) -> None:
         """Once around the loop. A client often asks again before a thread that goes to sleep would have been woken."""
@@ -352,22 +375,36 @@ class Front(Waitress):
     # --- what is held ----------------------------------------------------------------------------------
 
     def channels(self) -> list[Channel]:
-        return [channel for listener in self.listeners for channel in list(listener.active_channels.values())]
+        return [
+            channel
+            for listener in self.listeners
+            for channel in list(listener.active_channels.values())
+        ]
 
     def held(self) -> int:
         """Bytes of the bodies that are there or announced, and of what they are unpacked to."""
-        return self.server.unpacked.held + sum(max(request.content_length, request.body_bytes_received)
-                   for channel in self.channels() for request in (*channel.requests, channel.request) if request)
+        return self.server.unpacked.held + sum(
+            max(request.content_length, request.body_bytes_received)
+            for channel in self.channels()
+            for request in (*channel.requests, channel.request)
+            if request
+        )
 
     def no_room(self) -> str | None:
         """Why the body of a request that has begun to arrive does not fit; None when it does."""
         if self.held() <= self.server.config.server.max_queued_bytes:
             return None
-        return self.gate.note("bytes", "bodies of other requests hold all the memory there is for them")
+        return self.gate.note(
+            "bytes", "bodies of other requests hold all the memory there is for them"
+        )
 
     def sweep(self, now: float) -> None:
         """Cut the connections whose clients take too long to send or to read, and those that nobody uses."""
         for channel in self.channels():
             if reason := channel.is_overdue(now, self.server.config.server):
-                logger.log(logging.DEBUG if reason == "idle" else logging.INFO, "A connection is cut: %s", reason)
+                logger.log(
+                    logging.DEBUG if reason == "idle" else logging.INFO,
+                    "A connection is cut: %s",
+                    reason,
+                )
                 channel.handle_close()  # at once: what waits for the client to read would wait for ever

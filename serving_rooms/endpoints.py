@@ -31,7 +31,9 @@ class Endpoint:
     methods: tuple[str, ...] = ("POST",)
     wanted: str | None = None
     timeout_seconds: float | None = None
-    pool: ThreadPoolExecutor | None = field(default=None, compare=False)  # where calls with a time limit run
+    pool: ThreadPoolExecutor | None = field(
+        default=None, compare=False
+    )  # where calls with a time limit run
 
     @property
     def envelope(self) -> str | None:
@@ -40,10 +42,15 @@ class Endpoint:
         return None if self.wanted == "none" else self.wanted or marked
 
 
-def declare(path: str, function: Callable, methods: Sequence[str], envelope: str | None) -> Endpoint:
+def declare(
+    path: str, function: Callable, methods: Sequence[str], envelope: str | None
+) -> Endpoint:
     """An endpoint from Python, ready at once; raises ServingError for a path that no config would take, HandlerError for the function."""
     if not re.fullmatch(r"(/[\w.~-]+)+", path):
-        raise ServingError(f"endpoint path: expected something like /alice/caption, got {path!r}", "INVALID_ARGUMENT")
+        raise ServingError(
+            f"endpoint path: expected something like /alice/caption, got {path!r}",
+            "INVALID_ARGUMENT",
+        )
     try:
         check_path(path)
     except ValueError as error:
@@ -69,7 +76,11 @@ def view_endpoint(server: ModelServer, call: Call, endpoint: Endpoint) -> Reply:
         value, content_type = to_reply(run(endpoint, read_value(server, call), context))
     except HandlerError as error:
         raise ServingError(f"The answer of {endpoint.path} cannot be sent: {error}") from error
-    return Reply(value, content_type=content_type) if isinstance(value, bytes) else envelop(endpoint, value)
+    return (
+        Reply(value, content_type=content_type)
+        if isinstance(value, bytes)
+        else envelop(endpoint, value)
+    )
 
 
 def load(server: ModelServer, endpoint: Endpoint) -> None:
@@ -85,7 +96,9 @@ def load(server: ModelServer, endpoint: Endpoint) -> None:
 def read_value(server: ModelServer, call: Call) -> Any:
     """A request's body for the function: the JSON value, None without a body, or bytes where the content type is no JSON's."""
     body, kind = read_body(server, call), call.mimetype
-    if kind in ("", "application/x-www-form-urlencoded") or kind.endswith("json"):  # curl -d names a form
+    if kind in ("", "application/x-www-form-urlencoded") or kind.endswith(
+        "json"
+    ):  # curl -d names a form
         return parse_json(body) if body else None
     return body
 
@@ -101,8 +114,12 @@ def run(endpoint: Endpoint, value: Any, context: Context) -> Any:
         if future.done():  # the function's own TimeoutError, or an answer after all
             return future.result()
         future.cancel()
-        raise ServingError(f"{endpoint.path} took longer than {endpoint.timeout_seconds:g} s", "DEADLINE_EXCEEDED") from None
+        raise ServingError(
+            f"{endpoint.path} took longer than {endpoint.timeout_seconds:g} s", "DEADLINE_EXCEEDED"
+        ) from None
 
 
 def envelop(endpoint: Endpoint, value: Any) -> Reply:
-    return reply({"statusCode": 200, "body": {"output": value}} if endpoint.envelope == "hub" else value)
+    return reply(
+        {"statusCode": 200, "body": {"output": value}} if endpoint.envelope == "hub" else value
+    )

@@ -42,7 +42,11 @@ def explain(error: BaseException, folders: Iterable[str] = ()) -> str:
     if isinstance(error, SystemExit):
         return f"it called sys.exit({'' if error.code is None else clean(repr(error.code))})"
     if isinstance(error, OSError) and error.strerror:
-        name = f": {Path(os.fsdecode(error.filename)).name}" if isinstance(error.filename, (str, bytes)) else ""
+        name = (
+            f": {Path(os.fsdecode(error.filename)).name}"
+            if isinstance(error.filename, (str, bytes))
+            else ""
+        )
         return f"{type(error).__name__}: {error.strerror}{name}"
     try:
         text = clean(str(error), folders)
@@ -70,24 +74,32 @@ def clean(text: str, folders: Iterable[str] = ()) -> str:
     """One line of at most 500 characters, absolute paths cut down to their last part, or to what comes after `folders`."""
     for folder in folders:
         text = text.replace(f"{folder}{os.sep}", "")
-    text = re.sub(r"(?<=['\"])(?:[A-Za-z]:)?[/\\][^'\"]*[/\\]", "", " ".join(text.split()))  # in quotes it may hold spaces
+    text = re.sub(
+        r"(?<=['\"])(?:[A-Za-z]:)?[/\\][^'\"]*[/\\]", "", " ".join(text.split())
+    )  # in quotes it may hold spaces
     text = re.sub(r"(?<![\w.:/])(?:[A-Za-z]:)?[/\\](?:[^\s/\\'\":,;()]+[/\\])+", "", text)
     return text if len(text) <= 500 else f"{text[:497]}..."
 
 
-# ======================================================================================================
+# ==================================================================================================
 # Module in
 # In: "module:name" and the folder it is looked up in. Out: a module of sys.modules, and a digest of each file
 # of the project that it was made of, or HandlerError.
-# ======================================================================================================
+# ==================================================================================================
 
-IMPORTING = threading.RLock()  # one import at a time: they share MODEL_DIR, sys.path and sys.modules
-OWN: dict[str, types.ModuleType] = {}  # what imports of handlers brought from projects into sys.modules
+IMPORTING = (
+    threading.RLock()
+)  # one import at a time: they share MODEL_DIR, sys.path and sys.modules
+OWN: dict[
+    str, types.ModuleType
+] = {}  # what imports of handlers brought from projects into sys.modules
 ADDED: set[str] = set()  # folders of projects that were put on sys.path
 STANDARD = os.path.dirname(os.__file__)  # the folder of Python's own modules
 # Names that a file of the project never stands in for: Python's own, and those of the running server.
 KEPT = sys.stdlib_module_names | {"__main__", "serving", "serving_rooms", "routines"}
-Source = tuple[str, Path | None, tuple[str, ...]]  # name; file, or None where Python is to look for it; folders of the project
+Source = tuple[
+    str, Path | None, tuple[str, ...]
+]  # name; file, or None where Python is to look for it; folders of the project
 
 
 @dataclasses.dataclass(eq=False)
@@ -100,7 +112,9 @@ class Loaded:
 
 
 # Weak, so that a module and its model go when the last handler lets go of them.
-SHARED: "weakref.WeakValueDictionary[tuple[Source, str | None], Loaded]" = weakref.WeakValueDictionary()
+SHARED: "weakref.WeakValueDictionary[tuple[Source, str | None], Loaded]" = (
+    weakref.WeakValueDictionary()
+)
 
 
 def locate(module: str, folder: Path) -> Source:
@@ -109,11 +123,17 @@ def locate(module: str, folder: Path) -> Source:
         path = (folder / module).resolve()
         if not path.is_file():
             raise HandlerError(f"{module}: no such file beside the config")
-        return path.stem.replace(".", "_"), path, tuple(dict.fromkeys((str(path.parent), str(folder))))
+        return (
+            path.stem.replace(".", "_"),
+            path,
+            tuple(dict.fromkeys((str(path.parent), str(folder)))),
+        )
     if not all(part.isidentifier() for part in module.split(".")):
         raise HandlerError(f"{module}: expected a file ending with .py or the name of a module")
     base = folder.joinpath(*module.split("."))
-    found = next((path for path in (base / "__init__.py", base.with_suffix(".py")) if path.is_file()), None)
+    found = next(
+        (path for path in (base / "__init__.py", base.with_suffix(".py")) if path.is_file()), None
+    )
     return module, found, (str(folder),)
 
 
@@ -131,11 +151,20 @@ def digest_file(path: str, since: float = math.inf) -> bytes | None:
 
 def file_of(module: Any, folders: Iterable[str]) -> str:
     """The file of a project's module, the folder of its bare package, or "" when it is not the project's: in its .venv, say."""
-    with contextlib.suppress(Exception):  # sys.modules may hold anything; some load themselves at the touch of getattr
+    with contextlib.suppress(
+        Exception
+    ):  # sys.modules may hold anything; some load themselves at the touch of getattr
         names = object.__getattribute__(module, "__dict__")
-        files = [names["__file__"]] if names.get("__file__") else names["__path__"]  # a bare package may be of several projects
-        return next(file for file in files for folder in folders if file.startswith(os.path.join(folder, ""))
-                    and not re.search("(site|dist)-packages", file[len(folder):]))
+        files = (
+            [names["__file__"]] if names.get("__file__") else names["__path__"]
+        )  # a bare package may be of several projects
+        return next(
+            file
+            for file in files
+            for folder in folders
+            if file.startswith(os.path.join(folder, ""))
+            and not re.search("(site|dist)-packages", file[len(folder) :])
+        )
     return ""
 
 
@@ -148,15 +177,23 @@ def names_to_take(source: Source) -> tuple[set[str], set[str]]:
     find = functools.partial(importlib.machinery.PathFinder.find_spec, path=list(folders))
     held = {n for n, module in list(OWN.items()) if sys.modules.get(n) is module}
     own = {n for n in names if n in held or top(n) in held}
-    files = {n: spec.origin for n in {*map(top, names)} - KEPT - own if (spec := find(n)) and spec.origin}
+    files = {
+        n: spec.origin for n in {*map(top, names)} - KEPT - own if (spec := find(n)) and spec.origin
+    }
     foreign = {n for n, file in files.items() if file != file_of(sys.modules.get(n), folders)}
-    return own, {n for n in names if top(n) in foreign or path and n == name and n not in KEPT} - own
+    return own, {
+        n for n in names if top(n) in foreign or path and n == name and n not in KEPT
+    } - own
 
 
 @contextlib.contextmanager
 def surroundings(folders: tuple[str, ...], model_dir: str | None) -> Iterator[None]:
     """MODEL_DIR, the folders first on sys.path and no bytecode, for an import; the folders stay at the end of sys.path."""
-    outer, bytecode, first = os.environ.get("MODEL_DIR"), sys.dont_write_bytecode, (STANDARD, *folders)
+    outer, bytecode, first = (
+        os.environ.get("MODEL_DIR"),
+        sys.dont_write_bytecode,
+        (STANDARD, *folders),
+    )
     sys.path[:0] = first
     sys.dont_write_bytecode = True  # it overlooks a change within one second
     os.environ.update({} if model_dir is None else {"MODEL_DIR": model_dir})
@@ -179,7 +216,9 @@ def execute(source: Source, host: set[str]) -> types.ModuleType:
     name, path, folders = source
     if path is None and top(name) not in sys.modules:
         spec = importlib.util.find_spec(top(name))
-        if spec and spec.origin and {*map(str, Path(spec.origin).parents[:2])} & ADDED - {*folders}:  # another project's
+        if (
+            spec and spec.origin and {*map(str, Path(spec.origin).parents[:2])} & ADDED - {*folders}
+        ):  # another project's
             raise ModuleNotFoundError(name=name)
     if path is None or "." in name:
         return importlib.import_module(name)
@@ -191,10 +230,15 @@ def execute(source: Source, host: set[str]) -> types.ModuleType:
     return sys.modules[name]
 
 
-def list_new(before: Mapping[str, types.ModuleType], folders: Iterable[str]) -> dict[str, types.ModuleType]:
+def list_new(
+    before: Mapping[str, types.ModuleType], folders: Iterable[str]
+) -> dict[str, types.ModuleType]:
     """The modules of the project that sys.modules did not hold before."""
-    return {n: module for n, module in sys.modules.copy().items()
-            if before.get(n) is not module and top(n) not in KEPT and file_of(module, folders)}
+    return {
+        n: module
+        for n, module in sys.modules.copy().items()
+        if before.get(n) is not module and top(n) not in KEPT and file_of(module, folders)
+    }
 
 
 def forget(modules: Mapping[str, types.ModuleType]) -> None:
@@ -213,7 +257,9 @@ def put_back(modules: Mapping[str, types.ModuleType]) -> None:
             setattr(sys.modules[parent], child, module)
 
 
-def import_module(source: Source, model_dir: str | None, check: Callable[[types.ModuleType], Any]) -> Loaded:
+def import_module(
+    source: Source, model_dir: str | None, check: Callable[[types.ModuleType], Any]
+) -> Loaded:
     """Execute a module and `check` it; raises HandlerError, with sys.modules as it was, when one of them fails."""
     importlib.invalidate_caches()
     (name, path, folders), started, (own, host) = source, time.time_ns(), names_to_take(source)
@@ -228,14 +274,24 @@ def import_module(source: Source, model_dir: str | None, check: Callable[[types.
         put_back(taken)
         if isinstance(error, HandlerError):
             raise
-        if path is None and isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{error.name}."):
+        if (
+            path is None
+            and isinstance(error, ModuleNotFoundError)
+            and f"{name}.".startswith(f"{error.name}.")
+        ):
             raise HandlerError(f"{name}: no such module beside the config or installed") from error
         raise HandlerError(f"{path.name if path else name}: {explain(error, folders)}") from error
     new, again = list_new(before, folders), taken.keys() & set(sys.modules)
     mine = {n: m for n, m in new.items() if not {n, top(n)} & host}
     forget({n: m for n, m in new.items() if n not in mine})  # the host has that name
     # All but what was imported anew, and what would end up in a package that is now another project's.
-    put_back({n: m for n, m in taken.items() if n in host or not {n, top(n)} & again or n not in again and file_of(m, folders)})
+    put_back(
+        {
+            n: m
+            for n, m in taken.items()
+            if n in host or not {n, top(n)} & again or n not in again and file_of(m, folders)
+        }
+    )
     OWN.update(mine)
     files = {file_of(m, folders) for m in new.values()} | ({str(path)} if path else set())
     loaded = Loaded(module, {file: digest_file(file, started) for file in files})
@@ -244,10 +300,10 @@ def import_module(source: Source, model_dir: str | None, check: Callable[[types.
     return loaded
 
 
-# ======================================================================================================
+# ==================================================================================================
 # Handler
 # In: a reference to a function, or the function. Out: its result for a value and a context.
-# ======================================================================================================
+# ==================================================================================================
 
 
 def wants_context(function: Callable[..., Any]) -> bool:
@@ -263,13 +319,17 @@ def wants_context(function: Callable[..., Any]) -> bool:
         return False
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     second = [p for p in signature.parameters.values() if p.kind in kinds][1:2]
-    takes_all = any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in signature.parameters.values())
+    takes_all = any(
+        p.kind is inspect.Parameter.VAR_POSITIONAL for p in signature.parameters.values()
+    )
     optional = second and second[0].default is not inspect.Parameter.empty
     two = second[0].name in ("context", "_") if optional else bool(second) or takes_all
     try:
-        signature.bind(*(None, None)[:1 + two])
+        signature.bind(*(None, None)[: 1 + two])
     except TypeError:
-        raise HandlerError(f"expected a function of (inputs) or (inputs, context), got one of {signature}") from None
+        raise HandlerError(
+            f"expected a function of (inputs) or (inputs, context), got one of {signature}"
+        ) from None
     return two
 
 
@@ -292,7 +352,12 @@ class Handler:
     Readers take one reference, `bound`; `load` builds aside under a lock and assigns.
     """
 
-    def __init__(self, function: str | Callable[..., Any], folder: str | os.PathLike, model_dir: str | os.PathLike | None = None):
+    def __init__(
+        self,
+        function: str | Callable[..., Any],
+        folder: str | os.PathLike,
+        model_dir: str | os.PathLike | None = None,
+    ):
         self.reference = function
         self.folder = Path(folder).resolve()
         self.model_dir = None if model_dir is None else str((self.folder / model_dir).resolve())
@@ -335,7 +400,9 @@ class Handler:
         loaded, mine = SHARED.get(key), self.bound.loaded if self.bound else None
         fresh = loaded and all(digest_file(file) == digest for file, digest in loaded.files.items())
         if not loaded or not fresh or force and loaded is mine:
-            loaded = SHARED[key] = import_module(*key, check=functools.partial(find_function, reference=self.reference))
+            loaded = SHARED[key] = import_module(
+                *key, check=functools.partial(find_function, reference=self.reference)
+            )
         if self.bound and loaded is mine:
             return self.bound
         bound = Bound(*find_function(loaded.module, self.reference), loaded)
@@ -360,17 +427,19 @@ def find_function(module: types.ModuleType, reference: str) -> tuple[Callable[..
     except AttributeError:
         raise HandlerError(f"{shown}: has no {name!r}") from None
     if not callable(function):
-        raise HandlerError(f"{shown}: expected {name!r} to be a function, got {type(function).__name__}")
+        raise HandlerError(
+            f"{shown}: expected {name!r} to be a function, got {type(function).__name__}"
+        )
     try:
         return function, wants_context(function)
     except HandlerError as error:
         raise HandlerError(f"{reference}: {error}") from None
 
 
-# ======================================================================================================
+# ==================================================================================================
 # Result out
 # In: what a function returned. Out: (value for the JSON encoder, "application/json") or (bytes, type).
-# ======================================================================================================
+# ==================================================================================================
 
 MAX_LEVELS = 200  # of lists and objects in a result: well below where encoders give up
 CONTENT_TYPE = re.compile(r"[\w.+-]+/[\w.+-]+(?:; ?[\w-]+=[\w.+\"-]+)*", re.ASCII)
@@ -382,7 +451,12 @@ def sniff(data: bytes) -> str:
     """The content type that the first bytes tell."""
     if data[:4] == b"RIFF":
         return {b"WEBP": "image/webp", b"WAVE": "audio/wav"}.get(data[8:12], OCTETS)
-    starts = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg", b"GIF87a": "image/gif", b"GIF89a": "image/gif"}
+    starts = {
+        b"\x89PNG\r\n\x1a\n": "image/png",
+        b"\xff\xd8\xff": "image/jpeg",
+        b"GIF87a": "image/gif",
+        b"GIF89a": "image/gif",
+    }
     return next((kind for start, kind in starts.items() if data.startswith(start)), OCTETS)
 
 
@@ -396,8 +470,13 @@ def to_reply(result: Any) -> tuple[Any, str]:
 
 
 def write_result(result: Any) -> tuple[Any, str]:
-    if isinstance(result, tuple) and len(result) == 2 and isinstance(result[0], BYTES) and isinstance(result[1], str) \
-            and CONTENT_TYPE.fullmatch(result[1]):
+    if (
+        isinstance(result, tuple)
+        and len(result) == 2
+        and isinstance(result[0], BYTES)
+        and isinstance(result[1], str)
+        and CONTENT_TYPE.fullmatch(result[1])
+    ):
         return bytes(result[0]), result[1]
     if isinstance(result, BYTES):
         return bytes(result), sniff(bytes(result[:12]))
@@ -407,7 +486,9 @@ def write_result(result: Any) -> tuple[Any, str]:
     try:
         if is_tensor(result):
             result = read_tensor(result)
-            if isinstance(result, bytes) and sniff(result) != OCTETS:  # of tf.io.encode_png, say; else it is a text
+            if (
+                isinstance(result, bytes) and sniff(result) != OCTETS
+            ):  # of tf.io.encode_png, say; else it is a text
                 return result, sniff(result)
         return to_json(result, set()), "application/json"
     except Unwritable as error:
@@ -425,7 +506,11 @@ def encode_png(image: Any) -> bytes:
         buffer = io.BytesIO()
         image.save(buffer, "PNG")
         return buffer.getvalue()
-    except (OSError, ValueError, SystemError) as error:  # a truncated file that is read only now; no pixels
+    except (
+        OSError,
+        ValueError,
+        SystemError,
+    ) as error:  # a truncated file that is read only now; no pixels
         raise HandlerError(f"the image cannot be written as PNG: {explain(error)}") from error
 
 
@@ -438,7 +523,9 @@ class Unwritable(Exception):
 
 
 def is_tensor(value: Any) -> bool:
-    return not isinstance(value, (np.ndarray, np.generic, type)) and callable(getattr(value, "numpy", None))
+    return not isinstance(value, (np.ndarray, np.generic, type)) and callable(
+        getattr(value, "numpy", None)
+    )
 
 
 def read_tensor(value: Any) -> Any:
@@ -453,7 +540,11 @@ def read_tensor(value: Any) -> Any:
 
 def to_json(value: Any, parents: set[int]) -> Any:
     """The value with what the encoder cannot write replaced or refused; `parents` holds the ids of what contains it."""
-    if value is None or isinstance(value, (str, bool, int, float)) and not isinstance(value, np.generic):
+    if (
+        value is None
+        or isinstance(value, (str, bool, int, float))
+        and not isinstance(value, np.generic)
+    ):
         return to_scalar(value)
     if isinstance(value, (np.ndarray, np.generic)):
         return to_array(value, parents)
@@ -463,7 +554,9 @@ def to_json(value: Any, parents: set[int]) -> Any:
         try:
             return bytes(value).decode()
         except UnicodeDecodeError:
-            raise Unwritable("got bytes that are no UTF-8 text; return them alone, or as base64") from None
+            raise Unwritable(
+                "got bytes that are no UTF-8 text; return them alone, or as base64"
+            ) from None
     if is_tensor(value):
         return to_json(read_tensor(value), parents)
     raise Unwritable(f"got {type(value).__name__}")
@@ -475,7 +568,7 @@ def to_scalar(value: Any) -> Any:
             value.encode()
         except UnicodeEncodeError:
             raise Unwritable("got a string with a lone surrogate") from None
-    if isinstance(value, int) and not -2**63 <= value < 2**64:
+    if isinstance(value, int) and not -(2**63) <= value < 2**64:
         raise Unwritable("got an integer beyond 64 bits")
     if isinstance(value, float) and not math.isfinite(value):
         return np.float64(value)  # the encoder writes NaN for it, as in arrays, and not null
@@ -486,10 +579,18 @@ def to_array(value: Any, parents: set[int]) -> Any:
     """An array or scalar of NumPy in a form the encoder takes: numbers in the machine's byte order, text as a list."""
     kind = value.dtype.kind
     if kind in "cmM" or value.dtype.type is np.void:  # bfloat16 is of kind V too, but no np.void
-        raise Unwritable(f"got {type(value).__name__} of {value.dtype}" if isinstance(value, np.ndarray) else f"got {value.dtype}")
+        raise Unwritable(
+            f"got {type(value).__name__} of {value.dtype}"
+            if isinstance(value, np.ndarray)
+            else f"got {value.dtype}"
+        )
     masked = isinstance(value, np.ma.MaskedArray)
     if masked or kind in "SUTO":
-        as_it_is = kind == "O" and not masked and all(isinstance(item, (str, bytes)) for item in value.flat)
+        as_it_is = (
+            kind == "O"
+            and not masked
+            and all(isinstance(item, (str, bytes)) for item in value.flat)
+        )
         return value if as_it_is else to_json(value.tolist(), parents)
     if kind == "f" and value.dtype.itemsize > 8:
         return value.astype(np.float64)
@@ -502,8 +603,16 @@ def to_container(value: Any, parents: set[int]) -> dict[str, Any] | list:
     if len(parents) >= MAX_LEVELS:
         raise Unwritable(f"got more than {MAX_LEVELS} levels of lists and objects")
     named = isinstance(value, Mapping)
-    kinds = set() if named else set(map(type, value))  # long lists of plain numbers are let through at the speed of C
-    if kinds == {float} and all(map(math.isfinite, value)) or kinds == {int} and min(value) >= -2**63 and max(value) < 2**64:
+    kinds = (
+        set() if named else set(map(type, value))
+    )  # long lists of plain numbers are let through at the speed of C
+    if (
+        kinds == {float}
+        and all(map(math.isfinite, value))
+        or kinds == {int}
+        and min(value) >= -(2**63)
+        and max(value) < 2**64
+    ):
         return list(value)
     parents.add(id(value))
     written: dict[Any, Any] = {}

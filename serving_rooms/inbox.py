@@ -70,7 +70,9 @@ class Inbox:
             return
         with self._lock:
             if self._thread is None or not self._thread.is_alive():
-                self._thread = threading.Thread(target=self._work, name="serving-inbox", daemon=True)
+                self._thread = threading.Thread(
+                    target=self._work, name="serving-inbox", daemon=True
+                )
                 self._thread.start()
 
     def flush(self) -> None:
@@ -83,18 +85,24 @@ class Inbox:
             try:
                 self._count(self._keep(image, record, caps))
             except Exception as error:  # a full disk, a vanished folder, a folder that is a file; the next one may fit again
-                self._count("failed", f"{type(error).__name__}: {getattr(error, 'strerror', None) or error}")
+                self._count(
+                    "failed", f"{type(error).__name__}: {getattr(error, 'strerror', None) or error}"
+                )
             finally:
                 self._queue.task_done()
 
     def _count(self, outcome: str, reason: str = "a cap is reached") -> None:
         self.counts[outcome] += 1
         if outcome in ("full", "failed") and outcome not in self._said:
-            logger.warning("Active learning group %s: pictures are not kept: %s", self.folder.name, reason)
+            logger.warning(
+                "Active learning group %s: pictures are not kept: %s", self.folder.name, reason
+            )
         self._said = (self._said | {outcome}) if outcome != "kept" else set()
 
     def _keep(self, image: np.ndarray, record: Callable[[], Mapping[str, Any]], caps: Caps) -> str:
-        name = hashlib.sha256(repr(image.shape).encode() + np.ascontiguousarray(image).data).hexdigest()
+        name = hashlib.sha256(
+            repr(image.shape).encode() + np.ascontiguousarray(image).data
+        ).hexdigest()
         if name in self._names:
             return "known"
         if len(self._names) >= caps.max_images:
@@ -123,7 +131,9 @@ def write(path: Path, data: bytes) -> None:
         raise
 
 
-def read_group(folder: Path, labels: Mapping[int, str], deployments: Collection[str] | None = None) -> dict[str, Any]:
+def read_group(
+    folder: Path, labels: Mapping[int, str], deployments: Collection[str] | None = None
+) -> dict[str, Any]:
     """A group as one COCO object: `images` with `file_name` in its folder, `score` and `date_captured`; `annotations`; `categories`.
 
     Several deployments may share a group: of some of them alone, where `deployments` names those.
@@ -136,15 +146,30 @@ def read_group(folder: Path, labels: Mapping[int, str], deployments: Collection[
             record = json.loads(path.read_bytes())
             if deployments is not None and record.get("deployment") not in deployments:
                 continue
-            coco = to_coco(record["predictions"], record["width"], record["height"], {}, len(images) + 1, f"{path.stem}.png")
+            coco = to_coco(
+                record["predictions"],
+                record["width"],
+                record["height"],
+                {},
+                len(images) + 1,
+                f"{path.stem}.png",
+            )
         except (OSError, ValueError, KeyError, TypeError):  # taken away or edited by hand meanwhile
             logger.warning("Active learning group %s: %s is no record", folder.name, path.name)
             continue
-        images.append({**coco["images"][0], "date_captured": record.get("time"), "score": record.get("score")})
-        annotations += [{**entry, "id": len(annotations) + number} for number, entry in enumerate(coco["annotations"], 1)]
+        images.append(
+            {**coco["images"][0], "date_captured": record.get("time"), "score": record.get("score")}
+        )
+        annotations += [
+            {**entry, "id": len(annotations) + number}
+            for number, entry in enumerate(coco["annotations"], 1)
+        ]
         names = {**{category["id"]: category["name"] for category in coco["categories"]}, **names}
-    return {"images": images, "annotations": annotations,
-            "categories": [{"id": number, "name": name} for number, name in sorted(names.items())]}
+    return {
+        "images": images,
+        "annotations": annotations,
+        "categories": [{"id": number, "name": name} for number, name in sorted(names.items())],
+    }
 
 
 def export_group(folder: Path, target: Path, labels: Mapping[int, str]) -> int:

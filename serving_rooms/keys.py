@@ -43,8 +43,14 @@ class KeyRing:
     `take(name, calls, period)` counts a call and returns the seconds to wait when there are none left.
     """
 
-    def __init__(self, keys: Sequence[Any], take: Callable[[str, int, str], int | None],
-                 clock: Callable[[], datetime.datetime] = lambda: datetime.datetime.now(datetime.timezone.utc)):
+    def __init__(
+        self,
+        keys: Sequence[Any],
+        take: Callable[[str, int, str], int | None],
+        clock: Callable[[], datetime.datetime] = lambda: datetime.datetime.now(
+            datetime.timezone.utc
+        ),
+    ):
         self._keys = [(bytes.fromhex(key.sha256), key) for key in keys]
         self._take, self._clock = take, clock
 
@@ -62,7 +68,10 @@ class KeyRing:
         With None any key will do, and the call is not counted: it lists what the key is for.
         """
         if not any(tokens):
-            return unauthorized("A key is needed: send it as 'Authorization: Bearer <key>' or 'x-api-key: <key>'", "")
+            return unauthorized(
+                "A key is needed: send it as 'Authorization: Bearer <key>' or 'x-api-key: <key>'",
+                "",
+            )
         if len(set(tokens)) > 1:
             return unauthorized("Authorization and x-api-key hold different keys")
         key = self.find(next(iter(tokens)))
@@ -75,7 +84,9 @@ class KeyRing:
         if reached is None:
             return key
         if key.deployments is not None and not set(key.deployments) & set(reached):
-            return Refusal(403, f"The key '{key.name}' is only for: {', '.join(key.deployments) or 'nothing'}")
+            return Refusal(
+                403, f"The key '{key.name}' is only for: {', '.join(key.deployments) or 'nothing'}"
+            )
         return self._count(key) or key
 
     def _count(self, key: Any) -> Refusal | None:
@@ -84,8 +95,15 @@ class KeyRing:
         try:
             seconds = self._take(key.name, key.quota.calls, key.quota.period)
         except OSError as error:  # exactness is what a quota promises: a call that cannot be counted is not let in
-            return Refusal(503, f"The calls of key '{key.name}' cannot be counted just now: {error}", {"Retry-After": "5"})
+            return Refusal(
+                503,
+                f"The calls of key '{key.name}' cannot be counted just now: {error}",
+                {"Retry-After": "5"},
+            )
         if seconds is None:
             return None
-        return Refusal(429, f"The key '{key.name}' has used its {key.quota.calls} calls a {key.quota.period}; more in {seconds} s",
-                       {"Retry-After": str(seconds)})
+        return Refusal(
+            429,
+            f"The key '{key.name}' has used its {key.quota.calls} calls a {key.quota.period}; more in {seconds} s",
+            {"Retry-After": str(seconds)},
+        )

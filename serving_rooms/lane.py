@@ -16,7 +16,10 @@ LONG_SECONDS = 0.005  # of the processor's time: requests that take this long ..
 STRIKES = 3  # ... so many times running ...
 PENALTY_SECONDS = 10.0  # ... send those for their model to the worker threads for so long
 SIGNATURE = re.compile(rb'"signature_name"\s*:\s*"([\x20-\x7e]*?)"')
-UNPACKED = ("CONTENT_ENCODING", "X_TENSOR_SHAPE")  # headers of bodies that are more, or other, than they seem
+UNPACKED = (
+    "CONTENT_ENCODING",
+    "X_TENSOR_SHAPE",
+)  # headers of bodies that are more, or other, than they seem
 
 
 class Lane:
@@ -25,11 +28,17 @@ class Lane:
     def __init__(self, server: Any):
         self.server = server
         self.strikes: dict[str, int] = {}  # model -> how many of its latest requests took long
-        self.late: dict[str, float] = {}  # model -> until when its requests go to the worker threads
+        self.late: dict[
+            str, float
+        ] = {}  # model -> until when its requests go to the worker threads
 
     def takes(self, request: Any, found: Any) -> bool:
         """Whether a request asks for a small predict of a cheap, loaded model, in JSON, and nothing that may wait."""
-        if found is None or found.route.view is not view_infer or found.arguments["verb"] != "predict":
+        if (
+            found is None
+            or found.route.view is not view_infer
+            or found.arguments["verb"] != "predict"
+        ):
             return False
         if request.chunked or request.content_length > SHORT_BYTES or "label" in found.arguments:
             return False

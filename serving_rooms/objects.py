@@ -18,17 +18,23 @@ from serving import (
 
 logger = logging.getLogger("serving")
 
-# ======================================================================================================
+# ==================================================================================================
 # What the signatures use
-# ======================================================================================================
+# ==================================================================================================
 
 READ = "/Read/ReadVariableOp"  # stands beside each variable; freezing reads them by it
-PLAIN = {"VarHandleOp", "ReadVariableOp", "StatefulPartitionedCall"}  # other operations that have a state want more than a checkpoint
+PLAIN = {
+    "VarHandleOp",
+    "ReadVariableOp",
+    "StatefulPartitionedCall",
+}  # other operations that have a state want more than a checkpoint
 INIT = "__saved_model_init_op"
 INIT_COLLECTIONS = {"saved_model_main_op", "legacy_init_op"}
 
 
-def open_used(folder: Path, device: str, tags: Sequence[str] = ("serve",)) -> tuple[Any | None, dict[str, Any] | None]:
+def open_used(
+    folder: Path, device: str, tags: Sequence[str] = ("serve",)
+) -> tuple[Any | None, dict[str, Any] | None]:
     """A session over what the signatures of a SavedModel use, its variables filled; and the SignatureDefs.
 
     TensorFlow's loader for sessions takes some three times as long: it brings in the functions that save and restore, and fills
@@ -37,6 +43,7 @@ def open_used(folder: Path, device: str, tags: Sequence[str] = ("serve",)) -> tu
     to be tried next; not in files that hold more variables than their checkpoint does, of which it may fill the wrong ones.
     """
     from tensorflow.core.protobuf import saved_model_pb2
+
     tf = tensorflow()
     file, prefix = folder / "saved_model.pb", folder / "variables" / "variables"
     if not file.is_file() or not prefix.with_suffix(".index").is_file():
@@ -50,9 +57,13 @@ def open_used(folder: Path, device: str, tags: Sequence[str] = ("serve",)) -> tu
         used = extract_used(graph, choose_sound(graph, folder.name))
         if keys := checkpoint_keys(graph, used, reader):
             session = open_filled(used, keys, prefix, device, graph.meta_info_def.stripped_op_list)
-    except Exception as error:  # whatever is wrong with the files: TensorFlow's own loaders say it better
+    except (
+        Exception
+    ) as error:  # whatever is wrong with the files: TensorFlow's own loaders say it better
         logger.debug("%s is loaded whole: %s", folder.name, clean_message(str(error)))
-    doubled = sum(node.op == "VarHandleOp" for node in graph.graph_def.node) > len(reader.get_variable_to_shape_map())
+    doubled = sum(node.op == "VarHandleOp" for node in graph.graph_def.node) > len(
+        reader.get_variable_to_shape_map()
+    )
     return session, dict(graph.signature_def) if session or doubled else None
 
 
@@ -77,6 +88,7 @@ def choose_sound(graph: Any, label: str) -> list[str]:
 def find_missing(used: Any) -> str:
     """What a graph calls that is neither an operation of TensorFlow's nor a function of its own."""
     from tensorflow.python.framework import op_def_registry
+
     functions = {function.signature.name: function for function in used.library.function}
     bodies = [used.node, *(function.node_def for function in functions.values())]
     for node in itertools.chain.from_iterable(bodies):
@@ -91,11 +103,24 @@ def find_missing(used: Any) -> str:
 def extract_used(graph: Any, signatures: Iterable[str]) -> Any:
     """The part of a MetaGraphDef's graph that signatures are made of, with what it calls."""
     extract = tensorflow().compat.v1.graph_util.extract_sub_graph
-    infos = (info for name in signatures for signature in [graph.signature_def[name]]
-             for side in (signature.inputs, signature.outputs) for info in side.values())
-    names = {info.name.split(":")[0] for info in infos if info.name}  # sparse and composite tensors have none
-    reads = {node.name + READ for node in extract(graph.graph_def, sorted(names)).node if node.op == "VarHandleOp"}
-    used = extract(graph.graph_def, sorted(names | reads & {node.name for node in graph.graph_def.node}))
+    infos = (
+        info
+        for name in signatures
+        for signature in [graph.signature_def[name]]
+        for side in (signature.inputs, signature.outputs)
+        for info in side.values()
+    )
+    names = {
+        info.name.split(":")[0] for info in infos if info.name
+    }  # sparse and composite tensors have none
+    reads = {
+        node.name + READ
+        for node in extract(graph.graph_def, sorted(names)).node
+        if node.op == "VarHandleOp"
+    }
+    used = extract(
+        graph.graph_def, sorted(names | reads & {node.name for node in graph.graph_def.node})
+    )
     functions = called_functions(used.node, used.library)
     if not used.library.gradient:
         del used.library.function[:]
@@ -110,44 +135,76 @@ def checkpoint_keys(graph: Any, used: Any, reader: Any) -> dict[str, str] | None
     has the key of each object (trackable_object_graph.proto). That is how `tf.saved_model.load` ties them.
     """
     from tensorflow.core.protobuf import trackable_object_graph_pb2
+
     if not reader.has_tensor("_CHECKPOINTABLE_OBJECT_GRAPH") or has_more_to_restore(graph, used):
         return None
-    stored = trackable_object_graph_pb2.TrackableObjectGraph.FromString(reader.get_tensor("_CHECKPOINTABLE_OBJECT_GRAPH")).nodes
+    stored = trackable_object_graph_pb2.TrackableObjectGraph.FromString(
+        reader.get_tensor("_CHECKPOINTABLE_OBJECT_GRAPH")
+    ).nodes
     saved = graph.object_graph_def
-    if [sorted_children(node) for node in stored] != [sorted_children(node) for node in saved.nodes]:
+    if [sorted_children(node) for node in stored] != [
+        sorted_children(node) for node in saved.nodes
+    ]:
         return None
     handles = {node.name: node.attr for node in used.node if node.op == "VarHandleOp"}
     keys: dict[str, str] = {}
     for node in used.node:
-        bound = saved.concrete_functions[node.attr["f"].func.name].bound_inputs if "f" in node.attr else ()
+        bound = (
+            saved.concrete_functions[node.attr["f"].func.name].bound_inputs
+            if "f" in node.attr
+            else ()
+        )
         inputs = [name for name in node.input if not name.startswith("^")]
-        for name, number in zip(inputs[len(inputs) - len(bound):], bound):
-            key = next((a.checkpoint_key for a in stored[number].attributes if a.name == "VARIABLE_VALUE"), "")
+        for name, number in zip(inputs[len(inputs) - len(bound) :], bound):
+            key = next(
+                (a.checkpoint_key for a in stored[number].attributes if a.name == "VARIABLE_VALUE"),
+                "",
+            )
             if name in handles and keys.setdefault(name, key) != key:
                 return None
     shapes, dtypes = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()
-    fitting = all(key in shapes and dtypes[key] == handles[name]["dtype"].type
-                  and tensorflow().TensorShape(handles[name]["shape"].shape).is_compatible_with(shapes[key]) for name, key in keys.items())
+    fitting = all(
+        key in shapes
+        and dtypes[key] == handles[name]["dtype"].type
+        and tensorflow().TensorShape(handles[name]["shape"].shape).is_compatible_with(shapes[key])
+        for name, key in keys.items()
+    )
     return keys if fitting and keys.keys() == handles.keys() else None
 
 
 def has_more_to_restore(graph: Any, used: Any) -> bool:
     """Whether a SavedModel has assets, something to run when it is loaded, or a state besides variables, such as tables."""
     from tensorflow.python.framework import op_def_registry
-    starts = [info.name for info in graph.signature_def[INIT].outputs.values()] if INIT in graph.signature_def else []
-    starts += [name for key in INIT_COLLECTIONS & graph.collection_def.keys() for name in graph.collection_def[key].node_list.value]
+
+    starts = (
+        [info.name for info in graph.signature_def[INIT].outputs.values()]
+        if INIT in graph.signature_def
+        else []
+    )
+    starts += [
+        name
+        for key in INIT_COLLECTIONS & graph.collection_def.keys()
+        for name in graph.collection_def[key].node_list.value
+    ]
     names = {name.split(":")[0] for name in starts}
-    if graph.asset_file_def or any(node.op != "NoOp" or node.input for node in graph.graph_def.node if node.name in names):
+    if graph.asset_file_def or any(
+        node.op != "NoOp" or node.input for node in graph.graph_def.node if node.name in names
+    ):
         return True
     kinds = {node.op for node in used.node} - PLAIN
-    return any(definition is None or definition.is_stateful for definition in map(op_def_registry.get, kinds))
+    return any(
+        definition is None or definition.is_stateful
+        for definition in map(op_def_registry.get, kinds)
+    )
 
 
 def sorted_children(node: Any) -> list[tuple[str, int]]:
     return sorted((child.local_name, child.node_id) for child in node.children)
 
 
-def open_filled(used: Any, keys: Mapping[str, str], prefix: Path, device: str, producer: Any) -> Any:
+def open_filled(
+    used: Any, keys: Mapping[str, str], prefix: Path, device: str, producer: Any
+) -> Any:
     """A session over a graph, each of its variables restored from the checkpoint by its key."""
     tf = tensorflow()
     dtypes = {node.name: node.attr["dtype"].type for node in used.node if node.op == "VarHandleOp"}
@@ -155,24 +212,40 @@ def open_filled(used: Any, keys: Mapping[str, str], prefix: Path, device: str, p
         tf.graph_util.import_graph_def(used, name="", producer_op_list=producer)
         handles = [session.graph.get_tensor_by_name(f"{name}:0") for name in keys]
         with session.graph.device("/device:CPU:0"):
-            values = tf.raw_ops.RestoreV2(prefix=str(prefix), tensor_names=list(keys.values()), shape_and_slices=[""] * len(keys),
-                                          dtypes=[dtypes[name] for name in keys])
-        session.run([tf.raw_ops.AssignVariableOp(resource=handle, value=value) for handle, value in zip(handles, values)])
+            values = tf.raw_ops.RestoreV2(
+                prefix=str(prefix),
+                tensor_names=list(keys.values()),
+                shape_and_slices=[""] * len(keys),
+                dtypes=[dtypes[name] for name in keys],
+            )
+        session.run(
+            [
+                tf.raw_ops.AssignVariableOp(resource=handle, value=value)
+                for handle, value in zip(handles, values)
+            ]
+        )
     return session
 
 
-# ======================================================================================================
+# ==================================================================================================
 # Objects, and other names
-# ======================================================================================================
+# ==================================================================================================
 
 
-def open_objects(folder: Path, device: str, definitions: Mapping[str, Any], renamed: Mapping[str, Mapping[str, str]],
-                 tags: Sequence[str] = ("serve",)) -> Any:
+def open_objects(
+    folder: Path,
+    device: str,
+    definitions: Mapping[str, Any],
+    renamed: Mapping[str, Mapping[str, str]],
+    tags: Sequence[str] = ("serve",),
+) -> Any:
     """Load a SavedModel's objects into a session's graph, and point the SignatureDefs at their tensors there."""
     tf = tensorflow()
     with new_session(device) as session:
         loaded = tf.saved_model.load(str(folder), tags=list(tags))
-        session.run([tf.compat.v1.global_variables_initializer(), tf.compat.v1.tables_initializer()])
+        session.run(
+            [tf.compat.v1.global_variables_initializer(), tf.compat.v1.tables_initializer()]
+        )
         for name, function in loaded.signatures.items():
             rewire(definitions[name], function, renamed)
     return session
@@ -181,7 +254,10 @@ def open_objects(folder: Path, device: str, definitions: Mapping[str, Any], rena
 def rewire(definition: Any, function: Any, renamed: Mapping[str, Mapping[str, str]]) -> None:
     """Call a loaded signature in the current graph and point its SignatureDef at the tensors of that call."""
     placeholder = tensorflow().compat.v1.placeholder
-    inputs = {name: placeholder(spec.dtype, spec.shape) for name, spec in function.structured_input_signature[1].items()}
+    inputs = {
+        name: placeholder(spec.dtype, spec.shape)
+        for name, spec in function.structured_input_signature[1].items()
+    }
     for side, tensors in (("inputs", inputs), ("outputs", function(**inputs))):
         for name, tensor in tensors.items():
             getattr(definition, side)[renamed.get(side, {}).get(name, name)].name = tensor.name
@@ -194,7 +270,10 @@ def rename_tensors(definitions: Mapping[str, Any], folder: Path) -> dict[str, di
     for definition in definitions.values():
         for side in ("inputs", "outputs"):
             tensors = getattr(definition, side)
-            stored = {own: type(info).FromString(info.SerializeToString()) for own, info in tensors.items()}
+            stored = {
+                own: type(info).FromString(info.SerializeToString())
+                for own, info in tensors.items()
+            }
             tensors.clear()
             for own, info in stored.items():
                 exposed = mapping.get(side, {}).get(own, own)

@@ -1,8 +1,8 @@
 """Pictures: a deployment is a model that takes them, its labels, its routines, and what it puts aside for review.
 
-    Deployments  what the config says, made ready
-    Prediction   one picture through one deployment
-    Views        /predict, /classes, /active_learning
+Deployments  what the config says, made ready
+Prediction   one picture through one deployment
+Views        /predict, /classes, /active_learning
 """
 
 import contextlib
@@ -45,10 +45,10 @@ from serving_rooms.inbox import Caps, Inbox, read_group
 
 MOST_ROUTINES = 64  # in one chain
 
-# ======================================================================================================
+# ==================================================================================================
 # Deployments
 # In: a deployment's config. Out: `ReadyDeployment`, or ConfigError naming the place.
-# ======================================================================================================
+# ==================================================================================================
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,9 @@ class ReadyDeployment:
     labels: Mapping[int, str]
     chain: tuple[Any, ...]
     inbox: Inbox | None
-    models: MutableMapping[Any, routines.ImageModel] = field(default_factory=weakref.WeakKeyDictionary)
+    models: MutableMapping[Any, routines.ImageModel] = field(
+        default_factory=weakref.WeakKeyDictionary
+    )
 
     def model_of(self, servable: Any) -> routines.ImageModel:
         """How pictures are shown to a servable; raises ValueError when it takes none, or is of no known family."""
@@ -68,10 +70,20 @@ class ReadyDeployment:
             signature = servable.signatures.get("serving_default")
             if signature is None:
                 raise ValueError("its model has no signature 'serving_default'")
-            inputs, outputs = ({name: (spec.dtype, spec.shape) for name, spec in side.items()}
-                               for side in (signature.inputs, signature.outputs))
-            model = routines.ImageModel(inputs, outputs, labels=self.labels, family=self.config.family, rename=self.config.outputs,
-                                        scale=self.config.scale, offset=self.config.offset, most=self.config.max_detections)
+            inputs, outputs = (
+                {name: (spec.dtype, spec.shape) for name, spec in side.items()}
+                for side in (signature.inputs, signature.outputs)
+            )
+            model = routines.ImageModel(
+                inputs,
+                outputs,
+                labels=self.labels,
+                family=self.config.family,
+                rename=self.config.outputs,
+                scale=self.config.scale,
+                offset=self.config.offset,
+                most=self.config.max_detections,
+            )
             self.models[servable] = model
         return model
 
@@ -81,16 +93,23 @@ def prepare_deployment(config: Any, path: str, inboxes: dict[Path, Inbox]) -> Re
     try:
         labels = routines.load_labels(config.label_map, Path())
     except OSError as error:
-        raise ConfigError(f"{path}.label_map", f"{error.strerror or error}: {config.label_map}") from None
+        raise ConfigError(
+            f"{path}.label_map", f"{error.strerror or error}: {config.label_map}"
+        ) from None
     except UnicodeDecodeError:
-        raise ConfigError(f"{path}.label_map", f"expected a text file (.pbtxt, JSON, or a name a line): {config.label_map}") from None
+        raise ConfigError(
+            f"{path}.label_map",
+            f"expected a text file (.pbtxt, JSON, or a name a line): {config.label_map}",
+        ) from None
     except ValueError as error:
         raise ConfigError(f"{path}.label_map", str(error).removeprefix("label map: ")) from None
     learning, inbox = config.active_learning, None
     if learning:
         folder = Path(learning.folder) / learning.group
         inbox = inboxes.get(folder) or inboxes.setdefault(folder, Inbox(folder))
-    return ReadyDeployment(config, labels, tuple(read_chain(config.routines, f"{path}.routines")), inbox)
+    return ReadyDeployment(
+        config, labels, tuple(read_chain(config.routines, f"{path}.routines")), inbox
+    )
 
 
 def read_chain(value: Any, path: str = "routines") -> list[Any]:
@@ -107,15 +126,25 @@ def read_chain(value: Any, path: str = "routines") -> list[Any]:
 
 def read_routine(item: Any, path: str) -> Any:
     if not isinstance(item, dict) or "name" not in item:
-        raise ConfigError(path, f'expected an object {{"name": ..., "arguments": {{...}}}}, got {json_kind(item)}'
-                          + (" without 'name'" if isinstance(item, dict) else ""))
+        raise ConfigError(
+            path,
+            f'expected an object {{"name": ..., "arguments": {{...}}}}, got {json_kind(item)}'
+            + (" without 'name'" if isinstance(item, dict) else ""),
+        )
     if not isinstance(item["name"], str):
         raise ConfigError(f"{path}.name", f"expected string, got {json_kind(item['name'])}")
     kind = routines.ROUTINES.get(item["name"])
     if kind is None:
         close = difflib.get_close_matches(item["name"], routines.ROUTINES, n=1)
-        raise ConfigError(f"{path}.name", f"there is no routine '{item['name'][:60]}'; "
-                          + (f"did you mean '{close[0]}'?" if close else f"expected one of: {', '.join(sorted(routines.ROUTINES))}"))
+        raise ConfigError(
+            f"{path}.name",
+            f"there is no routine '{item['name'][:60]}'; "
+            + (
+                f"did you mean '{close[0]}'?"
+                if close
+                else f"expected one of: {', '.join(sorted(routines.ROUTINES))}"
+            ),
+        )
     beside = {key: argument for key, argument in item.items() if key not in ("name", "arguments")}
     given = {} if item.get("arguments") is None else item["arguments"]
     if not isinstance(given, dict):
@@ -124,10 +153,10 @@ def read_routine(item: Any, path: str) -> Any:
         return parse_fields(kind, {**beside, **given}, f"{path}.arguments")
 
 
-# ======================================================================================================
+# ==================================================================================================
 # Prediction
 # In: a picture, a deployment, routines. Out: predictions as arrays, then as JSON, COCO or a drawn picture.
-# ======================================================================================================
+# ==================================================================================================
 
 
 def find_deployment(server: ModelServer, deployment: str | None = None) -> ReadyDeployment:
@@ -137,7 +166,9 @@ def find_deployment(server: ModelServer, deployment: str | None = None) -> Ready
         raise NotFound("There is no deployment: the config has none under 'deployments'")
     deployment = deployment if deployment is not None else server.config.default_deployment[0]
     if deployment not in ready:
-        raise NotFound(f"There is no deployment '{deployment}'; there are: {', '.join(sorted(ready))}")
+        raise NotFound(
+            f"There is no deployment '{deployment}'; there are: {', '.join(sorted(ready))}"
+        )
     return ready[deployment]
 
 
@@ -147,11 +178,19 @@ def image_errors() -> Iterator[None]:
     try:
         yield
     except routines.ImageError as error:
-        raise ServingError(str(error), "INVALID_ARGUMENT", 413 if error.too_large else 400) from None
+        raise ServingError(
+            str(error), "INVALID_ARGUMENT", 413 if error.too_large else 400
+        ) from None
 
 
-def predict_image(server: ModelServer, image: np.ndarray | bytes, deployment: str | None,
-                  chain: Any, form: str, allowance: Allowance) -> Any:
+def predict_image(
+    server: ModelServer,
+    image: np.ndarray | bytes,
+    deployment: str | None,
+    chain: Any,
+    form: str,
+    allowance: Allowance,
+) -> Any:
     """What a deployment sees in a picture; see ModelServer.predict_image."""
     ready = find_deployment(server, deployment)
     try:
@@ -168,8 +207,14 @@ def predict_image(server: ModelServer, image: np.ndarray | bytes, deployment: st
         except ValueError as error:
             raise BadRequest(f"Deployment '{ready.config.id}' takes no pictures: {error}") from None
         allowance.take(model.shown_bytes(image))
-        tensors = annotate(ready, model, functools.partial(servable.run, "serving_default"), image, own,
-                           {"deployment": ready.config.id, "model": ready.config.model, "version": version})
+        tensors = annotate(
+            ready,
+            model,
+            functools.partial(servable.run, "serving_default"),
+            image,
+            own,
+            {"deployment": ready.config.id, "model": ready.config.model, "version": version},
+        )
     return routines.present(tensors, image, ready.labels, form)
 
 
@@ -181,15 +226,26 @@ def lease(server: ModelServer, deployment: Any) -> Iterator[tuple[int, Any]]:
         server.start().manager.find(*where)
     except (NotFound, BadRequest) as error:
         states = server.manager.states().get(deployment.model, {})
-        reason = next((state.error for _, state in sorted(states.items(), reverse=True) if state.error), error.message)
-        text = f"Deployment '{deployment.id}' is not available: model '{deployment.model}': {reason}"
+        reason = next(
+            (state.error for _, state in sorted(states.items(), reverse=True) if state.error),
+            error.message,
+        )
+        text = (
+            f"Deployment '{deployment.id}' is not available: model '{deployment.model}': {reason}"
+        )
         raise ServingError(text, "UNAVAILABLE") from None
     with server.lease(*where) as leased:
         yield leased
 
 
-def annotate(ready: ReadyDeployment, model: routines.ImageModel, run: Callable[[dict], dict], image: np.ndarray,
-             own: Sequence[Any], origin: Mapping[str, Any]) -> routines.Tensors:
+def annotate(
+    ready: ReadyDeployment,
+    model: routines.ImageModel,
+    run: Callable[[dict], dict],
+    image: np.ndarray,
+    own: Sequence[Any],
+    origin: Mapping[str, Any],
+) -> routines.Tensors:
     """Predictions for a picture: the deployment's routines, then the request's; what is uncertain is put aside in between.
 
     The request's routines on the picture run before the model as well. `origin` is written beside what is put aside.
@@ -207,29 +263,42 @@ def annotate(ready: ReadyDeployment, model: routines.ImageModel, run: Callable[[
     return tensors
 
 
-def offer(ready: ReadyDeployment, image: np.ndarray, tensors: routines.Tensors, origin: Mapping[str, Any]) -> None:
+def offer(
+    ready: ReadyDeployment, image: np.ndarray, tensors: routines.Tensors, origin: Mapping[str, Any]
+) -> None:
     """Put a picture aside when its score reaches the threshold."""
     learning = ready.config.active_learning
     score = routines.uncertainty(tensors, learning.strategy)
     if score >= learning.threshold:
-        about = {**origin, "score": score, "strategy": learning.strategy, "version_tag": ready.config.version_tag,
-                 "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+        about = {
+            **origin,
+            "score": score,
+            "strategy": learning.strategy,
+            "version_tag": ready.config.version_tag,
+            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        }
 
         def record() -> dict[str, Any]:  # made in the inbox's thread: tracing masks takes time
-            return {**about, "predictions": routines.to_annotations(tensors, image.shape[1], image.shape[0])}
+            return {
+                **about,
+                "predictions": routines.to_annotations(tensors, image.shape[1], image.shape[0]),
+            }
+
         ready.inbox.offer(image, record, Caps(learning.max_bytes, learning.max_images))  # type: ignore[union-attr]
 
 
-# ======================================================================================================
+# ==================================================================================================
 # Views
 # In: requests. Out: responses.
-# ======================================================================================================
+# ==================================================================================================
 
 
 def read_image(server: ModelServer, call: Call) -> tuple[np.ndarray, Any]:
     """The picture and the routines of a /predict request: JSON, multipart, or the picture or .npy array itself."""
     limits = dataclasses.replace(server.prepared.limits, allow=call.allowance.take)
-    most = min(server.config.server.max_request_bytes, 4 * limits.max_bytes)  # nested lists take some 4 characters a number
+    most = min(
+        server.config.server.max_request_bytes, 4 * limits.max_bytes
+    )  # nested lists take some 4 characters a number
     with image_errors():
         if call.mimetype == "multipart/form-data":
             return read_form(call, limits, most)
@@ -245,12 +314,16 @@ def read_form(call: Call, limits: routines.ImageLimits, most: int) -> tuple[np.n
     try:
         _, fields, files = parse_form_data(environ, max_form_memory_size=most, max_form_parts=1000)
     except RequestEntityTooLarge:
-        raise ServingError(f"multipart: the form is over the limit of {most} bytes", status=413) from None
+        raise ServingError(
+            f"multipart: the form is over the limit of {most} bytes", status=413
+        ) from None
     try:
         file = files.get("image") or files.get("file")
         if file is None:
             got = ", ".join(files) or "none"
-            raise BadRequest(f"multipart: expected the picture as field 'image' or 'file', got: {got}")
+            raise BadRequest(
+                f"multipart: expected the picture as field 'image' or 'file', got: {got}"
+            )
         picture = routines.read_bytes(file.read(), limits, file.mimetype)
     finally:
         for _, sent in files.items(multi=True):
@@ -258,7 +331,9 @@ def read_form(call: Call, limits: routines.ImageLimits, most: int) -> tuple[np.n
     return picture, parse_json((fields.get("routines") or "[]").encode())
 
 
-MAY_BE_JSON = re.compile(rb"\s*(?:[\[{\"\-0-9]|true|false|null|NaN|Inf|$|\xef\xbb\xbf)")  # all else is taken for a picture
+MAY_BE_JSON = re.compile(
+    rb"\s*(?:[\[{\"\-0-9]|true|false|null|NaN|Inf|$|\xef\xbb\xbf)"
+)  # all else is taken for a picture
 
 
 def read_query_routines(call: Call) -> Any:
@@ -276,12 +351,16 @@ def view_predict_image(server: ModelServer, call: Call, deployment: str | None =
     ready = find_deployment(server, deployment)
     image, chain = read_image(server, call)
     accepted = parse_accept_header(call.header("Accept"), MIMEAccept)
-    wanted = next(iter(accepted.values()), "")  # the first: Java's client names image/jpeg among others, unasked
+    wanted = next(
+        iter(accepted.values()), ""
+    )  # the first: Java's client names image/jpeg among others, unasked
     form = DRAWN.get(wanted) or call.argument("format", "json")
     if form not in ("json", "coco", *DRAWN.values()):
         raise BadRequest(f"format: expected json, coco, png or jpeg, got '{form[:40]}'")
     answer = predict_image(server, image, ready.config.id, chain, form, call.allowance)
-    replied = Reply(answer, content_type=f"image/{form}") if isinstance(answer, bytes) else reply(answer)
+    replied = (
+        Reply(answer, content_type=f"image/{form}") if isinstance(answer, bytes) else reply(answer)
+    )
     if ready.config.version_tag:
         replied = replied.with_headers(("X-Version-Tag", ready.config.version_tag))
     return replied
@@ -289,7 +368,9 @@ def view_predict_image(server: ModelServer, call: Call, deployment: str | None =
 
 def view_classes(server: ModelServer, call: Call, deployment: str | None = None) -> Reply:
     labels = find_deployment(server, deployment).labels
-    return reply({str(number): {"id": number, "name": name} for number, name in sorted(labels.items())})
+    return reply(
+        {str(number): {"id": number, "name": name} for number, name in sorted(labels.items())}
+    )
 
 
 def view_active_learning(server: ModelServer, call: Call, deployment: str, group: str) -> Reply:

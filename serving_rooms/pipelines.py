@@ -22,11 +22,16 @@ from serving_rooms.handlers import errors_only
 
 __all__ = ["NoShards", "PipelineError", "Plan", "plan"]
 
-REQUEST, RESPONSE = "request", "response"  # where every graph starts and ends; never nodes of a config
+REQUEST, RESPONSE = (
+    "request",
+    "response",
+)  # where every graph starts and ends; never nodes of a config
 
 Arrays: TypeAlias = Mapping[str, np.ndarray]
 Shape: TypeAlias = tuple[int | None, ...] | None  # None: an unknown size, or an unknown rank
-Tensor: TypeAlias = tuple[str | None, Shape]  # dtype (DT_FLOAT) and shape; both None where no model says
+Tensor: TypeAlias = tuple[
+    str | None, Shape
+]  # dtype (DT_FLOAT) and shape; both None where no model says
 Stack: TypeAlias = tuple[str, ...]
 Index: TypeAlias = tuple[int, ...]
 
@@ -43,10 +48,10 @@ class NoShards(PipelineError):
     """A dynamic demultiplexer found nothing to split: there is no answer, and that is no mistake."""
 
 
-# ======================================================================================================
+# ==================================================================================================
 # Validation
 # In: a definition and the models it names. Out: a Graph, or PipelineError with the first wrong thing.
-# ======================================================================================================
+# ==================================================================================================
 
 
 @dataclass(frozen=True)
@@ -95,20 +100,46 @@ class Graph:
         return tuple(self.counts[name] if self.counts[name] > 0 else None for name in stack)
 
 
-def build_graph(definition: Any, find: Callable[[str, int | None], Any], functions: Mapping[str, Callable]) -> Graph:
+def build_graph(
+    definition: Any, find: Callable[[str, int | None], Any], functions: Mapping[str, Callable]
+) -> Graph:
     nodes = {node.name: node for node in definition.nodes}
-    models = {name: None if node.type == "custom" else find(node.model_name, node.version) for name, node in nodes.items()}
+    models = {
+        name: None if node.type == "custom" else find(node.model_name, node.version)
+        for name, node in nodes.items()
+    }
     inputs = {name: None if model is None else model.inputs for name, model in models.items()}
-    items = {name: {output.alias: output.data_item for output in node.outputs} for name, node in nodes.items()}
+    items = {
+        name: {output.alias: output.data_item for output in node.outputs}
+        for name, node in nodes.items()
+    }
     items[REQUEST] = {name: name for name in definition.inputs}
-    outputs = {(name, alias): model.outputs.get(item) for name, model in models.items() if model is not None
-               for alias, item in items[name].items()}
-    ends = [(f".nodes[{at}].inputs", node.name, node.inputs) for at, node in enumerate(definition.nodes)]
-    links = [Link(f"{path}[{at}]", target, name, source.node_name, source.data_item,
-                  outputs.get((source.node_name, source.data_item)), (inputs.get(target) or {}).get(name))
-             for path, target, ones in [*ends, (".outputs", RESPONSE, definition.outputs)]
-             for at, one in enumerate(ones) for name, source in one.items()]
-    counts = {REQUEST: definition.demultiply_count} | {name: node.demultiply_count for name, node in nodes.items()}
+    outputs = {
+        (name, alias): model.outputs.get(item)
+        for name, model in models.items()
+        if model is not None
+        for alias, item in items[name].items()
+    }
+    ends = [
+        (f".nodes[{at}].inputs", node.name, node.inputs) for at, node in enumerate(definition.nodes)
+    ]
+    links = [
+        Link(
+            f"{path}[{at}]",
+            target,
+            name,
+            source.node_name,
+            source.data_item,
+            outputs.get((source.node_name, source.data_item)),
+            (inputs.get(target) or {}).get(name),
+        )
+        for path, target, ones in [*ends, (".outputs", RESPONSE, definition.outputs)]
+        for at, one in enumerate(ones)
+        for name, source in one.items()
+    ]
+    counts = {REQUEST: definition.demultiply_count} | {
+        name: node.demultiply_count for name, node in nodes.items()
+    }
     counts = {name: count or -1 for name, count in counts.items() if count is not None}
     return Graph(definition.nodes, nodes, links, inputs, functions, items, counts)
 
@@ -116,48 +147,174 @@ def build_graph(definition: Any, find: Callable[[str, int | None], Any], functio
 # OpenVINO Model Server's checks in its order, with its texts: a field of each node, or None for each link, and what is
 # wrong there. Two more follow in the planning. Unlike there, strings (DT_STRING) may flow between nodes.
 CHECKS: tuple[tuple[str, str | None, Callable[[Graph, int, Any], Any]], ...] = (
-    ("Functionality not implemented", ".demultiply_count", lambda graph, at, node:
-        node.name in graph.counts and len(graph.counts) > 1 and min(graph.counts.values()) < 0
-        and f"expected no other demultiplexer beside a dynamic one, got {show(graph.counts)}"),
-    ("Pipeline definition has multiple nodes with the same name", ".name", lambda graph, at, node:
-        node.name in (REQUEST, RESPONSE, *(other.name for other in graph.listed[:at])) and "expected a name of its own"),
-    ("Pipeline definition has reference to missing model", ".model_name", lambda graph, at, node: node.type != "custom"
-        and graph.inputs[node.name] is None and f"model '{node.model_name}', version {node.version or 'default'}, is not available"),
-    ("Pipeline refers to incorrect library", ".library_name", lambda graph, at, node:
-        node.type == "custom" and node.name not in graph.functions and f"no function for library '{node.library_name}': "
-        "custom nodes are Python functions here, write 'function': 'module:name'"),
-    ("Gather node refers to not existing node", ".gather_from_node", lambda graph, at, node:
-        node.gather_from_node not in (None, *graph.items) and f"expected one of {show(graph.items)}, got '{node.gather_from_node}'"),
-    ("Gather node refers to node that isn't demultiplexer", ".gather_from_node", lambda graph, at, node:
-        node.gather_from_node not in (None, *graph.counts) and f"node '{node.gather_from_node}' has no demultiply_count"),
-    ("Pipeline definition has reference to missing node", None, lambda graph, at, link:
-        link.node not in (RESPONSE, *graph.items) and f"expected one of {show(graph.items)}"),
-    ("Pipeline definition has response node used as dependency node", None, lambda graph, at, link:
-        link.node == RESPONSE and f"expected one of {show(graph.items)}"),
-    ("Pipeline definition has connection to non existing model input", None, lambda graph, at, link:
-        not link.wanted and graph.inputs.get(link.target) is not None and f"expected one of {show(graph.inputs[link.target])}"),
-    ("Pipeline definition has multiple connections to the same input of underlying model", None, lambda graph, at, link:
-        (link.target, link.name) in [(other.target, other.name) for other in graph.links[:at]] and "expected one source"),
-    ("Pipeline definition has reference to missing data source", None, lambda graph, at, link:
-        link.item not in graph.items[link.node] and f"expected one of {show(graph.items[link.node])}"),
-    ("Pipeline definition has reference to missing model output", None, lambda graph, at, link:
-        not link.given and graph.inputs.get(link.node) is not None and f"no output '{graph.items[link.node][link.item]}'"),
-    ("Pipeline has not enough shape dimensions to demultiply", None, lambda graph, at, link: link.node in graph.counts and link.given
-        and link.given.shape is not None and len(link.given.shape) < 2 and f"expected 2 or more, got shape {show_shape(link.given.shape)}"),
-    ("Demultiplication count does not match tensor first dimension", None, lambda graph, at, link: link.given and link.given.shape
-        and (count := graph.counts.get(link.node, -1)) > 0 and link.given.shape[0] not in (None, count)
-        and f"expected {count} shards, got shape {show_shape(link.given.shape)}"),
-    ("Invalid input shape", None, lambda graph, at, link: link.given and link.wanted
-        and not overlap(shape := gathered_shape(graph, link, graph.gathers(link.target)), link.wanted.shape)
-        and f"expected {show_shape(link.wanted.shape)}, got {show_shape(shape)}"),
-    ("Invalid input precision", None, lambda graph, at, link: link.given and link.wanted
-        and link.given.dtype != link.wanted.dtype and f"expected {link.wanted.dtype}, got {link.given.dtype}"),
-    ("Pipeline definition does not have connections for all inputs of underlying models", ".inputs", lambda graph, at, node:
-        (unfed := set(graph.inputs[node.name] or ()) - {link.name for link in graph.into(node.name)}) and f"nothing feeds {show(unfed)}"),
-    ("Pipeline definition contains a cycle", "", lambda graph, at, node:
-        node.name in graph.upstream(node.name) and "it waits for its own outputs"),
-    ("Pipeline definition has unconnected nodes", "", lambda graph, at, node:
-        node.name not in graph.upstream(RESPONSE) and "nothing of it reaches the response"),
+    (
+        "Functionality not implemented",
+        ".demultiply_count",
+        lambda graph, at, node: (
+            node.name in graph.counts
+            and len(graph.counts) > 1
+            and min(graph.counts.values()) < 0
+            and f"expected no other demultiplexer beside a dynamic one, got {show(graph.counts)}"
+        ),
+    ),
+    (
+        "Pipeline definition has multiple nodes with the same name",
+        ".name",
+        lambda graph, at, node: (
+            node.name in (REQUEST, RESPONSE, *(other.name for other in graph.listed[:at]))
+            and "expected a name of its own"
+        ),
+    ),
+    (
+        "Pipeline definition has reference to missing model",
+        ".model_name",
+        lambda graph, at, node: (
+            node.type != "custom"
+            and graph.inputs[node.name] is None
+            and f"model '{node.model_name}', version {node.version or 'default'}, is not available"
+        ),
+    ),
+    (
+        "Pipeline refers to incorrect library",
+        ".library_name",
+        lambda graph, at, node: (
+            node.type == "custom"
+            and node.name not in graph.functions
+            and f"no function for library '{node.library_name}': "
+            "custom nodes are Python functions here, write 'function': 'module:name'"
+        ),
+    ),
+    (
+        "Gather node refers to not existing node",
+        ".gather_from_node",
+        lambda graph, at, node: (
+            node.gather_from_node not in (None, *graph.items)
+            and f"expected one of {show(graph.items)}, got '{node.gather_from_node}'"
+        ),
+    ),
+    (
+        "Gather node refers to node that isn't demultiplexer",
+        ".gather_from_node",
+        lambda graph, at, node: (
+            node.gather_from_node not in (None, *graph.counts)
+            and f"node '{node.gather_from_node}' has no demultiply_count"
+        ),
+    ),
+    (
+        "Pipeline definition has reference to missing node",
+        None,
+        lambda graph, at, link: (
+            link.node not in (RESPONSE, *graph.items) and f"expected one of {show(graph.items)}"
+        ),
+    ),
+    (
+        "Pipeline definition has response node used as dependency node",
+        None,
+        lambda graph, at, link: link.node == RESPONSE and f"expected one of {show(graph.items)}",
+    ),
+    (
+        "Pipeline definition has connection to non existing model input",
+        None,
+        lambda graph, at, link: (
+            not link.wanted
+            and graph.inputs.get(link.target) is not None
+            and f"expected one of {show(graph.inputs[link.target])}"
+        ),
+    ),
+    (
+        "Pipeline definition has multiple connections to the same input of underlying model",
+        None,
+        lambda graph, at, link: (
+            (link.target, link.name) in [(other.target, other.name) for other in graph.links[:at]]
+            and "expected one source"
+        ),
+    ),
+    (
+        "Pipeline definition has reference to missing data source",
+        None,
+        lambda graph, at, link: (
+            link.item not in graph.items[link.node]
+            and f"expected one of {show(graph.items[link.node])}"
+        ),
+    ),
+    (
+        "Pipeline definition has reference to missing model output",
+        None,
+        lambda graph, at, link: (
+            not link.given
+            and graph.inputs.get(link.node) is not None
+            and f"no output '{graph.items[link.node][link.item]}'"
+        ),
+    ),
+    (
+        "Pipeline has not enough shape dimensions to demultiply",
+        None,
+        lambda graph, at, link: (
+            link.node in graph.counts
+            and link.given
+            and link.given.shape is not None
+            and len(link.given.shape) < 2
+            and f"expected 2 or more, got shape {show_shape(link.given.shape)}"
+        ),
+    ),
+    (
+        "Demultiplication count does not match tensor first dimension",
+        None,
+        lambda graph, at, link: (
+            link.given
+            and link.given.shape
+            and (count := graph.counts.get(link.node, -1)) > 0
+            and link.given.shape[0] not in (None, count)
+            and f"expected {count} shards, got shape {show_shape(link.given.shape)}"
+        ),
+    ),
+    (
+        "Invalid input shape",
+        None,
+        lambda graph, at, link: (
+            link.given
+            and link.wanted
+            and not overlap(
+                shape := gathered_shape(graph, link, graph.gathers(link.target)), link.wanted.shape
+            )
+            and f"expected {show_shape(link.wanted.shape)}, got {show_shape(shape)}"
+        ),
+    ),
+    (
+        "Invalid input precision",
+        None,
+        lambda graph, at, link: (
+            link.given
+            and link.wanted
+            and link.given.dtype != link.wanted.dtype
+            and f"expected {link.wanted.dtype}, got {link.given.dtype}"
+        ),
+    ),
+    (
+        "Pipeline definition does not have connections for all inputs of underlying models",
+        ".inputs",
+        lambda graph, at, node: (
+            (
+                unfed := set(graph.inputs[node.name] or ())
+                - {link.name for link in graph.into(node.name)}
+            )
+            and f"nothing feeds {show(unfed)}"
+        ),
+    ),
+    (
+        "Pipeline definition contains a cycle",
+        "",
+        lambda graph, at, node: (
+            node.name in graph.upstream(node.name) and "it waits for its own outputs"
+        ),
+    ),
+    (
+        "Pipeline definition has unconnected nodes",
+        "",
+        lambda graph, at, node: (
+            node.name not in graph.upstream(RESPONSE) and "nothing of it reaches the response"
+        ),
+    ),
 )
 
 
@@ -166,7 +323,10 @@ def validate(graph: Graph) -> None:
         for at, place in enumerate(graph.links if field is None else graph.listed):
             if detail := problem(graph, at, place):
                 where = str(place) if field is None else f"node '{place.name}'"
-                raise PipelineError(f"{text}: {where}: {detail}", place.path if field is None else f".nodes[{at}]{field}")
+                raise PipelineError(
+                    f"{text}: {where}: {detail}",
+                    place.path if field is None else f".nodes[{at}]{field}",
+                )
 
 
 def show(names: Iterable[str]) -> str:
@@ -174,24 +334,35 @@ def show(names: Iterable[str]) -> str:
 
 
 def show_shape(shape: Shape) -> str:
-    return "unknown" if shape is None else f"[{', '.join('?' if size is None else str(size) for size in shape)}]"
+    return (
+        "unknown"
+        if shape is None
+        else f"[{', '.join('?' if size is None else str(size) for size in shape)}]"
+    )
 
 
-# ======================================================================================================
+# ==================================================================================================
 # Planning
 # In: a definition. Out: a Plan: what a request brings, what it gets, and how often each node runs.
-# ======================================================================================================
+# ==================================================================================================
 
 
 def overlap(one: Shape, other: Shape) -> bool:
     """Whether an array can have both shapes."""
-    return one is None or other is None or (len(one) == len(other) and all(a is None or b is None or a == b for a, b in zip(one, other)))
+    return (
+        one is None
+        or other is None
+        or (
+            len(one) == len(other)
+            and all(a is None or b is None or a == b for a, b in zip(one, other))
+        )
+    )
 
 
 def gathered_shape(graph: Graph, link: Link, over: Stack) -> Shape:
     """The shape of a model's output for a reader that gathers it over some demultiplexers."""
     shape = link.given.shape
-    return None if shape is None else graph.sizes(over) + shape[link.node in graph.counts:]
+    return None if shape is None else graph.sizes(over) + shape[link.node in graph.counts :]
 
 
 def stack_around(graph: Graph, name: str, after: Mapping[str, Stack]) -> Stack:
@@ -203,10 +374,17 @@ def stack_around(graph: Graph, name: str, after: Mapping[str, Stack]) -> Stack:
     innermost = max((after[link.node] for link in links), key=len, default=gathers)
     for link in links:
         stack = after[link.node]
-        if (stack != innermost or stack[-1:] != gathers) if gathers else stack != innermost[:len(stack)]:
-            raise PipelineError(f"Demultiplexer and gather nodes are not in LIFO order: {link}: expected shards of "
-                                f"{show(gathers or innermost)}, got shards of {show(stack)}", link.path)
-    return innermost[:len(innermost) - len(gathers)]
+        if (
+            (stack != innermost or stack[-1:] != gathers)
+            if gathers
+            else stack != innermost[: len(stack)]
+        ):
+            raise PipelineError(
+                f"Demultiplexer and gather nodes are not in LIFO order: {link}: expected shards of "
+                f"{show(gathers or innermost)}, got shards of {show(stack)}",
+                link.path,
+            )
+    return innermost[: len(innermost) - len(gathers)]
 
 
 def plan_inputs(graph: Graph) -> dict[str, Tensor]:
@@ -215,15 +393,25 @@ def plan_inputs(graph: Graph) -> dict[str, Tensor]:
     for link in graph.links:
         if link.node == REQUEST and link.wanted:
             (dtype, known), shape = found[link.item], link.wanted.shape
-            shape = None if shape is None else shape[len(graph.gathers(link.target)):]
+            shape = None if shape is None else shape[len(graph.gathers(link.target)) :]
             if dtype not in (None, link.wanted.dtype) or not overlap(known, shape):
-                raise PipelineError("Multiple nodes connected to the same pipeline input require different tensor metadata: "
-                                    f"{link}: expected {dtype} {show_shape(known)} as before, "
-                                    f"got {link.wanted.dtype} {show_shape(shape)}", link.path)
-            both = shape if known is None or shape is None else tuple(b if a is None else a for a, b in zip(known, shape))
+                raise PipelineError(
+                    "Multiple nodes connected to the same pipeline input require different tensor metadata: "
+                    f"{link}: expected {dtype} {show_shape(known)} as before, "
+                    f"got {link.wanted.dtype} {show_shape(shape)}",
+                    link.path,
+                )
+            both = (
+                shape
+                if known is None or shape is None
+                else tuple(b if a is None else a for a, b in zip(known, shape))
+            )
             found[link.item] = link.wanted.dtype, known if both is None else both
     split = graph.sizes((REQUEST,) if REQUEST in graph.counts else ())
-    return {name: (dtype, None if shape is None else split + shape) for name, (dtype, shape) in found.items()}
+    return {
+        name: (dtype, None if shape is None else split + shape)
+        for name, (dtype, shape) in found.items()
+    }
 
 
 @dataclass(frozen=True)
@@ -232,13 +420,17 @@ class Plan:
 
     graph: Graph
     inputs: dict[str, Tensor]  # what a request brings
-    outputs: dict[str, Tensor]  # what the response holds; gathered shards have a leading dimension for each demultiplexer
+    outputs: dict[
+        str, Tensor
+    ]  # what the response holds; gathered shards have a leading dimension for each demultiplexer
     models: set[tuple[str, int | None]]
     around: dict[str, Stack]  # node -> the demultiplexers open around it
     after: dict[str, Stack]  # node -> those open for who reads it
     before: dict[str, set[str]]  # node -> whom it waits for
 
-    def run(self, inputs: Arrays, call: Callable[..., Arrays], pool: Executor | None = None) -> dict[str, np.ndarray]:
+    def run(
+        self, inputs: Arrays, call: Callable[..., Arrays], pool: Executor | None = None
+    ) -> dict[str, np.ndarray]:
         """Answer one request: `call(model_name, version, inputs)` runs a model; idle threads of `pool` help.
 
         Nodes share arrays and views of them, so none may write into its inputs. Raises NoShards, PipelineError
@@ -247,7 +439,11 @@ class Plan:
         return Run(self, call, pool).answer(inputs)
 
 
-def plan(definition: Any, find: Callable[[str, int | None], Any], functions: Mapping[str, Callable] | None = None) -> Plan:
+def plan(
+    definition: Any,
+    find: Callable[[str, int | None], Any],
+    functions: Mapping[str, Callable] | None = None,
+) -> Plan:
     """Check a pipeline and prepare it to run; raises PipelineError.
 
     `find(model_name, version)` gives an object with `inputs` and `outputs`, or None when there is no such
@@ -255,23 +451,32 @@ def plan(definition: Any, find: Callable[[str, int | None], Any], functions: Map
     """
     graph = build_graph(definition, find, functions or {})
     validate(graph)
-    before = {node.name: {REQUEST, *(link.node for link in graph.into(node.name))} for node in graph.listed}
+    before = {
+        node.name: {REQUEST, *(link.node for link in graph.into(node.name))}
+        for node in graph.listed
+    }
     around: dict[str, Stack] = {REQUEST: ()}
     after: dict[str, Stack] = {}
     for name in graphlib.TopologicalSorter({REQUEST: set(), **before}).static_order():
         around[name] = stack_around(graph, name, after)
         after[name] = around[name] + ((name,) if name in graph.counts else ())
     inputs = plan_inputs(graph)
-    outputs = {link.name: (link.given.dtype, gathered_shape(graph, link, after[link.node])) if link.given
-               else inputs[link.item] if link.node == REQUEST else (None, None) for link in graph.into(RESPONSE)}
+    outputs = {
+        link.name: (link.given.dtype, gathered_shape(graph, link, after[link.node]))
+        if link.given
+        else inputs[link.item]
+        if link.node == REQUEST
+        else (None, None)
+        for link in graph.into(RESPONSE)
+    }
     models = {(node.model_name, node.version) for node in graph.listed if node.type != "custom"}
     return Plan(graph, inputs, outputs, models, around, after, before)
 
 
-# ======================================================================================================
+# ==================================================================================================
 # Running
 # In: a Plan and a request's arrays. Out: the response's arrays, or what the first failing node raised.
-# ======================================================================================================
+# ==================================================================================================
 
 MAX_QUEUED = 16  # helpers of one request that wait for the pool; each that starts asks for another
 
@@ -285,7 +490,9 @@ class Run:
 
     def __init__(self, plan: Plan, call: Callable[..., Arrays], pool: Executor | None) -> None:
         self.plan, self.graph, self.call, self.pool = plan, plan.graph, call, pool
-        self.values: dict[tuple[str, str], dict[Index, np.ndarray]] = {(link.node, link.item): {} for link in plan.graph.links}
+        self.values: dict[tuple[str, str], dict[Index, np.ndarray]] = {
+            (link.node, link.item): {} for link in plan.graph.links
+        }
         self.counts = {name: count for name, count in plan.graph.counts.items() if count > 0}
         self.left = {REQUEST: 0}  # node that has started -> its shards that are not done
         self.ready: deque[tuple[str, Index]] = deque()
@@ -328,7 +535,9 @@ class Run:
             task = self.ready.popleft()
             while self.pool and self.queued < min(len(self.ready), MAX_QUEUED):
                 self.queued += 1
-                with contextlib.suppress(RuntimeError):  # the pool is shut down: the caller goes on alone
+                with contextlib.suppress(
+                    RuntimeError
+                ):  # the pool is shut down: the caller goes on alone
                     self.pool.submit(self.work, 1)
             return task
 
@@ -367,13 +576,15 @@ class Run:
     def read(self, link: Link, index: Index) -> np.ndarray:
         """What a reader at `index` gets: demultiplexers not open around it are gathered, a leading dimension for each."""
         stack, shards = self.plan.after[link.node], self.values[link.node, link.item]
-        inner = stack[len(index):]
+        inner = stack[len(index) :]
         if not inner:
-            return shards[index[:len(stack)]]
+            return shards[index[: len(stack)]]
         parts = [shards[index + rest] for rest in self.indices(inner)]
         if len(shapes := {part.shape for part in parts}) > 1:
-            raise PipelineError(f"Gathered tensor shards dimensions are different: '{link.item}' of node '{link.node}': "
-                                f"expected equal shapes, got {', '.join(map(show_shape, sorted(shapes)))}")
+            raise PipelineError(
+                f"Gathered tensor shards dimensions are different: '{link.item}' of node '{link.node}': "
+                f"expected equal shapes, got {', '.join(map(show_shape, sorted(shapes)))}"
+            )
         return np.stack(parts).reshape(*(self.counts[name] for name in inner), *parts[0].shape)
 
     def publish(self, name: str, index: Index, outputs: Arrays) -> None:
@@ -382,7 +593,10 @@ class Run:
             if (shards := self.values.get((name, alias))) is not None:
                 array = pick(name, output, outputs)
                 if name in self.graph.counts:
-                    shards.update((index + (shard,), array[shard]) for shard in range(self.count_shards(name, output, array)))
+                    shards.update(
+                        (index + (shard,), array[shard])
+                        for shard in range(self.count_shards(name, output, array))
+                    )
                 else:
                     shards[index] = array
 
@@ -391,12 +605,18 @@ class Run:
         expected = self.counts.setdefault(name, len(array) if array.ndim > 1 else 1)
         place, shape = f"'{output}' of node '{name}'", show_shape(array.shape)
         if array.ndim < 2:
-            raise PipelineError(f"Wrong number of dimensions in a tensor to be sharded: {place}: expected 2 or more, got shape {shape}")
+            raise PipelineError(
+                f"Wrong number of dimensions in a tensor to be sharded: {place}: expected 2 or more, got shape {shape}"
+            )
         if len(array) != expected:
-            raise PipelineError(f"Wrong dimension size. Should match demultiply count: {place}: "
-                                f"expected {expected}, got {len(array)} (shape {shape})")
+            raise PipelineError(
+                f"Wrong dimension size. Should match demultiply count: {place}: "
+                f"expected {expected}, got {len(array)} (shape {shape})"
+            )
         if not expected:
-            raise NoShards(f"Pipeline execution aborted due to no content from custom node: {place}: got shape {shape}")
+            raise NoShards(
+                f"Pipeline execution aborted due to no content from custom node: {place}: got shape {shape}"
+            )
         return expected
 
 
@@ -409,7 +629,11 @@ def pick(name: str, output: str, outputs: Any) -> np.ndarray:
     if isinstance(array, SCALARS):
         array = scalar_array(array)
     if not isinstance(array, np.ndarray):
-        got = {key: type(value).__name__ for key, value in outputs.items()} if isinstance(outputs, Mapping) else type(outputs).__name__
+        got = (
+            {key: type(value).__name__ for key, value in outputs.items()}
+            if isinstance(outputs, Mapping)
+            else type(outputs).__name__
+        )
         raise PipelineError(f"node '{name}': expected a dict with array '{output}', got {got}")
     return array
 

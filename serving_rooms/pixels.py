@@ -16,7 +16,12 @@ from serving_rooms.pictures import image_errors
 Change = Callable[[Any, Any], Any]  # of a leaf of nested lists, and the input that it is for
 
 
-def unpack(signature: Any, body: dict[str, Any], limits: routines.ImageLimits, dtypes: Mapping[str, np.dtype]) -> dict[str, Any]:
+def unpack(
+    signature: Any,
+    body: dict[str, Any],
+    limits: routines.ImageLimits,
+    dtypes: Mapping[str, np.dtype],
+) -> dict[str, Any]:
     """A predict body with pixels [H, W, C] in place of pictures; `dtypes` maps `DT_UINT8` and so on to NumPy's.
 
     Bodies for strings stay as they are. Raises BadRequest.
@@ -28,13 +33,21 @@ def unpack(signature: Any, body: dict[str, Any], limits: routines.ImageLimits, d
         return {**body, key: unpack_value(signature, key, body[key], limits, dtypes)}
 
 
-def unpack_value(signature: Any, key: str, value: Any, limits: routines.ImageLimits, dtypes: Mapping[str, np.dtype]) -> Any:
+def unpack_value(
+    signature: Any,
+    key: str,
+    value: Any,
+    limits: routines.ImageLimits,
+    dtypes: Mapping[str, np.dtype],
+) -> Any:
     specs = {name: spec for name, spec in signature.inputs.items() if takes_pixels(spec)}
     if not specs:
         name, spec = next(iter(signature.inputs.items()))
         shape = "of unknown rank" if spec.shape is None else [size or -1 for size in spec.shape]
-        raise routines.ImageError(f"input '{name}' takes no pictures: "
-                                  f"expected [-1, H, W, 3] or [-1, H, W, 1], it is {spec.type_name} {shape}")
+        raise routines.ImageError(
+            f"input '{name}' takes no pictures: "
+            f"expected [-1, H, W, 3] or [-1, H, W, 1], it is {spec.type_name} {shape}"
+        )
 
     def visit(value: Any, change: Change) -> Any:
         if key == "instances" and isinstance(value, list):
@@ -43,8 +56,10 @@ def unpack_value(signature: Any, key: str, value: Any, limits: routines.ImageLim
 
     def visit_named(item: Any, change: Change) -> Any:
         if isinstance(item, dict) and not is_base64(item):
-            return {name: visit_all(part, specs[name], change) if name in specs else part
-                    for name, part in item.items()}
+            return {
+                name: visit_all(part, specs[name], change) if name in specs else part
+                for name, part in item.items()
+            }
         return visit_all(item, next(iter(specs.values())), change)
 
     # All of them, before the first is decoded.
@@ -55,7 +70,12 @@ def unpack_value(signature: Any, key: str, value: Any, limits: routines.ImageLim
 
 def takes_pixels(spec: Any) -> bool:
     """Whether a tensor can hold pictures: numbers [N, H, W, 3] or [N, H, W, 1]."""
-    return spec.dtype != "DT_STRING" and spec.shape is not None and len(spec.shape) == 4 and spec.shape[3] in (1, 3)
+    return (
+        spec.dtype != "DT_STRING"
+        and spec.shape is not None
+        and len(spec.shape) == 4
+        and spec.shape[3] in (1, 3)
+    )
 
 
 def visit_all(value: Any, spec: Any, change: Change, level: int = 0) -> Any:
@@ -64,7 +84,8 @@ def visit_all(value: Any, spec: Any, change: Change, level: int = 0) -> Any:
         return change(value, spec)
     if level > MAX_DIMENSIONS:
         raise routines.ImageError(
-            f"input '{spec.name}': more than {MAX_DIMENSIONS} levels of lists")
+            f"input '{spec.name}': more than {MAX_DIMENSIONS} levels of lists"
+        )
     return [visit_all(item, spec, change, level + 1) for item in value]
 
 
@@ -75,8 +96,9 @@ def open_picture(leaf: Any, limits: routines.ImageLimits) -> Any:
     return routines.open_image(leaf, limits) if isinstance(leaf, bytes) else leaf
 
 
-def to_pixels(leaf: Any, spec: Any, dtypes: Mapping[str, np.dtype],
-              limits: routines.ImageLimits) -> Any:
+def to_pixels(
+    leaf: Any, spec: Any, dtypes: Mapping[str, np.dtype], limits: routines.ImageLimits
+) -> Any:
     """A picture as pixels 0..255 [H, W, C] of a tensor's dtype, resized where its size is fixed."""
     if not isinstance(leaf, Image.Image):
         return leaf

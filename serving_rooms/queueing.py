@@ -23,10 +23,10 @@ from serving import CURRENT, request_id_of
 
 logger = logging.getLogger("serving")
 
-# ======================================================================================================
+# ==================================================================================================
 # Dispatcher
 # In: channels whose first request is whole. Out: `channel.service()`, in a thread, in turn.
-# ======================================================================================================
+# ==================================================================================================
 
 KEPT = ("health", "state")  # lines for which a thread is kept
 MOST_LINES = 1000  # whose pace is remembered: anybody can ask for anything
@@ -45,7 +45,9 @@ class Dispatcher:
         self.most_of_all = max(1, threads - 1)
         self.most = max(1, min(self.most_of_all - 1, 3 * threads // 4))
         self.lock = threading.Lock()  # held for each of what follows
-        self.waiting: collections.OrderedDict[str, collections.deque[Any]] = collections.OrderedDict()
+        self.waiting: collections.OrderedDict[str, collections.deque[Any]] = (
+            collections.OrderedDict()
+        )
         self.running: collections.Counter[str] = collections.Counter()
         self.pace: dict[str, Pace] = {}
         self.idle: list[threading.Lock] = []  # of each thread that waits, what it waits for
@@ -71,7 +73,11 @@ class Dispatcher:
     def next_line(self) -> str | None:
         """The line whose turn it is, of those that wait and may have one more thread."""
         full = self.running.total() - sum(self.running[line] for line in KEPT) >= self.most_of_all
-        free = (line for line in self.waiting if line in KEPT or not full and self.running[line] < self.most)
+        free = (
+            line
+            for line in self.waiting
+            if line in KEPT or not full and self.running[line] < self.most
+        )
         return next(free, None)
 
     def take(self) -> tuple[str, Any] | None:
@@ -167,15 +173,17 @@ class Pace:
         self.known = True
 
 
-# ======================================================================================================
+# ==================================================================================================
 # Gate
-# ======================================================================================================
+# ==================================================================================================
 
 
 class Gate:
     """Turns requests away that would wait too long. `options` is the config's `server`; `refused` counts by reason."""
 
-    def __init__(self, options: Callable[[], Any], turns: Dispatcher, refused: collections.Counter[str]):
+    def __init__(
+        self, options: Callable[[], Any], turns: Dispatcher, refused: collections.Counter[str]
+    ):
         self.options, self.turns, self.refused = options, turns, refused
         self.said = 0.0
 
@@ -196,7 +204,9 @@ class Gate:
         self.refused[reason] += 1
         if time.monotonic() > self.said + 1:
             self.said = time.monotonic()
-            logger.warning("Busy: requests are turned away, %d until now: %s", self.refused.total(), text)
+            logger.warning(
+                "Busy: requests are turned away, %d until now: %s", self.refused.total(), text
+            )
         return text
 
 
@@ -212,8 +222,12 @@ class TooMuch(Error):
 def refuse(reason: str, request_id: str | None) -> tuple[str, list[tuple[str, str]], bytes]:
     """Status, headers and body of a refusal; `request_id` is the one that the client has sent."""
     body = json.dumps({"error": f"The server is busy: {reason}. Try again in a moment"}).encode()
-    headers = [("Content-Type", "application/json"), ("Retry-After", "1"), ("Content-Length", str(len(body))),
-               ("X-Request-Id", request_id_of(request_id))]
+    headers = [
+        ("Content-Type", "application/json"),
+        ("Retry-After", "1"),
+        ("Content-Length", str(len(body))),
+        ("X-Request-Id", request_id_of(request_id)),
+    ]
     return "503 Service Unavailable", headers, body
 
 
@@ -228,7 +242,9 @@ class Refusal(Task):
     complete = True
 
     def execute(self) -> None:
-        self.status, headers, body = refuse(self.request.refused, self.request.headers.get("X_REQUEST_ID"))
+        self.status, headers, body = refuse(
+            self.request.refused, self.request.headers.get("X_REQUEST_ID")
+        )
         self.response_headers.extend(headers)
         self.content_length = len(body)
         self.write(body)

@@ -40,12 +40,16 @@ class Quotas:
 
     def _connect(self) -> sqlite3.Connection:
         if self._database is None or self._process != os.getpid():
-            self._database = sqlite3.connect(self._path, timeout=10, isolation_level=None, check_same_thread=False)
+            self._database = sqlite3.connect(
+                self._path, timeout=10, isolation_level=None, check_same_thread=False
+            )
             self._process = os.getpid()
             self._database.execute("PRAGMA journal_mode=WAL")
             self._database.execute("PRAGMA synchronous=NORMAL")
-            self._database.execute("CREATE TABLE IF NOT EXISTS calls (key TEXT, period TEXT, start INTEGER, count INTEGER, "
-                                   "PRIMARY KEY (key, period, start)) WITHOUT ROWID")
+            self._database.execute(
+                "CREATE TABLE IF NOT EXISTS calls (key TEXT, period TEXT, start INTEGER, count INTEGER, "
+                "PRIMARY KEY (key, period, start)) WITHOUT ROWID"
+            )
         return self._database
 
     def take(self, key: str, calls: int, period: str) -> int | None:
@@ -57,9 +61,14 @@ class Quotas:
         start, end = period_of(now, period)
         try:
             with self._lock:
-                counted = self._connect().execute(
-                    "INSERT INTO calls VALUES (?, ?, ?, 1) ON CONFLICT DO UPDATE SET count = count + 1 WHERE count < ? RETURNING count",
-                    (key, period, start, calls)).fetchall()
+                counted = (
+                    self._connect()
+                    .execute(
+                        "INSERT INTO calls VALUES (?, ?, ?, 1) ON CONFLICT DO UPDATE SET count = count + 1 WHERE count < ? RETURNING count",
+                        (key, period, start, calls),
+                    )
+                    .fetchall()
+                )
         except sqlite3.Error as error:
             raise OSError(str(error)) from error
         return None if counted else max(1, end - int(now))
@@ -67,8 +76,14 @@ class Quotas:
     def used(self, key: str, period: str) -> int:
         """The calls counted for `key` in the period that is now."""
         with self._lock, contextlib.suppress(sqlite3.Error):
-            row = self._connect().execute("SELECT count FROM calls WHERE key = ? AND period = ? AND start = ?",
-                                          (key, period, period_of(self._clock(), period)[0])).fetchone()
+            row = (
+                self._connect()
+                .execute(
+                    "SELECT count FROM calls WHERE key = ? AND period = ? AND start = ?",
+                    (key, period, period_of(self._clock(), period)[0]),
+                )
+                .fetchone()
+            )
             return row[0] if row else 0
         return 0
 
@@ -78,6 +93,7 @@ def open_quotas(path: str) -> Any:
     """The one store over a file, or a Redis (`Quotas` or `RedisQuotas`), in this process; raises OSError when it cannot be opened."""
     if "://" in path:
         from serving_rooms.redis_quotas import RedisQuotas
+
         return RedisQuotas(path)
     try:
         return Quotas(Path(path))

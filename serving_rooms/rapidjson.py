@@ -14,13 +14,19 @@ JSON_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(\.[0-9]*)?([eE][+-]?[0-9]*)?")
 JSON_NAMES = {"null": None, "true": True, "false": False}
 # Surrogates that no byte outside UTF-8 stands for (those are U+DC80..U+DCFF, Python's surrogateescape).
 LONE_SURROGATE = re.compile("[\ud800-\udc7f\udd00-\udfff]")
-STRING_ERRORS = {"Unterminated": "Missing a closing quotation mark in string.",
-                 "Invalid \\uXXXX": "Incorrect hex digit after \\u escape in string.",
-                 "Invalid": "Invalid escape character in string."}
+STRING_ERRORS = {
+    "Unterminated": "Missing a closing quotation mark in string.",
+    "Invalid \\uXXXX": "Incorrect hex digit after \\u escape in string.",
+    "Invalid": "Invalid escape character in string.",
+}
 
 
 def json_error(problem: str, text: str = "", position: int | None = None) -> ValueError:
-    offset = "" if position is None else f" at offset: {len(text[:position].encode('utf-8', 'surrogateescape'))}"
+    offset = (
+        ""
+        if position is None
+        else f" at offset: {len(text[:position].encode('utf-8', 'surrogateescape'))}"
+    )
     return ValueError(f"JSON Parse error: {problem}{offset}")
 
 
@@ -33,17 +39,23 @@ def parse_exact(body: bytes) -> Any:
     text = body.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape")
     position = skip_space(text, 0)
     if position == len(text):
-        raise json_error("The document is empty.", text, position) if text else json_error("The document is empty")
-    containers: list[tuple[Any, str | None]] = []  # what we are inside of, each with its own key in its parent
+        raise (
+            json_error("The document is empty.", text, position)
+            if text
+            else json_error("The document is empty")
+        )
+    containers: list[
+        tuple[Any, str | None]
+    ] = []  # what we are inside of, each with its own key in its parent
     key: str | None = None
     while True:
-        opening = text[position:position + 1]
+        opening = text[position : position + 1]
         value: Any = {} if opening == "{" else []
         if opening not in ("{", "["):
             value, position = read_scalar(text, position)
         else:
             position = skip_space(text, position + 1)
-            if text[position:position + 1] != ("}" if opening == "{" else "]"):
+            if text[position : position + 1] != ("}" if opening == "{" else "]"):
                 containers.append((value, key))
                 key, position = read_key(text, position) if opening == "{" else (None, position)
                 continue
@@ -52,13 +64,17 @@ def parse_exact(body: bytes) -> Any:
             container, own_key = containers[-1]
             if isinstance(container, list):
                 container.append(value)
-            elif len(containers) > 2:  # in rows and examples the last of equal keys wins, as orjson has it
+            elif (
+                len(containers) > 2
+            ):  # in rows and examples the last of equal keys wins, as orjson has it
                 container[key] = value
             else:  # at the top and in `inputs` the first, as RapidJSON finds it
                 container.setdefault(key, value)
             more, position = read_separator(text, position, container)
             if more:
-                key, position = read_key(text, position) if isinstance(container, dict) else (None, position)
+                key, position = (
+                    read_key(text, position) if isinstance(container, dict) else (None, position)
+                )
                 break
             containers.pop()
             value, key = container, own_key
@@ -74,7 +90,7 @@ def skip_space(text: str, position: int) -> int:
 def read_separator(text: str, position: int, container: Any) -> tuple[bool, int]:
     """Step over a comma (True: more follows) or the container's closing bracket (False)."""
     position = skip_space(text, position)
-    mark, closing = text[position:position + 1], "]" if isinstance(container, list) else "}"
+    mark, closing = text[position : position + 1], "]" if isinstance(container, list) else "}"
     if mark == ",":
         return True, skip_space(text, position + 1)
     if mark != closing:
@@ -85,18 +101,18 @@ def read_separator(text: str, position: int, container: Any) -> tuple[bool, int]
 
 def read_key(text: str, position: int) -> tuple[str, int]:
     """Read an object member's name and its colon; returns the name and where its value starts."""
-    if text[position:position + 1] != '"':
+    if text[position : position + 1] != '"':
         raise json_error("Missing a name for object member.", text, position)
     key, position = read_scalar(text, position)
     position = skip_space(text, position)
-    if text[position:position + 1] != ":":
+    if text[position : position + 1] != ":":
         raise json_error("Missing a colon after a name of object member.", text, position)
     return key, skip_space(text, position + 1)
 
 
 def read_scalar(text: str, position: int) -> tuple[Any, int]:
     """Read a string, number or word; integers outside [-2^63, 2^64-1] become floats."""
-    if text[position:position + 1] == '"':
+    if text[position : position + 1] == '"':
         return read_string(text, position)
     if word := JSON_WORD.match(text, position):
         return JSON_NAMES[word[0]] if word[0] in JSON_NAMES else float(word[0]), word.end()
@@ -108,7 +124,12 @@ def read_scalar(text: str, position: int) -> tuple[Any, int]:
         raise json_error("Miss fraction part in number.", text, number.end())
     if exponent and not exponent[-1].isdigit():
         raise json_error("Miss exponent in number.", text, number.end())
-    if not fraction and not exponent and len(number[0]) <= 20 and -2**63 <= int(number[0]) < 2**64:
+    if (
+        not fraction
+        and not exponent
+        and len(number[0]) <= 20
+        and -(2**63) <= int(number[0]) < 2**64
+    ):
         return int(number[0]), number.end()
     if abs(value := float(number[0])) == float("inf"):
         raise json_error("Number too big to be stored in double.", text, position)
@@ -118,11 +139,16 @@ def read_scalar(text: str, position: int) -> tuple[Any, int]:
 def read_string(text: str, position: int) -> tuple[str, int]:
     try:
         value, end = json.decoder.scanstring(  # type: ignore[attr-defined]
-            text, position + 1, True)
+            text, position + 1, True
+        )
     except json.JSONDecodeError as error:
-        problem = next(problem for start, problem in STRING_ERRORS.items() if error.msg.startswith(start))
+        problem = next(
+            problem for start, problem in STRING_ERRORS.items() if error.msg.startswith(start)
+        )
         raise json_error(problem, text, error.pos) from None
     raw_bytes = re.compile("[\udc80-\udcff]")
-    if LONE_SURROGATE.search(value) or len(raw_bytes.findall(value)) != len(raw_bytes.findall(text, position, end)):
+    if LONE_SURROGATE.search(value) or len(raw_bytes.findall(value)) != len(
+        raw_bytes.findall(text, position, end)
+    ):
         raise json_error("The surrogate pair in string is invalid.", text, position)
     return value, end

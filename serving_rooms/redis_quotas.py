@@ -41,7 +41,9 @@ class RedisQuotas:
         self._failed_at: float | None = None
         try:
             pool = self._connect().connection_pool
-            pool.connection_class(**pool.connection_kwargs)  # not connected: an option that there is not is known now
+            pool.connection_class(
+                **pool.connection_kwargs
+            )  # not connected: an option that there is not is known now
         except (ValueError, TypeError):  # whose text may quote the password
             raise OSError("not a URL that redis-py takes") from None
 
@@ -50,8 +52,13 @@ class RedisQuotas:
             if self._client is None or self._process != os.getpid():
                 from redis.backoff import NoBackoff
                 from redis.retry import Retry
+
                 self._client = self._redis.Redis.from_url(
-                    self._url, socket_timeout=TIMEOUT_SECONDS, socket_connect_timeout=TIMEOUT_SECONDS, retry=Retry(NoBackoff(), 0))
+                    self._url,
+                    socket_timeout=TIMEOUT_SECONDS,
+                    socket_connect_timeout=TIMEOUT_SECONDS,
+                    retry=Retry(NoBackoff(), 0),
+                )
                 self._process = os.getpid()
             return self._client
 
@@ -63,7 +70,9 @@ class RedisQuotas:
             if self._failed_at is None:
                 logger.error("Quotas cannot be counted in %s: %s", shown(self._url), error)
             self._failed_at = time.monotonic()
-            raise OSError(f"Redis: {type(error).__name__}") from None  # clients need not know where it is
+            raise OSError(
+                f"Redis: {type(error).__name__}"
+            ) from None  # clients need not know where it is
         if self._failed_at is not None:
             logger.info("Quotas are counted in %s again", shown(self._url))
             self._failed_at = None
@@ -77,7 +86,11 @@ class RedisQuotas:
         now = self._clock()
         start, end = period_of(now, period)
         left = max(1, end - int(now))
-        counted = self._ask(lambda client: client.eval(TAKE, 1, counter(key, period, start), calls, left + KEPT_SECONDS))
+        counted = self._ask(
+            lambda client: client.eval(
+                TAKE, 1, counter(key, period, start), calls, left + KEPT_SECONDS
+            )
+        )
         return None if counted else left
 
     def used(self, key: str, period: str) -> int:
@@ -85,7 +98,14 @@ class RedisQuotas:
         if self._failed_at is not None and time.monotonic() < self._failed_at + 5:
             return 0  # /metrics asks for each key, and is to be there while Redis is not
         try:
-            return int(self._ask(lambda client: client.get(counter(key, period, period_of(self._clock(), period)[0]))) or 0)
+            return int(
+                self._ask(
+                    lambda client: client.get(
+                        counter(key, period, period_of(self._clock(), period)[0])
+                    )
+                )
+                or 0
+            )
         except OSError:
             return 0
 

@@ -29,8 +29,15 @@ def load_replicas(devices: Sequence[str], load: Callable[[str], Servable]) -> Se
         finally:
             with lock:
                 busy[chosen] -= 1
-    return Servable(first.signatures, answer, metadata=first.metadata, device=", ".join(devices), close=lambda: close_all(replicas),
-                    calls=first.callables)
+
+    return Servable(
+        first.signatures,
+        answer,
+        metadata=first.metadata,
+        device=", ".join(devices),
+        close=lambda: close_all(replicas),
+        calls=first.callables,
+    )
 
 
 def close_all(replicas: Sequence[Servable]) -> None:

@@ -1,7 +1,7 @@
 """Which models are in memory: `"load": "on_demand"`, the idle time-out, the budget of `memory_budget_mb`.
 
-    OnDemand    a version that is served as any other, its model in memory only while it is wanted
-    Residency   loads and evicts: the least recently used goes first, none that is pinned or in use
+OnDemand    a version that is served as any other, its model in memory only while it is wanted
+Residency   loads and evicts: the least recently used goes first, none that is pinned or in use
 """
 
 import logging
@@ -42,7 +42,10 @@ class OnDemand(Servable):
         definitions = read_definitions(folder, config.tags)
         rename_tensors(definitions, folder)
         metadata = describe(definitions)
-        signatures = {name: read_signature(definition) for name, definition in metadata["signature_def"].items()}
+        signatures = {
+            name: read_signature(definition)
+            for name, definition in metadata["signature_def"].items()
+        }
         super().__init__(signatures, self.answer, metadata=metadata, close=self.forget)
         self.residency, self.folder, self.config = residency, folder, config
         self.name = f"{config.name}/{int(folder.name) if folder.name.isdigit() else 1}"
@@ -98,7 +101,9 @@ class Residency:
             try:
                 return OnDemand(self, folder, config)
             except OSError as error:
-                raise LoadError(str(error).replace(str(folder), f"<base_path>/{folder.name}")) from error
+                raise LoadError(
+                    str(error).replace(str(folder), f"<base_path>/{folder.name}")
+                ) from error
         with self.measuring if self.has_budget() else nullcontext():
             servable, size = self.measure(folder, config)
         number, close = id(servable), servable._close
@@ -107,6 +112,7 @@ class Residency:
         def forget() -> None:
             self.fixed.pop(number, None)
             close()
+
         servable._close = forget
         return servable
 
@@ -166,7 +172,9 @@ class Residency:
                 return
             failed_at, reason = entry.failed
             if time.monotonic() < failed_at + RETRY_SECONDS:
-                raise ServingError(f"Model {entry.config.name} cannot be loaded: {reason}", "UNAVAILABLE")
+                raise ServingError(
+                    f"Model {entry.config.name} cannot be loaded: {reason}", "UNAVAILABLE"
+                )
             self.make_room(entry, entry.bytes or int(RESERVE * size_of(entry.folder)))
             self.load(entry)
             self.make_room(entry, 0)
@@ -175,7 +183,9 @@ class Residency:
     def turn(self, lock: threading.Lock, entry: OnDemand) -> Iterator[None]:
         """Hold a lock within a `with`; ServingError if it cannot be had before the deadline."""
         if not lock.acquire(timeout=seconds_left(self.options().load_wait_seconds)):
-            raise ServingError(f"Model {entry.config.name} is still waiting to be loaded", "UNAVAILABLE")
+            raise ServingError(
+                f"Model {entry.config.name} is still waiting to be loaded", "UNAVAILABLE"
+            )
         try:
             yield
         finally:
@@ -186,13 +196,24 @@ class Residency:
         try:
             resident, size = self.measure(entry.folder, entry.config)
         except ServingError as error:
-            entry.failed, entry.why = (time.monotonic(), error.message), f"cannot be loaded: {error.message}"
-            raise ServingError(f"Model {entry.config.name} cannot be loaded: {error.message}", "UNAVAILABLE") from error
+            entry.failed, entry.why = (
+                (time.monotonic(), error.message),
+                f"cannot be loaded: {error.message}",
+            )
+            raise ServingError(
+                f"Model {entry.config.name} cannot be loaded: {error.message}", "UNAVAILABLE"
+            ) from error
         entry.bytes, entry.used_at = size, time.monotonic()
         entry.device, entry.callables, entry.why = resident.device, resident.callables, "asked for"
         entry.resident = resident
         self.start_sweeping()
-        logger.info("%s is in memory on %s, %.0f MB, loaded in %.1f s", entry.name, entry.device, size / 2**20, time.perf_counter() - start)
+        logger.info(
+            "%s is in memory on %s, %.0f MB, loaded in %.1f s",
+            entry.name,
+            entry.device,
+            size / 2**20,
+            time.perf_counter() - start,
+        )
 
     # --- eviction ---------------------------------------------------------------------------------------------
 
@@ -206,17 +227,31 @@ class Residency:
         budget = self.options().memory_budget_mb
         end = time.monotonic() + seconds_left(self.options().load_wait_seconds)
         while budget is not None and self.used() + need > budget << 20:
-            victims = [entry for entry in self.known() if entry.resident and entry is not wanted and not entry.config.pinned]
+            victims = [
+                entry
+                for entry in self.known()
+                if entry.resident and entry is not wanted and not entry.config.pinned
+            ]
             if not victims:
                 if need:  # what is larger than the budget is tried all the same, and said
-                    logger.warning("%s needs about %.0f MB, more than memory_budget_mb leaves", wanted.name, need / 2**20)
+                    logger.warning(
+                        "%s needs about %.0f MB, more than memory_budget_mb leaves",
+                        wanted.name,
+                        need / 2**20,
+                    )
                 return
-            if any(self.evict(entry, f"made room for {wanted.config.name}") for entry in sorted(victims, key=lambda entry: entry.used_at)):
+            if any(
+                self.evict(entry, f"made room for {wanted.config.name}")
+                for entry in sorted(victims, key=lambda entry: entry.used_at)
+            ):
                 continue
             if not need:
                 return
             if time.monotonic() >= end:
-                raise ServingError(f"There is no room for model {wanted.config.name}: all others are in use", "UNAVAILABLE")
+                raise ServingError(
+                    f"There is no room for model {wanted.config.name}: all others are in use",
+                    "UNAVAILABLE",
+                )
             with self._changed:
                 self._changed.wait(0.1)
 
@@ -232,7 +267,9 @@ class Residency:
 
     def start_sweeping(self) -> None:
         if self._sweeper is None and any(entry.config.idle_seconds for entry in self.known()):
-            self._sweeper = threading.Thread(target=sweep, args=(weakref.ref(self),), name="serving-residency", daemon=True)
+            self._sweeper = threading.Thread(
+                target=sweep, args=(weakref.ref(self),), name="serving-residency", daemon=True
+            )
             self._sweeper.start()
 
     def sweep(self) -> None:
@@ -246,11 +283,21 @@ class Residency:
     def read(self) -> dict[str, Any]:
         """What /stats says."""
         now = time.monotonic()
-        models = {entry.name: {
-            "resident": entry.resident is not None, "why": entry.why, "mb": round(entry.bytes / 2**20, 1), "pinned": entry.config.pinned,
-            "idle_seconds": round(now - entry.used_at, 1)} for entry in self.known()}
-        return {"budget_mb": self.options().memory_budget_mb, "used_mb": round(self.used() / 2**20, 1),
-                "on_demand": dict(sorted(models.items()))}
+        models = {
+            entry.name: {
+                "resident": entry.resident is not None,
+                "why": entry.why,
+                "mb": round(entry.bytes / 2**20, 1),
+                "pinned": entry.config.pinned,
+                "idle_seconds": round(now - entry.used_at, 1),
+            }
+            for entry in self.known()
+        }
+        return {
+            "budget_mb": self.options().memory_budget_mb,
+            "used_mb": round(self.used() / 2**20, 1),
+            "on_demand": dict(sorted(models.items())),
+        }
 
 
 def sweep(residency: "weakref.ref[Residency]") -> None:
@@ -263,7 +310,9 @@ def sweep(residency: "weakref.ref[Residency]") -> None:
 def seconds_left(most: float) -> float:
     """How long a request may wait for a load: to its deadline where it has one, else `most`."""
     trace = getattr(CURRENT, "trace", None)
-    return max(0.0, trace.remaining()) if trace is not None and trace.deadline < float("inf") else most
+    return (
+        max(0.0, trace.remaining()) if trace is not None and trace.deadline < float("inf") else most
+    )
 
 
 def memory_now() -> int:

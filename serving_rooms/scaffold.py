@@ -19,9 +19,20 @@ __all__ = ["name_project", "write_project"]
 TEMPLATES = Path(__file__).parent / "project"
 INSTALLED_CONSOLE = Path(sys.prefix) / "share/serving/console"  # where `pip install` puts it
 # File of the project: file in the templates, where it has no dot, lest git and Docker take it for their own.
-FILES = {name: name.lstrip(".") for name in (
-    "config.json", "handler.py", "test_handler.py", "model/README", "requirements.txt", "Dockerfile", "README.md",
-    ".gitignore", ".dockerignore")}
+FILES = {
+    name: name.lstrip(".")
+    for name in (
+        "config.json",
+        "handler.py",
+        "test_handler.py",
+        "model/README",
+        "requirements.txt",
+        "Dockerfile",
+        "README.md",
+        ".gitignore",
+        ".dockerignore",
+    )
+}
 
 
 def name_project(folder: Path) -> str:
@@ -33,15 +44,30 @@ def name_project(folder: Path) -> str:
 
 def read_sources(templates: Path, name: str) -> dict[str, bytes]:
     """What is to be written, by path in the project; raises OSError with the name of the file that is missing."""
-    contents = {path: (templates / source).read_bytes().replace(b"PROJECT_NAME", name.encode()) for path, source in FILES.items()}
+    contents = {
+        path: (templates / source).read_bytes().replace(b"PROJECT_NAME", name.encode())
+        for path, source in FILES.items()
+    }
     rooms = Path(__file__).parent
     copies = {"serving.py": rooms.parent / "serving.py"}
-    copies |= {f"serving_rooms/{path.name}": path for path in sorted(rooms.glob("*.py")) if path != Path(__file__)}
-    for target, folders in (("serving_rooms/clients", [rooms / "clients"]), ("console", [rooms.parent / "console", INSTALLED_CONSOLE])):
+    copies |= {
+        f"serving_rooms/{path.name}": path
+        for path in sorted(rooms.glob("*.py"))
+        if path != Path(__file__)
+    }
+    for target, folders in (
+        ("serving_rooms/clients", [rooms / "clients"]),
+        ("console", [rooms.parent / "console", INSTALLED_CONSOLE]),
+    ):
         files = next((found for folder in folders if (found := sorted(folder.glob("*")))), [])
         copies |= {f"{target}/{path.name}": path for path in files if path.is_file()}
-    optional = {"routines.py": rooms.parent / "routines.py", "serving_rooms/LICENSE": rooms.parent / "LICENSE"}
-    copies |= {path: source for path, source in optional.items() if source.is_file()}  # an installed server keeps no LICENSE beside
+    optional = {
+        "routines.py": rooms.parent / "routines.py",
+        "serving_rooms/LICENSE": rooms.parent / "LICENSE",
+    }
+    copies |= {
+        path: source for path, source in optional.items() if source.is_file()
+    }  # an installed server keeps no LICENSE beside
     contents |= {path: source.read_bytes() for path, source in copies.items()}
     return contents
 

@@ -38,9 +38,13 @@ def read_value(body: bytes) -> Any | None:
             rest.append(body[start:end])
         else:
             first, brace = body.find(b"[", start, end), body.find(b"}", start, end)
-            last = body.rfind(b"]", start, brace if brace >= 0 else end) + 1  # behind a row's brace are others' brackets
+            last = (
+                body.rfind(b"]", start, brace if brace >= 0 else end) + 1
+            )  # behind a row's brace are others' brackets
             array = read_array(body[first:last]) if first >= 0 else None
-            if array is None or body[last:end].lstrip().startswith(b":"):  # a list is no key, its token would be one
+            if array is None or body[last:end].lstrip().startswith(
+                b":"
+            ):  # a list is no key, its token would be one
                 return None
             rest += [body[start:first], b'"%b%d"' % (TOKEN_BYTES, len(arrays)), body[last:end]]
             arrays.append(array)
@@ -67,13 +71,17 @@ parse_short = functools.lru_cache(64)(parse_json)  # `put_back` leaves what it i
 
 def count_lists(text: bytes, arrays: list[np.ndarray]) -> int:
     """The lists and objects of a body, whose arrays are no longer in its text."""
-    return text.count(b"[") + text.count(b"{") + sum(math.prod(array.shape[:level]) for array in arrays for level in range(array.ndim))
+    return (
+        text.count(b"[")
+        + text.count(b"{")
+        + sum(math.prod(array.shape[:level]) for array in arrays for level in range(array.ndim))
+    )
 
 
 def put_back(value: Any, arrays: list[np.ndarray]) -> Any:
     """The value with the arrays in the places of their tokens."""
     if isinstance(value, str):
-        return arrays[int(value[len(TOKEN):])] if value.startswith(TOKEN) else value
+        return arrays[int(value[len(TOKEN) :])] if value.startswith(TOKEN) else value
     if isinstance(value, dict):
         return {key: put_back(item, arrays) for key, item in value.items()}
     return [put_back(item, arrays) for item in value] if isinstance(value, list) else value
@@ -98,7 +106,9 @@ def read_array(text: bytes) -> np.ndarray | None:
         lists = None  # the parser is free again when nothing holds what it has parsed
         if len(text) <= KEPT_BYTES:
             parsers.append(parser)
-    fits = flat.size == math.prod(shape) if not rank else flat.size  # a row without numbers has the skeleton of a row of one
+    fits = (
+        flat.size == math.prod(shape) if not rank else flat.size
+    )  # a row without numbers has the skeleton of a row of one
     return flat.reshape(shape) if fits else None
 
 
@@ -130,10 +140,12 @@ def shape_of(skeleton: bytes) -> list[int] | None:
     unit_end = skeleton.find(b"]") + 1
     if not 0 < rank <= MAX_DIMENSIONS or not unit_end:
         return None
-    unit = skeleton[rank - 1:unit_end]
+    unit = skeleton[rank - 1 : unit_end]
     shape = [len(unit) - 1]
     for level in range(1, rank):
-        behind = skeleton[rank - level + len(unit)::len(unit) + 1]  # the first of these lists, and each that follows
+        behind = skeleton[
+            rank - level + len(unit) :: len(unit) + 1
+        ]  # the first of these lists, and each that follows
         count = behind.find(b"]") + 1
         if not count:
             return None

@@ -48,7 +48,9 @@ class FakeServable(serving.Servable):
 
     def __init__(self, version=1, **options):
         self.version, self.calls, self.closed = version, [], False
-        signatures = {"serving_default": signature([spec("x", shape=(None, 1))], [spec("y", shape=(None, 1))])}
+        signatures = {
+            "serving_default": signature([spec("x", shape=(None, 1))], [spec("y", shape=(None, 1))])
+        }
         super().__init__(signatures, self.answer, close=self.mark_closed, device="CPU:0", **options)
 
     def answer(self, name, inputs):
@@ -70,7 +72,9 @@ class Disk:
     def list_versions(self, base_path):
         name = Path(base_path).name
         if name not in self.models:
-            raise serving.LoadError("base_path cannot be read: No such file or directory", status=400)
+            raise serving.LoadError(
+                "base_path cannot be read: No such file or directory", status=400
+            )
         return {version: Path(base_path) / str(version) for version in self.models[name]}
 
     def load(self, folder, model):
@@ -86,30 +90,46 @@ class FakeDetector(serving.Servable):
 
     def __init__(self):
         inputs = [spec("image", "DT_UINT8", (1, None, None, 3))]
-        outputs = [spec("detection_boxes", shape=(1, None, 4)), spec("detection_classes", shape=(1, None)),
-                   spec("detection_scores", shape=(1, None)), spec("num_detections", shape=(1,))]
-        super().__init__({"serving_default": signature(inputs, outputs)}, self.answer, device="CPU:0")
+        outputs = [
+            spec("detection_boxes", shape=(1, None, 4)),
+            spec("detection_classes", shape=(1, None)),
+            spec("detection_scores", shape=(1, None)),
+            spec("num_detections", shape=(1,)),
+        ]
+        super().__init__(
+            {"serving_default": signature(inputs, outputs)}, self.answer, device="CPU:0"
+        )
         self.shown = []
 
     def answer(self, name, inputs):
         self.shown.append(inputs["image"])
         red, green, blue = inputs["image"][0, 0, 0].tolist()
-        return {"detection_boxes": np.array([[[green / 255, red / 255, 1, 1], [0, 0, .5, .5]]], np.float32),
-                "detection_classes": np.array([[1 + blue % 2, 2]], np.float32),
-                "detection_scores": np.array([[.9, .4]], np.float32), "num_detections": np.array([2], np.float32)}
+        return {
+            "detection_boxes": np.array(
+                [[[green / 255, red / 255, 1, 1], [0, 0, 0.5, 0.5]]], np.float32
+            ),
+            "detection_classes": np.array([[1 + blue % 2, 2]], np.float32),
+            "detection_scores": np.array([[0.9, 0.4]], np.float32),
+            "num_detections": np.array([2], np.float32),
+        }
 
 
 def config(*models, **others):
     """A config of models given as dicts, or by name."""
-    items = [{"config": model if isinstance(model, dict) else {"name": model, "base_path": model}} for model in models]
+    items = [
+        {"config": model if isinstance(model, dict) else {"name": model, "base_path": model}}
+        for model in models
+    ]
     return {"model_config_list": items, "server": NO_POLL, **others}
 
 
 def fake_server(servables, **others):
     """A started server whose models are the given servables, each as version 1."""
     server = serving.ModelServer(
-        config(*servables, **others), load=lambda folder, model: servables[model.name],
-        list_versions=lambda base_path: {1: Path(base_path) / "1"})
+        config(*servables, **others),
+        load=lambda folder, model: servables[model.name],
+        list_versions=lambda base_path: {1: Path(base_path) / "1"},
+    )
     assert server.wait(10)
     return server
 
@@ -121,7 +141,9 @@ def listening(server):
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     stop = threading.Event()
-    thread = threading.Thread(target=serving.run, args=(server,), kwargs={"port": port, "stop": stop}, daemon=True)
+    thread = threading.Thread(
+        target=serving.run, args=(server,), kwargs={"port": port, "stop": stop}, daemon=True
+    )
     thread.start()
     try:
         for _ in range(500):
@@ -152,7 +174,9 @@ def mount(server, how):
     if how == "blueprint":
         site.register_blueprint(serving.create_blueprint(server), url_prefix="/ml")
         return Client(site), "/ml"
-    return Client(DispatcherMiddleware(site.wsgi_app, {"/v1/ml": serving.create_app(server)})), "/v1/ml"
+    return Client(
+        DispatcherMiddleware(site.wsgi_app, {"/v1/ml": serving.create_app(server)})
+    ), "/v1/ml"
 
 
 class Rest:
@@ -185,7 +209,9 @@ def assert_error(response, status, message):
     body = json.loads(response.get_data())
     assert list(body)[0] == "error", body
     wanted = message.removesuffix("...")
-    assert body["error"] == message or message.endswith("...") and body["error"].startswith(wanted), body["error"]
+    assert (
+        body["error"] == message or message.endswith("...") and body["error"].startswith(wanted)
+    ), body["error"]
     assert response.status_code == status
     assert response.headers["Content-Type"] == "application/json"
     assert "Traceback" not in body["error"] and str(ROOT) not in body["error"]

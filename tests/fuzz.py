@@ -21,8 +21,11 @@ ROOT = Path(__file__).parent.parent
 SECONDS = 1.0
 LARGE = 16  # bytes of arrays that go the way of large ones: inputs of a fuzzer are short
 
-if __name__ == "__main__":  # what is imported from here on tells the fuzzer which lines it has reached
+if (
+    __name__ == "__main__"
+):  # what is imported from here on tells the fuzzer which lines it has reached
     import atheris
+
     sys.path.insert(0, str(ROOT))
     with atheris.instrument_imports(include=["serving", "serving_rooms", "routines", "PIL"]):
         import routines
@@ -35,9 +38,9 @@ else:
 
 import numpy as np  # noqa: E402
 
-# ======================================================================================================
+# ==================================================================================================
 # Values from bytes
-# ======================================================================================================
+# ==================================================================================================
 
 
 class Bytes:
@@ -58,24 +61,144 @@ class Bytes:
     def text(self):
         size = self.number(12)
         self.place += size
-        return self.data[self.place - size:self.place].decode("utf-8", "replace")
+        return self.data[self.place - size : self.place].decode("utf-8", "replace")
 
     def left(self):
         return self.place < len(self.data)
 
 
-NUMBERS = (0, 1, -1, 0.5, 255, 256, 2**31, -2**63, 2**63, 2**64, 1e308, -0.0, 1e-320, 3.5, 100, 1000)
+NUMBERS = (
+    0,
+    1,
+    -1,
+    0.5,
+    255,
+    256,
+    2**31,
+    -(2**63),
+    2**63,
+    2**64,
+    1e308,
+    -0.0,
+    1e-320,
+    3.5,
+    100,
+    1000,
+)
 WORDS = {
-    "config": ("model_config_list", "config", "name", "base_path", "m", "models/half_plus_two", "model_version_policy", "latest", "num_versions", "specific",
-               "versions", "all", "version_labels", "stable", "target_device", "AUTO", "GPU:0", "CPU", "batching", "max_batch_size", "allowed_batch_sizes",
-               "batch_timeout_micros", "server", "threads", "port", "host", "log_format", "json", "protect", "all", "timeout_seconds", "memory_budget_mb",
-               "deployments", "id", "model", "label_map", "family", "outputs", "routines", "arguments", "version", "auth", "keys", "sha256", "expires",
-               "quota", "calls", "period", "month", "quota_store", "redis://localhost", "handlers", "path", "/h", "function", "os:getcwd", "envelope",
-               "pipeline_config_list", "inputs", "nodes", "node_name", "type", "DL model", "model_name", "data_item", "request", "load", "on_demand",
-               "idle_seconds", "pinned", "instances", "images", "max_bytes", "allowed_hosts", "active_learning", "folder", "$schema", "default_deployment",
-               "intra_op_threads", "file_system_poll_wait_seconds", "a" * 64, "2030-01-01", "custom_loader_config_list"),
-    "routines": ("name", "arguments", *sorted(routines.ROUTINES), "confidence", "iou", "class_name", "Threshold", "width", "height", "left", "top", "right",
-                 "bottom", "strategy", "group", "threshold", "bins", "circle", "square", "entropy", "x", "y", "format", "minimum", "maximum", "per_class"),
+    "config": (
+        "model_config_list",
+        "config",
+        "name",
+        "base_path",
+        "m",
+        "models/half_plus_two",
+        "model_version_policy",
+        "latest",
+        "num_versions",
+        "specific",
+        "versions",
+        "all",
+        "version_labels",
+        "stable",
+        "target_device",
+        "AUTO",
+        "GPU:0",
+        "CPU",
+        "batching",
+        "max_batch_size",
+        "allowed_batch_sizes",
+        "batch_timeout_micros",
+        "server",
+        "threads",
+        "port",
+        "host",
+        "log_format",
+        "json",
+        "protect",
+        "all",
+        "timeout_seconds",
+        "memory_budget_mb",
+        "deployments",
+        "id",
+        "model",
+        "label_map",
+        "family",
+        "outputs",
+        "routines",
+        "arguments",
+        "version",
+        "auth",
+        "keys",
+        "sha256",
+        "expires",
+        "quota",
+        "calls",
+        "period",
+        "month",
+        "quota_store",
+        "redis://localhost",
+        "handlers",
+        "path",
+        "/h",
+        "function",
+        "os:getcwd",
+        "envelope",
+        "pipeline_config_list",
+        "inputs",
+        "nodes",
+        "node_name",
+        "type",
+        "DL model",
+        "model_name",
+        "data_item",
+        "request",
+        "load",
+        "on_demand",
+        "idle_seconds",
+        "pinned",
+        "instances",
+        "images",
+        "max_bytes",
+        "allowed_hosts",
+        "active_learning",
+        "folder",
+        "$schema",
+        "default_deployment",
+        "intra_op_threads",
+        "file_system_poll_wait_seconds",
+        "a" * 64,
+        "2030-01-01",
+        "custom_loader_config_list",
+    ),
+    "routines": (
+        "name",
+        "arguments",
+        *sorted(routines.ROUTINES),
+        "confidence",
+        "iou",
+        "class_name",
+        "Threshold",
+        "width",
+        "height",
+        "left",
+        "top",
+        "right",
+        "bottom",
+        "strategy",
+        "group",
+        "threshold",
+        "bins",
+        "circle",
+        "square",
+        "entropy",
+        "x",
+        "y",
+        "format",
+        "minimum",
+        "maximum",
+        "per_class",
+    ),
 }
 
 
@@ -83,23 +206,45 @@ def build(source, words, depth=0):
     """A JSON value: objects with keys that mean something, most of them."""
     kind = source.number(8) if depth < 7 and source.left() else source.number(5)
     if kind in (5, 6):
-        return {source.choose(words): build(source, words, depth + 1) for _ in range(source.number(5))}
+        return {
+            source.choose(words): build(source, words, depth + 1) for _ in range(source.number(5))
+        }
     if kind == 7:
         return [build(source, words, depth + 1) for _ in range(source.number(4))]
-    return (source.choose(NUMBERS), source.choose(words), source.choose((None, True, False)), source.text(),
-            source.number(256) - 128)[kind]
+    return (
+        source.choose(NUMBERS),
+        source.choose(words),
+        source.choose((None, True, False)),
+        source.text(),
+        source.number(256) - 128,
+    )[kind]
 
 
-# ======================================================================================================
+# ==================================================================================================
 # Targets
-# ======================================================================================================
+# ==================================================================================================
 
-DTYPES = ("DT_FLOAT", "DT_INT64", "DT_UINT8", "DT_STRING", "DT_BOOL", "DT_DOUBLE", "DT_UINT64", "DT_HALF", "DT_INT8", "DT_BFLOAT16", "DT_INT32", "DT_COMPLEX64")
+DTYPES = (
+    "DT_FLOAT",
+    "DT_INT64",
+    "DT_UINT8",
+    "DT_STRING",
+    "DT_BOOL",
+    "DT_DOUBLE",
+    "DT_UINT64",
+    "DT_HALF",
+    "DT_INT8",
+    "DT_BFLOAT16",
+    "DT_INT32",
+    "DT_COMPLEX64",
+)
 
 
 def echo(names, dtype):
     specs = {name: serving.TensorSpec(name, name + ":0", dtype, None) for name in names}
-    return serving.Servable({"serving_default": serving.Signature(specs, specs)}, lambda name, inputs: inputs)
+    return serving.Servable(
+        {"serving_default": serving.Signature(specs, specs)}, lambda name, inputs: inputs
+    )
 
 
 ECHOES = [echo(names, dtype) for dtype in DTYPES for names in (("x",), ("a", "b"))]
@@ -135,8 +280,11 @@ def fuzz_binary(data):
         if way:
             found = binary.load(data[1:], serving.UnpackedBytes(lambda: 1 << 26).allowance(1 << 26))
         else:
-            dtype, shape = source.choose(("float32", "int64", "bool", "half", "bfloat16", "x")), source.text()
-            found = binary.read_raw(data[source.place:], dtype, shape)
+            dtype, shape = (
+                source.choose(("float32", "int64", "bool", "half", "bfloat16", "x")),
+                source.text(),
+            )
+            found = binary.read_raw(data[source.place :], dtype, shape)
         for array in found.values() if isinstance(found, dict) else [found]:
             assert isinstance(array, np.ndarray) and not array.dtype.hasobject
     except serving.ServingError:
@@ -161,10 +309,16 @@ def fuzz_images(data):
         elif way == 5:
             picture = routines.decode_text(data.decode("latin-1"), LIMITS)
         else:
-            picture = routines.read_bytes(data, LIMITS, ("", "", "image/png", "application/octet-stream", "application/x-npy")[way])
+            picture = routines.read_bytes(
+                data,
+                LIMITS,
+                ("", "", "image/png", "application/octet-stream", "application/x-npy")[way],
+            )
     except (routines.ImageError, serving.ServingError):
         return None
-    assert picture.dtype == np.uint8 and picture.ndim == 3 and picture.shape[2] == 3 and picture.size
+    assert (
+        picture.dtype == np.uint8 and picture.ndim == 3 and picture.shape[2] == 3 and picture.size
+    )
     return None
 
 
@@ -186,8 +340,12 @@ def fuzz_config(data):
     assert all(isinstance(name, str) for name in config.served_names)
 
 
-TENSORS = {"boxes": np.array([[.1, .1, .4, .4], [.1, .1, .41, .41], [0, 0, 1, 1]]), "scores": np.array([.9, .8, .3]),
-           "names": np.array(["circle", "circle", "square"], object), "classes": np.array([1, 1, 2])}
+TENSORS = {
+    "boxes": np.array([[0.1, 0.1, 0.4, 0.4], [0.1, 0.1, 0.41, 0.41], [0, 0, 1, 1]]),
+    "scores": np.array([0.9, 0.8, 0.3]),
+    "names": np.array(["circle", "circle", "square"], object),
+    "classes": np.array([1, 1, 2]),
+}
 IMAGE = np.arange(24 * 16 * 3, dtype=np.uint8).reshape(24, 16, 3)
 LABELS = {1: "circle", 2: "square"}
 
@@ -197,7 +355,11 @@ def fuzz_routines(data):
     source = Bytes(data)
     if source.number(2):
         value = build(source, WORDS["routines"])
-        value = value if source.number(2) else [{"name": source.choose(WORDS["routines"]), "arguments": value}]
+        value = (
+            value
+            if source.number(2)
+            else [{"name": source.choose(WORDS["routines"]), "arguments": value}]
+        )
     else:
         try:
             value = serving.parse_json(data[1:])
@@ -213,12 +375,19 @@ def fuzz_routines(data):
         found["boxes"] = routines.place_boxes(found["boxes"], region)
         found = routines.run_after(chain, found)
         answer = serving.encode_json(routines.present(found, IMAGE, LABELS))
-        assert shown.dtype == np.uint8 and all(0 <= find["confidence"] <= 1 for find in json.loads(answer).get("predictions", []))
+        assert shown.dtype == np.uint8 and all(
+            0 <= find["confidence"] <= 1 for find in json.loads(answer).get("predictions", [])
+        )
     except routines.ImageError:
         return
 
 
-TARGETS = {"tensors": fuzz_tensors, "images": fuzz_images, "config": fuzz_config, "routines": fuzz_routines}
+TARGETS = {
+    "tensors": fuzz_tensors,
+    "images": fuzz_images,
+    "config": fuzz_config,
+    "routines": fuzz_routines,
+}
 
 
 def prepare():
@@ -245,9 +414,20 @@ def main():
     prepare()
     folder = options.corpus or tempfile.mkdtemp()  # what is found new goes into the first one
     os.makedirs(folder, exist_ok=True)
-    atheris.Setup([sys.argv[0], folder, str(SEEDS / options.target), f"-runs={options.runs}", f"-seed={options.seed}", "-timeout=30", "-rss_limit_mb=4096",
-                   f"-max_len={4096 if options.target in ('tensors', 'images') else 512}", "-print_final_stats=1"],
-                  lambda data: try_input(options.target, data))
+    atheris.Setup(
+        [
+            sys.argv[0],
+            folder,
+            str(SEEDS / options.target),
+            f"-runs={options.runs}",
+            f"-seed={options.seed}",
+            "-timeout=30",
+            "-rss_limit_mb=4096",
+            f"-max_len={4096 if options.target in ('tensors', 'images') else 512}",
+            "-print_final_stats=1",
+        ],
+        lambda data: try_input(options.target, data),
+    )
     atheris.Fuzz()
 
 

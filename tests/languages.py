@@ -22,38 +22,63 @@ import serving
 NODE_MODULES = ROOT / ".node/node_modules"  # `npm install --prefix .node axios` puts axios here
 PICTURE = ROOT / "models/shapes/samples/0.jpg"
 CHECKS = {
-    "curl": "curl --version", "python": "python -c 'import requests'", "fetch": "node --eval fetch",
-    "axios": f"node --eval fetch && test -d '{NODE_MODULES}/axios'", "java": "javac --version", "go": "go version",
-    "r": "Rscript -e 'library(httr)'", "ruby": "ruby --version", "c": "echo '#include <curl/curl.h>' | cc -E -"}
+    "curl": "curl --version",
+    "python": "python -c 'import requests'",
+    "fetch": "node --eval fetch",
+    "axios": f"node --eval fetch && test -d '{NODE_MODULES}/axios'",
+    "java": "javac --version",
+    "go": "go version",
+    "r": "Rscript -e 'library(httr)'",
+    "ruby": "ruby --version",
+    "c": "echo '#include <curl/curl.h>' | cc -E -",
+}
 
 
 def environment():
     """This process's environment without proxies, with its own interpreter as `python`."""
-    kept = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
+    kept = {
+        name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")
+    }
     return {**kept, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
 
 
 @functools.cache
 def is_here(language):
-    return subprocess.run(CHECKS[language], shell=True, env=environment(), capture_output=True).returncode == 0
+    return (
+        subprocess.run(
+            CHECKS[language], shell=True, env=environment(), capture_output=True
+        ).returncode
+        == 0
+    )
 
 
 def need(language):
     """Skip the test where a language is not installed; in CI, which installs them all, fail it."""
     if not is_here(language):
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(f"not installed, this fails: {CHECKS[language]}")
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(
+            f"not installed, this fails: {CHECKS[language]}"
+        )
 
 
 def run(command, folder):
     """Run a shell command in a folder that sees the Node modules; returns the finished process."""
     if NODE_MODULES.is_dir() and not (folder / "node_modules").exists():
         (folder / "node_modules").symlink_to(NODE_MODULES)
-    return subprocess.run(command, shell=True, cwd=folder, env=environment(), capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        command,
+        shell=True,
+        cwd=folder,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
 
 
 @contextlib.contextmanager
 def answering(handle):
     """A small HTTP server on 127.0.0.1: `handle(request, body)` returns the bytes of a 200; gives its address."""
+
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
             answer = handle(self, self.rfile.read(int(self.headers.get("Content-Length", 0))))
@@ -78,17 +103,35 @@ def answering(handle):
 @contextlib.contextmanager
 def serving_shapes(folder, *deployments):
     """The demo's shapes under some deployments' ids, over a real socket, for the key `secret`; gives the address."""
-    (folder / "config.json").write_text(json.dumps({
-        "model_config_list": [{"config": {"name": "shapes", "base_path": str(ROOT / "models/shapes")}}],
-        "deployments": [{"id": name, "model": "shapes", "label_map": str(ROOT / "models/shapes/label_map.pbtxt")} for name in deployments],
-        "auth": {"keys": [{"name": "site", "sha256": hashlib.sha256(b"secret").hexdigest()}]},
-        "server": {**NO_POLL, "images": {"allowed_hosts": ["127.0.0.1"]}}}))
+    (folder / "config.json").write_text(
+        json.dumps(
+            {
+                "model_config_list": [
+                    {"config": {"name": "shapes", "base_path": str(ROOT / "models/shapes")}}
+                ],
+                "deployments": [
+                    {
+                        "id": name,
+                        "model": "shapes",
+                        "label_map": str(ROOT / "models/shapes/label_map.pbtxt"),
+                    }
+                    for name in deployments
+                ],
+                "auth": {
+                    "keys": [{"name": "site", "sha256": hashlib.sha256(b"secret").hexdigest()}]
+                },
+                "server": {**NO_POLL, "images": {"allowed_hosts": ["127.0.0.1"]}},
+            }
+        )
+    )
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     server, stop = serving.ModelServer(folder / "config.json"), threading.Event()
     assert server.wait(120) and not server.readiness()
-    thread = threading.Thread(target=serving.run, args=(server,), kwargs={"port": port, "stop": stop}, daemon=True)
+    thread = threading.Thread(
+        target=serving.run, args=(server,), kwargs={"port": port, "stop": stop}, daemon=True
+    )
     thread.start()
     try:
         wait_for(port)
@@ -110,6 +153,8 @@ def wait_for(port):
 def predict(address, deployment, key="secret"):
     """What the server answers when the picture itself is posted to it: status, and the JSON read."""
     connection = http.client.HTTPConnection(address.removeprefix("http://"), timeout=30)
-    connection.request("POST", f"/{deployment}/predict", PICTURE.read_bytes(), {"Authorization": f"Bearer {key}"})
+    connection.request(
+        "POST", f"/{deployment}/predict", PICTURE.read_bytes(), {"Authorization": f"Bearer {key}"}
+    )
     response = connection.getresponse()
     return response.status, json.loads(response.read())

@@ -21,27 +21,54 @@ KEY = bearer("k")
 
 def learning(folder, **options):
     """A server whose detector finds one prediction of 0.9 and one of 0.4 in each picture; its client and inbox."""
-    server = fake_server({"d": FakeDetector()}, auth={"keys": [key_entry("site", "k")]}, deployments=[
-        {"id": "pets", "model": "d", "label_map": ["cat", "dog"], "version_tag": "v7",
-         "active_learning": {"threshold": 0.5, "folder": str(folder), **options}}])
+    server = fake_server(
+        {"d": FakeDetector()},
+        auth={"keys": [key_entry("site", "k")]},
+        deployments=[
+            {
+                "id": "pets",
+                "model": "d",
+                "label_map": ["cat", "dog"],
+                "version_tag": "v7",
+                "active_learning": {"threshold": 0.5, "folder": str(folder), **options},
+            }
+        ],
+    )
     return Rest(server), server.prepared.deployments["pets"].inbox
 
 
 def post(rest, colour, **fields):
-    return rest.post("/predict", {"image_type": "array", "data": np.full((4, 6, 3), colour).tolist(), **fields}, headers=KEY)
+    return rest.post(
+        "/predict",
+        {"image_type": "array", "data": np.full((4, 6, 3), colour).tolist(), **fields},
+        headers=KEY,
+    )
 
 
 def entropy(p):
     return -p * math.log2(p) - (1 - p) * math.log2(1 - p)
 
 
-@pytest.mark.parametrize("strategy, detections, classes", [
-    ("entropy", (entropy(.9) + (entropy(.4) + entropy(.2)) / 2) / 2, (entropy(.7) + entropy(.2) + entropy(.1)) / 3),
-    ("least_confidence", (.1 + (.6 + .8) / 2) / 2, .3), ("margin", (1 - .8 + (1 - .2 + 1 - .6) / 2) / 2, 1 - .5)])
+@pytest.mark.parametrize(
+    "strategy, detections, classes",
+    [
+        (
+            "entropy",
+            (entropy(0.9) + (entropy(0.4) + entropy(0.2)) / 2) / 2,
+            (entropy(0.7) + entropy(0.2) + entropy(0.1)) / 3,
+        ),
+        ("least_confidence", (0.1 + (0.6 + 0.8) / 2) / 2, 0.3),
+        ("margin", (1 - 0.8 + (1 - 0.2 + 1 - 0.6) / 2) / 2, 1 - 0.5),
+    ],
+)
 def test_strategies_by_hand(strategy, detections, classes):
-    found = {"boxes": np.zeros((3, 4)), "scores": np.array([.9, .4, .2]), "names": np.array(["a", "b", "b"], object)}
+    found = {
+        "boxes": np.zeros((3, 4)),
+        "scores": np.array([0.9, 0.4, 0.2]),
+        "names": np.array(["a", "b", "b"], object),
+    }
     assert routines.uncertainty(found, strategy) == pytest.approx(detections)
-    classified = {"scores": np.array([.2, .7, .1]), "names": np.array(["a", "b", "c"], object)}
+    classified = {"scores": np.array([0.2, 0.7, 0.1]), "names": np.array(["a", "b", "c"], object)}
     assert routines.uncertainty(classified, strategy) == pytest.approx(classes)
     nothing = {"boxes": np.zeros((0, 4)), "scores": np.zeros(0), "names": np.zeros(0, object)}
     assert routines.uncertainty(nothing, strategy) == 0
@@ -58,16 +85,30 @@ def test_uncertain_pictures_are_kept_once_and_come_back_as_coco(tmp_path):
     response = rest.get("/pets/active_learning/review", headers=KEY)
     (tmp_path / "coco.json").write_bytes(response.data)
     coco = COCO(tmp_path / "coco.json")
-    assert len(coco.getImgIds()) == 2 and len(coco.getAnnIds()) == 4 and [c["name"] for c in coco.loadCats(coco.getCatIds())] == ["cat", "dog"]
+    assert (
+        len(coco.getImgIds()) == 2
+        and len(coco.getAnnIds()) == 4
+        and [c["name"] for c in coco.loadCats(coco.getCatIds())] == ["cat", "dog"]
+    )
     image = coco.loadImgs(1)[0]
-    assert (tmp_path / "review" / image["file_name"]).is_file() and (image["width"], image["height"]) == (6, 4)
-    assert image["score"] == pytest.approx((entropy(np.float32(.9)) + entropy(np.float32(.4))) / 2, abs=1e-6)
+    assert (tmp_path / "review" / image["file_name"]).is_file() and (
+        image["width"],
+        image["height"],
+    ) == (6, 4)
+    assert image["score"] == pytest.approx(
+        (entropy(np.float32(0.9)) + entropy(np.float32(0.4))) / 2, abs=1e-6
+    )
     record = json.loads(pictures[0].with_suffix(".json").read_text())
-    assert record["version_tag"] == "v7" and record["deployment"] == "pets" and record["model"] == "d" and record["version"] == 1
+    assert (
+        record["version_tag"] == "v7"
+        and record["deployment"] == "pets"
+        and record["model"] == "d"
+        and record["version"] == 1
+    )
 
 
 def test_the_threshold_counts_what_reaches_it(tmp_path):
-    score = (entropy(float(np.float32(.9))) + entropy(float(np.float32(.4)))) / 2
+    score = (entropy(float(np.float32(0.9))) + entropy(float(np.float32(0.4)))) / 2
     for threshold, kept in ((score + 1e-6, 0), (score - 1e-6, 1)):
         rest, box = learning(tmp_path / str(threshold), threshold=threshold)
         post(rest, 11)
@@ -77,12 +118,23 @@ def test_the_threshold_counts_what_reaches_it(tmp_path):
 
 def test_the_score_is_of_what_the_deployment_sees_not_of_what_a_request_filters(tmp_path):
     rest, box = learning(tmp_path)
-    assert post(rest, 10, routines=[{"name": "FilterConfidence", "confidence": 1}]).json["predictions"] == []
+    assert (
+        post(rest, 10, routines=[{"name": "FilterConfidence", "confidence": 1}]).json["predictions"]
+        == []
+    )
     box.flush()
     assert len(rest.get("/pets/active_learning/review", headers=KEY).json["annotations"]) == 2
 
 
-@pytest.mark.parametrize("caps, kept", [({"max_images": 3}, 3), ({"max_bytes": 3000}, None), ({"max_bytes": 0}, 0), ({"max_images": 0}, 0)])
+@pytest.mark.parametrize(
+    "caps, kept",
+    [
+        ({"max_images": 3}, 3),
+        ({"max_bytes": 3000}, None),
+        ({"max_bytes": 0}, 0),
+        ({"max_images": 0}, 0),
+    ],
+)
 def test_caps_hold_also_over_a_restart(tmp_path, caps, kept):
     for _ in range(2):
         rest, box = learning(tmp_path, **caps)
@@ -92,17 +144,25 @@ def test_caps_hold_also_over_a_restart(tmp_path, caps, kept):
     found = list((tmp_path / "review").glob("*.json"))
     size = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
     assert kept is None and 0 < len(found) < 8 and size <= 3000 or len(found) == kept
-    assert box.counts["known"] == len(found) and box.counts["full"] == 8 - len(found) and box.counts["kept"] == 0
+    assert (
+        box.counts["known"] == len(found)
+        and box.counts["full"] == 8 - len(found)
+        and box.counts["kept"] == 0
+    )
 
 
 @pytest.mark.parametrize("fault", ["full disk", "vanished", "a file"])
-def test_faults_of_the_disk_fail_no_request_and_leave_no_half_picture(tmp_path, monkeypatch, caplog, fault):
+def test_faults_of_the_disk_fail_no_request_and_leave_no_half_picture(
+    tmp_path, monkeypatch, caplog, fault
+):
     rest, box = learning(tmp_path)
     post(rest, 1)
     box.flush()
     if fault == "full disk":
+
         def fail(path, data):
             raise OSError(errno.ENOSPC, "No space left on device")
+
         monkeypatch.setattr(inbox.Path, "write_bytes", fail)
     else:
         shutil.rmtree(tmp_path / "review")
@@ -114,10 +174,15 @@ def test_faults_of_the_disk_fail_no_request_and_leave_no_half_picture(tmp_path, 
     if fault == "vanished":
         assert box.counts == {"kept": 3}
         return
-    assert box.counts == {"kept": 1, "failed": 2} and caplog.text.count("Active learning group review: pictures are not kept: ") == 1
+    assert (
+        box.counts == {"kept": 1, "failed": 2}
+        and caplog.text.count("Active learning group review: pictures are not kept: ") == 1
+    )
     monkeypatch.undo()
     if fault == "full disk":
-        assert [path for path in (tmp_path / "review").iterdir() if path.suffix not in (".png", ".json")] == []
+        assert [
+            path for path in (tmp_path / "review").iterdir() if path.suffix not in (".png", ".json")
+        ] == []
         post(rest, 2)
         box.flush()
         assert box.counts["kept"] == 2, "when there is room again, pictures are kept again"
@@ -136,26 +201,56 @@ def test_a_slow_disk_holds_no_request(tmp_path, monkeypatch):
 
 def test_groups_that_are_not_there(tmp_path):
     rest, _ = learning(tmp_path)
-    assert_error(rest.get("/pets/active_learning/other", headers=KEY), 404, "Deployment 'pets' has no active learning group 'other'")
-    assert_error(rest.get("/dogs/active_learning/review", headers=KEY), 404, "There is no deployment 'dogs'; there are: pets")
+    assert_error(
+        rest.get("/pets/active_learning/other", headers=KEY),
+        404,
+        "Deployment 'pets' has no active learning group 'other'",
+    )
+    assert_error(
+        rest.get("/dogs/active_learning/review", headers=KEY),
+        404,
+        "There is no deployment 'dogs'; there are: pets",
+    )
     assert rest.get("/pets/active_learning/..%2f..", headers=KEY).status_code == 404
     assert rest.get("/pets/active_learning/review", headers=KEY).json == {
-        "images": [], "annotations": [], "categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]}
+        "images": [],
+        "annotations": [],
+        "categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}],
+    }
 
 
 def test_export_writes_a_coco_data_set(tmp_path, capsys):
     rest, box = learning(tmp_path / "kept")
     post(rest, 10), post(rest, 20)
     box.flush()
-    config = {"model_config_list": [], "deployments": [
-        {"id": "pets", "model": "d", "label_map": ["cat", "dog"], "active_learning": {"threshold": 0.5, "folder": "kept"}}]}
+    config = {
+        "model_config_list": [],
+        "deployments": [
+            {
+                "id": "pets",
+                "model": "d",
+                "label_map": ["cat", "dog"],
+                "active_learning": {"threshold": 0.5, "folder": "kept"},
+            }
+        ],
+    }
     (tmp_path / "config.json").write_text(json.dumps(config))
-    assert serving.main(["--config", str(tmp_path / "config.json"), "--export", "review", str(tmp_path / "out")]) == 0
+    assert (
+        serving.main(
+            ["--config", str(tmp_path / "config.json"), "--export", "review", str(tmp_path / "out")]
+        )
+        == 0
+    )
     assert capsys.readouterr().out.startswith("2 pictures of group review are in ")
     coco = COCO(tmp_path / "out/annotations.json")
     for image in coco.loadImgs(coco.getImgIds()):
         assert Image.open(tmp_path / "out/images" / image["file_name"]).size == (6, 4)
-    assert serving.main(["--config", str(tmp_path / "config.json"), "--export", "none", str(tmp_path / "out")]) == 2
+    assert (
+        serving.main(
+            ["--config", str(tmp_path / "config.json"), "--export", "none", str(tmp_path / "out")]
+        )
+        == 2
+    )
     assert "no deployment has an active learning group 'none'" in capsys.readouterr().err
 
 
@@ -170,9 +265,32 @@ def test_records_edited_by_hand_are_passed_over(tmp_path, caplog):
 
 def test_masks_are_put_aside_as_polygons(demo, tmp_path):
     from conftest import ROOT
-    server = serving.ModelServer({"model_config_list": [{"config": {"name": "shapes", "base_path": str(ROOT / "models/shapes")}}], "deployments": [
-        {"id": "shapes", "model": "shapes", "active_learning": {"threshold": 0, "folder": str(tmp_path), "strategy": "margin"}}]})
+
+    server = serving.ModelServer(
+        {
+            "model_config_list": [
+                {"config": {"name": "shapes", "base_path": str(ROOT / "models/shapes")}}
+            ],
+            "deployments": [
+                {
+                    "id": "shapes",
+                    "model": "shapes",
+                    "active_learning": {
+                        "threshold": 0,
+                        "folder": str(tmp_path),
+                        "strategy": "margin",
+                    },
+                }
+            ],
+        }
+    )
     answer = server.predict_image((ROOT / "models/shapes/samples/0.jpg").read_bytes(), form="coco")
-    kept = Rest(server).get("/shapes/active_learning/review", headers=bearer(server.generated_key)).json
+    kept = (
+        Rest(server)
+        .get("/shapes/active_learning/review", headers=bearer(server.generated_key))
+        .json
+    )
     server.stop()
-    assert [a["segmentation"] for a in kept["annotations"]] == [a["segmentation"] for a in answer["annotations"]] and kept["annotations"]
+    assert [a["segmentation"] for a in kept["annotations"]] == [
+        a["segmentation"] for a in answer["annotations"]
+    ] and kept["annotations"]

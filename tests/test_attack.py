@@ -23,7 +23,9 @@ KEY = "a-key-of-the-tests"
 @pytest.fixture(scope="module")
 def live():
     servables = {"m": FakeServable(), "d": FakeDetector()}
-    server = fake_server(servables, deployments=[{"id": "d", "model": "d"}], auth={"keys": [key_entry("t", KEY)]})
+    server = fake_server(
+        servables, deployments=[{"id": "d", "model": "d"}], auth={"keys": [key_entry("t", KEY)]}
+    )
     with listening(server) as address:
         yield address, servables["m"], server
 
@@ -44,7 +46,8 @@ def exchange(address, data, seconds=3):
 INNER = b'POST /v1/models/m:predict HTTP/1.1\r\nHost: x\r\nContent-Length: 24\r\n\r\n{"instances": [[666.0]]}'
 OUTER = b"POST /v1/models/m:predict HTTP/1.1\r\nHost: x\r\n"
 SMUGGLED = {
-    "length and chunks": OUTER + b"Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "length and chunks": OUTER
+    + b"Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
     "two lengths": OUTER + b"Content-Length: 0\r\nContent-Length: 93\r\n\r\n",
     "two lengths in one": OUTER + b"Content-Length: 0, 93\r\n\r\n",
     "signed length": OUTER + b"Content-Length: +0\r\n\r\n",
@@ -77,11 +80,16 @@ def test_a_request_that_may_be_read_in_two_ways_smuggles_no_other(live, way):
         first = answers[:12]
         ran = [float(inputs["x"][0, 0]) for _, inputs in model.calls]
         if ran:  # then the first was whole by itself, and each has its own answer
-            assert ran == [666.0] and answers.count(b"HTTP/1.1 ") == 2 and way in WHOLE, (way, answers)
+            assert ran == [666.0] and answers.count(b"HTTP/1.1 ") == 2 and way in WHOLE, (
+                way,
+                answers,
+            )
         else:
             assert first in (b"HTTP/1.1 400", b"HTTP/1.0 400", b"HTTP/1.1 501"), (way, answers)
             assert answers.count(b"HTTP/1.") == 1 and b"onnection: close" in answers
-    assert requests.post(f"{address}/v1/models/m:predict", json={"instances": [[2.0]]}, timeout=10).json() == {"predictions": [[2.0]]}
+    assert requests.post(
+        f"{address}/v1/models/m:predict", json={"instances": [[2.0]]}, timeout=10
+    ).json() == {"predictions": [[2.0]]}
 
 
 def test_heads_have_a_limit_and_lines_no_end_are_cut(live):
@@ -92,12 +100,33 @@ def test_heads_have_a_limit_and_lines_no_end_are_cut(live):
     assert requests.get(f"{address}/livez", timeout=10).status_code == 200
 
 
-@pytest.mark.parametrize("body", [
-    b"[" * 10_000_000, b"[" * 5_000_000 + b"]" * 5_000_000, b'{"instances":' * 100_000, b'{"a":' * 900_000 + b"1" + b"}" * 900_000,
-    b'{"instances": [' + b"1" * 1_000_000 + b"]}", b'{"instances": [[0.' + b"1" * 1_000_000 + b"]]}",
-    b'{"instances": [[1e' + b"9" * 1_000_000 + b"]]}", b'{"instances": [[-' + b"0" * 1_000_000 + b"]]}",
-    b'{"inputs": "' + b"\\u0000" * 200_000 + b'"}', b'{"instances": [[1.0]]' + b', "instances": [[2.0]]' * 20_000 + b"}"],
-    ids=["opened", "nested", "objects", "deep", "long integer", "long float", "long exponent", "zeros", "escapes", "repeated keys"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"[" * 10_000_000,
+        b"[" * 5_000_000 + b"]" * 5_000_000,
+        b'{"instances":' * 100_000,
+        b'{"a":' * 900_000 + b"1" + b"}" * 900_000,
+        b'{"instances": [' + b"1" * 1_000_000 + b"]}",
+        b'{"instances": [[0.' + b"1" * 1_000_000 + b"]]}",
+        b'{"instances": [[1e' + b"9" * 1_000_000 + b"]]}",
+        b'{"instances": [[-' + b"0" * 1_000_000 + b"]]}",
+        b'{"inputs": "' + b"\\u0000" * 200_000 + b'"}',
+        b'{"instances": [[1.0]]' + b', "instances": [[2.0]]' * 20_000 + b"}",
+    ],
+    ids=[
+        "opened",
+        "nested",
+        "objects",
+        "deep",
+        "long integer",
+        "long float",
+        "long exponent",
+        "zeros",
+        "escapes",
+        "repeated keys",
+    ],
+)
 def test_json_that_blows_up_is_answered_soon(live, body):
     address, _, _ = live
     start = time.monotonic()
@@ -122,66 +151,141 @@ def test_archives_that_unpack_to_more_than_the_limit_are_refused(live, monkeypat
         def read(self, size=-1):
             unpacked.append(len(data := super().read(size)))
             return data
+
     monkeypatch.setattr(serving.gzip, "GzipFile", Watched)
     for path, headers in (("/v1/models/m:predict", {}), ("/d/predict", bearer(KEY))):
-        answer = requests.post(address + path, bomb(), headers={"Content-Encoding": "gzip", **headers}, timeout=60)
+        answer = requests.post(
+            address + path, bomb(), headers={"Content-Encoding": "gzip", **headers}, timeout=60
+        )
         assert answer.status_code == 413 and "unpacks to more than the limit" in answer.text
-    assert sum(unpacked) == 2 * (server.config.server.max_unpacked_bytes + 1)  # no more than tells that it is too much
+    assert sum(unpacked) == 2 * (
+        server.config.server.max_unpacked_bytes + 1
+    )  # no more than tells that it is too much
     assert server.unpacked.held == 0
-    twice = requests.post(f"{address}/v1/models/m:predict", gzip.compress(bomb()), headers={"Content-Encoding": "gzip"}, timeout=60)
+    twice = requests.post(
+        f"{address}/v1/models/m:predict",
+        gzip.compress(bomb()),
+        headers={"Content-Encoding": "gzip"},
+        timeout=60,
+    )
     assert twice.status_code == 400  # unpacked once, it is no JSON
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("x.npy", np.lib.format.magic(1, 0) + b" " * (300 << 20))
-    assert requests.post(f"{address}/v1/models/m:predict", file.getvalue(), timeout=60).status_code == 400
+    assert (
+        requests.post(f"{address}/v1/models/m:predict", file.getvalue(), timeout=60).status_code
+        == 400
+    )
 
 
 def test_a_head_that_promises_an_array_of_terabytes_allocates_nothing(live):
     address, _, _ = live
     head = b"{'descr': '<f4', 'fortran_order': False, 'shape': (1000000, 1000000), }"
-    body = np.lib.format.magic(1, 0) + (118).to_bytes(2, "little") + head.ljust(117) + b"\n" + b"\0" * 100
+    body = (
+        np.lib.format.magic(1, 0)
+        + (118).to_bytes(2, "little")
+        + head.ljust(117)
+        + b"\n"
+        + b"\0" * 100
+    )
     assert requests.post(f"{address}/v1/models/m:predict", body, timeout=30).status_code == 400
     raw = {"X-Tensor-Shape": "1000000,1000000", "X-Tensor-Dtype": "float32"}
-    assert requests.post(f"{address}/v1/models/m:predict", b"\0" * 100, headers=raw, timeout=30).status_code == 400
+    assert (
+        requests.post(
+            f"{address}/v1/models/m:predict", b"\0" * 100, headers=raw, timeout=30
+        ).status_code
+        == 400
+    )
 
 
-@pytest.mark.filterwarnings("ignore:Unclosed file:ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")  # Werkzeug's, of the parts refused
+@pytest.mark.filterwarnings(
+    "ignore:Unclosed file:ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # Werkzeug's, of the parts refused
 def test_multipart_of_a_thousand_parts_and_without_end(live):
     address, _, _ = live
     many = {f"part{number}": (f"{number}.jpg", b"x" * 100) for number in range(2000)}
     answer = requests.post(f"{address}/d/predict", files=many, headers=bearer(KEY), timeout=60)
-    assert answer.status_code in (400, 413) and set(answer.json()) == {"error", "status", "code", "request_id"}
-    for body in (b"--b\r\nContent-Disposition: form-data; name=image; filename=a\r\n\r\nxxx", b"--b" * 100_000,
-                 b"--b\r\n" + b"X: y\r\n" * 50_000 + b"\r\n\r\n--b--"):
-        broken = requests.post(f"{address}/d/predict", body, headers={"Content-Type": "multipart/form-data; boundary=b", **bearer(KEY)}, timeout=60)
+    assert answer.status_code in (400, 413) and set(answer.json()) == {
+        "error",
+        "status",
+        "code",
+        "request_id",
+    }
+    for body in (
+        b"--b\r\nContent-Disposition: form-data; name=image; filename=a\r\n\r\nxxx",
+        b"--b" * 100_000,
+        b"--b\r\n" + b"X: y\r\n" * 50_000 + b"\r\n\r\n--b--",
+    ):
+        broken = requests.post(
+            f"{address}/d/predict",
+            body,
+            headers={"Content-Type": "multipart/form-data; boundary=b", **bearer(KEY)},
+            timeout=60,
+        )
         assert broken.status_code in (400, 413)
 
 
-@pytest.mark.parametrize("path", [
-    "/../../etc/passwd", "/console/../serving.py", "/console/..%2fserving.py", "/console/%2e%2e/serving.py", "/console/%2e%2e%2fserving.py",
-    "/console/..%5cserving.py", "/console//etc/passwd", "/console/console.js%00.html", "/console/%00", "/d/samples/..%2f..%2fconfig.json",
-    "/d/samples/%2e%2e%2f0.jpg", "/d/client/..%2f..%2fserving", "/d/active_learning/..%2f..", "/v1/models/..%2f..%2fetc:predict",
-    "/v1/models/m%00:predict", "/model-serving/..%2f/v1", "/%2e%2e/%2e%2e/etc/passwd", "/console/%c0%ae%c0%ae/serving.py"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/../../etc/passwd",
+        "/console/../serving.py",
+        "/console/..%2fserving.py",
+        "/console/%2e%2e/serving.py",
+        "/console/%2e%2e%2fserving.py",
+        "/console/..%5cserving.py",
+        "/console//etc/passwd",
+        "/console/console.js%00.html",
+        "/console/%00",
+        "/d/samples/..%2f..%2fconfig.json",
+        "/d/samples/%2e%2e%2f0.jpg",
+        "/d/client/..%2f..%2fserving",
+        "/d/active_learning/..%2f..",
+        "/v1/models/..%2f..%2fetc:predict",
+        "/v1/models/m%00:predict",
+        "/model-serving/..%2f/v1",
+        "/%2e%2e/%2e%2e/etc/passwd",
+        "/console/%c0%ae%c0%ae/serving.py",
+    ],
+)
 def test_paths_that_climb_reach_no_file(live, path):
     address, _, _ = live
     for method in (b"GET", b"POST"):
-        answer = exchange(address, b"%b %b HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %b\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
-                          % (method, path.encode(), KEY.encode()))
+        answer = exchange(
+            address,
+            b"%b %b HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %b\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+            % (method, path.encode(), KEY.encode()),
+        )
         status = int(answer.split(b" ", 2)[1])
         assert 400 <= status < 500 or status == 308, answer[:300]
-        assert b"root:" not in answer and b"def main" not in answer and b"model_config_list" not in answer
+        assert (
+            b"root:" not in answer
+            and b"def main" not in answer
+            and b"model_config_list" not in answer
+        )
 
 
 def test_what_a_user_sends_comes_back_as_json_and_never_as_html(live):
     address, _, _ = live
     script = "<script>alert(1)</script>"
-    for answer in (requests.get(f"{address}/v1/models/{script}", timeout=10), requests.get(f"{address}/{script}/classes", headers=bearer(KEY), timeout=10),
-                   requests.post(f"{address}/v1/models/m:predict", json={"instances": script}, timeout=10),
-                   requests.post(f"{address}/d/predict", json={"image_type": script}, headers=bearer(KEY), timeout=10),
-                   requests.get(f"{address}/{script}", timeout=10), requests.post(f"{address}/v1/models/m:predict", script, timeout=10)):
-        assert answer.status_code >= 400 and answer.headers["Content-Type"].startswith("application/json"), (answer.url, answer.headers)
+    for answer in (
+        requests.get(f"{address}/v1/models/{script}", timeout=10),
+        requests.get(f"{address}/{script}/classes", headers=bearer(KEY), timeout=10),
+        requests.post(f"{address}/v1/models/m:predict", json={"instances": script}, timeout=10),
+        requests.post(
+            f"{address}/d/predict", json={"image_type": script}, headers=bearer(KEY), timeout=10
+        ),
+        requests.get(f"{address}/{script}", timeout=10),
+        requests.post(f"{address}/v1/models/m:predict", script, timeout=10),
+    ):
+        assert answer.status_code >= 400 and answer.headers["Content-Type"].startswith(
+            "application/json"
+        ), (answer.url, answer.headers)
     page = requests.get(f"{address}/console/", timeout=10)
-    assert "default-src 'self'" in page.headers["Content-Security-Policy"] and page.headers["X-Content-Type-Options"] == "nosniff"
+    assert (
+        "default-src 'self'" in page.headers["Content-Security-Policy"]
+        and page.headers["X-Content-Type-Options"] == "nosniff"
+    )
     assert "unsafe-inline" not in page.headers["Content-Security-Policy"]
 
 

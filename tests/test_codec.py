@@ -14,19 +14,41 @@ from hypothesis import strategies as st
 
 import serving
 
-NUMBERS = ["DT_FLOAT", "DT_DOUBLE", "DT_HALF", "DT_BFLOAT16", "DT_INT8", "DT_INT16", "DT_INT32", "DT_INT64",
-           "DT_UINT8", "DT_UINT16", "DT_UINT32", "DT_UINT64"]
+NUMBERS = [
+    "DT_FLOAT",
+    "DT_DOUBLE",
+    "DT_HALF",
+    "DT_BFLOAT16",
+    "DT_INT8",
+    "DT_INT16",
+    "DT_INT32",
+    "DT_INT64",
+    "DT_UINT8",
+    "DT_UINT16",
+    "DT_UINT32",
+    "DT_UINT64",
+]
 
 
 def read(value, dtype, quick=True):
-    return serving.decode_tensor(value, spec("x", dtype)) if quick else serving.exact_tensor(value, spec("x", dtype))
+    return (
+        serving.decode_tensor(value, spec("x", dtype))
+        if quick
+        else serving.exact_tensor(value, spec("x", dtype))
+    )
 
 
 # --- the JSON dialect -------------------------------------------------------------------------------------
 
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers(-2**63, 2**64 - 1) | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
-    lambda children: st.lists(children) | st.dictionaries(st.text(), children), max_leaves=30)
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda children: st.lists(children) | st.dictionaries(st.text(), children),
+    max_leaves=30,
+)
 
 
 @given(json_values, st.sampled_from([None, 2]), st.booleans())
@@ -37,7 +59,10 @@ def test_exact_parser_equals_pythons(value, indent, ascii_only):
     assert serving.parse_json(text) == json.loads(text)
 
 
-@given(st.binary(max_size=60) | st.text(alphabet='{}[]",:0123456789.eE+-\\nulltrfasNIi ', max_size=60).map(str.encode))
+@given(
+    st.binary(max_size=60)
+    | st.text(alphabet='{}[]",:0123456789.eE+-\\nulltrfasNIi ', max_size=60).map(str.encode)
+)
 @settings(max_examples=2000)
 def test_any_bytes_parse_or_are_a_bad_request(body):
     try:
@@ -54,20 +79,37 @@ def test_any_bytes_parse_or_are_a_bad_request(body):
         assert ours == theirs or b'"' in body  # a repeated key
 
 
-@pytest.mark.parametrize("text, value", [
-    (b"[NaN, -NaN]", "[nan, nan]"), (b"[Inf, -Inf, Infinity, -Infinity]", "[inf, -inf, inf, -inf]"),
-    (b"[-0, -0.0, 0e0]", "[0, -0.0, 0.0]"), (b"[1e-400]", "[0.0]"),
-    (b"[18446744073709551615, 18446744073709551616]", "[18446744073709551615, 1.8446744073709552e+19]"),
-    (b"[-9223372036854775808, -9223372036854775809]", "[-9223372036854775808, -9.223372036854776e+18]"),
-    (b'"\\u0041\\ud83d\\ude00\\u0000"', repr("A\U0001f600\0")), (b'"\xff"', repr("\udcff")),
-    (b"[1] trailing", "[1]"), (b"\xef\xbb\xbf[1]", "[1]"), (b'{"a": 1, "a": 2}', "{'a': 1}"),
-])
+@pytest.mark.parametrize(
+    "text, value",
+    [
+        (b"[NaN, -NaN]", "[nan, nan]"),
+        (b"[Inf, -Inf, Infinity, -Infinity]", "[inf, -inf, inf, -inf]"),
+        (b"[-0, -0.0, 0e0]", "[0, -0.0, 0.0]"),
+        (b"[1e-400]", "[0.0]"),
+        (
+            b"[18446744073709551615, 18446744073709551616]",
+            "[18446744073709551615, 1.8446744073709552e+19]",
+        ),
+        (
+            b"[-9223372036854775808, -9223372036854775809]",
+            "[-9223372036854775808, -9.223372036854776e+18]",
+        ),
+        (b'"\\u0041\\ud83d\\ude00\\u0000"', repr("A\U0001f600\0")),
+        (b'"\xff"', repr("\udcff")),
+        (b"[1] trailing", "[1]"),
+        (b"\xef\xbb\xbf[1]", "[1]"),
+        (b'{"a": 1, "a": 2}', "{'a': 1}"),
+    ],
+)
 def test_rapidjson_dialect(text, value):
     assert repr(serving.parse_exact(text)) == value
 
 
 def test_first_of_equal_keys_wins_also_when_escaped():
-    for body in (b'{"instances": [1], "instances": [2]}', b'{"instances": [1], "inst\\u0061nces": [2]}'):
+    for body in (
+        b'{"instances": [1], "instances": [2]}',
+        b'{"instances": [1], "inst\\u0061nces": [2]}',
+    ):
         assert serving.parse_json(body) == {"instances": [1]}
     assert serving.parse_json(b'{"inputs": {"x": 1, "x": 2}}') == {"inputs": {"x": 1}}
 
@@ -79,19 +121,35 @@ def test_depth_has_no_limit():
 
 # --- values to tensors ------------------------------------------------------------------------------------
 
+
 def nested(elements):
     """Rectangular nested lists, ragged now and then."""
     shapes = st.lists(st.integers(0, 3), max_size=3)
-    rectangular = shapes.flatmap(lambda shape: st.lists(elements, min_size=math.prod(shape), max_size=math.prod(shape)).map(
-        lambda flat: np.array([*flat, None], object)[:-1].reshape(shape).tolist()))
-    return rectangular | st.recursive(elements, lambda children: st.lists(children, max_size=3), max_leaves=8)
+    rectangular = shapes.flatmap(
+        lambda shape: st.lists(elements, min_size=math.prod(shape), max_size=math.prod(shape)).map(
+            lambda flat: np.array([*flat, None], object)[:-1].reshape(shape).tolist()
+        )
+    )
+    return rectangular | st.recursive(
+        elements, lambda children: st.lists(children, max_size=3), max_leaves=8
+    )
 
 
-scalars = (st.integers(-300, 300) | st.integers(-2**63, 2**64 - 1) | st.floats() | st.booleans() | st.none() | st.text(max_size=2)
-           | st.sampled_from([0.5, 1.0, 2**53 + 1, 127, 128, 255, 256, -1, 65504.0, 65536.0, 1e39]))
+scalars = (
+    st.integers(-300, 300)
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats()
+    | st.booleans()
+    | st.none()
+    | st.text(max_size=2)
+    | st.sampled_from([0.5, 1.0, 2**53 + 1, 127, 128, 255, 256, -1, 65504.0, 65536.0, 1e39])
+)
 
 
-@given(nested(scalars) | nested(st.integers(-300, 300)) | nested(st.floats()), st.sampled_from([*NUMBERS, "DT_BOOL"]))
+@given(
+    nested(scalars) | nested(st.integers(-300, 300)) | nested(st.floats()),
+    st.sampled_from([*NUMBERS, "DT_BOOL"]),
+)
 @settings(max_examples=3000, deadline=None)
 def test_quick_path_equals_exact_path_or_leaves_it_alone(value, dtype):
     if not isinstance(value, list):
@@ -122,11 +180,19 @@ def test_integers_are_exact_to_their_limits_and_refused_beyond(dtype, quick):
 def test_floats_beyond_float32_are_infinite_and_tiny_ones_zero(quick):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert read([1e39, -1e39, 1e-50, 1, 2**63], "DT_FLOAT", quick).tolist() == [math.inf, -math.inf, 0.0, 1.0, 2.0**63]
+        assert read([1e39, -1e39, 1e-50, 1, 2**63], "DT_FLOAT", quick).tolist() == [
+            math.inf,
+            -math.inf,
+            0.0,
+            1.0,
+            2.0**63,
+        ]
         assert read([1e6], "DT_HALF", quick).tolist() == [math.inf]
 
 
-@pytest.mark.parametrize("value, shape", [([], (0,)), ([[], []], (2, 0)), (3, ()), ([[[1]]], (1, 1, 1))])
+@pytest.mark.parametrize(
+    "value, shape", [([], (0,)), ([[], []], (2, 0)), (3, ()), ([[[1]]], (1, 1, 1))]
+)
 @pytest.mark.parametrize("dtype", ["DT_FLOAT", "DT_INT32"])
 def test_shapes(value, shape, dtype):
     assert read(value, dtype).shape == read(value, dtype, quick=False).shape == shape
@@ -137,7 +203,17 @@ def test_strings_are_their_bytes_and_base64_mixes_with_them():
     assert array.dtype == object and array.tolist() == ["é".encode(), b"\x00\xff", b""]
 
 
-@pytest.mark.parametrize("text, value", [("", b""), ("AA", b"\0"), ("AA==", b"\0"), ("AA..", b"\0"), (" A\nA = =", b"\0"), ("AAA", b"\0\0")])
+@pytest.mark.parametrize(
+    "text, value",
+    [
+        ("", b""),
+        ("AA", b"\0"),
+        ("AA==", b"\0"),
+        ("AA..", b"\0"),
+        (" A\nA = =", b"\0"),
+        ("AAA", b"\0\0"),
+    ],
+)
 def test_base64_as_abseil_reads_it(text, value):
     assert serving.decode_base64({"b64": text}) == value
 
@@ -161,38 +237,70 @@ def test_arrays_from_python_keep_their_memory():
 
 # --- tensors to JSON --------------------------------------------------------------------------------------
 
+
 def bits(array):
     return array.view({2: np.uint16, 4: np.uint32, 8: np.uint64}[array.dtype.itemsize]).tolist()
 
 
-@given(st.sampled_from([(np.float32, np.uint32), (np.float64, np.uint64), (np.float16, np.uint16), (ml_dtypes.bfloat16, np.uint16)]),
-       st.data())
+@given(
+    st.sampled_from(
+        [
+            (np.float32, np.uint32),
+            (np.float64, np.uint64),
+            (np.float16, np.uint16),
+            (ml_dtypes.bfloat16, np.uint16),
+        ]
+    ),
+    st.data(),
+)
 @settings(max_examples=600)
 def test_floats_read_back_to_the_same_bits(types, data):
     dtype, unsigned = types
-    array = np.array(data.draw(st.lists(st.integers(0, np.iinfo(unsigned).max), min_size=1, max_size=20)), unsigned).view(dtype)
+    array = np.array(
+        data.draw(st.lists(st.integers(0, np.iinfo(unsigned).max), min_size=1, max_size=20)),
+        unsigned,
+    ).view(dtype)
     text = serving.encode_json({"predictions": array})
-    back = np.array([float(value) for value in serving.parse_exact(text)["predictions"]]).astype(dtype)
+    back = np.array([float(value) for value in serving.parse_exact(text)["predictions"]]).astype(
+        dtype
+    )
     finite = ~np.isnan(array.astype(np.float64))
-    assert bits(back[finite]) == bits(array[finite]) and np.isnan(back[~finite].astype(np.float64)).all()
+    assert (
+        bits(back[finite]) == bits(array[finite])
+        and np.isnan(back[~finite].astype(np.float64)).all()
+    )
 
 
-@pytest.mark.parametrize("array, text", [
-    (np.array([1, 0.1, 1 / 3, -0.0, 1e20], np.float32), b"[1.0,0.1,0.33333334,-0.0,1e+20]"),
-    (np.array([math.pi]), b"[3.141592653589793]"),
-    (np.array([[1, 2]], np.float32).T, b"[[1.0],[2.0]]"), (np.zeros((2, 0), np.float32), b"[[],[]]"),
-    (np.array(6, np.float32), b"6.0"), (np.array(math.nan, np.float32), b"NaN"),
-    (np.array([2**63], np.uint64), b"[9223372036854775808]"), (np.array([-5], np.int8), b"[-5]"), (np.array([True]), b"[true]"),
-    (np.array([b'a"\\\n\x01\x7f\xff'], object), b'["a\\"\\\\\\n\\u0001\x7f\xff"]'), (np.array(b"s", object), b'"s"'),
-    (np.array([[b"null", b"x"]], object), b'[["null","x"]]'),
-])
+@pytest.mark.parametrize(
+    "array, text",
+    [
+        (np.array([1, 0.1, 1 / 3, -0.0, 1e20], np.float32), b"[1.0,0.1,0.33333334,-0.0,1e+20]"),
+        (np.array([math.pi]), b"[3.141592653589793]"),
+        (np.array([[1, 2]], np.float32).T, b"[[1.0],[2.0]]"),
+        (np.zeros((2, 0), np.float32), b"[[],[]]"),
+        (np.array(6, np.float32), b"6.0"),
+        (np.array(math.nan, np.float32), b"NaN"),
+        (np.array([2**63], np.uint64), b"[9223372036854775808]"),
+        (np.array([-5], np.int8), b"[-5]"),
+        (np.array([True]), b"[true]"),
+        (np.array([b'a"\\\n\x01\x7f\xff'], object), b'["a\\"\\\\\\n\\u0001\x7f\xff"]'),
+        (np.array(b"s", object), b'"s"'),
+        (np.array([[b"null", b"x"]], object), b'[["null","x"]]'),
+    ],
+)
 def test_spelling(array, text):
     assert serving.encode_json(array) == text
 
 
 def test_nan_stands_at_its_place_among_others():
-    answer = [{"a": np.float32("nan"), "b": np.array([1, math.inf], np.float64), "c": b"null"}, {"a": np.float32(2), "b": np.array([]), "c": b""}]
-    assert serving.encode_json(answer) == b'[{"a":NaN,"b":[1.0,Infinity],"c":"null"},{"a":2.0,"b":[],"c":""}]'
+    answer = [
+        {"a": np.float32("nan"), "b": np.array([1, math.inf], np.float64), "c": b"null"},
+        {"a": np.float32(2), "b": np.array([]), "c": b""},
+    ]
+    assert (
+        serving.encode_json(answer)
+        == b'[{"a":NaN,"b":[1.0,Infinity],"c":"null"},{"a":2.0,"b":[],"c":""}]'
+    )
 
 
 def test_error_text_of_a_large_value_is_cut():

@@ -25,11 +25,19 @@ class Process:
 
     def __init__(self, *arguments, cwd=ROOT, **environment):
         command = [sys.executable, str(ROOT / "serving.py"), *arguments]
-        self.process = subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                                        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", **environment})
+        self.process = subprocess.Popen(
+            command,
+            cwd=cwd,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", **environment},
+        )
         self.out, self.err = [], []
         for stream, lines in ((self.process.stdout, self.out), (self.process.stderr, self.err)):
-            threading.Thread(target=lambda stream=stream, lines=lines: lines.extend(stream), daemon=True).start()
+            threading.Thread(
+                target=lambda stream=stream, lines=lines: lines.extend(stream), daemon=True
+            ).start()
 
     def wait_for(self, text, seconds=60):
         deadline = time.monotonic() + seconds
@@ -69,7 +77,12 @@ def test_demo_starts_says_what_it_serves_and_its_curl_works():
         for model, version in (("digits", 1), ("half_plus_three", 123), ("half_plus_two", 123)):
             assert f"{model} version {version}: AVAILABLE on " in out
         assert f"http://127.0.0.1:{server.port}/v1/models" in out
-        done = subprocess.run(curl.removeprefix("Try:").strip() + " -sS --fail-with-body", shell=True, capture_output=True, text=True)
+        done = subprocess.run(
+            curl.removeprefix("Try:").strip() + " -sS --fail-with-body",
+            shell=True,
+            capture_output=True,
+            text=True,
+        )
         assert "outputs" in json.loads(done.stdout), done
         assert server.call("GET", "/readyz")[0] == 200
         assert server.end() == 0 and not any("Traceback" in line for line in server.err)
@@ -77,30 +90,61 @@ def test_demo_starts_says_what_it_serves_and_its_curl_works():
 
 def test_a_model_of_large_inputs_is_shown_by_a_short_curl_that_works(tmp_path):
     save_doubling(tmp_path / "m/1", (None, 224, 224, 3))
-    (tmp_path / "config.json").write_text('{"model_config_list": [{"config": {"name": "m", "base_path": "m"}}]}')
+    (tmp_path / "config.json").write_text(
+        '{"model_config_list": [{"config": {"name": "m", "base_path": "m"}}]}'
+    )
     with started("--config", str(tmp_path / "config.json"), "--port", "0") as server:
         curl = server.wait_for("Try:").removeprefix("Try:").strip()
         assert len(curl) < 200
-        done = subprocess.run(curl + " -sS --fail-with-body -o answer", shell=True, capture_output=True, text=True, cwd=tmp_path)
+        done = subprocess.run(
+            curl + " -sS --fail-with-body -o answer",
+            shell=True,
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+        )
         assert done.returncode == 0, done
-        assert json.loads((tmp_path / "answer").read_bytes()) == {"outputs": np.zeros((1, 224, 224, 3)).tolist()}
-        assert len(server.call("GET", "/openapi.json")[1]) < 100_000 and len(server.call("GET", "/deployments")[1]) < 100_000
+        assert json.loads((tmp_path / "answer").read_bytes()) == {
+            "outputs": np.zeros((1, 224, 224, 3)).tolist()
+        }
+        assert (
+            len(server.call("GET", "/openapi.json")[1]) < 100_000
+            and len(server.call("GET", "/deployments")[1]) < 100_000
+        )
 
 
-@pytest.mark.parametrize("shapes, dtype, tried, start", [
-    ([(None, 2)], "DT_FLOAT", True, "curl -d '{\"inputs\":[[1.0,1.0]]}'"),
-    ([(None, 300)], "DT_INT64", True, "head -c 2400 /dev/zero | curl --data-binary @- -H 'X-Tensor-Dtype: int64' -H 'X-Tensor-Shape: 1,300'"),
-    ([(None, 128), (None, 128)], "DT_INT32", True, "curl -d '{\"inputs\":{\"x0\":[[1,1,"), ([(None, 800), (None, 800)], "DT_FLOAT", True, None),
-    ([(None, 2)], "DT_STRING", True, None), ([(None, 2)], "DT_FLOAT", False, None)])
+@pytest.mark.parametrize(
+    "shapes, dtype, tried, start",
+    [
+        ([(None, 2)], "DT_FLOAT", True, "curl -d '{\"inputs\":[[1.0,1.0]]}'"),
+        (
+            [(None, 300)],
+            "DT_INT64",
+            True,
+            "head -c 2400 /dev/zero | curl --data-binary @- -H 'X-Tensor-Dtype: int64' -H 'X-Tensor-Shape: 1,300'",
+        ),
+        ([(None, 128), (None, 128)], "DT_INT32", True, 'curl -d \'{"inputs":{"x0":[[1,1,'),
+        ([(None, 800), (None, 800)], "DT_FLOAT", True, None),
+        ([(None, 2)], "DT_STRING", True, None),
+        ([(None, 2)], "DT_FLOAT", False, None),
+    ],
+)
 def test_the_command_that_is_shown_for_a_model(shapes, dtype, tried, start):
-    default = signature([spec(f"x{number}", dtype, shape) for number, shape in enumerate(shapes)], [spec("y")])
+    default = signature(
+        [spec(f"x{number}", dtype, shape) for number, shape in enumerate(shapes)], [spec("y")]
+    )
     call = serving.SignatureCall(lambda *arrays: [], tried=tried)
-    command = commands.example_command(serving.Servable({"serving_default": default}, lambda *_: {}, calls={"serving_default": call}))
+    command = commands.example_command(
+        serving.Servable(
+            {"serving_default": default}, lambda *_: {}, calls={"serving_default": call}
+        )
+    )
     assert command == start if start is None else command.startswith(start)
 
 
 def save_doubling(folder, shape):
     import tensorflow as tf
+
     module = tf.Module()
     module.double = tf.function(lambda x: {"y": 2 * x}, [tf.TensorSpec(shape, tf.float32, "x")])
     tf.saved_model.save(module, str(folder), signatures=module.double)
@@ -108,38 +152,76 @@ def save_doubling(folder, shape):
 
 def test_reload_and_polling_over_a_real_socket(tmp_path):
     shutil.copytree(ROOT / "models/half_plus_two/123", tmp_path / "m/1")
-    (tmp_path / "config.json").write_text('{"model_config_list": [{"config": {"name": "m", "base_path": "m"}}]}')
-    with started("--config", str(tmp_path / "config.json"), "--port", "0", "--file_system_poll_wait_seconds", "0") as server:
+    (tmp_path / "config.json").write_text(
+        '{"model_config_list": [{"config": {"name": "m", "base_path": "m"}}]}'
+    )
+    with started(
+        "--config",
+        str(tmp_path / "config.json"),
+        "--port",
+        "0",
+        "--file_system_poll_wait_seconds",
+        "0",
+    ) as server:
         server.wait_for("Status:")
         shutil.copytree(ROOT / "models/half_plus_three/123", tmp_path / "m/2")
-        assert server.call("POST", "/v1/models/m:predict", '{"instances": [2.0]}') == (200, b'{"predictions":[3.0]}')
+        assert server.call("POST", "/v1/models/m:predict", '{"instances": [2.0]}') == (
+            200,
+            b'{"predictions":[3.0]}',
+        )
         assert server.call("POST", "/v1/config/reload")[0] == 201
-        assert server.call("POST", "/v1/models/m:predict", '{"instances": [2.0]}') == (200, b'{"predictions":[4.0]}')
+        assert server.call("POST", "/v1/models/m:predict", '{"instances": [2.0]}') == (
+            200,
+            b'{"predictions":[4.0]}',
+        )
         assert server.call("POST", "/v1/config/reload")[0] == 200
     with started("--config", str(tmp_path / "config.json"), "--port", "0") as server:
         server.wait_for("Status:")
         shutil.copytree(ROOT / "models/half_plus_two/123", tmp_path / "m/part")
         (tmp_path / "m/part").rename(tmp_path / "m/3")
         deadline = time.monotonic() + 20
-        while server.call("POST", "/v1/models/m:predict", '{"instances": [2.0]}') != (200, b'{"predictions":[3.0]}'):
+        while server.call("POST", "/v1/models/m:predict", '{"instances": [2.0]}') != (
+            200,
+            b'{"predictions":[3.0]}',
+        ):
             assert time.monotonic() < deadline
 
 
 def test_one_model_without_a_config_from_another_folder(tmp_path):
-    with started("--model_name", "m", "--model_base_path", str(ROOT / "models/half_plus_two"), "--port", "0", cwd=tmp_path) as server:
+    with started(
+        "--model_name",
+        "m",
+        "--model_base_path",
+        str(ROOT / "models/half_plus_two"),
+        "--port",
+        "0",
+        cwd=tmp_path,
+    ) as server:
         assert "m version 123: AVAILABLE" in server.wait_for("m version")
-    with started("--model_name", "m", "--model_path", "half", cwd=tmp_path, SERVING_PORT="0") as server:
+    with started(
+        "--model_name", "m", "--model_path", "half", cwd=tmp_path, SERVING_PORT="0"
+    ) as server:
         assert "m: not available, the log says why" in server.wait_for("m: not")
 
 
 def test_host_and_port_come_from_the_environment():
-    parser = subprocess.run([sys.executable, str(ROOT / "serving.py"), "--help"], capture_output=True, text=True,
-                            env={**os.environ, "SERVING_HOST": "0.0.0.0", "SERVING_PORT": "9999"}).stdout
+    parser = subprocess.run(
+        [sys.executable, str(ROOT / "serving.py"), "--help"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "SERVING_HOST": "0.0.0.0", "SERVING_PORT": "9999"},
+    ).stdout
     assert "0.0.0.0" in parser and "9999" in parser
 
 
 def fails(*arguments, cwd=ROOT):
-    done = subprocess.run([sys.executable, str(ROOT / "serving.py"), *arguments], capture_output=True, text=True, cwd=cwd, timeout=60)
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "serving.py"), *arguments],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        timeout=60,
+    )
     assert "Traceback" not in done.stderr
     return done.returncode, done.stderr.strip().splitlines()[-1]
 
@@ -149,31 +231,51 @@ def test_wrong_starts_are_one_clear_line_and_a_status(tmp_path):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = str(taken.getsockname()[1])
-        assert fails("--port", port) == (1, f"serving: 127.0.0.1 port {port}: Address already in use")
+        assert fails("--port", port) == (
+            1,
+            f"serving: 127.0.0.1 port {port}: Address already in use",
+        )
     assert fails("--config", "nope.json") == (2, "serving: nope.json: No such file or directory")
-    (tmp_path / "c.json").write_text('{"model_config_list": [{"config": {"name": "m", "path": "m"}}]}')
+    (tmp_path / "c.json").write_text(
+        '{"model_config_list": [{"config": {"name": "m", "path": "m"}}]}'
+    )
     assert fails("--config", "c.json", cwd=tmp_path) == (
-        2, "serving: c.json: $.model_config_list[0].config.path: unknown key; did you mean 'base_path'?")
+        2,
+        "serving: c.json: $.model_config_list[0].config.path: unknown key; did you mean 'base_path'?",
+    )
     assert fails("--config", str(tmp_path)) == (2, f"serving: {tmp_path}: Is a directory")
-    assert fails("--model_name", "m") == (2, "serving: error: --model_name and --model_base_path go together")
+    assert fails("--model_name", "m") == (
+        2,
+        "serving: error: --model_name and --model_base_path go together",
+    )
     assert fails("--model_name", "m", "--model_path", "x", "--config", "c")[0] == 2
     assert fails("--port", "x")[0] == fails("--port", "70000")[0] == fails("--nope")[0] == 2
 
 
 def test_version():
-    done = subprocess.run([sys.executable, str(ROOT / "serving.py"), "--version"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "serving.py"), "--version"], capture_output=True, text=True
+    )
     assert (done.returncode, done.stdout) == (0, f"serving {serving.__version__}\n")
 
 
 def check(path):
-    done = subprocess.run([sys.executable, str(ROOT / "serving.py"), "--config", str(path), "--check"], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "serving.py"), "--config", str(path), "--check"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     return done.returncode, done.stdout.splitlines()
 
 
 def test_check_says_what_would_be_served():
     status, lines = check(ROOT / "config.json")
     assert status == 0
-    assert lines[0] == f"half_plus_two: version 123 on AUTO from {ROOT / 'models/half_plus_two'}" and len(lines) == 6
+    assert (
+        lines[0] == f"half_plus_two: version 123 on AUTO from {ROOT / 'models/half_plus_two'}"
+        and len(lines) == 6
+    )
     assert lines[-1] == "deployment shapes: model shapes, 4 classes"
 
 
@@ -181,11 +283,32 @@ def test_check_names_everything_that_is_wrong(tmp_path):
     for folder in ("a/1", "a/2", "empty"):
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "a/1/saved_model.pb").write_bytes(b"x")
-    (tmp_path / "c.json").write_text(json.dumps({"model_config_list": [
-        {"config": {"name": "a", "base_path": "a", "model_version_policy": {"all": {}}, "version_labels": {"new": 3}}},
-        {"config": {"name": "empty", "base_path": "empty"}}, {"config": {"name": "gone", "base_path": "gone"}},
-        {"config": {"name": "a", "base_path": "a", "model_version_policy": {"specific": {"versions": [1]}}}}],
-        "deployments": [{"id": "d", "model": "nope"}]}))
+    (tmp_path / "c.json").write_text(
+        json.dumps(
+            {
+                "model_config_list": [
+                    {
+                        "config": {
+                            "name": "a",
+                            "base_path": "a",
+                            "model_version_policy": {"all": {}},
+                            "version_labels": {"new": 3},
+                        }
+                    },
+                    {"config": {"name": "empty", "base_path": "empty"}},
+                    {"config": {"name": "gone", "base_path": "gone"}},
+                    {
+                        "config": {
+                            "name": "a",
+                            "base_path": "a",
+                            "model_version_policy": {"specific": {"versions": [1]}},
+                        }
+                    },
+                ],
+                "deployments": [{"id": "d", "model": "nope"}],
+            }
+        )
+    )
     status, lines = check(tmp_path / "c.json")
     assert status == 2
     assert [line.replace(str(tmp_path), "T") for line in lines if line.startswith("wrong: ")] == [
@@ -194,22 +317,45 @@ def test_check_names_everything_that_is_wrong(tmp_path):
         "wrong: $.model_config_list[1].config: no version folder that its policy picks in T/empty",
         "wrong: $.model_config_list[2].config.base_path: base_path cannot be read: No such file or directory: T/gone",
         "wrong: $.model_config_list[3].config.name: 'a' is already taken by $.model_config_list[0].config",
-        "wrong: $.deployments[0].model: no model is called 'nope'"]
+        "wrong: $.deployments[0].model: no model is called 'nope'",
+    ]
 
 
 def test_check_names_models_and_pipelines_that_cannot_be_served(tmp_path):
     shutil.copytree(ROOT / "models/half_plus_two", tmp_path / "good")
     source = {"node_name": "request", "data_item": "x"}
-    node = {"name": "n", "type": "custom", "inputs": [{"x": source}], "outputs": [{"data_item": "y", "alias": "y"}]}
-    pipeline = {"name": "p", "inputs": ["x"], "nodes": [{**node, "library_name": "lib"}], "outputs": [{"y": {"node_name": "n", "data_item": "y"}}]}
-    models = [{"name": "good", "base_path": "good"}, {"name": "far", "base_path": "gs://bucket/m"},
-              {"name": "odd", "base_path": "good", "target_device": "NPU"}, {"name": "none", "base_path": "good", "target_device": []}]
-    (tmp_path / "c.json").write_text(json.dumps({
-        "model_config_list": [{"config": model} for model in models], "import_modules": ["json", "not_installed_at_all"],
-        "pipeline_config_list": [pipeline, pipeline, {**pipeline, "name": "good"}]}))
+    node = {
+        "name": "n",
+        "type": "custom",
+        "inputs": [{"x": source}],
+        "outputs": [{"data_item": "y", "alias": "y"}],
+    }
+    pipeline = {
+        "name": "p",
+        "inputs": ["x"],
+        "nodes": [{**node, "library_name": "lib"}],
+        "outputs": [{"y": {"node_name": "n", "data_item": "y"}}],
+    }
+    models = [
+        {"name": "good", "base_path": "good"},
+        {"name": "far", "base_path": "gs://bucket/m"},
+        {"name": "odd", "base_path": "good", "target_device": "NPU"},
+        {"name": "none", "base_path": "good", "target_device": []},
+    ]
+    (tmp_path / "c.json").write_text(
+        json.dumps(
+            {
+                "model_config_list": [{"config": model} for model in models],
+                "import_modules": ["json", "not_installed_at_all"],
+                "pipeline_config_list": [pipeline, pipeline, {**pipeline, "name": "good"}],
+            }
+        )
+    )
     status, lines = check(tmp_path / "c.json")
     assert status == 2 and lines[0].startswith("good: version 123 on AUTO")
-    library = "library_name: custom nodes are Python functions here; write 'function': 'module:name'"
+    library = (
+        "library_name: custom nodes are Python functions here; write 'function': 'module:name'"
+    )
     assert [line for line in lines if line.startswith("wrong: ")] == [
         "wrong: $.model_config_list[1].config.base_path: expected a folder of this machine, got a URL, gs://...",
         "wrong: $.model_config_list[2].config.target_device: expected AUTO, CPU, GPU, GPU:1 or HETERO:GPU,CPU, got 'NPU'",
@@ -217,7 +363,8 @@ def test_check_names_models_and_pipelines_that_cannot_be_served(tmp_path):
         "wrong: $.import_modules[1]: not_installed_at_all: no such module is installed",
         *(f"wrong: $.pipeline_config_list[{index}].nodes[0].{library}" for index in range(3)),
         "wrong: $.pipeline_config_list[1].name: 'p' is already taken by $.pipeline_config_list[0]",
-        "wrong: $.pipeline_config_list[2].name: Pipeline has the same name as model: 'good'"]
+        "wrong: $.pipeline_config_list[2].name: Pipeline has the same name as model: 'good'",
+    ]
 
 
 SLOW = """
@@ -239,11 +386,17 @@ print("over", flush=True)
 def test_signal_finishes_running_requests_refuses_new_ones_and_exits_0(number):
     process = Process.__new__(Process)
     source = SLOW.format(root=str(ROOT), tests=str(ROOT / "tests"))
-    process.process = subprocess.Popen([sys.executable, "-c", source], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.process = subprocess.Popen(
+        [sys.executable, "-c", source], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     process.out, process.err = [], []
     threading.Thread(target=lambda: process.out.extend(process.process.stdout), daemon=True).start()
     answers = []
-    request = threading.Thread(target=lambda: answers.append(process.call("POST", "/v1/models/m:predict", '{"inputs": [4.0]}')))
+    request = threading.Thread(
+        target=lambda: answers.append(
+            process.call("POST", "/v1/models/m:predict", '{"inputs": [4.0]}')
+        )
+    )
     port = process.port
     idle = socket.create_connection(("127.0.0.1", port))
     request.start()
@@ -261,7 +414,11 @@ def test_signal_finishes_running_requests_refuses_new_ones_and_exits_0(number):
 def test_client_that_leaves_does_no_harm():
     with started("--port", "0") as server:
         server.wait_for("Try:")
-        for cut in (b"POST /v1/models/digits:predict HTTP/1.1\r\nContent-Length: 1000000\r\n\r\n{", b"GET /v1", b"\x00\x01\x02\r\n\r\n"):
+        for cut in (
+            b"POST /v1/models/digits:predict HTTP/1.1\r\nContent-Length: 1000000\r\n\r\n{",
+            b"GET /v1",
+            b"\x00\x01\x02\r\n\r\n",
+        ):
             with socket.create_connection(("127.0.0.1", server.port)) as client:
                 client.sendall(cut)
         assert server.call("GET", "/livez")[0] == 200

@@ -24,48 +24,117 @@ WRONG = [
     ({"model_config_list": {}}, "$.model_config_list: expected array, got object"),
     ({"model_config_list": [3]}, "$.model_config_list[0]: expected object, got integer 3"),
     ({"model_config_list": [{}]}, "$.model_config_list[0]: missing key 'config': one model"),
-    ({"model_config_list": [{"config": {}, "x": 1}]}, "$.model_config_list[0].x: unknown key; expected one of: config"),
-    ({"model_config_list": [], "modelconfig": []}, "$.modelconfig: unknown key; did you mean 'model_config_list'?"),
-    ({"model_config_list": [{"config": {"name": "m"}}]}, f"{M}: missing key 'base_path': folder of numbered version folders, "
-     "or a SavedModel itself; relative to the config file"),
+    (
+        {"model_config_list": [{"config": {}, "x": 1}]},
+        "$.model_config_list[0].x: unknown key; expected one of: config",
+    ),
+    (
+        {"model_config_list": [], "modelconfig": []},
+        "$.modelconfig: unknown key; did you mean 'model_config_list'?",
+    ),
+    (
+        {"model_config_list": [{"config": {"name": "m"}}]},
+        f"{M}: missing key 'base_path': folder of numbered version folders, "
+        "or a SavedModel itself; relative to the config file",
+    ),
     (model(base_pth="x"), f"{M}.base_pth: unknown key; did you mean 'base_path'?"),
     (model(version=1), f"{M}.version: unknown key; did you mean 'version_labels'?"),
     (model(name=3), f"{M}.name: expected string, got integer 3"),
     (model(name=None), f"{M}.name: expected string, got null"),
-    (model(name=""), f"{M}.name: expected the model's name in URLs: any text that is not empty; got ''"),
+    (
+        model(name=""),
+        f"{M}.name: expected the model's name in URLs: any text that is not empty; got ''",
+    ),
     (model(tags="serve"), f"{M}.tags: expected array, got string 'serve'"),
     (model(instances=0), f"{M}.instances: expected at least 1, got 0"),
     (model(freeze="yes"), f"{M}.freeze: expected boolean, got string 'yes'"),
-    (model(model_version_policy="all"), f"{M}.model_version_policy: expected object, got string 'all'"),
-    (model(model_version_policy={}), f"{M}.model_version_policy: expected exactly one of 'latest', 'all', 'specific'"),
-    (model(model_version_policy={"all": {}, "latest": {}}), f"{M}.model_version_policy: expected exactly one of 'latest', 'all', 'specific'"),
-    (model(model_version_policy={"newest": {}}), f"{M}.model_version_policy.newest: unknown key; expected one of: latest, all, specific"),
-    (model(model_version_policy={"all": {"x": 1}}), f"{M}.model_version_policy.all.x: unknown key; expected one of: nothing"),
-    (model(model_version_policy={"latest": {"num_versions": 0}}), f"{M}.model_version_policy.latest.num_versions: expected at least 1, got 0"),
-    (model(model_version_policy={"latest": {"num_versions": True}}),
-     f"{M}.model_version_policy.latest.num_versions: expected integer, got boolean True"),
-    (model(model_version_policy={"specific": {"versions": [1, "2"]}}),
-     f"{M}.model_version_policy.specific.versions[1]: expected integer, got string '2'"),
-    (model(model_version_policy={"specific": {}}), f"{M}.model_version_policy.specific: missing key 'versions': the versions to serve"),
-    (model(version_labels={"stable": "1"}), f"{M}.version_labels.stable: expected integer, got string '1'"),
+    (
+        model(model_version_policy="all"),
+        f"{M}.model_version_policy: expected object, got string 'all'",
+    ),
+    (
+        model(model_version_policy={}),
+        f"{M}.model_version_policy: expected exactly one of 'latest', 'all', 'specific'",
+    ),
+    (
+        model(model_version_policy={"all": {}, "latest": {}}),
+        f"{M}.model_version_policy: expected exactly one of 'latest', 'all', 'specific'",
+    ),
+    (
+        model(model_version_policy={"newest": {}}),
+        f"{M}.model_version_policy.newest: unknown key; expected one of: latest, all, specific",
+    ),
+    (
+        model(model_version_policy={"all": {"x": 1}}),
+        f"{M}.model_version_policy.all.x: unknown key; expected one of: nothing",
+    ),
+    (
+        model(model_version_policy={"latest": {"num_versions": 0}}),
+        f"{M}.model_version_policy.latest.num_versions: expected at least 1, got 0",
+    ),
+    (
+        model(model_version_policy={"latest": {"num_versions": True}}),
+        f"{M}.model_version_policy.latest.num_versions: expected integer, got boolean True",
+    ),
+    (
+        model(model_version_policy={"specific": {"versions": [1, "2"]}}),
+        f"{M}.model_version_policy.specific.versions[1]: expected integer, got string '2'",
+    ),
+    (
+        model(model_version_policy={"specific": {}}),
+        f"{M}.model_version_policy.specific: missing key 'versions': the versions to serve",
+    ),
+    (
+        model(version_labels={"stable": "1"}),
+        f"{M}.version_labels.stable: expected integer, got string '1'",
+    ),
     (model(version_labels=["stable"]), f"{M}.version_labels: expected object, got array"),
     (model(batching=1), f"{M}.batching: expected boolean or object, got integer 1"),
-    (model(batching={"max_batch_size": 1}), f"{M}.batching.max_batch_size: expected at least 2, got 1"),
-    (model(batching={"batch_size": 8}), f"{M}.batching.batch_size: unknown key; did you mean 'max_batch_size'?"),
+    (
+        model(batching={"max_batch_size": 1}),
+        f"{M}.batching.max_batch_size: expected at least 2, got 1",
+    ),
+    (
+        model(batching={"batch_size": 8}),
+        f"{M}.batching.batch_size: unknown key; did you mean 'max_batch_size'?",
+    ),
     (model(nireq=-1), f"{M}.nireq: expected at least 0, got -1"),
     (model(shape=3), f"{M}.shape: expected string or object, got integer 3"),
-    ({"model_config_list": [], "server": {"threads": 0}}, "$.server.threads: expected at least 1, got 0"),
-    ({"model_config_list": [], "server": {"threads": 2.5}}, "$.server.threads: expected integer, got number 2.5"),
-    ({"model_config_list": [], "server": {"thread": 2}}, "$.server.thread: unknown key; did you mean 'threads'?"),
-    ({"model_config_list": [], "server": {"file_system_poll_wait_seconds": -1}},
-     "$.server.file_system_poll_wait_seconds: expected at least 0, got -1"),
-    ({"model_config_list": [], "server": {"cors_origins": "*"}}, "$.server.cors_origins: expected array, got string '*'"),
-    ({"model_config_list": [], "deployments": [{"id": "a"}]},
-     "$.deployments[0]: missing key 'model': the name of the model it serves"),
-    ({"model_config_list": [], "deployments": [{"id": "a", "model": "m"}, {"id": "a", "model": "n"}]},
-     "$: deployments[1].id: 'a' is already taken by deployments[0]"),
-    ({"model_config_list": [], "pipeline_config_list": [{"name": "p"}]},
-     "$.pipeline_config_list[0]: missing key 'inputs': the inputs of a request"),
+    (
+        {"model_config_list": [], "server": {"threads": 0}},
+        "$.server.threads: expected at least 1, got 0",
+    ),
+    (
+        {"model_config_list": [], "server": {"threads": 2.5}},
+        "$.server.threads: expected integer, got number 2.5",
+    ),
+    (
+        {"model_config_list": [], "server": {"thread": 2}},
+        "$.server.thread: unknown key; did you mean 'threads'?",
+    ),
+    (
+        {"model_config_list": [], "server": {"file_system_poll_wait_seconds": -1}},
+        "$.server.file_system_poll_wait_seconds: expected at least 0, got -1",
+    ),
+    (
+        {"model_config_list": [], "server": {"cors_origins": "*"}},
+        "$.server.cors_origins: expected array, got string '*'",
+    ),
+    (
+        {"model_config_list": [], "deployments": [{"id": "a"}]},
+        "$.deployments[0]: missing key 'model': the name of the model it serves",
+    ),
+    (
+        {
+            "model_config_list": [],
+            "deployments": [{"id": "a", "model": "m"}, {"id": "a", "model": "n"}],
+        },
+        "$: deployments[1].id: 'a' is already taken by deployments[0]",
+    ),
+    (
+        {"model_config_list": [], "pipeline_config_list": [{"name": "p"}]},
+        "$.pipeline_config_list[0]: missing key 'inputs': the inputs of a request",
+    ),
     (["model"], "$: expected object, got array"),
 ]
 DEVICES = "expected AUTO, CPU, GPU, GPU:1 or HETERO:GPU,CPU"
@@ -73,9 +142,18 @@ SIZES = "batching.allowed_batch_sizes: expected rising sizes that end with max_b
 # What is wrong with one model alone: the others serve.
 REFUSED = [
     ({"base_path": ""}, "base_path: expected a folder, got ''"),
-    ({"base_path": "s3://bucket/m"}, "base_path: expected a folder of this machine, got a URL, s3://..."),
-    ({"base_path": "gs://bucket"}, "base_path: expected a folder of this machine, got a URL, gs://..."),
-    ({"base_path": "file:///m"}, "base_path: expected a folder of this machine, got a URL, file://..."),
+    (
+        {"base_path": "s3://bucket/m"},
+        "base_path: expected a folder of this machine, got a URL, s3://...",
+    ),
+    (
+        {"base_path": "gs://bucket"},
+        "base_path: expected a folder of this machine, got a URL, gs://...",
+    ),
+    (
+        {"base_path": "file:///m"},
+        "base_path: expected a folder of this machine, got a URL, file://...",
+    ),
     ({"target_device": "NPU"}, f"target_device: {DEVICES}, got 'NPU'"),
     ({"target_device": ["CPU", "MYRIAD"]}, f"target_device: {DEVICES}, got 'MYRIAD'"),
     ({"target_device": "CPU:" + "9" * 5000}, f"target_device: {DEVICES}, got 'CPU:{'9' * 5000}'"),
@@ -89,7 +167,10 @@ REFUSED = [
 ]
 TEXTS = [
     (b"", "$: not valid JSON: Expecting value at line 1 column 1"),
-    (b"{\n 'a': 1}", "$: not valid JSON: Expecting property name enclosed in double quotes at line 2 column 2"),
+    (
+        b"{\n 'a': 1}",
+        "$: not valid JSON: Expecting property name enclosed in double quotes at line 2 column 2",
+    ),
     (b'{"a": "\xff"}', "$: expected UTF-8 text, got byte 0xff at offset 7"),
     (b"[" * 100_000, "$: not a config: nested too deeply, or a number too long"),
     (b'{"a": ' + b"1" * 5000 + b"}", "$: not a config: nested too deeply, or a number too long"),
@@ -120,13 +201,30 @@ def test_what_is_wrong_with_one_model_does_not_make_the_config_wrong(fields, tex
     assert config.models[0].problem == text
 
 
-@pytest.mark.parametrize("spelled, devices", [
-    ("AUTO", ["GPU:0", "CPU:0"]), ("auto", ["GPU:0", "CPU:0"]), ("MULTI", ["GPU:0", "CPU:0"]), ("CPU", ["CPU:0"]),
-    ("gpu", ["GPU:0"]), ("GPU.0", ["GPU:0"]), ("GPU:1", ["GPU:1"]), (" gpu.1 ", ["GPU:1"]),
-    ("HETERO:GPU,CPU", ["GPU:0", "CPU:0"]), ("hetero: gpu.1 , cpu", ["GPU:1", "CPU:0"]),
-    ("MULTI:CPU,GPU", ["CPU:0", "GPU:0"]), ("MULTI:GPU(2),CPU(4)", ["GPU:0", "CPU:0"]),
-    ("AUTO:GPU,CPU", ["GPU:0", "CPU:0"]), ("AUTO:NPU,CPU", ["NPU", "CPU:0"]), ("AUTO:-GPU", ["CPU:0"]),
-    ("BATCH:CPU(4)", ["CPU:0"]), ("BATCH:GPU", ["GPU:0"]), ("HETERO:NPU,XYZ", ["NPU", "XYZ"]), ("NPU", ["NPU"])])
+@pytest.mark.parametrize(
+    "spelled, devices",
+    [
+        ("AUTO", ["GPU:0", "CPU:0"]),
+        ("auto", ["GPU:0", "CPU:0"]),
+        ("MULTI", ["GPU:0", "CPU:0"]),
+        ("CPU", ["CPU:0"]),
+        ("gpu", ["GPU:0"]),
+        ("GPU.0", ["GPU:0"]),
+        ("GPU:1", ["GPU:1"]),
+        (" gpu.1 ", ["GPU:1"]),
+        ("HETERO:GPU,CPU", ["GPU:0", "CPU:0"]),
+        ("hetero: gpu.1 , cpu", ["GPU:1", "CPU:0"]),
+        ("MULTI:CPU,GPU", ["CPU:0", "GPU:0"]),
+        ("MULTI:GPU(2),CPU(4)", ["GPU:0", "CPU:0"]),
+        ("AUTO:GPU,CPU", ["GPU:0", "CPU:0"]),
+        ("AUTO:NPU,CPU", ["NPU", "CPU:0"]),
+        ("AUTO:-GPU", ["CPU:0"]),
+        ("BATCH:CPU(4)", ["CPU:0"]),
+        ("BATCH:GPU", ["GPU:0"]),
+        ("HETERO:NPU,XYZ", ["NPU", "XYZ"]),
+        ("NPU", ["NPU"]),
+    ],
+)
 def test_every_spelling_of_a_device_of_openvino_is_read(spelled, devices):
     assert serving.read_devices(spelled) == devices
 
@@ -134,19 +232,66 @@ def test_every_spelling_of_a_device_of_openvino_is_read(spelled, devices):
 # OpenVINO Model Server's documentation of its config, every field of a model in use.
 OVMS = {
     "model_config_list": [
-        {"config": {"name": "model_name1", "base_path": "/opt/ml/models/model1", "batch_size": "16"}},
-        {"config": {"name": "model_name2", "base_path": "/opt/ml/models/model2", "batch_size": "auto",
-                    "model_version_policy": {"all": {}}}},
-        {"config": {"name": "model_name3", "base_path": "/opt/ml/models/model3", "model_version_policy": {"specific": {"versions": [1, 3]}},
-                    "shape": "auto"}},
-        {"config": {"name": "model_name4", "base_path": "/opt/ml/models/model4",
-                    "shape": {"input1": "(1,3,200,200)", "input2": "(1,3,50,50)"}, "plugin_config": {"PERFORMANCE_HINT": "LATENCY"}}},
-        {"config": {"name": "model_name5", "base_path": "/opt/ml/models/model5", "shape": "auto", "nireq": 32, "target_device": "CPU",
-                    "layout": "NHWC", "allow_cache": True, "custom_loader_options": {"loader_name": "x"}}},
-        {"config": {"name": "model_name6", "base_path": "/opt/ml/models/model6", "stateful": True, "idle_sequence_cleanup": False,
-                    "low_latency_transformation": True, "max_sequence_number": 100, "batch_size": 4, "layout": {"a": "NCHW"}}},
+        {
+            "config": {
+                "name": "model_name1",
+                "base_path": "/opt/ml/models/model1",
+                "batch_size": "16",
+            }
+        },
+        {
+            "config": {
+                "name": "model_name2",
+                "base_path": "/opt/ml/models/model2",
+                "batch_size": "auto",
+                "model_version_policy": {"all": {}},
+            }
+        },
+        {
+            "config": {
+                "name": "model_name3",
+                "base_path": "/opt/ml/models/model3",
+                "model_version_policy": {"specific": {"versions": [1, 3]}},
+                "shape": "auto",
+            }
+        },
+        {
+            "config": {
+                "name": "model_name4",
+                "base_path": "/opt/ml/models/model4",
+                "shape": {"input1": "(1,3,200,200)", "input2": "(1,3,50,50)"},
+                "plugin_config": {"PERFORMANCE_HINT": "LATENCY"},
+            }
+        },
+        {
+            "config": {
+                "name": "model_name5",
+                "base_path": "/opt/ml/models/model5",
+                "shape": "auto",
+                "nireq": 32,
+                "target_device": "CPU",
+                "layout": "NHWC",
+                "allow_cache": True,
+                "custom_loader_options": {"loader_name": "x"},
+            }
+        },
+        {
+            "config": {
+                "name": "model_name6",
+                "base_path": "/opt/ml/models/model6",
+                "stateful": True,
+                "idle_sequence_cleanup": False,
+                "low_latency_transformation": True,
+                "max_sequence_number": 100,
+                "batch_size": 4,
+                "layout": {"a": "NCHW"},
+            }
+        },
     ],
-    "pipeline_config_list": [], "custom_node_library_config_list": [], "custom_loader_config_list": [], "mediapipe_config_list": [],
+    "pipeline_config_list": [],
+    "custom_node_library_config_list": [],
+    "custom_loader_config_list": [],
+    "mediapipe_config_list": [],
     "monitoring": {"metrics": {"enable": True}},
 }
 
@@ -155,12 +300,20 @@ def test_an_openvino_model_server_config_is_read_unchanged():
     config = serving.load_config(OVMS)
     assert [m.name for m in config.models] == [f"model_name{n}" for n in range(1, 7)]
     assert config.models[2].model_version_policy.specific.versions == (1, 3)
-    assert config.models[4].ignored == ["shape", "layout", "nireq", "allow_cache", "custom_loader_options"]
+    assert config.models[4].ignored == [
+        "shape",
+        "layout",
+        "nireq",
+        "allow_cache",
+        "custom_loader_options",
+    ]
 
 
 def test_relative_paths_start_at_the_config_file(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(model(base_path="models/m")))
-    assert serving.load_config(tmp_path / "config.json").models[0].base_path == str(tmp_path / "models/m")
+    assert serving.load_config(tmp_path / "config.json").models[0].base_path == str(
+        tmp_path / "models/m"
+    )
 
 
 def test_the_home_folder_is_written_as_a_shell_does(monkeypatch, tmp_path):
@@ -171,21 +324,49 @@ def test_the_home_folder_is_written_as_a_shell_does(monkeypatch, tmp_path):
 SECRET = "s3cr3t-of-mine"
 
 
-@pytest.mark.parametrize("auth, place, expected", [
-    (SECRET, "$.auth", "expected object, got string"), ([SECRET], "$.auth", "expected object, got array"),
-    ({"keys": SECRET}, "$.auth.keys", "expected array, got string"),
-    ({"keys": [SECRET]}, "$.auth.keys[0]", "expected object, got string"),
-    ({"keys": [{SECRET: 1}]}, "$.auth.keys[0]", "unknown key; expected one of: name, sha256"),
-    ({SECRET: {}}, "$.auth", "unknown key; expected one of: keys"),
-    ({"keys": [{"name": "a", "sha256": SECRET}]}, "$.auth.keys[0].sha256", "expected 64 hexadecimal digits"),
-    ({"keys": [{"name": f"{SECRET} x", "sha256": "0" * 64}]}, "$.auth.keys[0].name", "expected its name"),
-    ({"keys": [{"name": "a", "sha256": "0" * 64, "expires": SECRET}]}, "$.auth.keys[0]", "expires: expected a date"),
-    ({"keys": [{"name": "a", "sha256": "0" * 64, "disabled": SECRET}]}, "$.auth.keys[0].disabled", "expected boolean"),
-    ({"keys": [{"name": "a", "sha256": "0" * 64, "quota": SECRET}]}, "$.auth.keys[0].quota", "expected object"),
-    ({"keys": [{"name": "a", "sha256": "0" * 64, "quota": {"calls": 1, "period": SECRET}}]},
-     "$.auth.keys[0].quota.period", "expected minute"),
-    ({"quota_store": [SECRET]}, "$.auth.quota_store", "expected string, got array"),
-    ({"protect": SECRET}, "$.auth.protect", "expected predict")])
+@pytest.mark.parametrize(
+    "auth, place, expected",
+    [
+        (SECRET, "$.auth", "expected object, got string"),
+        ([SECRET], "$.auth", "expected object, got array"),
+        ({"keys": SECRET}, "$.auth.keys", "expected array, got string"),
+        ({"keys": [SECRET]}, "$.auth.keys[0]", "expected object, got string"),
+        ({"keys": [{SECRET: 1}]}, "$.auth.keys[0]", "unknown key; expected one of: name, sha256"),
+        ({SECRET: {}}, "$.auth", "unknown key; expected one of: keys"),
+        (
+            {"keys": [{"name": "a", "sha256": SECRET}]},
+            "$.auth.keys[0].sha256",
+            "expected 64 hexadecimal digits",
+        ),
+        (
+            {"keys": [{"name": f"{SECRET} x", "sha256": "0" * 64}]},
+            "$.auth.keys[0].name",
+            "expected its name",
+        ),
+        (
+            {"keys": [{"name": "a", "sha256": "0" * 64, "expires": SECRET}]},
+            "$.auth.keys[0]",
+            "expires: expected a date",
+        ),
+        (
+            {"keys": [{"name": "a", "sha256": "0" * 64, "disabled": SECRET}]},
+            "$.auth.keys[0].disabled",
+            "expected boolean",
+        ),
+        (
+            {"keys": [{"name": "a", "sha256": "0" * 64, "quota": SECRET}]},
+            "$.auth.keys[0].quota",
+            "expected object",
+        ),
+        (
+            {"keys": [{"name": "a", "sha256": "0" * 64, "quota": {"calls": 1, "period": SECRET}}]},
+            "$.auth.keys[0].quota.period",
+            "expected minute",
+        ),
+        ({"quota_store": [SECRET]}, "$.auth.quota_store", "expected string, got array"),
+        ({"protect": SECRET}, "$.auth.protect", "expected predict"),
+    ],
+)
 def test_a_key_that_stands_in_the_wrong_place_is_not_shown(auth, place, expected):
     with pytest.raises(serving.ConfigError) as raised:
         serving.load_config({"model_config_list": [], "auth": auth})
@@ -201,19 +382,28 @@ def test_a_number_that_stands_where_a_key_belongs_is_not_shown():
 
 def test_byte_order_mark_and_schema_key_are_fine(tmp_path):
     path = tmp_path / "config.json"
-    path.write_bytes(b"\xef\xbb\xbf" + json.dumps({"$schema": "config.schema.json", "model_config_list": []}).encode())
+    path.write_bytes(
+        b"\xef\xbb\xbf"
+        + json.dumps({"$schema": "config.schema.json", "model_config_list": []}).encode()
+    )
     assert serving.load_config(path).models == []
 
 
 def test_published_schema_is_the_one_generated_from_the_dataclasses():
     assert json.loads((ROOT / "config.schema.json").read_text()) == config_schema(), (
-        "run: python deploy/config_schema.py > config.schema.json")
+        "run: python deploy/config_schema.py > config.schema.json"
+    )
 
 
 def test_schema_is_valid_and_accepts_what_is_right():
     schema = config_schema()
     jsonschema.Draft202012Validator.check_schema(schema)
-    for config in (OVMS, json.loads((ROOT / "config.json").read_text()), model(batching=True), model(batching={"max_batch_size": 8})):
+    for config in (
+        OVMS,
+        json.loads((ROOT / "config.json").read_text()),
+        model(batching=True),
+        model(batching={"max_batch_size": 8}),
+    ):
         jsonschema.Draft202012Validator(schema).validate(config)
 
 

@@ -62,13 +62,22 @@ def watched(server):
     """The address of a server that listens, and the ident of the thread that runs waitress's loop."""
     before = set(threading.enumerate())
     with listening(server) as address:
-        loop = next(thread for thread in threading.enumerate() if thread not in before and getattr(thread, "_target", None) is serving.run)
+        loop = next(
+            thread
+            for thread in threading.enumerate()
+            if thread not in before and getattr(thread, "_target", None) is serving.run
+        )
         yield address, loop.ident
 
 
 def post(body, path=P, head="", version="1.1"):
     body = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return f"POST {path} HTTP/{version}\r\nHost: h\r\nX-Request-Id: same\r\nContent-Length: {len(body)}\r\n{head}\r\n".encode("latin-1") + body
+    return (
+        f"POST {path} HTTP/{version}\r\nHost: h\r\nX-Request-Id: same\r\nContent-Length: {len(body)}\r\n{head}\r\n".encode(
+            "latin-1"
+        )
+        + body
+    )
 
 
 def row(number):
@@ -122,39 +131,160 @@ assert len(LARGE) > lane.SHORT_BYTES
 
 # Pieces as they are sent; the connection then ends, or is ended by a last request that asks for it.
 EXCHANGES = {
-    "predict": [PREDICT], "inputs": [post({"inputs": [[1], [2]]})], "again and again": [PREDICT, PREDICT, OTHER, PREDICT], "same packet": [PREDICT * 5],
-    "pipelined with others": [PREDICT + GET + OTHER + post(b"{") + PREDICT + post(row(1), "/v1/models/slow:predict") + PREDICT],
-    "pipelined after a slow one": [post(row(1), "/v1/models/slow:predict") + PREDICT * 3 + OTHER], "a blank line between": [PREDICT + b"\r\n" + OTHER + b"\r\n\r\n" + PREDICT],
-    "half of the next": [PREDICT + OTHER[:40], OTHER[40:]], "half of the next body": [PREDICT + OTHER[:-3], OTHER[-3:]],
-    "body by itself": [PREDICT[:-len(b'{"instances": [[4]]}')], b'{"instances": [[4]]}', OTHER], "byte by byte": [bytes([byte]) for byte in PREDICT + OTHER],
-    "wrong JSON": [post(b'{"instances": ['), PREDICT], "empty body": [post(b""), PREDICT], "no body at all": [f"POST {P} HTTP/1.1\r\nHost: h\r\nX-Request-Id: same\r\n\r\n".encode(), PREDICT],
-    "wrong dtype": [post({"instances": [["a"]]})], "wrong signature": [post({"signature_name": "no", **row(1)})], "unknown model": [post(row(1), "/v1/models/none:predict"), PREDICT],
-    "wrong verb": [post(row(1), "/v1/models/m:nothing"), post({"examples": [{}]}, "/v1/models/m:classify")], "nowhere": [post(row(1), "/nowhere"), PREDICT],
-    "failing model": [post(row(1), "/v1/models/fails:predict"), PREDICT], "get": [GET, PREDICT, GET], "get predict": [GET.replace(b"/v1/models/m ", P.encode() + b" ")],
-    "head": [GET.replace(b"GET", b"HEAD") + PREDICT], "head of predict": [PREDICT.replace(b"POST", b"HEAD")], "put": [PREDICT.replace(b"POST", b"PUT")],
-    "lower case method": [PREDICT.replace(b"POST", b"post")], "options": [PREDICT.replace(b"POST", b"OPTIONS"), GET.replace(b"GET", b"OPTIONS").replace(b"Host: h", b"Host: h\r\nOrigin: http://a")],
-    "close": [post(row(4), head=CLOSE) + PREDICT], "close in capitals": [post(row(4), head="CONNECTION: Close\r\n") + PREDICT], "keep-alive": [post(row(4), head="Connection: keep-alive\r\n"), PREDICT],
-    "upgrade": [post(row(4), head="Connection: Upgrade\r\nUpgrade: websocket\r\n"), PREDICT], "HTTP/1.0": [post(row(4), version="1.0") + PREDICT],
-    "HTTP/1.0 that stays": [post(row(4), version="1.0", head="Connection: Keep-Alive\r\n"), PREDICT], "HTTP/0.9": [post(row(4)).replace(b" HTTP/1.1", b"")],
-    "HTTP/1.2": [post(row(4), version="1.2")], "HTTP/2.0": [post(row(4), version="2.0")], "continue": [post(row(4), head="Expect: 100-continue\r\n")[:-20], PREDICT[-20:], OTHER],
-    "continue at once": [post(row(4), head="Expect: 100-continue\r\n"), OTHER], "continue twice": [post(row(4), head="Expect: 100-continue\r\n")] * 2,
-    "continue behind another": [PREDICT + post(row(4), head="Expect: 100-continue\r\n")[:-20], PREDICT[-20:]], "expect something else": [post(row(4), head="Expect: a miracle\r\n")],
-    "chunked": [CHUNKED + b'13\r\n{"instances": [[4]]\r\n1\r\n}\r\n0\r\n\r\n' + PREDICT], "chunks in pieces": [CHUNKED, b'13\r\n{"instances"', b": [[4]]\r\n1\r\n}\r\n0\r\n", b"\r\n", OTHER],
-    "no chunk": [CHUNKED + b"zz\r\n"], "chunked and gzip": [CHUNKED.replace(b"chunked", b"gzip, chunked") + b"0\r\n\r\n"], "small letters": [PREDICT.replace(b"Host", b"host").replace(b"Content-Length", b"content-length")],
-    "header twice": [post(row(4), head="Accept: application/x-npy\r\nAccept: text/plain\r\nX-A: 1\r\nX-A: 2\r\n")], "length twice": [post(row(4), head="Content-Length: 20\r\n")],
-    "wrong length": [PREDICT.replace(b"Length: 20", b"Length: 2x"), PREDICT], "negative length": [PREDICT.replace(b"Length: 20", b"Length: -1")], "short length": [PREDICT.replace(b"Length: 20", b"Length: 10") + PREDICT],
-    "folded header": [post(row(4), head="X-A: 1\r\n  2\r\n"), PREDICT], "header without a colon": [post(row(4), head="nothing\r\n")], "bare line feed": [post(row(4), head="X-A: 1\nX-B: 2\r\n")],
-    "underscore": [post(row(4), head="X_Request_Id: other\r\n")], "letters that are not ASCII": [post(row(4), head="X-A: \xfc\xdf\r\n"), PREDICT], "other id": [post(row(4)).replace(b"same", b"no id!"), PREDICT],
-    "gzip body": [post(gzip.compress(json.dumps(row(4)).encode()), head="Content-Encoding: gzip\r\n"), PREDICT], "no gzip": [post(row(4), head="Content-Encoding: gzip\r\n"), PREDICT],
-    "large": [post(LARGE), PREDICT], "large behind small": [PREDICT + post(LARGE) + PREDICT], "large answer in gzip": [post(LARGE, head="Accept-Encoding: gzip\r\n"), PREDICT],
-    "too large": [PREDICT.replace(b"Length: 20", b"Length: 99999999")], "version": [post(row(4), "/v1/models/m/versions/1:predict"), post(row(4), "/v1/models/m/versions/9:predict")],
-    "label": [post(row(4), "/v1/models/m/labels/none:predict")], "other case": [post(row(4), "/V1/Models/m:predict"), post(row(4), "/v1/models/M:predict"), post(row(4), "/v1/models/m:Predict")],
-    "absolute": [post(row(4), "http://h" + P), post(row(4), "http://other:1234" + P + "?a=1"), PREDICT], "encoded": [post(row(4), "/v1/models/%6d:predict"), post(row(4), "/v1/models/m%3Apredict"), post(row(4), "/v1/models/%256d:predict")],
-    "slashes": [post(row(4), "/" + P), post(row(4), P + "/"), post(row(4), "/v1//models/m:predict"), PREDICT], "query": [post(row(4), P + "?outputs=y"), post(row(4), P + "?outputs=z"), post(row(4), P + "?a=%ff"), PREDICT],
-    "fragment": [post(row(4), P + "#there")], "npy answer": [post(row(4), head="Accept: application/x-npy\r\n")], "raw tensor": [post(np.float32([[1], [2]]).tobytes(), head="X-Tensor-Shape: 2,1\r\nAccept: application/octet-stream\r\n")],
-    "origin": [post(row(4), head="Origin: https://site.example\r\n"), post(row(4), head="Origin: https://other.example\r\n")], "host": [post(row(4)).replace(b"Host: h", b"Host: other:80"), post(row(4)).replace(b"Host: h\r\n", b"")],
-    "strange host": [post(row(4)).replace(b"Host: h", b"Host: a b/c"), PREDICT], "long head": [post(row(4), head=f"X-Long: {'a' * 6000}\r\n")] * 2, "too long head": [post(row(4), head=f"X-Long: {'a' * 300_000}\r\n")],
-    "no request": [b"hello\r\n\r\n"], "nothing": [b"\r\n\r\n", PREDICT], "broken off": [PREDICT[:-5]], "broken off in the head": [PREDICT, PREDICT[:30]],
+    "predict": [PREDICT],
+    "inputs": [post({"inputs": [[1], [2]]})],
+    "again and again": [PREDICT, PREDICT, OTHER, PREDICT],
+    "same packet": [PREDICT * 5],
+    "pipelined with others": [
+        PREDICT
+        + GET
+        + OTHER
+        + post(b"{")
+        + PREDICT
+        + post(row(1), "/v1/models/slow:predict")
+        + PREDICT
+    ],
+    "pipelined after a slow one": [post(row(1), "/v1/models/slow:predict") + PREDICT * 3 + OTHER],
+    "a blank line between": [PREDICT + b"\r\n" + OTHER + b"\r\n\r\n" + PREDICT],
+    "half of the next": [PREDICT + OTHER[:40], OTHER[40:]],
+    "half of the next body": [PREDICT + OTHER[:-3], OTHER[-3:]],
+    "body by itself": [PREDICT[: -len(b'{"instances": [[4]]}')], b'{"instances": [[4]]}', OTHER],
+    "byte by byte": [bytes([byte]) for byte in PREDICT + OTHER],
+    "wrong JSON": [post(b'{"instances": ['), PREDICT],
+    "empty body": [post(b""), PREDICT],
+    "no body at all": [
+        f"POST {P} HTTP/1.1\r\nHost: h\r\nX-Request-Id: same\r\n\r\n".encode(),
+        PREDICT,
+    ],
+    "wrong dtype": [post({"instances": [["a"]]})],
+    "wrong signature": [post({"signature_name": "no", **row(1)})],
+    "unknown model": [post(row(1), "/v1/models/none:predict"), PREDICT],
+    "wrong verb": [
+        post(row(1), "/v1/models/m:nothing"),
+        post({"examples": [{}]}, "/v1/models/m:classify"),
+    ],
+    "nowhere": [post(row(1), "/nowhere"), PREDICT],
+    "failing model": [post(row(1), "/v1/models/fails:predict"), PREDICT],
+    "get": [GET, PREDICT, GET],
+    "get predict": [GET.replace(b"/v1/models/m ", P.encode() + b" ")],
+    "head": [GET.replace(b"GET", b"HEAD") + PREDICT],
+    "head of predict": [PREDICT.replace(b"POST", b"HEAD")],
+    "put": [PREDICT.replace(b"POST", b"PUT")],
+    "lower case method": [PREDICT.replace(b"POST", b"post")],
+    "options": [
+        PREDICT.replace(b"POST", b"OPTIONS"),
+        GET.replace(b"GET", b"OPTIONS").replace(b"Host: h", b"Host: h\r\nOrigin: http://a"),
+    ],
+    "close": [post(row(4), head=CLOSE) + PREDICT],
+    "close in capitals": [post(row(4), head="CONNECTION: Close\r\n") + PREDICT],
+    "keep-alive": [post(row(4), head="Connection: keep-alive\r\n"), PREDICT],
+    "upgrade": [post(row(4), head="Connection: Upgrade\r\nUpgrade: websocket\r\n"), PREDICT],
+    "HTTP/1.0": [post(row(4), version="1.0") + PREDICT],
+    "HTTP/1.0 that stays": [
+        post(row(4), version="1.0", head="Connection: Keep-Alive\r\n"),
+        PREDICT,
+    ],
+    "HTTP/0.9": [post(row(4)).replace(b" HTTP/1.1", b"")],
+    "HTTP/1.2": [post(row(4), version="1.2")],
+    "HTTP/2.0": [post(row(4), version="2.0")],
+    "continue": [post(row(4), head="Expect: 100-continue\r\n")[:-20], PREDICT[-20:], OTHER],
+    "continue at once": [post(row(4), head="Expect: 100-continue\r\n"), OTHER],
+    "continue twice": [post(row(4), head="Expect: 100-continue\r\n")] * 2,
+    "continue behind another": [
+        PREDICT + post(row(4), head="Expect: 100-continue\r\n")[:-20],
+        PREDICT[-20:],
+    ],
+    "expect something else": [post(row(4), head="Expect: a miracle\r\n")],
+    "chunked": [CHUNKED + b'13\r\n{"instances": [[4]]\r\n1\r\n}\r\n0\r\n\r\n' + PREDICT],
+    "chunks in pieces": [
+        CHUNKED,
+        b'13\r\n{"instances"',
+        b": [[4]]\r\n1\r\n}\r\n0\r\n",
+        b"\r\n",
+        OTHER,
+    ],
+    "no chunk": [CHUNKED + b"zz\r\n"],
+    "chunked and gzip": [CHUNKED.replace(b"chunked", b"gzip, chunked") + b"0\r\n\r\n"],
+    "small letters": [
+        PREDICT.replace(b"Host", b"host").replace(b"Content-Length", b"content-length")
+    ],
+    "header twice": [
+        post(row(4), head="Accept: application/x-npy\r\nAccept: text/plain\r\nX-A: 1\r\nX-A: 2\r\n")
+    ],
+    "length twice": [post(row(4), head="Content-Length: 20\r\n")],
+    "wrong length": [PREDICT.replace(b"Length: 20", b"Length: 2x"), PREDICT],
+    "negative length": [PREDICT.replace(b"Length: 20", b"Length: -1")],
+    "short length": [PREDICT.replace(b"Length: 20", b"Length: 10") + PREDICT],
+    "folded header": [post(row(4), head="X-A: 1\r\n  2\r\n"), PREDICT],
+    "header without a colon": [post(row(4), head="nothing\r\n")],
+    "bare line feed": [post(row(4), head="X-A: 1\nX-B: 2\r\n")],
+    "underscore": [post(row(4), head="X_Request_Id: other\r\n")],
+    "letters that are not ASCII": [post(row(4), head="X-A: \xfc\xdf\r\n"), PREDICT],
+    "other id": [post(row(4)).replace(b"same", b"no id!"), PREDICT],
+    "gzip body": [
+        post(gzip.compress(json.dumps(row(4)).encode()), head="Content-Encoding: gzip\r\n"),
+        PREDICT,
+    ],
+    "no gzip": [post(row(4), head="Content-Encoding: gzip\r\n"), PREDICT],
+    "large": [post(LARGE), PREDICT],
+    "large behind small": [PREDICT + post(LARGE) + PREDICT],
+    "large answer in gzip": [post(LARGE, head="Accept-Encoding: gzip\r\n"), PREDICT],
+    "too large": [PREDICT.replace(b"Length: 20", b"Length: 99999999")],
+    "version": [
+        post(row(4), "/v1/models/m/versions/1:predict"),
+        post(row(4), "/v1/models/m/versions/9:predict"),
+    ],
+    "label": [post(row(4), "/v1/models/m/labels/none:predict")],
+    "other case": [
+        post(row(4), "/V1/Models/m:predict"),
+        post(row(4), "/v1/models/M:predict"),
+        post(row(4), "/v1/models/m:Predict"),
+    ],
+    "absolute": [
+        post(row(4), "http://h" + P),
+        post(row(4), "http://other:1234" + P + "?a=1"),
+        PREDICT,
+    ],
+    "encoded": [
+        post(row(4), "/v1/models/%6d:predict"),
+        post(row(4), "/v1/models/m%3Apredict"),
+        post(row(4), "/v1/models/%256d:predict"),
+    ],
+    "slashes": [
+        post(row(4), "/" + P),
+        post(row(4), P + "/"),
+        post(row(4), "/v1//models/m:predict"),
+        PREDICT,
+    ],
+    "query": [
+        post(row(4), P + "?outputs=y"),
+        post(row(4), P + "?outputs=z"),
+        post(row(4), P + "?a=%ff"),
+        PREDICT,
+    ],
+    "fragment": [post(row(4), P + "#there")],
+    "npy answer": [post(row(4), head="Accept: application/x-npy\r\n")],
+    "raw tensor": [
+        post(
+            np.float32([[1], [2]]).tobytes(),
+            head="X-Tensor-Shape: 2,1\r\nAccept: application/octet-stream\r\n",
+        )
+    ],
+    "origin": [
+        post(row(4), head="Origin: https://site.example\r\n"),
+        post(row(4), head="Origin: https://other.example\r\n"),
+    ],
+    "host": [
+        post(row(4)).replace(b"Host: h", b"Host: other:80"),
+        post(row(4)).replace(b"Host: h\r\n", b""),
+    ],
+    "strange host": [post(row(4)).replace(b"Host: h", b"Host: a b/c"), PREDICT],
+    "long head": [post(row(4), head=f"X-Long: {'a' * 6000}\r\n")] * 2,
+    "too long head": [post(row(4), head=f"X-Long: {'a' * 300_000}\r\n")],
+    "no request": [b"hello\r\n\r\n"],
+    "nothing": [b"\r\n\r\n", PREDICT],
+    "broken off": [PREDICT[:-5]],
+    "broken off in the head": [PREDICT, PREDICT[:30]],
 }
 
 
@@ -164,8 +294,16 @@ def fail(name, inputs):
 
 def make_server(**others):
     failing = serving.Servable(FakeServable().signatures, fail, device="CPU:0", calls=QUICK)
-    return fake_server({"m": Recorder(), "slow": Recorder(SLOW), "fails": failing},
-                       server={"cors_origins": ["https://site.example"], "gzip_min_bytes": 1000, "max_request_bytes": 1 << 20, "file_system_poll_wait_seconds": 0}, **others)
+    return fake_server(
+        {"m": Recorder(), "slow": Recorder(SLOW), "fails": failing},
+        server={
+            "cors_origins": ["https://site.example"],
+            "gzip_min_bytes": 1000,
+            "max_request_bytes": 1 << 20,
+            "file_system_poll_wait_seconds": 0,
+        },
+        **others,
+    )
 
 
 class PlainChannel(HTTPChannel):
@@ -191,14 +329,26 @@ def plainly_served(server):
     app.before_request(lambda: None)  # all is Flask's from now on
     sockets = {}
     http = create_server(
-        app, map=sockets, host="127.0.0.1", port=0, threads=8, ident="serving", max_request_body_size=1 << 20, inbuf_overflow=1 << 20,
-        recv_bytes=1 << 20, channel_request_lookahead=1, max_request_header_size=connections.HEAD_BYTES, log_socket_errors=False)
+        app,
+        map=sockets,
+        host="127.0.0.1",
+        port=0,
+        threads=8,
+        ident="serving",
+        max_request_body_size=1 << 20,
+        inbuf_overflow=1 << 20,
+        recv_bytes=1 << 20,
+        channel_request_lookahead=1,
+        max_request_header_size=connections.HEAD_BYTES,
+        log_socket_errors=False,
+    )
     http.channel_class = PlainChannel
     stop = threading.Event()
 
     def loop():
         while not stop.is_set():
             wasyncore.loop(timeout=0.1, map=sockets, use_poll=True, count=1)
+
     thread = threading.Thread(target=loop, daemon=True)
     thread.start()
     try:
@@ -229,7 +379,10 @@ def talk(address, pieces):
                 if len(pieces) < 10 and index < len(pieces) - 1:
                     time.sleep(0.03)
         with contextlib.suppress(OSError):
-            client.shutdown(socket.SHUT_WR) if pieces[-1] in (PREDICT[:-5], PREDICT[:30]) else client.sendall(LAST)
+            client.shutdown(socket.SHUT_WR) if pieces[-1] in (
+                PREDICT[:-5],
+                PREDICT[:30],
+            ) else client.sendall(LAST)
         return ALIKE.sub(b"-", read_all(client))
 
 
@@ -257,34 +410,109 @@ def chunked(random, body):
 
 def make_message(random):
     """A request after which the connection stays open."""
-    body = json.dumps(random.choice([row(random.randint(0, 99)), {"inputs": [[1], [2]]}, {"instances": [["a"]]}, {"signature_name": "no"}, [], "x"])).encode()
+    body = json.dumps(
+        random.choice(
+            [
+                row(random.randint(0, 99)),
+                {"inputs": [[1], [2]]},
+                {"instances": [["a"]]},
+                {"signature_name": "no"},
+                [],
+                "x",
+            ]
+        )
+    ).encode()
     body = random.choice([body] * 8 + [b"{", b"", body + b" " * 20_000])
-    path = random.choice([P] * 6 + ["/v1/models/slow:predict", "/v1/models/none:predict", "/v1/models/fails:predict", "/v1/models/%6d:predict", "/v1/models/m:nothing",
-                                    "/v1/models/m/versions/1:predict", "/V1/models/m:predict", "//v1/models/m:predict", "/nowhere", "http://h" + P, P + "?outputs=y"])
+    path = random.choice(
+        [P] * 6
+        + [
+            "/v1/models/slow:predict",
+            "/v1/models/none:predict",
+            "/v1/models/fails:predict",
+            "/v1/models/%6d:predict",
+            "/v1/models/m:nothing",
+            "/v1/models/m/versions/1:predict",
+            "/V1/models/m:predict",
+            "//v1/models/m:predict",
+            "/nowhere",
+            "http://h" + P,
+            P + "?outputs=y",
+        ]
+    )
     head = f"Host: h{random.randint(1, 3)}\r\nX-Request-Id: r{random.randint(1, 99)}\r\n"
-    for line in ("Accept: application/json", "Origin: https://site.example", "X-Long: " + "a" * 3000, "Content-Type: text/plain", "X-A: 1\r\nX-A: 2", "Accept-Encoding: gzip",
-                 "Connection: keep-alive", "X_B: 3", "Authorization: Bearer " + "k" * random.randint(1, 9)):
+    for line in (
+        "Accept: application/json",
+        "Origin: https://site.example",
+        "X-Long: " + "a" * 3000,
+        "Content-Type: text/plain",
+        "X-A: 1\r\nX-A: 2",
+        "Accept-Encoding: gzip",
+        "Connection: keep-alive",
+        "X_B: 3",
+        "Authorization: Bearer " + "k" * random.randint(1, 9),
+    ):
         head += f"{line}\r\n" if random.random() < 0.15 else ""
     head = head.encode() + (CONTINUED if random.random() < 0.15 else b"")
     kind = random.random()
     if kind < 0.2:
-        target = random.choice(["/livez", "/readyz", "/v1/models/m", "/v1/models", "/v1/models/m/metadata", "/nowhere", "/v1/models/none", "/v2/health/live"])
-        return b"%b %b HTTP/1.1\r\n%b\r\n" % (random.choice([b"GET", b"GET", b"HEAD", b"OPTIONS", b"DELETE"]), target.encode(), head)
+        target = random.choice(
+            [
+                "/livez",
+                "/readyz",
+                "/v1/models/m",
+                "/v1/models",
+                "/v1/models/m/metadata",
+                "/nowhere",
+                "/v1/models/none",
+                "/v2/health/live",
+            ]
+        )
+        return b"%b %b HTTP/1.1\r\n%b\r\n" % (
+            random.choice([b"GET", b"GET", b"HEAD", b"OPTIONS", b"DELETE"]),
+            target.encode(),
+            head,
+        )
     if kind < 0.35:
-        return b"POST %b HTTP/1.1\r\nTransfer-Encoding: chunked\r\n%b\r\n%b" % (path.encode(), head, chunked(random, body))
+        return b"POST %b HTTP/1.1\r\nTransfer-Encoding: chunked\r\n%b\r\n%b" % (
+            path.encode(),
+            head,
+            chunked(random, body),
+        )
     blank = b"\r\n" if random.random() < 0.05 else b""
-    return blank + b"POST %b HTTP/1.1\r\n%bContent-Length: %d\r\n\r\n%b" % (path.encode(), head, len(body), body)
+    return blank + b"POST %b HTTP/1.1\r\n%bContent-Length: %d\r\n\r\n%b" % (
+        path.encode(),
+        head,
+        len(body),
+        body,
+    )
 
 
 def make_end(random):
     """A request after which the server hangs up: asked to, or since it is none."""
     body = json.dumps(row(7)).encode()
-    return random.choice([
-        LAST, LAST, post(row(7), head="Connection: close\r\n"), post(row(7), version="1.0"), b"hello\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n",
-        post(row(7), head="Content-Length: 20\r\n"), post(row(7), head="Transfer-Encoding: chunked\r\n"), post(row(7), head="Host: h\r\n"),
-        post(row(7), head="X-A: 1\r\n 2\r\n"), post(row(7), head="nothing\r\n"), b"POST " + P.encode() + b" HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: gzip\r\n\r\n",
-        b"POST " + P.encode() + b" HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", b"GET /livez HTTP/1.1\nHost: h\n\n",
-        b"POST " + P.encode() + b" HTTP/1.2\r\nHost: h\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)])
+    return random.choice(
+        [
+            LAST,
+            LAST,
+            post(row(7), head="Connection: close\r\n"),
+            post(row(7), version="1.0"),
+            b"hello\r\n\r\n",
+            b"GET / HTTP/1.1\r\n\r\n",
+            post(row(7), head="Content-Length: 20\r\n"),
+            post(row(7), head="Transfer-Encoding: chunked\r\n"),
+            post(row(7), head="Host: h\r\n"),
+            post(row(7), head="X-A: 1\r\n 2\r\n"),
+            post(row(7), head="nothing\r\n"),
+            b"POST " + P.encode() + b" HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: gzip\r\n\r\n",
+            b"POST "
+            + P.encode()
+            + b" HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+            b"GET /livez HTTP/1.1\nHost: h\n\n",
+            b"POST "
+            + P.encode()
+            + b" HTTP/1.2\r\nHost: h\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body),
+        ]
+    )
 
 
 def make_script(seed):
@@ -292,7 +520,9 @@ def make_script(seed):
     chance = random.Random(seed)
     pieces = []
     for number in range(chance.choice([1, 1, 2, 3])):
-        data = b"".join(make_message(chance) for _ in range(chance.randint(0, 5))) + make_end(chance)
+        data = b"".join(make_message(chance) for _ in range(chance.randint(0, 5))) + make_end(
+            chance
+        )
         cuts = sorted(chance.randint(1, len(data)) for _ in range(chance.choice([0, 0, 1, 2, 5])))
         own = [data[start:end] for start, end in zip([0, *cuts], [*cuts, len(data)]) if start < end]
         pieces.append([(number, piece) for piece in own])
@@ -308,7 +538,10 @@ def play(address, script):
         for number, piece in script:
             with contextlib.suppress(ConnectionError):
                 clients[number].sendall(piece)
-        return {number: ALIKE.sub(b"-", read_all(client)).replace(CONTINUE, b"") for number, client in clients.items()}
+        return {
+            number: ALIKE.sub(b"-", read_all(client)).replace(CONTINUE, b"")
+            for number, client in clients.items()
+        }
 
 
 @pytest.mark.parametrize("part", range(4))
@@ -322,16 +555,23 @@ def test_any_sequence_is_answered_as_by_plain_waitress_and_flask(both, part):
 
 # --- nothing of one client reaches another --------------------------------------------------------------------------
 
-@pytest.mark.parametrize("first", [
-    b"GET /livez HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nX-Request-Timeout: 0.000001\r\n\r\n",
-    b"GET /livez HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nX-Request-Timeout: 0.000001\r\nContent-Length: 0\r\n\r\n"])
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        b"GET /livez HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nX-Request-Timeout: 0.000001\r\n\r\n",
+        b"GET /livez HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nX-Request-Timeout: 0.000001\r\nContent-Length: 0\r\n\r\n",
+    ],
+)
 def test_an_expectation_without_a_body_leaves_nothing_for_the_next_request(first):
     other = b"GET /livez HTTP/1.1\r\nHost: probe\r\nX-Request-Id: probe\r\n\r\n"
     with listening(fake_server({"m": Recorder()})) as address:
         with connected(address) as attacker:
             attacker.sendall(first + other + LAST)
             heard = read_all(attacker)
-        assert heard.count(b"HTTP/1.1 504 ") == 1 and heard.count(b"HTTP/1.1 200 ") == 2, "its own requests are three"
+        assert heard.count(b"HTTP/1.1 504 ") == 1 and heard.count(b"HTTP/1.1 200 ") == 2, (
+            "its own requests are three"
+        )
         with connected(address) as client:
             for _ in range(3):
                 assert ask(client, other) == {"status": "live"}
@@ -346,16 +586,36 @@ def test_no_header_of_one_client_reaches_another(monkeypatch):
         def record(environ, start_response):
             seen.append(environ)
             return app(environ, start_response)
+
         return record
+
     monkeypatch.setattr(serving, "create_app", recording)
-    heads = ["", "Authorization: Bearer one\r\n", "", "Authorization: Bearer two\r\nX-A: 1\r\n", "X-A: 2\r\n", "Authorization: Bearer one\r\n", "Accept: text/plain\r\n", ""]
-    with listening(fake_server({"m": Recorder()})) as address, connected(address) as first, connected(address) as second:
+    heads = [
+        "",
+        "Authorization: Bearer one\r\n",
+        "",
+        "Authorization: Bearer two\r\nX-A: 1\r\n",
+        "X-A: 2\r\n",
+        "Authorization: Bearer one\r\n",
+        "Accept: text/plain\r\n",
+        "",
+    ]
+    with (
+        listening(fake_server({"m": Recorder()})) as address,
+        connected(address) as first,
+        connected(address) as second,
+    ):
         for step in range(48):
             client, head = (first, second)[step % 3 == 2], heads[step * 5 % 8]
             assert ask(client, post(row(step), head=head)) == {"predictions": [[step / 2 + 1]]}
-            wanted = {"HTTP_" + name.upper().replace("-", "_"): value for name, _, value in (line.partition(": ") for line in head.splitlines())}
+            wanted = {
+                "HTTP_" + name.upper().replace("-", "_"): value
+                for name, _, value in (line.partition(": ") for line in head.splitlines())
+            }
             environ = seen[-1]
-            assert {name: value for name, value in environ.items() if name.startswith("HTTP_")} == wanted | {"HTTP_HOST": "h", "HTTP_X_REQUEST_ID": "same"}
+            assert {
+                name: value for name, value in environ.items() if name.startswith("HTTP_")
+            } == wanted | {"HTTP_HOST": "h", "HTTP_X_REQUEST_ID": "same"}
             assert environ["REMOTE_PORT"] == str(client.getsockname()[1])
             environ["HTTP_LEFT_BEHIND"] = "1"
 
@@ -366,7 +626,14 @@ def test_what_a_client_says_of_a_proxy_is_left_out():
     server.endpoint("/see")(lambda value, context: seen.append(set(context.headers)))
     said = "".join(f"{name.replace('_', '-').title()}: 1.2.3.4\r\n" for name in PROXY_HEADERS)
     with listening(server) as address, connected(address) as client:
-        ask(client, post(b"1", "/see", f"{said}X-Forwarded-Other: kept\r\nx-api-key: {server.generated_key}\r\n"))
+        ask(
+            client,
+            post(
+                b"1",
+                "/see",
+                f"{said}X-Forwarded-Other: kept\r\nx-api-key: {server.generated_key}\r\n",
+            ),
+        )
     assert seen == [{"Host", "X-Request-Id", "Content-Length", "X-Forwarded-Other", "X-Api-Key"}]
 
 
@@ -375,30 +642,107 @@ def test_what_a_client_says_of_a_proxy_is_left_out():
 BODY = b'{"instances": [[4]]}'
 ASKED = b"POST " + P.encode() + b" HTTP/1.1\r\n"
 REFUSED = {
-    "chunks and a length": (400, ASKED + b"Host: h\r\nContent-Length: 20\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
-    **{f"chunks and a length in HTTP/{version}": (400, b"POST " + P.encode() + b" HTTP/" + version.encode() + b"\r\nHost: h\r\nConnection: keep-alive\r\n"
-       b"Content-Length: 20\r\nTransfer-Encoding: chunked\r\n\r\n" + BODY) for version in ("0.9", "1.0", "1.2", "2.0")},
-    "chunks and a length without a version": (400, b"POST " + P.encode() + b"\r\nContent-Length: 20\r\nTransfer-Encoding: chunked\r\n\r\n" + BODY),
-    "chunks in HTTP/1.0": (400, ASKED.replace(b"1.1", b"1.0") + b"Host: h\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
-    "chunks in HTTP/1.2": (400, ASKED.replace(b"1.1", b"1.2") + b"Host: h\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
-    "no host": (400, ASKED + b"Content-Length: 20\r\n\r\n" + BODY), "two hosts": (400, ASKED + b"Host: h\r\nHost: h\r\nContent-Length: 20\r\n\r\n" + BODY),
-    "two hosts in HTTP/1.0": (400, ASKED.replace(b"1.1", b"1.0") + b"Host: h\r\nHost: i\r\nContent-Length: 20\r\n\r\n" + BODY),
-    **{f"host {host}": (400, ASKED + b"Host: " + host + b"\r\nContent-Length: 20\r\n\r\n" + BODY)
-       for host in (b"a b", b"a/b", b"h@i", b"h:x", b"[::1", b"h, h", b"h?", b"h#", b"\xfc", b"h\\i")},
-    "chunked twice": (400, ASKED + b"Host: h\r\nTransfer-Encoding: chunked, chunked\r\n\r\n0\r\n\r\n"),
-    "chunked in two lines": (400, ASKED + b"Host: h\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
-    "no coding": (400, ASKED + b"Host: h\r\nTransfer-Encoding:\r\n\r\n"), "a comma for a coding": (400, ASKED + b"Host: h\r\nTransfer-Encoding: ,\r\n\r\n"),
-    "no coding beside one": (400, ASKED + b"Host: h\r\nTransfer-Encoding: chunked,\r\n\r\n0\r\n\r\n"),
-    "an unknown coding": (501, ASKED + b"Host: h\r\nTransfer-Encoding: gzip\r\n\r\n"), "one before chunks": (501, ASKED + b"Host: h\r\nTransfer-Encoding: gzip, chunked\r\n\r\n"),
-    "one after chunks": (501, ASKED + b"Host: h\r\nTransfer-Encoding: chunked, gzip\r\n\r\n"), "identity": (501, ASKED + b"Host: h\r\nTransfer-Encoding: identity\r\n\r\n"),
-    "two lengths": (400, ASKED + b"Host: h\r\nContent-Length: 20\r\nContent-Length: 20\r\n\r\n" + BODY), "lengths in a list": (400, ASKED + b"Host: h\r\nContent-Length: 20, 20\r\n\r\n" + BODY),
-    **{f"length {length[:9]}": (400, ASKED + b"Host: h\r\nContent-Length: " + length + b"\r\n\r\n" + BODY) for length in (b"+20", b"-1", b"0x14", b"2 0", b"", b"20.0", b"9" * 5000)},
-    "bare line feeds": (400, b"GET /livez HTTP/1.1\nHost: h\n\n"), "one bare line feed": (400, ASKED + b"Host: h\nX: y\r\nContent-Length: 20\r\n\r\n" + BODY),
-    "a line feed at once": (400, b"\nGET /livez HTTP/1.1\r\nHost: h\r\n\r\n"), "a bare carriage return": (400, ASKED + b"Host: h\r\nX: a\rb\r\n\r\n"),
-    "a folded line": (400, ASKED + b"Host: h\r\nX: a\r\n b\r\nContent-Length: 20\r\n\r\n" + BODY), "a folded coding": (400, ASKED + b"Host: h\r\nTransfer-Encoding:\r\n\tchunked\r\n\r\n0\r\n\r\n"),
+    "chunks and a length": (
+        400,
+        ASKED + b"Host: h\r\nContent-Length: 20\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    ),
+    **{
+        f"chunks and a length in HTTP/{version}": (
+            400,
+            b"POST "
+            + P.encode()
+            + b" HTTP/"
+            + version.encode()
+            + b"\r\nHost: h\r\nConnection: keep-alive\r\n"
+            b"Content-Length: 20\r\nTransfer-Encoding: chunked\r\n\r\n" + BODY,
+        )
+        for version in ("0.9", "1.0", "1.2", "2.0")
+    },
+    "chunks and a length without a version": (
+        400,
+        b"POST "
+        + P.encode()
+        + b"\r\nContent-Length: 20\r\nTransfer-Encoding: chunked\r\n\r\n"
+        + BODY,
+    ),
+    "chunks in HTTP/1.0": (
+        400,
+        ASKED.replace(b"1.1", b"1.0") + b"Host: h\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    ),
+    "chunks in HTTP/1.2": (
+        400,
+        ASKED.replace(b"1.1", b"1.2") + b"Host: h\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    ),
+    "no host": (400, ASKED + b"Content-Length: 20\r\n\r\n" + BODY),
+    "two hosts": (400, ASKED + b"Host: h\r\nHost: h\r\nContent-Length: 20\r\n\r\n" + BODY),
+    "two hosts in HTTP/1.0": (
+        400,
+        ASKED.replace(b"1.1", b"1.0") + b"Host: h\r\nHost: i\r\nContent-Length: 20\r\n\r\n" + BODY,
+    ),
+    **{
+        f"host {host}": (400, ASKED + b"Host: " + host + b"\r\nContent-Length: 20\r\n\r\n" + BODY)
+        for host in (
+            b"a b",
+            b"a/b",
+            b"h@i",
+            b"h:x",
+            b"[::1",
+            b"h, h",
+            b"h?",
+            b"h#",
+            b"\xfc",
+            b"h\\i",
+        )
+    },
+    "chunked twice": (
+        400,
+        ASKED + b"Host: h\r\nTransfer-Encoding: chunked, chunked\r\n\r\n0\r\n\r\n",
+    ),
+    "chunked in two lines": (
+        400,
+        ASKED
+        + b"Host: h\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    ),
+    "no coding": (400, ASKED + b"Host: h\r\nTransfer-Encoding:\r\n\r\n"),
+    "a comma for a coding": (400, ASKED + b"Host: h\r\nTransfer-Encoding: ,\r\n\r\n"),
+    "no coding beside one": (
+        400,
+        ASKED + b"Host: h\r\nTransfer-Encoding: chunked,\r\n\r\n0\r\n\r\n",
+    ),
+    "an unknown coding": (501, ASKED + b"Host: h\r\nTransfer-Encoding: gzip\r\n\r\n"),
+    "one before chunks": (501, ASKED + b"Host: h\r\nTransfer-Encoding: gzip, chunked\r\n\r\n"),
+    "one after chunks": (501, ASKED + b"Host: h\r\nTransfer-Encoding: chunked, gzip\r\n\r\n"),
+    "identity": (501, ASKED + b"Host: h\r\nTransfer-Encoding: identity\r\n\r\n"),
+    "two lengths": (
+        400,
+        ASKED + b"Host: h\r\nContent-Length: 20\r\nContent-Length: 20\r\n\r\n" + BODY,
+    ),
+    "lengths in a list": (400, ASKED + b"Host: h\r\nContent-Length: 20, 20\r\n\r\n" + BODY),
+    **{
+        f"length {length[:9]}": (
+            400,
+            ASKED + b"Host: h\r\nContent-Length: " + length + b"\r\n\r\n" + BODY,
+        )
+        for length in (b"+20", b"-1", b"0x14", b"2 0", b"", b"20.0", b"9" * 5000)
+    },
+    "bare line feeds": (400, b"GET /livez HTTP/1.1\nHost: h\n\n"),
+    "one bare line feed": (400, ASKED + b"Host: h\nX: y\r\nContent-Length: 20\r\n\r\n" + BODY),
+    "a line feed at once": (400, b"\nGET /livez HTTP/1.1\r\nHost: h\r\n\r\n"),
+    "a bare carriage return": (400, ASKED + b"Host: h\r\nX: a\rb\r\n\r\n"),
+    "a folded line": (400, ASKED + b"Host: h\r\nX: a\r\n b\r\nContent-Length: 20\r\n\r\n" + BODY),
+    "a folded coding": (
+        400,
+        ASKED + b"Host: h\r\nTransfer-Encoding:\r\n\tchunked\r\n\r\n0\r\n\r\n",
+    ),
     "space before the colon": (400, ASKED + b"Host: h\r\nContent-Length : 20\r\n\r\n" + BODY),
-    "an endless trailer": (400, ASKED + b"Host: h\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n" + b"X: y\r\n" * 20_000),
-    "an endless extension": (400, ASKED + b"Host: h\r\nTransfer-Encoding: chunked\r\n\r\n1;" + b"x" * 100_000),
+    "an endless trailer": (
+        400,
+        ASKED + b"Host: h\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n" + b"X: y\r\n" * 20_000,
+    ),
+    "an endless extension": (
+        400,
+        ASKED + b"Host: h\r\nTransfer-Encoding: chunked\r\n\r\n1;" + b"x" * 100_000,
+    ),
     "an endless head": (431, ASKED + b"Host: h\r\n" + b"X: y\r\n" * 20_000),
 }
 
@@ -422,20 +766,39 @@ def test_a_head_that_may_be_read_in_two_ways_is_refused_and_hung_up_on(live, nam
                     client.sendall(piece)
                     time.sleep(0.02)
             heard = read_all(client)
-        assert heard[8:13] == b" %d " % status or not heard, heard  # a reset may take the answer with it
+        assert heard[8:13] == b" %d " % status or not heard, (
+            heard
+        )  # a reset may take the answer with it
         assert heard.count(b"Connection: close") <= 1
     assert heard and not model.threads, "nothing of it ran"
     with connected(address) as client:
         assert ask(client, PREDICT) == {"predictions": [[3.0]]}
 
 
-@pytest.mark.parametrize("host", [b"h", b"h:80", b"h:", b"[::1]:8501", b"", b"a.example", b"xn--tst-qla.example", b"127.0.0.1:8501", b"a_b", b"%41"])
+@pytest.mark.parametrize(
+    "host",
+    [
+        b"h",
+        b"h:80",
+        b"h:",
+        b"[::1]:8501",
+        b"",
+        b"a.example",
+        b"xn--tst-qla.example",
+        b"127.0.0.1:8501",
+        b"a_b",
+        b"%41",
+    ],
+)
 def test_a_host_that_may_be_is_taken(live, host):
     with connected(live[0]) as client:
-        assert ask(client, PREDICT.replace(b"Host: h", b"Host: " + host)) == {"predictions": [[3.0]]}
+        assert ask(client, PREDICT.replace(b"Host: h", b"Host: " + host)) == {
+            "predictions": [[3.0]]
+        }
 
 
 # --- too much, too slow -----------------------------------------------------------------------------------------------
+
 
 class Large(FakeServable):
     """Answers more than waitress holds for one client before a thread has to wait (64 MiB)."""
@@ -444,11 +807,16 @@ class Large(FakeServable):
         return {"y": np.array([[b"x" * 70_000_000]], object)}
 
 
-def test_answers_that_nobody_reads_hold_nobody_and_are_cut_by_a_clock_that_is_not_set_back(monkeypatch, caplog):
+def test_answers_that_nobody_reads_hold_nobody_and_are_cut_by_a_clock_that_is_not_set_back(
+    monkeypatch, caplog
+):
     caplog.set_level("INFO", "serving")
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now - 3600)
-    server = fake_server({"m": Recorder(), "large": Large(calls=QUICK)}, server={"threads": 4, "send_seconds": 1, "file_system_poll_wait_seconds": 0})
+    server = fake_server(
+        {"m": Recorder(), "large": Large(calls=QUICK)},
+        server={"threads": 4, "send_seconds": 1, "file_system_poll_wait_seconds": 0},
+    )
     with listening(server) as address, contextlib.ExitStack() as opened:
         stuck = [opened.enter_context(connected(address)) for _ in range(3)]
         for client in stuck:
@@ -459,13 +827,17 @@ def test_answers_that_nobody_reads_hold_nobody_and_are_cut_by_a_clock_that_is_no
         with connected(address) as client:
             assert ask(client, PREDICT) == {"predictions": [[3.0]]}
         monkeypatch.setattr(time, "time", lambda: now - 7200)
-        until(lambda: caplog.text.count("A connection is cut: an answer has not been read") == 3, 60)
+        until(
+            lambda: caplog.text.count("A connection is cut: an answer has not been read") == 3, 60
+        )
         for client in stuck:  # there is what lay in between, and then no more
             assert len(read_all(client)) < 70_000_000
 
 
 def test_a_request_that_drips_in_while_the_clock_is_set_back_is_cut(monkeypatch):
-    server = fake_server({"m": Recorder()}, server={"receive_seconds": 1, "file_system_poll_wait_seconds": 0})
+    server = fake_server(
+        {"m": Recorder()}, server={"receive_seconds": 1, "file_system_poll_wait_seconds": 0}
+    )
     with listening(server) as address, connected(address) as client:
         client.sendall(b"POST /v1/mod")
         now = time.time()
@@ -476,28 +848,46 @@ def test_a_request_that_drips_in_while_the_clock_is_set_back_is_cut(monkeypatch)
 
 def test_who_reads_and_sends_at_a_fair_pace_is_not_cut():
     options = SimpleNamespace(receive_seconds=60, send_seconds=60)
-    channel = SimpleNamespace(total_outbufs_len=0, requests=[], active_at=0.0, arriving=None, arriving_since=0.0, sending_since=0.0, sent_bytes=0)
+    channel = SimpleNamespace(
+        total_outbufs_len=0,
+        requests=[],
+        active_at=0.0,
+        arriving=None,
+        arriving_since=0.0,
+        sending_since=0.0,
+        sent_bytes=0,
+    )
 
     def overdue(now, **changes):
         vars(channel).update(changes)
         return connections.Channel.is_overdue(channel, now, options)
+
     assert overdue(1000.0) == overdue(1119.0) == "" and overdue(1121.0) == "idle"
     arriving = SimpleNamespace(body_bytes_received=0)
-    assert overdue(2000.0, active_at=2000.0, arriving=arriving, arriving_since=2000.0) == "" == overdue(2059.0, active_at=2059.0)
+    assert (
+        overdue(2000.0, active_at=2000.0, arriving=arriving, arriving_since=2000.0)
+        == ""
+        == overdue(2059.0, active_at=2059.0)
+    )
     assert "has not come whole after 61 s" in overdue(2061.0, active_at=2061.0)
     arriving.body_bytes_received = 10 * connections.SLOWEST
     assert overdue(2069.0, active_at=2069.0) == "" != overdue(2071.0)
     assert overdue(3000.0, arriving=None, total_outbufs_len=5) == overdue(3060.0) == ""
     assert "has not been read after 61 s" in overdue(3061.0)
     assert overdue(3069.0, sent_bytes=10 * connections.SLOWEST) == "" != overdue(3071.0)
-    assert overdue(3072.0, total_outbufs_len=0) == "" == overdue(3100.0, total_outbufs_len=5), "the time begins anew"
+    assert overdue(3072.0, total_outbufs_len=0) == "" == overdue(3100.0, total_outbufs_len=5), (
+        "the time begins anew"
+    )
 
 
 def test_each_refused_request_of_a_packet_is_refused():
     gate, slow = threading.Event(), Recorder(SLOW)
     slow.answer = lambda name, inputs: gate.wait(30) and FakeServable.answer(slow, name, inputs)
     slow._run = slow.answer
-    server = fake_server({"slow": slow, "m": Recorder()}, server={"threads": 2, "max_queued_requests": 1, "file_system_poll_wait_seconds": 0})
+    server = fake_server(
+        {"slow": slow, "m": Recorder()},
+        server={"threads": 2, "max_queued_requests": 1, "file_system_poll_wait_seconds": 0},
+    )
     asked = post(row(1), "/v1/models/slow:predict")
     with watched(server) as (address, loop), contextlib.ExitStack() as opened:
         busy = [opened.enter_context(connected(address)) for _ in range(2)]
@@ -522,24 +912,48 @@ def test_what_only_looks_leaves_a_thread_for_those_who_ask_how_things_are(how):
     def load(folder, model):
         assert go.wait(60)
         return FakeServable()
-    server = serving.ModelServer(config("m", server={"threads": 4, "file_system_poll_wait_seconds": 0, "load_wait_seconds": 60}), load=load,
-                                 list_versions=lambda base: {1: serving.Path(base) / "1"})
+
+    server = serving.ModelServer(
+        config(
+            "m", server={"threads": 4, "file_system_poll_wait_seconds": 0, "load_wait_seconds": 60}
+        ),
+        load=load,
+        list_versions=lambda base: {1: serving.Path(base) / "1"},
+    )
 
     @server.endpoint("/wait", methods=("GET",))
     def wait(value):
         begun.append(1)
         assert go.wait(60)
         return "waited"
-    path, head = ("/wait", f"x-api-key: {server.generated_key}\r\n") if how == "handler" else ("/v1/models/m/metadata", "")
+
+    path, head = (
+        ("/wait", f"x-api-key: {server.generated_key}\r\n")
+        if how == "handler"
+        else ("/v1/models/m/metadata", "")
+    )
     with listening(server) as address, contextlib.ExitStack() as opened:
         clients = [opened.enter_context(connected(address)) for _ in range(12)]
         for client in clients:
             client.sendall(f"GET {path} HTTP/1.1\r\nHost: h\r\n{head}\r\n".encode())
         until(lambda: len(server.metrics.queue) >= 10)
-        for asked in ("/livez", "/metrics", "/stats", "/console/", "/v1/models/m", "/v1/models", "/v1/config"):
+        for asked in (
+            "/livez",
+            "/metrics",
+            "/stats",
+            "/console/",
+            "/v1/models/m",
+            "/v1/models",
+            "/v1/config",
+        ):
             assert requests.get(address + asked, timeout=10).status_code == 200, asked
         assert requests.get(f"{address}/readyz", timeout=10).status_code == 503
-        assert requests.get(f"{address}/deployments", headers=bearer(server.generated_key), timeout=10).status_code == 200
+        assert (
+            requests.get(
+                f"{address}/deployments", headers=bearer(server.generated_key), timeout=10
+            ).status_code
+            == 200
+        )
         go.set()
         for client in clients:
             assert receive(client).startswith(b"HTTP/1.1 200 ")
@@ -559,7 +973,9 @@ def started(tmp_path, before="", **pipes):
     """A server without models as a program of its own; its address and its process."""
     (tmp_path / "config.json").write_text('{"model_config_list": []}')
     code = PROGRAM.format(root=str(ROOT), before=before, config=str(tmp_path / "config.json"))
-    process = subprocess.Popen([sys.executable, "-u", "-c", code], stdout=subprocess.PIPE, text=True, **pipes)
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-c", code], stdout=subprocess.PIPE, text=True, **pipes
+    )
     try:
         yield re.search(r"http://\S+?(?=,)", process.stdout.readline())[0], process
     finally:
@@ -578,7 +994,10 @@ def test_a_log_that_nobody_reads_stops_no_request(tmp_path):
             assert session.get(f"{address}/readyz", timeout=10).status_code == 200
             until(lambda: select_readable(process.stderr), 10)
             later = os.read(process.stderr.fileno(), 1 << 20)
-        assert re.match(rb"\(\d{3,} lines of the log were dropped here: nobody read them\)\n", later) and b"GET /readyz 200" in later
+        assert (
+            re.match(rb"\(\d{3,} lines of the log were dropped here: nobody read them\)\n", later)
+            and b"GET /readyz 200" in later
+        )
 
 
 def select_readable(pipe):
@@ -594,7 +1013,10 @@ def test_a_long_line_that_does_not_fit_is_cut_and_said_so():
     while len(os.read(reading, 1 << 16)) == 1 << 16:
         pass
     handler.emit(serving.logging.makeLogRecord({"msg": "short"}))
-    assert os.read(reading, 1 << 16) == b"(2 lines of the log were dropped here: nobody read them)\nshort\n"
+    assert (
+        os.read(reading, 1 << 16)
+        == b"(2 lines of the log were dropped here: nobody read them)\nshort\n"
+    )
     handler.stream.close(), os.close(reading)
 
 
@@ -613,7 +1035,13 @@ def test_at_the_limit_of_open_files_the_log_stays_small_and_others_follow(tmp_pa
 
 @pytest.mark.parametrize("limit, accepted", [(100, 20), (12, 10)])
 def test_all_connections_that_wait_are_accepted_at_once(limit, accepted):
-    front = connections.Front(fake_server({"m": FakeServable(1)}), lambda *call: [], host="127.0.0.1", port=0, connection_limit=limit)  # two are its own
+    front = connections.Front(
+        fake_server({"m": FakeServable(1)}),
+        lambda *call: [],
+        host="127.0.0.1",
+        port=0,
+        connection_limit=limit,
+    )  # two are its own
     clients = []
     try:
         clients += [socket.create_connection(("127.0.0.1", front.port)) for _ in range(20)]
@@ -629,21 +1057,34 @@ def test_all_connections_that_wait_are_accepted_at_once(limit, accepted):
 
 # --- who answers where ----------------------------------------------------------------------------------------------
 
+
 def test_cheap_models_are_answered_by_the_loop_and_others_by_workers():
     models = {"quick": Recorder(), "slow": Recorder(SLOW), "unknown": Recorder({})}
     with watched(fake_server(models)) as (address, loop):
         for name in models:
             with connected(address) as client:
                 for number in range(5):
-                    assert ask(client, post(row(number), f"/v1/models/{name}:predict")) == {"predictions": [[number / 2 + 1]]}
+                    assert ask(client, post(row(number), f"/v1/models/{name}:predict")) == {
+                        "predictions": [[number / 2 + 1]]
+                    }
     assert set(models["quick"].threads) == {loop}
     for name in ("slow", "unknown"):
         assert len(models[name].threads) == 5 and loop not in models[name].threads
 
 
-@pytest.mark.parametrize("data", [
-    post(LARGE), post(row(4), "/v1/models/m/versions/0:predict"), post({"instances": [{"b64": "AA=="}]}), post(b'{"instances": [[4]], "\\u0061": 1}'), CHUNKED + b"14\r\n{\"instances\": [[4]]}\r\n0\r\n\r\n",
-    post(gzip.compress(json.dumps(row(4)).encode()), head="Content-Encoding: gzip\r\n"), post(np.float32([[4]]).tobytes(), head="X-Tensor-Shape: 1,1\r\n"), post(b"\x93NUMPY" + bytes(80))])
+@pytest.mark.parametrize(
+    "data",
+    [
+        post(LARGE),
+        post(row(4), "/v1/models/m/versions/0:predict"),
+        post({"instances": [{"b64": "AA=="}]}),
+        post(b'{"instances": [[4]], "\\u0061": 1}'),
+        CHUNKED + b'14\r\n{"instances": [[4]]}\r\n0\r\n\r\n',
+        post(gzip.compress(json.dumps(row(4)).encode()), head="Content-Encoding: gzip\r\n"),
+        post(np.float32([[4]]).tobytes(), head="X-Tensor-Shape: 1,1\r\n"),
+        post(b"\x93NUMPY" + bytes(80)),
+    ],
+)
 def test_what_may_take_long_is_left_to_workers(data):
     model = Recorder()
     with watched(fake_server({"m": model})) as (address, loop):
@@ -655,12 +1096,17 @@ def test_what_may_take_long_is_left_to_workers(data):
 
 def test_a_version_is_answered_where_its_own_calls_belong():
     made = {1: Recorder(SLOW), 2: Recorder(version=2)}
-    server = serving.ModelServer(config({"name": "m", "base_path": "m", "model_version_policy": {"all": {}}}),
-                                 load=lambda folder, model: made[int(folder.name)], list_versions=lambda base: {1: serving.Path("1"), 2: serving.Path("2")})
+    server = serving.ModelServer(
+        config({"name": "m", "base_path": "m", "model_version_policy": {"all": {}}}),
+        load=lambda folder, model: made[int(folder.name)],
+        list_versions=lambda base: {1: serving.Path("1"), 2: serving.Path("2")},
+    )
     assert server.wait(10)
     with watched(server) as (address, loop), connected(address) as client:
         for version in (1, 2):
-            assert ask(client, post(row(4), f"/v1/models/m/versions/{version}:predict")) == {"predictions": [[2.0 + version]]}
+            assert ask(client, post(row(4), f"/v1/models/m/versions/{version}:predict")) == {
+                "predictions": [[2.0 + version]]
+            }
         assert "error" in ask(client, post(row(4), "/v1/models/m/versions/3:predict"))
         assert "error" in ask(client, post(row(4), f"/v1/models/m/versions/{'9' * 19}:predict"))
     assert loop not in made[1].threads and made[2].threads == [loop]
@@ -679,14 +1125,31 @@ def test_a_short_request_behind_a_long_one_is_a_workers():
     assert len(models["m"].threads) == 1 and loop not in models["m"].threads
 
 
-@pytest.mark.parametrize(("body", "here"), [
-    ({"instances": [1.0, 2.0]}, True), ({"inputs": [[1.0]]}, True), ({"signature_name": "serving_default", "instances": [1.0]}, True), ({"signature_name": "", "instances": [1.0]}, True),
-    ({"signature_name": "regress", "inputs": ["x"]}, False), (b'{"signature_name": "serving_default", "signature_name": "regress", "instances": [1.0]}', False),
-    ({"signature_name": 3, "instances": [1.0]}, False), ({"instances": [{"signature_name": "serving_default"}]}, True)])
+@pytest.mark.parametrize(
+    ("body", "here"),
+    [
+        ({"instances": [1.0, 2.0]}, True),
+        ({"inputs": [[1.0]]}, True),
+        ({"signature_name": "serving_default", "instances": [1.0]}, True),
+        ({"signature_name": "", "instances": [1.0]}, True),
+        ({"signature_name": "regress", "inputs": ["x"]}, False),
+        (
+            b'{"signature_name": "serving_default", "signature_name": "regress", "instances": [1.0]}',
+            False,
+        ),
+        ({"signature_name": 3, "instances": [1.0]}, False),
+        ({"instances": [{"signature_name": "serving_default"}]}, True),
+    ],
+)
 def test_the_signature_that_is_asked_for_decides(demo, body, here):
     server = SimpleNamespace(config=demo.config, manager=demo.manager)
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    asked = SimpleNamespace(chunked=False, content_length=len(data), headers={}, get_body_stream=lambda: io.BytesIO(data))
+    asked = SimpleNamespace(
+        chunked=False,
+        content_length=len(data),
+        headers={},
+        get_body_stream=lambda: io.BytesIO(data),
+    )
     found = serving.find_known(demo, "POST", "/v1/models/half_plus_two:predict")
     assert lane.Lane(server).takes(asked, found) is here
 
@@ -697,7 +1160,9 @@ def test_a_protected_server_answers_on_workers_alone():
     with watched(server) as (address, loop), connected(address) as client:
         assert "error" in ask(client, PREDICT)
         for _ in range(3):
-            assert ask(client, post(row(4), head=f"Authorization: {bearer('k')['Authorization']}\r\n")) == {"predictions": [[3.0]]}
+            assert ask(
+                client, post(row(4), head=f"Authorization: {bearer('k')['Authorization']}\r\n")
+            ) == {"predictions": [[3.0]]}
     assert len(model.threads) == 3 and loop not in model.threads
 
 
@@ -705,28 +1170,66 @@ def chain(*nodes, **others):
     """A pipeline: each node takes what the one before made."""
     names = ["request", *(f"node {number}" for number in range(len(nodes)))]
     ends = [{"node_name": name, "data_item": "x" if name == "request" else "y"} for name in names]
-    return {"name": "p", "inputs": ["x"], "outputs": [{"y": ends[-1]}], **others, "nodes": [
-        {"name": name, "inputs": [{"x": end}], "outputs": [{"data_item": "y", "alias": "y"}],
-         **({"type": "DL model", "model_name": node} if isinstance(node, str) else node)} for name, end, node in zip(names[1:], ends, nodes)]}
+    return {
+        "name": "p",
+        "inputs": ["x"],
+        "outputs": [{"y": ends[-1]}],
+        **others,
+        "nodes": [
+            {
+                "name": name,
+                "inputs": [{"x": end}],
+                "outputs": [{"data_item": "y", "alias": "y"}],
+                **({"type": "DL model", "model_name": node} if isinstance(node, str) else node),
+            }
+            for name, end, node in zip(names[1:], ends, nodes)
+        ],
+    }
 
 
 PASS = {"type": "custom", "function": "passing.py:passing", "params": {}}
 
 
-@pytest.mark.parametrize("pipeline, short", [
-    (chain("m", "other"), True), (chain("m"), True), (chain(*["m"] * 6), False), (chain("m", "slow"), False), (chain("m", "unknown"), False),
-    (chain("m", PASS), False), (chain("m", demultiply_count=3), False), (chain("m", {"type": "DL model", "model_name": "m", "version": 1}), True)])
+@pytest.mark.parametrize(
+    "pipeline, short",
+    [
+        (chain("m", "other"), True),
+        (chain("m"), True),
+        (chain(*["m"] * 6), False),
+        (chain("m", "slow"), False),
+        (chain("m", "unknown"), False),
+        (chain("m", PASS), False),
+        (chain("m", demultiply_count=3), False),
+        (chain("m", {"type": "DL model", "model_name": "m", "version": 1}), True),
+    ],
+)
 def test_pipelines_of_cheap_models_are_answered_by_the_loop(tmp_path, pipeline, short):
-    (tmp_path / "passing.py").write_text("def passing(inputs, params):\n    return {'y': inputs['x']}\n")
-    models = {"m": Recorder(), "other": Recorder(version=2), "slow": Recorder(SLOW), "unknown": Recorder({})}
-    (tmp_path / "config.json").write_text(json.dumps(config(*models, pipeline_config_list=[pipeline])))
-    server = serving.ModelServer(tmp_path / "config.json", load=lambda folder, model: models[model.name],
-                                 list_versions=lambda base: {1: serving.Path(base) / "1"})
+    (tmp_path / "passing.py").write_text(
+        "def passing(inputs, params):\n    return {'y': inputs['x']}\n"
+    )
+    models = {
+        "m": Recorder(),
+        "other": Recorder(version=2),
+        "slow": Recorder(SLOW),
+        "unknown": Recorder({}),
+    }
+    (tmp_path / "config.json").write_text(
+        json.dumps(config(*models, pipeline_config_list=[pipeline]))
+    )
+    server = serving.ModelServer(
+        tmp_path / "config.json",
+        load=lambda folder, model: models[model.name],
+        list_versions=lambda base: {1: serving.Path(base) / "1"},
+    )
     assert server.wait(10) and not server.readiness(), server.readiness()
-    expected = np.array([1.0, 2.0, 5.0]).reshape((3, 1, 1) if "demultiply_count" in pipeline else (3, 1))
+    expected = np.array([1.0, 2.0, 5.0]).reshape(
+        (3, 1, 1) if "demultiply_count" in pipeline else (3, 1)
+    )
     with watched(server) as (address, loop), connected(address) as client:
         answer = ask(client, post({"inputs": expected.tolist()}, "/v1/models/p:predict"))
-    assert (set(models["m"].threads) == {loop}) is short and (short or loop not in models["m"].threads)
+    assert (set(models["m"].threads) == {loop}) is short and (
+        short or loop not in models["m"].threads
+    )
     for node in pipeline["nodes"]:
         model = models.get(node.get("model_name"))
         expected = expected * 0.5 + model.version if model else expected
@@ -735,24 +1238,40 @@ def test_pipelines_of_cheap_models_are_answered_by_the_loop(tmp_path, pipeline, 
 
 def test_a_pipeline_whose_member_is_slow_in_a_new_version_leaves_the_loop(tmp_path):
     versions, made = {1}, {1: Recorder(), 2: Recorder(SLOW, version=2)}
-    (tmp_path / "config.json").write_text(json.dumps(config("m", pipeline_config_list=[chain("m", "m")])))
-    server = serving.ModelServer(tmp_path / "config.json", load=lambda folder, model: made[int(folder.name)],
-                                 list_versions=lambda base: {number: serving.Path(base) / str(number) for number in versions})
+    (tmp_path / "config.json").write_text(
+        json.dumps(config("m", pipeline_config_list=[chain("m", "m")]))
+    )
+    server = serving.ModelServer(
+        tmp_path / "config.json",
+        load=lambda folder, model: made[int(folder.name)],
+        list_versions=lambda base: {
+            number: serving.Path(base) / str(number) for number in versions
+        },
+    )
     assert server.wait(10)
     with watched(server) as (address, loop), connected(address) as client:
         assert ask(client, post(row(4), "/v1/models/p:predict")) == {"predictions": [[2.5]]}
         versions.add(2)
         assert server.reload()[0] == 201
         assert ask(client, post(row(4), "/v1/models/p:predict")) == {"predictions": [[4.0]]}
-    assert made[1].threads == [loop, loop] and len(made[2].threads) == 2 and loop not in made[2].threads
+    assert (
+        made[1].threads == [loop, loop]
+        and len(made[2].threads) == 2
+        and loop not in made[2].threads
+    )
 
 
 def test_branches_of_a_short_pipeline_run_on_its_thread():
     models = {"m": Recorder(), "other": Recorder(version=2)}
     pipeline = chain("m", "other")
     pipeline["nodes"][1]["inputs"] = pipeline["nodes"][0]["inputs"]
-    pipeline["outputs"] = [{name: {"node_name": name, "data_item": "y"}} for name in ("node 0", "node 1")]
-    with watched(fake_server(models, pipeline_config_list=[pipeline])) as (address, loop), connected(address) as client:
+    pipeline["outputs"] = [
+        {name: {"node_name": name, "data_item": "y"}} for name in ("node 0", "node 1")
+    ]
+    with (
+        watched(fake_server(models, pipeline_config_list=[pipeline])) as (address, loop),
+        connected(address) as client,
+    ):
         for _ in range(50):
             answer = ask(client, post({"inputs": [[4.0]]}, "/v1/models/p:predict"))
             assert answer == {"outputs": {"node 0": [[3.0]], "node 1": [[4.0]]}}
@@ -761,13 +1280,18 @@ def test_branches_of_a_short_pipeline_run_on_its_thread():
 
 def test_a_name_is_decoded_once():
     models = {"mm": Recorder(), "m%6d": Recorder(SLOW, version=2)}
-    with watched(fake_server(models)) as (address, loop), connected(address) as client, connected(address) as other:
+    with (
+        watched(fake_server(models)) as (address, loop),
+        connected(address) as client,
+        connected(address) as other,
+    ):
         assert ask(client, post(row(0), "/v1/models/m%256d:predict")) == {"predictions": [[2.0]]}
         assert ask(other, post(row(0), "/v1/models/m%6d:predict")) == {"predictions": [[1.0]]}
     assert loop not in models["m%6d"].threads and models["mm"].threads == [loop]
 
 
 # --- what turns out to be long ---------------------------------------------------------------------------------
+
 
 @pytest.fixture
 def clocked(monkeypatch):
@@ -782,7 +1306,11 @@ def test_three_long_ones_running_send_a_models_requests_to_the_threads_for_a_whi
     for _ in range(3):
         assert found.is_short("m", None)
         found.note("m", lane.LONG_SECONDS)
-    assert not found.is_short("m", None) and not found.is_short("m", 1) and found.is_short("other", None)
+    assert (
+        not found.is_short("m", None)
+        and not found.is_short("m", 1)
+        and found.is_short("other", None)
+    )
     clock.now += lane.PENALTY_SECONDS - 0.01
     assert not found.is_short("m", None)
     clock.now += 0.02
@@ -814,6 +1342,7 @@ def test_a_model_that_has_become_slow_moves_to_the_workers():
             while time.thread_time() < end:
                 pass
             return super().answer(name, inputs)
+
     model = Busy()
     with watched(fake_server({"m": model})) as (address, loop), connected(address) as client:
         for number in range(5):
@@ -840,6 +1369,7 @@ def test_what_does_not_go_out_at_once_is_not_lost(monkeypatch, piece):
         if piece == "gone":
             raise OSError(errno.EHOSTUNREACH, "made to fail")
         return self.socket.send(data[:piece]) if piece else 0
+
     with listening(fake_server({"m": Recorder()})) as address, connected(address) as client:
         monkeypatch.setattr(connections.Channel, "send", hampered)
         for number in range(3):
@@ -848,6 +1378,7 @@ def test_what_does_not_go_out_at_once_is_not_lost(monkeypatch, piece):
 
 
 # --- the door before Flask --------------------------------------------------------------------------------------------
+
 
 def passes_flask(app, path="/livez"):
     """Whether a request to one of the server's URLs goes through Flask."""
@@ -858,13 +1389,26 @@ def passes_flask(app, path="/livez"):
 
 
 HOOKS = {
-    "nothing": lambda app: None, "before": lambda app: app.before_request(lambda: None), "after": lambda app: app.after_request(lambda response: response),
-    "teardown": lambda app: app.teardown_request(lambda error: None), "context": lambda app: app.teardown_appcontext(lambda error: None),
-    "values": lambda app: app.url_value_preprocessor(lambda *about: None), "signal": lambda app: serving.signals.request_started.connect(app.keep, app),
-    "a page": lambda app: app.add_url_rule("/livez", "mine", lambda: "mine"), "a limit": lambda app: app.config.update(MAX_CONTENT_LENGTH=10),
-    "hosts": lambda app: app.config.update(TRUSTED_HOSTS=["localhost"]), "a kind of request": lambda app: setattr(app, "request_class", type("Own", (serving.Request,), {})),
-    "a kind of response": lambda app: setattr(app, "response_class", type("Own", (serving.Response,), {})),
-    "a session": lambda app: setattr(app, "session_interface", type("Own", (serving.SecureCookieSessionInterface,), {})())}
+    "nothing": lambda app: None,
+    "before": lambda app: app.before_request(lambda: None),
+    "after": lambda app: app.after_request(lambda response: response),
+    "teardown": lambda app: app.teardown_request(lambda error: None),
+    "context": lambda app: app.teardown_appcontext(lambda error: None),
+    "values": lambda app: app.url_value_preprocessor(lambda *about: None),
+    "signal": lambda app: serving.signals.request_started.connect(app.keep, app),
+    "a page": lambda app: app.add_url_rule("/livez", "mine", lambda: "mine"),
+    "a limit": lambda app: app.config.update(MAX_CONTENT_LENGTH=10),
+    "hosts": lambda app: app.config.update(TRUSTED_HOSTS=["localhost"]),
+    "a kind of request": lambda app: setattr(
+        app, "request_class", type("Own", (serving.Request,), {})
+    ),
+    "a kind of response": lambda app: setattr(
+        app, "response_class", type("Own", (serving.Response,), {})
+    ),
+    "a session": lambda app: setattr(
+        app, "session_interface", type("Own", (serving.SecureCookieSessionInterface,), {})()
+    ),
+}
 
 
 @pytest.mark.parametrize("hook", HOOKS)
@@ -881,7 +1425,9 @@ def test_a_page_beside_the_servers_urls_is_found_and_an_unknown_url_says_where_t
     app = serving.create_app(fake_server({"m": Recorder()}))
     app.add_url_rule("/about", "about", lambda: "about us")
     client = app.test_client()
-    assert client.get("/about").text == "about us" and client.get("/livez").json == {"status": "live"}
+    assert client.get("/about").text == "about us" and client.get("/livez").json == {
+        "status": "live"
+    }
     assert "The models are listed at /v1/models" in client.get("/nowhere").json["error"]
 
 
@@ -889,24 +1435,34 @@ def test_a_deployments_model_is_looked_up_at_each_request():
     for model in ("a", "b", "a"):
         deployment = SimpleNamespace(id="d", model=model, version=None, version_label=None)
         server = SimpleNamespace(config=SimpleNamespace(deployments=[deployment]))
-        assert serving.find_view(server, "POST", "/model-serving/d:predict").arguments == {"model": model, "verb": "predict"}
+        assert serving.find_view(server, "POST", "/model-serving/d:predict").arguments == {
+            "model": model,
+            "verb": "predict",
+        }
 
 
 def test_the_limit_of_a_hosts_bodies_holds():
     site = Flask("site")
     site.config["MAX_CONTENT_LENGTH"] = 30
-    site.register_blueprint(serving.create_blueprint(fake_server({"m": Recorder()})), url_prefix="/ml")
+    site.register_blueprint(
+        serving.create_blueprint(fake_server({"m": Recorder()})), url_prefix="/ml"
+    )
     client = site.test_client()
     assert client.post("/ml" + P, data=json.dumps(row(4))).json == {"predictions": [[3.0]]}
     refused = client.post("/ml" + P, data=json.dumps(row(4)) + " " * 30)
-    assert refused.status_code == 413 and refused.json["error"] == "Request body of 50 bytes is over the limit of 30"
+    assert (
+        refused.status_code == 413
+        and refused.json["error"] == "Request body of 50 bytes is over the limit of 30"
+    )
 
 
 # --- many clients -----------------------------------------------------------------------------------------------
 
+
 def test_fifty_connections_get_their_own_answers():
     wrong = []
     with listening(fake_server({"m": Recorder(), "slow": Recorder(SLOW)})) as address:
+
         def work(client_number):
             with connected(address) as client:
                 for step in range(20):
@@ -915,6 +1471,7 @@ def test_fifty_connections_get_their_own_answers():
                     if answer != {"predictions": [[number / 2 + 1]]}:
                         wrong.append((number, answer))
             wrong.append(None)
+
         threads = [threading.Thread(target=work, args=(number,)) for number in range(50)]
         for thread in threads:
             thread.start()
@@ -923,7 +1480,18 @@ def test_fifty_connections_get_their_own_answers():
     assert wrong == [None] * 50
 
 
-@pytest.mark.parametrize("sent", [PREDICT[:20], PREDICT[:-5], PREDICT, PREDICT * 50, post(row(1), "/v1/models/slow:predict"), post(LARGE), PREDICT + OTHER[:-4]])
+@pytest.mark.parametrize(
+    "sent",
+    [
+        PREDICT[:20],
+        PREDICT[:-5],
+        PREDICT,
+        PREDICT * 50,
+        post(row(1), "/v1/models/slow:predict"),
+        post(LARGE),
+        PREDICT + OTHER[:-4],
+    ],
+)
 def test_clients_that_vanish_harm_nobody(sent):
     with listening(fake_server({"m": Recorder(), "slow": Recorder(SLOW, seconds=0.02)})) as address:
         with connected(address) as steady:
@@ -931,9 +1499,9 @@ def test_clients_that_vanish_harm_nobody(sent):
                 with connected(address) as client:
                     client.sendall(sent)
                     if attempt % 2:
-                        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                        client.setsockopt(
+                            socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+                        )
                 assert ask(steady, post(row(attempt))) == {"predictions": [[attempt / 2 + 1]]}
         with connected(address) as client:
             assert ask(client, PREDICT) == {"predictions": [[3.0]]}
-
-

@@ -16,16 +16,30 @@ import serving
 
 webdriver = pytest.importorskip("selenium.webdriver")
 
-FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync", "--disable-default-apps", "--window-size=1280,900")
+FLAGS = (
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-default-apps",
+    "--window-size=1280,900",
+)
 KEY = "the-key"
 
 
 @pytest.fixture(scope="module")
 def address():
     """A host site with the demo mounted under /ml, served by waitress."""
-    config = json.loads((ROOT / "config.json").read_text()) | {"auth": {"keys": [key_entry("page", KEY)]}}
-    server = serving.ModelServer(serving.load_config(ROOT / "config.json", json.dumps(config).encode()))
+    config = json.loads((ROOT / "config.json").read_text()) | {
+        "auth": {"keys": [key_entry("page", KEY)]}
+    }
+    server = serving.ModelServer(
+        serving.load_config(ROOT / "config.json", json.dumps(config).encode())
+    )
     site = flask.Flask("host")
     site.register_blueprint(serving.create_blueprint(server), url_prefix="/ml")
     assert server.wait(120) and server.readiness() == []
@@ -37,13 +51,17 @@ def address():
 @pytest.fixture(scope="module")
 def browser():
     if not shutil.which("chromium") or not shutil.which("chromedriver"):
-        (pytest.fail if os.environ.get("CI") else pytest.skip)("chromium and chromedriver are not installed")
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(
+            "chromium and chromedriver are not installed"
+        )
     options = webdriver.ChromeOptions()
     options.binary_location = shutil.which("chromium")
     for flag in FLAGS:
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
+    driver = webdriver.Chrome(
+        options=options, service=webdriver.ChromeService(shutil.which("chromedriver"))
+    )
     driver.implicitly_wait(0)
     yield driver
     driver.quit()
@@ -85,7 +103,11 @@ def shown_json(browser):
 def requests_made(browser):
     """The URLs that the page has asked for since the last look."""
     events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    return [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
+    return [
+        event["params"]["request"]["url"]
+        for event in events
+        if event["method"] == "Network.requestWillBeSent"
+    ]
 
 
 def try_sample(browser, number=0):
@@ -94,12 +116,21 @@ def try_sample(browser, number=0):
 
 
 def slide(browser, value):
-    browser.execute_script("const s = document.querySelector('#confidence'); s.value = arguments[0]; s.dispatchEvent(new Event('input', {bubbles: true}))", value)
+    browser.execute_script(
+        "const s = document.querySelector('#confidence'); s.value = arguments[0]; s.dispatchEvent(new Event('input', {bubbles: true}))",
+        value,
+    )
 
 
-def test_a_sample_shows_as_many_boxes_as_the_json_has_and_the_slider_needs_no_request(page, address):
+def test_a_sample_shows_as_many_boxes_as_the_json_has_and_the_slider_needs_no_request(
+    page, address
+):
     try_sample(page)
-    truth = requests.post(f"{address}/predict", (ROOT / "models/shapes/samples/0.jpg").read_bytes(), headers=bearer(KEY)).json()["predictions"]
+    truth = requests.post(
+        f"{address}/predict",
+        (ROOT / "models/shapes/samples/0.jpg").read_bytes(),
+        headers=bearer(KEY),
+    ).json()["predictions"]
     assert boxes(page) == len(shown_json(page)["predictions"]) == len(truth) > 1
     requests_made(page)
     confidences = sorted(p["confidence"] for p in truth)
@@ -113,7 +144,9 @@ def test_a_sample_shows_as_many_boxes_as_the_json_has_and_the_slider_needs_no_re
 
 
 def test_a_file_is_taken_and_a_routine_changes_the_answer(page):
-    page.find_element("css selector", "#file-input").send_keys(str(ROOT / "models/shapes/samples/1.jpg"))
+    page.find_element("css selector", "#file-input").send_keys(
+        str(ROOT / "models/shapes/samples/1.jpg")
+    )
     wait(page, "document.querySelectorAll('#overlay .box').length > 0")
     page.execute_script("""
         const select = document.querySelector('#add-routine');
@@ -140,9 +173,21 @@ def test_a_late_answer_is_not_drawn_over_the_next_picture(page, address):
         setTimeout(() => document.querySelectorAll('.sample')[1].click(), 300);""")
     wait(page, "window.late")
     time.sleep(0.5)
-    second = requests.post(f"{address}/predict", (ROOT / "models/shapes/samples/1.jpg").read_bytes(), headers=bearer(KEY)).json()["predictions"]
-    first = requests.post(f"{address}/predict", (ROOT / "models/shapes/samples/0.jpg").read_bytes(), headers=bearer(KEY)).json()["predictions"]
-    assert [p["bound"] for p in shown_json(page)["predictions"]] == [p["bound"] for p in second] != [p["bound"] for p in first]
+    second = requests.post(
+        f"{address}/predict",
+        (ROOT / "models/shapes/samples/1.jpg").read_bytes(),
+        headers=bearer(KEY),
+    ).json()["predictions"]
+    first = requests.post(
+        f"{address}/predict",
+        (ROOT / "models/shapes/samples/0.jpg").read_bytes(),
+        headers=bearer(KEY),
+    ).json()["predictions"]
+    assert (
+        [p["bound"] for p in shown_json(page)["predictions"]]
+        == [p["bound"] for p in second]
+        != [p["bound"] for p in first]
+    )
     assert boxes(page) == len(second)
 
 
@@ -151,25 +196,41 @@ def test_copied_code_is_that_of_this_call(page):
     page.execute_script("""
         const select = document.querySelector('#copy-language');
         select.value = 'python'; select.dispatchEvent(new Event('change', {bubbles: true}));""")
-    code = wait(page, "(document.querySelector('#copy-code').textContent.includes('requests') && document.querySelector('#copy-code').textContent)")
+    code = wait(
+        page,
+        "(document.querySelector('#copy-code').textContent.includes('requests') && document.querySelector('#copy-code').textContent)",
+    )
     assert "/ml/shapes/predict" in code
     compile(code, "copied", "exec")
 
 
 def tab(browser, name):
-    browser.execute_script("[...document.querySelectorAll('[role=tab]')].find(t => t.textContent.trim() == arguments[0]).click()", name)
+    browser.execute_script(
+        "[...document.querySelectorAll('[role=tab]')].find(t => t.textContent.trim() == arguments[0]).click()",
+        name,
+    )
 
 
 def test_the_graph_moves_and_models_are_listed(page, address):
     tab(page, "Watch")
     wait(page, "document.querySelector('#graph').innerHTML.length > 0")
-    before = page.execute_script("return document.querySelector('#graph').closest('figure').outerHTML")
+    before = page.execute_script(
+        "return document.querySelector('#graph').closest('figure').outerHTML"
+    )
     for _ in range(30):
         requests.post(f"{address}/v1/models/half_plus_two:predict", '{"instances": [1.0]}')
-    wait(page, f"document.querySelector('#graph').closest('figure').outerHTML != {json.dumps(before)}")
+    wait(
+        page,
+        f"document.querySelector('#graph').closest('figure').outerHTML != {json.dumps(before)}",
+    )
     stats = requests.get(f"{address}/stats").json()
     drawn = page.execute_script("return document.querySelectorAll('#graph rect').length")
-    assert drawn == sum((m["requests"] > m["errors_4xx"] + m["errors_5xx"]) + (m["errors_4xx"] > 0) + (m["errors_5xx"] > 0) for m in stats["minutes"])
+    assert drawn == sum(
+        (m["requests"] > m["errors_4xx"] + m["errors_5xx"])
+        + (m["errors_4xx"] > 0)
+        + (m["errors_5xx"] > 0)
+        for m in stats["minutes"]
+    )
     tab(page, "Models")
     wait(page, "document.body.innerText.includes('half_plus_three')")
     page.execute_script("document.querySelector('#reload').click()")
@@ -196,7 +257,9 @@ def test_the_page_is_small_and_quick(page, address):
     assert sum(file.stat().st_size for file in files) < 200_000
     page.get(address + "/console/")
     wait(page, "document.readyState == 'complete'")
-    took = page.execute_script("const n = performance.getEntriesByType('navigation')[0]; return n.domContentLoadedEventEnd - n.startTime")
+    took = page.execute_script(
+        "const n = performance.getEntriesByType('navigation')[0]; return n.domContentLoadedEventEnd - n.startTime"
+    )
     print(f"loaded in {took:.0f} ms")
 
 
@@ -204,11 +267,16 @@ def test_it_works_on_a_phone_without_a_sideways_scroll(page):
     try_sample(page)
     page.set_window_size(390, 844)
     try:
-        assert page.execute_script("return document.documentElement.scrollWidth <= window.innerWidth + 1")
+        assert page.execute_script(
+            "return document.documentElement.scrollWidth <= window.innerWidth + 1"
+        )
     finally:
         page.set_window_size(1280, 900)
 
 
 def test_the_server_alone_prints_where_its_page_is():
     with started("--port", "0") as server:
-        assert server.wait_for("Console:").strip() == f"Console: http://127.0.0.1:{server.port}/console"
+        assert (
+            server.wait_for("Console:").strip()
+            == f"Console: http://127.0.0.1:{server.port}/console"
+        )

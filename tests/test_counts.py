@@ -16,11 +16,19 @@ P = "/v1/models/m:predict"
 
 
 def samples(text):
-    return {(s.name, *sorted(s.labels.items())): s.value for family in text_string_to_metric_families(text) for s in family.samples}
+    return {
+        (s.name, *sorted(s.labels.items())): s.value
+        for family in text_string_to_metric_families(text)
+        for s in family.samples
+    }
 
 
 def predicts_in(found):
-    return sum(value for (name, *labels), value in found.items() if name == "serving_requests_total" and ("route", "predict") in labels)
+    return sum(
+        value
+        for (name, *labels), value in found.items()
+        if name == "serving_requests_total" and ("route", "predict") in labels
+    )
 
 
 def run_threads(targets):
@@ -51,12 +59,17 @@ def test_every_request_is_counted_while_others_read(count):
     def read_stats():
         client = app.test_client()
         while not ended.is_set():
-            seen["stats"].append(client.get("/stats").json["groups"].get("m", {"requests": 0})["requests"])
+            seen["stats"].append(
+                client.get("/stats").json["groups"].get("m", {"requests": 0})["requests"]
+            )
 
     def read_metrics():
         client = app.test_client()
         while not ended.is_set():
-            seen["metrics"].append(predicts_in(samples(client.get("/metrics").get_data(as_text=True))))
+            seen["metrics"].append(
+                predicts_in(samples(client.get("/metrics").get_data(as_text=True)))
+            )
+
     readers = [threading.Thread(target=target) for target in (read_stats, read_metrics)]
     for reader in readers:
         reader.start()
@@ -67,11 +80,18 @@ def test_every_request_is_counted_while_others_read(count):
     failed = count // 10
     stats = app.test_client().get("/stats").json
     assert wrong == [] and stats["groups"]["m"]["batch_sizes"] == {"2": count - failed}
-    assert stats["groups"]["m"]["requests"] == count - failed and stats["total"]["errors_4xx"] == failed
+    assert (
+        stats["groups"]["m"]["requests"] == count - failed
+        and stats["total"]["errors_4xx"] == failed
+    )
     assert stats["total"]["requests"] == count + len(seen["stats"]) - 1 + len(seen["metrics"]) - 1
     assert sum(minute["requests"] for minute in stats["minutes"]) == stats["total"]["requests"]
     found = samples(app.test_client().get("/metrics").get_data(as_text=True))
-    assert predicts_in(found) == found["serving_request_duration_seconds_count", ("route", "predict")] == count
+    assert (
+        predicts_in(found)
+        == found["serving_request_duration_seconds_count", ("route", "predict")]
+        == count
+    )
     assert found["serving_batch_size_sum", ("model", "m")] == 2 * (count - failed)
     for counts in seen.values():
         assert counts == sorted(counts) and counts[-1] <= count
@@ -85,8 +105,12 @@ def test_the_first_readers_at_once_see_all_families():
         def read(rest=rest, texts=texts, start=start):
             start.wait()
             texts.append(rest.client.get("/metrics").get_data(as_text=True))
+
         run_threads([read] * 4)
-        assert all("serving_model_loaded{" in text and "process_resident_memory_bytes" in text for text in texts)
+        assert all(
+            "serving_model_loaded{" in text and "process_resident_memory_bytes" in text
+            for text in texts
+        )
 
 
 def test_requests_go_on_while_what_is_read_is_computed(monkeypatch):
@@ -96,6 +120,7 @@ def test_requests_go_on_while_what_is_read_is_computed(monkeypatch):
     def percentiles(seconds):
         begun.set()
         assert go_on.wait(20)
+
     monkeypatch.setattr(metrics, "percentiles", percentiles)
 
     def ask():
@@ -118,7 +143,18 @@ def test_requests_go_on_while_what_is_read_is_computed(monkeypatch):
 
 def test_the_last_errors_may_be_read_while_requests_fail():
     counted, ended, wrong = metrics.Metrics(), threading.Event(), []
-    call = {"request_id": "", "method": "GET", "path": "/", "route": "x", "model": "", "version": "", "status": 404, "ms": 1.0, "rows": 0, "batch": 0}
+    call = {
+        "request_id": "",
+        "method": "GET",
+        "path": "/",
+        "route": "x",
+        "model": "",
+        "version": "",
+        "status": 404,
+        "ms": 1.0,
+        "rows": 0,
+        "batch": 0,
+    }
 
     def read():
         while not ended.is_set():
@@ -129,16 +165,35 @@ def test_the_last_errors_may_be_read_while_requests_fail():
     def fail():
         for _ in range(500):
             counted.begin().end(serving.Trace(), call, None)
+
     reader = threading.Thread(target=read)
     reader.start()
     run_threads([fail] * 4)
     ended.set()
     reader.join()
     found = counted.read()
-    assert not wrong and found["total"]["requests"] == found["total"]["errors_4xx"] == 2000 and found["in_flight"] == 0
+    assert (
+        not wrong
+        and found["total"]["requests"] == found["total"]["errors_4xx"] == 2000
+        and found["in_flight"] == 0
+    )
 
 
-@pytest.mark.parametrize("created", [0.0, 0.9999, 1.0, 1_700_000_000.0, 1_700_000_000.001, 1_700_000_000.9995, 1_700_000_000.9999999, 1_700_000_001.0005, 1_711_846_800.25, 2_000_000_000.5])
+@pytest.mark.parametrize(
+    "created",
+    [
+        0.0,
+        0.9999,
+        1.0,
+        1_700_000_000.0,
+        1_700_000_000.001,
+        1_700_000_000.9995,
+        1_700_000_000.9999999,
+        1_700_000_001.0005,
+        1_711_846_800.25,
+        2_000_000_000.5,
+    ],
+)
 def test_log_lines_are_those_of_logging(created):
     ours, theirs = metrics.TextFormatter(serving.LOG_LINE), logging.Formatter(serving.LOG_LINE)
     for shift in (0, 0.0005, 0.9, 1, -1, 0, 3600, 86400 * 180, 0):

@@ -19,27 +19,42 @@ README = (ROOT / "README.md").read_text()
 DOCS = README + "".join(path.read_text() for path in sorted((ROOT / "docs").glob("*.md")))
 
 
-KINDS = [serving.ModelConfig, serving.Batching, serving.ServerConfig, serving.Config, *(
-    kind for kind in vars(settings).values() if dataclasses.is_dataclass(kind))]
+KINDS = [
+    serving.ModelConfig,
+    serving.Batching,
+    serving.ServerConfig,
+    serving.Config,
+    *(kind for kind in vars(settings).values() if dataclasses.is_dataclass(kind)),
+]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_option_is_in_the_documents(kind):
     for field in dataclasses.fields(kind):
-        if "no effect" not in field.metadata["doc"] and "not supported" not in field.metadata["doc"]:
+        if (
+            "no effect" not in field.metadata["doc"]
+            and "not supported" not in field.metadata["doc"]
+        ):
             assert f"`{field.name}`" in DOCS or f'"{field.name}"' in DOCS, field.name
 
 
 def test_every_routine_and_its_arguments_are_in_the_documents():
     for name, kind in routines.ROUTINES.items():
         if kind.__module__ == "routines":
-            assert f"`{name}`" in DOCS and all(f"`{field.name}`" in DOCS for field in dataclasses.fields(kind)), name
+            assert f"`{name}`" in DOCS and all(
+                f"`{field.name}`" in DOCS for field in dataclasses.fields(kind)
+            ), name
     assert all(f"`{family}`" in DOCS for family in routines.FAMILIES)
 
 
 def test_defaults_in_the_readme_are_the_defaults():
     for name, default in re.findall(r"^\| `(\w+)` \| (\d+) \|", DOCS, re.MULTILINE):
-        assert any(getattr(field, "default", None) == int(default) for kind in KINDS for field in dataclasses.fields(kind) if field.name == name), name
+        assert any(
+            getattr(field, "default", None) == int(default)
+            for kind in KINDS
+            for field in dataclasses.fields(kind)
+            if field.name == name
+        ), name
 
 
 def test_every_command_line_option_is_in_the_readme():
@@ -49,10 +64,32 @@ def test_every_command_line_option_is_in_the_readme():
 
 
 def test_every_route_is_in_the_readme():
-    for part in ("/v1/models", ":predict", ":classify", ":regress", "/metadata", "/model-serving/", "/v1/config", "/v1/config/reload",
-                 "/livez", "/readyz", "/v2/health/live", "/v2/health/ready", "/predict", "/<deployment>/predict", "/<deployment>/classes",
-                 "/<deployment>/active_learning/<group>", "/metrics", "/monitoring/prometheus/metrics", "/stats", "/openapi.json", "/console",
-                 "/deployments", "/<deployment>/samples/<name>", "/<deployment>/client/<language>"):
+    for part in (
+        "/v1/models",
+        ":predict",
+        ":classify",
+        ":regress",
+        "/metadata",
+        "/model-serving/",
+        "/v1/config",
+        "/v1/config/reload",
+        "/livez",
+        "/readyz",
+        "/v2/health/live",
+        "/v2/health/ready",
+        "/predict",
+        "/<deployment>/predict",
+        "/<deployment>/classes",
+        "/<deployment>/active_learning/<group>",
+        "/metrics",
+        "/monitoring/prometheus/metrics",
+        "/stats",
+        "/openapi.json",
+        "/console",
+        "/deployments",
+        "/<deployment>/samples/<name>",
+        "/<deployment>/client/<language>",
+    ):
         assert part in DOCS
     assert len(serving.ROUTES) == 19  # a new route must be named above, and in the README
 
@@ -64,12 +101,16 @@ def test_curl_examples_answer_as_printed(demo):
     for command, printed in examples:
         words = shlex.split(command)
         path = words[-1].removeprefix("http://127.0.0.1:8501")
-        response = client.post(path, words[words.index("-d") + 1]) if "-d" in words else client.get(path)
+        response = (
+            client.post(path, words[words.index("-d") + 1]) if "-d" in words else client.get(path)
+        )
         assert json.loads(response.data) == json.loads(printed)
 
 
 def test_picture_example_answers_as_printed(demo):
-    path, printed = re.search(r"^\$ curl .*@(models/\S+) .*/predict \| jq .*\n((?:\[.*\n)+)", README, re.MULTILINE).groups()
+    path, printed = re.search(
+        r"^\$ curl .*@(models/\S+) .*/predict \| jq .*\n((?:\[.*\n)+)", README, re.MULTILINE
+    ).groups()
     answer = demo.predict_image((ROOT / path).read_bytes())["predictions"]
     for line, prediction in zip(printed.strip().split("\n"), answer, strict=True):
         name, confidence, points = json.loads(line)
@@ -78,9 +119,16 @@ def test_picture_example_answers_as_printed(demo):
 
 
 def test_python_examples_run():
-    for source in re.findall(r"```python\n(.*?)```", README, re.DOTALL) + re.findall(r"```python\n(.*?)```", DOCS, re.DOTALL)[-1:]:
-        source = "\n".join(line for line in textwrap.dedent(source).splitlines() if "serving.run(" not in line)
-        done = subprocess.run([sys.executable, "-c", source], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    for source in (
+        re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+        + re.findall(r"```python\n(.*?)```", DOCS, re.DOTALL)[-1:]
+    ):
+        source = "\n".join(
+            line for line in textwrap.dedent(source).splitlines() if "serving.run(" not in line
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", source], cwd=ROOT, capture_output=True, text=True, timeout=120
+        )
         assert done.returncode == 0, done.stderr
 
 

@@ -34,12 +34,24 @@ def folder(tf, tmp_path_factory):
 
     def grow(x):
         return np.repeat(x, 3) if (x > 100).any() else x
+
     with_checks = {
-        "crash": lambda x: {"y": tf.ensure_shape(x, [None]) + tf.cast(tf.gather([1, 2], tf.where(x > 100, 7, 0)), tf.float32)},
-        "raise": lambda x: {"y": tf.numpy_function(lambda x: x if (x < 100).all() else 1 / 0, [x], tf.float32)},
+        "crash": lambda x: {
+            "y": tf.ensure_shape(x, [None])
+            + tf.cast(tf.gather([1, 2], tf.where(x > 100, 7, 0)), tf.float32)
+        },
+        "raise": lambda x: {
+            "y": tf.numpy_function(lambda x: x if (x < 100).all() else 1 / 0, [x], tf.float32)
+        },
         "hang": lambda x: {"y": tf.numpy_function(hang, [x], tf.float32)},
-        "loop": lambda x: {"y": tf.while_loop(lambda y: tf.reduce_any(y > 100), lambda y: [y + 1], [x])[0]},
-        "grow": lambda x: {"y": tf.ensure_shape(tf.numpy_function(grow, [x], tf.float32), [None]), "x": tf.identity(x)}}
+        "loop": lambda x: {
+            "y": tf.while_loop(lambda y: tf.reduce_any(y > 100), lambda y: [y + 1], [x])[0]
+        },
+        "grow": lambda x: {
+            "y": tf.ensure_shape(tf.numpy_function(grow, [x], tf.float32), [None]),
+            "x": tf.identity(x),
+        },
+    }
     for name, function in with_checks.items():
         export(tf, made / name / "1", {"serving_default": (function, one)})
     return made
@@ -49,9 +61,14 @@ def folder(tf, tmp_path_factory):
 def faulty(folder):
     """All of them in one server, with a healthy one."""
     names = ("crash", "raise", "hang", "grow")
-    items = [{"config": {"name": name, "base_path": str(folder / name), "batching": False}} for name in names]
+    items = [
+        {"config": {"name": name, "base_path": str(folder / name), "batching": False}}
+        for name in names
+    ]
     items.append({"config": {"name": "half", "base_path": str(ROOT / "models/half_plus_two")}})
-    server = serving.ModelServer({"model_config_list": items, "server": {**NO_POLL, "threads": 8, "drain_seconds": 1}})
+    server = serving.ModelServer(
+        {"model_config_list": items, "server": {**NO_POLL, "threads": 8, "drain_seconds": 1}}
+    )
     assert server.wait(60) and not server.readiness()
     return server
 
@@ -61,28 +78,51 @@ def test_a_model_that_fails_in_its_graph_answers_why_without_a_traceback(faulty,
     rest = Rest(faulty)
     answer = rest.post(f"/v1/models/{name}:predict", {"instances": [1.0, 200.0]})
     text = json.loads(answer.data)["error"]
-    assert answer.status_code == status and text and "Traceback" not in text and str(ROOT) not in text and 'File "' not in text
-    assert json.loads(rest.post(f"/v1/models/{name}:predict", {"instances": [1.0]}).data)["predictions"]
+    assert (
+        answer.status_code == status
+        and text
+        and "Traceback" not in text
+        and str(ROOT) not in text
+        and 'File "' not in text
+    )
+    assert json.loads(rest.post(f"/v1/models/{name}:predict", {"instances": [1.0]}).data)[
+        "predictions"
+    ]
 
 
 def test_outputs_of_different_lengths_are_no_rows_and_come_as_they_are_in_columns(faulty):
     rest = Rest(faulty)
-    assert json.loads(rest.post("/v1/models/grow:predict", {"instances": [1.0]}).data) == {"predictions": [{"x": 1.0, "y": 1.0}]}
+    assert json.loads(rest.post("/v1/models/grow:predict", {"instances": [1.0]}).data) == {
+        "predictions": [{"x": 1.0, "y": 1.0}]
+    }
     answer = rest.post("/v1/models/grow:predict", {"instances": [1.0, 200.0]})
     assert answer.status_code in (400, 500) and "batch" in json.loads(answer.data)["error"]
-    columns = json.loads(rest.post("/v1/models/grow:predict", {"inputs": [1.0, 200.0]}).data)["outputs"]
+    columns = json.loads(rest.post("/v1/models/grow:predict", {"inputs": [1.0, 200.0]}).data)[
+        "outputs"
+    ]
     assert columns == {"x": [1.0, 200.0], "y": [1.0, 1.0, 1.0, 200.0, 200.0, 200.0]}
 
 
 def test_a_model_that_hangs_is_answered_504_and_holds_up_no_other(faulty):
     with listening(faulty) as address, ThreadPoolExecutor(8) as pool:
+
         def ask(value):
-            return requests.post(f"{address}/v1/models/hang:predict", json={"instances": [value]}, headers={"X-Request-Timeout": "1"}, timeout=30)
+            return requests.post(
+                f"{address}/v1/models/hang:predict",
+                json={"instances": [value]},
+                headers={"X-Request-Timeout": "1"},
+                timeout=30,
+            )
+
         hung = [pool.submit(ask, 200.0) for _ in range(6)]
         time.sleep(0.3)
-        assert requests.post(f"{address}/v1/models/half:predict", json={"instances": [2.0]}, timeout=10).json() == {"predictions": [3.0]}
+        assert requests.post(
+            f"{address}/v1/models/half:predict", json={"instances": [2.0]}, timeout=10
+        ).json() == {"predictions": [3.0]}
         assert [future.result().status_code for future in hung] == [504] * 6
-        assert requests.post(f"{address}/v1/models/half:predict", json={"instances": [2.0]}, timeout=10).json() == {"predictions": [3.0]}
+        assert requests.post(
+            f"{address}/v1/models/half:predict", json={"instances": [2.0]}, timeout=10
+        ).json() == {"predictions": [3.0]}
         # Python runs its own functions one after the other, so this model is lost; it says so, and still nobody waits for ever
         assert ask(2.0).status_code in (200, 504)
 
@@ -109,9 +149,21 @@ serving.run(server, port=0)
 def serve_alone(tmp_path, *names):
     """A server of its own over copies of models; returns its process and its address."""
     models = [{"config": {"name": name, "base_path": name}} for name in names]
-    (tmp_path / "config.json").write_text(json.dumps({"model_config_list": models, "server": {**NO_POLL, "drain_seconds": 1}}))
-    process = subprocess.Popen([sys.executable, str(ROOT / "serving.py"), "--config", str(tmp_path / "config.json"), "--port", "0"],
-                               stdout=subprocess.PIPE, text=True)
+    (tmp_path / "config.json").write_text(
+        json.dumps({"model_config_list": models, "server": {**NO_POLL, "drain_seconds": 1}})
+    )
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            str(ROOT / "serving.py"),
+            "--config",
+            str(tmp_path / "config.json"),
+            "--port",
+            "0",
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     address = process.stdout.readline().split()[3].rstrip(",")
     while requests.get(f"{address}/readyz", timeout=30).status_code != 200:
         time.sleep(0.1)
@@ -120,20 +172,39 @@ def serve_alone(tmp_path, *names):
 
 def test_a_model_that_loops_for_ever_holds_up_neither_its_unloading_nor_the_end(folder, tmp_path):
     """TensorFlow cancels a loop of its own when its session is closed; a Python function, as in the model that hangs, it does not."""
-    shutil.copytree(folder / "loop", tmp_path / "loop"), shutil.copytree(ROOT / "models/half_plus_two", tmp_path / "half")
+    (
+        shutil.copytree(folder / "loop", tmp_path / "loop"),
+        shutil.copytree(ROOT / "models/half_plus_two", tmp_path / "half"),
+    )
     process, address = serve_alone(tmp_path, "loop", "half")
-    lost = requests.post(f"{address}/v1/models/loop:predict", json={"instances": [200.0]}, headers={"X-Request-Timeout": "0.5"}, timeout=30)
+    lost = requests.post(
+        f"{address}/v1/models/loop:predict",
+        json={"instances": [200.0]},
+        headers={"X-Request-Timeout": "0.5"},
+        timeout=30,
+    )
     assert lost.status_code == 504
     shutil.rmtree(tmp_path / "loop" / "1")
     shutil.copytree(folder / "loop" / "1", tmp_path / "loop" / "2")
     assert requests.post(f"{address}/v1/config/reload", timeout=60).status_code == 201
-    assert requests.post(f"{address}/v1/models/loop:predict", json={"instances": [2.0]}, timeout=10).json() == {"predictions": [2.0]}
-    assert requests.post(f"{address}/v1/models/loop:predict", json={"instances": [200.0]}, headers={"X-Request-Timeout": "0.5"}, timeout=30).status_code == 504
+    assert requests.post(
+        f"{address}/v1/models/loop:predict", json={"instances": [2.0]}, timeout=10
+    ).json() == {"predictions": [2.0]}
+    assert (
+        requests.post(
+            f"{address}/v1/models/loop:predict",
+            json={"instances": [200.0]},
+            headers={"X-Request-Timeout": "0.5"},
+            timeout=30,
+        ).status_code
+        == 504
+    )
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 0
 
 
 # --- the loader -------------------------------------------------------------------------------------------
+
 
 def test_a_pass_of_the_loader_that_breaks_is_followed_by_the_next(caplog):
     disk, broken = Disk(m=[1]), threading.Event()
@@ -142,6 +213,7 @@ def test_a_pass_of_the_loader_that_breaks_is_followed_by_the_next(caplog):
         if broken.is_set():
             raise MemoryError("made to fail")
         return disk.list_versions(base_path)
+
     server = serving.ModelServer(config("m"), load=disk.load, list_versions=list_versions)
     assert server.wait(10)
     rest = Rest(server)
@@ -152,29 +224,45 @@ def test_a_pass_of_the_loader_that_breaks_is_followed_by_the_next(caplog):
     broken.clear()
     disk.models["m"].add(2)
     assert rest.post("/v1/config/reload").status_code == 201
-    assert json.loads(rest.post("/v1/models/m:predict", {"instances": [[2.0]]}).data) == {"predictions": [[3.0]]}
+    assert json.loads(rest.post("/v1/models/m:predict", {"instances": [[2.0]]}).data) == {
+        "predictions": [[3.0]]
+    }
 
 
 def test_a_folder_that_is_half_copied_is_served_when_it_is_whole(tf, tmp_path):
     import shutil
+
     base = tmp_path / "m"
     shutil.copytree(ROOT / "models/half_plus_two/123", base / "1")
-    server = serving.ModelServer({"model_config_list": [{"config": {"name": "m", "base_path": str(base)}}], "server": NO_POLL})
+    server = serving.ModelServer(
+        {
+            "model_config_list": [{"config": {"name": "m", "base_path": str(base)}}],
+            "server": NO_POLL,
+        }
+    )
     assert server.wait(60)
     rest = Rest(server)
     (base / "2").mkdir()
     whole = (base / "1/saved_model.pb").read_bytes()
-    (base / "2/saved_model.pb").write_bytes(whole[:len(whole) // 2])
+    (base / "2/saved_model.pb").write_bytes(whole[: len(whole) // 2])
     assert rest.post("/v1/config/reload").status_code == 500
-    assert json.loads(rest.post("/v1/models/m:predict", {"instances": [2.0]}).data) == {"predictions": [3.0]}
+    assert json.loads(rest.post("/v1/models/m:predict", {"instances": [2.0]}).data) == {
+        "predictions": [3.0]
+    }
     shutil.rmtree(base / "2")
     shutil.copytree(base / "1", base / "2")
     assert rest.post("/v1/config/reload").status_code == 201
-    assert json.loads(rest.post("/v1/models/m/versions/2:predict", {"instances": [2.0]}).data) == {"predictions": [3.0]}
+    assert json.loads(rest.post("/v1/models/m/versions/2:predict", {"instances": [2.0]}).data) == {
+        "predictions": [3.0]
+    }
     shutil.rmtree(base)
-    assert json.loads(rest.post("/v1/models/m:predict", {"instances": [2.0]}).data) == {"predictions": [3.0]}
+    assert json.loads(rest.post("/v1/models/m:predict", {"instances": [2.0]}).data) == {
+        "predictions": [3.0]
+    }
     assert rest.post("/v1/config/reload").status_code >= 400
-    assert json.loads(rest.post("/v1/models/m:predict", {"instances": [2.0]}).data) == {"predictions": [3.0]}
+    assert json.loads(rest.post("/v1/models/m:predict", {"instances": [2.0]}).data) == {
+        "predictions": [3.0]
+    }
 
 
 def test_sigterm_during_a_reload_ends_well(tmp_path):
@@ -209,6 +297,7 @@ serving.run(server, port=0)
 
 # --- full disks -------------------------------------------------------------------------------------------
 
+
 def test_a_log_that_cannot_be_written_stops_no_request(monkeypatch, capsys):
     with contextlib.suppress(OSError), open("/dev/full", "w") as full:
         handler = logging.StreamHandler(full)
@@ -225,11 +314,29 @@ def test_a_log_that_cannot_be_written_stops_no_request(monkeypatch, capsys):
 
 
 def test_the_server_of_its_own_goes_on_with_a_full_disk_under_its_log(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps({"model_config_list": [
-        {"config": {"name": "half", "base_path": str(ROOT / "models/half_plus_two")}}]}))
+    (tmp_path / "config.json").write_text(
+        json.dumps(
+            {
+                "model_config_list": [
+                    {"config": {"name": "half", "base_path": str(ROOT / "models/half_plus_two")}}
+                ]
+            }
+        )
+    )
     with open("/dev/full", "w") as full:
-        process = subprocess.Popen([sys.executable, str(ROOT / "serving.py"), "--config", str(tmp_path / "config.json"), "--port", "0"],
-                                   stdout=subprocess.PIPE, stderr=full, text=True)
+        process = subprocess.Popen(
+            [
+                sys.executable,
+                str(ROOT / "serving.py"),
+                "--config",
+                str(tmp_path / "config.json"),
+                "--port",
+                "0",
+            ],
+            stdout=subprocess.PIPE,
+            stderr=full,
+            text=True,
+        )
     address = process.stdout.readline().split(" on ")[1].split(",")[0]
     for _ in range(600):
         with contextlib.suppress(requests.RequestException):
@@ -237,13 +344,16 @@ def test_the_server_of_its_own_goes_on_with_a_full_disk_under_its_log(tmp_path):
                 break
         time.sleep(0.1)
     for _ in range(50):
-        assert requests.post(f"{address}/v1/models/half:predict", json={"instances": [2.0]}, timeout=10).json() == {"predictions": [3.0]}
+        assert requests.post(
+            f"{address}/v1/models/half:predict", json={"instances": [2.0]}, timeout=10
+        ).json() == {"predictions": [3.0]}
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 0
 
 
 def test_a_quota_store_without_room_lets_nobody_in_and_recovers(tmp_path):
     from serving_rooms.quotas import Quotas
+
     quotas = Quotas(tmp_path / "q.sqlite3")
     assert quotas.take("k", 10, "day") is None
     pages = quotas._database.execute("PRAGMA page_count").fetchone()[0]
@@ -253,4 +363,6 @@ def test_a_quota_store_without_room_lets_nobody_in_and_recovers(tmp_path):
             quotas.take("key" * 100 + str(number), 10, "day")
     quotas._database.execute("PRAGMA max_page_count = 1000000")
     assert quotas.take("k", 10, "day") is None and quotas.used("k", "day") == 2
-    assert sqlite3.connect(tmp_path / "q.sqlite3").execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    assert sqlite3.connect(tmp_path / "q.sqlite3").execute("PRAGMA integrity_check").fetchone() == (
+        "ok",
+    )

@@ -34,7 +34,9 @@ def test_inputs_with_bytes_changed(target):
         data = bytearray(chance.choice(seeds))
         for _ in range(chance.randint(1, 4)):
             place = chance.randrange(len(data) + 1)
-            data[place:place + chance.choice((0, 1, 1, 4))] = chance.choice((b"", bytes([chance.randrange(256)]), bytes(data[place:place + 8]), b"[", b"\0\0"))
+            data[place : place + chance.choice((0, 1, 1, 4))] = chance.choice(
+                (b"", bytes([chance.randrange(256)]), bytes(data[place : place + 8]), b"[", b"\0\0")
+            )
         fuzz.try_input(target, bytes(data))
 
 
@@ -49,4 +51,10 @@ def test_the_fuzzer_ends_at_what_it_looks_for(monkeypatch):
 
 def test_the_command_runs_where_atheris_is():
     pytest.importorskip("atheris")
-    subprocess.run([sys.executable, "tests/fuzz.py", "tensors", "--runs", "2000"], cwd=ROOT, check=True, capture_output=True, timeout=120)
+    subprocess.run(
+        [sys.executable, "tests/fuzz.py", "tensors", "--runs", "2000"],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        timeout=120,
+    )

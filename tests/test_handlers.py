@@ -12,7 +12,16 @@ import time
 import numpy as np
 import pytest
 import requests
-from conftest import ROOT, FakeDetector, Rest, assert_error, bearer, fake_server, key_entry, listening
+from conftest import (
+    ROOT,
+    FakeDetector,
+    Rest,
+    assert_error,
+    bearer,
+    fake_server,
+    key_entry,
+    listening,
+)
 from werkzeug.test import Client
 
 import serving
@@ -20,7 +29,7 @@ import serving
 AUTH = {"keys": [key_entry("site", "k")]}
 KEY = {"x-api-key": "k"}
 
-MODULE = '''
+MODULE = """
 import os, time
 import numpy as np
 from serving import BadRequest, hub_handler
@@ -66,18 +75,30 @@ def slow(inputs):
 
 def leaves(inputs):
     raise SystemExit(3)
-'''
+"""
 
 
 def write_config(folder, *handlers, **others):
-    (folder / "config.json").write_text(json.dumps({"model_config_list": [], "auth": AUTH, "handlers": list(handlers),
-                                                    "server": {"file_system_poll_wait_seconds": 0}, **others}))
+    (folder / "config.json").write_text(
+        json.dumps(
+            {
+                "model_config_list": [],
+                "auth": AUTH,
+                "handlers": list(handlers),
+                "server": {"file_system_poll_wait_seconds": 0},
+                **others,
+            }
+        )
+    )
 
 
 def serve(folder, *names, how="standalone", **fields):
     """A client of handlers /f/<name>, one for each function of MODULE that is named."""
     (folder / "functions.py").write_text(MODULE)
-    write_config(folder, *({"path": f"/f/{name}", "function": f"functions:{name}", **fields} for name in names))
+    write_config(
+        folder,
+        *({"path": f"/f/{name}", "function": f"functions:{name}", **fields} for name in names),
+    )
     server = serving.ModelServer(folder / "config.json")
     assert server.wait(10)
     return Rest(server, how)
@@ -89,39 +110,85 @@ def test_any_json_value_goes_in_and_out(tmp_path, how, value):
     assert response.status_code == 200 and response.json == value
 
 
-@pytest.mark.parametrize("kind, body, size", [
-    ("image/png", b"\x89PNG", 4), ("application/octet-stream", b"{}", 2), ("text/plain", "ü".encode(), 2), ("application/json", b'"four"', 4),
-    ("application/vnd.x+json", b'"four"', 4), ("application/x-www-form-urlencoded", b'"four"', 4)])
+@pytest.mark.parametrize(
+    "kind, body, size",
+    [
+        ("image/png", b"\x89PNG", 4),
+        ("application/octet-stream", b"{}", 2),
+        ("text/plain", "ü".encode(), 2),
+        ("application/json", b'"four"', 4),
+        ("application/vnd.x+json", b'"four"', 4),
+        ("application/x-www-form-urlencoded", b'"four"', 4),
+    ],
+)
 def test_content_type_decides_between_json_and_bytes(tmp_path, kind, body, size):
-    assert serve(tmp_path, "length").post("/f/length", body, headers=KEY, content_type=kind).json == {"bytes": size}
+    assert serve(tmp_path, "length").post(
+        "/f/length", body, headers=KEY, content_type=kind
+    ).json == {"bytes": size}
 
 
 def test_ping_and_methods(tmp_path):
     rest = serve(tmp_path, "echo", "marked")
     assert rest.get("/f/echo", headers=KEY).json == {"status": "ready", "path": "/f/echo"}
-    assert rest.get("/f/marked", headers=KEY).json == {"statusCode": 200, "body": {"output": {"status": "ready", "path": "/f/marked"}}}
-    assert_error(rest.open("/f/echo", method="PUT", headers=KEY), 405, "Method PUT is not allowed here; this URL takes GET, POST")
-    assert serve(tmp_path, "echo", methods=["PUT"]).open("/f/echo", method="PUT", data="1", headers=KEY).json == 1
+    assert rest.get("/f/marked", headers=KEY).json == {
+        "statusCode": 200,
+        "body": {"output": {"status": "ready", "path": "/f/marked"}},
+    }
+    assert_error(
+        rest.open("/f/echo", method="PUT", headers=KEY),
+        405,
+        "Method PUT is not allowed here; this URL takes GET, POST",
+    )
+    assert (
+        serve(tmp_path, "echo", methods=["PUT"])
+        .open("/f/echo", method="PUT", data="1", headers=KEY)
+        .json
+        == 1
+    )
 
 
 def test_the_hub_envelope_holds_answers_and_errors(tmp_path):
     rest = serve(tmp_path, "marked", "raises", "refuses", envelope="hub")
     answer = json.loads(rest.post("/f/marked", '"x"', headers=KEY).data)
-    assert answer["statusCode"] == 200 and answer["body"]["output"][0] == ["a", 0.5] and answer["body"]["output"][1]["n"] == [0, 1, 2]
+    assert (
+        answer["statusCode"] == 200
+        and answer["body"]["output"][0] == ["a", 0.5]
+        and answer["body"]["output"][1]["n"] == [0, 1, 2]
+    )
     for path, headers, body, status, text in (
-            ("/f/refuses", KEY, "1", 400, "expected a sentence"), ("/f/refuses", KEY, "{", 400, "JSON Parse error"), ("/f/refuses", {}, "1", 401, "A key is needed"),
-            ("/f/raises", KEY, "1", 500, "Internal server error: the server's log has the reason, at request ")):
+        ("/f/refuses", KEY, "1", 400, "expected a sentence"),
+        ("/f/refuses", KEY, "{", 400, "JSON Parse error"),
+        ("/f/refuses", {}, "1", 401, "A key is needed"),
+        (
+            "/f/raises",
+            KEY,
+            "1",
+            500,
+            "Internal server error: the server's log has the reason, at request ",
+        ),
+    ):
         response = rest.post(path, body, headers=headers)
-        assert response.status_code == response.json["statusCode"] == status and response.json["body"]["error"].startswith(text), response.json
+        assert response.status_code == response.json["statusCode"] == status and response.json[
+            "body"
+        ]["error"].startswith(text), response.json
 
 
 def test_context_and_model_dir(tmp_path):
     (tmp_path / "functions.py").write_text(MODULE)
-    write_config(tmp_path, {"path": "/c", "function": "functions.py:context", "model_dir": "weights"},
-                 model_config_list=[{"config": {"name": "half", "base_path": str(ROOT / "models/half_plus_two")}}])
+    write_config(
+        tmp_path,
+        {"path": "/c", "function": "functions.py:context", "model_dir": "weights"},
+        model_config_list=[
+            {"config": {"name": "half", "base_path": str(ROOT / "models/half_plus_two")}}
+        ],
+    )
     server = serving.ModelServer(tmp_path / "config.json")
     assert server.wait(60)
-    answer = Rest(server).post("/c", True, headers={**KEY, "X-Request-Id": "r-1", "User-Agent": "me"}).json
+    answer = (
+        Rest(server)
+        .post("/c", True, headers={**KEY, "X-Request-Id": "r-1", "User-Agent": "me"})
+        .json
+    )
     assert answer == {"key": "site", "id": "r-1", "agent": "me", "dir": "weights", "half": [2.5]}
     assert "MODEL_DIR" not in os.environ
     server.stop()
@@ -134,15 +201,35 @@ def test_bytes_are_answered_as_what_they_are(tmp_path):
     assert typed.headers["Content-Type"] == "image/svg+xml" and typed.data == b"<svg/>"
 
 
-@pytest.mark.parametrize("name, status, text", [
-    ("raises", 500, "Internal server error"), ("leaves", 500, "Internal server error"), ("eats", 503, "The server has no memory for this request now"),
-    ("unwritable", 500, "The answer of /f/unwritable cannot be sent: $.when[0]: cannot be written as JSON: got object"), ("refuses", 400, "expected a sentence")])
-def test_functions_that_go_wrong_have_their_outcome_and_the_server_goes_on(tmp_path, caplog, name, status, text):
+@pytest.mark.parametrize(
+    "name, status, text",
+    [
+        ("raises", 500, "Internal server error"),
+        ("leaves", 500, "Internal server error"),
+        ("eats", 503, "The server has no memory for this request now"),
+        (
+            "unwritable",
+            500,
+            "The answer of /f/unwritable cannot be sent: $.when[0]: cannot be written as JSON: got object",
+        ),
+        ("refuses", 400, "expected a sentence"),
+    ],
+)
+def test_functions_that_go_wrong_have_their_outcome_and_the_server_goes_on(
+    tmp_path, caplog, name, status, text
+):
     rest = serve(tmp_path, name, "echo")
     response = rest.post(f"/f/{name}", "1", headers=KEY)
     assert_error(response, status, text + "...")
-    assert "secret" not in response.json["error"] and response.json["request_id"] == response.headers["X-Request-Id"]
-    assert name != "raises" or "secret of the house" in caplog.text and response.json["request_id"] in caplog.text
+    assert (
+        "secret" not in response.json["error"]
+        and response.json["request_id"] == response.headers["X-Request-Id"]
+    )
+    assert (
+        name != "raises"
+        or "secret of the house" in caplog.text
+        and response.json["request_id"] in caplog.text
+    )
     assert rest.post("/f/echo", '"still there"', headers=KEY).json == "still there"
 
 
@@ -164,10 +251,18 @@ def test_an_edited_function_is_taken_in_by_a_reload_and_a_broken_one_leaves_the_
     assert rest.post("/f/echo", 1, headers=KEY).json == "new"
     path.write_text("def echo(inputs:\n")
     answer = rest.post("/v1/config/reload")
-    assert answer.status_code == 500 and answer.json["details"][0].startswith("$.handlers[0].function: functions.py: SyntaxError")
-    assert rest.post("/f/echo", 1, headers=KEY).json == "new" and rest.get("/readyz").status_code == 200
+    assert answer.status_code == 500 and answer.json["details"][0].startswith(
+        "$.handlers[0].function: functions.py: SyntaxError"
+    )
+    assert (
+        rest.post("/f/echo", 1, headers=KEY).json == "new"
+        and rest.get("/readyz").status_code == 200
+    )
     path.write_text("def echo(inputs):\n    return 'newer'\n")
-    assert rest.post("/v1/config/reload").status_code == 201 and rest.post("/f/echo", 1, headers=KEY).json == "newer"
+    assert (
+        rest.post("/v1/config/reload").status_code == 201
+        and rest.post("/f/echo", 1, headers=KEY).json == "newer"
+    )
     assert rest.post("/v1/config/reload").status_code == 200
 
 
@@ -178,18 +273,36 @@ def test_a_function_that_cannot_be_imported_is_told_everywhere(tmp_path):
     rest = Rest(server)
     assert_error(rest.get("/readyz"), 503, "Not ready: no version is available of handler /gone")
     for response in (rest.get("/gone", headers=KEY), rest.post("/gone", 1, headers=KEY)):
-        assert_error(response, 503, "/gone is not available: gone.py: no such file beside the config")
+        assert_error(
+            response, 503, "/gone is not available: gone.py: no such file beside the config"
+        )
     (tmp_path / "gone.py").write_text("def f(inputs):\n    return inputs\n")
     assert rest.get("/gone", headers=KEY).status_code == 200, "GET loads it"
     assert rest.get("/readyz").status_code == 200
 
 
-@pytest.mark.parametrize("handler, text", [
-    ({"path": "x", "function": "a:b"}, ".path: expected its URL"), ({"path": "/a b", "function": "a:b"}, ".path: expected its URL"),
-    *(({"path": path, "function": "a:b"}, f": path: '{path}' is one of the server's own URLs") for path in (
-        "/stats", "/v1/x", "/console/mine", "/alice/predict", "/alice/samples/x", "/Metrics")),
-    ({"path": "/a", "function": "a"}, ".function: expected module:name"), ({"path": "/a", "function": "a:b", "methods": ["LIST"]}, ".methods[0]: expected GET, POST"),
-    ({"path": "/a", "function": "a:b", "envelope": "soap"}, ".envelope: expected hub:"), ({"path": "/a", "fuction": "a:b"}, ".fuction: unknown key; did you mean 'function'?")])
+@pytest.mark.parametrize(
+    "handler, text",
+    [
+        ({"path": "x", "function": "a:b"}, ".path: expected its URL"),
+        ({"path": "/a b", "function": "a:b"}, ".path: expected its URL"),
+        *(
+            ({"path": path, "function": "a:b"}, f": path: '{path}' is one of the server's own URLs")
+            for path in (
+                "/stats",
+                "/v1/x",
+                "/console/mine",
+                "/alice/predict",
+                "/alice/samples/x",
+                "/Metrics",
+            )
+        ),
+        ({"path": "/a", "function": "a"}, ".function: expected module:name"),
+        ({"path": "/a", "function": "a:b", "methods": ["LIST"]}, ".methods[0]: expected GET, POST"),
+        ({"path": "/a", "function": "a:b", "envelope": "soap"}, ".envelope: expected hub:"),
+        ({"path": "/a", "fuction": "a:b"}, ".fuction: unknown key; did you mean 'function'?"),
+    ],
+)
 def test_wrong_handlers_in_the_config(handler, text):
     with pytest.raises(serving.ConfigError) as raised:
         serving.load_config({"model_config_list": [], "handlers": [handler]})
@@ -202,12 +315,23 @@ def test_endpoints_from_python(how):
     @server.endpoint("/alice/caption", methods=["POST", "PUT"])
     def caption(inputs, context):
         return {"caption": inputs, "by": context.key}
+
     rest = Rest(server, how)
-    assert rest.post("/alice/caption", '"hello"', headers=KEY).json == {"caption": "hello", "by": "site"}
-    assert rest.post("/alice/caption", "hello").status_code == 401 and caption("x", type("C", (), {"key": 1}))["by"] == 1
-    with pytest.raises(serving.ServingError, match="The endpoint /late came after the app was built"):
+    assert rest.post("/alice/caption", '"hello"', headers=KEY).json == {
+        "caption": "hello",
+        "by": "site",
+    }
+    assert (
+        rest.post("/alice/caption", "hello").status_code == 401
+        and caption("x", type("C", (), {"key": 1}))["by"] == 1
+    )
+    with pytest.raises(
+        serving.ServingError, match="The endpoint /late came after the app was built"
+    ):
         server.endpoint("/late")(caption)
-    with pytest.raises(serving.ServingError, match="path: '/stats' is one of the server's own URLs"):
+    with pytest.raises(
+        serving.ServingError, match="path: '/stats' is one of the server's own URLs"
+    ):
         fake_server({}).endpoint("/stats")(caption)
     with pytest.raises(serving.ServingError, match="endpoint path: expected something like"):
         fake_server({}).endpoint("no/slash")(caption)
@@ -215,7 +339,11 @@ def test_endpoints_from_python(how):
 
 def test_handlers_that_a_reload_brings_are_served(tmp_path):
     rest = serve(tmp_path, "echo")
-    write_config(tmp_path, {"path": "/f/echo", "function": "functions:echo"}, {"path": "/g/added", "function": "functions:length"})
+    write_config(
+        tmp_path,
+        {"path": "/f/echo", "function": "functions:echo"},
+        {"path": "/g/added", "function": "functions:length"},
+    )
     assert rest.post("/v1/config/reload").status_code == 201
     assert rest.post("/g/added", '"four"', headers=KEY).json == {"bytes": 4}
 
@@ -223,15 +351,19 @@ def test_handlers_that_a_reload_brings_are_served(tmp_path):
 def test_handlers_alone_never_import_tensorflow(tmp_path):
     (tmp_path / "functions.py").write_text("def f(inputs):\n    return inputs\n")
     write_config(tmp_path, {"path": "/f", "function": "functions:f"})
-    code = (f"import sys; sys.path.insert(0, {str(ROOT)!r}); import serving\nfrom werkzeug.test import Client\nserver = serving.ModelServer('config.json')\n"
-            "server.wait(10)\nclient = Client(serving.create_app(server))\nprint(client.post('/f', data='1', headers={'x-api-key': 'k'}).json, 'tensorflow' in sys.modules)")
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); import serving\nfrom werkzeug.test import Client\nserver = serving.ModelServer('config.json')\n"
+        "server.wait(10)\nclient = Client(serving.create_app(server))\nprint(client.post('/f', data='1', headers={'x-api-key': 'k'}).json, 'tensorflow' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
+    )
     assert done.stdout == "1 False\n", done.stderr
 
 
 # --- the guides' own client code ------------------------------------------------------------------------------
 
-GUIDE = '''
+GUIDE = """
 import os
 import json
 import requests
@@ -266,7 +398,7 @@ else:
     output = response
 
 print(output)
-'''
+"""
 
 
 def test_cellstrats_client_code_gets_its_answer_from_the_sentiment_example():
@@ -275,14 +407,30 @@ def test_cellstrats_client_code_gets_its_answer_from_the_sentiment_example():
     config = ROOT / "examples/sentiment" / "config.json"
     server = serving.ModelServer(config)
     server.manager.prepared = serving.part("serving_rooms.assembly").prepare(
-        server, serving.load_config(config, json.dumps(source).encode()))
+        server, serving.load_config(config, json.dumps(source).encode())
+    )
     assert server.wait(30) and server.readiness() == []
     with listening(server) as address:
-        code = GUIDE.replace("https://api.cellstrathub.com", address).replace("YOUR API KEY", "k").replace("YOUR USERNAME", "alice")
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-        wrong = subprocess.run([sys.executable, "-c", code.replace('"k"', '"wrong"')], capture_output=True, text=True, timeout=60)
-    (best, *others), = eval(done.stdout, {"__builtins__": {}})
-    assert best[0] == "Positive" and best[1] > max(score for _, score in others) and {name for name, _ in others} == {"Neutral", "Negative"}
+        code = (
+            GUIDE.replace("https://api.cellstrathub.com", address)
+            .replace("YOUR API KEY", "k")
+            .replace("YOUR USERNAME", "alice")
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=60
+        )
+        wrong = subprocess.run(
+            [sys.executable, "-c", code.replace('"k"', '"wrong"')],
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+    ((best, *others),) = eval(done.stdout, {"__builtins__": {}})
+    assert (
+        best[0] == "Positive"
+        and best[1] > max(score for _, score in others)
+        and {name for name, _ in others} == {"Neutral", "Negative"}
+    )
     assert "'statusCode': 401" in wrong.stdout
 
 
@@ -293,8 +441,10 @@ def test_bentomls_curl_gets_an_image():
     @server.endpoint("/3ed3b4e7-46cb-459f-abd9-e30680e8b11f/generate")
     def generate(inputs):
         from PIL import Image
+
         return Image.new("RGB", (inputs["width"] // 8, inputs["height"] // 8), "red")
-    command = '''curl -X 'POST' \\
+
+    command = """curl -X 'POST' \\
     'https://api-cloud-function.elice.io/3ed3b4e7-46cb-459f-abd9-e30680e8b11f/generate' \\
     -H 'accept: image/*' \\
     -H 'Content-Type: application/json' \\
@@ -305,25 +455,41 @@ def test_bentomls_curl_gets_an_image():
     "width": 512,
     "num_inference_steps": 4,
     "guidance_scale": 0
-    }' '''
+    }' """
     with listening(server) as address:
-        command = command.replace("https://api-cloud-function.elice.io", address).replace("{{api_key}}", "k")
-        done = subprocess.run(command.replace("curl", "curl -s -D /dev/stderr", 1), shell=True, capture_output=True, timeout=60)
-    assert b"200 OK" in done.stderr and b"image/png" in done.stderr and done.stdout.startswith(b"\x89PNG")
+        command = command.replace("https://api-cloud-function.elice.io", address).replace(
+            "{{api_key}}", "k"
+        )
+        done = subprocess.run(
+            command.replace("curl", "curl -s -D /dev/stderr", 1),
+            shell=True,
+            capture_output=True,
+            timeout=60,
+        )
+    assert (
+        b"200 OK" in done.stderr
+        and b"image/png" in done.stderr
+        and done.stdout.startswith(b"\x89PNG")
+    )
 
 
 def test_a_new_project_serves_at_once(tmp_path):
     project = tmp_path / "hello"
     assert serving.main(["--init", str(project)]) == 0
-    process = subprocess.Popen([sys.executable, "serving.py", "--config", "config.json", "--port", "0"], cwd=project, stdout=subprocess.PIPE,
-                               stderr=subprocess.DEVNULL, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "serving.py", "--config", "config.json", "--port", "0"],
+        cwd=project,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
     try:
         lines = []
         for line in process.stdout:
             lines.append(line)
             if "curl" in line and "x-api-key" in line:
                 break
-        command = lines[-1][lines[-1].index("curl"):]
+        command = lines[-1][lines[-1].index("curl") :]
         done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=30)
         assert json.loads(done.stdout)["statusCode"] == 200, (lines, done)
     finally:
@@ -342,6 +508,7 @@ def test_eight_callers_of_one_handler_at_once(tmp_path):
             value = [number, n, base64.b64encode(os.urandom(20)).decode()]
             if client.post("/f/echo", data=json.dumps(value), headers=KEY).json != value:
                 wrong.append(value)
+
     threads = [threading.Thread(target=ask, args=(n,)) for n in range(8)]
     for thread in threads:
         thread.start()
@@ -351,50 +518,126 @@ def test_eight_callers_of_one_handler_at_once(tmp_path):
 
 
 def test_arrays_of_numpy_and_names_of_urls(tmp_path):
-    (tmp_path / "functions.py").write_text("import numpy as np\n\ndef f(inputs):\n    return np.asarray(inputs, np.float32) / 3\n")
+    (tmp_path / "functions.py").write_text(
+        "import numpy as np\n\ndef f(inputs):\n    return np.asarray(inputs, np.float32) / 3\n"
+    )
     write_config(tmp_path, {"path": "/a-b.c/~d_e", "function": "functions:f"})
     server = serving.ModelServer(tmp_path / "config.json")
     assert server.wait(10)
     answer = Rest(server).post("/a-b.c/~d_e", [1, 2], headers=bearer("k"))
-    assert np.array_equal(np.array(answer.json, np.float32), np.float32([1, 2]) / 3) and not re.search("null", answer.text)
+    assert np.array_equal(
+        np.array(answer.json, np.float32), np.float32([1, 2]) / 3
+    ) and not re.search("null", answer.text)
 
 
 def test_no_url_of_the_server_is_left_to_handlers():
     """Each route of the table, with names filled in, is refused as a handler's path."""
     from serving_rooms import settings
+
     for pattern in (route.pattern for route in serving.ROUTES):
-        for path in ("/livez", "/readyz", "/v2/health/live", "/v1/models/m", "/v1/models/m/metadata", "/v1/models", "/v1/config", "/v1/config/reload",
-                     "/predict", "/a/predict", "/a/classes", "/a/active_learning/g", "/deployments", "/a/samples/n", "/a/client/c", "/metrics", "/stats",
-                     "/openapi.json", "/console", "/console/x", "/model-serving/d", "/monitoring/prometheus/metrics", "/v1/models/m:predict", "/v1/models/labels/x"):
+        for path in (
+            "/livez",
+            "/readyz",
+            "/v2/health/live",
+            "/v1/models/m",
+            "/v1/models/m/metadata",
+            "/v1/models",
+            "/v1/config",
+            "/v1/config/reload",
+            "/predict",
+            "/a/predict",
+            "/a/classes",
+            "/a/active_learning/g",
+            "/deployments",
+            "/a/samples/n",
+            "/a/client/c",
+            "/metrics",
+            "/stats",
+            "/openapi.json",
+            "/console",
+            "/console/x",
+            "/model-serving/d",
+            "/monitoring/prometheus/metrics",
+            "/v1/models/m:predict",
+            "/v1/models/labels/x",
+        ):
             assert not pattern.fullmatch(path) or settings.TAKEN_PATH.fullmatch(path), path
-    assert not any(settings.TAKEN_PATH.fullmatch(path) for path in ("/alice/sentiment", "/generate", "/stats2", "/a/b/predict", "/my/stats"))
+    assert not any(
+        settings.TAKEN_PATH.fullmatch(path)
+        for path in ("/alice/sentiment", "/generate", "/stats2", "/a/b/predict", "/my/stats")
+    )
 
 
-@pytest.mark.parametrize("function, text", [("gone.py:f", "gone.py: no such file beside the config"), ("no_such_module_x:f", "no_such_module_x: no such module")])
+@pytest.mark.parametrize(
+    "function, text",
+    [
+        ("gone.py:f", "gone.py: no such file beside the config"),
+        ("no_such_module_x:f", "no_such_module_x: no such module"),
+    ],
+)
 def test_check_says_where_a_function_is_missing_without_importing(tmp_path, capsys, function, text):
     (tmp_path / "there.py").write_text("raise SystemExit('imported')")
-    write_config(tmp_path, {"path": "/a", "function": function}, {"path": "/b", "function": "there:f"}, pipeline_config_list=[
-        {"name": "p", "inputs": ["x"], "nodes": [{"name": "n", "type": "custom", "function": function, "inputs": [], "outputs": []}], "outputs": []}])
+    write_config(
+        tmp_path,
+        {"path": "/a", "function": function},
+        {"path": "/b", "function": "there:f"},
+        pipeline_config_list=[
+            {
+                "name": "p",
+                "inputs": ["x"],
+                "nodes": [
+                    {
+                        "name": "n",
+                        "type": "custom",
+                        "function": function,
+                        "inputs": [],
+                        "outputs": [],
+                    }
+                ],
+                "outputs": [],
+            }
+        ],
+    )
     assert serving.main(["--check", "--config", str(tmp_path / "config.json")]) == 2
     wrong = [line for line in capsys.readouterr().out.splitlines() if line.startswith("wrong: ")]
     assert len(wrong) == 2 and all(text in line for line in wrong)
-    assert wrong[0].startswith("wrong: $.pipeline_config_list[0].nodes[0].function") and wrong[1].startswith("wrong: $.handlers[0].function")
+    assert wrong[0].startswith("wrong: $.pipeline_config_list[0].nodes[0].function") and wrong[
+        1
+    ].startswith("wrong: $.handlers[0].function")
 
 
 # --- what is no Exception ------------------------------------------------------------------------------------
 
 ENDS = "import asyncio\nclass Odd(BaseException): pass\n\ndef ends(inputs, *others):\n    raise eval(inputs if isinstance(inputs, str) else 'KeyboardInterrupt')\n"
-NAMES = ["KeyboardInterrupt", "SystemExit", "GeneratorExit", "asyncio.CancelledError", "Odd", "StopIteration"]
+NAMES = [
+    "KeyboardInterrupt",
+    "SystemExit",
+    "GeneratorExit",
+    "asyncio.CancelledError",
+    "Odd",
+    "StopIteration",
+]
 
 
 @pytest.mark.parametrize("seconds", [None, 30])
 def test_whatever_a_handler_raises_its_client_has_an_answer(tmp_path, seconds):
     (tmp_path / "ends.py").write_text(ENDS)
-    write_config(tmp_path, {"path": "/f/ends", "function": "ends:ends", **({"timeout_seconds": seconds} if seconds else {})})
+    write_config(
+        tmp_path,
+        {
+            "path": "/f/ends",
+            "function": "ends:ends",
+            **({"timeout_seconds": seconds} if seconds else {}),
+        },
+    )
     server = serving.ModelServer(tmp_path / "config.json")
     assert server.wait(10)
     for name in NAMES:
-        assert_error(Rest(server).post("/f/ends", json.dumps(name), headers=KEY), 500, "Internal server error: the server's log has the reason, at request ...")
+        assert_error(
+            Rest(server).post("/f/ends", json.dumps(name), headers=KEY),
+            500,
+            "Internal server error: the server's log has the reason, at request ...",
+        )
 
 
 def test_a_handler_that_is_interrupted_answers_over_a_socket(tmp_path):
@@ -404,7 +647,10 @@ def test_a_handler_that_is_interrupted_answers_over_a_socket(tmp_path):
     assert server.wait(10)
     with listening(server) as address:
         for name in NAMES:
-            assert requests.post(f"{address}/f/ends", json=name, headers=KEY, timeout=60).status_code == 500
+            assert (
+                requests.post(f"{address}/f/ends", json=name, headers=KEY, timeout=60).status_code
+                == 500
+            )
         assert requests.get(f"{address}/livez", timeout=60).status_code == 200
 
 
@@ -414,8 +660,13 @@ def test_whatever_an_endpoint_of_python_raises_its_client_has_an_answer():
     @server.endpoint("/ends")
     def ends(name):
         raise {"k": KeyboardInterrupt, "g": GeneratorExit}[name]
+
     for name in "kg":
-        assert_error(Rest(server).post("/ends", json.dumps(name), headers=KEY), 500, "Internal server error: ...")
+        assert_error(
+            Rest(server).post("/ends", json.dumps(name), headers=KEY),
+            500,
+            "Internal server error: ...",
+        )
 
 
 def test_a_module_that_is_interrupted_leaves_its_url_unavailable_and_the_loader_alive(tmp_path):
@@ -423,7 +674,11 @@ def test_a_module_that_is_interrupted_leaves_its_url_unavailable_and_the_loader_
     write_config(tmp_path, {"path": "/f", "function": "main.py:f"})
     server = serving.ModelServer(tmp_path / "config.json")
     assert server.wait(10)
-    assert_error(Rest(server).post("/f", "1", headers=KEY), 503, "/f is not available: main.py: KeyboardInterrupt")
+    assert_error(
+        Rest(server).post("/f", "1", headers=KEY),
+        503,
+        "/f is not available: main.py: KeyboardInterrupt",
+    )
     (tmp_path / "main.py").write_text("def f(x): return x")
     assert server.reload()[0] == 201 and Rest(server).post("/f", "1", headers=KEY).json == 1
 
@@ -447,25 +702,52 @@ class Early:
     def __call__(self, image):
         raise GeneratorExit
 """)
-    server = fake_server({"d": FakeDetector()}, auth=AUTH, routine_modules=[str(tmp_path / "stopping.py")], deployments=[{"id": "d", "model": "d"}])
+    server = fake_server(
+        {"d": FakeDetector()},
+        auth=AUTH,
+        routine_modules=[str(tmp_path / "stopping.py")],
+        deployments=[{"id": "d", "model": "d"}],
+    )
     for name in ("Stopping", "Leaving", "Early"):
         body = {"image_type": "array", "data": [[[1, 2, 3]]], "routines": [{"name": name}]}
-        assert_error(Rest(server).post("/d/predict", body, headers=KEY), 500, "Internal server error: ...")
+        assert_error(
+            Rest(server).post("/d/predict", body, headers=KEY), 500, "Internal server error: ..."
+        )
 
 
 def test_a_module_of_routines_that_leaves_is_a_wrong_config(tmp_path):
     (tmp_path / "leaving.py").write_text("raise SystemExit(3)")
-    with pytest.raises(serving.ConfigError, match=r"\$.routine_modules\[0\]: RuntimeError: the module ended with SystemExit"):
-        serving.ModelServer({"model_config_list": [], "routine_modules": [str(tmp_path / "leaving.py")]})
+    with pytest.raises(
+        serving.ConfigError,
+        match=r"\$.routine_modules\[0\]: RuntimeError: the module ended with SystemExit",
+    ):
+        serving.ModelServer(
+            {"model_config_list": [], "routine_modules": [str(tmp_path / "leaving.py")]}
+        )
 
 
 def test_a_custom_node_that_is_interrupted_is_answered(tmp_path):
     (tmp_path / "ends.py").write_text(ENDS)
-    pipeline = {"name": "p", "inputs": ["x"], "outputs": [{"y": {"node_name": "n", "data_item": "y"}}], "nodes": [
-        {"name": "n", "type": "custom", "function": str(tmp_path / "ends.py:ends"), "outputs": [{"data_item": "y", "alias": "y"}],
-         "inputs": [{"x": {"node_name": "request", "data_item": "x"}}]}]}
+    pipeline = {
+        "name": "p",
+        "inputs": ["x"],
+        "outputs": [{"y": {"node_name": "n", "data_item": "y"}}],
+        "nodes": [
+            {
+                "name": "n",
+                "type": "custom",
+                "function": str(tmp_path / "ends.py:ends"),
+                "outputs": [{"data_item": "y", "alias": "y"}],
+                "inputs": [{"x": {"node_name": "request", "data_item": "x"}}],
+            }
+        ],
+    }
     rest = Rest(fake_server({}, pipeline_config_list=[pipeline]))
-    assert_error(rest.post("/v1/models/p:predict", {"inputs": [1.0]}), 500, "Internal server error: the server's log has the reason, at request ...")
+    assert_error(
+        rest.post("/v1/models/p:predict", {"inputs": [1.0]}),
+        500,
+        "Internal server error: the server's log has the reason, at request ...",
+    )
 
 
 def test_the_own_time_out_of_a_handler_is_no_deadline(tmp_path):

@@ -60,7 +60,17 @@ def fails(handler, message):
 # What is imported
 
 
-@pytest.mark.parametrize("function", ["main:double", "main.py:double", "src/main.py:double", "src.main:double", "kit:double", "main:Math.double"])
+@pytest.mark.parametrize(
+    "function",
+    [
+        "main:double",
+        "main.py:double",
+        "src/main.py:double",
+        "src.main:double",
+        "kit:double",
+        "main:Math.double",
+    ],
+)
 def test_a_function_is_found_by_module_file_and_package(tmp_path, function):
     body = "def double(x):\n    return 2 * x\nclass Math:\n    double = staticmethod(double)\n"
     write(tmp_path, main=body, src__in__main=body, kit__in____init__=body)
@@ -81,26 +91,42 @@ def test_an_installed_module_serves_when_no_file_has_the_name(tmp_path):
 
 def test_a_file_beside_the_config_comes_before_an_installed_module(tmp_path):
     write(tmp_path, yaml="def f(x):\n    return 'mine'\n", json="def f(x):\n    return 'mine'\n")
-    assert loaded(tmp_path, "yaml:f").call(0, None) == loaded(tmp_path, "json:f").call(0, None) == "mine"
+    assert (
+        loaded(tmp_path, "yaml:f").call(0, None)
+        == loaded(tmp_path, "json:f").call(0, None)
+        == "mine"
+    )
     assert json.loads("[1]") == [1] and sys.modules["json"] is json
 
 
-@pytest.mark.parametrize("function, message", [
-    ("main", """expected "module:name" or "file.py:name", got 'main'"""),
-    (":f", """expected "module:name" or "file.py:name", got ':f'"""),
-    (7, "expected a function, got int"),
-    ("gone.py:f", "gone.py: no such file beside the config"),
-    ("gone:f", "gone: no such module beside the config or installed"),
-    ("gone.deeper:f", "gone.deeper: no such module beside the config or installed"),
-    ("../a b:f", "../a b: expected a file ending with .py or the name of a module"),
-    ("main:g", "main: has no 'g'"),
-    ("main:number", "main: expected 'number' to be a function, got int"),
-    ("main:none", "main:none: expected a function of (inputs) or (inputs, context), got one of ()"),
-    ("main:three", "main:three: expected a function of (inputs) or (inputs, context), got one of (a, b, c)"),
-    ("main:later", "main:later: expected a plain function, got an async one"),
-])
+@pytest.mark.parametrize(
+    "function, message",
+    [
+        ("main", """expected "module:name" or "file.py:name", got 'main'"""),
+        (":f", """expected "module:name" or "file.py:name", got ':f'"""),
+        (7, "expected a function, got int"),
+        ("gone.py:f", "gone.py: no such file beside the config"),
+        ("gone:f", "gone: no such module beside the config or installed"),
+        ("gone.deeper:f", "gone.deeper: no such module beside the config or installed"),
+        ("../a b:f", "../a b: expected a file ending with .py or the name of a module"),
+        ("main:g", "main: has no 'g'"),
+        ("main:number", "main: expected 'number' to be a function, got int"),
+        (
+            "main:none",
+            "main:none: expected a function of (inputs) or (inputs, context), got one of ()",
+        ),
+        (
+            "main:three",
+            "main:three: expected a function of (inputs) or (inputs, context), got one of (a, b, c)",
+        ),
+        ("main:later", "main:later: expected a plain function, got an async one"),
+    ],
+)
 def test_what_cannot_be_a_handler_is_told(tmp_path, function, message):
-    write(tmp_path, main="number = 1\ndef none(): pass\ndef three(a, b, c): pass\nasync def later(x): pass\n")
+    write(
+        tmp_path,
+        main="number = 1\ndef none(): pass\ndef three(a, b, c): pass\nasync def later(x): pass\n",
+    )
     handler = Handler(function, tmp_path)
     fails(handler, message)
     assert not handler.ready
@@ -108,17 +134,29 @@ def test_what_cannot_be_a_handler_is_told(tmp_path, function, message):
         handler.call(1, None)
 
 
-@pytest.mark.parametrize("body, message", [
-    ("import torch_of_ours", "main.py: ModuleNotFoundError: No module named 'torch_of_ours'"),
-    ("def f(x) return", "main.py: SyntaxError: expected ':' (main.py, line 1)"),
-    ("open(__file__ + '.weights')", "main.py: FileNotFoundError: No such file or directory: main.py.weights"),
-    ("raise ValueError(f'no weights in {__file__}, or\\nso')", "main.py: ValueError: no weights in main.py, or so"),
-    ("raise ValueError('see https://example.org/a/b')", "main.py: ValueError: see https://example.org/a/b"),
-    ("import sys; sys.exit(3)", "main.py: it called sys.exit(3)"),
-    ("class Odd(BaseException): pass\nraise Odd('!')", "main.py: Odd: !"),
-    ("class Mute(Exception):\n    def __str__(self): 1 / 0\nraise Mute", "main.py: Mute"),
-    ("raise ValueError('x' * 1000)", "main.py: ValueError: " + "x" * 497 + "..."),
-])
+@pytest.mark.parametrize(
+    "body, message",
+    [
+        ("import torch_of_ours", "main.py: ModuleNotFoundError: No module named 'torch_of_ours'"),
+        ("def f(x) return", "main.py: SyntaxError: expected ':' (main.py, line 1)"),
+        (
+            "open(__file__ + '.weights')",
+            "main.py: FileNotFoundError: No such file or directory: main.py.weights",
+        ),
+        (
+            "raise ValueError(f'no weights in {__file__}, or\\nso')",
+            "main.py: ValueError: no weights in main.py, or so",
+        ),
+        (
+            "raise ValueError('see https://example.org/a/b')",
+            "main.py: ValueError: see https://example.org/a/b",
+        ),
+        ("import sys; sys.exit(3)", "main.py: it called sys.exit(3)"),
+        ("class Odd(BaseException): pass\nraise Odd('!')", "main.py: Odd: !"),
+        ("class Mute(Exception):\n    def __str__(self): 1 / 0\nraise Mute", "main.py: Mute"),
+        ("raise ValueError('x' * 1000)", "main.py: ValueError: " + "x" * 497 + "..."),
+    ],
+)
 def test_a_failing_import_tells_its_reason_without_paths(tmp_path, body, message):
     fails(Handler("main:f", write(tmp_path / "a folder", main=body)), message)
     assert "main" not in sys.modules
@@ -126,26 +164,41 @@ def test_a_failing_import_tells_its_reason_without_paths(tmp_path, body, message
 
 @pytest.mark.parametrize("name", ["KeyboardInterrupt", "GeneratorExit", "asyncio.CancelledError"])
 def test_a_module_that_raises_no_exception_fails_to_import_and_nothing_else(tmp_path, name):
-    fails(Handler("main:f", write(tmp_path, main=f"import asyncio\nraise {name}")), f"main.py: {name.split('.')[-1]}")
+    fails(
+        Handler("main:f", write(tmp_path, main=f"import asyncio\nraise {name}")),
+        f"main.py: {name.split('.')[-1]}",
+    )
 
 
 # What it finds while it is imported, and what it leaves
 
 
 def test_model_dir_is_set_during_the_import_only(tmp_path, monkeypatch):
-    write(tmp_path, main="import os\nDIR = os.getenv('MODEL_DIR')\ndef f(x):\n    return DIR, os.getenv('MODEL_DIR')\n")
+    write(
+        tmp_path,
+        main="import os\nDIR = os.getenv('MODEL_DIR')\ndef f(x):\n    return DIR, os.getenv('MODEL_DIR')\n",
+    )
     monkeypatch.delenv("MODEL_DIR", raising=False)
     assert loaded(tmp_path, "main:f", "model").call(0, None) == (str(tmp_path / "model"), None)
     assert loaded(tmp_path, "main:f").call(0, None) == (None, None)
     monkeypatch.setenv("MODEL_DIR", "/outer")
-    assert loaded(tmp_path, "main:f", tmp_path / "other").call(0, None) == (str(tmp_path / "other"), "/outer")
+    assert loaded(tmp_path, "main:f", tmp_path / "other").call(0, None) == (
+        str(tmp_path / "other"),
+        "/outer",
+    )
 
 
 @pytest.mark.parametrize("ending", ["", "\nraise ValueError"])
-def test_an_import_leaves_the_environment_and_the_hosts_modules_as_they_were(tmp_path, monkeypatch, ending):
+def test_an_import_leaves_the_environment_and_the_hosts_modules_as_they_were(
+    tmp_path, monkeypatch, ending
+):
     monkeypatch.delenv("MODEL_DIR", raising=False)
-    write(tmp_path, main=f"import sys, helper, bare.inner\nassert {str(tmp_path)!r} in sys.path\ndef f(x): return helper.name{ending}\n",
-          helper="name = 'helper'", bare__in__inner="")
+    write(
+        tmp_path,
+        main=f"import sys, helper, bare.inner\nassert {str(tmp_path)!r} in sys.path\ndef f(x): return helper.name{ending}\n",
+        helper="name = 'helper'",
+        bare__in__inner="",
+    )
     path, modules = list(sys.path), dict(sys.modules)
     before = list(sys.meta_path), dict(os.environ), sys.dont_write_bytecode
     handler = Handler("main:f", tmp_path, "model")
@@ -156,17 +209,28 @@ def test_an_import_leaves_the_environment_and_the_hosts_modules_as_they_were(tmp
     assert (list(sys.meta_path), dict(os.environ), sys.dont_write_bytecode) == before
     assert sys.path == [*path, str(tmp_path)]
     added = set() if ending else {"main", "helper", "bare", "bare.inner"}
-    assert set(sys.modules) - set(modules) == added and all(sys.modules[name] is module for name, module in modules.items())
+    assert set(sys.modules) - set(modules) == added and all(
+        sys.modules[name] is module for name, module in modules.items()
+    )
     assert list(tmp_path.rglob("*.pyc")) == []
 
 
 def test_a_neighbour_is_imported_in_the_function(tmp_path):
-    write(tmp_path, main="def f(x):\n    import helper\n    from kit.part import name\n    return helper.name + name",
-          helper="name = 'h'", kit__in____init__="", kit__in__part="name = 'p'")
+    write(
+        tmp_path,
+        main="def f(x):\n    import helper\n    from kit.part import name\n    return helper.name + name",
+        helper="name = 'h'",
+        kit__in____init__="",
+        kit__in__part="name = 'p'",
+    )
     assert loaded(tmp_path, "main:f").call(0, None) == "hp"
     (tmp_path / "src").mkdir()
-    write(tmp_path, src__in__other="def f(x):\n    import beside, above\n    return beside.name + above.name",
-          src__in__beside="name = 'b'", above="name = 'a'")
+    write(
+        tmp_path,
+        src__in__other="def f(x):\n    import beside, above\n    return beside.name + above.name",
+        src__in__beside="name = 'b'",
+        above="name = 'a'",
+    )
     assert loaded(tmp_path, "src/other.py:f").call(0, None) == "ba"
 
 
@@ -184,8 +248,19 @@ def test_an_instance_of_a_class_of_the_module_is_pickled(tmp_path, function):
 
 def test_a_pickle_of_a_neighbours_class_is_read(tmp_path):
     write(tmp_path, its_classes="class Model:\n    pass")
-    subprocess.run([sys.executable, "-c", "import pickle, its_classes; pickle.dump(its_classes.Model(), open('model.pickle', 'wb'))"], cwd=tmp_path, check=True)
-    write(tmp_path, main="import pickle\ndef f(x):\n    with open(x, 'rb') as file:\n        return type(pickle.load(file)).__module__")
+    subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import pickle, its_classes; pickle.dump(its_classes.Model(), open('model.pickle', 'wb'))",
+        ],
+        cwd=tmp_path,
+        check=True,
+    )
+    write(
+        tmp_path,
+        main="import pickle\ndef f(x):\n    with open(x, 'rb') as file:\n        return type(pickle.load(file)).__module__",
+    )
     assert loaded(tmp_path, "main:f").call(tmp_path / "model.pickle", None) == "its_classes"
 
 
@@ -194,7 +269,10 @@ def test_the_module_has_another_name_when_the_host_has_one_of_that_name(tmp_path
     monkeypatch.setitem(sys.modules, "main", host)
     handler = loaded(write(tmp_path, main="class Model: pass\ndef f(x): return Model()"), "main:f")
     model = handler.call(0, None)
-    assert type(pickle.loads(pickle.dumps(model))) is type(model) and type(model).__module__ == "handler_main"
+    assert (
+        type(pickle.loads(pickle.dumps(model))) is type(model)
+        and type(model).__module__ == "handler_main"
+    )
     assert handler.load(force=True) and sys.modules["main"] is host
 
 
@@ -205,17 +283,27 @@ def test_two_projects_have_their_own_utils(tmp_path):
     assert first.call(0, None) == "aa"
     write(tmp_path / "b", main="import utils, late\n" + lazy, utils="name = 'b'", late="name = 'b'")
     second = loaded(tmp_path / "b", "main:f")
-    assert second.function.__globals__["utils"].name == second.function.__globals__["late"].name == "b"
+    assert (
+        second.function.__globals__["utils"].name == second.function.__globals__["late"].name == "b"
+    )
     assert first.load(force=True) and first.function.__globals__["utils"].name == "a"
 
 
 @pytest.mark.parametrize("files", [{}, {"kit__in____init__": ""}])
 def test_two_projects_have_parts_of_their_own_in_a_package_of_one_name(tmp_path, files):
     for name in ("a", "b"):
-        write(tmp_path / name, main="from kit import part\ndef f(x): return part.name", kit__in__part=f"name = {name!r}", **files)
+        write(
+            tmp_path / name,
+            main="from kit import part\ndef f(x): return part.name",
+            kit__in__part=f"name = {name!r}",
+            **files,
+        )
     handlers = [loaded(tmp_path / name, "main:f") for name in ("a", "b")]
     assert [handler.call(0, None) for handler in handlers] == ["a", "b"]
-    assert [handler.load(force=True) and handler.call(0, None) for handler in handlers] == ["a", "b"]
+    assert [handler.load(force=True) and handler.call(0, None) for handler in handlers] == [
+        "a",
+        "b",
+    ]
 
 
 def test_two_handlers_of_one_package_are_both_pickled(tmp_path):
@@ -233,38 +321,65 @@ def test_a_file_named_as_one_of_pythons_own_modules_is_no_neighbour(tmp_path):
 
 def test_a_module_of_another_project_is_not_taken_for_an_installed_one(tmp_path):
     loaded(write(tmp_path / "a", main="def f(x): pass"), "main:f")
-    fails(Handler("main:f", write(tmp_path / "b", other="")), "main: no such module beside the config or installed")
+    fails(
+        Handler("main:f", write(tmp_path / "b", other="")),
+        "main: no such module beside the config or installed",
+    )
 
 
 def test_handlers_of_two_folders_have_neighbours_of_one_name(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "helper", types.ModuleType("helper"))  # the host has one as well
+    monkeypatch.setitem(
+        sys.modules, "helper", types.ModuleType("helper")
+    )  # the host has one as well
     for name in ("a", "b"):
-        write(tmp_path / name, main="import helper\ndef f(x): return helper.name", helper=f"name = {name!r}")
+        write(
+            tmp_path / name,
+            main="import helper\ndef f(x): return helper.name",
+            helper=f"name = {name!r}",
+        )
     handlers = [loaded(tmp_path / name, "main:f") for name in ("a", "b")]
     assert [handler.call(0, None) for handler in handlers] == ["a", "b"]
     assert not hasattr(sys.modules["helper"], "name")
 
 
 def test_a_file_in_a_folder_finds_the_neighbours_of_both(tmp_path):
-    write(tmp_path, src__in__main="import utils, common\ndef f(x): return utils.name + common.name", src__in__utils="name = 'u'", common="name = 'c'")
+    write(
+        tmp_path,
+        src__in__main="import utils, common\ndef f(x): return utils.name + common.name",
+        src__in__utils="name = 'u'",
+        common="name = 'c'",
+    )
     assert loaded(tmp_path, "src/main.py:f").call(0, None) == "uc"
 
 
 def test_relative_imports_work_in_a_package(tmp_path):
-    write(tmp_path, kit__in____init__="", kit__in__main="from .parts import name\ndef f(x): return name", kit__in__parts="name = 'part'")
+    write(
+        tmp_path,
+        kit__in____init__="",
+        kit__in__main="from .parts import name\ndef f(x): return name",
+        kit__in__parts="name = 'part'",
+    )
     assert loaded(tmp_path, "kit.main:f").call(0, None) == "part"
 
 
 def test_handlers_of_one_file_share_its_module_unless_the_model_differs(tmp_path):
     write(tmp_path, main="box = []\ndef f(x): return box\ndef g(x): return box")
-    f, g, other = loaded(tmp_path, "main:f", "m"), loaded(tmp_path, "main.py:g", "m"), loaded(tmp_path, "main:f", "n")
+    f, g, other = (
+        loaded(tmp_path, "main:f", "m"),
+        loaded(tmp_path, "main.py:g", "m"),
+        loaded(tmp_path, "main:f", "n"),
+    )
     assert f.call(0, None) is g.call(0, None) is not other.call(0, None)
     assert f.load(force=True) and g.load(force=True)  # one import for both
     assert f.call(0, None) is g.call(0, None)
 
 
 def test_the_running_server_is_not_imported_again_from_a_copy_beside(tmp_path):
-    write(tmp_path, serving="raise ValueError('a second server')", main="import serving\ndef f(x): return serving")
+    write(
+        tmp_path,
+        serving="raise ValueError('a second server')",
+        main="import serving\ndef f(x): return serving",
+    )
     assert loaded(tmp_path, "main:f").call(0, None) is serving
 
 
@@ -272,6 +387,7 @@ def test_a_host_module_of_that_very_file_is_shared(tmp_path, monkeypatch):
     write(tmp_path, hostapp="count = []", main="import hostapp\ndef f(x): return hostapp")
     monkeypatch.syspath_prepend(tmp_path)
     import hostapp
+
     try:
         assert loaded(tmp_path, "main:f").call(0, None) is hostapp is sys.modules["hostapp"]
     finally:
@@ -279,7 +395,10 @@ def test_a_host_module_of_that_very_file_is_shared(tmp_path, monkeypatch):
 
 
 def test_two_threads_see_their_own_model_dir(tmp_path):
-    write(tmp_path, main="import os, time\na = os.environ['MODEL_DIR']\ntime.sleep(0.02)\nb = os.environ['MODEL_DIR']\ndef f(x): return a, b")
+    write(
+        tmp_path,
+        main="import os, time\na = os.environ['MODEL_DIR']\ntime.sleep(0.02)\nb = os.environ['MODEL_DIR']\ndef f(x): return a, b",
+    )
     handlers = [Handler("main:f", tmp_path, f"m{i}") for i in range(4)]
     threads = [threading.Thread(target=handler.load) for handler in handlers]
     [thread.start() for thread in threads], [thread.join() for thread in threads]
@@ -300,8 +419,12 @@ def test_an_unchanged_module_is_imported_once(tmp_path):
 
 @pytest.mark.parametrize("changed", ["main", "helper", "kit__in__part"])
 def test_a_changed_file_is_imported_anew_within_the_same_second(tmp_path, changed):
-    files = {"main": "import helper\nfrom kit import part\nX = 1\ndef f(x): return X + helper.X + part.X",
-             "helper": "X = 1", "kit__in____init__": "", "kit__in__part": "X = 1"}
+    files = {
+        "main": "import helper\nfrom kit import part\nX = 1\ndef f(x): return X + helper.X + part.X",
+        "helper": "X = 1",
+        "kit__in____init__": "",
+        "kit__in__part": "X = 1",
+    }
     handler = loaded(write(tmp_path, **files), "main:f")
     assert handler.call(0, None) == 3
     write(tmp_path, **{changed: files[changed].replace("X = 1", "X = 5")})
@@ -312,7 +435,10 @@ def test_a_changed_file_is_imported_anew_within_the_same_second(tmp_path, change
 def test_a_change_of_the_same_size_within_the_same_second_is_seen(tmp_path):
     write(tmp_path, main="from helper import X\nY = 1\ndef f(x): return X, Y", helper="X = 1")
     handler = loaded(tmp_path, "main:f")
-    for values, files in [((2, 1), {"helper": "X = 2"}), ((2, 3), {"main": "from helper import X\nY = 3\ndef f(x): return X, Y"})]:
+    for values, files in [
+        ((2, 1), {"helper": "X = 2"}),
+        ((2, 3), {"main": "from helper import X\nY = 3\ndef f(x): return X, Y"}),
+    ]:
         write(tmp_path, **files)
         for name in files:
             os.utime(tmp_path / f"{name}.py", (10**9, 10**9))
@@ -329,11 +455,20 @@ def test_a_file_changed_while_it_is_imported_is_imported_anew(tmp_path):
     assert not handler.load()
 
 
-@pytest.mark.parametrize("broken, message", [("import utils, helper\n1 / 0", "main.py: ZeroDivisionError: division by zero"),
-                                             ("import utils, helper", "main: has no 'f'")])
-def test_a_failing_new_version_leaves_the_old_function_and_its_neighbours(tmp_path, broken, message):
+@pytest.mark.parametrize(
+    "broken, message",
+    [
+        ("import utils, helper\n1 / 0", "main.py: ZeroDivisionError: division by zero"),
+        ("import utils, helper", "main: has no 'f'"),
+    ],
+)
+def test_a_failing_new_version_leaves_the_old_function_and_its_neighbours(
+    tmp_path, broken, message
+):
     body = "import pickle, utils\nclass Model:\n    pass\ndef f(x):\n    import helper, utils as again\n    pickle.dumps(Model())\n    return utils.X, helper.X, again is utils"
-    handler = loaded(write(tmp_path, main="import helper\n" + body, utils="X = 1", helper="X = 1"), "main:f")
+    handler = loaded(
+        write(tmp_path, main="import helper\n" + body, utils="X = 1", helper="X = 1"), "main:f"
+    )
     write(tmp_path, main=broken, utils="X = 2", helper="X = 2", added="")
     fails(handler, message)
     assert handler.ready and handler.call(0, None) == (1, 1, True)
@@ -343,8 +478,11 @@ def test_a_failing_new_version_leaves_the_old_function_and_its_neighbours(tmp_pa
 
 def test_a_failing_change_keeps_the_old_function_and_its_repair_replaces_it(tmp_path):
     handler = loaded(write(tmp_path, main="def f(x): return 'old'"), "main:f")
-    for body, message in [("1 / 0", "main.py: ZeroDivisionError: division by zero"), ("def g(x): pass", "main: has no 'f'"),
-                          ("f = 3", "main: expected 'f' to be a function, got int")]:
+    for body, message in [
+        ("1 / 0", "main.py: ZeroDivisionError: division by zero"),
+        ("def g(x): pass", "main: has no 'f'"),
+        ("f = 3", "main: expected 'f' to be a function, got int"),
+    ]:
         fails(handler, message) if write(tmp_path, main=body) else None
         assert handler.ready and handler.call(0, None) == "old"
     (tmp_path / "main.py").unlink()
@@ -356,7 +494,10 @@ def test_a_failing_change_keeps_the_old_function_and_its_repair_replaces_it(tmp_
 def test_a_module_goes_with_its_last_handler(tmp_path):
     import gc
     import weakref
-    handler = loaded(write(tmp_path, main="class Model: pass\nmodel = Model()\ndef f(x): return model"), "main:f")
+
+    handler = loaded(
+        write(tmp_path, main="class Model: pass\nmodel = Model()\ndef f(x): return model"), "main:f"
+    )
     model = weakref.ref(handler.call(0, None))
     del handler
     gc.collect()
@@ -366,12 +507,28 @@ def test_a_module_goes_with_its_last_handler(tmp_path):
 # The call
 
 
-@pytest.mark.parametrize("source, two", [
-    ("lambda inputs: 0", False), ("lambda inputs, _: 0", True), ("lambda *a: 0", True), ("lambda a, *b: 0", True), ("lambda a, **b: 0", False),
-    ("lambda a, context=None: 0", True), ("lambda a, _=None: 0", True), ("lambda a, top=3: 0", False), ("lambda a, b, c=1: 0", True), ("len", False)])
+@pytest.mark.parametrize(
+    "source, two",
+    [
+        ("lambda inputs: 0", False),
+        ("lambda inputs, _: 0", True),
+        ("lambda *a: 0", True),
+        ("lambda a, *b: 0", True),
+        ("lambda a, **b: 0", False),
+        ("lambda a, context=None: 0", True),
+        ("lambda a, _=None: 0", True),
+        ("lambda a, top=3: 0", False),
+        ("lambda a, b, c=1: 0", True),
+        ("len", False),
+    ],
+)
 def test_the_context_is_given_to_functions_that_take_two(tmp_path, source, two):
     seen = []
-    code = source.replace(": 0", ": seen.append(locals())") if "lambda" in source else "lambda x: seen.append(1)"
+    code = (
+        source.replace(": 0", ": seen.append(locals())")
+        if "lambda" in source
+        else "lambda x: seen.append(1)"
+    )
     function = eval(code, {"seen": seen})
     handler = Handler(function, ".")
     handler.load()
@@ -382,16 +539,20 @@ def test_the_context_is_given_to_functions_that_take_two(tmp_path, source, two):
 def test_the_exception_of_the_function_passes_through():
     def f(x):
         raise LookupError("mine")
+
     handler = Handler(f, ".")
     handler.load()
     with pytest.raises(LookupError, match="mine"):
         handler.call(0, None)
 
 
-@pytest.mark.parametrize("error", [SystemExit(2), GeneratorExit(), KeyboardInterrupt(), asyncio.CancelledError()])
+@pytest.mark.parametrize(
+    "error", [SystemExit(2), GeneratorExit(), KeyboardInterrupt(), asyncio.CancelledError()]
+)
 def test_what_would_end_the_server_becomes_a_runtime_error(error):
     def f(x):
         raise error
+
     handler = Handler(f, ".")
     handler.load()
     with pytest.raises(RuntimeError, match="the handler ended with"):
@@ -402,6 +563,7 @@ def test_a_result_that_ends_with_more_than_an_exception_is_a_runtime_error():
     class Odd(dict):
         def items(self):
             raise SystemExit(1)
+
     with pytest.raises(RuntimeError, match="the handler's result ended with"):
         to_reply(Odd(a=1))
 
@@ -416,19 +578,55 @@ def written(result):
     return json.loads(serving.encode_json(value))
 
 
-@pytest.mark.parametrize("result", [
-    None, True, 3, -2**63, 2**64 - 1, 1.5, "text", "ü", [], {}, [[("Positive", 93.58), ("Negative", 0.1)]], {"a": {"b": [1, 2.5, "x", None, True]}},
-    (1, (2, [3])), {1: "a", 2.5: "c"}, {True: 1, 0: 2, "z": 0}, [float(i) for i in range(9)], collections.OrderedDict(a=1), [{}] * 3])
+@pytest.mark.parametrize(
+    "result",
+    [
+        None,
+        True,
+        3,
+        -(2**63),
+        2**64 - 1,
+        1.5,
+        "text",
+        "ü",
+        [],
+        {},
+        [[("Positive", 93.58), ("Negative", 0.1)]],
+        {"a": {"b": [1, 2.5, "x", None, True]}},
+        (1, (2, [3])),
+        {1: "a", 2.5: "c"},
+        {True: 1, 0: 2, "z": 0},
+        [float(i) for i in range(9)],
+        collections.OrderedDict(a=1),
+        [{}] * 3,
+    ],
+)
 def test_plain_values_are_written_as_json_dumps_writes_them(result):
     assert written(result) == json.loads(json.dumps(result))
 
 
-@pytest.mark.parametrize("array", [
-    np.arange(6, dtype=np.float32).reshape(2, 3), np.arange(3), np.array(True), np.float32(0.1), np.int8(-3), np.zeros((0, 2)), np.array([1, 2], ">i4"),
-    np.arange(8, dtype=np.float16)[::2], np.array(["a", "bc"]), np.array([[1, "x", None]], object), np.array([1.5], np.longdouble), np.float64(2.5)])
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.arange(6, dtype=np.float32).reshape(2, 3),
+        np.arange(3),
+        np.array(True),
+        np.float32(0.1),
+        np.int8(-3),
+        np.zeros((0, 2)),
+        np.array([1, 2], ">i4"),
+        np.arange(8, dtype=np.float16)[::2],
+        np.array(["a", "bc"]),
+        np.array([[1, "x", None]], object),
+        np.array([1.5], np.longdouble),
+        np.float64(2.5),
+    ],
+)
 def test_numpy_is_written_as_its_list(array):
     expected = array.tolist() if array.dtype != np.longdouble else [1.5]
-    read = np.asarray(written({"x": array})["x"], array.dtype)  # the shortest text of a float32 reads back as itself in its dtype
+    read = np.asarray(
+        written({"x": array})["x"], array.dtype
+    )  # the shortest text of a float32 reads back as itself in its dtype
     assert read.tolist() == expected
 
 
@@ -437,7 +635,11 @@ def test_masked_elements_are_null():
 
 
 def test_bytes_inside_a_result_are_text():
-    assert written({"a": b"x", "b": np.array([b"y", b"z"], object), "c": np.array([b"q"])}) == {"a": "x", "b": ["y", "z"], "c": ["q"]}
+    assert written({"a": b"x", "b": np.array([b"y", b"z"], object), "c": np.array([b"q"])}) == {
+        "a": "x",
+        "b": ["y", "z"],
+        "c": ["q"],
+    }
 
 
 def test_numbers_that_are_not_finite_are_written_alike_everywhere():
@@ -458,7 +660,9 @@ class Tensor:
 
 
 def test_tensors_are_read_by_their_numpy_method():
-    assert written({"x": [Tensor(np.array([1, 2])), Tensor(np.float32(0.5))], "s": Tensor(b"text")}) == {"x": [[1, 2], 0.5], "s": "text"}
+    assert written(
+        {"x": [Tensor(np.array([1, 2])), Tensor(np.float32(0.5))], "s": Tensor(b"text")}
+    ) == {"x": [[1, 2], 0.5], "s": "text"}
     assert written(Tensor(np.eye(2))) == [[1.0, 0.0], [0.0, 1.0]]
     assert written(Tensor(b"text")) == "text"
 
@@ -468,9 +672,24 @@ def test_a_tensor_that_holds_a_picture_is_the_picture():
 
 
 def test_tensorflow_tensors_are_written(tf):
-    result = {"f": tf.constant([[1.5, 2.0]]), "i": tf.constant(3), "s": tf.constant(["a", "b"]), "h": tf.constant([1.0], tf.bfloat16),
-              "r": tf.ragged.constant([[1], [2, 3]]), "v": tf.Variable([1.0]), "l": [tf.constant("x")]}
-    assert written(result) == {"f": [[1.5, 2.0]], "i": 3, "s": ["a", "b"], "h": [1.0], "r": [[1], [2, 3]], "v": [1.0], "l": ["x"]}
+    result = {
+        "f": tf.constant([[1.5, 2.0]]),
+        "i": tf.constant(3),
+        "s": tf.constant(["a", "b"]),
+        "h": tf.constant([1.0], tf.bfloat16),
+        "r": tf.ragged.constant([[1], [2, 3]]),
+        "v": tf.Variable([1.0]),
+        "l": [tf.constant("x")],
+    }
+    assert written(result) == {
+        "f": [[1.5, 2.0]],
+        "i": 3,
+        "s": ["a", "b"],
+        "h": [1.0],
+        "r": [[1], [2, 3]],
+        "v": [1.0],
+        "l": ["x"],
+    }
     png = tf.io.encode_png(tf.zeros((2, 2, 3), tf.uint8))
     assert to_reply(png) == (png.numpy(), "image/png")
 
@@ -487,28 +706,51 @@ for _ in range(500):
     deep = [deep]
 
 
-@pytest.mark.parametrize("result, message", [
-    ({"output": [1, 2, decimal.Decimal(1)]}, "$.output[2]: cannot be written as JSON: got Decimal"),
-    (Point(), "$: cannot be written as JSON: got Point"),
-    (Point, "$: cannot be written as JSON: got type"),
-    ([{"a b": datetime.datetime(2020, 1, 1)}], '$[0]["a b"]: cannot be written as JSON: got datetime'),
-    ((1, pathlib.Path("/etc")), "$[1]: cannot be written as JSON: got PosixPath"),
-    ({"x": {1, 2}}, "$.x: cannot be written as JSON: got set"),
-    ((i for i in []), "$: cannot be written as JSON: got generator"),
-    ({"x": {(1, 2): 3}}, "$.x: cannot be written as JSON: got a key that is no string: tuple"),
-    ({"x": {1: 3, "1": 4}}, '$.x: cannot be written as JSON: two keys are written as "1"'),
-    (cycle, "$[1].self: cannot be written as JSON: it holds itself"),
-    (deep, "$" + "[0]" * 20 + "...: cannot be written as JSON: got more than 200 levels of lists and objects"),
-    ([2**64], "$[0]: cannot be written as JSON: got an integer beyond 64 bits"),
-    (["\ud800"], "$[0]: cannot be written as JSON: got a string with a lone surrogate"),
-    ([b"\xff"], "$[0]: cannot be written as JSON: got bytes that are no UTF-8 text; return them alone, or as base64"),
-    ([np.array([1j])], "$[0]: cannot be written as JSON: got ndarray of complex128"),
-    (np.datetime64("2020-01-01"), "$: cannot be written as JSON: got datetime64[D]"),
-    (np.zeros(1, [("a", int)]), "$: cannot be written as JSON: got ndarray of [('a', '<i8')]"),
-    ({"o": np.array([1, decimal.Decimal(2)], object)}, "$.o[1]: cannot be written as JSON: got Decimal"),
-    (Tensor(RuntimeError("requires grad")), "$: cannot be written as JSON: got Tensor (RuntimeError: requires grad)"),
-    ([Image.new("L", (1, 1))], "$[0]: cannot be written as JSON: got Image"),
-])
+@pytest.mark.parametrize(
+    "result, message",
+    [
+        (
+            {"output": [1, 2, decimal.Decimal(1)]},
+            "$.output[2]: cannot be written as JSON: got Decimal",
+        ),
+        (Point(), "$: cannot be written as JSON: got Point"),
+        (Point, "$: cannot be written as JSON: got type"),
+        (
+            [{"a b": datetime.datetime(2020, 1, 1)}],
+            '$[0]["a b"]: cannot be written as JSON: got datetime',
+        ),
+        ((1, pathlib.Path("/etc")), "$[1]: cannot be written as JSON: got PosixPath"),
+        ({"x": {1, 2}}, "$.x: cannot be written as JSON: got set"),
+        ((i for i in []), "$: cannot be written as JSON: got generator"),
+        ({"x": {(1, 2): 3}}, "$.x: cannot be written as JSON: got a key that is no string: tuple"),
+        ({"x": {1: 3, "1": 4}}, '$.x: cannot be written as JSON: two keys are written as "1"'),
+        (cycle, "$[1].self: cannot be written as JSON: it holds itself"),
+        (
+            deep,
+            "$"
+            + "[0]" * 20
+            + "...: cannot be written as JSON: got more than 200 levels of lists and objects",
+        ),
+        ([2**64], "$[0]: cannot be written as JSON: got an integer beyond 64 bits"),
+        (["\ud800"], "$[0]: cannot be written as JSON: got a string with a lone surrogate"),
+        (
+            [b"\xff"],
+            "$[0]: cannot be written as JSON: got bytes that are no UTF-8 text; return them alone, or as base64",
+        ),
+        ([np.array([1j])], "$[0]: cannot be written as JSON: got ndarray of complex128"),
+        (np.datetime64("2020-01-01"), "$: cannot be written as JSON: got datetime64[D]"),
+        (np.zeros(1, [("a", int)]), "$: cannot be written as JSON: got ndarray of [('a', '<i8')]"),
+        (
+            {"o": np.array([1, decimal.Decimal(2)], object)},
+            "$.o[1]: cannot be written as JSON: got Decimal",
+        ),
+        (
+            Tensor(RuntimeError("requires grad")),
+            "$: cannot be written as JSON: got Tensor (RuntimeError: requires grad)",
+        ),
+        ([Image.new("L", (1, 1))], "$[0]: cannot be written as JSON: got Image"),
+    ],
+)
 def test_what_json_cannot_hold_is_refused_with_its_place(result, message):
     with pytest.raises(HandlerError) as caught:
         to_reply(result)
@@ -524,7 +766,10 @@ def test_200_levels_are_written_and_a_list_may_stand_in_two_places():
     assert written([shared, shared]) == [shared, shared]
 
 
-@pytest.mark.parametrize("format, kind", [("PNG", "image/png"), ("JPEG", "image/jpeg"), ("WEBP", "image/webp"), ("GIF", "image/gif")])
+@pytest.mark.parametrize(
+    "format, kind",
+    [("PNG", "image/png"), ("JPEG", "image/jpeg"), ("WEBP", "image/webp"), ("GIF", "image/gif")],
+)
 def test_bytes_of_pictures_are_known_by_their_start(format, kind):
     buffer = io.BytesIO()
     Image.new("RGB", (2, 2)).save(buffer, format)
@@ -534,16 +779,27 @@ def test_bytes_of_pictures_are_known_by_their_start(format, kind):
 
 def test_other_bytes_are_octets_or_what_the_handler_names():
     import wave
+
     sound = io.BytesIO()
     with wave.open(sound, "wb") as file:
-        file.setnchannels(1), file.setsampwidth(2), file.setframerate(8000), file.writeframes(b"\0\0")
+        (
+            file.setnchannels(1),
+            file.setsampwidth(2),
+            file.setframerate(8000),
+            file.writeframes(b"\0\0"),
+        )
     assert to_reply(sound.getvalue())[1] == "audio/wav"
     assert to_reply(b"") == (b"", "application/octet-stream")
     assert to_reply((b"<p>", "text/html; charset=utf-8")) == (b"<p>", "text/html; charset=utf-8")
-    assert to_reply((b"a", "b\r\nSet-Cookie: c/d")) == (["a", "b\r\nSet-Cookie: c/d"], "application/json")
+    assert to_reply((b"a", "b\r\nSet-Cookie: c/d")) == (
+        ["a", "b\r\nSet-Cookie: c/d"],
+        "application/json",
+    )
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "I", "P", "RGB", "RGBA", "CMYK", "YCbCr", "F", "HSV", "PA"])
+@pytest.mark.parametrize(
+    "mode", ["1", "L", "LA", "I", "P", "RGB", "RGBA", "CMYK", "YCbCr", "F", "HSV", "PA"]
+)
 def test_a_pil_image_is_a_png(mode):
     data, kind = to_reply(Image.new(mode, (3, 2)))
     assert kind == "image/png" and Image.open(io.BytesIO(data)).size == (3, 2)
@@ -551,7 +807,9 @@ def test_a_pil_image_is_a_png(mode):
 
 def test_a_truncated_pil_image_is_refused():
     buffer = io.BytesIO()
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(buffer, "JPEG")
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(
+        buffer, "JPEG"
+    )
     with pytest.raises(HandlerError, match="the image cannot be written as PNG"):
         to_reply(Image.open(io.BytesIO(buffer.getvalue()[:-2000])))
 
@@ -560,12 +818,21 @@ def test_a_truncated_pil_image_is_refused():
 
 
 def test_nothing_heavy_is_imported():
-    code = ("import sys; from serving_rooms.handlers import to_reply; to_reply([1])\n"
-            "print([m for m in ('serving', 'tensorflow', 'PIL', 'flask') if m in sys.modules])")
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout == "[]\n"
+    code = (
+        "import sys; from serving_rooms.handlers import to_reply; to_reply([1])\n"
+        "print([m for m in ('serving', 'tensorflow', 'PIL', 'flask') if m in sys.modules])"
+    )
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True
+        ).stdout
+        == "[]\n"
+    )
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "serving_rooms").glob("*.py")), ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "serving_rooms").glob("*.py")), ids=lambda path: path.name
+)
 def test_functions_fit_forty_lines(path):
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.FunctionDef):

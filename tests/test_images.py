@@ -21,17 +21,29 @@ import serving
 
 LIMITS = routines.ImageLimits()
 RANDOM = np.random.default_rng(0)
-PICTURE = np.kron(RANDOM.integers(0, 256, (6, 8, 3)), np.ones((8, 8, 1))).astype(np.uint8)  # 48 x 64, in blocks of 8
+PICTURE = np.kron(RANDOM.integers(0, 256, (6, 8, 3)), np.ones((8, 8, 1))).astype(
+    np.uint8
+)  # 48 x 64, in blocks of 8
 
 
 def save(image, form, **options):
     buffer = io.BytesIO()
-    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(buffer, form, **options)
+    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(
+        buffer, form, **options
+    )
     return buffer.getvalue()
 
 
-@pytest.mark.parametrize("form, options, tolerance", [
-    ("PNG", {}, 0), ("BMP", {}, 0), ("TIFF", {}, 0), ("WEBP", {"lossless": True}, 0), ("JPEG", {"quality": 95, "subsampling": 0}, 12)])
+@pytest.mark.parametrize(
+    "form, options, tolerance",
+    [
+        ("PNG", {}, 0),
+        ("BMP", {}, 0),
+        ("TIFF", {}, 0),
+        ("WEBP", {"lossless": True}, 0),
+        ("JPEG", {"quality": 95, "subsampling": 0}, 12),
+    ],
+)
 def test_formats(form, options, tolerance):
     image = routines.decode_image(save(PICTURE, form, **options), LIMITS)
     assert image.dtype == np.uint8 and image.shape == PICTURE.shape
@@ -42,20 +54,43 @@ def test_first_frame_of_an_animation():
     frames = [Image.new("P", (8, 8), colour) for colour in (1, 2)]
     for frame in frames:
         frame.putpalette([0, 0, 0, 250, 10, 20, 9, 9, 9])
-    assert routines.decode_image(save(frames[0], "GIF", save_all=True, append_images=frames[1:]), LIMITS)[0, 0].tolist() == [250, 10, 20]
+    assert routines.decode_image(
+        save(frames[0], "GIF", save_all=True, append_images=frames[1:]), LIMITS
+    )[0, 0].tolist() == [250, 10, 20]
 
 
-@pytest.mark.parametrize("mode, colour, rgb", [
-    ("L", 200, [200] * 3), ("1", 1, [255] * 3), ("RGBA", (10, 20, 30, 128), [10, 20, 30]), ("LA", (70, 5), [70] * 3),
-    ("CMYK", (255, 0, 0, 0), [0, 255, 255]), ("I;16", 200 * 256 + 17, [200] * 3)])
+@pytest.mark.parametrize(
+    "mode, colour, rgb",
+    [
+        ("L", 200, [200] * 3),
+        ("1", 1, [255] * 3),
+        ("RGBA", (10, 20, 30, 128), [10, 20, 30]),
+        ("LA", (70, 5), [70] * 3),
+        ("CMYK", (255, 0, 0, 0), [0, 255, 255]),
+        ("I;16", 200 * 256 + 17, [200] * 3),
+    ],
+)
 def test_modes(mode, colour, rgb):
     form = "TIFF" if mode == "CMYK" else "PNG"
-    assert routines.decode_image(save(Image.new(mode, (4, 4), colour), form), LIMITS)[2, 2].tolist() == rgb
+    assert (
+        routines.decode_image(save(Image.new(mode, (4, 4), colour), form), LIMITS)[2, 2].tolist()
+        == rgb
+    )
 
 
-@pytest.mark.parametrize("orientation, stored", [
-    (1, PICTURE), (2, PICTURE[:, ::-1]), (3, PICTURE[::-1, ::-1]), (4, PICTURE[::-1]), (5, PICTURE.transpose(1, 0, 2)),
-    (6, np.rot90(PICTURE)), (7, np.rot90(PICTURE.transpose(1, 0, 2), 2)), (8, np.rot90(PICTURE, -1))])
+@pytest.mark.parametrize(
+    "orientation, stored",
+    [
+        (1, PICTURE),
+        (2, PICTURE[:, ::-1]),
+        (3, PICTURE[::-1, ::-1]),
+        (4, PICTURE[::-1]),
+        (5, PICTURE.transpose(1, 0, 2)),
+        (6, np.rot90(PICTURE)),
+        (7, np.rot90(PICTURE.transpose(1, 0, 2), 2)),
+        (8, np.rot90(PICTURE, -1)),
+    ],
+)
 def test_orientations_of_one_picture_are_the_same_picture(orientation, stored):
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -65,11 +100,18 @@ def test_orientations_of_one_picture_are_the_same_picture(orientation, stored):
 
 def png_header(width, height):
     chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    return (
+        b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    )
 
 
-@pytest.mark.parametrize("side, text", [(8_000, "image of 8000x8000 pixels is over the limit of 50000000"),
-                                        (20_000, "image has more pixels than the limit of 50000000")])
+@pytest.mark.parametrize(
+    "side, text",
+    [
+        (8_000, "image of 8000x8000 pixels is over the limit of 50000000"),
+        (20_000, "image has more pixels than the limit of 50000000"),
+    ],
+)
 def test_bomb_is_refused_by_its_header(side, text):
     data = png_header(side, side) + b"\0\0\0\0IDAT\x35\xaf\x06\x1e\0\0\0\0IEND\xaeB`\x82"
     with pytest.raises(routines.ImageError, match=text) as raised:
@@ -77,10 +119,17 @@ def test_bomb_is_refused_by_its_header(side, text):
     assert raised.value.too_large
 
 
-@pytest.mark.parametrize("data, text", [
-    (b"", "not an image of a known format; .* start with nothing"), (b"%PDF-1.7", "not an image of a known format"),
-    (save(PICTURE, "JPEG")[:300], "image is damaged"), (save(PICTURE, "PNG")[:200], "image is damaged"), (png_header(10, 10), "not an image"),
-    (b"GIF89a", "image is damaged|not an image")])
+@pytest.mark.parametrize(
+    "data, text",
+    [
+        (b"", "not an image of a known format; .* start with nothing"),
+        (b"%PDF-1.7", "not an image of a known format"),
+        (save(PICTURE, "JPEG")[:300], "image is damaged"),
+        (save(PICTURE, "PNG")[:200], "image is damaged"),
+        (png_header(10, 10), "not an image"),
+        (b"GIF89a", "image is damaged|not an image"),
+    ],
+)
 def test_bytes_that_are_no_picture(data, text):
     with pytest.raises(routines.ImageError, match=text):
         routines.decode_image(data, LIMITS)
@@ -96,13 +145,24 @@ def test_wide_greys_keep_their_high_byte_whatever_is_in_the_picture():
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
-@pytest.mark.parametrize("exif", [b"Exif\0\0junk", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x05\0\0\0\x01\0\0\0\xff", b"", b"Exif\0\0",
-                                  b"Exif\0\0II*\0\x08\0\0\0\xff\xff" + b"\x12\x01\x03\0\x01\0\0\0\x09\0\0\0"])
+@pytest.mark.parametrize(
+    "exif",
+    [
+        b"Exif\0\0junk",
+        b"Exif\0\0II*\0\xff\xff\xff\xff",
+        b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x05\0\0\0\x01\0\0\0\xff",
+        b"",
+        b"Exif\0\0",
+        b"Exif\0\0II*\0\x08\0\0\0\xff\xff" + b"\x12\x01\x03\0\x01\0\0\0\x09\0\0\0",
+    ],
+)
 def test_a_picture_whose_exif_does_not_parse_is_a_picture(exif):
     plain = save(PICTURE, "JPEG")
     block = b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif
     with Image.open(io.BytesIO(plain)) as truth:
-        assert (routines.decode_image(plain[:2] + block + plain[2:], LIMITS) == np.asarray(truth)).all()
+        assert (
+            routines.decode_image(plain[:2] + block + plain[2:], LIMITS) == np.asarray(truth)
+        ).all()
     with pytest.raises(routines.ImageError, match="image is damaged"):
         routines.decode_image((plain[:2] + block + plain[2:])[:-400], LIMITS)
 
@@ -120,9 +180,23 @@ def peak_of(decode):
         tracemalloc.stop()
 
 
-@pytest.mark.parametrize("mode, form, options, least", [
-    ("RGB", "PNG", {}, 10), ("RGB", "JPEG", {}, 10), ("RGB", "JPEG", {"progressive": True}, 10), ("L", "PNG", {}, 11), ("1", "PNG", {}, 11), ("P", "GIF", {}, 11),
-    ("RGBA", "PNG", {}, 14), ("CMYK", "TIFF", {}, 14), ("F", "TIFF", {}, 14), ("I", "TIFF", {}, 14), ("I;16", "PNG", {}, 8), ("RGB", "WEBP", {}, 18)])
+@pytest.mark.parametrize(
+    "mode, form, options, least",
+    [
+        ("RGB", "PNG", {}, 10),
+        ("RGB", "JPEG", {}, 10),
+        ("RGB", "JPEG", {"progressive": True}, 10),
+        ("L", "PNG", {}, 11),
+        ("1", "PNG", {}, 11),
+        ("P", "GIF", {}, 11),
+        ("RGBA", "PNG", {}, 14),
+        ("CMYK", "TIFF", {}, 14),
+        ("F", "TIFF", {}, 14),
+        ("I", "TIFF", {}, 14),
+        ("I;16", "PNG", {}, 8),
+        ("RGB", "WEBP", {}, 18),
+    ],
+)
 def test_what_a_picture_takes_is_asked_for_before_it_is_decoded(mode, form, options, least):
     """What is asked for is what a process of its own was measured to take at most, in bytes a pixel, picture by picture."""
     data, taken = save(Image.new(mode, (300, 200)), form, **options), []
@@ -131,6 +205,7 @@ def test_what_a_picture_takes_is_asked_for_before_it_is_decoded(mode, form, opti
 
     def refuse(size):
         raise ZeroDivisionError  # no error of the picture's
+
     with pytest.raises(ZeroDivisionError):
         routines.decode_image(data, routines.ImageLimits(allow=refuse))
 
@@ -147,13 +222,27 @@ def test_a_picture_that_was_decoded_holds_nothing_any_more(form):
 def test_of_many_frames_one_is_decoded_and_asked_for(form):
     frames, taken = [Image.new("RGB", (64, 48), (number, 0, 0)) for number in range(20)], []
     data = save(frames[0], form, save_all=True, append_images=frames[1:])
-    assert routines.decode_image(data, allowing(taken)).shape == (48, 64, 3) and sum(taken) == 3 * 64 * 48
+    assert (
+        routines.decode_image(data, allowing(taken)).shape == (48, 64, 3)
+        and sum(taken) == 3 * 64 * 48
+    )
 
 
 def tiled_tiff(width, height, tile):
     """A grey TIFF of a small picture in one large tile, which is decoded whole."""
     packed = zlib.compress(bytes(tile * tile))
-    tags = [(256, 4, width), (257, 4, height), (258, 3, 8), (259, 3, 8), (262, 3, 1), (277, 3, 1), (322, 4, tile), (323, 4, tile), (324, 4, 134), (325, 4, len(packed))]
+    tags = [
+        (256, 4, width),
+        (257, 4, height),
+        (258, 3, 8),
+        (259, 3, 8),
+        (262, 3, 1),
+        (277, 3, 1),
+        (322, 4, tile),
+        (323, 4, tile),
+        (324, 4, 134),
+        (325, 4, len(packed)),
+    ]
     entries = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in tags)
     return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + struct.pack("<I", 0) + packed
 
@@ -162,7 +251,9 @@ def test_the_tiles_of_a_tiff_are_bounded_as_its_pixels_are():
     taken = []
     assert routines.decode_image(tiled_tiff(10, 10, 512), allowing(taken)).shape == (10, 10, 3)
     assert max(taken) >= 512 * 512 and sum(taken) == 300
-    with pytest.raises(routines.ImageError, match="image of 8000x8000 pixels is over the limit of 50000000"):
+    with pytest.raises(
+        routines.ImageError, match="image of 8000x8000 pixels is over the limit of 50000000"
+    ):
         routines.decode_image(tiled_tiff(10, 10, 8000), LIMITS)
 
 
@@ -170,6 +261,7 @@ def test_the_tiles_of_a_tiff_are_bounded_as_its_pixels_are():
 def test_memory_that_runs_out_is_no_damage_of_the_picture(monkeypatch, broken):
     def fail(*arguments, **options):
         raise MemoryError
+
     if broken == "open":
         monkeypatch.setattr(Image, "open", fail)
     elif broken == "exif":
@@ -186,16 +278,22 @@ def test_a_long_text_among_numbers_costs_no_more_than_its_length():
     def decode():
         with pytest.raises(routines.ImageError, match="expected numbers 0..255, got str"):
             routines.decode_array(rows, LIMITS)
+
     assert peak_of(decode) < 20e6
 
 
 def test_base64_arrays_and_downloads_are_asked_for_as_well(web):
     data, taken = save(PICTURE, "PNG"), []
-    for text in (base64.b64encode(data).decode(), "data:image/png;base64," + base64.b64encode(data).decode()):
+    for text in (
+        base64.b64encode(data).decode(),
+        "data:image/png;base64," + base64.b64encode(data).decode(),
+    ):
         routines.decode_text(text, allowing(taken))
         assert taken[0] >= len(data) and sum(taken) >= len(data) + PICTURE.nbytes
         taken.clear()
-    routines.fetch_image(f"http://127.0.0.1:{web}/picture", dataclasses.replace(ALLOWED, allow=taken.append))
+    routines.fetch_image(
+        f"http://127.0.0.1:{web}/picture", dataclasses.replace(ALLOWED, allow=taken.append)
+    )
     assert sum(taken) == len(data) + PICTURE.nbytes
     taken.clear()
     routines.decode_array(PICTURE.tolist(), allowing(taken))
@@ -214,6 +312,7 @@ def test_arrays_of_elements_that_are_no_numbers_are_no_pictures(descr):
     def decode():
         with pytest.raises(routines.ImageError, match="body is not a .npy array: "):
             routines.decode_npy(data, LIMITS)
+
     assert peak_of(decode) < 5e6
 
 
@@ -222,8 +321,14 @@ def test_arrays_and_kinds_nested_deep_are_refused(levels):
     deep = []
     for _ in range(levels):
         deep = [deep]
-    for body in ({"image_type": deep}, {"image_type": {"a": deep}}, {"image_type": "array", "data": deep}):
-        with pytest.raises(routines.ImageError, match="image_type: expected one of|array: expected shape"):
+    for body in (
+        {"image_type": deep},
+        {"image_type": {"a": deep}},
+        {"image_type": "array", "data": deep},
+    ):
+        with pytest.raises(
+            routines.ImageError, match="image_type: expected one of|array: expected shape"
+        ):
             routines.read_request(body, LIMITS)
 
 
@@ -236,23 +341,52 @@ def test_bytes_over_the_limit():
 def test_base64_in_every_dress():
     data = save(PICTURE, "PNG")
     plain = base64.b64encode(data).decode()
-    for text in (plain, base64.urlsafe_b64encode(data).decode(), base64.encodebytes(data).decode(), plain.rstrip("="), "data:image/png;base64," + plain):
+    for text in (
+        plain,
+        base64.urlsafe_b64encode(data).decode(),
+        base64.encodebytes(data).decode(),
+        plain.rstrip("="),
+        "data:image/png;base64," + plain,
+    ):
         assert (routines.decode_text(text, LIMITS) == PICTURE).all()
     with pytest.raises(routines.ImageError, match="data is not base64"):
         routines.decode_text("no base64!", LIMITS)
 
 
-@pytest.mark.parametrize("value, shape", [
-    (PICTURE[..., 0].tolist(), PICTURE.shape), (PICTURE[..., :1].tolist(), PICTURE.shape), (PICTURE.tolist(), PICTURE.shape),
-    (np.dstack([PICTURE, PICTURE[..., :1]]).tolist(), PICTURE.shape), ((PICTURE / 1.0).tolist(), PICTURE.shape)])
+@pytest.mark.parametrize(
+    "value, shape",
+    [
+        (PICTURE[..., 0].tolist(), PICTURE.shape),
+        (PICTURE[..., :1].tolist(), PICTURE.shape),
+        (PICTURE.tolist(), PICTURE.shape),
+        (np.dstack([PICTURE, PICTURE[..., :1]]).tolist(), PICTURE.shape),
+        ((PICTURE / 1.0).tolist(), PICTURE.shape),
+    ],
+)
 def test_arrays(value, shape):
     image = routines.decode_array(value, LIMITS)
-    assert image.shape == shape and image.dtype == np.uint8 and (image[..., 0] == PICTURE[..., 0]).all()
+    assert (
+        image.shape == shape
+        and image.dtype == np.uint8
+        and (image[..., 0] == PICTURE[..., 0]).all()
+    )
 
 
-@pytest.mark.parametrize("value, text", [
-    ([[1, 2], [3]], "ragged"), ([1, 2], "expected shape HxW"), ([[[1, 2]]], "expected shape"), ([], "expected shape"), ([[256]], "0..255, got 256"),
-    ([[-1]], "0..255"), ([[float("nan")]], "0..255"), ([["a"]], "expected numbers"), ([[None]], "expected numbers"), (3, "got a number")])
+@pytest.mark.parametrize(
+    "value, text",
+    [
+        ([[1, 2], [3]], "ragged"),
+        ([1, 2], "expected shape HxW"),
+        ([[[1, 2]]], "expected shape"),
+        ([], "expected shape"),
+        ([[256]], "0..255, got 256"),
+        ([[-1]], "0..255"),
+        ([[float("nan")]], "0..255"),
+        ([["a"]], "expected numbers"),
+        ([[None]], "expected numbers"),
+        (3, "got a number"),
+    ],
+)
 def test_wrong_arrays(value, text):
     with pytest.raises(routines.ImageError, match=text):
         routines.decode_array(value, LIMITS)
@@ -271,9 +405,11 @@ def test_npy():
 
 # --- urls -------------------------------------------------------------------------------------------------
 
+
 @pytest.fixture(scope="module")
 def web():
     """A web server on this machine that answers a picture, redirects, drips, floods and fails."""
+
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
             if self.path.startswith("/to?"):
@@ -297,41 +433,78 @@ def web():
 
         def log_message(self, *arguments):
             pass
+
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server.server_address[1]
     server.shutdown()
 
 
-ALLOWED = routines.ImageLimits(allowed_hosts=("127.0.0.1", "pictures.example"), max_bytes=1_000_000, download_seconds=0.5)
+ALLOWED = routines.ImageLimits(
+    allowed_hosts=("127.0.0.1", "pictures.example"), max_bytes=1_000_000, download_seconds=0.5
+)
 
 
 def resolve(addresses):
-    return lambda host, port, type=0: [(socket.AF_INET, type, 6, "", (address, port)) for address in addresses]
+    return lambda host, port, type=0: [
+        (socket.AF_INET, type, 6, "", (address, port)) for address in addresses
+    ]
 
 
 def test_url_of_an_allowed_host_and_a_redirect(web):
     for path in ("/picture", f"/to?http://127.0.0.1:{web}/picture", "/to?/picture"):
         assert (routines.fetch_image(f"http://127.0.0.1:{web}{path}", ALLOWED) == PICTURE).all()
-    assert (routines.fetch_image(f"http://pictures.example:{web}/picture", ALLOWED, resolve(["127.0.0.1"])) == PICTURE).all()
+    assert (
+        routines.fetch_image(
+            f"http://pictures.example:{web}/picture", ALLOWED, resolve(["127.0.0.1"])
+        )
+        == PICTURE
+    ).all()
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]", "169.254.169.254", "2130706433", "0x7f000001", "127.1", "10.0.0.1", "192.168.1.1", "172.16.0.1",
-                                  "[::ffff:127.0.0.1]", "[64:ff9b::7f00:1]", "[2002:7f00:1::]", "0.0.0.0", "[fe80::1]", "224.0.0.1", "100.64.0.1", "localhost"])
+@pytest.mark.parametrize(
+    "host",
+    [
+        "127.0.0.1",
+        "[::1]",
+        "169.254.169.254",
+        "2130706433",
+        "0x7f000001",
+        "127.1",
+        "10.0.0.1",
+        "192.168.1.1",
+        "172.16.0.1",
+        "[::ffff:127.0.0.1]",
+        "[64:ff9b::7f00:1]",
+        "[2002:7f00:1::]",
+        "0.0.0.0",
+        "[fe80::1]",
+        "224.0.0.1",
+        "100.64.0.1",
+        "localhost",
+    ],
+)
 def test_addresses_that_are_not_public_are_refused(host):
     with pytest.raises(routines.ImageError, match="is not a public address|is not known"):
         routines.fetch_image(f"http://{host}/", LIMITS)
 
 
 def test_redirect_to_a_private_address_is_refused(web):
-    for target in ("http://169.254.169.254/latest", "http://[::1]/", "file:///etc/passwd", "gopher://x/"):
+    for target in (
+        "http://169.254.169.254/latest",
+        "http://[::1]/",
+        "file:///etc/passwd",
+        "gopher://x/",
+    ):
         with pytest.raises(routines.ImageError, match="not a public address|expected http"):
             routines.fetch_image(f"http://127.0.0.1:{web}/to?{target}", ALLOWED)
 
 
 def test_name_with_one_private_address_among_public_ones_is_refused():
     with pytest.raises(routines.ImageError, match="is not a public address"):
-        routines.fetch_image("http://rebinds.example/", LIMITS, resolve(["93.184.216.34", "127.0.0.1"]))
+        routines.fetch_image(
+            "http://rebinds.example/", LIMITS, resolve(["93.184.216.34", "127.0.0.1"])
+        )
 
 
 def test_connection_goes_to_the_address_that_was_checked(monkeypatch):
@@ -341,14 +514,24 @@ def test_connection_goes_to_the_address_that_was_checked(monkeypatch):
     def connect(address, timeout):
         connected.append(address)
         raise ConnectionRefusedError(111, "Connection refused")
+
     monkeypatch.setattr(routines.socket, "create_connection", connect)
     with pytest.raises(routines.ImageError, match="url cannot be read: Connection refused"):
-        routines.fetch_image("http://rebinds.example/a", LIMITS, lambda *a, **k: resolve(next(answers))(*a, **k))
+        routines.fetch_image(
+            "http://rebinds.example/a", LIMITS, lambda *a, **k: resolve(next(answers))(*a, **k)
+        )
     assert connected == [("93.184.216.34", 80)]
 
 
-@pytest.mark.parametrize("path, text", [("/drip", "took longer than 0.5 s"), ("/flood", "more than the limit of 1000000 bytes"), ("/nothing", "url answers 404"),
-                                        ("/to?" * 9 + "/picture", "redirects more than 5 times|url answers 404")])
+@pytest.mark.parametrize(
+    "path, text",
+    [
+        ("/drip", "took longer than 0.5 s"),
+        ("/flood", "more than the limit of 1000000 bytes"),
+        ("/nothing", "url answers 404"),
+        ("/to?" * 9 + "/picture", "redirects more than 5 times|url answers 404"),
+    ],
+)
 def test_slow_large_and_failing_urls(web, path, text):
     start = time.monotonic()
     with pytest.raises(routines.ImageError, match=text):
@@ -356,7 +539,19 @@ def test_slow_large_and_failing_urls(web, path, text):
     assert time.monotonic() - start < 5
 
 
-@pytest.mark.parametrize("url", ["", "x", "ftp://x/", "http://", "http://x\r\nHost: y/", "http://[::1", "http://x:99999/", "//x/"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "x",
+        "ftp://x/",
+        "http://",
+        "http://x\r\nHost: y/",
+        "http://[::1",
+        "http://x:99999/",
+        "//x/",
+    ],
+)
 def test_malformed_urls(url):
     with pytest.raises(routines.ImageError, match="expected http|malformed"):
         routines.fetch_image(url, LIMITS)
@@ -364,18 +559,26 @@ def test_malformed_urls(url):
 
 # --- the demo model -----------------------------------------------------------------------------------------
 
+
 @pytest.fixture(scope="module")
 def shapes(tf):
-    servable = serving.load_saved_model(ROOT / "models/shapes/1", serving.ModelConfig("shapes", "shapes"))
+    servable = serving.load_saved_model(
+        ROOT / "models/shapes/1", serving.ModelConfig("shapes", "shapes")
+    )
     signature = servable.signatures["serving_default"]
     labels = routines.load_labels("label_map.pbtxt", ROOT / "models/shapes")
-    model = routines.ImageModel({n: (s.dtype, s.shape) for n, s in signature.inputs.items()},
-                                {n: (s.dtype, s.shape) for n, s in signature.outputs.items()}, labels)
+    model = routines.ImageModel(
+        {n: (s.dtype, s.shape) for n, s in signature.inputs.items()},
+        {n: (s.dtype, s.shape) for n, s in signature.outputs.items()},
+        labels,
+    )
     return model, lambda inputs: servable.run("serving_default", inputs)
 
 
 def find(shapes, image, *chain):
-    tensors = routines.predict_image(*shapes, image, [*chain, routines.FilterConfidence(confidence=0.5)])
+    tensors = routines.predict_image(
+        *shapes, image, [*chain, routines.FilterConfidence(confidence=0.5)]
+    )
     return routines.to_annotations(tensors, image.shape[1], image.shape[0])
 
 
@@ -385,33 +588,53 @@ def test_shapes_are_found_named_and_outlined_in_every_sample(shapes):
     for path in sorted((ROOT / "models/shapes/samples").iterdir()):
         annotations = find(shapes, routines.decode_image(path.read_bytes(), LIMITS))
         found += len(annotations)
-        assert all(a["tag"]["name"] in ("circle", "square", "triangle", "star") and a["boundType"] == "masks" for a in annotations)
+        assert all(
+            a["tag"]["name"] in ("circle", "square", "triangle", "star")
+            and a["boundType"] == "masks"
+            for a in annotations
+        )
     assert found >= 20
 
 
 def test_answers_of_a_crop_lie_where_they_lie_in_the_whole_picture(shapes):
     image = routines.decode_image((ROOT / "models/shapes/samples/1.jpg").read_bytes(), LIMITS)
-    whole = {(a["tag"]["name"], *np.round(np.array(a["bound"]).ravel(), 1)) for a in find(shapes, image)}
+    whole = {
+        (a["tag"]["name"], *np.round(np.array(a["bound"]).ravel(), 1)) for a in find(shapes, image)
+    }
     padded = np.zeros((image.shape[0] * 2, image.shape[1] * 2, 3), np.uint8)
-    padded[image.shape[0]:, image.shape[1]:] = image
+    padded[image.shape[0] :, image.shape[1] :] = image
     cropped = find(shapes, padded, routines.Crop(xmin=0.5, ymin=0.5))
-    assert {(a["tag"]["name"], *np.round(np.array(a["bound"]).ravel() * 2 - 1, 1)) for a in cropped} == whole and whole
+    assert {
+        (a["tag"]["name"], *np.round(np.array(a["bound"]).ravel() * 2 - 1, 1)) for a in cropped
+    } == whole and whole
 
 
 # --- requests -------------------------------------------------------------------------------------------------
 
+
 def test_request_by_array_or_base64_with_its_routines():
     chain = [{"name": "FilterConfidence", "arguments": {"confidence": 0.5}}]
-    for body in ({"image_type": "array", "data": PICTURE.tolist()}, {"image_type": "base_64", "data": base64.b64encode(save(PICTURE, "PNG")).decode()}):
+    for body in (
+        {"image_type": "array", "data": PICTURE.tolist()},
+        {"image_type": "base_64", "data": base64.b64encode(save(PICTURE, "PNG")).decode()},
+    ):
         image, steps = routines.read_request({**body, "routines": chain}, LIMITS)
         assert (image == PICTURE).all() and steps == chain
         assert routines.read_request(body, LIMITS)[1] == []
 
 
-@pytest.mark.parametrize("body, text", [
-    ([], "expected a JSON object"), ({}, "image_type: expected one of url, base64, array, got null"), ({"image_type": "png"}, 'got "png"'),
-    ({"image_type": ["url"]}, "image_type: expected"), ({"image_type": "url"}, "data: expected string, got nothing"),
-    ({"image_type": "url", "data": 3}, "data: expected string"), ({"image_type": "array", "data": "x"}, "data: expected array")])
+@pytest.mark.parametrize(
+    "body, text",
+    [
+        ([], "expected a JSON object"),
+        ({}, "image_type: expected one of url, base64, array, got null"),
+        ({"image_type": "png"}, 'got "png"'),
+        ({"image_type": ["url"]}, "image_type: expected"),
+        ({"image_type": "url"}, "data: expected string, got nothing"),
+        ({"image_type": "url", "data": 3}, "data: expected string"),
+        ({"image_type": "array", "data": "x"}, "data: expected array"),
+    ],
+)
 def test_wrong_requests_for_pictures(body, text):
     with pytest.raises(routines.ImageError, match=text):
         routines.read_request(body, LIMITS)
@@ -427,26 +650,41 @@ def test_routines_of_ones_own_are_registered_once(tmp_path):
     (tmp_path / "mine.py").write_text(
         "from routines import argument, keep, routine\n\n@routine('Biggest')\nclass KeepBiggest:\n    count: int = argument(1, 'how many', minimum=1)\n\n"
         "    def __call__(self, tensors):\n        boxes = tensors['boxes']\n        area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])\n"
-        "        return keep(tensors, (-area).argsort()[:self.count])\n")
+        "        return keep(tensors, (-area).argsort()[:self.count])\n"
+    )
     routines.import_routines("mine.py", tmp_path)
     kind = routines.ROUTINES["Biggest"]
     routines.import_routines("mine.py", tmp_path)
     assert routines.ROUTINES["KeepBiggest"] is kind
-    tensors = {"boxes": np.array([[0, 0, 1, 1], [0, 0, .5, .5]]), "scores": np.array([.1, .9])}
-    assert kind(count=1)(tensors)["scores"].tolist() == [.1]
+    tensors = {"boxes": np.array([[0, 0, 1, 1], [0, 0, 0.5, 0.5]]), "scores": np.array([0.1, 0.9])}
+    assert kind(count=1)(tensors)["scores"].tolist() == [0.1]
 
 
-@pytest.mark.parametrize("inputs, text", [
-    ({}, "takes one input, this one takes none"), ({"a": ("DT_FLOAT", (1,)), "b": ("DT_FLOAT", (1,))}, "takes a, b"),
-    ({"x": ("DT_FLOAT", (None, 10))}, "input 'x' is no picture"), ({"x": ("DT_FLOAT", (4, 8, 8, 3))}, "is no picture")])
+@pytest.mark.parametrize(
+    "inputs, text",
+    [
+        ({}, "takes one input, this one takes none"),
+        ({"a": ("DT_FLOAT", (1,)), "b": ("DT_FLOAT", (1,))}, "takes a, b"),
+        ({"x": ("DT_FLOAT", (None, 10))}, "input 'x' is no picture"),
+        ({"x": ("DT_FLOAT", (4, 8, 8, 3))}, "is no picture"),
+    ],
+)
 def test_signatures_that_take_no_picture(inputs, text):
     with pytest.raises(ValueError, match=text):
         routines.ImageModel(inputs, {"y": ("DT_FLOAT", (1, 10))})
 
 
-@pytest.mark.parametrize("dtype, shape, shown", [("DT_UINT8", (1, None, None, 3), (1, 48, 64, 3)), ("DT_FLOAT", (None, 24, 32, 3), (1, 24, 32, 3))])
+@pytest.mark.parametrize(
+    "dtype, shape, shown",
+    [
+        ("DT_UINT8", (1, None, None, 3), (1, 48, 64, 3)),
+        ("DT_FLOAT", (None, 24, 32, 3), (1, 24, 32, 3)),
+    ],
+)
 def test_pictures_are_shown_as_the_signature_wants_them(dtype, shape, shown):
-    model = routines.ImageModel({"x": (dtype, shape)}, {"y": ("DT_FLOAT", (1, 10))}, scale=1 / 255, offset=-0.5)
+    model = routines.ImageModel(
+        {"x": (dtype, shape)}, {"y": ("DT_FLOAT", (1, 10))}, scale=1 / 255, offset=-0.5
+    )
     array = model.show(PICTURE)["x"]
     assert array.shape == shown and array.dtype == (np.uint8 if dtype == "DT_UINT8" else np.float32)
     assert dtype == "DT_UINT8" or abs(array).max() <= 0.5
@@ -458,8 +696,16 @@ def test_encoded_pictures_for_models_that_decode_them():
 
 
 def test_outputs_may_have_names_of_their_own():
-    outputs = {"b": ("DT_FLOAT", (1, None, 4)), "s": ("DT_FLOAT", (1, None)), "c": ("DT_FLOAT", (1, None))}
+    outputs = {
+        "b": ("DT_FLOAT", (1, None, 4)),
+        "s": ("DT_FLOAT", (1, None)),
+        "c": ("DT_FLOAT", (1, None)),
+    }
     names = {"detection_boxes": "b", "detection_scores": "s", "detection_classes": "c"}
-    model = routines.ImageModel({"x": ("DT_UINT8", (1, None, None, 3))}, outputs, {1: "cat"}, rename=names)
-    tensors = model.read({"b": np.array([[[0, 0, 1, 1]]]), "s": np.array([[.5]]), "c": np.array([[1.]])})
+    model = routines.ImageModel(
+        {"x": ("DT_UINT8", (1, None, None, 3))}, outputs, {1: "cat"}, rename=names
+    )
+    tensors = model.read(
+        {"b": np.array([[[0, 0, 1, 1]]]), "s": np.array([[0.5]]), "c": np.array([[1.0]])}
+    )
     assert model.family == "detection_api" and tensors["names"].tolist() == ["cat"]

@@ -24,29 +24,66 @@ BODY = json.dumps({"instances": [[1.0]]})
 PICTURE = json.dumps({"image_type": "array", "data": [[[1, 2, 3]]]})
 # Method, path, body, and who may call: the routes of serving.ROUTES, each at least once.
 CALLS = [
-    ("POST", "/v1/models/m:predict", BODY, "shared"), ("POST", "/model-serving/numbers:predict", BODY, "shared"),
-    ("GET", "/v1/models/m/metadata", None, "shared"), ("GET", "/v1/models/m", None, "shared"), ("GET", "/v1/models", None, "shared list"),
-    ("GET", "/v1/config", None, "shared list"), ("POST", "/v1/config/reload", None, "shared"),
-    ("GET", "/livez", None, "open"), ("GET", "/readyz", None, "open"),
-    ("POST", "/predict", PICTURE, "key"), ("POST", "/pictures/predict", PICTURE, "key"), ("GET", "/pictures/classes", None, "key"),
-    ("GET", "/pictures/active_learning/review", None, "key"), ("GET", "/deployments", None, "key list"), ("GET", "/pictures/client/curl", None, "key"),
-    ("GET", "/pictures/samples/0.jpg", None, "key"), ("GET", "/metrics", None, "shared"), ("GET", "/stats", None, "shared list"),
-    ("GET", "/openapi.json", None, "shared list"), ("GET", "/console/", None, "open")]
-STATES = {"no key": 401, "wrong": 401, "expired": 401, "disabled": 401, "out of scope": 403, "over quota": 429, "good": 200}
+    ("POST", "/v1/models/m:predict", BODY, "shared"),
+    ("POST", "/model-serving/numbers:predict", BODY, "shared"),
+    ("GET", "/v1/models/m/metadata", None, "shared"),
+    ("GET", "/v1/models/m", None, "shared"),
+    ("GET", "/v1/models", None, "shared list"),
+    ("GET", "/v1/config", None, "shared list"),
+    ("POST", "/v1/config/reload", None, "shared"),
+    ("GET", "/livez", None, "open"),
+    ("GET", "/readyz", None, "open"),
+    ("POST", "/predict", PICTURE, "key"),
+    ("POST", "/pictures/predict", PICTURE, "key"),
+    ("GET", "/pictures/classes", None, "key"),
+    ("GET", "/pictures/active_learning/review", None, "key"),
+    ("GET", "/deployments", None, "key list"),
+    ("GET", "/pictures/client/curl", None, "key"),
+    ("GET", "/pictures/samples/0.jpg", None, "key"),
+    ("GET", "/metrics", None, "shared"),
+    ("GET", "/stats", None, "shared list"),
+    ("GET", "/openapi.json", None, "shared list"),
+    ("GET", "/console/", None, "open"),
+]
+STATES = {
+    "no key": 401,
+    "wrong": 401,
+    "expired": 401,
+    "disabled": 401,
+    "out of scope": 403,
+    "over quota": 429,
+    "good": 200,
+}
 
 
 @pytest.fixture(params=["predict", "all"])
 def guarded(request, tmp_path, monkeypatch):
     protect = request.param
     entries = [
-        key_entry("site", "good"), key_entry("old", "expired", expires="2020-01-01"), key_entry("off", "disabled", disabled=True),
-        key_entry("other", "out of scope", deployments=["elsewhere"]), key_entry("busy", "over quota", quota={"calls": 1, "period": "month"})]
+        key_entry("site", "good"),
+        key_entry("old", "expired", expires="2020-01-01"),
+        key_entry("off", "disabled", disabled=True),
+        key_entry("other", "out of scope", deployments=["elsewhere"]),
+        key_entry("busy", "over quota", quota={"calls": 1, "period": "month"}),
+    ]
     deployments = [
-        {"id": "pictures", "model": "d", "default": True, "active_learning": {"threshold": 1, "folder": str(tmp_path)}},
-        {"id": "numbers", "model": "m"}, {"id": "elsewhere", "model": "e"}]
-    monkeypatch.setattr(pages, "list_samples", lambda server, deployment: [ROOT / "models/shapes/samples/0.jpg"])
-    server = fake_server({"m": FakeServable(), "d": FakeDetector(), "e": FakeDetector()}, deployments=deployments,
-                         auth={"keys": entries, "protect": protect, "quota_store": str(tmp_path / "quotas")})
+        {
+            "id": "pictures",
+            "model": "d",
+            "default": True,
+            "active_learning": {"threshold": 1, "folder": str(tmp_path)},
+        },
+        {"id": "numbers", "model": "m"},
+        {"id": "elsewhere", "model": "e"},
+    ]
+    monkeypatch.setattr(
+        pages, "list_samples", lambda server, deployment: [ROOT / "models/shapes/samples/0.jpg"]
+    )
+    server = fake_server(
+        {"m": FakeServable(), "d": FakeDetector(), "e": FakeDetector()},
+        deployments=deployments,
+        auth={"keys": entries, "protect": protect, "quota_store": str(tmp_path / "quotas")},
+    )
     quotas.open_quotas(str(tmp_path / "quotas")).take("busy", 1, "month")
     return protect, Rest(server)
 
@@ -57,39 +94,73 @@ def test_every_route_in_every_state_of_a_key(guarded, state):
     for method, path, body, guard in CALLS:
         guard, _, lists = guard.partition(" ")
         asked = guard == "key" or guard == "shared" and protect == "all"
-        expected = 200 if lists and state in ("out of scope", "over quota") else STATES[state]  # any key sees what it is for
+        expected = (
+            200 if lists and state in ("out of scope", "over quota") else STATES[state]
+        )  # any key sees what it is for
         for headers in ({"x-api-key": state}, bearer(state)) if state != "no key" else ({},):
             response = rest.open(path, method=method, data=body, headers=headers)
-            assert response.status_code == (expected if asked else 200), (method, path, response.data)
+            assert response.status_code == (expected if asked else 200), (
+                method,
+                path,
+                response.data,
+            )
             refused = response.status_code != 200
             assert ("WWW-Authenticate" in response.headers) == (response.status_code == 401)
             assert ("Retry-After" in response.headers) == (response.status_code == 429)
-            assert not refused or set(response.json) >= {"error"} and state not in response.json["error"].replace("is disabled", "").replace(
-                "has expired", ""), response.json
+            assert (
+                not refused
+                or set(response.json) >= {"error"}
+                and state
+                not in response.json["error"].replace("is disabled", "").replace("has expired", "")
+            ), response.json
 
 
 def test_every_route_is_in_the_table_above():
     for route in serving.ROUTES:
-        nameless = "/v1/models(?:/versions" in route.pattern.pattern  # the URLs that lack a model's name
+        nameless = (
+            "/v1/models(?:/versions" in route.pattern.pattern
+        )  # the URLs that lack a model's name
         guard = f"{route.guard} list" if route.lists else route.guard
-        assert nameless or any(method in route.methods and route.pattern.fullmatch(path) and guard == kind
-                               for method, path, _, kind in CALLS), route
+        assert nameless or any(
+            method in route.methods and route.pattern.fullmatch(path) and guard == kind
+            for method, path, _, kind in CALLS
+        ), route
 
 
 def test_an_error_has_the_vendors_body_and_a_request_id(guarded):
     rest = guarded[1]
     response = rest.post("/predict", PICTURE, headers={"X-Request-Id": "abc-1"})
-    assert response.json == {"error": "A key is needed: send it as 'Authorization: Bearer <key>' or 'x-api-key: <key>'",
-                             "status": "Unauthorized", "code": 401, "request_id": "abc-1"}
-    assert response.headers["X-Request-Id"] == "abc-1" and response.headers["WWW-Authenticate"].startswith("Bearer")
+    assert response.json == {
+        "error": "A key is needed: send it as 'Authorization: Bearer <key>' or 'x-api-key: <key>'",
+        "status": "Unauthorized",
+        "code": 401,
+        "request_id": "abc-1",
+    }
+    assert response.headers["X-Request-Id"] == "abc-1" and response.headers[
+        "WWW-Authenticate"
+    ].startswith("Bearer")
     odd = rest.post("/predict", PICTURE, headers={"X-Request-Id": "<script>"})
-    assert re.fullmatch("[0-9a-f]{16}", odd.headers["X-Request-Id"]) and odd.json["request_id"] == odd.headers["X-Request-Id"]
+    assert (
+        re.fullmatch("[0-9a-f]{16}", odd.headers["X-Request-Id"])
+        and odd.json["request_id"] == odd.headers["X-Request-Id"]
+    )
 
 
-@pytest.mark.parametrize("headers, status", [
-    ({**bearer("good"), "x-api-key": "good"}, 200), ({**bearer("good"), "x-api-key": "wrong"}, 401), ({**bearer("wrong"), "x-api-key": "good"}, 401),
-    ({"Authorization": "bearer   good"}, 200), ({"Authorization": "Basic good"}, 401), ({"Authorization": "Basic x", "x-api-key": "good"}, 200),
-    ({"Authorization": "Bearer"}, 401), ({"Authorization": "Bearer good good"}, 401), ({"x-api-key": ""}, 401), ({"x-api-key": "g\xf6\xf6d"}, 401)])
+@pytest.mark.parametrize(
+    "headers, status",
+    [
+        ({**bearer("good"), "x-api-key": "good"}, 200),
+        ({**bearer("good"), "x-api-key": "wrong"}, 401),
+        ({**bearer("wrong"), "x-api-key": "good"}, 401),
+        ({"Authorization": "bearer   good"}, 200),
+        ({"Authorization": "Basic good"}, 401),
+        ({"Authorization": "Basic x", "x-api-key": "good"}, 200),
+        ({"Authorization": "Bearer"}, 401),
+        ({"Authorization": "Bearer good good"}, 401),
+        ({"x-api-key": ""}, 401),
+        ({"x-api-key": "g\xf6\xf6d"}, 401),
+    ],
+)
 def test_headers_that_hold_keys(guarded, headers, status):
     assert guarded[1].get("/pictures/classes", headers=headers).status_code == status
 
@@ -101,10 +172,23 @@ def test_the_body_of_a_refused_request_is_not_parsed(guarded, monkeypatch):
 
 def test_a_key_for_a_deployment_reaches_its_model_and_nothing_else(tmp_path):
     deployments = [{"id": "a", "model": "m"}, {"id": "b", "model": "d"}]
-    rest = Rest(fake_server({"m": FakeServable(), "d": FakeDetector()}, deployments=deployments,
-                            auth={"protect": "all", "keys": [key_entry("a", "k", deployments=["a"])]}))
-    for path, status in (("/v1/models/m", 200), ("/model-serving/a", 200), ("/v1/models/d", 403), ("/model-serving/b", 403), ("/metrics", 403),
-                         ("/b/classes", 403), ("/nowhere/classes", 403), ("/a/classes", 200)):
+    rest = Rest(
+        fake_server(
+            {"m": FakeServable(), "d": FakeDetector()},
+            deployments=deployments,
+            auth={"protect": "all", "keys": [key_entry("a", "k", deployments=["a"])]},
+        )
+    )
+    for path, status in (
+        ("/v1/models/m", 200),
+        ("/model-serving/a", 200),
+        ("/v1/models/d", 403),
+        ("/model-serving/b", 403),
+        ("/metrics", 403),
+        ("/b/classes", 403),
+        ("/nowhere/classes", 403),
+        ("/a/classes", 200),
+    ):
         assert rest.get(path, headers=bearer("k")).status_code == status, path
     assert rest.get("/b/classes", headers=bearer("k")).json["error"] == "The key 'a' is only for: a"
 
@@ -112,32 +196,67 @@ def test_a_key_for_a_deployment_reaches_its_model_and_nothing_else(tmp_path):
 @pytest.mark.parametrize("protect", ["predict", "all"])
 def test_a_key_sees_only_what_it_may_call(tmp_path, protect):
     learning = {"threshold": 0, "folder": str(tmp_path), "group": "shared"}
-    deployments = [{"id": "a", "model": "m"}, {"id": "b", "model": "d", "active_learning": learning},
-                   {"id": "c", "model": "e", "active_learning": learning}]
-    server = fake_server({"m": FakeServable(), "d": FakeDetector(), "e": FakeDetector()}, deployments=deployments, auth={
-        "protect": protect, "keys": [key_entry("site", "all"), key_entry("mine", "k", deployments=["b"], quota={"calls": 1, "period": "day"})],
-        "quota_store": str(tmp_path / "quotas")})
+    deployments = [
+        {"id": "a", "model": "m"},
+        {"id": "b", "model": "d", "active_learning": learning},
+        {"id": "c", "model": "e", "active_learning": learning},
+    ]
+    server = fake_server(
+        {"m": FakeServable(), "d": FakeDetector(), "e": FakeDetector()},
+        deployments=deployments,
+        auth={
+            "protect": protect,
+            "keys": [
+                key_entry("site", "all"),
+                key_entry("mine", "k", deployments=["b"], quota={"calls": 1, "period": "day"}),
+            ],
+            "quota_store": str(tmp_path / "quotas"),
+        },
+    )
     server.endpoint("/other")(lambda inputs: inputs)
     rest = Rest(server)
     for path in ("/b/predict", "/c/predict"):
-        rest.post(path, json.dumps({"image_type": "array", "data": [[[len(path), 2, ord(path[1])]]]}), headers=bearer("all"))
-    rest.post("/v1/models/m:predict", BODY, headers=bearer("all")), rest.get("/nowhere/classes", headers=bearer("all"))
+        rest.post(
+            path,
+            json.dumps({"image_type": "array", "data": [[[len(path), 2, ord(path[1])]]]}),
+            headers=bearer("all"),
+        )
+    (
+        rest.post("/v1/models/m:predict", BODY, headers=bearer("all")),
+        rest.get("/nowhere/classes", headers=bearer("all")),
+    )
 
     def get(path, key="k"):
         response = rest.get(path, headers=bearer(key))
         assert response.status_code == 200, (path, response.data)
         return response.json
+
     for _ in range(2):  # looking costs nothing of the one call that it has
         shown = get("/deployments")
-        assert [d["id"] for d in shown["deployments"]] == ["b"] and [m["name"] for m in shown["models"]] == ["d"]
+        assert [d["id"] for d in shown["deployments"]] == ["b"] and [
+            m["name"] for m in shown["models"]
+        ] == ["d"]
     assert [d["id"] for d in get("/deployments", "all")["deployments"]] == ["a", "b", "c"]
     get("/b/active_learning/shared", "all")  # waits until both are written
-    assert [entry["deployment"] for entry in [*map(origin_of, sorted(tmp_path.glob("shared/*.json")))]] in (["b", "c"], ["c", "b"])
+    assert [
+        entry["deployment"] for entry in [*map(origin_of, sorted(tmp_path.glob("shared/*.json")))]
+    ] in (["b", "c"], ["c", "b"])
     if protect == "all":
-        assert [model["name"] for model in get("/v1/models")["models"]] == ["d"] == list(get("/v1/config"))
+        assert (
+            [model["name"] for model in get("/v1/models")["models"]]
+            == ["d"]
+            == list(get("/v1/config"))
+        )
         stats, paths = get("/stats"), get("/openapi.json")["paths"]
-        assert set(stats["groups"]) == {"d"} == {name.split("/")[0] for name in stats["devices"]} and stats["last_errors"] == []
-        assert "/other" not in paths and "/b/predict" in paths and not [p for p in paths if "/c" in p[:2] and p != "/v1/config"]
+        assert (
+            set(stats["groups"]) == {"d"} == {name.split("/")[0] for name in stats["devices"]}
+            and stats["last_errors"] == []
+        )
+        assert (
+            "/other" not in paths
+            and "/b/predict" in paths
+            and not [p for p in paths if "/c" in p[:2] and p != "/v1/config"]
+        )
     assert len(get("/b/active_learning/shared")["images"]) == 1
     assert len(get("/b/active_learning/shared", "all")["images"]) == 2
 
@@ -150,13 +269,28 @@ async def somebody(request):
     return True
 
 
-@pytest.mark.parametrize(("check", "status", "name"), [
-    (lambda request: True, 200, "site"), (lambda request: "ann", 200, "ann"), (lambda request: False, 401, ""), (lambda request: None, 401, ""),
-    (lambda request: "", 401, ""), (lambda request: flask.Response("go away", 403), 500, "Response"), (lambda request: ("no", 403), 500, "tuple"),
-    (somebody, 500, "coroutine"), (lambda request: 1, 500, "int"), (lambda request: [], 500, "list"), (lambda request: object(), 500, "object"),
-    (lambda request: "two\nlines", 500, "str"), (lambda request: np.True_, 500, "bool")])
+@pytest.mark.parametrize(
+    ("check", "status", "name"),
+    [
+        (lambda request: True, 200, "site"),
+        (lambda request: "ann", 200, "ann"),
+        (lambda request: False, 401, ""),
+        (lambda request: None, 401, ""),
+        (lambda request: "", 401, ""),
+        (lambda request: flask.Response("go away", 403), 500, "Response"),
+        (lambda request: ("no", 403), 500, "tuple"),
+        (somebody, 500, "coroutine"),
+        (lambda request: 1, 500, "int"),
+        (lambda request: [], 500, "list"),
+        (lambda request: object(), 500, "object"),
+        (lambda request: "two\nlines", 500, "str"),
+        (lambda request: np.True_, 500, "bool"),
+    ],
+)
 @pytest.mark.parametrize("how", ["blueprint", "app"])
-def test_a_sites_check_answers_true_false_none_or_a_name_and_nothing_else(check, status, name, how, caplog):
+def test_a_sites_check_answers_true_false_none_or_a_name_and_nothing_else(
+    check, status, name, how, caplog
+):
     server = fake_server({"d": FakeDetector()}, deployments=[{"id": "p", "model": "d"}])
     site = serving.create_app(server, authorize=check) if how == "app" else flask.Flask("site")
     if how == "blueprint":
@@ -165,7 +299,10 @@ def test_a_sites_check_answers_true_false_none_or_a_name_and_nothing_else(check,
     response = site.test_client().get("/p/classes")
     assert response.status_code == status
     if status == 500:
-        assert f"authorize= has returned {name}" in response.json["error"] and "must return True" in response.json["error"]
+        assert (
+            f"authorize= has returned {name}" in response.json["error"]
+            and "must return True" in response.json["error"]
+        )
     if status == 200:
         assert f" {name} GET /p/classes 200" in caplog.text
 
@@ -174,25 +311,56 @@ def test_a_key_is_made_while_the_config_has_none(tmp_path):
     path = tmp_path / "config.json"
     path.write_text('{"model_config_list": []}')
     server = serving.ModelServer(path, poll_seconds=0)
-    assert server.wait(10), "else the first pass may take over what is written below, and the reload has nothing to do"
+    assert server.wait(10), (
+        "else the first pass may take over what is written below, and the reload has nothing to do"
+    )
     rest, made = Rest(server), server.generated_key
     assert len(made) >= 32 and rest.get("/x/classes", headers=bearer(made)).status_code == 404
-    path.write_text(json.dumps({"model_config_list": [], "auth": {"keys": [key_entry("site", "mine")]}}))
+    path.write_text(
+        json.dumps({"model_config_list": [], "auth": {"keys": [key_entry("site", "mine")]}})
+    )
     assert rest.post("/v1/config/reload").status_code == 201
     assert server.generated_key is None
-    assert [rest.get("/x/classes", headers=bearer(key)).status_code for key in (made, "mine")] == [401, 404]
-    path.write_text('{"model_config_list": [], "auth": {"keys": [{"name": "a", "sha256": "short"}]}}')
+    assert [rest.get("/x/classes", headers=bearer(key)).status_code for key in (made, "mine")] == [
+        401,
+        404,
+    ]
+    path.write_text(
+        '{"model_config_list": [], "auth": {"keys": [{"name": "a", "sha256": "short"}]}}'
+    )
     assert rest.post("/v1/config/reload").status_code == 412
-    assert rest.get("/x/classes", headers=bearer("mine")).status_code == 404, "a wrong config leaves the keys as they were"
+    assert rest.get("/x/classes", headers=bearer("mine")).status_code == 404, (
+        "a wrong config leaves the keys as they were"
+    )
 
 
-@pytest.mark.parametrize("auth, text", [
-    ({"keys": [{"name": "a", "sha256": "x"}]}, "$.auth.keys[0].sha256: expected 64 hexadecimal digits"),
-    ({"keys": [key_entry("a", "1"), key_entry("a", "2")]}, "$.auth: keys[1].name: 'a' is already taken by keys[0]"),
-    ({"keys": [key_entry("a", "1", expires="soon")]}, "$.auth.keys[0]: expires: expected a date or time such as"),
-    ({"keys": [key_entry("a", "1", quota={"calls": 1, "period": "year"})]}, "$.auth.keys[0].quota.period: expected minute, hour, day or month"),
-    ({"keys": [key_entry("a", "1", quota={"calls": 0, "period": "day"})]}, "$.auth.keys[0].quota.calls: expected at least 1, got 0"),
-    ({"protect": "none"}, "$.auth.protect: expected predict:"), ({"key": []}, "$.auth.key: unknown key; did you mean 'keys'?")])
+@pytest.mark.parametrize(
+    "auth, text",
+    [
+        (
+            {"keys": [{"name": "a", "sha256": "x"}]},
+            "$.auth.keys[0].sha256: expected 64 hexadecimal digits",
+        ),
+        (
+            {"keys": [key_entry("a", "1"), key_entry("a", "2")]},
+            "$.auth: keys[1].name: 'a' is already taken by keys[0]",
+        ),
+        (
+            {"keys": [key_entry("a", "1", expires="soon")]},
+            "$.auth.keys[0]: expires: expected a date or time such as",
+        ),
+        (
+            {"keys": [key_entry("a", "1", quota={"calls": 1, "period": "year"})]},
+            "$.auth.keys[0].quota.period: expected minute, hour, day or month",
+        ),
+        (
+            {"keys": [key_entry("a", "1", quota={"calls": 0, "period": "day"})]},
+            "$.auth.keys[0].quota.calls: expected at least 1, got 0",
+        ),
+        ({"protect": "none"}, "$.auth.protect: expected predict:"),
+        ({"key": []}, "$.auth.key: unknown key; did you mean 'keys'?"),
+    ],
+)
 def test_wrong_keys_in_the_config(auth, text):
     with pytest.raises(serving.ConfigError) as raised:
         serving.load_config({"model_config_list": [], "auth": auth})
@@ -201,43 +369,70 @@ def test_wrong_keys_in_the_config(auth, text):
 
 def test_a_key_for_a_deployment_that_is_not_there():
     with pytest.raises(serving.ConfigError, match="no deployment is called 'x'"):
-        serving.load_config({"model_config_list": [], "deployments": [{"id": "y", "model": "m"}],
-                             "auth": {"keys": [key_entry("a", "1", deployments=["x"])]}})
+        serving.load_config(
+            {
+                "model_config_list": [],
+                "deployments": [{"id": "y", "model": "m"}],
+                "auth": {"keys": [key_entry("a", "1", deployments=["x"])]},
+            }
+        )
 
 
-@pytest.mark.parametrize("expires, before, after", [
-    ("2027-01-31", "2027-01-30T23:59:59+00:00", "2027-01-31T00:00:00+00:00"),
-    ("2027-01-31T12:00:00+02:00", "2027-01-31T09:59:59+00:00", "2027-01-31T10:00:00+00:00"),
-    ("2027-01-31T12:00:00Z", "2027-01-31T11:59:59+00:00", "2027-01-31T12:00:00+00:00")])
+@pytest.mark.parametrize(
+    "expires, before, after",
+    [
+        ("2027-01-31", "2027-01-30T23:59:59+00:00", "2027-01-31T00:00:00+00:00"),
+        ("2027-01-31T12:00:00+02:00", "2027-01-31T09:59:59+00:00", "2027-01-31T10:00:00+00:00"),
+        ("2027-01-31T12:00:00Z", "2027-01-31T11:59:59+00:00", "2027-01-31T12:00:00+00:00"),
+    ],
+)
 def test_expiry(expires, before, after):
     key = serving.parse(serving.Auth, {"keys": [key_entry("a", "k", expires=expires)]}).keys[0]
     for moment, let_in in ((before, True), (after, False)):
-        ring = keys.KeyRing([key], lambda *_: None, clock=lambda moment=moment: datetime.datetime.fromisoformat(moment))
+        ring = keys.KeyRing(
+            [key],
+            lambda *_: None,
+            clock=lambda moment=moment: datetime.datetime.fromisoformat(moment),
+        )
         assert (ring.check(["k"], set()) is key) == let_in
 
 
 # --- quotas ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("moment, period, start, end", [
-    ("2026-11-25T15:30:59", "minute", "2026-11-25T15:30:00", "2026-11-25T15:31:00"), ("2026-11-25T15:30:59", "hour", "2026-11-25T15:00:00", "2026-11-25T16:00:00"),
-    ("2026-11-25T15:30:59", "day", "2026-11-25T00:00:00", "2026-11-26T00:00:00"), ("2026-11-25T15:30:59", "month", "2026-11-01T00:00:00", "2026-12-01T00:00:00"),
-    ("2026-12-31T23:59:59", "month", "2026-12-01T00:00:00", "2027-01-01T00:00:00"), ("2028-02-29T12:00:00", "month", "2028-02-01T00:00:00", "2028-03-01T00:00:00")])
+@pytest.mark.parametrize(
+    "moment, period, start, end",
+    [
+        ("2026-11-25T15:30:59", "minute", "2026-11-25T15:30:00", "2026-11-25T15:31:00"),
+        ("2026-11-25T15:30:59", "hour", "2026-11-25T15:00:00", "2026-11-25T16:00:00"),
+        ("2026-11-25T15:30:59", "day", "2026-11-25T00:00:00", "2026-11-26T00:00:00"),
+        ("2026-11-25T15:30:59", "month", "2026-11-01T00:00:00", "2026-12-01T00:00:00"),
+        ("2026-12-31T23:59:59", "month", "2026-12-01T00:00:00", "2027-01-01T00:00:00"),
+        ("2028-02-29T12:00:00", "month", "2028-02-01T00:00:00", "2028-03-01T00:00:00"),
+    ],
+)
 def test_periods_are_those_of_the_calendar(moment, period, start, end):
     def seconds(text):
         return datetime.datetime.fromisoformat(text + "+00:00").timestamp()
+
     assert quotas.period_of(seconds(moment) + 0.5, period) == (seconds(start), seconds(end))
 
 
 def test_quota_begins_anew_with_each_period_and_survives_a_clock_set_back(tmp_path):
     now = [1_000_000_000.0]
     store = quotas.Quotas(tmp_path / "q", clock=lambda: now[0])
-    assert [store.take("a", 2, "hour") for _ in range(3)] == [None, None, 3600 - 1_000_000_000 % 3600]
+    assert [store.take("a", 2, "hour") for _ in range(3)] == [
+        None,
+        None,
+        3600 - 1_000_000_000 % 3600,
+    ]
     assert store.take("b", 2, "hour") is None
     now[0] += 3600
     assert store.take("a", 2, "hour") is None
     now[0] -= 3600
-    assert store.take("a", 2, "hour") is not None, "the hour before is used up, also when it comes again"
+    assert store.take("a", 2, "hour") is not None, (
+        "the hour before is used up, also when it comes again"
+    )
 
 
 def test_quota_is_exact_under_concurrency(tmp_path):
@@ -247,6 +442,7 @@ def test_quota_is_exact_under_concurrency(tmp_path):
         for _ in range(50):
             if store.take("a", 300, "month") is None:
                 let_in.append(1)
+
     threads = [threading.Thread(target=call) for _ in range(16)]
     for thread in threads:
         thread.start()
@@ -263,7 +459,9 @@ def take_many(path, calls, results):
 def test_quota_is_exact_over_processes(tmp_path):
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
-    processes = [context.Process(target=take_many, args=(tmp_path / "q", 200, results)) for _ in range(4)]
+    processes = [
+        context.Process(target=take_many, args=(tmp_path / "q", 200, results)) for _ in range(4)
+    ]
     for process in processes:
         process.start()
     assert sum(results.get(timeout=60) for _ in processes) == 500
@@ -272,49 +470,80 @@ def test_quota_is_exact_over_processes(tmp_path):
 
 
 def test_quota_survives_kill_9(tmp_path):
-    code = (f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom serving_rooms import quotas\nstore = quotas.Quotas({str(tmp_path / 'q')!r})\n"
-            "while True:\n    store.take('a', 10**9, 'month')\n    print('.', end='', flush=True)\n")
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom serving_rooms import quotas\nstore = quotas.Quotas({str(tmp_path / 'q')!r})\n"
+        "while True:\n    store.take('a', 10**9, 'month')\n    print('.', end='', flush=True)\n"
+    )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
     answered = len(os.read(process.stdout.fileno(), 1))
     time.sleep(0.5)
     process.send_signal(signal.SIGKILL)
     answered += len(process.stdout.read())
     counted = quotas.Quotas(tmp_path / "q").used("a", "month")
-    assert answered > 10 and counted - answered in (0, 1), "what was answered was counted; one may be counted and not answered"
+    assert answered > 10 and counted - answered in (0, 1), (
+        "what was answered was counted; one may be counted and not answered"
+    )
 
 
 def test_quota_that_cannot_be_counted_lets_nobody_in(guarded, monkeypatch):
     def fail(self):
         raise quotas.sqlite3.OperationalError("database or disk is full")
+
     monkeypatch.setattr(quotas.Quotas, "_connect", fail)
     response = guarded[1].get("/pictures/classes", headers=bearer("over quota"))
-    assert response.status_code == 503 and response.json["error"] == "The calls of key 'busy' cannot be counted just now: database or disk is full"
+    assert (
+        response.status_code == 503
+        and response.json["error"]
+        == "The calls of key 'busy' cannot be counted just now: database or disk is full"
+    )
     assert guarded[1].get("/pictures/classes", headers=bearer("good")).status_code == 200
 
 
 def test_quota_store_that_cannot_be_opened_is_a_wrong_config(tmp_path):
-    auth = {"keys": [key_entry("a", "1", quota={"calls": 1, "period": "day"})], "quota_store": str(tmp_path / "none" / "q")}
-    with pytest.raises(serving.ConfigError, match=r"\$.auth.quota_store: cannot be opened: unable to open database file"):
+    auth = {
+        "keys": [key_entry("a", "1", quota={"calls": 1, "period": "day"})],
+        "quota_store": str(tmp_path / "none" / "q"),
+    }
+    with pytest.raises(
+        serving.ConfigError,
+        match=r"\$.auth.quota_store: cannot be opened: unable to open database file",
+    ):
         serving.ModelServer({"model_config_list": [], "auth": auth})
 
 
 def test_quota_over_http_is_counted_once_a_call(tmp_path):
-    auth = {"keys": [key_entry("a", "k", quota={"calls": 3, "period": "day"})], "quota_store": str(tmp_path / "q")}
-    rest = Rest(fake_server({"d": FakeDetector()}, deployments=[{"id": "d", "model": "d"}], auth=auth))
+    auth = {
+        "keys": [key_entry("a", "k", quota={"calls": 3, "period": "day"})],
+        "quota_store": str(tmp_path / "q"),
+    }
+    rest = Rest(
+        fake_server({"d": FakeDetector()}, deployments=[{"id": "d", "model": "d"}], auth=auth)
+    )
     statuses = [rest.post("/predict", PICTURE, headers=bearer("k")).status_code for _ in range(5)]
     assert statuses == [200, 200, 200, 429, 429]
     response = rest.post("/predict", PICTURE, headers=bearer("k"))
-    assert 0 < int(response.headers["Retry-After"]) <= 86400 and response.json["status"] == "TooManyRequests"
+    assert (
+        0 < int(response.headers["Retry-After"]) <= 86400
+        and response.json["status"] == "TooManyRequests"
+    )
     assert response.json["error"].startswith("The key 'a' has used its 3 calls a day; more in ")
 
 
 # --- the host site's own check, and the command line ---------------------------------------------------------
 
 
-@pytest.mark.parametrize("check, status", [
-    (lambda request: True, 200), (lambda request: "alice", 200), (lambda request: False, 401), (lambda request: None, 401),
-    (lambda request: flask.abort(403), 403), (lambda request: flask.abort(flask.redirect("/login")), 302),
-    (lambda request: request.cookies.get("session") == "yes", 401)])
+@pytest.mark.parametrize(
+    "check, status",
+    [
+        (lambda request: True, 200),
+        (lambda request: "alice", 200),
+        (lambda request: False, 401),
+        (lambda request: None, 401),
+        (lambda request: flask.abort(403), 403),
+        (lambda request: flask.abort(flask.redirect("/login")), 302),
+        (lambda request: request.cookies.get("session") == "yes", 401),
+    ],
+)
 def test_a_host_sites_own_check_stands_in_for_keys(check, status, caplog):
     caplog.set_level("INFO")
     server = fake_server({"d": FakeDetector()}, deployments=[{"id": "d", "model": "d"}])

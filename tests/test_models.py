@@ -24,7 +24,10 @@ def serve(disk, **fields):
 
 
 def states(server, model="m"):
-    return {entry["version"]: (entry["state"], entry["status"]["error_code"]) for entry in server.status(model)["model_version_status"]}
+    return {
+        entry["version"]: (entry["state"], entry["status"]["error_code"])
+        for entry in server.status(model)["model_version_status"]
+    }
 
 
 def default(server, model="m"):
@@ -35,12 +38,22 @@ def default(server, model="m"):
 OK, END, BROKEN = ("AVAILABLE", "OK"), ("END", "OK"), ("LOADING", "UNKNOWN")
 
 
-@pytest.mark.parametrize("policy, served", [
-    (None, [10]), ({"latest": {}}, [10]), ({"latest": {"num_versions": 2}}, [10, 9]), ({"all": {}}, [10, 9, 1]),
-    ({"specific": {"versions": [1, 9, 77]}}, [9, 1]), ({"specific": {"versions": [77]}}, [])])
+@pytest.mark.parametrize(
+    "policy, served",
+    [
+        (None, [10]),
+        ({"latest": {}}, [10]),
+        ({"latest": {"num_versions": 2}}, [10, 9]),
+        ({"all": {}}, [10, 9, 1]),
+        ({"specific": {"versions": [1, 9, 77]}}, [9, 1]),
+        ({"specific": {"versions": [77]}}, []),
+    ],
+)
 def test_policies_pick_versions_by_number(policy, served):
     server = serve(Disk(m=[1, 9, 10]), **({"model_version_policy": policy} if policy else {}))
-    assert [entry["version"] for entry in server.status("m")["model_version_status"]] == [str(v) for v in served]
+    assert [entry["version"] for entry in server.status("m")["model_version_status"]] == [
+        str(v) for v in served
+    ]
     assert all(state == OK for state in states(server).values())
 
 
@@ -58,17 +71,31 @@ def test_zero_is_version_zero_where_one_exists():
 
 
 def test_labels_name_versions():
-    server = serve(Disk(m=[1, 2]), model_version_policy={"all": {}}, version_labels={"stable": 1, "canary": 2})
+    server = serve(
+        Disk(m=[1, 2]), model_version_policy={"all": {}}, version_labels={"stable": 1, "canary": 2}
+    )
     client = Rest(server)
-    assert json.loads(client.post("/v1/models/m/labels/stable:predict", {"inputs": [0.0]}).data) == {"outputs": [1.0]}
-    assert json.loads(client.post("/v1/models/m/labels/canary:predict", {"inputs": [0.0]}).data) == {"outputs": [2.0]}
-    assert json.loads(client.get("/v1/models/m/labels/stable").data)["model_version_status"][0]["version"] == "1"
+    assert json.loads(
+        client.post("/v1/models/m/labels/stable:predict", {"inputs": [0.0]}).data
+    ) == {"outputs": [1.0]}
+    assert json.loads(
+        client.post("/v1/models/m/labels/canary:predict", {"inputs": [0.0]}).data
+    ) == {"outputs": [2.0]}
+    assert (
+        json.loads(client.get("/v1/models/m/labels/stable").data)["model_version_status"][0][
+            "version"
+        ]
+        == "1"
+    )
 
 
 def test_label_of_a_version_that_is_not_served_is_told():
     server = serve(Disk(m=[1]), version_labels={"next": 2})
     status, body = server.reload()
-    assert (status, body["details"]) == (500, ["$.model_config_list[0].config.version_labels.next: version 2 is not available"])
+    assert (status, body["details"]) == (
+        500,
+        ["$.model_config_list[0].config.version_labels.next: version 2 is not available"],
+    )
     assert default(server) == 1
 
 
@@ -89,8 +116,11 @@ def test_retired_version_is_not_found_and_can_come_back():
     server = serve(disk, model_version_policy={"all": {}})
     disk.models["m"].remove(2)
     assert server.reload()[0] == 201
-    assert_error(Rest(server).post("/v1/models/m/versions/2:predict", {"inputs": [0.0]}), 404,
-                 "Servable not found for request: Specific(m, 2)")
+    assert_error(
+        Rest(server).post("/v1/models/m/versions/2:predict", {"inputs": [0.0]}),
+        404,
+        "Servable not found for request: Specific(m, 2)",
+    )
     disk.models["m"].add(2)
     assert server.reload()[0] == 201 and default(server) == 2
 
@@ -102,7 +132,10 @@ def test_broken_newest_version_leaves_the_next_lower_one_serving():
     server = serve(disk)
     assert default(server) == 2 and disk.loaded == [("m", 2)]
     assert states(server) == {"3": BROKEN, "2": OK}
-    assert server.status("m", 3)["model_version_status"][0]["status"]["error_message"] == "made to fail"
+    assert (
+        server.status("m", 3)["model_version_status"][0]["status"]["error_message"]
+        == "made to fail"
+    )
 
 
 def test_broken_new_version_keeps_the_old_one_and_is_told_at_each_reload_until_mended():
@@ -112,8 +145,14 @@ def test_broken_new_version_keeps_the_old_one_and_is_told_at_each_reload_until_m
     disk.broken = {("m", 2)}
     for _ in range(2):
         status, body = server.reload()
-        assert status == 500 and body["error"] == "Reloading models versions failed. Check server logs for more info."
-        assert body["details"] == ["$.model_config_list[0].config: version 2 of m cannot be loaded: made to fail"]
+        assert (
+            status == 500
+            and body["error"]
+            == "Reloading models versions failed. Check server logs for more info."
+        )
+        assert body["details"] == [
+            "$.model_config_list[0].config: version 2 of m cannot be loaded: made to fail"
+        ]
         assert default(server) == 1 and states(server) == {"1": OK, "2": BROKEN}
     disk.broken = set()
     assert server.reload()[0] == 201 and default(server) == 2
@@ -137,6 +176,7 @@ def test_poller_tries_a_broken_version_again_only_when_its_files_change(tmp_path
         if folder.name == "2" and not (folder / "saved_model.pb").exists():
             raise serving.LoadError("no saved_model.pb")
         return FakeServable(int(folder.name))
+
     server = serving.ModelServer(config({"name": "m", "base_path": str(tmp_path / "m")}), load=load)
     server.wait(10)
     server.manager.refresh(polling=True)
@@ -160,8 +200,10 @@ def test_missing_folder_of_a_served_model_keeps_it_serving():
     folders = disk.models.pop("m")
     for _ in range(2):
         status, body = server.reload()
-        assert status == 400 and body["details"] == ["$.model_config_list[0].config.base_path: base_path cannot be read: "
-                                                     "No such file or directory"]
+        assert status == 400 and body["details"] == [
+            "$.model_config_list[0].config.base_path: base_path cannot be read: "
+            "No such file or directory"
+        ]
         assert default(server) == 1 and states(server) == {"1": OK}
     disk.models["m"] = folders
     assert server.reload()[0] == 200
@@ -206,7 +248,10 @@ def test_edited_config_is_read_and_models_come_and_go(tmp_path):
     assert edited.reload()[0] == 201 and default(edited.server, "b") == 1
     edited.write("b")
     assert edited.reload()[0] == 201
-    assert states(edited.server, "a") == {"1": END} and set(edited.server.config_status()) == {"a", "b"}
+    assert states(edited.server, "a") == {"1": END} and set(edited.server.config_status()) == {
+        "a",
+        "b",
+    }
     assert edited.disk.loaded == [("a", 1), ("b", 1)]
 
 
@@ -223,7 +268,11 @@ def test_wrong_config_changes_nothing_until_mended(tmp_path):
     edited = Edited(tmp_path, Disk(a=[1]), "a")
     edited.path.write_text('{"model_config_list": [}')
     for _ in range(2):
-        assert edited.reload() == (412, CONFIG_FAILED, ["$: not valid JSON: Expecting value at line 1 column 24"])
+        assert edited.reload() == (
+            412,
+            CONFIG_FAILED,
+            ["$: not valid JSON: Expecting value at line 1 column 24"],
+        )
     edited.write("a", serve={})
     assert edited.reload() == (412, CONFIG_FAILED, ["$.serve: unknown key; did you mean 'server'?"])
     assert default(edited.server, "a") == 1
@@ -245,8 +294,10 @@ def test_good_part_of_a_config_is_applied_and_the_bad_part_told(tmp_path):
     edited.write("a", "missing", "b", {"name": "a", "base_path": "b"})
     status, error, details = edited.reload()
     assert (status, error) == (400, CONFIG_FAILED)
-    assert details == ["$.model_config_list[1].config.base_path: base_path cannot be read: No such file or directory",
-                       "$.model_config_list[3].config.name: 'a' is already taken by $.model_config_list[0].config"]
+    assert details == [
+        "$.model_config_list[1].config.base_path: base_path cannot be read: No such file or directory",
+        "$.model_config_list[3].config.name: 'a' is already taken by $.model_config_list[0].config",
+    ]
     assert default(edited.server, "a") == default(edited.server, "b") == 1
     assert edited.server.config_status()["missing"] == {"model_version_status": []}
     assert edited.reload()[0] == 400
@@ -260,7 +311,9 @@ def test_changed_settings_load_the_version_anew_and_a_changed_policy_does_not(tm
     first = edited.server.manager.available["m"].versions[2]
     edited.write({"name": "m", "base_path": "m", "model_version_policy": {"all": {}}})
     assert edited.reload()[0] == 201 and disk.loaded == [("m", 2), ("m", 1)]
-    edited.write({"name": "m", "base_path": "m", "model_version_policy": {"all": {}}, "batching": False})
+    edited.write(
+        {"name": "m", "base_path": "m", "model_version_policy": {"all": {}}, "batching": False}
+    )
     assert edited.reload()[0] == 201 and disk.loaded == [("m", 2), ("m", 1), ("m", 2), ("m", 1)]
     assert first.closed and states(edited.server) == {"1": OK, "2": OK}
 
@@ -277,7 +330,9 @@ def test_parallel_reloads_are_one_after_the_other(tmp_path):
     edited = Edited(tmp_path, Disk(a=[1], b=[1]), "a")
     edited.write("a", "b")
     statuses = []
-    threads = [threading.Thread(target=lambda: statuses.append(edited.reload()[0])) for _ in range(10)]
+    threads = [
+        threading.Thread(target=lambda: statuses.append(edited.reload()[0])) for _ in range(10)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -291,7 +346,9 @@ def test_reload_over_http(how, tmp_path):
     assert client.post("/v1/config/reload").status_code == 200
     edited.disk.models["a"].add(2)
     response = client.post("/v1/config/reload")
-    assert response.status_code == 201 and json.loads(response.data) == json.loads(client.get("/v1/config").data)
+    assert response.status_code == 201 and json.loads(response.data) == json.loads(
+        client.get("/v1/config").data
+    )
     edited.path.unlink()
     assert_error(client.post("/v1/config/reload"), 500, "Config file not found or cannot open.")
 
@@ -303,10 +360,13 @@ def test_running_request_is_finished_before_its_version_is_freed():
     plain = servable.run
 
     def slow(name, inputs):
-        if not running.is_set():  # the first one; those that come before the new version is there are as fast as ever
+        if (
+            not running.is_set()
+        ):  # the first one; those that come before the new version is there are as fast as ever
             running.set()
             go_on.wait(10)
         return plain(name, inputs)
+
     servable.run = slow
     answers = []
     request = threading.Thread(target=lambda: answers.append(default(server)))
@@ -329,6 +389,7 @@ def test_request_waits_for_the_first_load_and_then_gives_up():
     def load(folder, model):
         go_on.wait(10)
         return FakeServable(1)
+
     source = config("m", server={**NO_POLL, "load_wait_seconds": 0})
     server = serving.ModelServer(source, load=load, list_versions=Disk(m=[1]).list_versions).start()
     client = Rest(server)
@@ -345,9 +406,13 @@ def test_request_waits_for_the_first_load_and_then_gives_up():
 def test_loader_survives_whatever_a_model_raises():
     def load(folder, model):
         raise MemoryError("too big")
+
     server = serving.ModelServer(config("m"), load=load, list_versions=Disk(m=[1]).list_versions)
     server.wait(10)
-    assert server.status("m")["model_version_status"][0]["status"]["error_message"] == "MemoryError: too big"
+    assert (
+        server.status("m")["model_version_status"][0]["status"]["error_message"]
+        == "MemoryError: too big"
+    )
     assert server.reload()[0] == 500
 
 
@@ -370,7 +435,9 @@ def test_deployment_names_a_model():
     server = start(Disk(m=[1]), config("m", deployments=[{"id": "mine", "model": "m"}]))
     client = Rest(server)
     for name in ("mine", "m"):
-        assert json.loads(client.post(f"/model-serving/{name}/versions/1:predict", {"inputs": [0.0]}).data) == {"outputs": [1.0]}
+        assert json.loads(
+            client.post(f"/model-serving/{name}/versions/1:predict", {"inputs": [0.0]}).data
+        ) == {"outputs": [1.0]}
         assert json.loads(client.get(f"/model-serving/{name}").data) == server.status("m")
 
 
@@ -381,9 +448,12 @@ def test_unforeseen_error_of_one_model_does_not_keep_the_others_from_loading():
         if base_path.endswith("a"):
             raise RuntimeError("unforeseen")
         return disk.list_versions(base_path)
+
     server = serving.ModelServer(config("a", "b"), load=disk.load, list_versions=list_versions)
     assert server.wait(10) and server.readiness() == ["a"]
-    assert server.reload()[1]["details"] == ["$.model_config_list[0].config: RuntimeError: unforeseen"]
+    assert server.reload()[1]["details"] == [
+        "$.model_config_list[0].config: RuntimeError: unforeseen"
+    ]
 
 
 def test_polling_does_not_wait_for_a_request_that_hangs():
@@ -392,12 +462,18 @@ def test_polling_does_not_wait_for_a_request_that_hangs():
     with server.manager.lease("m") as (version, servable):
         disk.models["m"] = {2}
         server.manager.refresh(polling=True)
-        assert version == 1 and default(server) == 2 and states(server)["1"] == ("UNLOADING", "OK") and not servable.closed
+        assert (
+            version == 1
+            and default(server) == 2
+            and states(server)["1"] == ("UNLOADING", "OK")
+            and not servable.closed
+        )
     server.manager.refresh(polling=True)
     assert servable.closed and states(server)["1"] == END
 
 
 # --- several at once --------------------------------------------------------------------------------------
+
 
 class Gates:
     """A loader that waits, for each model named in `shut`, until the test opens its gate."""
@@ -425,7 +501,9 @@ def test_a_small_model_does_not_wait_for_a_large_one():
     gates = Gates(disk, "large")
     server = begin(disk, gates.load, "large", "gone", "small", load_wait_seconds=60)
     assert default(server, "small") == 1 and not gates.open["large"].is_set()
-    assert states(server, "small") == {"1": OK} and states(server, "large") == {"1": ("LOADING", "OK")}
+    assert states(server, "small") == {"1": OK} and states(server, "large") == {
+        "1": ("LOADING", "OK")
+    }
     assert server.readiness() == ["large", "gone"] and not server.manager.first_pass_done.is_set()
     gates.open["large"].set()
     assert server.wait(60) and default(server, "large") == 1 and server.readiness() == ["gone"]
@@ -437,7 +515,14 @@ def test_versions_and_models_load_at_once_in_as_many_threads_as_configured():
     def load(folder, model):
         meeting.wait(60)  # broken, and so the load, where fewer than three come
         return disk.load(folder, model)
-    server = begin(disk, load, {"name": "a", "base_path": "a", "model_version_policy": {"all": {}}}, "b", num_load_threads=3)
+
+    server = begin(
+        disk,
+        load,
+        {"name": "a", "base_path": "a", "model_version_policy": {"all": {}}},
+        "b",
+        num_load_threads=3,
+    )
     assert server.wait(60) and not server.readiness()
     assert sorted(disk.loaded) == [("a", 1), ("a", 2), ("b", 1)]
 
@@ -450,7 +535,15 @@ def test_one_thread_loads_one_version_at_a_time():
         most.append(len(running))
         running.remove(model.name)
         return disk.load(folder, model)
-    server = begin(disk, load, {"name": "a", "base_path": "a", "model_version_policy": {"all": {}}}, "b", "c", num_load_threads=1)
+
+    server = begin(
+        disk,
+        load,
+        {"name": "a", "base_path": "a", "model_version_policy": {"all": {}}},
+        "b",
+        "c",
+        num_load_threads=1,
+    )
     assert server.wait(60) and most == [1] * 4
 
 
@@ -465,7 +558,8 @@ def test_a_model_that_fails_while_another_loads_is_told_at_once_and_in_the_order
     assert server.wait(60)
     assert server.reload()[1]["details"] == [
         "$.model_config_list[0].config: version 1 of slow cannot be loaded: made to fail",
-        "$.model_config_list[1].config: version 1 of broken cannot be loaded: made to fail"]
+        "$.model_config_list[1].config: version 1 of broken cannot be loaded: made to fail",
+    ]
 
 
 def test_a_reload_ends_when_all_its_loads_have_and_the_old_versions_serve_meanwhile():
@@ -495,7 +589,9 @@ def test_readers_see_each_model_from_one_assignment():
     before = server.manager.available
     disk.models["m3"] = {2}
     server.reload()
-    assert before["m3"].versions.keys() == {1} and server.manager.available["m3"].versions.keys() == {2}
+    assert before["m3"].versions.keys() == {1} and server.manager.available[
+        "m3"
+    ].versions.keys() == {2}
     assert all(server.manager.available[name] is before[name] for name in before if name != "m3")
 
 
@@ -507,12 +603,14 @@ def test_the_end_of_the_process_waits_for_the_loads_that_run_and_begins_no_other
         servable = gates.load(folder, model)
         order.append(f"{model.name} loaded")
         return servable
+
     server = begin(disk, load, "large", "next", num_load_threads=1)
     assert gates.begun["large"].wait(60)
 
     def end():
         serving.end_loading(weakref.ref(server.manager))
         order.append("ended")
+
     ending = threading.Thread(target=end)
     ending.start()
     until(lambda: server.manager._ending)
@@ -522,6 +620,7 @@ def test_the_end_of_the_process_waits_for_the_loads_that_run_and_begins_no_other
 
 
 # --- which versions stay ----------------------------------------------------------------------------------
+
 
 def test_a_chmod_is_reason_to_try_a_version_again_that_could_not_be_read(tmp_path):
     folder = tmp_path / "m" / "1"
@@ -534,6 +633,7 @@ def test_a_chmod_is_reason_to_try_a_version_again_that_could_not_be_read(tmp_pat
         if not file.stat().st_mode & 0o400:
             raise serving.LoadError("Permission denied")
         return FakeServable(1)
+
     server = serving.ModelServer(config({"name": "m", "base_path": str(tmp_path / "m")}), load=load)
     assert server.wait(60) and server.readiness() == ["m"]
     assert not server.manager.refresh(polling=True).changed
@@ -546,14 +646,20 @@ def test_a_chmod_of_a_version_that_serves_changes_nothing(tmp_path, caplog):
     folder = tmp_path / "m" / "1"
     folder.mkdir(parents=True)
     (folder / "saved_model.pb").write_bytes(b"x")
-    server = serving.ModelServer(config({"name": "m", "base_path": str(tmp_path / "m")}), load=lambda folder, model: FakeServable(1))
+    server = serving.ModelServer(
+        config({"name": "m", "base_path": str(tmp_path / "m")}),
+        load=lambda folder, model: FakeServable(1),
+    )
     assert server.wait(60)
     (folder / "saved_model.pb").chmod(0o600)
     folder.chmod(0o700)
     assert not server.manager.refresh(polling=True).changed and "files of m" not in caplog.text
     assert server.reload()[0] == 200
     (folder / "saved_model.pb").write_bytes(b"other")
-    assert not server.manager.refresh(polling=True).changed and "the files of m version 1 changed" in caplog.text
+    assert (
+        not server.manager.refresh(polling=True).changed
+        and "the files of m version 1 changed" in caplog.text
+    )
     assert server.reload()[0] == 201
 
 
@@ -565,10 +671,13 @@ def test_the_last_versions_stay_where_versions_are_always_to_be_present():
         status, body = server.reload()
         assert status == 500 and body["details"] == [
             "$.model_config_list[0].config.base_path: expected a version to serve, got none; those that are loaded keep "
-            "serving (servable_versions_always_present)"]
+            "serving (servable_versions_always_present)"
+        ]
         assert default(server) == 1 and states(server) == {"1": OK}
     disk.models["m"] = {2}
-    assert server.reload()[0] == 201 and default(server) == 2 and states(server) == {"1": END, "2": OK}
+    assert (
+        server.reload()[0] == 201 and default(server) == 2 and states(server) == {"1": END, "2": OK}
+    )
 
 
 def test_without_that_option_an_empty_folder_unloads_the_last_version():
@@ -578,10 +687,17 @@ def test_without_that_option_an_empty_folder_unloads_the_last_version():
     assert server.reload()[0] == 201 and states(server) == {"1": END}
 
 
-@pytest.mark.parametrize("policy, order", [
-    (None, ["load 1", "load 2", "close 1"]), ("availability_preserving", ["load 1", "load 2", "close 1"]),
-    ("resource_preserving", ["load 1", "close 1", "load 2"])])
-def test_the_policy_says_whether_a_new_version_is_loaded_before_or_after_the_old_one_is_freed(policy, order):
+@pytest.mark.parametrize(
+    "policy, order",
+    [
+        (None, ["load 1", "load 2", "close 1"]),
+        ("availability_preserving", ["load 1", "load 2", "close 1"]),
+        ("resource_preserving", ["load 1", "close 1", "load 2"]),
+    ],
+)
+def test_the_policy_says_whether_a_new_version_is_loaded_before_or_after_the_old_one_is_freed(
+    policy, order
+):
     disk, done = Disk(m=[1]), []
 
     class Told(FakeServable):
@@ -591,8 +707,11 @@ def test_the_policy_says_whether_a_new_version_is_loaded_before_or_after_the_old
     def load(folder, model):
         done.append(f"load {folder.name}")
         return Told(int(folder.name))
+
     options = {**NO_POLL, **({"aspired_version_policy": policy} if policy else {})}
-    server = serving.ModelServer(config("m", server=options), load=load, list_versions=disk.list_versions)
+    server = serving.ModelServer(
+        config("m", server=options), load=load, list_versions=disk.list_versions
+    )
     assert server.wait(60)
     disk.models["m"].add(2)
     assert server.reload()[0] == 201 and done == order and default(server) == 2
@@ -601,17 +720,25 @@ def test_the_policy_says_whether_a_new_version_is_loaded_before_or_after_the_old
 
 def test_to_preserve_resources_the_old_version_comes_back_when_the_new_one_is_broken():
     disk = Disk(m=[1])
-    server = start(disk, config("m", server={**NO_POLL, "aspired_version_policy": "resource_preserving"}))
+    server = start(
+        disk, config("m", server={**NO_POLL, "aspired_version_policy": "resource_preserving"})
+    )
     disk.models["m"].add(2)
     disk.broken = {("m", 2)}
     for _ in range(2):
-        assert server.reload()[0] == 500 and default(server) == 1 and states(server) == {"1": OK, "2": BROKEN}
+        assert (
+            server.reload()[0] == 500
+            and default(server) == 1
+            and states(server) == {"1": OK, "2": BROKEN}
+        )
     loaded = list(disk.loaded)
     server.manager.refresh(polling=True)
     assert disk.loaded == loaded, "what would fail as before is no reason to unload anything"
 
 
-def test_to_preserve_resources_a_version_of_changed_settings_is_freed_before_it_is_loaded_anew(tmp_path):
+def test_to_preserve_resources_a_version_of_changed_settings_is_freed_before_it_is_loaded_anew(
+    tmp_path,
+):
     path, done = tmp_path / "config.json", []
 
     class Told(FakeServable):
@@ -623,25 +750,42 @@ def test_to_preserve_resources_a_version_of_changed_settings_is_freed_before_it_
         return Told(1)
 
     def write(**fields):
-        path.write_text(json.dumps(config({"name": "m", "base_path": "m", **fields},
-                                          server={**NO_POLL, "aspired_version_policy": "resource_preserving"})))
+        path.write_text(
+            json.dumps(
+                config(
+                    {"name": "m", "base_path": "m", **fields},
+                    server={**NO_POLL, "aspired_version_policy": "resource_preserving"},
+                )
+            )
+        )
+
     write()
     server = serving.ModelServer(path, load=load, list_versions=Disk(m=[1]).list_versions)
     assert server.wait(60)
     write(batching=False)
-    assert server.reload()[0] == 201 and done == ["load", "close", "load"] and states(server) == {"1": OK}
+    assert (
+        server.reload()[0] == 201
+        and done == ["load", "close", "load"]
+        and states(server) == {"1": OK}
+    )
 
 
 # --- one model alone --------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("fields, text", REFUSED, ids=range(len(REFUSED)))
-def test_a_model_that_cannot_be_served_says_so_and_keeps_no_other_from_it(fields, text, how, caplog):
+def test_a_model_that_cannot_be_served_says_so_and_keeps_no_other_from_it(
+    fields, text, how, caplog
+):
     disk = Disk(bad=[1], x=[1], good=[1])
     server = start(disk, config({"name": "bad", "base_path": "bad", **fields}, "good"))
     client = Rest(server, how)
     assert default(server, "good") == 1 and ("bad", 1) not in disk.loaded
-    entry, = json.loads(client.get("/v1/models/bad").data)["model_version_status"]
-    assert (entry["state"], entry["status"]) == ("LOADING", {"error_code": "UNKNOWN", "error_message": text})
+    (entry,) = json.loads(client.get("/v1/models/bad").data)["model_version_status"]
+    assert (entry["state"], entry["status"]) == (
+        "LOADING",
+        {"error_code": "UNKNOWN", "error_message": text},
+    )
     assert_error(client.get("/readyz"), 503, f"Not ready: no version is available of bad ({text})")
     assert f"$.model_config_list[0].config.{text}" in caplog.text
     assert server.reload()[1]["details"] == [f"$.model_config_list[0].config.{text}"]
@@ -649,12 +793,17 @@ def test_a_model_that_cannot_be_served_says_so_and_keeps_no_other_from_it(fields
 
 
 def test_a_model_that_is_mended_serves_and_one_that_is_spoilt_serves_on(tmp_path):
-    edited = Edited(tmp_path, Disk(a=[1], b=[1]), {"name": "a", "base_path": "a", "target_device": "NPU"}, "b")
+    edited = Edited(
+        tmp_path, Disk(a=[1], b=[1]), {"name": "a", "base_path": "a", "target_device": "NPU"}, "b"
+    )
     assert edited.server.readiness() != []
     edited.write("a", {"name": "b", "base_path": "gs://b"})
     assert edited.reload()[0] == 500
     assert default(edited.server, "a") == default(edited.server, "b") == 1
-    assert states(edited.server, "a") == states(edited.server, "b") == {"1": OK} and not edited.server.readiness()
+    assert (
+        states(edited.server, "a") == states(edited.server, "b") == {"1": OK}
+        and not edited.server.readiness()
+    )
     edited.write("a", "b")
     assert edited.reload()[0] == 201
 
@@ -666,9 +815,15 @@ def test_a_refused_model_that_leaves_the_config_is_forgotten(tmp_path):
     assert edited.reload()[0] == 201 and states(edited.server, "a") == {}
 
 
-@pytest.mark.parametrize("name", ["a:b", "a/b", "a b", "größe", "..", "%2F", "labels", "m:predict", "\n"])
+@pytest.mark.parametrize(
+    "name", ["a:b", "a/b", "a b", "größe", "..", "%2F", "labels", "m:predict", "\n"]
+)
 def test_a_name_may_hold_anything(name, how):
-    server = serving.ModelServer(config({"name": name, "base_path": "m"}), load=Disk(m=[1]).load, list_versions=Disk(m=[1]).list_versions)
+    server = serving.ModelServer(
+        config({"name": name, "base_path": "m"}),
+        load=Disk(m=[1]).load,
+        list_versions=Disk(m=[1]).list_versions,
+    )
     assert server.wait(60)
     client = Rest(server, how)
     path = "/v1/models/" + quote(name, safe="").replace(".", "%2E")

@@ -28,6 +28,7 @@ def site():
     @app.before_request
     def login():
         from flask import request
+
         if request.headers.get("X-User") != "ann":
             return "please log in", 403
 
@@ -59,57 +60,98 @@ ANN = {"X-User": "ann"}
 
 @pytest.mark.parametrize("prefix", ["/ml", "/a/b/v1/c", None])
 def test_blueprint_changes_nothing_of_its_host(site, prefix):
-    site.register_blueprint(serving.create_blueprint(fake_server({"m": FakeServable()})), url_prefix=prefix)
+    site.register_blueprint(
+        serving.create_blueprint(fake_server({"m": FakeServable()})), url_prefix=prefix
+    )
     client, prefix = site.test_client(), prefix or ""
     assert client.get("/", headers=ANN).data == b"home"
-    assert client.get("/api/numbers", headers=ANN).data.replace(b" ", b"").strip() == b'{"b":1,"a":2}'
+    assert (
+        client.get("/api/numbers", headers=ANN).data.replace(b" ", b"").strip() == b'{"b":1,"a":2}'
+    )
     assert client.get("/nowhere", headers=ANN).data == b"the site's own page"
     assert client.get(f"{prefix}/v3/x", headers=ANN).data == b"the site's own page"
     assert client.get(f"{prefix}/v1/models").data == b"please log in"
-    response = client.post(f"{prefix}/v1/models/m:predict", data='{"instances": [[2.0]]}', headers=ANN)
+    response = client.post(
+        f"{prefix}/v1/models/m:predict", data='{"instances": [[2.0]]}', headers=ANN
+    )
     assert json.loads(response.data) == {"predictions": [[2.0]]}
-    assert_error(client.post(f"{prefix}/v1/models/x:predict", data="{}", headers=ANN), 404, "Servable not found for request: Latest(x)")
-    assert_error(client.post(f"{prefix}/v1/models/m:predict", data="{", headers=ANN), 400, "JSON Parse error: ...")
+    assert_error(
+        client.post(f"{prefix}/v1/models/x:predict", data="{}", headers=ANN),
+        404,
+        "Servable not found for request: Latest(x)",
+    )
+    assert_error(
+        client.post(f"{prefix}/v1/models/m:predict", data="{", headers=ANN),
+        400,
+        "JSON Parse error: ...",
+    )
 
 
 def test_two_servers_in_one_site(site):
     for name, version in (("one", 1), ("two", 2)):
-        site.register_blueprint(serving.create_blueprint(fake_server({"m": FakeServable(version)})), url_prefix=f"/{name}")
+        site.register_blueprint(
+            serving.create_blueprint(fake_server({"m": FakeServable(version)})),
+            url_prefix=f"/{name}",
+        )
     client = site.test_client()
     for name, version in (("one", 1), ("two", 2)):
-        response = client.post(f"/{name}/v1/models/m:predict", data='{"inputs": [0.0]}', headers=ANN)
+        response = client.post(
+            f"/{name}/v1/models/m:predict", data='{"inputs": [0.0]}', headers=ANN
+        )
         assert json.loads(response.data) == {"outputs": [float(version)]}
 
 
 def test_dispatcher_keeps_its_host(site):
-    app = DispatcherMiddleware(site.wsgi_app, {"/ml": serving.create_app(fake_server({"m": FakeServable()}))})
+    app = DispatcherMiddleware(
+        site.wsgi_app, {"/ml": serving.create_app(fake_server({"m": FakeServable()}))}
+    )
     client = Client(app)
     assert client.get("/", headers=ANN).data == b"home"
     assert client.get("/ml/livez").status_code == 200
-    assert_error(client.get("/ml/nowhere"), 404, "Not Found: GET /ml/nowhere. The models are listed at /ml/v1/models")
+    assert_error(
+        client.get("/ml/nowhere"),
+        404,
+        "Not Found: GET /ml/nowhere. The models are listed at /ml/v1/models",
+    )
 
 
-@pytest.mark.parametrize("name", ["a/b:c", "metadata", "versions", "with space", "é", "100%", "a+b", "m?x=1", "..", "x.y-z_1"])
+@pytest.mark.parametrize(
+    "name",
+    ["a/b:c", "metadata", "versions", "with space", "é", "100%", "a+b", "m?x=1", "..", "x.y-z_1"],
+)
 def test_odd_model_names_are_reached_percent_encoded(how, name):
     client = Rest(fake_server({name: FakeServable()}), how)
     url = "/v1/models/" + quote(name, safe="")
     assert json.loads(client.get(url).data)["model_version_status"][0]["state"] == "AVAILABLE"
-    assert json.loads(client.post(url + ":predict?trace=1", {"inputs": [0.0]}).data) == {"outputs": [1.0]}
+    assert json.loads(client.post(url + ":predict?trace=1", {"inputs": [0.0]}).data) == {
+        "outputs": [1.0]
+    }
     assert json.loads(client.get(url + "/metadata").data)["model_spec"]["name"] == name
 
 
 def test_case_of_the_path_is_free_and_of_the_name_is_not(how):
     client = Rest(fake_server({"m": FakeServable()}), how)
-    assert json.loads(client.post("/V1/Models/m/Versions/0001:predict", {"inputs": [0.0]}).data) == {"outputs": [1.0]}
+    assert json.loads(
+        client.post("/V1/Models/m/Versions/0001:predict", {"inputs": [0.0]}).data
+    ) == {"outputs": [1.0]}
     assert json.loads(client.get("/v1/models/m/METADATA").data) == client.server.status("m")
     assert_error(client.get("/v1/models/M"), 404, "Could not find any versions of model M")
 
 
-@pytest.mark.parametrize("headers", [{}, {"Content-Type": "application/x-www-form-urlencoded"}, {"Content-Type": "text/plain; charset=x"},
-                                     {"Content-Type": "multipart/form-data; boundary=x"}])
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"Content-Type": "application/x-www-form-urlencoded"},
+        {"Content-Type": "text/plain; charset=x"},
+        {"Content-Type": "multipart/form-data; boundary=x"},
+    ],
+)
 def test_content_type_is_ignored(how, headers):
     client = Rest(fake_server({"m": FakeServable()}), how)
-    assert json.loads(client.post("/v1/models/m:predict", '{"inputs": [0.0]}', headers=headers).data) == {"outputs": [1.0]}
+    assert json.loads(
+        client.post("/v1/models/m:predict", '{"inputs": [0.0]}', headers=headers).data
+    ) == {"outputs": [1.0]}
 
 
 def test_health_needs_no_model(how):
@@ -127,15 +169,27 @@ def test_no_cors_headers_without_the_option(how):
     client = Rest(fake_server({"m": FakeServable()}), how)
     assert "Access-Control-Allow-Origin" not in client.get("/v1/models/m", headers=ORIGIN).headers
     response = client.open("/v1/models/m:predict", method="OPTIONS", headers=ORIGIN)
-    assert response.status_code == 200 and response.data == b"" and "Access-Control-Allow-Methods" not in response.headers
+    assert (
+        response.status_code == 200
+        and response.data == b""
+        and "Access-Control-Allow-Methods" not in response.headers
+    )
 
 
-@pytest.mark.parametrize("origins, allowed", [(["https://site.example"], True), (["*"], True), (["https://other.example"], False)])
+@pytest.mark.parametrize(
+    "origins, allowed",
+    [(["https://site.example"], True), (["*"], True), (["https://other.example"], False)],
+)
 def test_cors_lets_the_listed_origins_in(how, origins, allowed):
     client = Rest(fake_server({"m": FakeServable()}, server={"cors_origins": origins}), how)
-    for response in (client.get("/v1/models/m", headers=ORIGIN), client.get("/v1/models/nope", headers=ORIGIN),
-                     client.open("/v1/models/m:predict", method="OPTIONS", headers=ORIGIN)):
-        assert (response.headers.get("Access-Control-Allow-Origin") == "https://site.example") == allowed
+    for response in (
+        client.get("/v1/models/m", headers=ORIGIN),
+        client.get("/v1/models/nope", headers=ORIGIN),
+        client.open("/v1/models/m:predict", method="OPTIONS", headers=ORIGIN),
+    ):
+        assert (
+            response.headers.get("Access-Control-Allow-Origin") == "https://site.example"
+        ) == allowed
         assert "Origin" in response.headers["Vary"]
     preflight = client.open("/v1/models/m:predict", method="OPTIONS", headers=ORIGIN)
     for header in ("Authorization", "x-api-key", "Content-Type"):
@@ -145,14 +199,29 @@ def test_cors_lets_the_listed_origins_in(how, origins, allowed):
 
 # --- gunicorn ---------------------------------------------------------------------------------------------
 
+
 def test_gunicorn_with_threads(tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "gunicorn", "-k", "gthread", "--threads", "4", "-b", f"127.0.0.1:{port}", "--chdir", str(ROOT),
-               "serving:create_app('config.json')"]
+    command = [
+        sys.executable,
+        "-m",
+        "gunicorn",
+        "-k",
+        "gthread",
+        "--threads",
+        "4",
+        "-b",
+        f"127.0.0.1:{port}",
+        "--chdir",
+        str(ROOT),
+        "serving:create_app('config.json')",
+    ]
     with open(tmp_path / "log", "w") as log:
-        process = subprocess.Popen(command, stderr=log, env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"})
+        process = subprocess.Popen(
+            command, stderr=log, env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+        )
     try:
         for _ in range(300):
             try:
@@ -160,9 +229,14 @@ def test_gunicorn_with_threads(tmp_path):
                 break
             except OSError:
                 time.sleep(0.1)
-        request = urllib.request.Request(f"http://127.0.0.1:{port}/v1/models/half_plus_two:predict", b'{"instances": [1.0, 2.0, 5.0]}')
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}/v1/models/half_plus_two:predict",
+            b'{"instances": [1.0, 2.0, 5.0]}',
+        )
         assert json.load(urllib.request.urlopen(request)) == {"predictions": [2.5, 3.0, 4.5]}
-        assert json.load(urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/models/half%5Fplus_two"))["model_version_status"]
+        assert json.load(
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/models/half%5Fplus_two")
+        )["model_version_status"]
     finally:
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0, (tmp_path / "log").read_text()

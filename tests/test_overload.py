@@ -43,14 +43,20 @@ def serve(servables, **options):
 
 
 def ask(address, model="slow", value=1.0, **options):
-    return requests.post(f"{address}/v1/models/{model}:predict", json={"instances": [[value]]}, timeout=30, **options)
+    return requests.post(
+        f"{address}/v1/models/{model}:predict", json={"instances": [[value]]}, timeout=30, **options
+    )
 
 
 # --- turning away -----------------------------------------------------------------------------------------
 
+
 def test_what_finds_the_queue_full_is_turned_away_at_once_and_the_others_are_answered():
     slow = Gated()
-    with serve({"slow": slow}, threads=4, max_queued_requests=5) as (server, address), ThreadPoolExecutor(20) as pool:
+    with (
+        serve({"slow": slow}, threads=4, max_queued_requests=5) as (server, address),
+        ThreadPoolExecutor(20) as pool,
+    ):
         session = requests.Session()
         futures = [pool.submit(ask, address, value=float(number)) for number in range(2)]
         until(lambda: len(slow.begun) == 2)
@@ -58,20 +64,39 @@ def test_what_finds_the_queue_full_is_turned_away_at_once_and_the_others_are_ans
         until(lambda: len(server.metrics.queue) == 5)
         for _ in range(3):  # the connection stays open
             refused = ask_through(session, address, {"X-Request-Id": "r-1"})
-            assert refused.status_code == 503 and refused.headers["Retry-After"] == "1" and refused.headers["X-Request-Id"] == "r-1"
-            assert refused.json() == {"error": "The server is busy: 5 requests wait already. Try again in a moment"}
+            assert (
+                refused.status_code == 503
+                and refused.headers["Retry-After"] == "1"
+                and refused.headers["X-Request-Id"] == "r-1"
+            )
+            assert refused.json() == {
+                "error": "The server is busy: 5 requests wait already. Try again in a moment"
+            }
         slow.go.set()
-        assert [future.result().json() for future in futures] == [{"predictions": [[2.0 * number]]} for number in range(7)]
+        assert [future.result().json() for future in futures] == [
+            {"predictions": [[2.0 * number]]} for number in range(7)
+        ]
         assert ask_through(session, address).status_code == 200
 
 
 def ask_through(session, address, headers=None):
-    return session.post(f"{address}/v1/models/slow:predict", json={"instances": [[1.0]]}, headers=headers, timeout=30)
+    return session.post(
+        f"{address}/v1/models/slow:predict",
+        json={"instances": [[1.0]]},
+        headers=headers,
+        timeout=30,
+    )
 
 
 def test_states_and_numbers_are_answered_while_everything_is_full():
     slow, other = Gated(), Gated()
-    with serve({"slow": slow, "other": other}, threads=4, max_queued_requests=4) as (server, address), ThreadPoolExecutor(20) as pool:
+    with (
+        serve({"slow": slow, "other": other}, threads=4, max_queued_requests=4) as (
+            server,
+            address,
+        ),
+        ThreadPoolExecutor(20) as pool,
+    ):
         futures = [pool.submit(ask, address, model) for model in ("slow", "other", "slow")]
         until(lambda: len(slow.begun) + len(other.begun) == 3)
         futures += [pool.submit(ask, address, model) for model in ("slow", "other") * 2]
@@ -81,14 +106,20 @@ def test_states_and_numbers_are_answered_while_everything_is_full():
         for path in ("/livez", "/readyz", "/metrics", "/stats", "/v1/models/slow"):
             assert requests.get(address + path, timeout=5).status_code == 200
         assert requests.get(f"{address}/stats", timeout=5).json()["refused"] == {"queue": 3}
-        assert 'serving_refused_total{reason="queue"} 3.0' in requests.get(f"{address}/metrics", timeout=5).text
+        assert (
+            'serving_refused_total{reason="queue"} 3.0'
+            in requests.get(f"{address}/metrics", timeout=5).text
+        )
         slow.go.set(), other.go.set()
         assert sorted(future.result().status_code for future in futures) == [200] * 7 + [503] * 3
 
 
 def test_a_slow_model_leaves_threads_for_others():
     slow = Gated()
-    with serve({"slow": slow, "quick": FakeServable()}, threads=4) as (server, address), ThreadPoolExecutor(20) as pool:
+    with (
+        serve({"slow": slow, "quick": FakeServable()}, threads=4) as (server, address),
+        ThreadPoolExecutor(20) as pool,
+    ):
         futures = [pool.submit(ask, address) for _ in range(12)]
         until(lambda: len(slow.begun) == 2)
         assert ask(address, "quick").json() == {"predictions": [[1.5]]}
@@ -102,30 +133,53 @@ def test_what_would_wait_too_long_is_turned_away():
         def answer(self, name, inputs):
             time.sleep(0.05)
             return {"y": inputs["x"]}
-    with serve({"slow": Steady()}, threads=2, max_queue_seconds=0.2) as (_, address), ThreadPoolExecutor(32) as pool:
+
+    with (
+        serve({"slow": Steady()}, threads=2, max_queue_seconds=0.2) as (_, address),
+        ThreadPoolExecutor(32) as pool,
+    ):
         assert [ask(address).status_code for _ in range(3)] == [200] * 3
         answers = list(pool.map(lambda _: ask(address), range(32)))
         statuses = collections.Counter(answer.status_code for answer in answers)
         assert set(statuses) == {200, 503} and statuses[200] >= 2  # of 1.6 s of work
-        assert all("an answer would take about" in answer.json()["error"] for answer in answers if answer.status_code == 503)
+        assert all(
+            "an answer would take about" in answer.json()["error"]
+            for answer in answers
+            if answer.status_code == 503
+        )
         assert ask(address).status_code == 200
 
 
 def test_bodies_beyond_the_memory_there_is_for_them_are_turned_away():
     slow = Gated()
-    with serve({"slow": slow}, threads=4, max_queued_bytes=3 << 20) as (server, address), ThreadPoolExecutor(4) as pool:
-        first = pool.submit(requests.post, f"{address}/v1/models/slow:predict", b'{"instances": [[1.0]]}' + b" " * (2 << 20), timeout=30)
+    with (
+        serve({"slow": slow}, threads=4, max_queued_bytes=3 << 20) as (server, address),
+        ThreadPoolExecutor(4) as pool,
+    ):
+        first = pool.submit(
+            requests.post,
+            f"{address}/v1/models/slow:predict",
+            b'{"instances": [[1.0]]}' + b" " * (2 << 20),
+            timeout=30,
+        )
         until(lambda: slow.begun)
         with raw(address) as connection:
-            connection.sendall(b"POST /v1/models/slow:predict HTTP/1.1\r\nHost: x\r\nContent-Length: 2097152\r\n\r\n")
+            connection.sendall(
+                b"POST /v1/models/slow:predict HTTP/1.1\r\nHost: x\r\nContent-Length: 2097152\r\n\r\n"
+            )
             answer = read_all(connection)
-        assert answer.startswith(b"HTTP/1.1 503 ") and b"Retry-After: 1\r\n" in answer and b"bodies of other requests" in answer
+        assert (
+            answer.startswith(b"HTTP/1.1 503 ")
+            and b"Retry-After: 1\r\n" in answer
+            and b"bodies of other requests" in answer
+        )
         assert server.metrics.refused == {"bytes": 1}
         slow.go.set()
         assert first.result().status_code == 200
 
 
 # --- deadlines --------------------------------------------------------------------------------------------
+
 
 def test_what_has_waited_past_its_deadline_is_never_run():
     slow = Gated()
@@ -147,7 +201,9 @@ def test_a_header_may_shorten_the_time_but_not_lengthen_it():
         for wrong in ("soon", "-1", "1e3", "nan", "", "1" * 40):
             answer = ask(address, headers={"X-Request-Timeout": wrong})
             assert answer.status_code == 400
-            assert answer.json() == {"error": f"X-Request-Timeout: expected seconds such as 2.5, got '{wrong}'"}
+            assert answer.json() == {
+                "error": f"X-Request-Timeout: expected seconds such as 2.5, got '{wrong}'"
+            }
 
 
 def traced(trace, function):
@@ -175,6 +231,7 @@ def test_a_call_that_takes_too_long_is_given_up_and_one_that_waits_then_never_ru
 
     def times_out():
         raise TimeoutError("the function's own")
+
     with pytest.raises(TimeoutError, match="own"):
         traced(serving.Trace(), lambda: workers.run(times_out))
     workers.close()
@@ -184,7 +241,9 @@ def test_a_call_whose_client_has_left_is_never_run():
     workers, go, ran = calls.Workers(1, "test", contextlib.ExitStack()), threading.Event(), []
     busy = workers.submit(go.wait, 30)
     with ThreadPoolExecutor(1) as pool:
-        gone = pool.submit(traced, serving.Trace(has_left=lambda: True), lambda: workers.run(ran.append, 1))
+        gone = pool.submit(
+            traced, serving.Trace(has_left=lambda: True), lambda: workers.run(ran.append, 1)
+        )
         until(lambda: workers.jobs.qsize() == 1)
         go.set()
         with pytest.raises(serving.ServingError, match="client has left"):
@@ -200,7 +259,10 @@ def test_a_request_whose_client_leaves_while_it_waits_is_never_run():
         until(lambda: slow.begun)
         with raw(address) as connection:
             body = b'{"instances": [[2.0]]}'
-            connection.sendall(b"POST /v1/models/slow:predict HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+            connection.sendall(
+                b"POST /v1/models/slow:predict HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b"
+                % (len(body), body)
+            )
             until(lambda: len(server.metrics.queue) == 1)
         time.sleep(0.2)
         slow.go.set()
@@ -215,17 +277,27 @@ def test_waiting_for_a_models_first_load_ends_at_the_deadline():
     def load(folder, model):
         assert go.wait(30)
         return FakeServable()
-    server = serving.ModelServer({"model_config_list": [{"config": {"name": "m", "base_path": "m"}}]}, load=load,
-                                 list_versions=lambda path: {1: serving.Path(path) / "1"})
+
+    server = serving.ModelServer(
+        {"model_config_list": [{"config": {"name": "m", "base_path": "m"}}]},
+        load=load,
+        list_versions=lambda path: {1: serving.Path(path) / "1"},
+    )
     with listening(server) as address:
         start = time.monotonic()
-        answer = requests.post(f"{address}/v1/models/m:predict", json={"instances": [[1.0]]}, headers={"X-Request-Timeout": "0.3"}, timeout=30)
+        answer = requests.post(
+            f"{address}/v1/models/m:predict",
+            json={"instances": [[1.0]]},
+            headers={"X-Request-Timeout": "0.3"},
+            timeout=30,
+        )
         assert answer.status_code == 503 and time.monotonic() - start < 5
         go.set()
         assert ask(address, "m").status_code == 200
 
 
 # --- slow clients -----------------------------------------------------------------------------------------
+
 
 @contextlib.contextmanager
 def raw(address):
@@ -242,9 +314,18 @@ def read_all(connection):
     return b"".join(parts)
 
 
-@pytest.mark.parametrize("start", [b"POST /v1/mod", b"POST /v1/models/slow:predict HTTP/1.1\r\nHost: x\r\nContent-Length: 5000\r\n\r\n{"])
+@pytest.mark.parametrize(
+    "start",
+    [
+        b"POST /v1/mod",
+        b"POST /v1/models/slow:predict HTTP/1.1\r\nHost: x\r\nContent-Length: 5000\r\n\r\n{",
+    ],
+)
 def test_a_request_that_drips_in_is_cut(start):
-    with serve({"slow": FakeServable()}, receive_seconds=1) as (_, address), raw(address) as connection:
+    with (
+        serve({"slow": FakeServable()}, receive_seconds=1) as (_, address),
+        raw(address) as connection,
+    ):
         connection.sendall(start)
         end, cut = time.monotonic() + 20, False
         while not cut and time.monotonic() < end:
@@ -261,25 +342,53 @@ def test_a_client_that_does_not_read_its_answer_blocks_nobody():
     class Large(FakeServable):
         def answer(self, name, inputs):
             return {"y": np.ones((1, 3_000_000), np.float32)}
-    with serve({"slow": Large(), "quick": FakeServable()}, threads=2) as (_, address), contextlib.ExitStack() as opened:
+
+    with (
+        serve({"slow": Large(), "quick": FakeServable()}, threads=2) as (_, address),
+        contextlib.ExitStack() as opened,
+    ):
         body = b'{"instances": [[2.0]]}'
         for _ in range(4):
             connection = opened.enter_context(raw(address))
-            connection.sendall(b"POST /v1/models/slow:predict HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+            connection.sendall(
+                b"POST /v1/models/slow:predict HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b"
+                % (len(body), body)
+            )
         for _ in range(5):
             assert ask(address, "quick").json() == {"predictions": [[1.5]]}
 
 
 # --- turns ------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize(("target", "command", "line"), [
-    ("/v1/models/m:predict", "POST", "m"), ("/V1/models/m/versions/3:predict", "POST", "m"), ("/v1/models/%6d:predict?a=1", "POST", "m"),
-    ("http://h/v1/models/m:predict", "POST", "m"), ("/model-serving/ssd:predict", "POST", "m"), ("/v1/models/m/metadata", "GET", "m"),
-    ("/ssd/predict", "POST", "m"), ("/predict", "POST", "m"), ("/%73sd/classes", "GET", "m"), ("/alice/caption", "GET", "/alice/caption"),
-    ("/alice/caption", "POST", "/alice/caption"), ("/v1/models/m", "GET", "state"), ("/v1/config", "GET", "state"), ("/livez", "GET", "health"),
-    ("/v2/health/ready", "HEAD", "health"), ("/metrics", "GET", "health"), ("/stats", "GET", "health"), ("/console/console.js", "GET", "health"),
-    ("/v1/config/reload", "POST", "reload"), ("/deployments", "GET", "deployments"), ("", "POST", "other"), ("/nowhere", "GET", "other"),
-    ("/v1/models/m/versions/99999999999999999999:predict", "POST", "other")])
+
+@pytest.mark.parametrize(
+    ("target", "command", "line"),
+    [
+        ("/v1/models/m:predict", "POST", "m"),
+        ("/V1/models/m/versions/3:predict", "POST", "m"),
+        ("/v1/models/%6d:predict?a=1", "POST", "m"),
+        ("http://h/v1/models/m:predict", "POST", "m"),
+        ("/model-serving/ssd:predict", "POST", "m"),
+        ("/v1/models/m/metadata", "GET", "m"),
+        ("/ssd/predict", "POST", "m"),
+        ("/predict", "POST", "m"),
+        ("/%73sd/classes", "GET", "m"),
+        ("/alice/caption", "GET", "/alice/caption"),
+        ("/alice/caption", "POST", "/alice/caption"),
+        ("/v1/models/m", "GET", "state"),
+        ("/v1/config", "GET", "state"),
+        ("/livez", "GET", "health"),
+        ("/v2/health/ready", "HEAD", "health"),
+        ("/metrics", "GET", "health"),
+        ("/stats", "GET", "health"),
+        ("/console/console.js", "GET", "health"),
+        ("/v1/config/reload", "POST", "reload"),
+        ("/deployments", "GET", "deployments"),
+        ("", "POST", "other"),
+        ("/nowhere", "GET", "other"),
+        ("/v1/models/m/versions/99999999999999999999:predict", "POST", "other"),
+    ],
+)
 def test_a_request_waits_in_the_line_of_what_it_reaches(target, command, line):
     server = fake_server({"m": FakeServable()}, deployments=[{"id": "ssd", "model": "m"}])
     server.endpoint("/alice/caption")(lambda inputs: inputs)
@@ -298,7 +407,12 @@ def test_lines_take_turns_and_none_holds_all_threads():
     assert turns.take() is None and len(turns) == 5
     for line in ("state", "health", "state", "health"):  # which never wait for anything
         turns.add(SimpleNamespace(), line)
-    assert [turns.take()[0] for _ in range(4)] == ["state", "health", "state", "health"] and turns.take() is None
+    assert [turns.take()[0] for _ in range(4)] == [
+        "state",
+        "health",
+        "state",
+        "health",
+    ] and turns.take() is None
     for _ in range(3):
         turns.end("b", False)
     assert turns.take()[0] == "a" and turns.take()[0] == "a" and turns.take() is None  # 6 of 8
@@ -312,14 +426,23 @@ def test_as_many_threads_work_as_are_needed():
     def run(times):
         for _ in range(times):
             finished = threading.Event()
-            turns.add(SimpleNamespace(service=lambda told=finished: (done.append(threading.get_ident()), told.set())), "a")
+            turns.add(
+                SimpleNamespace(
+                    service=lambda told=finished: (done.append(threading.get_ident()), told.set())
+                ),
+                "a",
+            )
             assert finished.wait(10)
             until(lambda: len(turns.idle) == len(turns.workers))
+
     run(20)
     assert len(set(done)) == 1
     barrier = threading.Barrier(6)  # and as many as a line may have, where they are needed
     for _ in range(6):
-        turns.add(SimpleNamespace(service=lambda: (barrier.wait(10), done.append(threading.get_ident()))), "a")
+        turns.add(
+            SimpleNamespace(service=lambda: (barrier.wait(10), done.append(threading.get_ident()))),
+            "a",
+        )
     until(lambda: len(done) == 26)
     assert len(set(done)) == 6
     assert turns.shutdown(timeout=10)
@@ -330,7 +453,10 @@ def test_what_ends_a_request_in_any_way_closes_its_connection_and_the_thread_goe
 
     def end():
         raise SystemExit
-    channel = SimpleNamespace(service=end, will_close=False, server=SimpleNamespace(pull_trigger=lambda: pulled.append(1)))
+
+    channel = SimpleNamespace(
+        service=end, will_close=False, server=SimpleNamespace(pull_trigger=lambda: pulled.append(1))
+    )
     turns.add(channel, "a")
     until(lambda: pulled)
     finished = threading.Event()
@@ -369,19 +495,31 @@ def test_who_waits_for_a_model_to_load_does_not_make_its_line_look_slow():
     def load(folder, model):
         assert loaded.wait(30)
         return FakeServable()
+
     server = serving.ModelServer(
-        config("m", server={"file_system_poll_wait_seconds": 0, "threads": 8, "max_queue_seconds": 1}), load=load,
-        list_versions=lambda base_path: {1: Path(base_path) / "1"})
+        config(
+            "m", server={"file_system_poll_wait_seconds": 0, "threads": 8, "max_queue_seconds": 1}
+        ),
+        load=load,
+        list_versions=lambda base_path: {1: Path(base_path) / "1"},
+    )
     with listening(server) as address, ThreadPoolExecutor(40) as pool:
         early = [pool.submit(ask, address, "m") for _ in range(4)]
         time.sleep(1.5)
         loaded.set()
         assert {future.result().status_code for future in early} == {200}
-        assert {answer.status_code for answer in pool.map(lambda _: ask(address, "m"), range(200))} == {200}
+        assert {
+            answer.status_code for answer in pool.map(lambda _: ask(address, "m"), range(200))
+        } == {200}
 
 
 def test_refusals_are_json():
     status, headers, body = queueing.refuse("so it is", "r-2")
-    assert dict(headers)["X-Request-Id"] == "r-2" and len(dict(queueing.refuse("so", "no\nid")[1])["X-Request-Id"]) == 16
-    assert status == "503 Service Unavailable" and json.loads(body)["error"].startswith("The server is busy: so it is")
+    assert (
+        dict(headers)["X-Request-Id"] == "r-2"
+        and len(dict(queueing.refuse("so", "no\nid")[1])["X-Request-Id"]) == 16
+    )
+    assert status == "503 Service Unavailable" and json.loads(body)["error"].startswith(
+        "The server is busy: so it is"
+    )
     assert dict(headers)["Content-Length"] == str(len(body))

@@ -13,6 +13,7 @@ import serving
 @pytest.fixture(scope="module")
 def client():
     import socket
+
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -26,13 +27,16 @@ def client():
 
 
 def test_predict(client):
-    assert client.predict({"x": np.array([[1.0], [5.0]], np.float32)}, "half_plus_two").tolist() == [[2.5], [4.5]]
+    assert client.predict(
+        {"x": np.array([[1.0], [5.0]], np.float32)}, "half_plus_two"
+    ).tolist() == [[2.5], [4.5]]
     assert client.predict({"images": np.zeros((2, 8, 8), np.float32)}, "digits", 1).shape == (2, 10)
 
 
 def test_status(client):
-    assert client.get_model_status("digits") == {1: {"state": "AVAILABLE", "error_code": 0, "error_message": "OK"}} or (
-        client.get_model_status("digits")[1]["state"] == "AVAILABLE")
+    assert client.get_model_status("digits") == {
+        1: {"state": "AVAILABLE", "error_code": 0, "error_message": "OK"}
+    } or (client.get_model_status("digits")[1]["state"] == "AVAILABLE")
 
 
 def test_metadata(client):

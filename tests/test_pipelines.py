@@ -8,39 +8,83 @@ import time
 
 import numpy as np
 import pytest
-from conftest import ROOT, FakeDetector, FakeServable, Rest, assert_error, bearer, key_entry, signature, spec
+from conftest import (
+    ROOT,
+    FakeDetector,
+    FakeServable,
+    Rest,
+    assert_error,
+    bearer,
+    key_entry,
+    signature,
+    spec,
+)
 from test_binary import npy
 from test_saved_models import export
 
 import serving
 
-DEMO = {"name": "two_steps", "inputs": ["x"], "nodes": [
-    {"name": "first", "type": "DL model", "model_name": "half", "inputs": [{"x": {"node_name": "request", "data_item": "x"}}],
-     "outputs": [{"data_item": "y", "alias": "middle"}]},
-    {"name": "second", "type": "DL model", "model_name": "third", "inputs": [{"x": {"node_name": "first", "data_item": "middle"}}],
-     "outputs": [{"data_item": "y", "alias": "end"}]}],
-    "outputs": [{"y": {"node_name": "second", "data_item": "end"}}]}
+DEMO = {
+    "name": "two_steps",
+    "inputs": ["x"],
+    "nodes": [
+        {
+            "name": "first",
+            "type": "DL model",
+            "model_name": "half",
+            "inputs": [{"x": {"node_name": "request", "data_item": "x"}}],
+            "outputs": [{"data_item": "y", "alias": "middle"}],
+        },
+        {
+            "name": "second",
+            "type": "DL model",
+            "model_name": "third",
+            "inputs": [{"x": {"node_name": "first", "data_item": "middle"}}],
+            "outputs": [{"data_item": "y", "alias": "end"}],
+        },
+    ],
+    "outputs": [{"y": {"node_name": "second", "data_item": "end"}}],
+}
 
 
 class Other(serving.Servable):
     """y = x of another shape or dtype, or of two inputs, for what does not fit."""
 
     def __init__(self, *inputs, outputs=("y",)):
-        super().__init__({"serving_default": signature(inputs, [spec(name, shape=(None, 1)) for name in outputs])},
-                         lambda name, given: {output: next(iter(given.values())) for output in outputs})
+        super().__init__(
+            {
+                "serving_default": signature(
+                    inputs, [spec(name, shape=(None, 1)) for name in outputs]
+                )
+            },
+            lambda name, given: {output: next(iter(given.values())) for output in outputs},
+        )
 
 
 SERVABLES = {
-    "half": FakeServable(2), "third": FakeServable(3), "wide": Other(spec("x", shape=(None, 7))), "whole": Other(spec("x", "DT_INT32", (None, 1))),
-    "two": Other(spec("a", shape=(None, 1)), spec("b", shape=(None, 1))), "flat": Other(spec("x", shape=(None, 3, 3)))}
+    "half": FakeServable(2),
+    "third": FakeServable(3),
+    "wide": Other(spec("x", shape=(None, 7))),
+    "whole": Other(spec("x", "DT_INT32", (None, 1))),
+    "two": Other(spec("a", shape=(None, 1)), spec("b", shape=(None, 1))),
+    "flat": Other(spec("x", shape=(None, 3, 3))),
+}
 
 
 def build(*pipelines, **others):
     servables = {name: copy.copy(servable) for name, servable in SERVABLES.items()}
     server = serving.ModelServer(
-        {"model_config_list": [{"config": {"name": name, "base_path": name}} for name in servables], "pipeline_config_list": list(pipelines),
-         "server": {"file_system_poll_wait_seconds": 0}, **others},
-        load=lambda folder, model: servables[model.name], list_versions=lambda base: {1: serving.Path(base) / "1"})
+        {
+            "model_config_list": [
+                {"config": {"name": name, "base_path": name}} for name in servables
+            ],
+            "pipeline_config_list": list(pipelines),
+            "server": {"file_system_poll_wait_seconds": 0},
+            **others,
+        },
+        load=lambda folder, model: servables[model.name],
+        list_versions=lambda base: {1: serving.Path(base) / "1"},
+    )
     assert server.wait(10)
     return server
 
@@ -62,18 +106,34 @@ def test_a_pipeline_answers_as_its_models_one_after_the_other(how):
     for rows in ([[1.0]], [[1.0], [2.0], [5.0]]):
         middle = rest.post("/v1/models/half:predict", {"instances": rows}).json["predictions"]
         end = rest.post("/v1/models/third:predict", {"instances": middle}).json["predictions"]
-        assert rest.post("/v1/models/two_steps:predict", {"instances": rows}).json == {"predictions": end}
-        assert rest.post("/v1/models/two_steps:predict", {"inputs": {"x": rows}}).json == {"outputs": end}
-        assert rest.post("/v1/models/two_steps:predict", {"instances": [{"x": row} for row in rows]}).json == {"predictions": end}
+        assert rest.post("/v1/models/two_steps:predict", {"instances": rows}).json == {
+            "predictions": end
+        }
+        assert rest.post("/v1/models/two_steps:predict", {"inputs": {"x": rows}}).json == {
+            "outputs": end
+        }
+        assert rest.post(
+            "/v1/models/two_steps:predict", {"instances": [{"x": row} for row in rows]}
+        ).json == {"predictions": end}
 
 
 @pytest.mark.parametrize("where", ["", "/versions/1", "/versions/7", "/versions/0", "/labels/any"])
 def test_versions_and_labels_of_a_pipeline_are_ignored(where):
     rest = Rest(build(DEMO))
-    assert rest.post(f"/v1/models/two_steps{where}:predict", {"instances": [[1.0]]}).json == {"predictions": [[4.25]]}
-    state = {"version": "1", "state": "AVAILABLE", "status": {"error_code": "OK", "error_message": ""}}
+    assert rest.post(f"/v1/models/two_steps{where}:predict", {"instances": [[1.0]]}).json == {
+        "predictions": [[4.25]]
+    }
+    state = {
+        "version": "1",
+        "state": "AVAILABLE",
+        "status": {"error_code": "OK", "error_message": ""},
+    }
     assert rest.get(f"/v1/models/two_steps{where}").json == {"model_version_status": [state]}
-    assert rest.get(f"/v1/models/two_steps{where}/metadata").json["modelSpec"] == {"name": "two_steps", "signatureName": "", "version": "1"}
+    assert rest.get(f"/v1/models/two_steps{where}/metadata").json["modelSpec"] == {
+        "name": "two_steps",
+        "signatureName": "",
+        "version": "1",
+    }
     assert rest.get("/v1/config").json["two_steps"] == {"model_version_status": [state]}
 
 
@@ -81,14 +141,37 @@ def test_metadata_has_the_shapes_of_what_the_request_feeds():
     found = Rest(build(DEMO)).get("/v1/models/two_steps/metadata").json["metadata"]["signature_def"]
     dim = [{"size": "-1", "name": ""}, {"size": "1", "name": ""}]
     assert found["signature_def"]["serving_default"] == {
-        "inputs": {"x": {"dtype": "DT_FLOAT", "tensor_shape": {"dim": dim, "unknown_rank": False}, "name": "x"}},
-        "outputs": {"y": {"dtype": "DT_FLOAT", "tensor_shape": {"dim": dim, "unknown_rank": False}, "name": "y"}}, "method_name": ""}
-    assert found["signatureDef"]["serving_default"]["inputs"]["x"]["tensorShape"] == {"dim": dim, "unknownRank": False}
+        "inputs": {
+            "x": {
+                "dtype": "DT_FLOAT",
+                "tensor_shape": {"dim": dim, "unknown_rank": False},
+                "name": "x",
+            }
+        },
+        "outputs": {
+            "y": {
+                "dtype": "DT_FLOAT",
+                "tensor_shape": {"dim": dim, "unknown_rank": False},
+                "name": "y",
+            }
+        },
+        "method_name": "",
+    }
+    assert found["signatureDef"]["serving_default"]["inputs"]["x"]["tensorShape"] == {
+        "dim": dim,
+        "unknownRank": False,
+    }
 
 
-@pytest.mark.parametrize("body, text", [
-    ({"inputs": {"z": [[1.0]]}}, "Missing named input: x in 'inputs' object."), ({"instances": [{"x": [1.0], "z": 1}]}, "Failed to process element: 0 key: z..."),
-    ({}, "Missing 'inputs' or 'instances' key"), ({"instances": [["a"]]}, "Failed to process element: 0 of 'instances' list...")])
+@pytest.mark.parametrize(
+    "body, text",
+    [
+        ({"inputs": {"z": [[1.0]]}}, "Missing named input: x in 'inputs' object."),
+        ({"instances": [{"x": [1.0], "z": 1}]}, "Failed to process element: 0 key: z..."),
+        ({}, "Missing 'inputs' or 'instances' key"),
+        ({"instances": [["a"]]}, "Failed to process element: 0 of 'instances' list..."),
+    ],
+)
 def test_wrong_requests_to_a_pipeline(body, text):
     assert_error(Rest(build(DEMO)).post("/v1/models/two_steps:predict", body), 400, text)
 
@@ -96,88 +179,239 @@ def test_wrong_requests_to_a_pipeline(body, text):
 # OpenVINO Model Server's table, in its order; each broken pipeline, the text, where, and the status of a reload.
 TABLE = [
     (changed(name="half"), "Pipeline has the same name as model", ".name", 500),
-    (changed(demultiply_count=-1, nodes={0: {"demultiply_count": -1}}), "Functionality not implemented", "", 500),
-    (changed(nodes={1: {"name": "first"}}), "Pipeline definition has multiple nodes with the same name", ".nodes[1]", 500),
-    (changed(nodes={0: {"name": "response"}}), "Pipeline definition has multiple nodes with the same name", ".nodes[0]", 500),
-    (changed(nodes={0: {"model_name": "gone"}}), "Pipeline definition has reference to missing model", ".nodes[0]", 500),
-    (changed(nodes={0: {"version": 9}}), "Pipeline definition has reference to missing model", ".nodes[0]", 500),
-    (changed(nodes={1: {"inputs": [link("x", "nowhere", "middle")]}}), "Pipeline definition has reference to missing node", ".nodes[1].inputs[0]", 500),
-    (changed(nodes={1: {"inputs": [link("x", "response", "y")]}}), "Pipeline definition has response node used as dependency node", ".nodes[1].inputs[0]", 500),
-    (changed(nodes={1: {"inputs": [link("z", "first", "middle")]}}), "Pipeline definition has connection to non existing model input", ".nodes[1].inputs[0]", 500),
-    (changed(nodes={1: {"inputs": [link("x", "first", "middle"), link("x", "request", "x")]}}),
-     "Pipeline definition has multiple connections to the same input of underlying model", ".nodes[1].inputs[1]", 500),
-    (changed(nodes={1: {"inputs": [link("x", "first", "nothing")]}}), "Pipeline definition has reference to missing data source", ".nodes[1].inputs[0]", 500),
-    (changed(nodes={0: {"inputs": [link("x", "request", "nothing")]}}), "Pipeline definition has reference to missing data source", ".nodes[0].inputs[0]", 500),
-    (changed(nodes={0: {"outputs": [{"data_item": "z", "alias": "middle"}]}}), "Pipeline definition has reference to missing model output", "", 500),
+    (
+        changed(demultiply_count=-1, nodes={0: {"demultiply_count": -1}}),
+        "Functionality not implemented",
+        "",
+        500,
+    ),
+    (
+        changed(nodes={1: {"name": "first"}}),
+        "Pipeline definition has multiple nodes with the same name",
+        ".nodes[1]",
+        500,
+    ),
+    (
+        changed(nodes={0: {"name": "response"}}),
+        "Pipeline definition has multiple nodes with the same name",
+        ".nodes[0]",
+        500,
+    ),
+    (
+        changed(nodes={0: {"model_name": "gone"}}),
+        "Pipeline definition has reference to missing model",
+        ".nodes[0]",
+        500,
+    ),
+    (
+        changed(nodes={0: {"version": 9}}),
+        "Pipeline definition has reference to missing model",
+        ".nodes[0]",
+        500,
+    ),
+    (
+        changed(nodes={1: {"inputs": [link("x", "nowhere", "middle")]}}),
+        "Pipeline definition has reference to missing node",
+        ".nodes[1].inputs[0]",
+        500,
+    ),
+    (
+        changed(nodes={1: {"inputs": [link("x", "response", "y")]}}),
+        "Pipeline definition has response node used as dependency node",
+        ".nodes[1].inputs[0]",
+        500,
+    ),
+    (
+        changed(nodes={1: {"inputs": [link("z", "first", "middle")]}}),
+        "Pipeline definition has connection to non existing model input",
+        ".nodes[1].inputs[0]",
+        500,
+    ),
+    (
+        changed(nodes={1: {"inputs": [link("x", "first", "middle"), link("x", "request", "x")]}}),
+        "Pipeline definition has multiple connections to the same input of underlying model",
+        ".nodes[1].inputs[1]",
+        500,
+    ),
+    (
+        changed(nodes={1: {"inputs": [link("x", "first", "nothing")]}}),
+        "Pipeline definition has reference to missing data source",
+        ".nodes[1].inputs[0]",
+        500,
+    ),
+    (
+        changed(nodes={0: {"inputs": [link("x", "request", "nothing")]}}),
+        "Pipeline definition has reference to missing data source",
+        ".nodes[0].inputs[0]",
+        500,
+    ),
+    (
+        changed(nodes={0: {"outputs": [{"data_item": "z", "alias": "middle"}]}}),
+        "Pipeline definition has reference to missing model output",
+        "",
+        500,
+    ),
     (changed(nodes={1: {"model_name": "wide"}}), "Invalid input shape", ".nodes[1].inputs[0]", 400),
     (changed(nodes={1: {"model_name": "flat"}}), "Invalid input shape", ".nodes[1].inputs[0]", 400),
-    (changed(nodes={1: {"model_name": "whole"}}), "Invalid input precision", ".nodes[1].inputs[0]", 400),
-    (changed(nodes={1: {"model_name": "two", "inputs": [link("a", "first", "middle")]}}),
-     "Pipeline definition does not have connections for all inputs of underlying models", ".nodes[1]", 500),
-    (changed(nodes={0: {"inputs": [link("x", "second", "end")]}}), "Pipeline definition contains a cycle", "", 500),
-    (changed(nodes={1: {"inputs": [link("x", "second", "end")]}}), "Pipeline definition contains a cycle", "", 500),
-    (changed(outputs=[link("y", "first", "middle")]), "Pipeline definition has unconnected nodes", "", 500),
-    (changed(nodes={1: {"model_name": "two", "inputs": [link("a", "first", "middle"), link("b", "request", "x")]}, 0: {"model_name": "wide"}}),
-     "Multiple nodes connected to the same pipeline input require different tensor metadata", "", 500)]
+    (
+        changed(nodes={1: {"model_name": "whole"}}),
+        "Invalid input precision",
+        ".nodes[1].inputs[0]",
+        400,
+    ),
+    (
+        changed(nodes={1: {"model_name": "two", "inputs": [link("a", "first", "middle")]}}),
+        "Pipeline definition does not have connections for all inputs of underlying models",
+        ".nodes[1]",
+        500,
+    ),
+    (
+        changed(nodes={0: {"inputs": [link("x", "second", "end")]}}),
+        "Pipeline definition contains a cycle",
+        "",
+        500,
+    ),
+    (
+        changed(nodes={1: {"inputs": [link("x", "second", "end")]}}),
+        "Pipeline definition contains a cycle",
+        "",
+        500,
+    ),
+    (
+        changed(outputs=[link("y", "first", "middle")]),
+        "Pipeline definition has unconnected nodes",
+        "",
+        500,
+    ),
+    (
+        changed(
+            nodes={
+                1: {
+                    "model_name": "two",
+                    "inputs": [link("a", "first", "middle"), link("b", "request", "x")],
+                },
+                0: {"model_name": "wide"},
+            }
+        ),
+        "Multiple nodes connected to the same pipeline input require different tensor metadata",
+        "",
+        500,
+    ),
+]
 
 
-@pytest.mark.parametrize("pipeline, text, where, status", TABLE, ids=[f"{n}: {row[1]}" for n, row in enumerate(TABLE)])
+@pytest.mark.parametrize(
+    "pipeline, text, where, status", TABLE, ids=[f"{n}: {row[1]}" for n, row in enumerate(TABLE)]
+)
 def test_table_of_wrong_pipelines(tmp_path, pipeline, text, where, status):
     """The server starts all the same, the wrong pipeline is listed with its reason, models and the good pipeline answer."""
     good = changed(name="good")
     server = build(pipeline, good)
     rest, name = Rest(server), pipeline["name"]
-    assert rest.post("/v1/models/good:predict", {"instances": [[1.0]]}).json == {"predictions": [[4.25]]}
-    assert rest.post("/v1/models/half:predict", {"instances": [[1.0]]}).json == {"predictions": [[2.5]]}
+    assert rest.post("/v1/models/good:predict", {"instances": [[1.0]]}).json == {
+        "predictions": [[4.25]]
+    }
+    assert rest.post("/v1/models/half:predict", {"instances": [[1.0]]}).json == {
+        "predictions": [[2.5]]
+    }
     if name == "half":
         assert rest.get("/v1/models/half").json["model_version_status"][0]["state"] == "AVAILABLE"
         return
-    state, = rest.get(f"/v1/models/{name}").json["model_version_status"]
-    assert state["version"] == "1" and state["state"] == "LOADING" and state["status"]["error_code"] == "FAILED_PRECONDITION"
-    assert state["status"]["error_message"].startswith(f"$.pipeline_config_list[0]{where}") and f": {text}" in state["status"]["error_message"]
-    assert_error(rest.post(f"/v1/models/{name}:predict", {"instances": [[1.0]]}), 404, "Pipeline is not loaded yet")
+    (state,) = rest.get(f"/v1/models/{name}").json["model_version_status"]
+    assert (
+        state["version"] == "1"
+        and state["state"] == "LOADING"
+        and state["status"]["error_code"] == "FAILED_PRECONDITION"
+    )
+    assert (
+        state["status"]["error_message"].startswith(f"$.pipeline_config_list[0]{where}")
+        and f": {text}" in state["status"]["error_message"]
+    )
+    assert_error(
+        rest.post(f"/v1/models/{name}:predict", {"instances": [[1.0]]}),
+        404,
+        "Pipeline is not loaded yet",
+    )
     assert_error(rest.get("/readyz"), 503, f"Not ready: no version is available of {name}")
 
 
 def test_a_reload_with_a_wrong_pipeline_has_the_status_of_its_mistake(tmp_path):
     path = tmp_path / "config.json"
-    models = [{"config": {"name": name, "base_path": str(ROOT / "models" / folder)}} for name, folder in (("half", "half_plus_two"), ("third", "half_plus_three"))]
+    models = [
+        {"config": {"name": name, "base_path": str(ROOT / "models" / folder)}}
+        for name, folder in (("half", "half_plus_two"), ("third", "half_plus_three"))
+    ]
 
     def write(*pipelines):
-        path.write_text(json.dumps({"model_config_list": models, "pipeline_config_list": pipelines}))
+        path.write_text(
+            json.dumps({"model_config_list": models, "pipeline_config_list": pipelines})
+        )
+
     write(DEMO)
     server = serving.ModelServer(path, poll_seconds=0)
     assert server.wait(60)
     rest = Rest(server)
-    assert rest.post("/v1/models/two_steps:predict", {"instances": [1.0, 2.0]}).json == {"predictions": [4.25, 4.5]}
+    assert rest.post("/v1/models/two_steps:predict", {"instances": [1.0, 2.0]}).json == {
+        "predictions": [4.25, 4.5]
+    }
     write(changed(nodes={0: {"model_name": "gone"}}))
     answer = rest.post("/v1/config/reload")
-    assert answer.status_code == 500 and answer.json["details"] == [
-        f"$.pipeline_config_list[0]{answer.json['details'][0].partition('[0]')[2]}"] and "missing model" in answer.json["details"][0]
+    assert (
+        answer.status_code == 500
+        and answer.json["details"]
+        == [f"$.pipeline_config_list[0]{answer.json['details'][0].partition('[0]')[2]}"]
+        and "missing model" in answer.json["details"][0]
+    )
     assert rest.post("/v1/models/half:predict", {"instances": [1.0]}).status_code == 200
     write()
     assert rest.post("/v1/config/reload").status_code == 201
     assert rest.get("/v1/models/two_steps").json["model_version_status"][0]["state"] == "END"
-    assert_error(rest.post("/v1/models/two_steps:predict", {"instances": [1.0]}), 404, "Servable not found for request: Latest(two_steps)")
+    assert_error(
+        rest.post("/v1/models/two_steps:predict", {"instances": [1.0]}),
+        404,
+        "Servable not found for request: Latest(two_steps)",
+    )
     write(DEMO)
     assert rest.post("/v1/config/reload").status_code == 201
-    assert rest.post("/v1/models/two_steps:predict", {"instances": [1.0]}).json == {"predictions": [4.25]}
+    assert rest.post("/v1/models/two_steps:predict", {"instances": [1.0]}).json == {
+        "predictions": [4.25]
+    }
     server.stop()
 
 
-@pytest.mark.parametrize("change, text", [
-    ({"outputs": [{**link("a", "first", "middle"), **link("b", "first", "middle")}]}, ": outputs[0]: expected an object of one key, got 2"),
-    ({"nodes": {0: {"inputs": [{}]}}}, ".nodes[0]: inputs[0]: expected an object of one key, got 0"), ({"nodes": {0: {"type": "model"}}}, ".nodes[0].type: expected DL model or custom"),
-    ({"nodes": {0: {"type": "custom"}}}, ".nodes[0]: a node of type 'custom' needs 'function'"), ({"nodes": {0: {"library_name": "x"}}}, ".nodes[0]: a node of type 'DL model'"),
-    ({"nodes": {0: {"demultiply_count": 10001}}}, ".nodes[0].demultiply_count: expected at most 10000"), ({"nodes": {0: {"version": 0}}}, ".nodes[0].version: expected at least 1"),
-    ({"nodes": {0: {"modelname": "x"}}}, ".nodes[0].modelname: unknown key; did you mean 'model_name'?"), ({"version": 1}, ".version: unknown key")])
+@pytest.mark.parametrize(
+    "change, text",
+    [
+        (
+            {"outputs": [{**link("a", "first", "middle"), **link("b", "first", "middle")}]},
+            ": outputs[0]: expected an object of one key, got 2",
+        ),
+        (
+            {"nodes": {0: {"inputs": [{}]}}},
+            ".nodes[0]: inputs[0]: expected an object of one key, got 0",
+        ),
+        ({"nodes": {0: {"type": "model"}}}, ".nodes[0].type: expected DL model or custom"),
+        ({"nodes": {0: {"type": "custom"}}}, ".nodes[0]: a node of type 'custom' needs 'function'"),
+        ({"nodes": {0: {"library_name": "x"}}}, ".nodes[0]: a node of type 'DL model'"),
+        (
+            {"nodes": {0: {"demultiply_count": 10001}}},
+            ".nodes[0].demultiply_count: expected at most 10000",
+        ),
+        ({"nodes": {0: {"version": 0}}}, ".nodes[0].version: expected at least 1"),
+        (
+            {"nodes": {0: {"modelname": "x"}}},
+            ".nodes[0].modelname: unknown key; did you mean 'model_name'?",
+        ),
+        ({"version": 1}, ".version: unknown key"),
+    ],
+)
 def test_grammar(change, text):
     with pytest.raises(serving.ConfigError) as raised:
         serving.load_config({"model_config_list": [], "pipeline_config_list": [changed(**change)]})
     assert raised.value.message.startswith(f"$.pipeline_config_list[0]{text}"), raised.value.message
 
 
-FUNCTIONS = '''
+FUNCTIONS = """
 import numpy as np
 
 def double(inputs, params):
@@ -188,37 +422,76 @@ def fails(inputs, params):
 
 def wrong(inputs, params):
     return {"z": inputs["x"]}
-'''
+"""
 
 
 def custom(function, **fields):
-    return {"name": "mine", "type": "custom", "function": function, "inputs": [link("x", "request", "x")],
-            "outputs": [{"data_item": "y", "alias": "y"}], **fields}
+    return {
+        "name": "mine",
+        "type": "custom",
+        "function": function,
+        "inputs": [link("x", "request", "x")],
+        "outputs": [{"data_item": "y", "alias": "y"}],
+        **fields,
+    }
 
 
 def test_custom_nodes_are_python_functions(tmp_path, caplog):
     (tmp_path / "mine.py").write_text(FUNCTIONS)
-    pipelines = [{"name": f, "inputs": ["x"], "nodes": [custom(f"mine.py:{f}", params={"factor": "3"})], "outputs": [link("y", "mine", "y")]}
-                 for f in ("double", "fails", "wrong", "missing")]
+    pipelines = [
+        {
+            "name": f,
+            "inputs": ["x"],
+            "nodes": [custom(f"mine.py:{f}", params={"factor": "3"})],
+            "outputs": [link("y", "mine", "y")],
+        }
+        for f in ("double", "fails", "wrong", "missing")
+    ]
     path = tmp_path / "config.json"
-    path.write_text(json.dumps({"model_config_list": [], "pipeline_config_list": pipelines, "server": {"file_system_poll_wait_seconds": 0}}))
+    path.write_text(
+        json.dumps(
+            {
+                "model_config_list": [],
+                "pipeline_config_list": pipelines,
+                "server": {"file_system_poll_wait_seconds": 0},
+            }
+        )
+    )
     server = serving.ModelServer(path)
     assert server.wait(10)
     rest = Rest(server)
-    assert rest.post("/v1/models/double:predict", {"instances": [1.5, 2.0]}).json == {"predictions": [4.5, 6.0]}
+    assert rest.post("/v1/models/double:predict", {"instances": [1.5, 2.0]}).json == {
+        "predictions": [4.5, 6.0]
+    }
     failed = rest.post("/v1/models/fails:predict", {"instances": [1.5]})
-    assert failed.status_code == 500 and "secret" not in failed.json["error"] and "secret" in caplog.text
+    assert (
+        failed.status_code == 500
+        and "secret" not in failed.json["error"]
+        and "secret" in caplog.text
+    )
     wrong = rest.post("/v1/models/wrong:predict", {"instances": [1.5]})
-    assert wrong.status_code == 400 and "'mine'" in wrong.json["error"] and "'y'" in wrong.json["error"]
+    assert (
+        wrong.status_code == 400
+        and "'mine'" in wrong.json["error"]
+        and "'y'" in wrong.json["error"]
+    )
     state = rest.get("/v1/models/missing").json["model_version_status"][0]
     assert state["state"] == "LOADING" and "missing" in state["status"]["error_message"]
 
 
 def test_dynamic_demultiplexer_over_http(tmp_path):
     """[K, 1, 1] rows are split, halved one by one, and gathered; no rows are 204."""
-    pipeline = {"name": "split", "inputs": ["x"], "demultiply_count": -1, "nodes": [DEMO["nodes"][0]], "outputs": [link("y", "first", "middle")]}
+    pipeline = {
+        "name": "split",
+        "inputs": ["x"],
+        "demultiply_count": -1,
+        "nodes": [DEMO["nodes"][0]],
+        "outputs": [link("y", "first", "middle")],
+    }
     rest = Rest(build(pipeline))
-    assert rest.post("/v1/models/split:predict", {"inputs": [[[1.0]], [[2.0]], [[4.0]]]}).json == {"outputs": [[[2.5]], [[3.0]], [[4.0]]]}
+    assert rest.post("/v1/models/split:predict", {"inputs": [[[1.0]], [[2.0]], [[4.0]]]}).json == {
+        "outputs": [[[2.5]], [[3.0]], [[4.0]]]
+    }
     nothing = rest.post("/v1/models/split:predict", npy(np.zeros((0, 1, 1), np.float32)))
     assert nothing.status_code == 204 and nothing.data == b""
 
@@ -226,28 +499,73 @@ def test_dynamic_demultiplexer_over_http(tmp_path):
 def test_a_pipeline_as_a_deployment():
     """A detector behind a custom node that turns the picture: one deployment of /predict."""
     server = serving.ModelServer(
-        {"model_config_list": [{"config": {"name": "d", "base_path": "d"}}], "deployments": [{"id": "pets", "model": "seen", "label_map": ["cat", "dog"]}],
-         "pipeline_config_list": [{"name": "seen", "inputs": ["image"], "nodes": [
-             {"name": "detect", "type": "DL model", "model_name": "d", "inputs": [link("image", "request", "image")],
-              "outputs": [{"data_item": name, "alias": name} for name in ("detection_boxes", "detection_scores", "detection_classes")]}],
-             "outputs": [link(name, "detect", name) for name in ("detection_boxes", "detection_scores", "detection_classes")]}],
-         "auth": {"keys": [key_entry("site", "k")]}},
-        load=lambda folder, model: FakeDetector(), list_versions=lambda base: {1: serving.Path(base) / "1"})
+        {
+            "model_config_list": [{"config": {"name": "d", "base_path": "d"}}],
+            "deployments": [{"id": "pets", "model": "seen", "label_map": ["cat", "dog"]}],
+            "pipeline_config_list": [
+                {
+                    "name": "seen",
+                    "inputs": ["image"],
+                    "nodes": [
+                        {
+                            "name": "detect",
+                            "type": "DL model",
+                            "model_name": "d",
+                            "inputs": [link("image", "request", "image")],
+                            "outputs": [
+                                {"data_item": name, "alias": name}
+                                for name in (
+                                    "detection_boxes",
+                                    "detection_scores",
+                                    "detection_classes",
+                                )
+                            ],
+                        }
+                    ],
+                    "outputs": [
+                        link(name, "detect", name)
+                        for name in ("detection_boxes", "detection_scores", "detection_classes")
+                    ],
+                }
+            ],
+            "auth": {"keys": [key_entry("site", "k")]},
+        },
+        load=lambda folder, model: FakeDetector(),
+        list_versions=lambda base: {1: serving.Path(base) / "1"},
+    )
     assert server.wait(10)
-    answer = Rest(server).post("/predict", {"image_type": "array", "data": [[[51, 102, 1]]]}, headers=bearer("k")).json["predictions"]
-    assert answer[0]["bound"][0] == [pytest.approx(.2), pytest.approx(.4)] and answer[0]["tag"]["name"] == "dog"
+    answer = (
+        Rest(server)
+        .post("/predict", {"image_type": "array", "data": [[[51, 102, 1]]]}, headers=bearer("k"))
+        .json["predictions"]
+    )
+    assert (
+        answer[0]["bound"][0] == [pytest.approx(0.2), pytest.approx(0.4)]
+        and answer[0]["tag"]["name"] == "dog"
+    )
 
 
 def test_fifty_reloads_with_a_changing_member_while_pipelines_answer(tmp_path):
     """Versions of a member come and go; each answer is that of some version which served, none fails."""
+
     def put(version, source):
         part = tmp_path / "half" / f".{version}"
         shutil.copytree(ROOT / "models" / source / "123", part)
         part.rename(tmp_path / "half" / str(version))
+
     (tmp_path / "half").mkdir()
     put(1, "half_plus_two")
-    models = [{"config": {"name": "half", "base_path": str(tmp_path / "half")}}, {"config": {"name": "third", "base_path": str(ROOT / "models/half_plus_three")}}]
-    server = serving.ModelServer({"model_config_list": models, "pipeline_config_list": [DEMO], "server": {"file_system_poll_wait_seconds": 0}})
+    models = [
+        {"config": {"name": "half", "base_path": str(tmp_path / "half")}},
+        {"config": {"name": "third", "base_path": str(ROOT / "models/half_plus_three")}},
+    ]
+    server = serving.ModelServer(
+        {
+            "model_config_list": models,
+            "pipeline_config_list": [DEMO],
+            "server": {"file_system_poll_wait_seconds": 0},
+        }
+    )
     assert server.wait(60) and not server.readiness()
     stop, wrong, asked = threading.Event(), [], [0] * 3
 
@@ -261,6 +579,7 @@ def test_fifty_reloads_with_a_changing_member_while_pipelines_answer(tmp_path):
                 wrong.append(repr(error))
             asked[number] += 1
             time.sleep(0.01)
+
     threads = [threading.Thread(target=ask, args=(n,)) for n in range(3)]
     for thread in threads:
         thread.start()
@@ -278,16 +597,32 @@ def test_fifty_reloads_with_a_changing_member_while_pipelines_answer(tmp_path):
 def test_pinned_version_that_vanishes_breaks_the_pipeline_and_nothing_else(tmp_path):
     for version in ("1", "2"):
         shutil.copytree(ROOT / "models/half_plus_two/123", tmp_path / "half" / version)
-    models = [{"config": {"name": "half", "base_path": str(tmp_path / "half"), "model_version_policy": {"all": {}}}},
-              {"config": {"name": "third", "base_path": str(ROOT / "models/half_plus_three")}}]
-    server = serving.ModelServer({"model_config_list": models, "pipeline_config_list": [changed(nodes={0: {"version": 1}})],
-                                  "server": {"file_system_poll_wait_seconds": 0}})
+    models = [
+        {
+            "config": {
+                "name": "half",
+                "base_path": str(tmp_path / "half"),
+                "model_version_policy": {"all": {}},
+            }
+        },
+        {"config": {"name": "third", "base_path": str(ROOT / "models/half_plus_three")}},
+    ]
+    server = serving.ModelServer(
+        {
+            "model_config_list": models,
+            "pipeline_config_list": [changed(nodes={0: {"version": 1}})],
+            "server": {"file_system_poll_wait_seconds": 0},
+        }
+    )
     assert server.wait(60)
     assert np.allclose(server.predict("two_steps", {"instances": [1.0]})["predictions"], [4.25])
     shutil.rmtree(tmp_path / "half" / "1")
     status, body = server.reload()
     assert status == 500 and "missing model" in body["details"][0]
-    assert server.reload()[0] == 200 and server.status("two_steps")["model_version_status"][0]["state"] == "LOADING"
+    assert (
+        server.reload()[0] == 200
+        and server.status("two_steps")["model_version_status"][0]["state"] == "LOADING"
+    )
     shutil.copytree(ROOT / "models/half_plus_two/123", tmp_path / "half" / "1")
     assert server.reload()[0] == 201
     assert np.allclose(server.predict("two_steps", {"instances": [1.0]})["predictions"], [4.25])
@@ -296,7 +631,7 @@ def test_pinned_version_that_vanishes_breaks_the_pipeline_and_nothing_else(tmp_p
 
 # --- scalars ----------------------------------------------------------------------------------------------
 
-SCALARS = '''
+SCALARS = """
 import numpy as np
 
 def halve(inputs, params):
@@ -304,71 +639,150 @@ def halve(inputs, params):
 
 def count(inputs, params):
     return {"n": len(inputs["x"])}
-'''
+"""
 
 
 @pytest.fixture(scope="module")
 def scalars(tf, tmp_path_factory):
     """A server of a model that takes and answers a scalar, and of pipelines around it, of models and of functions."""
     folder = tmp_path_factory.mktemp("scalars")
-    export(tf, folder / "sum" / "1", {"serving_default": (
-        lambda n: {"sum": tf.reduce_sum(tf.range(n) ** 2)}, [tf.TensorSpec([], tf.int64, "n")])})
+    export(
+        tf,
+        folder / "sum" / "1",
+        {
+            "serving_default": (
+                lambda n: {"sum": tf.reduce_sum(tf.range(n) ** 2)},
+                [tf.TensorSpec([], tf.int64, "n")],
+            )
+        },
+    )
     (folder / "mine.py").write_text(SCALARS)
-    total = {"name": "total", "type": "DL model", "model_name": "sum", "inputs": [link("n", "request", "n")],
-             "outputs": [{"data_item": "sum", "alias": "sum"}]}
+    total = {
+        "name": "total",
+        "type": "DL model",
+        "model_name": "sum",
+        "inputs": [link("n", "request", "n")],
+        "outputs": [{"data_item": "sum", "alias": "sum"}],
+    }
     made = {"type": "custom", "outputs": [{"data_item": "n", "alias": "n"}]}
-    halve = {**made, "name": "halve", "function": "mine.py:halve", "inputs": [link("n", "total", "sum")]}
-    count = {**made, "name": "count", "function": "mine.py:count", "inputs": [link("x", "request", "x")]}
+    halve = {
+        **made,
+        "name": "halve",
+        "function": "mine.py:halve",
+        "inputs": [link("n", "total", "sum")],
+    }
+    count = {
+        **made,
+        "name": "count",
+        "function": "mine.py:count",
+        "inputs": [link("x", "request", "x")],
+    }
     pipelines = [
-        {"name": "one", "inputs": ["n"], "nodes": [total], "outputs": [link("sum", "total", "sum")]},
-        {"name": "two", "inputs": ["n"], "nodes": [total, halve, {**total, "name": "again", "inputs": [link("n", "halve", "n")]}],
-         "outputs": [link("sum", "again", "sum"), link("half", "halve", "n")]},
-        {"name": "counted", "inputs": ["x"], "nodes": [count, {**total, "inputs": [link("n", "count", "n")]}],
-         "outputs": [link("sum", "total", "sum")]}]
+        {
+            "name": "one",
+            "inputs": ["n"],
+            "nodes": [total],
+            "outputs": [link("sum", "total", "sum")],
+        },
+        {
+            "name": "two",
+            "inputs": ["n"],
+            "nodes": [
+                total,
+                halve,
+                {**total, "name": "again", "inputs": [link("n", "halve", "n")]},
+            ],
+            "outputs": [link("sum", "again", "sum"), link("half", "halve", "n")],
+        },
+        {
+            "name": "counted",
+            "inputs": ["x"],
+            "nodes": [count, {**total, "inputs": [link("n", "count", "n")]}],
+            "outputs": [link("sum", "total", "sum")],
+        },
+    ]
     path = folder / "config.json"
-    path.write_text(json.dumps({"model_config_list": [{"config": {"name": "sum", "base_path": "sum"}}], "pipeline_config_list": pipelines,
-                                "server": {"file_system_poll_wait_seconds": 0}}))
+    path.write_text(
+        json.dumps(
+            {
+                "model_config_list": [{"config": {"name": "sum", "base_path": "sum"}}],
+                "pipeline_config_list": pipelines,
+                "server": {"file_system_poll_wait_seconds": 0},
+            }
+        )
+    )
     server = serving.ModelServer(path)
     assert server.wait(60) and not server.readiness()
     return server
 
 
 def squares(n):
-    return sum(number ** 2 for number in range(n))
+    return sum(number**2 for number in range(n))
 
 
 def test_a_scalar_of_a_model_is_a_scalar_out_of_a_pipeline(scalars, how):
     rest = Rest(scalars, how)
     for n in (0, 1, 5, 12):
         assert rest.post("/v1/models/one:predict", {"inputs": n}).json == {"outputs": squares(n)}
-        assert rest.post("/v1/models/sum:predict", {"inputs": {"n": n}}).json == {"outputs": squares(n)}
+        assert rest.post("/v1/models/sum:predict", {"inputs": {"n": n}}).json == {
+            "outputs": squares(n)
+        }
         half = squares(n) // 2
-        assert rest.post("/v1/models/two:predict", {"inputs": {"n": n}}).json == {"outputs": {"sum": squares(half), "half": half}}
-        assert rest.post("/v1/models/counted:predict", {"inputs": [1.0] * n}).json == {"outputs": squares(n)}
+        assert rest.post("/v1/models/two:predict", {"inputs": {"n": n}}).json == {
+            "outputs": {"sum": squares(half), "half": half}
+        }
+        assert rest.post("/v1/models/counted:predict", {"inputs": [1.0] * n}).json == {
+            "outputs": squares(n)
+        }
 
 
 def test_a_scalar_has_no_row_in_predictions_of_a_pipeline_as_of_a_model(scalars):
     rest = Rest(scalars)
-    assert_error(rest.post("/v1/models/counted:predict", {"instances": [1.0, 2.0]}), 400, "Tensor name: sum has no shape information ")
-    alone, piped = (rest.post(f"/v1/models/{name}:predict", {"instances": [5]}) for name in ("sum", "one"))
-    assert (alone.status_code, alone.json) == (piped.status_code, piped.json) and alone.status_code == 400
+    assert_error(
+        rest.post("/v1/models/counted:predict", {"instances": [1.0, 2.0]}),
+        400,
+        "Tensor name: sum has no shape information ",
+    )
+    alone, piped = (
+        rest.post(f"/v1/models/{name}:predict", {"instances": [5]}) for name in ("sum", "one")
+    )
+    assert (alone.status_code, alone.json) == (
+        piped.status_code,
+        piped.json,
+    ) and alone.status_code == 400
 
 
 # --- one pipeline alone -----------------------------------------------------------------------------------
 
+
 def test_a_pipeline_that_cannot_be_keeps_no_other_from_being_served():
-    library = changed(name="native", nodes={0: {"type": "custom", "library_name": "lib", "model_name": None}})
+    library = changed(
+        name="native", nodes={0: {"type": "custom", "library_name": "lib", "model_name": None}}
+    )
     del library["nodes"][0]["model_name"]
-    server = build(DEMO, changed(demultiply_count=3), library, changed(name="gone", nodes={0: {"model_name": "gone"}}),
-                   changed(name="a:b/c d"))
+    server = build(
+        DEMO,
+        changed(demultiply_count=3),
+        library,
+        changed(name="gone", nodes={0: {"model_name": "gone"}}),
+        changed(name="a:b/c d"),
+    )
     rest = Rest(server)
     for name in ("two_steps", "a%3Ab%2Fc%20d"):
-        assert rest.post(f"/v1/models/{name}:predict", {"instances": [[1.0]]}).json == {"predictions": [[4.25]]}
+        assert rest.post(f"/v1/models/{name}:predict", {"instances": [[1.0]]}).json == {
+            "predictions": [[4.25]]
+        }
     state = rest.get("/v1/models/native").json["model_version_status"][0]
-    assert state["state"] == "LOADING" and "Pipeline refers to incorrect library" in state["status"]["error_message"]
+    assert (
+        state["state"] == "LOADING"
+        and "Pipeline refers to incorrect library" in state["status"]["error_message"]
+    )
     assert "write 'function': 'module:name'" in state["status"]["error_message"]
     assert server.readiness() == ["native", "gone"]
-    assert "$.pipeline_config_list[1].name: 'two_steps' is already taken by $.pipeline_config_list[0]" in server.reload()[1]["details"]
+    assert (
+        "$.pipeline_config_list[1].name: 'two_steps' is already taken by $.pipeline_config_list[0]"
+        in server.reload()[1]["details"]
+    )
 
 
 def test_a_pipeline_is_planned_after_the_models_it_names_are_there():
@@ -377,12 +791,21 @@ def test_a_pipeline_is_planned_after_the_models_it_names_are_there():
     def load(folder, model):
         assert gates[model.name].wait(60)
         return copy.copy(SERVABLES[model.name])
+
     server = serving.ModelServer(
-        {"model_config_list": [{"config": {"name": name, "base_path": name}} for name in gates], "pipeline_config_list": [DEMO],
-         "server": {"file_system_poll_wait_seconds": 0, "load_wait_seconds": 60}},
-        load=load, list_versions=lambda base: {1: serving.Path(base) / "1"}).start()
+        {
+            "model_config_list": [{"config": {"name": name, "base_path": name}} for name in gates],
+            "pipeline_config_list": [DEMO],
+            "server": {"file_system_poll_wait_seconds": 0, "load_wait_seconds": 60},
+        },
+        load=load,
+        list_versions=lambda base: {1: serving.Path(base) / "1"},
+    ).start()
     gates["third"].set()
-    assert server.predict("third", {"inputs": [[1.0]]})["outputs"].tolist() == [[3.5]] and "two_steps" not in server.manager.available
+    assert (
+        server.predict("third", {"inputs": [[1.0]]})["outputs"].tolist() == [[3.5]]
+        and "two_steps" not in server.manager.available
+    )
     gates["half"].set()
     assert server.predict("two_steps", {"instances": [[1.0]]})["predictions"].tolist() == [[4.25]]
     assert server.wait(60) and not server.readiness()

@@ -20,7 +20,18 @@ from concurrent.futures import ThreadPoolExecutor
 import cv2
 import numpy as np
 import pytest
-from conftest import ROOT, FakeDetector, FakeServable, Rest, assert_error, bearer, config, fake_server, key_entry, listening
+from conftest import (
+    ROOT,
+    FakeDetector,
+    FakeServable,
+    Rest,
+    assert_error,
+    bearer,
+    config,
+    fake_server,
+    key_entry,
+    listening,
+)
 from PIL import Image
 
 import routines
@@ -29,7 +40,9 @@ import serving
 AUTH = {"keys": [key_entry("site", "k")]}
 KEY = bearer("k")
 LABELS = ["cat", "dog"]
-PICTURE = np.kron(np.random.default_rng(0).integers(0, 256, (6, 8, 3)), np.ones((8, 8, 1))).astype(np.uint8)  # 48 x 64, in blocks of 8
+PICTURE = np.kron(np.random.default_rng(0).integers(0, 256, (6, 8, 3)), np.ones((8, 8, 1))).astype(
+    np.uint8
+)  # 48 x 64, in blocks of 8
 
 
 def png(image, **options):
@@ -44,7 +57,11 @@ def b64(data):
 
 def detector(**options):
     fake = FakeDetector()
-    server = fake_server({"d": fake}, auth=AUTH, deployments=[{"id": "pets", "model": "d", "label_map": LABELS, **options}])
+    server = fake_server(
+        {"d": fake},
+        auth=AUTH,
+        deployments=[{"id": "pets", "model": "d", "label_map": LABELS, **options}],
+    )
     return server, fake
 
 
@@ -67,8 +84,15 @@ def test_the_answer_is_the_published_object(pets):
     assert response.status_code == 200 and response.headers["Content-Type"] == "application/json"
     best, second = response.json["predictions"]
     tag = 1 + int(PICTURE[0, 0, 2]) % 2
-    assert best == {"annotationId": 0, "bound": expected_box(PICTURE), "boundType": "rectangle", "confidence": float(np.float32(.9)),
-                    "contour": None, "contourType": None, "tag": {"id": tag, "name": LABELS[tag - 1]}}
+    assert best == {
+        "annotationId": 0,
+        "bound": expected_box(PICTURE),
+        "boundType": "rectangle",
+        "confidence": float(np.float32(0.9)),
+        "contour": None,
+        "contourType": None,
+        "tag": {"id": tag, "name": LABELS[tag - 1]},
+    }
     assert second["annotationId"] == 1 and second["tag"] == {"id": 2, "name": "dog"}
 
 
@@ -76,13 +100,25 @@ def test_every_way_to_send_a_picture(pets):
     data, array = png(PICTURE), io.BytesIO()
     np.save(array, PICTURE)
     bodies = [
-        ({"image_type": "base64", "data": b64(data)}, {}), ({"image_type": "base_64", "data": base64.encodebytes(data).decode()}, {}),
-        ({"image_type": "base64", "data": "data:image/png;base64," + b64(data).rstrip("=")}, {}), ({"image_type": "array", "data": PICTURE.tolist()}, {}),
-        (data, {"content_type": "image/png"}), (data, {"content_type": "application/octet-stream"}), (data, {}),
-        (array.getvalue(), {"content_type": "application/x-npy"}), (array.getvalue(), {})]
+        ({"image_type": "base64", "data": b64(data)}, {}),
+        ({"image_type": "base_64", "data": base64.encodebytes(data).decode()}, {}),
+        ({"image_type": "base64", "data": "data:image/png;base64," + b64(data).rstrip("=")}, {}),
+        ({"image_type": "array", "data": PICTURE.tolist()}, {}),
+        (data, {"content_type": "image/png"}),
+        (data, {"content_type": "application/octet-stream"}),
+        (data, {}),
+        (array.getvalue(), {"content_type": "application/x-npy"}),
+        (array.getvalue(), {}),
+    ]
     answers = [post(pets, body, **options) for body, options in bodies]
     for name in ("image", "file"):
-        answers.append(pets.client.post(pets.prefix + "/pets/predict", data={name: (io.BytesIO(data), "a.png", "image/png")}, headers=KEY))
+        answers.append(
+            pets.client.post(
+                pets.prefix + "/pets/predict",
+                data={name: (io.BytesIO(data), "a.png", "image/png")},
+                headers=KEY,
+            )
+        )
     for response in answers:
         assert response.status_code == 200, response.data
         assert response.json["predictions"][0]["bound"] == expected_box(PICTURE)
@@ -92,42 +128,75 @@ def test_every_way_to_send_a_picture(pets):
 def test_every_way_to_send_routines(pets, how_sent):
     chain, data = [{"name": "FilterConfidence", "arguments": {"confidence": 0.5}}], png(PICTURE)
     if how_sent == "multipart":
-        response = pets.client.post(pets.prefix + "/predict", data={"image": (io.BytesIO(data), "a.png"), "routines": json.dumps(chain)}, headers=KEY)
+        response = pets.client.post(
+            pets.prefix + "/predict",
+            data={"image": (io.BytesIO(data), "a.png"), "routines": json.dumps(chain)},
+            headers=KEY,
+        )
     elif how_sent == "query":
         response = post(pets, data, "/predict", query_string={"routines": json.dumps(chain)})
     else:
         chain = [{"name": "FilterConfidence", "confidence": 0.5}] if how_sent == "flat" else chain
         response = post(pets, {"image_type": "base64", "data": b64(data), "routines": chain})
-    assert [p["confidence"] for p in response.json["predictions"]] == [float(np.float32(.9))]
+    assert [p["confidence"] for p in response.json["predictions"]] == [float(np.float32(0.9))]
 
 
 def test_eight_orientations_of_a_picture_give_the_same_boxes(pets):
-    turned = [PICTURE, PICTURE[:, ::-1], PICTURE[::-1, ::-1], PICTURE[::-1], PICTURE.transpose(1, 0, 2),
-              np.rot90(PICTURE), np.rot90(PICTURE.transpose(1, 0, 2), 2), np.rot90(PICTURE, -1)]
+    turned = [
+        PICTURE,
+        PICTURE[:, ::-1],
+        PICTURE[::-1, ::-1],
+        PICTURE[::-1],
+        PICTURE.transpose(1, 0, 2),
+        np.rot90(PICTURE),
+        np.rot90(PICTURE.transpose(1, 0, 2), 2),
+        np.rot90(PICTURE, -1),
+    ]
     answers = []
     for orientation, stored in enumerate(turned, 1):
         exif = Image.Exif()
         exif[0x0112] = orientation
         answers.append(post(pets, png(stored, exif=exif)).json)
-    assert all(answer == answers[0] for answer in answers) and answers[0]["predictions"][0]["bound"] == expected_box(PICTURE)
+    assert all(answer == answers[0] for answer in answers) and answers[0]["predictions"][0][
+        "bound"
+    ] == expected_box(PICTURE)
 
 
 def test_coco_and_drawn_pictures(pets):
     data = png(PICTURE)
     coco = post(pets, data, "/pets/predict", query_string={"format": "coco"}).json
     assert coco["images"] == [{"id": 1, "width": 64, "height": 48, "file_name": "image"}]
-    assert coco["categories"] == [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}] and len(coco["annotations"]) == 2
+    assert (
+        coco["categories"] == [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
+        and len(coco["annotations"]) == 2
+    )
     (xmin, ymin), _, (xmax, ymax), _ = expected_box(PICTURE)
-    assert coco["annotations"][0]["bbox"] == pytest.approx([xmin * 64, ymin * 48, (xmax - xmin) * 64, (ymax - ymin) * 48])
-    for accept, form in (("image/png", "PNG"), ("image/jpeg", "JPEG"), ("image/jpeg, */*;q=0.1", "JPEG")):
+    assert coco["annotations"][0]["bbox"] == pytest.approx(
+        [xmin * 64, ymin * 48, (xmax - xmin) * 64, (ymax - ymin) * 48]
+    )
+    for accept, form in (
+        ("image/png", "PNG"),
+        ("image/jpeg", "JPEG"),
+        ("image/jpeg, */*;q=0.1", "JPEG"),
+    ):
         response = post(pets, data, headers={"Accept": accept})
         assert response.headers["Content-Type"] == f"image/{form.lower()}"
         drawn = Image.open(io.BytesIO(response.data))
         assert drawn.format == form and drawn.size == (64, 48)
-    for accept in ("application/json", "*/*", "text/html,application/xhtml+xml,image/avif,*/*;q=0.8"):
-        assert post(pets, data, headers={"Accept": accept}).headers["Content-Type"] == "application/json"
+    for accept in (
+        "application/json",
+        "*/*",
+        "text/html,application/xhtml+xml,image/avif,*/*;q=0.8",
+    ):
+        assert (
+            post(pets, data, headers={"Accept": accept}).headers["Content-Type"]
+            == "application/json"
+        )
     response = post(pets, data, query_string={"format": "pdf"})
-    assert response.status_code == 400 and response.json["error"] == "format: expected json, coco, png or jpeg, got 'pdf'"
+    assert (
+        response.status_code == 400
+        and response.json["error"] == "format: expected json, coco, png or jpeg, got 'pdf'"
+    )
 
 
 def test_classes_are_the_label_map(pets):
@@ -136,20 +205,60 @@ def test_classes_are_the_label_map(pets):
     assert pets.get("/classes", headers=KEY).json == response.json
 
 
-@pytest.mark.parametrize("chain, text", [
-    ([{"name": "Nothing"}], "routines[0].name: there is no routine 'Nothing'; expected one of: ActiveLearning, "),
-    ([{"name": "FilterConfidense"}], "routines[0].name: there is no routine 'FilterConfidense'; did you mean 'FilterConfidence'?"),
-    ([{"name": "Grayscale"}, {"name": "FilterConfidence"}], "routines[1].arguments: missing key 'confidence': 0..1"),
-    ([{"name": "FilterConfidence", "arguments": {"confidence": 1.5}}], "routines[0].arguments.confidence: expected at most 1, got 1.5"),
-    ([{"name": "FilterConfidence", "arguments": {"confidence": "0.5"}}], "routines[0].arguments.confidence: expected number, got string '0.5'"),
-    ([{"name": "FilterConfidence", "arguments": {"confidence": True}}], "routines[0].arguments.confidence: expected number, got boolean True"),
-    ([{"name": "FilterConfidence", "arguments": {"confidence": .5, "iou": 1}}], "routines[0].arguments.iou: unknown key; expected one of: confidence"),
-    ([{"name": "Histogram", "arguments": {"bins": 2, "ranges": [1]}}], "routines[0].arguments: give 'bins' or 'ranges', not both"),
-    ([{"name": "FilterClass", "arguments": {"class_name": [1]}}], "routines[0].arguments.class_name[0]: expected string, got integer 1"),
-    ([{"name": "FilterClass", "arguments": [1]}], "routines[0].arguments: expected an object, got array"),
-    ("FilterClass", "routines: expected a list of routines, got string 'FilterClass'"), ([3], "routines[0]: expected an object"), ([{}], "routines[0]: expected an object"),
-    ([{"name": 1}], "routines[0].name: expected string, got integer 1"), ([{"name": "Grayscale", "arguments": []}], "routines[0].arguments: expected an object, got array"),
-    ([{"name": "Grayscale"}] * 65, "routines: expected at most 64 routines, got 65")])
+@pytest.mark.parametrize(
+    "chain, text",
+    [
+        (
+            [{"name": "Nothing"}],
+            "routines[0].name: there is no routine 'Nothing'; expected one of: ActiveLearning, ",
+        ),
+        (
+            [{"name": "FilterConfidense"}],
+            "routines[0].name: there is no routine 'FilterConfidense'; did you mean 'FilterConfidence'?",
+        ),
+        (
+            [{"name": "Grayscale"}, {"name": "FilterConfidence"}],
+            "routines[1].arguments: missing key 'confidence': 0..1",
+        ),
+        (
+            [{"name": "FilterConfidence", "arguments": {"confidence": 1.5}}],
+            "routines[0].arguments.confidence: expected at most 1, got 1.5",
+        ),
+        (
+            [{"name": "FilterConfidence", "arguments": {"confidence": "0.5"}}],
+            "routines[0].arguments.confidence: expected number, got string '0.5'",
+        ),
+        (
+            [{"name": "FilterConfidence", "arguments": {"confidence": True}}],
+            "routines[0].arguments.confidence: expected number, got boolean True",
+        ),
+        (
+            [{"name": "FilterConfidence", "arguments": {"confidence": 0.5, "iou": 1}}],
+            "routines[0].arguments.iou: unknown key; expected one of: confidence",
+        ),
+        (
+            [{"name": "Histogram", "arguments": {"bins": 2, "ranges": [1]}}],
+            "routines[0].arguments: give 'bins' or 'ranges', not both",
+        ),
+        (
+            [{"name": "FilterClass", "arguments": {"class_name": [1]}}],
+            "routines[0].arguments.class_name[0]: expected string, got integer 1",
+        ),
+        (
+            [{"name": "FilterClass", "arguments": [1]}],
+            "routines[0].arguments: expected an object, got array",
+        ),
+        ("FilterClass", "routines: expected a list of routines, got string 'FilterClass'"),
+        ([3], "routines[0]: expected an object"),
+        ([{}], "routines[0]: expected an object"),
+        ([{"name": 1}], "routines[0].name: expected string, got integer 1"),
+        (
+            [{"name": "Grayscale", "arguments": []}],
+            "routines[0].arguments: expected an object, got array",
+        ),
+        ([{"name": "Grayscale"}] * 65, "routines: expected at most 64 routines, got 65"),
+    ],
+)
 def test_wrong_routines_are_named(pets, chain, text):
     response = post(pets, {"image_type": "array", "data": [[1]], "routines": chain})
     assert_error(response, 400, text + "...")
@@ -158,22 +267,43 @@ def test_wrong_routines_are_named(pets, chain, text):
 
 def test_order_of_the_chain_matters(pets):
     """Histogram before the filter counts both, after it one."""
+
     def counted(*names):
-        chain = {"H": {"name": "Histogram"}, "F": {"name": "FilterConfidence", "arguments": {"confidence": 0.5}}}
-        answer = post(pets, {"image_type": "array", "data": [[[9, 9, 1]]], "routines": [chain[name] for name in names]}).json
+        chain = {
+            "H": {"name": "Histogram"},
+            "F": {"name": "FilterConfidence", "arguments": {"confidence": 0.5}},
+        }
+        answer = post(
+            pets,
+            {
+                "image_type": "array",
+                "data": [[[9, 9, 1]]],
+                "routines": [chain[name] for name in names],
+            },
+        ).json
         return len(answer["predictions"]), sum(answer["histogram"]["classes"].values())
+
     assert counted("H", "F") == (1, 2) and counted("F", "H") == (1, 1)
 
 
 def test_deployments_own_routines_run_first():
     rest = Rest(detector(routines=[{"name": "FilterConfidence", "confidence": 0.5}])[0])
-    answer = post(rest, {"image_type": "array", "data": [[[9, 9, 1]]], "routines": [{"name": "Histogram"}]}).json
+    answer = post(
+        rest, {"image_type": "array", "data": [[[9, 9, 1]]], "routines": [{"name": "Histogram"}]}
+    ).json
     assert sum(answer["histogram"]["classes"].values()) == 1
 
 
 def test_routines_before_the_model_change_what_it_is_shown():
     server, fake = detector(routines=[{"name": "Resize", "arguments": {"width": 32}}])
-    post(Rest(server), {"image_type": "array", "data": PICTURE.tolist(), "routines": [{"name": "Grayscale"}, {"name": "Crop", "xmax": 0.5}]})
+    post(
+        Rest(server),
+        {
+            "image_type": "array",
+            "data": PICTURE.tolist(),
+            "routines": [{"name": "Grayscale"}, {"name": "Crop", "xmax": 0.5}],
+        },
+    )
     assert fake.shown[-1].shape == (1, 24, 16, 3) and (np.ptp(fake.shown[-1], axis=3) == 0).all()
 
 
@@ -184,16 +314,30 @@ def test_the_vendors_real_call_is_reproduced():
     labels = {str(p["tag"]["id"]): p["tag"]["name"] for p in found}
     fake = FakeDetector()
     fake.answer = None
-    boxes = [[p["bound"][0][1], p["bound"][0][0], p["bound"][2][1], p["bound"][2][0]] for p in found]
-    outputs = {"detection_boxes": np.array([boxes], np.float32), "detection_classes": np.array([[p["tag"]["id"] for p in found]], np.float32),
-               "detection_scores": np.array([[p["confidence"] for p in found]], np.float32), "num_detections": np.array([len(found)], np.float32)}
+    boxes = [
+        [p["bound"][0][1], p["bound"][0][0], p["bound"][2][1], p["bound"][2][0]] for p in found
+    ]
+    outputs = {
+        "detection_boxes": np.array([boxes], np.float32),
+        "detection_classes": np.array([[p["tag"]["id"] for p in found]], np.float32),
+        "detection_scores": np.array([[p["confidence"] for p in found]], np.float32),
+        "num_detections": np.array([len(found)], np.float32),
+    }
     fake.run = lambda name, inputs: outputs
-    rest = Rest(fake_server({"d": fake}, auth=AUTH, deployments=[{"id": "cells", "model": "d", "label_map": labels}]))
+    rest = Rest(
+        fake_server(
+            {"d": fake}, auth=AUTH, deployments=[{"id": "cells", "model": "d", "label_map": labels}]
+        )
+    )
     picture = {"image_type": "base_64", "data": b64(png(PICTURE))}
     assert len(found) == 90 and post(rest, picture).json["predictions"] == found
     answer = post(rest, {**picture, "routines": call["request"]["routines"]}).json
-    published = next(value for value in call.values() if isinstance(value, dict) and "avgEntropy" in value)
-    assert answer.keys() == published.keys() and answer["avgEntropy"] == pytest.approx(published["avgEntropy"], abs=2e-6)
+    published = next(
+        value for value in call.values() if isinstance(value, dict) and "avgEntropy" in value
+    )
+    assert answer.keys() == published.keys() and answer["avgEntropy"] == pytest.approx(
+        published["avgEntropy"], abs=2e-6
+    )
     assert answer["avgPerClass"] == pytest.approx(published["avgPerClass"], abs=2e-6)
 
 
@@ -210,17 +354,37 @@ def test_unknown_deployment_and_no_deployment(pets):
     response = post(pets, png(PICTURE), "/cars/predict")
     assert_error(response, 404, "There is no deployment 'cars'; there are: pets")
     assert response.json["status"] == "NotFound"
-    assert_error(post(Rest(fake_server({}, auth=AUTH)), png(PICTURE)), 404, "There is no deployment: the config has none under 'deployments'")
+    assert_error(
+        post(Rest(fake_server({}, auth=AUTH)), png(PICTURE)),
+        404,
+        "There is no deployment: the config has none under 'deployments'",
+    )
     assert pets.get("/pets/predict", headers=KEY).status_code == 405
 
 
 def test_the_default_deployment_is_the_one_so_marked_or_the_first():
-    deployments = [{"id": "a", "model": "d", "label_map": ["a"]}, {"id": "b", "model": "d", "label_map": ["b"]}]
-    assert Rest(fake_server({"d": FakeDetector()}, auth=AUTH, deployments=deployments)).get("/classes", headers=KEY).json["1"]["name"] == "a"
+    deployments = [
+        {"id": "a", "model": "d", "label_map": ["a"]},
+        {"id": "b", "model": "d", "label_map": ["b"]},
+    ]
+    assert (
+        Rest(fake_server({"d": FakeDetector()}, auth=AUTH, deployments=deployments))
+        .get("/classes", headers=KEY)
+        .json["1"]["name"]
+        == "a"
+    )
     deployments[1]["default"] = True
-    assert Rest(fake_server({"d": FakeDetector()}, auth=AUTH, deployments=deployments)).get("/classes", headers=KEY).json["1"]["name"] == "b"
+    assert (
+        Rest(fake_server({"d": FakeDetector()}, auth=AUTH, deployments=deployments))
+        .get("/classes", headers=KEY)
+        .json["1"]["name"]
+        == "b"
+    )
     deployments[0]["default"] = True
-    with pytest.raises(serving.ConfigError, match=r"deployments\[1\].default: deployments\[0\] is the default already"):
+    with pytest.raises(
+        serving.ConfigError,
+        match=r"deployments\[1\].default: deployments\[0\] is the default already",
+    ):
         serving.load_config(config(deployments=deployments))
 
 
@@ -232,46 +396,119 @@ def test_a_deployment_of_a_missing_model_is_reported_everywhere(tmp_path, capsys
     server = serving.ModelServer(path)
     assert server.wait(10)
     rest = Rest(server)
-    assert_error(rest.get("/readyz"), 503, "Not ready: no version is available of deployment pets (no model is called 'gone')")
+    assert_error(
+        rest.get("/readyz"),
+        503,
+        "Not ready: no version is available of deployment pets (no model is called 'gone')",
+    )
     response = post(rest, png(PICTURE))
-    assert_error(response, 503, "Deployment 'pets' is not available: model 'gone': Servable not found for request: Latest(gone)")
+    assert_error(
+        response,
+        503,
+        "Deployment 'pets' is not available: model 'gone': Servable not found for request: Latest(gone)",
+    )
     assert response.headers["Retry-After"] and response.json["status"] == "InternalServerError"
 
 
 def test_a_model_that_cannot_be_loaded_says_so_at_predict(tmp_path):
     (tmp_path / "m" / "1").mkdir(parents=True)
-    server = serving.ModelServer(config({"name": "m", "base_path": str(tmp_path / "m")}, deployments=[{"id": "pets", "model": "m"}], auth=AUTH))
+    server = serving.ModelServer(
+        config(
+            {"name": "m", "base_path": str(tmp_path / "m")},
+            deployments=[{"id": "pets", "model": "m"}],
+            auth=AUTH,
+        )
+    )
     response = post(Rest(server), png(PICTURE))
-    assert_error(response, 503, "Deployment 'pets' is not available: model 'm': SavedModel file does not exist...")
+    assert_error(
+        response,
+        503,
+        "Deployment 'pets' is not available: model 'm': SavedModel file does not exist...",
+    )
 
 
 def test_a_model_that_takes_no_pictures_says_so():
-    rest = Rest(fake_server({"m": FakeServable()}, auth=AUTH, deployments=[{"id": "numbers", "model": "m"}]))
-    assert_error(post(rest, png(PICTURE)), 400, "Deployment 'numbers' takes no pictures: input 'x' is no picture: expected [1, H, W, 3]...")
+    rest = Rest(
+        fake_server({"m": FakeServable()}, auth=AUTH, deployments=[{"id": "numbers", "model": "m"}])
+    )
+    assert_error(
+        post(rest, png(PICTURE)),
+        400,
+        "Deployment 'numbers' takes no pictures: input 'x' is no picture: expected [1, H, W, 3]...",
+    )
 
 
-@pytest.mark.parametrize("pin, text", [
-    ({"version": 99}, "$.deployments[0].version: version 99 of shapes is not served; there are: [1]"),
-    ({"version_label": "x"}, "$.deployments[0].version_label: shapes has no label 'x'; there are: []")])
+@pytest.mark.parametrize(
+    "pin, text",
+    [
+        (
+            {"version": 99},
+            "$.deployments[0].version: version 99 of shapes is not served; there are: [1]",
+        ),
+        (
+            {"version_label": "x"},
+            "$.deployments[0].version_label: shapes has no label 'x'; there are: []",
+        ),
+    ],
+)
 def test_check_sees_a_pinned_version_that_is_not_there(tmp_path, capsys, pin, text):
     path = tmp_path / "config.json"
-    path.write_text(json.dumps(config({"name": "shapes", "base_path": str(ROOT / "models/shapes")}, deployments=[{"id": "x", "model": "shapes", **pin}])))
+    path.write_text(
+        json.dumps(
+            config(
+                {"name": "shapes", "base_path": str(ROOT / "models/shapes")},
+                deployments=[{"id": "x", "model": "shapes", **pin}],
+            )
+        )
+    )
     assert serving.main(["--check", "--config", str(path)]) == 2
     assert f"wrong: {text}\n" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("deployment, text", [
-    ({"label_map": str(ROOT / "models/shapes/samples/0.jpg")}, "$.deployments[0].label_map: expected a text file"),
-    ({"label_map": "none.pbtxt"}, "$.deployments[0].label_map: No such file or directory"),
-    ({"label_map": {"a": "b"}}, '$.deployments[0].label_map: expected {"1": "name"} or a list of names'),
-    ({"label_map": 3}, "$.deployments[0].label_map: expected string or object or array, got integer 3"),
-    ({"family": "yolo"}, "$.deployments[0].family: expected what the outputs are: detection_api, detector"),
-    ({"routines": [{"name": "X"}]}, "$.deployments[0].routines[0].name: there is no routine 'X'"),
-    ({"routines": [{"name": "FilterIOU", "iou": 3}]}, "$.deployments[0].routines[0].arguments.iou: expected at most 1, got 3"),
-    ({"active_learning": {"threshold": 2}}, "$.deployments[0].active_learning.threshold: expected at most 1, got 2"),
-    ({"active_learning": {"threshold": .5, "group": "../x"}}, "$.deployments[0].active_learning.group: expected the folder"),
-    ({"version": 1, "version_label": "a"}, "$.deployments[0]: give 'version' or 'version_label', not both"),
-    ({"id": "v1"}, "$.deployments[0].id: expected its name in URLs"), ({"lable_map": []}, "$.deployments[0].lable_map: unknown key; did you mean 'label_map'?")])
+@pytest.mark.parametrize(
+    "deployment, text",
+    [
+        (
+            {"label_map": str(ROOT / "models/shapes/samples/0.jpg")},
+            "$.deployments[0].label_map: expected a text file",
+        ),
+        ({"label_map": "none.pbtxt"}, "$.deployments[0].label_map: No such file or directory"),
+        (
+            {"label_map": {"a": "b"}},
+            '$.deployments[0].label_map: expected {"1": "name"} or a list of names',
+        ),
+        (
+            {"label_map": 3},
+            "$.deployments[0].label_map: expected string or object or array, got integer 3",
+        ),
+        (
+            {"family": "yolo"},
+            "$.deployments[0].family: expected what the outputs are: detection_api, detector",
+        ),
+        (
+            {"routines": [{"name": "X"}]},
+            "$.deployments[0].routines[0].name: there is no routine 'X'",
+        ),
+        (
+            {"routines": [{"name": "FilterIOU", "iou": 3}]},
+            "$.deployments[0].routines[0].arguments.iou: expected at most 1, got 3",
+        ),
+        (
+            {"active_learning": {"threshold": 2}},
+            "$.deployments[0].active_learning.threshold: expected at most 1, got 2",
+        ),
+        (
+            {"active_learning": {"threshold": 0.5, "group": "../x"}},
+            "$.deployments[0].active_learning.group: expected the folder",
+        ),
+        (
+            {"version": 1, "version_label": "a"},
+            "$.deployments[0]: give 'version' or 'version_label', not both",
+        ),
+        ({"id": "v1"}, "$.deployments[0].id: expected its name in URLs"),
+        ({"lable_map": []}, "$.deployments[0].lable_map: unknown key; did you mean 'label_map'?"),
+    ],
+)
 def test_wrong_deployments_in_the_config(deployment, text):
     with pytest.raises(serving.ConfigError) as raised:
         serving.ModelServer(config(deployments=[{"id": "pets", "model": "d", **deployment}]))
@@ -282,16 +519,26 @@ def test_routine_modules_of_ones_own(tmp_path):
     (tmp_path / "mine.py").write_text(
         "from __future__ import annotations\nfrom routines import argument, keep, routine\n\n\n@routine()\nclass KeepRight:\n"
         "    limit: float = argument(0.5, '0..1', minimum=0, maximum=1)\n\n    def __call__(self, tensors):\n"
-        "        return keep(tensors, tensors['boxes'][:, 1] >= self.limit)\n")
-    (tmp_path / "config.json").write_text(json.dumps(config(deployments=[], routine_modules=["mine.py"])))
+        "        return keep(tensors, tensors['boxes'][:, 1] >= self.limit)\n"
+    )
+    (tmp_path / "config.json").write_text(
+        json.dumps(config(deployments=[], routine_modules=["mine.py"]))
+    )
     serving.ModelServer(tmp_path / "config.json")
     rest = Rest(detector()[0])
-    body = {"image_type": "array", "data": [[[200, 9, 1]]], "routines": [{"name": "KeepRight", "limit": 0.7}]}
+    body = {
+        "image_type": "array",
+        "data": [[[200, 9, 1]]],
+        "routines": [{"name": "KeepRight", "limit": 0.7}],
+    }
     assert len(post(rest, body).json["predictions"]) == 1
     body["routines"] = [{"name": "KeepRight", "limit": 7}]
     assert_error(post(rest, body), 400, "routines[0].arguments.limit: expected at most 1, got 7")
     (tmp_path / "broken.py").write_text("import nothing_of_that_name")
-    with pytest.raises(serving.ConfigError, match=r"\$.routine_modules\[0\]: ModuleNotFoundError: No module named 'nothing_of_that_name'"):
+    with pytest.raises(
+        serving.ConfigError,
+        match=r"\$.routine_modules\[0\]: ModuleNotFoundError: No module named 'nothing_of_that_name'",
+    ):
         serving.ModelServer(config(routine_modules=[str(tmp_path / "broken.py")]))
 
 
@@ -300,9 +547,19 @@ def test_a_routine_that_fails_is_a_500_with_a_request_id(caplog):
     class Fails:
         def __call__(self, tensors):
             raise RuntimeError("secret")
-    response = post(Rest(detector()[0]), {"image_type": "array", "data": [[1]], "routines": [{"name": "Fails"}]})
-    assert response.status_code == 500 and "secret" not in response.json["error"] and response.json["request_id"] in response.json["error"]
-    assert f"{response.json['request_id']}: POST /predict failed" in caplog.text and "secret" in caplog.text
+
+    response = post(
+        Rest(detector()[0]), {"image_type": "array", "data": [[1]], "routines": [{"name": "Fails"}]}
+    )
+    assert (
+        response.status_code == 500
+        and "secret" not in response.json["error"]
+        and response.json["request_id"] in response.json["error"]
+    )
+    assert (
+        f"{response.json['request_id']}: POST /predict failed" in caplog.text
+        and "secret" in caplog.text
+    )
     del routines.ROUTINES["Fails"]
 
 
@@ -311,16 +568,46 @@ def test_a_routine_that_fails_is_a_500_with_a_request_id(caplog):
 MASK = np.zeros((1, 1, 8, 8), np.float32)
 MASK[..., 2:6, 2:6] = 1
 BOX = [0.25, 0.125, 0.75, 0.625]  # ymin, xmin, ymax, xmax
-BOUND = [[.125, .25], [.125, .75], [.625, .75], [.625, .25]]
+BOUND = [[0.125, 0.25], [0.125, 0.75], [0.625, 0.75], [0.625, 0.25]]
 PLANES = np.zeros((1, 8, 8, 3), np.float32)
 PLANES[..., 0], PLANES[0, 2:6, 1:5, 0], PLANES[0, 2:6, 1:5, 2] = 1, 0, 1
 FAMILIES = {  # outputs, best prediction's bound, class, confidence, and whether it has a contour
-    "detection_api": ({"detection_boxes": [[BOX]], "detection_scores": [[.75]], "detection_classes": [[2.]], "num_detections": [1.],
-                       "detection_masks": MASK}, BOUND, 2, .75, True),
-    "detector": ({"output_0": [[[*BOX, .75, 2, 1], [*BOX, .5, 2, 1], [*BOX, .875, 1, 0]]]}, BOUND, 2, .75, False),
-    "mask_rcnn": ({"output_1": [[.75]], "output_2": [[1.]], "output_3": [[BOX]], "output_4": MASK}, BOUND, 2, .75, True),
-    "segmentation": ({"planes": PLANES}, [[.125, .25], [.125, .75], [.625, .75], [.625, .25]], 2, 1.0, True),
-    "classifier": ({"probabilities": [[.25, .75]]}, None, 2, .75, False)}
+    "detection_api": (
+        {
+            "detection_boxes": [[BOX]],
+            "detection_scores": [[0.75]],
+            "detection_classes": [[2.0]],
+            "num_detections": [1.0],
+            "detection_masks": MASK,
+        },
+        BOUND,
+        2,
+        0.75,
+        True,
+    ),
+    "detector": (
+        {"output_0": [[[*BOX, 0.75, 2, 1], [*BOX, 0.5, 2, 1], [*BOX, 0.875, 1, 0]]]},
+        BOUND,
+        2,
+        0.75,
+        False,
+    ),
+    "mask_rcnn": (
+        {"output_1": [[0.75]], "output_2": [[1.0]], "output_3": [[BOX]], "output_4": MASK},
+        BOUND,
+        2,
+        0.75,
+        True,
+    ),
+    "segmentation": (
+        {"planes": PLANES},
+        [[0.125, 0.25], [0.125, 0.75], [0.625, 0.75], [0.625, 0.25]],
+        2,
+        1.0,
+        True,
+    ),
+    "classifier": ({"probabilities": [[0.25, 0.75]]}, None, 2, 0.75, False),
+}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -331,19 +618,34 @@ def test_families_of_outputs_from_saved_models(tf, tmp_path, family, dtype):
 
     @tf.function(input_signature=[tf.TensorSpec(shape, getattr(tf, dtype), name="image")])
     def see(image):
-        nothing = tf.cast(tf.size(tf.strings.length(image) if dtype == "string" else image) * 0, tf.float32)
-        return {name: tf.constant(np.array(value, np.float32)) + nothing for name, value in outputs.items()}
+        nothing = tf.cast(
+            tf.size(tf.strings.length(image) if dtype == "string" else image) * 0, tf.float32
+        )
+        return {
+            name: tf.constant(np.array(value, np.float32)) + nothing
+            for name, value in outputs.items()
+        }
+
     module = tf.Module()
     module.see = see
     tf.saved_model.save(module, str(tmp_path / "1"), signatures=see)
-    server = serving.ModelServer(config({"name": "m", "base_path": str(tmp_path)}, auth=AUTH,
-                                        deployments=[{"id": "x", "model": "m", "label_map": LABELS}]))
+    server = serving.ModelServer(
+        config(
+            {"name": "m", "base_path": str(tmp_path)},
+            auth=AUTH,
+            deployments=[{"id": "x", "model": "m", "label_map": LABELS}],
+        )
+    )
     answer = post(Rest(server), png(PICTURE)).json["predictions"]
     server.stop()
     assert len(answer) == (2 if family == "classifier" else 1)
     best = answer[0]
     assert best["tag"] == {"id": number, "name": "dog"} and best["confidence"] == confidence
-    assert best["bound"] == (pytest.approx(bound) if bound is None else [pytest.approx(point, abs=1e-6) for point in bound])
+    assert best["bound"] == (
+        pytest.approx(bound)
+        if bound is None
+        else [pytest.approx(point, abs=1e-6) for point in bound]
+    )
     assert best["boundType"] == ("masks" if has_contour else "rectangle" if bound else None)
     if family in ("detection_api", "mask_rcnn"):
         assert_redrawn(best["contour"], MASK[0, 0], BOX)
@@ -354,11 +656,25 @@ def assert_redrawn(contour, mask, box, width=64, height=48):
     ymin, xmin, ymax, xmax = box
     fine = 16  # drawn on a finer grid, so that the grid itself costs nothing
     truth = np.zeros((height * fine, width * fine), np.uint8)
-    rows, columns = slice(int(ymin * height * fine), int(ymax * height * fine)), slice(int(xmin * width * fine), int(xmax * width * fine))
-    placed = cv2.resize(mask, (columns.stop - columns.start, rows.stop - rows.start), interpolation=cv2.INTER_LINEAR) >= 0.5
+    rows, columns = (
+        slice(int(ymin * height * fine), int(ymax * height * fine)),
+        slice(int(xmin * width * fine), int(xmax * width * fine)),
+    )
+    placed = (
+        cv2.resize(
+            mask,
+            (columns.stop - columns.start, rows.stop - rows.start),
+            interpolation=cv2.INTER_LINEAR,
+        )
+        >= 0.5
+    )
     truth[rows, columns] = placed
     drawn = np.zeros_like(truth)
-    cv2.fillPoly(drawn, [np.rint(np.array(contour) * [width * fine, height * fine] - 0.5).astype(np.int32)], 1)
+    cv2.fillPoly(
+        drawn,
+        [np.rint(np.array(contour) * [width * fine, height * fine] - 0.5).astype(np.int32)],
+        1,
+    )
     assert (truth & drawn).sum() / (truth | drawn).sum() >= 0.95
 
 
@@ -374,19 +690,36 @@ def test_samples_of_the_demo_have_masks_that_fit_their_polygons(demo, sample):
     assert len(answer) == (scores >= np.float32(0.3)).sum() > 0
     for annotation, index in zip(answer, np.argsort(-scores, kind="stable")):
         assert annotation["confidence"] == float(scores[index])
-        assert_redrawn(annotation["contour"], np.asarray(raw["detection_masks"][index], np.float32), np.clip(raw["detection_boxes"][index], 0, 1), width, height)
+        assert_redrawn(
+            annotation["contour"],
+            np.asarray(raw["detection_masks"][index], np.float32),
+            np.clip(raw["detection_boxes"][index], 0, 1),
+            width,
+            height,
+        )
 
 
 def test_no_detections_everywhere(how):
     server, fake = detector()
-    fake.run = lambda name, inputs: {"detection_boxes": np.zeros((1, 0, 4), np.float32), "detection_classes": np.zeros((1, 0), np.float32),
-                                     "detection_scores": np.zeros((1, 0), np.float32), "num_detections": np.zeros(1, np.float32)}
+    fake.run = lambda name, inputs: {
+        "detection_boxes": np.zeros((1, 0, 4), np.float32),
+        "detection_classes": np.zeros((1, 0), np.float32),
+        "detection_scores": np.zeros((1, 0), np.float32),
+        "num_detections": np.zeros(1, np.float32),
+    }
     rest, body = Rest(server, how), {"image_type": "array", "data": [[1]]}
     names = [name for name, kind in routines.ROUTINES.items() if kind.__module__ == "routines"]
-    arguments = {"FilterConfidence": {"confidence": 0}, "FilterIOU": {"iou": 0}, "FilterClass": {"class_name": "cat"},
-                 "ExcludeClass": {"class_name": "cat"}, "Resize": {"width": 3}}
+    arguments = {
+        "FilterConfidence": {"confidence": 0},
+        "FilterIOU": {"iou": 0},
+        "FilterClass": {"class_name": "cat"},
+        "ExcludeClass": {"class_name": "cat"},
+        "Resize": {"width": 3},
+    }
     for name in names:
-        answer = post(rest, {**body, "routines": [{"name": name, "arguments": arguments.get(name, {})}]}).json
+        answer = post(
+            rest, {**body, "routines": [{"name": name, "arguments": arguments.get(name, {})}]}
+        ).json
         assert answer.get("predictions", []) == [] and answer.get("avgEntropy", 0) == 0, name
     assert post(rest, body, query_string={"format": "coco"}).json["annotations"] == []
     assert post(rest, body, headers={"Accept": "image/png"}).headers["Content-Type"] == "image/png"
@@ -408,7 +741,13 @@ class Pictures(http.server.BaseHTTPRequestHandler):
                 for _ in range(100):
                     self.wfile.write(b".")
                     time.sleep(0.1)
-            self.wfile.write(png(PICTURE) if self.path == "/good" else b"x" * (60 << 20) if self.path == "/large" else b"")
+            self.wfile.write(
+                png(PICTURE)
+                if self.path == "/good"
+                else b"x" * (60 << 20)
+                if self.path == "/large"
+                else b""
+            )
 
     def log_message(self, *_):
         pass
@@ -423,42 +762,103 @@ def pictures():
 
 
 def fetching(**images):
-    return Rest(fake_server({"d": FakeDetector()}, auth=AUTH, deployments=[{"id": "pets", "model": "d"}],
-                            server={"file_system_poll_wait_seconds": 0, "images": images}))
+    return Rest(
+        fake_server(
+            {"d": FakeDetector()},
+            auth=AUTH,
+            deployments=[{"id": "pets", "model": "d"}],
+            server={"file_system_poll_wait_seconds": 0, "images": images},
+        )
+    )
 
 
-@pytest.mark.parametrize("url", [
-    "http://127.0.0.1:{}/good", "http://[::1]:{}/good", "http://[::ffff:127.0.0.1]:{}/good", "http://169.254.169.254/latest/meta-data", "http://2130706433:{}/good",
-    "http://0x7f000001:{}/good", "http://0177.0.0.1:{}/good", "http://127.1:{}/good", "http://0:{}/good", "http://localhost:{}/good", "http://localhost.:{}/good",
-    "http://10.0.0.1/", "http://[fd00::1]/", "http://[64:ff9b::7f00:1]/", "http://[2002:7f00:1::]/", "http://127.0.0.1:{}/to?http://127.0.0.1:{}/good"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://127.0.0.1:{}/good",
+        "http://[::1]:{}/good",
+        "http://[::ffff:127.0.0.1]:{}/good",
+        "http://169.254.169.254/latest/meta-data",
+        "http://2130706433:{}/good",
+        "http://0x7f000001:{}/good",
+        "http://0177.0.0.1:{}/good",
+        "http://127.1:{}/good",
+        "http://0:{}/good",
+        "http://localhost:{}/good",
+        "http://localhost.:{}/good",
+        "http://10.0.0.1/",
+        "http://[fd00::1]/",
+        "http://[64:ff9b::7f00:1]/",
+        "http://[2002:7f00:1::]/",
+        "http://127.0.0.1:{}/to?http://127.0.0.1:{}/good",
+    ],
+)
 def test_urls_inside_are_refused(pictures, url):
     response = post(fetching(), {"image_type": "url", "data": url.replace("{}", str(pictures))})
     assert response.status_code == 400
-    assert "is not a public address" in response.json["error"] or "is not known" in response.json["error"], response.json
+    assert (
+        "is not a public address" in response.json["error"]
+        or "is not known" in response.json["error"]
+    ), response.json
 
 
-@pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://a/b", "gopher://a", "//a/b", "http://", "", "http://a b/", "data:image/png;base64,xx"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "file:///etc/passwd",
+        "ftp://a/b",
+        "gopher://a",
+        "//a/b",
+        "http://",
+        "",
+        "http://a b/",
+        "data:image/png;base64,xx",
+    ],
+)
 def test_urls_that_are_no_http_are_refused(url):
-    assert_error(post(fetching(), {"image_type": "url", "data": url}), 400, "url: expected http://... or https://...")
+    assert_error(
+        post(fetching(), {"image_type": "url", "data": url}),
+        400,
+        "url: expected http://... or https://...",
+    )
 
 
 def test_url_with_a_line_break_injects_nothing(pictures):
     rest = fetching(allowed_hosts=["127.0.0.1"])
-    for url in (f"http://127.0.0.1:{pictures}/good\r\nHost: b", f"http://127.0.0.1:{pictures}\r\nX: y/good"):
+    for url in (
+        f"http://127.0.0.1:{pictures}/good\r\nHost: b",
+        f"http://127.0.0.1:{pictures}\r\nX: y/good",
+    ):
         response = post(rest, {"image_type": "url", "data": url})
-        assert response.status_code == 400 and response.json["error"].startswith("url"), response.json
+        assert response.status_code == 400 and response.json["error"].startswith("url"), (
+            response.json
+        )
 
 
 def test_allowed_host_is_fetched_but_not_what_it_redirects_to(pictures):
     rest = fetching(allowed_hosts=["127.0.0.1"], download_seconds=2)
     good = post(rest, {"image_type": "url", "data": f"http://127.0.0.1:{pictures}/good"})
     assert good.json["predictions"][0]["bound"] == expected_box(PICTURE)
-    away = post(rest, {"image_type": "url", "data": f"http://127.0.0.1:{pictures}/to?http://localhost:{pictures}/good"})
+    away = post(
+        rest,
+        {
+            "image_type": "url",
+            "data": f"http://127.0.0.1:{pictures}/to?http://localhost:{pictures}/good",
+        },
+    )
     assert_error(away, 400, "url: host 'localhost' is not a public address")
     start = time.monotonic()
-    assert_error(post(rest, {"image_type": "url", "data": f"http://127.0.0.1:{pictures}/slow"}), 400, "url cannot be read: took longer than 2 s")
+    assert_error(
+        post(rest, {"image_type": "url", "data": f"http://127.0.0.1:{pictures}/slow"}),
+        400,
+        "url cannot be read: took longer than 2 s",
+    )
     assert time.monotonic() - start < 5
-    assert_error(post(rest, {"image_type": "url", "data": f"http://127.0.0.1:{pictures}/large"}), 413, "url answers more than the limit of 52428800 bytes")
+    assert_error(
+        post(rest, {"image_type": "url", "data": f"http://127.0.0.1:{pictures}/large"}),
+        413,
+        "url answers more than the limit of 52428800 bytes",
+    )
 
 
 def test_a_name_that_rebinds_is_connected_to_the_address_that_was_checked(pictures, monkeypatch):
@@ -473,82 +873,171 @@ def test_a_name_that_rebinds_is_connected_to_the_address_that_was_checked(pictur
     def refuse(address, timeout):
         connected.append(address[0])
         raise ConnectionRefusedError("refused")
+
     monkeypatch.setattr(socket, "create_connection", refuse)
     with pytest.raises(routines.ImageError, match="url cannot be read"):
-        routines.fetch_image(f"http://rebinds.example:{pictures}/good", routines.ImageLimits(), resolve=rebind)
+        routines.fetch_image(
+            f"http://rebinds.example:{pictures}/good", routines.ImageLimits(), resolve=rebind
+        )
     assert connected == ["93.184.216.34"] and len(asked) == 1
 
 
 def png_header(side):
     chunk = b"IHDR" + struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk)) + b"\0\0\0\0IDAT\x35\xaf\x06\x1e\0\0\0\0IEND\xaeB`\x82"
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + struct.pack(">I", 13)
+        + chunk
+        + struct.pack(">I", zlib.crc32(chunk))
+        + b"\0\0\0\0IDAT\x35\xaf\x06\x1e\0\0\0\0IEND\xaeB`\x82"
+    )
 
 
 @functools.cache
 def real_bomb(side):
     """A whole PNG of side x side pixels of zeros."""
     pack = zlib.compressobj(9)
-    rows = b"".join(pack.compress(b"\0" * (side * 3 + 1) * 100) for _ in range(side // 100)) + pack.flush()
-    return png_header(side)[:33] + struct.pack(">I", len(rows)) + b"IDAT" + rows + struct.pack(">I", zlib.crc32(b"IDAT" + rows)) + b"\0\0\0\0IEND\xaeB`\x82"
+    rows = (
+        b"".join(pack.compress(b"\0" * (side * 3 + 1) * 100) for _ in range(side // 100))
+        + pack.flush()
+    )
+    return (
+        png_header(side)[:33]
+        + struct.pack(">I", len(rows))
+        + b"IDAT"
+        + rows
+        + struct.pack(">I", zlib.crc32(b"IDAT" + rows))
+        + b"\0\0\0\0IEND\xaeB`\x82"
+    )
 
 
 def test_bombs_are_refused_in_bounded_time_and_memory(pets):
-    bomb, before, start = real_bomb(20_000), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+    bomb, before, start = (
+        real_bomb(20_000),
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+        time.monotonic(),
+    )
     assert_error(post(pets, bomb), 413, "image has more pixels than the limit of 50000000")
-    assert_error(post(pets, {"image_type": "base64", "data": b64(bomb)}), 413, "image has more pixels than the limit of 50000000")
-    assert time.monotonic() - start < 2 and resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10  # KiB
+    assert_error(
+        post(pets, {"image_type": "base64", "data": b64(bomb)}),
+        413,
+        "image has more pixels than the limit of 50000000",
+    )
+    assert (
+        time.monotonic() - start < 2
+        and resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10
+    )  # KiB
 
 
 def test_large_and_broken_bodies(pets):
     large = b'{"image_type": "base64", "data": "' + b"A" * (200 << 20) + b'"}'
-    assert_error(post(pets, large), 413, "Request body of 209715236 bytes is over the limit of 209715200")
-    assert_error(post(pets, b'{"image_type": "base64", "data": "' + b"A" * (80 << 20) + b'"}'), 413, "image of 83886080 base64 characters is over the limit...")
+    assert_error(
+        post(pets, large), 413, "Request body of 209715236 bytes is over the limit of 209715200"
+    )
+    assert_error(
+        post(pets, b'{"image_type": "base64", "data": "' + b"A" * (80 << 20) + b'"}'),
+        413,
+        "image of 83886080 base64 characters is over the limit...",
+    )
     data = io.BytesIO()
     Image.fromarray(PICTURE).save(data, "JPEG")
     assert_error(post(pets, data.getvalue()[:500]), 400, "image is damaged: ...")
-    for body, text in ((b"", "JSON Parse error: The document is empty"), (b"{", "JSON Parse error: Missing a name for object member..."),
-                       (b"[]", "expected a JSON object with 'image_type' and 'data'"), ({"image_type": "file"}, "image_type: expected one of url, base64, array..."),
-                       ({"image_type": "base64", "data": "%%%"}, "data is not base64: ..."), (b"\x93NUMPY\1", "body is not a .npy array: ..."),
-                       (b"%PDF-1.7", "not an image of a known format; expected one of JPEG, PNG, ..."), (b"<svg/>", "not an image of a known format..."),
-                       (b"P6 1 1 255 xxx", "not an image of a known format...")):
+    for body, text in (
+        (b"", "JSON Parse error: The document is empty"),
+        (b"{", "JSON Parse error: Missing a name for object member..."),
+        (b"[]", "expected a JSON object with 'image_type' and 'data'"),
+        ({"image_type": "file"}, "image_type: expected one of url, base64, array..."),
+        ({"image_type": "base64", "data": "%%%"}, "data is not base64: ..."),
+        (b"\x93NUMPY\1", "body is not a .npy array: ..."),
+        (b"%PDF-1.7", "not an image of a known format; expected one of JPEG, PNG, ..."),
+        (b"<svg/>", "not an image of a known format..."),
+        (b"P6 1 1 255 xxx", "not an image of a known format..."),
+    ):
         assert_error(post(pets, body), 400, text)
-    header = b"\x93NUMPY\x01\x00" + (40).to_bytes(2, "little") + b"{'descr': f(1), 'shape': (1,)}".ljust(39) + b"\n"
+    header = (
+        b"\x93NUMPY\x01\x00"
+        + (40).to_bytes(2, "little")
+        + b"{'descr': f(1), 'shape': (1,)}".ljust(39)
+        + b"\n"
+    )
     assert " at 0x" not in post(pets, header).json["error"]
-    assert_error(post(pets, png(PICTURE), query_string={"routines": "["}), 400, "routines in the URL: JSON Parse error: ...")
-    response = pets.client.post(pets.prefix + "/predict", data={"picture": (io.BytesIO(b"x"), "a.png")}, headers=KEY)
-    assert_error(response, 400, "multipart: expected the picture as field 'image' or 'file', got: picture")
-    response = pets.client.post(pets.prefix + "/predict", data={f"f{n}": "x" for n in range(1001)} | {"image": (io.BytesIO(b"x"), "a")}, headers=KEY)
+    assert_error(
+        post(pets, png(PICTURE), query_string={"routines": "["}),
+        400,
+        "routines in the URL: JSON Parse error: ...",
+    )
+    response = pets.client.post(
+        pets.prefix + "/predict", data={"picture": (io.BytesIO(b"x"), "a.png")}, headers=KEY
+    )
+    assert_error(
+        response, 400, "multipart: expected the picture as field 'image' or 'file', got: picture"
+    )
+    response = pets.client.post(
+        pets.prefix + "/predict",
+        data={f"f{n}": "x" for n in range(1001)} | {"image": (io.BytesIO(b"x"), "a")},
+        headers=KEY,
+    )
     assert response.status_code == 413
 
 
 # --- pictures on :predict -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("shape, dtype", [((None, 24, 32, 3), "DT_FLOAT"), ((None, 24, 32, 3), "DT_UINT8"), ((None, None, None, 3), "DT_UINT8"), ((None, 24, 32, 1), "DT_FLOAT")])
+@pytest.mark.parametrize(
+    "shape, dtype",
+    [
+        ((None, 24, 32, 3), "DT_FLOAT"),
+        ((None, 24, 32, 3), "DT_UINT8"),
+        ((None, None, None, 3), "DT_UINT8"),
+        ((None, 24, 32, 1), "DT_FLOAT"),
+    ],
+)
 def test_picture_bytes_on_predict_of_a_model_of_pixels(shape, dtype):
     """Bytes, `b64` and the pixels as nested numbers are one request."""
     from conftest import signature, spec
+
     shown = []
 
     def answer(name, inputs):
         shown.append(inputs["image"])
         return {"y": inputs["image"].astype(np.float64).sum((1, 2, 3))}
-    servable = serving.Servable({"serving_default": signature([spec("image", dtype, shape)], [spec("y", "DT_DOUBLE")])}, answer)
+
+    servable = serving.Servable(
+        {"serving_default": signature([spec("image", dtype, shape)], [spec("y", "DT_DOUBLE")])},
+        answer,
+    )
     rest, data = Rest(fake_server({"m": servable})), png(PICTURE)
     pixels = cv2.resize(PICTURE, (32, 24), interpolation=cv2.INTER_AREA) if shape[1] else PICTURE
     pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)[..., np.newaxis] if shape[3] == 1 else pixels
-    bodies = [{"instances": [pixels.tolist()]}, data, {"instances": [{"b64": b64(data)}]}, {"instances": [{"image": {"b64": b64(data)}}]},
-              {"inputs": {"image": {"b64": b64(data)}}}, {"inputs": [{"b64": b64(data)}]}, {"inputs": {"b64": b64(data)}}]
+    bodies = [
+        {"instances": [pixels.tolist()]},
+        data,
+        {"instances": [{"b64": b64(data)}]},
+        {"instances": [{"image": {"b64": b64(data)}}]},
+        {"inputs": {"image": {"b64": b64(data)}}},
+        {"inputs": [{"b64": b64(data)}]},
+        {"inputs": {"b64": b64(data)}},
+    ]
     answers = [rest.post("/v1/models/m:predict", body) for body in bodies]
     assert {str(next(iter(a.json.values()))) for a in answers} == {str([float(pixels.sum())])}
-    assert len(shown) == len(bodies) and all((image == shown[0]).all() and image.dtype == shown[0].dtype for image in shown)
+    assert len(shown) == len(bodies) and all(
+        (image == shown[0]).all() and image.dtype == shown[0].dtype for image in shown
+    )
     two = rest.post("/v1/models/m:predict", {"instances": [{"b64": b64(data)}] * 2}).json
     assert two == {"predictions": [float(pixels.sum())] * 2}
-    assert_error(rest.post("/v1/models/m:predict", {"instances": [{"b64": "xx"}]}), 400, "not an image of a known format...")
+    assert_error(
+        rest.post("/v1/models/m:predict", {"instances": [{"b64": "xx"}]}),
+        400,
+        "not an image of a known format...",
+    )
 
 
 def test_picture_bytes_on_predict_of_other_models(rest):
-    assert_error(rest.post("/v1/models/half_plus_two:predict", png(PICTURE)), 400, "input 'x' takes no pictures: expected [-1, H, W, 3]...")
+    assert_error(
+        rest.post("/v1/models/half_plus_two:predict", png(PICTURE)),
+        400,
+        "input 'x' takes no pictures: expected [-1, H, W, 3]...",
+    )
     answer = rest.post("/v1/models/half_plus_two:predict", {"instances": [{"b64": "AAAA"}]})
     assert answer.status_code == 400 and "takes no pictures" in answer.json["error"]
 
@@ -559,30 +1048,51 @@ def test_picture_bytes_on_predict_of_other_models(rest):
 def test_fifty_clients_and_five_thousand_pictures_each_get_their_own_answer():
     server, _ = detector()
     with listening(server) as address:
+
         def ask(number):
-            client, wrong = http.client.HTTPConnection(address.removeprefix("http://"), timeout=60), []  # lighter than requests
+            client, wrong = (
+                http.client.HTTPConnection(address.removeprefix("http://"), timeout=60),
+                [],
+            )  # lighter than requests
             for n in range(number, 5000, 50):
                 image = np.full((4, 4, 3), (n % 256, n // 256, n % 7), np.uint8)
-                body = png(image) if n % 2 else json.dumps({"image_type": "base64", "data": b64(png(image))})
+                body = (
+                    png(image)
+                    if n % 2
+                    else json.dumps({"image_type": "base64", "data": b64(png(image))})
+                )
                 client.request("POST", "/pets/predict", body, KEY)
                 response = client.getresponse()
                 answer = response.read()
-                if response.status != 200 or json.loads(answer)["predictions"][0]["bound"] != expected_box(image):
+                if response.status != 200 or json.loads(answer)["predictions"][0][
+                    "bound"
+                ] != expected_box(image):
                     wrong.append((n, answer))
             return wrong
+
         with ThreadPoolExecutor(50) as pool:
             assert sum(pool.map(ask, range(50)), []) == []
 
 
 def test_serving_alone_serves_the_rest_surface_and_says_what_else_needs(tmp_path):
     (tmp_path / "serving.py").write_bytes((ROOT / "serving.py").read_bytes())
-    (tmp_path / "config.json").write_text(json.dumps(config({"name": "half", "base_path": str(ROOT / "models/half_plus_two")})))
-    code = ("import sys\nsys.modules['serving_rooms'] = sys.modules['routines'] = None\nimport serving, json\nfrom werkzeug.test import Client\nclient = Client(serving.create_app('config.json'))\n"
-            "print(json.dumps([client.post('/v1/models/half:predict', data=body).json for body in ('{\"instances\": [1.0]}', '{')]))\n"
-            "print(json.dumps([[client.post(path).status_code, client.post(path).json['error']] for path in ('/predict',)]))\n"
-            "try:\n    serving.load_config({'model_config_list': [], 'auth': {'protect': 'all'}})\nexcept serving.ConfigError as error:\n    print(error)\n")
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    (tmp_path / "config.json").write_text(
+        json.dumps(config({"name": "half", "base_path": str(ROOT / "models/half_plus_two")}))
+    )
+    code = (
+        "import sys\nsys.modules['serving_rooms'] = sys.modules['routines'] = None\nimport serving, json\nfrom werkzeug.test import Client\nclient = Client(serving.create_app('config.json'))\n"
+        "print(json.dumps([client.post('/v1/models/half:predict', data=body).json for body in ('{\"instances\": [1.0]}', '{')]))\n"
+        "print(json.dumps([[client.post(path).status_code, client.post(path).json['error']] for path in ('/predict',)]))\n"
+        "try:\n    serving.load_config({'model_config_list': [], 'auth': {'protect': 'all'}})\nexcept serving.ConfigError as error:\n    print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
+    )
     answers, pictures, refused = done.stdout.strip().split("\n")
-    assert json.loads(answers)[0] == {"predictions": [2.5]} and json.loads(answers)[1]["error"].startswith("JSON Parse error: ")
+    assert json.loads(answers)[0] == {"predictions": [2.5]} and json.loads(answers)[1][
+        "error"
+    ].startswith("JSON Parse error: ")
     assert json.loads(pictures) == [[404, "This needs serving_rooms/keys.py beside serving.py"]]
-    assert refused.startswith("$.auth: unknown key")  # which may be a key that stands in the wrong place
+    assert refused.startswith(
+        "$.auth: unknown key"
+    )  # which may be a key that stands in the wrong place

@@ -36,15 +36,38 @@ class Redis:
 
     def start(self):
         self.process = subprocess.Popen(
-            ["redis-server", "--port", str(self.port), "--bind", "127.0.0.1", "--unixsocket", str(self.socket), "--requirepass", PASSWORD,
-             "--save", "", "--appendonly", "yes", "--appendfsync", "always", "--dir", str(self.folder), *self.options], stdout=subprocess.DEVNULL)
+            [
+                "redis-server",
+                "--port",
+                str(self.port),
+                "--bind",
+                "127.0.0.1",
+                "--unixsocket",
+                str(self.socket),
+                "--requirepass",
+                PASSWORD,
+                "--save",
+                "",
+                "--appendonly",
+                "yes",
+                "--appendfsync",
+                "always",
+                "--dir",
+                str(self.folder),
+                *self.options,
+            ],
+            stdout=subprocess.DEVNULL,
+        )
         deadline = time.monotonic() + 20
         while not self.answers():
-            assert time.monotonic() < deadline and self.process.poll() is None, "redis-server does not start"
+            assert time.monotonic() < deadline and self.process.poll() is None, (
+                "redis-server does not start"
+            )
             time.sleep(0.02)
 
     def answers(self):
         import redis
+
         try:
             return redis.Redis(unix_socket_path=str(self.socket), password=PASSWORD).ping()
         except redis.RedisError:
@@ -56,7 +79,11 @@ class Redis:
 
     def read(self, *command):
         """A command's answer, by another client than the one under test: what is in Redis, as Redis says it."""
-        done = subprocess.run(["redis-cli", "-s", str(self.socket), "--no-auth-warning", "-a", PASSWORD, *command], capture_output=True, text=True)
+        done = subprocess.run(
+            ["redis-cli", "-s", str(self.socket), "--no-auth-warning", "-a", PASSWORD, *command],
+            capture_output=True,
+            text=True,
+        )
         return done.stdout.split()
 
 
@@ -68,16 +95,25 @@ def redis(tmp_path):
 
 
 def auth_of(redis, calls=3):
-    return {"keys": [key_entry("a", "k", quota={"calls": calls, "period": "month"})], "quota_store": redis.url}
+    return {
+        "keys": [key_entry("a", "k", quota={"calls": calls, "period": "month"})],
+        "quota_store": redis.url,
+    }
 
 
 def test_periods_begin_anew_and_a_count_outlives_its_period_by_an_hour(redis):
     now = [1_000_000_000.0]  # 2001-09-09T01:46:40Z
     store = RedisQuotas(redis.url, clock=lambda: now[0])
     assert [store.take("a", 2, "hour") for _ in range(3)] == [None, None, 800]
-    assert store.take("b", 2, "hour") is None and store.take("a", 2, "day") is None, "other keys and periods have counts of their own"
+    assert store.take("b", 2, "hour") is None and store.take("a", 2, "day") is None, (
+        "other keys and periods have counts of their own"
+    )
     assert (store.used("a", "hour"), store.used("b", "hour"), store.used("c", "hour")) == (2, 1, 0)
-    assert 800 + KEPT_SECONDS - 5 <= int(redis.read("TTL", "serving:quota:a:hour:999997200")[0]) <= 800 + KEPT_SECONDS
+    assert (
+        800 + KEPT_SECONDS - 5
+        <= int(redis.read("TTL", "serving:quota:a:hour:999997200")[0])
+        <= 800 + KEPT_SECONDS
+    )
     now[0] += 800
     assert store.take("a", 2, "hour") is None and store.used("a", "hour") == 1
     now[0] -= 800
@@ -109,8 +145,14 @@ def test_counts_nothing_beyond_the_limit(redis):
 def take_many(url, calls, results):
     """One process of the test below: four threads over one client."""
     store, let_in = RedisQuotas(url), []
-    threads = [threading.Thread(target=lambda: let_in.extend(store.take("a", 500, "month") is None for _ in range(calls // 4)))
-               for _ in range(4)]
+    threads = [
+        threading.Thread(
+            target=lambda: let_in.extend(
+                store.take("a", 500, "month") is None for _ in range(calls // 4)
+            )
+        )
+        for _ in range(4)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -121,7 +163,9 @@ def take_many(url, calls, results):
 def test_exact_over_processes_and_threads(redis):
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
-    processes = [context.Process(target=take_many, args=(redis.url, 200, results)) for _ in range(4)]
+    processes = [
+        context.Process(target=take_many, args=(redis.url, 200, results)) for _ in range(4)
+    ]
     for process in processes:
         process.start()
     assert sum(results.get(timeout=60) for _ in processes) == 500
@@ -132,30 +176,53 @@ def test_exact_over_processes_and_threads(redis):
 
 def test_a_client_is_not_shared_with_a_forked_process(redis):
     """In a process of its own, as TensorFlow may run in this one: parent and child call at once, over what was opened before."""
-    code = (f"import os\nfrom serving_rooms.redis_quotas import RedisQuotas\nstore = RedisQuotas({redis.url!r})\nstore.take('a', 10**6, 'month')\n"
-            "child = os.fork()\nfor _ in range(300):\n    assert store.take('a', 10**6, 'month') is None\n"
-            "if child:\n    assert os.waitpid(child, 0)[1] == 0\n    print(store.used('a', 'month'))\n")
-    done = subprocess.run([sys.executable, "-c", code], cwd=serving.__file__.rpartition("/")[0], capture_output=True, text=True, timeout=60)
+    code = (
+        f"import os\nfrom serving_rooms.redis_quotas import RedisQuotas\nstore = RedisQuotas({redis.url!r})\nstore.take('a', 10**6, 'month')\n"
+        "child = os.fork()\nfor _ in range(300):\n    assert store.take('a', 10**6, 'month') is None\n"
+        "if child:\n    assert os.waitpid(child, 0)[1] == 0\n    print(store.used('a', 'month'))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=serving.__file__.rpartition("/")[0],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert done.stdout == "601\n", done.stderr
 
 
 def test_redis_that_goes_lets_nobody_in_and_comes_back(redis, caplog):
     caplog.set_level("INFO")
-    rest = Rest(fake_server({"d": FakeDetector()}, deployments=[{"id": "d", "model": "d"}], auth=auth_of(redis)))
+    rest = Rest(
+        fake_server(
+            {"d": FakeDetector()}, deployments=[{"id": "d", "model": "d"}], auth=auth_of(redis)
+        )
+    )
+
     def call():
         return rest.post("/predict", PICTURE, headers=bearer("k"))
+
     assert call().status_code == 200
     redis.stop()
     begun = time.monotonic()
     gone = [call() for _ in range(3)]
     assert time.monotonic() - begun < 5
     assert [(r.status_code, r.headers["Retry-After"], r.json["error"]) for r in gone] == [
-        (503, "5", "The calls of key 'a' cannot be counted just now: Redis: ConnectionError")] * 3
-    assert 'serving_quota_used_calls{key="a",period="month"} 0.0' in rest.get("/metrics").get_data(as_text=True)
+        (503, "5", "The calls of key 'a' cannot be counted just now: Redis: ConnectionError")
+    ] * 3
+    assert 'serving_quota_used_calls{key="a",period="month"} 0.0' in rest.get("/metrics").get_data(
+        as_text=True
+    )
     redis.start()
-    assert [call().status_code for _ in range(4)] == [200, 200, 429, 429], "from the first call on, and what was counted is still"
-    said = [record.getMessage() for record in caplog.records if record.getMessage().startswith("Quotas")]
-    assert len(said) == 2 and "cannot be counted" in said[0] and "again" in said[1], "once each, not at each call"
+    assert [call().status_code for _ in range(4)] == [200, 200, 429, 429], (
+        "from the first call on, and what was counted is still"
+    )
+    said = [
+        record.getMessage() for record in caplog.records if record.getMessage().startswith("Quotas")
+    ]
+    assert len(said) == 2 and "cannot be counted" in said[0] and "again" in said[1], (
+        "once each, not at each call"
+    )
     assert PASSWORD not in caplog.text
 
 
@@ -169,14 +236,23 @@ def test_redis_that_hangs_is_given_up_after_a_second(tmp_path):
         assert 0.9 < time.monotonic() - begun < 3
 
 
-@pytest.mark.parametrize("url, error", [
-    ("redis://:wrong-pass@127.0.0.1:{port}/0", "Redis: AuthenticationError"), ("redis://127.0.0.1:{port}/0", "Redis: AuthenticationError"),
-    ("redis://:s3cret-pass@127.0.0.1:{port}/99", "Redis: ResponseError"), ("unix://{socket}?password=wrong-pass", "Redis: AuthenticationError")])
+@pytest.mark.parametrize(
+    "url, error",
+    [
+        ("redis://:wrong-pass@127.0.0.1:{port}/0", "Redis: AuthenticationError"),
+        ("redis://127.0.0.1:{port}/0", "Redis: AuthenticationError"),
+        ("redis://:s3cret-pass@127.0.0.1:{port}/99", "Redis: ResponseError"),
+        ("unix://{socket}?password=wrong-pass", "Redis: AuthenticationError"),
+    ],
+)
 def test_redis_that_refuses(redis, caplog, url, error):
     caplog.set_level("DEBUG")
     with pytest.raises(OSError, match=error) as raised:
         RedisQuotas(url.format(port=redis.port, socket=redis.socket)).take("a", 1, "day")
-    assert not any(secret in caplog.text + str(raised.value) for secret in ("wrong-pass", PASSWORD)) and "cannot be counted in" in caplog.text
+    assert (
+        not any(secret in caplog.text + str(raised.value) for secret in ("wrong-pass", PASSWORD))
+        and "cannot be counted in" in caplog.text
+    )
 
 
 def test_unix_socket(redis):
@@ -186,17 +262,52 @@ def test_unix_socket(redis):
 
 
 def test_tls(tmp_path):
-    subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost", "-addext",
-                    "subjectAltName=DNS:localhost", "-keyout", tmp_path / "key.pem", "-out", tmp_path / "cert.pem"], check=True, capture_output=True)
+    subprocess.run(
+        [
+            "openssl",
+            "req",
+            "-x509",
+            "-newkey",
+            "rsa:2048",
+            "-nodes",
+            "-days",
+            "2",
+            "-subj",
+            "/CN=localhost",
+            "-addext",
+            "subjectAltName=DNS:localhost",
+            "-keyout",
+            tmp_path / "key.pem",
+            "-out",
+            tmp_path / "cert.pem",
+        ],
+        check=True,
+        capture_output=True,
+    )
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    server = Redis(tmp_path, "--tls-port", str(port), "--tls-cert-file", str(tmp_path / "cert.pem"), "--tls-key-file", str(tmp_path / "key.pem"),
-                   "--tls-ca-cert-file", str(tmp_path / "cert.pem"), "--tls-auth-clients", "no")
+    server = Redis(
+        tmp_path,
+        "--tls-port",
+        str(port),
+        "--tls-cert-file",
+        str(tmp_path / "cert.pem"),
+        "--tls-key-file",
+        str(tmp_path / "key.pem"),
+        "--tls-ca-cert-file",
+        str(tmp_path / "cert.pem"),
+        "--tls-auth-clients",
+        "no",
+    )
     try:
         url = f"rediss://:{PASSWORD}@localhost:{port}/0"
-        assert RedisQuotas(f"{url}?ssl_ca_certs={tmp_path / 'cert.pem'}").take("a", 1, "day") is None
-        with pytest.raises(OSError, match="Redis: ConnectionError"):  # a certificate that nobody vouches for
+        assert (
+            RedisQuotas(f"{url}?ssl_ca_certs={tmp_path / 'cert.pem'}").take("a", 1, "day") is None
+        )
+        with pytest.raises(
+            OSError, match="Redis: ConnectionError"
+        ):  # a certificate that nobody vouches for
             RedisQuotas(url).take("a", 1, "day")
     finally:
         server.stop()
@@ -205,27 +316,49 @@ def test_tls(tmp_path):
 # --- the config -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("url, text", [
-    ("postgres://user:hush@host/0", "expected a file, or a URL that begins with redis://, rediss:// or unix://"),
-    ("REDIS://:hush@host/0", "expected a file, or a URL that begins with redis://"), ("redis://:hu/sh@host/0", "is written %2F"),
-    ("redis://:hu?sh@host/0", "is written %2F"), ("redis://:hu#sh@host/0", "%23"), ("redis://:hush", "not a URL that redis-py takes: redis://..."),
-    ("redis://host?port=1&socket_timeout=hush", "not a URL that redis-py takes"), ("redis://host?hush=1", "not a URL that redis-py takes")])
+@pytest.mark.parametrize(
+    "url, text",
+    [
+        (
+            "postgres://user:hush@host/0",
+            "expected a file, or a URL that begins with redis://, rediss:// or unix://",
+        ),
+        ("REDIS://:hush@host/0", "expected a file, or a URL that begins with redis://"),
+        ("redis://:hu/sh@host/0", "is written %2F"),
+        ("redis://:hu?sh@host/0", "is written %2F"),
+        ("redis://:hu#sh@host/0", "%23"),
+        ("redis://:hush", "not a URL that redis-py takes: redis://..."),
+        ("redis://host?port=1&socket_timeout=hush", "not a URL that redis-py takes"),
+        ("redis://host?hush=1", "not a URL that redis-py takes"),
+    ],
+)
 def test_wrong_urls_are_refused_and_not_quoted(tmp_path, capsys, url, text):
     auth = {"keys": [key_entry("a", "1", quota={"calls": 1, "period": "day"})], "quota_store": url}
     (tmp_path / "c.json").write_text(json.dumps({"model_config_list": [], "auth": auth}))
     assert serving.main(["--check", "--config", str(tmp_path / "c.json")]) == 2
     shown = capsys.readouterr()
-    assert text in shown.err and "$.auth" in shown.err and "hu" not in (shown.err + shown.out).replace("socket", "")
+    assert (
+        text in shown.err
+        and "$.auth" in shown.err
+        and "hu" not in (shown.err + shown.out).replace("socket", "")
+    )
 
 
 def test_without_the_package_the_config_is_wrong_and_names_the_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "redis", None)
-    auth = {"keys": [key_entry("a", "1", quota={"calls": 1, "period": "day"})], "quota_store": "redis://:hush@host:1/0"}
+    auth = {
+        "keys": [key_entry("a", "1", quota={"calls": 1, "period": "day"})],
+        "quota_store": "redis://:hush@host:1/0",
+    }
     with pytest.raises(serving.ConfigError) as raised:
         serving.ModelServer({"model_config_list": [], "auth": auth})
-    assert raised.value.message == ("$.auth.quota_store: cannot be opened: the package redis is not installed: pip install 'redis>=5': "
-                                    "redis://host:1/0")
-    serving.ModelServer({"model_config_list": [], "auth": {"quota_store": "redis://host:1/1"}})  # no quota, no need of it
+    assert raised.value.message == (
+        "$.auth.quota_store: cannot be opened: the package redis is not installed: pip install 'redis>=5': "
+        "redis://host:1/0"
+    )
+    serving.ModelServer(
+        {"model_config_list": [], "auth": {"quota_store": "redis://host:1/1"}}
+    )  # no quota, no need of it
 
 
 def test_the_password_is_shown_nowhere(redis, tmp_path, capsys, caplog):
@@ -236,15 +369,35 @@ def test_the_password_is_shown_nowhere(redis, tmp_path, capsys, caplog):
     rest, answers = Rest(server), []
     for stop in (lambda: None, redis.stop):
         stop()
-        answers += [rest.get(path, headers=bearer("k")).get_data(as_text=True) for path in (
-            "/x/classes", "/stats", "/v1/config", "/metrics", "/openapi.json", "/deployments", "/v1/models")]
+        answers += [
+            rest.get(path, headers=bearer("k")).get_data(as_text=True)
+            for path in (
+                "/x/classes",
+                "/stats",
+                "/v1/config",
+                "/metrics",
+                "/openapi.json",
+                "/deployments",
+                "/v1/models",
+            )
+        ]
         answers.append(rest.post("/v1/config/reload").get_data(as_text=True))
     redis.start()
     shown = capsys.readouterr()
-    everything = "".join(answers) + caplog.text + shown.out + shown.err + repr(server.config) + metrics.prometheus_text(server).decode()
+    everything = (
+        "".join(answers)
+        + caplog.text
+        + shown.out
+        + shown.err
+        + repr(server.config)
+        + metrics.prometheus_text(server).decode()
+    )
     assert "503" in everything and PASSWORD not in everything
 
 
 def test_a_url_as_it_is_shown():
     assert shown("rediss://user:hush@host:6380/3?password=hush") == "rediss://host:6380/3"
-    assert shown("unix://user:hush@/run/redis.sock?db=1") == "unix:///run/redis.sock" and shown("/var/lib/q.sqlite3") == "/var/lib/q.sqlite3"
+    assert (
+        shown("unix://user:hush@/run/redis.sock?db=1") == "unix:///run/redis.sock"
+        and shown("/var/lib/q.sqlite3") == "/var/lib/q.sqlite3"
+    )

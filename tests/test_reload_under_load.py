@@ -28,15 +28,25 @@ def test_no_request_fails_or_is_wrong_in_two_hundred_changes(tmp_path):
     An answer is right when it is one of a version that may serve: 0.5 x + 2 or 0.5 x + 3, for the x asked.
     `steady` keeps one version through everything and has one right answer.
     """
+
     def put(model, version, source):
-        part = tmp_path / model / f".{version}"  # copied aside, then renamed: a version appears whole
+        part = (
+            tmp_path / model / f".{version}"
+        )  # copied aside, then renamed: a version appears whole
         shutil.copytree(ROOT / "models" / source / "123", part)
         part.rename(tmp_path / model / str(version))
 
     def write(**fields):
-        models = [{"config": {"name": name, "base_path": name, **fields.get(name, {})}} for name in ("m", "steady")]
-        extra = [{"config": {"name": "extra", "base_path": "steady"}}] if fields.get("extra") else []
-        text = json.dumps({"model_config_list": models + extra, "server": {"file_system_poll_wait_seconds": 1}})
+        models = [
+            {"config": {"name": name, "base_path": name, **fields.get(name, {})}}
+            for name in ("m", "steady")
+        ]
+        extra = (
+            [{"config": {"name": "extra", "base_path": "steady"}}] if fields.get("extra") else []
+        )
+        text = json.dumps(
+            {"model_config_list": models + extra, "server": {"file_system_poll_wait_seconds": 1}}
+        )
         (tmp_path / "config.part").write_text(text)
         (tmp_path / "config.part").rename(tmp_path / "config.json")
 
@@ -52,13 +62,18 @@ def test_no_request_fails_or_is_wrong_in_two_hundred_changes(tmp_path):
         while not stop.is_set():
             x += 1.0
             try:
-                answers = [float(server.predict(name, {"instances": [x]})["predictions"][0]) for name in ("m", "steady")]
+                answers = [
+                    float(server.predict(name, {"instances": [x]})["predictions"][0])
+                    for name in ("m", "steady")
+                ]
                 if answers[0] not in (0.5 * x + 2, 0.5 * x + 3) or answers[1] != 0.5 * x + 3:
                     wrong.append((x, answers))
             except Exception as error:
                 wrong.append(repr(error))
             asked[number] += 1
-            time.sleep(0.01)  # without it, loading gets a ninth of the GIL, and the test takes minutes
+            time.sleep(
+                0.01
+            )  # without it, loading gets a ninth of the GIL, and the test takes minutes
 
     threads = [threading.Thread(target=ask, args=(number,)) for number in range(8)]
     for thread in threads:
@@ -66,7 +81,9 @@ def test_no_request_fails_or_is_wrong_in_two_hundred_changes(tmp_path):
     chance, good, broken, version = random.Random(0), [1], [], 1
     outcomes = set()
     for _ in range(200):
-        kind = chance.choice(["add", "add", "remove", "break", "mend", "policy", "batching", "extra", "wrong config"])
+        kind = chance.choice(
+            ["add", "add", "remove", "break", "mend", "policy", "batching", "extra", "wrong config"]
+        )
         kind = "remove" if len(good) > 3 else kind
         if kind == "add":
             version += 1
@@ -87,8 +104,18 @@ def test_no_request_fails_or_is_wrong_in_two_hundred_changes(tmp_path):
         elif kind == "wrong config":
             (tmp_path / "config.json").write_text('{"model_config_list": [{"config": {"name": "m"')
         else:
-            write(m={"model_version_policy": chance.choice([{"all": {}}, {"latest": {"num_versions": 2}}])} if kind == "policy" else
-                  {"batching": chance.choice([True, False])} if kind == "batching" else {}, extra=kind == "extra")
+            write(
+                m={
+                    "model_version_policy": chance.choice(
+                        [{"all": {}}, {"latest": {"num_versions": 2}}]
+                    )
+                }
+                if kind == "policy"
+                else {"batching": chance.choice([True, False])}
+                if kind == "batching"
+                else {},
+                extra=kind == "extra",
+            )
         outcomes.add(server.reload()[0])
     stop.set()
     for thread in threads:

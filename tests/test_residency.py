@@ -20,7 +20,12 @@ MB = 1 << 20
 
 def write_model(tf, folder, number):
     weights = tf.Variable(np.full((6 * MB,), number, np.float32))
-    export(tf, folder, {"serving_default": (lambda x: {"y": x * weights[0]}, [tf.TensorSpec([None], name="x")])}, weights=weights)
+    export(
+        tf,
+        folder,
+        {"serving_default": (lambda x: {"y": x * weights[0]}, [tf.TensorSpec([None], name="x")])},
+        weights=weights,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -35,19 +40,34 @@ def folders(tf, tmp_path_factory):
 
 def serve(folders, models=None, **options):
     """A server of models m1, m2, ... on demand; `models` has more fields by name."""
-    items = [{"config": {"name": f"m{number}", "base_path": str(folder), "load": "on_demand", **(models or {}).get(f"m{number}", {})}}
-             for number, folder in enumerate(folders, 1)]
+    items = [
+        {
+            "config": {
+                "name": f"m{number}",
+                "base_path": str(folder),
+                "load": "on_demand",
+                **(models or {}).get(f"m{number}", {}),
+            }
+        }
+        for number, folder in enumerate(folders, 1)
+    ]
     server = serving.ModelServer({"model_config_list": items, "server": {**NO_POLL, **options}})
     assert server.wait(60) and not server.readiness()
     return server
 
 
 def ask(server, number, value=2.0):
-    return server.predict(f"m{number}", {"instances": [value]})["predictions"].tolist() == [value * number]
+    return server.predict(f"m{number}", {"instances": [value]})["predictions"].tolist() == [
+        value * number
+    ]
 
 
 def resident(server):
-    return [name.partition("/")[0] for name, entry in server.residency.read()["on_demand"].items() if entry["resident"]]
+    return [
+        name.partition("/")[0]
+        for name, entry in server.residency.read()["on_demand"].items()
+        if entry["resident"]
+    ]
 
 
 def test_a_model_comes_into_memory_when_it_is_asked_for(folders, caplog):
@@ -57,15 +77,24 @@ def test_a_model_comes_into_memory_when_it_is_asked_for(folders, caplog):
     assert resident(server) == [] and "is in memory" not in caplog.text
     status = json.loads(rest.get("/v1/models/m1").data)["model_version_status"][0]
     assert status["state"] == "AVAILABLE"
-    assert json.loads(rest.get("/v1/models/m1/metadata").data)["metadata"]["signature_def"]["signature_def"].keys() >= {"serving_default"}
+    assert json.loads(rest.get("/v1/models/m1/metadata").data)["metadata"]["signature_def"][
+        "signature_def"
+    ].keys() >= {"serving_default"}
     assert resident(server) == []
     for waited in (True, False):
         serving.CURRENT.waited = False
-        assert json.loads(rest.post("/v1/models/m2:predict", {"instances": [3.0]}).data) == {"predictions": [6.0]}
+        assert json.loads(rest.post("/v1/models/m2:predict", {"instances": [3.0]}).data) == {
+            "predictions": [6.0]
+        }
         assert serving.CURRENT.waited == waited
     stats = json.loads(rest.get("/stats").data)
-    assert resident(server) == ["m2"] and stats["residency"]["on_demand"]["m1/1"]["why"] == "not asked for yet"
-    assert stats["residency"]["on_demand"]["m2/1"]["why"] == "asked for" and stats["calls"]["m2/1"]["serving_default"].startswith("session")
+    assert (
+        resident(server) == ["m2"]
+        and stats["residency"]["on_demand"]["m1/1"]["why"] == "not asked for yet"
+    )
+    assert stats["residency"]["on_demand"]["m2/1"]["why"] == "asked for" and stats["calls"]["m2/1"][
+        "serving_default"
+    ].startswith("session")
     server.stop()
 
 
@@ -78,6 +107,7 @@ def one_hot(server):
         while not stop.is_set():
             if not ask(server, 1):
                 wrong.append(1)
+
     hot = threading.Thread(target=heat)
     hot.start()
     try:
@@ -92,13 +122,20 @@ def test_six_models_in_a_budget_for_three_all_answer_and_the_hot_one_stays(folde
     server = serve(folders[:6], memory_budget_mb=100)
     assert ask(server, 1)
     loads = []
-    first, original = next(e for e in server.residency.entries if e.config.name == "m1").resident, server.residency.load
+    first, original = (
+        next(e for e in server.residency.entries if e.config.name == "m1").resident,
+        server.residency.load,
+    )
     server.residency.load = lambda entry: (loads.append(entry.config.name), original(entry))
     with one_hot(server):
         for number in (2, 3, 4, 5, 6, 2, 3, 4, 5, 6):
             assert ask(server, number)
             state = server.residency.read()
-            assert state["used_mb"] <= 100 and 1 <= len(resident(server)) <= 4 and "m1" in resident(server)
+            assert (
+                state["used_mb"] <= 100
+                and 1 <= len(resident(server)) <= 4
+                and "m1" in resident(server)
+            )
     assert "m1" not in loads and len(loads) == 10
     assert next(e for e in server.residency.entries if e.config.name == "m1").resident is first
     server.stop()
@@ -107,6 +144,7 @@ def test_six_models_in_a_budget_for_three_all_answer_and_the_hot_one_stays(folde
 def grow(folders):
     """How many bytes the process grows by, at most, while six models of 24 MB take turns in a budget for three."""
     import psutil
+
     server = serve(folders[:6], memory_budget_mb=100)
     assert ask(server, 1)
     before, most = psutil.Process().memory_full_info().uss, 0
@@ -119,8 +157,12 @@ def grow(folders):
 
 
 def test_models_that_leave_give_their_memory_back(folders):
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:  # where no other test's memory comes and goes
-        assert fresh.submit(grow, folders).result(120) < 100 * MB  # three more of 24 MB, and what loading needs for a moment
+    with ProcessPoolExecutor(
+        1, multiprocessing.get_context("spawn")
+    ) as fresh:  # where no other test's memory comes and goes
+        assert (
+            fresh.submit(grow, folders).result(120) < 100 * MB
+        )  # three more of 24 MB, and what loading needs for a moment
 
 
 def test_the_least_recently_used_leaves_first_and_a_pinned_one_never(folders):
@@ -157,7 +199,10 @@ def test_an_idle_model_leaves_memory_and_comes_back(folders):
     while "m1" in resident(server):
         assert time.monotonic() < end
         time.sleep(0.1)
-    assert resident(server) == ["m2"] and server.residency.read()["on_demand"]["m1/1"]["why"] == "idle for 1 s"
+    assert (
+        resident(server) == ["m2"]
+        and server.residency.read()["on_demand"]["m1/1"]["why"] == "idle for 1 s"
+    )
     assert ask(server, 1)
     server.stop()
 
@@ -175,6 +220,7 @@ def test_a_version_that_is_retired_leaves_memory(folders, tmp_path):
 
 
 # --- without TensorFlow -----------------------------------------------------------------------------------
+
 
 class Slow(FakeServable):
     def __init__(self):
@@ -196,7 +242,10 @@ def fake(monkeypatch, load, names, budget=None, size=10 * MB, **fields):
     monkeypatch.setattr(residency, "settle_garbage", lambda: None)
     options = serving.ServerConfig(memory_budget_mb=budget, load_wait_seconds=0.3)
     room = residency.Residency(lambda: options, lambda folder, config: load(config.name))
-    return room, [room(serving.Path(name) / "1", serving.ModelConfig(name, name, load="on_demand", **fields)) for name in names]
+    return room, [
+        room(serving.Path(name) / "1", serving.ModelConfig(name, name, load="on_demand", **fields))
+        for name in names
+    ]
 
 
 def test_many_who_ask_at_once_cause_one_load(monkeypatch):
@@ -206,9 +255,15 @@ def test_many_who_ask_at_once_cause_one_load(monkeypatch):
         loads.append(name)
         time.sleep(0.05)
         return FakeServable()
+
     _, (entry,) = fake(monkeypatch, load, ["a"])
     with ThreadPoolExecutor(16) as pool:
-        answers = list(pool.map(lambda n: entry.run("serving_default", {"x": np.float32([[n]])})["y"].tolist(), range(16)))
+        answers = list(
+            pool.map(
+                lambda n: entry.run("serving_default", {"x": np.float32([[n]])})["y"].tolist(),
+                range(16),
+            )
+        )
     assert answers == [[[n / 2 + 1]] for n in range(16)] and loads == ["a"]
 
 
@@ -218,14 +273,22 @@ def test_models_on_demand_load_at_once_where_no_budget_is_kept(monkeypatch):
     def load(name):
         meeting.wait(60)  # broken, and so the load, where only one comes
         return FakeServable()
+
     _, entries = fake(monkeypatch, load, ["a", "b"])
     with ThreadPoolExecutor(2) as pool:
-        answers = list(pool.map(lambda entry: entry.run("serving_default", {"x": np.float32([[2]])})["y"].tolist(), entries))
+        answers = list(
+            pool.map(
+                lambda entry: entry.run("serving_default", {"x": np.float32([[2]])})["y"].tolist(),
+                entries,
+            )
+        )
     assert answers == [[[2.0]]] * 2
 
 
 @pytest.mark.parametrize("budget, most", [(None, 2), (100, 1)])
-def test_models_that_stay_load_at_once_where_no_budget_is_kept_and_else_in_turn(monkeypatch, budget, most):
+def test_models_that_stay_load_at_once_where_no_budget_is_kept_and_else_in_turn(
+    monkeypatch, budget, most
+):
     running, counts, meeting = [], [], threading.Barrier(most)
 
     def load(name):
@@ -235,10 +298,16 @@ def test_models_that_stay_load_at_once_where_no_budget_is_kept_and_else_in_turn(
         meeting.wait(60)
         running.remove(name)
         return FakeServable()
+
     room, _ = fake(monkeypatch, load, [], budget=budget)
     monkeypatch.setattr(residency, "tensorflow", lambda: None)
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda name: room(serving.Path(name) / "1", serving.ModelConfig(name, name)), ["a", "b"]))
+        list(
+            pool.map(
+                lambda name: room(serving.Path(name) / "1", serving.ModelConfig(name, name)),
+                ["a", "b"],
+            )
+        )
     assert counts == [most] * 2
 
 
@@ -249,12 +318,15 @@ def test_a_model_that_waits_for_another_load_gives_up_at_its_deadline(monkeypatc
         begun.set()
         assert go_on.wait(60)
         return FakeServable()
+
     _, (first, second) = fake(monkeypatch, load, ["a", "b"], budget=100)
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(first.run, "serving_default", {"x": np.float32([[2]])})
         assert begun.wait(60)
         for entry, name in ((second, "b"), (first, "a")):
-            with pytest.raises(serving.ServingError, match=f"Model {name} is still waiting to be loaded"):
+            with pytest.raises(
+                serving.ServingError, match=f"Model {name} is still waiting to be loaded"
+            ):
                 entry.run("serving_default", {"x": np.float32([[2]])})
         go_on.set()
         assert running.result()["y"].tolist() == [[2.0]]
@@ -262,15 +334,21 @@ def test_a_model_that_waits_for_another_load_gives_up_at_its_deadline(monkeypatc
 
 def test_one_in_use_is_never_evicted_and_the_next_waits_for_it_or_gives_up(monkeypatch):
     made = {}
-    room, (first, second) = fake(monkeypatch, lambda name: made.setdefault(name, Slow()), ["a", "b"], budget=20)
+    room, (first, second) = fake(
+        monkeypatch, lambda name: made.setdefault(name, Slow()), ["a", "b"], budget=20
+    )
     with ThreadPoolExecutor(2) as pool:
         running = pool.submit(first.run, "serving_default", {"x": np.float32([[0]])})
         while "a" not in made or not made["a"]._leases:
             time.sleep(0.005)
-        with pytest.raises(serving.ServingError, match="no room for model b: all others are in use") as raised:
+        with pytest.raises(
+            serving.ServingError, match="no room for model b: all others are in use"
+        ) as raised:
             second.run("serving_default", {"x": np.float32([[0]])})
         assert raised.value.status == 503 and not made["a"].closed
-        monkeypatch.setattr(room, "options", lambda: serving.ServerConfig(memory_budget_mb=20, load_wait_seconds=20))
+        monkeypatch.setattr(
+            room, "options", lambda: serving.ServerConfig(memory_budget_mb=20, load_wait_seconds=20)
+        )
         waiting = pool.submit(second.run, "serving_default", {"x": np.float32([[0]])})
         time.sleep(0.1)
         made["a"].go.set()
@@ -288,9 +366,12 @@ def test_a_model_that_cannot_be_loaded_says_why_and_is_not_tried_at_each_request
     def load(name):
         tries.append(name)
         raise serving.LoadError("made to fail")
+
     _, (entry,) = fake(monkeypatch, load, ["a"])
     for _ in range(3):
-        with pytest.raises(serving.ServingError, match="Model a cannot be loaded: made to fail") as raised:
+        with pytest.raises(
+            serving.ServingError, match="Model a cannot be loaded: made to fail"
+        ) as raised:
             entry.run("serving_default", {"x": np.float32([[0]])})
         assert raised.value.status == 503
     assert tries == ["a"] and entry.why == "cannot be loaded: made to fail"
@@ -303,9 +384,19 @@ def test_a_model_that_cannot_be_loaded_says_why_and_is_not_tried_at_each_request
 def test_a_folder_without_a_model_is_said_when_it_is_declared(tmp_path):
     (tmp_path / "m" / "1").mkdir(parents=True)
     (tmp_path / "m" / "1" / "saved_model.pb").write_bytes(b"\xff\xff no model")
-    server = serving.ModelServer({"model_config_list": [{"config": {"name": "m", "base_path": str(tmp_path / "m"), "load": "on_demand"}}],
-                                  "server": NO_POLL})
+    server = serving.ModelServer(
+        {
+            "model_config_list": [
+                {"config": {"name": "m", "base_path": str(tmp_path / "m"), "load": "on_demand"}}
+            ],
+            "server": NO_POLL,
+        }
+    )
     server.wait(60)
     assert server.readiness() == ["m"]
-    assert_error(Rest(server).post("/v1/models/m:predict", {"instances": [1.0]}), 404, "Servable not found for request: Latest(m)")
+    assert_error(
+        Rest(server).post("/v1/models/m:predict", {"instances": [1.0]}),
+        404,
+        "Servable not found for request: Latest(m)",
+    )
     assert str(tmp_path) not in json.dumps(server.status("m"))

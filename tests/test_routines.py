@@ -22,17 +22,29 @@ def made_up(count, seed=0, masks=False):
     """Predictions of random boxes, best first, as a model's reader makes them."""
     random = np.random.default_rng(seed)
     corners = np.sort(random.random((count, 2, 2)), axis=1)  # [N, low/high, y/x]
-    tensors = {"boxes": corners.reshape(count, 4).astype(np.float32), "scores": np.sort(random.random(count).astype(np.float32))[::-1],
-               "classes": random.integers(1, 4, count)}
-    tensors["names"] = np.array([NAMES[number] for number in tensors["classes"]] + [None], object)[:-1]
+    tensors = {
+        "boxes": corners.reshape(count, 4).astype(np.float32),
+        "scores": np.sort(random.random(count).astype(np.float32))[::-1],
+        "classes": random.integers(1, 4, count),
+    }
+    tensors["names"] = np.array([NAMES[number] for number in tensors["classes"]] + [None], object)[
+        :-1
+    ]
     if masks:
         tensors["masks"] = random.random((count, 7, 7)).astype(np.float32)
     return tensors
 
 
 def rows(tensors):
-    return [(box, score, number, name) for box, score, number, name in zip(
-        tensors["boxes"].tolist(), tensors["scores"].tolist(), tensors["classes"].tolist(), tensors["names"])]
+    return [
+        (box, score, number, name)
+        for box, score, number, name in zip(
+            tensors["boxes"].tolist(),
+            tensors["scores"].tolist(),
+            tensors["classes"].tolist(),
+            tensors["names"],
+        )
+    ]
 
 
 many = pytest.mark.parametrize("count, seed", [(0, 0), (1, 1), (2, 2), (30, 3), (200, 4)])
@@ -42,7 +54,9 @@ many = pytest.mark.parametrize("count, seed", [(0, 0), (1, 1), (2, 2), (30, 3), 
 def test_filter_confidence(count, seed):
     tensors = made_up(count, seed, masks=True)
     kept = routines.FilterConfidence(confidence=0.5)(tensors)
-    assert rows(kept) == [row for row in rows(tensors) if row[1] >= 0.5] and len(kept["masks"]) == len(kept["scores"])
+    assert rows(kept) == [row for row in rows(tensors) if row[1] >= 0.5] and len(
+        kept["masks"]
+    ) == len(kept["scores"])
 
 
 def test_filter_confidence_keeps_a_score_equal_to_it():
@@ -56,8 +70,12 @@ def test_filter_confidence_keeps_a_score_equal_to_it():
 def test_filter_and_exclude_class(count, seed, names):
     tensors = made_up(count, seed)
     wanted = [names] if isinstance(names, str) else names
-    assert rows(routines.FilterClass(class_name=names)(tensors)) == [row for row in rows(tensors) if row[3] in wanted]
-    assert rows(routines.ExcludeClass(class_name=names)(tensors)) == [row for row in rows(tensors) if row[3] not in wanted]
+    assert rows(routines.FilterClass(class_name=names)(tensors)) == [
+        row for row in rows(tensors) if row[3] in wanted
+    ]
+    assert rows(routines.ExcludeClass(class_name=names)(tensors)) == [
+        row for row in rows(tensors) if row[3] not in wanted
+    ]
 
 
 def iou(a, b):
@@ -78,8 +96,12 @@ def test_filter_iou(count, seed, threshold):
 
 
 def test_filter_iou_takes_the_more_confident_whatever_the_order():
-    tensors = {"boxes": np.array([[0, 0, 1, 1], [0, 0, 1, 1]], np.float32), "scores": np.array([0.2, 0.9]), "classes": np.array([1, 1]),
-               "names": np.array(["a", "a"], object)}
+    tensors = {
+        "boxes": np.array([[0, 0, 1, 1], [0, 0, 1, 1]], np.float32),
+        "scores": np.array([0.2, 0.9]),
+        "classes": np.array([1, 1]),
+        "names": np.array(["a", "a"], object),
+    }
     assert routines.FilterIOU(iou=0.5)(tensors)["scores"].tolist() == [0.9]
 
 
@@ -91,8 +113,12 @@ def test_filter_iou_is_a_no_op_for_classifiers():
 
 def test_order_of_the_chain_matters():
     """A confident dog hides an unsure one: filtering by name first or last does not matter, by overlap it does."""
-    tensors = {"boxes": np.array([[0, 0, 1, 1], [0, 0, 1, 1]], np.float32), "scores": np.array([0.9, 0.4], np.float32),
-               "classes": np.array([1, 1]), "names": np.array(["dog", "dog"], object)}
+    tensors = {
+        "boxes": np.array([[0, 0, 1, 1], [0, 0, 1, 1]], np.float32),
+        "scores": np.array([0.9, 0.4], np.float32),
+        "classes": np.array([1, 1]),
+        "names": np.array(["dog", "dog"], object),
+    }
     unsure = Unsure(below=0.5)
     assert len(unsure(routines.FilterIOU(iou=0.5)(tensors))["scores"]) == 0
     assert len(routines.FilterIOU(iou=0.5)(unsure(tensors))["scores"]) == 1
@@ -110,11 +136,15 @@ class Unsure:
 
 # --- measures ---------------------------------------------------------------------------------------------
 
+
 def published():
     call = json.loads((ROOT / "tests/data/datature_blood_cells.json").read_text())
     predictions = call["predict_response"]["predictions"]
-    tensors = {"scores": np.array([p["confidence"] for p in predictions]), "classes": np.array([p["tag"]["id"] for p in predictions]),
-               "names": np.array([p["tag"]["name"] for p in predictions], object)}
+    tensors = {
+        "scores": np.array([p["confidence"] for p in predictions]),
+        "classes": np.array([p["tag"]["id"] for p in predictions]),
+        "names": np.array([p["tag"]["name"] for p in predictions], object),
+    }
     return call, tensors
 
 
@@ -123,9 +153,14 @@ def test_active_learning_reproduces_the_published_call(name):
     call, tensors = published()
     assert len(tensors["scores"]) == 90
     arguments = {"class_name": tuple(call["request"]["routines"][0]["arguments"]["class_name"])}
-    answer, theirs = routines.ROUTINES[name](**arguments)(tensors)["answer"], call["active_learning_response"]
+    answer, theirs = (
+        routines.ROUTINES[name](**arguments)(tensors)["answer"],
+        call["active_learning_response"],
+    )
     assert answer["avgEntropy"] == pytest.approx(theirs["avgEntropy"], abs=2e-6)
-    assert answer["avgPerClass"] == {name: pytest.approx(value, abs=2e-6) for name, value in theirs["avgPerClass"].items()}
+    assert answer["avgPerClass"] == {
+        name: pytest.approx(value, abs=2e-6) for name, value in theirs["avgPerClass"].items()
+    }
 
 
 @many
@@ -150,7 +185,9 @@ def test_histogram_by_class(count, seed):
         counts[row[3]] = counts.get(row[3], 0) + 1
     answer = routines.Histogram()(tensors)["answer"]["histogram"]
     assert answer["classes"] == counts and "counts" not in answer
-    picture = ElementTree.fromstring(base64.b64decode(answer["image"].removeprefix("data:image/svg+xml;base64,")))
+    picture = ElementTree.fromstring(
+        base64.b64decode(answer["image"].removeprefix("data:image/svg+xml;base64,"))
+    )
     assert len([node for node in picture if node.tag.endswith("rect")]) == len(counts)
 
 
@@ -172,19 +209,28 @@ def test_histogram_by_confidence(count, seed, arguments):
 def test_names_in_the_histograms_picture_are_escaped():
     tensors = made_up(1)
     tensors["names"] = np.array(["<script>&"], object)
-    picture = base64.b64decode(routines.Histogram()(tensors)["answer"]["histogram"]["image"].split(",")[1])
+    picture = base64.b64decode(
+        routines.Histogram()(tensors)["answer"]["histogram"]["image"].split(",")[1]
+    )
     assert b"<script>" not in picture and b"&lt;script&gt;&amp;" in picture
 
 
-@pytest.mark.parametrize("kind, arguments", [
-    (routines.Histogram, {"bins": 2, "ranges": (0.5,)}), (routines.Histogram, {"ranges": (0.5, 0.2)}), (routines.Resize, {}),
-    (routines.Crop, {"xmin": 0.5, "xmax": 0.5})])
+@pytest.mark.parametrize(
+    "kind, arguments",
+    [
+        (routines.Histogram, {"bins": 2, "ranges": (0.5,)}),
+        (routines.Histogram, {"ranges": (0.5, 0.2)}),
+        (routines.Resize, {}),
+        (routines.Crop, {"xmin": 0.5, "xmax": 0.5}),
+    ],
+)
 def test_arguments_that_contradict_each_other(kind, arguments):
     with pytest.raises(ValueError):
         kind(**arguments)
 
 
 # --- before the model -------------------------------------------------------------------------------------
+
 
 def test_resize_keeps_proportions_and_crop_cuts():
     image = np.zeros((40, 80, 3), np.uint8)
@@ -205,14 +251,25 @@ def test_grayscale_has_three_equal_channels():
 def test_boxes_found_in_crops_of_crops_are_placed_in_the_whole_picture():
     image = np.zeros((100, 200, 3), np.uint8)
     image[60:70, 120:140] = 255  # ymin .6, xmin .6, ymax .7, xmax .7
-    seen, region = routines.run_before([routines.Crop(xmin=0.5, ymin=0.5), routines.Resize(width=50, height=50),
-                                        routines.Crop(xmax=0.5, ymax=0.5)], image)
+    seen, region = routines.run_before(
+        [
+            routines.Crop(xmin=0.5, ymin=0.5),
+            routines.Resize(width=50, height=50),
+            routines.Crop(xmax=0.5, ymax=0.5),
+        ],
+        image,
+    )
     ys, xs = np.nonzero(seen[..., 0] > 127)
-    found = np.array([[ys.min(), xs.min(), ys.max() + 1, xs.max() + 1]]) / np.tile(seen.shape[:2], 2)
-    np.testing.assert_allclose(routines.place_boxes(found, region), [[0.6, 0.6, 0.7, 0.7]], atol=0.01)
+    found = np.array([[ys.min(), xs.min(), ys.max() + 1, xs.max() + 1]]) / np.tile(
+        seen.shape[:2], 2
+    )
+    np.testing.assert_allclose(
+        routines.place_boxes(found, region), [[0.6, 0.6, 0.7, 0.7]], atol=0.01
+    )
 
 
 # --- predictions out --------------------------------------------------------------------------------------
+
 
 def blob(kind, side):
     """A mask of some shape, float [side, side] of 0/1, and the shape's own area lies inside."""
@@ -223,8 +280,10 @@ def blob(kind, side):
     elif kind == "triangle":
         draw.polygon([(side // 2, 1), (1, side - 2), (side - 2, side - 2)], fill=1)
     elif kind == "star":
-        points = [(side / 2 + r * math.sin(n * math.pi / 5), side / 2 - r * math.cos(n * math.pi / 5))
-                  for n, r in zip(range(10), [side / 2 - 1, side / 4] * 5)]
+        points = [
+            (side / 2 + r * math.sin(n * math.pi / 5), side / 2 - r * math.cos(n * math.pi / 5))
+            for n, r in zip(range(10), [side / 2 - 1, side / 4] * 5)
+        ]
         draw.polygon(points, fill=1)
     else:
         draw.rectangle((0, 0, side - 1, side - 1), fill=1)
@@ -236,13 +295,17 @@ def blob(kind, side):
 def test_polygon_redrawn_overlaps_its_mask(kind, pixels):
     """Mask and polygon drawn on a grid eight times as fine, so that the areas are compared and not the pixels' corners."""
     width, height, fine = 1024, 768, 8
-    box = np.array([100 / height, 200 / width, (100 + pixels) / height, (200 + pixels) / width], np.float32)
+    box = np.array(
+        [100 / height, 200 / width, (100 + pixels) / height, (200 + pixels) / width], np.float32
+    )
     mask = blob(kind, 28)
     truth = np.zeros((height * fine, width * fine), np.uint8)
     pasted, top, left = routines.paste_mask(mask, box, width, height, fine)
-    truth[top:top + pasted.shape[0], left:left + pasted.shape[1]] = pasted
+    truth[top : top + pasted.shape[0], left : left + pasted.shape[1]] = pasted
     ring = np.array(routines.trace_mask(mask, box, width, height))
-    drawn = cv2.fillPoly(np.zeros_like(truth), [(ring * [width * fine, height * fine]).astype(np.int32)], 1)
+    drawn = cv2.fillPoly(
+        np.zeros_like(truth), [(ring * [width * fine, height * fine]).astype(np.int32)], 1
+    )
     assert (drawn & truth).sum() / (drawn | truth).sum() >= 0.95
     assert len(ring) < 200
 
@@ -252,7 +315,7 @@ def test_polygon_redrawn_in_the_pictures_own_pixels(kind):
     box, mask = np.array([0.1, 0.1, 0.6, 0.6], np.float32), blob(kind, 28)
     truth = np.zeros((480, 640), np.uint8)
     pasted, top, left = routines.paste_mask(mask, box, 640, 480)
-    truth[top:top + pasted.shape[0], left:left + pasted.shape[1]] = pasted
+    truth[top : top + pasted.shape[0], left : left + pasted.shape[1]] = pasted
     ring = np.array(routines.trace_mask(mask, box, 640, 480)) * [640, 480]
     drawn = cv2.fillPoly(np.zeros_like(truth), [ring.astype(np.int32)], 1)
     assert (drawn & truth).sum() / (drawn | truth).sum() >= 0.95
@@ -262,75 +325,141 @@ def test_mask_without_area_has_no_contour():
     box = np.array([0.1, 0.1, 0.2, 0.2], np.float32)
     assert routines.trace_mask(np.zeros((7, 7)), box, 100, 100) is None
     tensors = {**made_up(1), "masks": np.zeros((1, 7, 7))}
-    entry, = routines.to_annotations(tensors, 100, 100)
+    (entry,) = routines.to_annotations(tensors, 100, 100)
     assert (entry["boundType"], entry["contour"], entry["contourType"]) == ("rectangle", None, None)
 
 
 def test_annotation_is_the_published_object():
-    theirs = json.loads((ROOT / "tests/data/datature_blood_cells.json").read_text())["predict_response"]["predictions"][0]
+    theirs = json.loads((ROOT / "tests/data/datature_blood_cells.json").read_text())[
+        "predict_response"
+    ]["predictions"][0]
     (xmin, ymin), _, (xmax, ymax), _ = theirs["bound"]
-    tensors = {"boxes": np.array([[ymin, xmin, ymax, xmax]]), "scores": np.array([theirs["confidence"]]), "classes": np.array([3]),
-               "names": np.array(["WBC"], object)}
+    tensors = {
+        "boxes": np.array([[ymin, xmin, ymax, xmax]]),
+        "scores": np.array([theirs["confidence"]]),
+        "classes": np.array([3]),
+        "names": np.array(["WBC"], object),
+    }
     assert routines.to_annotations(tensors, 640, 480) == [theirs]
 
 
 @pytest.mark.parametrize("masks", [True, False])
 def test_no_detections_everywhere(masks):
     tensors = made_up(0, masks=masks)
-    for kind, arguments in ((routines.FilterConfidence, {"confidence": 0.5}), (routines.FilterIOU, {"iou": 0.5}), (routines.FilterClass, {"class_name": "a"}),
-                            (routines.ExcludeClass, {"class_name": "a"}), (routines.Histogram, {}), (routines.Histogram, {"bins": 3}), (routines.ActiveLearning, {})):
+    for kind, arguments in (
+        (routines.FilterConfidence, {"confidence": 0.5}),
+        (routines.FilterIOU, {"iou": 0.5}),
+        (routines.FilterClass, {"class_name": "a"}),
+        (routines.ExcludeClass, {"class_name": "a"}),
+        (routines.Histogram, {}),
+        (routines.Histogram, {"bins": 3}),
+        (routines.ActiveLearning, {}),
+    ):
         assert len(kind(**arguments)(tensors)["scores"]) == 0
     assert routines.to_annotations(tensors, 10, 10) == []
     assert routines.to_coco([], 10, 10, NAMES)["annotations"] == []
-    assert routines.draw_annotations(np.zeros((10, 10, 3), np.uint8), [], "png").startswith(b"\x89PNG")
+    assert routines.draw_annotations(np.zeros((10, 10, 3), np.uint8), [], "png").startswith(
+        b"\x89PNG"
+    )
 
 
 def test_coco_is_in_pixels():
-    tensors = {**made_up(1), "boxes": np.array([[0.25, 0.5, 0.5, 0.75]]), "masks": np.ones((1, 28, 28))}
-    coco = routines.to_coco(routines.to_annotations(tensors, 400, 200), 400, 200, NAMES, file_name="a.png")
+    tensors = {
+        **made_up(1),
+        "boxes": np.array([[0.25, 0.5, 0.5, 0.75]]),
+        "masks": np.ones((1, 28, 28)),
+    }
+    coco = routines.to_coco(
+        routines.to_annotations(tensors, 400, 200), 400, 200, NAMES, file_name="a.png"
+    )
     assert coco["images"] == [{"id": 1, "width": 400, "height": 200, "file_name": "a.png"}]
-    entry, = coco["annotations"]
+    (entry,) = coco["annotations"]
     assert entry["bbox"] == [200, 50, 100, 50] and entry["area"] == pytest.approx(5000, rel=0.03)
     ring = np.array(entry["segmentation"][0]).reshape(-1, 2)
-    np.testing.assert_allclose([ring.min(axis=0), ring.max(axis=0)], [[200, 50], [300, 100]], atol=0.6)
-    assert coco["categories"] == [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}, {"id": 3, "name": "emu"}]
+    np.testing.assert_allclose(
+        [ring.min(axis=0), ring.max(axis=0)], [[200, 50], [300, 100]], atol=0.6
+    )
+    assert coco["categories"] == [
+        {"id": 1, "name": "cat"},
+        {"id": 2, "name": "dog"},
+        {"id": 3, "name": "emu"},
+    ]
 
 
 @pytest.mark.parametrize("kind, start", [("png", b"\x89PNG"), ("jpeg", b"\xff\xd8")])
 def test_drawn_picture_has_its_own_size_and_the_boxes(kind, start):
     image = np.full((120, 160, 3), 255, np.uint8)
-    annotations = routines.to_annotations({**made_up(1), "boxes": np.array([[0.5, 0.5, 0.9, 0.9]])}, 160, 120)
+    annotations = routines.to_annotations(
+        {**made_up(1), "boxes": np.array([[0.5, 0.5, 0.9, 0.9]])}, 160, 120
+    )
     data = routines.draw_annotations(image, annotations, kind)
     assert data.startswith(start)
     drawn = routines.decode_image(data, routines.ImageLimits())
-    assert drawn.shape == image.shape and (drawn[108, 90] < 250).any() and (drawn[10:40, 10:40] > 250).all()
+    assert (
+        drawn.shape == image.shape
+        and (drawn[108, 90] < 250).any()
+        and (drawn[10:40, 10:40] > 250).all()
+    )
 
 
 # --- model families ---------------------------------------------------------------------------------------
 
+
 def test_detection_api_with_masks():
-    outputs = {"detection_boxes": np.array([[[0, 0, .5, .5], [.5, .5, 1, 1], [0, 0, 0, 0]]], np.float32), "num_detections": np.array([2.0]),
-               "detection_scores": np.array([[.4, .9, 0]], np.float32), "detection_classes": np.array([[2., 1., 1.]], np.float32),
-               "detection_masks": np.stack([np.full((1, 3, 5, 5), .3)])[0]}
-    assert routines.detect_family({name: array.shape for name, array in outputs.items()}) == "detection_api"
+    outputs = {
+        "detection_boxes": np.array(
+            [[[0, 0, 0.5, 0.5], [0.5, 0.5, 1, 1], [0, 0, 0, 0]]], np.float32
+        ),
+        "num_detections": np.array([2.0]),
+        "detection_scores": np.array([[0.4, 0.9, 0]], np.float32),
+        "detection_classes": np.array([[2.0, 1.0, 1.0]], np.float32),
+        "detection_masks": np.stack([np.full((1, 3, 5, 5), 0.3)])[0],
+    }
+    assert (
+        routines.detect_family({name: array.shape for name, array in outputs.items()})
+        == "detection_api"
+    )
     tensors = routines.read_outputs("detection_api", outputs, NAMES, most=300)
-    assert tensors["classes"].tolist() == [1, 2] and tensors["names"].tolist() == ["cat", "dog"] and tensors["masks"].shape == (2, 5, 5)
-    assert tensors["boxes"].tolist() == [[.5, .5, 1, 1], [0, 0, .5, .5]]
+    assert (
+        tensors["classes"].tolist() == [1, 2]
+        and tensors["names"].tolist() == ["cat", "dog"]
+        and tensors["masks"].shape == (2, 5, 5)
+    )
+    assert tensors["boxes"].tolist() == [[0.5, 0.5, 1, 1], [0, 0, 0.5, 0.5]]
     assert len(routines.read_outputs("detection_api", outputs, NAMES, most=1)["scores"]) == 1
 
 
 def test_detector_rows_are_suppressed_by_class():
-    rows_ = [[0, 0, 1, 1, .5, 1, 1], [0, 0, 1, .9, .8, 1, 1], [0, 0, 1, 1, .3, 2, 1], [0, 0, 1, 1, .99, 2, 0]]
+    rows_ = [
+        [0, 0, 1, 1, 0.5, 1, 1],
+        [0, 0, 1, 0.9, 0.8, 1, 1],
+        [0, 0, 1, 1, 0.3, 2, 1],
+        [0, 0, 1, 1, 0.99, 2, 0],
+    ]
     assert routines.detect_family({"output": (1, None, 7)}) == "detector"
-    tensors = routines.read_outputs("detector", {"output": np.array([rows_], np.float32)}, NAMES, most=300)
-    assert tensors["classes"].tolist() == [1, 2] and tensors["scores"].tolist() == [np.float32(.8), np.float32(.3)]
+    tensors = routines.read_outputs(
+        "detector", {"output": np.array([rows_], np.float32)}, NAMES, most=300
+    )
+    assert tensors["classes"].tolist() == [1, 2] and tensors["scores"].tolist() == [
+        np.float32(0.8),
+        np.float32(0.3),
+    ]
 
 
 def test_mask_rcnn_classes_start_at_zero():
-    outputs = {"output_1": np.array([.9, .8]), "output_2": np.array([0, 2]), "output_3": np.array([[0, 0, 1, 1], [0, 0, .5, .5]]),
-               "output_4": np.ones((2, 14, 14))}
-    assert routines.detect_family({name: array.shape for name, array in outputs.items()}) == "mask_rcnn"
-    tensors = routines.read_outputs("mask_rcnn", {name: array[np.newaxis] for name, array in outputs.items()}, NAMES, most=300)
+    outputs = {
+        "output_1": np.array([0.9, 0.8]),
+        "output_2": np.array([0, 2]),
+        "output_3": np.array([[0, 0, 1, 1], [0, 0, 0.5, 0.5]]),
+        "output_4": np.ones((2, 14, 14)),
+    }
+    assert (
+        routines.detect_family({name: array.shape for name, array in outputs.items()})
+        == "mask_rcnn"
+    )
+    tensors = routines.read_outputs(
+        "mask_rcnn", {name: array[np.newaxis] for name, array in outputs.items()}, NAMES, most=300
+    )
     assert tensors["names"].tolist() == ["cat", "emu"] and tensors["masks"].shape == (2, 14, 14)
 
 
@@ -338,32 +467,60 @@ def test_mask_rcnn_classes_start_at_zero():
 def test_segmentation_regions(first):
     planes = np.zeros((60, 80, 4), np.float32)
     planes[..., 0] = 1
-    for number, (top, left, bottom, right) in ((2, (5, 5, 25, 45)), (2, (40, 10, 50, 20)), (3, (30, 60, 55, 75))):
+    for number, (top, left, bottom, right) in (
+        (2, (5, 5, 25, 45)),
+        (2, (40, 10, 50, 20)),
+        (3, (30, 60, 55, 75)),
+    ):
         planes[top:bottom, left:right] = 0
         planes[top:bottom, left:right, number] = 1
     planes = planes * 0.9 + 0.025
     output = (np.moveaxis(planes, 2, 0) if first else planes)[np.newaxis]
     assert routines.detect_family({"masks": output.shape}) == "segmentation"
     tensors = routines.read_outputs("segmentation", {"masks": output}, NAMES, most=300)
-    found = {(name, *np.rint(box * [60, 80, 60, 80]).astype(int)) for name, box in zip(tensors["names"], tensors["boxes"])}
+    found = {
+        (name, *np.rint(box * [60, 80, 60, 80]).astype(int))
+        for name, box in zip(tensors["names"], tensors["boxes"])
+    }
     assert found == {("dog", 5, 5, 25, 45), ("dog", 40, 10, 50, 20), ("emu", 30, 60, 55, 75)}
     assert tensors["scores"] == pytest.approx([0.925] * 3)
     for annotation in routines.to_annotations(tensors, 800, 600):
         ring, bound = np.array(annotation["contour"]), np.array(annotation["bound"])
-        np.testing.assert_allclose([ring.min(axis=0), ring.max(axis=0)], [bound[0], bound[2]], atol=0.01)
+        np.testing.assert_allclose(
+            [ring.min(axis=0), ring.max(axis=0)], [bound[0], bound[2]], atol=0.01
+        )
 
 
 def test_segmentation_of_background_alone_finds_nothing():
     planes = np.zeros((1, 8, 8, 3), np.float32)
     planes[..., 0] = 1
-    assert len(routines.read_outputs("segmentation", {"m": planes}, {1: "a", 2: "b"}, most=300)["scores"]) == 0
+    assert (
+        len(
+            routines.read_outputs("segmentation", {"m": planes}, {1: "a", 2: "b"}, most=300)[
+                "scores"
+            ]
+        )
+        == 0
+    )
 
 
-@pytest.mark.parametrize("values, labels, first", [([.1, .7, .2], NAMES, "dog"), ([-1., 3., 2.], NAMES, "dog"), ([.1, .1, .7, .1], NAMES, "dog"),
-                                                   ([.1, .7, .2], {0: "x", 1: "y", 2: "z"}, "y"), ([.1, .9], {}, "2")])
+@pytest.mark.parametrize(
+    "values, labels, first",
+    [
+        ([0.1, 0.7, 0.2], NAMES, "dog"),
+        ([-1.0, 3.0, 2.0], NAMES, "dog"),
+        ([0.1, 0.1, 0.7, 0.1], NAMES, "dog"),
+        ([0.1, 0.7, 0.2], {0: "x", 1: "y", 2: "z"}, "y"),
+        ([0.1, 0.9], {}, "2"),
+    ],
+)
 def test_classifier_by_probabilities_or_logits(values, labels, first):
     tensors = routines.read_outputs("classifier", {"p": np.array([values])}, labels, most=300)
-    assert tensors["names"][0] == first and tensors["scores"].sum() == pytest.approx(1) and "boxes" not in tensors
+    assert (
+        tensors["names"][0] == first
+        and tensors["scores"].sum() == pytest.approx(1)
+        and "boxes" not in tensors
+    )
     entry = routines.to_annotations(tensors, 10, 10)[0]
     assert entry["bound"] is entry["boundType"] is entry["contour"] is entry["contourType"] is None
 
@@ -373,15 +530,21 @@ def test_unknown_outputs_are_refused_by_name():
         routines.detect_family({"a": (1,), "b": None})
 
 
-@pytest.mark.parametrize("text", [
-    "item { id: 1 name: 'cat' }\nitem {\n  id: 2\n  name: \"dog\"\n}\nitem { name: 'emu' id: 3 }", '{"1": "cat", "2": "dog", "3": "emu"}',
-    '{"1": {"id": 1, "name": "cat"}, "2": {"id": 2, "name": "dog"}, "3": {"id": 3, "name": "emu"}}', '["cat", "dog", "emu"]',
-    "cat\ndog\n\nemu\n"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "item { id: 1 name: 'cat' }\nitem {\n  id: 2\n  name: \"dog\"\n}\nitem { name: 'emu' id: 3 }",
+        '{"1": "cat", "2": "dog", "3": "emu"}',
+        '{"1": {"id": 1, "name": "cat"}, "2": {"id": 2, "name": "dog"}, "3": {"id": 3, "name": "emu"}}',
+        '["cat", "dog", "emu"]',
+        "cat\ndog\n\nemu\n",
+    ],
+)
 def test_label_maps(text):
     assert routines.read_label_map(text) == NAMES
 
 
-@pytest.mark.parametrize("text", ["item { id: 1 }", '{"a": "b"}', '[1', '{"1": {}}'])
+@pytest.mark.parametrize("text", ["item { id: 1 }", '{"a": "b"}', "[1", '{"1": {}}'])
 def test_wrong_label_maps(text):
     with pytest.raises(ValueError):
         routines.read_label_map(text)
@@ -392,7 +555,17 @@ def test_wrong_label_maps(text):
 def test_filters_never_mix_up_rows(count, seed):
     tensors = made_up(count, seed, masks=True)
     tensors["masks"] = np.broadcast_to(tensors["scores"][:, np.newaxis, np.newaxis], (count, 2, 2))
-    for step in (routines.FilterConfidence(confidence=0.3), routines.FilterIOU(iou=0.4), routines.ExcludeClass(class_name="cat")):
+    for step in (
+        routines.FilterConfidence(confidence=0.3),
+        routines.FilterIOU(iou=0.4),
+        routines.ExcludeClass(class_name="cat"),
+    ):
         tensors = step(tensors)
-        assert (tensors["masks"][:, 0, 0] == tensors["scores"]).all() if len(tensors["scores"]) else True
-        assert all(NAMES[number] == name for number, name in zip(tensors["classes"], tensors["names"]))
+        assert (
+            (tensors["masks"][:, 0, 0] == tensors["scores"]).all()
+            if len(tensors["scores"])
+            else True
+        )
+        assert all(
+            NAMES[number] == name for number, name in zip(tensors["classes"], tensors["names"])
+        )

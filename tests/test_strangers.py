@@ -73,14 +73,18 @@ class Direct:
         tf, graph = serving.tensorflow(), self.session.graph
         if function := self.functions.get(signature):
             specs = function.structured_input_signature[1]
-            inputs = {name: tf.compat.v1.placeholder(specs[name].dtype, specs[name].shape)
-                      for name in definition.inputs}
+            inputs = {
+                name: tf.compat.v1.placeholder(specs[name].dtype, specs[name].shape)
+                for name in definition.inputs
+            }
             outputs = function(**inputs)
             fetches = [outputs[name] for name in definition.outputs]
             return self.session.make_callable(fetches, list(inputs.values()))
         feeds = [info.name for info in definition.inputs.values()]
-        fetches = [tf.identity(graph.get_tensor_by_name(info.name)) if info.name in feeds
-                   else info.name for info in definition.outputs.values()]  # no feed is fetched
+        fetches = [
+            tf.identity(graph.get_tensor_by_name(info.name)) if info.name in feeds else info.name
+            for info in definition.outputs.values()
+        ]  # no feed is fetched
         return self.session.make_callable(fetches, feeds)
 
 
@@ -91,9 +95,11 @@ def open_graph(folder: Path) -> tuple[Any, bool]:
     session = tf.compat.v1.Session(graph=tf.Graph(), config=options)
     with session.graph.as_default():
         loaded = tf.compat.v1.saved_model.load(session, ["serve"], str(folder))
-        filled = [tf.raw_ops.VarIsInitializedOp(resource=operation.outputs[0])
-                  for operation in session.graph.get_operations()
-                  if operation.type == "VarHandleOp"]
+        filled = [
+            tf.raw_ops.VarIsInitializedOp(resource=operation.outputs[0])
+            for operation in session.graph.get_operations()
+            if operation.type == "VarHandleOp"
+        ]
         is_object = bool(loaded.object_graph_def.nodes)
         return session if all(session.run(filled)) else None, is_object
 
@@ -182,8 +188,9 @@ class Exported:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.requests = {name: pickle.loads((folder / name / "requests").read_bytes())
-                         for name in NAMES}
+        self.requests = {
+            name: pickle.loads((folder / name / "requests").read_bytes()) for name in NAMES
+        }
         self.files = files_of(folder)  # as they were exported
         self.versions = {model.name: model.version for model in strangers.MODELS}
 
@@ -192,8 +199,10 @@ class Exported:
 
     def serve(self, *names: str, **fields: Any) -> serving.ModelServer:
         """A server of these models, each of them loaded or failed."""
-        models = [{"config": {"name": name, "base_path": str(self.folder / name), **fields}}
-                  for name in names]
+        models = [
+            {"config": {"name": name, "base_path": str(self.folder / name), **fields}}
+            for name in names
+        ]
         server = serving.ModelServer({"model_config_list": models, "server": NO_POLL})
         assert server.wait(300)
         return server
@@ -206,13 +215,17 @@ class Exported:
     def truth(self, name: str) -> dict[str, list[dict[str, np.ndarray]]]:
         """What TensorFlow answers to the requests of each signature of a model."""
         direct = self.direct(name)
-        return {signature: [direct.ask(signature, inputs) for inputs in requests]
-                for signature, requests in self.requests[name].items()}
+        return {
+            signature: [direct.ask(signature, inputs) for inputs in requests]
+            for signature, requests in self.requests[name].items()
+        }
 
     def ask(self, rest: Rest, name: str) -> dict[str, list[bytes]]:
         """What a server answers to the same, as bytes."""
-        return {signature: [ask(rest, name, signature, inputs) for inputs in requests]
-                for signature, requests in self.requests[name].items()}
+        return {
+            signature: [ask(rest, name, signature, inputs) for inputs in requests]
+            for signature, requests in self.requests[name].items()
+        }
 
     def ask_all(self, server: serving.ModelServer) -> dict[str, dict[str, list[bytes]]]:
         rest = Rest(server)
@@ -244,6 +257,7 @@ def exported(tmp_path_factory):
     def export(names: list[str]) -> subprocess.CompletedProcess:
         command = [sys.executable, str(ROOT / "tests/strangers.py"), str(folder), *names]
         return subprocess.run(command, capture_output=True, text=True)
+
     with ThreadPoolExecutor(2) as threads:
         for done in threads.map(export, (names[::2], names[1::2])):
             assert done.returncode == 0, done.stderr[-2000:]
@@ -277,9 +291,13 @@ def restarted(exported, tmp_path_factory):
     path = tmp_path_factory.mktemp("restarted") / "answers"
     with ThreadPoolExecutor(1) as threads:
         other = threads.submit(
-            python, "exported = Exported(Path(sys.argv[1]))\n"
+            python,
+            "exported = Exported(Path(sys.argv[1]))\n"
             "answers = exported.ask_all(exported.serve(*NAMES))\n"
-            "Path(sys.argv[2]).write_bytes(pickle.dumps(answers))", str(exported.folder), str(path))
+            "Path(sys.argv[2]).write_bytes(pickle.dumps(answers))",
+            str(exported.folder),
+            str(path),
+        )
         found = []
         for _ in range(2):
             again = exported.serve(*NAMES)
@@ -294,7 +312,7 @@ def restarted(exported, tmp_path_factory):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_model_is_loaded(server, name):
-    state, = server.status(name)["model_version_status"]
+    (state,) = server.status(name)["model_version_status"]
     assert (state["state"], state["status"]["error_message"]) == ("AVAILABLE", "")
 
 
@@ -307,7 +325,8 @@ def test_answers_are_tensorflows(exported, answers, name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_unfrozen_answers_are_those_of_tensorflows_session_to_the_last_bit(
-        exported, unfrozen, name):
+    exported, unfrozen, name
+):
     direct = exported.direct(name)
     for signature, requests in exported.requests[name].items():
         for data, inputs in zip(unfrozen[name][signature], requests, strict=True):
@@ -321,14 +340,16 @@ def test_rows_are_answered_as_columns_are(exported, server, answers, name):
     rest = Rest(server)
     for signature, truths in exported.truth(name).items():
         for number, (inputs, truth) in enumerate(zip(exported.requests[name][signature], truths)):
-            lengths = {len(value) if value.ndim else None
-                       for value in (*inputs.values(), *truth.values())}
+            lengths = {
+                len(value) if value.ndim else None for value in (*inputs.values(), *truth.values())
+            }
             if None in lengths or len(lengths) > 1:
                 continue
             columns = write_body(signature, inputs)["inputs"]
             rows = [dict(zip(columns, row)) for row in zip(*columns.values())]
-            response = rest.post(f"/v1/models/{name}:predict",
-                                 {"signature_name": signature, "instances": rows})
+            response = rest.post(
+                f"/v1/models/{name}:predict", {"signature_name": signature, "instances": rows}
+            )
             assert response.status_code == 200, response.get_data()
             predictions = json.loads(response.get_data())["predictions"]
             outputs = json.loads(answers[name][signature][number])["outputs"]
@@ -361,12 +382,16 @@ def test_signatures_are_told_as_they_are_stored(exported, server, name):
 
 def test_a_model_without_signatures_says_so(server):
     response = Rest(server).post("/v1/models/without_signatures:predict", {"instances": [1]})
-    assert_error(response, 400, "Serving signature name: \"serving_default\" not found in ...")
+    assert_error(response, 400, 'Serving signature name: "serving_default" not found in ...')
 
 
-@pytest.mark.parametrize("name, signature, inputs", [
-    ("tf1_beside_sparse", "sparse", {"s": [[1.0, 2.0]]}),
-    ("tf1_beside_handle", "handle", {"x": [1.0]})])
+@pytest.mark.parametrize(
+    "name, signature, inputs",
+    [
+        ("tf1_beside_sparse", "sparse", {"s": [[1.0, 2.0]]}),
+        ("tf1_beside_handle", "handle", {"x": [1.0]}),
+    ],
+)
 def test_a_signature_that_json_cannot_carry_is_refused(server, name, signature, inputs):
     """In words: its own name, or the output's."""
     body = {"signature_name": signature, "inputs": inputs}
@@ -376,21 +401,36 @@ def test_a_signature_that_json_cannot_carry_is_refused(server, name, signature, 
     assert signature in error or "resource" in error, error
 
 
-@pytest.mark.parametrize("name, verb, signature", [
-    ("examples", "classify", "classify"), ("examples", "regress", "regress"),
-    ("tf1_estimator", "classify", "serving_default"), ("tf1_estimator", "regress", "regression")])
+@pytest.mark.parametrize(
+    "name, verb, signature",
+    [
+        ("examples", "classify", "classify"),
+        ("examples", "regress", "regress"),
+        ("tf1_estimator", "classify", "serving_default"),
+        ("tf1_estimator", "regress", "regression"),
+    ],
+)
 def test_examples_are_classified_and_regressed_as_tensorflow_does(
-        exported, server, tf, name, verb, signature):
+    exported, server, tf, name, verb, signature
+):
     given = [{"age": 3.5, "kind": "dog"}, {"age": 70.25, "kind": "cat"}]
     feature = tf.train.Feature
-    serialized = [tf.train.Example(features=tf.train.Features(feature={
-        "age": feature(float_list=tf.train.FloatList(value=[row["age"]])),
-        "kind": feature(bytes_list=tf.train.BytesList(value=[row["kind"].encode()]))
-    })).SerializeToString() for row in given]
+    serialized = [
+        tf.train.Example(
+            features=tf.train.Features(
+                feature={
+                    "age": feature(float_list=tf.train.FloatList(value=[row["age"]])),
+                    "kind": feature(bytes_list=tf.train.BytesList(value=[row["kind"].encode()])),
+                }
+            )
+        ).SerializeToString()
+        for row in given
+    ]
     inputs = {"inputs": np.array(serialized, object)}
     truth = exported.direct(name).ask(signature, inputs)
-    response = Rest(server).post(f"/v1/models/{name}:{verb}",
-                                 {"signature_name": signature, "examples": given})
+    response = Rest(server).post(
+        f"/v1/models/{name}:{verb}", {"signature_name": signature, "examples": given}
+    )
     assert response.status_code == 200, response.get_data()
     results = json.loads(response.get_data())["results"]
     if verb == "regress":
@@ -398,14 +438,30 @@ def test_examples_are_classified_and_regressed_as_tensorflow_does(
         return
     labels = [[label.decode() for label in row] for row in truth["classes"]]
     assert [[label for label, _ in row] for row in results] == labels
-    np.testing.assert_allclose([[score for _, score in row] for row in results],
-                               truth["scores"], 1e-5)
+    np.testing.assert_allclose(
+        [[score for _, score in row] for row in results], truth["scores"], 1e-5
+    )
 
 
 # --- many at once ---------------------------------------------------------------------------------
 
-CROWD = ["one_sigmoid", "grey", "two_inputs", "text", "lstm", "normalized", "autoscale", "centred",
-         "wide", "vocabulary", "bytes", "loops", "passed_through", "dtypes", "tf1_main_op"]
+CROWD = [
+    "one_sigmoid",
+    "grey",
+    "two_inputs",
+    "text",
+    "lstm",
+    "normalized",
+    "autoscale",
+    "centred",
+    "wide",
+    "vocabulary",
+    "bytes",
+    "loops",
+    "passed_through",
+    "dtypes",
+    "tf1_main_op",
+]
 JOINABLE = ["softmax", "grey", "two_inputs", "normalized", "vocabulary", "passed_through"]
 
 
@@ -423,6 +479,7 @@ def crowd(exported: Exported, server: serving.ModelServer, names: list[str], is_
             got = ask(rest, name, signature, exported.requests[name][signature][number])
             if not is_right(name, signature, number, got):
                 wrong.append((name, signature, number, got[:100]))
+
     threads = [threading.Thread(target=be_a_client, args=(seed,)) for seed in range(16)]
     for thread in threads:
         thread.start()
@@ -432,9 +489,14 @@ def crowd(exported: Exported, server: serving.ModelServer, names: list[str], is_
 
 
 def test_of_a_thousand_requests_by_sixteen_clients_each_gets_what_it_gets_alone(
-        exported, server, answers):
-    wrong = crowd(exported, server, CROWD, lambda name, signature, number, got:
-                  got == answers[name][signature][number])
+    exported, server, answers
+):
+    wrong = crowd(
+        exported,
+        server,
+        CROWD,
+        lambda name, signature, number, got: got == answers[name][signature][number],
+    )
     assert not wrong, (len(wrong), sorted({name for name, *_ in wrong}), wrong[:3])
     rest = Rest(server)
     for name in CROWD:
@@ -461,12 +523,22 @@ def test_requests_that_are_joined_as_the_config_asks_get_what_they_get_alone(exp
 def test_rows_that_depend_on_each_other_are_never_joined_though_the_config_asks(exported, name):
     """The model is refused when it loads, or runs unbatched: nobody gets another answer."""
     base_path = str(exported.folder / name)
-    server = serving.ModelServer({"server": NO_POLL, "model_config_list": [
-        {"config": {"name": name, "base_path": base_path, "batching": True}}]})
+    server = serving.ModelServer(
+        {
+            "server": NO_POLL,
+            "model_config_list": [
+                {"config": {"name": name, "base_path": base_path, "batching": True}}
+            ],
+        }
+    )
     assert server.wait(300)
     refused = bool(server.readiness())
-    wrong = crowd(exported, server, [name], lambda *asked:
-                  refused and asked[-1].startswith(b"404 ") or is_truth(exported, *asked))
+    wrong = crowd(
+        exported,
+        server,
+        [name],
+        lambda *asked: refused and asked[-1].startswith(b"404 ") or is_truth(exported, *asked),
+    )
     server.stop()
     assert not wrong, (len(wrong), wrong[:3])
 
@@ -475,8 +547,11 @@ def test_rows_that_depend_on_each_other_are_never_joined_though_the_config_asks(
 
 
 def files_of(folder: Path) -> dict[str, str]:
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 def follow(script: strangers.Script, rest: Rest, truths: list[dict]) -> None:
@@ -587,7 +662,7 @@ def provoke_all(exported: Exported, names: list[str]) -> dict[str, list]:
         last = [name for name in names if name in found][-1]
         reason = f"the process ended with {done.returncode}: {done.stderr.decode()[-500:]}"
         found[last].append(["", "", "the process", reason])
-        names = names[names.index(last) + 1:]
+        names = names[names.index(last) + 1 :]
     return found
 
 

@@ -8,15 +8,26 @@ from conftest import ROOT
 from languages import PICTURE, answering, need, predict, run, serving_shapes
 
 VENDOR = ROOT / "tests/clients/vendor"
-DEPLOYMENTS = ("75965b90-d29f-4981-8935-59ff53e1d35d", "aa351718-744e-4997-b051-346c3274bcbd")  # the ids in the programs
+DEPLOYMENTS = (
+    "75965b90-d29f-4981-8935-59ff53e1d35d",
+    "aa351718-744e-4997-b051-346c3274bcbd",
+)  # the ids in the programs
 PROGRAMS = {  # language: file, how to run it
-    "curl": ("curl.sh", "sh curl.sh"), "python": ("python.py", "python python.py"),
-    "fetch": ("fetch.js", "node --require ./whole.js fetch.js"), "axios": ("axios.js", "node --require ./whole.js axios.js"),
-    "java": ("Main.java", "java Main.java"), "go": ("main.go", "go run main.go"), "r": ("httr.R", "Rscript httr.R"),
-    "ruby": ("ruby.rb", "ruby ruby.rb"), "c": ("libcurl.c", "cc libcurl.c -o libcurl -lcurl && ./libcurl")}
+    "curl": ("curl.sh", "sh curl.sh"),
+    "python": ("python.py", "python python.py"),
+    "fetch": ("fetch.js", "node --require ./whole.js fetch.js"),
+    "axios": ("axios.js", "node --require ./whole.js axios.js"),
+    "java": ("Main.java", "java Main.java"),
+    "go": ("main.go", "go run main.go"),
+    "r": ("httr.R", "Rscript httr.R"),
+    "ruby": ("ruby.rb", "ruby ruby.rb"),
+    "c": ("libcurl.c", "cc libcurl.c -o libcurl -lcurl && ./libcurl"),
+}
 # console.log leaves out what lies deeper than two levels, unless told otherwise.
 WHOLE = 'Object.assign(require("util").inspect.defaultOptions, {depth: null, maxArrayLength: null, maxStringLength: null})'
-AS_JSON = 'node --print \'JSON.stringify(eval(`(${require("fs").readFileSync("printed", "utf8")})`))\''
+AS_JSON = (
+    'node --print \'JSON.stringify(eval(`(${require("fs").readFileSync("printed", "utf8")})`))\''
+)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +46,11 @@ def run_program(language, folder, server, picture, key):
     """Run a vendor's program with its three placeholders replaced, and nothing else."""
     file, command = PROGRAMS[language]
     source = (VENDOR / file).read_text()
-    for placeholder, value in ((r"https://[^/]+\.datature\.io", server), (r"YOUR_SECRET_(HASH|KEY)", key), ("https://YOUR_IMAGE.jpg", picture)):
+    for placeholder, value in (
+        (r"https://[^/]+\.datature\.io", server),
+        (r"YOUR_SECRET_(HASH|KEY)", key),
+        ("https://YOUR_IMAGE.jpg", picture),
+    ):
         source, count = re.subn(placeholder, value, source)
         assert count == 1
     (folder / file).write_text(source)
@@ -71,4 +86,6 @@ def test_the_vendors_program_shows_why_a_wrong_key_is_refused(language, tmp_path
     if language == "axios":  # it catches no error, so Node.js prints all that it knows of it
         assert done.returncode != 0 and "The key is not valid" in done.stderr
     else:
-        assert read_printed(language, done.stdout, tmp_path)["error"] == "The key is not valid", done
+        assert read_printed(language, done.stdout, tmp_path)["error"] == "The key is not valid", (
+            done
+        )

@@ -19,35 +19,77 @@ R = "/v1/models/ex:regress"
 def answer_examples(name, inputs):
     n = len(inputs["inputs"])
     ones = np.ones((n, 1), np.float32)
-    return {"rank1": {"scores": np.ones(n, np.float32)}, "labels": {"classes": np.ones((n, 1), np.int64)},
-            "double": {"scores": ones.astype(np.float64)}, "short": {"scores": ones[1:]},
-            "uneven": {"scores": ones, "classes": np.full((n, 3), b"a", object)},
-            "wide": {"outputs": np.ones((n, 2), np.float32)}, "few": {"outputs": np.ones(n + 1, np.float32)},
-            "whole": {"outputs": np.ones(n, np.int64)}}[name]
+    return {
+        "rank1": {"scores": np.ones(n, np.float32)},
+        "labels": {"classes": np.ones((n, 1), np.int64)},
+        "double": {"scores": ones.astype(np.float64)},
+        "short": {"scores": ones[1:]},
+        "uneven": {"scores": ones, "classes": np.full((n, 3), b"a", object)},
+        "wide": {"outputs": np.ones((n, 2), np.float32)},
+        "few": {"outputs": np.ones(n + 1, np.float32)},
+        "whole": {"outputs": np.ones(n, np.int64)},
+    }[name]
 
 
 def make_models():
     two = [spec("a"), spec("b", "DT_INT64")]
-    single = {"scalar": [spec("y", shape=())], "uneven": [spec("y"), spec("z")], "complex": [spec("y", "DT_COMPLEX64")]}
-    odd_outputs = {"scalar": {"y": np.float32(1.0) * np.ones(())}, "uneven": {"y": np.ones(2), "z": np.ones(1)},
-                   "complex": {"y": np.ones(1, np.complex64)}}
-    typed = {name: signature([spec("x", f"DT_{name.upper()}")], [spec("x", f"DT_{name.upper()}")])
-             for name in ("float", "int32", "int64", "uint8", "int8", "uint32", "bool", "string", "complex64")}
-    examples = {name: signature([spec("inputs", "DT_STRING")], [spec(output, dtype) for output, dtype in outputs]) for name, outputs in {
-        "three": [("a", "DT_FLOAT"), ("b", "DT_FLOAT"), ("c", "DT_FLOAT")], "other": [("y", "DT_FLOAT")],
-        "rank1": [("scores", "DT_FLOAT")], "labels": [("classes", "DT_INT64")], "double": [("scores", "DT_DOUBLE")],
-        "short": [("scores", "DT_FLOAT")], "uneven": [("classes", "DT_STRING"), ("scores", "DT_FLOAT")],
-        "wide": [("outputs", "DT_FLOAT")], "few": [("outputs", "DT_FLOAT")], "whole": [("outputs", "DT_INT64")]}.items()}
+    single = {
+        "scalar": [spec("y", shape=())],
+        "uneven": [spec("y"), spec("z")],
+        "complex": [spec("y", "DT_COMPLEX64")],
+    }
+    odd_outputs = {
+        "scalar": {"y": np.float32(1.0) * np.ones(())},
+        "uneven": {"y": np.ones(2), "z": np.ones(1)},
+        "complex": {"y": np.ones(1, np.complex64)},
+    }
+    typed = {
+        name: signature([spec("x", f"DT_{name.upper()}")], [spec("x", f"DT_{name.upper()}")])
+        for name in (
+            "float",
+            "int32",
+            "int64",
+            "uint8",
+            "int8",
+            "uint32",
+            "bool",
+            "string",
+            "complex64",
+        )
+    }
+    examples = {
+        name: signature(
+            [spec("inputs", "DT_STRING")], [spec(output, dtype) for output, dtype in outputs]
+        )
+        for name, outputs in {
+            "three": [("a", "DT_FLOAT"), ("b", "DT_FLOAT"), ("c", "DT_FLOAT")],
+            "other": [("y", "DT_FLOAT")],
+            "rank1": [("scores", "DT_FLOAT")],
+            "labels": [("classes", "DT_INT64")],
+            "double": [("scores", "DT_DOUBLE")],
+            "short": [("scores", "DT_FLOAT")],
+            "uneven": [("classes", "DT_STRING"), ("scores", "DT_FLOAT")],
+            "wide": [("outputs", "DT_FLOAT")],
+            "few": [("outputs", "DT_FLOAT")],
+            "whole": [("outputs", "DT_INT64")],
+        }.items()
+    }
     examples["x"] = signature([spec("x", "DT_STRING")], [spec("scores"), spec("outputs")])
     examples["x_regress"] = signature([spec("x", "DT_STRING")], [spec("outputs")])
     examples["two_inputs"] = signature([spec("inputs", "DT_STRING"), spec("b")], [spec("scores")])
     return {
-        "one": FakeServable(), "two": serving.Servable({"serving_default": signature(two, two)}, lambda name, inputs: inputs),
-        "out": serving.Servable({name: signature([spec("x")], outputs) for name, outputs in single.items()},
-                                lambda name, inputs: odd_outputs[name]),
+        "one": FakeServable(),
+        "two": serving.Servable(
+            {"serving_default": signature(two, two)}, lambda name, inputs: inputs
+        ),
+        "out": serving.Servable(
+            {name: signature([spec("x")], outputs) for name, outputs in single.items()},
+            lambda name, inputs: odd_outputs[name],
+        ),
         "typed": serving.Servable(typed, lambda name, inputs: inputs),
         "none": serving.Servable({"serving_default": signature([], [])}, lambda name, inputs: {}),
-        "ex": serving.Servable(examples, answer_examples)}
+        "ex": serving.Servable(examples, answer_examples),
+    }
 
 
 def typed(dtype, value):
@@ -68,15 +110,33 @@ WRONG = [
     ("GET", "/v1//models/one", "", 400, "Malformed request: GET /v1//models/one"),
     ("GET", "/v1/", "", 400, "Malformed request: GET /v1/"),
     ("GET", "/v1/models/one/version/1", "", 400, "Malformed request: GET /v1/models/one/version/1"),
-    ("GET", "/v1/models/one/versions/x", "", 400, "Malformed request: GET /v1/models/one/versions/x"),
+    (
+        "GET",
+        "/v1/models/one/versions/x",
+        "",
+        400,
+        "Malformed request: GET /v1/models/one/versions/x",
+    ),
     ("GET", "/v1/models/one/versions/1/labels/a", "", 400, "Malformed request: ..."),
     ("GET", "/v1/models/one/versions/-1", "", 400, "Malformed request: ..."),
     ("GET", "/v1/models/one:predict", "", 400, "Malformed request: GET /v1/models/one:predict"),
     ("GET", "/v1/models/versions/1", "", 400, "Missing model name in request."),
-    ("GET", "/v1/models/one/versions/99999999999999999999", "", 400, "Failed to convert version: 99999999999999999999 to numeric."),
+    (
+        "GET",
+        "/v1/models/one/versions/99999999999999999999",
+        "",
+        400,
+        "Failed to convert version: 99999999999999999999 to numeric.",
+    ),
     ("POST", "/v1/models/one", "{}", 400, "Malformed request: POST /v1/models/one"),
     ("POST", "/v1/models/one:PREDICT", "{}", 400, "Malformed request: POST /v1/models/one:PREDICT"),
-    ("POST", "/v1/models/one:predict/", "{}", 400, "Malformed request: POST /v1/models/one:predict/"),
+    (
+        "POST",
+        "/v1/models/one:predict/",
+        "{}",
+        400,
+        "Malformed request: POST /v1/models/one:predict/",
+    ),
     ("POST", "/v1/models/:predict", "{}", 400, "Malformed request: POST /v1/models/:predict"),
     ("POST", "/v1/config", "", 400, "Malformed request: POST /v1/config"),
     ("GET", "/v1/config/reload", "", 400, "Malformed request: GET /v1/config/reload"),
@@ -90,123 +150,593 @@ WRONG = [
     ("GET", "/v1/models/one/versions/7", "", 404, "Could not find version 7 of model one"),
     ("GET", "/v1/models/one/labels/x", "", 400, "Unrecognized servable version label: x"),
     ("GET", "/v1/models/nope/metadata", "", 404, "Servable not found for request: Latest(nope)"),
-    ("GET", "/v1/models/one/versions/9/metadata", "", 404, "Servable not found for request: Specific(one, 9)"),
-    ("POST", "/v1/models/nope:predict", '{"instances": [1]}', 404, "Servable not found for request: Latest(nope)"),
-    ("POST", "/v1/models/one/versions/99:predict", '{"instances": [1]}', 404, "Servable not found for request: Specific(one, 99)"),
-    ("POST", "/v1/models/one/labels/L:predict", '{"instances": [1]}', 400, "Unrecognized servable version label: L"),
-    ("POST", "/v1/models/nope/labels/L:predict", '{"instances": [1]}', 400, "Unrecognized servable version label: L"),
-    ("POST", "/model-serving/nope:predict", '{"instances": [1]}', 404, "Servable not found for request: Latest(nope)"),
+    (
+        "GET",
+        "/v1/models/one/versions/9/metadata",
+        "",
+        404,
+        "Servable not found for request: Specific(one, 9)",
+    ),
+    (
+        "POST",
+        "/v1/models/nope:predict",
+        '{"instances": [1]}',
+        404,
+        "Servable not found for request: Latest(nope)",
+    ),
+    (
+        "POST",
+        "/v1/models/one/versions/99:predict",
+        '{"instances": [1]}',
+        404,
+        "Servable not found for request: Specific(one, 99)",
+    ),
+    (
+        "POST",
+        "/v1/models/one/labels/L:predict",
+        '{"instances": [1]}',
+        400,
+        "Unrecognized servable version label: L",
+    ),
+    (
+        "POST",
+        "/v1/models/nope/labels/L:predict",
+        '{"instances": [1]}',
+        400,
+        "Unrecognized servable version label: L",
+    ),
+    (
+        "POST",
+        "/model-serving/nope:predict",
+        '{"instances": [1]}',
+        404,
+        "Servable not found for request: Latest(nope)",
+    ),
     ("POST", "/v1/models/nope:predict", "{}", 404, "Servable not found for request: Latest(nope)"),
-    ("POST", "/v1/models/nope:predict", "{", 400, "JSON Parse error: Missing a name for object member. at offset: 1"),
-    ("POST", "/v1/models/nope:classify", {"examples": [3]}, 400, "Example must be JSON object but got JSON Number"),
+    (
+        "POST",
+        "/v1/models/nope:predict",
+        "{",
+        400,
+        "JSON Parse error: Missing a name for object member. at offset: 1",
+    ),
+    (
+        "POST",
+        "/v1/models/nope:classify",
+        {"examples": [3]},
+        400,
+        "Example must be JSON object but got JSON Number",
+    ),
     # JSON
     ("POST", P, "", 400, "JSON Parse error: The document is empty"),
     ("POST", P, "  ", 400, "JSON Parse error: The document is empty. at offset: 2"),
     ("POST", P, "nul", 400, "JSON Parse error: Invalid value. at offset: 0"),
     ("POST", P, '{"instances": [1,]}', 400, "JSON Parse error: Invalid value. at offset: 17"),
-    ("POST", P, '{"instances" [1]}', 400, "JSON Parse error: Missing a colon after a name of object member. at offset: 13"),
-    ("POST", P, '{"instances": [1] "a"}', 400, "JSON Parse error: Missing a comma or '}' after an object member. at offset: 18"),
-    ("POST", P, '{"instances": [1 2]}', 400, "JSON Parse error: Missing a comma or ']' after an array element. at offset: 17"),
-    ("POST", P, '{"instances": [1.]}', 400, "JSON Parse error: Miss fraction part in number. at offset: ..."),
-    ("POST", P, '{"instances": [1e]}', 400, "JSON Parse error: Miss exponent in number. at offset: ..."),
-    ("POST", P, '{"instances": [1e309]}', 400, "JSON Parse error: Number too big to be stored in double. at offset: 15"),
-    ("POST", P, '{"instances": ["a', 400, "JSON Parse error: Missing a closing quotation mark in string. at offset: 15"),
-    ("POST", P, '{"instances": ["\\q"]}', 400, "JSON Parse error: Invalid escape character in string. at offset: ..."),
-    ("POST", P, '{"instances": ["\\u12"]}', 400, "JSON Parse error: Incorrect hex digit after \\u escape in string. at offset: ..."),
-    ("POST", P, '{"instances": ["\\ud800"]}', 400, "JSON Parse error: The surrogate pair in string is invalid. at offset: 15"),
+    (
+        "POST",
+        P,
+        '{"instances" [1]}',
+        400,
+        "JSON Parse error: Missing a colon after a name of object member. at offset: 13",
+    ),
+    (
+        "POST",
+        P,
+        '{"instances": [1] "a"}',
+        400,
+        "JSON Parse error: Missing a comma or '}' after an object member. at offset: 18",
+    ),
+    (
+        "POST",
+        P,
+        '{"instances": [1 2]}',
+        400,
+        "JSON Parse error: Missing a comma or ']' after an array element. at offset: 17",
+    ),
+    (
+        "POST",
+        P,
+        '{"instances": [1.]}',
+        400,
+        "JSON Parse error: Miss fraction part in number. at offset: ...",
+    ),
+    (
+        "POST",
+        P,
+        '{"instances": [1e]}',
+        400,
+        "JSON Parse error: Miss exponent in number. at offset: ...",
+    ),
+    (
+        "POST",
+        P,
+        '{"instances": [1e309]}',
+        400,
+        "JSON Parse error: Number too big to be stored in double. at offset: 15",
+    ),
+    (
+        "POST",
+        P,
+        '{"instances": ["a',
+        400,
+        "JSON Parse error: Missing a closing quotation mark in string. at offset: 15",
+    ),
+    (
+        "POST",
+        P,
+        '{"instances": ["\\q"]}',
+        400,
+        "JSON Parse error: Invalid escape character in string. at offset: ...",
+    ),
+    (
+        "POST",
+        P,
+        '{"instances": ["\\u12"]}',
+        400,
+        "JSON Parse error: Incorrect hex digit after \\u escape in string. at offset: ...",
+    ),
+    (
+        "POST",
+        P,
+        '{"instances": ["\\ud800"]}',
+        400,
+        "JSON Parse error: The surrogate pair in string is invalid. at offset: 15",
+    ),
     ("POST", P, "[" * 100_000, 400, "JSON Parse error: Invalid value. at offset: 100000"),
-    ("POST", P, '{"instances": [' + "1" * 5000 + "]}", 400, "JSON Parse error: Number too big to be stored in double. at offset: 15"),
+    (
+        "POST",
+        P,
+        '{"instances": [' + "1" * 5000 + "]}",
+        400,
+        "JSON Parse error: Number too big to be stored in double. at offset: 15",
+    ),
     # The request's object
     ("POST", P, "[1]", 400, "JSON Value: [\n    1\n] Is not object"),
     ("POST", P, "3", 400, "JSON Value: 3 Is not object"),
-    ("POST", P, '{"signature_name": 3}', 400, 'JSON Value: {\n    "signature_name": 3\n} not formatted correctly. '
-     "'signature_name' key must be a string value."),
-    ("POST", P, {"signature_name": "nope", "instances": [1]}, 400, 'Serving signature name: "nope" not found in signature def'),
-    ("POST", "/v1/models/none:predict", {"instances": [1]}, 400, "Failed to get input map for signature: DEFAULT"),
+    (
+        "POST",
+        P,
+        '{"signature_name": 3}',
+        400,
+        'JSON Value: {\n    "signature_name": 3\n} not formatted correctly. '
+        "'signature_name' key must be a string value.",
+    ),
+    (
+        "POST",
+        P,
+        {"signature_name": "nope", "instances": [1]},
+        400,
+        'Serving signature name: "nope" not found in signature def',
+    ),
+    (
+        "POST",
+        "/v1/models/none:predict",
+        {"instances": [1]},
+        400,
+        "Failed to get input map for signature: DEFAULT",
+    ),
     ("POST", P, "{}", 400, "Missing 'inputs' or 'instances' key"),
     ("POST", P, {"instances": [1], "inputs": [1]}, 400, "JSON Value: {..."),
     ("POST", P, {"instances": 3}, 400, "JSON Value: 3 Expecting 'instances' to be an list/array"),
     ("POST", P, {"instances": []}, 400, "JSON Value: [] No values in 'instances' array"),
     # Rows
-    ("POST", TWO, {"instances": [1]}, 400, "instances is a plain list, but expecting list of objects as multiple input tensors required as per "
-     "tensorinfo_map"),
-    ("POST", P, {"instances": [{"x": [1]}, [1]]}, 400, "Expecting object but got list at item 1 of input list"),
-    ("POST", P, {"instances": [[1], {"x": [1]}]}, 400, "Expecting value/list but got object at item 1 of input list"),
-    ("POST", P, {"instances": [{"x": 1, "q": 2}]}, 400, "Failed to process element: 0 key: q of 'instances' list. Error: INVALID_ARGUMENT: "
-     "JSON object: does not have named input: q"),
-    ("POST", TWO, {"instances": [{"a": 1}]}, 400, "Failed to process element: 0 of 'instances' list. JSON object: {\n    \"a\": 1\n} "
-     "keys must be equal to: a,b"),
-    ("POST", TWO, {"instances": [{"a": 1, "b": 2}, {"a": 1, "b": 1.5}]}, 400, "Failed to process element: 1 key: b of 'instances' list. "
-     "Error: INVALID_ARGUMENT: JSON Value: 1.5 Type: Number is not of expected type: int64"),
-    ("POST", P, {"instances": [[1, 2], [1, 2, 3]]}, 400, row(1, "Expecting tensor size: 2 but got: 3")),
-    ("POST", P, {"instances": [[1, 2], [[1, 2]]]}, 400, row(1, "Expecting shape [2] but got: [1,2]")),
+    (
+        "POST",
+        TWO,
+        {"instances": [1]},
+        400,
+        "instances is a plain list, but expecting list of objects as multiple input tensors required as per "
+        "tensorinfo_map",
+    ),
+    (
+        "POST",
+        P,
+        {"instances": [{"x": [1]}, [1]]},
+        400,
+        "Expecting object but got list at item 1 of input list",
+    ),
+    (
+        "POST",
+        P,
+        {"instances": [[1], {"x": [1]}]},
+        400,
+        "Expecting value/list but got object at item 1 of input list",
+    ),
+    (
+        "POST",
+        P,
+        {"instances": [{"x": 1, "q": 2}]},
+        400,
+        "Failed to process element: 0 key: q of 'instances' list. Error: INVALID_ARGUMENT: "
+        "JSON object: does not have named input: q",
+    ),
+    (
+        "POST",
+        TWO,
+        {"instances": [{"a": 1}]},
+        400,
+        "Failed to process element: 0 of 'instances' list. JSON object: {\n    \"a\": 1\n} "
+        "keys must be equal to: a,b",
+    ),
+    (
+        "POST",
+        TWO,
+        {"instances": [{"a": 1, "b": 2}, {"a": 1, "b": 1.5}]},
+        400,
+        "Failed to process element: 1 key: b of 'instances' list. "
+        "Error: INVALID_ARGUMENT: JSON Value: 1.5 Type: Number is not of expected type: int64",
+    ),
+    (
+        "POST",
+        P,
+        {"instances": [[1, 2], [1, 2, 3]]},
+        400,
+        row(1, "Expecting tensor size: 2 but got: 3"),
+    ),
+    (
+        "POST",
+        P,
+        {"instances": [[1, 2], [[1, 2]]]},
+        400,
+        row(1, "Expecting shape [2] but got: [1,2]"),
+    ),
     ("POST", P, {"instances": [1, [[1]]]}, 400, row(1, "Expecting shape [] but got: [1,1]")),
-    ("POST", P, {"instances": [None]}, 400, row(0, "JSON Value: null Type: Null is not of expected type: float")),
-    ("POST", P, {"instances": [[1], [True]]}, 400, row(1, "JSON Value: true Type: True is not of expected type: float")),
-    ("POST", "/v1/models/typed:predict", {"signature_name": "complex64", "instances": [1]}, 400,
-     row(0, "Conversion of JSON Value: 1 to type: complex64", "UNIMPLEMENTED")),
+    (
+        "POST",
+        P,
+        {"instances": [None]},
+        400,
+        row(0, "JSON Value: null Type: Null is not of expected type: float"),
+    ),
+    (
+        "POST",
+        P,
+        {"instances": [[1], [True]]},
+        400,
+        row(1, "JSON Value: true Type: True is not of expected type: float"),
+    ),
+    (
+        "POST",
+        "/v1/models/typed:predict",
+        {"signature_name": "complex64", "instances": [1]},
+        400,
+        row(0, "Conversion of JSON Value: 1 to type: complex64", "UNIMPLEMENTED"),
+    ),
     # Columns
-    ("POST", TWO, {"inputs": [1]}, 400, "inputs is a plain value/list, but expecting an object as multiple input tensors required as per "
-     "tensorinfo_map"),
+    (
+        "POST",
+        TWO,
+        {"inputs": [1]},
+        400,
+        "inputs is a plain value/list, but expecting an object as multiple input tensors required as per "
+        "tensorinfo_map",
+    ),
     ("POST", TWO, {"inputs": {"a": 1}}, 400, "Missing named input: b in 'inputs' object."),
-    ("POST", P, {"inputs": [[1, 2], [3]]}, 400, "Encountered list at unexpected size: 1 at level: 1 expected size: 2"),
+    (
+        "POST",
+        P,
+        {"inputs": [[1, 2], [3]]},
+        400,
+        "Encountered list at unexpected size: 1 at level: 1 expected size: 2",
+    ),
     ("POST", P, {"inputs": [1, [2]]}, 400, "Encountered list at unexpected level: 1 expected < 1"),
-    ("POST", P, {"inputs": [[1], 2]}, 400, "JSON Value: 2 found at incorrect level: 2 in the JSON DOM. Expected at level: 2"),
+    (
+        "POST",
+        P,
+        {"inputs": [[1], 2]},
+        400,
+        "JSON Value: 2 found at incorrect level: 2 in the JSON DOM. Expected at level: 2",
+    ),
     ("POST", P, '{"inputs": ' + "[" * 300 + "1" + "]" * 300 + "}", 400, "tensor parsing error: x"),
     # Values and dtypes
-    ("POST", P, {"inputs": ["1.0"]}, 400, 'JSON Value: "1.0" Type: String is not of expected type: float'),
-    ("POST", P, {"inputs": [{"a": 1}]}, 400, 'JSON Value: {\n    "a": 1\n} Type: Object is not of expected type: float'),
-    ("POST", "/v1/models/typed:predict", typed("int32", [1.0]), 400, "JSON Value: 1.0 Type: Number is not of expected type: int32"),
-    ("POST", "/v1/models/typed:predict", typed("int32", [2**31]), 400, "JSON Value: 2147483648 Type: Number is not of expected type: int32"),
-    ("POST", "/v1/models/typed:predict", typed("int32", [True]), 400, "JSON Value: true Type: True is not of expected type: int32"),
-    ("POST", "/v1/models/typed:predict", '{"signature_name": "int32", "inputs": [NaN]}', 400, "JSON Value: NaN Type: Number is not of ..."),
-    ("POST", "/v1/models/typed:predict", typed("int64", [2**63]), 400, f"JSON Value: {2**63} Type: Number is not of expected type: int64"),
-    ("POST", "/v1/models/typed:predict", typed("uint32", [-1]), 400, "JSON Value: -1 Type: Number is not of expected type: uint32"),
-    ("POST", "/v1/models/typed:predict", typed("int8", [1, 300]), 400, "JSON Value: 300 at [1] is out of range for type: int8"),
-    ("POST", "/v1/models/typed:predict", typed("uint8", [[1], [-1]]), 400, "JSON Value: -1 at [1][0] is out of range for type: uint8"),
-    ("POST", "/v1/models/typed:predict", typed("bool", [1]), 400, "JSON Value: 1 Type: Number is not of expected type: bool"),
-    ("POST", "/v1/models/typed:predict", typed("string", [1]), 400, "JSON Value: 1 Type: Number is not of expected type: string"),
-    ("POST", "/v1/models/typed:predict", typed("string", [{"b64": "a", "c": 1}]), 400, "JSON Value: {..."),
-    ("POST", "/v1/models/typed:predict", typed("string", {"b64": "a-_="}), 400, "Unable to base64 decode"),
-    ("POST", "/v1/models/typed:predict", typed("string", {"b64": "a"}), 400, "Unable to base64 decode"),
-    ("POST", "/v1/models/typed:predict", typed("complex64", [1]), 501, "Conversion of JSON Value: 1 to type: complex64"),
+    (
+        "POST",
+        P,
+        {"inputs": ["1.0"]},
+        400,
+        'JSON Value: "1.0" Type: String is not of expected type: float',
+    ),
+    (
+        "POST",
+        P,
+        {"inputs": [{"a": 1}]},
+        400,
+        'JSON Value: {\n    "a": 1\n} Type: Object is not of expected type: float',
+    ),
+    (
+        "POST",
+        "/v1/models/typed:predict",
+        typed("int32", [1.0]),
+        400,
+        "JSON Value: 1.0 Type: Number is not of expected type: int32",
+    ),
+    (
+        "POST",
+        "/v1/models/typed:predict",
+        typed("int32", [2**31]),
+        400,
+        "JSON Value: 2147483648 Type: Number is not of expected type: int32",
+    ),
+    (
+        "POST",
+        "/v1/models/typed:predict",
+        typed("int32", [True]),
+        400,
+        "JSON Value: true Type: True is not of expected type: int32",
+    ),
+    (
+        "POST",
+        "/v1/models/typed:predict",
+        '{"signature_name": "int32", "inputs": [NaN]}',
+        400,
+        "JSON Value: NaN Type: Number is not of ...",
+    ),
+    (
+        "POST",
+        "/v1/models/typed:predict",
+        typed("int64", [2**63]),
+        400,
+        f"JSON Value: {2**63} Type: Number is not of expected type: int64",
+    ),
+    (
+        "POST",
+        "/v1/models/typed:predict",
+        typed("uint32", [-1]),
+        400,
+        "JSON Value: -1 Type: Number is not of expected type: uint32",
+    ),
+    (
+        "POST",
+        "/v1/models/typed:predict",
+        typed("int8", [1, 300]),
+        400,
+        "JSON Value: 300 at [1] is out of range for type: int8",
+    ),
+    (
+        "POST",
+        "/v1/models/typed:predict",
+        typed("uint8", [[1], [-1]]),
+        400,
+        "JSON Value: -1 at [1][0] is out of range for type: uint8",
+    ),
+    (
+        "POST",
+        "/v1/models/typed:predict",
+        typed("bool", [1]),
+        400,
+        "JSON Value: 1 Type: Number is not of expected type: bool",
+    ),
+    (
+        "POST",
+        "/v1/models/typed:predict",
+        typed("string", [1]),
+        400,
+        "JSON Value: 1 Type: Number is not of expected type: string",
+    ),
+    (
+        "POST",
+        "/v1/models/typed:predict",
+        typed("string", [{"b64": "a", "c": 1}]),
+        400,
+        "JSON Value: {...",
+    ),
+    (
+        "POST",
+        "/v1/models/typed:predict",
+        typed("string", {"b64": "a-_="}),
+        400,
+        "Unable to base64 decode",
+    ),
+    (
+        "POST",
+        "/v1/models/typed:predict",
+        typed("string", {"b64": "a"}),
+        400,
+        "Unable to base64 decode",
+    ),
+    (
+        "POST",
+        "/v1/models/typed:predict",
+        typed("complex64", [1]),
+        501,
+        "Conversion of JSON Value: 1 to type: complex64",
+    ),
     # Outputs that rows cannot carry
-    ("POST", "/v1/models/out:predict", {"signature_name": "scalar", "instances": [1]}, 400, "Tensor name: y has no shape information "),
-    ("POST", "/v1/models/out:predict", {"signature_name": "uneven", "instances": [1]}, 400,
-     "Tensor name: z has inconsistent batch size: 1 expecting: 2"),
-    ("POST", "/v1/models/out:predict", {"signature_name": "complex", "instances": [1]}, 400,
-     "Failed to write JSON value for tensor type: complex64"),
+    (
+        "POST",
+        "/v1/models/out:predict",
+        {"signature_name": "scalar", "instances": [1]},
+        400,
+        "Tensor name: y has no shape information ",
+    ),
+    (
+        "POST",
+        "/v1/models/out:predict",
+        {"signature_name": "uneven", "instances": [1]},
+        400,
+        "Tensor name: z has inconsistent batch size: 1 expecting: 2",
+    ),
+    (
+        "POST",
+        "/v1/models/out:predict",
+        {"signature_name": "complex", "instances": [1]},
+        400,
+        "Failed to write JSON value for tensor type: complex64",
+    ),
     # Examples
-    ("POST", C, "{}", 400, "JSON Value: {} When method is classify, key 'examples' is expected and was not found"),
-    ("POST", C, {"examples": 3}, 400, "JSON Value: {\n    \"examples\": 3\n} Expecting 'examples' value to be an list/array"),
-    ("POST", C, {"examples": []}, 400, "JSON Value: {\n    \"examples\": []\n} 'examples' value is an empty array"),
+    (
+        "POST",
+        C,
+        "{}",
+        400,
+        "JSON Value: {} When method is classify, key 'examples' is expected and was not found",
+    ),
+    (
+        "POST",
+        C,
+        {"examples": 3},
+        400,
+        "JSON Value: {\n    \"examples\": 3\n} Expecting 'examples' value to be an list/array",
+    ),
+    (
+        "POST",
+        C,
+        {"examples": []},
+        400,
+        "JSON Value: {\n    \"examples\": []\n} 'examples' value is an empty array",
+    ),
     ("POST", C, {"examples": [[]]}, 400, "Example must be JSON object but got JSON Array"),
-    ("POST", C, {"examples": [{}], "context": None}, 400, "Example must be JSON object but got JSON Null"),
-    ("POST", C, example({"n": [10, 10.0]}), 400, "Unexpected element type in feature: n expecting type: int64"),
-    ("POST", C, example({"n": [10.0, 10]}), 400, "Unexpected element type in feature: n expecting type: float"),
-    ("POST", C, example({"n": ["a", 10]}), 400, "Unexpected element type in feature: n expecting type: bytes"),
-    ("POST", C, example({"n": None}), 400, "Feature: n has element with unexpected JSON type: Null"),
-    ("POST", C, example({"n": [[1]]}), 400, "Feature: n has element with unexpected JSON type: Array"),
-    ("POST", C, example({"n": {"a": 1}}), 400, "Feature: n has element with unexpected JSON type: Object"),
-    ("POST", C, example({"n": 2**63}), 400, "Feature: n has uint64_t element. Only int64_t is supported."),
+    (
+        "POST",
+        C,
+        {"examples": [{}], "context": None},
+        400,
+        "Example must be JSON object but got JSON Null",
+    ),
+    (
+        "POST",
+        C,
+        example({"n": [10, 10.0]}),
+        400,
+        "Unexpected element type in feature: n expecting type: int64",
+    ),
+    (
+        "POST",
+        C,
+        example({"n": [10.0, 10]}),
+        400,
+        "Unexpected element type in feature: n expecting type: float",
+    ),
+    (
+        "POST",
+        C,
+        example({"n": ["a", 10]}),
+        400,
+        "Unexpected element type in feature: n expecting type: bytes",
+    ),
+    (
+        "POST",
+        C,
+        example({"n": None}),
+        400,
+        "Feature: n has element with unexpected JSON type: Null",
+    ),
+    (
+        "POST",
+        C,
+        example({"n": [[1]]}),
+        400,
+        "Feature: n has element with unexpected JSON type: Array",
+    ),
+    (
+        "POST",
+        C,
+        example({"n": {"a": 1}}),
+        400,
+        "Feature: n has element with unexpected JSON type: Object",
+    ),
+    (
+        "POST",
+        C,
+        example({"n": 2**63}),
+        400,
+        "Feature: n has uint64_t element. Only int64_t is supported.",
+    ),
     ("POST", C, {"examples": [{}]}, 400, "No signature was found with the name: serving_default"),
-    ("POST", C, {"examples": [{}], "signature_name": "two_inputs"}, 400, "Expected one input Tensor."),
-    ("POST", C, {"examples": [{}], "signature_name": "three"}, 400, "Expected one or two output Tensors, found 3"),
-    ("POST", C, {"examples": [{}], "signature_name": "x"}, 400, "No classification inputs found in SignatureDef: ..."),
-    ("POST", C, {"examples": [{}], "signature_name": "other"}, 400, "Expected classification signature outputs to contain at least one of "
-     '"classes" or "scores". Signature was: ...'),
+    (
+        "POST",
+        C,
+        {"examples": [{}], "signature_name": "two_inputs"},
+        400,
+        "Expected one input Tensor.",
+    ),
+    (
+        "POST",
+        C,
+        {"examples": [{}], "signature_name": "three"},
+        400,
+        "Expected one or two output Tensors, found 3",
+    ),
+    (
+        "POST",
+        C,
+        {"examples": [{}], "signature_name": "x"},
+        400,
+        "No classification inputs found in SignatureDef: ...",
+    ),
+    (
+        "POST",
+        C,
+        {"examples": [{}], "signature_name": "other"},
+        400,
+        "Expected classification signature outputs to contain at least one of "
+        '"classes" or "scores". Signature was: ...',
+    ),
     ("POST", C, example({}), 400, "Expected Tensor shape: [batch_size num_classes] but got [1]"),
-    ("POST", C, {"examples": [{}], "signature_name": "labels"}, 400, "Expected classes Tensor of DT_STRING. Got: DT_INT64"),
-    ("POST", C, {"examples": [{}], "signature_name": "double"}, 400, "Expected scores Tensor of DT_FLOAT. Got: DT_DOUBLE"),
-    ("POST", C, {"examples": [{}, {}], "signature_name": "short"}, 400, "Expected scores output batch size of 2. Got: 1"),
-    ("POST", C, {"examples": [{}], "signature_name": "uneven"}, 400, "Tensors class and score should match in dim_size(1). Got 3 vs. 1"),
+    (
+        "POST",
+        C,
+        {"examples": [{}], "signature_name": "labels"},
+        400,
+        "Expected classes Tensor of DT_STRING. Got: DT_INT64",
+    ),
+    (
+        "POST",
+        C,
+        {"examples": [{}], "signature_name": "double"},
+        400,
+        "Expected scores Tensor of DT_FLOAT. Got: DT_DOUBLE",
+    ),
+    (
+        "POST",
+        C,
+        {"examples": [{}, {}], "signature_name": "short"},
+        400,
+        "Expected scores output batch size of 2. Got: 1",
+    ),
+    (
+        "POST",
+        C,
+        {"examples": [{}], "signature_name": "uneven"},
+        400,
+        "Tensors class and score should match in dim_size(1). Got 3 vs. 1",
+    ),
     ("POST", R, {"examples": [{}], "signature_name": "x"}, 400, "Expected one output Tensor."),
-    ("POST", R, {"examples": [{}], "signature_name": "x_regress"}, 400, "No regression inputs found in SignatureDef: ..."),
-    ("POST", R, {"examples": [{}], "signature_name": "other"}, 400, "No regression outputs found in SignatureDef: ..."),
-    ("POST", R, {"examples": [{}, {}], "signature_name": "wide"}, 400,
-     "Expected output Tensor shape to be either [batch_size] or [batch_size, 1] but got [2,2]"),
-    ("POST", R, {"examples": [{}, {}], "signature_name": "few"}, 400, "Input batch size did not match output batch size: 2 vs. 3"),
-    ("POST", R, {"examples": [{}], "signature_name": "whole"}, 400, "Expected output Tensor of DT_FLOAT.  Got: DT_INT64"),
+    (
+        "POST",
+        R,
+        {"examples": [{}], "signature_name": "x_regress"},
+        400,
+        "No regression inputs found in SignatureDef: ...",
+    ),
+    (
+        "POST",
+        R,
+        {"examples": [{}], "signature_name": "other"},
+        400,
+        "No regression outputs found in SignatureDef: ...",
+    ),
+    (
+        "POST",
+        R,
+        {"examples": [{}, {}], "signature_name": "wide"},
+        400,
+        "Expected output Tensor shape to be either [batch_size] or [batch_size, 1] but got [2,2]",
+    ),
+    (
+        "POST",
+        R,
+        {"examples": [{}, {}], "signature_name": "few"},
+        400,
+        "Input batch size did not match output batch size: 2 vs. 3",
+    ),
+    (
+        "POST",
+        R,
+        {"examples": [{}], "signature_name": "whole"},
+        400,
+        "Expected output Tensor of DT_FLOAT.  Got: DT_INT64",
+    ),
 ]
 
 
@@ -222,29 +752,46 @@ def test_wrong_request(server, how, method, path, body, status, text):
     assert_error(client.open(path, method=method, data=body), status, text)
 
 
-@pytest.mark.parametrize("body", [b"not gzip", gzip.compress(b"{}")[:-9], zlib.compress(b"{}"), b""])
+@pytest.mark.parametrize(
+    "body", [b"not gzip", gzip.compress(b"{}")[:-9], zlib.compress(b"{}"), b""]
+)
 def test_broken_gzip_is_a_bad_request(server, body):
     if body:
-        assert_error(Rest(server).post(P, body, headers={"Content-Encoding": "gzip"}), 400, "Request body is not the gzip that ...")
+        assert_error(
+            Rest(server).post(P, body, headers={"Content-Encoding": "gzip"}),
+            400,
+            "Request body is not the gzip that ...",
+        )
     else:
-        assert_error(Rest(server).post(P, body, headers={"Content-Encoding": "gzip"}), 400, "JSON Parse error: The document is empty")
+        assert_error(
+            Rest(server).post(P, body, headers={"Content-Encoding": "gzip"}),
+            400,
+            "JSON Parse error: The document is empty",
+        )
 
 
 def test_gzip_bomb_is_refused_at_the_cap():
     server = fake_server({"one": FakeServable()}, server={"max_unpacked_bytes": 1000})
     bomb = gzip.compress(b" " * 10_000_000)
-    assert_error(Rest(server).post(P, bomb, headers={"Content-Encoding": "gzip"}), 413,
-                 "Request body unpacks to more than the limit of 1000 bytes")
+    assert_error(
+        Rest(server).post(P, bomb, headers={"Content-Encoding": "gzip"}),
+        413,
+        "Request body unpacks to more than the limit of 1000 bytes",
+    )
 
 
 def test_gzip_body_is_read(server):
-    response = Rest(server).post(P, gzip.compress(b'{"instances": [[4]]}'), headers={"Content-Encoding": "gzip"})
+    response = Rest(server).post(
+        P, gzip.compress(b'{"instances": [[4]]}'), headers={"Content-Encoding": "gzip"}
+    )
     assert json.loads(response.data) == {"predictions": [[3.0]]}
 
 
 def test_large_body_is_refused():
     server = fake_server({"one": FakeServable()}, server={"max_request_bytes": 10})
-    assert_error(Rest(server).post(P, b"x" * 11), 413, "Request body of 11 bytes is over the limit of 10")
+    assert_error(
+        Rest(server).post(P, b"x" * 11), 413, "Request body of 11 bytes is over the limit of 10"
+    )
 
 
 def test_head_is_malformed_and_has_no_body(server):
@@ -255,16 +802,32 @@ def test_head_is_malformed_and_has_no_body(server):
 def test_unexpected_errors_tell_nothing(caplog):
     def fail(name, inputs):
         raise RuntimeError("secret /path")
+
     broken = serving.Servable({"serving_default": signature([spec("x")], [spec("y")])}, fail)
     response = Rest(fake_server({"m": broken})).post("/v1/models/m:predict", {"instances": [1]})
-    assert_error(response, 500, f"Internal server error: the server's log has the reason, at request {response.headers['X-Request-Id']}")
+    assert_error(
+        response,
+        500,
+        f"Internal server error: the server's log has the reason, at request {response.headers['X-Request-Id']}",
+    )
     assert "secret /path" in caplog.text
 
 
 def test_graph_error_keeps_its_status_and_text(demo, how):
     client = Rest(demo, how)
-    assert_error(client.post("/v1/models/half_plus_two:regress", {"signature_name": "regress", "examples": [{"x": 2}]}), 400,
-                 "Name: <unknown>, Key: x, Index: 0.  Data types don't match. Data type: int64 but expected type: float...")
-    assert_error(client.post("/v1/models/half_plus_two:regress", {"signature_name": "regress", "examples": [{}]}), 400,
-                 "Name: <unknown>, Feature: x (data type: float) is required but could not be found....")
+    assert_error(
+        client.post(
+            "/v1/models/half_plus_two:regress",
+            {"signature_name": "regress", "examples": [{"x": 2}]},
+        ),
+        400,
+        "Name: <unknown>, Key: x, Index: 0.  Data types don't match. Data type: int64 but expected type: float...",
+    )
+    assert_error(
+        client.post(
+            "/v1/models/half_plus_two:regress", {"signature_name": "regress", "examples": [{}]}
+        ),
+        400,
+        "Name: <unknown>, Feature: x (data type: float) is required but could not be found....",
+    )
     assert_error(client.post("/v1/models/digits:predict", {"instances": [[1, 2]]}), 400, "...")

@@ -5,7 +5,9 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-sys.path[0] = str(Path(__file__).parent.parent)  # this folder's files have the names of the packages
+sys.path[0] = str(
+    Path(__file__).parent.parent
+)  # this folder's files have the names of the packages
 
 import bentoml  # noqa: E402
 import numpy as np  # noqa: E402
@@ -14,8 +16,12 @@ from pydantic import BaseModel  # noqa: E402
 
 from peers.common import BATCH, Model, read_base64  # noqa: E402
 
-workload = os.environ.setdefault("PEER_WORKLOAD", sys.argv[1])  # BentoML's workers import this file with arguments of their own
-ROWS = {"half_plus_two": 64, "mlp784": 64}.get(workload, BATCH.get(workload))  # here batches are counted in rows
+workload = os.environ.setdefault(
+    "PEER_WORKLOAD", sys.argv[1]
+)  # BentoML's workers import this file with arguments of their own
+ROWS = {"half_plus_two": 64, "mlp784": 64}.get(
+    workload, BATCH.get(workload)
+)  # here batches are counted in rows
 
 
 class Picture(BaseModel):
@@ -49,4 +55,5 @@ if __name__ == "__main__":
     os.setsid = lambda: None  # else its workers leave the process group, and outlive it
     os.chdir(sys.path[0])
     from bentoml_cli.cli import cli
+
     cli(["serve", f"peers.bentoml:{service}", "--host", "127.0.0.1", "--port", sys.argv[2]])

@@ -5,7 +5,12 @@ import base64
 import numpy as np
 import workloads
 
-BATCH = {"half_plus_two": 16, "mlp784": 16, "mobilenet_v2": 4, "ssd320": 8}  # most requests at once, where a framework batches
+BATCH = {
+    "half_plus_two": 16,
+    "mlp784": 16,
+    "mobilenet_v2": 4,
+    "ssd320": 8,
+}  # most requests at once, where a framework batches
 WAIT_MS = 2  # for a batch to fill
 
 
@@ -14,10 +19,13 @@ class Model:
 
     def __init__(self, workload):
         import tensorflow as tf
-        folder = next(folder for folder in workloads.base_path(workload).iterdir() if folder.name.isdigit())
+
+        folder = next(
+            folder for folder in workloads.base_path(workload).iterdir() if folder.name.isdigit()
+        )
         self.tf, self.loaded = tf, tf.saved_model.load(str(folder))
         self.signature = self.loaded.signatures["serving_default"]
-        (self.name, spec), = self.signature.structured_input_signature[1].items()
+        ((self.name, spec),) = self.signature.structured_input_signature[1].items()
         self.dtype = spec.dtype.as_numpy_dtype
 
     def run(self, batch):
@@ -26,7 +34,7 @@ class Model:
 
     def predict(self, batch):
         """The only output."""
-        output, = self.run(batch).values()
+        (output,) = self.run(batch).values()
         return output
 
     def predict_each(self, batches):
@@ -42,8 +50,13 @@ class Model:
     def detect(self, pictures):
         """The same as lists ready for JSON."""
         rows = (array.tolist() for array in self.detect_arrays(pictures).values())
-        return [[{"bound": box, "class_id": int(class_), "confidence": score} for box, score, class_ in zip(*found)]
-                for found in zip(*rows)]
+        return [
+            [
+                {"bound": box, "class_id": int(class_), "confidence": score}
+                for box, score, class_ in zip(*found)
+            ]
+            for found in zip(*rows)
+        ]
 
 
 def read_base64(text):

@@ -19,10 +19,12 @@ def python_of(peer: str) -> Path:
     if not done.exists() or done.read_text() != wanted:
         shutil.rmtree(folder, ignore_errors=True)
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-        site, = folder.glob("lib/python*/site-packages")
+        (site,) = folder.glob("lib/python*/site-packages")
         # Read after the environment's own packages: what a peer needs in another version wins; pip counts the rest as installed.
         shared = dict.fromkeys(sysconfig.get_path(name) for name in ("purelib", "platlib"))
         (site / "benchmark.pth").write_text("".join(f"{path}\n" for path in shared))
-        subprocess.run([str(python), "-m", "pip", "install", "--quiet", *PEERS[peer].packages], check=True)
+        subprocess.run(
+            [str(python), "-m", "pip", "install", "--quiet", *PEERS[peer].packages], check=True
+        )
         done.write_text(wanted)
     return python

@@ -3,7 +3,9 @@
 import sys
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).parent.parent)  # this folder's files have the names of the packages
+sys.path[0] = str(
+    Path(__file__).parent.parent
+)  # this folder's files have the names of the packages
 
 import uvicorn  # noqa: E402
 from fastapi import FastAPI  # noqa: E402
@@ -26,13 +28,16 @@ class Picture(BaseModel):
 
 
 if workload == "ssd320":
+
     @app.post("/predict")
     def detect(picture: Picture):
         return {"predictions": model.detect([read_base64(picture.data)])[0]}
 else:
+
     @app.post("/predict")
     def predict(batch: Batch):
         return {"predictions": model.predict(batch.instances).tolist()}
+
 
 if __name__ == "__main__":
     uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[2]))

@@ -3,7 +3,9 @@
 import sys
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).parent.parent)  # this folder's files have the names of the packages
+sys.path[0] = str(
+    Path(__file__).parent.parent
+)  # this folder's files have the names of the packages
 
 import litserve as ls  # noqa: E402
 
@@ -42,5 +44,9 @@ class Pictures(Rows):
 
 
 if __name__ == "__main__":
-    api = (Pictures if sys.argv[1] == "ssd320" else Rows)(max_batch_size=BATCH[sys.argv[1]], batch_timeout=WAIT_MS / 1e3)
-    ls.LitServer(api, accelerator="cpu").run(host="127.0.0.1", port=int(sys.argv[2]), generate_client_file=False)
+    api = (Pictures if sys.argv[1] == "ssd320" else Rows)(
+        max_batch_size=BATCH[sys.argv[1]], batch_timeout=WAIT_MS / 1e3
+    )
+    ls.LitServer(api, accelerator="cpu").run(
+        host="127.0.0.1", port=int(sys.argv[2]), generate_client_file=False
+    )

@@ -6,7 +6,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).parent.parent)  # this folder's files have the names of the packages
+sys.path[0] = str(
+    Path(__file__).parent.parent
+)  # this folder's files have the names of the packages
 
 from mlserver import MLModel  # noqa: E402
 from mlserver.codecs import NumpyCodec, StringCodec  # noqa: E402
@@ -21,24 +23,42 @@ class Runtime(MLModel):
         return True
 
     async def predict(self, payload: InferenceRequest) -> InferenceResponse:
-        input_, = payload.inputs
+        (input_,) = payload.inputs
         if self.name == "ssd320":
-            outputs = self.model.detect_arrays([read_base64(text) for text in StringCodec.decode_input(input_)])
+            outputs = self.model.detect_arrays(
+                [read_base64(text) for text in StringCodec.decode_input(input_)]
+            )
         else:
             outputs = self.model.run(NumpyCodec.decode_input(input_))
-        return InferenceResponse(model_name=self.name, outputs=[NumpyCodec.encode_output(*output) for output in outputs.items()])
+        return InferenceResponse(
+            model_name=self.name,
+            outputs=[NumpyCodec.encode_output(*output) for output in outputs.items()],
+        )
 
 
 def main(workload, port):
     folder = Path(tempfile.mkdtemp()) / workload
     folder.mkdir()
-    settings = {"host": "127.0.0.1", "http_port": int(port), "grpc_port": 0, "metrics_endpoint": None, "debug": False}
-    model = {"name": workload, "implementation": "peers.mlserver.Runtime",
-             "max_batch_size": BATCH[workload], "max_batch_time": WAIT_MS / 1e3}
+    settings = {
+        "host": "127.0.0.1",
+        "http_port": int(port),
+        "grpc_port": 0,
+        "metrics_endpoint": None,
+        "debug": False,
+    }
+    model = {
+        "name": workload,
+        "implementation": "peers.mlserver.Runtime",
+        "max_batch_size": BATCH[workload],
+        "max_batch_time": WAIT_MS / 1e3,
+    }
     (folder / "settings.json").write_text(json.dumps(settings))
     (folder / "model-settings.json").write_text(json.dumps(model))
     os.environ["PYTHONPATH"] = sys.path[0]
-    os.execv(sys.executable, [sys.executable, "-c", "from mlserver.cli import main; main()", "start", str(folder)])
+    os.execv(
+        sys.executable,
+        [sys.executable, "-c", "from mlserver.cli import main; main()", "start", str(folder)],
+    )
 
 
 if __name__ == "__main__":

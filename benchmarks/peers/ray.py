@@ -48,4 +48,6 @@ class Pictures:
 if __name__ == "__main__":
     ray.init(address="local", include_dashboard=False)  # never a cluster that is there already
     serve.start(http_options={"host": "127.0.0.1", "port": int(sys.argv[2])})
-    serve.run((Pictures if workload == "ssd320" else Rows).bind(), route_prefix="/predict", blocking=True)
+    serve.run(
+        (Pictures if workload == "ssd320" else Rows).bind(), route_prefix="/predict", blocking=True
+    )

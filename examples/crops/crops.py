@@ -16,7 +16,9 @@ def crop_boxes(inputs: dict[str, np.ndarray], params: dict[str, str]) -> dict[st
     crops = np.empty((len(boxes), 1, size, size, 3), np.float32)
     for crop, edges in zip(crops, find_edges(boxes, *picture.shape[:2]).tolist()):
         top, left, bottom, right = edges
-        crop[0] = cv2.resize(picture[top:bottom, left:right], (size, size), interpolation=cv2.INTER_AREA)
+        crop[0] = cv2.resize(
+            picture[top:bottom, left:right], (size, size), interpolation=cv2.INTER_AREA
+        )
     return {"crops": crops, "boxes": boxes[:, np.newaxis]}
 
 

@@ -5,14 +5,18 @@ import zlib
 
 import numpy as np
 
-BUCKETS = 1 << 14  # hashed words; some 400 occur in training, so that few unknown words meet one of them
+BUCKETS = (
+    1 << 14
+)  # hashed words; some 400 occur in training, so that few unknown words meet one of them
 NEGATIONS = {"not", "no", "never", "cannot", "without", "hardly", "nothing", "nobody"}
 NEGATED_WORDS = 4  # how far a negation reaches: "not a very good film"
 # Words that take no side, and those of degree.
-SILENT = set(str.split("""a an the this that these those i you he she it we they me him her us them my your his its our their and or so
+SILENT = set(
+    str.split("""a an the this that these those i you he she it we they me him her us them my your his its our their and or so
     as at by for from in into of off on out over to up down with about after before since is are was were be been being am do does
     did done has have had having will would can could should may might must there here what which who how when where while then
-    than too also just very really quite extremely absolutely pretty incredibly all both some any such one at all ever now"""))
+    than too also just very really quite extremely absolutely pretty incredibly all both some any such one at all ever now""")
+)
 
 
 def tokenize(text: str) -> list[tuple[str, bool]]:
@@ -39,9 +43,17 @@ def featurize(text: str) -> tuple[np.ndarray, np.ndarray]:
 
     The sign is -1 where the word is negated, else 1. A word counts once; F is 0 for a text without such words.
     """
-    words = {(word, negated) for word, negated in tokenize(text) if word.isalpha() and word not in SILENT | NEGATIONS}
-    hashed = sorted((zlib.crc32(word.encode()) % BUCKETS, -1 if negated else 1) for word, negated in words)
-    return np.array([bucket for bucket, _ in hashed], np.int64), np.array([sign for _, sign in hashed], np.float64)
+    words = {
+        (word, negated)
+        for word, negated in tokenize(text)
+        if word.isalpha() and word not in SILENT | NEGATIONS
+    }
+    hashed = sorted(
+        (zlib.crc32(word.encode()) % BUCKETS, -1 if negated else 1) for word, negated in words
+    )
+    return np.array([bucket for bucket, _ in hashed], np.int64), np.array(
+        [sign for _, sign in hashed], np.float64
+    )
 
 
 def find_probabilities(weights: np.ndarray, neutral: float, text: str) -> np.ndarray:

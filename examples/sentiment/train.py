@@ -19,10 +19,10 @@ BAD, PLAIN, GOOD = range(3)
 MODEL = Path(__file__).parent / "model" / "sentiment.npz"
 SEED, TRAINING, TESTING = 0, 20000, 2000  # sentences
 
-# ======================================================================================================
+# ==================================================================================================
 # Sentences
 # In: a random generator. Out: texts and labels.
-# ======================================================================================================
+# ==================================================================================================
 
 
 def split_phrases(text):
@@ -80,7 +80,18 @@ HELD_OUT_THINGS = str.split("""
     novel tablet cafe airline garden watch speaker blender sofa umbrella podcast workshop clinic festival backpack
     router calendar deployment""")
 PEOPLE = split_phrases("I | we | they | my friends | people | you")
-DEGREES = ["", "very ", "really ", "so ", "quite ", "extremely ", "absolutely ", "just ", "pretty ", "incredibly "]
+DEGREES = [
+    "",
+    "very ",
+    "really ",
+    "so ",
+    "quite ",
+    "extremely ",
+    "absolutely ",
+    "just ",
+    "pretty ",
+    "incredibly ",
+]
 TIMES = split_phrases("""
     yesterday | last week | in March | on Tuesday | two days ago | this morning | since 2020 | for a month | every
     day | at noon""")
@@ -134,9 +145,17 @@ def fill(frame, label, things, rng):
     """A frame with words of the label in its slots, its first letter large in half of the cases."""
     adjectives, verb = ADJECTIVES[label], pick(VERBS[label], rng)
     text = frame.format(
-        a=pick(adjectives, rng), b=pick(adjectives, rng), v=verb, y=f"{verb}{'d' if verb.endswith('e') else 'ed'}", d=pick(DEGREES, rng),
-        p=pick(PREDICATES[label], rng), t=pick(things, rng), u=pick(things, rng),
-        w=pick(PEOPLE, rng), o=pick(TIMES, rng))
+        a=pick(adjectives, rng),
+        b=pick(adjectives, rng),
+        v=verb,
+        y=f"{verb}{'d' if verb.endswith('e') else 'ed'}",
+        d=pick(DEGREES, rng),
+        p=pick(PREDICATES[label], rng),
+        t=pick(things, rng),
+        u=pick(things, rng),
+        w=pick(PEOPLE, rng),
+        o=pick(TIMES, rng),
+    )
     return text[0].upper() + text[1:] if rng.integers(2) else text
 
 
@@ -149,13 +168,20 @@ def training_sentences():
 
 
 def held_out_sentences():
-    return make_sentences(TESTING, np.random.default_rng(SEED + 1), HELD_OUT_FRAMES, HELD_OUT_NEGATED, HELD_OUT_REPORTS, HELD_OUT_THINGS)
+    return make_sentences(
+        TESTING,
+        np.random.default_rng(SEED + 1),
+        HELD_OUT_FRAMES,
+        HELD_OUT_NEGATED,
+        HELD_OUT_REPORTS,
+        HELD_OUT_THINGS,
+    )
 
 
-# ======================================================================================================
+# ==================================================================================================
 # Model
 # In: texts and labels. Out: the polarities of hashed words, float64 [BUCKETS], and the weight of Neutral.
-# ======================================================================================================
+# ==================================================================================================
 
 
 def stack_features(texts):
@@ -164,7 +190,7 @@ def stack_features(texts):
     shape = len(rows), max(len(features) for features, _ in rows)
     features, signs = np.zeros(shape, np.int64), np.zeros(shape)
     for index, (row, row_signs) in enumerate(rows):
-        features[index, :len(row)], signs[index, :len(row)] = row, row_signs
+        features[index, : len(row)], signs[index, : len(row)] = row, row_signs
     return features, signs
 
 
@@ -182,29 +208,51 @@ def train(texts, labels, steps=300, rate=0.05, decay=3e-5, smoothing=0.04):
     for step in range(1, steps + 1):
         polarity = (parameters[features] * signs).sum(axis=1)  # [N]
         neutral = np.full_like(polarity, parameters[BUCKETS])
-        error = (softmax(np.column_stack([-polarity, neutral, polarity])) - targets) / len(labels)  # [N, 3]
+        error = (softmax(np.column_stack([-polarity, neutral, polarity])) - targets) / len(
+            labels
+        )  # [N, 3]
         gradient = decay * parameters
-        gradient[:BUCKETS] += np.bincount(features.ravel(), (signs * (error[:, GOOD] - error[:, BAD])[:, None]).ravel(), BUCKETS)
+        gradient[:BUCKETS] += np.bincount(
+            features.ravel(), (signs * (error[:, GOOD] - error[:, BAD])[:, None]).ravel(), BUCKETS
+        )
         gradient[BUCKETS] += error[:, PLAIN].sum()
         first = 0.9 * first + 0.1 * gradient
-        second = 0.999 * second + 0.001 * gradient ** 2
-        parameters -= rate * (first / (1 - 0.9 ** step)) / (np.sqrt(second / (1 - 0.999 ** step)) + 1e-8)
+        second = 0.999 * second + 0.001 * gradient**2
+        parameters -= (
+            rate * (first / (1 - 0.9**step)) / (np.sqrt(second / (1 - 0.999**step)) + 1e-8)
+        )
     return parameters[:BUCKETS], parameters[BUCKETS]
 
 
 def measure(weights, neutral, texts, labels):
     """The share of texts whose most likely label is the right one."""
-    return float(np.mean([find_probabilities(weights, neutral, text).argmax() == label for text, label in zip(texts, labels)]))
+    return float(
+        np.mean(
+            [
+                find_probabilities(weights, neutral, text).argmax() == label
+                for text, label in zip(texts, labels)
+            ]
+        )
+    )
 
 
 def main():
     if "--measure" not in sys.argv:
         weights, neutral = train(*training_sentences())
         MODEL.parent.mkdir(exist_ok=True)
-        np.savez_compressed(MODEL, weights=weights.astype(np.float16), neutral=np.float32(neutral), labels=np.array(LABELS))
+        np.savez_compressed(
+            MODEL,
+            weights=weights.astype(np.float16),
+            neutral=np.float32(neutral),
+            labels=np.array(LABELS),
+        )
     with np.load(MODEL) as saved:
-        accuracy = measure(saved["weights"].astype(np.float64), float(saved["neutral"]), *held_out_sentences())
-    print(f"accuracy on {TESTING} held-out sentences: {accuracy:.4f}   {MODEL.name}: {MODEL.stat().st_size // 1024} KB")
+        accuracy = measure(
+            saved["weights"].astype(np.float64), float(saved["neutral"]), *held_out_sentences()
+        )
+    print(
+        f"accuracy on {TESTING} held-out sentences: {accuracy:.4f}   {MODEL.name}: {MODEL.stat().st_size // 1024} KB"
+    )
 
 
 if __name__ == "__main__":

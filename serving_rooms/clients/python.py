@@ -9,7 +9,7 @@ import requests
 
 URL = "@URL@"
 KEY = "@KEY@"
-ROUTINES = json.loads('@ROUTINES@')
+ROUTINES = json.loads("@ROUTINES@")
 
 picture = Path(sys.argv[1]).read_bytes()
 body = {"image_type": "base64", "data": base64.b64encode(picture).decode(), "routines": ROUTINES}

@@ -1,7 +1,7 @@
 """serving: a TensorFlow model server in one embeddable Python file.
 
 It loads SavedModels named in a JSON config and answers TensorFlow Serving's REST API, with OpenVINO
-Model Server's config and reload. With routines.py and serving_rooms/ beside it, it takes pictures,
+Model Server's config and reload. With routines.py and serving_extensions/ beside it, it takes pictures,
 answers annotations, asks for keys, and runs pipelines and handlers.
 
     python serving.py --config config.json                                      # a server of its own
@@ -452,7 +452,7 @@ class ModelItem:
 
 
 try:
-    from serving_rooms.settings import Auth, Deployment, HandlerConfig, ImageConfig, Pipeline
+    from serving_extensions.settings import Auth, Deployment, HandlerConfig, ImageConfig, Pipeline
 except ModuleNotFoundError:  # this file alone, which serves models by their names
     Auth = Deployment = HandlerConfig = ImageConfig = Pipeline = AllPolicy  # type: ignore
 
@@ -578,7 +578,7 @@ class Config:
 
     def __post_init__(self) -> None:
         if Auth is not AllPolicy:
-            part("serving_rooms.settings").check_names(self)
+            part("serving_extensions.settings").check_names(self)
 
     @property
     def models(self) -> list[ModelConfig]:
@@ -811,7 +811,7 @@ def load_config(
     return (
         config
         if Auth is AllPolicy
-        else part("serving_rooms.settings").resolve_paths(config, folder, stem)
+        else part("serving_extensions.settings").resolve_paths(config, folder, stem)
     )
 
 
@@ -974,10 +974,10 @@ def parse_json(body: bytes) -> Any:
 def parse_exact(body: bytes) -> Any:
     """Parse JSON to the letter of RapidJSON's dialect, at Python's speed."""
     try:
-        return part("serving_rooms.rapidjson").parse_exact(body)
+        return part("serving_extensions.rapidjson").parse_exact(body)
     except NotFound:
         raise BadRequest(
-            "JSON Parse error: the body is no JSON, or unusual JSON that needs serving_rooms/ beside serving.py"
+            "JSON Parse error: the body is no JSON, or unusual JSON that needs serving_extensions/ beside serving.py"
         ) from None
     except ValueError as error:
         raise BadRequest(str(error)) from None
@@ -1752,7 +1752,7 @@ def load_saved_model(
     try:
         if len(devices) == 1:
             return load(devices[0])
-        return part("serving_rooms.replicas").load_replicas(devices, load)
+        return part("serving_extensions.replicas").load_replicas(devices, load)
     except LoadError as error:
         raise LoadError(explain_operation(error.message, failed)) from error
 
@@ -1799,7 +1799,7 @@ def load_replica(folder: Path, config: ModelConfig, device: str) -> Servable:
         answers = Answers({name: read_signature(one) for name, one in described.items()})
         prepare_calls(session, answers, device, config, owned)
         if Auth is not AllPolicy:
-            part("serving_rooms.warmup").replay(folder, answers)
+            part("serving_extensions.warmup").replay(folder, answers)
     except Exception as error:  # whatever is wrong with the files, or with the model
         owned.close()
         raise LoadError(reason_of(error, folder)) from error
@@ -1871,20 +1871,20 @@ def open_session(
     Some files hold variables twice and restore one set only: as objects, they are loaded into a graph where TensorFlow ties the two.
     """
     session, definitions = (
-        part("serving_rooms.objects").open_used(folder, device, tags)
+        part("serving_extensions.objects").open_used(folder, device, tags)
         if Auth is not AllPolicy
         else (None, None)
     )
     if definitions is None:
         session, definitions = open_graph(folder, device, tags)
     renamed = (
-        part("serving_rooms.objects").rename_tensors(definitions, folder)
+        part("serving_extensions.objects").rename_tensors(definitions, folder)
         if (folder / "mapping_config.json").is_file()
         else {}
     )
     metadata = describe(definitions)
     if session is None:
-        session = part("serving_rooms.objects").open_objects(
+        session = part("serving_extensions.objects").open_objects(
             folder, device, definitions, renamed, tags
         )
     return session, definitions, metadata
@@ -2156,7 +2156,7 @@ def prepare_calls(
     graph, frozen = session.graph.as_graph_def(), None
     nodes = {name: used_nodes(graph, plan) for name, plan in plans.items()}
     if Auth is not AllPolicy:
-        room = part("serving_rooms.calls")
+        room = part("serving_extensions.calls")
         twins = room.find_twins(graph, {name: signatures[name] for name in plans})
         plans = {name: plan for name, plan in plans.items() if name not in twins}
         frozen = room.freeze(session, graph, nodes, plans, device, config, owned)
@@ -2169,7 +2169,7 @@ def prepare_calls(
     if Auth is not AllPolicy:
         room.tune(session, nodes, signatures, made, device, config, owned)
     elif config.batching:
-        logger.warning("%s: unbatched: that needs serving_rooms/ beside serving.py", config.name)
+        logger.warning("%s: unbatched: that needs serving_extensions/ beside serving.py", config.name)
     answers.calls |= made | {name: made[other] for name, other in twins.items() if other in made}
 
 
@@ -2539,15 +2539,15 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What requests need of a config, made ready once by serving_rooms/assembly.py; replaced as a whole when the config changes."""
+    """What requests need of a config, made ready once by serving_extensions/assembly.py; replaced as a whole when the config changes."""
 
-    keys: Any = None  # serving_rooms.keys.KeyRing
+    keys: Any = None  # serving_extensions.keys.KeyRing
     deployments: Mapping[str, Any] = field(
         default_factory=dict
-    )  # serving_rooms.pictures.ReadyDeployment by id
+    )  # serving_extensions.pictures.ReadyDeployment by id
     endpoints: Mapping[str, Any] = field(
         default_factory=dict
-    )  # serving_rooms.endpoints.Endpoint by path
+    )  # serving_extensions.endpoints.Endpoint by path
     limits: Any = None  # routines.ImageLimits
 
 
@@ -3405,11 +3405,11 @@ class ModelServer:
         self.endpoints: dict[str, Any] = {}  # those of `endpoint`
         self._mounted = self.says_key = False  # the app is built; `run` prints the generated key
         self.unpacked = UnpackedBytes(lambda: self.config.server.max_queued_bytes)
-        self.metrics: Any = None if Auth is AllPolicy else part("serving_rooms.metrics").Metrics()
+        self.metrics: Any = None if Auth is AllPolicy else part("serving_extensions.metrics").Metrics()
         options: dict[str, Any] = {"load": load}
         if Auth is not AllPolicy:
-            room = part("serving_rooms.assembly")
-            self.residency = part("serving_rooms.residency").Residency(
+            room = part("serving_extensions.assembly")
+            self.residency = part("serving_extensions.on_demand").Residency(
                 lambda: self.config.server, load
             )
             options["load"] = self.residency
@@ -3444,7 +3444,7 @@ class ModelServer:
                     f"The endpoint {path} came after the app was built, which has its URLs by then: "
                     "register endpoints before create_app, create_blueprint or run"
                 )
-            self.endpoints[path] = part("serving_rooms.endpoints").declare(
+            self.endpoints[path] = part("serving_extensions.endpoints").declare(
                 path, function, methods, envelope
             )
             self.manager.prepare_again()
@@ -3491,7 +3491,7 @@ class ModelServer:
         with use_allowance(self, allowance) as own, lease as (_, servable):
             if holds_bytes(body.get("instances", body.get("inputs"))) and Auth is not AllPolicy:
                 limits = dataclasses.replace(self.prepared.limits, allow=own.take)
-                body = part("serving_rooms.pixels").unpack(
+                body = part("serving_extensions.pixels").unpack(
                     servable.signatures.get(name), body, limits, NUMPY_DTYPES
                 )
             return predict(servable, name, body, outputs)
@@ -3511,7 +3511,7 @@ class ModelServer:
     def _run_examples(
         self, verb: str, model: str, body: Any, version: int | None, label: str | None
     ) -> dict[str, Any]:
-        name, room = signature_name(body), part("serving_rooms.examples")
+        name, room = signature_name(body), part("serving_extensions.examples")
         examples = room.decode_examples(body)
         with self.lease(model, version, label) as (_, servable):
             return getattr(room, verb)(servable, name, examples)
@@ -3544,7 +3544,7 @@ class ModelServer:
         ServingError UNAVAILABLE when the model is not there.
         """
         with self.allowance() as allowance:
-            return part("serving_rooms.pictures").predict_image(
+            return part("serving_extensions.pictures").predict_image(
                 self, image, deployment, routines, form, allowance
             )
 
@@ -3554,7 +3554,7 @@ class ModelServer:
         With None any key will do, and the call is not counted. Raises ServingError: 401, 403, 429, or 503 when a
         call cannot be counted.
         """
-        room = part("serving_rooms.keys")
+        room = part("serving_extensions.keys")
         wanted = None if reached is None else set(reached)
         found = self.prepared.keys.check(room.tokens_of(headers), wanted)
         if isinstance(found, room.Refusal):
@@ -3883,7 +3883,7 @@ def view_infer(
     )
     if Auth is AllPolicy or is_plain_predict(call, body):
         return reply(infer(parse_json(body)))
-    return part("serving_rooms.binary").answer_predict(call, body, infer)
+    return part("serving_extensions.binary").answer_predict(call, body, infer)
 
 
 def is_plain_predict(call: Call, body: bytes) -> bool:
@@ -3897,11 +3897,11 @@ def is_plain_predict(call: Call, body: bytes) -> bool:
 
 
 def view_part(name: str) -> Callable[..., Reply]:
-    """A view of serving_rooms/, such as `pictures.view_classes`, imported when it is asked for the first time."""
+    """A view of serving_extensions/, such as `pictures.view_classes`, imported when it is asked for the first time."""
     room, _, function = name.rpartition(".")
 
     def view(server: ModelServer, call: Call, **arguments: Any) -> Reply:
-        return getattr(part(f"serving_rooms.{room}"), function)(server, call, **arguments)
+        return getattr(part(f"serving_extensions.{room}"), function)(server, call, **arguments)
 
     view.__name__ = function
     return view
@@ -4017,26 +4017,26 @@ ROUTES: tuple[Route, ...] = (  # the first match answers
     route("GET HEAD", "/readyz|/v2/health/ready", view_ready, "open", line="health"),
     route("POST", DEPLOYMENT + "/predict", view_part("pictures.view_predict_image"), "key"),
     route("GET", DEPLOYMENT + "/classes", view_part("pictures.view_classes"), "key"),
-    route("GET", "/deployments", view_part("pages.view_deployments"), "key", lists=True),
+    route("GET", "/deployments", view_part("console.view_deployments"), "key", lists=True),
     route(
-        "GET", OF_DEPLOYMENT + "/samples/(?P<name>[^/:]+)", view_part("pages.view_sample"), "key"
+        "GET", OF_DEPLOYMENT + "/samples/(?P<name>[^/:]+)", view_part("console.view_sample"), "key"
     ),
     route(
-        "GET", OF_DEPLOYMENT + "/client/(?P<language>[^/:]+)", view_part("pages.view_client"), "key"
+        "GET", OF_DEPLOYMENT + "/client/(?P<language>[^/:]+)", view_part("console.view_client"), "key"
     ),
     route(
         "GET",
         "/metrics|/monitoring/prometheus/metrics",
-        view_part("pages.view_metrics"),
+        view_part("console.view_metrics"),
         "shared",
         line="health",
     ),
-    route("GET", "/stats", view_part("pages.view_stats"), "shared", lists=True, line="health"),
-    route("GET", "/openapi.json", view_part("pages.view_openapi"), "shared", lists=True),
+    route("GET", "/stats", view_part("console.view_stats"), "shared", lists=True, line="health"),
+    route("GET", "/openapi.json", view_part("console.view_openapi"), "shared", lists=True),
     route(
         "GET HEAD",
         "/console(?:/(?P<name>[^/:]*))?",
-        view_part("pages.view_console"),
+        view_part("console.view_console"),
         "open",
         line="health",
     ),
@@ -4142,7 +4142,7 @@ def find_known(server: ModelServer, method: str, path: str) -> Found | None:
     endpoint = server.prepared.endpoints.get(unquote(path))
     if endpoint is None:
         return None
-    view = part("serving_rooms.endpoints").view_endpoint
+    view = part("serving_extensions.endpoints").view_endpoint
     route = Route((method,), re.compile(""), view, "key")
     return Found(route, {"endpoint": endpoint}, endpoint.path, endpoint.envelope or "full")
 
@@ -4300,7 +4300,7 @@ def dress(server: ModelServer, call: Call, replied: Reply) -> Reply:
     """A reply as it goes out: compressed where the client takes that, with its id and its CORS headers."""
     vary: list[str] = []
     if len(replied.body) >= server.config.server.gzip_min_bytes and Auth is not AllPolicy:
-        replied = part("serving_rooms.binary").compress(call, replied, vary)
+        replied = part("serving_extensions.binary").compress(call, replied, vary)
     headers = [("X-Request-Id", call.request_id)]
     if origins := server.config.server.cors_origins:
         vary.append("Origin")
@@ -4635,7 +4635,7 @@ class Waitress:
 
 
 def listen(server: ModelServer, app: Callable[..., Any], host: str, port: int) -> Waitress:
-    """waitress, set up for a server: with serving_rooms/ its queue is fair, else it is waitress's own."""
+    """waitress, set up for a server: with serving_extensions/ its queue is fair, else it is waitress's own."""
     options = server.config.server
     adjustments: dict[str, Any] = {
         "host": host,
@@ -4650,7 +4650,7 @@ def listen(server: ModelServer, app: Callable[..., Any], host: str, port: int) -
         "channel_request_lookahead": 1,
     }  # sees clients that went away
     if Auth is not AllPolicy:
-        return part("serving_rooms.connections").Front(
+        return part("serving_extensions.connections").Front(
             server, app, clear_untrusted_proxy_headers=False, **adjustments
         )
     dispatcher = ThreadedTaskDispatcher()
@@ -4684,7 +4684,7 @@ def run(
         logger.warning("Listening on %s: whoever reaches this address can use the models", host)
     if Auth is not AllPolicy:
         threading.Thread(
-            target=part("serving_rooms.commands").report, args=(server, address, stop), daemon=True
+            target=part("serving_extensions.commands").report, args=(server, address, stop), daemon=True
         ).start()
     while not stop.is_set():
         http.turn()
@@ -4747,13 +4747,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         source = choose_source(parser, options)
         for name in ("new_key", "init", "export", "check"):
             if value := getattr(options, name):
-                return part("serving_rooms.commands").COMMANDS[name](source, value)
+                return part("serving_extensions.commands").COMMANDS[name](source, value)
         server = ModelServer(source, poll_seconds=options.file_system_poll_wait_seconds)
         logging.getLogger().setLevel(server.config.server.log_level)
         if server.metrics:
             formatters = {
-                "text": part("serving_rooms.metrics").TextFormatter,
-                "json": part("serving_rooms.metrics").JsonFormatter,
+                "text": part("serving_extensions.metrics").TextFormatter,
+                "json": part("serving_extensions.metrics").JsonFormatter,
             }
             logging.getLogger().handlers[0].setFormatter(
                 formatters[server.config.server.log_format](LOG_LINE)

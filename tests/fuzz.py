@@ -27,14 +27,14 @@ if (
     import atheris
 
     sys.path.insert(0, str(ROOT))
-    with atheris.instrument_imports(include=["serving", "serving_rooms", "routines", "PIL"]):
+    with atheris.instrument_imports(include=["serving", "serving_extensions", "routines", "PIL"]):
         import routines
         import serving
-        from serving_rooms import binary, pictures, tensors
+        from serving_extensions import binary, pictures, tensors
 else:
     import routines
     import serving
-    from serving_rooms import binary, pictures, tensors
+    from serving_extensions import binary, pictures, tensors
 
 import numpy as np  # noqa: E402
 

@@ -14,7 +14,7 @@ from pycocotools.coco import COCO
 
 import routines
 import serving
-from serving_rooms import inbox
+from serving_extensions import inbox
 
 KEY = bearer("k")
 

@@ -12,8 +12,8 @@ from conftest import NO_POLL, ROOT, FakeServable, until
 from test_saved_models import export, load, python, run
 
 import serving
-from serving_rooms import calls
-from serving_rooms.replicas import load_replicas
+from serving_extensions import calls
+from serving_extensions.replicas import load_replicas
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ import pytest
 from conftest import ROOT, signature, spec
 
 import serving
-from serving_rooms import commands
+from serving_extensions import commands
 
 
 class Process:

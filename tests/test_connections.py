@@ -29,7 +29,7 @@ from waitress.channel import HTTPChannel
 from waitress.proxy_headers import PROXY_HEADERS
 
 import serving
-from serving_rooms import connections, lane
+from serving_extensions import connections, lane
 
 P = "/v1/models/m:predict"
 QUICK = {"serving_default": serving.SignatureCall(run=lambda *_: [], seconds=0.0001)}

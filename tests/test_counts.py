@@ -10,7 +10,7 @@ from conftest import FakeServable, Rest, fake_server
 from prometheus_client.parser import text_string_to_metric_families
 
 import serving
-from serving_rooms import metrics
+from serving_extensions import metrics
 
 P = "/v1/models/m:predict"
 

@@ -13,7 +13,7 @@ from conftest import ROOT, Rest
 
 import routines
 import serving
-from serving_rooms import settings
+from serving_extensions import settings
 
 README = (ROOT / "README.md").read_text()
 DOCS = README + "".join(path.read_text() for path in sorted((ROOT / "docs").glob("*.md")))

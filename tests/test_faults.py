@@ -352,7 +352,7 @@ def test_the_server_of_its_own_goes_on_with_a_full_disk_under_its_log(tmp_path):
 
 
 def test_a_quota_store_without_room_lets_nobody_in_and_recovers(tmp_path):
-    from serving_rooms.quotas import Quotas
+    from serving_extensions.quotas import Quotas
 
     quotas = Quotas(tmp_path / "q.sqlite3")
     assert quotas.take("k", 10, "day") is None

@@ -22,7 +22,7 @@ from conftest import ROOT
 from PIL import Image
 
 import serving
-from serving_rooms.handlers import Handler, HandlerError, to_reply
+from serving_extensions.handlers import Handler, HandlerError, to_reply
 
 
 @pytest.fixture(autouse=True)
@@ -819,7 +819,7 @@ def test_a_truncated_pil_image_is_refused():
 
 def test_nothing_heavy_is_imported():
     code = (
-        "import sys; from serving_rooms.handlers import to_reply; to_reply([1])\n"
+        "import sys; from serving_extensions.handlers import to_reply; to_reply([1])\n"
         "print([m for m in ('serving', 'tensorflow', 'PIL', 'flask') if m in sys.modules])"
     )
     assert (
@@ -831,7 +831,7 @@ def test_nothing_heavy_is_imported():
 
 
 @pytest.mark.parametrize(
-    "path", sorted((ROOT / "serving_rooms").glob("*.py")), ids=lambda path: path.name
+    "path", sorted((ROOT / "serving_extensions").glob("*.py")), ids=lambda path: path.name
 )
 def test_functions_fit_forty_lines(path):
     for node in ast.walk(ast.parse(path.read_text())):

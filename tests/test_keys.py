@@ -18,7 +18,7 @@ import pytest
 from conftest import ROOT, FakeDetector, FakeServable, Rest, bearer, fake_server, key_entry
 
 import serving
-from serving_rooms import keys, pages, pictures, quotas
+from serving_extensions import keys, pages, pictures, quotas
 
 BODY = json.dumps({"instances": [[1.0]]})
 PICTURE = json.dumps({"image_type": "array", "data": [[[1, 2, 3]]]})
@@ -471,7 +471,7 @@ def test_quota_is_exact_over_processes(tmp_path):
 
 def test_quota_survives_kill_9(tmp_path):
     code = (
-        f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom serving_rooms import quotas\nstore = quotas.Quotas({str(tmp_path / 'q')!r})\n"
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom serving_extensions import quotas\nstore = quotas.Quotas({str(tmp_path / 'q')!r})\n"
         "while True:\n    store.take('a', 10**9, 'month')\n    print('.', end='', flush=True)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)

@@ -32,7 +32,7 @@ from waitress import create_server
 
 import routines
 import serving
-from serving_rooms import metrics, pages
+from serving_extensions import metrics, pages
 
 AUTH = {"keys": [key_entry("site", "k")]}
 PICTURE = {"image_type": "array", "data": [[[1, 2, 3]]]}
@@ -480,7 +480,7 @@ def test_measuring_leaves_nothing_in_python_calls():
 
 
 def test_routine_declarations_of_ones_own_are_described():
-    from serving_rooms.pages import describe_routine
+    from serving_extensions.console import describe_routine
 
     @routines.routine()
     class Twice:

@@ -16,7 +16,7 @@ import requests
 from conftest import FakeServable, config, fake_server, listening, until
 
 import serving
-from serving_rooms import calls, connections, queueing
+from serving_extensions import calls, connections, queueing
 
 
 class Gated(FakeServable):

@@ -12,9 +12,9 @@ from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving_rooms.pipelines import NoShards, PipelineError, plan
+from serving_extensions.pipelines import NoShards, PipelineError, plan
 
-SOURCE = (ROOT / "serving_rooms" / "pipelines.py").read_text()
+SOURCE = (ROOT / "serving_extensions" / "pipelines.py").read_text()
 
 
 @dataclass(frozen=True)

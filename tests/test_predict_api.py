@@ -1080,7 +1080,7 @@ def test_serving_alone_serves_the_rest_surface_and_says_what_else_needs(tmp_path
         json.dumps(config({"name": "half", "base_path": str(ROOT / "models/half_plus_two")}))
     )
     code = (
-        "import sys\nsys.modules['serving_rooms'] = sys.modules['routines'] = None\nimport serving, json\nfrom werkzeug.test import Client\nclient = Client(serving.create_app('config.json'))\n"
+        "import sys\nsys.modules['serving_extensions'] = sys.modules['routines'] = None\nimport serving, json\nfrom werkzeug.test import Client\nclient = Client(serving.create_app('config.json'))\n"
         "print(json.dumps([client.post('/v1/models/half:predict', data=body).json for body in ('{\"instances\": [1.0]}', '{')]))\n"
         "print(json.dumps([[client.post(path).status_code, client.post(path).json['error']] for path in ('/predict',)]))\n"
         "try:\n    serving.load_config({'model_config_list': [], 'auth': {'protect': 'all'}})\nexcept serving.ConfigError as error:\n    print(error)\n"
@@ -1092,7 +1092,7 @@ def test_serving_alone_serves_the_rest_surface_and_says_what_else_needs(tmp_path
     assert json.loads(answers)[0] == {"predictions": [2.5]} and json.loads(answers)[1][
         "error"
     ].startswith("JSON Parse error: ")
-    assert json.loads(pictures) == [[404, "This needs serving_rooms/keys.py beside serving.py"]]
+    assert json.loads(pictures) == [[404, "This needs serving_extensions/keys.py beside serving.py"]]
     assert refused.startswith(
         "$.auth: unknown key"
     )  # which may be a key that stands in the wrong place

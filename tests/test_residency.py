@@ -13,7 +13,7 @@ from conftest import NO_POLL, FakeServable, Rest, assert_error
 from test_saved_models import export
 
 import serving
-from serving_rooms import residency
+from serving_extensions import residency
 
 MB = 1 << 20
 

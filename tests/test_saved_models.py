@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import serving
-from serving_rooms import batching, objects
+from serving_extensions import batching, objects
 
 DTYPES = [
     "bool",

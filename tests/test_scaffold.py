@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from serving_rooms import scaffold
-from serving_rooms.handlers import Handler
-from serving_rooms.scaffold import name_project, write_project
+from serving_extensions import scaffold
+from serving_extensions.handlers import Handler
+from serving_extensions.scaffold import name_project, write_project
 
 
 @pytest.fixture
@@ -44,9 +44,9 @@ def test_a_project_holds_the_server_and_all_that_is_served(tmp_path):
             ".dockerignore",
             "serving.py",
             "routines.py",
-            "serving_rooms/__init__.py",
-            "serving_rooms/handlers.py",
-            "serving_rooms/LICENSE",
+            "serving_extensions/__init__.py",
+            "serving_extensions/handlers.py",
+            "serving_extensions/LICENSE",
         }
     )
     assert (tmp_path / "new/one/serving.py").read_bytes() == (ROOT / "serving.py").read_bytes()
@@ -116,7 +116,7 @@ def test_what_the_server_requires_is_in_the_requirements():
 
 
 @pytest.mark.parametrize(
-    "name", ["config.json", ".gitignore", "serving_rooms/handlers.py", "model/README"]
+    "name", ["config.json", ".gitignore", "serving_extensions/handlers.py", "model/README"]
 )
 def test_files_that_are_there_are_never_overwritten(tmp_path, name):
     path = tmp_path / name
@@ -204,10 +204,10 @@ def test_the_name_of_a_project_is_fit_for_a_url(folder, name):
 
 def test_folders_beside_the_files_are_passed_over(tmp_path):
     """Python leaves a __pycache__ among the client programs when pip compiles them."""
-    cache = ROOT / "serving_rooms" / "clients" / "__pycache__"
+    cache = ROOT / "serving_extensions" / "clients" / "__pycache__"
     cache.mkdir(exist_ok=True)
     try:
         names = {str(path.relative_to(tmp_path / "p")) for path in write_project(tmp_path / "p")}
     finally:
         cache.rmdir()
-    assert {"serving_rooms/clients/python.py", "console/index.html", "console/console.js"} <= names
+    assert {"serving_extensions/clients/python.py", "console/index.html", "console/console.js"} <= names

@@ -11,7 +11,7 @@ from conftest import NO_POLL, ROOT, Rest, assert_error, config, fake_server
 from test_saved_models import change, export, load, python, run, with_warmup
 
 import serving
-from serving_rooms import batching
+from serving_extensions import batching
 
 P = "/v1/models/m:predict"
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import serving
-from serving_rooms import binary, tensors
+from serving_extensions import binary, tensors
 
 DTYPES = (
     "int8",

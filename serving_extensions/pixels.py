@@ -11,7 +11,7 @@ from PIL import Image
 
 import routines
 from serving import MAX_DIMENSIONS, is_base64
-from serving_rooms.pictures import image_errors
+from serving_extensions.pictures import image_errors
 
 Change = Callable[[Any, Any], Any]  # of a leaf of nested lists, and the input that it is for
 

@@ -12,7 +12,7 @@ import sys
 import unicodedata
 from pathlib import Path
 
-from serving_rooms.settings import TAKEN
+from serving_extensions.settings import TAKEN
 
 __all__ = ["name_project", "write_project"]
 
@@ -51,19 +51,19 @@ def read_sources(templates: Path, name: str) -> dict[str, bytes]:
     rooms = Path(__file__).parent
     copies = {"serving.py": rooms.parent / "serving.py"}
     copies |= {
-        f"serving_rooms/{path.name}": path
+        f"serving_extensions/{path.name}": path
         for path in sorted(rooms.glob("*.py"))
         if path != Path(__file__)
     }
     for target, folders in (
-        ("serving_rooms/clients", [rooms / "clients"]),
+        ("serving_extensions/clients", [rooms / "clients"]),
         ("console", [rooms.parent / "console", INSTALLED_CONSOLE]),
     ):
         files = next((found for folder in folders if (found := sorted(folder.glob("*")))), [])
         copies |= {f"{target}/{path.name}": path for path in files if path.is_file()}
     optional = {
         "routines.py": rooms.parent / "routines.py",
-        "serving_rooms/LICENSE": rooms.parent / "LICENSE",
+        "serving_extensions/LICENSE": rooms.parent / "LICENSE",
     }
     copies |= {
         path: source for path, source in optional.items() if source.is_file()

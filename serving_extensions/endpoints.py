@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from serving import Call, HTTPStatus, ModelServer, Reply, ServingError, parse_json, read_body, reply
-from serving_rooms.handlers import Handler, HandlerError, to_reply
-from serving_rooms.settings import check_path
+from serving_extensions.handlers import Handler, HandlerError, to_reply
+from serving_extensions.settings import check_path
 
 
 @dataclass(frozen=True)

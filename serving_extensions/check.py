@@ -8,8 +8,8 @@ from typing import Any
 from google.protobuf.message import DecodeError
 
 from serving import explain_tags
-from serving_rooms.handlers import HandlerError, locate
-from serving_rooms.warmup import read_fields
+from serving_extensions.handlers import HandlerError, locate
+from serving_extensions.warmup import read_fields
 
 
 def check(

@@ -92,7 +92,7 @@ class Quotas:
 def open_quotas(path: str) -> Any:
     """The one store over a file, or a Redis (`Quotas` or `RedisQuotas`), in this process; raises OSError when it cannot be opened."""
     if "://" in path:
-        from serving_rooms.redis_quotas import RedisQuotas
+        from serving_extensions.redis_quotas import RedisQuotas
 
         return RedisQuotas(path)
     try:

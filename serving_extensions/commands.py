@@ -20,11 +20,11 @@ from serving import (
     parse,
     sample_inputs,
 )
-from serving_rooms.check import check
-from serving_rooms.inbox import export_group
-from serving_rooms.keys import digest
-from serving_rooms.openapi import example_request
-from serving_rooms.settings import Auth
+from serving_extensions.check import check
+from serving_extensions.active_learning import export_group
+from serving_extensions.keys import digest
+from serving_extensions.openapi import example_request
+from serving_extensions.settings import Auth
 
 
 def new_key(source: Any, name: str) -> int:
@@ -40,7 +40,7 @@ def new_key(source: Any, name: str) -> int:
 
 def init(source: Any, folder: str) -> int:
     """Write a project of a handler, and print what to do next."""
-    from serving_rooms.scaffold import write_project  # a project's copy of the server has none
+    from serving_extensions.scaffold import write_project  # a project's copy of the server has none
 
     files = write_project(Path(folder))
     print(

@@ -20,10 +20,10 @@ from serving import (
     may_see_model,
     reply,
 )
-from serving_rooms.client_code import LANGUAGES, client_code
-from serving_rooms.metrics import prometheus_text, read_gpus
-from serving_rooms.openapi import describe_api, example_request
-from serving_rooms.pictures import find_deployment, read_chain, read_query_routines
+from serving_extensions.client_code import LANGUAGES, client_code
+from serving_extensions.metrics import prometheus_text, read_gpus
+from serving_extensions.openapi import describe_api, example_request
+from serving_extensions.pictures import find_deployment, read_chain, read_query_routines
 
 # Beside the server, or where `pip install` puts it.
 CONSOLE = [Path(__file__).parent.parent / "console", Path(sys.prefix) / "share/serving/console"]

@@ -27,7 +27,7 @@ from serving import (
     settle_garbage,
     tensorflow,
 )
-from serving_rooms.objects import rename_tensors
+from serving_extensions.objects import rename_tensors
 
 logger = logging.getLogger("serving")
 

@@ -96,7 +96,7 @@ OWN: dict[
 ADDED: set[str] = set()  # folders of projects that were put on sys.path
 STANDARD = os.path.dirname(os.__file__)  # the folder of Python's own modules
 # Names that a file of the project never stands in for: Python's own, and those of the running server.
-KEPT = sys.stdlib_module_names | {"__main__", "serving", "serving_rooms", "routines"}
+KEPT = sys.stdlib_module_names | {"__main__", "serving", "serving_extensions", "routines"}
 Source = tuple[
     str, Path | None, tuple[str, ...]
 ]  # name; file, or None where Python is to look for it; folders of the project

@@ -30,7 +30,7 @@ from serving import (
     tensorflow,
     used_nodes,
 )
-from serving_rooms.batching import batch
+from serving_extensions.batching import batch
 
 logger = logging.getLogger("serving")
 

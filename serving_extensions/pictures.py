@@ -40,8 +40,8 @@ from serving import (
     read_body,
     reply,
 )
-from serving_rooms.handlers import errors_only
-from serving_rooms.inbox import Caps, Inbox, read_group
+from serving_extensions.handlers import errors_only
+from serving_extensions.active_learning import Caps, Inbox, read_group
 
 MOST_ROUTINES = 64  # in one chain
 

@@ -28,15 +28,15 @@ from serving import (
     TensorSpec,
     logger,
 )
-from serving_rooms.endpoints import Endpoint
-from serving_rooms.handlers import Handler, HandlerError, errors_only
-from serving_rooms.keys import KeyRing, digest
-from serving_rooms.lane import SHORT_SECONDS
-from serving_rooms.pictures import prepare_deployment
-from serving_rooms.pipelines import NoShards, PipelineError, Plan, plan
-from serving_rooms.quotas import open_quotas
-from serving_rooms.redis_quotas import shown
-from serving_rooms.settings import Key
+from serving_extensions.endpoints import Endpoint
+from serving_extensions.handlers import Handler, HandlerError, errors_only
+from serving_extensions.keys import KeyRing, digest
+from serving_extensions.lane import SHORT_SECONDS
+from serving_extensions.pictures import prepare_deployment
+from serving_extensions.pipelines import NoShards, PipelineError, Plan, plan
+from serving_extensions.quotas import open_quotas
+from serving_extensions.redis_quotas import shown
+from serving_extensions.settings import Key
 
 # ==================================================================================================
 # Prepare

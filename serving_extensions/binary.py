@@ -27,7 +27,7 @@ from serving import (
     parse_json,
     reply,
 )
-from serving_rooms.tensors import read_value
+from serving_extensions.tensors import read_value
 
 NPY, NPZ, RAW = "application/x-npy", "application/x-npz", "application/octet-stream"
 ZIP_START = b"PK\x03\x04"

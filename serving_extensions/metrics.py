@@ -373,7 +373,7 @@ def collect_others(server: Any) -> Iterator[Any]:
     )
     for key in server.config.auth.keys:
         if key.quota:
-            from serving_rooms.quotas import open_quotas
+            from serving_extensions.quotas import open_quotas
 
             used.add_metric(
                 (key.name, key.quota.period),

@@ -23,8 +23,8 @@ from waitress.server import TcpWSGIServer
 from waitress.utilities import BadRequest
 
 from serving import ServingError, Waitress, find_known, path_of, reached_by
-from serving_rooms.lane import Lane
-from serving_rooms.queueing import Dispatcher, Gate, TooMuch, task_of
+from serving_extensions.lane import Lane
+from serving_extensions.queueing import Dispatcher, Gate, TooMuch, task_of
 
 logger = logging.getLogger("serving")
 

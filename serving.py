@@ -74,7 +74,7 @@ from waitress.channel import HTTPChannel
 from waitress.server import TcpWSGIServer
 from waitress.task import ThreadedTaskDispatcher
 from werkzeug.datastructures import EnvironHeaders
-from werkzeug.exceptions import ClientDisconnected, HTTPException, RequestEntityTooLarge
+from werkzeug.exceptions import ClientDisconnected, HTTPException
 from werkzeug.http import HTTP_STATUS_CODES
 from werkzeug.routing import BaseConverter
 from werkzeug.wsgi import get_current_url, get_input_stream
@@ -3758,33 +3758,23 @@ class Call:
         """The path of that address."""
         return quote(self.environ.get("SCRIPT_NAME", "").rstrip("/") + self.prefix)
 
-    def stream(self, limit: int) -> Any:
-        """The body as a file of at most `limit` bytes; ServingError 413 where it is announced to be longer."""
-        limit = limit if self.most_bytes is None else min(limit, self.most_bytes)
-        length = self.environ.get("CONTENT_LENGTH") or "0"
-        if length.isdigit() and int(length) > limit:
-            raise ServingError(
-                f"Request body of {length} bytes is over the limit of {limit}", status=413
-            )
-        return get_input_stream(self.environ, max_content_length=limit)
-
     def read(self, limit: int) -> bytes:
-        """The body's bytes, whatever its content type says."""
-        stream = self.stream(limit)
+        """The body's bytes, whatever its content type says; ServingError 413 beyond `limit` bytes."""
+        limit = limit if self.most_bytes is None else min(limit, self.most_bytes)
+        announced = self.environ.get("CONTENT_LENGTH") or "0"
+        length = int(announced) if announced.isdigit() else 0
+        if length > limit:
+            text = f"Request body of {length} bytes is over the limit of {limit}"
+            raise ServingError(text, status=413)
         try:
-            data = stream.read()
-        except RequestEntityTooLarge:
-            raise ServingError(
-                f"Request body is over the limit of {limit} bytes", status=413
-            ) from None
+            data = get_input_stream(self.environ, max_content_length=limit + 1).read()
         except (HTTPException, ServingError, MemoryError):
             raise
-        except (
-            Exception
-        ) as error:  # each WSGI server has its own for a body that breaks off or is no chunked one
+        except Exception as error:  # each WSGI server has its own for a body that breaks off
             raise BadRequest(f"Request body cannot be read: {type(error).__name__}") from error
-        announced = self.environ.get("CONTENT_LENGTH") or "0"
-        if announced.isdigit() and len(data) < int(announced):
+        if len(data) > limit:
+            raise ServingError(f"Request body is over the limit of {limit} bytes", status=413)
+        if len(data) < length:
             raise ClientDisconnected
         return data
 

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import difflib
 import functools
+import io
 import re
 import time
 import weakref
@@ -310,13 +311,16 @@ def read_image(server: ModelServer, call: Call) -> tuple[np.ndarray, Any]:
 
 def read_form(call: Call, limits: routines.ImageLimits, most: int) -> tuple[np.ndarray, Any]:
     """The picture and the routines of a form with a file."""
-    environ = {**call.environ, "wsgi.input": call.stream(most)}
+    body = call.read(most)
+    environ = {
+        **call.environ,
+        "wsgi.input": io.BytesIO(body),
+        "CONTENT_LENGTH": str(len(body)),
+    }
     try:
         _, fields, files = parse_form_data(environ, max_form_memory_size=most, max_form_parts=1000)
-    except RequestEntityTooLarge:
-        raise ServingError(
-            f"multipart: the form is over the limit of {most} bytes", status=413
-        ) from None
+    except RequestEntityTooLarge:  # by its parts
+        raise ServingError("multipart: the form has more than 1000 parts", status=413) from None
     try:
         file = files.get("image") or files.get("file")
         if file is None:

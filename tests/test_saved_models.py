@@ -1293,7 +1293,7 @@ def change(version):
     return len(old), sum(graph() is not None for graph in old), len(thorough)
 print(gc.get_freeze_count() > 200_000, change(2), change(3))
 gc.collect(), gc.freeze()  # as a host may
-graph = weakref.ref(server.manager.available["m"].versions[3].callables["serving_default"].run.args[0]._session.graph)
+graph = weakref.ref(server.manager.available["m"].versions[3].callables["serving_default"].run._session.graph)
 put(4), server.reload()
 print(graph() is None, len(thorough))
 model = weakref.ref(sys.modules["handler"].model)

@@ -28,11 +28,15 @@ import binascii
 import contextlib
 import ctypes
 import dataclasses
+import datetime
 import difflib
 import errno
 import functools
 import gc
 import gzip
+import hashlib
+import hmac
+import importlib
 import importlib.util
 import inspect
 import io
@@ -55,7 +59,7 @@ import types
 import typing
 import weakref
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -66,6 +70,7 @@ from urllib.parse import parse_qs, quote, unquote
 import ml_dtypes
 import numpy as np
 import orjson
+import simdjson
 from flask import Blueprint, Flask, Request, Response, request, signals
 from flask.sessions import SecureCookieSessionInterface
 from waitress import wasyncore
@@ -73,9 +78,10 @@ from waitress.adjustments import Adjustments
 from waitress.channel import HTTPChannel
 from waitress.server import TcpWSGIServer
 from waitress.task import ThreadedTaskDispatcher
-from werkzeug.datastructures import EnvironHeaders
-from werkzeug.exceptions import ClientDisconnected, HTTPException
-from werkzeug.http import HTTP_STATUS_CODES
+from werkzeug.datastructures import Accept, EnvironHeaders, MIMEAccept
+from werkzeug.exceptions import ClientDisconnected, HTTPException, RequestEntityTooLarge
+from werkzeug.formparser import parse_form_data
+from werkzeug.http import HTTP_STATUS_CODES, parse_accept_header
 from werkzeug.routing import BaseConverter
 from werkzeug.wsgi import get_current_url, get_input_stream
 
@@ -193,6 +199,165 @@ CODE_NAMES = (
     "DATA_LOSS",
     "UNAUTHENTICATED",
 )
+
+
+def explain(error: BaseException, folders: Iterable[str] = ()) -> str:
+    """An exception as one line for the client: its type and message, without folders of this machine."""
+    if isinstance(error, SystemExit):
+        return f"it called sys.exit({'' if error.code is None else clean(repr(error.code))})"
+    if isinstance(error, OSError) and error.strerror:
+        name = (
+            f": {Path(os.fsdecode(error.filename)).name}"
+            if isinstance(error.filename, (str, bytes))
+            else ""
+        )
+        return f"{type(error).__name__}: {error.strerror}{name}"
+    try:
+        text = clean(str(error), folders)
+    except BaseException:  # a __str__ of the handler's own
+        text = ""
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+@contextlib.contextmanager
+def errors_only(who: str) -> Iterator[None]:
+    """Let what is no Exception (sys.exit, KeyboardInterrupt, a cancelled task) be a RuntimeError.
+
+    It would pass by all that answers a request, whose client then waits for ever. Ctrl-C of the
+    operator arrives in the main thread alone, where no function of somebody else's runs.
+    """
+    try:
+        yield
+    except Exception:
+        raise
+    except BaseException as error:
+        raise RuntimeError(f"{who} ended with {type(error).__name__}: {explain(error)}") from error
+
+
+def clean(text: str, folders: Iterable[str] = ()) -> str:
+    """One line of at most 500 characters, absolute paths cut down to their last part, or to what comes after `folders`."""
+    for folder in folders:
+        text = text.replace(f"{folder}{os.sep}", "")
+    text = re.sub(
+        r"(?<=['\"])(?:[A-Za-z]:)?[/\\][^'\"]*[/\\]", "", " ".join(text.split())
+    )  # in quotes it may hold spaces
+    text = re.sub(r"(?<![\w.:/])(?:[A-Za-z]:)?[/\\](?:[^\s/\\'\":,;()]+[/\\])+", "", text)
+    return text if len(text) <= 500 else f"{text[:497]}..."
+
+
+# ==================================================================================================
+# Extensions
+# In: nothing, or the files in serving_extensions/. Out: `Extension`s, each a capability that plugs in.
+# Names that a type has further down stand in quotes: this section comes first, since all others ask it.
+# ==================================================================================================
+
+
+def nothing(*arguments: Any) -> Any:
+    """Add nothing: what hooks do by default."""
+    return None
+
+
+def first(found: Iterable[Any]) -> Any:
+    """The first that is something, or None."""
+    return next((value for value in found if value is not None), None)
+
+
+def none(*arguments: Any) -> Any:
+    """Name nothing."""
+    return ()
+
+
+@dataclass(frozen=True, eq=False)
+class Extension:
+    """A capability that plugs in: what it adds, where. By default each hook adds nothing, so nobody asks who is there.
+
+        serving.ModelServer("config.json", extensions=[*serving.installed(), mine])
+
+    Several extensions are asked in their order; of `find`, `read` and `write` the first that knows answers.
+    """
+
+    name: str
+    # URLs that it answers, beside the core's table.
+    routes: Sequence["Route"] = ()
+    # find(server, method, path) -> Found or None: URLs that a config names; urls(server) lists their paths.
+    find: Callable[["ModelServer", str, str], Any] = nothing
+    urls: Callable[["ModelServer"], Iterable[str]] = none
+    # declare(server, path, function, methods, envelope): what `ModelServer.endpoint` registers.
+    declare: Callable[..., Any] = nothing
+    # open(server) -> what it keeps for a server, at `server.state[name]`.
+    open: Callable[["ModelServer"], Any] = nothing
+    # prepare(server, config) -> what requests need of a config, at `server.prepared.of[name]`; swapped
+    # with the config; raises ConfigError.
+    prepare: Callable[["ModelServer", "Config"], Any] = nothing
+    # refresh(server, outcome, polling): after the models of a pass of the loader.
+    refresh: Callable[["ModelServer", "Outcome", bool], None] = nothing
+    # unready(server) -> names of what is not ready.
+    unready: Callable[["ModelServer"], Iterable[str]] = none
+    # read(call, body) -> the value of a predict body that is no JSON, or None.
+    read: Callable[["Call", bytes], Any] = nothing
+    # write(call, answer) -> the Reply in another form than JSON that the client wants, or None.
+    write: Callable[["Call", Mapping[str, Any]], Any] = nothing
+    # wrap_load(server, load) -> load: around the loading of a version.
+    wrap_load: Callable[["ModelServer", Any], Any] = lambda server, load: load
+    # saw(server, deployment, image, predictions, origin): a picture has been answered.
+    saw: Callable[..., None] = nothing
+    # begin(server), observe(server, trace, line, reply): a request begins, is answered.
+    begin: Callable[["ModelServer"], None] = nothing
+    observe: Callable[..., None] = nothing
+    # serve(server, app, adjustments) -> Waitress, or None: what `run` listens with.
+    serve: Callable[..., Any] = nothing
+    # report(server, address): prints, once the first load is over, what somebody may want to try.
+    report: Callable[["ModelServer", str], None] = nothing
+    # Options of the command line, by name: command(source, value) -> exit status.
+    commands: Mapping[str, Callable[[Any, Any], int]] = field(default_factory=dict)
+    # Formatters of the log by `server.log_format`.
+    formatters: Mapping[str, Any] = field(default_factory=dict)
+
+
+@functools.cache
+def installed() -> "tuple[Extension, ...]":
+    """The extensions in serving_extensions/ beside this file; none where there is no such folder.
+
+    The one place that imports them. Raises ImportError for those of another version.
+    """
+    try:
+        found = importlib.import_module("serving_extensions")
+    except ModuleNotFoundError as error:
+        if error.name != "serving_extensions":
+            raise
+        return ()
+    if found.VERSION != __version__:
+        raise ImportError(
+            f"serving_extensions/ is of version {found.VERSION}, serving.py of {__version__}: "
+            "copy both from one place"
+        )
+    return found.EXTENSIONS
+
+
+class Missing:
+    """Stands for a file that is not there; who needs anything of it is told."""
+
+    def __init__(self, file: str):
+        self._file = file
+
+    def __getattr__(self, name: str) -> Any:
+        raise NotFound(f"This needs {self._file} beside serving.py")
+
+
+routines: Any
+try:
+    import routines  # type: ignore[no-redef]
+except ModuleNotFoundError as missing:
+    if missing.name != "routines":
+        raise
+    routines = Missing("routines.py")
+
+# Keys of config.json that an extension reads, and where it is.
+HOMES = {
+    "pipeline_config_list": ("pipelines", "serving_extensions/pipelines.py"),
+    "handlers": ("handlers", "serving_extensions/handlers.py"),
+}
+
 
 
 def part(name: str) -> Any:
@@ -451,10 +616,311 @@ class ModelItem:
     config: ModelConfig = option(doc="one model")
 
 
-try:
-    from serving_extensions.settings import Auth, Deployment, HandlerConfig, ImageConfig, Pipeline
-except ModuleNotFoundError:  # this file alone, which serves models by their names
-    Auth = Deployment = HandlerConfig = ImageConfig = Pipeline = AllPolicy  # type: ignore
+def refuse_repeated(where: str, field_name: str, names: Sequence[str]) -> None:
+    """Raise ValueError for a name that stands twice in a list of the config."""
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            raise ValueError(
+                f"{where}[{index}].{field_name}: '{name}' is already taken by {where}[{names.index(name)}]"
+            )
+
+
+@dataclass(frozen=True)
+class ActiveLearningConfig:
+    """Pictures the model is unsure of are put aside, for people to look at."""
+
+    threshold: int | float = option(
+        doc="score from which on a picture is put aside, 0..1", minimum=0, maximum=1
+    )
+    group: str = option(
+        "review", "the folder its pictures go to, without slashes", pattern=r"^[\w-][\w.-]{0,99}$"
+    )
+    strategy: str = option(
+        "entropy",
+        "entropy, least_confidence or margin",
+        pattern="^(entropy|least_confidence|margin)$",
+    )
+    folder: str = option(
+        "active_learning", "where the groups' folders are; relative to the config file"
+    )
+    max_bytes: int = option(1 << 30, "bytes that a group may hold", minimum=0)
+    max_images: int = option(10_000, "pictures that a group may hold", minimum=0)
+
+
+@dataclass(frozen=True)
+class Deployment:
+    id: str = option(
+        doc="its name in URLs, without slashes and colons; not v1, v2 or model-serving",
+        pattern="^(?!(?i:v1|v2|model-serving)$)[^/:]+$",
+    )
+    model: str = option(doc="the name of the model it serves")
+    version: int | None = option(None, "the model's version; default: the highest", minimum=0)
+    version_label: str | None = option(None, "or the label of the version")
+    default: bool = option(
+        False, "whether it answers /predict without an id; else the first deployment does"
+    )
+    label_map: str | dict[str, Any] | tuple[str, ...] | None = option(
+        None, "names of the classes: a file, an object by id, or a list"
+    )
+    family: str | None = option(
+        None,
+        "what the outputs are: detection_api, detector, mask_rcnn, segmentation or classifier",
+        pattern="^(detection_api|detector|mask_rcnn|segmentation|classifier)$",
+    )
+    outputs: dict[str, str] = option({}, "the model's own names of the family's outputs")
+    scale: int | float = option(1, "the model is shown pixel * scale + offset, of pixels 0..255")
+    offset: int | float = option(0, "see scale")
+    max_detections: int = option(
+        300, "the most predictions in an answer", minimum=1, maximum=100_000
+    )
+    version_tag: str | None = option(
+        None,
+        "a name for this state of it, in its answers' X-Version-Tag header",
+        pattern=r"^[\x20-\x7e]*$",
+    )
+    routines: tuple[dict[str, Any], ...] = option((), "run before those of a request")
+    active_learning: ActiveLearningConfig | None = option(
+        None, "puts aside what the model is unsure of"
+    )
+
+    def __post_init__(self) -> None:
+        if self.version is not None and self.version_label is not None:
+            raise ValueError("give 'version' or 'version_label', not both")
+
+
+@dataclass(frozen=True)
+class Quota:
+    calls: int = option(doc="how many calls", minimum=1)
+    period: str = option(
+        doc="minute, hour, day or month, by UTC", pattern="^(minute|hour|day|month)$"
+    )
+
+
+@dataclass(frozen=True)
+class Key:
+    name: str = option(
+        doc="its name in logs and counts, printable", pattern=r"^[\x21-\x7e]{1,100}$"
+    )
+    sha256: str = option(
+        doc="64 hexadecimal digits: the SHA-256 of the key, as --new-key prints it",
+        pattern="^[0-9a-fA-F]{64}$",
+    )
+    expires: str | None = option(
+        None,
+        "a date or time, such as 2027-01-31 or 2027-01-31T12:00:00+01:00; UTC where none is given",
+    )
+    disabled: bool = option(False, "refused while true")
+    deployments: tuple[str, ...] | None = option(
+        None, "the ids, or paths of handlers, that it is for; default: everything"
+    )
+    quota: Quota | None = option(None, "how often it may call; default: without limit")
+
+    def __post_init__(self) -> None:
+        if self.expires is not None and self.expiry is None:
+            raise ValueError(
+                "expires: expected a date or time such as 2027-01-31T12:00:00Z, got another text"
+            )
+
+    @property
+    def expiry(self) -> datetime.datetime | None:
+        """When it ceases to be valid."""
+        try:
+            moment = datetime.datetime.fromisoformat((self.expires or "").replace("Z", "+00:00"))
+        except ValueError:
+            return None
+        return moment if moment.tzinfo else moment.replace(tzinfo=datetime.timezone.utc)
+
+
+@dataclass(frozen=True)
+class Auth:
+    keys: tuple[Key, ...] = option((), "who may call; default: one key, made at each start")
+    protect: str = option(
+        "predict",
+        "predict: pictures and handlers need a key; all: everything but /livez and /readyz does",
+        pattern="^(predict|all)$",
+    )
+    quota_store: str | None = dataclasses.field(
+        default=None,
+        repr=False,
+        metadata={  # it may hold a password
+            "doc": "what quotas are counted in: a file, or redis://, rediss:// or unix:// for servers that share them; "
+            "default: <config>.quotas.sqlite3"
+        },
+    )
+
+    def __post_init__(self) -> None:
+        refuse_repeated("keys", "name", [key.name for key in self.keys])
+        if "://" in (store := self.quota_store or ""):
+            check_redis(store)
+
+
+def check_redis(url: str) -> None:
+    """Raise ValueError for a URL that no Redis can have. The text does not quote it: it may hold a password."""
+    if not re.match("(redis|rediss|unix)://", url):
+        raise ValueError(
+            "quota_store: expected a file, or a URL that begins with redis://, rediss:// or unix://"
+        )
+    if any("@" in rest for rest in re.split("[/?#]", url.partition("://")[2], maxsplit=1)[1:]):
+        raise ValueError(
+            "quota_store: a /, ? or # in a user's name or password is written %2F, %3F or %23, an @ in an option %40"
+        )
+
+
+@dataclass(frozen=True)
+class ImageConfig:
+    max_bytes: int = option(50 << 20, "size of a picture's file", minimum=1)
+    max_pixels: int = option(50_000_000, "width times height, read from the header", minimum=1)
+    download_seconds: int | float = option(
+        10, "how long a download may take in all", minimum=0.001, maximum=3600
+    )
+    allowed_hosts: tuple[str, ...] = option(
+        (), "hosts of urls that may have addresses which are not public"
+    )
+
+
+# URLs of the server's own, which a handler cannot have; see ROUTES in serving.py.
+TAKEN = (
+    "v1",
+    "v2",
+    "model-serving",
+    "livez",
+    "readyz",
+    "predict",
+    "classes",
+    "deployments",
+    "metrics",
+    "monitoring",
+    "stats",
+    "openapi.json",
+    "console",
+)
+TAKEN_PATH = re.compile(
+    rf"/({'|'.join(map(re.escape, TAKEN))})(/.*)?"
+    "|/[^/]+/(predict|classes)|/[^/]+/(active_learning|samples|client)/[^/]+",
+    re.IGNORECASE,
+)
+
+
+def check_path(path: str) -> None:
+    """Raise ValueError for a handler's path that is one of the server's own URLs."""
+    if TAKEN_PATH.fullmatch(path):
+        raise ValueError(
+            f"path: '{path}' is one of the server's own URLs; choose another, such as /my{path}"
+        )
+
+
+@dataclass(frozen=True)
+class HandlerConfig:
+    path: str = option(
+        doc="its URL, such as /alice/sentiment, with letters, digits and ._~-",
+        pattern=r"^(/[\w.~-]+)+$",
+    )
+    function: str = option(
+        doc="module:name or file.py:name, looked for beside the config", pattern=r"^[^:]+:[^:]+$"
+    )
+    model_dir: str | None = option(
+        None, "the folder that the module finds as MODEL_DIR; relative to the config file"
+    )
+    envelope: str | None = option(
+        None,
+        "hub: CellStrat's answers; default: what the function says, or none",
+        pattern="^(hub|none)$",
+    )
+    methods: tuple[str, ...] = option(
+        ("POST",),
+        "GET, POST, PUT, PATCH or DELETE: those that run it; else GET pings",
+        pattern="^(GET|POST|PUT|PATCH|DELETE)$",
+    )
+    timeout_seconds: int | float | None = option(
+        None, "how long a call may take, then 504; default: as long as it does", minimum=0.001
+    )
+
+    def __post_init__(self) -> None:
+        check_path(self.path)
+
+
+@dataclass(frozen=True)
+class Source:
+    node_name: str = option(doc="the node whose output it is, or request")
+    data_item: str = option(doc="the output's alias, or the input of the request")
+
+
+@dataclass(frozen=True)
+class NodeOutput:
+    data_item: str = option(doc="the model's name of the output")
+    alias: str = option(doc="its name for later nodes")
+
+
+@dataclass(frozen=True)
+class Node:
+    name: str = option(doc="its name in this pipeline")
+    type: str = option(doc="DL model or custom", pattern="^(DL model|custom)$")
+    inputs: tuple[dict[str, Source], ...] = option(
+        doc="where each input comes from, an object of one key each"
+    )
+    outputs: tuple[NodeOutput, ...] = option(doc="the outputs that others use")
+    model_name: str | None = option(None, "the model of a DL model node")
+    version: int | None = option(
+        None, "its version; default: the highest, at each request", minimum=1
+    )
+    function: str | None = option(
+        None,
+        "the Python function of a custom node: module:name or file.py:name",
+        pattern=r"^[^:]+:[^:]+$",
+    )
+    params: dict[str, str] = option({}, "what a custom node's function is given besides")
+    library_name: str | None = option(
+        None, "OpenVINO's C++ nodes; here custom nodes are Python functions"
+    )
+    demultiply_count: int | None = option(
+        None,
+        "split its outputs' first dimension, so many; -1: any number",
+        minimum=-1,
+        maximum=10000,
+    )
+    gather_from_node: str | None = option(None, "the demultiplexer whose shards it takes together")
+
+    def __post_init__(self) -> None:
+        refuse_many_keys("inputs", self.inputs)
+        if (
+            self.type == "custom"
+            and self.library_name
+            and self.function is None
+            and self.model_name is None
+        ):
+            return  # as OpenVINO writes it: the pipeline cannot be, its config is none the worse
+        wanted, other = (
+            ("function", "model_name") if self.type == "custom" else ("model_name", "function")
+        )
+        if getattr(self, wanted) is None or getattr(self, other) is not None or self.library_name:
+            raise ValueError(
+                f"a node of type '{self.type}' needs '{wanted}' and has no '{other}' or 'library_name'"
+            )
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    name: str = option(doc="its name in URLs, as of a model", pattern=r"^[\s\S]")
+    inputs: tuple[str, ...] = option(doc="the inputs of a request")
+    nodes: tuple[Node, ...] = option(doc="models and functions")
+    outputs: tuple[dict[str, Source], ...] = option(
+        doc="where each output comes from, an object of one key each"
+    )
+    demultiply_count: int | None = option(
+        None,
+        "split the inputs' first dimension, so many; -1: any number",
+        minimum=-1,
+        maximum=10000,
+    )
+
+    def __post_init__(self) -> None:
+        refuse_many_keys("outputs", self.outputs)
+
+
+def refuse_many_keys(where: str, objects: Sequence[dict[str, Source]]) -> None:
+    for index, value in enumerate(objects):
+        if len(value) != 1:
+            raise ValueError(f"{where}[{index}]: expected an object of one key, got {len(value)}")
 
 
 @dataclass(frozen=True)
@@ -577,8 +1043,7 @@ class Config:
     monitoring: dict[str, Any] | None = option(None, "OpenVINO only, no effect")
 
     def __post_init__(self) -> None:
-        if Auth is not AllPolicy:
-            part("serving_extensions.settings").check_names(self)
+        check_names(self)
 
     @property
     def models(self) -> list[ModelConfig]:
@@ -603,6 +1068,68 @@ class Config:
         return ([d.id for d in self.deployments if d.default] or [d.id for d in self.deployments])[
             :1
         ]
+
+
+def check_names(config: "Config") -> None:
+    """Raise ValueError where names of deployments and handlers, or the keys for them, contradict each other."""
+    names, paths = (
+        [deployment.id for deployment in config.deployments],
+        [handler.path for handler in config.handlers],
+    )
+    refuse_repeated("deployments", "id", names)
+    refuse_repeated("handlers", "path", paths)
+    if (
+        len(
+            defaults := [
+                index for index, deployment in enumerate(config.deployments) if deployment.default
+            ]
+        )
+        > 1
+    ):
+        raise ValueError(
+            f"deployments[{defaults[1]}].default: deployments[{defaults[0]}] is the default already"
+        )
+    for index, key in enumerate(config.auth.keys):
+        for name in sorted(set(key.deployments or ()) - {*names, *paths}):
+            raise ValueError(
+                f"auth.keys[{index}].deployments: no deployment is called '{name}', and no handler has that path"
+            )
+
+
+def resolve_paths(config: "Config", folder: Path, stem: str) -> Any:
+    """The config with relative paths made absolute: they start at `folder`, that of the config file, whose name is `stem`."""
+
+    def resolved(deployment: Deployment) -> Deployment:
+        label_map, learning = deployment.label_map, deployment.active_learning
+        return dataclasses.replace(
+            deployment,
+            label_map=str(folder / label_map) if isinstance(label_map, str) else label_map,
+            active_learning=learning
+            and dataclasses.replace(learning, folder=str(folder / learning.folder)),
+        )
+
+    return dataclasses.replace(
+        config,
+        deployments=tuple(map(resolved, config.deployments)),
+        handlers=tuple(
+            dataclasses.replace(
+                handler, model_dir=handler.model_dir and str(folder / handler.model_dir)
+            )
+            for handler in config.handlers
+        ),
+        routine_modules=tuple(
+            str(folder / name) if name.endswith(".py") else name for name in config.routine_modules
+        ),
+        auth=dataclasses.replace(
+            config.auth,
+            quota_store=resolve_store(config.auth.quota_store or f"{stem}.quotas.sqlite3", folder),
+        ),
+    )
+
+
+def resolve_store(store: str, folder: Path) -> str:
+    """A quota store with its path made absolute, if it has one."""
+    return store if "://" in store else str(folder / store)
 
 
 JSON_TYPES = {
@@ -808,11 +1335,7 @@ def load_config(
     items = tuple(ModelItem(resolve_base_path(model, folder)) for model in config.models)
     config = dataclasses.replace(config, model_config_list=items)
     stem = "serving" if isinstance(source, Mapping) else Path(source).stem
-    return (
-        config
-        if Auth is AllPolicy
-        else part("serving_extensions.settings").resolve_paths(config, folder, stem)
-    )
+    return resolve_paths(config, folder, stem)
 
 
 # ==================================================================================================
@@ -1318,6 +1841,151 @@ def encode_json(value: Any) -> bytes:
     return (
         orjson.dumps(value, default=spell_floats) if b"null" in text else text
     )  # it may stand for a NaN
+
+
+# --- large arrays ----------------------------------------------------------------------------------
+#
+# Read into NumPy without a Python object for each number. What is unusual in any way (ragged, null,
+# strings among numbers, escapes, pictures, NaN) is left to the plain path, which has all rules and
+# texts: None says so.
+
+LARGE = 512  # bytes of an array's text; below, the plain path is as fast
+MOST_STRINGS = 512  # of a body, keys among them
+NUMBERS = b"0123456789+-.eE \t\n\r"  # what a skeleton leaves out; simdjson says whether numbers stand in the right places
+TOKEN = secrets.token_hex(16)  # stands for an array in the rest; a client cannot know it
+TOKEN_BYTES = TOKEN.encode()
+SHORT = 256  # bytes of a rest that is parsed once: clients send the same one again and again
+
+KEPT_BYTES = 8 << 20  # of a text; a parser keeps several times the largest that it has read
+parsers: list[Any] = []  # those that nobody uses now: as many as were used at once
+
+
+def read_large_json(body: bytes) -> Any | None:
+    """The JSON value of a body, its large arrays as int64, uint64 or float64; None where the plain path must read it."""
+    if b"\\" in body:
+        return None
+    rest, arrays, start = list[bytes](), list[np.ndarray](), 0
+    for _ in range(MOST_STRINGS):  # brackets and numbers up to the next string, and the string
+        quote = body.find(b'"', start)
+        end = quote if quote >= 0 else len(body)
+        if end - start < LARGE:
+            rest.append(body[start:end])
+        else:
+            first, brace = body.find(b"[", start, end), body.find(b"}", start, end)
+            last = (
+                body.rfind(b"]", start, brace if brace >= 0 else end) + 1
+            )  # behind a row's brace are others' brackets
+            array = read_array(body[first:last]) if first >= 0 else None
+            if array is None or body[last:end].lstrip().startswith(
+                b":"
+            ):  # a list is no key, its token would be one
+                return None
+            rest += [body[start:first], b'"%b%d"' % (TOKEN_BYTES, len(arrays)), body[last:end]]
+            arrays.append(array)
+        if quote < 0:
+            break
+        start = body.find(b'"', quote + 1) + 1
+        string = body[quote:start]
+        if not start or string == b'"b64"':
+            return None
+        rest.append(string)
+    else:
+        return None
+    text = b"".join(rest)
+    if not arrays or len(body) > MAX_LISTS and count_lists(text, arrays) > MAX_LISTS:
+        return None
+    try:
+        return put_back((parse_short if len(text) <= SHORT else parse_json)(text), arrays)
+    except (ServingError, RecursionError):
+        return None
+
+
+parse_short = functools.lru_cache(64)(parse_json)  # `put_back` leaves what it is given as it is
+
+
+def count_lists(text: bytes, arrays: list[np.ndarray]) -> int:
+    """The lists and objects of a body, whose arrays are no longer in its text."""
+    return (
+        text.count(b"[")
+        + text.count(b"{")
+        + sum(math.prod(array.shape[:level]) for array in arrays for level in range(array.ndim))
+    )
+
+
+def put_back(value: Any, arrays: list[np.ndarray]) -> Any:
+    """The value with the arrays in the places of their tokens."""
+    if isinstance(value, str):
+        return arrays[int(value[len(TOKEN) :])] if value.startswith(TOKEN) else value
+    if isinstance(value, dict):
+        return {key: put_back(item, arrays) for key, item in value.items()}
+    return [put_back(item, arrays) for item in value] if isinstance(value, list) else value
+
+
+def read_array(text: bytes) -> np.ndarray | None:
+    """The array that nested JSON lists of numbers spell; None unless they are rectangular, full and of 64-bit numbers."""
+    rank = rank_of_row(text)
+    shape = [1] * (rank - 1) + [-1] if rank else shape_of(text.translate(None, NUMBERS))
+    if shape is None:
+        return None
+    try:
+        parser = parsers.pop()
+    except IndexError:
+        parser = simdjson.Parser()
+    try:
+        lists = parser.parse(text)
+        flat = read_numbers(lists, is_float=b"." in text or b"e" in text or b"E" in text)
+    except (ValueError, TypeError, RuntimeError, OverflowError):
+        return None
+    finally:
+        lists = None  # the parser is free again when nothing holds what it has parsed
+        if len(text) <= KEPT_BYTES:
+            parsers.append(parser)
+    fits = (
+        flat.size == math.prod(shape) if not rank else flat.size
+    )  # a row without numbers has the skeleton of a row of one
+    return flat.reshape(shape) if fits else None
+
+
+def read_numbers(lists: Any, is_float: bool) -> np.ndarray:
+    """All numbers of nested lists: float64 if one of them is written as a float, else int64, or uint64 where they need it."""
+    if is_float:
+        return np.frombuffer(lists.as_buffer(of_type="d"), np.float64)
+    try:
+        return np.frombuffer(lists.as_buffer(of_type="i"), np.int64)
+    except (ValueError, TypeError, OverflowError):
+        return np.frombuffer(lists.as_buffer(of_type="u"), np.uint64)
+
+
+def rank_of_row(text: bytes) -> int:
+    """How many lists are around one row of numbers, [[1, 2]] has 2; 0 where there are more rows, or it takes a closer look."""
+    opened, closed = text.rfind(b"[") + 1, text.find(b"]")
+    if opened > MAX_DIMENSIONS or len(text) - closed > MAX_DIMENSIONS:
+        return 0
+    return opened if text[:opened] == b"[" * opened and text[closed:] == b"]" * opened else 0
+
+
+def shape_of(skeleton: bytes) -> list[int] | None:
+    """The shape of nested lists from their brackets and commas alone; None when rows differ.
+
+    From the inside out: lists of one level follow each other with a comma between, up to the first that has a bracket
+    behind it instead, and at last the whole must be nothing but repetitions.
+    """
+    rank = len(skeleton) - len(skeleton.lstrip(b"["))
+    unit_end = skeleton.find(b"]") + 1
+    if not 0 < rank <= MAX_DIMENSIONS or not unit_end:
+        return None
+    unit = skeleton[rank - 1 : unit_end]
+    shape = [len(unit) - 1]
+    for level in range(1, rank):
+        behind = skeleton[
+            rank - level + len(unit) :: len(unit) + 1
+        ]  # the first of these lists, and each that follows
+        count = behind.find(b"]") + 1
+        if not count:
+            return None
+        unit = b"[" + b",".join([unit] * count) + b"]"
+        shape.append(count)
+    return shape[::-1] if unit == skeleton and math.prod(shape[1:]) <= MAX_LISTS // 2 else None
 
 
 # ==================================================================================================
@@ -2539,16 +3207,11 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What requests need of a config, made ready once by serving_extensions/assembly.py; replaced as a whole when the config changes."""
+    """What requests need of a config, made ready once; replaced as a whole when the config changes."""
 
-    keys: Any = None  # serving_extensions.keys.KeyRing
-    deployments: Mapping[str, Any] = field(
-        default_factory=dict
-    )  # serving_extensions.pictures.ReadyDeployment by id
-    endpoints: Mapping[str, Any] = field(
-        default_factory=dict
-    )  # serving_extensions.endpoints.Endpoint by path
-    limits: Any = None  # routines.ImageLimits
+    keys: Any = None  # KeyRing
+    deployments: Mapping[str, Any] = field(default_factory=dict)  # ReadyDeployment by id
+    of: Mapping[str, Any] = field(default_factory=dict)  # what extensions have prepared, by name
 
 
 @dataclass(frozen=True)
@@ -2716,11 +3379,6 @@ class ModelManager:
                 f"deployment {deployment.id} (no model is called '{deployment.model}')"
                 for deployment in self.config.deployments
                 if deployment.model not in names
-            ]
-            + [
-                f"handler {path}"
-                for path, endpoint in self.prepared.endpoints.items()
-                if not endpoint.handler.ready
             ]
         )
 
@@ -3354,6 +4012,611 @@ def encode_rows(signature: Signature, outputs: Mapping[str, np.ndarray]) -> Any:
     return [dict(zip(values, row)) for row in zip(*values.values())]
 
 
+# --- classify and regress --------------------------------------------------------------------------
+
+def decode_examples(body: dict[str, Any]) -> list[dict[str, tuple[str, list]]]:
+    """Read `examples` with the `context` merged in; where both define a feature the example wins, as in TensorFlow."""
+    context = decode_features(body["context"]) if "context" in body else {}
+    if "examples" not in body:
+        raise BadRequest(
+            f"{show(body)} When method is classify, key 'examples' is expected and was not found"
+        )
+    examples = body["examples"]
+    if not isinstance(examples, list):
+        raise BadRequest(f"{show(body)} Expecting 'examples' value to be an list/array")
+    if not examples:
+        raise BadRequest(f"{show(body)} 'examples' value is an empty array")
+    return [context | decode_features(example) for example in examples]
+
+
+def decode_features(example: Any) -> dict[str, tuple[str, list]]:
+    """Read one example; an empty list is a missing feature."""
+    if not isinstance(example, dict):
+        raise BadRequest(f"Example must be JSON object but got JSON {type_of(example)}")
+    features = {}
+    for name, value in example.items():
+        if re.search("[\ud800-\udfff]", name):
+            raise BadRequest(f"Feature name is not UTF-8: {encode_text(name)!r}")
+        value = value.tolist() if isinstance(value, np.ndarray) else value
+        items = [
+            decode_feature(name, item) for item in (value if isinstance(value, list) else [value])
+        ]
+        for kind, _ in items:
+            if kind != items[0][0]:
+                raise BadRequest(
+                    f"Unexpected element type in feature: {name} expecting type: {items[0][0]}"
+                )
+        if items:
+            features[name] = (items[0][0], [item for _, item in items])
+    return features
+
+
+def decode_feature(name: str, value: Any) -> tuple[str, Any]:
+    """One feature value with its kind; integers are never made floats."""
+    value = value.item() if isinstance(value, np.generic) else value
+    if isinstance(value, int):  # true and false among them
+        if not -(2**63) <= value < 2**63:
+            raise BadRequest(f"Feature: {name} has uint64_t element. Only int64_t is supported.")
+        return "int64", int(value)
+    if isinstance(value, float):
+        return "float", value
+    if isinstance(value, str | bytes):
+        return "bytes", value if isinstance(value, bytes) else encode_text(value)
+    if isinstance(value, dict) and is_base64(value):
+        return "bytes", decode_base64(value)
+    raise BadRequest(f"Feature: {name} has element with unexpected JSON type: {type_of(value)}")
+
+
+def require(holds: bool, text: str) -> None:
+    if not holds:
+        raise BadRequest(text)
+
+
+def run_examples(
+    servable: Servable, name: str, examples: list, check: Callable[[Signature, str], None]
+) -> dict[str, np.ndarray]:
+    """Run a classify or regress signature on serialized examples, its structure checked first."""
+    signature = servable.signatures.get(name)
+    if signature is None:
+        raise BadRequest(f"No signature was found with the name: {name}")
+    require(len(signature.inputs) == 1, "Expected one input Tensor.")
+    check(
+        signature, f"inputs: {', '.join(signature.inputs)}; outputs: {', '.join(signature.outputs)}"
+    )
+    return servable.run(name, {"inputs": serialize_examples(examples)})
+
+
+def serialize_examples(examples: Sequence[Mapping[str, tuple[str, list]]]) -> np.ndarray:
+    """Features by name, each (`int64` | `float` | `bytes`, values), as serialized tf.train.Examples [N]."""
+    train = tensorflow().train
+    lists = {
+        "int64": lambda values: train.Feature(int64_list=train.Int64List(value=values)),
+        "float": lambda values: train.Feature(float_list=train.FloatList(value=values)),
+        "bytes": lambda values: train.Feature(bytes_list=train.BytesList(value=values)),
+    }
+    serialized = np.empty(len(examples), object)
+    for index, features in enumerate(examples):
+        feature = {name: lists[kind](values) for name, (kind, values) in features.items()}
+        serialized[index] = train.Example(
+            features=train.Features(feature=feature)
+        ).SerializeToString()
+    return serialized
+
+
+def shape_text(array: np.ndarray) -> str:
+    return str(list(array.shape)).replace(" ", "")
+
+
+def classify(servable: Servable, name: str, examples: list) -> dict[str, Any]:
+    """Answer a classify request: for each example its [label, score] pairs, under `results` and `result`."""
+
+    def check(signature: Signature, text: str) -> None:
+        require(
+            len(signature.outputs) in (1, 2),
+            f"Expected one or two output Tensors, found {len(signature.outputs)}",
+        )
+        require(
+            "inputs" in signature.inputs, f"No classification inputs found in SignatureDef: {text}"
+        )
+        require(
+            bool(signature.outputs.keys() & {"classes", "scores"}),
+            f'Expected classification signature outputs to contain at least one of "classes" or "scores". Signature was: {text}',
+        )
+
+    outputs = run_examples(servable, name, examples, check)
+    specs = servable.signatures[name].outputs
+    for output, dtype in (("classes", "DT_STRING"), ("scores", "DT_FLOAT")):
+        if (array := outputs.get(output)) is not None:
+            require(
+                array.ndim == 2,
+                f"Expected Tensor shape: [batch_size num_classes] but got {shape_text(array)}",
+            )
+            require(
+                specs[output].dtype == dtype,
+                f"Expected {output} Tensor of {dtype}. Got: {specs[output].dtype}",
+            )
+            require(
+                len(array) == len(examples),
+                f"Expected {output} output batch size of {len(examples)}. Got: {len(array)}",
+            )
+            shape = array.shape
+    classes = outputs.get("classes", np.full(shape, b"", object))
+    scores = outputs.get("scores", np.zeros(shape, np.float32))
+    require(
+        classes.shape == scores.shape,
+        f"Tensors class and score should match in dim_size(1). Got {classes.shape[1]} vs. {scores.shape[1]}",
+    )
+    results = [[list(pair) for pair in zip(*row)] for row in zip(classes, scores)]
+    return {"results": results, "result": results}
+
+
+def regress(servable: Servable, name: str, examples: list) -> dict[str, Any]:
+    """Answer a regress request: one value for each example, float32 [N], under `results` and `result`."""
+
+    def check(signature: Signature, text: str) -> None:
+        require(len(signature.outputs) == 1, "Expected one output Tensor.")
+        require("inputs" in signature.inputs, f"No regression inputs found in SignatureDef: {text}")
+        require(
+            "outputs" in signature.outputs, f"No regression outputs found in SignatureDef: {text}"
+        )
+
+    values = run_examples(servable, name, examples, check)["outputs"]
+    dtype = servable.signatures[name].outputs["outputs"].dtype
+    require(
+        values.ndim == 1 or values.ndim == 2 and values.shape[1] == 1,
+        f"Expected output Tensor shape to be either [batch_size] or [batch_size, 1] but got {shape_text(values)}",
+    )
+    require(
+        len(values) == len(examples),
+        f"Input batch size did not match output batch size: {len(examples)} vs. {len(values)}",
+    )
+    require(dtype == "DT_FLOAT", f"Expected output Tensor of DT_FLOAT.  Got: {dtype}")
+    return {"results": values.reshape(-1), "result": values.reshape(-1)}
+
+
+# ==================================================================================================
+# Keys
+# In: the config's keys, a request's headers. Out: who calls, or a Refusal.
+# ==================================================================================================
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a call is not let in: an HTTP status, a text that never tells a key, and headers."""
+
+    status: int
+    text: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+def unauthorized(text: str, challenge: str = ', error="invalid_token"') -> Refusal:
+    return Refusal(401, text, {"WWW-Authenticate": f'Bearer realm="serving"{challenge}'})
+
+
+def digest(key: str) -> str:
+    """What a config stores of a key: its SHA-256 as hexadecimal digits."""
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def tokens_of(headers: Mapping[str, str]) -> list[str]:
+    """The keys that a request's headers hold."""
+    scheme, _, bearer = headers.get("Authorization", "").strip().partition(" ")
+    tokens = [bearer.strip()] if scheme.lower() == "bearer" else []
+    return tokens + ([headers["x-api-key"].strip()] if "x-api-key" in headers else [])
+
+
+class KeyRing:
+    """The keys of one config; replaced as a whole when the config changes.
+
+    `keys` have `name`, `sha256`, `expiry`, `disabled`, `deployments` and `quota`, as in the config;
+    `take(name, calls, period)` counts a call and returns the seconds to wait when there are none left.
+    """
+
+    def __init__(
+        self,
+        keys: Sequence[Any],
+        take: Callable[[str, int, str], int | None],
+        clock: Callable[[], datetime.datetime] = lambda: datetime.datetime.now(
+            datetime.timezone.utc
+        ),
+    ):
+        self._keys = [(bytes.fromhex(key.sha256), key) for key in keys]
+        self._take, self._clock = take, clock
+
+    def find(self, token: str) -> Any | None:
+        """The key that a token is; every stored digest is compared, each in constant time."""
+        given, found = bytes.fromhex(digest(token)), None
+        for stored, key in self._keys:
+            if hmac.compare_digest(given, stored):
+                found = key
+        return found
+
+    def check(self, tokens: Collection[str], reached: Collection[str] | None) -> Any:
+        """The key of a call that may reach one of some deployments, counted against its quota; or the Refusal.
+
+        With None any key will do, and the call is not counted: it lists what the key is for.
+        """
+        if not any(tokens):
+            return unauthorized(
+                "A key is needed: send it as 'Authorization: Bearer <key>' or 'x-api-key: <key>'",
+                "",
+            )
+        if len(set(tokens)) > 1:
+            return unauthorized("Authorization and x-api-key hold different keys")
+        key = self.find(next(iter(tokens)))
+        if key is None:
+            return unauthorized("The key is not valid")
+        if key.disabled:
+            return unauthorized(f"The key '{key.name}' is disabled")
+        if key.expiry and self._clock() >= key.expiry:
+            return unauthorized(f"The key '{key.name}' has expired")
+        if reached is None:
+            return key
+        if key.deployments is not None and not set(key.deployments) & set(reached):
+            return Refusal(
+                403, f"The key '{key.name}' is only for: {', '.join(key.deployments) or 'nothing'}"
+            )
+        return self._count(key) or key
+
+    def _count(self, key: Any) -> Refusal | None:
+        if key.quota is None:
+            return None
+        try:
+            seconds = self._take(key.name, key.quota.calls, key.quota.period)
+        except OSError as error:  # exactness is what a quota promises: a call that cannot be counted is not let in
+            return Refusal(
+                503,
+                f"The calls of key '{key.name}' cannot be counted just now: {error}",
+                {"Retry-After": "5"},
+            )
+        if seconds is None:
+            return None
+        return Refusal(
+            429,
+            f"The key '{key.name}' has used its {key.quota.calls} calls a {key.quota.period}; more in {seconds} s",
+            {"Retry-After": str(seconds)},
+        )
+
+
+# ==================================================================================================
+# Pictures
+# In: a deployment's config; a picture. Out: predictions as arrays, then as JSON, COCO or a drawing.
+# ==================================================================================================
+
+
+MOST_ROUTINES = 64  # in one chain
+
+
+
+@dataclass(frozen=True)
+class ReadyDeployment:
+    """A deployment's config made ready: labels read, routines built; `models` has what was found out about each servable."""
+
+    config: Any
+    labels: Mapping[int, str]
+    chain: tuple[Any, ...]
+    models: MutableMapping[Any, Any] = field(
+        default_factory=weakref.WeakKeyDictionary
+    )
+
+    def model_of(self, servable: Any) -> Any:
+        """How pictures are shown to a servable; raises ValueError when it takes none, or is of no known family."""
+        model = self.models.get(servable)
+        if model is None:
+            signature = servable.signatures.get("serving_default")
+            if signature is None:
+                raise ValueError("its model has no signature 'serving_default'")
+            inputs, outputs = (
+                {name: (spec.dtype, spec.shape) for name, spec in side.items()}
+                for side in (signature.inputs, signature.outputs)
+            )
+            model = routines.ImageModel(
+                inputs,
+                outputs,
+                labels=self.labels,
+                family=self.config.family,
+                rename=self.config.outputs,
+                scale=self.config.scale,
+                offset=self.config.offset,
+                most=self.config.max_detections,
+            )
+            self.models[servable] = model
+        return model
+
+
+def prepare_deployment(config: Any, path: str) -> ReadyDeployment:
+    """Read what a deployment's config names. Raises ConfigError."""
+    try:
+        labels = routines.load_labels(config.label_map, Path())
+    except OSError as error:
+        raise ConfigError(
+            f"{path}.label_map", f"{error.strerror or error}: {config.label_map}"
+        ) from None
+    except UnicodeDecodeError:
+        raise ConfigError(
+            f"{path}.label_map",
+            f"expected a text file (.pbtxt, JSON, or a name a line): {config.label_map}",
+        ) from None
+    except ValueError as error:
+        raise ConfigError(f"{path}.label_map", str(error).removeprefix("label map: ")) from None
+    chain = tuple(read_chain(config.routines, f"{path}.routines"))
+    return ReadyDeployment(config, labels, chain)
+
+
+def read_chain(value: Any, path: str = "routines") -> list[Any]:
+    """Build the routines of `[{"name": "FilterConfidence", "arguments": {"confidence": 0.5}}]`; arguments may stand beside the name.
+
+    Raises ConfigError naming the place.
+    """
+    if not isinstance(value, list | tuple):
+        raise ConfigError(path, f"expected a list of routines, got {json_kind(value)}")
+    if len(value) > MOST_ROUTINES:
+        raise ConfigError(path, f"expected at most {MOST_ROUTINES} routines, got {len(value)}")
+    return [read_routine(item, f"{path}[{index}]") for index, item in enumerate(value)]
+
+
+def read_routine(item: Any, path: str) -> Any:
+    if not isinstance(item, dict) or "name" not in item:
+        raise ConfigError(
+            path,
+            f'expected an object {{"name": ..., "arguments": {{...}}}}, got {json_kind(item)}'
+            + (" without 'name'" if isinstance(item, dict) else ""),
+        )
+    if not isinstance(item["name"], str):
+        raise ConfigError(f"{path}.name", f"expected string, got {json_kind(item['name'])}")
+    kind = routines.ROUTINES.get(item["name"])
+    if kind is None:
+        close = difflib.get_close_matches(item["name"], routines.ROUTINES, n=1)
+        raise ConfigError(
+            f"{path}.name",
+            f"there is no routine '{item['name'][:60]}'; "
+            + (
+                f"did you mean '{close[0]}'?"
+                if close
+                else f"expected one of: {', '.join(sorted(routines.ROUTINES))}"
+            ),
+        )
+    beside = {key: argument for key, argument in item.items() if key not in ("name", "arguments")}
+    given = {} if item.get("arguments") is None else item["arguments"]
+    if not isinstance(given, dict):
+        raise ConfigError(f"{path}.arguments", f"expected an object, got {json_kind(given)}")
+    with errors_only(f"routine {item['name'][:60]}"):
+        return parse_fields(kind, {**beside, **given}, f"{path}.arguments")
+
+
+
+
+def find_deployment(server: "ModelServer", deployment: str | None = None) -> ReadyDeployment:
+    """A deployment by its id, or the default one; raises NotFound."""
+    ready = server.prepared.deployments
+    if not ready:
+        raise NotFound("There is no deployment: the config has none under 'deployments'")
+    deployment = deployment if deployment is not None else server.config.default_deployment[0]
+    if deployment not in ready:
+        raise NotFound(
+            f"There is no deployment '{deployment}'; there are: {', '.join(sorted(ready))}"
+        )
+    return ready[deployment]
+
+
+def image_limits(config: "Config") -> Any:
+    images = config.server.images
+    hosts = tuple(map(str.lower, images.allowed_hosts))
+    return routines.ImageLimits(
+        images.max_bytes, images.max_pixels, images.download_seconds, hosts
+    )
+
+
+@contextlib.contextmanager
+def image_errors() -> Iterator[None]:
+    """Answer for a picture that cannot be had: 400, or 413 when it is over a limit."""
+    try:
+        yield
+    except routines.ImageError as error:
+        raise ServingError(
+            str(error), "INVALID_ARGUMENT", 413 if error.too_large else 400
+        ) from None
+
+
+def predict_image(
+    server: "ModelServer",
+    image: np.ndarray | bytes,
+    deployment: str | None,
+    chain: Any,
+    form: str,
+    allowance: Allowance,
+) -> Any:
+    """What a deployment sees in a picture; see ModelServer.predict_image."""
+    ready = find_deployment(server, deployment)
+    try:
+        own = read_chain(chain)
+    except ConfigError as error:
+        raise BadRequest(error.message) from None
+    if isinstance(image, bytes):
+        limits = dataclasses.replace(image_limits(server.config), allow=allowance.take)
+        with image_errors():
+            image = routines.decode_image(image, limits)
+    with lease(server, ready.config) as (version, servable):
+        try:
+            model = ready.model_of(servable)
+        except ValueError as error:
+            raise BadRequest(f"Deployment '{ready.config.id}' takes no pictures: {error}") from None
+        allowance.take(model.shown_bytes(image))
+        tensors = annotate(
+            ready,
+            model,
+            functools.partial(servable.run, "serving_default"),
+            image,
+            own,
+            {"deployment": ready.config.id, "model": ready.config.model, "version": version},
+            lambda *seen: [extension.saw(server, ready, *seen) for extension in server.extensions],
+        )
+    return routines.present(tensors, image, ready.labels, form)
+
+
+@contextlib.contextmanager
+def lease(server: "ModelServer", deployment: Any) -> Iterator[tuple[int, Any]]:
+    """Lease a deployment's version; ServingError UNAVAILABLE, with the reason, when it is not there."""
+    where = deployment.model, deployment.version, deployment.version_label
+    try:
+        server.start().manager.find(*where)
+    except (NotFound, BadRequest) as error:
+        states = server.manager.states().get(deployment.model, {})
+        reason = next(
+            (state.error for _, state in sorted(states.items(), reverse=True) if state.error),
+            error.message,
+        )
+        text = (
+            f"Deployment '{deployment.id}' is not available: model '{deployment.model}': {reason}"
+        )
+        raise ServingError(text, "UNAVAILABLE") from None
+    with server.lease(*where) as leased:
+        yield leased
+
+
+def annotate(
+    ready: ReadyDeployment,
+    model: Any,
+    run: Callable[[dict], dict],
+    image: np.ndarray,
+    own: Sequence[Any],
+    origin: Mapping[str, Any],
+    saw: Callable[..., None],
+) -> Any:
+    """Predictions for a picture: the deployment's routines, then the request's; extensions see them in between.
+
+    The request's routines on the picture run before the model as well. `origin` says where they are from.
+    """
+    before = [step for step in own if step.before_model]
+    with errors_only("a routine"):
+        tensors = routines.predict_image(model, run, image, (*ready.chain, *before))
+    start = time.perf_counter()
+    saw(image, tensors, origin)
+    with errors_only("a routine"):
+        tensors = routines.run_after(own, tensors)
+    if (trace := getattr(CURRENT, "trace", None)) is not None:
+        trace.routines = time.perf_counter() - start
+    return tensors
+
+
+# --- pictures in predict bodies --------------------------------------------------------------------
+#
+# TensorFlow Serving takes pictures into string tensors alone; those are left as they are.
+
+
+Change = Callable[[Any, Any], Any]  # of a leaf of nested lists, and the input that it is for
+
+
+def unpack_pictures(
+    signature: Any,
+    body: dict[str, Any],
+    limits: Any,
+    dtypes: Mapping[str, np.dtype],
+) -> dict[str, Any]:
+    """A predict body with pixels [H, W, C] in place of pictures; `dtypes` maps `DT_UINT8` and so on to NumPy's.
+
+    Bodies for strings stay as they are. Raises BadRequest.
+    """
+    key = "instances" if "instances" in body else "inputs"
+    if signature is None or any(spec.dtype == "DT_STRING" for spec in signature.inputs.values()):
+        return body
+    with image_errors():
+        return {**body, key: unpack_value(signature, key, body[key], limits, dtypes)}
+
+
+def unpack_value(
+    signature: Any,
+    key: str,
+    value: Any,
+    limits: Any,
+    dtypes: Mapping[str, np.dtype],
+) -> Any:
+    specs = {name: spec for name, spec in signature.inputs.items() if takes_pixels(spec)}
+    if not specs:
+        name, spec = next(iter(signature.inputs.items()))
+        shape = "of unknown rank" if spec.shape is None else [size or -1 for size in spec.shape]
+        raise routines.ImageError(
+            f"input '{name}' takes no pictures: "
+            f"expected [-1, H, W, 3] or [-1, H, W, 1], it is {spec.type_name} {shape}"
+        )
+
+    def visit(value: Any, change: Change) -> Any:
+        if key == "instances" and isinstance(value, list):
+            return [visit_named(row, change) for row in value]
+        return visit_named(value, change)
+
+    def visit_named(item: Any, change: Change) -> Any:
+        if isinstance(item, dict) and not is_base64(item):
+            return {
+                name: visit_all(part, specs[name], change) if name in specs else part
+                for name, part in item.items()
+            }
+        return visit_all(item, next(iter(specs.values())), change)
+
+    # All of them, before the first is decoded.
+    opened = visit(value, lambda leaf, spec: open_picture(leaf, limits))
+    pixels = visit(opened, lambda leaf, spec: to_pixels(leaf, spec, dtypes, limits))
+    return pixels if key == "instances" and isinstance(value, list) else as_batch(pixels)
+
+
+def takes_pixels(spec: Any) -> bool:
+    """Whether a tensor can hold pictures: numbers [N, H, W, 3] or [N, H, W, 1]."""
+    return (
+        spec.dtype != "DT_STRING"
+        and spec.shape is not None
+        and len(spec.shape) == 4
+        and spec.shape[3] in (1, 3)
+    )
+
+
+def visit_all(value: Any, spec: Any, change: Change, level: int = 0) -> Any:
+    """Nested lists with each leaf changed; raises ImageError for lists deeper than any tensor."""
+    if not isinstance(value, list):
+        return change(value, spec)
+    if level > MAX_DIMENSIONS:
+        raise routines.ImageError(
+            f"input '{spec.name}': more than {MAX_DIMENSIONS} levels of lists"
+        )
+    return [visit_all(item, spec, change, level + 1) for item in value]
+
+
+def open_picture(leaf: Any, limits: Any) -> Any:
+    """A picture's bytes or base64 as a picture with its header read; all else as it is."""
+    if is_base64(leaf):
+        leaf = routines.read_text(leaf["b64"], limits)
+    return routines.open_image(leaf, limits) if isinstance(leaf, bytes) else leaf
+
+
+def to_pixels(
+    leaf: Any, spec: Any, dtypes: Mapping[str, np.dtype], limits: Any
+) -> Any:
+    """A picture as pixels 0..255 [H, W, C] of a tensor's dtype, resized where its size is fixed."""
+    if not isinstance(leaf, routines.Image.Image):
+        return leaf
+    image = routines.unpack_image(leaf, limits)
+    _, height, width, channels = spec.shape
+    height, width = height or image.shape[0], width or image.shape[1]
+    dtype = dtypes.get(spec.dtype, np.dtype(np.uint8))
+    resized = 0 if image.shape[:2] == (height, width) else 3
+    # In the tensor's dtype it is made here, and once more when rows are joined.
+    limits.allow(height * width * (resized + 2 * channels * dtype.itemsize))
+    image = routines.resize(image, width, height)
+    if channels == 1:
+        image = routines.Grayscale()(image)[:, :, :1]
+    return image.astype(dtype)
+
+
+def as_batch(value: Any) -> Any:
+    """Give a lone picture, [H, W, C], the batch dimension that a column of `inputs` has."""
+    if isinstance(value, dict):
+        return {name: as_row(item) for name, item in value.items()}
+    return as_row(value)
+
+
+def as_row(value: Any) -> Any:
+    return value[np.newaxis] if isinstance(value, np.ndarray) and value.ndim == 3 else value
+
+
 # ==================================================================================================
 # ModelServer
 # In: a config in any form. Out: the Python API, a method for each thing the server can be asked.
@@ -3384,39 +4647,33 @@ class ModelServer:
     loaded are told by `status` and `readiness`.
     """
 
-    def __init__(self, source: "str | os.PathLike | Mapping | Config", **manager_options: Any):
+    def __init__(
+        self,
+        source: "str | os.PathLike | Mapping | Config",
+        extensions: Sequence[Extension] | None = None,
+        **manager_options: Any,
+    ):
         path = Path(source) if isinstance(source, str | os.PathLike) else None
-        text = (
-            read_file(path) if path else b""
-        )  # once, so that what is remembered is what was parsed
+        text = read_file(path) if path else b""  # once: what is remembered is what was parsed
         config = load_config(source, text if path else None)
-        options_at_start = config.server
-
-        def load(folder: Path, model: ModelConfig) -> Servable:
-            return load_saved_model(folder, model, options_at_start, self.config.import_modules)
-
-        self.folder = (
-            path.absolute().parent if path else Path.cwd()
-        )  # where the config's modules are looked for
-        self.key, self.kept = (
-            secrets.token_urlsafe(24),
-            dict[Any, Any](),
-        )  # what outlives a config: inboxes and handlers
+        self.extensions = tuple(installed() if extensions is None else extensions)
+        self.folder = path.absolute().parent if path else Path.cwd()  # of the config's modules
+        self.key = secrets.token_urlsafe(24)
+        self.kept: dict[Any, Any] = {}  # what outlives a config: handlers that are imported
         self.endpoints: dict[str, Any] = {}  # those of `endpoint`
+        self.waiting: Any = ()  # what has a length: the requests that wait for a thread
+        self.refused: Counter[str] = Counter()  # requests that were turned away, by reason
         self._mounted = self.says_key = False  # the app is built; `run` prints the generated key
         self.unpacked = UnpackedBytes(lambda: self.config.server.max_queued_bytes)
-        self.metrics: Any = None if Auth is AllPolicy else part("serving_extensions.metrics").Metrics()
-        options: dict[str, Any] = {"load": load}
-        if Auth is not AllPolicy:
-            room = part("serving_extensions.assembly")
-            self.residency = part("serving_extensions.on_demand").Residency(
-                lambda: self.config.server, load
-            )
-            options["load"] = self.residency
-            options |= {
-                "prepare": functools.partial(room.prepare, self),
-                "refresh_others": functools.partial(room.refresh_others, self),
-            }
+        self.state = {extension.name: extension.open(self) for extension in self.extensions}
+        load = functools.partial(load_model, self, config.server)
+        for extension in self.extensions:
+            load = extension.wrap_load(self, load)
+        options = {
+            "load": load,
+            "prepare": functools.partial(prepare, self),
+            "refresh_others": functools.partial(refresh_others, self),
+        }
         self.manager = ModelManager(path, text, config, **{**options, **manager_options})
 
     @property
@@ -3431,7 +4688,7 @@ class ModelServer:
     @property
     def generated_key(self) -> str | None:
         """The key made at start, while the config has none."""
-        return None if Auth is AllPolicy or self.config.auth.keys else self.key
+        return None if self.config.auth.keys else self.key
 
     def endpoint(
         self, path: str, *, methods: Sequence[str] = ("POST",), envelope: str | None = None
@@ -3444,9 +4701,10 @@ class ModelServer:
                     f"The endpoint {path} came after the app was built, which has its URLs by then: "
                     "register endpoints before create_app, create_blueprint or run"
                 )
-            self.endpoints[path] = part("serving_extensions.endpoints").declare(
-                path, function, methods, envelope
-            )
+            made = first(e.declare(self, path, function, methods, envelope) for e in self.extensions)
+            if made is None:
+                raise NotFound("This needs serving_extensions/handlers.py beside serving.py")
+            self.endpoints[path] = made
             self.manager.prepare_again()
             return function
 
@@ -3489,11 +4747,11 @@ class ModelServer:
         name = signature_name(body)
         lease = self.lease(model, version, label)
         with use_allowance(self, allowance) as own, lease as (_, servable):
-            if holds_bytes(body.get("instances", body.get("inputs"))) and Auth is not AllPolicy:
-                limits = dataclasses.replace(self.prepared.limits, allow=own.take)
-                body = part("serving_extensions.pixels").unpack(
-                    servable.signatures.get(name), body, limits, NUMPY_DTYPES
-                )
+            signature = servable.signatures.get(name)
+            strings = signature is None or has_strings(signature)  # those take bytes as they are
+            if not strings and holds_bytes(body.get("instances", body.get("inputs"))):
+                limits = dataclasses.replace(image_limits(self.config), allow=own.take)
+                body = unpack_pictures(signature, body, limits, NUMPY_DTYPES)
             return predict(servable, name, body, outputs)
 
     def classify(
@@ -3511,10 +4769,11 @@ class ModelServer:
     def _run_examples(
         self, verb: str, model: str, body: Any, version: int | None, label: str | None
     ) -> dict[str, Any]:
-        name, room = signature_name(body), part("serving_extensions.examples")
-        examples = room.decode_examples(body)
+        name = signature_name(body)
+        examples = decode_examples(body)
+        answer = {"classify": classify, "regress": regress}[verb]
         with self.lease(model, version, label) as (_, servable):
-            return getattr(room, verb)(servable, name, examples)
+            return answer(servable, name, examples)
 
     def lease(
         self, model: str, version: int | None, label: str | None
@@ -3544,7 +4803,7 @@ class ModelServer:
         ServingError UNAVAILABLE when the model is not there.
         """
         with self.allowance() as allowance:
-            return part("serving_extensions.pictures").predict_image(
+            return predict_image(
                 self, image, deployment, routines, form, allowance
             )
 
@@ -3554,10 +4813,9 @@ class ModelServer:
         With None any key will do, and the call is not counted. Raises ServingError: 401, 403, 429, or 503 when a
         call cannot be counted.
         """
-        room = part("serving_extensions.keys")
         wanted = None if reached is None else set(reached)
-        found = self.prepared.keys.check(room.tokens_of(headers), wanted)
-        if isinstance(found, room.Refusal):
+        found = self.prepared.keys.check(tokens_of(headers), wanted)
+        if isinstance(found, Refusal):
             raise ServingError(found.text, status=found.status, headers=found.headers)
         return Caller(
             found.name, None if found.deployments is None else frozenset(found.deployments)
@@ -3598,7 +4856,8 @@ class ModelServer:
     def readiness(self) -> list[str]:
         """What is not ready: the models without an available version; empty when all is ready."""
         self.start()
-        return self.manager.unready()
+        others = (name for extension in self.extensions for name in extension.unready(self))
+        return [*self.manager.unready(), *others]
 
     def reload(self) -> tuple[int, dict[str, Any]]:
         """Read config and version folders again; returns the HTTP status and body OpenVINO Model Server gives.
@@ -3630,6 +4889,61 @@ def use_allowance(
 ) -> contextlib.AbstractContextManager[Allowance]:
     """A request's allowance, which its owner closes; or a new one, closed after the `with`."""
     return contextlib.nullcontext(given) if given else server.allowance()
+
+
+def load_model(
+    server: ModelServer, options: ServerConfig, folder: Path, model: ModelConfig
+) -> Servable:
+    """Load a version, as the manager asks for it."""
+    return load_saved_model(folder, model, options, server.config.import_modules)
+
+
+def prepare(server: ModelServer, config: Config) -> Prepared:
+    """Build what requests need of a config. Raises ConfigError for what it names that is missing or wrong."""
+    refuse_unread(config, {extension.name for extension in server.extensions})
+    for index, name in enumerate(config.routine_modules):
+        try:
+            with errors_only("the module"):
+                routines.import_routines(name, Path())
+        except Exception as error:  # somebody's code
+            path = f"$.routine_modules[{index}]"
+            raise ConfigError(path, f"{type(error).__name__}: {error}") from error
+    deployments = {
+        deployment.id: prepare_deployment(deployment, f"$.deployments[{index}]")
+        for index, deployment in enumerate(config.deployments)
+    }
+    of = {extension.name: extension.prepare(server, config) for extension in server.extensions}
+    keys = config.auth.keys or (Key("generated", digest(server.key)),)
+    return Prepared(KeyRing(keys, of.get("quotas") or no_limit), deployments, of)
+
+
+def no_limit(name: str, calls: int, period: str) -> None:
+    """Count no call: no key of the config has a quota."""
+
+
+def refuse_unread(config: Config, there: Collection[str]) -> None:
+    """Raise ConfigError for a section of the config that nobody here reads, with the file that would."""
+    wanted = [("$." + key, *home) for key, home in HOMES.items() if getattr(config, key)]
+    if isinstance(routines, Missing) and config.deployments:
+        raise ConfigError("$.deployments", "this needs routines.py beside serving.py")
+    for index, deployment in enumerate(config.deployments):
+        if deployment.active_learning:
+            place = f"$.deployments[{index}].active_learning"
+            wanted.append((place, "active_learning", "serving_extensions/active_learning.py"))
+    for index, key in enumerate(config.auth.keys):
+        if key.quota:
+            wanted.append((f"$.auth.keys[{index}].quota", "quotas", "serving_extensions/quotas.py"))
+    for path, name, file in wanted:
+        if name not in there:
+            raise ConfigError(path, f"this needs {file} beside serving.py")
+
+
+def refresh_others(
+    server: ModelServer, manager: ModelManager, outcome: Outcome, polling: bool
+) -> None:
+    """What extensions do after the models of a pass of the loader."""
+    for extension in server.extensions:
+        extension.refresh(server, outcome, polling)
 
 
 def describe_states(states: Mapping[int, VersionState]) -> dict[str, Any]:
@@ -3871,9 +5185,40 @@ def view_infer(
         outputs=wanted,
         allowance=call.allowance,
     )
-    if Auth is AllPolicy or is_plain_predict(call, body):
+    if is_plain_predict(call, body):
         return reply(infer(parse_json(body)))
-    return part("serving_extensions.binary").answer_predict(call, body, infer)
+    answer = infer_any(call, body, infer, server.extensions)
+    return first(extension.write(call, answer) for extension in server.extensions) or reply(answer)
+
+
+def infer_any(
+    call: Call,
+    body: bytes,
+    infer: Callable[[Any], dict[str, Any]],
+    extensions: Sequence[Extension],
+) -> dict[str, Any]:
+    """The answer to a predict body, whatever it is: what an extension reads, large JSON, or any JSON."""
+    value = first(extension.read(call, body) for extension in extensions)
+    large = read_large_json(body) if value is None and len(body) >= PLAIN_BYTES else None
+    answer = infer_large(large, infer) if large is not None else None
+    if answer is None:
+        answer = infer(parse_json(body) if value is None else value)
+    return answer
+
+
+def infer_large(value: Any, infer: Callable[[Any], dict[str, Any]]) -> dict[str, Any] | None:
+    """The answer, or None for what is wrong in the body: the plain path has the texts.
+
+    A model that fails is not run again.
+    """
+    try:
+        return infer(value)
+    except BadRequest:
+        return None
+    except ServingError as error:
+        if error.code != "UNIMPLEMENTED":  # of a dtype that JSON cannot spell
+            raise
+        return None
 
 
 def is_plain_predict(call: Call, body: bytes) -> bool:
@@ -3886,15 +5231,87 @@ def is_plain_predict(call: Call, body: bytes) -> bool:
     )
 
 
-def view_part(name: str) -> Callable[..., Reply]:
-    """A view of serving_extensions/, such as `pictures.view_classes`, imported when it is asked for the first time."""
-    room, _, function = name.rpartition(".")
+def read_image(server: ModelServer, call: Call) -> tuple[np.ndarray, Any]:
+    """The picture and the routines of a /predict request: JSON, multipart, or the picture or .npy array itself."""
+    limits = dataclasses.replace(image_limits(server.config), allow=call.allowance.take)
+    most = min(
+        server.config.server.max_request_bytes, 4 * limits.max_bytes
+    )  # nested lists take some 4 characters a number
+    with image_errors():
+        if call.mimetype == "multipart/form-data":
+            return read_form(call, limits, most)
+        body = read_body(server, call, most)
+        if routines.reader_of(body, call.mimetype) or not MAY_BE_JSON.match(body):
+            return routines.read_bytes(body, limits, call.mimetype), read_query_routines(call)
+        return routines.read_request(parse_json(body), limits)
 
-    def view(server: ModelServer, call: Call, **arguments: Any) -> Reply:
-        return getattr(part(f"serving_extensions.{room}"), function)(server, call, **arguments)
 
-    view.__name__ = function
-    return view
+def read_form(call: Call, limits: Any, most: int) -> tuple[np.ndarray, Any]:
+    """The picture and the routines of a form with a file."""
+    body = call.read(most)
+    environ = {
+        **call.environ,
+        "wsgi.input": io.BytesIO(body),
+        "CONTENT_LENGTH": str(len(body)),
+    }
+    try:
+        _, fields, files = parse_form_data(environ, max_form_memory_size=most, max_form_parts=1000)
+    except RequestEntityTooLarge:  # by its parts
+        raise ServingError("multipart: the form has more than 1000 parts", status=413) from None
+    try:
+        file = files.get("image") or files.get("file")
+        if file is None:
+            got = ", ".join(files) or "none"
+            raise BadRequest(
+                f"multipart: expected the picture as field 'image' or 'file', got: {got}"
+            )
+        picture = routines.read_bytes(file.read(), limits, file.mimetype)
+    finally:
+        for _, sent in files.items(multi=True):
+            sent.close()
+    return picture, parse_json((fields.get("routines") or "[]").encode())
+
+
+MAY_BE_JSON = re.compile(
+    rb"\s*(?:[\[{\"\-0-9]|true|false|null|NaN|Inf|$|\xef\xbb\xbf)"
+)  # all else is taken for a picture
+
+
+def read_query_routines(call: Call) -> Any:
+    """The routines in a URL's `?routines=[...]`; raises BadRequest that names them."""
+    try:
+        return parse_json((call.argument("routines") or "[]").encode("utf-8", "surrogateescape"))
+    except BadRequest as error:
+        raise BadRequest(f"routines in the URL: {error.message}") from None
+
+
+DRAWN = {"image/png": "png", "image/jpeg": "jpeg"}
+
+
+def view_predict_image(server: ModelServer, call: Call, deployment: str | None = None) -> Reply:
+    ready = find_deployment(server, deployment)
+    image, chain = read_image(server, call)
+    accepted = parse_accept_header(call.header("Accept"), MIMEAccept)
+    wanted = next(
+        iter(accepted.values()), ""
+    )  # the first: Java's client names image/jpeg among others, unasked
+    form = DRAWN.get(wanted) or call.argument("format", "json")
+    if form not in ("json", "coco", *DRAWN.values()):
+        raise BadRequest(f"format: expected json, coco, png or jpeg, got '{form[:40]}'")
+    answer = predict_image(server, image, ready.config.id, chain, form, call.allowance)
+    replied = (
+        Reply(answer, content_type=f"image/{form}") if isinstance(answer, bytes) else reply(answer)
+    )
+    if ready.config.version_tag:
+        replied = replied.with_headers(("X-Version-Tag", ready.config.version_tag))
+    return replied
+
+
+def view_classes(server: ModelServer, call: Call, deployment: str | None = None) -> Reply:
+    labels = find_deployment(server, deployment).labels
+    return reply(
+        {str(number): {"id": number, "name": name} for number, name in sorted(labels.items())}
+    )
 
 
 def view_status(
@@ -4005,37 +5422,8 @@ ROUTES: tuple[Route, ...] = (  # the first match answers
     route("POST", "/v1/config/reload", view_reload, "shared"),
     route("GET HEAD", "/livez|/v2/health/live", view_live, "open", line="health"),
     route("GET HEAD", "/readyz|/v2/health/ready", view_ready, "open", line="health"),
-    route("POST", DEPLOYMENT + "/predict", view_part("pictures.view_predict_image"), "key"),
-    route("GET", DEPLOYMENT + "/classes", view_part("pictures.view_classes"), "key"),
-    route("GET", "/deployments", view_part("console.view_deployments"), "key", lists=True),
-    route(
-        "GET", OF_DEPLOYMENT + "/samples/(?P<name>[^/:]+)", view_part("console.view_sample"), "key"
-    ),
-    route(
-        "GET", OF_DEPLOYMENT + "/client/(?P<language>[^/:]+)", view_part("console.view_client"), "key"
-    ),
-    route(
-        "GET",
-        "/metrics|/monitoring/prometheus/metrics",
-        view_part("console.view_metrics"),
-        "shared",
-        line="health",
-    ),
-    route("GET", "/stats", view_part("console.view_stats"), "shared", lists=True, line="health"),
-    route("GET", "/openapi.json", view_part("console.view_openapi"), "shared", lists=True),
-    route(
-        "GET HEAD",
-        "/console(?:/(?P<name>[^/:]*))?",
-        view_part("console.view_console"),
-        "open",
-        line="health",
-    ),
-    route(
-        "GET",
-        OF_DEPLOYMENT + "/active_learning/(?P<group>[^/:]+)",
-        view_part("pictures.view_active_learning"),
-        "key",
-    ),
+    route("POST", DEPLOYMENT + "/predict", view_predict_image, "key"),
+    route("GET", DEPLOYMENT + "/classes", view_classes, "key"),
 )
 # Where Flask hands requests to the table above; the rest of a site's URLs stays the site's.
 RULES: tuple[tuple[str, dict[str, str]], ...] = (
@@ -4096,10 +5484,16 @@ class Found(typing.NamedTuple):
     shape: str  # bare: TensorFlow Serving's; full: Datature's as well; hub: CellStrat's envelope
 
 
+@functools.cache
+def routes_of(extensions: tuple[Extension, ...]) -> tuple[Route, ...]:
+    """The one URL table: the core's rows, then those of extensions."""
+    return (*ROUTES, *(row for extension in extensions for row in extension.routes))
+
+
 @functools.lru_cache(512)  # of short requests
-def match_route(method: str, path: str) -> Found | None:
-    """The first of ROUTES that fits; raises BadRequest for a version that is no number of 64 bits."""
-    for route in ROUTES:
+def match_route(extensions: tuple[Extension, ...], method: str, path: str) -> Found | None:
+    """The first row that fits; raises BadRequest for a version that is no number of 64 bits."""
+    for route in routes_of(extensions):
         match = route.pattern.fullmatch(path) if method in route.methods else None
         if match is None:
             continue
@@ -4124,24 +5518,20 @@ def read_version(digits: str) -> int:
 
 def find_known(server: ModelServer, method: str, path: str) -> Found | None:
     """What a method and an undecoded path select, a handler among it; None for no match. Raises BadRequest."""
-    known = (match_route if len(method + path) < 200 else match_route.__wrapped__)(method, path)
+    match = match_route if len(method + path) < 200 else match_route.__wrapped__
+    known = match(server.extensions, method, path)
     if known is not None:
         if "alias" in known.arguments:
             return known._replace(arguments=use_deployment(server, **known.arguments))
         return known
-    endpoint = server.prepared.endpoints.get(unquote(path))
-    if endpoint is None:
-        return None
-    view = part("serving_extensions.endpoints").view_endpoint
-    route = Route((method,), re.compile(""), view, "key")
-    return Found(route, {"endpoint": endpoint}, endpoint.path, endpoint.envelope or "full")
+    return first(extension.find(server, method, path) for extension in server.extensions)
 
 
 def find_view(server: ModelServer, method: str, path: str) -> Found:
     """What a method and an undecoded path select; raises BadRequest for no match."""
     if (known := find_known(server, method, path)) is not None:
         return known
-    others = [route for route in ROUTES if route.guard == "key" and route.pattern.fullmatch(path)]
+    others = [route for route in routes_of(server.extensions) if route.guard == "key" and route.pattern.fullmatch(path)]
     if others:
         allow = {"Allow": ", ".join(method for route in others for method in route.methods)}
         text = f"Method {method} is not allowed here: {path[:200]}"
@@ -4242,7 +5632,8 @@ def answer_call(door: Door, call: Call, found: Found | None = None) -> Reply:
     """Answer a call: its view's reply, or its error's; with a request id, CORS headers, and a log line."""
     server, trace, shape, route = door.server, call.trace, "bare", ""
     call.allowance = server.allowance()
-    metrics = server.metrics.begin() if server.metrics else None
+    for extension in server.extensions:
+        extension.begin(server)
     CURRENT.trace = trace
     try:
         trace.limit(
@@ -4274,8 +5665,8 @@ def answer_call(door: Door, call: Call, found: Found | None = None) -> Reply:
         "rows": trace.rows,
         "batch": trace.batch,
     }
-    if metrics:
-        metrics.end(trace, line, replied)
+    for extension in server.extensions:
+        extension.observe(server, trace, line, replied)
     logger.info(REQUEST_LINE, line)
     return replied
 
@@ -4289,8 +5680,8 @@ REQUEST_LINE = (
 def dress(server: ModelServer, call: Call, replied: Reply) -> Reply:
     """A reply as it goes out: compressed where the client takes that, with its id and its CORS headers."""
     vary: list[str] = []
-    if len(replied.body) >= server.config.server.gzip_min_bytes and Auth is not AllPolicy:
-        replied = part("serving_extensions.binary").compress(call, replied, vary)
+    if len(replied.body) >= server.config.server.gzip_min_bytes:
+        replied = compress(call, replied, vary)
     headers = [("X-Request-Id", call.request_id)]
     if origins := server.config.server.cors_origins:
         vary.append("Origin")
@@ -4300,6 +5691,24 @@ def dress(server: ModelServer, call: Call, replied: Reply) -> Reply:
     if vary:
         headers.append(("Vary", ", ".join(vary)))
     return replied.with_headers(*headers)
+
+
+# Answers that are worth it; pictures are packed already.
+COMPRESSIBLE = ("application/json", "application/x-npy", "application/octet-stream")
+
+
+def compress(call: Call, replied: Reply, vary: list[str]) -> Reply:
+    """Compress a large answer when the client's Accept-Encoding allows it; level 1, since most of the gain costs least.
+
+    Adds to `vary` what the answer depends on.
+    """
+    if replied.content_type not in COMPRESSIBLE:
+        return replied
+    vary.append("Accept-Encoding")
+    if parse_accept_header(call.header("Accept-Encoding"), Accept)["gzip"] <= 0:
+        return replied
+    packed = gzip.compress(replied.body, compresslevel=1, mtime=0)
+    return dataclasses.replace(replied, body=packed).with_headers(("Content-Encoding", "gzip"))
 
 
 def preflight(server: ModelServer, call: Call) -> Reply:
@@ -4410,6 +5819,11 @@ def to_response(replied: Reply) -> Response:
     return Response(replied.body, replied.status, replied.head())
 
 
+def list_urls(server: ModelServer) -> list[str]:
+    """The paths that extensions answer by the config."""
+    return [path for extension in server.extensions for path in extension.urls(server)]
+
+
 blueprint_numbers = itertools.count(1)
 
 
@@ -4434,7 +5848,7 @@ def create_blueprint(source: Source, authorize: Callable[[Any], Any] | None = No
     blueprint.record_once(
         lambda state: state.app.url_map.converters.update(serving_rest=RestConverter)
     )
-    own = tuple((path, {"root": path[1:]}) for path in door.server.prepared.endpoints)
+    own = tuple((path, {"root": path[1:]}) for path in list_urls(door.server))
     for index, (rule, defaults) in enumerate(RULES + own):
         view = functools.partial(respond, door)
         blueprint.add_url_rule(
@@ -4458,7 +5872,7 @@ def create_app(source: Source, authorize: Callable[[Any], Any] | None = None) ->
 
     @app.errorhandler(HTTPException)
     def unknown(error: HTTPException) -> Response:
-        if request.path in door.server.prepared.endpoints:  # that a reload brought
+        if request.path in list_urls(door.server):  # that a reload brought
             return respond(door, request.path[1:])
         listed = f"{request.script_root}/v1/models"
         text = f"{error.name}: {request.method} {request.script_root}{request.path}. The models are listed at {listed}"
@@ -4639,13 +6053,31 @@ def listen(server: ModelServer, app: Callable[..., Any], host: str, port: int) -
         "outbuf_high_watermark": 64 << 20,
         "channel_request_lookahead": 1,
     }  # sees clients that went away
-    if Auth is not AllPolicy:
-        return part("serving_extensions.connections").Front(
-            server, app, clear_untrusted_proxy_headers=False, **adjustments
-        )
+    found = first(extension.serve(server, app, adjustments) for extension in server.extensions)
+    if found is not None:
+        return found
     dispatcher = ThreadedTaskDispatcher()
     dispatcher.set_thread_count(options.threads)
+    server.waiting = dispatcher.queue
     return Waitress(app, TcpWSGIServer, dispatcher, cleanup_interval=1, **adjustments)
+
+
+def report(server: ModelServer, address: str, stop: threading.Event) -> None:
+    """Print, once the first load is over, each model with its versions and devices, and the URLs."""
+    server.wait()
+    if stop.is_set():
+        return
+    for model, states in server.manager.states().items():
+        for version, state in sorted(states.items(), reverse=True):
+            device = f" on {state.servable.device}" if state.servable and state.servable.device else ""
+            error = f" {state.error}" if state.error else ""
+            print(f"  {model} version {version}: {state.state}{device}{error}")
+    for name in server.readiness():
+        print(f"  {name}: not available, the log says why")
+    status, reload = f"{address}/v1/models", f"curl -X POST {address}/v1/config/reload"
+    print(f"Status: {status}   Reload: {reload}   Ready: {address}/readyz", flush=True)
+    for extension in server.extensions:
+        extension.report(server, address)
 
 
 def run(
@@ -4672,10 +6104,7 @@ def run(
     print(f"serving {__version__} on {address}, loading {server.manager.name}", flush=True)
     if host not in ("127.0.0.1", "localhost", "::1"):
         logger.warning("Listening on %s: whoever reaches this address can use the models", host)
-    if Auth is not AllPolicy:
-        threading.Thread(
-            target=part("serving_extensions.commands").report, args=(server, address, stop), daemon=True
-        ).start()
+    threading.Thread(target=report, args=(server, address, stop), daemon=True).start()
     while not stop.is_set():
         http.turn()
     logger.info("Stopping when the running requests are answered; a second signal stops at once")
@@ -4723,6 +6152,37 @@ class PatientHandler(logging.StreamHandler):
             self.handleError(record)
 
 
+def new_key(name: str) -> int:
+    """Print a key, and what a config says of it; raises ConfigError for a name that a config refuses."""
+    key = secrets.token_urlsafe(24)
+    entry = {"name": name, "sha256": digest(key)}
+    parse(Auth, {"keys": [entry]}, "$.auth")
+    print(f"Key, shown this once: {key}")
+    print(f'For the config, in "auth": {{"keys": [...]}}:\n{json.dumps(entry)}')
+    return 0
+
+
+def missing_command(source: Any, value: Any) -> int:
+    raise NotFound("This needs serving_extensions/ beside serving.py")
+
+
+def commands() -> dict[str, Callable[[Any, Any], int]]:
+    """What the command line does besides serving, by option."""
+    known: dict[str, Callable[[Any, Any], int]] = dict.fromkeys(("init", "export", "check"), missing_command)
+    for extension in installed():
+        known |= extension.commands
+    return known
+
+
+def set_format(server: ModelServer) -> None:
+    """Write the log as the config asks for it."""
+    kinds = {"text": logging.Formatter}
+    for extension in server.extensions:
+        kinds |= extension.formatters
+    kind = kinds.get(server.config.server.log_format, logging.Formatter)
+    logging.getLogger().handlers[0].setFormatter(kind(LOG_LINE))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0, 1 when it cannot listen, 2 when the config is wrong."""
     parser = build_parser()
@@ -4735,22 +6195,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:
         source = choose_source(parser, options)
-        for name in ("new_key", "init", "export", "check"):
+        if options.new_key:
+            return new_key(options.new_key)
+        for name, command in commands().items():
             if value := getattr(options, name):
-                return part("serving_extensions.commands").COMMANDS[name](source, value)
+                return command(source, value)
         server = ModelServer(source, poll_seconds=options.file_system_poll_wait_seconds)
         logging.getLogger().setLevel(server.config.server.log_level)
-        if server.metrics:
-            formatters = {
-                "text": part("serving_extensions.metrics").TextFormatter,
-                "json": part("serving_extensions.metrics").JsonFormatter,
-            }
-            logging.getLogger().handlers[0].setFormatter(
-                formatters[server.config.server.log_format](LOG_LINE)
-            )
+        set_format(server)
         run(server, options.host, options.port)
         return 0
-    except ConfigError as error:
+    except (ConfigError, NotFound) as error:
         print(f"serving: {options.config or 'config'}: {error.message}", file=sys.stderr)
         return 2
     except OSError as error:

@@ -6,28 +6,22 @@ import math
 import re
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import ml_dtypes
 import numpy as np
-from werkzeug.datastructures import Accept
-from werkzeug.http import parse_accept_header
 
 import routines
 from serving import (
     MAX_LISTS,
     NUMPY_DTYPES,
-    PLAIN_BYTES,
     Allowance,
     BadRequest,
     Call,
+    Extension,
     Reply,
     ServingError,
-    parse_json,
-    reply,
 )
-from serving_extensions.tensors import read_value
 
 NPY, NPZ, RAW = "application/x-npy", "application/x-npz", "application/octet-stream"
 ZIP_START = b"PK\x03\x04"
@@ -36,30 +30,15 @@ RAW_DTYPES = {dtype.name: dtype for dtype in NUMPY_DTYPES.values() if dtype.kind
 }
 
 
-def answer_predict(call: Call, body: bytes, infer: Callable[[Any], dict[str, Any]]) -> Reply:
-    """Answer a predict request, whatever its body is, in the form that its Accept header names first."""
-    value = read_predict_body(body, call.environ, call.allowance)
-    large = read_value(body) if value is None and len(body) >= PLAIN_BYTES else None
-    answer = infer_large(large, infer) if large is not None else None
-    if answer is None:
-        answer = infer(parse_json(body) if value is None else value)
+def read(call: Call, body: bytes) -> dict[str, Any] | None:
+    """A predict body that is no JSON: an array, arrays by name, or a picture. See `read_predict_body`."""
+    return read_predict_body(body, call.environ, call.allowance)
+
+
+def write(call: Call, answer: Mapping[str, Any]) -> Reply | None:
+    """The answer in the form that the Accept header names first, where that is one of these."""
     wanted = call.header("Accept").partition(",")[0].partition(";")[0].strip()
-    return write_answer(answer, wanted) or reply(answer)
-
-
-def infer_large(value: Any, infer: Callable[[Any], dict[str, Any]]) -> dict[str, Any] | None:
-    """The answer, or None for what is wrong in the body: the plain path has the texts.
-
-    A model that fails is not run again.
-    """
-    try:
-        return infer(value)
-    except BadRequest:
-        return None
-    except ServingError as error:
-        if error.code != "UNIMPLEMENTED":  # of a dtype that JSON cannot spell
-            raise
-        return None
+    return write_answer(dict(answer), wanted)
 
 
 def read_predict_body(
@@ -218,18 +197,4 @@ def as_saved(name: str, value: Any) -> np.ndarray:
     return array.astype(np.float32) if array.dtype.kind == "V" else array
 
 
-COMPRESSIBLE = ("application/json", NPY, RAW)
-
-
-def compress(call: Call, replied: Reply, vary: list[str]) -> Reply:
-    """Compress a large answer when the client's Accept-Encoding allows it; level 1, since most of the gain costs least.
-
-    Adds to `vary` what the answer depends on.
-    """
-    if replied.content_type not in COMPRESSIBLE:
-        return replied
-    vary.append("Accept-Encoding")
-    if parse_accept_header(call.header("Accept-Encoding"), Accept)["gzip"] <= 0:
-        return replied
-    packed = gzip.compress(replied.body, compresslevel=1, mtime=0)
-    return replace(replied, body=packed).with_headers(("Content-Encoding", "gzip"))
+EXTENSION = Extension("binary", read=read, write=write)

@@ -2,9 +2,7 @@
 
 import json
 import os
-import secrets
 import shlex
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,20 +20,7 @@ from serving import (
 )
 from serving_extensions.check import check
 from serving_extensions.active_learning import export_group
-from serving_extensions.keys import digest
 from serving_extensions.openapi import example_request
-from serving_extensions.settings import Auth
-
-
-def new_key(source: Any, name: str) -> int:
-    """Print a key, and what a config says of it; raises ConfigError for a name that a config refuses."""
-    key = secrets.token_urlsafe(24)
-    entry = {"name": name, "sha256": digest(key)}
-    parse(Auth, {"keys": [entry]}, "$.auth")
-    print(
-        f'Key, shown this once: {key}\nFor the config, in "auth": {{"keys": [...]}}:\n{json.dumps(entry)}'
-    )
-    return 0
 
 
 def init(source: Any, folder: str) -> int:
@@ -52,15 +37,16 @@ def init(source: Any, folder: str) -> int:
 def export(source: Any, group_and_folder: list[str]) -> int:
     """Write an active learning group as a COCO data set."""
     group, folder = group_and_folder
+    server = ModelServer(source)
     ready = [
         r
-        for r in ModelServer(source).prepared.deployments.values()
-        if r.inbox and r.config.active_learning.group == group
+        for r in server.prepared.deployments.values()
+        if r.config.active_learning and r.config.active_learning.group == group
     ]
     if not ready:
         raise ConfigError("$.deployments", f"no deployment has an active learning group '{group}'")
     count = export_group(
-        ready[0].inbox.folder,
+        server.prepared.of["active_learning"][ready[0].config.id].folder,
         Path(folder),
         {number: name for r in ready for number, name in r.labels.items()},
     )
@@ -78,14 +64,6 @@ def check_config(source: Any, _: bool) -> int:
     )
     print("\n".join([*lines, *(f"wrong: {problem}" for problem in problems)]))
     return 2 if problems else 0
-
-
-COMMANDS: dict[str, Callable[[Any, Any], int]] = {
-    "new_key": new_key,
-    "init": init,
-    "export": export,
-    "check": check_config,
-}
 
 
 MOST_CHARACTERS = 200  # of a body on a command line

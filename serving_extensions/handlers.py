@@ -37,50 +37,6 @@ class HandlerError(ValueError):
     """A handler cannot be imported, or its result cannot be written; the text is for the client."""
 
 
-def explain(error: BaseException, folders: Iterable[str] = ()) -> str:
-    """An exception as one line for the client: its type and message, without folders of this machine."""
-    if isinstance(error, SystemExit):
-        return f"it called sys.exit({'' if error.code is None else clean(repr(error.code))})"
-    if isinstance(error, OSError) and error.strerror:
-        name = (
-            f": {Path(os.fsdecode(error.filename)).name}"
-            if isinstance(error.filename, (str, bytes))
-            else ""
-        )
-        return f"{type(error).__name__}: {error.strerror}{name}"
-    try:
-        text = clean(str(error), folders)
-    except BaseException:  # a __str__ of the handler's own
-        text = ""
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-@contextlib.contextmanager
-def errors_only(who: str) -> Iterator[None]:
-    """Let what is no Exception (sys.exit, KeyboardInterrupt, a cancelled task) be a RuntimeError.
-
-    It would pass by all that answers a request, whose client then waits for ever. Ctrl-C of the
-    operator arrives in the main thread alone, where no function of somebody else's runs.
-    """
-    try:
-        yield
-    except Exception:
-        raise
-    except BaseException as error:
-        raise RuntimeError(f"{who} ended with {type(error).__name__}: {explain(error)}") from error
-
-
-def clean(text: str, folders: Iterable[str] = ()) -> str:
-    """One line of at most 500 characters, absolute paths cut down to their last part, or to what comes after `folders`."""
-    for folder in folders:
-        text = text.replace(f"{folder}{os.sep}", "")
-    text = re.sub(
-        r"(?<=['\"])(?:[A-Za-z]:)?[/\\][^'\"]*[/\\]", "", " ".join(text.split())
-    )  # in quotes it may hold spaces
-    text = re.sub(r"(?<![\w.:/])(?:[A-Za-z]:)?[/\\](?:[^\s/\\'\":,;()]+[/\\])+", "", text)
-    return text if len(text) <= 500 else f"{text[:497]}..."
-
-
 # ==================================================================================================
 # Module in
 # In: "module:name" and the folder it is looked up in. Out: a module of sys.modules, and a digest of each file

@@ -1439,8 +1439,9 @@ class Allowance:
         self.held += size
 
     def close(self) -> None:
-        held, self.held = self.held, 0
-        self._all.add(-held)
+        if self.held:
+            held, self.held = self.held, 0
+            self._all.add(-held)
 
     def __enter__(self) -> "Allowance":
         return self
@@ -4993,7 +4994,7 @@ class Reply:
     headers: tuple[tuple[str, str], ...] = ()
 
     def with_headers(self, *headers: tuple[str, str]) -> "Reply":
-        return dataclasses.replace(self, headers=self.headers + headers)
+        return Reply(self.body, self.status, self.content_type, self.headers + headers)
 
     def head(self) -> list[tuple[str, str]]:
         """The headers as they are sent; a status that has no body has no length."""
@@ -5081,7 +5082,10 @@ class Call:
             text = f"Request body of {length} bytes is over the limit of {limit}"
             raise ServingError(text, status=413)
         try:
-            data = get_input_stream(self.environ, max_content_length=limit + 1).read()
+            if length:
+                data = self.environ["wsgi.input"].read(length)
+            else:
+                data = get_input_stream(self.environ, max_content_length=limit + 1).read()
         except (HTTPException, ServingError, MemoryError):
             raise
         except Exception as error:  # each WSGI server has its own for a body that breaks off
@@ -5472,7 +5476,8 @@ def raw_path(environ: Mapping[str, Any], decoded: str) -> str:
 
 def path_of(uri: str) -> str:
     """The path of a request's target, undecoded, whether that is a path or a whole URL."""
-    return re.sub(r"^\w+://[^/]*", "", uri.partition("?")[0])
+    path = uri.partition("?")[0]
+    return path if path.startswith("/") else re.sub(r"^\w+://[^/]*", "", path)
 
 
 class Found(typing.NamedTuple):

@@ -59,7 +59,16 @@ import types
 import typing
 import weakref
 import zlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections import Counter
+from collections.abc import (
+    Callable,
+    Collection,
+    Iterable,
+    Iterator,
+    Mapping,
+    MutableMapping,
+    Sequence,
+)
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -326,7 +335,7 @@ def installed() -> "tuple[Extension, ...]":
         if error.name != "serving_extensions":
             raise
         return ()
-    if found.VERSION != __version__:
+    if __version__ != found.VERSION:
         raise ImportError(
             f"serving_extensions/ is of version {found.VERSION}, serving.py of {__version__}: "
             "copy both from one place"
@@ -346,7 +355,7 @@ class Missing:
 
 routines: Any
 try:
-    import routines  # type: ignore[no-redef]
+    import routines
 except ModuleNotFoundError as missing:
     if missing.name != "routines":
         raise
@@ -357,7 +366,6 @@ HOMES = {
     "pipeline_config_list": ("pipelines", "serving_extensions/pipelines.py"),
     "handlers": ("handlers", "serving_extensions/handlers.py"),
 }
-
 
 
 def part(name: str) -> Any:
@@ -840,7 +848,7 @@ class HandlerConfig:
 
 
 @dataclass(frozen=True)
-class Source:
+class NodeInput:
     node_name: str = option(doc="the node whose output it is, or request")
     data_item: str = option(doc="the output's alias, or the input of the request")
 
@@ -855,7 +863,7 @@ class NodeOutput:
 class Node:
     name: str = option(doc="its name in this pipeline")
     type: str = option(doc="DL model or custom", pattern="^(DL model|custom)$")
-    inputs: tuple[dict[str, Source], ...] = option(
+    inputs: tuple[dict[str, NodeInput], ...] = option(
         doc="where each input comes from, an object of one key each"
     )
     outputs: tuple[NodeOutput, ...] = option(doc="the outputs that others use")
@@ -903,7 +911,7 @@ class Pipeline:
     name: str = option(doc="its name in URLs, as of a model", pattern=r"^[\s\S]")
     inputs: tuple[str, ...] = option(doc="the inputs of a request")
     nodes: tuple[Node, ...] = option(doc="models and functions")
-    outputs: tuple[dict[str, Source], ...] = option(
+    outputs: tuple[dict[str, NodeInput], ...] = option(
         doc="where each output comes from, an object of one key each"
     )
     demultiply_count: int | None = option(
@@ -917,7 +925,7 @@ class Pipeline:
         refuse_many_keys("outputs", self.outputs)
 
 
-def refuse_many_keys(where: str, objects: Sequence[dict[str, Source]]) -> None:
+def refuse_many_keys(where: str, objects: Sequence[dict[str, NodeInput]]) -> None:
     for index, value in enumerate(objects):
         if len(value) != 1:
             raise ValueError(f"{where}[{index}]: expected an object of one key, got {len(value)}")
@@ -2838,7 +2846,9 @@ def prepare_calls(
     if Auth is not AllPolicy:
         room.tune(session, nodes, signatures, made, device, config, owned)
     elif config.batching:
-        logger.warning("%s: unbatched: that needs serving_extensions/ beside serving.py", config.name)
+        logger.warning(
+            "%s: unbatched: that needs serving_extensions/ beside serving.py", config.name
+        )
     answers.calls |= made | {name: made[other] for name, other in twins.items() if other in made}
 
 
@@ -3374,14 +3384,11 @@ class ModelManager:
         names = self.config.served_names
         reasons = {name: f" ({reason})" for name, reason in self._refused.copy().items()}
         missing = [name for name in dict.fromkeys(names) if name not in self.available]
-        return (
-            [name + reasons.get(name, "") for name in missing]
-            + [
-                f"deployment {deployment.id} (no model is called '{deployment.model}')"
-                for deployment in self.config.deployments
-                if deployment.model not in names
-            ]
-        )
+        return [name + reasons.get(name, "") for name in missing] + [
+            f"deployment {deployment.id} (no model is called '{deployment.model}')"
+            for deployment in self.config.deployments
+            if deployment.model not in names
+        ]
 
     # --- the loader thread -----------------------------------------------------------------------------
 
@@ -4015,6 +4022,7 @@ def encode_rows(signature: Signature, outputs: Mapping[str, np.ndarray]) -> Any:
 
 # --- classify and regress --------------------------------------------------------------------------
 
+
 def decode_examples(body: dict[str, Any]) -> list[dict[str, tuple[str, list]]]:
     """Read `examples` with the `context` merged in; where both define a feature the example wins, as in TensorFlow."""
     context = decode_features(body["context"]) if "context" in body else {}
@@ -4288,7 +4296,6 @@ class KeyRing:
 MOST_ROUTINES = 64  # in one chain
 
 
-
 @dataclass(frozen=True)
 class ReadyDeployment:
     """A deployment's config made ready: labels read, routines built; `models` has what was found out about each servable."""
@@ -4296,9 +4303,7 @@ class ReadyDeployment:
     config: Any
     labels: Mapping[int, str]
     chain: tuple[Any, ...]
-    models: MutableMapping[Any, Any] = field(
-        default_factory=weakref.WeakKeyDictionary
-    )
+    models: MutableMapping[Any, Any] = field(default_factory=weakref.WeakKeyDictionary)
 
     def model_of(self, servable: Any) -> Any:
         """How pictures are shown to a servable; raises ValueError when it takes none, or is of no known family."""
@@ -4385,8 +4390,6 @@ def read_routine(item: Any, path: str) -> Any:
         return parse_fields(kind, {**beside, **given}, f"{path}.arguments")
 
 
-
-
 def find_deployment(server: "ModelServer", deployment: str | None = None) -> ReadyDeployment:
     """A deployment by its id, or the default one; raises NotFound."""
     ready = server.prepared.deployments
@@ -4403,9 +4406,7 @@ def find_deployment(server: "ModelServer", deployment: str | None = None) -> Rea
 def image_limits(config: "Config") -> Any:
     images = config.server.images
     hosts = tuple(map(str.lower, images.allowed_hosts))
-    return routines.ImageLimits(
-        images.max_bytes, images.max_pixels, images.download_seconds, hosts
-    )
+    return routines.ImageLimits(images.max_bytes, images.max_pixels, images.download_seconds, hosts)
 
 
 @contextlib.contextmanager
@@ -4450,9 +4451,15 @@ def predict_image(
             image,
             own,
             {"deployment": ready.config.id, "model": ready.config.model, "version": version},
-            lambda *seen: [extension.saw(server, ready, *seen) for extension in server.extensions],
+            functools.partial(tell_extensions, server, ready),
         )
     return routines.present(tensors, image, ready.labels, form)
+
+
+def tell_extensions(server: "ModelServer", ready: ReadyDeployment, *seen: Any) -> None:
+    """Let extensions see a picture and what was found in it."""
+    for extension in server.extensions:
+        extension.saw(server, ready, *seen)
 
 
 @contextlib.contextmanager
@@ -4479,7 +4486,7 @@ def annotate(
     ready: ReadyDeployment,
     model: Any,
     run: Callable[[dict], dict],
-    image: np.ndarray,
+    image: Any,
     own: Sequence[Any],
     origin: Mapping[str, Any],
     saw: Callable[..., None],
@@ -4588,9 +4595,7 @@ def open_picture(leaf: Any, limits: Any) -> Any:
     return routines.open_image(leaf, limits) if isinstance(leaf, bytes) else leaf
 
 
-def to_pixels(
-    leaf: Any, spec: Any, dtypes: Mapping[str, np.dtype], limits: Any
-) -> Any:
+def to_pixels(leaf: Any, spec: Any, dtypes: Mapping[str, np.dtype], limits: Any) -> Any:
     """A picture as pixels 0..255 [H, W, C] of a tensor's dtype, resized where its size is fixed."""
     if not isinstance(leaf, routines.Image.Image):
         return leaf
@@ -4702,7 +4707,9 @@ class ModelServer:
                     f"The endpoint {path} came after the app was built, which has its URLs by then: "
                     "register endpoints before create_app, create_blueprint or run"
                 )
-            made = first(e.declare(self, path, function, methods, envelope) for e in self.extensions)
+            made = first(
+                e.declare(self, path, function, methods, envelope) for e in self.extensions
+            )
             if made is None:
                 raise NotFound("This needs serving_extensions/handlers.py beside serving.py")
             self.endpoints[path] = made
@@ -4804,9 +4811,7 @@ class ModelServer:
         ServingError UNAVAILABLE when the model is not there.
         """
         with self.allowance() as allowance:
-            return predict_image(
-                self, image, deployment, routines, form, allowance
-            )
+            return predict_image(self, image, deployment, routines, form, allowance)
 
     def identify(self, headers: Any, reached: Iterable[str] | None) -> Caller:
         """Who calls, by the key in a request's headers, if it is for one of the deployments `reached`; counts the call.
@@ -5536,7 +5541,11 @@ def find_view(server: ModelServer, method: str, path: str) -> Found:
     """What a method and an undecoded path select; raises BadRequest for no match."""
     if (known := find_known(server, method, path)) is not None:
         return known
-    others = [route for route in routes_of(server.extensions) if route.guard == "key" and route.pattern.fullmatch(path)]
+    others = [
+        route
+        for route in routes_of(server.extensions)
+        if route.guard == "key" and route.pattern.fullmatch(path)
+    ]
     if others:
         allow = {"Allow": ", ".join(method for route in others for method in route.methods)}
         text = f"Method {method} is not allowed here: {path[:200]}"
@@ -6074,7 +6083,9 @@ def report(server: ModelServer, address: str, stop: threading.Event) -> None:
         return
     for model, states in server.manager.states().items():
         for version, state in sorted(states.items(), reverse=True):
-            device = f" on {state.servable.device}" if state.servable and state.servable.device else ""
+            device = (
+                f" on {state.servable.device}" if state.servable and state.servable.device else ""
+            )
             error = f" {state.error}" if state.error else ""
             print(f"  {model} version {version}: {state.state}{device}{error}")
     for name in server.readiness():
@@ -6173,7 +6184,9 @@ def missing_command(source: Any, value: Any) -> int:
 
 def commands() -> dict[str, Callable[[Any, Any], int]]:
     """What the command line does besides serving, by option."""
-    known: dict[str, Callable[[Any, Any], int]] = dict.fromkeys(("init", "export", "check"), missing_command)
+    known: dict[str, Callable[[Any, Any], int]] = dict.fromkeys(
+        ("init", "export", "check"), missing_command
+    )
     for extension in installed():
         known |= extension.commands
     return known

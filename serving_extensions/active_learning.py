@@ -13,6 +13,7 @@ import os
 import queue
 import shutil
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -22,7 +23,20 @@ from typing import Any
 import cv2
 import numpy as np
 
+import routines
 from routines import to_coco
+from serving import (
+    OF_DEPLOYMENT,
+    Call,
+    Config,
+    Extension,
+    ModelServer,
+    NotFound,
+    Reply,
+    find_deployment,
+    reply,
+    route,
+)
 
 logger = logging.getLogger("serving")
 
@@ -180,3 +194,76 @@ def export_group(folder: Path, target: Path, labels: Mapping[int, str]) -> int:
         shutil.copyfile(folder / image["file_name"], target / "images" / image["file_name"])
     write(target / "annotations.json", json.dumps(coco).encode())
     return len(coco["images"])
+
+
+# --- what plugs in --------------------------------------------------------------------------------
+
+
+def open_inboxes(server: ModelServer) -> dict[Path, Inbox]:
+    """The inboxes of a server, by folder; they outlive a config."""
+    return {}
+
+
+def prepare(server: ModelServer, config: Config) -> dict[str, Inbox]:
+    """The inbox of each deployment that has one, by its id."""
+    known, found = server.state["active_learning"], {}
+    for deployment in config.deployments:
+        if learning := deployment.active_learning:
+            folder = Path(learning.folder) / learning.group
+            found[deployment.id] = known.get(folder) or known.setdefault(folder, Inbox(folder))
+    return found
+
+
+def saw(
+    server: ModelServer,
+    ready: Any,
+    image: np.ndarray,
+    tensors: Mapping[str, Any],
+    origin: Mapping[str, Any],
+) -> None:
+    """Put a picture aside when its score reaches the threshold."""
+    learning = ready.config.active_learning
+    inbox = server.prepared.of["active_learning"].get(ready.config.id)
+    if inbox is None:
+        return
+    score = routines.uncertainty(dict(tensors), learning.strategy)
+    if score < learning.threshold:
+        return
+    about = {
+        **origin,
+        "score": score,
+        "strategy": learning.strategy,
+        "version_tag": ready.config.version_tag,
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+    def record() -> dict[str, Any]:  # made in the inbox's thread: tracing masks takes time
+        found = routines.to_annotations(dict(tensors), image.shape[1], image.shape[0])
+        return {**about, "predictions": found}
+
+    inbox.offer(image, record, Caps(learning.max_bytes, learning.max_images))
+
+
+def view_active_learning(server: ModelServer, call: Call, deployment: str, group: str) -> Reply:
+    ready = find_deployment(server, deployment)
+    inbox = server.prepared.of["active_learning"].get(ready.config.id)
+    if inbox is None or ready.config.active_learning.group != group:
+        raise NotFound(f"Deployment '{deployment}' has no active learning group '{group}'")
+    inbox.flush()
+    return reply(read_group(inbox.folder, ready.labels, call.caller.deployments))
+
+
+EXTENSION = Extension(
+    "active_learning",
+    open=open_inboxes,
+    prepare=prepare,
+    saw=saw,
+    routes=(
+        route(
+            "GET",
+            OF_DEPLOYMENT + "/active_learning/(?P<group>[^/:]+)",
+            view_active_learning,
+            "key",
+        ),
+    ),
+)

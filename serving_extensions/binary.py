@@ -1,11 +1,10 @@
 """What :predict takes and answers beside small JSON: large JSON arrays, pictures, .npy, .npz, raw tensors; answers in gzip."""
 
-import gzip
 import io
 import math
 import re
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ml_dtypes

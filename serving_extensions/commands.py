@@ -1,25 +1,23 @@
 """What the command line does besides serving: --new-key, --init, --export, --check (each returns the exit status), the start-up lines."""
 
-import json
 import os
 import shlex
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from serving import (
     ConfigError,
+    Extension,
     ModelServer,
     choose_versions,
     encode_json,
     is_typical,
     list_versions,
-    parse,
     sample_inputs,
 )
-from serving_extensions.check import check
 from serving_extensions.active_learning import export_group
+from serving_extensions.check import check
 from serving_extensions.openapi import example_request
 
 
@@ -91,49 +89,29 @@ def example_command(servable: Any) -> str | None:
     )
 
 
-def report(server: ModelServer, address: str, stop: threading.Event) -> None:
-    """Print, once the first load is over, each model with its versions and devices, the URLs, and a working curl."""
-    server.wait()
-    if stop.is_set():
-        return
+def report(server: ModelServer, address: str) -> None:
+    """Print a working curl for a model, and one for a picture."""
     curl = None
     for model, states in server.manager.states().items():
-        for version, state in sorted(states.items(), reverse=True):
-            device = (
-                f" on {state.servable.device}" if state.servable and state.servable.device else ""
-            )
-            print(
-                f"  {model} version {version}: {state.state}{device}{' ' + state.error if state.error else ''}"
-            )
+        for _, state in sorted(states.items(), reverse=True):
             if state.servable and (command := example_command(state.servable)):
                 command = f"{command} {address}/v1/models/{quote(model, safe='')}:predict"
                 curl = min(curl or command, command, key=lambda text: text.index(" http"))
-    for name in server.readiness():
-        print(f"  {name}: not available, the log says why")
-    print(f"Console: {address}/console")
-    print(
-        f"Status: {address}/v1/models   Reload: curl -X POST {address}/v1/config/reload   Ready: {address}/readyz"
-    )
     if curl:
         print(f"Try:    {curl}", flush=True)
-    for path, endpoint in server.prepared.endpoints.items():
-        print(f"  {path}: {'ready' if endpoint.handler.ready else endpoint.handler.error}")
-    for path in list(server.prepared.endpoints)[:1]:
-        print(
-            f"        curl -H 'x-api-key: {server.generated_key or 'KEY'}' -d '\"hello\"' {address}{path}",
-            flush=True,
-        )
-    for deployment in (
-        d for d in server.config.deployments if d.id in server.config.default_deployment
-    ):
-        samples = sorted(
-            Path(
-                next((m.base_path for m in server.config.models if m.name == deployment.model), ".")
-            ).glob("samples/*")
-        )
+    defaults = server.config.default_deployment
+    bases = {model.name: model.base_path for model in server.config.models}
+    for deployment in (one for one in server.config.deployments if one.id in defaults):
+        samples = sorted(Path(bases.get(deployment.model, ".")).glob("samples/*"))
         picture = os.path.relpath(samples[0]) if samples else "picture.jpg"
-        print(
-            f"        curl -H 'Authorization: Bearer {server.generated_key or 'KEY'}' --data-binary {shlex.quote('@' + picture)} "
-            f"{address}/{quote(deployment.id, safe='')}/predict",
-            flush=True,
-        )
+        key = f"-H 'Authorization: Bearer {server.generated_key or 'KEY'}'"
+        data = f"--data-binary {shlex.quote('@' + picture)}"
+        url = f"{address}/{quote(deployment.id, safe='')}/predict"
+        print(f"        curl {key} {data} {url}", flush=True)
+
+
+EXTENSION = Extension(
+    "commands",
+    report=report,
+    commands={"init": init, "export": export, "check": check_config},
+)

@@ -12,7 +12,6 @@ import os
 import re
 import threading
 import time
-from collections import Counter
 from typing import Any
 
 from waitress.channel import ClientDisconnected, HTTPChannel
@@ -22,7 +21,7 @@ from waitress.receiver import ChunkedReceiver
 from waitress.server import TcpWSGIServer
 from waitress.utilities import BadRequest
 
-from serving import ServingError, Waitress, find_known, path_of, reached_by
+from serving import Extension, ServingError, Waitress, find_known, path_of, reached_by
 from serving_extensions.lane import Lane
 from serving_extensions.queueing import Dispatcher, Gate, TooMuch, task_of
 
@@ -309,11 +308,9 @@ class Front(Waitress):
         self.awake_until = self.swept_at = 0.0
         options = server.config.server
         self.dispatcher = Dispatcher(options.threads)
-        refused = server.metrics.refused if server.metrics else Counter()
-        self.gate = Gate(lambda: self.server.config.server, self.dispatcher, refused)
+        self.gate = Gate(lambda: self.server.config.server, self.dispatcher, server.refused)
         self.lane = Lane(server)
-        if server.metrics:
-            server.metrics.queue = self.dispatcher
+        server.waiting = self.dispatcher
         parser = type("Parser", (Parser,), {"front": self})
         channel = type("Channel", (Channel,), {"front": self, "parser_class": parser})
         kind = type("Listener", (Listener,), {"front": self, "channel_class": channel})
@@ -408,3 +405,10 @@ class Front(Waitress):
                     reason,
                 )
                 channel.handle_close()  # at once: what waits for the client to read would wait for ever
+
+
+def serve(server: Any, app: Any, adjustments: dict[str, Any]) -> Front:
+    return Front(server, app, clear_untrusted_proxy_headers=False, **adjustments)
+
+
+EXTENSION = Extension("front", serve=serve)

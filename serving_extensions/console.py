@@ -10,20 +10,25 @@ from typing import Any
 
 import routines
 from serving import (
+    OF_DEPLOYMENT,
     BadRequest,
     Call,
     ConfigError,
+    Extension,
     ModelServer,
     NotFound,
     Reply,
     encode_json,
+    find_deployment,
     may_see_model,
+    read_chain,
+    read_query_routines,
     reply,
+    route,
 )
 from serving_extensions.client_code import LANGUAGES, client_code
 from serving_extensions.metrics import prometheus_text, read_gpus
 from serving_extensions.openapi import describe_api, example_request
-from serving_extensions.pictures import find_deployment, read_chain, read_query_routines
 
 # Beside the server, or where `pip install` puts it.
 CONSOLE = [Path(__file__).parent.parent / "console", Path(sys.prefix) / "share/serving/console"]
@@ -55,7 +60,7 @@ def view_stats(server: ModelServer, call: Call) -> Reply:
         for version, state in states.items()
         if state.servable and may_see_model(server, call, model)
     }
-    numbers = server.metrics.read()
+    numbers = server.state["metrics"].read()
     if call.caller.deployments is not None:
         numbers["groups"] = {
             name: group
@@ -63,7 +68,7 @@ def view_stats(server: ModelServer, call: Call) -> Reply:
             if call.caller.may_see(name) or may_see_model(server, call, name)
         }
         numbers["last_errors"] = []  # their URLs name what others reach
-    residency = server.residency.read()
+    residency = server.state["on_demand"].read()
     residency["on_demand"] = {
         name: entry
         for name, entry in residency["on_demand"].items()
@@ -246,3 +251,28 @@ def view_client(server: ModelServer, call: Call, deployment: str, language: str)
     except (ValueError, ConfigError) as error:
         raise BadRequest(str(error)) from None
     return Reply(code.encode(), content_type="text/plain; charset=utf-8")
+
+
+def report(server: ModelServer, address: str) -> None:
+    print(f"Console: {address}/console", flush=True)
+
+
+EXTENSION = Extension(
+    "console",
+    report=report,
+    routes=(
+        route("GET", "/deployments", view_deployments, "key", lists=True),
+        route("GET", OF_DEPLOYMENT + "/samples/(?P<name>[^/:]+)", view_sample, "key"),
+        route("GET", OF_DEPLOYMENT + "/client/(?P<language>[^/:]+)", view_client, "key"),
+        route(
+            "GET",
+            "/metrics|/monitoring/prometheus/metrics",
+            view_metrics,
+            "shared",
+            line="health",
+        ),
+        route("GET", "/stats", view_stats, "shared", lists=True, line="health"),
+        route("GET", "/openapi.json", view_openapi, "shared", lists=True),
+        route("GET HEAD", "/console(?:/(?P<name>[^/:]*))?", view_console, "open", line="health"),
+    ),
+)

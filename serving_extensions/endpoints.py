@@ -1,15 +1,33 @@
 """Python functions behind URLs: `handlers` in the config and `@server.endpoint`."""
 
 import re
+import types
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import unquote
 
-from serving import Call, HTTPStatus, ModelServer, Reply, ServingError, parse_json, read_body, reply
+from serving import (
+    LEAVING,
+    Call,
+    Config,
+    Extension,
+    Found,
+    HTTPStatus,
+    ModelServer,
+    Outcome,
+    Reply,
+    Route,
+    ServingError,
+    check_path,
+    logger,
+    parse_json,
+    read_body,
+    reply,
+)
 from serving_extensions.handlers import Handler, HandlerError, to_reply
-from serving_extensions.settings import check_path
 
 
 @dataclass(frozen=True)
@@ -43,7 +61,7 @@ class Endpoint:
 
 
 def declare(
-    path: str, function: Callable, methods: Sequence[str], envelope: str | None
+    server: ModelServer, path: str, function: Callable, methods: Sequence[str], envelope: str | None
 ) -> Endpoint:
     """An endpoint from Python, ready at once; raises ServingError for a path that no config would take, HandlerError for the function."""
     if not re.fullmatch(r"(/[\w.~-]+)+", path):
@@ -123,3 +141,98 @@ def envelop(endpoint: Endpoint, value: Any) -> Reply:
     return reply(
         {"statusCode": 200, "body": {"output": value}} if endpoint.envelope == "hub" else value
     )
+
+
+# --- what plugs in --------------------------------------------------------------------------------
+
+
+def prepare_endpoint(server: ModelServer, config: Any, threads: int) -> Endpoint:
+    """A handler of the config; the function itself is imported by the loader."""
+    key = "handler", config.function, config.model_dir
+    handler = server.kept.get(key) or server.kept.setdefault(
+        key, Handler(config.function, server.folder, config.model_dir)
+    )
+    pool = None
+    if config.timeout_seconds is not None:
+        pool = server.kept.setdefault(
+            ("pool", config.path), ThreadPoolExecutor(threads, f"serving{config.path}")
+        )
+    return Endpoint(
+        config.path, handler, config.methods, config.envelope, config.timeout_seconds, pool
+    )
+
+
+def prepare(server: ModelServer, config: Config) -> dict[str, Endpoint]:
+    """The endpoints of a config and of `ModelServer.endpoint`, by path."""
+    own = {
+        handler.path: prepare_endpoint(server, handler, config.server.threads)
+        for handler in config.handlers
+    }
+    return {**own, **server.endpoints}
+
+
+def endpoints_of(server: ModelServer) -> dict[str, Endpoint]:
+    return server.prepared.of["handlers"]
+
+
+def refresh(server: ModelServer, outcome: Outcome, polling: bool) -> None:
+    """Import handlers that are new or, at a reload, have changed."""
+    for index, config in enumerate(server.config.handlers):
+        handler = endpoints_of(server)[config.path].handler
+        if polling and not outcome.config_read and (handler.ready or handler.error):
+            continue  # a file may be half written: only the operator knows when it is whole
+        import_handler(handler, f"$.handlers[{index}].function", outcome)
+
+
+def import_handler(handler: Handler, path: str, outcome: Outcome) -> None:
+    """Import a function's module if it is not there or has changed; a failing one leaves the old one serving."""
+    try:
+        outcome.changed |= load_function(handler)
+    except HandlerError as error:
+        logger.info("%s", path, exc_info=error.__cause__ or error)
+        outcome.errors.append((500, f"{path}: {error}"))
+
+
+def load_function(handler: Handler) -> bool:
+    """Import what is new or has changed; tell whether that was done."""
+    old = handler.function
+    changed = handler.load()
+    if changed and isinstance(old, types.FunctionType):
+        LEAVING.add(old)  # which what was its module holds, and which holds that
+    return changed
+
+
+def unready(server: ModelServer) -> list[str]:
+    return [
+        f"handler {path}" for path, one in endpoints_of(server).items() if not one.handler.ready
+    ]
+
+
+def find(server: ModelServer, method: str, path: str) -> Found | None:
+    """The endpoint at a path."""
+    endpoint = endpoints_of(server).get(unquote(path))
+    if endpoint is None:
+        return None
+    route = Route((method,), re.compile(""), view_endpoint, "key")
+    return Found(route, {"endpoint": endpoint}, endpoint.path, endpoint.envelope or "full")
+
+
+def report(server: ModelServer, address: str) -> None:
+    """Print each endpoint, and how to ask one."""
+    for path, endpoint in endpoints_of(server).items():
+        print(f"  {path}: {'ready' if endpoint.handler.ready else endpoint.handler.error}")
+    for path in list(endpoints_of(server))[:1]:
+        key = server.generated_key or "KEY"
+        print(f"        curl -H 'x-api-key: {key}' -d '\"hello\"' {address}{path}", flush=True)
+
+
+EXTENSION = Extension(
+    "handlers",
+    find=find,
+    urls=endpoints_of,
+    declare=declare,
+    prepare=prepare,
+    refresh=refresh,
+    unready=unready,
+    report=report,
+)

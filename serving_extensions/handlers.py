@@ -30,6 +30,8 @@ from typing import Any
 
 import numpy as np
 
+from serving import errors_only, explain
+
 __all__ = ["Handler", "HandlerError", "to_reply"]
 
 

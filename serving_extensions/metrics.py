@@ -20,6 +20,8 @@ import psutil
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
+from serving import Extension, ModelServer, Reply, Trace
+
 PARTS = ("queue", "decode", "inference", "routines", "encode")
 SECONDS = (
     0.001,
@@ -128,13 +130,13 @@ def percentiles(seconds: list[float]) -> dict[str, float] | None:
 
 
 class Metrics:
-    """Counts of one server. `begin` and `end` are called around every request; `queue` is the waiting room of waitress."""
+    """Counts of one server. `begin` and `end` are called around every request;"""
 
     def __init__(self, clock: Callable[[], float] = time.time):
         self._clock, self._lock = clock, threading.Lock()
         self.started = clock()
         self.in_flight = self.peak_in_flight = 0
-        self.queue: Any = ()
+        self.count_waiting: Callable[[], int] = lambda: 0  # requests that wait for a thread
         self.refused: Counter[str] = Counter()  # requests that were turned away, by reason
         self.total, self.groups = Group(), dict[str, Group]()
         self.minutes: dict[int, list[int]] = {}  # minute -> requests, errors 4xx, errors 5xx
@@ -234,7 +236,7 @@ class Metrics:
                 "uptime_seconds": round(now - self.started, 1),
                 "in_flight": self.in_flight,
                 "peak_in_flight": self.peak_in_flight,
-                "queue_depth": len(self.queue),
+                "queue_depth": self.count_waiting(),
                 "refused": dict(self.refused),
                 "minutes": minutes,
                 "last_errors": list(self.last_errors)[::-1],
@@ -279,7 +281,7 @@ class Collector:
         self.server = server
 
     def collect(self) -> Iterator[Any]:
-        metrics = self.server.metrics
+        metrics = self.server.state["metrics"]
         with metrics.counted():
             families = list(collect_requests(metrics))
         yield from families  # to be spelled while requests go on
@@ -287,7 +289,7 @@ class Collector:
             "serving_requests_in_flight", "Requests being answered", metrics.in_flight
         )
         yield GaugeMetricFamily(
-            "serving_queue_depth", "Requests waiting for a thread", len(metrics.queue)
+            "serving_queue_depth", "Requests waiting for a thread", metrics.count_waiting()
         )
         refused = CounterMetricFamily(
             "serving_refused",
@@ -362,7 +364,7 @@ def collect_others(server: Any) -> Iterator[Any]:
         "Pictures offered to a group",
         labels=("group", "outcome"),
     )
-    for folder, inbox in sorted(server.kept.get("inboxes", {}).items()):
+    for folder, inbox in sorted(server.state.get("active_learning", {}).items()):
         for outcome, count in sorted(inbox.counts.items()):
             pictures.add_metric((folder.name, outcome), count)
     yield pictures
@@ -445,3 +447,30 @@ class JsonFormatter(TextFormatter):
         if record.exc_info:
             entry["traceback"] = self.formatException(record.exc_info)
         return json.dumps(entry, default=str)
+
+
+# --- what plugs in --------------------------------------------------------------------------------
+
+
+def open_metrics(server: ModelServer) -> Metrics:
+    metrics = Metrics()
+    metrics.refused = server.refused
+    metrics.count_waiting = lambda: len(server.waiting)
+    return metrics
+
+
+def begin(server: ModelServer) -> None:
+    server.state["metrics"].begin()
+
+
+def observe(server: ModelServer, trace: Trace, line: Mapping[str, Any], reply: Reply) -> None:
+    server.state["metrics"].end(trace, line, reply)
+
+
+EXTENSION = Extension(
+    "metrics",
+    open=open_metrics,
+    begin=begin,
+    observe=observe,
+    formatters={"text": TextFormatter, "json": JsonFormatter},
+)

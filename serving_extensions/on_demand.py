@@ -17,7 +17,9 @@ import psutil
 
 from serving import (
     CURRENT,
+    Extension,
     LoadError,
+    ModelServer,
     Servable,
     ServingError,
     describe,
@@ -323,3 +325,21 @@ def memory_now() -> int:
 def size_of(folder: Path) -> int:
     """Bytes of a version's files."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def open_residency(server: ModelServer) -> Residency:
+    """The models of a server that come and go; what loads one is told by `wrap_load`."""
+    return Residency(lambda: server.config.server, not_told)
+
+
+def not_told(folder: Path, config: Any) -> Servable:
+    raise LoadError("nothing loads models yet")
+
+
+def wrap_load(server: ModelServer, load: Callable[[Path, Any], Servable]) -> Residency:
+    residency: Residency = server.state["on_demand"]
+    residency._load = load
+    return residency
+
+
+EXTENSION = Extension("on_demand", open=open_residency, wrap_load=wrap_load)

@@ -96,7 +96,7 @@ def describe_api(server: ModelServer, prefix: str, caller: Caller) -> dict[str, 
     for name, ready in server.prepared.deployments.items():
         if caller.may_see(name):
             paths |= describe_deployment(ready)
-    for path, endpoint in server.prepared.endpoints.items():
+    for path, endpoint in server.prepared.of.get("handlers", {}).items():
         if not caller.may_see(path):
             continue
         run = operation(f"run {path}", f"Run the handler of {path}", KEYED, {})

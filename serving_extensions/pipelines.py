@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from serving_extensions.handlers import errors_only
+from serving import errors_only
 
 __all__ = ["NoShards", "PipelineError", "Plan", "plan"]
 

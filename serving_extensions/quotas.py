@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from serving import Config, ConfigError, Extension, ModelServer
+
 SECONDS = {"minute": 60, "hour": 3600, "day": 86400}
 
 
@@ -99,3 +101,20 @@ def open_quotas(path: str) -> Any:
         return Quotas(Path(path))
     except sqlite3.Error as error:
         raise OSError(str(error)) from error
+
+
+def prepare(server: ModelServer, config: Config) -> Callable[[str, int, str], int | None] | None:
+    """What counts the calls of keys with a quota; None where no key has one. Raises ConfigError."""
+    if not any(key.quota for key in config.auth.keys):
+        return None
+    store = config.auth.quota_store or ""
+    try:
+        return open_quotas(store).take
+    except OSError as error:
+        from serving_extensions.redis_quotas import shown
+
+        text = f"cannot be opened: {error}: {shown(store)}"
+        raise ConfigError("$.auth.quota_store", text) from None
+
+
+EXTENSION = Extension("quotas", prepare=prepare)

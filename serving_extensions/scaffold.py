@@ -12,7 +12,7 @@ import sys
 import unicodedata
 from pathlib import Path
 
-from serving_extensions.settings import TAKEN
+from serving import TAKEN
 
 __all__ = ["name_project", "write_project"]
 

@@ -14,7 +14,7 @@ from pycocotools.coco import COCO
 
 import routines
 import serving
-from serving_extensions import inbox
+from serving_extensions import active_learning
 
 KEY = bearer("k")
 
@@ -163,7 +163,7 @@ def test_faults_of_the_disk_fail_no_request_and_leave_no_half_picture(
         def fail(path, data):
             raise OSError(errno.ENOSPC, "No space left on device")
 
-        monkeypatch.setattr(inbox.Path, "write_bytes", fail)
+        monkeypatch.setattr(active_learning.Path, "write_bytes", fail)
     else:
         shutil.rmtree(tmp_path / "review")
         if fault == "a file":

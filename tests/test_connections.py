@@ -821,7 +821,9 @@ def test_answers_that_nobody_reads_hold_nobody_and_are_cut_by_a_clock_that_is_no
         stuck = [opened.enter_context(connected(address)) for _ in range(3)]
         for client in stuck:
             client.sendall(post(row(1), "/v1/models/large:predict") * 2)
-        until(lambda: server.metrics.in_flight or server.metrics.total.requests, 60)
+        until(
+            lambda: server.state["metrics"].in_flight or server.state["metrics"].total.requests, 60
+        )
         for _ in range(5):
             assert requests.get(f"{address}/livez", timeout=10).status_code == 200
         with connected(address) as client:
@@ -892,9 +894,9 @@ def test_each_refused_request_of_a_packet_is_refused():
     with watched(server) as (address, loop), contextlib.ExitStack() as opened:
         busy = [opened.enter_context(connected(address)) for _ in range(2)]
         busy[0].sendall(asked)
-        until(lambda: server.metrics.in_flight)
+        until(lambda: server.state["metrics"].in_flight)
         busy[1].sendall(asked)
-        until(lambda: len(server.metrics.queue) == 1)
+        until(lambda: len(server.waiting) == 1)
         calls = len(slow.calls)
         with connected(address) as client:
             client.sendall(asked * 3 + LAST)
@@ -936,7 +938,7 @@ def test_what_only_looks_leaves_a_thread_for_those_who_ask_how_things_are(how):
         clients = [opened.enter_context(connected(address)) for _ in range(12)]
         for client in clients:
             client.sendall(f"GET {path} HTTP/1.1\r\nHost: h\r\n{head}\r\n".encode())
-        until(lambda: len(server.metrics.queue) >= 10)
+        until(lambda: len(server.waiting) >= 10)
         for asked in (
             "/livez",
             "/metrics",

@@ -127,7 +127,7 @@ def test_requests_go_on_while_what_is_read_is_computed(monkeypatch):
         asked.append(rest.post(P, {"instances": [[1.0]]}).status_code)
 
     with ThreadPoolExecutor(2) as pool:
-        stats = pool.submit(server.metrics.read)
+        stats = pool.submit(server.state["metrics"].read)
         assert begun.wait(20)
         pool.submit(ask).result(10)
         go_on.set()
@@ -138,7 +138,7 @@ def test_requests_go_on_while_what_is_read_is_computed(monkeypatch):
             pool.submit(ask).result(10)
         finally:
             families.close()
-    assert asked == [200, 200] and server.metrics.read()["total"]["requests"] == 2
+    assert asked == [200, 200] and server.state["metrics"].read()["total"]["requests"] == 2
 
 
 def test_the_last_errors_may_be_read_while_requests_fail():

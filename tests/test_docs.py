@@ -13,7 +13,6 @@ from conftest import ROOT, Rest
 
 import routines
 import serving
-from serving_extensions import settings
 
 README = (ROOT / "README.md").read_text()
 DOCS = README + "".join(path.read_text() for path in sorted((ROOT / "docs").glob("*.md")))
@@ -24,7 +23,19 @@ KINDS = [
     serving.Batching,
     serving.ServerConfig,
     serving.Config,
-    *(kind for kind in vars(settings).values() if dataclasses.is_dataclass(kind)),
+    *(
+        serving.Deployment,
+        serving.ActiveLearningConfig,
+        serving.Auth,
+        serving.Key,
+        serving.Quota,
+        serving.ImageConfig,
+        serving.HandlerConfig,
+        serving.Pipeline,
+        serving.Node,
+        serving.NodeInput,
+        serving.NodeOutput,
+    ),
 ]
 
 

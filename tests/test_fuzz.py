@@ -9,7 +9,6 @@ import pytest
 from conftest import ROOT
 
 import serving
-from serving_extensions import tensors
 
 INPUTS = sorted(path for target in fuzz.TARGETS for path in (fuzz.SEEDS / target).iterdir())
 

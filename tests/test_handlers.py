@@ -406,7 +406,7 @@ def test_cellstrats_client_code_gets_its_answer_from_the_sentiment_example():
     source = json.loads((ROOT / "examples/sentiment/config.json").read_text()) | {"auth": AUTH}
     config = ROOT / "examples/sentiment" / "config.json"
     server = serving.ModelServer(config)
-    server.manager.prepared = serving.part("serving_extensions.assembly").prepare(
+    server.manager.prepared = serving.prepare(
         server, serving.load_config(config, json.dumps(source).encode())
     )
     assert server.wait(30) and server.readiness() == []
@@ -532,7 +532,6 @@ def test_arrays_of_numpy_and_names_of_urls(tmp_path):
 
 def test_no_url_of_the_server_is_left_to_handlers():
     """Each route of the table, with names filled in, is refused as a handler's path."""
-    from serving_extensions import settings
 
     for pattern in (route.pattern for route in serving.ROUTES):
         for path in (
@@ -561,9 +560,9 @@ def test_no_url_of_the_server_is_left_to_handlers():
             "/v1/models/m:predict",
             "/v1/models/labels/x",
         ):
-            assert not pattern.fullmatch(path) or settings.TAKEN_PATH.fullmatch(path), path
+            assert not pattern.fullmatch(path) or serving.TAKEN_PATH.fullmatch(path), path
     assert not any(
-        settings.TAKEN_PATH.fullmatch(path)
+        serving.TAKEN_PATH.fullmatch(path)
         for path in ("/alice/sentiment", "/generate", "/stats2", "/a/b/predict", "/my/stats")
     )
 

@@ -18,7 +18,7 @@ import pytest
 from conftest import ROOT, FakeDetector, FakeServable, Rest, bearer, fake_server, key_entry
 
 import serving
-from serving_extensions import keys, pages, pictures, quotas
+from serving_extensions import quotas
 
 BODY = json.dumps({"instances": [[1.0]]})
 PICTURE = json.dumps({"image_type": "array", "data": [[[1, 2, 3]]]})
@@ -166,7 +166,7 @@ def test_headers_that_hold_keys(guarded, headers, status):
 
 
 def test_the_body_of_a_refused_request_is_not_parsed(guarded, monkeypatch):
-    monkeypatch.setattr(pictures, "read_image", lambda server, call: pytest.fail("parsed"))
+    monkeypatch.setattr(serving, "read_image", lambda server, call: pytest.fail("parsed"))
     assert guarded[1].post("/predict", b"{" * 1000).status_code == 401
 
 
@@ -389,7 +389,7 @@ def test_a_key_for_a_deployment_that_is_not_there():
 def test_expiry(expires, before, after):
     key = serving.parse(serving.Auth, {"keys": [key_entry("a", "k", expires=expires)]}).keys[0]
     for moment, let_in in ((before, True), (after, False)):
-        ring = keys.KeyRing(
+        ring = serving.KeyRing(
             [key],
             lambda *_: None,
             clock=lambda moment=moment: datetime.datetime.fromisoformat(moment),
@@ -587,7 +587,7 @@ def test_comparing_takes_every_key_whole(monkeypatch):
     compared = []
     monkeypatch.setattr(keys.hmac, "compare_digest", lambda a, b: compared.append(b) or a == b)
     entries = serving.parse(serving.Auth, {"keys": [key_entry(name, name) for name in "abc"]}).keys
-    ring = keys.KeyRing(entries, lambda *_: None)
+    ring = serving.KeyRing(entries, lambda *_: None)
     assert ring.find("a").name == "a" and len(compared) == 3
     with contextlib.suppress(Exception):
         ring.find("\udcff")

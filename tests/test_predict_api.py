@@ -1092,7 +1092,9 @@ def test_serving_alone_serves_the_rest_surface_and_says_what_else_needs(tmp_path
     assert json.loads(answers)[0] == {"predictions": [2.5]} and json.loads(answers)[1][
         "error"
     ].startswith("JSON Parse error: ")
-    assert json.loads(pictures) == [[404, "This needs serving_extensions/keys.py beside serving.py"]]
+    assert json.loads(pictures) == [
+        [404, "This needs serving_extensions/keys.py beside serving.py"]
+    ]
     assert refused.startswith(
         "$.auth: unknown key"
     )  # which may be a key that stands in the wrong place

@@ -13,7 +13,7 @@ from conftest import NO_POLL, FakeServable, Rest, assert_error
 from test_saved_models import export
 
 import serving
-from serving_extensions import residency
+from serving_extensions import on_demand
 
 MB = 1 << 20
 
@@ -65,7 +65,7 @@ def ask(server, number, value=2.0):
 def resident(server):
     return [
         name.partition("/")[0]
-        for name, entry in server.residency.read()["on_demand"].items()
+        for name, entry in server.state["on_demand"].read()["on_demand"].items()
         if entry["resident"]
     ]
 
@@ -124,21 +124,27 @@ def take_turns(folders):
     assert ask(server, 1)
     loads = []
     first, original = (
-        next(e for e in server.residency.entries if e.config.name == "m1").resident,
-        server.residency.load,
+        next(e for e in server.state["on_demand"].entries if e.config.name == "m1").resident,
+        server.state["on_demand"].load,
     )
-    server.residency.load = lambda entry: (loads.append(entry.config.name), original(entry))
+    server.state["on_demand"].load = lambda entry: (
+        loads.append(entry.config.name),
+        original(entry),
+    )
     with one_hot(server):
         for number in (2, 3, 4, 5, 6, 2, 3, 4, 5, 6):
             assert ask(server, number)
-            state = server.residency.read()
+            state = server.state["on_demand"].read()
             assert (
                 state["used_mb"] <= 100
                 and 1 <= len(resident(server)) <= 4
                 and "m1" in resident(server)
             )
     assert "m1" not in loads and len(loads) == 10
-    assert next(e for e in server.residency.entries if e.config.name == "m1").resident is first
+    assert (
+        next(e for e in server.state["on_demand"].entries if e.config.name == "m1").resident
+        is first
+    )
     server.stop()
 
 
@@ -178,17 +184,17 @@ def test_the_least_recently_used_leaves_first_and_a_pinned_one_never(folders):
     assert resident(server) == ["m1", "m2", "m3"]
     assert ask(server, 2) and ask(server, 4)
     assert resident(server) == ["m1", "m2", "m4"]
-    assert server.residency.read()["on_demand"]["m3/1"]["why"] == "made room for m4"
+    assert server.state["on_demand"].read()["on_demand"]["m3/1"]["why"] == "made room for m4"
     server.stop()
 
 
 def test_models_that_are_always_there_count_and_stay(folders):
     server = serve(folders[:3], {"m1": {"load": "eager"}}, memory_budget_mb=60)
-    assert server.residency.read()["used_mb"] >= 24
+    assert server.state["on_demand"].read()["used_mb"] >= 24
     assert ask(server, 2) and ask(server, 3) and ask(server, 1)
     assert resident(server) == ["m3"]
     server.stop()
-    assert server.residency.used() == 0
+    assert server.state["on_demand"].used() == 0
 
 
 def test_a_model_larger_than_the_budget_is_tried_and_said(folders, caplog):
@@ -207,7 +213,7 @@ def test_an_idle_model_leaves_memory_and_comes_back(folders):
         time.sleep(0.1)
     assert (
         resident(server) == ["m2"]
-        and server.residency.read()["on_demand"]["m1/1"]["why"] == "idle for 1 s"
+        and server.state["on_demand"].read()["on_demand"]["m1/1"]["why"] == "idle for 1 s"
     )
     assert ask(server, 1)
     server.stop()
@@ -222,7 +228,10 @@ def test_a_version_that_is_retired_leaves_memory(folders, tmp_path):
     assert ask(server, 1) and resident(server) == ["m1"]
     path.write_text(json.dumps({"model_config_list": [], "server": NO_POLL}))
     assert server.reload()[0] == 201
-    assert server.residency.read()["on_demand"] == {} and server.residency.used() == 0
+    assert (
+        server.state["on_demand"].read()["on_demand"] == {}
+        and server.state["on_demand"].used() == 0
+    )
 
 
 # --- without TensorFlow -----------------------------------------------------------------------------------
@@ -247,7 +256,7 @@ def fake(monkeypatch, load, names, budget=None, size=10 * MB, **fields):
     monkeypatch.setattr(residency, "memory_now", lambda: 0)
     monkeypatch.setattr(residency, "settle_garbage", lambda: None)
     options = serving.ServerConfig(memory_budget_mb=budget, load_wait_seconds=0.3)
-    room = residency.Residency(lambda: options, lambda folder, config: load(config.name))
+    room = on_demand.Residency(lambda: options, lambda folder, config: load(config.name))
     return room, [
         room(serving.Path(name) / "1", serving.ModelConfig(name, name, load="on_demand", **fields))
         for name in names

@@ -210,4 +210,8 @@ def test_folders_beside_the_files_are_passed_over(tmp_path):
         names = {str(path.relative_to(tmp_path / "p")) for path in write_project(tmp_path / "p")}
     finally:
         cache.rmdir()
-    assert {"serving_extensions/clients/python.py", "console/index.html", "console/console.js"} <= names
+    assert {
+        "serving_extensions/clients/python.py",
+        "console/index.html",
+        "console/console.js",
+    } <= names

@@ -1,130 +1,32 @@
-"""What a config adds to models: keys, deployments, handlers and pipelines.
-
-prepare         when a config is taken over: what requests need of it, made ready
-refresh_others  after the models of each pass of the loader: handlers imported, pipelines planned
-"""
+"""Pipelines as servables: planned after the models of each pass of the loader, over those that are there."""
 
 import dataclasses
-import types
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-import routines
 from serving import (
-    LEAVING,
     BadRequest,
-    Config,
-    ConfigError,
+    Extension,
     ModelManager,
     ModelServer,
     Outcome,
-    Prepared,
     Servable,
     ServingError,
     Signature,
     TensorSpec,
     logger,
 )
-from serving_extensions.endpoints import Endpoint
-from serving_extensions.handlers import Handler, HandlerError, errors_only
-from serving_extensions.keys import KeyRing, digest
+from serving_extensions.endpoints import load_function
+from serving_extensions.handlers import Handler, HandlerError
 from serving_extensions.lane import SHORT_SECONDS
-from serving_extensions.pictures import prepare_deployment
 from serving_extensions.pipelines import NoShards, PipelineError, Plan, plan
-from serving_extensions.quotas import open_quotas
-from serving_extensions.redis_quotas import shown
-from serving_extensions.settings import Key
-
-# ==================================================================================================
-# Prepare
-# In: a server and a config. Out: `Prepared`, or ConfigError for what the config names that is missing or wrong.
-# ==================================================================================================
 
 
-def prepare(server: ModelServer, config: Config) -> Prepared:
-    """Build what requests need of a config; what outlives it (inboxes, imported handlers) is kept in `server.kept`."""
-    for index, name in enumerate(config.routine_modules):
-        try:
-            with errors_only("the module"):
-                routines.import_routines(name, Path())
-        except Exception as error:  # somebody's code
-            raise ConfigError(
-                f"$.routine_modules[{index}]", f"{type(error).__name__}: {error}"
-            ) from error
-    inboxes = server.kept.setdefault("inboxes", {})
-    deployments = {
-        deployment.id: prepare_deployment(deployment, f"$.deployments[{index}]", inboxes)
-        for index, deployment in enumerate(config.deployments)
-    }
-    endpoints = {
-        handler.path: prepare_endpoint(server, handler, config.server.threads)
-        for handler in config.handlers
-    }
-    images = config.server.images
-    limits = routines.ImageLimits(
-        images.max_bytes,
-        images.max_pixels,
-        images.download_seconds,
-        tuple(map(str.lower, images.allowed_hosts)),
-    )
-    return Prepared(
-        prepare_keys(config.auth, server.key),
-        deployments,
-        {**endpoints, **server.endpoints},
-        limits,
-    )
-
-
-def prepare_keys(auth: Any, generated: str) -> KeyRing:
-    """The keys of a config; where it has none, the one generated at start."""
-    keys = auth.keys or (Key("generated", digest(generated)),)
-    try:
-        return KeyRing(
-            keys,
-            open_quotas(auth.quota_store).take
-            if any(key.quota for key in keys)
-            else lambda *_: None,
-        )
-    except OSError as error:
-        raise ConfigError(
-            "$.auth.quota_store", f"cannot be opened: {error}: {shown(auth.quota_store)}"
-        ) from None
-
-
-def prepare_endpoint(server: ModelServer, config: Any, threads: int) -> Endpoint:
-    """A handler of the config; the function itself is imported by the loader."""
-    key = "handler", config.function, config.model_dir
-    handler = server.kept.get(key) or server.kept.setdefault(
-        key, Handler(config.function, server.folder, config.model_dir)
-    )
-    pool = None
-    if config.timeout_seconds is not None:
-        pool = server.kept.setdefault(
-            ("pool", config.path), ThreadPoolExecutor(threads, f"serving{config.path}")
-        )
-    return Endpoint(
-        config.path, handler, config.methods, config.envelope, config.timeout_seconds, pool
-    )
-
-
-# ==================================================================================================
-# Refresh
-# In: the models that are there now. Out: handlers imported, pipelines as servables, in the manager.
-# ==================================================================================================
-
-
-def refresh_others(
-    server: ModelServer, manager: ModelManager, outcome: Outcome, polling: bool
-) -> None:
-    """Import handlers that are new or, at a reload, have changed; plan every pipeline whose members have changed."""
-    for index, config in enumerate(manager.config.handlers):
-        handler = manager.prepared.endpoints[config.path].handler
-        if polling and not outcome.config_read and (handler.ready or handler.error):
-            continue  # a file may be half written: only the operator knows when it is whole
-        import_handler(handler, f"$.handlers[{index}].function", outcome)
+def refresh(server: ModelServer, outcome: Outcome, polling: bool) -> None:
+    """Plan every pipeline whose members have changed."""
+    manager = server.manager
     earlier: dict[str, str] = {}
     for index, pipeline in enumerate(manager.config.pipeline_config_list):
         path = f"$.pipeline_config_list[{index}]"
@@ -147,15 +49,6 @@ def refresh_others(
             )
             if manager.config.is_pipeline(pipeline.name):  # a model of that name keeps it
                 manager.show_pipeline(pipeline.name, None, where, outcome)
-
-
-def import_handler(handler: Handler, path: str, outcome: Outcome) -> None:
-    """Import a function's module if it is not there or has changed; a failing one leaves the old one serving."""
-    try:
-        outcome.changed |= load_function(handler)
-    except HandlerError as error:
-        logger.info("%s", path, exc_info=error.__cause__ or error)
-        outcome.errors.append((500, f"{path}: {error}"))
 
 
 def refresh_pipeline(
@@ -212,15 +105,6 @@ def find_function(server: ModelServer, node: Any) -> Any:
     )
     load_function(handler)
     return handler.function
-
-
-def load_function(handler: Handler) -> bool:
-    """Import what is new or has changed; tell whether that was done."""
-    old = handler.function
-    changed = handler.load()
-    if changed and isinstance(old, types.FunctionType):
-        LEAVING.add(old)  # which what was its module holds, and which holds that
-    return changed
 
 
 def find_model(manager: ModelManager, model: str, version: int | None) -> Servable | None:
@@ -318,3 +202,6 @@ def describe_signature(signature: Signature) -> dict[str, Any]:
         "signature_def": write("tensor_shape", "unknown_rank", "method_name"),
         "signatureDef": write("tensorShape", "unknownRank", "methodName"),
     }
+
+
+EXTENSION = Extension("pipelines", refresh=refresh)

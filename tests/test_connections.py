@@ -1436,7 +1436,7 @@ def test_a_page_beside_the_servers_urls_is_found_and_an_unknown_url_says_where_t
 def test_a_deployments_model_is_looked_up_at_each_request():
     for model in ("a", "b", "a"):
         deployment = SimpleNamespace(id="d", model=model, version=None, version_label=None)
-        server = SimpleNamespace(config=SimpleNamespace(deployments=[deployment]))
+        server = SimpleNamespace(config=SimpleNamespace(deployments=[deployment]), extensions=())
         assert serving.find_view(server, "POST", "/model-serving/d:predict").arguments == {
             "model": model,
             "verb": "predict",

@@ -15,7 +15,7 @@ INPUTS = sorted(path for target in fuzz.TARGETS for path in (fuzz.SEEDS / target
 
 @pytest.fixture(autouse=True)
 def short_arrays(monkeypatch):
-    monkeypatch.setattr(tensors, "LARGE", fuzz.LARGE)
+    monkeypatch.setattr(serving, "LARGE", fuzz.LARGE)
     monkeypatch.setattr("routines.fetch_image.__defaults__", (fuzz.nowhere,))
 
 

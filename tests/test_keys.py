@@ -18,7 +18,7 @@ import pytest
 from conftest import ROOT, FakeDetector, FakeServable, Rest, bearer, fake_server, key_entry
 
 import serving
-from serving_extensions import quotas
+from serving_extensions import console, quotas
 
 BODY = json.dumps({"instances": [[1.0]]})
 PICTURE = json.dumps({"image_type": "array", "data": [[[1, 2, 3]]]})
@@ -77,7 +77,7 @@ def guarded(request, tmp_path, monkeypatch):
         {"id": "elsewhere", "model": "e"},
     ]
     monkeypatch.setattr(
-        pages, "list_samples", lambda server, deployment: [ROOT / "models/shapes/samples/0.jpg"]
+        console, "list_samples", lambda server, deployment: [ROOT / "models/shapes/samples/0.jpg"]
     )
     server = fake_server(
         {"m": FakeServable(), "d": FakeDetector(), "e": FakeDetector()},
@@ -585,7 +585,7 @@ def test_keys_are_in_no_log(guarded, caplog):
 
 def test_comparing_takes_every_key_whole(monkeypatch):
     compared = []
-    monkeypatch.setattr(keys.hmac, "compare_digest", lambda a, b: compared.append(b) or a == b)
+    monkeypatch.setattr(serving.hmac, "compare_digest", lambda a, b: compared.append(b) or a == b)
     entries = serving.parse(serving.Auth, {"keys": [key_entry(name, name) for name in "abc"]}).keys
     ring = serving.KeyRing(entries, lambda *_: None)
     assert ring.find("a").name == "a" and len(compared) == 3

@@ -10,8 +10,6 @@ import json
 import resource
 import socket
 import struct
-import subprocess
-import sys
 import threading
 import time
 import zlib
@@ -1072,29 +1070,3 @@ def test_fifty_clients_and_five_thousand_pictures_each_get_their_own_answer():
 
         with ThreadPoolExecutor(50) as pool:
             assert sum(pool.map(ask, range(50)), []) == []
-
-
-def test_serving_alone_serves_the_rest_surface_and_says_what_else_needs(tmp_path):
-    (tmp_path / "serving.py").write_bytes((ROOT / "serving.py").read_bytes())
-    (tmp_path / "config.json").write_text(
-        json.dumps(config({"name": "half", "base_path": str(ROOT / "models/half_plus_two")}))
-    )
-    code = (
-        "import sys\nsys.modules['serving_extensions'] = sys.modules['routines'] = None\nimport serving, json\nfrom werkzeug.test import Client\nclient = Client(serving.create_app('config.json'))\n"
-        "print(json.dumps([client.post('/v1/models/half:predict', data=body).json for body in ('{\"instances\": [1.0]}', '{')]))\n"
-        "print(json.dumps([[client.post(path).status_code, client.post(path).json['error']] for path in ('/predict',)]))\n"
-        "try:\n    serving.load_config({'model_config_list': [], 'auth': {'protect': 'all'}})\nexcept serving.ConfigError as error:\n    print(error)\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
-    )
-    answers, pictures, refused = done.stdout.strip().split("\n")
-    assert json.loads(answers)[0] == {"predictions": [2.5]} and json.loads(answers)[1][
-        "error"
-    ].startswith("JSON Parse error: ")
-    assert json.loads(pictures) == [
-        [404, "This needs serving_extensions/keys.py beside serving.py"]
-    ]
-    assert refused.startswith(
-        "$.auth: unknown key"
-    )  # which may be a key that stands in the wrong place

@@ -249,12 +249,12 @@ class Slow(FakeServable):
 
 def fake(monkeypatch, load, names, budget=None, size=10 * MB, **fields):
     """Entries of a residency whose models are made by `load(name)`, each of `size` bytes."""
-    monkeypatch.setattr(residency, "read_definitions", lambda folder, tags: {})
-    monkeypatch.setattr(residency, "rename_tensors", lambda definitions, folder: {})
-    monkeypatch.setattr(residency, "describe", lambda definitions: {"signature_def": {}})
-    monkeypatch.setattr(residency, "size_of", lambda folder: size)
-    monkeypatch.setattr(residency, "memory_now", lambda: 0)
-    monkeypatch.setattr(residency, "settle_garbage", lambda: None)
+    monkeypatch.setattr(on_demand, "read_definitions", lambda folder, tags: {})
+    monkeypatch.setattr(on_demand, "rename_tensors", lambda definitions, folder: {})
+    monkeypatch.setattr(on_demand, "describe", lambda definitions: {"signature_def": {}})
+    monkeypatch.setattr(on_demand, "size_of", lambda folder: size)
+    monkeypatch.setattr(on_demand, "memory_now", lambda: 0)
+    monkeypatch.setattr(on_demand, "settle_garbage", lambda: None)
     options = serving.ServerConfig(memory_budget_mb=budget, load_wait_seconds=0.3)
     room = on_demand.Residency(lambda: options, lambda folder, config: load(config.name))
     return room, [
@@ -315,7 +315,7 @@ def test_models_that_stay_load_at_once_where_no_budget_is_kept_and_else_in_turn(
         return FakeServable()
 
     room, _ = fake(monkeypatch, load, [], budget=budget)
-    monkeypatch.setattr(residency, "tensorflow", lambda: None)
+    monkeypatch.setattr(on_demand, "tensorflow", lambda: None)
     with ThreadPoolExecutor(2) as pool:
         list(
             pool.map(
@@ -390,7 +390,7 @@ def test_a_model_that_cannot_be_loaded_says_why_and_is_not_tried_at_each_request
             entry.run("serving_default", {"x": np.float32([[0]])})
         assert raised.value.status == 503
     assert tries == ["a"] and entry.why == "cannot be loaded: made to fail"
-    monkeypatch.setattr(residency, "RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(on_demand, "RETRY_SECONDS", 0.0)
     with pytest.raises(serving.ServingError):
         entry.run("serving_default", {"x": np.float32([[0]])})
     assert len(tries) == 2

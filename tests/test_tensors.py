@@ -378,12 +378,12 @@ class Ways:
                 }
             )
         )
-        self.taken, self.infer_large = 0, binary.infer_large
+        self.taken, self.infer_large = 0, serving.infer_large
 
     def ask(self, body, model="echo", **headers):
         """The answer, which must be the same both ways."""
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(binary, "infer_large", self.count)
+            patch.setattr(serving, "infer_large", self.count)
             quick = self.post(body, model, headers)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(binary, "read_value", lambda body: None)
@@ -610,7 +610,7 @@ def test_bodies_that_are_read_the_quick_way(ways, name):
 
 
 def test_the_limit_of_lists_is_the_same_both_ways(ways, monkeypatch):
-    for module in (serving, tensors):
+    for module in (serving,):
         monkeypatch.setattr(module, "MAX_LISTS", 1000)
     for shape in (
         (400, 2),
@@ -676,7 +676,7 @@ def test_any_body_answers_the_same_both_ways(ways, model, dtype, chance):
 
 
 def test_threads_share_parsers_and_each_reads_its_own(monkeypatch):
-    monkeypatch.setattr(tensors, "parsers", [])
+    monkeypatch.setattr(serving, "parsers", [])
     texts = [
         json.dumps([[number + place / 8 for place in range(500)]] * 20).encode()
         for number in range(32)
@@ -702,8 +702,8 @@ def test_threads_share_parsers_and_each_reads_its_own(monkeypatch):
 
 
 def test_a_parser_that_has_read_a_huge_text_is_not_kept(monkeypatch):
-    monkeypatch.setattr(tensors, "parsers", [])
-    monkeypatch.setattr(tensors, "KEPT_BYTES", 1000)
+    monkeypatch.setattr(serving, "parsers", [])
+    monkeypatch.setattr(serving, "KEPT_BYTES", 1000)
     assert (
         serving.read_array(json.dumps([1] * 500).encode()).shape == (500,) and not serving.parsers
     )

@@ -3411,10 +3411,10 @@ class ModelManager:
                 # Before the end of the process: atexit would be too late, the pools that a load uses are closed by then.
                 threading._register_atexit(end_loading, weakref.ref(self))  # type: ignore[attr-defined]
 
-    def reload(self) -> Outcome:
+    def reload(self, timeout: float = math.inf) -> Outcome:
         """Bring everything up to date now, broken versions tried again; returns when the loader has done it."""
         self.start()
-        return self.run_in_loader(self.refresh)
+        return self.run_in_loader(self.refresh, timeout)
 
     def stop(self, drain: bool = True) -> None:
         """Stop loading, let running requests finish (or not wait for them), free every model that is idle."""
@@ -3422,13 +3422,21 @@ class ModelManager:
         if self._thread and self._thread.is_alive():
             self.run_in_loader(functools.partial(self._unload_all, drain))
 
-    def run_in_loader(self, job: Callable[[], Any]) -> Any:
-        """Have the loader thread do a job; returns when it is done, raises what it raises."""
+    def run_in_loader(self, job: Callable[[], Any], timeout: float = math.inf) -> Any:
+        """Have the loader thread do a job; returns when it is done, raises what it raises.
+
+        ServingError DEADLINE_EXCEEDED after `timeout` seconds; the job is done all the same, later.
+        """
         future: Future = Future()
         self._jobs.put((job, future))
-        while not wait([future], timeout=1).done:
+        deadline = time.monotonic() + timeout
+        while not wait([future], timeout=max(0.0, min(1.0, deadline - time.monotonic()))).done:
             if not (self._thread and self._thread.is_alive()):
                 raise ServingError("The server is stopping", "UNAVAILABLE")
+            if time.monotonic() >= deadline:
+                raise ServingError(
+                    "Loading takes longer than the request's time", "DEADLINE_EXCEEDED"
+                )
         return future.result()
 
     def _work(self) -> None:
@@ -4865,13 +4873,13 @@ class ModelServer:
         others = (name for extension in self.extensions for name in extension.unready(self))
         return [*self.manager.unready(), *others]
 
-    def reload(self) -> tuple[int, dict[str, Any]]:
+    def reload(self, timeout: float = math.inf) -> tuple[int, dict[str, Any]]:
         """Read config and version folders again; returns the HTTP status and body OpenVINO Model Server gives.
 
         201: something was read or loaded anew; 200: all was as it should be; else `error`, and in `details`
-        what failed and where.
+        what failed and where. Raises ServingError DEADLINE_EXCEEDED after `timeout` seconds.
         """
-        outcome = self.manager.reload()
+        outcome = self.manager.reload(timeout)
         if not outcome.errors:
             return (201 if outcome.config_read or outcome.changed else 200), self.config_status()
         step = (
@@ -5360,7 +5368,7 @@ def view_config(server: ModelServer, call: Call) -> Reply:
 
 
 def view_reload(server: ModelServer, call: Call) -> Reply:
-    status, body = server.reload()
+    status, body = server.reload(call.trace.remaining())
     return reply(body, status)
 
 

@@ -19,7 +19,7 @@ from waitress.parser import HTTPRequestParser, ParsingError, TransferEncodingNot
 from waitress.proxy_headers import PROXY_HEADERS
 from waitress.receiver import ChunkedReceiver
 from waitress.server import TcpWSGIServer
-from waitress.utilities import BadRequest
+from waitress.utilities import BadRequest, RequestEntityTooLarge
 
 from serving import Extension, ServingError, Waitress, find_known, path_of, reached_by
 from serving_extensions.lane import Lane
@@ -38,6 +38,9 @@ BARE_LINE_FEED = re.compile(rb"(?<!\r)\n")
 FRAMING = re.compile(
     rb"\r\n(host|content-length|transfer-encoding)[ \t]*:[ \t]*([^\r\n]*)", re.IGNORECASE
 )
+BLANKS = re.compile(rb"[ \t]{256}")
+TRAILER = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\x20-\x7e\x80-\xff\t]*")
+TARGET = re.compile(r"/|https?://|\*$", re.IGNORECASE)
 HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|[\w.~%!$&'()*+,;=-]*)(?::[0-9]*)?", re.ASCII)
 
 
@@ -46,6 +49,7 @@ class Parser(HTTPRequestParser):
 
     front: Any = None
     completed: bool
+    error: Any
     body_rcv: Any
     checked = 0  # bytes of the body, when it was last asked whether there is room for more
 
@@ -60,6 +64,8 @@ class Parser(HTTPRequestParser):
                 self.error, self.completed = BadRequest("Bare LF found in HTTP message"), True
                 return len(data)
         consumed = super().received(data)
+        if self.error:  # it is answered now, and nothing else asked for
+            self.expect_continue = False
         if self.body_bytes_received > self.checked + LARGE_BODY and not self.completed:
             self.checked = self.body_bytes_received
             if self.chunked:
@@ -72,21 +78,32 @@ class Parser(HTTPRequestParser):
         ]
         if b"\r\n " in header_plus or b"\r\n\t" in header_plus:  # section 5.2
             raise ParsingError("Header lines must not be folded")
+        if BLANKS.search(header_plus):  # waitress's pattern takes seconds for some 10,000 of them
+            raise ParsingError("A header has very many blanks in a row")
         lengths = [value for name, value in fields if name == b"content-length"]
         if any(not value.isdigit() or len(value) > 18 for value in lengths):
             raise ParsingError("Content-Length is invalid")
         super().parse_header(header_plus)
         check_framing(
-            lengths, [value for name, value in fields if name == b"transfer-encoding"], self.version
+            lengths,
+            [value for name, value in fields if name == b"transfer-encoding"],
+            self.version,
         )
         check_host([value for name, value in fields if name == b"host"], self.version)
+        check_target(self.request_uri)
+        self.settle()
+
+    def settle(self) -> None:
+        """What follows from a head that is right."""
         for name in PROXY_HEADERS:  # what a client says of itself
             self.headers.pop(name, None)
+        options = [one.strip().lower() for one in self.headers.get("CONNECTION", "").split(",")]
+        if len(options) > 1 and "close" in options:  # it is a list (RFC 9110, 7.6.1)
+            self.connection_close, self.headers["CONNECTION"] = True, "close"
         if self.chunked:
-            self.body_rcv = Chunks(self.body_rcv.getbuf())
-        elif (
-            not self.content_length
-        ):  # nothing is to come: waitress would take the next head for more of this request
+            most = self.adj.max_request_body_size
+            self.body_rcv = Chunks(self.body_rcv.getbuf(), most)
+        elif not self.content_length:  # nothing is to come: waitress would take the next head
             self.expect_continue = False
         if self.content_length > LARGE_BODY:
             self.look_for_room()
@@ -111,6 +128,12 @@ def check_framing(lengths: list[bytes], codings: list[bytes], version: str) -> N
         raise ParsingError(f"Transfer-Encoding is not for HTTP/{version or '0.9'}")
 
 
+def check_target(uri: str) -> None:
+    """Refuse what is neither a path nor a URL, nor `*` (RFC 9112, 3.2)."""
+    if not TARGET.match(uri):
+        raise ParsingError("Request target is invalid")
+
+
 def check_host(hosts: list[bytes], version: str) -> None:
     """Refuse a missing, doubled or impossible Host (RFC 9112, 3.2)."""
     if len(hosts) > 1:
@@ -122,17 +145,34 @@ def check_host(hosts: list[bytes], version: str) -> None:
 
 
 class Chunks(ChunkedReceiver):
-    """waitress's receiver of chunks, whose sizes and trailer may be no longer than a head.
+    """waitress's receiver of chunks, of at most `most` bytes each, whose sizes and trailer are as a head's lines.
 
-    It looks at all of a line each time more of it comes.
+    It looks at all of a line each time more of it comes, and at nothing of a trailer.
     """
+
+    def __init__(self, buffer: Any, most: int):
+        super().__init__(buffer)
+        self.most = most
 
     def received(self, data: bytes) -> int:
         consumed = super().received(data)
-        if len(self.control_line) > HEAD_BYTES or len(self.trailer) > HEAD_BYTES:
-            self.error = BadRequest(f"Chunk size or trailer exceeds {HEAD_BYTES} bytes")
+        if self.error is None and (problem := self.problem()):
+            self.error = problem
             self.all_chunks_received = True
         return consumed
+
+    def problem(self) -> Any:
+        """What is wrong with what has come; None where nothing is."""
+        if len(self.control_line) > HEAD_BYTES or len(self.trailer) > HEAD_BYTES:
+            return BadRequest(f"Chunk size or trailer exceeds {HEAD_BYTES} bytes")
+        if self.chunk_remainder > self.most:
+            return RequestEntityTooLarge(f"exceeds max_body of {self.most}")
+        if BARE_LINE_FEED.search(self.trailer) or BARE_LINE_FEED.search(self.control_line):
+            return BadRequest("Bare LF found in chunks")
+        lines = self.trailer.split(b"\r\n") if self.completed else ()
+        if any(line and not TRAILER.fullmatch(line) for line in lines):
+            return BadRequest("Invalid trailer")
+        return None
 
 
 # ==================================================================================================

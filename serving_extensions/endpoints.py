@@ -85,10 +85,10 @@ def view_endpoint(server: ModelServer, call: Call, endpoint: Endpoint) -> Reply:
             text = f"Method {call.method} is not allowed here; this URL takes GET, {', '.join(endpoint.methods)}"
             allow = {"Allow": ", ".join(dict.fromkeys(("GET", *endpoint.methods)))}
             raise ServingError(text, "INVALID_ARGUMENT", HTTPStatus.METHOD_NOT_ALLOWED, allow)
-        load(server, endpoint)
+        load(server, endpoint, call.trace.remaining())
         return envelop(endpoint, {"status": "ready", "path": endpoint.path})
     if not endpoint.handler.ready:
-        load(server, endpoint)
+        load(server, endpoint, call.trace.remaining())
     context = Context(call.caller.name, dict(call.headers), call.request_id, server)
     try:
         value, content_type = to_reply(run(endpoint, read_value(server, call), context))
@@ -101,12 +101,12 @@ def view_endpoint(server: ModelServer, call: Call, endpoint: Endpoint) -> Reply:
     )
 
 
-def load(server: ModelServer, endpoint: Endpoint) -> None:
+def load(server: ModelServer, endpoint: Endpoint, seconds: float) -> None:
     """Have the loader import the function's module, unless it is there."""
     if endpoint.handler.ready:
         return
     try:
-        server.start().manager.run_in_loader(endpoint.handler.load)
+        server.start().manager.run_in_loader(endpoint.handler.load, seconds)
     except HandlerError as error:
         raise ServingError(f"{endpoint.path} is not available: {error}", "UNAVAILABLE") from None
 

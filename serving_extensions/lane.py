@@ -27,7 +27,7 @@ class Lane:
 
     def __init__(self, server: Any):
         self.server = server
-        self.strikes: dict[str, int] = {}  # model -> how many of its latest requests took long
+        self.strikes: dict[str, float] = {}  # model -> how many of its latest requests took long
         self.late: dict[
             str, float
         ] = {}  # model -> until when its requests go to the worker threads
@@ -72,11 +72,13 @@ class Lane:
         """Learn which models are short only by their looks: with very many rows, or with other input than was tried.
 
         Once tells nothing: it may be the first of its shape. By the processor's time, which neighbours do not change.
+        Each short one makes up for a quarter of a long one.
         """
         if seconds < LONG_SECONDS:
-            self.strikes.pop(model, None)
+            if model in self.strikes:
+                self.strikes[model] = max(0.0, self.strikes[model] - 0.25)
             return
-        self.strikes[model] = self.strikes.get(model, 0) + 1
+        self.strikes[model] = self.strikes.get(model, 0.0) + 1
         if self.strikes[model] < STRIKES:
             return
         del self.strikes[model]

@@ -743,6 +743,37 @@ REFUSED = {
         400,
         ASKED + b"Host: h\r\nTransfer-Encoding: chunked\r\n\r\n1;" + b"x" * 100_000,
     ),
+    "an unclean trailer": (
+        400,
+        ASKED + b"Host: h\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nA: b\n\n",
+    ),
+    "a trailer without a colon": (
+        400,
+        ASKED + b"Host: h\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nA b\r\n\r\n",
+    ),
+    "a trailer of bare line feeds": (
+        400,
+        ASKED + b"Host: h\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nA: b\n\n\r\n\r\n",
+    ),
+    "a huge chunk": (
+        413,
+        ASKED + b"Host: h\r\nTransfer-Encoding: chunked\r\n\r\nFFFFFFFFFFFFFFFFF\r\n",
+    ),
+    "a huge body that waits": (
+        413,
+        ASKED + b"Host: h\r\nExpect: 100-continue\r\nContent-Length: 9999999999\r\n\r\n",
+    ),
+    "no path": (400, b"GET livez HTTP/1.1\r\nHost: h\r\n\r\n"),
+    "an authority": (400, b"CONNECT h:80 HTTP/1.1\r\nHost: h\r\n\r\n"),
+    **{
+        f"very many blanks {number}": (
+            400,
+            b"GET /livez HTTP/1.1\r\nHost: h\r\nA:" + blanks + b"x\r\n\r\n",
+        )
+        for number, blanks in enumerate(
+            (b"\t" * 60_000, b" " * 60_000 + b"\x01", b"y" + b" \t" * 30_000)
+        )
+    },
     "an endless head": (431, ASKED + b"Host: h\r\n" + b"X: y\r\n" * 20_000),
 }
 
@@ -773,6 +804,16 @@ def test_a_head_that_may_be_read_in_two_ways_is_refused_and_hung_up_on(live, nam
     assert heard and not model.threads, "nothing of it ran"
     with connected(address) as client:
         assert ask(client, PREDICT) == {"predictions": [[3.0]]}
+
+
+@pytest.mark.parametrize(
+    "value", ["close", "Close", "keep-alive, close", "close, te", "te , CLOSE"]
+)
+def test_a_connection_that_is_to_close_in_whatever_list_closes(live, value):
+    with connected(live[0]) as client:
+        client.sendall(post(row(4), head=f"Connection: {value}\r\n") + PREDICT)
+        heard = read_all(client)
+    assert heard.count(b"HTTP/1.1 200 ") == 1 and b"Connection: close" in heard
 
 
 @pytest.mark.parametrize(
@@ -1324,9 +1365,9 @@ def test_three_long_ones_running_send_a_models_requests_to_the_threads_for_a_whi
     assert not found.is_short("m", None)
 
 
-def test_a_quick_one_between_forgives(clocked):
+def test_quick_ones_between_forgive_but_not_one_for_two(clocked):
     found, _ = clocked
-    for seconds in (1.0, 1.0, 0.0001) * 5:
+    for seconds in (1.0, 1.0, *[0.0001] * 8) * 5:
         found.note("m", seconds)
         assert found.is_short("m", None)
     for seconds in (1.0, 1.0):
@@ -1335,6 +1376,9 @@ def test_a_quick_one_between_forgives(clocked):
     assert found.is_short("m", None)
     found.note("m", 1.0)
     assert not found.is_short("m", None), "quick ones of another model do not"
+    for seconds in (1.0, 1.0, 0.0001) * 2:
+        found.note("other", seconds)
+    assert not found.is_short("other", None)
 
 
 def test_a_model_that_has_become_slow_moves_to_the_workers():

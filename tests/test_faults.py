@@ -15,7 +15,17 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import requests
-from conftest import NO_POLL, ROOT, Disk, FakeServable, Rest, config, fake_server, listening
+from conftest import (
+    NO_POLL,
+    ROOT,
+    Disk,
+    FakeServable,
+    Rest,
+    assert_error,
+    config,
+    fake_server,
+    listening,
+)
 from test_saved_models import export
 
 import serving
@@ -366,3 +376,15 @@ def test_a_quota_store_without_room_lets_nobody_in_and_recovers(tmp_path):
     assert sqlite3.connect(tmp_path / "q.sqlite3").execute("PRAGMA integrity_check").fetchone() == (
         "ok",
     )
+
+
+def test_a_reload_that_waits_for_a_load_that_hangs_ends_at_its_deadline():
+    go, disk = threading.Event(), Disk(m=[1])
+    load = disk.load
+    disk.load = lambda folder, model: (go.wait(60), load(folder, model))[1]
+    server = serving.ModelServer(config("m"), load=disk.load, list_versions=disk.list_versions)
+    rest = Rest(server)
+    response = rest.post("/v1/config/reload", headers={"X-Request-Timeout": "0.3"})
+    assert_error(response, 504, "Loading takes longer than the request's time")
+    go.set()
+    assert server.wait(60) and rest.post("/v1/config/reload").status_code == 200

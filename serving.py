@@ -1,21 +1,24 @@
 """serving: a TensorFlow model server in one embeddable Python file.
 
 It loads SavedModels named in a JSON config and answers TensorFlow Serving's REST API, with OpenVINO
-Model Server's config and reload. With routines.py and serving_extensions/ beside it, it takes pictures,
-answers annotations, asks for keys, and runs pipelines and handlers.
+Model Server's config and reload; with routines.py beside it, it takes pictures and answers annotations;
+with serving_extensions/, it has pipelines, handlers, a page, metrics and more.
 
     python serving.py --config config.json                                      # a server of its own
     site.register_blueprint(serving.create_blueprint("config.json"), url_prefix="/ml")   # in a Flask site
     serving.ModelServer("config.json").predict("digits", {"instances": [...]})  # from Python, no HTTP
 
-The rooms of this file, each using only the rooms above it:
+The sections of this file, each using only those above it:
 
     Errors                what can go wrong, and its HTTP status
+    Extensions            the seam that optional capabilities plug into
     Configuration         config.json as frozen dataclasses
     Tensors and JSON      JSON to NumPy arrays and back, as TensorFlow Serving reads and writes it
-    Servables             versions on disk, SavedModels in TensorFlow sessions, batching
+    Servables             versions on disk, SavedModels in TensorFlow sessions
     Model manager         what is wanted, what is loaded, and the thread that brings them together
     Inference             predict, classify, regress: dict in, dict out
+    Keys                  who may call what
+    Pictures              a picture through a deployment: labels, model, routines
     ModelServer           all of it behind one object: the Python API
     HTTP                  the same behind URLs: routes, views, blueprint, app
     Command line          options, the waitress server, start and stop
@@ -4126,45 +4129,45 @@ def shape_text(array: np.ndarray) -> str:
 
 def classify(servable: Servable, name: str, examples: list) -> dict[str, Any]:
     """Answer a classify request: for each example its [label, score] pairs, under `results` and `result`."""
-
-    def check(signature: Signature, text: str) -> None:
-        require(
-            len(signature.outputs) in (1, 2),
-            f"Expected one or two output Tensors, found {len(signature.outputs)}",
-        )
-        require(
-            "inputs" in signature.inputs, f"No classification inputs found in SignatureDef: {text}"
-        )
-        require(
-            bool(signature.outputs.keys() & {"classes", "scores"}),
-            f'Expected classification signature outputs to contain at least one of "classes" or "scores". Signature was: {text}',
-        )
-
-    outputs = run_examples(servable, name, examples, check)
+    outputs = run_examples(servable, name, examples, check_classification)
     specs = servable.signatures[name].outputs
-    for output, dtype in (("classes", "DT_STRING"), ("scores", "DT_FLOAT")):
-        if (array := outputs.get(output)) is not None:
-            require(
-                array.ndim == 2,
-                f"Expected Tensor shape: [batch_size num_classes] but got {shape_text(array)}",
-            )
-            require(
-                specs[output].dtype == dtype,
-                f"Expected {output} Tensor of {dtype}. Got: {specs[output].dtype}",
-            )
-            require(
-                len(array) == len(examples),
-                f"Expected {output} output batch size of {len(examples)}. Got: {len(array)}",
-            )
-            shape = array.shape
-    classes = outputs.get("classes", np.full(shape, b"", object))
-    scores = outputs.get("scores", np.zeros(shape, np.float32))
+    shapes = [
+        check_classes(outputs[output], specs[output], dtype, len(examples))
+        for output, dtype in (("classes", "DT_STRING"), ("scores", "DT_FLOAT"))
+        if output in outputs
+    ]
+    classes = outputs.get("classes", np.full(shapes[0], b"", object))
+    scores = outputs.get("scores", np.zeros(shapes[0], np.float32))
     require(
         classes.shape == scores.shape,
-        f"Tensors class and score should match in dim_size(1). Got {classes.shape[1]} vs. {scores.shape[1]}",
+        "Tensors class and score should match in dim_size(1). "
+        f"Got {classes.shape[1]} vs. {scores.shape[1]}",
     )
     results = [[list(pair) for pair in zip(*row)] for row in zip(classes, scores)]
     return {"results": results, "result": results}
+
+
+def check_classification(signature: Signature, text: str) -> None:
+    """Refuse a signature that cannot classify, before it runs."""
+    count = len(signature.outputs)
+    require(count in (1, 2), f"Expected one or two output Tensors, found {count}")
+    missing = f"No classification inputs found in SignatureDef: {text}"
+    require("inputs" in signature.inputs, missing)
+    require(
+        bool(signature.outputs.keys() & {"classes", "scores"}),
+        "Expected classification signature outputs to contain at least one of "
+        f'"classes" or "scores". Signature was: {text}',
+    )
+
+
+def check_classes(array: np.ndarray, spec: TensorSpec, dtype: str, count: int) -> tuple[int, ...]:
+    """Refuse classes or scores of another form than [examples, classes]; returns their shape."""
+    rank = f"Expected Tensor shape: [batch_size num_classes] but got {shape_text(array)}"
+    require(array.ndim == 2, rank)
+    require(spec.dtype == dtype, f"Expected {spec.name} Tensor of {dtype}. Got: {spec.dtype}")
+    size = f"Expected {spec.name} output batch size of {count}. Got: {len(array)}"
+    require(len(array) == count, size)
+    return array.shape
 
 
 def regress(servable: Servable, name: str, examples: list) -> dict[str, Any]:

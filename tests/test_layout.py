@@ -26,7 +26,7 @@ def test_title_page_lists_the_rooms_in_order():
     _, rooms = room_of_line()
     listed = re.findall(
         r"^    (\w[\w ]+?)  +\S",
-        ast.get_docstring(TREE, clean=False).split("rooms above it:")[1],
+        ast.get_docstring(TREE, clean=False).split("those above it:")[1],
         re.MULTILINE,
     )
     assert listed == rooms

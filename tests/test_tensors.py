@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import serving
-from serving_extensions import binary
 
 DTYPES = (
     "int8",
@@ -386,7 +385,7 @@ class Ways:
             patch.setattr(serving, "infer_large", self.count)
             quick = self.post(body, model, headers)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(binary, "read_value", lambda body: None)
+            patch.setattr(serving, "read_large_json", lambda body: None)
             plain = self.post(body, model, headers)
         assert quick == plain
         return quick

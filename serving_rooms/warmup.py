@@ -7,11 +7,32 @@ from typing import Any
 
 import numpy as np
 
-from serving import LoadError, tensorflow
+from serving import (
+    Load,
+    LoadError,
+    LoadRequest,
+    Servable,
+    load_errors,
+    tensorflow,
+    without_deprecations,
+)
 
 MOST_RECORDS = 1000  # TensorFlow Serving's limit
 
 Requests = Iterator[tuple[str, dict[str, np.ndarray]]]
+
+
+def wrap(load: Load) -> Load:
+    """A loader that runs the requests that lie beside a model before the model serves others."""
+
+    @without_deprecations()
+    def load_replayed(request: LoadRequest) -> Servable:
+        servable = load(request)
+        with load_errors(request.folder, functools.partial(servable.retire, 0)):
+            replay(request.folder, servable.call)
+        return servable
+
+    return load_replayed
 
 
 def replay(folder: Path, answer: Callable[[str, dict[str, np.ndarray]], Any]) -> None:

@@ -25,6 +25,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 logging.getLogger("tensorflow").setLevel(logging.ERROR)
 
 import serving  # noqa: E402
+from serving_rooms import loading  # noqa: E402
 
 
 def pytest_sessionfinish():
@@ -60,6 +61,13 @@ class FakeServable(serving.Servable):
 
     def mark_closed(self):
         self.closed = True
+
+
+def load_model(folder, name="m", **fields):
+    """A SavedModel as a server loads it, by the plain loader and all that is wrapped around it."""
+    config = serving.ModelConfig(name, str(folder), **fields)
+    load = loading.wrap_load(serving.load_saved_model, serving.ServerConfig)
+    return load(serving.LoadRequest(Path(folder), config))
 
 
 class Disk:

@@ -1818,12 +1818,14 @@ def load_saved_model(request: LoadRequest) -> Servable:
 def report_unread(request: LoadRequest) -> None:
     """Say in the log what of a config no wrapper of this loader has answered."""
     config = request.config
-    unread = {
-        "unbatched": bool(config.batching),
-        "one replica": not request.device and len(config.targets) * config.instances > 1,
-        "loaded at once": config.load == "on_demand",
-    }
-    for what in (what for what, is_unread in unread.items() if is_unread):
+    unread = []
+    if config.batching:
+        unread.append("unbatched")
+    if not request.device and len(config.targets) * config.instances > 1:
+        unread.append("one replica")
+    if config.load == "on_demand":
+        unread.append("loaded at once")
+    for what in unread:
         logger.warning("%s: %s: that needs serving_rooms/ beside serving.py", config.name, what)
 
 
@@ -2006,15 +2008,32 @@ def open_session(
     return session, definitions, metadata
 
 
-def all_filled(session: Any) -> bool:
-    """Whether each variable of a session has a value."""
-    handles = [op.outputs[0] for op in session.graph.get_operations() if op.type == "VarHandleOp"]
+def is_filled(session: Any) -> dict[Any, bool]:
+    """Whether it has a value, of each variable of a session, by the operation that names it."""
+    variables = [op for op in session.graph.get_operations() if op.type == "VarHandleOp"]
+    ask = tensorflow().raw_ops.VarIsInitializedOp
     with session.graph.as_default():
-        return all(
-            session.run(
-                [tensorflow().raw_ops.VarIsInitializedOp(resource=handle) for handle in handles]
+        asked = [ask(resource=variable.outputs[0]) for variable in variables]
+    return dict(zip(variables, session.run(asked)))
+
+
+def check_variables(session: Any) -> None:
+    """Raise LoadError for a variable that a checkpoint has filled with another shape than it has.
+
+    TensorFlow takes any: the answers would be of another model, or of none.
+    """
+    tf = tensorflow()
+    variables = [variable for variable, filled in is_filled(session).items() if filled]
+    with session.graph.as_default():
+        asked = [tf.raw_ops.VariableShape(input=variable.outputs[0]) for variable in variables]
+    for variable, sizes in zip(variables, session.run(asked)):
+        shape = tf.TensorShape(variable.get_attr("shape"))
+        if not shape.is_compatible_with(sizes):
+            name = variable.get_attr("shared_name").decode() or variable.name
+            raise LoadError(
+                f"variable '{name}' is {print_shape(shape.as_list())} in the graph, "
+                f"{print_shape(sizes.tolist())} in the checkpoint"
             )
-        )
 
 
 @contextlib.contextmanager
@@ -2041,32 +2060,11 @@ def open_graph(
         except RuntimeError:  # also where there is no such graph
             find_graph(read_graphs(folder), tags)
             raise
-        filled = all_filled(session)
-        if filled:
-            check_variables(session)
-    if not filled:
+        check_variables(session)
+    if not all(is_filled(session).values()):
         session.close()
         session = None
     return session, dict(meta_graph.signature_def)
-
-
-def check_variables(session: Any) -> None:
-    """Raise LoadError for a variable that a checkpoint has filled with another shape than it has.
-
-    TensorFlow takes any: the answers would be of another model, or of none.
-    """
-    tf, graph = tensorflow(), session.graph
-    variables = [op for op in graph.get_operations() if op.type == "VarHandleOp"]
-    with graph.as_default():
-        asked = [tf.raw_ops.VariableShape(input=op.outputs[0]) for op in variables]
-    for variable, filled in zip(variables, session.run(asked)):
-        shape = tf.TensorShape(variable.get_attr("shape"))
-        if not shape.is_compatible_with(filled):
-            name = variable.get_attr("shared_name").decode() or variable.name
-            raise LoadError(
-                f"variable '{name}' is {print_shape(shape.as_list())} in the graph, "
-                f"{print_shape(filled.tolist())} in the checkpoint"
-            )
 
 
 def read_graphs(folder: Path) -> list[Any]:

@@ -1790,7 +1790,7 @@ class LoadRequest:
         return dataclasses.replace(self, config=dataclasses.replace(self.config, **fields))
 
 
-Load = Callable[[LoadRequest], Servable]
+Load = Callable[[LoadRequest], Servable]  # what is wrapped around one is one as well
 
 
 @without_deprecations()
@@ -2404,7 +2404,9 @@ def rename_tensors(definitions: Mapping[str, Any], folder: Path) -> dict[str, di
     It has names for requests instead of the model's own. Raises LoadError where two are the same.
     """
     path = folder / "mapping_config.json"
-    mapping = json.loads(path.read_bytes()) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    mapping = json.loads(path.read_bytes())
     for definition in definitions.values():
         for side in ("inputs", "outputs"):
             tensors = getattr(definition, side)

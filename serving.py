@@ -14,7 +14,8 @@ The sections of this file, each using only those above it:
     Extensions            the seam that optional capabilities plug into
     Configuration         config.json as frozen dataclasses
     Tensors and JSON      JSON to NumPy arrays and back, as TensorFlow Serving reads and writes it
-    Servables             versions on disk, SavedModels in TensorFlow sessions
+    Servables             what answers: signatures, arrays in, arrays out; versions on disk
+    SavedModels           opened in TensorFlow sessions, checked, called: servables
     Model manager         what is wanted, what is loaded, and the thread that brings them together
     Inference             predict, classify, regress: dict in, dict out
     Keys                  who may call what
@@ -29,6 +30,7 @@ import array
 import base64
 import binascii
 import contextlib
+import copy
 import ctypes
 import dataclasses
 import datetime
@@ -72,7 +74,8 @@ from collections.abc import (
     MutableMapping,
     Sequence,
 )
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor, wait
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from pathlib import Path
@@ -310,7 +313,7 @@ class Extension:
     # write(call, answer) -> the Reply in another form than JSON that the client wants, or None.
     write: Callable[["Call", Mapping[str, Any]], Any] = nothing
     # wrap_load(server, load) -> load: around the loading of a version.
-    wrap_load: Callable[["ModelServer", Any], Any] = lambda server, load: load
+    wrap_load: Callable[["ModelServer", "Load"], "Load"] = lambda server, load: load
     # saw(server, deployment, image, predictions, origin): a picture has been answered.
     saw: Callable[..., None] = nothing
     # begin(server), observe(server, trace, line, reply): a request begins, is answered.
@@ -2002,8 +2005,7 @@ def shape_of(skeleton: bytes) -> list[int] | None:
 
 # ==================================================================================================
 # Servables
-# In: a model's folder and config. Out: `Servable`: signatures, `run(signature, inputs) -> outputs`, leases.
-# The only room that touches TensorFlow.
+# In: a base path; a function over arrays. Out: version folders; `Servable`: `run`, leases.
 # ==================================================================================================
 
 
@@ -2023,6 +2025,7 @@ class Trace:
         "version",
         "deadline",
         "has_left",
+        "waited",
     )
 
     def __init__(self, queued: float | None = None, has_left: Callable[[], bool] = lambda: False):
@@ -2032,6 +2035,7 @@ class Trace:
         self.has_left = has_left  # whether its client has
         self.began = self.ended = self.inference = self.routines = 0.0
         self.rows, self.batch, self.model, self.version = 0, 0, "", ""
+        self.waited = False  # for a model to load
 
     def limit(self, seconds: float, wish: str | None) -> None:
         """Set the deadline, `wish` being what the client asks for. Raises BadRequest for a wrong one, ServingError when it is past."""
@@ -2078,11 +2082,13 @@ class SignatureCall(typing.NamedTuple):
     seconds: float = float(
         "inf"
     )  # of one made-up row; not known where that tells nothing of others
-    kind: str = "session"  # or `frozen`, `batched`
+    kind: str = "session"  # or `frozen`, `batched`: a last value says how many rows ran at once
     bounded: bool = (
         True  # whether any input takes about as long as that row: no loops, no Python functions
     )
     tried: bool = False  # whether it has answered made-up input
+    operations: frozenset[str] = frozenset()  # their kinds, of those that it may run
+    keeps: tuple[str, ...] = ()  # of these, those that may keep something of a call
 
 
 LEAVING: "weakref.WeakSet[Any]" = (
@@ -2093,14 +2099,18 @@ LEAVING: "weakref.WeakSet[Any]" = (
 class Servable:
     """Anything that answers: signatures, and `run(signature_name, inputs) -> outputs` on arrays by name.
 
-    Requests hold a lease while they run, so that `retire` can wait for them: `close` is called once, after
-    the last one. Leases are counted under a lock; everything else is fixed at construction.
+    Requests hold a lease while they run, so that `retire` can wait for them: `close` is called once,
+    after the last one. Leases are counted under a lock; everything else is fixed at construction.
+    What answers by more than a function is a subclass with a `call` of its own.
     """
+
+    # Of a SavedModel: its session and calls, for those who wrap its loader.
+    opened: "OpenModel | None" = None
 
     def __init__(
         self,
         signatures: Mapping[str, Signature],
-        run: Callable[[str, dict[str, np.ndarray]], dict[str, np.ndarray]],
+        run: Callable[[str, dict[str, np.ndarray]], dict[str, np.ndarray]] | None = None,
         *,
         metadata: dict[str, Any] | None = None,
         device: str = "",
@@ -2108,12 +2118,22 @@ class Servable:
         calls: Mapping[str, "SignatureCall"] = types.MappingProxyType({}),
         seconds: Callable[[str], float] | None = None,
     ):
-        self.signatures, self._run, self.callables = dict(signatures), run, calls
+        self.signatures, self._run, self._calls = dict(signatures), run, calls
         self._seconds = seconds
-        self.metadata, self.device = metadata or {}, device
+        self.metadata, self._device = metadata or {}, device
         self._close = close
-        self._leases, self._retired = 0, False
+        self._leases, self._retired, self.closed = 0, False, False
         self._changed = threading.Condition()
+
+    @property
+    def callables(self) -> Mapping[str, SignatureCall]:
+        """How its signatures are called, where that is known."""
+        return self._calls
+
+    @property
+    def device(self) -> str:
+        """Where it runs, such as `GPU:0`."""
+        return self._device
 
     def seconds_of(self, name: str) -> float:
         """How long a small request takes by the signature `name`; infinity where nobody knows."""
@@ -2122,13 +2142,18 @@ class Servable:
         call = self.callables.get(name)
         return call.seconds if call is not None and call.bounded else float("inf")
 
-    def run(self, name: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Answer arrays by name with arrays by name, by the signature `name`; timed for the request it is part of."""
-        trace = getattr(CURRENT, "trace", None)
+    def run(
+        self, name: str, inputs: dict[str, np.ndarray], trace: Trace | None = None
+    ) -> dict[str, np.ndarray]:
+        """Answer arrays by name with arrays by name, by the signature `name`.
+
+        Timed for the request that it is part of: `trace`, or that of this thread.
+        """
+        trace = trace or getattr(CURRENT, "trace", None)
         if (
             trace is None or trace.began > trace.ended
         ):  # inside a pipeline's run, which is timed as a whole
-            return self._run(name, inputs)
+            return self.call(name, inputs, trace)
         trace.began = trace.began or time.perf_counter()
         start = time.perf_counter()
         first = next(iter(inputs.values()), None)
@@ -2136,10 +2161,18 @@ class Servable:
             len(first) if first is not None and first.ndim else 1
         )  # a batch with others may have more
         try:
-            return self._run(name, inputs)
+            return self.call(name, inputs, trace)
         finally:
             trace.ended = time.perf_counter()
             trace.inference += trace.ended - start
+
+    def call(
+        self, name: str, inputs: dict[str, np.ndarray], trace: Trace | None = None
+    ) -> dict[str, np.ndarray]:
+        """Answer as `run` does, which times it; `trace` is of the request: deadline, client."""
+        if self._run is None:
+            raise NotImplementedError(f"{type(self).__name__} has neither a function nor a `call`")
+        return self._run(name, inputs)
 
     def describe_calls(self) -> dict[str, str]:
         """How each signature is called, and how long that takes with one made-up row: `{"serving_default": "session, 0.02 ms"}`."""
@@ -2177,6 +2210,7 @@ class Servable:
                 return False
         close, self._close = self._close, lambda: None
         close()
+        self.closed = True
         return True
 
 
@@ -2224,6 +2258,12 @@ def contents(files: tuple) -> list[tuple]:
     """A fingerprint without what a chmod changes: a version that is loaded serves on all the same."""
     return [status[:3] for status in files[1:]]  # the first is the folder itself
 
+
+# ==================================================================================================
+# SavedModels
+# In: a `LoadRequest`: a version's folder, its model's config. Out: its `Servable`, or LoadError.
+# The only room that touches TensorFlow.
+# ==================================================================================================
 
 Function = typing.TypeVar("Function", bound=Callable[..., Any])
 
@@ -2414,83 +2454,173 @@ def is_no_deprecation(record: logging.LogRecord) -> bool:
     return threading.get_ident() not in LOADING or "deprecated" not in record.getMessage()
 
 
+@dataclass(frozen=True)
+class LoadRequest:
+    """A version to load; what wraps a loader passes it on without what it answers itself."""
+
+    folder: Path
+    config: ModelConfig
+    options: ServerConfig = ServerConfig()
+    modules: tuple[str, ...] = ()  # imported before: they bring operations
+    device: str = ""  # such as `GPU:0`; none: the config's first that is there
+    try_calls: bool = True  # with made-up input; not where other calls come in their place
+
+    def with_config(self, **fields: Any) -> "LoadRequest":
+        """The same request with other fields of the model's config."""
+        return dataclasses.replace(self, config=dataclasses.replace(self.config, **fields))
+
+
+Load = Callable[[LoadRequest], Servable]  # what is wrapped around one is one as well
+
+
 @without_deprecations()
-def load_saved_model(
-    folder: Path,
-    config: ModelConfig,
-    options: ServerConfig = ServerConfig(),
-    modules: tuple[str, ...] = (),
-) -> Servable:
-    """Load a SavedModel and warm it up, once for each of its devices and instances.
+def load_saved_model(request: LoadRequest) -> Servable:
+    """Load a SavedModel into a TensorFlow session of its own: the plain loader, complete by itself.
 
-    `modules` are imported before: they bring operations. Raises LoadError with the reason.
+    A session over the SavedModel's own graph is how TensorFlow Serving runs it; a call costs
+    microseconds where a signature of `tf.saved_model.load` costs hundreds, and closing the session
+    frees the memory. Raises LoadError with the reason.
     """
-    prepare_devices(options.gpu_memory_limit_mb, options.intra_op_threads)
-    failed = import_operations(modules)
-    devices = [pick_device(target) for target in config.targets for _ in range(config.instances)]
-    load = functools.partial(load_replica, folder, config)
+    config, held = request.config, contextlib.ExitStack()
+    prepare_devices(request.options.gpu_memory_limit_mb, request.options.intra_op_threads)
+    failed = import_operations(request.modules)
+    device = request.device or pick_device(config.targets[0])
+    report_unread(request)
+    with load_errors(request.folder, held.close, failed):
+        session, definitions, metadata = open_session(request.folder, device, config.tags)
+        held.callback(close_session, session)
+        model = prepare_calls(config.name, device, session, definitions, metadata)
+        if request.try_calls:
+            model = try_calls(model, config)
+    return SessionServable(model, held.close)
+
+
+def report_unread(request: LoadRequest) -> None:
+    """Say in the log what of a config no wrapper of this loader has answered."""
+    config = request.config
+    unread = []
+    if config.batching:
+        unread.append("unbatched")
+    if not request.device and len(config.targets) * config.instances > 1:
+        unread.append("one replica")
+    if config.load == "on_demand":
+        unread.append("loaded at once")
+    for what in unread:
+        logger.warning(
+            "%s: %s: that needs serving_extensions/ beside serving.py", config.name, what
+        )
+
+
+@contextlib.contextmanager
+def load_errors(
+    folder: Path, close: Callable[[], Any], failed: Sequence[str] = ()
+) -> Iterator[None]:
+    """Tell whatever fails within as a LoadError: what is wrong with the files, or with the model.
+
+    `close` is called then; `failed` are the modules that could not be imported.
+    """
     try:
-        if len(devices) == 1:
-            return load(devices[0])
-        return part("serving_extensions.replicas").load_replicas(devices, load)
-    except LoadError as error:
-        raise LoadError(explain_operation(error.message, failed)) from error
+        yield
+    except Exception as error:
+        close()
+        raise LoadError(explain_operation(reason_of(error, folder), failed)) from error
 
 
-class Answers:
-    """A SavedModel's signatures, how each is called, and why some cannot be: `run` of a servable.
+def close_session(session: Any) -> None:
+    """Free what a session holds; its graph goes with the next collection."""
+    session.close()
+    LEAVING.add(session.graph)
 
-    Filled while the model is loaded, not changed any more when it is.
+
+@dataclass(frozen=True)
+class OpenModel:
+    """A SavedModel in a session, and how each of its signatures is called.
+
+    What wraps the loader makes another one of it, and of that another servable.
     """
 
-    def __init__(self, signatures: dict[str, Signature]):
-        self.signatures = signatures
-        self.calls: dict[str, SignatureCall] = {}
-        self.refused: dict[str, str] = {}
+    name: str  # of the model, for the log
+    device: str
+    session: Any  # TensorFlow's, closed with the servable
+    signatures: Mapping[str, Signature]
+    calls: Mapping[str, SignatureCall]
+    refused: Mapping[str, str]  # why the others cannot be called
+    metadata: dict[str, Any]
 
-    def __call__(self, name: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        if name not in self.calls:
-            reason = self.refused.get(name, "there is none of that name")
+    def own_calls(self) -> dict[str, SignatureCall]:
+        """The calls, one that two signatures share by the name of the first alone."""
+        return {name: call for name, call in self.calls.items() if self.owner(call) == name}
+
+    def with_calls(self, change: Callable[[str, SignatureCall], SignatureCall]) -> "OpenModel":
+        """The same with its calls changed, one that two signatures share once, for both."""
+        changed = {name: change(name, call) for name, call in self.own_calls().items()}
+        calls = {name: changed[self.owner(call)] for name, call in self.calls.items()}
+        return dataclasses.replace(self, calls=calls)
+
+    def owner(self, call: SignatureCall) -> str:
+        """The first signature that is called so."""
+        return next(name for name, other in self.calls.items() if other is call)
+
+
+class SessionServable(Servable):
+    """A SavedModel that is served: its calls that may take long have threads of their own."""
+
+    def __init__(self, opened: OpenModel, close: Callable[[], Any]):
+        super().__init__(
+            opened.signatures,
+            metadata=opened.metadata,
+            device=opened.device,
+            close=self.stop,
+            calls=opened.calls,
+        )
+        self.opened, self._refused, self._free = opened, opened.refused, close
+        counts = {
+            name: count_threads(call, opened.device)
+            for name, call in opened.calls.items()
+            if may_take_long(call)
+        }
+        self._pools = {
+            count: Workers(count, f"model-{opened.name}") for count in sorted(set(counts.values()))
+        }
+        self._workers = {name: self._pools[count] for name, count in counts.items()}
+
+    def call(
+        self, name: str, inputs: dict[str, np.ndarray], trace: Trace | None = None
+    ) -> dict[str, np.ndarray]:
+        call = self.callables.get(name)
+        if call is None:
+            reason = self._refused.get(name, "there is none of that name")
             raise BadRequest(f'Signature "{name}" cannot be called: {reason}')
         arrays = [fit(spec, inputs) for spec in self.signatures[name].inputs.values()]
+        values = self.compute(name, call, arrays, trace)
+        if call.kind == "batched" and trace is not None:
+            trace.batch = int(values[-1])
+        return dict(zip(call.outputs, map(as_array, values)))
+
+    def compute(
+        self, name: str, call: SignatureCall, arrays: Sequence[np.ndarray], trace: Trace | None
+    ) -> list[Any]:
+        """What TensorFlow answers, on this thread or on the model's own; its errors as ours."""
+        workers = self._workers.get(name)
         try:
-            values = self.calls[name].run(*arrays)
+            if workers is None:
+                return call.run(*arrays)
+            return workers.run(call.run, *arrays, trace=trace)
         except tensorflow().errors.OpError as error:
             code = CODE_NAMES[error.error_code]
             raise ServingError(clean_message(error.message), code) from error
         except UnicodeDecodeError as error:  # TensorFlow's message quotes bytes that are no text
             raise BadRequest(clean_message(error.object.decode("utf-8", "replace"))) from error
-        return dict(zip(self.calls[name].outputs, map(as_array, values)))
 
+    def stop(self) -> None:
+        """End the threads, and free the model when none of them runs any more.
 
-def load_replica(folder: Path, config: ModelConfig, device: str) -> Servable:
-    """Load a SavedModel into a TensorFlow session of its own.
-
-    A session over the SavedModel's own graph is how TensorFlow Serving runs it; a call costs
-    microseconds where a signature of `tf.saved_model.load` costs hundreds, and closing the session
-    frees the memory.
-    """
-    owned = contextlib.ExitStack()  # what has to be closed
-    try:
-        session, definitions, metadata = open_session(folder, device, config.tags)
-        owned.callback(LEAVING.add, session.graph)
-        owned.callback(session.close)
-        described = describe(definitions)["signature_def"]
-        answers = Answers({name: read_signature(one) for name, one in described.items()})
-        prepare_calls(session, answers, device, config, owned)
-        if Auth is not AllPolicy:
-            part("serving_extensions.warmup").replay(folder, answers)
-    except Exception as error:  # whatever is wrong with the files, or with the model
-        owned.close()
-        raise LoadError(reason_of(error, folder)) from error
-    return Servable(
-        answers.signatures,
-        answers,
-        metadata=metadata,
-        device=device,
-        close=owned.close,
-        calls=answers.calls,
-    )
+        A session waits in its close for what runs in it, for ever where a model hangs.
+        """
+        close = self._free
+        for workers in self._pools.values():
+            close = functools.partial(workers.close, close)
+        close()
 
 
 def reason_of(error: Exception, folder: Path) -> str:
@@ -2550,35 +2680,42 @@ def open_session(
 
     Some files hold variables twice and restore one set only: as objects, they are loaded into a graph where TensorFlow ties the two.
     """
-    session, definitions = (
-        part("serving_extensions.objects").open_used(folder, device, tags)
-        if Auth is not AllPolicy
-        else (None, None)
-    )
+    session, definitions = open_used(folder, device, tags)
     if definitions is None:
         session, definitions = open_graph(folder, device, tags)
-    renamed = (
-        part("serving_extensions.objects").rename_tensors(definitions, folder)
-        if (folder / "mapping_config.json").is_file()
-        else {}
-    )
+    renamed = rename_tensors(definitions, folder)
     metadata = describe(definitions)
     if session is None:
-        session = part("serving_extensions.objects").open_objects(
-            folder, device, definitions, renamed, tags
-        )
+        session = open_objects(folder, device, definitions, renamed, tags)
     return session, definitions, metadata
 
 
-def all_filled(session: Any) -> bool:
-    """Whether each variable of a session has a value."""
-    handles = [op.outputs[0] for op in session.graph.get_operations() if op.type == "VarHandleOp"]
+def is_filled(session: Any) -> dict[Any, bool]:
+    """Whether it has a value, of each variable of a session, by the operation that names it."""
+    variables = [op for op in session.graph.get_operations() if op.type == "VarHandleOp"]
+    ask = tensorflow().raw_ops.VarIsInitializedOp
     with session.graph.as_default():
-        return all(
-            session.run(
-                [tensorflow().raw_ops.VarIsInitializedOp(resource=handle) for handle in handles]
+        asked = [ask(resource=variable.outputs[0]) for variable in variables]
+    return dict(zip(variables, session.run(asked)))
+
+
+def check_variables(session: Any) -> None:
+    """Raise LoadError for a variable that a checkpoint has filled with another shape than it has.
+
+    TensorFlow takes any: the answers would be of another model, or of none.
+    """
+    tf = tensorflow()
+    variables = [variable for variable, filled in is_filled(session).items() if filled]
+    with session.graph.as_default():
+        asked = [tf.raw_ops.VariableShape(input=variable.outputs[0]) for variable in variables]
+    for variable, sizes in zip(variables, session.run(asked)):
+        shape = tf.TensorShape(variable.get_attr("shape"))
+        if not shape.is_compatible_with(sizes):
+            name = variable.get_attr("shared_name").decode() or variable.name
+            raise LoadError(
+                f"variable '{name}' is {print_shape(shape.as_list())} in the graph, "
+                f"{print_shape(sizes.tolist())} in the checkpoint"
             )
-        )
 
 
 @contextlib.contextmanager
@@ -2605,7 +2742,8 @@ def open_graph(
         except RuntimeError:  # also where there is no such graph
             find_graph(read_graphs(folder), tags)
             raise
-    if not all_filled(session):
+        check_variables(session)
+    if not all(is_filled(session).values()):
         session.close()
         session = None
     return session, dict(meta_graph.signature_def)
@@ -2682,6 +2820,289 @@ def read_shape(shape: Mapping[str, Any]) -> tuple[int | None, ...] | None:
         if shape.get("unknown_rank", True)
         else tuple(None if int(dim["size"]) < 0 else int(dim["size"]) for dim in shape["dim"])
     )
+
+
+# --------------------------------------------------------------------------------------------------
+# A session over what the signatures use
+# --------------------------------------------------------------------------------------------------
+
+READ_SUFFIX = "/Read/ReadVariableOp"  # stands beside each variable; freezing reads them by it
+PLAIN_STATE = {
+    "VarHandleOp",
+    "ReadVariableOp",
+    "StatefulPartitionedCall",
+}  # other operations that have a state want more than a checkpoint
+INIT_SIGNATURE = "__saved_model_init_op"
+INIT_COLLECTIONS = {"saved_model_main_op", "legacy_init_op"}
+
+
+def open_used(
+    folder: Path, device: str, tags: Sequence[str] = ("serve",)
+) -> tuple[Any | None, dict[str, Any] | None]:
+    """A session over what the signatures use, its variables filled; and the SignatureDefs.
+
+    TensorFlow's loader for sessions takes some three times as long: it brings in the functions that
+    save and restore, and fills variables that no signature uses, which then stay in memory. Keras
+    stores each twice. The session is None where it is not certain what each variable holds. The
+    SignatureDefs are None where TensorFlow's loader is to be tried next; not in files that hold
+    more variables than their checkpoint does, of which it may fill the wrong ones.
+    """
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    tf = tensorflow()
+    file, prefix = folder / "saved_model.pb", folder / "variables" / "variables"
+    if not file.is_file() or not prefix.with_suffix(".index").is_file():
+        return None, None
+    graphs = saved_model_pb2.SavedModel.FromString(file.read_bytes()).meta_graphs
+    graph = next((graph for graph in graphs if set(graph.meta_info_def.tags) == set(tags)), None)
+    if graph is None:
+        return None, None
+    reader, session = tf.train.load_checkpoint(str(prefix)), None
+    try:
+        used = extract_used(graph, choose_sound(graph, folder.name))
+        if keys := checkpoint_keys(graph, used, reader):
+            session = open_filled(used, keys, prefix, device, graph.meta_info_def.stripped_op_list)
+    except (
+        Exception
+    ) as error:  # whatever is wrong with the files: TensorFlow's own loaders say it better
+        logger.debug("%s is loaded whole: %s", folder.name, clean_message(str(error)))
+    doubled = sum(node.op == "VarHandleOp" for node in graph.graph_def.node) > len(
+        reader.get_variable_to_shape_map()
+    )
+    return session, dict(graph.signature_def) if session or doubled else None
+
+
+def choose_sound(graph: Any, label: str) -> list[str]:
+    """The signatures of a MetaGraphDef whose operations and functions are all there.
+
+    One that is not whole would not let the others be loaded; the log says what it lacks.
+    """
+    sound = []
+    for name in graph.signature_def:
+        try:
+            missing = find_missing(extract_used(graph, [name]))
+        except (AssertionError, KeyError, ValueError) as error:  # tensors that are not there
+            missing = clean_message(str(error))
+        if missing:
+            logger.warning("%s: signature %s is left out: %s", label, name, missing)
+        else:
+            sound.append(name)
+    return sound
+
+
+def find_missing(used: Any) -> str:
+    """What a graph calls that is neither an operation of TensorFlow's nor a function of its own."""
+    from tensorflow.python.framework import op_def_registry
+
+    functions = {function.signature.name: function for function in used.library.function}
+    bodies = [used.node, *(function.node_def for function in functions.values())]
+    for node in itertools.chain.from_iterable(bodies):
+        if node.op not in functions and op_def_registry.get(node.op) is None:
+            return f"there is no operation '{node.op}'"
+        lost = sorted(called_names(node.attr) - functions.keys() - {""})
+        if lost:
+            return f"there is no function '{lost[0]}'"
+    return ""
+
+
+def extract_used(graph: Any, signatures: Iterable[str]) -> Any:
+    """The part of a MetaGraphDef's graph that signatures are made of, with what it calls."""
+    extract = tensorflow().compat.v1.graph_util.extract_sub_graph
+    infos = (
+        info
+        for name in signatures
+        for signature in [graph.signature_def[name]]
+        for side in (signature.inputs, signature.outputs)
+        for info in side.values()
+    )
+    names = {
+        info.name.split(":")[0] for info in infos if info.name
+    }  # sparse and composite tensors have none
+    reads = {
+        node.name + READ_SUFFIX
+        for node in extract(graph.graph_def, sorted(names)).node
+        if node.op == "VarHandleOp"
+    }
+    used = extract(
+        graph.graph_def, sorted(names | reads & {node.name for node in graph.graph_def.node})
+    )
+    functions = called_functions(used.node, used.library)
+    if not used.library.gradient:
+        del used.library.function[:]
+        used.library.function.extend(functions)
+    return used
+
+
+def checkpoint_keys(graph: Any, used: Any, reader: Any) -> dict[str, str] | None:
+    """The checkpoint's key for each variable of the used part.
+
+    None where one is not certain, or there is more to restore. A function lists the objects that it
+    is bound to (saved_object_graph.proto), and takes them as its last inputs; the checkpoint has
+    the key of each object (trackable_object_graph.proto): so `tf.saved_model.load` ties them.
+    """
+    from tensorflow.core.protobuf import trackable_object_graph_pb2
+
+    if not reader.has_tensor("_CHECKPOINTABLE_OBJECT_GRAPH") or has_more_to_restore(graph, used):
+        return None
+    stored = trackable_object_graph_pb2.TrackableObjectGraph.FromString(
+        reader.get_tensor("_CHECKPOINTABLE_OBJECT_GRAPH")
+    ).nodes
+    saved = graph.object_graph_def
+    if [sorted_children(node) for node in stored] != [
+        sorted_children(node) for node in saved.nodes
+    ]:
+        return None
+    keys = bound_keys(used, saved, stored)
+    handles = {node.name: node.attr for node in used.node if node.op == "VarHandleOp"}
+    if keys is None or keys.keys() != handles.keys():
+        return None
+    shapes, dtypes = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()
+    for name, key in keys.items():
+        shape = tensorflow().TensorShape(handles[name]["shape"].shape)
+        if key not in shapes or dtypes[key] != handles[name]["dtype"].type:
+            return None
+        if not shape.is_compatible_with(shapes[key]):
+            return None
+    return keys
+
+
+def bound_keys(used: Any, saved: Any, stored: Sequence[Any]) -> dict[str, str] | None:
+    """The key for each variable that functions are bound to; None where two give it other ones."""
+    handles = {node.name for node in used.node if node.op == "VarHandleOp"}
+    keys: dict[str, str] = {}
+    for node in used.node:
+        if "f" not in node.attr:
+            continue
+        bound = saved.concrete_functions[node.attr["f"].func.name].bound_inputs
+        inputs = [name for name in node.input if not name.startswith("^")]
+        for name, number in zip(inputs[len(inputs) - len(bound) :], bound):
+            key = key_of(stored[number])
+            if name in handles and keys.setdefault(name, key) != key:
+                return None
+    return keys
+
+
+def key_of(node: Any) -> str:
+    """The checkpoint's key of an object, empty for one that is no variable."""
+    keys = [a.checkpoint_key for a in node.attributes if a.name == "VARIABLE_VALUE"]
+    return keys[0] if keys else ""
+
+
+def has_more_to_restore(graph: Any, used: Any) -> bool:
+    """Whether a SavedModel has assets, something to run when it is loaded, or tables and the like."""
+    from tensorflow.python.framework import op_def_registry
+
+    starts = (
+        [info.name for info in graph.signature_def[INIT_SIGNATURE].outputs.values()]
+        if INIT_SIGNATURE in graph.signature_def
+        else []
+    )
+    starts += [
+        name
+        for key in INIT_COLLECTIONS & graph.collection_def.keys()
+        for name in graph.collection_def[key].node_list.value
+    ]
+    names = {name.split(":")[0] for name in starts}
+    if graph.asset_file_def or any(
+        node.op != "NoOp" or node.input for node in graph.graph_def.node if node.name in names
+    ):
+        return True
+    kinds = {node.op for node in used.node} - PLAIN_STATE
+    return any(
+        definition is None or definition.is_stateful
+        for definition in map(op_def_registry.get, kinds)
+    )
+
+
+def sorted_children(node: Any) -> list[tuple[str, int]]:
+    return sorted((child.local_name, child.node_id) for child in node.children)
+
+
+def open_filled(
+    used: Any, keys: Mapping[str, str], prefix: Path, device: str, producer: Any
+) -> Any:
+    """A session over a graph, each of its variables restored from the checkpoint by its key."""
+    tf = tensorflow()
+    dtypes = {node.name: node.attr["dtype"].type for node in used.node if node.op == "VarHandleOp"}
+    with new_session(device) as session:
+        tf.graph_util.import_graph_def(used, name="", producer_op_list=producer)
+        handles = [session.graph.get_tensor_by_name(f"{name}:0") for name in keys]
+        with session.graph.device("/device:CPU:0"):
+            values = tf.raw_ops.RestoreV2(
+                prefix=str(prefix),
+                tensor_names=list(keys.values()),
+                shape_and_slices=[""] * len(keys),
+                dtypes=[dtypes[name] for name in keys],
+            )
+        session.run(
+            [
+                tf.raw_ops.AssignVariableOp(resource=handle, value=value)
+                for handle, value in zip(handles, values)
+            ]
+        )
+    return session
+
+
+# --------------------------------------------------------------------------------------------------
+# As objects, and by other names
+# --------------------------------------------------------------------------------------------------
+
+
+def open_objects(
+    folder: Path,
+    device: str,
+    definitions: Mapping[str, Any],
+    renamed: Mapping[str, Mapping[str, str]],
+    tags: Sequence[str] = ("serve",),
+) -> Any:
+    """Load a SavedModel's objects into a session's graph; the SignatureDefs then name its tensors."""
+    tf = tensorflow()
+    with new_session(device) as session:
+        loaded = tf.saved_model.load(str(folder), tags=list(tags))
+        session.run(
+            [tf.compat.v1.global_variables_initializer(), tf.compat.v1.tables_initializer()]
+        )
+        check_variables(session)
+        for name, function in loaded.signatures.items():
+            rewire(definitions[name], function, renamed)
+    return session
+
+
+def rewire(definition: Any, function: Any, renamed: Mapping[str, Mapping[str, str]]) -> None:
+    """Call a loaded signature in the current graph; its SignatureDef names the tensors of that."""
+    placeholder = tensorflow().compat.v1.placeholder
+    inputs = {
+        name: placeholder(spec.dtype, spec.shape)
+        for name, spec in function.structured_input_signature[1].items()
+    }
+    for side, tensors in (("inputs", inputs), ("outputs", function(**inputs))):
+        for name, tensor in tensors.items():
+            getattr(definition, side)[renamed.get(side, {}).get(name, name)].name = tensor.name
+
+
+def rename_tensors(definitions: Mapping[str, Any], folder: Path) -> dict[str, dict[str, str]]:
+    """Apply OpenVINO Model Server's mapping_config.json, and return it.
+
+    It has names for requests instead of the model's own. Raises LoadError where two are the same.
+    """
+    path = folder / "mapping_config.json"
+    if not path.is_file():
+        return {}
+    mapping = json.loads(path.read_bytes())
+    for definition in definitions.values():
+        for side in ("inputs", "outputs"):
+            tensors = getattr(definition, side)
+            stored = {
+                own: type(info).FromString(info.SerializeToString())
+                for own, info in tensors.items()
+            }
+            tensors.clear()
+            for own, info in stored.items():
+                exposed = mapping.get(side, {}).get(own, own)
+                if exposed in tensors:
+                    raise LoadError(f"mapping_config.json gives two {side} the name '{exposed}'")
+                tensors[exposed].CopyFrom(info)
+    return mapping
 
 
 # --------------------------------------------------------------------------------------------------
@@ -2825,34 +3246,32 @@ def make_callable(
 
 
 def prepare_calls(
-    session: Any, answers: Answers, device: str, config: ModelConfig, owned: contextlib.ExitStack
-) -> None:
-    """Find how each signature is called, or why it cannot be. `owned` closes what that needs.
+    name: str,
+    device: str,
+    session: Any,
+    definitions: Mapping[str, Any],
+    metadata: dict[str, Any],
+) -> OpenModel:
+    """Find how each signature of a model is called, or why it cannot be.
 
     Raises LoadError where none can be called: a model that answers nothing is not served.
     """
-    signatures, refused = answers.signatures, answers.refused
-    plans, twins = plan_calls(session.graph, signatures, refused), dict[str, str]()
-    graph, frozen = session.graph.as_graph_def(), None
-    nodes = {name: used_nodes(graph, plan) for name, plan in plans.items()}
-    if Auth is not AllPolicy:
-        room = part("serving_extensions.calls")
-        twins = room.find_twins(graph, {name: signatures[name] for name in plans})
-        plans = {name: plan for name, plan in plans.items() if name not in twins}
-        frozen = room.freeze(session, graph, nodes, plans, device, config, owned)
-    session, made = frozen or (session, make_calls(session, plans, refused))
-    refused |= {name: refused[other] for name, other in twins.items() if other in refused}
-    report_refused(config.name, made, refused)
-    for name, call in made.items():
-        label = f"{config.name}: signature {name}"
-        made[name] = warm_up(call, signatures[name], nodes[name], label, config)
-    if Auth is not AllPolicy:
-        room.tune(session, nodes, signatures, made, device, config, owned)
-    elif config.batching:
-        logger.warning(
-            "%s: unbatched: that needs serving_extensions/ beside serving.py", config.name
-        )
-    answers.calls |= made | {name: made[other] for name, other in twins.items() if other in made}
+    described = describe(definitions)["signature_def"]
+    signatures = {signature: read_signature(one) for signature, one in described.items()}
+    refused: dict[str, str] = {}
+    plans = plan_calls(session.graph, signatures, refused)
+    graph = session.graph.as_graph_def()
+    twins = find_twins(graph, {signature: signatures[signature] for signature in plans})
+    plans = {
+        signature: know_operations(graph, plan)
+        for signature, plan in plans.items()
+        if signature not in twins
+    }
+    calls = make_calls(session, plans, refused)
+    refused |= {twin: refused[other] for twin, other in twins.items() if other in refused}
+    report_refused(name, calls, refused)
+    calls |= {twin: calls[other] for twin, other in twins.items() if other in calls}
+    return OpenModel(name, device, session, signatures, calls, refused, metadata)
 
 
 def plan_calls(
@@ -2880,6 +3299,14 @@ def plan_call(graph: Any, signature: Signature) -> SignatureCall:
             for tensor in fetched.values()
         ]
     return SignatureCall(not_made, feeds, fetches, list(fetched))
+
+
+def know_operations(graph: Any, plan: SignatureCall) -> SignatureCall:
+    """A plan with what is known of it by the operations that it may run."""
+    nodes = used_nodes(graph, plan)
+    kinds = frozenset(node.op for node in nodes)
+    keeps = tuple(sorted({node.op for node in nodes if leaves_behind(node)}))
+    return plan._replace(operations=kinds, keeps=keeps, bounded=not UNBOUNDED & kinds)
 
 
 def not_made(*arrays: np.ndarray) -> list[np.ndarray]:
@@ -2918,6 +3345,63 @@ def report_refused(
             "%s has no signature, so that nothing can be asked of it: export it with signatures",
             label,
         )
+
+
+# --------------------------------------------------------------------------------------------------
+# One function under two names
+# --------------------------------------------------------------------------------------------------
+
+
+def find_twins(graph: Any, signatures: Mapping[str, Signature]) -> dict[str, str]:
+    """Signatures that are another one under a second name, by the name of that other.
+
+    Keras exports `serve` and `serving_default`: they call functions that are equal but for their
+    names, with the same variables.
+    """
+    nodes = {node.name: node for node in graph.node}
+    functions = {function.signature.name: function for function in graph.library.function}
+    first, twins = dict[Any, str](), dict[str, str]()
+    for name in sorted(signatures, key=lambda name: (name != "serving_default", name)):
+        key = call_key(signatures[name], nodes, functions)
+        if key and first.setdefault(key, name) != name:
+            twins[name] = first[key]
+    return twins
+
+
+def call_key(
+    signature: Signature, nodes: Mapping[str, Any], functions: Mapping[str, Any]
+) -> tuple | None:
+    """What two signatures have in common that are the same; None for one of no single function."""
+    callers = {spec.tensor.split(":")[0] for spec in signature.outputs.values()}
+    call = nodes.get(callers.pop()) if len(callers) == 1 else None
+    if call is None or call.attr["f"].func.name not in functions:
+        return None
+    feeds = {
+        spec.tensor.split(":")[0]: (name, spec.dtype, spec.shape)
+        for name, spec in signature.inputs.items()
+    }
+    fetches = tuple(
+        (name, spec.dtype, spec.shape, spec.tensor.split(":")[-1])
+        for name, spec in signature.outputs.items()
+    )
+    function = copy.deepcopy(functions[call.attr["f"].func.name])
+    function.signature.ClearField("name")
+    for attributes in function.arg_attr.values():
+        attributes.attr.pop("_user_specified_name", None)
+    others = sorted(
+        (name, value.SerializeToString(deterministic=True))
+        for name, value in call.attr.items()
+        if name != "f"
+    )
+    inputs = tuple(feeds.get(tensor.split(":")[0], tensor) for tensor in call.input)
+    return (
+        call.op,
+        inputs,
+        tuple(feeds.values()),
+        fetches,
+        tuple(others),
+        function.SerializeToString(deterministic=True),
+    )
 
 
 # --------------------------------------------------------------------------------------------------
@@ -3057,18 +3541,27 @@ def leaves_behind(node: Any) -> bool:
     )
 
 
+def try_calls(model: OpenModel, config: ModelConfig) -> OpenModel:
+    """A model whose calls have been tried, where that leaves nothing behind."""
+
+    def attempt(name: str, call: SignatureCall) -> SignatureCall:
+        return warm_up(call, model.signatures[name], f"{model.name}: signature {name}", config)
+
+    return model.with_calls(attempt)
+
+
 def warm_up(
-    call: SignatureCall, signature: Signature, nodes: Sequence[Any], label: str, config: ModelConfig
+    call: SignatureCall, signature: Signature, label: str, config: ModelConfig
 ) -> SignatureCall:
     """Call a signature with made-up input where that leaves nothing behind.
 
     TensorFlow plans a graph at its first call, and that time belongs to loading.
     """
-    if reason := why_untried(signature, nodes, config):
+    if reason := why_untried(signature, call, config):
         logger.info("%s is not warmed up: %s", label, reason)
         return call
     strings = has_strings(signature)  # made-up ones are no good examples or pictures; no rows are
-    counts = {node.op for node in nodes} <= ELEMENTWISE
+    counts = call.operations <= ELEMENTWISE
     inputs = many_numbers(signature) if counts else sample_inputs(signature, 0 if strings else 1)
     try:
         call.run(*inputs)
@@ -3081,11 +3574,11 @@ def warm_up(
     return call._replace(tried=True, seconds=seconds)
 
 
-def why_untried(signature: Signature, nodes: Sequence[Any], config: ModelConfig) -> str:
+def why_untried(signature: Signature, call: SignatureCall, config: ModelConfig) -> str:
     """Why a signature is not called with made-up input; empty where it may be."""
     if not config.warm_up:
         return '"warm_up" is false'
-    counts = {node.op for node in nodes} <= ELEMENTWISE
+    counts = call.operations <= ELEMENTWISE
     for name, spec in signature.inputs.items():
         if spec.shape is None and not counts:  # a wrong rank can end the process
             return f"the rank of input '{name}' is not known"
@@ -3093,8 +3586,9 @@ def why_untried(signature: Signature, nodes: Sequence[Any], config: ModelConfig)
         spec.shape and spec.shape[0] is None for spec in signature.inputs.values()
     ):
         return "made-up strings do not suit it"
-    kept = sorted({node.op for node in nodes if leaves_behind(node)})
-    return f"its graph may keep something of a call ({', '.join(kept[:5])})" if kept else ""
+    if not call.keeps:
+        return ""
+    return f"its graph may keep something of a call ({', '.join(call.keeps[:5])})"
 
 
 # What does the same to each number, whatever shape they come in: how many there are tells how long it takes.
@@ -3179,6 +3673,118 @@ def sample_inputs(signature: Signature, rows: int) -> list[np.ndarray]:
         rowwise = spec.shape and spec.shape[0] is None
         samples.append(np.repeat(row, rows, axis=0) if rowwise else row)
     return samples
+
+
+# --------------------------------------------------------------------------------------------------
+# Threads of a model's own
+# --------------------------------------------------------------------------------------------------
+
+MOST_THREADS = 64  # of a model whose calls may take any time
+LONG_SECONDS = 0.001  # a call that takes so long is worth a hand-over to another thread (30 us)
+
+# What takes as long as its input, or somebody's code, wants.
+UNBOUNDED = {
+    "PyFunc",
+    "PyFuncStateless",
+    "EagerPyFunc",
+    "While",
+    "StatelessWhile",
+    "NextIteration",
+    "ReadFile",
+    "WriteFile",
+    "QueueDequeueV2",
+}
+
+
+def may_take_long(call: SignatureCall) -> bool:
+    """Whether a call has threads of the model's own; a batch has those of its scheduler."""
+    return call.kind != "batched" and not (call.bounded and call.seconds < LONG_SECONDS)
+
+
+def count_threads(call: SignatureCall, device: str) -> int:
+    """How many calls of a kind run at once: as many as cores of those that only compute.
+
+    More would take turns, each with less of the caches, and TensorFlow keeps what oneDNN has
+    prepared for each thread: on thirty threads it would be held thirty times.
+    """
+    computes = call.bounded and call.seconds < float("inf") and device.startswith("CPU")
+    return len(os.sched_getaffinity(0)) if computes else MOST_THREADS
+
+
+class Workers:
+    """Threads for the calls of one model, up to `count`, started when needed; first come first.
+
+    A request whose time is over is told so, and its call runs on.
+    """
+
+    def __init__(self, count: int, name: str):
+        self.jobs: queue.SimpleQueue = queue.SimpleQueue()
+        self.count, self.name = count, name
+        self.started = self.open = 0  # threads; jobs that are not done
+        self._lock = threading.Lock()
+        self._after: Callable[[], Any] | None = None  # the last job, when the threads end
+
+    def run(self, function: Callable, *arguments: Any, trace: Trace | None = None) -> Any:
+        """Run a function when a thread is free.
+
+        ServingError at the deadline of `trace`; what waits then never runs.
+        """
+        if trace is None:
+            return self.submit(function, *arguments).result()
+        future = self.submit(function, *arguments, wanted=lambda: not trace.has_left())
+        limited = trace.deadline < float("inf")
+        try:
+            return future.result(max(0.0, trace.remaining()) if limited else None)
+        except CancelledError:
+            raise ServingError("The client has left", "CANCELLED") from None
+        except FutureTimeoutError:
+            if future.done() and not future.cancelled():  # the function's own TimeoutError
+                raise
+            future.cancel()
+            raise ServingError(
+                "The model took longer than the request's time", "DEADLINE_EXCEEDED"
+            ) from None
+
+    def submit(
+        self, function: Callable, *arguments: Any, wanted: Callable[[], bool] = lambda: True
+    ) -> Future:
+        """Have a function run when a thread is free, unless it is not `wanted` then."""
+        future: Future = Future()
+        with self._lock:
+            self.open += 1
+            if self.started < min(self.open, self.count):
+                threading.Thread(
+                    target=self.work, name=f"{self.name}-{self.started}", daemon=True
+                ).start()
+                self.started += 1
+        self.jobs.put((future, wanted, function, arguments))
+        return future
+
+    def work(self) -> None:
+        while (job := self.jobs.get()) is not None:
+            future, wanted, function, arguments = job
+            if not wanted():
+                future.cancel()
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(function(*arguments))
+                except BaseException as error:
+                    future.set_exception(error)
+            with self._lock:
+                self.open -= 1
+                after = None if self.open else self._after
+            if after:
+                after()
+            del job, future, wanted, function, arguments  # an answer is not held until the next one
+
+    def close(self, after: Callable[[], Any] = lambda: None) -> None:
+        """Let the threads end, each after what it runs; the last one, or this, calls `after`."""
+        with self._lock:
+            self._after, idle = after, not self.open
+        for _ in range(self.started):
+            self.jobs.put(None)
+        if idle:
+            after()
 
 
 # ==================================================================================================
@@ -4683,11 +5289,11 @@ class ModelServer:
         self._mounted = self.says_key = False  # the app is built; `run` prints the generated key
         self.unpacked = UnpackedBytes(lambda: self.config.server.max_queued_bytes)
         self.state = {extension.name: extension.open(self) for extension in self.extensions}
-        load = functools.partial(load_model, self, config.server)
+        self.load: Load = load_saved_model
         for extension in self.extensions:
-            load = extension.wrap_load(self, load)
+            self.load = extension.wrap_load(self, self.load)
         options = {
-            "load": load,
+            "load": functools.partial(load_model, self, config.server),
             "prepare": functools.partial(prepare, self),
             "refresh_others": functools.partial(refresh_others, self),
         }
@@ -4911,8 +5517,8 @@ def use_allowance(
 def load_model(
     server: ModelServer, options: ServerConfig, folder: Path, model: ModelConfig
 ) -> Servable:
-    """Load a version, as the manager asks for it."""
-    return load_saved_model(folder, model, options, server.config.import_modules)
+    """Load a version, as the manager asks for it; `options` are those of the start."""
+    return server.load(LoadRequest(folder, model, options, server.config.import_modules))
 
 
 def prepare(server: ModelServer, config: Config) -> Prepared:
@@ -5675,7 +6281,7 @@ def answer_call(door: Door, call: Call, found: Found | None = None) -> Reply:
     except Exception as error:
         replied = dress(server, call, to_reply(error, call, shape))
     finally:
-        CURRENT.trace = None
+        end_trace(trace)
         call.allowance.close()
     line = {
         "request_id": call.request_id,
@@ -5694,6 +6300,13 @@ def answer_call(door: Door, call: Call, found: Found | None = None) -> Reply:
         extension.observe(server, trace, line, replied)
     logger.info(REQUEST_LINE, line)
     return replied
+
+
+def end_trace(trace: Trace) -> None:
+    """The request is this thread's no more; whether it waited for a model, its line will ask."""
+    CURRENT.trace = None
+    if trace.waited:
+        CURRENT.waited = True
 
 
 REQUEST_LINE = (

@@ -5,6 +5,7 @@ batched where its rows can be joined, else itself. Arrays are in the order of th
 and outputs. Only what the config asks for is joined.
 """
 
+import functools
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,15 +14,22 @@ import numpy as np
 
 from serving import (
     CARRIED,
-    CURRENT,
     Batching,
+    Extension,
+    Load,
     LoadError,
+    LoadRequest,
+    OpenModel,
+    Servable,
+    SessionServable,
     Signature,
     SignatureCall,
     has_strings,
+    load_errors,
     make_callable,
     sample_inputs,
     tensorflow,
+    without_deprecations,
 )
 
 logger = logging.getLogger("serving")
@@ -29,6 +37,38 @@ logger = logging.getLogger("serving")
 Run = Callable[..., list[np.ndarray]]
 Rows = Sequence[Sequence[np.ndarray]]
 SCALES = (1.0, 255.0, -1.0, 1e4, 0.0)  # of made-up rows: numbers of 0..1, pictures, others
+
+
+def wrap(load: Load) -> Load:
+    """A loader whose models join concurrent requests, where the config asks for it."""
+
+    @without_deprecations()
+    def load_batched(request: LoadRequest) -> Servable:
+        asked = request.config.batching
+        if not asked:
+            return load(request)
+        plain = load(request.with_config(batching=None))
+        if plain.opened is None:
+            return plain
+        close = functools.partial(plain.retire, 0)
+        with load_errors(request.folder, close):
+            model = batch_all(plain.opened, Batching() if asked is True else asked)
+        return SessionServable(model, close)
+
+    return load_batched
+
+
+def batch_all(model: OpenModel, options: Batching) -> OpenModel:
+    """A model whose calls are batched, in its session; not those that may keep something."""
+
+    def join(name: str, call: SignatureCall) -> SignatureCall:
+        label = f"{model.name}: signature {name}"
+        if call.keeps:
+            logger.warning("%s runs unbatched: its graph may keep something of a call", label)
+            return call
+        return batch(model.session, model.signatures[name], call, options, model.device, label)
+
+    return model.with_calls(join)
 
 
 def batch(
@@ -188,7 +228,7 @@ def join_batches(plain: Run, batched: Run, signature: Signature, options: Batchi
     """Send what fits a batch through `batched`, all else through `plain`.
 
     When a batch fails, each of its requests runs once more alone, so that only the guilty one gets
-    the error.
+    the error. A last value is how many rows ran at once.
     """
     errors = tensorflow().errors.OpError, UnicodeDecodeError
     inner = [(spec.shape or ())[1:] for spec in signature.inputs.values()]
@@ -198,15 +238,19 @@ def join_batches(plain: Run, batched: Run, signature: Signature, options: Batchi
         alike = all(a.shape == (rows, *shape) for a, shape in zip(arrays, inner))
         return alike and 0 < rows <= options.max_batch_size
 
+    def run_alone(*arrays: np.ndarray) -> list[np.ndarray]:
+        return [*plain(*arrays), np.asarray(len(arrays[0]))]
+
     def run(*arrays: np.ndarray) -> list[np.ndarray]:
         if not fits(arrays):
-            return plain(*arrays)
+            return run_alone(*arrays)
         try:
             *values, counts = batched(*arrays)
         except errors:
-            return plain(*arrays)
-        if (trace := getattr(CURRENT, "trace", None)) is not None:
-            trace.batch = int(counts[0])
-        return values
+            return run_alone(*arrays)
+        return [*values, counts[0]]
 
     return run
+
+
+EXTENSION = Extension("batching", wrap_load=lambda server, load: wrap(load))

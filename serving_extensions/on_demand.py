@@ -8,28 +8,33 @@ import logging
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 
 from serving import (
-    CURRENT,
     Extension,
+    Load,
     LoadError,
+    LoadRequest,
     ModelServer,
     Servable,
+    ServerConfig,
     ServingError,
+    SignatureCall,
+    Trace,
     describe,
     find_graph,
     read_graphs,
     read_signature,
+    rename_tensors,
     settle_garbage,
     tensorflow,
 )
-from serving_extensions.objects import rename_tensors
 
 logger = logging.getLogger("serving")
 
@@ -40,7 +45,8 @@ RESERVE = 1.5  # of its files' size: what a model that was never loaded is expec
 class OnDemand(Servable):
     """A version known by its files alone until somebody asks; `resident` is its model while that is in memory."""
 
-    def __init__(self, residency: "Residency", folder: Path, config: Any):
+    def __init__(self, residency: "Residency", request: LoadRequest):
+        folder, config = request.folder, request.config
         definitions = read_definitions(folder, config.tags)
         rename_tensors(definitions, folder)
         metadata = describe(definitions)
@@ -48,26 +54,35 @@ class OnDemand(Servable):
             name: read_signature(definition)
             for name, definition in metadata["signature_def"].items()
         }
-        super().__init__(signatures, self.answer, metadata=metadata, close=self.forget)
+        super().__init__(signatures, metadata=metadata, close=self.forget)
         self.residency, self.folder, self.config = residency, folder, config
+        self.request = request.with_config(load="eager")
         self.name = f"{config.name}/{int(folder.name) if folder.name.isdigit() else 1}"
         self.resident: Servable | None = None
+        self.placed = ""  # where it was loaded last
         self.why, self.used_at, self.bytes = "not asked for yet", time.monotonic(), 0
         self.failed: tuple[float, str] = (-RETRY_SECONDS, "")
         self.loading = threading.Lock()
         residency.join(self)
 
-    def answer(self, name: str, inputs: dict[str, Any]) -> dict[str, Any]:
-        with self.residency.use(self) as resident:
-            return resident._run(name, inputs)
+    def call(
+        self, name: str, inputs: dict[str, np.ndarray], trace: Trace | None = None
+    ) -> dict[str, np.ndarray]:
+        with self.residency.use(self, trace) as resident:
+            return resident.call(name, inputs, trace)
+
+    @property
+    def callables(self) -> Mapping[str, SignatureCall]:
+        resident = self.resident
+        return resident.callables if resident else {}
+
+    @property
+    def device(self) -> str:
+        return self.placed
 
     def seconds_of(self, name: str) -> float:
         """Nobody knows: it may have to be loaded."""
         return float("inf")
-
-    def describe_calls(self) -> dict[str, str]:
-        resident = self.resident
-        return resident.describe_calls() if resident else {}
 
     def forget(self) -> None:
         """The version is retired."""
@@ -83,39 +98,38 @@ def read_definitions(folder: Path, tags: Sequence[str] = ("serve",)) -> dict[str
 
 
 class Residency:
-    """Brings models into memory and out of it. `options` is the config's `server`, `load` loads a version for good.
+    """Brings models into memory and out of it: a loader around `load`, which loads for good.
+
+    `options` is the config's `server`, as it is in force.
 
     Each model is loaded once, under its own `loading`; where there is a budget, one after the other,
     under `measuring`, since what a load takes is what the process grows by. A request that waits for
     either gives up at its deadline. Models that are not `on_demand` count as well, and stay.
     """
 
-    def __init__(self, options: Callable[[], Any], load: Callable[[Path, Any], Servable]):
+    def __init__(self, options: Callable[[], ServerConfig], load: Load):
         self.options, self._load = options, load
         self.entries: weakref.WeakSet[OnDemand] = weakref.WeakSet()
-        self.fixed: dict[int, int] = {}  # id of a servable that stays -> bytes
+        self.fixed: weakref.WeakKeyDictionary[Servable, int] = weakref.WeakKeyDictionary()
         self.measuring, self._changed = threading.Lock(), threading.Condition()
         self._sweeper: threading.Thread | None = None
 
-    def __call__(self, folder: Path, config: Any) -> Servable:
-        """Load a version for the manager: at once, or declared only."""
-        if config.load == "on_demand":
+    def __call__(self, request: LoadRequest) -> Servable:
+        """Load a version: at once, or declared only."""
+        if request.config.load == "on_demand":
             try:
-                return OnDemand(self, folder, config)
+                return OnDemand(self, request)
             except OSError as error:
+                folder = request.folder
                 raise LoadError(
                     str(error).replace(str(folder), f"<base_path>/{folder.name}")
                 ) from error
-        with self.measuring if self.has_budget() else nullcontext():
-            servable, size = self.measure(folder, config)
-        number, close = id(servable), servable._close
-        self.fixed[number] = size
-
-        def forget() -> None:
-            self.fixed.pop(number, None)
-            close()
-
-        servable._close = forget
+        if not self.has_budget():
+            return self._load(request)
+        with self.measuring:
+            servable, size = self.measure(request)
+        with self._changed:
+            self.fixed[servable] = size
         return servable
 
     def join(self, entry: OnDemand) -> None:
@@ -134,28 +148,28 @@ class Residency:
     def has_budget(self) -> bool:
         return self.options().memory_budget_mb is not None
 
-    def measure(self, folder: Path, config: Any) -> tuple[Servable, int]:
+    def measure(self, request: LoadRequest) -> tuple[Servable, int]:
         """Load a version; returns it and the bytes that it has added to the process, no fewer than its files have.
 
-        Without a budget others may load meanwhile, and nothing is measured: a model on demand is taken to
-        have as many as its files, one that stays none.
+        Without a budget others may load meanwhile, and nothing is measured: it is taken to have as
+        many as its files.
         """
         if not self.has_budget():
-            return self._load(folder, config), size_of(folder) if config.load == "on_demand" else 0
+            return self._load(request), size_of(request.folder)
         tensorflow()
         before = memory_now()
-        servable = self._load(folder, config)
+        servable = self._load(request)
         settle_garbage()  # what loading leaves over is no part of the model
-        return servable, max(memory_now() - before, size_of(folder))
+        return servable, max(memory_now() - before, size_of(request.folder))
 
     @contextmanager
-    def use(self, entry: OnDemand) -> Iterator[Servable]:
+    def use(self, entry: OnDemand, trace: Trace | None = None) -> Iterator[Servable]:
         """A version's model, loaded if it is not there, kept from eviction within a `with`."""
         while True:
             resident = entry.resident
             if resident is not None and resident.acquire():
                 break
-            self.bring_in(entry)
+            self.bring_in(entry, trace)
         entry.used_at = time.monotonic()
         try:
             yield resident
@@ -165,11 +179,12 @@ class Residency:
             with self._changed:
                 self._changed.notify_all()
 
-    def bring_in(self, entry: OnDemand) -> None:
+    def bring_in(self, entry: OnDemand, trace: Trace | None) -> None:
         """Load an entry's model; raises ServingError when that fails, or when there is no room until the deadline."""
-        CURRENT.waited = True
-        budget = self.turn(self.measuring, entry) if self.has_budget() else nullcontext()
-        with self.turn(entry.loading, entry), budget:
+        if trace is not None:
+            trace.waited = True
+        budget = self.turn(self.measuring, entry, trace) if self.has_budget() else nullcontext()
+        with self.turn(entry.loading, entry, trace), budget:
             if entry.resident is not None:
                 return
             failed_at, reason = entry.failed
@@ -177,14 +192,14 @@ class Residency:
                 raise ServingError(
                     f"Model {entry.config.name} cannot be loaded: {reason}", "UNAVAILABLE"
                 )
-            self.make_room(entry, entry.bytes or int(RESERVE * size_of(entry.folder)))
+            self.make_room(entry, entry.bytes or int(RESERVE * size_of(entry.folder)), trace)
             self.load(entry)
-            self.make_room(entry, 0)
+            self.make_room(entry, 0, trace)
 
     @contextmanager
-    def turn(self, lock: threading.Lock, entry: OnDemand) -> Iterator[None]:
+    def turn(self, lock: threading.Lock, entry: OnDemand, trace: Trace | None) -> Iterator[None]:
         """Hold a lock within a `with`; ServingError if it cannot be had before the deadline."""
-        if not lock.acquire(timeout=seconds_left(self.options().load_wait_seconds)):
+        if not lock.acquire(timeout=seconds_left(self.options().load_wait_seconds, trace)):
             raise ServingError(
                 f"Model {entry.config.name} is still waiting to be loaded", "UNAVAILABLE"
             )
@@ -196,7 +211,7 @@ class Residency:
     def load(self, entry: OnDemand) -> None:
         start = time.perf_counter()
         try:
-            resident, size = self.measure(entry.folder, entry.config)
+            resident, size = self.measure(entry.request)
         except ServingError as error:
             entry.failed, entry.why = (
                 (time.monotonic(), error.message),
@@ -206,7 +221,7 @@ class Residency:
                 f"Model {entry.config.name} cannot be loaded: {error.message}", "UNAVAILABLE"
             ) from error
         entry.bytes, entry.used_at = size, time.monotonic()
-        entry.device, entry.callables, entry.why = resident.device, resident.callables, "asked for"
+        entry.placed, entry.why = resident.device, "asked for"
         entry.resident = resident
         self.start_sweeping()
         logger.info(
@@ -222,12 +237,14 @@ class Residency:
     def used(self) -> int:
         """Bytes of all models in memory."""
         on_demand = sum(entry.bytes for entry in self.known() if entry.resident)
-        return sum(list(self.fixed.values())) + on_demand
+        with self._changed:
+            fixed = list(self.fixed.items())
+        return on_demand + sum(size for servable, size in fixed if not servable.closed)
 
-    def make_room(self, wanted: OnDemand, need: int) -> None:
+    def make_room(self, wanted: OnDemand, need: int, trace: Trace | None) -> None:
         """Evict until `need` bytes fit beside the rest; waits for what is in use, to the deadline. `wanted` itself stays."""
         budget = self.options().memory_budget_mb
-        end = time.monotonic() + seconds_left(self.options().load_wait_seconds)
+        end = time.monotonic() + seconds_left(self.options().load_wait_seconds, trace)
         while budget is not None and self.used() + need > budget << 20:
             victims = [
                 entry
@@ -270,7 +287,7 @@ class Residency:
     def start_sweeping(self) -> None:
         if self._sweeper is None and any(entry.config.idle_seconds for entry in self.known()):
             self._sweeper = threading.Thread(
-                target=sweep, args=(weakref.ref(self),), name="serving-residency", daemon=True
+                target=sweep, args=(weakref.ref(self),), name="serving-on-demand", daemon=True
             )
             self._sweeper.start()
 
@@ -309,12 +326,11 @@ def sweep(residency: "weakref.ref[Residency]") -> None:
         time.sleep(0.5)
 
 
-def seconds_left(most: float) -> float:
+def seconds_left(most: float, trace: Trace | None) -> float:
     """How long a request may wait for a load: to its deadline where it has one, else `most`."""
-    trace = getattr(CURRENT, "trace", None)
-    return (
-        max(0.0, trace.remaining()) if trace is not None and trace.deadline < float("inf") else most
-    )
+    if trace is None or trace.deadline == float("inf"):
+        return most
+    return max(0.0, trace.remaining())
 
 
 def memory_now() -> int:
@@ -332,11 +348,11 @@ def open_residency(server: ModelServer) -> Residency:
     return Residency(lambda: server.config.server, not_told)
 
 
-def not_told(folder: Path, config: Any) -> Servable:
+def not_told(request: LoadRequest) -> Servable:
     raise LoadError("nothing loads models yet")
 
 
-def wrap_load(server: ModelServer, load: Callable[[Path, Any], Servable]) -> Residency:
+def wrap_load(server: ModelServer, load: Load) -> Residency:
     residency: Residency = server.state["on_demand"]
     residency._load = load
     return residency

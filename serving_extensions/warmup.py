@@ -7,11 +7,33 @@ from typing import Any
 
 import numpy as np
 
-from serving import LoadError, tensorflow
+from serving import (
+    Extension,
+    Load,
+    LoadError,
+    LoadRequest,
+    Servable,
+    load_errors,
+    tensorflow,
+    without_deprecations,
+)
 
 MOST_RECORDS = 1000  # TensorFlow Serving's limit
 
 Requests = Iterator[tuple[str, dict[str, np.ndarray]]]
+
+
+def wrap(load: Load) -> Load:
+    """A loader that runs the requests that lie beside a model before the model serves others."""
+
+    @without_deprecations()
+    def load_replayed(request: LoadRequest) -> Servable:
+        servable = load(request)
+        with load_errors(request.folder, functools.partial(servable.retire, 0)):
+            replay(request.folder, servable.call)
+        return servable
+
+    return load_replayed
 
 
 def replay(folder: Path, answer: Callable[[str, dict[str, np.ndarray]], Any]) -> None:
@@ -92,3 +114,6 @@ def read_examples(given: bytes) -> np.ndarray:
         examples.get(2, [])
     )  # serialized messages merge by joining; the later one, the example, wins
     return np.array([context + example for example in examples[1]] + [None], object)[:-1]
+
+
+EXTENSION = Extension("warmup", wrap_load=lambda server, load: wrap(load))

@@ -62,6 +62,12 @@ class FakeServable(serving.Servable):
         self.closed = True
 
 
+def load_model(folder, name="m", **fields):
+    """A SavedModel as a server loads it, by the plain loader and all that is wrapped around it."""
+    config = serving.ModelConfig(name, str(folder), **fields)
+    return serving.ModelServer({}).load(serving.LoadRequest(Path(folder), config))
+
+
 class Disk:
     """Version folders without a disk, and a loader over them: `broken` names the versions that fail."""
 

@@ -13,11 +13,10 @@ import zlib
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, load_model
 from PIL import Image
 
 import routines
-import serving
 
 LIMITS = routines.ImageLimits()
 RANDOM = np.random.default_rng(0)
@@ -562,9 +561,7 @@ def test_malformed_urls(url):
 
 @pytest.fixture(scope="module")
 def shapes(tf):
-    servable = serving.load_saved_model(
-        ROOT / "models/shapes/1", serving.ModelConfig("shapes", "shapes")
-    )
+    servable = load_model(ROOT / "models/shapes/1", "shapes")
     signature = servable.signatures["serving_default"]
     labels = routines.load_labels("label_map.pbtxt", ROOT / "models/shapes")
     model = routines.ImageModel(

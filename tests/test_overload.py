@@ -16,7 +16,7 @@ import requests
 from conftest import FakeServable, config, fake_server, listening, until
 
 import serving
-from serving_extensions import calls, connections, queueing
+from serving_extensions import connections, queueing
 
 
 class Gated(FakeServable):
@@ -206,26 +206,17 @@ def test_a_header_may_shorten_the_time_but_not_lengthen_it():
             }
 
 
-def traced(trace, function):
-    """Call a function as part of a request."""
-    serving.CURRENT.trace = trace
-    try:
-        return function()
-    finally:
-        serving.CURRENT.trace = None
-
-
 def test_a_call_that_takes_too_long_is_given_up_and_one_that_waits_then_never_runs():
-    workers, go, ran = calls.Workers(1, "test", contextlib.ExitStack()), threading.Event(), []
+    workers, go, ran = serving.Workers(1, "test"), threading.Event(), []
     trace = serving.Trace()
     trace.limit(0.1, None)
     with pytest.raises(serving.ServingError) as raised:
-        traced(trace, lambda: workers.run(go.wait, 30))
+        workers.run(go.wait, 30, trace=trace)
     assert raised.value.status == 504
     waiting = serving.Trace()
     waiting.limit(0.1, None)
     with pytest.raises(serving.ServingError, match="longer than the request's time"):
-        traced(waiting, lambda: workers.run(ran.append, 1))
+        workers.run(ran.append, 1, trace=waiting)
     go.set()
     assert workers.run(lambda: 5) == 5 and ran == []
 
@@ -233,17 +224,15 @@ def test_a_call_that_takes_too_long_is_given_up_and_one_that_waits_then_never_ru
         raise TimeoutError("the function's own")
 
     with pytest.raises(TimeoutError, match="own"):
-        traced(serving.Trace(), lambda: workers.run(times_out))
+        workers.run(times_out, trace=serving.Trace())
     workers.close()
 
 
 def test_a_call_whose_client_has_left_is_never_run():
-    workers, go, ran = calls.Workers(1, "test", contextlib.ExitStack()), threading.Event(), []
+    workers, go, ran = serving.Workers(1, "test"), threading.Event(), []
     busy = workers.submit(go.wait, 30)
     with ThreadPoolExecutor(1) as pool:
-        gone = pool.submit(
-            traced, serving.Trace(has_left=lambda: True), lambda: workers.run(ran.append, 1)
-        )
+        gone = pool.submit(workers.run, ran.append, 1, trace=serving.Trace(has_left=lambda: True))
         until(lambda: workers.jobs.qsize() == 1)
         go.set()
         with pytest.raises(serving.ServingError, match="client has left"):

@@ -247,6 +247,10 @@ class Slow(FakeServable):
         return super().answer(name, inputs)
 
 
+def request(name, **fields):
+    return serving.LoadRequest(serving.Path(name) / "1", serving.ModelConfig(name, name, **fields))
+
+
 def fake(monkeypatch, load, names, budget=None, size=10 * MB, **fields):
     """Entries of a residency whose models are made by `load(name)`, each of `size` bytes."""
     monkeypatch.setattr(on_demand, "read_definitions", lambda folder, tags: {})
@@ -256,11 +260,8 @@ def fake(monkeypatch, load, names, budget=None, size=10 * MB, **fields):
     monkeypatch.setattr(on_demand, "memory_now", lambda: 0)
     monkeypatch.setattr(on_demand, "settle_garbage", lambda: None)
     options = serving.ServerConfig(memory_budget_mb=budget, load_wait_seconds=0.3)
-    room = on_demand.Residency(lambda: options, lambda folder, config: load(config.name))
-    return room, [
-        room(serving.Path(name) / "1", serving.ModelConfig(name, name, load="on_demand", **fields))
-        for name in names
-    ]
+    room = on_demand.Residency(lambda: options, lambda request: load(request.config.name))
+    return room, [room(request(name, load="on_demand", **fields)) for name in names]
 
 
 def test_many_who_ask_at_once_cause_one_load(monkeypatch):
@@ -319,7 +320,7 @@ def test_models_that_stay_load_at_once_where_no_budget_is_kept_and_else_in_turn(
     with ThreadPoolExecutor(2) as pool:
         list(
             pool.map(
-                lambda name: room(serving.Path(name) / "1", serving.ModelConfig(name, name)),
+                lambda name: room(request(name)),
                 ["a", "b"],
             )
         )

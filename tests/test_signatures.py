@@ -500,8 +500,6 @@ def test_an_operation_that_tensorflow_does_not_know_may_keep_something(tf):
 
 def timed(monkeypatch, costs, shape, kind="Conv2D", asked=None):
     """The call, of an operation of a kind, as it is warmed up, each call taking the next of `costs`."""
-    from tensorflow.core.framework import node_def_pb2
-
     clock, left = [0.0], iter(costs)
 
     class Clock:
@@ -515,13 +513,8 @@ def timed(monkeypatch, costs, shape, kind="Conv2D", asked=None):
     monkeypatch.setattr(serving, "time", Clock)
     spec = serving.TensorSpec("x", "x:0", "DT_FLOAT", shape)
     one = serving.Signature({"x": spec}, {"y": spec})
-    return serving.warm_up(
-        serving.SignatureCall(call),
-        one,
-        [node_def_pb2.NodeDef(op=kind)],
-        "m",
-        serving.ModelConfig("m", "m"),
-    )
+    planned = serving.SignatureCall(call, operations=frozenset({kind}))
+    return serving.warm_up(planned, one, "m", serving.ModelConfig("m", "m"))
 
 
 def test_the_time_of_a_call_is_not_that_of_the_first_which_plans(tf, monkeypatch):

@@ -962,53 +962,147 @@ def parse_json(body: bytes) -> Any:
             "INVALID_ARGUMENT",
             413,
         )
-    for parse_quickly in (orjson.loads, parse_constants):
-        try:
-            value = parse_quickly(body)
-        except (ValueError, RecursionError):
-            continue
-        return parse_exact(body) if repeats_a_key(body, value) else value
-    return parse_exact(body)
-
-
-def parse_exact(body: bytes) -> Any:
-    """Parse JSON to the letter of RapidJSON's dialect, at Python's speed."""
     try:
-        return part("serving_rooms.rapidjson").parse_exact(body)
-    except NotFound:
-        raise BadRequest(
-            "JSON Parse error: the body is no JSON, or unusual JSON that needs serving_rooms/ beside serving.py"
-        ) from None
-    except ValueError as error:
-        raise BadRequest(str(error)) from None
-
-
-def parse_constants(body: bytes) -> Any:
-    """Parse JSON that has NaN or Infinity with Python's parser, where that reads it as RapidJSON does; else ValueError."""
-    if re.search(
-        rb"[0-9.][eE]|[0-9]{19}|\\u", body
-    ):  # it takes 1e999, long integers, lone surrogates
-        raise ValueError
-    return json.loads(body.decode())  # decoded here: given bytes, it would take UTF-16 as well
+        value = orjson.loads(body)
+    except ValueError:  # what is wrong, or RapidJSON's alone
+        return parse_dialect(body)
+    return parse_dialect(body) if may_repeat_a_key(body, value) else value
 
 
 ESCAPED_KEY = re.compile(rb'\\"?[^"\\]*"\s*:')
 
 
-def repeats_a_key(body: bytes, value: Any) -> bool:
-    """Whether a key that matters may stand twice: orjson keeps the last, RapidJSON finds the first."""
-    if not isinstance(value, dict) or body.count(b'"') == 2 * len(
-        value
-    ):  # there are no other strings than these keys
+def may_repeat_a_key(body: bytes, value: Any) -> bool:
+    """Whether a key at the top or in `inputs` may stand twice: orjson keeps the last of them."""
+    if not isinstance(value, dict):
         return False
     inputs = value.get("inputs")
-    names = [
-        name for name in ("instances", "inputs", "examples", "signature_name") if name in value
-    ]
-    names += inputs if isinstance(inputs, dict) else ()
+    names = [*value, *(inputs if isinstance(inputs, dict) else ())]
     if len(names) > 64 or (b"\\" in body and ESCAPED_KEY.search(body)):
         return True
     return any(body.count(b'"%b"' % name.encode()) > 1 for name in names)
+
+
+JSON_SPACE = " \t\r\n"
+JSON_TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|-?\w[\w.+-]*', re.DOTALL)  # strings, words
+JSON_WORDS = {"-NaN": "NaN", "Inf": "Infinity", "-Inf": "-Infinity"}  # RapidJSON's, Python's
+JSON_ESCAPE = re.compile(  # its group: half of a surrogate pair
+    r"\\(?:u[dD][89abAB]..\\u[dD][c-fC-F]..|(u[dD][89a-fA-F]..)|.)", re.DOTALL
+)
+# How messages of Python's parser begin, and RapidJSON's text for the same.
+JSON_PROBLEMS = {
+    "Expecting value": "Invalid value.",
+    "Illegal trailing comma before end of array": "Invalid value.",
+    "Expecting property name": "Missing a name for object member.",
+    "Illegal trailing comma before end of object": "Missing a name for object member.",
+    "Expecting ':'": "Missing a colon after a name of object member.",
+    "Unterminated string": "Missing a closing quotation mark in string.",
+    "Invalid \\uXXXX": "Incorrect hex digit after \\u escape in string.",
+    "Invalid": "Invalid escape character in string.",
+}
+
+
+class Repeated(dict):
+    """An object with equal keys: the last of each, as orjson has it; in `first` the first."""
+
+    first: dict[str, Any]
+
+
+def read_object(members: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(members)
+    if len(value) == len(members):
+        return value
+    repeated = Repeated(value)
+    repeated.first = dict(reversed(members))
+    return repeated
+
+
+def read_number(number: str) -> int | float:
+    """A number of JSON; a float where it is no integer of 64 bits. Raises OverflowError."""
+    if len(number) <= 20 and number.lstrip("-").isdigit() and -(2**63) <= int(number) < 2**64:
+        return int(number)
+    value = float(number)
+    if math.isinf(value):
+        raise OverflowError(number)
+    return value
+
+
+JSON_DECODER = json.JSONDecoder(
+    object_pairs_hook=read_object, parse_float=read_number, parse_int=read_number
+)
+
+
+def parse_dialect(body: bytes) -> Any:
+    """Parse JSON in RapidJSON's dialect with Python's parser; raises BadRequest.
+
+    NaN and Inf are numbers, and what follows the value is ignored. Bytes that are no UTF-8 come
+    through as surrogate escapes. The first of equal keys wins at the top and in `inputs`.
+    """
+    if not body:
+        raise BadRequest("JSON Parse error: The document is empty")
+    text = body.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape")
+    if re.search("-NaN|Inf(?!inity)", text):
+        text = JSON_TOKEN.sub(lambda token: JSON_WORDS.get(token[0], token[0]), text)
+    try:
+        value, end = decode_json(text)
+    except RecursionError:
+        raise BadRequest("JSON Parse error: lists and objects are nested too deep") from None
+    if "\\u" in text[:end]:
+        position = find_token(text[:end], has_half_a_pair)
+        if position < end:
+            raise json_error("The surrogate pair in string is invalid.", text, position)
+    value = getattr(value, "first", value)
+    if isinstance(value, dict) and "inputs" in value:
+        value["inputs"] = getattr(value["inputs"], "first", value["inputs"])
+    return value
+
+
+def decode_json(text: str) -> tuple[Any, int]:
+    """The first value of a text, and where it ends; raises BadRequest."""
+    try:
+        value, end = JSON_DECODER.raw_decode(text, len(text) - len(text.lstrip(JSON_SPACE)))
+        if re.match("[0-9][.eE]", text[end - 1 : end + 1]):  # part of a number
+            raise json.JSONDecodeError("Expecting ',' delimiter", text, end)
+        return value, end
+    except json.JSONDecodeError as error:
+        raise json_error(explain_json(text, error), text, error.pos) from None
+    except OverflowError as error:
+        number = str(error)
+        position = find_token(text, lambda token: token.startswith(number))
+        raise json_error("Number too big to be stored in double.", text, position) from None
+
+
+def find_token(text: str, wanted: Callable[[str], bool]) -> int:
+    """Where the first string or number that is wanted begins; the text's length without one."""
+    tokens = JSON_TOKEN.finditer(text)
+    return next((token.start() for token in tokens if wanted(token[0])), len(text))
+
+
+def has_half_a_pair(token: str) -> bool:
+    return any(escape[1] for escape in JSON_ESCAPE.finditer(token))
+
+
+def explain_json(text: str, error: json.JSONDecodeError) -> str:
+    """RapidJSON's text for what Python's parser has found wrong."""
+    before, mark = text[: error.pos], text[error.pos : error.pos + 1]
+    if not before.strip(JSON_SPACE) and not mark:
+        return "The document is empty."
+    if not error.msg.startswith("Expecting ','"):
+        known = JSON_PROBLEMS.items()
+        return next(problem for start, problem in known if error.msg.startswith(start))
+    if before[-1].isdigit() and mark in (".", "e", "E"):
+        return f"Miss {'fraction part' if mark == '.' else 'exponent'} in number."
+    try:
+        JSON_DECODER.decode(before + "}")
+    except json.JSONDecodeError as again:
+        if again.pos == error.pos:  # a brace does not belong there
+            return "Missing a comma or ']' after an array element."
+    return "Missing a comma or '}' after an object member."
+
+
+def json_error(problem: str, text: str, position: int) -> BadRequest:
+    offset = len(text[:position].encode("utf-8", "surrogateescape"))
+    return BadRequest(f"JSON Parse error: {problem} at offset: {offset}")
 
 
 def show(value: Any) -> str:

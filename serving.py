@@ -2643,6 +2643,7 @@ class Prepared:
         default_factory=dict
     )  # serving_rooms.endpoints.Endpoint by path
     limits: Any = None  # routines.ImageLimits
+    routines: Mapping[str, type] = field(default_factory=dict)  # by name, the built-in ones too
 
 
 @dataclass(frozen=True)

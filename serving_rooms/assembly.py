@@ -6,6 +6,8 @@ refresh_others  after the models of each pass of the loader: handlers imported, 
 
 import dataclasses
 import types
+from collections import ChainMap
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -46,17 +48,10 @@ from serving_rooms.settings import Key
 
 def prepare(server: ModelServer, config: Config) -> Prepared:
     """Build what requests need of a config; what outlives it (inboxes, imported handlers) is kept in `server.kept`."""
-    for index, name in enumerate(config.routine_modules):
-        try:
-            with errors_only("the module"):
-                routines.import_routines(name, Path())
-        except Exception as error:  # somebody's code
-            raise ConfigError(
-                f"$.routine_modules[{index}]", f"{type(error).__name__}: {error}"
-            ) from error
+    kinds = prepare_routines(server, config)
     inboxes = server.kept.setdefault("inboxes", {})
     deployments = {
-        deployment.id: prepare_deployment(deployment, f"$.deployments[{index}]", inboxes)
+        deployment.id: prepare_deployment(deployment, f"$.deployments[{index}]", kinds, inboxes)
         for index, deployment in enumerate(config.deployments)
     }
     endpoints = {
@@ -75,7 +70,31 @@ def prepare(server: ModelServer, config: Config) -> Prepared:
         deployments,
         {**endpoints, **server.endpoints},
         limits,
+        kinds,
     )
+
+
+def prepare_routines(server: ModelServer, config: Config) -> Mapping[str, type]:
+    """The routines of a server by name: those of its own modules, then what every server has."""
+    own: dict[str, type] = {}
+    for index, name in enumerate(config.routine_modules):
+        try:
+            with errors_only("the module"):
+                own |= import_once(server, name)
+        except Exception as error:  # somebody's code
+            raise ConfigError(
+                f"$.routine_modules[{index}]", f"{type(error).__name__}: {error}"
+            ) from error
+    return ChainMap(own, *routines.ROUTINES.maps)
+
+
+def import_once(server: ModelServer, name: str) -> dict[str, type]:
+    """The routines of a module, or of a file that is run again only when its text has changed."""
+    text = Path(name).read_bytes() if name.endswith(".py") else b""
+    key, known = ("routines", name), server.kept.get(("routines", name))
+    if known is None or known[0] != text:
+        known = server.kept[key] = text, routines.import_routines(name, Path())
+    return known[1]
 
 
 def prepare_keys(auth: Any, generated: str) -> KeyRing:

@@ -88,7 +88,9 @@ class ReadyDeployment:
         return model
 
 
-def prepare_deployment(config: Any, path: str, inboxes: dict[Path, Inbox]) -> ReadyDeployment:
+def prepare_deployment(
+    config: Any, path: str, kinds: Mapping[str, type], inboxes: dict[Path, Inbox]
+) -> ReadyDeployment:
     """Read what a deployment's config names; `inboxes` are those open already, by folder. Raises ConfigError."""
     try:
         labels = routines.load_labels(config.label_map, Path())
@@ -108,11 +110,11 @@ def prepare_deployment(config: Any, path: str, inboxes: dict[Path, Inbox]) -> Re
         folder = Path(learning.folder) / learning.group
         inbox = inboxes.get(folder) or inboxes.setdefault(folder, Inbox(folder))
     return ReadyDeployment(
-        config, labels, tuple(read_chain(config.routines, f"{path}.routines")), inbox
+        config, labels, tuple(read_chain(config.routines, kinds, f"{path}.routines")), inbox
     )
 
 
-def read_chain(value: Any, path: str = "routines") -> list[Any]:
+def read_chain(value: Any, kinds: Mapping[str, type], path: str = "routines") -> list[Any]:
     """Build the routines of `[{"name": "FilterConfidence", "arguments": {"confidence": 0.5}}]`; arguments may stand beside the name.
 
     Raises ConfigError naming the place.
@@ -121,10 +123,10 @@ def read_chain(value: Any, path: str = "routines") -> list[Any]:
         raise ConfigError(path, f"expected a list of routines, got {json_kind(value)}")
     if len(value) > MOST_ROUTINES:
         raise ConfigError(path, f"expected at most {MOST_ROUTINES} routines, got {len(value)}")
-    return [read_routine(item, f"{path}[{index}]") for index, item in enumerate(value)]
+    return [read_routine(item, kinds, f"{path}[{index}]") for index, item in enumerate(value)]
 
 
-def read_routine(item: Any, path: str) -> Any:
+def read_routine(item: Any, kinds: Mapping[str, type], path: str) -> Any:
     if not isinstance(item, dict) or "name" not in item:
         raise ConfigError(
             path,
@@ -133,16 +135,16 @@ def read_routine(item: Any, path: str) -> Any:
         )
     if not isinstance(item["name"], str):
         raise ConfigError(f"{path}.name", f"expected string, got {json_kind(item['name'])}")
-    kind = routines.ROUTINES.get(item["name"])
+    kind = kinds.get(item["name"])
     if kind is None:
-        close = difflib.get_close_matches(item["name"], routines.ROUTINES, n=1)
+        close = difflib.get_close_matches(item["name"], kinds, n=1)
         raise ConfigError(
             f"{path}.name",
             f"there is no routine '{item['name'][:60]}'; "
             + (
                 f"did you mean '{close[0]}'?"
                 if close
-                else f"expected one of: {', '.join(sorted(routines.ROUTINES))}"
+                else f"expected one of: {', '.join(sorted(kinds))}"
             ),
         )
     beside = {key: argument for key, argument in item.items() if key not in ("name", "arguments")}
@@ -194,7 +196,7 @@ def predict_image(
     """What a deployment sees in a picture; see ModelServer.predict_image."""
     ready = find_deployment(server, deployment)
     try:
-        own = read_chain(chain)
+        own = read_chain(chain, server.prepared.routines)
     except ConfigError as error:
         raise BadRequest(error.message) from None
     if isinstance(image, bytes):

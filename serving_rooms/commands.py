@@ -24,6 +24,7 @@ from serving_rooms.check import check
 from serving_rooms.inbox import export_group
 from serving_rooms.keys import digest
 from serving_rooms.openapi import example_request
+from serving_rooms.scaffold import write_project
 from serving_rooms.settings import Auth
 
 
@@ -40,11 +41,11 @@ def new_key(source: Any, name: str) -> int:
 
 def init(source: Any, folder: str) -> int:
     """Write a project of a handler, and print what to do next."""
-    from serving_rooms.scaffold import write_project  # a project's copy of the server has none
-
     files = write_project(Path(folder))
     print(
-        f"Wrote {len(files)} files into {folder}. Next: cd {shlex.quote(folder)} && python serving.py --config config.json"
+        f"Wrote {len(files)} files into {folder}. Next: cd {shlex.quote(folder)} && "
+        "python -m serving --config config.json\n"
+        "(where the server is not installed, python path/to/serving.py --config config.json)"
     )
     return 0
 

@@ -473,12 +473,14 @@ def test_bentomls_curl_gets_an_image():
     )
 
 
-def test_a_new_project_serves_at_once(tmp_path):
+@pytest.mark.parametrize("command", [["-m", "serving"], [str(ROOT / "serving.py")]])
+def test_a_new_project_serves_at_once(tmp_path, command):
     project = tmp_path / "hello"
     assert serving.main(["--init", str(project)]) == 0
     process = subprocess.Popen(
-        [sys.executable, "serving.py", "--config", "config.json", "--port", "0"],
+        [sys.executable, *command, "--config", "config.json", "--port", "0"],
         cwd=project,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,

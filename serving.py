@@ -989,10 +989,8 @@ JSON_WORDS = {"-NaN": "NaN", "Inf": "Infinity", "-Inf": "-Infinity"}  # RapidJSO
 JSON_ESCAPE = re.compile(  # its group: half of a surrogate pair
     r"\\(?:u[dD][89abAB]..\\u[dD][c-fC-F]..|(u[dD][89a-fA-F]..)|.)", re.DOTALL
 )
-# How messages of Python's parser begin, and RapidJSON's text for the same.
+# How messages of Python's parser begin, and RapidJSON's text for the same; else "Invalid value."
 JSON_PROBLEMS = {
-    "Expecting value": "Invalid value.",
-    "Illegal trailing comma before end of array": "Invalid value.",
     "Expecting property name": "Missing a name for object member.",
     "Illegal trailing comma before end of object": "Missing a name for object member.",
     "Expecting ':'": "Missing a colon after a name of object member.",
@@ -1017,18 +1015,22 @@ def read_object(members: list[tuple[str, Any]]) -> dict[str, Any]:
     return repeated
 
 
-def read_number(number: str) -> int | float:
-    """A number of JSON; a float where it is no integer of 64 bits. Raises OverflowError."""
-    if len(number) <= 20 and number.lstrip("-").isdigit() and -(2**63) <= int(number) < 2**64:
-        return int(number)
+def read_float(number: str) -> float:
     value = float(number)
     if math.isinf(value):
         raise OverflowError(number)
     return value
 
 
+def read_integer(number: str) -> int | float:
+    """An integer of 64 bits; a float beyond them, as RapidJSON has it."""
+    if len(number) <= 20 and -(2**63) <= int(number) < 2**64:
+        return int(number)
+    return read_float(number)
+
+
 JSON_DECODER = json.JSONDecoder(
-    object_pairs_hook=read_object, parse_float=read_number, parse_int=read_number
+    object_pairs_hook=read_object, parse_float=read_float, parse_int=read_integer
 )
 
 
@@ -1088,8 +1090,8 @@ def explain_json(text: str, error: json.JSONDecodeError) -> str:
     if not before.strip(JSON_SPACE) and not mark:
         return "The document is empty."
     if not error.msg.startswith("Expecting ','"):
-        known = JSON_PROBLEMS.items()
-        return next(problem for start, problem in known if error.msg.startswith(start))
+        known = [text for start, text in JSON_PROBLEMS.items() if error.msg.startswith(start)]
+        return known[0] if known else "Invalid value."
     if before[-1].isdigit() and mark in (".", "e", "E"):
         return f"Miss {'fraction part' if mark == '.' else 'exponent'} in number."
     try:

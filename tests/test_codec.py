@@ -158,6 +158,43 @@ def test_json_too_deep_for_the_parsers_is_a_bad_request(levels, value):
         assert error.message == "JSON Parse error: lists and objects are nested too deep"
 
 
+KEYS = st.sampled_from(["inputs", "instances", "a/b", 'q"', "\\", "é", ""])
+SPELLINGS = {"a/b": '"a\\/b"', "inputs": '"in\\u0070uts"', "é": '"\\u00e9"', "": '""'}
+pairs = st.lists(
+    st.tuples(KEYS, st.booleans(), st.integers(0, 9) | st.just('a"b": \\')), max_size=4
+)
+
+
+def spell(members):
+    """An object of JSON; of a member's name there are two spellings, and a value may be one too."""
+    written = []
+    for key, escaped, value in members:
+        name = SPELLINGS.get(key, json.dumps(key)) if escaped else json.dumps(key)
+        text = spell(value) if isinstance(value, list) else json.dumps(value)
+        written.append(f"{name}: {text}")
+    return "{" + ", ".join(written) + "}"
+
+
+def first_of(members):
+    found = {}
+    for key, _, value in members:
+        found.setdefault(key, value)
+    return found
+
+
+@given(st.lists(st.tuples(KEYS, st.booleans(), st.integers(0, 9) | pairs), max_size=5), pairs)
+@settings(max_examples=1500)
+def test_first_of_equal_keys_wins_at_the_top_and_in_inputs_and_the_last_elsewhere(top, more):
+    members = [*top, ("rows", False, more)]
+    expected = first_of(members)
+    for key, value in expected.items():
+        if isinstance(value, list):
+            last = {name: item for name, _, item in value}
+            expected[key] = first_of(value) if key == "inputs" else last
+    assert serving.parse_json(spell(members).encode()) == expected
+    assert serving.parse_json(spell(members).encode() + b" trailing") == expected
+
+
 def test_one_file_alone_reads_the_dialect(tmp_path):
     shutil.copy(ROOT / "serving.py", tmp_path)
     code = "import serving; print(serving.parse_json(b'[NaN, -Inf] x'))"

@@ -584,7 +584,7 @@ def test_a_server_keeps_its_routines_from_others_in_its_process(tmp_path, monkey
     sys.modules.pop("own_filters", None)
 
 
-def test_an_edited_file_of_routines_is_run_again_at_a_reload(tmp_path):
+def test_an_edited_file_of_routines_is_run_again_with_the_next_config(tmp_path):
     path = tmp_path / "mine.py"
     path.write_text(OWN_FILTER)
     server = with_routines(path)

@@ -20,8 +20,8 @@ This module never imports `serving`: it works on arrays alone.
 import base64
 import binascii
 import contextlib
+import contextvars
 import dataclasses
-import functools
 import http.client
 import importlib
 import io
@@ -37,6 +37,7 @@ import sys
 import threading
 import time
 import warnings
+from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -751,7 +752,12 @@ def read_outputs(
 # In: predictions as arrays (or, before the model, the picture) and arguments. Out: a new dict of them.
 # ==================================================================================================
 
-ROUTINES: dict[str, type] = {}
+# Of the import that this thread is in: whose routines are one server's alone.
+IMPORTING: contextvars.ContextVar[bool] = contextvars.ContextVar("importing", default=False)
+DECLARED: dict[str, type] = {}  # outside of such imports: every server of this process has them
+BUILT_IN: dict[str, type] = {}  # those of this file; nothing takes their names from them
+# What every server has; those of its own modules come over it.
+ROUTINES: ChainMap[str, type] = ChainMap(DECLARED, BUILT_IN)
 
 
 def argument(
@@ -767,29 +773,52 @@ def argument(
 
 
 def routine(*aliases: str, before_model: bool = False) -> Callable[[type], type]:
-    """Register a class as a routine under its name and aliases: its annotated fields are the arguments.
+    """Make a class a routine of that name and those aliases; its annotated fields are the arguments.
 
     Its `__call__(tensors)` returns a new dict of predictions, or with `before_model` a new picture.
+    In a module of `routine_modules` it is for the server that imports it, elsewhere for all of the
+    process; there it raises ValueError for the name of a built-in one.
     """
 
     def register(kind: type) -> type:
         kind = dataclass(frozen=True)(kind)
         kind.before_model = before_model  # type: ignore[attr-defined]
-        for name in (kind.__name__, *aliases):
-            ROUTINES[name] = kind
+        kind.routine_names = (kind.__name__, *aliases)  # type: ignore[attr-defined]
+        if not IMPORTING.get():
+            declare(kind)
         return kind
 
     return register
 
 
-@functools.cache
-def import_routines(name: str, folder: Path) -> Any:
-    """Import, once, a Python file relative to `folder` or a module of Python's path, for the routines it registers."""
-    return (
-        runpy.run_path(str(folder / name), run_name=Path(name).stem)
-        if name.endswith(".py")
-        else importlib.import_module(name)
-    )
+def declare(kind: Any) -> None:
+    """Let every server of this process have a routine."""
+    built_in = kind.__module__ == __name__
+    for name in kind.routine_names:
+        if name in BUILT_IN:
+            raise ValueError(
+                f"routine {name}: this name is built in; only a module in a config's "
+                "routine_modules may take it, for its own server"
+            )
+        (BUILT_IN if built_in else DECLARED)[name] = kind
+
+
+def import_routines(name: str, folder: Path) -> dict[str, type]:
+    """The routines, by name, that a file relative to `folder` or a module of Python's path holds.
+
+    A file is run anew each time, a module is imported as modules are. Raises what it raises.
+    """
+    token = IMPORTING.set(True)
+    try:
+        if name.endswith(".py"):
+            run_name = f"routine_modules.{Path(name).stem}"  # in no other module's place meanwhile
+            held = runpy.run_path(str(folder / name), run_name=run_name)
+        else:
+            held = vars(importlib.import_module(name))
+    finally:
+        IMPORTING.reset(token)
+    kinds = [kind for kind in held.values() if "routine_names" in getattr(kind, "__dict__", ())]
+    return {name: kind for kind in kinds for name in kind.routine_names}
 
 
 def keep(tensors: Tensors, chosen: np.ndarray) -> Tensors:

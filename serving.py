@@ -64,7 +64,7 @@ import types
 import typing
 import weakref
 import zlib
-from collections import Counter
+from collections import ChainMap, Counter
 from collections.abc import (
     Callable,
     Collection,
@@ -355,6 +355,9 @@ class Missing:
     def __init__(self, file: str):
         self._file = file
 
+    def __bool__(self) -> bool:
+        return False
+
     def __getattr__(self, name: str) -> Any:
         raise NotFound(f"This needs {self._file} beside serving.py")
 
@@ -372,16 +375,6 @@ HOMES = {
     "pipeline_config_list": ("pipelines", "serving_extensions/pipelines.py"),
     "handlers": ("handlers", "serving_extensions/handlers.py"),
 }
-
-
-def part(name: str) -> Any:
-    """A module that lies beside this file, imported when it is used; NotFound, saying so, where it does not."""
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name not in (name, name.partition(".")[0]):
-            raise
-        raise NotFound(f"This needs {name.replace('.', '/')}.py beside serving.py") from None
 
 
 # ==================================================================================================
@@ -1500,53 +1493,149 @@ def parse_json(body: bytes) -> Any:
             "INVALID_ARGUMENT",
             413,
         )
-    for parse_quickly in (orjson.loads, parse_constants):
-        try:
-            value = parse_quickly(body)
-        except (ValueError, RecursionError):
-            continue
-        return parse_exact(body) if repeats_a_key(body, value) else value
-    return parse_exact(body)
-
-
-def parse_exact(body: bytes) -> Any:
-    """Parse JSON to the letter of RapidJSON's dialect, at Python's speed."""
     try:
-        return part("serving_extensions.rapidjson").parse_exact(body)
-    except NotFound:
-        raise BadRequest(
-            "JSON Parse error: the body is no JSON, or unusual JSON that needs serving_extensions/ beside serving.py"
-        ) from None
-    except ValueError as error:
-        raise BadRequest(str(error)) from None
-
-
-def parse_constants(body: bytes) -> Any:
-    """Parse JSON that has NaN or Infinity with Python's parser, where that reads it as RapidJSON does; else ValueError."""
-    if re.search(
-        rb"[0-9.][eE]|[0-9]{19}|\\u", body
-    ):  # it takes 1e999, long integers, lone surrogates
-        raise ValueError
-    return json.loads(body.decode())  # decoded here: given bytes, it would take UTF-16 as well
+        value = orjson.loads(body)
+    except ValueError:  # what is wrong, or RapidJSON's alone
+        return parse_dialect(body)
+    return parse_dialect(body) if may_repeat_a_key(body, value) else value
 
 
 ESCAPED_KEY = re.compile(rb'\\"?[^"\\]*"\s*:')
 
 
-def repeats_a_key(body: bytes, value: Any) -> bool:
-    """Whether a key that matters may stand twice: orjson keeps the last, RapidJSON finds the first."""
-    if not isinstance(value, dict) or body.count(b'"') == 2 * len(
-        value
-    ):  # there are no other strings than these keys
+def may_repeat_a_key(body: bytes, value: Any) -> bool:
+    """Whether a key at the top or in `inputs` may stand twice: orjson keeps the last of them."""
+    if not isinstance(value, dict):
         return False
     inputs = value.get("inputs")
-    names = [
-        name for name in ("instances", "inputs", "examples", "signature_name") if name in value
-    ]
-    names += inputs if isinstance(inputs, dict) else ()
+    names = [*value, *(inputs if isinstance(inputs, dict) else ())]
     if len(names) > 64 or (b"\\" in body and ESCAPED_KEY.search(body)):
         return True
     return any(body.count(b'"%b"' % name.encode()) > 1 for name in names)
+
+
+JSON_SPACE = " \t\r\n"
+JSON_TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|-?\w[\w.+-]*', re.DOTALL)  # strings, words
+JSON_WORDS = {"-NaN": "NaN", "Inf": "Infinity", "-Inf": "-Infinity"}  # RapidJSON's, Python's
+JSON_ESCAPE = re.compile(  # its group: half of a surrogate pair
+    r"\\(?:u[dD][89abAB]..\\u[dD][c-fC-F]..|(u[dD][89a-fA-F]..)|.)", re.DOTALL
+)
+# How messages of Python's parser begin, and RapidJSON's text for the same; else "Invalid value."
+JSON_PROBLEMS = {
+    "Expecting property name": "Missing a name for object member.",
+    "Illegal trailing comma before end of object": "Missing a name for object member.",
+    "Expecting ':'": "Missing a colon after a name of object member.",
+    "Unterminated string": "Missing a closing quotation mark in string.",
+    "Invalid \\uXXXX": "Incorrect hex digit after \\u escape in string.",
+    "Invalid": "Invalid escape character in string.",
+}
+
+
+class Repeated(dict):
+    """An object with equal keys: the last of each, as orjson has it; in `first` the first."""
+
+    first: dict[str, Any]
+
+
+def read_object(members: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(members)
+    if len(value) == len(members):
+        return value
+    repeated = Repeated(value)
+    repeated.first = dict(reversed(members))
+    return repeated
+
+
+def read_float(number: str) -> float:
+    value = float(number)
+    if math.isinf(value):
+        raise OverflowError(number)
+    return value
+
+
+def read_integer(number: str) -> int | float:
+    """An integer of 64 bits; a float beyond them, as RapidJSON has it."""
+    if len(number) <= 20 and -(2**63) <= int(number) < 2**64:
+        return int(number)
+    return read_float(number)
+
+
+JSON_DECODER = json.JSONDecoder(
+    object_pairs_hook=read_object, parse_float=read_float, parse_int=read_integer
+)
+
+
+def parse_dialect(body: bytes) -> Any:
+    """Parse JSON in RapidJSON's dialect with Python's parser; raises BadRequest.
+
+    NaN and Inf are numbers, and what follows the value is ignored. Bytes that are no UTF-8 come
+    through as surrogate escapes. The first of equal keys wins at the top and in `inputs`.
+    """
+    if not body:
+        raise BadRequest("JSON Parse error: The document is empty")
+    text = body.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape")
+    if re.search("-NaN|Inf(?!inity)", text):
+        text = JSON_TOKEN.sub(lambda token: JSON_WORDS.get(token[0], token[0]), text)
+    try:
+        value, end = decode_json(text)
+    except RecursionError:
+        raise BadRequest("JSON Parse error: lists and objects are nested too deep") from None
+    if "\\u" in text[:end]:
+        position = find_token(text[:end], has_half_a_pair)
+        if position < end:
+            raise json_error("The surrogate pair in string is invalid.", text, position)
+    value = getattr(value, "first", value)
+    if isinstance(value, dict) and "inputs" in value:
+        value["inputs"] = getattr(value["inputs"], "first", value["inputs"])
+    return value
+
+
+def decode_json(text: str) -> tuple[Any, int]:
+    """The first value of a text, and where it ends; raises BadRequest."""
+    try:
+        value, end = JSON_DECODER.raw_decode(text, len(text) - len(text.lstrip(JSON_SPACE)))
+        if re.match("[0-9][.eE]", text[end - 1 : end + 1]):  # part of a number
+            raise json.JSONDecodeError("Expecting ',' delimiter", text, end)
+        return value, end
+    except json.JSONDecodeError as error:
+        raise json_error(explain_json(text, error), text, error.pos) from None
+    except OverflowError as error:
+        number = str(error)
+        position = find_token(text, lambda token: token.startswith(number))
+        raise json_error("Number too big to be stored in double.", text, position) from None
+
+
+def find_token(text: str, wanted: Callable[[str], bool]) -> int:
+    """Where the first string or number that is wanted begins; the text's length without one."""
+    tokens = JSON_TOKEN.finditer(text)
+    return next((token.start() for token in tokens if wanted(token[0])), len(text))
+
+
+def has_half_a_pair(token: str) -> bool:
+    return any(escape[1] for escape in JSON_ESCAPE.finditer(token))
+
+
+def explain_json(text: str, error: json.JSONDecodeError) -> str:
+    """RapidJSON's text for what Python's parser has found wrong."""
+    before, mark = text[: error.pos], text[error.pos : error.pos + 1]
+    if not before.strip(JSON_SPACE) and not mark:
+        return "The document is empty."
+    if not error.msg.startswith("Expecting ','"):
+        known = [text for start, text in JSON_PROBLEMS.items() if error.msg.startswith(start)]
+        return known[0] if known else "Invalid value."
+    if before[-1].isdigit() and mark in (".", "e", "E"):
+        return f"Miss {'fraction part' if mark == '.' else 'exponent'} in number."
+    try:
+        JSON_DECODER.decode(before + "}")
+    except json.JSONDecodeError as again:
+        if again.pos == error.pos:  # a brace does not belong there
+            return "Missing a comma or ']' after an array element."
+    return "Missing a comma or '}' after an object member."
+
+
+def json_error(problem: str, text: str, position: int) -> BadRequest:
+    offset = len(text[:position].encode("utf-8", "surrogateescape"))
+    return BadRequest(f"JSON Parse error: {problem} at offset: {offset}")
 
 
 def show(value: Any) -> str:
@@ -3831,6 +3920,7 @@ class Prepared:
 
     keys: Any = None  # KeyRing
     deployments: Mapping[str, Any] = field(default_factory=dict)  # ReadyDeployment by id
+    routines: Mapping[str, type] = field(default_factory=dict)  # by name, the built-in ones too
     of: Mapping[str, Any] = field(default_factory=dict)  # what extensions have prepared, by name
 
 
@@ -4947,7 +5037,7 @@ class ReadyDeployment:
         return model
 
 
-def prepare_deployment(config: Any, path: str) -> ReadyDeployment:
+def prepare_deployment(config: Any, path: str, kinds: Mapping[str, type]) -> ReadyDeployment:
     """Read what a deployment's config names. Raises ConfigError."""
     try:
         labels = routines.load_labels(config.label_map, Path())
@@ -4962,11 +5052,11 @@ def prepare_deployment(config: Any, path: str) -> ReadyDeployment:
         ) from None
     except ValueError as error:
         raise ConfigError(f"{path}.label_map", str(error).removeprefix("label map: ")) from None
-    chain = tuple(read_chain(config.routines, f"{path}.routines"))
+    chain = tuple(read_chain(config.routines, kinds, f"{path}.routines"))
     return ReadyDeployment(config, labels, chain)
 
 
-def read_chain(value: Any, path: str = "routines") -> list[Any]:
+def read_chain(value: Any, kinds: Mapping[str, type], path: str = "routines") -> list[Any]:
     """Build the routines of `[{"name": "FilterConfidence", "arguments": {"confidence": 0.5}}]`; arguments may stand beside the name.
 
     Raises ConfigError naming the place.
@@ -4975,10 +5065,10 @@ def read_chain(value: Any, path: str = "routines") -> list[Any]:
         raise ConfigError(path, f"expected a list of routines, got {json_kind(value)}")
     if len(value) > MOST_ROUTINES:
         raise ConfigError(path, f"expected at most {MOST_ROUTINES} routines, got {len(value)}")
-    return [read_routine(item, f"{path}[{index}]") for index, item in enumerate(value)]
+    return [read_routine(item, kinds, f"{path}[{index}]") for index, item in enumerate(value)]
 
 
-def read_routine(item: Any, path: str) -> Any:
+def read_routine(item: Any, kinds: Mapping[str, type], path: str) -> Any:
     if not isinstance(item, dict) or "name" not in item:
         raise ConfigError(
             path,
@@ -4987,16 +5077,16 @@ def read_routine(item: Any, path: str) -> Any:
         )
     if not isinstance(item["name"], str):
         raise ConfigError(f"{path}.name", f"expected string, got {json_kind(item['name'])}")
-    kind = routines.ROUTINES.get(item["name"])
+    kind = kinds.get(item["name"])
     if kind is None:
-        close = difflib.get_close_matches(item["name"], routines.ROUTINES, n=1)
+        close = difflib.get_close_matches(item["name"], kinds, n=1)
         raise ConfigError(
             f"{path}.name",
             f"there is no routine '{item['name'][:60]}'; "
             + (
                 f"did you mean '{close[0]}'?"
                 if close
-                else f"expected one of: {', '.join(sorted(routines.ROUTINES))}"
+                else f"expected one of: {', '.join(sorted(kinds))}"
             ),
         )
     beside = {key: argument for key, argument in item.items() if key not in ("name", "arguments")}
@@ -5048,7 +5138,7 @@ def predict_image(
     """What a deployment sees in a picture; see ModelServer.predict_image."""
     ready = find_deployment(server, deployment)
     try:
-        own = read_chain(chain)
+        own = read_chain(chain, server.prepared.routines)
     except ConfigError as error:
         raise BadRequest(error.message) from None
     if isinstance(image, bytes):
@@ -5524,20 +5614,38 @@ def load_model(
 def prepare(server: ModelServer, config: Config) -> Prepared:
     """Build what requests need of a config. Raises ConfigError for what it names that is missing or wrong."""
     refuse_unread(config, {extension.name for extension in server.extensions})
-    for index, name in enumerate(config.routine_modules):
-        try:
-            with errors_only("the module"):
-                routines.import_routines(name, Path())
-        except Exception as error:  # somebody's code
-            path = f"$.routine_modules[{index}]"
-            raise ConfigError(path, f"{type(error).__name__}: {error}") from error
+    kinds = prepare_routines(server, config)
     deployments = {
-        deployment.id: prepare_deployment(deployment, f"$.deployments[{index}]")
+        deployment.id: prepare_deployment(deployment, f"$.deployments[{index}]", kinds)
         for index, deployment in enumerate(config.deployments)
     }
     of = {extension.name: extension.prepare(server, config) for extension in server.extensions}
     keys = config.auth.keys or (Key("generated", digest(server.key)),)
-    return Prepared(KeyRing(keys, of.get("quotas") or no_limit), deployments, of)
+    return Prepared(KeyRing(keys, of.get("quotas") or no_limit), deployments, kinds, of)
+
+
+def prepare_routines(server: ModelServer, config: Config) -> Mapping[str, type]:
+    """The routines of a server by name: those of its own modules, then what every server has."""
+    if not (routines or config.routine_modules or config.deployments):
+        return {}
+    own: dict[str, type] = {}
+    for index, name in enumerate(config.routine_modules):
+        try:
+            with errors_only("the module"):
+                own |= import_once(server, name)
+        except Exception as error:  # somebody's code
+            path = f"$.routine_modules[{index}]"
+            raise ConfigError(path, f"{type(error).__name__}: {error}") from error
+    return ChainMap(own, *routines.ROUTINES.maps)
+
+
+def import_once(server: ModelServer, name: str) -> dict[str, type]:
+    """The routines of a module, or of a file that is run again only when its text has changed."""
+    text = Path(name).read_bytes() if name.endswith(".py") else b""
+    key, known = ("routines", name), server.kept.get(("routines", name))
+    if known is None or known[0] != text:
+        known = server.kept[key] = text, routines.import_routines(name, Path())
+    return known[1]
 
 
 def no_limit(name: str, calls: int, period: str) -> None:

@@ -19,15 +19,16 @@ from serving import (
 from serving_extensions.active_learning import export_group
 from serving_extensions.check import check
 from serving_extensions.openapi import example_request
+from serving_extensions.scaffold import write_project
 
 
 def init(source: Any, folder: str) -> int:
     """Write a project of a handler, and print what to do next."""
-    from serving_extensions.scaffold import write_project  # a project's copy of the server has none
-
     files = write_project(Path(folder))
     print(
-        f"Wrote {len(files)} files into {folder}. Next: cd {shlex.quote(folder)} && python serving.py --config config.json"
+        f"Wrote {len(files)} files into {folder}. Next: cd {shlex.quote(folder)} && "
+        "python -m serving --config config.json\n"
+        "(where the server is not installed, python path/to/serving.py --config config.json)"
     )
     return 0
 

@@ -8,7 +8,6 @@ import typing
 from pathlib import Path
 from typing import Any
 
-import routines
 from serving import (
     OF_DEPLOYMENT,
     BadRequest,
@@ -124,7 +123,7 @@ def view_deployments(server: ModelServer, call: Call) -> Reply:
             "models": [{"name": name, "body": example_body(server, name)} for name in models],
             "routines": [
                 describe_routine(kind)
-                for name, kind in routines.ROUTINES.items()
+                for name, kind in server.prepared.routines.items()
                 if name == kind.__name__
             ],
             "languages": [
@@ -246,7 +245,7 @@ def view_client(server: ModelServer, call: Call, deployment: str, language: str)
     url = f"{call.url}{call.path.rpartition('/client/')[0]}/predict"
     chain = read_query_routines(call)
     try:
-        read_chain(chain)
+        read_chain(chain, server.prepared.routines)
         code = client_code(language, url, "YOUR_KEY", chain)
     except (ValueError, ConfigError) as error:
         raise BadRequest(str(error)) from None

@@ -1,12 +1,13 @@
 """A Python function behind a URL: the module it comes from, the call, and what it returns as bytes or JSON.
 
-    Module in     "main.py:inference_handler" to the module, imported with MODEL_DIR set and its folder on sys.path
+    Module in     "main.py:inference_handler" to the module, imported with MODEL_DIR set and its neighbours found
     Handler       the function of that module, kept while a changed one fails to import
     Result out    what the function returned as a value for the JSON encoder, or bytes with a content type
 
 Works on any framework's results without importing one: a tensor is what has `.numpy()`.
 """
 
+import builtins
 import contextlib
 import dataclasses
 import functools
@@ -15,16 +16,17 @@ import importlib.machinery
 import importlib.util
 import inspect
 import io
+import itertools
 import json
 import math
 import os
 import re
 import sys
 import threading
-import time
 import types
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.util import spec_from_file_location
 from pathlib import Path
 from typing import Any
 
@@ -39,34 +41,139 @@ class HandlerError(ValueError):
     """A handler cannot be imported, or its result cannot be written; the text is for the client."""
 
 
+def top(name: str) -> str:
+    return name.partition(".")[0]
+
+
 # ==================================================================================================
 # Module in
-# In: "module:name" and the folder it is looked up in. Out: a module of sys.modules, and a digest of each file
-# of the project that it was made of, or HandlerError.
+# In: "module:name" and the folder it is looked up in. Out: a module, and a digest of each file of the
+# project that it was made of, or HandlerError.
 # ==================================================================================================
 
-IMPORTING = (
-    threading.RLock()
-)  # one import at a time: they share MODEL_DIR, sys.path and sys.modules
-OWN: dict[
-    str, types.ModuleType
-] = {}  # what imports of handlers brought from projects into sys.modules
-ADDED: set[str] = set()  # folders of projects that were put on sys.path
-STANDARD = os.path.dirname(os.__file__)  # the folder of Python's own modules
+IMPORTING = threading.RLock()  # one handler at a time: they share MODEL_DIR
+NUMBERS = itertools.count()
 # Names that a file of the project never stands in for: Python's own, and those of the running server.
-KEPT = sys.stdlib_module_names | {"__main__", "serving", "serving_extensions", "routines"}
+KEPT = sys.stdlib_module_names | {"__main__", "serving", "routines", top(__name__)}
 Source = tuple[
     str, Path | None, tuple[str, ...]
 ]  # name; file, or None where Python is to look for it; folders of the project
 
 
+class Project:
+    """The modules of one import of a handler: a package of its own, of a name that nobody else has.
+
+    Import statements in its modules look into its folders first. Everybody else's imports, sys.path
+    and what sys.modules holds otherwise are left alone.
+    """
+
+    def __init__(self, folders: tuple[str, ...]):
+        self.name, self.lock = f"serving_handler_{next(NUMBERS)}", threading.RLock()
+        package = types.ModuleType(self.name)
+        package.__path__ = list(folders)
+        self.modules, self.whole = {"": package}, {""}  # the latter have been executed to their end
+        sys.modules[self.name] = package
+        self.own: dict[str, bool] = {}  # what `has` answered
+        self.files: dict[str, bytes] = {}  # of each that was executed, the SHA-256
+        self.builtins = {**vars(builtins), "__import__": self.import_}
+
+    def import_(
+        self,
+        name: str,
+        names: Mapping[str, Any] | None = None,
+        local: Any = None,
+        wanted: Sequence[str] | None = (),
+        level: int = 0,
+    ) -> types.ModuleType:
+        """Import as `__import__` does, a module of the project where it has one of that name."""
+        if level:
+            package = (names or {}).get("__package__") or ""
+            name = importlib.util.resolve_name("." * level + name, package)
+        own = f"{name}.".removeprefix(f"{self.name}.").rstrip(".")
+        if own == name and (isinstance(wanted, list) or not self.has(name)):
+            # A list comes from C, for a pickle, say, which looks into sys.modules afterwards.
+            return builtins.__import__(name, names, local, wanted or (), 0)
+        module = self.load(own)
+        if not wanted:
+            return self.load(top(own))
+        for part in wanted if hasattr(module, "__path__") else ():
+            for item in getattr(module, "__all__", ()) if part == "*" else (part,):
+                if not hasattr(module, item) and self.find(f"{own}.{item}"):
+                    self.load(f"{own}.{item}")
+        return module
+
+    def has(self, name: str) -> bool:
+        """Whether an import of this name means a file of the project."""
+        first = top(name)
+        if first not in self.own:
+            self.own[first] = first not in KEPT and self.holds(first)
+        return self.own[first]
+
+    def holds(self, name: str) -> bool:
+        """Whether the project's folders hold a module that is not the host's already.
+
+        A folder without `__init__.py` comes after what is installed, as it does in Python.
+        """
+        found, host = self.find(name), sys.modules.get(name)
+        if found is None or found.origin is not None:
+            return found is not None and getattr(host, "__file__", None) != found.origin
+        installed = None if host else importlib.util.find_spec(name)
+        return host is None and (installed is None or installed.origin is None)
+
+    def find(self, name: str) -> importlib.machinery.ModuleSpec | None:
+        path = self.modules[name.rpartition(".")[0]].__path__
+        return importlib.machinery.PathFinder.find_spec(f"{self.name}.{name}", path)
+
+    def load(self, name: str, path: Path | None = None) -> types.ModuleType:
+        """A module of the project, executed the first time that it is asked for; from `path` if given."""
+        if name in self.whole:  # no lock: the thread that imports may be waiting for this one
+            return self.modules[name]
+        with self.lock:
+            if name in self.modules:
+                return self.modules[name]
+            parent, _, child = name.rpartition(".")
+            if not hasattr(self.load(parent), "__path__"):
+                raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+            full = f"{self.name}.{name}"
+            spec = spec_from_file_location(full, path) if path else self.find(name)
+            if spec is None:
+                raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+            module = importlib.util.module_from_spec(spec)
+            self.modules[name] = sys.modules[full] = module
+            try:
+                self.execute(module, spec)
+            except BaseException:
+                del self.modules[name]
+                sys.modules.pop(full, None)
+                raise
+            module = self.modules[name] = sys.modules.get(full, module)  # it may put another there
+            setattr(self.modules[parent], child, module)
+            self.whole.add(name)
+            return module
+
+    def execute(self, module: types.ModuleType, spec: importlib.machinery.ModuleSpec) -> None:
+        """Run a module, from its source and no bytecode, which overlooks a change within a second."""
+        module.__dict__["__builtins__"] = self.builtins
+        if isinstance(spec.loader, importlib.machinery.SourceFileLoader):
+            path = spec.loader.path
+            source = spec.loader.get_data(path)
+            self.files[path] = hashlib.sha256(source).digest()
+            exec(spec.loader.source_to_code(source, path), module.__dict__)
+        elif spec.loader is not None:
+            spec.loader.exec_module(module)
+
+    def forget(self) -> None:
+        """Take the modules out of sys.modules."""
+        for name in self.modules:
+            sys.modules.pop(f"{self.name}.{name}".rstrip("."), None)
+
+
 @dataclasses.dataclass(eq=False)
 class Loaded:
-    """A module and the digests of the files it was made of: its own and its neighbours'."""
+    """A module, and the digests of the files it was made of: its own and its neighbours'."""
 
     module: types.ModuleType
-    files: dict[str, bytes | None]
-    end: Callable[[], Any] = lambda: None  # takes its modules out of sys.modules
+    files: Mapping[str, bytes]
 
 
 # Weak, so that a module and its model go when the last handler lets go of them.
@@ -95,167 +202,63 @@ def locate(module: str, folder: Path) -> Source:
     return module, found, (str(folder),)
 
 
-def top(name: str) -> str:
-    return name.partition(".")[0]
-
-
-def digest_file(path: str, since: float = math.inf) -> bytes | None:
-    """The SHA-256 of a file; None when it is gone, b"" when it was written after `since`, in nanoseconds."""
+def digest_file(path: str) -> bytes | None:
+    """The SHA-256 of a file; None when it is gone."""
     with contextlib.suppress(OSError):
-        written = since <= os.stat(path).st_mtime_ns <= time.time_ns()
-        return b"" if written else hashlib.sha256(Path(path).read_bytes()).digest()
+        return hashlib.sha256(Path(path).read_bytes()).digest()
     return None
 
 
-def file_of(module: Any, folders: Iterable[str]) -> str:
-    """The file of a project's module, the folder of its bare package, or "" when it is not the project's: in its .venv, say."""
-    with contextlib.suppress(
-        Exception
-    ):  # sys.modules may hold anything; some load themselves at the touch of getattr
-        names = object.__getattribute__(module, "__dict__")
-        files = (
-            [names["__file__"]] if names.get("__file__") else names["__path__"]
-        )  # a bare package may be of several projects
-        return next(
-            file
-            for file in files
-            for folder in folders
-            if file.startswith(os.path.join(folder, ""))
-            and not re.search("(site|dist)-packages", file[len(folder) :])
-        )
-    return ""
-
-
-def names_to_take(source: Source) -> tuple[set[str], set[str]]:
-    """Names in sys.modules to be imported anew: those of OWN, and the host's that would be taken for the project's.
-
-    A neighbour that the host has imported from that very file stays: the handler shares it with the host.
-    """
-    (name, path, folders), names = source, list(sys.modules)
-    find = functools.partial(importlib.machinery.PathFinder.find_spec, path=list(folders))
-    held = {n for n, module in list(OWN.items()) if sys.modules.get(n) is module}
-    own = {n for n in names if n in held or top(n) in held}
-    files = {
-        n: spec.origin for n in {*map(top, names)} - KEPT - own if (spec := find(n)) and spec.origin
-    }
-    foreign = {n for n, file in files.items() if file != file_of(sys.modules.get(n), folders)}
-    return own, {
-        n for n in names if top(n) in foreign or path and n == name and n not in KEPT
-    } - own
-
-
 @contextlib.contextmanager
-def surroundings(folders: tuple[str, ...], model_dir: str | None) -> Iterator[None]:
-    """MODEL_DIR, the folders first on sys.path and no bytecode, for an import; the folders stay at the end of sys.path."""
-    outer, bytecode, first = (
-        os.environ.get("MODEL_DIR"),
-        sys.dont_write_bytecode,
-        (STANDARD, *folders),
-    )
-    sys.path[:0] = first
-    sys.dont_write_bytecode = True  # it overlooks a change within one second
+def model_dir_set(model_dir: str | None) -> Iterator[None]:
+    """MODEL_DIR in the environment, for an import; what it was before comes back."""
+    outer = os.environ.get("MODEL_DIR")
     os.environ.update({} if model_dir is None else {"MODEL_DIR": model_dir})
     try:
         yield
     finally:
         os.environ.pop("MODEL_DIR", None)
         os.environ.update({} if outer is None else {"MODEL_DIR": outer})
-        sys.dont_write_bytecode = bytecode
-        for folder in first:
-            with contextlib.suppress(ValueError):  # the module may have removed it
-                sys.path.remove(folder)
-        added = [folder for folder in folders if folder not in sys.path]
-        sys.path.extend(added)
-        ADDED.update(added)
-
-
-def execute(source: Source, host: set[str]) -> types.ModuleType:
-    """Import a module, a single file under a name that no module of the host has."""
-    name, path, folders = source
-    if path is None and top(name) not in sys.modules:
-        spec = importlib.util.find_spec(top(name))
-        if (
-            spec and spec.origin and {*map(str, Path(spec.origin).parents[:2])} & ADDED - {*folders}
-        ):  # another project's
-            raise ModuleNotFoundError(name=name)
-    if path is None or "." in name:
-        return importlib.import_module(name)
-    name = f"handler_{name}" if name in KEPT | host else name
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec and spec.loader
-    sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
-
-
-def list_new(
-    before: Mapping[str, types.ModuleType], folders: Iterable[str]
-) -> dict[str, types.ModuleType]:
-    """The modules of the project that sys.modules did not hold before."""
-    return {
-        n: module
-        for n, module in sys.modules.copy().items()
-        if before.get(n) is not module and top(n) not in KEPT and file_of(module, folders)
-    }
-
-
-def forget(modules: Mapping[str, types.ModuleType]) -> None:
-    for n, module in modules.items():
-        for names in (OWN, sys.modules):
-            if names.get(n) is module:
-                names.pop(n, None)
-
-
-def put_back(modules: Mapping[str, types.ModuleType]) -> None:
-    """Into sys.modules, and as attributes of their packages, where an import left the new ones."""
-    sys.modules.update(modules)
-    for n, module in modules.items():
-        parent, _, child = n.rpartition(".")
-        if parent in sys.modules:
-            setattr(sys.modules[parent], child, module)
 
 
 def import_module(
     source: Source, model_dir: str | None, check: Callable[[types.ModuleType], Any]
 ) -> Loaded:
-    """Execute a module and `check` it; raises HandlerError, with sys.modules as it was, when one of them fails."""
+    """Execute a module and `check` it; raises HandlerError, with nothing of it left, when one of them fails."""
     importlib.invalidate_caches()
-    (name, path, folders), started, (own, host) = source, time.time_ns(), names_to_take(source)
-    taken = {n: module for n in own | host if (module := sys.modules.pop(n, None))}
-    before = dict(sys.modules)
+    name, path, folders = source
+    project = Project(folders)
     try:
-        with surroundings(folders, model_dir):
-            module = execute(source, host)
+        with model_dir_set(model_dir):
+            if path is None:
+                module = importlib.import_module(name)
+            else:
+                module = project.load(name, None if "." in name else path)
             check(module)
     except BaseException as error:  # sys.exit() in a handler must not end the loader
-        forget(list_new(before, folders))
-        put_back(taken)
+        project.forget()
         if isinstance(error, HandlerError):
             raise
-        if (
-            path is None
-            and isinstance(error, ModuleNotFoundError)
-            and f"{name}.".startswith(f"{error.name}.")
-        ):
-            raise HandlerError(f"{name}: no such module beside the config or installed") from error
-        raise HandlerError(f"{path.name if path else name}: {explain(error, folders)}") from error
-    new, again = list_new(before, folders), taken.keys() & set(sys.modules)
-    mine = {n: m for n, m in new.items() if not {n, top(n)} & host}
-    forget({n: m for n, m in new.items() if n not in mine})  # the host has that name
-    # All but what was imported anew, and what would end up in a package that is now another project's.
-    put_back(
-        {
-            n: m
-            for n, m in taken.items()
-            if n in host or not {n, top(n)} & again or n not in again and file_of(m, folders)
-        }
-    )
-    OWN.update(mine)
-    files = {file_of(m, folders) for m in new.values()} | ({str(path)} if path else set())
-    loaded = Loaded(module, {file: digest_file(file, started) for file in files})
-    loaded.end = end = weakref.finalize(loaded, forget, mine)
-    end.atexit = False
+        raise HandlerError(explain_import(project, source, error)) from error
+    loaded = Loaded(module, project.files)
+    weakref.finalize(loaded, project.forget).atexit = False
     return loaded
+
+
+def explain_import(project: Project, source: Source, error: BaseException) -> str:
+    """Why a module could not be imported, for the client."""
+    name, path, folders = source
+    missing = error.name or "" if isinstance(error, ModuleNotFoundError) else ""
+    if path is None and missing and f"{name}.".startswith(f"{missing}."):
+        return f"{name}: no such module beside the config or installed"
+    text = f"{path.name if path else name}: {explain(error, folders)}"
+    text = text.replace(f"{project.name}.", "")
+    if missing and "." not in missing and project.has(missing):
+        text += (
+            f" ({missing} lies beside it, where import statements alone find it: a pickle, or "
+            "importlib, needs its folder on PYTHONPATH)"
+        )
+    return text
 
 
 # ==================================================================================================
@@ -304,9 +307,8 @@ class Handler:
     """A function behind a URL, from "module:name", "file.py:name", "package.module:name", or a callable.
 
     `folder` is where the module and its neighbours are looked up first, and what a relative `model_dir` starts at.
-    MODEL_DIR is set while the module is imported, in `load`. The module stays in sys.modules and the folder on sys.path, so that
-    it can pickle its classes and import neighbours in its functions. `load` sees changes of those that it imports at the top; and
-    only there a neighbour is sure to be its own when another project has one of that name.
+    MODEL_DIR is set while the module is imported, in `load`. The module and its neighbours are a package of their own in
+    sys.modules, where their classes can be pickled. `load` sees changes of those that it imports at the top.
     Readers take one reference, `bound`; `load` builds aside under a lock and assigns.
     """
 
@@ -363,10 +365,7 @@ class Handler:
             )
         if self.bound and loaded is mine:
             return self.bound
-        bound = Bound(*find_function(loaded.module, self.reference), loaded)
-        if mine:
-            mine.end()
-        return bound
+        return Bound(*find_function(loaded.module, self.reference), loaded)
 
     def call(self, value: Any, context: Any) -> Any:
         """Run the function; its exception passes, all else that it raises comes as RuntimeError."""

@@ -1,38 +1,21 @@
-"""A new project that serves at once: a handler, its test and model folder, a config, and a copy of the server.
+"""A new project of a handler that serves at once: config, handler, its test, requirements, README.
 
-The files come from project/, and from the server this module belongs to: the server is one file that is copied, with
-the modules that lie beside it, so that the project needs nothing but a few packages.
+The files come from project/; the server itself is a package that the project requires.
 """
 
 import contextlib
 import errno
 import os
 import re
-import sys
 import unicodedata
 from pathlib import Path
 
-from serving import TAKEN
+from serving import TAKEN, __version__
 
 __all__ = ["name_project", "write_project"]
 
 TEMPLATES = Path(__file__).parent / "project"
-INSTALLED_CONSOLE = Path(sys.prefix) / "share/serving/console"  # where `pip install` puts it
-# File of the project: file in the templates, where it has no dot, lest git and Docker take it for their own.
-FILES = {
-    name: name.lstrip(".")
-    for name in (
-        "config.json",
-        "handler.py",
-        "test_handler.py",
-        "model/README",
-        "requirements.txt",
-        "Dockerfile",
-        "README.md",
-        ".gitignore",
-        ".dockerignore",
-    )
-}
+FILES = ("config.json", "handler.py", "test_handler.py", "requirements.txt", "README.md")
 
 
 def name_project(folder: Path) -> str:
@@ -42,33 +25,12 @@ def name_project(folder: Path) -> str:
     return f"{name}-handler" if name.lower() in TAKEN else name
 
 
-def read_sources(templates: Path, name: str) -> dict[str, bytes]:
-    """What is to be written, by path in the project; raises OSError with the name of the file that is missing."""
-    contents = {
-        path: (templates / source).read_bytes().replace(b"PROJECT_NAME", name.encode())
-        for path, source in FILES.items()
-    }
-    rooms = Path(__file__).parent
-    copies = {"serving.py": rooms.parent / "serving.py"}
-    copies |= {
-        f"serving_extensions/{path.name}": path
-        for path in sorted(rooms.glob("*.py"))
-        if path != Path(__file__)
-    }
-    for target, folders in (
-        ("serving_extensions/clients", [rooms / "clients"]),
-        ("console", [rooms.parent / "console", INSTALLED_CONSOLE]),
-    ):
-        files = next((found for folder in folders if (found := sorted(folder.glob("*")))), [])
-        copies |= {f"{target}/{path.name}": path for path in files if path.is_file()}
-    optional = {
-        "routines.py": rooms.parent / "routines.py",
-        "serving_extensions/LICENSE": rooms.parent / "LICENSE",
-    }
-    copies |= {
-        path: source for path, source in optional.items() if source.is_file()
-    }  # an installed server keeps no LICENSE beside
-    contents |= {path: source.read_bytes() for path, source in copies.items()}
+def read_templates(templates: Path, name: str) -> dict[str, bytes]:
+    """What is to be written, by file name; raises OSError with the name of the file that is missing."""
+    words = {b"PROJECT_NAME": name.encode(), b"SERVING_VERSION": __version__.encode()}
+    contents = {file: (templates / file).read_bytes() for file in FILES}
+    for word, meaning in words.items():
+        contents = {file: text.replace(word, meaning) for file, text in contents.items()}
     return contents
 
 
@@ -79,7 +41,7 @@ def write_project(folder: Path, templates: Path = TEMPLATES) -> list[Path]:
     cannot be written; what was written of the project until then is removed again.
     """
     folder = Path(folder)
-    contents = read_sources(templates, name_project(folder))
+    contents = read_templates(templates, name_project(folder))
     there = [path for path in contents if os.path.lexists(folder / path)]
     if there:
         raise FileExistsError(errno.EEXIST, f"already holds {', '.join(there)}", str(folder))

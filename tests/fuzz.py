@@ -366,7 +366,7 @@ def fuzz_routines(data):
         except serving.ServingError:
             return
     try:
-        chain = serving.read_chain(value)
+        chain = serving.read_chain(value, routines.ROUTINES)
     except serving.ConfigError:
         return
     try:

@@ -473,12 +473,14 @@ def test_bentomls_curl_gets_an_image():
     )
 
 
-def test_a_new_project_serves_at_once(tmp_path):
+@pytest.mark.parametrize("command", [["-m", "serving"], [str(ROOT / "serving.py")]])
+def test_a_new_project_serves_at_once(tmp_path, command):
     project = tmp_path / "hello"
     assert serving.main(["--init", str(project)]) == 0
     process = subprocess.Popen(
-        [sys.executable, "serving.py", "--config", "config.json", "--port", "0"],
+        [sys.executable, *command, "--config", "config.json", "--port", "0"],
         cwd=project,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
@@ -496,6 +498,26 @@ def test_a_new_project_serves_at_once(tmp_path):
         process.terminate()
     assert process.wait(30) == 0
     assert serving.main(["--init", str(project)]) == 2
+
+
+def test_two_servers_of_one_process_have_handlers_and_neighbours_of_one_name(tmp_path):
+    path, modules, environment = list(sys.path), dict(sys.modules), dict(os.environ)
+    answers = {}
+    for name in ("a", "b"):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "utils.py").write_text(f"NAME = {name!r}")
+        (folder / "handler.py").write_text("import utils\ndef f(value): return utils.NAME")
+        handler = {"path": "/f", "function": "handler:f"}
+        write_config(folder, handler)
+        server = serving.ModelServer(folder / "config.json")
+        assert server.wait(60)
+        answers[name] = Rest(server)
+    for name, rest in answers.items():
+        assert rest.post("/f", "1", headers=KEY).json == name
+    assert sys.path == path and dict(os.environ) == environment
+    assert all(sys.modules.get(name) is module for name, module in modules.items())
+    assert not {"handler", "utils"} & set(sys.modules) - set(modules)
 
 
 def test_eight_callers_of_one_handler_at_once(tmp_path):

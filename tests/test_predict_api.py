@@ -63,6 +63,13 @@ def detector(**options):
     return server, fake
 
 
+def with_routines(module):
+    """A server of the detector with a module of routines."""
+    deployment = {"id": "pets", "model": "d"}
+    options = {"deployments": [deployment], "routine_modules": [str(module)]}
+    return fake_server({"d": FakeDetector()}, auth=AUTH, **options)
+
+
 @pytest.fixture
 def pets(how):
     return Rest(detector()[0], how)
@@ -522,8 +529,8 @@ def test_routine_modules_of_ones_own(tmp_path):
     (tmp_path / "config.json").write_text(
         json.dumps(config(deployments=[], routine_modules=["mine.py"]))
     )
-    serving.ModelServer(tmp_path / "config.json")
-    rest = Rest(detector()[0])
+    assert "KeepRight" in serving.ModelServer(tmp_path / "config.json").prepared.routines
+    rest = Rest(with_routines(tmp_path / "mine.py"))
     body = {
         "image_type": "array",
         "data": [[[200, 9, 1]]],
@@ -538,6 +545,65 @@ def test_routine_modules_of_ones_own(tmp_path):
         match=r"\$.routine_modules\[0\]: ModuleNotFoundError: No module named 'nothing_of_that_name'",
     ):
         serving.ModelServer(config(routine_modules=[str(tmp_path / "broken.py")]))
+
+
+OWN_FILTER = """
+from routines import argument, keep, routine
+
+@routine()
+class FilterConfidence:
+    confidence: float = argument(0.5, "0..1", minimum=0, maximum=1)
+
+    def __call__(self, tensors):
+        return keep(tensors, tensors["scores"] < 0)
+"""
+FILTERED = {
+    "image_type": "array",
+    "data": [[[200, 9, 1]]],
+    "routines": [{"name": "FilterConfidence", "confidence": 0}],
+}
+
+
+@pytest.mark.parametrize("named", [str, lambda path: path.stem])
+def test_a_server_keeps_its_routines_from_others_in_its_process(tmp_path, monkeypatch, named):
+    """Two servers with a module each, and one that was there before: each has its own filter."""
+    before = Rest(detector()[0])
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "own_filters.py").write_text(OWN_FILTER)
+    for _ in range(2):
+        own = Rest(with_routines(named(tmp_path / "own_filters.py")))
+        assert post(own, FILTERED).json["predictions"] == []
+        shown = own.get("/deployments", headers=KEY).json["routines"]
+        filters = [item for item in shown if item["name"] == "FilterConfidence"]
+        assert [item["arguments"][0]["default"] for item in filters] == [0.5]
+        for rest in (before, Rest(detector()[0])):
+            assert len(post(rest, FILTERED).json["predictions"]) == 2
+            assert rest.get("/deployments", headers=KEY).json["routines"] != shown
+    sys.modules.pop("own_filters", None)
+
+
+def test_an_edited_file_of_routines_is_run_again_with_the_next_config(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(OWN_FILTER)
+    server = with_routines(path)
+    first = server.prepared.routines["FilterConfidence"]
+    server.endpoint("/again")(lambda value: value)
+    assert server.prepared.routines["FilterConfidence"] is first
+    path.write_text(OWN_FILTER.replace("< 0", ">= 0"))
+    server.endpoint("/once/more")(lambda value: value)
+    assert server.prepared.routines["FilterConfidence"] is not first
+    assert len(post(Rest(server), FILTERED).json["predictions"]) == 2
+
+
+def test_no_routine_of_the_process_takes_the_name_of_a_built_in_one():
+    with pytest.raises(ValueError, match="FilterIOU: this name is built in"):
+
+        @routines.routine("FilterIOU")
+        class Another:
+            pass
+
+    assert routines.ROUTINES["FilterIOU"].__module__ == "routines"
+    routines.DECLARED.pop("Another", None)
 
 
 def test_a_routine_that_fails_is_a_500_with_a_request_id(caplog):

@@ -1,16 +1,12 @@
 """The handler of this project: the server calls `inference_handler` with the JSON body of each POST.
 
-This module is imported once, when the server starts. MODEL_DIR, the folder `model`, is set in the environment while it is
-imported, so read it here at the top, and import helper modules of this folder here as well.
+This module is imported once, when the server starts: load your model and import helper modules of
+this folder here at the top. With `"model_dir": "model"` in config.json, MODEL_DIR is set in the
+environment while it is imported.
 """
 
-import os
-from pathlib import Path
-
-MODEL_DIR = Path(os.getenv("MODEL_DIR") or "model")
-
 # Load your model here, from any framework, for example:
-#     model = keras.models.load_model(MODEL_DIR / "mine.keras")
+#     model = keras.models.load_model(Path(os.environ["MODEL_DIR"]) / "mine.keras")
 
 
 def inference_handler(inputs, _):

@@ -10,6 +10,7 @@ import json
 import resource
 import socket
 import struct
+import sys
 import threading
 import time
 import zlib

@@ -5,7 +5,6 @@ refresh_others  after the models of each pass of the loader: handlers imported, 
 """
 
 import dataclasses
-import types
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ import numpy as np
 
 import routines
 from serving import (
-    LEAVING,
     BadRequest,
     Config,
     ConfigError,
@@ -76,6 +74,15 @@ def prepare(server: ModelServer, config: Config) -> Prepared:
         {**endpoints, **server.endpoints},
         limits,
     )
+
+
+def end_others(server: ModelServer) -> None:
+    """End the threads of what outlives a config."""
+    for kept in server.kept.values():
+        if isinstance(kept, ThreadPoolExecutor):
+            kept.shutdown(wait=False)
+    for inbox in server.kept.get("inboxes", {}).values():
+        inbox.end()
 
 
 def prepare_keys(auth: Any, generated: str) -> KeyRing:
@@ -216,11 +223,7 @@ def find_function(server: ModelServer, node: Any) -> Any:
 
 def load_function(handler: Handler) -> bool:
     """Import what is new or has changed; tell whether that was done."""
-    old = handler.function
-    changed = handler.load()
-    if changed and isinstance(old, types.FunctionType):
-        LEAVING.add(old)  # which what was its module holds, and which holds that
-    return changed
+    return handler.load()
 
 
 def find_model(manager: ModelManager, model: str, version: int | None) -> Servable | None:

@@ -7,7 +7,6 @@ graph and the config alone, never from a clock; on which thread one runs does no
 import contextlib
 import copy
 import logging
-import os
 import queue
 import threading
 from collections.abc import Callable, Iterable, Mapping
@@ -18,7 +17,6 @@ from typing import Any
 
 from serving import (
     CURRENT,
-    LEAVING,
     Batching,
     ServingError,
     Signature,
@@ -28,6 +26,7 @@ from serving import (
     make_calls,
     new_session,
     tensorflow,
+    usable_cores,
     used_nodes,
 )
 from serving_rooms.batching import batch
@@ -92,7 +91,7 @@ def count_threads(call: SignatureCall, device: str) -> int:
     prepared for each thread: on thirty threads it would be held thirty times.
     """
     computes = call.bounded and call.seconds < float("inf") and device.startswith("CPU")
-    return len(os.sched_getaffinity(0)) if computes else MOST_THREADS
+    return usable_cores() if computes else MOST_THREADS
 
 
 # ==================================================================================================
@@ -276,7 +275,6 @@ def freeze(
             frozen.close()
         return None
     owned.pop_all().close()  # the session; with it goes its graph, which nobody needs any more
-    owned.callback(LEAVING.add, frozen.graph)
     owned.callback(frozen.close)
     return frozen, {name: call._replace(kind="frozen") for name, call in calls.items()}
 

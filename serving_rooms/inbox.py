@@ -79,9 +79,15 @@ class Inbox:
         """Wait until what was offered is written."""
         self._queue.join()
 
+    def end(self) -> None:
+        """End the thread when what was offered is written; another offer starts one again."""
+        if self._thread is not None and self._thread.is_alive():
+            self._queue.put(None)
+            self._thread.join()
+
     def _work(self) -> None:
-        while True:
-            image, record, caps = self._queue.get()
+        while (waiting := self._queue.get()) is not None:
+            image, record, caps = waiting
             try:
                 self._count(self._keep(image, record, caps))
             except Exception as error:  # a full disk, a vanished folder, a folder that is a file; the next one may fit again

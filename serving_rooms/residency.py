@@ -94,6 +94,7 @@ class Residency:
         self.fixed: dict[int, int] = {}  # id of a servable that stays -> bytes
         self.measuring, self._changed = threading.Lock(), threading.Condition()
         self._sweeper: threading.Thread | None = None
+        self._ending = threading.Event()
 
     def __call__(self, folder: Path, config: Any) -> Servable:
         """Load a version for the manager: at once, or declared only."""
@@ -268,9 +269,18 @@ class Residency:
     def start_sweeping(self) -> None:
         if self._sweeper is None and any(entry.config.idle_seconds for entry in self.known()):
             self._sweeper = threading.Thread(
-                target=sweep, args=(weakref.ref(self),), name="serving-residency", daemon=True
+                target=sweep,
+                args=(weakref.ref(self), self._ending),
+                name="serving-residency",
+                daemon=True,
             )
             self._sweeper.start()
+
+    def end(self) -> None:
+        """End the thread that looks for idle models."""
+        self._ending.set()
+        if self._sweeper is not None:
+            self._sweeper.join()
 
     def sweep(self) -> None:
         """Evict what nobody has asked for in `idle_seconds`."""
@@ -300,11 +310,10 @@ class Residency:
         }
 
 
-def sweep(residency: "weakref.ref[Residency]") -> None:
-    while (live := residency()) is not None:
+def sweep(residency: "weakref.ref[Residency]", ending: threading.Event) -> None:
+    while not ending.wait(0.5) and (live := residency()) is not None:
         live.sweep()
         del live
-        time.sleep(0.5)
 
 
 def seconds_left(most: float) -> float:

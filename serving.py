@@ -2636,6 +2636,7 @@ class ModelManager:
         self._process: int | None = None
         self._ending = threading.Event()  # load nothing more
         self._ended = False  # all is unloaded
+        self._first_pass: Future = Future()
         self.first_pass_done = threading.Event()
         self._expect_models()
 
@@ -2748,7 +2749,7 @@ class ModelManager:
             if self._thread is not None or self._ending.is_set():
                 return
             self._process = os.getpid()
-            self._jobs.put((ModelManager.refresh, Future()))
+            self._jobs.put((ModelManager.refresh, self._first_pass))
             self._thread = threading.Thread(
                 target=work_for,
                 args=(weakref.ref(self), self._jobs),
@@ -2760,8 +2761,9 @@ class ModelManager:
 
     def reload(self) -> Outcome:
         """Bring everything up to date now, broken versions tried again; returns when the loader has done it."""
+        begins = self._thread is None
         self.start()
-        return self.run_in_loader(self.refresh)
+        return self.await_job(self._first_pass) if begins else self.run_in_loader(self.refresh)
 
     def stop(self, drain: bool = True) -> None:
         """Stop loading, let running requests finish (or not wait for them), free every model that is idle."""
@@ -2776,6 +2778,10 @@ class ModelManager:
         """Have the loader thread do a job; returns when it is done, raises what it raises."""
         future: Future = Future()
         self._jobs.put((lambda _: job(), future))
+        return self.await_job(future)
+
+    def await_job(self, future: Future) -> Any:
+        """Wait for a job of the loader's thread; returns what it returns, raises what it raises."""
         while not wait([future], timeout=1).done:
             self.require_loader()
         return future.result()
@@ -4388,8 +4394,6 @@ def answer_call(door: Door, call: Call, found: Found | None = None) -> Reply:
         else:
             found = found or find_view(server, call.method, call.path)
             shape, route = found.shape, found.name
-            if found.route.guard != "open":
-                server.start()
             call.caller = authorize(door, call, found)
             replied = found.route.view(server, call, **found.arguments)
         replied = dress(server, call, replied)
@@ -4398,23 +4402,28 @@ def answer_call(door: Door, call: Call, found: Found | None = None) -> Reply:
     finally:
         CURRENT.trace = None
         call.allowance.close()
-    line = {
+    line = log_line(call, route, replied)
+    if metrics:
+        metrics.end(trace, line, replied)
+    logger.info(REQUEST_LINE, line)
+    return replied
+
+
+def log_line(call: Call, route: str, replied: Reply) -> dict[str, Any]:
+    """What the log says of an answered call, by name."""
+    return {
         "request_id": call.request_id,
         "key": call.caller.name,
         "method": call.method,
         "path": call.path,
         "route": route or "none",
-        "model": trace.model,
-        "version": trace.version,
+        "model": call.trace.model,
+        "version": call.trace.version,
         "status": replied.status,
-        "ms": round(1e3 * (time.perf_counter() - trace.start), 2),
-        "rows": trace.rows,
-        "batch": trace.batch,
+        "ms": round(1e3 * (time.perf_counter() - call.trace.start), 2),
+        "rows": call.trace.rows,
+        "batch": call.trace.batch,
     }
-    if metrics:
-        metrics.end(trace, line, replied)
-    logger.info(REQUEST_LINE, line)
-    return replied
 
 
 REQUEST_LINE = (

@@ -2791,19 +2791,19 @@ class ModelManager:
         if not (self._thread and self._thread.is_alive()):
             raise ServingError("The server is stopping", "UNAVAILABLE")
 
-    def seconds_between_looks(self) -> float | None:
+    def poll_seconds(self) -> float:
+        """How often the loader looks at the files by itself; 0 for never."""
+        if self._poll_seconds is not None:
+            return self._poll_seconds
+        return self.config.server.file_system_poll_wait_seconds
+
+    def patience(self) -> float | None:
         """How long the loader waits for a job before it looks by itself; None for ever."""
-        seconds = self._poll_seconds
-        if seconds is None:
-            seconds = self.config.server.file_system_poll_wait_seconds
-        return seconds or (1 if self._draining else None)
+        return self.poll_seconds() or (1 if self._draining else None)
 
     def look(self) -> None:
         """What the loader does when nobody has asked for anything."""
-        seconds = self._poll_seconds
-        if seconds is None:
-            seconds = self.config.server.file_system_poll_wait_seconds
-        if seconds:
+        if self.poll_seconds():
             self.refresh(polling=True)
         else:
             self._drain()
@@ -3178,7 +3178,7 @@ def work_for(found: "weakref.ref[ModelManager]", jobs: queue.SimpleQueue) -> Non
     While it waits it holds no manager: one that everybody else has dropped is freed, and this ends.
     """
     while (manager := found()) is not None:
-        seconds = manager.seconds_between_looks()
+        seconds = manager.patience()
         del manager
         try:
             job, future = jobs.get(timeout=seconds)

@@ -182,8 +182,13 @@ class Residency:
 
     @contextmanager
     def turn(self, lock: threading.Lock, entry: OnDemand) -> Iterator[None]:
-        """Hold a lock within a `with`; ServingError if it cannot be had before the deadline."""
-        if not lock.acquire(timeout=seconds_left(self.options().load_wait_seconds)):
+        """Hold a lock within a `with`; ServingError if a request's deadline comes before that.
+
+        A call from Python waits as long as it takes: it holds no client up.
+        """
+        is_request = getattr(CURRENT, "trace", None) is not None
+        seconds = seconds_left(self.options().load_wait_seconds) if is_request else -1
+        if not lock.acquire(timeout=seconds):
             raise ServingError(
                 f"Model {entry.config.name} is still waiting to be loaded", "UNAVAILABLE"
             )

@@ -36,7 +36,6 @@ import ssl
 import sys
 import threading
 import time
-import warnings
 from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -52,9 +51,6 @@ from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 __all__ = ["ROUTINES", "ImageError", "ImageLimits", "argument", "routine"]
 
 Tensors = dict[str, Any]
-
-# Pillow warns of what a client's file is like; each new text would be kept for ever. A host's own filters come first.
-warnings.filterwarnings("ignore", module=r"PIL\.", append=True)
 
 
 class ImageError(ValueError):
@@ -187,6 +183,14 @@ def turn_upright(image: Image.Image) -> None:
         raise
     except Exception:  # Pillow's reader of EXIF raises of every kind
         return
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """A copy of somebody's picture, turned as its EXIF block says."""
+    copy = image.copy()
+    copy.format = image.format  # which tells what a mode means
+    turn_upright(copy)
+    return copy
 
 
 def to_rgb(image: Image.Image) -> np.ndarray:

@@ -22,6 +22,7 @@ The sections of this file, each using only those above it:
     Pictures              a picture through a deployment: labels, model, routines
     ModelServer           all of it behind one object: the Python API
     HTTP                  the same behind URLs: routes, views, blueprint, app
+    The process           what a server changes of a process that is its own
     Command line          options, the waitress server, start and stop
 """
 
@@ -62,6 +63,7 @@ import threading
 import time
 import types
 import typing
+import warnings
 import weakref
 import zlib
 from collections import ChainMap, Counter
@@ -74,7 +76,7 @@ from collections.abc import (
     MutableMapping,
     Sequence,
 )
-from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -87,6 +89,7 @@ import numpy as np
 import orjson
 import simdjson
 from flask import Blueprint, Flask, Request, Response, request, signals
+from flask.sansio.blueprints import BlueprintSetupState
 from flask.sessions import SecureCookieSessionInterface
 from waitress import wasyncore
 from waitress.adjustments import Adjustments
@@ -97,7 +100,7 @@ from werkzeug.datastructures import Accept, EnvironHeaders, MIMEAccept
 from werkzeug.exceptions import ClientDisconnected, HTTPException, RequestEntityTooLarge
 from werkzeug.formparser import parse_form_data
 from werkzeug.http import HTTP_STATUS_CODES, parse_accept_header
-from werkzeug.routing import BaseConverter
+from werkzeug.routing import BaseConverter, ValidationError
 from werkzeug.wsgi import get_current_url, get_input_stream
 
 __all__ = [
@@ -116,12 +119,10 @@ __all__ = [
     "run",
 ]
 __version__ = "0.1.0"
-sys.modules.setdefault(
-    "serving", sys.modules[__name__]
-)  # started as a program it is `__main__`: handlers import the same one
+if __name__ == "__main__":  # started as a program: handlers import the same module by its name
+    sys.modules["serving"] = sys.modules[__name__]
 
 logger = logging.getLogger("serving")
-logger.addHandler(logging.NullHandler())
 
 # ==================================================================================================
 # Errors
@@ -323,6 +324,8 @@ class Extension:
     serve: Callable[..., Any] = nothing
     # report(server, address): prints, once the first load is over, what somebody may want to try.
     report: Callable[["ModelServer", str], None] = nothing
+    # end(server): its threads end; the server has stopped.
+    end: Callable[["ModelServer"], None] = nothing
     # Options of the command line, by name: command(source, value) -> exit status.
     commands: Mapping[str, Callable[[Any, Any], int]] = field(default_factory=dict)
     # Formatters of the log by `server.log_format`.
@@ -2180,11 +2183,6 @@ class SignatureCall(typing.NamedTuple):
     keeps: tuple[str, ...] = ()  # of these, those that may keep something of a call
 
 
-LEAVING: "weakref.WeakSet[Any]" = (
-    weakref.WeakSet()
-)  # what nobody needs any more, and only a collection frees
-
-
 class Servable:
     """Anything that answers: signatures, and `run(signature_name, inputs) -> outputs` on arrays by name.
 
@@ -2371,26 +2369,20 @@ def once(function: Function) -> Function:
 
 @once
 def tensorflow() -> Any:
-    """TensorFlow, imported when the first model is loaded: it takes seconds, and a server of other servables needs none.
+    """TensorFlow, imported when the first model is loaded.
 
-    Its import brings Keras along, of which no SavedModel needs anything (36 MB): it stays away until `tf.keras` is used,
-    as TensorFlow lets it where it is told that there is an older one, which is not there. Its 250,000 objects stay out of garbage
-    collections for good: a request whose JSON makes many lists would walk over them again and again (parsing took 3 to 6 times as long).
+    It takes seconds, and a server of other servables needs none.
     """
-    name = "TF_USE_LEGACY_KERAS"
-    away = not (
-        "tensorflow" in sys.modules or name in os.environ or importlib.util.find_spec("tf_keras")
-    )
-    if away:
-        os.environ[name] = "1"
-    try:
-        import tensorflow
-    finally:
-        if away:
-            del os.environ[name]
-    gc.collect()  # errors that the import came over hold the frames that called it
-    gc.freeze()
+    import tensorflow
+
     return tensorflow
+
+
+def usable_cores() -> int:
+    """The processor's cores that this process may use; Linux alone can tell those of the machine's."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 @once
@@ -2403,7 +2395,7 @@ def prepare_devices(limit_mb: int | None, intra_op_threads: int | None) -> None:
     if (
         intra_op_threads
         or not tf.config.threading.get_intra_op_parallelism_threads()
-        and len(os.sched_getaffinity(0)) <= 2
+        and usable_cores() <= 2
     ):
         try:
             tf.config.threading.set_intra_op_parallelism_threads(intra_op_threads or 1)
@@ -2515,34 +2507,6 @@ def explain_operation(message: str, failed: Sequence[str] = ()) -> str:
     return f"{unknown[0]}: {'; '.join(failed) or hint}"
 
 
-DEPRECATIONS = threading.Lock()  # over LOADING
-LOADING: list[int] = []  # the threads that load
-
-
-@contextlib.contextmanager
-def without_deprecations() -> Iterator[None]:
-    """Keep from the host's log that TensorFlow would have v1 calls replaced.
-
-    What it names cannot do what they do here. It is kept back of the threads that load alone; the
-    filter comes with the first of them and goes with the last.
-    """
-    with DEPRECATIONS:
-        if not LOADING:
-            logging.getLogger("tensorflow").addFilter(is_no_deprecation)
-        LOADING.append(threading.get_ident())
-    try:
-        yield
-    finally:
-        with DEPRECATIONS:
-            LOADING.remove(threading.get_ident())
-            if not LOADING:
-                logging.getLogger("tensorflow").removeFilter(is_no_deprecation)
-
-
-def is_no_deprecation(record: logging.LogRecord) -> bool:
-    return threading.get_ident() not in LOADING or "deprecated" not in record.getMessage()
-
-
 @dataclass(frozen=True)
 class LoadRequest:
     """A version to load; what wraps a loader passes it on without what it answers itself."""
@@ -2562,7 +2526,6 @@ class LoadRequest:
 Load = Callable[[LoadRequest], Servable]  # what is wrapped around one is one as well
 
 
-@without_deprecations()
 def load_saved_model(request: LoadRequest) -> Servable:
     """Load a SavedModel into a TensorFlow session of its own: the plain loader, complete by itself.
 
@@ -2618,7 +2581,6 @@ def load_errors(
 def close_session(session: Any) -> None:
     """Free what a session holds; its graph goes with the next collection."""
     session.close()
-    LEAVING.add(session.graph)
 
 
 @dataclass(frozen=True)
@@ -3797,7 +3759,7 @@ def count_threads(call: SignatureCall, device: str) -> int:
     prepared for each thread: on thirty threads it would be held thirty times.
     """
     computes = call.bounded and call.seconds < float("inf") and device.startswith("CPU")
-    return len(os.sched_getaffinity(0)) if computes else MOST_THREADS
+    return usable_cores() if computes else MOST_THREADS
 
 
 class Workers:
@@ -3931,13 +3893,54 @@ class Visit:
     model: ModelConfig
     path: str  # of its config
     polling: bool  # nobody has asked for it: what is broken is not tried again
-    pool: ThreadPoolExecutor  # that loads
+    pool: "LoadPool"
     outcome: Outcome = field(default_factory=Outcome)
 
     def fail(self, place: str, problem: str, status: int = 500) -> None:
         """Note what is wrong at a place below the model's: `.base_path`; `.` where the problem names it."""
         path = f"{self.path}." if place == "." else f"{self.path}{place}: "
         self.outcome.errors.append((status, path + problem))
+
+
+class LoadPool:
+    """A few threads that load, within a `with`.
+
+    Not concurrent.futures': a process that ends would wait for all that still waits in it, and here
+    what waits finds that the end has come.
+    """
+
+    def __init__(self, most: int):
+        self._most, self._threads = most, list[threading.Thread]()
+        self._jobs: queue.SimpleQueue = queue.SimpleQueue()
+
+    def submit(self, job: Callable[..., Any], *arguments: Any) -> Future:
+        """Have a thread call `job(*arguments)`, when one is free."""
+        future: Future = Future()
+        self._jobs.put((future, job, arguments))
+        if len(self._threads) < self._most:
+            name = f"serving-load_{len(self._threads)}"
+            thread = threading.Thread(target=self._work, name=name, daemon=True)
+            self._threads.append(thread)
+            thread.start()
+        return future
+
+    def _work(self) -> None:
+        while (waiting := self._jobs.get()) is not None:
+            future, job, arguments = waiting
+            try:
+                future.set_result(job(*arguments))
+            except BaseException as error:  # whatever a model raises is the load's result
+                future.set_exception(error)
+            del waiting, future, job, arguments
+
+    def __enter__(self) -> "LoadPool":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        for _ in self._threads:
+            self._jobs.put(None)
+        for thread in self._threads:
+            thread.join()
 
 
 Steps = Iterator[Sequence[Future]]  # work that is done bit by bit: what each next bit waits for
@@ -4006,7 +4009,9 @@ class ModelManager:
         self._thread: threading.Thread | None = None
         self._started = threading.Lock()
         self._process: int | None = None
-        self._ending = False  # load nothing more
+        self._ending = threading.Event()  # load nothing more
+        self._ended = False  # all is unloaded
+        self._first_pass: Future = Future()
         self.first_pass_done = threading.Event()
         self._expect_models()
 
@@ -4031,17 +4036,9 @@ class ModelManager:
 
     def find(self, model: str, version: int | None, label: str | None) -> tuple[int, Servable]:
         """What `lease` would yield, not leased."""
+        if model not in self.available and model in self._tried:
+            self.await_load(model)
         available = self.available.get(model)
-        if available is None and model in self._tried:
-            trace, CURRENT.waited = getattr(CURRENT, "trace", None), True
-            if not self._tried[model].wait(
-                min(
-                    self.config.server.load_wait_seconds,
-                    trace.remaining() if trace else float("inf"),
-                )
-            ):
-                raise ServingError(f"Model {model} is still loading", "UNAVAILABLE")
-            available = self.available.get(model)
         versions = available.versions if available else {}
         if self.config.is_pipeline(model):  # those have neither versions nor labels
             version, label = 1, None
@@ -4058,6 +4055,22 @@ class ModelManager:
         if version not in versions:
             raise NotFound(f"Servable not found for request: Specific({model}, {version})")
         return version, versions[version]
+
+    def await_load(self, model: str) -> None:
+        """Wait until a model's first load is over; ServingError UNAVAILABLE when that takes too long.
+
+        A request waits for up to `load_wait_seconds`; a call from Python holds no client up, and
+        waits as long as it takes.
+        """
+        tried, trace = self._tried[model], getattr(CURRENT, "trace", None)
+        CURRENT.waited = True
+        if trace is not None:
+            patience = min(self.config.server.load_wait_seconds, trace.remaining())
+            if not tried.wait(patience):
+                raise ServingError(f"Model {model} is still loading", "UNAVAILABLE")
+        while not tried.is_set():
+            self.require_loader()
+            tried.wait(1)
 
     def label_version(self, model: str, label: str) -> int:
         """The version that a label names; raises BadRequest for an unknown one."""
@@ -4100,26 +4113,35 @@ class ModelManager:
                 "UNAVAILABLE",
             )
         with self._started:
-            if self._thread is None:
-                self._process = os.getpid()
-                self._thread = threading.Thread(
-                    target=self._work, name="serving-loader", daemon=True
-                )
-                self._jobs.put((self.refresh, Future()))
-                self._thread.start()
-                # Before the end of the process: atexit would be too late, the pools that a load uses are closed by then.
-                threading._register_atexit(end_loading, weakref.ref(self))  # type: ignore[attr-defined]
+            if self._thread is not None or self._ending.is_set():
+                return
+            self._process = os.getpid()
+            self._jobs.put((ModelManager.refresh, self._first_pass))
+            self._thread = threading.Thread(
+                target=work_for,
+                args=(weakref.ref(self), self._jobs),
+                name="serving-loader",
+                daemon=True,
+            )
+            self._thread.start()
+            weakref.finalize(self, end_loader, self._jobs, self._thread, self._ending)
 
     def reload(self, timeout: float = math.inf) -> Outcome:
         """Bring everything up to date now, broken versions tried again; returns when the loader has done it."""
+        begins = self._thread is None
         self.start()
+        if begins:
+            return self.await_job(self._first_pass, timeout)
         return self.run_in_loader(self.refresh, timeout)
 
     def stop(self, drain: bool = True) -> None:
         """Stop loading, let running requests finish (or not wait for them), free every model that is idle."""
-        self._ending = True
-        if self._thread and self._thread.is_alive():
-            self.run_in_loader(functools.partial(self._unload_all, drain))
+        self._ending.set()
+        if self._thread is None:
+            self.first_pass_done.set()  # there will be none
+        elif self._thread.is_alive():
+            self.run_in_loader(functools.partial(self.unload_all, drain))
+            self._thread.join()
 
     def run_in_loader(self, job: Callable[[], Any], timeout: float = math.inf) -> Any:
         """Have the loader thread do a job; returns when it is done, raises what it raises.
@@ -4127,41 +4149,50 @@ class ModelManager:
         ServingError DEADLINE_EXCEEDED after `timeout` seconds; the job is done all the same, later.
         """
         future: Future = Future()
-        self._jobs.put((job, future))
+        self._jobs.put((lambda _: job(), future))
+        return self.await_job(future, timeout)
+
+    def await_job(self, future: Future, timeout: float = math.inf) -> Any:
+        """Wait for a job of the loader's thread; returns what it returns, raises what it raises."""
         deadline = time.monotonic() + timeout
         while not wait([future], timeout=max(0.0, min(1.0, deadline - time.monotonic()))).done:
-            if not (self._thread and self._thread.is_alive()):
-                raise ServingError("The server is stopping", "UNAVAILABLE")
+            self.require_loader()
             if time.monotonic() >= deadline:
                 raise ServingError(
                     "Loading takes longer than the request's time", "DEADLINE_EXCEEDED"
                 )
         return future.result()
 
-    def _work(self) -> None:
-        job: Callable[[], Any]
-        while True:
-            seconds = (
-                self.config.server.file_system_poll_wait_seconds
-                if self._poll_seconds is None
-                else self._poll_seconds
-            )
-            try:
-                job, future = self._jobs.get(timeout=seconds or (1 if self._draining else None))
-            except queue.Empty:
-                job, future = (
-                    functools.partial(self.refresh, polling=True) if seconds else self._drain,
-                    Future(),
-                )
-            try:
-                future.set_result(job())
-            except (
-                Exception
-            ) as error:  # the loader must live: whatever it was, the next pass is a fresh start
-                logger.exception("A pass of the loader stopped short")
-                future.set_exception(error)
-            if isinstance(job, functools.partial) and job.func == self._unload_all:
-                return
+    def require_loader(self) -> None:
+        """Raise ServingError UNAVAILABLE when the loader's thread has ended, or never began."""
+        if not (self._thread and self._thread.is_alive()):
+            raise ServingError("The server is stopping", "UNAVAILABLE")
+
+    def poll_seconds(self) -> float:
+        """How often the loader looks at the files by itself; 0 for never."""
+        if self._poll_seconds is not None:
+            return self._poll_seconds
+        return self.config.server.file_system_poll_wait_seconds
+
+    def patience(self) -> float | None:
+        """How long the loader waits for a job before it looks by itself; None for ever."""
+        return self.poll_seconds() or (1 if self._draining else None)
+
+    def look(self) -> None:
+        """What the loader does when nobody has asked for anything."""
+        if self.poll_seconds():
+            self.refresh(polling=True)
+        else:
+            self._drain()
+
+    def do(self, job: Callable[["ModelManager"], Any], future: Future) -> bool:
+        """Do a job in the loader's thread; False when it was the last."""
+        try:
+            future.set_result(job(self))
+        except Exception as error:  # the loader must live: the next pass is a fresh start
+            logger.exception("A pass of the loader stopped short")
+            future.set_exception(error)
+        return not self._ended
 
     def refresh(self, polling: bool = False) -> Outcome:
         """One pass: read the config if it changed, then load and retire versions.
@@ -4178,7 +4209,7 @@ class ModelManager:
         if outcome.changed or not self.first_pass_done.is_set():
             settle_garbage()
         for _, detail in (
-            outcome.errors if not self._ending else ()
+            outcome.errors if not self._ending.is_set() else ()
         ):  # a load that the end cut short says nothing of the model
             self._say_once(logging.ERROR, detail)
         self._said &= {detail for _, detail in outcome.errors} | {
@@ -4240,7 +4271,7 @@ class ModelManager:
 
     def _refresh_models(self, outcome: Outcome, polling: bool) -> None:
         """Bring every model up to date, several at once; none waits for one that fails or hangs."""
-        with ThreadPoolExecutor(self.config.server.num_load_threads, "serving-load") as pool:
+        with LoadPool(self.config.server.num_load_threads) as pool:
             visits = [
                 Visit(model, f"$.model_config_list[{index}].config", polling, pool)
                 for index, model in enumerate(self.config.models)
@@ -4258,7 +4289,7 @@ class ModelManager:
         for name in self._states.keys() - seen:
             self._refused.pop(name, None)
             self._publish(name, {}, {}, set(), outcome)
-        if not self._ending:
+        if not self._ending.is_set():
             self._refresh_others(self, outcome, polling)
 
     def _begin(self, visits: Sequence[Visit]) -> dict[str, Steps]:
@@ -4301,7 +4332,7 @@ class ModelManager:
     def _refresh_model(self, visit: Visit) -> Steps:
         """Load the versions that the policy picks, passing over broken ones; retire the others."""
         model, states = visit.model, self._states[visit.model.name]
-        folders = None if self._ending else self._find_folders(visit)
+        folders = None if self._ending.is_set() else self._find_folders(visit)
         if folders is None:
             return
         broken: set[int] = set()
@@ -4420,7 +4451,7 @@ class ModelManager:
         state.state = state.state if state.servable else "LOADING"
 
         def load() -> tuple[Servable, float]:
-            if self._ending:
+            if self._ending.is_set():
                 raise LoadError("The server is stopping")
             start = time.perf_counter()
             return self._load(folder, visit.model), time.perf_counter() - start
@@ -4510,30 +4541,50 @@ class ModelManager:
                 state.state = "END"
         return Outcome()
 
-    def _unload_all(self, drain: bool) -> Outcome:
+    def unload_all(self, drain: bool = False) -> None:
+        """The loader's last job: withdraw every model, and free those that are idle."""
+        self._ended = True
         for name in list(self._states):
             self._publish(name, {}, {}, set(), Outcome())
-        return self._drain(drain)
+        self._drain(drain)
 
 
-def end_loading(manager: "weakref.ref[ModelManager]") -> None:
-    """Let the load that runs come to its end before the process does: TensorFlow aborts a process that ends within one."""
-    if (found := manager()) is not None and found._process == os.getpid():
-        with contextlib.suppress(ServingError):
-            found.stop(drain=False)
+def work_for(found: "weakref.ref[ModelManager]", jobs: queue.SimpleQueue) -> None:
+    """Do a manager's jobs, one after the other, to the last: the loader's thread.
+
+    While it waits it holds no manager: one that everybody else has dropped is freed, and this ends.
+    """
+    while (manager := found()) is not None:
+        seconds = manager.patience()
+        del manager
+        try:
+            job, future = jobs.get(timeout=seconds)
+        except queue.Empty:
+            job, future = ModelManager.look, Future()
+        manager = found()
+        if manager is None or not manager.do(job, future):
+            return
+        del manager, job, future
+
+
+def end_loader(jobs: queue.SimpleQueue, thread: threading.Thread, ending: threading.Event) -> None:
+    """End a loader whose manager nobody holds any more, or whose process ends.
+
+    At the end of a process it is waited for: TensorFlow aborts one that ends within a load.
+    """
+    ending.set()
+    jobs.put((ModelManager.unload_all, Future()))
+    if not threading.main_thread().is_alive() and thread is not threading.current_thread():
+        thread.join()
+
+
+TIDY: list[Callable[[], None]] = []  # what frees memory after loads, where the process is our own
 
 
 def settle_garbage() -> None:
-    """Collect what a pass left over, and give freed memory back. All wait for it: some ms; where TensorFlow's objects join, 0.2 s."""
-    gc.collect()
-    if LEAVING:  # it was there before TensorFlow, or is still held: tried again next time
-        gc.unfreeze()
-        gc.collect()
-        gc.freeze()
-    with contextlib.suppress(
-        OSError, AttributeError, TypeError
-    ):  # glibc keeps hundreds of MB that loading has used
-        ctypes.CDLL(None).malloc_trim(0)
+    """Free what loading left over, where the process is our own; a host's collector is left alone."""
+    for tidy in list(TIDY):
+        tidy()
 
 
 # ==================================================================================================
@@ -5355,9 +5406,10 @@ class ModelServer:
         server.predict("digits", {"instances": images})["predictions"]     # float32 [N, 10]
 
     `source` is the path of a config file (which `reload` reads again), a dict or a `Config`. Models are
-    loaded in a thread of their own, from `start` or the first question on; a question waits for the first
-    load up to `load_wait_seconds`. Raises ConfigError when the config is wrong; models that cannot be
-    loaded are told by `status` and `readiness`.
+    loaded in a thread of their own, from `start` or the first question on; a question waits until the
+    first load is over, one that came over HTTP up to `load_wait_seconds`. Raises ConfigError when the
+    config is wrong; models that cannot be loaded are told by `status` and `readiness`. `stop` frees
+    the models and ends the threads, as does dropping the last reference.
     """
 
     def __init__(
@@ -5388,6 +5440,14 @@ class ModelServer:
             "refresh_others": functools.partial(refresh_others, self),
         }
         self.manager = ModelManager(path, text, config, **{**options, **manager_options})
+
+    def __repr__(self) -> str:
+        """The models and their states, without loading any."""
+        states = self.manager.states()
+        models = [
+            f"{name}: {describe_briefly(states.get(name, {}))}" for name in self.config.served_names
+        ]
+        return f"<ModelServer {'; '.join(models) or 'of no models'}>"
 
     @property
     def config(self) -> Config:
@@ -5436,8 +5496,10 @@ class ModelServer:
         return self.manager.first_pass_done.wait(timeout)
 
     def stop(self, drain: bool = True) -> None:
-        """Free the models; with `drain`, running requests finish first."""
+        """Free the models and end the threads, for good; with `drain`, running requests finish first."""
         self.manager.stop(drain)
+        for extension in self.extensions:
+            extension.end(self)
 
     def allowance(self) -> Allowance:
         """What a request's body may unpack to; closed when it is answered."""
@@ -5506,18 +5568,20 @@ class ModelServer:
 
     def predict_image(
         self,
-        image: "np.ndarray | bytes",
+        image: Any,
         deployment: str | None = None,
         routines: Sequence[Mapping[str, Any]] = (),
         form: str = "json",
     ) -> Any:
         """Answer what a deployment sees in a picture: `{"predictions": [...]}` and what routines add.
 
-        `image` is uint8 RGB [H, W, 3] or an encoded picture; `form` is `json`, `coco`, or `png` or `jpeg` for
-        the bytes of the drawn picture. Raises NotFound, BadRequest for the picture or a routine, and
-        ServingError UNAVAILABLE when the model is not there.
+        `image` is the path of a file, its bytes, a PIL image, or an array of 0..255, [H, W], [H, W, 1],
+        RGB [H, W, 3] or RGBA [H, W, 4]. `form` is `json`, `coco`, or `png` or `jpeg` for the bytes of
+        the drawn picture. Raises OSError for a file that cannot be read, NotFound, BadRequest for the
+        picture or a routine, and ServingError UNAVAILABLE when the model is not there.
         """
         with self.allowance() as allowance:
+            image = read_picture(image, image_limits(self.config), allowance)
             return predict_image(self, image, deployment, routines, form, allowance)
 
     def identify(self, headers: Any, reached: Iterable[str] | None) -> Caller:
@@ -5595,6 +5659,26 @@ class ModelServer:
             "error": text,
             "details": [detail for _, detail in outcome.errors],
         }
+
+
+def read_picture(image: Any, limits: Any, allowance: Allowance) -> "np.ndarray | bytes":
+    """A picture as Python code has it, as uint8 RGB [H, W, 3] or as a file's bytes.
+
+    Raises OSError for a file that cannot be read, BadRequest for what is no picture.
+    """
+    if isinstance(image, str | os.PathLike):
+        return Path(image).read_bytes()
+    if isinstance(image, bytes | bytearray | memoryview):
+        return bytes(image)
+    if isinstance(image, routines.Image.Image):
+        return routines.to_rgb(routines.upright(image))
+    if not isinstance(image, np.ndarray):
+        kinds = "a path, bytes, a PIL image or a NumPy array"
+        raise BadRequest(f"image: expected {kinds}, got {type(image).__name__}")
+    try:
+        return routines.decode_array(image, dataclasses.replace(limits, allow=allowance.take))
+    except routines.ImageError as error:
+        raise BadRequest(str(error)) from None
 
 
 def use_allowance(
@@ -5677,6 +5761,12 @@ def refresh_others(
         extension.refresh(server, outcome, polling)
 
 
+def describe_briefly(states: Mapping[int, VersionState]) -> str:
+    """Version states in a few words: `1 AVAILABLE, 2 LOADING`."""
+    words = [f"{version} {state.state}" for version, state in sorted(states.items())]
+    return ", ".join(words) or "not loaded"
+
+
 def describe_states(states: Mapping[int, VersionState]) -> dict[str, Any]:
     """Version states as TensorFlow Serving's GetModelStatusResponse; a failed load is LOADING / UNKNOWN, with its reason."""
     return {
@@ -5703,8 +5793,8 @@ def hub_handler(function: Callable) -> Callable:
 
 
 def as_server(source: Source) -> ModelServer:
-    """What came to the door, as a started ModelServer."""
-    return (source if isinstance(source, ModelServer) else ModelServer(source)).start()
+    """What came to the door, as a ModelServer."""
+    return source if isinstance(source, ModelServer) else ModelServer(source)
 
 
 # ==================================================================================================
@@ -5803,6 +5893,18 @@ class Call:
         """The path of that address."""
         return quote(self.environ.get("SCRIPT_NAME", "").rstrip("/") + self.prefix)
 
+    def stream(self, limit: int) -> Any:
+        """The body as a file of at most `limit` bytes; ServingError 413 where it is announced to be longer."""
+        limit = limit if self.most_bytes is None else min(limit, self.most_bytes)
+        length = self.environ.get("CONTENT_LENGTH") or "0"
+        if length.isdigit() and int(length) > limit:
+            raise ServingError(
+                f"Request body of {length} bytes is over the limit of {limit}", status=413
+            )
+        if self.site is not None and "stream" in vars(self.site):  # a hook has asked for the body
+            return io.BytesIO(body_of(self.site))
+        return get_input_stream(self.environ, max_content_length=limit)
+
     def read(self, limit: int) -> bytes:
         """The body's bytes, whatever its content type says; ServingError 413 beyond `limit` bytes."""
         limit = limit if self.most_bytes is None else min(limit, self.most_bytes)
@@ -5825,6 +5927,24 @@ class Call:
         if len(data) < length:
             raise ClientDisconnected
         return data
+
+
+def body_of(site: Request) -> bytes:
+    """The body of a request that a hook of the site's has read before, as Flask keeps it.
+
+    Raises ServingError where Flask keeps nothing: a form that is taken apart, or `cache=False`.
+    """
+    data = site.get_data()
+    is_chunked = "chunked" in site.headers.get("Transfer-Encoding", "").lower()
+    if not data and (site.content_length or is_chunked):
+        text = (
+            "A hook of this site has read the request's body, which can be read once, before the "
+            "server could. Let the hook pass over these URLs, or call request.get_data() before "
+            "request.form, request.files or request.stream: Flask keeps what that has read"
+        )
+        logger.error("%s", text)
+        raise ServingError(text)
+    return data
 
 
 def to_reply(error: Exception, call: Call, shape: str) -> Reply:
@@ -6161,19 +6281,22 @@ ROUTES: tuple[Route, ...] = (  # the first match answers
 )
 # Where Flask hands requests to the table above; the rest of a site's URLs stays the site's.
 RULES: tuple[tuple[str, dict[str, str]], ...] = (
-    ("/v1/<serving_rest:rest>", {"root": "v1"}),
-    ("/V1/<serving_rest:rest>", {"root": "V1"}),
-    ("/model-serving/<serving_rest:rest>", {"root": "model-serving"}),
+    ("/v1/<serving_rest:serving_rest>", {"serving_root": "v1"}),
+    ("/V1/<serving_rest:serving_rest>", {"serving_root": "V1"}),
+    ("/model-serving/<serving_rest:serving_rest>", {"serving_root": "model-serving"}),
     (
-        "/<any(livez, readyz, predict, classes, deployments, metrics, stats, 'openapi.json', console):root>",
+        "/<any(livez, readyz, predict, classes, deployments, metrics, stats, 'openapi.json', console):serving_root>",
         {},
     ),
-    ("/<any(console):root>/", {"rest": ""}),
-    ("/<any(console):root>/<rest>", {}),
-    ("/v2/health/<any(live, ready):rest>", {"root": "v2/health"}),
-    ("/monitoring/prometheus/<any(metrics):rest>", {"root": "monitoring/prometheus"}),
-    ("/<root>/<any(predict, classes):rest>", {}),
-    ("/<root>/<any(active_learning, samples, client):rest>/<group>", {}),
+    ("/<any(console):serving_root>/", {"serving_rest": ""}),
+    ("/<any(console):serving_root>/<serving_rest>", {}),
+    ("/v2/health/<any(live, ready):serving_rest>", {"serving_root": "v2/health"}),
+    (
+        "/monitoring/prometheus/<any(metrics):serving_rest>",
+        {"serving_root": "monitoring/prometheus"},
+    ),
+    ("/<serving_root>/<any(predict, classes):serving_rest>", {}),
+    ("/<serving_root>/<any(active_learning, samples, client):serving_rest>/<serving_group>", {}),
 )
 METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS")
 
@@ -6183,6 +6306,26 @@ class RestConverter(BaseConverter):
 
     regex = r"[\s\S]*?"
     part_isolating = False
+
+
+class HandlerConverter(BaseConverter):
+    """The path of a handler that a server has now: a reload may have brought it.
+
+    Weighed behind everything of the site's own; a path that is no handler's is the site's 404.
+    """
+
+    regex = r"[\w.~-]+(?:/[\w.~-]+)*"
+    part_isolating = False
+    weight = 1000
+
+    def __init__(self, map: Any, server: ModelServer):
+        super().__init__(map)
+        self.server = server
+
+    def to_python(self, value: str) -> str:
+        if f"/{value}" not in list_urls(self.server):
+            raise ValidationError
+        return value
 
 
 def raw_path(environ: Mapping[str, Any], decoded: str) -> str:
@@ -6391,23 +6534,28 @@ def answer_call(door: Door, call: Call, found: Found | None = None) -> Reply:
     finally:
         end_trace(trace)
         call.allowance.close()
-    line = {
+    line = log_line(call, route, replied)
+    for extension in server.extensions:
+        extension.observe(server, trace, line, replied)
+    logger.info(REQUEST_LINE, line)
+    return replied
+
+
+def log_line(call: Call, route: str, replied: Reply) -> dict[str, Any]:
+    """What the log says of an answered call, by name."""
+    return {
         "request_id": call.request_id,
         "key": call.caller.name,
         "method": call.method,
         "path": call.path,
         "route": route or "none",
-        "model": trace.model,
-        "version": trace.version,
+        "model": call.trace.model,
+        "version": call.trace.version,
         "status": replied.status,
-        "ms": round(1e3 * (time.perf_counter() - trace.start), 2),
-        "rows": trace.rows,
-        "batch": trace.batch,
+        "ms": round(1e3 * (time.perf_counter() - call.trace.start), 2),
+        "rows": call.trace.rows,
+        "batch": call.trace.batch,
     }
-    for extension in server.extensions:
-        extension.observe(server, trace, line, replied)
-    logger.info(REQUEST_LINE, line)
-    return replied
 
 
 def end_trace(trace: Trace) -> None:
@@ -6545,20 +6693,22 @@ def send(
 # --- the Flask adapter --------------------------------------------------------------------------------
 
 
-def respond(
-    door: Door, root: str = "", rest: str | None = None, group: str | None = None
-) -> Response:
-    """A view of Flask's: the request as a call, the reply as a response."""
-    decoded = "/" + "/".join([name for name in (root, rest, group) if name is not None])
-    asked = request._get_current_object()  # type: ignore[attr-defined]
-    call = Call(
-        asked.environ,
-        raw_path(asked.environ, decoded),
-        asked.path[: len(asked.path) - len(decoded)],
-        asked,
-        asked.max_content_length,
-    )
-    return to_response(answer_call(door, call))
+def make_view(door: Door) -> Callable[..., Response]:
+    """A view of Flask's: the request as a call, the reply as a response.
+
+    A function as people write them: extensions ask for its name and module.
+    """
+
+    def respond(**values: Any) -> Response:  # among them those of the site's own prefix
+        names = ("serving_root", "serving_rest", "serving_group")
+        decoded = "/" + "/".join(values[name] for name in names if values.get(name) is not None)
+        asked = request._get_current_object()  # type: ignore[attr-defined]
+        prefix = asked.path[: len(asked.path) - len(decoded)]
+        path = raw_path(asked.environ, decoded)
+        call = Call(asked.environ, path, prefix, asked, asked.max_content_length)
+        return to_response(answer_call(door, call))
+
+    return respond
 
 
 def to_response(replied: Reply) -> Response:
@@ -6573,15 +6723,21 @@ def list_urls(server: ModelServer) -> list[str]:
 blueprint_numbers = itertools.count(1)
 
 
-def create_blueprint(source: Source, authorize: Callable[[Any], Any] | None = None) -> Blueprint:
+def create_blueprint(
+    source: Source, authorize: Callable[[Any], Any] | None = None, *, eager: bool = False
+) -> Blueprint:
     """The server's URLs as a Flask blueprint: `site.register_blueprint(create_blueprint("config.json"), url_prefix="/ml")`.
 
     Its errors are answered inside; the site's error pages, hooks and other URLs stay as they are. Models begin
-    to load at once, in the background. `authorize(request)` stands in for keys: True, or the caller's name for
-    the log, lets the request in; False and None are answered 401; it may `flask.abort` too. Raises ConfigError.
+    to load in the background with the first request that needs them, or with `start`; with `eager`, now.
+    The server is `site.extensions["serving"][blueprint.name]`. `authorize(request)` stands in for keys: True,
+    or the caller's name for the log, lets the request in; False and None are answered 401; it may
+    `flask.abort` too. Raises ConfigError.
     """
     door = Door(as_server(source), authorize)
     door.server._mounted = True
+    if eager:
+        door.server.start()
     if authorize is None and door.server.generated_key and not door.server.says_key:
         logger.warning(
             "The config has no keys: pictures and handlers answer to ModelServer.generated_key alone, "
@@ -6591,13 +6747,25 @@ def create_blueprint(source: Source, authorize: Callable[[Any], Any] | None = No
     number = next(blueprint_numbers)
     blueprint = Blueprint("serving" if number == 1 else f"serving{number}", __name__)
     blueprint.door = door  # type: ignore[attr-defined]
-    blueprint.record_once(
-        lambda state: state.app.url_map.converters.update(serving_rest=RestConverter)
-    )
-    own = tuple((path, {"root": path[1:]}) for path in list_urls(door.server))
-    for index, (rule, defaults) in enumerate(RULES + own):
-        view = functools.partial(respond, door)
-        blueprint.add_url_rule(
+    blueprint.record(functools.partial(add_rules, door))
+    return blueprint
+
+
+def add_rules(door: Door, state: BlueprintSetupState) -> None:
+    """Add the server's URLs to the site that a blueprint is registered with."""
+    site, server = state.app, door.server
+    mounted = site.extensions.setdefault("serving", {})
+    converter = f"serving_handler{len(mounted)}"
+    mounted[state.name] = server
+    site.url_map.converters["serving_rest"] = RestConverter
+    site.url_map.converters[converter] = lambda map: HandlerConverter(map, server)  # type: ignore
+    handlers = tuple((path, {"serving_root": path[1:]}) for path in list_urls(server))
+    later = (f"/<{converter}:serving_root>", dict[str, str]())  # those that a reload brings
+    view = make_view(door)
+    # Where hosts are told apart, a rule is for one of them: these are for any.
+    host = {"host": "<serving_host>"} if site.url_map.host_matching else {}
+    for index, (rule, defaults) in enumerate((*RULES, *handlers, later)):
+        state.add_url_rule(
             rule,
             f"respond{index}",
             view,
@@ -6605,21 +6773,25 @@ def create_blueprint(source: Source, authorize: Callable[[Any], Any] | None = No
             defaults=defaults,
             provide_automatic_options=False,
             merge_slashes=False,
+            **host,
         )
-    return blueprint
 
 
-def create_app(source: Source, authorize: Callable[[Any], Any] | None = None) -> Flask:
-    """The server as a WSGI application of its own, for any WSGI server or `DispatcherMiddleware`. Raises ConfigError."""
+def create_app(
+    source: Source, authorize: Callable[[Any], Any] | None = None, *, eager: bool = False
+) -> Flask:
+    """The server as a WSGI application of its own, for any WSGI server or `DispatcherMiddleware`.
+
+    Models begin to load with the first request that needs them; with `eager`, now: for gunicorn and
+    the like. The server is in `app.extensions["serving"]`. Raises ConfigError.
+    """
     app = Flask("serving", static_folder=None)
-    blueprint = create_blueprint(source, authorize)
+    blueprint = create_blueprint(source, authorize, eager=eager)
     door: Door = blueprint.door  # type: ignore[attr-defined]
     app.register_blueprint(blueprint)
 
     @app.errorhandler(HTTPException)
     def unknown(error: HTTPException) -> Response:
-        if request.path in list_urls(door.server):  # that a reload brought
-            return respond(door, request.path[1:])
         listed = f"{request.script_root}/v1/models"
         text = f"{error.name}: {request.method} {request.script_root}{request.path}. The models are listed at {listed}"
         headers = [(name, value) for name, value in error.get_headers() if name == "Allow"]
@@ -6629,6 +6801,160 @@ def create_app(source: Source, authorize: Callable[[Any], Any] | None = None) ->
     if authorize is None:  # which wants Flask's request
         app.wsgi_app = open_door(door, app)  # type: ignore[method-assign]
     return app
+
+
+# ==================================================================================================
+# The process
+# In: a server that owns its process. Out: the process as that server wants it, put back at the end.
+# Nothing else in this file changes anything of the process.
+# ==================================================================================================
+
+
+LOG_LINE = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+PIECE = 1000  # characters; what has room for more takes 4096 bytes without waiting (Linux's and macOS's PIPE_BUF, or more)
+
+
+class PatientHandler(logging.StreamHandler):
+    """Writes lines to a stream that may stop taking them; then they are dropped and counted, and no request waits.
+
+    Where the system cannot tell whether a stream takes more, its lines are written as ever.
+    """
+
+    dropped = 0
+
+    def takes_more(self) -> bool:
+        try:
+            return bool(select.select([], [self.stream.fileno()], [], 0)[1])
+        except (
+            AttributeError,
+            OSError,
+            ValueError,
+        ):  # no file of the system's; Windows can tell of sockets alone
+            return True
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            text = self.format(record) + self.terminator
+            if self.dropped and self.takes_more():
+                text = (
+                    f"({self.dropped} lines of the log were dropped here: nobody read them)\n{text}"
+                )
+                self.dropped = 0
+            for start in range(0, len(text), PIECE):
+                if not self.takes_more():
+                    self.dropped += 1
+                    return
+                self.stream.write(text[start : start + PIECE])
+                self.stream.flush()
+        except Exception:  # as all of logging's own handlers do
+            self.handleError(record)
+
+
+class Process:
+    """What `run` and `main` change of the process, within a `with`; its end puts all of it back.
+
+    A server inside somebody's site changes none of this.
+    """
+
+    def __enter__(self) -> "Process":
+        self._undo, self._told = contextlib.ExitStack(), False  # the latter: to end, by a signal
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._undo.close()
+
+    def set(self, owner: Any, name: str, value: Any) -> None:
+        """Set an attribute."""
+        self._undo.callback(setattr, owner, name, getattr(owner, name))
+        setattr(owner, name, value)
+
+    def quiet_libraries(self) -> None:
+        """Keep out of the log what TensorFlow and Pillow say of their own code and of clients' files."""
+        if "TF_CPP_MIN_LOG_LEVEL" not in os.environ:
+            os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
+            self._undo.callback(os.environ.pop, "TF_CPP_MIN_LOG_LEVEL", None)
+        library = logging.getLogger("tensorflow")
+        self._undo.callback(library.setLevel, library.level)
+        library.setLevel(logging.ERROR)
+        # Each new text about a picture would be kept for ever.
+        self._undo.enter_context(warnings.catch_warnings())
+        warnings.filterwarnings("ignore", module=r"PIL\.", append=True)
+
+    def write_log(self) -> logging.Handler | None:
+        """Write the log to stderr, unless somebody writes it already; returns what writes it."""
+        root = logging.getLogger()
+        if root.handlers:
+            return None
+        handler = PatientHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter(LOG_LINE))
+        root.addHandler(handler)
+        self._undo.callback(root.removeHandler, handler)
+        self._undo.callback(root.setLevel, root.level)
+        root.setLevel(logging.INFO)
+        # No format here names these, and each costs (Python's Logging HOWTO, "Optimization").
+        for name in ("logThreads", "logProcesses", "logMultiprocessing"):
+            self.set(logging, name, False)
+        self.set(logging, "_srcfile", None)
+        return handler
+
+    def tend_memory(self) -> None:
+        """Let what stays out of collections, let those be rare, and give back what loading has used.
+
+        What requests leave is freed at once, without them, and TensorFlow's 250,000 objects stay: a
+        request whose JSON makes many lists would have them walked over again and again.
+        """
+        self._undo.callback(gc.set_threshold, *gc.get_threshold())
+        gc.set_threshold(20_000, 20, 20)
+        is_free = gc.get_freeze_count() == 0  # else somebody has frozen what is to stay so
+        tidy = functools.partial(tidy_memory, is_free)
+        TIDY.append(tidy)
+        self._undo.callback(TIDY.remove, tidy)
+        if is_free:
+            self._undo.callback(gc.unfreeze)
+
+    def take_signals(self, stop: threading.Event) -> None:
+        """Let SIGTERM and SIGINT set `stop`, and a second one end the process; in the main thread alone."""
+
+        def end(*_: Any) -> None:
+            if stop.is_set():
+                os._exit(1)
+            self._told = True
+            stop.set()
+
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                before = signal.signal(number, end)
+                if before is not None:  # else it was set outside of Python
+                    self._undo.callback(signal.signal, number, before)
+
+    def finish(self, job: Callable[[], Any], seconds: float) -> None:
+        """Do the last job; where a signal has told the process to end, it ends after so many seconds.
+
+        Nobody can end a load that hangs in a model's files or in somebody's code.
+        """
+        if not self._told:
+            return job()
+        thread = threading.Thread(target=job, name="serving-stop", daemon=True)
+        thread.start()
+        thread.join(seconds)
+        if thread.is_alive():
+            logger.error(
+                "A load has not come to its end in %g s: the process ends all the same", seconds
+            )
+            logging.shutdown()
+            os._exit(1)
+
+
+def tidy_memory(freeze: bool) -> None:
+    """Collect, set what is left aside from now on, and give freed memory back. All wait for it, some 0.1 s."""
+    if freeze:
+        gc.unfreeze()
+    gc.collect()
+    if freeze:
+        gc.freeze()
+    # glibc keeps hundreds of MB that loading has used; other systems have no such call.
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 # ==================================================================================================
@@ -6697,6 +7023,9 @@ OPTIONS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
 )
 
 
+HOST, PORT = "127.0.0.1", 8501  # where nobody says otherwise
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "serving",
@@ -6706,8 +7035,7 @@ def build_parser() -> argparse.ArgumentParser:
     for names, told in OPTIONS:
         parser.add_argument(*names, **told)
     parser.set_defaults(
-        host=os.environ.get("SERVING_HOST", "127.0.0.1"),
-        port=os.environ.get("SERVING_PORT", "8501"),
+        host=os.environ.get("SERVING_HOST", HOST), port=os.environ.get("SERVING_PORT", PORT)
     )
     return parser
 
@@ -6829,25 +7157,45 @@ def report(server: ModelServer, address: str, stop: threading.Event) -> None:
 
 
 def run(
-    source: Source, host: str = "127.0.0.1", port: int = 8501, stop: threading.Event | None = None
+    source: Source,
+    host: str | None = None,
+    port: int | None = None,
+    stop: threading.Event | None = None,
 ) -> None:
-    """Serve with waitress until SIGTERM, SIGINT or `stop`; running requests are finished. Raises ConfigError; OSError for a taken port."""
-    server, host = (
-        source if isinstance(source, ModelServer) else ModelServer(source),
-        host.strip("[]"),
-    )
+    """Serve with waitress until SIGTERM, SIGINT or `stop`; running requests are finished.
+
+    `host` and `port` are those of SERVING_HOST and SERVING_PORT by default, else 127.0.0.1 and 8501.
+    Raises ConfigError; OSError for an address that cannot be had; ValueError for a SERVING_PORT that
+    is no number.
+    """
+    if host is None:
+        host = os.environ.get("SERVING_HOST", HOST)
+    if port is None:
+        port = read_port(os.environ.get("SERVING_PORT", str(PORT)))
+    with Process() as process:
+        process.quiet_libraries()
+        process.tend_memory()
+        serve(process, as_server(source), host.strip("[]"), port, stop or threading.Event())
+
+
+def read_port(text: str) -> int:
+    """The port that SERVING_PORT names; ValueError for what is none."""
+    if not re.fullmatch("[0-9]{1,5}", text) or int(text) >= 65536:
+        raise ValueError(f"SERVING_PORT: expected 0 to 65535, got {text[:40]!r}")
+    return int(text)
+
+
+def serve(
+    process: Process, server: ModelServer, host: str, port: int, stop: threading.Event
+) -> None:
+    """Listen, load, answer until `stop`, and end well."""
     socket.getaddrinfo(host or "?", port)  # says what is wrong with the host, as an OSError
-    stop = stop or threading.Event()
     app: Any = None
-    gc.set_threshold(20_000, 20, 20)  # what requests leave is freed at once, without it
-    http = listen(
-        server, lambda *call: app(*call), host, port
-    )  # first: a taken port is known before any model is loaded
+    # First: a taken port is known before any model is loaded.
+    http = listen(server, lambda *call: app(*call), host, port)
     server.says_key = True
-    app = create_app(server)
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: os._exit(1) if stop.is_set() else stop.set())
+    app = create_app(server, eager=True)
+    process.take_signals(stop)
     address = f"http://{f'[{host}]' if ':' in host else host}:{http.port}"
     print(f"serving {__version__} on {address}, loading {server.manager.name}", flush=True)
     if host not in ("127.0.0.1", "localhost", "::1"):
@@ -6857,47 +7205,8 @@ def run(
         http.turn()
     logger.info("Stopping when the running requests are answered; a second signal stops at once")
     http.finish(server.config.server.drain_seconds)
-    server.stop(drain=False)
-
-
-LOG_LINE = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-PIECE = 1000  # characters; what has room for more takes 4096 bytes without waiting (Linux's and macOS's PIPE_BUF, or more)
-
-
-class PatientHandler(logging.StreamHandler):
-    """Writes lines to a stream that may stop taking them; then they are dropped and counted, and no request waits.
-
-    Where the system cannot tell whether a stream takes more, its lines are written as ever.
-    """
-
-    dropped = 0
-
-    def takes_more(self) -> bool:
-        try:
-            return bool(select.select([], [self.stream.fileno()], [], 0)[1])
-        except (
-            AttributeError,
-            OSError,
-            ValueError,
-        ):  # no file of the system's; Windows can tell of sockets alone
-            return True
-
-    def emit(self, record: logging.LogRecord) -> None:
-        try:
-            text = self.format(record) + self.terminator
-            if self.dropped and self.takes_more():
-                text = (
-                    f"({self.dropped} lines of the log were dropped here: nobody read them)\n{text}"
-                )
-                self.dropped = 0
-            for start in range(0, len(text), PIECE):
-                if not self.takes_more():
-                    self.dropped += 1
-                    return
-                self.stream.write(text[start : start + PIECE])
-                self.stream.flush()
-        except Exception:  # as all of logging's own handlers do
-            self.handleError(record)
+    stop_server = functools.partial(server.stop, drain=False)
+    process.finish(stop_server, max(1.0, server.config.server.drain_seconds))
 
 
 def new_key(name: str) -> int:
@@ -6924,46 +7233,49 @@ def commands() -> dict[str, Callable[[Any, Any], int]]:
     return known
 
 
-def set_format(server: ModelServer) -> None:
+def set_format(server: ModelServer, handler: logging.Handler) -> None:
     """Write the log as the config asks for it."""
     kinds = {"text": logging.Formatter}
     for extension in server.extensions:
         kinds |= extension.formatters
     kind = kinds.get(server.config.server.log_format, logging.Formatter)
-    logging.getLogger().handlers[0].setFormatter(kind(LOG_LINE))
+    handler.setFormatter(kind(LOG_LINE))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0, 1 when it cannot listen, 2 when the config is wrong."""
     parser = build_parser()
     options = parser.parse_args(arguments)
-    logging.basicConfig(format=LOG_LINE, level=logging.INFO, handlers=[PatientHandler(sys.stderr)])
-    # No format here names threads, processes or the place in the source, and each costs (Python's Logging HOWTO, "Optimization").
-    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
-    logging._srcfile = None
-    logging.getLogger("tensorflow").setLevel(logging.ERROR)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    try:
-        source = choose_source(parser, options)
-        if options.new_key:
-            return new_key(options.new_key)
-        for name, command in commands().items():
-            if value := getattr(options, name):
-                return command(source, value)
-        server = ModelServer(source, poll_seconds=options.file_system_poll_wait_seconds)
+    with Process() as process:
+        process.quiet_libraries()
+        handler = process.write_log()
+        try:
+            return obey(parser, options, handler)
+        except (ConfigError, NotFound) as error:
+            print(f"serving: {options.config or 'config'}: {error.message}", file=sys.stderr)
+            return 2
+        except OSError as error:
+            place = error.filename or f"{options.host} port {options.port}"
+            print(f"serving: {place}: {error.strerror or error}", file=sys.stderr)
+            return 2 if error.filename else 1
+
+
+def obey(
+    parser: argparse.ArgumentParser, options: argparse.Namespace, handler: logging.Handler | None
+) -> int:
+    """Do what the options tell, the log written by `handler` where it is ours; returns the exit status."""
+    source = choose_source(parser, options)
+    if options.new_key:
+        return new_key(options.new_key)
+    for name, command in commands().items():
+        if value := getattr(options, name):
+            return command(source, value)
+    server = ModelServer(source, poll_seconds=options.file_system_poll_wait_seconds)
+    if handler is not None:
         logging.getLogger().setLevel(server.config.server.log_level)
-        set_format(server)
-        run(server, options.host, options.port)
-        return 0
-    except (ConfigError, NotFound) as error:
-        print(f"serving: {options.config or 'config'}: {error.message}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(
-            f"serving: {error.filename or f'{options.host} port {options.port}'}: {error.strerror or error}",
-            file=sys.stderr,
-        )
-        return 2 if error.filename else 1
+        set_format(server, handler)
+    run(server, options.host, options.port)
+    return 0
 
 
 if __name__ == "__main__":

@@ -93,9 +93,15 @@ class Inbox:
         """Wait until what was offered is written."""
         self._queue.join()
 
+    def end(self) -> None:
+        """End the thread when what was offered is written; another offer starts one again."""
+        if self._thread is not None and self._thread.is_alive():
+            self._queue.put(None)
+            self._thread.join()
+
     def _work(self) -> None:
-        while True:
-            image, record, caps = self._queue.get()
+        while (waiting := self._queue.get()) is not None:
+            image, record, caps = waiting
             try:
                 self._count(self._keep(image, record, caps))
             except Exception as error:  # a full disk, a vanished folder, a folder that is a file; the next one may fit again
@@ -253,9 +259,16 @@ def view_active_learning(server: ModelServer, call: Call, deployment: str, group
     return reply(read_group(inbox.folder, ready.labels, call.caller.deployments))
 
 
+def end(server: ModelServer) -> None:
+    """End the threads that write."""
+    for inbox in server.state["active_learning"].values():
+        inbox.end()
+
+
 EXTENSION = Extension(
     "active_learning",
     open=open_inboxes,
+    end=end,
     prepare=prepare,
     saw=saw,
     routes=(

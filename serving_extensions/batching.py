@@ -29,7 +29,6 @@ from serving import (
     make_callable,
     sample_inputs,
     tensorflow,
-    without_deprecations,
 )
 
 logger = logging.getLogger("serving")
@@ -42,7 +41,6 @@ SCALES = (1.0, 255.0, -1.0, 1e4, 0.0)  # of made-up rows: numbers of 0..1, pictu
 def wrap(load: Load) -> Load:
     """A loader whose models join concurrent requests, where the config asks for it."""
 
-    @without_deprecations()
     def load_batched(request: LoadRequest) -> Servable:
         asked = request.config.batching
         if not asked:

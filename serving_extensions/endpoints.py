@@ -1,7 +1,6 @@
 """Python functions behind URLs: `handlers` in the config and `@server.endpoint`."""
 
 import re
-import types
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
@@ -10,7 +9,6 @@ from typing import Any
 from urllib.parse import unquote
 
 from serving import (
-    LEAVING,
     Call,
     Config,
     Extension,
@@ -187,19 +185,10 @@ def refresh(server: ModelServer, outcome: Outcome, polling: bool) -> None:
 def import_handler(handler: Handler, path: str, outcome: Outcome) -> None:
     """Import a function's module if it is not there or has changed; a failing one leaves the old one serving."""
     try:
-        outcome.changed |= load_function(handler)
+        outcome.changed |= handler.load()
     except HandlerError as error:
         logger.info("%s", path, exc_info=error.__cause__ or error)
         outcome.errors.append((500, f"{path}: {error}"))
-
-
-def load_function(handler: Handler) -> bool:
-    """Import what is new or has changed; tell whether that was done."""
-    old = handler.function
-    changed = handler.load()
-    if changed and isinstance(old, types.FunctionType):
-        LEAVING.add(old)  # which what was its module holds, and which holds that
-    return changed
 
 
 def unready(server: ModelServer) -> list[str]:
@@ -215,6 +204,13 @@ def find(server: ModelServer, method: str, path: str) -> Found | None:
         return None
     route = Route((method,), re.compile(""), view_endpoint, "key")
     return Found(route, {"endpoint": endpoint}, endpoint.path, endpoint.envelope or "full")
+
+
+def end(server: ModelServer) -> None:
+    """End the threads of functions with a time limit."""
+    for endpoint in endpoints_of(server).values():
+        if endpoint.pool is not None:
+            endpoint.pool.shutdown(wait=False)
 
 
 def report(server: ModelServer, address: str) -> None:
@@ -235,4 +231,5 @@ EXTENSION = Extension(
     refresh=refresh,
     unready=unready,
     report=report,
+    end=end,
 )

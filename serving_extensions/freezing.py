@@ -25,7 +25,6 @@ from serving import (
     tensorflow,
     try_calls,
     used_nodes,
-    without_deprecations,
 )
 
 logger = logging.getLogger("serving")
@@ -38,7 +37,6 @@ HOLDERS = {"StatefulPartitionedCall", "While", "If", "Case"}  # the state is of 
 def wrap(load: Load) -> Load:
     """A loader whose models are frozen where that gains anything and the config lets it."""
 
-    @without_deprecations()
     def load_frozen(request: LoadRequest) -> Servable:
         if not request.config.freeze:
             return load(request)

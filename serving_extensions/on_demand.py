@@ -113,6 +113,7 @@ class Residency:
         self.fixed: weakref.WeakKeyDictionary[Servable, int] = weakref.WeakKeyDictionary()
         self.measuring, self._changed = threading.Lock(), threading.Condition()
         self._sweeper: threading.Thread | None = None
+        self._ending = threading.Event()
 
     def __call__(self, request: LoadRequest) -> Servable:
         """Load a version: at once, or declared only."""
@@ -198,8 +199,12 @@ class Residency:
 
     @contextmanager
     def turn(self, lock: threading.Lock, entry: OnDemand, trace: Trace | None) -> Iterator[None]:
-        """Hold a lock within a `with`; ServingError if it cannot be had before the deadline."""
-        if not lock.acquire(timeout=seconds_left(self.options().load_wait_seconds, trace)):
+        """Hold a lock within a `with`; ServingError if a request's deadline comes before that.
+
+        A call from Python waits as long as it takes: it holds no client up.
+        """
+        seconds = seconds_left(self.options().load_wait_seconds, trace) if trace else -1
+        if not lock.acquire(timeout=seconds):
             raise ServingError(
                 f"Model {entry.config.name} is still waiting to be loaded", "UNAVAILABLE"
             )
@@ -287,9 +292,18 @@ class Residency:
     def start_sweeping(self) -> None:
         if self._sweeper is None and any(entry.config.idle_seconds for entry in self.known()):
             self._sweeper = threading.Thread(
-                target=sweep, args=(weakref.ref(self),), name="serving-on-demand", daemon=True
+                target=sweep,
+                args=(weakref.ref(self), self._ending),
+                name="serving-on-demand",
+                daemon=True,
             )
             self._sweeper.start()
+
+    def end(self) -> None:
+        """End the thread that looks for idle models."""
+        self._ending.set()
+        if self._sweeper is not None:
+            self._sweeper.join()
 
     def sweep(self) -> None:
         """Evict what nobody has asked for in `idle_seconds`."""
@@ -319,11 +333,10 @@ class Residency:
         }
 
 
-def sweep(residency: "weakref.ref[Residency]") -> None:
-    while (live := residency()) is not None:
+def sweep(residency: "weakref.ref[Residency]", ending: threading.Event) -> None:
+    while not ending.wait(0.5) and (live := residency()) is not None:
         live.sweep()
         del live
-        time.sleep(0.5)
 
 
 def seconds_left(most: float, trace: Trace | None) -> float:
@@ -358,4 +371,9 @@ def wrap_load(server: ModelServer, load: Load) -> Residency:
     return residency
 
 
-EXTENSION = Extension("on_demand", open=open_residency, wrap_load=wrap_load)
+EXTENSION = Extension(
+    "on_demand",
+    open=open_residency,
+    wrap_load=wrap_load,
+    end=lambda server: server.state["on_demand"].end(),
+)

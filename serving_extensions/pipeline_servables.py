@@ -18,7 +18,6 @@ from serving import (
     TensorSpec,
     logger,
 )
-from serving_extensions.endpoints import load_function
 from serving_extensions.handlers import Handler, HandlerError
 from serving_extensions.lane import SHORT_SECONDS
 from serving_extensions.pipelines import NoShards, PipelineError, Plan, plan
@@ -103,7 +102,7 @@ def find_function(server: ModelServer, node: Any) -> Any:
     handler = server.kept.get(key) or server.kept.setdefault(
         key, Handler(node.function, server.folder)
     )
-    load_function(handler)
+    handler.load()
     return handler.function
 
 
@@ -204,4 +203,11 @@ def describe_signature(signature: Signature) -> dict[str, Any]:
     }
 
 
-EXTENSION = Extension("pipelines", refresh=refresh)
+def end(server: ModelServer) -> None:
+    """End the threads that nodes run in."""
+    pool = server.kept.get("pool")
+    if pool is not None:
+        pool.shutdown(wait=False)
+
+
+EXTENSION = Extension("pipelines", refresh=refresh, end=end)

@@ -15,7 +15,6 @@ from serving import (
     Servable,
     load_errors,
     tensorflow,
-    without_deprecations,
 )
 
 MOST_RECORDS = 1000  # TensorFlow Serving's limit
@@ -26,7 +25,6 @@ Requests = Iterator[tuple[str, dict[str, np.ndarray]]]
 def wrap(load: Load) -> Load:
     """A loader that runs the requests that lie beside a model before the model serves others."""
 
-    @without_deprecations()
     def load_replayed(request: LoadRequest) -> Servable:
         servable = load(request)
         with load_errors(request.folder, functools.partial(servable.retire, 0)):

@@ -65,7 +65,9 @@ class FakeServable(serving.Servable):
 def load_model(folder, name="m", **fields):
     """A SavedModel as a server loads it, by the plain loader and all that is wrapped around it."""
     config = serving.ModelConfig(name, str(folder), **fields)
-    return serving.ModelServer({}).load(serving.LoadRequest(Path(folder), config))
+    return serving.ModelServer({"model_config_list": []}).load(
+        serving.LoadRequest(Path(folder), config)
+    )
 
 
 class Disk:

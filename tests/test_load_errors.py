@@ -408,33 +408,6 @@ def test_real_models_that_load_at_once_answer_as_those_that_load_alone(tf, tmp_p
         assert server.predict(name, {"inputs": x})["outputs"].tolist() == truth.tolist()
 
 
-def test_loads_at_once_take_none_of_each_others_filters_away():
-    log = serving.logging.getLogger("tensorflow")
-    before, inside, leave = list(log.filters), threading.Barrier(3), threading.Barrier(3)
-
-    def load():
-        with serving.without_deprecations():
-            inside.wait(60)
-            leave.wait(60)
-
-    threads = [threading.Thread(target=load) for _ in range(2)]
-    with serving.without_deprecations():
-        pass
-    assert log.filters == before
-    for thread in threads:
-        thread.start()
-    inside.wait(60)
-    record = serving.logging.LogRecord("tensorflow", 30, "", 0, "this call is deprecated", (), None)
-    assert log.filter(record), "the host's own threads say what they say"
-    with serving.without_deprecations():
-        assert not log.filter(record)
-    assert len(log.filters) == len(before) + 1
-    leave.wait(60)
-    for thread in threads:
-        thread.join(60)
-    assert log.filters == before
-
-
 def test_tensorflow_is_made_ready_once_however_many_ask_for_it():
     made, begun, go_on = [], threading.Event(), threading.Event()
 

@@ -289,7 +289,7 @@ def test_what_a_wrapper_cannot_do_frees_what_it_wraps(network, folder, tmp_path)
 
 
 def test_frozen_batched_replicas_on_demand_answer_as_tensorflow_does(tf, network):
-    load = serving.ModelServer({}).load
+    load = serving.ModelServer({"model_config_list": []}).load
     servable = load(request(network, batching=True, instances=2, load="on_demand"))
     assert servable.callables == {} and servable.device == ""
     images = np.random.default_rng(4).random((3, 8, 8, 3), np.float32)

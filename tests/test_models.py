@@ -1,12 +1,13 @@
 """Versions, policies, labels, states and reload, over a disk and a loader made of Python objects."""
 
 import json
+import subprocess
+import sys
 import threading
-import weakref
 from urllib.parse import quote
 
 import pytest
-from conftest import NO_POLL, Disk, FakeServable, Rest, assert_error, config, until
+from conftest import NO_POLL, ROOT, Disk, FakeServable, Rest, assert_error, config, until
 from test_config import REFUSED
 
 import serving
@@ -595,28 +596,30 @@ def test_readers_see_each_model_from_one_assignment():
     assert all(server.manager.available[name] is before[name] for name in before if name != "m3")
 
 
+ENDS_WITHIN_A_LOAD = """
+import sys; sys.path[:0] = [{tests!r}, {root!r}]
+import pathlib, threading, time, serving
+from conftest import FakeServable, config
+begun = threading.Event()
+def load(folder, model):
+    print(model.name, "begins", flush=True)
+    begun.set()
+    time.sleep(0.5)
+    print(model.name, "is loaded", flush=True)
+    return FakeServable()
+source = config("large", "next", server={{"num_load_threads": 1}})
+server = serving.ModelServer(source, load=load, list_versions=lambda path: {{1: pathlib.Path("1")}})
+server.start()
+begun.wait()
+print("ends", flush=True)
+"""
+
+
 def test_the_end_of_the_process_waits_for_the_loads_that_run_and_begins_no_other():
-    disk = Disk(large=[1], next=[1])
-    gates, order = Gates(disk, "large"), []
-
-    def load(folder, model):
-        servable = gates.load(folder, model)
-        order.append(f"{model.name} loaded")
-        return servable
-
-    server = begin(disk, load, "large", "next", num_load_threads=1)
-    assert gates.begun["large"].wait(60)
-
-    def end():
-        serving.end_loading(weakref.ref(server.manager))
-        order.append("ended")
-
-    ending = threading.Thread(target=end)
-    ending.start()
-    until(lambda: server.manager._ending)
-    gates.open["large"].set()
-    ending.join(60)
-    assert order == ["large loaded", "ended"] and disk.loaded == [("large", 1)]
+    source = ENDS_WITHIN_A_LOAD.format(root=str(ROOT), tests=str(ROOT / "tests"))
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True)
+    assert done.stdout.splitlines() == ["large begins", "ends", "large is loaded"]
+    assert done.returncode == 0 and done.stderr == ""
 
 
 # --- which versions stay ----------------------------------------------------------------------------------

@@ -339,13 +339,46 @@ def test_a_model_that_waits_for_another_load_gives_up_at_its_deadline(monkeypatc
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(first.run, "serving_default", {"x": np.float32([[2]])})
         assert begun.wait(60)
+        monkeypatch.setattr(serving.CURRENT, "trace", serving.Trace(), raising=False)
         for entry, name in ((second, "b"), (first, "a")):
             with pytest.raises(
                 serving.ServingError, match=f"Model {name} is still waiting to be loaded"
             ):
                 entry.run("serving_default", {"x": np.float32([[2]])})
+        monkeypatch.setattr(serving.CURRENT, "trace", None)
         go_on.set()
         assert running.result()["y"].tolist() == [[2.0]]
+
+
+def test_a_call_from_python_waits_for_another_load_however_long_it_takes(monkeypatch):
+    begun, go_on = threading.Event(), threading.Event()
+
+    def load(name):
+        begun.set()
+        assert go_on.wait(60)
+        return FakeServable()
+
+    _, (entry,) = fake(monkeypatch, load, ["a"])
+    asked = []
+
+    class Lock:
+        """One that says how long it is waited for."""
+
+        def __init__(self, lock):
+            self.lock, self.release = lock, lock.release
+
+        def acquire(self, timeout):
+            asked.append(timeout)
+            if begun.is_set():
+                go_on.set()
+            return self.lock.acquire(timeout=timeout)
+
+    entry.loading = Lock(entry.loading)
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(entry.run, "serving_default", {"x": np.float32([[2]])})
+        assert begun.wait(60)
+        assert entry.run("serving_default", {"x": np.float32([[2]])})["y"].tolist() == [[2.0]]
+        assert running.result()["y"].tolist() == [[2.0]] and asked == [-1, -1]
 
 
 def test_one_in_use_is_never_evicted_and_the_next_waits_for_it_or_gives_up(monkeypatch):

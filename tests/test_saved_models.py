@@ -796,18 +796,6 @@ def test_warmup_record_that_fails_or_cannot_be_read_fails_the_load(tf, folder):
         load(with_warmup(folder / "warm4", *[warmup_logs(tf, tf.train.Example())[0]] * 1001))
 
 
-def test_loading_leaves_no_deprecations_in_the_hosts_log():
-    source = (
-        f"import sys, logging; sys.path.insert(0, {str(ROOT)!r}); logging.basicConfig(stream=sys.stdout, level='INFO')\n"
-        f"import serving; server = serving.ModelServer({str(ROOT / 'config.json')!r}, poll_seconds=0); server.wait()\n"
-        f"serving.tensorflow().get_logger().warning('this call is deprecated')"
-    )
-    out = python(source)
-    assert (
-        "digits version 1 is available" in out and out.count("deprecated") == 1
-    )  # ours, after loading
-
-
 # --- devices ----------------------------------------------------------------------------------------------
 
 
@@ -1266,62 +1254,3 @@ def test_memory_comes_back_after_a_hundred_loads(tf, folder):
         int, python(MEMORY.format(root=str(ROOT), folder=str(folder / "large"))).split()
     )
     assert last <= 1.15 * fifth
-
-
-COLLECTIONS = """
-import sys; sys.path.insert(0, {root!r})
-import gc, pathlib, shutil, weakref, serving
-gc.disable()  # nothing is collected by chance
-thorough, unfreeze = [], gc.unfreeze
-gc.unfreeze = lambda: (thorough.append(1), unfreeze())
-folder = pathlib.Path({folder!r})
-def put(version):
-    shutil.copytree({root!r} + "/models/half_plus_two/123", folder / "m" / str(version))
-put(1)
-(folder / "handler.py").write_text("class Model: pass\\nmodel = Model()\\ndef f(x): return 1\\n")
-handlers = [{{"path": "/f", "function": "handler.py:f"}}]
-(folder / "config.json").write_text(serving.json.dumps(
-    {{"model_config_list": [{{"config": {{"name": "m", "base_path": "m"}}}}], "handlers": handlers, "server": {{"file_system_poll_wait_seconds": 0}}}}))
-server = serving.ModelServer(folder / "config.json")
-server.wait()
-Graph = serving.tensorflow().Graph
-def graphs():
-    return [weakref.ref(found) for found in gc.get_objects() if isinstance(found, Graph)]
-def change(version):
-    put(version)
-    old = graphs()
-    assert server.reload()[0] == 201
-    return len(old), sum(graph() is not None for graph in old), len(thorough)
-print(gc.get_freeze_count() > 200_000, change(2), change(3))
-gc.collect(), gc.freeze()  # as a host may
-graph = weakref.ref(server.manager.available["m"].versions[3].callables["serving_default"].run._session.graph)
-put(4), server.reload()
-print(graph() is None, len(thorough))
-model = weakref.ref(sys.modules["handler"].model)
-(folder / "handler.py").write_text("def f(x): return 2\\n")
-gc.collect(), gc.freeze()
-server.reload()
-print(model() is None, len(thorough))
-"""
-
-
-def test_what_is_no_longer_served_is_collected_and_tensorflow_itself_is_not_walked_over(tmp_path):
-    assert python(COLLECTIONS.format(root=str(ROOT), folder=str(tmp_path))).splitlines() == [
-        "True (1, 0, 0) (1, 0, 0)",
-        "True 1",
-        "True 2",
-    ]
-
-
-def test_keras_stays_away_until_it_is_used():
-    half = str(ROOT / "models/half_plus_two")
-    out = python(
-        f"import os, sys; sys.path.insert(0, {str(ROOT)!r}); import serving\n"
-        f"server = serving.ModelServer({{'model_config_list': [{{'config': {{'name': 'h', 'base_path': {half!r}}}}}]}})\n"
-        "server.wait()\n"
-        "print('keras' in sys.modules, 'TF_USE_LEGACY_KERAS' in os.environ)\n"
-        "import tensorflow as tf, tensorflow.keras.layers, keras\n"
-        "print(tf.keras.layers.Dense is keras.layers.Dense, tensorflow.keras.layers.Dense is keras.layers.Dense)\n"
-        "print(tf.keras.optimizers.Adam().learning_rate.numpy() > 0)"
-    )
-    assert out.splitlines() == ["False False", "True True", "True"]

@@ -228,6 +228,15 @@ def explain(error: BaseException, folders: Iterable[str] = ()) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
+def spell(error: BaseException) -> str:
+    """An exception's type and text; the type alone where its own `__str__` fails."""
+    name = type(error).__name__
+    try:
+        return f"{name}: {error}"
+    except BaseException:
+        return name
+
+
 @contextlib.contextmanager
 def errors_only(who: str) -> Iterator[None]:
     """Let what is no Exception (sys.exit, KeyboardInterrupt, a cancelled task) be a RuntimeError.
@@ -2330,8 +2339,8 @@ def import_operations(names: tuple[str, ...]) -> list[str]:
     for index, name in enumerate(names):
         try:
             importlib.import_module(name)
-        except Exception as error:  # somebody's code
-            reason = clean_message(f"{type(error).__name__}: {error}")
+        except BaseException as error:  # somebody's code, which may also end with sys.exit
+            reason = clean_message(spell(error))
             failed.append(f"$.import_modules[{index}]: {name} cannot be imported: {reason}")
             warn_once(failed[-1])
     return failed
@@ -3448,9 +3457,7 @@ class ModelManager:
                 )
             try:
                 future.set_result(job())
-            except (
-                Exception
-            ) as error:  # the loader must live: whatever it was, the next pass is a fresh start
+            except BaseException as error:  # the loader must live: the next pass is a fresh start
                 logger.exception("A pass of the loader stopped short")
                 future.set_exception(error)
             if isinstance(job, functools.partial) and job.func == self._unload_all:
@@ -5102,11 +5109,18 @@ class Call:
         return data
 
 
-def to_reply(error: Exception, call: Call, shape: str) -> Reply:
+def to_reply(error: BaseException, call: Call, shape: str) -> Reply:
     """Answer an error, in the `shape` of its URL: the one place that turns errors into HTTP.
 
-    What is unexpected stays in the log.
+    What is unexpected stays in the log. Raises nothing, whatever somebody's own error holds.
     """
+    try:
+        return tell_error(error, call, shape)
+    except Exception as failed:
+        return tell_unexpected(failed, call, shape)
+
+
+def tell_error(error: BaseException, call: Call, shape: str) -> Reply:
     headers: Mapping[str, str] = {}
     if isinstance(error, MemoryError):
         logger.error(
@@ -5118,25 +5132,73 @@ def to_reply(error: Exception, call: Call, shape: str) -> Reply:
             "UNAVAILABLE",
         )
     if isinstance(error, ServingError):
-        text = error.message.encode("utf-8", "replace").decode()  # it may quote what is no text
-        status, headers = int(error.status), error.headers
+        text, status, headers = error.message, int(error.status), error.headers
+        if status == HTTPStatus.NO_CONTENT:
+            return Reply(status=status)
         if status == HTTPStatus.SERVICE_UNAVAILABLE:
             headers = {"Retry-After": "1", **headers}
     elif isinstance(error, HTTPException):
         if error.response is not None:  # what a host site's own check answers
-            return from_response(error.get_response())
+            replied = from_response(error.get_response())
+            return dataclasses.replace(replied, headers=sendable(replied.headers))
         text, status = error.description or error.name, error.code or 500
     else:
-        logger.error("%s: %s %s failed", call.request_id, call.method, call.path, exc_info=error)
-        text = (
-            f"Internal server error: the server's log has the reason, at request {call.request_id}"
-        )
-        status = 500
-    if status == HTTPStatus.NO_CONTENT:
-        return Reply(status=status)
-    return reply(spell_error(text, status, call.request_id, shape), status).with_headers(
-        *headers.items()
-    )
+        return tell_unexpected(error, call, shape)
+    if not isinstance(text, str):
+        raise TypeError(f"the text of {type(error).__name__} is {type(text).__name__}")
+    text = text.encode("utf-8", "replace").decode()  # it may quote what is no text
+    status = status if 400 <= status <= 599 else 500
+    body = spell_error(text, status, call.request_id, shape)
+    return reply(body, status).with_headers(*sendable(headers.items()))
+
+
+def tell_unexpected(error: BaseException, call: Call, shape: str) -> Reply:
+    """Answer what nobody has foreseen: the reason is in the log alone."""
+    logger.error("%s: %s %s failed", call.request_id, call.method, call.path, exc_info=error)
+    text = f"Internal server error: the server's log has the reason, at request {call.request_id}"
+    return reply(spell_error(text, 500, call.request_id, shape), 500)
+
+
+HEADER = re.compile(r"[\w!#$%&'*+.^`|~-]+", re.ASCII)
+# Of the connection and of the body, which are the server's own to tell.
+OWN_HEADERS = {
+    "connection",
+    "content-length",
+    "content-type",
+    "keep-alive",
+    "proxy-authenticate",
+    "proxy-authorization",
+    "te",
+    "trailer",
+    "trailers",
+    "transfer-encoding",
+    "upgrade",
+}
+
+
+def sendable(headers: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+    """An error's headers that can stand in a response; the log names the others."""
+    return tuple((name, value) for name, value in headers if is_sendable(name, value))
+
+
+def is_sendable(name: Any, value: Any) -> bool:
+    """Whether a header is one line of Latin-1, and not one that servers write themselves."""
+    if (
+        isinstance(name, str)
+        and isinstance(value, str)
+        and HEADER.fullmatch(name)
+        and name.lower() not in OWN_HEADERS
+        and re.fullmatch(r"[\t\x20-\x7e\xa0-\xff]*", value)
+    ):
+        return True
+    logger.error("The header %.100r of an error cannot be sent, and is left out", name)
+    return False
+
+
+def is_operators(error: BaseException) -> bool:
+    """Whether an exception is Ctrl-C, which ends the process and no request."""
+    in_main = threading.current_thread() is threading.main_thread()
+    return isinstance(error, KeyboardInterrupt) and in_main
 
 
 def spell_error(text: str, status: int, request_id: str, shape: str) -> dict[str, Any]:
@@ -5661,7 +5723,9 @@ def answer_call(door: Door, call: Call, found: Found | None = None) -> Reply:
             call.caller = authorize(door, call, found)
             replied = found.route.view(server, call, **found.arguments)
         replied = dress(server, call, replied)
-    except Exception as error:
+    except BaseException as error:  # a site's own check, or a view, may also end with sys.exit
+        if is_operators(error):
+            raise
         replied = dress(server, call, to_reply(error, call, shape))
     finally:
         CURRENT.trace = None

@@ -433,9 +433,11 @@ class VersionPolicy:
     all: AllPolicy | None = option(None, "serve every version")
     specific: SpecificPolicy | None = option(None, "serve these versions")
 
-    def __post_init__(self) -> None:
-        if sum(policy is not None for policy in (self.latest, self.all, self.specific)) != 1:
-            raise ValueError("expected exactly one of 'latest', 'all', 'specific'")
+    @property
+    def problem(self) -> str:
+        """What is wrong with it, or nothing."""
+        given = [policy for policy in (self.latest, self.all, self.specific) if policy is not None]
+        return "" if len(given) == 1 else "expected exactly one of 'latest', 'all', 'specific'"
 
 
 @dataclass(frozen=True)
@@ -587,6 +589,8 @@ class ModelConfig:
         if is_url(self.base_path):
             scheme = self.base_path.partition(":")[0]
             return f"base_path: expected a folder of this machine, got a URL, {scheme}://..."
+        if self.model_version_policy.problem:
+            return f"model_version_policy: {self.model_version_policy.problem}"
         if not self.targets:
             return "target_device: expected a device, got an empty array"
         for target in self.targets:
@@ -3393,11 +3397,19 @@ class ModelManager:
         names = self.config.served_names
         reasons = {name: f" ({reason})" for name, reason in self._refused.copy().items()}
         missing = [name for name in dict.fromkeys(names) if name not in self.available]
-        return [name + reasons.get(name, "") for name in missing] + [
-            f"deployment {deployment.id} (no model is called '{deployment.model}')"
-            for deployment in self.config.deployments
-            if deployment.model not in names
-        ]
+        return (
+            [name + reasons.get(name, "") for name in missing]
+            + [
+                f"deployment {deployment.id} (no model is called '{deployment.model}')"
+                for deployment in self.config.deployments
+                if deployment.model not in names
+            ]
+            + [
+                f"deployment {name} ({ready.problem})"
+                for name, ready in self.prepared.deployments.items()
+                if ready.problem
+            ]
+        )
 
     # --- the loader thread -----------------------------------------------------------------------------
 
@@ -3554,6 +3566,11 @@ class ModelManager:
             (500, f"$.deployments[{index}].model: no model is called '{deployment.model}'")
             for index, deployment in enumerate(self.config.deployments)
             if deployment.model not in seen
+        ]
+        outcome.errors += [
+            (HTTPStatus.PRECONDITION_FAILED, ready.problem)
+            for ready in self.prepared.deployments.values()
+            if ready.problem
         ]
         for name in self._states.keys() - seen:
             self._refused.pop(name, None)
@@ -4305,11 +4322,15 @@ MOST_ROUTINES = 64  # in one chain
 
 @dataclass(frozen=True)
 class ReadyDeployment:
-    """A deployment's config made ready: labels read, routines built; `models` has what was found out about each servable."""
+    """A deployment's config made ready: labels read, routines built.
+
+    `models` has what was found out about each servable, `problem` why it cannot answer.
+    """
 
     config: Any
     labels: Mapping[int, str]
     chain: tuple[Any, ...]
+    problem: str = ""
     models: MutableMapping[Any, Any] = field(default_factory=weakref.WeakKeyDictionary)
 
     def model_of(self, servable: Any) -> Any:
@@ -4338,22 +4359,29 @@ class ReadyDeployment:
 
 
 def prepare_deployment(config: Any, path: str) -> ReadyDeployment:
-    """Read what a deployment's config names. Raises ConfigError."""
-    try:
-        labels = routines.load_labels(config.label_map, Path())
-    except OSError as error:
-        raise ConfigError(
-            f"{path}.label_map", f"{error.strerror or error}: {config.label_map}"
-        ) from None
-    except UnicodeDecodeError:
-        raise ConfigError(
-            f"{path}.label_map",
-            f"expected a text file (.pbtxt, JSON, or a name a line): {config.label_map}",
-        ) from None
-    except ValueError as error:
-        raise ConfigError(f"{path}.label_map", str(error).removeprefix("label map: ")) from None
+    """Read what a deployment's config names; what is wrong with its labels fails it alone.
+
+    Raises ConfigError for a wrong routine.
+    """
     chain = tuple(read_chain(config.routines, f"{path}.routines"))
-    return ReadyDeployment(config, labels, chain)
+    try:
+        return ReadyDeployment(config, read_labels(config.label_map), chain)
+    except ValueError as error:
+        return ReadyDeployment(config, {}, chain, f"{path}.label_map: {error}")
+
+
+def read_labels(label_map: Any) -> Mapping[int, str]:
+    """The names of a deployment's classes by id. Raises ValueError, which names the file alone."""
+    name = Path(label_map).name if isinstance(label_map, str) else ""
+    try:
+        return routines.load_labels(label_map, Path())
+    except OSError as error:
+        raise ValueError(f"{error.strerror or type(error).__name__}: {name}") from None
+    except UnicodeDecodeError:
+        text = f"expected a text file (.pbtxt, JSON, or a name a line): {name}"
+        raise ValueError(text) from None
+    except ValueError as error:
+        raise ValueError(clean(str(error).removeprefix("label map: "))) from None
 
 
 def read_chain(value: Any, path: str = "routines") -> list[Any]:
@@ -4398,7 +4426,7 @@ def read_routine(item: Any, path: str) -> Any:
 
 
 def find_deployment(server: "ModelServer", deployment: str | None = None) -> ReadyDeployment:
-    """A deployment by its id, or the default one; raises NotFound."""
+    """A deployment by its id, or the default one; raises NotFound, and ServingError UNAVAILABLE."""
     ready = server.prepared.deployments
     if not ready:
         raise NotFound("There is no deployment: the config has none under 'deployments'")
@@ -4407,7 +4435,11 @@ def find_deployment(server: "ModelServer", deployment: str | None = None) -> Rea
         raise NotFound(
             f"There is no deployment '{deployment}'; there are: {', '.join(sorted(ready))}"
         )
-    return ready[deployment]
+    found = ready[deployment]
+    if found.problem:
+        text = f"Deployment '{deployment}' is not available: {found.problem}"
+        raise ServingError(text, "UNAVAILABLE")
+    return found
 
 
 def image_limits(config: "Config") -> Any:

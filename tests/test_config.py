@@ -53,14 +53,6 @@ WRONG = [
         f"{M}.model_version_policy: expected object, got string 'all'",
     ),
     (
-        model(model_version_policy={}),
-        f"{M}.model_version_policy: expected exactly one of 'latest', 'all', 'specific'",
-    ),
-    (
-        model(model_version_policy={"all": {}, "latest": {}}),
-        f"{M}.model_version_policy: expected exactly one of 'latest', 'all', 'specific'",
-    ),
-    (
         model(model_version_policy={"newest": {}}),
         f"{M}.model_version_policy.newest: unknown key; expected one of: latest, all, specific",
     ),
@@ -141,6 +133,14 @@ DEVICES = "expected AUTO, CPU, GPU, GPU:1 or HETERO:GPU,CPU"
 SIZES = "batching.allowed_batch_sizes: expected rising sizes that end with max_batch_size (32)"
 # What is wrong with one model alone: the others serve.
 REFUSED = [
+    (
+        {"model_version_policy": {}},
+        "model_version_policy: expected exactly one of 'latest', 'all', 'specific'",
+    ),
+    (
+        {"model_version_policy": {"all": {}, "latest": {}}},
+        "model_version_policy: expected exactly one of 'latest', 'all', 'specific'",
+    ),
     ({"base_path": ""}, "base_path: expected a folder, got ''"),
     (
         {"base_path": "s3://bucket/m"},

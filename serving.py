@@ -770,7 +770,12 @@ class Auth:
     )
 
     def __post_init__(self) -> None:
-        refuse_repeated("keys", "name", [key.name for key in self.keys])
+        names = [key.name for key in self.keys]
+        for index, name in enumerate(names):
+            if name in names[:index]:  # which is not shown: it may be the key itself
+                raise ValueError(
+                    f"keys[{index}].name: it is already taken by keys[{names.index(name)}]"
+                )
         if "://" in (store := self.quota_store or ""):
             check_redis(store)
 
@@ -1111,10 +1116,12 @@ def check_names(config: "Config") -> None:
             f"deployments[{defaults[1]}].default: deployments[{defaults[0]}] is the default already"
         )
     for index, key in enumerate(config.auth.keys):
-        for name in sorted(set(key.deployments or ()) - {*names, *paths}):
-            raise ValueError(
-                f"auth.keys[{index}].deployments: no deployment is called '{name}', and no handler has that path"
-            )
+        for place, name in enumerate(key.deployments or ()):
+            if name not in (*names, *paths):  # which is not shown: it may be the key itself
+                raise ValueError(
+                    f"auth.keys[{index}].deployments[{place}]: "
+                    "no deployment has that id, and no handler that path"
+                )
 
 
 def resolve_paths(config: "Config", folder: Path, stem: str) -> Any:
@@ -1176,11 +1183,20 @@ def json_kind(value: Any) -> str:
     )
 
 
-def what_came(value: Any, path: str) -> str:
-    """Name a JSON value for an error at `path`; where it may be a key, it is not shown."""
-    return (
-        JSON_TYPES.get(type(value), type(value).__name__) if is_secret(path) else json_kind(value)
-    )
+def what_came(value: Any, path: str, kind: Any) -> str:
+    """Name a JSON value for an error at `path`, where a `kind` belongs.
+
+    It is not shown where it may be a key or a password: under `auth`, and in the place of an object.
+    """
+    if is_secret(path) or isinstance(value, str) and holds_objects(kind):
+        return JSON_TYPES.get(type(value), type(value).__name__)
+    return json_kind(value)
+
+
+def holds_objects(kind: Any) -> bool:
+    """Whether a declared type is an object, or has some."""
+    kinds = (kind, *typing.get_args(kind))
+    return any(one is not Any and json_type_of(one) is dict for one in kinds)
 
 
 def is_secret(path: str) -> bool:
@@ -1222,10 +1238,12 @@ def parse(
     if origin in (Union, types.UnionType):
         matching = [k for k in arguments if is_json(value, k)]
         if not matching:
-            raise ConfigError(path, f"expected {kind_name(kind)}, got {what_came(value, path)}")
+            raise ConfigError(
+                path, f"expected {kind_name(kind)}, got {what_came(value, path, kind)}"
+            )
         return parse(matching[0], value, path, limits)
     if not is_json(value, kind):
-        raise ConfigError(path, f"expected {kind_name(kind)}, got {what_came(value, path)}")
+        raise ConfigError(path, f"expected {kind_name(kind)}, got {what_came(value, path, kind)}")
     if dataclasses.is_dataclass(kind):
         return parse_fields(kind, value, path)
     if origin is tuple:
@@ -1273,7 +1291,7 @@ def parse_fields(kind: Any, value: dict[str, Any], path: str) -> Any:
                 if close
                 else f"expected one of: {', '.join(fields) or 'nothing'}"
             )
-            hidden = is_secret(path) and not close  # a password where a name of a field belongs
+            hidden = is_secret(path)  # it may be a password where a name of a field belongs
             raise ConfigError(path if hidden else f"{path}.{key}"[:200], f"unknown key; {hint}")
     for name, f in fields.items():
         if name not in value and f.default is f.default_factory:  # both missing: it has no default
@@ -1289,22 +1307,51 @@ def parse_fields(kind: Any, value: dict[str, Any], path: str) -> Any:
         raise ConfigError(path, str(error)) from None
 
 
+class Pairs(dict):
+    """A JSON object; `twice` is a key that stands in it twice, if any does."""
+
+    twice: str | None = None
+
+    @classmethod
+    def read(cls, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        counts = Counter(key for key, _ in pairs)
+        if len(counts) == len(pairs):
+            return dict(pairs)
+        found = cls(pairs)
+        found.twice = counts.most_common(1)[0][0]
+        return found
+
+
+def refuse_twice(value: Any, path: str) -> None:
+    """Raise ConfigError for a key that stands twice in one object, with the object's place.
+
+    Under `auth` it is named where it is the name of an option, else it may be a password.
+    """
+    if isinstance(value, Pairs):
+        options = {one.name for kind in (Auth, Key, Quota) for one in dataclasses.fields(kind)}
+        hidden = is_secret(path) and value.twice not in options
+        key = "a key" if hidden else f"key '{value.twice}'"
+        raise ConfigError(path, f"{key} stands twice in one object")
+    if isinstance(value, dict):
+        for name, item in value.items():
+            refuse_twice(item, f"{path}.{name}")
+    if isinstance(value, list):
+        for index, item in enumerate(value):
+            refuse_twice(item, f"{path}[{index}]")
+
+
 def read_config(text: bytes) -> Any:
     """Parse the bytes of a config file; raises ConfigError with line and column."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        for index, (key, _) in enumerate(pairs):
-            if key in (earlier for earlier, _ in pairs[:index]):
-                raise ConfigError("$", f"key '{key}' stands twice in one object")
-        return dict(pairs)
 
     def constant(name: str) -> None:
         raise ConfigError("$", f"expected a number, got {name}")
 
     try:
-        return json.loads(
-            text.decode("utf-8-sig"), object_pairs_hook=unique, parse_constant=constant
+        value = json.loads(
+            text.decode("utf-8-sig"), object_pairs_hook=Pairs.read, parse_constant=constant
         )
+        refuse_twice(value, "$")
+        return value
     except UnicodeDecodeError as error:
         raise ConfigError(
             "$", f"expected UTF-8 text, got byte 0x{text[error.start]:02x} at offset {error.start}"

@@ -3360,6 +3360,7 @@ class ModelManager:
         self._said: set[str] = set()  # what the log need not repeat
         self._states: dict[str, dict[int, VersionState]] = {}
         self._refused: dict[str, str] = {}  # by model: why it cannot be served as the config has it
+        self._absent: dict[str, str] = {}  # by model: why there is no version to serve
         self._tried: dict[str, threading.Event] = {}  # by model: set when its first load is over
         self.available: dict[str, Available] = {}  # what readers see
         self._draining: list[tuple[VersionState | None, Servable]] = []
@@ -3442,7 +3443,8 @@ class ModelManager:
     def unready(self) -> list[str]:
         """What of the config is not there: models, pipelines and handlers, and deployments of models that are not configured."""
         names = self.config.served_names
-        reasons = {name: f" ({reason})" for name, reason in self._refused.copy().items()}
+        known = self._absent | self._refused
+        reasons = {name: f" ({reason})" for name, reason in known.items()}
         missing = [name for name in dict.fromkeys(names) if name not in self.available]
         return (
             [name + reasons.get(name, "") for name in missing]
@@ -3621,6 +3623,7 @@ class ModelManager:
         ]
         for name in self._states.keys() - seen:
             self._refused.pop(name, None)
+            self._absent.pop(name, None)
             self._publish(name, {}, {}, set(), outcome)
         if not self._ending:
             self._refresh_others(self, outcome, polling)
@@ -3720,12 +3723,14 @@ class ModelManager:
             text = f"note: {model.name}: '{name}' has no effect on a SavedModel"
             self._say_once(logging.WARNING, text)
         self._refused.pop(model.name, None)
+        self._absent.pop(model.name, None)
         if model.problem:
             self._refuse(visit)
             return None
         try:
             folders = self._list_versions(model.base_path)
         except LoadError as error:
+            self._absent[model.name] = error.message
             visit.fail(".base_path", error.message, error.status)
             return None
         if folders.get(1) == Path(model.base_path):
@@ -3733,10 +3738,9 @@ class ModelManager:
             self._say_once(logging.INFO, text)
         if choose_versions(model.model_version_policy, folders):
             return folders
-        text = (
-            f"{model.name}: no version to serve: its policy picks none of the numbered folders "
-            f"{sorted(folders)} in {model.base_path}"
-        )
+        reason = f"its policy picks none of the numbered folders {sorted(folders)}"
+        self._absent[model.name] = f"no version to serve: {reason}"
+        text = f"{model.name}: no version to serve: {reason} in {model.base_path}"
         self._say_once(logging.WARNING, text)
         if not self.config.server.servable_versions_always_present:
             return folders
@@ -4919,9 +4923,9 @@ class ModelServer:
         """The states of a model's versions, highest first, or of one; raises NotFound for those never seen."""
         self.start()
         states = self.manager.states().get(model)
-        if states is None:
-            raise NotFound(f"Could not find any versions of model {model}")
         pipeline = self.config.is_pipeline(model)
+        if states is None or not states and not pipeline:
+            raise NotFound(f"Could not find any versions of model {model}")
         if label is not None and not pipeline:
             version = self.manager.label_version(model, label)
         if version is None or version == 0 and 0 not in states or pipeline:

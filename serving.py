@@ -235,6 +235,15 @@ def explain(error: BaseException, folders: Iterable[str] = ()) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
+def spell(error: BaseException) -> str:
+    """An exception's type and text; the type alone where its own `__str__` fails."""
+    name = type(error).__name__
+    try:
+        return f"{name}: {error}"
+    except BaseException:
+        return name
+
+
 @contextlib.contextmanager
 def errors_only(who: str) -> Iterator[None]:
     """Let what is no Exception (sys.exit, KeyboardInterrupt, a cancelled task) be a RuntimeError.
@@ -426,9 +435,11 @@ class VersionPolicy:
     all: AllPolicy | None = option(None, "serve every version")
     specific: SpecificPolicy | None = option(None, "serve these versions")
 
-    def __post_init__(self) -> None:
-        if sum(policy is not None for policy in (self.latest, self.all, self.specific)) != 1:
-            raise ValueError("expected exactly one of 'latest', 'all', 'specific'")
+    @property
+    def problem(self) -> str:
+        """What is wrong with it, or nothing."""
+        given = [policy for policy in (self.latest, self.all, self.specific) if policy is not None]
+        return "" if len(given) == 1 else "expected exactly one of 'latest', 'all', 'specific'"
 
 
 @dataclass(frozen=True)
@@ -580,6 +591,8 @@ class ModelConfig:
         if is_url(self.base_path):
             scheme = self.base_path.partition(":")[0]
             return f"base_path: expected a folder of this machine, got a URL, {scheme}://..."
+        if self.model_version_policy.problem:
+            return f"model_version_policy: {self.model_version_policy.problem}"
         if not self.targets:
             return "target_device: expected a device, got an empty array"
         for target in self.targets:
@@ -759,7 +772,12 @@ class Auth:
     )
 
     def __post_init__(self) -> None:
-        refuse_repeated("keys", "name", [key.name for key in self.keys])
+        names = [key.name for key in self.keys]
+        for index, name in enumerate(names):
+            if name in names[:index]:  # which is not shown: it may be the key itself
+                raise ValueError(
+                    f"keys[{index}].name: it is already taken by keys[{names.index(name)}]"
+                )
         if "://" in (store := self.quota_store or ""):
             check_redis(store)
 
@@ -1100,10 +1118,12 @@ def check_names(config: "Config") -> None:
             f"deployments[{defaults[1]}].default: deployments[{defaults[0]}] is the default already"
         )
     for index, key in enumerate(config.auth.keys):
-        for name in sorted(set(key.deployments or ()) - {*names, *paths}):
-            raise ValueError(
-                f"auth.keys[{index}].deployments: no deployment is called '{name}', and no handler has that path"
-            )
+        for place, name in enumerate(key.deployments or ()):
+            if name not in (*names, *paths):  # which is not shown: it may be the key itself
+                raise ValueError(
+                    f"auth.keys[{index}].deployments[{place}]: "
+                    "no deployment has that id, and no handler that path"
+                )
 
 
 def resolve_paths(config: "Config", folder: Path, stem: str) -> Any:
@@ -1165,11 +1185,20 @@ def json_kind(value: Any) -> str:
     )
 
 
-def what_came(value: Any, path: str) -> str:
-    """Name a JSON value for an error at `path`; where it may be a key, it is not shown."""
-    return (
-        JSON_TYPES.get(type(value), type(value).__name__) if is_secret(path) else json_kind(value)
-    )
+def what_came(value: Any, path: str, kind: Any) -> str:
+    """Name a JSON value for an error at `path`, where a `kind` belongs.
+
+    It is not shown where it may be a key or a password: under `auth`, and in the place of an object.
+    """
+    if is_secret(path) or isinstance(value, str) and holds_objects(kind):
+        return JSON_TYPES.get(type(value), type(value).__name__)
+    return json_kind(value)
+
+
+def holds_objects(kind: Any) -> bool:
+    """Whether a declared type is an object, or has some."""
+    kinds = (kind, *typing.get_args(kind))
+    return any(one is not Any and json_type_of(one) is dict for one in kinds)
 
 
 def is_secret(path: str) -> bool:
@@ -1211,10 +1240,12 @@ def parse(
     if origin in (Union, types.UnionType):
         matching = [k for k in arguments if is_json(value, k)]
         if not matching:
-            raise ConfigError(path, f"expected {kind_name(kind)}, got {what_came(value, path)}")
+            raise ConfigError(
+                path, f"expected {kind_name(kind)}, got {what_came(value, path, kind)}"
+            )
         return parse(matching[0], value, path, limits)
     if not is_json(value, kind):
-        raise ConfigError(path, f"expected {kind_name(kind)}, got {what_came(value, path)}")
+        raise ConfigError(path, f"expected {kind_name(kind)}, got {what_came(value, path, kind)}")
     if dataclasses.is_dataclass(kind):
         return parse_fields(kind, value, path)
     if origin is tuple:
@@ -1262,7 +1293,7 @@ def parse_fields(kind: Any, value: dict[str, Any], path: str) -> Any:
                 if close
                 else f"expected one of: {', '.join(fields) or 'nothing'}"
             )
-            hidden = is_secret(path) and not close  # a password where a name of a field belongs
+            hidden = is_secret(path)  # it may be a password where a name of a field belongs
             raise ConfigError(path if hidden else f"{path}.{key}"[:200], f"unknown key; {hint}")
     for name, f in fields.items():
         if name not in value and f.default is f.default_factory:  # both missing: it has no default
@@ -1278,22 +1309,51 @@ def parse_fields(kind: Any, value: dict[str, Any], path: str) -> Any:
         raise ConfigError(path, str(error)) from None
 
 
+class Pairs(dict):
+    """A JSON object; `twice` is a key that stands in it twice, if any does."""
+
+    twice: str | None = None
+
+    @classmethod
+    def read(cls, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        counts = Counter(key for key, _ in pairs)
+        if len(counts) == len(pairs):
+            return dict(pairs)
+        found = cls(pairs)
+        found.twice = counts.most_common(1)[0][0]
+        return found
+
+
+def refuse_twice(value: Any, path: str) -> None:
+    """Raise ConfigError for a key that stands twice in one object, with the object's place.
+
+    Under `auth` it is named where it is the name of an option, else it may be a password.
+    """
+    if isinstance(value, Pairs):
+        options = {one.name for kind in (Auth, Key, Quota) for one in dataclasses.fields(kind)}
+        hidden = is_secret(path) and value.twice not in options
+        key = "a key" if hidden else f"key '{value.twice}'"
+        raise ConfigError(path, f"{key} stands twice in one object")
+    if isinstance(value, dict):
+        for name, item in value.items():
+            refuse_twice(item, f"{path}.{name}")
+    if isinstance(value, list):
+        for index, item in enumerate(value):
+            refuse_twice(item, f"{path}[{index}]")
+
+
 def read_config(text: bytes) -> Any:
     """Parse the bytes of a config file; raises ConfigError with line and column."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        for index, (key, _) in enumerate(pairs):
-            if key in (earlier for earlier, _ in pairs[:index]):
-                raise ConfigError("$", f"key '{key}' stands twice in one object")
-        return dict(pairs)
 
     def constant(name: str) -> None:
         raise ConfigError("$", f"expected a number, got {name}")
 
     try:
-        return json.loads(
-            text.decode("utf-8-sig"), object_pairs_hook=unique, parse_constant=constant
+        value = json.loads(
+            text.decode("utf-8-sig"), object_pairs_hook=Pairs.read, parse_constant=constant
         )
+        refuse_twice(value, "$")
+        return value
     except UnicodeDecodeError as error:
         raise ConfigError(
             "$", f"expected UTF-8 text, got byte 0x{text[error.start]:02x} at offset {error.start}"
@@ -2454,8 +2514,8 @@ def import_operations(names: tuple[str, ...]) -> list[str]:
     for index, name in enumerate(names):
         try:
             importlib.import_module(name)
-        except Exception as error:  # somebody's code
-            reason = clean_message(f"{type(error).__name__}: {error}")
+        except BaseException as error:  # somebody's code, which may also end with sys.exit
+            reason = clean_message(spell(error))
             failed.append(f"$.import_modules[{index}]: {name} cannot be imported: {reason}")
             warn_once(failed[-1])
     return failed
@@ -4002,6 +4062,7 @@ class ModelManager:
         self._said: set[str] = set()  # what the log need not repeat
         self._states: dict[str, dict[int, VersionState]] = {}
         self._refused: dict[str, str] = {}  # by model: why it cannot be served as the config has it
+        self._absent: dict[str, str] = {}  # by model: why there is no version to serve
         self._tried: dict[str, threading.Event] = {}  # by model: set when its first load is over
         self.available: dict[str, Available] = {}  # what readers see
         self._draining: list[tuple[VersionState | None, Servable]] = []
@@ -4094,13 +4155,22 @@ class ModelManager:
     def unready(self) -> list[str]:
         """What of the config is not there: models, pipelines and handlers, and deployments of models that are not configured."""
         names = self.config.served_names
-        reasons = {name: f" ({reason})" for name, reason in self._refused.copy().items()}
+        known = self._absent | self._refused
+        reasons = {name: f" ({reason})" for name, reason in known.items()}
         missing = [name for name in dict.fromkeys(names) if name not in self.available]
-        return [name + reasons.get(name, "") for name in missing] + [
-            f"deployment {deployment.id} (no model is called '{deployment.model}')"
-            for deployment in self.config.deployments
-            if deployment.model not in names
-        ]
+        return (
+            [name + reasons.get(name, "") for name in missing]
+            + [
+                f"deployment {deployment.id} (no model is called '{deployment.model}')"
+                for deployment in self.config.deployments
+                if deployment.model not in names
+            ]
+            + [
+                f"deployment {name} ({ready.problem})"
+                for name, ready in self.prepared.deployments.items()
+                if ready.problem
+            ]
+        )
 
     # --- the loader thread -----------------------------------------------------------------------------
 
@@ -4189,7 +4259,7 @@ class ModelManager:
         """Do a job in the loader's thread; False when it was the last."""
         try:
             future.set_result(job(self))
-        except Exception as error:  # the loader must live: the next pass is a fresh start
+        except BaseException as error:  # the loader must live: the next pass is a fresh start
             logger.exception("A pass of the loader stopped short")
             future.set_exception(error)
         return not self._ended
@@ -4286,8 +4356,14 @@ class ModelManager:
             for index, deployment in enumerate(self.config.deployments)
             if deployment.model not in seen
         ]
+        outcome.errors += [
+            (HTTPStatus.PRECONDITION_FAILED, ready.problem)
+            for ready in self.prepared.deployments.values()
+            if ready.problem
+        ]
         for name in self._states.keys() - seen:
             self._refused.pop(name, None)
+            self._absent.pop(name, None)
             self._publish(name, {}, {}, set(), outcome)
         if not self._ending.is_set():
             self._refresh_others(self, outcome, polling)
@@ -4387,12 +4463,14 @@ class ModelManager:
             text = f"note: {model.name}: '{name}' has no effect on a SavedModel"
             self._say_once(logging.WARNING, text)
         self._refused.pop(model.name, None)
+        self._absent.pop(model.name, None)
         if model.problem:
             self._refuse(visit)
             return None
         try:
             folders = self._list_versions(model.base_path)
         except LoadError as error:
+            self._absent[model.name] = error.message
             visit.fail(".base_path", error.message, error.status)
             return None
         if folders.get(1) == Path(model.base_path):
@@ -4400,10 +4478,9 @@ class ModelManager:
             self._say_once(logging.INFO, text)
         if choose_versions(model.model_version_policy, folders):
             return folders
-        text = (
-            f"{model.name}: no version to serve: its policy picks none of the numbered folders "
-            f"{sorted(folders)} in {model.base_path}"
-        )
+        reason = f"its policy picks none of the numbered folders {sorted(folders)}"
+        self._absent[model.name] = f"no version to serve: {reason}"
+        text = f"{model.name}: no version to serve: {reason} in {model.base_path}"
         self._say_once(logging.WARNING, text)
         if not self.config.server.servable_versions_always_present:
             return folders
@@ -5056,11 +5133,15 @@ MOST_ROUTINES = 64  # in one chain
 
 @dataclass(frozen=True)
 class ReadyDeployment:
-    """A deployment's config made ready: labels read, routines built; `models` has what was found out about each servable."""
+    """A deployment's config made ready: labels read, routines built.
+
+    `models` has what was found out about each servable, `problem` why it cannot answer.
+    """
 
     config: Any
     labels: Mapping[int, str]
     chain: tuple[Any, ...]
+    problem: str = ""
     models: MutableMapping[Any, Any] = field(default_factory=weakref.WeakKeyDictionary)
 
     def model_of(self, servable: Any) -> Any:
@@ -5089,22 +5170,29 @@ class ReadyDeployment:
 
 
 def prepare_deployment(config: Any, path: str, kinds: Mapping[str, type]) -> ReadyDeployment:
-    """Read what a deployment's config names. Raises ConfigError."""
-    try:
-        labels = routines.load_labels(config.label_map, Path())
-    except OSError as error:
-        raise ConfigError(
-            f"{path}.label_map", f"{error.strerror or error}: {config.label_map}"
-        ) from None
-    except UnicodeDecodeError:
-        raise ConfigError(
-            f"{path}.label_map",
-            f"expected a text file (.pbtxt, JSON, or a name a line): {config.label_map}",
-        ) from None
-    except ValueError as error:
-        raise ConfigError(f"{path}.label_map", str(error).removeprefix("label map: ")) from None
+    """Read what a deployment's config names; what is wrong with its labels fails it alone.
+
+    Raises ConfigError for a wrong routine.
+    """
     chain = tuple(read_chain(config.routines, kinds, f"{path}.routines"))
-    return ReadyDeployment(config, labels, chain)
+    try:
+        return ReadyDeployment(config, read_labels(config.label_map), chain)
+    except ValueError as error:
+        return ReadyDeployment(config, {}, chain, f"{path}.label_map: {error}")
+
+
+def read_labels(label_map: Any) -> Mapping[int, str]:
+    """The names of a deployment's classes by id. Raises ValueError, which names the file alone."""
+    name = Path(label_map).name if isinstance(label_map, str) else ""
+    try:
+        return routines.load_labels(label_map, Path())
+    except OSError as error:
+        raise ValueError(f"{error.strerror or type(error).__name__}: {name}") from None
+    except UnicodeDecodeError:
+        text = f"expected a text file (.pbtxt, JSON, or a name a line): {name}"
+        raise ValueError(text) from None
+    except ValueError as error:
+        raise ValueError(clean(str(error).removeprefix("label map: "))) from None
 
 
 def read_chain(value: Any, kinds: Mapping[str, type], path: str = "routines") -> list[Any]:
@@ -5149,7 +5237,7 @@ def read_routine(item: Any, kinds: Mapping[str, type], path: str) -> Any:
 
 
 def find_deployment(server: "ModelServer", deployment: str | None = None) -> ReadyDeployment:
-    """A deployment by its id, or the default one; raises NotFound."""
+    """A deployment by its id, or the default one; raises NotFound, and ServingError UNAVAILABLE."""
     ready = server.prepared.deployments
     if not ready:
         raise NotFound("There is no deployment: the config has none under 'deployments'")
@@ -5158,7 +5246,11 @@ def find_deployment(server: "ModelServer", deployment: str | None = None) -> Rea
         raise NotFound(
             f"There is no deployment '{deployment}'; there are: {', '.join(sorted(ready))}"
         )
-    return ready[deployment]
+    found = ready[deployment]
+    if found.problem:
+        text = f"Deployment '{deployment}' is not available: {found.problem}"
+        raise ServingError(text, "UNAVAILABLE")
+    return found
 
 
 def image_limits(config: "Config") -> Any:
@@ -5604,9 +5696,9 @@ class ModelServer:
         """The states of a model's versions, highest first, or of one; raises NotFound for those never seen."""
         self.start()
         states = self.manager.states().get(model)
-        if states is None:
-            raise NotFound(f"Could not find any versions of model {model}")
         pipeline = self.config.is_pipeline(model)
+        if states is None or not states and not pipeline:
+            raise NotFound(f"Could not find any versions of model {model}")
         if label is not None and not pipeline:
             version = self.manager.label_version(model, label)
         if version is None or version == 0 and 0 not in states or pipeline:
@@ -5947,11 +6039,18 @@ def body_of(site: Request) -> bytes:
     return data
 
 
-def to_reply(error: Exception, call: Call, shape: str) -> Reply:
+def to_reply(error: BaseException, call: Call, shape: str) -> Reply:
     """Answer an error, in the `shape` of its URL: the one place that turns errors into HTTP.
 
-    What is unexpected stays in the log.
+    What is unexpected stays in the log. Raises nothing, whatever somebody's own error holds.
     """
+    try:
+        return tell_error(error, call, shape)
+    except Exception as failed:
+        return tell_unexpected(failed, call, shape)
+
+
+def tell_error(error: BaseException, call: Call, shape: str) -> Reply:
     headers: Mapping[str, str] = {}
     if isinstance(error, MemoryError):
         logger.error(
@@ -5963,25 +6062,73 @@ def to_reply(error: Exception, call: Call, shape: str) -> Reply:
             "UNAVAILABLE",
         )
     if isinstance(error, ServingError):
-        text = error.message.encode("utf-8", "replace").decode()  # it may quote what is no text
-        status, headers = int(error.status), error.headers
+        text, status, headers = error.message, int(error.status), error.headers
+        if status == HTTPStatus.NO_CONTENT:
+            return Reply(status=status)
         if status == HTTPStatus.SERVICE_UNAVAILABLE:
             headers = {"Retry-After": "1", **headers}
     elif isinstance(error, HTTPException):
         if error.response is not None:  # what a host site's own check answers
-            return from_response(error.get_response())
+            replied = from_response(error.get_response())
+            return dataclasses.replace(replied, headers=sendable(replied.headers))
         text, status = error.description or error.name, error.code or 500
     else:
-        logger.error("%s: %s %s failed", call.request_id, call.method, call.path, exc_info=error)
-        text = (
-            f"Internal server error: the server's log has the reason, at request {call.request_id}"
-        )
-        status = 500
-    if status == HTTPStatus.NO_CONTENT:
-        return Reply(status=status)
-    return reply(spell_error(text, status, call.request_id, shape), status).with_headers(
-        *headers.items()
-    )
+        return tell_unexpected(error, call, shape)
+    if not isinstance(text, str):
+        raise TypeError(f"the text of {type(error).__name__} is {type(text).__name__}")
+    text = text.encode("utf-8", "replace").decode()  # it may quote what is no text
+    status = status if 400 <= status <= 599 else 500
+    body = spell_error(text, status, call.request_id, shape)
+    return reply(body, status).with_headers(*sendable(headers.items()))
+
+
+def tell_unexpected(error: BaseException, call: Call, shape: str) -> Reply:
+    """Answer what nobody has foreseen: the reason is in the log alone."""
+    logger.error("%s: %s %s failed", call.request_id, call.method, call.path, exc_info=error)
+    text = f"Internal server error: the server's log has the reason, at request {call.request_id}"
+    return reply(spell_error(text, 500, call.request_id, shape), 500)
+
+
+HEADER = re.compile(r"[\w!#$%&'*+.^`|~-]+", re.ASCII)
+# Of the connection and of the body, which are the server's own to tell.
+OWN_HEADERS = {
+    "connection",
+    "content-length",
+    "content-type",
+    "keep-alive",
+    "proxy-authenticate",
+    "proxy-authorization",
+    "te",
+    "trailer",
+    "trailers",
+    "transfer-encoding",
+    "upgrade",
+}
+
+
+def sendable(headers: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+    """An error's headers that can stand in a response; the log names the others."""
+    return tuple((name, value) for name, value in headers if is_sendable(name, value))
+
+
+def is_sendable(name: Any, value: Any) -> bool:
+    """Whether a header is one line of Latin-1, and not one that servers write themselves."""
+    if (
+        isinstance(name, str)
+        and isinstance(value, str)
+        and HEADER.fullmatch(name)
+        and name.lower() not in OWN_HEADERS
+        and re.fullmatch(r"[\t\x20-\x7e\xa0-\xff]*", value)
+    ):
+        return True
+    logger.error("The header %.100r of an error cannot be sent, and is left out", name)
+    return False
+
+
+def is_operators(error: BaseException) -> bool:
+    """Whether an exception is Ctrl-C, which ends the process and no request."""
+    in_main = threading.current_thread() is threading.main_thread()
+    return isinstance(error, KeyboardInterrupt) and in_main
 
 
 def spell_error(text: str, status: int, request_id: str, shape: str) -> dict[str, Any]:
@@ -6529,7 +6676,9 @@ def answer_call(door: Door, call: Call, found: Found | None = None) -> Reply:
             call.caller = authorize(door, call, found)
             replied = found.route.view(server, call, **found.arguments)
         replied = dress(server, call, replied)
-    except Exception as error:
+    except BaseException as error:  # a site's own check, or a view, may also end with sys.exit
+        if is_operators(error):
+            raise
         replied = dress(server, call, to_reply(error, call, shape))
     finally:
         end_trace(trace)

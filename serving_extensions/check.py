@@ -54,6 +54,7 @@ def check(
         f"deployment {deployment.id}: model {deployment.model}, {len(prepared.deployments[deployment.id].labels)} classes"
         for deployment in config.deployments
     ]
+    problems += [ready.problem for ready in prepared.deployments.values() if ready.problem]
     problems += check_modules(config)
     return lines, problems + check_pipelines(config, folder) + check_handlers(
         config, folder

@@ -20,7 +20,7 @@ from serving import (
 )
 from serving_extensions.handlers import Handler, HandlerError
 from serving_extensions.lane import SHORT_SECONDS
-from serving_extensions.pipelines import NoShards, PipelineError, Plan, plan
+from serving_extensions.pipelines import NodeError, NoShards, PipelineError, Plan, plan
 
 
 def refresh(server: ModelServer, outcome: Outcome, polling: bool) -> None:
@@ -154,6 +154,9 @@ def pipeline_servable(
             return planned.run(inputs, call, helpers)
         except NoShards:
             raise ServingError("", status=204) from None  # as OpenVINO Model Server answers it
+        except NodeError as error:  # the function's fault, which its author finds in the log
+            logger.error("pipeline %s: %s", config.name, error)
+            raise ServingError(str(error)) from None
         except PipelineError as error:
             raise BadRequest(str(error)) from error
 

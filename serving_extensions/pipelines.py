@@ -18,9 +18,9 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from serving import errors_only
+from serving import CARRIED, errors_only
 
-__all__ = ["NoShards", "PipelineError", "Plan", "plan"]
+__all__ = ["NoShards", "NodeError", "PipelineError", "Plan", "plan"]
 
 REQUEST, RESPONSE = (
     "request",
@@ -42,6 +42,10 @@ class PipelineError(ValueError):
     def __init__(self, text: str, path: str = "") -> None:
         super().__init__(text)
         self.path = path
+
+
+class NodeError(PipelineError):
+    """A custom node's function answered what it may not: its fault, and not the request's."""
 
 
 class NoShards(PipelineError):
@@ -490,7 +494,7 @@ class Run:
 
     def __init__(self, plan: Plan, call: Callable[..., Arrays], pool: Executor | None) -> None:
         self.plan, self.graph, self.call, self.pool = plan, plan.graph, call, pool
-        self.values: dict[tuple[str, str], dict[Index, np.ndarray]] = {
+        self.values: dict[tuple[str, str], dict[Index, Any]] = {  # arrays and bare numbers
             (link.node, link.item): {} for link in plan.graph.links
         }
         self.counts = {name: count for name, count in plan.graph.counts.items() if count > 0}
@@ -578,8 +582,8 @@ class Run:
         stack, shards = self.plan.after[link.node], self.values[link.node, link.item]
         inner = stack[len(index) :]
         if not inner:
-            return shards[index[: len(stack)]]
-        parts = [shards[index + rest] for rest in self.indices(inner)]
+            return as_wanted(shards[index[: len(stack)]], link)
+        parts = [as_wanted(shards[index + rest], link) for rest in self.indices(inner)]
         if len(shapes := {part.shape for part in parts}) > 1:
             raise PipelineError(
                 f"Gathered tensor shards dimensions are different: '{link.item}' of node '{link.node}': "
@@ -592,7 +596,13 @@ class Run:
         for alias, output in self.graph.items[name].items():
             if (shards := self.values.get((name, alias))) is not None:
                 array = pick(name, output, outputs)
+                if name in self.graph.functions and not is_tensor(array):
+                    raise NodeError(
+                        f"node '{name}': expected numbers or texts in array '{output}', "
+                        f"got {array.dtype.name}"
+                    )
                 if name in self.graph.counts:
+                    array = np.asarray(array)
                     shards.update(
                         (index + (shard,), array[shard])
                         for shard in range(self.count_shards(name, output, array))
@@ -604,12 +614,13 @@ class Run:
         """How many shards a demultiplexer's output has, at least 1; a dynamic one takes the count of its first output."""
         expected = self.counts.setdefault(name, len(array) if array.ndim > 1 else 1)
         place, shape = f"'{output}' of node '{name}'", show_shape(array.shape)
+        wrong = NodeError if name in self.graph.functions else PipelineError
         if array.ndim < 2:
-            raise PipelineError(
+            raise wrong(
                 f"Wrong number of dimensions in a tensor to be sharded: {place}: expected 2 or more, got shape {shape}"
             )
         if len(array) != expected:
-            raise PipelineError(
+            raise wrong(
                 f"Wrong dimension size. Should match demultiply count: {place}: "
                 f"expected {expected}, got {len(array)} (shape {shape})"
             )
@@ -620,26 +631,90 @@ class Run:
         return expected
 
 
-SCALARS = (np.generic, bool, int, float, bytes, str)  # what stands for an array of shape []
+BARE = (bool, int, float)  # Python's own, which have no dtype yet
+BARE_KINDS = {bool: "b", int: "iufV", float: "fV"}  # of the dtypes that each can have; V: bfloat16
+TEXTS = (bytes, str)
 
 
-def pick(name: str, output: str, outputs: Any) -> np.ndarray:
-    """One output of those that a node returned; a bare number or text is an array of shape []."""
-    array = outputs.get(output) if isinstance(outputs, Mapping) else None
-    if isinstance(array, SCALARS):
-        array = scalar_array(array)
-    if not isinstance(array, np.ndarray):
-        got = (
-            {key: type(value).__name__ for key, value in outputs.items()}
-            if isinstance(outputs, Mapping)
-            else type(outputs).__name__
-        )
-        raise PipelineError(f"node '{name}': expected a dict with array '{output}', got {got}")
-    return array
+def pick(name: str, output: str, outputs: Any) -> Any:
+    """One output of those that a node returned, an array or a bare number; NodeError for others.
+
+    A scalar of NumPy's or a text is an array of shape [].
+    """
+    value = outputs.get(output) if isinstance(outputs, Mapping) else None
+    if type(value) in BARE:
+        return value
+    if isinstance(value, (np.generic, *BARE, *TEXTS)):
+        value = scalar_array(value)
+    if not isinstance(value, np.ndarray):
+        got = type(outputs).__name__
+        if isinstance(outputs, Mapping):
+            got = str({key: type(one).__name__ for key, one in outputs.items()})
+        raise NodeError(f"node '{name}': expected a dict with array '{output}', got {got[:500]}")
+    return value
 
 
 def scalar_array(value: Any) -> np.ndarray:
-    """A bare value as an array of shape []; text as bytes in an object array, as elsewhere."""
+    """A scalar as an array of shape []; text as bytes in an object array, as elsewhere."""
     if isinstance(value, str):
-        value = value.encode()
+        value = value.encode("utf-8", "replace")
     return np.array(value, object) if isinstance(value, bytes) else np.asarray(value)
+
+
+def is_tensor(value: Any) -> bool:
+    """Whether a tensor can hold it: a bare number, numbers of a known dtype, texts."""
+    if not isinstance(value, np.ndarray):
+        return True
+    if value.dtype.kind == "O":
+        return all(isinstance(one, TEXTS) for one in value.flat)
+    return value.dtype.kind in "SU" or value.dtype.newbyteorder("=") in CARRIED.values()
+
+
+def as_wanted(value: Any, link: Link) -> np.ndarray:
+    """What a node answered, as its reader takes it: a bare number gets the dtype of the input it feeds.
+
+    NodeError for a number that does not fit there, or an array of another dtype out of a function.
+    """
+    dtype = CARRIED.get(link.wanted.dtype) if link.wanted else None
+    if isinstance(value, np.ndarray):
+        text = value.dtype.kind in "SU" and dtype is not None and dtype.kind == "O"
+        told = dtype is None or link.given or link.node == REQUEST  # a model checks what it takes
+        if not told and value.dtype != dtype and not text:
+            raise misfit(link, f"an array of {value.dtype.name}")
+        return value
+    if dtype is None:
+        return bare_array(value, link)
+    if dtype.kind not in BARE_KINDS[type(value)] or not fits(value, dtype):
+        raise misfit(link, f"{type(value).__name__} {str(value)[:40]}")
+    return np.array(value if dtype.kind in "iub" else float(value)).astype(dtype)
+
+
+def bare_array(value: Any, link: Link) -> np.ndarray:
+    """A bare number in the dtype that NumPy gives it, for a reader that takes any."""
+    array = np.asarray(value)
+    if array.dtype.kind == "O":  # which none has
+        raise NodeError(
+            f"node '{link.node}': expected at most 64 bits in '{link.item}', "
+            f"got an integer of {value.bit_length()} bits"
+        )
+    return array
+
+
+def fits(value: Any, dtype: np.dtype) -> bool:
+    """Whether a dtype of its kind holds a bare number: integers by range, floats as large as it."""
+    if dtype.kind in "iu":
+        limits = np.iinfo(dtype)
+        return limits.min <= value <= limits.max
+    if dtype.kind == "b":
+        return True
+    try:
+        number = np.float64(value)
+    except OverflowError:  # an integer larger than any float
+        return False
+    with np.errstate(over="ignore"):
+        return bool(np.isfinite(number.astype(dtype)) or not np.isfinite(number))
+
+
+def misfit(link: Link, came: str) -> NodeError:
+    wanted = link.wanted.dtype.removeprefix("DT_").lower()
+    return NodeError(f"node '{link.node}': {link}: expected {wanted}, got {came}")

@@ -617,7 +617,9 @@ def test_one_unreadable_base_path_does_not_keep_the_others_from_loading(tmp_path
         "server": NO_POLL,
     }
     server = serving.ModelServer(source, load=lambda folder, model: FakeServable())
-    assert server.wait(20) and server.readiness() == ["bad"]
+    assert server.wait(20)
+    assert server.readiness()[0].startswith("bad (base_path cannot be read: ")
+    assert len(server.readiness()) == 1
     status, body = server.reload()
     assert status == 400 and body["details"][0].startswith(
         "$.model_config_list[0].config.base_path: base_path cannot be read: "

@@ -343,7 +343,7 @@ def test_a_key_is_made_while_the_config_has_none(tmp_path):
         ),
         (
             {"keys": [key_entry("a", "1"), key_entry("a", "2")]},
-            "$.auth: keys[1].name: 'a' is already taken by keys[0]",
+            "$.auth: keys[1].name: it is already taken by keys[0]",
         ),
         (
             {"keys": [key_entry("a", "1", expires="soon")]},
@@ -358,7 +358,7 @@ def test_a_key_is_made_while_the_config_has_none(tmp_path):
             "$.auth.keys[0].quota.calls: expected at least 1, got 0",
         ),
         ({"protect": "none"}, "$.auth.protect: expected predict:"),
-        ({"key": []}, "$.auth.key: unknown key; did you mean 'keys'?"),
+        ({"key": []}, "$.auth: unknown key; did you mean 'keys'?"),
     ],
 )
 def test_wrong_keys_in_the_config(auth, text):
@@ -368,7 +368,7 @@ def test_wrong_keys_in_the_config(auth, text):
 
 
 def test_a_key_for_a_deployment_that_is_not_there():
-    with pytest.raises(serving.ConfigError, match="no deployment is called 'x'"):
+    with pytest.raises(serving.ConfigError, match="no deployment has that id"):
         serving.load_config(
             {
                 "model_config_list": [],

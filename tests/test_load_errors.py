@@ -427,3 +427,25 @@ def test_tensorflow_is_made_ready_once_however_many_ask_for_it():
     for thread in threads:
         thread.join(60)
     assert made == ["a"] and all(answer is answers[0] for answer in answers) and len(answers) == 8
+
+
+@pytest.mark.parametrize(
+    "code, told",
+    [
+        ("raise SystemExit(9)", "SystemExit: 9"),
+        ("raise KeyboardInterrupt", "KeyboardInterrupt: "),
+        ("raise GeneratorExit('left')", "GeneratorExit: left"),
+    ],
+)
+def test_a_module_that_ends_its_program_fails_the_models_that_need_it_alone(
+    made, tmp_path, monkeypatch, caplog, code, told
+):
+    monkeypatch.syspath_prepend(tmp_path)
+    name = f"ends_with_{code.split()[1].partition('(')[0].lower()}"
+    (tmp_path / f"{name}.py").write_text(code)
+    server = serve(made, "text", "variables", import_modules=[name])
+    assert server.predict("variables", {"inputs": [3.0]})["outputs"].tolist() == [3.0]
+    assert server.readiness() == ["text"]
+    wrong = f"$.import_modules[0]: {name} cannot be imported: {told}".strip()
+    assert reason(server, "text") == f"Op type not registered 'RegexSplitWithOffsets': {wrong}"
+    assert wrong in caplog.text

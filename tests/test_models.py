@@ -47,7 +47,6 @@ OK, END, BROKEN = ("AVAILABLE", "OK"), ("END", "OK"), ("LOADING", "UNKNOWN")
         ({"latest": {"num_versions": 2}}, [10, 9]),
         ({"all": {}}, [10, 9, 1]),
         ({"specific": {"versions": [1, 9, 77]}}, [9, 1]),
-        ({"specific": {"versions": [77]}}, []),
     ],
 )
 def test_policies_pick_versions_by_number(policy, served):
@@ -215,12 +214,47 @@ def test_all_versions_gone_is_no_error_and_ends_them():
     server = serve(disk)
     disk.models["m"] = set()
     assert server.reload()[0] == 201 and states(server) == {"1": END}
-    assert server.readiness() == ["m"]
+    assert server.readiness() == [
+        "m (no version to serve: its policy picks none of the numbered folders [])"
+    ]
 
 
-def test_model_without_versions_has_an_empty_status():
-    server = serve(Disk(m=[]))
-    assert server.status("m") == {"model_version_status": []}
+@pytest.mark.parametrize(
+    "made, policy, why",
+    [
+        (None, {}, "base_path cannot be read: No such file or directory"),
+        ("file", {}, "base_path cannot be read: Not a directory"),
+        ("folder", {}, "no version to serve: its policy picks none of the numbered folders []"),
+        (
+            "versions",
+            {"model_version_policy": {"specific": {"versions": [7]}}},
+            "no version to serve: its policy picks none of the numbered folders [1, 2]",
+        ),
+        (
+            "versions",
+            {"model_version_policy": {"specific": {"versions": []}}},
+            "no version to serve: its policy picks none of the numbered folders [1, 2]",
+        ),
+    ],
+)
+def test_a_model_without_versions_is_not_found_and_readyz_says_why(
+    tmp_path, how, caplog, made, policy, why
+):
+    base = tmp_path / "x"
+    if made == "file":
+        base.touch()
+    elif made:
+        base.mkdir()
+    for version in "12" if made == "versions" else "":
+        (base / version).mkdir()
+    source = config({"name": "x", "base_path": str(base), **policy})
+    server = serving.ModelServer(source, load=lambda folder, model: FakeServable())
+    assert server.wait(10)
+    client = Rest(server, how)
+    assert_error(client.get("/v1/models/x"), 404, "Could not find any versions of model x")
+    assert_error(client.get("/v1/models/x/versions/1"), 404, "Could not find any versions of ...")
+    assert_error(client.get("/readyz"), 503, f"Not ready: no version is available of x ({why})")
+    assert why in caplog.text
 
 
 class Edited:
@@ -505,9 +539,10 @@ def test_a_small_model_does_not_wait_for_a_large_one():
     assert states(server, "small") == {"1": OK} and states(server, "large") == {
         "1": ("LOADING", "OK")
     }
-    assert server.readiness() == ["large", "gone"] and not server.manager.first_pass_done.is_set()
+    gone = "gone (base_path cannot be read: No such file or directory)"
+    assert server.readiness() == ["large", gone] and not server.manager.first_pass_done.is_set()
     gates.open["large"].set()
-    assert server.wait(60) and default(server, "large") == 1 and server.readiness() == ["gone"]
+    assert server.wait(60) and default(server, "large") == 1 and server.readiness() == [gone]
 
 
 def test_versions_and_models_load_at_once_in_as_many_threads_as_configured():
@@ -815,7 +850,9 @@ def test_a_refused_model_that_leaves_the_config_is_forgotten(tmp_path):
     edited = Edited(tmp_path, Disk(b=[1]), {"name": "a", "base_path": "gs://a"}, "b")
     assert states(edited.server, "a") == {"0": BROKEN}
     edited.write("b")
-    assert edited.reload()[0] == 201 and states(edited.server, "a") == {}
+    assert edited.reload()[0] == 201
+    with pytest.raises(serving.NotFound, match="^Could not find any versions of model a$"):
+        edited.server.status("a")
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import threading
 import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -475,15 +476,6 @@ def test_check_sees_a_pinned_version_that_is_not_there(tmp_path, capsys, pin, te
     "deployment, text",
     [
         (
-            {"label_map": str(ROOT / "models/shapes/samples/0.jpg")},
-            "$.deployments[0].label_map: expected a text file",
-        ),
-        ({"label_map": "none.pbtxt"}, "$.deployments[0].label_map: No such file or directory"),
-        (
-            {"label_map": {"a": "b"}},
-            '$.deployments[0].label_map: expected {"1": "name"} or a list of names',
-        ),
-        (
             {"label_map": 3},
             "$.deployments[0].label_map: expected string or object or array, got integer 3",
         ),
@@ -519,6 +511,68 @@ def test_wrong_deployments_in_the_config(deployment, text):
     with pytest.raises(serving.ConfigError) as raised:
         serving.ModelServer(config(deployments=[{"id": "pets", "model": "d", **deployment}]))
     assert raised.value.message.startswith(text)
+
+
+@pytest.mark.parametrize(
+    "label_map, text",
+    [
+        (str(ROOT / "models/shapes/samples/0.jpg"), "expected a text file (.pbtxt, JSON, ..."),
+        ("none.pbtxt", "No such file or directory: none.pbtxt"),
+        (str(ROOT), f"Is a directory: {ROOT.name}"),
+        ({"a": "b"}, 'expected {"1": "name"} or a list of names...'),
+    ],
+)
+def test_a_wrong_label_map_fails_its_deployment_alone(
+    how, tmp_path, capsys, caplog, label_map, text
+):
+    wanted = config(
+        "d",
+        deployments=[
+            {"id": "wrong", "model": "d", "label_map": label_map},
+            {"id": "pets", "model": "d", "label_map": ["cat", "dog"]},
+        ],
+    )
+    place = f"$.deployments[0].label_map: {text}"
+    server = serving.ModelServer(
+        wanted,
+        load=lambda folder, model: FakeDetector(),
+        list_versions=lambda base_path: {1: Path(base_path) / "1"},
+    )
+    assert server.wait(10)
+    client, key = Rest(server, how), bearer(server.generated_key)
+    assert client.get("/pets/classes", headers=key).status_code == 200
+    for answer in (
+        client.get("/wrong/classes", headers=key),
+        client.post("/wrong/predict", b"", headers=key),
+        client.post("/predict", b"", headers=key),
+    ):
+        wrong = f"Deployment 'wrong' is not available: {place}"
+        assert answer.status_code == 503 and str(ROOT) not in answer.json["error"]
+        assert answer.json["error"].startswith(wrong.removesuffix("..."))
+    ready = client.get("/readyz")
+    assert ready.status_code == 503
+    assert f"deployment wrong ({place.removesuffix('...')}" in ready.json["error"]
+    assert place.removesuffix("...") in caplog.text
+    status, body = server.reload()
+    assert status == 412 and body["details"][0].startswith(place.removesuffix("..."))
+    (tmp_path / "config.json").write_text(json.dumps(wanted))
+    serving.main(["--check", "--config", str(tmp_path / "config.json")])
+    assert f"wrong: {place.removesuffix('...')}" in capsys.readouterr().out
+
+
+def test_a_label_map_that_is_mended_is_read_at_the_next_reload(tmp_path):
+    deployment = {"id": "pets", "model": "d", "label_map": "names.txt"}
+    (tmp_path / "config.json").write_text(json.dumps(config("d", deployments=[deployment])))
+    server = serving.ModelServer(
+        tmp_path / "config.json",
+        load=lambda folder, model: FakeDetector(),
+        list_versions=lambda base_path: {1: Path(base_path) / "1"},
+    )
+    assert server.wait(10) and server.readiness() and server.reload()[0] == 412
+    (tmp_path / "names.txt").write_text("cat\ndog\n")
+    assert server.reload()[0] == 201 and not server.readiness()
+    classes = Rest(server).get("/pets/classes", headers=bearer(server.generated_key)).json
+    assert "cat" in json.dumps(classes)
 
 
 def test_routine_modules_of_ones_own(tmp_path):

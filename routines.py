@@ -674,30 +674,11 @@ def read_segmentation(outputs: Mapping[str, np.ndarray], labels: Mapping[int, st
     )
     planes = as_probabilities(planes if last else np.moveaxis(planes, 0, 2))  # [H, W, C]
     winner = planes.argmax(axis=2)
-    found: list[tuple] = []
-    for number in np.unique(winner[winner > 0]):
-        count, regions, stats, _ = cv2.connectedComponentsWithStats(
-            (winner == number).astype(np.uint8), connectivity=8
-        )
-        for region in range(1, count):
-            left, top, width, height, area = stats[region]
-            if area >= 4:
-                inside = regions[top : top + height, left : left + width] == region
-                score = planes[top : top + height, left : left + width, number][inside].mean()
-                found.append(
-                    (
-                        (top, left, top + height, left + width),
-                        score,
-                        int(number),
-                        cv2.resize(
-                            inside.astype(np.float32),
-                            (64, 64),
-                            interpolation=cv2.INTER_NEAREST
-                            if max(width, height) <= 64
-                            else cv2.INTER_AREA,
-                        ),
-                    )
-                )
+    found = [
+        (box, planes[:, :, number][window][inside].mean(), int(number), shrink_region(inside))
+        for number in np.unique(winner[winner > 0])
+        for box, window, inside in find_regions(winner == number)
+    ]
     size = np.array([*winner.shape, *winner.shape], np.float32)
     boxes, scores, classes, masks = zip(*found) if found else ((), (), (), ())
     return {
@@ -706,6 +687,24 @@ def read_segmentation(outputs: Mapping[str, np.ndarray], labels: Mapping[int, st
         "classes": np.array(classes, np.int64),
         "masks": np.array(masks, np.float32).reshape(-1, 64, 64),
     }
+
+
+def find_regions(plane: np.ndarray) -> Iterator[tuple]:
+    """Connected regions of a bool plane: the box, its window of the plane, and what is inside there."""
+    count, regions, stats, _ = cv2.connectedComponentsWithStats(
+        plane.astype(np.uint8), connectivity=8
+    )
+    for region in range(1, count):
+        left, top, width, height, area = stats[region]
+        if area >= 4:
+            window = slice(top, top + height), slice(left, left + width)
+            yield (top, left, top + height, left + width), window, regions[window] == region
+
+
+def shrink_region(inside: np.ndarray) -> np.ndarray:
+    """A bool region as a mask [64, 64] of its box, 0..1."""
+    method = cv2.INTER_NEAREST if max(inside.shape) <= 64 else cv2.INTER_AREA
+    return cv2.resize(inside.astype(np.float32), (64, 64), interpolation=method)
 
 
 def read_classifier(outputs: Mapping[str, np.ndarray], labels: Mapping[int, str]) -> Tensors:
@@ -1263,6 +1262,22 @@ COLOURS = (
 )
 
 
+def draw_contours(
+    canvas: np.ndarray, annotations: Sequence[Mapping[str, Any]], thick: int
+) -> np.ndarray:
+    """A picture with what is inside of each contour shaded."""
+    size = np.array([canvas.shape[1], canvas.shape[0]])
+    for annotation in reversed(annotations):  # the best on top
+        if annotation["contour"]:
+            colour = COLOURS[annotation["tag"]["id"] % len(COLOURS)]
+            ring = np.rint(np.array(annotation["contour"]) * size).astype(np.int32)
+            shade = canvas.copy()
+            cv2.fillPoly(shade, [ring], colour)
+            canvas = cv2.addWeighted(shade, 0.4, canvas, 0.6, 0)
+            cv2.polylines(canvas, [ring], True, colour, thick, cv2.LINE_AA)
+    return canvas
+
+
 def draw_annotations(
     image: np.ndarray, annotations: Sequence[Mapping[str, Any]], kind: str
 ) -> bytes:
@@ -1271,14 +1286,7 @@ def draw_annotations(
     height, width = canvas.shape[:2]
     thick, font = max(1, round(min(height, width) / 250)), max(0.35, min(height, width) / 900)
     size = np.array([width, height])
-    for annotation in reversed(annotations):  # the best on top
-        colour = COLOURS[annotation["tag"]["id"] % len(COLOURS)]
-        if annotation["contour"]:
-            ring = np.rint(np.array(annotation["contour"]) * size).astype(np.int32)
-            shade = canvas.copy()
-            cv2.fillPoly(shade, [ring], colour)
-            canvas = cv2.addWeighted(shade, 0.4, canvas, 0.6, 0)
-            cv2.polylines(canvas, [ring], True, colour, thick, cv2.LINE_AA)
+    canvas = draw_contours(canvas, annotations, thick)
     row = 0
     for annotation in annotations:
         colour = COLOURS[annotation["tag"]["id"] % len(COLOURS)]
@@ -1297,16 +1305,8 @@ def draw_annotations(
             if top > height:
                 break
         cv2.rectangle(canvas, (left, top - tall - below), (left + wide, top), colour, -1)
-        cv2.putText(
-            canvas,
-            text,
-            (left, top - below // 2),
-            cv2.FONT_HERSHEY_SIMPLEX,
-            font,
-            (255, 255, 255),
-            thick,
-            cv2.LINE_AA,
-        )
+        place, white = (left, top - below // 2), (255, 255, 255)
+        cv2.putText(canvas, text, place, cv2.FONT_HERSHEY_SIMPLEX, font, white, thick, cv2.LINE_AA)
     done, data = cv2.imencode(
         ".jpg" if kind == "jpeg" else ".png", cv2.cvtColor(canvas, cv2.COLOR_RGB2BGR)
     )

@@ -23,16 +23,39 @@ def check(
 
     `prepared` is what was made ready of it; functions are looked for in `folder`.
     """
-    lines: list[str] = []
-    problems: list[str] = []
+    lines, problems, served = check_models(config, list_versions, choose_versions)
+    lines += [
+        f"pipeline {pipeline.name}: {len(pipeline.nodes)} nodes"
+        for pipeline in config.pipeline_config_list
+    ]
+    lines += [f"handler {handler.path}: {handler.function}" for handler in config.handlers]
+    lines += [
+        f"deployment {deployment.id}: model {deployment.model}, "
+        f"{len(prepared.deployments[deployment.id].labels)} classes"
+        for deployment in config.deployments
+    ]
+    problems += [ready.problem for ready in prepared.deployments.values() if ready.problem]
+    problems += check_modules(config)
+    problems += check_pipelines(config, folder)
+    problems += check_handlers(config, folder)
+    return lines, problems + check_deployments(config, served)
+
+
+def check_models(
+    config: Any,
+    list_versions: Callable[[str], dict[int, Path]],
+    choose_versions: Callable[[Any, Iterable[int]], list[int]],
+) -> tuple[list[str], list[str], dict[str, list[int]]]:
+    """A line for each model, what is wrong with its folders, and by name the versions to be served."""
+    lines, problems = list[str](), list[str]()
     served: dict[str, list[int]] = {}
+    names = [model.name for model in config.models]
     for index, model in enumerate(config.models):
         path = f"$.model_config_list[{index}].config"
-        earlier = [other.name for other in config.models[:index]]
-        if model.name in earlier:
-            problems.append(
-                f"{path}.name: '{model.name}' is already taken by $.model_config_list[{earlier.index(model.name)}].config"
-            )
+        earlier = names.index(model.name)
+        if earlier < index:
+            taken = f"is already taken by $.model_config_list[{earlier}].config"
+            problems.append(f"{path}.name: '{model.name}' {taken}")
         if model.problem:
             problems.append(f"{path}.{model.problem}")
             continue
@@ -45,20 +68,7 @@ def check(
         numbers, devices = ", ".join(map(str, versions)) or "none", ", ".join(model.targets)
         lines.append(f"{model.name}: version {numbers} on {devices} from {model.base_path}")
         problems += check_versions(model, path, folders, versions)
-    lines += [
-        f"pipeline {pipeline.name}: {len(pipeline.nodes)} nodes"
-        for pipeline in config.pipeline_config_list
-    ]
-    lines += [f"handler {handler.path}: {handler.function}" for handler in config.handlers]
-    lines += [
-        f"deployment {deployment.id}: model {deployment.model}, {len(prepared.deployments[deployment.id].labels)} classes"
-        for deployment in config.deployments
-    ]
-    problems += [ready.problem for ready in prepared.deployments.values() if ready.problem]
-    problems += check_modules(config)
-    return lines, problems + check_pipelines(config, folder) + check_handlers(
-        config, folder
-    ) + check_deployments(config, served)
+    return lines, problems, served
 
 
 def check_pipelines(config: Any, folder: Path) -> list[str]:

@@ -150,6 +150,8 @@ class Chunks(ChunkedReceiver):
     It looks at all of a line each time more of it comes, and at nothing of a trailer.
     """
 
+    error: Any  # waitress's, or None
+
     def __init__(self, buffer: Any, most: int):
         super().__init__(buffer)
         self.most = most

@@ -71,25 +71,7 @@ DOT = "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAADElEQVR4nGNgGB4AAADIAAGtQ
 def describe_api(server: ModelServer, prefix: str, caller: Caller) -> dict[str, Any]:
     """The whole document, as far as the caller may see; `prefix` is where the server is mounted."""
     everywhere = KEYED if server.config.auth.protect == "all" else []
-    paths: dict[str, Any] = {
-        "/livez": {"get": operation("live", "The process is up", open_=True)},
-        "/readyz": {"get": operation("ready", "Everything is there", open_=True)},
-        "/stats": {"get": operation("stats", "Counts, latencies, resources", everywhere)},
-        "/v1/models": {
-            "get": operation("models", "All models and their versions' states", everywhere)
-        },
-        "/v1/config": {
-            "get": operation("config", "The states of all models ever configured", everywhere)
-        },
-        "/v1/config/reload": {
-            "post": operation(
-                "reload",
-                "Read config and version folders now",
-                everywhere,
-                also=("201", "400", "404", "409", "412", "500"),
-            )
-        },
-    }
+    paths = describe_server(everywhere)
     for name in server.config.served_names:
         if caller.may_see(*deployments_of(server, name)):
             paths |= describe_model(server, name, everywhere)
@@ -117,6 +99,43 @@ def describe_api(server: ModelServer, prefix: str, caller: Caller) -> dict[str, 
     }
 
 
+def describe_server(everywhere: list) -> dict[str, Any]:
+    """The URLs that are of no model, deployment or handler."""
+    return {
+        "/livez": {"get": operation("live", "The process is up", open_=True)},
+        "/readyz": {"get": operation("ready", "Everything is there", open_=True)},
+        "/stats": {"get": operation("stats", "Counts, latencies, resources", everywhere)},
+        "/v1/models": {
+            "get": operation("models", "All models and their versions' states", everywhere)
+        },
+        "/v1/config": {
+            "get": operation("config", "The states of all models ever configured", everywhere)
+        },
+        "/v1/config/reload": {
+            "post": operation(
+                "reload",
+                "Read config and version folders now",
+                everywhere,
+                also=("201", "400", "404", "409", "412", "500"),
+            )
+        },
+    }
+
+
+ERRORS = {
+    "400": "wrong request",
+    "404": "unknown",
+    "413": "too large",
+    "500": "internal error",
+    "503": "not there just now",
+}
+DENIALS = {
+    "401": "no key or a wrong one",
+    "403": "the key is not for this",
+    "429": "the key's quota is used up",
+}
+
+
 def operation(
     name: str,
     summary: str,
@@ -128,26 +147,7 @@ def operation(
     open_: bool = False,
 ) -> dict[str, Any]:
     """One method of one path: 200 with JSON, and the errors that can come."""
-    errors = (
-        {"503": "not there just now"}
-        if open_
-        else {
-            "400": "wrong request",
-            "404": "unknown",
-            "413": "too large",
-            "500": "internal error",
-            "503": "not there just now",
-        }
-        | (
-            {
-                "401": "no key or a wrong one",
-                "403": "the key is not for this",
-                "429": "the key's quota is used up",
-            }
-            if security
-            else {}
-        )
-    )
+    errors = {"503": "not there just now"} if open_ else ERRORS | (DENIALS if security else {})
     content: dict[str, Any] = {"application/json": {"schema": answer or {}}}
     responses = {"200": {"description": "the answer", "content": content}}
     for status, text in {**errors, **{status: "see the body" for status in also}}.items():

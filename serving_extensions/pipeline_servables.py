@@ -1,6 +1,7 @@
 """Pipelines as servables: planned after the models of each pass of the loader, over those that are there."""
 
 import dataclasses
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -161,14 +162,7 @@ def pipeline_servable(
             raise BadRequest(str(error)) from error
 
     signature = Signature(
-        {
-            name: TensorSpec(name, name, dtype or "DT_FLOAT", shape)
-            for name, (dtype, shape) in planned.inputs.items()
-        },
-        {
-            name: TensorSpec(name, name, dtype or "DT_INVALID", shape)
-            for name, (dtype, shape) in planned.outputs.items()
-        },
+        read_specs(planned.inputs, "DT_FLOAT"), read_specs(planned.outputs, "DT_INVALID")
     )
     return Servable(
         {"serving_default": signature},
@@ -176,6 +170,14 @@ def pipeline_servable(
         metadata=describe_signature(signature),
         seconds=lambda name: seconds_of(config, manager),
     )
+
+
+def read_specs(tensors: Mapping[str, Any], default: str) -> dict[str, TensorSpec]:
+    """Specs of dtypes and shapes by name; `default` is the dtype of what only functions see."""
+    return {
+        name: TensorSpec(name, name, dtype or default, shape)
+        for name, (dtype, shape) in tensors.items()
+    }
 
 
 def describe_signature(signature: Signature) -> dict[str, Any]:

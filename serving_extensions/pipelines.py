@@ -107,6 +107,7 @@ class Graph:
 def build_graph(
     definition: Any, find: Callable[[str, int | None], Any], functions: Mapping[str, Callable]
 ) -> Graph:
+    """A pipeline's nodes and links, with the tensors of the models that are there."""
     nodes = {node.name: node for node in definition.nodes}
     models = {
         name: None if node.type == "custom" else find(node.model_name, node.version)
@@ -124,10 +125,24 @@ def build_graph(
         if model is not None
         for alias, item in items[name].items()
     }
+    links = build_links(definition, inputs, outputs)
+    counts = {REQUEST: definition.demultiply_count} | {
+        name: node.demultiply_count for name, node in nodes.items()
+    }
+    counts = {name: count or -1 for name, count in counts.items() if count is not None}
+    return Graph(definition.nodes, nodes, links, inputs, functions, items, counts)
+
+
+def build_links(
+    definition: Any,
+    inputs: Mapping[str, Mapping[str, Any] | None],
+    outputs: Mapping[tuple[str, str], Any],
+) -> list[Link]:
+    """What flows where: into the nodes in their order, then into the response."""
     ends = [
         (f".nodes[{at}].inputs", node.name, node.inputs) for at, node in enumerate(definition.nodes)
     ]
-    links = [
+    return [
         Link(
             f"{path}[{at}]",
             target,
@@ -141,11 +156,6 @@ def build_graph(
         for at, one in enumerate(ones)
         for name, source in one.items()
     ]
-    counts = {REQUEST: definition.demultiply_count} | {
-        name: node.demultiply_count for name, node in nodes.items()
-    }
-    counts = {name: count or -1 for name, count in counts.items() if count is not None}
-    return Graph(definition.nodes, nodes, links, inputs, functions, items, counts)
 
 
 # OpenVINO Model Server's checks in its order, with its texts: a field of each node, or None for each link, and what is

@@ -2239,6 +2239,7 @@ class SignatureCall(typing.NamedTuple):
         True  # whether any input takes about as long as that row: no loops, no Python functions
     )
     tried: bool = False  # whether it has answered made-up input
+    steady: bool = False  # whether many small rows, of any numbers, are answered soon as well
     operations: frozenset[str] = frozenset()  # their kinds, of those that it may run
     keeps: tuple[str, ...] = ()  # of these, those that may keep something of a call
 
@@ -2287,7 +2288,7 @@ class Servable:
         if self._seconds is not None:
             return self._seconds(name)
         call = self.callables.get(name)
-        return call.seconds if call is not None and call.bounded else float("inf")
+        return call.seconds if call is not None and call.steady else float("inf")
 
     def run(
         self, name: str, inputs: dict[str, np.ndarray], trace: Trace | None = None
@@ -3378,6 +3379,11 @@ def prepare_calls(
         for signature, plan in plans.items()
         if signature not in twins
     }
+    plans = {
+        signature: plan
+        for signature, plan in plans.items()
+        if is_rank_known(signatures[signature], plan, signature, refused)
+    }
     calls = make_calls(session, plans, refused)
     refused |= {twin: refused[other] for twin, other in twins.items() if other in refused}
     report_refused(name, calls, refused)
@@ -3418,6 +3424,38 @@ def know_operations(graph: Any, plan: SignatureCall) -> SignatureCall:
     kinds = frozenset(node.op for node in nodes)
     keeps = tuple(sorted({node.op for node in nodes if leaves_behind(node)}))
     return plan._replace(operations=kinds, keeps=keeps, bounded=not UNBOUNDED & kinds)
+
+
+# Operations that end the process on an input of another rank than theirs (oneDNN's kernels).
+OF_ONE_RANK = {
+    "Conv2D",
+    "Conv2DBackpropFilter",
+    "Conv2DBackpropInput",
+    "Conv3D",
+    "Conv3DBackpropFilterV2",
+    "Conv3DBackpropInputV2",
+    "DepthwiseConv2dNative",
+    "DepthwiseConv2dNativeBackpropFilter",
+    "DepthwiseConv2dNativeBackpropInput",
+}
+
+
+def is_rank_known(
+    signature: Signature, plan: SignatureCall, name: str, refused: dict[str, str]
+) -> bool:
+    """Whether requests of a wrong rank can be told, where one would end the process.
+
+    Why not is put into `refused` by the signature's name.
+    """
+    fixed = sorted(OF_ONE_RANK & plan.operations)
+    for spec in signature.inputs.values():
+        if fixed and spec.shape is None and spec.dtype != "DT_STRING":
+            refused[name] = (
+                f"input '{spec.name}' takes any rank, and {fixed[0]} one of them only: "
+                "export it with the shape that it takes"
+            )
+            return False
+    return True
 
 
 def not_made(*arrays: np.ndarray) -> list[np.ndarray]:
@@ -3678,11 +3716,12 @@ def warm_up(
         call.run(*inputs)
         known = counts or is_typical(signature)
         seconds = time_call(call.run, inputs) if known else float("inf")
+        steady = counts or known and is_steady(signature, call, seconds)
     except (tensorflow().errors.OpError, UnicodeDecodeError) as error:
         reason = clean_message(str(error)).partition("\n")[0]
         logger.info("%s is not warmed up: made-up input does not suit it: %s", label, reason)
         return call
-    return call._replace(tried=True, seconds=seconds)
+    return call._replace(tried=True, seconds=seconds, steady=steady)
 
 
 def why_untried(signature: Signature, call: SignatureCall, config: ModelConfig) -> str:
@@ -3728,7 +3767,88 @@ ELEMENTWISE = {
     "Tanh",
     "Cast",
 }
+# What makes of an input no more than its sizes tell, whatever its numbers are.
+STEADY = ELEMENTWISE | {
+    "Abs",
+    "ArgMax",
+    "AvgPool",
+    "BatchMatMulV2",
+    "BiasAdd",
+    "ConcatV2",
+    "Conv2D",
+    "DepthwiseConv2dNative",
+    "Einsum",
+    "Elu",
+    "Equal",
+    "Erf",
+    "Exp",
+    "ExpandDims",
+    "Floor",
+    "FusedBatchNormV3",
+    "GatherV2",
+    "Greater",
+    "GreaterEqual",
+    "LeakyRelu",
+    "Less",
+    "LessEqual",
+    "Log",
+    "LogSoftmax",
+    "LogicalAnd",
+    "LogicalNot",
+    "LogicalOr",
+    "MatMul",
+    "Max",
+    "MaxPool",
+    "Mean",
+    "Min",
+    "NotEqual",
+    "Pack",
+    "Pow",
+    "Prod",
+    "ResourceGather",
+    "Reshape",
+    "Rsqrt",
+    "Select",
+    "SelectV2",
+    "Selu",
+    "Shape",
+    "Sign",
+    "Softmax",
+    "Softplus",
+    "Split",
+    "Sqrt",
+    "SquaredDifference",
+    "Squeeze",
+    "StopGradient",
+    "StridedSlice",
+    "Sum",
+    "Transpose",
+    "Unpack",
+    "_FusedConv2D",
+    "_FusedMatMul",
+}
 MANY = 8192  # as many numbers as some 16 KB of JSON hold
+SHORT_SECONDS = 0.0005  # of one row: what is less is short
+STEADY_SECONDS = 0.005  # the longest that many rows may take
+STEADY_BYTES = 1 << 20  # the most that they may be answered with
+
+
+def is_steady(signature: Signature, call: SignatureCall, seconds: float) -> bool:
+    """Whether a request of up to MANY numbers is soon answered: tried with ever more rows.
+
+    `seconds` is the time of one row.
+    """
+    if not call.operations <= STEADY or seconds > SHORT_SECONDS:
+        return False
+    numbers = max(math.prod(spec.shape[1:]) for spec in signature.inputs.values())
+    most, rows = max(1, MANY // max(1, numbers)), 1
+    while rows < most:
+        rows = min(8 * rows, most)
+        inputs = sample_inputs(signature, rows)
+        answered = sum(np.asarray(value).nbytes for value in call.run(*inputs))
+        if answered > STEADY_BYTES or time_call(call.run, inputs) > STEADY_SECONDS:
+            return False
+    return True
 
 
 def many_numbers(signature: Signature) -> list[np.ndarray]:

@@ -8,9 +8,8 @@ import re
 import time
 from typing import Any
 
-from serving import is_plain_json, view_infer
+from serving import SHORT_SECONDS, is_plain_json, view_infer
 
-SHORT_SECONDS = 0.0005  # of a small call, measured when the model was loaded
 SHORT_BYTES = 16 << 10  # of a body
 LONG_SECONDS = 0.005  # of the processor's time: requests that take this long ...
 STRIKES = 3  # ... so many times running ...

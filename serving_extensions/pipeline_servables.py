@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from serving import (
+    SHORT_SECONDS,
     BadRequest,
     Extension,
     ModelManager,
@@ -20,7 +21,6 @@ from serving import (
     logger,
 )
 from serving_extensions.handlers import Handler, HandlerError
-from serving_extensions.lane import SHORT_SECONDS
 from serving_extensions.pipelines import NodeError, NoShards, PipelineError, Plan, plan
 
 

@@ -161,11 +161,14 @@ def test_what_a_pipelines_function_hands_on_is_held_against_the_signature(grey, 
             answers[name] = server.predict(f"p_{name}", {"inputs": {"x": [1.0]}})[
                 "outputs"
             ].tolist()
-        except serving.BadRequest as error:
+        except serving.ServingError as error:
+            assert error.status == 500, "the function's fault, not the client's"
             answers[name] = error.message
-    takes = "input 'x' takes float [-1, 4, 4, 1], got "
-    assert answers["right"] == [16.0] and takes + "shape [1, 5, 4, 1]" in answers["wide"]
-    assert takes + "float64" in answers["double"] and takes + "float32" in answers["big"]
+    place = "node 'make': 'x' of node 'model' from 'y' of node 'make': "
+    assert answers["right"] == [16.0] and answers["wide"].startswith(place)
+    assert "[1, 5, 4, 1]" in answers["wide"]
+    assert answers["double"] == place + "expected float, got an array of float64"
+    assert answers["big"] in ([16.0], place + "expected float, got an array of >f4")
 
 
 def test_a_warm_up_record_of_another_shape_fails_the_load_by_name(tf, folder):
@@ -924,3 +927,58 @@ def test_warm_up_is_part_of_what_a_version_is_loaded_with():
         for m in (model, {**model, "warm_up": False})
     )
     assert plain.warm_up and not without.warm_up and plain.load_key != without.load_key
+
+
+# --- what a request can cost --------------------------------------------------------------------------------
+
+
+def test_a_convolution_of_any_rank_is_refused_and_its_neighbours_serve(tf, tmp_path):
+    """oneDNN's kernels end the process on a rank that is not theirs."""
+    kernel = tf.ones([3, 3, 1, 1])
+
+    def convolve(x):
+        return {"y": tf.nn.conv2d(x, kernel, 1, "SAME")}
+
+    functions = {
+        "open": (convolve, [tf.TensorSpec(None, tf.float32, name="x")]),
+        "serving_default": (convolve, [tf.TensorSpec([None, 4, 4, 1], tf.float32, name="x")]),
+    }
+    export(tf, tmp_path / "m" / "1", functions)
+    server = serving.ModelServer(config({"name": "m", "base_path": str(tmp_path / "m")}))
+    assert server.wait(60) and not server.readiness()
+    rest, picture = Rest(server), np.ones([1, 4, 4, 1]).tolist()
+    assert rest.post(P, {"instances": picture}).status_code == 200
+    body = {"signature_name": "open", "inputs": [[1.0]]}
+    assert_error(
+        rest.post(P, body),
+        400,
+        "Signature \"open\" cannot be called: input 'x' takes any rank, and Conv2D one of them only: "
+        "export it with the shape that it takes",
+    )
+
+
+NUMBERS = "how much there is to do follows from the numbers"
+SHORT = {
+    "a sum": (lambda x: 2 * x[:, 0] + 1, [None, 2], "float32", True),
+    NUMBERS: (lambda x: tf_of().range(x[0, 0]), [None, 1], "int32", False),
+    "filled": (lambda x: tf_of().fill([x[0, 0]], 1.0), [None, 1], "int32", False),
+    "every row with every other": (
+        lambda x: tf_of().matmul(x, x, transpose_b=True),
+        [None, 1],
+        "float32",
+        False,
+    ),
+}
+
+
+def tf_of():
+    return serving.tensorflow()
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_a_signature_is_known_as_short_only_where_no_short_request_is_long(tf, tmp_path, name):
+    function, shape, dtype, short = SHORT[name]
+    specs = [tf.TensorSpec(shape, tf.as_dtype(dtype), name="x")]
+    export(tf, tmp_path / "1", {"serving_default": (lambda x: {"y": function(x)}, specs)})
+    servable = load(tmp_path / "1")
+    assert (servable.seconds_of("serving_default") < 0.005) is short

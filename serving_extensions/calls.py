@@ -73,7 +73,8 @@ def tune(
         if options and any(map(leaves_behind, nodes[name])):
             logger.warning("%s runs unbatched: its graph may keep something of a call", label)
         elif options:
-            call = batch(session, signatures[name], call, options, device, label)
+            tries = config.warm_up
+            call = batch(session, signatures[name], call, options, device, label, tries)
         if call.kind != "batched" and not (call.bounded and call.seconds < LONG_SECONDS):
             waiting[name] = count_threads(call, device)
         calls[name] = call

@@ -680,7 +680,8 @@ def as_wanted(value: Any, link: Link) -> np.ndarray:
         text = value.dtype.kind in "SU" and dtype is not None and dtype.kind == "O"
         told = dtype is None or link.given or link.node == REQUEST  # a model checks what it takes
         if not told and value.dtype != dtype and not text:
-            raise misfit(link, f"an array of {value.dtype.name}")
+            name = value.dtype.name if value.dtype.isnative else value.dtype.str
+            raise misfit(link, f"an array of {name}")
         return value
     if dtype is None:
         return bare_array(value, link)

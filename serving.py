@@ -3844,9 +3844,7 @@ class ModelManager:
         if error is not None:  # a model may fail in any way; it must not take the loader with it
             logger.debug("%s version %d", model.name, version, exc_info=error)
             state.error = state_text(error)
-            passing = lacks_files(
-                error
-            )  # the next poll tries it again, though its files are the same
+            passing = lacks_files(error)  # the next poll tries again, though the files are the same
             state.failed_at = (model.load_key, None if passing else files)
             return
         if state.servable:
@@ -5856,7 +5854,17 @@ def answer_call(door: Door, call: Call, found: Found | None = None) -> Reply:
     finally:
         CURRENT.trace = None
         call.allowance.close()
-    line = {
+    line = request_line(call, route, replied)
+    for extension in server.extensions:
+        extension.observe(server, trace, line, replied)
+    logger.info(REQUEST_LINE, line)
+    return replied
+
+
+def request_line(call: Call, route: str, replied: Reply) -> dict[str, Any]:
+    """What the log says of a request."""
+    trace = call.trace
+    return {
         "request_id": call.request_id,
         "key": call.caller.name,
         "method": call.method,
@@ -5869,10 +5877,6 @@ def answer_call(door: Door, call: Call, found: Found | None = None) -> Reply:
         "rows": trace.rows,
         "batch": trace.batch,
     }
-    for extension in server.extensions:
-        extension.observe(server, trace, line, replied)
-    logger.info(REQUEST_LINE, line)
-    return replied
 
 
 REQUEST_LINE = (

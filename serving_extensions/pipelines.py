@@ -686,8 +686,15 @@ def as_wanted(value: Any, link: Link) -> np.ndarray:
     if dtype is None:
         return bare_array(value, link)
     if dtype.kind not in BARE_KINDS[type(value)] or not fits(value, dtype):
-        raise misfit(link, f"{type(value).__name__} {str(value)[:40]}")
+        raise misfit(link, show_number(value))
     return np.array(value if dtype.kind in "iub" else float(value)).astype(dtype)
+
+
+def show_number(value: Any) -> str:
+    """A bare number for an error; Python does not spell integers of thousands of digits."""
+    if isinstance(value, int) and value.bit_length() > 128:
+        return f"an integer of {value.bit_length()} bits"
+    return f"{type(value).__name__} {value}"
 
 
 def bare_array(value: Any, link: Link) -> np.ndarray:

@@ -244,6 +244,32 @@ def spell(error: BaseException) -> str:
         return name
 
 
+def lacks_files(error: BaseException | None) -> bool:
+    """Whether the process has no file left to open, which passes by itself; also in what it came of."""
+    texts = (os.strerror(errno.EMFILE), os.strerror(errno.ENFILE))
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+            return True
+        if any(text in spell(error) for text in texts):  # as TensorFlow tells it
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+class Rarely:
+    """Log a kind of trouble that lasts in one line a minute, any other with its traceback."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic):
+        self.clock, self.next = clock, 0.0
+
+    def log(self, place: str, error: BaseException) -> None:
+        if not lacks_files(error):
+            logger.error("%s", place, exc_info=error)
+        elif self.clock() >= self.next:
+            self.next = self.clock() + 60
+            logger.error("%s: no files are left to open, it is tried again", place)
+
+
 @contextlib.contextmanager
 def errors_only(who: str) -> Iterator[None]:
     """Let what is no Exception (sys.exit, KeyboardInterrupt, a cancelled task) be a RuntimeError.
@@ -3228,6 +3254,9 @@ CARRIED = NUMPY_DTYPES | {
 }
 
 
+NO_INPUTS = "it has no inputs, which :predict needs"  # TensorFlow Serving loads it all the same
+
+
 def is_runnable(signature: Signature) -> bool:
     sides = (signature.inputs, signature.outputs)
     return all(
@@ -3240,6 +3269,8 @@ def check_signature(graph: Any, signature: Signature) -> Signature:
 
     Raises LoadError for one that cannot be called.
     """
+    if not signature.inputs:
+        raise LoadError(NO_INPUTS)
     if not is_runnable(signature):
         raise LoadError("it has sparse, composite or no tensors, which REST cannot carry")
     for spec in signature.outputs.values():
@@ -3481,7 +3512,7 @@ def report_refused(
 ) -> None:
     """Say in the log what of a model cannot be called; LoadError where nothing can."""
     told = {name: reason for name, reason in refused.items() if name != "__saved_model_init_op"}
-    if told and not calls:
+    if told and not calls and NO_INPUTS not in told.values():
         raise LoadError(
             "; ".join(
                 f"signature {name} cannot be called: {reason}" for name, reason in told.items()
@@ -3489,7 +3520,7 @@ def report_refused(
         )
     for name, reason in told.items():
         logger.warning("%s: signature %s cannot be called: %s", label, name, reason)
-    if not calls:
+    if not calls and not told:
         logger.warning(
             "%s has no signature, so that nothing can be asked of it: export it with signatures",
             label,
@@ -4123,6 +4154,14 @@ class LoadPool:
             thread.join()
 
 
+def state_text(error: BaseException) -> str:
+    """Why something cannot be served, for a state: without the folders of this machine.
+
+    Of a LoadError the model's own paths stay, as the reason has them.
+    """
+    return hide_paths(error.message if isinstance(error, ServingError) else explain(error))
+
+
 Steps = Iterator[Sequence[Future]]  # work that is done bit by bit: what each next bit waits for
 
 
@@ -4171,6 +4210,7 @@ class ModelManager:
         refresh_others: Callable[
             ["ModelManager", Outcome, bool], None
         ] = lambda manager, outcome, polling: None,
+        clock: Callable[[], float] = time.monotonic,
     ):
         self.config = config
         self._prepare, self._refresh_others = prepare, refresh_others
@@ -4180,6 +4220,7 @@ class ModelManager:
         self._load, self._list_versions = load, list_versions
         self._config_failed = False
         self._said: set[str] = set()  # what the log need not repeat
+        self._rarely = Rarely(clock)
         self._states: dict[str, dict[int, VersionState]] = {}
         self._refused: dict[str, str] = {}  # by model: why it cannot be served as the config has it
         self._absent: dict[str, str] = {}  # by model: why there is no version to serve
@@ -4380,7 +4421,7 @@ class ModelManager:
         try:
             future.set_result(job(self))
         except BaseException as error:  # the loader must live: the next pass is a fresh start
-            logger.exception("A pass of the loader stopped short")
+            self._rarely.log("A pass of the loader stopped short", error)
             future.set_exception(error)
         return not self._ended
 
@@ -4449,7 +4490,7 @@ class ModelManager:
         state.servable, state.state, state.error = (
             servable,
             "AVAILABLE" if servable else "LOADING",
-            error,
+            hide_paths(error),
         )
         state.error_code = (
             "FAILED_PRECONDITION"  # OpenVINO Model Server's code for a pipeline that cannot be
@@ -4522,8 +4563,8 @@ class ModelManager:
         try:
             yield from self._refresh_model(visit)
         except Exception as error:
-            logger.exception("%s", visit.path)
-            visit.fail("", f"{type(error).__name__}: {error}")
+            self._rarely.log(visit.path, error)
+            visit.fail("", state_text(error))
 
     def _refresh_model(self, visit: Visit) -> Steps:
         """Load the versions that the policy picks, passing over broken ones; retire the others."""
@@ -4662,9 +4703,9 @@ class ModelManager:
         error = load.exception()
         if error is not None:  # a model may fail in any way; it must not take the loader with it
             logger.debug("%s version %d", model.name, version, exc_info=error)
-            plain = f"{type(error).__name__}: {error}"
-            state.error = error.message if isinstance(error, ServingError) else plain
-            state.failed_at = (model.load_key, files)
+            state.error = state_text(error)
+            passing = lacks_files(error)  # the next poll tries again, though the files are the same
+            state.failed_at = (model.load_key, None if passing else files)
             return
         if state.servable:
             self._draining.append((None, state.servable))
@@ -6803,15 +6844,15 @@ def answer_call(door: Door, call: Call, found: Found | None = None) -> Reply:
     finally:
         end_trace(trace)
         call.allowance.close()
-    line = log_line(call, route, replied)
+    line = request_line(call, route, replied)
     for extension in server.extensions:
         extension.observe(server, trace, line, replied)
     logger.info(REQUEST_LINE, line)
     return replied
 
 
-def log_line(call: Call, route: str, replied: Reply) -> dict[str, Any]:
-    """What the log says of an answered call, by name."""
+def request_line(call: Call, route: str, replied: Reply) -> dict[str, Any]:
+    """What the log says of a request."""
     return {
         "request_id": call.request_id,
         "key": call.caller.name,

@@ -36,6 +36,7 @@ logger = logging.getLogger("serving")
 Run = Callable[..., list[np.ndarray]]
 Rows = Sequence[Sequence[np.ndarray]]
 SCALES = (1.0, 255.0, -1.0, 1e4, 0.0)  # of made-up rows: numbers of 0..1, pictures, others
+TEXTS = (b"a", b"bb", b"ccc", b"1234", b"56789")  # of made-up rows of strings, one for each scale
 
 
 def wrap(load: Load) -> Load:
@@ -50,13 +51,14 @@ def wrap(load: Load) -> Load:
             return plain
         close = functools.partial(plain.retire, 0)
         with load_errors(request.folder, close):
-            model = batch_all(plain.opened, Batching() if asked is True else asked)
+            options = Batching() if asked is True else asked
+            model = batch_all(plain.opened, options, request.config.warm_up)
         return SessionServable(model, close)
 
     return load_batched
 
 
-def batch_all(model: OpenModel, options: Batching) -> OpenModel:
+def batch_all(model: OpenModel, options: Batching, tries: bool) -> OpenModel:
     """A model whose calls are batched, in its session; not those that may keep something."""
 
     def join(name: str, call: SignatureCall) -> SignatureCall:
@@ -64,7 +66,8 @@ def batch_all(model: OpenModel, options: Batching) -> OpenModel:
         if call.keeps:
             logger.warning("%s runs unbatched: its graph may keep something of a call", label)
             return call
-        return batch(model.session, model.signatures[name], call, options, model.device, label)
+        signature = model.signatures[name]
+        return batch(model.session, signature, call, options, model.device, label, tries)
 
     return model.with_calls(join)
 
@@ -76,16 +79,19 @@ def batch(
     options: Batching,
     device: str,
     label: str,
+    tries: bool = True,
 ) -> SignatureCall:
     """A signature joined with others' requests; as it was where it has no common leading dimension.
 
-    Raises LoadError where made-up rows are answered otherwise together than alone.
+    Raises LoadError where made-up rows are answered otherwise together than alone; without `tries`
+    none are.
     """
     if not is_batchable(signature, call):
         logger.warning("%s runs unbatched: its tensors have no common batch dimension", label)
         return call
-    tells = call.tried and not has_strings(signature)  # made-up strings tell nothing
-    if tells and (reason := find_dependence(call.run, make_up_rows(signature))):
+    rows = find_answered(call.run, make_up_rows(signature)) if tries else []
+    tells = len(rows) > 1
+    if tells and (reason := find_dependence(call.run, rows)):
         raise LoadError(f'{label} cannot be batched: {reason}; write "batching": false')
     batched = make_batched(session, signature, call, options, device)
     if call.tried:  # its graph is planned now, not at the first request
@@ -111,7 +117,11 @@ def is_batchable(signature: Signature, call: SignatureCall) -> bool:
 
 
 def make_up_rows(signature: Signature) -> list[list[np.ndarray]]:
-    """Made-up inputs of one row each, of several scales; integers within their dtype."""
+    """Made-up inputs of one row each, of several scales; integers within their dtype.
+
+    Strings are words and numbers, no two as long as each other: made-up pictures and examples are
+    beyond this.
+    """
     return [
         [make_up(spec, scale, seed) for spec in signature.inputs.values()]
         for seed, scale in enumerate(SCALES)
@@ -121,6 +131,8 @@ def make_up_rows(signature: Signature) -> list[list[np.ndarray]]:
 def make_up(spec: Any, scale: float, seed: int) -> np.ndarray:
     """One row for an input, of 0..`scale`; [1, ...]."""
     dtype = CARRIED[spec.dtype]
+    if dtype.kind == "O":
+        return np.full((1, *spec.shape[1:]), TEXTS[seed], object)
     values = np.random.default_rng(seed).random((1, *spec.shape[1:])) * scale
     if dtype.kind in "iu":
         limits = np.iinfo(dtype)
@@ -128,16 +140,23 @@ def make_up(spec: Any, scale: float, seed: int) -> np.ndarray:
     return (np.round(values) if dtype.kind == "b" else values).astype(dtype)
 
 
+def find_answered(run: Run, rows: Rows) -> list[Sequence[np.ndarray]]:
+    """Those rows that are answered, and twice the same: nothing suits it, or it draws numbers."""
+    answered = []
+    for row in rows:
+        once, again = ask(run, [row]), ask(run, [row])
+        if once and again and same(once, again):
+            answered.append(row)
+    return answered
+
+
 def find_dependence(run: Run, rows: Rows) -> str:
-    """How an answer differs among other rows; empty where it does not, or that cannot be told.
+    """How an answer differs among other rows; empty where it does not. Each is answered alone.
 
     A row among others is compared with the row among copies of itself: so many rows are computed in
     the same way, and only the others' values can make a difference.
     """
-    rows = [row for row in rows if ask(run, [row])]  # a row may be wrong by itself
-    alone = ask(run, rows[:1]) if rows else []
-    if not alone or not same(alone, ask(run, rows[:1])):  # nothing suits it, or it draws numbers
-        return ""
+    alone = ask(run, rows[:1])
     count, together = len(rows), ask(run, rows)
     copies = [ask(run, [row] * count) for row in rows]
     if not together or not all(copies):

@@ -149,9 +149,8 @@ def pipeline_servable(
 
     def run(name: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         try:
-            helpers = (
-                pool if seconds_of(config, manager) >= SHORT_SECONDS else None
-            )  # one costs more than a short call
+            long = seconds_of(config, manager) >= SHORT_SECONDS
+            helpers = pool if long else None  # one costs more than a short call
             return planned.run(inputs, call, helpers)
         except NoShards:
             raise ServingError("", status=204) from None  # as OpenVINO Model Server answers it

@@ -690,13 +690,21 @@ def as_wanted(value: Any, link: Link) -> np.ndarray:
         text = value.dtype.kind in "SU" and dtype is not None and dtype.kind == "O"
         told = dtype is None or link.given or link.node == REQUEST  # a model checks what it takes
         if not told and value.dtype != dtype and not text:
-            raise misfit(link, f"an array of {value.dtype.name}")
+            name = value.dtype.name if value.dtype.isnative else value.dtype.str
+            raise misfit(link, f"an array of {name}")
         return value
     if dtype is None:
         return bare_array(value, link)
     if dtype.kind not in BARE_KINDS[type(value)] or not fits(value, dtype):
-        raise misfit(link, f"{type(value).__name__} {str(value)[:40]}")
+        raise misfit(link, show_number(value))
     return np.array(value if dtype.kind in "iub" else float(value)).astype(dtype)
+
+
+def show_number(value: Any) -> str:
+    """A bare number for an error; Python does not spell integers of thousands of digits."""
+    if isinstance(value, int) and value.bit_length() > 128:
+        return f"an integer of {value.bit_length()} bits"
+    return f"{type(value).__name__} {value}"
 
 
 def bare_array(value: Any, link: Link) -> np.ndarray:

@@ -1,6 +1,8 @@
 """Versions, policies, labels, states and reload, over a disk and a loader made of Python objects."""
 
+import errno
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -871,3 +873,82 @@ def test_a_name_may_hold_anything(name, how):
     assert json.loads(client.get(f"{path}/versions/1").data) == server.status(name)
     assert json.loads(client.get("/v1/models").data)["models"][0]["name"] == name
     assert list(server.config_status()) == [name]
+
+
+# --- no files left ----------------------------------------------------------------------------------------
+
+
+def no_files():
+    return OSError(errno.EMFILE, os.strerror(errno.EMFILE), f"{sys.prefix}/lib/x/__init__.py")
+
+
+def test_a_load_without_files_left_names_no_path_and_is_tried_again_by_the_next_poll(caplog):
+    disk, left = Disk(m=[1]), [0]
+
+    def load(folder, model):
+        if not left[0]:
+            raise no_files()
+        return disk.load(folder, model)
+
+    server = serving.ModelServer(config("m"), load=load, list_versions=disk.list_versions)
+    assert server.wait(10)
+    (entry,) = server.status("m")["model_version_status"]
+    assert entry["status"]["error_message"] == "OSError: Too many open files: __init__.py"
+    server.manager.refresh(polling=True), server.manager.refresh(polling=True)
+    assert caplog.text.count("Too many open files") == 1 and sys.prefix not in caplog.text
+    left[0] = 1
+    assert server.manager.refresh(polling=True).changed and default(server) == 1
+
+
+@pytest.mark.parametrize(
+    "error, text",
+    [
+        (RuntimeError("in /home/ann/lib/x.so: gone"), "RuntimeError: in x.so: gone"),
+        (ImportError(f"{sys.prefix}/x.so: no"), "ImportError: x.so: no"),
+        (serving.LoadError(f"{sys.prefix}/x.so: no"), "<python>/x.so: no"),
+        (SystemExit(9), "it called sys.exit(9)"),
+    ],
+)
+def test_the_reason_of_a_load_that_failed_early_names_no_folder(error, text):
+    def load(folder, model):
+        raise error
+
+    server = serving.ModelServer(config("m"), load=load, list_versions=Disk(m=[1]).list_versions)
+    assert server.wait(10)
+    (entry,) = server.status("m")["model_version_status"]
+    assert entry["status"]["error_message"] == text
+    assert text in server.reload()[1]["details"][0]
+
+
+def test_a_lack_of_files_is_one_line_a_minute_and_no_traceback(caplog):
+    now, disk = [100.0], Disk(m=[1])
+
+    def list_versions(base_path):
+        raise no_files()
+
+    server = serving.ModelServer(
+        config("m"), load=disk.load, list_versions=list_versions, clock=lambda: now[0]
+    )
+    assert server.wait(10)
+    line = "no files are left to open, it is tried again"
+    for seconds, lines in ((1, 1), (58, 1), (2, 2), (59, 2), (1, 3)):
+        now[0] += seconds
+        server.manager.refresh(polling=True)
+        assert caplog.text.count(line) == lines
+    assert "Traceback" not in caplog.text
+
+
+def test_a_pass_that_stops_short_for_lack_of_files_is_one_line(caplog):
+    disk = Disk(m=[1])
+
+    def others(manager, outcome, polling):
+        raise no_files()
+
+    server = serving.ModelServer(
+        config("m"), load=disk.load, list_versions=disk.list_versions, refresh_others=others
+    )
+    for _ in range(3):
+        with pytest.raises(OSError):
+            server.reload()
+    assert caplog.text.count("A pass of the loader stopped short: no files are left") == 1
+    assert "Traceback" not in caplog.text and default(server) == 1

@@ -1159,6 +1159,50 @@ def test_a_model_whose_rows_depend_on_each_other_is_refused_where_the_config_ask
     assert run(load(folder / "mean"), np.array([[1, 3]], np.float32))["y"].tolist() == [[-1, 1]]
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["joined", "longest", "first", "digits"],
+)
+def test_a_model_whose_texts_depend_on_each_other_is_refused_where_the_config_asks_for_batching(
+    tf, folder, name
+):
+    functions = {
+        "joined": lambda x: tf.fill([tf.size(x)], tf.strings.reduce_join(x)),
+        "longest": lambda x: tf.strings.length(x) - tf.reduce_max(tf.strings.length(x)),
+        "first": lambda x: tf.fill([tf.size(x)], x[0]),
+        "digits": lambda x: tf.strings.to_number(x) - tf.reduce_mean(tf.strings.to_number(x)),
+    }
+    text = [tf.TensorSpec([None], tf.string, "x")]
+    export(tf, folder / name, {"serving_default": (lambda x: {"y": functions[name](x)}, text)})
+    with pytest.raises(
+        serving.LoadError,
+        match='m: signature serving_default cannot be batched: .* "batching": false',
+    ):
+        load(folder / name, batching=True)
+    assert load(folder / name, batching=True, warm_up=False)  # then nothing is made up
+
+
+def test_texts_that_do_not_depend_on_each_other_are_batched_and_what_cannot_be_told_is_said(
+    tf, folder, caplog
+):
+    text = [tf.TensorSpec([None], tf.string, "x")]
+    untold = "though made-up rows could not tell whether theirs can be joined"
+    export(tf, folder / "upper", {"serving_default": (lambda x: {"y": tf.strings.upper(x)}, text)})
+    caplog.set_level("INFO", "serving")
+    servable = load(folder / "upper", batching=True)
+    assert "is batched" in caplog.text and untold not in caplog.text
+    assert run(servable, np.array([b"a", b"b"], object))["y"].tolist() == [b"A", b"B"]
+    caplog.clear()
+    features = {"x": tf.io.FixedLenFeature([], tf.float32)}
+
+    def parsed(x):
+        return {"y": tf.io.parse_example(x, features)["x"]}
+
+    export(tf, folder / "tensors", {"serving_default": (parsed, text)})
+    load(folder / "tensors", batching=True)
+    assert untold in caplog.text
+
+
 def test_signature_without_batch_dimension_runs_unbatched(tf, folder, caplog):
     export(
         tf,

@@ -162,13 +162,13 @@ def test_what_a_pipelines_function_hands_on_is_held_against_the_signature(grey, 
                 "outputs"
             ].tolist()
         except serving.ServingError as error:
-            assert error.status == 500, "the function's fault, not the client's"
-            answers[name] = error.message
-    place = "node 'make': 'x' of node 'model' from 'y' of node 'make': "
-    assert answers["right"] == [16.0] and answers["wide"].startswith(place)
-    assert "[1, 5, 4, 1]" in answers["wide"]
-    assert answers["double"] == place + "expected float, got an array of float64"
-    assert answers["big"] in ([16.0], place + "expected float, got an array of >f4")
+            answers[name] = f"{error.status} {error.message}"
+    assert answers["right"] == [16.0]
+    takes = "400 input 'x' takes float [-1, 4, 4, 1], got shape [1, 5, 4, 1]"
+    assert answers["wide"].startswith(takes)
+    place = "500 node 'make': 'x' of node 'model' from 'y' of node 'make': expected float, got "
+    assert answers["double"] == place + "an array of float64"
+    assert answers["big"] == place + "an array of >f4"
 
 
 def test_a_warm_up_record_of_another_shape_fails_the_load_by_name(tf, folder):
@@ -907,6 +907,30 @@ def test_a_model_that_cannot_be_asked_anything_is_not_served(tf, folder):
         match="signature serving_default cannot be called: 'y' is int64 in the signature, float in the graph",
     ):
         load(folder / "no_good")
+
+
+@pytest.mark.parametrize("others", [["named"], []])
+def test_a_signature_without_inputs_is_loaded_and_refused_as_tensorflow_serving_does(
+    tf, folder, others, how
+):
+    one = [tf.TensorSpec([None], name="x")]
+    signatures = {"serving_default": (lambda: {"y": tf.constant([1.0])}, [])}
+    signatures |= {name: (lambda x: {"y": 2 * x}, one) for name in others}
+    name = f"no_inputs_{len(others)}"
+    export(tf, folder / name / "1", signatures)
+    model = {"name": "m", "base_path": str(folder / name)}
+    server = serving.ModelServer({"model_config_list": [{"config": model}], "server": NO_POLL})
+    assert server.wait(60) and not server.readiness()
+    client = Rest(server, how)
+    for body in ({"inputs": {}}, {"instances": [1.0]}, {"instances": [{}]}, {}):
+        wrong = client.post("/v1/models/m:predict", body)
+        assert_error(wrong, 400, "Failed to get input map for signature: DEFAULT")
+    named = client.post("/v1/models/m:predict", {"signature_name": "serving_default", "inputs": {}})
+    assert_error(named, 400, "Failed to get input map for signature: serving_default")
+    for other in others:
+        body = {"signature_name": other, "inputs": [3.0]}
+        assert client.post("/v1/models/m:predict", body).json == {"outputs": [6.0]}
+    assert client.get("/v1/models/m/metadata").status_code == 200
 
 
 def test_a_model_without_signatures_is_said_to_have_none(tf, folder, caplog):

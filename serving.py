@@ -3871,7 +3871,8 @@ def is_steady(signature: Signature, call: SignatureCall, seconds: float) -> bool
     """
     if not call.operations <= STEADY or seconds > SHORT_SECONDS:
         return False
-    numbers = max(math.prod(spec.shape[1:]) for spec in signature.inputs.values())
+    shapes = [spec.shape or () for spec in signature.inputs.values()]
+    numbers = max(math.prod(size or 1 for size in shape[1:]) for shape in shapes)
     most, rows = max(1, MANY // max(1, numbers)), 1
     while rows < most:
         rows = min(8 * rows, most)

@@ -6147,18 +6147,6 @@ class Call:
         """The path of that address."""
         return quote(self.environ.get("SCRIPT_NAME", "").rstrip("/") + self.prefix)
 
-    def stream(self, limit: int) -> Any:
-        """The body as a file of at most `limit` bytes; ServingError 413 where it is announced to be longer."""
-        limit = limit if self.most_bytes is None else min(limit, self.most_bytes)
-        length = self.environ.get("CONTENT_LENGTH") or "0"
-        if length.isdigit() and int(length) > limit:
-            raise ServingError(
-                f"Request body of {length} bytes is over the limit of {limit}", status=413
-            )
-        if self.site is not None and "stream" in vars(self.site):  # a hook has asked for the body
-            return io.BytesIO(body_of(self.site))
-        return get_input_stream(self.environ, max_content_length=limit)
-
     def read(self, limit: int) -> bytes:
         """The body's bytes, whatever its content type says; ServingError 413 beyond `limit` bytes."""
         limit = limit if self.most_bytes is None else min(limit, self.most_bytes)
@@ -6168,7 +6156,9 @@ class Call:
             text = f"Request body of {length} bytes is over the limit of {limit}"
             raise ServingError(text, status=413)
         try:
-            if length:
+            if self.site is not None and "stream" in vars(self.site):  # a hook has asked for it
+                data = body_of(self.site)
+            elif length:
                 data = self.environ["wsgi.input"].read(length)
             else:
                 data = get_input_stream(self.environ, max_content_length=limit + 1).read()
@@ -6714,6 +6704,10 @@ def find_known(server: ModelServer, method: str, path: str) -> Found | None:
     return first(extension.find(server, method, path) for extension in server.extensions)
 
 
+# What serving_extensions/console.py answers.
+PAGES = {"/console", "/console/", "/deployments", "/metrics", "/openapi.json", "/stats"}
+
+
 def find_view(server: ModelServer, method: str, path: str) -> Found:
     """What a method and an undecoded path select; raises BadRequest for no match."""
     if (known := find_known(server, method, path)) is not None:
@@ -6727,6 +6721,8 @@ def find_view(server: ModelServer, method: str, path: str) -> Found:
         allow = {"Allow": ", ".join(method for route in others for method in route.methods)}
         text = f"Method {method} is not allowed here: {path[:200]}"
         raise ServingError(text, "INVALID_ARGUMENT", HTTPStatus.METHOD_NOT_ALLOWED, allow)
+    if path in PAGES and "console" not in server.state:
+        raise NotFound("This needs serving_extensions/console.py beside serving.py")
     raise BadRequest(f"Malformed request: {method} {path}")
 
 

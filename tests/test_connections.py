@@ -32,7 +32,7 @@ import serving
 from serving_extensions import connections, lane
 
 P = "/v1/models/m:predict"
-QUICK = {"serving_default": serving.SignatureCall(run=lambda *_: [], seconds=0.0001)}
+QUICK = {"serving_default": serving.SignatureCall(run=lambda *_: [], seconds=0.0001, steady=True)}
 SLOW = {"serving_default": serving.SignatureCall(run=lambda *_: [], seconds=0.1)}
 
 

@@ -271,7 +271,7 @@ def test_a_second_signal_ends_the_process_at_once(monkeypatch):
 
 
 OWNED = """
-import gc, pathlib, shutil, tempfile, threading, weakref
+import gc, pathlib, re, shutil, sys, tempfile, threading, weakref
 import serving
 folder = pathlib.Path(tempfile.mkdtemp())
 def put(version):
@@ -289,7 +289,8 @@ def change():
     del call
     put(2)
     print(server.reload()[0], graph() is None)
-    model = weakref.ref(sys.modules["handler"].model)
+    (name,) = [name for name in sys.modules if re.fullmatch("serving_handler_[0-9]+.handler", name)]
+    model = weakref.ref(sys.modules[name].model)
     (folder / "handler.py").write_text("def f(x): return 2\\n")
     print(server.reload()[0], model() is None)
 def watch():

@@ -141,11 +141,16 @@ def make_up(spec: Any, scale: float, seed: int) -> np.ndarray:
 
 
 def find_answered(run: Run, rows: Rows) -> list[Sequence[np.ndarray]]:
-    """Those rows that are answered, and twice the same: nothing suits it, or it draws numbers."""
+    """Those rows that are answered; none where one is answered otherwise when it is asked again.
+
+    What draws numbers tells nothing: not of a row so large, either, that they are lost in it.
+    """
     answered = []
     for row in rows:
         once, again = ask(run, [row]), ask(run, [row])
-        if once and again and same(once, again):
+        if bool(once) != bool(again) or once and not same(once, again):
+            return []
+        if once:
             answered.append(row)
     return answered
 

@@ -580,8 +580,8 @@ def test_an_expectation_without_a_body_leaves_nothing_for_the_next_request(first
 def test_no_header_of_one_client_reaches_another(monkeypatch):
     seen, create_app = [], serving.create_app
 
-    def recording(server):
-        app = create_app(server)
+    def recording(server, **options):
+        app = create_app(server, **options)
 
         def record(environ, start_response):
             seen.append(environ)

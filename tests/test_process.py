@@ -348,3 +348,35 @@ serving.run(server, port=0, stop=stop)
 def test_what_linux_alone_has_is_not_needed():
     lines = python(ELSEWHERE)
     assert "True" in lines and "[2.5]" in lines
+
+
+# --- an end that nothing holds up -------------------------------------------------------------------------
+
+HANGS = """
+import sys, threading, time
+import serving
+def load(folder, model):
+    print("hangs", flush=True)
+    time.sleep(600)
+models = [{"config": {"name": "m", "base_path": "models/half_plus_two"}}]
+source = {"model_config_list": models, "server": {"drain_seconds": 1}}
+serving.run(serving.ModelServer(source, load=load), port=0)
+"""
+
+
+def test_a_load_that_hangs_does_not_keep_a_signalled_process_from_ending():
+    process = subprocess.Popen(
+        [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n" + HANGS],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while "hangs" not in process.stdout.readline():
+        assert process.poll() is None
+    process.terminate()
+    try:
+        assert process.wait(30) == 1
+    finally:
+        process.kill()
+    process.communicate()

@@ -52,11 +52,18 @@ def environment():
     }
 
 
-# Finds modules in the folder alone, not where an editable install points to.
+# The server's modules are those of the folder, or none: an installed copy is not found.
 START = """
-import sys
-sys.meta_path[:] = [f for f in sys.meta_path if "editable" not in repr(f).lower()]
-sys.path[:] = [{folder!r}] + [p for p in sys.path if p.rstrip("/") != {root!r}]
+import importlib.machinery, sys
+class Here:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name in ("serving", "routines", "serving_extensions"):
+            found = importlib.machinery.PathFinder.find_spec(name, [{folder!r}])
+            if found is None:
+                raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+            return found
+sys.meta_path.insert(0, Here)
 """
 
 
@@ -66,7 +73,7 @@ def started(folder, **config):
     (folder / "config.json").write_text(
         json.dumps({"model_config_list": MODELS, "auth": KEYS} | config)
     )
-    code = START.format(folder=str(folder), root=str(ROOT)) + (
+    code = START.format(folder=str(folder)) + (
         "import runpy; sys.argv = ['serving.py', '--config', 'config.json', '--port', '0']\n"
         "runpy.run_path('serving.py', run_name='__main__')"
     )
@@ -189,7 +196,7 @@ def test_a_config_that_needs_more_says_which_file(tmp_path, files, config, says)
 
 def test_the_file_by_itself_mounts_in_a_site(tmp_path):
     folder = copy(tmp_path / "site", "serving.py")
-    code = START.format(folder=str(folder), root=str(ROOT)) + (
+    code = START.format(folder=str(folder)) + (
         "import flask, serving\n"
         "site = flask.Flask('site')\n"
         f"config = {{'model_config_list': {MODELS[:1]!r}}}\n"
@@ -213,7 +220,7 @@ def test_extensions_of_another_version_are_refused(tmp_path):
     folder = copy(tmp_path / "old", "serving.py", "routines.py", "serving_extensions")
     about = folder / "serving_extensions" / "__init__.py"
     about.write_text(about.read_text().replace('VERSION = "', 'VERSION = "0.0.'))
-    code = START.format(folder=str(folder), root=str(ROOT)) + "import serving; serving.installed()"
+    code = START.format(folder=str(folder)) + "import serving; serving.installed()"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, env=environment()
     )

@@ -196,6 +196,7 @@ class Channel(HTTPChannel):
     arriving_since = 0.0  # ... and since when
     sending_since = 0.0  # since when its client has an answer to read
     sent_bytes = 0  # since then
+    sent_at = 0.0  # when something of it has gone out last
     active_at = 0.0
 
     def handle_read(self) -> None:
@@ -246,6 +247,8 @@ class Channel(HTTPChannel):
     def send(self, data: bytes, do_close: bool = True) -> int:
         sent = super().send(data, do_close=do_close)
         self.sent_bytes += sent
+        if sent:
+            self.sent_at = time.monotonic()
         return sent
 
     def is_alone(self) -> bool:
@@ -268,10 +271,19 @@ class Channel(HTTPChannel):
         if not self.total_outbufs_len:
             self.sending_since = 0.0
         elif not self.sending_since:
-            self.sending_since, self.sent_bytes = now, 0
-        elif now - self.sending_since > options.send_seconds + self.sent_bytes / SLOWEST:
+            self.sending_since, self.sent_bytes, self.sent_at = now, 0, now
+        elif self.is_unread(now, options.send_seconds):
             return f"an answer has not been read after {now - self.sending_since:.0f} s"
         return "idle" if now - self.active_at > IDLE_SECONDS else ""
+
+    def is_unread(self, now: float, seconds: float) -> bool:
+        """Whether the client reads nothing for so long, or all the time so little.
+
+        The system takes some MB of an answer at once, which nobody may ever read.
+        """
+        if now - self.sent_at > seconds:
+            return True
+        return now - self.sending_since > seconds + self.sent_bytes / SLOWEST
 
 
 SLOWEST = 64 << 10  # bytes a second

@@ -3,6 +3,7 @@ what is answered by the thread that reads sockets."""
 
 import contextlib
 import errno
+import functools
 import gzip
 import io
 import json
@@ -899,7 +900,9 @@ def test_who_reads_and_sends_at_a_fair_pace_is_not_cut():
         arriving_since=0.0,
         sending_since=0.0,
         sent_bytes=0,
+        sent_at=0.0,
     )
+    channel.is_unread = functools.partial(connections.Channel.is_unread, channel)
 
     def overdue(now, **changes):
         vars(channel).update(changes)
@@ -917,8 +920,11 @@ def test_who_reads_and_sends_at_a_fair_pace_is_not_cut():
     assert overdue(2069.0, active_at=2069.0) == "" != overdue(2071.0)
     assert overdue(3000.0, arriving=None, total_outbufs_len=5) == overdue(3060.0) == ""
     assert "has not been read after 61 s" in overdue(3061.0)
-    assert overdue(3069.0, sent_bytes=10 * connections.SLOWEST) == "" != overdue(3071.0)
-    assert overdue(3072.0, total_outbufs_len=0) == "" == overdue(3100.0, total_outbufs_len=5), (
+    read = {"sent_bytes": 10 * connections.SLOWEST, "sent_at": 3060.0}
+    assert overdue(3069.0, **read) == "" != overdue(3071.0)
+    read = {"sent_bytes": 1000 * connections.SLOWEST, "sent_at": 3060.0}
+    assert overdue(3119.0, **read) == "" != overdue(3121.0), "what the system has taken is not read"
+    assert overdue(3122.0, total_outbufs_len=0) == "" == overdue(3150.0, total_outbufs_len=5), (
         "the time begins anew"
     )
 

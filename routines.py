@@ -20,8 +20,8 @@ This module never imports `serving`: it works on arrays alone.
 import base64
 import binascii
 import contextlib
+import contextvars
 import dataclasses
-import functools
 import http.client
 import importlib
 import io
@@ -36,7 +36,7 @@ import ssl
 import sys
 import threading
 import time
-import warnings
+from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,9 +51,6 @@ from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 __all__ = ["ROUTINES", "ImageError", "ImageLimits", "argument", "routine"]
 
 Tensors = dict[str, Any]
-
-# Pillow warns of what a client's file is like; each new text would be kept for ever. A host's own filters come first.
-warnings.filterwarnings("ignore", module=r"PIL\.", append=True)
 
 
 class ImageError(ValueError):
@@ -186,6 +183,14 @@ def turn_upright(image: Image.Image) -> None:
         raise
     except Exception:  # Pillow's reader of EXIF raises of every kind
         return
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """A copy of somebody's picture, turned as its EXIF block says."""
+    copy = image.copy()
+    copy.format = image.format  # which tells what a mode means
+    turn_upright(copy)
+    return copy
 
 
 def to_rgb(image: Image.Image) -> np.ndarray:
@@ -669,30 +674,11 @@ def read_segmentation(outputs: Mapping[str, np.ndarray], labels: Mapping[int, st
     )
     planes = as_probabilities(planes if last else np.moveaxis(planes, 0, 2))  # [H, W, C]
     winner = planes.argmax(axis=2)
-    found: list[tuple] = []
-    for number in np.unique(winner[winner > 0]):
-        count, regions, stats, _ = cv2.connectedComponentsWithStats(
-            (winner == number).astype(np.uint8), connectivity=8
-        )
-        for region in range(1, count):
-            left, top, width, height, area = stats[region]
-            if area >= 4:
-                inside = regions[top : top + height, left : left + width] == region
-                score = planes[top : top + height, left : left + width, number][inside].mean()
-                found.append(
-                    (
-                        (top, left, top + height, left + width),
-                        score,
-                        int(number),
-                        cv2.resize(
-                            inside.astype(np.float32),
-                            (64, 64),
-                            interpolation=cv2.INTER_NEAREST
-                            if max(width, height) <= 64
-                            else cv2.INTER_AREA,
-                        ),
-                    )
-                )
+    found = [
+        (box, planes[:, :, number][window][inside].mean(), int(number), shrink_region(inside))
+        for number in np.unique(winner[winner > 0])
+        for box, window, inside in find_regions(winner == number)
+    ]
     size = np.array([*winner.shape, *winner.shape], np.float32)
     boxes, scores, classes, masks = zip(*found) if found else ((), (), (), ())
     return {
@@ -701,6 +687,24 @@ def read_segmentation(outputs: Mapping[str, np.ndarray], labels: Mapping[int, st
         "classes": np.array(classes, np.int64),
         "masks": np.array(masks, np.float32).reshape(-1, 64, 64),
     }
+
+
+def find_regions(plane: np.ndarray) -> Iterator[tuple]:
+    """Connected regions of a bool plane: the box, its window of the plane, and what is inside there."""
+    count, regions, stats, _ = cv2.connectedComponentsWithStats(
+        plane.astype(np.uint8), connectivity=8
+    )
+    for region in range(1, count):
+        left, top, width, height, area = stats[region]
+        if area >= 4:
+            window = slice(top, top + height), slice(left, left + width)
+            yield (top, left, top + height, left + width), window, regions[window] == region
+
+
+def shrink_region(inside: np.ndarray) -> np.ndarray:
+    """A bool region as a mask [64, 64] of its box, 0..1."""
+    method = cv2.INTER_NEAREST if max(inside.shape) <= 64 else cv2.INTER_AREA
+    return cv2.resize(inside.astype(np.float32), (64, 64), interpolation=method)
 
 
 def read_classifier(outputs: Mapping[str, np.ndarray], labels: Mapping[int, str]) -> Tensors:
@@ -751,7 +755,12 @@ def read_outputs(
 # In: predictions as arrays (or, before the model, the picture) and arguments. Out: a new dict of them.
 # ==================================================================================================
 
-ROUTINES: dict[str, type] = {}
+# Of the import that this thread is in: whose routines are one server's alone.
+IMPORTING: contextvars.ContextVar[bool] = contextvars.ContextVar("importing", default=False)
+DECLARED: dict[str, type] = {}  # outside of such imports: every server of this process has them
+BUILT_IN: dict[str, type] = {}  # those of this file; nothing takes their names from them
+# What every server has; those of its own modules come over it.
+ROUTINES: ChainMap[str, type] = ChainMap(DECLARED, BUILT_IN)
 
 
 def argument(
@@ -767,29 +776,52 @@ def argument(
 
 
 def routine(*aliases: str, before_model: bool = False) -> Callable[[type], type]:
-    """Register a class as a routine under its name and aliases: its annotated fields are the arguments.
+    """Make a class a routine of that name and those aliases; its annotated fields are the arguments.
 
     Its `__call__(tensors)` returns a new dict of predictions, or with `before_model` a new picture.
+    In a module of `routine_modules` it is for the server that imports it, elsewhere for all of the
+    process; there it raises ValueError for the name of a built-in one.
     """
 
     def register(kind: type) -> type:
         kind = dataclass(frozen=True)(kind)
         kind.before_model = before_model  # type: ignore[attr-defined]
-        for name in (kind.__name__, *aliases):
-            ROUTINES[name] = kind
+        kind.routine_names = (kind.__name__, *aliases)  # type: ignore[attr-defined]
+        if not IMPORTING.get():
+            declare(kind)
         return kind
 
     return register
 
 
-@functools.cache
-def import_routines(name: str, folder: Path) -> Any:
-    """Import, once, a Python file relative to `folder` or a module of Python's path, for the routines it registers."""
-    return (
-        runpy.run_path(str(folder / name), run_name=Path(name).stem)
-        if name.endswith(".py")
-        else importlib.import_module(name)
-    )
+def declare(kind: Any) -> None:
+    """Let every server of this process have a routine."""
+    built_in = kind.__module__ == __name__
+    for name in kind.routine_names:
+        if name in BUILT_IN:
+            raise ValueError(
+                f"routine {name}: this name is built in; only a module in a config's "
+                "routine_modules may take it, for its own server"
+            )
+        (BUILT_IN if built_in else DECLARED)[name] = kind
+
+
+def import_routines(name: str, folder: Path) -> dict[str, type]:
+    """The routines, by name, that a file relative to `folder` or a module of Python's path holds.
+
+    A file is run anew each time, a module is imported as modules are. Raises what it raises.
+    """
+    token = IMPORTING.set(True)
+    try:
+        if name.endswith(".py"):
+            run_name = f"routine_modules.{Path(name).stem}"  # in no other module's place meanwhile
+            held = runpy.run_path(str(folder / name), run_name=run_name)
+        else:
+            held = vars(importlib.import_module(name))
+    finally:
+        IMPORTING.reset(token)
+    kinds = [kind for kind in held.values() if "routine_names" in getattr(kind, "__dict__", ())]
+    return {name: kind for kind in kinds for name in kind.routine_names}
 
 
 def keep(tensors: Tensors, chosen: np.ndarray) -> Tensors:
@@ -1230,6 +1262,22 @@ COLOURS = (
 )
 
 
+def draw_contours(
+    canvas: np.ndarray, annotations: Sequence[Mapping[str, Any]], thick: int
+) -> np.ndarray:
+    """A picture with what is inside of each contour shaded."""
+    size = np.array([canvas.shape[1], canvas.shape[0]])
+    for annotation in reversed(annotations):  # the best on top
+        if annotation["contour"]:
+            colour = COLOURS[annotation["tag"]["id"] % len(COLOURS)]
+            ring = np.rint(np.array(annotation["contour"]) * size).astype(np.int32)
+            shade = canvas.copy()
+            cv2.fillPoly(shade, [ring], colour)
+            canvas = cv2.addWeighted(shade, 0.4, canvas, 0.6, 0)
+            cv2.polylines(canvas, [ring], True, colour, thick, cv2.LINE_AA)
+    return canvas
+
+
 def draw_annotations(
     image: np.ndarray, annotations: Sequence[Mapping[str, Any]], kind: str
 ) -> bytes:
@@ -1238,14 +1286,7 @@ def draw_annotations(
     height, width = canvas.shape[:2]
     thick, font = max(1, round(min(height, width) / 250)), max(0.35, min(height, width) / 900)
     size = np.array([width, height])
-    for annotation in reversed(annotations):  # the best on top
-        colour = COLOURS[annotation["tag"]["id"] % len(COLOURS)]
-        if annotation["contour"]:
-            ring = np.rint(np.array(annotation["contour"]) * size).astype(np.int32)
-            shade = canvas.copy()
-            cv2.fillPoly(shade, [ring], colour)
-            canvas = cv2.addWeighted(shade, 0.4, canvas, 0.6, 0)
-            cv2.polylines(canvas, [ring], True, colour, thick, cv2.LINE_AA)
+    canvas = draw_contours(canvas, annotations, thick)
     row = 0
     for annotation in annotations:
         colour = COLOURS[annotation["tag"]["id"] % len(COLOURS)]
@@ -1264,16 +1305,8 @@ def draw_annotations(
             if top > height:
                 break
         cv2.rectangle(canvas, (left, top - tall - below), (left + wide, top), colour, -1)
-        cv2.putText(
-            canvas,
-            text,
-            (left, top - below // 2),
-            cv2.FONT_HERSHEY_SIMPLEX,
-            font,
-            (255, 255, 255),
-            thick,
-            cv2.LINE_AA,
-        )
+        place, white = (left, top - below // 2), (255, 255, 255)
+        cv2.putText(canvas, text, place, cv2.FONT_HERSHEY_SIMPLEX, font, white, thick, cv2.LINE_AA)
     done, data = cv2.imencode(
         ".jpg" if kind == "jpeg" else ".png", cv2.cvtColor(canvas, cv2.COLOR_RGB2BGR)
     )

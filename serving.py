@@ -1,23 +1,28 @@
 """serving: a TensorFlow model server in one embeddable Python file.
 
 It loads SavedModels named in a JSON config and answers TensorFlow Serving's REST API, with OpenVINO
-Model Server's config and reload. With routines.py and serving_rooms/ beside it, it takes pictures,
-answers annotations, asks for keys, and runs pipelines and handlers.
+Model Server's config and reload; with routines.py beside it, it takes pictures and answers annotations;
+with serving_extensions/, it has pipelines, handlers, a page, metrics and more.
 
     python serving.py --config config.json                                      # a server of its own
     site.register_blueprint(serving.create_blueprint("config.json"), url_prefix="/ml")   # in a Flask site
     serving.ModelServer("config.json").predict("digits", {"instances": [...]})  # from Python, no HTTP
 
-The rooms of this file, each using only the rooms above it:
+The sections of this file, each using only those above it:
 
     Errors                what can go wrong, and its HTTP status
+    Extensions            the seam that optional capabilities plug into
     Configuration         config.json as frozen dataclasses
     Tensors and JSON      JSON to NumPy arrays and back, as TensorFlow Serving reads and writes it
-    Servables             versions on disk, SavedModels in TensorFlow sessions, batching
+    Servables             what answers: signatures, arrays in, arrays out; versions on disk
+    SavedModels           opened in TensorFlow sessions, checked, called: servables
     Model manager         what is wanted, what is loaded, and the thread that brings them together
     Inference             predict, classify, regress: dict in, dict out
+    Keys                  who may call what
+    Pictures              a picture through a deployment: labels, model, routines
     ModelServer           all of it behind one object: the Python API
     HTTP                  the same behind URLs: routes, views, blueprint, app
+    The process           what a server changes of a process that is its own
     Command line          options, the waitress server, start and stop
 """
 
@@ -26,13 +31,18 @@ import array
 import base64
 import binascii
 import contextlib
+import copy
 import ctypes
 import dataclasses
+import datetime
 import difflib
 import errno
 import functools
 import gc
 import gzip
+import hashlib
+import hmac
+import importlib
 import importlib.util
 import inspect
 import io
@@ -53,10 +63,21 @@ import threading
 import time
 import types
 import typing
+import warnings
 import weakref
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections import ChainMap, Counter
+from collections.abc import (
+    Callable,
+    Collection,
+    Iterable,
+    Iterator,
+    Mapping,
+    MutableMapping,
+    Sequence,
+)
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from pathlib import Path
@@ -66,17 +87,20 @@ from urllib.parse import parse_qs, quote, unquote
 import ml_dtypes
 import numpy as np
 import orjson
+import simdjson
 from flask import Blueprint, Flask, Request, Response, request, signals
+from flask.sansio.blueprints import BlueprintSetupState
 from flask.sessions import SecureCookieSessionInterface
 from waitress import wasyncore
 from waitress.adjustments import Adjustments
 from waitress.channel import HTTPChannel
 from waitress.server import TcpWSGIServer
 from waitress.task import ThreadedTaskDispatcher
-from werkzeug.datastructures import EnvironHeaders
-from werkzeug.exceptions import ClientDisconnected, HTTPException
-from werkzeug.http import HTTP_STATUS_CODES
-from werkzeug.routing import BaseConverter
+from werkzeug.datastructures import Accept, EnvironHeaders, MIMEAccept
+from werkzeug.exceptions import ClientDisconnected, HTTPException, RequestEntityTooLarge
+from werkzeug.formparser import parse_form_data
+from werkzeug.http import HTTP_STATUS_CODES, parse_accept_header
+from werkzeug.routing import BaseConverter, ValidationError
 from werkzeug.wsgi import get_current_url, get_input_stream
 
 __all__ = [
@@ -95,12 +119,10 @@ __all__ = [
     "run",
 ]
 __version__ = "0.1.0"
-sys.modules.setdefault(
-    "serving", sys.modules[__name__]
-)  # started as a program it is `__main__`: handlers import the same one
+if __name__ == "__main__":  # started as a program: handlers import the same module by its name
+    sys.modules["serving"] = sys.modules[__name__]
 
 logger = logging.getLogger("serving")
-logger.addHandler(logging.NullHandler())
 
 # ==================================================================================================
 # Errors
@@ -195,14 +217,202 @@ CODE_NAMES = (
 )
 
 
-def part(name: str) -> Any:
-    """A module that lies beside this file, imported when it is used; NotFound, saying so, where it does not."""
+def explain(error: BaseException, folders: Iterable[str] = ()) -> str:
+    """An exception as one line for the client: its type and message, without folders of this machine."""
+    if isinstance(error, SystemExit):
+        return f"it called sys.exit({'' if error.code is None else clean(repr(error.code))})"
+    if isinstance(error, OSError) and error.strerror:
+        name = (
+            f": {Path(os.fsdecode(error.filename)).name}"
+            if isinstance(error.filename, (str, bytes))
+            else ""
+        )
+        return f"{type(error).__name__}: {error.strerror}{name}"
     try:
-        return importlib.import_module(name)
+        text = clean(str(error), folders)
+    except BaseException:  # a __str__ of the handler's own
+        text = ""
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def spell(error: BaseException) -> str:
+    """An exception's type and text; the type alone where its own `__str__` fails."""
+    name = type(error).__name__
+    try:
+        return f"{name}: {error}"
+    except BaseException:
+        return name
+
+
+def lacks_files(error: BaseException | None) -> bool:
+    """Whether the process has no file left to open, which passes by itself; also in what it came of."""
+    texts = (os.strerror(errno.EMFILE), os.strerror(errno.ENFILE))
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+            return True
+        if any(text in spell(error) for text in texts):  # as TensorFlow tells it
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+class Rarely:
+    """Log a kind of trouble that lasts in one line a minute, any other with its traceback."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic):
+        self.clock, self.next = clock, 0.0
+
+    def log(self, place: str, error: BaseException) -> None:
+        if not lacks_files(error):
+            logger.error("%s", place, exc_info=error)
+        elif self.clock() >= self.next:
+            self.next = self.clock() + 60
+            logger.error("%s: no files are left to open, it is tried again", place)
+
+
+@contextlib.contextmanager
+def errors_only(who: str) -> Iterator[None]:
+    """Let what is no Exception (sys.exit, KeyboardInterrupt, a cancelled task) be a RuntimeError.
+
+    It would pass by all that answers a request, whose client then waits for ever. Ctrl-C of the
+    operator arrives in the main thread alone, where no function of somebody else's runs.
+    """
+    try:
+        yield
+    except Exception:
+        raise
+    except BaseException as error:
+        raise RuntimeError(f"{who} ended with {type(error).__name__}: {explain(error)}") from error
+
+
+def clean(text: str, folders: Iterable[str] = ()) -> str:
+    """One line of at most 500 characters, absolute paths cut down to their last part, or to what comes after `folders`."""
+    for folder in folders:
+        text = text.replace(f"{folder}{os.sep}", "")
+    text = re.sub(
+        r"(?<=['\"])(?:[A-Za-z]:)?[/\\][^'\"]*[/\\]", "", " ".join(text.split())
+    )  # in quotes it may hold spaces
+    text = re.sub(r"(?<![\w.:/])(?:[A-Za-z]:)?[/\\](?:[^\s/\\'\":,;()]+[/\\])+", "", text)
+    return text if len(text) <= 500 else f"{text[:497]}..."
+
+
+# ==================================================================================================
+# Extensions
+# In: nothing, or the files in serving_extensions/. Out: `Extension`s, each a capability that plugs in.
+# Names that a type has further down stand in quotes: this section comes first, since all others ask it.
+# ==================================================================================================
+
+
+def nothing(*arguments: Any) -> Any:
+    """Add nothing: what hooks do by default."""
+    return None
+
+
+def first(found: Iterable[Any]) -> Any:
+    """The first that is something, or None."""
+    return next((value for value in found if value is not None), None)
+
+
+def none(*arguments: Any) -> Any:
+    """Name nothing."""
+    return ()
+
+
+@dataclass(frozen=True, eq=False)
+class Extension:
+    """A capability that plugs in: what it adds, where. By default each hook adds nothing, so nobody asks who is there.
+
+        serving.ModelServer("config.json", extensions=[*serving.installed(), mine])
+
+    Several extensions are asked in their order; of `find`, `read` and `write` the first that knows answers.
+    """
+
+    name: str
+    # URLs that it answers, beside the core's table.
+    routes: Sequence["Route"] = ()
+    # find(server, method, path) -> Found or None: URLs that a config names; urls(server) lists their paths.
+    find: Callable[["ModelServer", str, str], Any] = nothing
+    urls: Callable[["ModelServer"], Iterable[str]] = none
+    # declare(server, path, function, methods, envelope): what `ModelServer.endpoint` registers.
+    declare: Callable[..., Any] = nothing
+    # open(server) -> what it keeps for a server, at `server.state[name]`.
+    open: Callable[["ModelServer"], Any] = nothing
+    # prepare(server, config) -> what requests need of a config, at `server.prepared.of[name]`; swapped
+    # with the config; raises ConfigError.
+    prepare: Callable[["ModelServer", "Config"], Any] = nothing
+    # refresh(server, outcome, polling): after the models of a pass of the loader.
+    refresh: Callable[["ModelServer", "Outcome", bool], None] = nothing
+    # unready(server) -> names of what is not ready.
+    unready: Callable[["ModelServer"], Iterable[str]] = none
+    # read(call, body) -> the value of a predict body that is no JSON, or None.
+    read: Callable[["Call", bytes], Any] = nothing
+    # write(call, answer) -> the Reply in another form than JSON that the client wants, or None.
+    write: Callable[["Call", Mapping[str, Any]], Any] = nothing
+    # wrap_load(server, load) -> load: around the loading of a version.
+    wrap_load: Callable[["ModelServer", "Load"], "Load"] = lambda server, load: load
+    # saw(server, deployment, image, predictions, origin): a picture has been answered.
+    saw: Callable[..., None] = nothing
+    # begin(server), observe(server, trace, line, reply): a request begins, is answered.
+    begin: Callable[["ModelServer"], None] = nothing
+    observe: Callable[..., None] = nothing
+    # serve(server, app, adjustments) -> Waitress, or None: what `run` listens with.
+    serve: Callable[..., Any] = nothing
+    # report(server, address): prints, once the first load is over, what somebody may want to try.
+    report: Callable[["ModelServer", str], None] = nothing
+    # end(server): its threads end; the server has stopped.
+    end: Callable[["ModelServer"], None] = nothing
+    # Options of the command line, by name: command(source, value) -> exit status.
+    commands: Mapping[str, Callable[[Any, Any], int]] = field(default_factory=dict)
+    # Formatters of the log by `server.log_format`.
+    formatters: Mapping[str, Any] = field(default_factory=dict)
+
+
+@functools.cache
+def installed() -> "tuple[Extension, ...]":
+    """The extensions in serving_extensions/ beside this file; none where there is no such folder.
+
+    The one place that imports them. Raises ImportError for those of another version.
+    """
+    try:
+        found = importlib.import_module("serving_extensions")
     except ModuleNotFoundError as error:
-        if error.name not in (name, name.partition(".")[0]):
+        if error.name != "serving_extensions":
             raise
-        raise NotFound(f"This needs {name.replace('.', '/')}.py beside serving.py") from None
+        return ()
+    if __version__ != found.VERSION:
+        raise ImportError(
+            f"serving_extensions/ is of version {found.VERSION}, serving.py of {__version__}: "
+            "copy both from one place"
+        )
+    return found.EXTENSIONS
+
+
+class Missing:
+    """Stands for a file that is not there; who needs anything of it is told."""
+
+    def __init__(self, file: str):
+        self._file = file
+
+    def __bool__(self) -> bool:
+        return False
+
+    def __getattr__(self, name: str) -> Any:
+        raise NotFound(f"This needs {self._file} beside serving.py")
+
+
+routines: Any
+try:
+    import routines
+except ModuleNotFoundError as missing:
+    if missing.name != "routines":
+        raise
+    routines = Missing("routines.py")
+
+# Keys of config.json that an extension reads, and where it is.
+HOMES = {
+    "pipeline_config_list": ("pipelines", "serving_extensions/pipelines.py"),
+    "handlers": ("handlers", "serving_extensions/handlers.py"),
+}
 
 
 # ==================================================================================================
@@ -251,9 +461,11 @@ class VersionPolicy:
     all: AllPolicy | None = option(None, "serve every version")
     specific: SpecificPolicy | None = option(None, "serve these versions")
 
-    def __post_init__(self) -> None:
-        if sum(policy is not None for policy in (self.latest, self.all, self.specific)) != 1:
-            raise ValueError("expected exactly one of 'latest', 'all', 'specific'")
+    @property
+    def problem(self) -> str:
+        """What is wrong with it, or nothing."""
+        given = [policy for policy in (self.latest, self.all, self.specific) if policy is not None]
+        return "" if len(given) == 1 else "expected exactly one of 'latest', 'all', 'specific'"
 
 
 @dataclass(frozen=True)
@@ -405,6 +617,8 @@ class ModelConfig:
         if is_url(self.base_path):
             scheme = self.base_path.partition(":")[0]
             return f"base_path: expected a folder of this machine, got a URL, {scheme}://..."
+        if self.model_version_policy.problem:
+            return f"model_version_policy: {self.model_version_policy.problem}"
         if not self.targets:
             return "target_device: expected a device, got an empty array"
         for target in self.targets:
@@ -451,10 +665,316 @@ class ModelItem:
     config: ModelConfig = option(doc="one model")
 
 
-try:
-    from serving_rooms.settings import Auth, Deployment, HandlerConfig, ImageConfig, Pipeline
-except ModuleNotFoundError:  # this file alone, which serves models by their names
-    Auth = Deployment = HandlerConfig = ImageConfig = Pipeline = AllPolicy  # type: ignore
+def refuse_repeated(where: str, field_name: str, names: Sequence[str]) -> None:
+    """Raise ValueError for a name that stands twice in a list of the config."""
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            raise ValueError(
+                f"{where}[{index}].{field_name}: '{name}' is already taken by {where}[{names.index(name)}]"
+            )
+
+
+@dataclass(frozen=True)
+class ActiveLearningConfig:
+    """Pictures the model is unsure of are put aside, for people to look at."""
+
+    threshold: int | float = option(
+        doc="score from which on a picture is put aside, 0..1", minimum=0, maximum=1
+    )
+    group: str = option(
+        "review", "the folder its pictures go to, without slashes", pattern=r"^[\w-][\w.-]{0,99}$"
+    )
+    strategy: str = option(
+        "entropy",
+        "entropy, least_confidence or margin",
+        pattern="^(entropy|least_confidence|margin)$",
+    )
+    folder: str = option(
+        "active_learning", "where the groups' folders are; relative to the config file"
+    )
+    max_bytes: int = option(1 << 30, "bytes that a group may hold", minimum=0)
+    max_images: int = option(10_000, "pictures that a group may hold", minimum=0)
+
+
+@dataclass(frozen=True)
+class Deployment:
+    id: str = option(
+        doc="its name in URLs, without slashes and colons; not v1, v2 or model-serving",
+        pattern="^(?!(?i:v1|v2|model-serving)$)[^/:]+$",
+    )
+    model: str = option(doc="the name of the model it serves")
+    version: int | None = option(None, "the model's version; default: the highest", minimum=0)
+    version_label: str | None = option(None, "or the label of the version")
+    default: bool = option(
+        False, "whether it answers /predict without an id; else the first deployment does"
+    )
+    label_map: str | dict[str, Any] | tuple[str, ...] | None = option(
+        None, "names of the classes: a file, an object by id, or a list"
+    )
+    family: str | None = option(
+        None,
+        "what the outputs are: detection_api, detector, mask_rcnn, segmentation or classifier",
+        pattern="^(detection_api|detector|mask_rcnn|segmentation|classifier)$",
+    )
+    outputs: dict[str, str] = option({}, "the model's own names of the family's outputs")
+    scale: int | float = option(1, "the model is shown pixel * scale + offset, of pixels 0..255")
+    offset: int | float = option(0, "see scale")
+    max_detections: int = option(
+        300, "the most predictions in an answer", minimum=1, maximum=100_000
+    )
+    version_tag: str | None = option(
+        None,
+        "a name for this state of it, in its answers' X-Version-Tag header",
+        pattern=r"^[\x20-\x7e]*$",
+    )
+    routines: tuple[dict[str, Any], ...] = option((), "run before those of a request")
+    active_learning: ActiveLearningConfig | None = option(
+        None, "puts aside what the model is unsure of"
+    )
+
+    def __post_init__(self) -> None:
+        if self.version is not None and self.version_label is not None:
+            raise ValueError("give 'version' or 'version_label', not both")
+
+
+@dataclass(frozen=True)
+class Quota:
+    calls: int = option(doc="how many calls", minimum=1)
+    period: str = option(
+        doc="minute, hour, day or month, by UTC", pattern="^(minute|hour|day|month)$"
+    )
+
+
+@dataclass(frozen=True)
+class Key:
+    name: str = option(
+        doc="its name in logs and counts, printable", pattern=r"^[\x21-\x7e]{1,100}$"
+    )
+    sha256: str = option(
+        doc="64 hexadecimal digits: the SHA-256 of the key, as --new-key prints it",
+        pattern="^[0-9a-fA-F]{64}$",
+    )
+    expires: str | None = option(
+        None,
+        "a date or time, such as 2027-01-31 or 2027-01-31T12:00:00+01:00; UTC where none is given",
+    )
+    disabled: bool = option(False, "refused while true")
+    deployments: tuple[str, ...] | None = option(
+        None, "the ids, or paths of handlers, that it is for; default: everything"
+    )
+    quota: Quota | None = option(None, "how often it may call; default: without limit")
+
+    def __post_init__(self) -> None:
+        if self.expires is not None and self.expiry is None:
+            raise ValueError(
+                "expires: expected a date or time such as 2027-01-31T12:00:00Z, got another text"
+            )
+
+    @property
+    def expiry(self) -> datetime.datetime | None:
+        """When it ceases to be valid."""
+        try:
+            moment = datetime.datetime.fromisoformat((self.expires or "").replace("Z", "+00:00"))
+        except ValueError:
+            return None
+        return moment if moment.tzinfo else moment.replace(tzinfo=datetime.timezone.utc)
+
+
+@dataclass(frozen=True)
+class Auth:
+    keys: tuple[Key, ...] = option((), "who may call; default: one key, made at each start")
+    protect: str = option(
+        "predict",
+        "predict: pictures and handlers need a key; all: everything but /livez and /readyz does",
+        pattern="^(predict|all)$",
+    )
+    quota_store: str | None = dataclasses.field(
+        default=None,
+        repr=False,
+        metadata={  # it may hold a password
+            "doc": "what quotas are counted in: a file, or redis://, rediss:// or unix:// for servers that share them; "
+            "default: <config>.quotas.sqlite3"
+        },
+    )
+
+    def __post_init__(self) -> None:
+        names = [key.name for key in self.keys]
+        for index, name in enumerate(names):
+            if name in names[:index]:  # which is not shown: it may be the key itself
+                raise ValueError(
+                    f"keys[{index}].name: it is already taken by keys[{names.index(name)}]"
+                )
+        if "://" in (store := self.quota_store or ""):
+            check_redis(store)
+
+
+def check_redis(url: str) -> None:
+    """Raise ValueError for a URL that no Redis can have. The text does not quote it: it may hold a password."""
+    if not re.match("(redis|rediss|unix)://", url):
+        raise ValueError(
+            "quota_store: expected a file, or a URL that begins with redis://, rediss:// or unix://"
+        )
+    if any("@" in rest for rest in re.split("[/?#]", url.partition("://")[2], maxsplit=1)[1:]):
+        raise ValueError(
+            "quota_store: a /, ? or # in a user's name or password is written %2F, %3F or %23, an @ in an option %40"
+        )
+
+
+@dataclass(frozen=True)
+class ImageConfig:
+    max_bytes: int = option(50 << 20, "size of a picture's file", minimum=1)
+    max_pixels: int = option(50_000_000, "width times height, read from the header", minimum=1)
+    download_seconds: int | float = option(
+        10, "how long a download may take in all", minimum=0.001, maximum=3600
+    )
+    allowed_hosts: tuple[str, ...] = option(
+        (), "hosts of urls that may have addresses which are not public"
+    )
+
+
+# URLs of the server's own, which a handler cannot have; see ROUTES in serving.py.
+TAKEN = (
+    "v1",
+    "v2",
+    "model-serving",
+    "livez",
+    "readyz",
+    "predict",
+    "classes",
+    "deployments",
+    "metrics",
+    "monitoring",
+    "stats",
+    "openapi.json",
+    "console",
+)
+TAKEN_PATH = re.compile(
+    rf"/({'|'.join(map(re.escape, TAKEN))})(/.*)?"
+    "|/[^/]+/(predict|classes)|/[^/]+/(active_learning|samples|client)/[^/]+",
+    re.IGNORECASE,
+)
+
+
+def check_path(path: str) -> None:
+    """Raise ValueError for a handler's path that is one of the server's own URLs."""
+    if TAKEN_PATH.fullmatch(path):
+        raise ValueError(
+            f"path: '{path}' is one of the server's own URLs; choose another, such as /my{path}"
+        )
+
+
+@dataclass(frozen=True)
+class HandlerConfig:
+    path: str = option(
+        doc="its URL, such as /alice/sentiment, with letters, digits and ._~-",
+        pattern=r"^(/[\w.~-]+)+$",
+    )
+    function: str = option(
+        doc="module:name or file.py:name, looked for beside the config", pattern=r"^[^:]+:[^:]+$"
+    )
+    model_dir: str | None = option(
+        None, "the folder that the module finds as MODEL_DIR; relative to the config file"
+    )
+    envelope: str | None = option(
+        None,
+        "hub: CellStrat's answers; default: what the function says, or none",
+        pattern="^(hub|none)$",
+    )
+    methods: tuple[str, ...] = option(
+        ("POST",),
+        "GET, POST, PUT, PATCH or DELETE: those that run it; else GET pings",
+        pattern="^(GET|POST|PUT|PATCH|DELETE)$",
+    )
+    timeout_seconds: int | float | None = option(
+        None, "how long a call may take, then 504; default: as long as it does", minimum=0.001
+    )
+
+    def __post_init__(self) -> None:
+        check_path(self.path)
+
+
+@dataclass(frozen=True)
+class NodeInput:
+    node_name: str = option(doc="the node whose output it is, or request")
+    data_item: str = option(doc="the output's alias, or the input of the request")
+
+
+@dataclass(frozen=True)
+class NodeOutput:
+    data_item: str = option(doc="the model's name of the output")
+    alias: str = option(doc="its name for later nodes")
+
+
+@dataclass(frozen=True)
+class Node:
+    name: str = option(doc="its name in this pipeline")
+    type: str = option(doc="DL model or custom", pattern="^(DL model|custom)$")
+    inputs: tuple[dict[str, NodeInput], ...] = option(
+        doc="where each input comes from, an object of one key each"
+    )
+    outputs: tuple[NodeOutput, ...] = option(doc="the outputs that others use")
+    model_name: str | None = option(None, "the model of a DL model node")
+    version: int | None = option(
+        None, "its version; default: the highest, at each request", minimum=1
+    )
+    function: str | None = option(
+        None,
+        "the Python function of a custom node: module:name or file.py:name",
+        pattern=r"^[^:]+:[^:]+$",
+    )
+    params: dict[str, str] = option({}, "what a custom node's function is given besides")
+    library_name: str | None = option(
+        None, "OpenVINO's C++ nodes; here custom nodes are Python functions"
+    )
+    demultiply_count: int | None = option(
+        None,
+        "split its outputs' first dimension, so many; -1: any number",
+        minimum=-1,
+        maximum=10000,
+    )
+    gather_from_node: str | None = option(None, "the demultiplexer whose shards it takes together")
+
+    def __post_init__(self) -> None:
+        refuse_many_keys("inputs", self.inputs)
+        if (
+            self.type == "custom"
+            and self.library_name
+            and self.function is None
+            and self.model_name is None
+        ):
+            return  # as OpenVINO writes it: the pipeline cannot be, its config is none the worse
+        wanted, other = (
+            ("function", "model_name") if self.type == "custom" else ("model_name", "function")
+        )
+        if getattr(self, wanted) is None or getattr(self, other) is not None or self.library_name:
+            raise ValueError(
+                f"a node of type '{self.type}' needs '{wanted}' and has no '{other}' or 'library_name'"
+            )
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    name: str = option(doc="its name in URLs, as of a model", pattern=r"^[\s\S]")
+    inputs: tuple[str, ...] = option(doc="the inputs of a request")
+    nodes: tuple[Node, ...] = option(doc="models and functions")
+    outputs: tuple[dict[str, NodeInput], ...] = option(
+        doc="where each output comes from, an object of one key each"
+    )
+    demultiply_count: int | None = option(
+        None,
+        "split the inputs' first dimension, so many; -1: any number",
+        minimum=-1,
+        maximum=10000,
+    )
+
+    def __post_init__(self) -> None:
+        refuse_many_keys("outputs", self.outputs)
+
+
+def refuse_many_keys(where: str, objects: Sequence[dict[str, NodeInput]]) -> None:
+    for index, value in enumerate(objects):
+        if len(value) != 1:
+            raise ValueError(f"{where}[{index}]: expected an object of one key, got {len(value)}")
 
 
 @dataclass(frozen=True)
@@ -577,8 +1097,7 @@ class Config:
     monitoring: dict[str, Any] | None = option(None, "OpenVINO only, no effect")
 
     def __post_init__(self) -> None:
-        if Auth is not AllPolicy:
-            part("serving_rooms.settings").check_names(self)
+        check_names(self)
 
     @property
     def models(self) -> list[ModelConfig]:
@@ -605,6 +1124,70 @@ class Config:
         ]
 
 
+def check_names(config: "Config") -> None:
+    """Raise ValueError where names of deployments and handlers, or the keys for them, contradict each other."""
+    names, paths = (
+        [deployment.id for deployment in config.deployments],
+        [handler.path for handler in config.handlers],
+    )
+    refuse_repeated("deployments", "id", names)
+    refuse_repeated("handlers", "path", paths)
+    if (
+        len(
+            defaults := [
+                index for index, deployment in enumerate(config.deployments) if deployment.default
+            ]
+        )
+        > 1
+    ):
+        raise ValueError(
+            f"deployments[{defaults[1]}].default: deployments[{defaults[0]}] is the default already"
+        )
+    for index, key in enumerate(config.auth.keys):
+        for place, name in enumerate(key.deployments or ()):
+            if name not in (*names, *paths):  # which is not shown: it may be the key itself
+                raise ValueError(
+                    f"auth.keys[{index}].deployments[{place}]: "
+                    "no deployment has that id, and no handler that path"
+                )
+
+
+def resolve_paths(config: "Config", folder: Path, stem: str) -> Any:
+    """The config with relative paths made absolute: they start at `folder`, that of the config file, whose name is `stem`."""
+
+    def resolved(deployment: Deployment) -> Deployment:
+        label_map, learning = deployment.label_map, deployment.active_learning
+        return dataclasses.replace(
+            deployment,
+            label_map=str(folder / label_map) if isinstance(label_map, str) else label_map,
+            active_learning=learning
+            and dataclasses.replace(learning, folder=str(folder / learning.folder)),
+        )
+
+    return dataclasses.replace(
+        config,
+        deployments=tuple(map(resolved, config.deployments)),
+        handlers=tuple(
+            dataclasses.replace(
+                handler, model_dir=handler.model_dir and str(folder / handler.model_dir)
+            )
+            for handler in config.handlers
+        ),
+        routine_modules=tuple(
+            str(folder / name) if name.endswith(".py") else name for name in config.routine_modules
+        ),
+        auth=dataclasses.replace(
+            config.auth,
+            quota_store=resolve_store(config.auth.quota_store or f"{stem}.quotas.sqlite3", folder),
+        ),
+    )
+
+
+def resolve_store(store: str, folder: Path) -> str:
+    """A quota store with its path made absolute, if it has one."""
+    return store if "://" in store else str(folder / store)
+
+
 JSON_TYPES = {
     str: "string",
     int: "integer",
@@ -628,11 +1211,20 @@ def json_kind(value: Any) -> str:
     )
 
 
-def what_came(value: Any, path: str) -> str:
-    """Name a JSON value for an error at `path`; where it may be a key, it is not shown."""
-    return (
-        JSON_TYPES.get(type(value), type(value).__name__) if is_secret(path) else json_kind(value)
-    )
+def what_came(value: Any, path: str, kind: Any) -> str:
+    """Name a JSON value for an error at `path`, where a `kind` belongs.
+
+    It is not shown where it may be a key or a password: under `auth`, and in the place of an object.
+    """
+    if is_secret(path) or isinstance(value, str) and holds_objects(kind):
+        return JSON_TYPES.get(type(value), type(value).__name__)
+    return json_kind(value)
+
+
+def holds_objects(kind: Any) -> bool:
+    """Whether a declared type is an object, or has some."""
+    kinds = (kind, *typing.get_args(kind))
+    return any(one is not Any and json_type_of(one) is dict for one in kinds)
 
 
 def is_secret(path: str) -> bool:
@@ -674,10 +1266,12 @@ def parse(
     if origin in (Union, types.UnionType):
         matching = [k for k in arguments if is_json(value, k)]
         if not matching:
-            raise ConfigError(path, f"expected {kind_name(kind)}, got {what_came(value, path)}")
+            raise ConfigError(
+                path, f"expected {kind_name(kind)}, got {what_came(value, path, kind)}"
+            )
         return parse(matching[0], value, path, limits)
     if not is_json(value, kind):
-        raise ConfigError(path, f"expected {kind_name(kind)}, got {what_came(value, path)}")
+        raise ConfigError(path, f"expected {kind_name(kind)}, got {what_came(value, path, kind)}")
     if dataclasses.is_dataclass(kind):
         return parse_fields(kind, value, path)
     if origin is tuple:
@@ -725,7 +1319,7 @@ def parse_fields(kind: Any, value: dict[str, Any], path: str) -> Any:
                 if close
                 else f"expected one of: {', '.join(fields) or 'nothing'}"
             )
-            hidden = is_secret(path) and not close  # a password where a name of a field belongs
+            hidden = is_secret(path)  # it may be a password where a name of a field belongs
             raise ConfigError(path if hidden else f"{path}.{key}"[:200], f"unknown key; {hint}")
     for name, f in fields.items():
         if name not in value and f.default is f.default_factory:  # both missing: it has no default
@@ -741,22 +1335,51 @@ def parse_fields(kind: Any, value: dict[str, Any], path: str) -> Any:
         raise ConfigError(path, str(error)) from None
 
 
+class Pairs(dict):
+    """A JSON object; `twice` is a key that stands in it twice, if any does."""
+
+    twice: str | None = None
+
+    @classmethod
+    def read(cls, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        counts = Counter(key for key, _ in pairs)
+        if len(counts) == len(pairs):
+            return dict(pairs)
+        found = cls(pairs)
+        found.twice = counts.most_common(1)[0][0]
+        return found
+
+
+def refuse_twice(value: Any, path: str) -> None:
+    """Raise ConfigError for a key that stands twice in one object, with the object's place.
+
+    Under `auth` it is named where it is the name of an option, else it may be a password.
+    """
+    if isinstance(value, Pairs):
+        options = {one.name for kind in (Auth, Key, Quota) for one in dataclasses.fields(kind)}
+        hidden = is_secret(path) and value.twice not in options
+        key = "a key" if hidden else f"key '{value.twice}'"
+        raise ConfigError(path, f"{key} stands twice in one object")
+    if isinstance(value, dict):
+        for name, item in value.items():
+            refuse_twice(item, f"{path}.{name}")
+    if isinstance(value, list):
+        for index, item in enumerate(value):
+            refuse_twice(item, f"{path}[{index}]")
+
+
 def read_config(text: bytes) -> Any:
     """Parse the bytes of a config file; raises ConfigError with line and column."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        for index, (key, _) in enumerate(pairs):
-            if key in (earlier for earlier, _ in pairs[:index]):
-                raise ConfigError("$", f"key '{key}' stands twice in one object")
-        return dict(pairs)
 
     def constant(name: str) -> None:
         raise ConfigError("$", f"expected a number, got {name}")
 
     try:
-        return json.loads(
-            text.decode("utf-8-sig"), object_pairs_hook=unique, parse_constant=constant
+        value = json.loads(
+            text.decode("utf-8-sig"), object_pairs_hook=Pairs.read, parse_constant=constant
         )
+        refuse_twice(value, "$")
+        return value
     except UnicodeDecodeError as error:
         raise ConfigError(
             "$", f"expected UTF-8 text, got byte 0x{text[error.start]:02x} at offset {error.start}"
@@ -808,11 +1431,7 @@ def load_config(
     items = tuple(ModelItem(resolve_base_path(model, folder)) for model in config.models)
     config = dataclasses.replace(config, model_config_list=items)
     stem = "serving" if isinstance(source, Mapping) else Path(source).stem
-    return (
-        config
-        if Auth is AllPolicy
-        else part("serving_rooms.settings").resolve_paths(config, folder, stem)
-    )
+    return resolve_paths(config, folder, stem)
 
 
 # ==================================================================================================
@@ -963,53 +1582,149 @@ def parse_json(body: bytes) -> Any:
             "INVALID_ARGUMENT",
             413,
         )
-    for parse_quickly in (orjson.loads, parse_constants):
-        try:
-            value = parse_quickly(body)
-        except (ValueError, RecursionError):
-            continue
-        return parse_exact(body) if repeats_a_key(body, value) else value
-    return parse_exact(body)
-
-
-def parse_exact(body: bytes) -> Any:
-    """Parse JSON to the letter of RapidJSON's dialect, at Python's speed."""
     try:
-        return part("serving_rooms.rapidjson").parse_exact(body)
-    except NotFound:
-        raise BadRequest(
-            "JSON Parse error: the body is no JSON, or unusual JSON that needs serving_rooms/ beside serving.py"
-        ) from None
-    except ValueError as error:
-        raise BadRequest(str(error)) from None
-
-
-def parse_constants(body: bytes) -> Any:
-    """Parse JSON that has NaN or Infinity with Python's parser, where that reads it as RapidJSON does; else ValueError."""
-    if re.search(
-        rb"[0-9.][eE]|[0-9]{19}|\\u", body
-    ):  # it takes 1e999, long integers, lone surrogates
-        raise ValueError
-    return json.loads(body.decode())  # decoded here: given bytes, it would take UTF-16 as well
+        value = orjson.loads(body)
+    except ValueError:  # what is wrong, or RapidJSON's alone
+        return parse_dialect(body)
+    return parse_dialect(body) if may_repeat_a_key(body, value) else value
 
 
 ESCAPED_KEY = re.compile(rb'\\"?[^"\\]*"\s*:')
 
 
-def repeats_a_key(body: bytes, value: Any) -> bool:
-    """Whether a key that matters may stand twice: orjson keeps the last, RapidJSON finds the first."""
-    if not isinstance(value, dict) or body.count(b'"') == 2 * len(
-        value
-    ):  # there are no other strings than these keys
+def may_repeat_a_key(body: bytes, value: Any) -> bool:
+    """Whether a key at the top or in `inputs` may stand twice: orjson keeps the last of them."""
+    if not isinstance(value, dict):
         return False
     inputs = value.get("inputs")
-    names = [
-        name for name in ("instances", "inputs", "examples", "signature_name") if name in value
-    ]
-    names += inputs if isinstance(inputs, dict) else ()
+    names = [*value, *(inputs if isinstance(inputs, dict) else ())]
     if len(names) > 64 or (b"\\" in body and ESCAPED_KEY.search(body)):
         return True
     return any(body.count(b'"%b"' % name.encode()) > 1 for name in names)
+
+
+JSON_SPACE = " \t\r\n"
+JSON_TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|-?\w[\w.+-]*', re.DOTALL)  # strings, words
+JSON_WORDS = {"-NaN": "NaN", "Inf": "Infinity", "-Inf": "-Infinity"}  # RapidJSON's, Python's
+JSON_ESCAPE = re.compile(  # its group: half of a surrogate pair
+    r"\\(?:u[dD][89abAB]..\\u[dD][c-fC-F]..|(u[dD][89a-fA-F]..)|.)", re.DOTALL
+)
+# How messages of Python's parser begin, and RapidJSON's text for the same; else "Invalid value."
+JSON_PROBLEMS = {
+    "Expecting property name": "Missing a name for object member.",
+    "Illegal trailing comma before end of object": "Missing a name for object member.",
+    "Expecting ':'": "Missing a colon after a name of object member.",
+    "Unterminated string": "Missing a closing quotation mark in string.",
+    "Invalid \\uXXXX": "Incorrect hex digit after \\u escape in string.",
+    "Invalid": "Invalid escape character in string.",
+}
+
+
+class Repeated(dict):
+    """An object with equal keys: the last of each, as orjson has it; in `first` the first."""
+
+    first: dict[str, Any]
+
+
+def read_object(members: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(members)
+    if len(value) == len(members):
+        return value
+    repeated = Repeated(value)
+    repeated.first = dict(reversed(members))
+    return repeated
+
+
+def read_float(number: str) -> float:
+    value = float(number)
+    if math.isinf(value):
+        raise OverflowError(number)
+    return value
+
+
+def read_integer(number: str) -> int | float:
+    """An integer of 64 bits; a float beyond them, as RapidJSON has it."""
+    if len(number) <= 20 and -(2**63) <= int(number) < 2**64:
+        return int(number)
+    return read_float(number)
+
+
+JSON_DECODER = json.JSONDecoder(
+    object_pairs_hook=read_object, parse_float=read_float, parse_int=read_integer
+)
+
+
+def parse_dialect(body: bytes) -> Any:
+    """Parse JSON in RapidJSON's dialect with Python's parser; raises BadRequest.
+
+    NaN and Inf are numbers, and what follows the value is ignored. Bytes that are no UTF-8 come
+    through as surrogate escapes. The first of equal keys wins at the top and in `inputs`.
+    """
+    if not body:
+        raise BadRequest("JSON Parse error: The document is empty")
+    text = body.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape")
+    if re.search("-NaN|Inf(?!inity)", text):
+        text = JSON_TOKEN.sub(lambda token: JSON_WORDS.get(token[0], token[0]), text)
+    try:
+        value, end = decode_json(text)
+    except RecursionError:
+        raise BadRequest("JSON Parse error: lists and objects are nested too deep") from None
+    if "\\u" in text[:end]:
+        position = find_token(text[:end], has_half_a_pair)
+        if position < end:
+            raise json_error("The surrogate pair in string is invalid.", text, position)
+    value = getattr(value, "first", value)
+    if isinstance(value, dict) and "inputs" in value:
+        value["inputs"] = getattr(value["inputs"], "first", value["inputs"])
+    return value
+
+
+def decode_json(text: str) -> tuple[Any, int]:
+    """The first value of a text, and where it ends; raises BadRequest."""
+    try:
+        value, end = JSON_DECODER.raw_decode(text, len(text) - len(text.lstrip(JSON_SPACE)))
+        if re.match("[0-9][.eE]", text[end - 1 : end + 1]):  # part of a number
+            raise json.JSONDecodeError("Expecting ',' delimiter", text, end)
+        return value, end
+    except json.JSONDecodeError as error:
+        raise json_error(explain_json(text, error), text, error.pos) from None
+    except OverflowError as error:
+        number = str(error)
+        position = find_token(text, lambda token: token.startswith(number))
+        raise json_error("Number too big to be stored in double.", text, position) from None
+
+
+def find_token(text: str, wanted: Callable[[str], bool]) -> int:
+    """Where the first string or number that is wanted begins; the text's length without one."""
+    tokens = JSON_TOKEN.finditer(text)
+    return next((token.start() for token in tokens if wanted(token[0])), len(text))
+
+
+def has_half_a_pair(token: str) -> bool:
+    return any(escape[1] for escape in JSON_ESCAPE.finditer(token))
+
+
+def explain_json(text: str, error: json.JSONDecodeError) -> str:
+    """RapidJSON's text for what Python's parser has found wrong."""
+    before, mark = text[: error.pos], text[error.pos : error.pos + 1]
+    if not before.strip(JSON_SPACE) and not mark:
+        return "The document is empty."
+    if not error.msg.startswith("Expecting ','"):
+        known = [text for start, text in JSON_PROBLEMS.items() if error.msg.startswith(start)]
+        return known[0] if known else "Invalid value."
+    if before[-1].isdigit() and mark in (".", "e", "E"):
+        return f"Miss {'fraction part' if mark == '.' else 'exponent'} in number."
+    try:
+        JSON_DECODER.decode(before + "}")
+    except json.JSONDecodeError as again:
+        if again.pos == error.pos:  # a brace does not belong there
+            return "Missing a comma or ']' after an array element."
+    return "Missing a comma or '}' after an object member."
+
+
+def json_error(problem: str, text: str, position: int) -> BadRequest:
+    offset = len(text[:position].encode("utf-8", "surrogateescape"))
+    return BadRequest(f"JSON Parse error: {problem} at offset: {offset}")
 
 
 def show(value: Any) -> str:
@@ -1321,10 +2036,154 @@ def encode_json(value: Any) -> bytes:
     )  # it may stand for a NaN
 
 
+# --- large arrays ----------------------------------------------------------------------------------
+#
+# Read into NumPy without a Python object for each number. What is unusual in any way (ragged, null,
+# strings among numbers, escapes, pictures, NaN) is left to the plain path, which has all rules and
+# texts: None says so.
+
+LARGE = 512  # bytes of an array's text; below, the plain path is as fast
+MOST_STRINGS = 512  # of a body, keys among them
+NUMBERS = b"0123456789+-.eE \t\n\r"  # what a skeleton leaves out; simdjson says whether numbers stand in the right places
+TOKEN = secrets.token_hex(16)  # stands for an array in the rest; a client cannot know it
+TOKEN_BYTES = TOKEN.encode()
+SHORT = 256  # bytes of a rest that is parsed once: clients send the same one again and again
+
+KEPT_BYTES = 8 << 20  # of a text; a parser keeps several times the largest that it has read
+parsers: list[Any] = []  # those that nobody uses now: as many as were used at once
+
+
+def read_large_json(body: bytes) -> Any | None:
+    """The JSON value of a body, its large arrays as int64, uint64 or float64; None where the plain path must read it."""
+    if b"\\" in body:
+        return None
+    rest, arrays, start = list[bytes](), list[np.ndarray](), 0
+    for _ in range(MOST_STRINGS):  # brackets and numbers up to the next string, and the string
+        quote = body.find(b'"', start)
+        end = quote if quote >= 0 else len(body)
+        if end - start < LARGE:
+            rest.append(body[start:end])
+        else:
+            first, brace = body.find(b"[", start, end), body.find(b"}", start, end)
+            last = (
+                body.rfind(b"]", start, brace if brace >= 0 else end) + 1
+            )  # behind a row's brace are others' brackets
+            array = read_array(body[first:last]) if first >= 0 else None
+            if array is None or body[last:end].lstrip().startswith(
+                b":"
+            ):  # a list is no key, its token would be one
+                return None
+            rest += [body[start:first], b'"%b%d"' % (TOKEN_BYTES, len(arrays)), body[last:end]]
+            arrays.append(array)
+        if quote < 0:
+            break
+        start = body.find(b'"', quote + 1) + 1
+        string = body[quote:start]
+        if not start or string == b'"b64"':
+            return None
+        rest.append(string)
+    else:
+        return None
+    text = b"".join(rest)
+    if not arrays or len(body) > MAX_LISTS and count_lists(text, arrays) > MAX_LISTS:
+        return None
+    try:
+        return put_back((parse_short if len(text) <= SHORT else parse_json)(text), arrays)
+    except (ServingError, RecursionError):
+        return None
+
+
+parse_short = functools.lru_cache(64)(parse_json)  # `put_back` leaves what it is given as it is
+
+
+def count_lists(text: bytes, arrays: list[np.ndarray]) -> int:
+    """The lists and objects of a body, whose arrays are no longer in its text."""
+    return (
+        text.count(b"[")
+        + text.count(b"{")
+        + sum(math.prod(array.shape[:level]) for array in arrays for level in range(array.ndim))
+    )
+
+
+def put_back(value: Any, arrays: list[np.ndarray]) -> Any:
+    """The value with the arrays in the places of their tokens."""
+    if isinstance(value, str):
+        return arrays[int(value[len(TOKEN) :])] if value.startswith(TOKEN) else value
+    if isinstance(value, dict):
+        return {key: put_back(item, arrays) for key, item in value.items()}
+    return [put_back(item, arrays) for item in value] if isinstance(value, list) else value
+
+
+def read_array(text: bytes) -> np.ndarray | None:
+    """The array that nested JSON lists of numbers spell; None unless they are rectangular, full and of 64-bit numbers."""
+    rank = rank_of_row(text)
+    shape = [1] * (rank - 1) + [-1] if rank else shape_of(text.translate(None, NUMBERS))
+    if shape is None:
+        return None
+    try:
+        parser = parsers.pop()
+    except IndexError:
+        parser = simdjson.Parser()
+    try:
+        lists = parser.parse(text)
+        flat = read_numbers(lists, is_float=b"." in text or b"e" in text or b"E" in text)
+    except (ValueError, TypeError, RuntimeError, OverflowError):
+        return None
+    finally:
+        lists = None  # the parser is free again when nothing holds what it has parsed
+        if len(text) <= KEPT_BYTES:
+            parsers.append(parser)
+    fits = (
+        flat.size == math.prod(shape) if not rank else flat.size
+    )  # a row without numbers has the skeleton of a row of one
+    return flat.reshape(shape) if fits else None
+
+
+def read_numbers(lists: Any, is_float: bool) -> np.ndarray:
+    """All numbers of nested lists: float64 if one of them is written as a float, else int64, or uint64 where they need it."""
+    if is_float:
+        return np.frombuffer(lists.as_buffer(of_type="d"), np.float64)
+    try:
+        return np.frombuffer(lists.as_buffer(of_type="i"), np.int64)
+    except (ValueError, TypeError, OverflowError):
+        return np.frombuffer(lists.as_buffer(of_type="u"), np.uint64)
+
+
+def rank_of_row(text: bytes) -> int:
+    """How many lists are around one row of numbers, [[1, 2]] has 2; 0 where there are more rows, or it takes a closer look."""
+    opened, closed = text.rfind(b"[") + 1, text.find(b"]")
+    if opened > MAX_DIMENSIONS or len(text) - closed > MAX_DIMENSIONS:
+        return 0
+    return opened if text[:opened] == b"[" * opened and text[closed:] == b"]" * opened else 0
+
+
+def shape_of(skeleton: bytes) -> list[int] | None:
+    """The shape of nested lists from their brackets and commas alone; None when rows differ.
+
+    From the inside out: lists of one level follow each other with a comma between, up to the first that has a bracket
+    behind it instead, and at last the whole must be nothing but repetitions.
+    """
+    rank = len(skeleton) - len(skeleton.lstrip(b"["))
+    unit_end = skeleton.find(b"]") + 1
+    if not 0 < rank <= MAX_DIMENSIONS or not unit_end:
+        return None
+    unit = skeleton[rank - 1 : unit_end]
+    shape = [len(unit) - 1]
+    for level in range(1, rank):
+        behind = skeleton[
+            rank - level + len(unit) :: len(unit) + 1
+        ]  # the first of these lists, and each that follows
+        count = behind.find(b"]") + 1
+        if not count:
+            return None
+        unit = b"[" + b",".join([unit] * count) + b"]"
+        shape.append(count)
+    return shape[::-1] if unit == skeleton and math.prod(shape[1:]) <= MAX_LISTS // 2 else None
+
+
 # ==================================================================================================
 # Servables
-# In: a model's folder and config. Out: `Servable`: signatures, `run(signature, inputs) -> outputs`, leases.
-# The only room that touches TensorFlow.
+# In: a base path; a function over arrays. Out: version folders; `Servable`: `run`, leases.
 # ==================================================================================================
 
 
@@ -1344,6 +2203,7 @@ class Trace:
         "version",
         "deadline",
         "has_left",
+        "waited",
     )
 
     def __init__(self, queued: float | None = None, has_left: Callable[[], bool] = lambda: False):
@@ -1353,6 +2213,7 @@ class Trace:
         self.has_left = has_left  # whether its client has
         self.began = self.ended = self.inference = self.routines = 0.0
         self.rows, self.batch, self.model, self.version = 0, 0, "", ""
+        self.waited = False  # for a model to load
 
     def limit(self, seconds: float, wish: str | None) -> None:
         """Set the deadline, `wish` being what the client asks for. Raises BadRequest for a wrong one, ServingError when it is past."""
@@ -1399,29 +2260,31 @@ class SignatureCall(typing.NamedTuple):
     seconds: float = float(
         "inf"
     )  # of one made-up row; not known where that tells nothing of others
-    kind: str = "session"  # or `frozen`, `batched`
+    kind: str = "session"  # or `frozen`, `batched`: a last value says how many rows ran at once
     bounded: bool = (
         True  # whether any input takes about as long as that row: no loops, no Python functions
     )
     tried: bool = False  # whether it has answered made-up input
-
-
-LEAVING: "weakref.WeakSet[Any]" = (
-    weakref.WeakSet()
-)  # what nobody needs any more, and only a collection frees
+    steady: bool = False  # whether many small rows, of any numbers, are answered soon as well
+    operations: frozenset[str] = frozenset()  # their kinds, of those that it may run
+    keeps: tuple[str, ...] = ()  # of these, those that may keep something of a call
 
 
 class Servable:
     """Anything that answers: signatures, and `run(signature_name, inputs) -> outputs` on arrays by name.
 
-    Requests hold a lease while they run, so that `retire` can wait for them: `close` is called once, after
-    the last one. Leases are counted under a lock; everything else is fixed at construction.
+    Requests hold a lease while they run, so that `retire` can wait for them: `close` is called once,
+    after the last one. Leases are counted under a lock; everything else is fixed at construction.
+    What answers by more than a function is a subclass with a `call` of its own.
     """
+
+    # Of a SavedModel: its session and calls, for those who wrap its loader.
+    opened: "OpenModel | None" = None
 
     def __init__(
         self,
         signatures: Mapping[str, Signature],
-        run: Callable[[str, dict[str, np.ndarray]], dict[str, np.ndarray]],
+        run: Callable[[str, dict[str, np.ndarray]], dict[str, np.ndarray]] | None = None,
         *,
         metadata: dict[str, Any] | None = None,
         device: str = "",
@@ -1429,27 +2292,42 @@ class Servable:
         calls: Mapping[str, "SignatureCall"] = types.MappingProxyType({}),
         seconds: Callable[[str], float] | None = None,
     ):
-        self.signatures, self._run, self.callables = dict(signatures), run, calls
+        self.signatures, self._run, self._calls = dict(signatures), run, calls
         self._seconds = seconds
-        self.metadata, self.device = metadata or {}, device
+        self.metadata, self._device = metadata or {}, device
         self._close = close
-        self._leases, self._retired = 0, False
+        self._leases, self._retired, self.closed = 0, False, False
         self._changed = threading.Condition()
+
+    @property
+    def callables(self) -> Mapping[str, SignatureCall]:
+        """How its signatures are called, where that is known."""
+        return self._calls
+
+    @property
+    def device(self) -> str:
+        """Where it runs, such as `GPU:0`."""
+        return self._device
 
     def seconds_of(self, name: str) -> float:
         """How long a small request takes by the signature `name`; infinity where nobody knows."""
         if self._seconds is not None:
             return self._seconds(name)
         call = self.callables.get(name)
-        return call.seconds if call is not None and call.bounded else float("inf")
+        return call.seconds if call is not None and call.steady else float("inf")
 
-    def run(self, name: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Answer arrays by name with arrays by name, by the signature `name`; timed for the request it is part of."""
-        trace = getattr(CURRENT, "trace", None)
+    def run(
+        self, name: str, inputs: dict[str, np.ndarray], trace: Trace | None = None
+    ) -> dict[str, np.ndarray]:
+        """Answer arrays by name with arrays by name, by the signature `name`.
+
+        Timed for the request that it is part of: `trace`, or that of this thread.
+        """
+        trace = trace or getattr(CURRENT, "trace", None)
         if (
             trace is None or trace.began > trace.ended
         ):  # inside a pipeline's run, which is timed as a whole
-            return self._run(name, inputs)
+            return self.call(name, inputs, trace)
         trace.began = trace.began or time.perf_counter()
         start = time.perf_counter()
         first = next(iter(inputs.values()), None)
@@ -1457,10 +2335,18 @@ class Servable:
             len(first) if first is not None and first.ndim else 1
         )  # a batch with others may have more
         try:
-            return self._run(name, inputs)
+            return self.call(name, inputs, trace)
         finally:
             trace.ended = time.perf_counter()
             trace.inference += trace.ended - start
+
+    def call(
+        self, name: str, inputs: dict[str, np.ndarray], trace: Trace | None = None
+    ) -> dict[str, np.ndarray]:
+        """Answer as `run` does, which times it; `trace` is of the request: deadline, client."""
+        if self._run is None:
+            raise NotImplementedError(f"{type(self).__name__} has neither a function nor a `call`")
+        return self._run(name, inputs)
 
     def describe_calls(self) -> dict[str, str]:
         """How each signature is called, and how long that takes with one made-up row: `{"serving_default": "session, 0.02 ms"}`."""
@@ -1498,6 +2384,7 @@ class Servable:
                 return False
         close, self._close = self._close, lambda: None
         close()
+        self.closed = True
         return True
 
 
@@ -1546,6 +2433,12 @@ def contents(files: tuple) -> list[tuple]:
     return [status[:3] for status in files[1:]]  # the first is the folder itself
 
 
+# ==================================================================================================
+# SavedModels
+# In: a `LoadRequest`: a version's folder, its model's config. Out: its `Servable`, or LoadError.
+# The only room that touches TensorFlow.
+# ==================================================================================================
+
 Function = typing.TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -1563,26 +2456,20 @@ def once(function: Function) -> Function:
 
 @once
 def tensorflow() -> Any:
-    """TensorFlow, imported when the first model is loaded: it takes seconds, and a server of other servables needs none.
+    """TensorFlow, imported when the first model is loaded.
 
-    Its import brings Keras along, of which no SavedModel needs anything (36 MB): it stays away until `tf.keras` is used,
-    as TensorFlow lets it where it is told that there is an older one, which is not there. Its 250,000 objects stay out of garbage
-    collections for good: a request whose JSON makes many lists would walk over them again and again (parsing took 3 to 6 times as long).
+    It takes seconds, and a server of other servables needs none.
     """
-    name = "TF_USE_LEGACY_KERAS"
-    away = not (
-        "tensorflow" in sys.modules or name in os.environ or importlib.util.find_spec("tf_keras")
-    )
-    if away:
-        os.environ[name] = "1"
-    try:
-        import tensorflow
-    finally:
-        if away:
-            del os.environ[name]
-    gc.collect()  # errors that the import came over hold the frames that called it
-    gc.freeze()
+    import tensorflow
+
     return tensorflow
+
+
+def usable_cores() -> int:
+    """The processor's cores that this process may use; Linux alone can tell those of the machine's."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 @once
@@ -1595,7 +2482,7 @@ def prepare_devices(limit_mb: int | None, intra_op_threads: int | None) -> None:
     if (
         intra_op_threads
         or not tf.config.threading.get_intra_op_parallelism_threads()
-        and len(os.sched_getaffinity(0)) <= 2
+        and usable_cores() <= 2
     ):
         try:
             tf.config.threading.set_intra_op_parallelism_threads(intra_op_threads or 1)
@@ -1654,8 +2541,8 @@ def import_operations(names: tuple[str, ...]) -> list[str]:
     for index, name in enumerate(names):
         try:
             importlib.import_module(name)
-        except Exception as error:  # somebody's code
-            reason = clean_message(f"{type(error).__name__}: {error}")
+        except BaseException as error:  # somebody's code, which may also end with sys.exit
+            reason = clean_message(spell(error))
             failed.append(f"$.import_modules[{index}]: {name} cannot be imported: {reason}")
             warn_once(failed[-1])
     return failed
@@ -1707,111 +2594,171 @@ def explain_operation(message: str, failed: Sequence[str] = ()) -> str:
     return f"{unknown[0]}: {'; '.join(failed) or hint}"
 
 
-DEPRECATIONS = threading.Lock()  # over LOADING
-LOADING: list[int] = []  # the threads that load
+@dataclass(frozen=True)
+class LoadRequest:
+    """A version to load; what wraps a loader passes it on without what it answers itself."""
+
+    folder: Path
+    config: ModelConfig
+    options: ServerConfig = ServerConfig()
+    modules: tuple[str, ...] = ()  # imported before: they bring operations
+    device: str = ""  # such as `GPU:0`; none: the config's first that is there
+    try_calls: bool = True  # with made-up input; not where other calls come in their place
+
+    def with_config(self, **fields: Any) -> "LoadRequest":
+        """The same request with other fields of the model's config."""
+        return dataclasses.replace(self, config=dataclasses.replace(self.config, **fields))
+
+
+Load = Callable[[LoadRequest], Servable]  # what is wrapped around one is one as well
+
+
+def load_saved_model(request: LoadRequest) -> Servable:
+    """Load a SavedModel into a TensorFlow session of its own: the plain loader, complete by itself.
+
+    A session over the SavedModel's own graph is how TensorFlow Serving runs it; a call costs
+    microseconds where a signature of `tf.saved_model.load` costs hundreds, and closing the session
+    frees the memory. Raises LoadError with the reason.
+    """
+    config, held = request.config, contextlib.ExitStack()
+    prepare_devices(request.options.gpu_memory_limit_mb, request.options.intra_op_threads)
+    failed = import_operations(request.modules)
+    device = request.device or pick_device(config.targets[0])
+    report_unread(request)
+    with load_errors(request.folder, held.close, failed):
+        session, definitions, metadata = open_session(request.folder, device, config.tags)
+        held.callback(close_session, session)
+        model = prepare_calls(config.name, device, session, definitions, metadata)
+        if request.try_calls:
+            model = try_calls(model, config)
+    return SessionServable(model, held.close)
+
+
+def report_unread(request: LoadRequest) -> None:
+    """Say in the log what of a config no wrapper of this loader has answered."""
+    config = request.config
+    unread = []
+    if config.batching:
+        unread.append("unbatched")
+    if not request.device and len(config.targets) * config.instances > 1:
+        unread.append("one replica")
+    if config.load == "on_demand":
+        unread.append("loaded at once")
+    for what in unread:
+        logger.warning(
+            "%s: %s: that needs serving_extensions/ beside serving.py", config.name, what
+        )
 
 
 @contextlib.contextmanager
-def without_deprecations() -> Iterator[None]:
-    """Keep from the host's log that TensorFlow would have v1 calls replaced.
+def load_errors(
+    folder: Path, close: Callable[[], Any], failed: Sequence[str] = ()
+) -> Iterator[None]:
+    """Tell whatever fails within as a LoadError: what is wrong with the files, or with the model.
 
-    What it names cannot do what they do here. It is kept back of the threads that load alone; the
-    filter comes with the first of them and goes with the last.
+    `close` is called then; `failed` are the modules that could not be imported.
     """
-    with DEPRECATIONS:
-        if not LOADING:
-            logging.getLogger("tensorflow").addFilter(is_no_deprecation)
-        LOADING.append(threading.get_ident())
     try:
         yield
-    finally:
-        with DEPRECATIONS:
-            LOADING.remove(threading.get_ident())
-            if not LOADING:
-                logging.getLogger("tensorflow").removeFilter(is_no_deprecation)
+    except Exception as error:
+        close()
+        raise LoadError(explain_operation(reason_of(error, folder), failed)) from error
 
 
-def is_no_deprecation(record: logging.LogRecord) -> bool:
-    return threading.get_ident() not in LOADING or "deprecated" not in record.getMessage()
+def close_session(session: Any) -> None:
+    """Free what a session holds; its graph goes with the next collection."""
+    session.close()
 
 
-@without_deprecations()
-def load_saved_model(
-    folder: Path,
-    config: ModelConfig,
-    options: ServerConfig = ServerConfig(),
-    modules: tuple[str, ...] = (),
-) -> Servable:
-    """Load a SavedModel and warm it up, once for each of its devices and instances.
+@dataclass(frozen=True)
+class OpenModel:
+    """A SavedModel in a session, and how each of its signatures is called.
 
-    `modules` are imported before: they bring operations. Raises LoadError with the reason.
-    """
-    prepare_devices(options.gpu_memory_limit_mb, options.intra_op_threads)
-    failed = import_operations(modules)
-    devices = [pick_device(target) for target in config.targets for _ in range(config.instances)]
-    load = functools.partial(load_replica, folder, config)
-    try:
-        if len(devices) == 1:
-            return load(devices[0])
-        return part("serving_rooms.replicas").load_replicas(devices, load)
-    except LoadError as error:
-        raise LoadError(explain_operation(error.message, failed)) from error
-
-
-class Answers:
-    """A SavedModel's signatures, how each is called, and why some cannot be: `run` of a servable.
-
-    Filled while the model is loaded, not changed any more when it is.
+    What wraps the loader makes another one of it, and of that another servable.
     """
 
-    def __init__(self, signatures: dict[str, Signature]):
-        self.signatures = signatures
-        self.calls: dict[str, SignatureCall] = {}
-        self.refused: dict[str, str] = {}
+    name: str  # of the model, for the log
+    device: str
+    session: Any  # TensorFlow's, closed with the servable
+    signatures: Mapping[str, Signature]
+    calls: Mapping[str, SignatureCall]
+    refused: Mapping[str, str]  # why the others cannot be called
+    metadata: dict[str, Any]
 
-    def __call__(self, name: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        if name not in self.calls:
-            reason = self.refused.get(name, "there is none of that name")
+    def own_calls(self) -> dict[str, SignatureCall]:
+        """The calls, one that two signatures share by the name of the first alone."""
+        return {name: call for name, call in self.calls.items() if self.owner(call) == name}
+
+    def with_calls(self, change: Callable[[str, SignatureCall], SignatureCall]) -> "OpenModel":
+        """The same with its calls changed, one that two signatures share once, for both."""
+        changed = {name: change(name, call) for name, call in self.own_calls().items()}
+        calls = {name: changed[self.owner(call)] for name, call in self.calls.items()}
+        return dataclasses.replace(self, calls=calls)
+
+    def owner(self, call: SignatureCall) -> str:
+        """The first signature that is called so."""
+        return next(name for name, other in self.calls.items() if other is call)
+
+
+class SessionServable(Servable):
+    """A SavedModel that is served: its calls that may take long have threads of their own."""
+
+    def __init__(self, opened: OpenModel, close: Callable[[], Any]):
+        super().__init__(
+            opened.signatures,
+            metadata=opened.metadata,
+            device=opened.device,
+            close=self.stop,
+            calls=opened.calls,
+        )
+        self.opened, self._refused, self._free = opened, opened.refused, close
+        counts = {
+            name: count_threads(call, opened.device)
+            for name, call in opened.calls.items()
+            if may_take_long(call)
+        }
+        self._pools = {
+            count: Workers(count, f"model-{opened.name}") for count in sorted(set(counts.values()))
+        }
+        self._workers = {name: self._pools[count] for name, count in counts.items()}
+
+    def call(
+        self, name: str, inputs: dict[str, np.ndarray], trace: Trace | None = None
+    ) -> dict[str, np.ndarray]:
+        call = self.callables.get(name)
+        if call is None:
+            reason = self._refused.get(name, "there is none of that name")
             raise BadRequest(f'Signature "{name}" cannot be called: {reason}')
         arrays = [fit(spec, inputs) for spec in self.signatures[name].inputs.values()]
+        values = self.compute(name, call, arrays, trace)
+        if call.kind == "batched" and trace is not None:
+            trace.batch = int(values[-1])
+        return dict(zip(call.outputs, map(as_array, values)))
+
+    def compute(
+        self, name: str, call: SignatureCall, arrays: Sequence[np.ndarray], trace: Trace | None
+    ) -> list[Any]:
+        """What TensorFlow answers, on this thread or on the model's own; its errors as ours."""
+        workers = self._workers.get(name)
         try:
-            values = self.calls[name].run(*arrays)
+            if workers is None:
+                return call.run(*arrays)
+            return workers.run(call.run, *arrays, trace=trace)
         except tensorflow().errors.OpError as error:
             code = CODE_NAMES[error.error_code]
             raise ServingError(clean_message(error.message), code) from error
         except UnicodeDecodeError as error:  # TensorFlow's message quotes bytes that are no text
             raise BadRequest(clean_message(error.object.decode("utf-8", "replace"))) from error
-        return dict(zip(self.calls[name].outputs, map(as_array, values)))
 
+    def stop(self) -> None:
+        """End the threads, and free the model when none of them runs any more.
 
-def load_replica(folder: Path, config: ModelConfig, device: str) -> Servable:
-    """Load a SavedModel into a TensorFlow session of its own.
-
-    A session over the SavedModel's own graph is how TensorFlow Serving runs it; a call costs
-    microseconds where a signature of `tf.saved_model.load` costs hundreds, and closing the session
-    frees the memory.
-    """
-    owned = contextlib.ExitStack()  # what has to be closed
-    try:
-        session, definitions, metadata = open_session(folder, device, config.tags)
-        owned.callback(LEAVING.add, session.graph)
-        owned.callback(session.close)
-        described = describe(definitions)["signature_def"]
-        answers = Answers({name: read_signature(one) for name, one in described.items()})
-        prepare_calls(session, answers, device, config, owned)
-        if Auth is not AllPolicy:
-            part("serving_rooms.warmup").replay(folder, answers)
-    except Exception as error:  # whatever is wrong with the files, or with the model
-        owned.close()
-        raise LoadError(reason_of(error, folder)) from error
-    return Servable(
-        answers.signatures,
-        answers,
-        metadata=metadata,
-        device=device,
-        close=owned.close,
-        calls=answers.calls,
-    )
+        A session waits in its close for what runs in it, for ever where a model hangs.
+        """
+        close = self._free
+        for workers in self._pools.values():
+            close = functools.partial(workers.close, close)
+        close()
 
 
 def reason_of(error: Exception, folder: Path) -> str:
@@ -1871,35 +2818,42 @@ def open_session(
 
     Some files hold variables twice and restore one set only: as objects, they are loaded into a graph where TensorFlow ties the two.
     """
-    session, definitions = (
-        part("serving_rooms.objects").open_used(folder, device, tags)
-        if Auth is not AllPolicy
-        else (None, None)
-    )
+    session, definitions = open_used(folder, device, tags)
     if definitions is None:
         session, definitions = open_graph(folder, device, tags)
-    renamed = (
-        part("serving_rooms.objects").rename_tensors(definitions, folder)
-        if (folder / "mapping_config.json").is_file()
-        else {}
-    )
+    renamed = rename_tensors(definitions, folder)
     metadata = describe(definitions)
     if session is None:
-        session = part("serving_rooms.objects").open_objects(
-            folder, device, definitions, renamed, tags
-        )
+        session = open_objects(folder, device, definitions, renamed, tags)
     return session, definitions, metadata
 
 
-def all_filled(session: Any) -> bool:
-    """Whether each variable of a session has a value."""
-    handles = [op.outputs[0] for op in session.graph.get_operations() if op.type == "VarHandleOp"]
+def is_filled(session: Any) -> dict[Any, bool]:
+    """Whether it has a value, of each variable of a session, by the operation that names it."""
+    variables = [op for op in session.graph.get_operations() if op.type == "VarHandleOp"]
+    ask = tensorflow().raw_ops.VarIsInitializedOp
     with session.graph.as_default():
-        return all(
-            session.run(
-                [tensorflow().raw_ops.VarIsInitializedOp(resource=handle) for handle in handles]
+        asked = [ask(resource=variable.outputs[0]) for variable in variables]
+    return dict(zip(variables, session.run(asked)))
+
+
+def check_variables(session: Any) -> None:
+    """Raise LoadError for a variable that a checkpoint has filled with another shape than it has.
+
+    TensorFlow takes any: the answers would be of another model, or of none.
+    """
+    tf = tensorflow()
+    variables = [variable for variable, filled in is_filled(session).items() if filled]
+    with session.graph.as_default():
+        asked = [tf.raw_ops.VariableShape(input=variable.outputs[0]) for variable in variables]
+    for variable, sizes in zip(variables, session.run(asked)):
+        shape = tf.TensorShape(variable.get_attr("shape"))
+        if not shape.is_compatible_with(sizes):
+            name = variable.get_attr("shared_name").decode() or variable.name
+            raise LoadError(
+                f"variable '{name}' is {print_shape(shape.as_list())} in the graph, "
+                f"{print_shape(sizes.tolist())} in the checkpoint"
             )
-        )
 
 
 @contextlib.contextmanager
@@ -1926,7 +2880,8 @@ def open_graph(
         except RuntimeError:  # also where there is no such graph
             find_graph(read_graphs(folder), tags)
             raise
-    if not all_filled(session):
+        check_variables(session)
+    if not all(is_filled(session).values()):
         session.close()
         session = None
     return session, dict(meta_graph.signature_def)
@@ -2006,6 +2961,289 @@ def read_shape(shape: Mapping[str, Any]) -> tuple[int | None, ...] | None:
 
 
 # --------------------------------------------------------------------------------------------------
+# A session over what the signatures use
+# --------------------------------------------------------------------------------------------------
+
+READ_SUFFIX = "/Read/ReadVariableOp"  # stands beside each variable; freezing reads them by it
+PLAIN_STATE = {
+    "VarHandleOp",
+    "ReadVariableOp",
+    "StatefulPartitionedCall",
+}  # other operations that have a state want more than a checkpoint
+INIT_SIGNATURE = "__saved_model_init_op"
+INIT_COLLECTIONS = {"saved_model_main_op", "legacy_init_op"}
+
+
+def open_used(
+    folder: Path, device: str, tags: Sequence[str] = ("serve",)
+) -> tuple[Any | None, dict[str, Any] | None]:
+    """A session over what the signatures use, its variables filled; and the SignatureDefs.
+
+    TensorFlow's loader for sessions takes some three times as long: it brings in the functions that
+    save and restore, and fills variables that no signature uses, which then stay in memory. Keras
+    stores each twice. The session is None where it is not certain what each variable holds. The
+    SignatureDefs are None where TensorFlow's loader is to be tried next; not in files that hold
+    more variables than their checkpoint does, of which it may fill the wrong ones.
+    """
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    tf = tensorflow()
+    file, prefix = folder / "saved_model.pb", folder / "variables" / "variables"
+    if not file.is_file() or not prefix.with_suffix(".index").is_file():
+        return None, None
+    graphs = saved_model_pb2.SavedModel.FromString(file.read_bytes()).meta_graphs
+    graph = next((graph for graph in graphs if set(graph.meta_info_def.tags) == set(tags)), None)
+    if graph is None:
+        return None, None
+    reader, session = tf.train.load_checkpoint(str(prefix)), None
+    try:
+        used = extract_used(graph, choose_sound(graph, folder.name))
+        if keys := checkpoint_keys(graph, used, reader):
+            session = open_filled(used, keys, prefix, device, graph.meta_info_def.stripped_op_list)
+    except (
+        Exception
+    ) as error:  # whatever is wrong with the files: TensorFlow's own loaders say it better
+        logger.debug("%s is loaded whole: %s", folder.name, clean_message(str(error)))
+    doubled = sum(node.op == "VarHandleOp" for node in graph.graph_def.node) > len(
+        reader.get_variable_to_shape_map()
+    )
+    return session, dict(graph.signature_def) if session or doubled else None
+
+
+def choose_sound(graph: Any, label: str) -> list[str]:
+    """The signatures of a MetaGraphDef whose operations and functions are all there.
+
+    One that is not whole would not let the others be loaded; the log says what it lacks.
+    """
+    sound = []
+    for name in graph.signature_def:
+        try:
+            missing = find_missing(extract_used(graph, [name]))
+        except (AssertionError, KeyError, ValueError) as error:  # tensors that are not there
+            missing = clean_message(str(error))
+        if missing:
+            logger.warning("%s: signature %s is left out: %s", label, name, missing)
+        else:
+            sound.append(name)
+    return sound
+
+
+def find_missing(used: Any) -> str:
+    """What a graph calls that is neither an operation of TensorFlow's nor a function of its own."""
+    from tensorflow.python.framework import op_def_registry
+
+    functions = {function.signature.name: function for function in used.library.function}
+    bodies = [used.node, *(function.node_def for function in functions.values())]
+    for node in itertools.chain.from_iterable(bodies):
+        if node.op not in functions and op_def_registry.get(node.op) is None:
+            return f"there is no operation '{node.op}'"
+        lost = sorted(called_names(node.attr) - functions.keys() - {""})
+        if lost:
+            return f"there is no function '{lost[0]}'"
+    return ""
+
+
+def extract_used(graph: Any, signatures: Iterable[str]) -> Any:
+    """The part of a MetaGraphDef's graph that signatures are made of, with what it calls."""
+    extract = tensorflow().compat.v1.graph_util.extract_sub_graph
+    infos = (
+        info
+        for name in signatures
+        for signature in [graph.signature_def[name]]
+        for side in (signature.inputs, signature.outputs)
+        for info in side.values()
+    )
+    names = {
+        info.name.split(":")[0] for info in infos if info.name
+    }  # sparse and composite tensors have none
+    reads = {
+        node.name + READ_SUFFIX
+        for node in extract(graph.graph_def, sorted(names)).node
+        if node.op == "VarHandleOp"
+    }
+    used = extract(
+        graph.graph_def, sorted(names | reads & {node.name for node in graph.graph_def.node})
+    )
+    functions = called_functions(used.node, used.library)
+    if not used.library.gradient:
+        del used.library.function[:]
+        used.library.function.extend(functions)
+    return used
+
+
+def checkpoint_keys(graph: Any, used: Any, reader: Any) -> dict[str, str] | None:
+    """The checkpoint's key for each variable of the used part.
+
+    None where one is not certain, or there is more to restore. A function lists the objects that it
+    is bound to (saved_object_graph.proto), and takes them as its last inputs; the checkpoint has
+    the key of each object (trackable_object_graph.proto): so `tf.saved_model.load` ties them.
+    """
+    from tensorflow.core.protobuf import trackable_object_graph_pb2
+
+    if not reader.has_tensor("_CHECKPOINTABLE_OBJECT_GRAPH") or has_more_to_restore(graph, used):
+        return None
+    stored = trackable_object_graph_pb2.TrackableObjectGraph.FromString(
+        reader.get_tensor("_CHECKPOINTABLE_OBJECT_GRAPH")
+    ).nodes
+    saved = graph.object_graph_def
+    if [sorted_children(node) for node in stored] != [
+        sorted_children(node) for node in saved.nodes
+    ]:
+        return None
+    keys = bound_keys(used, saved, stored)
+    handles = {node.name: node.attr for node in used.node if node.op == "VarHandleOp"}
+    if keys is None or keys.keys() != handles.keys():
+        return None
+    shapes, dtypes = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()
+    for name, key in keys.items():
+        shape = tensorflow().TensorShape(handles[name]["shape"].shape)
+        if key not in shapes or dtypes[key] != handles[name]["dtype"].type:
+            return None
+        if not shape.is_compatible_with(shapes[key]):
+            return None
+    return keys
+
+
+def bound_keys(used: Any, saved: Any, stored: Sequence[Any]) -> dict[str, str] | None:
+    """The key for each variable that functions are bound to; None where two give it other ones."""
+    handles = {node.name for node in used.node if node.op == "VarHandleOp"}
+    keys: dict[str, str] = {}
+    for node in used.node:
+        if "f" not in node.attr:
+            continue
+        bound = saved.concrete_functions[node.attr["f"].func.name].bound_inputs
+        inputs = [name for name in node.input if not name.startswith("^")]
+        for name, number in zip(inputs[len(inputs) - len(bound) :], bound):
+            key = key_of(stored[number])
+            if name in handles and keys.setdefault(name, key) != key:
+                return None
+    return keys
+
+
+def key_of(node: Any) -> str:
+    """The checkpoint's key of an object, empty for one that is no variable."""
+    keys = [a.checkpoint_key for a in node.attributes if a.name == "VARIABLE_VALUE"]
+    return keys[0] if keys else ""
+
+
+def has_more_to_restore(graph: Any, used: Any) -> bool:
+    """Whether a SavedModel has assets, something to run when it is loaded, or tables and the like."""
+    from tensorflow.python.framework import op_def_registry
+
+    starts = (
+        [info.name for info in graph.signature_def[INIT_SIGNATURE].outputs.values()]
+        if INIT_SIGNATURE in graph.signature_def
+        else []
+    )
+    starts += [
+        name
+        for key in INIT_COLLECTIONS & graph.collection_def.keys()
+        for name in graph.collection_def[key].node_list.value
+    ]
+    names = {name.split(":")[0] for name in starts}
+    if graph.asset_file_def or any(
+        node.op != "NoOp" or node.input for node in graph.graph_def.node if node.name in names
+    ):
+        return True
+    kinds = {node.op for node in used.node} - PLAIN_STATE
+    return any(
+        definition is None or definition.is_stateful
+        for definition in map(op_def_registry.get, kinds)
+    )
+
+
+def sorted_children(node: Any) -> list[tuple[str, int]]:
+    return sorted((child.local_name, child.node_id) for child in node.children)
+
+
+def open_filled(
+    used: Any, keys: Mapping[str, str], prefix: Path, device: str, producer: Any
+) -> Any:
+    """A session over a graph, each of its variables restored from the checkpoint by its key."""
+    tf = tensorflow()
+    dtypes = {node.name: node.attr["dtype"].type for node in used.node if node.op == "VarHandleOp"}
+    with new_session(device) as session:
+        tf.graph_util.import_graph_def(used, name="", producer_op_list=producer)
+        handles = [session.graph.get_tensor_by_name(f"{name}:0") for name in keys]
+        with session.graph.device("/device:CPU:0"):
+            values = tf.raw_ops.RestoreV2(
+                prefix=str(prefix),
+                tensor_names=list(keys.values()),
+                shape_and_slices=[""] * len(keys),
+                dtypes=[dtypes[name] for name in keys],
+            )
+        session.run(
+            [
+                tf.raw_ops.AssignVariableOp(resource=handle, value=value)
+                for handle, value in zip(handles, values)
+            ]
+        )
+    return session
+
+
+# --------------------------------------------------------------------------------------------------
+# As objects, and by other names
+# --------------------------------------------------------------------------------------------------
+
+
+def open_objects(
+    folder: Path,
+    device: str,
+    definitions: Mapping[str, Any],
+    renamed: Mapping[str, Mapping[str, str]],
+    tags: Sequence[str] = ("serve",),
+) -> Any:
+    """Load a SavedModel's objects into a session's graph; the SignatureDefs then name its tensors."""
+    tf = tensorflow()
+    with new_session(device) as session:
+        loaded = tf.saved_model.load(str(folder), tags=list(tags))
+        session.run(
+            [tf.compat.v1.global_variables_initializer(), tf.compat.v1.tables_initializer()]
+        )
+        check_variables(session)
+        for name, function in loaded.signatures.items():
+            rewire(definitions[name], function, renamed)
+    return session
+
+
+def rewire(definition: Any, function: Any, renamed: Mapping[str, Mapping[str, str]]) -> None:
+    """Call a loaded signature in the current graph; its SignatureDef names the tensors of that."""
+    placeholder = tensorflow().compat.v1.placeholder
+    inputs = {
+        name: placeholder(spec.dtype, spec.shape)
+        for name, spec in function.structured_input_signature[1].items()
+    }
+    for side, tensors in (("inputs", inputs), ("outputs", function(**inputs))):
+        for name, tensor in tensors.items():
+            getattr(definition, side)[renamed.get(side, {}).get(name, name)].name = tensor.name
+
+
+def rename_tensors(definitions: Mapping[str, Any], folder: Path) -> dict[str, dict[str, str]]:
+    """Apply OpenVINO Model Server's mapping_config.json, and return it.
+
+    It has names for requests instead of the model's own. Raises LoadError where two are the same.
+    """
+    path = folder / "mapping_config.json"
+    if not path.is_file():
+        return {}
+    mapping = json.loads(path.read_bytes())
+    for definition in definitions.values():
+        for side in ("inputs", "outputs"):
+            tensors = getattr(definition, side)
+            stored = {
+                own: type(info).FromString(info.SerializeToString())
+                for own, info in tensors.items()
+            }
+            tensors.clear()
+            for own, info in stored.items():
+                exposed = mapping.get(side, {}).get(own, own)
+                if exposed in tensors:
+                    raise LoadError(f"mapping_config.json gives two {side} the name '{exposed}'")
+                tensors[exposed].CopyFrom(info)
+    return mapping
+
+
+# --------------------------------------------------------------------------------------------------
 # What a signature takes and answers
 # --------------------------------------------------------------------------------------------------
 
@@ -2014,6 +3252,9 @@ CARRIED = NUMPY_DTYPES | {
     "DT_COMPLEX64": np.dtype(np.complex64),
     "DT_COMPLEX128": np.dtype(np.complex128),
 }
+
+
+NO_INPUTS = "it has no inputs, which :predict needs"  # TensorFlow Serving loads it all the same
 
 
 def is_runnable(signature: Signature) -> bool:
@@ -2028,6 +3269,8 @@ def check_signature(graph: Any, signature: Signature) -> Signature:
 
     Raises LoadError for one that cannot be called.
     """
+    if not signature.inputs:
+        raise LoadError(NO_INPUTS)
     if not is_runnable(signature):
         raise LoadError("it has sparse, composite or no tensors, which REST cannot carry")
     for spec in signature.outputs.values():
@@ -2146,32 +3389,37 @@ def make_callable(
 
 
 def prepare_calls(
-    session: Any, answers: Answers, device: str, config: ModelConfig, owned: contextlib.ExitStack
-) -> None:
-    """Find how each signature is called, or why it cannot be. `owned` closes what that needs.
+    name: str,
+    device: str,
+    session: Any,
+    definitions: Mapping[str, Any],
+    metadata: dict[str, Any],
+) -> OpenModel:
+    """Find how each signature of a model is called, or why it cannot be.
 
     Raises LoadError where none can be called: a model that answers nothing is not served.
     """
-    signatures, refused = answers.signatures, answers.refused
-    plans, twins = plan_calls(session.graph, signatures, refused), dict[str, str]()
-    graph, frozen = session.graph.as_graph_def(), None
-    nodes = {name: used_nodes(graph, plan) for name, plan in plans.items()}
-    if Auth is not AllPolicy:
-        room = part("serving_rooms.calls")
-        twins = room.find_twins(graph, {name: signatures[name] for name in plans})
-        plans = {name: plan for name, plan in plans.items() if name not in twins}
-        frozen = room.freeze(session, graph, nodes, plans, device, config, owned)
-    session, made = frozen or (session, make_calls(session, plans, refused))
-    refused |= {name: refused[other] for name, other in twins.items() if other in refused}
-    report_refused(config.name, made, refused)
-    for name, call in made.items():
-        label = f"{config.name}: signature {name}"
-        made[name] = warm_up(call, signatures[name], nodes[name], label, config)
-    if Auth is not AllPolicy:
-        room.tune(session, nodes, signatures, made, device, config, owned)
-    elif config.batching:
-        logger.warning("%s: unbatched: that needs serving_rooms/ beside serving.py", config.name)
-    answers.calls |= made | {name: made[other] for name, other in twins.items() if other in made}
+    described = describe(definitions)["signature_def"]
+    signatures = {signature: read_signature(one) for signature, one in described.items()}
+    refused: dict[str, str] = {}
+    plans = plan_calls(session.graph, signatures, refused)
+    graph = session.graph.as_graph_def()
+    twins = find_twins(graph, {signature: signatures[signature] for signature in plans})
+    plans = {
+        signature: know_operations(graph, plan)
+        for signature, plan in plans.items()
+        if signature not in twins
+    }
+    plans = {
+        signature: plan
+        for signature, plan in plans.items()
+        if is_rank_known(signatures[signature], plan, signature, refused)
+    }
+    calls = make_calls(session, plans, refused)
+    refused |= {twin: refused[other] for twin, other in twins.items() if other in refused}
+    report_refused(name, calls, refused)
+    calls |= {twin: calls[other] for twin, other in twins.items() if other in calls}
+    return OpenModel(name, device, session, signatures, calls, refused, metadata)
 
 
 def plan_calls(
@@ -2201,6 +3449,46 @@ def plan_call(graph: Any, signature: Signature) -> SignatureCall:
     return SignatureCall(not_made, feeds, fetches, list(fetched))
 
 
+def know_operations(graph: Any, plan: SignatureCall) -> SignatureCall:
+    """A plan with what is known of it by the operations that it may run."""
+    nodes = used_nodes(graph, plan)
+    kinds = frozenset(node.op for node in nodes)
+    keeps = tuple(sorted({node.op for node in nodes if leaves_behind(node)}))
+    return plan._replace(operations=kinds, keeps=keeps, bounded=not UNBOUNDED & kinds)
+
+
+# Operations that end the process on an input of another rank than theirs (oneDNN's kernels).
+OF_ONE_RANK = {
+    "Conv2D",
+    "Conv2DBackpropFilter",
+    "Conv2DBackpropInput",
+    "Conv3D",
+    "Conv3DBackpropFilterV2",
+    "Conv3DBackpropInputV2",
+    "DepthwiseConv2dNative",
+    "DepthwiseConv2dNativeBackpropFilter",
+    "DepthwiseConv2dNativeBackpropInput",
+}
+
+
+def is_rank_known(
+    signature: Signature, plan: SignatureCall, name: str, refused: dict[str, str]
+) -> bool:
+    """Whether requests of a wrong rank can be told, where one would end the process.
+
+    Why not is put into `refused` by the signature's name.
+    """
+    fixed = sorted(OF_ONE_RANK & plan.operations)
+    for spec in signature.inputs.values():
+        if fixed and spec.shape is None and spec.dtype != "DT_STRING":
+            refused[name] = (
+                f"input '{spec.name}' takes any rank, and {fixed[0]} one of them only: "
+                "export it with the shape that it takes"
+            )
+            return False
+    return True
+
+
 def not_made(*arrays: np.ndarray) -> list[np.ndarray]:
     """Stand for the function of a call that is only planned."""
     raise LoadError("the model is not loaded yet")
@@ -2224,7 +3512,7 @@ def report_refused(
 ) -> None:
     """Say in the log what of a model cannot be called; LoadError where nothing can."""
     told = {name: reason for name, reason in refused.items() if name != "__saved_model_init_op"}
-    if told and not calls:
+    if told and not calls and NO_INPUTS not in told.values():
         raise LoadError(
             "; ".join(
                 f"signature {name} cannot be called: {reason}" for name, reason in told.items()
@@ -2232,11 +3520,68 @@ def report_refused(
         )
     for name, reason in told.items():
         logger.warning("%s: signature %s cannot be called: %s", label, name, reason)
-    if not calls:
+    if not calls and not told:
         logger.warning(
             "%s has no signature, so that nothing can be asked of it: export it with signatures",
             label,
         )
+
+
+# --------------------------------------------------------------------------------------------------
+# One function under two names
+# --------------------------------------------------------------------------------------------------
+
+
+def find_twins(graph: Any, signatures: Mapping[str, Signature]) -> dict[str, str]:
+    """Signatures that are another one under a second name, by the name of that other.
+
+    Keras exports `serve` and `serving_default`: they call functions that are equal but for their
+    names, with the same variables.
+    """
+    nodes = {node.name: node for node in graph.node}
+    functions = {function.signature.name: function for function in graph.library.function}
+    first, twins = dict[Any, str](), dict[str, str]()
+    for name in sorted(signatures, key=lambda name: (name != "serving_default", name)):
+        key = call_key(signatures[name], nodes, functions)
+        if key and first.setdefault(key, name) != name:
+            twins[name] = first[key]
+    return twins
+
+
+def call_key(
+    signature: Signature, nodes: Mapping[str, Any], functions: Mapping[str, Any]
+) -> tuple | None:
+    """What two signatures have in common that are the same; None for one of no single function."""
+    callers = {spec.tensor.split(":")[0] for spec in signature.outputs.values()}
+    call = nodes.get(callers.pop()) if len(callers) == 1 else None
+    if call is None or call.attr["f"].func.name not in functions:
+        return None
+    feeds = {
+        spec.tensor.split(":")[0]: (name, spec.dtype, spec.shape)
+        for name, spec in signature.inputs.items()
+    }
+    fetches = tuple(
+        (name, spec.dtype, spec.shape, spec.tensor.split(":")[-1])
+        for name, spec in signature.outputs.items()
+    )
+    function = copy.deepcopy(functions[call.attr["f"].func.name])
+    function.signature.ClearField("name")
+    for attributes in function.arg_attr.values():
+        attributes.attr.pop("_user_specified_name", None)
+    others = sorted(
+        (name, value.SerializeToString(deterministic=True))
+        for name, value in call.attr.items()
+        if name != "f"
+    )
+    inputs = tuple(feeds.get(tensor.split(":")[0], tensor) for tensor in call.input)
+    return (
+        call.op,
+        inputs,
+        tuple(feeds.values()),
+        fetches,
+        tuple(others),
+        function.SerializeToString(deterministic=True),
+    )
 
 
 # --------------------------------------------------------------------------------------------------
@@ -2376,35 +3721,45 @@ def leaves_behind(node: Any) -> bool:
     )
 
 
+def try_calls(model: OpenModel, config: ModelConfig) -> OpenModel:
+    """A model whose calls have been tried, where that leaves nothing behind."""
+
+    def attempt(name: str, call: SignatureCall) -> SignatureCall:
+        return warm_up(call, model.signatures[name], f"{model.name}: signature {name}", config)
+
+    return model.with_calls(attempt)
+
+
 def warm_up(
-    call: SignatureCall, signature: Signature, nodes: Sequence[Any], label: str, config: ModelConfig
+    call: SignatureCall, signature: Signature, label: str, config: ModelConfig
 ) -> SignatureCall:
     """Call a signature with made-up input where that leaves nothing behind.
 
     TensorFlow plans a graph at its first call, and that time belongs to loading.
     """
-    if reason := why_untried(signature, nodes, config):
+    if reason := why_untried(signature, call, config):
         logger.info("%s is not warmed up: %s", label, reason)
         return call
     strings = has_strings(signature)  # made-up ones are no good examples or pictures; no rows are
-    counts = {node.op for node in nodes} <= ELEMENTWISE
+    counts = call.operations <= ELEMENTWISE
     inputs = many_numbers(signature) if counts else sample_inputs(signature, 0 if strings else 1)
     try:
         call.run(*inputs)
         known = counts or is_typical(signature)
         seconds = time_call(call.run, inputs) if known else float("inf")
+        steady = counts or known and is_steady(signature, call, seconds)
     except (tensorflow().errors.OpError, UnicodeDecodeError) as error:
         reason = clean_message(str(error)).partition("\n")[0]
         logger.info("%s is not warmed up: made-up input does not suit it: %s", label, reason)
         return call
-    return call._replace(tried=True, seconds=seconds)
+    return call._replace(tried=True, seconds=seconds, steady=steady)
 
 
-def why_untried(signature: Signature, nodes: Sequence[Any], config: ModelConfig) -> str:
+def why_untried(signature: Signature, call: SignatureCall, config: ModelConfig) -> str:
     """Why a signature is not called with made-up input; empty where it may be."""
     if not config.warm_up:
         return '"warm_up" is false'
-    counts = {node.op for node in nodes} <= ELEMENTWISE
+    counts = call.operations <= ELEMENTWISE
     for name, spec in signature.inputs.items():
         if spec.shape is None and not counts:  # a wrong rank can end the process
             return f"the rank of input '{name}' is not known"
@@ -2412,8 +3767,9 @@ def why_untried(signature: Signature, nodes: Sequence[Any], config: ModelConfig)
         spec.shape and spec.shape[0] is None for spec in signature.inputs.values()
     ):
         return "made-up strings do not suit it"
-    kept = sorted({node.op for node in nodes if leaves_behind(node)})
-    return f"its graph may keep something of a call ({', '.join(kept[:5])})" if kept else ""
+    if not call.keeps:
+        return ""
+    return f"its graph may keep something of a call ({', '.join(call.keeps[:5])})"
 
 
 # What does the same to each number, whatever shape they come in: how many there are tells how long it takes.
@@ -2442,7 +3798,89 @@ ELEMENTWISE = {
     "Tanh",
     "Cast",
 }
+# What makes of an input no more than its sizes tell, whatever its numbers are.
+STEADY = ELEMENTWISE | {
+    "Abs",
+    "ArgMax",
+    "AvgPool",
+    "BatchMatMulV2",
+    "BiasAdd",
+    "ConcatV2",
+    "Conv2D",
+    "DepthwiseConv2dNative",
+    "Einsum",
+    "Elu",
+    "Equal",
+    "Erf",
+    "Exp",
+    "ExpandDims",
+    "Floor",
+    "FusedBatchNormV3",
+    "GatherV2",
+    "Greater",
+    "GreaterEqual",
+    "LeakyRelu",
+    "Less",
+    "LessEqual",
+    "Log",
+    "LogSoftmax",
+    "LogicalAnd",
+    "LogicalNot",
+    "LogicalOr",
+    "MatMul",
+    "Max",
+    "MaxPool",
+    "Mean",
+    "Min",
+    "NotEqual",
+    "Pack",
+    "Pow",
+    "Prod",
+    "ResourceGather",
+    "Reshape",
+    "Rsqrt",
+    "Select",
+    "SelectV2",
+    "Selu",
+    "Shape",
+    "Sign",
+    "Softmax",
+    "Softplus",
+    "Split",
+    "Sqrt",
+    "SquaredDifference",
+    "Squeeze",
+    "StopGradient",
+    "StridedSlice",
+    "Sum",
+    "Transpose",
+    "Unpack",
+    "_FusedConv2D",
+    "_FusedMatMul",
+}
 MANY = 8192  # as many numbers as some 16 KB of JSON hold
+SHORT_SECONDS = 0.0005  # of one row: what is less is short
+STEADY_SECONDS = 0.005  # the longest that many rows may take
+STEADY_BYTES = 1 << 20  # the most that they may be answered with
+
+
+def is_steady(signature: Signature, call: SignatureCall, seconds: float) -> bool:
+    """Whether a request of up to MANY numbers is soon answered: tried with ever more rows.
+
+    `seconds` is the time of one row.
+    """
+    if not call.operations <= STEADY or seconds > SHORT_SECONDS:
+        return False
+    shapes = [spec.shape or () for spec in signature.inputs.values()]
+    numbers = max(math.prod(size or 1 for size in shape[1:]) for shape in shapes)
+    most, rows = max(1, MANY // max(1, numbers)), 1
+    while rows < most:
+        rows = min(8 * rows, most)
+        inputs = sample_inputs(signature, rows)
+        answered = sum(np.asarray(value).nbytes for value in call.run(*inputs))
+        if answered > STEADY_BYTES or time_call(call.run, inputs) > STEADY_SECONDS:
+            return False
+    return True
 
 
 def many_numbers(signature: Signature) -> list[np.ndarray]:
@@ -2500,6 +3938,118 @@ def sample_inputs(signature: Signature, rows: int) -> list[np.ndarray]:
     return samples
 
 
+# --------------------------------------------------------------------------------------------------
+# Threads of a model's own
+# --------------------------------------------------------------------------------------------------
+
+MOST_THREADS = 64  # of a model whose calls may take any time
+LONG_SECONDS = 0.001  # a call that takes so long is worth a hand-over to another thread (30 us)
+
+# What takes as long as its input, or somebody's code, wants.
+UNBOUNDED = {
+    "PyFunc",
+    "PyFuncStateless",
+    "EagerPyFunc",
+    "While",
+    "StatelessWhile",
+    "NextIteration",
+    "ReadFile",
+    "WriteFile",
+    "QueueDequeueV2",
+}
+
+
+def may_take_long(call: SignatureCall) -> bool:
+    """Whether a call has threads of the model's own; a batch has those of its scheduler."""
+    return call.kind != "batched" and not (call.bounded and call.seconds < LONG_SECONDS)
+
+
+def count_threads(call: SignatureCall, device: str) -> int:
+    """How many calls of a kind run at once: as many as cores of those that only compute.
+
+    More would take turns, each with less of the caches, and TensorFlow keeps what oneDNN has
+    prepared for each thread: on thirty threads it would be held thirty times.
+    """
+    computes = call.bounded and call.seconds < float("inf") and device.startswith("CPU")
+    return usable_cores() if computes else MOST_THREADS
+
+
+class Workers:
+    """Threads for the calls of one model, up to `count`, started when needed; first come first.
+
+    A request whose time is over is told so, and its call runs on.
+    """
+
+    def __init__(self, count: int, name: str):
+        self.jobs: queue.SimpleQueue = queue.SimpleQueue()
+        self.count, self.name = count, name
+        self.started = self.open = 0  # threads; jobs that are not done
+        self._lock = threading.Lock()
+        self._after: Callable[[], Any] | None = None  # the last job, when the threads end
+
+    def run(self, function: Callable, *arguments: Any, trace: Trace | None = None) -> Any:
+        """Run a function when a thread is free.
+
+        ServingError at the deadline of `trace`; what waits then never runs.
+        """
+        if trace is None:
+            return self.submit(function, *arguments).result()
+        future = self.submit(function, *arguments, wanted=lambda: not trace.has_left())
+        limited = trace.deadline < float("inf")
+        try:
+            return future.result(max(0.0, trace.remaining()) if limited else None)
+        except CancelledError:
+            raise ServingError("The client has left", "CANCELLED") from None
+        except FutureTimeoutError:
+            if future.done() and not future.cancelled():  # the function's own TimeoutError
+                raise
+            future.cancel()
+            raise ServingError(
+                "The model took longer than the request's time", "DEADLINE_EXCEEDED"
+            ) from None
+
+    def submit(
+        self, function: Callable, *arguments: Any, wanted: Callable[[], bool] = lambda: True
+    ) -> Future:
+        """Have a function run when a thread is free, unless it is not `wanted` then."""
+        future: Future = Future()
+        with self._lock:
+            self.open += 1
+            if self.started < min(self.open, self.count):
+                threading.Thread(
+                    target=self.work, name=f"{self.name}-{self.started}", daemon=True
+                ).start()
+                self.started += 1
+        self.jobs.put((future, wanted, function, arguments))
+        return future
+
+    def work(self) -> None:
+        while (job := self.jobs.get()) is not None:
+            future, wanted, function, arguments = job
+            if not wanted():
+                future.cancel()
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(function(*arguments))
+                except BaseException as error:
+                    future.set_exception(error)
+            with self._lock:
+                self.open -= 1
+                after = None if self.open else self._after
+            if after:
+                after()
+            del job, future, wanted, function, arguments  # an answer is not held until the next one
+
+    def close(self, after: Callable[[], Any] = lambda: None) -> None:
+        """Let the threads end, each after what it runs; the last one, or this, calls `after`."""
+        with self._lock:
+            self._after, idle = after, not self.open
+        for _ in range(self.started):
+            self.jobs.put(None)
+        if idle:
+            after()
+
+
 # ==================================================================================================
 # Model manager
 # In: a Config, again and again. Out: a leased Servable for (model, version or label); states of all versions.
@@ -2540,16 +4090,12 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What requests need of a config, made ready once by serving_rooms/assembly.py; replaced as a whole when the config changes."""
+    """What requests need of a config, made ready once; replaced as a whole when the config changes."""
 
-    keys: Any = None  # serving_rooms.keys.KeyRing
-    deployments: Mapping[str, Any] = field(
-        default_factory=dict
-    )  # serving_rooms.pictures.ReadyDeployment by id
-    endpoints: Mapping[str, Any] = field(
-        default_factory=dict
-    )  # serving_rooms.endpoints.Endpoint by path
-    limits: Any = None  # routines.ImageLimits
+    keys: Any = None  # KeyRing
+    deployments: Mapping[str, Any] = field(default_factory=dict)  # ReadyDeployment by id
+    routines: Mapping[str, type] = field(default_factory=dict)  # by name, the built-in ones too
+    of: Mapping[str, Any] = field(default_factory=dict)  # what extensions have prepared, by name
 
 
 @dataclass(frozen=True)
@@ -2559,13 +4105,62 @@ class Visit:
     model: ModelConfig
     path: str  # of its config
     polling: bool  # nobody has asked for it: what is broken is not tried again
-    pool: ThreadPoolExecutor  # that loads
+    pool: "LoadPool"
     outcome: Outcome = field(default_factory=Outcome)
 
     def fail(self, place: str, problem: str, status: int = 500) -> None:
         """Note what is wrong at a place below the model's: `.base_path`; `.` where the problem names it."""
         path = f"{self.path}." if place == "." else f"{self.path}{place}: "
         self.outcome.errors.append((status, path + problem))
+
+
+class LoadPool:
+    """A few threads that load, within a `with`.
+
+    Not concurrent.futures': a process that ends would wait for all that still waits in it, and here
+    what waits finds that the end has come.
+    """
+
+    def __init__(self, most: int):
+        self._most, self._threads = most, list[threading.Thread]()
+        self._jobs: queue.SimpleQueue = queue.SimpleQueue()
+
+    def submit(self, job: Callable[..., Any], *arguments: Any) -> Future:
+        """Have a thread call `job(*arguments)`, when one is free."""
+        future: Future = Future()
+        self._jobs.put((future, job, arguments))
+        if len(self._threads) < self._most:
+            name = f"serving-load_{len(self._threads)}"
+            thread = threading.Thread(target=self._work, name=name, daemon=True)
+            self._threads.append(thread)
+            thread.start()
+        return future
+
+    def _work(self) -> None:
+        while (waiting := self._jobs.get()) is not None:
+            future, job, arguments = waiting
+            try:
+                future.set_result(job(*arguments))
+            except BaseException as error:  # whatever a model raises is the load's result
+                future.set_exception(error)
+            del waiting, future, job, arguments
+
+    def __enter__(self) -> "LoadPool":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        for _ in self._threads:
+            self._jobs.put(None)
+        for thread in self._threads:
+            thread.join()
+
+
+def state_text(error: BaseException) -> str:
+    """Why something cannot be served, for a state: without the folders of this machine.
+
+    Of a LoadError the model's own paths stay, as the reason has them.
+    """
+    return hide_paths(error.message if isinstance(error, ServingError) else explain(error))
 
 
 Steps = Iterator[Sequence[Future]]  # work that is done bit by bit: what each next bit waits for
@@ -2616,6 +4211,7 @@ class ModelManager:
         refresh_others: Callable[
             ["ModelManager", Outcome, bool], None
         ] = lambda manager, outcome, polling: None,
+        clock: Callable[[], float] = time.monotonic,
     ):
         self.config = config
         self._prepare, self._refresh_others = prepare, refresh_others
@@ -2625,8 +4221,10 @@ class ModelManager:
         self._load, self._list_versions = load, list_versions
         self._config_failed = False
         self._said: set[str] = set()  # what the log need not repeat
+        self._rarely = Rarely(clock)
         self._states: dict[str, dict[int, VersionState]] = {}
         self._refused: dict[str, str] = {}  # by model: why it cannot be served as the config has it
+        self._absent: dict[str, str] = {}  # by model: why there is no version to serve
         self._tried: dict[str, threading.Event] = {}  # by model: set when its first load is over
         self.available: dict[str, Available] = {}  # what readers see
         self._draining: list[tuple[VersionState | None, Servable]] = []
@@ -2634,7 +4232,9 @@ class ModelManager:
         self._thread: threading.Thread | None = None
         self._started = threading.Lock()
         self._process: int | None = None
-        self._ending = False  # load nothing more
+        self._ending = threading.Event()  # load nothing more
+        self._ended = False  # all is unloaded
+        self._first_pass: Future = Future()
         self.first_pass_done = threading.Event()
         self._expect_models()
 
@@ -2659,17 +4259,9 @@ class ModelManager:
 
     def find(self, model: str, version: int | None, label: str | None) -> tuple[int, Servable]:
         """What `lease` would yield, not leased."""
+        if model not in self.available and model in self._tried:
+            self.await_load(model)
         available = self.available.get(model)
-        if available is None and model in self._tried:
-            trace, CURRENT.waited = getattr(CURRENT, "trace", None), True
-            if not self._tried[model].wait(
-                min(
-                    self.config.server.load_wait_seconds,
-                    trace.remaining() if trace else float("inf"),
-                )
-            ):
-                raise ServingError(f"Model {model} is still loading", "UNAVAILABLE")
-            available = self.available.get(model)
         versions = available.versions if available else {}
         if self.config.is_pipeline(model):  # those have neither versions nor labels
             version, label = 1, None
@@ -2686,6 +4278,22 @@ class ModelManager:
         if version not in versions:
             raise NotFound(f"Servable not found for request: Specific({model}, {version})")
         return version, versions[version]
+
+    def await_load(self, model: str) -> None:
+        """Wait until a model's first load is over; ServingError UNAVAILABLE when that takes too long.
+
+        A request waits for up to `load_wait_seconds`; a call from Python holds no client up, and
+        waits as long as it takes.
+        """
+        tried, trace = self._tried[model], getattr(CURRENT, "trace", None)
+        CURRENT.waited = True
+        if trace is not None:
+            patience = min(self.config.server.load_wait_seconds, trace.remaining())
+            if not tried.wait(patience):
+                raise ServingError(f"Model {model} is still loading", "UNAVAILABLE")
+        while not tried.is_set():
+            self.require_loader()
+            tried.wait(1)
 
     def label_version(self, model: str, label: str) -> int:
         """The version that a label names; raises BadRequest for an unknown one."""
@@ -2709,7 +4317,8 @@ class ModelManager:
     def unready(self) -> list[str]:
         """What of the config is not there: models, pipelines and handlers, and deployments of models that are not configured."""
         names = self.config.served_names
-        reasons = {name: f" ({reason})" for name, reason in self._refused.copy().items()}
+        known = self._absent | self._refused
+        reasons = {name: f" ({reason})" for name, reason in known.items()}
         missing = [name for name in dict.fromkeys(names) if name not in self.available]
         return (
             [name + reasons.get(name, "") for name in missing]
@@ -2719,9 +4328,9 @@ class ModelManager:
                 if deployment.model not in names
             ]
             + [
-                f"handler {path}"
-                for path, endpoint in self.prepared.endpoints.items()
-                if not endpoint.handler.ready
+                f"deployment {name} ({ready.problem})"
+                for name, ready in self.prepared.deployments.items()
+                if ready.problem
             ]
         )
 
@@ -2736,60 +4345,86 @@ class ModelManager:
                 "UNAVAILABLE",
             )
         with self._started:
-            if self._thread is None:
-                self._process = os.getpid()
-                self._thread = threading.Thread(
-                    target=self._work, name="serving-loader", daemon=True
-                )
-                self._jobs.put((self.refresh, Future()))
-                self._thread.start()
-                # Before the end of the process: atexit would be too late, the pools that a load uses are closed by then.
-                threading._register_atexit(end_loading, weakref.ref(self))  # type: ignore[attr-defined]
+            if self._thread is not None or self._ending.is_set():
+                return
+            self._process = os.getpid()
+            self._jobs.put((ModelManager.refresh, self._first_pass))
+            self._thread = threading.Thread(
+                target=work_for,
+                args=(weakref.ref(self), self._jobs),
+                name="serving-loader",
+                daemon=True,
+            )
+            self._thread.start()
+            weakref.finalize(self, end_loader, self._jobs, self._thread, self._ending)
 
-    def reload(self) -> Outcome:
+    def reload(self, timeout: float = math.inf) -> Outcome:
         """Bring everything up to date now, broken versions tried again; returns when the loader has done it."""
+        begins = self._thread is None
         self.start()
-        return self.run_in_loader(self.refresh)
+        if begins:
+            return self.await_job(self._first_pass, timeout)
+        return self.run_in_loader(self.refresh, timeout)
 
     def stop(self, drain: bool = True) -> None:
         """Stop loading, let running requests finish (or not wait for them), free every model that is idle."""
-        self._ending = True
-        if self._thread and self._thread.is_alive():
-            self.run_in_loader(functools.partial(self._unload_all, drain))
+        self._ending.set()
+        if self._thread is None:
+            self.first_pass_done.set()  # there will be none
+        elif self._thread.is_alive():
+            self.run_in_loader(functools.partial(self.unload_all, drain))
+            self._thread.join()
 
-    def run_in_loader(self, job: Callable[[], Any]) -> Any:
-        """Have the loader thread do a job; returns when it is done, raises what it raises."""
+    def run_in_loader(self, job: Callable[[], Any], timeout: float = math.inf) -> Any:
+        """Have the loader thread do a job; returns when it is done, raises what it raises.
+
+        ServingError DEADLINE_EXCEEDED after `timeout` seconds; the job is done all the same, later.
+        """
         future: Future = Future()
-        self._jobs.put((job, future))
-        while not wait([future], timeout=1).done:
-            if not (self._thread and self._thread.is_alive()):
-                raise ServingError("The server is stopping", "UNAVAILABLE")
+        self._jobs.put((lambda _: job(), future))
+        return self.await_job(future, timeout)
+
+    def await_job(self, future: Future, timeout: float = math.inf) -> Any:
+        """Wait for a job of the loader's thread; returns what it returns, raises what it raises."""
+        deadline = time.monotonic() + timeout
+        while not wait([future], timeout=max(0.0, min(1.0, deadline - time.monotonic()))).done:
+            self.require_loader()
+            if time.monotonic() >= deadline:
+                raise ServingError(
+                    "Loading takes longer than the request's time", "DEADLINE_EXCEEDED"
+                )
         return future.result()
 
-    def _work(self) -> None:
-        job: Callable[[], Any]
-        while True:
-            seconds = (
-                self.config.server.file_system_poll_wait_seconds
-                if self._poll_seconds is None
-                else self._poll_seconds
-            )
-            try:
-                job, future = self._jobs.get(timeout=seconds or (1 if self._draining else None))
-            except queue.Empty:
-                job, future = (
-                    functools.partial(self.refresh, polling=True) if seconds else self._drain,
-                    Future(),
-                )
-            try:
-                future.set_result(job())
-            except (
-                Exception
-            ) as error:  # the loader must live: whatever it was, the next pass is a fresh start
-                logger.exception("A pass of the loader stopped short")
-                future.set_exception(error)
-            if isinstance(job, functools.partial) and job.func == self._unload_all:
-                return
+    def require_loader(self) -> None:
+        """Raise ServingError UNAVAILABLE when the loader's thread has ended, or never began."""
+        if not (self._thread and self._thread.is_alive()):
+            raise ServingError("The server is stopping", "UNAVAILABLE")
+
+    def poll_seconds(self) -> float:
+        """How often the loader looks at the files by itself; 0 for never."""
+        if self._poll_seconds is not None:
+            return self._poll_seconds
+        return self.config.server.file_system_poll_wait_seconds
+
+    def patience(self) -> float | None:
+        """How long the loader waits for a job before it looks by itself; None for ever."""
+        return self.poll_seconds() or (1 if self._draining else None)
+
+    def look(self) -> None:
+        """What the loader does when nobody has asked for anything."""
+        if self.poll_seconds():
+            self.refresh(polling=True)
+        else:
+            self._drain()
+
+    def do(self, job: Callable[["ModelManager"], Any], future: Future) -> bool:
+        """Do a job in the loader's thread; False when it was the last."""
+        try:
+            future.set_result(job(self))
+        except BaseException as error:  # the loader must live: the next pass is a fresh start
+            self._rarely.log("A pass of the loader stopped short", error)
+            future.set_exception(error)
+        return not self._ended
 
     def refresh(self, polling: bool = False) -> Outcome:
         """One pass: read the config if it changed, then load and retire versions.
@@ -2806,7 +4441,7 @@ class ModelManager:
         if outcome.changed or not self.first_pass_done.is_set():
             settle_garbage()
         for _, detail in (
-            outcome.errors if not self._ending else ()
+            outcome.errors if not self._ending.is_set() else ()
         ):  # a load that the end cut short says nothing of the model
             self._say_once(logging.ERROR, detail)
         self._said &= {detail for _, detail in outcome.errors} | {
@@ -2856,7 +4491,7 @@ class ModelManager:
         state.servable, state.state, state.error = (
             servable,
             "AVAILABLE" if servable else "LOADING",
-            error,
+            hide_paths(error),
         )
         state.error_code = (
             "FAILED_PRECONDITION"  # OpenVINO Model Server's code for a pipeline that cannot be
@@ -2868,7 +4503,7 @@ class ModelManager:
 
     def _refresh_models(self, outcome: Outcome, polling: bool) -> None:
         """Bring every model up to date, several at once; none waits for one that fails or hangs."""
-        with ThreadPoolExecutor(self.config.server.num_load_threads, "serving-load") as pool:
+        with LoadPool(self.config.server.num_load_threads) as pool:
             visits = [
                 Visit(model, f"$.model_config_list[{index}].config", polling, pool)
                 for index, model in enumerate(self.config.models)
@@ -2883,10 +4518,16 @@ class ModelManager:
             for index, deployment in enumerate(self.config.deployments)
             if deployment.model not in seen
         ]
+        outcome.errors += [
+            (HTTPStatus.PRECONDITION_FAILED, ready.problem)
+            for ready in self.prepared.deployments.values()
+            if ready.problem
+        ]
         for name in self._states.keys() - seen:
             self._refused.pop(name, None)
+            self._absent.pop(name, None)
             self._publish(name, {}, {}, set(), outcome)
-        if not self._ending:
+        if not self._ending.is_set():
             self._refresh_others(self, outcome, polling)
 
     def _begin(self, visits: Sequence[Visit]) -> dict[str, Steps]:
@@ -2923,13 +4564,13 @@ class ModelManager:
         try:
             yield from self._refresh_model(visit)
         except Exception as error:
-            logger.exception("%s", visit.path)
-            visit.fail("", f"{type(error).__name__}: {error}")
+            self._rarely.log(visit.path, error)
+            visit.fail("", state_text(error))
 
     def _refresh_model(self, visit: Visit) -> Steps:
         """Load the versions that the policy picks, passing over broken ones; retire the others."""
         model, states = visit.model, self._states[visit.model.name]
-        folders = None if self._ending else self._find_folders(visit)
+        folders = None if self._ending.is_set() else self._find_folders(visit)
         if folders is None:
             return
         broken: set[int] = set()
@@ -2984,12 +4625,14 @@ class ModelManager:
             text = f"note: {model.name}: '{name}' has no effect on a SavedModel"
             self._say_once(logging.WARNING, text)
         self._refused.pop(model.name, None)
+        self._absent.pop(model.name, None)
         if model.problem:
             self._refuse(visit)
             return None
         try:
             folders = self._list_versions(model.base_path)
         except LoadError as error:
+            self._absent[model.name] = error.message
             visit.fail(".base_path", error.message, error.status)
             return None
         if folders.get(1) == Path(model.base_path):
@@ -2997,10 +4640,9 @@ class ModelManager:
             self._say_once(logging.INFO, text)
         if choose_versions(model.model_version_policy, folders):
             return folders
-        text = (
-            f"{model.name}: no version to serve: its policy picks none of the numbered folders "
-            f"{sorted(folders)} in {model.base_path}"
-        )
+        reason = f"its policy picks none of the numbered folders {sorted(folders)}"
+        self._absent[model.name] = f"no version to serve: {reason}"
+        text = f"{model.name}: no version to serve: {reason} in {model.base_path}"
         self._say_once(logging.WARNING, text)
         if not self.config.server.servable_versions_always_present:
             return folders
@@ -3048,7 +4690,7 @@ class ModelManager:
         state.state = state.state if state.servable else "LOADING"
 
         def load() -> tuple[Servable, float]:
-            if self._ending:
+            if self._ending.is_set():
                 raise LoadError("The server is stopping")
             start = time.perf_counter()
             return self._load(folder, visit.model), time.perf_counter() - start
@@ -3062,9 +4704,9 @@ class ModelManager:
         error = load.exception()
         if error is not None:  # a model may fail in any way; it must not take the loader with it
             logger.debug("%s version %d", model.name, version, exc_info=error)
-            plain = f"{type(error).__name__}: {error}"
-            state.error = error.message if isinstance(error, ServingError) else plain
-            state.failed_at = (model.load_key, files)
+            state.error = state_text(error)
+            passing = lacks_files(error)  # the next poll tries again, though the files are the same
+            state.failed_at = (model.load_key, None if passing else files)
             return
         if state.servable:
             self._draining.append((None, state.servable))
@@ -3138,30 +4780,50 @@ class ModelManager:
                 state.state = "END"
         return Outcome()
 
-    def _unload_all(self, drain: bool) -> Outcome:
+    def unload_all(self, drain: bool = False) -> None:
+        """The loader's last job: withdraw every model, and free those that are idle."""
+        self._ended = True
         for name in list(self._states):
             self._publish(name, {}, {}, set(), Outcome())
-        return self._drain(drain)
+        self._drain(drain)
 
 
-def end_loading(manager: "weakref.ref[ModelManager]") -> None:
-    """Let the load that runs come to its end before the process does: TensorFlow aborts a process that ends within one."""
-    if (found := manager()) is not None and found._process == os.getpid():
-        with contextlib.suppress(ServingError):
-            found.stop(drain=False)
+def work_for(found: "weakref.ref[ModelManager]", jobs: queue.SimpleQueue) -> None:
+    """Do a manager's jobs, one after the other, to the last: the loader's thread.
+
+    While it waits it holds no manager: one that everybody else has dropped is freed, and this ends.
+    """
+    while (manager := found()) is not None:
+        seconds = manager.patience()
+        del manager
+        try:
+            job, future = jobs.get(timeout=seconds)
+        except queue.Empty:
+            job, future = ModelManager.look, Future()
+        manager = found()
+        if manager is None or not manager.do(job, future):
+            return
+        del manager, job, future
+
+
+def end_loader(jobs: queue.SimpleQueue, thread: threading.Thread, ending: threading.Event) -> None:
+    """End a loader whose manager nobody holds any more, or whose process ends.
+
+    At the end of a process it is waited for: TensorFlow aborts one that ends within a load.
+    """
+    ending.set()
+    jobs.put((ModelManager.unload_all, Future()))
+    if not threading.main_thread().is_alive() and thread is not threading.current_thread():
+        thread.join()
+
+
+TIDY: list[Callable[[], None]] = []  # what frees memory after loads, where the process is our own
 
 
 def settle_garbage() -> None:
-    """Collect what a pass left over, and give freed memory back. All wait for it: some ms; where TensorFlow's objects join, 0.2 s."""
-    gc.collect()
-    if LEAVING:  # it was there before TensorFlow, or is still held: tried again next time
-        gc.unfreeze()
-        gc.collect()
-        gc.freeze()
-    with contextlib.suppress(
-        OSError, AttributeError, TypeError
-    ):  # glibc keeps hundreds of MB that loading has used
-        ctypes.CDLL(None).malloc_trim(0)
+    """Free what loading left over, where the process is our own; a host's collector is left alone."""
+    for tidy in list(TIDY):
+        tidy()
 
 
 # ==================================================================================================
@@ -3355,6 +5017,624 @@ def encode_rows(signature: Signature, outputs: Mapping[str, np.ndarray]) -> Any:
     return [dict(zip(values, row)) for row in zip(*values.values())]
 
 
+# --- classify and regress --------------------------------------------------------------------------
+
+
+def decode_examples(body: dict[str, Any]) -> list[dict[str, tuple[str, list]]]:
+    """Read `examples` with the `context` merged in; where both define a feature the example wins, as in TensorFlow."""
+    context = decode_features(body["context"]) if "context" in body else {}
+    if "examples" not in body:
+        raise BadRequest(
+            f"{show(body)} When method is classify, key 'examples' is expected and was not found"
+        )
+    examples = body["examples"]
+    if not isinstance(examples, list):
+        raise BadRequest(f"{show(body)} Expecting 'examples' value to be an list/array")
+    if not examples:
+        raise BadRequest(f"{show(body)} 'examples' value is an empty array")
+    return [context | decode_features(example) for example in examples]
+
+
+def decode_features(example: Any) -> dict[str, tuple[str, list]]:
+    """Read one example; an empty list is a missing feature."""
+    if not isinstance(example, dict):
+        raise BadRequest(f"Example must be JSON object but got JSON {type_of(example)}")
+    features = {}
+    for name, value in example.items():
+        if re.search("[\ud800-\udfff]", name):
+            raise BadRequest(f"Feature name is not UTF-8: {encode_text(name)!r}")
+        value = value.tolist() if isinstance(value, np.ndarray) else value
+        items = [
+            decode_feature(name, item) for item in (value if isinstance(value, list) else [value])
+        ]
+        for kind, _ in items:
+            if kind != items[0][0]:
+                raise BadRequest(
+                    f"Unexpected element type in feature: {name} expecting type: {items[0][0]}"
+                )
+        if items:
+            features[name] = (items[0][0], [item for _, item in items])
+    return features
+
+
+def decode_feature(name: str, value: Any) -> tuple[str, Any]:
+    """One feature value with its kind; integers are never made floats."""
+    value = value.item() if isinstance(value, np.generic) else value
+    if isinstance(value, int):  # true and false among them
+        if not -(2**63) <= value < 2**63:
+            raise BadRequest(f"Feature: {name} has uint64_t element. Only int64_t is supported.")
+        return "int64", int(value)
+    if isinstance(value, float):
+        return "float", value
+    if isinstance(value, str | bytes):
+        return "bytes", value if isinstance(value, bytes) else encode_text(value)
+    if isinstance(value, dict) and is_base64(value):
+        return "bytes", decode_base64(value)
+    raise BadRequest(f"Feature: {name} has element with unexpected JSON type: {type_of(value)}")
+
+
+def require(holds: bool, text: str) -> None:
+    if not holds:
+        raise BadRequest(text)
+
+
+def run_examples(
+    servable: Servable, name: str, examples: list, check: Callable[[Signature, str], None]
+) -> dict[str, np.ndarray]:
+    """Run a classify or regress signature on serialized examples, its structure checked first."""
+    signature = servable.signatures.get(name)
+    if signature is None:
+        raise BadRequest(f"No signature was found with the name: {name}")
+    require(len(signature.inputs) == 1, "Expected one input Tensor.")
+    check(
+        signature, f"inputs: {', '.join(signature.inputs)}; outputs: {', '.join(signature.outputs)}"
+    )
+    return servable.run(name, {"inputs": serialize_examples(examples)})
+
+
+def serialize_examples(examples: Sequence[Mapping[str, tuple[str, list]]]) -> np.ndarray:
+    """Features by name, each (`int64` | `float` | `bytes`, values), as serialized tf.train.Examples [N]."""
+    train = tensorflow().train
+    lists = {
+        "int64": lambda values: train.Feature(int64_list=train.Int64List(value=values)),
+        "float": lambda values: train.Feature(float_list=train.FloatList(value=values)),
+        "bytes": lambda values: train.Feature(bytes_list=train.BytesList(value=values)),
+    }
+    serialized = np.empty(len(examples), object)
+    for index, features in enumerate(examples):
+        feature = {name: lists[kind](values) for name, (kind, values) in features.items()}
+        serialized[index] = train.Example(
+            features=train.Features(feature=feature)
+        ).SerializeToString()
+    return serialized
+
+
+def shape_text(array: np.ndarray) -> str:
+    return str(list(array.shape)).replace(" ", "")
+
+
+def classify(servable: Servable, name: str, examples: list) -> dict[str, Any]:
+    """Answer a classify request: for each example its [label, score] pairs, under `results` and `result`."""
+    outputs = run_examples(servable, name, examples, check_classification)
+    specs = servable.signatures[name].outputs
+    shapes = [
+        check_classes(outputs[output], specs[output], dtype, len(examples))
+        for output, dtype in (("classes", "DT_STRING"), ("scores", "DT_FLOAT"))
+        if output in outputs
+    ]
+    classes = outputs.get("classes", np.full(shapes[0], b"", object))
+    scores = outputs.get("scores", np.zeros(shapes[0], np.float32))
+    require(
+        classes.shape == scores.shape,
+        "Tensors class and score should match in dim_size(1). "
+        f"Got {classes.shape[1]} vs. {scores.shape[1]}",
+    )
+    results = [[list(pair) for pair in zip(*row)] for row in zip(classes, scores)]
+    return {"results": results, "result": results}
+
+
+def check_classification(signature: Signature, text: str) -> None:
+    """Refuse a signature that cannot classify, before it runs."""
+    count = len(signature.outputs)
+    require(count in (1, 2), f"Expected one or two output Tensors, found {count}")
+    missing = f"No classification inputs found in SignatureDef: {text}"
+    require("inputs" in signature.inputs, missing)
+    require(
+        bool(signature.outputs.keys() & {"classes", "scores"}),
+        "Expected classification signature outputs to contain at least one of "
+        f'"classes" or "scores". Signature was: {text}',
+    )
+
+
+def check_classes(array: np.ndarray, spec: TensorSpec, dtype: str, count: int) -> tuple[int, ...]:
+    """Refuse classes or scores of another form than [examples, classes]; returns their shape."""
+    rank = f"Expected Tensor shape: [batch_size num_classes] but got {shape_text(array)}"
+    require(array.ndim == 2, rank)
+    require(spec.dtype == dtype, f"Expected {spec.name} Tensor of {dtype}. Got: {spec.dtype}")
+    size = f"Expected {spec.name} output batch size of {count}. Got: {len(array)}"
+    require(len(array) == count, size)
+    return array.shape
+
+
+def regress(servable: Servable, name: str, examples: list) -> dict[str, Any]:
+    """Answer a regress request: one value for each example, float32 [N], under `results` and `result`."""
+
+    def check(signature: Signature, text: str) -> None:
+        require(len(signature.outputs) == 1, "Expected one output Tensor.")
+        require("inputs" in signature.inputs, f"No regression inputs found in SignatureDef: {text}")
+        require(
+            "outputs" in signature.outputs, f"No regression outputs found in SignatureDef: {text}"
+        )
+
+    values = run_examples(servable, name, examples, check)["outputs"]
+    dtype = servable.signatures[name].outputs["outputs"].dtype
+    require(
+        values.ndim == 1 or values.ndim == 2 and values.shape[1] == 1,
+        f"Expected output Tensor shape to be either [batch_size] or [batch_size, 1] but got {shape_text(values)}",
+    )
+    require(
+        len(values) == len(examples),
+        f"Input batch size did not match output batch size: {len(examples)} vs. {len(values)}",
+    )
+    require(dtype == "DT_FLOAT", f"Expected output Tensor of DT_FLOAT.  Got: {dtype}")
+    return {"results": values.reshape(-1), "result": values.reshape(-1)}
+
+
+# ==================================================================================================
+# Keys
+# In: the config's keys, a request's headers. Out: who calls, or a Refusal.
+# ==================================================================================================
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a call is not let in: an HTTP status, a text that never tells a key, and headers."""
+
+    status: int
+    text: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+def unauthorized(text: str, challenge: str = ', error="invalid_token"') -> Refusal:
+    return Refusal(401, text, {"WWW-Authenticate": f'Bearer realm="serving"{challenge}'})
+
+
+def digest(key: str) -> str:
+    """What a config stores of a key: its SHA-256 as hexadecimal digits."""
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def tokens_of(headers: Mapping[str, str]) -> list[str]:
+    """The keys that a request's headers hold."""
+    scheme, _, bearer = headers.get("Authorization", "").strip().partition(" ")
+    tokens = [bearer.strip()] if scheme.lower() == "bearer" else []
+    return tokens + ([headers["x-api-key"].strip()] if "x-api-key" in headers else [])
+
+
+class KeyRing:
+    """The keys of one config; replaced as a whole when the config changes.
+
+    `keys` have `name`, `sha256`, `expiry`, `disabled`, `deployments` and `quota`, as in the config;
+    `take(name, calls, period)` counts a call and returns the seconds to wait when there are none left.
+    """
+
+    def __init__(
+        self,
+        keys: Sequence[Any],
+        take: Callable[[str, int, str], int | None],
+        clock: Callable[[], datetime.datetime] = lambda: datetime.datetime.now(
+            datetime.timezone.utc
+        ),
+    ):
+        self._keys = [(bytes.fromhex(key.sha256), key) for key in keys]
+        self._take, self._clock = take, clock
+
+    def find(self, token: str) -> Any | None:
+        """The key that a token is; every stored digest is compared, each in constant time."""
+        given, found = bytes.fromhex(digest(token)), None
+        for stored, key in self._keys:
+            if hmac.compare_digest(given, stored):
+                found = key
+        return found
+
+    def check(self, tokens: Collection[str], reached: Collection[str] | None) -> Any:
+        """The key of a call that may reach one of some deployments, counted against its quota; or the Refusal.
+
+        With None any key will do, and the call is not counted: it lists what the key is for.
+        """
+        if not any(tokens):
+            return unauthorized(
+                "A key is needed: send it as 'Authorization: Bearer <key>' or 'x-api-key: <key>'",
+                "",
+            )
+        if len(set(tokens)) > 1:
+            return unauthorized("Authorization and x-api-key hold different keys")
+        key = self.find(next(iter(tokens)))
+        if key is None:
+            return unauthorized("The key is not valid")
+        if key.disabled:
+            return unauthorized(f"The key '{key.name}' is disabled")
+        if key.expiry and self._clock() >= key.expiry:
+            return unauthorized(f"The key '{key.name}' has expired")
+        if reached is None:
+            return key
+        if key.deployments is not None and not set(key.deployments) & set(reached):
+            return Refusal(
+                403, f"The key '{key.name}' is only for: {', '.join(key.deployments) or 'nothing'}"
+            )
+        return self._count(key) or key
+
+    def _count(self, key: Any) -> Refusal | None:
+        if key.quota is None:
+            return None
+        try:
+            seconds = self._take(key.name, key.quota.calls, key.quota.period)
+        except OSError as error:  # exactness is what a quota promises: a call that cannot be counted is not let in
+            return Refusal(
+                503,
+                f"The calls of key '{key.name}' cannot be counted just now: {error}",
+                {"Retry-After": "5"},
+            )
+        if seconds is None:
+            return None
+        return Refusal(
+            429,
+            f"The key '{key.name}' has used its {key.quota.calls} calls a {key.quota.period}; more in {seconds} s",
+            {"Retry-After": str(seconds)},
+        )
+
+
+# ==================================================================================================
+# Pictures
+# In: a deployment's config; a picture. Out: predictions as arrays, then as JSON, COCO or a drawing.
+# ==================================================================================================
+
+
+MOST_ROUTINES = 64  # in one chain
+
+
+@dataclass(frozen=True)
+class ReadyDeployment:
+    """A deployment's config made ready: labels read, routines built.
+
+    `models` has what was found out about each servable, `problem` why it cannot answer.
+    """
+
+    config: Any
+    labels: Mapping[int, str]
+    chain: tuple[Any, ...]
+    problem: str = ""
+    models: MutableMapping[Any, Any] = field(default_factory=weakref.WeakKeyDictionary)
+
+    def model_of(self, servable: Any) -> Any:
+        """How pictures are shown to a servable; raises ValueError when it takes none, or is of no known family."""
+        model = self.models.get(servable)
+        if model is None:
+            signature = servable.signatures.get("serving_default")
+            if signature is None:
+                raise ValueError("its model has no signature 'serving_default'")
+            inputs, outputs = (
+                {name: (spec.dtype, spec.shape) for name, spec in side.items()}
+                for side in (signature.inputs, signature.outputs)
+            )
+            model = routines.ImageModel(
+                inputs,
+                outputs,
+                labels=self.labels,
+                family=self.config.family,
+                rename=self.config.outputs,
+                scale=self.config.scale,
+                offset=self.config.offset,
+                most=self.config.max_detections,
+            )
+            self.models[servable] = model
+        return model
+
+
+def prepare_deployment(config: Any, path: str, kinds: Mapping[str, type]) -> ReadyDeployment:
+    """Read what a deployment's config names; what is wrong with its labels fails it alone.
+
+    Raises ConfigError for a wrong routine.
+    """
+    chain = tuple(read_chain(config.routines, kinds, f"{path}.routines"))
+    try:
+        return ReadyDeployment(config, read_labels(config.label_map), chain)
+    except ValueError as error:
+        return ReadyDeployment(config, {}, chain, f"{path}.label_map: {error}")
+
+
+def read_labels(label_map: Any) -> Mapping[int, str]:
+    """The names of a deployment's classes by id. Raises ValueError, which names the file alone."""
+    name = Path(label_map).name if isinstance(label_map, str) else ""
+    try:
+        return routines.load_labels(label_map, Path())
+    except OSError as error:
+        raise ValueError(f"{error.strerror or type(error).__name__}: {name}") from None
+    except UnicodeDecodeError:
+        text = f"expected a text file (.pbtxt, JSON, or a name a line): {name}"
+        raise ValueError(text) from None
+    except ValueError as error:
+        raise ValueError(clean(str(error).removeprefix("label map: "))) from None
+
+
+def read_chain(value: Any, kinds: Mapping[str, type], path: str = "routines") -> list[Any]:
+    """Build the routines of `[{"name": "FilterConfidence", "arguments": {"confidence": 0.5}}]`; arguments may stand beside the name.
+
+    Raises ConfigError naming the place.
+    """
+    if not isinstance(value, list | tuple):
+        raise ConfigError(path, f"expected a list of routines, got {json_kind(value)}")
+    if len(value) > MOST_ROUTINES:
+        raise ConfigError(path, f"expected at most {MOST_ROUTINES} routines, got {len(value)}")
+    return [read_routine(item, kinds, f"{path}[{index}]") for index, item in enumerate(value)]
+
+
+def read_routine(item: Any, kinds: Mapping[str, type], path: str) -> Any:
+    if not isinstance(item, dict) or "name" not in item:
+        raise ConfigError(
+            path,
+            f'expected an object {{"name": ..., "arguments": {{...}}}}, got {json_kind(item)}'
+            + (" without 'name'" if isinstance(item, dict) else ""),
+        )
+    if not isinstance(item["name"], str):
+        raise ConfigError(f"{path}.name", f"expected string, got {json_kind(item['name'])}")
+    kind = kinds.get(item["name"])
+    if kind is None:
+        close = difflib.get_close_matches(item["name"], kinds, n=1)
+        raise ConfigError(
+            f"{path}.name",
+            f"there is no routine '{item['name'][:60]}'; "
+            + (
+                f"did you mean '{close[0]}'?"
+                if close
+                else f"expected one of: {', '.join(sorted(kinds))}"
+            ),
+        )
+    beside = {key: argument for key, argument in item.items() if key not in ("name", "arguments")}
+    given = {} if item.get("arguments") is None else item["arguments"]
+    if not isinstance(given, dict):
+        raise ConfigError(f"{path}.arguments", f"expected an object, got {json_kind(given)}")
+    with errors_only(f"routine {item['name'][:60]}"):
+        return parse_fields(kind, {**beside, **given}, f"{path}.arguments")
+
+
+def find_deployment(server: "ModelServer", deployment: str | None = None) -> ReadyDeployment:
+    """A deployment by its id, or the default one; raises NotFound, and ServingError UNAVAILABLE."""
+    ready = server.prepared.deployments
+    if not ready:
+        raise NotFound("There is no deployment: the config has none under 'deployments'")
+    deployment = deployment if deployment is not None else server.config.default_deployment[0]
+    if deployment not in ready:
+        raise NotFound(
+            f"There is no deployment '{deployment}'; there are: {', '.join(sorted(ready))}"
+        )
+    found = ready[deployment]
+    if found.problem:
+        text = f"Deployment '{deployment}' is not available: {found.problem}"
+        raise ServingError(text, "UNAVAILABLE")
+    return found
+
+
+def image_limits(config: "Config") -> Any:
+    images = config.server.images
+    hosts = tuple(map(str.lower, images.allowed_hosts))
+    return routines.ImageLimits(images.max_bytes, images.max_pixels, images.download_seconds, hosts)
+
+
+@contextlib.contextmanager
+def image_errors() -> Iterator[None]:
+    """Answer for a picture that cannot be had: 400, or 413 when it is over a limit."""
+    try:
+        yield
+    except routines.ImageError as error:
+        raise ServingError(
+            str(error), "INVALID_ARGUMENT", 413 if error.too_large else 400
+        ) from None
+
+
+def predict_image(
+    server: "ModelServer",
+    image: np.ndarray | bytes,
+    deployment: str | None,
+    chain: Any,
+    form: str,
+    allowance: Allowance,
+) -> Any:
+    """What a deployment sees in a picture; see ModelServer.predict_image."""
+    ready = find_deployment(server, deployment)
+    try:
+        own = read_chain(chain, server.prepared.routines)
+    except ConfigError as error:
+        raise BadRequest(error.message) from None
+    if isinstance(image, bytes):
+        limits = dataclasses.replace(image_limits(server.config), allow=allowance.take)
+        with image_errors():
+            image = routines.decode_image(image, limits)
+    with lease(server, ready.config) as (version, servable):
+        try:
+            model = ready.model_of(servable)
+        except ValueError as error:
+            raise BadRequest(f"Deployment '{ready.config.id}' takes no pictures: {error}") from None
+        allowance.take(model.shown_bytes(image))
+        tensors = annotate(
+            ready,
+            model,
+            functools.partial(servable.run, "serving_default"),
+            image,
+            own,
+            {"deployment": ready.config.id, "model": ready.config.model, "version": version},
+            functools.partial(tell_extensions, server, ready),
+        )
+    return routines.present(tensors, image, ready.labels, form)
+
+
+def tell_extensions(server: "ModelServer", ready: ReadyDeployment, *seen: Any) -> None:
+    """Let extensions see a picture and what was found in it."""
+    for extension in server.extensions:
+        extension.saw(server, ready, *seen)
+
+
+@contextlib.contextmanager
+def lease(server: "ModelServer", deployment: Any) -> Iterator[tuple[int, Any]]:
+    """Lease a deployment's version; ServingError UNAVAILABLE, with the reason, when it is not there."""
+    where = deployment.model, deployment.version, deployment.version_label
+    try:
+        server.start().manager.find(*where)
+    except (NotFound, BadRequest) as error:
+        states = server.manager.states().get(deployment.model, {})
+        reason = next(
+            (state.error for _, state in sorted(states.items(), reverse=True) if state.error),
+            error.message,
+        )
+        text = (
+            f"Deployment '{deployment.id}' is not available: model '{deployment.model}': {reason}"
+        )
+        raise ServingError(text, "UNAVAILABLE") from None
+    with server.lease(*where) as leased:
+        yield leased
+
+
+def annotate(
+    ready: ReadyDeployment,
+    model: Any,
+    run: Callable[[dict], dict],
+    image: Any,
+    own: Sequence[Any],
+    origin: Mapping[str, Any],
+    saw: Callable[..., None],
+) -> Any:
+    """Predictions for a picture: the deployment's routines, then the request's; extensions see them in between.
+
+    The request's routines on the picture run before the model as well. `origin` says where they are from.
+    """
+    before = [step for step in own if step.before_model]
+    with errors_only("a routine"):
+        tensors = routines.predict_image(model, run, image, (*ready.chain, *before))
+    start = time.perf_counter()
+    saw(image, tensors, origin)
+    with errors_only("a routine"):
+        tensors = routines.run_after(own, tensors)
+    if (trace := getattr(CURRENT, "trace", None)) is not None:
+        trace.routines = time.perf_counter() - start
+    return tensors
+
+
+# --- pictures in predict bodies --------------------------------------------------------------------
+#
+# TensorFlow Serving takes pictures into string tensors alone; those are left as they are.
+
+
+Change = Callable[[Any, Any], Any]  # of a leaf of nested lists, and the input that it is for
+
+
+def unpack_pictures(
+    signature: Any,
+    body: dict[str, Any],
+    limits: Any,
+    dtypes: Mapping[str, np.dtype],
+) -> dict[str, Any]:
+    """A predict body with pixels [H, W, C] in place of pictures; `dtypes` maps `DT_UINT8` and so on to NumPy's.
+
+    Bodies for strings stay as they are. Raises BadRequest.
+    """
+    key = "instances" if "instances" in body else "inputs"
+    if signature is None or any(spec.dtype == "DT_STRING" for spec in signature.inputs.values()):
+        return body
+    with image_errors():
+        return {**body, key: unpack_value(signature, key, body[key], limits, dtypes)}
+
+
+def unpack_value(
+    signature: Any,
+    key: str,
+    value: Any,
+    limits: Any,
+    dtypes: Mapping[str, np.dtype],
+) -> Any:
+    specs = {name: spec for name, spec in signature.inputs.items() if takes_pixels(spec)}
+    if not specs:
+        name, spec = next(iter(signature.inputs.items()))
+        shape = "of unknown rank" if spec.shape is None else [size or -1 for size in spec.shape]
+        raise routines.ImageError(
+            f"input '{name}' takes no pictures: "
+            f"expected [-1, H, W, 3] or [-1, H, W, 1], it is {spec.type_name} {shape}"
+        )
+
+    def visit(value: Any, change: Change) -> Any:
+        if key == "instances" and isinstance(value, list):
+            return [visit_named(row, change) for row in value]
+        return visit_named(value, change)
+
+    def visit_named(item: Any, change: Change) -> Any:
+        if isinstance(item, dict) and not is_base64(item):
+            return {
+                name: visit_all(part, specs[name], change) if name in specs else part
+                for name, part in item.items()
+            }
+        return visit_all(item, next(iter(specs.values())), change)
+
+    # All of them, before the first is decoded.
+    opened = visit(value, lambda leaf, spec: open_picture(leaf, limits))
+    pixels = visit(opened, lambda leaf, spec: to_pixels(leaf, spec, dtypes, limits))
+    return pixels if key == "instances" and isinstance(value, list) else as_batch(pixels)
+
+
+def takes_pixels(spec: Any) -> bool:
+    """Whether a tensor can hold pictures: numbers [N, H, W, 3] or [N, H, W, 1]."""
+    return (
+        spec.dtype != "DT_STRING"
+        and spec.shape is not None
+        and len(spec.shape) == 4
+        and spec.shape[3] in (1, 3)
+    )
+
+
+def visit_all(value: Any, spec: Any, change: Change, level: int = 0) -> Any:
+    """Nested lists with each leaf changed; raises ImageError for lists deeper than any tensor."""
+    if not isinstance(value, list):
+        return change(value, spec)
+    if level > MAX_DIMENSIONS:
+        raise routines.ImageError(
+            f"input '{spec.name}': more than {MAX_DIMENSIONS} levels of lists"
+        )
+    return [visit_all(item, spec, change, level + 1) for item in value]
+
+
+def open_picture(leaf: Any, limits: Any) -> Any:
+    """A picture's bytes or base64 as a picture with its header read; all else as it is."""
+    if is_base64(leaf):
+        leaf = routines.read_text(leaf["b64"], limits)
+    return routines.open_image(leaf, limits) if isinstance(leaf, bytes) else leaf
+
+
+def to_pixels(leaf: Any, spec: Any, dtypes: Mapping[str, np.dtype], limits: Any) -> Any:
+    """A picture as pixels 0..255 [H, W, C] of a tensor's dtype, resized where its size is fixed."""
+    if not isinstance(leaf, routines.Image.Image):
+        return leaf
+    image = routines.unpack_image(leaf, limits)
+    _, height, width, channels = spec.shape
+    height, width = height or image.shape[0], width or image.shape[1]
+    dtype = dtypes.get(spec.dtype, np.dtype(np.uint8))
+    resized = 0 if image.shape[:2] == (height, width) else 3
+    # In the tensor's dtype it is made here, and once more when rows are joined.
+    limits.allow(height * width * (resized + 2 * channels * dtype.itemsize))
+    image = routines.resize(image, width, height)
+    if channels == 1:
+        image = routines.Grayscale()(image)[:, :, :1]
+    return image.astype(dtype)
+
+
+def as_batch(value: Any) -> Any:
+    """Give a lone picture, [H, W, C], the batch dimension that a column of `inputs` has."""
+    if isinstance(value, dict):
+        return {name: as_row(item) for name, item in value.items()}
+    return as_row(value)
+
+
+def as_row(value: Any) -> Any:
+    return value[np.newaxis] if isinstance(value, np.ndarray) and value.ndim == 3 else value
+
+
 # ==================================================================================================
 # ModelServer
 # In: a config in any form. Out: the Python API, a method for each thing the server can be asked.
@@ -3380,45 +5660,48 @@ class ModelServer:
         server.predict("digits", {"instances": images})["predictions"]     # float32 [N, 10]
 
     `source` is the path of a config file (which `reload` reads again), a dict or a `Config`. Models are
-    loaded in a thread of their own, from `start` or the first question on; a question waits for the first
-    load up to `load_wait_seconds`. Raises ConfigError when the config is wrong; models that cannot be
-    loaded are told by `status` and `readiness`.
+    loaded in a thread of their own, from `start` or the first question on; a question waits until the
+    first load is over, one that came over HTTP up to `load_wait_seconds`. Raises ConfigError when the
+    config is wrong; models that cannot be loaded are told by `status` and `readiness`. `stop` frees
+    the models and ends the threads, as does dropping the last reference.
     """
 
-    def __init__(self, source: "str | os.PathLike | Mapping | Config", **manager_options: Any):
+    def __init__(
+        self,
+        source: "str | os.PathLike | Mapping | Config",
+        extensions: Sequence[Extension] | None = None,
+        **manager_options: Any,
+    ):
         path = Path(source) if isinstance(source, str | os.PathLike) else None
-        text = (
-            read_file(path) if path else b""
-        )  # once, so that what is remembered is what was parsed
+        text = read_file(path) if path else b""  # once: what is remembered is what was parsed
         config = load_config(source, text if path else None)
-        options_at_start = config.server
-
-        def load(folder: Path, model: ModelConfig) -> Servable:
-            return load_saved_model(folder, model, options_at_start, self.config.import_modules)
-
-        self.folder = (
-            path.absolute().parent if path else Path.cwd()
-        )  # where the config's modules are looked for
-        self.key, self.kept = (
-            secrets.token_urlsafe(24),
-            dict[Any, Any](),
-        )  # what outlives a config: inboxes and handlers
+        self.extensions = tuple(installed() if extensions is None else extensions)
+        self.folder = path.absolute().parent if path else Path.cwd()  # of the config's modules
+        self.key = secrets.token_urlsafe(24)
+        self.kept: dict[Any, Any] = {}  # what outlives a config: handlers that are imported
         self.endpoints: dict[str, Any] = {}  # those of `endpoint`
+        self.waiting: Any = ()  # what has a length: the requests that wait for a thread
+        self.refused: Counter[str] = Counter()  # requests that were turned away, by reason
         self._mounted = self.says_key = False  # the app is built; `run` prints the generated key
         self.unpacked = UnpackedBytes(lambda: self.config.server.max_queued_bytes)
-        self.metrics: Any = None if Auth is AllPolicy else part("serving_rooms.metrics").Metrics()
-        options: dict[str, Any] = {"load": load}
-        if Auth is not AllPolicy:
-            room = part("serving_rooms.assembly")
-            self.residency = part("serving_rooms.residency").Residency(
-                lambda: self.config.server, load
-            )
-            options["load"] = self.residency
-            options |= {
-                "prepare": functools.partial(room.prepare, self),
-                "refresh_others": functools.partial(room.refresh_others, self),
-            }
+        self.state = {extension.name: extension.open(self) for extension in self.extensions}
+        self.load: Load = load_saved_model
+        for extension in self.extensions:
+            self.load = extension.wrap_load(self, self.load)
+        options = {
+            "load": functools.partial(load_model, self, config.server),
+            "prepare": functools.partial(prepare, self),
+            "refresh_others": functools.partial(refresh_others, self),
+        }
         self.manager = ModelManager(path, text, config, **{**options, **manager_options})
+
+    def __repr__(self) -> str:
+        """The models and their states, without loading any."""
+        states = self.manager.states()
+        models = [
+            f"{name}: {describe_briefly(states.get(name, {}))}" for name in self.config.served_names
+        ]
+        return f"<ModelServer {'; '.join(models) or 'of no models'}>"
 
     @property
     def config(self) -> Config:
@@ -3432,7 +5715,7 @@ class ModelServer:
     @property
     def generated_key(self) -> str | None:
         """The key made at start, while the config has none."""
-        return None if Auth is AllPolicy or self.config.auth.keys else self.key
+        return None if self.config.auth.keys else self.key
 
     def endpoint(
         self, path: str, *, methods: Sequence[str] = ("POST",), envelope: str | None = None
@@ -3445,9 +5728,12 @@ class ModelServer:
                     f"The endpoint {path} came after the app was built, which has its URLs by then: "
                     "register endpoints before create_app, create_blueprint or run"
                 )
-            self.endpoints[path] = part("serving_rooms.endpoints").declare(
-                path, function, methods, envelope
+            made = first(
+                e.declare(self, path, function, methods, envelope) for e in self.extensions
             )
+            if made is None:
+                raise NotFound("This needs serving_extensions/handlers.py beside serving.py")
+            self.endpoints[path] = made
             self.manager.prepare_again()
             return function
 
@@ -3464,8 +5750,10 @@ class ModelServer:
         return self.manager.first_pass_done.wait(timeout)
 
     def stop(self, drain: bool = True) -> None:
-        """Free the models; with `drain`, running requests finish first."""
+        """Free the models and end the threads, for good; with `drain`, running requests finish first."""
         self.manager.stop(drain)
+        for extension in self.extensions:
+            extension.end(self)
 
     def allowance(self) -> Allowance:
         """What a request's body may unpack to; closed when it is answered."""
@@ -3490,11 +5778,11 @@ class ModelServer:
         name = signature_name(body)
         lease = self.lease(model, version, label)
         with use_allowance(self, allowance) as own, lease as (_, servable):
-            if holds_bytes(body.get("instances", body.get("inputs"))) and Auth is not AllPolicy:
-                limits = dataclasses.replace(self.prepared.limits, allow=own.take)
-                body = part("serving_rooms.pixels").unpack(
-                    servable.signatures.get(name), body, limits, NUMPY_DTYPES
-                )
+            signature = servable.signatures.get(name)
+            strings = signature is None or has_strings(signature)  # those take bytes as they are
+            if not strings and holds_bytes(body.get("instances", body.get("inputs"))):
+                limits = dataclasses.replace(image_limits(self.config), allow=own.take)
+                body = unpack_pictures(signature, body, limits, NUMPY_DTYPES)
             return predict(servable, name, body, outputs)
 
     def classify(
@@ -3512,10 +5800,11 @@ class ModelServer:
     def _run_examples(
         self, verb: str, model: str, body: Any, version: int | None, label: str | None
     ) -> dict[str, Any]:
-        name, room = signature_name(body), part("serving_rooms.examples")
-        examples = room.decode_examples(body)
+        name = signature_name(body)
+        examples = decode_examples(body)
+        answer = {"classify": classify, "regress": regress}[verb]
         with self.lease(model, version, label) as (_, servable):
-            return getattr(room, verb)(servable, name, examples)
+            return answer(servable, name, examples)
 
     def lease(
         self, model: str, version: int | None, label: str | None
@@ -3533,21 +5822,21 @@ class ModelServer:
 
     def predict_image(
         self,
-        image: "np.ndarray | bytes",
+        image: Any,
         deployment: str | None = None,
         routines: Sequence[Mapping[str, Any]] = (),
         form: str = "json",
     ) -> Any:
         """Answer what a deployment sees in a picture: `{"predictions": [...]}` and what routines add.
 
-        `image` is uint8 RGB [H, W, 3] or an encoded picture; `form` is `json`, `coco`, or `png` or `jpeg` for
-        the bytes of the drawn picture. Raises NotFound, BadRequest for the picture or a routine, and
-        ServingError UNAVAILABLE when the model is not there.
+        `image` is the path of a file, its bytes, a PIL image, or an array of 0..255, [H, W], [H, W, 1],
+        RGB [H, W, 3] or RGBA [H, W, 4]. `form` is `json`, `coco`, or `png` or `jpeg` for the bytes of
+        the drawn picture. Raises OSError for a file that cannot be read, NotFound, BadRequest for the
+        picture or a routine, and ServingError UNAVAILABLE when the model is not there.
         """
         with self.allowance() as allowance:
-            return part("serving_rooms.pictures").predict_image(
-                self, image, deployment, routines, form, allowance
-            )
+            image = read_picture(image, image_limits(self.config), allowance)
+            return predict_image(self, image, deployment, routines, form, allowance)
 
     def identify(self, headers: Any, reached: Iterable[str] | None) -> Caller:
         """Who calls, by the key in a request's headers, if it is for one of the deployments `reached`; counts the call.
@@ -3555,10 +5844,9 @@ class ModelServer:
         With None any key will do, and the call is not counted. Raises ServingError: 401, 403, 429, or 503 when a
         call cannot be counted.
         """
-        room = part("serving_rooms.keys")
         wanted = None if reached is None else set(reached)
-        found = self.prepared.keys.check(room.tokens_of(headers), wanted)
-        if isinstance(found, room.Refusal):
+        found = self.prepared.keys.check(tokens_of(headers), wanted)
+        if isinstance(found, Refusal):
             raise ServingError(found.text, status=found.status, headers=found.headers)
         return Caller(
             found.name, None if found.deployments is None else frozenset(found.deployments)
@@ -3570,9 +5858,9 @@ class ModelServer:
         """The states of a model's versions, highest first, or of one; raises NotFound for those never seen."""
         self.start()
         states = self.manager.states().get(model)
-        if states is None:
-            raise NotFound(f"Could not find any versions of model {model}")
         pipeline = self.config.is_pipeline(model)
+        if states is None or not states and not pipeline:
+            raise NotFound(f"Could not find any versions of model {model}")
         if label is not None and not pipeline:
             version = self.manager.label_version(model, label)
         if version is None or version == 0 and 0 not in states or pipeline:
@@ -3599,15 +5887,16 @@ class ModelServer:
     def readiness(self) -> list[str]:
         """What is not ready: the models without an available version; empty when all is ready."""
         self.start()
-        return self.manager.unready()
+        others = (name for extension in self.extensions for name in extension.unready(self))
+        return [*self.manager.unready(), *others]
 
-    def reload(self) -> tuple[int, dict[str, Any]]:
+    def reload(self, timeout: float = math.inf) -> tuple[int, dict[str, Any]]:
         """Read config and version folders again; returns the HTTP status and body OpenVINO Model Server gives.
 
         201: something was read or loaded anew; 200: all was as it should be; else `error`, and in `details`
-        what failed and where.
+        what failed and where. Raises ServingError DEADLINE_EXCEEDED after `timeout` seconds.
         """
-        outcome = self.manager.reload()
+        outcome = self.manager.reload(timeout)
         if not outcome.errors:
             return (201 if outcome.config_read or outcome.changed else 200), self.config_status()
         step = (
@@ -3626,11 +5915,110 @@ class ModelServer:
         }
 
 
+def read_picture(image: Any, limits: Any, allowance: Allowance) -> "np.ndarray | bytes":
+    """A picture as Python code has it, as uint8 RGB [H, W, 3] or as a file's bytes.
+
+    Raises OSError for a file that cannot be read, BadRequest for what is no picture.
+    """
+    if isinstance(image, str | os.PathLike):
+        return Path(image).read_bytes()
+    if isinstance(image, bytes | bytearray | memoryview):
+        return bytes(image)
+    if isinstance(image, routines.Image.Image):
+        return routines.to_rgb(routines.upright(image))
+    if not isinstance(image, np.ndarray):
+        kinds = "a path, bytes, a PIL image or a NumPy array"
+        raise BadRequest(f"image: expected {kinds}, got {type(image).__name__}")
+    try:
+        return routines.decode_array(image, dataclasses.replace(limits, allow=allowance.take))
+    except routines.ImageError as error:
+        raise BadRequest(str(error)) from None
+
+
 def use_allowance(
     server: ModelServer, given: Allowance | None
 ) -> contextlib.AbstractContextManager[Allowance]:
     """A request's allowance, which its owner closes; or a new one, closed after the `with`."""
     return contextlib.nullcontext(given) if given else server.allowance()
+
+
+def load_model(
+    server: ModelServer, options: ServerConfig, folder: Path, model: ModelConfig
+) -> Servable:
+    """Load a version, as the manager asks for it; `options` are those of the start."""
+    return server.load(LoadRequest(folder, model, options, server.config.import_modules))
+
+
+def prepare(server: ModelServer, config: Config) -> Prepared:
+    """Build what requests need of a config. Raises ConfigError for what it names that is missing or wrong."""
+    refuse_unread(config, {extension.name for extension in server.extensions})
+    kinds = prepare_routines(server, config)
+    deployments = {
+        deployment.id: prepare_deployment(deployment, f"$.deployments[{index}]", kinds)
+        for index, deployment in enumerate(config.deployments)
+    }
+    of = {extension.name: extension.prepare(server, config) for extension in server.extensions}
+    keys = config.auth.keys or (Key("generated", digest(server.key)),)
+    return Prepared(KeyRing(keys, of.get("quotas") or no_limit), deployments, kinds, of)
+
+
+def prepare_routines(server: ModelServer, config: Config) -> Mapping[str, type]:
+    """The routines of a server by name: those of its own modules, then what every server has."""
+    if not (routines or config.routine_modules or config.deployments):
+        return {}
+    own: dict[str, type] = {}
+    for index, name in enumerate(config.routine_modules):
+        try:
+            with errors_only("the module"):
+                own |= import_once(server, name)
+        except Exception as error:  # somebody's code
+            path = f"$.routine_modules[{index}]"
+            raise ConfigError(path, f"{type(error).__name__}: {error}") from error
+    return ChainMap(own, *routines.ROUTINES.maps)
+
+
+def import_once(server: ModelServer, name: str) -> dict[str, type]:
+    """The routines of a module, or of a file that is run again only when its text has changed."""
+    text = Path(name).read_bytes() if name.endswith(".py") else b""
+    key, known = ("routines", name), server.kept.get(("routines", name))
+    if known is None or known[0] != text:
+        known = server.kept[key] = text, routines.import_routines(name, Path())
+    return known[1]
+
+
+def no_limit(name: str, calls: int, period: str) -> None:
+    """Count no call: no key of the config has a quota."""
+
+
+def refuse_unread(config: Config, there: Collection[str]) -> None:
+    """Raise ConfigError for a section of the config that nobody here reads, with the file that would."""
+    wanted = [("$." + key, *home) for key, home in HOMES.items() if getattr(config, key)]
+    if isinstance(routines, Missing) and config.deployments:
+        raise ConfigError("$.deployments", "this needs routines.py beside serving.py")
+    for index, deployment in enumerate(config.deployments):
+        if deployment.active_learning:
+            place = f"$.deployments[{index}].active_learning"
+            wanted.append((place, "active_learning", "serving_extensions/active_learning.py"))
+    for index, key in enumerate(config.auth.keys):
+        if key.quota:
+            wanted.append((f"$.auth.keys[{index}].quota", "quotas", "serving_extensions/quotas.py"))
+    for path, name, file in wanted:
+        if name not in there:
+            raise ConfigError(path, f"this needs {file} beside serving.py")
+
+
+def refresh_others(
+    server: ModelServer, manager: ModelManager, outcome: Outcome, polling: bool
+) -> None:
+    """What extensions do after the models of a pass of the loader."""
+    for extension in server.extensions:
+        extension.refresh(server, outcome, polling)
+
+
+def describe_briefly(states: Mapping[int, VersionState]) -> str:
+    """Version states in a few words: `1 AVAILABLE, 2 LOADING`."""
+    words = [f"{version} {state.state}" for version, state in sorted(states.items())]
+    return ", ".join(words) or "not loaded"
 
 
 def describe_states(states: Mapping[int, VersionState]) -> dict[str, Any]:
@@ -3659,8 +6047,8 @@ def hub_handler(function: Callable) -> Callable:
 
 
 def as_server(source: Source) -> ModelServer:
-    """What came to the door, as a started ModelServer."""
-    return (source if isinstance(source, ModelServer) else ModelServer(source)).start()
+    """What came to the door, as a ModelServer."""
+    return source if isinstance(source, ModelServer) else ModelServer(source)
 
 
 # ==================================================================================================
@@ -3768,7 +6156,9 @@ class Call:
             text = f"Request body of {length} bytes is over the limit of {limit}"
             raise ServingError(text, status=413)
         try:
-            if length:
+            if self.site is not None and "stream" in vars(self.site):  # a hook has asked for it
+                data = body_of(self.site)
+            elif length:
                 data = self.environ["wsgi.input"].read(length)
             else:
                 data = get_input_stream(self.environ, max_content_length=limit + 1).read()
@@ -3783,11 +6173,36 @@ class Call:
         return data
 
 
-def to_reply(error: Exception, call: Call, shape: str) -> Reply:
+def body_of(site: Request) -> bytes:
+    """The body of a request that a hook of the site's has read before, as Flask keeps it.
+
+    Raises ServingError where Flask keeps nothing: a form that is taken apart, or `cache=False`.
+    """
+    data = site.get_data()
+    is_chunked = "chunked" in site.headers.get("Transfer-Encoding", "").lower()
+    if not data and (site.content_length or is_chunked):
+        text = (
+            "A hook of this site has read the request's body, which can be read once, before the "
+            "server could. Let the hook pass over these URLs, or call request.get_data() before "
+            "request.form, request.files or request.stream: Flask keeps what that has read"
+        )
+        logger.error("%s", text)
+        raise ServingError(text)
+    return data
+
+
+def to_reply(error: BaseException, call: Call, shape: str) -> Reply:
     """Answer an error, in the `shape` of its URL: the one place that turns errors into HTTP.
 
-    What is unexpected stays in the log.
+    What is unexpected stays in the log. Raises nothing, whatever somebody's own error holds.
     """
+    try:
+        return tell_error(error, call, shape)
+    except Exception as failed:
+        return tell_unexpected(failed, call, shape)
+
+
+def tell_error(error: BaseException, call: Call, shape: str) -> Reply:
     headers: Mapping[str, str] = {}
     if isinstance(error, MemoryError):
         logger.error(
@@ -3799,25 +6214,73 @@ def to_reply(error: Exception, call: Call, shape: str) -> Reply:
             "UNAVAILABLE",
         )
     if isinstance(error, ServingError):
-        text = error.message.encode("utf-8", "replace").decode()  # it may quote what is no text
-        status, headers = int(error.status), error.headers
+        text, status, headers = error.message, int(error.status), error.headers
+        if status == HTTPStatus.NO_CONTENT:
+            return Reply(status=status)
         if status == HTTPStatus.SERVICE_UNAVAILABLE:
             headers = {"Retry-After": "1", **headers}
     elif isinstance(error, HTTPException):
         if error.response is not None:  # what a host site's own check answers
-            return from_response(error.get_response())
+            replied = from_response(error.get_response())
+            return dataclasses.replace(replied, headers=sendable(replied.headers))
         text, status = error.description or error.name, error.code or 500
     else:
-        logger.error("%s: %s %s failed", call.request_id, call.method, call.path, exc_info=error)
-        text = (
-            f"Internal server error: the server's log has the reason, at request {call.request_id}"
-        )
-        status = 500
-    if status == HTTPStatus.NO_CONTENT:
-        return Reply(status=status)
-    return reply(spell_error(text, status, call.request_id, shape), status).with_headers(
-        *headers.items()
-    )
+        return tell_unexpected(error, call, shape)
+    if not isinstance(text, str):
+        raise TypeError(f"the text of {type(error).__name__} is {type(text).__name__}")
+    text = text.encode("utf-8", "replace").decode()  # it may quote what is no text
+    status = status if 400 <= status <= 599 else 500
+    body = spell_error(text, status, call.request_id, shape)
+    return reply(body, status).with_headers(*sendable(headers.items()))
+
+
+def tell_unexpected(error: BaseException, call: Call, shape: str) -> Reply:
+    """Answer what nobody has foreseen: the reason is in the log alone."""
+    logger.error("%s: %s %s failed", call.request_id, call.method, call.path, exc_info=error)
+    text = f"Internal server error: the server's log has the reason, at request {call.request_id}"
+    return reply(spell_error(text, 500, call.request_id, shape), 500)
+
+
+HEADER = re.compile(r"[\w!#$%&'*+.^`|~-]+", re.ASCII)
+# Of the connection and of the body, which are the server's own to tell.
+OWN_HEADERS = {
+    "connection",
+    "content-length",
+    "content-type",
+    "keep-alive",
+    "proxy-authenticate",
+    "proxy-authorization",
+    "te",
+    "trailer",
+    "trailers",
+    "transfer-encoding",
+    "upgrade",
+}
+
+
+def sendable(headers: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+    """An error's headers that can stand in a response; the log names the others."""
+    return tuple((name, value) for name, value in headers if is_sendable(name, value))
+
+
+def is_sendable(name: Any, value: Any) -> bool:
+    """Whether a header is one line of Latin-1, and not one that servers write themselves."""
+    if (
+        isinstance(name, str)
+        and isinstance(value, str)
+        and HEADER.fullmatch(name)
+        and name.lower() not in OWN_HEADERS
+        and re.fullmatch(r"[\t\x20-\x7e\xa0-\xff]*", value)
+    ):
+        return True
+    logger.error("The header %.100r of an error cannot be sent, and is left out", name)
+    return False
+
+
+def is_operators(error: BaseException) -> bool:
+    """Whether an exception is Ctrl-C, which ends the process and no request."""
+    in_main = threading.current_thread() is threading.main_thread()
+    return isinstance(error, KeyboardInterrupt) and in_main
 
 
 def spell_error(text: str, status: int, request_id: str, shape: str) -> dict[str, Any]:
@@ -3875,9 +6338,40 @@ def view_infer(
         outputs=wanted,
         allowance=call.allowance,
     )
-    if Auth is AllPolicy or is_plain_predict(call, body):
+    if is_plain_predict(call, body):
         return reply(infer(parse_json(body)))
-    return part("serving_rooms.binary").answer_predict(call, body, infer)
+    answer = infer_any(call, body, infer, server.extensions)
+    return first(extension.write(call, answer) for extension in server.extensions) or reply(answer)
+
+
+def infer_any(
+    call: Call,
+    body: bytes,
+    infer: Callable[[Any], dict[str, Any]],
+    extensions: Sequence[Extension],
+) -> dict[str, Any]:
+    """The answer to a predict body, whatever it is: what an extension reads, large JSON, or any JSON."""
+    value = first(extension.read(call, body) for extension in extensions)
+    large = read_large_json(body) if value is None and len(body) >= PLAIN_BYTES else None
+    answer = infer_large(large, infer) if large is not None else None
+    if answer is None:
+        answer = infer(parse_json(body) if value is None else value)
+    return answer
+
+
+def infer_large(value: Any, infer: Callable[[Any], dict[str, Any]]) -> dict[str, Any] | None:
+    """The answer, or None for what is wrong in the body: the plain path has the texts.
+
+    A model that fails is not run again.
+    """
+    try:
+        return infer(value)
+    except BadRequest:
+        return None
+    except ServingError as error:
+        if error.code != "UNIMPLEMENTED":  # of a dtype that JSON cannot spell
+            raise
+        return None
 
 
 def is_plain_predict(call: Call, body: bytes) -> bool:
@@ -3890,15 +6384,87 @@ def is_plain_predict(call: Call, body: bytes) -> bool:
     )
 
 
-def view_part(name: str) -> Callable[..., Reply]:
-    """A view of serving_rooms/, such as `pictures.view_classes`, imported when it is asked for the first time."""
-    room, _, function = name.rpartition(".")
+def read_image(server: ModelServer, call: Call) -> tuple[np.ndarray, Any]:
+    """The picture and the routines of a /predict request: JSON, multipart, or the picture or .npy array itself."""
+    limits = dataclasses.replace(image_limits(server.config), allow=call.allowance.take)
+    most = min(
+        server.config.server.max_request_bytes, 4 * limits.max_bytes
+    )  # nested lists take some 4 characters a number
+    with image_errors():
+        if call.mimetype == "multipart/form-data":
+            return read_form(call, limits, most)
+        body = read_body(server, call, most)
+        if routines.reader_of(body, call.mimetype) or not MAY_BE_JSON.match(body):
+            return routines.read_bytes(body, limits, call.mimetype), read_query_routines(call)
+        return routines.read_request(parse_json(body), limits)
 
-    def view(server: ModelServer, call: Call, **arguments: Any) -> Reply:
-        return getattr(part(f"serving_rooms.{room}"), function)(server, call, **arguments)
 
-    view.__name__ = function
-    return view
+def read_form(call: Call, limits: Any, most: int) -> tuple[np.ndarray, Any]:
+    """The picture and the routines of a form with a file."""
+    body = call.read(most)
+    environ = {
+        **call.environ,
+        "wsgi.input": io.BytesIO(body),
+        "CONTENT_LENGTH": str(len(body)),
+    }
+    try:
+        _, fields, files = parse_form_data(environ, max_form_memory_size=most, max_form_parts=1000)
+    except RequestEntityTooLarge:  # by its parts
+        raise ServingError("multipart: the form has more than 1000 parts", status=413) from None
+    try:
+        file = files.get("image") or files.get("file")
+        if file is None:
+            got = ", ".join(files) or "none"
+            raise BadRequest(
+                f"multipart: expected the picture as field 'image' or 'file', got: {got}"
+            )
+        picture = routines.read_bytes(file.read(), limits, file.mimetype)
+    finally:
+        for _, sent in files.items(multi=True):
+            sent.close()
+    return picture, parse_json((fields.get("routines") or "[]").encode())
+
+
+MAY_BE_JSON = re.compile(
+    rb"\s*(?:[\[{\"\-0-9]|true|false|null|NaN|Inf|$|\xef\xbb\xbf)"
+)  # all else is taken for a picture
+
+
+def read_query_routines(call: Call) -> Any:
+    """The routines in a URL's `?routines=[...]`; raises BadRequest that names them."""
+    try:
+        return parse_json((call.argument("routines") or "[]").encode("utf-8", "surrogateescape"))
+    except BadRequest as error:
+        raise BadRequest(f"routines in the URL: {error.message}") from None
+
+
+DRAWN = {"image/png": "png", "image/jpeg": "jpeg"}
+
+
+def view_predict_image(server: ModelServer, call: Call, deployment: str | None = None) -> Reply:
+    ready = find_deployment(server, deployment)
+    image, chain = read_image(server, call)
+    accepted = parse_accept_header(call.header("Accept"), MIMEAccept)
+    wanted = next(
+        iter(accepted.values()), ""
+    )  # the first: Java's client names image/jpeg among others, unasked
+    form = DRAWN.get(wanted) or call.argument("format", "json")
+    if form not in ("json", "coco", *DRAWN.values()):
+        raise BadRequest(f"format: expected json, coco, png or jpeg, got '{form[:40]}'")
+    answer = predict_image(server, image, ready.config.id, chain, form, call.allowance)
+    replied = (
+        Reply(answer, content_type=f"image/{form}") if isinstance(answer, bytes) else reply(answer)
+    )
+    if ready.config.version_tag:
+        replied = replied.with_headers(("X-Version-Tag", ready.config.version_tag))
+    return replied
+
+
+def view_classes(server: ModelServer, call: Call, deployment: str | None = None) -> Reply:
+    labels = find_deployment(server, deployment).labels
+    return reply(
+        {str(number): {"id": number, "name": name} for number, name in sorted(labels.items())}
+    )
 
 
 def view_status(
@@ -3938,7 +6504,7 @@ def view_config(server: ModelServer, call: Call) -> Reply:
 
 
 def view_reload(server: ModelServer, call: Call) -> Reply:
-    status, body = server.reload()
+    status, body = server.reload(call.trace.remaining())
     return reply(body, status)
 
 
@@ -4009,53 +6575,27 @@ ROUTES: tuple[Route, ...] = (  # the first match answers
     route("POST", "/v1/config/reload", view_reload, "shared"),
     route("GET HEAD", "/livez|/v2/health/live", view_live, "open", line="health"),
     route("GET HEAD", "/readyz|/v2/health/ready", view_ready, "open", line="health"),
-    route("POST", DEPLOYMENT + "/predict", view_part("pictures.view_predict_image"), "key"),
-    route("GET", DEPLOYMENT + "/classes", view_part("pictures.view_classes"), "key"),
-    route("GET", "/deployments", view_part("pages.view_deployments"), "key", lists=True),
-    route(
-        "GET", OF_DEPLOYMENT + "/samples/(?P<name>[^/:]+)", view_part("pages.view_sample"), "key"
-    ),
-    route(
-        "GET", OF_DEPLOYMENT + "/client/(?P<language>[^/:]+)", view_part("pages.view_client"), "key"
-    ),
-    route(
-        "GET",
-        "/metrics|/monitoring/prometheus/metrics",
-        view_part("pages.view_metrics"),
-        "shared",
-        line="health",
-    ),
-    route("GET", "/stats", view_part("pages.view_stats"), "shared", lists=True, line="health"),
-    route("GET", "/openapi.json", view_part("pages.view_openapi"), "shared", lists=True),
-    route(
-        "GET HEAD",
-        "/console(?:/(?P<name>[^/:]*))?",
-        view_part("pages.view_console"),
-        "open",
-        line="health",
-    ),
-    route(
-        "GET",
-        OF_DEPLOYMENT + "/active_learning/(?P<group>[^/:]+)",
-        view_part("pictures.view_active_learning"),
-        "key",
-    ),
+    route("POST", DEPLOYMENT + "/predict", view_predict_image, "key"),
+    route("GET", DEPLOYMENT + "/classes", view_classes, "key"),
 )
 # Where Flask hands requests to the table above; the rest of a site's URLs stays the site's.
 RULES: tuple[tuple[str, dict[str, str]], ...] = (
-    ("/v1/<serving_rest:rest>", {"root": "v1"}),
-    ("/V1/<serving_rest:rest>", {"root": "V1"}),
-    ("/model-serving/<serving_rest:rest>", {"root": "model-serving"}),
+    ("/v1/<serving_rest:serving_rest>", {"serving_root": "v1"}),
+    ("/V1/<serving_rest:serving_rest>", {"serving_root": "V1"}),
+    ("/model-serving/<serving_rest:serving_rest>", {"serving_root": "model-serving"}),
     (
-        "/<any(livez, readyz, predict, classes, deployments, metrics, stats, 'openapi.json', console):root>",
+        "/<any(livez, readyz, predict, classes, deployments, metrics, stats, 'openapi.json', console):serving_root>",
         {},
     ),
-    ("/<any(console):root>/", {"rest": ""}),
-    ("/<any(console):root>/<rest>", {}),
-    ("/v2/health/<any(live, ready):rest>", {"root": "v2/health"}),
-    ("/monitoring/prometheus/<any(metrics):rest>", {"root": "monitoring/prometheus"}),
-    ("/<root>/<any(predict, classes):rest>", {}),
-    ("/<root>/<any(active_learning, samples, client):rest>/<group>", {}),
+    ("/<any(console):serving_root>/", {"serving_rest": ""}),
+    ("/<any(console):serving_root>/<serving_rest>", {}),
+    ("/v2/health/<any(live, ready):serving_rest>", {"serving_root": "v2/health"}),
+    (
+        "/monitoring/prometheus/<any(metrics):serving_rest>",
+        {"serving_root": "monitoring/prometheus"},
+    ),
+    ("/<serving_root>/<any(predict, classes):serving_rest>", {}),
+    ("/<serving_root>/<any(active_learning, samples, client):serving_rest>/<serving_group>", {}),
 )
 METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS")
 
@@ -4065,6 +6605,26 @@ class RestConverter(BaseConverter):
 
     regex = r"[\s\S]*?"
     part_isolating = False
+
+
+class HandlerConverter(BaseConverter):
+    """The path of a handler that a server has now: a reload may have brought it.
+
+    Weighed behind everything of the site's own; a path that is no handler's is the site's 404.
+    """
+
+    regex = r"[\w.~-]+(?:/[\w.~-]+)*"
+    part_isolating = False
+    weight = 1000
+
+    def __init__(self, map: Any, server: ModelServer):
+        super().__init__(map)
+        self.server = server
+
+    def to_python(self, value: str) -> str:
+        if f"/{value}" not in list_urls(self.server):
+            raise ValidationError
+        return value
 
 
 def raw_path(environ: Mapping[str, Any], decoded: str) -> str:
@@ -4101,10 +6661,16 @@ class Found(typing.NamedTuple):
     shape: str  # bare: TensorFlow Serving's; full: Datature's as well; hub: CellStrat's envelope
 
 
+@functools.cache
+def routes_of(extensions: tuple[Extension, ...]) -> tuple[Route, ...]:
+    """The one URL table: the core's rows, then those of extensions."""
+    return (*ROUTES, *(row for extension in extensions for row in extension.routes))
+
+
 @functools.lru_cache(512)  # of short requests
-def match_route(method: str, path: str) -> Found | None:
-    """The first of ROUTES that fits; raises BadRequest for a version that is no number of 64 bits."""
-    for route in ROUTES:
+def match_route(extensions: tuple[Extension, ...], method: str, path: str) -> Found | None:
+    """The first row that fits; raises BadRequest for a version that is no number of 64 bits."""
+    for route in routes_of(extensions):
         match = route.pattern.fullmatch(path) if method in route.methods else None
         if match is None:
             continue
@@ -4129,28 +6695,34 @@ def read_version(digits: str) -> int:
 
 def find_known(server: ModelServer, method: str, path: str) -> Found | None:
     """What a method and an undecoded path select, a handler among it; None for no match. Raises BadRequest."""
-    known = (match_route if len(method + path) < 200 else match_route.__wrapped__)(method, path)
+    match = match_route if len(method + path) < 200 else match_route.__wrapped__
+    known = match(server.extensions, method, path)
     if known is not None:
         if "alias" in known.arguments:
             return known._replace(arguments=use_deployment(server, **known.arguments))
         return known
-    endpoint = server.prepared.endpoints.get(unquote(path))
-    if endpoint is None:
-        return None
-    view = part("serving_rooms.endpoints").view_endpoint
-    route = Route((method,), re.compile(""), view, "key")
-    return Found(route, {"endpoint": endpoint}, endpoint.path, endpoint.envelope or "full")
+    return first(extension.find(server, method, path) for extension in server.extensions)
+
+
+# What serving_extensions/console.py answers.
+PAGES = {"/console", "/console/", "/deployments", "/metrics", "/openapi.json", "/stats"}
 
 
 def find_view(server: ModelServer, method: str, path: str) -> Found:
     """What a method and an undecoded path select; raises BadRequest for no match."""
     if (known := find_known(server, method, path)) is not None:
         return known
-    others = [route for route in ROUTES if route.guard == "key" and route.pattern.fullmatch(path)]
+    others = [
+        route
+        for route in routes_of(server.extensions)
+        if route.guard == "key" and route.pattern.fullmatch(path)
+    ]
     if others:
         allow = {"Allow": ", ".join(method for route in others for method in route.methods)}
         text = f"Method {method} is not allowed here: {path[:200]}"
         raise ServingError(text, "INVALID_ARGUMENT", HTTPStatus.METHOD_NOT_ALLOWED, allow)
+    if path in PAGES and "console" not in server.state:
+        raise NotFound("This needs serving_extensions/console.py beside serving.py")
     raise BadRequest(f"Malformed request: {method} {path}")
 
 
@@ -4247,7 +6819,8 @@ def answer_call(door: Door, call: Call, found: Found | None = None) -> Reply:
     """Answer a call: its view's reply, or its error's; with a request id, CORS headers, and a log line."""
     server, trace, shape, route = door.server, call.trace, "bare", ""
     call.allowance = server.allowance()
-    metrics = server.metrics.begin() if server.metrics else None
+    for extension in server.extensions:
+        extension.begin(server)
     CURRENT.trace = trace
     try:
         trace.limit(
@@ -4261,28 +6834,42 @@ def answer_call(door: Door, call: Call, found: Found | None = None) -> Reply:
             call.caller = authorize(door, call, found)
             replied = found.route.view(server, call, **found.arguments)
         replied = dress(server, call, replied)
-    except Exception as error:
+    except BaseException as error:  # a site's own check, or a view, may also end with sys.exit
+        if is_operators(error):
+            raise
         replied = dress(server, call, to_reply(error, call, shape))
     finally:
-        CURRENT.trace = None
+        end_trace(trace)
         call.allowance.close()
-    line = {
+    line = request_line(call, route, replied)
+    for extension in server.extensions:
+        extension.observe(server, trace, line, replied)
+    logger.info(REQUEST_LINE, line)
+    return replied
+
+
+def request_line(call: Call, route: str, replied: Reply) -> dict[str, Any]:
+    """What the log says of a request."""
+    return {
         "request_id": call.request_id,
         "key": call.caller.name,
         "method": call.method,
         "path": call.path,
         "route": route or "none",
-        "model": trace.model,
-        "version": trace.version,
+        "model": call.trace.model,
+        "version": call.trace.version,
         "status": replied.status,
-        "ms": round(1e3 * (time.perf_counter() - trace.start), 2),
-        "rows": trace.rows,
-        "batch": trace.batch,
+        "ms": round(1e3 * (time.perf_counter() - call.trace.start), 2),
+        "rows": call.trace.rows,
+        "batch": call.trace.batch,
     }
-    if metrics:
-        metrics.end(trace, line, replied)
-    logger.info(REQUEST_LINE, line)
-    return replied
+
+
+def end_trace(trace: Trace) -> None:
+    """The request is this thread's no more; whether it waited for a model, its line will ask."""
+    CURRENT.trace = None
+    if trace.waited:
+        CURRENT.waited = True
 
 
 REQUEST_LINE = (
@@ -4294,8 +6881,8 @@ REQUEST_LINE = (
 def dress(server: ModelServer, call: Call, replied: Reply) -> Reply:
     """A reply as it goes out: compressed where the client takes that, with its id and its CORS headers."""
     vary: list[str] = []
-    if len(replied.body) >= server.config.server.gzip_min_bytes and Auth is not AllPolicy:
-        replied = part("serving_rooms.binary").compress(call, replied, vary)
+    if len(replied.body) >= server.config.server.gzip_min_bytes:
+        replied = compress(call, replied, vary)
     headers = [("X-Request-Id", call.request_id)]
     if origins := server.config.server.cors_origins:
         vary.append("Origin")
@@ -4305,6 +6892,24 @@ def dress(server: ModelServer, call: Call, replied: Reply) -> Reply:
     if vary:
         headers.append(("Vary", ", ".join(vary)))
     return replied.with_headers(*headers)
+
+
+# Answers that are worth it; pictures are packed already.
+COMPRESSIBLE = ("application/json", "application/x-npy", "application/octet-stream")
+
+
+def compress(call: Call, replied: Reply, vary: list[str]) -> Reply:
+    """Compress a large answer when the client's Accept-Encoding allows it; level 1, since most of the gain costs least.
+
+    Adds to `vary` what the answer depends on.
+    """
+    if replied.content_type not in COMPRESSIBLE:
+        return replied
+    vary.append("Accept-Encoding")
+    if parse_accept_header(call.header("Accept-Encoding"), Accept)["gzip"] <= 0:
+        return replied
+    packed = gzip.compress(replied.body, compresslevel=1, mtime=0)
+    return dataclasses.replace(replied, body=packed).with_headers(("Content-Encoding", "gzip"))
 
 
 def preflight(server: ModelServer, call: Call) -> Reply:
@@ -4395,38 +7000,51 @@ def send(
 # --- the Flask adapter --------------------------------------------------------------------------------
 
 
-def respond(
-    door: Door, root: str = "", rest: str | None = None, group: str | None = None
-) -> Response:
-    """A view of Flask's: the request as a call, the reply as a response."""
-    decoded = "/" + "/".join([name for name in (root, rest, group) if name is not None])
-    asked = request._get_current_object()  # type: ignore[attr-defined]
-    call = Call(
-        asked.environ,
-        raw_path(asked.environ, decoded),
-        asked.path[: len(asked.path) - len(decoded)],
-        asked,
-        asked.max_content_length,
-    )
-    return to_response(answer_call(door, call))
+def make_view(door: Door) -> Callable[..., Response]:
+    """A view of Flask's: the request as a call, the reply as a response.
+
+    A function as people write them: extensions ask for its name and module.
+    """
+
+    def respond(**values: Any) -> Response:  # among them those of the site's own prefix
+        names = ("serving_root", "serving_rest", "serving_group")
+        decoded = "/" + "/".join(values[name] for name in names if values.get(name) is not None)
+        asked = request._get_current_object()  # type: ignore[attr-defined]
+        prefix = asked.path[: len(asked.path) - len(decoded)]
+        path = raw_path(asked.environ, decoded)
+        call = Call(asked.environ, path, prefix, asked, asked.max_content_length)
+        return to_response(answer_call(door, call))
+
+    return respond
 
 
 def to_response(replied: Reply) -> Response:
     return Response(replied.body, replied.status, replied.head())
 
 
+def list_urls(server: ModelServer) -> list[str]:
+    """The paths that extensions answer by the config."""
+    return [path for extension in server.extensions for path in extension.urls(server)]
+
+
 blueprint_numbers = itertools.count(1)
 
 
-def create_blueprint(source: Source, authorize: Callable[[Any], Any] | None = None) -> Blueprint:
+def create_blueprint(
+    source: Source, authorize: Callable[[Any], Any] | None = None, *, eager: bool = False
+) -> Blueprint:
     """The server's URLs as a Flask blueprint: `site.register_blueprint(create_blueprint("config.json"), url_prefix="/ml")`.
 
     Its errors are answered inside; the site's error pages, hooks and other URLs stay as they are. Models begin
-    to load at once, in the background. `authorize(request)` stands in for keys: True, or the caller's name for
-    the log, lets the request in; False and None are answered 401; it may `flask.abort` too. Raises ConfigError.
+    to load in the background with the first request that needs them, or with `start`; with `eager`, now.
+    The server is `site.extensions["serving"][blueprint.name]`. `authorize(request)` stands in for keys: True,
+    or the caller's name for the log, lets the request in; False and None are answered 401; it may
+    `flask.abort` too. Raises ConfigError.
     """
     door = Door(as_server(source), authorize)
     door.server._mounted = True
+    if eager:
+        door.server.start()
     if authorize is None and door.server.generated_key and not door.server.says_key:
         logger.warning(
             "The config has no keys: pictures and handlers answer to ModelServer.generated_key alone, "
@@ -4436,13 +7054,25 @@ def create_blueprint(source: Source, authorize: Callable[[Any], Any] | None = No
     number = next(blueprint_numbers)
     blueprint = Blueprint("serving" if number == 1 else f"serving{number}", __name__)
     blueprint.door = door  # type: ignore[attr-defined]
-    blueprint.record_once(
-        lambda state: state.app.url_map.converters.update(serving_rest=RestConverter)
-    )
-    own = tuple((path, {"root": path[1:]}) for path in door.server.prepared.endpoints)
-    for index, (rule, defaults) in enumerate(RULES + own):
-        view = functools.partial(respond, door)
-        blueprint.add_url_rule(
+    blueprint.record(functools.partial(add_rules, door))
+    return blueprint
+
+
+def add_rules(door: Door, state: BlueprintSetupState) -> None:
+    """Add the server's URLs to the site that a blueprint is registered with."""
+    site, server = state.app, door.server
+    mounted = site.extensions.setdefault("serving", {})
+    converter = f"serving_handler{len(mounted)}"
+    mounted[state.name] = server
+    site.url_map.converters["serving_rest"] = RestConverter
+    site.url_map.converters[converter] = lambda map: HandlerConverter(map, server)  # type: ignore
+    handlers = tuple((path, {"serving_root": path[1:]}) for path in list_urls(server))
+    later = (f"/<{converter}:serving_root>", dict[str, str]())  # those that a reload brings
+    view = make_view(door)
+    # Where hosts are told apart, a rule is for one of them: these are for any.
+    host = {"host": "<serving_host>"} if site.url_map.host_matching else {}
+    for index, (rule, defaults) in enumerate((*RULES, *handlers, later)):
+        state.add_url_rule(
             rule,
             f"respond{index}",
             view,
@@ -4450,21 +7080,25 @@ def create_blueprint(source: Source, authorize: Callable[[Any], Any] | None = No
             defaults=defaults,
             provide_automatic_options=False,
             merge_slashes=False,
+            **host,
         )
-    return blueprint
 
 
-def create_app(source: Source, authorize: Callable[[Any], Any] | None = None) -> Flask:
-    """The server as a WSGI application of its own, for any WSGI server or `DispatcherMiddleware`. Raises ConfigError."""
+def create_app(
+    source: Source, authorize: Callable[[Any], Any] | None = None, *, eager: bool = False
+) -> Flask:
+    """The server as a WSGI application of its own, for any WSGI server or `DispatcherMiddleware`.
+
+    Models begin to load with the first request that needs them; with `eager`, now: for gunicorn and
+    the like. The server is in `app.extensions["serving"]`. Raises ConfigError.
+    """
     app = Flask("serving", static_folder=None)
-    blueprint = create_blueprint(source, authorize)
+    blueprint = create_blueprint(source, authorize, eager=eager)
     door: Door = blueprint.door  # type: ignore[attr-defined]
     app.register_blueprint(blueprint)
 
     @app.errorhandler(HTTPException)
     def unknown(error: HTTPException) -> Response:
-        if request.path in door.server.prepared.endpoints:  # that a reload brought
-            return respond(door, request.path[1:])
         listed = f"{request.script_root}/v1/models"
         text = f"{error.name}: {request.method} {request.script_root}{request.path}. The models are listed at {listed}"
         headers = [(name, value) for name, value in error.get_headers() if name == "Allow"]
@@ -4474,6 +7108,160 @@ def create_app(source: Source, authorize: Callable[[Any], Any] | None = None) ->
     if authorize is None:  # which wants Flask's request
         app.wsgi_app = open_door(door, app)  # type: ignore[method-assign]
     return app
+
+
+# ==================================================================================================
+# The process
+# In: a server that owns its process. Out: the process as that server wants it, put back at the end.
+# Nothing else in this file changes anything of the process.
+# ==================================================================================================
+
+
+LOG_LINE = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+PIECE = 1000  # characters; what has room for more takes 4096 bytes without waiting (Linux's and macOS's PIPE_BUF, or more)
+
+
+class PatientHandler(logging.StreamHandler):
+    """Writes lines to a stream that may stop taking them; then they are dropped and counted, and no request waits.
+
+    Where the system cannot tell whether a stream takes more, its lines are written as ever.
+    """
+
+    dropped = 0
+
+    def takes_more(self) -> bool:
+        try:
+            return bool(select.select([], [self.stream.fileno()], [], 0)[1])
+        except (
+            AttributeError,
+            OSError,
+            ValueError,
+        ):  # no file of the system's; Windows can tell of sockets alone
+            return True
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            text = self.format(record) + self.terminator
+            if self.dropped and self.takes_more():
+                text = (
+                    f"({self.dropped} lines of the log were dropped here: nobody read them)\n{text}"
+                )
+                self.dropped = 0
+            for start in range(0, len(text), PIECE):
+                if not self.takes_more():
+                    self.dropped += 1
+                    return
+                self.stream.write(text[start : start + PIECE])
+                self.stream.flush()
+        except Exception:  # as all of logging's own handlers do
+            self.handleError(record)
+
+
+class Process:
+    """What `run` and `main` change of the process, within a `with`; its end puts all of it back.
+
+    A server inside somebody's site changes none of this.
+    """
+
+    def __enter__(self) -> "Process":
+        self._undo, self._told = contextlib.ExitStack(), False  # the latter: to end, by a signal
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._undo.close()
+
+    def set(self, owner: Any, name: str, value: Any) -> None:
+        """Set an attribute."""
+        self._undo.callback(setattr, owner, name, getattr(owner, name))
+        setattr(owner, name, value)
+
+    def quiet_libraries(self) -> None:
+        """Keep out of the log what TensorFlow and Pillow say of their own code and of clients' files."""
+        if "TF_CPP_MIN_LOG_LEVEL" not in os.environ:
+            os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
+            self._undo.callback(os.environ.pop, "TF_CPP_MIN_LOG_LEVEL", None)
+        library = logging.getLogger("tensorflow")
+        self._undo.callback(library.setLevel, library.level)
+        library.setLevel(logging.ERROR)
+        # Each new text about a picture would be kept for ever.
+        self._undo.enter_context(warnings.catch_warnings())
+        warnings.filterwarnings("ignore", module=r"PIL\.", append=True)
+
+    def write_log(self) -> logging.Handler | None:
+        """Write the log to stderr, unless somebody writes it already; returns what writes it."""
+        root = logging.getLogger()
+        if root.handlers:
+            return None
+        handler = PatientHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter(LOG_LINE))
+        root.addHandler(handler)
+        self._undo.callback(root.removeHandler, handler)
+        self._undo.callback(root.setLevel, root.level)
+        root.setLevel(logging.INFO)
+        # No format here names these, and each costs (Python's Logging HOWTO, "Optimization").
+        for name in ("logThreads", "logProcesses", "logMultiprocessing"):
+            self.set(logging, name, False)
+        self.set(logging, "_srcfile", None)
+        return handler
+
+    def tend_memory(self) -> None:
+        """Let what stays out of collections, let those be rare, and give back what loading has used.
+
+        What requests leave is freed at once, without them, and TensorFlow's 250,000 objects stay: a
+        request whose JSON makes many lists would have them walked over again and again.
+        """
+        self._undo.callback(gc.set_threshold, *gc.get_threshold())
+        gc.set_threshold(20_000, 20, 20)
+        is_free = gc.get_freeze_count() == 0  # else somebody has frozen what is to stay so
+        tidy = functools.partial(tidy_memory, is_free)
+        TIDY.append(tidy)
+        self._undo.callback(TIDY.remove, tidy)
+        if is_free:
+            self._undo.callback(gc.unfreeze)
+
+    def take_signals(self, stop: threading.Event) -> None:
+        """Let SIGTERM and SIGINT set `stop`, and a second one end the process; in the main thread alone."""
+
+        def end(*_: Any) -> None:
+            if stop.is_set():
+                os._exit(1)
+            self._told = True
+            stop.set()
+
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                before = signal.signal(number, end)
+                if before is not None:  # else it was set outside of Python
+                    self._undo.callback(signal.signal, number, before)
+
+    def finish(self, job: Callable[[], Any], seconds: float) -> None:
+        """Do the last job; where a signal has told the process to end, it ends after so many seconds.
+
+        Nobody can end a load that hangs in a model's files or in somebody's code.
+        """
+        if not self._told:
+            return job()
+        thread = threading.Thread(target=job, name="serving-stop", daemon=True)
+        thread.start()
+        thread.join(seconds)
+        if thread.is_alive():
+            logger.error(
+                "A load has not come to its end in %g s: the process ends all the same", seconds
+            )
+            logging.shutdown()
+            os._exit(1)
+
+
+def tidy_memory(freeze: bool) -> None:
+    """Collect, set what is left aside from now on, and give freed memory back. All wait for it, some 0.1 s."""
+    if freeze:
+        gc.unfreeze()
+    gc.collect()
+    if freeze:
+        gc.freeze()
+    # glibc keeps hundreds of MB that loading has used; other systems have no such call.
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 # ==================================================================================================
@@ -4542,6 +7330,9 @@ OPTIONS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
 )
 
 
+HOST, PORT = "127.0.0.1", 8501  # where nobody says otherwise
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "serving",
@@ -4551,8 +7342,7 @@ def build_parser() -> argparse.ArgumentParser:
     for names, told in OPTIONS:
         parser.add_argument(*names, **told)
     parser.set_defaults(
-        host=os.environ.get("SERVING_HOST", "127.0.0.1"),
-        port=os.environ.get("SERVING_PORT", "8501"),
+        host=os.environ.get("SERVING_HOST", HOST), port=os.environ.get("SERVING_PORT", PORT)
     )
     return parser
 
@@ -4630,7 +7420,7 @@ class Waitress:
 
 
 def listen(server: ModelServer, app: Callable[..., Any], host: str, port: int) -> Waitress:
-    """waitress, set up for a server: with serving_rooms/ its queue is fair, else it is waitress's own."""
+    """waitress, set up for a server: with serving_extensions/ its queue is fair, else it is waitress's own."""
     options = server.config.server
     adjustments: dict[str, Any] = {
         "host": host,
@@ -4644,126 +7434,155 @@ def listen(server: ModelServer, app: Callable[..., Any], host: str, port: int) -
         "outbuf_high_watermark": 64 << 20,
         "channel_request_lookahead": 1,
     }  # sees clients that went away
-    if Auth is not AllPolicy:
-        return part("serving_rooms.connections").Front(
-            server, app, clear_untrusted_proxy_headers=False, **adjustments
-        )
+    found = first(extension.serve(server, app, adjustments) for extension in server.extensions)
+    if found is not None:
+        return found
     dispatcher = ThreadedTaskDispatcher()
     dispatcher.set_thread_count(options.threads)
+    server.waiting = dispatcher.queue
     return Waitress(app, TcpWSGIServer, dispatcher, cleanup_interval=1, **adjustments)
 
 
+def report(server: ModelServer, address: str, stop: threading.Event) -> None:
+    """Print, once the first load is over, each model with its versions and devices, and the URLs."""
+    server.wait()
+    if stop.is_set():
+        return
+    for model, states in server.manager.states().items():
+        for version, state in sorted(states.items(), reverse=True):
+            device = (
+                f" on {state.servable.device}" if state.servable and state.servable.device else ""
+            )
+            error = f" {state.error}" if state.error else ""
+            print(f"  {model} version {version}: {state.state}{device}{error}")
+    for name in server.readiness():
+        print(f"  {name}: not available, the log says why")
+    status, reload = f"{address}/v1/models", f"curl -X POST {address}/v1/config/reload"
+    print(f"Status: {status}   Reload: {reload}   Ready: {address}/readyz", flush=True)
+    for extension in server.extensions:
+        extension.report(server, address)
+
+
 def run(
-    source: Source, host: str = "127.0.0.1", port: int = 8501, stop: threading.Event | None = None
+    source: Source,
+    host: str | None = None,
+    port: int | None = None,
+    stop: threading.Event | None = None,
 ) -> None:
-    """Serve with waitress until SIGTERM, SIGINT or `stop`; running requests are finished. Raises ConfigError; OSError for a taken port."""
-    server, host = (
-        source if isinstance(source, ModelServer) else ModelServer(source),
-        host.strip("[]"),
-    )
+    """Serve with waitress until SIGTERM, SIGINT or `stop`; running requests are finished.
+
+    `host` and `port` are those of SERVING_HOST and SERVING_PORT by default, else 127.0.0.1 and 8501.
+    Raises ConfigError; OSError for an address that cannot be had; ValueError for a SERVING_PORT that
+    is no number.
+    """
+    if host is None:
+        host = os.environ.get("SERVING_HOST", HOST)
+    if port is None:
+        port = read_port(os.environ.get("SERVING_PORT", str(PORT)))
+    with Process() as process:
+        process.quiet_libraries()
+        process.tend_memory()
+        serve(process, as_server(source), host.strip("[]"), port, stop or threading.Event())
+
+
+def read_port(text: str) -> int:
+    """The port that SERVING_PORT names; ValueError for what is none."""
+    if not re.fullmatch("[0-9]{1,5}", text) or int(text) >= 65536:
+        raise ValueError(f"SERVING_PORT: expected 0 to 65535, got {text[:40]!r}")
+    return int(text)
+
+
+def serve(
+    process: Process, server: ModelServer, host: str, port: int, stop: threading.Event
+) -> None:
+    """Listen, load, answer until `stop`, and end well."""
     socket.getaddrinfo(host or "?", port)  # says what is wrong with the host, as an OSError
-    stop = stop or threading.Event()
     app: Any = None
-    gc.set_threshold(20_000, 20, 20)  # what requests leave is freed at once, without it
-    http = listen(
-        server, lambda *call: app(*call), host, port
-    )  # first: a taken port is known before any model is loaded
+    # First: a taken port is known before any model is loaded.
+    http = listen(server, lambda *call: app(*call), host, port)
     server.says_key = True
-    app = create_app(server)
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: os._exit(1) if stop.is_set() else stop.set())
+    app = create_app(server, eager=True)
+    process.take_signals(stop)
     address = f"http://{f'[{host}]' if ':' in host else host}:{http.port}"
     print(f"serving {__version__} on {address}, loading {server.manager.name}", flush=True)
     if host not in ("127.0.0.1", "localhost", "::1"):
         logger.warning("Listening on %s: whoever reaches this address can use the models", host)
-    if Auth is not AllPolicy:
-        threading.Thread(
-            target=part("serving_rooms.commands").report, args=(server, address, stop), daemon=True
-        ).start()
+    threading.Thread(target=report, args=(server, address, stop), daemon=True).start()
     while not stop.is_set():
         http.turn()
     logger.info("Stopping when the running requests are answered; a second signal stops at once")
     http.finish(server.config.server.drain_seconds)
-    server.stop(drain=False)
+    stop_server = functools.partial(server.stop, drain=False)
+    process.finish(stop_server, max(1.0, server.config.server.drain_seconds))
 
 
-LOG_LINE = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-PIECE = 1000  # characters; what has room for more takes 4096 bytes without waiting (Linux's and macOS's PIPE_BUF, or more)
+def new_key(name: str) -> int:
+    """Print a key, and what a config says of it; raises ConfigError for a name that a config refuses."""
+    key = secrets.token_urlsafe(24)
+    entry = {"name": name, "sha256": digest(key)}
+    parse(Auth, {"keys": [entry]}, "$.auth")
+    print(f"Key, shown this once: {key}")
+    print(f'For the config, in "auth": {{"keys": [...]}}:\n{json.dumps(entry)}')
+    return 0
 
 
-class PatientHandler(logging.StreamHandler):
-    """Writes lines to a stream that may stop taking them; then they are dropped and counted, and no request waits.
+def missing_command(source: Any, value: Any) -> int:
+    raise NotFound("This needs serving_extensions/ beside serving.py")
 
-    Where the system cannot tell whether a stream takes more, its lines are written as ever.
-    """
 
-    dropped = 0
+def commands() -> dict[str, Callable[[Any, Any], int]]:
+    """What the command line does besides serving, by option."""
+    known: dict[str, Callable[[Any, Any], int]] = dict.fromkeys(
+        ("init", "export", "check"), missing_command
+    )
+    for extension in installed():
+        known |= extension.commands
+    return known
 
-    def takes_more(self) -> bool:
-        try:
-            return bool(select.select([], [self.stream.fileno()], [], 0)[1])
-        except (
-            AttributeError,
-            OSError,
-            ValueError,
-        ):  # no file of the system's; Windows can tell of sockets alone
-            return True
 
-    def emit(self, record: logging.LogRecord) -> None:
-        try:
-            text = self.format(record) + self.terminator
-            if self.dropped and self.takes_more():
-                text = (
-                    f"({self.dropped} lines of the log were dropped here: nobody read them)\n{text}"
-                )
-                self.dropped = 0
-            for start in range(0, len(text), PIECE):
-                if not self.takes_more():
-                    self.dropped += 1
-                    return
-                self.stream.write(text[start : start + PIECE])
-                self.stream.flush()
-        except Exception:  # as all of logging's own handlers do
-            self.handleError(record)
+def set_format(server: ModelServer, handler: logging.Handler) -> None:
+    """Write the log as the config asks for it."""
+    kinds = {"text": logging.Formatter}
+    for extension in server.extensions:
+        kinds |= extension.formatters
+    kind = kinds.get(server.config.server.log_format, logging.Formatter)
+    handler.setFormatter(kind(LOG_LINE))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0, 1 when it cannot listen, 2 when the config is wrong."""
     parser = build_parser()
     options = parser.parse_args(arguments)
-    logging.basicConfig(format=LOG_LINE, level=logging.INFO, handlers=[PatientHandler(sys.stderr)])
-    # No format here names threads, processes or the place in the source, and each costs (Python's Logging HOWTO, "Optimization").
-    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
-    logging._srcfile = None
-    logging.getLogger("tensorflow").setLevel(logging.ERROR)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    try:
-        source = choose_source(parser, options)
-        for name in ("new_key", "init", "export", "check"):
-            if value := getattr(options, name):
-                return part("serving_rooms.commands").COMMANDS[name](source, value)
-        server = ModelServer(source, poll_seconds=options.file_system_poll_wait_seconds)
+    with Process() as process:
+        process.quiet_libraries()
+        handler = process.write_log()
+        try:
+            return obey(parser, options, handler)
+        except (ConfigError, NotFound) as error:
+            print(f"serving: {options.config or 'config'}: {error.message}", file=sys.stderr)
+            return 2
+        except OSError as error:
+            place = error.filename or f"{options.host} port {options.port}"
+            print(f"serving: {place}: {error.strerror or error}", file=sys.stderr)
+            return 2 if error.filename else 1
+
+
+def obey(
+    parser: argparse.ArgumentParser, options: argparse.Namespace, handler: logging.Handler | None
+) -> int:
+    """Do what the options tell, the log written by `handler` where it is ours; returns the exit status."""
+    source = choose_source(parser, options)
+    if options.new_key:
+        return new_key(options.new_key)
+    for name, command in commands().items():
+        if value := getattr(options, name):
+            return command(source, value)
+    server = ModelServer(source, poll_seconds=options.file_system_poll_wait_seconds)
+    if handler is not None:
         logging.getLogger().setLevel(server.config.server.log_level)
-        if server.metrics:
-            formatters = {
-                "text": part("serving_rooms.metrics").TextFormatter,
-                "json": part("serving_rooms.metrics").JsonFormatter,
-            }
-            logging.getLogger().handlers[0].setFormatter(
-                formatters[server.config.server.log_format](LOG_LINE)
-            )
-        run(server, options.host, options.port)
-        return 0
-    except ConfigError as error:
-        print(f"serving: {options.config or 'config'}: {error.message}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(
-            f"serving: {error.filename or f'{options.host} port {options.port}'}: {error.strerror or error}",
-            file=sys.stderr,
-        )
-        return 2 if error.filename else 1
+        set_format(server, handler)
+    run(server, options.host, options.port)
+    return 0
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ def main(seconds=1.0, rounds=15):
     model = {"name": "half_plus_two", "base_path": str(ROOT / "models/half_plus_two")}
     server = serving.ModelServer({"model_config_list": [{"config": model}]})
     server.wait()
-    port, metrics = start(server), server.metrics
+    port, metrics = start(server), server.state["metrics"]
     rate(port, seconds)
     found = {"measured": [], "counted alone": [], "bare": []}
     ways = (
@@ -64,7 +64,7 @@ def main(seconds=1.0, rounds=15):
     )
     for number in range(rounds):
         for name, counted, level in ways:
-            server.metrics = counted
+            server.state["metrics"] = counted
             serving.logger.setLevel(level)
             found[name].append(rate(port, seconds))
         print(

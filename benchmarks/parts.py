@@ -35,7 +35,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 def ours(workload):
     """A server of the workload, and the parts as it does them: functions of what the part before made."""
     import routines
-    from serving_rooms import binary
+    from serving_extensions import binary
 
     model = {"config": {"name": workload, "base_path": str(workloads.base_path(workload))}}
     server = serving.ModelServer(

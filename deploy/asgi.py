@@ -37,5 +37,5 @@ def create_asgi(source: serving.Source) -> WSGIMiddleware:
     """An ASGI application over a config in any form, with as many threads as it says. Raises ConfigError."""
     server = serving.as_server(source)
     return WSGIMiddleware(
-        AsWritten(serving.create_app(server)), workers=server.config.server.threads
+        AsWritten(serving.create_app(server, eager=True)), workers=server.config.server.threads
     )

@@ -34,7 +34,7 @@ from ray import serve  # noqa: E402
 from ray.cluster_utils import Cluster  # noqa: E402
 
 from deploy import ray_serve  # noqa: E402
-from serving_rooms.keys import digest  # noqa: E402
+from serving import digest  # noqa: E402
 
 REPLICAS = 4
 BODY = '{"instances": [1.0, 2.0, 5.0]}'

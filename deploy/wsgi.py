@@ -30,5 +30,5 @@ class ReadToTheEnd:
 
 
 def create_app(source: serving.Source) -> ReadToTheEnd:
-    """What `serving.create_app` makes, for gunicorn behind a proxy. Raises ConfigError."""
-    return ReadToTheEnd(serving.create_app(source))
+    """What `serving.create_app` makes, for gunicorn behind a proxy; models load at once. Raises ConfigError."""
+    return ReadToTheEnd(serving.create_app(source, eager=True))

@@ -62,6 +62,14 @@ class FakeServable(serving.Servable):
         self.closed = True
 
 
+def load_model(folder, name="m", **fields):
+    """A SavedModel as a server loads it, by the plain loader and all that is wrapped around it."""
+    config = serving.ModelConfig(name, str(folder), **fields)
+    return serving.ModelServer({"model_config_list": []}).load(
+        serving.LoadRequest(Path(folder), config)
+    )
+
+
 class Disk:
     """Version folders without a disk, and a loader over them: `broken` names the versions that fail."""
 

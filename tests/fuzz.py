@@ -27,14 +27,14 @@ if (
     import atheris
 
     sys.path.insert(0, str(ROOT))
-    with atheris.instrument_imports(include=["serving", "serving_rooms", "routines", "PIL"]):
+    with atheris.instrument_imports(include=["serving", "serving_extensions", "routines", "PIL"]):
         import routines
         import serving
-        from serving_rooms import binary, pictures, tensors
+        from serving_extensions import binary
 else:
     import routines
     import serving
-    from serving_rooms import binary, pictures, tensors
+    from serving_extensions import binary
 
 import numpy as np  # noqa: E402
 
@@ -265,7 +265,7 @@ def fuzz_tensors(data):
     """A body of :predict: the way of large arrays answers as the plain one does, or leaves it to that; the answer reads back."""
     servable, body = ECHOES[data[0] % len(ECHOES)] if data else ECHOES[0], data[1:]
     plain = outcome(servable, lambda: serving.parse_json(body))
-    large = outcome(servable, lambda: tensors.read_value(body))
+    large = outcome(servable, lambda: serving.read_large_json(body))
     if isinstance(large, bytes):
         assert large == plain, f"{large!r} and {plain!r}"
     if isinstance(plain, bytes):
@@ -273,7 +273,7 @@ def fuzz_tensors(data):
 
 
 def fuzz_binary(data):
-    """.npy, .npz and raw tensors."""
+    """.npy, .npz and raw serving."""
     source = Bytes(data)
     way = source.number(4)
     try:
@@ -366,7 +366,7 @@ def fuzz_routines(data):
         except serving.ServingError:
             return
     try:
-        chain = pictures.read_chain(value)
+        chain = serving.read_chain(value, routines.ROUTINES)
     except serving.ConfigError:
         return
     try:
@@ -392,7 +392,7 @@ TARGETS = {
 
 def prepare():
     """Short arrays go both ways; nothing is fetched."""
-    tensors.LARGE = LARGE
+    serving.LARGE = LARGE
     routines.fetch_image.__defaults__ = (nowhere,)
 
 

@@ -14,7 +14,7 @@ from pycocotools.coco import COCO
 
 import routines
 import serving
-from serving_rooms import inbox
+from serving_extensions import active_learning
 
 KEY = bearer("k")
 
@@ -34,7 +34,7 @@ def learning(folder, **options):
             }
         ],
     )
-    return Rest(server), server.prepared.deployments["pets"].inbox
+    return Rest(server), server.prepared.of["active_learning"]["pets"]
 
 
 def post(rest, colour, **fields):
@@ -163,7 +163,7 @@ def test_faults_of_the_disk_fail_no_request_and_leave_no_half_picture(
         def fail(path, data):
             raise OSError(errno.ENOSPC, "No space left on device")
 
-        monkeypatch.setattr(inbox.Path, "write_bytes", fail)
+        monkeypatch.setattr(active_learning.Path, "write_bytes", fail)
     else:
         shutil.rmtree(tmp_path / "review")
         if fault == "a file":
@@ -191,7 +191,7 @@ def test_faults_of_the_disk_fail_no_request_and_leave_no_half_picture(
 def test_a_slow_disk_holds_no_request(tmp_path, monkeypatch):
     rest, box = learning(tmp_path)
     gate = threading.Event()
-    monkeypatch.setattr(inbox, "write", lambda path, data: gate.wait(30))
+    monkeypatch.setattr(active_learning, "write", lambda path, data: gate.wait(30))
     assert all(post(rest, colour).status_code == 200 for colour in range(60))
     assert box.counts["busy"] >= 60 - 32 - 1
     gate.set()

@@ -291,6 +291,6 @@ def test_what_a_user_sends_comes_back_as_json_and_never_as_html(live):
 
 def test_no_attack_left_a_trace_of_code_in_an_answer(live):
     address, _, server = live
-    wrong = [entry for entry in server.metrics.last_errors if entry["status"] >= 500]
+    wrong = [entry for entry in server.state["metrics"].last_errors if entry["status"] >= 500]
     assert wrong == []
     assert json.loads(requests.get(f"{address}/stats", timeout=10).text)["total"]["errors_5xx"] == 0

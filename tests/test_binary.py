@@ -9,7 +9,7 @@ import pytest
 from conftest import NO_POLL, FakeServable, Rest, assert_error, fake_server, signature, spec
 
 import serving
-import serving_rooms.binary as serving_binary
+import serving_extensions.binary as serving_binary
 
 FREE = serving.UnpackedBytes(lambda: 1 << 40).allowance(1 << 40)
 

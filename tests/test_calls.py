@@ -1,6 +1,5 @@
 """How calls are improved: frozen graphs, threads of a model's own, replicas; against the plain session and TensorFlow called directly."""
 
-import contextlib
 import gc
 import threading
 import time
@@ -9,17 +8,18 @@ import weakref
 import numpy as np
 import pytest
 from conftest import NO_POLL, ROOT, FakeServable, until
-from test_saved_models import export, load, python, run
+from conftest import load_model as load
+from test_saved_models import export, python, run
 
 import serving
-from serving_rooms import calls
-from serving_rooms.replicas import load_replicas
+from serving_extensions import freezing
+from serving_extensions.replicas import load_replicas
 
 
 @pytest.fixture
 def always(monkeypatch):
     """Freeze whatever may be frozen, whether it gains or not."""
-    monkeypatch.setattr(calls, "GAINING", {"Conv2D", "Mul", "AddV2"})
+    monkeypatch.setattr(freezing, "GAINING", {"Conv2D", "Mul", "AddV2"})
 
 
 @pytest.fixture(scope="module")
@@ -206,7 +206,7 @@ def test_what_gains_nothing_or_cannot_be_frozen_stays_as_it_was(network, monkeyp
         "not wanted": ("FREEZE_BYTES", 200 << 20),
         "cannot be called": ("make_calls", refuse),
     }
-    monkeypatch.setattr(calls, *changes[reason])
+    monkeypatch.setattr(freezing, *changes[reason])
     folder, model = network
     servable = load(folder, freeze=reason != "not wanted")
     assert servable.callables["serving_default"].kind == "session"
@@ -247,7 +247,7 @@ def test_frozen_models_are_batched_when_that_is_wanted(network, always):
 
 def test_workers_run_no_more_than_their_number_at_once_in_the_order_of_asking():
     workers, running, most, order, lock = (
-        calls.Workers(2, "test", contextlib.ExitStack()),
+        serving.Workers(2, "test"),
         0,
         0,
         [],
@@ -274,9 +274,9 @@ def test_workers_run_no_more_than_their_number_at_once_in_the_order_of_asking():
 
 
 def test_a_long_call_runs_on_its_models_threads_which_end_with_it(network, monkeypatch):
-    monkeypatch.setattr(calls, "LONG_SECONDS", 0.0)
+    monkeypatch.setattr(serving, "LONG_SECONDS", 0.0)
     folder, model = network
-    servable = serving.load_saved_model(folder, serving.ModelConfig("net-w", "m", batching=False))
+    servable = load(folder, "net-w")
 
     def own_threads():
         return [thread for thread in threading.enumerate() if thread.name.startswith("model-net-w")]
@@ -285,7 +285,7 @@ def test_a_long_call_runs_on_its_models_threads_which_end_with_it(network, monke
     np.testing.assert_allclose(
         run(servable, images)["output_0"], model(images).numpy(), rtol=1e-5, atol=1e-6
     )
-    assert 1 <= len(own_threads()) <= len(calls.os.sched_getaffinity(0))
+    assert 1 <= len(own_threads()) <= len(serving.os.sched_getaffinity(0))
     assert servable.retire(5)
     until(lambda: not own_threads())
 

@@ -8,7 +8,7 @@ import pytest
 from conftest import ROOT
 from languages import PICTURE, answering, need, predict, run, serving_shapes
 
-from serving_rooms.client_code import LANGUAGES, TEMPLATES, client_code
+from serving_extensions.client_code import LANGUAGES, TEMPLATES, client_code
 
 CHECK = {"javascript": "fetch"}  # where the client's name is not the language's in languages.py
 ROUTINES = [{"name": "FilterConfidence", "arguments": {"confidence": 0.0}}]
@@ -138,7 +138,7 @@ def test_every_template_is_a_language_and_is_in_the_package():
     }
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
-    assert "clients/*" in setup["options.package_data"]["serving_rooms"]
+    assert "clients/*" in setup["options.package_data"]["serving_extensions"]
     for language in LANGUAGES:
         source = client_code(language, "http://x", "k", [])
         assert "@" not in source.replace("--data-binary @-", "") and source.count("http://x") == 1

@@ -2,13 +2,16 @@
 
 import json
 import math
+import shutil
+import subprocess
+import sys
 import warnings
 
 import ml_dtypes
 import numpy as np
 import orjson
 import pytest
-from conftest import spec
+from conftest import ROOT, spec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -53,9 +56,9 @@ json_values = st.recursive(
 
 @given(json_values, st.sampled_from([None, 2]), st.booleans())
 @settings(max_examples=500)
-def test_exact_parser_equals_pythons(value, indent, ascii_only):
+def test_both_parsers_equal_pythons(value, indent, ascii_only):
     text = json.dumps(value, indent=indent, ensure_ascii=ascii_only).encode("utf-8", "replace")
-    assert serving.parse_exact(text) == json.loads(text)
+    assert serving.parse_dialect(text) == json.loads(text)
     assert serving.parse_json(text) == json.loads(text)
 
 
@@ -96,13 +99,14 @@ def test_any_bytes_parse_or_are_a_bad_request(body):
         ),
         (b'"\\u0041\\ud83d\\ude00\\u0000"', repr("A\U0001f600\0")),
         (b'"\xff"', repr("\udcff")),
+        (b'["NaN", "-Inf \\" -NaN", -NaN, "Inf"]', repr(["NaN", '-Inf " -NaN', math.nan, "Inf"])),
         (b"[1] trailing", "[1]"),
         (b"\xef\xbb\xbf[1]", "[1]"),
         (b'{"a": 1, "a": 2}', "{'a': 1}"),
     ],
 )
 def test_rapidjson_dialect(text, value):
-    assert repr(serving.parse_exact(text)) == value
+    assert repr(serving.parse_json(text)) == value
 
 
 def test_first_of_equal_keys_wins_also_when_escaped():
@@ -114,9 +118,89 @@ def test_first_of_equal_keys_wins_also_when_escaped():
     assert serving.parse_json(b'{"inputs": {"x": 1, "x": 2}}') == {"inputs": {"x": 1}}
 
 
-def test_depth_has_no_limit():
-    deep = b'{"unused": ' + b"[" * 500_000 + b"]" * 500_000 + b', "inputs": 1}'
-    assert serving.parse_json(deep)["inputs"] == 1
+@pytest.mark.parametrize("body", [b'"1e309", 1e309', b'NaN, "\xff", 1e309', b"1" * 310])
+def test_number_too_big_is_told_with_its_own_place(body):
+    with pytest.raises(serving.BadRequest) as raised:
+        serving.parse_json(b"[" + body + b"]")
+    offset = 1 + body.rfind(b" ") + 1
+    text = f"JSON Parse error: Number too big to be stored in double. at offset: {offset}"
+    assert raised.value.message == text
+
+
+@pytest.mark.parametrize("body", [b'["\xc3\xa9", x]', b'\xef\xbb\xbf["\xff\xff\xff", x]'])
+def test_offset_of_an_error_counts_bytes(body):
+    with pytest.raises(serving.BadRequest, match=r"Invalid value\. at offset: (7|8)$"):
+        serving.parse_json(body)
+
+
+@pytest.mark.parametrize("body", [b"1.", b"-1e", b"1.5e+", b"01x.", b"[01]", b"[.5]", b"[+1]"])
+def test_half_a_number_is_no_number(body):
+    try:
+        value = serving.parse_json(body)
+    except serving.BadRequest as error:
+        assert error.message.startswith("JSON Parse error: ")
+    else:  # RapidJSON stops behind a number that is whole, whatever follows
+        assert (body, value) == (b"01x.", 0)
+
+
+def test_first_of_equal_objects_is_taken_whole_and_rows_keep_the_last():
+    body = b'{"inputs": {"x": {"a": 1, "a": 2}, "x": 3}, "inputs": 4}'
+    assert serving.parse_json(body) == {"inputs": {"x": {"a": 2}}}
+
+
+@pytest.mark.parametrize("value", [b"1", b"NaN", b'"\xff"', b"x", b""])
+@pytest.mark.parametrize("levels", [1000, 1100, 100_000])
+def test_json_too_deep_for_the_parsers_is_a_bad_request(levels, value):
+    body = b'{"unused": ' + b"[" * levels + value + b"]" * levels + b', "inputs": 1}'
+    try:
+        assert serving.parse_json(body)["inputs"] == 1
+    except serving.BadRequest as error:
+        assert error.message == "JSON Parse error: lists and objects are nested too deep"
+
+
+KEYS = st.sampled_from(["inputs", "instances", "a/b", 'q"', "\\", "é", ""])
+SPELLINGS = {"a/b": '"a\\/b"', "inputs": '"in\\u0070uts"', "é": '"\\u00e9"', "": '""'}
+pairs = st.lists(
+    st.tuples(KEYS, st.booleans(), st.integers(0, 9) | st.just('a"b": \\')), max_size=4
+)
+
+
+def spell(members):
+    """An object of JSON; of a member's name there are two spellings, and a value may be one too."""
+    written = []
+    for key, escaped, value in members:
+        name = SPELLINGS.get(key, json.dumps(key)) if escaped else json.dumps(key)
+        text = spell(value) if isinstance(value, list) else json.dumps(value)
+        written.append(f"{name}: {text}")
+    return "{" + ", ".join(written) + "}"
+
+
+def first_of(members):
+    found = {}
+    for key, _, value in members:
+        found.setdefault(key, value)
+    return found
+
+
+@given(st.lists(st.tuples(KEYS, st.booleans(), st.integers(0, 9) | pairs), max_size=5), pairs)
+@settings(max_examples=1500)
+def test_first_of_equal_keys_wins_at_the_top_and_in_inputs_and_the_last_elsewhere(top, more):
+    members = [*top, ("rows", False, more)]
+    expected = first_of(members)
+    for key, value in expected.items():
+        if isinstance(value, list):
+            last = {name: item for name, _, item in value}
+            expected[key] = first_of(value) if key == "inputs" else last
+    assert serving.parse_json(spell(members).encode()) == expected
+    assert serving.parse_json(spell(members).encode() + b" trailing") == expected
+
+
+def test_one_file_alone_reads_the_dialect(tmp_path):
+    shutil.copy(ROOT / "serving.py", tmp_path)
+    code = "import serving; print(serving.parse_json(b'[NaN, -Inf] x'))"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout == "[nan, -inf]\n", done.stderr
 
 
 # --- values to tensors ------------------------------------------------------------------------------------
@@ -261,7 +345,7 @@ def test_floats_read_back_to_the_same_bits(types, data):
         unsigned,
     ).view(dtype)
     text = serving.encode_json({"predictions": array})
-    back = np.array([float(value) for value in serving.parse_exact(text)["predictions"]]).astype(
+    back = np.array([float(value) for value in serving.parse_dialect(text)["predictions"]]).astype(
         dtype
     )
     finite = ~np.isnan(array.astype(np.float64))

@@ -17,7 +17,7 @@ import pytest
 from conftest import ROOT, signature, spec
 
 import serving
-from serving_rooms import commands
+from serving_extensions import commands
 
 
 class Process:
@@ -201,7 +201,8 @@ def test_one_model_without_a_config_from_another_folder(tmp_path):
     with started(
         "--model_name", "m", "--model_path", "half", cwd=tmp_path, SERVING_PORT="0"
     ) as server:
-        assert "m: not available, the log says why" in server.wait_for("m: not")
+        why = "m (base_path cannot be read: No such file or directory): not available"
+        assert why in server.wait_for("not available")
 
 
 def test_host_and_port_come_from_the_environment():

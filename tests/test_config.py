@@ -50,15 +50,7 @@ WRONG = [
     (model(freeze="yes"), f"{M}.freeze: expected boolean, got string 'yes'"),
     (
         model(model_version_policy="all"),
-        f"{M}.model_version_policy: expected object, got string 'all'",
-    ),
-    (
-        model(model_version_policy={}),
-        f"{M}.model_version_policy: expected exactly one of 'latest', 'all', 'specific'",
-    ),
-    (
-        model(model_version_policy={"all": {}, "latest": {}}),
-        f"{M}.model_version_policy: expected exactly one of 'latest', 'all', 'specific'",
+        f"{M}.model_version_policy: expected object, got string",
     ),
     (
         model(model_version_policy={"newest": {}}),
@@ -141,6 +133,14 @@ DEVICES = "expected AUTO, CPU, GPU, GPU:1 or HETERO:GPU,CPU"
 SIZES = "batching.allowed_batch_sizes: expected rising sizes that end with max_batch_size (32)"
 # What is wrong with one model alone: the others serve.
 REFUSED = [
+    (
+        {"model_version_policy": {}},
+        "model_version_policy: expected exactly one of 'latest', 'all', 'specific'",
+    ),
+    (
+        {"model_version_policy": {"all": {}, "latest": {}}},
+        "model_version_policy: expected exactly one of 'latest', 'all', 'specific'",
+    ),
     ({"base_path": ""}, "base_path: expected a folder, got ''"),
     (
         {"base_path": "s3://bucket/m"},
@@ -332,6 +332,21 @@ SECRET = "s3cr3t-of-mine"
         ({"keys": SECRET}, "$.auth.keys", "expected array, got string"),
         ({"keys": [SECRET]}, "$.auth.keys[0]", "expected object, got string"),
         ({"keys": [{SECRET: 1}]}, "$.auth.keys[0]", "unknown key; expected one of: name, sha256"),
+        (
+            {"keys": [{"name": "a", "sha256": "0" * 64, "deployments": [SECRET]}]},
+            "$",
+            "auth.keys[0].deployments[0]: no deployment has that id, and no handler that path",
+        ),
+        (
+            {"keys": [{"name": SECRET, "sha256": "0" * 64}] * 2},
+            "$.auth",
+            "keys[1].name: it is already taken by keys[0]",
+        ),
+        (
+            {"keys": [{"name": "a", "sha256": "0" * 64, f"name{SECRET[0]}": SECRET}]},
+            "$.auth.keys[0]",
+            "unknown key; did you mean 'name'?",
+        ),
         ({SECRET: {}}, "$.auth", "unknown key; expected one of: keys"),
         (
             {"keys": [{"name": "a", "sha256": SECRET}]},
@@ -372,6 +387,59 @@ def test_a_key_that_stands_in_the_wrong_place_is_not_shown(auth, place, expected
         serving.load_config({"model_config_list": [], "auth": auth})
     assert raised.value.message.startswith(f"{place}: {expected}")
     assert SECRET not in raised.value.message and SECRET not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "wrong, text",
+    [
+        ({"handlers": [SECRET]}, "$.handlers[0]: expected object, got string"),
+        ({"handlers": SECRET}, "$.handlers: expected array, got string"),
+        ({"deployments": [SECRET]}, "$.deployments[0]: expected object, got string"),
+        ({"server": SECRET}, "$.server: expected object, got string"),
+        ({"server": {"images": SECRET}}, "$.server.images: expected object, got string"),
+        ({"pipeline_config_list": [SECRET]}, "$.pipeline_config_list[0]: expected object, got ..."),
+        ({"monitoring": SECRET}, "$.monitoring: expected object, got string"),
+        (model(version_labels=SECRET), f"{M}.version_labels: expected object, got string"),
+        (model(batching=SECRET), f"{M}.batching: expected boolean or object, got string"),
+        ({"model_config_list": [SECRET]}, "$.model_config_list[0]: expected object, got string"),
+        ({"model_config_list": [{"config": SECRET}]}, f"{M}: expected object, got string"),
+        (SECRET, "$: expected object, got string"),
+    ],
+)
+def test_a_string_in_the_place_of_an_object_is_not_shown(tmp_path, wrong, text):
+    whole = {"model_config_list": [], **wrong} if isinstance(wrong, dict) else wrong
+    (tmp_path / "config.json").write_text(json.dumps(whole))
+    with pytest.raises(serving.ConfigError) as raised:
+        serving.load_config(tmp_path / "config.json")
+    assert raised.value.message.startswith(text.removesuffix("..."))
+    assert SECRET not in raised.value.message
+
+
+@pytest.mark.parametrize(
+    "text, told",
+    [
+        ('{"auth": {"%s": 1, "%s": 2}}', "$.auth: a key stands twice in one object"),
+        ('{"auth": {"keys": [{"%s": 1, "%s": 2}]}}', "$.auth.keys[0]: a key stands twice in ..."),
+        (
+            '{"auth": {"keys": [{"name": "%s", "name": "%s"}]}}',
+            "$.auth.keys[0]: key 'name' stands twice in one object",
+        ),
+        (
+            '{"auth": "%s", "auth": "%s"}',
+            "$: key 'auth' stands twice in one object",
+        ),
+        (
+            '{"server": {"port": "%s", "port": "%s"}}',
+            "$.server: key 'port' stands twice in one object",
+        ),
+    ],
+)
+def test_a_key_that_stands_twice_under_auth_is_not_shown(tmp_path, text, told):
+    (tmp_path / "config.json").write_text(text % (SECRET, SECRET))
+    with pytest.raises(serving.ConfigError) as raised:
+        serving.load_config(tmp_path / "config.json")
+    assert raised.value.message.startswith(told.removesuffix("..."))
+    assert SECRET not in raised.value.message
 
 
 def test_a_number_that_stands_where_a_key_belongs_is_not_shown():

@@ -3,6 +3,7 @@ what is answered by the thread that reads sockets."""
 
 import contextlib
 import errno
+import functools
 import gzip
 import io
 import json
@@ -29,10 +30,10 @@ from waitress.channel import HTTPChannel
 from waitress.proxy_headers import PROXY_HEADERS
 
 import serving
-from serving_rooms import connections, lane
+from serving_extensions import connections, lane
 
 P = "/v1/models/m:predict"
-QUICK = {"serving_default": serving.SignatureCall(run=lambda *_: [], seconds=0.0001)}
+QUICK = {"serving_default": serving.SignatureCall(run=lambda *_: [], seconds=0.0001, steady=True)}
 SLOW = {"serving_default": serving.SignatureCall(run=lambda *_: [], seconds=0.1)}
 
 
@@ -580,8 +581,8 @@ def test_an_expectation_without_a_body_leaves_nothing_for_the_next_request(first
 def test_no_header_of_one_client_reaches_another(monkeypatch):
     seen, create_app = [], serving.create_app
 
-    def recording(server):
-        app = create_app(server)
+    def recording(server, **options):
+        app = create_app(server, **options)
 
         def record(environ, start_response):
             seen.append(environ)
@@ -743,6 +744,37 @@ REFUSED = {
         400,
         ASKED + b"Host: h\r\nTransfer-Encoding: chunked\r\n\r\n1;" + b"x" * 100_000,
     ),
+    "an unclean trailer": (
+        400,
+        ASKED + b"Host: h\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nA: b\n\n",
+    ),
+    "a trailer without a colon": (
+        400,
+        ASKED + b"Host: h\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nA b\r\n\r\n",
+    ),
+    "a trailer of bare line feeds": (
+        400,
+        ASKED + b"Host: h\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nA: b\n\n\r\n\r\n",
+    ),
+    "a huge chunk": (
+        413,
+        ASKED + b"Host: h\r\nTransfer-Encoding: chunked\r\n\r\nFFFFFFFFFFFFFFFFF\r\n",
+    ),
+    "a huge body that waits": (
+        413,
+        ASKED + b"Host: h\r\nExpect: 100-continue\r\nContent-Length: 9999999999\r\n\r\n",
+    ),
+    "no path": (400, b"GET livez HTTP/1.1\r\nHost: h\r\n\r\n"),
+    "an authority": (400, b"CONNECT h:80 HTTP/1.1\r\nHost: h\r\n\r\n"),
+    **{
+        f"very many blanks {number}": (
+            400,
+            b"GET /livez HTTP/1.1\r\nHost: h\r\nA:" + blanks + b"x\r\n\r\n",
+        )
+        for number, blanks in enumerate(
+            (b"\t" * 60_000, b" " * 60_000 + b"\x01", b"y" + b" \t" * 30_000)
+        )
+    },
     "an endless head": (431, ASKED + b"Host: h\r\n" + b"X: y\r\n" * 20_000),
 }
 
@@ -773,6 +805,16 @@ def test_a_head_that_may_be_read_in_two_ways_is_refused_and_hung_up_on(live, nam
     assert heard and not model.threads, "nothing of it ran"
     with connected(address) as client:
         assert ask(client, PREDICT) == {"predictions": [[3.0]]}
+
+
+@pytest.mark.parametrize(
+    "value", ["close", "Close", "keep-alive, close", "close, te", "te , CLOSE"]
+)
+def test_a_connection_that_is_to_close_in_whatever_list_closes(live, value):
+    with connected(live[0]) as client:
+        client.sendall(post(row(4), head=f"Connection: {value}\r\n") + PREDICT)
+        heard = read_all(client)
+    assert heard.count(b"HTTP/1.1 200 ") == 1 and b"Connection: close" in heard
 
 
 @pytest.mark.parametrize(
@@ -821,7 +863,9 @@ def test_answers_that_nobody_reads_hold_nobody_and_are_cut_by_a_clock_that_is_no
         stuck = [opened.enter_context(connected(address)) for _ in range(3)]
         for client in stuck:
             client.sendall(post(row(1), "/v1/models/large:predict") * 2)
-        until(lambda: server.metrics.in_flight or server.metrics.total.requests, 60)
+        until(
+            lambda: server.state["metrics"].in_flight or server.state["metrics"].total.requests, 60
+        )
         for _ in range(5):
             assert requests.get(f"{address}/livez", timeout=10).status_code == 200
         with connected(address) as client:
@@ -856,7 +900,9 @@ def test_who_reads_and_sends_at_a_fair_pace_is_not_cut():
         arriving_since=0.0,
         sending_since=0.0,
         sent_bytes=0,
+        sent_at=0.0,
     )
+    channel.is_unread = functools.partial(connections.Channel.is_unread, channel)
 
     def overdue(now, **changes):
         vars(channel).update(changes)
@@ -874,8 +920,11 @@ def test_who_reads_and_sends_at_a_fair_pace_is_not_cut():
     assert overdue(2069.0, active_at=2069.0) == "" != overdue(2071.0)
     assert overdue(3000.0, arriving=None, total_outbufs_len=5) == overdue(3060.0) == ""
     assert "has not been read after 61 s" in overdue(3061.0)
-    assert overdue(3069.0, sent_bytes=10 * connections.SLOWEST) == "" != overdue(3071.0)
-    assert overdue(3072.0, total_outbufs_len=0) == "" == overdue(3100.0, total_outbufs_len=5), (
+    read = {"sent_bytes": 10 * connections.SLOWEST, "sent_at": 3060.0}
+    assert overdue(3069.0, **read) == "" != overdue(3071.0)
+    read = {"sent_bytes": 1000 * connections.SLOWEST, "sent_at": 3060.0}
+    assert overdue(3119.0, **read) == "" != overdue(3121.0), "what the system has taken is not read"
+    assert overdue(3122.0, total_outbufs_len=0) == "" == overdue(3150.0, total_outbufs_len=5), (
         "the time begins anew"
     )
 
@@ -892,9 +941,9 @@ def test_each_refused_request_of_a_packet_is_refused():
     with watched(server) as (address, loop), contextlib.ExitStack() as opened:
         busy = [opened.enter_context(connected(address)) for _ in range(2)]
         busy[0].sendall(asked)
-        until(lambda: server.metrics.in_flight)
+        until(lambda: server.state["metrics"].in_flight)
         busy[1].sendall(asked)
-        until(lambda: len(server.metrics.queue) == 1)
+        until(lambda: len(server.waiting) == 1)
         calls = len(slow.calls)
         with connected(address) as client:
             client.sendall(asked * 3 + LAST)
@@ -936,7 +985,7 @@ def test_what_only_looks_leaves_a_thread_for_those_who_ask_how_things_are(how):
         clients = [opened.enter_context(connected(address)) for _ in range(12)]
         for client in clients:
             client.sendall(f"GET {path} HTTP/1.1\r\nHost: h\r\n{head}\r\n".encode())
-        until(lambda: len(server.metrics.queue) >= 10)
+        until(lambda: len(server.waiting) >= 10)
         for asked in (
             "/livez",
             "/metrics",
@@ -1322,9 +1371,9 @@ def test_three_long_ones_running_send_a_models_requests_to_the_threads_for_a_whi
     assert not found.is_short("m", None)
 
 
-def test_a_quick_one_between_forgives(clocked):
+def test_quick_ones_between_forgive_but_not_one_for_two(clocked):
     found, _ = clocked
-    for seconds in (1.0, 1.0, 0.0001) * 5:
+    for seconds in (1.0, 1.0, *[0.0001] * 8) * 5:
         found.note("m", seconds)
         assert found.is_short("m", None)
     for seconds in (1.0, 1.0):
@@ -1333,6 +1382,9 @@ def test_a_quick_one_between_forgives(clocked):
     assert found.is_short("m", None)
     found.note("m", 1.0)
     assert not found.is_short("m", None), "quick ones of another model do not"
+    for seconds in (1.0, 1.0, 0.0001) * 2:
+        found.note("other", seconds)
+    assert not found.is_short("other", None)
 
 
 def test_a_model_that_has_become_slow_moves_to_the_workers():
@@ -1434,7 +1486,7 @@ def test_a_page_beside_the_servers_urls_is_found_and_an_unknown_url_says_where_t
 def test_a_deployments_model_is_looked_up_at_each_request():
     for model in ("a", "b", "a"):
         deployment = SimpleNamespace(id="d", model=model, version=None, version_label=None)
-        server = SimpleNamespace(config=SimpleNamespace(deployments=[deployment]))
+        server = SimpleNamespace(config=SimpleNamespace(deployments=[deployment]), extensions=())
         assert serving.find_view(server, "POST", "/model-serving/d:predict").arguments == {
             "model": model,
             "verb": "predict",

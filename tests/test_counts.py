@@ -10,7 +10,7 @@ from conftest import FakeServable, Rest, fake_server
 from prometheus_client.parser import text_string_to_metric_families
 
 import serving
-from serving_rooms import metrics
+from serving_extensions import metrics
 
 P = "/v1/models/m:predict"
 
@@ -127,7 +127,7 @@ def test_requests_go_on_while_what_is_read_is_computed(monkeypatch):
         asked.append(rest.post(P, {"instances": [[1.0]]}).status_code)
 
     with ThreadPoolExecutor(2) as pool:
-        stats = pool.submit(server.metrics.read)
+        stats = pool.submit(server.state["metrics"].read)
         assert begun.wait(20)
         pool.submit(ask).result(10)
         go_on.set()
@@ -138,7 +138,7 @@ def test_requests_go_on_while_what_is_read_is_computed(monkeypatch):
             pool.submit(ask).result(10)
         finally:
             families.close()
-    assert asked == [200, 200] and server.metrics.read()["total"]["requests"] == 2
+    assert asked == [200, 200] and server.state["metrics"].read()["total"]["requests"] == 2
 
 
 def test_the_last_errors_may_be_read_while_requests_fail():

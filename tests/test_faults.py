@@ -10,13 +10,26 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import requests
-from conftest import NO_POLL, ROOT, Disk, FakeServable, Rest, config, fake_server, listening
+from conftest import (
+    NO_POLL,
+    ROOT,
+    Disk,
+    FakeServable,
+    Rest,
+    assert_error,
+    config,
+    fake_server,
+    listening,
+)
 from test_saved_models import export
+from werkzeug.test import Client
 
 import serving
 
@@ -352,7 +365,7 @@ def test_the_server_of_its_own_goes_on_with_a_full_disk_under_its_log(tmp_path):
 
 
 def test_a_quota_store_without_room_lets_nobody_in_and_recovers(tmp_path):
-    from serving_rooms.quotas import Quotas
+    from serving_extensions.quotas import Quotas
 
     quotas = Quotas(tmp_path / "q.sqlite3")
     assert quotas.take("k", 10, "day") is None
@@ -366,3 +379,131 @@ def test_a_quota_store_without_room_lets_nobody_in_and_recovers(tmp_path):
     assert sqlite3.connect(tmp_path / "q.sqlite3").execute("PRAGMA integrity_check").fetchone() == (
         "ok",
     )
+
+
+def test_a_reload_that_waits_for_a_load_that_hangs_ends_at_its_deadline():
+    go, disk = threading.Event(), Disk(m=[1])
+    load = disk.load
+    disk.load = lambda folder, model: (go.wait(60), load(folder, model))[1]
+    server = serving.ModelServer(config("m"), load=disk.load, list_versions=disk.list_versions)
+    rest = Rest(server)
+    response = rest.post("/v1/config/reload", headers={"X-Request-Timeout": "0.3"})
+    assert_error(response, 504, "Loading takes longer than the request's time")
+    go.set()
+    assert server.wait(60) and rest.post("/v1/config/reload").status_code == 200
+
+
+def unexpected(response):
+    """The fixed text for what is in the log alone."""
+    text = "Internal server error: the server's log has the reason, at request "
+    return [text + response.headers["X-Request-Id"]]
+
+
+@pytest.mark.parametrize("status", [99, 200, 302, 399, 600, 1000, -1, "no number"])
+def test_an_error_of_a_handlers_own_with_an_impossible_status_is_a_500(how, status):
+    server = fake_server({"m": FakeServable()})
+
+    @server.endpoint("/own")
+    def own(inputs):
+        raise serving.ServingError("t", status=status)
+
+    key = {"Authorization": f"Bearer {server.generated_key}"}
+    response = Rest(server, how).post("/own", {}, headers=key)
+    assert response.status_code == 500 and response.status.startswith("500 ")
+    assert json.loads(response.data)["error"] in ("t", *unexpected(response))
+
+
+@pytest.mark.parametrize("message", [None, 3, b"bytes", ["a"], {"a": 1}])
+def test_an_error_of_a_handlers_own_without_a_text_is_a_500(how, message, caplog):
+    server = fake_server({"m": FakeServable()})
+
+    @server.endpoint("/own")
+    def own(inputs):
+        raise serving.ServingError(message, status=400)
+
+    key = {"Authorization": f"Bearer {server.generated_key}"}
+    response = Rest(server, how).post("/own", {}, headers=key)
+    assert response.status_code == 500
+    assert json.loads(response.data)["error"].startswith("Internal server error")
+    assert "/own failed" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("X-A", "one\r\nX-B: two"),
+        ("X-A", "one\n"),
+        ("X-A\r\nX-B", "one"),
+        ("X A", "one"),
+        ("", "one"),
+        ("X-A", "\u20ac"),
+        ("X-A", 3),
+        (3, "one"),
+        ("Content-Length", "7"),
+        ("Transfer-Encoding", "chunked"),
+        ("Connection", "close"),
+    ],
+)
+def test_an_errors_header_that_cannot_be_sent_is_left_out(caplog, name, value):
+    server = fake_server({"m": FakeServable()})
+
+    @server.endpoint("/own")
+    def own(inputs):
+        raise serving.ServingError("t", status=418, headers={name: value, "X-Good": "yes"})
+
+    with listening(server) as address:
+        request = urllib.request.Request(address + "/own", b"{}")
+        request.add_header("Authorization", f"Bearer {server.generated_key}")
+        with pytest.raises(urllib.error.HTTPError) as raised:
+            urllib.request.urlopen(request, timeout=60)
+    answer = raised.value
+    assert answer.code == 418 and answer.headers["X-Good"] == "yes"
+    assert json.loads(answer.read())["error"] == "t"
+    assert "X-B" not in answer.headers and answer.headers.get("X-A") is None
+    assert "cannot be sent, and is left out" in caplog.text
+
+
+ENDS = [SystemExit(3), GeneratorExit("left"), BaseException("odd")]
+
+
+@pytest.mark.parametrize("error", ENDS, ids=lambda error: type(error).__name__)
+def test_a_check_of_the_sites_that_ends_its_program_answers_500(how, error, caplog):
+    server = fake_server({"m": FakeServable()}, auth={"protect": "all"})
+
+    def check(request):
+        raise error
+
+    site = serving.create_app(server, authorize=check)
+    response = Client(site).get("/v1/models/m")
+    assert response.status_code == 500
+    assert json.loads(response.data)["error"].startswith("Internal server error")
+    assert type(error).__name__ in caplog.text
+
+
+@pytest.mark.parametrize("error", ENDS, ids=lambda error: type(error).__name__)
+def test_a_model_that_ends_its_program_answers_500(how, error, caplog):
+    fake = FakeServable()
+
+    def end(name, inputs):
+        raise error
+
+    fake._run = end
+    response = Rest(fake_server({"m": fake}), how).post("/v1/models/m:predict", {"inputs": [1.0]})
+    assert response.status_code == 500
+    assert json.loads(response.data)["error"].startswith("Internal server error")
+    assert type(error).__name__ in caplog.text
+
+
+def test_a_keyboard_interrupt_ends_the_main_thread_and_no_other():
+    server = fake_server({"m": FakeServable()}, auth={"protect": "all"})
+
+    def check(request):
+        raise KeyboardInterrupt
+
+    client, answers = Client(serving.create_app(server, authorize=check)), []
+    thread = threading.Thread(target=lambda: answers.append(client.get("/v1/models/m")))
+    thread.start()
+    thread.join(60)
+    assert [answer.status_code for answer in answers] == [500]
+    with pytest.raises(KeyboardInterrupt):
+        client.get("/v1/models/m")

@@ -9,14 +9,13 @@ import pytest
 from conftest import ROOT
 
 import serving
-from serving_rooms import tensors
 
 INPUTS = sorted(path for target in fuzz.TARGETS for path in (fuzz.SEEDS / target).iterdir())
 
 
 @pytest.fixture(autouse=True)
 def short_arrays(monkeypatch):
-    monkeypatch.setattr(tensors, "LARGE", fuzz.LARGE)
+    monkeypatch.setattr(serving, "LARGE", fuzz.LARGE)
     monkeypatch.setattr("routines.fetch_image.__defaults__", (fuzz.nowhere,))
 
 

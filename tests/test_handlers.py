@@ -406,7 +406,7 @@ def test_cellstrats_client_code_gets_its_answer_from_the_sentiment_example():
     source = json.loads((ROOT / "examples/sentiment/config.json").read_text()) | {"auth": AUTH}
     config = ROOT / "examples/sentiment" / "config.json"
     server = serving.ModelServer(config)
-    server.manager.prepared = serving.part("serving_rooms.assembly").prepare(
+    server.manager.prepared = serving.prepare(
         server, serving.load_config(config, json.dumps(source).encode())
     )
     assert server.wait(30) and server.readiness() == []
@@ -473,12 +473,14 @@ def test_bentomls_curl_gets_an_image():
     )
 
 
-def test_a_new_project_serves_at_once(tmp_path):
+@pytest.mark.parametrize("command", [["-m", "serving"], [str(ROOT / "serving.py")]])
+def test_a_new_project_serves_at_once(tmp_path, command):
     project = tmp_path / "hello"
     assert serving.main(["--init", str(project)]) == 0
     process = subprocess.Popen(
-        [sys.executable, "serving.py", "--config", "config.json", "--port", "0"],
+        [sys.executable, *command, "--config", "config.json", "--port", "0"],
         cwd=project,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
@@ -496,6 +498,26 @@ def test_a_new_project_serves_at_once(tmp_path):
         process.terminate()
     assert process.wait(30) == 0
     assert serving.main(["--init", str(project)]) == 2
+
+
+def test_two_servers_of_one_process_have_handlers_and_neighbours_of_one_name(tmp_path):
+    path, modules, environment = list(sys.path), dict(sys.modules), dict(os.environ)
+    answers = {}
+    for name in ("a", "b"):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "utils.py").write_text(f"NAME = {name!r}")
+        (folder / "handler.py").write_text("import utils\ndef f(value): return utils.NAME")
+        handler = {"path": "/f", "function": "handler:f"}
+        write_config(folder, handler)
+        server = serving.ModelServer(folder / "config.json")
+        assert server.wait(60)
+        answers[name] = Rest(server)
+    for name, rest in answers.items():
+        assert rest.post("/f", "1", headers=KEY).json == name
+    assert sys.path == path and dict(os.environ) == environment
+    assert all(sys.modules.get(name) is module for name, module in modules.items())
+    assert not {"handler", "utils"} & set(sys.modules) - set(modules)
 
 
 def test_eight_callers_of_one_handler_at_once(tmp_path):
@@ -532,7 +554,6 @@ def test_arrays_of_numpy_and_names_of_urls(tmp_path):
 
 def test_no_url_of_the_server_is_left_to_handlers():
     """Each route of the table, with names filled in, is refused as a handler's path."""
-    from serving_rooms import settings
 
     for pattern in (route.pattern for route in serving.ROUTES):
         for path in (
@@ -561,9 +582,9 @@ def test_no_url_of_the_server_is_left_to_handlers():
             "/v1/models/m:predict",
             "/v1/models/labels/x",
         ):
-            assert not pattern.fullmatch(path) or settings.TAKEN_PATH.fullmatch(path), path
+            assert not pattern.fullmatch(path) or serving.TAKEN_PATH.fullmatch(path), path
     assert not any(
-        settings.TAKEN_PATH.fullmatch(path)
+        serving.TAKEN_PATH.fullmatch(path)
         for path in ("/alice/sentiment", "/generate", "/stats2", "/a/b/predict", "/my/stats")
     )
 

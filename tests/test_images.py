@@ -13,11 +13,10 @@ import zlib
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, load_model
 from PIL import Image
 
 import routines
-import serving
 
 LIMITS = routines.ImageLimits()
 RANDOM = np.random.default_rng(0)
@@ -562,9 +561,7 @@ def test_malformed_urls(url):
 
 @pytest.fixture(scope="module")
 def shapes(tf):
-    servable = serving.load_saved_model(
-        ROOT / "models/shapes/1", serving.ModelConfig("shapes", "shapes")
-    )
+    servable = load_model(ROOT / "models/shapes/1", "shapes")
     signature = servable.signatures["serving_default"]
     labels = routines.load_labels("label_map.pbtxt", ROOT / "models/shapes")
     model = routines.ImageModel(
@@ -646,16 +643,15 @@ def test_bodies_that_are_the_picture():
     assert routines.reader_of(b' {"image_type": "url"}', "application/octet-stream") is None
 
 
-def test_routines_of_ones_own_are_registered_once(tmp_path):
+def test_routines_of_ones_own_are_those_of_who_imports_them(tmp_path):
     (tmp_path / "mine.py").write_text(
         "from routines import argument, keep, routine\n\n@routine('Biggest')\nclass KeepBiggest:\n    count: int = argument(1, 'how many', minimum=1)\n\n"
         "    def __call__(self, tensors):\n        boxes = tensors['boxes']\n        area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])\n"
         "        return keep(tensors, (-area).argsort()[:self.count])\n"
     )
-    routines.import_routines("mine.py", tmp_path)
-    kind = routines.ROUTINES["Biggest"]
-    routines.import_routines("mine.py", tmp_path)
-    assert routines.ROUTINES["KeepBiggest"] is kind
+    own = routines.import_routines("mine.py", tmp_path)
+    kind = own["Biggest"]
+    assert own == {"Biggest": kind, "KeepBiggest": kind} and not {*own} & {*routines.ROUTINES}
     tensors = {"boxes": np.array([[0, 0, 1, 1], [0, 0, 0.5, 0.5]]), "scores": np.array([0.1, 0.9])}
     assert kind(count=1)(tensors)["scores"].tolist() == [0.1]
 

@@ -18,7 +18,7 @@ import pytest
 from conftest import ROOT, FakeDetector, FakeServable, Rest, bearer, fake_server, key_entry
 
 import serving
-from serving_rooms import keys, pages, pictures, quotas
+from serving_extensions import console, quotas
 
 BODY = json.dumps({"instances": [[1.0]]})
 PICTURE = json.dumps({"image_type": "array", "data": [[[1, 2, 3]]]})
@@ -77,7 +77,7 @@ def guarded(request, tmp_path, monkeypatch):
         {"id": "elsewhere", "model": "e"},
     ]
     monkeypatch.setattr(
-        pages, "list_samples", lambda server, deployment: [ROOT / "models/shapes/samples/0.jpg"]
+        console, "list_samples", lambda server, deployment: [ROOT / "models/shapes/samples/0.jpg"]
     )
     server = fake_server(
         {"m": FakeServable(), "d": FakeDetector(), "e": FakeDetector()},
@@ -166,7 +166,7 @@ def test_headers_that_hold_keys(guarded, headers, status):
 
 
 def test_the_body_of_a_refused_request_is_not_parsed(guarded, monkeypatch):
-    monkeypatch.setattr(pictures, "read_image", lambda server, call: pytest.fail("parsed"))
+    monkeypatch.setattr(serving, "read_image", lambda server, call: pytest.fail("parsed"))
     assert guarded[1].post("/predict", b"{" * 1000).status_code == 401
 
 
@@ -343,7 +343,7 @@ def test_a_key_is_made_while_the_config_has_none(tmp_path):
         ),
         (
             {"keys": [key_entry("a", "1"), key_entry("a", "2")]},
-            "$.auth: keys[1].name: 'a' is already taken by keys[0]",
+            "$.auth: keys[1].name: it is already taken by keys[0]",
         ),
         (
             {"keys": [key_entry("a", "1", expires="soon")]},
@@ -358,7 +358,7 @@ def test_a_key_is_made_while_the_config_has_none(tmp_path):
             "$.auth.keys[0].quota.calls: expected at least 1, got 0",
         ),
         ({"protect": "none"}, "$.auth.protect: expected predict:"),
-        ({"key": []}, "$.auth.key: unknown key; did you mean 'keys'?"),
+        ({"key": []}, "$.auth: unknown key; did you mean 'keys'?"),
     ],
 )
 def test_wrong_keys_in_the_config(auth, text):
@@ -368,7 +368,7 @@ def test_wrong_keys_in_the_config(auth, text):
 
 
 def test_a_key_for_a_deployment_that_is_not_there():
-    with pytest.raises(serving.ConfigError, match="no deployment is called 'x'"):
+    with pytest.raises(serving.ConfigError, match="no deployment has that id"):
         serving.load_config(
             {
                 "model_config_list": [],
@@ -389,7 +389,7 @@ def test_a_key_for_a_deployment_that_is_not_there():
 def test_expiry(expires, before, after):
     key = serving.parse(serving.Auth, {"keys": [key_entry("a", "k", expires=expires)]}).keys[0]
     for moment, let_in in ((before, True), (after, False)):
-        ring = keys.KeyRing(
+        ring = serving.KeyRing(
             [key],
             lambda *_: None,
             clock=lambda moment=moment: datetime.datetime.fromisoformat(moment),
@@ -471,7 +471,7 @@ def test_quota_is_exact_over_processes(tmp_path):
 
 def test_quota_survives_kill_9(tmp_path):
     code = (
-        f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom serving_rooms import quotas\nstore = quotas.Quotas({str(tmp_path / 'q')!r})\n"
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom serving_extensions import quotas\nstore = quotas.Quotas({str(tmp_path / 'q')!r})\n"
         "while True:\n    store.take('a', 10**9, 'month')\n    print('.', end='', flush=True)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
@@ -585,9 +585,9 @@ def test_keys_are_in_no_log(guarded, caplog):
 
 def test_comparing_takes_every_key_whole(monkeypatch):
     compared = []
-    monkeypatch.setattr(keys.hmac, "compare_digest", lambda a, b: compared.append(b) or a == b)
+    monkeypatch.setattr(serving.hmac, "compare_digest", lambda a, b: compared.append(b) or a == b)
     entries = serving.parse(serving.Auth, {"keys": [key_entry(name, name) for name in "abc"]}).keys
-    ring = keys.KeyRing(entries, lambda *_: None)
+    ring = serving.KeyRing(entries, lambda *_: None)
     assert ring.find("a").name == "a" and len(compared) == 3
     with contextlib.suppress(Exception):
         ring.find("\udcff")

@@ -26,7 +26,7 @@ def test_title_page_lists_the_rooms_in_order():
     _, rooms = room_of_line()
     listed = re.findall(
         r"^    (\w[\w ]+?)  +\S",
-        ast.get_docstring(TREE, clean=False).split("rooms above it:")[1],
+        ast.get_docstring(TREE, clean=False).split("those above it:")[1],
         re.MULTILINE,
     )
     assert listed == rooms
@@ -76,11 +76,14 @@ def free_names(node, bound):
 
 
 def test_functions_fit_forty_lines():
-    for node in ast.walk(TREE):
-        if isinstance(node, ast.FunctionDef):
-            assert node.end_lineno - node.lineno < 40, (
-                f"{node.name} has {node.end_lineno - node.lineno + 1} lines"
-            )
+    files = [ROOT / "serving.py", ROOT / "routines.py", *(ROOT / "serving_extensions").glob("*.py")]
+    long = [
+        f"{file.name}: {node.name} has {node.end_lineno - node.lineno + 1} lines"
+        for file in files
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.FunctionDef) and node.end_lineno - node.lineno >= 40
+    ]
+    assert long == []
 
 
 def test_one_function_imports_tensorflow():

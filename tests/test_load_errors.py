@@ -408,33 +408,6 @@ def test_real_models_that_load_at_once_answer_as_those_that_load_alone(tf, tmp_p
         assert server.predict(name, {"inputs": x})["outputs"].tolist() == truth.tolist()
 
 
-def test_loads_at_once_take_none_of_each_others_filters_away():
-    log = serving.logging.getLogger("tensorflow")
-    before, inside, leave = list(log.filters), threading.Barrier(3), threading.Barrier(3)
-
-    def load():
-        with serving.without_deprecations():
-            inside.wait(60)
-            leave.wait(60)
-
-    threads = [threading.Thread(target=load) for _ in range(2)]
-    with serving.without_deprecations():
-        pass
-    assert log.filters == before
-    for thread in threads:
-        thread.start()
-    inside.wait(60)
-    record = serving.logging.LogRecord("tensorflow", 30, "", 0, "this call is deprecated", (), None)
-    assert log.filter(record), "the host's own threads say what they say"
-    with serving.without_deprecations():
-        assert not log.filter(record)
-    assert len(log.filters) == len(before) + 1
-    leave.wait(60)
-    for thread in threads:
-        thread.join(60)
-    assert log.filters == before
-
-
 def test_tensorflow_is_made_ready_once_however_many_ask_for_it():
     made, begun, go_on = [], threading.Event(), threading.Event()
 
@@ -454,3 +427,25 @@ def test_tensorflow_is_made_ready_once_however_many_ask_for_it():
     for thread in threads:
         thread.join(60)
     assert made == ["a"] and all(answer is answers[0] for answer in answers) and len(answers) == 8
+
+
+@pytest.mark.parametrize(
+    "code, told",
+    [
+        ("raise SystemExit(9)", "SystemExit: 9"),
+        ("raise KeyboardInterrupt", "KeyboardInterrupt: "),
+        ("raise GeneratorExit('left')", "GeneratorExit: left"),
+    ],
+)
+def test_a_module_that_ends_its_program_fails_the_models_that_need_it_alone(
+    made, tmp_path, monkeypatch, caplog, code, told
+):
+    monkeypatch.syspath_prepend(tmp_path)
+    name = f"ends_with_{code.split()[1].partition('(')[0].lower()}"
+    (tmp_path / f"{name}.py").write_text(code)
+    server = serve(made, "text", "variables", import_modules=[name])
+    assert server.predict("variables", {"inputs": [3.0]})["outputs"].tolist() == [3.0]
+    assert server.readiness() == ["text"]
+    wrong = f"$.import_modules[0]: {name} cannot be imported: {told}".strip()
+    assert reason(server, "text") == f"Op type not registered 'RegexSplitWithOffsets': {wrong}"
+    assert wrong in caplog.text

@@ -1,12 +1,15 @@
 """Versions, policies, labels, states and reload, over a disk and a loader made of Python objects."""
 
+import errno
 import json
+import os
+import subprocess
+import sys
 import threading
-import weakref
 from urllib.parse import quote
 
 import pytest
-from conftest import NO_POLL, Disk, FakeServable, Rest, assert_error, config, until
+from conftest import NO_POLL, ROOT, Disk, FakeServable, Rest, assert_error, config, until
 from test_config import REFUSED
 
 import serving
@@ -46,7 +49,6 @@ OK, END, BROKEN = ("AVAILABLE", "OK"), ("END", "OK"), ("LOADING", "UNKNOWN")
         ({"latest": {"num_versions": 2}}, [10, 9]),
         ({"all": {}}, [10, 9, 1]),
         ({"specific": {"versions": [1, 9, 77]}}, [9, 1]),
-        ({"specific": {"versions": [77]}}, []),
     ],
 )
 def test_policies_pick_versions_by_number(policy, served):
@@ -214,12 +216,47 @@ def test_all_versions_gone_is_no_error_and_ends_them():
     server = serve(disk)
     disk.models["m"] = set()
     assert server.reload()[0] == 201 and states(server) == {"1": END}
-    assert server.readiness() == ["m"]
+    assert server.readiness() == [
+        "m (no version to serve: its policy picks none of the numbered folders [])"
+    ]
 
 
-def test_model_without_versions_has_an_empty_status():
-    server = serve(Disk(m=[]))
-    assert server.status("m") == {"model_version_status": []}
+@pytest.mark.parametrize(
+    "made, policy, why",
+    [
+        (None, {}, "base_path cannot be read: No such file or directory"),
+        ("file", {}, "base_path cannot be read: Not a directory"),
+        ("folder", {}, "no version to serve: its policy picks none of the numbered folders []"),
+        (
+            "versions",
+            {"model_version_policy": {"specific": {"versions": [7]}}},
+            "no version to serve: its policy picks none of the numbered folders [1, 2]",
+        ),
+        (
+            "versions",
+            {"model_version_policy": {"specific": {"versions": []}}},
+            "no version to serve: its policy picks none of the numbered folders [1, 2]",
+        ),
+    ],
+)
+def test_a_model_without_versions_is_not_found_and_readyz_says_why(
+    tmp_path, how, caplog, made, policy, why
+):
+    base = tmp_path / "x"
+    if made == "file":
+        base.touch()
+    elif made:
+        base.mkdir()
+    for version in "12" if made == "versions" else "":
+        (base / version).mkdir()
+    source = config({"name": "x", "base_path": str(base), **policy})
+    server = serving.ModelServer(source, load=lambda folder, model: FakeServable())
+    assert server.wait(10)
+    client = Rest(server, how)
+    assert_error(client.get("/v1/models/x"), 404, "Could not find any versions of model x")
+    assert_error(client.get("/v1/models/x/versions/1"), 404, "Could not find any versions of ...")
+    assert_error(client.get("/readyz"), 503, f"Not ready: no version is available of x ({why})")
+    assert why in caplog.text
 
 
 class Edited:
@@ -504,9 +541,10 @@ def test_a_small_model_does_not_wait_for_a_large_one():
     assert states(server, "small") == {"1": OK} and states(server, "large") == {
         "1": ("LOADING", "OK")
     }
-    assert server.readiness() == ["large", "gone"] and not server.manager.first_pass_done.is_set()
+    gone = "gone (base_path cannot be read: No such file or directory)"
+    assert server.readiness() == ["large", gone] and not server.manager.first_pass_done.is_set()
     gates.open["large"].set()
-    assert server.wait(60) and default(server, "large") == 1 and server.readiness() == ["gone"]
+    assert server.wait(60) and default(server, "large") == 1 and server.readiness() == [gone]
 
 
 def test_versions_and_models_load_at_once_in_as_many_threads_as_configured():
@@ -595,28 +633,30 @@ def test_readers_see_each_model_from_one_assignment():
     assert all(server.manager.available[name] is before[name] for name in before if name != "m3")
 
 
+ENDS_WITHIN_A_LOAD = """
+import sys; sys.path[:0] = [{tests!r}, {root!r}]
+import pathlib, threading, time, serving
+from conftest import FakeServable, config
+begun = threading.Event()
+def load(folder, model):
+    print(model.name, "begins", flush=True)
+    begun.set()
+    time.sleep(0.5)
+    print(model.name, "is loaded", flush=True)
+    return FakeServable()
+source = config("large", "next", server={{"num_load_threads": 1}})
+server = serving.ModelServer(source, load=load, list_versions=lambda path: {{1: pathlib.Path("1")}})
+server.start()
+begun.wait()
+print("ends", flush=True)
+"""
+
+
 def test_the_end_of_the_process_waits_for_the_loads_that_run_and_begins_no_other():
-    disk = Disk(large=[1], next=[1])
-    gates, order = Gates(disk, "large"), []
-
-    def load(folder, model):
-        servable = gates.load(folder, model)
-        order.append(f"{model.name} loaded")
-        return servable
-
-    server = begin(disk, load, "large", "next", num_load_threads=1)
-    assert gates.begun["large"].wait(60)
-
-    def end():
-        serving.end_loading(weakref.ref(server.manager))
-        order.append("ended")
-
-    ending = threading.Thread(target=end)
-    ending.start()
-    until(lambda: server.manager._ending)
-    gates.open["large"].set()
-    ending.join(60)
-    assert order == ["large loaded", "ended"] and disk.loaded == [("large", 1)]
+    source = ENDS_WITHIN_A_LOAD.format(root=str(ROOT), tests=str(ROOT / "tests"))
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True)
+    assert done.stdout.splitlines() == ["large begins", "ends", "large is loaded"]
+    assert done.returncode == 0 and done.stderr == ""
 
 
 # --- which versions stay ----------------------------------------------------------------------------------
@@ -812,7 +852,9 @@ def test_a_refused_model_that_leaves_the_config_is_forgotten(tmp_path):
     edited = Edited(tmp_path, Disk(b=[1]), {"name": "a", "base_path": "gs://a"}, "b")
     assert states(edited.server, "a") == {"0": BROKEN}
     edited.write("b")
-    assert edited.reload()[0] == 201 and states(edited.server, "a") == {}
+    assert edited.reload()[0] == 201
+    with pytest.raises(serving.NotFound, match="^Could not find any versions of model a$"):
+        edited.server.status("a")
 
 
 @pytest.mark.parametrize(
@@ -831,3 +873,82 @@ def test_a_name_may_hold_anything(name, how):
     assert json.loads(client.get(f"{path}/versions/1").data) == server.status(name)
     assert json.loads(client.get("/v1/models").data)["models"][0]["name"] == name
     assert list(server.config_status()) == [name]
+
+
+# --- no files left ----------------------------------------------------------------------------------------
+
+
+def no_files():
+    return OSError(errno.EMFILE, os.strerror(errno.EMFILE), f"{sys.prefix}/lib/x/__init__.py")
+
+
+def test_a_load_without_files_left_names_no_path_and_is_tried_again_by_the_next_poll(caplog):
+    disk, left = Disk(m=[1]), [0]
+
+    def load(folder, model):
+        if not left[0]:
+            raise no_files()
+        return disk.load(folder, model)
+
+    server = serving.ModelServer(config("m"), load=load, list_versions=disk.list_versions)
+    assert server.wait(10)
+    (entry,) = server.status("m")["model_version_status"]
+    assert entry["status"]["error_message"] == "OSError: Too many open files: __init__.py"
+    server.manager.refresh(polling=True), server.manager.refresh(polling=True)
+    assert caplog.text.count("Too many open files") == 1 and sys.prefix not in caplog.text
+    left[0] = 1
+    assert server.manager.refresh(polling=True).changed and default(server) == 1
+
+
+@pytest.mark.parametrize(
+    "error, text",
+    [
+        (RuntimeError("in /home/ann/lib/x.so: gone"), "RuntimeError: in x.so: gone"),
+        (ImportError(f"{sys.prefix}/x.so: no"), "ImportError: x.so: no"),
+        (serving.LoadError(f"{sys.prefix}/x.so: no"), "<python>/x.so: no"),
+        (SystemExit(9), "it called sys.exit(9)"),
+    ],
+)
+def test_the_reason_of_a_load_that_failed_early_names_no_folder(error, text):
+    def load(folder, model):
+        raise error
+
+    server = serving.ModelServer(config("m"), load=load, list_versions=Disk(m=[1]).list_versions)
+    assert server.wait(10)
+    (entry,) = server.status("m")["model_version_status"]
+    assert entry["status"]["error_message"] == text
+    assert text in server.reload()[1]["details"][0]
+
+
+def test_a_lack_of_files_is_one_line_a_minute_and_no_traceback(caplog):
+    now, disk = [100.0], Disk(m=[1])
+
+    def list_versions(base_path):
+        raise no_files()
+
+    server = serving.ModelServer(
+        config("m"), load=disk.load, list_versions=list_versions, clock=lambda: now[0]
+    )
+    assert server.wait(10)
+    line = "no files are left to open, it is tried again"
+    for seconds, lines in ((1, 1), (58, 1), (2, 2), (59, 2), (1, 3)):
+        now[0] += seconds
+        server.manager.refresh(polling=True)
+        assert caplog.text.count(line) == lines
+    assert "Traceback" not in caplog.text
+
+
+def test_a_pass_that_stops_short_for_lack_of_files_is_one_line(caplog):
+    disk = Disk(m=[1])
+
+    def others(manager, outcome, polling):
+        raise no_files()
+
+    server = serving.ModelServer(
+        config("m"), load=disk.load, list_versions=disk.list_versions, refresh_others=others
+    )
+    for _ in range(3):
+        with pytest.raises(OSError):
+            server.reload()
+    assert caplog.text.count("A pass of the loader stopped short: no files are left") == 1
+    assert "Traceback" not in caplog.text and default(server) == 1

@@ -32,7 +32,7 @@ from waitress import create_server
 
 import routines
 import serving
-from serving_rooms import metrics, pages
+from serving_extensions import console, metrics
 
 AUTH = {"keys": [key_entry("site", "k")]}
 PICTURE = {"image_type": "array", "data": [[[1, 2, 3]]]}
@@ -466,7 +466,7 @@ def test_the_console_is_served_under_any_prefix_with_a_policy(how):
         ".",
     ):  # however a name came through
         with pytest.raises(serving.NotFound):
-            pages.view_console(rest.server, SimpleNamespace(path="/console/", mount=""), name)
+            console.view_console(rest.server, SimpleNamespace(path="/console/", mount=""), name)
 
 
 def test_measuring_leaves_nothing_in_python_calls():
@@ -474,13 +474,13 @@ def test_measuring_leaves_nothing_in_python_calls():
     server = server_of_two()
     server.predict("m", {"instances": [[1.0]]})
     assert (
-        server.metrics.read()["total"]["requests"] == 0
+        server.state["metrics"].read()["total"]["requests"] == 0
         and getattr(serving.CURRENT, "trace", None) is None
     )
 
 
 def test_routine_declarations_of_ones_own_are_described():
-    from serving_rooms.pages import describe_routine
+    from serving_extensions.console import describe_routine
 
     @routines.routine()
     class Twice:

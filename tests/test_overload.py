@@ -16,7 +16,7 @@ import requests
 from conftest import FakeServable, config, fake_server, listening, until
 
 import serving
-from serving_rooms import calls, connections, queueing
+from serving_extensions import connections, queueing
 
 
 class Gated(FakeServable):
@@ -61,7 +61,7 @@ def test_what_finds_the_queue_full_is_turned_away_at_once_and_the_others_are_ans
         futures = [pool.submit(ask, address, value=float(number)) for number in range(2)]
         until(lambda: len(slow.begun) == 2)
         futures += [pool.submit(ask, address, value=float(number)) for number in range(2, 7)]
-        until(lambda: len(server.metrics.queue) == 5)
+        until(lambda: len(server.waiting) == 5)
         for _ in range(3):  # the connection stays open
             refused = ask_through(session, address, {"X-Request-Id": "r-1"})
             assert (
@@ -100,9 +100,9 @@ def test_states_and_numbers_are_answered_while_everything_is_full():
         futures = [pool.submit(ask, address, model) for model in ("slow", "other", "slow")]
         until(lambda: len(slow.begun) + len(other.begun) == 3)
         futures += [pool.submit(ask, address, model) for model in ("slow", "other") * 2]
-        until(lambda: len(server.metrics.queue) == 4)
+        until(lambda: len(server.waiting) == 4)
         futures += [pool.submit(ask, address, model) for model in ("slow", "other", "slow")]
-        until(lambda: server.metrics.refused["queue"] == 3)
+        until(lambda: server.refused["queue"] == 3)
         for path in ("/livez", "/readyz", "/metrics", "/stats", "/v1/models/slow"):
             assert requests.get(address + path, timeout=5).status_code == 200
         assert requests.get(f"{address}/stats", timeout=5).json()["refused"] == {"queue": 3}
@@ -173,7 +173,7 @@ def test_bodies_beyond_the_memory_there_is_for_them_are_turned_away():
             and b"Retry-After: 1\r\n" in answer
             and b"bodies of other requests" in answer
         )
-        assert server.metrics.refused == {"bytes": 1}
+        assert server.refused == {"bytes": 1}
         slow.go.set()
         assert first.result().status_code == 200
 
@@ -206,26 +206,17 @@ def test_a_header_may_shorten_the_time_but_not_lengthen_it():
             }
 
 
-def traced(trace, function):
-    """Call a function as part of a request."""
-    serving.CURRENT.trace = trace
-    try:
-        return function()
-    finally:
-        serving.CURRENT.trace = None
-
-
 def test_a_call_that_takes_too_long_is_given_up_and_one_that_waits_then_never_runs():
-    workers, go, ran = calls.Workers(1, "test", contextlib.ExitStack()), threading.Event(), []
+    workers, go, ran = serving.Workers(1, "test"), threading.Event(), []
     trace = serving.Trace()
     trace.limit(0.1, None)
     with pytest.raises(serving.ServingError) as raised:
-        traced(trace, lambda: workers.run(go.wait, 30))
+        workers.run(go.wait, 30, trace=trace)
     assert raised.value.status == 504
     waiting = serving.Trace()
     waiting.limit(0.1, None)
     with pytest.raises(serving.ServingError, match="longer than the request's time"):
-        traced(waiting, lambda: workers.run(ran.append, 1))
+        workers.run(ran.append, 1, trace=waiting)
     go.set()
     assert workers.run(lambda: 5) == 5 and ran == []
 
@@ -233,17 +224,15 @@ def test_a_call_that_takes_too_long_is_given_up_and_one_that_waits_then_never_ru
         raise TimeoutError("the function's own")
 
     with pytest.raises(TimeoutError, match="own"):
-        traced(serving.Trace(), lambda: workers.run(times_out))
+        workers.run(times_out, trace=serving.Trace())
     workers.close()
 
 
 def test_a_call_whose_client_has_left_is_never_run():
-    workers, go, ran = calls.Workers(1, "test", contextlib.ExitStack()), threading.Event(), []
+    workers, go, ran = serving.Workers(1, "test"), threading.Event(), []
     busy = workers.submit(go.wait, 30)
     with ThreadPoolExecutor(1) as pool:
-        gone = pool.submit(
-            traced, serving.Trace(has_left=lambda: True), lambda: workers.run(ran.append, 1)
-        )
+        gone = pool.submit(workers.run, ran.append, 1, trace=serving.Trace(has_left=lambda: True))
         until(lambda: workers.jobs.qsize() == 1)
         go.set()
         with pytest.raises(serving.ServingError, match="client has left"):
@@ -263,7 +252,7 @@ def test_a_request_whose_client_leaves_while_it_waits_is_never_run():
                 b"POST /v1/models/slow:predict HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b"
                 % (len(body), body)
             )
-            until(lambda: len(server.metrics.queue) == 1)
+            until(lambda: len(server.waiting) == 1)
         time.sleep(0.2)
         slow.go.set()
         assert first.result().status_code == 200

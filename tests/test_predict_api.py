@@ -10,12 +10,12 @@ import json
 import resource
 import socket
 import struct
-import subprocess
 import sys
 import threading
 import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -63,6 +63,13 @@ def detector(**options):
         deployments=[{"id": "pets", "model": "d", "label_map": LABELS, **options}],
     )
     return server, fake
+
+
+def with_routines(module):
+    """A server of the detector with a module of routines."""
+    deployment = {"id": "pets", "model": "d"}
+    options = {"deployments": [deployment], "routine_modules": [str(module)]}
+    return fake_server({"d": FakeDetector()}, auth=AUTH, **options)
 
 
 @pytest.fixture
@@ -469,15 +476,6 @@ def test_check_sees_a_pinned_version_that_is_not_there(tmp_path, capsys, pin, te
     "deployment, text",
     [
         (
-            {"label_map": str(ROOT / "models/shapes/samples/0.jpg")},
-            "$.deployments[0].label_map: expected a text file",
-        ),
-        ({"label_map": "none.pbtxt"}, "$.deployments[0].label_map: No such file or directory"),
-        (
-            {"label_map": {"a": "b"}},
-            '$.deployments[0].label_map: expected {"1": "name"} or a list of names',
-        ),
-        (
             {"label_map": 3},
             "$.deployments[0].label_map: expected string or object or array, got integer 3",
         ),
@@ -515,6 +513,68 @@ def test_wrong_deployments_in_the_config(deployment, text):
     assert raised.value.message.startswith(text)
 
 
+@pytest.mark.parametrize(
+    "label_map, text",
+    [
+        (str(ROOT / "models/shapes/samples/0.jpg"), "expected a text file (.pbtxt, JSON, ..."),
+        ("none.pbtxt", "No such file or directory: none.pbtxt"),
+        (str(ROOT), f"Is a directory: {ROOT.name}"),
+        ({"a": "b"}, 'expected {"1": "name"} or a list of names...'),
+    ],
+)
+def test_a_wrong_label_map_fails_its_deployment_alone(
+    how, tmp_path, capsys, caplog, label_map, text
+):
+    wanted = config(
+        "d",
+        deployments=[
+            {"id": "wrong", "model": "d", "label_map": label_map},
+            {"id": "pets", "model": "d", "label_map": ["cat", "dog"]},
+        ],
+    )
+    place = f"$.deployments[0].label_map: {text}"
+    server = serving.ModelServer(
+        wanted,
+        load=lambda folder, model: FakeDetector(),
+        list_versions=lambda base_path: {1: Path(base_path) / "1"},
+    )
+    assert server.wait(10)
+    client, key = Rest(server, how), bearer(server.generated_key)
+    assert client.get("/pets/classes", headers=key).status_code == 200
+    for answer in (
+        client.get("/wrong/classes", headers=key),
+        client.post("/wrong/predict", b"", headers=key),
+        client.post("/predict", b"", headers=key),
+    ):
+        wrong = f"Deployment 'wrong' is not available: {place}"
+        assert answer.status_code == 503 and str(ROOT) not in answer.json["error"]
+        assert answer.json["error"].startswith(wrong.removesuffix("..."))
+    ready = client.get("/readyz")
+    assert ready.status_code == 503
+    assert f"deployment wrong ({place.removesuffix('...')}" in ready.json["error"]
+    assert place.removesuffix("...") in caplog.text
+    status, body = server.reload()
+    assert status == 412 and body["details"][0].startswith(place.removesuffix("..."))
+    (tmp_path / "config.json").write_text(json.dumps(wanted))
+    serving.main(["--check", "--config", str(tmp_path / "config.json")])
+    assert f"wrong: {place.removesuffix('...')}" in capsys.readouterr().out
+
+
+def test_a_label_map_that_is_mended_is_read_at_the_next_reload(tmp_path):
+    deployment = {"id": "pets", "model": "d", "label_map": "names.txt"}
+    (tmp_path / "config.json").write_text(json.dumps(config("d", deployments=[deployment])))
+    server = serving.ModelServer(
+        tmp_path / "config.json",
+        load=lambda folder, model: FakeDetector(),
+        list_versions=lambda base_path: {1: Path(base_path) / "1"},
+    )
+    assert server.wait(10) and server.readiness() and server.reload()[0] == 412
+    (tmp_path / "names.txt").write_text("cat\ndog\n")
+    assert server.reload()[0] == 201 and not server.readiness()
+    classes = Rest(server).get("/pets/classes", headers=bearer(server.generated_key)).json
+    assert "cat" in json.dumps(classes)
+
+
 def test_routine_modules_of_ones_own(tmp_path):
     (tmp_path / "mine.py").write_text(
         "from __future__ import annotations\nfrom routines import argument, keep, routine\n\n\n@routine()\nclass KeepRight:\n"
@@ -524,8 +584,8 @@ def test_routine_modules_of_ones_own(tmp_path):
     (tmp_path / "config.json").write_text(
         json.dumps(config(deployments=[], routine_modules=["mine.py"]))
     )
-    serving.ModelServer(tmp_path / "config.json")
-    rest = Rest(detector()[0])
+    assert "KeepRight" in serving.ModelServer(tmp_path / "config.json").prepared.routines
+    rest = Rest(with_routines(tmp_path / "mine.py"))
     body = {
         "image_type": "array",
         "data": [[[200, 9, 1]]],
@@ -540,6 +600,65 @@ def test_routine_modules_of_ones_own(tmp_path):
         match=r"\$.routine_modules\[0\]: ModuleNotFoundError: No module named 'nothing_of_that_name'",
     ):
         serving.ModelServer(config(routine_modules=[str(tmp_path / "broken.py")]))
+
+
+OWN_FILTER = """
+from routines import argument, keep, routine
+
+@routine()
+class FilterConfidence:
+    confidence: float = argument(0.5, "0..1", minimum=0, maximum=1)
+
+    def __call__(self, tensors):
+        return keep(tensors, tensors["scores"] < 0)
+"""
+FILTERED = {
+    "image_type": "array",
+    "data": [[[200, 9, 1]]],
+    "routines": [{"name": "FilterConfidence", "confidence": 0}],
+}
+
+
+@pytest.mark.parametrize("named", [str, lambda path: path.stem])
+def test_a_server_keeps_its_routines_from_others_in_its_process(tmp_path, monkeypatch, named):
+    """Two servers with a module each, and one that was there before: each has its own filter."""
+    before = Rest(detector()[0])
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "own_filters.py").write_text(OWN_FILTER)
+    for _ in range(2):
+        own = Rest(with_routines(named(tmp_path / "own_filters.py")))
+        assert post(own, FILTERED).json["predictions"] == []
+        shown = own.get("/deployments", headers=KEY).json["routines"]
+        filters = [item for item in shown if item["name"] == "FilterConfidence"]
+        assert [item["arguments"][0]["default"] for item in filters] == [0.5]
+        for rest in (before, Rest(detector()[0])):
+            assert len(post(rest, FILTERED).json["predictions"]) == 2
+            assert rest.get("/deployments", headers=KEY).json["routines"] != shown
+    sys.modules.pop("own_filters", None)
+
+
+def test_an_edited_file_of_routines_is_run_again_with_the_next_config(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(OWN_FILTER)
+    server = with_routines(path)
+    first = server.prepared.routines["FilterConfidence"]
+    server.endpoint("/again")(lambda value: value)
+    assert server.prepared.routines["FilterConfidence"] is first
+    path.write_text(OWN_FILTER.replace("< 0", ">= 0"))
+    server.endpoint("/once/more")(lambda value: value)
+    assert server.prepared.routines["FilterConfidence"] is not first
+    assert len(post(Rest(server), FILTERED).json["predictions"]) == 2
+
+
+def test_no_routine_of_the_process_takes_the_name_of_a_built_in_one():
+    with pytest.raises(ValueError, match="FilterIOU: this name is built in"):
+
+        @routines.routine("FilterIOU")
+        class Another:
+            pass
+
+    assert routines.ROUTINES["FilterIOU"].__module__ == "routines"
+    routines.DECLARED.pop("Another", None)
 
 
 def test_a_routine_that_fails_is_a_500_with_a_request_id(caplog):
@@ -1072,27 +1191,3 @@ def test_fifty_clients_and_five_thousand_pictures_each_get_their_own_answer():
 
         with ThreadPoolExecutor(50) as pool:
             assert sum(pool.map(ask, range(50)), []) == []
-
-
-def test_serving_alone_serves_the_rest_surface_and_says_what_else_needs(tmp_path):
-    (tmp_path / "serving.py").write_bytes((ROOT / "serving.py").read_bytes())
-    (tmp_path / "config.json").write_text(
-        json.dumps(config({"name": "half", "base_path": str(ROOT / "models/half_plus_two")}))
-    )
-    code = (
-        "import sys\nsys.modules['serving_rooms'] = sys.modules['routines'] = None\nimport serving, json\nfrom werkzeug.test import Client\nclient = Client(serving.create_app('config.json'))\n"
-        "print(json.dumps([client.post('/v1/models/half:predict', data=body).json for body in ('{\"instances\": [1.0]}', '{')]))\n"
-        "print(json.dumps([[client.post(path).status_code, client.post(path).json['error']] for path in ('/predict',)]))\n"
-        "try:\n    serving.load_config({'model_config_list': [], 'auth': {'protect': 'all'}})\nexcept serving.ConfigError as error:\n    print(error)\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
-    )
-    answers, pictures, refused = done.stdout.strip().split("\n")
-    assert json.loads(answers)[0] == {"predictions": [2.5]} and json.loads(answers)[1][
-        "error"
-    ].startswith("JSON Parse error: ")
-    assert json.loads(pictures) == [[404, "This needs serving_rooms/keys.py beside serving.py"]]
-    assert refused.startswith(
-        "$.auth: unknown key"
-    )  # which may be a key that stands in the wrong place

@@ -14,8 +14,8 @@ import pytest
 from conftest import FakeDetector, Rest, bearer, fake_server, key_entry
 
 import serving
-from serving_rooms import metrics, quotas
-from serving_rooms.redis_quotas import KEPT_SECONDS, RedisQuotas, shown
+from serving_extensions import metrics, quotas
+from serving_extensions.redis_quotas import KEPT_SECONDS, RedisQuotas, shown
 
 PASSWORD = "s3cret-pass"
 PICTURE = json.dumps({"image_type": "array", "data": [[[1, 2, 3]]]})
@@ -177,7 +177,7 @@ def test_exact_over_processes_and_threads(redis):
 def test_a_client_is_not_shared_with_a_forked_process(redis):
     """In a process of its own, as TensorFlow may run in this one: parent and child call at once, over what was opened before."""
     code = (
-        f"import os\nfrom serving_rooms.redis_quotas import RedisQuotas\nstore = RedisQuotas({redis.url!r})\nstore.take('a', 10**6, 'month')\n"
+        f"import os\nfrom serving_extensions.redis_quotas import RedisQuotas\nstore = RedisQuotas({redis.url!r})\nstore.take('a', 10**6, 'month')\n"
         "child = os.fork()\nfor _ in range(300):\n    assert store.take('a', 10**6, 'month') is None\n"
         "if child:\n    assert os.waitpid(child, 0)[1] == 0\n    print(store.used('a', 'month'))\n"
     )

@@ -13,7 +13,7 @@ from conftest import NO_POLL, FakeServable, Rest, assert_error
 from test_saved_models import export
 
 import serving
-from serving_rooms import residency
+from serving_extensions import on_demand
 
 MB = 1 << 20
 
@@ -65,7 +65,7 @@ def ask(server, number, value=2.0):
 def resident(server):
     return [
         name.partition("/")[0]
-        for name, entry in server.residency.read()["on_demand"].items()
+        for name, entry in server.state["on_demand"].read()["on_demand"].items()
         if entry["resident"]
     ]
 
@@ -124,21 +124,27 @@ def take_turns(folders):
     assert ask(server, 1)
     loads = []
     first, original = (
-        next(e for e in server.residency.entries if e.config.name == "m1").resident,
-        server.residency.load,
+        next(e for e in server.state["on_demand"].entries if e.config.name == "m1").resident,
+        server.state["on_demand"].load,
     )
-    server.residency.load = lambda entry: (loads.append(entry.config.name), original(entry))
+    server.state["on_demand"].load = lambda entry: (
+        loads.append(entry.config.name),
+        original(entry),
+    )
     with one_hot(server):
         for number in (2, 3, 4, 5, 6, 2, 3, 4, 5, 6):
             assert ask(server, number)
-            state = server.residency.read()
+            state = server.state["on_demand"].read()
             assert (
                 state["used_mb"] <= 100
                 and 1 <= len(resident(server)) <= 4
                 and "m1" in resident(server)
             )
     assert "m1" not in loads and len(loads) == 10
-    assert next(e for e in server.residency.entries if e.config.name == "m1").resident is first
+    assert (
+        next(e for e in server.state["on_demand"].entries if e.config.name == "m1").resident
+        is first
+    )
     server.stop()
 
 
@@ -178,17 +184,17 @@ def test_the_least_recently_used_leaves_first_and_a_pinned_one_never(folders):
     assert resident(server) == ["m1", "m2", "m3"]
     assert ask(server, 2) and ask(server, 4)
     assert resident(server) == ["m1", "m2", "m4"]
-    assert server.residency.read()["on_demand"]["m3/1"]["why"] == "made room for m4"
+    assert server.state["on_demand"].read()["on_demand"]["m3/1"]["why"] == "made room for m4"
     server.stop()
 
 
 def test_models_that_are_always_there_count_and_stay(folders):
     server = serve(folders[:3], {"m1": {"load": "eager"}}, memory_budget_mb=60)
-    assert server.residency.read()["used_mb"] >= 24
+    assert server.state["on_demand"].read()["used_mb"] >= 24
     assert ask(server, 2) and ask(server, 3) and ask(server, 1)
     assert resident(server) == ["m3"]
     server.stop()
-    assert server.residency.used() == 0
+    assert server.state["on_demand"].used() == 0
 
 
 def test_a_model_larger_than_the_budget_is_tried_and_said(folders, caplog):
@@ -207,7 +213,7 @@ def test_an_idle_model_leaves_memory_and_comes_back(folders):
         time.sleep(0.1)
     assert (
         resident(server) == ["m2"]
-        and server.residency.read()["on_demand"]["m1/1"]["why"] == "idle for 1 s"
+        and server.state["on_demand"].read()["on_demand"]["m1/1"]["why"] == "idle for 1 s"
     )
     assert ask(server, 1)
     server.stop()
@@ -222,7 +228,10 @@ def test_a_version_that_is_retired_leaves_memory(folders, tmp_path):
     assert ask(server, 1) and resident(server) == ["m1"]
     path.write_text(json.dumps({"model_config_list": [], "server": NO_POLL}))
     assert server.reload()[0] == 201
-    assert server.residency.read()["on_demand"] == {} and server.residency.used() == 0
+    assert (
+        server.state["on_demand"].read()["on_demand"] == {}
+        and server.state["on_demand"].used() == 0
+    )
 
 
 # --- without TensorFlow -----------------------------------------------------------------------------------
@@ -238,20 +247,21 @@ class Slow(FakeServable):
         return super().answer(name, inputs)
 
 
+def request(name, **fields):
+    return serving.LoadRequest(serving.Path(name) / "1", serving.ModelConfig(name, name, **fields))
+
+
 def fake(monkeypatch, load, names, budget=None, size=10 * MB, **fields):
     """Entries of a residency whose models are made by `load(name)`, each of `size` bytes."""
-    monkeypatch.setattr(residency, "read_definitions", lambda folder, tags: {})
-    monkeypatch.setattr(residency, "rename_tensors", lambda definitions, folder: {})
-    monkeypatch.setattr(residency, "describe", lambda definitions: {"signature_def": {}})
-    monkeypatch.setattr(residency, "size_of", lambda folder: size)
-    monkeypatch.setattr(residency, "memory_now", lambda: 0)
-    monkeypatch.setattr(residency, "settle_garbage", lambda: None)
+    monkeypatch.setattr(on_demand, "read_definitions", lambda folder, tags: {})
+    monkeypatch.setattr(on_demand, "rename_tensors", lambda definitions, folder: {})
+    monkeypatch.setattr(on_demand, "describe", lambda definitions: {"signature_def": {}})
+    monkeypatch.setattr(on_demand, "size_of", lambda folder: size)
+    monkeypatch.setattr(on_demand, "memory_now", lambda: 0)
+    monkeypatch.setattr(on_demand, "settle_garbage", lambda: None)
     options = serving.ServerConfig(memory_budget_mb=budget, load_wait_seconds=0.3)
-    room = residency.Residency(lambda: options, lambda folder, config: load(config.name))
-    return room, [
-        room(serving.Path(name) / "1", serving.ModelConfig(name, name, load="on_demand", **fields))
-        for name in names
-    ]
+    room = on_demand.Residency(lambda: options, lambda request: load(request.config.name))
+    return room, [room(request(name, load="on_demand", **fields)) for name in names]
 
 
 def test_many_who_ask_at_once_cause_one_load(monkeypatch):
@@ -306,11 +316,11 @@ def test_models_that_stay_load_at_once_where_no_budget_is_kept_and_else_in_turn(
         return FakeServable()
 
     room, _ = fake(monkeypatch, load, [], budget=budget)
-    monkeypatch.setattr(residency, "tensorflow", lambda: None)
+    monkeypatch.setattr(on_demand, "tensorflow", lambda: None)
     with ThreadPoolExecutor(2) as pool:
         list(
             pool.map(
-                lambda name: room(serving.Path(name) / "1", serving.ModelConfig(name, name)),
+                lambda name: room(request(name)),
                 ["a", "b"],
             )
         )
@@ -329,13 +339,46 @@ def test_a_model_that_waits_for_another_load_gives_up_at_its_deadline(monkeypatc
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(first.run, "serving_default", {"x": np.float32([[2]])})
         assert begun.wait(60)
+        monkeypatch.setattr(serving.CURRENT, "trace", serving.Trace(), raising=False)
         for entry, name in ((second, "b"), (first, "a")):
             with pytest.raises(
                 serving.ServingError, match=f"Model {name} is still waiting to be loaded"
             ):
                 entry.run("serving_default", {"x": np.float32([[2]])})
+        monkeypatch.setattr(serving.CURRENT, "trace", None)
         go_on.set()
         assert running.result()["y"].tolist() == [[2.0]]
+
+
+def test_a_call_from_python_waits_for_another_load_however_long_it_takes(monkeypatch):
+    begun, go_on = threading.Event(), threading.Event()
+
+    def load(name):
+        begun.set()
+        assert go_on.wait(60)
+        return FakeServable()
+
+    _, (entry,) = fake(monkeypatch, load, ["a"])
+    asked = []
+
+    class Lock:
+        """One that says how long it is waited for."""
+
+        def __init__(self, lock):
+            self.lock, self.release = lock, lock.release
+
+        def acquire(self, timeout):
+            asked.append(timeout)
+            if begun.is_set():
+                go_on.set()
+            return self.lock.acquire(timeout=timeout)
+
+    entry.loading = Lock(entry.loading)
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(entry.run, "serving_default", {"x": np.float32([[2]])})
+        assert begun.wait(60)
+        assert entry.run("serving_default", {"x": np.float32([[2]])})["y"].tolist() == [[2.0]]
+        assert running.result()["y"].tolist() == [[2.0]] and asked == [-1, -1]
 
 
 def test_one_in_use_is_never_evicted_and_the_next_waits_for_it_or_gives_up(monkeypatch):
@@ -381,7 +424,7 @@ def test_a_model_that_cannot_be_loaded_says_why_and_is_not_tried_at_each_request
             entry.run("serving_default", {"x": np.float32([[0]])})
         assert raised.value.status == 503
     assert tries == ["a"] and entry.why == "cannot be loaded: made to fail"
-    monkeypatch.setattr(residency, "RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(on_demand, "RETRY_SECONDS", 0.0)
     with pytest.raises(serving.ServingError):
         entry.run("serving_default", {"x": np.float32([[0]])})
     assert len(tries) == 2

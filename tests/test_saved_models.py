@@ -7,17 +7,17 @@ import shutil
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 import pytest
 from conftest import NO_POLL, ROOT, Rest, assert_error
+from conftest import load_model as load
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import serving
-from serving_rooms import batching, objects
+from serving_extensions import batching
 
 DTYPES = [
     "bool",
@@ -49,10 +49,6 @@ def export(tf, folder, functions, **attributes):
     module.functions = signatures
     tf.saved_model.save(module, str(folder), signatures=signatures)
     return folder
-
-
-def load(folder, **fields):
-    return serving.load_saved_model(Path(folder), serving.ModelConfig("m", str(folder), **fields))
 
 
 def run(servable, *arrays, signature="serving_default"):
@@ -270,7 +266,7 @@ def test_what_signatures_use_is_all_that_is_opened_and_holds_what_tensorflow_loa
     functions, attributes = plain_module(tf, name)
     path = export(tf, folder / f"plain_{name}", functions, **attributes)
     monkeypatch.delattr(serving, "open_graph")
-    monkeypatch.delattr(objects, "open_objects")
+    monkeypatch.delattr(serving, "open_objects")
     servable = load(path, batching=False)
     x = np.random.default_rng(2).random((4, 7 if name == "keras" else 3), np.float32)
     for signature in functions:
@@ -279,7 +275,7 @@ def test_what_signatures_use_is_all_that_is_opened_and_holds_what_tensorflow_loa
         assert answer.keys() == expected.keys()
         for key, value in expected.items():
             np.testing.assert_array_equal(answer[key], value, strict=True)
-    session, _ = objects.open_used(path, "CPU:0")
+    session, _ = serving.open_used(path, "CPU:0")
     used = {
         capture._id
         for signature in tf.saved_model.load(str(path)).signatures.values()
@@ -319,7 +315,7 @@ def test_of_a_sparse_signature_beside_others_nothing_is_needed(tf, folder):
     change(
         path, lambda graph: graph.signature_def["sparse"].inputs["x"].coo_sparse.SetInParent()
     )  # in place of its tensor's name
-    assert objects.open_used(path, "CPU:0")[0] is not None
+    assert serving.open_used(path, "CPU:0")[0] is not None
     servable = load(path, batching=False)
     assert run(servable, np.ones((1, 3), np.float32))["y"].tolist() == [[2, 3, 4]]
     with pytest.raises(serving.BadRequest, match="sparse, composite or no tensors"):
@@ -346,7 +342,7 @@ def test_what_is_wrong_with_a_graph_is_told_by_tensorflow(tf, folder, damage):
             function.bound_inputs[:] = [len(graph.object_graph_def.nodes)]
 
     change(path, do_damage)
-    assert objects.open_used(path, "CPU:0") == (None, None)
+    assert serving.open_used(path, "CPU:0") == (None, None)
     if damage.startswith("a signature"):
         with pytest.raises(serving.LoadError, match="nowhere"):
             load(path)
@@ -393,7 +389,7 @@ def more_than_plain(tf, name):
 def test_what_is_more_than_variables_is_loaded_by_tensorflow(tf, folder, name):
     functions, attributes = more_than_plain(tf, name)
     path = export(tf, folder / f"more_{name}", functions, **attributes)
-    assert objects.open_used(path, "CPU:0")[0] is None
+    assert serving.open_used(path, "CPU:0")[0] is None
     x = np.random.default_rng(2).integers(0, 3, (4, 7 if "keras" in name else 3)).astype(np.float32)
     np.testing.assert_allclose(
         run(load(path, batching=False), x)["y"], by_objects(tf, path, x)["y"], rtol=1e-6
@@ -409,7 +405,7 @@ def test_a_table_is_seen_though_nothing_fills_it(tf, folder):
         graph.collection_def.clear()
 
     change(path, forget)
-    assert objects.open_used(path, "CPU:0")[0] is None
+    assert serving.open_used(path, "CPU:0")[0] is None
 
 
 def test_a_checkpoint_whose_objects_are_numbered_otherwise_is_restored_by_its_names(tf, folder):
@@ -418,19 +414,25 @@ def test_a_checkpoint_whose_objects_are_numbered_otherwise_is_restored_by_its_na
     }
     first, second = tf.Variable(2.0), tf.Variable(1.0)
     path = export(tf, folder / "numbered", function, first=first, second=second)
-    assert objects.open_used(path, "CPU:0")[0] is not None
+    assert serving.open_used(path, "CPU:0")[0] is not None
     first, second = tf.Variable(20.0), tf.Variable(10.0)
     other = export(
         tf, folder / "numbered_otherwise", {}, zero=tf.Variable(0.0), second=second, first=first
     )
     shutil.rmtree(path / "variables")
     shutil.copytree(other / "variables", path / "variables")
-    assert objects.open_used(path, "CPU:0")[0] is None
+    assert serving.open_used(path, "CPU:0")[0] is None
     assert run(load(path, batching=False), np.array([1, 2], np.float32))["y"].tolist() == [30, 50]
 
 
-@pytest.mark.parametrize("value", [[1.0, 2.0, 3.0], 1])
-def test_a_checkpoint_of_another_shape_or_dtype_is_left_to_tensorflow(tf, folder, value):
+@pytest.mark.parametrize(
+    "value, reason",
+    [
+        ([1.0, 2.0, 3.0], r"variable 'Variable' is \[\] in the graph, \[3\] in the checkpoint"),
+        (1, "expected dtype float does not equal original dtype int32"),
+    ],
+)
+def test_a_checkpoint_of_another_shape_or_dtype_is_refused(tf, folder, value, reason):
     path = folder / f"unfit_{np.ndim(value)}"
     weight = tf.Variable(2.0)
     export(
@@ -449,12 +451,9 @@ def test_a_checkpoint_of_another_shape_or_dtype_is_left_to_tensorflow(tf, folder
             / "variables"
             / file.name.replace(f"unfit_{np.ndim(value)}_checkpoint", "variables"),
         )
-    assert objects.open_used(path, "CPU:0")[0] is None
-    if value == 1:  # of another shape, TensorFlow's loader takes it
-        with pytest.raises(
-            serving.LoadError, match="expected dtype float does not equal original dtype int32"
-        ):
-            load(path)
+    assert serving.open_used(path, "CPU:0")[0] is None
+    with pytest.raises(serving.LoadError, match=reason):
+        load(path)
 
 
 # --- signatures under two names ---------------------------------------------------------------------------
@@ -797,18 +796,6 @@ def test_warmup_record_that_fails_or_cannot_be_read_fails_the_load(tf, folder):
         load(with_warmup(folder / "warm4", *[warmup_logs(tf, tf.train.Example())[0]] * 1001))
 
 
-def test_loading_leaves_no_deprecations_in_the_hosts_log():
-    source = (
-        f"import sys, logging; sys.path.insert(0, {str(ROOT)!r}); logging.basicConfig(stream=sys.stdout, level='INFO')\n"
-        f"import serving; server = serving.ModelServer({str(ROOT / 'config.json')!r}, poll_seconds=0); server.wait()\n"
-        f"serving.tensorflow().get_logger().warning('this call is deprecated')"
-    )
-    out = python(source)
-    assert (
-        "digits version 1 is available" in out and out.count("deprecated") == 1
-    )  # ours, after loading
-
-
 # --- devices ----------------------------------------------------------------------------------------------
 
 
@@ -878,8 +865,9 @@ def test_openvinos_spellings_of_devices_place_models_where_there_is_one(tf):
 
 
 PLACEMENT = """
-import sys; sys.path.insert(0, {root!r})
+import sys; sys.path[:0] = [{root!r}, {root!r} + "/tests"]
 import serving, numpy as np
+from conftest import load_model
 from pathlib import Path
 tf = serving.tensorflow()
 cpu = tf.config.list_physical_devices("CPU")[0]
@@ -895,7 +883,7 @@ for number in (0, 1):
     used = {{stats.device.split("device:")[-1]: [node.node_name for node in stats.node_stats] for stats in metadata.step_stats.dev_stats}}
     work = {{name: [n for n in nodes if "onv2" in n or "MatMul" in n or "conv2d" in n] for name, nodes in used.items()}}
     print(device, sorted(name for name, nodes in work.items() if nodes))
-    servable = serving.load_saved_model(Path({model!r}), serving.ModelConfig("m", "m", target_device=device, batching=True))
+    servable = load_model({model!r}, target_device=device, batching=True)
     print(servable.device, servable.run("serving_default", {{"images": np.ones((2, 8, 8), np.float32)}})["probabilities"].shape)
 """
 
@@ -1171,6 +1159,50 @@ def test_a_model_whose_rows_depend_on_each_other_is_refused_where_the_config_ask
     assert run(load(folder / "mean"), np.array([[1, 3]], np.float32))["y"].tolist() == [[-1, 1]]
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["joined", "longest", "first", "digits"],
+)
+def test_a_model_whose_texts_depend_on_each_other_is_refused_where_the_config_asks_for_batching(
+    tf, folder, name
+):
+    functions = {
+        "joined": lambda x: tf.fill([tf.size(x)], tf.strings.reduce_join(x)),
+        "longest": lambda x: tf.strings.length(x) - tf.reduce_max(tf.strings.length(x)),
+        "first": lambda x: tf.fill([tf.size(x)], x[0]),
+        "digits": lambda x: tf.strings.to_number(x) - tf.reduce_mean(tf.strings.to_number(x)),
+    }
+    text = [tf.TensorSpec([None], tf.string, "x")]
+    export(tf, folder / name, {"serving_default": (lambda x: {"y": functions[name](x)}, text)})
+    with pytest.raises(
+        serving.LoadError,
+        match='m: signature serving_default cannot be batched: .* "batching": false',
+    ):
+        load(folder / name, batching=True)
+    assert load(folder / name, batching=True, warm_up=False)  # then nothing is made up
+
+
+def test_texts_that_do_not_depend_on_each_other_are_batched_and_what_cannot_be_told_is_said(
+    tf, folder, caplog
+):
+    text = [tf.TensorSpec([None], tf.string, "x")]
+    untold = "though made-up rows could not tell whether theirs can be joined"
+    export(tf, folder / "upper", {"serving_default": (lambda x: {"y": tf.strings.upper(x)}, text)})
+    caplog.set_level("INFO", "serving")
+    servable = load(folder / "upper", batching=True)
+    assert "is batched" in caplog.text and untold not in caplog.text
+    assert run(servable, np.array([b"a", b"b"], object))["y"].tolist() == [b"A", b"B"]
+    caplog.clear()
+    features = {"x": tf.io.FixedLenFeature([], tf.float32)}
+
+    def parsed(x):
+        return {"y": tf.io.parse_example(x, features)["x"]}
+
+    export(tf, folder / "tensors", {"serving_default": (parsed, text)})
+    load(folder / "tensors", batching=True)
+    assert untold in caplog.text
+
+
 def test_signature_without_batch_dimension_runs_unbatched(tf, folder, caplog):
     export(
         tf,
@@ -1235,13 +1267,14 @@ def test_bfloat16_arrays_are_bfloat16(batched):
 # --- memory -----------------------------------------------------------------------------------------------
 
 MEMORY = """
-import sys; sys.path.insert(0, {root!r})
+import sys; sys.path[:0] = [{root!r}, {root!r} + "/tests"]
 import gc, serving, numpy as np
+from conftest import load_model
 from pathlib import Path
 tf = serving.tensorflow()
 folder = Path({folder!r})
 for cycle in range(100):
-    servable = serving.load_saved_model(folder, serving.ModelConfig("m", "m", batching=bool(cycle % 2)))
+    servable = load_model(folder, batching=bool(cycle % 2))
     assert servable.run("serving_default", {{"x": np.ones((1, 3700), np.float32)}})["y"].shape == (1, 3700)
     assert servable.retire(10)
     del servable
@@ -1265,62 +1298,3 @@ def test_memory_comes_back_after_a_hundred_loads(tf, folder):
         int, python(MEMORY.format(root=str(ROOT), folder=str(folder / "large"))).split()
     )
     assert last <= 1.15 * fifth
-
-
-COLLECTIONS = """
-import sys; sys.path.insert(0, {root!r})
-import gc, pathlib, shutil, weakref, serving
-gc.disable()  # nothing is collected by chance
-thorough, unfreeze = [], gc.unfreeze
-gc.unfreeze = lambda: (thorough.append(1), unfreeze())
-folder = pathlib.Path({folder!r})
-def put(version):
-    shutil.copytree({root!r} + "/models/half_plus_two/123", folder / "m" / str(version))
-put(1)
-(folder / "handler.py").write_text("class Model: pass\\nmodel = Model()\\ndef f(x): return 1\\n")
-handlers = [{{"path": "/f", "function": "handler.py:f"}}]
-(folder / "config.json").write_text(serving.json.dumps(
-    {{"model_config_list": [{{"config": {{"name": "m", "base_path": "m"}}}}], "handlers": handlers, "server": {{"file_system_poll_wait_seconds": 0}}}}))
-server = serving.ModelServer(folder / "config.json")
-server.wait()
-Graph = serving.tensorflow().Graph
-def graphs():
-    return [weakref.ref(found) for found in gc.get_objects() if isinstance(found, Graph)]
-def change(version):
-    put(version)
-    old = graphs()
-    assert server.reload()[0] == 201
-    return len(old), sum(graph() is not None for graph in old), len(thorough)
-print(gc.get_freeze_count() > 200_000, change(2), change(3))
-gc.collect(), gc.freeze()  # as a host may
-graph = weakref.ref(server.manager.available["m"].versions[3].callables["serving_default"].run._session.graph)
-put(4), server.reload()
-print(graph() is None, len(thorough))
-model = weakref.ref(sys.modules["handler"].model)
-(folder / "handler.py").write_text("def f(x): return 2\\n")
-gc.collect(), gc.freeze()
-server.reload()
-print(model() is None, len(thorough))
-"""
-
-
-def test_what_is_no_longer_served_is_collected_and_tensorflow_itself_is_not_walked_over(tmp_path):
-    assert python(COLLECTIONS.format(root=str(ROOT), folder=str(tmp_path))).splitlines() == [
-        "True (1, 0, 0) (1, 0, 0)",
-        "True 1",
-        "True 2",
-    ]
-
-
-def test_keras_stays_away_until_it_is_used():
-    half = str(ROOT / "models/half_plus_two")
-    out = python(
-        f"import os, sys; sys.path.insert(0, {str(ROOT)!r}); import serving\n"
-        f"server = serving.ModelServer({{'model_config_list': [{{'config': {{'name': 'h', 'base_path': {half!r}}}}}]}})\n"
-        "server.wait()\n"
-        "print('keras' in sys.modules, 'TF_USE_LEGACY_KERAS' in os.environ)\n"
-        "import tensorflow as tf, tensorflow.keras.layers, keras\n"
-        "print(tf.keras.layers.Dense is keras.layers.Dense, tensorflow.keras.layers.Dense is keras.layers.Dense)\n"
-        "print(tf.keras.optimizers.Adam().learning_rate.numpy() > 0)"
-    )
-    assert out.splitlines() == ["False False", "True True", "True"]

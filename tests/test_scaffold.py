@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from serving_rooms import scaffold
-from serving_rooms.handlers import Handler
-from serving_rooms.scaffold import name_project, write_project
+import serving
+from serving_extensions import scaffold
+from serving_extensions.handlers import Handler
+from serving_extensions.scaffold import name_project, write_project
 
 
 @pytest.fixture
@@ -27,35 +28,14 @@ def files(folder):
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_project_holds_the_server_and_all_that_is_served(tmp_path):
-    written = write_project(tmp_path / "new" / "one")
-    assert (
-        files(tmp_path / "new" / "one")
-        == {path.relative_to(tmp_path / "new" / "one").as_posix() for path in written}
-        >= {
-            "config.json",
-            "handler.py",
-            "test_handler.py",
-            "model/README",
-            "requirements.txt",
-            "Dockerfile",
-            "README.md",
-            ".gitignore",
-            ".dockerignore",
-            "serving.py",
-            "routines.py",
-            "serving_rooms/__init__.py",
-            "serving_rooms/handlers.py",
-            "serving_rooms/LICENSE",
-        }
-    )
-    assert (tmp_path / "new/one/serving.py").read_bytes() == (ROOT / "serving.py").read_bytes()
+FIVE = {"config.json", "handler.py", "test_handler.py", "requirements.txt", "README.md"}
 
 
-def test_every_template_is_written():
-    assert files(scaffold.TEMPLATES) - {
-        name for name in files(scaffold.TEMPLATES) if "__pycache__" in name
-    } == set(scaffold.FILES.values())
+def test_a_project_is_five_files_and_no_copy_of_the_server(tmp_path):
+    folder = tmp_path / "new" / "one"
+    written = write_project(folder)
+    assert files(folder) == {path.name for path in written} == FIVE
+    assert files(scaffold.TEMPLATES) == FIVE
 
 
 def test_the_config_is_json_with_one_handler_at_the_projects_name(project):
@@ -66,7 +46,6 @@ def test_the_config_is_json_with_one_handler_at_the_projects_name(project):
             {
                 "path": "/My-Projekt",
                 "function": "handler:inference_handler",
-                "model_dir": "model",
                 "envelope": "hub",
             }
         ],
@@ -79,7 +58,7 @@ def test_no_placeholder_is_left(project):
 
 def test_the_handler_answers_what_the_readme_prints(project):
     config = json.loads((project / "config.json").read_text())["handlers"][0]
-    handler = Handler(config["function"], project, config["model_dir"])
+    handler = Handler(config["function"], project)
     assert handler.load()
     readme = (project / "README.md").read_text()
     body, url = re.search(r"""-d '(.*)' http://127.0.0.1:8501(\S+)""", readme).groups()
@@ -98,26 +77,13 @@ def test_the_projects_own_test_passes(project):
     assert done.returncode == 0 and "2 passed" in done.stdout, done.stdout + done.stderr
 
 
-def test_the_copied_server_starts_its_command_line(project):
-    for command in (["serving.py"], ["-m", "serving"]):
-        done = subprocess.run(
-            [sys.executable, *command, "--help"], cwd=project, capture_output=True, text=True
-        )
-        assert done.returncode == 0 and "--config" in done.stdout, done.stderr
+def test_the_requirements_name_the_server_at_its_version(project):
+    name = re.search(r"^name = (.*)$", (ROOT / "setup.cfg").read_text(), re.MULTILINE)[1]
+    lines = (project / "requirements.txt").read_text().splitlines()
+    assert [line for line in lines if line and line[0] != "#"] == [f"{name}=={serving.__version__}"]
 
 
-def test_what_the_server_requires_is_in_the_requirements():
-    asked = re.search(
-        r"install_requires =\n(.*?)\n\n", (ROOT / "setup.cfg").read_text(), re.DOTALL
-    )[1]
-    given = (scaffold.TEMPLATES / "requirements.txt").read_text()
-    for package in re.findall(r"^ +([\w-]+>=[\d.]+)", asked, re.MULTILINE):
-        assert re.search(rf"^(# )?{re.escape(package)}$", given, re.MULTILINE), package
-
-
-@pytest.mark.parametrize(
-    "name", ["config.json", ".gitignore", "serving_rooms/handlers.py", "model/README"]
-)
+@pytest.mark.parametrize("name", ["config.json", "README.md"])
 def test_files_that_are_there_are_never_overwritten(tmp_path, name):
     path = tmp_path / name
     path.parent.mkdir(exist_ok=True)
@@ -165,24 +131,24 @@ def test_a_full_disk_is_told_with_the_file_and_leaves_nothing_half(tmp_path, mon
         "open",
         lambda path, mode="r", *a, **b: (
             Full(plain(path, mode))
-            if path.name == "Dockerfile" and "x" in mode
+            if path.name == "README.md" and "x" in mode
             else plain(path, mode, *a, **b)
         ),
     )
     with pytest.raises(OSError) as caught:
         write_project(tmp_path / "p")
     assert caught.value.errno == errno.ENOSPC and caught.value.filename == str(
-        tmp_path / "p" / "Dockerfile"
+        tmp_path / "p" / "README.md"
     )
     assert files(tmp_path / "p") == set()
 
 
 def test_a_missing_template_is_told_before_anything_is_written(tmp_path):
     shutil.copytree(scaffold.TEMPLATES, tmp_path / "templates")
-    (tmp_path / "templates" / "Dockerfile").unlink()
+    (tmp_path / "templates" / "README.md").unlink()
     with pytest.raises(FileNotFoundError) as caught:
         write_project(tmp_path / "p", tmp_path / "templates")
-    assert Path(caught.value.filename).name == "Dockerfile" and not (tmp_path / "p").exists()
+    assert Path(caught.value.filename).name == "README.md" and not (tmp_path / "p").exists()
 
 
 @pytest.mark.parametrize(
@@ -200,14 +166,3 @@ def test_a_missing_template_is_told_before_anything_is_written(tmp_path):
 )
 def test_the_name_of_a_project_is_fit_for_a_url(folder, name):
     assert name_project(Path("/somewhere") / folder) == name
-
-
-def test_folders_beside_the_files_are_passed_over(tmp_path):
-    """Python leaves a __pycache__ among the client programs when pip compiles them."""
-    cache = ROOT / "serving_rooms" / "clients" / "__pycache__"
-    cache.mkdir(exist_ok=True)
-    try:
-        names = {str(path.relative_to(tmp_path / "p")) for path in write_project(tmp_path / "p")}
-    finally:
-        cache.rmdir()
-    assert {"serving_rooms/clients/python.py", "console/index.html", "console/console.js"} <= names

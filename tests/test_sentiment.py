@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT
 
 import serving
-from serving_rooms.handlers import Handler, to_reply
+from serving_extensions.handlers import Handler, to_reply
 
 EXAMPLE = ROOT / "examples" / "sentiment"
 LABELS = {"Positive", "Neutral", "Negative"}

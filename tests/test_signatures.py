@@ -11,7 +11,7 @@ from conftest import NO_POLL, ROOT, Rest, assert_error, config, fake_server
 from test_saved_models import change, export, load, python, run, with_warmup
 
 import serving
-from serving_rooms import batching
+from serving_extensions import batching
 
 P = "/v1/models/m:predict"
 
@@ -161,11 +161,14 @@ def test_what_a_pipelines_function_hands_on_is_held_against_the_signature(grey, 
             answers[name] = server.predict(f"p_{name}", {"inputs": {"x": [1.0]}})[
                 "outputs"
             ].tolist()
-        except serving.BadRequest as error:
-            answers[name] = error.message
-    takes = "input 'x' takes float [-1, 4, 4, 1], got "
-    assert answers["right"] == [16.0] and takes + "shape [1, 5, 4, 1]" in answers["wide"]
-    assert takes + "float64" in answers["double"] and takes + "float32" in answers["big"]
+        except serving.ServingError as error:
+            answers[name] = f"{error.status} {error.message}"
+    assert answers["right"] == [16.0]
+    takes = "400 input 'x' takes float [-1, 4, 4, 1], got shape [1, 5, 4, 1]"
+    assert answers["wide"].startswith(takes)
+    place = "500 node 'make': 'x' of node 'model' from 'y' of node 'make': expected float, got "
+    assert answers["double"] == place + "an array of float64"
+    assert answers["big"] == place + "an array of >f4"
 
 
 def test_a_warm_up_record_of_another_shape_fails_the_load_by_name(tf, folder):
@@ -500,8 +503,6 @@ def test_an_operation_that_tensorflow_does_not_know_may_keep_something(tf):
 
 def timed(monkeypatch, costs, shape, kind="Conv2D", asked=None):
     """The call, of an operation of a kind, as it is warmed up, each call taking the next of `costs`."""
-    from tensorflow.core.framework import node_def_pb2
-
     clock, left = [0.0], iter(costs)
 
     class Clock:
@@ -515,13 +516,8 @@ def timed(monkeypatch, costs, shape, kind="Conv2D", asked=None):
     monkeypatch.setattr(serving, "time", Clock)
     spec = serving.TensorSpec("x", "x:0", "DT_FLOAT", shape)
     one = serving.Signature({"x": spec}, {"y": spec})
-    return serving.warm_up(
-        serving.SignatureCall(call),
-        one,
-        [node_def_pb2.NodeDef(op=kind)],
-        "m",
-        serving.ModelConfig("m", "m"),
-    )
+    planned = serving.SignatureCall(call, operations=frozenset({kind}))
+    return serving.warm_up(planned, one, "m", serving.ModelConfig("m", "m"))
 
 
 def test_the_time_of_a_call_is_not_that_of_the_first_which_plans(tf, monkeypatch):
@@ -913,6 +909,30 @@ def test_a_model_that_cannot_be_asked_anything_is_not_served(tf, folder):
         load(folder / "no_good")
 
 
+@pytest.mark.parametrize("others", [["named"], []])
+def test_a_signature_without_inputs_is_loaded_and_refused_as_tensorflow_serving_does(
+    tf, folder, others, how
+):
+    one = [tf.TensorSpec([None], name="x")]
+    signatures = {"serving_default": (lambda: {"y": tf.constant([1.0])}, [])}
+    signatures |= {name: (lambda x: {"y": 2 * x}, one) for name in others}
+    name = f"no_inputs_{len(others)}"
+    export(tf, folder / name / "1", signatures)
+    model = {"name": "m", "base_path": str(folder / name)}
+    server = serving.ModelServer({"model_config_list": [{"config": model}], "server": NO_POLL})
+    assert server.wait(60) and not server.readiness()
+    client = Rest(server, how)
+    for body in ({"inputs": {}}, {"instances": [1.0]}, {"instances": [{}]}, {}):
+        wrong = client.post("/v1/models/m:predict", body)
+        assert_error(wrong, 400, "Failed to get input map for signature: DEFAULT")
+    named = client.post("/v1/models/m:predict", {"signature_name": "serving_default", "inputs": {}})
+    assert_error(named, 400, "Failed to get input map for signature: serving_default")
+    for other in others:
+        body = {"signature_name": other, "inputs": [3.0]}
+        assert client.post("/v1/models/m:predict", body).json == {"outputs": [6.0]}
+    assert client.get("/v1/models/m/metadata").status_code == 200
+
+
 def test_a_model_without_signatures_is_said_to_have_none(tf, folder, caplog):
     module = tf.Module()
     module.weight = tf.Variable(1.0)
@@ -931,3 +951,58 @@ def test_warm_up_is_part_of_what_a_version_is_loaded_with():
         for m in (model, {**model, "warm_up": False})
     )
     assert plain.warm_up and not without.warm_up and plain.load_key != without.load_key
+
+
+# --- what a request can cost --------------------------------------------------------------------------------
+
+
+def test_a_convolution_of_any_rank_is_refused_and_its_neighbours_serve(tf, tmp_path):
+    """oneDNN's kernels end the process on a rank that is not theirs."""
+    kernel = tf.ones([3, 3, 1, 1])
+
+    def convolve(x):
+        return {"y": tf.nn.conv2d(x, kernel, 1, "SAME")}
+
+    functions = {
+        "open": (convolve, [tf.TensorSpec(None, tf.float32, name="x")]),
+        "serving_default": (convolve, [tf.TensorSpec([None, 4, 4, 1], tf.float32, name="x")]),
+    }
+    export(tf, tmp_path / "m" / "1", functions)
+    server = serving.ModelServer(config({"name": "m", "base_path": str(tmp_path / "m")}))
+    assert server.wait(60) and not server.readiness()
+    rest, picture = Rest(server), np.ones([1, 4, 4, 1]).tolist()
+    assert rest.post(P, {"instances": picture}).status_code == 200
+    body = {"signature_name": "open", "inputs": [[1.0]]}
+    assert_error(
+        rest.post(P, body),
+        400,
+        "Signature \"open\" cannot be called: input 'x' takes any rank, and Conv2D one of them only: "
+        "export it with the shape that it takes",
+    )
+
+
+NUMBERS = "how much there is to do follows from the numbers"
+SHORT = {
+    "a sum": (lambda x: 2 * x[:, 0] + 1, [None, 2], "float32", True),
+    NUMBERS: (lambda x: tf_of().range(x[0, 0]), [None, 1], "int32", False),
+    "filled": (lambda x: tf_of().fill([x[0, 0]], 1.0), [None, 1], "int32", False),
+    "every row with every other": (
+        lambda x: tf_of().matmul(x, x, transpose_b=True),
+        [None, 1],
+        "float32",
+        False,
+    ),
+}
+
+
+def tf_of():
+    return serving.tensorflow()
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_a_signature_is_known_as_short_only_where_no_short_request_is_long(tf, tmp_path, name):
+    function, shape, dtype, short = SHORT[name]
+    specs = [tf.TensorSpec(shape, tf.as_dtype(dtype), name="x")]
+    export(tf, tmp_path / "1", {"serving_default": (lambda x: {"y": function(x)}, specs)})
+    servable = load(tmp_path / "1")
+    assert (servable.seconds_of("serving_default") < 0.005) is short

@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import serving
-from serving_rooms import binary, tensors
 
 DTYPES = (
     "int8",
@@ -200,7 +199,7 @@ def test_rectangular_arrays_are_read_as_pythons_parser_reads_them(shape, pool, c
     text = spell(
         shape, lambda: chance.choice(pool), lambda: chance.choice(SPACES) if spaced else ""
     ).encode()
-    assert_same(tensors.read_array(text), expect(text))
+    assert_same(serving.read_array(text), expect(text))
 
 
 @given(shapes, st.integers(-(2**66), 2**66) | st.floats(), st.randoms(use_true_random=False))
@@ -211,7 +210,7 @@ def test_any_number_among_others(shape, number, chance):
         [json.dumps(number) if index == place else "3" for index in range(math.prod(shape))]
     )
     text = spell(shape, texts.__next__).encode()
-    assert_same(tensors.read_array(text), expect(text))
+    assert_same(serving.read_array(text), expect(text))
 
 
 @pytest.mark.parametrize("odd", BEYOND + WRONG)
@@ -220,7 +219,7 @@ def test_what_is_no_number_of_64_bits_is_left_to_the_plain_path(odd, shape):
     for place in range(math.prod(shape)):
         texts = iter([odd if index == place else "1" for index in range(math.prod(shape))])
         text = spell(shape, texts.__next__).encode()
-        assert_same(tensors.read_array(text), expect(text))
+        assert_same(serving.read_array(text), expect(text))
 
 
 @pytest.mark.parametrize(
@@ -263,7 +262,7 @@ def test_what_is_no_number_of_64_bits_is_left_to_the_plain_path(odd, shape):
     ],
 )
 def test_odd_brackets(text):
-    assert_same(tensors.read_array(text.encode()), expect(text.encode()))
+    assert_same(serving.read_array(text.encode()), expect(text.encode()))
 
 
 @given(shapes, st.randoms(use_true_random=False))
@@ -272,7 +271,7 @@ def test_a_byte_changed_added_or_lost_is_noticed(shape, chance):
     text = bytearray(spell(shape, lambda: chance.choice(INTEGERS + FLOATS)).encode())
     for _ in range(chance.choice((1, 1, 2))):
         mutate(text, chance, b"[],[],0-.eE \n")
-    assert_same(tensors.read_array(bytes(text)), expect(bytes(text)))
+    assert_same(serving.read_array(bytes(text)), expect(bytes(text)))
 
 
 def mutate(text, chance, alphabet):
@@ -292,29 +291,29 @@ def mutate(text, chance, alphabet):
 @settings(max_examples=1000)
 def test_balanced_brackets_have_the_shape_that_numbers_in_them_show(skeleton):
     wanted = expect(re.sub(r"(?<=[\[,])(?=[\],])", "1", skeleton).encode())
-    assert tensors.shape_of(skeleton.encode()) == (None if wanted is None else list(wanted.shape))
+    assert serving.shape_of(skeleton.encode()) == (None if wanted is None else list(wanted.shape))
 
 
 @given(shapes)
 def test_every_shape_is_found_from_its_skeleton(shape):
-    assert tensors.shape_of(spell(shape, lambda: "").encode()) == shape
+    assert serving.shape_of(spell(shape, lambda: "").encode()) == shape
 
 
 @pytest.mark.parametrize("rank", [1, 31, 32, 33, 64, 65, 600, 300_000])
 def test_depth_is_never_an_error(rank):
     assert_same(
-        tensors.read_array(b"[" * rank + b"1" + b"]" * rank),
+        serving.read_array(b"[" * rank + b"1" + b"]" * rank),
         np.ones((1,) * rank, np.int64) if rank <= serving.MAX_DIMENSIONS else None,
     )
 
 
 def test_arrays_outlive_the_next_ones_and_failures():
-    first = tensors.read_array(b"[[1,2],[3,4]]")
+    first = serving.read_array(b"[[1,2],[3,4]]")
     assert (
-        tensors.read_array(b"[1, 2 3]") is None
-        and tensors.read_array(b"[1" + b"0" * 400 + b"]") is None
+        serving.read_array(b"[1, 2 3]") is None
+        and serving.read_array(b"[1" + b"0" * 400 + b"]") is None
     )
-    second = tensors.read_array(b"[5.5,6,7,8]")
+    second = serving.read_array(b"[5.5,6,7,8]")
     assert first.tolist() == [[1, 2], [3, 4]] and second.tolist() == [5.5, 6, 7, 8]
 
 
@@ -334,7 +333,7 @@ def test_what_is_around_arrays_is_parsed_once_and_handed_out_anew(around):
     for first in range(3):
         numbers = list(range(first, first + 400))
         body = (around % json.dumps(numbers)).encode()
-        value = tensors.read_value(body)
+        value = serving.read_large_json(body)
         assert json.loads(json.dumps(value, default=np.ndarray.tolist)) == json.loads(body)
         spoil(value)
 
@@ -378,15 +377,15 @@ class Ways:
                 }
             )
         )
-        self.taken, self.infer_large = 0, binary.infer_large
+        self.taken, self.infer_large = 0, serving.infer_large
 
     def ask(self, body, model="echo", **headers):
         """The answer, which must be the same both ways."""
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(binary, "infer_large", self.count)
+            patch.setattr(serving, "infer_large", self.count)
             quick = self.post(body, model, headers)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(binary, "read_value", lambda body: None)
+            patch.setattr(serving, "read_large_json", lambda body: None)
             plain = self.post(body, model, headers)
         assert quick == plain
         return quick
@@ -605,12 +604,12 @@ def test_odd_bodies_answer_the_same_both_ways(ways, name):
 )
 def test_bodies_that_are_read_the_quick_way(ways, name):
     model, body = BODIES[name]
-    assert tensors.read_value(body.encode()) is not None
+    assert serving.read_large_json(body.encode()) is not None
     assert ways.ask(body.encode(), model)[0] in (200, 400)
 
 
 def test_the_limit_of_lists_is_the_same_both_ways(ways, monkeypatch):
-    for module in (serving, tensors):
+    for module in (serving,):
         monkeypatch.setattr(module, "MAX_LISTS", 1000)
     for shape in (
         (400, 2),
@@ -676,7 +675,7 @@ def test_any_body_answers_the_same_both_ways(ways, model, dtype, chance):
 
 
 def test_threads_share_parsers_and_each_reads_its_own(monkeypatch):
-    monkeypatch.setattr(tensors, "parsers", [])
+    monkeypatch.setattr(serving, "parsers", [])
     texts = [
         json.dumps([[number + place / 8 for place in range(500)]] * 20).encode()
         for number in range(32)
@@ -685,29 +684,29 @@ def test_threads_share_parsers_and_each_reads_its_own(monkeypatch):
     def read(number):
         for _ in range(5):
             np.testing.assert_array_equal(
-                tensors.read_array(texts[number]), json.loads(texts[number])
+                serving.read_array(texts[number]), json.loads(texts[number])
             )
 
     with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as another:
         for number in range(4):
             one.submit(read, number).result()
             another.submit(read, number).result()
-    assert len(tensors.parsers) == 1
+    assert len(serving.parsers) == 1
     with ThreadPoolExecutor(32) as many:
         list(many.map(read, range(32)))
-    assert 1 <= len(tensors.parsers) <= 32
+    assert 1 <= len(serving.parsers) <= 32
     for wrong in (b"[[1, 2], [3, ]]", b"[1, 2e]"):
-        before = len(tensors.parsers)
-        assert tensors.read_array(wrong) is None and len(tensors.parsers) == before
+        before = len(serving.parsers)
+        assert serving.read_array(wrong) is None and len(serving.parsers) == before
 
 
 def test_a_parser_that_has_read_a_huge_text_is_not_kept(monkeypatch):
-    monkeypatch.setattr(tensors, "parsers", [])
-    monkeypatch.setattr(tensors, "KEPT_BYTES", 1000)
+    monkeypatch.setattr(serving, "parsers", [])
+    monkeypatch.setattr(serving, "KEPT_BYTES", 1000)
     assert (
-        tensors.read_array(json.dumps([1] * 500).encode()).shape == (500,) and not tensors.parsers
+        serving.read_array(json.dumps([1] * 500).encode()).shape == (500,) and not serving.parsers
     )
     assert (
-        tensors.read_array(json.dumps([1] * 300).encode()).shape == (300,)
-        and len(tensors.parsers) == 1
+        serving.read_array(json.dumps([1] * 300).encode()).shape == (300,)
+        and len(serving.parsers) == 1
     )

@@ -1,0 +1,44 @@
+"""Optional capabilities, a file each, and the one list of them.
+
+Each plugs in through `serving.Extension`.
+"""
+
+from serving_extensions import (
+    active_learning,
+    batching,
+    binary,
+    commands,
+    connections,
+    console,
+    endpoints,
+    freezing,
+    metrics,
+    on_demand,
+    pipeline_servables,
+    quotas,
+    replicas,
+    warmup,
+)
+
+VERSION = "0.1.0"  # of the serving.py that they are for
+
+EXTENSIONS = (
+    metrics.EXTENSION,
+    # What the plain loader is wrapped in, the innermost first. A frozen graph is another one, so it
+    # comes before what is added to a graph; the requests that lie beside a model are run as all
+    # others will be, joined, and on each replica. On demand comes last: all replicas of a model are
+    # in memory, or none is.
+    freezing.EXTENSION,
+    batching.EXTENSION,
+    warmup.EXTENSION,
+    replicas.EXTENSION,
+    on_demand.EXTENSION,
+    quotas.EXTENSION,
+    active_learning.EXTENSION,
+    endpoints.EXTENSION,
+    pipeline_servables.EXTENSION,
+    binary.EXTENSION,
+    console.EXTENSION,
+    commands.EXTENSION,
+    connections.EXTENSION,
+)

@@ -1,0 +1,199 @@
+"""What :predict takes and answers beside small JSON: large JSON arrays, pictures, .npy, .npz, raw tensors; answers in gzip."""
+
+import io
+import math
+import re
+import zipfile
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+import routines
+from serving import (
+    MAX_LISTS,
+    NUMPY_DTYPES,
+    Allowance,
+    BadRequest,
+    Call,
+    Extension,
+    Reply,
+    ServingError,
+)
+
+NPY, NPZ, RAW = "application/x-npy", "application/x-npz", "application/octet-stream"
+ZIP_START = b"PK\x03\x04"
+RAW_DTYPES = {dtype.name: dtype for dtype in NUMPY_DTYPES.values() if dtype.kind != "O"} | {
+    "bfloat16": np.dtype(ml_dtypes.bfloat16)
+}
+
+
+def read(call: Call, body: bytes) -> dict[str, Any] | None:
+    """A predict body that is no JSON: an array, arrays by name, or a picture. See `read_predict_body`."""
+    return read_predict_body(body, call.environ, call.allowance)
+
+
+def write(call: Call, answer: Mapping[str, Any]) -> Reply | None:
+    """The answer in the form that the Accept header names first, where that is one of these."""
+    wanted = call.header("Accept").partition(",")[0].partition(";")[0].strip()
+    return write_answer(dict(answer), wanted)
+
+
+def read_predict_body(
+    body: bytes, environ: Mapping[str, Any], allowance: Allowance
+) -> dict[str, Any] | None:
+    """A predict body for bytes that are a raw tensor or a .npy array (the one input), an .npz (inputs by name) or a picture (one instance).
+
+    None for all else. Raises BadRequest for an array that cannot be read.
+    """
+    if "HTTP_X_TENSOR_SHAPE" in environ:
+        return {
+            "inputs": read_raw(
+                body, environ.get("HTTP_X_TENSOR_DTYPE", "float32"), environ["HTTP_X_TENSOR_SHAPE"]
+            )
+        }
+    if body[:1] in (b"{", b" ", b"\n", b""):
+        return None
+    if body.startswith((routines.NPY_START, ZIP_START)):
+        return {"inputs": load(body, allowance)}
+    return {"instances": [body]} if routines.reader_of(body) else None
+
+
+def read_raw(body: bytes, dtype: str, shape: str) -> np.ndarray:
+    """Bytes as the array that headers describe: little-endian, rows first, not copied."""
+    if dtype not in RAW_DTYPES:
+        raise BadRequest(
+            f"X-Tensor-Dtype: expected one of {', '.join(sorted(RAW_DTYPES))}, got '{dtype[:40]}'"
+        )
+    if not re.fullmatch(r"[ \t]*|[ \t]*[0-9]{1,18}([ \t]*,[ \t]*[0-9]{1,18}){0,31}[ \t]*", shape):
+        raise BadRequest(f"X-Tensor-Shape: expected sizes such as 1,224,224,3, got '{shape[:60]}'")
+    sizes = [int(size) for size in shape.split(",") if size.strip()]
+    count = 1
+    for size in sizes:  # in Python's integers, which do not overflow
+        count *= size
+    if count * RAW_DTYPES[dtype].itemsize != len(body):
+        raise BadRequest(
+            f"body: expected {count * RAW_DTYPES[dtype].itemsize} bytes for {dtype} {sizes}, got {len(body)}"
+        )
+    refuse_hollow(sizes)
+    if dtype == "bool" and body.strip(b"\0\1"):
+        raise BadRequest("body: expected bytes 0 and 1 for bool")
+    return np.frombuffer(body, RAW_DTYPES[dtype].newbyteorder("<")).reshape(sizes)
+
+
+def refuse_hollow(sizes: Sequence[int]) -> None:
+    """Refuse a shape of very many rows without numbers: it comes in no bytes, and its answer may be gigabytes of brackets."""
+    if 0 in sizes and math.prod(size or 1 for size in sizes) > MAX_LISTS:
+        raise BadRequest(
+            f"an array without numbers may have {MAX_LISTS} rows, not the shape {list(sizes)}"
+        )
+
+
+def load(body: bytes, allowance: Allowance) -> Any:
+    """The array of a .npy, or the arrays by name of an .npz.
+
+    Of bool, numbers and texts, never a pickle. What they take is counted before they are made.
+    Raises BadRequest, and what `allowance` does.
+    """
+    try:
+        if body.startswith(ZIP_START):
+            return load_npz(body, allowance)
+        array = routines.read_npy(io.BytesIO(body), len(body), allowance.take)
+    except ValueError as error:
+        raise BadRequest(f"body is no .npy or .npz of numbers: {error}") from None
+    refuse_hollow(array.shape)
+    return array
+
+
+MOST_MEMBERS = 1000  # of an .npz, each of which takes some memory before anything is unpacked
+MEMBER_START = b"PK\x01\x02"  # in the directory at the end of a zip file
+NUMPY_PACKS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+
+
+def load_npz(body: bytes, allowance: Allowance) -> dict[str, np.ndarray]:
+    """The arrays of an .npz by name; ValueError for all that NumPy does not write into one."""
+    if body.count(MEMBER_START) > MOST_MEMBERS:
+        raise ValueError(f"an .npz may hold {MOST_MEMBERS} arrays")
+    found: dict[str, np.ndarray] = {}
+    try:
+        with zipfile.ZipFile(io.BytesIO(body)) as archive:
+            for member in archive.infolist():
+                name = check_member(member, found)
+                with archive.open(member) as file:
+                    found[name] = routines.read_npy(file, member.file_size, allowance.take)
+    except (ServingError, ValueError, MemoryError):
+        raise
+    except Exception as error:  # zipfile and zlib raise of every kind for damaged bytes
+        raise ValueError(routines.plain(error)) from None
+    for array in found.values():
+        refuse_hollow(array.shape)
+    return found
+
+
+def check_member(member: zipfile.ZipInfo, found: Mapping[str, Any]) -> str:
+    """The name of the array that a member of an .npz holds."""
+    shown, name = member.filename[:60], member.filename.removesuffix(".npy")
+    if name == member.filename:
+        raise ValueError(f"'{shown}': expected members that end with .npy")
+    if name in found:
+        raise ValueError(f"'{shown}' stands twice in it")
+    if member.compress_type not in NUMPY_PACKS:
+        raise ValueError(
+            f"'{shown}': expected it stored or deflated, "
+            f"got the method {member.compress_type} of zip"
+        )
+    return name
+
+
+def write_answer(answer: dict[str, Any], wanted: str) -> Reply | None:
+    """The outputs as .npy or raw (one of them) or .npz (by name), where that is what the client names first; else None."""
+    if wanted not in (NPY, NPZ, RAW):
+        return None
+    value = next(iter(answer.values()))
+    if isinstance(value, list) and value and isinstance(value[0], dict):  # rows of several outputs
+        value = {name: np.stack([np.asarray(row[name]) for row in value]) for name in value[0]}
+    outputs = {
+        name: as_saved(name, array)
+        for name, array in (value if isinstance(value, dict) else {"output": value}).items()
+    }
+    buffer = io.BytesIO()
+    if wanted == NPZ:
+        with zipfile.ZipFile(
+            buffer, "w"
+        ) as archive:  # np.savez has arguments of its own, which an output may be called like
+            for name, array in outputs.items():
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                    np.lib.format.write_array(file, array, allow_pickle=False)
+    elif len(outputs) > 1:
+        form = "a .npy" if wanted == NPY else "a raw tensor"
+        raise BadRequest(
+            f"The model has the outputs {', '.join(outputs)}, and {form} holds one: accept {NPZ} instead, "
+            "or choose one with ?outputs="
+        )
+    elif wanted == RAW:
+        array = next(iter(outputs.values()))
+        return Reply(
+            array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes(),
+            content_type=RAW,
+            headers=(
+                ("X-Tensor-Dtype", array.dtype.name),
+                ("X-Tensor-Shape", ",".join(map(str, array.shape))),
+            ),
+        )
+    else:
+        np.save(buffer, next(iter(outputs.values())), allow_pickle=False)
+    return Reply(buffer.getvalue(), content_type=wanted)
+
+
+def as_saved(name: str, value: Any) -> np.ndarray:
+    """An output as NumPy can save it: bfloat16 as float32; strings it cannot."""
+    array = np.asarray(value)
+    if array.dtype.kind == "O":
+        raise BadRequest(
+            f"Output '{name}' holds strings, which .npy and .npz do not: accept application/json instead"
+        )
+    return array.astype(np.float32) if array.dtype.kind == "V" else array
+
+
+EXTENSION = Extension("binary", read=read, write=write)

@@ -1,0 +1,118 @@
+"""What the command line does besides serving: --new-key, --init, --export, --check (each returns the exit status), the start-up lines."""
+
+import os
+import shlex
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from serving import (
+    ConfigError,
+    Extension,
+    ModelServer,
+    choose_versions,
+    encode_json,
+    is_typical,
+    list_versions,
+    sample_inputs,
+)
+from serving_extensions.active_learning import export_group
+from serving_extensions.check import check
+from serving_extensions.openapi import example_request
+from serving_extensions.scaffold import write_project
+
+
+def init(source: Any, folder: str) -> int:
+    """Write a project of a handler, and print what to do next."""
+    files = write_project(Path(folder))
+    print(
+        f"Wrote {len(files)} files into {folder}. Next: cd {shlex.quote(folder)} && "
+        "python -m serving --config config.json\n"
+        "(where the server is not installed, python path/to/serving.py --config config.json)"
+    )
+    return 0
+
+
+def export(source: Any, group_and_folder: list[str]) -> int:
+    """Write an active learning group as a COCO data set."""
+    group, folder = group_and_folder
+    server = ModelServer(source)
+    ready = [
+        r
+        for r in server.prepared.deployments.values()
+        if r.config.active_learning and r.config.active_learning.group == group
+    ]
+    if not ready:
+        raise ConfigError("$.deployments", f"no deployment has an active learning group '{group}'")
+    count = export_group(
+        server.prepared.of["active_learning"][ready[0].config.id].folder,
+        Path(folder),
+        {number: name for r in ready for number, name in r.labels.items()},
+    )
+    print(
+        f"{count} pictures of group {group} are in {folder}/images, what was seen in them in {folder}/annotations.json"
+    )
+    return 0
+
+
+def check_config(source: Any, _: bool) -> int:
+    """Print what a config would serve and what is wrong with it."""
+    server = ModelServer(source)
+    lines, problems = check(
+        server.config, server.prepared, server.folder, list_versions, choose_versions
+    )
+    print("\n".join([*lines, *(f"wrong: {problem}" for problem in problems)]))
+    return 2 if problems else 0
+
+
+MOST_CHARACTERS = 200  # of a body on a command line
+
+
+def example_command(servable: Any) -> str | None:
+    """A command, but for its URL, that asks the default signature: JSON, or raw zeros where that is long and of one input."""
+    call, signature = (
+        kind.get("serving_default") for kind in (servable.callables, servable.signatures)
+    )
+    if call is None or not call.tried or not is_typical(signature):  # made-up input may not suit it
+        return None
+    example, lone = example_request(signature), len(signature.inputs) == 1
+    if example is not None and (
+        len(body := encode_json(example).decode()) <= MOST_CHARACTERS or not lone
+    ):
+        return f"curl -d {shlex.quote(body)}"
+    if not lone or any(spec.dtype == "DT_STRING" for spec in signature.inputs.values()):
+        return None
+    (zeros,) = sample_inputs(signature, 1)
+    shape = ",".join(map(str, zeros.shape))
+    return (
+        f"head -c {zeros.nbytes} /dev/zero | curl --data-binary @- -H 'X-Tensor-Dtype: {zeros.dtype.name}' "
+        f"-H 'X-Tensor-Shape: {shape}'"
+    )
+
+
+def report(server: ModelServer, address: str) -> None:
+    """Print a working curl for a model, and one for a picture."""
+    curl = None
+    for model, states in server.manager.states().items():
+        for _, state in sorted(states.items(), reverse=True):
+            if state.servable and (command := example_command(state.servable)):
+                command = f"{command} {address}/v1/models/{quote(model, safe='')}:predict"
+                curl = min(curl or command, command, key=lambda text: text.index(" http"))
+    if curl:
+        print(f"Try:    {curl}", flush=True)
+    defaults = server.config.default_deployment
+    bases = {model.name: model.base_path for model in server.config.models}
+    for deployment in (one for one in server.config.deployments if one.id in defaults):
+        samples = sorted(Path(bases.get(deployment.model, ".")).glob("samples/*"))
+        picture = os.path.relpath(samples[0]) if samples else "picture.jpg"
+        key = f"-H 'Authorization: Bearer {server.generated_key or 'KEY'}'"
+        data = f"--data-binary {shlex.quote('@' + picture)}"
+        url = f"{address}/{quote(deployment.id, safe='')}/predict"
+        print(f"        curl {key} {data} {url}", flush=True)
+
+
+EXTENSION = Extension(
+    "commands",
+    report=report,
+    commands={"init": init, "export": export, "check": check_config},
+)

@@ -1,0 +1,468 @@
+"""waitress's connections, as this server keeps them: what arrives, what is refused, who is cut.
+
+Parser      waitress's, which also refuses what RFC 9112 says to refuse
+Channel     a connection, timed by a clock that nobody sets back
+Listener    a listening socket: accepts all that wait, rests when there are no more files
+Front       the loop: whose request is answered where, and once a second who is cut
+"""
+
+import contextlib
+import logging
+import os
+import re
+import threading
+import time
+from typing import Any
+
+from waitress.channel import ClientDisconnected, HTTPChannel
+from waitress.parser import HTTPRequestParser, ParsingError, TransferEncodingNotImplemented
+from waitress.proxy_headers import PROXY_HEADERS
+from waitress.receiver import ChunkedReceiver
+from waitress.server import TcpWSGIServer
+from waitress.utilities import BadRequest, RequestEntityTooLarge
+
+from serving import Extension, ServingError, Waitress, find_known, path_of, reached_by
+from serving_extensions.lane import Lane
+from serving_extensions.queueing import Dispatcher, Gate, TooMuch, task_of
+
+logger = logging.getLogger("serving")
+
+# ==================================================================================================
+# Parser
+# In: bytes of a connection. Out: requests; `error` is set on those that are to be refused.
+# ==================================================================================================
+
+HEAD_BYTES = 64 << 10  # of a head, and of what follows the last chunk
+LARGE_BODY = 1 << 20  # bytes; smaller ones are bounded by the number of connections
+BARE_LINE_FEED = re.compile(rb"(?<!\r)\n")
+FRAMING = re.compile(
+    rb"\r\n(host|content-length|transfer-encoding)[ \t]*:[ \t]*([^\r\n]*)", re.IGNORECASE
+)
+BLANKS = re.compile(rb"[ \t]{256}")
+TRAILER = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\x20-\x7e\x80-\xff\t]*")
+TARGET = re.compile(r"/|https?://|\*$", re.IGNORECASE)
+HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|[\w.~%!$&'()*+,;=-]*)(?::[0-9]*)?", re.ASCII)
+
+
+class Parser(HTTPRequestParser):
+    """waitress's parser. Each rule below is one of RFC 9112 that waitress leaves out; `front` is set by `Front`."""
+
+    front: Any = None
+    completed: bool
+    error: Any
+    body_rcv: Any
+    checked = 0  # bytes of the body, when it was last asked whether there is room for more
+
+    def received(self, data: bytes) -> int:
+        if self.body_rcv is None and not self.completed:
+            before = self.header_plus[-3:]
+            text = before + data
+            end = text.find(b"\r\n\r\n")
+            if BARE_LINE_FEED.search(
+                text, len(before), end if end >= 0 else len(text)
+            ):  # section 2.2
+                self.error, self.completed = BadRequest("Bare LF found in HTTP message"), True
+                return len(data)
+        consumed = super().received(data)
+        if self.error:  # it is answered now, and nothing else asked for
+            self.expect_continue = False
+        if self.body_bytes_received > self.checked + LARGE_BODY and not self.completed:
+            self.checked = self.body_bytes_received
+            if self.chunked:
+                self.look_for_room()
+        return consumed
+
+    def parse_header(self, header_plus: bytes) -> None:
+        fields = [
+            (name.lower(), value.rstrip(b" \t")) for name, value in FRAMING.findall(header_plus)
+        ]
+        if b"\r\n " in header_plus or b"\r\n\t" in header_plus:  # section 5.2
+            raise ParsingError("Header lines must not be folded")
+        if BLANKS.search(header_plus):  # waitress's pattern takes seconds for some 10,000 of them
+            raise ParsingError("A header has very many blanks in a row")
+        lengths = [value for name, value in fields if name == b"content-length"]
+        if any(not value.isdigit() or len(value) > 18 for value in lengths):
+            raise ParsingError("Content-Length is invalid")
+        super().parse_header(header_plus)
+        check_framing(
+            lengths,
+            [value for name, value in fields if name == b"transfer-encoding"],
+            self.version,
+        )
+        check_host([value for name, value in fields if name == b"host"], self.version)
+        check_target(self.request_uri)
+        self.settle()
+
+    def settle(self) -> None:
+        """What follows from a head that is right."""
+        for name in PROXY_HEADERS:  # what a client says of itself
+            self.headers.pop(name, None)
+        options = [one.strip().lower() for one in self.headers.get("CONNECTION", "").split(",")]
+        if len(options) > 1 and "close" in options:  # it is a list (RFC 9110, 7.6.1)
+            self.connection_close, self.headers["CONNECTION"] = True, "close"
+        if self.chunked:
+            most = self.adj.max_request_body_size
+            self.body_rcv = Chunks(self.body_rcv.getbuf(), most)
+        elif not self.content_length:  # nothing is to come: waitress would take the next head
+            self.expect_continue = False
+        if self.content_length > LARGE_BODY:
+            self.look_for_room()
+
+    def look_for_room(self) -> None:
+        if self.front and (reason := self.front.no_room()):
+            self.error, self.completed = TooMuch(reason), True
+
+
+def check_framing(lengths: list[bytes], codings: list[bytes], version: str) -> None:
+    """Refuse a body that two servers could read to different ends (RFC 9112, 6.1 and 6.3)."""
+    if len(lengths) > 1:
+        raise ParsingError("Content-Length stands twice")
+    if lengths and codings:
+        raise ParsingError("Content-Length and Transfer-Encoding exclude each other")
+    names = [name.strip(b" \t").lower() for value in codings for name in value.split(b",")]
+    if any(name and name != b"chunked" for name in names):
+        raise TransferEncodingNotImplemented("Transfer-Encoding requested is not supported")
+    if codings and names != [b"chunked"]:
+        raise ParsingError("Transfer-Encoding is invalid")
+    if codings and version != "1.1":
+        raise ParsingError(f"Transfer-Encoding is not for HTTP/{version or '0.9'}")
+
+
+def check_target(uri: str) -> None:
+    """Refuse what is neither a path nor a URL, nor `*` (RFC 9112, 3.2)."""
+    if not TARGET.match(uri):
+        raise ParsingError("Request target is invalid")
+
+
+def check_host(hosts: list[bytes], version: str) -> None:
+    """Refuse a missing, doubled or impossible Host (RFC 9112, 3.2)."""
+    if len(hosts) > 1:
+        raise ParsingError("Host stands twice")
+    if not hosts and version == "1.1":
+        raise ParsingError("Host is missing")
+    if any(not HOST.fullmatch(host) for host in hosts):
+        raise ParsingError("Host is invalid")
+
+
+class Chunks(ChunkedReceiver):
+    """waitress's receiver of chunks, of at most `most` bytes each, whose sizes and trailer are as a head's lines.
+
+    It looks at all of a line each time more of it comes, and at nothing of a trailer.
+    """
+
+    error: Any  # waitress's, or None
+
+    def __init__(self, buffer: Any, most: int):
+        super().__init__(buffer)
+        self.most = most
+
+    def received(self, data: bytes) -> int:
+        consumed = super().received(data)
+        if self.error is None and (problem := self.problem()):
+            self.error = problem
+            self.all_chunks_received = True
+        return consumed
+
+    def problem(self) -> Any:
+        """What is wrong with what has come; None where nothing is."""
+        if len(self.control_line) > HEAD_BYTES or len(self.trailer) > HEAD_BYTES:
+            return BadRequest(f"Chunk size or trailer exceeds {HEAD_BYTES} bytes")
+        if self.chunk_remainder > self.most:
+            return RequestEntityTooLarge(f"exceeds max_body of {self.most}")
+        if BARE_LINE_FEED.search(self.trailer) or BARE_LINE_FEED.search(self.control_line):
+            return BadRequest("Bare LF found in chunks")
+        lines = self.trailer.split(b"\r\n") if self.completed else ()
+        if any(line and not TRAILER.fullmatch(line) for line in lines):
+            return BadRequest("Invalid trailer")
+        return None
+
+
+# ==================================================================================================
+# Channel
+# In: a socket that was accepted. Out: requests, noted when they have come whole; answers, sent.
+# ==================================================================================================
+
+
+class Channel(HTTPChannel):
+    """A connection. Times are of `time.monotonic`, written by the thread that runs the loop."""
+
+    front: "Front"
+    task_class = staticmethod(task_of)
+    reading = False  # what it received is being parsed
+    whole = False  # its first request has come whole while it was
+    gathered: list[bytes] | None = None  # what is written meanwhile
+    queued = 0.0  # of time.perf_counter: when its first request had come whole
+    arriving: Any = None  # a request that has begun to arrive ...
+    arriving_since = 0.0  # ... and since when
+    sending_since = 0.0  # since when its client has an answer to read
+    sent_bytes = 0  # since then
+    sent_at = 0.0  # when something of it has gone out last
+    active_at = 0.0
+
+    def handle_read(self) -> None:
+        """Read what has come, then see to the request that is whole: `received` holds a lock that answering needs."""
+        self.reading = True
+        super().handle_read()
+        self.reading = False
+        self.active_at = time.monotonic()
+        if self.request is not self.arriving:
+            self.arriving, self.arriving_since = self.request, self.active_at
+        if self.whole:
+            self.whole = False
+            self.front.see_to(self)
+
+    def handle_write(self) -> None:
+        """waitress's, but not while a worker sends: both would take the same bytes from the buffer. It is asked again."""
+        if self.outbuf_lock.acquire(False):
+            try:
+                super().handle_write()
+            finally:
+                self.outbuf_lock.release()
+
+    def answer_here(self) -> None:
+        """Answer the one request on the thread that runs the loop; what is written goes out in one piece."""
+        self.gathered = []
+        try:
+            self.service()
+        finally:
+            gathered, self.gathered = self.gathered, None
+        self.send_all(b"".join(gathered))
+
+    def write_soon(self, data: Any) -> int:
+        if self.gathered is None:
+            return super().write_soon(data)
+        self.gathered.append(data)
+        return len(data)
+
+    def send_all(self, data: bytes) -> None:
+        """Send what goes out at once; the rest goes the way of all answers, errors as well."""
+        sent = 0
+        if self.connected and not self.total_outbufs_len:
+            with contextlib.suppress(OSError):
+                sent = self.send(data, do_close=False)
+        if sent < len(data):
+            with contextlib.suppress(ClientDisconnected):
+                self.write_soon(data[sent:])
+
+    def send(self, data: bytes, do_close: bool = True) -> int:
+        sent = super().send(data, do_close=do_close)
+        self.sent_bytes += sent
+        if sent:
+            self.sent_at = time.monotonic()
+        return sent
+
+    def is_alone(self) -> bool:
+        """Whether there is one request, whole, nothing of another, and nothing that is still to be sent.
+
+        A short answer then fits: nothing of it can make this thread wait for itself.
+        """
+        return len(self.requests) == 1 and self.request is None and not self.total_outbufs_len
+
+    def is_overdue(self, now: float, options: Any) -> str:
+        """Why the connection is to be cut; empty while it is not."""
+        if self.total_outbufs_len or self.requests or not self.active_at:
+            self.active_at = now
+        if (
+            self.arriving
+            and now - self.arriving_since
+            > options.receive_seconds + self.arriving.body_bytes_received / SLOWEST
+        ):
+            return f"a request has not come whole after {now - self.arriving_since:.0f} s"
+        if not self.total_outbufs_len:
+            self.sending_since = 0.0
+        elif not self.sending_since:
+            self.sending_since, self.sent_bytes, self.sent_at = now, 0, now
+        elif self.is_unread(now, options.send_seconds):
+            return f"an answer has not been read after {now - self.sending_since:.0f} s"
+        return "idle" if now - self.active_at > IDLE_SECONDS else ""
+
+    def is_unread(self, now: float, seconds: float) -> bool:
+        """Whether the client reads nothing for so long, or all the time so little.
+
+        The system takes some MB of an answer at once, which nobody may ever read.
+        """
+        if now - self.sent_at > seconds:
+            return True
+        return now - self.sending_since > seconds + self.sent_bytes / SLOWEST
+
+
+SLOWEST = 64 << 10  # bytes a second
+IDLE_SECONDS = 120
+
+
+# ==================================================================================================
+# Listener
+# In: an address. Out: channels.
+# ==================================================================================================
+
+REST_SECONDS = 1.0  # without accepting, when a connection could not be accepted
+
+
+class Listener(TcpWSGIServer):
+    """A listening socket. `front` is set by `Front`."""
+
+    front: "Front"
+    resting_until = said_at = float("-inf")
+
+    def add_task(self, channel: Channel) -> None:
+        """A channel's first request has come whole; called with the channel's lock held, by the loop or by a worker."""
+        channel.queued = time.perf_counter()
+        if channel.reading and threading.get_ident() == self.front.thread:
+            channel.whole = True
+        else:
+            self.front.enqueue(channel)
+
+    def readable(self) -> bool:
+        return super().readable() and time.monotonic() >= self.resting_until
+
+    def handle_accept(self) -> None:
+        """Accept all connections that wait: waitress accepts one in a turn of its loop, and answers all others in it."""
+        room = self.adj.connection_limit - len(self._map)
+        for known in range(len(self.active_channels), len(self.active_channels) + max(room, 1)):
+            super().handle_accept()
+            if len(self.active_channels) == known:
+                return
+
+    def accept(self) -> Any:
+        """waitress's; without files left it rests a moment, where it would be asked again, and complain, at once."""
+        try:
+            return super().accept()
+        except OSError as error:
+            now = time.monotonic()
+            self.resting_until = now + REST_SECONDS
+            if now > self.said_at + 60:
+                self.said_at = now
+                logger.warning("A connection cannot be accepted: %s", error.strerror)
+            return None
+
+    def maintenance(self, now: float) -> None:
+        """Nothing: `Front.sweep` cuts what is idle, by a clock that is not set back."""
+
+    def pull_trigger(self) -> None:
+        if threading.get_ident() != self.front.thread:  # which is awake
+            super().pull_trigger()
+
+
+# ==================================================================================================
+# Front
+# In: a server and the addresses it listens on. Out: each request to the lane, to the worker threads, or refused.
+# ==================================================================================================
+
+AWAKE_SECONDS = (
+    0.0002 if (os.cpu_count() or 1) > 1 else 0.0
+)  # after a short answer; a client may need the only core
+
+
+class Front(Waitress):
+    """waitress's loop over its listeners, with a fair queue, a gate before it, and a lane past it."""
+
+    def __init__(self, server: Any, app: Any, **adjustments: Any):
+        self.server = server
+        self.thread = 0  # of the loop
+        self.awake_until = self.swept_at = 0.0
+        options = server.config.server
+        self.dispatcher = Dispatcher(options.threads)
+        self.gate = Gate(lambda: self.server.config.server, self.dispatcher, server.refused)
+        self.lane = Lane(server)
+        server.waiting = self.dispatcher
+        parser = type("Parser", (Parser,), {"front": self})
+        channel = type("Channel", (Channel,), {"front": self, "parser_class": parser})
+        kind = type("Listener", (Listener,), {"front": self, "channel_class": channel})
+        super().__init__(
+            app,
+            kind,
+            self.dispatcher,
+            max_request_header_size=HEAD_BYTES,
+            log_socket_errors=False,
+            **adjustments,
+        )
+
+    def turn(self, seconds: float = 0.5) -> None:
+        """Once around the loop. A client often asks again before a thread that goes to sleep would have been woken."""
+        self.thread = threading.get_ident()
+        super().turn(0.0 if time.perf_counter() < self.awake_until else seconds)
+        now = time.monotonic()
+        if now >= self.swept_at + 1:
+            self.swept_at = now
+            self.sweep(now)
+
+    def see_to(self, channel: Channel) -> None:
+        """Answer a request here if that is short, and refuse what is too much; all else waits for its turn."""
+        if not channel.requests:  # its connection is being closed
+            return
+        request, alone = channel.requests[0], channel.is_alone()
+        found = self.find(request)
+        line = self.line_of(request, found)
+        request.refused = self.gate.refusal(line)
+        if alone and request.refused:
+            channel.answer_here()
+        elif alone and self.lane.takes(request, found):
+            self.lane.answer(channel, line)
+            self.awake_until = time.perf_counter() + AWAKE_SECONDS
+        else:
+            self.dispatcher.add(channel, "health" if request.refused else line)
+
+    def enqueue(self, channel: Channel) -> None:
+        """Let a request wait for its turn, behind others of its connection, or have a worker say that it is too much."""
+        request = channel.requests[0]
+        line = self.line_of(request, self.find(request))
+        request.refused = self.gate.refusal(line)
+        self.dispatcher.add(channel, "health" if request.refused else line)
+
+    def find(self, request: Any) -> Any:
+        """What a request selects of the URL table; None for what is no request, or is none of the server's own URLs."""
+        if request.error:
+            return None
+        with contextlib.suppress(ServingError):
+            return find_known(self.server, request.command.upper(), path_of(request.request_uri))
+        return None
+
+    def line_of(self, request: Any, found: Any) -> str:
+        """The line in which a request waits: its route's, or that of the model or handler it reaches."""
+        if found is None:
+            return "health" if request.error else "other"
+        return found.route.line or reached_by(self.server, found)
+
+    # --- what is held ----------------------------------------------------------------------------------
+
+    def channels(self) -> list[Channel]:
+        return [
+            channel
+            for listener in self.listeners
+            for channel in list(listener.active_channels.values())
+        ]
+
+    def held(self) -> int:
+        """Bytes of the bodies that are there or announced, and of what they are unpacked to."""
+        return self.server.unpacked.held + sum(
+            max(request.content_length, request.body_bytes_received)
+            for channel in self.channels()
+            for request in (*channel.requests, channel.request)
+            if request
+        )
+
+    def no_room(self) -> str | None:
+        """Why the body of a request that has begun to arrive does not fit; None when it does."""
+        if self.held() <= self.server.config.server.max_queued_bytes:
+            return None
+        return self.gate.note(
+            "bytes", "bodies of other requests hold all the memory there is for them"
+        )
+
+    def sweep(self, now: float) -> None:
+        """Cut the connections whose clients take too long to send or to read, and those that nobody uses."""
+        for channel in self.channels():
+            if reason := channel.is_overdue(now, self.server.config.server):
+                logger.log(
+                    logging.DEBUG if reason == "idle" else logging.INFO,
+                    "A connection is cut: %s",
+                    reason,
+                )
+                channel.handle_close()  # at once: what waits for the client to read would wait for ever
+
+
+def serve(server: Any, app: Any, adjustments: dict[str, Any]) -> Front:
+    return Front(server, app, clear_untrusted_proxy_headers=False, **adjustments)
+
+
+EXTENSION = Extension("front", serve=serve)

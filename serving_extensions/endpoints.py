@@ -1,0 +1,235 @@
+"""Python functions behind URLs: `handlers` in the config and `@server.endpoint`."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import unquote
+
+from serving import (
+    Call,
+    Config,
+    Extension,
+    Found,
+    HTTPStatus,
+    ModelServer,
+    Outcome,
+    Reply,
+    Route,
+    ServingError,
+    check_path,
+    logger,
+    parse_json,
+    read_body,
+    reply,
+)
+from serving_extensions.handlers import Handler, HandlerError, to_reply
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a function may know of a call: its second argument. `server` calls served models: `server.predict(...)`."""
+
+    key: str
+    headers: Mapping[str, str]
+    request_id: str
+    server: ModelServer
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A function behind a URL. `wanted` is the config's envelope; with none given, the function's mark decides."""
+
+    path: str
+    handler: Handler
+    methods: tuple[str, ...] = ("POST",)
+    wanted: str | None = None
+    timeout_seconds: float | None = None
+    pool: ThreadPoolExecutor | None = field(
+        default=None, compare=False
+    )  # where calls with a time limit run
+
+    @property
+    def envelope(self) -> str | None:
+        """`hub`, or None for the bare result."""
+        marked = "hub" if getattr(self.handler.function, "hub", False) else None
+        return None if self.wanted == "none" else self.wanted or marked
+
+
+def declare(
+    server: ModelServer, path: str, function: Callable, methods: Sequence[str], envelope: str | None
+) -> Endpoint:
+    """An endpoint from Python, ready at once; raises ServingError for a path that no config would take, HandlerError for the function."""
+    if not re.fullmatch(r"(/[\w.~-]+)+", path):
+        raise ServingError(
+            f"endpoint path: expected something like /alice/caption, got {path!r}",
+            "INVALID_ARGUMENT",
+        )
+    try:
+        check_path(path)
+    except ValueError as error:
+        raise ServingError(str(error), "INVALID_ARGUMENT") from None
+    handler = Handler(function, ".")
+    handler.load()
+    return Endpoint(path, handler, tuple(methods), envelope)
+
+
+def view_endpoint(server: ModelServer, call: Call, endpoint: Endpoint) -> Reply:
+    """POST (or what `methods` names) runs the function; GET loads it if it is not loaded, and pings."""
+    if call.method not in endpoint.methods:
+        if call.method != "GET":
+            text = f"Method {call.method} is not allowed here; this URL takes GET, {', '.join(endpoint.methods)}"
+            allow = {"Allow": ", ".join(dict.fromkeys(("GET", *endpoint.methods)))}
+            raise ServingError(text, "INVALID_ARGUMENT", HTTPStatus.METHOD_NOT_ALLOWED, allow)
+        load(server, endpoint, call.trace.remaining())
+        return envelop(endpoint, {"status": "ready", "path": endpoint.path})
+    if not endpoint.handler.ready:
+        load(server, endpoint, call.trace.remaining())
+    context = Context(call.caller.name, dict(call.headers), call.request_id, server)
+    try:
+        value, content_type = to_reply(run(endpoint, read_value(server, call), context))
+    except HandlerError as error:
+        raise ServingError(f"The answer of {endpoint.path} cannot be sent: {error}") from error
+    return (
+        Reply(value, content_type=content_type)
+        if isinstance(value, bytes)
+        else envelop(endpoint, value)
+    )
+
+
+def load(server: ModelServer, endpoint: Endpoint, seconds: float) -> None:
+    """Have the loader import the function's module, unless it is there."""
+    if endpoint.handler.ready:
+        return
+    try:
+        server.start().manager.run_in_loader(endpoint.handler.load, seconds)
+    except HandlerError as error:
+        raise ServingError(f"{endpoint.path} is not available: {error}", "UNAVAILABLE") from None
+
+
+def read_value(server: ModelServer, call: Call) -> Any:
+    """A request's body for the function: the JSON value, None without a body, or bytes where the content type is no JSON's."""
+    body, kind = read_body(server, call), call.mimetype
+    if kind in ("", "application/x-www-form-urlencoded") or kind.endswith(
+        "json"
+    ):  # curl -d names a form
+        return parse_json(body) if body else None
+    return body
+
+
+def run(endpoint: Endpoint, value: Any, context: Context) -> Any:
+    """The function's result; after `timeout_seconds` 504, and a call that has not begun by then never does."""
+    if endpoint.pool is None:
+        return endpoint.handler.call(value, context)
+    future = endpoint.pool.submit(endpoint.handler.call, value, context)
+    try:
+        return future.result(endpoint.timeout_seconds)
+    except FutureTimeoutError:
+        if future.done():  # the function's own TimeoutError, or an answer after all
+            return future.result()
+        future.cancel()
+        raise ServingError(
+            f"{endpoint.path} took longer than {endpoint.timeout_seconds:g} s", "DEADLINE_EXCEEDED"
+        ) from None
+
+
+def envelop(endpoint: Endpoint, value: Any) -> Reply:
+    return reply(
+        {"statusCode": 200, "body": {"output": value}} if endpoint.envelope == "hub" else value
+    )
+
+
+# --- what plugs in --------------------------------------------------------------------------------
+
+
+def prepare_endpoint(server: ModelServer, config: Any, threads: int) -> Endpoint:
+    """A handler of the config; the function itself is imported by the loader."""
+    key = "handler", config.function, config.model_dir
+    handler = server.kept.get(key) or server.kept.setdefault(
+        key, Handler(config.function, server.folder, config.model_dir)
+    )
+    pool = None
+    if config.timeout_seconds is not None:
+        pool = server.kept.setdefault(
+            ("pool", config.path), ThreadPoolExecutor(threads, f"serving{config.path}")
+        )
+    return Endpoint(
+        config.path, handler, config.methods, config.envelope, config.timeout_seconds, pool
+    )
+
+
+def prepare(server: ModelServer, config: Config) -> dict[str, Endpoint]:
+    """The endpoints of a config and of `ModelServer.endpoint`, by path."""
+    own = {
+        handler.path: prepare_endpoint(server, handler, config.server.threads)
+        for handler in config.handlers
+    }
+    return {**own, **server.endpoints}
+
+
+def endpoints_of(server: ModelServer) -> dict[str, Endpoint]:
+    return server.prepared.of["handlers"]
+
+
+def refresh(server: ModelServer, outcome: Outcome, polling: bool) -> None:
+    """Import handlers that are new or, at a reload, have changed."""
+    for index, config in enumerate(server.config.handlers):
+        handler = endpoints_of(server)[config.path].handler
+        if polling and not outcome.config_read and (handler.ready or handler.error):
+            continue  # a file may be half written: only the operator knows when it is whole
+        import_handler(handler, f"$.handlers[{index}].function", outcome)
+
+
+def import_handler(handler: Handler, path: str, outcome: Outcome) -> None:
+    """Import a function's module if it is not there or has changed; a failing one leaves the old one serving."""
+    try:
+        outcome.changed |= handler.load()
+    except HandlerError as error:
+        logger.info("%s", path, exc_info=error.__cause__ or error)
+        outcome.errors.append((500, f"{path}: {error}"))
+
+
+def unready(server: ModelServer) -> list[str]:
+    return [
+        f"handler {path}" for path, one in endpoints_of(server).items() if not one.handler.ready
+    ]
+
+
+def find(server: ModelServer, method: str, path: str) -> Found | None:
+    """The endpoint at a path."""
+    endpoint = endpoints_of(server).get(unquote(path))
+    if endpoint is None:
+        return None
+    route = Route((method,), re.compile(""), view_endpoint, "key")
+    return Found(route, {"endpoint": endpoint}, endpoint.path, endpoint.envelope or "full")
+
+
+def end(server: ModelServer) -> None:
+    """End the threads of functions with a time limit."""
+    for endpoint in endpoints_of(server).values():
+        if endpoint.pool is not None:
+            endpoint.pool.shutdown(wait=False)
+
+
+def report(server: ModelServer, address: str) -> None:
+    """Print each endpoint, and how to ask one."""
+    for path, endpoint in endpoints_of(server).items():
+        print(f"  {path}: {'ready' if endpoint.handler.ready else endpoint.handler.error}")
+    for path in list(endpoints_of(server))[:1]:
+        key = server.generated_key or "KEY"
+        print(f"        curl -H 'x-api-key: {key}' -d '\"hello\"' {address}{path}", flush=True)
+
+
+EXTENSION = Extension(
+    "handlers",
+    find=find,
+    urls=endpoints_of,
+    declare=declare,
+    prepare=prepare,
+    refresh=refresh,
+    unready=unready,
+    report=report,
+    end=end,
+)

@@ -1,0 +1,597 @@
+"""A Python function behind a URL: the module it comes from, the call, and what it returns as bytes or JSON.
+
+    Module in     "main.py:inference_handler" to the module, imported with MODEL_DIR set and its neighbours found
+    Handler       the function of that module, kept while a changed one fails to import
+    Result out    what the function returned as a value for the JSON encoder, or bytes with a content type
+
+Works on any framework's results without importing one: a tensor is what has `.numpy()`.
+"""
+
+import builtins
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import importlib.machinery
+import importlib.util
+import inspect
+import io
+import itertools
+import json
+import math
+import os
+import re
+import sys
+import threading
+import types
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.util import spec_from_file_location
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from serving import errors_only, explain
+
+__all__ = ["Handler", "HandlerError", "to_reply"]
+
+
+class HandlerError(ValueError):
+    """A handler cannot be imported, or its result cannot be written; the text is for the client."""
+
+
+def top(name: str) -> str:
+    return name.partition(".")[0]
+
+
+# ==================================================================================================
+# Module in
+# In: "module:name" and the folder it is looked up in. Out: a module, and a digest of each file of the
+# project that it was made of, or HandlerError.
+# ==================================================================================================
+
+IMPORTING = threading.RLock()  # one handler at a time: they share MODEL_DIR
+NUMBERS = itertools.count()
+# Names that a file of the project never stands in for: Python's own, and those of the running server.
+KEPT = sys.stdlib_module_names | {"__main__", "serving", "routines", top(__name__)}
+Source = tuple[
+    str, Path | None, tuple[str, ...]
+]  # name; file, or None where Python is to look for it; folders of the project
+
+
+class Project:
+    """The modules of one import of a handler: a package of its own, of a name that nobody else has.
+
+    Import statements in its modules look into its folders first. Everybody else's imports, sys.path
+    and what sys.modules holds otherwise are left alone.
+    """
+
+    def __init__(self, folders: tuple[str, ...]):
+        self.name, self.lock = f"serving_handler_{next(NUMBERS)}", threading.RLock()
+        package = types.ModuleType(self.name)
+        package.__path__ = list(folders)
+        self.modules, self.whole = {"": package}, {""}  # the latter have been executed to their end
+        sys.modules[self.name] = package
+        self.own: dict[str, bool] = {}  # what `has` answered
+        self.files: dict[str, bytes] = {}  # of each that was executed, the SHA-256
+        self.builtins = {**vars(builtins), "__import__": self.import_}
+
+    def import_(
+        self,
+        name: str,
+        names: Mapping[str, Any] | None = None,
+        local: Any = None,
+        wanted: Sequence[str] | None = (),
+        level: int = 0,
+    ) -> types.ModuleType:
+        """Import as `__import__` does, a module of the project where it has one of that name."""
+        if level:
+            package = (names or {}).get("__package__") or ""
+            name = importlib.util.resolve_name("." * level + name, package)
+        own = f"{name}.".removeprefix(f"{self.name}.").rstrip(".")
+        if own == name and (isinstance(wanted, list) or not self.has(name)):
+            # A list comes from C, for a pickle, say, which looks into sys.modules afterwards.
+            return builtins.__import__(name, names, local, wanted or (), 0)
+        module = self.load(own)
+        if not wanted:
+            return self.load(top(own))
+        for part in wanted if hasattr(module, "__path__") else ():
+            for item in getattr(module, "__all__", ()) if part == "*" else (part,):
+                if not hasattr(module, item) and self.find(f"{own}.{item}"):
+                    self.load(f"{own}.{item}")
+        return module
+
+    def has(self, name: str) -> bool:
+        """Whether an import of this name means a file of the project."""
+        first = top(name)
+        if first not in self.own:
+            self.own[first] = first not in KEPT and self.holds(first)
+        return self.own[first]
+
+    def holds(self, name: str) -> bool:
+        """Whether the project's folders hold a module that is not the host's already.
+
+        A folder without `__init__.py` comes after what is installed, as it does in Python.
+        """
+        found, host = self.find(name), sys.modules.get(name)
+        if found is None or found.origin is not None:
+            return found is not None and getattr(host, "__file__", None) != found.origin
+        installed = None if host else importlib.util.find_spec(name)
+        return host is None and (installed is None or installed.origin is None)
+
+    def find(self, name: str) -> importlib.machinery.ModuleSpec | None:
+        path = self.modules[name.rpartition(".")[0]].__path__
+        return importlib.machinery.PathFinder.find_spec(f"{self.name}.{name}", path)
+
+    def load(self, name: str, path: Path | None = None) -> types.ModuleType:
+        """A module of the project, executed the first time that it is asked for; from `path` if given."""
+        if name in self.whole:  # no lock: the thread that imports may be waiting for this one
+            return self.modules[name]
+        with self.lock:
+            if name in self.modules:
+                return self.modules[name]
+            parent, _, child = name.rpartition(".")
+            if not hasattr(self.load(parent), "__path__"):
+                raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+            full = f"{self.name}.{name}"
+            spec = spec_from_file_location(full, path) if path else self.find(name)
+            if spec is None:
+                raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+            module = importlib.util.module_from_spec(spec)
+            self.modules[name] = sys.modules[full] = module
+            try:
+                self.execute(module, spec)
+            except BaseException:
+                del self.modules[name]
+                sys.modules.pop(full, None)
+                raise
+            module = self.modules[name] = sys.modules.get(full, module)  # it may put another there
+            setattr(self.modules[parent], child, module)
+            self.whole.add(name)
+            return module
+
+    def execute(self, module: types.ModuleType, spec: importlib.machinery.ModuleSpec) -> None:
+        """Run a module, from its source and no bytecode, which overlooks a change within a second."""
+        module.__dict__["__builtins__"] = self.builtins
+        if isinstance(spec.loader, importlib.machinery.SourceFileLoader):
+            path = spec.loader.path
+            source = spec.loader.get_data(path)
+            self.files[path] = hashlib.sha256(source).digest()
+            exec(spec.loader.source_to_code(source, path), module.__dict__)
+        elif spec.loader is not None:
+            spec.loader.exec_module(module)
+
+    def forget(self) -> None:
+        """Take the modules out of sys.modules."""
+        for name in self.modules:
+            sys.modules.pop(f"{self.name}.{name}".rstrip("."), None)
+
+
+@dataclasses.dataclass(eq=False)
+class Loaded:
+    """A module, and the digests of the files it was made of: its own and its neighbours'."""
+
+    module: types.ModuleType
+    files: Mapping[str, bytes]
+
+
+# Weak, so that a module and its model go when the last handler lets go of them.
+SHARED: "weakref.WeakValueDictionary[tuple[Source, str | None], Loaded]" = (
+    weakref.WeakValueDictionary()
+)
+
+
+def locate(module: str, folder: Path) -> Source:
+    """Find the file of "main.py", "src/main.py", "main" or "package.module" in `folder`; HandlerError when a file is missing."""
+    if module.endswith(".py"):
+        path = (folder / module).resolve()
+        if not path.is_file():
+            raise HandlerError(f"{module}: no such file beside the config")
+        return (
+            path.stem.replace(".", "_"),
+            path,
+            tuple(dict.fromkeys((str(path.parent), str(folder)))),
+        )
+    if not all(part.isidentifier() for part in module.split(".")):
+        raise HandlerError(f"{module}: expected a file ending with .py or the name of a module")
+    base = folder.joinpath(*module.split("."))
+    found = next(
+        (path for path in (base / "__init__.py", base.with_suffix(".py")) if path.is_file()), None
+    )
+    return module, found, (str(folder),)
+
+
+def digest_file(path: str) -> bytes | None:
+    """The SHA-256 of a file; None when it is gone."""
+    with contextlib.suppress(OSError):
+        return hashlib.sha256(Path(path).read_bytes()).digest()
+    return None
+
+
+@contextlib.contextmanager
+def model_dir_set(model_dir: str | None) -> Iterator[None]:
+    """MODEL_DIR in the environment, for an import; what it was before comes back."""
+    outer = os.environ.get("MODEL_DIR")
+    os.environ.update({} if model_dir is None else {"MODEL_DIR": model_dir})
+    try:
+        yield
+    finally:
+        os.environ.pop("MODEL_DIR", None)
+        os.environ.update({} if outer is None else {"MODEL_DIR": outer})
+
+
+def import_module(
+    source: Source, model_dir: str | None, check: Callable[[types.ModuleType], Any]
+) -> Loaded:
+    """Execute a module and `check` it; raises HandlerError, with nothing of it left, when one of them fails."""
+    importlib.invalidate_caches()
+    name, path, folders = source
+    project = Project(folders)
+    try:
+        with model_dir_set(model_dir):
+            if path is None:
+                module = importlib.import_module(name)
+            else:
+                module = project.load(name, None if "." in name else path)
+            check(module)
+    except BaseException as error:  # sys.exit() in a handler must not end the loader
+        project.forget()
+        if isinstance(error, HandlerError):
+            raise
+        raise HandlerError(explain_import(project, source, error)) from error
+    loaded = Loaded(module, project.files)
+    weakref.finalize(loaded, project.forget).atexit = False
+    return loaded
+
+
+def explain_import(project: Project, source: Source, error: BaseException) -> str:
+    """Why a module could not be imported, for the client."""
+    name, path, folders = source
+    missing = error.name or "" if isinstance(error, ModuleNotFoundError) else ""
+    if path is None and missing and f"{name}.".startswith(f"{missing}."):
+        return f"{name}: no such module beside the config or installed"
+    text = f"{path.name if path else name}: {explain(error, folders)}"
+    text = text.replace(f"{project.name}.", "")
+    if missing and "." not in missing and project.has(missing):
+        text += (
+            f" ({missing} lies beside it, where import statements alone find it: a pickle, or "
+            "importlib, needs its folder on PYTHONPATH)"
+        )
+    return text
+
+
+# ==================================================================================================
+# Handler
+# In: a reference to a function, or the function. Out: its result for a value and a context.
+# ==================================================================================================
+
+
+def wants_context(function: Callable[..., Any]) -> bool:
+    """Whether to call with (value, context): a second argument without default, `*args`, or one named `context` or `_`.
+
+    A default of another name (`top=3`) is the function's own option. Raises HandlerError unless it takes one or two arguments.
+    """
+    if inspect.iscoroutinefunction(function):
+        raise HandlerError("expected a plain function, got an async one")
+    try:
+        signature = inspect.signature(function)
+    except (ValueError, TypeError):  # some builtins have none
+        return False
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    second = [p for p in signature.parameters.values() if p.kind in kinds][1:2]
+    takes_all = any(
+        p.kind is inspect.Parameter.VAR_POSITIONAL for p in signature.parameters.values()
+    )
+    optional = second and second[0].default is not inspect.Parameter.empty
+    two = second[0].name in ("context", "_") if optional else bool(second) or takes_all
+    try:
+        signature.bind(*(None, None)[: 1 + two])
+    except TypeError:
+        raise HandlerError(
+            f"expected a function of (inputs) or (inputs, context), got one of {signature}"
+        ) from None
+    return two
+
+
+@dataclasses.dataclass(frozen=True)
+class Bound:
+    """A function ready to be called, and the module that keeps it."""
+
+    function: Callable[..., Any]
+    two: bool
+    loaded: Loaded | None
+
+
+class Handler:
+    """A function behind a URL, from "module:name", "file.py:name", "package.module:name", or a callable.
+
+    `folder` is where the module and its neighbours are looked up first, and what a relative `model_dir` starts at.
+    MODEL_DIR is set while the module is imported, in `load`. The module and its neighbours are a package of their own in
+    sys.modules, where their classes can be pickled. `load` sees changes of those that it imports at the top.
+    Readers take one reference, `bound`; `load` builds aside under a lock and assigns.
+    """
+
+    def __init__(
+        self,
+        function: str | Callable[..., Any],
+        folder: str | os.PathLike,
+        model_dir: str | os.PathLike | None = None,
+    ):
+        self.reference = function
+        self.folder = Path(folder).resolve()
+        self.model_dir = None if model_dir is None else str((self.folder / model_dir).resolve())
+        self.error = ""
+        self.bound: Bound | None = None
+
+    @property
+    def ready(self) -> bool:
+        """Whether it can be called; `error` then tells why a newer one is not in its place, if so."""
+        return self.bound is not None
+
+    @property
+    def function(self) -> Callable[..., Any] | None:
+        return self.bound.function if self.bound else None
+
+    def load(self, force: bool = False) -> bool:
+        """Import the module, or import it anew when its file or a neighbour's has changed; tell whether that was done.
+
+        `force` imports an unchanged one too, once for all handlers that share the module. Raises HandlerError with the
+        reason, which `error` keeps; the function that was there, if any, stays.
+        """
+        try:
+            with IMPORTING:
+                bound = self.bind(force)
+        except HandlerError as error:
+            self.error = str(error)
+            raise
+        changed, self.bound, self.error = bound is not self.bound, bound, ""
+        return changed
+
+    def bind(self, force: bool) -> Bound:
+        if not isinstance(self.reference, str):
+            if not callable(self.reference):
+                raise HandlerError(f"expected a function, got {type(self.reference).__name__}")
+            return self.bound or Bound(self.reference, wants_context(self.reference), None)
+        module, _, name = self.reference.rpartition(":")
+        if not (module and name):
+            raise HandlerError(f'expected "module:name" or "file.py:name", got {self.reference!r}')
+        key = (locate(module, self.folder), self.model_dir)
+        loaded, mine = SHARED.get(key), self.bound.loaded if self.bound else None
+        fresh = loaded and all(digest_file(file) == digest for file, digest in loaded.files.items())
+        if not loaded or not fresh or force and loaded is mine:
+            loaded = SHARED[key] = import_module(
+                *key, check=functools.partial(find_function, reference=self.reference)
+            )
+        if self.bound and loaded is mine:
+            return self.bound
+        return Bound(*find_function(loaded.module, self.reference), loaded)
+
+    def call(self, value: Any, context: Any) -> Any:
+        """Run the function; its exception passes, all else that it raises comes as RuntimeError."""
+        bound = self.bound
+        if bound is None:
+            raise HandlerError(f"not loaded: {self.error}" if self.error else "not loaded")
+        with errors_only("the handler"):
+            return bound.function(value, context) if bound.two else bound.function(value)
+
+
+def find_function(module: types.ModuleType, reference: str) -> tuple[Callable[..., Any], bool]:
+    """The function that "module:name" names (the name may be dotted), and whether it wants the context; raises HandlerError."""
+    shown, _, name = reference.rpartition(":")
+    try:
+        function = functools.reduce(getattr, name.split("."), module)
+    except AttributeError:
+        raise HandlerError(f"{shown}: has no {name!r}") from None
+    if not callable(function):
+        raise HandlerError(
+            f"{shown}: expected {name!r} to be a function, got {type(function).__name__}"
+        )
+    try:
+        return function, wants_context(function)
+    except HandlerError as error:
+        raise HandlerError(f"{reference}: {error}") from None
+
+
+# ==================================================================================================
+# Result out
+# In: what a function returned. Out: (value for the JSON encoder, "application/json") or (bytes, type).
+# ==================================================================================================
+
+MAX_LEVELS = 200  # of lists and objects in a result: well below where encoders give up
+CONTENT_TYPE = re.compile(r"[\w.+-]+/[\w.+-]+(?:; ?[\w-]+=[\w.+\"-]+)*", re.ASCII)
+OCTETS = "application/octet-stream"
+BYTES = (bytes, bytearray, memoryview)
+
+
+def sniff(data: bytes) -> str:
+    """The content type that the first bytes tell."""
+    if data[:4] == b"RIFF":
+        return {b"WEBP": "image/webp", b"WAVE": "audio/wav"}.get(data[8:12], OCTETS)
+    starts = {
+        b"\x89PNG\r\n\x1a\n": "image/png",
+        b"\xff\xd8\xff": "image/jpeg",
+        b"GIF87a": "image/gif",
+        b"GIF89a": "image/gif",
+    }
+    return next((kind for start, kind in starts.items() if data.startswith(start)), OCTETS)
+
+
+def to_reply(result: Any) -> tuple[Any, str]:
+    """What a handler returned, as (value, "application/json") or as (bytes, content type).
+
+    Arrays of numbers stay arrays, for the encoder to write. Raises HandlerError, with the place in the result.
+    """
+    with errors_only("the handler's result"):  # which may be a class of its own
+        return write_result(result)
+
+
+def write_result(result: Any) -> tuple[Any, str]:
+    if (
+        isinstance(result, tuple)
+        and len(result) == 2
+        and isinstance(result[0], BYTES)
+        and isinstance(result[1], str)
+        and CONTENT_TYPE.fullmatch(result[1])
+    ):
+        return bytes(result[0]), result[1]
+    if isinstance(result, BYTES):
+        return bytes(result), sniff(bytes(result[:12]))
+    image = sys.modules.get("PIL.Image")  # who returns a PIL image has imported it
+    if image is not None and isinstance(result, image.Image):
+        return encode_png(result), "image/png"
+    try:
+        if is_tensor(result):
+            result = read_tensor(result)
+            if (
+                isinstance(result, bytes) and sniff(result) != OCTETS
+            ):  # of tf.io.encode_png, say; else it is a text
+                return result, sniff(result)
+        return to_json(result, set()), "application/json"
+    except Unwritable as error:
+        place = "".join(reversed(error.place[-20:])) + ("..." if len(error.place) > 20 else "")
+        raise HandlerError(f"${place}: cannot be written as JSON: {error}") from error
+
+
+def encode_png(image: Any) -> bytes:
+    """A PIL image as PNG; modes that PNG lacks (CMYK, YCbCr, float) become RGB."""
+    try:
+        if image.mode in ("I", "I;16B", "I;16L"):
+            image = image.convert("I;16")  # PNG has no more than 16 bits
+        elif image.mode not in ("1", "L", "LA", "I;16", "P", "RGB", "RGBA"):
+            image = image.convert("RGBA" if image.mode in ("RGBa", "La", "PA") else "RGB")
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG")
+        return buffer.getvalue()
+    except (
+        OSError,
+        ValueError,
+        SystemError,
+    ) as error:  # a truncated file that is read only now; no pixels
+        raise HandlerError(f"the image cannot be written as PNG: {explain(error)}") from error
+
+
+class Unwritable(Exception):
+    """Something JSON cannot hold; `place` collects its path from the inside out, so that the good case costs nothing."""
+
+    def __init__(self, problem: str):
+        super().__init__(problem)
+        self.place: list[str] = []
+
+
+def is_tensor(value: Any) -> bool:
+    return not isinstance(value, (np.ndarray, np.generic, type)) and callable(
+        getattr(value, "numpy", None)
+    )
+
+
+def read_tensor(value: Any) -> Any:
+    """A framework's tensor as NumPy, off its gradient tape and its GPU first where it has such (PyTorch)."""
+    try:
+        return (value.detach().cpu() if hasattr(value, "detach") else value).numpy()
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise Unwritable(f"got {type(value).__name__} ({explain(error)})") from error
+
+
+def to_json(value: Any, parents: set[int]) -> Any:
+    """The value with what the encoder cannot write replaced or refused; `parents` holds the ids of what contains it."""
+    if (
+        value is None
+        or isinstance(value, (str, bool, int, float))
+        and not isinstance(value, np.generic)
+    ):
+        return to_scalar(value)
+    if isinstance(value, (np.ndarray, np.generic)):
+        return to_array(value, parents)
+    if isinstance(value, (Mapping, list, tuple)):
+        return to_container(value, parents)
+    if isinstance(value, BYTES):
+        try:
+            return bytes(value).decode()
+        except UnicodeDecodeError:
+            raise Unwritable(
+                "got bytes that are no UTF-8 text; return them alone, or as base64"
+            ) from None
+    if is_tensor(value):
+        return to_json(read_tensor(value), parents)
+    raise Unwritable(f"got {type(value).__name__}")
+
+
+def to_scalar(value: Any) -> Any:
+    if isinstance(value, str) and not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise Unwritable("got a string with a lone surrogate") from None
+    if isinstance(value, int) and not -(2**63) <= value < 2**64:
+        raise Unwritable("got an integer beyond 64 bits")
+    if isinstance(value, float) and not math.isfinite(value):
+        return np.float64(value)  # the encoder writes NaN for it, as in arrays, and not null
+    return value
+
+
+def to_array(value: Any, parents: set[int]) -> Any:
+    """An array or scalar of NumPy in a form the encoder takes: numbers in the machine's byte order, text as a list."""
+    kind = value.dtype.kind
+    if kind in "cmM" or value.dtype.type is np.void:  # bfloat16 is of kind V too, but no np.void
+        raise Unwritable(
+            f"got {type(value).__name__} of {value.dtype}"
+            if isinstance(value, np.ndarray)
+            else f"got {value.dtype}"
+        )
+    masked = isinstance(value, np.ma.MaskedArray)
+    if masked or kind in "SUTO":
+        as_it_is = (
+            kind == "O"
+            and not masked
+            and all(isinstance(item, (str, bytes)) for item in value.flat)
+        )
+        return value if as_it_is else to_json(value.tolist(), parents)
+    if kind == "f" and value.dtype.itemsize > 8:
+        return value.astype(np.float64)
+    return value if value.dtype.isnative else value.astype(value.dtype.newbyteorder("="))
+
+
+def to_container(value: Any, parents: set[int]) -> dict[str, Any] | list:
+    if id(value) in parents:
+        raise Unwritable("it holds itself")
+    if len(parents) >= MAX_LEVELS:
+        raise Unwritable(f"got more than {MAX_LEVELS} levels of lists and objects")
+    named = isinstance(value, Mapping)
+    kinds = (
+        set() if named else set(map(type, value))
+    )  # long lists of plain numbers are let through at the speed of C
+    if (
+        kinds == {float}
+        and all(map(math.isfinite, value))
+        or kinds == {int}
+        and min(value) >= -(2**63)
+        and max(value) < 2**64
+    ):
+        return list(value)
+    parents.add(id(value))
+    written: dict[Any, Any] = {}
+    for key, item in value.items() if named else enumerate(value):
+        name = to_key(key) if named else key
+        if name in written:
+            raise Unwritable(f"two keys are written as {json.dumps(name)}")
+        try:
+            written[name] = to_json(item, parents)
+        except Unwritable as error:
+            error.place.append(f".{name}" if str(name).isidentifier() else f"[{json.dumps(name)}]")
+            raise
+    parents.discard(id(value))
+    return written if named else list(written.values())
+
+
+def to_key(key: Any) -> str:
+    """A key of an object: text, or a number or truth value as json.dumps writes it."""
+    if isinstance(key, str):
+        return str(to_scalar(str(key)))
+    if isinstance(key, (np.integer, np.floating, np.bool_)):
+        key = key.item()
+    if isinstance(key, (bool, int, float)):
+        return json.dumps(key)
+    raise Unwritable(f"got a key that is no string: {type(key).__name__}")

@@ -1,0 +1,94 @@
+"""The lane: requests that are known to be short are answered by the thread that reads sockets.
+
+A request for a cheap model costs less than handing it to another thread: Python's threads take turns, and with many
+connections the turns cost more than the answers. Only what can neither wait nor take long is taken.
+"""
+
+import re
+import time
+from typing import Any
+
+from serving import SHORT_SECONDS, is_plain_json, view_infer
+
+SHORT_BYTES = 16 << 10  # of a body
+LONG_SECONDS = 0.005  # of the processor's time: requests that take this long ...
+STRIKES = 3  # ... so many times running ...
+PENALTY_SECONDS = 10.0  # ... send those for their model to the worker threads for so long
+SIGNATURE = re.compile(rb'"signature_name"\s*:\s*"([\x20-\x7e]*?)"')
+UNPACKED = (
+    "CONTENT_ENCODING",
+    "X_TENSOR_SHAPE",
+)  # headers of bodies that are more, or other, than they seem
+
+
+class Lane:
+    """Tells which requests are short, and answers them; used by the thread that reads sockets alone."""
+
+    def __init__(self, server: Any):
+        self.server = server
+        self.strikes: dict[str, float] = {}  # model -> how many of its latest requests took long
+        self.late: dict[
+            str, float
+        ] = {}  # model -> until when its requests go to the worker threads
+
+    def takes(self, request: Any, found: Any) -> bool:
+        """Whether a request asks for a small predict of a cheap, loaded model, in JSON, and nothing that may wait."""
+        if (
+            found is None
+            or found.route.view is not view_infer
+            or found.arguments["verb"] != "predict"
+        ):
+            return False
+        if request.chunked or request.content_length > SHORT_BYTES or "label" in found.arguments:
+            return False
+        if any(name in request.headers for name in UNPACKED):
+            return False
+        if self.server.config.auth.protect == "all":  # quotas wait
+            return False
+        body = body_of(request)
+        named = SIGNATURE.findall(body)
+        if len(named) != body.count(b"signature_name") or len(named) > 1 or not is_plain_json(body):
+            return False
+        signature = named[0].decode() if named and named[0] else "serving_default"
+        return self.is_short(found.arguments["model"], found.arguments.get("version"), signature)
+
+    def is_short(self, model: str, version: int | None, signature: str = "serving_default") -> bool:
+        """Whether a version that is there now, the highest for None, answers in a moment."""
+        if self.late and time.monotonic() < self.late.get(model, 0.0):
+            return False
+        available = self.server.manager.available.get(model)
+        if available is None:
+            return False
+        servable = available.versions.get(max(available.versions) if version is None else version)
+        return servable is not None and servable.seconds_of(signature) < SHORT_SECONDS
+
+    def answer(self, channel: Any, model: str) -> None:
+        began = time.thread_time()
+        channel.answer_here()
+        self.note(model, time.thread_time() - began)
+
+    def note(self, model: str, seconds: float) -> None:
+        """Learn which models are short only by their looks: with very many rows, or with other input than was tried.
+
+        Once tells nothing: it may be the first of its shape. By the processor's time, which neighbours do not change.
+        Each short one makes up for a quarter of a long one.
+        """
+        if seconds < LONG_SECONDS:
+            if model in self.strikes:
+                self.strikes[model] = max(0.0, self.strikes[model] - 0.25)
+            return
+        self.strikes[model] = self.strikes.get(model, 0.0) + 1
+        if self.strikes[model] < STRIKES:
+            return
+        del self.strikes[model]
+        now = time.monotonic()
+        self.late = {other: until for other, until in self.late.items() if until > now}
+        self.late[model] = now + PENALTY_SECONDS
+
+
+def body_of(request: Any) -> bytes:
+    """A request's body, left to be read again."""
+    stream = request.get_body_stream()
+    body = stream.read()
+    stream.seek(0)
+    return body

@@ -1,0 +1,379 @@
+"""Which models are in memory: `"load": "on_demand"`, the idle time-out, the budget of `memory_budget_mb`.
+
+OnDemand    a version that is served as any other, its model in memory only while it is wanted
+Residency   loads and evicts: the least recently used goes first, none that is pinned or in use
+"""
+
+import logging
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+from serving import (
+    Extension,
+    Load,
+    LoadError,
+    LoadRequest,
+    ModelServer,
+    Servable,
+    ServerConfig,
+    ServingError,
+    SignatureCall,
+    Trace,
+    describe,
+    find_graph,
+    read_graphs,
+    read_signature,
+    rename_tensors,
+    settle_garbage,
+    tensorflow,
+)
+
+logger = logging.getLogger("serving")
+
+RETRY_SECONDS = 5.0  # a model that could not be loaded is not tried again sooner
+RESERVE = 1.5  # of its files' size: what a model that was never loaded is expected to need
+
+
+class OnDemand(Servable):
+    """A version known by its files alone until somebody asks; `resident` is its model while that is in memory."""
+
+    def __init__(self, residency: "Residency", request: LoadRequest):
+        folder, config = request.folder, request.config
+        definitions = read_definitions(folder, config.tags)
+        rename_tensors(definitions, folder)
+        metadata = describe(definitions)
+        signatures = {
+            name: read_signature(definition)
+            for name, definition in metadata["signature_def"].items()
+        }
+        super().__init__(signatures, metadata=metadata, close=self.forget)
+        self.residency, self.folder, self.config = residency, folder, config
+        self.request = request.with_config(load="eager")
+        self.name = f"{config.name}/{int(folder.name) if folder.name.isdigit() else 1}"
+        self.resident: Servable | None = None
+        self.placed = ""  # where it was loaded last
+        self.why, self.used_at, self.bytes = "not asked for yet", time.monotonic(), 0
+        self.failed: tuple[float, str] = (-RETRY_SECONDS, "")
+        self.loading = threading.Lock()
+        residency.join(self)
+
+    def call(
+        self, name: str, inputs: dict[str, np.ndarray], trace: Trace | None = None
+    ) -> dict[str, np.ndarray]:
+        with self.residency.use(self, trace) as resident:
+            return resident.call(name, inputs, trace)
+
+    @property
+    def callables(self) -> Mapping[str, SignatureCall]:
+        resident = self.resident
+        return resident.callables if resident else {}
+
+    @property
+    def device(self) -> str:
+        return self.placed
+
+    def seconds_of(self, name: str) -> float:
+        """Nobody knows: it may have to be loaded."""
+        return float("inf")
+
+    def forget(self) -> None:
+        """The version is retired."""
+        self.residency.leave(self)
+        if self.resident:
+            self.resident.retire(0)
+
+
+def read_definitions(folder: Path, tags: Sequence[str] = ("serve",)) -> dict[str, Any]:
+    """The SignatureDefs of a SavedModel, by name, read from its file."""
+    tensorflow()
+    return dict(find_graph(read_graphs(folder), tags).signature_def)
+
+
+class Residency:
+    """Brings models into memory and out of it: a loader around `load`, which loads for good.
+
+    `options` is the config's `server`, as it is in force.
+
+    Each model is loaded once, under its own `loading`; where there is a budget, one after the other,
+    under `measuring`, since what a load takes is what the process grows by. A request that waits for
+    either gives up at its deadline. Models that are not `on_demand` count as well, and stay.
+    """
+
+    def __init__(self, options: Callable[[], ServerConfig], load: Load):
+        self.options, self._load = options, load
+        self.entries: weakref.WeakSet[OnDemand] = weakref.WeakSet()
+        self.fixed: weakref.WeakKeyDictionary[Servable, int] = weakref.WeakKeyDictionary()
+        self.measuring, self._changed = threading.Lock(), threading.Condition()
+        self._sweeper: threading.Thread | None = None
+        self._ending = threading.Event()
+
+    def __call__(self, request: LoadRequest) -> Servable:
+        """Load a version: at once, or declared only."""
+        if request.config.load == "on_demand":
+            try:
+                return OnDemand(self, request)
+            except OSError as error:
+                folder = request.folder
+                raise LoadError(
+                    str(error).replace(str(folder), f"<base_path>/{folder.name}")
+                ) from error
+        if not self.has_budget():
+            return self._load(request)
+        with self.measuring:
+            servable, size = self.measure(request)
+        with self._changed:
+            self.fixed[servable] = size
+        return servable
+
+    def join(self, entry: OnDemand) -> None:
+        with self._changed:
+            self.entries.add(entry)
+
+    def leave(self, entry: OnDemand) -> None:
+        with self._changed:
+            self.entries.discard(entry)
+
+    def known(self) -> list[OnDemand]:
+        """The entries there are now; several threads add to them."""
+        with self._changed:
+            return list(self.entries)
+
+    def has_budget(self) -> bool:
+        return self.options().memory_budget_mb is not None
+
+    def measure(self, request: LoadRequest) -> tuple[Servable, int]:
+        """Load a version; returns it and the bytes that it has added to the process, no fewer than its files have.
+
+        Without a budget others may load meanwhile, and nothing is measured: it is taken to have as
+        many as its files.
+        """
+        if not self.has_budget():
+            return self._load(request), size_of(request.folder)
+        tensorflow()
+        before = memory_now()
+        servable = self._load(request)
+        settle_garbage()  # what loading leaves over is no part of the model
+        return servable, max(memory_now() - before, size_of(request.folder))
+
+    @contextmanager
+    def use(self, entry: OnDemand, trace: Trace | None = None) -> Iterator[Servable]:
+        """A version's model, loaded if it is not there, kept from eviction within a `with`."""
+        while True:
+            resident = entry.resident
+            if resident is not None and resident.acquire():
+                break
+            self.bring_in(entry, trace)
+        entry.used_at = time.monotonic()
+        try:
+            yield resident
+        finally:
+            entry.used_at = time.monotonic()
+            resident.release()
+            with self._changed:
+                self._changed.notify_all()
+
+    def bring_in(self, entry: OnDemand, trace: Trace | None) -> None:
+        """Load an entry's model; raises ServingError when that fails, or when there is no room until the deadline."""
+        if trace is not None:
+            trace.waited = True
+        budget = self.turn(self.measuring, entry, trace) if self.has_budget() else nullcontext()
+        with self.turn(entry.loading, entry, trace), budget:
+            if entry.resident is not None:
+                return
+            failed_at, reason = entry.failed
+            if time.monotonic() < failed_at + RETRY_SECONDS:
+                raise ServingError(
+                    f"Model {entry.config.name} cannot be loaded: {reason}", "UNAVAILABLE"
+                )
+            self.make_room(entry, entry.bytes or int(RESERVE * size_of(entry.folder)), trace)
+            self.load(entry)
+            self.make_room(entry, 0, trace)
+
+    @contextmanager
+    def turn(self, lock: threading.Lock, entry: OnDemand, trace: Trace | None) -> Iterator[None]:
+        """Hold a lock within a `with`; ServingError if a request's deadline comes before that.
+
+        A call from Python waits as long as it takes: it holds no client up.
+        """
+        seconds = seconds_left(self.options().load_wait_seconds, trace) if trace else -1
+        if not lock.acquire(timeout=seconds):
+            raise ServingError(
+                f"Model {entry.config.name} is still waiting to be loaded", "UNAVAILABLE"
+            )
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def load(self, entry: OnDemand) -> None:
+        start = time.perf_counter()
+        try:
+            resident, size = self.measure(entry.request)
+        except ServingError as error:
+            entry.failed, entry.why = (
+                (time.monotonic(), error.message),
+                f"cannot be loaded: {error.message}",
+            )
+            raise ServingError(
+                f"Model {entry.config.name} cannot be loaded: {error.message}", "UNAVAILABLE"
+            ) from error
+        entry.bytes, entry.used_at = size, time.monotonic()
+        entry.placed, entry.why = resident.device, "asked for"
+        entry.resident = resident
+        self.start_sweeping()
+        logger.info(
+            "%s is in memory on %s, %.0f MB, loaded in %.1f s",
+            entry.name,
+            entry.device,
+            size / 2**20,
+            time.perf_counter() - start,
+        )
+
+    # --- eviction ---------------------------------------------------------------------------------------------
+
+    def used(self) -> int:
+        """Bytes of all models in memory."""
+        on_demand = sum(entry.bytes for entry in self.known() if entry.resident)
+        with self._changed:
+            fixed = list(self.fixed.items())
+        return on_demand + sum(size for servable, size in fixed if not servable.closed)
+
+    def make_room(self, wanted: OnDemand, need: int, trace: Trace | None) -> None:
+        """Evict until `need` bytes fit beside the rest; waits for what is in use, to the deadline. `wanted` itself stays."""
+        budget = self.options().memory_budget_mb
+        end = time.monotonic() + seconds_left(self.options().load_wait_seconds, trace)
+        while budget is not None and self.used() + need > budget << 20:
+            victims = [
+                entry
+                for entry in self.known()
+                if entry.resident and entry is not wanted and not entry.config.pinned
+            ]
+            if not victims:
+                if need:  # what is larger than the budget is tried all the same, and said
+                    logger.warning(
+                        "%s needs about %.0f MB, more than memory_budget_mb leaves",
+                        wanted.name,
+                        need / 2**20,
+                    )
+                return
+            if any(
+                self.evict(entry, f"made room for {wanted.config.name}")
+                for entry in sorted(victims, key=lambda entry: entry.used_at)
+            ):
+                continue
+            if not need:
+                return
+            if time.monotonic() >= end:
+                raise ServingError(
+                    f"There is no room for model {wanted.config.name}: all others are in use",
+                    "UNAVAILABLE",
+                )
+            with self._changed:
+                self._changed.wait(0.1)
+
+    def evict(self, entry: OnDemand, why: str) -> bool:
+        """Take a model out of memory, unless it is in use."""
+        resident = entry.resident
+        if resident is None or not resident.retire_if_idle():
+            return False
+        entry.resident, entry.why = None, why
+        settle_garbage()
+        logger.info("%s is no longer in memory: %s", entry.name, why)
+        return True
+
+    def start_sweeping(self) -> None:
+        if self._sweeper is None and any(entry.config.idle_seconds for entry in self.known()):
+            self._sweeper = threading.Thread(
+                target=sweep,
+                args=(weakref.ref(self), self._ending),
+                name="serving-on-demand",
+                daemon=True,
+            )
+            self._sweeper.start()
+
+    def end(self) -> None:
+        """End the thread that looks for idle models."""
+        self._ending.set()
+        if self._sweeper is not None:
+            self._sweeper.join()
+
+    def sweep(self) -> None:
+        """Evict what nobody has asked for in `idle_seconds`."""
+        now = time.monotonic()
+        for entry in self.known():
+            idle = entry.config.idle_seconds
+            if entry.resident and idle and not entry.config.pinned and now - entry.used_at > idle:
+                self.evict(entry, f"idle for {idle:g} s")
+
+    def read(self) -> dict[str, Any]:
+        """What /stats says."""
+        now = time.monotonic()
+        models = {
+            entry.name: {
+                "resident": entry.resident is not None,
+                "why": entry.why,
+                "mb": round(entry.bytes / 2**20, 1),
+                "pinned": entry.config.pinned,
+                "idle_seconds": round(now - entry.used_at, 1),
+            }
+            for entry in self.known()
+        }
+        return {
+            "budget_mb": self.options().memory_budget_mb,
+            "used_mb": round(self.used() / 2**20, 1),
+            "on_demand": dict(sorted(models.items())),
+        }
+
+
+def sweep(residency: "weakref.ref[Residency]", ending: threading.Event) -> None:
+    while not ending.wait(0.5) and (live := residency()) is not None:
+        live.sweep()
+        del live
+
+
+def seconds_left(most: float, trace: Trace | None) -> float:
+    """How long a request may wait for a load: to its deadline where it has one, else `most`."""
+    if trace is None or trace.deadline == float("inf"):
+        return most
+    return max(0.0, trace.remaining())
+
+
+def memory_now() -> int:
+    """Bytes that this process alone holds."""
+    return psutil.Process().memory_full_info().uss
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of a version's files."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def open_residency(server: ModelServer) -> Residency:
+    """The models of a server that come and go; what loads one is told by `wrap_load`."""
+    return Residency(lambda: server.config.server, not_told)
+
+
+def not_told(request: LoadRequest) -> Servable:
+    raise LoadError("nothing loads models yet")
+
+
+def wrap_load(server: ModelServer, load: Load) -> Residency:
+    residency: Residency = server.state["on_demand"]
+    residency._load = load
+    return residency
+
+
+EXTENSION = Extension(
+    "on_demand",
+    open=open_residency,
+    wrap_load=wrap_load,
+    end=lambda server: server.state["on_demand"].end(),
+)

@@ -1,0 +1,286 @@
+"""OpenAPI 3.1 of what is served now: made from the loaded signatures, deployments and handlers."""
+
+import json
+from collections.abc import Iterable
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+
+from serving import (
+    NUMPY_DTYPES,
+    Caller,
+    ModelServer,
+    Signature,
+    TensorSpec,
+    __version__,
+    deployments_of,
+    encode_json,
+    sample_inputs,
+)
+
+ERROR = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {"type": "string"},
+        "status": {"type": "string"},
+        "code": {"type": "integer"},
+        "request_id": {"type": "string"},
+    },
+}
+POINTS = {
+    "type": ["array", "null"],
+    "items": {"type": "array", "items": {"type": "number"}, "minItems": 2, "maxItems": 2},
+}
+PREDICTION = {
+    "type": "object",
+    "properties": {
+        "annotationId": {"type": "integer"},
+        "bound": POINTS,
+        "boundType": {"enum": ["rectangle", "masks", None]},
+        "confidence": {"type": "number"},
+        "contour": POINTS,
+        "contourType": {"enum": ["polygon", None]},
+        "tag": {
+            "type": "object",
+            "properties": {"id": {"type": "integer"}, "name": {"type": "string"}},
+        },
+    },
+}
+PICTURE = {
+    "type": "object",
+    "required": ["image_type", "data"],
+    "properties": {
+        "image_type": {"enum": ["url", "base64", "base_64", "array"]},
+        "data": {"type": ["string", "array"]},
+        "routines": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": ["name"],
+                "properties": {"name": {"type": "string"}, "arguments": {"type": "object"}},
+            },
+        },
+    },
+}
+KEYED: list[dict[str, list]] = [{"bearer": []}, {"header": []}]
+DOT = "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAADElEQVR4nGNgGB4AAADIAAGtQHYiAAAAAElFTkSuQmCC"  # 8x8 black pixels
+
+
+def describe_api(server: ModelServer, prefix: str, caller: Caller) -> dict[str, Any]:
+    """The whole document, as far as the caller may see; `prefix` is where the server is mounted."""
+    everywhere = KEYED if server.config.auth.protect == "all" else []
+    paths = describe_server(everywhere)
+    for name in server.config.served_names:
+        if caller.may_see(*deployments_of(server, name)):
+            paths |= describe_model(server, name, everywhere)
+    for name, ready in server.prepared.deployments.items():
+        if caller.may_see(name):
+            paths |= describe_deployment(ready)
+    for path, endpoint in server.prepared.of.get("handlers", {}).items():
+        if not caller.may_see(path):
+            continue
+        run = operation(f"run {path}", f"Run the handler of {path}", KEYED, {})
+        ping = operation(f"ping {path}", "Load and ping the handler", KEYED)
+        paths[path] = {"get": ping} | {method.lower(): run for method in endpoint.methods}
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "serving", "version": __version__},
+        "servers": [{"url": prefix or "/"}],
+        "paths": paths,
+        "components": {
+            "securitySchemes": {
+                "bearer": {"type": "http", "scheme": "bearer"},
+                "header": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+            },
+            "schemas": {"Error": ERROR, "Prediction": PREDICTION, "Picture": PICTURE},
+        },
+    }
+
+
+def describe_server(everywhere: list) -> dict[str, Any]:
+    """The URLs that are of no model, deployment or handler."""
+    return {
+        "/livez": {"get": operation("live", "The process is up", open_=True)},
+        "/readyz": {"get": operation("ready", "Everything is there", open_=True)},
+        "/stats": {"get": operation("stats", "Counts, latencies, resources", everywhere)},
+        "/v1/models": {
+            "get": operation("models", "All models and their versions' states", everywhere)
+        },
+        "/v1/config": {
+            "get": operation("config", "The states of all models ever configured", everywhere)
+        },
+        "/v1/config/reload": {
+            "post": operation(
+                "reload",
+                "Read config and version folders now",
+                everywhere,
+                also=("201", "400", "404", "409", "412", "500"),
+            )
+        },
+    }
+
+
+ERRORS = {
+    "400": "wrong request",
+    "404": "unknown",
+    "413": "too large",
+    "500": "internal error",
+    "503": "not there just now",
+}
+DENIALS = {
+    "401": "no key or a wrong one",
+    "403": "the key is not for this",
+    "429": "the key's quota is used up",
+}
+
+
+def operation(
+    name: str,
+    summary: str,
+    security: list | None = None,
+    body: dict | None = None,
+    example: Any = None,
+    answer: dict | None = None,
+    also: tuple[str, ...] = (),
+    open_: bool = False,
+) -> dict[str, Any]:
+    """One method of one path: 200 with JSON, and the errors that can come."""
+    errors = {"503": "not there just now"} if open_ else ERRORS | (DENIALS if security else {})
+    content: dict[str, Any] = {"application/json": {"schema": answer or {}}}
+    responses = {"200": {"description": "the answer", "content": content}}
+    for status, text in {**errors, **{status: "see the body" for status in also}}.items():
+        schema = {} if status == "201" else {"$ref": "#/components/schemas/Error"}
+        responses[status] = {
+            "description": text,
+            "content": {"application/json": {"schema": schema}},
+        }
+    found: dict[str, Any] = {
+        "operationId": name,
+        "summary": summary,
+        "responses": responses,
+        "security": security or [],
+    }
+    if body is not None:
+        media = {"schema": body} | ({"example": example} if example is not None else {})
+        found["requestBody"] = {"required": True, "content": {"application/json": media}}
+    return found
+
+
+def describe_model(server: ModelServer, name: str, security: list) -> dict[str, Any]:
+    """Status, metadata and predict of a model or pipeline that is there; status alone of one that is not."""
+    base = f"/v1/models/{quote(name, safe='')}"
+    paths = {base: {"get": operation(f"status of {name}", f"The states of {name}", security)}}
+    available = server.manager.available.get(name)
+    servable = available and available.versions[max(available.versions)]
+    if not servable or "serving_default" not in servable.signatures:
+        return paths
+    signature = servable.signatures["serving_default"]
+    example = example_request(signature)
+    wanted = {
+        "name": "outputs",
+        "in": "query",
+        "description": "only these outputs, by name",
+        "style": "form",
+        "explode": False,
+        "schema": {"type": "array", "items": {"enum": list(signature.outputs)}},
+    }
+    predict = operation(
+        f"predict {name}",
+        f"Answer by {name}",
+        security,
+        predict_schema(signature, servable.signatures),
+        json.loads(encode_json(example)) if example else None,
+        {"type": "object"},
+        also=("204", "422", "504"),
+    )
+    return paths | {
+        f"{base}/metadata": {
+            "get": operation(f"metadata of {name}", f"The signatures of {name}", security)
+        },
+        f"{base}:predict": {"post": predict | {"parameters": [wanted]}},
+    }
+
+
+def predict_schema(signature: Signature, names: Iterable[str]) -> dict[str, Any]:
+    """TensorFlow Serving's body by the default signature: `inputs` as columns, or `instances` as rows."""
+    columns = {name: tensor_schema(spec, spec.shape) for name, spec in signature.inputs.items()}
+    rows = {
+        name: tensor_schema(spec, spec.shape if spec.shape is None else spec.shape[1:])
+        for name, spec in signature.inputs.items()
+    }
+    lone = len(columns) == 1
+    return {
+        "type": "object",
+        "properties": {
+            "signature_name": {"enum": [name for name in names if name == "serving_default"]},
+            "inputs": next(iter(columns.values()))
+            if lone
+            else {"type": "object", "properties": columns},
+            "instances": {
+                "type": "array",
+                "minItems": 1,
+                "items": next(iter(rows.values()))
+                if lone
+                else {"type": "object", "properties": rows},
+            },
+        },
+        "oneOf": [{"required": ["inputs"]}, {"required": ["instances"]}],
+    }
+
+
+def tensor_schema(spec: TensorSpec, shape: tuple | None) -> dict[str, Any]:
+    """Nested lists of a tensor's shape; sizes that are open are any."""
+    kind = NUMPY_DTYPES[spec.dtype].kind if spec.dtype in NUMPY_DTYPES else "f"
+    schema: dict[str, Any] = {
+        "type": {"b": "boolean", "i": "integer", "u": "integer", "O": "string"}.get(kind, "number")
+    }
+    if shape is None:
+        return {}
+    for size in reversed(shape):
+        schema = {"type": "array", "items": schema} | (
+            {} if size is None else {"minItems": size, "maxItems": size}
+        )
+    return schema
+
+
+def describe_deployment(ready: Any) -> dict[str, Any]:
+    name, base = ready.config.id, f"/{quote(ready.config.id, safe='')}"
+    answer = {
+        "type": "object",
+        "properties": {
+            "predictions": {"type": "array", "items": {"$ref": "#/components/schemas/Prediction"}}
+        },
+    }
+    example = {
+        "image_type": "base64",
+        "data": DOT,
+        "routines": [{"name": "FilterConfidence", "arguments": {"confidence": 0.5}}],
+    }
+    return {
+        f"{base}/predict": {
+            "post": operation(
+                f"predict picture by {name}",
+                f"Annotations of a picture by {name}",
+                KEYED,
+                {"$ref": "#/components/schemas/Picture"},
+                example,
+                answer,
+            )
+        },
+        f"{base}/classes": {
+            "get": operation(f"classes of {name}", f"The label map of {name}", KEYED)
+        },
+    }
+
+
+def example_request(signature: Signature) -> dict[str, Any] | None:
+    """A predict request that a signature answers, for people to read; None if none can be made up, or none so short."""
+    numbers = sum(
+        np.prod([size or 1 for size in spec.shape or ()]) for spec in signature.inputs.values()
+    )
+    if numbers > 1000 or any(spec.dtype == "DT_STRING" for spec in signature.inputs.values()):
+        return None
+    ones = [np.ones_like(sample) for sample in sample_inputs(signature, 1)]
+    return {"inputs": dict(zip(signature.inputs, ones)) if len(ones) > 1 else ones[0]}

@@ -1,0 +1,217 @@
+"""Pipelines as servables: planned after the models of each pass of the loader, over those that are there."""
+
+import dataclasses
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from serving import (
+    SHORT_SECONDS,
+    BadRequest,
+    Extension,
+    ModelManager,
+    ModelServer,
+    Outcome,
+    Servable,
+    ServingError,
+    Signature,
+    TensorSpec,
+    logger,
+)
+from serving_extensions.handlers import Handler, HandlerError
+from serving_extensions.pipelines import NodeError, NoShards, PipelineError, Plan, plan
+
+
+def refresh(server: ModelServer, outcome: Outcome, polling: bool) -> None:
+    """Plan every pipeline whose members have changed."""
+    manager = server.manager
+    earlier: dict[str, str] = {}
+    for index, pipeline in enumerate(manager.config.pipeline_config_list):
+        path = f"$.pipeline_config_list[{index}]"
+        if pipeline.name in earlier:  # the first one keeps it
+            text = f"{path}.name: '{pipeline.name}' is already taken by {earlier[pipeline.name]}"
+            outcome.errors.append((500, text))
+            continue
+        earlier[pipeline.name] = path
+        try:
+            refresh_pipeline(server, manager, pipeline, outcome)
+        except (PipelineError, HandlerError) as error:
+            where = f"{path}{getattr(error, 'path', '')}: {error}"
+            outcome.errors.append(
+                (
+                    400
+                    if str(error).startswith(("Invalid input shape", "Invalid input precision"))
+                    else 500,
+                    where,
+                )
+            )
+            if manager.config.is_pipeline(pipeline.name):  # a model of that name keeps it
+                manager.show_pipeline(pipeline.name, None, where, outcome)
+
+
+def refresh_pipeline(
+    server: ModelServer, manager: ModelManager, config: Any, outcome: Outcome
+) -> None:
+    """Plan a pipeline over the models there now, unless it was planned over these very ones.
+
+    Raises PipelineError and HandlerError.
+    """
+    if not manager.config.is_pipeline(config.name):
+        raise PipelineError(f"Pipeline has the same name as model: '{config.name}'", ".name")
+    own = [node for node in config.nodes if node.function is not None]  # others need a C++ library
+    functions = {node.name: find_function(server, node) for node in own}
+    members = {
+        (node.model_name, node.version): find_signature(manager, node.model_name, node.version)
+        for node in config.nodes
+        if node.model_name is not None
+    }
+    made_of = config, members, functions
+    if (
+        server.kept.get(("pipeline", config.name)) != made_of or outcome.config_read
+    ):  # else planned, or found wrong and said so
+        server.kept["pipeline", config.name] = made_of
+        planned = plan(with_any_as_none(config), lambda *which: members.get(which), functions)
+        servable = pipeline_servable(
+            config,
+            planned,
+            manager,
+            server.kept.setdefault("pool", ThreadPoolExecutor(16, "serving-pipeline")),
+        )
+        outcome.changed = True
+        manager.show_pipeline(config.name, servable, "", outcome)
+        logger.info("pipeline %s is available", config.name)
+
+
+def with_any_as_none(config: Any) -> Any:
+    """A demultiply_count of 0 is -1, any number, as OpenVINO Model Server takes it."""
+    nodes = tuple(
+        dataclasses.replace(node, demultiply_count=-1) if node.demultiply_count == 0 else node
+        for node in config.nodes
+    )
+    return dataclasses.replace(
+        config,
+        nodes=nodes,
+        demultiply_count=-1 if config.demultiply_count == 0 else config.demultiply_count,
+    )
+
+
+def find_function(server: ModelServer, node: Any) -> Any:
+    """A custom node's Python function, imported as handlers are."""
+    key = "handler", node.function, None
+    handler = server.kept.get(key) or server.kept.setdefault(
+        key, Handler(node.function, server.folder)
+    )
+    handler.load()
+    return handler.function
+
+
+def find_model(manager: ModelManager, model: str, version: int | None) -> Servable | None:
+    """A model's version that is there now, the highest for None."""
+    found = manager.available.get(model)
+    if (
+        found is None
+        or manager.config.is_pipeline(model)
+        or version is not None
+        and version not in found.versions
+    ):
+        return None
+    return found.versions[max(found.versions) if version is None else version]
+
+
+def find_signature(manager: ModelManager, model: str, version: int | None) -> Signature | None:
+    """The default signature of a model's version that is there now, the highest for None."""
+    servable = find_model(manager, model, version)
+    return servable.signatures.get("serving_default") if servable else None
+
+
+def seconds_of(config: Any, manager: ModelManager) -> float:
+    """What the models of a pipeline take together for one row; not known of functions, of shards and of what may have to load."""
+    if any(part.demultiply_count is not None for part in (config, *config.nodes)):
+        return float("inf")
+    models = [
+        find_model(manager, node.model_name, node.version) for node in config.nodes
+    ]  # a function has none
+    return sum(model.seconds_of("serving_default") if model else float("inf") for model in models)
+
+
+def pipeline_servable(
+    config: Any, planned: Plan, manager: ModelManager, pool: ThreadPoolExecutor
+) -> Servable:
+    """A plan as a servable. Tensors that only functions see are taken for floats in requests, and answered as they come."""
+
+    def call(
+        model: str, version: int | None, inputs: dict[str, np.ndarray]
+    ) -> dict[str, np.ndarray]:
+        with manager.lease(model, version) as (_, servable):
+            return servable.run("serving_default", inputs)
+
+    def run(name: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        try:
+            long = seconds_of(config, manager) >= SHORT_SECONDS
+            helpers = pool if long else None  # one costs more than a short call
+            return planned.run(inputs, call, helpers)
+        except NoShards:
+            raise ServingError("", status=204) from None  # as OpenVINO Model Server answers it
+        except NodeError as error:  # the function's fault, which its author finds in the log
+            logger.error("pipeline %s: %s", config.name, error)
+            raise ServingError(str(error)) from None
+        except PipelineError as error:
+            raise BadRequest(str(error)) from error
+
+    signature = Signature(
+        read_specs(planned.inputs, "DT_FLOAT"), read_specs(planned.outputs, "DT_INVALID")
+    )
+    return Servable(
+        {"serving_default": signature},
+        run,
+        metadata=describe_signature(signature),
+        seconds=lambda name: seconds_of(config, manager),
+    )
+
+
+def read_specs(tensors: Mapping[str, Any], default: str) -> dict[str, TensorSpec]:
+    """Specs of dtypes and shapes by name; `default` is the dtype of what only functions see."""
+    return {
+        name: TensorSpec(name, name, dtype or default, shape)
+        for name, (dtype, shape) in tensors.items()
+    }
+
+
+def describe_signature(signature: Signature) -> dict[str, Any]:
+    """A signature as a model's metadata has it, in TensorFlow Serving's casing and in OpenVINO's."""
+
+    def write(shape: str, rank: str, method: str) -> dict[str, Any]:
+        def info(spec: TensorSpec) -> dict[str, Any]:
+            dims = [
+                {"size": str(-1 if size is None else size), "name": ""} for size in spec.shape or ()
+            ]
+            return {
+                "dtype": spec.dtype,
+                shape: {"dim": dims, rank: spec.shape is None},
+                "name": spec.name,
+            }
+
+        return {
+            "serving_default": {
+                "inputs": {name: info(spec) for name, spec in signature.inputs.items()},
+                "outputs": {name: info(spec) for name, spec in signature.outputs.items()},
+                method: "",
+            }
+        }
+
+    return {
+        "signature_def": write("tensor_shape", "unknown_rank", "method_name"),
+        "signatureDef": write("tensorShape", "unknownRank", "methodName"),
+    }
+
+
+def end(server: ModelServer) -> None:
+    """End the threads that nodes run in."""
+    pool = server.kept.get("pool")
+    if pool is not None:
+        pool.shutdown(wait=False)
+
+
+EXTENSION = Extension("pipelines", refresh=refresh, end=end)

@@ -1,0 +1,126 @@
+"""Calls of each key counted in Redis, exactly: over every server that shares it."""
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import urlsplit
+
+from serving_extensions.quotas import period_of
+
+TIMEOUT_SECONDS = 1.0  # to connect and for an answer; `?socket_timeout=` in the URL says otherwise
+KEPT_SECONDS = 3600  # a count outlives its period by so much: the clocks of two servers may differ
+# Looking, counting and setting the end are one step: no count goes beyond the limit, and none is without an end.
+TAKE = """
+if tonumber(redis.call('GET', KEYS[1]) or '0') >= tonumber(ARGV[1]) then return 0 end
+redis.call('INCR', KEYS[1])
+redis.call('EXPIRE', KEYS[1], ARGV[2])
+return 1
+"""
+
+logger = logging.getLogger("serving")
+
+
+class RedisQuotas:
+    """A counter for each (key name, period, its start), with the methods of `quotas.Quotas`. One client a process.
+
+    Opening does not connect: a Redis that is away for a moment keeps no server from starting. No call is sent twice,
+    so one whose answer is lost may be counted though it was refused, as with a process that is killed.
+    """
+
+    def __init__(self, url: str, clock: Callable[[], float] = time.time):
+        try:
+            import redis
+        except ModuleNotFoundError:
+            raise OSError("the package redis is not installed: pip install 'redis>=5'") from None
+        self._url, self._clock, self._redis = url, clock, redis
+        self._lock = threading.Lock()
+        self._process, self._client = 0, None  # type: int, Any
+        self._failed_at: float | None = None
+        try:
+            pool = self._connect().connection_pool
+            pool.connection_class(
+                **pool.connection_kwargs
+            )  # not connected: an option that there is not is known now
+        except (ValueError, TypeError):  # whose text may quote the password
+            raise OSError("not a URL that redis-py takes") from None
+
+    def _connect(self) -> Any:
+        with self._lock:
+            if self._client is None or self._process != os.getpid():
+                from redis.backoff import NoBackoff
+                from redis.retry import Retry
+
+                self._client = self._redis.Redis.from_url(
+                    self._url,
+                    socket_timeout=TIMEOUT_SECONDS,
+                    socket_connect_timeout=TIMEOUT_SECONDS,
+                    retry=Retry(NoBackoff(), 0),
+                )
+                self._process = os.getpid()
+            return self._client
+
+    def _ask(self, command: Callable[[Any], Any]) -> Any:
+        """Redis's answer; raises OSError, and logs why when it is the first in a row."""
+        try:
+            answer = command(self._connect())
+        except (self._redis.RedisError, OSError) as error:
+            if self._failed_at is None:
+                logger.error("Quotas cannot be counted in %s: %s", shown(self._url), error)
+            self._failed_at = time.monotonic()
+            raise OSError(
+                f"Redis: {type(error).__name__}"
+            ) from None  # clients need not know where it is
+        if self._failed_at is not None:
+            logger.info("Quotas are counted in %s again", shown(self._url))
+            self._failed_at = None
+        return answer
+
+    def take(self, key: str, calls: int, period: str) -> int | None:
+        """Count one call of `key`; None when it is within `calls` a `period`, else the seconds until the next one begins.
+
+        Raises OSError when the call cannot be counted.
+        """
+        now = self._clock()
+        start, end = period_of(now, period)
+        left = max(1, end - int(now))
+        counted = self._ask(
+            lambda client: client.eval(
+                TAKE, 1, counter(key, period, start), calls, left + KEPT_SECONDS
+            )
+        )
+        return None if counted else left
+
+    def used(self, key: str, period: str) -> int:
+        """The calls counted for `key` in the period that is now; 0 while Redis does not say."""
+        if self._failed_at is not None and time.monotonic() < self._failed_at + 5:
+            return 0  # /metrics asks for each key, and is to be there while Redis is not
+        try:
+            return int(
+                self._ask(
+                    lambda client: client.get(
+                        counter(key, period, period_of(self._clock(), period)[0])
+                    )
+                )
+                or 0
+            )
+        except OSError:
+            return 0
+
+
+def counter(key: str, period: str, start: int) -> str:
+    """The name in Redis of one count."""
+    return f"serving:quota:{key}:{period}:{start}"
+
+
+def shown(url: str) -> str:
+    """A quota store as logs and errors may have it: without user, password and options."""
+    if "://" not in url:
+        return url
+    parts = urlsplit(url)
+    try:
+        return f"{parts.scheme}://{parts.hostname or ''}{f':{parts.port}' if parts.port else ''}{parts.path}"
+    except ValueError:  # no port: a password whose host was forgotten looks like one
+        return f"{parts.scheme}://..."

@@ -1,0 +1,79 @@
+"""Replicas of a model, on several devices or several on one: the least busy one answers."""
+
+import dataclasses
+import threading
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from serving import (
+    Extension,
+    Load,
+    LoadRequest,
+    Servable,
+    Trace,
+    pick_device,
+    prepare_devices,
+)
+
+
+def wrap(load: Load) -> Load:
+    """A loader that loads a model once for each of its devices and instances."""
+
+    def load_each(request: LoadRequest) -> Servable:
+        config, options = request.config, request.options
+        prepare_devices(options.gpu_memory_limit_mb, options.intra_op_threads)
+        devices = [pick_device(wish) for wish in config.targets for _ in range(config.instances)]
+        return load_replicas(
+            devices, lambda device: load(dataclasses.replace(request, device=device))
+        )
+
+    return load_each
+
+
+def load_replicas(devices: Sequence[str], load: Callable[[str], Servable]) -> Servable:
+    """Load a model once for each entry of `devices`; all of them or none. Raises what `load` raises."""
+    replicas: list[Servable] = []
+    try:
+        for device in devices:
+            replicas.append(load(device))
+    except BaseException:
+        close_all(replicas)
+        raise
+    return replicas[0] if len(replicas) == 1 else Replicas(replicas, devices)
+
+
+class Replicas(Servable):
+    """Several servables of one model as one; they are its own, and retired with it."""
+
+    def __init__(self, replicas: Sequence[Servable], devices: Sequence[str]):
+        first = replicas[0]
+        super().__init__(
+            first.signatures,
+            metadata=first.metadata,
+            device=", ".join(devices),
+            close=lambda: close_all(replicas),
+            calls=first.callables,
+        )
+        self.replicas, self._busy = replicas, [0] * len(replicas)
+        self._lock = threading.Lock()
+
+    def call(
+        self, name: str, inputs: dict[str, np.ndarray], trace: Trace | None = None
+    ) -> dict[str, np.ndarray]:
+        with self._lock:
+            chosen = self._busy.index(min(self._busy))
+            self._busy[chosen] += 1
+        try:
+            return self.replicas[chosen].call(name, inputs, trace)
+        finally:
+            with self._lock:
+                self._busy[chosen] -= 1
+
+
+def close_all(replicas: Sequence[Servable]) -> None:
+    for replica in replicas:
+        replica.retire(0)
+
+
+EXTENSION = Extension("replicas", wrap_load=lambda server, load: wrap(load))

@@ -1,0 +1,68 @@
+"""A new project of a handler that serves at once: config, handler, its test, requirements, README.
+
+The files come from project/; the server itself is a package that the project requires.
+"""
+
+import contextlib
+import errno
+import os
+import re
+import unicodedata
+from pathlib import Path
+
+from serving import TAKEN, __version__
+
+__all__ = ["name_project", "write_project"]
+
+TEMPLATES = Path(__file__).parent / "project"
+FILES = ("config.json", "handler.py", "test_handler.py", "requirements.txt", "README.md")
+
+
+def name_project(folder: Path) -> str:
+    """A folder's name in the letters that a URL takes as they are: accents go, the rest becomes hyphens."""
+    text = unicodedata.normalize("NFKD", folder.resolve().name).encode("ascii", "ignore").decode()
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", text).strip("-.") or "project"
+    return f"{name}-handler" if name.lower() in TAKEN else name
+
+
+def read_templates(templates: Path, name: str) -> dict[str, bytes]:
+    """What is to be written, by file name; raises OSError with the name of the file that is missing."""
+    words = {b"PROJECT_NAME": name.encode(), b"SERVING_VERSION": __version__.encode()}
+    contents = {file: (templates / file).read_bytes() for file in FILES}
+    for word, meaning in words.items():
+        contents = {file: text.replace(word, meaning) for file, text in contents.items()}
+    return contents
+
+
+def write_project(folder: Path, templates: Path = TEMPLATES) -> list[Path]:
+    """Write a project into a folder, which need not exist; returns the files written, the config first.
+
+    Raises FileExistsError, naming them, when any of the files is there already, and OSError with the name of a file that
+    cannot be written; what was written of the project until then is removed again.
+    """
+    folder = Path(folder)
+    contents = read_templates(templates, name_project(folder))
+    there = [path for path in contents if os.path.lexists(folder / path)]
+    if there:
+        raise FileExistsError(errno.EEXIST, f"already holds {', '.join(there)}", str(folder))
+    written: list[Path] = []
+    try:
+        for path, content in contents.items():
+            write_file(folder / path, content, written)
+    except BaseException:
+        for file in written:
+            with contextlib.suppress(OSError):
+                file.unlink()
+        raise
+    return written
+
+
+def write_file(path: Path, content: bytes, written: list[Path]) -> None:
+    """Write a new file, noting it in `written` once it exists; OSError always names the file, as on a full disk it would not."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("xb") as file:
+            written.append(path)
+            file.write(content)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, error.filename or str(path)) from error

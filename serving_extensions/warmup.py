@@ -1,0 +1,117 @@
+"""TensorFlow Serving's warm-up files: TFRecords of PredictionLog, read without its generated protobuf classes."""
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from serving import (
+    Extension,
+    Load,
+    LoadError,
+    LoadRequest,
+    Servable,
+    load_errors,
+    tensorflow,
+)
+
+MOST_RECORDS = 1000  # TensorFlow Serving's limit
+
+Requests = Iterator[tuple[str, dict[str, np.ndarray]]]
+
+
+def wrap(load: Load) -> Load:
+    """A loader that runs the requests that lie beside a model before the model serves others."""
+
+    def load_replayed(request: LoadRequest) -> Servable:
+        servable = load(request)
+        with load_errors(request.folder, functools.partial(servable.retire, 0)):
+            replay(request.folder, servable.call)
+        return servable
+
+    return load_replayed
+
+
+def replay(folder: Path, answer: Callable[[str, dict[str, np.ndarray]], Any]) -> None:
+    """Run the requests in assets.extra/tf_serving_warmup_requests, as TensorFlow Serving does; a wrong one fails the load."""
+    path = folder / "assets.extra" / "tf_serving_warmup_requests"
+    if not path.is_file():
+        return
+    for index, read in enumerate(read_records(tensorflow(), path)):
+        if index == MOST_RECORDS:
+            raise LoadError(
+                f"Number of warmup records exceeds the maximum ({MOST_RECORDS}) at assets.extra/tf_serving_warmup_requests"
+            )
+        try:
+            for name, inputs in read():
+                answer(name, inputs)
+        except Exception as error:
+            raise LoadError(
+                f"Failed to parse warmup record: {index}: {getattr(error, 'message', None) or error}"
+            ) from error
+
+
+def read_records(tf: Any, path: Path) -> Iterator[Callable[[], Requests]]:
+    """For each record a function that reads its requests, so that an unreadable one can be told by its number."""
+    for record in tf.compat.v1.io.tf_record_iterator(str(path)):
+        yield functools.partial(read_requests, tf, record)
+
+
+def read_requests(tf: Any, record: bytes) -> Requests:
+    """The requests of a PredictionLog as (signature name, inputs): predict, classify and regress logs."""
+    log = read_fields(record)
+    for number in log.keys() & {
+        2,
+        3,
+        6,
+    }:  # classify_log, regress_log, predict_log, each with its request as field 1
+        request = read_fields(read_fields(log[number][0])[1][0])
+        name = (
+            b"".join(read_fields(request.get(1, [b""])[0]).get(3, [])).decode() or "serving_default"
+        )
+        yield (
+            name,
+            read_tensors(tf, request[2])
+            if number == 6
+            else {"inputs": read_examples(request[2][0])},
+        )
+
+
+def read_fields(message: bytes) -> dict[int, list[bytes]]:
+    """The length-delimited fields of a protobuf message by number, whatever its type."""
+    from google.protobuf import (
+        empty_pb2,
+        unknown_fields,
+    )  # protobuf comes, and is imported, with TensorFlow
+
+    found: dict[int, list[bytes]] = {}
+    for unknown in unknown_fields.UnknownFieldSet(empty_pb2.Empty.FromString(message)):
+        if unknown.wire_type == 2:
+            found.setdefault(unknown.field_number, []).append(unknown.data)
+    return found
+
+
+def read_tensors(tf: Any, entries: Sequence[bytes]) -> dict[str, np.ndarray]:
+    """A PredictRequest's `inputs`: map entries of name and TensorProto."""
+    from tensorflow.core.framework import tensor_pb2
+
+    pairs = [read_fields(entry) for entry in entries]
+    return {
+        pair[1][0].decode(): tf.make_ndarray(tensor_pb2.TensorProto.FromString(pair[2][0]))
+        for pair in pairs
+    }
+
+
+def read_examples(given: bytes) -> np.ndarray:
+    """A ClassificationRequest's `input` as serialized Examples [N], a context merged in where it has one."""
+    fields = read_fields(given)
+    examples = read_fields((fields.get(1) or fields[2])[0])
+    context = b"".join(
+        examples.get(2, [])
+    )  # serialized messages merge by joining; the later one, the example, wins
+    return np.array([context + example for example in examples[1]] + [None], object)[:-1]
+
+
+EXTENSION = Extension("warmup", wrap_load=lambda server, load: wrap(load))

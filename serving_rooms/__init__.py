@@ -1,1 +1,0 @@
-"""Further rooms of serving.py, each loaded when it is used."""

@@ -1,0 +1,13 @@
+"""A site that Flask-CORS opens to the pages of other sites."""
+
+import flask
+from flask_cors import CORS
+
+import serving
+
+
+def create_app(source):
+    site = flask.Flask("shared")
+    CORS(site, origins=["https://page.example"])
+    site.register_blueprint(serving.create_blueprint(source), url_prefix="/ml")
+    return site

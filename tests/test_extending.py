@@ -1,0 +1,65 @@
+"""The example of docs/extending.md, word for word, and what a hook that fails does."""
+
+import re
+
+import flask
+import pytest
+from conftest import ROOT, FakeServable, Rest, config
+
+import serving
+
+DOC = (ROOT / "docs" / "extending.md").read_text()
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """The server of the document, over the demo."""
+    monkeypatch.chdir(ROOT)
+    names = {}
+    exec(re.search(r"```python\n(.*?)```", DOC, re.DOTALL)[1], names)
+    server = names["server"]
+    assert server.wait(60)
+    yield server
+    server.stop()
+
+
+def mounted(server):
+    site = flask.Flask("site")
+    site.register_blueprint(serving.create_blueprint(server), url_prefix="/ml")
+    return site.test_client(), "/ml"
+
+
+@pytest.mark.parametrize(
+    "mount", [mounted, lambda server: (serving.create_app(server).test_client(), "")]
+)
+def test_the_documents_extension_counts_rows(server, mount):
+    client, prefix = mount(server)
+    path = f"{prefix}/v1/models/half_plus_two:predict"
+    assert client.post(path, json={"instances": [1.0, 2.0, 5.0]}).status_code == 200
+    assert client.get(f"{prefix}/rows").json["half_plus_two"] == 3
+    assert client.get(f"{prefix}/stats").status_code == 200, "the others are there as well"
+
+
+def test_the_document_has_every_hook():
+    for field in serving.dataclasses.fields(serving.Extension):
+        assert field.name == "name" or f"`{field.name}" in DOC, field.name
+
+
+def test_a_hook_that_fails_is_that_requests_500_and_no_traceback(caplog):
+    def fail(server, call):
+        raise RuntimeError("secret")
+
+    broken = serving.Extension("broken", routes=[serving.route("GET", "/broken", fail, "open")])
+    fake = FakeServable()
+    server = serving.ModelServer(
+        config("m"),
+        extensions=[broken],
+        load=lambda folder, model: fake,
+        list_versions=lambda path: {1: serving.Path(path)},
+    )
+    assert server.wait(60)
+    rest = Rest(server)
+    response = rest.get("/broken")
+    assert response.status_code == 500 and "secret" not in response.text
+    assert "secret" in caplog.text
+    assert rest.post("/v1/models/m:predict", {"inputs": [[1.0]]}).status_code == 200

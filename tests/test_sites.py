@@ -1,0 +1,382 @@
+"""Sites as people make them, the server mounted in each: tests/sites has the sites."""
+
+import contextlib
+import io
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+
+import flask
+import numpy as np
+import pytest
+from conftest import ROOT, FakeDetector, FakeServable, assert_error, bearer, fake_server, until
+from PIL import Image
+from sites import csrf, factory, limited, members, shared
+
+import serving
+
+PREDICT = {"data": '{"instances": [[2.0]]}'}
+ANSWER = {"predictions": [[2.0]]}
+
+
+@pytest.fixture
+def server():
+    return fake_server({"m": FakeServable()})
+
+
+# --- extensions -------------------------------------------------------------------------------------------
+
+
+def test_a_site_that_flask_wtf_protects_exempts_the_blueprint(server):
+    client = csrf.create_app(server).test_client()
+    assert client.post("/ml/v1/models/m:predict", **PREDICT).json == ANSWER
+    assert client.get("/ml/v1/models").status_code == 200
+    assert client.post("/form").status_code == 400
+
+
+def test_without_the_exemption_flask_wtf_says_what_is_missing(server):
+    client = csrf.create_app(server, exempt=False).test_client()
+    response = client.post("/ml/v1/models/m:predict", **PREDICT)
+    assert response.status_code == 400 and b"The CSRF token is missing" in response.data
+    assert client.get("/ml/v1/models").status_code == 200
+
+
+def test_flask_limiter_counts_the_servers_urls_alone(server):
+    client = limited.create_app(server).test_client()
+    statuses = [client.post("/ml/v1/models/m:predict", **PREDICT).status_code for _ in range(3)]
+    assert statuses == [200, 200, 429]
+    assert [client.get("/").status_code for _ in range(4)] == [200] * 4
+
+
+def test_a_default_limit_of_the_whole_site_holds_for_the_servers_urls(server):
+    client = limited.create_app(server, "1 per minute").test_client()
+    statuses = [client.post("/ml/v1/models/m:predict", **PREDICT).status_code for _ in range(2)]
+    assert statuses == [200, 429]
+
+
+def test_flask_login_lets_its_members_in():
+    server = fake_server({"d": FakeDetector()}, deployments=[{"id": "d", "model": "d"}])
+    client = members.create_app(server).test_client()
+    assert client.post("/ml/predict", data=picture()).status_code == 401
+    assert client.post("/login").status_code == 200
+    assert client.post("/ml/predict", data=picture()).status_code == 200
+
+
+def test_flask_cors_opens_the_servers_urls_to_other_pages(server):
+    client = shared.create_app(server).test_client()
+    ask = {"Origin": "https://page.example", "Access-Control-Request-Method": "POST"}
+    preflight = client.options("/ml/v1/models/m:predict", headers=ask)
+    answer = client.post("/ml/v1/models/m:predict", headers=ask, **PREDICT)
+    assert preflight.status_code == 200 and answer.json == ANSWER
+    for response in (preflight, answer):
+        allowed = response.headers.getlist("Access-Control-Allow-Origin")
+        assert allowed == ["https://page.example"]
+    assert "POST" in preflight.headers["Access-Control-Allow-Methods"]
+
+
+def test_every_view_has_a_name_and_a_module_as_extensions_expect(server):
+    site = flask.Flask("site")
+    site.register_blueprint(serving.create_blueprint(server), url_prefix="/ml")
+    for name, view in site.view_functions.items():
+        assert isinstance(view.__name__, str) and isinstance(view.__module__, str), name
+
+
+# --- when models are loaded -------------------------------------------------------------------------------
+
+
+def picture():
+    file = io.BytesIO()
+    Image.new("RGB", (8, 6), (10, 20, 30)).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.fixture
+def notes(tmp_path, monkeypatch):
+    """What a site of the factory's has written down: (process, `parent` or `true`, what)."""
+    path = tmp_path / "notes"
+    path.touch()
+    monkeypatch.setenv("NOTES", str(path))
+    return lambda: [tuple(line.split()) for line in path.read_text().splitlines()]
+
+
+def test_an_app_of_a_test_loads_nothing_until_it_is_asked(notes):
+    site = factory.create_app()
+    client = site.test_client()
+    assert client.get("/ml/livez").status_code == 200
+    assert [what for *_, what in notes()] == ["made"]
+    assert client.post("/ml/v1/models/m:predict", data='{"instances": [1]}').json == {
+        "predictions": [7.0]
+    }
+    assert [what for *_, what in notes()] == ["made", "loads"]
+    (server,) = site.extensions["serving"].values()
+    server.stop()
+
+
+@pytest.mark.parametrize("make", [serving.create_app, serving.create_blueprint])
+def test_an_eager_server_loads_at_once(make):
+    source = {"model_config_list": [{"config": {"name": "m", "base_path": "m"}}]}
+    loaded = []
+
+    def load(folder, model):
+        loaded.append(model.name)
+        return FakeServable()
+
+    def serve():
+        return serving.ModelServer(source, load=load, list_versions=lambda path: {1: ROOT / "1"})
+
+    server = serve()
+    make(server)
+    assert loaded == [] and server.manager._thread is None and "not loaded" in repr(server)
+    server = serve()
+    make(server, eager=True)
+    until(lambda: loaded == ["m"], 60)
+    server.stop()
+
+
+def flask_command(*arguments):
+    command = [sys.executable, "-m", "flask", "--app", str(ROOT / "tests/sites/factory.py")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return {"args": [*command, *arguments], "env": environment, "cwd": ROOT / "tests/sites"}
+
+
+def test_a_flask_command_loads_nothing(notes):
+    for command in ("hello", "routes"):
+        done = subprocess.run(**flask_command(command), capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    assert [what for *_, what in notes()] == ["made", "made"]
+
+
+def test_flask_run_with_its_reloader_loads_in_the_child_alone(notes):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    process = subprocess.Popen(
+        **flask_command("run", "--debug", "--port", str(port)),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    url = f"http://127.0.0.1:{port}/ml/v1/models/m:predict"
+    try:
+        for _ in range(600):
+            with contextlib.suppress(OSError):
+                answer = json.load(urllib.request.urlopen(url, b'{"instances": [1]}', timeout=60))
+                break
+            time.sleep(0.1)
+        assert answer == {"predictions": [7.0]}
+        assert [who for _, who, what in notes() if what == "loads"] == ["true"]
+        assert {who for _, who, what in notes() if what == "made"} >= {"true"}
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait(60)
+
+
+# --- where it is mounted ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["app", "blueprint", "tenant", "root"])
+def test_a_handler_that_a_reload_brings_is_answered(tmp_path, how):
+    (tmp_path / "handler.py").write_text("def f(value): return [value]\n")
+    path = tmp_path / "config.json"
+    path.write_text('{"model_config_list": []}')
+    server = serving.ModelServer(path, poll_seconds=0)
+    prefix = {"app": "", "blueprint": "/ml", "tenant": "/acme/ml", "root": ""}[how]
+    if how == "app":
+        site = serving.create_app(server)
+    else:
+        site = flask.Flask("site")
+        rule = "/<tenant>/ml" if how == "tenant" else prefix or None
+        site.register_blueprint(serving.create_blueprint(server), url_prefix=rule)
+        site.add_url_rule("/page/", "page", lambda: "page")
+        site.add_url_rule("/cms/<path:name>", "cms", lambda name: f"cms {name}")
+        site.register_error_handler(404, lambda error: ("the site's own page", 404))
+    client, key = site.test_client(), bearer(server.generated_key)
+    assert client.post(f"{prefix}/new/f", data="1", headers=key).status_code == 404
+    handlers = [{"path": "/new/f", "function": "handler.py:f"}]
+    path.write_text(json.dumps({"model_config_list": [], "handlers": handlers}))
+    assert client.post(f"{prefix}/v1/config/reload").status_code == 201
+    assert client.post(f"{prefix}/new/f", data="1", headers=key).json == [1]
+    if how != "app":
+        assert client.get(f"{prefix}/new/g").data == b"the site's own page"
+        assert client.get("/page").status_code == 308 and client.get("/page/").data == b"page"
+        assert client.post("/page/").status_code == 405
+        assert client.get("/cms/new/f").data == b"cms new/f"
+    path.write_text('{"model_config_list": []}')
+    assert server.reload()[0] == 201
+    assert client.post(f"{prefix}/new/f", data="1", headers=key).status_code == 404
+    server.stop()
+
+
+def test_a_sites_page_for_every_other_url_stays_in_front_of_later_handlers(server):
+    site = flask.Flask("site")
+    site.register_blueprint(serving.create_blueprint(server))
+    site.add_url_rule("/<path:name>", "cms", lambda name: f"cms {name}")
+    client = site.test_client()
+    assert client.get("/about/us").data == b"cms about/us"
+    assert client.get("/livez").json == {"status": "live"}
+
+
+@pytest.mark.parametrize(
+    "rule, prefix",
+    [("/<tenant>/ml", "/acme/ml"), ("/<root>/<rest>/<group>", "/a/b/c"), ("/<int:id>", "/7")],
+)
+def test_a_prefix_may_have_values_of_the_sites(server, rule, prefix):
+    site, seen = flask.Flask("site"), []
+    site.register_blueprint(serving.create_blueprint(server), url_prefix=rule)
+    site.before_request(lambda: seen.append(dict(flask.request.view_args)))
+    client = site.test_client()
+    assert client.post(f"{prefix}/v1/models/m:predict", **PREDICT).json == ANSWER
+    assert client.get(f"{prefix}/v1/models/m").json == server.status("m")
+    assert client.get(f"{prefix}/openapi.json").json["servers"][0]["url"].endswith(prefix)
+    assert client.get(f"{prefix}/console/").status_code == 200
+    assert_error(client.get(f"{prefix}/v1/models/x"), 404, "Could not find any versions of model x")
+    assert seen[0]
+
+
+def test_a_site_that_tells_hosts_apart_has_the_server_on_each(server):
+    site = flask.Flask("site", host_matching=True, static_host="static.example")
+    site.register_blueprint(serving.create_blueprint(server), url_prefix="/ml")
+    site.add_url_rule("/", "home", lambda: "home", host="www.example")
+    client = site.test_client()
+    for host in ("www.example", "api.example", "localhost:5000"):
+        response = client.post("/ml/v1/models/m:predict", base_url=f"http://{host}", **PREDICT)
+        assert response.json == ANSWER, host
+    assert client.get("/", base_url="http://www.example").data == b"home"
+    assert client.get("/", base_url="http://api.example").status_code == 404
+
+
+def test_one_server_may_be_mounted_twice_and_each_is_told_by_its_name(server):
+    site, blueprint = flask.Flask("site"), serving.create_blueprint(server)
+    site.register_blueprint(blueprint, url_prefix="/one")
+    site.register_blueprint(blueprint, url_prefix="/two", name="second")
+    client = site.test_client()
+    for prefix in ("/one", "/two"):
+        assert client.post(f"{prefix}/v1/models/m:predict", **PREDICT).json == ANSWER
+    assert site.extensions["serving"] == {blueprint.name: server, "second": server}
+
+
+# --- hooks that read the body -----------------------------------------------------------------------------
+
+FORM = {"Content-Type": "application/x-www-form-urlencoded"}
+
+
+@pytest.mark.parametrize(
+    "look",
+    [
+        lambda request: request.get_data(),
+        lambda request: request.get_json(force=True),
+        lambda request: (request.get_data(), request.form),
+        lambda request: request.data,
+    ],
+)
+def test_a_body_that_a_hook_has_read_is_answered(server, look):
+    site = flask.Flask("site")
+    site.register_blueprint(serving.create_blueprint(server), url_prefix="/ml")
+    site.before_request(lambda: look(flask.request) and None)
+    client = site.test_client()
+    for headers in ({}, {"Content-Type": "application/json"}):
+        response = client.post("/ml/v1/models/m:predict", headers=headers, **PREDICT)
+        assert response.json == ANSWER, headers
+
+
+def test_a_form_that_a_hook_looks_for_in_json_takes_nothing_away(server):
+    site = flask.Flask("site")
+    site.register_blueprint(serving.create_blueprint(server), url_prefix="/ml")
+    site.before_request(lambda: flask.request.form.get("csrf_token") and None)
+    response = site.test_client().post("/ml/v1/models/m:predict", json={"instances": [[2.0]]})
+    assert response.json == ANSWER
+
+
+@pytest.mark.parametrize(
+    "look",
+    [lambda request: request.form, lambda request: request.stream.read()],
+)
+def test_a_body_that_a_hook_has_used_up_is_an_error_that_says_so(server, look):
+    site = flask.Flask("site")
+    site.register_blueprint(serving.create_blueprint(server), url_prefix="/ml")
+    site.before_request(lambda: look(flask.request) and None)
+    response = site.test_client().post("/ml/v1/models/m:predict", headers=FORM, **PREDICT)
+    assert_error(response, 500, "A hook of this site has read the request's body...")
+
+
+# --- from Python ------------------------------------------------------------------------------------------
+
+
+def test_a_call_from_python_waits_for_the_model_however_long_it_loads():
+    source = {
+        "model_config_list": [{"config": {"name": "m", "base_path": "m"}}],
+        "server": {"load_wait_seconds": 0},
+    }
+    asked = []
+
+    def load(folder, model):
+        until(lambda: asked, 60)
+        return FakeServable()
+
+    server = serving.ModelServer(source, load=load, list_versions=lambda path: {1: ROOT / "1"})
+    tried = server.manager._tried["m"]
+
+    def note(seconds):
+        asked.append(seconds)
+        return type(tried).wait(tried, seconds)
+
+    tried.wait = note
+    assert server.predict("m", {"instances": [[2.0]]})["predictions"].tolist() == [[2.0]]
+    server.stop()
+
+
+def test_a_server_tells_its_models_and_their_states(server):
+    assert repr(server) == "<ModelServer m: 1 AVAILABLE>"
+    assert repr(serving.ModelServer({"model_config_list": []})) == "<ModelServer of no models>"
+    source = {"model_config_list": [{"config": {"name": "n", "base_path": "nowhere"}}]}
+    assert repr(serving.ModelServer(source)) == "<ModelServer n: not loaded>"
+
+
+def test_a_picture_may_be_a_path_bytes_a_pil_image_or_an_array(tmp_path):
+    server = fake_server({"d": FakeDetector()}, deployments=[{"id": "d", "model": "d"}])
+    pixels = np.full((6, 8, 3), (10, 20, 30), np.uint8)
+    path = tmp_path / "picture.png"
+    path.write_bytes(picture())
+    image = Image.open(path)
+    ways = [str(path), path, picture(), bytearray(picture()), image, pixels, pixels / np.float32(1)]
+    answers = [server.predict_image(way)["predictions"] for way in ways]
+    assert len(answers[0]) == 2 and all(answer == answers[0] for answer in answers)
+    grey = [
+        server.predict_image(way) for way in (pixels[:, :, 0], Image.fromarray(pixels[:, :, 0]))
+    ]
+    assert grey[0] == grey[1]
+    assert image.size == (8, 6), "the caller's image stays as it is"
+    with pytest.raises(FileNotFoundError):
+        server.predict_image(tmp_path / "nowhere.png")
+    with pytest.raises(serving.BadRequest, match="expected a path, bytes, a PIL image"):
+        server.predict_image([[1]])
+    with pytest.raises(serving.BadRequest, match="expected shape HxW"):
+        server.predict_image(np.zeros((2, 2, 7), np.uint8))
+
+
+def test_a_pil_image_is_turned_as_its_exif_says():
+    server = fake_server({"d": FakeDetector()}, deployments=[{"id": "d", "model": "d"}])
+    turned, file = Image.new("RGB", (8, 6), (10, 20, 30)), io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned.save(file, "PNG", exif=exif)
+    shown = [server.predict_image(way, form="coco") for way in (file.getvalue(), Image.open(file))]
+    assert shown[0] == shown[1]
+
+
+@pytest.mark.parametrize("given, expected", [({}, ("0.0.0.0", 9)), ({"port": 5}, ("0.0.0.0", 5))])
+def test_run_listens_where_the_environment_says(monkeypatch, given, expected):
+    asked = []
+    monkeypatch.setenv("SERVING_HOST", "0.0.0.0")
+    monkeypatch.setenv("SERVING_PORT", "9")
+    monkeypatch.setattr(serving, "serve", lambda process, server, *where: asked.append(where[:2]))
+    serving.run({"model_config_list": []}, **given)
+    assert asked == [expected]
+    monkeypatch.setenv("SERVING_PORT", "http")
+    with pytest.raises(ValueError, match="SERVING_PORT: expected 0 to 65535, got 'http'"):
+        serving.run({"model_config_list": []})

@@ -58,6 +58,7 @@ import secrets
 import select
 import signal
 import socket
+import stat
 import sys
 import threading
 import time
@@ -4338,6 +4339,8 @@ class ModelManager:
 
     def start(self) -> None:
         """Start the loader thread and its first pass, once."""
+        if self._thread is not None and self._thread.is_alive():  # in a fork of its process none is
+            return
         if self._process not in (None, os.getpid()):
             raise ServingError(
                 "The models were loaded before this process was forked, which TensorFlow does not survive: "
@@ -7129,7 +7132,17 @@ class PatientHandler(logging.StreamHandler):
 
     dropped = 0
 
+    @functools.cached_property
+    def always_takes(self) -> bool:
+        """Whether the stream is a file: that takes all, and the system need not be asked each time."""
+        try:
+            return stat.S_ISREG(os.fstat(self.stream.fileno()).st_mode)
+        except (AttributeError, OSError, ValueError):
+            return False
+
     def takes_more(self) -> bool:
+        if self.always_takes:
+            return True
         try:
             return bool(select.select([], [self.stream.fileno()], [], 0)[1])
         except (

@@ -13,6 +13,7 @@ from serving import SHORT_SECONDS, is_plain_json, view_infer
 SHORT_BYTES = 16 << 10  # of a body
 LONG_SECONDS = 0.005  # of the processor's time: requests that take this long ...
 STRIKES = 3  # ... so many times running ...
+SUSPICION = 0.5  # of a strike: the first, of which only the clock tells
 PENALTY_SECONDS = 10.0  # ... send those for their model to the worker threads for so long
 SIGNATURE = re.compile(rb'"signature_name"\s*:\s*"([\x20-\x7e]*?)"')
 UNPACKED = (
@@ -63,9 +64,20 @@ class Lane:
         return servable is not None and servable.seconds_of(signature) < SHORT_SECONDS
 
     def answer(self, channel: Any, model: str) -> None:
-        began = time.thread_time()
+        """Answer a request here, and note how long that took.
+
+        The processor's time is looked at, which costs microseconds, once one was long by the clock.
+        """
+        watched, began = model in self.strikes, time.perf_counter()
+        busy = time.thread_time() if watched else 0.0
         channel.answer_here()
-        self.note(model, time.thread_time() - began)
+        seconds = time.perf_counter() - began
+        if seconds < LONG_SECONDS:
+            self.note(model, seconds)
+        elif watched:
+            self.note(model, time.thread_time() - busy)
+        else:
+            self.strikes[model] = SUSPICION
 
     def note(self, model: str, seconds: float) -> None:
         """Learn which models are short only by their looks: with very many rows, or with other input than was tried.
@@ -75,7 +87,9 @@ class Lane:
         """
         if seconds < LONG_SECONDS:
             if model in self.strikes:
-                self.strikes[model] = max(0.0, self.strikes[model] - 0.25)
+                self.strikes[model] -= 0.25
+                if self.strikes[model] <= 0:
+                    del self.strikes[model]
             return
         self.strikes[model] = self.strikes.get(model, 0.0) + 1
         if self.strikes[model] < STRIKES:

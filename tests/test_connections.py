@@ -1397,9 +1397,9 @@ def test_a_model_that_has_become_slow_moves_to_the_workers():
 
     model = Busy()
     with watched(fake_server({"m": model})) as (address, loop), connected(address) as client:
-        for number in range(5):
+        for number in range(6):
             assert ask(client, post(row(number))) == {"predictions": [[number / 2 + 1]]}
-    assert model.threads[:3] == [loop] * 3 and loop not in model.threads[3:]
+    assert model.threads[:4] == [loop] * 4 and loop not in model.threads[4:]
 
 
 def test_a_machine_that_does_something_else_makes_no_model_slow():

@@ -2463,7 +2463,21 @@ def tensorflow() -> Any:
     """
     import tensorflow
 
+    settle_garbage(freeze=True)
     return tensorflow
+
+
+# What frees memory after loads, where the process is our own: tidy(freeze).
+TIDY: list[Callable[[bool], None]] = []
+
+
+def settle_garbage(freeze: bool = False) -> None:
+    """Free what loading left over, where the process is our own; a host's collector is left alone.
+
+    With `freeze`, what is there now is to stay, and no later collection looks at it.
+    """
+    for tidy in list(TIDY):
+        tidy(freeze)
 
 
 def usable_cores() -> int:
@@ -4818,15 +4832,6 @@ def end_loader(jobs: queue.SimpleQueue, thread: threading.Thread, ending: thread
     jobs.put((ModelManager.unload_all, Future()))
     if not threading.main_thread().is_alive() and thread is not threading.current_thread():
         thread.join()
-
-
-TIDY: list[Callable[[], None]] = []  # what frees memory after loads, where the process is our own
-
-
-def settle_garbage() -> None:
-    """Free what loading left over, where the process is our own; a host's collector is left alone."""
-    for tidy in list(TIDY):
-        tidy()
 
 
 # ==================================================================================================
@@ -7265,12 +7270,13 @@ class Process:
             os._exit(1)
 
 
-def tidy_memory(freeze: bool) -> None:
-    """Collect, set what is left aside from now on, and give freed memory back. All wait for it, some 0.1 s."""
-    if freeze:
-        gc.unfreeze()
+def tidy_memory(is_free: bool, freeze: bool) -> None:
+    """Collect, and give freed memory back; set aside what is left, if asked for and nobody else does.
+
+    All wait for it: some milliseconds, and 0.1 s over TensorFlow's objects, just after its import.
+    """
     gc.collect()
-    if freeze:
+    if freeze and is_free:
         gc.freeze()
     # glibc keeps hundreds of MB that loading has used; other systems have no such call.
     with contextlib.suppress(OSError, AttributeError, TypeError):

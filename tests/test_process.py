@@ -256,7 +256,7 @@ def test_what_the_host_has_frozen_stays_frozen(monkeypatch):
         process.tend_memory()
         monkeypatch.setattr(gc, "freeze", lambda: pytest.fail("somebody else's"))
         monkeypatch.setattr(gc, "unfreeze", lambda: pytest.fail("somebody else's"))
-        serving.settle_garbage()
+        serving.settle_garbage(freeze=True)
 
 
 def test_a_second_signal_ends_the_process_at_once(monkeypatch):

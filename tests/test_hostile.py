@@ -6,6 +6,8 @@ import io
 import json
 import os
 import socket
+import subprocess
+import sys
 import threading
 import tracemalloc
 
@@ -736,14 +738,28 @@ def test_graph_that_takes_one_row_only_is_refused_where_batching_is_asked_for(tf
         load(tmp_path / "m", batching=True)
 
 
-def test_forked_process_says_so(monkeypatch):
-    client = Rest(fake_server({"m": FakeServable()}))
-    monkeypatch.setattr(os, "getpid", lambda: -1)
-    assert_error(
-        client.post("/v1/models/m:predict", {"inputs": [0.0]}),
-        503,
-        "The models were loaded before this process was forked, ...",
-    )
+FORKED = """
+import os, serving
+from conftest import FakeServable, Rest, fake_server
+rest = Rest(fake_server({"m": FakeServable()}))
+def ask():
+    return rest.post("/v1/models/m:predict", {"inputs": [0.0]})
+print(ask().status_code, flush=True)
+child = os.fork()
+if not child:
+    print(ask().status_code, ask().json["error"], flush=True)
+    os._exit(0)
+os.waitpid(child, 0)
+print(ask().status_code)
+"""
+
+
+def test_a_forked_process_says_so():
+    code = f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\n" + FORKED
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    before, forked, after = done.stdout.splitlines()
+    assert before == after == "200"
+    assert forked.startswith("503 The models were loaded before this process was forked, ")
 
 
 # --- Python -------------------------------------------------------------------------------------------------

@@ -171,8 +171,9 @@ class Chunks(ChunkedReceiver):
             return RequestEntityTooLarge(f"exceeds max_body of {self.most}")
         if BARE_LINE_FEED.search(self.trailer) or BARE_LINE_FEED.search(self.control_line):
             return BadRequest("Bare LF found in chunks")
-        lines = self.trailer.split(b"\r\n") if self.completed else ()
-        if any(line and not TRAILER.fullmatch(line) for line in lines):
+        if not self.completed or self.trailer == b"\r":  # none, of which the half came before
+            return None
+        if any(line and not TRAILER.fullmatch(line) for line in self.trailer.split(b"\r\n")):
             return BadRequest("Invalid trailer")
         return None
 

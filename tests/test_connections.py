@@ -26,6 +26,7 @@ import requests
 from conftest import ROOT, FakeServable, bearer, config, fake_server, key_entry, listening, until
 from flask import Flask
 from waitress import create_server, wasyncore
+from waitress.adjustments import Adjustments
 from waitress.channel import HTTPChannel
 from waitress.proxy_headers import PROXY_HEADERS
 
@@ -552,6 +553,23 @@ def test_any_sequence_is_answered_as_by_plain_waitress_and_flask(both, part):
         script = make_script(seed)
         ours, plain = (play(address, script) for address in both)
         assert ours == plain, (seed, script)
+
+
+@pytest.mark.parametrize("end", [b"0\r\n\r\n", b"0;a=b\r\nX-Trailer: 1\r\n\r\n"])
+def test_chunks_cut_anywhere_are_the_same_chunks(end):
+    data = CHUNKED + b"5\r\nhello\r\n" + end
+    for cut in range(1, len(data)):
+        parser = connections.Parser(Adjustments())
+        assert feed(parser, data[:cut]) == b"" and not parser.completed
+        assert feed(parser, data[cut:] + GET) == GET, cut
+        assert parser.error is None and parser.get_body_stream().read() == b"hello", cut
+
+
+def feed(parser, data):
+    """Hand a parser what has come; what is left is the next request's."""
+    while data and not parser.completed:
+        data = data[parser.received(data) :]
+    return data
 
 
 # --- nothing of one client reaches another --------------------------------------------------------------------------

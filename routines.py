@@ -2,17 +2,20 @@
 
     Images in        bytes, base64, nested lists or a URL to uint8 RGB [H, W, 3], within limits
     Model outputs    five families of detectors, segmenters and classifiers to the same arrays
-    Routines         filters and measures, chained in a request or a deployment; your own with `@routine`
+    Routines         filters and measures, chained in a request or a deployment; your own with
+                     `@routine`
     Predictions out  the arrays to annotations, COCO, or a drawn picture
 
 Predictions travel between the rooms as a dict of arrays, N of them, best first:
 
-    boxes    float32 [N, 4], ymin, xmin, ymax, xmax in 0..1 of the original picture; absent for classifiers
+    boxes    float32 [N, 4], ymin, xmin, ymax, xmax in 0..1 of the original picture; absent for
+             classifiers
     scores   float32 [N], 0..1
     classes  int64 [N], ids of the label map
     names    object [N], str, from the label map
     masks    float32 [N, mh, mw], 0..1, relative to the box; only for segmenters
-    answer   a dict merged into the response; with `only_answer` it stands in place of the predictions
+    answer   a dict merged into the response; with `only_answer` it stands in place of the
+             predictions
 
 This module never imports `serving`: it works on arrays alone.
 """
@@ -235,7 +238,9 @@ def decode_base64(text: str) -> bytes:
 
 
 def decode_array(value: Any, limits: ImageLimits) -> np.ndarray:
-    """Read nested lists or an array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] of 0..255 as uint8 RGB."""
+    """Read nested lists or an array [H, W], [H, W, 1], [H, W, 3] or [H, W,
+    4] of 0..255 as uint8 RGB.
+    """
     array = value if isinstance(value, np.ndarray) else read_lists(value)
     if array.dtype.kind not in "uif":
         raise ImageError(f"array: expected numbers 0..255, got {array.dtype}")
@@ -384,7 +389,9 @@ def show_kind(value: Any) -> str:
 
 
 def read_request(body: Any, limits: ImageLimits) -> tuple[np.ndarray, Any]:
-    """Read the JSON value `{"image_type": "url" | "base64" | "array", "data": ..., "routines": [...]}`: picture and routines."""
+    """Read the JSON value `{"image_type": "url" | "base64" | "array", "data": ..., "routines":
+    [...]}`: picture and routines.
+    """
     if not isinstance(body, dict):
         raise ImageError("expected a JSON object with 'image_type' and 'data'")
     kinds: dict[str, tuple[type, str, Callable]] = {
@@ -410,7 +417,9 @@ NPY_START = b"\x93NUMPY"
 def reader_of(
     body: bytes, content_type: str = ""
 ) -> Callable[[bytes, ImageLimits], np.ndarray] | None:
-    """How to decode a body that is a picture or a .npy array, by its first bytes or its content type; None for all else."""
+    """How to decode a body that is a picture or a .npy array,
+    by its first bytes or its content type; None for all else.
+    """
     if body.startswith(NPY_START) or content_type == "application/x-npy":
         return decode_npy
     if content_type == "application/octet-stream" and not body[:64].lstrip().startswith(b"{"):
@@ -425,7 +434,7 @@ def read_bytes(body: bytes, limits: ImageLimits, content_type: str = "") -> np.n
     return (reader_of(body, content_type) or decode_image)(body, limits)
 
 
-# --- URLs: only public addresses, the connection to the very address that was checked ---------------------
+# --- URLs: only public addresses, the connection to the very address that was checked -----------
 
 MAX_REDIRECTS = 5
 
@@ -435,8 +444,8 @@ def fetch_image(
 ) -> np.ndarray:
     """Download a picture over http or https. Each address of each host on the way must be public.
 
-    `resolve` is socket.getaddrinfo, an argument so that tests can rebind names. Proxies of the environment
-    are not used. Raises ImageError with the reason.
+    `resolve` is socket.getaddrinfo, an argument so that tests can rebind names. Proxies of the
+    environment are not used. Raises ImageError with the reason.
     """
     deadline = time.monotonic() + limits.download_seconds
     try:
@@ -496,7 +505,9 @@ def fetch_once(
 
 @contextlib.contextmanager
 def cut_at(deadline: float, connection: socket.socket) -> Iterator[None]:
-    """Shut a connection down at the deadline: a time-out for each read does not end a server that drips."""
+    """Shut a connection down at the deadline: a time-out for each read
+    does not end a server that drips.
+    """
 
     def cut() -> None:
         with contextlib.suppress(OSError):
@@ -542,7 +553,9 @@ def public_address(host: str, port: int, limits: ImageLimits, resolve: Callable)
 
 
 def is_public(text: str) -> bool:
-    """Whether an IP address is on the open internet, looking through IPv6 forms that carry an IPv4 one."""
+    """Whether an IP address is on the open internet,
+    looking through IPv6 forms that carry an IPv4 one.
+    """
     address = ipaddress.ip_address(text.partition("%")[0])
     if isinstance(address, ipaddress.IPv6Address):
         carried = (
@@ -559,12 +572,14 @@ def is_public(text: str) -> bool:
 
 # ==================================================================================================
 # Model outputs
-# In: a signature's input and output specs, the model's arrays. Out: the arrays of predictions described on top.
+# In: a signature's input and output specs, the model's arrays. Out: the arrays of predictions
+# described on top.
 # ==================================================================================================
 
 
 def read_label_map(text: str) -> dict[int, str]:
-    """Read label_map.pbtxt (`item { id: 1 name: 'x' }`), JSON ({"1": "x"}, {"1": {"name": "x"}} or a list) or one name a line.
+    """Read label_map.pbtxt (`item { id: 1 name: 'x' }`), JSON ({"1": "x"}, {"1": {"name": "x"}} or
+    a list) or one name a line.
 
     Ids of a list and of lines start at 1; 0 is the background. Raises ValueError.
     """
@@ -583,7 +598,10 @@ def read_label_map(text: str) -> dict[int, str]:
 
 
 def load_labels(value: Any, folder: Path) -> dict[int, str]:
-    """The label map of a deployment: a file's path, an object, a list or None. Raises ValueError and OSError."""
+    """The label map of a deployment: a file's path, an object, a list or None.
+
+    Raises ValueError and OSError.
+    """
     return (
         read_label_map((folder / value).read_text())
         if isinstance(value, str)
@@ -592,7 +610,10 @@ def load_labels(value: Any, folder: Path) -> dict[int, str]:
 
 
 def label_map_of(value: Any) -> dict[int, str]:
-    """A label map given as JSON: an object by id, or a list of names from id 1 on. Raises ValueError."""
+    """A label map given as JSON: an object by id, or a list of names from id 1 on.
+
+    Raises ValueError.
+    """
     if isinstance(value, list | tuple):
         value = {index: name for index, name in enumerate(value, 1)}
     try:
@@ -605,7 +626,10 @@ def label_map_of(value: Any) -> dict[int, str]:
 
 
 def detect_family(outputs: Mapping[str, tuple[int | None, ...] | None]) -> str:
-    """The family of a signature's outputs, by their names and shapes; ValueError when it is none of the five."""
+    """The family of a signature's outputs, by their names and shapes.
+
+    ValueError when it is none of the five.
+    """
     shapes = list(outputs.values())
     if {"detection_boxes", "detection_scores", "detection_classes"} <= outputs.keys():
         return "detection_api"
@@ -623,7 +647,9 @@ def detect_family(outputs: Mapping[str, tuple[int | None, ...] | None]) -> str:
 
 
 def read_detection_api(outputs: Mapping[str, np.ndarray], labels: Mapping[int, str]) -> Tensors:
-    """TensorFlow's Object Detection API: boxes [1, N, 4] 0..1, scores and 1-based classes [1, N], masks [1, N, mh, mw]."""
+    """TensorFlow's Object Detection API: boxes [1, N, 4] 0..1, scores and 1-based classes [1, N],
+    masks [1, N, mh, mw].
+    """
     count = int(np.ravel(outputs["num_detections"])[0]) if "num_detections" in outputs else None
     tensors = {
         "boxes": outputs["detection_boxes"][0][:count],
@@ -636,7 +662,9 @@ def read_detection_api(outputs: Mapping[str, np.ndarray], labels: Mapping[int, s
 
 
 def read_detector(outputs: Mapping[str, np.ndarray], labels: Mapping[int, str]) -> Tensors:
-    """Datature's detector: one output [1, N, >=7]: ymin, xmin, ymax, xmax, score, class, ..., valid; then class-wise NMS."""
+    """Datature's detector: one output [1, N, >=7]: ymin, xmin, ymax, xmax, score, class, ...,
+    valid; then class-wise NMS.
+    """
     rows = next(iter(outputs.values()))[0]  # [N, >=7]
     rows = rows[rows[:, -1] != 0]
     tensors = {
@@ -648,7 +676,9 @@ def read_detector(outputs: Mapping[str, np.ndarray], labels: Mapping[int, str]) 
 
 
 def read_mask_rcnn(outputs: Mapping[str, np.ndarray], labels: Mapping[int, str]) -> Tensors:
-    """Datature's Mask R-CNN: output_1 scores, output_2 0-based classes, output_3 boxes, output_4 masks relative to the box."""
+    """Datature's Mask R-CNN: output_1 scores, output_2 0-based classes, output_3 boxes,
+    output_4 masks relative to the box.
+    """
     scores = np.ravel(outputs["output_1"])
     tensors = {
         "scores": scores,
@@ -662,9 +692,11 @@ def read_mask_rcnn(outputs: Mapping[str, np.ndarray], labels: Mapping[int, str])
 
 
 def read_segmentation(outputs: Mapping[str, np.ndarray], labels: Mapping[int, str]) -> Tensors:
-    """Class planes [1, C, H, W] or [1, H, W, C], class 0 the background: one prediction for each connected region.
+    """Class planes [1, C, H, W] or [1, H, W, C], class 0 the background: one prediction for each
+    connected region.
 
-    The planes lie along the axis of as many entries as there are labels and a background, else the shorter end.
+    The planes lie along the axis of as many entries as there are labels and a background, else the
+    shorter end.
     """
     planes = next(iter(outputs.values()))[0].astype(np.float32)
     last = (
@@ -690,7 +722,9 @@ def read_segmentation(outputs: Mapping[str, np.ndarray], labels: Mapping[int, st
 
 
 def find_regions(plane: np.ndarray) -> Iterator[tuple]:
-    """Connected regions of a bool plane: the box, its window of the plane, and what is inside there."""
+    """Connected regions of a bool plane: the box, its window of the plane,
+    and what is inside there.
+    """
     count, regions, stats, _ = cv2.connectedComponentsWithStats(
         plane.astype(np.uint8), connectivity=8
     )
@@ -708,14 +742,19 @@ def shrink_region(inside: np.ndarray) -> np.ndarray:
 
 
 def read_classifier(outputs: Mapping[str, np.ndarray], labels: Mapping[int, str]) -> Tensors:
-    """One output [1, C] of probabilities or logits. C is the labels' number, or one more with a background at 0."""
+    """One output [1, C] of probabilities or logits.
+
+    C is the labels' number, or one more with a background at 0.
+    """
     scores = as_probabilities(next(iter(outputs.values()))[0].astype(np.float32))
     first = 0 if 0 in labels or len(scores) == len(labels) + 1 else 1
     return {"scores": scores, "classes": np.arange(len(scores), dtype=np.int64) + first}
 
 
 def as_probabilities(values: np.ndarray) -> np.ndarray:
-    """Probabilities along the last axis: as they are when they are some already, else the softmax of logits."""
+    """Probabilities along the last axis: as they are when they are some already,
+    else the softmax of logits.
+    """
     if (
         values.min(initial=0) >= 0
         and values.max(initial=0) <= 1
@@ -738,7 +777,10 @@ FAMILIES: dict[str, Callable[[Mapping[str, np.ndarray], Mapping[int, str]], Tens
 def read_outputs(
     family: str, outputs: Mapping[str, np.ndarray], labels: Mapping[int, str], most: int
 ) -> Tensors:
-    """A model's outputs as predictions, best first, at most `most`; boxes clipped to the picture."""
+    """A model's outputs as predictions, best first, at most `most`.
+
+    Boxes clipped to the picture.
+    """
     tensors = FAMILIES[family](outputs, labels)
     order = np.argsort(-tensors["scores"], kind="stable")[:most]
     tensors = {name: array[order] for name, array in tensors.items()}
@@ -752,7 +794,8 @@ def read_outputs(
 
 # ==================================================================================================
 # Routines
-# In: predictions as arrays (or, before the model, the picture) and arguments. Out: a new dict of them.
+# In: predictions as arrays (or, before the model, the picture) and arguments. Out: a new dict of
+# them.
 # ==================================================================================================
 
 # Of the import that this thread is in: whose routines are one server's alone.
@@ -776,7 +819,8 @@ def argument(
 
 
 def routine(*aliases: str, before_model: bool = False) -> Callable[[type], type]:
-    """Make a class a routine of that name and those aliases; its annotated fields are the arguments.
+    """Make a class a routine of that name and those aliases; its annotated fields are the
+    arguments.
 
     Its `__call__(tensors)` returns a new dict of predictions, or with `before_model` a new picture.
     In a module of `routine_modules` it is for the server that imports it, elsewhere for all of the
@@ -843,7 +887,10 @@ class FilterConfidence:
 
 
 def overlaps(boxes: np.ndarray) -> np.ndarray:
-    """IoU of each box with each, float32 [N, N]; boxes [N, 4] (ymin, xmin, ymax, xmax). Empty boxes overlap nothing."""
+    """IoU of each box with each, float32 [N, N]; boxes [N, 4] (ymin, xmin, ymax, xmax).
+
+    Empty boxes overlap nothing.
+    """
     low = np.maximum(boxes[:, np.newaxis, :2], boxes[np.newaxis, :, :2])  # [N, N, 2]
     high = np.minimum(boxes[:, np.newaxis, 2:], boxes[np.newaxis, :, 2:])
     shared = np.prod(np.clip(high - low, 0, None), axis=2)  # [N, N]
@@ -853,7 +900,9 @@ def overlaps(boxes: np.ndarray) -> np.ndarray:
 
 
 def suppress(tensors: Tensors, iou: float) -> Tensors:
-    """Class-wise non-maximum suppression: the best stays, those of its class that overlap it by at least `iou` go."""
+    """Class-wise non-maximum suppression: the best stays,
+    those of its class that overlap it by at least `iou` go.
+    """
     order = np.argsort(-tensors["scores"], kind="stable")
     same = tensors["classes"][:, np.newaxis] == tensors["classes"][np.newaxis, :]  # [N, N]
     rivals = (overlaps(tensors["boxes"]) >= iou) & same
@@ -867,7 +916,10 @@ def suppress(tensors: Tensors, iou: float) -> Tensors:
 
 @routine()
 class FilterIOU:
-    """Of two predictions of one class that overlap by at least this IoU, the less confident goes. No-op for classifiers."""
+    """Of two predictions of one class that overlap by at least this IoU, the less confident goes.
+
+    No-op for classifiers.
+    """
 
     iou: float = argument(doc="0..1", minimum=0, maximum=1)
 
@@ -909,7 +961,8 @@ def entropies(scores: np.ndarray) -> np.ndarray:
 
 @routine("ActiveLearningMetric")
 class ActiveLearning:
-    """Answer how uncertain the model is, in place of the predictions: the mean binary entropy of each class, and their mean.
+    """Answer how uncertain the model is, in place of the predictions: the mean binary entropy of
+    each class, and their mean.
 
     The formula is the one that reproduces a published call of Datature's API. No predictions: 0.
     """
@@ -935,10 +988,12 @@ class ActiveLearning:
 
 
 def uncertainty(tensors: Tensors, strategy: str) -> float:
-    """How uncertain the model is of a picture, 0..1: `entropy` (as ActiveLearning answers it), `least_confidence` or `margin`.
+    """How uncertain the model is of a picture, 0..1: `entropy` (as ActiveLearning answers it),
+    `least_confidence` or `margin`.
 
-    Detections are yes-or-no questions, averaged by class, then over the classes: 1 - p, and 1 - |p - (1 - p)|.
-    Classes of a classifier exclude each other: 1 - the best, and 1 - (the best - the second). No predictions: 0.
+    Detections are yes-or-no questions, averaged by class, then over the classes: 1 - p, and 1 - |p
+    - (1 - p)|. Classes of a classifier exclude each other: 1 - the best, and 1 - (the best - the
+      second). No predictions: 0.
     After Settles, Active Learning Literature Survey (2009), section 3.1.
     """
     scores = np.clip(tensors["scores"].astype(np.float64), 0, 1)
@@ -961,7 +1016,9 @@ def mean_of_classes(values: np.ndarray, names: np.ndarray) -> tuple[float, dict[
 
 @routine()
 class Histogram:
-    """Add the distribution of instances: by class, or with `bins` or `ranges` by confidence within each class."""
+    """Add the distribution of instances: by class,
+    or with `bins` or `ranges` by confidence within each class.
+    """
 
     bins: int | None = argument(
         None, "number of equal bins of confidence from 0 to 1", minimum=1, maximum=1000
@@ -1014,12 +1071,14 @@ def draw_histogram(numbers: Mapping[str, Any]) -> str:
     most = max([count for _, count in rows], default=0) or 1
     bars = "".join(
         f'<text x="150" y="{22 * n + 16}" text-anchor="end">{escape(name)}</text>'
-        f'<rect x="156" y="{22 * n + 3}" width="{220 * count / most:.1f}" height="17" fill="#3b7dd8"/>'
+        f'<rect x="156" y="{22 * n + 3}" width="{220 * count / most:.1f}" '
+        'height="17" fill="#3b7dd8"/>'
         f'<text x="{160 + 220 * count / most:.1f}" y="{22 * n + 16}">{count}</text>'
         for n, (name, count) in enumerate(rows)
     )
     picture = (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="430" height="{22 * len(rows) + 6}" font-family="sans-serif" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="430" height="{22 * len(rows) + 6}" '
+        'font-family="sans-serif" '
         f'font-size="12">{bars}</svg>'
     )
     return "data:image/svg+xml;base64," + base64.b64encode(picture.encode()).decode()
@@ -1059,7 +1118,10 @@ class Resize:
 
 @routine(before_model=True)
 class Crop:
-    """Show the model a part of the picture, given in 0..1 of its sides; answers stay in coordinates of the whole picture."""
+    """Show the model a part of the picture, given in 0..1 of its sides.
+
+    Answers stay in coordinates of the whole picture.
+    """
 
     xmin: float = argument(0.0, "0..1", minimum=0, maximum=1)
     ymin: float = argument(0.0, "0..1", minimum=0, maximum=1)
@@ -1097,7 +1159,10 @@ def resize(image: np.ndarray, width: int, height: int) -> np.ndarray:
 
 
 def run_before(chain: Sequence[Any], image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Apply the routines before the model; returns the picture and where it lies in the original, float [4] as a box."""
+    """Apply the routines before the model.
+
+    Returns the picture and where it lies in the original, float [4] as a box.
+    """
     region = np.array([0, 0, 1, 1], np.float64)
     for step in chain:
         if isinstance(step, Crop):
@@ -1115,12 +1180,15 @@ def place_boxes(boxes: np.ndarray, region: np.ndarray) -> np.ndarray:
 
 # ==================================================================================================
 # Predictions out
-# In: predictions as arrays, the picture's size. Out: annotations, COCO, or the picture with them drawn.
+# In: predictions as arrays, the picture's size. Out: annotations, COCO, or the picture with them
+# drawn.
 # ==================================================================================================
 
 
 def to_annotations(tensors: Tensors, width: int, height: int) -> list[dict[str, Any]]:
-    """Predictions as the published objects: bound and contour in 0..1 of the picture, best first."""
+    """Predictions as the published objects: bound and contour in 0..1 of the picture,
+    best first.
+    """
     annotations = []
     for index, (score, number, name) in enumerate(
         zip(tensors["scores"].tolist(), tensors["classes"].tolist(), tensors["names"])
@@ -1148,7 +1216,9 @@ def to_annotations(tensors: Tensors, width: int, height: int) -> list[dict[str, 
 def paste_mask(
     mask: np.ndarray, box: np.ndarray, width: int, height: int, scale: int = 1
 ) -> tuple[np.ndarray, int, int]:
-    """A mask [mh, mw] relative to its box as 0/1 pixels, uint8 [h, w], with the top and left of where they lie."""
+    """A mask [mh, mw] relative to its box as 0/1 pixels, uint8 [h, w],
+    with the top and left of where they lie.
+    """
     ymin, xmin, ymax, xmax = box.tolist()
     top, left = int(ymin * height * scale), int(xmin * width * scale)
     tall, wide = (
@@ -1167,9 +1237,11 @@ def paste_mask(
 def trace_mask(
     mask: np.ndarray, box: np.ndarray, width: int, height: int
 ) -> list[list[float]] | None:
-    """The outer ring of a mask's largest part as [[x, y], ...] in 0..1 of the picture; None when there is no area.
+    """The outer ring of a mask's largest part as [[x, y], ...] in 0..1 of the picture; None when
+    there is no area.
 
-    Small masks are traced on a finer grid: a ring through the centres of border pixels cuts half a pixel off.
+    Small masks are traced on a finer grid: a ring through the centres of border pixels cuts half a
+    pixel off.
     """
     side = max((box[2] - box[0]) * height, (box[3] - box[1]) * width)
     scale = int(np.clip(np.ceil(256 / max(float(side), 1)), 1, 8))
@@ -1178,9 +1250,8 @@ def trace_mask(
     if not rings:
         return None
     ring = max(rings, key=cv2.contourArea)
-    short = cv2.approxPolyDP(
-        ring, min(1.0, 0.004 * float(side)) * scale, True
-    )  # fewer points, a hundredth of the area at most
+    # fewer points, a hundredth of the area at most
+    short = cv2.approxPolyDP(ring, min(1.0, 0.004 * float(side)) * scale, True)
     ring = (short if len(short) >= 3 else ring).reshape(-1, 2)
     if len(ring) < 3:
         return None
@@ -1232,7 +1303,9 @@ def to_coco(
 def present(
     tensors: Tensors, image: np.ndarray, labels: Mapping[int, str], form: str = "json"
 ) -> dict[str, Any] | bytes:
-    """The answer to a request: `json` or `coco` objects with what routines added, or the drawn picture as `png` or `jpeg` bytes."""
+    """The answer to a request: `json` or `coco` objects with what routines added,
+    or the drawn picture as `png` or `jpeg` bytes.
+    """
     answer = tensors.get("answer", {})
     if tensors.get("only_answer"):
         return answer
@@ -1281,7 +1354,9 @@ def draw_contours(
 def draw_annotations(
     image: np.ndarray, annotations: Sequence[Mapping[str, Any]], kind: str
 ) -> bytes:
-    """The picture, uint8 RGB [H, W, 3], at its own size with boxes, masks and names, as `png` or `jpeg` bytes."""
+    """The picture, uint8 RGB [H, W, 3], at its own size with boxes, masks and names,
+    as `png` or `jpeg` bytes.
+    """
     canvas = np.ascontiguousarray(image).copy()
     height, width = canvas.shape[:2]
     thick, font = max(1, round(min(height, width) / 250)), max(0.35, min(height, width) / 900)
@@ -1317,16 +1392,18 @@ def draw_annotations(
 
 # ==================================================================================================
 # One picture through one model
-# In: a model's signature, a picture, chains of routines. Out: predictions, in coordinates of the whole picture.
+# In: a model's signature, a picture, chains of routines. Out: predictions, in coordinates of the
+# whole picture.
 # ==================================================================================================
 
 
 @dataclass(frozen=True)
 class ImageModel:
-    """How a deployment shows pictures to its model and reads the answer. Raises ValueError when the signature is no image model's.
+    """How a deployment shows pictures to its model and reads the answer. Raises ValueError when the
+    signature is no image model's.
 
-    `inputs` and `outputs` are name -> (dtype such as `DT_UINT8`, shape or None); `rename` gives the model's own
-    output names for a family's; pictures are shown as `pixel * scale + offset`.
+    `inputs` and `outputs` are name -> (dtype such as `DT_UINT8`, shape or None); `rename` gives the
+    model's own output names for a family's; pictures are shown as `pixel * scale + offset`.
     """
 
     inputs: Mapping[str, tuple[str, tuple[int | None, ...] | None]]
@@ -1348,7 +1425,8 @@ class ImageModel:
             shape is None or len(shape) != 4 or shape[3] != 3 or shape[0] not in (None, 1)
         ):
             raise ValueError(
-                f"input '{name}' is no picture: expected [1, H, W, 3] or encoded bytes, got {list(shape or ())}"
+                f"input '{name}' is no picture: expected [1, H, W, 3] or encoded bytes, got "
+                f"{list(shape or ())}"
             )
         if self.family is not None and self.family not in FAMILIES:
             raise ValueError(f"family: expected one of {', '.join(FAMILIES)}, got '{self.family}'")
@@ -1369,7 +1447,9 @@ class ImageModel:
         return pixels * 3 * (1 if dtype == "DT_UINT8" else 8)
 
     def show(self, image: np.ndarray) -> dict[str, np.ndarray]:
-        """The model's input for a picture, uint8 RGB [H, W, 3]: resized when its size is fixed, one row."""
+        """The model's input for a picture, uint8 RGB [H, W, 3]: resized when its size is fixed,
+        one row.
+        """
         ((name, (dtype, shape)),) = self.inputs.items()
         if dtype == "DT_STRING":
             done, data = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
@@ -1397,7 +1477,9 @@ def predict_image(
     image: np.ndarray,
     chain: Sequence[Any],
 ) -> Tensors:
-    """Run a picture through the routines before the model, the model, and those after it, each in order."""
+    """Run a picture through the routines before the model, the model, and those after it,
+    each in order.
+    """
     shown, region = run_before([step for step in chain if step.before_model], image)
     tensors = model.read(run(model.show(shown)))
     if "boxes" in tensors:

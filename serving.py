@@ -1,12 +1,12 @@
 """serving: a TensorFlow model server in one embeddable Python file.
 
 It loads SavedModels named in a JSON config and answers TensorFlow Serving's REST API, with OpenVINO
-Model Server's config and reload; with routines.py beside it, it takes pictures and answers annotations;
-with serving_extensions/, it has pipelines, handlers, a page, metrics and more.
+Model Server's config and reload; with routines.py beside it, it takes pictures and answers
+annotations; with serving_extensions/, it has pipelines, handlers, a page, metrics and more.
 
-    python serving.py --config config.json                                      # a server of its own
-    site.register_blueprint(serving.create_blueprint("config.json"), url_prefix="/ml")   # in a Flask site
-    serving.ModelServer("config.json").predict("digits", {"instances": [...]})  # from Python, no HTTP
+    A server of its own       python serving.py --config config.json
+    In a Flask site           site.register_blueprint(serving.create_blueprint("config.json"))
+    From Python, without HTTP serving.ModelServer("config.json").predict("digits", {...})
 
 The sections of this file, each using only those above it:
 
@@ -219,7 +219,9 @@ CODE_NAMES = (
 
 
 def explain(error: BaseException, folders: Iterable[str] = ()) -> str:
-    """An exception as one line for the client: its type and message, without folders of this machine."""
+    """An exception as one line for the client: its type and message,
+    without folders of this machine.
+    """
     if isinstance(error, SystemExit):
         return f"it called sys.exit({'' if error.code is None else clean(repr(error.code))})"
     if isinstance(error, OSError) and error.strerror:
@@ -246,7 +248,10 @@ def spell(error: BaseException) -> str:
 
 
 def lacks_files(error: BaseException | None) -> bool:
-    """Whether the process has no file left to open, which passes by itself; also in what it came of."""
+    """Whether the process has no file left to open, which passes by itself.
+
+    Also in what it came of.
+    """
     texts = (os.strerror(errno.EMFILE), os.strerror(errno.ENFILE))
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
@@ -287,20 +292,22 @@ def errors_only(who: str) -> Iterator[None]:
 
 
 def clean(text: str, folders: Iterable[str] = ()) -> str:
-    """One line of at most 500 characters, absolute paths cut down to their last part, or to what comes after `folders`."""
+    """One line of at most 500 characters, absolute paths cut down to their last part,
+    or to what comes after `folders`.
+    """
     for folder in folders:
         text = text.replace(f"{folder}{os.sep}", "")
-    text = re.sub(
-        r"(?<=['\"])(?:[A-Za-z]:)?[/\\][^'\"]*[/\\]", "", " ".join(text.split())
-    )  # in quotes it may hold spaces
+    # in quotes it may hold spaces
+    text = re.sub(r"(?<=['\"])(?:[A-Za-z]:)?[/\\][^'\"]*[/\\]", "", " ".join(text.split()))
     text = re.sub(r"(?<![\w.:/])(?:[A-Za-z]:)?[/\\](?:[^\s/\\'\":,;()]+[/\\])+", "", text)
     return text if len(text) <= 500 else f"{text[:497]}..."
 
 
 # ==================================================================================================
 # Extensions
-# In: nothing, or the files in serving_extensions/. Out: `Extension`s, each a capability that plugs in.
-# Names that a type has further down stand in quotes: this section comes first, since all others ask it.
+# In: nothing, or the files in serving_extensions/. Out: `Extension`s, each a capability that plugs
+# in. Names that a type has further down stand in quotes: this section comes first, since all others
+# ask it.
 # ==================================================================================================
 
 
@@ -321,25 +328,28 @@ def none(*arguments: Any) -> Any:
 
 @dataclass(frozen=True, eq=False)
 class Extension:
-    """A capability that plugs in: what it adds, where. By default each hook adds nothing, so nobody asks who is there.
+    """A capability that plugs in: what it adds, where. By default each hook adds nothing, so nobody
+    asks who is there.
 
         serving.ModelServer("config.json", extensions=[*serving.installed(), mine])
 
-    Several extensions are asked in their order; of `find`, `read` and `write` the first that knows answers.
+    Several extensions are asked in their order; of `find`, `read` and `write` the first that knows
+    answers.
     """
 
     name: str
     # URLs that it answers, beside the core's table.
     routes: Sequence["Route"] = ()
-    # find(server, method, path) -> Found or None: URLs that a config names; urls(server) lists their paths.
+    # find(server, method, path) -> Found or None: URLs that a config names; urls(server) lists
+    # their paths.
     find: Callable[["ModelServer", str, str], Any] = nothing
     urls: Callable[["ModelServer"], Iterable[str]] = none
     # declare(server, path, function, methods, envelope): what `ModelServer.endpoint` registers.
     declare: Callable[..., Any] = nothing
     # open(server) -> what it keeps for a server, at `server.state[name]`.
     open: Callable[["ModelServer"], Any] = nothing
-    # prepare(server, config) -> what requests need of a config, at `server.prepared.of[name]`; swapped
-    # with the config; raises ConfigError.
+    # prepare(server, config) -> what requests need of a config, at `server.prepared.of[name]`;
+    # swapped with the config; raises ConfigError.
     prepare: Callable[["ModelServer", "Config"], Any] = nothing
     # refresh(server, outcome, polling): after the models of a pass of the loader.
     refresh: Callable[["ModelServer", "Outcome", bool], None] = nothing
@@ -429,7 +439,9 @@ def option(
     maximum: float | None = None,
     pattern: str | None = None,
 ) -> Any:
-    """Declare a config field in one line: default, what it means (with its unit), and its limits."""
+    """Declare a config field in one line: default, what it means (with its unit),
+    and its limits.
+    """
     metadata = {"doc": doc, "minimum": minimum, "maximum": maximum, "pattern": pattern}
     return (
         field(default_factory=dict, metadata=metadata)
@@ -547,7 +559,8 @@ class ModelConfig:
         doc="the model's name in URLs: any text that is not empty", pattern=NOT_EMPTY
     )
     base_path: str = option(
-        doc="folder of numbered version folders, or a SavedModel itself; relative to the config file"
+        doc="folder of numbered version folders, or a SavedModel itself; relative to the config "
+        "file"
     )
     model_version_policy: VersionPolicy = option(
         VersionPolicy(latest=LatestPolicy()), "which versions to serve"
@@ -557,7 +570,8 @@ class ModelConfig:
     )
     target_device: str | tuple[str, ...] = option(
         "AUTO",
-        "AUTO (a GPU if TensorFlow sees one, else the CPU), CPU, GPU, GPU:1, HETERO:GPU,CPU (the first that is "
+        "AUTO (a GPU if TensorFlow sees one, else the CPU), CPU, GPU, GPU:1, HETERO:GPU,CPU (the "
+        "first that is "
         "there), or an array of them: a replica on each",
     )
     tags: tuple[str, ...] = option(
@@ -588,7 +602,8 @@ class ModelConfig:
         "call signatures with made-up input when a model is loaded, "
         "those whose graph keeps nothing of a call",
     )
-    # OpenVINO Model Server's fields that cannot mean anything for a SavedModel: accepted, named once in the log.
+    # OpenVINO Model Server's fields that cannot mean anything for a SavedModel: accepted, named
+    # once in the log.
     batch_size: int | str | None = option(None, "OpenVINO only, no effect")
     shape: str | dict[str, str] | None = option(None, "OpenVINO only, no effect")
     layout: str | dict[str, str] | None = option(None, "OpenVINO only, no effect")
@@ -671,7 +686,8 @@ def refuse_repeated(where: str, field_name: str, names: Sequence[str]) -> None:
     for index, name in enumerate(names):
         if name in names[:index]:
             raise ValueError(
-                f"{where}[{index}].{field_name}: '{name}' is already taken by {where}[{names.index(name)}]"
+                f"{where}[{index}].{field_name}: '{name}' is already taken by "
+                f"{where}[{names.index(name)}]"
             )
 
 
@@ -793,7 +809,8 @@ class Auth:
         default=None,
         repr=False,
         metadata={  # it may hold a password
-            "doc": "what quotas are counted in: a file, or redis://, rediss:// or unix:// for servers that share them; "
+            "doc": "what quotas are counted in: a file, or redis://, rediss:// or unix:// for "
+            "servers that share them; "
             "default: <config>.quotas.sqlite3"
         },
     )
@@ -810,14 +827,18 @@ class Auth:
 
 
 def check_redis(url: str) -> None:
-    """Raise ValueError for a URL that no Redis can have. The text does not quote it: it may hold a password."""
+    """Raise ValueError for a URL that no Redis can have.
+
+    The text does not quote it: it may hold a password.
+    """
     if not re.match("(redis|rediss|unix)://", url):
         raise ValueError(
             "quota_store: expected a file, or a URL that begins with redis://, rediss:// or unix://"
         )
     if any("@" in rest for rest in re.split("[/?#]", url.partition("://")[2], maxsplit=1)[1:]):
         raise ValueError(
-            "quota_store: a /, ? or # in a user's name or password is written %2F, %3F or %23, an @ in an option %40"
+            "quota_store: a /, ? or # in a user's name or password is written %2F, %3F or %23, "
+            "an @ in an option %40"
         )
 
 
@@ -949,7 +970,8 @@ class Node:
         )
         if getattr(self, wanted) is None or getattr(self, other) is not None or self.library_name:
             raise ValueError(
-                f"a node of type '{self.type}' needs '{wanted}' and has no '{other}' or 'library_name'"
+                f"a node of type '{self.type}' needs '{wanted}' and has no '{other}' or "
+                "'library_name'"
             )
 
 
@@ -1119,14 +1141,19 @@ class Config:
 
     @property
     def default_deployment(self) -> list[str]:
-        """The id of the deployment that answers /predict: the one so marked, or the first; none where there is none."""
+        """The id of the deployment that answers /predict: the one so marked, or the first.
+
+        None where there is none.
+        """
         return ([d.id for d in self.deployments if d.default] or [d.id for d in self.deployments])[
             :1
         ]
 
 
 def check_names(config: "Config") -> None:
-    """Raise ValueError where names of deployments and handlers, or the keys for them, contradict each other."""
+    """Raise ValueError where names of deployments and handlers, or the keys for them,
+    contradict each other.
+    """
     names, paths = (
         [deployment.id for deployment in config.deployments],
         [handler.path for handler in config.handlers],
@@ -1154,7 +1181,9 @@ def check_names(config: "Config") -> None:
 
 
 def resolve_paths(config: "Config", folder: Path, stem: str) -> Any:
-    """The config with relative paths made absolute: they start at `folder`, that of the config file, whose name is `stem`."""
+    """The config with relative paths made absolute: they start at `folder`,
+    that of the config file, whose name is `stem`.
+    """
 
     def resolved(deployment: Deployment) -> Deployment:
         label_map, learning = deployment.label_map, deployment.active_learning
@@ -1215,7 +1244,8 @@ def json_kind(value: Any) -> str:
 def what_came(value: Any, path: str, kind: Any) -> str:
     """Name a JSON value for an error at `path`, where a `kind` belongs.
 
-    It is not shown where it may be a key or a password: under `auth`, and in the place of an object.
+    It is not shown where it may be a key or a password: under `auth`, and in the place of an
+    object.
     """
     if is_secret(path) or isinstance(value, str) and holds_objects(kind):
         return JSON_TYPES.get(type(value), type(value).__name__)
@@ -1243,14 +1273,18 @@ def kind_name(kind: Any) -> str:
 
 
 def json_type_of(kind: Any) -> type:
-    """The Python type in which JSON brings a declared type: dict for a dataclass, list for a tuple."""
+    """The Python type in which JSON brings a declared type: dict for a dataclass,
+    list for a tuple.
+    """
     if dataclasses.is_dataclass(kind):
         return dict
     return {tuple: list, dict: dict}.get(typing.get_origin(kind), kind)
 
 
 def is_json(value: Any, kind: Any) -> bool:
-    """Whether a JSON value has the type of a declared one; by exact type, since a bool is an int in Python; an int is a float."""
+    """Whether a JSON value has the type of a declared one; by exact type,
+    since a bool is an int in Python; an int is a float.
+    """
     return type(value) in ((int, float) if kind is float else (json_type_of(kind),))
 
 
@@ -1259,7 +1293,8 @@ def parse(
 ) -> Any:
     """Read a JSON value as the declared `kind`: a dataclass, tuple, dict, union or plain type.
 
-    Raises ConfigError with the JSON path, what was expected and what came. A bool is not an integer.
+    Raises ConfigError with the JSON path, what was expected and what came. A bool is not an
+    integer.
     """
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if kind is Any:
@@ -1437,8 +1472,8 @@ def load_config(
 
 # ==================================================================================================
 # Tensors and JSON
-# In: request bodies (bytes) and signatures. Out: NumPy arrays by input name; and arrays back to JSON.
-# The rules and texts are TensorFlow Serving's (util/json_tensor.cc), read with RapidJSON 1.1.
+# In: request bodies (bytes) and signatures. Out: NumPy arrays by input name; and arrays back to
+# JSON. The rules and texts are TensorFlow Serving's (util/json_tensor.cc), read with RapidJSON 1.1.
 # ==================================================================================================
 
 # DataType enum name -> NumPy dtype; the dtypes REST can spell. Strings are bytes in object arrays.
@@ -1572,7 +1607,9 @@ def is_plain_json(body: bytes) -> bool:
     return body[:1] == b"{" and b"b64" not in body and b"\\" not in body
 
 
-MAX_LISTS = 4_000_000  # a batch of 64 pictures of 224x224 pixels as lists has 3.2 million; an empty one of 3 bytes costs 60
+# a batch of 64 pictures of 224x224 pixels as lists has 3.2 million; an empty one of 3 bytes costs
+# 60
+MAX_LISTS = 4_000_000
 
 
 def parse_json(body: bytes) -> Any:
@@ -1729,7 +1766,9 @@ def json_error(problem: str, text: str, position: int) -> BadRequest:
 
 
 def show(value: Any) -> str:
-    """A JSON value for an error text, pretty-printed and cut at 256 characters, as TensorFlow Serving shows it."""
+    """A JSON value for an error text, pretty-printed and cut at 256 characters,
+    as TensorFlow Serving shows it.
+    """
     text = ""
     for piece in json.JSONEncoder(
         indent=4, ensure_ascii=False, skipkeys=True, default=repr
@@ -1752,9 +1791,11 @@ MAX_DIMENSIONS = 32  # TensorFlow 2.21 crashes the process on strings of 33 and 
 
 
 def decode_tensor(value: Any, spec: TensorSpec) -> np.ndarray:
-    """Read a JSON value, or an array from Python, as one tensor of `spec`'s dtype, of whatever shape it has.
+    """Read a JSON value, or an array from Python, as one tensor of `spec`'s dtype, of whatever
+    shape it has.
 
-    Raises BadRequest with TensorFlow Serving's text; UNIMPLEMENTED for a dtype without JSON spelling.
+    Raises BadRequest with TensorFlow Serving's text; UNIMPLEMENTED for a dtype without JSON
+    spelling.
     """
     array = (
         quick_tensor(value, NUMPY_DTYPES.get(spec.dtype))
@@ -1770,7 +1811,10 @@ def decode_tensor(value: Any, spec: TensorSpec) -> np.ndarray:
 
 
 def quick_tensor(value: Any, dtype: np.dtype | None) -> np.ndarray | None:
-    """Read nested lists of numbers, or of arrays, level by level in C; None where only the exact path can tell what it is."""
+    """Read nested lists of numbers, or of arrays, level by level in C.
+
+    None where only the exact path can tell what it is.
+    """
     if dtype is None or dtype.kind == "O":
         return None
     if isinstance(value, np.ndarray):
@@ -1789,9 +1833,8 @@ def quick_tensor(value: Any, dtype: np.dtype | None) -> np.ndarray | None:
         if kinds <= {int, float}:
             code = "Q" if dtype == np.uint64 else "q"
             if float in kinds or dtype.kind in "fV":
-                code = (
-                    dtype.char if dtype.char in "fd" else "d"
-                )  # straight to float32: to infinity beyond it, as in TensorFlow Serving
+                # straight to float32: to infinity beyond it, as in TensorFlow Serving
+                code = dtype.char if dtype.char in "fd" else "d"
             return quick_cast(np.frombuffer(array.array(code, flat), code).reshape(shape), dtype)
         if kinds == {bool} and dtype.kind == "b":
             return np.array(flat, dtype).reshape(shape)
@@ -1802,13 +1845,16 @@ def quick_tensor(value: Any, dtype: np.dtype | None) -> np.ndarray | None:
         ValueError,
         OverflowError,
         TypeError,
-    ):  # arrays of different shapes, integers over 64 bits
+    ):
+        # arrays of different shapes, integers over 64 bits
         pass
     return None
 
 
 def quick_cast(numbers: np.ndarray, dtype: np.dtype) -> np.ndarray | None:
-    """Convert an array of numbers to `dtype` when every value is of its kind and in its range, else None."""
+    """Convert an array of numbers to `dtype` when every value is of its kind and in its range,
+    else None.
+    """
     if numbers.dtype == dtype or numbers.size == 0 and numbers.dtype.kind != "O":
         return numbers.astype(dtype, copy=False)
     if dtype.kind in "fV" and numbers.dtype.kind in "iuf":  # V: bfloat16
@@ -1822,7 +1868,9 @@ def quick_cast(numbers: np.ndarray, dtype: np.dtype) -> np.ndarray | None:
 
 
 def exact_tensor(value: Any, spec: TensorSpec) -> np.ndarray:
-    """Read a JSON value one element at a time, by the rules and with the texts of util/json_tensor.cc."""
+    """Read a JSON value one element at a time, by the rules and with
+    the texts of util/json_tensor.cc.
+    """
     shape: list[int] = []
     first = value
     while isinstance(first, list):
@@ -1887,7 +1935,8 @@ def collect_leaves(value: Any, level: int, shape: list[int], leaves: list[Any]) 
     if not isinstance(value, list):
         if level != len(shape):
             raise BadRequest(
-                f"{show(value)} found at incorrect level: {level + 1} in the JSON DOM. Expected at level: {len(shape)}"
+                f"{show(value)} found at incorrect level: {level + 1} in the JSON DOM. Expected "
+                f"at level: {len(shape)}"
             )
         leaves.append(value)
         return
@@ -1895,21 +1944,26 @@ def collect_leaves(value: Any, level: int, shape: list[int], leaves: list[Any]) 
         raise BadRequest(f"Encountered list at unexpected level: {level} expected < {len(shape)}")
     if len(value) != shape[level]:
         raise BadRequest(
-            f"Encountered list at unexpected size: {len(value)} at level: {level} expected size: {shape[level]}"
+            f"Encountered list at unexpected size: {len(value)} at level: {level} expected size: "
+            f"{shape[level]}"
         )
     for item in value:
         collect_leaves(item, level + 1, shape, leaves)
 
 
 def decode_element(leaf: Any, spec: TensorSpec, dtype: np.dtype) -> Any:
-    """One JSON value as one element; OverflowError when an integer does not fit (never wrapped around)."""
+    """One JSON value as one element.
+
+    OverflowError when an integer does not fit (never wrapped around).
+    """
     leaf = leaf.item() if isinstance(leaf, np.generic) else leaf
     kind = type(leaf)
     if dtype.kind in "fV" and kind in (int, float):
         return float(leaf)
     if dtype.kind in "iu" and kind is int:
         limits = np.iinfo(dtype)
-        # Types up to 32 bits take any int32 token in TensorFlow Serving, which wraps it; larger ones are refused by type.
+        # Types up to 32 bits take any int32 token in TensorFlow Serving, which wraps it; larger
+        # ones are refused by type.
         readable = np.iinfo(np.int32) if dtype.itemsize <= 2 else limits
         if limits.min <= leaf <= limits.max:
             return leaf
@@ -1929,7 +1983,10 @@ def decode_element(leaf: Any, spec: TensorSpec, dtype: np.dtype) -> Any:
 
 
 def encode_text(text: str) -> bytes:
-    """A string's UTF-8, or the bytes it was read from; BadRequest for half of a surrogate pair (from Python)."""
+    """A string's UTF-8, or the bytes it was read from.
+
+    BadRequest for half of a surrogate pair (from Python).
+    """
     try:
         return text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
@@ -1941,7 +1998,10 @@ def is_base64(value: Any) -> bool:
 
 
 def holds_bytes(value: Any) -> bool:
-    """Whether a predict body's value may hold bytes, of pictures; looks at first items alone, so that numbers pass at once."""
+    """Whether a predict body's value may hold bytes, of pictures.
+
+    Looks at first items alone, so that numbers pass at once.
+    """
     waiting = [value]
     while waiting:
         value = waiting.pop()
@@ -1955,7 +2015,9 @@ def holds_bytes(value: Any) -> bool:
 
 
 def decode_base64(value: dict) -> bytes:
-    """Decode `{"b64": ...}`: standard alphabet, padding optional but right if given, white space skipped (abseil)."""
+    """Decode `{"b64": ...}`: standard alphabet, padding optional but right if given,
+    white space skipped (abseil).
+    """
     if not is_base64(value):
         raise BadRequest(f"{show(value)} not formatted correctly for base64 data")
     text = re.sub(r"[ \t\n\r\f\v]", "", value["b64"]).replace(".", "=")
@@ -1981,14 +2043,18 @@ STRING_ESCAPES = {bytes([code]): f"\\u{code:04X}".encode() for code in range(0x2
 
 
 def encode_string(value: bytes) -> bytes:
-    """Bytes as a JSON string, all but quotes, backslashes and control characters as they are (also if not UTF-8)."""
+    """Bytes as a JSON string, all but quotes, backslashes and control characters
+    as they are (also if not UTF-8).
+    """
     return (
         b'"' + re.sub(rb'[\x00-\x1f"\\]', lambda match: STRING_ESCAPES[match.group()], value) + b'"'
     )
 
 
 def encode_floats(array: np.ndarray) -> bytes:
-    """A float array as JSON with the tokens NaN, Infinity and -Infinity, for which orjson writes null."""
+    """A float array as JSON with the tokens NaN, Infinity and -Infinity,
+    for which orjson writes null.
+    """
     pieces = orjson.dumps(array, option=orjson.OPT_SERIALIZE_NUMPY).split(b"null")
     flat = np.atleast_1d(array)
     tokens = (
@@ -2001,7 +2067,9 @@ def encode_floats(array: np.ndarray) -> bytes:
 
 
 def encode_odd(value: Any) -> Any:
-    """What orjson cannot write by itself: bytes, bfloat16, object arrays, scalars in arrays, strided arrays."""
+    """What orjson cannot write by itself: bytes, bfloat16, object arrays, scalars in arrays,
+    strided arrays.
+    """
     if isinstance(value, bytes):
         return orjson.Fragment(encode_string(value))
     if isinstance(value, ml_dtypes.bfloat16):
@@ -2016,7 +2084,9 @@ def encode_odd(value: Any) -> Any:
 
 
 def spell_floats(value: Any) -> Any:
-    """What encode_odd writes, and each float array and scalar with its non-finite values as tokens."""
+    """What encode_odd writes, and each float array and scalar with
+    its non-finite values as tokens.
+    """
     if not isinstance(value, (np.ndarray, np.generic)) or value.dtype.kind == "O":
         return encode_odd(value)
     if value.dtype.kind not in "fV":
@@ -2030,14 +2100,16 @@ def spell_floats(value: Any) -> Any:
 
 
 def encode_json(value: Any) -> bytes:
-    """Write an answer as JSON; floats are the shortest text that reads back to the same value in their dtype."""
+    """Write an answer as JSON.
+
+    Floats are the shortest text that reads back to the same value in their dtype.
+    """
     text = orjson.dumps(value, default=encode_odd, option=orjson.OPT_SERIALIZE_NUMPY)
-    return (
-        orjson.dumps(value, default=spell_floats) if b"null" in text else text
-    )  # it may stand for a NaN
+    # it may stand for a NaN
+    return orjson.dumps(value, default=spell_floats) if b"null" in text else text
 
 
-# --- large arrays ----------------------------------------------------------------------------------
+# --- large arrays -------------------------------------------------------------------------------
 #
 # Read into NumPy without a Python object for each number. What is unusual in any way (ragged, null,
 # strings among numbers, escapes, pictures, NaN) is left to the plain path, which has all rules and
@@ -2045,7 +2117,8 @@ def encode_json(value: Any) -> bytes:
 
 LARGE = 512  # bytes of an array's text; below, the plain path is as fast
 MOST_STRINGS = 512  # of a body, keys among them
-NUMBERS = b"0123456789+-.eE \t\n\r"  # what a skeleton leaves out; simdjson says whether numbers stand in the right places
+# what a skeleton leaves out; simdjson says whether numbers stand in the right places
+NUMBERS = b"0123456789+-.eE \t\n\r"
 TOKEN = secrets.token_hex(16)  # stands for an array in the rest; a client cannot know it
 TOKEN_BYTES = TOKEN.encode()
 SHORT = 256  # bytes of a rest that is parsed once: clients send the same one again and again
@@ -2055,7 +2128,10 @@ parsers: list[Any] = []  # those that nobody uses now: as many as were used at o
 
 
 def read_large_json(body: bytes) -> Any | None:
-    """The JSON value of a body, its large arrays as int64, uint64 or float64; None where the plain path must read it."""
+    """The JSON value of a body, its large arrays as int64, uint64 or float64.
+
+    None where the plain path must read it.
+    """
     if b"\\" in body:
         return None
     rest, arrays, start = list[bytes](), list[np.ndarray](), 0
@@ -2066,13 +2142,11 @@ def read_large_json(body: bytes) -> Any | None:
             rest.append(body[start:end])
         else:
             first, brace = body.find(b"[", start, end), body.find(b"}", start, end)
-            last = (
-                body.rfind(b"]", start, brace if brace >= 0 else end) + 1
-            )  # behind a row's brace are others' brackets
+            # behind a row's brace are others' brackets
+            last = body.rfind(b"]", start, brace if brace >= 0 else end) + 1
             array = read_array(body[first:last]) if first >= 0 else None
-            if array is None or body[last:end].lstrip().startswith(
-                b":"
-            ):  # a list is no key, its token would be one
+            if array is None or body[last:end].lstrip().startswith(b":"):
+                # a list is no key, its token would be one
                 return None
             rest += [body[start:first], b'"%b%d"' % (TOKEN_BYTES, len(arrays)), body[last:end]]
             arrays.append(array)
@@ -2116,7 +2190,10 @@ def put_back(value: Any, arrays: list[np.ndarray]) -> Any:
 
 
 def read_array(text: bytes) -> np.ndarray | None:
-    """The array that nested JSON lists of numbers spell; None unless they are rectangular, full and of 64-bit numbers."""
+    """The array that nested JSON lists of numbers spell.
+
+    None unless they are rectangular, full and of 64-bit numbers.
+    """
     rank = rank_of_row(text)
     shape = [1] * (rank - 1) + [-1] if rank else shape_of(text.translate(None, NUMBERS))
     if shape is None:
@@ -2134,14 +2211,15 @@ def read_array(text: bytes) -> np.ndarray | None:
         lists = None  # the parser is free again when nothing holds what it has parsed
         if len(text) <= KEPT_BYTES:
             parsers.append(parser)
-    fits = (
-        flat.size == math.prod(shape) if not rank else flat.size
-    )  # a row without numbers has the skeleton of a row of one
+    # a row without numbers has the skeleton of a row of one
+    fits = flat.size == math.prod(shape) if not rank else flat.size
     return flat.reshape(shape) if fits else None
 
 
 def read_numbers(lists: Any, is_float: bool) -> np.ndarray:
-    """All numbers of nested lists: float64 if one of them is written as a float, else int64, or uint64 where they need it."""
+    """All numbers of nested lists: float64 if one of them is written as a float, else int64,
+    or uint64 where they need it.
+    """
     if is_float:
         return np.frombuffer(lists.as_buffer(of_type="d"), np.float64)
     try:
@@ -2151,7 +2229,10 @@ def read_numbers(lists: Any, is_float: bool) -> np.ndarray:
 
 
 def rank_of_row(text: bytes) -> int:
-    """How many lists are around one row of numbers, [[1, 2]] has 2; 0 where there are more rows, or it takes a closer look."""
+    """How many lists are around one row of numbers, [[1, 2]] has 2.
+
+    0 where there are more rows, or it takes a closer look.
+    """
     opened, closed = text.rfind(b"[") + 1, text.find(b"]")
     if opened > MAX_DIMENSIONS or len(text) - closed > MAX_DIMENSIONS:
         return 0
@@ -2161,8 +2242,8 @@ def rank_of_row(text: bytes) -> int:
 def shape_of(skeleton: bytes) -> list[int] | None:
     """The shape of nested lists from their brackets and commas alone; None when rows differ.
 
-    From the inside out: lists of one level follow each other with a comma between, up to the first that has a bracket
-    behind it instead, and at last the whole must be nothing but repetitions.
+    From the inside out: lists of one level follow each other with a comma between, up to the first
+    that has a bracket behind it instead, and at last the whole must be nothing but repetitions.
     """
     rank = len(skeleton) - len(skeleton.lstrip(b"["))
     unit_end = skeleton.find(b"]") + 1
@@ -2171,9 +2252,8 @@ def shape_of(skeleton: bytes) -> list[int] | None:
     unit = skeleton[rank - 1 : unit_end]
     shape = [len(unit) - 1]
     for level in range(1, rank):
-        behind = skeleton[
-            rank - level + len(unit) :: len(unit) + 1
-        ]  # the first of these lists, and each that follows
+        # the first of these lists, and each that follows
+        behind = skeleton[rank - level + len(unit) :: len(unit) + 1]
         count = behind.find(b"]") + 1
         if not count:
             return None
@@ -2217,7 +2297,10 @@ class Trace:
         self.waited = False  # for a model to load
 
     def limit(self, seconds: float, wish: str | None) -> None:
-        """Set the deadline, `wish` being what the client asks for. Raises BadRequest for a wrong one, ServingError when it is past."""
+        """Set the deadline, `wish` being what the client asks for.
+
+        Raises BadRequest for a wrong one, ServingError when it is past.
+        """
         if wish is not None:
             if not re.fullmatch(r"\d{1,9}(\.\d{1,9})?", wish.strip(), re.ASCII):
                 raise BadRequest(
@@ -2235,7 +2318,10 @@ class Trace:
         return self.deadline - time.perf_counter()
 
     def parts(self) -> dict[str, float]:
-        """Seconds in the queue, in decoding, in the model, in routines and in encoding; no decoding without inference."""
+        """Seconds in the queue, in decoding, in the model, in routines and in encoding.
+
+        No decoding without inference.
+        """
         end, known = time.perf_counter(), {"queue": self.start - self.queued} if self.queued else {}
         if not self.inference:
             return known
@@ -2258,9 +2344,8 @@ class SignatureCall(typing.NamedTuple):
     feeds: Sequence[str] = ()  # the tensors of its inputs and outputs
     fetches: Sequence[str] = ()
     outputs: Sequence[str] = ()  # the names of those that are fetched
-    seconds: float = float(
-        "inf"
-    )  # of one made-up row; not known where that tells nothing of others
+    # of one made-up row; not known where that tells nothing of others
+    seconds: float = float("inf")
     kind: str = "session"  # or `frozen`, `batched`: a last value says how many rows ran at once
     bounded: bool = (
         True  # whether any input takes about as long as that row: no loops, no Python functions
@@ -2272,11 +2357,12 @@ class SignatureCall(typing.NamedTuple):
 
 
 class Servable:
-    """Anything that answers: signatures, and `run(signature_name, inputs) -> outputs` on arrays by name.
+    """Anything that answers: signatures, and `run(signature_name, inputs) -> outputs` on arrays by
+    name.
 
-    Requests hold a lease while they run, so that `retire` can wait for them: `close` is called once,
-    after the last one. Leases are counted under a lock; everything else is fixed at construction.
-    What answers by more than a function is a subclass with a `call` of its own.
+    Requests hold a lease while they run, so that `retire` can wait for them: `close` is called
+    once, after the last one. Leases are counted under a lock; everything else is fixed at
+    construction. What answers by more than a function is a subclass with a `call` of its own.
     """
 
     # Of a SavedModel: its session and calls, for those who wrap its loader.
@@ -2325,16 +2411,14 @@ class Servable:
         Timed for the request that it is part of: `trace`, or that of this thread.
         """
         trace = trace or getattr(CURRENT, "trace", None)
-        if (
-            trace is None or trace.began > trace.ended
-        ):  # inside a pipeline's run, which is timed as a whole
+        if trace is None or trace.began > trace.ended:
+            # inside a pipeline's run, which is timed as a whole
             return self.call(name, inputs, trace)
         trace.began = trace.began or time.perf_counter()
         start = time.perf_counter()
         first = next(iter(inputs.values()), None)
-        trace.rows = trace.batch = (
-            len(first) if first is not None and first.ndim else 1
-        )  # a batch with others may have more
+        # a batch with others may have more
+        trace.rows = trace.batch = len(first) if first is not None and first.ndim else 1
         try:
             return self.call(name, inputs, trace)
         finally:
@@ -2350,7 +2434,9 @@ class Servable:
         return self._run(name, inputs)
 
     def describe_calls(self) -> dict[str, str]:
-        """How each signature is called, and how long that takes with one made-up row: `{"serving_default": "session, 0.02 ms"}`."""
+        """How each signature is called, and how long that takes with one made-up row:
+        `{"serving_default": "session, 0.02 ms"}`.
+        """
         return {
             name: call.kind
             + (f", {1e3 * call.seconds:.3g} ms" if call.seconds < float("inf") else "")
@@ -2378,7 +2464,10 @@ class Servable:
         return self.retire(0)
 
     def retire(self, timeout: float) -> bool:
-        """Refuse new leases, wait for the running ones, free the model; False if some still run after `timeout` seconds."""
+        """Refuse new leases, wait for the running ones, free the model.
+
+        False if some still run after `timeout` seconds.
+        """
         with self._changed:
             self._retired = True
             if not self._changed.wait_for(lambda: not self._leases, timeout):
@@ -2390,7 +2479,10 @@ class Servable:
 
 
 def list_versions(base_path: str) -> dict[int, Path]:
-    """The version folders under `base_path`, or a SavedModel itself as version 1; raises LoadError if there is no folder."""
+    """The version folders under `base_path`, or a SavedModel itself as version 1.
+
+    Raises LoadError if there is no folder.
+    """
     base = Path(base_path)
     try:
         if (base / "saved_model.pb").is_file() or (base / "saved_model.pbtxt").is_file():
@@ -2430,7 +2522,9 @@ def fingerprint(folder: Path) -> tuple:
 
 
 def contents(files: tuple) -> list[tuple]:
-    """A fingerprint without what a chmod changes: a version that is loaded serves on all the same."""
+    """A fingerprint without what a chmod changes:
+    a version that is loaded serves on all the same.
+    """
     return [status[:3] for status in files[1:]]  # the first is the folder itself
 
 
@@ -2481,7 +2575,10 @@ def settle_garbage(freeze: bool = False) -> None:
 
 
 def usable_cores() -> int:
-    """The processor's cores that this process may use; Linux alone can tell those of the machine's."""
+    """The processor's cores that this process may use.
+
+    Linux alone can tell those of the machine's.
+    """
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -2489,9 +2586,11 @@ def usable_cores() -> int:
 
 @once
 def prepare_devices(limit_mb: int | None, intra_op_threads: int | None) -> None:
-    """Let GPU memory grow on demand, or up to `limit_mb` MiB on each; set CPU threads. Must come before TensorFlow's first use.
+    """Let GPU memory grow on demand, or up to `limit_mb` MiB on each; set CPU threads. Must come
+    before TensorFlow's first use.
 
-    On 2 cores an operation shared among threads answers a lone request no sooner, and several requests a third slower.
+    On 2 cores an operation shared among threads answers a lone request no sooner, and several
+    requests a third slower.
     """
     tf = tensorflow()
     if (
@@ -2829,9 +2928,11 @@ def hide_paths(text: str) -> str:
 def open_session(
     folder: Path, device: str, tags: Sequence[str] = ("serve",)
 ) -> tuple[Any, dict[str, Any], dict[str, Any]]:
-    """Load a SavedModel into a session on `device`; returns it, the SignatureDefs to call and their description as stored.
+    """Load a SavedModel into a session on `device`; returns it, the SignatureDefs to call and their
+    description as stored.
 
-    Some files hold variables twice and restore one set only: as objects, they are loaded into a graph where TensorFlow ties the two.
+    Some files hold variables twice and restore one set only: as objects, they are loaded into a
+    graph where TensorFlow ties the two.
     """
     session, definitions = open_used(folder, device, tags)
     if definitions is None:
@@ -2887,7 +2988,10 @@ def new_session(device: str, options: Any = None) -> Iterator[Any]:
 def open_graph(
     folder: Path, device: str, tags: Sequence[str] = ("serve",)
 ) -> tuple[Any | None, dict[str, Any]]:
-    """Load a SavedModel as TensorFlow Serving does; returns the session, or None if variables stay empty, and the SignatureDefs."""
+    """Load a SavedModel as TensorFlow Serving does.
+
+    Returns the session, or None if variables stay empty, and the SignatureDefs.
+    """
     tf = tensorflow()
     with new_session(device) as session:
         try:
@@ -2903,14 +3007,20 @@ def open_graph(
 
 
 def read_graphs(folder: Path) -> list[Any]:
-    """The MetaGraphDefs of a SavedModel, from its file; raises OSError for what is no SavedModel."""
+    """The MetaGraphDefs of a SavedModel, from its file.
+
+    Raises OSError for what is no SavedModel.
+    """
     from tensorflow.python.saved_model import loader_impl  # it reads saved_model.pbtxt as well
 
     return list(loader_impl.parse_saved_model(str(folder)).meta_graphs)
 
 
 def find_graph(graphs: Sequence[Any], tags: Sequence[str]) -> Any:
-    """The MetaGraphDef with just these tags; LoadError, naming those there are, if there is none."""
+    """The MetaGraphDef with just these tags.
+
+    LoadError, naming those there are, if there is none.
+    """
     for graph in graphs:
         if set(graph.meta_info_def.tags) == set(tags):
             return graph
@@ -2930,10 +3040,13 @@ def explain_tags(there: Sequence[Sequence[str]], tags: Sequence[str]) -> str:
 
 
 def describe(definitions: Mapping[str, Any]) -> dict[str, Any]:
-    """All signatures as JSON, in TensorFlow Serving's casing (`signature_def`) and in OpenVINO's (`signatureDef`)."""
+    """All signatures as JSON, in TensorFlow Serving's casing (`signature_def`) and
+    in OpenVINO's (`signatureDef`).
+    """
+    # protobuf comes, and is imported, with TensorFlow
     from google.protobuf.json_format import (
         MessageToDict,
-    )  # protobuf comes, and is imported, with TensorFlow
+    )
 
     def write(snake: bool) -> dict[str, Any]:
         return {
@@ -2949,7 +3062,10 @@ def describe(definitions: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_signature(definition: Mapping[str, Any]) -> Signature:
-    """A described SignatureDef as a `Signature`, its tensors sorted by name; sparse and composite ones have no `tensor`."""
+    """A described SignatureDef as a `Signature`, its tensors sorted by name.
+
+    Sparse and composite ones have no `tensor`.
+    """
 
     def read(side: str) -> dict[str, TensorSpec]:
         return {name: read_tensor(name, info) for name, info in sorted(definition[side].items())}
@@ -2980,11 +3096,12 @@ def read_shape(shape: Mapping[str, Any]) -> tuple[int | None, ...] | None:
 # --------------------------------------------------------------------------------------------------
 
 READ_SUFFIX = "/Read/ReadVariableOp"  # stands beside each variable; freezing reads them by it
+# other operations that have a state want more than a checkpoint
 PLAIN_STATE = {
     "VarHandleOp",
     "ReadVariableOp",
     "StatefulPartitionedCall",
-}  # other operations that have a state want more than a checkpoint
+}
 INIT_SIGNATURE = "__saved_model_init_op"
 INIT_COLLECTIONS = {"saved_model_main_op", "legacy_init_op"}
 
@@ -3068,9 +3185,8 @@ def extract_used(graph: Any, signatures: Iterable[str]) -> Any:
         for side in (signature.inputs, signature.outputs)
         for info in side.values()
     )
-    names = {
-        info.name.split(":")[0] for info in infos if info.name
-    }  # sparse and composite tensors have none
+    # sparse and composite tensors have none
+    names = {info.name.split(":")[0] for info in infos if info.name}
     reads = {
         node.name + READ_SUFFIX
         for node in extract(graph.graph_def, sorted(names)).node
@@ -3142,7 +3258,9 @@ def key_of(node: Any) -> str:
 
 
 def has_more_to_restore(graph: Any, used: Any) -> bool:
-    """Whether a SavedModel has assets, something to run when it is loaded, or tables and the like."""
+    """Whether a SavedModel has assets, something to run when it is loaded,
+    or tables and the like.
+    """
     from tensorflow.python.framework import op_def_registry
 
     starts = (
@@ -3208,7 +3326,10 @@ def open_objects(
     renamed: Mapping[str, Mapping[str, str]],
     tags: Sequence[str] = ("serve",),
 ) -> Any:
-    """Load a SavedModel's objects into a session's graph; the SignatureDefs then name its tensors."""
+    """Load a SavedModel's objects into a session's graph.
+
+    The SignatureDefs then name its tensors.
+    """
     tf = tensorflow()
     with new_session(device) as session:
         loaded = tf.saved_model.load(str(folder), tags=list(tags))
@@ -3392,7 +3513,8 @@ def as_array(value: Any) -> np.ndarray:
 def make_callable(
     session: Any, feeds: Sequence[str], fetches: Sequence[str]
 ) -> Callable[..., list[np.ndarray]]:
-    """A function from arrays to arrays that runs in the caller's thread, the GIL released (about 10 us a call).
+    """A function from arrays to arrays that runs in the caller's thread, the GIL released (about 10
+    us a call).
 
     Session.make_callable takes some 300 us, most of it Python; this is the call below it.
     """
@@ -3787,7 +3909,8 @@ def why_untried(signature: Signature, call: SignatureCall, config: ModelConfig) 
     return f"its graph may keep something of a call ({', '.join(call.keeps[:5])})"
 
 
-# What does the same to each number, whatever shape they come in: how many there are tells how long it takes.
+# What does the same to each number, whatever shape they come in: how many there are tells how long
+# it takes.
 ELEMENTWISE = {
     "Placeholder",
     "Const",
@@ -4067,7 +4190,8 @@ class Workers:
 
 # ==================================================================================================
 # Model manager
-# In: a Config, again and again. Out: a leased Servable for (model, version or label); states of all versions.
+# In: a Config, again and again. Out: a leased Servable for (model, version or label); states of all
+# versions.
 # ==================================================================================================
 
 
@@ -4105,7 +4229,10 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What requests need of a config, made ready once; replaced as a whole when the config changes."""
+    """What requests need of a config, made ready once.
+
+    Replaced as a whole when the config changes.
+    """
 
     keys: Any = None  # KeyRing
     deployments: Mapping[str, Any] = field(default_factory=dict)  # ReadyDeployment by id
@@ -4124,7 +4251,10 @@ class Visit:
     outcome: Outcome = field(default_factory=Outcome)
 
     def fail(self, place: str, problem: str, status: int = 500) -> None:
-        """Note what is wrong at a place below the model's: `.base_path`; `.` where the problem names it."""
+        """Note what is wrong at a place below the model's: `.base_path`.
+
+        `.` where the problem names it.
+        """
         path = f"{self.path}." if place == "." else f"{self.path}{place}: "
         self.outcome.errors.append((status, path + problem))
 
@@ -4191,9 +4321,8 @@ class Lease:
 
     def __enter__(self) -> tuple[int, Servable]:
         number, servable = self.manager.find(*self.wanted)
-        while (
-            not servable.acquire()
-        ):  # retired between the look and the lease: the table has a newer one
+        while not servable.acquire():
+            # retired between the look and the lease: the table has a newer one
             number, servable = self.manager.find(*self.wanted)
         self.servable = servable
         if (trace := getattr(CURRENT, "trace", None)) is not None and not trace.model:
@@ -4263,13 +4392,18 @@ class ModelManager:
         )
 
     def prepare_again(self) -> None:
-        """Make ready anew what requests need of the config, after something was added from Python."""
+        """Make ready anew what requests need of the config,
+        after something was added from Python.
+        """
         self.prepared = self._prepare(self.config)
 
-    # --- readers ---------------------------------------------------------------------------------------
+    # --- readers --------------------------------------------------------------------------------
 
     def lease(self, model: str, version: int | None = None, label: str | None = None) -> "Lease":
-        """Yield a version and its servable: the version named, the labelled one or the highest; raises NotFound or BadRequest."""
+        """Yield a version and its servable: the version named, the labelled one or the highest.
+
+        Raises NotFound or BadRequest.
+        """
         return Lease(self, model, version, label)
 
     def find(self, model: str, version: int | None, label: str | None) -> tuple[int, Servable]:
@@ -4284,9 +4418,8 @@ class ModelManager:
                 raise NotFound("Pipeline is not loaded yet")
         if label is not None:
             version = self.label_version(model, label)
-        if (
-            version is None or version == 0 and 0 not in versions
-        ):  # OVMS's client sends 0 for "the default"
+        if version is None or version == 0 and 0 not in versions:
+            # OVMS's client sends 0 for "the default"
             if not versions:
                 raise NotFound(f"Servable not found for request: Latest({model})")
             version = max(versions)
@@ -4295,7 +4428,8 @@ class ModelManager:
         return version, versions[version]
 
     def await_load(self, model: str) -> None:
-        """Wait until a model's first load is over; ServingError UNAVAILABLE when that takes too long.
+        """Wait until a model's first load is over; ServingError UNAVAILABLE when that takes too
+        long.
 
         A request waits for up to `load_wait_seconds`; a call from Python holds no client up, and
         waits as long as it takes.
@@ -4330,7 +4464,9 @@ class ModelManager:
         return {} if reason is None else {0: VersionState("LOADING", reason)}
 
     def unready(self) -> list[str]:
-        """What of the config is not there: models, pipelines and handlers, and deployments of models that are not configured."""
+        """What of the config is not there: models, pipelines and handlers,
+        and deployments of models that are not configured.
+        """
         names = self.config.served_names
         known = self._absent | self._refused
         reasons = {name: f" ({reason})" for name, reason in known.items()}
@@ -4349,7 +4485,7 @@ class ModelManager:
             ]
         )
 
-    # --- the loader thread -----------------------------------------------------------------------------
+    # --- the loader thread ----------------------------------------------------------------------
 
     def start(self) -> None:
         """Start the loader thread and its first pass, once."""
@@ -4357,7 +4493,8 @@ class ModelManager:
             return
         if self._process not in (None, os.getpid()):
             raise ServingError(
-                "The models were loaded before this process was forked, which TensorFlow does not survive: "
+                "The models were loaded before this process was forked, which TensorFlow does "
+                "not survive: "
                 "create the app in each worker (gunicorn: without --preload)",
                 "UNAVAILABLE",
             )
@@ -4376,7 +4513,10 @@ class ModelManager:
             weakref.finalize(self, end_loader, self._jobs, self._thread, self._ending)
 
     def reload(self, timeout: float = math.inf) -> Outcome:
-        """Bring everything up to date now, broken versions tried again; returns when the loader has done it."""
+        """Bring everything up to date now, broken versions tried again.
+
+        Returns when the loader has done it.
+        """
         begins = self._thread is None
         self.start()
         if begins:
@@ -4384,7 +4524,9 @@ class ModelManager:
         return self.run_in_loader(self.refresh, timeout)
 
     def stop(self, drain: bool = True) -> None:
-        """Stop loading, let running requests finish (or not wait for them), free every model that is idle."""
+        """Stop loading, let running requests finish (or not wait for them),
+        free every model that is idle.
+        """
         self._ending.set()
         if self._thread is None:
             self.first_pass_done.set()  # there will be none
@@ -4446,7 +4588,8 @@ class ModelManager:
     def refresh(self, polling: bool = False) -> Outcome:
         """One pass: read the config if it changed, then load and retire versions.
 
-        Without `polling` a broken config and broken versions are tried again though their files are the same.
+        Without `polling` a broken config and broken versions are tried again though their files are
+        the same.
         """
         outcome = Outcome()
         self._read_config(outcome, polling)
@@ -4457,9 +4600,8 @@ class ModelManager:
             self._config_failed = bool(outcome.errors)
         if outcome.changed or not self.first_pass_done.is_set():
             settle_garbage()
-        for _, detail in (
-            outcome.errors if not self._ending.is_set() else ()
-        ):  # a load that the end cut short says nothing of the model
+        for _, detail in outcome.errors if not self._ending.is_set() else ():
+            # a load that the end cut short says nothing of the model
             self._say_once(logging.ERROR, detail)
         self._said &= {detail for _, detail in outcome.errors} | {
             said for said in self._said if not said.startswith("$")
@@ -4614,7 +4756,8 @@ class ModelManager:
     def _load_versions(self, visit: Visit, folders: Mapping[int, Path]) -> Steps:
         """Load those of some versions that are to be loaded, all at once, and tell what failed.
 
-        Only the loads run in the pass's threads; what they end in is noted here, by the loader's thread.
+        Only the loads run in the pass's threads; what they end in is noted here, by the loader's
+        thread.
         """
         model, states = visit.model, self._states[visit.model.name]
         wanted = {}
@@ -4685,7 +4828,10 @@ class ModelManager:
                 state.state, state.error = "LOADING", problem
 
     def _files_to_load(self, visit: Visit, version: int, folder: Path) -> tuple | None:
-        """The fingerprint of a version that is to be loaded; None where it is, or would fail as before."""
+        """The fingerprint of a version that is to be loaded.
+
+        None where it is, or would fail as before.
+        """
         model = visit.model
         state = self._states[model.name].setdefault(version, VersionState())
         files = fingerprint(folder)
@@ -4768,7 +4914,9 @@ class ModelManager:
         broken: set[int],
         outcome: Outcome,
     ) -> None:
-        """Let readers see the new versions (one assignment), then send the others into retirement."""
+        """Let readers see the new versions (one assignment),
+        then send the others into retirement.
+        """
         available = Available(serving, labels)
         if self.available.get(name, Available({}, {})) != available:
             others = {key: value for key, value in self.available.items() if key != name}
@@ -4787,7 +4935,10 @@ class ModelManager:
             state.error, state.failed_at = "", None
 
     def _drain(self, patient: bool = True) -> Outcome:
-        """Wait for the requests on retired servables, then free them; what takes too long is left for the next pass."""
+        """Wait for the requests on retired servables, then free them.
+
+        What takes too long is left for the next pass.
+        """
         waiting, self._draining = self._draining, []
         deadline = time.monotonic() + (self.config.server.drain_seconds if patient else 0)
         for state, servable in waiting:
@@ -4837,12 +4988,16 @@ def end_loader(jobs: queue.SimpleQueue, thread: threading.Thread, ending: thread
 # ==================================================================================================
 # Inference
 # In: a servable and a request's JSON value. Out: the answer as a dict of arrays and lists.
-# Texts and order of checks are TensorFlow Serving's; `facts` of one line each are cited where they surprise.
+# Texts and order of checks are TensorFlow Serving's; `facts` of one line each are cited where they
+# surprise.
 # ==================================================================================================
 
 
 def signature_name(body: Any, method: str = "") -> str:
-    """The signature a request asks for; `` is the default. Raises BadRequest when the body is no object."""
+    """The signature a request asks for; `` is the default.
+
+    Raises BadRequest when the body is no object.
+    """
     if not isinstance(body, dict):
         raise BadRequest(f"{show(body)} Is not object")
     name = body.get("signature_name", "")
@@ -4856,17 +5011,21 @@ def signature_name(body: Any, method: str = "") -> str:
 def predict(
     servable: Servable, name: str, body: dict[str, Any], wanted: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Answer a predict request: `predictions` for `instances` (rows), `outputs` for `inputs` (columns); of `wanted` outputs only."""
+    """Answer a predict request: `predictions` for `instances` (rows),
+    `outputs` for `inputs` (columns); of `wanted` outputs only.
+    """
     signature = servable.signatures.get(name)
     if signature is None:
         raise BadRequest(f'Serving signature name: "{name}" not found in signature def')
     if not signature.inputs:
         raise BadRequest(
-            f"Failed to get input map for signature: {name if body.get('signature_name') else 'DEFAULT'}"
+            "Failed to get input map for signature: "
+            f"{name if body.get('signature_name') else 'DEFAULT'}"
         )
     if "instances" in body and "inputs" in body:
         raise BadRequest(
-            f"{show(body)} Not formatted correctly expecting only one of 'inputs' or 'instances' keys to exist "
+            f"{show(body)} Not formatted correctly expecting only one of 'inputs' or 'instances' "
+            "keys to exist "
         )
     if wanted:
         signature = choose_outputs(signature, wanted)
@@ -4893,10 +5052,14 @@ def require_writable(signature: Signature) -> None:
 
 
 def choose_outputs(signature: Signature, wanted: Sequence[str]) -> Signature:
-    """The signature with some of its outputs, in its own order; raises BadRequest for names it does not have."""
+    """The signature with some of its outputs, in its own order.
+
+    Raises BadRequest for names it does not have.
+    """
     if unknown := [name for name in wanted if name not in signature.outputs]:
         raise BadRequest(
-            f"outputs: there is no output '{unknown[0][:60]}'; expected some of: {', '.join(signature.outputs)}"
+            f"outputs: there is no output '{unknown[0][:60]}'; expected some of: "
+            f"{', '.join(signature.outputs)}"
         )
     return Signature(
         signature.inputs, {name: spec for name, spec in signature.outputs.items() if name in wanted}
@@ -4909,7 +5072,8 @@ def decode_columns(signature: Signature, value: Any) -> dict[str, np.ndarray]:
     if not isinstance(value, dict) or is_base64(value):
         if len(specs) > 1:
             raise BadRequest(
-                "inputs is a plain value/list, but expecting an object as multiple input tensors required "
+                "inputs is a plain value/list, but expecting an object as multiple input tensors "
+                "required "
                 "as per tensorinfo_map"
             )
         return {name: decode_tensor(value, spec) for name, spec in specs.items()}
@@ -4920,7 +5084,9 @@ def decode_columns(signature: Signature, value: Any) -> dict[str, np.ndarray]:
 
 
 def decode_rows(signature: Signature, rows: Any) -> dict[str, np.ndarray]:
-    """Read `instances`: a list of values (one input), or of objects with exactly the inputs' names."""
+    """Read `instances`: a list of values (one input),
+    or of objects with exactly the inputs' names.
+    """
     specs = signature.inputs
     if isinstance(rows, np.ndarray) and len(specs) == 1 and rows.size:
         return {
@@ -4936,7 +5102,8 @@ def decode_rows(signature: Signature, rows: Any) -> dict[str, np.ndarray]:
         return decode_named_rows(specs, rows)
     if len(specs) > 1:
         raise BadRequest(
-            "instances is a plain list, but expecting list of objects as multiple input tensors required "
+            "instances is a plain list, but expecting list of objects as multiple input tensors "
+            "required "
             "as per tensorinfo_map"
         )
     for index, row in enumerate(rows):
@@ -4958,7 +5125,8 @@ def decode_named_rows(specs: Mapping[str, TensorSpec], rows: list) -> dict[str, 
         if len(row) != len(specs):
             raise BadRequest(
                 f"Failed to process element: {index} of 'instances' list. JSON object: "
-                f"{show(row).removeprefix('JSON Value: ')} keys must be equal to: {','.join(sorted(specs))}"
+                f"{show(row).removeprefix('JSON Value: ')} keys must be equal to: "
+                f"{','.join(sorted(specs))}"
             )
     return {
         name: stack_rows([row[name] for row in rows], spec, f" key: {name}")
@@ -4988,13 +5156,16 @@ def stack_rows(rows: list, spec: TensorSpec, key: str) -> np.ndarray:
                 )
         except ServingError as error:
             raise BadRequest(
-                f"Failed to process element: {index}{key} of 'instances' list. Error: {error.code}: {error.message}"
+                f"Failed to process element: {index}{key} of 'instances' list. Error: "
+                f"{error.code}: {error.message}"
             ) from None
     return np.stack(tensors)
 
 
 def present(spec: TensorSpec, array: np.ndarray) -> Any:
-    """An output as the answer holds it: itself, or base64 objects when it is binary by its name (`..._bytes`)."""
+    """An output as the answer holds it: itself, or base64 objects when it is
+    binary by its name (`..._bytes`).
+    """
     if spec.dtype != "DT_STRING" or not spec.name.endswith("_bytes"):
         return array
     encoded = np.array(
@@ -5009,7 +5180,9 @@ def encode_columns(signature: Signature, outputs: Mapping[str, np.ndarray]) -> A
 
 
 def encode_rows(signature: Signature, outputs: Mapping[str, np.ndarray]) -> Any:
-    """The outputs row by row: bare values when there is one output, else one object for each row."""
+    """The outputs row by row: bare values when there is one output,
+    else one object for each row.
+    """
     rows = None
     for name, output in ((name, outputs[name]) for name in signature.outputs):
         if not output.ndim:
@@ -5025,11 +5198,14 @@ def encode_rows(signature: Signature, outputs: Mapping[str, np.ndarray]) -> Any:
     return [dict(zip(values, row)) for row in zip(*values.values())]
 
 
-# --- classify and regress --------------------------------------------------------------------------
+# --- classify and regress -----------------------------------------------------------------------
 
 
 def decode_examples(body: dict[str, Any]) -> list[dict[str, tuple[str, list]]]:
-    """Read `examples` with the `context` merged in; where both define a feature the example wins, as in TensorFlow."""
+    """Read `examples` with the `context` merged in.
+
+    Where both define a feature the example wins, as in TensorFlow.
+    """
     context = decode_features(body["context"]) if "context" in body else {}
     if "examples" not in body:
         raise BadRequest(
@@ -5101,7 +5277,9 @@ def run_examples(
 
 
 def serialize_examples(examples: Sequence[Mapping[str, tuple[str, list]]]) -> np.ndarray:
-    """Features by name, each (`int64` | `float` | `bytes`, values), as serialized tf.train.Examples [N]."""
+    """Features by name, each (`int64` | `float` | `bytes`, values),
+    as serialized tf.train.Examples [N].
+    """
     train = tensorflow().train
     lists = {
         "int64": lambda values: train.Feature(int64_list=train.Int64List(value=values)),
@@ -5122,7 +5300,9 @@ def shape_text(array: np.ndarray) -> str:
 
 
 def classify(servable: Servable, name: str, examples: list) -> dict[str, Any]:
-    """Answer a classify request: for each example its [label, score] pairs, under `results` and `result`."""
+    """Answer a classify request: for each example its [label, score] pairs,
+    under `results` and `result`.
+    """
     outputs = run_examples(servable, name, examples, check_classification)
     specs = servable.signatures[name].outputs
     shapes = [
@@ -5165,7 +5345,9 @@ def check_classes(array: np.ndarray, spec: TensorSpec, dtype: str, count: int) -
 
 
 def regress(servable: Servable, name: str, examples: list) -> dict[str, Any]:
-    """Answer a regress request: one value for each example, float32 [N], under `results` and `result`."""
+    """Answer a regress request: one value for each example, float32 [N],
+    under `results` and `result`.
+    """
 
     def check(signature: Signature, text: str) -> None:
         require(len(signature.outputs) == 1, "Expected one output Tensor.")
@@ -5178,7 +5360,8 @@ def regress(servable: Servable, name: str, examples: list) -> dict[str, Any]:
     dtype = servable.signatures[name].outputs["outputs"].dtype
     require(
         values.ndim == 1 or values.ndim == 2 and values.shape[1] == 1,
-        f"Expected output Tensor shape to be either [batch_size] or [batch_size, 1] but got {shape_text(values)}",
+        "Expected output Tensor shape to be either [batch_size] or [batch_size, 1] but got "
+        f"{shape_text(values)}",
     )
     require(
         len(values) == len(examples),
@@ -5223,7 +5406,8 @@ class KeyRing:
     """The keys of one config; replaced as a whole when the config changes.
 
     `keys` have `name`, `sha256`, `expiry`, `disabled`, `deployments` and `quota`, as in the config;
-    `take(name, calls, period)` counts a call and returns the seconds to wait when there are none left.
+    `take(name, calls, period)` counts a call and returns the seconds to wait when there are none
+    left.
     """
 
     def __init__(
@@ -5246,7 +5430,8 @@ class KeyRing:
         return found
 
     def check(self, tokens: Collection[str], reached: Collection[str] | None) -> Any:
-        """The key of a call that may reach one of some deployments, counted against its quota; or the Refusal.
+        """The key of a call that may reach one of some deployments, counted against its quota; or
+        the Refusal.
 
         With None any key will do, and the call is not counted: it lists what the key is for.
         """
@@ -5277,7 +5462,8 @@ class KeyRing:
             return None
         try:
             seconds = self._take(key.name, key.quota.calls, key.quota.period)
-        except OSError as error:  # exactness is what a quota promises: a call that cannot be counted is not let in
+        # exactness is what a quota promises: a call that cannot be counted is not let in
+        except OSError as error:
             return Refusal(
                 503,
                 f"The calls of key '{key.name}' cannot be counted just now: {error}",
@@ -5287,7 +5473,8 @@ class KeyRing:
             return None
         return Refusal(
             429,
-            f"The key '{key.name}' has used its {key.quota.calls} calls a {key.quota.period}; more in {seconds} s",
+            f"The key '{key.name}' has used its {key.quota.calls} calls a {key.quota.period}; "
+            f"more in {seconds} s",
             {"Retry-After": str(seconds)},
         )
 
@@ -5315,7 +5502,10 @@ class ReadyDeployment:
     models: MutableMapping[Any, Any] = field(default_factory=weakref.WeakKeyDictionary)
 
     def model_of(self, servable: Any) -> Any:
-        """How pictures are shown to a servable; raises ValueError when it takes none, or is of no known family."""
+        """How pictures are shown to a servable.
+
+        Raises ValueError when it takes none, or is of no known family.
+        """
         model = self.models.get(servable)
         if model is None:
             signature = servable.signatures.get("serving_default")
@@ -5366,7 +5556,8 @@ def read_labels(label_map: Any) -> Mapping[int, str]:
 
 
 def read_chain(value: Any, kinds: Mapping[str, type], path: str = "routines") -> list[Any]:
-    """Build the routines of `[{"name": "FilterConfidence", "arguments": {"confidence": 0.5}}]`; arguments may stand beside the name.
+    """Build the routines of `[{"name": "FilterConfidence", "arguments": {"confidence": 0.5}}]`;
+    arguments may stand beside the name.
 
     Raises ConfigError naming the place.
     """
@@ -5484,7 +5675,10 @@ def tell_extensions(server: "ModelServer", ready: ReadyDeployment, *seen: Any) -
 
 @contextlib.contextmanager
 def lease(server: "ModelServer", deployment: Any) -> Iterator[tuple[int, Any]]:
-    """Lease a deployment's version; ServingError UNAVAILABLE, with the reason, when it is not there."""
+    """Lease a deployment's version.
+
+    ServingError UNAVAILABLE, with the reason, when it is not there.
+    """
     where = deployment.model, deployment.version, deployment.version_label
     try:
         server.start().manager.find(*where)
@@ -5511,9 +5705,11 @@ def annotate(
     origin: Mapping[str, Any],
     saw: Callable[..., None],
 ) -> Any:
-    """Predictions for a picture: the deployment's routines, then the request's; extensions see them in between.
+    """Predictions for a picture: the deployment's routines, then the request's; extensions see them
+    in between.
 
-    The request's routines on the picture run before the model as well. `origin` says where they are from.
+    The request's routines on the picture run before the model as well. `origin` says where they are
+    from.
     """
     before = [step for step in own if step.before_model]
     with errors_only("a routine"):
@@ -5527,7 +5723,7 @@ def annotate(
     return tensors
 
 
-# --- pictures in predict bodies --------------------------------------------------------------------
+# --- pictures in predict bodies -----------------------------------------------------------------
 #
 # TensorFlow Serving takes pictures into string tensors alone; those are left as they are.
 
@@ -5541,7 +5737,8 @@ def unpack_pictures(
     limits: Any,
     dtypes: Mapping[str, np.dtype],
 ) -> dict[str, Any]:
-    """A predict body with pixels [H, W, C] in place of pictures; `dtypes` maps `DT_UINT8` and so on to NumPy's.
+    """A predict body with pixels [H, W, C] in place of pictures; `dtypes` maps `DT_UINT8` and so on
+    to NumPy's.
 
     Bodies for strings stay as they are. Raises BadRequest.
     """
@@ -5651,7 +5848,9 @@ def as_row(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Caller:
-    """Who calls: a name for the log, and the ids and paths that the key is for, None for all of them."""
+    """Who calls: a name for the log, and the ids and paths that the key is for,
+    None for all of them.
+    """
 
     name: str = "-"
     deployments: frozenset[str] | None = None
@@ -5667,11 +5866,11 @@ class ModelServer:
         server = ModelServer("config.json")
         server.predict("digits", {"instances": images})["predictions"]     # float32 [N, 10]
 
-    `source` is the path of a config file (which `reload` reads again), a dict or a `Config`. Models are
-    loaded in a thread of their own, from `start` or the first question on; a question waits until the
-    first load is over, one that came over HTTP up to `load_wait_seconds`. Raises ConfigError when the
-    config is wrong; models that cannot be loaded are told by `status` and `readiness`. `stop` frees
-    the models and ends the threads, as does dropping the last reference.
+    `source` is the path of a config file (which `reload` reads again), a dict or a `Config`. Models
+    are loaded in a thread of their own, from `start` or the first question on; a question waits
+    until the first load is over, one that came over HTTP up to `load_wait_seconds`. Raises
+    ConfigError when the config is wrong; models that cannot be loaded are told by `status` and
+    `readiness`. `stop` frees the models and ends the threads, as does dropping the last reference.
     """
 
     def __init__(
@@ -5728,12 +5927,15 @@ class ModelServer:
     def endpoint(
         self, path: str, *, methods: Sequence[str] = ("POST",), envelope: str | None = None
     ) -> Callable[[Callable], Callable]:
-        """Put the decorated function behind a URL, as `handlers` in the config does: `f(inputs)` or `f(inputs, context)`."""
+        """Put the decorated function behind a URL, as `handlers` in the config does:
+        `f(inputs)` or `f(inputs, context)`.
+        """
 
         def register(function: Callable) -> Callable:
             if self._mounted:
                 raise ServingError(
-                    f"The endpoint {path} came after the app was built, which has its URLs by then: "
+                    f"The endpoint {path} came after the app was built, which has its URLs by "
+                    "then: "
                     "register endpoints before create_app, create_blueprint or run"
                 )
             made = first(
@@ -5758,7 +5960,10 @@ class ModelServer:
         return self.manager.first_pass_done.wait(timeout)
 
     def stop(self, drain: bool = True) -> None:
-        """Free the models and end the threads, for good; with `drain`, running requests finish first."""
+        """Free the models and end the threads, for good.
+
+        With `drain`, running requests finish first.
+        """
         self.manager.stop(drain)
         for extension in self.extensions:
             extension.end(self)
@@ -5776,12 +5981,13 @@ class ModelServer:
         outputs: Sequence[str] = (),
         allowance: Allowance | None = None,
     ) -> dict[str, Any]:
-        """Answer TensorFlow Serving's predict body: `{"instances": ...}` -> `{"predictions": ...}`, `inputs` -> `outputs`.
+        """Answer TensorFlow Serving's predict body: `{"instances": ...}` -> `{"predictions": ...}`,
+        `inputs` -> `outputs`.
 
-        Arrays may stand wherever the body has numbers; answers are arrays in the model's dtype, strings
-        bytes; `outputs` names those to answer, all by default. Raises BadRequest, NotFound, and ServingError
-        with the code of an error in the graph. `allowance` is the request's; without one, the call
-        has its own.
+        Arrays may stand wherever the body has numbers; answers are arrays in the model's dtype,
+        strings bytes; `outputs` names those to answer, all by default. Raises BadRequest, NotFound,
+        and ServingError with the code of an error in the graph. `allowance` is the request's;
+        without one, the call has its own.
         """
         name = signature_name(body)
         lease = self.lease(model, version, label)
@@ -5796,7 +6002,9 @@ class ModelServer:
     def classify(
         self, model: str, body: Any, version: int | None = None, label: str | None = None
     ) -> dict[str, Any]:
-        """Answer a classify body, `{"examples": [{feature: value}]}`: `{"results": [[[label, score], ...], ...]}`."""
+        """Answer a classify body, `{"examples": [{feature: value}]}`:
+        `{"results": [[[label, score], ...], ...]}`.
+        """
         return self._run_examples("classify", model, body, version, label)
 
     def regress(
@@ -5817,7 +6025,10 @@ class ModelServer:
     def lease(
         self, model: str, version: int | None, label: str | None
     ) -> contextlib.AbstractContextManager[tuple[int, Servable]]:
-        """Yield a version and its servable, the version named, the labelled one or the highest; raises NotFound or BadRequest."""
+        """Yield a version and its servable, the version named, the labelled one or the highest.
+
+        Raises NotFound or BadRequest.
+        """
         return self.start().manager.lease(model, version, label)
 
     def models(self) -> list[dict[str, Any]]:
@@ -5835,22 +6046,25 @@ class ModelServer:
         routines: Sequence[Mapping[str, Any]] = (),
         form: str = "json",
     ) -> Any:
-        """Answer what a deployment sees in a picture: `{"predictions": [...]}` and what routines add.
+        """Answer what a deployment sees in a picture: `{"predictions": [...]}` and what routines
+        add.
 
-        `image` is the path of a file, its bytes, a PIL image, or an array of 0..255, [H, W], [H, W, 1],
-        RGB [H, W, 3] or RGBA [H, W, 4]. `form` is `json`, `coco`, or `png` or `jpeg` for the bytes of
-        the drawn picture. Raises OSError for a file that cannot be read, NotFound, BadRequest for the
-        picture or a routine, and ServingError UNAVAILABLE when the model is not there.
+        `image` is the path of a file, its bytes, a PIL image, or an array of 0..255, [H, W], [H, W,
+        1], RGB [H, W, 3] or RGBA [H, W, 4]. `form` is `json`, `coco`, or `png` or `jpeg` for the
+        bytes of the drawn picture. Raises OSError for a file that cannot be read, NotFound,
+        BadRequest for the picture or a routine, and ServingError UNAVAILABLE when the model is not
+        there.
         """
         with self.allowance() as allowance:
             image = read_picture(image, image_limits(self.config), allowance)
             return predict_image(self, image, deployment, routines, form, allowance)
 
     def identify(self, headers: Any, reached: Iterable[str] | None) -> Caller:
-        """Who calls, by the key in a request's headers, if it is for one of the deployments `reached`; counts the call.
+        """Who calls, by the key in a request's headers, if it is for one of the deployments
+        `reached`; counts the call.
 
-        With None any key will do, and the call is not counted. Raises ServingError: 401, 403, 429, or 503 when a
-        call cannot be counted.
+        With None any key will do, and the call is not counted. Raises ServingError: 401, 403, 429,
+        or 503 when a call cannot be counted.
         """
         wanted = None if reached is None else set(reached)
         found = self.prepared.keys.check(tokens_of(headers), wanted)
@@ -5863,7 +6077,10 @@ class ModelServer:
     def status(
         self, model: str, version: int | None = None, label: str | None = None
     ) -> dict[str, Any]:
-        """The states of a model's versions, highest first, or of one; raises NotFound for those never seen."""
+        """The states of a model's versions, highest first, or of one.
+
+        Raises NotFound for those never seen.
+        """
         self.start()
         states = self.manager.states().get(model)
         pipeline = self.config.is_pipeline(model)
@@ -5899,10 +6116,12 @@ class ModelServer:
         return [*self.manager.unready(), *others]
 
     def reload(self, timeout: float = math.inf) -> tuple[int, dict[str, Any]]:
-        """Read config and version folders again; returns the HTTP status and body OpenVINO Model Server gives.
+        """Read config and version folders again; returns the HTTP status and body OpenVINO Model
+        Server gives.
 
-        201: something was read or loaded anew; 200: all was as it should be; else `error`, and in `details`
-        what failed and where. Raises ServingError DEADLINE_EXCEEDED after `timeout` seconds.
+        201: something was read or loaded anew; 200: all was as it should be; else `error`, and in
+        `details` what failed and where. Raises ServingError DEADLINE_EXCEEDED after `timeout`
+        seconds.
         """
         outcome = self.manager.reload(timeout)
         if not outcome.errors:
@@ -5958,7 +6177,10 @@ def load_model(
 
 
 def prepare(server: ModelServer, config: Config) -> Prepared:
-    """Build what requests need of a config. Raises ConfigError for what it names that is missing or wrong."""
+    """Build what requests need of a config.
+
+    Raises ConfigError for what it names that is missing or wrong.
+    """
     refuse_unread(config, {extension.name for extension in server.extensions})
     kinds = prepare_routines(server, config)
     deployments = {
@@ -5999,7 +6221,9 @@ def no_limit(name: str, calls: int, period: str) -> None:
 
 
 def refuse_unread(config: Config, there: Collection[str]) -> None:
-    """Raise ConfigError for a section of the config that nobody here reads, with the file that would."""
+    """Raise ConfigError for a section of the config that nobody here reads,
+    with the file that would.
+    """
     wanted = [("$." + key, *home) for key, home in HOMES.items() if getattr(config, key)]
     if isinstance(routines, Missing) and config.deployments:
         raise ConfigError("$.deployments", "this needs routines.py beside serving.py")
@@ -6030,7 +6254,10 @@ def describe_briefly(states: Mapping[int, VersionState]) -> str:
 
 
 def describe_states(states: Mapping[int, VersionState]) -> dict[str, Any]:
-    """Version states as TensorFlow Serving's GetModelStatusResponse; a failed load is LOADING / UNKNOWN, with its reason."""
+    """Version states as TensorFlow Serving's GetModelStatusResponse.
+
+    A failed load is LOADING / UNKNOWN, with its reason.
+    """
     return {
         "model_version_status": [
             {
@@ -6049,7 +6276,9 @@ Source = str | os.PathLike | Mapping | Config | ModelServer
 
 
 def hub_handler(function: Callable) -> Callable:
-    """Mark a function as in CellStrat's Hub API: its URL answers in their envelope, `{"statusCode": 200, "body": {"output": ...}}`."""
+    """Mark a function as in CellStrat's Hub API: its URL answers in their envelope,
+    `{"statusCode": 200, "body": {"output": ...}}`.
+    """
     function.hub = True  # type: ignore[attr-defined]
     return function
 
@@ -6094,9 +6323,9 @@ def reply(value: Any, status: int = 200) -> Reply:
 class Call:
     """A request, as views and readers see it.
 
-    `path` is below `prefix`, where the server is mounted, and as the client wrote it; `prefix` itself is below
-    the environ's SCRIPT_NAME, decoded. `site` is the host's request object, for its own check of who calls.
-    `most_bytes` is the host's limit of a body.
+    `path` is below `prefix`, where the server is mounted, and as the client wrote it; `prefix`
+    itself is below the environ's SCRIPT_NAME, decoded. `site` is the host's request object, for its
+    own check of who calls. `most_bytes` is the host's limit of a body.
     """
 
     def __init__(
@@ -6147,7 +6376,10 @@ class Call:
 
     @property
     def url(self) -> str:
-        """The address at which the server is mounted, as this client reaches it; without a slash at the end."""
+        """The address at which the server is mounted, as this client reaches it.
+
+        Without a slash at the end.
+        """
         return get_current_url(self.environ, root_only=True).rstrip("/") + quote(self.prefix)
 
     @property
@@ -6156,7 +6388,10 @@ class Call:
         return quote(self.environ.get("SCRIPT_NAME", "").rstrip("/") + self.prefix)
 
     def read(self, limit: int) -> bytes:
-        """The body's bytes, whatever its content type says; ServingError 413 beyond `limit` bytes."""
+        """The body's bytes, whatever its content type says.
+
+        ServingError 413 beyond `limit` bytes.
+        """
         limit = limit if self.most_bytes is None else min(limit, self.most_bytes)
         announced = self.environ.get("CONTENT_LENGTH") or "0"
         length = int(announced) if announced.isdigit() else 0
@@ -6292,7 +6527,9 @@ def is_operators(error: BaseException) -> bool:
 
 
 def spell_error(text: str, status: int, request_id: str, shape: str) -> dict[str, Any]:
-    """An error's body: `bare` as TensorFlow Serving's, `full` as Datature's, `hub` in CellStrat's envelope."""
+    """An error's body: `bare` as TensorFlow Serving's, `full` as Datature's,
+    `hub` in CellStrat's envelope.
+    """
     if shape == "hub":
         return {"statusCode": status, "body": {"error": text, "request_id": request_id}}
     if shape == "bare":
@@ -6313,7 +6550,10 @@ def from_response(response: Any) -> Reply:
 
 
 def read_body(server: ModelServer, call: Call, limit: int | None = None) -> bytes:
-    """The request's body whatever its content type says, unpacked if it is gzip; 413 beyond `limit` bytes."""
+    """The request's body whatever its content type says, unpacked if it is gzip.
+
+    413 beyond `limit` bytes.
+    """
     limits = server.config.server
     data = call.read(limit or limits.max_request_bytes)
     if "gzip" not in call.header("Content-Encoding").lower():
@@ -6358,7 +6598,9 @@ def infer_any(
     infer: Callable[[Any], dict[str, Any]],
     extensions: Sequence[Extension],
 ) -> dict[str, Any]:
-    """The answer to a predict body, whatever it is: what an extension reads, large JSON, or any JSON."""
+    """The answer to a predict body, whatever it is: what an extension reads, large JSON,
+    or any JSON.
+    """
     value = first(extension.read(call, body) for extension in extensions)
     large = read_large_json(body) if value is None and len(body) >= PLAIN_BYTES else None
     answer = infer_large(large, infer) if large is not None else None
@@ -6393,11 +6635,12 @@ def is_plain_predict(call: Call, body: bytes) -> bool:
 
 
 def read_image(server: ModelServer, call: Call) -> tuple[np.ndarray, Any]:
-    """The picture and the routines of a /predict request: JSON, multipart, or the picture or .npy array itself."""
+    """The picture and the routines of a /predict request: JSON, multipart,
+    or the picture or .npy array itself.
+    """
     limits = dataclasses.replace(image_limits(server.config), allow=call.allowance.take)
-    most = min(
-        server.config.server.max_request_bytes, 4 * limits.max_bytes
-    )  # nested lists take some 4 characters a number
+    # nested lists take some 4 characters a number
+    most = min(server.config.server.max_request_bytes, 4 * limits.max_bytes)
     with image_errors():
         if call.mimetype == "multipart/form-data":
             return read_form(call, limits, most)
@@ -6433,9 +6676,8 @@ def read_form(call: Call, limits: Any, most: int) -> tuple[np.ndarray, Any]:
     return picture, parse_json((fields.get("routines") or "[]").encode())
 
 
-MAY_BE_JSON = re.compile(
-    rb"\s*(?:[\[{\"\-0-9]|true|false|null|NaN|Inf|$|\xef\xbb\xbf)"
-)  # all else is taken for a picture
+# all else is taken for a picture
+MAY_BE_JSON = re.compile(rb"\s*(?:[\[{\"\-0-9]|true|false|null|NaN|Inf|$|\xef\xbb\xbf)")
 
 
 def read_query_routines(call: Call) -> Any:
@@ -6453,9 +6695,8 @@ def view_predict_image(server: ModelServer, call: Call, deployment: str | None =
     ready = find_deployment(server, deployment)
     image, chain = read_image(server, call)
     accepted = parse_accept_header(call.header("Accept"), MIMEAccept)
-    wanted = next(
-        iter(accepted.values()), ""
-    )  # the first: Java's client names image/jpeg among others, unasked
+    # the first: Java's client names image/jpeg among others, unasked
+    wanted = next(iter(accepted.values()), "")
     form = DRAWN.get(wanted) or call.argument("format", "json")
     if form not in ("json", "coco", *DRAWN.values()):
         raise BadRequest(f"format: expected json, coco, png or jpeg, got '{form[:40]}'")
@@ -6528,7 +6769,9 @@ def view_ready(server: ModelServer, call: Call) -> Reply:
 
 
 def may_see_model(server: ModelServer, call: Call, model: str) -> bool:
-    """Whether a caller may know of a model: one of the deployments that its key is for serves it."""
+    """Whether a caller may know of a model: one of the deployments
+    that its key is for serves it.
+    """
     return call.caller.may_see(*deployments_of(server, model))
 
 
@@ -6540,10 +6783,10 @@ def deployments_of(server: ModelServer, model: str) -> list[str]:
 class Route:
     """A row of the URL table.
 
-    `guard` says who may call: anybody (`open`); who has a key where the config protects `all` (`shared`); or only
-    who has one (`key`). What `lists` shows to any key what that key is for. `line` says in which line requests wait
-    for a thread: for `health` and `state`, which never wait themselves, one is kept; by default it is that of the
-    model or handler that is reached.
+    `guard` says who may call: anybody (`open`); who has a key where the config protects `all`
+    (`shared`); or only who has one (`key`). What `lists` shows to any key what that key is for.
+    `line` says in which line requests wait for a thread: for `health` and `state`, which never wait
+    themselves, one is kept; by default it is that of the model or handler that is reached.
     """
 
     methods: tuple[str, ...]
@@ -6557,7 +6800,10 @@ class Route:
 def route(
     methods: str, pattern: str, view: Callable[..., Reply], guard: str, **options: Any
 ) -> Route:
-    """A row; its URL is matched whole, undecoded and in any case, as TensorFlow Serving's grammar has it."""
+    """A row.
+
+    Its URL is matched whole, undecoded and in any case, as TensorFlow Serving's grammar has it.
+    """
     return Route(tuple(methods.split()), re.compile(pattern, re.IGNORECASE), view, guard, **options)
 
 
@@ -6592,7 +6838,8 @@ RULES: tuple[tuple[str, dict[str, str]], ...] = (
     ("/V1/<serving_rest:serving_rest>", {"serving_root": "V1"}),
     ("/model-serving/<serving_rest:serving_rest>", {"serving_root": "model-serving"}),
     (
-        "/<any(livez, readyz, predict, classes, deployments, metrics, stats, 'openapi.json', console):serving_root>",
+        "/<any(livez, readyz, predict, classes, deployments, metrics, stats, 'openapi.json', "
+        "console):serving_root>",
         {},
     ),
     ("/<any(console):serving_root>/", {"serving_rest": ""}),
@@ -6636,7 +6883,8 @@ class HandlerConverter(BaseConverter):
 
 
 def raw_path(environ: Mapping[str, Any], decoded: str) -> str:
-    """The request's path below the mount point as the client wrote it: `a%2Fb` and `a/b` are different models.
+    """The request's path below the mount point as the client wrote it: `a%2Fb` and `a/b` are
+    different models.
 
     WSGI decodes PATH_INFO; waitress keeps the original in REQUEST_URI, gunicorn in RAW_URI.
     """
@@ -6661,7 +6909,9 @@ def path_of(uri: str) -> str:
 
 
 class Found(typing.NamedTuple):
-    """What a URL selects: a row of the table, its view's arguments, and the `shape` of its errors."""
+    """What a URL selects: a row of the table, its view's arguments,
+    and the `shape` of its errors.
+    """
 
     route: Route
     arguments: dict[str, Any]
@@ -6702,7 +6952,10 @@ def read_version(digits: str) -> int:
 
 
 def find_known(server: ModelServer, method: str, path: str) -> Found | None:
-    """What a method and an undecoded path select, a handler among it; None for no match. Raises BadRequest."""
+    """What a method and an undecoded path select, a handler among it; None for no match.
+
+    Raises BadRequest.
+    """
     match = match_route if len(method + path) < 200 else match_route.__wrapped__
     known = match(server.extensions, method, path)
     if known is not None:
@@ -6767,7 +7020,9 @@ def reached_by(server: ModelServer, found: Found) -> str:
 
 @dataclass(frozen=True)
 class Door:
-    """A server as it is mounted: with the host site's own check in place of keys, where it has one."""
+    """A server as it is mounted: with the host site's own check in place of keys,
+    where it has one.
+    """
 
     server: ModelServer
     check: Callable[[Any], Any] | None = None
@@ -6784,7 +7039,10 @@ def authorize(door: Door, call: Call, found: Found) -> Caller:
 
 
 def ask_site(check: Callable[[Any], Any], call: Call) -> Caller:
-    """Who calls, as the host site's check has it: True, or a name, lets in; False and None do not."""
+    """Who calls, as the host site's check has it: True, or a name, lets in.
+
+    False and None do not.
+    """
     found = check(call.site)
     if found is True:
         return Caller("site")
@@ -6796,7 +7054,8 @@ def ask_site(check: Callable[[Any], Any], call: Call) -> Caller:
     if inspect.iscoroutine(found):
         found.close()  # else Python complains that nobody awaited it
     text = (
-        f"authorize= has returned {type(found).__name__}: it must return True or a printable name to let the "
+        f"authorize= has returned {type(found).__name__}: it must return True or a printable "
+        "name to let the "
         "request in, False or None to answer 401 (it may also flask.abort)"
     )
     logger.error("%s", text)
@@ -6824,7 +7083,10 @@ def request_id_of(given: str | None) -> str:
 
 
 def answer_call(door: Door, call: Call, found: Found | None = None) -> Reply:
-    """Answer a call: its view's reply, or its error's; with a request id, CORS headers, and a log line."""
+    """Answer a call: its view's reply, or its error's.
+
+    With a request id, CORS headers, and a log line.
+    """
     server, trace, shape, route = door.server, call.trace, "bare", ""
     call.allowance = server.allowance()
     for extension in server.extensions:
@@ -6887,7 +7149,9 @@ REQUEST_LINE = (
 
 
 def dress(server: ModelServer, call: Call, replied: Reply) -> Reply:
-    """A reply as it goes out: compressed where the client takes that, with its id and its CORS headers."""
+    """A reply as it goes out: compressed where the client takes that,
+    with its id and its CORS headers.
+    """
     vary: list[str] = []
     if len(replied.body) >= server.config.server.gzip_min_bytes:
         replied = compress(call, replied, vary)
@@ -6907,7 +7171,8 @@ COMPRESSIBLE = ("application/json", "application/x-npy", "application/octet-stre
 
 
 def compress(call: Call, replied: Reply, vary: list[str]) -> Reply:
-    """Compress a large answer when the client's Accept-Encoding allows it; level 1, since most of the gain costs least.
+    """Compress a large answer when the client's Accept-Encoding allows it; level 1, since most of
+    the gain costs least.
 
     Adds to `vary` what the answer depends on.
     """
@@ -6938,11 +7203,12 @@ def preflight(server: ModelServer, call: Call) -> Reply:
     )
 
 
-# --- the WSGI door ------------------------------------------------------------------------------------
+# --- the WSGI door ------------------------------------------------------------------------------
 
 
 def open_door(door: Door, app: Flask) -> Callable[..., Any]:
-    """The app's WSGI callable, which answers the server's own URLs itself and hands all others to Flask.
+    """The app's WSGI callable, which answers the server's own URLs itself and hands all others to
+    Flask.
 
     As soon as anybody hooks anything onto the app, or adds a view of his own, all URLs are Flask's.
     """
@@ -6976,7 +7242,9 @@ SIGNALS = (
 
 
 def is_hooked(app: Flask) -> bool:
-    """Whether a site does anything around its views, which only Flask knows how to do in its order."""
+    """Whether a site does anything around its views,
+    which only Flask knows how to do in its order.
+    """
     return bool(
         app.before_request_funcs
         or app.after_request_funcs
@@ -7005,7 +7273,7 @@ def send(
     return [] if environ["REQUEST_METHOD"] == "HEAD" or not replied.body else [replied.body]
 
 
-# --- the Flask adapter --------------------------------------------------------------------------------
+# --- the Flask adapter --------------------------------------------------------------------------
 
 
 def make_view(door: Door) -> Callable[..., Response]:
@@ -7041,13 +7309,14 @@ blueprint_numbers = itertools.count(1)
 def create_blueprint(
     source: Source, authorize: Callable[[Any], Any] | None = None, *, eager: bool = False
 ) -> Blueprint:
-    """The server's URLs as a Flask blueprint: `site.register_blueprint(create_blueprint("config.json"), url_prefix="/ml")`.
+    """The server's URLs as a Flask blueprint:
+    `site.register_blueprint(create_blueprint("config.json"), url_prefix="/ml")`.
 
-    Its errors are answered inside; the site's error pages, hooks and other URLs stay as they are. Models begin
-    to load in the background with the first request that needs them, or with `start`; with `eager`, now.
-    The server is `site.extensions["serving"][blueprint.name]`. `authorize(request)` stands in for keys: True,
-    or the caller's name for the log, lets the request in; False and None are answered 401; it may
-    `flask.abort` too. Raises ConfigError.
+    Its errors are answered inside; the site's error pages, hooks and other URLs stay as they are.
+    Models begin to load in the background with the first request that needs them, or with `start`;
+    with `eager`, now. The server is `site.extensions["serving"][blueprint.name]`.
+    `authorize(request)` stands in for keys: True, or the caller's name for the log, lets the
+    request in; False and None are answered 401; it may `flask.abort` too. Raises ConfigError.
     """
     door = Door(as_server(source), authorize)
     door.server._mounted = True
@@ -7055,7 +7324,8 @@ def create_blueprint(
         door.server.start()
     if authorize is None and door.server.generated_key and not door.server.says_key:
         logger.warning(
-            "The config has no keys: pictures and handlers answer to ModelServer.generated_key alone, "
+            "The config has no keys: pictures and handlers answer to ModelServer.generated_key "
+            "alone, "
             "which changes at each start; `python serving.py --new-key NAME` makes a lasting one, "
             "`authorize=` lets the site decide"
         )
@@ -7108,7 +7378,10 @@ def create_app(
     @app.errorhandler(HTTPException)
     def unknown(error: HTTPException) -> Response:
         listed = f"{request.script_root}/v1/models"
-        text = f"{error.name}: {request.method} {request.script_root}{request.path}. The models are listed at {listed}"
+        text = (
+            f"{error.name}: {request.method} {request.script_root}{request.path}. The models "
+            f"are listed at {listed}"
+        )
         headers = [(name, value) for name, value in error.get_headers() if name == "Allow"]
         headers.append(("X-Request-Id", request_id_of(request.headers.get("X-Request-Id"))))
         return to_response(reply({"error": text}, error.code or 500).with_headers(*headers))
@@ -7126,11 +7399,14 @@ def create_app(
 
 
 LOG_LINE = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-PIECE = 1000  # characters; what has room for more takes 4096 bytes without waiting (Linux's and macOS's PIPE_BUF, or more)
+# characters; what has room for more takes 4096 bytes without waiting (Linux's and macOS's PIPE_BUF,
+# or more)
+PIECE = 1000
 
 
 class PatientHandler(logging.StreamHandler):
-    """Writes lines to a stream that may stop taking them; then they are dropped and counted, and no request waits.
+    """Writes lines to a stream that may stop taking them; then they are dropped and counted, and no
+    request waits.
 
     Where the system cannot tell whether a stream takes more, its lines are written as ever.
     """
@@ -7139,7 +7415,9 @@ class PatientHandler(logging.StreamHandler):
 
     @functools.cached_property
     def always_takes(self) -> bool:
-        """Whether the stream is a file: that takes all, and the system need not be asked each time."""
+        """Whether the stream is a file: that takes all,
+        and the system need not be asked each time.
+        """
         try:
             return stat.S_ISREG(os.fstat(self.stream.fileno()).st_mode)
         except (AttributeError, OSError, ValueError):
@@ -7154,7 +7432,8 @@ class PatientHandler(logging.StreamHandler):
             AttributeError,
             OSError,
             ValueError,
-        ):  # no file of the system's; Windows can tell of sockets alone
+        ):
+            # no file of the system's; Windows can tell of sockets alone
             return True
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -7194,7 +7473,9 @@ class Process:
         setattr(owner, name, value)
 
     def quiet_libraries(self) -> None:
-        """Keep out of the log what TensorFlow and Pillow say of their own code and of clients' files."""
+        """Keep out of the log what TensorFlow and Pillow say of their
+        own code and of clients' files.
+        """
         if "TF_CPP_MIN_LOG_LEVEL" not in os.environ:
             os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
             self._undo.callback(os.environ.pop, "TF_CPP_MIN_LOG_LEVEL", None)
@@ -7223,7 +7504,8 @@ class Process:
         return handler
 
     def tend_memory(self) -> None:
-        """Let what stays out of collections, let those be rare, and give back what loading has used.
+        """Let what stays out of collections, let those be rare, and give back what loading has
+        used.
 
         What requests leave is freed at once, without them, and TensorFlow's 250,000 objects stay: a
         request whose JSON makes many lists would have them walked over again and again.
@@ -7238,7 +7520,10 @@ class Process:
             self._undo.callback(gc.unfreeze)
 
     def take_signals(self, stop: threading.Event) -> None:
-        """Let SIGTERM and SIGINT set `stop`, and a second one end the process; in the main thread alone."""
+        """Let SIGTERM and SIGINT set `stop`, and a second one end the process.
+
+        In the main thread alone.
+        """
 
         def end(*_: Any) -> None:
             if stop.is_set():
@@ -7253,7 +7538,8 @@ class Process:
                     self._undo.callback(signal.signal, number, before)
 
     def finish(self, job: Callable[[], Any], seconds: float) -> None:
-        """Do the last job; where a signal has told the process to end, it ends after so many seconds.
+        """Do the last job; where a signal has told the process to end, it ends after so many
+        seconds.
 
         Nobody can end a load that hangs in a model's files or in somebody's code.
         """
@@ -7271,7 +7557,8 @@ class Process:
 
 
 def tidy_memory(is_free: bool, freeze: bool) -> None:
-    """Collect, and give freed memory back; set aside what is left, if asked for and nobody else does.
+    """Collect, and give freed memory back; set aside what is left, if asked for and nobody else
+    does.
 
     All wait for it: some milliseconds, and 0.1 s over TensorFlow's objects, just after its import.
     """
@@ -7285,7 +7572,8 @@ def tidy_memory(is_free: bool, freeze: bool) -> None:
 
 # ==================================================================================================
 # Command line
-# In: arguments and signals. Out: a process that serves until it is told to stop, and then ends well.
+# In: arguments and signals. Out: a process that serves until it is told to stop, and then ends
+# well.
 # ==================================================================================================
 
 
@@ -7356,7 +7644,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "serving",
         description="Serve TensorFlow SavedModels over REST.",
-        epilog="Without options it serves ./config.json, or, in a clone, the demo beside serving.py.",
+        epilog=(
+            "Without options it serves ./config.json, or, in a clone, the demo beside serving.py."
+        ),
     )
     for names, told in OPTIONS:
         parser.add_argument(*names, **told)
@@ -7376,7 +7666,8 @@ def choose_source(
         parser.error("--config and --model_name exclude each other")
     if not 0 <= (options.file_system_poll_wait_seconds or 0) <= 86400:
         parser.error(
-            f"argument --file_system_poll_wait_seconds: expected 0 to 86400, got {options.file_system_poll_wait_seconds}"
+            "argument --file_system_poll_wait_seconds: expected 0 to 86400, got "
+            f"{options.file_system_poll_wait_seconds}"
         )
     if not 0 <= options.port < 65536:
         parser.error(f"argument --port: expected 0 to 65535, got {options.port}")
@@ -7393,7 +7684,10 @@ def choose_source(
 
 
 class Waitress:
-    """waitress's loop over its listening sockets, a turn at a time. Raises OSError for an address that cannot be had."""
+    """waitress's loop over its listening sockets, a turn at a time.
+
+    Raises OSError for an address that cannot be had.
+    """
 
     def __init__(
         self,
@@ -7439,20 +7733,24 @@ class Waitress:
 
 
 def listen(server: ModelServer, app: Callable[..., Any], host: str, port: int) -> Waitress:
-    """waitress, set up for a server: with serving_extensions/ its queue is fair, else it is waitress's own."""
+    """waitress, set up for a server: with serving_extensions/ its queue is fair,
+    else it is waitress's own.
+    """
     options = server.config.server
+    # sees clients that went away
     adjustments: dict[str, Any] = {
         "host": host,
         "port": port,
         "ident": "serving",
         "connection_limit": options.connection_limit + 4,  # waitress counts its own sockets
         "max_request_body_size": options.max_request_bytes,
-        "inbuf_overflow": options.max_request_bytes,  # bodies stay in memory, and out of temporary files
+        # bodies stay in memory, and out of temporary files
+        "inbuf_overflow": options.max_request_bytes,
         "recv_bytes": 1 << 20,
         "outbuf_overflow": 64 << 20,
         "outbuf_high_watermark": 64 << 20,
         "channel_request_lookahead": 1,
-    }  # sees clients that went away
+    }
     found = first(extension.serve(server, app, adjustments) for extension in server.extensions)
     if found is not None:
         return found
@@ -7463,7 +7761,9 @@ def listen(server: ModelServer, app: Callable[..., Any], host: str, port: int) -
 
 
 def report(server: ModelServer, address: str, stop: threading.Event) -> None:
-    """Print, once the first load is over, each model with its versions and devices, and the URLs."""
+    """Print, once the first load is over, each model with its versions and devices,
+    and the URLs.
+    """
     server.wait()
     if stop.is_set():
         return
@@ -7490,9 +7790,9 @@ def run(
 ) -> None:
     """Serve with waitress until SIGTERM, SIGINT or `stop`; running requests are finished.
 
-    `host` and `port` are those of SERVING_HOST and SERVING_PORT by default, else 127.0.0.1 and 8501.
-    Raises ConfigError; OSError for an address that cannot be had; ValueError for a SERVING_PORT that
-    is no number.
+    `host` and `port` are those of SERVING_HOST and SERVING_PORT by default, else 127.0.0.1 and
+    8501. Raises ConfigError; OSError for an address that cannot be had; ValueError for a
+    SERVING_PORT that is no number.
     """
     if host is None:
         host = os.environ.get("SERVING_HOST", HOST)
@@ -7536,7 +7836,10 @@ def serve(
 
 
 def new_key(name: str) -> int:
-    """Print a key, and what a config says of it; raises ConfigError for a name that a config refuses."""
+    """Print a key, and what a config says of it.
+
+    Raises ConfigError for a name that a config refuses.
+    """
     key = secrets.token_urlsafe(24)
     entry = {"name": name, "sha256": digest(key)}
     parse(Auth, {"keys": [entry]}, "$.auth")
@@ -7569,7 +7872,10 @@ def set_format(server: ModelServer, handler: logging.Handler) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 0, 1 when it cannot listen, 2 when the config is wrong."""
+    """Run the command line.
+
+    Returns the exit status: 0, 1 when it cannot listen, 2 when the config is wrong.
+    """
     parser = build_parser()
     options = parser.parse_args(arguments)
     with Process() as process:
@@ -7589,7 +7895,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def obey(
     parser: argparse.ArgumentParser, options: argparse.Namespace, handler: logging.Handler | None
 ) -> int:
-    """Do what the options tell, the log written by `handler` where it is ours; returns the exit status."""
+    """Do what the options tell, the log written by `handler` where it is ours.
+
+    Returns the exit status.
+    """
     source = choose_source(parser, options)
     if options.new_key:
         return new_key(options.new_key)

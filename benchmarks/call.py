@@ -1,9 +1,10 @@
-"""What a call costs inside the process: our way into TensorFlow against the signature of `tf.saved_model.load`.
+"""What a call costs inside the process: our way into TensorFlow against the signature of
+`tf.saved_model.load`.
 
     python benchmarks/call.py [rounds]
 
-Microseconds a call, one row, NumPy in and out, one thread; the ways take turns, medians are printed. The
-answers of the two are compared first.
+Microseconds a call, one row, NumPy in and out, one thread; the ways take turns, medians are
+printed. The answers of the two are compared first.
 """
 
 import os
@@ -69,7 +70,8 @@ def main():
         base = statistics.median(times["tf.saved_model.load signature"])
         for name, values in times.items():
             print(
-                f"{model:14} {name:30} {statistics.median(values):8.1f} us {base / statistics.median(values):6.1f}x",
+                f"{model:14} {name:30} {statistics.median(values):8.1f} us "
+                f"{base / statistics.median(values):6.1f}x",
                 flush=True,
             )
     server.stop()

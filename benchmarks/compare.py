@@ -1,13 +1,16 @@
-"""serving and seven other ways to serve a TensorFlow model over HTTP, under the same load on the same machine.
+"""serving and seven other ways to serve a TensorFlow model over HTTP, under the same load on the
+same machine.
 
-    python benchmarks/compare.py [--rounds 5] [--seconds 3] [--workloads half_plus_two ...] [--peers fastapi ...]
+    python benchmarks/compare.py [--rounds 5] [--seconds 3] [--workloads half_plus_two ...]
+        [--peers fastapi ...]
 
-Needs wrk (Debian has it). Makes the models and an environment for each peer at the first run (a few GB in benchmarks/made/).
-In each round each peer is started in turn and takes turns with serving, load by load, so that a machine that changes its
-speed changes both; every answer is compared. Printed at the end, as rows for README.md: requests a second, medians over the
-rounds, and the ratio of serving to the best peer of each round; memory after the load (PSS of all processes); seconds from
-process start to the first right answer. `in-process` is the model alone, called by 2 threads of one process, in turns with
-serving as well.
+Needs wrk (Debian has it). Makes the models and an environment for each peer at the first run (a few
+GB in benchmarks/made/). In each round each peer is started in turn and takes turns with serving,
+load by load, so that a machine that changes its speed changes both; every answer is compared.
+Printed at the end, as rows for README.md: requests a second, medians over the rounds, and the ratio
+of serving to the best peer of each round; memory after the load (PSS of all processes); seconds
+from process start to the first right answer. `in-process` is the model alone, called by 2 threads
+of one process, in turns with serving as well.
 """
 
 import argparse
@@ -50,16 +53,14 @@ class Found:
     """What was measured of one server with one workload, a figure for each round."""
 
     rates: dict[int, list[float]] = field(default_factory=dict)  # by connections; requests a second
-    latency: dict[int, list[tuple[float, float]]] = field(
-        default_factory=dict
-    )  # by connections; p50 and p99, ms
+    # by connections; p50 and p99, ms
+    latency: dict[int, list[tuple[float, float]]] = field(default_factory=dict)
     memory: list[float] = field(default_factory=list)  # MB
     ready: list[float] = field(default_factory=list)  # seconds
     errors: int = 0
     failed: list[str] = field(default_factory=list)  # why it is missing from a round
-    duels: dict[int, list[tuple[int, float, float]]] = field(
-        default_factory=dict
-    )  # by connections: round, its rate, serving's
+    # by connections: round, its rate, serving's
+    duels: dict[int, list[tuple[int, float, float]]] = field(default_factory=dict)
 
 
 class NoAnswer(Exception):
@@ -95,7 +96,10 @@ class Server:
         return PEERS[self.name].read(self.workload, answer)
 
     def wait(self):
-        """Ask until there is an answer; returns it and the seconds since the process was started."""
+        """Ask until there is an answer.
+
+        Returns it and the seconds since the process was started.
+        """
         while True:
             try:
                 answer = self.ask()
@@ -226,7 +230,8 @@ wrk.method, wrk.path, wrk.body = "POST", "%s", file:read("*a")
 function done(summary, latency)
   local e = summary.errors
   io.write(string.format("RESULT %%f %%d %%f %%f\\n", summary.requests / summary.duration * 1e6,
-    e.status + e.connect + e.read + e.write + e.timeout, latency:percentile(50) / 1e3, latency:percentile(99) / 1e3))
+    e.status + e.connect + e.read + e.write + e.timeout, latency:percentile(50) / 1e3,
+    latency:percentile(99) / 1e3))
 end
 """
 
@@ -260,7 +265,9 @@ def load(server, connections, seconds, folder):
 
 
 def rest(servers):
-    """Wait, for 10 s at most, until servers rest: some go on with what the clients of their last run have left, beside the next run."""
+    """Wait, for 10 s at most, until servers rest:
+    some go on with what the clients of their last run have left, beside the next run.
+    """
     for _ in range(20):
         before = sum(server.cpu_seconds() for server in servers)
         time.sleep(0.5)
@@ -280,7 +287,9 @@ def measure(found, server, connections, seconds, folder):
 
 
 def run_alone(ours, round_, seconds, folder, found):
-    """Calls a second of the model alone, by 2 threads of one process, three times in turns with serving at its most connections."""
+    """Calls a second of the model alone, by 2 threads of one process,
+    three times in turns with serving at its most connections.
+    """
     connections = max(CONNECTIONS[ours.workload])
     command = [
         sys.executable,
@@ -302,7 +311,8 @@ def run_alone(ours, round_, seconds, folder, found):
                 print(file=alone.stdin, flush=True)
             if not (line := alone.stdout.readline()):
                 raise NoAnswer(
-                    f"{ours.workload} {ALONE} does not answer:\n{Path(log.name).read_text()[-2000:]}"
+                    f"{ours.workload} {ALONE} does not "
+                    f"answer:\n{Path(log.name).read_text()[-2000:]}"
                 )
             return float(line)
 
@@ -361,7 +371,8 @@ def run_pair(ours, name, reference, round_, seconds, folder, found):
             for server in (
                 peer,
                 ours,
-            ):  # at the same time: both have TensorFlow's code in memory, and each counts its share
+            ):
+                # at the same time: both have TensorFlow's code in memory, and each counts its share
                 found[server.name].memory.append(server.memory())
         finally:
             peer.stop()
@@ -391,7 +402,8 @@ def print_tables(all_found, peers):
         counts = CONNECTIONS[workload]
         heads = [f"{count} connection{'s' * (count > 1)}" for count in counts]
         print(
-            f"\n| {workload} | {' | '.join(heads)} | memory, MB | first answer, s |\n|---|{'---|' * (len(counts) + 2)}"
+            f"\n| {workload} | {' | '.join(heads)} | memory, MB | first answer, s "
+            f"|\n|---|{'---|' * (len(counts) + 2)}"
         )
         for name in (OURS, *peers):
             result = found[name]
@@ -399,7 +411,8 @@ def print_tables(all_found, peers):
                 cell(result.rates.get(count, []), result.latency.get(count, [])) for count in counts
             ]
             print(
-                f"| {name} | {' | '.join(cells)} | {middle(result.memory):.0f} | {middle(result.ready):.1f} |"
+                f"| {name} | {' | '.join(cells)} | {middle(result.memory):.0f} | "
+                f"{middle(result.ready):.1f} |"
             )
         against = [ratios(found, peers, count) for count in counts]
         print(
@@ -426,7 +439,9 @@ def cell(rates, latency):
 
 
 def check_overload(seconds, folder):
-    """500 connections at the slowest workload: what is answered, and whether memory grows while it lasts."""
+    """500 connections at the slowest workload: what is answered,
+    and whether memory grows while it lasts.
+    """
     with open(folder / f"{OURS}.log", "w") as log:
         server = Serving(OURS, "ssd320", log)
         try:
@@ -482,7 +497,8 @@ def main():
 
                 def say(what, round_=round_, workload=workload):
                     print(
-                        f"{(time.monotonic() - start) / 60:5.1f} min, round {round_} of {options.rounds}: {workload}, {what}",
+                        f"{(time.monotonic() - start) / 60:5.1f} min, round {round_} of "
+                        f"{options.rounds}: {workload}, {what}",
                         flush=True,
                     )
 

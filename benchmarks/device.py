@@ -1,13 +1,17 @@
-"""serving on a GPU (or a CPU) against TensorFlow called directly, by model and batch; and the stress tests of a vendor of such an API.
+"""serving on a GPU (or a CPU) against TensorFlow called directly, by model and batch; and the
+stress tests of a vendor of such an API.
 
-    python benchmarks/device.py [--device GPU:0] [--seconds 3] [--models mobilenet_v2 ...] [--batches 1 8 32 64]
+    python benchmarks/device.py [--device GPU:0] [--seconds 3] [--models mobilenet_v2 ...]
+        [--batches 1 8 32 64]
     python benchmarks/device.py --stress [--calls 100000 10000]
 
-Direct is a loop over the signature of tf.saved_model.load in a process of its own. serving gets the same arrays as raw tensors over
-HTTP, from 1 and from 4 connections that send whole batches, and from as many connections as a batch has rows, that send one row each
-(batching joins them). The stress tests are Datature's, by their published description: a JPEG of 640x480 in base64 from 50 connections
-into a MobileNet of 320x320, 100,000 calls (theirs: 36.6/s); one of 1024x680 from 4 into a Mask R-CNN of 1024x1024, 10,000 calls
-(theirs: 0.364/s). Printed are rows for docs/speed.md: pictures a second, medians and p99 of the milliseconds of a call.
+Direct is a loop over the signature of tf.saved_model.load in a process of its own. serving gets the
+same arrays as raw tensors over HTTP, from 1 and from 4 connections that send whole batches, and
+from as many connections as a batch has rows, that send one row each (batching joins them). The
+stress tests are Datature's, by their published description: a JPEG of 640x480 in base64 from 50
+connections into a MobileNet of 320x320, 100,000 calls (theirs: 36.6/s); one of 1024x680 from 4 into
+a Mask R-CNN of 1024x1024, 10,000 calls (theirs: 0.364/s). Printed are rows for docs/speed.md:
+pictures a second, medians and p99 of the milliseconds of a call.
 """
 
 import argparse
@@ -108,7 +112,10 @@ def config_of(model, device):
 
 
 def cell(rate, seconds):
-    return f"{rate:.1f} ({1000 * percentile(seconds, 0.5):.1f} / {1000 * percentile(seconds, 0.99):.1f})"
+    return (
+        f"{rate:.1f} ({1000 * percentile(seconds, 0.5):.1f} / "
+        f"{1000 * percentile(seconds, 0.99):.1f})"
+    )
 
 
 def compare(model, options):
@@ -181,8 +188,10 @@ def stress(model, size, connections, calls, device):
         load.run(count=calls)
         spent = time.perf_counter() - begin
         print(
-            f"| {model}, {size[0]}x{size[1]}, {connections} at a time | {calls} | {len(failed)} | {calls / spent:.2f}/s | "
-            f"{1000 * percentile(took, 0.5):.0f} / {1000 * percentile(took, 0.99):.0f} ms | {server.memory():.0f} MB |",
+            f"| {model}, {size[0]}x{size[1]}, {connections} at a time | {calls} | {len(failed)} "
+            f"| {calls / spent:.2f}/s | "
+            f"{1000 * percentile(took, 0.5):.0f} / {1000 * percentile(took, 0.99):.0f} ms | "
+            f"{server.memory():.0f} MB |",
             flush=True,
         )
     finally:
@@ -201,7 +210,8 @@ def main():
     workloads.make_all(options.models)
     if options.stress:
         print(
-            "| stress test | calls | failed | rate | p50 / p99 | memory |\n|---|---|---|---|---|---|"
+            "| stress test | calls | failed | rate | p50 / p99 | memory "
+            "|\n|---|---|---|---|---|---|"
         )
         tests = (
             ("ssd320", (640, 480), 50, options.calls[0]),
@@ -212,7 +222,8 @@ def main():
                 stress(model, size, connections, calls, options.device)
         return
     print(
-        "| model | batch | TensorFlow, directly | serving, 1 connection | 4 connections | rows one by one |\n|---|---|---|---|---|---|"
+        "| model | batch | TensorFlow, directly | serving, 1 connection | 4 connections | rows "
+        "one by one |\n|---|---|---|---|---|---|"
     )
     for model in options.models:
         compare(model, options)

@@ -1,7 +1,9 @@
-"""Load over many connections from one thread: closed (each connection asks again when it is answered) or open (at a rate, come what may).
+"""Load over many connections from one thread: closed (each connection asks again when it is
+answered) or open (at a rate, come what may).
 
-Requests are bytes made beforehand and answers are handed over whole, so that the client costs little of the machine it shares. With an
-open load the latency of a request counts from when it was due: a server that makes its clients wait does not look better by that.
+Requests are bytes made beforehand and answers are handed over whole, so that the client costs
+little of the machine it shares. With an open load the latency of a request counts from when it was
+due: a server that makes its clients wait does not look better by that.
 """
 
 import collections
@@ -62,7 +64,10 @@ class Connection:
                 self.unsent = self.unsent[self.socket.send(self.unsent) :]
 
     def pull(self):
-        """Status and body when the answer is whole, else None. Raises ConnectionError when it ends before."""
+        """Status and body when the answer is whole, else None.
+
+        Raises ConnectionError when it ends before.
+        """
         with contextlib.suppress(BlockingIOError):
             data = self.socket.recv(1 << 18)
             if not data:
@@ -82,7 +87,8 @@ class Connection:
 class Load:
     """`choose()` gives the next case; `answered(case, status, body, seconds)` takes what came.
 
-    A case with `leaves` closes its connection without waiting; status 0 is a connection that has ended.
+    A case with `leaves` closes its connection without waiting; status 0 is a connection that has
+    ended.
     """
 
     def __init__(self, port, connections, choose, answered):
@@ -140,7 +146,10 @@ class Load:
             self.answered(case, *answer, time.perf_counter() - connection.due)
 
     def run(self, seconds=None, count=None, rate=None):
-        """Load for so long, or so many requests, and wait for the last answers. With a `rate` open, else closed. Returns requests begun."""
+        """Load for so long, or so many requests, and wait for the last answers.
+
+        With a `rate` open, else closed. Returns requests begun.
+        """
         start, begun = time.perf_counter(), 0
         end = start + (seconds or 1e9)
         count = count or 1 << 62

@@ -1,4 +1,5 @@
-"""What counting and logging cost the fastest route: half_plus_two over HTTP with and without them, in turns.
+"""What counting and logging cost the fastest route: half_plus_two over HTTP with and without them,
+in turns.
 
     python benchmarks/measuring.py [seconds a round] [rounds]
 
@@ -50,7 +51,7 @@ def rate(port, seconds):
 
 
 def main(seconds=1.0, rounds=15):
-    logging.basicConfig(stream=open("/dev/null", "w"), level=logging.INFO)  # noqa: SIM115  written, and thrown away
+    logging.basicConfig(stream=open("/dev/null", "w"), level=logging.INFO)  # noqa: SIM115
     model = {"name": "half_plus_two", "base_path": str(ROOT / "models/half_plus_two")}
     server = serving.ModelServer({"model_config_list": [{"config": model}]})
     server.wait()
@@ -75,7 +76,8 @@ def main(seconds=1.0, rounds=15):
     for name, rates in found.items():
         shares = [1 - own / bare for own, bare in zip(rates, found["bare"])]
         print(
-            f"{name}: {statistics.median(rates):.0f} requests/s, costs {100 * statistics.median(shares):.1f} %"
+            f"{name}: {statistics.median(rates):.0f} requests/s, costs "
+            f"{100 * statistics.median(shares):.1f} %"
         )
 
 

@@ -1,10 +1,14 @@
-"""Many times more than the server can do: what is accepted keeps its speed, the rest is told at once, and nothing is left behind.
+"""Many times more than the server can do: what is accepted keeps its speed, the rest is told at
+once, and nothing is left behind.
 
-    python benchmarks/overload.py [--seconds 300] [--times 10] [--connections 500] [--max_queue_seconds 0.05]
+    python benchmarks/overload.py [--seconds 300] [--times 10] [--connections 500]
+        [--max_queue_seconds 0.05]
 
-Serves models/shapes on /predict with `max_queue_seconds` set, measures it unloaded (one request after the other), finds the rate it can
-keep (8 connections), then sends `times` that rate, open, over `connections`, and asks for the states as an operator would. Prints
-what came, latencies from when each request was due, memory, and how fast the server is from the first second after the load has ended.
+Serves models/shapes on /predict with `max_queue_seconds` set, measures it unloaded (one request
+after the other), finds the rate it can keep (8 connections), then sends `times` that rate, open,
+over `connections`, and asks for the states as an operator would. Prints what came, latencies from
+when each request was due, memory, and how fast the server is from the first second after the load
+has ended.
 """
 
 import argparse
@@ -51,7 +55,9 @@ def say(name, seconds):
 
 
 def watch(server, done, seconds):
-    """What an operator asks meanwhile: seconds of each path, and MB of memory every five seconds."""
+    """What an operator asks meanwhile: seconds of each path,
+    and MB of memory every five seconds.
+    """
     asked, memory, start = collections.defaultdict(list), [], time.monotonic()
     while not done.ready():
         for path in ("/livez", "/readyz", "/metrics", "/stats"):
@@ -121,26 +127,31 @@ def main():
         after = [ask(8, 1, reference=reference[0]) for _ in range(5)]
     accepted = found.get(200, [])
     say(
-        f"{options.times:g} times as much from {options.connections}: answered, {len(accepted) / options.seconds:.0f}/s",
+        f"{options.times:g} times as much from {options.connections}: answered, "
+        f"{len(accepted) / options.seconds:.0f}/s",
         accepted,
     )
     say("the others, with 503", found.get(503, []))
     for path, seconds in asked.items():
         say(f"`{path}` meanwhile", seconds)
     print(
-        f"\np99 of what was answered: {percentile(accepted, 0.99) / percentile(alone[200], 0.99):.2f} times the unloaded"
+        "\np99 of what was answered: "
+        f"{percentile(accepted, 0.99) / percentile(alone[200], 0.99):.2f} times the unloaded"
     )
     others = {status: len(seconds) for status, seconds in found.items() if status not in (200, 503)}
     print(
-        f"other answers: {others or 'none'}; wrong answers: {len(wrong)}; sent {begun / options.seconds:.0f}/s"
+        f"other answers: {others or 'none'}; wrong answers: {len(wrong)}; sent "
+        f"{begun / options.seconds:.0f}/s"
     )
     print(
-        f"memory: {memory[0]:.0f} MB at the start, {memory[len(memory) // 10]:.0f} MB at a tenth, {max(memory):.0f} MB at most, "
+        f"memory: {memory[0]:.0f} MB at the start, {memory[len(memory) // 10]:.0f} MB at a "
+        f"tenth, {max(memory):.0f} MB at most, "
         f"{memory[-1]:.0f} MB at the end"
     )
     rates = ", ".join(f"{len(found.get(200, [])):.0f}/s" for _, found, _ in after)
     print(
-        f"after its end, second by second: {rates} (before: {rate:.0f}/s); ended with status {server.stop()}"
+        f"after its end, second by second: {rates} (before: {rate:.0f}/s); ended with status "
+        f"{server.stop()}"
     )
 
 

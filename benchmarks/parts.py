@@ -1,10 +1,11 @@
-"""serving against TensorFlow called directly, in one process, part by part: body to tensors, model, answer to bytes.
+"""serving against TensorFlow called directly, in one process, part by part: body to tensors, model,
+answer to bytes.
 
     python benchmarks/parts.py [--seconds 2] [workload ...]
 
-By hand is what the guides show: json.loads, np.array, the signature of tf.saved_model.load, tolist, json.dumps. The two take
-turns; printed are medians of the milliseconds of each part. With --rate only the calls a second of the model alone, by 2
-threads, for each line of the input.
+By hand is what the guides show: json.loads, np.array, the signature of tf.saved_model.load, tolist,
+json.dumps. The two take turns; printed are medians of the milliseconds of each part. With --rate
+only the calls a second of the model alone, by 2 threads, for each line of the input.
 """
 
 import argparse
@@ -33,7 +34,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
 def ours(workload):
-    """A server of the workload, and the parts as it does them: functions of what the part before made."""
+    """A server of the workload, and the parts as it does them:
+    functions of what the part before made.
+    """
     import routines
     from serving_extensions import binary
 
@@ -135,7 +138,8 @@ def compare(workload, seconds):
         for name, (_, parts) in sides.items():
             found[name].append(time_parts(parts, body))
     print(
-        f"\n| {workload} | body to tensors, ms | model, ms | answer to bytes, ms | together, ms |\n|---|---|---|---|---|"
+        f"\n| {workload} | body to tensors, ms | model, ms | answer to bytes, ms | together, ms "
+        "|\n|---|---|---|---|---|"
     )
     medians = {
         name: [statistics.median(column) for column in zip(*times)] for name, times in found.items()
@@ -144,7 +148,8 @@ def compare(workload, seconds):
         print(f"| {name} | {' | '.join(f'{part:.3g}' for part in (*parts, sum(parts)))} |")
     hand, own = medians["by hand"], medians["serving"]
     print(
-        f"| times as fast | {' | '.join(f'{a / b:.1f}' for a, b in zip((*hand, sum(hand)), (*own, sum(own))))} |",
+        "| times as fast | "
+        f"{' | '.join(f'{a / b:.1f}' for a, b in zip((*hand, sum(hand)), (*own, sum(own))))} |",
         flush=True,
     )
 

@@ -1,11 +1,13 @@
-"""What a pipeline saves over HTTP: one call of it against a client that calls its models one after the other.
+"""What a pipeline saves over HTTP: one call of it against a client that calls its models one after
+the other.
 
     python benchmarks/pipeline.py [rounds]
 
-two_steps of the demo, and shape_kinds of examples/crops, whose client cuts the crops itself and sends them all in one call,
-as JSON numbers or as PNG files. A server of each config, connections kept alive, a thread each; rounds of two seconds in
-which the ways take turns. Printed are the medians of calls a second, and of the ratio to the pipeline round by round. Client
-and server share the machine. The answers of the ways are compared first.
+two_steps of the demo, and shape_kinds of examples/crops, whose client cuts the crops itself and
+sends them all in one call, as JSON numbers or as PNG files. A server of each config, connections
+kept alive, a thread each; rounds of two seconds in which the ways take turns. Printed are the
+medians of calls a second, and of the ratio to the pipeline round by round. Client and server share
+the machine. The answers of the ways are compared first.
 """
 
 import base64
@@ -191,7 +193,8 @@ def report(name, connections, rates):
         ratio = statistics.median(ours / theirs for ours, theirs in zip(rates[PIPELINE], values))
         rate = statistics.median(values)
         print(
-            f"{name:12} connections: {connections}  {way:30} {rate:7.1f} calls/s {1000 * connections / rate:8.2f} ms   "
+            f"{name:12} connections: {connections}  {way:30} {rate:7.1f} calls/s "
+            f"{1000 * connections / rate:8.2f} ms   "
             f"pipeline is {ratio:.2f}x",
             flush=True,
         )

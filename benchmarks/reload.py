@@ -1,9 +1,11 @@
-"""How long requests wait while a server takes over new versions: the longest answer of one model around each reload of another.
+"""How long requests wait while a server takes over new versions: the longest answer of one model
+around each reload of another.
 
     python benchmarks/reload.py [folder of a SavedModel] [reloads]
 
-The model that changes is the folder's (models/shapes/1), copied as one version after the other; the model that is asked, every 2 ms
-by one client, is half_plus_two. Milliseconds; the first line is what the same client waits at most in the same time without a reload.
+The model that changes is the folder's (models/shapes/1), copied as one version after the other; the
+model that is asked, every 2 ms by one client, is half_plus_two. Milliseconds; the first line is
+what the same client waits at most in the same time without a reload.
 """
 
 import http.client
@@ -68,9 +70,8 @@ def ask(address, method, path):
 
 
 def put(model, folder, version):
-    part = (
-        folder / "changing" / f".{version}"
-    )  # copied aside, then renamed: a version appears whole
+    # copied aside, then renamed: a version appears whole
+    part = folder / "changing" / f".{version}"
     shutil.copytree(model, part)
     part.rename(folder / "changing" / str(version))
 
@@ -85,7 +86,8 @@ def measure(address, client, model, folder, reloads):
         time.sleep(0.2)
         waits.append(client.longest)
         print(
-            f"reload {version - 1}: {status}, {1e3 * took[-1]:.0f} ms, longest answer {waits[-1]:.1f} ms",
+            f"reload {version - 1}: {status}, {1e3 * took[-1]:.0f} ms, longest answer "
+            f"{waits[-1]:.1f} ms",
             flush=True,
         )
     return waits, took
@@ -111,8 +113,10 @@ def main():
             client.done = True
             client.join()
             print(
-                f"median: a reload takes {1e3 * statistics.median(took):.0f} ms, the longest answer meanwhile "
-                f"{statistics.median(waits):.1f} ms ({min(waits):.1f} to {max(waits):.1f}); {client.wrong} wrong answers"
+                f"median: a reload takes {1e3 * statistics.median(took):.0f} ms, the longest "
+                "answer meanwhile "
+                f"{statistics.median(waits):.1f} ms ({min(waits):.1f} to {max(waits):.1f}); "
+                f"{client.wrong} wrong answers"
             )
         finally:
             process.terminate()

@@ -1,10 +1,13 @@
-"""A long mixed load with reloads, wrong requests and clients that leave: no wrong answer, and the memory of the beginning.
+"""A long mixed load with reloads, wrong requests and clients that leave: no wrong answer, and the
+memory of the beginning.
 
     python benchmarks/soak.py [--requests 1000000] [--connections 16] [--seed 1]
 
-Serves the demo models, a pipeline, pictures, and one model whose versions come and go every few seconds by POST /v1/config/reload.
-What is right is known beforehand: TensorFlow called directly, in another process, for each body; TensorFlow Serving's statuses for the
-wrong ones. Prints how it goes, memory (USS) at each tenth, and what was not as it must be. Exit status 1 if there was any of that.
+Serves the demo models, a pipeline, pictures, and one model whose versions come and go every few
+seconds by POST /v1/config/reload. What is right is known beforehand: TensorFlow called directly, in
+another process, for each body; TensorFlow Serving's statuses for the wrong ones. Prints how it
+goes, memory (USS) at each tenth, and what was not as it must be. Exit status 1 if there was any of
+that.
 """
 
 import argparse
@@ -30,7 +33,10 @@ RELOAD_SECONDS = 3.0
 
 @dataclass
 class Case:
-    """A request, how often it comes, and its one right status; `wanted` are the values of a right answer (of any of several)."""
+    """A request, how often it comes, and its one right status.
+
+    `wanted` are the values of a right answer (of any of several).
+    """
 
     name: str
     request: bytes
@@ -63,7 +69,10 @@ def agree(found, wanted):
 
 
 def read_numbers(body):
-    """The numbers of an answer: predictions, outputs, results; of a picture the confidences of its finds."""
+    """The numbers of an answer: predictions, outputs, results.
+
+    Of a picture the confidences of its finds.
+    """
     if body.startswith(b"\x93NUMPY"):
         return np.load(io.BytesIO(body))
     value = next(iter(json.loads(body).values()))
@@ -78,7 +87,10 @@ def read_numbers(body):
 
 
 def compute_truth(digits, pictures):
-    """What TensorFlow answers: scores of digits; for pictures the scores above a half, best first. In a process of its own."""
+    """What TensorFlow answers: scores of digits; for pictures the scores above a half, best first.
+
+    In a process of its own.
+    """
     import tensorflow as tf
     from PIL import Image
 
@@ -228,7 +240,10 @@ def npy(array):
 
 
 def change_versions(server, folder, stop, changes):
-    """New versions of one model, half_plus_two and half_plus_three in turns, each put there whole; what is old is removed later."""
+    """New versions of one model, half_plus_two and half_plus_three in turns, each put there whole.
+
+    What is old is removed later.
+    """
     version = 1
     while not stop.wait(RELOAD_SECONDS):
         version += 1
@@ -300,7 +315,8 @@ def main():
             memory.append(server.memory())
             seconds = time.monotonic() - start
             print(
-                f"{tenth * 10} %: {counts.total()} requests, {counts.total() / seconds:.0f}/s, {memory[-1]:.1f} MB, "
+                f"{tenth * 10} %: {counts.total()} requests, {counts.total() / seconds:.0f}/s, "
+                f"{memory[-1]:.1f} MB, "
                 f"{len(changes)} reloads, {wrong.total()} not as they must be",
                 flush=True,
             )
@@ -314,7 +330,8 @@ def main():
     for (name, status, body), number in wrong.most_common(20):
         print(f"WRONG {number} times: {name}: {status} {body!r}")
     print(
-        f"\nmemory at the end: {memory[-1] / memory[0]:.4f} of what it was at a tenth; reloads: {dict(collections.Counter(changes))}; "
+        f"\nmemory at the end: {memory[-1] / memory[0]:.4f} of what it was at a tenth; reloads: "
+        f"{dict(collections.Counter(changes))}; "
         f"ended with status {server.stop()}"
     )
     raise SystemExit(bool(wrong))

@@ -1,8 +1,10 @@
-"""From process start to ready with the demo config, against a bare `import tensorflow` plus `saved_model.load` of the same models.
+"""From process start to ready with the demo config, against a bare `import tensorflow` plus
+`saved_model.load` of the same models.
 
     python benchmarks/startup.py [rounds]
 
-The two take turns, so that a machine that changes its speed changes both; printed are medians and the ratio round by round.
+The two take turns, so that a machine that changes its speed changes both; printed are medians and
+the ratio round by round.
 """
 
 import json

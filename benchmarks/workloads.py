@@ -1,14 +1,18 @@
-"""The models of the benchmarks, made here, and one input of each: the four workloads of the comparison, and two that want a GPU.
+"""The models of the benchmarks, made here, and one input of each: the four workloads of the
+comparison, and two that want a GPU.
 
     half_plus_two   three numbers into TensorFlow Serving's half_plus_two
     mlp784          one row of 784 numbers into the two dense layers of TensorFlow's quickstart
     mobilenet_v2    one picture of 224x224x3 numbers into Keras's MobileNetV2
-    ssd320          one JPEG of 640x480 pixels into a detector of 320x320: 2,034 anchors, 90 classes, combined NMS, 100 finds
+    ssd320          one JPEG of 640x480 pixels into a detector of 320x320: 2,034 anchors, 90
+                    classes, combined NMS, 100 finds
     resnet50        pictures of 224x224x3 numbers into Keras's ResNet50
-    mask_rcnn1024   pictures of 1024x1024 pixels into a network of Mask R-CNN's shape: ResNet50 with a feature pyramid, 64,512 anchors,
+    mask_rcnn1024   pictures of 1024x1024 pixels into a network of Mask R-CNN's shape: ResNet50 with
+                    a feature pyramid, 64,512 anchors,
                     300 proposals, two dense layers of 1,024, 100 finds with masks of 28x28
 
-Weights are random, from fixed seeds: what a model sees does not change how long it takes. Made once, into benchmarks/made/.
+Weights are random, from fixed seeds: what a model sees does not change how long it takes. Made
+once, into benchmarks/made/.
 """
 
 import functools
@@ -32,7 +36,9 @@ def base_path(workload):
 
 @functools.cache
 def sample(workload):
-    """The input: numbers [3], [1, 784] or [1, 224, 224, 3], of four or eight digits, or the bytes of a JPEG."""
+    """The input: numbers [3], [1, 784] or [1, 224, 224, 3], of four or eight digits,
+    or the bytes of a JPEG.
+    """
     random = np.random.default_rng(7)
     if workload == "half_plus_two":
         return np.array([1.0, 2.0, 5.0])
@@ -63,7 +69,10 @@ def draw_jpeg(random):
 
 
 def make_all(wanted=WORKLOADS[1:]):
-    """Make the models that are not there yet; in a process of its own, since TensorFlow never gives its memory back."""
+    """Make the models that are not there yet.
+
+    In a process of its own, since TensorFlow never gives its memory back.
+    """
     for workload in wanted:
         if not (base_path(workload) / "1").exists():
             print(f"making {workload}", flush=True)
@@ -90,11 +99,12 @@ def make(workload):
 def make_mlp(folder):
     import keras
 
+    # as in TensorFlow's quickstart
     layers = [
         keras.Input((784,)),
         keras.layers.Dense(128, "relu"),
         keras.layers.Dense(10, "softmax"),
-    ]  # as in TensorFlow's quickstart
+    ]
     keras.Sequential(layers).export(str(folder), verbose=False)
 
 
@@ -115,7 +125,9 @@ CLASSES = 90
 
 
 def make_ssd(folder):
-    """A single-shot detector over MobileNetV2, its class scores shifted so that 100 finds come out of the sample."""
+    """A single-shot detector over MobileNetV2, its class scores shifted so that
+    100 finds come out of the sample.
+    """
     import keras
     import tensorflow as tf
 
@@ -168,7 +180,9 @@ def make_ssd(folder):
 
 
 def calibrate(module, network):
-    """Shift and stretch the class scores so that one in 500 of the sample's is over the threshold, as in a trained detector."""
+    """Shift and stretch the class scores so that one in 500 of the sample's is over the threshold,
+    as in a trained detector.
+    """
     logits = network(
         read_jpeg(sample("ssd320"))[np.newaxis].astype(np.float32) / 127.5 - 1.0, training=False
     )[1].numpy()
@@ -177,7 +191,10 @@ def calibrate(module, network):
 
 
 def make_mask_rcnn(folder):
-    """A two-stage detector with masks, the parts of Mask R-CNN in their sizes; scores are as they come, all 100 finds are kept."""
+    """A two-stage detector with masks, the parts of Mask R-CNN in their sizes.
+
+    Scores are as they come, all 100 finds are kept.
+    """
     import keras
     import tensorflow as tf
 

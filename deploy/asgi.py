@@ -1,6 +1,8 @@
-"""The server as an ASGI application, for Ray Serve, uvicorn and the like: `create_asgi("config.json")`.
+"""The server as an ASGI application, for Ray Serve, uvicorn and the like:
+`create_asgi("config.json")`.
 
-a2wsgi hands each request to a thread; what it leaves out, and this adds, is the URL as the client wrote it and bodies without a length.
+a2wsgi hands each request to a thread; what it leaves out, and this adds, is the URL as the client
+wrote it and bodies without a length.
 """
 
 import sys
@@ -16,7 +18,9 @@ import serving  # noqa: E402
 
 
 class AsWritten:
-    """A WSGI application that is given REQUEST_URI, as waitress gives it, and reads bodies that come in chunks."""
+    """A WSGI application that is given REQUEST_URI, as waitress gives it,
+    and reads bodies that come in chunks.
+    """
 
     def __init__(self, app: Callable[..., Iterable[bytes]]):
         self.app = app
@@ -34,7 +38,10 @@ class AsWritten:
 
 
 def create_asgi(source: serving.Source) -> WSGIMiddleware:
-    """An ASGI application over a config in any form, with as many threads as it says. Raises ConfigError."""
+    """An ASGI application over a config in any form, with as many threads as it says.
+
+    Raises ConfigError.
+    """
     server = serving.as_server(source)
     return WSGIMiddleware(
         AsWritten(serving.create_app(server, eager=True)), workers=server.config.server.threads

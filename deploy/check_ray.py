@@ -1,6 +1,8 @@
-"""Show what deploy/ray_serve.py promises on a cluster of three nodes, all on this machine; ends with 1 where a promise is broken.
+"""Show what deploy/ray_serve.py promises on a cluster of three nodes, all on this machine; ends
+with 1 where a promise is broken.
 
-pip install 'ray[serve]>=2.60' 'a2wsgi>=1.10' && python deploy/check_ray.py        # two minutes, 4 GB of memory
+pip install 'ray[serve]>=2.60' 'a2wsgi>=1.10' && python deploy/check_ray.py        # two minutes, 4
+                                                                                   GB of memory
 """
 
 import contextlib
@@ -63,7 +65,9 @@ def write_config(folder: Path, models: list[str], poll: float) -> None:
 
 
 def look(address: str) -> tuple[str, set[str]]:
-    """Which replica answers, by how long its first load took (to the nanosecond), and the models that are available there."""
+    """Which replica answers, by how long its first load took (to the nanosecond),
+    and the models that are available there.
+    """
     text = requests.get(f"{address}/metrics", timeout=30).text
     loaded = set(
         re.findall(r'serving_model_loaded{device="[^"]+",model="(\w+)",version="\d+"} 1.0', text)
@@ -74,7 +78,9 @@ def look(address: str) -> tuple[str, set[str]]:
 
 
 def wait_for_all(address: str, seconds: float, model: str | None = None) -> tuple[int, float]:
-    """How many replicas answer, those that have a model, and how long it took until all were seen."""
+    """How many replicas answer, those that have a model,
+    and how long it took until all were seen.
+    """
     begun, seen = time.monotonic(), set()
     while len(seen) < REPLICAS and time.monotonic() - begun < seconds:
         replica, loaded = look(address)
@@ -93,7 +99,9 @@ def wait_for_proxy(address: str) -> None:
 
 
 class Clients:
-    """Clients that call without a pause and keep what became of each call: when it began and ended, its status, its path."""
+    """Clients that call without a pause and keep what became of each call:
+    when it began and ended, its status, its path.
+    """
 
     def __init__(self, address: str):
         self.address, self.calls, self.stop = address, [], threading.Event()
@@ -114,7 +122,8 @@ class Clients:
             except (
                 requests.ConnectionError,
                 requests.exceptions.ChunkedEncodingError,
-            ):  # before the answer, or amid it
+            ):
+                # before the answer, or amid it
                 outcome = "connection ended"
             self.calls.append((begun, time.monotonic(), outcome, path))
 
@@ -178,7 +187,8 @@ def check_changes(address: str, folder: Path) -> None:
     count, seconds = wait_for_all(address, 30, "reloaded")
     promise(
         status == 201 and count == REPLICAS and taken + seconds < 5,
-        f"one POST /v1/config/reload reaches {count} replicas: answered {status} after {taken:.1f} s, all seen {seconds:.1f} s later",
+        f"one POST /v1/config/reload reaches {count} replicas: answered {status} after "
+        f"{taken:.1f} s, all seen {seconds:.1f} s later",
     )
     (folder / "config.json").write_text("{")
     promise(
@@ -193,7 +203,9 @@ def check_changes(address: str, folder: Path) -> None:
 
 
 def check_throughput(address: str) -> None:
-    """Requests a second of a cheap model through Ray, to those of one process beside it, in turns: 16 connections, 3 s each."""
+    """Requests a second of a cheap model through Ray, to those of one process beside it, in turns:
+    16 connections, 3 s each.
+    """
     case, wrong = Case(spell("POST", "/v1/models/one:predict", BODY.encode())), list[bytes]()
 
     def answered(_: Case, status: int, body: bytes, seconds: float) -> None:
@@ -219,18 +231,22 @@ def check_throughput(address: str) -> None:
                 load.close()
     finally:
         alone.stop()
-    ratios = sorted(
-        ray / one for ray, one in list(zip(*rates.values(), strict=True))[1:]
-    )  # the first warms
+    # the first warms
+    ratios = sorted(ray / one for ray, one in list(zip(*rates.values(), strict=True))[1:])
     print(
-        f"       half_plus_two: {', '.join(f'{name} {max(found):.0f}/s' for name, found in rates.items())} at best; "
+        "       half_plus_two: "
+        f"{', '.join(f'{name} {max(found):.0f}/s' for name, found in rates.items())} at best; "
         f"Ray to one process {ratios[0]:.3f} to {ratios[-1]:.3f}"
     )
     promise(not wrong, "all answers right, through Ray and not")
 
 
 def kill(cluster: Cluster, node: Any) -> float:
-    """Kill a node; returns when the last of its processes was gone: its replicas and its proxy notice, for a moment, nothing."""
+    """Kill a node.
+
+    Returns when the last of its processes was gone: its replicas and its proxy notice, for a
+    moment, nothing.
+    """
     raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
     processes, gone = [raylet, *raylet.children(recursive=True)], []
 
@@ -277,7 +293,8 @@ def check_lost_node(address: str, cluster: Cluster, node: Any) -> None:
     late = sum(call[0] > killed for call in others)
     promise(
         few,
-        f"{len(others)} calls of a handler failed, {late} of them begun when the node had ended and Ray did not know",
+        f"{len(others)} calls of a handler failed, {late} of them begun when the node had ended "
+        "and Ray did not know",
     )
     promise(
         count == REPLICAS,
@@ -306,7 +323,8 @@ def main() -> int:
             ray_serve.app({"config": str(folder / "config.json"), "num_replicas": str(REPLICAS)})
         )
         print(
-            f"       {REPLICAS} replicas on two of three nodes are up after {time.monotonic() - begun:.0f} s",
+            f"       {REPLICAS} replicas on two of three nodes are up after "
+            f"{time.monotonic() - begun:.0f} s",
             flush=True,
         )
         wait_for_proxy(address)

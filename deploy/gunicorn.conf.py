@@ -2,8 +2,8 @@
 
     SERVING_CONFIG=/srv/config.json gunicorn -c deploy/gunicorn.conf.py
 
-`python serving.py` (waitress) needs none of this; gunicorn is for sites that run it already. SIGTERM ends it when what runs is
-answered, SIGHUP replaces its workers.
+`python serving.py` (waitress) needs none of this; gunicorn is for sites that run it already.
+SIGTERM ends it when what runs is answered, SIGHUP replaces its workers.
 """
 
 import os
@@ -21,20 +21,23 @@ options = serving.load_config(config).server  # raises ConfigError here, before 
 wsgi_app = f"deploy.wsgi:create_app({config!r})"
 chdir = str(ROOT)
 bind = os.environ.get("SERVING_BIND", "127.0.0.1:8501")
-# One worker: the models are in memory once, the threads share them, TensorFlow computes on all cores, and a reload reaches all there is.
-# More workers multiply the memory, each looks at the config file by itself, and POST /v1/config/reload reaches one of them.
+# One worker: the models are in memory once, the threads share them, TensorFlow computes on all
+# cores, and a reload reaches all there is. More workers multiply the memory, each looks at the
+# config file by itself, and POST /v1/config/reload reaches one of them.
 workers = int(os.environ.get("SERVING_WORKERS", "1"))
 worker_class = "gthread"
 threads = options.threads
 worker_connections = options.connection_limit
 preload_app = False  # TensorFlow does not survive a fork
-timeout = 120  # a worker that says nothing for so long is replaced; gthread's threads do not keep it from saying so
+# a worker that says nothing for so long is replaced; gthread's threads do not keep it from saying
+# so
+timeout = 120
 graceful_timeout = options.drain_seconds
-keepalive = 75  # longer than nginx keeps an idle connection to us (60 s), so that nginx is the one who closes
+# longer than nginx keeps an idle connection to us (60 s), so that nginx is the one who closes
+keepalive = 75
 max_requests = 0  # a worker that starts anew loads every model anew
-worker_tmp_dir = (
-    "/dev/shm" if os.path.isdir("/dev/shm") else None
-)  # a disk that is busy must not look like a worker that hangs
+# a disk that is busy must not look like a worker that hangs
+worker_tmp_dir = "/dev/shm" if os.path.isdir("/dev/shm") else None
 errorlog = "-"
 loglevel = "info"
 accesslog = None  # the server writes a line a request itself, with the id and the key's name

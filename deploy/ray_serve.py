@@ -1,15 +1,18 @@
-"""The server behind Ray Serve's proxies, on as many nodes as a Ray cluster has. From the folder of serving.py:
+"""The server behind Ray Serve's proxies, on as many nodes as a Ray cluster has. From the folder of
+serving.py:
 
     pip install 'ray[serve]>=2.60' 'a2wsgi>=1.10'
     RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=deploy.ray_serve.proxy_middlewares ray start --head
     serve run deploy.ray_serve:app config=/srv/config.json num_replicas=4 num_gpus=1
 
-Every node needs this folder, the config and the models at the same paths. Arguments (see OPTIONS), or SERVING_CONFIG, SERVING_NUM_REPLICAS
-and so on in the environment; `num_replicas=auto min_replicas=1 max_replicas=8` scales on the requests that a replica is answering.
+Every node needs this folder, the config and the models at the same paths. Arguments (see OPTIONS),
+or SERVING_CONFIG, SERVING_NUM_REPLICAS and so on in the environment; `num_replicas=auto
+min_replicas=1 max_replicas=8` scales on the requests that a replica is answering.
 
-Each replica looks at the config and the version folders every second, as any server does, so that changed files reach all of them without a
-call. POST /v1/config/reload, which also tries again what failed, is passed on to every replica and answers when the last one is done.
-`deploy/check_ray.py` shows all this on three nodes. GPUs and nodes on several machines are untested.
+Each replica looks at the config and the version folders every second, as any server does, so that
+changed files reach all of them without a call. POST /v1/config/reload, which also tries again what
+failed, is passed on to every replica and answers when the last one is done. `deploy/check_ray.py`
+shows all this on three nodes. GPUs and nodes on several machines are untested.
 """
 
 import asyncio
@@ -30,6 +33,7 @@ from deploy.asgi import create_asgi  # noqa: E402
 
 LOAD_SECONDS = 600  # how long a replica may take to load what it serves, then Ray starts another
 RELOAD_SECONDS = 600  # how long a reload waits for the slowest replica
+# of each replica: 1 and 0
 OPTIONS: dict[str, Callable[[str], Any]] = {
     "config": str,  # the config file: config.json
     "num_replicas": lambda text: text if text == "auto" else int(text),  # 1, or auto
@@ -38,22 +42,24 @@ OPTIONS: dict[str, Callable[[str], Any]] = {
     "target_ongoing_requests": float,  # of auto; Ray's defaults
     "num_cpus": float,
     "num_gpus": float,
-}  # of each replica: 1 and 0
+}
 
 
 class ServerOfMany(serving.ModelServer):
     """A server whose reload is everybody's: it is handed to all replicas, this one among them."""
 
     def reload(self) -> tuple[int, dict[str, Any]]:
-        """Reload every replica; returns what the one answers that fares worst, else that found something new."""
+        """Reload every replica.
+
+        Returns what the one answers that fares worst, else that found something new.
+        """
         context = serve.get_replica_context()
         calls = serve.get_deployment_handle(context.deployment, context.app_name).broadcast(
             "reload_alone"
         )
         found = calls.results(timeout_s=RELOAD_SECONDS, return_exceptions=True)
-        answers = [
-            answer for answer in found if isinstance(answer, tuple)
-        ]  # one that ended meanwhile reads everything anew
+        # one that ended meanwhile reads everything anew
+        answers = [answer for answer in found if isinstance(answer, tuple)]
         return max(answers, key=lambda answer: answer[0]) if answers else self.reload_alone()
 
     def reload_alone(self) -> tuple[int, dict[str, Any]]:
@@ -65,7 +71,10 @@ here: list[ServerOfMany] = []  # the replica's server; a replica is a process of
 
 
 def build() -> Callable[..., Any]:
-    """The ASGI application of this replica, once its server is there. Ray's proxy adds X-Request-Id itself, the one that it sent here."""
+    """The ASGI application of this replica, once its server is there.
+
+    Ray's proxy adds X-Request-Id itself, the one that it sent here.
+    """
     app = create_asgi(here[0])
 
     async def answer(scope: Any, receive: Callable[..., Any], send: Callable[..., Any]) -> None:
@@ -84,7 +93,10 @@ def build() -> Callable[..., Any]:
 
 
 class Replica:
-    """One process that serves everything in the config; Ray puts it where there is room, and replaces it when it ends."""
+    """One process that serves everything in the config.
+
+    Ray puts it where there is room, and replaces it when it ends.
+    """
 
     def __init__(self, config: str):
         self.server = ServerOfMany(config)
@@ -93,10 +105,11 @@ class Replica:
         self.was_ready = False
 
     def check_health(self) -> None:
-        """Raise where another replica would be better; Ray asks before the first request and every few seconds.
+        """Raise where another replica would be better; Ray asks before the first request and every
+        few seconds.
 
-        Before the first request all must be ready. Later a model that is not, because a config brought a broken one, is no
-        reason to end a replica that answers for the others.
+        Before the first request all must be ready. Later a model that is not, because a config
+        brought a broken one, is no reason to end a replica that answers for the others.
         """
         missing = self.server.readiness()
         if missing and not self.was_ready:
@@ -111,7 +124,10 @@ class Replica:
 def options_of(
     arguments: Mapping[str, str], environ: Mapping[str, str] = os.environ
 ) -> dict[str, Any]:
-    """The options in arguments, else in the environment, read; raises ValueError for what is none."""
+    """The options in arguments, else in the environment, read.
+
+    Raises ValueError for what is none.
+    """
     for name in arguments:
         if name not in OPTIONS:
             close = difflib.get_close_matches(name, OPTIONS, 1)
@@ -127,7 +143,10 @@ def options_of(
 
 
 def app(arguments: dict[str, str]) -> serve.Application:
-    """The application that `serve run deploy.ray_serve:app` deploys. Raises ValueError and ConfigError before anything is deployed."""
+    """The application that `serve run deploy.ray_serve:app` deploys.
+
+    Raises ValueError and ConfigError before anything is deployed.
+    """
     options = options_of(arguments)
     path = str(Path(options.get("config", "config.json")).absolute())
     server = serving.load_config(path).server
@@ -144,7 +163,8 @@ def app(arguments: dict[str, str]) -> serve.Application:
         name="serving",
         num_replicas=replicas,
         autoscaling_config=scaling or None,
-        max_ongoing_requests=server.threads,  # further ones wait in Ray's proxy, which sends them where a thread is free first
+        # further ones wait in Ray's proxy, which sends them where a thread is free first
+        max_ongoing_requests=server.threads,
         graceful_shutdown_timeout_s=server.drain_seconds,
         health_check_period_s=5,
         ray_actor_options={
@@ -154,24 +174,26 @@ def app(arguments: dict[str, str]) -> serve.Application:
     ).bind(path)
 
 
-REPEATABLE = re.compile(
-    r"[^:]+:(?:predict|classify|regress)|(?:/[^/:]+)?/predict"
-)  # what changes nothing where it was done twice
+# what changes nothing where it was done twice
+REPEATABLE = re.compile(r"[^:]+:(?:predict|classify|regress)|(?:/[^/:]+)?/predict")
 KEPT_BYTES = 16 << 20  # of a body; a request with a larger one is not sent again
+# seconds before it is; Ray knows that a node is gone after about one
 PAUSES = (
     0.1,
     0.3,
     0.6,
     1.0,
     2.0,
-)  # seconds before it is; Ray knows that a node is gone after about one
+)
 
 
 class Retryable:
-    """ASGI middleware of Ray's proxies, for a replica that ends amid a request, or before Ray knows of it: Ray has nothing to answer then.
+    """ASGI middleware of Ray's proxies, for a replica that ends amid a request, or before Ray knows
+    of it: Ray has nothing to answer then.
 
-    What asks a model, or only reads, is sent to another replica; the client sees nothing of it. A handler's call, which may do more than
-    answer, is for the client to repeat: it gets 503 with Retry-After. Without this, clients get 500, which they take for their own error.
+    What asks a model, or only reads, is sent to another replica; the client sees nothing of it. A
+    handler's call, which may do more than answer, is for the client to repeat: it gets 503 with
+    Retry-After. Without this, clients get 500, which they take for their own error.
     """
 
     def __init__(self, app: Callable[..., Any]):
@@ -244,7 +266,10 @@ class Kept:
 
 
 def proxy_middlewares() -> list[Any]:
-    """What RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH names; Ray's proxies call it when they start."""
+    """What RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH names.
+
+    Ray's proxies call it when they start.
+    """
     from starlette.middleware import Middleware
 
     return [Middleware(Retryable)]

@@ -1,6 +1,7 @@
 """Make the demo models beside this file, or measure the accuracy of `digits` through the server.
 
-python models/make_models.py             # needs scikit-learn for its handwritten digits; about a minute
+python models/make_models.py             # needs scikit-learn for its handwritten digits; about a
+                                         minute
 python models/make_models.py --measure   # held-out accuracy, asked of serving.ModelServer
 """
 
@@ -60,7 +61,9 @@ def make_half_plus(name: str, offset: float) -> None:
 
 
 def make_digits() -> None:
-    """A small convolutional classifier of scikit-learn's handwritten digits: images [N, 8, 8] of 0..16 to 10 probabilities."""
+    """A small convolutional classifier of scikit-learn's handwritten digits: images [N, 8,
+    8] of 0..16 to 10 probabilities.
+    """
     import keras
     import tensorflow as tf
     from sklearn.datasets import load_digits
@@ -110,9 +113,8 @@ def make_digits() -> None:
         scores = model(features["image"], training=False)
         return {"classes": tf.tile(names[tf.newaxis], [tf.shape(scores)[0], 1]), "scores": scores}
 
-    archive = (
-        keras.export.ExportArchive()
-    )  # it finds the variables by itself; with `track` it would store them twice
+    # it finds the variables by itself; with `track` it would store them twice
+    archive = keras.export.ExportArchive()
     archive.add_endpoint("serving_default", predict)
     archive.add_endpoint("classify", classify)
     folder = FOLDER / "digits" / "1"

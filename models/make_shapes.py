@@ -1,12 +1,14 @@
-"""Make `shapes`, a small detector of coloured shapes with masks, beside this file, or measure one already made.
+"""Make `shapes`, a small detector of coloured shapes with masks, beside this file, or measure one
+already made.
 
-    python models/make_shapes.py             # needs keras, pillow and pycocotools; about a quarter of an hour on two cores
-    python models/make_shapes.py --measure   # average precision of boxes and masks on held-out pictures
+    python models/make_shapes.py             # needs keras, pillow, pycocotools; 15 minutes
+    python models/make_shapes.py --measure   # average precision on held-out pictures
 
-The pictures are drawn here, and never twice the same: circles, squares, triangles and stars over a cluttered background. The
-net is one of CenterNet's kind: a heat map of each class peaks in the middle of each shape, and every cell of it knows how far
-the box's sides are. A second, tiny net draws a mask in each box found. The saved model has the inputs and outputs that the
-TensorFlow Object Detection API gives its own: a picture of any size in, boxes, classes, scores and masks out.
+The pictures are drawn here, and never twice the same: circles, squares, triangles and stars over a
+cluttered background. The net is one of CenterNet's kind: a heat map of each class peaks in the
+middle of each shape, and every cell of it knows how far the box's sides are. A second, tiny net
+draws a mask in each box found. The saved model has the inputs and outputs that the TensorFlow
+Object Detection API gives its own: a picture of any size in, boxes, classes, scores and masks out.
 """
 
 import argparse
@@ -65,7 +67,10 @@ def blob(rng: np.random.Generator, size: float) -> np.ndarray:
 
 
 def coverage(points: np.ndarray, width: int, height: int) -> Image.Image:
-    """How much of each pixel a polygon covers, 0..255; drawn thrice as large so that its edge is smooth."""
+    """How much of each pixel a polygon covers, 0..255.
+
+    Drawn thrice as large so that its edge is smooth.
+    """
     canvas = Image.new("L", (width * 3, height * 3))
     ImageDraw.Draw(canvas).polygon([(x * 3, y * 3) for x, y in points.tolist()], fill=255)
     return canvas.reduce(3)
@@ -118,8 +123,9 @@ def background(rng: np.random.Generator, width: int, height: int) -> Image.Image
 
 
 def draw(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """A picture uint8 [H, W, 3]; which shape each pixel shows, uint8 [H, W], 0 for none and 1 for the first; the boxes float32
-    [6, 4] of what is seen of the shapes, as ymin, xmin, ymax, xmax of 0..1; their classes int32 [6], from 1. Unused rows are 0.
+    """A picture uint8 [H, W, 3]; which shape each pixel shows, uint8 [H, W], 0 for none and 1 for
+    the first; the boxes float32 [6, 4] of what is seen of the shapes, as ymin, xmin, ymax, xmax of
+    0..1; their classes int32 [6], from 1. Unused rows are 0.
     """
     width, height = rng.integers(240, 321, 2).tolist() if rng.random() < 0.5 else (320, 240)
     picture = background(rng, width, height)
@@ -173,9 +179,10 @@ def drawn(seed: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.nd
 
 
 def make_nets():
-    """The net: picture [B, 256, 256, 3] of 0..255 to class scores [B, 64, 64, 4] before the sigmoid, distances [B, 64, 64, 4]
-    from each cell to the sides of its box, and features [B, 128, 128, 8] for the masks. And the mask net: features in a box
-    [N, 28, 28, 8] to the mask [N, 28, 28] before the sigmoid."""
+    """The net: picture [B, 256, 256, 3] of 0..255 to class scores [B, 64, 64, 4] before the
+    sigmoid, distances [B, 64, 64, 4] from each cell to the sides of its box, and features [B, 128,
+    128, 8] for the masks. And the mask net: features in a box [N, 28, 28, 8] to the mask [N, 28,
+    28] before the sigmoid."""
     import keras
     import tensorflow as tf
 
@@ -189,7 +196,9 @@ def make_nets():
         return layers.Add()([x, conv(conv(x, x.shape[-1]), x.shape[-1])])
 
     def merge(small, large):
-        """Coarse features enlarged to the size of finer ones and added to them, as in a feature pyramid."""
+        """Coarse features enlarged to the size of finer ones and added to them,
+        as in a feature pyramid.
+        """
         channels = large.shape[-1]
         small = layers.UpSampling2D(interpolation="bilinear")(conv(small, channels, 1))
         return layers.Add()([small, large])
@@ -244,10 +253,13 @@ def to_boxes(distances):
 
 
 def crops(images, boxes, indices, method="bilinear"):
-    """What images [B, S, S, C] show in boxes [N, 4], taken at the middle of each of 28 x 28 parts of the box: [N, 28, 28, C]."""
+    """What images [B, S, S, C] show in boxes [N, 4],
+    taken at the middle of each of 28 x 28 parts of the box: [N, 28, 28, C].
+    """
     import tensorflow as tf
 
-    # crop_and_resize takes its first point on the edge given to it and counts from the middle of the first pixel to that of the last
+    # crop_and_resize takes its first point on the edge given to it and counts from the middle of
+    # the first pixel to that of the last
     side = float(images.shape[1])
     inset = (boxes[:, 2:] - boxes[:, :2]) / (2 * MASK)
     first, last = boxes[:, :2] + inset, boxes[:, 2:] - inset
@@ -259,7 +271,9 @@ def crops(images, boxes, indices, method="bilinear"):
 
 
 def score_loss(scores, bells, present, classes):
-    """CenterNet's focal loss: every cell but a centre should be 0, yet near a centre not being 0 costs little."""
+    """CenterNet's focal loss: every cell but a centre should be 0,
+    yet near a centre not being 0 costs little.
+    """
     import tensorflow as tf
 
     one_hot = tf.one_hot(classes - 1, len(NAMES))
@@ -272,7 +286,9 @@ def score_loss(scores, bells, present, classes):
 
 
 def box_loss(found, boxes, bells, present):
-    """1 - generalised intersection over union of the boxes that the cells near a centre give with the true one."""
+    """1 - generalised intersection over union of the boxes that the cells near a
+    centre give with the true one.
+    """
     import tensorflow as tf
 
     owner = tf.argmax(bells, axis=1)
@@ -299,7 +315,9 @@ def box_loss(found, boxes, bells, present):
 
 
 def mask_loss(mask_net, features, ids, boxes, present):
-    """Cross entropy and Dice's measure of the masks in the true boxes, moved a little as found ones are."""
+    """Cross entropy and Dice's measure of the masks in the true boxes,
+    moved a little as found ones are.
+    """
     import tensorflow as tf
 
     rows = tf.where(present > 0)
@@ -356,9 +374,8 @@ def train(net, mask_net, steps: int) -> None:
             -(((y - middle[..., 0]) / spread[..., 0]) ** 2) / 2
             - ((x - middle[..., 1]) / spread[..., 1]) ** 2 / 2
         )
-        bells *= present[
-            ..., tf.newaxis, tf.newaxis
-        ]  # [B, 6, 64, 64]: 1 at the centre of each shape, falling off around it
+        # [B, 6, 64, 64]: 1 at the centre of each shape, falling off around it
+        bells *= present[..., tf.newaxis, tf.newaxis]
         with tf.GradientTape() as tape:
             scores, distances, features = net(pictures, training=True)
             losses = (
@@ -428,9 +445,8 @@ def export(net, mask_net) -> None:
             "num_detections": tf.cast(count, tf.float32)[tf.newaxis],
         }
 
-    archive = (
-        keras.export.ExportArchive()
-    )  # it finds the variables itself, and would save twice those of a net it is told to track
+    # it finds the variables itself, and would save twice those of a net it is told to track
+    archive = keras.export.ExportArchive()
     archive.add_endpoint("serving_default", detect)
     shutil.rmtree(FOLDER / "1", ignore_errors=True)
     archive.write_out(str(FOLDER / "1"), verbose=False)
@@ -470,7 +486,9 @@ def paste(mask: np.ndarray, box: np.ndarray, height: int, width: int) -> np.ndar
 
 
 def annotation(box, mask: np.ndarray, **more) -> dict:
-    """What pycocotools wants of a detection or a true shape, its box being ymin, xmin, ymax, xmax of 0..1."""
+    """What pycocotools wants of a detection or a true shape, its box being ymin, xmin, ymax,
+    xmax of 0..1.
+    """
     from pycocotools import mask as run_lengths
 
     height, width = mask.shape
@@ -536,7 +554,8 @@ def measure() -> None:
         true.createIndex()
         ours.createIndex()
     print(
-        f"shapes: {len(truth)} shapes in {HELD_OUT_PICTURES} held-out pictures, {len(found)} detections"
+        f"shapes: {len(truth)} shapes in {HELD_OUT_PICTURES} held-out pictures, {len(found)} "
+        "detections"
     )
     for kind, name in ("bbox", "box"), ("segm", "mask"):
         with contextlib.redirect_stdout(io.StringIO()):

@@ -1,8 +1,8 @@
 """Pictures put aside for people to look at: what active learning collects, a folder a group.
 
-Each picture is kept once, as `<sha256 of its pixels>.png` beside a `.json` with its predictions; the `.json` is
-written last, so a picture without one is not there yet. Everything is written by one thread of its own: a
-request hands its picture over and goes on.
+Each picture is kept once, as `<sha256 of its pixels>.png` beside a `.json` with its predictions;
+the `.json` is written last, so a picture without one is not there yet. Everything is written by one
+thread of its own: a request hands its picture over and goes on.
 """
 
 import contextlib
@@ -50,10 +50,11 @@ class Caps:
 
 
 class Inbox:
-    """One group's folder. `offer` never waits and never raises; `counts` tells what became of what was offered.
+    """One group's folder. `offer` never waits and never raises; `counts` tells what became of what
+    was offered.
 
-    counts: `kept`, `known` (the same picture again), `full` (a cap is reached), `busy` (more than the queue
-    holds came at once), `failed` (the disk).
+    counts: `kept`, `known` (the same picture again), `full` (a cap is reached), `busy` (more than
+    the queue holds came at once), `failed` (the disk).
     """
 
     def __init__(self, folder: Path, waiting: int = 32):
@@ -104,7 +105,8 @@ class Inbox:
             image, record, caps = waiting
             try:
                 self._count(self._keep(image, record, caps))
-            except Exception as error:  # a full disk, a vanished folder, a folder that is a file; the next one may fit again
+            # a full disk, a vanished folder, a folder that is a file; the next one may fit again
+            except Exception as error:
                 self._count(
                     "failed", f"{type(error).__name__}: {getattr(error, 'strerror', None) or error}"
                 )
@@ -154,7 +156,8 @@ def write(path: Path, data: bytes) -> None:
 def read_group(
     folder: Path, labels: Mapping[int, str], deployments: Collection[str] | None = None
 ) -> dict[str, Any]:
-    """A group as one COCO object: `images` with `file_name` in its folder, `score` and `date_captured`; `annotations`; `categories`.
+    """A group as one COCO object: `images` with `file_name` in its folder, `score` and
+    `date_captured`; `annotations`; `categories`.
 
     Several deployments may share a group: of some of them alone, where `deployments` names those.
     """
@@ -193,7 +196,9 @@ def read_group(
 
 
 def export_group(folder: Path, target: Path, labels: Mapping[int, str]) -> int:
-    """Write a group as a COCO data set, `annotations.json` and `images/`; returns how many pictures. Raises OSError."""
+    """Write a group as a COCO data set, `annotations.json` and `images/`;
+    returns how many pictures. Raises OSError.
+    """
     coco = read_group(folder, labels)
     (target / "images").mkdir(parents=True, exist_ok=True)
     for image in coco["images"]:

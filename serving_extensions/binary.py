@@ -1,4 +1,6 @@
-"""What :predict takes and answers beside small JSON: large JSON arrays, pictures, .npy, .npz, raw tensors; answers in gzip."""
+"""What :predict takes and answers beside small JSON: large JSON arrays, pictures, .npy, .npz,
+raw tensors; answers in gzip.
+"""
 
 import io
 import math
@@ -30,7 +32,10 @@ RAW_DTYPES = {dtype.name: dtype for dtype in NUMPY_DTYPES.values() if dtype.kind
 
 
 def read(call: Call, body: bytes) -> dict[str, Any] | None:
-    """A predict body that is no JSON: an array, arrays by name, or a picture. See `read_predict_body`."""
+    """A predict body that is no JSON: an array, arrays by name, or a picture.
+
+    See `read_predict_body`.
+    """
     return read_predict_body(body, call.environ, call.allowance)
 
 
@@ -43,7 +48,8 @@ def write(call: Call, answer: Mapping[str, Any]) -> Reply | None:
 def read_predict_body(
     body: bytes, environ: Mapping[str, Any], allowance: Allowance
 ) -> dict[str, Any] | None:
-    """A predict body for bytes that are a raw tensor or a .npy array (the one input), an .npz (inputs by name) or a picture (one instance).
+    """A predict body for bytes that are a raw tensor or a .npy array (the one input), an .npz
+    (inputs by name) or a picture (one instance).
 
     None for all else. Raises BadRequest for an array that cannot be read.
     """
@@ -74,7 +80,8 @@ def read_raw(body: bytes, dtype: str, shape: str) -> np.ndarray:
         count *= size
     if count * RAW_DTYPES[dtype].itemsize != len(body):
         raise BadRequest(
-            f"body: expected {count * RAW_DTYPES[dtype].itemsize} bytes for {dtype} {sizes}, got {len(body)}"
+            f"body: expected {count * RAW_DTYPES[dtype].itemsize} bytes for {dtype} {sizes}, got "
+            f"{len(body)}"
         )
     refuse_hollow(sizes)
     if dtype == "bool" and body.strip(b"\0\1"):
@@ -83,7 +90,9 @@ def read_raw(body: bytes, dtype: str, shape: str) -> np.ndarray:
 
 
 def refuse_hollow(sizes: Sequence[int]) -> None:
-    """Refuse a shape of very many rows without numbers: it comes in no bytes, and its answer may be gigabytes of brackets."""
+    """Refuse a shape of very many rows without numbers: it comes in no bytes,
+    and its answer may be gigabytes of brackets.
+    """
     if 0 in sizes and math.prod(size or 1 for size in sizes) > MAX_LISTS:
         raise BadRequest(
             f"an array without numbers may have {MAX_LISTS} rows, not the shape {list(sizes)}"
@@ -147,7 +156,9 @@ def check_member(member: zipfile.ZipInfo, found: Mapping[str, Any]) -> str:
 
 
 def write_answer(answer: dict[str, Any], wanted: str) -> Reply | None:
-    """The outputs as .npy or raw (one of them) or .npz (by name), where that is what the client names first; else None."""
+    """The outputs as .npy or raw (one of them) or .npz (by name),
+    where that is what the client names first; else None.
+    """
     if wanted not in (NPY, NPZ, RAW):
         return None
     value = next(iter(answer.values()))
@@ -157,33 +168,42 @@ def write_answer(answer: dict[str, Any], wanted: str) -> Reply | None:
         name: as_saved(name, array)
         for name, array in (value if isinstance(value, dict) else {"output": value}).items()
     }
-    buffer = io.BytesIO()
     if wanted == NPZ:
-        with zipfile.ZipFile(
-            buffer, "w"
-        ) as archive:  # np.savez has arguments of its own, which an output may be called like
-            for name, array in outputs.items():
-                with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
-                    np.lib.format.write_array(file, array, allow_pickle=False)
-    elif len(outputs) > 1:
+        return Reply(pack(outputs), content_type=NPZ)
+    if len(outputs) > 1:
         form = "a .npy" if wanted == NPY else "a raw tensor"
         raise BadRequest(
-            f"The model has the outputs {', '.join(outputs)}, and {form} holds one: accept {NPZ} instead, "
-            "or choose one with ?outputs="
+            f"The model has the outputs {', '.join(outputs)}, and {form} holds one: accept {NPZ} "
+            "instead, or choose one with ?outputs="
         )
-    elif wanted == RAW:
-        array = next(iter(outputs.values()))
-        return Reply(
-            array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes(),
-            content_type=RAW,
-            headers=(
-                ("X-Tensor-Dtype", array.dtype.name),
-                ("X-Tensor-Shape", ",".join(map(str, array.shape))),
-            ),
-        )
-    else:
-        np.save(buffer, next(iter(outputs.values())), allow_pickle=False)
-    return Reply(buffer.getvalue(), content_type=wanted)
+    array = next(iter(outputs.values()))
+    if wanted == RAW:
+        return write_raw(array)
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return Reply(buffer.getvalue(), content_type=NPY)
+
+
+def pack(outputs: dict[str, np.ndarray]) -> bytes:
+    """A .npz; np.savez has arguments of its own, which an output may be called like."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, array in outputs.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, array, allow_pickle=False)
+    return buffer.getvalue()
+
+
+def write_raw(array: np.ndarray) -> Reply:
+    """The bytes of an array in C order, little-endian; its dtype and shape are in headers."""
+    return Reply(
+        array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes(),
+        content_type=RAW,
+        headers=(
+            ("X-Tensor-Dtype", array.dtype.name),
+            ("X-Tensor-Shape", ",".join(map(str, array.shape))),
+        ),
+    )
 
 
 def as_saved(name: str, value: Any) -> np.ndarray:
@@ -191,7 +211,8 @@ def as_saved(name: str, value: Any) -> np.ndarray:
     array = np.asarray(value)
     if array.dtype.kind == "O":
         raise BadRequest(
-            f"Output '{name}' holds strings, which .npy and .npz do not: accept application/json instead"
+            f"Output '{name}' holds strings, which .npy and .npz do not: accept application/json "
+            "instead"
         )
     return array.astype(np.float32) if array.dtype.kind == "V" else array
 

@@ -1,4 +1,6 @@
-"""What `--check` finds: what a config would serve and what is wrong with its folders, without loading anything."""
+"""What `--check` finds: what a config would serve and what is wrong with its folders,
+without loading anything.
+"""
 
 import importlib.util
 from collections.abc import Callable, Iterable, Mapping
@@ -46,7 +48,9 @@ def check_models(
     list_versions: Callable[[str], dict[int, Path]],
     choose_versions: Callable[[Any, Iterable[int]], list[int]],
 ) -> tuple[list[str], list[str], dict[str, list[int]]]:
-    """A line for each model, what is wrong with its folders, and by name the versions to be served."""
+    """A line for each model, what is wrong with its folders,
+    and by name the versions to be served.
+    """
     lines, problems = list[str](), list[str]()
     served: dict[str, list[int]] = {}
     names = [model.name for model in config.models]
@@ -72,7 +76,10 @@ def check_models(
 
 
 def check_pipelines(config: Any, folder: Path) -> list[str]:
-    """What pipelines name that is not there; whether their parts fit is known when the models are loaded."""
+    """What pipelines name that is not there.
+
+    Whether their parts fit is known when the models are loaded.
+    """
     names = [model.name for model in config.models]
     nodes = [
         (f"$.pipeline_config_list[{index}].nodes[{number}]", node)
@@ -130,7 +137,10 @@ def check_handlers(config: Any, folder: Path) -> list[str]:
 
 
 def check_deployments(config: Any, served: Mapping[str, list[int]]) -> list[str]:
-    """What deployments name that is not there; `served` has the versions of the models whose folders can be read."""
+    """What deployments name that is not there.
+
+    `served` has the versions of the models whose folders can be read.
+    """
     models = {model.name: model for model in config.models}
     problems = []
     for index, deployment in enumerate(config.deployments):
@@ -152,14 +162,16 @@ def check_pin(deployment: Any, path: str, versions: list[int], model: Any) -> li
     """What is wrong with the version, or its label, that a deployment pins."""
     if deployment.version is not None and deployment.version not in versions:
         return [
-            f"{path}.version: version {deployment.version} of {model.name} is not served; there are: {versions}"
+            f"{path}.version: version {deployment.version} of {model.name} is not served; there "
+            f"are: {versions}"
         ]
     if (
         deployment.version_label is not None
         and deployment.version_label not in model.version_labels
     ):
         return [
-            f"{path}.version_label: {model.name} has no label '{deployment.version_label}'; there are: {sorted(model.version_labels)}"
+            f"{path}.version_label: {model.name} has no label '{deployment.version_label}'; "
+            f"there are: {sorted(model.version_labels)}"
         ]
     return []
 

@@ -1,6 +1,8 @@
-"""Ready client programs in nine languages: each sends a picture file to a deployment and prints the answer.
+"""Ready client programs in nine languages: each sends a picture file to a deployment and prints the
+answer.
 
-The programs are the files of `clients/`; `"@URL@"`, `'@KEY@'` and the like are string literals that are filled in.
+The programs are the files of `clients/`; `"@URL@"`, `'@KEY@'` and the like are string literals that
+are filled in.
 """
 
 import json
@@ -31,7 +33,9 @@ def quote_shell(text: str, quote: str) -> str:
 
 @dataclass(frozen=True)
 class Language:
-    """A language, or a library of it: the name shown, the program's file, what it needs, and how to run it."""
+    """A language, or a library of it: the name shown, the program's file, what it needs,
+    and how to run it.
+    """
 
     name: str
     template: str
@@ -91,22 +95,24 @@ LANGUAGES: dict[str, Language] = {
 
 
 def client_code(language: str, url: str, key: str, routines: Sequence[Any]) -> str:
-    """A program that sends a picture to `url`, a deployment's /predict, with a key and a request's routines.
+    """A program that sends a picture to `url`, a deployment's /predict, with a key and a request's
+    routines.
 
-    Raises ValueError for an unknown language, for a url or key with unprintable characters, and for routines that are no JSON.
+    Raises ValueError for an unknown language, for a url or key with unprintable characters, and for
+    routines that are no JSON.
     """
     if language not in LANGUAGES:
         raise ValueError(f"There is no client for '{language}'; there are: {', '.join(LANGUAGES)}")
     for name, text in (("url", url), ("key", key)):
-        if (
-            not text.isprintable()
-        ):  # neither may hold a line break, nor may the literals that they are put into
+        if not text.isprintable():
+            # neither may hold a line break, nor may the literals that they are put into
             raise ValueError(f"The {name} has characters that cannot be printed")
+    # the JSON is printable ASCII
     values = {
         "URL": url,
         "KEY": key,
         "ROUTINES": json.dumps(routines, allow_nan=False),
-    }  # the JSON is printable ASCII
+    }
     quote, template = (
         LANGUAGES[language].quote,
         (TEMPLATES / LANGUAGES[language].template).read_text("utf-8"),

@@ -1,4 +1,6 @@
-"""What the command line does besides serving: --new-key, --init, --export, --check (each returns the exit status), the start-up lines."""
+"""What the command line does besides serving: --new-key, --init, --export,
+--check (each returns the exit status), the start-up lines.
+"""
 
 import os
 import shlex
@@ -50,7 +52,8 @@ def export(source: Any, group_and_folder: list[str]) -> int:
         {number: name for r in ready for number, name in r.labels.items()},
     )
     print(
-        f"{count} pictures of group {group} are in {folder}/images, what was seen in them in {folder}/annotations.json"
+        f"{count} pictures of group {group} are in {folder}/images, what was seen in them in "
+        f"{folder}/annotations.json"
     )
     return 0
 
@@ -69,7 +72,9 @@ MOST_CHARACTERS = 200  # of a body on a command line
 
 
 def example_command(servable: Any) -> str | None:
-    """A command, but for its URL, that asks the default signature: JSON, or raw zeros where that is long and of one input."""
+    """A command, but for its URL, that asks the default signature: JSON,
+    or raw zeros where that is long and of one input.
+    """
     call, signature = (
         kind.get("serving_default") for kind in (servable.callables, servable.signatures)
     )
@@ -85,7 +90,8 @@ def example_command(servable: Any) -> str | None:
     (zeros,) = sample_inputs(signature, 1)
     shape = ",".join(map(str, zeros.shape))
     return (
-        f"head -c {zeros.nbytes} /dev/zero | curl --data-binary @- -H 'X-Tensor-Dtype: {zeros.dtype.name}' "
+        f"head -c {zeros.nbytes} /dev/zero | curl --data-binary @- -H 'X-Tensor-Dtype: "
+        f"{zeros.dtype.name}' "
         f"-H 'X-Tensor-Shape: {shape}'"
     )
 

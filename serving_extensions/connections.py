@@ -45,7 +45,10 @@ HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|[\w.~%!$&'()*+,;=-]*)(?::[0-9]*)?", r
 
 
 class Parser(HTTPRequestParser):
-    """waitress's parser. Each rule below is one of RFC 9112 that waitress leaves out; `front` is set by `Front`."""
+    """waitress's parser.
+
+    Each rule below is one of RFC 9112 that waitress leaves out; `front` is set by `Front`.
+    """
 
     front: Any = None
     completed: bool
@@ -58,9 +61,8 @@ class Parser(HTTPRequestParser):
             before = self.header_plus[-3:]
             text = before + data
             end = text.find(b"\r\n\r\n")
-            if BARE_LINE_FEED.search(
-                text, len(before), end if end >= 0 else len(text)
-            ):  # section 2.2
+            if BARE_LINE_FEED.search(text, len(before), end if end >= 0 else len(text)):
+                # section 2.2
                 self.error, self.completed = BadRequest("Bare LF found in HTTP message"), True
                 return len(data)
         consumed = super().received(data)
@@ -145,7 +147,8 @@ def check_host(hosts: list[bytes], version: str) -> None:
 
 
 class Chunks(ChunkedReceiver):
-    """waitress's receiver of chunks, of at most `most` bytes each, whose sizes and trailer are as a head's lines.
+    """waitress's receiver of chunks, of at most `most` bytes each, whose sizes and trailer are as a
+    head's lines.
 
     It looks at all of a line each time more of it comes, and at nothing of a trailer.
     """
@@ -201,7 +204,9 @@ class Channel(HTTPChannel):
     active_at = 0.0
 
     def handle_read(self) -> None:
-        """Read what has come, then see to the request that is whole: `received` holds a lock that answering needs."""
+        """Read what has come, then see to the request that is whole:
+        `received` holds a lock that answering needs.
+        """
         self.reading = True
         super().handle_read()
         self.reading = False
@@ -213,7 +218,10 @@ class Channel(HTTPChannel):
             self.front.see_to(self)
 
     def handle_write(self) -> None:
-        """waitress's, but not while a worker sends: both would take the same bytes from the buffer. It is asked again."""
+        """waitress's, but not while a worker sends: both would take the same bytes from the buffer.
+
+        It is asked again.
+        """
         if self.outbuf_lock.acquire(False):
             try:
                 super().handle_write()
@@ -221,7 +229,10 @@ class Channel(HTTPChannel):
                 self.outbuf_lock.release()
 
     def answer_here(self) -> None:
-        """Answer the one request on the thread that runs the loop; what is written goes out in one piece."""
+        """Answer the one request on the thread that runs the loop.
+
+        What is written goes out in one piece.
+        """
         self.gathered = []
         try:
             self.service()
@@ -253,7 +264,8 @@ class Channel(HTTPChannel):
         return sent
 
     def is_alone(self) -> bool:
-        """Whether there is one request, whole, nothing of another, and nothing that is still to be sent.
+        """Whether there is one request, whole, nothing of another, and nothing that is still to be
+        sent.
 
         A short answer then fits: nothing of it can make this thread wait for itself.
         """
@@ -306,7 +318,10 @@ class Listener(TcpWSGIServer):
     resting_until = said_at = float("-inf")
 
     def add_task(self, channel: Channel) -> None:
-        """A channel's first request has come whole; called with the channel's lock held, by the loop or by a worker."""
+        """A channel's first request has come whole.
+
+        Called with the channel's lock held, by the loop or by a worker.
+        """
         channel.queued = time.perf_counter()
         if channel.reading and threading.get_ident() == self.front.thread:
             channel.whole = True
@@ -317,7 +332,9 @@ class Listener(TcpWSGIServer):
         return super().readable() and time.monotonic() >= self.resting_until
 
     def handle_accept(self) -> None:
-        """Accept all connections that wait: waitress accepts one in a turn of its loop, and answers all others in it."""
+        """Accept all connections that wait: waitress accepts one in a turn of its loop,
+        and answers all others in it.
+        """
         room = self.adj.connection_limit - len(self._map)
         for known in range(len(self.active_channels), len(self.active_channels) + max(room, 1)):
             super().handle_accept()
@@ -325,7 +342,10 @@ class Listener(TcpWSGIServer):
                 return
 
     def accept(self) -> Any:
-        """waitress's; without files left it rests a moment, where it would be asked again, and complain, at once."""
+        """waitress's.
+
+        Without files left it rests a moment, where it would be asked again, and complain, at once.
+        """
         try:
             return super().accept()
         except OSError as error:
@@ -346,16 +366,18 @@ class Listener(TcpWSGIServer):
 
 # ==================================================================================================
 # Front
-# In: a server and the addresses it listens on. Out: each request to the lane, to the worker threads, or refused.
+# In: a server and the addresses it listens on. Out: each request to the lane, to the worker
+# threads, or refused.
 # ==================================================================================================
 
-AWAKE_SECONDS = (
-    0.0002 if (os.cpu_count() or 1) > 1 else 0.0
-)  # after a short answer; a client may need the only core
+# after a short answer; a client may need the only core
+AWAKE_SECONDS = 0.0002 if (os.cpu_count() or 1) > 1 else 0.0
 
 
 class Front(Waitress):
-    """waitress's loop over its listeners, with a fair queue, a gate before it, and a lane past it."""
+    """waitress's loop over its listeners, with a fair queue, a gate before it,
+    and a lane past it.
+    """
 
     def __init__(self, server: Any, app: Any, **adjustments: Any):
         self.server = server
@@ -379,7 +401,10 @@ class Front(Waitress):
         )
 
     def turn(self, seconds: float = 0.5) -> None:
-        """Once around the loop. A client often asks again before a thread that goes to sleep would have been woken."""
+        """Once around the loop.
+
+        A client often asks again before a thread that goes to sleep would have been woken.
+        """
         self.thread = threading.get_ident()
         super().turn(0.0 if time.perf_counter() < self.awake_until else seconds)
         now = time.monotonic()
@@ -388,7 +413,10 @@ class Front(Waitress):
             self.sweep(now)
 
     def see_to(self, channel: Channel) -> None:
-        """Answer a request here if that is short, and refuse what is too much; all else waits for its turn."""
+        """Answer a request here if that is short, and refuse what is too much.
+
+        All else waits for its turn.
+        """
         if not channel.requests:  # its connection is being closed
             return
         request, alone = channel.requests[0], channel.is_alone()
@@ -404,14 +432,19 @@ class Front(Waitress):
             self.dispatcher.add(channel, "health" if request.refused else line)
 
     def enqueue(self, channel: Channel) -> None:
-        """Let a request wait for its turn, behind others of its connection, or have a worker say that it is too much."""
+        """Let a request wait for its turn, behind others of its connection,
+        or have a worker say that it is too much.
+        """
         request = channel.requests[0]
         line = self.line_of(request, self.find(request))
         request.refused = self.gate.refusal(line)
         self.dispatcher.add(channel, "health" if request.refused else line)
 
     def find(self, request: Any) -> Any:
-        """What a request selects of the URL table; None for what is no request, or is none of the server's own URLs."""
+        """What a request selects of the URL table.
+
+        None for what is no request, or is none of the server's own URLs.
+        """
         if request.error:
             return None
         with contextlib.suppress(ServingError):
@@ -419,12 +452,14 @@ class Front(Waitress):
         return None
 
     def line_of(self, request: Any, found: Any) -> str:
-        """The line in which a request waits: its route's, or that of the model or handler it reaches."""
+        """The line in which a request waits: its route's,
+        or that of the model or handler it reaches.
+        """
         if found is None:
             return "health" if request.error else "other"
         return found.route.line or reached_by(self.server, found)
 
-    # --- what is held ----------------------------------------------------------------------------------
+    # --- what is held ---------------------------------------------------------------------------
 
     def channels(self) -> list[Channel]:
         return [
@@ -451,7 +486,9 @@ class Front(Waitress):
         )
 
     def sweep(self, now: float) -> None:
-        """Cut the connections whose clients take too long to send or to read, and those that nobody uses."""
+        """Cut the connections whose clients take too long to send or to read,
+        and those that nobody uses.
+        """
         for channel in self.channels():
             if reason := channel.is_overdue(now, self.server.config.server):
                 logger.log(
@@ -459,7 +496,8 @@ class Front(Waitress):
                     "A connection is cut: %s",
                     reason,
                 )
-                channel.handle_close()  # at once: what waits for the client to read would wait for ever
+                # at once: what waits for the client to read would wait for ever
+                channel.handle_close()
 
 
 def serve(server: Any, app: Any, adjustments: dict[str, Any]) -> Front:

@@ -1,4 +1,6 @@
-"""What operators and people in a browser ask for: the console, /stats, /metrics, /openapi.json, client code."""
+"""What operators and people in a browser ask for: the console, /stats, /metrics, /openapi.json,
+client code.
+"""
 
 import dataclasses
 import json
@@ -37,7 +39,10 @@ TYPES = {
     ".js": "text/javascript; charset=utf-8",
     ".svg": "image/svg+xml",
 }
-POLICY = "default-src 'self'; img-src 'self' data: blob:; frame-ancestors 'self'; base-uri 'none'; form-action 'none'"
+POLICY = (
+    "default-src 'self'; img-src 'self' data: blob:; frame-ancestors 'self'; base-uri "
+    "'none'; form-action 'none'"
+)
 
 
 PAGE_HEADERS = (
@@ -89,7 +94,10 @@ def view_openapi(server: ModelServer, call: Call) -> Reply:
 
 
 def view_console(server: ModelServer, call: Call, name: str | None = None) -> Reply:
-    """A file of the page; the page itself at /console/, so that its relative addresses hold under any prefix."""
+    """A file of the page.
+
+    The page itself at /console/, so that its relative addresses hold under any prefix.
+    """
     if name is None and not call.path.endswith("/"):
         return Reply(
             status=308,
@@ -112,7 +120,10 @@ def view_console(server: ModelServer, call: Call, name: str | None = None) -> Re
 
 
 def view_deployments(server: ModelServer, call: Call) -> Reply:
-    """All that the page needs to build itself: deployments, models, routines and languages; as far as the key is for them."""
+    """All that the page needs to build itself: deployments, models, routines and languages.
+
+    As far as the key is for them.
+    """
     shown = [
         ready for name, ready in server.prepared.deployments.items() if call.caller.may_see(name)
     ]

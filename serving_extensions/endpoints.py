@@ -30,7 +30,10 @@ from serving_extensions.handlers import Handler, HandlerError, to_reply
 
 @dataclass(frozen=True)
 class Context:
-    """What a function may know of a call: its second argument. `server` calls served models: `server.predict(...)`."""
+    """What a function may know of a call: its second argument.
+
+    `server` calls served models: `server.predict(...)`.
+    """
 
     key: str
     headers: Mapping[str, str]
@@ -40,16 +43,18 @@ class Context:
 
 @dataclass(frozen=True)
 class Endpoint:
-    """A function behind a URL. `wanted` is the config's envelope; with none given, the function's mark decides."""
+    """A function behind a URL.
+
+    `wanted` is the config's envelope; with none given, the function's mark decides.
+    """
 
     path: str
     handler: Handler
     methods: tuple[str, ...] = ("POST",)
     wanted: str | None = None
     timeout_seconds: float | None = None
-    pool: ThreadPoolExecutor | None = field(
-        default=None, compare=False
-    )  # where calls with a time limit run
+    # where calls with a time limit run
+    pool: ThreadPoolExecutor | None = field(default=None, compare=False)
 
     @property
     def envelope(self) -> str | None:
@@ -61,7 +66,10 @@ class Endpoint:
 def declare(
     server: ModelServer, path: str, function: Callable, methods: Sequence[str], envelope: str | None
 ) -> Endpoint:
-    """An endpoint from Python, ready at once; raises ServingError for a path that no config would take, HandlerError for the function."""
+    """An endpoint from Python, ready at once.
+
+    Raises ServingError for a path that no config would take, HandlerError for the function.
+    """
     if not re.fullmatch(r"(/[\w.~-]+)+", path):
         raise ServingError(
             f"endpoint path: expected something like /alice/caption, got {path!r}",
@@ -77,10 +85,16 @@ def declare(
 
 
 def view_endpoint(server: ModelServer, call: Call, endpoint: Endpoint) -> Reply:
-    """POST (or what `methods` names) runs the function; GET loads it if it is not loaded, and pings."""
+    """POST (or what `methods` names) runs the function.
+
+    GET loads it if it is not loaded, and pings.
+    """
     if call.method not in endpoint.methods:
         if call.method != "GET":
-            text = f"Method {call.method} is not allowed here; this URL takes GET, {', '.join(endpoint.methods)}"
+            text = (
+                f"Method {call.method} is not allowed here; this URL takes GET, "
+                f"{', '.join(endpoint.methods)}"
+            )
             allow = {"Allow": ", ".join(dict.fromkeys(("GET", *endpoint.methods)))}
             raise ServingError(text, "INVALID_ARGUMENT", HTTPStatus.METHOD_NOT_ALLOWED, allow)
         load(server, endpoint, call.trace.remaining())
@@ -110,17 +124,21 @@ def load(server: ModelServer, endpoint: Endpoint, seconds: float) -> None:
 
 
 def read_value(server: ModelServer, call: Call) -> Any:
-    """A request's body for the function: the JSON value, None without a body, or bytes where the content type is no JSON's."""
+    """A request's body for the function: the JSON value, None without a body,
+    or bytes where the content type is no JSON's.
+    """
     body, kind = read_body(server, call), call.mimetype
-    if kind in ("", "application/x-www-form-urlencoded") or kind.endswith(
-        "json"
-    ):  # curl -d names a form
+    if kind in ("", "application/x-www-form-urlencoded") or kind.endswith("json"):
+        # curl -d names a form
         return parse_json(body) if body else None
     return body
 
 
 def run(endpoint: Endpoint, value: Any, context: Context) -> Any:
-    """The function's result; after `timeout_seconds` 504, and a call that has not begun by then never does."""
+    """The function's result.
+
+    After `timeout_seconds` 504, and a call that has not begun by then never does.
+    """
     if endpoint.pool is None:
         return endpoint.handler.call(value, context)
     future = endpoint.pool.submit(endpoint.handler.call, value, context)
@@ -183,7 +201,10 @@ def refresh(server: ModelServer, outcome: Outcome, polling: bool) -> None:
 
 
 def import_handler(handler: Handler, path: str, outcome: Outcome) -> None:
-    """Import a function's module if it is not there or has changed; a failing one leaves the old one serving."""
+    """Import a function's module if it is not there or has changed.
+
+    A failing one leaves the old one serving.
+    """
     try:
         outcome.changed |= handler.load()
     except HandlerError as error:

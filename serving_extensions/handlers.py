@@ -1,8 +1,11 @@
-"""A Python function behind a URL: the module it comes from, the call, and what it returns as bytes or JSON.
+"""A Python function behind a URL: the module it comes from, the call, and what it returns as bytes
+or JSON.
 
-    Module in     "main.py:inference_handler" to the module, imported with MODEL_DIR set and its neighbours found
+    Module in     "main.py:inference_handler" to the module, imported with MODEL_DIR set and its
+                  neighbours found
     Handler       the function of that module, kept while a changed one fails to import
-    Result out    what the function returned as a value for the JSON encoder, or bytes with a content type
+    Result out    what the function returned as a value for the JSON encoder, or bytes with a
+                  content type
 
 Works on any framework's results without importing one: a tensor is what has `.numpy()`.
 """
@@ -47,17 +50,17 @@ def top(name: str) -> str:
 
 # ==================================================================================================
 # Module in
-# In: "module:name" and the folder it is looked up in. Out: a module, and a digest of each file of the
-# project that it was made of, or HandlerError.
+# In: "module:name" and the folder it is looked up in. Out: a module, and a digest of each file of
+# the project that it was made of, or HandlerError.
 # ==================================================================================================
 
 IMPORTING = threading.RLock()  # one handler at a time: they share MODEL_DIR
 NUMBERS = itertools.count()
-# Names that a file of the project never stands in for: Python's own, and those of the running server.
+# Names that a file of the project never stands in for: Python's own, and those of the running
+# server.
 KEPT = sys.stdlib_module_names | {"__main__", "serving", "routines", top(__name__)}
-Source = tuple[
-    str, Path | None, tuple[str, ...]
-]  # name; file, or None where Python is to look for it; folders of the project
+# name; file, or None where Python is to look for it; folders of the project
+Source = tuple[str, Path | None, tuple[str, ...]]
 
 
 class Project:
@@ -125,7 +128,10 @@ class Project:
         return importlib.machinery.PathFinder.find_spec(f"{self.name}.{name}", path)
 
     def load(self, name: str, path: Path | None = None) -> types.ModuleType:
-        """A module of the project, executed the first time that it is asked for; from `path` if given."""
+        """A module of the project, executed the first time that it is asked for.
+
+        From `path` if given.
+        """
         if name in self.whole:  # no lock: the thread that imports may be waiting for this one
             return self.modules[name]
         with self.lock:
@@ -152,7 +158,9 @@ class Project:
             return module
 
     def execute(self, module: types.ModuleType, spec: importlib.machinery.ModuleSpec) -> None:
-        """Run a module, from its source and no bytecode, which overlooks a change within a second."""
+        """Run a module, from its source and no bytecode,
+        which overlooks a change within a second.
+        """
         module.__dict__["__builtins__"] = self.builtins
         if isinstance(spec.loader, importlib.machinery.SourceFileLoader):
             path = spec.loader.path
@@ -183,7 +191,10 @@ SHARED: "weakref.WeakValueDictionary[tuple[Source, str | None], Loaded]" = (
 
 
 def locate(module: str, folder: Path) -> Source:
-    """Find the file of "main.py", "src/main.py", "main" or "package.module" in `folder`; HandlerError when a file is missing."""
+    """Find the file of "main.py", "src/main.py", "main" or "package.module" in `folder`.
+
+    HandlerError when a file is missing.
+    """
     if module.endswith(".py"):
         path = (folder / module).resolve()
         if not path.is_file():
@@ -224,7 +235,10 @@ def model_dir_set(model_dir: str | None) -> Iterator[None]:
 def import_module(
     source: Source, model_dir: str | None, check: Callable[[types.ModuleType], Any]
 ) -> Loaded:
-    """Execute a module and `check` it; raises HandlerError, with nothing of it left, when one of them fails."""
+    """Execute a module and `check` it.
+
+    Raises HandlerError, with nothing of it left, when one of them fails.
+    """
     importlib.invalidate_caches()
     name, path, folders = source
     project = Project(folders)
@@ -268,9 +282,11 @@ def explain_import(project: Project, source: Source, error: BaseException) -> st
 
 
 def wants_context(function: Callable[..., Any]) -> bool:
-    """Whether to call with (value, context): a second argument without default, `*args`, or one named `context` or `_`.
+    """Whether to call with (value, context): a second argument without default, `*args`, or one
+    named `context` or `_`.
 
-    A default of another name (`top=3`) is the function's own option. Raises HandlerError unless it takes one or two arguments.
+    A default of another name (`top=3`) is the function's own option. Raises HandlerError unless it
+    takes one or two arguments.
     """
     if inspect.iscoroutinefunction(function):
         raise HandlerError("expected a plain function, got an async one")
@@ -304,12 +320,14 @@ class Bound:
 
 
 class Handler:
-    """A function behind a URL, from "module:name", "file.py:name", "package.module:name", or a callable.
+    """A function behind a URL, from "module:name", "file.py:name", "package.module:name", or a
+    callable.
 
-    `folder` is where the module and its neighbours are looked up first, and what a relative `model_dir` starts at.
-    MODEL_DIR is set while the module is imported, in `load`. The module and its neighbours are a package of their own in
-    sys.modules, where their classes can be pickled. `load` sees changes of those that it imports at the top.
-    Readers take one reference, `bound`; `load` builds aside under a lock and assigns.
+    `folder` is where the module and its neighbours are looked up first, and what a relative
+    `model_dir` starts at. MODEL_DIR is set while the module is imported, in `load`. The module and
+    its neighbours are a package of their own in sys.modules, where their classes can be pickled.
+    `load` sees changes of those that it imports at the top. Readers take one reference, `bound`;
+    `load` builds aside under a lock and assigns.
     """
 
     def __init__(
@@ -326,7 +344,10 @@ class Handler:
 
     @property
     def ready(self) -> bool:
-        """Whether it can be called; `error` then tells why a newer one is not in its place, if so."""
+        """Whether it can be called.
+
+        `error` then tells why a newer one is not in its place, if so.
+        """
         return self.bound is not None
 
     @property
@@ -334,10 +355,12 @@ class Handler:
         return self.bound.function if self.bound else None
 
     def load(self, force: bool = False) -> bool:
-        """Import the module, or import it anew when its file or a neighbour's has changed; tell whether that was done.
+        """Import the module, or import it anew when its file or a neighbour's has changed; tell
+        whether that was done.
 
-        `force` imports an unchanged one too, once for all handlers that share the module. Raises HandlerError with the
-        reason, which `error` keeps; the function that was there, if any, stays.
+        `force` imports an unchanged one too, once for all handlers that share the module. Raises
+        HandlerError with the reason, which `error` keeps; the function that was there, if any,
+        stays.
         """
         try:
             with IMPORTING:
@@ -377,7 +400,9 @@ class Handler:
 
 
 def find_function(module: types.ModuleType, reference: str) -> tuple[Callable[..., Any], bool]:
-    """The function that "module:name" names (the name may be dotted), and whether it wants the context; raises HandlerError."""
+    """The function that "module:name" names (the name may be dotted),
+    and whether it wants the context; raises HandlerError.
+    """
     shown, _, name = reference.rpartition(":")
     try:
         function = functools.reduce(getattr, name.split("."), module)
@@ -395,7 +420,8 @@ def find_function(module: types.ModuleType, reference: str) -> tuple[Callable[..
 
 # ==================================================================================================
 # Result out
-# In: what a function returned. Out: (value for the JSON encoder, "application/json") or (bytes, type).
+# In: what a function returned. Out: (value for the JSON encoder, "application/json") or (bytes,
+# type).
 # ==================================================================================================
 
 MAX_LEVELS = 200  # of lists and objects in a result: well below where encoders give up
@@ -420,7 +446,8 @@ def sniff(data: bytes) -> str:
 def to_reply(result: Any) -> tuple[Any, str]:
     """What a handler returned, as (value, "application/json") or as (bytes, content type).
 
-    Arrays of numbers stay arrays, for the encoder to write. Raises HandlerError, with the place in the result.
+    Arrays of numbers stay arrays, for the encoder to write. Raises HandlerError, with the place in
+    the result.
     """
     with errors_only("the handler's result"):  # which may be a class of its own
         return write_result(result)
@@ -443,9 +470,8 @@ def write_result(result: Any) -> tuple[Any, str]:
     try:
         if is_tensor(result):
             result = read_tensor(result)
-            if (
-                isinstance(result, bytes) and sniff(result) != OCTETS
-            ):  # of tf.io.encode_png, say; else it is a text
+            if isinstance(result, bytes) and sniff(result) != OCTETS:
+                # of tf.io.encode_png, say; else it is a text
                 return result, sniff(result)
         return to_json(result, set()), "application/json"
     except Unwritable as error:
@@ -472,7 +498,10 @@ def encode_png(image: Any) -> bytes:
 
 
 class Unwritable(Exception):
-    """Something JSON cannot hold; `place` collects its path from the inside out, so that the good case costs nothing."""
+    """Something JSON cannot hold.
+
+    `place` collects its path from the inside out, so that the good case costs nothing.
+    """
 
     def __init__(self, problem: str):
         super().__init__(problem)
@@ -486,7 +515,9 @@ def is_tensor(value: Any) -> bool:
 
 
 def read_tensor(value: Any) -> Any:
-    """A framework's tensor as NumPy, off its gradient tape and its GPU first where it has such (PyTorch)."""
+    """A framework's tensor as NumPy, off its gradient tape and its GPU
+    first where it has such (PyTorch).
+    """
     try:
         return (value.detach().cpu() if hasattr(value, "detach") else value).numpy()
     except MemoryError:
@@ -496,7 +527,10 @@ def read_tensor(value: Any) -> Any:
 
 
 def to_json(value: Any, parents: set[int]) -> Any:
-    """The value with what the encoder cannot write replaced or refused; `parents` holds the ids of what contains it."""
+    """The value with what the encoder cannot write replaced or refused.
+
+    `parents` holds the ids of what contains it.
+    """
     if (
         value is None
         or isinstance(value, (str, bool, int, float))
@@ -533,7 +567,9 @@ def to_scalar(value: Any) -> Any:
 
 
 def to_array(value: Any, parents: set[int]) -> Any:
-    """An array or scalar of NumPy in a form the encoder takes: numbers in the machine's byte order, text as a list."""
+    """An array or scalar of NumPy in a form the encoder takes:
+    numbers in the machine's byte order, text as a list.
+    """
     kind = value.dtype.kind
     if kind in "cmM" or value.dtype.type is np.void:  # bfloat16 is of kind V too, but no np.void
         raise Unwritable(
@@ -560,9 +596,8 @@ def to_container(value: Any, parents: set[int]) -> dict[str, Any] | list:
     if len(parents) >= MAX_LEVELS:
         raise Unwritable(f"got more than {MAX_LEVELS} levels of lists and objects")
     named = isinstance(value, Mapping)
-    kinds = (
-        set() if named else set(map(type, value))
-    )  # long lists of plain numbers are let through at the speed of C
+    # long lists of plain numbers are let through at the speed of C
+    kinds = set() if named else set(map(type, value))
     if (
         kinds == {float}
         and all(map(math.isfinite, value))

@@ -1,7 +1,8 @@
 """The lane: requests that are known to be short are answered by the thread that reads sockets.
 
-A request for a cheap model costs less than handing it to another thread: Python's threads take turns, and with many
-connections the turns cost more than the answers. Only what can neither wait nor take long is taken.
+A request for a cheap model costs less than handing it to another thread: Python's threads take
+turns, and with many connections the turns cost more than the answers. Only what can neither wait
+nor take long is taken.
 """
 
 import re
@@ -16,14 +17,18 @@ STRIKES = 3  # ... so many times running ...
 SUSPICION = 0.5  # of a strike: the first, of which only the clock tells
 PENALTY_SECONDS = 10.0  # ... send those for their model to the worker threads for so long
 SIGNATURE = re.compile(rb'"signature_name"\s*:\s*"([\x20-\x7e]*?)"')
+# headers of bodies that are more, or other, than they seem
 UNPACKED = (
     "CONTENT_ENCODING",
     "X_TENSOR_SHAPE",
-)  # headers of bodies that are more, or other, than they seem
+)
 
 
 class Lane:
-    """Tells which requests are short, and answers them; used by the thread that reads sockets alone."""
+    """Tells which requests are short, and answers them.
+
+    Used by the thread that reads sockets alone.
+    """
 
     def __init__(self, server: Any):
         self.server = server
@@ -33,7 +38,9 @@ class Lane:
         ] = {}  # model -> until when its requests go to the worker threads
 
     def takes(self, request: Any, found: Any) -> bool:
-        """Whether a request asks for a small predict of a cheap, loaded model, in JSON, and nothing that may wait."""
+        """Whether a request asks for a small predict of a cheap, loaded model, in JSON,
+        and nothing that may wait.
+        """
         if (
             found is None
             or found.route.view is not view_infer
@@ -80,10 +87,11 @@ class Lane:
             self.strikes[model] = SUSPICION
 
     def note(self, model: str, seconds: float) -> None:
-        """Learn which models are short only by their looks: with very many rows, or with other input than was tried.
+        """Learn which models are short only by their looks: with very many rows, or with other
+        input than was tried.
 
-        Once tells nothing: it may be the first of its shape. By the processor's time, which neighbours do not change.
-        Each short one makes up for a quarter of a long one.
+        Once tells nothing: it may be the first of its shape. By the processor's time, which
+        neighbours do not change. Each short one makes up for a quarter of a long one.
         """
         if seconds < LONG_SECONDS:
             if model in self.strikes:

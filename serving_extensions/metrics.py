@@ -1,6 +1,7 @@
 """What requests cost: counted as they end, read as /stats and as Prometheus's text.
 
-One `Metrics` per server. A request costs a lock and a few additions; everything else is computed when it is asked for.
+One `Metrics` per server. A request costs a lock and a few additions; everything else is computed
+when it is asked for.
 """
 
 import bisect
@@ -23,6 +24,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from serving import Extension, ModelServer, Reply, Trace
 
 PARTS = ("queue", "decode", "inference", "routines", "encode")
+# upper bounds of histograms of time
 SECONDS = (
     0.001,
     0.0025,
@@ -37,7 +39,7 @@ SECONDS = (
     2.5,
     5.0,
     10.0,
-)  # upper bounds of histograms of time
+)
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)  # of batch sizes
 KEPT = 1000  # the latest requests of a group, whose percentiles /stats tells
 TOGETHER = 64  # requests are counted together
@@ -69,9 +71,8 @@ class Group:
 
     def __init__(self) -> None:
         self.requests = self.errors_4xx = self.errors_5xx = 0
-        self.latest: deque[tuple[float, dict[str, float]]] = deque(
-            maxlen=KEPT
-        )  # seconds, and those of the parts
+        # seconds, and those of the parts
+        self.latest: deque[tuple[float, dict[str, float]]] = deque(maxlen=KEPT)
         self.batch_sizes: Counter[int] = Counter()
         self.seconds = [(0, 0)] * 60  # (second, requests in it), by second modulo 60
 
@@ -141,9 +142,8 @@ class Metrics:
         self.total, self.groups = Group(), dict[str, Group]()
         self.minutes: dict[int, list[int]] = {}  # minute -> requests, errors 4xx, errors 5xx
         self.last_errors: deque[dict[str, Any]] = deque(maxlen=20)
-        self.requests: Counter[tuple[str, str, str, int]] = (
-            Counter()
-        )  # by route, model, version, status
+        # by route, model, version, status
+        self.requests: Counter[tuple[str, str, str, int]] = Counter()
         self.latency: dict[str, Histogram] = {}  # by route
         self.parts = {name: Histogram(SECONDS) for name in PARTS}
         self.rows: dict[str, Histogram] = {}  # by model
@@ -175,7 +175,9 @@ class Metrics:
             )
 
     def _count(self) -> None:
-        """Count what has ended: what is alike at once, which takes a fraction of the time that one after the other would."""
+        """Count what has ended: what is alike at once,
+        which takes a fraction of the time that one after the other would.
+        """
         alike: dict[tuple, list[tuple[float, dict[str, float], int]]] = {}
         while self._ended:
             now, call, parts = self._ended.popleft()
@@ -220,7 +222,10 @@ class Metrics:
             yield self
 
     def read(self) -> dict[str, Any]:
-        """What /stats answers, but for what the models say. Requests wait while it is copied, and not while it is computed."""
+        """What /stats answers, but for what the models say.
+
+        Requests wait while it is copied, and not while it is computed.
+        """
         now = self._clock()
         with self.counted():
             minutes = [
@@ -391,7 +396,10 @@ def collect_others(server: Any) -> Iterator[Any]:
 
 
 def read_gpus() -> list[dict[str, Any]]:
-    """The GPUs of TensorFlow, where it is loaded and has some; `nvidia-ml-py` adds what others use and how busy they are."""
+    """The GPUs of TensorFlow, where it is loaded and has some.
+
+    `nvidia-ml-py` adds what others use and how busy they are.
+    """
     tf: Any = sys.modules.get("tensorflow")
     config: Any = getattr(tf, "config", None)  # none yet while the loader's thread imports it
     found = []

@@ -1,4 +1,5 @@
-"""Which models are in memory: `"load": "on_demand"`, the idle time-out, the budget of `memory_budget_mb`.
+"""Which models are in memory: `"load": "on_demand"`, the idle time-out, the budget of
+`memory_budget_mb`.
 
 OnDemand    a version that is served as any other, its model in memory only while it is wanted
 Residency   loads and evicts: the least recently used goes first, none that is pinned or in use
@@ -43,7 +44,10 @@ RESERVE = 1.5  # of its files' size: what a model that was never loaded is expec
 
 
 class OnDemand(Servable):
-    """A version known by its files alone until somebody asks; `resident` is its model while that is in memory."""
+    """A version known by its files alone until somebody asks.
+
+    `resident` is its model while that is in memory.
+    """
 
     def __init__(self, residency: "Residency", request: LoadRequest):
         folder, config = request.folder, request.config
@@ -102,9 +106,10 @@ class Residency:
 
     `options` is the config's `server`, as it is in force.
 
-    Each model is loaded once, under its own `loading`; where there is a budget, one after the other,
-    under `measuring`, since what a load takes is what the process grows by. A request that waits for
-    either gives up at its deadline. Models that are not `on_demand` count as well, and stay.
+    Each model is loaded once, under its own `loading`; where there is a budget, one after the
+    other, under `measuring`, since what a load takes is what the process grows by. A request that
+    waits for either gives up at its deadline. Models that are not `on_demand` count as well, and
+    stay.
     """
 
     def __init__(self, options: Callable[[], ServerConfig], load: Load):
@@ -150,7 +155,8 @@ class Residency:
         return self.options().memory_budget_mb is not None
 
     def measure(self, request: LoadRequest) -> tuple[Servable, int]:
-        """Load a version; returns it and the bytes that it has added to the process, no fewer than its files have.
+        """Load a version; returns it and the bytes that it has added to the process, no fewer than
+        its files have.
 
         Without a budget others may load meanwhile, and nothing is measured: it is taken to have as
         many as its files.
@@ -181,7 +187,10 @@ class Residency:
                 self._changed.notify_all()
 
     def bring_in(self, entry: OnDemand, trace: Trace | None) -> None:
-        """Load an entry's model; raises ServingError when that fails, or when there is no room until the deadline."""
+        """Load an entry's model.
+
+        Raises ServingError when that fails, or when there is no room until the deadline.
+        """
         if trace is not None:
             trace.waited = True
         budget = self.turn(self.measuring, entry, trace) if self.has_budget() else nullcontext()
@@ -237,7 +246,7 @@ class Residency:
             time.perf_counter() - start,
         )
 
-    # --- eviction ---------------------------------------------------------------------------------------------
+    # --- eviction -------------------------------------------------------------------------------
 
     def used(self) -> int:
         """Bytes of all models in memory."""
@@ -247,7 +256,10 @@ class Residency:
         return on_demand + sum(size for servable, size in fixed if not servable.closed)
 
     def make_room(self, wanted: OnDemand, need: int, trace: Trace | None) -> None:
-        """Evict until `need` bytes fit beside the rest; waits for what is in use, to the deadline. `wanted` itself stays."""
+        """Evict until `need` bytes fit beside the rest; waits for what is in use, to the deadline.
+
+        `wanted` itself stays.
+        """
         budget = self.options().memory_budget_mb
         end = time.monotonic() + seconds_left(self.options().load_wait_seconds, trace)
         while budget is not None and self.used() + need > budget << 20:

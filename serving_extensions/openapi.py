@@ -65,7 +65,8 @@ PICTURE = {
     },
 }
 KEYED: list[dict[str, list]] = [{"bearer": []}, {"header": []}]
-DOT = "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAADElEQVR4nGNgGB4AAADIAAGtQHYiAAAAAElFTkSuQmCC"  # 8x8 black pixels
+# 8x8 black pixels
+DOT = "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAADElEQVR4nGNgGB4AAADIAAGtQHYiAAAAAElFTkSuQmCC"
 
 
 def describe_api(server: ModelServer, prefix: str, caller: Caller) -> dict[str, Any]:
@@ -169,7 +170,10 @@ def operation(
 
 
 def describe_model(server: ModelServer, name: str, security: list) -> dict[str, Any]:
-    """Status, metadata and predict of a model or pipeline that is there; status alone of one that is not."""
+    """Status, metadata and predict of a model or pipeline that is there.
+
+    Status alone of one that is not.
+    """
     base = f"/v1/models/{quote(name, safe='')}"
     paths = {base: {"get": operation(f"status of {name}", f"The states of {name}", security)}}
     available = server.manager.available.get(name)
@@ -204,7 +208,9 @@ def describe_model(server: ModelServer, name: str, security: list) -> dict[str, 
 
 
 def predict_schema(signature: Signature, names: Iterable[str]) -> dict[str, Any]:
-    """TensorFlow Serving's body by the default signature: `inputs` as columns, or `instances` as rows."""
+    """TensorFlow Serving's body by the default signature: `inputs` as columns,
+    or `instances` as rows.
+    """
     columns = {name: tensor_schema(spec, spec.shape) for name, spec in signature.inputs.items()}
     rows = {
         name: tensor_schema(spec, spec.shape if spec.shape is None else spec.shape[1:])
@@ -276,7 +282,10 @@ def describe_deployment(ready: Any) -> dict[str, Any]:
 
 
 def example_request(signature: Signature) -> dict[str, Any] | None:
-    """A predict request that a signature answers, for people to read; None if none can be made up, or none so short."""
+    """A predict request that a signature answers, for people to read.
+
+    None if none can be made up, or none so short.
+    """
     numbers = sum(
         np.prod([size or 1 for size in spec.shape or ()]) for spec in signature.inputs.values()
     )

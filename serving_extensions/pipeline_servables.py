@@ -1,4 +1,6 @@
-"""Pipelines as servables: planned after the models of each pass of the loader, over those that are there."""
+"""Pipelines as servables: planned after the models of each pass of the loader,
+over those that are there.
+"""
 
 import dataclasses
 from collections.abc import Mapping
@@ -68,9 +70,8 @@ def refresh_pipeline(
         if node.model_name is not None
     }
     made_of = config, members, functions
-    if (
-        server.kept.get(("pipeline", config.name)) != made_of or outcome.config_read
-    ):  # else planned, or found wrong and said so
+    if server.kept.get(("pipeline", config.name)) != made_of or outcome.config_read:
+        # else planned, or found wrong and said so
         server.kept["pipeline", config.name] = made_of
         planned = plan(with_any_as_none(config), lambda *which: members.get(which), functions)
         servable = pipeline_servable(
@@ -127,19 +128,24 @@ def find_signature(manager: ModelManager, model: str, version: int | None) -> Si
 
 
 def seconds_of(config: Any, manager: ModelManager) -> float:
-    """What the models of a pipeline take together for one row; not known of functions, of shards and of what may have to load."""
+    """What the models of a pipeline take together for one row.
+
+    Not known of functions, of shards and of what may have to load.
+    """
     if any(part.demultiply_count is not None for part in (config, *config.nodes)):
         return float("inf")
-    models = [
-        find_model(manager, node.model_name, node.version) for node in config.nodes
-    ]  # a function has none
+    # a function has none
+    models = [find_model(manager, node.model_name, node.version) for node in config.nodes]
     return sum(model.seconds_of("serving_default") if model else float("inf") for model in models)
 
 
 def pipeline_servable(
     config: Any, planned: Plan, manager: ModelManager, pool: ThreadPoolExecutor
 ) -> Servable:
-    """A plan as a servable. Tensors that only functions see are taken for floats in requests, and answered as they come."""
+    """A plan as a servable.
+
+    Tensors that only functions see are taken for floats in requests, and answered as they come.
+    """
 
     def call(
         model: str, version: int | None, inputs: dict[str, np.ndarray]
@@ -180,7 +186,9 @@ def read_specs(tensors: Mapping[str, Any], default: str) -> dict[str, TensorSpec
 
 
 def describe_signature(signature: Signature) -> dict[str, Any]:
-    """A signature as a model's metadata has it, in TensorFlow Serving's casing and in OpenVINO's."""
+    """A signature as a model's metadata has it, in TensorFlow
+    Serving's casing and in OpenVINO's.
+    """
 
     def write(shape: str, rank: str, method: str) -> dict[str, Any]:
         def info(spec: TensorSpec) -> dict[str, Any]:

@@ -1,9 +1,11 @@
-"""Pipelines: directed acyclic graphs of models and Python functions, as OpenVINO Model Server's configs write them.
+"""Pipelines: directed acyclic graphs of models and Python functions, as OpenVINO Model Server's
+configs write them.
 
     plan(definition, find, functions).run(inputs, call, pool)
 
-A demultiplexer splits its outputs into shards, and what follows it runs once for each. The demultiplexers open
-around a node are its stack; an index into them, one number for each, names a shard.
+A demultiplexer splits its outputs into shards, and what follows it runs once for each. The
+demultiplexers open around a node are its stack; an index into them, one number for each, names a
+shard.
 """
 
 import contextlib
@@ -22,22 +24,25 @@ from serving import CARRIED, errors_only
 
 __all__ = ["NoShards", "NodeError", "PipelineError", "Plan", "plan"]
 
+# where every graph starts and ends; never nodes of a config
 REQUEST, RESPONSE = (
     "request",
     "response",
-)  # where every graph starts and ends; never nodes of a config
+)
 
 Arrays: TypeAlias = Mapping[str, np.ndarray]
 Shape: TypeAlias = tuple[int | None, ...] | None  # None: an unknown size, or an unknown rank
-Tensor: TypeAlias = tuple[
-    str | None, Shape
-]  # dtype (DT_FLOAT) and shape; both None where no model says
+# dtype (DT_FLOAT) and shape; both None where no model says
+Tensor: TypeAlias = tuple[str | None, Shape]
 Stack: TypeAlias = tuple[str, ...]
 Index: TypeAlias = tuple[int, ...]
 
 
 class PipelineError(ValueError):
-    """A wrong graph, or arrays that do not fit at a request; `path` is a JSON path below the pipeline, or empty."""
+    """A wrong graph, or arrays that do not fit at a request.
+
+    `path` is a JSON path below the pipeline, or empty.
+    """
 
     def __init__(self, text: str, path: str = "") -> None:
         super().__init__(text)
@@ -49,18 +54,24 @@ class NodeError(PipelineError):
 
 
 class NoShards(PipelineError):
-    """A dynamic demultiplexer found nothing to split: there is no answer, and that is no mistake."""
+    """A dynamic demultiplexer found nothing to split: there is no answer,
+    and that is no mistake.
+    """
 
 
 # ==================================================================================================
 # Validation
-# In: a definition and the models it names. Out: a Graph, or PipelineError with the first wrong thing.
+# In: a definition and the models it names. Out: a Graph, or PipelineError with the first wrong
+# thing.
 # ==================================================================================================
 
 
 @dataclass(frozen=True)
 class Link:
-    """Output `item` of `node` feeds input `name` of `target`; specs of both ends, None where no model says."""
+    """Output `item` of `node` feeds input `name` of `target`.
+
+    Specs of both ends, None where no model says.
+    """
 
     path: str
     target: str
@@ -158,8 +169,9 @@ def build_links(
     ]
 
 
-# OpenVINO Model Server's checks in its order, with its texts: a field of each node, or None for each link, and what is
-# wrong there. Two more follow in the planning. Unlike there, strings (DT_STRING) may flow between nodes.
+# OpenVINO Model Server's checks in its order, with its texts: a field of each node, or None for
+# each link, and what is wrong there. Two more follow in the planning. Unlike there, strings
+# (DT_STRING) may flow between nodes.
 CHECKS: tuple[tuple[str, str | None, Callable[[Graph, int, Any], Any]], ...] = (
     (
         "Functionality not implemented",
@@ -380,9 +392,11 @@ def gathered_shape(graph: Graph, link: Link, over: Stack) -> Shape:
 
 
 def stack_around(graph: Graph, name: str, after: Mapping[str, Stack]) -> Stack:
-    """The demultiplexers open around a node: the innermost of its sources, less the one it gathers from.
+    """The demultiplexers open around a node: the innermost of its sources, less the one it gathers
+    from.
 
-    A source with fewer of them open is handed to each shard as it is; a gathering node takes shards only.
+    A source with fewer of them open is handed to each shard as it is; a gathering node takes shards
+    only.
     """
     links, gathers = graph.into(name), graph.gathers(name)
     innermost = max((after[link.node] for link in links), key=len, default=gathers)
@@ -410,7 +424,8 @@ def plan_inputs(graph: Graph) -> dict[str, Tensor]:
             shape = None if shape is None else shape[len(graph.gathers(link.target)) :]
             if dtype not in (None, link.wanted.dtype) or not overlap(known, shape):
                 raise PipelineError(
-                    "Multiple nodes connected to the same pipeline input require different tensor metadata: "
+                    "Multiple nodes connected to the same pipeline input require different "
+                    "tensor metadata: "
                     f"{link}: expected {dtype} {show_shape(known)} as before, "
                     f"got {link.wanted.dtype} {show_shape(shape)}",
                     link.path,
@@ -434,9 +449,8 @@ class Plan:
 
     graph: Graph
     inputs: dict[str, Tensor]  # what a request brings
-    outputs: dict[
-        str, Tensor
-    ]  # what the response holds; gathered shards have a leading dimension for each demultiplexer
+    # what the response holds; gathered shards have a leading dimension for each demultiplexer
+    outputs: dict[str, Tensor]
     models: set[tuple[str, int | None]]
     around: dict[str, Stack]  # node -> the demultiplexers open around it
     after: dict[str, Stack]  # node -> those open for who reads it
@@ -445,10 +459,11 @@ class Plan:
     def run(
         self, inputs: Arrays, call: Callable[..., Arrays], pool: Executor | None = None
     ) -> dict[str, np.ndarray]:
-        """Answer one request: `call(model_name, version, inputs)` runs a model; idle threads of `pool` help.
+        """Answer one request: `call(model_name, version, inputs)` runs a model; idle threads of
+        `pool` help.
 
-        Nodes share arrays and views of them, so none may write into its inputs. Raises NoShards, PipelineError
-        for arrays that do not fit, and what a node raised.
+        Nodes share arrays and views of them, so none may write into its inputs. Raises NoShards,
+        PipelineError for arrays that do not fit, and what a node raised.
         """
         return Run(self, call, pool).answer(inputs)
 
@@ -460,8 +475,8 @@ def plan(
 ) -> Plan:
     """Check a pipeline and prepare it to run; raises PipelineError.
 
-    `find(model_name, version)` gives an object with `inputs` and `outputs`, or None when there is no such
-    model; `functions` has f(inputs, params) for each custom node, by the node's name.
+    `find(model_name, version)` gives an object with `inputs` and `outputs`, or None when there is
+    no such model; `functions` has f(inputs, params) for each custom node, by the node's name.
     """
     graph = build_graph(definition, find, functions or {})
     validate(graph)
@@ -489,17 +504,19 @@ def plan(
 
 # ==================================================================================================
 # Running
-# In: a Plan and a request's arrays. Out: the response's arrays, or what the first failing node raised.
+# In: a Plan and a request's arrays. Out: the response's arrays, or what the first failing node
+# raised.
 # ==================================================================================================
 
 MAX_QUEUED = 16  # helpers of one request that wait for the pool; each that starts asks for another
 
 
 class Run:
-    """One request. The caller's thread runs ready nodes until none is left; idle threads of the pool help.
+    """One request. The caller's thread runs ready nodes until none is left; idle threads of the
+    pool help.
 
-    Helpers leave when nothing is ready. Only the caller waits, and only for nodes that run: a busy pool slows
-    it down, but cannot stop it. `changed` guards what is counted here.
+    Helpers leave when nothing is ready. Only the caller waits, and only for nodes that run: a busy
+    pool slows it down, but cannot stop it. `changed` guards what is counted here.
     """
 
     def __init__(self, plan: Plan, call: Callable[..., Arrays], pool: Executor | None) -> None:
@@ -549,9 +566,8 @@ class Run:
             task = self.ready.popleft()
             while self.pool and self.queued < min(len(self.ready), MAX_QUEUED):
                 self.queued += 1
-                with contextlib.suppress(
-                    RuntimeError
-                ):  # the pool is shut down: the caller goes on alone
+                with contextlib.suppress(RuntimeError):
+                    # the pool is shut down: the caller goes on alone
                     self.pool.submit(self.work, 1)
             return task
 
@@ -588,7 +604,9 @@ class Run:
         self.publish(name, index, outputs)
 
     def read(self, link: Link, index: Index) -> np.ndarray:
-        """What a reader at `index` gets: demultiplexers not open around it are gathered, a leading dimension for each."""
+        """What a reader at `index` gets: demultiplexers not open around it are gathered,
+        a leading dimension for each.
+        """
         stack, shards = self.plan.after[link.node], self.values[link.node, link.item]
         inner = stack[len(index) :]
         if not inner:
@@ -596,13 +614,17 @@ class Run:
         parts = [as_wanted(shards[index + rest], link) for rest in self.indices(inner)]
         if len(shapes := {part.shape for part in parts}) > 1:
             raise PipelineError(
-                f"Gathered tensor shards dimensions are different: '{link.item}' of node '{link.node}': "
+                f"Gathered tensor shards dimensions are different: '{link.item}' of node "
+                f"'{link.node}': "
                 f"expected equal shapes, got {', '.join(map(show_shape, sorted(shapes)))}"
             )
         return np.stack(parts).reshape(*(self.counts[name] for name in inner), *parts[0].shape)
 
     def publish(self, name: str, index: Index, outputs: Arrays) -> None:
-        """Keep those outputs of a node that someone reads; a demultiplexer's are split into views."""
+        """Keep those outputs of a node that someone reads.
+
+        A demultiplexer's are split into views.
+        """
         for alias, output in self.graph.items[name].items():
             if (shards := self.values.get((name, alias))) is not None:
                 array = pick(name, output, outputs)
@@ -621,13 +643,17 @@ class Run:
                     shards[index] = array
 
     def count_shards(self, name: str, output: str, array: np.ndarray) -> int:
-        """How many shards a demultiplexer's output has, at least 1; a dynamic one takes the count of its first output."""
+        """How many shards a demultiplexer's output has, at least 1.
+
+        A dynamic one takes the count of its first output.
+        """
         expected = self.counts.setdefault(name, len(array) if array.ndim > 1 else 1)
         place, shape = f"'{output}' of node '{name}'", show_shape(array.shape)
         wrong = NodeError if name in self.graph.functions else PipelineError
         if array.ndim < 2:
             raise wrong(
-                f"Wrong number of dimensions in a tensor to be sharded: {place}: expected 2 or more, got shape {shape}"
+                f"Wrong number of dimensions in a tensor to be sharded: {place}: expected 2 or "
+                f"more, got shape {shape}"
             )
         if len(array) != expected:
             raise wrong(
@@ -636,7 +662,8 @@ class Run:
             )
         if not expected:
             raise NoShards(
-                f"Pipeline execution aborted due to no content from custom node: {place}: got shape {shape}"
+                f"Pipeline execution aborted due to no content from custom node: {place}: got "
+                f"shape {shape}"
             )
         return expected
 
@@ -681,7 +708,8 @@ def is_tensor(value: Any) -> bool:
 
 
 def as_wanted(value: Any, link: Link) -> np.ndarray:
-    """What a node answered, as its reader takes it: a bare number gets the dtype of the input it feeds.
+    """What a node answered, as its reader takes it: a bare number gets the dtype of the input it
+    feeds.
 
     NodeError for a number that does not fit there, or an array of another dtype out of a function.
     """

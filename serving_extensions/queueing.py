@@ -1,11 +1,12 @@
 """Whose turn it is, and who is turned away: the requests that wait for a thread.
 
-    Dispatcher   the worker threads and the queue before them, fair: models take turns, none can hold all threads
+    Dispatcher   the worker threads and the queue before them, fair: models take turns, none can
+                 hold all threads
     Gate         503 at once for what would wait too long, or would not fit
     Refusal      the answer to what is turned away
 
-A request belongs to a `line`: the model or handler that it reaches, under whichever name. Those of `KEPT` never wait for
-anything else: health, metrics and the page; states.
+A request belongs to a `line`: the model or handler that it reaches, under whichever name. Those of
+`KEPT` never wait for anything else: health, metrics and the page; states.
 """
 
 import collections
@@ -35,9 +36,10 @@ MOST_LINES = 1000  # whose pace is remembered: anybody can ask for anything
 class Dispatcher:
     """waitress's worker threads, which `Listener` gives its channels to.
 
-    Each line is first come, first served, and the lines take turns. A line may hold three quarters of the threads, and all
-    lines together all but one: a model that hangs or is slow leaves threads for others, and for those who ask how things are.
-    The thread that has waited least is woken, so that as many work as are needed: each keeps some MB of what it has read.
+    Each line is first come, first served, and the lines take turns. A line may hold three quarters
+    of the threads, and all lines together all but one: a model that hangs or is slow leaves threads
+    for others, and for those who ask how things are. The thread that has waited least is woken, so
+    that as many work as are needed: each keeps some MB of what it has read.
     """
 
     def __init__(self, threads: int):
@@ -113,7 +115,8 @@ class Dispatcher:
         CURRENT.waited = False
         try:
             channel.service()
-        except BaseException:  # not of a view of ours: a site's may end in any way, and its client must not wait for ever
+        # not of a view of ours: a site's may end in any way, and its client must not wait for ever
+        except BaseException:
             logger.exception("A request ended its thread's work")
             channel.will_close = True
             channel.server.pull_trigger()
@@ -135,7 +138,10 @@ class Dispatcher:
         return len(self.waiting.get(line, ())) + self.running[line]
 
     def shutdown(self, cancel_pending: bool = True, timeout: float = 5) -> bool:
-        """Let the threads end, each after what it runs; cancel what waits. False if some still run after `timeout` seconds."""
+        """Let the threads end, each after what it runs; cancel what waits.
+
+        False if some still run after `timeout` seconds.
+        """
         with self.lock:
             self.ending = True
             waiting = [channel for line in self.waiting.values() for channel in line]
@@ -152,7 +158,8 @@ class Dispatcher:
 
 
 class Pace:
-    """How fast a line moves: the seconds from one answer to the next while there is work, a moving average.
+    """How fast a line moves: the seconds from one answer to the next while there is work, a moving
+    average.
 
     What has waited for a model to load tells nothing of the next ones, and is left out.
     """
@@ -179,7 +186,10 @@ class Pace:
 
 
 class Gate:
-    """Turns requests away that would wait too long. `options` is the config's `server`; `refused` counts by reason."""
+    """Turns requests away that would wait too long.
+
+    `options` is the config's `server`; `refused` counts by reason.
+    """
 
     def __init__(
         self, options: Callable[[], Any], turns: Dispatcher, refused: collections.Counter[str]
@@ -188,7 +198,10 @@ class Gate:
         self.said = 0.0
 
     def refusal(self, line: str) -> str | None:
-        """Why a request of a line that has come whole is turned away; None lets it wait its turn."""
+        """Why a request of a line that has come whole is turned away.
+
+        None lets it wait its turn.
+        """
         if line in KEPT:
             return None
         options = self.options()
@@ -237,7 +250,10 @@ def task_of(channel: Any, request: Any) -> Task:
 
 
 class Refusal(Task):
-    """waitress's task for a request that is turned away; the connection stays open for the next one."""
+    """waitress's task for a request that is turned away.
+
+    The connection stays open for the next one.
+    """
 
     complete = True
 

@@ -17,7 +17,10 @@ SECONDS = {"minute": 60, "hour": 3600, "day": 86400}
 
 
 def period_of(now: float, period: str) -> tuple[int, int]:
-    """When the period that holds `now` began and when it ends, in whole seconds since the epoch; calendar months, UTC."""
+    """When the period that holds `now` began and when it ends, in whole seconds since the epoch.
+
+    Calendar months, UTC.
+    """
     if period in SECONDS:
         start = int(now) // SECONDS[period] * SECONDS[period]
         return start, start + SECONDS[period]
@@ -27,10 +30,11 @@ def period_of(now: float, period: str) -> tuple[int, int]:
 
 
 class Quotas:
-    """A table of (key name, period, its start) -> calls. One connection, used under a lock, opened anew after a fork.
+    """A table of (key name, period, its start) -> calls. One connection, used under a lock, opened
+    anew after a fork.
 
-    The write-ahead log is not flushed to the disk at each call: what was counted survives the end of the
-    process however it comes, and may lose the last calls when the machine loses power.
+    The write-ahead log is not flushed to the disk at each call: what was counted survives the end
+    of the process however it comes, and may lose the last calls when the machine loses power.
     """
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.time):
@@ -49,13 +53,15 @@ class Quotas:
             self._database.execute("PRAGMA journal_mode=WAL")
             self._database.execute("PRAGMA synchronous=NORMAL")
             self._database.execute(
-                "CREATE TABLE IF NOT EXISTS calls (key TEXT, period TEXT, start INTEGER, count INTEGER, "
+                "CREATE TABLE IF NOT EXISTS calls (key TEXT, period TEXT, start INTEGER, count "
+                "INTEGER, "
                 "PRIMARY KEY (key, period, start)) WITHOUT ROWID"
             )
         return self._database
 
     def take(self, key: str, calls: int, period: str) -> int | None:
-        """Count one call of `key`; None when it is within `calls` a `period`, else the seconds until the next one begins.
+        """Count one call of `key`; None when it is within `calls` a `period`, else the seconds
+        until the next one begins.
 
         Raises OSError when the count cannot be written.
         """
@@ -66,7 +72,8 @@ class Quotas:
                 counted = (
                     self._connect()
                     .execute(
-                        "INSERT INTO calls VALUES (?, ?, ?, 1) ON CONFLICT DO UPDATE SET count = count + 1 WHERE count < ? RETURNING count",
+                        "INSERT INTO calls VALUES (?, ?, ?, 1) ON CONFLICT DO UPDATE SET count "
+                        "= count + 1 WHERE count < ? RETURNING count",
                         (key, period, start, calls),
                     )
                     .fetchall()
@@ -92,7 +99,10 @@ class Quotas:
 
 @functools.cache
 def open_quotas(path: str) -> Any:
-    """The one store over a file, or a Redis (`Quotas` or `RedisQuotas`), in this process; raises OSError when it cannot be opened."""
+    """The one store over a file, or a Redis (`Quotas` or `RedisQuotas`), in this process.
+
+    Raises OSError when it cannot be opened.
+    """
     if "://" in path:
         from serving_extensions.redis_quotas import RedisQuotas
 

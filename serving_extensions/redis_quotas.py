@@ -12,7 +12,8 @@ from serving_extensions.quotas import period_of
 
 TIMEOUT_SECONDS = 1.0  # to connect and for an answer; `?socket_timeout=` in the URL says otherwise
 KEPT_SECONDS = 3600  # a count outlives its period by so much: the clocks of two servers may differ
-# Looking, counting and setting the end are one step: no count goes beyond the limit, and none is without an end.
+# Looking, counting and setting the end are one step: no count goes beyond the limit, and none is
+# without an end.
 TAKE = """
 if tonumber(redis.call('GET', KEYS[1]) or '0') >= tonumber(ARGV[1]) then return 0 end
 redis.call('INCR', KEYS[1])
@@ -24,10 +25,12 @@ logger = logging.getLogger("serving")
 
 
 class RedisQuotas:
-    """A counter for each (key name, period, its start), with the methods of `quotas.Quotas`. One client a process.
+    """A counter for each (key name, period, its start), with the methods of `quotas.Quotas`. One
+    client a process.
 
-    Opening does not connect: a Redis that is away for a moment keeps no server from starting. No call is sent twice,
-    so one whose answer is lost may be counted though it was refused, as with a process that is killed.
+    Opening does not connect: a Redis that is away for a moment keeps no server from starting. No
+    call is sent twice, so one whose answer is lost may be counted though it was refused, as with a
+    process that is killed.
     """
 
     def __init__(self, url: str, clock: Callable[[], float] = time.time):
@@ -41,9 +44,8 @@ class RedisQuotas:
         self._failed_at: float | None = None
         try:
             pool = self._connect().connection_pool
-            pool.connection_class(
-                **pool.connection_kwargs
-            )  # not connected: an option that there is not is known now
+            # not connected: an option that there is not is known now
+            pool.connection_class(**pool.connection_kwargs)
         except (ValueError, TypeError):  # whose text may quote the password
             raise OSError("not a URL that redis-py takes") from None
 
@@ -79,7 +81,8 @@ class RedisQuotas:
         return answer
 
     def take(self, key: str, calls: int, period: str) -> int | None:
-        """Count one call of `key`; None when it is within `calls` a `period`, else the seconds until the next one begins.
+        """Count one call of `key`; None when it is within `calls` a `period`, else the seconds
+        until the next one begins.
 
         Raises OSError when the call cannot be counted.
         """
@@ -121,6 +124,7 @@ def shown(url: str) -> str:
         return url
     parts = urlsplit(url)
     try:
-        return f"{parts.scheme}://{parts.hostname or ''}{f':{parts.port}' if parts.port else ''}{parts.path}"
+        port = f":{parts.port}" if parts.port else ""
+        return f"{parts.scheme}://{parts.hostname or ''}{port}{parts.path}"
     except ValueError:  # no port: a password whose host was forgotten looks like one
         return f"{parts.scheme}://..."

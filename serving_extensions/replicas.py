@@ -32,7 +32,10 @@ def wrap(load: Load) -> Load:
 
 
 def load_replicas(devices: Sequence[str], load: Callable[[str], Servable]) -> Servable:
-    """Load a model once for each entry of `devices`; all of them or none. Raises what `load` raises."""
+    """Load a model once for each entry of `devices`; all of them or none.
+
+    Raises what `load` raises.
+    """
     replicas: list[Servable] = []
     try:
         for device in devices:

@@ -19,14 +19,19 @@ FILES = ("config.json", "handler.py", "test_handler.py", "requirements.txt", "RE
 
 
 def name_project(folder: Path) -> str:
-    """A folder's name in the letters that a URL takes as they are: accents go, the rest becomes hyphens."""
+    """A folder's name in the letters that a URL takes as they are: accents go,
+    the rest becomes hyphens.
+    """
     text = unicodedata.normalize("NFKD", folder.resolve().name).encode("ascii", "ignore").decode()
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", text).strip("-.") or "project"
     return f"{name}-handler" if name.lower() in TAKEN else name
 
 
 def read_templates(templates: Path, name: str) -> dict[str, bytes]:
-    """What is to be written, by file name; raises OSError with the name of the file that is missing."""
+    """What is to be written, by file name.
+
+    Raises OSError with the name of the file that is missing.
+    """
     words = {b"PROJECT_NAME": name.encode(), b"SERVING_VERSION": __version__.encode()}
     contents = {file: (templates / file).read_bytes() for file in FILES}
     for word, meaning in words.items():
@@ -35,10 +40,12 @@ def read_templates(templates: Path, name: str) -> dict[str, bytes]:
 
 
 def write_project(folder: Path, templates: Path = TEMPLATES) -> list[Path]:
-    """Write a project into a folder, which need not exist; returns the files written, the config first.
+    """Write a project into a folder, which need not exist; returns the files written, the config
+    first.
 
-    Raises FileExistsError, naming them, when any of the files is there already, and OSError with the name of a file that
-    cannot be written; what was written of the project until then is removed again.
+    Raises FileExistsError, naming them, when any of the files is there already, and OSError with
+    the name of a file that cannot be written; what was written of the project until then is removed
+    again.
     """
     folder = Path(folder)
     contents = read_templates(templates, name_project(folder))
@@ -58,7 +65,10 @@ def write_project(folder: Path, templates: Path = TEMPLATES) -> list[Path]:
 
 
 def write_file(path: Path, content: bytes, written: list[Path]) -> None:
-    """Write a new file, noting it in `written` once it exists; OSError always names the file, as on a full disk it would not."""
+    """Write a new file, noting it in `written` once it exists.
+
+    OSError always names the file, as on a full disk it would not.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("xb") as file:

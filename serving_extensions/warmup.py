@@ -1,4 +1,6 @@
-"""TensorFlow Serving's warm-up files: TFRecords of PredictionLog, read without its generated protobuf classes."""
+"""TensorFlow Serving's warm-up files: TFRecords of PredictionLog,
+read without its generated protobuf classes.
+"""
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
@@ -35,38 +37,48 @@ def wrap(load: Load) -> Load:
 
 
 def replay(folder: Path, answer: Callable[[str, dict[str, np.ndarray]], Any]) -> None:
-    """Run the requests in assets.extra/tf_serving_warmup_requests, as TensorFlow Serving does; a wrong one fails the load."""
+    """Run the requests in assets.extra/tf_serving_warmup_requests, as TensorFlow Serving does.
+
+    A wrong one fails the load.
+    """
     path = folder / "assets.extra" / "tf_serving_warmup_requests"
     if not path.is_file():
         return
     for index, read in enumerate(read_records(tensorflow(), path)):
         if index == MOST_RECORDS:
             raise LoadError(
-                f"Number of warmup records exceeds the maximum ({MOST_RECORDS}) at assets.extra/tf_serving_warmup_requests"
+                f"Number of warmup records exceeds the maximum ({MOST_RECORDS}) at "
+                "assets.extra/tf_serving_warmup_requests"
             )
         try:
             for name, inputs in read():
                 answer(name, inputs)
         except Exception as error:
             raise LoadError(
-                f"Failed to parse warmup record: {index}: {getattr(error, 'message', None) or error}"
+                f"Failed to parse warmup record: {index}: "
+                f"{getattr(error, 'message', None) or error}"
             ) from error
 
 
 def read_records(tf: Any, path: Path) -> Iterator[Callable[[], Requests]]:
-    """For each record a function that reads its requests, so that an unreadable one can be told by its number."""
+    """For each record a function that reads its requests,
+    so that an unreadable one can be told by its number.
+    """
     for record in tf.compat.v1.io.tf_record_iterator(str(path)):
         yield functools.partial(read_requests, tf, record)
 
 
 def read_requests(tf: Any, record: bytes) -> Requests:
-    """The requests of a PredictionLog as (signature name, inputs): predict, classify and regress logs."""
+    """The requests of a PredictionLog as (signature name, inputs): predict,
+    classify and regress logs.
+    """
     log = read_fields(record)
     for number in log.keys() & {
         2,
         3,
         6,
-    }:  # classify_log, regress_log, predict_log, each with its request as field 1
+    }:
+        # classify_log, regress_log, predict_log, each with its request as field 1
         request = read_fields(read_fields(log[number][0])[1][0])
         name = (
             b"".join(read_fields(request.get(1, [b""])[0]).get(3, [])).decode() or "serving_default"
@@ -81,10 +93,11 @@ def read_requests(tf: Any, record: bytes) -> Requests:
 
 def read_fields(message: bytes) -> dict[int, list[bytes]]:
     """The length-delimited fields of a protobuf message by number, whatever its type."""
+    # protobuf comes, and is imported, with TensorFlow
     from google.protobuf import (
         empty_pb2,
         unknown_fields,
-    )  # protobuf comes, and is imported, with TensorFlow
+    )
 
     found: dict[int, list[bytes]] = {}
     for unknown in unknown_fields.UnknownFieldSet(empty_pb2.Empty.FromString(message)):
@@ -105,12 +118,13 @@ def read_tensors(tf: Any, entries: Sequence[bytes]) -> dict[str, np.ndarray]:
 
 
 def read_examples(given: bytes) -> np.ndarray:
-    """A ClassificationRequest's `input` as serialized Examples [N], a context merged in where it has one."""
+    """A ClassificationRequest's `input` as serialized Examples [N],
+    a context merged in where it has one.
+    """
     fields = read_fields(given)
     examples = read_fields((fields.get(1) or fields[2])[0])
-    context = b"".join(
-        examples.get(2, [])
-    )  # serialized messages merge by joining; the later one, the example, wins
+    # serialized messages merge by joining; the later one, the example, wins
+    context = b"".join(examples.get(2, []))
     return np.array([context + example for example in examples[1]] + [None], object)[:-1]
 
 

@@ -5,9 +5,8 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-sys.path[0] = str(
-    Path(__file__).parent.parent
-)  # this folder's files have the names of the packages
+# this folder's files have the names of the packages
+sys.path[0] = str(Path(__file__).parent.parent)
 
 import bentoml  # noqa: E402
 import numpy as np  # noqa: E402
@@ -16,12 +15,10 @@ from pydantic import BaseModel  # noqa: E402
 
 from peers.common import BATCH, Model, read_base64  # noqa: E402
 
-workload = os.environ.setdefault(
-    "PEER_WORKLOAD", sys.argv[1]
-)  # BentoML's workers import this file with arguments of their own
-ROWS = {"half_plus_two": 64, "mlp784": 64}.get(
-    workload, BATCH.get(workload)
-)  # here batches are counted in rows
+# BentoML's workers import this file with arguments of their own
+workload = os.environ.setdefault("PEER_WORKLOAD", sys.argv[1])
+# here batches are counted in rows
+ROWS = {"half_plus_two": 64, "mlp784": 64}.get(workload, BATCH.get(workload))
 
 
 class Picture(BaseModel):

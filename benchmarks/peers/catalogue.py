@@ -53,7 +53,10 @@ def v2_path(workload):
 
 
 def v2_body(workload):
-    """One input, of the V2 protocol, with the batch as its first dimension; Triton wants a second one."""
+    """One input, of the V2 protocol, with the batch as its first dimension.
+
+    Triton wants a second one.
+    """
     if workload == "ssd320":
         input_ = {"name": "pictures", "shape": [1, 1], "datatype": "BYTES", "data": [jpeg_text()]}
     else:
@@ -97,9 +100,8 @@ PEERS: dict[str, Peer] = {
     "flask": Peer(("flask==3.1.3", "waitress==3.0.2")),
     "litserve": Peer(("litserve==0.2.19",)),
     "bentoml": Peer(("bentoml==1.4.40",), body=body_of_images, read=read_bare),
-    "mlserver": Peer(
-        ("mlserver==1.7.1", "uvloop==0.21.0"), v2_path, v2_body, read_v2
-    ),  # its workers do not start with later uvloops
+    # its workers do not start with later uvloops
+    "mlserver": Peer(("mlserver==1.7.1", "uvloop==0.21.0"), v2_path, v2_body, read_v2),
     "pytriton": Peer(("nvidia-pytriton==0.7.0",), v2_path, v2_body, read_v2),
     "ray": Peer(("ray[serve]==2.60.0",)),
 }

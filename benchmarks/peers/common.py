@@ -1,16 +1,19 @@
-"""What the peers share: the model as a function of arrays, batches joined and split, and detections as JSON."""
+"""What the peers share: the model as a function of arrays, batches joined and split,
+and detections as JSON.
+"""
 
 import base64
 
 import numpy as np
 import workloads
 
+# most requests at once, where a framework batches
 BATCH = {
     "half_plus_two": 16,
     "mlp784": 16,
     "mobilenet_v2": 4,
     "ssd320": 8,
-}  # most requests at once, where a framework batches
+}
 WAIT_MS = 2  # for a batch to fill
 
 

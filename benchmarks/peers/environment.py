@@ -1,4 +1,6 @@
-"""A virtual environment for each peer, made once, which takes TensorFlow and its company from the one that runs the benchmark."""
+"""A virtual environment for each peer, made once,
+which takes TensorFlow and its company from the one that runs the benchmark.
+"""
 
 import shutil
 import subprocess
@@ -12,7 +14,10 @@ from .catalogue import PEERS
 
 
 def python_of(peer: str) -> Path:
-    """The interpreter of a peer's environment; the environment is made at the first call and when its packages change."""
+    """The interpreter of a peer's environment.
+
+    The environment is made at the first call and when its packages change.
+    """
     folder = workloads.MADE / "venvs" / peer
     python, done = folder / "bin/python", folder / "packages.txt"
     wanted = "\n".join(PEERS[peer].packages)
@@ -20,7 +25,8 @@ def python_of(peer: str) -> Path:
         shutil.rmtree(folder, ignore_errors=True)
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
         (site,) = folder.glob("lib/python*/site-packages")
-        # Read after the environment's own packages: what a peer needs in another version wins; pip counts the rest as installed.
+        # Read after the environment's own packages: what a peer needs in another version wins; pip
+        # counts the rest as installed.
         shared = dict.fromkeys(sysconfig.get_path(name) for name in ("purelib", "platlib"))
         (site / "benchmark.pth").write_text("".join(f"{path}\n" for path in shared))
         subprocess.run(

@@ -3,9 +3,8 @@
 import sys
 from pathlib import Path
 
-sys.path[0] = str(
-    Path(__file__).parent.parent
-)  # this folder's files have the names of the packages
+# this folder's files have the names of the packages
+sys.path[0] = str(Path(__file__).parent.parent)
 
 import litserve as ls  # noqa: E402
 

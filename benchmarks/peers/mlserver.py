@@ -6,9 +6,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-sys.path[0] = str(
-    Path(__file__).parent.parent
-)  # this folder's files have the names of the packages
+# this folder's files have the names of the packages
+sys.path[0] = str(Path(__file__).parent.parent)
 
 from mlserver import MLModel  # noqa: E402
 from mlserver.codecs import NumpyCodec, StringCodec  # noqa: E402

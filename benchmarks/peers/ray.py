@@ -6,7 +6,7 @@ from pathlib import Path
 
 # Not this folder, whose files have the names of the packages; for Ray's workers, too
 os.environ["PYTHONPATH"] = sys.path[0] = str(Path(__file__).parent.parent)
-os.environ["RAY_process_group_cleanup_enabled"] = "0"  # noqa: SIM112 - else each worker leaves the process group
+os.environ["RAY_process_group_cleanup_enabled"] = "0"  # noqa: SIM112
 
 import ray  # noqa: E402
 from ray import serve  # noqa: E402

@@ -1,9 +1,11 @@
-"""Make `kinds`, which tells the shapes of small crops apart, in models/ beside this file, or measure the one there is.
+"""Make `kinds`, which tells the shapes of small crops apart, in models/ beside this file, or
+measure the one there is.
 
-    python examples/crops/make_classifier.py             # needs keras and pillow; about a minute on two cores
+    python examples/crops/make_classifier.py             # needs keras and pillow; a minute or so
     python examples/crops/make_classifier.py --measure   # accuracy on crops of held-out pictures
 
-The pictures are those of models/make_shapes.py, cut as the pipeline cuts them, with boxes a little off as found ones are.
+The pictures are those of models/make_shapes.py, cut as the pipeline cuts them, with boxes a little
+off as found ones are.
 """
 
 import argparse
@@ -29,7 +31,9 @@ SIZE = 32
 
 
 def make_crops(seed: int, pictures: int, copies: int) -> tuple[np.ndarray, np.ndarray]:
-    """Crops float32 [N, 32, 32, 3] of the shapes in so many pictures, and their classes int [N], from 0."""
+    """Crops float32 [N, 32, 32, 3] of the shapes in so many pictures, and their classes int [N],
+    from 0.
+    """
     rng = np.random.default_rng(seed)
     crops, kinds = [], []
     for number, (picture, _, boxes, classes) in zip(range(1, pictures + 1), drawn(seed)):
@@ -123,7 +127,8 @@ def measure() -> None:
     found = classify(crops=tf.constant(crops))["probabilities"].numpy().argmax(axis=1)
     size = sum(file.stat().st_size for file in MODEL.rglob("*") if file.is_file())
     print(
-        f"kinds: accuracy {(found == kinds).mean():.4f} of {len(kinds)} crops of {HELD_OUT_PICTURES} held-out pictures, {size} bytes"
+        f"kinds: accuracy {(found == kinds).mean():.4f} of {len(kinds)} crops of "
+        f"{HELD_OUT_PICTURES} held-out pictures, {size} bytes"
     )
     for kind, name in enumerate(NAMES):
         print(f"kinds: {name} {(found == kinds)[kinds == kind].mean():.4f}")

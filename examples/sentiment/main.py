@@ -1,7 +1,9 @@
-"""Sentiment of English sentences: the example of CellStrat's Hub API guide, with a small model of our own.
+"""Sentiment of English sentences: the example of CellStrat's Hub API guide, with a small model of
+our own.
 
-Each word has a polarity that train.py has learnt, a negated one the opposite; their sum decides. NumPy runs it: adding up
-a few numbers needs no framework, and the server is up at once. A handler of TensorFlow or PyTorch has the same form.
+Each word has a polarity that train.py has learnt, a negated one the opposite; their sum decides.
+NumPy runs it: adding up a few numbers needs no framework, and the server is up at once. A handler
+of TensorFlow or PyTorch has the same form.
 """
 
 import os

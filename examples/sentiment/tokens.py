@@ -5,17 +5,19 @@ import zlib
 
 import numpy as np
 
-BUCKETS = (
-    1 << 14
-)  # hashed words; some 400 occur in training, so that few unknown words meet one of them
+# hashed words; some 400 occur in training, so that few unknown words meet one of them
+BUCKETS = 1 << 14
 NEGATIONS = {"not", "no", "never", "cannot", "without", "hardly", "nothing", "nobody"}
 NEGATED_WORDS = 4  # how far a negation reaches: "not a very good film"
 # Words that take no side, and those of degree.
 SILENT = set(
-    str.split("""a an the this that these those i you he she it we they me him her us them my your his its our their and or so
-    as at by for from in into of off on out over to up down with about after before since is are was were be been being am do does
-    did done has have had having will would can could should may might must there here what which who how when where while then
-    than too also just very really quite extremely absolutely pretty incredibly all both some any such one at all ever now""")
+    str.split("""a an the this that these those i you he she it we they me him her us them my
+        your his its our their and or so
+        as at by for from in into of off on out over to up down with about after before since is
+        are was were be been being am do does did done has have had having will would can could
+        should may might must there here what which who how when where while then than too also
+        just very really quite extremely absolutely pretty incredibly all both some any such one
+        at all ever now""")
 )
 
 
@@ -39,9 +41,11 @@ def tokenize(text: str) -> list[tuple[str, bool]]:
 
 
 def featurize(text: str) -> tuple[np.ndarray, np.ndarray]:
-    """The words of a text that may tell something, hashed, int64 [F] in 0..BUCKETS-1, and their signs, float64 [F].
+    """The words of a text that may tell something, hashed, int64 [F] in 0..BUCKETS-1, and their
+    signs, float64 [F].
 
-    The sign is -1 where the word is negated, else 1. A word counts once; F is 0 for a text without such words.
+    The sign is -1 where the word is negated, else 1. A word counts once; F is 0 for a text without
+    such words.
     """
     words = {
         (word, negated)
@@ -57,9 +61,11 @@ def featurize(text: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def find_probabilities(weights: np.ndarray, neutral: float, text: str) -> np.ndarray:
-    """The probabilities of Negative, Neutral and Positive, [3], by the sum of the words' polarities `weights`, [BUCKETS].
+    """The probabilities of Negative, Neutral and Positive, [3], by the sum of the words' polarities
+    `weights`, [BUCKETS].
 
-    A softmax over (-sum, neutral, sum): words that say nothing weigh nothing, and a negated word weighs the opposite.
+    A softmax over (-sum, neutral, sum): words that say nothing weigh nothing, and a negated word
+    weighs the opposite.
     """
     features, signs = featurize(text)
     polarity = weights[features] @ signs

@@ -1,4 +1,5 @@
-"""The handler of this project: the server calls `inference_handler` with the JSON body of each POST.
+"""The handler of this project: the server calls `inference_handler` with the JSON body of each
+POST.
 
 This module is imported once, when the server starts: load your model and import helper modules of
 this folder here at the top. With `"model_dir": "model"` in config.json, MODEL_DIR is set in the
@@ -12,8 +13,9 @@ environment while it is imported.
 def inference_handler(inputs, _):
     """Answer the number of words and characters of a text, until your model has more to say.
 
-    `inputs` is any JSON value; what is returned may be any JSON value, NumPy arrays and tensors included, or an image.
-    The second argument is the context of the request. Raises ValueError when `inputs` is no string.
+    `inputs` is any JSON value; what is returned may be any JSON value, NumPy arrays and tensors
+    included, or an image. The second argument is the context of the request. Raises ValueError when
+    `inputs` is no string.
     """
     if not isinstance(inputs, str):
         raise ValueError(f"expected a string, got {type(inputs).__name__}")

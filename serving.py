@@ -173,7 +173,8 @@ class ConfigError(ServingError):
     code = "FAILED_PRECONDITION"
 
     def __init__(self, path: str, problem: str):
-        super().__init__(f"{path}: {problem}", status=HTTPStatus.PRECONDITION_FAILED)
+        text = f"{path}: {problem}" if path else problem
+        super().__init__(text, status=HTTPStatus.PRECONDITION_FAILED)
         self.path = path
 
 
@@ -854,37 +855,6 @@ class ImageConfig:
     )
 
 
-# URLs of the server's own, which a handler cannot have; see ROUTES in serving.py.
-TAKEN = (
-    "v1",
-    "v2",
-    "model-serving",
-    "livez",
-    "readyz",
-    "predict",
-    "classes",
-    "deployments",
-    "metrics",
-    "monitoring",
-    "stats",
-    "openapi.json",
-    "console",
-)
-TAKEN_PATH = re.compile(
-    rf"/({'|'.join(map(re.escape, TAKEN))})(/.*)?"
-    "|/[^/]+/(predict|classes)|/[^/]+/(active_learning|samples|client)/[^/]+",
-    re.IGNORECASE,
-)
-
-
-def check_path(path: str) -> None:
-    """Raise ValueError for a handler's path that is one of the server's own URLs."""
-    if TAKEN_PATH.fullmatch(path):
-        raise ValueError(
-            f"path: '{path}' is one of the server's own URLs; choose another, such as /my{path}"
-        )
-
-
 @dataclass(frozen=True)
 class HandlerConfig:
     path: str = option(
@@ -910,9 +880,6 @@ class HandlerConfig:
     timeout_seconds: int | float | None = option(
         None, "how long a call may take, then 504; default: as long as it does", minimum=0.001
     )
-
-    def __post_init__(self) -> None:
-        check_path(self.path)
 
 
 @dataclass(frozen=True)
@@ -4219,12 +4186,12 @@ class Available:
 
 @dataclass
 class Outcome:
-    """What one pass of the loader did: `errors` are (HTTP status, what failed and where)."""
+    """What one pass of the loader did; the messages of `errors` say where each is."""
 
     config_missing: bool = False
     config_read: bool = False
     changed: bool = False
-    errors: list[tuple[int, str]] = field(default_factory=list)
+    errors: list[ServingError] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -4250,13 +4217,13 @@ class Visit:
     pool: "LoadPool"
     outcome: Outcome = field(default_factory=Outcome)
 
-    def fail(self, place: str, problem: str, status: int = 500) -> None:
+    def fail(self, place: str, problem: str, code: str = LoadError.code) -> None:
         """Note what is wrong at a place below the model's: `.base_path`.
 
         `.` where the problem names it.
         """
         path = f"{self.path}." if place == "." else f"{self.path}{place}: "
-        self.outcome.errors.append((status, path + problem))
+        self.outcome.errors.append(LoadError(path + problem, code))
 
 
 class LoadPool:
@@ -4600,10 +4567,10 @@ class ModelManager:
             self._config_failed = bool(outcome.errors)
         if outcome.changed or not self.first_pass_done.is_set():
             settle_garbage()
-        for _, detail in outcome.errors if not self._ending.is_set() else ():
+        for error in outcome.errors if not self._ending.is_set() else ():
             # a load that the end cut short says nothing of the model
-            self._say_once(logging.ERROR, detail)
-        self._said &= {detail for _, detail in outcome.errors} | {
+            self._say_once(logging.ERROR, error.message)
+        self._said &= {error.message for error in outcome.errors} | {
             said for said in self._said if not said.startswith("$")
         }
         self.first_pass_done.set()
@@ -4623,7 +4590,7 @@ class ModelManager:
             text = read_file(self._path)
         except OSError:
             outcome.config_missing = True
-            outcome.errors.append((500, "Config file not found or cannot open."))
+            outcome.errors.append(LoadError("Config file not found or cannot open."))
             return
         outcome.config_read = text != self._text or self._config_failed and not polling
         if outcome.config_read:
@@ -4634,7 +4601,7 @@ class ModelManager:
                 self.config = config
                 self._expect_models()
             except ConfigError as error:
-                outcome.errors.append((error.status, error.message))
+                outcome.errors.append(error)
 
     def _expect_models(self) -> None:
         """Make room for the config's models, so that requests know which ones are still to come."""
@@ -4673,12 +4640,12 @@ class ModelManager:
             outcome.errors += visit.outcome.errors
         seen = set(self.config.served_names)
         outcome.errors += [
-            (500, f"$.deployments[{index}].model: no model is called '{deployment.model}'")
+            LoadError(f"$.deployments[{index}].model: no model is called '{deployment.model}'")
             for index, deployment in enumerate(self.config.deployments)
             if deployment.model not in seen
         ]
         outcome.errors += [
-            (HTTPStatus.PRECONDITION_FAILED, ready.problem)
+            ConfigError("", ready.problem)
             for ready in self.prepared.deployments.values()
             if ready.problem
         ]
@@ -4793,7 +4760,7 @@ class ModelManager:
             folders = self._list_versions(model.base_path)
         except LoadError as error:
             self._absent[model.name] = error.message
-            visit.fail(".base_path", error.message, error.status)
+            visit.fail(".base_path", error.message, error.code)
             return None
         if folders.get(1) == Path(model.base_path):
             text = f"note: {model.name}: base_path is a SavedModel itself, served as version 1"
@@ -5885,7 +5852,8 @@ class ModelServer:
         self.extensions = tuple(installed() if extensions is None else extensions)
         self.folder = path.absolute().parent if path else Path.cwd()  # of the config's modules
         self.key = secrets.token_urlsafe(24)
-        self.kept: dict[Any, Any] = {}  # what outlives a config: handlers that are imported
+        # What outlives a config, by kind and name: handlers that are imported.
+        self.kept: dict[tuple[Any, ...], Any] = {}
         self.endpoints: dict[str, Any] = {}  # those of `endpoint`
         self.waiting: Any = ()  # what has a length: the requests that wait for a thread
         self.refused: Counter[str] = Counter()  # requests that were turned away, by reason
@@ -6109,6 +6077,11 @@ class ModelServer:
                 "metadata": {"signature_def": servable.metadata},
             }
 
+    def drop(self, kind: str, named: Collection[Any]) -> None:
+        """Forget what is kept of a kind that the config names no more."""
+        for key in [key for key in self.kept if key[0] == kind and key not in named]:
+            del self.kept[key]
+
     def readiness(self) -> list[str]:
         """What is not ready: the models without an available version; empty when all is ready."""
         self.start()
@@ -6136,9 +6109,9 @@ class ModelServer:
             if outcome.config_missing
             else f"{step} Check server logs for more info."
         )
-        return outcome.errors[0][0], {
+        return int(outcome.errors[0].status), {
             "error": text,
-            "details": [detail for _, detail in outcome.errors],
+            "details": [error.message for error in outcome.errors],
         }
 
 
@@ -6783,75 +6756,133 @@ def deployments_of(server: ModelServer, model: str) -> list[str]:
 class Route:
     """A row of the URL table.
 
-    `guard` says who may call: anybody (`open`); who has a key where the config protects `all`
-    (`shared`); or only who has one (`key`). What `lists` shows to any key what that key is for.
-    `line` says in which line requests wait for a thread: for `health` and `state`, which never wait
-    themselves, one is kept; by default it is that of the model or handler that is reached.
+    `url` is `/v1/models/{model}[/versions/{version}|/labels/{label}]`: a name in braces is what a
+    view is given, brackets hold what may be left out, parentheses what may not, `|` divides the
+    ways to write it, and what stands in quotes is taken in just these letters. `guard` says who may
+    call: anybody (`open`); who has a key where the config protects `all` (`shared`); or only who
+    has one (`key`). What `lists` shows to any key what that key is for. `line` says in which line
+    requests wait for a thread: for `health` and `state`, which never wait themselves, one is kept;
+    by default it is that of the model or handler that is reached.
     """
 
     methods: tuple[str, ...]
-    pattern: re.Pattern
+    url: str
     view: Callable[..., Reply]
     guard: str
+    doc: str
     lists: bool = False
     line: str = ""
 
+    @functools.cached_property
+    def pattern(self) -> re.Pattern:
+        """What it matches: whole, undecoded and in any case, as TensorFlow Serving's grammar."""
+        return re.compile("".join(map(pattern_of, PARTS.split(self.url))), re.IGNORECASE)
+
+    @property
+    def name(self) -> str:
+        """What the route is called in metrics and logs."""
+        return self.view.__name__.removeprefix("view_")
+
+
+PARTS = re.compile(r"(\{\w+\}|'\w+'|[\[\]()|])")  # of a route's URL
+VERBS = ("predict", "classify", "regress")
+PLACEHOLDERS = {"version": "[0-9]+", "verb": f"(?-i:{'|'.join(VERBS)})", "rest": r"[\s\S]*?"}
+GROUPS = {"[": "(?:", "]": ")?", "(": "(?:", ")": ")", "|": "|"}
+
+
+def pattern_of(part: str) -> str:
+    """The regular expression of a part of a route's URL."""
+    if part.startswith("{"):
+        name = part[1:-1]
+        return f"(?P<{name}>{PLACEHOLDERS.get(name, '[^/:]+')})"
+    if part.startswith("'"):
+        return f"(?-i:{part[1:-1]})"
+    return GROUPS.get(part) or re.escape(part)
+
+
+def spellings(url: str) -> list[str]:
+    """Each way to write a route's URL, names still in braces; the shortest last."""
+    group = re.search(r"([\[(])([^\[\]()]*)[\])]", url)
+    if group is None:
+        return [url.replace("'", "")]
+    ways = group[2].split("|") + ([""] if group[1] == "[" else [])
+    before, after = url[: group.start()], url[group.end() :]
+    return [spelled for way in ways for spelled in spellings(before + way + after)]
+
 
 def route(
-    methods: str, pattern: str, view: Callable[..., Reply], guard: str, **options: Any
+    methods: str, url: str, view: Callable[..., Reply], guard: str, doc: str, **options: Any
 ) -> Route:
-    """A row.
-
-    Its URL is matched whole, undecoded and in any case, as TensorFlow Serving's grammar has it.
-    """
-    return Route(tuple(methods.split()), re.compile(pattern, re.IGNORECASE), view, guard, **options)
+    """A row of the URL table; `doc` says what it answers, for the OpenAPI document."""
+    return Route(tuple(methods.split()), url, view, guard, doc, **options)
 
 
-WHICH = r"(?:/versions/(?P<version>[0-9]+)|/labels/(?P<label>[^/:]+))?"
-MODEL = r"(?:/v1/models/(?P<model>[^/:]+)|/model-serving/(?P<alias>[^/:]+))" + WHICH
-DEPLOYMENT = r"(?:/(?P<deployment>[^/:]+))?"
-OF_DEPLOYMENT = "/(?P<deployment>[^/:]+)"
+WHICH = "[/versions/{version}|/labels/{label}]"
+MODEL = "(/v1/models/{model}|/model-serving/{alias})" + WHICH
 
 ROUTES: tuple[Route, ...] = (  # the first match answers
-    route("POST", MODEL + ":(?P<verb>(?-i:predict|classify|regress))", view_infer, "shared"),
-    route("GET", MODEL + "/(?-i:metadata)", view_metadata, "shared"),
-    route("GET", MODEL + "(?:/metadata)?", view_status, "shared", line="state"),
-    route("GET", "/v1/models", view_models, "shared", lists=True, line="state"),
+    route("POST", MODEL + ":{verb}", view_infer, "shared", "What a model answers"),
+    route("GET", MODEL + "/'metadata'", view_metadata, "shared", "A version's signatures"),
     route(
         "GET",
-        "/v1/models" + WHICH + "(?:/metadata)?",
-        view_nameless,
+        MODEL + "[/metadata]",
+        view_status,
         "shared",
+        "The states of a model's versions",
+        line="state",
+    ),
+    route(
+        "GET",
+        "/v1/models",
+        view_models,
+        "shared",
+        "All models and their versions' states",
         lists=True,
         line="state",
     ),
-    route("GET", "/v1/config", view_config, "shared", lists=True, line="state"),
-    route("POST", "/v1/config/reload", view_reload, "shared"),
-    route("GET HEAD", "/livez|/v2/health/live", view_live, "open", line="health"),
-    route("GET HEAD", "/readyz|/v2/health/ready", view_ready, "open", line="health"),
-    route("POST", DEPLOYMENT + "/predict", view_predict_image, "key"),
-    route("GET", DEPLOYMENT + "/classes", view_classes, "key"),
-)
-# Where Flask hands requests to the table above; the rest of a site's URLs stays the site's.
-RULES: tuple[tuple[str, dict[str, str]], ...] = (
-    ("/v1/<serving_rest:serving_rest>", {"serving_root": "v1"}),
-    ("/V1/<serving_rest:serving_rest>", {"serving_root": "V1"}),
-    ("/model-serving/<serving_rest:serving_rest>", {"serving_root": "model-serving"}),
-    (
-        "/<any(livez, readyz, predict, classes, deployments, metrics, stats, 'openapi.json', "
-        "console):serving_root>",
-        {},
+    route(
+        "GET",
+        "/v1/models" + WHICH + "[/metadata]",
+        view_nameless,
+        "shared",
+        "Refused: a model's name is missing",
+        lists=True,
+        line="state",
     ),
-    ("/<any(console):serving_root>/", {"serving_rest": ""}),
-    ("/<any(console):serving_root>/<serving_rest>", {}),
-    ("/v2/health/<any(live, ready):serving_rest>", {"serving_root": "v2/health"}),
-    (
-        "/monitoring/prometheus/<any(metrics):serving_rest>",
-        {"serving_root": "monitoring/prometheus"},
+    route(
+        "GET",
+        "/v1/config",
+        view_config,
+        "shared",
+        "The states of all models ever configured",
+        lists=True,
+        line="state",
     ),
-    ("/<serving_root>/<any(predict, classes):serving_rest>", {}),
-    ("/<serving_root>/<any(active_learning, samples, client):serving_rest>/<serving_group>", {}),
+    route(
+        "POST", "/v1/config/reload", view_reload, "shared", "Read config and version folders now"
+    ),
+    route(
+        "GET HEAD",
+        "(/livez|/v2/health/live)",
+        view_live,
+        "open",
+        "The process is up",
+        line="health",
+    ),
+    route(
+        "GET HEAD",
+        "(/readyz|/v2/health/ready)",
+        view_ready,
+        "open",
+        "Everything that is configured is there",
+        line="health",
+    ),
+    route("POST", "[/{deployment}]/predict", view_predict_image, "key", "Annotations of a picture"),
+    route("GET", "[/{deployment}]/classes", view_classes, "key", "The label map of a deployment"),
 )
+# Below these all is the server's own: what is none of the table's is answered as TensorFlow Serving
+# answers what it does not know.
+OWN = ("/v1/{rest}", "/V1/{rest}", "/model-serving/{rest}")
 METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS")
 
 
@@ -6939,9 +6970,30 @@ def match_route(extensions: tuple[Extension, ...], method: str, path: str) -> Fo
         }
         if "version" in arguments:
             arguments["version"] = read_version(arguments["version"])
-        name = arguments.get("verb") or route.view.__name__.removeprefix("view_")
+        name = arguments.get("verb") or route.name
         return Found(route, arguments, name, "full" if route.guard == "key" else "bare")
     return None
+
+
+def is_taken(extensions: tuple[Extension, ...], path: str) -> bool:
+    """Whether a path is the server's own, which no handler can have: the table's, or below a name
+    that some of its URLs begin with.
+    """
+    rows = routes_of(extensions)
+    return first_name(path).lower() in taken_names(extensions) or any(
+        row.pattern.fullmatch(path) for row in rows
+    )
+
+
+@functools.cache
+def taken_names(extensions: tuple[Extension, ...]) -> set[str]:
+    """The names that the server's own URLs begin with, in small letters."""
+    urls = [*OWN, *(url for row in routes_of(extensions) for url in spellings(row.url))]
+    return {first_name(url).lower() for url in urls} - {"{deployment}"}
+
+
+def first_name(path: str) -> str:
+    return path.split("/", 2)[1]
 
 
 def read_version(digits: str) -> int:
@@ -7276,15 +7328,14 @@ def send(
 # --- the Flask adapter --------------------------------------------------------------------------
 
 
-def make_view(door: Door) -> Callable[..., Response]:
-    """A view of Flask's: the request as a call, the reply as a response.
+def make_view(door: Door, rule: str) -> Callable[..., Response]:
+    """A view of Flask's for a rule: the request as a call, the reply as a response.
 
     A function as people write them: extensions ask for its name and module.
     """
 
     def respond(**values: Any) -> Response:  # among them those of the site's own prefix
-        names = ("serving_root", "serving_rest", "serving_group")
-        decoded = "/" + "/".join(values[name] for name in names if values.get(name) is not None)
+        decoded = re.sub(r"<(?:\w+:)?(\w+)>", lambda name: values[name[1]], rule)
         asked = request._get_current_object()  # type: ignore[attr-defined]
         prefix = asked.path[: len(asked.path) - len(decoded)]
         path = raw_path(asked.environ, decoded)
@@ -7336,6 +7387,19 @@ def create_blueprint(
     return blueprint
 
 
+REST = "<serving_rest:serving_rest>"
+
+
+@functools.cache
+def rules_of(extensions: tuple[Extension, ...]) -> tuple[str, ...]:
+    """Flask's rules for the URL table; its names are ours, a site's prefix may have others."""
+    urls = [url for row in routes_of(extensions) for url in spellings(row.url)]
+    below = tuple(own.partition("{")[0] for own in OWN)
+    alone = [url for url in urls if not url.startswith(below)]
+    rules = [re.sub(r"\{(\w+)\}", r"<serving_\1>", url) for url in (*OWN, *alone, *PAGES)]
+    return tuple(dict.fromkeys(rule.replace("<serving_rest>", REST) for rule in rules))
+
+
 def add_rules(door: Door, state: BlueprintSetupState) -> None:
     """Add the server's URLs to the site that a blueprint is registered with."""
     site, server = state.app, door.server
@@ -7344,18 +7408,16 @@ def add_rules(door: Door, state: BlueprintSetupState) -> None:
     mounted[state.name] = server
     site.url_map.converters["serving_rest"] = RestConverter
     site.url_map.converters[converter] = lambda map: HandlerConverter(map, server)  # type: ignore
-    handlers = tuple((path, {"serving_root": path[1:]}) for path in list_urls(server))
-    later = (f"/<{converter}:serving_root>", dict[str, str]())  # those that a reload brings
-    view = make_view(door)
+    later = f"/<{converter}:serving_path>"  # handlers that a reload brings
+    rules = (*rules_of(server.extensions), *list_urls(server), later)
     # Where hosts are told apart, a rule is for one of them: these are for any.
     host = {"host": "<serving_host>"} if site.url_map.host_matching else {}
-    for index, (rule, defaults) in enumerate((*RULES, *handlers, later)):
+    for index, rule in enumerate(rules):
         state.add_url_rule(
             rule,
             f"respond{index}",
-            view,
+            make_view(door, rule),
             methods=METHODS,
-            defaults=defaults,
             provide_automatic_options=False,
             merge_slashes=False,
             **host,

@@ -26,7 +26,6 @@ import numpy as np
 import routines
 from routines import to_coco
 from serving import (
-    OF_DEPLOYMENT,
     Call,
     Config,
     Extension,
@@ -279,9 +278,10 @@ EXTENSION = Extension(
     routes=(
         route(
             "GET",
-            OF_DEPLOYMENT + "/active_learning/(?P<group>[^/:]+)",
+            "/{deployment}/active_learning/{group}",
             view_active_learning,
             "key",
+            "What an inbox has collected",
         ),
     ),
 )

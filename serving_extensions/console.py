@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from serving import (
-    OF_DEPLOYMENT,
     BadRequest,
     Call,
     ConfigError,
@@ -271,18 +270,27 @@ EXTENSION = Extension(
     "console",
     report=report,
     routes=(
-        route("GET", "/deployments", view_deployments, "key", lists=True),
-        route("GET", OF_DEPLOYMENT + "/samples/(?P<name>[^/:]+)", view_sample, "key"),
-        route("GET", OF_DEPLOYMENT + "/client/(?P<language>[^/:]+)", view_client, "key"),
+        route("GET", "/deployments", view_deployments, "key", "What the page shows", lists=True),
+        route("GET", "/{deployment}/samples/{name}", view_sample, "key", "A sample picture"),
+        route("GET", "/{deployment}/client/{language}", view_client, "key", "Code that calls it"),
         route(
             "GET",
-            "/metrics|/monitoring/prometheus/metrics",
+            "(/metrics|/monitoring/prometheus/metrics)",
             view_metrics,
             "shared",
+            "The same numbers for Prometheus",
             line="health",
         ),
-        route("GET", "/stats", view_stats, "shared", lists=True, line="health"),
-        route("GET", "/openapi.json", view_openapi, "shared", lists=True),
-        route("GET HEAD", "/console(?:/(?P<name>[^/:]*))?", view_console, "open", line="health"),
+        route(
+            "GET",
+            "/stats",
+            view_stats,
+            "shared",
+            "Counts, latencies, resources",
+            lists=True,
+            line="health",
+        ),
+        route("GET", "/openapi.json", view_openapi, "shared", "This document", lists=True),
+        route("GET HEAD", "/console[/[{name}]]", view_console, "open", "The page", line="health"),
     ),
 )

@@ -11,15 +11,17 @@ from urllib.parse import unquote
 from serving import (
     Call,
     Config,
+    ConfigError,
     Extension,
     Found,
     HTTPStatus,
+    LoadError,
     ModelServer,
     Outcome,
     Reply,
     Route,
     ServingError,
-    check_path,
+    is_taken,
     logger,
     parse_json,
     read_body,
@@ -75,10 +77,8 @@ def declare(
             f"endpoint path: expected something like /alice/caption, got {path!r}",
             "INVALID_ARGUMENT",
         )
-    try:
-        check_path(path)
-    except ValueError as error:
-        raise ServingError(str(error), "INVALID_ARGUMENT") from None
+    if is_taken(server.extensions, path):
+        raise ServingError(tell_taken(path), "INVALID_ARGUMENT")
     handler = Handler(function, ".")
     handler.load()
     return Endpoint(path, handler, tuple(methods), envelope)
@@ -162,11 +162,14 @@ def envelop(endpoint: Endpoint, value: Any) -> Reply:
 # --- what plugs in --------------------------------------------------------------------------------
 
 
+def tell_taken(path: str) -> str:
+    return f"path: '{path}' is one of the server's own URLs; choose another, such as /my{path}"
+
+
 def prepare_endpoint(server: ModelServer, config: Any, threads: int) -> Endpoint:
     """A handler of the config; the function itself is imported by the loader."""
-    key = "handler", config.function, config.model_dir
-    handler = server.kept.get(key) or server.kept.setdefault(
-        key, Handler(config.function, server.folder, config.model_dir)
+    handler = server.kept.setdefault(
+        key_of(config), Handler(config.function, server.folder, config.model_dir)
     )
     pool = None
     if config.timeout_seconds is not None:
@@ -178,8 +181,19 @@ def prepare_endpoint(server: ModelServer, config: Any, threads: int) -> Endpoint
     )
 
 
+def key_of(config: Any) -> tuple[Any, ...]:
+    """Under which a handler of the config is kept."""
+    return "handler", config.function, config.model_dir
+
+
 def prepare(server: ModelServer, config: Config) -> dict[str, Endpoint]:
-    """The endpoints of a config and of `ModelServer.endpoint`, by path."""
+    """The endpoints of a config and of `ModelServer.endpoint`, by path.
+
+    Raises ConfigError for a path that is the server's own.
+    """
+    for index, handler in enumerate(config.handlers):
+        if is_taken(server.extensions, handler.path):
+            raise ConfigError(f"$.handlers[{index}]", tell_taken(handler.path))
     own = {
         handler.path: prepare_endpoint(server, handler, config.server.threads)
         for handler in config.handlers
@@ -198,6 +212,9 @@ def refresh(server: ModelServer, outcome: Outcome, polling: bool) -> None:
         if polling and not outcome.config_read and (handler.ready or handler.error):
             continue  # a file may be half written: only the operator knows when it is whole
         import_handler(handler, f"$.handlers[{index}].function", outcome)
+    # The threads of a pool end with its last call.
+    server.drop("pool", [("pool", config.path) for config in server.config.handlers])
+    server.drop("handler", list(map(key_of, server.config.handlers)))
 
 
 def import_handler(handler: Handler, path: str, outcome: Outcome) -> None:
@@ -209,7 +226,7 @@ def import_handler(handler: Handler, path: str, outcome: Outcome) -> None:
         outcome.changed |= handler.load()
     except HandlerError as error:
         logger.info("%s", path, exc_info=error.__cause__ or error)
-        outcome.errors.append((500, f"{path}: {error}"))
+        outcome.errors.append(LoadError(f"{path}: {error}"))
 
 
 def unready(server: ModelServer) -> list[str]:
@@ -223,7 +240,7 @@ def find(server: ModelServer, method: str, path: str) -> Found | None:
     endpoint = endpoints_of(server).get(unquote(path))
     if endpoint is None:
         return None
-    route = Route((method,), re.compile(""), view_endpoint, "key")
+    route = Route((method,), endpoint.path, view_endpoint, "key", "A handler")
     return Found(route, {"endpoint": endpoint}, endpoint.path, endpoint.envelope or "full")
 
 

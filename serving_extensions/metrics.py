@@ -423,12 +423,12 @@ def read_gpus() -> list[dict[str, Any]]:
 
 def prometheus_text(server: Any) -> bytes:
     """Everything in Prometheus's text format, the process's CPU and memory among it."""
-    registry = server.kept.get("registry")
+    registry = server.kept.get(("registry",))
     if registry is None:
         registry = CollectorRegistry()
         registry.register(Collector(server))
         ProcessCollector(registry=registry)
-        server.kept["registry"] = registry  # now that it is whole: others may ask at the same time
+        server.kept["registry",] = registry  # now that it is whole: others may ask at the same time
     return generate_latest(registry)
 
 

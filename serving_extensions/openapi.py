@@ -1,6 +1,7 @@
 """OpenAPI 3.1 of what is served now: made from the loaded signatures, deployments and handlers."""
 
 import json
+import re
 from collections.abc import Iterable
 from typing import Any
 from urllib.parse import quote
@@ -9,14 +10,20 @@ import numpy as np
 
 from serving import (
     NUMPY_DTYPES,
+    VERBS,
     Caller,
     ModelServer,
+    Route,
     Signature,
     TensorSpec,
     __version__,
     deployments_of,
     encode_json,
+    routes_of,
     sample_inputs,
+    spellings,
+    view_infer,
+    view_predict_image,
 )
 
 ERROR = {
@@ -72,7 +79,7 @@ DOT = "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAADElEQVR4nGNgGB4AAADIAAGtQ
 def describe_api(server: ModelServer, prefix: str, caller: Caller) -> dict[str, Any]:
     """The whole document, as far as the caller may see; `prefix` is where the server is mounted."""
     everywhere = KEYED if server.config.auth.protect == "all" else []
-    paths = describe_server(everywhere)
+    paths = describe_table(server, everywhere)
     for name in server.config.served_names:
         if caller.may_see(*deployments_of(server, name)):
             paths |= describe_model(server, name, everywhere)
@@ -100,27 +107,60 @@ def describe_api(server: ModelServer, prefix: str, caller: Caller) -> dict[str, 
     }
 
 
-def describe_server(everywhere: list) -> dict[str, Any]:
-    """The URLs that are of no model, deployment or handler."""
-    return {
-        "/livez": {"get": operation("live", "The process is up", open_=True)},
-        "/readyz": {"get": operation("ready", "Everything is there", open_=True)},
-        "/stats": {"get": operation("stats", "Counts, latencies, resources", everywhere)},
-        "/v1/models": {
-            "get": operation("models", "All models and their versions' states", everywhere)
-        },
-        "/v1/config": {
-            "get": operation("config", "The states of all models ever configured", everywhere)
-        },
-        "/v1/config/reload": {
-            "post": operation(
-                "reload",
-                "Read config and version folders now",
-                everywhere,
-                also=("201", "400", "404", "409", "412", "500"),
-            )
-        },
-    }
+def describe_table(server: ModelServer, everywhere: list) -> dict[str, Any]:
+    """The rows of the URL table, names in braces; rows of deployments where there are some."""
+    paths: dict[str, Any] = {}
+    security = {"open": None, "shared": everywhere, "key": KEYED}
+    for row in routes_of(server.extensions):
+        of_deployments = row.guard == "key" and not row.lists
+        if (
+            row.name in ("console", "nameless")
+            or of_deployments
+            and not server.prepared.deployments
+        ):
+            continue
+        for url in spellings(row.url):
+            if url.startswith("/model-serving/"):  # another name of the same
+                continue
+            for path in spell_verbs(url):
+                found = describe_row(row, path, security[row.guard])
+                paths[path] = found | paths.get(path, {})  # the row that stands first answers
+    return paths
+
+
+def spell_verbs(url: str) -> list[str]:
+    return [url.replace("{verb}", verb) for verb in VERBS] if "{verb}" in url else [url]
+
+
+def describe_row(row: Route, path: str, security: list | None) -> dict[str, Any]:
+    """The methods of a row, for one way to write its URL."""
+    also = ALSO.get(row.name, ())
+    found = {}
+    for method in row.methods:
+        if method == "HEAD":  # GET without the body
+            continue
+        name = re.sub(r"\W+", "_", f"{method.lower()}{path}").rstrip("_")
+        body = {"type": "object"} if row.view in (view_infer, view_predict_image) else None
+        described = operation(name, row.doc, security, body, also=also, open_=row.guard == "open")
+        if row.name in MEDIA:
+            described["responses"]["200"]["content"] = {MEDIA[row.name]: {}}
+        names = re.findall(r"\{(\w+)\}", path)
+        if names:
+            described["parameters"] = [
+                {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+                for name in names
+            ]
+        found[method.lower()] = described
+    return found
+
+
+# What is no JSON.
+MEDIA = {"metrics": "text/plain", "client": "text/plain", "sample": "image/*"}
+# Statuses beside the common ones, by a route's name.
+ALSO = {
+    "reload": ("201", "400", "404", "409", "412", "500"),
+    "infer": ("204", "422", "504"),
+}
 
 
 ERRORS = {

@@ -13,6 +13,7 @@ from serving import (
     SHORT_SECONDS,
     BadRequest,
     Extension,
+    LoadError,
     ModelManager,
     ModelServer,
     Outcome,
@@ -23,7 +24,14 @@ from serving import (
     logger,
 )
 from serving_extensions.handlers import Handler, HandlerError
-from serving_extensions.pipelines import NodeError, NoShards, PipelineError, Plan, plan
+from serving_extensions.pipelines import (
+    MismatchError,
+    NodeError,
+    NoShards,
+    PipelineError,
+    Plan,
+    plan,
+)
 
 
 def refresh(server: ModelServer, outcome: Outcome, polling: bool) -> None:
@@ -34,23 +42,20 @@ def refresh(server: ModelServer, outcome: Outcome, polling: bool) -> None:
         path = f"$.pipeline_config_list[{index}]"
         if pipeline.name in earlier:  # the first one keeps it
             text = f"{path}.name: '{pipeline.name}' is already taken by {earlier[pipeline.name]}"
-            outcome.errors.append((500, text))
+            outcome.errors.append(LoadError(text))
             continue
         earlier[pipeline.name] = path
         try:
             refresh_pipeline(server, manager, pipeline, outcome)
         except (PipelineError, HandlerError) as error:
             where = f"{path}{getattr(error, 'path', '')}: {error}"
-            outcome.errors.append(
-                (
-                    400
-                    if str(error).startswith(("Invalid input shape", "Invalid input precision"))
-                    else 500,
-                    where,
-                )
-            )
+            mismatched = isinstance(error, MismatchError)
+            outcome.errors.append(BadRequest(where) if mismatched else LoadError(where))
             if manager.config.is_pipeline(pipeline.name):  # a model of that name keeps it
                 manager.show_pipeline(pipeline.name, None, where, outcome)
+    pipelines = manager.config.pipeline_config_list
+    server.drop("pipeline", [("pipeline", pipeline.name) for pipeline in pipelines])
+    server.drop("node", [("node", node.function) for one in pipelines for node in one.nodes])
 
 
 def refresh_pipeline(
@@ -78,7 +83,7 @@ def refresh_pipeline(
             config,
             planned,
             manager,
-            server.kept.setdefault("pool", ThreadPoolExecutor(16, "serving-pipeline")),
+            server.kept.setdefault(("nodes",), ThreadPoolExecutor(16, "serving-pipeline")),
         )
         outcome.changed = True
         manager.show_pipeline(config.name, servable, "", outcome)
@@ -100,10 +105,8 @@ def with_any_as_none(config: Any) -> Any:
 
 def find_function(server: ModelServer, node: Any) -> Any:
     """A custom node's Python function, imported as handlers are."""
-    key = "handler", node.function, None
-    handler = server.kept.get(key) or server.kept.setdefault(
-        key, Handler(node.function, server.folder)
-    )
+    key = "node", node.function
+    handler = server.kept.setdefault(key, Handler(node.function, server.folder))
     handler.load()
     return handler.function
 
@@ -217,7 +220,7 @@ def describe_signature(signature: Signature) -> dict[str, Any]:
 
 def end(server: ModelServer) -> None:
     """End the threads that nodes run in."""
-    pool = server.kept.get("pool")
+    pool = server.kept.get(("nodes",))
     if pool is not None:
         pool.shutdown(wait=False)
 

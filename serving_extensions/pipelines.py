@@ -49,6 +49,10 @@ class PipelineError(ValueError):
         self.path = path
 
 
+class MismatchError(PipelineError):
+    """A node gives what the next one does not take; OpenVINO Model Server answers it with 400."""
+
+
 class NodeError(PipelineError):
     """A custom node's function answered what it may not: its fault, and not the request's."""
 
@@ -344,12 +348,16 @@ CHECKS: tuple[tuple[str, str | None, Callable[[Graph, int, Any], Any]], ...] = (
 )
 
 
+MISMATCHES = ("Invalid input shape", "Invalid input precision")
+
+
 def validate(graph: Graph) -> None:
     for text, field, problem in CHECKS:
         for at, place in enumerate(graph.links if field is None else graph.listed):
             if detail := problem(graph, at, place):
                 where = str(place) if field is None else f"node '{place.name}'"
-                raise PipelineError(
+                kind = MismatchError if text in MISMATCHES else PipelineError
+                raise kind(
                     f"{text}: {where}: {detail}",
                     place.path if field is None else f".nodes[{at}]{field}",
                 )

@@ -10,7 +10,7 @@ import re
 import unicodedata
 from pathlib import Path
 
-from serving import TAKEN, __version__
+from serving import __version__, installed, taken_names
 
 __all__ = ["name_project", "write_project"]
 
@@ -24,7 +24,7 @@ def name_project(folder: Path) -> str:
     """
     text = unicodedata.normalize("NFKD", folder.resolve().name).encode("ascii", "ignore").decode()
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", text).strip("-.") or "project"
-    return f"{name}-handler" if name.lower() in TAKEN else name
+    return f"{name}-handler" if name.lower() in taken_names(installed()) else name
 
 
 def read_templates(templates: Path, name: str) -> dict[str, bytes]:

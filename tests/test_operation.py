@@ -315,8 +315,10 @@ def test_openapi_is_valid_and_its_examples_work(demo, how):
     for path, methods in document["paths"].items():
         for method, operation in methods.items():
             body = operation.get("requestBody", {}).get("content", {}).get("application/json", {})
-            if method == "post" and "example" not in body:
-                continue
+            names = operation.get("parameters", [])
+            assert all("{%s}" % name["name"] in path for name in names if name["in"] == "path")
+            if "{" in path or method == "post" and "example" not in body:
+                continue  # a name is to be filled in
             jsonschema.validate(
                 body["example"], resolve(document, body["schema"])
             ) if body else None
@@ -327,10 +329,29 @@ def test_openapi_is_valid_and_its_examples_work(demo, how):
                 headers=bearer(demo.generated_key),
             )
             assert response.status_code == 200, (path, response.data)
-            answer = operation["responses"]["200"]["content"]["application/json"]["schema"]
+            (kind,) = operation["responses"]["200"]["content"]
+            assert response.mimetype == kind
+            if kind != "application/json":
+                continue
+            answer = operation["responses"]["200"]["content"][kind]["schema"]
             jsonschema.validate(response.json, resolve(document, answer))
             tried += 1
     assert tried >= 20
+
+
+def test_every_row_of_the_url_table_is_in_the_openapi_document_and_nothing_else():
+    server = server_of_two()
+    document = Rest(server).get("/openapi.json").json
+    told = {
+        (method.upper(), path) for path, methods in document["paths"].items() for method in methods
+    }
+    for row in serving.routes_of(server.extensions):
+        if row.name in ("nameless", "console"):  # a refusal, and the page
+            continue
+        assert any(method in row.methods and row.pattern.fullmatch(path) for method, path in told)
+    for method, path in told:
+        filled = path.replace("{version}", "1")
+        assert serving.find_known(server, method, filled), path
 
 
 def test_openapi_names_every_deployment_and_handler():

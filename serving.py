@@ -104,24 +104,25 @@ from werkzeug.http import HTTP_STATUS_CODES, parse_accept_header
 from werkzeug.routing import BaseConverter, ValidationError
 from werkzeug.wsgi import get_current_url, get_input_stream
 
-__all__ = [
-    "BadRequest",
-    "Config",
-    "ConfigError",
-    "ModelServer",
-    "NotFound",
-    "Servable",
-    "ServingError",
-    "create_app",
-    "create_blueprint",
-    "hub_handler",
-    "load_config",
-    "main",
-    "run",
-]
+if not typing.TYPE_CHECKING:  # which sees all: extensions use more, through their core.py
+    __all__ = [
+        "BadRequest",
+        "Config",
+        "ConfigError",
+        "ModelServer",
+        "NotFound",
+        "Servable",
+        "ServingError",
+        "create_app",
+        "create_blueprint",
+        "hub_handler",
+        "load_config",
+        "main",
+        "run",
+    ]
 __version__ = "0.1.0"
-if __name__ == "__main__":  # started as a program: handlers import the same module by its name
-    sys.modules["serving"] = sys.modules[__name__]
+if __name__ == "__main__":  # started as a program: who imports it by its name gets the same module
+    sys.modules[f"{__package__ or ''}.serving".lstrip(".")] = sys.modules[__name__]
 
 logger = logging.getLogger("serving")
 
@@ -378,22 +379,49 @@ class Extension:
     formatters: Mapping[str, Any] = field(default_factory=dict)
 
 
+# The folder that this file is in; where it is a link, also the one that it leads to.
+FOLDERS = {
+    os.path.realpath(os.path.dirname(os.path.abspath(__file__))),
+    os.path.dirname(os.path.realpath(__file__)),
+}
+
+
+def sibling(name: str) -> Any:
+    """The module or package beside this file, imported as part of the package that this file is in.
+
+    None where there is none: what has its name somewhere else on Python's path is another.
+    """
+    full = f"{__package__}.{name}" if __package__ else name
+    try:
+        spec = importlib.util.find_spec(full)
+    except (ModuleNotFoundError, ValueError):  # hidden, or made by somebody, from no file
+        return None
+    if spec is None or spec.origin is None:
+        return None
+    place = Path(os.path.abspath(spec.origin)).parent
+    if spec.submodule_search_locations is not None:  # a package: its origin is its __init__.py
+        place = place.parent
+    return importlib.import_module(full) if os.path.realpath(place) in FOLDERS else None
+
+
 @functools.cache
 def installed() -> "tuple[Extension, ...]":
     """The extensions in serving_extensions/ beside this file; none where there is no such folder.
 
     The one place that imports them. Raises ImportError for those of another version.
     """
-    try:
-        found = importlib.import_module("serving_extensions")
-    except ModuleNotFoundError as error:
-        if error.name != "serving_extensions":
-            raise
+    found = sibling("serving_extensions")
+    if found is None:
         return ()
     if __version__ != found.VERSION:
         raise ImportError(
             f"serving_extensions/ is of version {found.VERSION}, serving.py of {__version__}: "
             "copy both from one place"
+        )
+    if vars(found.core) is not globals():
+        raise ImportError(
+            f"serving_extensions/ is for the module {found.core.__name__!r}, which is another than "
+            f"{__name__!r}: import this file by its own name, serving, from the folder it is in"
         )
     return found.EXTENSIONS
 
@@ -411,13 +439,10 @@ class Missing:
         raise NotFound(f"This needs {self._file} beside serving.py")
 
 
-routines: Any
-try:
+if typing.TYPE_CHECKING:
     import routines
-except ModuleNotFoundError as missing:
-    if missing.name != "routines":
-        raise
-    routines = Missing("routines.py")
+else:
+    routines = sibling("routines") or Missing("routines.py")
 
 # Keys of config.json that an extension reads, and where it is.
 HOMES = {
@@ -7370,7 +7395,7 @@ def create_app(
     Models begin to load with the first request that needs them; with `eager`, now: for gunicorn and
     the like. The server is in `app.extensions["serving"]`. Raises ConfigError.
     """
-    app = Flask("serving", static_folder=None)
+    app = Flask("serving", root_path=str(Path(__file__).parent), static_folder=None)
     blueprint = create_blueprint(source, authorize, eager=eager)
     door: Door = blueprint.door  # type: ignore[attr-defined]
     app.register_blueprint(blueprint)

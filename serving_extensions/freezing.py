@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from serving import (
+from .core import (
     Extension,
     Load,
     LoadRequest,

@@ -21,7 +21,8 @@ import psutil
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
-from serving import Extension, ModelServer, Reply, Trace
+from .core import Extension, ModelServer, Reply, Trace
+from .quotas import open_quotas
 
 PARTS = ("queue", "decode", "inference", "routines", "encode")
 # upper bounds of histograms of time
@@ -380,8 +381,6 @@ def collect_others(server: Any) -> Iterator[Any]:
     )
     for key in server.config.auth.keys:
         if key.quota:
-            from serving_extensions.quotas import open_quotas
-
             used.add_metric(
                 (key.name, key.quota.period),
                 open_quotas(server.config.auth.quota_store).used(key.name, key.quota.period),

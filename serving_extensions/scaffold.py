@@ -10,7 +10,7 @@ import re
 import unicodedata
 from pathlib import Path
 
-from serving import TAKEN, __version__
+from .core import TAKEN, __version__
 
 __all__ = ["name_project", "write_project"]
 

@@ -90,7 +90,7 @@ import numpy as np
 import orjson
 import simdjson
 from flask import Blueprint, Flask, Request, Response, request, signals
-from flask.sansio.blueprints import BlueprintSetupState
+from flask.blueprints import BlueprintSetupState
 from flask.sessions import SecureCookieSessionInterface
 from waitress import wasyncore
 from waitress.adjustments import Adjustments
@@ -3185,14 +3185,22 @@ def choose_sound(graph: Any, label: str) -> list[str]:
     return sound
 
 
-def find_missing(used: Any) -> str:
-    """What a graph calls that is neither an operation of TensorFlow's nor a function of its own."""
+def definition_of(operation: str) -> Any:
+    """How TensorFlow defines an operation: its attributes, whether it has a state.
+
+    None for one that is not there. Nothing public tells.
+    """
     from tensorflow.python.framework import op_def_registry
 
+    return op_def_registry.get(operation)
+
+
+def find_missing(used: Any) -> str:
+    """What a graph calls that is neither an operation of TensorFlow's nor a function of its own."""
     functions = {function.signature.name: function for function in used.library.function}
     bodies = [used.node, *(function.node_def for function in functions.values())]
     for node in itertools.chain.from_iterable(bodies):
-        if node.op not in functions and op_def_registry.get(node.op) is None:
+        if node.op not in functions and definition_of(node.op) is None:
             return f"there is no operation '{node.op}'"
         lost = sorted(called_names(node.attr) - functions.keys() - {""})
         if lost:
@@ -3286,8 +3294,6 @@ def has_more_to_restore(graph: Any, used: Any) -> bool:
     """Whether a SavedModel has assets, something to run when it is loaded,
     or tables and the like.
     """
-    from tensorflow.python.framework import op_def_registry
-
     starts = (
         [info.name for info in graph.signature_def[INIT_SIGNATURE].outputs.values()]
         if INIT_SIGNATURE in graph.signature_def
@@ -3305,8 +3311,7 @@ def has_more_to_restore(graph: Any, used: Any) -> bool:
         return True
     kinds = {node.op for node in used.node} - PLAIN_STATE
     return any(
-        definition is None or definition.is_stateful
-        for definition in map(op_def_registry.get, kinds)
+        definition is None or definition.is_stateful for definition in map(definition_of, kinds)
     )
 
 
@@ -3869,13 +3874,12 @@ def called_names(attributes: Mapping[str, Any]) -> set[str]:
 def leaves_behind(node: Any) -> bool:
     """Whether an operation may keep something of a call: what is not known to be harmless."""
     from tensorflow.core.framework import types_pb2
-    from tensorflow.python.framework import op_def_registry
 
     if node.op in HARMLESS:
         return False
     if node.op in RANDOM:
         return bool(node.attr["seed"].i or node.attr["seed2"].i)
-    definition = op_def_registry.get(node.op)
+    definition = definition_of(node.op)
     if definition is None or definition.is_stateful or HARMFUL.fullmatch(node.op):
         return True
     return any(
@@ -6559,7 +6563,7 @@ def spell_error(text: str, status: int, request_id: str, shape: str) -> dict[str
         return {"statusCode": status, "body": {"error": text, "request_id": request_id}}
     if shape == "bare":
         return {"error": text}
-    known = HTTPStatus(min(status, 500)) if status in HTTPStatus._value2member_map_ else None
+    known = HTTPStatus(min(status, 500)) if status in list(HTTPStatus) else None
     name = known.phrase.title().replace(" ", "") if known else "Error"
     return {"error": text, "status": name, "code": status, "request_id": request_id}
 

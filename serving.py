@@ -356,6 +356,9 @@ class Extension:
     refresh: Callable[["ModelServer", "Outcome", bool], None] = nothing
     # unready(server) -> names of what is not ready.
     unready: Callable[["ModelServer"], Iterable[str]] = none
+    # identify(server, call, found) -> Caller: who calls a URL that a key is for, where this knows;
+    # raises ServingError for who may not. Asked before the config's keys.
+    identify: Callable[["ModelServer", "Call", "Found"], Any] = nothing
     # read(call, body) -> the value of a predict body that is no JSON, or None.
     read: Callable[["Call", bytes], Any] = nothing
     # write(call, answer) -> the Reply in another form than JSON that the client wants, or None.
@@ -367,13 +370,16 @@ class Extension:
     # begin(server), observe(server, trace, line, reply): a request begins, is answered.
     begin: Callable[["ModelServer"], None] = nothing
     observe: Callable[..., None] = nothing
+    # collect(server) -> metric families of prometheus-client's, for /metrics.
+    collect: Callable[["ModelServer"], Iterable[Any]] = none
     # serve(server, app, adjustments) -> Waitress, or None: what `run` listens with.
     serve: Callable[..., Any] = nothing
     # report(server, address): prints, once the first load is over, what somebody may want to try.
     report: Callable[["ModelServer", str], None] = nothing
     # end(server): its threads end; the server has stopped.
     end: Callable[["ModelServer"], None] = nothing
-    # Options of the command line, by name: command(source, value) -> exit status.
+    # Options of the command line, by name: command(source, value) -> exit status. Its docstring is
+    # the option's help.
     commands: Mapping[str, Callable[[Any, Any], int]] = field(default_factory=dict)
     # Formatters of the log by `server.log_format`.
     formatters: Mapping[str, Any] = field(default_factory=dict)
@@ -7064,6 +7070,9 @@ def authorize(door: Door, call: Call, found: Found) -> Caller:
         return Caller()
     if door.check is not None:
         return ask_site(door.check, call)
+    known = first(extension.identify(server, call, found) for extension in server.extensions)
+    if known is not None:
+        return known
     return server.identify(call.headers, None if found.route.lists else list_reached(server, found))
 
 
@@ -7669,7 +7678,7 @@ OPTIONS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
 HOST, PORT = "127.0.0.1", 8501  # where nobody says otherwise
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser(extensions: Iterable[Extension] = ()) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "serving",
         description="Serve TensorFlow SavedModels over REST.",
@@ -7679,6 +7688,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     for names, told in OPTIONS:
         parser.add_argument(*names, **told)
+    known = parser.parse_args([])
+    for name, command in commands(extensions).items():
+        if not hasattr(known, name):
+            parser.add_argument(f"--{name}", metavar="VALUE", help=inspect.getdoc(command))
     parser.set_defaults(
         host=os.environ.get("SERVING_HOST", HOST), port=os.environ.get("SERVING_PORT", PORT)
     )
@@ -7881,12 +7894,12 @@ def missing_command(source: Any, value: Any) -> int:
     raise NotFound("This needs serving_extensions/ beside serving.py")
 
 
-def commands() -> dict[str, Callable[[Any, Any], int]]:
+def commands(extensions: Iterable[Extension]) -> dict[str, Callable[[Any, Any], int]]:
     """What the command line does besides serving, by option."""
     known: dict[str, Callable[[Any, Any], int]] = dict.fromkeys(
         ("init", "export", "check"), missing_command
     )
-    for extension in installed():
+    for extension in extensions:
         known |= extension.commands
     return known
 
@@ -7900,18 +7913,21 @@ def set_format(server: ModelServer, handler: logging.Handler) -> None:
     handler.setFormatter(kind(LOG_LINE))
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line.
+def main(
+    arguments: Sequence[str] | None = None, extensions: Sequence[Extension] | None = None
+) -> int:
+    """Run the command line, with the installed extensions or those given.
 
     Returns the exit status: 0, 1 when it cannot listen, 2 when the config is wrong.
     """
-    parser = build_parser()
+    extensions = installed() if extensions is None else extensions
+    parser = build_parser(extensions)
     options = parser.parse_args(arguments)
     with Process() as process:
         process.quiet_libraries()
         handler = process.write_log()
         try:
-            return obey(parser, options, handler)
+            return obey(parser, options, handler, extensions)
         except (ConfigError, NotFound) as error:
             print(f"serving: {options.config or 'config'}: {error.message}", file=sys.stderr)
             return 2
@@ -7922,7 +7938,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def obey(
-    parser: argparse.ArgumentParser, options: argparse.Namespace, handler: logging.Handler | None
+    parser: argparse.ArgumentParser,
+    options: argparse.Namespace,
+    handler: logging.Handler | None,
+    extensions: Sequence[Extension],
 ) -> int:
     """Do what the options tell, the log written by `handler` where it is ours.
 
@@ -7931,10 +7950,12 @@ def obey(
     source = choose_source(parser, options)
     if options.new_key:
         return new_key(options.new_key)
-    for name, command in commands().items():
+    for name, command in commands(extensions).items():
         if value := getattr(options, name):
             return command(source, value)
-    server = ModelServer(source, poll_seconds=options.file_system_poll_wait_seconds)
+    server = ModelServer(
+        source, poll_seconds=options.file_system_poll_wait_seconds, extensions=extensions
+    )
     if handler is not None:
         logging.getLogger().setLevel(server.config.server.log_level)
         set_format(server, handler)

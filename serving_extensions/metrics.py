@@ -310,6 +310,8 @@ class Collector:
         )
         yield from collect_models(self.server.manager)
         yield from collect_others(self.server)
+        for extension in self.server.extensions:
+            yield from extension.collect(self.server)
 
 
 def collect_requests(metrics: Metrics) -> Iterator[Any]:

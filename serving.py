@@ -90,7 +90,7 @@ import numpy as np
 import orjson
 import simdjson
 from flask import Blueprint, Flask, Request, Response, request, signals
-from flask.sansio.blueprints import BlueprintSetupState
+from flask.blueprints import BlueprintSetupState
 from flask.sessions import SecureCookieSessionInterface
 from waitress import wasyncore
 from waitress.adjustments import Adjustments
@@ -104,24 +104,25 @@ from werkzeug.http import HTTP_STATUS_CODES, parse_accept_header
 from werkzeug.routing import BaseConverter, ValidationError
 from werkzeug.wsgi import get_current_url, get_input_stream
 
-__all__ = [
-    "BadRequest",
-    "Config",
-    "ConfigError",
-    "ModelServer",
-    "NotFound",
-    "Servable",
-    "ServingError",
-    "create_app",
-    "create_blueprint",
-    "hub_handler",
-    "load_config",
-    "main",
-    "run",
-]
+if not typing.TYPE_CHECKING:  # which sees all: extensions use more, through their core.py
+    __all__ = [
+        "BadRequest",
+        "Config",
+        "ConfigError",
+        "ModelServer",
+        "NotFound",
+        "Servable",
+        "ServingError",
+        "create_app",
+        "create_blueprint",
+        "hub_handler",
+        "load_config",
+        "main",
+        "run",
+    ]
 __version__ = "0.1.0"
-if __name__ == "__main__":  # started as a program: handlers import the same module by its name
-    sys.modules["serving"] = sys.modules[__name__]
+if __name__ == "__main__":  # started as a program: who imports it by its name gets the same module
+    sys.modules[f"{__package__ or ''}.serving".lstrip(".")] = sys.modules[__name__]
 
 logger = logging.getLogger("serving")
 
@@ -356,6 +357,9 @@ class Extension:
     refresh: Callable[["ModelServer", "Outcome", bool], None] = nothing
     # unready(server) -> names of what is not ready.
     unready: Callable[["ModelServer"], Iterable[str]] = none
+    # identify(server, call, found) -> Caller: who calls a URL that a key is for, where this knows;
+    # raises ServingError for who may not. Asked before the config's keys.
+    identify: Callable[["ModelServer", "Call", "Found"], Any] = nothing
     # read(call, body) -> the value of a predict body that is no JSON, or None.
     read: Callable[["Call", bytes], Any] = nothing
     # write(call, answer) -> the Reply in another form than JSON that the client wants, or None.
@@ -367,16 +371,44 @@ class Extension:
     # begin(server), observe(server, trace, line, reply): a request begins, is answered.
     begin: Callable[["ModelServer"], None] = nothing
     observe: Callable[..., None] = nothing
+    # collect(server) -> metric families of prometheus-client's, for /metrics.
+    collect: Callable[["ModelServer"], Iterable[Any]] = none
     # serve(server, app, adjustments) -> Waitress, or None: what `run` listens with.
     serve: Callable[..., Any] = nothing
     # report(server, address): prints, once the first load is over, what somebody may want to try.
     report: Callable[["ModelServer", str], None] = nothing
     # end(server): its threads end; the server has stopped.
     end: Callable[["ModelServer"], None] = nothing
-    # Options of the command line, by name: command(source, value) -> exit status.
+    # Options of the command line, by name: command(source, value) -> exit status. Its docstring is
+    # the option's help.
     commands: Mapping[str, Callable[[Any, Any], int]] = field(default_factory=dict)
     # Formatters of the log by `server.log_format`.
     formatters: Mapping[str, Any] = field(default_factory=dict)
+
+
+# The folder that this file is in; where it is a link, also the one that it leads to.
+FOLDERS = {
+    os.path.realpath(os.path.dirname(os.path.abspath(__file__))),
+    os.path.dirname(os.path.realpath(__file__)),
+}
+
+
+def sibling(name: str) -> Any:
+    """The module or package beside this file, imported as part of the package that this file is in.
+
+    None where there is none: what has its name somewhere else on Python's path is another.
+    """
+    full = f"{__package__}.{name}" if __package__ else name
+    try:
+        spec = importlib.util.find_spec(full)
+    except (ModuleNotFoundError, ValueError):  # hidden, or made by somebody, from no file
+        return None
+    if spec is None or spec.origin is None:
+        return None
+    place = Path(os.path.abspath(spec.origin)).parent
+    if spec.submodule_search_locations is not None:  # a package: its origin is its __init__.py
+        place = place.parent
+    return importlib.import_module(full) if os.path.realpath(place) in FOLDERS else None
 
 
 @functools.cache
@@ -385,16 +417,18 @@ def installed() -> "tuple[Extension, ...]":
 
     The one place that imports them. Raises ImportError for those of another version.
     """
-    try:
-        found = importlib.import_module("serving_extensions")
-    except ModuleNotFoundError as error:
-        if error.name != "serving_extensions":
-            raise
+    found = sibling("serving_extensions")
+    if found is None:
         return ()
     if __version__ != found.VERSION:
         raise ImportError(
             f"serving_extensions/ is of version {found.VERSION}, serving.py of {__version__}: "
             "copy both from one place"
+        )
+    if vars(found.core) is not globals():
+        raise ImportError(
+            f"serving_extensions/ is for the module {found.core.__name__!r}, which is another than "
+            f"{__name__!r}: import this file by its own name, serving, from the folder it is in"
         )
     return found.EXTENSIONS
 
@@ -412,13 +446,10 @@ class Missing:
         raise NotFound(f"This needs {self._file} beside serving.py")
 
 
-routines: Any
-try:
+if typing.TYPE_CHECKING:
     import routines
-except ModuleNotFoundError as missing:
-    if missing.name != "routines":
-        raise
-    routines = Missing("routines.py")
+else:
+    routines = sibling("routines") or Missing("routines.py")
 
 # Keys of config.json that an extension reads, and where it is.
 HOMES = {
@@ -3127,14 +3158,22 @@ def choose_sound(graph: Any, label: str) -> list[str]:
     return sound
 
 
-def find_missing(used: Any) -> str:
-    """What a graph calls that is neither an operation of TensorFlow's nor a function of its own."""
+def definition_of(operation: str) -> Any:
+    """How TensorFlow defines an operation: its attributes, whether it has a state.
+
+    None for one that is not there. Nothing public tells.
+    """
     from tensorflow.python.framework import op_def_registry
 
+    return op_def_registry.get(operation)
+
+
+def find_missing(used: Any) -> str:
+    """What a graph calls that is neither an operation of TensorFlow's nor a function of its own."""
     functions = {function.signature.name: function for function in used.library.function}
     bodies = [used.node, *(function.node_def for function in functions.values())]
     for node in itertools.chain.from_iterable(bodies):
-        if node.op not in functions and op_def_registry.get(node.op) is None:
+        if node.op not in functions and definition_of(node.op) is None:
             return f"there is no operation '{node.op}'"
         lost = sorted(called_names(node.attr) - functions.keys() - {""})
         if lost:
@@ -3228,8 +3267,6 @@ def has_more_to_restore(graph: Any, used: Any) -> bool:
     """Whether a SavedModel has assets, something to run when it is loaded,
     or tables and the like.
     """
-    from tensorflow.python.framework import op_def_registry
-
     starts = (
         [info.name for info in graph.signature_def[INIT_SIGNATURE].outputs.values()]
         if INIT_SIGNATURE in graph.signature_def
@@ -3247,8 +3284,7 @@ def has_more_to_restore(graph: Any, used: Any) -> bool:
         return True
     kinds = {node.op for node in used.node} - PLAIN_STATE
     return any(
-        definition is None or definition.is_stateful
-        for definition in map(op_def_registry.get, kinds)
+        definition is None or definition.is_stateful for definition in map(definition_of, kinds)
     )
 
 
@@ -3811,13 +3847,12 @@ def called_names(attributes: Mapping[str, Any]) -> set[str]:
 def leaves_behind(node: Any) -> bool:
     """Whether an operation may keep something of a call: what is not known to be harmless."""
     from tensorflow.core.framework import types_pb2
-    from tensorflow.python.framework import op_def_registry
 
     if node.op in HARMLESS:
         return False
     if node.op in RANDOM:
         return bool(node.attr["seed"].i or node.attr["seed2"].i)
-    definition = op_def_registry.get(node.op)
+    definition = definition_of(node.op)
     if definition is None or definition.is_stateful or HARMFUL.fullmatch(node.op):
         return True
     return any(
@@ -6507,7 +6542,7 @@ def spell_error(text: str, status: int, request_id: str, shape: str) -> dict[str
         return {"statusCode": status, "body": {"error": text, "request_id": request_id}}
     if shape == "bare":
         return {"error": text}
-    known = HTTPStatus(min(status, 500)) if status in HTTPStatus._value2member_map_ else None
+    known = HTTPStatus(min(status, 500)) if status in list(HTTPStatus) else None
     name = known.phrase.title().replace(" ", "") if known else "Error"
     return {"error": text, "status": name, "code": status, "request_id": request_id}
 
@@ -6769,7 +6804,7 @@ class Route:
     url: str
     view: Callable[..., Reply]
     guard: str
-    doc: str
+    doc: str = ""  # what it answers, for the OpenAPI document
     lists: bool = False
     line: str = ""
 
@@ -6811,7 +6846,7 @@ def spellings(url: str) -> list[str]:
 
 
 def route(
-    methods: str, url: str, view: Callable[..., Reply], guard: str, doc: str, **options: Any
+    methods: str, url: str, view: Callable[..., Reply], guard: str, doc: str = "", **options: Any
 ) -> Route:
     """A row of the URL table; `doc` says what it answers, for the OpenAPI document."""
     return Route(tuple(methods.split()), url, view, guard, doc, **options)
@@ -7087,6 +7122,9 @@ def authorize(door: Door, call: Call, found: Found) -> Caller:
         return Caller()
     if door.check is not None:
         return ask_site(door.check, call)
+    known = first(extension.identify(server, call, found) for extension in server.extensions)
+    if known is not None:
+        return known
     return server.identify(call.headers, None if found.route.lists else list_reached(server, found))
 
 
@@ -7432,7 +7470,7 @@ def create_app(
     Models begin to load with the first request that needs them; with `eager`, now: for gunicorn and
     the like. The server is in `app.extensions["serving"]`. Raises ConfigError.
     """
-    app = Flask("serving", static_folder=None)
+    app = Flask("serving", root_path=str(Path(__file__).parent), static_folder=None)
     blueprint = create_blueprint(source, authorize, eager=eager)
     door: Door = blueprint.door  # type: ignore[attr-defined]
     app.register_blueprint(blueprint)
@@ -7702,7 +7740,7 @@ OPTIONS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
 HOST, PORT = "127.0.0.1", 8501  # where nobody says otherwise
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser(extensions: Iterable[Extension] = ()) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "serving",
         description="Serve TensorFlow SavedModels over REST.",
@@ -7712,6 +7750,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     for names, told in OPTIONS:
         parser.add_argument(*names, **told)
+    known = parser.parse_args([])
+    for name, command in commands(extensions).items():
+        if not hasattr(known, name):
+            parser.add_argument(f"--{name}", metavar="VALUE", help=inspect.getdoc(command))
     parser.set_defaults(
         host=os.environ.get("SERVING_HOST", HOST), port=os.environ.get("SERVING_PORT", PORT)
     )
@@ -7914,12 +7956,12 @@ def missing_command(source: Any, value: Any) -> int:
     raise NotFound("This needs serving_extensions/ beside serving.py")
 
 
-def commands() -> dict[str, Callable[[Any, Any], int]]:
+def commands(extensions: Iterable[Extension]) -> dict[str, Callable[[Any, Any], int]]:
     """What the command line does besides serving, by option."""
     known: dict[str, Callable[[Any, Any], int]] = dict.fromkeys(
         ("init", "export", "check"), missing_command
     )
-    for extension in installed():
+    for extension in extensions:
         known |= extension.commands
     return known
 
@@ -7933,18 +7975,21 @@ def set_format(server: ModelServer, handler: logging.Handler) -> None:
     handler.setFormatter(kind(LOG_LINE))
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line.
+def main(
+    arguments: Sequence[str] | None = None, extensions: Sequence[Extension] | None = None
+) -> int:
+    """Run the command line, with the installed extensions or those given.
 
     Returns the exit status: 0, 1 when it cannot listen, 2 when the config is wrong.
     """
-    parser = build_parser()
+    extensions = installed() if extensions is None else extensions
+    parser = build_parser(extensions)
     options = parser.parse_args(arguments)
     with Process() as process:
         process.quiet_libraries()
         handler = process.write_log()
         try:
-            return obey(parser, options, handler)
+            return obey(parser, options, handler, extensions)
         except (ConfigError, NotFound) as error:
             print(f"serving: {options.config or 'config'}: {error.message}", file=sys.stderr)
             return 2
@@ -7955,7 +8000,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def obey(
-    parser: argparse.ArgumentParser, options: argparse.Namespace, handler: logging.Handler | None
+    parser: argparse.ArgumentParser,
+    options: argparse.Namespace,
+    handler: logging.Handler | None,
+    extensions: Sequence[Extension],
 ) -> int:
     """Do what the options tell, the log written by `handler` where it is ours.
 
@@ -7964,10 +8012,12 @@ def obey(
     source = choose_source(parser, options)
     if options.new_key:
         return new_key(options.new_key)
-    for name, command in commands().items():
+    for name, command in commands(extensions).items():
         if value := getattr(options, name):
             return command(source, value)
-    server = ModelServer(source, poll_seconds=options.file_system_poll_wait_seconds)
+    server = ModelServer(
+        source, poll_seconds=options.file_system_poll_wait_seconds, extensions=extensions
+    )
     if handler is not None:
         logging.getLogger().setLevel(server.config.server.log_level)
         set_format(server, handler)

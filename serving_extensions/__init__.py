@@ -3,7 +3,7 @@
 Each plugs in through `serving.Extension`.
 """
 
-from serving_extensions import (
+from . import (
     active_learning,
     batching,
     binary,

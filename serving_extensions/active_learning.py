@@ -23,9 +23,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-import routines
-from routines import to_coco
-from serving import (
+from .core import (
     Call,
     Config,
     Extension,
@@ -35,6 +33,7 @@ from serving import (
     find_deployment,
     reply,
     route,
+    routines,
 )
 
 logger = logging.getLogger("serving")
@@ -168,7 +167,7 @@ def read_group(
             record = json.loads(path.read_bytes())
             if deployments is not None and record.get("deployment") not in deployments:
                 continue
-            coco = to_coco(
+            coco = routines.to_coco(
                 record["predictions"],
                 record["width"],
                 record["height"],

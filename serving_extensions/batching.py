@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from serving import (
+from .core import (
     CARRIED,
     Batching,
     Extension,

@@ -12,8 +12,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-import routines
-from serving import (
+from .core import (
     MAX_LISTS,
     NUMPY_DTYPES,
     Allowance,
@@ -22,6 +21,7 @@ from serving import (
     Extension,
     Reply,
     ServingError,
+    routines,
 )
 
 NPY, NPZ, RAW = "application/x-npy", "application/x-npz", "application/octet-stream"

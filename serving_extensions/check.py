@@ -9,9 +9,9 @@ from typing import Any
 
 from google.protobuf.message import DecodeError
 
-from serving import explain_tags
-from serving_extensions.handlers import HandlerError, locate
-from serving_extensions.warmup import read_fields
+from .core import explain_tags
+from .handlers import HandlerError, locate
+from .warmup import read_fields
 
 
 def check(

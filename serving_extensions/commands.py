@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from serving import (
+from .active_learning import export_group
+from .check import check
+from .core import (
     ConfigError,
     Extension,
     ModelServer,
@@ -18,10 +20,8 @@ from serving import (
     list_versions,
     sample_inputs,
 )
-from serving_extensions.active_learning import export_group
-from serving_extensions.check import check
-from serving_extensions.openapi import example_request
-from serving_extensions.scaffold import write_project
+from .openapi import example_request
+from .scaffold import write_project
 
 
 def init(source: Any, folder: str) -> int:

@@ -21,9 +21,9 @@ from waitress.receiver import ChunkedReceiver
 from waitress.server import TcpWSGIServer
 from waitress.utilities import BadRequest, RequestEntityTooLarge
 
-from serving import Extension, ServingError, Waitress, find_known, path_of, reached_by
-from serving_extensions.lane import Lane
-from serving_extensions.queueing import Dispatcher, Gate, TooMuch, task_of
+from .core import Extension, ServingError, Waitress, find_known, path_of, reached_by
+from .lane import Lane
+from .queueing import Dispatcher, Gate, TooMuch, task_of
 
 logger = logging.getLogger("serving")
 

@@ -10,7 +10,8 @@ import typing
 from pathlib import Path
 from typing import Any
 
-from serving import (
+from .client_code import LANGUAGES, client_code
+from .core import (
     BadRequest,
     Call,
     ConfigError,
@@ -26,9 +27,8 @@ from serving import (
     reply,
     route,
 )
-from serving_extensions.client_code import LANGUAGES, client_code
-from serving_extensions.metrics import prometheus_text, read_gpus
-from serving_extensions.openapi import describe_api, example_request
+from .metrics import prometheus_text, read_gpus
+from .openapi import describe_api, example_request
 
 # Beside the server, or where `pip install` puts it.
 CONSOLE = [Path(__file__).parent.parent / "console", Path(sys.prefix) / "share/serving/console"]

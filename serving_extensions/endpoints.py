@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote
 
-from serving import (
+from .core import (
     Call,
     Config,
     ConfigError,
@@ -27,7 +27,7 @@ from serving import (
     read_body,
     reply,
 )
-from serving_extensions.handlers import Handler, HandlerError, to_reply
+from .handlers import Handler, HandlerError, to_reply
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from serving import (
+from .core import (
     Extension,
     Load,
     LoadRequest,
@@ -19,6 +19,7 @@ from serving import (
     SignatureCall,
     clean_message,
     close_session,
+    definition_of,
     load_errors,
     make_calls,
     new_session,
@@ -114,9 +115,7 @@ def open_frozen(session: Any, plans: Mapping[str, SignatureCall], device: str) -
 
 def has_state(nodes: Iterable[Any]) -> bool:
     """Whether an operation has a state: variables, tables, random numbers, Python functions."""
-    from tensorflow.python.framework import op_def_registry
-
-    definitions = map(op_def_registry.get, {node.op for node in nodes} - HOLDERS)
+    definitions = map(definition_of, {node.op for node in nodes} - HOLDERS)
     return any(definition is None or definition.is_stateful for definition in definitions)
 
 

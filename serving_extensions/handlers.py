@@ -35,7 +35,7 @@ from typing import Any
 
 import numpy as np
 
-from serving import errors_only, explain
+from .core import errors_only, explain
 
 __all__ = ["Handler", "HandlerError", "to_reply"]
 
@@ -71,11 +71,14 @@ class Project:
     """
 
     def __init__(self, folders: tuple[str, ...]):
-        self.name, self.lock = f"serving_handler_{next(NUMBERS)}", threading.RLock()
-        package = types.ModuleType(self.name)
+        package = types.ModuleType("")
         package.__path__ = list(folders)
+        name = f"serving_handler_{next(NUMBERS)}"
+        while sys.modules.setdefault(name, package) is not package:  # of another copy of this file
+            name = f"serving_handler_{next(NUMBERS)}"
+        self.name = package.__name__ = name
+        self.lock = threading.RLock()
         self.modules, self.whole = {"": package}, {""}  # the latter have been executed to their end
-        sys.modules[self.name] = package
         self.own: dict[str, bool] = {}  # what `has` answered
         self.files: dict[str, bytes] = {}  # of each that was executed, the SHA-256
         self.builtins = {**vars(builtins), "__import__": self.import_}

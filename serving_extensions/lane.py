@@ -9,7 +9,7 @@ import re
 import time
 from typing import Any
 
-from serving import SHORT_SECONDS, is_plain_json, view_infer
+from .core import SHORT_SECONDS, is_plain_json, view_infer
 
 SHORT_BYTES = 16 << 10  # of a body
 LONG_SECONDS = 0.005  # of the processor's time: requests that take this long ...

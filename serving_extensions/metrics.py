@@ -21,7 +21,8 @@ import psutil
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
-from serving import Extension, ModelServer, Reply, Trace
+from .core import Extension, ModelServer, Reply, Trace
+from .quotas import open_quotas
 
 PARTS = ("queue", "decode", "inference", "routines", "encode")
 # upper bounds of histograms of time
@@ -309,6 +310,8 @@ class Collector:
         )
         yield from collect_models(self.server.manager)
         yield from collect_others(self.server)
+        for extension in self.server.extensions:
+            yield from extension.collect(self.server)
 
 
 def collect_requests(metrics: Metrics) -> Iterator[Any]:
@@ -380,8 +383,6 @@ def collect_others(server: Any) -> Iterator[Any]:
     )
     for key in server.config.auth.keys:
         if key.quota:
-            from serving_extensions.quotas import open_quotas
-
             used.add_metric(
                 (key.name, key.quota.period),
                 open_quotas(server.config.auth.quota_store).used(key.name, key.quota.period),

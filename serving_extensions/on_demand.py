@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import psutil
 
-from serving import (
+from .core import (
     Extension,
     Load,
     LoadError,

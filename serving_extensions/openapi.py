@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 import numpy as np
 
-from serving import (
+from .core import (
     NUMPY_DTYPES,
     VERBS,
     Caller,

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from serving import (
+from .core import (
     SHORT_SECONDS,
     BadRequest,
     Extension,
@@ -23,15 +23,8 @@ from serving import (
     TensorSpec,
     logger,
 )
-from serving_extensions.handlers import Handler, HandlerError
-from serving_extensions.pipelines import (
-    MismatchError,
-    NodeError,
-    NoShards,
-    PipelineError,
-    Plan,
-    plan,
-)
+from .handlers import Handler, HandlerError
+from .pipelines import MismatchError, NodeError, NoShards, PipelineError, Plan, plan
 
 
 def refresh(server: ModelServer, outcome: Outcome, polling: bool) -> None:

@@ -20,7 +20,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from serving import CARRIED, errors_only
+from .core import CARRIED, errors_only
 
 __all__ = ["NoShards", "NodeError", "PipelineError", "Plan", "plan"]
 

@@ -20,7 +20,7 @@ from typing import Any
 from waitress.task import Task, WSGITask
 from waitress.utilities import Error
 
-from serving import CURRENT, request_id_of
+from .core import CURRENT, request_id_of
 
 logger = logging.getLogger("serving")
 

@@ -1,6 +1,5 @@
 """Calls of each key counted in SQLite, exactly: over threads, processes, restarts and kill -9."""
 
-import calendar
 import contextlib
 import functools
 import os
@@ -11,22 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from serving import Config, ConfigError, Extension, ModelServer
-
-SECONDS = {"minute": 60, "hour": 3600, "day": 86400}
-
-
-def period_of(now: float, period: str) -> tuple[int, int]:
-    """When the period that holds `now` began and when it ends, in whole seconds since the epoch.
-
-    Calendar months, UTC.
-    """
-    if period in SECONDS:
-        start = int(now) // SECONDS[period] * SECONDS[period]
-        return start, start + SECONDS[period]
-    year, month = time.gmtime(now)[:2]
-    following = (year + 1, 1) if month == 12 else (year, month + 1)
-    return calendar.timegm((year, month, 1, 0, 0, 0)), calendar.timegm((*following, 1, 0, 0, 0))
+from .core import Config, ConfigError, Extension, ModelServer
+from .periods import period_of
+from .redis_quotas import RedisQuotas, shown
 
 
 class Quotas:
@@ -104,8 +90,6 @@ def open_quotas(path: str) -> Any:
     Raises OSError when it cannot be opened.
     """
     if "://" in path:
-        from serving_extensions.redis_quotas import RedisQuotas
-
         return RedisQuotas(path)
     try:
         return Quotas(Path(path))
@@ -121,8 +105,6 @@ def prepare(server: ModelServer, config: Config) -> Callable[[str, int, str], in
     try:
         return open_quotas(store).take
     except OSError as error:
-        from serving_extensions.redis_quotas import shown
-
         text = f"cannot be opened: {error}: {shown(store)}"
         raise ConfigError("$.auth.quota_store", text) from None
 

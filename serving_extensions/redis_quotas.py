@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
-from serving_extensions.quotas import period_of
+from .periods import period_of
 
 TIMEOUT_SECONDS = 1.0  # to connect and for an answer; `?socket_timeout=` in the URL says otherwise
 KEPT_SECONDS = 3600  # a count outlives its period by so much: the clocks of two servers may differ

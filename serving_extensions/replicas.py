@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from serving import (
+from .core import (
     Extension,
     Load,
     LoadRequest,

@@ -10,7 +10,7 @@ import re
 import unicodedata
 from pathlib import Path
 
-from serving import __version__, installed, taken_names
+from .core import __version__, installed, taken_names
 
 __all__ = ["name_project", "write_project"]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from serving import (
+from .core import (
     Extension,
     Load,
     LoadError,

@@ -246,10 +246,54 @@ def demo():
     server.stop()
 
 
+@pytest.fixture(scope="module", params=["extended", "alone"])
+def extensions(request):
+    """With all extensions, then with none: what tests of the core's routes use, by
+    `pytestmark = pytest.mark.usefixtures("extensions")`; with `pytest.mark.extended`, with all alone.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "alone":
+            patch.setattr(serving, "installed", lambda: ())
+        yield serving.installed()
+
+
+def pytest_collection_modifyitems(config, items):
+    """Without extensions: what needs none, mounted in one way. The rest is the same code as with them."""
+
+    def chosen(item):
+        params = item.callspec.params if hasattr(item, "callspec") else {}
+        if params.get("extensions") != "alone":
+            return True
+        return not item.get_closest_marker("extended") and params.get("how") in (
+            None,
+            "standalone",
+        )
+
+    config.hook.pytest_deselected(items=[item for item in items if not chosen(item)])
+    items[:] = filter(chosen, items)
+
+
+@pytest.fixture(scope="session")
+def demo_alone():
+    """The demo's server without extensions, and without what they alone read."""
+    source = json.loads((ROOT / "config.json").read_text())
+    for section in ("pipeline_config_list", "handlers"):
+        source.pop(section, None)
+    for item in source["model_config_list"]:
+        item["config"]["base_path"] = str(ROOT / item["config"]["base_path"])
+    for deployment in source.get("deployments", ()):
+        deployment["label_map"] = str(ROOT / deployment["label_map"])
+    server = serving.ModelServer(source, poll_seconds=0, extensions=())
+    assert server.wait(120) and not server.readiness()
+    yield server
+    server.stop()
+
+
 @pytest.fixture
-def rest(demo, how):
+def rest(request, how):
     """A client of the demo config, in each way of mounting it."""
-    return Rest(demo, how)
+    alone = request.node.callspec.params.get("extensions") == "alone"
+    return Rest(request.getfixturevalue("demo_alone" if alone else "demo"), how)
 
 
 @pytest.fixture(scope="session")

@@ -52,33 +52,15 @@ def environment():
     }
 
 
-# The server's modules are those of the folder, or none: an installed copy is not found.
-START = """
-import importlib.machinery, sys
-class Here:
-    @staticmethod
-    def find_spec(name, path=None, target=None):
-        if name in ("serving", "routines", "serving_extensions"):
-            found = importlib.machinery.PathFinder.find_spec(name, [{folder!r}])
-            if found is None:
-                raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
-            return found
-sys.meta_path.insert(0, Here)
-"""
-
-
 @contextlib.contextmanager
-def started(folder, **config):
+def started(folder, *program, **config):
     """The program in a folder, and where it answers, once its models are there."""
     (folder / "config.json").write_text(
         json.dumps({"model_config_list": MODELS, "auth": KEYS} | config)
     )
-    code = START.format(folder=str(folder)) + (
-        "import runpy; sys.argv = ['serving.py', '--config', 'config.json', '--port', '0']\n"
-        "runpy.run_path('serving.py', run_name='__main__')"
-    )
+    program = program or ("serving.py",)
     process = subprocess.Popen(
-        [sys.executable, "-c", code],
+        [sys.executable, *program, "--config", "config.json", "--port", "0"],
         cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -194,33 +176,185 @@ def test_a_config_that_needs_more_says_which_file(tmp_path, files, config, says)
     assert "Traceback" not in str(raised.value)
 
 
-def test_the_file_by_itself_mounts_in_a_site(tmp_path):
-    folder = copy(tmp_path / "site", "serving.py")
-    code = START.format(folder=str(folder)) + (
-        "import flask, serving\n"
-        "site = flask.Flask('site')\n"
-        f"config = {{'model_config_list': {MODELS[:1]!r}}}\n"
-        "site.register_blueprint(serving.create_blueprint(config), url_prefix='/ml')\n"
-        "body = {'instances': [1.0]}\n"
-        "print(serving.__file__, serving.installed())\n"
-        "print(site.test_client().post('/ml/v1/models/half_plus_two:predict', json=body).json)\n"
-    )
+# --- each set of files, as a program and as a blueprint, at the top and in a package of a host ------------
+
+SETS = {
+    "serving.py": ("serving.py",),
+    "with routines.py": ("serving.py", "routines.py"),
+    "all": ("serving.py", "routines.py", "serving_extensions", "console"),
+}
+# What lies at the top of a host that has modules of these names of its own.
+THEIRS = {
+    "serving.py": "theirs = True\n",
+    "routines.py": "theirs = True\n",
+    "serving_extensions/__init__.py": "theirs = True\n",
+}
+
+
+def host(to, package, *names):
+    """A host's folder, the files in a package of it."""
+    for file, text in THEIRS.items():
+        (to / file).parent.mkdir(parents=True, exist_ok=True)
+        (to / file).write_text(text)
+    folder = to.joinpath(*package.split("."))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    (folder.parent / "__init__.py").touch()
+    copy(folder, *names)
+    (folder / "__init__.py").touch()
+    return to
+
+
+def python(code, folder):
+    """What a script prints, run in a folder."""
     done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        env=environment(),
+        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, env=environment()
     )
-    file, answer = done.stdout.splitlines()
-    assert file == f"{folder / 'serving.py'} ()" and answer == "{'predictions': [2.5]}"
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+@pytest.mark.parametrize("names", SETS.values(), ids=SETS)
+@pytest.mark.parametrize("package", ["", "mysite.ml"])
+def test_as_a_program(tmp_path, package, names):
+    if package:
+        folder, program = host(tmp_path / "site", package, *names), ("-m", f"{package}.serving")
+    else:
+        folder, program = copy(tmp_path / "one", *names), ()
+    more = {} if names == ("serving.py",) else {"deployments": DEPLOYMENTS}
+    with started(folder, *program, **more) as address:
+        predict = "/v1/models/half_plus_two:predict"
+        assert ask(address, predict, {"instances": [1.0]}) == (200, {"predictions": [2.5]})
+        if more:
+            assert ask(address, "/shapes/predict", picture(), KEY)[0] == 200
+        assert ask(address, "/stats")[0] == (200 if "console" in names else 404)
+
+
+MOUNTED = """
+import sys
+import flask
+{imports}
+site = flask.Flask("site")
+config = {{"model_config_list": {models!r}, "deployments": {deployments!r}, "auth": {auth!r}}}
+blueprint = serving.create_blueprint(config)
+site.register_blueprint(blueprint, url_prefix="/ml")
+client = site.test_client()
+print(client.post("/ml/v1/models/half_plus_two:predict", json={{"instances": [1.0]}}).json)
+if config["deployments"]:
+    print(client.post("/ml/predict", json={picture!r}, headers={key!r}).status_code)
+print(client.get("/ml/stats").status_code, client.get("/ml/console/").status_code)
+print(serving.create_app(config).test_client().get("/livez").status_code)
+site.extensions["serving"][blueprint.name].stop()
+ours = [m for name, m in sorted(sys.modules.items())
+        if name.rpartition(".")[2] in ("serving", "routines", "serving_extensions", "core")
+        and name.startswith({package!r} or ("serving", "routines"))]
+print(all(module.__file__.startswith({folder!r}) for module in ours), len(ours))
+"""
+
+
+@pytest.mark.parametrize("names", SETS.values(), ids=SETS)
+@pytest.mark.parametrize("package", ["", "mysite.ml"])
+def test_as_a_blueprint(tmp_path, package, names):
+    if package:
+        folder = host(tmp_path / "site", package, *names)
+        imports = "import serving as theirs\nfrom mysite.ml import serving\nassert theirs.theirs"
+    else:
+        folder, imports = copy(tmp_path / "one", *names), "import serving"
+    code = MOUNTED.format(
+        imports=imports,
+        package=package,
+        models=MODELS,
+        deployments=DEPLOYMENTS if "routines.py" in names else [],
+        auth=KEYS,
+        picture=picture(),
+        key=KEY,
+        folder=str(folder / package.replace(".", os.sep)),
+    )
+    more = "200 200" if "console" in names else "404 404"
+    pictures = ["200"] if "routines.py" in names else []
+    modules = {"serving.py": 1, "with routines.py": 2, "all": 4}
+    count = next(modules[name] for name, files in SETS.items() if files == names)
+    lines = python(code, folder)
+    assert lines == ["{'predictions': [2.5]}", *pictures, more, "200", f"True {count}"]
+
+
+COPIES = """
+import flask
+import serving, mysite.one.serving as one, mysite.two.serving as two
+def load(servable):
+    return {"load": lambda folder, model: servable, "list_versions": lambda path: {1: path}}
+class Half(one.Servable): pass
+def serve(copy):
+    spec = lambda name: copy.TensorSpec(name, name + ":0", "DT_FLOAT", (None,))
+    signature = copy.Signature({"x": spec("x")}, {"y": spec("y")})
+    servable = copy.Servable({"serving_default": signature}, lambda _, inputs: {"y": inputs["x"]})
+    config = {"model_config_list": [{"config": {"name": "m", "base_path": "m"}}],
+              "handlers": [{"path": "/h", "function": "handler.py:f"}]}
+    return copy.ModelServer(config | {"server": {"file_system_poll_wait_seconds": 0}},
+                            load=lambda folder, model: servable,
+                            list_versions=lambda path: {1: copy.Path(path)})
+site = flask.Flask("site")
+for name, copy in (("one", one), ("two", two)):
+    server = serve(copy)
+    assert all(extension.__class__ is copy.Extension for extension in server.extensions)
+    site.register_blueprint(copy.create_blueprint(server), name=name, url_prefix="/" + name)
+client = site.test_client()
+for name in ("one", "two"):
+    print(client.post(f"/{name}/v1/models/m:predict", json={"instances": [1.0]}).json)
+    key = {"x-api-key": site.extensions["serving"][name].generated_key}
+    print(client.post(f"/{name}/h", json=1, headers=key).json)
+    print(client.get(f"/{name}/stats").status_code)
+print(one.routines is not two.routines, serving.theirs)
+@one.routines.routine()
+class Mine: pass
+print("Mine" in one.routines.DECLARED, "Mine" in two.routines.DECLARED)
+for server in site.extensions["serving"].values():
+    server.stop()
+"""
+
+
+def test_two_copies_in_one_process_do_not_mix(tmp_path):
+    names = SETS["all"]
+    folder = host(tmp_path / "site", "mysite.one", *names)
+    copy(folder / "mysite" / "two", *names)
+    (folder / "handler.py").write_text(
+        "COUNT = []\ndef f(x):\n    COUNT.append(x)\n    return len(COUNT)\n"
+    )
+    each = ["{'predictions': [1.0]}", "1", "200"]
+    assert python(COPIES, folder) == [*each, *each, "True True", "True False"]
+
+
+def test_what_lies_elsewhere_on_the_path_is_not_taken(tmp_path):
+    folder = copy(tmp_path / "alone", "serving.py")
+    other = copy(tmp_path / "other", "serving.py", "routines.py", "serving_extensions")
+    code = f"import sys; sys.path.append({str(other)!r}); import serving\n"
+    code += "print(serving.installed(), bool(serving.routines), 'routines' in sys.modules)"
+    assert python(code, folder) == ["() False False"]
+
+
+def test_a_file_under_another_name_says_that_its_extensions_are_for_serving(tmp_path):
+    folder = copy(tmp_path / "named", "serving.py", "routines.py", "serving_extensions")
+    shutil.copy(folder / "serving.py", folder / "tfserve.py")
+    code = "import tfserve\ntry: tfserve.installed()\nexcept ImportError as error: print(error)"
+    (line,) = python(code, folder)
+    assert line.startswith("serving_extensions/ is for the module 'serving', which is another")
+
+
+@pytest.mark.parametrize("first", ["serving_extensions.batching", "serving_extensions.metrics"])
+def test_an_extension_may_be_imported_before_the_server(tmp_path, first):
+    folder = copy(tmp_path / "one", "serving.py", "routines.py", "serving_extensions")
+    code = f"import {first}, serving; print({first}.EXTENSION in serving.installed())"
+    assert python(code, folder) == ["True"]
+    folder = host(tmp_path / "site", "mysite.ml", *SETS["all"])
+    code = f"import mysite.ml.{first} as first, mysite.ml.serving as serving, sys\n"
+    code += "print(first.EXTENSION in serving.installed(), 'serving' in sys.modules)"
+    assert python(code, folder) == ["True False"]
 
 
 def test_extensions_of_another_version_are_refused(tmp_path):
     folder = copy(tmp_path / "old", "serving.py", "routines.py", "serving_extensions")
     about = folder / "serving_extensions" / "__init__.py"
     about.write_text(about.read_text().replace('VERSION = "', 'VERSION = "0.0.'))
-    code = START.format(folder=str(folder)) + "import serving; serving.installed()"
+    code = "import serving; serving.installed()"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, env=environment()
     )

@@ -1,4 +1,6 @@
-"""House rules that a machine can see: rooms look upward, functions are short, TensorFlow has one door."""
+"""House rules that a machine can see: rooms look upward, files import in one direction, functions are
+short, TensorFlow has one door, private parts of libraries are those listed.
+"""
 
 import ast
 import builtins
@@ -6,7 +8,12 @@ import re
 import subprocess
 import sys
 
+import pytest
 from conftest import ROOT
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import house  # noqa: E402
 
 SOURCE = (ROOT / "serving.py").read_text()
 TREE = ast.parse(SOURCE)
@@ -76,14 +83,234 @@ def free_names(node, bound):
 
 
 def test_functions_fit_forty_lines():
-    files = [ROOT / "serving.py", ROOT / "routines.py", *(ROOT / "serving_extensions").glob("*.py")]
     long = [
-        f"{file.name}: {node.name} has {node.end_lineno - node.lineno + 1} lines"
-        for file in files
-        for node in ast.walk(ast.parse(file.read_text()))
-        if isinstance(node, ast.FunctionDef) and node.end_lineno - node.lineno >= 40
+        f"{file.name}: {function.name} has {house.length(function)} lines"
+        for file in house.files()
+        for function in house.functions(ast.parse(file.read_text()))
+        if house.length(function) > 40
     ]
     assert long == []
+
+
+def test_the_house_is_shown_in_figures():
+    done = subprocess.run(
+        [sys.executable, "benchmarks/house.py"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    for file in house.files():
+        assert str(file.relative_to(ROOT)) in done.stdout
+
+
+# --- files import in one direction ------------------------------------------------------------------------
+
+
+def test_routines_import_nothing_of_the_servers():
+    assert house.graph()["routines"] == []
+
+
+def test_the_core_imports_extensions_through_the_seam_alone():
+    assert house.graph()["serving"] == ["routines", "serving_extensions"]
+    seams = [
+        (function.name, node.args[0].value)
+        for function in house.functions(TREE)
+        for node in ast.walk(function)
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "sibling"
+    ]
+    assert seams == [("installed", "serving_extensions")]
+
+
+def test_one_file_of_the_extensions_knows_where_the_core_is():
+    edges = house.graph()
+    assert [name for name, others in edges.items() if "serving" in others] == ["core"]
+    assert [name for name, others in edges.items() if "routines" in others] == ["serving"]
+    for file in (ROOT / "serving_extensions").glob("*.py"):
+        absolute = {"serving", "routines", "serving_extensions"} if file.stem != "core" else set()
+        for name in house.imported(ast.parse(file.read_text())):
+            assert name.split(".")[0] not in absolute, f"{file.name}: {name}: import it relatively"
+
+
+def test_no_cycle_among_files():
+    edges = house.graph()
+    edges["serving"].remove("serving_extensions")  # `installed()`, the one seam
+    left = dict(edges)
+    while free := [name for name, others in left.items() if not set(others) & left.keys()]:
+        for name in free:
+            del left[name]
+    assert left == {}, "these import each other"
+
+
+# Who imports a module whose name is data, and why.
+BY_NAME = {
+    ("serving.py", "sibling"): "the files beside serving.py, in the package that it is in",
+    (
+        "serving.py",
+        "import_operations",
+    ): "`import_modules` of a config: modules that bring operations",
+    ("routines.py", "import_routines"): "`routine_modules` of a config",
+    ("handlers.py", "import_"): "imports of a handler's project that are none of its files",
+    (
+        "handlers.py",
+        "import_module",
+    ): "`function` of a handler: a module of its project, or Python's",
+    ("handlers.py", "bind"): "calls the above",
+}
+
+
+def test_only_what_a_config_names_is_imported_by_a_string():
+    found = set()
+    for file in house.files():
+        for function in house.functions(ast.parse(file.read_text())):
+            for node in ast.walk(function):
+                called = node.func if isinstance(node, ast.Call) else None
+                name = getattr(called, "attr", getattr(called, "id", ""))
+                if name in ("import_module", "__import__", "run_path", "run_module"):
+                    found.add((file.name, function.name))
+    assert found == set(BY_NAME)
+
+
+# --- private and undocumented names of libraries ----------------------------------------------------------
+
+# Modules of libraries that their documentation does not have: all that is imported from them is listed.
+UNDOCUMENTED = re.compile(
+    r"(waitress\.\w|tensorflow\.(python|core)\b|flask\.sansio\b|\w+(\.\w+)*\._(?!_))"
+)
+# Underscores that documents have: namedtuple's, Werkzeug's proxies', Python's os.
+DOCUMENTED = {"_replace", "_asdict", "_fields", "_get_current_object", "_exit"}
+
+# (file, name) -> why. What can be asked in public is asked there.
+PRIVATE = {
+    # TensorFlow
+    (
+        "serving.py",
+        "tensorflow.python.saved_model.loader_impl",
+    ): "reads saved_model.pb and .pbtxt without loading the graph; the public loaders do both",
+    (
+        "serving.py",
+        "tensorflow.python.framework.op_def_registry",
+    ): "whether an operation is there and has a state: `definition_of`",
+    (
+        "serving.py",
+        "_make_callable_from_options",
+    ): "a call of 10 us; Session.make_callable, which is public, takes 300",
+    (
+        "serving.py",
+        "tensorflow.core.protobuf.config_pb2",
+    ): "CallableOptions of that call; tf.compat.v1 has other messages of this file only",
+    (
+        "serving.py",
+        "tensorflow.core.protobuf.saved_model_pb2",
+    ): "SavedModel, the message of the file",
+    (
+        "serving.py",
+        "tensorflow.core.protobuf.trackable_object_graph_pb2",
+    ): "which variables a checkpoint holds, by their names in the graph",
+    ("serving.py", "tensorflow.core.framework.types_pb2"): "numbers of dtypes to names: DT_FLOAT",
+    ("warmup.py", "tensorflow.core.framework.tensor_pb2"): "TensorProto, in warm-up files",
+    (
+        "freezing.py",
+        "tensorflow.python.framework.convert_to_constants",
+    ): "freezes a session's graph; the public one takes functions of TF2 alone",
+    (
+        "freezing.py",
+        "tensorflow.python.eager.context",
+    ): "the options that TensorFlow opens sessions with, to add one",
+    # waitress: documented is `waitress.serve`, which neither stops nor tells its port
+    ("serving.py", "waitress.wasyncore"): "a turn of its loop, so that it can be ended",
+    ("serving.py", "waitress.adjustments.Adjustments"): "its options, as its servers take them",
+    ("serving.py", "waitress.channel.HTTPChannel"): "which connections still answer, at the end",
+    ("serving.py", "waitress.server.TcpWSGIServer"): "a server over a socket of ours",
+    ("serving.py", "waitress.task.ThreadedTaskDispatcher"): "its threads, to be waited for",
+    ("connections.py", "waitress.channel.HTTPChannel"): "a connection, with limits of its own",
+    ("connections.py", "waitress.channel.ClientDisconnected"): "what it raises for one that left",
+    ("connections.py", "waitress.parser.HTTPRequestParser"): "stricter about HTTP read in two ways",
+    ("connections.py", "waitress.parser.ParsingError"): "which answers 400",
+    ("connections.py", "waitress.parser.TransferEncodingNotImplemented"): "which answers 501",
+    (
+        "connections.py",
+        "waitress.proxy_headers.PROXY_HEADERS",
+    ): "which headers it trusts a proxy in",
+    ("connections.py", "waitress.receiver.ChunkedReceiver"): "bounds what chunks carry beside data",
+    (
+        "connections.py",
+        "waitress.server.TcpWSGIServer",
+    ): "accepts all that wait; rests without files",
+    ("connections.py", "waitress.utilities.BadRequest"): "answers of its own: 400",
+    ("connections.py", "waitress.utilities.RequestEntityTooLarge"): "and 413",
+    ("connections.py", "_map"): "how many connections there are, as its own limit counts them",
+    ("queueing.py", "waitress.task.Task"): "a request that is refused in the queue",
+    ("queueing.py", "waitress.task.WSGITask"): "a request that is answered",
+    ("queueing.py", "waitress.utilities.Error"): "the form of its error pages",
+    # Python
+    (
+        "serving.py",
+        "_srcfile",
+    ): "turns off the search for a line's file, as the logging HOWTO says (Optimization)",
+}
+
+
+def own_names():
+    """What our classes and functions name with an underscore themselves."""
+    names = set()
+    for file in house.files():
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+                if getattr(node.value, "id", "") == "self":
+                    names.add(node.attr)
+            elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+                names.add(node.name)
+            elif isinstance(node, ast.AnnAssign):
+                names.add(getattr(node.target, "id", ""))
+    return names
+
+
+def private_names(tree, own):
+    """The private or undocumented names of libraries in a tree.
+
+    Seen are imports, attributes, and those that `getattr`, `setattr` or `set` name. Not seen: an
+    undocumented attribute without underscore, and one that has the name of an attribute of ours.
+    """
+    for name in house.imported(tree):
+        if UNDOCUMENTED.match(name):
+            yield name
+    for node in ast.walk(tree):
+        name = getattr(node, "attr", "") if isinstance(node, ast.Attribute) else ""
+        if isinstance(node, ast.Call) and len(node.args) > 1:
+            called = getattr(node.func, "attr", getattr(node.func, "id", ""))
+            if called in ("getattr", "setattr", "hasattr", "set"):
+                name = getattr(node.args[1], "value", "")
+        if isinstance(name, str) and re.match("_[a-z]", name) and name not in own | DOCUMENTED:
+            yield name
+    yield from re.findall(r"\b(?:tf|tensorflow\(\))\.(?:python|_\w+)[\w.]*", ast.unparse(tree))
+
+
+def test_private_names_of_libraries_are_those_listed():
+    own = own_names()
+    found = {
+        (file.name, name)
+        for file in house.files()
+        for name in private_names(ast.parse(file.read_text()), own)
+    }
+    assert found - set(PRIVATE) == set(), "new: ask in public, or list it with its reason"
+    assert set(PRIVATE) - found == set(), "no longer used"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from waitress.task import Task",
+        "import tensorflow.python.ops",
+        "from tensorflow.core.framework import graph_pb2",
+        "import flask\nflask.g._get",
+        "getattr(session, '_session')",
+        "from numpy._core import multiarray",
+        "tensorflow().python.eager",
+    ],
+)
+def test_a_new_private_name_is_seen(source):
+    assert list(private_names(ast.parse(source), set()))
+
+
+# --- TensorFlow, format, types ----------------------------------------------------------------------------
 
 
 def test_one_function_imports_tensorflow():

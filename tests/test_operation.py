@@ -316,7 +316,7 @@ def test_openapi_is_valid_and_its_examples_work(demo, how):
         for method, operation in methods.items():
             body = operation.get("requestBody", {}).get("content", {}).get("application/json", {})
             names = operation.get("parameters", [])
-            assert all("{%s}" % name["name"] in path for name in names if name["in"] == "path")
+            assert all(f"{{{one['name']}}}" in path for one in names if one["in"] == "path")
             if "{" in path or method == "post" and "example" not in body:
                 continue  # a name is to be filled in
             jsonschema.validate(

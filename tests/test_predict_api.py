@@ -37,6 +37,8 @@ from PIL import Image
 import routines
 import serving
 
+pytestmark = pytest.mark.usefixtures("extensions")
+
 AUTH = {"keys": [key_entry("site", "k")]}
 KEY = bearer("k")
 LABELS = ["cat", "dog"]
@@ -395,6 +397,7 @@ def test_the_default_deployment_is_the_one_so_marked_or_the_first():
         serving.load_config(config(deployments=deployments))
 
 
+@pytest.mark.extended
 def test_a_deployment_of_a_missing_model_is_reported_everywhere(tmp_path, capsys):
     path = tmp_path / "config.json"
     path.write_text(json.dumps(config(deployments=[{"id": "pets", "model": "gone"}], auth=AUTH)))
@@ -445,6 +448,7 @@ def test_a_model_that_takes_no_pictures_says_so():
     )
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize(
     "pin, text",
     [
@@ -513,6 +517,7 @@ def test_wrong_deployments_in_the_config(deployment, text):
     assert raised.value.message.startswith(text)
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize(
     "label_map, text",
     [
@@ -619,6 +624,7 @@ FILTERED = {
 }
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("named", [str, lambda path: path.stem])
 def test_a_server_keeps_its_routines_from_others_in_its_process(tmp_path, monkeypatch, named):
     """Two servers with a module each, and one that was there before: each has its own filter."""
@@ -637,6 +643,7 @@ def test_a_server_keeps_its_routines_from_others_in_its_process(tmp_path, monkey
     sys.modules.pop("own_filters", None)
 
 
+@pytest.mark.extended
 def test_an_edited_file_of_routines_is_run_again_with_the_next_config(tmp_path):
     path = tmp_path / "mine.py"
     path.write_text(OWN_FILTER)
@@ -1102,6 +1109,7 @@ def test_large_and_broken_bodies(pets):
 # --- pictures on :predict -------------------------------------------------------------------------------------
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize(
     "shape, dtype",
     [
@@ -1151,6 +1159,7 @@ def test_picture_bytes_on_predict_of_a_model_of_pixels(shape, dtype):
     )
 
 
+@pytest.mark.extended
 def test_picture_bytes_on_predict_of_other_models(rest):
     assert_error(
         rest.post("/v1/models/half_plus_two:predict", png(PICTURE)),
@@ -1164,6 +1173,7 @@ def test_picture_bytes_on_predict_of_other_models(rest):
 # --- many at once ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.extended
 def test_fifty_clients_and_five_thousand_pictures_each_get_their_own_answer():
     server, _ = detector()
     with listening(server) as address:

@@ -62,6 +62,9 @@ def process():
         "signals": [signal.getsignal(number) for number in range(1, 32)],
         "modules": {name: sys.modules[name] for name in names},
         "main": sys.modules["__main__"],
+        "importers": (list(sys.meta_path), list(sys.path_hooks)),
+        "hooks": (sys.excepthook, threading.excepthook, sys.unraisablehook, sys.displayhook),
+        "folder": os.getcwd(),
     }
 
 names = sorted(sys.modules)
@@ -97,6 +100,15 @@ server.stop()
 compare("stopped")
 ours = [t.name for t in threading.enumerate() if t not in threads and t.name.startswith("serving")]
 print("threads", ours)
+import importlib.util, sysconfig
+libraries = [os.path.realpath(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")]
+def is_known(name, module):
+    file = getattr(module, "__file__", None)
+    if name.partition(".")[0] in ("serving", "serving_extensions", "routines"):
+        return True
+    return file is None or any(os.path.realpath(file).startswith(folder) for folder in libraries)
+added = [(name, module) for name, module in list(sys.modules.items()) if name not in names]
+print("modules", [name for name, module in added if not is_known(name, module)])
 del alive
 collect()
 print("large", gone() is None)
@@ -111,6 +123,7 @@ def test_a_server_inside_somebodys_process_changes_nothing_of_it():
         "reloaded []",
         "stopped []",
         "threads []",
+        "modules []",
         "large True",
     ]
 

@@ -8,6 +8,8 @@ from conftest import ROOT, Rest, assert_error, fake_server, signature, spec
 
 import serving
 
+pytestmark = pytest.mark.usefixtures("extensions")
+
 
 def test_status(rest):
     response = rest.get("/v1/models/half_plus_three")

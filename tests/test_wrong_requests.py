@@ -10,6 +10,8 @@ from conftest import FakeServable, Rest, assert_error, fake_server, signature, s
 
 import serving
 
+pytestmark = pytest.mark.usefixtures("extensions")
+
 P = "/v1/models/one:predict"
 TWO = "/v1/models/two:predict"
 C = "/v1/models/ex:classify"
@@ -747,7 +749,7 @@ WRONG = [
 
 
 @pytest.fixture(scope="module")
-def server():
+def server(extensions):
     return fake_server(make_models())
 
 

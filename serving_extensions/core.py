@@ -1,0 +1,18 @@
+"""The serving.py that these extensions are for: `from .core import Extension`.
+
+This module is that one, under a second name: the file beside this folder, in the package that both
+are in, or at the top. The one place that knows where; all others import from here.
+"""
+
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from serving import *  # noqa: F403
+    from serving import __version__ as __version__
+else:
+    if "." in __package__:
+        from .. import serving
+    else:
+        import serving
+    sys.modules[__name__] = serving

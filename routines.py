@@ -1042,36 +1042,31 @@ def sound_rows(tensors: Tensors) -> np.ndarray:
 def finish(kind: Family, tensors: Tensors, about: About, most: int) -> Tensors:
     """What a reader has read as predictions, best first, at most `most`, boxes in the picture.
 
-    What cannot be is dropped, and counted in the log: NaN, confidences outside 0..1, empty boxes.
+    What cannot be is dropped: NaN and confidences outside 0..1, which the log counts, and boxes of
+    which nothing lies in the picture.
     """
     tensors = dict(tensors)
     tensors["scores"] = np.asarray(tensors["scores"], np.float32)
     classes = np.nan_to_num(np.asarray(tensors["classes"], np.float64), nan=-1, posinf=-1)
     tensors["classes"] = np.rint(classes).astype(np.int64)
     sound = sound_rows(tensors)
-    dropped = int((~sound).sum())
+    if dropped := int((~sound).sum()):
+        text = "family %s: %d predictions dropped: NaN, a confidence outside 0..1 or no class"
+        logger.warning(text, kind.name, dropped)
     tensors = keep(tensors, sound)
     tensors["scores"] = np.clip(tensors["scores"], 0, 1)
     if about.threshold is not None:
         tensors = keep(tensors, tensors["scores"] >= np.float32(about.threshold))
     if kind.boxes:
-        tensors, empty = place_in_picture(kind, tensors, about)
-        dropped += empty
+        tensors = place_in_picture(kind, tensors, about)
         shifts = not kind.numbers_classes and about.classes_from == 0 and 0 not in about.labels
         tensors["classes"] = tensors["classes"] + int(shifts)
-    if dropped:
-        logger.warning(
-            "family %s: %d predictions dropped: NaN, a confidence outside 0..1, a class below 0 "
-            "or an empty box",
-            kind.name,
-            dropped,
-        )
     tensors = keep(tensors, np.argsort(-tensors["scores"], kind="stable")[:most])
     return {**tensors, "names": name_classes(tensors, about.labels)}
 
 
-def place_in_picture(kind: Family, tensors: Tensors, about: About) -> tuple[Tensors, int]:
-    """Boxes of any format and scale in 0..1 of the picture, and how many of them are empty there.
+def place_in_picture(kind: Family, tensors: Tensors, about: About) -> Tensors:
+    """Boxes of any format and scale in 0..1 of the picture, without those that are empty there.
 
     They are suppressed before they are clipped, as all the projects do.
     """
@@ -1085,7 +1080,7 @@ def place_in_picture(kind: Family, tensors: Tensors, about: About) -> tuple[Tens
         tensors["masks"] = clip_masks(tensors["masks"], raw, clipped)
     tensors["boxes"] = clipped
     has_area = (clipped[:, 2:] > clipped[:, :2]).all(axis=1)
-    return keep(tensors, has_area), int((~has_area).sum())
+    return keep(tensors, has_area)
 
 
 def clip_masks(masks: np.ndarray, boxes: np.ndarray, clipped: np.ndarray) -> np.ndarray:
@@ -1479,11 +1474,11 @@ def detector(outputs: Mapping[str, np.ndarray], about: About) -> Tensors:
 def plane_axis(about: About) -> int | None:
     """Where the classes lie in planes [A, B, C]: 0, 2, or None where nothing tells.
 
-    A softmax is taken along the last axis; else there are as many planes as names, or a background
-    more; else the other two sizes are the picture's.
+    There are as many planes as names, or a background more; else the other two sizes have the
+    proportions of the model's input.
     """
     first, second, last = about.shape("planes")
-    if about.made_by("planes") == "Softmax" or (last == 1 and first != 1):
+    if last == 1 and first != 1:
         return 2
     if first == 1 and last != 1:
         return 0

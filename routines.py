@@ -832,7 +832,10 @@ def match_outputs(
                 fits(outputs[own], pattern, sizes, False) for own, pattern in patterns
             ):
                 return dict(zip(kind.layout, chosen))
-        raise ValueError(f"family {kind.name} has {show_layout(kind)}")
+        raise ValueError(
+            f"family {kind.name} has {show_layout(kind)}, the model {list_outputs(outputs)}: "
+            f'write "outputs": {{"{next(iter(kind.layout))}": "..."}}'
+        )
     found, sizes = dict[str, str](), dict[str, int]()
     for names, may_lack, pattern in kind.slots():
         own = next(
@@ -1674,6 +1677,15 @@ def shrink_region(inside: np.ndarray) -> np.ndarray:
 # --- classifiers ----------------------------------------------------------------------------------
 
 
+@family({"scores": "float C", "labels|classes": "text C"}, activation="scores")
+def labelled_classifier(outputs: Mapping[str, np.ndarray], about: About) -> Tensors:
+    """A classifier that answers the names too (AutoML Vision, TF1 estimators)."""
+    names = [name.decode("utf-8", "replace") for name in outputs["labels"].tolist()]
+    scores = about.activate(outputs["scores"])
+    classes = np.arange(1, len(scores) + 1)
+    return {"scores": scores, "classes": classes, "names": np.array([*names, None], object)[:-1]}
+
+
 def is_classifier(about: About) -> str:
     if about.made_by("probabilities") not in MADE and about.activation is None:
         return (
@@ -1727,15 +1739,6 @@ def classifier(outputs: Mapping[str, np.ndarray], about: About) -> Tensors:
         return {"scores": scores, "classes": np.array(numbers, np.int64)}
     first = first_class(about, len(scores))
     return {"scores": scores, "classes": np.arange(len(scores), dtype=np.int64) + first}
-
-
-@family({"scores": "float C", "labels|classes": "text C"}, activation="scores")
-def labelled_classifier(outputs: Mapping[str, np.ndarray], about: About) -> Tensors:
-    """A classifier that answers the names too (AutoML Vision, TF1 estimators)."""
-    names = [name.decode("utf-8", "replace") for name in outputs["labels"].tolist()]
-    scores = about.activate(outputs["scores"])
-    classes = np.arange(1, len(scores) + 1)
-    return {"scores": scores, "classes": classes, "names": np.array([*names, None], object)[:-1]}
 
 
 # ==================================================================================================

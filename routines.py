@@ -846,7 +846,8 @@ def match_outputs(
                 f"family {kind.name} lacks {names[0]}; it has {show_layout(kind)}; "
                 f'write "outputs": {{"{names[0]}": "..."}}'
             )
-        if own is not None and not fits(outputs[own], pattern, sizes, True):
+        has_rank = own is not None and outputs[own].shape is not None
+        if own is not None and not fits(outputs[own], pattern, sizes, kind.is_named or has_rank):
             raise ValueError(
                 f"family {kind.name} has {show_layout(kind)}, but {own} is {outputs[own].text}"
             )
@@ -889,7 +890,12 @@ def find_family(
     if wanted is not None:
         check_rename(kinds[wanted], about.outputs, rename)
         return kinds[wanted], match_outputs(kinds[wanted], about.outputs, rename)
-    reasons = []
+    reasons, given = list[str](), {*about.outputs, *rename}
+    if strange := [name for name, own in rename.items() if own not in about.outputs]:
+        raise ValueError(
+            f"outputs.{strange[0]}: the model has no output '{rename[strange[0]]}'; "
+            f"it has {list_outputs(about.outputs)}"
+        )
     for kind in kinds.values():
         names = {name for names, _, _ in kind.slots() for name in names}
         if not rename.keys() <= names:
@@ -897,19 +903,29 @@ def find_family(
         try:
             outputs = about.outputs if kind.is_named or rename else choose_outputs(about)
             found = match_outputs(kind, outputs, rename)
-        except ValueError:
+        except ValueError as error:
+            lacks = [names for names, may, _ in kind.slots() if not may and not {*names} & {*given}]
+            reasons += [str(error)] if kind.is_named and not lacks else []
             continue
         reason = kind.told(rename_outputs(about, found))
         if not reason:
-            check_rename(kind, about.outputs, rename)
             return kind, found
         reasons.append(reason)
-    because = "; ".join(dict.fromkeys(reasons)) or (
+    because = "; ".join(dict.fromkeys(reasons + picture_outputs(about))) or (
         f'write "family", one of {", ".join(kinds)}, and "outputs", its names of them'
     )
     raise ValueError(
         f"the outputs are those of no known family: {list_outputs(about.outputs)}: {because}"
     )
+
+
+def picture_outputs(about: About) -> list[str]:
+    """Say of each output that is a picture that it is one."""
+    return [
+        f"{name} is a picture, and a model that answers one names nothing in it"
+        for name, (dtype, shape, _) in about.outputs.items()
+        if dtype == "DT_UINT8" and shape is not None and len(shape) == 4 and shape[3] == 3
+    ]
 
 
 def choose_outputs(about: About) -> Mapping[str, Output]:
@@ -1324,8 +1340,9 @@ def is_yolo(about: About) -> str:
     if about.made_by("predictions") in FEATURES:
         return f"a sequence made by {about.made_by('predictions')} is no detector"
     cells = count_cells(about.size)
-    if first in cells or second in cells:
-        return ""
+    ends = [row for row, cell in ((first, second), (second, first)) if cell in cells]
+    if len(ends) == 1:
+        return "" if (ends[0] or 0) > 4 else ROW_LINES
     is_labelled = about.names > 0 and first == 4 + about.names
     if (first or 0) > 4 and (second is None or second > max(first or 0, 50)):
         return "" if about.input_name == "images" or is_labelled else ROW_LINES
@@ -1499,8 +1516,15 @@ def is_like(about: About, axis: int) -> bool:
     tall, wide, planes = (second, last, first) if axis == 0 else (first, second, last)
     if planes is None:
         return False
+    if about.size is None and tall is not None:
+        return tall == wide and planes != tall
+    return is_in_proportion(about, tall, wide)
+
+
+def is_in_proportion(about: About, tall: int | None, wide: int | None) -> bool:
+    """Whether sizes may be those of a picture that the model takes."""
     if tall is None or wide is None or about.size is None:
-        return tall is None and wide is None or tall == wide and planes != tall
+        return tall is None and wide is None or about.size is None and tall == wide
     return abs(tall * about.size[1] - wide * about.size[0]) <= max(about.size)
 
 
@@ -1617,7 +1641,14 @@ def to_tensors(found: Sequence[tuple], size: tuple[int, ...]) -> Tensors:
     }
 
 
-@family({"map": "int H W"}, **REGIONS)
+def is_map(about: About) -> str:
+    tall, wide = about.shape("map")[:2]
+    return (
+        "" if is_in_proportion(about, tall, wide) else "integers, but of no picture's proportions"
+    )
+
+
+@family({"map": "int H W"}, told=is_map, **REGIONS)
 def class_map(outputs: Mapping[str, np.ndarray], about: About) -> Tensors:
     """The class of each pixel (DeepLab's SemanticPredictions), 0 the background: its regions."""
     numbers = outputs["map"]
@@ -1629,7 +1660,7 @@ def class_map(outputs: Mapping[str, np.ndarray], about: About) -> Tensors:
     return to_tensors(found, numbers.shape)
 
 
-@family({"map": "int H W 1"}, **REGIONS)
+@family({"map": "int H W 1"}, told=is_map, **REGIONS)
 def class_map_plane(outputs: Mapping[str, np.ndarray], about: About) -> Tensors:
     """The same, with a last axis of one."""
     return class_map({"map": outputs["map"][:, :, 0]}, about)
@@ -1640,10 +1671,8 @@ def is_mask(about: About) -> str:
         return (
             f"{unknown_activation(about, 'mask')}: of a mask write {WAYS}, of a detector its family"
         )
-    tall, wide = about.shape("mask")
-    is_open = tall is None and wide is None
-    is_like = about.size and tall and wide and tall * about.size[1] == wide * about.size[0]
-    if about.made_by("mask") == "Softmax" or not (is_open or is_like):
+    is_like = is_in_proportion(about, *about.shape("mask"))
+    if about.made_by("mask") == "Softmax" or not is_like:
         return "a sequence is no mask"
     return ""
 

@@ -5745,7 +5745,8 @@ def prepare_deployment(
         labels = read_labels(config.label_map)
         return ReadyDeployment(config, labels, chain, path=path, families=families)
     except ValueError as error:
-        return ReadyDeployment(config, {}, chain, f"{path}.label_map: {error}", path)
+        problem = f"{path}.label_map: {error}"
+        return ReadyDeployment(config, {}, chain, problem, path, families)
 
 
 def read_labels(label_map: Any) -> Mapping[int, str]:

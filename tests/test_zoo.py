@@ -346,6 +346,77 @@ def test_rows_of_nan_are_dropped_and_told(everything, caplog):
     assert "family detection_api: 1 predictions dropped" in caplog.text
 
 
+# --- exported by Keras itself, by TF1, and on demand ----------------------------------------------
+
+
+def test_models_as_keras_exports_them(tf, tmp_path):
+    """One sigmoid, five of them, logits, and a U-Net: what `:predict` answers is the confidence."""
+    import keras
+
+    keras.utils.set_random_seed(1)
+    layers, model = keras.layers, {}
+    for name, top in {
+        "binary": layers.Dense(1, activation="sigmoid"),
+        "many": layers.Dense(5, activation="sigmoid"),
+        "kinds": layers.Dense(3, activation="softmax"),
+        "logits": layers.Dense(3),
+    }.items():
+        shrink = [layers.Rescaling(1 / 255), layers.GlobalAveragePooling2D()]
+        model[name] = keras.Sequential([keras.Input((32, 32, 3)), *shrink, top])
+    model["unet"] = keras.Sequential(
+        [keras.Input((32, 32, 3)), layers.Conv2D(1, 3, padding="same", activation="sigmoid")]
+    )
+    for name, one in model.items():
+        one.export(tmp_path / name / "1", verbose=False)
+    models = [{"name": name, "base_path": str(tmp_path / name)} for name in model]
+    deployments = [{"id": name, "model": name} for name in model]
+    server = serving.ModelServer(config(*models, deployments=deployments))
+    assert server.wait(120)
+    assert list(server.manager.deployment_problems()) == ["logits"]
+    picture = np.zeros((32, 32, 3), np.uint8)
+    for name in ("binary", "many", "kinds"):
+        (raw,) = server.predict(name, {"instances": picture[None].astype(np.float32)})[
+            "predictions"
+        ]
+        answer = server.predict_image(picture, name)["predictions"]
+        assert [one["confidence"] for one in answer] == pytest.approx(sorted(raw)[::-1])
+    assert [
+        one["confidence"] for one in server.predict_image(picture, "binary")["predictions"]
+    ] == [0.5]
+    assert server.predict_image(picture, "unet")["predictions"][0]["boundType"] == "masks"
+    server.stop()
+
+
+def test_a_frozen_graph_of_tf1_and_a_model_on_demand(tf, tmp_path):
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        pixels = tf.compat.v1.placeholder(tf.float32, (None, 8, 8, 3), "input")
+        means = tf.reduce_mean(pixels, [1, 2]) / 255
+        known = tf.identity(tf.nn.softmax(means), "Predictions")
+        tf.compat.v1.saved_model.simple_save(
+            session, str(tmp_path / "1"), {"input": pixels}, {"predictions": known}
+        )
+        tf.compat.v1.saved_model.simple_save(
+            session, str(tmp_path / "raw/1"), {"input": pixels}, {"logits": means + 0.0}
+        )
+    models = [
+        {"name": "m", "base_path": str(tmp_path)},
+        {"name": "later", "base_path": str(tmp_path), "load": "on_demand"},
+        {"name": "raw", "base_path": str(tmp_path / "raw"), "load": "on_demand"},
+    ]
+    deployments = [{"id": one["name"], "model": one["name"]} for one in models]
+    server = serving.ModelServer(config(*models, deployments=deployments))
+    assert server.wait(120)
+    assert list(server.manager.deployment_problems()) == ["raw"]
+    picture = np.zeros((8, 8, 3), np.uint8)
+    picture[..., 1] = 255
+    wanted = np.exp([1.0, 0, 0]) / np.exp([1.0, 0, 0]).sum()
+    for name in ("m", "later"):
+        found = server.predict_image(picture, name)["predictions"]
+        assert [one["tag"]["id"] for one in found] == [2, 1, 3]
+        assert [one["confidence"] for one in found] == pytest.approx(wanted)
+    server.stop()
+
+
 # --- families of one's own ------------------------------------------------------------------------
 
 

@@ -810,6 +810,35 @@ OTHERS = [
         refused='write its "family"',
     ),
     Zoo(
+        "style",
+        "magenta/arbitrary-image-stylization",
+        lambda tf, picture: {"stylized": tf.cast(picture, tf.uint8)},
+        refused="a model that answers one names nothing in it",
+    ),
+    Zoo(
+        "token_ids",
+        "a captioner",
+        constant(ids=np.arange(20)[None, :, None]),
+        refused="of no picture's proportions",
+    ),
+    Zoo(
+        "half_a_detector",
+        ODAPI,
+        constant(
+            detection_boxes=BOXES[None],
+            detection_scores=SCORES[None, :3],
+            detection_classes=CLASSES[None],
+        ),
+        refused="but detection_scores is [1, 3]",
+    ),
+    Zoo(
+        "mapping_to_nothing",
+        KERAS,
+        apply(softmax, "out", NUMBERS),
+        config={"outputs": {"probabilities": "probs"}},
+        refused="outputs.probabilities: the model has no output 'probs'; it has out [1, 3]",
+    ),
+    Zoo(
         "text",
         "a text model",
         lambda tf, text: {

@@ -750,6 +750,7 @@ class Family:
     boxes: str = ""
     classes_from: int | None = None
     numbers_classes: bool = False
+    draws_boxes: bool = False
     activation: str = ""
     threshold: float | None = None
     overlap: float | None = None
@@ -775,6 +776,7 @@ def family(layout: Mapping[str, str], **more: Any) -> Callable[[Reader], Reader]
         boxes           "yxyx unit": format and scale of the boxes; `?` what the config has to say
         classes_from    the number of the first class, 0 or 1
         numbers_classes True: it returns the label map's ids by itself
+        draws_boxes     True: it makes the boxes, so that the config has nothing to say of them
         activation      the output whose numbers are confidences or logits
         threshold       predictions below it are dropped, unless the deployment says another
         overlap         of two of a class with so large an IoU the better one stays
@@ -956,9 +958,10 @@ def settle(kind: Family, about: About) -> About:
         known = [f'"format": "{form.replace("?", " | ".join(BOX_FORMATS))}"']
         known += [f'"scale": "{scale.replace("?", " | ".join(BOX_SCALES))}"']
         missing.append(f'"boxes": {{{", ".join(known)}}}')
-    if not kind.boxes and (about.boxes_format or about.boxes_scale):
-        raise ValueError(f"boxes: family {kind.name} has none")
-    if scale == "input" and about.is_encoded and about.boxes_scale:
+    is_fixed = kind.draws_boxes or not kind.boxes
+    if is_fixed and (about.boxes_format or about.boxes_scale):
+        raise ValueError(f"boxes: family {kind.name} has none of which that can be said")
+    if scale == "input" and about.is_encoded:
         raise ValueError(
             "boxes.scale: the model decodes pictures itself, so that the size of its input is not "
             'known: export it with boxes in 0..1, or in pixels of the picture, and write "pixels"'
@@ -1156,7 +1159,9 @@ def without_batch(array: np.ndarray, pattern: str, name: str) -> np.ndarray:
 
 def take_count(outputs: Mapping[str, np.ndarray]) -> int | None:
     """How many rows are used, where the model says it."""
-    return int(outputs["num_detections"]) if "num_detections" in outputs else None
+    if "num_detections" not in outputs:
+        return None
+    return max(0, int(np.nan_to_num(float(outputs["num_detections"]))))
 
 
 def read_named(outputs: Mapping[str, np.ndarray], prefix: str = "detection_") -> Tensors:
@@ -1183,7 +1188,11 @@ def is_in_pixels(about: About) -> str:
 
 
 @family(
-    {**DETECTION_API, "image_info": "4 2"}, boxes="yxyx input", classes_from=1, told=is_in_pixels
+    {**DETECTION_API, "image_info": "4 2"},
+    boxes="yxyx pixels",
+    classes_from=1,
+    told=is_in_pixels,
+    draws_boxes=True,
 )
 def model_garden(outputs: Mapping[str, np.ndarray], about: About) -> Tensors:
     """TF Model Garden (official/vision/serving/detection.py): pixels of its scaled picture.
@@ -1263,6 +1272,7 @@ def take_best(boxes: np.ndarray, scores: np.ndarray) -> Tensors:
     boxes="yxyx unit",
     classes_from=0,
     activation="hm",
+    draws_boxes=True,
     threshold=0.3,
 )
 def centernet(outputs: Mapping[str, np.ndarray], about: About) -> Tensors:
@@ -1321,7 +1331,7 @@ def is_efficientdet(about: About) -> str:
     {"detections": "N 7"},
     is_named=False,
     told=is_efficientdet,
-    boxes="yxyx input",
+    boxes="yxyx pixels",
     classes_from=1,
 )
 def efficientdet(outputs: Mapping[str, np.ndarray], about: About) -> Tensors:
@@ -1547,7 +1557,12 @@ def is_segmentation(about: About) -> str:
     return ""
 
 
-REGIONS: dict[str, Any] = {"is_named": False, "boxes": "yxyx unit", "numbers_classes": True}
+REGIONS: dict[str, Any] = {
+    "is_named": False,
+    "boxes": "yxyx unit",
+    "numbers_classes": True,
+    "draws_boxes": True,
+}
 
 
 def check_planes(about: About) -> str:

@@ -5698,7 +5698,7 @@ class ReadyDeployment:
         try:
             self.model_of(servable)
         except ValueError as error:
-            return f"{self.path}: model '{self.config.model}' cannot be shown pictures: {error}"
+            return f"{self.path}: model '{self.config.model}': {error}"
         return ""
 
     def build_model(self, signature: Signature | None) -> Any:

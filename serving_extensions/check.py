@@ -77,7 +77,7 @@ def check_pictures(
         try:
             ready.build_model(found.get("serving_default"))
         except ValueError as error:
-            problems.append(f"{ready.path}: model '{name}' cannot be shown pictures: {error}")
+            problems.append(f"{ready.path}: model '{name}': {error}")
     return problems
 
 

@@ -810,6 +810,26 @@ OTHERS = [
         refused='write its "family"',
     ),
     Zoo(
+        "boxes_of_masks",
+        UNET,
+        apply(sigmoid, "mask", MASK[None]),
+        config={"boxes": {"scale": "input"}},
+        refused="boxes: family segmentation has none",
+        shape=WIDE,
+    ),
+    Zoo(
+        "yolo_of_files",
+        ULTRALYTICS + ", decodes pictures itself",
+        lambda tf, files: {
+            "output_0": concat(V8, True)(tf, files)["output_0"]
+            + 0 * tf.reduce_mean(tf.cast(tf.io.decode_image(files[0]), tf.float32))
+        },
+        config=C,
+        refused="the model decodes pictures itself, so that the size of its input is not known",
+        shape=(None,),
+        dtype="string",
+    ),
+    Zoo(
         "style",
         "magenta/arbitrary-image-stylization",
         lambda tf, picture: {"stylized": tf.cast(picture, tf.uint8)},

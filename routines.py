@@ -1200,6 +1200,9 @@ def model_garden(outputs: Mapping[str, np.ndarray], about: About) -> Tensors:
     `image_info` has the original size, the scaled one, the scale and the offset, each (y, x).
     """
     tensors, (_, _, scale, offset) = read_named(outputs), outputs["image_info"].astype(np.float32)
+    boxes = tensors["boxes"]
+    if len(boxes) and np.nan_to_num(np.abs(boxes)).max() <= 1.5:
+        raise OutputError('boxes lie in 0..1, which are no pixels: write "family": "detection_api"')
     if (scale > 0).all():
         tensors["boxes"] = (tensors["boxes"] + np.tile(offset, 2)) / np.tile(scale, 2)
     return tensors

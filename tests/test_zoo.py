@@ -346,6 +346,40 @@ def test_rows_of_nan_are_dropped_and_told(everything, caplog):
     assert "family detection_api: 1 predictions dropped" in caplog.text
 
 
+def test_nan_goes_no_further_than_its_row():
+    """In a class, in pixels of a mask, in an instance's mask."""
+    inputs = {"x": ("DT_FLOAT", (1, 64, 64, 3))}
+    model = routines.ImageModel(inputs, {"p": ("DT_FLOAT", (1, 3), "Softmax")})
+    found = model.read({"p": np.array([[np.nan, 0.25, 0.75]])})
+    assert found["classes"].tolist() == [3, 2]
+    model = routines.ImageModel(inputs, {"m": ("DT_FLOAT", (1, 8, 8, 1), "Sigmoid")})
+    mask = np.full((1, 8, 8, 1), np.nan)
+    assert len(model.read({"m": mask})["scores"]) == 0
+    mask[0, 2:6, 2:6] = 0.9
+    assert model.read({"m": mask})["boxes"].tolist() == [[0.25, 0.25, 0.75, 0.75]]
+    outputs = {f"detection_{name}": ("DT_FLOAT", None) for name in ("boxes", "scores", "classes")}
+    model = routines.ImageModel(inputs, {**outputs, "detection_masks": ("DT_FLOAT", None)})
+    masks = np.ones((1, 2, 5, 5))
+    masks[0, 0, 1, 1] = np.nan
+    found = model.read(
+        {
+            "detection_boxes": np.array([[[0, 0, 1, 1], [0, 0, 0.5, 0.5]]]),
+            "detection_scores": np.array([[0.9, 0.8]]),
+            "detection_classes": np.array([[1, 2]]),
+            "detection_masks": masks,
+        }
+    )
+    assert found["classes"].tolist() == [2] and len(found["masks"]) == 1
+
+
+def test_masks_are_cut_with_their_boxes():
+    """Half of a box lies outside: what is left of its mask is the other half."""
+    masks = np.zeros((1, 8, 8), np.float32)
+    masks[:, :, 4:] = 1
+    box = np.array([[0.0, -0.5, 1, 0.5]], np.float32)
+    assert (routines.clip_masks(masks, box, np.clip(box, 0, 1))[0] > 0.4).all()
+
+
 # --- exported by Keras itself, by TF1, and on demand ----------------------------------------------
 
 

@@ -255,6 +255,17 @@ DETECTORS = [
         input="inputs",
     ),
     Zoo(
+        "garden_unit",
+        GARDEN + ", 0..1 by another operation",
+        odapi(BOXES, image_info=INFO),
+        "model_garden",
+        C,
+        fails='write "family": "detection_api"',
+        shape=(1, None, None, 3),
+        dtype="uint8",
+        input="inputs",
+    ),
+    Zoo(
         "efficientdet",
         AUTOML,
         constant(detections=EFFICIENTDET[None]),

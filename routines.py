@@ -1,7 +1,8 @@
 """Images in, predictions out, and the routines between: what `/predict` adds to a served model.
 
     Images in        bytes, base64, nested lists or a URL to uint8 RGB [H, W, 3], within limits
-    Model outputs    five families of detectors, segmenters and classifiers to the same arrays
+    Model outputs    families of detectors, segmenters and classifiers to the same arrays; your own
+                     with `@family`
     Routines         filters and measures, chained in a request or a deployment; your own with
                      `@routine`
     Predictions out  the arrays to annotations, COCO, or a drawn picture
@@ -31,6 +32,7 @@ import io
 import ipaddress
 import itertools
 import json
+import logging
 import math
 import re
 import runpy
@@ -39,6 +41,7 @@ import ssl
 import sys
 import threading
 import time
+import typing
 from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -51,9 +54,12 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
-__all__ = ["ROUTINES", "ImageError", "ImageLimits", "argument", "routine"]
+__all__ = ["FAMILIES", "ROUTINES", "ImageError", "ImageLimits", "argument", "family", "routine"]
 
 Tensors = dict[str, Any]
+logger = logging.getLogger("serving")
+# Of the import that this thread is in: whose routines and families are one server's alone.
+IMPORTING: contextvars.ContextVar[bool] = contextvars.ContextVar("importing", default=False)
 
 
 class ImageError(ValueError):
@@ -573,7 +579,7 @@ def is_public(text: str) -> bool:
 # ==================================================================================================
 # Model outputs
 # In: a signature's input and output specs, the model's arrays. Out: the arrays of predictions
-# described on top.
+# described on top. What neither the files nor the config tell is refused: nothing is guessed.
 # ==================================================================================================
 
 
@@ -625,100 +631,1074 @@ def label_map_of(value: Any) -> dict[int, str]:
         raise ValueError('label map: expected {"1": "name"} or a list of names') from None
 
 
-def detect_family(outputs: Mapping[str, tuple[int | None, ...] | None]) -> str:
-    """The family of a signature's outputs, by their names and shapes.
+# --- what is known before anything is run ---------------------------------------------------------
 
-    ValueError when it is none of the five.
+BOX_FORMATS = ("yxyx", "xyxy", "xywh", "cxcywh")
+BOX_SCALES = ("unit", "pixels", "input")
+ACTIVATIONS = ("softmax", "sigmoid", "none")
+MADE = {"Softmax": "softmax", "Sigmoid": "sigmoid"}  # operations whose results are confidences
+NUMBERS = {"float": ("FLOAT", "DOUBLE", "HALF", "BFLOAT16"), "text": ("STRING",)}
+WAYS = (
+    '"activation": "softmax" (classes exclude each other), "sigmoid" (each by itself) or "none" '
+    "(the numbers are confidences already)"
+)
+
+
+class OutputError(ValueError):
+    """What a model answers is not what its signature and its deployment say of it."""
+
+
+class Output(typing.NamedTuple):
+    """What is known of an output: dtype (`DT_FLOAT`), shape, and the operation that makes it.
+
+    `made_by` is an operation's type, "" where nobody knows.
     """
-    shapes = list(outputs.values())
-    if {"detection_boxes", "detection_scores", "detection_classes"} <= outputs.keys():
-        return "detection_api"
-    if {"output_1", "output_2", "output_3"} <= outputs.keys():
-        return "mask_rcnn"
-    if len(shapes) == 1 and shapes[0] is not None and len(shapes[0]) in (2, 3, 4):
-        return {2: "classifier", 3: "detector", 4: "segmentation"}[len(shapes[0])]
-    raise ValueError(
-        "the outputs are those of no known family: "
-        + ", ".join(
-            f"{name} {list(shape) if shape is not None else 'of unknown rank'}"
-            for name, shape in outputs.items()
+
+    dtype: str
+    shape: tuple[int | None, ...] | None
+    made_by: str = ""
+
+    @property
+    def text(self) -> str:
+        return (
+            "of any shape"
+            if self.shape is None
+            else str([-1 if n is None else n for n in self.shape])
         )
+
+
+@dataclass(frozen=True)
+class About:
+    """What a family is told by, and what its reader knows beside the arrays.
+
+    `outputs` stand under the names of the family's layout. `size` is height and width of the
+    model's input, None where it takes any; `shown` those of the picture that it has been shown.
+    `boxes_format`, `boxes_scale` and `classes_from` are settled, and so is `activation`: what is
+    still to be done to the numbers.
+    """
+
+    outputs: Mapping[str, Output]
+    own: Mapping[str, str] = dataclasses.field(default_factory=dict)  # the model's names of them
+    labels: Mapping[int, str] = dataclasses.field(default_factory=dict)
+    input_name: str = ""
+    size: tuple[int, int] | None = None
+    is_encoded: bool = False  # the model decodes, and perhaps resizes, pictures itself
+    activation: str | None = None
+    threshold: float | None = None
+    boxes_format: str | None = None
+    boxes_scale: str | None = None
+    classes_from: int | None = None
+    shown: tuple[int, int] = (1, 1)
+
+    @property
+    def names(self) -> int:
+        """How many classes have a name, the background at 0 left out."""
+        return sum(number > 0 for number in self.labels)
+
+    def made_by(self, slot: str) -> str:
+        return self.outputs[slot].made_by
+
+    def shape(self, slot: str) -> tuple[int | None, ...]:
+        """The shape of an output without its batch; () where it is not known."""
+        shape = self.outputs[slot].shape or ()
+        return shape[1:] if shape and shape[0] in (None, 1) else shape
+
+    def activate(self, values: np.ndarray) -> np.ndarray:
+        """Numbers as confidences along the last axis. OutputError for what is none."""
+        values = values.astype(np.float32)
+        if self.activation == "softmax":
+            with np.errstate(invalid="ignore"):  # of infinities come NaN, which are dropped
+                powers = np.exp(values - values.max(axis=-1, keepdims=True, initial=-np.inf))
+                return powers / powers.sum(axis=-1, keepdims=True)
+        if self.activation == "sigmoid":
+            return sigmoid(values)
+        check_confidences(values)
+        return values
+
+
+def sigmoid(values: np.ndarray) -> np.ndarray:
+    return 0.5 * (1 + np.tanh(0.5 * values))
+
+
+def check_confidences(values: np.ndarray) -> None:
+    """Raise OutputError for numbers that lie outside 0..1; NaN is dropped later, row by row."""
+    low, high = np.fmin.reduce(values, None, initial=0), np.fmax.reduce(values, None, initial=0)
+    if low < -SLACK or high > 1 + SLACK:
+        raise OutputError(
+            f"confidences lie in 0..1, the model answers {low:.4g}..{high:.4g}: write {WAYS}"
+        )
+
+
+SLACK = 1e-3  # what rounding may do to a confidence
+
+
+# --- families -------------------------------------------------------------------------------------
+
+Reader = Callable[[Mapping[str, np.ndarray], About], Tensors]
+
+
+@dataclass(frozen=True)
+class Family:
+    """Outputs that mean the same, whichever model has them; see `family`."""
+
+    name: str
+    layout: Mapping[str, str]
+    read: Reader
+    is_named: bool = True
+    told: Callable[[About], str] = lambda about: ""
+    check: Callable[[About], str] = lambda about: ""
+    boxes: str = ""
+    classes_from: int | None = None
+    numbers_classes: bool = False
+    draws_boxes: bool = False
+    activation: str = ""
+    threshold: float | None = None
+    overlap: float | None = None
+
+    def slots(self) -> Iterator[tuple[list[str], bool, str]]:
+        """Of each output: the names it may have, whether it may be absent, and its pattern."""
+        for names, pattern in self.layout.items():
+            yield names.rstrip("?").split("|"), names.endswith("?"), pattern
+
+
+FAMILIES: dict[str, Family] = {}  # those of every server, in the order in which they are tried
+
+
+def family(layout: Mapping[str, str], **more: Any) -> Callable[[Reader], Reader]:
+    """Make a function a family of that name; `layout` says which outputs it wants.
+
+    `{"boxes": "N 4", "scores|confidence": "N", "masks?": "N h w"}`: outputs by name, or by one of
+    several, `?` where one may be absent; the sizes without the batch, a letter for any size, which
+    is the same wherever it stands; `float`, `int` or `text` before them where only that will do.
+    The function takes the arrays, without the batch, under the first of their names, and `About`;
+    it returns `scores` [N], `classes` [N], perhaps `boxes` [N, 4] and `masks` [N, h, w] of the box.
+
+        boxes           "yxyx unit": format and scale of the boxes; `?` what the config has to say
+        classes_from    the number of the first class, 0 or 1
+        numbers_classes True: it returns the label map's ids by itself
+        draws_boxes     True: it makes the boxes, so that the config has nothing to say of them
+        activation      the output whose numbers are confidences or logits
+        threshold       predictions below it are dropped, unless the deployment says another
+        overlap         of two of a class with so large an IoU the better one stays
+        is_named        False: names do not matter, shapes tell, and `told`
+        told            what else it is told by: a function of About, why not or ""
+        check           what else it needs, also where the config names it: likewise
+    """
+
+    def register(read: Reader) -> Reader:
+        kind = Family(read.__name__, layout, read, **more)
+        read.family = kind  # type: ignore[attr-defined]
+        if not IMPORTING.get():
+            if kind.name in FAMILIES:
+                raise ValueError(f"family {kind.name}: this name is taken")
+            FAMILIES[kind.name] = kind
+        return read
+
+    return register
+
+
+def fits(output: Output, pattern: str, sizes: dict[str, int], is_named: bool) -> bool:
+    """Whether an output may have a pattern's dtype and shape; `sizes` of letters are noted.
+
+    Without names to go by, a first size that is open is the batch.
+    """
+    tokens = pattern.split()
+    dtype = output.dtype.removeprefix("DT_")
+    wanted = tokens.pop(0) if tokens and tokens[0] in ("float", "int", "text") else ""
+    kind = next((kind for kind, names in NUMBERS.items() if dtype in names), "int")
+    if wanted != kind and (wanted or kind == "text"):
+        return False
+    shape = output.shape
+    if shape is None:
+        return is_named
+    if len(shape) == len(tokens) + 1 and shape[0] in (None, 1):
+        shape = shape[1:]
+    elif len(shape) != len(tokens) or not (is_named or shape and (shape[0] or 0) > 1):
+        return False
+    for token, size in zip(tokens, shape):
+        known = int(token) if token.isdigit() else sizes.setdefault(token, size or 0) or size
+        if size is not None and size != known:
+            return False
+    return True
+
+
+def match_outputs(
+    kind: Family, outputs: Mapping[str, Output], rename: Mapping[str, str]
+) -> dict[str, str]:
+    """The model's own name of each output of a family; ValueError saying what does not fit."""
+    if not kind.is_named and not rename:
+        for chosen in itertools.permutations(outputs, len(kind.layout)):
+            sizes: dict[str, int] = {}
+            patterns = zip(chosen, kind.layout.values())
+            if len(outputs) == len(chosen) and all(
+                fits(outputs[own], pattern, sizes, False) for own, pattern in patterns
+            ):
+                return dict(zip(kind.layout, chosen))
+        raise ValueError(
+            f"family {kind.name} has {show_layout(kind)}, the model {list_outputs(outputs)}: "
+            f'write "outputs": {{"{next(iter(kind.layout))}": "..."}}'
+        )
+    found, sizes = dict[str, str](), dict[str, int]()
+    for names, may_lack, pattern in kind.slots():
+        own = next(
+            (rename.get(name, name) for name in names if rename.get(name, name) in outputs), None
+        )
+        if own is None and not may_lack:
+            raise ValueError(
+                f"family {kind.name} lacks {names[0]}; it has {show_layout(kind)}; "
+                f'write "outputs": {{"{names[0]}": "..."}}'
+            )
+        has_rank = own is not None and outputs[own].shape is not None
+        if own is not None and not fits(outputs[own], pattern, sizes, kind.is_named or has_rank):
+            raise ValueError(
+                f"family {kind.name} has {show_layout(kind)}, but {own} is {outputs[own].text}"
+            )
+        if own is not None:
+            found[names[0]] = own
+    return found
+
+
+def show_layout(kind: Family) -> str:
+    return ", ".join(
+        f"{'|'.join(names)} [{', '.join(pattern.split())}]" for names, _, pattern in kind.slots()
     )
 
 
-def read_detection_api(outputs: Mapping[str, np.ndarray], labels: Mapping[int, str]) -> Tensors:
-    """TensorFlow's Object Detection API: boxes [1, N, 4] 0..1, scores and 1-based classes [1, N],
-    masks [1, N, mh, mw].
-    """
-    count = int(np.ravel(outputs["num_detections"])[0]) if "num_detections" in outputs else None
-    tensors = {
-        "boxes": outputs["detection_boxes"][0][:count],
-        "scores": outputs["detection_scores"][0][:count],
-        "classes": np.rint(outputs["detection_classes"][0][:count]).astype(np.int64),
-    }
-    if "detection_masks" in outputs:
-        tensors["masks"] = outputs["detection_masks"][0][:count]
-    return keep(tensors, tensors["scores"] > 0)  # unused rows are zero
+def check_rename(kind: Family, outputs: Mapping[str, Output], rename: Mapping[str, str]) -> None:
+    """Raise ValueError for a name of `outputs` that the family or the model does not have."""
+    names = [name for names, _, _ in kind.slots() for name in names]
+    for name, own in rename.items():
+        if name not in names:
+            raise ValueError(
+                f"outputs: family {kind.name} has no output '{name}'; it has {show_layout(kind)}"
+            )
+        if own not in outputs:
+            raise ValueError(
+                f"outputs.{name}: the model has no output '{own}'; it has {list_outputs(outputs)}"
+            )
 
 
-def read_detector(outputs: Mapping[str, np.ndarray], labels: Mapping[int, str]) -> Tensors:
-    """Datature's detector: one output [1, N, >=7]: ymin, xmin, ymax, xmax, score, class, ...,
-    valid; then class-wise NMS.
+def list_outputs(outputs: Mapping[str, Output]) -> str:
+    return ", ".join(f"{name} {output.text}" for name, output in outputs.items())
+
+
+def find_family(
+    kinds: Mapping[str, Family], about: About, wanted: str | None, rename: Mapping[str, str]
+) -> tuple[Family, dict[str, str]]:
+    """The family of a model's outputs and the model's own names of them.
+
+    ValueError, with what to write into the config, where nothing tells it.
     """
-    rows = next(iter(outputs.values()))[0]  # [N, >=7]
+    if wanted is not None:
+        check_rename(kinds[wanted], about.outputs, rename)
+        return kinds[wanted], match_outputs(kinds[wanted], about.outputs, rename)
+    reasons, given = list[str](), {*about.outputs, *rename}
+    if strange := [name for name, own in rename.items() if own not in about.outputs]:
+        raise ValueError(
+            f"outputs.{strange[0]}: the model has no output '{rename[strange[0]]}'; "
+            f"it has {list_outputs(about.outputs)}"
+        )
+    for kind in kinds.values():
+        names = {name for names, _, _ in kind.slots() for name in names}
+        if not rename.keys() <= names:
+            continue
+        try:
+            outputs = about.outputs if kind.is_named or rename else choose_outputs(about)
+            found = match_outputs(kind, outputs, rename)
+        except ValueError as error:
+            lacks = [names for names, may, _ in kind.slots() if not may and not {*names} & {*given}]
+            reasons += [str(error)] if kind.is_named and not lacks else []
+            continue
+        reason = kind.told(rename_outputs(about, found))
+        if not reason:
+            return kind, found
+        reasons.append(reason)
+    because = "; ".join(dict.fromkeys(reasons + picture_outputs(about))) or (
+        f'write "family", one of {", ".join(kinds)}, and "outputs", its names of them'
+    )
+    raise ValueError(
+        f"the outputs are those of no known family: {list_outputs(about.outputs)}: {because}"
+    )
+
+
+def picture_outputs(about: About) -> list[str]:
+    """Say of each output that is a picture that it is one."""
+    return [
+        f"{name} is a picture, and a model that answers one names nothing in it"
+        for name, (dtype, shape, _) in about.outputs.items()
+        if dtype == "DT_UINT8" and shape is not None and len(shape) == 4 and shape[3] == 3
+    ]
+
+
+def choose_outputs(about: About) -> Mapping[str, Output]:
+    """The outputs to go by: of logits and probabilities of the same classes, the latter."""
+    if len(about.outputs) > 1:
+        shapes = {output.shape for output in about.outputs.values()}
+        ready = [name for name, output in about.outputs.items() if output.made_by in MADE]
+        if len(ready) == 1 and len(shapes) == 1 and len(next(iter(shapes)) or ()) == 2:
+            return {ready[0]: about.outputs[ready[0]]}
+    return about.outputs
+
+
+def rename_outputs(about: About, found: Mapping[str, str]) -> About:
+    """The same under the names of a family's layout."""
+    outputs = {slot: about.outputs[own] for slot, own in found.items()}
+    return dataclasses.replace(about, outputs=outputs, own=found)
+
+
+def settle(kind: Family, about: About) -> About:
+    """What is left open by a family, as the config or the graph says it.
+
+    ValueError with the lines to write where neither does.
+    """
+    about = settle_activation(kind, about)
+    missing, (form, scale) = [], (kind.boxes or "- -").split()
+    form, scale = about.boxes_format or form, about.boxes_scale or scale
+    if "?" in form + scale:
+        known = [f'"format": "{form.replace("?", " | ".join(BOX_FORMATS))}"']
+        known += [f'"scale": "{scale.replace("?", " | ".join(BOX_SCALES))}"']
+        missing.append(f'"boxes": {{{", ".join(known)}}}')
+    is_fixed = kind.draws_boxes or not kind.boxes
+    if is_fixed and (about.boxes_format or about.boxes_scale):
+        raise ValueError(f"boxes: family {kind.name} has none of which that can be said")
+    if scale == "input" and about.is_encoded:
+        raise ValueError(
+            "boxes.scale: the model decodes pictures itself, so that the size of its input is not "
+            'known: export it with boxes in 0..1, or in pixels of the picture, and write "pixels"'
+        )
+    counts = bool(kind.boxes) and not kind.numbers_classes
+    if counts and kind.classes_from is None and about.classes_from is None:
+        missing.append('"classes_from": 0 or 1 (the number of the first class)')
+    if missing:
+        raise ValueError(
+            f"family {kind.name} does not say all: write {' and '.join(missing)} "
+            "into the deployment"
+        )
+    first = kind.classes_from if about.classes_from is None else about.classes_from
+    limit = kind.threshold if about.threshold is None else about.threshold
+    about = dataclasses.replace(
+        about, boxes_format=form, boxes_scale=scale, classes_from=first, threshold=limit
+    )
+    if problem := kind.check(about):
+        raise ValueError(problem)
+    return about
+
+
+def settle_activation(kind: Family, about: About) -> About:
+    """What is to be done to the numbers that may be confidences or logits.
+
+    ValueError where neither the graph nor the config says what they are, or they contradict.
+    """
+    if not kind.activation:
+        if about.activation:
+            raise ValueError(f"activation: family {kind.name} answers confidences: leave it out")
+        return about
+    made = MADE.get(about.made_by(kind.activation))
+    if made and about.activation not in (None, "none"):
+        raise ValueError(
+            f'activation: the graph applies a {made} already: leave it out, or write "none"'
+        )
+    if not made and about.activation is None:
+        raise ValueError(f"{unknown_activation(about, kind.activation)}: write {WAYS}")
+    return dataclasses.replace(about, activation=about.activation or "none")
+
+
+def unknown_activation(about: About, slot: str) -> str:
+    """Say of an output that nobody knows whether its numbers are confidences or logits."""
+    output = about.outputs[slot]
+    made = f"made by {output.made_by}" if output.made_by else "made by nothing that tells"
+    return f"{slot} {output.text} is {made}, neither softmax nor sigmoid"
+
+
+# --- from arrays to predictions -------------------------------------------------------------------
+
+
+def to_yxyx(boxes: np.ndarray, form: str) -> np.ndarray:
+    """Boxes [N, 4] of any format as ymin, xmin, ymax, xmax."""
+    if form == "yxyx":
+        return boxes
+    x, y, right, bottom = boxes.T
+    if form == "xywh":
+        right, bottom = x + right, y + bottom
+    if form == "cxcywh":
+        x, y, right, bottom = x - right / 2, y - bottom / 2, x + right / 2, y + bottom / 2
+    return np.stack([y, x, bottom, right], axis=1)
+
+
+def to_unit(boxes: np.ndarray, scale: str, input_size: tuple[int, int]) -> np.ndarray:
+    """Boxes [N, 4] (ymin, xmin, ymax, xmax) in 0..1 of the picture.
+
+    `unit` boxes are that already; `pixels` and `input` are pixels of the picture as the model is
+    shown it, of height and width `input_size`.
+    """
+    return boxes if scale == "unit" else boxes / np.tile(np.array(input_size, np.float32), 2)
+
+
+def check_scale(boxes: np.ndarray, scale: str, input_size: tuple[int, int]) -> None:
+    """Raise OutputError where the boxes [N, 4] contradict the scale that they are said to have."""
+    edges = np.nan_to_num(np.abs(boxes)).max(axis=1)  # [N]
+    if not len(edges):
+        return
+    line = 'write "boxes": {"scale": "%s"} into the deployment'
+    if scale == "unit" and np.median(edges) > 2:
+        raise OutputError(
+            f"boxes reach to {edges.max():.4g}, which is not in 0..1: " + line % "pixels | input"
+        )
+    if scale != "unit" and edges.max() <= 1.5 and min(input_size) > 8:
+        raise OutputError(
+            f"boxes reach to {edges.max():.4g}, which are no pixels: " + line % "unit"
+        )
+
+
+def sound_rows(tensors: Tensors) -> np.ndarray:
+    """Which predictions [N] can be: no NaN anywhere, confidence in 0..1, a class, a box."""
+    scores = tensors["scores"]
+    sound = (scores >= -SLACK) & (scores <= 1 + SLACK) & (tensors["classes"] >= 0)
+    for name in ("boxes", "masks"):
+        if name in tensors:
+            array = tensors[name]
+            sound &= np.isfinite(array).all(axis=tuple(range(1, array.ndim)))
+    return sound
+
+
+def finish(kind: Family, tensors: Tensors, about: About, most: int) -> Tensors:
+    """What a reader has read as predictions, best first, at most `most`, boxes in the picture.
+
+    What cannot be is dropped: NaN and confidences outside 0..1, which the log counts, and boxes of
+    which nothing lies in the picture.
+    """
+    tensors = dict(tensors)
+    tensors["scores"] = np.asarray(tensors["scores"], np.float32)
+    classes = np.nan_to_num(np.asarray(tensors["classes"], np.float64), nan=-1, posinf=-1)
+    tensors["classes"] = np.rint(classes).astype(np.int64)
+    sound = sound_rows(tensors)
+    if dropped := int((~sound).sum()):
+        text = "family %s: %d predictions dropped: NaN, a confidence outside 0..1 or no class"
+        logger.warning(text, kind.name, dropped)
+    tensors = keep(tensors, sound)
+    tensors["scores"] = np.clip(tensors["scores"], 0, 1)
+    if about.threshold is not None:
+        tensors = keep(tensors, tensors["scores"] >= np.float32(about.threshold))
+    if kind.boxes:
+        tensors = place_in_picture(kind, tensors, about)
+        shifts = not kind.numbers_classes and about.classes_from == 0 and 0 not in about.labels
+        tensors["classes"] = tensors["classes"] + int(shifts)
+    tensors = keep(tensors, np.argsort(-tensors["scores"], kind="stable")[:most])
+    return {**tensors, "names": name_classes(tensors, about.labels)}
+
+
+def place_in_picture(kind: Family, tensors: Tensors, about: About) -> Tensors:
+    """Boxes of any format and scale in 0..1 of the picture, without those that are empty there.
+
+    They are suppressed before they are clipped, as all the projects do.
+    """
+    boxes = to_yxyx(np.asarray(tensors["boxes"], np.float32), about.boxes_format or "")
+    check_scale(boxes, about.boxes_scale or "", about.shown)
+    tensors = {**tensors, "boxes": to_unit(boxes, about.boxes_scale or "", about.shown)}
+    if kind.overlap is not None:
+        tensors = suppress(tensors, kind.overlap)
+    raw, clipped = tensors["boxes"], np.clip(tensors["boxes"], 0, 1)
+    if "masks" in tensors and len(raw):
+        tensors["masks"] = clip_masks(tensors["masks"], raw, clipped)
+    tensors["boxes"] = clipped
+    has_area = (clipped[:, 2:] > clipped[:, :2]).all(axis=1)
+    return keep(tensors, has_area)
+
+
+def clip_masks(masks: np.ndarray, boxes: np.ndarray, clipped: np.ndarray) -> np.ndarray:
+    """Masks [N, mh, mw] of boxes as masks of what of those boxes lies in the picture."""
+    masks = masks.astype(np.float32)
+    for index in np.flatnonzero((boxes != clipped).any(axis=1)):
+        origin, size = np.tile(boxes[index, :2], 2), np.tile(boxes[index, 2:] - boxes[index, :2], 2)
+        if (clipped[index, 2:] > clipped[index, :2]).all():
+            part = (clipped[index] - origin) / size
+            masks[index] = sample_masks(
+                masks[index : index + 1], part[np.newaxis], masks.shape[1:]
+            )[0]
+    return masks
+
+
+def sample_masks(
+    planes: np.ndarray, boxes: np.ndarray, size: tuple[int, ...] = (128, 128)
+) -> np.ndarray:
+    """What of each plane [N, h, w] lies in its box (0..1 of the plane), as [N, *size], linear."""
+    height, width = planes.shape[1:]
+    masks = np.zeros((len(planes), *size), np.float32)
+    for index, (plane, (top, left, bottom, right)) in enumerate(zip(planes, boxes.tolist())):
+        rows = (top + (bottom - top) * (np.arange(size[0]) + 0.5) / size[0]) * height - 0.5
+        columns = (left + (right - left) * (np.arange(size[1]) + 0.5) / size[1]) * width - 0.5
+        x, y = np.meshgrid(columns.astype(np.float32), rows.astype(np.float32))
+        masks[index] = cv2.remap(
+            plane.astype(np.float32), x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+        )
+    return masks
+
+
+def name_classes(tensors: Tensors, labels: Mapping[int, str]) -> np.ndarray:
+    """The names of predictions, object [N]: those they bring, else the label map's."""
+    if "names" in tensors:
+        return tensors["names"]
+    numbers = tensors["classes"].tolist()
+    return np.array([labels.get(number, str(number)) for number in numbers] + [None], object)[:-1]
+
+
+def without_batch(array: np.ndarray, pattern: str, name: str) -> np.ndarray:
+    """The array of one picture; OutputError for another rank than the family's."""
+    rank = len([token for token in pattern.split() if token not in ("float", "int", "text")])
+    if array.ndim == rank + 1 and array.shape[0] == 1:
+        return array[0]
+    if array.ndim == rank:
+        return array
+    raise OutputError(
+        f"output {name}: expected [{pattern}] of one picture, got {list(array.shape)}"
+    )
+
+
+# --- detectors whose outputs have names -----------------------------------------------------------
+
+
+def take_count(outputs: Mapping[str, np.ndarray]) -> int | None:
+    """How many rows are used, where the model says it."""
+    if "num_detections" not in outputs:
+        return None
+    return max(0, int(np.nan_to_num(float(outputs["num_detections"]))))
+
+
+def read_named(outputs: Mapping[str, np.ndarray], prefix: str = "detection_") -> Tensors:
+    """Boxes, scores, classes and perhaps masks of the rows that are used."""
+    wanted = {name: outputs.get(prefix + name) for name in ("boxes", "scores", "classes", "masks")}
+    count = take_count(outputs)
+    tensors = {name: array[:count] for name, array in wanted.items() if array is not None}
+    return keep(tensors, ~(tensors["scores"] <= 0))  # unused rows are zero, or -1
+
+
+DETECTION_API = {
+    "detection_boxes": "N 4",
+    "detection_scores": "N",
+    "detection_classes": "N",
+    "num_detections?": "",
+    "detection_masks?": "N h w",
+}
+
+
+def is_in_pixels(about: About) -> str:
+    """TF Model Garden exports pixels, or on wish boxes that it has divided by the size."""
+    divided = about.made_by("detection_boxes") == "RealDiv"
+    return "the graph divides the boxes by a size: they are in 0..1" if divided else ""
+
+
+@family(
+    {**DETECTION_API, "image_info": "4 2"},
+    boxes="yxyx pixels",
+    classes_from=1,
+    told=is_in_pixels,
+    draws_boxes=True,
+)
+def model_garden(outputs: Mapping[str, np.ndarray], about: About) -> Tensors:
+    """TF Model Garden (official/vision/serving/detection.py): pixels of its scaled picture.
+
+    `image_info` has the original size, the scaled one, the scale and the offset, each (y, x).
+    """
+    tensors, (_, _, scale, offset) = read_named(outputs), outputs["image_info"].astype(np.float32)
+    boxes = tensors["boxes"]
+    if len(boxes) and np.nan_to_num(np.abs(boxes)).max() <= 1.5:
+        raise OutputError('boxes lie in 0..1, which are no pixels: write "family": "detection_api"')
+    if (scale > 0).all():
+        tensors["boxes"] = (tensors["boxes"] + np.tile(offset, 2)) / np.tile(scale, 2)
+    return tensors
+
+
+@family(DETECTION_API, boxes="yxyx unit", classes_from=1)
+def detection_api(outputs: Mapping[str, np.ndarray], about: About) -> Tensors:
+    """TensorFlow's Object Detection API: boxes in 0..1, masks of the box."""
+    return read_named(outputs)
+
+
+@family(
+    {"output_1": "N", "output_2": "N", "output_3": "N 4", "output_4?": "N h w"},
+    boxes="yxyx unit",
+    classes_from=0,
+)
+def mask_rcnn(outputs: Mapping[str, np.ndarray], about: About) -> Tensors:
+    """Datature's Mask R-CNN: scores, classes, boxes, masks relative to the box."""
+    names = {"output_1": "scores", "output_2": "classes", "output_3": "boxes", "output_4": "masks"}
+    return read_named({names[name]: array for name, array in outputs.items()}, "")
+
+
+@family(
+    {
+        "boxes": "N 4",
+        "confidence|scores": "N",
+        "classes|labels": "N",
+        "num_detections?": "",
+        "masks?": "N h w",
+    },
+    boxes="? ?",
+    classes_from=0,
+)
+def keras_detector(outputs: Mapping[str, np.ndarray], about: About) -> Tensors:
+    """KerasCV and KerasHub: the format of the boxes is an argument that the export has lost."""
+    return read_named({"scores": outputs["confidence"], **outputs}, "")
+
+
+def has_activation(about: About) -> str:
+    """DETR's logits end with no object after a softmax alone: which it was must be known."""
+    is_known = about.activation != "none" or about.made_by("pred_logits") in MADE
+    return (
+        "" if is_known else 'activation: write "softmax" (the last class is no object) or "sigmoid"'
+    )
+
+
+@family(
+    {"pred_logits|logits": "N C", "pred_boxes": "N 4"},
+    boxes="cxcywh unit",
+    activation="pred_logits",
+    check=has_activation,
+)
+def detr(outputs: Mapping[str, np.ndarray], about: About) -> Tensors:
+    """DETR: a softmax over the classes and no object, which is the last; with a sigmoid there is
+    no such class (Deformable DETR, RT-DETR).
+    """
+    logits = outputs["pred_logits"]
+    has_nothing = "softmax" in (about.activation, MADE.get(about.made_by("pred_logits")))
+    scores = about.activate(logits)[:, : -1 if has_nothing else None]
+    return take_best(outputs["pred_boxes"], scores)
+
+
+def take_best(boxes: np.ndarray, scores: np.ndarray) -> Tensors:
+    """Each box [N, 4] with the best of its classes [N, C]; a row with NaN has NaN."""
+    return {"boxes": boxes, "scores": scores.max(axis=1), "classes": scores.argmax(axis=1)}
+
+
+@family(
+    {"hm": "float A B C", "wh": "float D E F", "reg": "float D E F"},
+    boxes="yxyx unit",
+    classes_from=0,
+    activation="hm",
+    draws_boxes=True,
+    threshold=0.3,
+)
+def centernet(outputs: Mapping[str, np.ndarray], about: About) -> Tensors:
+    """CenterNet's heads: a heat map whose peaks are centres, sizes and offsets in cells of it."""
+    wh, reg = (
+        array if array.shape[2] == 2 else np.moveaxis(array, 0, 2)
+        for array in (outputs["wh"], outputs["reg"])
+    )
+    heat = outputs["hm"]  # [h, w, C], or [C, h, w]
+    heat = heat if heat.shape[:2] == wh.shape[:2] else np.moveaxis(heat, 0, 2)
+    heat = about.activate(heat)
+    around = cv2.dilate(heat, np.ones((3, 3), np.uint8)).reshape(heat.shape)
+    limit = about.threshold or 0
+    rows, columns, classes = np.nonzero((heat == around) & (heat >= limit))
+    scores = heat[rows, columns, classes]
+    middle = np.stack([rows, columns], 1) + reg[rows, columns][:, ::-1]  # [N, 2], y and x
+    half = wh[rows, columns][:, ::-1] / 2
+    size = np.tile(np.array(heat.shape[:2], np.float32), 2)
+    boxes = np.concatenate([middle - half, middle + half], axis=1) / size
+    return {"boxes": boxes, "scores": scores, "classes": classes}
+
+
+# --- detectors of one nameless output -------------------------------------------------------------
+
+ROW_LINES = (
+    'of a detector write its "family": "detector" (Datature), "efficientdet", "yolov5", "yolo" or '
+    '"yolo_nms" (x1, y1, x2, y2, score, class)'
+)
+# Operations that end a network of features, never a list of boxes.
+FEATURES = (
+    "Softmax",
+    "Sigmoid",
+    "BiasAdd",
+    "MatMul",
+    "BatchMatMulV2",
+    "Tanh",
+    "Relu",
+    "LogSoftmax",
+)
+
+
+def count_cells(size: tuple[int, int] | None) -> set[int]:
+    """How many cells YOLO's grids may have over an input: strides 8 to 32, or to 64."""
+    if size is None:
+        return set()
+    cells = [(size[0] // stride) * (size[1] // stride) for stride in (8, 16, 32, 64)]
+    return {sum(cells[:3]), sum(cells)}
+
+
+def is_efficientdet(about: About) -> str:
+    names = about.input_name.split(":")[0], about.own["detections"].split(":")[0]
+    return "" if {"image_arrays", "image_files", "detections"} & set(names) else ROW_LINES
+
+
+@family(
+    {"detections": "N 7"},
+    is_named=False,
+    told=is_efficientdet,
+    boxes="yxyx pixels",
+    classes_from=1,
+)
+def efficientdet(outputs: Mapping[str, np.ndarray], about: About) -> Tensors:
+    """google/automl's EfficientDet: image, ymin, xmin, ymax, xmax, score, class; pixels."""
+    rows = outputs["detections"]
+    tensors = {"boxes": rows[:, 1:5], "scores": rows[:, 5], "classes": rows[:, 6]}
+    check_confidences(tensors["scores"])
+    if len(rows) and not np.isnan(rows[:, 0]).any() and np.ptp(rows[:, 0]):
+        raise OutputError("the rows do not begin with the number of the picture: " + ROW_LINES)
+    return keep(tensors, tensors["scores"] != 0)
+
+
+def is_yolo(about: About) -> str:
+    """A row for each cell of the grids over the input, or for each class and box."""
+    first, second = about.shape("predictions")
+    if about.made_by("predictions") in FEATURES:
+        return f"a sequence made by {about.made_by('predictions')} is no detector"
+    cells = count_cells(about.size)
+    ends = [row for row, cell in ((first, second), (second, first)) if cell in cells]
+    if len(ends) == 1:
+        return "" if (ends[0] or 0) > 4 else ROW_LINES
+    is_labelled = about.names > 0 and first == 4 + about.names
+    if (first or 0) > 4 and (second is None or second > max(first or 0, 50)):
+        return "" if about.input_name == "images" or is_labelled else ROW_LINES
+    return ROW_LINES
+
+
+def yolo_rows(rows: np.ndarray, about: About) -> np.ndarray:
+    """YOLO's output as rows [N, 4 + C], whichever way it lies."""
+    first, second = about.shape("predictions")
+    cells = count_cells(about.size)
+    lies = second in cells or first not in cells
+    return rows.T if lies else rows
+
+
+@family(
+    {"predictions": "A B"},
+    is_named=False,
+    told=is_yolo,
+    boxes="cxcywh input",
+    classes_from=0,
+    threshold=0.25,
+    overlap=0.7,
+)
+def yolo(outputs: Mapping[str, np.ndarray], about: About) -> Tensors:
+    """YOLOv8 to v11: [4 + C, N], centre and size in pixels of the input, a score for each class."""
+    rows = yolo_rows(outputs["predictions"], about)
+    check_confidences(rows[:, 4:])
+    return take_best(rows[:, :4], rows[:, 4:])
+
+
+def is_yolov5(about: About) -> str:
+    if about.made_by("predictions") in FEATURES:
+        return f"a sequence made by {about.made_by('predictions')} is no detector"
+    anchors = {3 * cells for cells in count_cells(about.size)}
+    return "" if about.shape("predictions")[0] in anchors else ROW_LINES
+
+
+@family(
+    {"predictions": "N A"},
+    is_named=False,
+    told=is_yolov5,
+    boxes="cxcywh unit",
+    classes_from=0,
+    threshold=0.25,
+    overlap=0.45,
+)
+def yolov5(outputs: Mapping[str, np.ndarray], about: About) -> Tensors:
+    """YOLOv5's own TensorFlow export: [N, 5 + C], centre and size in 0..1, an object's score."""
+    rows = outputs["predictions"]
+    check_confidences(rows[:, 4:])
+    return take_best(rows[:, :4], rows[:, 4:5] * rows[:, 5:])
+
+
+def is_chosen(about: About) -> str:
+    """Nothing tells: only the config does."""
+    return ROW_LINES
+
+
+@family({"predictions": "N 6"}, is_named=False, told=is_chosen, boxes="xyxy input", classes_from=0)
+def yolo_nms(outputs: Mapping[str, np.ndarray], about: About) -> Tensors:
+    """YOLO with suppression inside: x1, y1, x2, y2, score, class."""
+    rows = outputs["predictions"]
+    tensors = {"boxes": rows[:, :4], "scores": rows[:, 4], "classes": rows[:, 5]}
+    check_confidences(tensors["scores"])
+    return keep(tensors, tensors["scores"] != 0)
+
+
+def is_yolo_segmentation(about: About) -> str:
+    """Coefficients of as many prototypes as there are planes, which lie on a grid of stride 4."""
+    cells, shape = count_cells(about.size), about.shape("predictions")
+    planes = about.shape("prototypes")
+    grid = about.size and (about.size[0] // 4, about.size[1] // 4)
+    if grid in (planes[:2], planes[1:]) and cells & set(shape):
+        return ""
+    return 'of a segmenter of YOLO write "family": "yolo_segmentation"'
+
+
+@family(
+    {"predictions": "A B", "prototypes": "D E F"},
+    is_named=False,
+    told=is_yolo_segmentation,
+    boxes="cxcywh input",
+    classes_from=0,
+    threshold=0.25,
+)
+def yolo_segmentation(outputs: Mapping[str, np.ndarray], about: About) -> Tensors:
+    """YOLO's segmenters: [4 + C + P, N] and P planes, which each row adds up to a mask."""
+    planes = outputs["prototypes"]  # [h, w, P], or [P, h, w]
+    is_last = planes.shape[0] == planes.shape[1] or planes.shape[2] < planes.shape[0]
+    planes = np.moveaxis(planes, 2, 0) if is_last else planes
+    rows = yolo_rows(outputs["predictions"], about)
+    scores, weights = rows[:, 4 : -len(planes)], rows[:, -len(planes) :]
+    check_confidences(scores)
+    best = {**take_best(rows[:, :4], scores), "weights": weights, "raw": rows[:, :4]}
+    best = keep(best, best["scores"] >= np.float32(about.threshold or 0))
+    best["boxes"] = to_yxyx(best["raw"], about.boxes_format or "")
+    best["boxes"] = to_unit(best["boxes"], about.boxes_scale or "", about.shown)
+    best = suppress(keep(best, np.isfinite(best["boxes"]).all(axis=1)), 0.7)
+    best = keep(best, np.argsort(-best["scores"], kind="stable")[:MOST_MASKS])
+    weights, raw = best.pop("weights"), best.pop("raw")
+    drawn = sample_masks(np.tensordot(weights, planes, 1), best["boxes"])
+    return {**best, "boxes": raw, "masks": sigmoid(drawn)}
+
+
+MOST_MASKS = 300  # that are drawn for one picture
+
+
+def is_detector(about: About) -> str:
+    """Seven columns, not made by a layer of features; what is in them is checked as it is read."""
+    made_by = about.made_by("output")
+    columns = about.shape("output")[1]
+    if made_by in FEATURES:
+        return f"a sequence made by {made_by} is no detector"
+    if about.shape("output")[0] in {3 * cells for cells in count_cells(about.size)}:
+        return ROW_LINES
+    rows_made = ("ConcatV2", "Pack", "PadV2", "Pad", "GatherV2", "GatherNd", "SelectV2", "Select")
+    return "" if columns == 7 or (columns or 0) > 7 and made_by in rows_made else ROW_LINES
+
+
+def has_seven_columns(about: About) -> str:
+    columns = about.shape("output")[1:]
+    return "family detector has rows of 7 columns or more" if (*columns, 7)[0] in range(7) else ""
+
+
+@family(
+    {"output": "N A"},
+    is_named=False,
+    told=is_detector,
+    check=has_seven_columns,
+    boxes="yxyx unit",
+    classes_from=1,
+    overlap=0.5,
+)
+def detector(outputs: Mapping[str, np.ndarray], about: About) -> Tensors:
+    """Datature's detector: ymin, xmin, ymax, xmax, score, class, ..., valid; then suppression."""
+    rows = outputs["output"]  # [N, >=7]
     rows = rows[rows[:, -1] != 0]
-    tensors = {
-        "boxes": rows[:, :4],
-        "scores": rows[:, 4],
-        "classes": np.rint(rows[:, 5]).astype(np.int64),
-    }
-    return suppress(tensors, 0.5)
+    numbers = rows[:, 5][np.isfinite(rows[:, 5])]
+    if (numbers != np.rint(numbers)).any() or (np.nan_to_num(rows[:, 4]) > 1 + SLACK).any():
+        raise OutputError(
+            "the rows are not ymin, xmin, ymax, xmax, score, class, ..., valid: " + ROW_LINES
+        )
+    return {"boxes": rows[:, :4], "scores": rows[:, 4], "classes": rows[:, 5]}
 
 
-def read_mask_rcnn(outputs: Mapping[str, np.ndarray], labels: Mapping[int, str]) -> Tensors:
-    """Datature's Mask R-CNN: output_1 scores, output_2 0-based classes, output_3 boxes,
-    output_4 masks relative to the box.
+# --- planes and maps ------------------------------------------------------------------------------
+
+
+def plane_axis(about: About) -> int | None:
+    """Where the classes lie in planes [A, B, C]: 0, 2, or None where nothing tells.
+
+    There are as many planes as names, or a background more; else the other two sizes have the
+    proportions of the model's input.
     """
-    scores = np.ravel(outputs["output_1"])
-    tensors = {
-        "scores": scores,
-        "classes": np.rint(np.ravel(outputs["output_2"])).astype(np.int64) + 1,
-        "boxes": outputs["output_3"].reshape(-1, 4),
-    }
-    if "output_4" in outputs:
-        masks = outputs["output_4"]
-        tensors["masks"] = masks.reshape(len(scores), *masks.shape[-2:])
-    return keep(tensors, scores > 0)
+    first, second, last = about.shape("planes")
+    if last == 1 and first != 1:
+        return 2
+    if first == 1 and last != 1:
+        return 0
+    counts = {len(about.labels), about.names, about.names + 1} if about.labels else set()
+    ends = [axis for axis, size in ((0, first), (2, last)) if size in counts]
+    if len(ends) == 1:
+        return ends[0]
+    are_pictures = [axis for axis in (0, 2) if is_like(about, axis)]
+    return are_pictures[0] if len(are_pictures) == 1 else None
 
 
-def read_segmentation(outputs: Mapping[str, np.ndarray], labels: Mapping[int, str]) -> Tensors:
-    """Class planes [1, C, H, W] or [1, H, W, C], class 0 the background: one prediction for each
-    connected region.
+def is_like(about: About, axis: int) -> bool:
+    """Whether planes may lie along an axis: the other two sizes have the input's proportions."""
+    first, second, last = about.shape("planes")
+    tall, wide, planes = (second, last, first) if axis == 0 else (first, second, last)
+    if planes is None:
+        return False
+    if about.size is None and tall is not None:
+        return tall == wide and planes != tall
+    return is_in_proportion(about, tall, wide)
 
-    The planes lie along the axis of as many entries as there are labels and a background, else the
-    shorter end.
+
+def is_in_proportion(about: About, tall: int | None, wide: int | None) -> bool:
+    """Whether sizes may be those of a picture that the model takes."""
+    if tall is None or wide is None or about.size is None:
+        return tall is None and wide is None or about.size is None and tall == wide
+    return abs(tall * about.size[1] - wide * about.size[0]) <= max(about.size)
+
+
+def is_segmentation(about: About) -> str:
+    output, planes = about.outputs["planes"], about.shape("planes")
+    axis = plane_axis(about)
+    if output.made_by == "Tanh":
+        return "a model that answers a picture (made by Tanh) finds nothing to be named in one"
+    if axis is None:
+        return check_planes(about)
+    count = planes[axis]
+    is_named = about.labels and count in (len(about.labels), about.names, about.names + 1)
+    if count == 3 and output.made_by != "Softmax" and not is_named:
+        return (
+            "three planes may be a picture, of a model that answers one (image to image): "
+            'of a segmenter write "family": "segmentation"'
+        )
+    if output.made_by not in MADE and about.activation is None:
+        return f"{unknown_activation(about, 'planes')}: write {WAYS}"
+    return ""
+
+
+REGIONS: dict[str, Any] = {
+    "is_named": False,
+    "boxes": "yxyx unit",
+    "numbers_classes": True,
+    "draws_boxes": True,
+}
+
+
+def check_planes(about: About) -> str:
+    """Whether it is known where the planes lie, and which of them is the background."""
+    axis = plane_axis(about)
+    if axis is None:
+        return (
+            f"planes {about.outputs['planes'].text} may have its classes first or last: "
+            'write "label_map" with as many names as there are classes'
+        )
+    count = about.shape("planes")[axis]
+    if count == 1:
+        return check_count(about, 1, "planes")
+    if about.classes_from is None and count == about.names and are_exclusive(about, count):
+        return (
+            'there is a name for each plane: write "classes_from": 0 where plane 0 is a class like '
+            "the others, 1 where it is the background"
+        )
+    return ""
+
+
+@family(
+    {"planes": "float A B C"},
+    told=is_segmentation,
+    check=check_planes,
+    activation="planes",
+    **REGIONS,
+)
+def segmentation(outputs: Mapping[str, np.ndarray], about: About) -> Tensors:
+    """Class planes [H, W, C] or [C, H, W]: a prediction for each connected region.
+
+    Of a softmax the best class of each pixel, class 0 the background; of sigmoids each plane by
+    itself, from the threshold on.
     """
-    planes = next(iter(outputs.values()))[0].astype(np.float32)
-    last = (
-        planes.shape[2] == len(labels) + 1
-        if planes.shape[0] != planes.shape[2] and labels
-        else planes.shape[2] <= planes.shape[0]
-    )
-    planes = as_probabilities(planes if last else np.moveaxis(planes, 0, 2))  # [H, W, C]
-    winner = planes.argmax(axis=2)
+    axis = plane_axis(about)
+    planes = outputs["planes"]
+    planes = about.activate(planes if axis == 2 else np.moveaxis(planes, 0, 2))  # [H, W, C]
+    if are_exclusive(about, planes.shape[2]):
+        return find_best_regions(planes, about)
+    return find_planes_regions(planes, about)
+
+
+def are_exclusive(about: About, count: int) -> bool:
+    """Whether the planes exclude each other: those of a softmax, not those of sigmoids."""
+    made_by = about.made_by("planes")
+    return count > 1 and ("softmax" in (about.activation, MADE.get(made_by)) or made_by not in MADE)
+
+
+def find_best_regions(planes: np.ndarray, about: About) -> Tensors:
+    """The regions of the best class of each pixel of planes [H, W, C]."""
+    planes = np.nan_to_num(planes)
+    winner, best = planes.argmax(axis=2), planes.max(axis=2)
+    first = 0 if about.classes_from == 0 else 1
+    winner = np.where(best >= (about.threshold or 0), winner, first - 1)
+    shift = 1 - first if 0 not in about.labels else 0
     found = [
-        (box, planes[:, :, number][window][inside].mean(), int(number), shrink_region(inside))
-        for number in np.unique(winner[winner > 0])
+        (box, planes[:, :, number][window][inside].mean(), int(number) + shift, inside)
+        for number in np.unique(winner[winner >= first])
         for box, window, inside in find_regions(winner == number)
     ]
-    size = np.array([*winner.shape, *winner.shape], np.float32)
-    boxes, scores, classes, masks = zip(*found) if found else ((), (), (), ())
+    return to_tensors(found, winner.shape)
+
+
+def find_planes_regions(planes: np.ndarray, about: About) -> Tensors:
+    """The regions of each of the planes [H, W, C] by itself, from the threshold on."""
+    count, limit = planes.shape[2], 0.5 if about.threshold is None else about.threshold
+    has_background = count > 1 and (count == about.names + 1 or about.classes_from == 1)
+    numbers = [
+        index if has_background or 0 in about.labels else index + 1 for index in range(count)
+    ]
+    if count == 1 and about.labels:
+        numbers = [max(about.labels)]  # the one name, or the second, after the background
+    found = [
+        (box, planes[:, :, index][window][inside].mean(), numbers[index], inside)
+        for index in range(1 if has_background else 0, count)
+        for box, window, inside in find_regions(planes[:, :, index] >= limit)
+    ]
+    return to_tensors(found, planes.shape[:2])
+
+
+def to_tensors(found: Sequence[tuple], size: tuple[int, ...]) -> Tensors:
+    """Regions (box in pixels of the planes, score, class, what is inside) as predictions."""
+    boxes, scores, classes, insides = zip(*found) if found else ((), (), (), ())
     return {
-        "boxes": np.array(boxes, np.float32).reshape(-1, 4) / size,
+        "boxes": np.array(boxes, np.float32).reshape(-1, 4) / np.array([*size, *size], np.float32),
         "scores": np.array(scores, np.float32),
         "classes": np.array(classes, np.int64),
-        "masks": np.array(masks, np.float32).reshape(-1, 64, 64),
+        "masks": np.array([shrink_region(inside) for inside in insides], np.float32).reshape(
+            -1, 64, 64
+        ),
     }
+
+
+def is_map(about: About) -> str:
+    tall, wide = about.shape("map")[:2]
+    return (
+        "" if is_in_proportion(about, tall, wide) else "integers, but of no picture's proportions"
+    )
+
+
+@family({"map": "int H W"}, told=is_map, **REGIONS)
+def class_map(outputs: Mapping[str, np.ndarray], about: About) -> Tensors:
+    """The class of each pixel (DeepLab's SemanticPredictions), 0 the background: its regions."""
+    numbers = outputs["map"]
+    found = [
+        (box, 1.0, int(number), inside)
+        for number in np.unique(numbers[numbers > 0])
+        for box, _, inside in find_regions(numbers == number)
+    ]
+    return to_tensors(found, numbers.shape)
+
+
+@family({"map": "int H W 1"}, told=is_map, **REGIONS)
+def class_map_plane(outputs: Mapping[str, np.ndarray], about: About) -> Tensors:
+    """The same, with a last axis of one."""
+    return class_map({"map": outputs["map"][:, :, 0]}, about)
+
+
+def is_mask(about: About) -> str:
+    if about.made_by("mask") not in MADE and about.activation is None:
+        return (
+            f"{unknown_activation(about, 'mask')}: of a mask write {WAYS}, of a detector its family"
+        )
+    is_like = is_in_proportion(about, *about.shape("mask"))
+    if about.made_by("mask") == "Softmax" or not is_like:
+        return "a sequence is no mask"
+    return ""
+
+
+@family({"mask": "float H W"}, told=is_mask, activation="mask", **REGIONS)
+def mask(outputs: Mapping[str, np.ndarray], about: About) -> Tensors:
+    """One mask [H, W]: its regions."""
+    return find_planes_regions(about.activate(outputs["mask"])[:, :, np.newaxis], about)
 
 
 def find_regions(plane: np.ndarray) -> Iterator[tuple]:
@@ -741,55 +1721,71 @@ def shrink_region(inside: np.ndarray) -> np.ndarray:
     return cv2.resize(inside.astype(np.float32), (64, 64), interpolation=method)
 
 
-def read_classifier(outputs: Mapping[str, np.ndarray], labels: Mapping[int, str]) -> Tensors:
-    """One output [1, C] of probabilities or logits.
+# --- classifiers ----------------------------------------------------------------------------------
 
-    C is the labels' number, or one more with a background at 0.
-    """
-    scores = as_probabilities(next(iter(outputs.values()))[0].astype(np.float32))
-    first = 0 if 0 in labels or len(scores) == len(labels) + 1 else 1
+
+@family({"scores": "float C", "labels|classes": "text C"}, activation="scores")
+def labelled_classifier(outputs: Mapping[str, np.ndarray], about: About) -> Tensors:
+    """A classifier that answers the names too (AutoML Vision, TF1 estimators)."""
+    names = [name.decode("utf-8", "replace") for name in outputs["labels"].tolist()]
+    scores = about.activate(outputs["scores"])
+    classes = np.arange(1, len(scores) + 1)
+    return {"scores": scores, "classes": classes, "names": np.array([*names, None], object)[:-1]}
+
+
+def is_classifier(about: About) -> str:
+    if about.made_by("probabilities") not in MADE and about.activation is None:
+        return (
+            f"{unknown_activation(about, 'probabilities')}: an embedding or a regression is no "
+            f"classifier; of a classifier write {WAYS}"
+        )
+    return ""
+
+
+def check_classes(about: About) -> str:
+    """What is wrong with a classifier's number of outputs beside the label map's ids, or ""."""
+    (count,) = about.shape("probabilities") or (None,)
+    if count is None or count == 1:
+        return check_count(about, count)
+    first = first_class(about, count)
+    strange = [number for number in about.labels if number not in range(first, first + count)]
+    return f"label_map names the class {strange[0]}, the model has {count}" if strange else ""
+
+
+def first_class(about: About, count: int) -> int:
+    """The id of the first of so many classes: 0 for a background, or where the label map has it."""
+    has_background = about.classes_from is None and count == about.names + 1
+    return 0 if 0 in about.labels or has_background or about.classes_from == 1 else 1
+
+
+def check_count(about: About, count: int | None, slot: str = "probabilities") -> str:
+    """What is wrong with a single confidence, or mask, or ""."""
+    is_softmax = "softmax" in (about.activation, MADE.get(about.made_by(slot)))
+    if count == 1 and is_softmax:
+        return "one output with a softmax is 1 for every picture"
+    if count == 1 and len(about.labels) > 2:
+        return f"one output is one class or two, label_map names {len(about.labels)}"
+    return ""
+
+
+@family(
+    {"probabilities": "float C"},
+    is_named=False,
+    told=is_classifier,
+    check=check_classes,
+    activation="probabilities",
+)
+def classifier(outputs: Mapping[str, np.ndarray], about: About) -> Tensors:
+    """A confidence for each class; of one sigmoid, for the one name or for both."""
+    scores = about.activate(outputs["probabilities"])
+    if problem := check_count(about, len(scores)):
+        raise OutputError(problem)
+    if len(scores) == 1:
+        numbers = sorted(about.labels) or [1]
+        scores = np.concatenate([1 - scores, scores])[-len(numbers) :]
+        return {"scores": scores, "classes": np.array(numbers, np.int64)}
+    first = first_class(about, len(scores))
     return {"scores": scores, "classes": np.arange(len(scores), dtype=np.int64) + first}
-
-
-def as_probabilities(values: np.ndarray) -> np.ndarray:
-    """Probabilities along the last axis: as they are when they are some already,
-    else the softmax of logits.
-    """
-    if (
-        values.min(initial=0) >= 0
-        and values.max(initial=0) <= 1
-        and np.allclose(values.sum(axis=-1), 1, atol=1e-2)
-    ):
-        return values
-    powers = np.exp(values - values.max(axis=-1, keepdims=True))
-    return powers / powers.sum(axis=-1, keepdims=True)
-
-
-FAMILIES: dict[str, Callable[[Mapping[str, np.ndarray], Mapping[int, str]], Tensors]] = {
-    "detection_api": read_detection_api,
-    "detector": read_detector,
-    "mask_rcnn": read_mask_rcnn,
-    "segmentation": read_segmentation,
-    "classifier": read_classifier,
-}
-
-
-def read_outputs(
-    family: str, outputs: Mapping[str, np.ndarray], labels: Mapping[int, str], most: int
-) -> Tensors:
-    """A model's outputs as predictions, best first, at most `most`.
-
-    Boxes clipped to the picture.
-    """
-    tensors = FAMILIES[family](outputs, labels)
-    order = np.argsort(-tensors["scores"], kind="stable")[:most]
-    tensors = {name: array[order] for name, array in tensors.items()}
-    if "boxes" in tensors:
-        tensors["boxes"] = np.clip(tensors["boxes"].astype(np.float32), 0, 1)
-    tensors["names"] = np.array(
-        [labels.get(number, str(number)) for number in tensors["classes"].tolist()] + [None], object
-    )[:-1]
-    return tensors
 
 
 # ==================================================================================================
@@ -798,8 +1794,6 @@ def read_outputs(
 # them.
 # ==================================================================================================
 
-# Of the import that this thread is in: whose routines are one server's alone.
-IMPORTING: contextvars.ContextVar[bool] = contextvars.ContextVar("importing", default=False)
 DECLARED: dict[str, type] = {}  # outside of such imports: every server of this process has them
 BUILT_IN: dict[str, type] = {}  # those of this file; nothing takes their names from them
 # What every server has; those of its own modules come over it.
@@ -850,8 +1844,8 @@ def declare(kind: Any) -> None:
         (BUILT_IN if built_in else DECLARED)[name] = kind
 
 
-def import_routines(name: str, folder: Path) -> dict[str, type]:
-    """The routines, by name, that a file relative to `folder` or a module of Python's path holds.
+def import_module(name: str, folder: Path) -> tuple[dict[str, type], dict[str, "Family"]]:
+    """The routines and the families, by name, of a file relative to `folder` or a module.
 
     A file is run anew each time, a module is imported as modules are. Raises what it raises.
     """
@@ -865,7 +1859,11 @@ def import_routines(name: str, folder: Path) -> dict[str, type]:
     finally:
         IMPORTING.reset(token)
     kinds = [kind for kind in held.values() if "routine_names" in getattr(kind, "__dict__", ())]
-    return {name: kind for kind in kinds for name in kind.routine_names}
+    families = [read.family for read in held.values() if "family" in getattr(read, "__dict__", ())]
+    return (
+        {name: kind for kind in kinds for name in kind.routine_names},
+        {kind.name: kind for kind in families},
+    )
 
 
 def keep(tensors: Tensors, chosen: np.ndarray) -> Tensors:
@@ -886,16 +1884,19 @@ class FilterConfidence:
         return keep(tensors, tensors["scores"] >= np.float32(self.confidence))
 
 
-def overlaps(boxes: np.ndarray) -> np.ndarray:
-    """IoU of each box with each, float32 [N, N]; boxes [N, 4] (ymin, xmin, ymax, xmax).
+def overlaps(boxes: np.ndarray, others: np.ndarray | None = None) -> np.ndarray:
+    """IoU of each box [N, 4] (ymin, xmin, ymax, xmax) with each of the others, or of its own kind.
 
-    Empty boxes overlap nothing.
+    float32 [N, M]. Empty boxes overlap nothing.
     """
-    low = np.maximum(boxes[:, np.newaxis, :2], boxes[np.newaxis, :, :2])  # [N, N, 2]
-    high = np.minimum(boxes[:, np.newaxis, 2:], boxes[np.newaxis, :, 2:])
-    shared = np.prod(np.clip(high - low, 0, None), axis=2)  # [N, N]
-    area = np.prod(np.clip(boxes[:, 2:] - boxes[:, :2], 0, None), axis=1)  # [N]
-    union = area[:, np.newaxis] + area[np.newaxis, :] - shared
+    others = boxes if others is None else others
+    low = np.maximum(boxes[:, np.newaxis, :2], others[np.newaxis, :, :2])  # [N, M, 2]
+    high = np.minimum(boxes[:, np.newaxis, 2:], others[np.newaxis, :, 2:])
+    shared = np.prod(np.clip(high - low, 0, None), axis=2)  # [N, M]
+    area, other = (
+        np.prod(np.clip(side[:, 2:] - side[:, :2], 0, None), axis=1) for side in (boxes, others)
+    )
+    union = area[:, np.newaxis] + other[np.newaxis, :] - shared
     return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
 
 
@@ -903,14 +1904,14 @@ def suppress(tensors: Tensors, iou: float) -> Tensors:
     """Class-wise non-maximum suppression: the best stays,
     those of its class that overlap it by at least `iou` go.
     """
+    boxes, classes = tensors["boxes"], tensors["classes"]
     order = np.argsort(-tensors["scores"], kind="stable")
-    same = tensors["classes"][:, np.newaxis] == tensors["classes"][np.newaxis, :]  # [N, N]
-    rivals = (overlaps(tensors["boxes"]) >= iou) & same
-    alive = np.ones(len(order), bool)
-    for rank, index in enumerate(order):
-        if alive[index]:
-            later = order[rank + 1 :]
-            alive[later[rivals[index, later]]] = False
+    alive = np.zeros(len(order), bool)
+    while len(order):
+        best, order = order[0], order[1:]
+        alive[best] = True
+        shared = overlaps(boxes[best : best + 1], boxes[order])[0]
+        order = order[(shared < iou) | (classes[order] != classes[best])]
     return keep(tensors, alive)
 
 
@@ -1402,18 +2403,30 @@ class ImageModel:
     """How a deployment shows pictures to its model and reads the answer. Raises ValueError when the
     signature is no image model's.
 
-    `inputs` and `outputs` are name -> (dtype such as `DT_UINT8`, shape or None); `rename` gives the
-    model's own output names for a family's; pictures are shown as `pixel * scale + offset`.
+    `inputs` and `outputs` are name -> (dtype such as `DT_UINT8`, shape or None), of outputs also
+    the operation that makes them, where that is known; `decodes` says whether encoded pictures are
+    decoded by the model, None where nobody knows; `rename` gives the model's own output names for a
+    family's; pictures are shown as `pixel * scale + offset`. What the config says of the outputs is
+    in `boxes` (`format`, `scale`), `classes_from`, `activation`, `threshold` and `top_k`.
     """
 
     inputs: Mapping[str, tuple[str, tuple[int | None, ...] | None]]
-    outputs: Mapping[str, tuple[str, tuple[int | None, ...] | None]]
+    outputs: Mapping[str, tuple[Any, ...]]
     labels: Mapping[int, str] = dataclasses.field(default_factory=dict)
     family: str | None = None
     rename: Mapping[str, str] = dataclasses.field(default_factory=dict)
     scale: float = 1.0
     offset: float = 0.0
     most: int = 300
+    decodes: bool | None = None
+    boxes: Mapping[str, str | None] = dataclasses.field(default_factory=dict)
+    classes_from: int | None = None
+    activation: str | None = None
+    threshold: float | None = None
+    top_k: int | None = None
+    families: Mapping[str, Family] = dataclasses.field(default_factory=lambda: FAMILIES)
+    kind: Family = dataclasses.field(init=False)
+    about: About = dataclasses.field(init=False)
 
     def __post_init__(self) -> None:
         if len(self.inputs) != 1:
@@ -1428,14 +2441,35 @@ class ImageModel:
                 f"input '{name}' is no picture: expected [1, H, W, 3] or encoded bytes, got "
                 f"{list(shape or ())}"
             )
-        if self.family is not None and self.family not in FAMILIES:
-            raise ValueError(f"family: expected one of {', '.join(FAMILIES)}, got '{self.family}'")
-        object.__setattr__(self, "family", self.family or detect_family(self.shapes()))
+        if dtype == "DT_STRING" and self.decodes is False:
+            raise ValueError(
+                f"input '{name}' is no picture: the graph decodes none, it takes texts"
+            )
+        if self.family is not None and self.family not in self.families:
+            known = ", ".join(self.families)
+            raise ValueError(f"family: expected one of {known}, got '{self.family}'")
+        self.settle_outputs()
 
-    def shapes(self) -> dict[str, tuple[int | None, ...] | None]:
-        """The output shapes under the family's names."""
-        own = {theirs: name for name, theirs in self.rename.items()}
-        return {own.get(name, name): shape for name, (_, shape) in self.outputs.items()}
+    def settle_outputs(self) -> None:
+        """Find the family of the outputs, and all that its reader has to know."""
+        ((name, (dtype, shape)),) = self.inputs.items()
+        height, width = (None, None) if dtype == "DT_STRING" or shape is None else shape[1:3]
+        about = About(
+            {own: Output(*known) for own, known in self.outputs.items()},
+            labels=self.labels,
+            input_name=name,
+            size=(height, width) if height and width else None,
+            is_encoded=dtype == "DT_STRING",
+            activation=self.activation,
+            threshold=self.threshold,
+            boxes_format=self.boxes.get("format"),
+            boxes_scale=self.boxes.get("scale"),
+            classes_from=self.classes_from,
+        )
+        kind, found = find_family(self.families, about, self.family, self.rename)
+        about = settle(kind, rename_outputs(about, found))
+        for name, value in (("family", kind.name), ("kind", kind), ("about", about)):
+            object.__setattr__(self, name, value)
 
     def shown_bytes(self, image: np.ndarray) -> int:
         """What `show` takes beside the picture, in bytes; floats are made in two steps."""
@@ -1461,14 +2495,24 @@ class ImageModel:
             return {name: image[np.newaxis]}
         return {name: (image * np.float32(self.scale) + np.float32(self.offset))[np.newaxis]}
 
-    def read(self, outputs: Mapping[str, np.ndarray]) -> Tensors:
-        own = {theirs: name for name, theirs in self.rename.items()}
-        return read_outputs(
-            self.family or "",
-            {own.get(name, name): array for name, array in outputs.items()},
-            self.labels,
-            self.most,
-        )
+    def shown_size(self, image: np.ndarray) -> tuple[int, int]:
+        """Height and width of what the model is shown for a picture."""
+        fixed = self.about.size
+        return fixed or (image.shape[0], image.shape[1])
+
+    def read(self, outputs: Mapping[str, np.ndarray], shown: tuple[int, int] = (1, 1)) -> Tensors:
+        """Predictions of the model's outputs for a picture that it was shown at that size.
+
+        Raises OutputError for outputs that cannot be what they are said to be.
+        """
+        patterns = {names[0]: pattern for names, _, pattern in self.kind.slots()}
+        arrays = {
+            slot: without_batch(np.asarray(outputs[own]), patterns[slot], own)
+            for slot, own in self.about.own.items()
+        }
+        about = dataclasses.replace(self.about, shown=shown)
+        most = min(self.most, self.top_k or self.most)
+        return finish(self.kind, self.kind.read(arrays, about), about, most)
 
 
 def predict_image(
@@ -1481,7 +2525,7 @@ def predict_image(
     each in order.
     """
     shown, region = run_before([step for step in chain if step.before_model], image)
-    tensors = model.read(run(model.show(shown)))
+    tensors = model.read(run(model.show(shown)), model.shown_size(shown))
     if "boxes" in tensors:
         tensors["boxes"] = place_boxes(tensors["boxes"], region)
     return run_after(chain, tensors)

@@ -746,6 +746,20 @@ class ActiveLearningConfig:
 
 
 @dataclass(frozen=True)
+class BoxesConfig:
+    format: str | None = option(
+        None,
+        "yxyx, xyxy (corners), xywh (a corner and the size) or cxcywh (the middle and the size)",
+        pattern="^(yxyx|xyxy|xywh|cxcywh)$",
+    )
+    scale: str | None = option(
+        None,
+        "unit (0..1), pixels (of the picture that the model is shown) or input (of its input)",
+        pattern="^(unit|pixels|input)$",
+    )
+
+
+@dataclass(frozen=True)
 class Deployment:
     id: str = option(
         doc="its name in URLs, without slashes and colons; not v1, v2 or model-serving",
@@ -761,11 +775,24 @@ class Deployment:
         None, "names of the classes: a file, an object by id, or a list"
     )
     family: str | None = option(
-        None,
-        "what the outputs are: detection_api, detector, mask_rcnn, segmentation or classifier",
-        pattern="^(detection_api|detector|mask_rcnn|segmentation|classifier)$",
+        None, "what the outputs are: the name of a family, where they do not tell it"
     )
     outputs: dict[str, str] = option({}, "the model's own names of the family's outputs")
+    boxes: BoxesConfig | None = option(None, "how boxes are written, where the family does not say")
+    classes_from: int | None = option(
+        None, "the number of the first class in the outputs, 0 or 1", minimum=0, maximum=1
+    )
+    activation: str | None = option(
+        None,
+        "what makes confidences of the outputs: softmax, sigmoid, or none where they are some",
+        pattern="^(softmax|sigmoid|none)$",
+    )
+    threshold: int | float | None = option(
+        None, "predictions, of masks pixels, count from this confidence on", minimum=0, maximum=1
+    )
+    top_k: int | None = option(
+        None, "the most predictions in an answer, of a classifier the best classes", minimum=1
+    )
     scale: int | float = option(1, "the model is shown pixel * scale + offset, of pixels 0..255")
     offset: int | float = option(0, "see scale")
     max_detections: int = option(
@@ -1497,13 +1524,15 @@ NUMPY_DTYPES: dict[str, np.dtype] = {
 class TensorSpec:
     """A tensor of a signature: its key there, its name in the graph, dtype (`DT_FLOAT`) and shape.
 
-    `shape` has None for an unknown size, and is None when the rank is unknown.
+    `shape` has None for an unknown size, and is None when the rank is unknown. `made_by` is the
+    operation that an output's numbers come from, "" where nobody knows.
     """
 
     name: str
     tensor: str
     dtype: str
     shape: tuple[int | None, ...] | None
+    made_by: str = ""
 
     @property
     def type_name(self) -> str:
@@ -1515,6 +1544,8 @@ class TensorSpec:
 class Signature:
     inputs: dict[str, TensorSpec]
     outputs: dict[str, TensorSpec]
+    # whether its graph decodes pictures; None where nobody knows
+    decodes: bool | None = None
 
 
 class UnpackedBytes:
@@ -3468,6 +3499,125 @@ def narrow(spec: TensorSpec, tensor: Any) -> TensorSpec:
     return dataclasses.replace(spec, shape=sizes)
 
 
+# Operations that hand the numbers of their first input on: cast, cut, placed or blended otherwise.
+HANDED_ON = {
+    *("Identity", "Snapshot", "StopGradient", "PreventGradient", "CheckNumerics", "EnsureShape"),
+    *("Cast", "Reshape", "Squeeze", "ExpandDims", "Transpose", "StridedSlice", "Slice"),
+    *("ClipByValue", "ResizeBilinear", "ResizeNearestNeighbor", "DepthToSpace"),
+    *("FakeQuantWithMinMaxVars", "FakeQuantWithMinMaxArgs"),
+}
+DECODERS = {
+    *("DecodeJpeg", "DecodePng", "DecodeGif", "DecodeBmp", "DecodeImage", "DecodeWebP"),
+    *("DecodeAndCropJpeg", "PyFunc", "PyFuncStateless", "EagerPyFunc"),
+}
+
+
+class Scope(typing.NamedTuple):
+    """Where a tensor's name holds: a graph, or a function as it is called from another scope."""
+
+    nodes: Mapping[str, Any]
+    arguments: Mapping[str, str] = types.MappingProxyType({})  # what the caller gives for them
+    caller: "Scope | None" = None
+
+
+def tell_makers(graph: Any, signature: Signature) -> Signature:
+    """A signature with what a GraphDef tells of it: what makes its outputs, and of texts that it
+    takes whether they are decoded as pictures.
+    """
+    functions = {function.signature.name: function for function in graph.library.function}
+    top = Scope({node.name: node for node in graph.node})
+    outputs = {
+        name: dataclasses.replace(spec, made_by=find_maker(spec.tensor, top, functions))
+        for name, spec in signature.outputs.items()
+    }
+    decodes = None
+    if any(spec.dtype == "DT_STRING" for spec in signature.inputs.values()):
+        fetches = [spec.tensor for spec in signature.outputs.values()]
+        nodes = used_nodes(graph, SignatureCall(not_made, fetches=fetches))
+        decodes = any(node.op in DECODERS for node in nodes)
+    return Signature(signature.inputs, outputs, decodes)
+
+
+def find_maker(tensor: str, scope: Scope, functions: Mapping[str, Any]) -> str:
+    """The type of the operation that a tensor's numbers come from, "" where it is not to be found.
+
+    Looks through what hands numbers on, and into functions; what joins several tensors of one maker
+    is of that maker as well.
+    """
+    for _ in range(10_000):  # longer than any chain: a graph may have loops
+        name, _, place = tensor.partition(":")
+        if name in scope.arguments and scope.caller is not None:
+            tensor, scope = scope.arguments[name], scope.caller
+            continue
+        node = scope.nodes.get(name)
+        if node is None:
+            return ""
+        called = functions.get(node.attr["f"].func.name if "f" in node.attr else node.op)
+        if called is not None:
+            tensor, scope = enter(called, node, place, scope)
+        elif node.op in HANDED_ON:
+            tensor = node.input[0]
+        elif node.op == "IdentityN":
+            tensor = node.input[int(place.rpartition(":")[2] or 0)]
+        elif node.op == "Sub" and is_one(node.input[0], scope):  # the other of two classes
+            tensor = node.input[1]
+        else:
+            return name_maker(node, scope, functions)
+    return ""
+
+
+def enter(function: Any, node: Any, place: str, scope: Scope) -> tuple[str, Scope]:
+    """The tensor within a function that a node which calls it answers, and the function's scope."""
+    index = int(place.rpartition(":")[2] or 0)
+    results = [argument.name for argument in function.signature.output_arg]
+    named = place.partition(":")[0]
+    result = named if named in results else results[min(index, len(results) - 1)]
+    given = [argument.name for argument in function.signature.input_arg]
+    inner = Scope({one.name: one for one in function.node_def}, dict(zip(given, node.input)), scope)
+    return function.ret[result], inner
+
+
+def name_maker(node: Any, scope: Scope, functions: Mapping[str, Any]) -> str:
+    """What a node is called that hands nothing on: its type, or that of all it joins.
+
+    A softmax written out is one: powers, divided by their sum.
+    """
+    if node.op in ("ConcatV2", "Pack"):
+        joined = node.input[:-1] if node.op == "ConcatV2" else node.input
+        makers = {find_maker(tensor, scope, functions) for tensor in joined if tensor[0] != "^"}
+        return makers.pop() if len(makers) == 1 else node.op
+    if node.op == "RealDiv":
+        over, under = (scope.nodes.get(one.partition(":")[0]) for one in node.input[:2])
+        is_sum = under is not None and under.op == "Sum" and under.input[0] == node.input[0]
+        return "Softmax" if is_sum and over is not None and over.op == "Exp" else node.op
+    return node.op
+
+
+def is_one(tensor: str, scope: Scope) -> bool:
+    """Whether a tensor is the constant 1."""
+    node = scope.nodes.get(tensor.partition(":")[0])
+    if node is None or node.op != "Const":
+        return False
+    return bool((tensorflow().make_ndarray(node.attr["value"].tensor) == 1).all())
+
+
+def read_signatures(folder: Path, tags: Sequence[str] = ("serve",)) -> dict[str, Signature]:
+    """A SavedModel's signatures, with what its graph tells of them, from its file alone.
+
+    Raises what reading it raises.
+    """
+    tensorflow()
+    graph = find_graph(read_graphs(folder), tags)
+    definitions = dict(graph.signature_def)
+    rename_tensors(definitions, folder)
+    described = describe(definitions)["signature_def"]
+    signatures = {name: read_signature(one) for name, one in described.items()}
+    return {
+        name: tell_makers(graph.graph_def, signature) if is_runnable(signature) else signature
+        for name, signature in signatures.items()
+    }
+
+
 def print_shape(shape: Sequence[int | None] | None) -> str:
     """A shape as clients write it, -1 for any size: `[-1, 32, 32, 3]`."""
     if shape is None:
@@ -3559,6 +3709,8 @@ def prepare_calls(
     refused |= {twin: refused[other] for twin, other in twins.items() if other in refused}
     report_refused(name, calls, refused)
     calls |= {twin: calls[other] for twin, other in twins.items() if other in calls}
+    for signature in calls:
+        signatures[signature] = tell_makers(graph, signatures[signature])
     return OpenModel(name, device, session, signatures, calls, refused, metadata)
 
 
@@ -4239,6 +4391,7 @@ class Prepared:
     keys: Any = None  # KeyRing
     deployments: Mapping[str, Any] = field(default_factory=dict)  # ReadyDeployment by id
     routines: Mapping[str, type] = field(default_factory=dict)  # by name, the built-in ones too
+    families: Mapping[str, Any] = field(default_factory=dict)  # of model outputs, likewise
     of: Mapping[str, Any] = field(default_factory=dict)  # what extensions have prepared, by name
 
 
@@ -4481,11 +4634,32 @@ class ModelManager:
                 if deployment.model not in names
             ]
             + [
-                f"deployment {name} ({ready.problem})"
-                for name, ready in self.prepared.deployments.items()
-                if ready.problem
+                f"deployment {name} ({problem})"
+                for name, problem in self.deployment_problems().items()
             ]
         )
+
+    def deployment_problems(self) -> dict[str, str]:
+        """Why deployments cannot answer, by id: their config, or their model beside it.
+
+        Nothing is waited for: of a model that is not loaded nothing is said.
+        """
+        problems = {}
+        for name, ready in self.prepared.deployments.items():
+            servable = self._loaded(ready.config)
+            if problem := ready.problem or (servable and ready.problem_of(servable)):
+                problems[name] = problem
+        return problems
+
+    def _loaded(self, deployment: Any) -> Servable | None:
+        """The servable of a deployment, if it is loaded."""
+        if deployment.model not in self.available:
+            return None
+        try:
+            where = deployment.model, deployment.version, deployment.version_label
+            return self.find(*where)[1]
+        except ServingError:
+            return None
 
     # --- the loader thread ----------------------------------------------------------------------
 
@@ -4679,17 +4853,15 @@ class ModelManager:
             for index, deployment in enumerate(self.config.deployments)
             if deployment.model not in seen
         ]
-        outcome.errors += [
-            ConfigError("", ready.problem)
-            for ready in self.prepared.deployments.values()
-            if ready.problem
-        ]
         for name in self._states.keys() - seen:
             self._refused.pop(name, None)
             self._absent.pop(name, None)
             self._publish(name, {}, {}, set(), outcome)
         if not self._ending.is_set():
             self._refresh_others(self, outcome, polling)
+            outcome.errors += [
+                ConfigError("", problem) for problem in self.deployment_problems().values()
+            ]
 
     def _begin(self, visits: Sequence[Visit]) -> dict[str, Steps]:
         """The work on each model, by name, not begun; a name that is taken already is refused."""
@@ -5492,55 +5664,90 @@ MOST_ROUTINES = 64  # in one chain
 
 @dataclass(frozen=True)
 class ReadyDeployment:
-    """A deployment's config made ready: labels read, routines built.
+    """A deployment's config made ready: labels read, routines built, families to choose from.
 
-    `models` has what was found out about each servable, `problem` why it cannot answer.
+    `models` has what was found out about each servable, or why it cannot be shown pictures;
+    `problem` says what of the config cannot be, `path` where it stands.
     """
 
     config: Any
     labels: Mapping[int, str]
     chain: tuple[Any, ...]
     problem: str = ""
+    path: str = ""
+    families: Mapping[str, Any] = field(default_factory=dict)
     models: MutableMapping[Any, Any] = field(default_factory=weakref.WeakKeyDictionary)
 
     def model_of(self, servable: Any) -> Any:
         """How pictures are shown to a servable.
 
-        Raises ValueError when it takes none, or is of no known family.
+        Raises ValueError when it takes none, or nothing tells what its outputs are.
         """
         model = self.models.get(servable)
         if model is None:
-            signature = servable.signatures.get("serving_default")
-            if signature is None:
-                raise ValueError("its model has no signature 'serving_default'")
-            inputs, outputs = (
-                {name: (spec.dtype, spec.shape) for name, spec in side.items()}
-                for side in (signature.inputs, signature.outputs)
-            )
-            model = routines.ImageModel(
-                inputs,
-                outputs,
-                labels=self.labels,
-                family=self.config.family,
-                rename=self.config.outputs,
-                scale=self.config.scale,
-                offset=self.config.offset,
-                most=self.config.max_detections,
-            )
+            try:
+                model = self.build_model(servable.signatures.get("serving_default"))
+            except ValueError as error:
+                model = error
             self.models[servable] = model
+        if isinstance(model, ValueError):
+            raise ValueError(*model.args)
         return model
 
+    def problem_of(self, servable: Any) -> str:
+        """Why a servable cannot answer for this deployment, and where to mend it; or ""."""
+        try:
+            self.model_of(servable)
+        except ValueError as error:
+            return f"{self.path}: model '{self.config.model}': {error}"
+        return ""
 
-def prepare_deployment(config: Any, path: str, kinds: Mapping[str, type]) -> ReadyDeployment:
+    def build_model(self, signature: Signature | None) -> Any:
+        """How pictures are shown to a signature and its answers read; ValueError as `model_of`."""
+        config = self.config
+        if signature is None:
+            raise ValueError("its model has no signature 'serving_default'")
+        given = {"format": config.boxes.format, "scale": config.boxes.scale} if config.boxes else {}
+        return routines.ImageModel(
+            {name: (spec.dtype, spec.shape) for name, spec in signature.inputs.items()},
+            {
+                name: (spec.dtype, spec.shape, spec.made_by)
+                for name, spec in signature.outputs.items()
+            },
+            labels=self.labels,
+            family=config.family,
+            rename=config.outputs,
+            scale=config.scale,
+            offset=config.offset,
+            most=config.max_detections,
+            decodes=signature.decodes,
+            boxes=given,
+            classes_from=config.classes_from,
+            activation=config.activation,
+            threshold=config.threshold,
+            top_k=config.top_k,
+            families=self.families,
+        )
+
+
+def prepare_deployment(
+    config: Any, path: str, kinds: Mapping[str, type], families: Mapping[str, Any]
+) -> ReadyDeployment:
     """Read what a deployment's config names; what is wrong with its labels fails it alone.
 
-    Raises ConfigError for a wrong routine.
+    Raises ConfigError for a wrong routine or family.
     """
     chain = tuple(read_chain(config.routines, kinds, f"{path}.routines"))
+    if config.family is not None and config.family not in families:
+        close = difflib.get_close_matches(config.family, families, n=1)
+        hint = f"did you mean '{close[0]}'?" if close else f"expected one of: {', '.join(families)}"
+        raise ConfigError(f"{path}.family", f"there is no family '{config.family[:60]}'; {hint}")
     try:
-        return ReadyDeployment(config, read_labels(config.label_map), chain)
+        labels = read_labels(config.label_map)
+        return ReadyDeployment(config, labels, chain, path=path, families=families)
     except ValueError as error:
-        return ReadyDeployment(config, {}, chain, f"{path}.label_map: {error}")
+        problem = f"{path}.label_map: {error}"
+        return ReadyDeployment(config, {}, chain, problem, path, families)
 
 
 def read_labels(label_map: Any) -> Mapping[int, str]:
@@ -5652,10 +5859,10 @@ def predict_image(
         with image_errors():
             image = routines.decode_image(image, limits)
     with lease(server, ready.config) as (version, servable):
-        try:
-            model = ready.model_of(servable)
-        except ValueError as error:
-            raise BadRequest(f"Deployment '{ready.config.id}' takes no pictures: {error}") from None
+        if problem := ready.problem_of(servable):
+            text = f"Deployment '{ready.config.id}' is not available: {problem}"
+            raise ServingError(text, "UNAVAILABLE")
+        model = ready.model_of(servable)
         allowance.take(model.shown_bytes(image))
         tensors = annotate(
             ready,
@@ -5714,8 +5921,11 @@ def annotate(
     from.
     """
     before = [step for step in own if step.before_model]
-    with errors_only("a routine"):
-        tensors = routines.predict_image(model, run, image, (*ready.chain, *before))
+    try:
+        with errors_only("a routine"):
+            tensors = routines.predict_image(model, run, image, (*ready.chain, *before))
+    except routines.OutputError as error:
+        raise ServingError(f"Deployment '{ready.config.id}': {error}") from None
     start = time.perf_counter()
     saw(image, tensors, origin)
     with errors_only("a routine"):
@@ -6190,37 +6400,45 @@ def prepare(server: ModelServer, config: Config) -> Prepared:
     Raises ConfigError for what it names that is missing or wrong.
     """
     refuse_unread(config, {extension.name for extension in server.extensions})
-    kinds = prepare_routines(server, config)
+    kinds, families = prepare_routines(server, config)
     deployments = {
-        deployment.id: prepare_deployment(deployment, f"$.deployments[{index}]", kinds)
+        deployment.id: prepare_deployment(deployment, f"$.deployments[{index}]", kinds, families)
         for index, deployment in enumerate(config.deployments)
     }
     of = {extension.name: extension.prepare(server, config) for extension in server.extensions}
     keys = config.auth.keys or (Key("generated", digest(server.key)),)
-    return Prepared(KeyRing(keys, of.get("quotas") or no_limit), deployments, kinds, of)
+    ring = KeyRing(keys, of.get("quotas") or no_limit)
+    return Prepared(ring, deployments, kinds, families, of)
 
 
-def prepare_routines(server: ModelServer, config: Config) -> Mapping[str, type]:
-    """The routines of a server by name: those of its own modules, then what every server has."""
+def prepare_routines(
+    server: ModelServer, config: Config
+) -> tuple[Mapping[str, type], Mapping[str, Any]]:
+    """The routines and the families of a server by name: those of its own modules, then what every
+    server has.
+    """
     if not (routines or config.routine_modules or config.deployments):
-        return {}
+        return {}, {}
     own: dict[str, type] = {}
+    families: dict[str, Any] = {}
     for index, name in enumerate(config.routine_modules):
         try:
             with errors_only("the module"):
-                own |= import_once(server, name)
+                kinds, others = import_once(server, name)
         except Exception as error:  # somebody's code
             path = f"$.routine_modules[{index}]"
             raise ConfigError(path, f"{type(error).__name__}: {error}") from error
-    return ChainMap(own, *routines.ROUTINES.maps)
+        own |= kinds
+        families |= others
+    return ChainMap(own, *routines.ROUTINES.maps), {**families, **routines.FAMILIES, **families}
 
 
-def import_once(server: ModelServer, name: str) -> dict[str, type]:
-    """The routines of a module, or of a file that is run again only when its text has changed."""
+def import_once(server: ModelServer, name: str) -> tuple[dict[str, type], dict[str, Any]]:
+    """What a module holds, or a file that is run again only when its text has changed."""
     text = Path(name).read_bytes() if name.endswith(".py") else b""
     key, known = ("routines", name), server.kept.get(("routines", name))
     if known is None or known[0] != text:
-        known = server.kept[key] = text, routines.import_routines(name, Path())
+        known = server.kept[key] = text, routines.import_module(name, Path())
     return known[1]
 
 

@@ -3,7 +3,7 @@ without loading anything.
 """
 
 import importlib.util
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ def check(
     folder: Path,
     list_versions: Callable[[str], dict[int, Path]],
     choose_versions: Callable[[Any, Iterable[int]], list[int]],
+    read_signatures: Callable[[Path, Sequence[str]], Mapping[str, Any]],
 ) -> tuple[list[str], list[str]]:
     """What a config would serve, a line each, and what is wrong with it.
 
@@ -40,7 +41,44 @@ def check(
     problems += check_modules(config)
     problems += check_pipelines(config, folder)
     problems += check_handlers(config, folder)
-    return lines, problems + check_deployments(config, served)
+    problems += check_deployments(config, served)
+    folders = {
+        model.name: list_versions(model.base_path)
+        for model in config.models
+        if any(deployment.model == model.name for deployment in config.deployments)
+        and served.get(model.name)
+    }
+    return lines, problems + check_pictures(config, prepared, served, folders, read_signatures)
+
+
+def check_pictures(
+    config: Any,
+    prepared: Any,
+    served: Mapping[str, list[int]],
+    folders: Mapping[str, Mapping[int, Path]],
+    read_signatures: Callable[[Path, Sequence[str]], Mapping[str, Any]],
+) -> list[str]:
+    """Which deployments' models take no pictures, or do not tell what their outputs are.
+
+    By their files alone: what of those cannot be read is told when they are loaded.
+    """
+    problems = []
+    models = {model.name: model for model in config.models}
+    for ready in prepared.deployments.values():
+        name, pinned = ready.config.model, ready.config.version
+        if ready.problem or name not in folders:
+            continue
+        label = models[name].version_labels.get(ready.config.version_label)
+        version = pinned if pinned is not None else label or max(served[name])
+        try:
+            found = read_signatures(folders[name][version], models[name].tags)
+        except Exception:  # no such version, or no file of a graph: told elsewhere
+            continue
+        try:
+            ready.build_model(found.get("serving_default"))
+        except ValueError as error:
+            problems.append(f"{ready.path}: model '{name}': {error}")
+    return problems
 
 
 def check_models(

@@ -18,6 +18,7 @@ from .core import (
     encode_json,
     is_typical,
     list_versions,
+    read_signatures,
     sample_inputs,
 )
 from .openapi import example_request
@@ -62,7 +63,12 @@ def check_config(source: Any, _: bool) -> int:
     """Print what a config would serve and what is wrong with it."""
     server = ModelServer(source)
     lines, problems = check(
-        server.config, server.prepared, server.folder, list_versions, choose_versions
+        server.config,
+        server.prepared,
+        server.folder,
+        list_versions,
+        choose_versions,
+        read_signatures,
     )
     print("\n".join([*lines, *(f"wrong: {problem}" for problem in problems)]))
     return 2 if problems else 0

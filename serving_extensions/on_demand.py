@@ -31,7 +31,7 @@ from .core import (
     describe,
     find_graph,
     read_graphs,
-    read_signature,
+    read_signatures,
     rename_tensors,
     settle_garbage,
     tensorflow,
@@ -54,10 +54,7 @@ class OnDemand(Servable):
         definitions = read_definitions(folder, config.tags)
         rename_tensors(definitions, folder)
         metadata = describe(definitions)
-        signatures = {
-            name: read_signature(definition)
-            for name, definition in metadata["signature_def"].items()
-        }
+        signatures = read_signatures(folder, config.tags)
         super().__init__(signatures, metadata=metadata, close=self.forget)
         self.residency, self.folder, self.config = residency, folder, config
         self.request = request.with_config(load="eager")

@@ -25,6 +25,7 @@ KINDS = [
     serving.Config,
     *(
         serving.Deployment,
+        serving.BoxesConfig,
         serving.ActiveLearningConfig,
         serving.Auth,
         serving.Key,

@@ -649,9 +649,10 @@ def test_routines_of_ones_own_are_those_of_who_imports_them(tmp_path):
         "    def __call__(self, tensors):\n        boxes = tensors['boxes']\n        area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])\n"
         "        return keep(tensors, (-area).argsort()[:self.count])\n"
     )
-    own = routines.import_routines("mine.py", tmp_path)
+    own, families = routines.import_module("mine.py", tmp_path)
     kind = own["Biggest"]
     assert own == {"Biggest": kind, "KeepBiggest": kind} and not {*own} & {*routines.ROUTINES}
+    assert families == {}
     tensors = {"boxes": np.array([[0, 0, 1, 1], [0, 0, 0.5, 0.5]]), "scores": np.array([0.1, 0.9])}
     assert kind(count=1)(tensors)["scores"].tolist() == [0.1]
 
@@ -679,7 +680,7 @@ def test_signatures_that_take_no_picture(inputs, text):
 )
 def test_pictures_are_shown_as_the_signature_wants_them(dtype, shape, shown):
     model = routines.ImageModel(
-        {"x": (dtype, shape)}, {"y": ("DT_FLOAT", (1, 10))}, scale=1 / 255, offset=-0.5
+        {"x": (dtype, shape)}, {"y": ("DT_FLOAT", (1, 10), "Softmax")}, scale=1 / 255, offset=-0.5
     )
     array = model.show(PICTURE)["x"]
     assert array.shape == shown and array.dtype == (np.uint8 if dtype == "DT_UINT8" else np.float32)
@@ -687,7 +688,8 @@ def test_pictures_are_shown_as_the_signature_wants_them(dtype, shape, shown):
 
 
 def test_encoded_pictures_for_models_that_decode_them():
-    model = routines.ImageModel({"x": ("DT_STRING", (None,))}, {"y": ("DT_FLOAT", (1, 10))})
+    outputs = {"y": ("DT_FLOAT", (1, 10), "Softmax")}
+    model = routines.ImageModel({"x": ("DT_STRING", (None,))}, outputs)
     assert (routines.decode_image(model.show(PICTURE)["x"][0], LIMITS) == PICTURE).all()
 
 

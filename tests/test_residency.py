@@ -254,6 +254,7 @@ def request(name, **fields):
 def fake(monkeypatch, load, names, budget=None, size=10 * MB, **fields):
     """Entries of a residency whose models are made by `load(name)`, each of `size` bytes."""
     monkeypatch.setattr(on_demand, "read_definitions", lambda folder, tags: {})
+    monkeypatch.setattr(on_demand, "read_signatures", lambda folder, tags: {})
     monkeypatch.setattr(on_demand, "rename_tensors", lambda definitions, folder: {})
     monkeypatch.setattr(on_demand, "describe", lambda definitions: {"signature_def": {}})
     monkeypatch.setattr(on_demand, "size_of", lambda folder: size)

@@ -405,6 +405,12 @@ def test_drawn_picture_has_its_own_size_and_the_boxes(kind, start):
 # --- model families ---------------------------------------------------------------------------------------
 
 
+def model_of(outputs, labels=NAMES, made_by="", **options):
+    """How a deployment reads outputs of these shapes."""
+    specs = {name: ("DT_FLOAT", array.shape, made_by) for name, array in outputs.items()}
+    return routines.ImageModel({"x": ("DT_UINT8", (1, None, None, 3))}, specs, labels, **options)
+
+
 def test_detection_api_with_masks():
     outputs = {
         "detection_boxes": np.array(
@@ -415,18 +421,16 @@ def test_detection_api_with_masks():
         "detection_classes": np.array([[2.0, 1.0, 1.0]], np.float32),
         "detection_masks": np.stack([np.full((1, 3, 5, 5), 0.3)])[0],
     }
-    assert (
-        routines.detect_family({name: array.shape for name, array in outputs.items()})
-        == "detection_api"
-    )
-    tensors = routines.read_outputs("detection_api", outputs, NAMES, most=300)
+    model = model_of(outputs)
+    assert model.family == "detection_api"
+    tensors = model.read(outputs)
     assert (
         tensors["classes"].tolist() == [1, 2]
         and tensors["names"].tolist() == ["cat", "dog"]
         and tensors["masks"].shape == (2, 5, 5)
     )
     assert tensors["boxes"].tolist() == [[0.5, 0.5, 1, 1], [0, 0, 0.5, 0.5]]
-    assert len(routines.read_outputs("detection_api", outputs, NAMES, most=1)["scores"]) == 1
+    assert len(model_of(outputs, most=1).read(outputs)["scores"]) == 1
 
 
 def test_detector_rows_are_suppressed_by_class():
@@ -436,10 +440,9 @@ def test_detector_rows_are_suppressed_by_class():
         [0, 0, 1, 1, 0.3, 2, 1],
         [0, 0, 1, 1, 0.99, 2, 0],
     ]
-    assert routines.detect_family({"output": (1, None, 7)}) == "detector"
-    tensors = routines.read_outputs(
-        "detector", {"output": np.array([rows_], np.float32)}, NAMES, most=300
-    )
+    outputs = {"output": np.array([rows_], np.float32)}
+    assert model_of(outputs).family == "detector"
+    tensors = model_of(outputs).read(outputs)
     assert tensors["classes"].tolist() == [1, 2] and tensors["scores"].tolist() == [
         np.float32(0.8),
         np.float32(0.3),
@@ -453,13 +456,8 @@ def test_mask_rcnn_classes_start_at_zero():
         "output_3": np.array([[0, 0, 1, 1], [0, 0, 0.5, 0.5]]),
         "output_4": np.ones((2, 14, 14)),
     }
-    assert (
-        routines.detect_family({name: array.shape for name, array in outputs.items()})
-        == "mask_rcnn"
-    )
-    tensors = routines.read_outputs(
-        "mask_rcnn", {name: array[np.newaxis] for name, array in outputs.items()}, NAMES, most=300
-    )
+    assert model_of(outputs).family == "mask_rcnn"
+    tensors = model_of(outputs).read({name: array[np.newaxis] for name, array in outputs.items()})
     assert tensors["names"].tolist() == ["cat", "emu"] and tensors["masks"].shape == (2, 14, 14)
 
 
@@ -476,8 +474,9 @@ def test_segmentation_regions(first):
         planes[top:bottom, left:right, number] = 1
     planes = planes * 0.9 + 0.025
     output = (np.moveaxis(planes, 2, 0) if first else planes)[np.newaxis]
-    assert routines.detect_family({"masks": output.shape}) == "segmentation"
-    tensors = routines.read_outputs("segmentation", {"masks": output}, NAMES, most=300)
+    model = model_of({"masks": output}, made_by="Softmax")
+    assert model.family == "segmentation"
+    tensors = model.read({"masks": output})
     found = {
         (name, *np.rint(box * [60, 80, 60, 80]).astype(int))
         for name, box in zip(tensors["names"], tensors["boxes"])
@@ -494,28 +493,23 @@ def test_segmentation_regions(first):
 def test_segmentation_of_background_alone_finds_nothing():
     planes = np.zeros((1, 8, 8, 3), np.float32)
     planes[..., 0] = 1
-    assert (
-        len(
-            routines.read_outputs("segmentation", {"m": planes}, {1: "a", 2: "b"}, most=300)[
-                "scores"
-            ]
-        )
-        == 0
-    )
+    model = model_of({"m": planes}, {1: "a", 2: "b"}, "Softmax")
+    assert len(model.read({"m": planes})["scores"]) == 0
 
 
 @pytest.mark.parametrize(
-    "values, labels, first",
+    "values, labels, first, known",
     [
-        ([0.1, 0.7, 0.2], NAMES, "dog"),
-        ([-1.0, 3.0, 2.0], NAMES, "dog"),
-        ([0.1, 0.1, 0.7, 0.1], NAMES, "dog"),
-        ([0.1, 0.7, 0.2], {0: "x", 1: "y", 2: "z"}, "y"),
-        ([0.1, 0.9], {}, "2"),
+        ([0.1, 0.7, 0.2], NAMES, "dog", {"made_by": "Softmax"}),
+        ([-1.0, 3.0, 2.0], NAMES, "dog", {"activation": "softmax"}),
+        ([0.1, 0.1, 0.7, 0.1], NAMES, "dog", {"activation": "none"}),
+        ([0.1, 0.7, 0.2], {0: "x", 1: "y", 2: "z"}, "y", {"made_by": "Softmax"}),
+        ([0.1, 0.9], {}, "2", {"made_by": "Softmax"}),
     ],
 )
-def test_classifier_by_probabilities_or_logits(values, labels, first):
-    tensors = routines.read_outputs("classifier", {"p": np.array([values])}, labels, most=300)
+def test_classifier_by_probabilities_or_logits(values, labels, first, known):
+    outputs = {"p": np.array([values])}
+    tensors = model_of(outputs, labels, **known).read(outputs)
     assert (
         tensors["names"][0] == first
         and tensors["scores"].sum() == pytest.approx(1)
@@ -526,8 +520,9 @@ def test_classifier_by_probabilities_or_logits(values, labels, first):
 
 
 def test_unknown_outputs_are_refused_by_name():
-    with pytest.raises(ValueError, match=r"no known family: a \[1\], b of unknown rank"):
-        routines.detect_family({"a": (1,), "b": None})
+    inputs = {"x": ("DT_UINT8", (1, None, None, 3))}
+    with pytest.raises(ValueError, match=r"no known family: a \[1\], b of any shape: write "):
+        routines.ImageModel(inputs, {"a": ("DT_FLOAT", (1,)), "b": ("DT_FLOAT", None)})
 
 
 @pytest.mark.parametrize(

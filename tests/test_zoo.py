@@ -1,0 +1,488 @@
+"""Models in published layouts: found or refused at load, and read as the projects themselves read them.
+
+Every reader here is a project's own post-processing, written out by loops.
+"""
+
+import json
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+import zoo
+from conftest import ROOT, Rest, assert_error, bearer, config
+from zoo import ZOO, Zoo
+
+import routines
+import serving
+
+PICTURE = np.random.default_rng(0).integers(0, 256, (48, 96, 3), np.uint8)
+GARDEN_PICTURE = PICTURE[:32].repeat(2, axis=1)[:, :128]  # of the size that image_info tells
+BY_NAME = {model.name: model for model in ZOO}
+
+
+@pytest.fixture(scope="module")
+def everything(tf, tmp_path_factory):
+    """A server of all the models, each under a deployment of its own."""
+    folder = tmp_path_factory.mktemp("zoo")
+    for model in ZOO:
+        zoo.export(tf, model, str(folder / model.name / "1"))
+    models = [{"name": model.name, "base_path": str(folder / model.name)} for model in ZOO]
+    deployments = [{"id": model.name, "model": model.name, **model.config} for model in ZOO]
+    (folder / "config.json").write_text(json.dumps(config(*models, deployments=deployments)))
+    server = serving.ModelServer(folder / "config.json")
+    assert server.wait(300)
+    yield server
+    server.stop()
+
+
+def see(server, name, picture=PICTURE):
+    """The arrays of predictions for a picture."""
+    (_, servable) = server.manager.find(name, None, None)
+    model = server.prepared.deployments[name].model_of(servable)
+    run = lambda inputs: servable.run("serving_default", inputs)  # noqa: E731
+    return model.family, routines.predict_image(model, run, picture, [])
+
+
+# --- what the projects do -------------------------------------------------------------------------
+
+
+def iou(one, other):
+    low, high = np.maximum(one[:2], other[:2]), np.minimum(one[2:], other[2:])
+    shared = np.prod(np.clip(high - low, 0, None))
+    return shared / (np.prod(one[2:] - one[:2]) + np.prod(other[2:] - other[:2]) - shared)
+
+
+def nms(rows, limit):
+    """Greedy, class by class: of (class, score, box) those that stay."""
+    kept = []
+    for row in sorted(rows, key=lambda row: -row[1]):
+        if all(row[0] != other[0] or iou(row[2], other[2]) <= limit for other in kept):
+            kept.append(row)
+    return kept
+
+
+def corners(box):
+    x, y, width, height = box
+    return np.array([y - height / 2, x - width / 2, y + height / 2, x + width / 2])
+
+
+def ultralytics(rows, side, confidence=0.25, limit=0.7):
+    """ops.non_max_suppression: the best class of each row, then NMS."""
+    found = []
+    for row in rows:
+        number = int(row[4:].argmax())
+        if row[4 + number] >= confidence:
+            found.append((number + 1, row[4 + number], corners(row[:4]) / side))
+    return nms(found, limit)
+
+
+def yolov5(rows, side):
+    """general.non_max_suppression: an object's score times that of its best class."""
+    found = []
+    for row in rows:
+        scores = row[5:] * row[4]
+        if row[4] >= 0.25 and scores.max() >= 0.25:
+            found.append((int(scores.argmax()) + 1, scores.max(), corners(row[:4]) / side))
+    return nms(found, 0.45)
+
+
+def listed(boxes=zoo.BOXES, classes=zoo.CLASSES):
+    """Rows as they stand, without those of no confidence."""
+    rows = zip(classes, zoo.SCORES, boxes)
+    return [(int(number), score, box) for number, score, box in rows if score > 0]
+
+
+def detr(activation, first):
+    """PostProcess: a softmax without its last class; Deformable-DETR: sigmoids."""
+    found = []
+    for logits, box in zip(zoo.LOGITS[0], zoo.QUERIES[0]):
+        if activation == "softmax":
+            scores = (np.exp(logits) / np.exp(logits).sum())[:-1]
+        else:
+            scores = 1 / (1 + np.exp(-logits))
+        found.append((int(scores.argmax()) + 1 - first, scores.max(), corners(box)))
+    return found
+
+
+def centernet():
+    """ctdet_decode: peaks of 3 x 3, centres moved by the offsets; sizes are width, height."""
+    heat, found = 1 / (1 + np.exp(-zoo.HEAT)), []
+    for number in range(3):
+        for y in range(16):
+            for x in range(16):
+                around = heat[max(0, y - 1) : y + 2, max(0, x - 1) : x + 2, number]
+                if heat[y, x, number] == around.max() and heat[y, x, number] >= 0.3:
+                    box = np.array([y + 0.25 - 2, x + 0.25 - 3, y + 0.25 + 2, x + 0.25 + 3]) / 16
+                    found.append((number + 1, heat[y, x, number], box))
+    return found
+
+
+V8 = ultralytics(zoo.V8, zoo.SIDE)
+V5 = yolov5(zoo.V5, 1)
+OUTSIDE = [(2, 0.9, [0, 0, 0.5, 0.5])]  # one lies half outside; one is inverted, one is not there
+NAN = [row for index, row in enumerate(listed()) if index != 1]
+FROM_COCO = [(number, score, box) for number, score, box in detr("softmax", 1)]
+EXPECTED = {
+    "odapi": listed(), "odapi_masks": listed(), "odapi_without_batch": listed(), "odapi_of_nan": NAN,
+    "odapi_outside": OUTSIDE, "odapi_pixels_said": listed(), "garden_retinanet": listed(),
+    "garden_mask_rcnn": listed(), "garden_normalized": listed(), "efficientdet": listed(),
+    "efficientdet_said": listed(), "yolov8": V8, "yolov8_rows": V8, "yolov8_unit_said": V8,
+    "yolo11_coco": ultralytics(zoo.BIG, 96), "yolov5": V5, "yolov5_pixels_said": V5,
+    "yolov10": listed(), "yxyx_rows": listed(), "keras_cv": listed(), "keras_cv_relative": listed(),
+    "detr": detr("softmax", 0), "detr_of_coco": FROM_COCO, "deformable_detr": detr("sigmoid", 0),
+    "centernet": centernet(), "centernet_logits": centernet(),
+    "datature_detector": nms(listed(), 0.5), "datature_detector_without_batch": nms(listed(), 0.5),
+    "datature_mask_rcnn": listed(), "own_names": listed(),
+    # the input takes any size, and pixels are those of the picture
+    "yolov8_open": ultralytics(zoo.V8, np.array([48, 96, 48, 96])),
+    "yolov8_open_images": ultralytics(zoo.V8, np.array([48, 96, 48, 96])),
+    "keras_hub": listed(zoo.PIXELS / np.array([48, 96, 48, 96])),
+}  # fmt: skip
+
+
+def clip(rows):
+    """Cut to the picture, best first, without boxes of which nothing is left."""
+    rows = [(number, score, np.clip(box, 0, 1)) for number, score, box in rows]
+    rows = [row for row in rows if (row[2][2:] > row[2][:2]).all()]
+    return sorted(rows, key=lambda row: -row[1])
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_detectors_find_what_their_projects_find(everything, name):
+    picture = GARDEN_PICTURE if name.startswith("garden") else PICTURE
+    family, found = see(everything, name, picture)
+    wanted = clip(EXPECTED[name])
+    assert family == BY_NAME[name].family and 0 < len(wanted) == len(found["scores"])
+    assert found["classes"].tolist() == [number for number, _, _ in wanted]
+    np.testing.assert_allclose(found["scores"], [score for _, score, _ in wanted], atol=1e-5)
+    np.testing.assert_allclose(found["boxes"], [box for _, _, box in wanted], atol=1e-3)
+    if "label_map" in BY_NAME[name].config and name != "detr_of_coco":
+        assert found["names"].tolist() == [zoo.CATS[number - 1] for number, _, _ in wanted]
+
+
+# --- masks ----------------------------------------------------------------------------------------
+
+
+def drawn(found, index, height, width):
+    """A prediction's mask in pixels of the picture."""
+    whole = np.zeros((height, width), bool)
+    pixels, top, left = routines.paste_mask(
+        found["masks"][index], found["boxes"][index], width, height
+    )
+    whole[top : top + len(pixels), left : left + pixels.shape[1]] = pixels
+    return whole
+
+
+def overlap(one, other):
+    return (one & other).sum() / (one | other).sum()
+
+
+def test_masks_of_yolo_are_its_projects(everything):
+    """ops.process_mask_native: prototypes grown to the picture, added up, cut to the box, above 0."""
+    _, found = see(everything, "yolov8_segmentation", PICTURE)
+    rows = zoo.SEGMENTS[[10, 50]]
+    assert found["classes"].tolist() == [2, 1]
+    for index, row in enumerate(rows):
+        field = (zoo.PROTOTYPES @ row[7:]).astype(np.float32)
+        # the picture is 8 times as large as the input
+        field = cv2.resize(field, (512, 512), interpolation=cv2.INTER_LINEAR)
+        top, left, bottom, right = (corners(row[:4]) * 8).astype(int)
+        whole = np.zeros((512, 512), bool)
+        whole[top:bottom, left:right] = field[top:bottom, left:right] > 0
+        assert overlap(drawn(found, index, 512, 512), whole) >= 0.98
+
+
+def region_list(plane):
+    """Connected regions of a bool plane, by a flood."""
+    left = {(int(y), int(x)) for y, x in zip(*np.nonzero(plane))}
+    while left:
+        waiting, region = [left.pop()], []
+        while waiting:
+            y, x = waiting.pop()
+            region.append((y, x))
+            near = {(y + dy, x + dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)} & left
+            left -= near
+            waiting += near
+        if len(region) >= 4:
+            whole = np.zeros_like(plane)
+            whole[tuple(np.transpose(region))] = True
+            yield whole
+
+
+def sig(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def best_planes(first=1, names=True):
+    """Of each pixel the best class."""
+    powers = np.exp(zoo.FIELD)
+    share, winner = powers / powers.sum(2, keepdims=True), zoo.FIELD.argmax(2)
+    return [
+        (number + 1 - first, share[..., number][region].mean(), region)
+        for number in range(first, 3)
+        for region in region_list(winner == number)
+    ]
+
+
+def own_planes(field, limit=0.5):
+    """Each plane by itself."""
+    return [
+        (number + 1, sig(field[..., number])[region].mean(), region)
+        for number in range(field.shape[2])
+        for region in region_list(sig(field[..., number]) >= limit)
+    ]
+
+
+DEEPLAB = [(number, 1.0, region) for number, _, region in best_planes()]
+REGIONS = {
+    "unet": own_planes(zoo.MASK), "mask_alone": own_planes(zoo.MASK),
+    "unet_logits": own_planes(zoo.MASK, 0.8), "planes_last": best_planes(),
+    "planes_first": best_planes(), "planes_resized": best_planes(), "planes_logits": best_planes(),
+    "planes_of_labels": own_planes(zoo.FIELD - 3.5), "planes_all_named_said": best_planes(0),
+    "deeplab": DEEPLAB, "deeplab_plane": DEEPLAB,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REGIONS)
+def test_segmenters_find_each_region(everything, name):
+    family, found = see(everything, name)
+    wanted = REGIONS[name]
+    assert family == BY_NAME[name].family and 0 < len(wanted) == len(found["scores"])
+    matched = set()
+    for number, score, region in wanted:
+        shares = [overlap(drawn(found, index, 16, 32), region) for index in range(len(wanted))]
+        best = int(np.argmax(shares))
+        assert shares[best] >= 0.98 and found["classes"][best] == number
+        assert found["scores"][best] == pytest.approx(score, abs=1e-5)
+        matched.add(best)
+    assert len(matched) == len(wanted)
+
+
+# --- classifiers ----------------------------------------------------------------------------------
+
+
+def shares(values):
+    return (np.exp(values) / np.exp(values).sum()).ravel()
+
+
+P, FIVE = float(sig(0.75)), shares(zoo.FIVE)
+NAMED = dict(zip(zoo.CATS, shares(zoo.NUMBERS)))
+LETTERS = dict(zip("abcde", sig(zoo.FIVE).ravel()))
+CLASSES = {
+    "softmax": NAMED, "softmax_written_out": NAMED, "softmax_hidden": NAMED, "logits": NAMED,
+    "softmax_said": NAMED, "logits_and_probs": NAMED, "two_heads_said": NAMED, "labelled": NAMED,
+    "picture_files": NAMED, "softmax_without_names": dict(zip("123", shares(zoo.NUMBERS))),
+    "logits_of_labels": dict(zip(zoo.CATS, sig(zoo.NUMBERS).ravel())),
+    "binary": {"cat": 1 - P, "dog": P}, "binary_yes": {"yes": P}, "binary_unnamed": {"1": P},
+    "binary_logit": {"cat": 1 - P, "dog": P}, "binary_joined": {"cat": 1 - P, "dog": P},
+    "multilabel": LETTERS, "multilabel_from": {k: v for k, v in LETTERS.items() if v >= 0.5},
+    "with_background": dict(zip(["0", *"abcd"], FIVE)), "top_two": {"5": FIVE[4], "4": FIVE[3]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_classifiers_answer_their_own_confidences(everything, name):
+    answer = everything.predict_image(PICTURE, name)["predictions"]
+    assert see(everything, name)[0] == BY_NAME[name].family
+    found = {one["tag"]["name"]: one["confidence"] for one in answer}
+    assert found == {key: pytest.approx(value, abs=1e-6) for key, value in CLASSES[name].items()}
+    assert [one["confidence"] for one in answer] == sorted(found.values(), reverse=True)
+    assert all(one["bound"] is None for one in answer)
+
+
+# --- what is refused ------------------------------------------------------------------------------
+
+REFUSED = [model.name for model in ZOO if model.refused]
+
+
+def test_every_model_is_tested():
+    tested = {*EXPECTED, *REGIONS, *CLASSES, *REFUSED, "yolov8_segmentation"}
+    assert tested | {model.name for model in ZOO if model.fails} == BY_NAME.keys()
+    assert len(ZOO) >= 40
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_not_told_is_refused_at_load_with_the_line_to_write(everything, name):
+    problem = everything.manager.deployment_problems()[name]
+    place = f"$.deployments[{list(BY_NAME).index(name)}]: "
+    assert problem.startswith(place) and BY_NAME[name].refused in problem
+    client, key = Rest(everything), bearer(everything.generated_key)
+    body = {"image_type": "array", "data": PICTURE.tolist()}
+    answer = client.post(f"/{name}/predict", body, headers=key)
+    assert_error(answer, 503, f"Deployment '{name}' is not available: {place}...")
+    assert BY_NAME[name].refused in answer.json["error"]
+    assert f"deployment {name} ({place}" in client.get("/readyz").json["error"]
+    shown = client.get("/deployments", headers=key).json["deployments"]
+    (shown,) = [one for one in shown if one["id"] == name]
+    assert not shown["takes_images"] and BY_NAME[name].refused in shown["reason"]
+
+
+def test_those_that_are_told_are_ready(everything):
+    assert sorted(everything.manager.deployment_problems()) == sorted(REFUSED)
+
+
+def test_check_refuses_the_same_without_loading(everything):
+    path = str(everything.manager._path)
+    command = [sys.executable, str(ROOT / "serving.py"), "--check", "--config", path]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    wrong = [line for line in done.stdout.splitlines() if line.startswith("wrong: ")]
+    assert done.returncode == 2
+    problems = everything.manager.deployment_problems()
+    assert sorted(wrong) == sorted(f"wrong: {problem}" for problem in problems.values())
+
+
+@pytest.mark.parametrize("name", [model.name for model in ZOO if model.fails])
+def test_answers_that_contradict_what_they_are_said_to_be_are_no_predictions(everything, name):
+    with pytest.raises(serving.ServingError) as raised:
+        everything.predict_image(PICTURE, name)
+    assert BY_NAME[name].fails in raised.value.message
+    assert f"Deployment '{name}'" in raised.value.message
+
+
+def test_rows_of_nan_are_dropped_and_told(everything, caplog):
+    see(everything, "odapi_of_nan")
+    assert "family detection_api: 1 predictions dropped" in caplog.text
+
+
+def test_nan_goes_no_further_than_its_row():
+    """In a class, in pixels of a mask, in an instance's mask."""
+    inputs = {"x": ("DT_FLOAT", (1, 64, 64, 3))}
+    model = routines.ImageModel(inputs, {"p": ("DT_FLOAT", (1, 3), "Softmax")})
+    found = model.read({"p": np.array([[np.nan, 0.25, 0.75]])})
+    assert found["classes"].tolist() == [3, 2]
+    model = routines.ImageModel(inputs, {"m": ("DT_FLOAT", (1, 8, 8, 1), "Sigmoid")})
+    mask = np.full((1, 8, 8, 1), np.nan)
+    assert len(model.read({"m": mask})["scores"]) == 0
+    mask[0, 2:6, 2:6] = 0.9
+    assert model.read({"m": mask})["boxes"].tolist() == [[0.25, 0.25, 0.75, 0.75]]
+    outputs = {f"detection_{name}": ("DT_FLOAT", None) for name in ("boxes", "scores", "classes")}
+    model = routines.ImageModel(inputs, {**outputs, "detection_masks": ("DT_FLOAT", None)})
+    masks = np.ones((1, 2, 5, 5))
+    masks[0, 0, 1, 1] = np.nan
+    found = model.read(
+        {
+            "detection_boxes": np.array([[[0, 0, 1, 1], [0, 0, 0.5, 0.5]]]),
+            "detection_scores": np.array([[0.9, 0.8]]),
+            "detection_classes": np.array([[1, 2]]),
+            "detection_masks": masks,
+        }
+    )
+    assert found["classes"].tolist() == [2] and len(found["masks"]) == 1
+
+
+def test_masks_are_cut_with_their_boxes():
+    """Half of a box lies outside: what is left of its mask is the other half."""
+    masks = np.zeros((1, 8, 8), np.float32)
+    masks[:, :, 4:] = 1
+    box = np.array([[0.0, -0.5, 1, 0.5]], np.float32)
+    assert (routines.clip_masks(masks, box, np.clip(box, 0, 1))[0] > 0.4).all()
+
+
+# --- exported by Keras itself, by TF1, and on demand ----------------------------------------------
+
+
+def test_models_as_keras_exports_them(tf, tmp_path):
+    """One sigmoid, five of them, logits, and a U-Net: what `:predict` answers is the confidence."""
+    import keras
+
+    keras.utils.set_random_seed(1)
+    layers, model = keras.layers, {}
+    for name, top in {
+        "binary": layers.Dense(1, activation="sigmoid"),
+        "many": layers.Dense(5, activation="sigmoid"),
+        "kinds": layers.Dense(3, activation="softmax"),
+        "logits": layers.Dense(3),
+    }.items():
+        shrink = [layers.Rescaling(1 / 255), layers.GlobalAveragePooling2D()]
+        model[name] = keras.Sequential([keras.Input((32, 32, 3)), *shrink, top])
+    model["unet"] = keras.Sequential(
+        [keras.Input((32, 32, 3)), layers.Conv2D(1, 3, padding="same", activation="sigmoid")]
+    )
+    for name, one in model.items():
+        one.export(tmp_path / name / "1", verbose=False)
+    models = [{"name": name, "base_path": str(tmp_path / name)} for name in model]
+    deployments = [{"id": name, "model": name} for name in model]
+    server = serving.ModelServer(config(*models, deployments=deployments))
+    assert server.wait(120)
+    assert list(server.manager.deployment_problems()) == ["logits"]
+    picture = np.zeros((32, 32, 3), np.uint8)
+    for name in ("binary", "many", "kinds"):
+        (raw,) = server.predict(name, {"instances": picture[None].astype(np.float32)})[
+            "predictions"
+        ]
+        answer = server.predict_image(picture, name)["predictions"]
+        assert [one["confidence"] for one in answer] == pytest.approx(sorted(raw)[::-1])
+    assert [
+        one["confidence"] for one in server.predict_image(picture, "binary")["predictions"]
+    ] == [0.5]
+    assert server.predict_image(picture, "unet")["predictions"][0]["boundType"] == "masks"
+    server.stop()
+
+
+def test_a_frozen_graph_of_tf1_and_a_model_on_demand(tf, tmp_path):
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        pixels = tf.compat.v1.placeholder(tf.float32, (None, 8, 8, 3), "input")
+        means = tf.reduce_mean(pixels, [1, 2]) / 255
+        known = tf.identity(tf.nn.softmax(means), "Predictions")
+        tf.compat.v1.saved_model.simple_save(
+            session, str(tmp_path / "1"), {"input": pixels}, {"predictions": known}
+        )
+        tf.compat.v1.saved_model.simple_save(
+            session, str(tmp_path / "raw/1"), {"input": pixels}, {"logits": means + 0.0}
+        )
+    models = [
+        {"name": "m", "base_path": str(tmp_path)},
+        {"name": "later", "base_path": str(tmp_path), "load": "on_demand"},
+        {"name": "raw", "base_path": str(tmp_path / "raw"), "load": "on_demand"},
+    ]
+    deployments = [{"id": one["name"], "model": one["name"]} for one in models]
+    server = serving.ModelServer(config(*models, deployments=deployments))
+    assert server.wait(120)
+    assert list(server.manager.deployment_problems()) == ["raw"]
+    picture = np.zeros((8, 8, 3), np.uint8)
+    picture[..., 1] = 255
+    wanted = np.exp([1.0, 0, 0]) / np.exp([1.0, 0, 0]).sum()
+    for name in ("m", "later"):
+        found = server.predict_image(picture, name)["predictions"]
+        assert [one["tag"]["id"] for one in found] == [2, 1, 3]
+        assert [one["confidence"] for one in found] == pytest.approx(wanted)
+    server.stop()
+
+
+# --- families of one's own ------------------------------------------------------------------------
+
+
+def test_the_family_in_the_documents_runs(tf, tmp_path):
+    text = (ROOT / "docs/pictures.md").read_text()
+    (source,) = [part for part in text.split("```python\n")[1:] if "@family" in part]
+    (tmp_path / "mine.py").write_text(source.split("```")[0])
+    middles = Zoo(
+        "middles", "docs/pictures.md",
+        zoo.constant(middles=[[[0.5, 0.25], [0.75, 0.5]]], sureness=[[0.9, 0.4]]), input="image",
+    )  # fmt: skip
+    zoo.export(tf, middles, str(tmp_path / "m" / "1"))
+    made = config(
+        {"name": "m", "base_path": str(tmp_path / "m")},
+        deployments=[{"id": "m", "model": "m", "label_map": ["cell"]}],
+        routine_modules=[str(tmp_path / "mine.py")],
+    )
+    server = serving.ModelServer(made)
+    assert server.wait(60) and server.readiness() == []
+    (found,) = server.predict_image(PICTURE)["predictions"]
+    server.stop()
+    assert found["tag"] == {"id": 1, "name": "cell"}
+    assert found["confidence"] == pytest.approx(0.9)
+    assert np.allclose(found["bound"][0], [0.45, 0.2]) and np.allclose(
+        found["bound"][2], [0.55, 0.3]
+    )
+    assert "spots" not in routines.FAMILIES
+
+
+def test_no_family_of_the_process_takes_a_name_that_is_taken():
+    with pytest.raises(ValueError, match="family yolo: this name is taken"):
+
+        @routines.family({"x": "N"})
+        def yolo(outputs, about):
+            return {}

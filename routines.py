@@ -32,6 +32,7 @@ import ipaddress
 import itertools
 import json
 import math
+import queue
 import re
 import runpy
 import socket
@@ -39,12 +40,13 @@ import ssl
 import sys
 import threading
 import time
+import zlib
 from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import unquote, unquote_to_bytes, urljoin, urlsplit
 from xml.sax.saxutils import escape
 
 import cv2
@@ -436,26 +438,31 @@ def read_bytes(body: bytes, limits: ImageLimits, content_type: str = "") -> np.n
 
 # --- URLs: only public addresses, the connection to the very address that was checked -----------
 
-MAX_REDIRECTS = 5
+MAX_REDIRECTS = 10
+REDIRECTS = (301, 302, 303, 307, 308)
+LOOKUPS = threading.BoundedSemaphore(64)  # of names at once, those that hang among them
+Address = tuple[str, int]
 
 
 def fetch_image(
     url: str, limits: ImageLimits, resolve: Callable = socket.getaddrinfo
-) -> np.ndarray:
+) -> np.ndarray | list[np.ndarray]:
     """Download a picture over http or https. Each address of each host on the way must be public.
 
     `resolve` is socket.getaddrinfo, an argument so that tests can rebind names. Proxies of the
-    environment are not used. Raises ImageError with the reason.
+    environment are not used. A `data:` URL holds its picture itself. Raises ImageError with the
+    reason.
     """
+    if url[:5].lower() == "data:":
+        return decode_image(read_data_url(url, limits), limits)
     deadline = time.monotonic() + limits.download_seconds
+    place = read_url(url)
     try:
         for _ in range(MAX_REDIRECTS + 1):
-            data, url = fetch_once(url, limits, deadline, resolve)
+            data, place = fetch_once(place, limits, deadline, resolve)
             if data is not None:
-                break
-        else:
-            raise ImageError(f"url redirects more than {MAX_REDIRECTS} times")
-    except (TimeoutError, http.client.HTTPException, OSError) as error:
+                return decode_image(data, limits)
+    except (http.client.HTTPException, OSError) as error:
         slow = isinstance(error, TimeoutError) or time.monotonic() >= deadline
         reason = (
             f"took longer than {limits.download_seconds:g} s"
@@ -463,44 +470,173 @@ def fetch_image(
             else getattr(error, "strerror", None) or type(error).__name__
         )
         raise ImageError(f"url cannot be read: {reason}") from None
-    return decode_image(data, limits)
+    raise ImageError(f"url redirects more than {MAX_REDIRECTS} times")
+
+
+def read_data_url(url: str, limits: ImageLimits) -> bytes:
+    """The bytes of `data:[<type>][;base64],...` (RFC 2397)."""
+    head, comma, text = url.partition(",")
+    if not comma:
+        raise ImageError("url: expected a comma after data:...;base64")
+    if head.lower().endswith(";base64"):
+        return read_text(unquote(text) if "%" in text else text, limits)
+    limits.allow(len(text))
+    return unquote_to_bytes(text)
+
+
+@dataclass(frozen=True)
+class Place:
+    """A URL taken apart, as it is asked for: `host` as it was written, without brackets."""
+
+    url: str
+    scheme: str
+    host: str
+    port: int
+    target: str
+    login: str = ""  # of the URL, as Basic authentication spells it
+
+    @property
+    def origin(self) -> tuple[str, str, int]:
+        return self.scheme, self.host.lower(), self.port
+
+    @property
+    def host_header(self) -> str:
+        """The host as curl writes it: the port only where it is not the scheme's own.
+
+        What signs URLs (S3, Google, Azure) signs this header.
+        """
+        name = f"[{self.host}]" if ":" in self.host else self.host
+        standard = self.port == {"http": 80, "https": 443}[self.scheme]
+        return name if standard else f"{name}:{self.port}"
+
+
+def read_url(url: str) -> Place:
+    """Take a URL apart; ImageError for one that is not of http or https."""
+    try:
+        parts = urlsplit(url)
+        login, _, place = parts.netloc.rpartition("@")
+        port = parts.port
+    except ValueError:
+        raise ImageError("url is malformed") from None
+    if parts.scheme not in ("http", "https") or re.search(r"[\x00-\x20\x7f]", url):
+        raise ImageError("url: expected http://..., https://... or data:...")
+    host = place[1:].partition("]")[0] if place.startswith("[") else place.partition(":")[0]
+    try:
+        host = host if host.isascii() else host.encode("idna").decode()
+    except UnicodeError:
+        raise ImageError("url is malformed") from None
+    if not host or re.search(r"[\\%/\[\]@]", host):
+        raise ImageError("url: expected http://... or https://... with a host")
+    path = clean_path(parts.path) + (f"?{parts.query}" if parts.query else "")
+    port = {"http": 80, "https": 443}[parts.scheme] if port is None else port
+    return Place(url, parts.scheme, host, port, escape_target(path), basic_login(login))
+
+
+def basic_login(login: str) -> str:
+    """`user:password` of a URL as the Authorization header has it; empty where there is none."""
+    if not login:
+        return ""
+    user, _, password = login.partition(":")
+    pair = unquote_to_bytes(user) + b":" + unquote_to_bytes(password)
+    return "Basic " + base64.b64encode(pair).decode()
+
+
+def clean_path(path: str) -> str:
+    """A URL's path without the segments `.` and `..` (RFC 3986, 5.2.4)."""
+    kept: list[str] = []
+    segments = (path or "/").split("/")[1:]
+    for segment in segments:
+        if segment == "..":
+            kept = kept[:-1]
+        elif segment != ".":
+            kept.append(segment)
+    if segments[-1] in (".", ".."):
+        kept.append("")
+    return "/" + "/".join(kept)
+
+
+def escape_target(target: str) -> str:
+    """What a request line cannot hold, percent-encoded; what is encoded already stays."""
+    return re.sub(
+        r"[^\x21-\x7e]", lambda found: "".join(f"%{b:02X}" for b in found[0].encode()), target
+    )
+
+
+def redirect_of(place: Place, location: str) -> Place:
+    """Where an answer's Location leads: whole, or relative in any spelling, with spaces in it.
+
+    The login stays for the same host alone.
+    """
+    with contextlib.suppress(UnicodeError):  # headers come as Latin-1, whatever they are
+        location = location.encode("latin-1").decode()
+    try:
+        url = urljoin(place.url, escape_target(location.strip()))
+    except ValueError:
+        raise ImageError("url redirects to a malformed one") from None
+    found = read_url(url)
+    if not found.login and found.origin == place.origin:
+        return dataclasses.replace(found, login=place.login)
+    return found
 
 
 def fetch_once(
-    url: str, limits: ImageLimits, deadline: float, resolve: Callable
-) -> tuple[bytes | None, str]:
+    place: Place, limits: ImageLimits, deadline: float, resolve: Callable
+) -> tuple[bytes | None, Place]:
     """One request: the body, or None and where it redirects to."""
-    try:
-        parts = urlsplit(url)
-        host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
-    except ValueError:
-        raise ImageError("url is malformed") from None
-    if parts.scheme not in ("http", "https") or not host or re.search(r"[\x00-\x20\x7f]", url):
-        raise ImageError("url: expected http://... or https://...")
-    address = public_address(host, port, limits, resolve)
+    addresses = public_addresses(place, limits, deadline, resolve)
+    connection = http.client.HTTPConnection(place.host, place.port)
     with (
-        socket.create_connection(address, timeout=max(0.001, deadline - time.monotonic())) as raw,
-        cut_at(deadline, raw),
+        open_socket(place, connect_any(addresses, deadline)) as link,
+        cut_at(deadline, link),
     ):
-        secure = (
-            ssl.create_default_context().wrap_socket(raw, server_hostname=host)
-            if parts.scheme == "https"
-            else raw
-        )
-        connection = http.client.HTTPConnection(host, port)
-        connection.sock = secure
-        target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        connection.request(
-            "GET",
-            re.sub(r"[^\x21-\x7e]", lambda m: "".join(f"%{b:02X}" for b in m[0].encode()), target),
-            headers={"Accept": "image/*", "User-Agent": "serving", "Connection": "close"},
-        )
+        if isinstance(link, ssl.SSLSocket):
+            link.do_handshake()
+        connection.sock = link
+        headers = {
+            "Host": place.host_header,
+            "Accept": "image/*",
+            "Accept-Encoding": "gzip, deflate",
+            "User-Agent": "serving",
+            "Connection": "close",
+        }
+        if place.login:
+            headers["Authorization"] = place.login
+        connection.request("GET", place.target, headers=headers)
         response = connection.getresponse()
-        if response.status in (301, 302, 303, 307, 308) and response.headers.get("Location"):
-            return None, urljoin(url, response.headers["Location"])
+        location = response.headers.get("Location")
+        if response.status in REDIRECTS and location:
+            return None, redirect_of(place, location)
         if response.status != 200:
             raise ImageError(f"url answers {response.status} {response.reason}"[:200])
-        return read_capped(response, limits, deadline), url
+        return read_capped(response, limits, deadline), place
+
+
+def connect_any(addresses: Sequence[Address], deadline: float) -> socket.socket:
+    """A connection to the first address that takes one, each for its share of the time left."""
+    for index, address in enumerate(addresses):
+        left = max(0.001, deadline - time.monotonic())
+        try:
+            link = socket.create_connection(address, timeout=left / (len(addresses) - index))
+        except OSError:
+            if index == len(addresses) - 1:
+                raise
+        else:
+            link.settimeout(max(0.001, deadline - time.monotonic()))
+            return link
+    raise ConnectionError
+
+
+def open_socket(place: Place, link: socket.socket) -> socket.socket:
+    """The connection, under TLS for https: the certificate is to be the host's that was named."""
+    if place.scheme == "http":
+        return link
+    try:
+        return ssl.create_default_context().wrap_socket(
+            link, server_hostname=place.host.rstrip("."), do_handshake_on_connect=False
+        )
+    except BaseException:
+        link.close()
+        raise
 
 
 @contextlib.contextmanager
@@ -510,8 +646,8 @@ def cut_at(deadline: float, connection: socket.socket) -> Iterator[None]:
     """
 
     def cut() -> None:
-        with contextlib.suppress(OSError):
-            connection.shutdown(socket.SHUT_RDWR)
+        with contextlib.suppress(OSError):  # TLS's own shutdown would wait for the other side
+            socket.socket.shutdown(connection, socket.SHUT_RDWR)
 
     timer = threading.Timer(max(0.0, deadline - time.monotonic()), cut)
     timer.daemon = True
@@ -523,9 +659,12 @@ def cut_at(deadline: float, connection: socket.socket) -> Iterator[None]:
 
 
 def read_capped(response: http.client.HTTPResponse, limits: ImageLimits, deadline: float) -> bytes:
-    """Read a body up to the limit of bytes; TimeoutError when the deadline cut it."""
+    """Read a body up to the limit of bytes, unpacked; TimeoutError when the deadline cut it."""
+    coding = response.headers.get("Content-Encoding", "identity").strip().lower() or "identity"
+    if coding not in ("identity", "gzip", "x-gzip", "deflate"):
+        raise ImageError(f"url answers in an encoding that is not known: {coding[:40]!r}")
     data = io.BytesIO()
-    while piece := response.read(PIECE):
+    for piece in response_pieces(response, coding):
         limits.allow(len(piece))
         data.write(piece)
         if data.tell() > limits.max_bytes:
@@ -537,37 +676,115 @@ def read_capped(response: http.client.HTTPResponse, limits: ImageLimits, deadlin
     return data.getvalue()
 
 
-def public_address(host: str, port: int, limits: ImageLimits, resolve: Callable) -> tuple:
-    """The address to connect to; raises ImageError when any address of the host is not public."""
+def response_pieces(response: http.client.HTTPResponse, coding: str) -> Iterator[bytes]:
+    """A body's pieces as they come, unpacked, none of more than PIECE bytes."""
+    unpacker: Any = None
+    while piece := response.read(PIECE):
+        if coding == "identity":
+            yield piece
+            continue
+        try:
+            if unpacker is None:  # some servers send `deflate` without zlib's head
+                raw = coding == "deflate" and piece[0] & 15 != 8
+                unpacker = zlib.decompressobj(-15 if raw else 47)
+            while piece and not unpacker.eof:
+                yield unpacker.decompress(piece, PIECE)
+                piece = unpacker.unconsumed_tail
+        except zlib.error as error:
+            raise ImageError(f"url answers damaged {coding}: {error}") from None
+    if unpacker is not None and not unpacker.eof:
+        raise ImageError(f"url answers damaged {coding}: it ends too early")
+
+
+def public_addresses(
+    place: Place, limits: ImageLimits, deadline: float, resolve: Callable
+) -> list[Address]:
+    """The addresses to connect to; raises ImageError when any address of the host is not public."""
+    shown = place.host[:100]
     try:
-        addresses = [entry[4][:2] for entry in resolve(host, port, type=socket.SOCK_STREAM)]
+        found = look_up(place, deadline, resolve)
+    except TimeoutError:
+        raise
     except (OSError, UnicodeError):
-        raise ImageError(f"url: host '{host[:100]}' is not known") from None
-    if host.lower() not in limits.allowed_hosts:
-        for address, _ in addresses:
-            if not is_public(address):
-                raise ImageError(f"url: host '{host[:100]}' is not a public address")
+        raise ImageError(f"url: host '{shown}' is not known") from None
+    addresses = list(dict.fromkeys(entry[4][:2] for entry in found))
+    public = all(is_public(address) for address, _ in addresses)
+    if not public and not is_allowed(place, limits.allowed_hosts):
+        raise ImageError(f"url: host '{shown}' is not a public address")
     if not addresses:
-        raise ImageError(f"url: host '{host[:100]}' has no address")
-    return addresses[0]
+        raise ImageError(f"url: host '{shown}' has no address")
+    return addresses
+
+
+def look_up(place: Place, deadline: float, resolve: Callable) -> list[tuple]:
+    """What a resolver answers, in a thread of its own: one that hangs cannot be ended.
+
+    Raises what it raises, TimeoutError at the deadline.
+    """
+    answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def ask() -> None:
+        try:
+            answers.put(resolve(place.host, place.port, type=socket.SOCK_STREAM))
+        except Exception as error:
+            answers.put(error)
+        finally:
+            LOOKUPS.release()
+
+    if not LOOKUPS.acquire(timeout=max(0.0, deadline - time.monotonic())):
+        raise TimeoutError
+    threading.Thread(target=ask, name="look-up", daemon=True).start()
+    try:
+        answer = answers.get(timeout=max(0.0, deadline - time.monotonic()))
+    except queue.Empty:
+        raise TimeoutError from None
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
+
+
+def is_allowed(place: Place, allowed: Sequence[str]) -> bool:
+    """Whether a host, or this port of it, is among the allowed ones, in any case."""
+    host = place.host.lower().rstrip(".")
+    spellings = {host, f"{host}:{place.port}", f"[{host}]", f"[{host}]:{place.port}"}
+    return any(name.lower() in spellings for name in allowed)
+
+
+# The special-purpose address registries of IANA (RFC 6890 and after), with multicast, and what was
+# set aside before there was one: none of it is a public web server's.
+SPECIAL = tuple(
+    ipaddress.ip_network(network)
+    for network in (
+        *("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16"),
+        *("172.16.0.0/12", "192.0.0.0/24", "192.0.2.0/24", "192.31.196.0/24", "192.52.193.0/24"),
+        *("192.88.99.0/24", "192.168.0.0/16", "192.175.48.0/24", "198.18.0.0/15"),
+        *("198.51.100.0/24", "203.0.113.0/24", "224.0.0.0/4", "240.0.0.0/4"),
+        *("2001::/23", "2001:db8::/32", "2620:4f:8000::/48", "3fff::/20"),
+    )
+)
+# All other IPv6 is special as well: loopback, ::/96, 64:ff9b:1::/48, 100::/64, 5f00::/16, fc00::/7,
+# fe80::/10, fec0::/10, ff00::/8, and what is not given out yet.
+UNICAST = ipaddress.IPv6Network("2000::/3")
+NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 
 def is_public(text: str) -> bool:
     """Whether an IP address is on the open internet,
     looking through IPv6 forms that carry an IPv4 one.
     """
-    address = ipaddress.ip_address(text.partition("%")[0])
+    try:
+        address = ipaddress.ip_address(text.partition("%")[0])
+    except ValueError:
+        return False
     if isinstance(address, ipaddress.IPv6Address):
-        carried = (
-            address.ipv4_mapped
-            or address.sixtofour
-            or (address.teredo[1] if address.teredo else None)
-        )
-        if carried is None and address in ipaddress.ip_network("64:ff9b::/96"):
+        carried = address.ipv4_mapped or address.sixtofour
+        if carried is None and address in NAT64:
             carried = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
         if carried is not None:
             return is_public(str(carried))
-    return address.is_global and not address.is_multicast and not address.is_reserved
+        if address not in UNICAST:
+            return False
+    return not any(address in network for network in SPECIAL)
 
 
 # ==================================================================================================

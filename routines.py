@@ -42,7 +42,7 @@ import threading
 import time
 import zlib
 from collections import ChainMap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -50,8 +50,9 @@ from urllib.parse import unquote, unquote_to_bytes, urljoin, urlsplit
 from xml.sax.saxutils import escape
 
 import cv2
+import ml_dtypes
 import numpy as np
-from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError, features
 
 __all__ = ["ROUTINES", "ImageError", "ImageLimits", "argument", "routine"]
 
@@ -78,10 +79,11 @@ def allow_all(size: int) -> None:
 
 @dataclass(frozen=True)
 class ImageLimits:
-    """How much of a picture, and how long to wait for it.
+    """How pictures are read: how much of one, how long to wait for it, which frame of several.
 
     `allow` is told of the bytes that something will take before they are taken, and of a negative
-    number when some of them are free again; what it raises passes.
+    number when some of them are free again; what it raises passes. What is transparent is laid on
+    `background`, or with `alpha` stays so: then what has some is RGBA, uint8 [H, W, 4].
     """
 
     max_bytes: int = 50 << 20
@@ -89,13 +91,21 @@ class ImageLimits:
     download_seconds: float = 10
     allowed_hosts: tuple[str, ...] = ()
     allow: Callable[[int], None] = allow_all
+    max_pictures: int = 32
+    background: tuple[int, ...] = (255, 255, 255)
+    frame: int = 0
+    alpha: bool = False
 
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+# Pillow reads AVIF from 11.3 on, where its wheel has it.
+HAS_AVIF = "avif" in features.modules and features.check("avif")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF") + (("AVIF",) if HAS_AVIF else ())
+MOST_FRAMES = 10_000  # the highest that may be asked for
+FRAMES_DECODED = 8  # times `max_pixels`: of the frames before one, which are decoded with it
 
 
 def decode_image(data: bytes, limits: ImageLimits) -> np.ndarray:
-    """Decode picture bytes to uint8 RGB [H, W, 3], upright by EXIF; the first frame of several."""
+    """Decode picture bytes to uint8 RGB [H, W, 3], upright by EXIF; one frame of several."""
     return unpack_image(open_image(data, limits), limits)
 
 
@@ -109,12 +119,61 @@ def open_image(data: bytes, limits: ImageLimits) -> Image.Image:
             f"image of {len(data)} bytes is over the limit of {limits.max_bytes}", too_large=True
         )
     with image_damage(limits, data):
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image = open_heif(data) if is_heif(data) else Image.open(io.BytesIO(data), formats=FORMATS)
         tile = tile_size(image)
     check_pixels(*image.size, limits)
     check_pixels(*tile, limits)
+    if limits.frame:
+        seek_frame(image, limits)
     limits.allow(3 * image.width * image.height)
     return image
+
+
+def is_heif(data: bytes) -> bool:
+    """Whether bytes are a HEIC or HEIF picture, and no AVIF, which has the same container."""
+    brands = data[8:12] + data[16 : int.from_bytes(data[:4], "big")][:200]
+    known = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+    return data[4:8] == b"ftyp" and data[8:12] in known and not re.search(b"avi[fs]", brands)
+
+
+def open_heif(data: bytes) -> Image.Image:
+    """Open a HEIC picture with pillow-heif, where that is installed.
+
+    It is asked by itself: as a plug-in of Pillow it would change Pillow for the whole process.
+    """
+    try:
+        import pillow_heif  # optional, and some 10 MB
+    except ImportError:
+        raise ImageError(
+            "image is HEIC, which this server cannot read: pip install pillow-heif lets it, "
+            f"else expected one of {', '.join(FORMATS)}"
+        ) from None
+    return pillow_heif.HeifImageFile(io.BytesIO(data))
+
+
+def seek_frame(image: Image.Image, limits: ImageLimits) -> None:
+    """Go to another frame than the first, of an animation, or a page of a TIFF.
+
+    Frames of an animation are decoded one after the other; so many pixels are too many.
+    """
+    pixels = (limits.frame + 1) * image.width * image.height
+    if image.format != "TIFF" and pixels > FRAMES_DECODED * limits.max_pixels:
+        raise ImageError(
+            f"frame: {limits.frame} of an animation of {image.width}x{image.height} pixels "
+            "is too far in",
+            too_large=True,
+        )
+    working = working_bytes(image)
+    limits.allow(working)
+    with image_damage(limits):
+        try:
+            image.seek(limits.frame)
+        except EOFError:
+            raise ImageError(f"frame: image has no frame {limits.frame}") from None
+        tile = tile_size(image)
+    limits.allow(-working)
+    check_pixels(*image.size, limits)
+    check_pixels(*tile, limits)
 
 
 def unpack_image(image: Image.Image, limits: ImageLimits) -> np.ndarray:
@@ -124,8 +183,8 @@ def unpack_image(image: Image.Image, limits: ImageLimits) -> np.ndarray:
     with contextlib.closing(image), image_damage(limits):
         image.load()
         turn_upright(image)
-        array = to_rgb(image)
-    limits.allow(-working)
+        array = to_pixels(image, limits)
+    limits.allow(array.nbytes - 3 * array.shape[0] * array.shape[1] - working)
     return array
 
 
@@ -134,7 +193,7 @@ def image_damage(limits: ImageLimits, data: bytes = b"") -> Iterator[None]:
     """Raise ImageError for `data` that is no picture or a damaged one; MemoryError passes."""
     try:
         yield
-    except MemoryError:
+    except (MemoryError, ImageError):
         raise
     except Image.DecompressionBombError:
         raise ImageError(
@@ -169,12 +228,14 @@ def working_bytes(image: Image.Image) -> int:
     """What decoding an opened picture takes beside the array that is kept, in bytes.
 
     Pillow holds 1, 2 or 4 bytes a pixel, 4 more of one that is converted, and the array twice: more
-    than a progressive JPEG or a picture that is turned takes before there is an array.
+    than a progressive JPEG or a picture that is turned takes before there is an array. What is
+    transparent is laid on a canvas.
     """
-    is_16_bit = image.mode.startswith("I;16")
-    held = {"1": 1, "L": 1, "P": 1}.get(image.mode, 2 if is_16_bit else 4)
-    converted = 0 if is_16_bit or image.mode == "RGB" else 4
-    canvases = 8 if image.format == "WEBP" else 0
+    wide = is_wide(image)
+    held = {"1": 1, "L": 1, "P": 1}.get(image.mode, 2 if wide else 4)
+    converted = 5 if wide or image.mode in ("I", "F") else 0 if image.mode == "RGB" else 4
+    canvases = {"WEBP": 9, "AVIF": 4, "HEIF": 4}.get(image.format or "", 0)
+    canvases += 4 if has_alpha(image) else 0
     tile_width, tile_height = tile_size(image)
     pixels = image.width * image.height
     return (held + converted + canvases + 3) * pixels + 4 * tile_width * tile_height
@@ -198,16 +259,71 @@ def upright(image: Image.Image) -> Image.Image:
     return copy
 
 
-def to_rgb(image: Image.Image) -> np.ndarray:
-    """Any mode as uint8 RGB [H, W, 3]: 16-bit greys keep their high byte, alpha is dropped.
+def to_pixels(image: Image.Image, limits: ImageLimits) -> np.ndarray:
+    """Any mode as uint8 RGB [H, W, 3], upon the background; with `limits.alpha`, what has some
+    as RGBA [H, W, 4].
 
-    Greys of 32 bits are cut to 0..255, as Image.convert does.
+    Greys of 16 bits keep their high byte. Raises ImageError for numbers that are no 0..255.
     """
-    is_16_bit = image.mode.startswith("I;16") or image.mode == "I" and image.format == "PNG"
-    if is_16_bit:  # `I` in Pillow 10
-        grey = (np.asarray(image) >> 8).astype(np.uint8)
-        return np.repeat(grey[:, :, np.newaxis], 3, axis=2)
-    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+    if is_wide(image):
+        image = narrow(image)
+    elif image.mode in ("I", "F"):
+        image = Image.fromarray(to_bytes(np.asarray(image), "image"))
+    if not has_alpha(image):
+        return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+    image = image if image.mode == "RGBA" else image.convert("RGBA")
+    return np.asarray(image if limits.alpha else lay_on(image, limits.background))
+
+
+def is_wide(image: Image.Image) -> bool:
+    """Whether a picture's greys have 16 bits; `I` is Pillow 10's mode of such PNGs."""
+    return image.mode.startswith("I;16") or image.mode == "I" and image.format == "PNG"
+
+
+def narrow(image: Image.Image) -> Image.Image:
+    """Greys of 16 bits as their high byte, whatever else is in the picture; of 12 bits alike."""
+    values = np.asarray(image)
+    bits = getattr(image, "tag_v2", {}).get(TiffImagePlugin.BITSPERSAMPLE, (16,))[0]
+    grey = Image.fromarray((values >> (4 if bits == 12 else 8)).astype(np.uint8))
+    clear = image.info.get("transparency")
+    if clear is None:
+        return grey
+    alpha = Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8))
+    return Image.merge("LA", [grey, alpha])
+
+
+def has_alpha(image: Image.Image) -> bool:
+    """Whether something of a picture may be transparent."""
+    return image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info
+
+
+def lay_on(image: Image.Image, background: Sequence[int]) -> Image.Image:
+    """An RGBA picture laid on a colour, as RGB."""
+    canvas = Image.new("RGB", image.size, tuple(background))
+    canvas.paste(image, mask=image.getchannel("A"))
+    return canvas
+
+
+def on_background(image: np.ndarray, background: Sequence[int]) -> np.ndarray:
+    """RGBA [H, W, 4] laid on a colour, as RGB [H, W, 3]; RGB as it is."""
+    if image.shape[2] == 3:
+        return image
+    return np.asarray(lay_on(Image.fromarray(image), background))
+
+
+def to_bytes(values: np.ndarray, what: str) -> np.ndarray:
+    """Numbers 0..255 as uint8, fractions rounded; ImageError for others.
+
+    Fractions that end at 1 are white at 1 to some and nearly black to others: they are refused.
+    """
+    low, high = values.min(), values.max()
+    if not (low >= 0 and high <= 255):  # NaN fails too
+        raise ImageError(f"{what}: expected values 0..255, got {low}..{high}")
+    if values.dtype.kind == "f" and 0 < high <= 1:
+        raise ImageError(
+            f"{what}: expected values 0..255, got floats {low}..{high}: multiply them by 255"
+        )
+    return (np.rint(values) if values.dtype.kind == "f" else values).astype(np.uint8)
 
 
 def decode_text(text: str, limits: ImageLimits) -> np.ndarray:
@@ -240,8 +356,8 @@ def decode_base64(text: str) -> bytes:
 
 
 def decode_array(value: Any, limits: ImageLimits) -> np.ndarray:
-    """Read nested lists or an array [H, W], [H, W, 1], [H, W, 3] or [H, W,
-    4] of 0..255 as uint8 RGB.
+    """Read nested lists or an array [H, W], [H, W, 1], RGB [H, W, 3] or RGBA [H, W, 4] of 0..255
+    as uint8 RGB, or as RGBA as `decode_image` does.
     """
     array = value if isinstance(value, np.ndarray) else read_lists(value)
     if array.dtype.kind not in "uif":
@@ -258,11 +374,11 @@ def decode_array(value: Any, limits: ImageLimits) -> np.ndarray:
             f"array of {width}x{height} pixels is over the limit of {limits.max_pixels}",
             too_large=True,
         )
-    limits.allow(3 * height * width + array.nbytes)
-    if not (array.min() >= 0 and array.max() <= 255):  # NaN fails too
-        raise ImageError(f"array: expected values 0..255, got {array.min()}..{array.max()}")
-    array = (np.rint(array) if array.dtype.kind == "f" else array).astype(np.uint8)
-    return np.repeat(array, 3, axis=2) if array.shape[2] == 1 else array[:, :, :3].copy()
+    limits.allow(4 * height * width + array.nbytes)
+    array = to_bytes(array, "array")
+    if array.shape[2] == 1:
+        return np.repeat(array, 3, axis=2)
+    return array if limits.alpha else on_background(array, limits.background)
 
 
 def read_lists(value: Any) -> np.ndarray:
@@ -370,11 +486,14 @@ def read_npy_head(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
     return shape, is_fortran, dtype
 
 
-def decode_npy(data: bytes, limits: ImageLimits) -> np.ndarray:
+def decode_npy(data: bytes, limits: ImageLimits) -> np.ndarray | list[np.ndarray]:
+    """Read a .npy array as a picture, or of [N, H, W, C] as several."""
     try:
         array = read_npy(io.BytesIO(data), len(data), limits.allow)
     except ValueError as error:
         raise ImageError(f"body is not a .npy array: {error}") from None
+    if array.ndim == 4:
+        return read_many(list(array), limits, decode_array, "array")
     return decode_array(array, limits)
 
 
@@ -390,9 +509,12 @@ def show_kind(value: Any) -> str:
     return json.dumps(value[:60] if isinstance(value, str) else value)[:60]
 
 
-def read_request(body: Any, limits: ImageLimits) -> tuple[np.ndarray, Any]:
+Pictures = np.ndarray | list[np.ndarray]  # one, or those of a request that asks for several
+
+
+def read_request(body: Any, limits: ImageLimits) -> tuple[Pictures, Any]:
     """Read the JSON value `{"image_type": "url" | "base64" | "array", "data": ..., "routines":
-    [...]}`: picture and routines.
+    [...], "frame": 0}`: picture and routines; several pictures where `data` is a list of them.
     """
     if not isinstance(body, dict):
         raise ImageError("expected a JSON object with 'image_type' and 'data'")
@@ -405,10 +527,54 @@ def read_request(body: Any, limits: ImageLimits) -> tuple[np.ndarray, Any]:
     kind, data = body.get("image_type"), body.get("data")
     if not isinstance(kind, str) or kind not in kinds:
         raise ImageError(f"image_type: expected one of url, base64, array, got {show_kind(kind)}")
+    limits = dataclasses.replace(limits, frame=read_frame(body.get("frame", limits.frame)))
     expected, name, read = kinds[kind]
+    chain = body.get("routines") or []
+    if isinstance(data, list) and (expected is str or is_list_of_arrays(data)):
+        for index, item in enumerate(data):
+            if not isinstance(item, expected):
+                raise ImageError(f"data[{index}]: expected {name}, got {show_kind(item)}")
+        return read_many(data, limits, read, "data"), chain
     if not isinstance(data, expected):
         raise ImageError(f"data: expected {name}" + ("" if "data" in body else ", got nothing"))
-    return read(data, limits), body.get("routines") or []
+    return read(data, limits), chain
+
+
+def read_frame(value: Any) -> int:
+    """Which frame or page of a picture is asked for, as JSON or a URL has it."""
+    number = int(value) if isinstance(value, str) and re.fullmatch("[0-9]{1,5}", value) else value
+    number = 0 if value is None else number
+    if type(number) is not int or not 0 <= number < MOST_FRAMES:
+        raise ImageError(f"frame: expected 0..{MOST_FRAMES - 1}, got {show_kind(value)}")
+    return number
+
+
+def is_list_of_arrays(value: Any) -> bool:
+    """Whether lists are nested four deep: pictures [H, W, C], not one."""
+    for _ in range(3):
+        if not isinstance(value, list) or not value:
+            return False
+        value = value[0]
+    return isinstance(value, list)
+
+
+def read_many(
+    values: Sequence[Any], limits: ImageLimits, read: Callable, place: str
+) -> list[np.ndarray]:
+    """Read several pictures, all of them within the time for one download; errors name which."""
+    if len(values) > limits.max_pictures:
+        text = f"{place}: {len(values)} pictures are over the limit of {limits.max_pictures}"
+        raise ImageError(text, too_large=True)
+    if not values:
+        raise ImageError(f"{place}: expected pictures, got none")
+    pictures, deadline = [], time.monotonic() + limits.download_seconds
+    for index, value in enumerate(values):
+        left = max(0.001, deadline - time.monotonic())
+        try:
+            pictures.append(read(value, dataclasses.replace(limits, download_seconds=left)))
+        except ImageError as error:
+            raise ImageError(f"{place}[{index}]: {error}", error.too_large) from None
+    return pictures
 
 
 # How pictures and arrays begin; no JSON does so.
@@ -418,12 +584,14 @@ NPY_START = b"\x93NUMPY"
 
 def reader_of(
     body: bytes, content_type: str = ""
-) -> Callable[[bytes, ImageLimits], np.ndarray] | None:
+) -> Callable[[bytes, ImageLimits], Pictures] | None:
     """How to decode a body that is a picture or a .npy array,
     by its first bytes or its content type; None for all else.
     """
     if body.startswith(NPY_START) or content_type == "application/x-npy":
         return decode_npy
+    if body[4:8] == b"ftyp":  # AVIF and HEIC
+        return decode_image
     if content_type == "application/octet-stream" and not body[:64].lstrip().startswith(b"{"):
         return decode_image
     return (
@@ -431,8 +599,8 @@ def reader_of(
     )
 
 
-def read_bytes(body: bytes, limits: ImageLimits, content_type: str = "") -> np.ndarray:
-    """A body that is a picture or a .npy array, as uint8 RGB [H, W, 3]."""
+def read_bytes(body: bytes, limits: ImageLimits, content_type: str = "") -> Pictures:
+    """A body that is a picture or a .npy array, as uint8 RGB [H, W, 3]; an array may be several."""
     return (reader_of(body, content_type) or decode_image)(body, limits)
 
 
@@ -446,7 +614,7 @@ Address = tuple[str, int]
 
 def fetch_image(
     url: str, limits: ImageLimits, resolve: Callable = socket.getaddrinfo
-) -> np.ndarray | list[np.ndarray]:
+) -> np.ndarray:
     """Download a picture over http or https. Each address of each host on the way must be public.
 
     `resolve` is socket.getaddrinfo, an argument so that tests can rebind names. Proxies of the
@@ -1608,6 +1776,447 @@ def draw_annotations(
 
 
 # ==================================================================================================
+# Pictures to models
+# In: a signature's one input, what a deployment's config says of it, a picture. Out: the array that
+# the model takes, and where the picture lies in it; ValueError for what cannot be known.
+# ==================================================================================================
+
+# The dtypes that pixels can have in a model, by the names of TensorFlow's enum.
+PIXEL_TYPES = {
+    "DT_UINT8": np.dtype(np.uint8),
+    "DT_INT8": np.dtype(np.int8),
+    "DT_UINT16": np.dtype(np.uint16),
+    "DT_INT16": np.dtype(np.int16),
+    "DT_INT32": np.dtype(np.int32),
+    "DT_INT64": np.dtype(np.int64),
+    "DT_HALF": np.dtype(np.float16),
+    "DT_BFLOAT16": np.dtype(ml_dtypes.bfloat16),
+    "DT_FLOAT": np.dtype(np.float32),
+    "DT_DOUBLE": np.dtype(np.float64),
+}
+CHANNELS = {"grey": 1, "rgb": 3, "bgr": 3, "rgba": 4, "bgra": 4}
+LAYOUTS = ("NHWC", "NCHW", "NHW", "HWC", "CHW", "HW")
+NORMAL = {1: "grey", 3: "rgb", 4: "rgba"}
+Shape = tuple[int | None, ...] | None
+
+
+@dataclass(frozen=True)
+class InputOptions:
+    """What a deployment's config says of its model's input; None where the signature tells.
+
+    A pixel 0..255 is shown as (pixel * scale + offset - mean) / std, or as `preprocess` has it.
+    """
+
+    input: str | None = None  # encoded or example, of a text
+    example_feature: str = "image/encoded"
+    layout: str | None = None
+    channels: str | None = None
+    preprocess: str | None = None
+    scale: float = 1.0
+    offset: float = 0.0
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    resize: str | None = None
+    padding: tuple[float, ...] = (0, 0, 0)
+
+
+@dataclass(frozen=True)
+class Values:
+    """What becomes of pixels 0..255: (pixel / divisor * scale + offset - mean) / std."""
+
+    divisor: float = 1.0
+    scale: float = 1.0
+    offset: float = 0.0
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+    def apply(self, pixels: np.ndarray, dtype: np.dtype) -> np.ndarray:
+        """Pixels [H, W, C] as numbers of a dtype, reckoned in float32; for double in float64."""
+        if self == Values():
+            return pixels.astype(dtype)
+        kind = np.float64 if dtype == np.float64 else np.float32
+        values: Any = pixels.astype(kind)
+        if self.divisor != 1:
+            values /= kind(self.divisor)
+        if self.scale != 1:
+            values *= kind(self.scale)
+        if self.offset:
+            values += kind(self.offset)
+        if self.mean:
+            values -= np.array(self.mean, kind)
+        if self.std:
+            values /= np.array(self.std, kind)
+        return values.astype(dtype, copy=False)
+
+
+# As keras.applications' imagenet_utils.preprocess_input reckons: channels, then numbers.
+PREPROCESS = {
+    "tf": ("rgb", Values(divisor=127.5, offset=-1.0)),
+    "torch": ("rgb", Values(divisor=255.0, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))),
+    "caffe": ("bgr", Values(mean=(103.939, 116.779, 123.68))),
+}
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where what a model was shown lies in the picture: `region`, a box in 0..1 of the picture.
+
+    It is larger than the picture where that was padded, and smaller where it was cut.
+    """
+
+    region: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)
+
+    def to_original(self, boxes: np.ndarray) -> np.ndarray:
+        """Boxes [N, 4] in 0..1 of what was shown as boxes in 0..1 of the picture, not cut to it."""
+        return place_boxes(boxes, np.array(self.region))
+
+    def place(self, tensors: Tensors) -> Tensors:
+        """Predictions of what was shown as predictions of the picture: without what lies in the
+        padding alone, boxes and their masks cut at the picture's edge.
+        """
+        if "boxes" not in tensors or self == Placement():
+            return tensors
+        boxes = self.to_original(tensors["boxes"].astype(np.float64))
+        parts = np.clip(boxes, 0, 1)
+        placed = {**tensors, "boxes": parts.astype(np.float32)}
+        if "masks" in tensors:
+            masks = [cut_mask(*each) for each in zip(tensors["masks"], boxes, parts)]
+            placed["masks"] = np.array(masks, np.float32).reshape(tensors["masks"].shape)
+        return keep(placed, (parts[:, 2] > parts[:, 0]) & (parts[:, 3] > parts[:, 1]))
+
+
+def cut_mask(mask: np.ndarray, box: np.ndarray, part: np.ndarray) -> np.ndarray:
+    """What a mask [mh, mw] of a box shows in a part of that box, as a mask of that part."""
+    size = np.tile(box[2:] - box[:2], 2)
+    if (box == part).all() or not size.all():
+        return mask
+    top, left, bottom, right = (part - np.tile(box[:2], 2)) / size
+    height, width = mask.shape
+    tall, wide = bottom - top, right - left
+    matrix = np.array(
+        [
+            [wide, 0, left * width + wide / 2 - 0.5],  # centres of pixels lie at a half
+            [0, tall, top * height + tall / 2 - 0.5],
+        ]
+    )
+    return cv2.warpAffine(
+        mask.astype(np.float32),
+        matrix,
+        (width, height),
+        flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+        borderMode=cv2.BORDER_REPLICATE,
+    )
+
+
+def letterbox(
+    image: np.ndarray, width: int, height: int, padding: Sequence[float]
+) -> tuple[np.ndarray, Placement]:
+    """A picture at the largest size that fits, in the middle, with padding around it."""
+    tall, wide = image.shape[:2]
+    scale = min(width / wide, height / tall)
+    new_wide, new_tall = max(1, round(wide * scale)), max(1, round(tall * scale))
+    left, top = (width - new_wide) // 2, (height - new_tall) // 2
+    canvas = np.empty((height, width, image.shape[2]), np.uint8)
+    canvas[:] = [*padding, 255][: image.shape[2]]
+    canvas[top : top + new_tall, left : left + new_wide] = resize(image, new_wide, new_tall)
+    ymin, xmin = -top / new_tall, -left / new_wide
+    return canvas, Placement((ymin, xmin, ymin + height / new_tall, xmin + width / new_wide))
+
+
+def cut_middle(image: np.ndarray, width: int, height: int) -> tuple[np.ndarray, Placement]:
+    """The middle of a picture, as much as has the proportions wanted, at the size wanted."""
+    tall, wide = image.shape[:2]
+    part_tall = max(1, min(tall, wide * height // width))
+    part_wide = max(1, min(wide, tall * width // height))
+    top, left = (tall - part_tall) // 2, (wide - part_wide) // 2
+    part = image[top : top + part_tall, left : left + part_wide]
+    region = (top / tall, left / wide, (top + part_tall) / tall, (left + part_wide) / wide)
+    return resize(part, width, height), Placement(region)
+
+
+@dataclass(frozen=True)
+class PictureInput:
+    """How a model takes pictures: an input's name and dtype, and what is made of a picture.
+
+    `layout` is empty for texts, of `rank` dimensions. `joins` says whether one call takes several.
+    """
+
+    name: str
+    dtype: str
+    rank: int
+    joins: bool
+    form: str = "pixels"  # or encoded, example
+    feature: str = ""
+    layout: str = ""
+    height: int | None = None
+    width: int | None = None
+    channels: str = "rgb"
+    values: Values = Values()
+    resize: str = "stretch"
+    padding: tuple[float, ...] = (0, 0, 0)
+
+    @property
+    def takes_alpha(self) -> bool:
+        return self.channels in ("rgba", "bgra")
+
+    def bytes_for(self, image: np.ndarray) -> int:
+        """What `show` takes beside a picture; numbers are made in two steps, and put together."""
+        if self.form != "pixels":
+            return 2 * image.nbytes
+        pixels = (self.height or image.shape[0]) * (self.width or image.shape[1])
+        size = PIXEL_TYPES[self.dtype].itemsize
+        each = 1 if self.values == Values() and size == 1 else 2 * max(size, 4)
+        return pixels * CHANNELS[self.channels] * (each + size * self.joins)
+
+    def show(self, image: np.ndarray) -> tuple[np.ndarray, Placement]:
+        """A picture, uint8 RGB or RGBA, as the model's input, and where it lies in that."""
+        if self.form != "pixels":
+            return self.show_text(image), Placement()
+        canvas, placement = self.fit(image)
+        colours = self.order(canvas)
+        array = self.values.apply(colours, PIXEL_TYPES[self.dtype])  # [H, W, C]
+        if "C" not in self.layout:
+            array = array[:, :, 0]
+        elif self.layout.endswith("CHW"):
+            array = np.ascontiguousarray(np.moveaxis(array, 2, 0))
+        return (array[np.newaxis] if self.layout.startswith("N") else array), placement
+
+    def fit(self, image: np.ndarray) -> tuple[np.ndarray, Placement]:
+        """A picture at the model's size."""
+        width, height = self.width or image.shape[1], self.height or image.shape[0]
+        if self.resize == "letterbox":
+            return letterbox(image, width, height, self.padding)
+        if self.resize == "crop":
+            return cut_middle(image, width, height)
+        return resize(image, width, height), Placement()
+
+    def order(self, image: np.ndarray) -> np.ndarray:
+        """The channels that the model takes, in its order; what is not transparent is opaque."""
+        if self.channels == "grey":
+            return cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[:, :, np.newaxis]
+        if self.takes_alpha and image.shape[2] == 3:
+            image = np.dstack([image, np.full(image.shape[:2], 255, np.uint8)])
+        if self.channels.startswith("bgr"):
+            return np.ascontiguousarray(image[:, :, [2, 1, 0, 3][: image.shape[2]]])
+        return image
+
+    def show_text(self, image: np.ndarray) -> np.ndarray:
+        """A picture as PNG, or as tf.Example that holds one."""
+        data = encode_png(image)
+        if self.form == "example":
+            data = encode_example({self.feature: data, "image/format": b"png"})
+        return np.array([data], object).reshape([1] * self.rank)
+
+
+def encode_png(image: np.ndarray) -> bytes:
+    done, data = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+    if not done:
+        raise ImageError("picture cannot be encoded")
+    return data.tobytes()
+
+
+def encode_example(features: Mapping[str, bytes]) -> bytes:
+    """A serialized tf.Example of features that hold one text each (core/example/example.proto)."""
+
+    def message(number: int, data: bytes) -> bytes:
+        head, size = bytes([number << 3 | 2]), len(data)
+        while size > 127:
+            head, size = head + bytes([size & 127 | 128]), size >> 7
+        return head + bytes([size]) + data
+
+    entries = [
+        message(1, message(1, name.encode()) + message(2, message(1, message(1, data))))
+        for name, data in features.items()
+    ]
+    return message(1, b"".join(entries))
+
+
+def read_input(
+    inputs: Mapping[str, tuple[str, Shape]], options: InputOptions, operations: Collection[str] = ()
+) -> PictureInput:
+    """How a signature's one input takes pictures.
+
+    `inputs` has (dtype such as `DT_UINT8`, shape) by name; `operations` are the kinds of those that
+    its graph runs. Raises ValueError for what takes none, and for what cannot be known, with the
+    line to write into the config.
+    """
+    if len(inputs) != 1:
+        raise ValueError(
+            f"an image model takes one input, this one takes {', '.join(inputs) or 'none'}"
+        )
+    ((name, (dtype, shape)),) = inputs.items()
+    if dtype == "DT_STRING":
+        return read_text_input(name, shape, options, operations)
+    if dtype not in PIXEL_TYPES:
+        raise ValueError(f"input '{name}' is no picture: it is {type_name(dtype)}")
+    if options.input is not None:
+        raise ValueError(f"input: '{options.input}' is for texts, '{name}' is {type_name(dtype)}")
+    return read_pixel_input(name, dtype, shape, options)
+
+
+def read_pixel_input(name: str, dtype: str, shape: Shape, options: InputOptions) -> PictureInput:
+    """How an input of numbers takes pictures."""
+    layout = find_layout(name, shape, options)
+    sizes = dict(zip(layout, shape if shape is not None else (None,) * len(layout)))
+    channels = find_channels(name, sizes["C"] if "C" in layout else 1, options)
+    values = find_values(options, channels)
+    check_values(name, dtype, values, channels)
+    if options.resize and not (sizes["H"] and sizes["W"]):
+        what = f"'{name}' is {show_shape(shape)}"
+        raise ValueError(f"resize: '{options.resize}' needs an input of a fixed size, {what}")
+    return PictureInput(
+        name,
+        dtype,
+        len(layout),
+        joins=layout.startswith("N") and sizes["N"] is None,
+        layout=layout,
+        height=sizes["H"],
+        width=sizes["W"],
+        channels=channels,
+        values=values,
+        resize=options.resize or "stretch",
+        padding=options.padding,
+    )
+
+
+def read_text_input(
+    name: str, shape: Shape, options: InputOptions, operations: Collection[str]
+) -> PictureInput:
+    """How an input of texts takes pictures: as files, or as tf.Examples with one in them."""
+    plain = InputOptions(input=options.input, example_feature=options.example_feature)
+    if options != plain:
+        raise ValueError(
+            f"input '{name}' takes encoded pictures: layout, channels, preprocess, scale, offset, "
+            "mean, std, resize and padding are of no use to it"
+        )
+    if shape is not None and any(size not in (None, 1) for size in shape):
+        raise ValueError(f"input '{name}' is no picture: it is string {show_shape(shape)}")
+    form = options.input
+    if form is None and any(
+        kind.startswith(("ParseExample", "ParseSingle")) for kind in operations
+    ):
+        form = "example"
+    elif form is None and any(DECODERS.fullmatch(kind) for kind in operations):
+        form = "encoded"
+    if form is None:
+        raise ValueError(
+            f"input '{name}' is a text, and its graph does not tell of what: write "
+            '"input": "encoded" (a picture file) or "input": "example" (a tf.Example) '
+            "into the deployment"
+        )
+    rank = 1 if shape is None else len(shape)
+    joins = rank > 0 and (shape is None or shape[0] is None)
+    return PictureInput(name, "DT_STRING", rank, joins, form, options.example_feature)
+
+
+DECODERS = re.compile("Decode(AndCrop)?(Jpeg|Png|Bmp|Gif|WebP|Image)")
+
+
+def find_layout(name: str, shape: Shape, options: InputOptions) -> str:
+    """The order of an input's dimensions, as its sizes tell it; ValueError where they do not.
+
+    Of batch and channels, either of them 1, the order does not matter. Sides are larger than 4.
+    """
+    if options.layout:
+        layout = options.layout
+        if shape is not None and not (len(shape) == len(layout) and fits(layout, shape)):
+            raise ValueError(f"layout: '{layout}' does not fit input '{name}' {show_shape(shape)}")
+        return layout
+    rank = len(shape or ())
+    found = [
+        layout
+        for layout in LAYOUTS[:5]
+        if shape is not None
+        and len(layout) == rank
+        and fits(layout, shape)
+        and all(size is None or size > 4 for side, size in zip(layout, shape) if side in "HW")
+        and ("C" not in layout or shape[layout.index("C")] is not None)
+    ]
+    if any(shape or ()) and (len(found) == 1 or found == ["NHW", "CHW"]):
+        return found[0]
+    if shape is None or any(len(layout) == rank and fits(layout, shape) for layout in LAYOUTS[:5]):
+        raise ValueError(
+            f"input '{name}' {show_shape(shape)} does not tell how it takes pictures: write "
+            '"layout": "NHWC" or "NCHW" (or "NHW", "HWC", "CHW", "HW") and "channels": "rgb" '
+            '(or "bgr", "grey", "rgba", "bgra") into the deployment'
+        )
+    raise ValueError(
+        f"input '{name}' is no picture: expected [1, H, W, 3], [1, H, W, 1], [1, H, W, 4], "
+        f"[1, 3, H, W], [1, H, W] or encoded bytes, got {show_shape(shape)}"
+    )
+
+
+def fits(layout: str, shape: tuple[int | None, ...]) -> bool:
+    """Whether sizes may be those of a layout: one picture or any number, 1, 3 or 4 channels."""
+    sizes = dict(zip(layout, shape))
+    return sizes.get("N") in (None, 1) and sizes.get("C") in (None, 1, 3, 4)
+
+
+def find_channels(name: str, count: int | None, options: InputOptions) -> str:
+    """The channels of an input that has so many, in their order."""
+    wanted = options.channels or (options.preprocess and PREPROCESS[options.preprocess][0])
+    if count is None:
+        if wanted is None:
+            raise ValueError(
+                f"input '{name}' does not tell its channels: write "
+                '"channels": "rgb" (or "bgr", "grey", "rgba", "bgra") into the deployment'
+            )
+        return wanted
+    if options.preprocess == "tf" and not options.channels:
+        return NORMAL[count]  # the same for each channel
+    if wanted is not None and CHANNELS[wanted] != count:
+        raise ValueError(
+            f"{'channels' if options.channels else 'preprocess'}: "
+            f"'{options.channels or options.preprocess}' is of {CHANNELS[wanted]} channels, "
+            f"input '{name}' has {count}"
+        )
+    return wanted or NORMAL[count]
+
+
+def find_values(options: InputOptions, channels: str) -> Values:
+    """What becomes of pixels, by a deployment's options."""
+    if options.preprocess:
+        return PREPROCESS[options.preprocess][1]
+    for word, given in (("mean", options.mean), ("std", options.std)):
+        if len(given) not in (0, 1, CHANNELS[channels]):
+            raise ValueError(
+                f"{word}: expected 1 or {CHANNELS[channels]} numbers, got {len(given)}"
+            )
+    return Values(1.0, options.scale, options.offset, options.mean, options.std)
+
+
+def check_values(name: str, dtype: str, values: Values, channels: str) -> None:
+    """Raise ValueError where pixels 0..255 would not fit into an input's dtype."""
+    kind, word = PIXEL_TYPES[dtype], type_name(dtype)
+    pixels = np.repeat(np.arange(256, dtype=np.uint8)[:, np.newaxis], CHANNELS[channels], axis=1)
+    shown = values.apply(pixels, np.dtype(np.float64))
+    low, high = shown.min(), shown.max()
+    if kind.kind not in "iu":
+        if not np.isfinite(values.apply(pixels, kind).astype(np.float64)).all():
+            raise ValueError(f"input '{name}' is {word}, which cannot hold {low:g}..{high:g}")
+        return
+    if (shown != np.rint(shown)).any():
+        raise ValueError(
+            f"input '{name}' is {word}, which holds no fractions: preprocess, scale, offset, mean "
+            "and std must leave whole numbers"
+        )
+    limits = np.iinfo(kind)
+    if low < limits.min or high > limits.max:
+        raise ValueError(
+            f"input '{name}' is {word}, which cannot hold {low:g}..{high:g}: write "
+            '"offset": -128 or another offset or scale into the deployment, as the model was made'
+        )
+
+
+def type_name(dtype: str) -> str:
+    return dtype.removeprefix("DT_").lower()
+
+
+def show_shape(shape: Shape) -> str:
+    return "of unknown rank" if shape is None else str([size or -1 for size in shape])
+
+
+# ==================================================================================================
 # One picture through one model
 # In: a model's signature, a picture, chains of routines. Out: predictions, in coordinates of the
 # whole picture.
@@ -1620,31 +2229,23 @@ class ImageModel:
     signature is no image model's.
 
     `inputs` and `outputs` are name -> (dtype such as `DT_UINT8`, shape or None); `rename` gives the
-    model's own output names for a family's; pictures are shown as `pixel * scale + offset`.
+    model's own output names for a family's; `operations` are the kinds of those that the graph
+    runs.
     """
 
-    inputs: Mapping[str, tuple[str, tuple[int | None, ...] | None]]
-    outputs: Mapping[str, tuple[str, tuple[int | None, ...] | None]]
+    inputs: Mapping[str, tuple[str, Shape]]
+    outputs: Mapping[str, tuple[str, Shape]]
     labels: Mapping[int, str] = dataclasses.field(default_factory=dict)
     family: str | None = None
     rename: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    scale: float = 1.0
-    offset: float = 0.0
+    options: InputOptions = InputOptions()
     most: int = 300
+    operations: Collection[str] = ()
+    shown: PictureInput = dataclasses.field(init=False)
 
     def __post_init__(self) -> None:
-        if len(self.inputs) != 1:
-            raise ValueError(
-                f"an image model takes one input, this one takes {', '.join(self.inputs) or 'none'}"
-            )
-        ((name, (dtype, shape)),) = self.inputs.items()
-        if dtype != "DT_STRING" and (
-            shape is None or len(shape) != 4 or shape[3] != 3 or shape[0] not in (None, 1)
-        ):
-            raise ValueError(
-                f"input '{name}' is no picture: expected [1, H, W, 3] or encoded bytes, got "
-                f"{list(shape or ())}"
-            )
+        shown = read_input(self.inputs, self.options, self.operations)
+        object.__setattr__(self, "shown", shown)
         if self.family is not None and self.family not in FAMILIES:
             raise ValueError(f"family: expected one of {', '.join(FAMILIES)}, got '{self.family}'")
         object.__setattr__(self, "family", self.family or detect_family(self.shapes()))
@@ -1654,29 +2255,11 @@ class ImageModel:
         own = {theirs: name for name, theirs in self.rename.items()}
         return {own.get(name, name): shape for name, (_, shape) in self.outputs.items()}
 
-    def shown_bytes(self, image: np.ndarray) -> int:
-        """What `show` takes beside the picture, in bytes; floats are made in two steps."""
-        ((_, (dtype, shape)),) = self.inputs.items()
-        if dtype == "DT_STRING":
-            return 2 * image.nbytes
-        _, height, width, _ = shape or (1, None, None, 3)
-        pixels = (height or image.shape[0]) * (width or image.shape[1])
-        return pixels * 3 * (1 if dtype == "DT_UINT8" else 8)
-
-    def show(self, image: np.ndarray) -> dict[str, np.ndarray]:
-        """The model's input for a picture, uint8 RGB [H, W, 3]: resized when its size is fixed,
-        one row.
-        """
-        ((name, (dtype, shape)),) = self.inputs.items()
-        if dtype == "DT_STRING":
-            done, data = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
-            encoded = np.array([data.tobytes()], object)
-            return {name: encoded if shape is None or len(shape) else encoded[0]}
-        _, height, width, _ = shape or (1, None, None, 3)
-        image = resize(image, width or image.shape[1], height or image.shape[0])
-        if dtype == "DT_UINT8":
-            return {name: image[np.newaxis]}
-        return {name: (image * np.float32(self.scale) + np.float32(self.offset))[np.newaxis]}
+    @property
+    def joins(self) -> bool:
+        """Whether one call answers several pictures, a row of each output for each."""
+        shapes = [shape for _, shape in self.outputs.values()]
+        return self.shown.joins and all(shape and shape[0] is None for shape in shapes)
 
     def read(self, outputs: Mapping[str, np.ndarray]) -> Tensors:
         own = {theirs: name for name, theirs in self.rename.items()}
@@ -1688,20 +2271,47 @@ class ImageModel:
         )
 
 
-def predict_image(
-    model: ImageModel,
-    run: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]],
-    image: np.ndarray,
-    chain: Sequence[Any],
-) -> Tensors:
+Run = Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
+
+
+def predict_image(model: ImageModel, run: Run, image: np.ndarray, chain: Sequence[Any]) -> Tensors:
     """Run a picture through the routines before the model, the model, and those after it,
     each in order.
     """
-    shown, region = run_before([step for step in chain if step.before_model], image)
-    tensors = model.read(run(model.show(shown)))
-    if "boxes" in tensors:
-        tensors["boxes"] = place_boxes(tensors["boxes"], region)
-    return run_after(chain, tensors)
+    return predict_images(model, run, [image], chain)[0]
+
+
+def predict_images(
+    model: ImageModel, run: Run, images: Sequence[np.ndarray], chain: Sequence[Any]
+) -> list[Tensors]:
+    """Run pictures through the routines before the model, the model, and those after it.
+
+    The model is called once for all of them where it takes several at once.
+    """
+    before = [step for step in chain if step.before_model]
+    prepared = [run_before(before, image) for image in images]
+    shown = [model.shown.show(image) for image, _ in prepared]
+    outputs = run_rows(model, run, [row for row, _ in shown])
+    found = []
+    for row, (_, placement), (_, region) in zip(outputs, shown, prepared):
+        tensors = placement.place(model.read(row))
+        if "boxes" in tensors:
+            tensors["boxes"] = place_boxes(tensors["boxes"], region)
+        found.append(run_after(chain, tensors))
+    return found
+
+
+def run_rows(model: ImageModel, run: Run, rows: Sequence[np.ndarray]) -> list[dict[str, Any]]:
+    """A model's outputs for each of some inputs, of one call where that may be."""
+    name = model.shown.name
+    if len(rows) > 1 and model.joins and len({row.shape for row in rows}) == 1:
+        outputs = run({name: np.concatenate(rows)})
+        if all(array.ndim and len(array) == len(rows) for array in outputs.values()):
+            return [
+                {key: array[index : index + 1] for key, array in outputs.items()}
+                for index in range(len(rows))
+            ]
+    return [run({name: row}) for row in rows]
 
 
 def run_after(chain: Sequence[Any], tensors: Tensors) -> Tensors:

@@ -2192,7 +2192,9 @@ def check_values(name: str, dtype: str, values: Values, channels: str) -> None:
     shown = values.apply(pixels, np.dtype(np.float64))
     low, high = shown.min(), shown.max()
     if kind.kind not in "iu":
-        if not np.isfinite(values.apply(pixels, kind).astype(np.float64)).all():
+        with np.errstate(over="ignore"):
+            held = values.apply(pixels, kind).astype(np.float64)
+        if not np.isfinite(held).all():
             raise ValueError(f"input '{name}' is {word}, which cannot hold {low:g}..{high:g}")
         return
     if (shown != np.rint(shown)).any():

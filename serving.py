@@ -6770,8 +6770,8 @@ def read_form(call: Call, limits: Any, most: int) -> tuple[np.ndarray | list[np.
     except RequestEntityTooLarge:  # by its parts
         raise ServingError("multipart: the form has more than 1000 parts", status=413) from None
     try:
-        chain = files.pop("routines").read() if "routines" in files else b""
-        sent = [file for _, file in files.items(multi=True)]
+        chain = files["routines"].read() if "routines" in files else b""
+        sent = [file for name, file in files.items(multi=True) if name != "routines"]
         if not sent:
             got = ", ".join(fields) or "no field"
             raise BadRequest(f"multipart: expected a picture as a file, got: {got}")

@@ -2452,6 +2452,11 @@ class Servable:
         """How its signatures are called, where that is known."""
         return self._calls
 
+    def operations_of(self, name: str) -> Collection[str]:
+        """The kinds of operations that a signature may run, as far as they are known."""
+        call = self.callables.get(name)
+        return call.operations if call is not None else ()
+
     @property
     def device(self) -> str:
         """Where it runs, such as `GPU:0`."""
@@ -3649,7 +3654,7 @@ def plan_call(graph: Any, signature: Signature) -> SignatureCall:
 
 def know_operations(graph: Any, plan: SignatureCall) -> SignatureCall:
     """A plan with what is known of it by the operations that it may run."""
-    nodes = used_nodes(graph, plan)
+    nodes = used_nodes(graph, plan.fetches)
     kinds = frozenset(node.op for node in nodes)
     keeps = tuple(sorted({node.op for node in nodes if leaves_behind(node)}))
     return plan._replace(operations=kinds, keeps=keeps, bounded=not UNBOUNDED & kinds)
@@ -3854,10 +3859,12 @@ HARMFUL = re.compile(
 )
 
 
-def used_nodes(graph: Any, call: SignatureCall) -> list[Any]:
-    """The NodeDefs of a GraphDef that a call may run, with those of all functions they call."""
+def used_nodes(graph: Any, fetches: Iterable[str]) -> list[Any]:
+    """The NodeDefs of a GraphDef that fetching tensors may run, with those of all functions they
+    call.
+    """
     nodes = {node.name: node for node in graph.node}
-    waiting, used = [name.split(":")[0] for name in call.fetches], dict[str, Any]()
+    waiting, used = [name.split(":")[0] for name in fetches], dict[str, Any]()
     while waiting:
         name = waiting.pop()
         if name in nodes and name not in used:
@@ -4544,7 +4551,21 @@ class ModelManager:
                 for name, ready in self.prepared.deployments.items()
                 if ready.problem
             ]
+            + [f"deployment {name} ({reason})" for name, reason in self.refusals().items()]
         )
+
+    def refusals(self) -> dict[str, str]:
+        """The deployments, by id, whose model is there and takes no pictures; with the reason."""
+        found = {}
+        for name, ready in self.prepared.deployments.items():
+            deployment = ready.config
+            if ready.problem or deployment.model not in self.available:  # `find` would wait
+                continue
+            with contextlib.suppress(NotFound, BadRequest):
+                where = deployment.model, deployment.version, deployment.version_label
+                if reason := ready.refusal(self.find(*where)[1]):
+                    found[name] = reason
+        return found
 
     # --- the loader thread ----------------------------------------------------------------------
 
@@ -4742,6 +4763,11 @@ class ModelManager:
             (HTTPStatus.PRECONDITION_FAILED, ready.problem)
             for ready in self.prepared.deployments.values()
             if ready.problem
+        ]
+        places = {one.id: index for index, one in enumerate(self.config.deployments)}
+        outcome.errors += [
+            (HTTPStatus.PRECONDITION_FAILED, f"$.deployments[{places[name]}]: {reason}")
+            for name, reason in self.refusals().items()
         ]
         for name in self._states.keys() - seen:
             self._refused.pop(name, None)
@@ -5584,22 +5610,24 @@ class ReadyDeployment:
                 rename=self.config.outputs,
                 options=input_options(self.config),
                 most=self.config.max_detections,
-                operations=operations_of(servable),
+                operations=servable.operations_of("serving_default"),
             )
             self.models[servable] = model
         return model
+
+    def refusal(self, servable: Any) -> str:
+        """Why a servable takes no pictures, or nothing."""
+        try:
+            self.model_of(servable)
+        except ValueError as error:
+            return f"takes no pictures: {error}"
+        return ""
 
 
 def input_options(config: Any) -> Any:
     """What a deployment's config says of its model's input."""
     kind = routines.InputOptions
     return kind(**{field.name: getattr(config, field.name) for field in dataclasses.fields(kind)})
-
-
-def operations_of(servable: Any) -> Collection[str]:
-    """The kinds of operations that a servable's signature may run, as far as they are known."""
-    call = servable.callables.get("serving_default")
-    return call.operations if call is not None else ()
 
 
 def prepare_deployment(config: Any, path: str, kinds: Mapping[str, type]) -> ReadyDeployment:

@@ -9,7 +9,7 @@ import logging
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -30,11 +30,13 @@ from serving import (
     Trace,
     describe,
     find_graph,
+    has_strings,
     read_graphs,
     read_signature,
     rename_tensors,
     settle_garbage,
     tensorflow,
+    used_nodes,
 )
 
 logger = logging.getLogger("serving")
@@ -79,6 +81,14 @@ class OnDemand(Servable):
     def callables(self) -> Mapping[str, SignatureCall]:
         resident = self.resident
         return resident.callables if resident else {}
+
+    def operations_of(self, name: str) -> Collection[str]:
+        """Of a signature of texts, from its files: they tell whether it takes pictures."""
+        if not has_strings(self.signatures[name]):
+            return super().operations_of(name)
+        graph = find_graph(read_graphs(self.folder), self.config.tags).graph_def
+        fetches = [spec.tensor for spec in self.signatures[name].outputs.values()]
+        return {node.op for node in used_nodes(graph, fetches)}
 
     @property
     def device(self) -> str:

@@ -247,6 +247,7 @@ def parse(tf, data, feature="image/encoded"):
     return tf.io.parse_example(data, {feature: tf.io.FixedLenFeature([], tf.string)})[feature]
 
 
+@pytest.mark.parametrize("load", ["eager", "on_demand"])
 @pytest.mark.parametrize(
     "kind, shape, options",
     [
@@ -257,7 +258,7 @@ def parse(tf, data, feature="image/encoded"):
         ("example", [None], {"example_feature": "jpg"}),
     ],
 )
-def test_the_graph_tells_a_file_from_an_example(tf, tmp_path, kind, shape, options):
+def test_the_graph_tells_a_file_from_an_example(tf, tmp_path, kind, shape, options, load):
     def answer(x):
         files = (
             parse(tf, x, options.get("example_feature", "image/encoded"))
@@ -271,12 +272,12 @@ def test_the_graph_tells_a_file_from_an_example(tf, tmp_path, kind, shape, optio
     save(tf, tmp_path, answer, tf.TensorSpec(shape, tf.string, "x"))
     server = serving.ModelServer(
         config(
-            {"name": "m", "base_path": str(tmp_path)},
+            {"name": "m", "base_path": str(tmp_path), "load": load},
             auth=AUTH,
             deployments=[{"id": "d", "model": "m", "label_map": ["r", "g", "b"], **options}],
         )
     )
-    assert server.wait(60)
+    assert server.wait(60) and not server.readiness()
     answer = server.predict_image(PICTURE, "d")["predictions"]
     shares = PICTURE.mean((0, 1)) / PICTURE.mean((0, 1)).sum()
     for prediction in answer:
@@ -457,3 +458,21 @@ def test_options_of_a_deployment_reach_its_model():
     assert np.abs(eye.shown[0][0, 0, 0]).max() < 1  # the padding is the mean
     answer = post(Rest(eye_server(FakeServable())), png(PICTURE))
     assert "takes no pictures: input 'x' is no picture" in answer.json["error"]
+
+
+def test_a_deployment_whose_model_takes_no_pictures_is_refused_when_it_is_loaded():
+    for eye, options, text in (
+        (Eye((None, None, None, None)), {}, 'write "layout": "NHWC" or "NCHW"'),
+        (Eye((None, 48, 64, 3), "DT_INT8"), {}, 'write "offset": -128'),
+        (Eye((None,), "DT_STRING"), {}, 'write "input": "encoded"'),
+        (Eye(), {"mean": [1, 2]}, "mean: expected 1 or 3 numbers, got 2"),
+    ):
+        server = eye_server(eye, **options)
+        (problem,) = server.readiness()
+        assert problem.startswith("deployment d (takes no pictures: ") and text in problem
+        status, answer = server.reload()
+        assert status >= 400 and text in answer["details"][-1]
+        assert answer["details"][-1].startswith("$.deployments[0]: takes no pictures: ")
+        refused = Rest(server).get("/readyz")
+        assert refused.status_code == 503 and "deployment d" in refused.json["error"]
+    assert eye_server(Eye()).readiness() == []

@@ -901,7 +901,11 @@ def look_up(place: Place, deadline: float, resolve: Callable) -> list[tuple]:
 
     if not LOOKUPS.acquire(timeout=max(0.0, deadline - time.monotonic())):
         raise TimeoutError
-    threading.Thread(target=ask, name="look-up", daemon=True).start()
+    try:
+        threading.Thread(target=ask, name="look-up", daemon=True).start()
+    except RuntimeError:  # no thread can be had
+        LOOKUPS.release()
+        raise OSError("no thread for a look-up") from None
     try:
         answer = answers.get(timeout=max(0.0, deadline - time.monotonic()))
     except queue.Empty:

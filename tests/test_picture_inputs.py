@@ -476,3 +476,42 @@ def test_a_deployment_whose_model_takes_no_pictures_is_refused_when_it_is_loaded
         refused = Rest(server).get("/readyz")
         assert refused.status_code == 503 and "deployment d" in refused.json["error"]
     assert eye_server(Eye()).readiness() == []
+
+
+@pytest.mark.parametrize("shape", [(28, 28, 1), (28, 28), (1, 28, 28), (3, 28, 28), (28, 28, 4)])
+def test_models_as_keras_exports_them_answer_as_keras_does(tf, tmp_path, shape):
+    """Everybody's first model, grey 28 x 28, and others of few or many channels."""
+    import keras
+
+    keras.utils.set_random_seed(1)
+    layers = keras.layers
+    model = keras.Sequential(
+        [
+            keras.Input(shape),
+            layers.Rescaling(1 / 255),
+            layers.Flatten(),
+            layers.Dense(10, activation="softmax"),
+        ]
+    )
+    model.export(tmp_path / "1", verbose=False)
+    server = serving.ModelServer(
+        config(
+            {"name": "m", "base_path": str(tmp_path)},
+            auth=AUTH,
+            deployments=[{"id": "d", "model": "m", "label_map": list("0123456789")}],
+        )
+    )
+    assert server.wait(60) and not server.readiness()
+    image = np.ascontiguousarray(PICTURE[:28, :28])
+    grey = np.asarray(Image.fromarray(image).convert("L"))
+    image = image if 3 in shape or 4 in shape else np.dstack([grey] * 3)
+    planes = np.dstack([image, np.full((28, 28), 255, np.uint8)]) if 4 in shape else image
+    planes = planes.transpose(2, 0, 1) if 3 in shape else planes
+    shown = planes if 3 in shape or 4 in shape else grey.reshape(shape)
+    truth = model.predict(shown[np.newaxis].astype(np.float32), verbose=0)[0]
+    answers = server.predict_image([image, image], "d")["results"]
+    server.stop()
+    for answer in answers:
+        for prediction in answer["predictions"]:
+            name = prediction["tag"]["name"]
+            assert prediction["confidence"] == pytest.approx(truth[int(name)], abs=1e-5)

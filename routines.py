@@ -34,6 +34,7 @@ import itertools
 import json
 import logging
 import math
+import queue
 import re
 import runpy
 import socket
@@ -42,17 +43,19 @@ import sys
 import threading
 import time
 import typing
+import zlib
 from collections import ChainMap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import unquote, unquote_to_bytes, urljoin, urlsplit
 from xml.sax.saxutils import escape
 
 import cv2
+import ml_dtypes
 import numpy as np
-from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError, features
 
 __all__ = ["FAMILIES", "ROUTINES", "ImageError", "ImageLimits", "argument", "family", "routine"]
 
@@ -82,10 +85,11 @@ def allow_all(size: int) -> None:
 
 @dataclass(frozen=True)
 class ImageLimits:
-    """How much of a picture, and how long to wait for it.
+    """How pictures are read: how much of one, how long to wait for it, which frame of several.
 
     `allow` is told of the bytes that something will take before they are taken, and of a negative
-    number when some of them are free again; what it raises passes.
+    number when some of them are free again; what it raises passes. What is transparent is laid on
+    `background`, or with `alpha` stays so: then what has some is RGBA, uint8 [H, W, 4].
     """
 
     max_bytes: int = 50 << 20
@@ -93,13 +97,21 @@ class ImageLimits:
     download_seconds: float = 10
     allowed_hosts: tuple[str, ...] = ()
     allow: Callable[[int], None] = allow_all
+    max_pictures: int = 32
+    background: tuple[int, ...] = (255, 255, 255)
+    frame: int = 0
+    alpha: bool = False
 
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+# Pillow reads AVIF from 11.3 on, where its wheel has it.
+HAS_AVIF = "avif" in features.modules and features.check("avif")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF") + (("AVIF",) if HAS_AVIF else ())
+MOST_FRAMES = 10_000  # the highest that may be asked for
+FRAMES_DECODED = 8  # times `max_pixels`: of the frames before one, which are decoded with it
 
 
 def decode_image(data: bytes, limits: ImageLimits) -> np.ndarray:
-    """Decode picture bytes to uint8 RGB [H, W, 3], upright by EXIF; the first frame of several."""
+    """Decode picture bytes to uint8 RGB [H, W, 3], upright by EXIF; one frame of several."""
     return unpack_image(open_image(data, limits), limits)
 
 
@@ -113,12 +125,61 @@ def open_image(data: bytes, limits: ImageLimits) -> Image.Image:
             f"image of {len(data)} bytes is over the limit of {limits.max_bytes}", too_large=True
         )
     with image_damage(limits, data):
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image = open_heif(data) if is_heif(data) else Image.open(io.BytesIO(data), formats=FORMATS)
         tile = tile_size(image)
     check_pixels(*image.size, limits)
     check_pixels(*tile, limits)
+    if limits.frame:
+        seek_frame(image, limits)
     limits.allow(3 * image.width * image.height)
     return image
+
+
+def is_heif(data: bytes) -> bool:
+    """Whether bytes are a HEIC or HEIF picture, and no AVIF, which has the same container."""
+    brands = data[8:12] + data[16 : int.from_bytes(data[:4], "big")][:200]
+    known = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+    return data[4:8] == b"ftyp" and data[8:12] in known and not re.search(b"avi[fs]", brands)
+
+
+def open_heif(data: bytes) -> Image.Image:
+    """Open a HEIC picture with pillow-heif, where that is installed.
+
+    It is asked by itself: as a plug-in of Pillow it would change Pillow for the whole process.
+    """
+    try:
+        import pillow_heif  # optional, and some 10 MB
+    except ImportError:
+        raise ImageError(
+            "image is HEIC, which this server cannot read: pip install pillow-heif lets it, "
+            f"else expected one of {', '.join(FORMATS)}"
+        ) from None
+    return pillow_heif.HeifImageFile(io.BytesIO(data))
+
+
+def seek_frame(image: Image.Image, limits: ImageLimits) -> None:
+    """Go to another frame than the first, of an animation, or a page of a TIFF.
+
+    Frames of an animation are decoded one after the other; so many pixels are too many.
+    """
+    pixels = (limits.frame + 1) * image.width * image.height
+    if image.format != "TIFF" and pixels > FRAMES_DECODED * limits.max_pixels:
+        raise ImageError(
+            f"frame: {limits.frame} of an animation of {image.width}x{image.height} pixels "
+            "is too far in",
+            too_large=True,
+        )
+    working = working_bytes(image)
+    limits.allow(working)
+    with image_damage(limits):
+        try:
+            image.seek(limits.frame)
+        except EOFError:
+            raise ImageError(f"frame: image has no frame {limits.frame}") from None
+        tile = tile_size(image)
+    limits.allow(-working)
+    check_pixels(*image.size, limits)
+    check_pixels(*tile, limits)
 
 
 def unpack_image(image: Image.Image, limits: ImageLimits) -> np.ndarray:
@@ -128,8 +189,8 @@ def unpack_image(image: Image.Image, limits: ImageLimits) -> np.ndarray:
     with contextlib.closing(image), image_damage(limits):
         image.load()
         turn_upright(image)
-        array = to_rgb(image)
-    limits.allow(-working)
+        array = to_pixels(image, limits)
+    limits.allow(array.nbytes - 3 * array.shape[0] * array.shape[1] - working)
     return array
 
 
@@ -138,7 +199,7 @@ def image_damage(limits: ImageLimits, data: bytes = b"") -> Iterator[None]:
     """Raise ImageError for `data` that is no picture or a damaged one; MemoryError passes."""
     try:
         yield
-    except MemoryError:
+    except (MemoryError, ImageError):
         raise
     except Image.DecompressionBombError:
         raise ImageError(
@@ -173,12 +234,14 @@ def working_bytes(image: Image.Image) -> int:
     """What decoding an opened picture takes beside the array that is kept, in bytes.
 
     Pillow holds 1, 2 or 4 bytes a pixel, 4 more of one that is converted, and the array twice: more
-    than a progressive JPEG or a picture that is turned takes before there is an array.
+    than a progressive JPEG or a picture that is turned takes before there is an array. What is
+    transparent is laid on a canvas.
     """
-    is_16_bit = image.mode.startswith("I;16")
-    held = {"1": 1, "L": 1, "P": 1}.get(image.mode, 2 if is_16_bit else 4)
-    converted = 0 if is_16_bit or image.mode == "RGB" else 4
-    canvases = 8 if image.format == "WEBP" else 0
+    wide = is_wide(image)
+    held = {"1": 1, "L": 1, "P": 1}.get(image.mode, 2 if wide else 4)
+    converted = 5 if wide or image.mode in ("I", "F") else 0 if image.mode == "RGB" else 4
+    canvases = {"WEBP": 9, "AVIF": 4, "HEIF": 4}.get(image.format or "", 0)
+    canvases += 4 if has_alpha(image) else 0
     tile_width, tile_height = tile_size(image)
     pixels = image.width * image.height
     return (held + converted + canvases + 3) * pixels + 4 * tile_width * tile_height
@@ -202,16 +265,71 @@ def upright(image: Image.Image) -> Image.Image:
     return copy
 
 
-def to_rgb(image: Image.Image) -> np.ndarray:
-    """Any mode as uint8 RGB [H, W, 3]: 16-bit greys keep their high byte, alpha is dropped.
+def to_pixels(image: Image.Image, limits: ImageLimits) -> np.ndarray:
+    """Any mode as uint8 RGB [H, W, 3], upon the background; with `limits.alpha`, what has some
+    as RGBA [H, W, 4].
 
-    Greys of 32 bits are cut to 0..255, as Image.convert does.
+    Greys of 16 bits keep their high byte. Raises ImageError for numbers that are no 0..255.
     """
-    is_16_bit = image.mode.startswith("I;16") or image.mode == "I" and image.format == "PNG"
-    if is_16_bit:  # `I` in Pillow 10
-        grey = (np.asarray(image) >> 8).astype(np.uint8)
-        return np.repeat(grey[:, :, np.newaxis], 3, axis=2)
-    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+    if is_wide(image):
+        image = narrow(image)
+    elif image.mode in ("I", "F"):
+        image = Image.fromarray(to_bytes(np.asarray(image), "image"))
+    if not has_alpha(image):
+        return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+    image = image if image.mode == "RGBA" else image.convert("RGBA")
+    return np.asarray(image if limits.alpha else lay_on(image, limits.background))
+
+
+def is_wide(image: Image.Image) -> bool:
+    """Whether a picture's greys have 16 bits; `I` is Pillow 10's mode of such PNGs."""
+    return image.mode.startswith("I;16") or image.mode == "I" and image.format == "PNG"
+
+
+def narrow(image: Image.Image) -> Image.Image:
+    """Greys of 16 bits as their high byte, whatever else is in the picture; of 12 bits alike."""
+    values = np.asarray(image)
+    bits = getattr(image, "tag_v2", {}).get(TiffImagePlugin.BITSPERSAMPLE, (16,))[0]
+    grey = Image.fromarray((values >> (4 if bits == 12 else 8)).astype(np.uint8))
+    clear = image.info.get("transparency")
+    if clear is None:
+        return grey
+    alpha = Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8))
+    return Image.merge("LA", [grey, alpha])
+
+
+def has_alpha(image: Image.Image) -> bool:
+    """Whether something of a picture may be transparent."""
+    return image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info
+
+
+def lay_on(image: Image.Image, background: Sequence[int]) -> Image.Image:
+    """An RGBA picture laid on a colour, as RGB."""
+    canvas = Image.new("RGB", image.size, tuple(background))
+    canvas.paste(image, mask=image.getchannel("A"))
+    return canvas
+
+
+def on_background(image: np.ndarray, background: Sequence[int]) -> np.ndarray:
+    """RGBA [H, W, 4] laid on a colour, as RGB [H, W, 3]; RGB as it is."""
+    if image.shape[2] == 3:
+        return image
+    return np.asarray(lay_on(Image.fromarray(image), background))
+
+
+def to_bytes(values: np.ndarray, what: str) -> np.ndarray:
+    """Numbers 0..255 as uint8, fractions rounded; ImageError for others.
+
+    Fractions that end at 1 are white at 1 to some and nearly black to others: they are refused.
+    """
+    low, high = values.min(), values.max()
+    if not (low >= 0 and high <= 255):  # NaN fails too
+        raise ImageError(f"{what}: expected values 0..255, got {low}..{high}")
+    if values.dtype.kind == "f" and 0 < high <= 1:
+        raise ImageError(
+            f"{what}: expected values 0..255, got floats {low}..{high}: multiply them by 255"
+        )
+    return (np.rint(values) if values.dtype.kind == "f" else values).astype(np.uint8)
 
 
 def decode_text(text: str, limits: ImageLimits) -> np.ndarray:
@@ -244,8 +362,8 @@ def decode_base64(text: str) -> bytes:
 
 
 def decode_array(value: Any, limits: ImageLimits) -> np.ndarray:
-    """Read nested lists or an array [H, W], [H, W, 1], [H, W, 3] or [H, W,
-    4] of 0..255 as uint8 RGB.
+    """Read nested lists or an array [H, W], [H, W, 1], RGB [H, W, 3] or RGBA [H, W, 4] of 0..255
+    as uint8 RGB, or as RGBA as `decode_image` does.
     """
     array = value if isinstance(value, np.ndarray) else read_lists(value)
     if array.dtype.kind not in "uif":
@@ -262,11 +380,11 @@ def decode_array(value: Any, limits: ImageLimits) -> np.ndarray:
             f"array of {width}x{height} pixels is over the limit of {limits.max_pixels}",
             too_large=True,
         )
-    limits.allow(3 * height * width + array.nbytes)
-    if not (array.min() >= 0 and array.max() <= 255):  # NaN fails too
-        raise ImageError(f"array: expected values 0..255, got {array.min()}..{array.max()}")
-    array = (np.rint(array) if array.dtype.kind == "f" else array).astype(np.uint8)
-    return np.repeat(array, 3, axis=2) if array.shape[2] == 1 else array[:, :, :3].copy()
+    limits.allow(4 * height * width + array.nbytes)
+    array = to_bytes(array, "array")
+    if array.shape[2] == 1:
+        return np.repeat(array, 3, axis=2)
+    return array if limits.alpha else on_background(array, limits.background)
 
 
 def read_lists(value: Any) -> np.ndarray:
@@ -374,11 +492,14 @@ def read_npy_head(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
     return shape, is_fortran, dtype
 
 
-def decode_npy(data: bytes, limits: ImageLimits) -> np.ndarray:
+def decode_npy(data: bytes, limits: ImageLimits) -> np.ndarray | list[np.ndarray]:
+    """Read a .npy array as a picture, or of [N, H, W, C] as several."""
     try:
         array = read_npy(io.BytesIO(data), len(data), limits.allow)
     except ValueError as error:
         raise ImageError(f"body is not a .npy array: {error}") from None
+    if array.ndim == 4:
+        return read_many(list(array), limits, decode_array, "array")
     return decode_array(array, limits)
 
 
@@ -394,9 +515,12 @@ def show_kind(value: Any) -> str:
     return json.dumps(value[:60] if isinstance(value, str) else value)[:60]
 
 
-def read_request(body: Any, limits: ImageLimits) -> tuple[np.ndarray, Any]:
+Pictures = np.ndarray | list[np.ndarray]  # one, or those of a request that asks for several
+
+
+def read_request(body: Any, limits: ImageLimits) -> tuple[Pictures, Any]:
     """Read the JSON value `{"image_type": "url" | "base64" | "array", "data": ..., "routines":
-    [...]}`: picture and routines.
+    [...], "frame": 0}`: picture and routines; several pictures where `data` is a list of them.
     """
     if not isinstance(body, dict):
         raise ImageError("expected a JSON object with 'image_type' and 'data'")
@@ -409,10 +533,54 @@ def read_request(body: Any, limits: ImageLimits) -> tuple[np.ndarray, Any]:
     kind, data = body.get("image_type"), body.get("data")
     if not isinstance(kind, str) or kind not in kinds:
         raise ImageError(f"image_type: expected one of url, base64, array, got {show_kind(kind)}")
+    limits = dataclasses.replace(limits, frame=read_frame(body.get("frame", limits.frame)))
     expected, name, read = kinds[kind]
+    chain = body.get("routines") or []
+    if isinstance(data, list) and (expected is str or is_list_of_arrays(data)):
+        for index, item in enumerate(data):
+            if not isinstance(item, expected):
+                raise ImageError(f"data[{index}]: expected {name}, got {show_kind(item)}")
+        return read_many(data, limits, read, "data"), chain
     if not isinstance(data, expected):
         raise ImageError(f"data: expected {name}" + ("" if "data" in body else ", got nothing"))
-    return read(data, limits), body.get("routines") or []
+    return read(data, limits), chain
+
+
+def read_frame(value: Any) -> int:
+    """Which frame or page of a picture is asked for, as JSON or a URL has it."""
+    number = int(value) if isinstance(value, str) and re.fullmatch("[0-9]{1,5}", value) else value
+    number = 0 if value is None else number
+    if type(number) is not int or not 0 <= number < MOST_FRAMES:
+        raise ImageError(f"frame: expected 0..{MOST_FRAMES - 1}, got {show_kind(value)}")
+    return number
+
+
+def is_list_of_arrays(value: Any) -> bool:
+    """Whether lists are nested four deep: pictures [H, W, C], not one."""
+    for _ in range(3):
+        if not isinstance(value, list) or not value:
+            return False
+        value = value[0]
+    return isinstance(value, list)
+
+
+def read_many(
+    values: Sequence[Any], limits: ImageLimits, read: Callable, place: str
+) -> list[np.ndarray]:
+    """Read several pictures, all of them within the time for one download; errors name which."""
+    if len(values) > limits.max_pictures:
+        text = f"{place}: {len(values)} pictures are over the limit of {limits.max_pictures}"
+        raise ImageError(text, too_large=True)
+    if not values:
+        raise ImageError(f"{place}: expected pictures, got none")
+    pictures, deadline = [], time.monotonic() + limits.download_seconds
+    for index, value in enumerate(values):
+        left = max(0.001, deadline - time.monotonic())
+        try:
+            pictures.append(read(value, dataclasses.replace(limits, download_seconds=left)))
+        except ImageError as error:
+            raise ImageError(f"{place}[{index}]: {error}", error.too_large) from None
+    return pictures
 
 
 # How pictures and arrays begin; no JSON does so.
@@ -422,12 +590,14 @@ NPY_START = b"\x93NUMPY"
 
 def reader_of(
     body: bytes, content_type: str = ""
-) -> Callable[[bytes, ImageLimits], np.ndarray] | None:
+) -> Callable[[bytes, ImageLimits], Pictures] | None:
     """How to decode a body that is a picture or a .npy array,
     by its first bytes or its content type; None for all else.
     """
     if body.startswith(NPY_START) or content_type == "application/x-npy":
         return decode_npy
+    if body[4:8] == b"ftyp":  # AVIF and HEIC
+        return decode_image
     if content_type == "application/octet-stream" and not body[:64].lstrip().startswith(b"{"):
         return decode_image
     return (
@@ -435,14 +605,17 @@ def reader_of(
     )
 
 
-def read_bytes(body: bytes, limits: ImageLimits, content_type: str = "") -> np.ndarray:
-    """A body that is a picture or a .npy array, as uint8 RGB [H, W, 3]."""
+def read_bytes(body: bytes, limits: ImageLimits, content_type: str = "") -> Pictures:
+    """A body that is a picture or a .npy array, as uint8 RGB [H, W, 3]; an array may be several."""
     return (reader_of(body, content_type) or decode_image)(body, limits)
 
 
 # --- URLs: only public addresses, the connection to the very address that was checked -----------
 
-MAX_REDIRECTS = 5
+MAX_REDIRECTS = 10
+REDIRECTS = (301, 302, 303, 307, 308)
+LOOKUPS = threading.BoundedSemaphore(64)  # of names at once, those that hang among them
+Address = tuple[str, int]
 
 
 def fetch_image(
@@ -451,17 +624,19 @@ def fetch_image(
     """Download a picture over http or https. Each address of each host on the way must be public.
 
     `resolve` is socket.getaddrinfo, an argument so that tests can rebind names. Proxies of the
-    environment are not used. Raises ImageError with the reason.
+    environment are not used. A `data:` URL holds its picture itself. Raises ImageError with the
+    reason.
     """
+    if url[:5].lower() == "data:":
+        return decode_image(read_data_url(url, limits), limits)
     deadline = time.monotonic() + limits.download_seconds
+    place = read_url(url)
     try:
         for _ in range(MAX_REDIRECTS + 1):
-            data, url = fetch_once(url, limits, deadline, resolve)
+            data, place = fetch_once(place, limits, deadline, resolve)
             if data is not None:
-                break
-        else:
-            raise ImageError(f"url redirects more than {MAX_REDIRECTS} times")
-    except (TimeoutError, http.client.HTTPException, OSError) as error:
+                return decode_image(data, limits)
+    except (http.client.HTTPException, OSError) as error:
         slow = isinstance(error, TimeoutError) or time.monotonic() >= deadline
         reason = (
             f"took longer than {limits.download_seconds:g} s"
@@ -469,44 +644,173 @@ def fetch_image(
             else getattr(error, "strerror", None) or type(error).__name__
         )
         raise ImageError(f"url cannot be read: {reason}") from None
-    return decode_image(data, limits)
+    raise ImageError(f"url redirects more than {MAX_REDIRECTS} times")
+
+
+def read_data_url(url: str, limits: ImageLimits) -> bytes:
+    """The bytes of `data:[<type>][;base64],...` (RFC 2397)."""
+    head, comma, text = url.partition(",")
+    if not comma:
+        raise ImageError("url: expected a comma after data:...;base64")
+    if head.lower().endswith(";base64"):
+        return read_text(unquote(text) if "%" in text else text, limits)
+    limits.allow(len(text))
+    return unquote_to_bytes(text)
+
+
+@dataclass(frozen=True)
+class Place:
+    """A URL taken apart, as it is asked for: `host` as it was written, without brackets."""
+
+    url: str
+    scheme: str
+    host: str
+    port: int
+    target: str
+    login: str = ""  # of the URL, as Basic authentication spells it
+
+    @property
+    def origin(self) -> tuple[str, str, int]:
+        return self.scheme, self.host.lower(), self.port
+
+    @property
+    def host_header(self) -> str:
+        """The host as curl writes it: the port only where it is not the scheme's own.
+
+        What signs URLs (S3, Google, Azure) signs this header.
+        """
+        name = f"[{self.host}]" if ":" in self.host else self.host
+        standard = self.port == {"http": 80, "https": 443}[self.scheme]
+        return name if standard else f"{name}:{self.port}"
+
+
+def read_url(url: str) -> Place:
+    """Take a URL apart; ImageError for one that is not of http or https."""
+    try:
+        parts = urlsplit(url)
+        login, _, place = parts.netloc.rpartition("@")
+        port = parts.port
+    except ValueError:
+        raise ImageError("url is malformed") from None
+    if parts.scheme not in ("http", "https") or re.search(r"[\x00-\x20\x7f]", url):
+        raise ImageError("url: expected http://..., https://... or data:...")
+    host = place[1:].partition("]")[0] if place.startswith("[") else place.partition(":")[0]
+    try:
+        host = host if host.isascii() else host.encode("idna").decode()
+    except UnicodeError:
+        raise ImageError("url is malformed") from None
+    if not host or re.search(r"[\\%/\[\]@]", host):
+        raise ImageError("url: expected http://... or https://... with a host")
+    path = clean_path(parts.path) + (f"?{parts.query}" if parts.query else "")
+    port = {"http": 80, "https": 443}[parts.scheme] if port is None else port
+    return Place(url, parts.scheme, host, port, escape_target(path), basic_login(login))
+
+
+def basic_login(login: str) -> str:
+    """`user:password` of a URL as the Authorization header has it; empty where there is none."""
+    if not login:
+        return ""
+    user, _, password = login.partition(":")
+    pair = unquote_to_bytes(user) + b":" + unquote_to_bytes(password)
+    return "Basic " + base64.b64encode(pair).decode()
+
+
+def clean_path(path: str) -> str:
+    """A URL's path without the segments `.` and `..` (RFC 3986, 5.2.4)."""
+    kept: list[str] = []
+    segments = (path or "/").split("/")[1:]
+    for segment in segments:
+        if segment == "..":
+            kept = kept[:-1]
+        elif segment != ".":
+            kept.append(segment)
+    if segments[-1] in (".", ".."):
+        kept.append("")
+    return "/" + "/".join(kept)
+
+
+def escape_target(target: str) -> str:
+    """What a request line cannot hold, percent-encoded; what is encoded already stays."""
+    return re.sub(
+        r"[^\x21-\x7e]", lambda found: "".join(f"%{b:02X}" for b in found[0].encode()), target
+    )
+
+
+def redirect_of(place: Place, location: str) -> Place:
+    """Where an answer's Location leads: whole, or relative in any spelling, with spaces in it.
+
+    The login stays for the same host alone.
+    """
+    with contextlib.suppress(UnicodeError):  # headers come as Latin-1, whatever they are
+        location = location.encode("latin-1").decode()
+    try:
+        url = urljoin(place.url, escape_target(location.strip()))
+    except ValueError:
+        raise ImageError("url redirects to a malformed one") from None
+    found = read_url(url)
+    if not found.login and found.origin == place.origin:
+        return dataclasses.replace(found, login=place.login)
+    return found
 
 
 def fetch_once(
-    url: str, limits: ImageLimits, deadline: float, resolve: Callable
-) -> tuple[bytes | None, str]:
+    place: Place, limits: ImageLimits, deadline: float, resolve: Callable
+) -> tuple[bytes | None, Place]:
     """One request: the body, or None and where it redirects to."""
-    try:
-        parts = urlsplit(url)
-        host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
-    except ValueError:
-        raise ImageError("url is malformed") from None
-    if parts.scheme not in ("http", "https") or not host or re.search(r"[\x00-\x20\x7f]", url):
-        raise ImageError("url: expected http://... or https://...")
-    address = public_address(host, port, limits, resolve)
+    addresses = public_addresses(place, limits, deadline, resolve)
+    connection = http.client.HTTPConnection(place.host, place.port)
     with (
-        socket.create_connection(address, timeout=max(0.001, deadline - time.monotonic())) as raw,
-        cut_at(deadline, raw),
+        open_socket(place, connect_any(addresses, deadline)) as link,
+        cut_at(deadline, link),
     ):
-        secure = (
-            ssl.create_default_context().wrap_socket(raw, server_hostname=host)
-            if parts.scheme == "https"
-            else raw
-        )
-        connection = http.client.HTTPConnection(host, port)
-        connection.sock = secure
-        target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        connection.request(
-            "GET",
-            re.sub(r"[^\x21-\x7e]", lambda m: "".join(f"%{b:02X}" for b in m[0].encode()), target),
-            headers={"Accept": "image/*", "User-Agent": "serving", "Connection": "close"},
-        )
+        if isinstance(link, ssl.SSLSocket):
+            link.do_handshake()
+        connection.sock = link
+        headers = {
+            "Host": place.host_header,
+            "Accept": "image/*",
+            "Accept-Encoding": "gzip, deflate",
+            "User-Agent": "serving",
+            "Connection": "close",
+        }
+        if place.login:
+            headers["Authorization"] = place.login
+        connection.request("GET", place.target, headers=headers)
         response = connection.getresponse()
-        if response.status in (301, 302, 303, 307, 308) and response.headers.get("Location"):
-            return None, urljoin(url, response.headers["Location"])
+        location = response.headers.get("Location")
+        if response.status in REDIRECTS and location:
+            return None, redirect_of(place, location)
         if response.status != 200:
             raise ImageError(f"url answers {response.status} {response.reason}"[:200])
-        return read_capped(response, limits, deadline), url
+        return read_capped(response, limits, deadline), place
+
+
+def connect_any(addresses: Sequence[Address], deadline: float) -> socket.socket:
+    """A connection to the first address that takes one, each for its share of the time left."""
+    for index, address in enumerate(addresses):
+        left = max(0.001, deadline - time.monotonic())
+        try:
+            link = socket.create_connection(address, timeout=left / (len(addresses) - index))
+        except OSError:
+            if index == len(addresses) - 1:
+                raise
+        else:
+            link.settimeout(max(0.001, deadline - time.monotonic()))
+            return link
+    raise ConnectionError
+
+
+def open_socket(place: Place, link: socket.socket) -> socket.socket:
+    """The connection, under TLS for https: the certificate is to be the host's that was named."""
+    if place.scheme == "http":
+        return link
+    try:
+        return ssl.create_default_context().wrap_socket(
+            link, server_hostname=place.host.rstrip("."), do_handshake_on_connect=False
+        )
+    except BaseException:
+        link.close()
+        raise
 
 
 @contextlib.contextmanager
@@ -516,8 +820,8 @@ def cut_at(deadline: float, connection: socket.socket) -> Iterator[None]:
     """
 
     def cut() -> None:
-        with contextlib.suppress(OSError):
-            connection.shutdown(socket.SHUT_RDWR)
+        with contextlib.suppress(OSError):  # TLS's own shutdown would wait for the other side
+            socket.socket.shutdown(connection, socket.SHUT_RDWR)
 
     timer = threading.Timer(max(0.0, deadline - time.monotonic()), cut)
     timer.daemon = True
@@ -529,9 +833,12 @@ def cut_at(deadline: float, connection: socket.socket) -> Iterator[None]:
 
 
 def read_capped(response: http.client.HTTPResponse, limits: ImageLimits, deadline: float) -> bytes:
-    """Read a body up to the limit of bytes; TimeoutError when the deadline cut it."""
+    """Read a body up to the limit of bytes, unpacked; TimeoutError when the deadline cut it."""
+    coding = response.headers.get("Content-Encoding", "identity").strip().lower() or "identity"
+    if coding not in ("identity", "gzip", "x-gzip", "deflate"):
+        raise ImageError(f"url answers in an encoding that is not known: {coding[:40]!r}")
     data = io.BytesIO()
-    while piece := response.read(PIECE):
+    for piece in response_pieces(response, coding):
         limits.allow(len(piece))
         data.write(piece)
         if data.tell() > limits.max_bytes:
@@ -543,37 +850,119 @@ def read_capped(response: http.client.HTTPResponse, limits: ImageLimits, deadlin
     return data.getvalue()
 
 
-def public_address(host: str, port: int, limits: ImageLimits, resolve: Callable) -> tuple:
-    """The address to connect to; raises ImageError when any address of the host is not public."""
+def response_pieces(response: http.client.HTTPResponse, coding: str) -> Iterator[bytes]:
+    """A body's pieces as they come, unpacked, none of more than PIECE bytes."""
+    unpacker: Any = None
+    while piece := response.read(PIECE):
+        if coding == "identity":
+            yield piece
+            continue
+        try:
+            if unpacker is None:  # some servers send `deflate` without zlib's head
+                raw = coding == "deflate" and piece[0] & 15 != 8
+                unpacker = zlib.decompressobj(-15 if raw else 47)
+            while piece and not unpacker.eof:
+                yield unpacker.decompress(piece, PIECE)
+                piece = unpacker.unconsumed_tail
+        except zlib.error as error:
+            raise ImageError(f"url answers damaged {coding}: {error}") from None
+    if unpacker is not None and not unpacker.eof:
+        raise ImageError(f"url answers damaged {coding}: it ends too early")
+
+
+def public_addresses(
+    place: Place, limits: ImageLimits, deadline: float, resolve: Callable
+) -> list[Address]:
+    """The addresses to connect to; raises ImageError when any address of the host is not public."""
+    shown = place.host[:100]
     try:
-        addresses = [entry[4][:2] for entry in resolve(host, port, type=socket.SOCK_STREAM)]
+        found = look_up(place, deadline, resolve)
+    except TimeoutError:
+        raise
     except (OSError, UnicodeError):
-        raise ImageError(f"url: host '{host[:100]}' is not known") from None
-    if host.lower() not in limits.allowed_hosts:
-        for address, _ in addresses:
-            if not is_public(address):
-                raise ImageError(f"url: host '{host[:100]}' is not a public address")
+        raise ImageError(f"url: host '{shown}' is not known") from None
+    addresses = list(dict.fromkeys(entry[4][:2] for entry in found))
+    public = all(is_public(address) for address, _ in addresses)
+    if not public and not is_allowed(place, limits.allowed_hosts):
+        raise ImageError(f"url: host '{shown}' is not a public address")
     if not addresses:
-        raise ImageError(f"url: host '{host[:100]}' has no address")
-    return addresses[0]
+        raise ImageError(f"url: host '{shown}' has no address")
+    return addresses
+
+
+def look_up(place: Place, deadline: float, resolve: Callable) -> list[tuple]:
+    """What a resolver answers, in a thread of its own: one that hangs cannot be ended.
+
+    Raises what it raises, TimeoutError at the deadline.
+    """
+    answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def ask() -> None:
+        try:
+            answers.put(resolve(place.host, place.port, type=socket.SOCK_STREAM))
+        except Exception as error:
+            answers.put(error)
+        finally:
+            LOOKUPS.release()
+
+    if not LOOKUPS.acquire(timeout=max(0.0, deadline - time.monotonic())):
+        raise TimeoutError
+    try:
+        threading.Thread(target=ask, name="look-up", daemon=True).start()
+    except RuntimeError:  # no thread can be had
+        LOOKUPS.release()
+        raise OSError("no thread for a look-up") from None
+    try:
+        answer = answers.get(timeout=max(0.0, deadline - time.monotonic()))
+    except queue.Empty:
+        raise TimeoutError from None
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
+
+
+def is_allowed(place: Place, allowed: Sequence[str]) -> bool:
+    """Whether a host, or this port of it, is among the allowed ones, in any case."""
+    host = place.host.lower().rstrip(".")
+    spellings = {host, f"{host}:{place.port}", f"[{host}]", f"[{host}]:{place.port}"}
+    return any(name.lower() in spellings for name in allowed)
+
+
+# The special-purpose address registries of IANA (RFC 6890 and after), with multicast, and what was
+# set aside before there was one: none of it is a public web server's.
+SPECIAL = tuple(
+    ipaddress.ip_network(network)
+    for network in (
+        *("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16"),
+        *("172.16.0.0/12", "192.0.0.0/24", "192.0.2.0/24", "192.31.196.0/24", "192.52.193.0/24"),
+        *("192.88.99.0/24", "192.168.0.0/16", "192.175.48.0/24", "198.18.0.0/15"),
+        *("198.51.100.0/24", "203.0.113.0/24", "224.0.0.0/4", "240.0.0.0/4"),
+        *("2001::/23", "2001:db8::/32", "2620:4f:8000::/48", "3fff::/20"),
+    )
+)
+# All other IPv6 is special as well: loopback, ::/96, 64:ff9b:1::/48, 100::/64, 5f00::/16, fc00::/7,
+# fe80::/10, fec0::/10, ff00::/8, and what is not given out yet.
+UNICAST = ipaddress.IPv6Network("2000::/3")
+NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 
 def is_public(text: str) -> bool:
     """Whether an IP address is on the open internet,
     looking through IPv6 forms that carry an IPv4 one.
     """
-    address = ipaddress.ip_address(text.partition("%")[0])
+    try:
+        address = ipaddress.ip_address(text.partition("%")[0])
+    except ValueError:
+        return False
     if isinstance(address, ipaddress.IPv6Address):
-        carried = (
-            address.ipv4_mapped
-            or address.sixtofour
-            or (address.teredo[1] if address.teredo else None)
-        )
-        if carried is None and address in ipaddress.ip_network("64:ff9b::/96"):
+        carried = address.ipv4_mapped or address.sixtofour
+        if carried is None and address in NAT64:
             carried = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
         if carried is not None:
             return is_public(str(carried))
-    return address.is_global and not address.is_multicast and not address.is_reserved
+        if address not in UNICAST:
+            return False
+    return not any(address in network for network in SPECIAL)
 
 
 # ==================================================================================================
@@ -2392,6 +2781,451 @@ def draw_annotations(
 
 
 # ==================================================================================================
+# Pictures to models
+# In: a signature's one input, what a deployment's config says of it, a picture. Out: the array that
+# the model takes, and where the picture lies in it; ValueError for what cannot be known.
+# ==================================================================================================
+
+# The dtypes that pixels can have in a model, by the names of TensorFlow's enum.
+PIXEL_TYPES = {
+    "DT_UINT8": np.dtype(np.uint8),
+    "DT_INT8": np.dtype(np.int8),
+    "DT_UINT16": np.dtype(np.uint16),
+    "DT_INT16": np.dtype(np.int16),
+    "DT_INT32": np.dtype(np.int32),
+    "DT_INT64": np.dtype(np.int64),
+    "DT_HALF": np.dtype(np.float16),
+    "DT_BFLOAT16": np.dtype(ml_dtypes.bfloat16),
+    "DT_FLOAT": np.dtype(np.float32),
+    "DT_DOUBLE": np.dtype(np.float64),
+}
+CHANNELS = {"grey": 1, "rgb": 3, "bgr": 3, "rgba": 4, "bgra": 4}
+LAYOUTS = ("NHWC", "NCHW", "NHW", "HWC", "CHW", "HW")
+NORMAL = {1: "grey", 3: "rgb", 4: "rgba"}
+Shape = tuple[int | None, ...] | None
+
+
+@dataclass(frozen=True)
+class InputOptions:
+    """What a deployment's config says of its model's input; None where the signature tells.
+
+    A pixel 0..255 is shown as (pixel * scale + offset - mean) / std, or as `preprocess` has it.
+    """
+
+    input: str | None = None  # encoded or example, of a text
+    example_feature: str = "image/encoded"
+    layout: str | None = None
+    channels: str | None = None
+    preprocess: str | None = None
+    scale: float = 1.0
+    offset: float = 0.0
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    resize: str | None = None
+    padding: tuple[float, ...] = (0, 0, 0)
+
+
+@dataclass(frozen=True)
+class Values:
+    """What becomes of pixels 0..255: (pixel / divisor * scale + offset - mean) / std."""
+
+    divisor: float = 1.0
+    scale: float = 1.0
+    offset: float = 0.0
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+    def apply(self, pixels: np.ndarray, dtype: np.dtype) -> np.ndarray:
+        """Pixels [H, W, C] as numbers of a dtype, reckoned in float32; for double in float64."""
+        if self == Values():
+            return pixels.astype(dtype)
+        kind = np.float64 if dtype == np.float64 else np.float32
+        values: Any = pixels.astype(kind)
+        if self.divisor != 1:
+            values /= kind(self.divisor)
+        if self.scale != 1:
+            values *= kind(self.scale)
+        if self.offset:
+            values += kind(self.offset)
+        if self.mean:
+            values -= np.array(self.mean, kind)
+        if self.std:
+            values /= np.array(self.std, kind)
+        return values.astype(dtype, copy=False)
+
+
+# As keras.applications' imagenet_utils.preprocess_input reckons: channels, then numbers.
+PREPROCESS = {
+    "tf": ("rgb", Values(divisor=127.5, offset=-1.0)),
+    "torch": ("rgb", Values(divisor=255.0, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))),
+    "caffe": ("bgr", Values(mean=(103.939, 116.779, 123.68))),
+}
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where what a model was shown lies in the picture: `region`, a box in 0..1 of the picture.
+
+    It is larger than the picture where that was padded, and smaller where it was cut.
+    """
+
+    region: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)
+
+    def to_original(self, boxes: np.ndarray) -> np.ndarray:
+        """Boxes [N, 4] in 0..1 of what was shown as boxes in 0..1 of the picture, not cut to it."""
+        return place_boxes(boxes, np.array(self.region))
+
+    def place(self, tensors: Tensors) -> Tensors:
+        """Predictions of what was shown as predictions of the picture: without what lies in the
+        padding alone, boxes and their masks cut at the picture's edge.
+        """
+        if "boxes" not in tensors or self == Placement():
+            return tensors
+        boxes = self.to_original(tensors["boxes"].astype(np.float64))
+        parts = np.clip(boxes, 0, 1)
+        placed = {**tensors, "boxes": parts.astype(np.float32)}
+        if "masks" in tensors:
+            masks = [cut_mask(*each) for each in zip(tensors["masks"], boxes, parts)]
+            placed["masks"] = np.array(masks, np.float32).reshape(tensors["masks"].shape)
+        return keep(placed, (parts[:, 2] > parts[:, 0]) & (parts[:, 3] > parts[:, 1]))
+
+
+def cut_mask(mask: np.ndarray, box: np.ndarray, part: np.ndarray) -> np.ndarray:
+    """What a mask [mh, mw] of a box shows in a part of that box, as a mask of that part."""
+    size = np.tile(box[2:] - box[:2], 2)
+    if (box == part).all() or not size.all():
+        return mask
+    top, left, bottom, right = (part - np.tile(box[:2], 2)) / size
+    height, width = mask.shape
+    tall, wide = bottom - top, right - left
+    matrix = np.array(
+        [
+            [wide, 0, left * width + wide / 2 - 0.5],  # centres of pixels lie at a half
+            [0, tall, top * height + tall / 2 - 0.5],
+        ]
+    )
+    return cv2.warpAffine(
+        mask.astype(np.float32),
+        matrix,
+        (width, height),
+        flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+        borderMode=cv2.BORDER_REPLICATE,
+    )
+
+
+def letterbox(
+    image: np.ndarray, width: int, height: int, padding: Sequence[float]
+) -> tuple[np.ndarray, Placement]:
+    """A picture at the largest size that fits, in the middle, with padding around it."""
+    tall, wide = image.shape[:2]
+    scale = min(width / wide, height / tall)
+    new_wide, new_tall = max(1, round(wide * scale)), max(1, round(tall * scale))
+    left, top = (width - new_wide) // 2, (height - new_tall) // 2
+    canvas = np.empty((height, width, image.shape[2]), np.uint8)
+    canvas[:] = [*padding, 255][: image.shape[2]]
+    canvas[top : top + new_tall, left : left + new_wide] = resize(image, new_wide, new_tall)
+    ymin, xmin = -top / new_tall, -left / new_wide
+    return canvas, Placement((ymin, xmin, ymin + height / new_tall, xmin + width / new_wide))
+
+
+def cut_middle(image: np.ndarray, width: int, height: int) -> tuple[np.ndarray, Placement]:
+    """The middle of a picture, as much as has the proportions wanted, at the size wanted."""
+    tall, wide = image.shape[:2]
+    part_tall = max(1, min(tall, wide * height // width))
+    part_wide = max(1, min(wide, tall * width // height))
+    top, left = (tall - part_tall) // 2, (wide - part_wide) // 2
+    part = image[top : top + part_tall, left : left + part_wide]
+    region = (top / tall, left / wide, (top + part_tall) / tall, (left + part_wide) / wide)
+    return resize(part, width, height), Placement(region)
+
+
+@dataclass(frozen=True)
+class PictureInput:
+    """How a model takes pictures: an input's name and dtype, and what is made of a picture.
+
+    `layout` is empty for texts, of `rank` dimensions. `joins` says whether one call takes several.
+    """
+
+    name: str
+    dtype: str
+    rank: int
+    joins: bool
+    form: str = "pixels"  # or encoded, example
+    feature: str = ""
+    layout: str = ""
+    height: int | None = None
+    width: int | None = None
+    channels: str = "rgb"
+    values: Values = Values()
+    resize: str = "stretch"
+    padding: tuple[float, ...] = (0, 0, 0)
+
+    @property
+    def takes_alpha(self) -> bool:
+        return self.channels in ("rgba", "bgra")
+
+    def bytes_for(self, image: np.ndarray) -> int:
+        """What `show` takes beside a picture; numbers are made in two steps, and put together."""
+        if self.form != "pixels":
+            return 2 * image.nbytes
+        pixels = (self.height or image.shape[0]) * (self.width or image.shape[1])
+        size = PIXEL_TYPES[self.dtype].itemsize
+        each = 1 if self.values == Values() and size == 1 else 2 * max(size, 4)
+        return pixels * CHANNELS[self.channels] * (each + size * self.joins)
+
+    def show(self, image: np.ndarray) -> tuple[np.ndarray, Placement]:
+        """A picture, uint8 RGB or RGBA, as the model's input, and where it lies in that."""
+        if self.form != "pixels":
+            return self.show_text(image), Placement()
+        canvas, placement = self.fit(image)
+        colours = self.order(canvas)
+        array = self.values.apply(colours, PIXEL_TYPES[self.dtype])  # [H, W, C]
+        if "C" not in self.layout:
+            array = array[:, :, 0]
+        elif self.layout.endswith("CHW"):
+            array = np.ascontiguousarray(np.moveaxis(array, 2, 0))
+        return (array[np.newaxis] if self.layout.startswith("N") else array), placement
+
+    def fit(self, image: np.ndarray) -> tuple[np.ndarray, Placement]:
+        """A picture at the model's size."""
+        width, height = self.width or image.shape[1], self.height or image.shape[0]
+        if self.resize == "letterbox":
+            return letterbox(image, width, height, self.padding)
+        if self.resize == "crop":
+            return cut_middle(image, width, height)
+        return resize(image, width, height), Placement()
+
+    def order(self, image: np.ndarray) -> np.ndarray:
+        """The channels that the model takes, in its order; what is not transparent is opaque."""
+        if self.channels == "grey":
+            return cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[:, :, np.newaxis]
+        if self.takes_alpha and image.shape[2] == 3:
+            image = np.dstack([image, np.full(image.shape[:2], 255, np.uint8)])
+        if self.channels.startswith("bgr"):
+            return np.ascontiguousarray(image[:, :, [2, 1, 0, 3][: image.shape[2]]])
+        return image
+
+    def show_text(self, image: np.ndarray) -> np.ndarray:
+        """A picture as PNG, or as tf.Example that holds one."""
+        data = encode_png(image)
+        if self.form == "example":
+            data = encode_example({self.feature: data, "image/format": b"png"})
+        return np.array([data], object).reshape([1] * self.rank)
+
+
+def encode_png(image: np.ndarray) -> bytes:
+    done, data = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+    if not done:
+        raise ImageError("picture cannot be encoded")
+    return data.tobytes()
+
+
+def encode_example(features: Mapping[str, bytes]) -> bytes:
+    """A serialized tf.Example of features that hold one text each (core/example/example.proto)."""
+
+    def message(number: int, data: bytes) -> bytes:
+        head, size = bytes([number << 3 | 2]), len(data)
+        while size > 127:
+            head, size = head + bytes([size & 127 | 128]), size >> 7
+        return head + bytes([size]) + data
+
+    entries = [
+        message(1, message(1, name.encode()) + message(2, message(1, message(1, data))))
+        for name, data in features.items()
+    ]
+    return message(1, b"".join(entries))
+
+
+def read_input(
+    inputs: Mapping[str, tuple[str, Shape]], options: InputOptions, operations: Collection[str] = ()
+) -> PictureInput:
+    """How a signature's one input takes pictures.
+
+    `inputs` has (dtype such as `DT_UINT8`, shape) by name; `operations` are the kinds of those that
+    its graph runs. Raises ValueError for what takes none, and for what cannot be known, with the
+    line to write into the config.
+    """
+    if len(inputs) != 1:
+        raise ValueError(
+            f"an image model takes one input, this one takes {', '.join(inputs) or 'none'}"
+        )
+    ((name, (dtype, shape)),) = inputs.items()
+    if dtype == "DT_STRING":
+        return read_text_input(name, shape, options, operations)
+    if dtype not in PIXEL_TYPES:
+        raise ValueError(f"input '{name}' is no picture: it is {type_name(dtype)}")
+    if options.input is not None:
+        raise ValueError(f"input: '{options.input}' is for texts, '{name}' is {type_name(dtype)}")
+    return read_pixel_input(name, dtype, shape, options)
+
+
+def read_pixel_input(name: str, dtype: str, shape: Shape, options: InputOptions) -> PictureInput:
+    """How an input of numbers takes pictures."""
+    layout = find_layout(name, shape, options)
+    sizes = dict(zip(layout, shape if shape is not None else (None,) * len(layout)))
+    channels = find_channels(name, sizes["C"] if "C" in layout else 1, options)
+    values = find_values(options, channels)
+    check_values(name, dtype, values, channels)
+    if options.resize and not (sizes["H"] and sizes["W"]):
+        what = f"'{name}' is {show_shape(shape)}"
+        raise ValueError(f"resize: '{options.resize}' needs an input of a fixed size, {what}")
+    return PictureInput(
+        name,
+        dtype,
+        len(layout),
+        joins=layout.startswith("N") and sizes["N"] is None,
+        layout=layout,
+        height=sizes["H"],
+        width=sizes["W"],
+        channels=channels,
+        values=values,
+        resize=options.resize or "stretch",
+        padding=options.padding,
+    )
+
+
+def read_text_input(
+    name: str, shape: Shape, options: InputOptions, operations: Collection[str]
+) -> PictureInput:
+    """How an input of texts takes pictures: as files, or as tf.Examples with one in them."""
+    plain = InputOptions(input=options.input, example_feature=options.example_feature)
+    if options != plain:
+        raise ValueError(
+            f"input '{name}' takes encoded pictures: layout, channels, preprocess, scale, offset, "
+            "mean, std, resize and padding are of no use to it"
+        )
+    if shape is not None and any(size not in (None, 1) for size in shape):
+        raise ValueError(f"input '{name}' is no picture: it is string {show_shape(shape)}")
+    form = options.input
+    if form is None and any(
+        kind.startswith(("ParseExample", "ParseSingle")) for kind in operations
+    ):
+        form = "example"
+    elif form is None and any(DECODERS.fullmatch(kind) for kind in operations):
+        form = "encoded"
+    if form is None:
+        raise ValueError(
+            f"input '{name}' is a text, and its graph does not tell of what: write "
+            '"input": "encoded" (a picture file) or "input": "example" (a tf.Example) '
+            "into the deployment"
+        )
+    rank = 1 if shape is None else len(shape)
+    joins = rank > 0 and (shape is None or shape[0] is None)
+    return PictureInput(name, "DT_STRING", rank, joins, form, options.example_feature)
+
+
+DECODERS = re.compile("Decode(AndCrop)?(Jpeg|Png|Bmp|Gif|WebP|Image)")
+
+
+def find_layout(name: str, shape: Shape, options: InputOptions) -> str:
+    """The order of an input's dimensions, as its sizes tell it; ValueError where they do not.
+
+    Of batch and channels, either of them 1, the order does not matter. Sides are larger than 4.
+    """
+    if options.layout:
+        layout = options.layout
+        if shape is not None and not (len(shape) == len(layout) and fits_layout(layout, shape)):
+            raise ValueError(f"layout: '{layout}' does not fit input '{name}' {show_shape(shape)}")
+        return layout
+    rank = len(shape or ())
+    found = [
+        layout
+        for layout in LAYOUTS[:5]
+        if shape is not None
+        and len(layout) == rank
+        and fits_layout(layout, shape)
+        and all(size is None or size > 4 for side, size in zip(layout, shape) if side in "HW")
+        and ("C" not in layout or shape[layout.index("C")] is not None)
+    ]
+    if any(shape or ()) and (len(found) == 1 or found == ["NHW", "CHW"]):
+        return found[0]
+    if shape is None or any(
+        len(layout) == rank and fits_layout(layout, shape) for layout in LAYOUTS[:5]
+    ):
+        raise ValueError(
+            f"input '{name}' {show_shape(shape)} does not tell how it takes pictures: write "
+            '"layout": "NHWC" or "NCHW" (or "NHW", "HWC", "CHW", "HW") and "channels": "rgb" '
+            '(or "bgr", "grey", "rgba", "bgra") into the deployment'
+        )
+    raise ValueError(
+        f"input '{name}' is no picture: expected [1, H, W, 3], [1, H, W, 1], [1, H, W, 4], "
+        f"[1, 3, H, W], [1, H, W] or encoded bytes, got {show_shape(shape)}"
+    )
+
+
+def fits_layout(layout: str, shape: tuple[int | None, ...]) -> bool:
+    """Whether sizes may be those of a layout: one picture or any number, 1, 3 or 4 channels."""
+    sizes = dict(zip(layout, shape))
+    return sizes.get("N") in (None, 1) and sizes.get("C") in (None, 1, 3, 4)
+
+
+def find_channels(name: str, count: int | None, options: InputOptions) -> str:
+    """The channels of an input that has so many, in their order."""
+    wanted = options.channels or (options.preprocess and PREPROCESS[options.preprocess][0])
+    if count is None:
+        if wanted is None:
+            raise ValueError(
+                f"input '{name}' does not tell its channels: write "
+                '"channels": "rgb" (or "bgr", "grey", "rgba", "bgra") into the deployment'
+            )
+        return wanted
+    if options.preprocess == "tf" and not options.channels:
+        return NORMAL[count]  # the same for each channel
+    if wanted is not None and CHANNELS[wanted] != count:
+        raise ValueError(
+            f"{'channels' if options.channels else 'preprocess'}: "
+            f"'{options.channels or options.preprocess}' is of {CHANNELS[wanted]} channels, "
+            f"input '{name}' has {count}"
+        )
+    return wanted or NORMAL[count]
+
+
+def find_values(options: InputOptions, channels: str) -> Values:
+    """What becomes of pixels, by a deployment's options."""
+    if options.preprocess:
+        return PREPROCESS[options.preprocess][1]
+    for word, given in (("mean", options.mean), ("std", options.std)):
+        if len(given) not in (0, 1, CHANNELS[channels]):
+            raise ValueError(
+                f"{word}: expected 1 or {CHANNELS[channels]} numbers, got {len(given)}"
+            )
+    return Values(1.0, options.scale, options.offset, options.mean, options.std)
+
+
+def check_values(name: str, dtype: str, values: Values, channels: str) -> None:
+    """Raise ValueError where pixels 0..255 would not fit into an input's dtype."""
+    kind, word = PIXEL_TYPES[dtype], type_name(dtype)
+    pixels = np.repeat(np.arange(256, dtype=np.uint8)[:, np.newaxis], CHANNELS[channels], axis=1)
+    shown = values.apply(pixels, np.dtype(np.float64))
+    low, high = shown.min(), shown.max()
+    if kind.kind not in "iu":
+        with np.errstate(over="ignore"):
+            held = values.apply(pixels, kind).astype(np.float64)
+        if not np.isfinite(held).all():
+            raise ValueError(f"input '{name}' is {word}, which cannot hold {low:g}..{high:g}")
+        return
+    if (shown != np.rint(shown)).any():
+        raise ValueError(
+            f"input '{name}' is {word}, which holds no fractions: preprocess, scale, offset, mean "
+            "and std must leave whole numbers"
+        )
+    limits = np.iinfo(kind)
+    if low < limits.min or high > limits.max:
+        raise ValueError(
+            f"input '{name}' is {word}, which cannot hold {low:g}..{high:g}: write "
+            '"offset": -128 or another offset or scale into the deployment, as the model was made'
+        )
+
+
+def type_name(dtype: str) -> str:
+    return dtype.removeprefix("DT_").lower()
+
+
+def show_shape(shape: Shape) -> str:
+    return "of unknown rank" if shape is None else str([size or -1 for size in shape])
+
+
+# ==================================================================================================
 # One picture through one model
 # In: a model's signature, a picture, chains of routines. Out: predictions, in coordinates of the
 # whole picture.
@@ -2404,47 +3238,33 @@ class ImageModel:
     signature is no image model's.
 
     `inputs` and `outputs` are name -> (dtype such as `DT_UINT8`, shape or None), of outputs also
-    the operation that makes them, where that is known; `decodes` says whether encoded pictures are
-    decoded by the model, None where nobody knows; `rename` gives the model's own output names for a
-    family's; pictures are shown as `pixel * scale + offset`. What the config says of the outputs is
-    in `boxes` (`format`, `scale`), `classes_from`, `activation`, `threshold` and `top_k`.
+    the operation that makes them, where that is known; `operations` are the kinds of those that the
+    graph of a text input runs; `rename` gives the model's own output names for a family's. What the
+    config says of the input is in `options`, of the outputs in `boxes` (`format`, `scale`),
+    `classes_from`, `activation`, `threshold` and `top_k`.
     """
 
-    inputs: Mapping[str, tuple[str, tuple[int | None, ...] | None]]
+    inputs: Mapping[str, tuple[str, Shape]]
     outputs: Mapping[str, tuple[Any, ...]]
     labels: Mapping[int, str] = dataclasses.field(default_factory=dict)
     family: str | None = None
     rename: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    scale: float = 1.0
-    offset: float = 0.0
+    options: InputOptions = InputOptions()
     most: int = 300
-    decodes: bool | None = None
+    operations: Collection[str] = ()
     boxes: Mapping[str, str | None] = dataclasses.field(default_factory=dict)
     classes_from: int | None = None
     activation: str | None = None
     threshold: float | None = None
     top_k: int | None = None
     families: Mapping[str, Family] = dataclasses.field(default_factory=lambda: FAMILIES)
+    shown: PictureInput = dataclasses.field(init=False)
     kind: Family = dataclasses.field(init=False)
     about: About = dataclasses.field(init=False)
 
     def __post_init__(self) -> None:
-        if len(self.inputs) != 1:
-            raise ValueError(
-                f"an image model takes one input, this one takes {', '.join(self.inputs) or 'none'}"
-            )
-        ((name, (dtype, shape)),) = self.inputs.items()
-        if dtype != "DT_STRING" and (
-            shape is None or len(shape) != 4 or shape[3] != 3 or shape[0] not in (None, 1)
-        ):
-            raise ValueError(
-                f"input '{name}' is no picture: expected [1, H, W, 3] or encoded bytes, got "
-                f"{list(shape or ())}"
-            )
-        if dtype == "DT_STRING" and self.decodes is False:
-            raise ValueError(
-                f"input '{name}' is no picture: the graph decodes none, it takes texts"
-            )
+        shown = read_input(self.inputs, self.options, self.operations)
+        object.__setattr__(self, "shown", shown)
         if self.family is not None and self.family not in self.families:
             known = ", ".join(self.families)
             raise ValueError(f"family: expected one of {known}, got '{self.family}'")
@@ -2452,14 +3272,13 @@ class ImageModel:
 
     def settle_outputs(self) -> None:
         """Find the family of the outputs, and all that its reader has to know."""
-        ((name, (dtype, shape)),) = self.inputs.items()
-        height, width = (None, None) if dtype == "DT_STRING" or shape is None else shape[1:3]
+        height, width = self.shown.height, self.shown.width
         about = About(
             {own: Output(*known) for own, known in self.outputs.items()},
             labels=self.labels,
-            input_name=name,
+            input_name=self.shown.name,
             size=(height, width) if height and width else None,
-            is_encoded=dtype == "DT_STRING",
+            is_encoded=self.shown.form != "pixels",
             activation=self.activation,
             threshold=self.threshold,
             boxes_format=self.boxes.get("format"),
@@ -2471,34 +3290,15 @@ class ImageModel:
         for name, value in (("family", kind.name), ("kind", kind), ("about", about)):
             object.__setattr__(self, name, value)
 
-    def shown_bytes(self, image: np.ndarray) -> int:
-        """What `show` takes beside the picture, in bytes; floats are made in two steps."""
-        ((_, (dtype, shape)),) = self.inputs.items()
-        if dtype == "DT_STRING":
-            return 2 * image.nbytes
-        _, height, width, _ = shape or (1, None, None, 3)
-        pixels = (height or image.shape[0]) * (width or image.shape[1])
-        return pixels * 3 * (1 if dtype == "DT_UINT8" else 8)
-
-    def show(self, image: np.ndarray) -> dict[str, np.ndarray]:
-        """The model's input for a picture, uint8 RGB [H, W, 3]: resized when its size is fixed,
-        one row.
-        """
-        ((name, (dtype, shape)),) = self.inputs.items()
-        if dtype == "DT_STRING":
-            done, data = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
-            encoded = np.array([data.tobytes()], object)
-            return {name: encoded if shape is None or len(shape) else encoded[0]}
-        _, height, width, _ = shape or (1, None, None, 3)
-        image = resize(image, width or image.shape[1], height or image.shape[0])
-        if dtype == "DT_UINT8":
-            return {name: image[np.newaxis]}
-        return {name: (image * np.float32(self.scale) + np.float32(self.offset))[np.newaxis]}
+    @property
+    def joins(self) -> bool:
+        """Whether one call answers several pictures, a row of each output for each."""
+        shapes = [known[1] for known in self.outputs.values()]
+        return self.shown.joins and all(shape and shape[0] is None for shape in shapes)
 
     def shown_size(self, image: np.ndarray) -> tuple[int, int]:
         """Height and width of what the model is shown for a picture."""
-        fixed = self.about.size
-        return fixed or (image.shape[0], image.shape[1])
+        return self.shown.height or image.shape[0], self.shown.width or image.shape[1]
 
     def read(self, outputs: Mapping[str, np.ndarray], shown: tuple[int, int] = (1, 1)) -> Tensors:
         """Predictions of the model's outputs for a picture that it was shown at that size.
@@ -2515,20 +3315,47 @@ class ImageModel:
         return finish(self.kind, self.kind.read(arrays, about), about, most)
 
 
-def predict_image(
-    model: ImageModel,
-    run: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]],
-    image: np.ndarray,
-    chain: Sequence[Any],
-) -> Tensors:
+Run = Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
+
+
+def predict_image(model: ImageModel, run: Run, image: np.ndarray, chain: Sequence[Any]) -> Tensors:
     """Run a picture through the routines before the model, the model, and those after it,
     each in order.
     """
-    shown, region = run_before([step for step in chain if step.before_model], image)
-    tensors = model.read(run(model.show(shown)), model.shown_size(shown))
-    if "boxes" in tensors:
-        tensors["boxes"] = place_boxes(tensors["boxes"], region)
-    return run_after(chain, tensors)
+    return predict_images(model, run, [image], chain)[0]
+
+
+def predict_images(
+    model: ImageModel, run: Run, images: Sequence[np.ndarray], chain: Sequence[Any]
+) -> list[Tensors]:
+    """Run pictures through the routines before the model, the model, and those after it.
+
+    The model is called once for all of them where it takes several at once.
+    """
+    before = [step for step in chain if step.before_model]
+    prepared = [run_before(before, image) for image in images]
+    shown = [model.shown.show(image) for image, _ in prepared]
+    outputs = run_rows(model, run, [row for row, _ in shown])
+    found = []
+    for row, (_, placement), (image, region) in zip(outputs, shown, prepared):
+        tensors = placement.place(model.read(row, model.shown_size(image)))
+        if "boxes" in tensors:
+            tensors["boxes"] = place_boxes(tensors["boxes"], region)
+        found.append(run_after(chain, tensors))
+    return found
+
+
+def run_rows(model: ImageModel, run: Run, rows: Sequence[np.ndarray]) -> list[dict[str, Any]]:
+    """A model's outputs for each of some inputs, of one call where that may be."""
+    name = model.shown.name
+    if len(rows) > 1 and model.joins and len({row.shape for row in rows}) == 1:
+        outputs = run({name: np.concatenate(rows)})
+        if all(array.ndim and len(array) == len(rows) for array in outputs.values()):
+            return [
+                {key: array[index : index + 1] for key, array in outputs.items()}
+                for index in range(len(rows))
+            ]
+    return [run({name: row}) for row in rows]
 
 
 def run_after(chain: Sequence[Any], tensors: Tensors) -> Tensors:

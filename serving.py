@@ -793,8 +793,50 @@ class Deployment:
     top_k: int | None = option(
         None, "the most predictions in an answer, of a classifier the best classes", minimum=1
     )
-    scale: int | float = option(1, "the model is shown pixel * scale + offset, of pixels 0..255")
+    input: str | None = option(
+        None,
+        "what a text input holds, where the graph does not tell: encoded (the picture's file) or "
+        "example (a tf.Example)",
+        pattern="^(encoded|example)$",
+    )
+    example_feature: str = option(
+        "image/encoded", "the tf.Example's feature that holds the picture's file"
+    )
+    layout: str | None = option(
+        None,
+        "the order of the input's dimensions, where its shape does not tell",
+        pattern="^(NHWC|NCHW|NHW|HWC|CHW|HW)$",
+    )
+    channels: str | None = option(
+        None,
+        "the channels that the model takes: rgb, bgr, grey, rgba or bgra",
+        pattern="^(rgb|bgr|grey|rgba|bgra)$",
+    )
+    preprocess: str | None = option(
+        None,
+        "pixels as keras.applications makes them for a model: tf, torch or caffe",
+        pattern="^(tf|torch|caffe)$",
+    )
+    scale: int | float = option(
+        1, "the model is shown (pixel * scale + offset - mean) / std, of pixels 0..255"
+    )
     offset: int | float = option(0, "see scale")
+    mean: tuple[int | float, ...] = option((), "see scale: one number, or one for each channel")
+    std: tuple[int | float, ...] = option(
+        (), "see scale: one number, or one for each channel", minimum=1e-12
+    )
+    resize: str | None = option(
+        None,
+        "how a picture of other proportions comes to the model's size: stretch, letterbox (whole, "
+        "with padding) or crop (its middle); default: stretch",
+        pattern="^(stretch|letterbox|crop)$",
+    )
+    padding: tuple[int, ...] = option(
+        (0, 0, 0),
+        "the colour around a letterboxed picture, red, green, blue",
+        minimum=0,
+        maximum=255,
+    )
     max_detections: int = option(
         300, "the most predictions in an answer", minimum=1, maximum=100_000
     )
@@ -811,6 +853,13 @@ class Deployment:
     def __post_init__(self) -> None:
         if self.version is not None and self.version_label is not None:
             raise ValueError("give 'version' or 'version_label', not both")
+        reckoned = self.scale, self.offset, self.mean, self.std, self.channels
+        if self.preprocess and reckoned != (1, 0, (), (), None):
+            raise ValueError(
+                "give 'preprocess', or 'scale', 'offset', 'mean', 'std' and 'channels', not both"
+            )
+        if len(self.padding) != 3:
+            raise ValueError(f"padding: expected red, green, blue, got {len(self.padding)} numbers")
 
 
 @dataclass(frozen=True)
@@ -909,8 +958,20 @@ class ImageConfig:
         10, "how long a download may take in all", minimum=0.001, maximum=3600
     )
     allowed_hosts: tuple[str, ...] = option(
-        (), "hosts of urls that may have addresses which are not public"
+        (), "hosts of urls, or host:port, that may have addresses which are not public"
     )
+    max_pictures: int = option(32, "pictures in one request", minimum=1, maximum=100_000)
+    background: tuple[int, ...] = option(
+        (255, 255, 255),
+        "what is transparent is laid on this colour, red, green, blue",
+        minimum=0,
+        maximum=255,
+    )
+
+    def __post_init__(self) -> None:
+        if len(self.background) != 3:
+            got = len(self.background)
+            raise ValueError(f"background: expected red, green, blue, got {got} numbers")
 
 
 @dataclass(frozen=True)
@@ -1544,8 +1605,8 @@ class TensorSpec:
 class Signature:
     inputs: dict[str, TensorSpec]
     outputs: dict[str, TensorSpec]
-    # whether its graph decodes pictures; None where nobody knows
-    decodes: bool | None = None
+    # The kinds of operations that it may run, where it takes texts and they are known.
+    operations: Collection[str] = ()
 
 
 class UnpackedBytes:
@@ -3506,10 +3567,6 @@ HANDED_ON = {
     *("ClipByValue", "ResizeBilinear", "ResizeNearestNeighbor", "DepthToSpace"),
     *("FakeQuantWithMinMaxVars", "FakeQuantWithMinMaxArgs"),
 }
-DECODERS = {
-    *("DecodeJpeg", "DecodePng", "DecodeGif", "DecodeBmp", "DecodeImage", "DecodeWebP"),
-    *("DecodeAndCropJpeg", "PyFunc", "PyFuncStateless", "EagerPyFunc"),
-}
 
 
 class Scope(typing.NamedTuple):
@@ -3522,7 +3579,7 @@ class Scope(typing.NamedTuple):
 
 def tell_makers(graph: Any, signature: Signature) -> Signature:
     """A signature with what a GraphDef tells of it: what makes its outputs, and of texts that it
-    takes whether they are decoded as pictures.
+    takes the kinds of operations that it runs.
     """
     functions = {function.signature.name: function for function in graph.library.function}
     top = Scope({node.name: node for node in graph.node})
@@ -3530,12 +3587,11 @@ def tell_makers(graph: Any, signature: Signature) -> Signature:
         name: dataclasses.replace(spec, made_by=find_maker(spec.tensor, top, functions))
         for name, spec in signature.outputs.items()
     }
-    decodes = None
+    operations: Collection[str] = ()
     if any(spec.dtype == "DT_STRING" for spec in signature.inputs.values()):
         fetches = [spec.tensor for spec in signature.outputs.values()]
-        nodes = used_nodes(graph, SignatureCall(not_made, fetches=fetches))
-        decodes = any(node.op in DECODERS for node in nodes)
-    return Signature(signature.inputs, outputs, decodes)
+        operations = frozenset(node.op for node in used_nodes(graph, fetches))
+    return Signature(signature.inputs, outputs, operations)
 
 
 def find_maker(tensor: str, scope: Scope, functions: Mapping[str, Any]) -> str:
@@ -3743,7 +3799,7 @@ def plan_call(graph: Any, signature: Signature) -> SignatureCall:
 
 def know_operations(graph: Any, plan: SignatureCall) -> SignatureCall:
     """A plan with what is known of it by the operations that it may run."""
-    nodes = used_nodes(graph, plan)
+    nodes = used_nodes(graph, plan.fetches)
     kinds = frozenset(node.op for node in nodes)
     keeps = tuple(sorted({node.op for node in nodes if leaves_behind(node)}))
     return plan._replace(operations=kinds, keeps=keeps, bounded=not UNBOUNDED & kinds)
@@ -3948,10 +4004,12 @@ HARMFUL = re.compile(
 )
 
 
-def used_nodes(graph: Any, call: SignatureCall) -> list[Any]:
-    """The NodeDefs of a GraphDef that a call may run, with those of all functions they call."""
+def used_nodes(graph: Any, fetches: Iterable[str]) -> list[Any]:
+    """The NodeDefs of a GraphDef that fetching tensors may run, with those of all functions they
+    call.
+    """
     nodes = {node.name: node for node in graph.node}
-    waiting, used = [name.split(":")[0] for name in call.fetches], dict[str, Any]()
+    waiting, used = [name.split(":")[0] for name in fetches], dict[str, Any]()
     while waiting:
         name = waiting.pop()
         if name in nodes and name not in used:
@@ -5717,10 +5775,9 @@ class ReadyDeployment:
             labels=self.labels,
             family=config.family,
             rename=config.outputs,
-            scale=config.scale,
-            offset=config.offset,
+            options=input_options(config),
             most=config.max_detections,
-            decodes=signature.decodes,
+            operations=signature.operations,
             boxes=given,
             classes_from=config.classes_from,
             activation=config.activation,
@@ -5728,6 +5785,12 @@ class ReadyDeployment:
             top_k=config.top_k,
             families=self.families,
         )
+
+
+def input_options(config: Any) -> Any:
+    """What a deployment's config says of its model's input."""
+    kind = routines.InputOptions
+    return kind(**{field.name: getattr(config, field.name) for field in dataclasses.fields(kind)})
 
 
 def prepare_deployment(
@@ -5823,10 +5886,19 @@ def find_deployment(server: "ModelServer", deployment: str | None = None) -> Rea
     return found
 
 
-def image_limits(config: "Config") -> Any:
+def image_limits(config: "Config", allow: Callable[[int], None], **options: Any) -> Any:
+    """How the server reads pictures; `options` are those of one request."""
     images = config.server.images
-    hosts = tuple(map(str.lower, images.allowed_hosts))
-    return routines.ImageLimits(images.max_bytes, images.max_pixels, images.download_seconds, hosts)
+    return routines.ImageLimits(
+        max_bytes=images.max_bytes,
+        max_pixels=images.max_pixels,
+        download_seconds=images.download_seconds,
+        allowed_hosts=images.allowed_hosts,
+        max_pictures=images.max_pictures,
+        background=images.background,
+        allow=allow,
+        **options,
+    )
 
 
 @contextlib.contextmanager
@@ -5842,38 +5914,56 @@ def image_errors() -> Iterator[None]:
 
 def predict_image(
     server: "ModelServer",
-    image: np.ndarray | bytes,
+    image: "np.ndarray | list[np.ndarray]",
     deployment: str | None,
     chain: Any,
     form: str,
     allowance: Allowance,
 ) -> Any:
-    """What a deployment sees in a picture; see ModelServer.predict_image."""
+    """What a deployment sees in a picture, or in each of several; see ModelServer.predict_image."""
     ready = find_deployment(server, deployment)
     try:
         own = read_chain(chain, server.prepared.routines)
     except ConfigError as error:
         raise BadRequest(error.message) from None
-    if isinstance(image, bytes):
-        limits = dataclasses.replace(image_limits(server.config), allow=allowance.take)
-        with image_errors():
-            image = routines.decode_image(image, limits)
+    images = image if isinstance(image, list) else [image]
     with lease(server, ready.config) as (version, servable):
         if problem := ready.problem_of(servable):
             text = f"Deployment '{ready.config.id}' is not available: {problem}"
             raise ServingError(text, "UNAVAILABLE")
         model = ready.model_of(servable)
-        allowance.take(model.shown_bytes(image))
-        tensors = annotate(
+        views = [show_view(server, model, each, allowance) for each in images]
+        seen = annotate(
             ready,
             model,
             functools.partial(servable.run, "serving_default"),
-            image,
+            views,
             own,
             {"deployment": ready.config.id, "model": ready.config.model, "version": version},
             functools.partial(tell_extensions, server, ready),
         )
-    return routines.present(tensors, image, ready.labels, form)
+    answers = [
+        routines.present(tensors, view.drawn, ready.labels, form)
+        for tensors, view in zip(seen, views)
+    ]
+    return {"results": answers} if isinstance(image, list) else answers[0]
+
+
+class View(typing.NamedTuple):
+    """A picture as a model is shown it, and as people see it: RGB, upon the background."""
+
+    shown: np.ndarray
+    drawn: np.ndarray
+
+
+def show_view(server: "ModelServer", model: Any, image: np.ndarray, allowance: Allowance) -> View:
+    """A picture for a model; what it is shown is allowed for."""
+    if image.shape[2] == 4:
+        allowance.take(3 * image.shape[0] * image.shape[1])
+    drawn = routines.on_background(image, server.config.server.images.background)
+    shown = image if model.shown.takes_alpha else drawn
+    allowance.take(model.shown.bytes_for(shown))
+    return View(shown, drawn)
 
 
 def tell_extensions(server: "ModelServer", ready: ReadyDeployment, *seen: Any) -> None:
@@ -5909,30 +5999,32 @@ def annotate(
     ready: ReadyDeployment,
     model: Any,
     run: Callable[[dict], dict],
-    image: Any,
+    views: Sequence[View],
     own: Sequence[Any],
     origin: Mapping[str, Any],
     saw: Callable[..., None],
-) -> Any:
-    """Predictions for a picture: the deployment's routines, then the request's; extensions see them
+) -> list[Any]:
+    """Predictions for pictures: the deployment's routines, then the request's; extensions see them
     in between.
 
     The request's routines on the picture run before the model as well. `origin` says where they are
     from.
     """
     before = [step for step in own if step.before_model]
+    images = [view.shown for view in views]
     try:
         with errors_only("a routine"):
-            tensors = routines.predict_image(model, run, image, (*ready.chain, *before))
+            found = routines.predict_images(model, run, images, (*ready.chain, *before))
     except routines.OutputError as error:
         raise ServingError(f"Deployment '{ready.config.id}': {error}") from None
     start = time.perf_counter()
-    saw(image, tensors, origin)
+    for view, tensors in zip(views, found):
+        saw(view.drawn, tensors, origin)
     with errors_only("a routine"):
-        tensors = routines.run_after(own, tensors)
+        found = [routines.run_after(own, tensors) for tensors in found]
     if (trace := getattr(CURRENT, "trace", None)) is not None:
         trace.routines = time.perf_counter() - start
-    return tensors
+    return found
 
 
 # --- pictures in predict bodies -----------------------------------------------------------------
@@ -6208,7 +6300,7 @@ class ModelServer:
             signature = servable.signatures.get(name)
             strings = signature is None or has_strings(signature)  # those take bytes as they are
             if not strings and holds_bytes(body.get("instances", body.get("inputs"))):
-                limits = dataclasses.replace(image_limits(self.config), allow=own.take)
+                limits = image_limits(self.config, own.take)
                 body = unpack_pictures(signature, body, limits, NUMPY_DTYPES)
             return predict(servable, name, body, outputs)
 
@@ -6263,14 +6355,18 @@ class ModelServer:
         add.
 
         `image` is the path of a file, its bytes, a PIL image, or an array of 0..255, [H, W], [H, W,
-        1], RGB [H, W, 3] or RGBA [H, W, 4]. `form` is `json`, `coco`, or `png` or `jpeg` for the
+        1], RGB [H, W, 3] or RGBA [H, W, 4]; a list of these is answered by `{"results": [...]}`, an
+        answer for each. `form` is `json`, `coco`, or `png` or `jpeg` for the
         bytes of the drawn picture. Raises OSError for a file that cannot be read, NotFound,
         BadRequest for the picture or a routine, and ServingError UNAVAILABLE when the model is not
         there.
         """
         with self.allowance() as allowance:
-            image = read_picture(image, image_limits(self.config), allowance)
-            return predict_image(self, image, deployment, routines, form, allowance)
+            limits = image_limits(self.config, allowance.take, alpha=True)
+            several = isinstance(image, list | tuple)
+            read = [read_picture(each, limits) for each in (image if several else [image])]
+            pictures = read if several else read[0]
+            return predict_image(self, pictures, deployment, routines, form, allowance)
 
     def identify(self, headers: Any, reached: Iterable[str] | None) -> Caller:
         """Who calls, by the key in a request's headers, if it is for one of the deployments
@@ -6360,24 +6456,22 @@ class ModelServer:
         }
 
 
-def read_picture(image: Any, limits: Any, allowance: Allowance) -> "np.ndarray | bytes":
-    """A picture as Python code has it, as uint8 RGB [H, W, 3] or as a file's bytes.
+def read_picture(image: Any, limits: Any) -> np.ndarray:
+    """A picture as Python code has it, as uint8 RGB [H, W, 3], or RGBA where it has some.
 
-    Raises OSError for a file that cannot be read, BadRequest for what is no picture.
+    Raises OSError for a file that cannot be read, ServingError for what is no picture.
     """
-    if isinstance(image, str | os.PathLike):
-        return Path(image).read_bytes()
-    if isinstance(image, bytes | bytearray | memoryview):
-        return bytes(image)
-    if isinstance(image, routines.Image.Image):
-        return routines.to_rgb(routines.upright(image))
-    if not isinstance(image, np.ndarray):
-        kinds = "a path, bytes, a PIL image or a NumPy array"
-        raise BadRequest(f"image: expected {kinds}, got {type(image).__name__}")
-    try:
-        return routines.decode_array(image, dataclasses.replace(limits, allow=allowance.take))
-    except routines.ImageError as error:
-        raise BadRequest(str(error)) from None
+    with image_errors():
+        if isinstance(image, str | os.PathLike):
+            return routines.decode_image(Path(image).read_bytes(), limits)
+        if isinstance(image, bytes | bytearray | memoryview):
+            return routines.decode_image(bytes(image), limits)
+        if isinstance(image, routines.Image.Image):
+            return routines.to_pixels(routines.upright(image), limits)
+        if isinstance(image, np.ndarray):
+            return routines.decode_array(image, limits)
+    kinds = "a path, bytes, a PIL image or a NumPy array"
+    raise BadRequest(f"image: expected {kinds}, got {type(image).__name__}")
 
 
 def use_allowance(
@@ -6860,14 +6954,15 @@ def is_plain_predict(call: Call, body: bytes) -> bool:
     )
 
 
-def read_image(server: ModelServer, call: Call) -> tuple[np.ndarray, Any]:
-    """The picture and the routines of a /predict request: JSON, multipart,
+def read_image(server: ModelServer, call: Call) -> tuple[np.ndarray | list[np.ndarray], Any]:
+    """The picture, or a list of several, and the routines of a /predict request: JSON, multipart,
     or the picture or .npy array itself.
     """
-    limits = dataclasses.replace(image_limits(server.config), allow=call.allowance.take)
-    # nested lists take some 4 characters a number
-    most = min(server.config.server.max_request_bytes, 4 * limits.max_bytes)
     with image_errors():
+        frame = routines.read_frame(call.argument("frame") or None)
+        limits = image_limits(server.config, call.allowance.take, frame=frame, alpha=True)
+        # nested lists take some 4 characters a number
+        most = min(server.config.server.max_request_bytes, 4 * limits.max_bytes)
         if call.mimetype == "multipart/form-data":
             return read_form(call, limits, most)
         body = read_body(server, call, most)
@@ -6876,8 +6971,10 @@ def read_image(server: ModelServer, call: Call) -> tuple[np.ndarray, Any]:
         return routines.read_request(parse_json(body), limits)
 
 
-def read_form(call: Call, limits: Any, most: int) -> tuple[np.ndarray, Any]:
-    """The picture and the routines of a form with a file."""
+def read_form(call: Call, limits: Any, most: int) -> tuple[np.ndarray | list[np.ndarray], Any]:
+    """The picture and the routines of a form with a file, whatever its field is called; pictures
+    of one with several files.
+    """
     body = call.read(most)
     environ = {
         **call.environ,
@@ -6889,17 +6986,30 @@ def read_form(call: Call, limits: Any, most: int) -> tuple[np.ndarray, Any]:
     except RequestEntityTooLarge:  # by its parts
         raise ServingError("multipart: the form has more than 1000 parts", status=413) from None
     try:
-        file = files.get("image") or files.get("file")
-        if file is None:
-            got = ", ".join(files) or "none"
-            raise BadRequest(
-                f"multipart: expected the picture as field 'image' or 'file', got: {got}"
-            )
-        picture = routines.read_bytes(file.read(), limits, file.mimetype)
+        chain = files["routines"].read() if "routines" in files else b""
+        sent = [file for name, file in files.items(multi=True) if name != "routines"]
+        if not sent:
+            got = ", ".join(fields) or "no field"
+            raise BadRequest(f"multipart: expected a picture as a file, got: {got}")
+        if "frame" in fields:
+            limits = dataclasses.replace(limits, frame=routines.read_frame(fields["frame"]))
+        pictures = read_files(sent, limits)
     finally:
-        for _, sent in files.items(multi=True):
-            sent.close()
-    return picture, parse_json((fields.get("routines") or "[]").encode())
+        for _, file in files.items(multi=True):
+            file.close()
+    return pictures, parse_json((chain or fields.get("routines", "").encode()) or b"[]")
+
+
+def read_files(files: Sequence[Any], limits: Any) -> np.ndarray | list[np.ndarray]:
+    """The picture of a lone file, or those of several."""
+
+    def read(file: Any, limits: Any) -> Any:
+        picture = routines.read_bytes(file.read(), limits, file.mimetype)
+        if isinstance(picture, list) and files[1:]:
+            raise routines.ImageError("expected one picture, got an array of several")
+        return picture
+
+    return routines.read_many(files, limits, read, "file") if files[1:] else read(files[0], limits)
 
 
 # all else is taken for a picture
@@ -6926,6 +7036,8 @@ def view_predict_image(server: ModelServer, call: Call, deployment: str | None =
     form = DRAWN.get(wanted) or call.argument("format", "json")
     if form not in ("json", "coco", *DRAWN.values()):
         raise BadRequest(f"format: expected json, coco, png or jpeg, got '{form[:40]}'")
+    if isinstance(image, list) and form in DRAWN.values():
+        raise BadRequest(f"format: expected json or coco for several pictures, got {form}")
     answer = predict_image(server, image, ready.config.id, chain, form, call.allowance)
     replied = (
         Reply(answer, content_type=f"image/{form}") if isinstance(answer, bytes) else reply(answer)

@@ -106,7 +106,7 @@ def open_frozen(session: Any, plans: Mapping[str, SignatureCall], device: str) -
         tensor.split(":")[0] for plan in plans.values() for tensor in (*plan.feeds, *plan.fetches)
     ]
     constant = convert(session, session.graph.as_graph_def(), wanted)
-    if any(has_state(used_nodes(constant, plan)) for plan in plans.values()):
+    if any(has_state(used_nodes(constant, plan.fetches)) for plan in plans.values()):
         return None
     with new_session(device, session_options()) as frozen:
         tensorflow().graph_util.import_graph_def(constant, name="")

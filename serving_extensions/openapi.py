@@ -61,6 +61,7 @@ PICTURE = {
     "properties": {
         "image_type": {"enum": ["url", "base64", "base_64", "array"]},
         "data": {"type": ["string", "array"]},
+        "frame": {"type": "integer", "minimum": 0, "maximum": 9999},
         "routines": {
             "type": "array",
             "items": {
@@ -293,12 +294,9 @@ def tensor_schema(spec: TensorSpec, shape: tuple | None) -> dict[str, Any]:
 
 def describe_deployment(ready: Any) -> dict[str, Any]:
     name, base = ready.config.id, f"/{quote(ready.config.id, safe='')}"
-    answer = {
-        "type": "object",
-        "properties": {
-            "predictions": {"type": "array", "items": {"$ref": "#/components/schemas/Prediction"}}
-        },
-    }
+    found = {"predictions": {"type": "array", "items": {"$ref": "#/components/schemas/Prediction"}}}
+    each = {"type": "array", "items": {"type": "object", "properties": found}}
+    answer = {"type": "object", "properties": {**found, "results": each}}  # for several pictures
     example = {
         "image_type": "base64",
         "data": DOT,

@@ -146,7 +146,8 @@ BY_NAME = {
         "serving.py",
         "import_operations",
     ): "`import_modules` of a config: modules that bring operations",
-    ("routines.py", "import_routines"): "`routine_modules` of a config",
+    ("routines.py", "import_module"): "`routine_modules` of a config",
+    ("serving.py", "import_once"): "calls the above",
     ("handlers.py", "import_"): "imports of a handler's project that are none of its files",
     (
         "handlers.py",

@@ -877,7 +877,7 @@ OTHERS = [
                 tf.cast(tf.strings.length(text)[:, None], tf.float32) * [[1.0, 2.0]]
             )
         },
-        refused="the graph decodes none, it takes texts",
+        refused="is a text, and its graph does not tell of what: write",
         shape=(None,),
         dtype="string",
     ),

@@ -22,9 +22,11 @@ This module never imports `serving`: it works on arrays alone.
 
 import base64
 import binascii
+import codecs
 import contextlib
 import contextvars
 import dataclasses
+import functools
 import http.client
 import importlib
 import io
@@ -40,7 +42,7 @@ import sys
 import threading
 import time
 from collections import ChainMap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -577,24 +579,81 @@ def is_public(text: str) -> bool:
 # ==================================================================================================
 
 
-def read_label_map(text: str) -> dict[int, str]:
-    """Read label_map.pbtxt (`item { id: 1 name: 'x' }`), JSON ({"1": "x"}, {"1": {"name": "x"}} or
-    a list) or one name a line.
+def read_label_map(text: str, name: str = "") -> dict[int, str]:
+    """Read a label map: TensorFlow's .pbtxt (`item { id: 1 name: 'x' }`), JSON, Ultralytics' YAML
+    (`names:`), or one name a line.
 
-    Ids of a list and of lines start at 1; 0 is the background. Raises ValueError.
+    `name` is the file's, whose ending tells the form where the text does not. Ids of a JSON list
+    and of lines start at 1, 0 is the background; those of a YAML list at 0. Raises ValueError.
     """
+    text = text.removeprefix("\ufeff")
+    ending = Path(name).suffix.lower()
+    if ending in (".pbtxt", ".prototxt", ".textproto") or re.search(ITEM, text, re.MULTILINE):
+        return read_label_protos(text)
     if text.lstrip().startswith(("{", "[")):
         return label_map_of(json.loads(text))
-    if re.search(r"\bitem\s*\{", text):
-        labels = {}
-        for body in re.findall(r"\bitem\s*\{([^}]*)\}", text):
-            number = re.search(r"\bid\s*:\s*(\d+)", body)
-            name = re.search(r"""\b(?:display_name|name)\s*:\s*(?:'([^']*)'|"([^"]*)")""", body)
-            if not number or not name:
-                raise ValueError(f"label map: item without id and name: {body.strip()[:80]}")
-            labels[int(number[1])] = name[1] if name[1] is not None else name[2]
-        return labels
+    if ending in (".yaml", ".yml") or re.search(r"^names\s*:", text, re.MULTILINE):
+        return read_label_yaml(text)
     return label_map_of([line.strip() for line in text.splitlines() if line.strip()])
+
+
+ITEM = r"^\s*#?\s*item\s*:?\s*[{<]"  # how an entry of a .pbtxt begins
+
+
+@functools.cache
+def label_proto() -> Any:
+    """The message of a .pbtxt, as object_detection/protos/string_int_label_map.proto has it."""
+    # late: protobuf comes with TensorFlow, and takes its time
+    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+
+    kinds = descriptor_pb2.FieldDescriptorProto
+    file = descriptor_pb2.FileDescriptorProto(name="label_map.proto", package="serving")
+    item = file.message_type.add(name="Item")
+    for number, name in enumerate(("name", "id", "display_name"), 1):
+        kind = kinds.TYPE_INT32 if name == "id" else kinds.TYPE_STRING
+        item.field.add(name=name, number=number, type=kind, label=kinds.LABEL_OPTIONAL)
+    file.message_type.add(name="LabelMap").field.add(
+        name="item",
+        number=1,
+        type=kinds.TYPE_MESSAGE,
+        label=kinds.LABEL_REPEATED,
+        type_name=".serving.Item",
+    )
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName("serving.LabelMap"))
+
+
+def read_label_protos(text: str) -> dict[int, str]:
+    """Read a .pbtxt with protobuf; `display_name` goes before `name`, as in label_map_util.
+
+    What an item has beside them is skipped. Raises ValueError.
+    """
+    from google.protobuf import text_format  # late, as above
+
+    try:
+        found = text_format.Parse(text, label_proto()(), allow_unknown_field=True)
+    except text_format.ParseError as error:
+        raise ValueError(f"label map: {error}") from None
+    pairs = []
+    for item in found.item:
+        name = item.display_name if item.HasField("display_name") else item.name
+        if not item.HasField("id") or not name:
+            raise ValueError(f"label map: item without id and name: {str(item).strip()[:80]}")
+        pairs.append((item.id, name))
+    return label_pairs(pairs)
+
+
+def read_label_yaml(text: str) -> dict[int, str]:
+    """Read the `names` of an Ultralytics data set, a list from id 0 on or a map. ValueError."""
+    import yaml  # late: few label maps need it
+
+    try:  # texts alone: plain YAML reads the names `no` and `off` as false
+        value = yaml.load(text, Loader=yaml.BaseLoader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"label map: {error}") from None
+    names = value.get("names", value) if isinstance(value, Mapping) else value
+    return label_map_of(dict(enumerate(names)) if isinstance(names, list) else names)
 
 
 def load_labels(value: Any, folder: Path) -> dict[int, str]:
@@ -602,27 +661,115 @@ def load_labels(value: Any, folder: Path) -> dict[int, str]:
 
     Raises ValueError and OSError.
     """
-    return (
-        read_label_map((folder / value).read_text())
-        if isinstance(value, str)
-        else label_map_of(value or {})
-    )
+    if not isinstance(value, str):
+        return label_map_of(value or {})
+    return read_label_map(decode_labels((folder / value).read_bytes()), value)
+
+
+def decode_labels(data: bytes) -> str:
+    """A label map's text: UTF-8, or UTF-16 with its byte order mark. Raises UnicodeDecodeError."""
+    is_wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return data.decode("utf-16" if is_wide else "utf-8-sig")
+
+
+LABEL_FILES = re.compile(
+    r"(labels?|label_?maps?|classes|class_(names|labels))\.(pbtxt|txt|json|ya?ml)", re.IGNORECASE
+)
+
+
+def find_labels(folder: Path) -> Path | None:
+    """The label map among a SavedModel's assets, when they hold one and no other."""
+    assets = folder / "assets"
+    files = [path for path in assets.iterdir()] if assets.is_dir() else []
+    found = [path for path in files if LABEL_FILES.fullmatch(path.name)]
+    return found[0] if len(found) == 1 else None
 
 
 def label_map_of(value: Any) -> dict[int, str]:
-    """A label map given as JSON: an object by id, or a list of names from id 1 on.
+    """A label map given as JSON: an object by id, a list of names from id 1 on, COCO's
+    `categories` or a file that holds them, Keras's `class_indices`.
 
     Raises ValueError.
     """
+    if isinstance(value, Mapping) and isinstance(value.get("categories"), list):
+        value = value["categories"]
     if isinstance(value, list | tuple):
-        value = {index: name for index, name in enumerate(value, 1)}
-    try:
-        return {
-            int(number): str(name["name"] if isinstance(name, Mapping) else name)
-            for number, name in value.items()
-        }
-    except (ValueError, KeyError, AttributeError):
-        raise ValueError('label map: expected {"1": "name"} or a list of names') from None
+        are_entries = any(isinstance(item, Mapping) for item in value)
+        pairs: Iterable[tuple[Any, Any]] = (
+            [entry_pair(item) for item in value] if are_entries else enumerate(value, 1)
+        )
+    elif isinstance(value, Mapping) and is_turned(value):
+        pairs = [(number, name) for name, number in value.items()]
+    else:
+        pairs = value.items() if isinstance(value, Mapping) else [(value, None)]
+    return label_pairs(pairs)
+
+
+def is_turned(value: Mapping[Any, Any]) -> bool:
+    """Whether it is `{"cat": 0, "dog": 1}`, as Keras's generators have it."""
+    is_named = not any(str(key).isdecimal() for key in value)
+    return is_named and set(map(type, value.values())) == {int}
+
+
+def entry_pair(entry: Any) -> tuple[Any, Any]:
+    """Id and name of `{"id": 1, "name": "person"}`, an entry of a list."""
+    return (entry.get("id"), entry) if isinstance(entry, Mapping) else (None, entry)
+
+
+def label_pairs(pairs: Iterable[tuple[Any, Any]]) -> dict[int, str]:
+    """Names by id; raises ValueError for what is neither, and for an id that has two names."""
+    labels: dict[int, str] = {}
+    for key, entry in pairs:
+        name = entry.get("name") if isinstance(entry, Mapping) else entry
+        if isinstance(name, list) and len(name) == 2:  # ["n01440764", "tench"], as of ImageNet
+            name = name[1]
+        number = -1 if isinstance(key, bool) or not re.fullmatch(r"\d+", str(key)) else int(key)
+        if number < 0 or isinstance(name, bool) or not isinstance(name, str | int | float):
+            raise ValueError(
+                'label map: expected {"1": "name"}, a list of names or of {"id": 1, "name": '
+                f'"name"}}, got {str(key)[:40]}: {str(name)[:40]}'
+            )
+        if labels.setdefault(number, str(name)) != str(name):
+            raise ValueError(f"label map: id {number} is both '{labels[number]}' and '{name}'")
+    return labels
+
+
+def count_classes(
+    family: str | None,
+    outputs: Mapping[str, tuple[int | None, ...] | None],
+    labels: Mapping[int, str],
+) -> tuple[int | None, int]:
+    """How many classes a signature's outputs have, None where its shapes do not tell, and the id of
+    the first: 0 is the background's, and of a classifier whose label map has it the first class's.
+    """
+    shape = next(iter(outputs.values()), None) or ()
+    if family == "classifier":
+        return (shape[-1] if shape and shape[-1] != 1 else None), 0 if 0 in labels else 1
+    if family == "segmentation" and len(shape) == 4:
+        sizes = [size for size in (shape[1], shape[3]) if size is not None]
+        fitting = max(labels, default=0) + 1
+        count = fitting if fitting in sizes else min(sizes, default=None)
+        return (count if count != 1 else None), 0
+    return None, 0
+
+
+def check_labels(labels: Mapping[int, str], classes: int | None, first_id: int) -> None:
+    """Raise ValueError when a label map cannot be that of a model with so many classes.
+
+    Their ids run from `first_id` on; a background, 0, needs no name. A map may leave out ids in
+    between, but not the last ones: that is how it looks when a name was forgotten, which shifts all
+    after it.
+    """
+    if not labels or classes is None:
+        return
+    last, ids = first_id + classes - 1, sorted(labels)
+    is_dense = ids[-1] - ids[0] == len(ids) - 1 and ids[0] <= max(first_id, 1)
+    if ids[0] < first_id or ids[-1] > last or is_dense and ids[-1] < last:
+        raise ValueError(
+            f"label map: expected names of the model's {classes} classes, ids {first_id} to {last}"
+            + (" with 0 the background" if first_id == 0 and 0 not in labels else "")
+            + f"; got {len(ids)}, ids {ids[0]} to {ids[-1]}"
+        )
 
 
 def detect_family(outputs: Mapping[str, tuple[int | None, ...] | None]) -> str:
@@ -1431,6 +1578,7 @@ class ImageModel:
         if self.family is not None and self.family not in FAMILIES:
             raise ValueError(f"family: expected one of {', '.join(FAMILIES)}, got '{self.family}'")
         object.__setattr__(self, "family", self.family or detect_family(self.shapes()))
+        check_labels(self.labels, *count_classes(self.family, self.shapes(), self.labels))
 
     def shapes(self) -> dict[str, tuple[int | None, ...] | None]:
         """The output shapes under the family's names."""

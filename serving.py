@@ -2743,6 +2743,7 @@ def load_saved_model(request: LoadRequest) -> Servable:
         session, definitions, metadata = open_session(request.folder, device, config.tags)
         held.callback(close_session, session)
         model = prepare_calls(config.name, device, session, definitions, metadata)
+        model = dataclasses.replace(model, folder=request.folder)
         if request.try_calls:
             model = try_calls(model, config)
     return SessionServable(model, held.close)
@@ -2798,6 +2799,7 @@ class OpenModel:
     calls: Mapping[str, SignatureCall]
     refused: Mapping[str, str]  # why the others cannot be called
     metadata: dict[str, Any]
+    folder: Path | None = None  # of the SavedModel
 
     def own_calls(self) -> dict[str, SignatureCall]:
         """The calls, one that two signatures share by the name of the first alone."""
@@ -5518,7 +5520,7 @@ class ReadyDeployment:
             model = routines.ImageModel(
                 inputs,
                 outputs,
-                labels=self.labels,
+                labels=self.labels_of(servable),
                 family=self.config.family,
                 rename=self.config.outputs,
                 scale=self.config.scale,
@@ -5527,6 +5529,17 @@ class ReadyDeployment:
             )
             self.models[servable] = model
         return model
+
+    def labels_of(self, servable: Any) -> Mapping[int, str]:
+        """The deployment's label map; where it names none, the one that the model brings.
+
+        Raises ValueError.
+        """
+        folder = servable.opened.folder if servable.opened is not None else None
+        if self.config.label_map is not None or folder is None:
+            return self.labels
+        found = routines.find_labels(folder)
+        return self.labels if found is None else read_labels(str(found))
 
 
 def prepare_deployment(config: Any, path: str, kinds: Mapping[str, type]) -> ReadyDeployment:
@@ -5549,7 +5562,7 @@ def read_labels(label_map: Any) -> Mapping[int, str]:
     except OSError as error:
         raise ValueError(f"{error.strerror or type(error).__name__}: {name}") from None
     except UnicodeDecodeError:
-        text = f"expected a text file (.pbtxt, JSON, or a name a line): {name}"
+        text = f"expected a text file (.pbtxt, JSON, YAML, or a name a line): {name}"
         raise ValueError(text) from None
     except ValueError as error:
         raise ValueError(clean(str(error).removeprefix("label map: "))) from None
@@ -5664,7 +5677,7 @@ def predict_image(
             {"deployment": ready.config.id, "model": ready.config.model, "version": version},
             functools.partial(tell_extensions, server, ready),
         )
-    return routines.present(tensors, image, ready.labels, form)
+    return routines.present(tensors, image, model.labels, form)
 
 
 def tell_extensions(server: "ModelServer", ready: ReadyDeployment, *seen: Any) -> None:
@@ -6710,7 +6723,11 @@ def view_predict_image(server: ModelServer, call: Call, deployment: str | None =
 
 
 def view_classes(server: ModelServer, call: Call, deployment: str | None = None) -> Reply:
-    labels = find_deployment(server, deployment).labels
+    ready = find_deployment(server, deployment)
+    labels = ready.labels
+    if ready.config.label_map is None:
+        with lease(server, ready.config) as (_, servable):
+            labels = ready.labels_of(servable)
     return reply(
         {str(number): {"id": number, "name": name} for number, name in sorted(labels.items())}
     )

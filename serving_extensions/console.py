@@ -145,18 +145,16 @@ def view_deployments(server: ModelServer, call: Call) -> Reply:
 
 
 def describe_deployment(server: ModelServer, ready: Any) -> dict[str, Any]:
-    config, takes_images, reason = ready.config, False, None
+    config, takes_images, reason, labels = ready.config, False, None, ready.labels
     try:
         if config.model not in server.manager.available:  # `find` waits for a model that is loading
             raise NotFound("its model is not loaded")
         _, servable = server.manager.find(config.model, config.version, config.version_label)
-        ready.model_of(servable)
+        labels = ready.model_of(servable).labels
         takes_images = True
     except Exception as error:  # not there, or no model of pictures
         reason = str(error)
-    classes = {
-        str(number): {"id": number, "name": name} for number, name in sorted(ready.labels.items())
-    }
+    classes = {str(number): {"id": number, "name": name} for number, name in sorted(labels.items())}
     return {
         "id": config.id,
         "model": config.model,

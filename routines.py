@@ -26,6 +26,7 @@ import codecs
 import contextlib
 import contextvars
 import dataclasses
+import difflib
 import functools
 import http.client
 import importlib
@@ -53,7 +54,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
-__all__ = ["ROUTINES", "ImageError", "ImageLimits", "argument", "routine"]
+__all__ = ["ROUTINES", "ImageError", "ImageLimits", "RoutineError", "argument", "routine"]
 
 Tensors = dict[str, Any]
 
@@ -64,6 +65,10 @@ class ImageError(ValueError):
     def __init__(self, message: str, too_large: bool = False):
         super().__init__(message)
         self.too_large = too_large
+
+
+class RoutineError(ValueError):
+    """A routine has nothing to work on in what this model answers, or in this picture."""
 
 
 # ==================================================================================================
@@ -726,8 +731,8 @@ def label_pairs(pairs: Iterable[tuple[Any, Any]]) -> dict[int, str]:
         number = -1 if isinstance(key, bool) or not re.fullmatch(r"\d+", str(key)) else int(key)
         if number < 0 or isinstance(name, bool) or not isinstance(name, str | int | float):
             raise ValueError(
-                'label map: expected {"1": "name"}, a list of names or of {"id": 1, "name": '
-                f'"name"}}, got {str(key)[:40]}: {str(name)[:40]}'
+                'label map: expected {"1": "name"} or a list of names, '
+                f"got {str(key)[:40]}: {str(name)[:40]}"
             )
         if labels.setdefault(number, str(name)) != str(name):
             raise ValueError(f"label map: id {number} is both '{labels[number]}' and '{name}'")
@@ -1033,31 +1038,36 @@ class FilterConfidence:
         return keep(tensors, tensors["scores"] >= np.float32(self.confidence))
 
 
-def overlaps(boxes: np.ndarray) -> np.ndarray:
-    """IoU of each box with each, float32 [N, N]; boxes [N, 4] (ymin, xmin, ymax, xmax).
-
-    Empty boxes overlap nothing.
-    """
-    low = np.maximum(boxes[:, np.newaxis, :2], boxes[np.newaxis, :, :2])  # [N, N, 2]
-    high = np.minimum(boxes[:, np.newaxis, 2:], boxes[np.newaxis, :, 2:])
-    shared = np.prod(np.clip(high - low, 0, None), axis=2)  # [N, N]
-    area = np.prod(np.clip(boxes[:, 2:] - boxes[:, :2], 0, None), axis=1)  # [N]
-    union = area[:, np.newaxis] + area[np.newaxis, :] - shared
-    return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
+LOWEST = float(np.finfo(np.float32).min)
+SAME = 2e-7  # what two IoUs may differ by and be equal: OpenCV has them as float32
 
 
 def suppress(tensors: Tensors, iou: float) -> Tensors:
-    """Class-wise non-maximum suppression: the best stays,
-    those of its class that overlap it by at least `iou` go.
+    """Class-wise non-maximum suppression: the best stays, those of its class that overlap it by at
+    least `iou` go; at 0, those that overlap it at all. The first of equals is the best.
+
+    By OpenCV, since it needs neither TensorFlow nor [N, N] numbers. As in TensorFlow, boxes without
+    an area stay and what has no number for its score goes; so does a box that is no numbers.
     """
-    order = np.argsort(-tensors["scores"], kind="stable")
-    same = tensors["classes"][:, np.newaxis] == tensors["classes"][np.newaxis, :]  # [N, N]
-    rivals = (overlaps(tensors["boxes"]) >= iou) & same
-    alive = np.ones(len(order), bool)
-    for rank, index in enumerate(order):
-        if alive[index]:
-            later = order[rank + 1 :]
-            alive[later[rivals[index, later]]] = False
+    boxes = tensors["boxes"].astype(np.float64)  # [N, 4]
+    are_numbers = np.isfinite(boxes).all(axis=1)
+    boxes[~are_numbers] = 0
+    low = np.minimum(boxes[:, :2], boxes[:, 2:])
+    size = np.abs(boxes[:, 2:] - boxes[:, :2])
+    alive = are_numbers & ~np.isnan(tensors["scores"])
+    rivals = np.flatnonzero((size > 0).all(axis=1) & alive)
+    if rivals.size:
+        _, kinds = np.unique(tensors["classes"][rivals], return_inverse=True)
+        # from 0 on: OpenCV sets classes apart by moving boxes by the largest coordinate
+        places = low[rivals] - low[rivals].min(axis=0)
+        kept = cv2.dnn.NMSBoxesBatched(
+            np.concatenate([places, size[rivals]], axis=1).tolist(),
+            tensors["scores"][rivals].tolist(),
+            kinds.tolist(),
+            LOWEST,
+            max(iou - SAME, 0.0),
+        )
+        alive[np.delete(rivals, np.asarray(kept, np.int64))] = False
     return keep(tensors, alive)
 
 
@@ -1079,6 +1089,31 @@ def are_named(tensors: Tensors, class_name: str | tuple[str, ...]) -> np.ndarray
     return np.array([name in wanted for name in tensors["names"]], bool)
 
 
+MOST_WARNINGS = 10  # of one routine
+
+
+def warn_unknown(tensors: Tensors, who: str, class_name: str | Iterable[str]) -> Tensors:
+    """The predictions, with a warning in the answer for each name that no class of the model has.
+
+    A class without a name of its own goes by its number.
+    """
+    labels: Mapping[int, str] | None = tensors.get("labels")
+    if labels is None:
+        return tensors
+    there = {*labels.values(), *tensors["names"]}
+    names = dict.fromkeys([class_name] if isinstance(class_name, str) else class_name)
+    unknown = [name for name in names if name not in there and not name.isdecimal()]
+    texts = []
+    for name in unknown[:MOST_WARNINGS]:
+        close = difflib.get_close_matches(name, labels.values(), n=1)
+        hint = f"; did you mean '{close[0]}'?" if close else ""
+        none = "" if labels else "; its deployment has no label map"
+        texts.append(f"{who}: the model has no class '{name[:60]}'{hint}{none}")
+    answer = tensors.get("answer", {})
+    warnings = [*answer.get("warnings", []), *texts]
+    return {**tensors, "answer": {**answer, "warnings": warnings}} if texts else tensors
+
+
 @routine()
 class FilterClass:
     """Keep predictions of these classes."""
@@ -1086,7 +1121,8 @@ class FilterClass:
     class_name: str | tuple[str, ...] = argument(doc="names to keep")
 
     def __call__(self, tensors: Tensors) -> Tensors:
-        return keep(tensors, are_named(tensors, self.class_name))
+        kept = keep(tensors, are_named(tensors, self.class_name))
+        return warn_unknown(kept, "FilterClass", self.class_name)
 
 
 @routine()
@@ -1096,7 +1132,33 @@ class ExcludeClass:
     class_name: str | tuple[str, ...] = argument(doc="names to drop")
 
     def __call__(self, tensors: Tensors) -> Tensors:
-        return keep(tensors, ~are_named(tensors, self.class_name))
+        kept = keep(tensors, ~are_named(tensors, self.class_name))
+        return warn_unknown(kept, "ExcludeClass", self.class_name)
+
+
+@routine()
+class Threshold:
+    """Keep predictions of at least the confidence that their class asks for."""
+
+    confidence: dict[str, float] = argument(
+        doc='by class: {"cat": 0.5, "dog": 0.7}', minimum=0, maximum=1
+    )
+    others: float = argument(0.0, "0..1, of classes that are not named", minimum=0, maximum=1)
+
+    def __call__(self, tensors: Tensors) -> Tensors:
+        least = [self.confidence.get(name, self.others) for name in tensors["names"]]
+        kept = keep(tensors, tensors["scores"] >= np.array(least, np.float32))
+        return warn_unknown(kept, "Threshold", self.confidence)
+
+
+@routine()
+class TopK:
+    """Keep the most confident predictions, so many."""
+
+    k: int = argument(doc="how many", minimum=1, maximum=100_000)
+
+    def __call__(self, tensors: Tensors) -> Tensors:
+        return keep(tensors, np.argsort(-tensors["scores"], kind="stable")[: self.k])
 
 
 def entropies(scores: np.ndarray) -> np.ndarray:
@@ -1293,6 +1355,48 @@ class Crop:
     def __call__(self, image: np.ndarray) -> np.ndarray:
         top, left, bottom, right = self.bounds(image)
         return np.ascontiguousarray(image[top:bottom, left:right])
+
+
+MOST_TILES = 256  # of one picture
+
+
+@routine(before_model=True)
+class Tile:
+    """Show the model the picture in tiles that overlap, for what is small in it, and as a whole.
+
+    After all other routines on the picture, and once: the last Tile of a chain counts. What is
+    found is merged by suppression within each class.
+    """
+
+    size: int = argument(640, "pixels of a tile's sides", minimum=16, maximum=10_000)
+    overlap: float = argument(0.2, "how much of a tile the next repeats", minimum=0, maximum=0.9)
+    iou: float = argument(0.5, "see FilterIOU, over all tiles", minimum=0, maximum=1)
+    whole: bool = argument(True, "whether the whole picture is shown too")
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        return image  # `find_in_tiles` cuts it
+
+    def windows(self, image: np.ndarray) -> np.ndarray:
+        """Top, left, bottom and right of each tile in pixels, int [T, 4], all of one size.
+
+        Raises RoutineError for more than MOST_TILES.
+        """
+        height, width = image.shape[:2]
+        step = max(1, round(self.size * (1 - self.overlap)))
+        rows = math.ceil(max(height - self.size, 0) / step) + 1
+        columns = math.ceil(max(width - self.size, 0) / step) + 1
+        if rows * columns > MOST_TILES:
+            raise RoutineError(
+                f"Tile: a picture of {width}x{height} pixels in tiles of {self.size}, overlap "
+                f"{self.overlap:g}: expected at most {MOST_TILES} tiles, got {rows * columns}; "
+                "larger tiles or less overlap make fewer"
+            )
+        tall, wide = min(self.size, height), min(self.size, width)
+        # the last tiles end where the picture does
+        tops = np.minimum(np.arange(rows) * step, height - tall)
+        lefts = np.minimum(np.arange(columns) * step, width - wide)
+        top, left = (grid.ravel() for grid in np.meshgrid(tops, lefts, indexing="ij"))
+        return np.stack([top, left, top + tall, left + wide], axis=1)
 
 
 def resize(image: np.ndarray, width: int, height: int) -> np.ndarray:
@@ -1626,18 +1730,153 @@ def predict_image(
     chain: Sequence[Any],
 ) -> Tensors:
     """Run a picture through the routines before the model, the model, and those after it,
-    each in order.
+    each in order. Raises RoutineError.
     """
     shown, region = run_before([step for step in chain if step.before_model], image)
-    tensors = model.read(run(model.show(shown)))
+    tile = find_tile(chain)
+    tensors = (
+        model.read(run(model.show(shown)))
+        if tile is None
+        else find_in_tiles(tile, model, run, shown)
+    )
     if "boxes" in tensors:
         tensors["boxes"] = place_boxes(tensors["boxes"], region)
-    return run_after(chain, tensors)
+    return run_after(chain, {**tensors, "labels": model.labels})
 
 
 def run_after(chain: Sequence[Any], tensors: Tensors) -> Tensors:
-    """Apply the routines after the model, in order."""
+    """Apply the routines after the model, in order; RoutineError for one that lacks boxes."""
     for step in chain:
-        if not step.before_model:
+        if step.before_model:
+            continue
+        try:
             tensors = step(tensors)
+        except KeyError as error:
+            missing = error.args[0]
+            if missing not in ("boxes", "masks") or missing in tensors:
+                raise
+            raise RoutineError(
+                f"{type(step).__name__} needs {missing}, and this model answers none"
+            ) from None
     return tensors
+
+
+# --- a picture in tiles ---------------------------------------------------------------------------
+
+
+TILES_AT_ONCE = 8
+TILE_BYTES = 64 << 20  # of all that are shown at once
+CUT = 2  # pixels from a tile's edge within which a box may be of a part
+COVERED = 0.7  # of a part's box by a whole one's
+
+
+def find_tile(chain: Sequence[Any]) -> Tile | None:
+    """The last Tile of a chain."""
+    return next((step for step in reversed(chain) if isinstance(step, Tile)), None)
+
+
+def shown_bytes(model: ImageModel, image: np.ndarray, chain: Sequence[Any]) -> int:
+    """What showing a picture takes beside it, in bytes, in tiles too."""
+    tile = find_tile(chain)
+    return model.shown_bytes(image) + (0 if tile is None else TILE_BYTES)
+
+
+def find_in_tiles(
+    tile: Tile,
+    model: ImageModel,
+    run: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]],
+    image: np.ndarray,
+) -> Tensors:
+    """What a model sees in the tiles of a picture, and in the whole, merged.
+
+    Never more than 10 x `model.most` predictions are held. Raises RoutineError for a classifier.
+    """
+    windows = tile.windows(image)
+    tall, wide = image.shape[:2]
+    found: Tensors = {}
+    if tile.whole or len(windows) == 1:
+        found = mark_cut(model.read(run(model.show(image))), np.array([0, 0, tall, wide]), image)
+    if len(windows) > 1:
+        for window, outputs in run_tiles(model, run, image, windows):
+            new = mark_cut(model.read(outputs), window, image)
+            found = keep_best([found, new] if found else [new], 10 * model.most)
+    found = drop_parts(found)
+    del found["cut"]
+    return keep_best([suppress(found, tile.iou)], model.most)
+
+
+def run_tiles(
+    model: ImageModel,
+    run: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]],
+    image: np.ndarray,
+    windows: np.ndarray,
+) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
+    """Each window [4] with the model's outputs for it, of one row; several at once where both
+    sides of the signature have rows.
+    """
+    specs = [*model.inputs.values(), *model.outputs.values()]
+    has_rows = all(shape and shape[0] is None for _, shape in specs)
+    tiles = [image[top:bottom, left:right] for top, left, bottom, right in windows]
+    fitting = TILE_BYTES // max(1, model.shown_bytes(tiles[0]))
+    at_once = min(TILES_AT_ONCE, max(1, fitting)) if has_rows else 1
+    for start in range(0, len(tiles), at_once):
+        some = [model.show(np.ascontiguousarray(part)) for part in tiles[start : start + at_once]]
+        inputs = {name: np.concatenate([one[name] for one in some]) for name in some[0]}
+        if len(some) == 1:  # as it is shown, row or none
+            inputs = some[0]
+        outputs = run(inputs)
+        for index, window in enumerate(windows[start : start + at_once]):
+            one = slice(index, index + 1)
+            mine = {name: array[one] for name, array in outputs.items()} if has_rows else outputs
+            yield window, mine
+
+
+def mark_cut(tensors: Tensors, window: np.ndarray, image: np.ndarray) -> Tensors:
+    """The predictions of a window in coordinates of the picture; `cut`, bool [N], says which end
+    at an edge of the window that is none of the picture's.
+    """
+    if "boxes" not in tensors:
+        raise RoutineError("Tile needs boxes, and this model answers none")
+    size = np.tile(image.shape[:2], 2)
+    boxes = place_boxes(tensors["boxes"], window / size)
+    inner = window != [0, 0, *image.shape[:2]]
+    cut = (inner & (np.abs(boxes * size - window) <= CUT)).any(axis=1)
+    return {**tensors, "boxes": boxes, "cut": cut}
+
+
+def keep_best(parts: Sequence[Tensors], most: int) -> Tensors:
+    """Predictions of several runs of a model as one, best first, at most `most`."""
+    shapes = [part["masks"].shape[1:] for part in parts if "masks" in part]
+    side = tuple(np.max(shapes, axis=0).tolist()) if shapes else ()
+    joined = {}
+    for name in parts[0]:
+        arrays = [part[name] for part in parts]
+        if name == "masks":
+            arrays = [resize_masks(array, side) for array in arrays]
+        joined[name] = np.concatenate(arrays)
+    return keep(joined, np.argsort(-joined["scores"], kind="stable")[:most])
+
+
+def resize_masks(masks: np.ndarray, side: tuple[int, ...]) -> np.ndarray:
+    """Masks [N, mh, mw] at another size, mh and mw."""
+    if masks.shape[1:] == side:
+        return masks
+    resized = [cv2.resize(mask.astype(np.float32), side[::-1]) for mask in masks]
+    return np.array(resized, np.float32).reshape(-1, *side)
+
+
+def drop_parts(tensors: Tensors) -> Tensors:
+    """Predictions without those that an edge cuts off and that lie in a larger one of their class,
+    at least half as confident.
+    """
+    low, high = tensors["boxes"][:, :2], tensors["boxes"][:, 2:]
+    area = np.prod(high - low, axis=1)
+    alive = np.ones(len(area), bool)
+    for index in np.flatnonzero(tensors["cut"]):
+        shared = np.minimum(high, high[index]) - np.maximum(low, low[index])
+        covers = np.prod(np.clip(shared, 0, None), axis=1) >= COVERED * area[index]
+        is_larger = (area > area[index]) & (tensors["scores"] >= tensors["scores"][index] / 2)
+        alive[index] = not (
+            covers & is_larger & (tensors["classes"] == tensors["classes"][index])
+        ).any()
+    return keep(tensors, alive)

@@ -5644,6 +5644,16 @@ def image_errors() -> Iterator[None]:
         ) from None
 
 
+@contextlib.contextmanager
+def routine_errors() -> Iterator[None]:
+    """Answer 400 for a routine that this model or picture has nothing for."""
+    try:
+        with errors_only("a routine"):
+            yield
+    except routines.RoutineError as error:
+        raise BadRequest(f"routines: {error}") from None
+
+
 def predict_image(
     server: "ModelServer",
     image: np.ndarray | bytes,
@@ -5667,7 +5677,7 @@ def predict_image(
             model = ready.model_of(servable)
         except ValueError as error:
             raise BadRequest(f"Deployment '{ready.config.id}' takes no pictures: {error}") from None
-        allowance.take(model.shown_bytes(image))
+        allowance.take(routines.shown_bytes(model, image, (*ready.chain, *own)))
         tensors = annotate(
             ready,
             model,
@@ -5725,11 +5735,11 @@ def annotate(
     from.
     """
     before = [step for step in own if step.before_model]
-    with errors_only("a routine"):
+    with routine_errors():
         tensors = routines.predict_image(model, run, image, (*ready.chain, *before))
     start = time.perf_counter()
     saw(image, tensors, origin)
-    with errors_only("a routine"):
+    with routine_errors():
         tensors = routines.run_after(own, tensors)
     if (trace := getattr(CURRENT, "trace", None)) is not None:
         trace.routines = time.perf_counter() - start

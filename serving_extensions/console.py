@@ -189,7 +189,7 @@ def example_body(server: ModelServer, model: str) -> Any:
     return json.loads(encode_json(example_request(signature))) if signature else None
 
 
-KINDS = {int: "integer", float: "number", str: "string"}
+KINDS = {int: "integer", float: "number", str: "string", bool: "boolean"}
 
 
 def describe_routine(kind: Any) -> dict[str, Any]:
@@ -215,13 +215,15 @@ def describe_routine(kind: Any) -> dict[str, Any]:
 
 
 def kind_of(hint: Any) -> str:
-    """number, integer, string, numbers or strings; of a union the richest."""
+    """number, integer, string, boolean, numbers, strings or map; of a union the richest."""
     options = (
         typing.get_args(hint)
         if typing.get_origin(hint) in (typing.Union, types.UnionType)
         else (hint,)
     )
     for option in options:
+        if typing.get_origin(option) is dict:
+            return "map"
         if typing.get_origin(option) is tuple:
             return (
                 KINDS.get(typing.get_args(option)[0], "number").replace("integer", "number") + "s"

@@ -23,9 +23,12 @@ This module never imports `serving`: it works on arrays alone.
 
 import base64
 import binascii
+import codecs
 import contextlib
 import contextvars
 import dataclasses
+import difflib
+import functools
 import http.client
 import importlib
 import io
@@ -45,7 +48,7 @@ import time
 import typing
 import zlib
 from collections import ChainMap
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -57,7 +60,16 @@ import ml_dtypes
 import numpy as np
 from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError, features
 
-__all__ = ["FAMILIES", "ROUTINES", "ImageError", "ImageLimits", "argument", "family", "routine"]
+__all__ = [
+    "FAMILIES",
+    "ROUTINES",
+    "ImageError",
+    "ImageLimits",
+    "RoutineError",
+    "argument",
+    "family",
+    "routine",
+]
 
 Tensors = dict[str, Any]
 logger = logging.getLogger("serving")
@@ -71,6 +83,10 @@ class ImageError(ValueError):
     def __init__(self, message: str, too_large: bool = False):
         super().__init__(message)
         self.too_large = too_large
+
+
+class RoutineError(ValueError):
+    """A routine has nothing to work on in what this model answers, or in this picture."""
 
 
 # ==================================================================================================
@@ -972,24 +988,81 @@ def is_public(text: str) -> bool:
 # ==================================================================================================
 
 
-def read_label_map(text: str) -> dict[int, str]:
-    """Read label_map.pbtxt (`item { id: 1 name: 'x' }`), JSON ({"1": "x"}, {"1": {"name": "x"}} or
-    a list) or one name a line.
+def read_label_map(text: str, name: str = "") -> dict[int, str]:
+    """Read a label map: TensorFlow's .pbtxt (`item { id: 1 name: 'x' }`), JSON, Ultralytics' YAML
+    (`names:`), or one name a line.
 
-    Ids of a list and of lines start at 1; 0 is the background. Raises ValueError.
+    `name` is the file's, whose ending tells the form where the text does not. Ids of a JSON list
+    and of lines start at 1, 0 is the background; those of a YAML list at 0. Raises ValueError.
     """
+    text = text.removeprefix("\ufeff")
+    ending = Path(name).suffix.lower()
+    if ending in (".pbtxt", ".prototxt", ".textproto") or re.search(ITEM, text, re.MULTILINE):
+        return read_label_protos(text)
     if text.lstrip().startswith(("{", "[")):
         return label_map_of(json.loads(text))
-    if re.search(r"\bitem\s*\{", text):
-        labels = {}
-        for body in re.findall(r"\bitem\s*\{([^}]*)\}", text):
-            number = re.search(r"\bid\s*:\s*(\d+)", body)
-            name = re.search(r"""\b(?:display_name|name)\s*:\s*(?:'([^']*)'|"([^"]*)")""", body)
-            if not number or not name:
-                raise ValueError(f"label map: item without id and name: {body.strip()[:80]}")
-            labels[int(number[1])] = name[1] if name[1] is not None else name[2]
-        return labels
+    if ending in (".yaml", ".yml") or re.search(r"^names\s*:", text, re.MULTILINE):
+        return read_label_yaml(text)
     return label_map_of([line.strip() for line in text.splitlines() if line.strip()])
+
+
+ITEM = r"^\s*#?\s*item\s*:?\s*[{<]"  # how an entry of a .pbtxt begins
+
+
+@functools.cache
+def label_proto() -> Any:
+    """The message of a .pbtxt, as object_detection/protos/string_int_label_map.proto has it."""
+    # late: protobuf comes with TensorFlow, and takes its time
+    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+
+    kinds = descriptor_pb2.FieldDescriptorProto
+    file = descriptor_pb2.FileDescriptorProto(name="label_map.proto", package="serving")
+    item = file.message_type.add(name="Item")
+    for number, name in enumerate(("name", "id", "display_name"), 1):
+        kind = kinds.TYPE_INT32 if name == "id" else kinds.TYPE_STRING
+        item.field.add(name=name, number=number, type=kind, label=kinds.LABEL_OPTIONAL)
+    file.message_type.add(name="LabelMap").field.add(
+        name="item",
+        number=1,
+        type=kinds.TYPE_MESSAGE,
+        label=kinds.LABEL_REPEATED,
+        type_name=".serving.Item",
+    )
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName("serving.LabelMap"))
+
+
+def read_label_protos(text: str) -> dict[int, str]:
+    """Read a .pbtxt with protobuf; `display_name` goes before `name`, as in label_map_util.
+
+    What an item has beside them is skipped. Raises ValueError.
+    """
+    from google.protobuf import text_format  # late, as above
+
+    try:
+        found = text_format.Parse(text, label_proto()(), allow_unknown_field=True)
+    except text_format.ParseError as error:
+        raise ValueError(f"label map: {error}") from None
+    pairs = []
+    for item in found.item:
+        name = item.display_name if item.HasField("display_name") else item.name
+        if not item.HasField("id") or not name:
+            raise ValueError(f"label map: item without id and name: {str(item).strip()[:80]}")
+        pairs.append((item.id, name))
+    return label_pairs(pairs)
+
+
+def read_label_yaml(text: str) -> dict[int, str]:
+    """Read the `names` of an Ultralytics data set, a list from id 0 on or a map. ValueError."""
+    import yaml  # late: few label maps need it
+
+    try:  # texts alone: plain YAML reads the names `no` and `off` as false
+        value = yaml.load(text, Loader=yaml.BaseLoader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"label map: {error}") from None
+    names = value.get("names", value) if isinstance(value, Mapping) else value
+    return label_map_of(dict(enumerate(names)) if isinstance(names, list) else names)
 
 
 def load_labels(value: Any, folder: Path) -> dict[int, str]:
@@ -997,27 +1070,96 @@ def load_labels(value: Any, folder: Path) -> dict[int, str]:
 
     Raises ValueError and OSError.
     """
-    return (
-        read_label_map((folder / value).read_text())
-        if isinstance(value, str)
-        else label_map_of(value or {})
-    )
+    if not isinstance(value, str):
+        return label_map_of(value or {})
+    return read_label_map(decode_labels((folder / value).read_bytes()), value)
+
+
+def decode_labels(data: bytes) -> str:
+    """A label map's text: UTF-8, or UTF-16 with its byte order mark. Raises UnicodeDecodeError."""
+    is_wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return data.decode("utf-16" if is_wide else "utf-8-sig")
+
+
+LABEL_FILES = re.compile(
+    r"(labels?|label_?maps?|classes|class_(names|labels))\.(pbtxt|txt|json|ya?ml)", re.IGNORECASE
+)
+
+
+def find_labels(folder: Path) -> Path | None:
+    """The label map among a SavedModel's assets, when they hold one and no other."""
+    assets = folder / "assets"
+    files = [path for path in assets.iterdir()] if assets.is_dir() else []
+    found = [path for path in files if LABEL_FILES.fullmatch(path.name)]
+    return found[0] if len(found) == 1 else None
 
 
 def label_map_of(value: Any) -> dict[int, str]:
-    """A label map given as JSON: an object by id, or a list of names from id 1 on.
+    """A label map given as JSON: an object by id, a list of names from id 1 on, COCO's
+    `categories` or a file that holds them, Keras's `class_indices`.
 
     Raises ValueError.
     """
+    if isinstance(value, Mapping) and isinstance(value.get("categories"), list):
+        value = value["categories"]
     if isinstance(value, list | tuple):
-        value = {index: name for index, name in enumerate(value, 1)}
-    try:
-        return {
-            int(number): str(name["name"] if isinstance(name, Mapping) else name)
-            for number, name in value.items()
-        }
-    except (ValueError, KeyError, AttributeError):
-        raise ValueError('label map: expected {"1": "name"} or a list of names') from None
+        are_entries = any(isinstance(item, Mapping) for item in value)
+        pairs: Iterable[tuple[Any, Any]] = (
+            [entry_pair(item) for item in value] if are_entries else enumerate(value, 1)
+        )
+    elif isinstance(value, Mapping) and is_turned(value):
+        pairs = [(number, name) for name, number in value.items()]
+    else:
+        pairs = value.items() if isinstance(value, Mapping) else [(value, None)]
+    return label_pairs(pairs)
+
+
+def is_turned(value: Mapping[Any, Any]) -> bool:
+    """Whether it is `{"cat": 0, "dog": 1}`, as Keras's generators have it."""
+    is_named = not any(str(key).isdecimal() for key in value)
+    return is_named and set(map(type, value.values())) == {int}
+
+
+def entry_pair(entry: Any) -> tuple[Any, Any]:
+    """Id and name of `{"id": 1, "name": "person"}`, an entry of a list."""
+    return (entry.get("id"), entry) if isinstance(entry, Mapping) else (None, entry)
+
+
+def label_pairs(pairs: Iterable[tuple[Any, Any]]) -> dict[int, str]:
+    """Names by id; raises ValueError for what is neither, and for an id that has two names."""
+    labels: dict[int, str] = {}
+    for key, entry in pairs:
+        name = entry.get("name") if isinstance(entry, Mapping) else entry
+        if isinstance(name, list) and len(name) == 2:  # ["n01440764", "tench"], as of ImageNet
+            name = name[1]
+        number = -1 if isinstance(key, bool) or not re.fullmatch(r"\d+", str(key)) else int(key)
+        if number < 0 or isinstance(name, bool) or not isinstance(name, str | int | float):
+            raise ValueError(
+                'label map: expected {"1": "name"} or a list of names, '
+                f"got {str(key)[:40]}: {str(name)[:40]}"
+            )
+        if labels.setdefault(number, str(name)) != str(name):
+            raise ValueError(f"label map: id {number} is both '{labels[number]}' and '{name}'")
+    return labels
+
+
+def check_labels(labels: Mapping[int, str], classes: int | None, first_id: int) -> None:
+    """Raise ValueError when a label map cannot be that of a model with so many classes.
+
+    Their ids run from `first_id` on; a background, 0, needs no name. A map may leave out ids in
+    between, but not the last ones: that is how it looks when a name was forgotten, which shifts all
+    after it.
+    """
+    if not labels or classes is None:
+        return
+    last, ids = first_id + classes - 1, sorted(labels)
+    is_dense = ids[-1] - ids[0] == len(ids) - 1 and ids[0] <= max(first_id, 1)
+    if ids[0] < first_id or ids[-1] > last or is_dense and ids[-1] < last:
+        raise ValueError(
+            f"label map: expected names of the model's {classes} classes, ids {first_id} to {last}"
+            + (" with 0 the background" if first_id == 0 and 0 not in labels else "")
+            + f"; got {len(ids)}, ids {ids[0]} to {ids[-1]}"
+        )
 
 
 # --- what is known before anything is run ---------------------------------------------------------
@@ -2289,18 +2431,36 @@ def overlaps(boxes: np.ndarray, others: np.ndarray | None = None) -> np.ndarray:
     return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
 
 
+LOWEST = float(np.finfo(np.float32).min)
+SAME = 2e-7  # what two IoUs may differ by and be equal: OpenCV has them as float32
+
+
 def suppress(tensors: Tensors, iou: float) -> Tensors:
-    """Class-wise non-maximum suppression: the best stays,
-    those of its class that overlap it by at least `iou` go.
+    """Class-wise non-maximum suppression: the best stays, those of its class that overlap it by at
+    least `iou` go; at 0, those that overlap it at all. The first of equals is the best.
+
+    By OpenCV, since it needs neither TensorFlow nor [N, N] numbers. As in TensorFlow, boxes without
+    an area stay and what has no number for its score goes; so does a box that is no numbers.
     """
-    boxes, classes = tensors["boxes"], tensors["classes"]
-    order = np.argsort(-tensors["scores"], kind="stable")
-    alive = np.zeros(len(order), bool)
-    while len(order):
-        best, order = order[0], order[1:]
-        alive[best] = True
-        shared = overlaps(boxes[best : best + 1], boxes[order])[0]
-        order = order[(shared < iou) | (classes[order] != classes[best])]
+    boxes = tensors["boxes"].astype(np.float64)  # [N, 4]
+    are_numbers = np.isfinite(boxes).all(axis=1)
+    boxes[~are_numbers] = 0
+    low = np.minimum(boxes[:, :2], boxes[:, 2:])
+    size = np.abs(boxes[:, 2:] - boxes[:, :2])
+    alive = are_numbers & ~np.isnan(tensors["scores"])
+    rivals = np.flatnonzero((size > 0).all(axis=1) & alive)
+    if rivals.size:
+        _, kinds = np.unique(tensors["classes"][rivals], return_inverse=True)
+        # from 0 on: OpenCV sets classes apart by moving boxes by the largest coordinate
+        places = low[rivals] - low[rivals].min(axis=0)
+        kept = cv2.dnn.NMSBoxesBatched(
+            np.concatenate([places, size[rivals]], axis=1).tolist(),
+            tensors["scores"][rivals].tolist(),
+            kinds.tolist(),
+            LOWEST,
+            max(iou - SAME, 0.0),
+        )
+        alive[np.delete(rivals, np.asarray(kept, np.int64))] = False
     return keep(tensors, alive)
 
 
@@ -2322,6 +2482,31 @@ def are_named(tensors: Tensors, class_name: str | tuple[str, ...]) -> np.ndarray
     return np.array([name in wanted for name in tensors["names"]], bool)
 
 
+MOST_WARNINGS = 10  # of one routine
+
+
+def warn_unknown(tensors: Tensors, who: str, class_name: str | Iterable[str]) -> Tensors:
+    """The predictions, with a warning in the answer for each name that no class of the model has.
+
+    A class without a name of its own goes by its number.
+    """
+    labels: Mapping[int, str] | None = tensors.get("labels")
+    if labels is None:
+        return tensors
+    there = {*labels.values(), *tensors["names"]}
+    names = dict.fromkeys([class_name] if isinstance(class_name, str) else class_name)
+    unknown = [name for name in names if name not in there and not name.isdecimal()]
+    texts = []
+    for name in unknown[:MOST_WARNINGS]:
+        close = difflib.get_close_matches(name, labels.values(), n=1)
+        hint = f"; did you mean '{close[0]}'?" if close else ""
+        none = "" if labels else "; its deployment has no label map"
+        texts.append(f"{who}: the model has no class '{name[:60]}'{hint}{none}")
+    answer = tensors.get("answer", {})
+    warnings = [*answer.get("warnings", []), *texts]
+    return {**tensors, "answer": {**answer, "warnings": warnings}} if texts else tensors
+
+
 @routine()
 class FilterClass:
     """Keep predictions of these classes."""
@@ -2329,7 +2514,8 @@ class FilterClass:
     class_name: str | tuple[str, ...] = argument(doc="names to keep")
 
     def __call__(self, tensors: Tensors) -> Tensors:
-        return keep(tensors, are_named(tensors, self.class_name))
+        kept = keep(tensors, are_named(tensors, self.class_name))
+        return warn_unknown(kept, "FilterClass", self.class_name)
 
 
 @routine()
@@ -2339,7 +2525,33 @@ class ExcludeClass:
     class_name: str | tuple[str, ...] = argument(doc="names to drop")
 
     def __call__(self, tensors: Tensors) -> Tensors:
-        return keep(tensors, ~are_named(tensors, self.class_name))
+        kept = keep(tensors, ~are_named(tensors, self.class_name))
+        return warn_unknown(kept, "ExcludeClass", self.class_name)
+
+
+@routine()
+class Threshold:
+    """Keep predictions of at least the confidence that their class asks for."""
+
+    confidence: dict[str, float] = argument(
+        doc='by class: {"cat": 0.5, "dog": 0.7}', minimum=0, maximum=1
+    )
+    others: float = argument(0.0, "0..1, of classes that are not named", minimum=0, maximum=1)
+
+    def __call__(self, tensors: Tensors) -> Tensors:
+        least = [self.confidence.get(name, self.others) for name in tensors["names"]]
+        kept = keep(tensors, tensors["scores"] >= np.array(least, np.float32))
+        return warn_unknown(kept, "Threshold", self.confidence)
+
+
+@routine()
+class TopK:
+    """Keep the most confident predictions, so many."""
+
+    k: int = argument(doc="how many", minimum=1, maximum=100_000)
+
+    def __call__(self, tensors: Tensors) -> Tensors:
+        return keep(tensors, np.argsort(-tensors["scores"], kind="stable")[: self.k])
 
 
 def entropies(scores: np.ndarray) -> np.ndarray:
@@ -2536,6 +2748,48 @@ class Crop:
     def __call__(self, image: np.ndarray) -> np.ndarray:
         top, left, bottom, right = self.bounds(image)
         return np.ascontiguousarray(image[top:bottom, left:right])
+
+
+MOST_TILES = 256  # of one picture
+
+
+@routine(before_model=True)
+class Tile:
+    """Show the model the picture in tiles that overlap, for what is small in it, and as a whole.
+
+    After all other routines on the picture, and once: the last Tile of a chain counts. What is
+    found is merged by suppression within each class.
+    """
+
+    size: int = argument(640, "pixels of a tile's sides", minimum=16, maximum=10_000)
+    overlap: float = argument(0.2, "how much of a tile the next repeats", minimum=0, maximum=0.9)
+    iou: float = argument(0.5, "see FilterIOU, over all tiles", minimum=0, maximum=1)
+    whole: bool = argument(True, "whether the whole picture is shown too")
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        return image  # `find_in_tiles` cuts it
+
+    def windows(self, image: np.ndarray) -> np.ndarray:
+        """Top, left, bottom and right of each tile in pixels, int [T, 4], all of one size.
+
+        Raises RoutineError for more than MOST_TILES.
+        """
+        height, width = image.shape[:2]
+        step = max(1, round(self.size * (1 - self.overlap)))
+        rows = math.ceil(max(height - self.size, 0) / step) + 1
+        columns = math.ceil(max(width - self.size, 0) / step) + 1
+        if rows * columns > MOST_TILES:
+            raise RoutineError(
+                f"Tile: a picture of {width}x{height} pixels in tiles of {self.size}, overlap "
+                f"{self.overlap:g}: expected at most {MOST_TILES} tiles, got {rows * columns}; "
+                "larger tiles or less overlap make fewer"
+            )
+        tall, wide = min(self.size, height), min(self.size, width)
+        # the last tiles end where the picture does
+        tops = np.minimum(np.arange(rows) * step, height - tall)
+        lefts = np.minimum(np.arange(columns) * step, width - wide)
+        top, left = (grid.ravel() for grid in np.meshgrid(tops, lefts, indexing="ij"))
+        return np.stack([top, left, top + tall, left + wide], axis=1)
 
 
 def resize(image: np.ndarray, width: int, height: int) -> np.ndarray:
@@ -3289,6 +3543,27 @@ class ImageModel:
         about = settle(kind, rename_outputs(about, found))
         for name, value in (("family", kind.name), ("kind", kind), ("about", about)):
             object.__setattr__(self, name, value)
+        if kind.name == "classifier" and self.classes_from is None:
+            self.check_names(about)
+
+    def check_names(self, about: About) -> None:
+        """Hold the label map against a classifier's classes. Raises ValueError.
+
+        One class more than names is a background at 0, as in TF-Slim's models, or a name that was
+        forgotten, which shifts all that follow: the log says both numbers.
+        """
+        classes = next(iter(about.shape("probabilities")[-1:]), None)
+        if classes is None or classes == 1:  # of one sigmoid, the yes and perhaps the no
+            return
+        if 0 not in self.labels and classes == about.names + 1:
+            logger.warning(
+                "The model has %d classes and the label map %d names: class 0 is taken for the "
+                "background; if a name is missing, all that follow are shifted",
+                classes,
+                about.names,
+            )
+            return
+        check_labels(self.labels, classes, 0 if 0 in self.labels else 1)
 
     @property
     def joins(self) -> bool:
@@ -3320,7 +3595,7 @@ Run = Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
 
 def predict_image(model: ImageModel, run: Run, image: np.ndarray, chain: Sequence[Any]) -> Tensors:
     """Run a picture through the routines before the model, the model, and those after it,
-    each in order.
+    each in order. Raises RoutineError.
     """
     return predict_images(model, run, [image], chain)[0]
 
@@ -3330,19 +3605,31 @@ def predict_images(
 ) -> list[Tensors]:
     """Run pictures through the routines before the model, the model, and those after it.
 
-    The model is called once for all of them where it takes several at once.
+    The model is called once for all of them where it takes several at once. Raises RoutineError.
     """
     before = [step for step in chain if step.before_model]
     prepared = [run_before(before, image) for image in images]
-    shown = [model.shown.show(image) for image, _ in prepared]
-    outputs = run_rows(model, run, [row for row, _ in shown])
+    tile = find_tile(chain)
+    if tile is None:
+        seen = see(model, run, [image for image, _ in prepared])
+    else:
+        seen = [find_in_tiles(tile, model, run, image) for image, _ in prepared]
     found = []
-    for row, (_, placement), (image, region) in zip(outputs, shown, prepared):
-        tensors = placement.place(model.read(row, model.shown_size(image)))
+    for tensors, (_, region) in zip(seen, prepared):
         if "boxes" in tensors:
             tensors["boxes"] = place_boxes(tensors["boxes"], region)
-        found.append(run_after(chain, tensors))
+        found.append(run_after(chain, {**tensors, "labels": model.labels}))
     return found
+
+
+def see(model: ImageModel, run: Run, images: Sequence[np.ndarray]) -> list[Tensors]:
+    """What a model sees in pictures, each in 0..1 of its own."""
+    shown = [model.shown.show(image) for image in images]
+    outputs = run_rows(model, run, [row for row, _ in shown])
+    return [
+        placement.place(model.read(row, model.shown_size(image)))
+        for row, (_, placement), image in zip(outputs, shown, images)
+    ]
 
 
 def run_rows(model: ImageModel, run: Run, rows: Sequence[np.ndarray]) -> list[dict[str, Any]]:
@@ -3359,8 +3646,118 @@ def run_rows(model: ImageModel, run: Run, rows: Sequence[np.ndarray]) -> list[di
 
 
 def run_after(chain: Sequence[Any], tensors: Tensors) -> Tensors:
-    """Apply the routines after the model, in order."""
+    """Apply the routines after the model, in order; RoutineError for one that lacks boxes."""
     for step in chain:
-        if not step.before_model:
+        if step.before_model:
+            continue
+        try:
             tensors = step(tensors)
+        except KeyError as error:
+            missing = error.args[0]
+            if missing not in ("boxes", "masks") or missing in tensors:
+                raise
+            raise RoutineError(
+                f"{type(step).__name__} needs {missing}, and this model answers none"
+            ) from None
     return tensors
+
+
+# --- a picture in tiles ---------------------------------------------------------------------------
+
+
+TILES_AT_ONCE = 8
+TILE_BYTES = 64 << 20  # of all that are shown at once
+CUT = 2  # pixels from a tile's edge within which a box may be of a part
+COVERED = 0.7  # of a part's box by a whole one's
+
+
+def find_tile(chain: Sequence[Any]) -> Tile | None:
+    """The last Tile of a chain."""
+    return next((step for step in reversed(chain) if isinstance(step, Tile)), None)
+
+
+def tile_bytes(chain: Sequence[Any]) -> int:
+    """What showing a picture in tiles takes beside it, in bytes."""
+    return 0 if find_tile(chain) is None else TILE_BYTES
+
+
+def find_in_tiles(tile: Tile, model: ImageModel, run: Run, image: np.ndarray) -> Tensors:
+    """What a model sees in the tiles of a picture, and in the whole, merged.
+
+    Never more than 10 x `model.most` predictions are held. Raises RoutineError for a classifier.
+    """
+    windows = tile.windows(image)
+    tall, wide = image.shape[:2]
+    found: Tensors = {}
+    if tile.whole or len(windows) == 1:
+        found = mark_cut(see(model, run, [image])[0], np.array([0, 0, tall, wide]), image)
+    if len(windows) > 1:
+        for window, seen in see_tiles(model, run, image, windows):
+            new = mark_cut(seen, window, image)
+            found = keep_best([found, new] if found else [new], 10 * model.most)
+    found = drop_parts(found)
+    del found["cut"]
+    return keep_best([suppress(found, tile.iou)], model.most)
+
+
+def see_tiles(
+    model: ImageModel, run: Run, image: np.ndarray, windows: np.ndarray
+) -> Iterator[tuple[np.ndarray, Tensors]]:
+    """Each window [4] and what a model sees in it; several at once where it takes them."""
+    tiles = [image[top:bottom, left:right] for top, left, bottom, right in windows]
+    fitting = TILE_BYTES // max(1, model.shown.bytes_for(tiles[0]))
+    at_once = min(TILES_AT_ONCE, max(1, fitting)) if model.joins else 1
+    for start in range(0, len(tiles), at_once):
+        some = [np.ascontiguousarray(part) for part in tiles[start : start + at_once]]
+        yield from zip(windows[start : start + at_once], see(model, run, some))
+
+
+def mark_cut(tensors: Tensors, window: np.ndarray, image: np.ndarray) -> Tensors:
+    """The predictions of a window in coordinates of the picture; `cut`, bool [N], says which end
+    at an edge of the window that is none of the picture's.
+    """
+    if "boxes" not in tensors:
+        raise RoutineError("Tile needs boxes, and this model answers none")
+    size = np.tile(image.shape[:2], 2)
+    boxes = place_boxes(tensors["boxes"], window / size)
+    inner = window != [0, 0, *image.shape[:2]]
+    cut = (inner & (np.abs(boxes * size - window) <= CUT)).any(axis=1)
+    return {**tensors, "boxes": boxes, "cut": cut}
+
+
+def keep_best(parts: Sequence[Tensors], most: int) -> Tensors:
+    """Predictions of several runs of a model as one, best first, at most `most`."""
+    shapes = [part["masks"].shape[1:] for part in parts if "masks" in part]
+    side = tuple(np.max(shapes, axis=0).tolist()) if shapes else ()
+    joined = {}
+    for name in parts[0]:
+        arrays = [part[name] for part in parts]
+        if name == "masks":
+            arrays = [resize_masks(array, side) for array in arrays]
+        joined[name] = np.concatenate(arrays)
+    return keep(joined, np.argsort(-joined["scores"], kind="stable")[:most])
+
+
+def resize_masks(masks: np.ndarray, side: tuple[int, ...]) -> np.ndarray:
+    """Masks [N, mh, mw] at another size, mh and mw."""
+    if masks.shape[1:] == side:
+        return masks
+    resized = [cv2.resize(mask.astype(np.float32), side[::-1]) for mask in masks]
+    return np.array(resized, np.float32).reshape(-1, *side)
+
+
+def drop_parts(tensors: Tensors) -> Tensors:
+    """Predictions without those that an edge cuts off and that lie in a larger one of their class,
+    at least half as confident.
+    """
+    low, high = tensors["boxes"][:, :2], tensors["boxes"][:, 2:]
+    area = np.prod(high - low, axis=1)
+    alive = np.ones(len(area), bool)
+    for index in np.flatnonzero(tensors["cut"]):
+        shared = np.minimum(high, high[index]) - np.maximum(low, low[index])
+        covers = np.prod(np.clip(shared, 0, None), axis=1) >= COVERED * area[index]
+        is_larger = (area > area[index]) & (tensors["scores"] >= tensors["scores"][index] / 2)
+        alive[index] = not (
+            covers & is_larger & (tensors["classes"] == tensors["classes"][index])
+        ).any()
+    return keep(tensors, alive)

@@ -2833,6 +2833,7 @@ def load_saved_model(request: LoadRequest) -> Servable:
         session, definitions, metadata = open_session(request.folder, device, config.tags)
         held.callback(close_session, session)
         model = prepare_calls(config.name, device, session, definitions, metadata)
+        model = dataclasses.replace(model, folder=request.folder)
         if request.try_calls:
             model = try_calls(model, config)
     return SessionServable(model, held.close)
@@ -2888,6 +2889,7 @@ class OpenModel:
     calls: Mapping[str, SignatureCall]
     refused: Mapping[str, str]  # why the others cannot be called
     metadata: dict[str, Any]
+    folder: Path | None = None  # of the SavedModel
 
     def own_calls(self) -> dict[str, SignatureCall]:
         """The calls, one that two signatures share by the name of the first alone."""
@@ -5744,7 +5746,8 @@ class ReadyDeployment:
         model = self.models.get(servable)
         if model is None:
             try:
-                model = self.build_model(servable.signatures.get("serving_default"))
+                labels = self.labels_of(servable)
+                model = self.build_model(servable.signatures.get("serving_default"), labels)
             except ValueError as error:
                 model = error
             self.models[servable] = model
@@ -5760,7 +5763,18 @@ class ReadyDeployment:
             return f"{self.path}: model '{self.config.model}': {error}"
         return ""
 
-    def build_model(self, signature: Signature | None) -> Any:
+    def labels_of(self, servable: Any) -> Mapping[int, str]:
+        """The deployment's label map; where it names none, the one that the model brings.
+
+        Raises ValueError.
+        """
+        folder = servable.opened.folder if servable.opened is not None else None
+        if self.config.label_map is not None or folder is None:
+            return self.labels
+        found = routines.find_labels(folder)
+        return self.labels if found is None else read_labels(str(found))
+
+    def build_model(self, signature: Signature | None, labels: Mapping[int, str]) -> Any:
         """How pictures are shown to a signature and its answers read; ValueError as `model_of`."""
         config = self.config
         if signature is None:
@@ -5772,7 +5786,7 @@ class ReadyDeployment:
                 name: (spec.dtype, spec.shape, spec.made_by)
                 for name, spec in signature.outputs.items()
             },
-            labels=self.labels,
+            labels=labels,
             family=config.family,
             rename=config.outputs,
             options=input_options(config),
@@ -5821,7 +5835,7 @@ def read_labels(label_map: Any) -> Mapping[int, str]:
     except OSError as error:
         raise ValueError(f"{error.strerror or type(error).__name__}: {name}") from None
     except UnicodeDecodeError:
-        text = f"expected a text file (.pbtxt, JSON, or a name a line): {name}"
+        text = f"expected a text file (.pbtxt, JSON, YAML, or a name a line): {name}"
         raise ValueError(text) from None
     except ValueError as error:
         raise ValueError(clean(str(error).removeprefix("label map: "))) from None
@@ -5912,6 +5926,16 @@ def image_errors() -> Iterator[None]:
         ) from None
 
 
+@contextlib.contextmanager
+def routine_errors() -> Iterator[None]:
+    """Answer 400 for a routine that this model or picture has nothing for."""
+    try:
+        with errors_only("a routine"):
+            yield
+    except routines.RoutineError as error:
+        raise BadRequest(f"routines: {error}") from None
+
+
 def predict_image(
     server: "ModelServer",
     image: "np.ndarray | list[np.ndarray]",
@@ -5933,6 +5957,7 @@ def predict_image(
             raise ServingError(text, "UNAVAILABLE")
         model = ready.model_of(servable)
         views = [show_view(server, model, each, allowance) for each in images]
+        allowance.take(routines.tile_bytes((*ready.chain, *own)))
         seen = annotate(
             ready,
             model,
@@ -5943,7 +5968,7 @@ def predict_image(
             functools.partial(tell_extensions, server, ready),
         )
     answers = [
-        routines.present(tensors, view.drawn, ready.labels, form)
+        routines.present(tensors, view.drawn, model.labels, form)
         for tensors, view in zip(seen, views)
     ]
     return {"results": answers} if isinstance(image, list) else answers[0]
@@ -6013,14 +6038,14 @@ def annotate(
     before = [step for step in own if step.before_model]
     images = [view.shown for view in views]
     try:
-        with errors_only("a routine"):
+        with routine_errors():
             found = routines.predict_images(model, run, images, (*ready.chain, *before))
     except routines.OutputError as error:
         raise ServingError(f"Deployment '{ready.config.id}': {error}") from None
     start = time.perf_counter()
     for view, tensors in zip(views, found):
         saw(view.drawn, tensors, origin)
-    with errors_only("a routine"):
+    with routine_errors():
         found = [routines.run_after(own, tensors) for tensors in found]
     if (trace := getattr(CURRENT, "trace", None)) is not None:
         trace.routines = time.perf_counter() - start
@@ -7048,7 +7073,11 @@ def view_predict_image(server: ModelServer, call: Call, deployment: str | None =
 
 
 def view_classes(server: ModelServer, call: Call, deployment: str | None = None) -> Reply:
-    labels = find_deployment(server, deployment).labels
+    ready = find_deployment(server, deployment)
+    labels = ready.labels
+    if ready.config.label_map is None:
+        with lease(server, ready.config) as (_, servable):
+            labels = ready.labels_of(servable)
     return reply(
         {str(number): {"id": number, "name": name} for number, name in sorted(labels.items())}
     )

@@ -327,8 +327,16 @@ function argumentField(routine, { name, kind, minimum, maximum, doc }) {
 function readArgument(kind, text) {
   if (text.trim() === "") return null;
   if (kind === "number" || kind === "integer") return Number(text);
+  if (kind === "boolean") return { true: true, false: false }[text.trim().toLowerCase()] ?? text;
+  if (kind === "map") return readMap(text);
   const parts = text.split(",").map((part) => part.trim());
   return kind === "strings" ? parts : kind === "numbers" ? parts.map((part) => (part === "" || Number.isNaN(Number(part)) ? part : Number(part))) : text;
+}
+
+/** `cat: 0.5, dog: 0.7` as an object of numbers. */
+function readMap(text) {
+  const pairs = text.split(",").map((part) => [part.slice(0, part.lastIndexOf(":")).trim(), part.slice(part.lastIndexOf(":") + 1).trim()]);
+  return Object.fromEntries(pairs.map(([key, value]) => [key, value === "" || Number.isNaN(Number(value)) ? value : Number(value)]));
 }
 
 function chain() {

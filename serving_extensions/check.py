@@ -75,7 +75,7 @@ def check_pictures(
         except Exception:  # no such version, or no file of a graph: told elsewhere
             continue
         try:
-            ready.build_model(found.get("serving_default"))
+            ready.build_model(found.get("serving_default"), ready.labels)
         except ValueError as error:
             problems.append(f"{ready.path}: model '{name}': {error}")
     return problems

@@ -144,18 +144,16 @@ def view_deployments(server: ModelServer, call: Call) -> Reply:
 
 
 def describe_deployment(server: ModelServer, ready: Any) -> dict[str, Any]:
-    config, takes_images, reason = ready.config, False, None
+    config, takes_images, reason, labels = ready.config, False, None, ready.labels
     try:
         if config.model not in server.manager.available:  # `find` waits for a model that is loading
             raise NotFound("its model is not loaded")
         _, servable = server.manager.find(config.model, config.version, config.version_label)
-        ready.model_of(servable)
+        labels = ready.model_of(servable).labels
         takes_images = True
     except Exception as error:  # not there, or no model of pictures
         reason = str(error)
-    classes = {
-        str(number): {"id": number, "name": name} for number, name in sorted(ready.labels.items())
-    }
+    classes = {str(number): {"id": number, "name": name} for number, name in sorted(labels.items())}
     return {
         "id": config.id,
         "model": config.model,
@@ -190,7 +188,7 @@ def example_body(server: ModelServer, model: str) -> Any:
     return json.loads(encode_json(example_request(signature))) if signature else None
 
 
-KINDS = {int: "integer", float: "number", str: "string"}
+KINDS = {int: "integer", float: "number", str: "string", bool: "boolean"}
 
 
 def describe_routine(kind: Any) -> dict[str, Any]:
@@ -216,13 +214,15 @@ def describe_routine(kind: Any) -> dict[str, Any]:
 
 
 def kind_of(hint: Any) -> str:
-    """number, integer, string, numbers or strings; of a union the richest."""
+    """number, integer, string, boolean, numbers, strings or map; of a union the richest."""
     options = (
         typing.get_args(hint)
         if typing.get_origin(hint) in (typing.Union, types.UnionType)
         else (hint,)
     )
     for option in options:
+        if typing.get_origin(option) is dict:
+            return "map"
         if typing.get_origin(option) is tuple:
             return (
                 KINDS.get(typing.get_args(option)[0], "number").replace("integer", "number") + "s"

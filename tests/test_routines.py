@@ -3,6 +3,7 @@
 import base64
 import json
 import math
+import tracemalloc
 import xml.etree.ElementTree as ElementTree
 
 import cv2
@@ -90,9 +91,96 @@ def iou(a, b):
 def test_filter_iou(count, seed, threshold):
     kept = []
     for row in rows(made_up(count, seed)):  # best first
-        if not any(row[2] == other[2] and iou(row[0], other[0]) >= threshold for other in kept):
+        rivals = [iou(row[0], other[0]) for other in kept if row[2] == other[2]]
+        if not any(value >= threshold and value > 0 for value in rivals):  # apart is never over
             kept.append(row)
     assert rows(routines.FilterIOU(iou=threshold)(made_up(count, seed))) == kept
+
+
+def test_filter_iou_at_its_limit():
+    """Of halves, thirds and fifths exactly, the less confident goes; a hair below, both stay."""
+    for part, other in ((1, 2), (1, 3), (3, 5), (3, 10), (7, 10)):
+        boxes = [[0, 0, 1, 1], [0, 0, 1, part / other]]
+        tensors = {
+            "boxes": np.array(boxes, np.float32),
+            "scores": np.array([0.9, 0.8]),
+            "classes": np.array([1, 1]),
+        }
+        for iou_, left in ((part / other, 1), (part / other + 1e-5, 2), (part / other - 1e-5, 1)):
+            assert len(routines.FilterIOU(iou=iou_)(tensors)["scores"]) == left, (part, other)
+
+
+def test_classes_do_not_suppress_each_other_wherever_their_boxes_lie():
+    """Boxes before the picture's edge too: OpenCV alone takes them for another class's."""
+    random = np.random.default_rng(0)
+    low = random.uniform(-3, 3, (400, 2))
+    tensors = {
+        "boxes": np.concatenate([low, low + random.uniform(0, 2, (400, 2))], 1).astype(np.float32),
+        "scores": random.random(400),
+        "classes": random.integers(0, 40, 400) * 1000,
+    }
+    for row, number in enumerate(tensors["classes"]):
+        alone = routines.keep(tensors, tensors["classes"] == number)
+        kept = routines.suppress(tensors, 0.4)
+        wanted = routines.suppress(alone, 0.4)["scores"].tolist()
+        assert kept["scores"][kept["classes"] == number].tolist() == wanted, row
+        if row > 20:
+            break
+
+
+@pytest.mark.parametrize("iou", [0.0, 0.25, 0.5, 0.75])
+@pytest.mark.parametrize("seed", range(10))
+def test_suppression_is_tensorflows(tf, iou, seed):
+    """Ties of scores, scores that are none, boxes turned around or without an area; on a grid of sixteenths."""
+    random = np.random.default_rng(seed)
+    boxes = (random.integers(0, 9, (200, 4)) / 16).astype(np.float32)
+    boxes[::17, 2] = boxes[::17, 0]
+    scores = (random.integers(0, 20, 200) / 20).astype(np.float32)
+    scores[7:9] = np.nan
+    tensors = {"boxes": boxes, "scores": scores, "classes": np.ones(200, int)}
+    tensors["row"] = np.arange(200)
+    # theirs go from above the limit on: a hair below it is from the limit on
+    limit = np.nextafter(np.float32(iou), np.float32(0))
+    with tf.device("CPU:0"):
+        wanted = tf.image.non_max_suppression(boxes, scores, 200, limit).numpy()
+    assert routines.suppress(tensors, iou)["row"].tolist() == sorted(wanted.tolist())
+
+
+def test_boxes_that_are_no_numbers_go():
+    tensors = made_up(5)
+    tensors["boxes"][1, 2], tensors["boxes"][3] = np.nan, np.inf
+    assert rows(routines.suppress(tensors, 1)) == [rows(tensors)[n] for n in (0, 2, 4)]
+
+
+def test_eight_thousand_rows_are_suppressed_in_little_memory():
+    random = np.random.default_rng(0)
+    low = random.random((8000, 2))
+    tensors = {
+        "boxes": np.concatenate([low, low + 0.01], 1).astype(np.float32),
+        "scores": random.random(8000).astype(np.float32),
+        "classes": random.integers(0, 2, 8000),
+    }
+    tracemalloc.start()
+    kept = routines.suppress(tensors, 0.5)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert 7000 < len(kept["scores"]) < 8000 and peak < 20e6
+
+
+def test_threshold_by_class():
+    tensors = made_up(200, 4)
+    wanted = {"cat": 0.3, "dog": 0.8, "emu": 0.5}
+    step = routines.Threshold(confidence={"cat": 0.3, "dog": 0.8}, others=0.5)
+    assert rows(step(tensors)) == [row for row in rows(tensors) if row[1] >= wanted[row[3]]]
+    assert rows(routines.Threshold(confidence={})(tensors)) == rows(tensors)
+
+
+@many
+@pytest.mark.parametrize("k", [1, 7, 1000])
+def test_top_k(count, seed, k):
+    tensors = made_up(count, seed)
+    mixed = routines.keep(tensors, np.random.default_rng(seed).permutation(count))
+    assert rows(routines.TopK(k=k)(mixed)) == rows(tensors)[:k]
 
 
 def test_filter_iou_takes_the_more_confident_whatever_the_order():

@@ -1,0 +1,232 @@
+"""Label maps as people have them, each with its right reading; and maps that are not the model's."""
+
+import json
+
+import numpy as np
+import pytest
+from conftest import (
+    ROOT,
+    FakeDetector,
+    Rest,
+    bearer,
+    config,
+    fake_server,
+    key_entry,
+    signature,
+    spec,
+)
+
+import routines
+import serving
+
+PERSON = 'item { name: "/m/01g317" id: 1 display_name: "person" }'
+KITTI = "\nitem {\n  id: 1\n  name: 'car'\n}\n\nitem {\n  id: 2\n  name: 'pedestrian'\n}\n"
+OPEN_IMAGES = """
+# the boxable classes, an excerpt
+item: < name: "/m/061hd_"; id: 1; display_name: "Infant bed"; >
+item { name: "/m/06m11" id: 2 display_name: "Rose" ancestor_ids: [1, 2] frequency: COMMON }
+"""
+KEYPOINTS = """
+item {
+  name: "/m/01g317" id: 1 display_name: "person"
+  keypoints { id: 0 label: "nose" }
+  keypoints { id: 1 label: "left_eye" }
+}
+item { id: 2 name: "driver\\'s" keypoints { id: 5 label: "nose" } }
+"""
+COCO = {
+    "info": {"year": 2017},
+    "images": [{"id": 9, "file_name": "a.jpg"}],
+    "annotations": [],
+    "categories": [
+        {"supercategory": "person", "id": 1, "name": "person"},
+        {"supercategory": "outdoor", "id": 13, "name": "stop sign"},
+    ],
+}
+BOTH = {1: "cat", 2: "dog"}
+ULTRALYTICS = "path: ../pets\ntrain: images\nnc: 3\nnames:\n  0: person\n  1: no  # a word of YAML\n  2: 'traffic light'\n"
+
+
+@pytest.mark.parametrize(
+    "text, labels",
+    [
+        (PERSON, {1: "person"}),
+        ('# item { name: "ghost" id: 9 }', {}),
+        (f'# item {{ name: "ghost" id: 9 }}\n{PERSON} # {{ id: 3 }}', {1: "person"}),
+        (KEYPOINTS, {1: "person", 2: "driver's"}),
+        (KITTI, {1: "car", 2: "pedestrian"}),
+        (OPEN_IMAGES, {1: "Infant bed", 2: "Rose"}),
+        ('item { id: 1 name: "a } b { c" }', {1: "a } b { c"}),
+        (r'item { id: 1 name: "M\303\274ller" "stra\xc3\x9fe" }', {1: "Müllerstraße"}),
+        ("item { id: 0x10 name: '\"quoted\"' }", {16: '"quoted"'}),
+        ("item { id: 1 name: '猫' }", {1: "猫"}),
+        (json.dumps(COCO), {1: "person", 13: "stop sign"}),
+        (json.dumps(COCO["categories"]), {1: "person", 13: "stop sign"}),
+        ('[{"id": 1, "name": "person"}, {"id": 13, "name": "stop sign"}]', {1: "person", 13: "stop sign"}),
+        ('{"cat": 0, "dog": 1}', {0: "cat", 1: "dog"}),
+        ('{"0": ["n01440764", "tench"], "1": ["n01443537", "goldfish"]}', {0: "tench", 1: "goldfish"}),
+        ('{"1": "cat", "2": 2}', {1: "cat", 2: "2"}),
+        (ULTRALYTICS, {0: "person", 1: "no", 2: "traffic light"}),
+        ("names: [person, bicycle, off]", {0: "person", 1: "bicycle", 2: "off"}),
+        ("nc: 2\nnames:\n- person\n- 007\n", {0: "person", 1: "007"}),
+        ("item\nitems {}\n", {1: "item", 2: "items {}"}),
+    ],
+)  # fmt: skip
+def test_right_readings(text, labels):
+    assert routines.read_label_map(text) == labels
+    assert routines.read_label_map("\ufeff" + text) == labels
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("name, text", [("a.txt", "猫\nFüße\n"), ("a.json", '["猫", "Füße"]')])
+def test_files_with_and_without_a_byte_order_mark(tmp_path, encoding, name, text):
+    mark = "" if encoding in ("utf-8", "utf-8-sig", "utf-16") else "\ufeff"
+    (tmp_path / name).write_bytes((mark + text).encode(encoding))
+    assert routines.load_labels(name, tmp_path) == {1: "猫", 2: "Füße"}
+
+
+def test_a_files_ending_tells_its_form(tmp_path):
+    (tmp_path / "a.pbtxt").write_text("")
+    (tmp_path / "b.yaml").write_text("0: person\n1: bicycle\n")
+    assert routines.load_labels("a.pbtxt", tmp_path) == {}
+    assert routines.load_labels("b.yaml", tmp_path) == {0: "person", 1: "bicycle"}
+
+
+@pytest.mark.parametrize(
+    "text, problem",
+    [
+        ("item { id: 1 }", "item without id and name: id: 1"),
+        ("item { name: 'x' }", "item without id and name"),
+        ("item { id: 1 name: 'x' ", "label map: 1:"),
+        ("item { id: one name: 'x' }", "label map: 1:"),
+        ("item { id: 1 name: 'x' } item { id: 1 name: 'y' }", "id 1 is both 'x' and 'y'"),
+        ("item { id: -1 name: 'x' }", "got -1: x"),
+        ('[{"id": 1, "name": "a"}, "b"]', "got None: b"),
+        ('[{"name": "a"}]', "got None: a"),
+        ('[{"id": 1.5, "name": "a"}]', "got 1.5: a"),
+        ('{"1": true}', "got 1: True"),
+        ("names: 3", "got 3: None"),
+        ("names: [a\n", "label map: while parsing"),
+    ],
+)
+def test_wrong_readings_are_named(text, problem):
+    with pytest.raises(ValueError, match="^label map: ") as raised:
+        routines.read_label_map(text)
+    assert problem in str(raised.value)
+
+
+# --- whether a map is the model's ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "labels, classes, first_id",
+    [
+        ({}, 3, 1),
+        (BOTH, None, 1),
+        (BOTH, 2, 1),
+        ({0: "a", 1: "b"}, 2, 0),
+        (BOTH, 3, 0),  # with a background
+        ({1: "person", 13: "stop sign"}, 90, 1),  # ids with gaps are no count
+        ({2: "b", 3: "c"}, 3, 1),
+    ],
+)
+def test_maps_that_fit(labels, classes, first_id):
+    assert routines.check_labels(labels, classes, first_id) is None
+
+
+@pytest.mark.parametrize(
+    "labels, classes, first_id, text",
+    [
+        (BOTH, 3, 1, "expected names of the model's 3 classes, ids 1 to 3; got 2, ids 1 to 2"),
+        ({0: "a", 1: "b"}, 3, 0, "model's 3 classes, ids 0 to 2; got 2, ids 0 to 1"),
+        (BOTH, 1, 1, "model's 1 classes, ids 1 to 1; got 2, ids 1 to 2"),
+        ({0: "a", 1: "b"}, 2, 1, "ids 1 to 2; got 2, ids 0 to 1"),
+        (BOTH, 4, 0, "4 classes, ids 0 to 3 with 0 the background; got 2, ids 1 to 2"),
+        ({1: "person", 99: "x"}, 90, 1, "ids 1 to 90; got 2, ids 1 to 99"),
+    ],
+)
+def test_maps_that_cannot_be_the_models(labels, classes, first_id, text):
+    with pytest.raises(ValueError) as raised:
+        routines.check_labels(labels, classes, first_id)
+    assert text in str(raised.value)
+
+
+def classifier(classes):
+    outputs = {"p": np.full((1, classes), 1 / classes, np.float32)}
+    sides = [spec("image", "DT_FLOAT", (1, 8, 8, 3))], [spec("p", shape=(None, classes))]
+    return serving.Servable({"serving_default": signature(*sides)}, lambda *_: outputs)
+
+
+def test_a_forgotten_name_is_told_with_both_numbers(caplog):
+    """Three names of four classes: each may be taken for the one before it; of five, it is."""
+    deployment = {"id": "pets", "model": "m", "label_map": ["cat", "dog", "emu"]}
+    deployment["activation"] = "none"
+    options = {"auth": {"keys": [key_entry("site", "k")]}, "deployments": [deployment]}
+    for classes, status in ((3, 200), (4, 200), (5, 503)):
+        caplog.clear()
+        rest = Rest(fake_server({"m": classifier(classes)}, **options))
+        body = {"image_type": "array", "data": [[1]]}
+        answer = rest.post("/predict", body, headers=bearer("k"))
+        assert answer.status_code == status, answer.json
+        assert ("has 4 classes and the label map 3 names" in caplog.text) == (classes == 4)
+    text = "label map: expected names of the model's 5 classes, ids 1 to 5; got 3, ids 1 to 3"
+    assert text in answer.json["error"]
+
+
+# --- labels that a SavedModel brings ------------------------------------------------------------
+
+
+def see(tf):
+    @tf.function(input_signature=[tf.TensorSpec([1, 8, 8, 3], tf.float32, name="image")])
+    def run(image):
+        return {"p": tf.constant([[0.25, 0.75]]) + 0 * tf.reduce_sum(image)}
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "files, label_map, name",
+    [
+        ({"labels.txt": "cat\ndog\n"}, None, "dog"),
+        ({"label_map.pbtxt": PERSON + "item { id: 2 name: 'x' }"}, None, "x"),
+        ({"labels.txt": "cat\ndog\n", "vocabulary.txt": "the\na\n"}, None, "dog"),
+        ({"labels.txt": "cat\ndog\n"}, ["a", "b"], "b"),
+        ({"labels.txt": "cat\ndog\n"}, {}, "2"),
+        ({"labels.txt": "cat\ndog\n", "classes.txt": "a\nb\n"}, None, "2"),
+        ({}, None, "2"),
+    ],
+)
+def test_labels_among_the_models_own_assets(tf, tmp_path, files, label_map, name):
+    module = tf.Module()
+    module.see = see(tf)
+    tf.saved_model.save(module, str(tmp_path / "1"), signatures=module.see)
+    (tmp_path / "1" / "assets").mkdir(exist_ok=True)
+    for file, text in files.items():
+        (tmp_path / "1" / "assets" / file).write_text(text)
+    deployment = {"id": "x", "model": "m", "label_map": label_map, "activation": "none"}
+    server = serving.ModelServer(
+        config({"name": "m", "base_path": str(tmp_path)}, deployments=[deployment])
+    )
+    assert server.wait(60)
+    rest, key = Rest(server), bearer(server.generated_key)
+    body = {"image_type": "array", "data": [[1]]}
+    answer = rest.post("/predict", body, headers=key).json
+    classes = rest.get("/x/classes", headers=key).json
+    shown = rest.get("/deployments", headers=key).json["deployments"][0]["classes"]
+    server.stop()
+    assert answer["predictions"][0]["tag"] == {"id": 2, "name": name}
+    assert classes == shown and classes.get("2", {"name": "2"})["name"] == name
+
+
+def test_a_deployment_without_a_label_map_lists_no_classes_of_a_servable_without_files():
+    options = {
+        "auth": {"keys": [key_entry("site", "k")]},
+        "deployments": [{"id": "x", "model": "d"}],
+    }
+    rest = Rest(fake_server({"d": FakeDetector()}, **options))
+    assert rest.get("/classes", headers=bearer("k")).json == {}
+
+
+def test_the_demos_label_map():
+    labels = routines.load_labels("models/shapes/label_map.pbtxt", ROOT)
+    assert list(labels) == list(range(1, len(labels) + 1))

@@ -2415,22 +2415,6 @@ class FilterConfidence:
         return keep(tensors, tensors["scores"] >= np.float32(self.confidence))
 
 
-def overlaps(boxes: np.ndarray, others: np.ndarray | None = None) -> np.ndarray:
-    """IoU of each box [N, 4] (ymin, xmin, ymax, xmax) with each of the others, or of its own kind.
-
-    float32 [N, M]. Empty boxes overlap nothing.
-    """
-    others = boxes if others is None else others
-    low = np.maximum(boxes[:, np.newaxis, :2], others[np.newaxis, :, :2])  # [N, M, 2]
-    high = np.minimum(boxes[:, np.newaxis, 2:], others[np.newaxis, :, 2:])
-    shared = np.prod(np.clip(high - low, 0, None), axis=2)  # [N, M]
-    area, other = (
-        np.prod(np.clip(side[:, 2:] - side[:, :2], 0, None), axis=1) for side in (boxes, others)
-    )
-    union = area[:, np.newaxis] + other[np.newaxis, :] - shared
-    return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
-
-
 LOWEST = float(np.finfo(np.float32).min)
 SAME = 2e-7  # what two IoUs may differ by and be equal: OpenCV has them as float32
 

@@ -85,6 +85,10 @@ class ImageError(ValueError):
         self.too_large = too_large
 
 
+class NoPicture(ValueError):
+    """A signature takes no pictures, or nothing tells that it does."""
+
+
 class RoutineError(ValueError):
     """A routine has nothing to work on in what this model answers, or in this picture."""
 
@@ -3284,14 +3288,14 @@ def read_input(
     line to write into the config.
     """
     if len(inputs) != 1:
-        raise ValueError(
+        raise NoPicture(
             f"an image model takes one input, this one takes {', '.join(inputs) or 'none'}"
         )
     ((name, (dtype, shape)),) = inputs.items()
     if dtype == "DT_STRING":
         return read_text_input(name, shape, options, operations)
     if dtype not in PIXEL_TYPES:
-        raise ValueError(f"input '{name}' is no picture: it is {type_name(dtype)}")
+        raise NoPicture(f"input '{name}' is no picture: it is {type_name(dtype)}")
     if options.input is not None:
         raise ValueError(f"input: '{options.input}' is for texts, '{name}' is {type_name(dtype)}")
     return read_pixel_input(name, dtype, shape, options)
@@ -3333,7 +3337,7 @@ def read_text_input(
             "mean, std, resize and padding are of no use to it"
         )
     if shape is not None and any(size not in (None, 1) for size in shape):
-        raise ValueError(f"input '{name}' is no picture: it is string {show_shape(shape)}")
+        raise NoPicture(f"input '{name}' is no picture: it is string {show_shape(shape)}")
     form = options.input
     if form is None and any(
         kind.startswith(("ParseExample", "ParseSingle")) for kind in operations
@@ -3380,12 +3384,12 @@ def find_layout(name: str, shape: Shape, options: InputOptions) -> str:
     if shape is None or any(
         len(layout) == rank and fits_layout(layout, shape) for layout in LAYOUTS[:5]
     ):
-        raise ValueError(
+        raise NoPicture(
             f"input '{name}' {show_shape(shape)} does not tell how it takes pictures: write "
             '"layout": "NHWC" or "NCHW" (or "NHW", "HWC", "CHW", "HW") and "channels": "rgb" '
             '(or "bgr", "grey", "rgba", "bgra") into the deployment'
         )
-    raise ValueError(
+    raise NoPicture(
         f"input '{name}' is no picture: expected [1, H, W, 3], [1, H, W, 1], [1, H, W, 4], "
         f"[1, 3, H, W], [1, H, W] or encoded bytes, got {show_shape(shape)}"
     )

@@ -2584,7 +2584,8 @@ def list_versions(base_path: str) -> dict[int, Path]:
         )
     except (OSError, ValueError) as error:
         raise LoadError(
-            f"base_path cannot be read: {getattr(error, 'strerror', None) or error}", status=400
+            f"base_path cannot be read: {getattr(error, 'strerror', None) or error}",
+            BadRequest.code,
         ) from None
     return {int(folder.name): folder for folder in folders if int(folder.name) < 2**63}
 
@@ -4465,13 +4466,15 @@ class Visit:
     pool: "LoadPool"
     outcome: Outcome = field(default_factory=Outcome)
 
-    def fail(self, place: str, problem: str, code: str = LoadError.code) -> None:
+    def fail(self, place: str, problem: str, like: ServingError | None = None) -> None:
         """Note what is wrong at a place below the model's: `.base_path`.
 
         `.` where the problem names it.
         """
         path = f"{self.path}." if place == "." else f"{self.path}{place}: "
-        self.outcome.errors.append(LoadError(path + problem, code))
+        self.outcome.errors.append(
+            LoadError(path + problem, *((like.code, like.status) if like else ()))
+        )
 
 
 class LoadPool:
@@ -4707,6 +4710,8 @@ class ModelManager:
         problems = {}
         for name, ready in self.prepared.deployments.items():
             servable = self._loaded(ready.config)
+            if ready.is_other_name and servable and ready.takes_none(servable):
+                continue
             if problem := ready.problem or (servable and ready.problem_of(servable)):
                 problems[name] = problem
         return problems
@@ -5027,7 +5032,7 @@ class ModelManager:
             folders = self._list_versions(model.base_path)
         except LoadError as error:
             self._absent[model.name] = error.message
-            visit.fail(".base_path", error.message, error.code)
+            visit.fail(".base_path", error.message, error)
             return None
         if folders.get(1) == Path(model.base_path):
             text = f"note: {model.name}: base_path is a SavedModel itself, served as version 1"
@@ -5722,6 +5727,12 @@ class KeyRing:
 MOST_ROUTINES = 64  # in one chain
 
 
+def default_of(option: Any) -> Any:
+    """What a field of a config is, where the config does not say."""
+    made = option.default_factory
+    return option.default if made is dataclasses.MISSING else made()
+
+
 @dataclass(frozen=True)
 class ReadyDeployment:
     """A deployment's config made ready: labels read, routines built, families to choose from.
@@ -5752,8 +5763,27 @@ class ReadyDeployment:
                 model = error
             self.models[servable] = model
         if isinstance(model, ValueError):
-            raise ValueError(*model.args)
+            raise type(model)(*model.args)
         return model
+
+    @property
+    def is_other_name(self) -> bool:
+        """Whether the config says nothing of pictures: it may name a model for /model-serving."""
+        said = ("id", "model", "version", "version_label", "version_tag", "default")
+        return all(
+            field.name in said or getattr(self.config, field.name) == default_of(field)
+            for field in dataclasses.fields(self.config)
+        )
+
+    def takes_none(self, servable: Any) -> str:
+        """Why a servable takes no pictures, whatever it answers; or ""."""
+        try:
+            self.model_of(servable)
+        except routines.NoPicture as error:
+            return str(error)
+        except ValueError:
+            pass
+        return ""
 
     def problem_of(self, servable: Any) -> str:
         """Why a servable cannot answer for this deployment, and where to mend it; or ""."""
@@ -5921,9 +5951,7 @@ def image_errors() -> Iterator[None]:
     try:
         yield
     except routines.ImageError as error:
-        raise ServingError(
-            str(error), "INVALID_ARGUMENT", 413 if error.too_large else 400
-        ) from None
+        raise BadRequest(str(error), status=413 if error.too_large else None) from None
 
 
 @contextlib.contextmanager
@@ -5952,6 +5980,8 @@ def predict_image(
         raise BadRequest(error.message) from None
     images = image if isinstance(image, list) else [image]
     with lease(server, ready.config) as (version, servable):
+        if reason := ready.is_other_name and ready.takes_none(servable):
+            raise BadRequest(f"Deployment '{ready.config.id}' takes no pictures: {reason}")
         if problem := ready.problem_of(servable):
             text = f"Deployment '{ready.config.id}' is not available: {problem}"
             raise ServingError(text, "UNAVAILABLE")
@@ -7732,7 +7762,7 @@ def make_view(door: Door, rule: str) -> Callable[..., Response]:
     """
 
     def respond(**values: Any) -> Response:  # among them those of the site's own prefix
-        decoded = re.sub(r"<(?:\w+:)?(\w+)>", lambda name: values[name[1]], rule)
+        decoded = re.sub(r"<(?:[^<>]*:)?(\w+)>", lambda name: values[name[1]], rule)
         asked = request._get_current_object()  # type: ignore[attr-defined]
         prefix = asked.path[: len(asked.path) - len(decoded)]
         path = raw_path(asked.environ, decoded)
@@ -7793,8 +7823,11 @@ def rules_of(extensions: tuple[Extension, ...]) -> tuple[str, ...]:
     urls = [url for row in routes_of(extensions) for url in spellings(row.url)]
     below = tuple(own.partition("{")[0] for own in OWN)
     alone = [url for url in urls if not url.startswith(below)]
-    rules = [re.sub(r"\{(\w+)\}", r"<serving_\1>", url) for url in (*OWN, *alone, *PAGES)]
-    return tuple(dict.fromkeys(rule.replace("<serving_rest>", REST) for rule in rules))
+    rules = [re.sub(r"\{(\w+)\}", r"<serving_\1>", url) for url in (*alone, *PAGES)]
+    # Any of one name: a page of the site's at the very same URL comes before it.
+    rules = [re.sub(r"^/([^/<]+)", r"/<any('\1'):serving_root>", rule) for rule in rules]
+    own = [url.replace("{rest}", REST) for url in OWN]
+    return tuple(dict.fromkeys([*own, *rules]))
 
 
 def add_rules(door: Door, state: BlueprintSetupState) -> None:

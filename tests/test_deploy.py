@@ -252,10 +252,9 @@ def wait_until(true, seconds=60):
 def write_site_config(folder, name):
     config = {
         "model_config_list": [
-            {"config": {"name": name, "base_path": str(ROOT / "models/half_plus_two")}},
-            {"config": {"name": "pictures", "base_path": str(ROOT / "models/shapes")}},
+            {"config": {"name": name, "base_path": str(ROOT / "models/half_plus_two")}}
         ],
-        "deployments": [{"id": "shapes", "model": "pictures"}],
+        "deployments": [{"id": "shapes", "model": name}],
         "auth": {"keys": [key_entry("site", "k")]},
         "server": {"max_request_bytes": 25_000_000, "file_system_poll_wait_seconds": 0},
     }

@@ -443,9 +443,8 @@ def test_a_model_that_takes_no_pictures_says_so():
     )
     assert_error(
         post(rest, png(PICTURE)),
-        503,
-        "Deployment 'numbers' is not available: $.deployments[0]: model 'm': "
-        "input 'x' is no picture: expected [1, H, W, 3]...",
+        400,
+        "Deployment 'numbers' takes no pictures: input 'x' is no picture: expected [1, H, W, 3]...",
     )
 
 

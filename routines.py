@@ -1438,18 +1438,19 @@ def place_boxes(boxes: np.ndarray, region: np.ndarray) -> np.ndarray:
 
 def to_annotations(tensors: Tensors, width: int, height: int) -> list[dict[str, Any]]:
     """Predictions as the published objects: bound and contour in 0..1 of the picture,
-    best first.
+    best first; with `contours` where a mask has more than one ring.
     """
     annotations = []
     for index, (score, number, name) in enumerate(
         zip(tensors["scores"].tolist(), tensors["classes"].tolist(), tensors["names"])
     ):
-        bound = contour = None
+        bound, rings = None, []
         if "boxes" in tensors:
             ymin, xmin, ymax, xmax = tensors["boxes"][index].tolist()
             bound = [[xmin, ymin], [xmin, ymax], [xmax, ymax], [xmax, ymin]]
         if "masks" in tensors:
-            contour = trace_mask(tensors["masks"][index], tensors["boxes"][index], width, height)
+            rings = trace_rings(tensors["masks"][index], tensors["boxes"][index], width, height)
+        contour = rings[0] if rings else None
         annotations.append(
             {
                 "annotationId": index,
@@ -1459,6 +1460,7 @@ def to_annotations(tensors: Tensors, width: int, height: int) -> list[dict[str, 
                 "contour": contour,
                 "contourType": "polygon" if contour else None,
                 "tag": {"id": number, "name": name},
+                **({"contours": rings} if len(rings) > 1 else {}),
             }
         )
     return annotations
@@ -1471,43 +1473,105 @@ def paste_mask(
     with the top and left of where they lie.
     """
     ymin, xmin, ymax, xmax = box.tolist()
-    top, left = int(ymin * height * scale), int(xmin * width * scale)
-    tall, wide = (
-        max(1, round(ymax * height * scale) - top),
-        max(1, round(xmax * width * scale) - left),
-    )
-    return (
-        (
-            cv2.resize(mask.astype(np.float32), (wide, tall), interpolation=cv2.INTER_LINEAR) >= 0.5
-        ).astype(np.uint8),
-        top,
-        left,
-    )
+    top, left = round(ymin * height * scale), round(xmin * width * scale)
+    bottom, right = round(ymax * height * scale), round(xmax * width * scale)
+    return resize_mask(mask, max(1, bottom - top), max(1, right - left)), top, left
+
+
+def resize_mask(mask: np.ndarray, tall: int, wide: int) -> np.ndarray:
+    """A mask [mh, mw] of 0..1 as 0/1 pixels, uint8 [tall, wide]."""
+    mask = mask.astype(np.float32)
+    if mask.shape != (tall, wide):
+        shrinks = mask.shape[0] >= tall and mask.shape[1] >= wide
+        method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+        mask = cv2.resize(mask, (wide, tall), interpolation=method)
+    return (mask >= 0.5).astype(np.uint8)
+
+
+FINE, MOST_FINE = 256, 1024  # the pixels that a mask coarser than the picture is traced in
+MOST_RINGS = 2000
 
 
 def trace_mask(
     mask: np.ndarray, box: np.ndarray, width: int, height: int
 ) -> list[list[float]] | None:
-    """The outer ring of a mask's largest part as [[x, y], ...] in 0..1 of the picture; None when
-    there is no area.
+    """The outer ring of a mask's largest part; None when there is no area."""
+    rings = trace_rings(mask, box, width, height)
+    return rings[0] if rings else None
 
-    Small masks are traced on a finer grid: a ring through the centres of border pixels cuts half a
-    pixel off.
+
+def trace_rings(
+    mask: np.ndarray, box: np.ndarray, width: int, height: int
+) -> list[list[list[float]]]:
+    """The rings of a mask's parts and holes as [[x, y], ...] in 0..1 of the picture, largest first.
+
+    Filled by the even-odd rule they are the mask; holes run the other way around. A mask as fine as
+    the picture is traced as it is, a coarser one smoothly.
     """
-    side = max((box[2] - box[0]) * height, (box[3] - box[1]) * width)
-    scale = int(np.clip(np.ceil(256 / max(float(side), 1)), 1, 8))
-    pixels, top, left = paste_mask(mask, box, width, height, scale)
-    rings, _ = cv2.findContours(pixels, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
-    if not rings:
-        return None
-    ring = max(rings, key=cv2.contourArea)
-    # fewer points, a hundredth of the area at most
-    short = cv2.approxPolyDP(ring, min(1.0, 0.004 * float(side)) * scale, True)
-    ring = (short if len(short) >= 3 else ring).reshape(-1, 2)
-    if len(ring) < 3:
-        return None
-    points = (ring + np.array([left, top]) + 0.5) / scale / np.array([width, height])
-    return np.clip(points, 0, 1).round(6).tolist()
+    origin = np.array([box[1], box[0]], np.float64)
+    size = np.array([box[3] - box[1], box[2] - box[0]], np.float64)  # x, y
+    wide, tall = size * [width, height]
+    if mask.shape[0] >= tall and mask.shape[1] >= wide:
+        pixels = (mask >= 0.5).astype(np.uint8)
+    else:
+        scale = int(np.clip(np.ceil(FINE / max(tall, wide, 1)), 1, 8))
+        sides = [
+            np.clip(round(side * scale), 1, max(MOST_FINE, *mask.shape)) for side in (tall, wide)
+        ]
+        pixels = resize_mask(mask, *map(int, sides))
+    grid = np.array(pixels.shape[::-1])
+    step = float(max(size * [width, height] / grid))  # the picture's pixels in one of these
+    rings = [simplify(ring, step, max(tall, wide)) for ring in find_rings(pixels)]
+    rings.sort(key=lambda ring: (area_of(ring) < 0, -abs(area_of(ring))))
+    return [
+        np.clip(ring / grid * size + origin, 0, 1).round(6).tolist() for ring in rings[:MOST_RINGS]
+    ]
+
+
+def find_rings(pixels: np.ndarray) -> list[np.ndarray]:
+    """The rings along the edges of 0/1 pixels [h, w] as x, y [K, 2]; around holes the other way.
+
+    Traced in twice as many cells and one, of which the even ones are the edges: a ring through the
+    centres of pixels cuts half of one off, which is all of what is thin.
+    """
+    rings: list[np.ndarray] = []
+    rest, is_hole = pixels, False
+    for _ in range(2 * MOST_DEPTH):
+        cells = np.zeros((2 * pixels.shape[0] + 1, 2 * pixels.shape[1] + 1), np.uint8)
+        cells[1::2, 1::2] = rest
+        found, _ = cv2.findContours(
+            cv2.dilate(cells, np.ones((3, 3), np.uint8)),
+            cv2.RETR_EXTERNAL,
+            cv2.CHAIN_APPROX_SIMPLE,
+        )
+        if not found:
+            break
+        for ring in found:
+            points = ring.reshape(-1, 2) / 2
+            rings.append(points[::-1] if (area_of(points) < 0) != is_hole else points)
+        cells[:] = 0
+        cv2.drawContours(cells, found, -1, 1, cv2.FILLED)
+        rest, is_hole = cells[1::2, 1::2] & (1 - rest), not is_hole  # what is filled and should not
+    return rings
+
+
+MOST_DEPTH = 8  # of parts in holes in parts
+
+
+def area_of(ring: np.ndarray) -> float:
+    """The area inside a ring [K, 2], negative when it runs the other way."""
+    return cv2.contourArea(ring.astype(np.float32), oriented=True)
+
+
+def simplify(ring: np.ndarray, step: float, side: float) -> np.ndarray:
+    """A ring with fewer points, moved by at most a tenth of how thick it is.
+
+    `step` is what one unit of it takes of the picture's pixels, `side` how many of these it spans.
+    """
+    points = ring.astype(np.float32).reshape(-1, 1, 2)
+    thick = 2 * abs(area_of(ring)) / max(cv2.arcLength(points, True), 1e-6)
+    short = cv2.approxPolyDP(points, min(min(1.0, 0.004 * side) / step, 0.1 * thick), True)
+    return short.reshape(-1, 2) if len(short) >= 3 else ring
 
 
 def to_coco(
@@ -1518,17 +1582,14 @@ def to_coco(
     image_id: int = 1,
     file_name: str = "image",
 ) -> dict[str, Any]:
-    """Annotations as a COCO object: boxes x, y, w, h and polygons in pixels."""
+    """Annotations as a COCO object: boxes x, y, w, h and, in pixels, polygons, or RLE for a mask
+    with holes; of what has no mask the box.
+    """
     entries = []
     for number, annotation in enumerate(annotations, 1):
         (xmin, ymin), _, (xmax, ymax), _ = annotation["bound"] or [[0, 0], [0, 1], [1, 1], [1, 0]]
         box = [xmin * width, ymin * height, (xmax - xmin) * width, (ymax - ymin) * height]
-        ring = [value for x, y in annotation["contour"] or () for value in (x * width, y * height)]
-        area = (
-            float(cv2.contourArea(np.array(ring, np.float32).reshape(-1, 1, 2)))
-            if ring
-            else box[2] * box[3]
-        )
+        segmentation, area = to_segmentation(annotation, width, height)
         entries.append(
             {
                 "id": number,
@@ -1536,7 +1597,7 @@ def to_coco(
                 "category_id": annotation["tag"]["id"],
                 "bbox": box,
                 "area": area,
-                "segmentation": [ring] if ring else [],
+                "segmentation": segmentation,
                 "iscrowd": 0,
                 "score": annotation["confidence"],
             }
@@ -1549,6 +1610,52 @@ def to_coco(
             {"id": number, "name": name} for number, name in sorted({**used, **labels}.items())
         ],
     }
+
+
+def rings_of(annotation: Mapping[str, Any], width: int, height: int) -> list[np.ndarray]:
+    """The rings of an annotation's mask in pixels, x, y float64 [K, 2] each; none without one."""
+    rings = annotation.get("contours") or [annotation["contour"] or []]
+    return [np.array(ring, np.float64) * [width, height] for ring in rings if ring]
+
+
+def to_segmentation(
+    annotation: Mapping[str, Any], width: int, height: int
+) -> tuple[list[list[float]] | dict[str, Any], float]:
+    """COCO's `segmentation` of an annotation, and its area in pixels."""
+    rings = rings_of(annotation, width, height)
+    if not rings:
+        bound = annotation["bound"] or [[0, 0], [0, 1], [1, 1], [1, 0]]
+        box = np.array(bound, np.float64) * [width, height]
+        return [box.ravel().tolist()], abs(area_of(box))
+    runs = encode_runs(rings, width, height)
+    area = float(sum(runs[1::2]))
+    if any(area_of(ring) < 0 for ring in rings[1:]):
+        return {"size": [height, width], "counts": runs}, area
+    return [ring.ravel().tolist() for ring in rings], area or abs(area_of(rings[0]))
+
+
+def encode_runs(rings: Sequence[np.ndarray], width: int, height: int) -> list[int]:
+    """What rings hold by the even-odd rule, as COCO's run lengths: column by column, of 0 and 1 in
+    turn; a pixel is in when its centre is.
+    """
+    flips = []  # where a column goes in or out, as the number of the pixel
+    for ring in rings:
+        ends = np.stack([ring, np.roll(ring, -1, axis=0)])  # [2, K, 2]
+        ends = np.where(ends[:1, :, :1] <= ends[1:, :, :1], ends, ends[::-1])  # from left to right
+        (left, top), (right, bottom) = ends[0].T, ends[1].T
+        first, after = (np.clip(np.ceil(x - 0.5), 0, width).astype(int) for x in (left, right))
+        edge = np.repeat(np.arange(len(ring)), after - first)  # one for each column it crosses
+        column = (
+            first[edge] + np.arange(len(edge)) - (np.cumsum(after - first) - (after - first))[edge]
+        )
+        slope = (bottom - top)[edge] / (right - left)[edge]
+        crossing = top[edge] + (column + 0.5 - left[edge]) * slope
+        row = np.clip(np.ceil(crossing - 0.5), 0, height).astype(int)
+        flips.append(column * height + row)
+    places, times = np.unique(np.concatenate(flips), return_counts=True)
+    places = places[times % 2 == 1]
+    runs = np.diff(np.concatenate([[0], places, [width * height]])).tolist()
+    return runs if runs[-1] else runs[:-1]
 
 
 def present(

@@ -27,6 +27,7 @@ import contextlib
 import contextvars
 import dataclasses
 import difflib
+import fnmatch
 import functools
 import http.client
 import importlib
@@ -42,6 +43,7 @@ import ssl
 import sys
 import threading
 import time
+import unicodedata
 from collections import ChainMap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -52,7 +54,7 @@ from xml.sax.saxutils import escape
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFont, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 __all__ = ["ROUTINES", "ImageError", "ImageLimits", "RoutineError", "argument", "routine"]
 
@@ -1690,23 +1692,11 @@ COLOURS = (
     (30, 170, 190),
     (220, 90, 160),
     (120, 120, 40),
+    (250, 210, 60),
+    (120, 80, 50),
+    (140, 220, 120),
+    (90, 100, 120),
 )
-
-
-def draw_contours(
-    canvas: np.ndarray, annotations: Sequence[Mapping[str, Any]], thick: int
-) -> np.ndarray:
-    """A picture with what is inside of each contour shaded."""
-    size = np.array([canvas.shape[1], canvas.shape[0]])
-    for annotation in reversed(annotations):  # the best on top
-        if annotation["contour"]:
-            colour = COLOURS[annotation["tag"]["id"] % len(COLOURS)]
-            ring = np.rint(np.array(annotation["contour"]) * size).astype(np.int32)
-            shade = canvas.copy()
-            cv2.fillPoly(shade, [ring], colour)
-            canvas = cv2.addWeighted(shade, 0.4, canvas, 0.6, 0)
-            cv2.polylines(canvas, [ring], True, colour, thick, cv2.LINE_AA)
-    return canvas
 
 
 def draw_annotations(
@@ -1717,35 +1707,209 @@ def draw_annotations(
     """
     canvas = np.ascontiguousarray(image).copy()
     height, width = canvas.shape[:2]
-    thick, font = max(1, round(min(height, width) / 250)), max(0.35, min(height, width) / 900)
-    size = np.array([width, height])
-    canvas = draw_contours(canvas, annotations, thick)
-    row = 0
-    for annotation in annotations:
-        colour = COLOURS[annotation["tag"]["id"] % len(COLOURS)]
-        text = f"{annotation['tag']['name']} {annotation['confidence']:.2f}".encode(
-            "ascii", "replace"
-        ).decode()
-        (wide, tall), below = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, font, thick)
-        if annotation["bound"]:
-            (left, top), _, (right, bottom), _ = (
-                np.rint(np.array(annotation["bound"]) * size).astype(int).tolist()
-            )
-            cv2.rectangle(canvas, (left, top), (right, bottom), colour, thick)
-            top = max(top, tall + below)
-        else:  # a classifier's best names, one under the other
-            left, top, row = 0, (row + 1) * (tall + below), row + 1
-            if top > height:
-                break
-        cv2.rectangle(canvas, (left, top - tall - below), (left + wide, top), colour, -1)
-        place, white = (left, top - below // 2), (255, 255, 255)
-        cv2.putText(canvas, text, place, cv2.FONT_HERSHEY_SIMPLEX, font, white, thick, cv2.LINE_AA)
+    side = math.sqrt(height * width)
+    thick = max(1, round(side / (350 if len(annotations) <= 50 else 500)))
+    for annotation in reversed(annotations):  # the best on top
+        draw_shape(canvas, annotation, thick)
+    labels = draw_labels(annotations, max(11, round(side / 40)))
+    for label, (left, top) in place_labels(labels, annotations, width, height, thick):
+        part = canvas[top : top + label.shape[0], left : left + label.shape[1]]
+        part[:] = label[: part.shape[0], : part.shape[1]]
     done, data = cv2.imencode(
         ".jpg" if kind == "jpeg" else ".png", cv2.cvtColor(canvas, cv2.COLOR_RGB2BGR)
     )
     if not done:
         raise ImageError("picture cannot be drawn")
     return data.tobytes()
+
+
+def colour_of(annotation: Mapping[str, Any]) -> tuple[int, int, int]:
+    return COLOURS[annotation["tag"]["id"] % len(COLOURS)]
+
+
+def draw_shape(canvas: np.ndarray, annotation: Mapping[str, Any], thick: int) -> None:
+    """Draw a mask, half-transparent with its outline, or else a box, into a picture."""
+    height, width = canvas.shape[:2]
+    colour = colour_of(annotation)
+    rings = [np.rint(ring - 0.5).astype(np.int32) for ring in rings_of(annotation, width, height)]
+    if not rings:
+        if annotation["bound"]:
+            bound = np.rint(np.array(annotation["bound"]) * [width, height]).astype(int)
+            (left, top), _, (right, bottom), _ = bound.tolist()
+            cv2.rectangle(canvas, (left, top), (right - 1, bottom - 1), colour, thick)
+        return
+    points = np.concatenate(rings)
+    left, top = np.maximum(points.min(axis=0), 0)
+    right, bottom = points.max(axis=0) + 1
+    part = canvas[top:bottom, left:right]
+    shade = part.copy()
+    cv2.fillPoly(shade, [ring - [left, top] for ring in rings], colour)
+    part[:] = cv2.addWeighted(shade, 0.5, part, 0.5, 0)
+    cv2.polylines(canvas, rings, True, colour, thick, cv2.LINE_AA)
+
+
+# --- names in a picture ---------------------------------------------------------------------------
+
+
+LABEL_SHARE = 0.15  # of a picture that names may cover
+MOST_LABELS, MOST_CLASSES = 300, 5  # names of boxes; lines of a classifier
+MOST_LETTERS = 40
+
+
+def draw_labels(annotations: Sequence[Mapping[str, Any]], size: int) -> list[np.ndarray]:
+    """Name and confidence of each, uint8 RGB [h, w, 3], with letters of `size` pixels."""
+    most = MOST_LABELS if annotations and annotations[0]["bound"] else MOST_CLASSES
+    return [draw_label(annotation, size) for annotation in annotations[:most]]
+
+
+def draw_label(annotation: Mapping[str, Any], size: int) -> np.ndarray:
+    colour, name = colour_of(annotation), str(annotation["tag"]["name"])
+    name = "".join(letter for letter in " ".join(name.split()) if letter.isprintable())
+    if len(name) > MOST_LETTERS:
+        name = f"{name[: MOST_LETTERS - 2]}.."
+    place = find_font(name)
+    if place is None:  # rather its number than boxes in place of letters
+        name, place = f"#{annotation['tag']['id']}", find_font("#0")
+    text, font = f"{name} {annotation['confidence']:.2f}", open_font(place or "", size)
+    left, _, right, _ = font.getbbox(text)
+    above, below = line_of(font)
+    room = max(2, size // 5)
+    wide, tall = math.ceil(right - left) + 2 * room, above + below + room
+    label = Image.new("RGB", (wide, tall), colour)
+    is_light = np.dot(colour, (0.299, 0.587, 0.114)) > 150
+    ink = (0, 0, 0) if is_light else (255, 255, 255)
+    ImageDraw.Draw(label).text((room - left, room // 2 + above), text, ink, font, anchor="ls")
+    return np.asarray(label)
+
+
+def line_of(font: Any) -> tuple[int, int]:
+    """What a line of a font takes above and below its letters' feet, in pixels."""
+    return font.getmetrics() if hasattr(font, "getmetrics") else (font.getbbox("Ag")[3], 0)
+
+
+def place_labels(
+    labels: Sequence[np.ndarray],
+    annotations: Sequence[Mapping[str, Any]],
+    width: int,
+    height: int,
+    thick: int,
+) -> Iterator[tuple[np.ndarray, tuple[int, int]]]:
+    """Each label that there is room for with its left and top, the most confident first.
+
+    No two overlap, and all together they leave the picture to be seen.
+    """
+    taken: list[tuple[int, int, int, int]] = []
+    left_over = LABEL_SHARE * width * height
+    for index, (label, annotation) in enumerate(zip(labels, annotations)):
+        tall, wide = label.shape[:2]
+        left_over -= tall * wide
+        if index and left_over < 0:
+            return
+        for left, top in label_places(annotation, width, height, tall, wide, index, thick):
+            left, top = max(0, min(left, width - wide)), max(0, min(top, height - tall))
+            right, bottom = left + wide, top + tall
+            if all(left >= r or right <= x or top >= b or bottom <= y for x, y, r, b in taken):
+                taken.append((left, top, right, bottom))
+                yield label, (left, top)
+                break
+        else:
+            left_over += tall * wide
+
+
+def label_places(
+    annotation: Mapping[str, Any],
+    width: int,
+    height: int,
+    tall: int,
+    wide: int,
+    index: int,
+    thick: int,
+) -> list[tuple[int, int]]:
+    """Where a label may stand, as left and top, the best first: over its box, in it, under it; of a
+    classifier's names under the one before.
+    """
+    if not annotation["bound"]:
+        return [(0, index * tall)] if index == 0 or (index + 1) * tall <= height else []
+    bound = np.rint(np.array(annotation["bound"]) * [width, height]).astype(int).tolist()
+    (left, top), _, (right, bottom), _ = bound
+    edge = left - thick // 2
+    over = [(edge, top - tall), (right - wide, top - tall)]
+    if top < tall:
+        over = []
+    inside = [(left, top), (left, bottom - tall)] if right - left > wide else []
+    return [*over, *inside, (edge, bottom), (right, top), (left - wide, top)]
+
+
+FONT_FOLDERS = (
+    "/usr/share/fonts",
+    "/usr/local/share/fonts",
+    "~/.local/share/fonts",
+    "~/.fonts",
+    "/System/Library/Fonts",
+    "/Library/Fonts",
+    "C:/Windows/Fonts",
+)
+# the first that has the letters is taken; other fonts after these
+FONTS = (
+    "NotoSans-Regular",
+    "DejaVuSans",
+    "LiberationSans-Regular",
+    "Arial",
+    "NotoSansCJK-Regular",
+    "NotoSansCJKsc-Regular",
+    "NotoSans*-Regular",
+    "wqy-*",
+    "msyh",
+    "PingFang",
+    "Arial Unicode*",
+    "Nirmala",
+    "malgun",
+    "*-Regular",
+    "*",
+)
+MOST_FONTS = 500
+BUILT_IN_FONT = ""  # Pillow's own, of Latin letters
+
+
+@functools.cache
+def list_fonts() -> list[str]:
+    """The paths of the machine's fonts, those of FONTS first, and Pillow's own at the end."""
+    found = [
+        path
+        for folder in FONT_FOLDERS
+        for path in Path(folder).expanduser().rglob("*.[otOT][tT][fcFC]")
+    ]
+
+    def rank(path: Path) -> tuple[int, str]:
+        names = (n for n, name in enumerate(FONTS) if fnmatch.fnmatchcase(path.stem, name))
+        return next(names), path.name
+
+    return [*map(str, sorted(found, key=rank)[:MOST_FONTS]), BUILT_IN_FONT]
+
+
+@functools.lru_cache(maxsize=64)
+def open_font(path: str, size: int) -> Any:
+    """A font of Pillow's; raises OSError for a file that is none."""
+    return ImageFont.truetype(path, size) if path else ImageFont.load_default(size)
+
+
+@functools.lru_cache(maxsize=4096)
+def find_font(text: str) -> str | None:
+    """The path of the first font that has all letters of a text; None where none has."""
+    letters = {letter for letter in text if unicodedata.category(letter)[0] not in "MCZ"}
+    return next((path for path in list_fonts() if has_letters(path, letters)), None)
+
+
+def has_letters(path: str, letters: Iterable[str]) -> bool:
+    """Whether a font has them: it draws the same for all that it has not."""
+    try:
+        font = open_font(path, 16)
+        missing = [font.getmask(letter) for letter in ("\U0010fffd", "\ue83a")]
+        none = {(mask.size, bytes(mask)) for mask in missing}
+        masks = map(font.getmask, letters)
+        return all((mask.size, bytes(mask)) not in none for mask in masks)
+    except (OSError, ValueError):  # a damaged font; a font of pictures alone
+        return False
 
 
 # ==================================================================================================

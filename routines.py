@@ -1736,7 +1736,8 @@ def draw_shape(canvas: np.ndarray, annotation: Mapping[str, Any], thick: int) ->
         if annotation["bound"]:
             bound = np.rint(np.array(annotation["bound"]) * [width, height]).astype(int)
             (left, top), _, (right, bottom), _ = bound.tolist()
-            cv2.rectangle(canvas, (left, top), (right - 1, bottom - 1), colour, thick)
+            end = min(right, width - 1), min(bottom, height - 1)
+            cv2.rectangle(canvas, (left, top), end, colour, thick)
         return
     points = np.concatenate(rings)
     left, top = np.maximum(points.min(axis=0), 0)
@@ -1767,19 +1768,35 @@ def draw_label(annotation: Mapping[str, Any], size: int) -> np.ndarray:
     name = "".join(letter for letter in " ".join(name.split()) if letter.isprintable())
     if len(name) > MOST_LETTERS:
         name = f"{name[: MOST_LETTERS - 2]}.."
-    place = find_font(name)
-    if place is None:  # rather its number than boxes in place of letters
-        name, place = f"#{annotation['tag']['id']}", find_font("#0")
-    text, font = f"{name} {annotation['confidence']:.2f}", open_font(place or "", size)
+    if find_font(name) is None:  # rather its number than boxes in place of letters
+        name = f"#{annotation['tag']['id']}"
+    text, path = f"{name} {annotation['confidence']:.2f}", find_font(name) or PILLOW_FONT
+    is_light = np.dot(colour, (0.299, 0.587, 0.114)) > 150
+    ink, room = (0, 0, 0) if is_light else (255, 255, 255), max(2, size // 5)
+    if path == OPENCV_FONT:
+        return draw_opencv(text, size, room, ink, colour)
+    font = open_font(path, size)
     left, _, right, _ = font.getbbox(text)
     above, below = line_of(font)
-    room = max(2, size // 5)
     wide, tall = math.ceil(right - left) + 2 * room, above + below + room
     label = Image.new("RGB", (wide, tall), colour)
-    is_light = np.dot(colour, (0.299, 0.587, 0.114)) > 150
-    ink = (0, 0, 0) if is_light else (255, 255, 255)
     ImageDraw.Draw(label).text((room - left, room // 2 + above), text, ink, font, anchor="ls")
     return np.asarray(label)
+
+
+OPENCV_LOCK = threading.Lock()  # nothing says that its fonts may be used in two threads
+
+
+def draw_opencv(
+    text: str, size: int, room: int, ink: tuple[int, ...], colour: tuple[int, ...]
+) -> np.ndarray:
+    """A line of text in OpenCV's own font, uint8 RGB [h, w, 3], with `room` at its sides."""
+    with OPENCV_LOCK:
+        font = open_font(OPENCV_FONT, 0)
+        _, _, wide, _ = cv2.getTextSize((10_000, 10_000), text, (0, 0), font, size)
+        label = np.full((round(1.3 * size) + room, wide + 2 * room, 3), colour, np.uint8)
+        cv2.putText(label, text, (room, round(1.05 * size) + room // 2), ink, font, size)
+    return label
 
 
 def line_of(font: Any) -> tuple[int, int]:
@@ -1868,12 +1885,13 @@ FONTS = (
     "*",
 )
 MOST_FONTS = 500
-BUILT_IN_FONT = ""  # Pillow's own, of Latin letters
+OPENCV_FONT = ":opencv"  # in OpenCV from 5 on: most scripts that are written from the left
+PILLOW_FONT = ":pillow"  # English alone
 
 
 @functools.cache
 def list_fonts() -> list[str]:
-    """The paths of the machine's fonts, those of FONTS first, and Pillow's own at the end."""
+    """The paths of the machine's fonts, those of FONTS first; at the end what libraries bring."""
     found = [
         path
         for folder in FONT_FOLDERS
@@ -1884,32 +1902,44 @@ def list_fonts() -> list[str]:
         names = (n for n, name in enumerate(FONTS) if fnmatch.fnmatchcase(path.stem, name))
         return next(names), path.name
 
-    return [*map(str, sorted(found, key=rank)[:MOST_FONTS]), BUILT_IN_FONT]
+    brought = [OPENCV_FONT, PILLOW_FONT] if hasattr(cv2, "FontFace") else [PILLOW_FONT]
+    return [*map(str, sorted(found, key=rank)[:MOST_FONTS]), *brought]
 
 
 @functools.lru_cache(maxsize=64)
 def open_font(path: str, size: int) -> Any:
-    """A font of Pillow's; raises OSError for a file that is none."""
-    return ImageFont.truetype(path, size) if path else ImageFont.load_default(size)
+    """A font of Pillow's, or OpenCV's own; raises OSError for a file that is none."""
+    if path == OPENCV_FONT:
+        return cv2.FontFace("uni")
+    return ImageFont.load_default(size) if path == PILLOW_FONT else ImageFont.truetype(path, size)
 
 
 @functools.lru_cache(maxsize=4096)
 def find_font(text: str) -> str | None:
     """The path of the first font that has all letters of a text; None where none has."""
     letters = {letter for letter in text if unicodedata.category(letter)[0] not in "MCZ"}
+    letters |= set("0123456789.#")  # which follow in a label
     return next((path for path in list_fonts() if has_letters(path, letters)), None)
 
 
 def has_letters(path: str, letters: Iterable[str]) -> bool:
     """Whether a font has them: it draws the same for all that it has not."""
     try:
-        font = open_font(path, 16)
-        missing = [font.getmask(letter) for letter in ("\U0010fffd", "\ue83a")]
-        none = {(mask.size, bytes(mask)) for mask in missing}
-        masks = map(font.getmask, letters)
-        return all((mask.size, bytes(mask)) not in none for mask in masks)
+        none = {draw_letter(path, letter) for letter in ("\U0010fffd", "\ue83a")}
+        return not any(draw_letter(path, letter) in none for letter in letters)
     except (OSError, ValueError):  # a damaged font; a font of pictures alone
         return False
+
+
+def draw_letter(path: str, letter: str) -> tuple[Any, bytes]:
+    """The pixels of a letter in a font, to be compared; nothing where it cannot be drawn well."""
+    if path != OPENCV_FONT:
+        mask = open_font(path, 16).getmask(letter)
+        return mask.size, bytes(mask)
+    if unicodedata.bidirectional(letter) in ("R", "AL"):  # it would write them from the left
+        letter = "\U0010fffd"
+    label = draw_opencv(letter, 16, 2, (255, 255, 255), (0, 0, 0))
+    return label.shape, label.tobytes()
 
 
 # ==================================================================================================

@@ -73,6 +73,10 @@ class RoutineError(ValueError):
     """A routine has nothing to work on in what this model answers, or in this picture."""
 
 
+class LabelError(ValueError):
+    """A label map is not that of the model."""
+
+
 # ==================================================================================================
 # Images in
 # In: what a request holds. Out: uint8 RGB [H, W, 3], upright; or ImageError with the reason.
@@ -761,7 +765,7 @@ def count_classes(
 
 
 def check_labels(labels: Mapping[int, str], classes: int | None, first_id: int) -> None:
-    """Raise ValueError when a label map cannot be that of a model with so many classes.
+    """Raise LabelError when a label map cannot be that of a model with so many classes.
 
     Their ids run from `first_id` on; a background, 0, needs no name. A map may leave out ids in
     between, but not the last ones: that is how it looks when a name was forgotten, which shifts all
@@ -772,7 +776,7 @@ def check_labels(labels: Mapping[int, str], classes: int | None, first_id: int) 
     last, ids = first_id + classes - 1, sorted(labels)
     is_dense = ids[-1] - ids[0] == len(ids) - 1 and ids[0] <= max(first_id, 1)
     if ids[0] < first_id or ids[-1] > last or is_dense and ids[-1] < last:
-        raise ValueError(
+        raise LabelError(
             f"label map: expected names of the model's {classes} classes, ids {first_id} to {last}"
             + (" with 0 the background" if first_id == 0 and 0 not in labels else "")
             + f"; got {len(ids)}, ids {ids[0]} to {ids[-1]}"

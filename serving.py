@@ -725,7 +725,7 @@ class Deployment:
     default: bool = option(
         False, "whether it answers /predict without an id; else the first deployment does"
     )
-    label_map: str | dict[str, Any] | tuple[str, ...] | None = option(
+    label_map: str | dict[str, Any] | tuple[Any, ...] | None = option(
         None, "names of the classes: a file, an object by id, or a list"
     )
     family: str | None = option(
@@ -5506,7 +5506,8 @@ class ReadyDeployment:
     def model_of(self, servable: Any) -> Any:
         """How pictures are shown to a servable.
 
-        Raises ValueError when it takes none, or is of no known family.
+        Raises ValueError when it takes none or is of no known family, LabelError when the label map
+        is another's.
         """
         model = self.models.get(servable)
         if model is None:
@@ -5644,6 +5645,31 @@ def image_errors() -> Iterator[None]:
         ) from None
 
 
+def find_misfits(server: "ModelServer") -> dict[str, str]:
+    """The deployments, by id, whose label map is not that of their model, and why."""
+    found = {}
+    for name, ready in server.prepared.deployments.items():
+        where = ready.config.model, ready.config.version, ready.config.version_label
+        if ready.problem or ready.config.model not in server.manager.available:
+            continue
+        try:
+            ready.model_of(server.manager.find(*where)[1])
+        except routines.LabelError as error:
+            found[name] = str(error)
+        except (ServingError, ValueError):  # not there, or no model of pictures
+            continue
+    return found
+
+
+def report_misfits(server: "ModelServer") -> None:
+    """Say in the log whose label map is not its model's, once."""
+    for name, reason in find_misfits(server).items():
+        key = "misfit", name
+        if server.kept.get(key) != reason:
+            server.kept[key] = reason
+            logger.error("Deployment '%s' is not available: %s", name, reason)
+
+
 @contextlib.contextmanager
 def routine_errors() -> Iterator[None]:
     """Answer 400 for a routine that this model or picture has nothing for."""
@@ -5675,6 +5701,9 @@ def predict_image(
     with lease(server, ready.config) as (version, servable):
         try:
             model = ready.model_of(servable)
+        except routines.LabelError as error:
+            text = f"Deployment '{ready.config.id}' is not available: {error}"
+            raise ServingError(text, "UNAVAILABLE") from None
         except ValueError as error:
             raise BadRequest(f"Deployment '{ready.config.id}' takes no pictures: {error}") from None
         allowance.take(routines.shown_bytes(model, image, (*ready.chain, *own)))
@@ -6136,7 +6165,8 @@ class ModelServer:
         """What is not ready: the models without an available version; empty when all is ready."""
         self.start()
         others = (name for extension in self.extensions for name in extension.unready(self))
-        return [*self.manager.unready(), *others]
+        misfits = [f"deployment {name} ({why})" for name, why in find_misfits(self).items()]
+        return [*self.manager.unready(), *misfits, *others]
 
     def reload(self, timeout: float = math.inf) -> tuple[int, dict[str, Any]]:
         """Read config and version folders again; returns the HTTP status and body OpenVINO Model
@@ -6265,7 +6295,8 @@ def refuse_unread(config: Config, there: Collection[str]) -> None:
 def refresh_others(
     server: ModelServer, manager: ModelManager, outcome: Outcome, polling: bool
 ) -> None:
-    """What extensions do after the models of a pass of the loader."""
+    """What follows the models of a pass of the loader: a look at label maps, and extensions."""
+    report_misfits(server)
     for extension in server.extensions:
         extension.refresh(server, outcome, polling)
 

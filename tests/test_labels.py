@@ -152,23 +152,38 @@ def test_maps_that_cannot_be_the_models(labels, classes, first_id, text):
     assert text in str(raised.value)
 
 
+def test_inline_maps_of_a_config_may_be_cocos_categories():
+    options = {"auth": {"keys": [key_entry("site", "k")]}}
+    deployment = {"id": "x", "model": "d", "label_map": COCO["categories"]}
+    for label_map in (COCO["categories"], COCO):
+        deployment = {"id": "x", "model": "d", "label_map": label_map}
+        rest = Rest(fake_server({"d": FakeDetector()}, deployments=[deployment], **options))
+        names = rest.get("/classes", headers=bearer("k")).json
+        assert {key: one["name"] for key, one in names.items()} == {
+            "1": "person",
+            "13": "stop sign",
+        }
+
+
 def classifier(classes):
     outputs = {"p": np.full((1, classes), 1 / classes, np.float32)}
     sides = [spec("image", "DT_FLOAT", (1, 8, 8, 3))], [spec("p", shape=(None, classes))]
     return serving.Servable({"serving_default": signature(*sides)}, lambda *_: outputs)
 
 
-def test_a_forgotten_name_is_refused_with_both_numbers():
+def test_a_forgotten_name_is_refused_with_both_numbers(caplog):
     """Three names of four classes: each was taken for the one before it."""
     deployment = {"id": "pets", "model": "m", "label_map": ["cat", "dog", "emu"]}
     options = {"auth": {"keys": [key_entry("site", "k")]}, "deployments": [deployment]}
-    for classes, status in ((3, 200), (4, 400)):
+    for classes, status in ((3, 200), (4, 503)):
         rest = Rest(fake_server({"m": classifier(classes)}, **options))
         body = {"image_type": "array", "data": [[1]]}
         answer = rest.post("/predict", body, headers=bearer("k"))
         assert answer.status_code == status, answer.json
     text = "label map: expected names of the model's 4 classes, ids 1 to 4; got 3, ids 1 to 3"
-    assert_error(answer, 400, f"Deployment 'pets' takes no pictures: {text}")
+    assert_error(answer, 503, f"Deployment 'pets' is not available: {text}")
+    assert f"deployment pets ({text})" in rest.get("/readyz").json["error"]
+    assert caplog.text.count(f"Deployment 'pets' is not available: {text}") == 1
 
 
 # --- labels that a SavedModel brings ------------------------------------------------------------

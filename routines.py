@@ -28,6 +28,7 @@ import contextlib
 import contextvars
 import dataclasses
 import difflib
+import fnmatch
 import functools
 import http.client
 import importlib
@@ -46,6 +47,7 @@ import sys
 import threading
 import time
 import typing
+import unicodedata
 import zlib
 from collections import ChainMap
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -58,7 +60,15 @@ from xml.sax.saxutils import escape
 import cv2
 import ml_dtypes
 import numpy as np
-from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError, features
+from PIL import (
+    Image,
+    ImageDraw,
+    ImageFont,
+    ImageOps,
+    TiffImagePlugin,
+    UnidentifiedImageError,
+    features,
+)
 
 __all__ = [
     "FAMILIES",
@@ -91,6 +101,10 @@ class NoPicture(ValueError):
 
 class RoutineError(ValueError):
     """A routine has nothing to work on in what this model answers, or in this picture."""
+
+
+class LabelError(ValueError):
+    """A label map is not that of the model."""
 
 
 # ==================================================================================================
@@ -1148,7 +1162,7 @@ def label_pairs(pairs: Iterable[tuple[Any, Any]]) -> dict[int, str]:
 
 
 def check_labels(labels: Mapping[int, str], classes: int | None, first_id: int) -> None:
-    """Raise ValueError when a label map cannot be that of a model with so many classes.
+    """Raise LabelError when a label map cannot be that of a model with so many classes.
 
     Their ids run from `first_id` on; a background, 0, needs no name. A map may leave out ids in
     between, but not the last ones: that is how it looks when a name was forgotten, which shifts all
@@ -1159,7 +1173,7 @@ def check_labels(labels: Mapping[int, str], classes: int | None, first_id: int) 
     last, ids = first_id + classes - 1, sorted(labels)
     is_dense = ids[-1] - ids[0] == len(ids) - 1 and ids[0] <= max(first_id, 1)
     if ids[0] < first_id or ids[-1] > last or is_dense and ids[-1] < last:
-        raise ValueError(
+        raise LabelError(
             f"label map: expected names of the model's {classes} classes, ids {first_id} to {last}"
             + (" with 0 the background" if first_id == 0 and 0 not in labels else "")
             + f"; got {len(ids)}, ids {ids[0]} to {ids[-1]}"
@@ -2819,18 +2833,19 @@ def place_boxes(boxes: np.ndarray, region: np.ndarray) -> np.ndarray:
 
 def to_annotations(tensors: Tensors, width: int, height: int) -> list[dict[str, Any]]:
     """Predictions as the published objects: bound and contour in 0..1 of the picture,
-    best first.
+    best first; with `contours` where a mask has more than one ring.
     """
     annotations = []
     for index, (score, number, name) in enumerate(
         zip(tensors["scores"].tolist(), tensors["classes"].tolist(), tensors["names"])
     ):
-        bound = contour = None
+        bound, rings = None, []
         if "boxes" in tensors:
             ymin, xmin, ymax, xmax = tensors["boxes"][index].tolist()
             bound = [[xmin, ymin], [xmin, ymax], [xmax, ymax], [xmax, ymin]]
         if "masks" in tensors:
-            contour = trace_mask(tensors["masks"][index], tensors["boxes"][index], width, height)
+            rings = trace_rings(tensors["masks"][index], tensors["boxes"][index], width, height)
+        contour = rings[0] if rings else None
         annotations.append(
             {
                 "annotationId": index,
@@ -2840,6 +2855,7 @@ def to_annotations(tensors: Tensors, width: int, height: int) -> list[dict[str, 
                 "contour": contour,
                 "contourType": "polygon" if contour else None,
                 "tag": {"id": number, "name": name},
+                **({"contours": rings} if len(rings) > 1 else {}),
             }
         )
     return annotations
@@ -2852,43 +2868,105 @@ def paste_mask(
     with the top and left of where they lie.
     """
     ymin, xmin, ymax, xmax = box.tolist()
-    top, left = int(ymin * height * scale), int(xmin * width * scale)
-    tall, wide = (
-        max(1, round(ymax * height * scale) - top),
-        max(1, round(xmax * width * scale) - left),
-    )
-    return (
-        (
-            cv2.resize(mask.astype(np.float32), (wide, tall), interpolation=cv2.INTER_LINEAR) >= 0.5
-        ).astype(np.uint8),
-        top,
-        left,
-    )
+    top, left = round(ymin * height * scale), round(xmin * width * scale)
+    bottom, right = round(ymax * height * scale), round(xmax * width * scale)
+    return resize_mask(mask, max(1, bottom - top), max(1, right - left)), top, left
+
+
+def resize_mask(mask: np.ndarray, tall: int, wide: int) -> np.ndarray:
+    """A mask [mh, mw] of 0..1 as 0/1 pixels, uint8 [tall, wide]."""
+    mask = mask.astype(np.float32)
+    if mask.shape != (tall, wide):
+        shrinks = mask.shape[0] >= tall and mask.shape[1] >= wide
+        method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+        mask = cv2.resize(mask, (wide, tall), interpolation=method)
+    return (mask >= 0.5).astype(np.uint8)
+
+
+FINE, MOST_FINE = 256, 1024  # the pixels that a mask coarser than the picture is traced in
+MOST_RINGS = 2000
 
 
 def trace_mask(
     mask: np.ndarray, box: np.ndarray, width: int, height: int
 ) -> list[list[float]] | None:
-    """The outer ring of a mask's largest part as [[x, y], ...] in 0..1 of the picture; None when
-    there is no area.
+    """The outer ring of a mask's largest part; None when there is no area."""
+    rings = trace_rings(mask, box, width, height)
+    return rings[0] if rings else None
 
-    Small masks are traced on a finer grid: a ring through the centres of border pixels cuts half a
-    pixel off.
+
+def trace_rings(
+    mask: np.ndarray, box: np.ndarray, width: int, height: int
+) -> list[list[list[float]]]:
+    """The rings of a mask's parts and holes as [[x, y], ...] in 0..1 of the picture, largest first.
+
+    Filled by the even-odd rule they are the mask; holes run the other way around. A mask as fine as
+    the picture is traced as it is, a coarser one smoothly.
     """
-    side = max((box[2] - box[0]) * height, (box[3] - box[1]) * width)
-    scale = int(np.clip(np.ceil(256 / max(float(side), 1)), 1, 8))
-    pixels, top, left = paste_mask(mask, box, width, height, scale)
-    rings, _ = cv2.findContours(pixels, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
-    if not rings:
-        return None
-    ring = max(rings, key=cv2.contourArea)
-    # fewer points, a hundredth of the area at most
-    short = cv2.approxPolyDP(ring, min(1.0, 0.004 * float(side)) * scale, True)
-    ring = (short if len(short) >= 3 else ring).reshape(-1, 2)
-    if len(ring) < 3:
-        return None
-    points = (ring + np.array([left, top]) + 0.5) / scale / np.array([width, height])
-    return np.clip(points, 0, 1).round(6).tolist()
+    origin = np.array([box[1], box[0]], np.float64)
+    size = np.array([box[3] - box[1], box[2] - box[0]], np.float64)  # x, y
+    wide, tall = size * [width, height]
+    if mask.shape[0] >= tall and mask.shape[1] >= wide:
+        pixels = (mask >= 0.5).astype(np.uint8)
+    else:
+        scale = int(np.clip(np.ceil(FINE / max(tall, wide, 1)), 1, 8))
+        sides = [
+            np.clip(round(side * scale), 1, max(MOST_FINE, *mask.shape)) for side in (tall, wide)
+        ]
+        pixels = resize_mask(mask, *map(int, sides))
+    grid = np.array(pixels.shape[::-1])
+    step = float(max(size * [width, height] / grid))  # the picture's pixels in one of these
+    rings = [simplify(ring, step, max(tall, wide)) for ring in find_rings(pixels)]
+    rings.sort(key=lambda ring: (area_of(ring) < 0, -abs(area_of(ring))))
+    return [
+        np.clip(ring / grid * size + origin, 0, 1).round(6).tolist() for ring in rings[:MOST_RINGS]
+    ]
+
+
+def find_rings(pixels: np.ndarray) -> list[np.ndarray]:
+    """The rings along the edges of 0/1 pixels [h, w] as x, y [K, 2]; around holes the other way.
+
+    Traced in twice as many cells and one, of which the even ones are the edges: a ring through the
+    centres of pixels cuts half of one off, which is all of what is thin.
+    """
+    rings: list[np.ndarray] = []
+    rest, is_hole = pixels, False
+    for _ in range(2 * MOST_DEPTH):
+        cells = np.zeros((2 * pixels.shape[0] + 1, 2 * pixels.shape[1] + 1), np.uint8)
+        cells[1::2, 1::2] = rest
+        found, _ = cv2.findContours(
+            cv2.dilate(cells, np.ones((3, 3), np.uint8)),
+            cv2.RETR_EXTERNAL,
+            cv2.CHAIN_APPROX_SIMPLE,
+        )
+        if not found:
+            break
+        for ring in found:
+            points = ring.reshape(-1, 2) / 2
+            rings.append(points[::-1] if (area_of(points) < 0) != is_hole else points)
+        cells[:] = 0
+        cv2.drawContours(cells, found, -1, 1, cv2.FILLED)
+        rest, is_hole = cells[1::2, 1::2] & (1 - rest), not is_hole  # what is filled and should not
+    return rings
+
+
+MOST_DEPTH = 8  # of parts in holes in parts
+
+
+def area_of(ring: np.ndarray) -> float:
+    """The area inside a ring [K, 2], negative when it runs the other way."""
+    return cv2.contourArea(ring.astype(np.float32), oriented=True)
+
+
+def simplify(ring: np.ndarray, step: float, side: float) -> np.ndarray:
+    """A ring with fewer points, moved by at most a tenth of how thick it is.
+
+    `step` is what one unit of it takes of the picture's pixels, `side` how many of these it spans.
+    """
+    points = ring.astype(np.float32).reshape(-1, 1, 2)
+    thick = 2 * abs(area_of(ring)) / max(cv2.arcLength(points, True), 1e-6)
+    short = cv2.approxPolyDP(points, min(min(1.0, 0.004 * side) / step, 0.1 * thick), True)
+    return short.reshape(-1, 2) if len(short) >= 3 else ring
 
 
 def to_coco(
@@ -2899,17 +2977,14 @@ def to_coco(
     image_id: int = 1,
     file_name: str = "image",
 ) -> dict[str, Any]:
-    """Annotations as a COCO object: boxes x, y, w, h and polygons in pixels."""
+    """Annotations as a COCO object: boxes x, y, w, h and, in pixels, polygons, or RLE for a mask
+    with holes; of what has no mask the box.
+    """
     entries = []
     for number, annotation in enumerate(annotations, 1):
         (xmin, ymin), _, (xmax, ymax), _ = annotation["bound"] or [[0, 0], [0, 1], [1, 1], [1, 0]]
         box = [xmin * width, ymin * height, (xmax - xmin) * width, (ymax - ymin) * height]
-        ring = [value for x, y in annotation["contour"] or () for value in (x * width, y * height)]
-        area = (
-            float(cv2.contourArea(np.array(ring, np.float32).reshape(-1, 1, 2)))
-            if ring
-            else box[2] * box[3]
-        )
+        segmentation, area = to_segmentation(annotation, width, height)
         entries.append(
             {
                 "id": number,
@@ -2917,7 +2992,7 @@ def to_coco(
                 "category_id": annotation["tag"]["id"],
                 "bbox": box,
                 "area": area,
-                "segmentation": [ring] if ring else [],
+                "segmentation": segmentation,
                 "iscrowd": 0,
                 "score": annotation["confidence"],
             }
@@ -2930,6 +3005,52 @@ def to_coco(
             {"id": number, "name": name} for number, name in sorted({**used, **labels}.items())
         ],
     }
+
+
+def rings_of(annotation: Mapping[str, Any], width: int, height: int) -> list[np.ndarray]:
+    """The rings of an annotation's mask in pixels, x, y float64 [K, 2] each; none without one."""
+    rings = annotation.get("contours") or [annotation["contour"] or []]
+    return [np.array(ring, np.float64) * [width, height] for ring in rings if ring]
+
+
+def to_segmentation(
+    annotation: Mapping[str, Any], width: int, height: int
+) -> tuple[list[list[float]] | dict[str, Any], float]:
+    """COCO's `segmentation` of an annotation, and its area in pixels."""
+    rings = rings_of(annotation, width, height)
+    if not rings:
+        bound = annotation["bound"] or [[0, 0], [0, 1], [1, 1], [1, 0]]
+        box = np.array(bound, np.float64) * [width, height]
+        return [box.ravel().tolist()], abs(area_of(box))
+    runs = encode_runs(rings, width, height)
+    area = float(sum(runs[1::2]))
+    if any(area_of(ring) < 0 for ring in rings[1:]):
+        return {"size": [height, width], "counts": runs}, area
+    return [ring.ravel().tolist() for ring in rings], area or abs(area_of(rings[0]))
+
+
+def encode_runs(rings: Sequence[np.ndarray], width: int, height: int) -> list[int]:
+    """What rings hold by the even-odd rule, as COCO's run lengths: column by column, of 0 and 1 in
+    turn; a pixel is in when its centre is.
+    """
+    flips = []  # where a column goes in or out, as the number of the pixel
+    for ring in rings:
+        ends = np.stack([ring, np.roll(ring, -1, axis=0)])  # [2, K, 2]
+        ends = np.where(ends[:1, :, :1] <= ends[1:, :, :1], ends, ends[::-1])  # from left to right
+        (left, top), (right, bottom) = ends[0].T, ends[1].T
+        first, after = (np.clip(np.ceil(x - 0.5), 0, width).astype(int) for x in (left, right))
+        edge = np.repeat(np.arange(len(ring)), after - first)  # one for each column it crosses
+        column = (
+            first[edge] + np.arange(len(edge)) - (np.cumsum(after - first) - (after - first))[edge]
+        )
+        slope = (bottom - top)[edge] / (right - left)[edge]
+        crossing = top[edge] + (column + 0.5 - left[edge]) * slope
+        row = np.clip(np.ceil(crossing - 0.5), 0, height).astype(int)
+        flips.append(column * height + row)
+    places, times = np.unique(np.concatenate(flips), return_counts=True)
+    places = places[times % 2 == 1]
+    runs = np.diff(np.concatenate([[0], places, [width * height]])).tolist()
+    return runs if runs[-1] else runs[:-1]
 
 
 def present(
@@ -2964,23 +3085,11 @@ COLOURS = (
     (30, 170, 190),
     (220, 90, 160),
     (120, 120, 40),
+    (250, 210, 60),
+    (120, 80, 50),
+    (140, 220, 120),
+    (90, 100, 120),
 )
-
-
-def draw_contours(
-    canvas: np.ndarray, annotations: Sequence[Mapping[str, Any]], thick: int
-) -> np.ndarray:
-    """A picture with what is inside of each contour shaded."""
-    size = np.array([canvas.shape[1], canvas.shape[0]])
-    for annotation in reversed(annotations):  # the best on top
-        if annotation["contour"]:
-            colour = COLOURS[annotation["tag"]["id"] % len(COLOURS)]
-            ring = np.rint(np.array(annotation["contour"]) * size).astype(np.int32)
-            shade = canvas.copy()
-            cv2.fillPoly(shade, [ring], colour)
-            canvas = cv2.addWeighted(shade, 0.4, canvas, 0.6, 0)
-            cv2.polylines(canvas, [ring], True, colour, thick, cv2.LINE_AA)
-    return canvas
 
 
 def draw_annotations(
@@ -2991,35 +3100,239 @@ def draw_annotations(
     """
     canvas = np.ascontiguousarray(image).copy()
     height, width = canvas.shape[:2]
-    thick, font = max(1, round(min(height, width) / 250)), max(0.35, min(height, width) / 900)
-    size = np.array([width, height])
-    canvas = draw_contours(canvas, annotations, thick)
-    row = 0
-    for annotation in annotations:
-        colour = COLOURS[annotation["tag"]["id"] % len(COLOURS)]
-        text = f"{annotation['tag']['name']} {annotation['confidence']:.2f}".encode(
-            "ascii", "replace"
-        ).decode()
-        (wide, tall), below = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, font, thick)
-        if annotation["bound"]:
-            (left, top), _, (right, bottom), _ = (
-                np.rint(np.array(annotation["bound"]) * size).astype(int).tolist()
-            )
-            cv2.rectangle(canvas, (left, top), (right, bottom), colour, thick)
-            top = max(top, tall + below)
-        else:  # a classifier's best names, one under the other
-            left, top, row = 0, (row + 1) * (tall + below), row + 1
-            if top > height:
-                break
-        cv2.rectangle(canvas, (left, top - tall - below), (left + wide, top), colour, -1)
-        place, white = (left, top - below // 2), (255, 255, 255)
-        cv2.putText(canvas, text, place, cv2.FONT_HERSHEY_SIMPLEX, font, white, thick, cv2.LINE_AA)
+    side = math.sqrt(height * width)
+    thick = max(1, round(side / (350 if len(annotations) <= 50 else 500)))
+    for annotation in reversed(annotations):  # the best on top
+        draw_shape(canvas, annotation, thick)
+    labels = draw_labels(annotations, max(11, round(side / 40)))
+    for label, (left, top) in place_labels(labels, annotations, width, height, thick):
+        part = canvas[top : top + label.shape[0], left : left + label.shape[1]]
+        part[:] = label[: part.shape[0], : part.shape[1]]
     done, data = cv2.imencode(
         ".jpg" if kind == "jpeg" else ".png", cv2.cvtColor(canvas, cv2.COLOR_RGB2BGR)
     )
     if not done:
         raise ImageError("picture cannot be drawn")
     return data.tobytes()
+
+
+def colour_of(annotation: Mapping[str, Any]) -> tuple[int, int, int]:
+    return COLOURS[annotation["tag"]["id"] % len(COLOURS)]
+
+
+def draw_shape(canvas: np.ndarray, annotation: Mapping[str, Any], thick: int) -> None:
+    """Draw a mask, half-transparent with its outline, or else a box, into a picture."""
+    height, width = canvas.shape[:2]
+    colour = colour_of(annotation)
+    rings = [np.rint(ring - 0.5).astype(np.int32) for ring in rings_of(annotation, width, height)]
+    if not rings:
+        if annotation["bound"]:
+            bound = np.rint(np.array(annotation["bound"]) * [width, height]).astype(int)
+            (left, top), _, (right, bottom), _ = bound.tolist()
+            end = min(right, width - 1), min(bottom, height - 1)
+            cv2.rectangle(canvas, (left, top), end, colour, thick)
+        return
+    points = np.concatenate(rings)
+    left, top = np.maximum(points.min(axis=0), 0)
+    right, bottom = points.max(axis=0) + 1
+    part = canvas[top:bottom, left:right]
+    shade = part.copy()
+    cv2.fillPoly(shade, [ring - [left, top] for ring in rings], colour)
+    part[:] = cv2.addWeighted(shade, 0.5, part, 0.5, 0)
+    cv2.polylines(canvas, rings, True, colour, thick, cv2.LINE_AA)
+
+
+# --- names in a picture ---------------------------------------------------------------------------
+
+
+LABEL_SHARE = 0.15  # of a picture that names may cover
+MOST_LABELS, MOST_CLASSES = 300, 5  # names of boxes; lines of a classifier
+MOST_LETTERS = 40
+
+
+def draw_labels(annotations: Sequence[Mapping[str, Any]], size: int) -> list[np.ndarray]:
+    """Name and confidence of each, uint8 RGB [h, w, 3], with letters of `size` pixels."""
+    most = MOST_LABELS if annotations and annotations[0]["bound"] else MOST_CLASSES
+    return [draw_label(annotation, size) for annotation in annotations[:most]]
+
+
+def draw_label(annotation: Mapping[str, Any], size: int) -> np.ndarray:
+    colour, name = colour_of(annotation), str(annotation["tag"]["name"])
+    name = "".join(letter for letter in " ".join(name.split()) if letter.isprintable())
+    if len(name) > MOST_LETTERS:
+        name = f"{name[: MOST_LETTERS - 2]}.."
+    if find_font(name) is None:  # rather its number than boxes in place of letters
+        name = f"#{annotation['tag']['id']}"
+    text, path = f"{name} {annotation['confidence']:.2f}", find_font(name) or PILLOW_FONT
+    is_light = np.dot(colour, (0.299, 0.587, 0.114)) > 150
+    ink, room = (0, 0, 0) if is_light else (255, 255, 255), max(2, size // 5)
+    if path == OPENCV_FONT:
+        return draw_opencv(text, size, room, ink, colour)
+    font = open_font(path, size)
+    left, _, right, _ = font.getbbox(text)
+    above, below = line_of(font)
+    wide, tall = math.ceil(right - left) + 2 * room, above + below + room
+    label = Image.new("RGB", (wide, tall), colour)
+    ImageDraw.Draw(label).text((room - left, room // 2 + above), text, ink, font, anchor="ls")
+    return np.asarray(label)
+
+
+OPENCV_LOCK = threading.Lock()  # nothing says that its fonts may be used in two threads
+
+
+def draw_opencv(
+    text: str, size: int, room: int, ink: tuple[int, ...], colour: tuple[int, ...]
+) -> np.ndarray:
+    """A line of text in OpenCV's own font, uint8 RGB [h, w, 3], with `room` at its sides."""
+    with OPENCV_LOCK:
+        font = open_font(OPENCV_FONT, 0)
+        _, _, wide, _ = cv2.getTextSize((10_000, 10_000), text, (0, 0), font, size)
+        label = np.full((round(1.3 * size) + room, wide + 2 * room, 3), colour, np.uint8)
+        cv2.putText(label, text, (room, round(1.05 * size) + room // 2), ink, font, size)
+    return label
+
+
+def line_of(font: Any) -> tuple[int, int]:
+    """What a line of a font takes above and below its letters' feet, in pixels."""
+    return font.getmetrics() if hasattr(font, "getmetrics") else (font.getbbox("Ag")[3], 0)
+
+
+def place_labels(
+    labels: Sequence[np.ndarray],
+    annotations: Sequence[Mapping[str, Any]],
+    width: int,
+    height: int,
+    thick: int,
+) -> Iterator[tuple[np.ndarray, tuple[int, int]]]:
+    """Each label that there is room for with its left and top, the most confident first.
+
+    No two overlap, and all together they leave the picture to be seen.
+    """
+    taken: list[tuple[int, int, int, int]] = []
+    left_over = LABEL_SHARE * width * height
+    for index, (label, annotation) in enumerate(zip(labels, annotations)):
+        tall, wide = label.shape[:2]
+        left_over -= tall * wide
+        if index and left_over < 0:
+            return
+        for left, top in label_places(annotation, width, height, tall, wide, index, thick):
+            left, top = max(0, min(left, width - wide)), max(0, min(top, height - tall))
+            right, bottom = left + wide, top + tall
+            if all(left >= r or right <= x or top >= b or bottom <= y for x, y, r, b in taken):
+                taken.append((left, top, right, bottom))
+                yield label, (left, top)
+                break
+        else:
+            left_over += tall * wide
+
+
+def label_places(
+    annotation: Mapping[str, Any],
+    width: int,
+    height: int,
+    tall: int,
+    wide: int,
+    index: int,
+    thick: int,
+) -> list[tuple[int, int]]:
+    """Where a label may stand, as left and top, the best first: over its box, in it, under it; of a
+    classifier's names under the one before.
+    """
+    if not annotation["bound"]:
+        return [(0, index * tall)] if index == 0 or (index + 1) * tall <= height else []
+    bound = np.rint(np.array(annotation["bound"]) * [width, height]).astype(int).tolist()
+    (left, top), _, (right, bottom), _ = bound
+    edge = left - thick // 2
+    over = [(edge, top - tall), (right - wide, top - tall)]
+    if top < tall:
+        over = []
+    inside = [(left, top), (left, bottom - tall)] if right - left > wide else []
+    return [*over, *inside, (edge, bottom), (right, top), (left - wide, top)]
+
+
+FONT_FOLDERS = (
+    "/usr/share/fonts",
+    "/usr/local/share/fonts",
+    "~/.local/share/fonts",
+    "~/.fonts",
+    "/System/Library/Fonts",
+    "/Library/Fonts",
+    "C:/Windows/Fonts",
+)
+# the first that has the letters is taken; other fonts after these
+FONTS = (
+    "NotoSans-Regular",
+    "DejaVuSans",
+    "LiberationSans-Regular",
+    "Arial",
+    "NotoSansCJK-Regular",
+    "NotoSansCJKsc-Regular",
+    "NotoSans*-Regular",
+    "wqy-*",
+    "msyh",
+    "PingFang",
+    "Arial Unicode*",
+    "Nirmala",
+    "malgun",
+    "*-Regular",
+    "*",
+)
+MOST_FONTS = 500
+OPENCV_FONT = ":opencv"  # in OpenCV from 5 on: most scripts that are written from the left
+PILLOW_FONT = ":pillow"  # English alone
+
+
+@functools.cache
+def list_fonts() -> list[str]:
+    """The paths of the machine's fonts, those of FONTS first; at the end what libraries bring."""
+    found = [
+        path
+        for folder in FONT_FOLDERS
+        for path in Path(folder).expanduser().rglob("*.[otOT][tT][fcFC]")
+    ]
+
+    def rank(path: Path) -> tuple[int, str]:
+        names = (n for n, name in enumerate(FONTS) if fnmatch.fnmatchcase(path.stem, name))
+        return next(names), path.name
+
+    brought = [OPENCV_FONT, PILLOW_FONT] if hasattr(cv2, "FontFace") else [PILLOW_FONT]
+    return [*map(str, sorted(found, key=rank)[:MOST_FONTS]), *brought]
+
+
+@functools.lru_cache(maxsize=64)
+def open_font(path: str, size: int) -> Any:
+    """A font of Pillow's, or OpenCV's own; raises OSError for a file that is none."""
+    if path == OPENCV_FONT:
+        return cv2.FontFace("uni")
+    return ImageFont.load_default(size) if path == PILLOW_FONT else ImageFont.truetype(path, size)
+
+
+@functools.lru_cache(maxsize=4096)
+def find_font(text: str) -> str | None:
+    """The path of the first font that has all letters of a text; None where none has."""
+    letters = {letter for letter in text if unicodedata.category(letter)[0] not in "MCZ"}
+    letters |= set("0123456789.#")  # which follow in a label
+    return next((path for path in list_fonts() if has_letters(path, letters)), None)
+
+
+def has_letters(path: str, letters: Iterable[str]) -> bool:
+    """Whether a font has them: it draws the same for all that it has not."""
+    try:
+        none = {draw_letter(path, letter) for letter in ("\U0010fffd", "\ue83a")}
+        return not any(draw_letter(path, letter) in none for letter in letters)
+    except (OSError, ValueError):  # a damaged font; a font of pictures alone
+        return False
+
+
+def draw_letter(path: str, letter: str) -> tuple[Any, bytes]:
+    """The pixels of a letter in a font, to be compared; nothing where it cannot be drawn well."""
+    if path != OPENCV_FONT:
+        mask = open_font(path, 16).getmask(letter)
+        return mask.size, bytes(mask)
+    if unicodedata.bidirectional(letter) in ("R", "AL"):  # it would write them from the left
+        letter = "\U0010fffd"
+    label = draw_opencv(letter, 16, 2, (255, 255, 255), (0, 0, 0))
+    return label.shape, label.tobytes()
 
 
 # ==================================================================================================

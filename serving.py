@@ -771,7 +771,7 @@ class Deployment:
     default: bool = option(
         False, "whether it answers /predict without an id; else the first deployment does"
     )
-    label_map: str | dict[str, Any] | tuple[str, ...] | None = option(
+    label_map: str | dict[str, Any] | tuple[Any, ...] | None = option(
         None, "names of the classes: a file, an object by id, or a list"
     )
     family: str | None = option(
@@ -6617,7 +6617,7 @@ def refuse_unread(config: Config, there: Collection[str]) -> None:
 def refresh_others(
     server: ModelServer, manager: ModelManager, outcome: Outcome, polling: bool
 ) -> None:
-    """What extensions do after the models of a pass of the loader."""
+    """What follows the models of a pass of the loader."""
     for extension in server.extensions:
         extension.refresh(server, outcome, polling)
 

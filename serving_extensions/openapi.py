@@ -49,6 +49,7 @@ PREDICTION = {
         "confidence": {"type": "number"},
         "contour": POINTS,
         "contourType": {"enum": ["polygon", None]},
+        "contours": {"type": "array", "items": POINTS},
         "tag": {
             "type": "object",
             "properties": {"id": {"type": "integer"}, "name": {"type": "string"}},

@@ -151,6 +151,19 @@ def test_maps_that_cannot_be_the_models(labels, classes, first_id, text):
     assert text in str(raised.value)
 
 
+def test_inline_maps_of_a_config_may_be_cocos_categories():
+    options = {"auth": {"keys": [key_entry("site", "k")]}}
+    deployment = {"id": "x", "model": "d", "label_map": COCO["categories"]}
+    for label_map in (COCO["categories"], COCO):
+        deployment = {"id": "x", "model": "d", "label_map": label_map}
+        rest = Rest(fake_server({"d": FakeDetector()}, deployments=[deployment], **options))
+        names = rest.get("/classes", headers=bearer("k")).json
+        assert {key: one["name"] for key, one in names.items()} == {
+            "1": "person",
+            "13": "stop sign",
+        }
+
+
 def classifier(classes):
     outputs = {"p": np.full((1, classes), 1 / classes, np.float32)}
     sides = [spec("image", "DT_FLOAT", (1, 8, 8, 3))], [spec("p", shape=(None, classes))]

@@ -2883,7 +2883,7 @@ def resize_mask(mask: np.ndarray, tall: int, wide: int) -> np.ndarray:
     return (mask >= 0.5).astype(np.uint8)
 
 
-FINE, MOST_FINE = 256, 1024  # the pixels that a mask coarser than the picture is traced in
+FINE, MOST_FINE = 128, 1024  # the pixels that a mask coarser than the picture is traced in
 MOST_RINGS = 2000
 
 
@@ -2906,47 +2906,52 @@ def trace_rings(
     origin = np.array([box[1], box[0]], np.float64)
     size = np.array([box[3] - box[1], box[2] - box[0]], np.float64)  # x, y
     wide, tall = size * [width, height]
-    if mask.shape[0] >= tall and mask.shape[1] >= wide:
-        pixels = (mask >= 0.5).astype(np.uint8)
-    else:
+    is_coarse = mask.shape[0] < tall - 0.5 or mask.shape[1] < wide - 0.5
+    pixels = (mask >= 0.5).astype(np.uint8)
+    if is_coarse:
         scale = int(np.clip(np.ceil(FINE / max(tall, wide, 1)), 1, 8))
-        sides = [
-            np.clip(round(side * scale), 1, max(MOST_FINE, *mask.shape)) for side in (tall, wide)
-        ]
+        most = max(MOST_FINE, *mask.shape)
+        sides = [np.clip(round(side * scale), 1, most) for side in (tall, wide)]
         pixels = resize_mask(mask, *map(int, sides))
+    # enlarged so much, what is a pixel wide in the mask is two
+    cells = 1 if min(np.array(pixels.shape) / mask.shape) >= 2 else 2
     grid = np.array(pixels.shape[::-1])
     step = float(max(size * [width, height] / grid))  # the picture's pixels in one of these
-    rings = [simplify(ring, step, max(tall, wide)) for ring in find_rings(pixels)]
+    rings = [simplify(ring, step, max(tall, wide)) for ring in find_rings(pixels, cells)]
     rings.sort(key=lambda ring: (area_of(ring) < 0, -abs(area_of(ring))))
     return [
         np.clip(ring / grid * size + origin, 0, 1).round(6).tolist() for ring in rings[:MOST_RINGS]
     ]
 
 
-def find_rings(pixels: np.ndarray) -> list[np.ndarray]:
+def find_rings(pixels: np.ndarray, cells: int = 2) -> list[np.ndarray]:
     """The rings along the edges of 0/1 pixels [h, w] as x, y [K, 2]; around holes the other way.
 
-    Traced in twice as many cells and one, of which the even ones are the edges: a ring through the
-    centres of pixels cuts half of one off, which is all of what is thin.
+    A ring through the centres of pixels would cut half of one off, which is all of what is thin.
+    Traced are therefore the edges: with two `cells` a pixel, of which the even ones are edges; with
+    one, which is faster, gaps of a pixel close.
     """
     rings: list[np.ndarray] = []
     rest, is_hole = pixels, False
+    square = np.ones((cells + 1, cells + 1), np.uint8)
+    tall, wide = (cells * side + 1 for side in pixels.shape)
     for _ in range(2 * MOST_DEPTH):
-        cells = np.zeros((2 * pixels.shape[0] + 1, 2 * pixels.shape[1] + 1), np.uint8)
-        cells[1::2, 1::2] = rest
-        found, _ = cv2.findContours(
-            cv2.dilate(cells, np.ones((3, 3), np.uint8)),
-            cv2.RETR_EXTERNAL,
-            cv2.CHAIN_APPROX_SIMPLE,
-        )
-        if not found:
+        if not rest.any():
             break
+        edges = np.zeros((tall, wide), np.uint8)
+        edges[cells - 1 :: cells, cells - 1 :: cells][: pixels.shape[0], : pixels.shape[1]] = rest
+        edges = cv2.dilate(edges, square, anchor=(1, 1))
+        found, _ = cv2.findContours(edges, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
         for ring in found:
-            points = ring.reshape(-1, 2) / 2
+            points = ring.reshape(-1, 2) / cells
             rings.append(points[::-1] if (area_of(points) < 0) != is_hole else points)
-        cells[:] = 0
-        cv2.drawContours(cells, found, -1, 1, cv2.FILLED)
-        rest, is_hole = cells[1::2, 1::2] & (1 - rest), not is_hole  # what is filled and should not
+        edges[:] = 0
+        cv2.drawContours(edges, found, -1, 1, cv2.FILLED)
+        inside = cv2.erode(edges, square, anchor=(0, 0)) if cells == 1 else edges
+        inside = inside[cells - 1 :: cells, cells - 1 :: cells][
+            : pixels.shape[0], : pixels.shape[1]
+        ]
+        rest, is_hole = inside & (1 - rest), not is_hole  # what is filled and should not
     return rings
 
 

@@ -182,3 +182,22 @@ def test_run_lengths_are_pycocotools_own():
         own = {"size": [HEIGHT, WIDTH], "counts": routines.encode_runs(rings, WIDTH, HEIGHT)}
         theirs = coco_mask.encode(np.asfortranarray(mask))
         assert coco_mask.frPyObjects(own, HEIGHT, WIDTH)["counts"] == theirs["counts"]
+
+
+@pytest.mark.parametrize("side", [20, 60])
+@pytest.mark.parametrize("larger", [1.3, 2, 3.7])
+def test_masks_that_are_enlarged_come_back(side, larger):
+    """Smoothed as OpenCV enlarges them; where lines and noise of single pixels break up is anybody's guess."""
+    for seed in (n for n in range(60) if n % 5 in (0, 2)):
+        mask = drawn(seed + 7000, side)
+        tall, wide = (round(n * larger) for n in mask.shape)
+        box = np.float32([5 / HEIGHT, 9 / WIDTH, (5 + tall) / HEIGHT, (9 + wide) / WIDTH])
+        truth = np.zeros((HEIGHT, WIDTH), np.uint8)
+        pasted, top, left = routines.paste_mask(mask, box, WIDTH, HEIGHT)
+        truth[top : top + tall, left : left + wide] = pasted
+        if truth.sum() < 20:
+            continue
+        tensors = {"boxes": box[np.newaxis], "scores": np.ones(1), "classes": np.ones(1, int)}
+        tensors |= {"names": np.array(["x"], object), "masks": mask[np.newaxis]}
+        ((found, _),) = read_back(routines.to_annotations(tensors, WIDTH, HEIGHT))
+        assert overlap(found, truth) >= 0.9, seed

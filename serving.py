@@ -603,8 +603,7 @@ class ModelConfig:
     target_device: str | tuple[str, ...] = option(
         "AUTO",
         "AUTO (a GPU if TensorFlow sees one, else the CPU), CPU, GPU, GPU:1, HETERO:GPU,CPU (the "
-        "first that is "
-        "there), or an array of them: a replica on each",
+        "first that is there), or an array of them: a replica on each",
     )
     tags: tuple[str, ...] = option(
         ("serve",), "which of the SavedModel's graphs to load: the one with just these tags"
@@ -918,8 +917,7 @@ class Auth:
         repr=False,
         metadata={  # it may hold a password
             "doc": "what quotas are counted in: a file, or redis://, rediss:// or unix:// for "
-            "servers that share them; "
-            "default: <config>.quotas.sqlite3"
+            "servers that share them; default: <config>.quotas.sqlite3"
         },
     )
 
@@ -4710,8 +4708,6 @@ class ModelManager:
         problems = {}
         for name, ready in self.prepared.deployments.items():
             servable = self._loaded(ready.config)
-            if ready.is_other_name and servable and ready.takes_none(servable):
-                continue
             if problem := ready.problem or (servable and ready.problem_of(servable)):
                 problems[name] = problem
         return problems
@@ -4735,8 +4731,7 @@ class ModelManager:
         if self._process not in (None, os.getpid()):
             raise ServingError(
                 "The models were loaded before this process was forked, which TensorFlow does "
-                "not survive: "
-                "create the app in each worker (gunicorn: without --preload)",
+                "not survive: create the app in each worker (gunicorn: without --preload)",
                 "UNAVAILABLE",
             )
         with self._started:
@@ -5312,8 +5307,7 @@ def decode_columns(signature: Signature, value: Any) -> dict[str, np.ndarray]:
         if len(specs) > 1:
             raise BadRequest(
                 "inputs is a plain value/list, but expecting an object as multiple input tensors "
-                "required "
-                "as per tensorinfo_map"
+                "required as per tensorinfo_map"
             )
         return {name: decode_tensor(value, spec) for name, spec in specs.items()}
     for name in specs:
@@ -5342,8 +5336,7 @@ def decode_rows(signature: Signature, rows: Any) -> dict[str, np.ndarray]:
     if len(specs) > 1:
         raise BadRequest(
             "instances is a plain list, but expecting list of objects as multiple input tensors "
-            "required "
-            "as per tensorinfo_map"
+            "required as per tensorinfo_map"
         )
     for index, row in enumerate(rows):
         if isinstance(row, dict) and not is_base64(row):
@@ -5757,7 +5750,7 @@ class ReadyDeployment:
         model = self.models.get(servable)
         if model is None:
             try:
-                labels = self.labels_of(servable)
+                labels = self.labels_in(servable.opened and servable.opened.folder)
                 model = self.build_model(servable.signatures.get("serving_default"), labels)
             except ValueError as error:
                 model = error
@@ -5766,39 +5759,34 @@ class ReadyDeployment:
             raise type(model)(*model.args)
         return model
 
-    @property
-    def is_other_name(self) -> bool:
-        """Whether the config says nothing of pictures: it may name a model for /model-serving."""
-        said = ("id", "model", "version", "version_label", "version_tag", "default")
-        return all(
-            field.name in said or getattr(self.config, field.name) == default_of(field)
-            for field in dataclasses.fields(self.config)
-        )
-
-    def takes_none(self, servable: Any) -> str:
-        """Why a servable takes no pictures, whatever it answers; or ""."""
-        try:
-            self.model_of(servable)
-        except routines.NoPicture as error:
-            return str(error)
-        except ValueError:
-            pass
-        return ""
-
     def problem_of(self, servable: Any) -> str:
         """Why a servable cannot answer for this deployment, and where to mend it; or ""."""
         try:
             self.model_of(servable)
         except ValueError as error:
-            return f"{self.path}: model '{self.config.model}': {error}"
+            return self.tell(error)
         return ""
 
-    def labels_of(self, servable: Any) -> Mapping[int, str]:
-        """The deployment's label map; where it names none, the one that the model brings.
+    def tell(self, error: ValueError) -> str:
+        """What `model_of` has raised, with its place; "" where that takes nothing away: a config
+        that says nothing of pictures may name a model for /model-serving.
+        """
+        if isinstance(error, routines.NoPicture) and not self.speaks_of_pictures():
+            return ""
+        return f"{self.path}: model '{self.config.model}': {error}"
+
+    def speaks_of_pictures(self) -> bool:
+        said = ("id", "model", "version", "version_label")
+        return any(
+            field.name not in said and getattr(self.config, field.name) != default_of(field)
+            for field in dataclasses.fields(self.config)
+        )
+
+    def labels_in(self, folder: Path | None) -> Mapping[int, str]:
+        """The deployment's label map; where it names none, the one that the model's folder has.
 
         Raises ValueError.
         """
-        folder = servable.opened.folder if servable.opened is not None else None
         if self.config.label_map is not None or folder is None:
             return self.labels
         found = routines.find_labels(folder)
@@ -5980,12 +5968,10 @@ def predict_image(
         raise BadRequest(error.message) from None
     images = image if isinstance(image, list) else [image]
     with lease(server, ready.config) as (version, servable):
-        if reason := ready.is_other_name and ready.takes_none(servable):
-            raise BadRequest(f"Deployment '{ready.config.id}' takes no pictures: {reason}")
-        if problem := ready.problem_of(servable):
-            text = f"Deployment '{ready.config.id}' is not available: {problem}"
-            raise ServingError(text, "UNAVAILABLE")
-        model = ready.model_of(servable)
+        try:
+            model = ready.model_of(servable)
+        except ValueError as error:
+            raise refusal_of(ready, error) from None
         views = [show_view(server, model, each, allowance) for each in images]
         allowance.take(routines.tile_bytes((*ready.chain, *own)))
         seen = annotate(
@@ -6002,6 +5988,14 @@ def predict_image(
         for tensors, view in zip(seen, views)
     ]
     return {"results": answers} if isinstance(image, list) else answers[0]
+
+
+def refusal_of(ready: ReadyDeployment, error: ValueError) -> ServingError:
+    """The answer to a picture for a model that cannot be shown it."""
+    if problem := ready.tell(error):
+        text = f"Deployment '{ready.config.id}' is not available: {problem}"
+        return ServingError(text, "UNAVAILABLE")
+    return BadRequest(f"Deployment '{ready.config.id}' takes no pictures: {error}")
 
 
 class View(typing.NamedTuple):
@@ -6295,8 +6289,7 @@ class ModelServer:
             if self._mounted:
                 raise ServingError(
                     f"The endpoint {path} came after the app was built, which has its URLs by "
-                    "then: "
-                    "register endpoints before create_app, create_blueprint or run"
+                    "then: register endpoints before create_app, create_blueprint or run"
                 )
             made = first(
                 e.declare(self, path, function, methods, envelope) for e in self.extensions
@@ -6557,6 +6550,7 @@ def prepare(server: ModelServer, config: Config) -> Prepared:
     of = {extension.name: extension.prepare(server, config) for extension in server.extensions}
     keys = config.auth.keys or (Key("generated", digest(server.key)),)
     ring = KeyRing(keys, of.get("quotas") or no_limit)
+    server.drop("routines", [("routines", name) for name in config.routine_modules])
     return Prepared(ring, deployments, kinds, families, of)
 
 
@@ -6579,6 +6573,7 @@ def prepare_routines(
             raise ConfigError(path, f"{type(error).__name__}: {error}") from error
         own |= kinds
         families |= others
+    # A server's own families are tried first, and stand in for those of their names.
     return ChainMap(own, *routines.ROUTINES.maps), {**families, **routines.FAMILIES, **families}
 
 
@@ -7107,7 +7102,7 @@ def view_classes(server: ModelServer, call: Call, deployment: str | None = None)
     labels = ready.labels
     if ready.config.label_map is None:
         with lease(server, ready.config) as (_, servable):
-            labels = ready.labels_of(servable)
+            labels = ready.labels_in(servable.opened and servable.opened.folder)
     return reply(
         {str(number): {"id": number, "name": name} for number, name in sorted(labels.items())}
     )
@@ -7534,8 +7529,7 @@ def ask_site(check: Callable[[Any], Any], call: Call) -> Caller:
         found.close()  # else Python complains that nobody awaited it
     text = (
         f"authorize= has returned {type(found).__name__}: it must return True or a printable "
-        "name to let the "
-        "request in, False or None to answer 401 (it may also flask.abort)"
+        "name to let the request in, False or None to answer 401 (it may also flask.abort)"
     )
     logger.error("%s", text)
     raise ServingError(text)

@@ -62,7 +62,7 @@ def check_pictures(
 
     By their files alone: what of those cannot be read is told when they are loaded.
     """
-    problems = []
+    problems: list[str] = []
     models = {model.name: model for model in config.models}
     for ready in prepared.deployments.values():
         name, pinned = ready.config.model, ready.config.version
@@ -75,9 +75,10 @@ def check_pictures(
         except Exception:  # no such version, or no file of a graph: told elsewhere
             continue
         try:
-            ready.build_model(found.get("serving_default"), ready.labels)
+            labels = ready.labels_in(folders[name][version])
+            ready.build_model(found.get("serving_default"), labels)
         except ValueError as error:
-            problems.append(f"{ready.path}: model '{name}': {error}")
+            problems += filter(None, [ready.tell(error)])
     return problems
 
 
@@ -165,7 +166,7 @@ def is_installed(module: str) -> bool:
 
 def check_handlers(config: Any, folder: Path) -> list[str]:
     """What handlers name that is not there."""
-    problems = []
+    problems: list[str] = []
     for index, handler in enumerate(config.handlers):
         if problem := check_function(handler.function, folder):
             problems.append(f"$.handlers[{index}].function: {problem}")
@@ -180,7 +181,7 @@ def check_deployments(config: Any, served: Mapping[str, list[int]]) -> list[str]
     `served` has the versions of the models whose folders can be read.
     """
     models = {model.name: model for model in config.models}
-    problems = []
+    problems: list[str] = []
     for index, deployment in enumerate(config.deployments):
         if deployment.model not in config.served_names:
             problems.append(

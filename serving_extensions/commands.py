@@ -97,8 +97,7 @@ def example_command(servable: Any) -> str | None:
     shape = ",".join(map(str, zeros.shape))
     return (
         f"head -c {zeros.nbytes} /dev/zero | curl --data-binary @- -H 'X-Tensor-Dtype: "
-        f"{zeros.dtype.name}' "
-        f"-H 'X-Tensor-Shape: {shape}'"
+        f"{zeros.dtype.name}' -H 'X-Tensor-Shape: {shape}'"
     )
 
 

@@ -433,8 +433,7 @@ def plan_inputs(graph: Graph) -> dict[str, Tensor]:
             if dtype not in (None, link.wanted.dtype) or not overlap(known, shape):
                 raise PipelineError(
                     "Multiple nodes connected to the same pipeline input require different "
-                    "tensor metadata: "
-                    f"{link}: expected {dtype} {show_shape(known)} as before, "
+                    f"tensor metadata: {link}: expected {dtype} {show_shape(known)} as before, "
                     f"got {link.wanted.dtype} {show_shape(shape)}",
                     link.path,
                 )

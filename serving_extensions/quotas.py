@@ -40,8 +40,7 @@ class Quotas:
             self._database.execute("PRAGMA synchronous=NORMAL")
             self._database.execute(
                 "CREATE TABLE IF NOT EXISTS calls (key TEXT, period TEXT, start INTEGER, count "
-                "INTEGER, "
-                "PRIMARY KEY (key, period, start)) WITHOUT ROWID"
+                "INTEGER, PRIMARY KEY (key, period, start)) WITHOUT ROWID"
             )
         return self._database
 

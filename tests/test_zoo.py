@@ -333,6 +333,32 @@ def test_check_refuses_the_same_without_loading(everything):
     assert sorted(wrong) == sorted(f"wrong: {problem}" for problem in problems.values())
 
 
+@pytest.mark.parametrize(
+    "said, is_ready", [({}, True), ({"label_map": ["cat"]}, False), ({"default": True}, False)]
+)
+def test_a_deployment_that_says_nothing_of_pictures_may_name_any_model(tmp_path, said, is_ready):
+    """It has a URL of CellStrat's, /model-serving/<id>; loading and --check are of one mind."""
+    model = {"name": "numbers", "base_path": str(ROOT / "models/half_plus_two")}
+    deployment = {"id": "halves", "model": "numbers", **said}
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(config(model, deployments=[deployment])))
+    server = serving.ModelServer(path)
+    assert server.wait(60)
+    rest = Rest(server)
+    assert rest.get("/readyz").status_code == (200 if is_ready else 503)
+    assert rest.post("/model-serving/halves:predict", {"instances": [1.0]}).json == {
+        "predictions": [2.5]
+    }
+    body = {"image_type": "array", "data": [[1]]}
+    answer = rest.post("/halves/predict", body, headers=bearer(server.generated_key))
+    assert answer.status_code == (400 if is_ready else 503)
+    assert "input 'x'" in answer.json["error"]
+    command = [sys.executable, str(ROOT / "serving.py"), "--check", "--config", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert (done.returncode == 0) is is_ready, done.stdout
+    server.stop()
+
+
 @pytest.mark.parametrize("name", [model.name for model in ZOO if model.fails])
 def test_answers_that_contradict_what_they_are_said_to_be_are_no_predictions(everything, name):
     with pytest.raises(serving.ServingError) as raised:

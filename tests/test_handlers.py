@@ -1,6 +1,7 @@
 """Handlers over HTTP: CellStrat's and BentoML's own client code, and every way in which a function can go wrong."""
 
 import base64
+import gc
 import json
 import os
 import re
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -21,6 +23,7 @@ from conftest import (
     fake_server,
     key_entry,
     listening,
+    until,
 )
 from werkzeug.test import Client
 
@@ -102,6 +105,32 @@ def serve(folder, *names, how="standalone", **fields):
     server = serving.ModelServer(folder / "config.json")
     assert server.wait(10)
     return Rest(server, how)
+
+
+def test_what_a_config_names_no_more_is_freed_with_it(tmp_path):
+    """Of a module, a large weight; of a handler with a time limit, its threads too."""
+    (tmp_path / "mine.py").write_text(
+        "class Weight(list):\n    pass\n\n\nWEIGHT = Weight([0])\n\n\n"
+        "def f(inputs):\n    return WEIGHT\n"
+    )
+    handler = {"path": "/f", "function": "mine.py:f", "timeout_seconds": 60}
+
+    write_config(tmp_path, handler)
+    server = serving.ModelServer(tmp_path / "config.json")
+    assert server.wait(10)
+    rest = Rest(server)
+    assert rest.post("/f", "1", headers=KEY).json == [0]
+    held = weakref.ref(server.prepared.of["handlers"]["/f"].handler.function.__globals__["WEIGHT"])
+    threads = [one for one in threading.enumerate() if one.name.startswith("serving/f")]
+    assert held() is not None and threads
+    write_config(tmp_path)
+    assert server.reload()[0] == 201
+    assert rest.post("/f", "1", headers=KEY).status_code in (400, 404)
+    until(lambda: gc.collect() + 1 and held() is None)
+    until(lambda: not any(one.is_alive() for one in threads))
+    write_config(tmp_path, handler)  # and it may come back
+    assert server.reload()[0] == 201 and rest.post("/f", "1", headers=KEY).json == [0]
+    server.stop()
 
 
 @pytest.mark.parametrize("value", ["text", 3, 1.5, None, True, [1, [2]], {"a": {"b": []}}])

@@ -103,10 +103,6 @@ class RoutineError(ValueError):
     """A routine has nothing to work on in what this model answers, or in this picture."""
 
 
-class LabelError(ValueError):
-    """A label map is not that of the model."""
-
-
 # ==================================================================================================
 # Images in
 # In: what a request holds. Out: uint8 RGB [H, W, 3], upright; or ImageError with the reason.
@@ -1162,7 +1158,7 @@ def label_pairs(pairs: Iterable[tuple[Any, Any]]) -> dict[int, str]:
 
 
 def check_labels(labels: Mapping[int, str], classes: int | None, first_id: int) -> None:
-    """Raise LabelError when a label map cannot be that of a model with so many classes.
+    """Raise ValueError when a label map cannot be that of a model with so many classes.
 
     Their ids run from `first_id` on; a background, 0, needs no name. A map may leave out ids in
     between, but not the last ones: that is how it looks when a name was forgotten, which shifts all
@@ -1173,7 +1169,7 @@ def check_labels(labels: Mapping[int, str], classes: int | None, first_id: int) 
     last, ids = first_id + classes - 1, sorted(labels)
     is_dense = ids[-1] - ids[0] == len(ids) - 1 and ids[0] <= max(first_id, 1)
     if ids[0] < first_id or ids[-1] > last or is_dense and ids[-1] < last:
-        raise LabelError(
+        raise ValueError(
             f"label map: expected names of the model's {classes} classes, ids {first_id} to {last}"
             + (" with 0 the background" if first_id == 0 and 0 not in labels else "")
             + f"; got {len(ids)}, ids {ids[0]} to {ids[-1]}"
@@ -1184,7 +1180,6 @@ def check_labels(labels: Mapping[int, str], classes: int | None, first_id: int) 
 
 BOX_FORMATS = ("yxyx", "xyxy", "xywh", "cxcywh")
 BOX_SCALES = ("unit", "pixels", "input")
-ACTIVATIONS = ("softmax", "sigmoid", "none")
 MADE = {"Softmax": "softmax", "Sigmoid": "sigmoid"}  # operations whose results are confidences
 NUMBERS = {"float": ("FLOAT", "DOUBLE", "HALF", "BFLOAT16"), "text": ("STRING",)}
 WAYS = (
@@ -1238,6 +1233,7 @@ class About:
     boxes_scale: str | None = None
     classes_from: int | None = None
     shown: tuple[int, int] = (1, 1)
+    most: int = 300  # predictions of one picture
 
     @property
     def names(self) -> int:
@@ -1249,8 +1245,7 @@ class About:
 
     def shape(self, slot: str) -> tuple[int | None, ...]:
         """The shape of an output without its batch; () where it is not known."""
-        shape = self.outputs[slot].shape or ()
-        return shape[1:] if shape and shape[0] in (None, 1) else shape
+        return (self.outputs[slot].shape or ())[1:]
 
     def activate(self, values: np.ndarray) -> np.ndarray:
         """Numbers as confidences along the last axis. OutputError for what is none."""
@@ -1261,7 +1256,7 @@ class About:
                 return powers / powers.sum(axis=-1, keepdims=True)
         if self.activation == "sigmoid":
             return sigmoid(values)
-        check_confidences(values)
+        check_confidences(values, f"write {WAYS}")
         return values
 
 
@@ -1269,12 +1264,12 @@ def sigmoid(values: np.ndarray) -> np.ndarray:
     return 0.5 * (1 + np.tanh(0.5 * values))
 
 
-def check_confidences(values: np.ndarray) -> None:
+def check_confidences(values: np.ndarray, advice: str = "another family may fit") -> None:
     """Raise OutputError for numbers that lie outside 0..1; NaN is dropped later, row by row."""
     low, high = np.fmin.reduce(values, None, initial=0), np.fmax.reduce(values, None, initial=0)
     if low < -SLACK or high > 1 + SLACK:
         raise OutputError(
-            f"confidences lie in 0..1, the model answers {low:.4g}..{high:.4g}: write {WAYS}"
+            f"confidences lie in 0..1, the model answers {low:.4g}..{high:.4g}: {advice}"
         )
 
 
@@ -1458,7 +1453,7 @@ def find_family(
             lacks = [names for names, may, _ in kind.slots() if not may and not {*names} & {*given}]
             reasons += [str(error)] if kind.is_named and not lacks else []
             continue
-        reason = kind.told(rename_outputs(about, found))
+        reason = kind.told(rename_outputs(kind, about, found))
         if not reason:
             return kind, found
         reasons.append(reason)
@@ -1489,9 +1484,15 @@ def choose_outputs(about: About) -> Mapping[str, Output]:
     return about.outputs
 
 
-def rename_outputs(about: About, found: Mapping[str, str]) -> About:
+def rename_outputs(kind: Family, about: About, found: Mapping[str, str]) -> About:
     """The same under the names of a family's layout."""
-    outputs = {slot: about.outputs[own] for slot, own in found.items()}
+    outputs = {}
+    ranks = {names[0]: rank_of(pattern) for names, _, pattern in kind.slots()}
+    for slot, own in found.items():
+        output = about.outputs[own]
+        if output.shape is not None and len(output.shape) == ranks[slot]:
+            output = output._replace(shape=(1, *output.shape))
+        outputs[slot] = output
     return dataclasses.replace(about, outputs=outputs, own=found)
 
 
@@ -1656,15 +1657,8 @@ def place_in_picture(kind: Family, tensors: Tensors, about: About) -> Tensors:
 
 def clip_masks(masks: np.ndarray, boxes: np.ndarray, clipped: np.ndarray) -> np.ndarray:
     """Masks [N, mh, mw] of boxes as masks of what of those boxes lies in the picture."""
-    masks = masks.astype(np.float32)
-    for index in np.flatnonzero((boxes != clipped).any(axis=1)):
-        origin, size = np.tile(boxes[index, :2], 2), np.tile(boxes[index, 2:] - boxes[index, :2], 2)
-        if (clipped[index, 2:] > clipped[index, :2]).all():
-            part = (clipped[index] - origin) / size
-            masks[index] = sample_masks(
-                masks[index : index + 1], part[np.newaxis], masks.shape[1:]
-            )[0]
-    return masks
+    cut = [cut_mask(*each) for each in zip(masks, boxes, clipped)]
+    return np.array(cut, np.float32).reshape(masks.shape)
 
 
 def sample_masks(
@@ -1691,9 +1685,13 @@ def name_classes(tensors: Tensors, labels: Mapping[int, str]) -> np.ndarray:
     return np.array([labels.get(number, str(number)) for number in numbers] + [None], object)[:-1]
 
 
+def rank_of(pattern: str) -> int:
+    return len([token for token in pattern.split() if token not in ("float", "int", "text")])
+
+
 def without_batch(array: np.ndarray, pattern: str, name: str) -> np.ndarray:
     """The array of one picture; OutputError for another rank than the family's."""
-    rank = len([token for token in pattern.split() if token not in ("float", "int", "text")])
+    rank = rank_of(pattern)
     if array.ndim == rank + 1 and array.shape[0] == 1:
         return array[0]
     if array.ndim == rank:
@@ -1816,6 +1814,8 @@ def detr(outputs: Mapping[str, np.ndarray], about: About) -> Tensors:
 
 def take_best(boxes: np.ndarray, scores: np.ndarray) -> Tensors:
     """Each box [N, 4] with the best of its classes [N, C]; a row with NaN has NaN."""
+    if not scores.shape[1]:
+        raise OutputError("the rows have no column for a class")
     return {"boxes": boxes, "scores": scores.max(axis=1), "classes": scores.argmax(axis=1)}
 
 
@@ -1913,9 +1913,8 @@ def is_yolo(about: About) -> str:
 
 def yolo_rows(rows: np.ndarray, about: About) -> np.ndarray:
     """YOLO's output as rows [N, 4 + C], whichever way it lies."""
-    first, second = about.shape("predictions")
-    cells = count_cells(about.size)
-    lies = second in cells or first not in cells
+    cells = count_cells(about.shown)
+    lies = rows.shape[1] in cells or rows.shape[0] not in cells
     return rows.T if lies else rows
 
 
@@ -1993,7 +1992,10 @@ def is_yolo_segmentation(about: About) -> str:
 def yolo_segmentation(outputs: Mapping[str, np.ndarray], about: About) -> Tensors:
     """YOLO's segmenters: [4 + C + P, N] and P planes, which each row adds up to a mask."""
     planes = outputs["prototypes"]  # [h, w, P], or [P, h, w]
-    is_last = planes.shape[0] == planes.shape[1] or planes.shape[2] < planes.shape[0]
+    grid = about.shown[0] // 4, about.shown[1] // 4
+    is_last = planes.shape[:2] == grid or (
+        planes.shape[1:] != grid and planes.shape[2] < planes.shape[0]
+    )
     planes = np.moveaxis(planes, 2, 0) if is_last else planes
     rows = yolo_rows(outputs["predictions"], about)
     scores, weights = rows[:, 4 : -len(planes)], rows[:, -len(planes) :]
@@ -2133,6 +2135,10 @@ def check_planes(about: About) -> str:
             'there is a name for each plane: write "classes_from": 0 where plane 0 is a class like '
             "the others, 1 where it is the background"
         )
+    if count is not None:
+        exclusive = are_exclusive(about, count) and about.classes_from != 0
+        has_background = exclusive or count == about.names + 1 or about.classes_from == 1
+        check_labels(about.labels, count, 0 if has_background or 0 in about.labels else 1)
     return ""
 
 
@@ -2159,8 +2165,7 @@ def segmentation(outputs: Mapping[str, np.ndarray], about: About) -> Tensors:
 
 def are_exclusive(about: About, count: int) -> bool:
     """Whether the planes exclude each other: those of a softmax, not those of sigmoids."""
-    made_by = about.made_by("planes")
-    return count > 1 and ("softmax" in (about.activation, MADE.get(made_by)) or made_by not in MADE)
+    return count > 1 and "sigmoid" not in (about.activation, MADE.get(about.made_by("planes")))
 
 
 def find_best_regions(planes: np.ndarray, about: About) -> Tensors:
@@ -2175,7 +2180,7 @@ def find_best_regions(planes: np.ndarray, about: About) -> Tensors:
         for number in np.unique(winner[winner >= first])
         for box, window, inside in find_regions(winner == number)
     ]
-    return to_tensors(found, winner.shape)
+    return to_tensors(found, winner.shape, about)
 
 
 def find_planes_regions(planes: np.ndarray, about: About) -> Tensors:
@@ -2192,11 +2197,12 @@ def find_planes_regions(planes: np.ndarray, about: About) -> Tensors:
         for index in range(1 if has_background else 0, count)
         for box, window, inside in find_regions(planes[:, :, index] >= limit)
     ]
-    return to_tensors(found, planes.shape[:2])
+    return to_tensors(found, planes.shape[:2], about)
 
 
-def to_tensors(found: Sequence[tuple], size: tuple[int, ...]) -> Tensors:
-    """Regions (box in pixels of the planes, score, class, what is inside) as predictions."""
+def to_tensors(found: list[tuple], size: tuple[int, ...], about: About) -> Tensors:
+    """The best regions (box in pixels of the planes, score, class, what is inside)."""
+    found = sorted(found, key=lambda each: -each[1])[: about.most]
     boxes, scores, classes, insides = zip(*found) if found else ((), (), (), ())
     return {
         "boxes": np.array(boxes, np.float32).reshape(-1, 4) / np.array([*size, *size], np.float32),
@@ -2224,7 +2230,7 @@ def class_map(outputs: Mapping[str, np.ndarray], about: About) -> Tensors:
         for number in np.unique(numbers[numbers > 0])
         for box, _, inside in find_regions(numbers == number)
     ]
-    return to_tensors(found, numbers.shape)
+    return to_tensors(found, numbers.shape, about)
 
 
 @family({"map": "int H W 1"}, told=is_map, **REGIONS)
@@ -2516,8 +2522,8 @@ class FilterClass:
     class_name: str | tuple[str, ...] = argument(doc="names to keep")
 
     def __call__(self, tensors: Tensors) -> Tensors:
-        kept = keep(tensors, are_named(tensors, self.class_name))
-        return warn_unknown(kept, "FilterClass", self.class_name)
+        warned = warn_unknown(tensors, "FilterClass", self.class_name)
+        return keep(warned, are_named(tensors, self.class_name))
 
 
 @routine()
@@ -2527,8 +2533,8 @@ class ExcludeClass:
     class_name: str | tuple[str, ...] = argument(doc="names to drop")
 
     def __call__(self, tensors: Tensors) -> Tensors:
-        kept = keep(tensors, ~are_named(tensors, self.class_name))
-        return warn_unknown(kept, "ExcludeClass", self.class_name)
+        warned = warn_unknown(tensors, "ExcludeClass", self.class_name)
+        return keep(warned, ~are_named(tensors, self.class_name))
 
 
 @routine()
@@ -2542,8 +2548,8 @@ class Threshold:
 
     def __call__(self, tensors: Tensors) -> Tensors:
         least = [self.confidence.get(name, self.others) for name in tensors["names"]]
-        kept = keep(tensors, tensors["scores"] >= np.array(least, np.float32))
-        return warn_unknown(kept, "Threshold", self.confidence)
+        warned = warn_unknown(tensors, "Threshold", self.confidence)
+        return keep(warned, tensors["scores"] >= np.array(least, np.float32))
 
 
 @routine()
@@ -2653,10 +2659,9 @@ class Histogram:
                 bounds, np.minimum(scores, bounds[-1]) if self.bins else scores, side="left"
             )
             numbers["ranges"] = bounds
-            numbers["counts"] = {
-                name: [int(((names == name) & (bins == n)).sum()) for n in range(len(bounds))]
-                for name in kinds
-            }
+            table = np.zeros((len(kinds), len(bounds) + 1), np.int64)
+            np.add.at(table, (np.searchsorted(np.array(kinds, object), names), bins), 1)
+            numbers["counts"] = dict(zip(kinds, table[:, :-1].tolist()))
         numbers["image"] = draw_histogram(numbers)
         return {**tensors, "answer": {**tensors.get("answer", {}), "histogram": numbers}}
 
@@ -2672,6 +2677,7 @@ def draw_histogram(numbers: Mapping[str, Any]) -> str:
         if "counts" in numbers
         else list(numbers["classes"].items())
     )
+    rows = rows[:1000]  # more are no picture; the numbers have them all
     most = max([count for _, count in rows], default=0) or 1
     bars = "".join(
         f'<text x="150" y="{22 * n + 16}" text-anchor="end">{escape(name)}</text>'
@@ -2693,7 +2699,11 @@ class Grayscale:
     """Show the model the picture without its colours."""
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
-        return cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+        grey = cv2.cvtColor(image[:, :, :3], cv2.COLOR_RGB2GRAY)
+        return np.dstack([grey, grey, grey, *np.moveaxis(image[:, :, 3:], 2, 0)])  # alpha as it is
+
+
+MOST_PIXELS = 25_000_000  # that a routine makes; a size that is left out may be any
 
 
 @routine(before_model=True)
@@ -2709,15 +2719,14 @@ class Resize:
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         height, width = image.shape[:2]
-        new = (
-            self.width or max(1, round(width * self.height / height))
-            if self.height
-            else self.width,
-            self.height or max(1, round(height * self.width / width))
-            if self.width
-            else self.height,
-        )
-        return resize(image, int(new[0] or 1), int(new[1] or 1))
+        wide, tall = self.width, self.height
+        if wide is None:
+            wide = max(1, round(width * (tall or 0) / height))
+        if tall is None:
+            tall = max(1, round(height * wide / width))
+        if wide * tall > MOST_PIXELS:
+            raise RoutineError(f"Resize: expected at most {MOST_PIXELS} pixels, got {wide}x{tall}")
+        return resize(image, wide, tall)
 
 
 @routine(before_model=True)
@@ -3155,10 +3164,10 @@ MOST_LABELS, MOST_CLASSES = 300, 5  # names of boxes; lines of a classifier
 MOST_LETTERS = 40
 
 
-def draw_labels(annotations: Sequence[Mapping[str, Any]], size: int) -> list[np.ndarray]:
+def draw_labels(annotations: Sequence[Mapping[str, Any]], size: int) -> Iterator[np.ndarray]:
     """Name and confidence of each, uint8 RGB [h, w, 3], with letters of `size` pixels."""
     most = MOST_LABELS if annotations and annotations[0]["bound"] else MOST_CLASSES
-    return [draw_label(annotation, size) for annotation in annotations[:most]]
+    return (draw_label(annotation, size) for annotation in annotations[:most])
 
 
 def draw_label(annotation: Mapping[str, Any], size: int) -> np.ndarray:
@@ -3203,7 +3212,7 @@ def line_of(font: Any) -> tuple[int, int]:
 
 
 def place_labels(
-    labels: Sequence[np.ndarray],
+    labels: Iterable[np.ndarray],
     annotations: Sequence[Mapping[str, Any]],
     width: int,
     height: int,
@@ -3846,7 +3855,7 @@ class ImageModel:
             classes_from=self.classes_from,
         )
         kind, found = find_family(self.families, about, self.family, self.rename)
-        about = settle(kind, rename_outputs(about, found))
+        about = settle(kind, rename_outputs(kind, about, found))
         for name, value in (("family", kind.name), ("kind", kind), ("about", about)):
             object.__setattr__(self, name, value)
         if kind.name == "classifier" and self.classes_from is None:
@@ -3891,8 +3900,8 @@ class ImageModel:
             slot: without_batch(np.asarray(outputs[own]), patterns[slot], own)
             for slot, own in self.about.own.items()
         }
-        about = dataclasses.replace(self.about, shown=shown)
         most = min(self.most, self.top_k or self.most)
+        about = dataclasses.replace(self.about, shown=shown, most=most)
         return finish(self.kind, self.kind.read(arrays, about), about, most)
 
 
@@ -3907,14 +3916,21 @@ def predict_image(model: ImageModel, run: Run, image: np.ndarray, chain: Sequenc
 
 
 def predict_images(
-    model: ImageModel, run: Run, images: Sequence[np.ndarray], chain: Sequence[Any]
+    model: ImageModel,
+    run: Run,
+    images: Sequence[np.ndarray],
+    chain: Sequence[Any],
+    allow: Callable[[int], None] = allow_all,
 ) -> list[Tensors]:
     """Run pictures through the routines before the model, the model, and those after it.
 
-    The model is called once for all of them where it takes several at once. Raises RoutineError.
+    The model is called once for all of them where it takes several at once. `allow` is asked for
+    the bytes of what the model is shown. Raises RoutineError.
     """
     before = [step for step in chain if step.before_model]
     prepared = [run_before(before, image) for image in images]
+    for image, _ in prepared:
+        allow((image.nbytes if before else 0) + model.shown.bytes_for(image))
     tile = find_tile(chain)
     if tile is None:
         seen = see(model, run, [image for image, _ in prepared])

@@ -5980,6 +5980,7 @@ def predict_image(
             functools.partial(servable.run, "serving_default"),
             views,
             own,
+            allowance,
             {"deployment": ready.config.id, "model": ready.config.model, "version": version},
             functools.partial(tell_extensions, server, ready),
         )
@@ -6006,12 +6007,11 @@ class View(typing.NamedTuple):
 
 
 def show_view(server: "ModelServer", model: Any, image: np.ndarray, allowance: Allowance) -> View:
-    """A picture for a model; what it is shown is allowed for."""
+    """A picture for a model; what of it is made anew is allowed for."""
     if image.shape[2] == 4:
         allowance.take(3 * image.shape[0] * image.shape[1])
     drawn = routines.on_background(image, server.config.server.images.background)
     shown = image if model.shown.takes_alpha else drawn
-    allowance.take(model.shown.bytes_for(shown))
     return View(shown, drawn)
 
 
@@ -6050,6 +6050,7 @@ def annotate(
     run: Callable[[dict], dict],
     views: Sequence[View],
     own: Sequence[Any],
+    allowance: Allowance,
     origin: Mapping[str, Any],
     saw: Callable[..., None],
 ) -> list[Any]:
@@ -6063,7 +6064,9 @@ def annotate(
     images = [view.shown for view in views]
     try:
         with routine_errors():
-            found = routines.predict_images(model, run, images, (*ready.chain, *before))
+            found = routines.predict_images(
+                model, run, images, (*ready.chain, *before), allowance.take
+            )
     except routines.OutputError as error:
         raise ServingError(f"Deployment '{ready.config.id}': {error}") from None
     start = time.perf_counter()

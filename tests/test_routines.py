@@ -652,3 +652,133 @@ def test_filters_never_mix_up_rows(count, seed):
         assert all(
             NAMES[number] == name for number, name in zip(tensors["classes"], tensors["names"])
         )
+
+
+# --- what a reader found ------------------------------------------------------------------------
+
+SQUARE = {"image": ("DT_UINT8", (None, 64, 64, 3))}
+
+
+def test_planes_of_logits_are_read_as_those_of_sigmoids_where_the_config_says_so():
+    logits = np.full((1, 64, 64, 3), -5, np.float32)
+    logits[:, :, :32, 1] = 5
+    logits[:, :, 16:48, 2] = 6  # over the half of the one before
+    seen = []
+    for made_by, activation, planes in (
+        ("BiasAdd", "sigmoid", logits),
+        ("Sigmoid", None, 1 / (1 + np.exp(-logits))),
+    ):
+        model = routines.ImageModel(
+            SQUARE,
+            {"out": ("DT_FLOAT", (None, 64, 64, 3), made_by)},
+            family="segmentation",
+            activation=activation,
+            labels={1: "a", 2: "b", 3: "c"},
+        )
+        found = model.read({"out": planes}, (64, 64))
+        seen.append(sorted(zip(found["names"].tolist(), found["boxes"][:, 3].tolist())))
+    assert seen[0] == seen[1] == [("b", 0.5), ("c", 0.75)]
+
+
+@pytest.mark.parametrize(
+    "last, height, width", [(True, 96, 128), (True, 96, 160), (False, 128, 192)]
+)
+def test_prototypes_of_any_picture_lie_where_their_grid_is(last, height, width):
+    cells = sum((height // stride) * (width // stride) for stride in (8, 16, 32))
+    planes = np.full((1, height // 4, width // 4, 32), -6, np.float32)
+    planes[0, :, : width // 8, 0] = 6  # the left half
+    rows = np.zeros((1, 4 + 2 + 32, cells), np.float32)
+    rows[0, :4, 5] = width / 2, height / 2, width / 2, height / 2
+    rows[0, 5, 5], rows[0, 6, 5] = 0.9, 1  # the second class
+    planes = planes if last else np.moveaxis(planes, 3, 1)
+    model = routines.ImageModel(
+        {"image": ("DT_UINT8", (None, height, width, 3))},
+        {"a": ("DT_FLOAT", rows.shape, "ConcatV2"), "b": ("DT_FLOAT", planes.shape)},
+    )
+    found = model.read({"a": rows, "b": planes}, (height, width))
+    assert found["classes"].tolist() == [2] and found["scores"][0] == np.float32(0.9)
+    half = found["masks"].shape[2] // 2
+    assert (found["masks"][0, :, : half - 2] > 0.5).all()
+    assert (found["masks"][0, :, half + 2 :] < 0.5).all()
+
+
+@pytest.mark.parametrize("labels", [range(1, 10), (1, 2), (7,)])
+def test_a_label_map_of_other_planes_is_refused_with_both_numbers(labels):
+    with pytest.raises(ValueError, match="expected names of the model's 5 classes.* got"):
+        routines.ImageModel(
+            SQUARE,
+            {"out": ("DT_FLOAT", (None, 64, 64, 5), "Softmax")},
+            labels={number: str(number) for number in labels},
+        )
+
+
+@pytest.mark.parametrize("slot, shape", [("mask", (None, None)), ("output", (None, 7))])
+def test_an_output_without_a_batch_whose_sizes_are_open_is_told_as_any(slot, shape):
+    made_by = "Sigmoid" if slot == "mask" else "ConcatV2"
+    outputs = {"out": ("DT_FLOAT", shape, made_by)}
+    try:
+        routines.ImageModel(SQUARE, outputs, rename={slot: "out"})
+    except ValueError as error:
+        assert "out" in str(error) or slot in str(error)
+
+
+def test_a_name_that_the_model_has_is_no_warning_though_it_was_dropped():
+    model = routines.ImageModel(
+        SQUARE,
+        {"scores": ("DT_FLOAT", (None, 2), "Softmax"), "labels": ("DT_STRING", (None, 2))},
+    )
+    outputs = {
+        "scores": np.array([[0.9, 0.1]], np.float32),
+        "labels": np.array([[b"cat", b"dog"]], object),
+    }
+    for step in (
+        routines.ExcludeClass(class_name="cat"),
+        routines.Threshold(confidence={"dog": 0.5}),
+        routines.FilterClass(class_name="cat"),
+    ):
+        picture = np.zeros((64, 64, 3), np.uint8)
+        seen = routines.predict_image(model, lambda _: outputs, picture, [step])
+        assert "warnings" not in seen.get("answer", {}), step
+
+
+def test_resize_makes_no_picture_that_is_larger_than_any_memory():
+    thin = np.zeros((100, 1, 3), np.uint8)
+    with pytest.raises(routines.RoutineError, match="at most 25000000 pixels, got 10000x1000000"):
+        routines.Resize(width=10_000)(thin)
+    assert routines.Resize(height=1000)(thin).shape == (1000, 10, 3)
+
+
+def test_what_routines_make_of_a_picture_is_allowed_for():
+    model = routines.ImageModel(
+        {"image": ("DT_FLOAT", (None, None, None, 3))}, {"p": ("DT_FLOAT", (None, 2), "Softmax")}
+    )
+    asked = []
+    routines.predict_images(
+        model,
+        lambda inputs: {"p": np.array([[0.5, 0.5]], np.float32)},
+        [np.zeros((10, 10, 3), np.uint8)],
+        [routines.Resize(width=1000, height=500)],
+        asked.append,
+    )
+    assert sum(asked) >= 1000 * 500 * 3 * (1 + 4)
+
+
+def test_grayscale_leaves_transparency_as_it_is():
+    image = np.random.default_rng(1).integers(0, 256, (5, 7, 4), np.uint8)
+    grey = routines.Grayscale()(image)
+    assert (grey[:, :, 3] == image[:, :, 3]).all() and (grey[:, :, 0] == grey[:, :, 2]).all()
+    assert (routines.Grayscale()(image[:, :, :3]) == grey[:, :, :3]).all()
+
+
+def test_a_histogram_of_many_classes_and_bins_counts_as_one_by_one():
+    chance = np.random.default_rng(2)
+    names = np.array([f"class {number}" for number in chance.integers(0, 40, 300)], object)
+    scores = chance.random(300).astype(np.float32)
+    tensors = {"scores": scores, "names": names, "classes": np.arange(300)}
+    told = routines.Histogram(bins=100)(tensors)["answer"]["histogram"]
+    assert len(told["image"]) < 2_000_000
+    for name, counts in told["counts"].items():
+        truth = np.zeros(100, int)
+        for score in scores[names == name]:
+            truth[min(99, int(np.ceil(float(score) * 100)) - 1)] += 1
+        assert counts == truth.tolist()

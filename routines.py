@@ -1256,7 +1256,7 @@ class About:
                 return powers / powers.sum(axis=-1, keepdims=True)
         if self.activation == "sigmoid":
             return sigmoid(values)
-        check_confidences(values, f"write {WAYS}")
+        check_confidences(values, 'write "activation": "softmax" or "sigmoid", if they are logits')
         return values
 
 
@@ -1556,6 +1556,8 @@ def settle_activation(kind: Family, about: About) -> About:
 def unknown_activation(about: About, slot: str) -> str:
     """Say of an output that nobody knows whether its numbers are confidences or logits."""
     output = about.outputs[slot]
+    if output.made_by in ("ArgMax", "ArgMin"):
+        raise ValueError(f"{slot} {output.text} holds numbers of classes: export them as integers")
     made = f"made by {output.made_by}" if output.made_by else "made by nothing that tells"
     return f"{slot} {output.text} is {made}, neither softmax nor sigmoid"
 
@@ -2256,6 +2258,9 @@ def mask(outputs: Mapping[str, np.ndarray], about: About) -> Tensors:
     return find_planes_regions(about.activate(outputs["mask"])[:, :, np.newaxis], about)
 
 
+FINE_PLANE = 128 * 128
+
+
 def find_regions(plane: np.ndarray) -> Iterator[tuple]:
     """Connected regions of a bool plane: the box, its window of the plane,
     and what is inside there.
@@ -2263,9 +2268,10 @@ def find_regions(plane: np.ndarray) -> Iterator[tuple]:
     count, regions, stats, _ = cv2.connectedComponentsWithStats(
         plane.astype(np.uint8), connectivity=8
     )
+    least = 4 if plane.size >= FINE_PLANE else 1  # cells: specks of fine planes are noise
     for region in range(1, count):
         left, top, width, height, area = stats[region]
-        if area >= 4:
+        if area >= least:
             window = slice(top, top + height), slice(left, left + width)
             yield (top, left, top + height, left + width), window, regions[window] == region
 
@@ -2302,15 +2308,22 @@ def check_classes(about: About) -> str:
     (count,) = about.shape("probabilities") or (None,)
     if count is None or count == 1:
         return check_count(about, count)
-    first = first_class(about, count)
+    first = first_class(about)
     strange = [number for number in about.labels if number not in range(first, first + count)]
-    return f"label_map names the class {strange[0]}, the model has {count}" if strange else ""
+    if strange:
+        return f"label_map names the class {strange[0]}, the model has {count}"
+    try:
+        check_labels(about.labels, count, first)
+    except ValueError as error:
+        if count != about.names + 1:
+            raise
+        return f'{error}; where class 0 is the background, write "classes_from": 1'
+    return ""
 
 
-def first_class(about: About, count: int) -> int:
-    """The id of the first of so many classes: 0 for a background, or where the label map has it."""
-    has_background = about.classes_from is None and count == about.names + 1
-    return 0 if 0 in about.labels or has_background or about.classes_from == 1 else 1
+def first_class(about: About) -> int:
+    """The id of the first class: 0 for a background, or where the label map has it."""
+    return 0 if 0 in about.labels or about.classes_from == 1 else 1
 
 
 def check_count(about: About, count: int | None, slot: str = "probabilities") -> str:
@@ -2339,7 +2352,7 @@ def classifier(outputs: Mapping[str, np.ndarray], about: About) -> Tensors:
         numbers = sorted(about.labels) or [1]
         scores = np.concatenate([1 - scores, scores])[-len(numbers) :]
         return {"scores": scores, "classes": np.array(numbers, np.int64)}
-    first = first_class(about, len(scores))
+    first = first_class(about)
     return {"scores": scores, "classes": np.arange(len(scores), dtype=np.int64) + first}
 
 
@@ -3653,6 +3666,13 @@ def read_pixel_input(name: str, dtype: str, shape: Shape, options: InputOptions)
     )
 
 
+# What a graph does with a text that is not the bytes of a picture's file.
+NO_FILES = {
+    "ReadFile": "opens files by their paths; export a signature that takes what is in them",
+    "DecodeBase64": "decodes base64 first; export a signature that takes the file's bytes",
+}
+
+
 def read_text_input(
     name: str, shape: Shape, options: InputOptions, operations: Collection[str]
 ) -> PictureInput:
@@ -3665,6 +3685,9 @@ def read_text_input(
         )
     if shape is not None and any(size not in (None, 1) for size in shape):
         raise NoPicture(f"input '{name}' is no picture: it is string {show_shape(shape)}")
+    for kind, what in NO_FILES.items():
+        if kind in operations:
+            raise ValueError(f"input '{name}' is no picture's file: its graph {what}")
     form = options.input
     if form is None and any(
         kind.startswith(("ParseExample", "ParseSingle")) for kind in operations
@@ -3676,7 +3699,7 @@ def read_text_input(
         raise ValueError(
             f"input '{name}' is a text, and its graph does not tell of what: write "
             '"input": "encoded" (a picture file) or "input": "example" (a tf.Example) '
-            "into the deployment"
+            "into the deployment; a model of texts takes no pictures"
         )
     rank = 1 if shape is None else len(shape)
     joins = rank > 0 and (shape is None or shape[0] is None)
@@ -3858,27 +3881,6 @@ class ImageModel:
         about = settle(kind, rename_outputs(kind, about, found))
         for name, value in (("family", kind.name), ("kind", kind), ("about", about)):
             object.__setattr__(self, name, value)
-        if kind.name == "classifier" and self.classes_from is None:
-            self.check_names(about)
-
-    def check_names(self, about: About) -> None:
-        """Hold the label map against a classifier's classes. Raises ValueError.
-
-        One class more than names is a background at 0, as in TF-Slim's models, or a name that was
-        forgotten, which shifts all that follow: the log says both numbers.
-        """
-        classes = next(iter(about.shape("probabilities")[-1:]), None)
-        if classes is None or classes == 1:  # of one sigmoid, the yes and perhaps the no
-            return
-        if 0 not in self.labels and classes == about.names + 1:
-            logger.warning(
-                "The model has %d classes and the label map %d names: class 0 is taken for the "
-                "background; if a name is missing, all that follow are shifted",
-                classes,
-                about.names,
-            )
-            return
-        check_labels(self.labels, classes, 0 if 0 in self.labels else 1)
 
     @property
     def joins(self) -> bool:

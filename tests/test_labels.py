@@ -170,20 +170,29 @@ def classifier(classes):
     return serving.Servable({"serving_default": signature(*sides)}, lambda *_: outputs)
 
 
-def test_a_forgotten_name_is_told_with_both_numbers(caplog):
-    """Three names of four classes: each may be taken for the one before it; of five, it is."""
+def test_a_forgotten_name_is_refused_with_both_numbers():
+    """Three names of four classes: each would be taken for the one before it."""
     deployment = {"id": "pets", "model": "m", "label_map": ["cat", "dog", "emu"]}
     deployment["activation"] = "none"
-    options = {"auth": {"keys": [key_entry("site", "k")]}, "deployments": [deployment]}
-    for classes, status in ((3, 200), (4, 200), (5, 503)):
-        caplog.clear()
-        rest = Rest(fake_server({"m": classifier(classes)}, **options))
-        body = {"image_type": "array", "data": [[1]]}
+    options = {"auth": {"keys": [key_entry("site", "k")]}}
+    body = {"image_type": "array", "data": [[1]]}
+    for classes, said, status in (
+        (3, {}, 200),
+        (4, {}, 503),
+        (4, {"classes_from": 1}, 200),  # a background at 0
+        (4, {"label_map": {"0": "none", "1": "cat", "2": "dog", "3": "emu"}}, 200),
+        (5, {}, 503),
+    ):
+        rest = Rest(
+            fake_server({"m": classifier(classes)}, deployments=[{**deployment, **said}], **options)
+        )
         answer = rest.post("/predict", body, headers=bearer("k"))
         assert answer.status_code == status, answer.json
-        assert ("has 4 classes and the label map 3 names" in caplog.text) == (classes == 4)
-    text = "label map: expected names of the model's 5 classes, ids 1 to 5; got 3, ids 1 to 3"
-    assert text in answer.json["error"]
+        if status == 503:
+            ids = f"the model's {classes} classes, ids 1 to {classes}; got 3, ids 1 to 3"
+            assert f"label map: expected names of {ids}" in answer.json["error"]
+            assert ('write "classes_from": 1' in answer.json["error"]) == (classes == 4)
+            assert ids in rest.get("/readyz").json["error"]
 
 
 # --- labels that a SavedModel brings ------------------------------------------------------------

@@ -301,6 +301,15 @@ def test_a_text_of_which_the_graph_tells_nothing_is_refused_with_the_line_to_wri
         read("DT_STRING", (None, 7), ["DecodeJpeg"])
 
 
+@pytest.mark.parametrize("said", [{}, {"input": "encoded"}])
+@pytest.mark.parametrize(
+    "kind, what", [("ReadFile", "opens files by their paths"), ("DecodeBase64", "decodes base64")]
+)
+def test_a_text_that_is_no_bytes_of_a_file_is_refused(kind, what, said):
+    with pytest.raises(ValueError, match=f"input 'x' is no picture's file: its graph {what}"):
+        read("DT_STRING", (None,), [kind, "DecodeJpeg"], **said)
+
+
 # --- deployments --------------------------------------------------------------------------------
 
 

@@ -590,7 +590,7 @@ def test_segmentation_of_background_alone_finds_nothing():
     [
         ([0.1, 0.7, 0.2], NAMES, "dog", {"made_by": "Softmax"}),
         ([-1.0, 3.0, 2.0], NAMES, "dog", {"activation": "softmax"}),
-        ([0.1, 0.1, 0.7, 0.1], NAMES, "dog", {"activation": "none"}),
+        ([0.1, 0.1, 0.7, 0.1], NAMES, "dog", {"activation": "none", "classes_from": 1}),
         ([0.1, 0.7, 0.2], {0: "x", 1: "y", 2: "z"}, "y", {"made_by": "Softmax"}),
         ([0.1, 0.9], {}, "2", {"made_by": "Softmax"}),
     ],
@@ -782,3 +782,19 @@ def test_a_histogram_of_many_classes_and_bins_counts_as_one_by_one():
         for score in scores[names == name]:
             truth[min(99, int(np.ceil(float(score) * 100)) - 1)] += 1
         assert counts == truth.tolist()
+
+
+def test_numbers_of_classes_as_floats_are_refused_with_what_to_export():
+    with pytest.raises(ValueError, match="holds numbers of classes: export them as integers"):
+        routines.ImageModel(SQUARE, {"out": ("DT_FLOAT", (None, 64, 64), "ArgMax")})
+
+
+@pytest.mark.parametrize("side, found", [(8, 1), (64, 1), (128, 0)])
+def test_a_piece_of_three_cells_is_a_speck_of_a_fine_plane_alone(side, found):
+    mask = np.full((1, side, side, 1), 0.05, np.float32)
+    mask[0, 2, 2:5] = 0.95
+    model = routines.ImageModel(
+        {"image": ("DT_UINT8", (None, 256, 256, 3))},
+        {"out": ("DT_FLOAT", (None, side, side, 1), "Sigmoid")},
+    )
+    assert len(model.read({"out": mask}, (256, 256))["scores"]) == found

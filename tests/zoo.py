@@ -620,7 +620,7 @@ CLASSIFIERS = [
         "TF-Slim, 1001 classes",
         apply(softmax, "predictions", FIVE),
         "classifier",
-        {"label_map": ["a", "b", "c", "d"]},
+        {"label_map": ["a", "b", "c", "d"], "classes_from": 1},
     ),
     Zoo("top_two", KERAS, apply(softmax, "predictions", FIVE), "classifier", {"top_k": 2}),
     Zoo(

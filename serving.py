@@ -1488,8 +1488,80 @@ def refuse_twice(value: Any, path: str) -> None:
             refuse_twice(item, f"{path}[{index}]")
 
 
+# The beginning of TensorFlow Serving's --model_config_file: protobuf's text format, no JSON.
+PROTOBUF_CONFIG = re.compile(rb"(?:\s|#[^\n]*\n)*(?:model_config_list|custom_model_config)\s*[:{]")
+# Its messages (config/model_server_config.proto, file_system_storage_path_source.proto), as far as
+# they have a meaning here: name -> number, type, whether there may be several.
+PROTOBUF_MESSAGES: dict[str, dict[str, tuple[int, str, bool]]] = {
+    "ModelServerConfig": {"model_config_list": (1, "ModelConfigList", False)},
+    "ModelConfigList": {"config": (1, "ModelConfig", True)},
+    "ModelConfig": {
+        "name": (1, "string", False),
+        "base_path": (2, "string", False),
+        "model_platform": (4, "string", False),
+        "model_version_policy": (7, "Policy", False),
+        "version_labels": (8, "Label", True),
+    },
+    "Policy": {
+        "latest": (100, "Latest", False),
+        "all": (101, "All", False),
+        "specific": (102, "Specific", False),
+    },
+    "Latest": {"num_versions": (1, "uint32", False)},
+    "All": {},
+    "Specific": {"versions": (1, "int64", True)},
+    "Label": {"key": (1, "string", False), "value": (2, "int64", False)},
+}
+
+
+@functools.cache
+def protobuf_config() -> Any:
+    """The message that TensorFlow Serving's --model_config_file is read into."""
+    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory  # late: slow
+
+    kinds = descriptor_pb2.FieldDescriptorProto
+    file = descriptor_pb2.FileDescriptorProto(name="model_server_config.proto", package="serving")
+    for name, fields in PROTOBUF_MESSAGES.items():
+        message = file.message_type.add(name=name)
+        for key, (number, kind, several) in fields.items():
+            label = kinds.LABEL_REPEATED if several else kinds.LABEL_OPTIONAL
+            made = message.field.add(name=key, number=number, label=label)
+            if kind in PROTOBUF_MESSAGES:
+                made.type, made.type_name = kinds.TYPE_MESSAGE, f".serving.{kind}"
+            else:
+                made.type = kinds.Type.Value(f"TYPE_{kind.upper()}")
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName("serving.ModelServerConfig"))
+
+
+def read_protobuf_config(text: bytes) -> dict[str, Any]:
+    """TensorFlow Serving's --model_config_file as the config it is here. Raises ConfigError."""
+    from google.protobuf import json_format, text_format
+
+    try:
+        message = text_format.Parse(text.decode(), protobuf_config()())
+    except (text_format.ParseError, UnicodeDecodeError) as error:
+        raise ConfigError("$", f"not a config of TensorFlow Serving: {error}") from None
+    value = json_format.MessageToDict(message, preserving_proto_field_name=True)
+    items = value.get("model_config_list", {}).get("config", [])
+    for item in items:
+        item.pop("model_platform", None)
+        if "version_labels" in item:
+            labels = item["version_labels"]
+            item["version_labels"] = {one["key"]: int(one["value"]) for one in labels}
+        if versions := item.get("model_version_policy", {}).get("specific"):
+            versions["versions"] = [int(number) for number in versions.get("versions", [])]
+    return {"model_config_list": [{"config": item} for item in items]}
+
+
 def read_config(text: bytes) -> Any:
-    """Parse the bytes of a config file; raises ConfigError with line and column."""
+    """Parse the bytes of a config file; raises ConfigError with line and column.
+
+    It is JSON, or TensorFlow Serving's own --model_config_file.
+    """
+    if PROTOBUF_CONFIG.match(text):
+        return read_protobuf_config(text)
 
     def constant(name: str) -> None:
         raise ConfigError("$", f"expected a number, got {name}")
@@ -1505,9 +1577,10 @@ def read_config(text: bytes) -> Any:
             "$", f"expected UTF-8 text, got byte 0x{text[error.start]:02x} at offset {error.start}"
         ) from None
     except json.JSONDecodeError as error:
-        raise ConfigError(
-            "$", f"not valid JSON: {error.msg} at line {error.lineno} column {error.colno}"
-        ) from None
+        where = f"{error.msg} at line {error.lineno} column {error.colno}"
+        yaml = re.match(rb"(?:\s|#[^\n]*\n|---)*[\w-]+:(?:\s|$)", text)
+        hint = "; it looks like YAML, and a config is JSON" if yaml else ""
+        raise ConfigError("$", f"not valid JSON: {where}{hint}") from None
     except (RecursionError, ValueError):
         raise ConfigError("$", "not a config: nested too deeply, or a number too long") from None
 
@@ -2567,13 +2640,13 @@ class Servable:
 
 
 def list_versions(base_path: str) -> dict[int, Path]:
-    """The version folders under `base_path`, or a SavedModel itself as version 1.
+    """The version folders under `base_path`, or a SavedModel or a model's file itself as version 1.
 
     Raises LoadError if there is no folder.
     """
     base = Path(base_path)
     try:
-        if (base / "saved_model.pb").is_file() or (base / "saved_model.pbtxt").is_file():
+        if is_saved_model(base) or base.suffix.lower() in MODEL_FILES and base.is_file():
             return {1: base}
         folders = sorted(
             entry
@@ -2581,11 +2654,61 @@ def list_versions(base_path: str) -> dict[int, Path]:
             if re.fullmatch(r"0*[0-9]{1,19}", entry.name) and entry.is_dir()
         )
     except (OSError, ValueError) as error:
-        raise LoadError(
-            f"base_path cannot be read: {getattr(error, 'strerror', None) or error}",
-            BadRequest.code,
-        ) from None
+        reason = getattr(error, "strerror", None) or error
+        text = f"base_path cannot be read: {reason}{explain_path(base_path)}"
+        raise LoadError(text, BadRequest.code) from None
     return {int(folder.name): folder for folder in folders if int(folder.name) < 2**63}
+
+
+MODEL_FILES = (".keras", ".h5", ".hdf5")  # what serving_extensions/keras_files.py exports
+
+
+def is_saved_model(folder: Path) -> bool:
+    return (folder / "saved_model.pb").is_file() or (folder / "saved_model.pbtxt").is_file()
+
+
+def find_model_file(folder: Path) -> Path | None:
+    """The one .keras or .h5 file that a version is, or that its folder holds in place of a
+    SavedModel.
+    """
+    if folder.is_file():
+        return folder
+    if is_saved_model(folder):
+        return None
+    found = [file for file in folder.glob("*") if file.suffix.lower() in MODEL_FILES]
+    return found[0] if len(found) == 1 else None
+
+
+def explain_path(base_path: str) -> str:
+    """What to do about a `base_path` that is no folder: the commonest mistakes."""
+    suffix = Path(base_path).suffix.lower()
+    if suffix in (".tflite", ".onnx", ".pt", ".pth", ".pb"):
+        return f"; a {suffix} file is no SavedModel: export one (Keras: model.export(folder))"
+    return ""
+
+
+def explain_no_versions(base_path: str) -> str:
+    """Where the versions seem to be that a `base_path` has none of; "" where nobody knows."""
+    base = Path(base_path)
+    with contextlib.suppress(OSError, ValueError):
+        inside = sorted(entry for entry in base.iterdir() if entry.is_dir())
+        named = [entry for entry in inside if re.fullmatch(r"[vV][0-9]+", entry.name)]
+        if named:
+            name = named[0].name
+            return f"; a version folder's name is a number: '{name}' should be '{name[1:]}'"
+        if is_saved_model(base.parent):
+            return f"; the SavedModel is one folder up, in '{base.parent.name}'"
+        for entry in inside:
+            if is_saved_model(entry) or any(
+                each.name.isdigit() and is_saved_model(each) for each in entry.iterdir()
+            ):
+                return f"; there is a model one folder down, in '{entry.name}'"
+        for file in sorted(base.iterdir()):
+            if file.suffix.lower() in (*MODEL_FILES, ".tflite", ".onnx", ".pt", ".pth"):
+                return (
+                    f"; '{file.name}' is in no version folder: move it into '1', or name it itself"
+                )
+    return ""
 
 
 def choose_versions(policy: VersionPolicy, versions: Iterable[int]) -> list[int]:
@@ -2808,6 +2931,10 @@ class LoadRequest:
     device: str = ""  # such as `GPU:0`; none: the config's first that is there
     try_calls: bool = True  # with made-up input; not where other calls come in their place
 
+    def with_folder(self, folder: Path) -> "LoadRequest":
+        """The same request for the SavedModel in another folder."""
+        return dataclasses.replace(self, folder=folder)
+
     def with_config(self, **fields: Any) -> "LoadRequest":
         """The same request with other fields of the model's config."""
         return dataclasses.replace(self, config=dataclasses.replace(self.config, **fields))
@@ -2823,6 +2950,9 @@ def load_saved_model(request: LoadRequest) -> Servable:
     microseconds where a signature of `tf.saved_model.load` costs hundreds, and closing the session
     frees the memory. Raises LoadError with the reason.
     """
+    if file := find_model_file(request.folder):
+        needs = "serving_extensions/keras_files.py beside serving.py"
+        raise LoadError(f"'{file.name}' is no SavedModel: this needs {needs}")
     config, held = request.config, contextlib.ExitStack()
     prepare_devices(request.options.gpu_memory_limit_mb, request.options.intra_op_threads)
     failed = import_operations(request.modules)
@@ -5030,11 +5160,13 @@ class ModelManager:
             visit.fail(".base_path", error.message, error)
             return None
         if folders.get(1) == Path(model.base_path):
-            text = f"note: {model.name}: base_path is a SavedModel itself, served as version 1"
+            kind = "SavedModel" if Path(model.base_path).is_dir() else "model's file"
+            text = f"note: {model.name}: base_path is a {kind} itself, served as version 1"
             self._say_once(logging.INFO, text)
         if choose_versions(model.model_version_policy, folders):
             return folders
-        reason = f"its policy picks none of the numbered folders {sorted(folders)}"
+        hint = "" if folders else explain_no_versions(model.base_path)
+        reason = f"its policy picks none of the numbered folders {sorted(folders)}{hint}"
         self._absent[model.name] = f"no version to serve: {reason}"
         text = f"{model.name}: no version to serve: {reason} in {model.base_path}"
         self._say_once(logging.WARNING, text)

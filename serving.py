@@ -2107,7 +2107,7 @@ def decode_element(leaf: Any, spec: TensorSpec, dtype: np.dtype) -> Any:
     if dtype.kind == "O" and kind is bytes:  # from Python
         return leaf
     if dtype.kind == "O" and kind is dict:
-        return decode_base64(leaf)
+        return decode_b64(leaf)
     raise BadRequest(
         f"{show(leaf)} Type: {type_of(leaf)} is not of expected type: {spec.type_name}"
     )
@@ -2145,7 +2145,7 @@ def holds_bytes(value: Any) -> bool:
     return False
 
 
-def decode_base64(value: dict) -> bytes:
+def decode_b64(value: dict) -> bytes:
     """Decode `{"b64": ...}`: standard alphabet, padding optional but right if given,
     white space skipped (abseil).
     """
@@ -2249,7 +2249,7 @@ def encode_json(value: Any) -> bytes:
 LARGE = 512  # bytes of an array's text; below, the plain path is as fast
 MOST_STRINGS = 512  # of a body, keys among them
 # what a skeleton leaves out; simdjson says whether numbers stand in the right places
-NUMBERS = b"0123456789+-.eE \t\n\r"
+NUMBER_BYTES = b"0123456789+-.eE \t\n\r"
 TOKEN = secrets.token_hex(16)  # stands for an array in the rest; a client cannot know it
 TOKEN_BYTES = TOKEN.encode()
 SHORT = 256  # bytes of a rest that is parsed once: clients send the same one again and again
@@ -2326,7 +2326,7 @@ def read_array(text: bytes) -> np.ndarray | None:
     None unless they are rectangular, full and of 64-bit numbers.
     """
     rank = rank_of_row(text)
-    shape = [1] * (rank - 1) + [-1] if rank else shape_of(text.translate(None, NUMBERS))
+    shape = [1] * (rank - 1) + [-1] if rank else shape_of(text.translate(None, NUMBER_BYTES))
     if shape is None:
         return None
     try:
@@ -3215,12 +3215,14 @@ def read_signature(definition: Mapping[str, Any]) -> Signature:
     """
 
     def read(side: str) -> dict[str, TensorSpec]:
-        return {name: read_tensor(name, info) for name, info in sorted(definition[side].items())}
+        return {
+            name: read_tensor_info(name, info) for name, info in sorted(definition[side].items())
+        }
 
     return Signature(read("inputs"), read("outputs"))
 
 
-def read_tensor(name: str, info: Mapping[str, Any]) -> TensorSpec:
+def read_tensor_info(name: str, info: Mapping[str, Any]) -> TensorSpec:
     """A described TensorInfo; a dtype that TensorFlow has no name for is its number.
 
     TF1 tells of a variable by a reference to its value, which is what a session answers.
@@ -3400,13 +3402,13 @@ def bound_keys(used: Any, saved: Any, stored: Sequence[Any]) -> dict[str, str] |
         bound = saved.concrete_functions[node.attr["f"].func.name].bound_inputs
         inputs = [name for name in node.input if not name.startswith("^")]
         for name, number in zip(inputs[len(inputs) - len(bound) :], bound):
-            key = key_of(stored[number])
+            key = checkpoint_key_of(stored[number])
             if name in handles and keys.setdefault(name, key) != key:
                 return None
     return keys
 
 
-def key_of(node: Any) -> str:
+def checkpoint_key_of(node: Any) -> str:
     """The checkpoint's key of an object, empty for one that is no variable."""
     keys = [a.checkpoint_key for a in node.attributes if a.name == "VARIABLE_VALUE"]
     return keys[0] if keys else ""
@@ -3564,7 +3566,8 @@ def check_signature(graph: Any, signature: Signature) -> Signature:
     for spec in signature.outputs.values():
         find_tensor(graph, spec)
     inputs = {
-        name: narrow(spec, find_tensor(graph, spec)) for name, spec in signature.inputs.items()
+        name: narrow_input(spec, find_tensor(graph, spec))
+        for name, spec in signature.inputs.items()
     }
     for name, spec in inputs.items():
         if not is_carried(spec):
@@ -3599,7 +3602,7 @@ def find_tensor(graph: Any, spec: TensorSpec) -> Any:
     return tensor
 
 
-def narrow(spec: TensorSpec, tensor: Any) -> TensorSpec:
+def narrow_input(spec: TensorSpec, tensor: Any) -> TensorSpec:
     """A signature's input with the sizes that its placeholder has and it leaves open.
 
     TensorFlow plans a graph with them: LoadError where the two contradict each other.
@@ -5333,7 +5336,7 @@ def predict(
             "keys to exist "
         )
     if wanted:
-        signature = choose_outputs(signature, wanted)
+        signature = select_outputs(signature, wanted)
     if "inputs" in body:
         columns = decode_columns(signature, body["inputs"])
         require_writable(signature)
@@ -5356,7 +5359,7 @@ def require_writable(signature: Signature) -> None:
             raise BadRequest(f"Failed to write JSON value for tensor type: {spec.type_name}")
 
 
-def choose_outputs(signature: Signature, wanted: Sequence[str]) -> Signature:
+def select_outputs(signature: Signature, wanted: Sequence[str]) -> Signature:
     """The signature with some of its outputs, in its own order.
 
     Raises BadRequest for names it does not have.
@@ -5465,7 +5468,7 @@ def stack_rows(rows: list, spec: TensorSpec, key: str) -> np.ndarray:
     return np.stack(tensors)
 
 
-def present(spec: TensorSpec, array: np.ndarray) -> Any:
+def present_output(spec: TensorSpec, array: np.ndarray) -> Any:
     """An output as the answer holds it: itself, or base64 objects when it is
     binary by its name (`..._bytes`).
     """
@@ -5478,7 +5481,7 @@ def present(spec: TensorSpec, array: np.ndarray) -> Any:
 
 
 def encode_columns(signature: Signature, outputs: Mapping[str, np.ndarray]) -> Any:
-    values = {name: present(spec, outputs[name]) for name, spec in signature.outputs.items()}
+    values = {name: present_output(spec, outputs[name]) for name, spec in signature.outputs.items()}
     return values if len(values) > 1 else next(iter(values.values()))
 
 
@@ -5495,7 +5498,7 @@ def encode_rows(signature: Signature, outputs: Mapping[str, np.ndarray]) -> Any:
             raise BadRequest(
                 f"Tensor name: {name} has inconsistent batch size: {len(output)} expecting: {rows}"
             )
-    values = {name: present(spec, outputs[name]) for name, spec in signature.outputs.items()}
+    values = {name: present_output(spec, outputs[name]) for name, spec in signature.outputs.items()}
     if len(values) == 1:
         return next(iter(values.values()))
     return [dict(zip(values, row)) for row in zip(*values.values())]
@@ -5556,7 +5559,7 @@ def decode_feature(name: str, value: Any) -> tuple[str, Any]:
     if isinstance(value, str | bytes):
         return "bytes", value if isinstance(value, bytes) else encode_text(value)
     if isinstance(value, dict) and is_base64(value):
-        return "bytes", decode_base64(value)
+        return "bytes", decode_b64(value)
     raise BadRequest(f"Feature: {name} has element with unexpected JSON type: {type_of(value)}")
 
 
@@ -5615,7 +5618,7 @@ def classify(
     outputs = run_examples(servable, name, examples, check_classification, trace)
     specs = servable.signatures[name].outputs
     shapes = [
-        check_classes(outputs[output], specs[output], dtype, len(examples))
+        check_class_tensor(outputs[output], specs[output], dtype, len(examples))
         for output, dtype in (("classes", "DT_STRING"), ("scores", "DT_FLOAT"))
         if output in outputs
     ]
@@ -5643,7 +5646,9 @@ def check_classification(signature: Signature, text: str) -> None:
     )
 
 
-def check_classes(array: np.ndarray, spec: TensorSpec, dtype: str, count: int) -> tuple[int, ...]:
+def check_class_tensor(
+    array: np.ndarray, spec: TensorSpec, dtype: str, count: int
+) -> tuple[int, ...]:
     """Refuse classes or scores of another form than [examples, classes]; returns their shape."""
     rank = f"Expected Tensor shape: [batch_size num_classes] but got {shape_text(array)}"
     require(array.ndim == 2, rank)
@@ -6031,7 +6036,7 @@ def routine_errors() -> Iterator[None]:
         raise BadRequest(f"routines: {error}") from None
 
 
-def predict_image(
+def answer_pictures(
     server: "ModelServer",
     image: "np.ndarray | list[np.ndarray]",
     deployment: str | None,
@@ -6219,7 +6224,7 @@ def unpack_value(
 
     # All of them, before the first is decoded.
     opened = visit(value, lambda leaf, spec: open_picture(leaf, limits))
-    pixels = visit(opened, lambda leaf, spec: to_pixels(leaf, spec, dtypes, limits))
+    pixels = visit(opened, lambda leaf, spec: fit_pixels(leaf, spec, dtypes, limits))
     return pixels if key == "instances" and isinstance(value, list) else as_batch(pixels)
 
 
@@ -6251,7 +6256,7 @@ def open_picture(leaf: Any, limits: Any) -> Any:
     return routines.open_image(leaf, limits) if isinstance(leaf, bytes) else leaf
 
 
-def to_pixels(leaf: Any, spec: Any, dtypes: Mapping[str, np.dtype], limits: Any) -> Any:
+def fit_pixels(leaf: Any, spec: Any, dtypes: Mapping[str, np.dtype], limits: Any) -> Any:
     """A picture as pixels 0..255 [H, W, C] of a tensor's dtype, resized where its size is fixed."""
     if not isinstance(leaf, routines.Image.Image):
         return leaf
@@ -6507,7 +6512,7 @@ class ModelServer:
             several = isinstance(image, list | tuple)
             read = [read_picture(each, limits) for each in (image if several else [image])]
             pictures = read if several else read[0]
-            return predict_image(self, pictures, deployment, routines, form, allowance, trace)
+            return answer_pictures(self, pictures, deployment, routines, form, allowance, trace)
 
     def identify(self, headers: Any, reached: Iterable[str] | None) -> Caller:
         """Who calls, by the key in a request's headers, if it is for one of the deployments
@@ -7217,7 +7222,9 @@ def view_predict_image(server: ModelServer, call: Call, deployment: str | None =
         raise BadRequest(f"format: expected json, coco, png or jpeg, got '{form[:40]}'")
     if isinstance(image, list) and form in DRAWN.values():
         raise BadRequest(f"format: expected json or coco for several pictures, got {form}")
-    answer = predict_image(server, image, ready.config.id, chain, form, call.allowance, call.trace)
+    answer = answer_pictures(
+        server, image, ready.config.id, chain, form, call.allowance, call.trace
+    )
     replied = (
         Reply(answer, content_type=f"image/{form}") if isinstance(answer, bytes) else reply(answer)
     )
@@ -8022,7 +8029,7 @@ def create_app(
 LOG_LINE = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 # characters; what has room for more takes 4096 bytes without waiting (Linux's and macOS's PIPE_BUF,
 # or more)
-PIECE = 1000
+PRINTED_CHARACTERS = 1000
 
 
 class PatientHandler(logging.StreamHandler):
@@ -8065,11 +8072,11 @@ class PatientHandler(logging.StreamHandler):
                     f"({self.dropped} lines of the log were dropped here: nobody read them)\n{text}"
                 )
                 self.dropped = 0
-            for start in range(0, len(text), PIECE):
+            for start in range(0, len(text), PRINTED_CHARACTERS):
                 if not self.takes_more():
                     self.dropped += 1
                     return
-                self.stream.write(text[start : start + PIECE])
+                self.stream.write(text[start : start + PRINTED_CHARACTERS])
                 self.stream.flush()
         except Exception:  # as all of logging's own handlers do
             self.handleError(record)

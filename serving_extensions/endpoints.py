@@ -32,7 +32,7 @@ from .core import (
     read_body,
     reply,
 )
-from .handlers import Handler, HandlerError, to_reply
+from .handlers import Handler, HandlerError, to_content
 
 
 @dataclass(frozen=True)
@@ -133,15 +133,15 @@ def view_endpoint(server: ModelServer, call: Call, endpoint: Endpoint) -> Reply:
             )
             allow = {"Allow": ", ".join(dict.fromkeys(("GET", *endpoint.methods)))}
             raise ServingError(text, "INVALID_ARGUMENT", HTTPStatus.METHOD_NOT_ALLOWED, allow)
-        load(server, endpoint, call.trace.remaining())
+        load_handler(server, endpoint, call.trace.remaining())
         return reply(endpoint.envelope.wrap({"status": "ready", "path": endpoint.path}))
     if not endpoint.handler.ready:
-        load(server, endpoint, call.trace.remaining())
+        load_handler(server, endpoint, call.trace.remaining())
     asked = Asked(server, call.trace)
     context = Context(call.caller.name, dict(call.headers), call.request_id, asked)
     try:
         value = read_value(server, call, endpoint.envelope)
-        value, content_type = to_reply(run(endpoint, value, context))
+        value, content_type = to_content(run_handler(endpoint, value, context))
     except HandlerError as error:
         raise ServingError(f"The answer of {endpoint.path} cannot be sent: {error}") from error
     return (
@@ -151,7 +151,7 @@ def view_endpoint(server: ModelServer, call: Call, endpoint: Endpoint) -> Reply:
     )
 
 
-def load(server: ModelServer, endpoint: Endpoint, seconds: float) -> None:
+def load_handler(server: ModelServer, endpoint: Endpoint, seconds: float) -> None:
     """Have the loader import the function's module, unless it is there."""
     if endpoint.handler.ready:
         return
@@ -172,7 +172,7 @@ def read_value(server: ModelServer, call: Call, envelope: Envelope) -> Any:
     return body
 
 
-def run(endpoint: Endpoint, value: Any, context: Context) -> Any:
+def run_handler(endpoint: Endpoint, value: Any, context: Context) -> Any:
     """The function's result.
 
     After `timeout_seconds` 504, and a call that has not begun by then never does.
@@ -201,7 +201,7 @@ def tell_taken(path: str) -> str:
 def prepare_endpoint(server: ModelServer, config: Any, threads: int) -> Endpoint:
     """A handler of the config; the function itself is imported by the loader."""
     handler = server.kept.setdefault(
-        key_of(config), Handler(config.function, server.folder, config.model_dir)
+        kept_as(config), Handler(config.function, server.folder, config.model_dir)
     )
     pool = None
     if config.timeout_seconds is not None:
@@ -212,7 +212,7 @@ def prepare_endpoint(server: ModelServer, config: Any, threads: int) -> Endpoint
     return Endpoint(config.path, handler, config.methods, wanted, config.timeout_seconds, pool)
 
 
-def key_of(config: Any) -> tuple[Any, ...]:
+def kept_as(config: Any) -> tuple[Any, ...]:
     """Under which a handler of the config is kept."""
     return "handler", config.function, config.model_dir
 
@@ -249,7 +249,7 @@ def refresh(server: ModelServer, outcome: Outcome, polling: bool) -> None:
         import_handler(handler, f"$.handlers[{index}].function", outcome)
     # The threads of a pool end with its last call.
     server.drop("pool", [("pool", config.path) for config in server.config.handlers])
-    server.drop("handler", list(map(key_of, server.config.handlers)))
+    server.drop("handler", list(map(kept_as, server.config.handlers)))
 
 
 def import_handler(handler: Handler, path: str, outcome: Outcome) -> None:

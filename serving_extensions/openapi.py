@@ -84,13 +84,13 @@ DOT = "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAADElEQVR4nGNgGB4AAADIAAGtQ
 def describe_api(server: ModelServer, prefix: str, caller: Caller) -> dict[str, Any]:
     """The whole document, as far as the caller may see; `prefix` is where the server is mounted."""
     everywhere = KEYED if server.config.auth.protect == "all" else []
-    paths = describe_table(server, everywhere)
+    paths = document_table(server, everywhere)
     for name in server.config.served_names:
         if caller.may_see(*deployments_of(server, name)):
-            paths |= describe_model(server, name, everywhere)
+            paths |= document_model(server, name, everywhere)
     for name, ready in server.prepared.deployments.items():
         if caller.may_see(name):
-            paths |= describe_deployment(ready)
+            paths |= document_deployment(ready)
     for path, endpoint in server.prepared.of.get("handlers", {}).items():
         if not caller.may_see(path):
             continue
@@ -112,7 +112,7 @@ def describe_api(server: ModelServer, prefix: str, caller: Caller) -> dict[str, 
     }
 
 
-def describe_table(server: ModelServer, everywhere: list) -> dict[str, Any]:
+def document_table(server: ModelServer, everywhere: list) -> dict[str, Any]:
     """The rows of the URL table, names in braces; rows of deployments where there are some."""
     paths: dict[str, Any] = {}
     security = {"open": None, "shared": everywhere, "key": KEYED}
@@ -128,7 +128,7 @@ def describe_table(server: ModelServer, everywhere: list) -> dict[str, Any]:
             if "{alias}" in url:  # another name of the same
                 continue
             for path in spell_verbs(url):
-                found = describe_row(row, path, security[row.guard])
+                found = document_row(row, path, security[row.guard])
                 paths[path] = found | paths.get(path, {})  # the row that stands first answers
     return paths
 
@@ -137,7 +137,7 @@ def spell_verbs(url: str) -> list[str]:
     return [url.replace("{verb}", verb) for verb in VERBS] if "{verb}" in url else [url]
 
 
-def describe_row(row: Route, path: str, security: list | None) -> dict[str, Any]:
+def document_row(row: Route, path: str, security: list | None) -> dict[str, Any]:
     """The methods of a row, for one way to write its URL."""
     also = ALSO.get(row.name, ())
     found = {}
@@ -214,7 +214,7 @@ def operation(
     return found
 
 
-def describe_model(server: ModelServer, name: str, security: list) -> dict[str, Any]:
+def document_model(server: ModelServer, name: str, security: list) -> dict[str, Any]:
     """Status, metadata and predict of a model or pipeline that is there.
 
     Status alone of one that is not.
@@ -297,7 +297,7 @@ def tensor_schema(spec: TensorSpec, shape: tuple | None) -> dict[str, Any]:
     return schema
 
 
-def describe_deployment(ready: Any) -> dict[str, Any]:
+def document_deployment(ready: Any) -> dict[str, Any]:
     name = ready.config.id
     found = {"predictions": {"type": "array", "items": {"$ref": "#/components/schemas/Prediction"}}}
     each = {"type": "array", "items": {"type": "object", "properties": found}}

@@ -63,7 +63,7 @@ def refresh_pipeline(
     if not manager.config.is_pipeline(config.name):
         raise PipelineError(f"Pipeline has the same name as model: '{config.name}'", ".name")
     own = [node for node in config.nodes if node.function is not None]  # others need a C++ library
-    functions = {node.name: find_function(server, node) for node in own}
+    functions = {node.name: import_node(server, node) for node in own}
     members = {
         (node.model_name, node.version): find_signature(manager, node.model_name, node.version)
         for node in config.nodes
@@ -98,7 +98,7 @@ def with_any_as_none(config: Any) -> Any:
     )
 
 
-def find_function(server: ModelServer, node: Any) -> Any:
+def import_node(server: ModelServer, node: Any) -> Any:
     """A custom node's Python function, imported as handlers are."""
     key = "node", node.function
     handler = server.kept.setdefault(key, Handler(node.function, server.folder))

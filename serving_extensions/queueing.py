@@ -3,7 +3,7 @@
     Dispatcher   the worker threads and the queue before them, fair: models take turns, none can
                  hold all threads
     Gate         503 at once for what would wait too long, or would not fit
-    Refusal      the answer to what is turned away
+    RefusalTask  the answer to what is turned away
 
 A request belongs to a `line`: the model or handler that it reaches, under whichever name. Those of
 `KEPT` never wait for anything else: health, metrics and the page; states.
@@ -246,10 +246,10 @@ def refuse(reason: str, request_id: str | None) -> tuple[str, list[tuple[str, st
 
 def task_of(channel: Any, request: Any) -> Task:
     """waitress's task for a request: a refusal, or the application."""
-    return Refusal(channel, request) if request.refused else Answer(channel, request)
+    return RefusalTask(channel, request) if request.refused else AnswerTask(channel, request)
 
 
-class Answer(WSGITask):
+class AnswerTask(WSGITask):
     """waitress's task for a request that the application answers, which is told its turn."""
 
     def get_environment(self) -> dict[str, Any]:
@@ -258,7 +258,7 @@ class Answer(WSGITask):
         return environ
 
 
-class Refusal(Task):
+class RefusalTask(Task):
     """waitress's task for a request that is turned away.
 
     The connection stays open for the next one.

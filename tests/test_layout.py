@@ -153,9 +153,8 @@ BY_NAME = {
     ("handlers.py", "import_"): "imports of a handler's project that are none of its files",
     (
         "handlers.py",
-        "import_module",
+        "import_source",
     ): "`function` of a handler: a module of its project, or Python's",
-    ("handlers.py", "bind"): "calls the above",
 }
 
 
@@ -169,6 +168,54 @@ def test_only_what_a_config_names_is_imported_by_a_string():
                 if name in ("import_module", "__import__", "run_path", "run_module"):
                     found.add((file.name, function.name))
     assert found == set(BY_NAME)
+
+
+# --- one name, one meaning --------------------------------------------------------------------------------
+
+# Names that several files have at their top level, and why; with the files where it is not any.
+SHARED = {
+    ("__all__", None): "Python's",
+    ("logger", None): "the one logger of that name, `serving`",
+    ("EXTENSION", None): "what a file adds, for the list in serving_extensions/__init__.py",
+    (
+        "wrap",
+        ("batching", "freezing", "replicas", "warmup"),
+    ): "a loader around another: `wrap_load`",
+    ("Shape", ("pipelines", "routines")): "the same; pipelines need no routines.py",
+}
+
+
+def top_names(tree):
+    """What a file defines at its top level: classes, functions, constants."""
+    for node in tree.body:
+        if hasattr(node, "name"):
+            yield node.name
+        for target in getattr(node, "targets", [getattr(node, "target", None)]):
+            if isinstance(target, ast.Name):
+                yield target.id
+
+
+def test_a_name_means_one_thing():
+    """A hook's name is its function's; all else is named once, or listed with its reason."""
+    hooks = {field.name for field in serving.dataclasses.fields(serving.Extension)}
+    where = {}
+    for file in house.files():
+        for name in set(top_names(ast.parse(file.read_text()))) - hooks:
+            where.setdefault(name, []).append(file.stem)
+    several = {name: tuple(sorted(files)) for name, files in where.items() if len(files) > 1}
+    assert {name: files for name, files in several.items() if (name, None) not in SHARED} == {
+        name: files for name, files in SHARED if files
+    }
+    for file in house.files()[2:]:
+        tree = ast.parse(file.read_text())
+        plugged = {
+            node.id
+            for call in ast.walk(tree)
+            if isinstance(call, ast.Call) and getattr(call.func, "id", "") == "Extension"
+            for node in ast.walk(call)
+            if isinstance(node, ast.Name)
+        }
+        assert set(top_names(tree)) & hooks <= plugged, f"{file.name}: named as a hook, and none"
 
 
 # --- what a part of the files says of the others ----------------------------------------------------------

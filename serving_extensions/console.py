@@ -26,6 +26,8 @@ from .core import (
     read_query_routines,
     reply,
     route,
+    url_of,
+    view_predict_image,
 )
 from .metrics import prometheus_text, read_gpus
 from .openapi import describe_api, example_request
@@ -252,7 +254,7 @@ def view_sample(server: ModelServer, call: Call, deployment: str, name: str) -> 
 def view_client(server: ModelServer, call: Call, deployment: str, language: str) -> Reply:
     """A program that calls a deployment, its key left to be filled in."""
     find_deployment(server, deployment)
-    url = f"{call.url}{call.path.rpartition('/client/')[0]}/predict"
+    url = call.url + url_of(view_predict_image, deployment=deployment)
     chain = read_query_routines(call)
     try:
         read_chain(chain, server.prepared.routines)
@@ -263,7 +265,7 @@ def view_client(server: ModelServer, call: Call, deployment: str, language: str)
 
 
 def report(server: ModelServer, address: str) -> None:
-    print(f"Console: {address}/console", flush=True)
+    print(f"Console: {address}{url_of(view_console, EXTENSION.routes)}", flush=True)
 
 
 EXTENSION = Extension(

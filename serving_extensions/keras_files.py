@@ -38,7 +38,7 @@ except Exception as error:
 """
 
 
-def wrap(load: Load) -> Load:
+def load_exported(load: Load) -> Load:
     def load_any(request: LoadRequest) -> Servable:
         file = find_model_file(request.folder)
         if file is None:
@@ -125,4 +125,4 @@ def settle(made: Path, target: Path, prefix: str) -> Path:
     return target
 
 
-EXTENSION = Extension("keras_files", wrap_load=lambda server, load: wrap(load))
+EXTENSION = Extension("keras_files", wrap_load=lambda server, load: load_exported(load))

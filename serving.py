@@ -487,7 +487,7 @@ HOMES = (
             "/stats",
         ],
     ),
-    Home("commands.py", commands=["check", "export", "init"]),
+    Home("commands.py", commands=["check", "export", "init", "init-hub"]),
 )
 
 
@@ -1023,10 +1023,18 @@ class HandlerConfig:
         pattern=r"^(/[\w.~-]+)+$",
     )
     function: str = option(
-        doc="module:name or file.py:name, looked for beside the config", pattern=r"^[^:]+:[^:]+$"
+        "",
+        "module:name or file.py:name, looked for beside the config, or in the project; needed "
+        "without a project (src/main.py:inference_handler)",
+        pattern=r"^[^:]+:[^:]+$",
+    )
+    project: str | None = option(
+        None, "a project's folder, as CellStrat's Hub API has it; relative to the config file"
     )
     model_dir: str | None = option(
-        None, "the folder that the module finds as MODEL_DIR; relative to the config file"
+        None,
+        "the folder that the module finds as MODEL_DIR; relative to the config file; default: "
+        "model in the project",
     )
     envelope: str | None = option(
         None,
@@ -1040,6 +1048,19 @@ class HandlerConfig:
     timeout_seconds: int | float | None = option(
         None, "how long a call may take, then 504; default: as long as it does", minimum=0.001
     )
+
+    def __post_init__(self) -> None:
+        if not self.function and self.project is None:
+            raise ValueError("function: needed where there is no project")
+
+    def resolve(self, folder: Path) -> "HandlerConfig":
+        """The same with paths that start at `folder`, and a project's defaults."""
+        function, model_dir = self.function, self.model_dir and str(folder / self.model_dir)
+        if self.project is not None:
+            project = folder / self.project
+            function = str(project / (function or "src/main.py:inference_handler"))
+            model_dir = model_dir or str(project / "model")
+        return dataclasses.replace(self, function=function, model_dir=model_dir)
 
 
 @dataclass(frozen=True)
@@ -1324,12 +1345,7 @@ def resolve_paths(config: "Config", folder: Path, stem: str) -> Any:
     return dataclasses.replace(
         config,
         deployments=tuple(map(resolved, config.deployments)),
-        handlers=tuple(
-            dataclasses.replace(
-                handler, model_dir=handler.model_dir and str(folder / handler.model_dir)
-            )
-            for handler in config.handlers
-        ),
+        handlers=tuple(handler.resolve(folder) for handler in config.handlers),
         routine_modules=tuple(
             str(folder / name) if name.endswith(".py") else name for name in config.routine_modules
         ),
@@ -5642,7 +5658,8 @@ def encode_rows(signature: Signature, outputs: Mapping[str, np.ndarray]) -> Any:
 def decode_examples(body: dict[str, Any]) -> list[dict[str, tuple[str, list]]]:
     """Read `examples` with the `context` merged in.
 
-    Where both define a feature the example wins, as in TensorFlow.
+    A feature of the context must not be in an example (TensorFlow Serving's REST API, "Classify
+    and Regress API").
     """
     context = decode_features(body["context"]) if "context" in body else {}
     if "examples" not in body:
@@ -5654,7 +5671,11 @@ def decode_examples(body: dict[str, Any]) -> list[dict[str, tuple[str, list]]]:
         raise BadRequest(f"{show(body)} Expecting 'examples' value to be an list/array")
     if not examples:
         raise BadRequest(f"{show(body)} 'examples' value is an empty array")
-    return [context | decode_features(example) for example in examples]
+    decoded = [decode_features(example) for example in examples]
+    for index, example in enumerate(decoded):
+        if twice := sorted(context.keys() & example.keys()):
+            raise BadRequest(f"Feature '{twice[0]}' of 'context' is in example {index} as well")
+    return [context | example for example in decoded]
 
 
 def decode_features(example: Any) -> dict[str, tuple[str, list]]:
@@ -6109,12 +6130,37 @@ def read_routine(item: Any, kinds: Mapping[str, type], path: str) -> Any:
                 else f"expected one of: {', '.join(sorted(kinds))}"
             ),
         )
-    beside = {key: argument for key, argument in item.items() if key not in ("name", "arguments")}
-    given = {} if item.get("arguments") is None else item["arguments"]
-    if not isinstance(given, dict):
-        raise ConfigError(f"{path}.arguments", f"expected an object, got {json_kind(given)}")
+    given = read_arguments(item, kind, path)
     with errors_only(f"routine {item['name'][:60]}"):
-        return parse_fields(kind, {**beside, **given}, f"{path}.arguments")
+        return parse_fields(kind, given, f"{path}.arguments")
+
+
+def read_arguments(item: Mapping[str, Any], kind: type, path: str) -> dict[str, Any]:
+    """A routine's arguments by name: under `arguments` or `kwargs`, beside the name, or, in the
+    order that they are declared in, as `args`.
+    """
+    given: dict[str, Any] = {
+        key: value
+        for key, value in item.items()
+        if key not in ("name", "arguments", "kwargs", "args")
+    }
+    for key in ("kwargs", "arguments"):
+        value = {} if item.get(key) is None else item[key]
+        if not isinstance(value, dict):
+            raise ConfigError(f"{path}.{key}", f"expected an object, got {json_kind(value)}")
+        given |= value
+    ordered = [] if item.get("args") is None else item["args"]
+    names = [field.name for field in dataclasses.fields(kind)]
+    if not isinstance(ordered, list):
+        raise ConfigError(f"{path}.args", f"expected a list, got {json_kind(ordered)}")
+    if len(ordered) > len(names):
+        raise ConfigError(
+            f"{path}.args", f"{kind.__name__} has {len(names)} arguments, got {len(ordered)}"
+        )
+    found = dict(zip(names, ordered))
+    if twice := sorted(found.keys() & given.keys()):
+        raise ConfigError(f"{path}.args", f"'{twice[0]}' is given by name as well")
+    return found | given
 
 
 def find_deployment(server: "ModelServer", deployment: str | None = None) -> ReadyDeployment:
@@ -6907,14 +6953,16 @@ class Reply:
     status: int = 200
     content_type: str = "application/json"
     headers: tuple[tuple[str, str], ...] = ()
+    stream: Iterable[bytes] | None = None  # in place of the body, of a length that nobody knows
 
     def with_headers(self, *headers: tuple[str, str]) -> "Reply":
-        return Reply(self.body, self.status, self.content_type, self.headers + headers)
+        more = self.headers + headers
+        return Reply(self.body, self.status, self.content_type, more, self.stream)
 
     def head(self) -> list[tuple[str, str]]:
         """The headers as they are sent; a status that has no body has no length."""
         headers = [("Content-Type", self.content_type), *self.headers]
-        if self.status != HTTPStatus.NO_CONTENT:
+        if self.status != HTTPStatus.NO_CONTENT and self.stream is None:
             headers.append(("Content-Length", str(len(self.body))))
         return headers
 
@@ -7270,9 +7318,52 @@ def is_plain_predict(call: Call, body: bytes) -> bool:
     )
 
 
-def read_image(server: ModelServer, call: Call) -> tuple[np.ndarray | list[np.ndarray], Any]:
+SAMPLE = re.compile(r"sample:(?P<name>.+)|\{\{\s*(?P<braced>[^{}]+?)\s*\}\}")
+SAMPLE_FILES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
+MOST_SAMPLES = 24
+
+
+def list_samples(server: ModelServer, deployment: Deployment) -> list[Path]:
+    """The pictures in `samples` beside a deployment's model's versions."""
+    models = server.config.models
+    base = next((one.base_path for one in models if one.name == deployment.model), None)
+    files = sorted(Path(base).glob("samples/*")) if base else []
+    return [path for path in files if path.suffix.lower() in SAMPLE_FILES][:MOST_SAMPLES]
+
+
+def with_samples(server: ModelServer, deployment: Deployment, body: Any) -> Any:
+    """A request whose `data` names samples, `sample:0.jpg` or `{{0}}`, with those pictures.
+
+    Raises BadRequest for a name that no sample has.
+    """
+    data = body.get("data") if isinstance(body, dict) else None
+    named = data if isinstance(data, list) else [data]
+    if not any(isinstance(one, str) and SAMPLE.fullmatch(one) for one in named):
+        return body
+    files = list_samples(server, deployment)
+    found = []
+    for one in named:
+        match = SAMPLE.fullmatch(one) if isinstance(one, str) else None
+        if match is None:
+            raise BadRequest("data: expected names of samples, or none: they go with no others")
+        name = match["name"] or match["braced"]
+        path = next((path for path in files if name in (path.name, path.stem)), None)
+        if path is None:
+            there = ", ".join(path.name for path in files) or "none"
+            raise BadRequest(f"data: there is no sample '{name[:60]}'; there are: {there}")
+        found.append(base64.b64encode(path.read_bytes()).decode())
+    return {
+        **body,
+        "image_type": "base64",
+        "data": found if isinstance(data, list) else found[0],
+    }
+
+
+def read_image(
+    server: ModelServer, call: Call, deployment: Deployment
+) -> tuple[np.ndarray | list[np.ndarray], Any]:
     """The picture, or a list of several, and the routines of a /predict request: JSON, multipart,
-    or the picture or .npy array itself.
+    or the picture or .npy array itself; JSON may name a sample of the deployment's.
     """
     with image_errors():
         frame = routines.read_frame(call.argument("frame") or None)
@@ -7284,7 +7375,7 @@ def read_image(server: ModelServer, call: Call) -> tuple[np.ndarray | list[np.nd
         body = read_body(server, call, most)
         if routines.reader_of(body, call.mimetype) or not MAY_BE_JSON.match(body):
             return routines.read_bytes(body, limits, call.mimetype), read_query_routines(call)
-        return routines.read_request(parse_json(body), limits)
+        return routines.read_request(with_samples(server, deployment, parse_json(body)), limits)
 
 
 def read_form(call: Call, limits: Any, most: int) -> tuple[np.ndarray | list[np.ndarray], Any]:
@@ -7345,7 +7436,7 @@ DRAWN = {"image/png": "png", "image/jpeg": "jpeg"}
 
 def view_predict_image(server: ModelServer, call: Call, deployment: str | None = None) -> Reply:
     ready = find_deployment(server, deployment)
-    image, chain = read_image(server, call)
+    image, chain = read_image(server, call, ready.config)
     accepted = parse_accept_header(call.header("Accept"), MIMEAccept)
     # the first: Java's client names image/jpeg among others, unasked
     wanted = next(iter(accepted.values()), "")
@@ -8015,8 +8106,10 @@ def status_line(status: int) -> str:
 
 def send(
     replied: Reply, environ: Mapping[str, Any], start_response: Callable[..., Any]
-) -> list[bytes]:
+) -> Iterable[bytes]:
     start_response(status_line(replied.status), replied.head())
+    if replied.stream is not None:
+        return replied.stream
     return [] if environ["REQUEST_METHOD"] == "HEAD" or not replied.body else [replied.body]
 
 
@@ -8041,7 +8134,8 @@ def make_view(door: Door, rule: str) -> Callable[..., Response]:
 
 
 def to_response(replied: Reply) -> Response:
-    return Response(replied.body, replied.status, replied.head())
+    body = replied.body if replied.stream is None else replied.stream
+    return Response(body, replied.status, replied.head())
 
 
 def list_urls(server: ModelServer) -> list[str]:
@@ -8379,6 +8473,13 @@ OPTIONS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
         },
     ),
     (
+        ("--init-hub",),
+        {
+            "metavar": "DIR",
+            "help": "the same in the layout of CellStrat's Hub API, then exit",
+        },
+    ),
+    (
         ("--export",),
         {
             "nargs": 2,
@@ -8412,7 +8513,7 @@ def build_parser(extensions: Iterable[Extension] = ()) -> argparse.ArgumentParse
         parser.add_argument(*names, **told)
     known = parser.parse_args([])
     for name, command in commands(extensions).items():
-        if not hasattr(known, name):
+        if not hasattr(known, name.replace("-", "_")):
             parser.add_argument(f"--{name}", metavar="VALUE", help=inspect.getdoc(command))
     parser.set_defaults(
         host=os.environ.get("SERVING_HOST", HOST), port=os.environ.get("SERVING_PORT", PORT)
@@ -8677,7 +8778,7 @@ def obey(
     if options.new_key:
         return new_key(options.new_key)
     for name, command in commands(extensions).items():
-        if value := getattr(options, name):
+        if value := getattr(options, name.replace("-", "_")):
             return command(source, value)
     server = ModelServer(
         source, poll_seconds=options.file_system_poll_wait_seconds, extensions=extensions

@@ -24,12 +24,21 @@ from .core import (
     view_predict_image,
 )
 from .openapi import example_request
-from .scaffold import write_project
+from .scaffold import HUB_PROJECT, PROJECT, write_project
 
 
 def init(source: Any, folder: str) -> int:
     """Write a project of a handler, and print what to do next."""
-    files = write_project(Path(folder))
+    return write_into(folder, PROJECT)
+
+
+def init_hub(source: Any, folder: str) -> int:
+    """Write a project in the layout of CellStrat's Hub API."""
+    return write_into(folder, HUB_PROJECT)
+
+
+def write_into(folder: str, templates: Path) -> int:
+    files = write_project(Path(folder), templates)
     print(
         f"Wrote {len(files)} files into {folder}. Next: cd {shlex.quote(folder)} && "
         "python -m serving --config config.json\n"
@@ -127,5 +136,5 @@ def report(server: ModelServer, address: str) -> None:
 EXTENSION = Extension(
     "commands",
     report=report,
-    commands={"init": init, "export": export, "check": check_config},
+    commands={"init": init, "init-hub": init_hub, "export": export, "check": check_config},
 )

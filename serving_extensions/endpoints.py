@@ -2,7 +2,7 @@
 
 import functools
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass, field
@@ -32,7 +32,8 @@ from .core import (
     read_body,
     reply,
 )
-from .handlers import Handler, HandlerError, to_content
+from .handlers import Handler, HandlerError
+from .results import Answer, to_answer
 
 
 @dataclass(frozen=True)
@@ -141,14 +142,48 @@ def view_endpoint(server: ModelServer, call: Call, endpoint: Endpoint) -> Reply:
     context = Context(call.caller.name, dict(call.headers), call.request_id, asked)
     try:
         value = read_value(server, call, endpoint.envelope)
-        value, content_type = to_content(run_handler(endpoint, value, context))
+        answer = to_answer(run_handler(endpoint, value, context))
     except HandlerError as error:
         raise ServingError(f"The answer of {endpoint.path} cannot be sent: {error}") from error
-    return (
-        Reply(value, content_type=content_type)
-        if isinstance(value, bytes)
-        else reply(endpoint.envelope.wrap(value))
-    )
+    return write_reply(server, call, endpoint, answer)
+
+
+def write_reply(server: ModelServer, call: Call, endpoint: Endpoint, answer: Answer) -> Reply:
+    """An answer of a handler as it goes out; JSON of a good status in the endpoint's envelope."""
+    if answer.stream is not None:
+        stream = limit_stream(server, call, endpoint, answer.stream)
+        return Reply(b"", answer.status, answer.content_type, answer.headers, stream)
+    if answer.data is not None:
+        return Reply(answer.data, answer.status, answer.content_type, answer.headers)
+    good = answer.status < 400
+    written = reply(endpoint.envelope.wrap(answer.value) if good else answer.value, answer.status)
+    return written.with_headers(*answer.headers)
+
+
+def limit_stream(
+    server: ModelServer, call: Call, endpoint: Endpoint, parts: Iterator[bytes]
+) -> Iterator[bytes]:
+    """A stream up to the bytes and the time that an answer may have.
+
+    Beyond them it breaks off, which the client sees as a transfer without its end.
+    """
+    sent, most = 0, server.config.server.max_unpacked_bytes
+    try:
+        for part in parts:
+            sent += len(part)
+            if sent > most:
+                raise ServingError(f"{endpoint.path}: a stream of more than {most} bytes")
+            if call.trace.remaining() <= 0:
+                raise ServingError(f"{endpoint.path}: a stream beyond the deadline")
+            if part:
+                yield part
+    except Exception:
+        logger.exception("%s: the stream broke off", endpoint.path)
+        raise
+    finally:
+        close = getattr(parts, "close", None)
+        if close is not None:
+            close()
 
 
 def load_handler(server: ModelServer, endpoint: Endpoint, seconds: float) -> None:

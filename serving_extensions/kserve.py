@@ -26,7 +26,6 @@ from .core import (
     Signature,
     TensorSpec,
     __version__,
-    select_outputs,
     decode_columns,
     decode_tensor,
     encode_json,
@@ -37,6 +36,7 @@ from .core import (
     reply,
     require_writable,
     route,
+    select_outputs,
 )
 
 # "Tensor Data Types" of the protocol, and BF16, which is Triton's.
@@ -197,8 +197,8 @@ def split_request(data: bytes, length: str) -> tuple[dict[str, Any] | None, memo
         return read_json(data), memoryview(b"")
     if not (length.isascii() and length.isdigit()) or int(length) > len(data):
         raise BadRequest(
-            f"{JSON_LENGTH}: expected the bytes of JSON at the beginning of a body of {len(data)}, got "
-            f"'{length[:40]}'"
+            f"{JSON_LENGTH}: expected the bytes of JSON at the beginning of a body of {len(data)}, "
+            f"got '{length[:40]}'"
         )
     size, rest = int(length), memoryview(data)[int(length) :]
     return (read_json(data[:size]) if size else None), rest

@@ -268,7 +268,7 @@ class Metrics:
 
 def error_of(response: Any) -> str:
     """The error's text in an answer of any shape."""
-    with suppress(ValueError, AttributeError, TypeError):
+    with suppress(ValueError, AttributeError, TypeError, LookupError):
         body = json.loads(response.body)
         return str(body.get("error") or body["body"]["error"])[:500]
     return ""

@@ -1211,3 +1211,80 @@ def test_fifty_clients_and_five_thousand_pictures_each_get_their_own_answer():
 
         with ThreadPoolExecutor(50) as pool:
             assert sum(pool.map(ask, range(50)), []) == []
+
+
+THERE = "there are: " + ", ".join(f"{number}.jpg" for number in range(10))
+
+
+# --- named samples --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("data", ["sample:0.jpg", "sample:0", "{{0.jpg}}", "{{ 0 }}"])
+@pytest.mark.parametrize("kind", ["url", "base64"])
+def test_a_sample_by_its_name_is_that_picture(rest, data, kind):
+    """`{{squirrel}}` as in Datature's document, "Additional Ingress/Egress Routines"."""
+    file = (ROOT / "models/shapes/samples/0.jpg").read_bytes()
+    sent = rest.post("/shapes/predict", file, headers=bearer(rest.server.generated_key)).get_json()
+    named = {"image_type": kind, "data": data}
+    answer = rest.post(
+        "/shapes/predict", json.dumps(named), headers=bearer(rest.server.generated_key)
+    ).get_json()
+    assert answer == sent and answer["predictions"]
+
+
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [
+        ("sample:none.jpg", f"data: there is no sample 'none.jpg'; {THERE}"),
+        ("{{squirrel}}", f"data: there is no sample 'squirrel'; {THERE}"),
+        ("sample:../label_map.pbtxt", f"data: there is no sample '../label_map.pbtxt'; {THERE}"),
+        (
+            ["sample:0", "aGVsbG8="],
+            "data: expected names of samples, or none: they go with no others",
+        ),
+    ],
+)
+def test_a_sample_that_is_none(rest, data, text):
+    body = json.dumps({"image_type": "url", "data": data})
+    assert_error(
+        rest.post("/shapes/predict", body, headers=bearer(rest.server.generated_key)), 400, text
+    )
+
+
+# --- routines as forms send them ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "routine",
+    [
+        {"name": "FilterConfidence", "arguments": {"confidence": 0.5}},
+        {"name": "FilterConfidence", "kwargs": {"confidence": 0.5}},
+        {"name": "FilterConfidence", "args": [0.5]},
+        {"name": "FilterConfidence", "args": [0.5], "kwargs": {}},
+        {"name": "FilterConfidence", "args": None, "kwargs": {"confidence": 0.5}},
+        {"name": "FilterConfidence", "confidence": 0.5},
+    ],
+)
+def test_arguments_by_name_or_in_their_order(pets, routine):
+    body = {"image_type": "base64", "data": b64(png(PICTURE)), "routines": [routine]}
+    answer = post(pets, body, "/pets/predict").json
+    assert [one["confidence"] >= 0.5 for one in answer["predictions"]] == [True]
+
+
+@pytest.mark.parametrize(
+    ("routine", "text"),
+    [
+        ({"args": [0.5, 1]}, "routines[0].args: FilterConfidence has 1 arguments, got 2"),
+        ({"args": {"confidence": 1}}, "routines[0].args: expected a list, got object"),
+        ({"kwargs": [1]}, "routines[0].kwargs: expected an object, got array"),
+        (
+            {"args": [0.5], "confidence": 0.6},
+            "routines[0].args: 'confidence' is given by name as well",
+        ),
+        ({"args": ["x"]}, "routines[0].arguments.confidence: expected number, got string 'x'"),
+    ],
+)
+def test_wrong_arguments_are_named(pets, routine, text):
+    chain = [{"name": "FilterConfidence", **routine}]
+    body = {"image_type": "base64", "data": b64(png(PICTURE)), "routines": chain}
+    assert_error(post(pets, body, "/pets/predict"), 400, text)

@@ -37,7 +37,7 @@ import numpy as np
 
 from .core import errors_only, explain
 
-__all__ = ["Handler", "HandlerError", "to_content"]
+__all__ = ["Handler", "HandlerError", "check_function", "to_content"]
 
 
 class HandlerError(ValueError):
@@ -400,6 +400,17 @@ class Handler:
             raise HandlerError(f"not loaded: {self.error}" if self.error else "not loaded")
         with errors_only("the handler"):
             return bound.function(value, context) if bound.two else bound.function(value)
+
+
+def check_function(reference: str, folder: Path) -> str | None:
+    """What is wrong with where a function is to come from; nothing is imported."""
+    module = reference.rpartition(":")[0]
+    try:
+        _, path, _ = locate(module, folder)
+        found = path or importlib.util.find_spec(module.partition(".")[0])
+    except (HandlerError, ValueError) as error:
+        return str(error)
+    return None if found else f"{module}: no such module beside the config or installed"
 
 
 def find_named(module: types.ModuleType, reference: str) -> tuple[Callable[..., Any], bool]:

@@ -340,8 +340,10 @@ class Extension:
     """
 
     name: str
-    # What of config.json it reads, beside what the core does: "handlers", "auth.keys[].quota".
-    sections: Sequence[str] = ()
+    # Keys of config.json that it reads: one of its own with the dataclass of what stands there, as
+    # `config.<key>`, None where the config has none; one that is declared below, such as
+    # "handlers" or "auth.keys[].quota", with None.
+    sections: Mapping[str, type | None] = field(default_factory=dict)
     # URLs that it answers, beside the core's table.
     routes: Sequence["Route"] = ()
     # find(server, method, path) -> Found or None: URLs that a config names; urls(server) lists
@@ -381,6 +383,8 @@ class Extension:
     serve: Callable[..., Any] = nothing
     # report(server, address): prints, once the first load is over, what somebody may want to try.
     report: Callable[["ModelServer", str], None] = nothing
+    # check(server) -> lines of what a config would serve, and what is wrong, for `--check`.
+    check: Callable[["ModelServer"], tuple[Sequence[str], Sequence[str]]] = lambda server: ((), ())
     # end(server): its threads end; the server has stopped.
     end: Callable[["ModelServer"], None] = nothing
     # Options of the command line, by name: command(source, value) -> exit status. Its docstring is
@@ -487,7 +491,7 @@ HOMES = (
             "/stats",
         ],
     ),
-    Home("commands.py", commands=["check", "export", "init", "init-hub"]),
+    Home("commands.py", commands=["export", "init", "init-hub"]),
 )
 
 
@@ -528,6 +532,7 @@ def option(
 
 
 NOT_EMPTY = r"^[\s\S]"  # as JSON Schema can say it too
+NO_EFFECT = "OpenVINO only, no effect"  # of what means nothing here: accepted, named in the log
 
 
 @dataclass(frozen=True)
@@ -689,21 +694,19 @@ class ModelConfig:
     )
     # OpenVINO Model Server's fields that cannot mean anything for a SavedModel: accepted, named
     # once in the log.
-    batch_size: int | str | None = option(None, "OpenVINO only, no effect")
-    shape: str | dict[str, str] | None = option(None, "OpenVINO only, no effect")
-    layout: str | dict[str, str] | None = option(None, "OpenVINO only, no effect")
-    nireq: int | None = option(None, "OpenVINO only, no effect", minimum=0)
-    plugin_config: dict[str, str | bool | int | float] | None = option(
-        None, "OpenVINO only, no effect"
-    )
-    allow_cache: bool | None = option(None, "OpenVINO only, no effect")
-    stateful: bool | None = option(None, "OpenVINO only, no effect")
-    idle_sequence_cleanup: bool | None = option(None, "OpenVINO only, no effect")
-    low_latency_transformation: bool | None = option(None, "OpenVINO only, no effect")
-    max_sequence_number: int | None = option(None, "OpenVINO only, no effect", minimum=0)
-    custom_loader_options: dict[str, Any] | None = option(None, "OpenVINO only, no effect")
-    graph_path: str | None = option(None, "OpenVINO only, no effect")
-    subconfig: str | None = option(None, "OpenVINO only, no effect")
+    batch_size: int | str | None = option(None, NO_EFFECT)
+    shape: str | dict[str, str] | None = option(None, NO_EFFECT)
+    layout: str | dict[str, str] | None = option(None, NO_EFFECT)
+    nireq: int | None = option(None, NO_EFFECT, minimum=0)
+    plugin_config: dict[str, str | bool | int | float] | None = option(None, NO_EFFECT)
+    allow_cache: bool | None = option(None, NO_EFFECT)
+    stateful: bool | None = option(None, NO_EFFECT)
+    idle_sequence_cleanup: bool | None = option(None, NO_EFFECT)
+    low_latency_transformation: bool | None = option(None, NO_EFFECT)
+    max_sequence_number: int | None = option(None, NO_EFFECT, minimum=0)
+    custom_loader_options: dict[str, Any] | None = option(None, NO_EFFECT)
+    graph_path: str | None = option(None, NO_EFFECT)
+    subconfig: str | None = option(None, NO_EFFECT)
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -741,7 +744,7 @@ class ModelConfig:
         return [
             f.name
             for f in dataclasses.fields(self)
-            if f.metadata["doc"].endswith("no effect") and getattr(self, f.name) is not None
+            if f.metadata["doc"] == NO_EFFECT and getattr(self, f.name) is not None
         ]
 
     @property
@@ -1260,12 +1263,10 @@ class Config:
     server: ServerConfig = option(ServerConfig(), "options of the whole server")
     pipeline_config_list: tuple[Pipeline, ...] = option((), "graphs of models")
     handlers: tuple[HandlerConfig, ...] = option((), "Python functions behind URLs of their own")
-    custom_node_library_config_list: tuple[dict[str, Any], ...] = option(
-        (), "OpenVINO only, no effect"
-    )
-    custom_loader_config_list: tuple[dict[str, Any], ...] = option((), "OpenVINO only, no effect")
-    mediapipe_config_list: tuple[dict[str, Any], ...] = option((), "OpenVINO only, no effect")
-    monitoring: dict[str, Any] | None = option(None, "OpenVINO only, no effect")
+    custom_node_library_config_list: tuple[dict[str, Any], ...] = option((), NO_EFFECT)
+    custom_loader_config_list: tuple[dict[str, Any], ...] = option((), NO_EFFECT)
+    mediapipe_config_list: tuple[dict[str, Any], ...] = option((), NO_EFFECT)
+    monitoring: dict[str, Any] | None = option(None, NO_EFFECT)
 
     def __post_init__(self) -> None:
         check_names(self)
@@ -1660,16 +1661,34 @@ def resolve_base_path(model: ModelConfig, folder: Path) -> ModelConfig:
     return dataclasses.replace(model, base_path=str(folder / path))
 
 
+def config_kind(extensions: Iterable[Extension]) -> type[Config]:
+    """The config with the sections of extensions, each None where it is not given."""
+    sections = [
+        (name, kind | None, option(None, f"of the extension {extension.name}"))
+        for extension in extensions
+        for name, kind in extension.sections.items()
+        if kind is not None
+    ]
+    if not sections:
+        return Config
+    return dataclasses.make_dataclass("Config", sections, bases=(Config,), frozen=True)
+
+
 def load_config(
-    source: "str | os.PathLike | Mapping | Config", text: bytes | None = None
+    source: "str | os.PathLike | Mapping | Config",
+    text: bytes | None = None,
+    kind: type[Config] = Config,
 ) -> Config:
     """Read a config from a path (or its bytes `text`), a dict or a `Config`.
 
-    Relative base paths start at the config file's folder, for a dict at the current one.
+    Relative base paths start at the config file's folder, for a dict at the current one. `kind` is
+    that of `config_kind`, where extensions have sections of their own.
     Raises ConfigError; FileNotFoundError and other OSErrors when the file cannot be read.
     """
-    if isinstance(source, Config):
+    if isinstance(source, kind):
         return source
+    if isinstance(source, Config):
+        return kind(**{f.name: getattr(source, f.name) for f in dataclasses.fields(Config)})
     if isinstance(source, Mapping):
         value, folder = dict(source), Path.cwd()
     else:
@@ -1679,7 +1698,7 @@ def load_config(
         )
     if isinstance(value, dict):
         value.pop("$schema", None)  # editors write it to find config.schema.json
-    config = parse(Config, value)
+    config = parse(kind, value)
     items = tuple(ModelItem(resolve_base_path(model, folder)) for model in config.models)
     config = dataclasses.replace(config, model_config_list=items)
     stem = "serving" if isinstance(source, Mapping) else Path(source).stem
@@ -3863,6 +3882,38 @@ def is_one(tensor: str, scope: Scope) -> bool:
     return bool((tensorflow().make_ndarray(node.attr["value"].tensor) == 1).all())
 
 
+def read_fields(message: bytes) -> dict[int, list[bytes]]:
+    """The length-delimited fields of a protobuf message by number, whatever its type."""
+    # protobuf comes, and is imported, with TensorFlow
+    from google.protobuf import (
+        empty_pb2,
+        unknown_fields,
+    )
+
+    found: dict[int, list[bytes]] = {}
+    for unknown in unknown_fields.UnknownFieldSet(empty_pb2.Empty.FromString(message)):
+        if unknown.wire_type == 2:
+            found.setdefault(unknown.field_number, []).append(unknown.data)
+    return found
+
+
+def read_tag_sets(path: Path) -> list[list[str]]:
+    """The tags of each graph in a saved_model.pb; empty where that cannot be read.
+
+    Without TensorFlow, whose import takes seconds: SavedModel.meta_graphs is field 2, there
+    meta_info_def 1, there tags 4.
+    """
+    # protobuf comes, and is imported, with TensorFlow
+    from google.protobuf.message import DecodeError
+
+    try:
+        graphs = read_fields(path.read_bytes()).get(2, [])
+        infos = [read_fields(read_fields(graph).get(1, [b""])[0]) for graph in graphs]
+        return [[tag.decode() for tag in info.get(4, [])] for info in infos]
+    except (OSError, ValueError, DecodeError):
+        return []
+
+
 def read_signatures(folder: Path, tags: Sequence[str] = ("serve",)) -> dict[str, Signature]:
     """A SavedModel's signatures, with what its graph tells of them, from its file alone.
 
@@ -5081,7 +5132,7 @@ class ModelManager:
         if outcome.config_read:
             self._text = text
             try:
-                config = load_config(self._path, text)
+                config = load_config(self._path, text, type(self.config))
                 self.prepared = self._prepare(config)
                 self.config = config
                 self._expect_models()
@@ -6503,8 +6554,8 @@ class ModelServer:
     ):
         path = Path(source) if isinstance(source, str | os.PathLike) else None
         text = read_file(path) if path else b""  # once: what is remembered is what was parsed
-        config = load_config(source, text if path else None)
         self.extensions = tuple(installed() if extensions is None else extensions)
+        config = load_config(source, text if path else None, config_kind(self.extensions))
         self.folder = path.absolute().parent if path else Path.cwd()  # of the config's modules
         self.key = secrets.token_urlsafe(24)
         # What outlives a config, by kind and name: handlers that are imported.
@@ -8501,7 +8552,7 @@ OPTIONS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
 HOST, PORT = "127.0.0.1", 8501  # where nobody says otherwise
 
 
-def build_parser(extensions: Iterable[Extension] = ()) -> argparse.ArgumentParser:
+def build_parser(extensions: Sequence[Extension] = ()) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "serving",
         description="Serve TensorFlow SavedModels over REST.",
@@ -8717,15 +8768,195 @@ def new_key(name: str) -> int:
     return 0
 
 
+# --- what is wrong with a config ----------------------------------------------------------------
+
+
+def check_config(extensions: Sequence[Extension], source: str | dict[str, Any], _: bool) -> int:
+    """Print what a config would serve and what is wrong with it, without loading anything."""
+    lines, problems = examine(ModelServer(source, extensions))
+    print("\n".join([*lines, *(f"wrong: {problem}" for problem in problems)]))
+    return 2 if problems else 0
+
+
+def examine(server: ModelServer) -> tuple[list[str], list[str]]:
+    """What a config would serve, a line each, and what is wrong with it and with its folders."""
+    config, prepared = server.config, server.prepared
+    lines, problems, served = check_models(config)
+    problems += [ready.problem for ready in prepared.deployments.values() if ready.problem]
+    problems += check_modules(config)
+    for extension in server.extensions:
+        more, wrong = extension.check(server)
+        lines += more
+        problems += wrong
+    lines += [
+        f"deployment {deployment.id}: model {deployment.model}, "
+        f"{len(prepared.deployments[deployment.id].labels)} classes"
+        for deployment in config.deployments
+    ]
+    problems += check_deployments(config, served)
+    return lines, problems + check_pictures(config, prepared, served)
+
+
+def check_models(
+    config: Config,
+) -> tuple[list[str], list[str], dict[str, list[int]]]:
+    """A line for each model, what is wrong with its folders,
+    and by name the versions to be served.
+    """
+    lines, problems = list[str](), list[str]()
+    served: dict[str, list[int]] = {}
+    names = [model.name for model in config.models]
+    for index, model in enumerate(config.models):
+        path = f"$.model_config_list[{index}].config"
+        earlier = names.index(model.name)
+        if earlier < index:
+            taken = f"is already taken by $.model_config_list[{earlier}].config"
+            problems.append(f"{path}.name: '{model.name}' {taken}")
+        if model.problem:
+            problems.append(f"{path}.{model.problem}")
+            continue
+        try:
+            folders = list_versions(model.base_path)
+        except LoadError as error:
+            problems.append(f"{path}.base_path: {error}: {model.base_path}")
+            continue
+        served[model.name] = versions = choose_versions(model.model_version_policy, folders)
+        numbers, devices = ", ".join(map(str, versions)) or "none", ", ".join(model.targets)
+        lines.append(f"{model.name}: version {numbers} on {devices} from {model.base_path}")
+        problems += check_versions(model, path, folders, versions)
+    return lines, problems, served
+
+
+def check_versions(
+    model: ModelConfig, path: str, folders: Mapping[int, Path], versions: list[int]
+) -> list[str]:
+    """What is wrong with the versions that a model's policy picks."""
+    problems = (
+        []
+        if versions
+        else [
+            f"{path}: no version folder that its policy picks in {model.base_path}"
+            + ("" if folders else explain_no_versions(model.base_path))
+        ]
+    )
+    versions = [number for number in versions if find_model_file(folders[number]) is None]
+    problems += [
+        f"{path}: version {version} holds no saved_model.pb, or an empty one: {folders[version]}"
+        for version in versions
+        if not any(file.stat().st_size for file in folders[version].glob("saved_model.pb*"))
+    ]
+    for version in versions:
+        there = read_tag_sets(folders[version] / "saved_model.pb")
+        if there and set(model.tags) not in map(set, there):
+            problems.append(f"{path}.tags: version {version}: {explain_tags(there, model.tags)}")
+    return problems + [
+        f"{path}.version_labels.{label}: version {version} is not served"
+        for label, version in model.version_labels.items()
+        if version not in versions
+    ]
+
+
+def check_modules(config: Config) -> list[str]:
+    """Which modules of operations are not installed; nothing is imported."""
+    return [
+        f"$.import_modules[{index}]: {name}: no such module is installed"
+        for index, name in enumerate(config.import_modules)
+        if not is_installed(name)
+    ]
+
+
+def is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module.partition(".")[0]) is not None
+    except ValueError:  # no name of a module
+        return False
+
+
+def check_deployments(config: Config, served: Mapping[str, list[int]]) -> list[str]:
+    """What deployments name that is not there.
+
+    `served` has the versions of the models whose folders can be read.
+    """
+    models = {model.name: model for model in config.models}
+    problems: list[str] = []
+    for index, deployment in enumerate(config.deployments):
+        if deployment.model not in config.served_names:
+            problems.append(
+                f"$.deployments[{index}].model: no model is called '{deployment.model}'"
+            )
+        elif deployment.model in served:
+            problems += check_pin(
+                deployment,
+                f"$.deployments[{index}]",
+                served[deployment.model],
+                models[deployment.model],
+            )
+    return problems
+
+
+def check_pin(
+    deployment: Deployment, path: str, versions: list[int], model: ModelConfig
+) -> list[str]:
+    """What is wrong with the version, or its label, that a deployment pins."""
+    if deployment.version is not None and deployment.version not in versions:
+        return [
+            f"{path}.version: version {deployment.version} of {model.name} is not served; there "
+            f"are: {versions}"
+        ]
+    if (
+        deployment.version_label is not None
+        and deployment.version_label not in model.version_labels
+    ):
+        return [
+            f"{path}.version_label: {model.name} has no label '{deployment.version_label}'; "
+            f"there are: {sorted(model.version_labels)}"
+        ]
+    return []
+
+
+def check_pictures(
+    config: Config,
+    prepared: Prepared,
+    served: Mapping[str, list[int]],
+) -> list[str]:
+    """Which deployments' models take no pictures, or do not tell what their outputs are.
+
+    By their files alone: what of those cannot be read is told when they are loaded.
+    """
+    problems: list[str] = []
+    models = {model.name: model for model in config.models}
+    for ready in prepared.deployments.values():
+        name, pinned = ready.config.model, ready.config.version
+        if ready.problem or not served.get(name):
+            continue
+        label = models[name].version_labels.get(ready.config.version_label)
+        version = pinned if pinned is not None else label or max(served[name])
+        try:
+            folder = list_versions(models[name].base_path)[version]
+            found = read_signatures(folder, models[name].tags)
+        except Exception:  # no such version, or no file of a graph: told elsewhere
+            continue
+        try:
+            labels = ready.labels_in(folder)
+            ready.build_model(found.get("serving_default"), labels)
+        except ValueError as error:
+            problems += filter(None, [ready.tell(error)])
+    return problems
+
+
+# --- the command line ---------------------------------------------------------------------------
+
+
 def missing_command(name: str, source: Any, value: Any) -> int:
     raise NotFound(tell_missing("commands", name).capitalize())
 
 
-def commands(extensions: Iterable[Extension]) -> dict[str, Callable[[Any, Any], int]]:
+def commands(extensions: Sequence[Extension]) -> dict[str, Callable[[Any, Any], int]]:
     """What the command line does besides serving, by option."""
     known: dict[str, Callable[[Any, Any], int]] = {
         name: functools.partial(missing_command, name) for home in HOMES for name in home.commands
     }
+    known["check"] = functools.partial(check_config, extensions)
     for extension in extensions:
         known |= extension.commands
     return known

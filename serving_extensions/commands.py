@@ -1,5 +1,5 @@
-"""What the command line does besides serving: --new-key, --init, --export,
---check (each returns the exit status), the start-up lines.
+"""What the command line does besides serving: --init, --export (each returns the exit status), the
+start-up lines.
 """
 
 import os
@@ -8,16 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from .active_learning import export_group
-from .check import check
 from .core import (
     ConfigError,
     Extension,
     ModelServer,
-    choose_versions,
     encode_json,
     is_typical,
-    list_versions,
-    read_signatures,
     sample_inputs,
     url_of,
     view_infer,
@@ -68,21 +64,6 @@ def export(source: Any, group_and_folder: list[str]) -> int:
         f"{folder}/annotations.json"
     )
     return 0
-
-
-def check_config(source: Any, _: bool) -> int:
-    """Print what a config would serve and what is wrong with it."""
-    server = ModelServer(source)
-    lines, problems = check(
-        server.config,
-        server.prepared,
-        server.folder,
-        list_versions,
-        choose_versions,
-        read_signatures,
-    )
-    print("\n".join([*lines, *(f"wrong: {problem}" for problem in problems)]))
-    return 2 if problems else 0
 
 
 MOST_CHARACTERS = 200  # of a body on a command line
@@ -136,5 +117,5 @@ def report(server: ModelServer, address: str) -> None:
 EXTENSION = Extension(
     "commands",
     report=report,
-    commands={"init": init, "init-hub": init_hub, "export": export, "check": check_config},
+    commands={"init": init, "init-hub": init_hub, "export": export},
 )

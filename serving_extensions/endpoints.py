@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
@@ -32,7 +33,7 @@ from .core import (
     read_body,
     reply,
 )
-from .handlers import Handler, HandlerError
+from .handlers import Handler, HandlerError, check_function
 from .results import Answer, to_answer
 
 
@@ -314,6 +315,18 @@ def find(server: ModelServer, method: str, path: str) -> Found | None:
     return Found(route, {"endpoint": endpoint}, endpoint.path, endpoint.envelope)
 
 
+def check(server: ModelServer) -> tuple[list[str], list[str]]:
+    """What handlers a config has, and what they name that is not there."""
+    problems: list[str] = []
+    for index, handler in enumerate(server.config.handlers):
+        if problem := check_function(handler.function, server.folder):
+            problems.append(f"$.handlers[{index}].function: {problem}")
+        if handler.model_dir is not None and not Path(handler.model_dir).is_dir():
+            problems.append(f"$.handlers[{index}].model_dir: no such folder: {handler.model_dir}")
+    lines = [f"handler {handler.path}: {handler.function}" for handler in server.config.handlers]
+    return lines, problems
+
+
 def end(server: ModelServer) -> None:
     """End the threads of functions with a time limit."""
     for endpoint in endpoints_of(server).values():
@@ -332,7 +345,7 @@ def report(server: ModelServer, address: str) -> None:
 
 EXTENSION = Extension(
     "handlers",
-    sections=["handlers"],
+    sections={"handlers": None},
     envelopes={"hub": HUB},
     find=find,
     urls=endpoints_of,
@@ -341,5 +354,6 @@ EXTENSION = Extension(
     refresh=refresh,
     unready=unready,
     report=report,
+    check=check,
     end=end,
 )

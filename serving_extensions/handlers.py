@@ -28,7 +28,7 @@ from typing import Any
 
 from .core import errors_only, explain, hub_handler
 
-__all__ = ["Handler", "HandlerError"]
+__all__ = ["Handler", "HandlerError", "check_function"]
 
 
 class HandlerError(ValueError):
@@ -400,6 +400,17 @@ class Handler:
         with errors_only("the handler"):
             found = bound.function(value, context) if bound.two else bound.function(value)
             return asyncio.run(found) if inspect.iscoroutine(found) else found
+
+
+def check_function(reference: str, folder: Path) -> str | None:
+    """What is wrong with where a function is to come from; nothing is imported."""
+    module = reference.rpartition(":")[0]
+    try:
+        _, path, _ = locate(module, folder)
+        found = path or importlib.util.find_spec(module.partition(".")[0])
+    except (HandlerError, ValueError) as error:
+        return str(error)
+    return None if found else f"{module}: no such module beside the config or installed"
 
 
 def find_named(module: types.ModuleType, reference: str) -> tuple[Callable[..., Any], bool]:

@@ -25,7 +25,7 @@ from .core import (
     Trace,
     logger,
 )
-from .handlers import Handler, HandlerError
+from .handlers import Handler, HandlerError, check_function
 from .pipelines import MismatchError, NodeError, NoShards, PipelineError, Plan, plan
 
 
@@ -212,6 +212,46 @@ def describe_signature(signature: Signature) -> dict[str, Any]:
     }
 
 
+def check(server: ModelServer) -> tuple[list[str], list[str]]:
+    """What pipelines a config has, and what they name that is not there.
+
+    Whether their parts fit is known when the models are loaded.
+    """
+    config = server.config
+    names = [model.name for model in config.models]
+    nodes = [
+        (f"$.pipeline_config_list[{index}].nodes[{number}]", node)
+        for index, pipeline in enumerate(config.pipeline_config_list)
+        for number, node in enumerate(pipeline.nodes)
+    ]
+    missing = [
+        f"{path}.model_name: no model is called '{node.model_name}'"
+        for path, node in nodes
+        if node.model_name is not None and node.model_name not in names
+    ]
+    library = "custom nodes are Python functions here; write 'function': 'module:name'"
+    missing += [
+        f"{path}.library_name: {library}" for path, node in nodes if node.library_name is not None
+    ]
+    earlier: dict[str, str] = {}
+    for index, pipeline in enumerate(config.pipeline_config_list):
+        place = earlier.setdefault(pipeline.name, path := f"$.pipeline_config_list[{index}]")
+        if pipeline.name in names:
+            missing.append(f"{path}.name: Pipeline has the same name as model: '{pipeline.name}'")
+        elif place != path:
+            missing.append(f"{path}.name: '{pipeline.name}' is already taken by {place}")
+    missing += [
+        f"{path}.function: {problem}"
+        for path, node in nodes
+        if node.function is not None and (problem := check_function(node.function, server.folder))
+    ]
+    lines = [
+        f"pipeline {pipeline.name}: {len(pipeline.nodes)} nodes"
+        for pipeline in config.pipeline_config_list
+    ]
+    return lines, missing
+
+
 def end(server: ModelServer) -> None:
     """End the threads that nodes run in."""
     pool = server.kept.get(("nodes",))
@@ -219,4 +259,6 @@ def end(server: ModelServer) -> None:
         pool.shutdown(wait=False)
 
 
-EXTENSION = Extension("pipelines", sections=["pipeline_config_list"], refresh=refresh, end=end)
+EXTENSION = Extension(
+    "pipelines", sections={"pipeline_config_list": None}, refresh=refresh, check=check, end=end
+)

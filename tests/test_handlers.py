@@ -662,9 +662,8 @@ def test_check_says_where_a_function_is_missing_without_importing(tmp_path, caps
     assert serving.main(["--check", "--config", str(tmp_path / "config.json")]) == 2
     wrong = [line for line in capsys.readouterr().out.splitlines() if line.startswith("wrong: ")]
     assert len(wrong) == 2 and all(text in line for line in wrong)
-    assert wrong[0].startswith("wrong: $.pipeline_config_list[0].nodes[0].function") and wrong[
-        1
-    ].startswith("wrong: $.handlers[0].function")
+    for place in ("handlers[0].function", "pipeline_config_list[0].nodes[0].function"):
+        assert sum(line.startswith(f"wrong: $.{place}: ") for line in wrong) == 1
 
 
 # --- what is no Exception ------------------------------------------------------------------------------------

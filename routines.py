@@ -51,6 +51,7 @@ import unicodedata
 import zlib
 from collections import ChainMap
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -603,14 +604,59 @@ def read_many(
         raise ImageError(text, too_large=True)
     if not values:
         raise ImageError(f"{place}: expected pictures, got none")
-    pictures, deadline = [], time.monotonic() + limits.download_seconds
-    for index, value in enumerate(values):
+    deadline = time.monotonic() + limits.download_seconds
+
+    def read_one(index: int, limits: ImageLimits) -> np.ndarray:
         left = max(0.001, deadline - time.monotonic())
         try:
-            pictures.append(read(value, dataclasses.replace(limits, download_seconds=left)))
+            return read(values[index], dataclasses.replace(limits, download_seconds=left))
         except ImageError as error:
             raise ImageError(f"{place}[{index}]: {error}", error.too_large) from None
-    return pictures
+
+    if read is fetch_image and len(values) > 1:
+        return read_at_once(read_one, len(values), limits)
+    return [read_one(index, limits) for index in range(len(values))]
+
+
+DOWNLOADS = 4  # of one request at once
+
+
+class Stopped(Exception):
+    """Another picture of the request has failed."""
+
+
+def read_at_once(
+    read_one: Callable[[int, ImageLimits], np.ndarray], count: int, limits: ImageLimits
+) -> list[np.ndarray]:
+    """Read pictures in some threads; when one fails, the others end at their next bytes.
+
+    Raises what the first of those has raised that failed by themselves.
+    """
+    lock, failed = threading.Lock(), threading.Event()
+
+    def allow(size: int) -> None:
+        if failed.is_set():
+            raise Stopped
+        with lock:
+            limits.allow(size)
+
+    shared = dataclasses.replace(limits, allow=allow)
+
+    def read_or_stop(index: int) -> np.ndarray:
+        if failed.is_set():
+            raise Stopped
+        try:
+            return read_one(index, shared)
+        except BaseException:
+            failed.set()
+            raise
+
+    with ThreadPoolExecutor(min(DOWNLOADS, count), "download") as pool:
+        waiting = [pool.submit(read_or_stop, index) for index in range(count)]
+    errors = [error for one in waiting if (error := one.exception()) is not None]
+    if errors:
+        raise next((error for error in errors if not isinstance(error, Stopped)), errors[0])
+    return [one.result() for one in waiting]
 
 
 # How pictures and arrays begin; no JSON does so.
@@ -806,13 +852,13 @@ def fetch_once(
         if place.login:
             headers["Authorization"] = place.login
         connection.request("GET", place.target, headers=headers)
-        response = connection.getresponse()
-        location = response.headers.get("Location")
-        if response.status in REDIRECTS and location:
-            return None, redirect_of(place, location)
-        if response.status != 200:
-            raise ImageError(f"url answers {response.status} {response.reason}"[:200])
-        return read_capped(response, limits, deadline), place
+        with contextlib.closing(connection.getresponse()) as response:
+            location = response.headers.get("Location")
+            if response.status in REDIRECTS and location:
+                return None, redirect_of(place, location)
+            if response.status != 200:
+                raise ImageError(f"url answers {response.status} {response.reason}"[:200])
+            return read_capped(response, limits, deadline), place
 
 
 def connect_any(addresses: Sequence[Address], deadline: float) -> socket.socket:
@@ -883,7 +929,7 @@ def read_capped(response: http.client.HTTPResponse, limits: ImageLimits, deadlin
 def response_pieces(response: http.client.HTTPResponse, coding: str) -> Iterator[bytes]:
     """A body's pieces as they come, unpacked, none of more than PIECE bytes."""
     unpacker: Any = None
-    while piece := response.read(PIECE):
+    while piece := response.read1(PIECE):  # what is there: who drips is heard of
         if coding == "identity":
             yield piece
             continue
@@ -3188,9 +3234,39 @@ def draw_label(annotation: Mapping[str, Any], size: int) -> np.ndarray:
     name = "".join(letter for letter in " ".join(name.split()) if letter.isprintable())
     if len(name) > MOST_LETTERS:
         name = f"{name[: MOST_LETTERS - 2]}.."
-    if find_font(name) is None:  # rather its number than boxes in place of letters
-        name = f"#{annotation['tag']['id']}"
-    text, path = f"{name} {annotation['confidence']:.2f}", find_font(name) or PILLOW_FONT
+    number = f"{annotation['confidence']:.2f}"
+    parts = choose_fonts(name, number)
+    if not parts:  # rather its number than boxes in place of letters
+        parts = choose_fonts(f"#{annotation['tag']['id']}", number)
+    drawn = [draw_text(text, path, size, colour) for text, path in parts]
+    tall = max(len(part) for part in drawn)
+    label = np.full((tall, sum(part.shape[1] for part in drawn), 3), colour, np.uint8)
+    left = 0
+    for part in drawn:
+        top = (tall - len(part)) // 2
+        label[top : top + len(part), left : left + part.shape[1]] = part
+        left += part.shape[1]
+    return label
+
+
+def choose_fonts(name: str, number: str) -> list[tuple[str, str]]:
+    """A name and a number in parts, each with the path of a font that has it; [] where none has.
+
+    In one piece where a font has letters and digits; fonts of one script alone have none. Words
+    that are written from the right stay together.
+    """
+    if path := find_font(name):
+        return [(f"{name} {number}", path)]
+    is_from_right = any(unicodedata.bidirectional(letter) in ("R", "AL") for letter in name)
+    words = [name] if is_from_right or find_font(name, False) else name.split()
+    paths = [find_font(word, False) for word in words]
+    if None in paths:
+        return []
+    return [*zip(words, map(str, paths)), (number, find_font(number) or PILLOW_FONT)]
+
+
+def draw_text(text: str, path: str, size: int, colour: tuple[int, ...]) -> np.ndarray:
+    """A line of text on a colour, uint8 RGB [h, w, 3], with some room at its sides."""
     is_light = np.dot(colour, (0.299, 0.587, 0.114)) > 150
     ink, room = (0, 0, 0) if is_light else (255, 255, 255), max(2, size // 5)
     if path == OPENCV_FONT:
@@ -3335,10 +3411,10 @@ def open_font(path: str, size: int) -> Any:
 
 
 @functools.lru_cache(maxsize=4096)
-def find_font(text: str) -> str | None:
-    """The path of the first font that has all letters of a text; None where none has."""
+def find_font(text: str, has_digits: bool = True) -> str | None:
+    """The path of the first font that has all letters of a text, and digits; None without one."""
     letters = {letter for letter in text if unicodedata.category(letter)[0] not in "MCZ"}
-    letters |= set("0123456789.#")  # which follow in a label
+    letters |= set("0123456789.#") if has_digits else set()  # which follow in a label
     return next((path for path in list_fonts() if has_letters(path, letters)), None)
 
 

@@ -5959,8 +5959,12 @@ def predict_image(
     chain: Any,
     form: str,
     allowance: Allowance,
+    warn: Callable[[str], None] = lambda text: None,
 ) -> Any:
-    """What a deployment sees in a picture, or in each of several; see ModelServer.predict_image."""
+    """What a deployment sees in a picture, or in each of several; see ModelServer.predict_image.
+
+    `warn` is told what a drawn picture cannot hold: the warnings of routines.
+    """
     ready = find_deployment(server, deployment)
     try:
         own = read_chain(chain, server.prepared.routines)
@@ -5984,6 +5988,9 @@ def predict_image(
             {"deployment": ready.config.id, "model": ready.config.model, "version": version},
             functools.partial(tell_extensions, server, ready),
         )
+    for tensors in seen:
+        for text in tensors.get("answer", {}).get("warnings", []):
+            warn(text)
     answers = [
         routines.present(tensors, view.drawn, model.labels, form)
         for tensors, view in zip(seen, views)
@@ -7007,6 +7014,13 @@ def is_plain_predict(call: Call, body: bytes) -> bool:
     )
 
 
+NO_BODY = (
+    "the body is empty: expected the bytes of a picture (Content-Type: image/jpeg), a form "
+    "(multipart/form-data) with a file, or JSON such as "
+    '{"image_type": "base64", "data": "..."}'
+)
+
+
 def read_image(server: ModelServer, call: Call) -> tuple[np.ndarray | list[np.ndarray], Any]:
     """The picture, or a list of several, and the routines of a /predict request: JSON, multipart,
     or the picture or .npy array itself.
@@ -7019,6 +7033,8 @@ def read_image(server: ModelServer, call: Call) -> tuple[np.ndarray | list[np.nd
         if call.mimetype == "multipart/form-data":
             return read_form(call, limits, most)
         body = read_body(server, call, most)
+        if not body.strip():
+            raise routines.ImageError(NO_BODY)
         if routines.reader_of(body, call.mimetype) or not MAY_BE_JSON.match(body):
             return routines.read_bytes(body, limits, call.mimetype), read_query_routines(call)
         return routines.read_request(parse_json(body), limits)
@@ -7091,13 +7107,28 @@ def view_predict_image(server: ModelServer, call: Call, deployment: str | None =
         raise BadRequest(f"format: expected json, coco, png or jpeg, got '{form[:40]}'")
     if isinstance(image, list) and form in DRAWN.values():
         raise BadRequest(f"format: expected json or coco for several pictures, got {form}")
-    answer = predict_image(server, image, ready.config.id, chain, form, call.allowance)
-    replied = (
-        Reply(answer, content_type=f"image/{form}") if isinstance(answer, bytes) else reply(answer)
+    warnings: list[str] = []
+    answer = predict_image(
+        server, image, ready.config.id, chain, form, call.allowance, warnings.append
     )
+    if isinstance(answer, bytes):
+        replied = Reply(answer, content_type=f"image/{form}").with_headers(*told_in_head(warnings))
+    else:
+        replied = reply(answer)
     if ready.config.version_tag:
         replied = replied.with_headers(("X-Version-Tag", ready.config.version_tag))
     return replied
+
+
+MOST_HEADER = 4000  # letters of one; proxies take 8,000 for all of them
+
+
+def told_in_head(warnings: Sequence[str]) -> list[tuple[str, str]]:
+    """The warnings beside a drawn picture: a JSON list in ASCII, those of it that fit."""
+    kept = list(warnings)
+    while kept and len(json.dumps(kept)) > MOST_HEADER:
+        kept.pop()
+    return [("X-Warnings", json.dumps(kept))] if kept else []
 
 
 def view_classes(server: ModelServer, call: Call, deployment: str | None = None) -> Reply:

@@ -208,6 +208,28 @@ def test_coco_and_drawn_pictures(pets):
     )
 
 
+def test_warnings_stand_in_the_head_of_a_drawn_picture(pets):
+    for name in ("猫\r\nSet-Cookie: a=b", "cta"):
+        chain = [{"name": "FilterClass", "arguments": {"class_name": [name, "cat"]}}]
+        asked = {"query_string": {"routines": json.dumps(chain)}}
+        told = post(pets, png(PICTURE), **asked)
+        drawn = post(pets, png(PICTURE), headers={"Accept": "image/png"}, **asked)
+        assert drawn.headers["Content-Type"] == "image/png"
+        assert json.loads(drawn.headers["X-Warnings"]) == told.json["warnings"]
+        assert len(told.json["warnings"]) == 1 and "X-Warnings" not in told.headers
+        assert drawn.headers["X-Warnings"].isascii() and "Set-Cookie" not in drawn.headers
+    many = [f"class {'x' * 60} {number}" for number in range(200)]
+    chain = [{"name": "FilterClass", "class_name": many}] * 60
+    drawn = post(
+        pets,
+        {"image_type": "base64", "data": b64(png(PICTURE)), "routines": chain},
+        headers={"Accept": "image/png"},
+    )
+    assert 30 <= len(json.loads(drawn.headers["X-Warnings"])) < 600
+    assert len(drawn.headers["X-Warnings"]) <= 4000
+    assert "X-Warnings" not in post(pets, png(PICTURE), headers={"Accept": "image/png"}).headers
+
+
 def test_classes_are_the_label_map(pets):
     response = pets.get("/pets/classes", headers=KEY)
     assert response.json == {"1": {"id": 1, "name": "cat"}, "2": {"id": 2, "name": "dog"}}
@@ -1074,7 +1096,10 @@ def test_large_and_broken_bodies(pets):
     Image.fromarray(PICTURE).save(data, "JPEG")
     assert_error(post(pets, data.getvalue()[:500]), 400, "image is damaged: ...")
     for body, text in (
-        (b"", "JSON Parse error: The document is empty"),
+        (
+            b"",
+            "the body is empty: expected the bytes of a picture (Content-Type: image/jpeg), a...",
+        ),
         (b"{", "JSON Parse error: Missing a name for object member..."),
         (b"[]", "expected a JSON object with 'image_type' and 'data'"),
         ({"image_type": "file"}, "image_type: expected one of url, base64, array..."),

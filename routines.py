@@ -1239,14 +1239,16 @@ class OutputError(ValueError):
 
 
 class Output(typing.NamedTuple):
-    """What is known of an output: dtype (`DT_FLOAT`), shape, and the operation that makes it.
+    """What is known of an output: dtype (`DT_FLOAT`), shape, and what the graph tells of it.
 
-    `made_by` is an operation's type, "" where nobody knows.
+    `made_by` is the type of the operation that makes it, `scale` that of the boxes which it begins
+    with (`unit` or `input`); "" where nobody knows.
     """
 
     dtype: str
     shape: tuple[int | None, ...] | None
     made_by: str = ""
+    scale: str = ""
 
     @property
     def text(self) -> str:
@@ -1341,6 +1343,7 @@ class Family:
     classes_from: int | None = None
     numbers_classes: bool = False
     draws_boxes: bool = False
+    scaled_by: str = ""
     activation: str = ""
     threshold: float | None = None
     overlap: float | None = None
@@ -1367,6 +1370,7 @@ def family(layout: Mapping[str, str], **more: Any) -> Callable[[Reader], Reader]
         classes_from    the number of the first class, 0 or 1
         numbers_classes True: it returns the label map's ids by itself
         draws_boxes     True: it makes the boxes, so that the config has nothing to say of them
+        scaled_by       the output whose graph may tell the scale of the boxes, where it is `?`
         activation      the output whose numbers are confidences or logits
         threshold       predictions below it are dropped, unless the deployment says another
         overlap         of two of a class with so large an IoU the better one stays
@@ -1515,7 +1519,7 @@ def picture_outputs(about: About) -> list[str]:
     """Say of each output that is a picture that it is one."""
     return [
         f"{name} is a picture, and a model that answers one names nothing in it"
-        for name, (dtype, shape, _) in about.outputs.items()
+        for name, (dtype, shape, *_) in about.outputs.items()
         if dtype == "DT_UINT8" and shape is not None and len(shape) == 4 and shape[3] == 3
     ]
 
@@ -1549,7 +1553,8 @@ def settle(kind: Family, about: About) -> About:
     """
     about = settle_activation(kind, about)
     missing, (form, scale) = [], (kind.boxes or "- -").split()
-    form, scale = about.boxes_format or form, about.boxes_scale or scale
+    told = about.outputs[kind.scaled_by].scale if kind.scaled_by else ""
+    form, scale = about.boxes_format or form, about.boxes_scale or told or scale
     if "?" in form + scale:
         known = [f'"format": "{form.replace("?", " | ".join(BOX_FORMATS))}"']
         known += [f'"scale": "{scale.replace("?", " | ".join(BOX_SCALES))}"']
@@ -1970,7 +1975,8 @@ def yolo_rows(rows: np.ndarray, about: About) -> np.ndarray:
     {"predictions": "A B"},
     is_named=False,
     told=is_yolo,
-    boxes="cxcywh input",
+    boxes="cxcywh ?",
+    scaled_by="predictions",
     classes_from=0,
     threshold=0.25,
     overlap=0.7,
@@ -1993,7 +1999,8 @@ def is_yolov5(about: About) -> str:
     {"predictions": "N A"},
     is_named=False,
     told=is_yolov5,
-    boxes="cxcywh unit",
+    boxes="cxcywh ?",
+    scaled_by="predictions",
     classes_from=0,
     threshold=0.25,
     overlap=0.45,
@@ -2033,7 +2040,8 @@ def is_yolo_segmentation(about: About) -> str:
     {"predictions": "A B", "prototypes": "D E F"},
     is_named=False,
     told=is_yolo_segmentation,
-    boxes="cxcywh input",
+    boxes="cxcywh ?",
+    scaled_by="predictions",
     classes_from=0,
     threshold=0.25,
 )

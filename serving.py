@@ -1584,7 +1584,8 @@ class TensorSpec:
     """A tensor of a signature: its key there, its name in the graph, dtype (`DT_FLOAT`) and shape.
 
     `shape` has None for an unknown size, and is None when the rank is unknown. `made_by` is the
-    operation that an output's numbers come from, "" where nobody knows.
+    operation that an output's numbers come from, `scale` whether boxes that it begins with are in
+    0..1 (`unit`) or in pixels of the input (`input`); "" where nobody knows.
     """
 
     name: str
@@ -1592,6 +1593,7 @@ class TensorSpec:
     dtype: str
     shape: tuple[int | None, ...] | None
     made_by: str = ""
+    scale: str = ""
 
     @property
     def type_name(self) -> str:
@@ -3584,8 +3586,14 @@ def tell_makers(graph: Any, signature: Signature) -> Signature:
     """
     functions = {function.signature.name: function for function in graph.library.function}
     top = Scope({node.name: node for node in graph.node})
+    shapes = [spec.shape or () for spec in signature.inputs.values()]
+    sizes = {size for shape in shapes if len(shape) == 4 for size in shape[1:] if (size or 0) > 4}
     outputs = {
-        name: dataclasses.replace(spec, made_by=find_maker(spec.tensor, top, functions))
+        name: dataclasses.replace(
+            spec,
+            made_by=find_maker(spec.tensor, top, functions),
+            scale=find_scale(spec.tensor, top, functions, sizes),
+        )
         for name, spec in signature.outputs.items()
     }
     operations: Collection[str] = ()
@@ -3601,6 +3609,12 @@ def find_maker(tensor: str, scope: Scope, functions: Mapping[str, Any]) -> str:
     Looks through what hands numbers on, and into functions; what joins several tensors of one maker
     is of that maker as well.
     """
+    node, scope = find_node(tensor, scope, functions)
+    return "" if node is None else name_maker(node, scope, functions)
+
+
+def find_node(tensor: str, scope: Scope, functions: Mapping[str, Any]) -> tuple[Any, Scope]:
+    """The node that a tensor's numbers come from, and its scope; None where it is not there."""
     for _ in range(10_000):  # longer than any chain: a graph may have loops
         name, _, place = tensor.partition(":")
         if name in scope.arguments and scope.caller is not None:
@@ -3608,7 +3622,7 @@ def find_maker(tensor: str, scope: Scope, functions: Mapping[str, Any]) -> str:
             continue
         node = scope.nodes.get(name)
         if node is None:
-            return ""
+            return None, scope
         called = functions.get(node.attr["f"].func.name if "f" in node.attr else node.op)
         if called is not None:
             tensor, scope = enter(called, node, place, scope)
@@ -3619,8 +3633,8 @@ def find_maker(tensor: str, scope: Scope, functions: Mapping[str, Any]) -> str:
         elif node.op == "Sub" and is_one(node.input[0], scope):  # the other of two classes
             tensor = node.input[1]
         else:
-            return name_maker(node, scope, functions)
-    return ""
+            return node, scope
+    return None, scope
 
 
 def enter(function: Any, node: Any, place: str, scope: Scope) -> tuple[str, Scope]:
@@ -3648,6 +3662,84 @@ def name_maker(node: Any, scope: Scope, functions: Mapping[str, Any]) -> str:
         is_sum = under is not None and under.op == "Sum" and under.input[0] == node.input[0]
         return "Softmax" if is_sum and over is not None and over.op == "Exp" else node.op
     return node.op
+
+
+STRIDES = {4, 8, 16, 32, 64, 128}  # pixels of a cell in the grids of detectors
+MOST_STEPS = 24  # between an output and the constants that tell the scale of its boxes
+MOST_CONSTANTS = 1 << 20  # numbers of one constant that are looked at
+
+
+def find_scale(
+    tensor: str, scope: Scope, functions: Mapping[str, Any], sizes: Collection[int], step: int = 0
+) -> str:
+    """Whether the boxes that an output begins with are in 0..1 (`unit`) or in pixels of the input
+    (`input`), by the constants that make them; "" where these do not tell.
+
+    YOLO's heads multiply by the strides of their cells; an export in 0..1 divides by the input's
+    sizes, or has multiplied with stride / size before.
+    """
+    node, scope = find_node(tensor, scope, functions)
+    if node is None or step > MOST_STEPS:
+        return ""
+
+    def follow(tensor: str) -> str:
+        return find_scale(tensor, scope, functions, sizes, step + 1)
+
+    if node.op in ("Sigmoid", "Softmax"):
+        return "unit"
+    if node.op in ("ConcatV2", "Pack", "SplitV", "Unpack", "Split"):
+        return follow(node.input[1 if node.op == "Split" else 0])
+    if node.op == "Const":
+        return scale_of_values(read_constant(node), {2})
+    if node.op not in ("Mul", "RealDiv", "Add", "AddV2", "Sub"):
+        return ""
+    first, second = (find_node(one, scope, functions)[0] for one in node.input[:2])
+    left, right = read_constant(first), read_constant(second)
+    if node.op in ("Add", "AddV2", "Sub"):
+        told = (scale_of_values(one, sizes) for one in (left, right) if one is not None)
+        rest = [one for one, is_known in zip(node.input, (left, right)) if is_known is None]
+        return next(filter(None, told), "") or next(filter(None, map(follow, rest)), "")
+    if right is None and (left is None or node.op == "RealDiv"):
+        return ""
+    factors = left if right is None else right if node.op == "Mul" else 1 / right
+    told_by = scale_of_factors(factors, sizes)
+    is_small = np.abs(factors).max(initial=0) <= 2  # a half, or twice
+    return told_by or (follow(node.input[right is None]) if is_small else "")
+
+
+def read_constant(node: Any) -> np.ndarray | None:
+    """The numbers of a Const node, None of another one."""
+    if node is None or node.op != "Const":
+        return None
+    shape = [dim.size for dim in node.attr["value"].tensor.tensor_shape.dim]
+    if math.prod(shape) > MOST_CONSTANTS:
+        return None
+    values = tensorflow().make_ndarray(node.attr["value"].tensor)
+    return values.astype(np.float64) if values.size and values.dtype.kind in "iuf" else None
+
+
+def scale_of_values(values: np.ndarray | None, sizes: Collection[int]) -> str:
+    """What numbers in place of boxes, or middles of cells, are; a row of biases tells nothing."""
+    if values is None or sum(size > 1 for size in values.shape) < 2:
+        return ""
+    values = np.nan_to_num(values)
+    most = values.max()
+    if values.min() >= 0 and 0.5 < most <= 1:
+        return "unit"
+    return "input" if sizes and most > max(2, min(sizes) / 2) else ""
+
+
+def scale_of_factors(factors: np.ndarray, sizes: Collection[int]) -> str:
+    """What boxes are that come of a multiplication by these."""
+
+    def are_all(known: Iterable[float]) -> bool:
+        near = np.array([*known, np.inf])
+        return bool(np.isclose(factors.ravel()[:, np.newaxis], near, 1e-4, 0).any(1).all())
+
+    if are_all(STRIDES) and factors.max() >= 8 or sizes and are_all(sizes):
+        return "input"
+    shares = {part / size for size in sizes for part in (1, *STRIDES) if part < size}
+    return "unit" if are_all(shares) and factors.max() < 0.5 else ""
 
 
 def is_one(tensor: str, scope: Scope) -> bool:
@@ -5801,7 +5893,7 @@ class ReadyDeployment:
         return routines.ImageModel(
             {name: (spec.dtype, spec.shape) for name, spec in signature.inputs.items()},
             {
-                name: (spec.dtype, spec.shape, spec.made_by)
+                name: (spec.dtype, spec.shape, spec.made_by, spec.scale)
                 for name, spec in signature.outputs.items()
             },
             labels=labels,

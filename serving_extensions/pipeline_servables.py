@@ -24,7 +24,16 @@ from .core import (
     logger,
 )
 from .handlers import Handler, HandlerError
-from .pipelines import MismatchError, NodeError, NoShards, PipelineError, Plan, plan
+from .pipelines import (
+    REQUEST,
+    RESPONSE,
+    MismatchError,
+    NodeError,
+    NoShards,
+    PipelineError,
+    Plan,
+    plan,
+)
 
 
 def refresh(server: ModelServer, outcome: Outcome, polling: bool) -> None:
@@ -163,7 +172,8 @@ def pipeline_servable(
             raise BadRequest(str(error)) from error
 
     signature = Signature(
-        read_specs(planned.inputs, "DT_FLOAT"), read_specs(planned.outputs, "DT_INVALID")
+        read_specs(planned.inputs, "DT_FLOAT"),
+        tell_makers(planned, read_specs(planned.outputs, "DT_INVALID")),
     )
     return Servable(
         {"serving_default": signature},
@@ -179,6 +189,24 @@ def read_specs(tensors: Mapping[str, Any], default: str) -> dict[str, TensorSpec
         name: TensorSpec(name, name, dtype or default, shape)
         for name, (dtype, shape) in tensors.items()
     }
+
+
+def tell_makers(planned: Plan, specs: Mapping[str, TensorSpec]) -> dict[str, TensorSpec]:
+    """Specs with what the graphs of the models tell of the outputs that they are.
+
+    The scale of boxes is that of what the model is shown: of the request, where it goes there as
+    it is.
+    """
+    told = dict(specs)
+    for link in planned.graph.into(RESPONSE):
+        if link.given is not None:
+            is_first = all(one.node == REQUEST for one in planned.graph.into(link.node))
+            told[link.name] = dataclasses.replace(
+                specs[link.name],
+                made_by=link.given.made_by,
+                scale=link.given.scale if is_first else "",
+            )
+    return told
 
 
 def describe_signature(signature: Signature) -> dict[str, Any]:

@@ -155,6 +155,67 @@ def concat(rows: np.ndarray, transposed: bool = False) -> Callable:
     return outputs
 
 
+def unscaled(rows: np.ndarray) -> Callable:
+    """One output, of which no constant tells where its boxes lie."""
+    return apply(lambda tf, x: tf.abs(x), "output_0", rows[None])
+
+
+STRIDES = np.repeat([8.0, 16, 32], [64, 16, 4])  # of each of the 84 cells
+MIDDLES = np.concatenate(  # of the cells, x and y, in cells
+    [np.stack(np.meshgrid(np.arange(n), np.arange(n)), -1).reshape(-1, 2) + 0.5 for n in (8, 4, 2)]
+)
+EDGES = np.random.default_rng(11).uniform(0.2, 1.5, (CELLS, 4))  # from a middle, in cells
+
+
+def decoded() -> np.ndarray:
+    """What the heads below find: rows [N, 4 + C] in pixels."""
+    low, high = MIDDLES - EDGES[:, :2], MIDDLES + EDGES[:, 2:]
+    boxes = np.concatenate([(low + high) / 2, high - low], 1) * STRIDES[:, None]
+    return np.concatenate([boxes, V8[:, 4:]], 1)
+
+
+def head_of_v8(is_unit: bool) -> Callable:
+    """utils/tal.py: dist2bbox, times the strides; for TFLite in 0..1, by stride / size."""
+
+    def outputs(tf: Any, picture: Any) -> dict[str, Any]:
+        nothing = 0 * tf.reduce_mean(picture)
+        constant = lambda value: tf.constant(np.asarray(value, np.float32))  # noqa: E731
+        by = constant(STRIDES[None, None])  # [1, 1, N]
+        near, far = tf.split(constant(EDGES.T[None]) + nothing, 2, 1)
+        middles = constant(MIDDLES.T[None])
+        if is_unit:
+            share = constant(STRIDES[None, None] / SIDE)
+            near, far = near * share, far * share
+            middles = constant(MIDDLES.T[None] * STRIDES / SIDE)
+        low, high = middles - near, middles + far
+        boxes = tf.concat([(low + high) / 2.0, high - low], 1)
+        scores = tf.sigmoid(constant(np.log(V8[:, 4:] / (1 - V8[:, 4:])).T[None]) + nothing)
+        return {"output_0": tf.concat([boxes if is_unit else boxes * by, scores], 1)}
+
+    return outputs
+
+
+def head_of_v5(is_unit: bool) -> Callable:
+    """models/tf.py: TFDetect, scale by scale; in 0..1 it divides by the input's size."""
+
+    def outputs(tf: Any, picture: Any) -> dict[str, Any]:
+        nothing, rows, start = 0 * tf.reduce_mean(picture), [], 0
+        for stride in (8.0, 16.0, 32.0):
+            count = 3 * (SIDE // int(stride)) ** 2
+            part = V5_PIXELS[start : start + count].astype(np.float32)
+            shift = np.indices((count, 2))[0].astype(np.float32)
+            xy = (tf.constant(part[:, :2] / stride - shift) + nothing + shift) * stride
+            wh = tf.constant(part[:, 2:4] / stride) * stride + nothing
+            if is_unit:
+                size = tf.constant([[SIDE, SIDE]], dtype=tf.float32)
+                xy, wh = xy / size, wh / size
+            rows.append(tf.concat([xy, wh, tf.constant(part[:, 4:]) + nothing], -1)[None])
+            start += count
+        return {"output_0": tf.concat(rows, 1)}
+
+    return outputs
+
+
 ULTRALYTICS = (
     "ultralytics/ultralytics nn/modules/head.py: Detect, utils/ops.py: non_max_suppression"
 )
@@ -296,6 +357,31 @@ DETECTORS = [
         concat(V8_UNIT, True),
         "yolo",
         C,
+    ),
+    Zoo("yolov8_head", ULTRALYTICS, head_of_v8(False), "yolo", C),
+    Zoo("yolov8_head_unit", ULTRALYTICS + ", tflite", head_of_v8(True), "yolo", C),
+    Zoo("yolov5_head", YOLOV5, head_of_v5(True), "yolov5", C),
+    Zoo("yolov5_head_pixels", YOLOV5 + ", by ONNX", head_of_v5(False), "yolov5", C),
+    Zoo(
+        "yolov8_of_no_scale",
+        "boxes of another layer's make",
+        unscaled(V8.T),
+        config=C,
+        refused='write "boxes": {"format": "cxcywh", "scale": "unit | pixels | input"}',
+    ),
+    Zoo(
+        "yolov8_scale_said",
+        "boxes of another layer's make",
+        unscaled(V8.T),
+        "yolo",
+        {**C, "boxes": {"scale": "input"}},
+    ),
+    Zoo(
+        "yolov8_scale_contradicted",
+        "boxes of another layer's make",
+        unscaled(V8_UNIT.T),
+        "yolo",
+        {**C, "boxes": {"scale": "input"}},
         fails='write "boxes": {"scale": "unit"}',
     ),
     Zoo(
@@ -336,6 +422,13 @@ DETECTORS = [
         concat(V5_PIXELS),
         "yolov5",
         C,
+    ),
+    Zoo(
+        "yolov5_scale_contradicted",
+        "boxes of another layer's make",
+        unscaled(V5_PIXELS),
+        "yolov5",
+        {**C, "boxes": {"scale": "unit"}},
         fails='write "boxes": {"scale": "pixels | input"}',
     ),
     Zoo(

@@ -781,6 +781,12 @@ class Deployment:
     classes_from: int | None = option(
         None, "the number of the first class in the outputs, 0 or 1", minimum=0, maximum=1
     )
+    planes: str | None = option(
+        None,
+        "where the classes of planes [A, B, C], or prototypes, lie: first or last; where their "
+        "sizes do not tell",
+        pattern="^(first|last)$",
+    )
     activation: str | None = option(
         None,
         "what makes confidences of the outputs: softmax, sigmoid, or none where they are some",
@@ -3587,7 +3593,7 @@ def tell_makers(graph: Any, signature: Signature) -> Signature:
     functions = {function.signature.name: function for function in graph.library.function}
     top = Scope({node.name: node for node in graph.node})
     shapes = [spec.shape or () for spec in signature.inputs.values()]
-    sizes = {size for shape in shapes if len(shape) == 4 for size in shape[1:] if (size or 0) > 4}
+    sizes = {size for shape in shapes if len(shape) == 4 for size in shape[1:] if size and size > 4}
     outputs = {
         name: dataclasses.replace(
             spec,
@@ -3696,15 +3702,18 @@ def find_scale(
     first, second = (find_node(one, scope, functions)[0] for one in node.input[:2])
     left, right = read_constant(first), read_constant(second)
     if node.op in ("Add", "AddV2", "Sub"):
-        told = (scale_of_values(one, sizes) for one in (left, right) if one is not None)
-        rest = [one for one, is_known in zip(node.input, (left, right)) if is_known is None]
+        told = [scale_of_values(one, sizes) for one in (left, right)]
+        rest = [one for one, known in zip(node.input, (left, right)) if known is None]
         return next(filter(None, told), "") or next(filter(None, map(follow, rest)), "")
-    if right is None and (left is None or node.op == "RealDiv"):
+    if right is not None:
+        factors = right if node.op == "Mul" else 1 / np.where(right == 0, np.inf, right)
+    elif left is not None and node.op == "Mul":
+        factors = left
+    else:
         return ""
-    factors = left if right is None else right if node.op == "Mul" else 1 / right
-    told_by = scale_of_factors(factors, sizes)
-    is_small = np.abs(factors).max(initial=0) <= 2  # a half, or twice
-    return told_by or (follow(node.input[right is None]) if is_small else "")
+    is_small = np.abs(factors).max() <= 2  # a half, or twice
+    further = follow(node.input[1 if right is None else 0]) if is_small else ""
+    return scale_of_factors(factors, sizes) or further
 
 
 def read_constant(node: Any) -> np.ndarray | None:
@@ -5904,6 +5913,7 @@ class ReadyDeployment:
             operations=signature.operations,
             boxes=given,
             classes_from=config.classes_from,
+            planes=config.planes,
             activation=config.activation,
             threshold=config.threshold,
             top_k=config.top_k,
@@ -6070,6 +6080,7 @@ def predict_image(
             raise refusal_of(ready, error) from None
         views = [show_view(server, model, each, allowance) for each in images]
         allowance.take(routines.tile_bytes((*ready.chain, *own)))
+        origin = {"deployment": ready.config.id, "model": ready.config.model, "version": version}
         seen = annotate(
             ready,
             model,
@@ -6077,17 +6088,24 @@ def predict_image(
             views,
             own,
             allowance,
-            {"deployment": ready.config.id, "model": ready.config.model, "version": version},
+            origin,
             functools.partial(tell_extensions, server, ready),
         )
+    answers = present_all(seen, views, model, form, warn)
+    return {"results": answers} if isinstance(image, list) else answers[0]
+
+
+def present_all(
+    seen: Sequence[Any], views: Sequence["View"], model: Any, form: str, warn: Callable
+) -> list[Any]:
+    """The answer for each of some pictures."""
     for tensors in seen:
         for text in tensors.get("answer", {}).get("warnings", []):
             warn(text)
-    answers = [
+    return [
         routines.present(tensors, view.drawn, model.labels, form)
         for tensors, view in zip(seen, views)
     ]
-    return {"results": answers} if isinstance(image, list) else answers[0]
 
 
 def refusal_of(ready: ReadyDeployment, error: ValueError) -> ServingError:

@@ -129,7 +129,7 @@ EXPECTED = {
     "odapi_outside": OUTSIDE, "odapi_pixels_said": listed(), "garden_retinanet": listed(),
     "garden_mask_rcnn": listed(), "garden_normalized": listed(), "efficientdet": listed(),
     "efficientdet_said": listed(), "yolov8": V8, "yolov8_rows": V8, "yolov8_unit_said": V8,
-    "yolov8_unit": V8, "yolov8_scale_said": V8, "yolov8_head": ultralytics(zoo.decoded(), zoo.SIDE),
+    "odapi_raw": listed(), "yolov8_unit": V8, "yolov8_scale_said": V8, "yolov8_head": ultralytics(zoo.decoded(), zoo.SIDE),
     "yolov8_head_unit": ultralytics(zoo.decoded(), zoo.SIDE), "yolov5_head": V5,
     "yolov5_head_pixels": V5, "yolov5_pixels": V5,
     "yolo11_coco": ultralytics(zoo.BIG, 96), "yolov5": V5, "yolov5_pixels_said": V5,
@@ -197,6 +197,39 @@ def test_masks_of_yolo_are_its_projects(everything):
         assert overlap(drawn(found, index, 512, 512), whole) >= 0.98
 
 
+def test_prototypes_of_a_cube_lie_where_the_config_says(everything):
+    """The rows' first 16 planes are rows of the grid, the other 16 columns: below the diagonal."""
+    _, found = see(everything, "yolov8_cube_said", np.zeros((128, 128, 3), np.uint8))
+    assert found["classes"].tolist() == [2] and len(found["masks"]) == 1
+    y, x = np.indices((128, 128))
+    box = (y >= 24) & (y < 104) & (x >= 16) & (x < 112)
+    assert overlap(drawn(found, 0, 128, 128), box & (y > x)) >= 0.98
+
+
+def test_as_many_masks_as_the_deployment_answers():
+    """In bounded memory: of many, each has fewer pixels."""
+    cells = 80 * 80 + 40 * 40 + 20 * 20
+    rows = np.zeros((1, 4 + 1 + 2, cells), np.float32)
+    count = 700
+    rows[0, 0, :count], rows[0, 1, :count] = (
+        np.arange(count) % 30 * 20 + 10,
+        np.arange(count) // 30 * 20 + 10,
+    )
+    rows[0, 2:4, :count], rows[0, 4, :count], rows[0, 5:, :count] = 16, 0.9, 1
+    planes = np.full((1, 160, 160, 2), 3, np.float32)
+    for most, wanted, side in ((1000, 700, 109), (300, 300, 128), (5, 5, 128)):
+        model = routines.ImageModel(
+            {"images": ("DT_FLOAT", (1, 640, 640, 3))},
+            {
+                "a": ("DT_FLOAT", rows.shape, "ConcatV2", "input"),
+                "b": ("DT_FLOAT", planes.shape),
+            },
+            most=most,
+        )
+        found = model.read({"a": rows, "b": planes}, (640, 640))
+        assert found["masks"].shape == (wanted, side, side) and found["masks"].min() > 0.9
+
+
 def region_list(plane):
     """Connected regions of a bool plane, by a flood."""
     left = {(int(y), int(x)) for y, x in zip(*np.nonzero(plane))}
@@ -244,7 +277,9 @@ REGIONS = {
     "unet_logits": own_planes(zoo.MASK, 0.8), "planes_last": best_planes(),
     "planes_first": best_planes(), "planes_resized": best_planes(), "planes_logits": best_planes(),
     "planes_of_labels": own_planes(zoo.FIELD - 3.5), "planes_all_named_said": best_planes(0),
-    "deeplab": DEEPLAB, "deeplab_plane": DEEPLAB,
+    "deeplab": DEEPLAB, "deeplab_plane": DEEPLAB, "planes_flat": best_planes(),
+    "planes_flat_logits": best_planes(), "planes_of_background": best_planes(),
+    "deeplab_from_0": [(number, 1.0, region) for number, _, region in best_planes(0)],
 }  # fmt: skip
 
 
@@ -276,7 +311,7 @@ LETTERS = dict(zip("abcde", sig(zoo.FIVE).ravel()))
 CLASSES = {
     "softmax": NAMED, "softmax_written_out": NAMED, "softmax_hidden": NAMED, "logits": NAMED,
     "softmax_said": NAMED, "logits_and_probs": NAMED, "two_heads_said": NAMED, "labelled": NAMED,
-    "picture_files": NAMED, "softmax_without_names": dict(zip("123", shares(zoo.NUMBERS))),
+    "labelled_from_1": NAMED, "picture_files": NAMED, "softmax_without_names": dict(zip("123", shares(zoo.NUMBERS))),
     "logits_of_labels": dict(zip(zoo.CATS, sig(zoo.NUMBERS).ravel())),
     "binary": {"cat": 1 - P, "dog": P}, "binary_yes": {"yes": P}, "binary_unnamed": {"1": P},
     "binary_logit": {"cat": 1 - P, "dog": P}, "binary_joined": {"cat": 1 - P, "dog": P},
@@ -301,7 +336,7 @@ REFUSED = [model.name for model in ZOO if model.refused]
 
 
 def test_every_model_is_tested():
-    tested = {*EXPECTED, *REGIONS, *CLASSES, *REFUSED, "yolov8_segmentation"}
+    tested = {*EXPECTED, *REGIONS, *CLASSES, *REFUSED, "yolov8_segmentation", "yolov8_cube_said"}
     assert tested | {model.name for model in ZOO if model.fails} == BY_NAME.keys()
     assert len(ZOO) >= 40
 

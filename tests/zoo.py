@@ -257,6 +257,18 @@ ODD_BOXES = np.array(
     [[-0.5, -0.25, 0.5, 0.5], [0.75, 0.5, 0.5, 0.75], [1.5, 0, 2, 1], [0, 0, 0, 0]]
 )
 C = {"label_map": CATS}
+FEW = {"label_map": ["cat", "dog"]}  # one of three names was forgotten
+RAW = np.zeros((1, 9, 4))  # scores before suppression: the background and three classes
+CUBE = np.moveaxis(np.indices((32, 32)).astype(np.float32).repeat(16, 0), 0, 2)  # [32, 32, 32]
+CUBE_ROWS = np.zeros((336, 4 + 3 + 32))  # of an input of 128 x 128
+CUBE_ROWS[10] = [64, 64, 96, 80, 0, 0.9, 0, *[1.0] * 16, *[-1.0] * 16]
+
+
+def cube(tf: Any, picture: Any) -> dict[str, Any]:
+    """A segmenter with as many prototypes as its grid has rows and columns."""
+    rows = concat(CUBE_ROWS, True)(tf, picture)
+    return {**rows, **constant(output_1=CUBE[None])(tf, picture)}
+
 
 DETECTORS = [
     Zoo("odapi", ODAPI, odapi(), "detection_api", C, dtype="uint8", shape=(1, None, None, 3)),
@@ -348,6 +360,104 @@ DETECTORS = [
         "detector",
         C,
         fails='"efficientdet"',
+    ),
+    Zoo("odapi_raw", ODAPI, odapi(raw_detection_scores=RAW), "detection_api", C),
+    Zoo(
+        "odapi_raw_few",
+        ODAPI,
+        odapi(raw_detection_scores=RAW),
+        config=FEW,
+        refused="expected names of the model's 3 classes, ids 1 to 3; got 2, ids 1 to 2",
+    ),
+    Zoo(
+        "yolov8_few",
+        ULTRALYTICS,
+        concat(V8, True),
+        config=FEW,
+        refused="expected names of the model's 3 classes, ids 1 to 3; got 2, ids 1 to 2",
+    ),
+    Zoo(
+        "yolov8_many",
+        ULTRALYTICS,
+        concat(V8, True),
+        config={"label_map": {"0": "cat", "3": "emu"}},
+        refused="expected names of the model's 3 classes, ids 0 to 2; got 2, ids 0 to 3",
+    ),
+    Zoo(
+        "yolov8_open_few",
+        ULTRALYTICS + ", dynamic",
+        lambda tf, picture: {
+            "output_0": tf.concat([concat(V8, True)(tf, picture)["output_0"]] * 2, 2)[
+                :, :, : tf.cast(84 + 0 * tf.reduce_mean(picture), tf.int32)
+            ]
+        },
+        "yolo",
+        FEW,
+        shape=(1, None, None, 3),
+        input="images",
+        refused="expected names of the model's 3 classes, ids 1 to 3; got 2, ids 1 to 2",
+    ),
+    Zoo(
+        "yolov5_few",
+        YOLOV5,
+        concat(V5),
+        config=FEW,
+        refused="expected names of the model's 3 classes, ids 1 to 3; got 2, ids 1 to 2",
+    ),
+    Zoo(
+        "yolov8_segmentation_few",
+        ULTRALYTICS,
+        lambda tf, picture: {
+            **concat(SEGMENTS, True)(tf, picture),
+            **constant(output_1=PROTOTYPES[None])(tf, picture),
+        },
+        config=FEW,
+        refused="expected names of the model's 3 classes, ids 1 to 3; got 2, ids 1 to 2",
+    ),
+    Zoo(
+        "detr_few",
+        DETR,
+        constant(pred_logits=LOGITS, pred_boxes=QUERIES),
+        config={**FEW, "activation": "softmax", "classes_from": 0},
+        refused="expected names of the model's 3 classes, ids 1 to 3; got 2, ids 1 to 2",
+    ),
+    Zoo(
+        "centernet_few",
+        CENTERNET,
+        heads(False, sigmoid),
+        config=FEW,
+        refused="expected names of the model's 3 classes, ids 1 to 3; got 2, ids 1 to 2",
+    ),
+    Zoo(
+        "yolov8_cube",
+        ULTRALYTICS + ", 32 prototypes on a grid of 32 x 32",
+        cube,
+        config=C,
+        shape=(1, 128, 128, 3),
+        refused='prototypes [1, 32, 32, 32] may lie first or last: write "planes": "first" or "last"',
+    ),
+    Zoo(
+        "yolov8_cube_said",
+        ULTRALYTICS + ", 32 prototypes on a grid of 32 x 32",
+        cube,
+        "yolo_segmentation",
+        {**C, "planes": "last"},
+        shape=(1, 128, 128, 3),
+    ),
+    Zoo(
+        "planes_of_none",
+        ULTRALYTICS,
+        concat(V8, True),
+        config={**C, "planes": "last"},
+        refused="planes: family yolo has none: leave it out",
+    ),
+    Zoo(
+        "half_named",
+        "names of one's own",
+        constant(detection_boxes=BOXES[None], s=SCORES[None], c=CLASSES[None]),
+        config=C,
+        refused='of detection_api write "family": "detection_api", "outputs": '
+        '{"detection_scores": "c | s", "detection_classes": "c | s"}',
     ),
     Zoo("yolov8", ULTRALYTICS, concat(V8, True), "yolo", C),
     Zoo("yolov8_rows", ULTRALYTICS + ", transposed", concat(V8), "yolo", C),
@@ -519,7 +629,7 @@ DETECTORS = [
         DETR,
         constant(logits=LOGITS, pred_boxes=QUERIES),
         "detr",
-        {**C, "activation": "softmax", "classes_from": 1},
+        {"label_map": ["cat", "dog"], "activation": "softmax", "classes_from": 1},
     ),
     Zoo(
         "deformable_detr",
@@ -732,7 +842,7 @@ CLASSIFIERS = [
             **apply(softmax, "age", FIVE)(tf, picture),
         },
         config={},
-        refused="no known family",
+        refused='of classifier write "family": "classifier", "outputs": {"probabilities": "age | kind"}',
     ),
     Zoo(
         "two_heads_said",
@@ -752,6 +862,16 @@ CLASSIFIERS = [
             "labels": tf.constant([[b"cat", b"dog", b"emu"]]),
         },
         "labelled_classifier",
+    ),
+    Zoo(
+        "labelled_from_1",
+        "AutoML Vision, with a background",
+        lambda tf, picture: {
+            **apply(softmax, "scores", NUMBERS)(tf, picture),
+            "labels": tf.constant([[b"cat", b"dog", b"emu"]]),
+        },
+        "labelled_classifier",
+        {"classes_from": 1},
     ),
     Zoo(
         "embedding",
@@ -863,7 +983,7 @@ SEGMENTERS = [
         "Cityscapes",
         apply(softmax, "planes", FIELD[None]),
         config=C,
-        refused='write "classes_from": 0 where plane 0 is a class',
+        refused='write "classes_from": 0 where class 0 is one like the others',
         shape=WIDE,
     ),
     Zoo(
@@ -872,6 +992,78 @@ SEGMENTERS = [
         apply(softmax, "planes", FIELD[None]),
         "segmentation",
         {**C, "classes_from": 0},
+        shape=WIDE,
+    ),
+    Zoo(
+        "planes_of_road",
+        "Cityscapes",
+        apply(softmax, "planes", FIELD[None]),
+        config={"label_map": {"0": "road", "1": "cat", "2": "dog"}},
+        refused="label_map names class 0 'road': write \"classes_from\": 0 where class 0",
+        shape=WIDE,
+    ),
+    Zoo(
+        "planes_of_background",
+        "PASCAL VOC",
+        apply(softmax, "planes", FIELD[None]),
+        "segmentation",
+        {"label_map": {"0": "__background__", "1": "cat", "2": "dog"}},
+        shape=WIDE,
+    ),
+    Zoo(
+        "planes_flat",
+        "divamgupta/image-segmentation-keras keras_segmentation/models/model_utils.py",
+        apply(lambda tf, x: tf.nn.softmax(tf.reshape(x, [1, 512, 3])), "out", FIELD[None]),
+        "flat_segmentation",
+        TWO,
+        shape=WIDE,
+    ),
+    Zoo(
+        "planes_flat_logits",
+        "the same, without its last layer",
+        apply(lambda tf, x: tf.reshape(x, [1, 512, 3]), "out", FIELD[None]),
+        "flat_segmentation",
+        {**TWO, "activation": "softmax"},
+        shape=WIDE,
+    ),
+    Zoo(
+        "planes_flat_coarse",
+        "the same, a quarter of the input",
+        apply(lambda tf, x: tf.nn.softmax(tf.reshape(x, [1, 512, 3])), "out", FIELD[None]),
+        config=TWO,
+        shape=(1, 64, 128, 3),
+        refused='rows for 16x32 pixels may be a sequence: of a segmenter write "family": "flat_seg',
+    ),
+    Zoo(
+        "planes_cubic",
+        UNET + ", as many classes as rows",
+        apply(softmax, "planes", FIELD[None, :3, :3]),
+        config={"label_map": ["cat", "dog"]},
+        shape=(1, 12, 12, 3),
+        refused='may have its classes first or last: write "planes": "first" or "last", or',
+    ),
+    Zoo(
+        "deeplab_road",
+        DEEPLAB,
+        constant(SemanticPredictions=CLASS_MAP),
+        config={"label_map": {"0": "road", "1": "cat", "2": "dog"}},
+        refused="label_map names class 0 'road': write \"classes_from\": 0 where class 0",
+        shape=WIDE,
+    ),
+    Zoo(
+        "deeplab_from_0",
+        DEEPLAB,
+        constant(SemanticPredictions=CLASS_MAP),
+        "class_map",
+        {**C, "classes_from": 0},
+        shape=WIDE,
+    ),
+    Zoo(
+        "mask_from_1",
+        UNET + ", squeezed",
+        apply(sigmoid, "mask", MASK[None, ..., 0]),
+        config={"label_map": ["pet"], "classes_from": 1},
+        refused="classes_from: of one output there is no first class",
         shape=WIDE,
     ),
     Zoo("deeplab", DEEPLAB, constant(SemanticPredictions=CLASS_MAP), "class_map", TWO, shape=WIDE),

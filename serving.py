@@ -6229,13 +6229,14 @@ def unpack_value(
     limits: Any,
     dtypes: Mapping[str, np.dtype],
 ) -> Any:
-    specs = {name: spec for name, spec in signature.inputs.items() if takes_pixels(spec)}
+    found = {name: picture_input(spec) for name, spec in signature.inputs.items()}
+    specs = {name: signature.inputs[name] for name, shown in found.items() if shown is not None}
     if not specs:
         name, spec = next(iter(signature.inputs.items()))
-        shape = "of unknown rank" if spec.shape is None else [size or -1 for size in spec.shape]
         raise routines.ImageError(
-            f"input '{name}' takes no pictures: "
-            f"expected [-1, H, W, 3] or [-1, H, W, 1], it is {spec.type_name} {shape}"
+            f"input '{name}' takes no pictures: expected [-1, H, W, 3] or [-1, H, W, 1] or another "
+            "layout of /predict, of numbers that hold 0..255; "
+            f"it is {spec.type_name} {print_shape(spec.shape)}"
         )
 
     def visit(value: Any, change: Change) -> Any:
@@ -6253,17 +6254,39 @@ def unpack_value(
 
     # All of them, before the first is decoded.
     opened = visit(value, lambda leaf, spec: open_picture(leaf, limits))
-    pixels = visit(opened, lambda leaf, spec: to_pixels(leaf, spec, dtypes, limits))
-    return pixels if key == "instances" and isinstance(value, list) else as_batch(pixels)
+    pixels = visit(
+        opened,
+        lambda leaf, spec: to_pixels(
+            leaf, found[spec.name], dtypes.get(spec.dtype, np.dtype(np.uint8)), limits
+        ),
+    )
+    return pixels if key == "instances" and isinstance(value, list) else as_batch(pixels, specs)
 
 
-def takes_pixels(spec: Any) -> bool:
-    """Whether a tensor can hold pictures: numbers [N, H, W, 3] or [N, H, W, 1]."""
-    return (
-        spec.dtype != "DT_STRING"
-        and spec.shape is not None
-        and len(spec.shape) == 4
-        and spec.shape[3] in (1, 3)
+def picture_input(spec: Any) -> Any:
+    """How a tensor takes pictures, pixels 0..255, by its shape alone as `/predict` reads it; None
+    where it takes none.
+
+    The dtype is left to `to_pixels`.
+    """
+    if spec.shape is None or spec.dtype in ("DT_STRING", "DT_BOOL", "DT_INT8"):
+        return None
+    layout = "NHWC"
+    if len(spec.shape) != 4 or spec.shape[3] not in (1, 3):
+        try:
+            layout = routines.find_layout(spec.name, spec.shape, routines.InputOptions())
+        except ValueError:
+            return None
+    sizes = dict(zip(layout, spec.shape))
+    return routines.PictureInput(
+        spec.name,
+        "DT_UINT8",
+        len(layout),
+        joins=True,
+        layout=layout,
+        height=sizes["H"],
+        width=sizes["W"],
+        channels=routines.NORMAL[sizes.get("C", 1)],
     )
 
 
@@ -6285,32 +6308,30 @@ def open_picture(leaf: Any, limits: Any) -> Any:
     return routines.open_image(leaf, limits) if isinstance(leaf, bytes) else leaf
 
 
-def to_pixels(leaf: Any, spec: Any, dtypes: Mapping[str, np.dtype], limits: Any) -> Any:
-    """A picture as pixels 0..255 [H, W, C] of a tensor's dtype, resized where its size is fixed."""
+def to_pixels(leaf: Any, shown: Any, dtype: np.dtype, limits: Any) -> Any:
+    """A picture as pixels 0..255 of a tensor's layout and dtype, of its size if that is fixed."""
     if not isinstance(leaf, routines.Image.Image):
         return leaf
-    image = routines.unpack_image(leaf, limits)
-    _, height, width, channels = spec.shape
-    height, width = height or image.shape[0], width or image.shape[1]
-    dtype = dtypes.get(spec.dtype, np.dtype(np.uint8))
+    image = routines.unpack_image(leaf, dataclasses.replace(limits, alpha=shown.takes_alpha))
+    height, width = shown.height or image.shape[0], shown.width or image.shape[1]
     resized = 0 if image.shape[:2] == (height, width) else 3
     # In the tensor's dtype it is made here, and once more when rows are joined.
+    channels = routines.CHANNELS[shown.channels]
     limits.allow(height * width * (resized + 2 * channels * dtype.itemsize))
-    image = routines.resize(image, width, height)
-    if channels == 1:
-        image = routines.Grayscale()(image)[:, :, :1]
-    return image.astype(dtype)
+    pixels, _ = shown.show(image)
+    return (pixels[0] if shown.layout.startswith("N") else pixels).astype(dtype)
 
 
-def as_batch(value: Any) -> Any:
+def as_batch(value: Any, specs: Mapping[str, Any]) -> Any:
     """Give a lone picture, [H, W, C], the batch dimension that a column of `inputs` has."""
     if isinstance(value, dict):
-        return {name: as_row(item) for name, item in value.items()}
-    return as_row(value)
+        return {name: as_row(item, specs.get(name)) for name, item in value.items()}
+    return as_row(value, next(iter(specs.values())))
 
 
-def as_row(value: Any) -> Any:
-    return value[np.newaxis] if isinstance(value, np.ndarray) and value.ndim == 3 else value
+def as_row(value: Any, spec: Any) -> Any:
+    is_lone = spec and isinstance(value, np.ndarray) and value.ndim == len(spec.shape) - 1
+    return value[np.newaxis] if is_lone else value
 
 
 # ==================================================================================================

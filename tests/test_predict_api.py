@@ -1194,6 +1194,69 @@ def test_picture_bytes_on_predict_of_a_model_of_pixels(shape, dtype):
     )
 
 
+RGBA = np.dstack([PICTURE, np.arange(48 * 64, dtype=np.uint8).reshape(48, 64)])
+GREY = cv2.cvtColor(PICTURE, cv2.COLOR_RGB2GRAY)
+
+
+@pytest.mark.extended
+@pytest.mark.parametrize(
+    "shape, dtype, picture, wanted",
+    [
+        ((None, 3, 48, 64), "DT_FLOAT", PICTURE, np.moveaxis(PICTURE, 2, 0)),
+        ((None, 3, None, None), "DT_HALF", PICTURE, np.moveaxis(PICTURE, 2, 0)),
+        ((1, 1, 48, 64), "DT_INT64", PICTURE, GREY[np.newaxis]),
+        ((None, 48, 64), "DT_DOUBLE", PICTURE, GREY),
+        ((None, 48, 64, 4), "DT_UINT8", RGBA, RGBA),
+        ((None, 48, 64, 4), "DT_BFLOAT16", PICTURE, np.dstack([PICTURE, GREY * 0 + 255])),
+        ((None, None, None, 3), "DT_UINT32", RGBA[..., :3], RGBA[..., :3]),
+    ],
+)
+def test_picture_bytes_on_predict_come_in_the_layouts_of_pictures(shape, dtype, picture, wanted):
+    from conftest import signature, spec
+
+    shown = []
+
+    def answer(name, inputs):
+        shown.append(inputs["image"])
+        return {"y": np.zeros(len(inputs["image"]))}
+
+    servable = serving.Servable(
+        {"serving_default": signature([spec("image", dtype, shape)], [spec("y", "DT_DOUBLE")])},
+        answer,
+    )
+    rest, data = Rest(fake_server({"m": servable})), png(picture)
+    for body in (
+        data,
+        {"instances": [{"b64": b64(data)}]},
+        {"inputs": {"image": {"b64": b64(data)}}},
+        {"inputs": [{"b64": b64(data)}]},
+    ):
+        assert rest.post("/v1/models/m:predict", body).status_code == 200
+    for array in shown:
+        assert array.dtype == serving.NUMPY_DTYPES[dtype] and array.shape == (1, *wanted.shape)
+        assert (array[0].astype(np.float64) == wanted).all()
+
+
+@pytest.mark.extended
+@pytest.mark.parametrize(
+    "shape, dtype",
+    [((None, 8, 8, 3), "DT_INT8"), ((None, 8, 8, 3), "DT_BOOL"), ((None, 8, 8, 7), "DT_FLOAT")],
+)
+def test_picture_bytes_on_predict_of_what_cannot_hold_them(shape, dtype):
+    """int8 would wrap what is bright."""
+    from conftest import signature, spec
+
+    servable = serving.Servable(
+        {"serving_default": signature([spec("image", dtype, shape)], [spec("y", "DT_DOUBLE")])},
+        lambda name, inputs: {"y": np.zeros(1)},
+    )
+    body = {"instances": [{"b64": b64(png(PICTURE))}]}
+    answer = Rest(fake_server({"m": servable})).post("/v1/models/m:predict", body)
+    shown = str([-1, *shape[1:]])
+    assert_error(answer, 400, "input 'image' takes no pictures: expected [-1, H, W, 3] or ...")
+    assert answer.json["error"].endswith(f"it is {dtype[3:].lower()} {shown}")
+
+
 @pytest.mark.extended
 def test_picture_bytes_on_predict_of_other_models(rest):
     assert_error(

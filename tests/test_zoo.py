@@ -515,6 +515,65 @@ def test_a_frozen_graph_of_tf1_and_a_model_on_demand(tf, tmp_path):
     server.stop()
 
 
+def test_pipelines_tell_what_the_graphs_of_their_models_tell(tf, tmp_path):
+    """What makes their numbers; where boxes lie, of pictures that go to the model as they are."""
+    (tmp_path / "turn.py").write_text("def turn(inputs, params):\n    return dict(inputs)\n")
+    names, models, pipelines = ("softmax", "logits_unsaid", "yolov8", "yolov8_head"), [], []
+    for name in names:
+        zoo.export(tf, BY_NAME[name], str(tmp_path / name / "1"))
+        models.append({"name": name, "base_path": str(tmp_path / name)})
+        ((output, _),) = serving.read_signatures(tmp_path / name / "1")[
+            "serving_default"
+        ].outputs.items()
+        link = lambda key, node, item: {key: {"node_name": node, "data_item": item}}  # noqa: E731
+        turn = {
+            "name": "turn", "type": "custom", "function": "turn.py:turn",
+            "inputs": [link("image", "request", "image")],
+            "outputs": [{"data_item": "image", "alias": "image"}],
+        }  # fmt: skip
+        for first in ("request", "turn"):
+            node = {
+                "name": "see", "type": "DL model", "model_name": name,
+                "inputs": [link("image", first, "image")],
+                "outputs": [{"data_item": output, "alias": "found"}],
+            }  # fmt: skip
+            nodes = [node, turn] if first == "turn" else [node]
+            outputs = [link(output, "see", "found")]
+            one = {
+                "name": f"{first}_{name}",
+                "inputs": ["image"],
+                "nodes": nodes,
+                "outputs": outputs,
+            }
+            pipelines.append(one)
+    deployments = [
+        {"id": one["name"], "model": one["name"], "channels": "rgb", "layout": "NHWC", **zoo.C}
+        for one in pipelines
+    ]
+    path = tmp_path / "config.json"
+    made = config(*models, pipeline_config_list=pipelines, deployments=deployments)
+    path.write_text(json.dumps(made))
+    server = serving.ModelServer(path)
+    assert server.wait(120)
+    problems = server.manager.deployment_problems()
+    assert sorted(problems) == [
+        "request_logits_unsaid", "turn_logits_unsaid", "turn_yolov8", "turn_yolov8_head",
+    ]  # fmt: skip
+    assert all('"activation": "softmax"' in problems[name] for name in list(problems)[:2])
+    assert all('"scale": "unit | pixels | input"' in problems[f"turn_{name}"] for name in names[2:])
+    picture = cv2.resize(PICTURE, (zoo.SIDE, zoo.SIDE))
+    for name in ("request_softmax", "turn_softmax", "request_yolov8_head"):
+        found = server.predict_image(picture, name)["predictions"]
+        if "softmax" in name:
+            found = {one["tag"]["name"]: one["confidence"] for one in found}
+            assert found == {key: pytest.approx(value) for key, value in NAMED.items()}
+        else:
+            wanted = clip(EXPECTED["yolov8_head"])
+            assert [one["confidence"] for one in found] == pytest.approx([w[1] for w in wanted])
+            assert found[0]["bound"][0][::-1] == pytest.approx(wanted[0][2][:2].tolist(), abs=1e-4)
+    server.stop()
+
+
 # --- families of one's own ------------------------------------------------------------------------
 
 

@@ -1547,16 +1547,23 @@ def suggest_line(kind: Family, about: About, fitting: Mapping[str, Sequence[str]
     """
     told = {}
     for slot, names in fitting.items():
-        known = [
+        told[slot] = [
             name
             for name in names
-            if len(kind.layout) > 1 or not kind.told(rename_outputs(kind, about, {slot: name}))
+            if len(kind.layout) > 1 or is_likely(kind, rename_outputs(kind, about, {slot: name}))
         ]
-        told[slot] = known
     if not all(told.values()):
         return ""
     names = ", ".join(f'"{slot}": "{" | ".join(known)}"' for slot, known in told.items())
     return f'of {kind.name} write "family": "{kind.name}", "outputs": {{{names}}}'
+
+
+def is_likely(kind: Family, about: About) -> bool:
+    """Whether nothing speaks against a family."""
+    try:
+        return not kind.told(about) and bool(settle(kind, about))
+    except ValueError:
+        return False
 
 
 def picture_outputs(about: About) -> list[str]:
@@ -1743,6 +1750,12 @@ def finish(kind: Family, tensors: Tensors, about: About, most: int) -> Tensors:
     tensors["scores"] = np.clip(tensors["scores"], 0, 1)
     if about.threshold is not None:
         tensors = keep(tensors, tensors["scores"] >= np.float32(about.threshold))
+    from_one = kind.classes_from == about.classes_from == 1
+    if from_one and about.names and 0 not in about.labels and (tensors["classes"] == 0).any():
+        raise OutputError(
+            "a class 0 was found, where they count from 1 and 0 has no name: write "
+            '"classes_from": 0 into the deployment, or a label map with 0'
+        )
     if kind.boxes:
         tensors = place_in_picture(kind, tensors, about)
         tensors["classes"] = tensors["classes"] + shift_of(kind, about)
@@ -2337,7 +2350,16 @@ def is_segmentation(about: About) -> str:
         )
     if output.made_by not in MADE and about.activation is None:
         return f"{unknown_activation(about, 'planes')}: write {WAYS}"
+    tall = planes[1 if axis == 0 else 0]
+    if about.size and tall and about.size[0] > COARSEST * tall:
+        return (
+            f"a cell of planes {output.text} is of more than {COARSEST} pixels, as those of "
+            'detectors are: of a segmenter write "family": "segmentation"'
+        )
     return ""
+
+
+COARSEST = 32  # pixels of a cell of planes, in height
 
 
 REGIONS: dict[str, Any] = {
@@ -2402,8 +2424,19 @@ def segmentation(outputs: Mapping[str, np.ndarray], about: About) -> Tensors:
     planes = outputs["planes"]
     planes = about.activate(planes if axis == 2 else np.moveaxis(planes, 0, 2))  # [H, W, C]
     if are_exclusive(about, planes.shape[2]):
+        check_shares(planes, about)
         return find_best_regions(planes, about)
     return find_planes_regions(planes, about)
+
+
+def check_shares(planes: np.ndarray, about: About) -> None:
+    """Raise OutputError for planes [H, W, C] of a softmax that was over another axis, or cut."""
+    total = planes.sum(axis=2)
+    if about.made_by("planes") == "Softmax" and (np.abs(total - 1) > 0.05).any():  # not of NaN
+        raise OutputError(
+            "the classes of a softmax add up to 1 in each pixel, these to "
+            f"{np.nanmin(total):.3g}..{np.nanmax(total):.3g}: it is over another axis, or cut"
+        )
 
 
 def are_exclusive(about: About, count: int) -> bool:
@@ -2605,6 +2638,13 @@ def is_classifier(about: About) -> str:
         return (
             f"{unknown_activation(about, 'probabilities')}: an embedding or a regression is no "
             f"classifier; of a classifier write {WAYS}"
+        )
+    count = (about.shape("probabilities") or (None,))[0] or 1
+    is_sigmoid = about.made_by("probabilities") == "Sigmoid" and about.activation is None
+    if is_sigmoid and count % 2 == 0 and not about.labels:
+        return (
+            f"{count} sigmoids without names may be places, such as the edges of a box: "
+            'of a classifier write "label_map", or "family": "classifier"'
         )
     return ""
 
@@ -2834,6 +2874,21 @@ def warn_unknown(tensors: Tensors, who: str, class_name: str | Iterable[str]) ->
     answer = tensors.get("answer", {})
     warnings = [*answer.get("warnings", []), *texts]
     return {**tensors, "answer": {**answer, "warnings": warnings}} if texts else tensors
+
+
+def warn_nameless(tensors: Tensors) -> Tensors:
+    """The predictions, with a warning for classes that the label map should name and does not."""
+    labels: Mapping[int, str] = tensors["labels"]
+    if not labels:
+        return tensors
+    named = tensors["names"] != tensors["classes"].astype(str)
+    nameless = tensors["classes"][~named]
+    numbers = [number for number in np.unique(nameless).tolist() if number and number not in labels]
+    if not numbers:
+        return tensors
+    shown = ", ".join(map(str, numbers[:MOST_WARNINGS]))
+    text = f"label map: no name for class {shown}; it has {len(labels)}, up to id {max(labels)}"
+    return {**tensors, "answer": {"warnings": [text]}}
 
 
 @routine()
@@ -4299,7 +4354,8 @@ def predict_images(
     for tensors, (_, region) in zip(seen, prepared):
         if "boxes" in tensors:
             tensors["boxes"] = place_boxes(tensors["boxes"], region)
-        found.append(run_after(chain, {**tensors, "labels": model.labels}))
+        tensors = warn_nameless({**tensors, "labels": model.labels})
+        found.append(run_after(chain, tensors))
     return found
 
 

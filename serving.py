@@ -3636,8 +3636,6 @@ def find_node(tensor: str, scope: Scope, functions: Mapping[str, Any]) -> tuple[
             tensor = node.input[0]
         elif node.op == "IdentityN":
             tensor = node.input[int(place.rpartition(":")[2] or 0)]
-        elif node.op == "Sub" and is_one(node.input[0], scope):  # the other of two classes
-            tensor = node.input[1]
         else:
             return node, scope
     return None, scope
@@ -3657,12 +3655,16 @@ def enter(function: Any, node: Any, place: str, scope: Scope) -> tuple[str, Scop
 def name_maker(node: Any, scope: Scope, functions: Mapping[str, Any]) -> str:
     """What a node is called that hands nothing on: its type, or that of all it joins.
 
-    A softmax written out is one: powers, divided by their sum.
+    A softmax written out is one: powers, divided by their sum. Several of them joined are none.
     """
     if node.op in ("ConcatV2", "Pack"):
         joined = node.input[:-1] if node.op == "ConcatV2" else node.input
         makers = {find_maker(tensor, scope, functions) for tensor in joined if tensor[0] != "^"}
-        return makers.pop() if len(makers) == 1 else node.op
+        is_one_kind = len(makers) == 1 and (len(joined) == 1 or makers != {"Softmax"})
+        return makers.pop() if is_one_kind else node.op
+    if node.op == "Sub" and is_one(node.input[0], scope):  # the other of two classes
+        maker = find_maker(node.input[1], scope, functions)
+        return maker if maker == "Sigmoid" else node.op
     if node.op == "RealDiv":
         over, under = (scope.nodes.get(one.partition(":")[0]) for one in node.input[:2])
         is_sum = under is not None and under.op == "Sum" and under.input[0] == node.input[0]

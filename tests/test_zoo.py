@@ -405,6 +405,27 @@ def test_answers_that_contradict_what_they_are_said_to_be_are_no_predictions(eve
     assert f"Deployment '{name}'" in raised.value.message
 
 
+def test_a_class_without_a_name_in_the_label_map_is_warned_of():
+    """Detectors of rows do not tell how many classes there are."""
+    outputs = {f"detection_{name}": ("DT_FLOAT", None) for name in ("boxes", "scores", "classes")}
+    arrays = {
+        "detection_boxes": np.array([[[0, 0, 1, 1], [0, 0, 0.5, 0.5], [0, 0, 0.25, 0.5]]]),
+        "detection_scores": np.array([[0.9, 0.8, 0.7]]),
+        "detection_classes": np.array([[1, 5, 9]]),
+    }
+    inputs = {"x": ("DT_FLOAT", (1, 64, 64, 3))}
+    for labels, warnings in (
+        ({1: "cat", 2: "dog"}, ["label map: no name for class 5, 9; it has 2, up to id 2"]),
+        ({1: "cat", 5: "dog", 9: "emu"}, None),
+        ({}, None),
+    ):
+        model = routines.ImageModel(inputs, outputs, labels=labels)
+        chain = [routines.FilterClass(("cat",))] if labels else []
+        found = routines.predict_image(model, lambda _: arrays, PICTURE, chain)
+        assert found.get("answer", {}).get("warnings", [])[:1] == (warnings or [])[:1]
+        assert len(found["scores"]) >= 1
+
+
 def test_rows_of_nan_are_dropped_and_told(everything, caplog):
     see(everything, "odapi_of_nan")
     assert "family detection_api: 1 predictions dropped" in caplog.text

@@ -459,6 +459,14 @@ DETECTORS = [
         refused='of detection_api write "family": "detection_api", "outputs": '
         '{"detection_scores": "c | s", "detection_classes": "c | s"}',
     ),
+    Zoo(
+        "odapi_from_0",
+        ODAPI + ", another trainer's classes",
+        odapi(detection_classes=(CLASSES - 1)[None]),
+        "detection_api",
+        C,
+        fails='a class 0 was found, where they count from 1 and 0 has no name: write "classes_from"',
+    ),
     Zoo("yolov8", ULTRALYTICS, concat(V8, True), "yolo", C),
     Zoo("yolov8_rows", ULTRALYTICS + ", transposed", concat(V8), "yolo", C),
     Zoo(
@@ -874,6 +882,37 @@ CLASSIFIERS = [
         {"classes_from": 1},
     ),
     Zoo(
+        "softmaxes_joined",
+        "two classifiers in one row",
+        apply(lambda tf, x: tf.concat([tf.nn.softmax(x), tf.nn.softmax(x)], -1), "out", NUMBERS),
+        config={"label_map": list("abcdef")},
+        refused="is made by ConcatV2, neither softmax nor sigmoid",
+    ),
+    Zoo(
+        "softmax_turned",
+        "one minus a softmax",
+        apply(lambda tf, x: 1 - tf.nn.softmax(x), "out", NUMBERS),
+        config=C,
+        refused="is made by Sub, neither softmax nor sigmoid",
+    ),
+    Zoo(
+        "edges_of_a_box",
+        "keras.io, a box for the one object",
+        apply(sigmoid, "dense", FIVE[:, :4]),
+        refused="4 sigmoids without names may be places, such as the edges of a box: of a classifier "
+        'write "label_map", or "family": "classifier"',
+    ),
+    Zoo(
+        "class_and_box",
+        "pyimagesearch, a class and a box for the one object",
+        lambda tf, picture: {
+            **apply(softmax, "class_label", NUMBERS)(tf, picture),
+            **apply(sigmoid, "bounding_box", FIVE[:, :4])(tf, picture),
+        },
+        config=C,
+        refused='write "family": "classifier", "outputs": {"probabilities": "class_label"}',
+    ),
+    Zoo(
         "embedding",
         "TF Hub, feature vectors",
         lambda tf, picture: {"feature": tf.reduce_mean(tf.tile(picture, [1, 1, 1, 9]), [1, 2])},
@@ -1065,6 +1104,27 @@ SEGMENTERS = [
         config={"label_map": ["pet"], "classes_from": 1},
         refused="classes_from: of one output there is no first class",
         shape=WIDE,
+    ),
+    Zoo(
+        "planes_over_rows",
+        "a softmax over another axis",
+        apply(
+            lambda tf, x: tf.transpose(tf.nn.softmax(tf.transpose(x, [0, 2, 3, 1])), [0, 3, 1, 2]),
+            "planes",
+            FIELD[None],
+        ),
+        "segmentation",
+        TWO,
+        shape=WIDE,
+        fails="the classes of a softmax add up to 1 in each pixel, these to 0.",
+    ),
+    Zoo(
+        "grid_of_a_detector",
+        "YOLO v1, by Keras",
+        apply(sigmoid, "grid", FIELD[None, :7, :7, [0] * 30]),
+        config={},
+        shape=(1, 448, 448, 3),
+        refused="a cell of planes [1, 7, 7, 30] is of more than 32 pixels, as those of detectors",
     ),
     Zoo("deeplab", DEEPLAB, constant(SemanticPredictions=CLASS_MAP), "class_map", TWO, shape=WIDE),
     Zoo(

@@ -828,6 +828,12 @@ class Deployment:
     classes_from: int | None = option(
         None, "the number of the first class in the outputs, 0 or 1", minimum=0, maximum=1
     )
+    planes: str | None = option(
+        None,
+        "where the classes of planes [A, B, C], or prototypes, lie: first or last; where their "
+        "sizes do not tell",
+        pattern="^(first|last)$",
+    )
     activation: str | None = option(
         None,
         "what makes confidences of the outputs: softmax, sigmoid, or none where they are some",
@@ -1735,7 +1741,8 @@ class TensorSpec:
     """A tensor of a signature: its key there, its name in the graph, dtype (`DT_FLOAT`) and shape.
 
     `shape` has None for an unknown size, and is None when the rank is unknown. `made_by` is the
-    operation that an output's numbers come from, "" where nobody knows.
+    operation that an output's numbers come from, `scale` whether boxes that it begins with are in
+    0..1 (`unit`) or in pixels of the input (`input`); "" where nobody knows.
     """
 
     name: str
@@ -1743,6 +1750,7 @@ class TensorSpec:
     dtype: str
     shape: tuple[int | None, ...] | None
     made_by: str = ""
+    scale: str = ""
 
     @property
     def type_name(self) -> str:
@@ -3808,8 +3816,14 @@ def tell_makers(graph: Any, signature: Signature) -> Signature:
     """
     functions = {function.signature.name: function for function in graph.library.function}
     top = Scope({node.name: node for node in graph.node})
+    shapes = [spec.shape or () for spec in signature.inputs.values()]
+    sizes = {size for shape in shapes if len(shape) == 4 for size in shape[1:] if size and size > 4}
     outputs = {
-        name: dataclasses.replace(spec, made_by=find_maker(spec.tensor, top, functions))
+        name: dataclasses.replace(
+            spec,
+            made_by=find_maker(spec.tensor, top, functions),
+            scale=find_scale(spec.tensor, top, functions, sizes),
+        )
         for name, spec in signature.outputs.items()
     }
     operations: Collection[str] = ()
@@ -3825,6 +3839,12 @@ def find_maker(tensor: str, scope: Scope, functions: Mapping[str, Any]) -> str:
     Looks through what hands numbers on, and into functions; what joins several tensors of one maker
     is of that maker as well.
     """
+    node, scope = find_node(tensor, scope, functions)
+    return "" if node is None else name_maker(node, scope, functions)
+
+
+def find_node(tensor: str, scope: Scope, functions: Mapping[str, Any]) -> tuple[Any, Scope]:
+    """The node that a tensor's numbers come from, and its scope; None where it is not there."""
     for _ in range(10_000):  # longer than any chain: a graph may have loops
         name, _, place = tensor.partition(":")
         if name in scope.arguments and scope.caller is not None:
@@ -3832,7 +3852,7 @@ def find_maker(tensor: str, scope: Scope, functions: Mapping[str, Any]) -> str:
             continue
         node = scope.nodes.get(name)
         if node is None:
-            return ""
+            return None, scope
         called = functions.get(node.attr["f"].func.name if "f" in node.attr else node.op)
         if called is not None:
             tensor, scope = enter(called, node, place, scope)
@@ -3840,11 +3860,9 @@ def find_maker(tensor: str, scope: Scope, functions: Mapping[str, Any]) -> str:
             tensor = node.input[0]
         elif node.op == "IdentityN":
             tensor = node.input[int(place.rpartition(":")[2] or 0)]
-        elif node.op == "Sub" and is_one(node.input[0], scope):  # the other of two classes
-            tensor = node.input[1]
         else:
-            return name_maker(node, scope, functions)
-    return ""
+            return node, scope
+    return None, scope
 
 
 def enter(function: Any, node: Any, place: str, scope: Scope) -> tuple[str, Scope]:
@@ -3861,17 +3879,102 @@ def enter(function: Any, node: Any, place: str, scope: Scope) -> tuple[str, Scop
 def name_maker(node: Any, scope: Scope, functions: Mapping[str, Any]) -> str:
     """What a node is called that hands nothing on: its type, or that of all it joins.
 
-    A softmax written out is one: powers, divided by their sum.
+    A softmax written out is one: powers, divided by their sum. Several of them joined are none.
     """
     if node.op in ("ConcatV2", "Pack"):
         joined = node.input[:-1] if node.op == "ConcatV2" else node.input
         makers = {find_maker(tensor, scope, functions) for tensor in joined if tensor[0] != "^"}
-        return makers.pop() if len(makers) == 1 else node.op
+        is_one_kind = len(makers) == 1 and (len(joined) == 1 or makers != {"Softmax"})
+        return makers.pop() if is_one_kind else node.op
+    if node.op == "Sub" and is_one(node.input[0], scope):  # the other of two classes
+        maker = find_maker(node.input[1], scope, functions)
+        return maker if maker == "Sigmoid" else node.op
     if node.op == "RealDiv":
         over, under = (scope.nodes.get(one.partition(":")[0]) for one in node.input[:2])
         is_sum = under is not None and under.op == "Sum" and under.input[0] == node.input[0]
         return "Softmax" if is_sum and over is not None and over.op == "Exp" else node.op
     return node.op
+
+
+STRIDES = {4, 8, 16, 32, 64, 128}  # pixels of a cell in the grids of detectors
+MOST_STEPS = 24  # between an output and the constants that tell the scale of its boxes
+MOST_CONSTANTS = 1 << 20  # numbers of one constant that are looked at
+
+
+def find_scale(
+    tensor: str, scope: Scope, functions: Mapping[str, Any], sizes: Collection[int], step: int = 0
+) -> str:
+    """Whether the boxes that an output begins with are in 0..1 (`unit`) or in pixels of the input
+    (`input`), by the constants that make them; "" where these do not tell.
+
+    YOLO's heads multiply by the strides of their cells; an export in 0..1 divides by the input's
+    sizes, or has multiplied with stride / size before.
+    """
+    node, scope = find_node(tensor, scope, functions)
+    if node is None or step > MOST_STEPS:
+        return ""
+
+    def follow(tensor: str) -> str:
+        return find_scale(tensor, scope, functions, sizes, step + 1)
+
+    if node.op in ("Sigmoid", "Softmax"):
+        return "unit"
+    if node.op in ("ConcatV2", "Pack", "SplitV", "Unpack", "Split"):
+        return follow(node.input[1 if node.op == "Split" else 0])
+    if node.op == "Const":
+        return scale_of_values(read_constant(node), {2})
+    if node.op not in ("Mul", "RealDiv", "Add", "AddV2", "Sub"):
+        return ""
+    first, second = (find_node(one, scope, functions)[0] for one in node.input[:2])
+    left, right = read_constant(first), read_constant(second)
+    if node.op in ("Add", "AddV2", "Sub"):
+        told = [scale_of_values(one, sizes) for one in (left, right)]
+        rest = [one for one, known in zip(node.input, (left, right)) if known is None]
+        return next(filter(None, told), "") or next(filter(None, map(follow, rest)), "")
+    if right is not None:
+        factors = right if node.op == "Mul" else 1 / np.where(right == 0, np.inf, right)
+    elif left is not None and node.op == "Mul":
+        factors = left
+    else:
+        return ""
+    is_small = np.abs(factors).max() <= 2  # a half, or twice
+    further = follow(node.input[1 if right is None else 0]) if is_small else ""
+    return scale_of_factors(factors, sizes) or further
+
+
+def read_constant(node: Any) -> np.ndarray | None:
+    """The numbers of a Const node, None of another one."""
+    if node is None or node.op != "Const":
+        return None
+    shape = [dim.size for dim in node.attr["value"].tensor.tensor_shape.dim]
+    if math.prod(shape) > MOST_CONSTANTS:
+        return None
+    values = tensorflow().make_ndarray(node.attr["value"].tensor)
+    return values.astype(np.float64) if values.size and values.dtype.kind in "iuf" else None
+
+
+def scale_of_values(values: np.ndarray | None, sizes: Collection[int]) -> str:
+    """What numbers in place of boxes, or middles of cells, are; a row of biases tells nothing."""
+    if values is None or sum(size > 1 for size in values.shape) < 2:
+        return ""
+    values = np.nan_to_num(values)
+    most = values.max()
+    if values.min() >= 0 and 0.5 < most <= 1:
+        return "unit"
+    return "input" if sizes and most > max(2, min(sizes) / 2) else ""
+
+
+def scale_of_factors(factors: np.ndarray, sizes: Collection[int]) -> str:
+    """What boxes are that come of a multiplication by these."""
+
+    def are_all(known: Iterable[float]) -> bool:
+        near = np.array([*known, np.inf])
+        return bool(np.isclose(factors.ravel()[:, np.newaxis], near, 1e-4, 0).any(1).all())
+
+    if are_all(STRIDES) and factors.max() >= 8 or sizes and are_all(sizes):
+        return "input"
+    shares = {part / size for size in sizes for part in (1, *STRIDES) if part < size}
+    return "unit" if are_all(shares) and factors.max() < 0.5 else ""
 
 
 def is_one(tensor: str, scope: Scope) -> bool:
@@ -6089,7 +6192,7 @@ class ReadyDeployment:
         return routines.ImageModel(
             {name: (spec.dtype, spec.shape) for name, spec in signature.inputs.items()},
             {
-                name: (spec.dtype, spec.shape, spec.made_by)
+                name: (spec.dtype, spec.shape, spec.made_by, spec.scale)
                 for name, spec in signature.outputs.items()
             },
             labels=labels,
@@ -6100,6 +6203,7 @@ class ReadyDeployment:
             operations=signature.operations,
             boxes=given,
             classes_from=config.classes_from,
+            planes=config.planes,
             activation=config.activation,
             threshold=config.threshold,
             top_k=config.top_k,
@@ -6273,8 +6377,12 @@ def answer_pictures(
     form: str,
     allowance: Allowance,
     trace: Trace,
+    warn: Callable[[str], None] = lambda text: None,
 ) -> Any:
-    """What a deployment sees in a picture, or in each of several; see ModelServer.predict_image."""
+    """What a deployment sees in a picture, or in each of several; see ModelServer.predict_image.
+
+    `warn` is told what a drawn picture cannot hold: the warnings of routines.
+    """
     ready = find_deployment(server, deployment)
     try:
         own = read_chain(chain, server.prepared.routines)
@@ -6288,6 +6396,7 @@ def answer_pictures(
             raise refusal_of(ready, error) from None
         views = [show_view(server, model, each, allowance) for each in images]
         allowance.take(routines.tile_bytes((*ready.chain, *own)))
+        origin = {"deployment": ready.config.id, "model": ready.config.model, "version": version}
         seen = annotate(
             ready,
             model,
@@ -6296,14 +6405,24 @@ def answer_pictures(
             own,
             allowance,
             trace,
-            {"deployment": ready.config.id, "model": ready.config.model, "version": version},
+            origin,
             functools.partial(tell_extensions, server, ready),
         )
-    answers = [
+    answers = present_all(seen, views, model, form, warn)
+    return {"results": answers} if isinstance(image, list) else answers[0]
+
+
+def present_all(
+    seen: Sequence[Any], views: Sequence["View"], model: Any, form: str, warn: Callable
+) -> list[Any]:
+    """The answer for each of some pictures."""
+    for tensors in seen:
+        for text in tensors.get("answer", {}).get("warnings", []):
+            warn(text)
+    return [
         routines.present(tensors, view.drawn, model.labels, form)
         for tensors, view in zip(seen, views)
     ]
-    return {"results": answers} if isinstance(image, list) else answers[0]
 
 
 def refusal_of(ready: ReadyDeployment, error: ValueError) -> ServingError:
@@ -6429,13 +6548,14 @@ def unpack_value(
     limits: Any,
     dtypes: Mapping[str, np.dtype],
 ) -> Any:
-    specs = {name: spec for name, spec in signature.inputs.items() if takes_pixels(spec)}
+    found = {name: picture_input(spec) for name, spec in signature.inputs.items()}
+    specs = {name: signature.inputs[name] for name, shown in found.items() if shown is not None}
     if not specs:
         name, spec = next(iter(signature.inputs.items()))
-        shape = "of unknown rank" if spec.shape is None else [size or -1 for size in spec.shape]
         raise routines.ImageError(
-            f"input '{name}' takes no pictures: "
-            f"expected [-1, H, W, 3] or [-1, H, W, 1], it is {spec.type_name} {shape}"
+            f"input '{name}' takes no pictures: expected [-1, H, W, 3] or [-1, H, W, 1] or another "
+            "layout of /predict, of numbers that hold 0..255; "
+            f"it is {spec.type_name} {print_shape(spec.shape)}"
         )
 
     def visit(value: Any, change: Change) -> Any:
@@ -6453,17 +6573,39 @@ def unpack_value(
 
     # All of them, before the first is decoded.
     opened = visit(value, lambda leaf, spec: open_picture(leaf, limits))
-    pixels = visit(opened, lambda leaf, spec: fit_pixels(leaf, spec, dtypes, limits))
-    return pixels if key == "instances" and isinstance(value, list) else as_batch(pixels)
+    pixels = visit(
+        opened,
+        lambda leaf, spec: fit_pixels(
+            leaf, found[spec.name], dtypes.get(spec.dtype, np.dtype(np.uint8)), limits
+        ),
+    )
+    return pixels if key == "instances" and isinstance(value, list) else as_batch(pixels, specs)
 
 
-def takes_pixels(spec: Any) -> bool:
-    """Whether a tensor can hold pictures: numbers [N, H, W, 3] or [N, H, W, 1]."""
-    return (
-        spec.dtype != "DT_STRING"
-        and spec.shape is not None
-        and len(spec.shape) == 4
-        and spec.shape[3] in (1, 3)
+def picture_input(spec: Any) -> Any:
+    """How a tensor takes pictures, pixels 0..255, by its shape alone as `/predict` reads it; None
+    where it takes none.
+
+    The dtype is left to `fit_pixels`.
+    """
+    if spec.shape is None or spec.dtype in ("DT_STRING", "DT_BOOL", "DT_INT8"):
+        return None
+    layout = "NHWC"
+    if len(spec.shape) != 4 or spec.shape[3] not in (1, 3):
+        try:
+            layout = routines.find_layout(spec.name, spec.shape, routines.InputOptions())
+        except ValueError:
+            return None
+    sizes = dict(zip(layout, spec.shape))
+    return routines.PictureInput(
+        spec.name,
+        "DT_UINT8",
+        len(layout),
+        joins=True,
+        layout=layout,
+        height=sizes["H"],
+        width=sizes["W"],
+        channels=routines.NORMAL[sizes.get("C", 1)],
     )
 
 
@@ -6485,32 +6627,30 @@ def open_picture(leaf: Any, limits: Any) -> Any:
     return routines.open_image(leaf, limits) if isinstance(leaf, bytes) else leaf
 
 
-def fit_pixels(leaf: Any, spec: Any, dtypes: Mapping[str, np.dtype], limits: Any) -> Any:
-    """A picture as pixels 0..255 [H, W, C] of a tensor's dtype, resized where its size is fixed."""
+def fit_pixels(leaf: Any, shown: Any, dtype: np.dtype, limits: Any) -> Any:
+    """A picture as pixels 0..255 of a tensor's layout and dtype, of its size if that is fixed."""
     if not isinstance(leaf, routines.Image.Image):
         return leaf
-    image = routines.unpack_image(leaf, limits)
-    _, height, width, channels = spec.shape
-    height, width = height or image.shape[0], width or image.shape[1]
-    dtype = dtypes.get(spec.dtype, np.dtype(np.uint8))
+    image = routines.unpack_image(leaf, dataclasses.replace(limits, alpha=shown.takes_alpha))
+    height, width = shown.height or image.shape[0], shown.width or image.shape[1]
     resized = 0 if image.shape[:2] == (height, width) else 3
     # In the tensor's dtype it is made here, and once more when rows are joined.
+    channels = routines.CHANNELS[shown.channels]
     limits.allow(height * width * (resized + 2 * channels * dtype.itemsize))
-    image = routines.resize(image, width, height)
-    if channels == 1:
-        image = routines.Grayscale()(image)[:, :, :1]
-    return image.astype(dtype)
+    pixels, _ = shown.show(image)
+    return (pixels[0] if shown.layout.startswith("N") else pixels).astype(dtype)
 
 
-def as_batch(value: Any) -> Any:
+def as_batch(value: Any, specs: Mapping[str, Any]) -> Any:
     """Give a lone picture, [H, W, C], the batch dimension that a column of `inputs` has."""
     if isinstance(value, dict):
-        return {name: as_row(item) for name, item in value.items()}
-    return as_row(value)
+        return {name: as_row(item, specs.get(name)) for name, item in value.items()}
+    return as_row(value, next(iter(specs.values())))
 
 
-def as_row(value: Any) -> Any:
-    return value[np.newaxis] if isinstance(value, np.ndarray) and value.ndim == 3 else value
+def as_row(value: Any, spec: Any) -> Any:
+    is_lone = spec and isinstance(value, np.ndarray) and value.ndim == len(spec.shape) - 1
+    return value[np.newaxis] if is_lone else value
 
 
 # ==================================================================================================
@@ -7369,6 +7509,13 @@ def is_plain_predict(call: Call, body: bytes) -> bool:
     )
 
 
+NO_BODY = (
+    "the body is empty: expected the bytes of a picture (Content-Type: image/jpeg), a form "
+    "(multipart/form-data) with a file, or JSON such as "
+    '{"image_type": "base64", "data": "..."}'
+)
+
+
 SAMPLE = re.compile(r"sample:(?P<name>.+)|\{\{\s*(?P<braced>[^{}]+?)\s*\}\}")
 SAMPLE_FILES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 MOST_SAMPLES = 24
@@ -7424,6 +7571,8 @@ def read_image(
         if call.mimetype == "multipart/form-data":
             return read_form(call, limits, most)
         body = read_body(server, call, most)
+        if not body.strip():
+            raise routines.ImageError(NO_BODY)
         if routines.reader_of(body, call.mimetype) or not MAY_BE_JSON.match(body):
             return routines.read_bytes(body, limits, call.mimetype), read_query_routines(call)
         return routines.read_request(with_samples(server, deployment, parse_json(body)), limits)
@@ -7496,15 +7645,35 @@ def view_predict_image(server: ModelServer, call: Call, deployment: str | None =
         raise BadRequest(f"format: expected json, coco, png or jpeg, got '{form[:40]}'")
     if isinstance(image, list) and form in DRAWN.values():
         raise BadRequest(f"format: expected json or coco for several pictures, got {form}")
+    warnings: list[str] = []
     answer = answer_pictures(
-        server, image, ready.config.id, chain, form, call.allowance, call.trace
+        server,
+        image,
+        ready.config.id,
+        chain,
+        form,
+        call.allowance,
+        call.trace,
+        warnings.append,
     )
-    replied = (
-        Reply(answer, content_type=f"image/{form}") if isinstance(answer, bytes) else reply(answer)
-    )
+    if isinstance(answer, bytes):
+        replied = Reply(answer, content_type=f"image/{form}").with_headers(*told_in_head(warnings))
+    else:
+        replied = reply(answer)
     if ready.config.version_tag:
         replied = replied.with_headers(("X-Version-Tag", ready.config.version_tag))
     return replied
+
+
+MOST_HEADER = 4000  # letters of one; proxies take 8,000 for all of them
+
+
+def told_in_head(warnings: Sequence[str]) -> list[tuple[str, str]]:
+    """The warnings beside a drawn picture: a JSON list in ASCII, those of it that fit."""
+    kept = list(warnings)
+    while kept and len(json.dumps(kept)) > MOST_HEADER:
+        kept.pop()
+    return [("X-Warnings", json.dumps(kept))] if kept else []
 
 
 def view_classes(server: ModelServer, call: Call, deployment: str | None = None) -> Reply:

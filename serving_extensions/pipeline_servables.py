@@ -26,7 +26,16 @@ from .core import (
     logger,
 )
 from .handlers import Handler, HandlerError, check_function
-from .pipelines import MismatchError, NodeError, NoShards, PipelineError, Plan, plan
+from .pipelines import (
+    REQUEST,
+    RESPONSE,
+    MismatchError,
+    NodeError,
+    NoShards,
+    PipelineError,
+    Plan,
+    plan,
+)
 
 
 def refresh(server: ModelServer, outcome: Outcome, polling: bool) -> None:
@@ -145,7 +154,8 @@ class PipelineServable(Servable):
 
     def __init__(self, config: Any, planned: Plan, manager: ModelManager, pool: ThreadPoolExecutor):
         signature = Signature(
-            read_specs(planned.inputs, "DT_FLOAT"), read_specs(planned.outputs, "DT_INVALID")
+            read_specs(planned.inputs, "DT_FLOAT"),
+            tell_makers(planned, read_specs(planned.outputs, "DT_INVALID")),
         )
         super().__init__(
             {"serving_default": signature},
@@ -180,6 +190,24 @@ def read_specs(tensors: Mapping[str, Any], default: str) -> dict[str, TensorSpec
         name: TensorSpec(name, name, dtype or default, shape)
         for name, (dtype, shape) in tensors.items()
     }
+
+
+def tell_makers(planned: Plan, specs: Mapping[str, TensorSpec]) -> dict[str, TensorSpec]:
+    """Specs with what the graphs of the models tell of the outputs that they are.
+
+    The scale of boxes is that of what the model is shown: of the request, where it goes there as
+    it is.
+    """
+    told = dict(specs)
+    for link in planned.graph.into(RESPONSE):
+        if link.given is not None:
+            is_first = all(one.node == REQUEST for one in planned.graph.into(link.node))
+            told[link.name] = dataclasses.replace(
+                specs[link.name],
+                made_by=link.given.made_by,
+                scale=link.given.scale if is_first else "",
+            )
+    return told
 
 
 def describe_signature(signature: Signature) -> dict[str, Any]:

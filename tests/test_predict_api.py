@@ -208,6 +208,28 @@ def test_coco_and_drawn_pictures(pets):
     )
 
 
+def test_warnings_stand_in_the_head_of_a_drawn_picture(pets):
+    for name in ("猫\r\nSet-Cookie: a=b", "cta"):
+        chain = [{"name": "FilterClass", "arguments": {"class_name": [name, "cat"]}}]
+        asked = {"query_string": {"routines": json.dumps(chain)}}
+        told = post(pets, png(PICTURE), **asked)
+        drawn = post(pets, png(PICTURE), headers={"Accept": "image/png"}, **asked)
+        assert drawn.headers["Content-Type"] == "image/png"
+        assert json.loads(drawn.headers["X-Warnings"]) == told.json["warnings"]
+        assert len(told.json["warnings"]) == 1 and "X-Warnings" not in told.headers
+        assert drawn.headers["X-Warnings"].isascii() and "Set-Cookie" not in drawn.headers
+    many = [f"class {'x' * 60} {number}" for number in range(200)]
+    chain = [{"name": "FilterClass", "class_name": many}] * 60
+    drawn = post(
+        pets,
+        {"image_type": "base64", "data": b64(png(PICTURE)), "routines": chain},
+        headers={"Accept": "image/png"},
+    )
+    assert 30 <= len(json.loads(drawn.headers["X-Warnings"])) < 600
+    assert len(drawn.headers["X-Warnings"]) <= 4000
+    assert "X-Warnings" not in post(pets, png(PICTURE), headers={"Accept": "image/png"}).headers
+
+
 def test_classes_are_the_label_map(pets):
     response = pets.get("/pets/classes", headers=KEY)
     assert response.json == {"1": {"id": 1, "name": "cat"}, "2": {"id": 2, "name": "dog"}}
@@ -1074,7 +1096,10 @@ def test_large_and_broken_bodies(pets):
     Image.fromarray(PICTURE).save(data, "JPEG")
     assert_error(post(pets, data.getvalue()[:500]), 400, "image is damaged: ...")
     for body, text in (
-        (b"", "JSON Parse error: The document is empty"),
+        (
+            b"",
+            "the body is empty: expected the bytes of a picture (Content-Type: image/jpeg), a...",
+        ),
         (b"{", "JSON Parse error: Missing a name for object member..."),
         (b"[]", "expected a JSON object with 'image_type' and 'data'"),
         ({"image_type": "file"}, "image_type: expected one of url, base64, array..."),
@@ -1167,6 +1192,69 @@ def test_picture_bytes_on_predict_of_a_model_of_pixels(shape, dtype):
         400,
         "not an image of a known format...",
     )
+
+
+RGBA = np.dstack([PICTURE, np.arange(48 * 64, dtype=np.uint8).reshape(48, 64)])
+GREY = cv2.cvtColor(PICTURE, cv2.COLOR_RGB2GRAY)
+
+
+@pytest.mark.extended
+@pytest.mark.parametrize(
+    "shape, dtype, picture, wanted",
+    [
+        ((None, 3, 48, 64), "DT_FLOAT", PICTURE, np.moveaxis(PICTURE, 2, 0)),
+        ((None, 3, None, None), "DT_HALF", PICTURE, np.moveaxis(PICTURE, 2, 0)),
+        ((1, 1, 48, 64), "DT_INT64", PICTURE, GREY[np.newaxis]),
+        ((None, 48, 64), "DT_DOUBLE", PICTURE, GREY),
+        ((None, 48, 64, 4), "DT_UINT8", RGBA, RGBA),
+        ((None, 48, 64, 4), "DT_BFLOAT16", PICTURE, np.dstack([PICTURE, GREY * 0 + 255])),
+        ((None, None, None, 3), "DT_UINT32", RGBA[..., :3], RGBA[..., :3]),
+    ],
+)
+def test_picture_bytes_on_predict_come_in_the_layouts_of_pictures(shape, dtype, picture, wanted):
+    from conftest import signature, spec
+
+    shown = []
+
+    def answer(name, inputs):
+        shown.append(inputs["image"])
+        return {"y": np.zeros(len(inputs["image"]))}
+
+    servable = serving.Servable(
+        {"serving_default": signature([spec("image", dtype, shape)], [spec("y", "DT_DOUBLE")])},
+        answer,
+    )
+    rest, data = Rest(fake_server({"m": servable})), png(picture)
+    for body in (
+        data,
+        {"instances": [{"b64": b64(data)}]},
+        {"inputs": {"image": {"b64": b64(data)}}},
+        {"inputs": [{"b64": b64(data)}]},
+    ):
+        assert rest.post("/v1/models/m:predict", body).status_code == 200
+    for array in shown:
+        assert array.dtype == serving.NUMPY_DTYPES[dtype] and array.shape == (1, *wanted.shape)
+        assert (array[0].astype(np.float64) == wanted).all()
+
+
+@pytest.mark.extended
+@pytest.mark.parametrize(
+    "shape, dtype",
+    [((None, 8, 8, 3), "DT_INT8"), ((None, 8, 8, 3), "DT_BOOL"), ((None, 8, 8, 7), "DT_FLOAT")],
+)
+def test_picture_bytes_on_predict_of_what_cannot_hold_them(shape, dtype):
+    """int8 would wrap what is bright."""
+    from conftest import signature, spec
+
+    servable = serving.Servable(
+        {"serving_default": signature([spec("image", dtype, shape)], [spec("y", "DT_DOUBLE")])},
+        lambda name, inputs: {"y": np.zeros(1)},
+    )
+    body = {"instances": [{"b64": b64(png(PICTURE))}]}
+    answer = Rest(fake_server({"m": servable})).post("/v1/models/m:predict", body)
+    shown = str([-1, *shape[1:]])
+    assert_error(answer, 400, "input 'image' takes no pictures: expected [-1, H, W, 3] or ...")
+    assert answer.json["error"].endswith(f"it is {dtype[3:].lower()} {shown}")
 
 
 @pytest.mark.extended

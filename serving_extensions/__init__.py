@@ -7,6 +7,7 @@ from . import (
     active_learning,
     batching,
     binary,
+    client_code,
     commands,
     connections,
     console,
@@ -39,6 +40,7 @@ EXTENSIONS = (
     pipeline_servables.EXTENSION,
     binary.EXTENSION,
     console.EXTENSION,
+    client_code.EXTENSION,
     commands.EXTENSION,
     connections.EXTENSION,
 )

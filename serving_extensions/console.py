@@ -1,6 +1,4 @@
-"""What operators and people in a browser ask for: the console, /stats, /metrics, /openapi.json,
-client code.
-"""
+"""What operators and people in a browser ask for: the console, /stats, /metrics, /openapi.json."""
 
 import dataclasses
 import json
@@ -10,11 +8,9 @@ import typing
 from pathlib import Path
 from typing import Any
 
-from .client_code import LANGUAGES, client_code
+from .client_code import LANGUAGES
 from .core import (
-    BadRequest,
     Call,
-    ConfigError,
     Extension,
     ModelServer,
     NotFound,
@@ -22,8 +18,6 @@ from .core import (
     encode_json,
     find_deployment,
     may_see_model,
-    read_chain,
-    read_query_routines,
     reply,
     route,
 )
@@ -249,19 +243,6 @@ def view_sample(server: ModelServer, call: Call, deployment: str, name: str) -> 
     )
 
 
-def view_client(server: ModelServer, call: Call, deployment: str, language: str) -> Reply:
-    """A program that calls a deployment, its key left to be filled in."""
-    find_deployment(server, deployment)
-    url = f"{call.url}{call.path.rpartition('/client/')[0]}/predict"
-    chain = read_query_routines(call)
-    try:
-        read_chain(chain, server.prepared.routines)
-        code = client_code(language, url, "YOUR_KEY", chain)
-    except (ValueError, ConfigError) as error:
-        raise BadRequest(str(error)) from None
-    return Reply(code.encode(), content_type="text/plain; charset=utf-8")
-
-
 def report(server: ModelServer, address: str) -> None:
     print(f"Console: {address}/console", flush=True)
 
@@ -272,7 +253,6 @@ EXTENSION = Extension(
     routes=(
         route("GET", "/deployments", view_deployments, "key", "What the page shows", lists=True),
         route("GET", "/{deployment}/samples/{name}", view_sample, "key", "A sample picture"),
-        route("GET", "/{deployment}/client/{language}", view_client, "key", "Code that calls it"),
         route(
             "GET",
             "(/metrics|/monitoring/prometheus/metrics)",

@@ -101,10 +101,12 @@ def test_every_route_is_in_the_readme():
         "/deployments",
         "/<deployment>/samples/<name>",
         "/<deployment>/client/<language>",
+        "/v1/models/<model>/client/<language>",
+        "/v1/client/<language>",
     ):
         assert part in DOCS
     assert (
-        len(serving.routes_of(serving.installed())) == 19
+        len(serving.routes_of(serving.installed())) == 21
     )  # a new route must be named above, and in the README
 
 

@@ -83,7 +83,7 @@ def view_stats(server: ModelServer, call: Call) -> Reply:
 
 
 def view_openapi(server: ModelServer, call: Call) -> Reply:
-    return reply(describe_api(server, call.mount, call.caller))
+    return reply(describe_api(server, call.mount, call.url, call.caller))
 
 
 def view_console(server: ModelServer, call: Call, name: str | None = None) -> Reply:

@@ -14,6 +14,7 @@ import time
 from types import SimpleNamespace
 from urllib.parse import quote
 
+import flask
 import jsonschema
 import pytest
 import requests
@@ -31,6 +32,7 @@ from conftest import (
 )
 from prometheus_client.parser import text_string_to_metric_families
 from waitress import create_server
+from werkzeug.middleware.proxy_fix import ProxyFix
 
 import routines
 import serving
@@ -446,6 +448,50 @@ def test_a_key_sees_in_openapi_what_it_may_call_alone(tmp_path):
         f"/v1/models/m{part}" for part in ("", "/metadata", ":predict")
     }
     assert "theirs" not in rest.get("/openapi.json", headers=bearer("k")).text
+
+
+@pytest.mark.parametrize("alone", [False, True])
+@pytest.mark.parametrize(
+    "trusted, said, expected",
+    [
+        ("127.0.0.1", {"X-Forwarded-Proto": "https"}, "https://{host}"),
+        (
+            "127.0.0.1",
+            {"X-Forwarded-Proto": "https", "X-Forwarded-Host": "ml.example"},
+            "https://ml.example",
+        ),
+        ("*", {"X-Forwarded-Host": "ml.example:8443"}, "http://ml.example:8443"),
+        ("127.0.0.1", {"Forwarded": "proto=https;host=ml.example"}, "http://{host}"),
+        ("127.0.0.1", {}, "http://{host}"),
+        ("10.0.0.7", {"X-Forwarded-Proto": "https", "X-Forwarded-Host": "x"}, "http://{host}"),
+        (None, {"X-Forwarded-Proto": "https", "X-Forwarded-Host": "x"}, "http://{host}"),
+    ],
+)
+def test_only_a_trusted_proxy_says_by_which_address_clients_come(trusted, said, expected, alone):
+    extensions = [one for one in serving.installed() if not alone or one.name != "front"]
+    server = serving.ModelServer(config(server={"trusted_proxy": trusted}), extensions)
+    with listening(server) as address:
+        wanted = expected.format(host=address.removeprefix("http://"))
+        document = requests.get(f"{address}/openapi.json", headers=said).json()
+        code = requests.get(f"{address}/v1/client/curl?path=/livez", headers=said).text
+    assert document["servers"] == [{"url": "/"}, {"url": wanted}]
+    assert shlex.split(code)[-1] == f"{wanted}/livez"
+
+
+def test_a_sites_proxy_fix_says_by_which_address_clients_come():
+    site = flask.Flask("site")
+    site.register_blueprint(serving.create_blueprint(server_of_two()), url_prefix="/ml")
+    site.wsgi_app = ProxyFix(site.wsgi_app, x_proto=1, x_host=1, x_prefix=1)
+    said = {
+        "X-Forwarded-Proto": "https",
+        "X-Forwarded-Host": "a.example",
+        "X-Forwarded-Prefix": "/b",
+    }
+    client = site.test_client()
+    servers = client.get("/ml/openapi.json", headers=said).json["servers"]
+    assert servers == [{"url": "/b/ml"}, {"url": "https://a.example/b/ml"}]
+    code = client.get("/ml/v1/models/m/client/curl", headers=said).text
+    assert shlex.split(code)[-1] == "https://a.example/b/ml/v1/models/m:predict"
 
 
 # --- what the page is built from ------------------------------------------------------------------------------

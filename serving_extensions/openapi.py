@@ -227,6 +227,7 @@ def describe_api(server: ModelServer, prefix: str, url: str, caller: Caller) -> 
                 "header": {"type": "apiKey", "in": "header", "name": "x-api-key"},
             },
             "schemas": SCHEMAS,
+            "responses": RESPONSES,
         },
     }
 
@@ -402,22 +403,46 @@ PARAMETERS = {
 }
 # Statuses beside the common ones, by a route's name.
 ALSO = {
-    "reload": ("201", "400", "404", "409", "412", "500"),
-    "infer": ("204", "422", "504"),
+    "reload": ("201", "409", "412"),
+    "infer": ("204", "422"),
 }
 
 
+# What each status means, those first that most operations have.
 ERRORS = {
     "400": "wrong request",
     "404": "unknown",
     "413": "too large",
     "500": "internal error",
     "503": "not there just now",
+    "504": "took too long",
 }
 DENIALS = {
     "401": "no key or a wrong one",
     "403": "the key is not for this",
     "429": "the key's quota is used up",
+}
+OTHERS = {
+    "409": "contradicts what is there",
+    "412": "the config is wrong",
+    "422": "cannot be processed",
+}
+
+
+def describe_error(text: str, schema: str) -> dict[str, Any]:
+    content = {"application/json": {"schema": refer(schema)}}
+    return {"description": text, "content": content}
+
+
+RESPONSES = {
+    f"{schema}{status}": describe_error(text, schema)
+    for schema in ("Error", "HubError")
+    for status, text in (ERRORS | DENIALS | OTHERS).items()
+}
+# Answers that are no errors, beside 200.
+MORE = {
+    "201": {"description": "something has changed", "content": ANY},
+    "204": {"description": "a pipeline has found nothing to split"},
 }
 
 
@@ -433,14 +458,12 @@ def operation(
     error: str = "Error",
 ) -> dict[str, Any]:
     """One method of one path: 200 with JSON, and the errors that can come."""
-    errors = {"503": "not there just now"} if open_ else ERRORS | (DENIALS if security else {})
+    errors = ("503",) if open_ else (*ERRORS, *(DENIALS if security else ()))
     content: dict[str, Any] = {"application/json": {"schema": answer or {}}}
     responses: dict[str, Any] = {"200": {"description": "the answer", "content": content}}
-    for status, text in {**errors, **{status: "see the body" for status in also}}.items():
-        responses[status] = {"description": text}
-        if status != "204":
-            schema = {} if status == "201" else refer(error)
-            responses[status]["content"] = {"application/json": {"schema": schema}}
+    for status in dict.fromkeys((*errors, *also)):
+        known = {"$ref": f"#/components/responses/{error}{status}"}
+        responses[status] = MORE.get(status, known)
     found: dict[str, Any] = {
         "operationId": name,
         "summary": summary,
@@ -477,7 +500,7 @@ def describe_model(server: ModelServer, name: str, security: list) -> dict[str, 
         predict_schema(signature, servable.signatures),
         json.loads(encode_json(example)) if example else None,
         {"type": "object"},
-        also=("204", "422", "504"),
+        also=("204", "422"),
     )
     predict["requestBody"]["content"] |= ARRAYS
     predict["responses"]["200"]["content"] |= ARRAYS

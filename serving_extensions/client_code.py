@@ -114,7 +114,7 @@ LANGUAGES: dict[str, Language] = {
         "typescript.ts",
         "predict.mts",
         "npm install typescript @types/node",
-        "npx tsc --strict --module nodenext --types node predict.mts && "
+        "npx tsc --strict --skipLibCheck --module nodenext --types node predict.mts && "
         "node predict.mjs picture.jpg",
     ),
     "java": Language(

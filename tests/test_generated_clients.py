@@ -80,8 +80,8 @@ def test_openapi_typescript_makes_types_that_compile_and_a_client_that_runs(
     need("openapi-typescript")
     shutil.copy(PROGRAMS / "use.mts", tmp_path)
     for command in (
-        f"npx openapi-typescript {address}/openapi.json -o schema.d.ts",
-        "npx tsc --strict --module nodenext --types node use.mts",
+        f"npx openapi-typescript {address}/openapi.json -o schema.ts",
+        "npx tsc --strict --skipLibCheck --module nodenext --types node use.mts",
     ):
         made = run(command, tmp_path)
         assert made.returncode == 0, made.stdout + made.stderr

@@ -37,6 +37,7 @@ from .core import (
     read_chain,
     read_query_routines,
     route,
+    url_of,
     view_infer,
     view_predict_image,
 )
@@ -45,7 +46,7 @@ from .openapi import example_request
 TEMPLATES = Path(__file__).with_name("clients")
 LITERAL = re.compile(r"""(["'])([^"'@\n]*)@(URL|METHOD|KEY|TYPE|BODY|TEXT|ROUTINES)@\1""")
 # What the shell takes as one argument, and Java as one literal, is some 64 KB.
-MOST_CHARACTERS = 60_000
+LONGEST_BODY = 60_000
 
 
 def quote_backslashed(text: str, mark: str) -> str:
@@ -160,7 +161,7 @@ def client_code(language: str, url: str, key: str, routines: Sequence[Any]) -> s
     chain = json.dumps(routines, allow_nan=False)
     lone = language in LANGUAGES and LANGUAGES[language].one_line
     values = {"URL": url, "KEY": key, "ROUTINES": chain if routines or not lone else None}
-    return fill(language, "", values)
+    return fill_template(language, "", values)
 
 
 def call_code(language: str, method: str, url: str, key: str | None, body: Any = None) -> str:
@@ -169,9 +170,9 @@ def call_code(language: str, method: str, url: str, key: str | None, body: Any =
     Raises ValueError as `client_code` does, and for a body that is long.
     """
     text = None if body is None else json.dumps(body, allow_nan=False)
-    if text is not None and len(text) > MOST_CHARACTERS:
+    if text is not None and len(text) > LONGEST_BODY:
         raise ValueError(
-            f"body: expected at most {MOST_CHARACTERS} characters for a program, got {len(text)}"
+            f"body: expected at most {LONGEST_BODY} characters for a program, got {len(text)}"
         )
     values = {
         "METHOD": method,
@@ -181,10 +182,10 @@ def call_code(language: str, method: str, url: str, key: str | None, body: Any =
         "BODY": text,
         "TEXT": text or "",
     }
-    return fill(language, "call_", values)
+    return fill_template(language, "call_", values)
 
 
-def fill(language: str, kind: str, values: Mapping[str, str | None]) -> str:
+def fill_template(language: str, kind: str, values: Mapping[str, str | None]) -> str:
     """A template of a language with its literals filled in, without the lines that lack a value."""
     if language not in LANGUAGES:
         raise ValueError(f"There is no client for '{language}'; there are: {', '.join(LANGUAGES)}")
@@ -212,20 +213,21 @@ def fill(language: str, kind: str, values: Mapping[str, str | None]) -> str:
 
 def view_client(server: ModelServer, call: Call, deployment: str, language: str) -> Reply:
     """A program that sends a picture to a deployment, its key left to be filled in."""
-    path = call.path[: call.path.lower().rindex("/client/")] + "/predict"
-    return tell_code(server, ask(call, "POST", path), language)
+    path = url_of(view_predict_image, deployment=deployment)
+    return tell_code(server, aim(call, "POST", path), language)
 
 
 def view_model_client(
-    server: ModelServer, call: Call, model: str, language: str, **_: Any
+    server: ModelServer, call: Call, model: str, language: str, **which: Any
 ) -> Reply:
     """A program that asks a model or pipeline for its predictions."""
-    path = call.path[: call.path.lower().rindex("/client/")] + ":predict"
-    return tell_code(server, ask(call, "POST", path), language)
+    names: dict[str, Any] = {name: str(one) for name, one in which.items()}  # version or label
+    path = url_of(view_infer, model=model, verb="predict", **names)
+    return tell_code(server, aim(call, "POST", path), language)
 
 
 @dataclass(frozen=True)
-class Wanted:
+class WantedCall:
     """A call that a program is to make."""
 
     path: str = option(doc="a path of this server's, such as /v1/models/m:predict", pattern="^/")
@@ -241,12 +243,12 @@ def view_call_client(server: ModelServer, call: Call, language: str) -> Reply:
     else:
         given = {name: values[0] for name, values in call.arguments.items()}
     try:
-        wanted = parse(Wanted, given)
+        wanted = parse(WantedCall, given)
     except ConfigError as error:
         raise BadRequest(str(error)) from None
     path, _, query = wanted.path.partition("?")
     method = wanted.method or choose_method(server, path)
-    return tell_code(server, ask(call, method, path, query), language, wanted.body, wanted.key)
+    return tell_code(server, aim(call, method, path, query), language, wanted.body, wanted.key)
 
 
 def choose_method(server: ModelServer, path: str) -> str:
@@ -257,7 +259,7 @@ def choose_method(server: ModelServer, path: str) -> str:
     return "POST" if found is not None else "GET"
 
 
-def ask(call: Call, method: str, path: str, query: str | None = None) -> Call:
+def aim(call: Call, method: str, path: str, query: str | None = None) -> Call:
     """The call that a program will make, at the address by which this one came."""
     own = call.environ.get("QUERY_STRING", "")
     environ = {"REQUEST_METHOD": method, "QUERY_STRING": own if query is None else query}
@@ -289,7 +291,7 @@ def tell_code(
             find_deployment(server, found.arguments.get("deployment"))
             code = client_code(language, address_of(asked, pairs), key, chain)
         else:
-            body = example_body(server, found, asked.method) if body is None else body
+            body = body_to_show(server, found, asked.method) if body is None else body
             needed = key if needs_key(server, found) else None
             code = call_code(language, asked.method, address_of(asked, pairs), needed, body)
     except (ValueError, ConfigError) as error:
@@ -317,7 +319,7 @@ def needs_key(server: ModelServer, found: Found) -> bool:
     return guard == "key" or guard == "shared" and server.config.auth.protect == "all"
 
 
-def example_body(server: ModelServer, found: Found, method: str) -> Any:
+def body_to_show(server: ModelServer, found: Found, method: str) -> Any:
     """A body that what a call reaches answers, or one whose `YOUR_INPUT` is to be replaced."""
     if found.route.view is view_infer:
         return example_of_model(server, **found.arguments)
@@ -327,7 +329,7 @@ def example_body(server: ModelServer, found: Found, method: str) -> Any:
 def example_of_model(
     server: ModelServer, model: str, verb: str, version: int | None = None, label: str | None = None
 ) -> dict[str, Any]:
-    """As `example_body`, of a model; raises what asking the model itself would."""
+    """As `body_to_show`, of a model; raises what asking the model itself would."""
     _, servable = server.start().manager.find(model, version, label)
     signature = servable.signatures.get("serving_default")
     if verb != "predict":

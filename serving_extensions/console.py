@@ -20,6 +20,7 @@ from .core import (
     may_see_model,
     reply,
     route,
+    url_of,
 )
 from .metrics import prometheus_text, read_gpus
 from .openapi import describe_api, example_request
@@ -244,7 +245,7 @@ def view_sample(server: ModelServer, call: Call, deployment: str, name: str) -> 
 
 
 def report(server: ModelServer, address: str) -> None:
-    print(f"Console: {address}/console", flush=True)
+    print(f"Console: {address}{url_of(view_console, EXTENSION.routes)}", flush=True)
 
 
 EXTENSION = Extension(

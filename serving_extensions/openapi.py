@@ -5,14 +5,16 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
-from urllib.parse import quote
 
 import numpy as np
 
 from .core import (
+    FULL,
+    HUB,
     NUMPY_DTYPES,
     VERBS,
     Caller,
+    Envelope,
     ModelServer,
     Route,
     Signature,
@@ -23,7 +25,13 @@ from .core import (
     routes_of,
     sample_inputs,
     spellings,
+    url_of,
+    view_classes,
     view_infer,
+    view_metadata,
+    view_models,
+    view_predict_image,
+    view_status,
 )
 
 ERROR = {
@@ -130,35 +138,36 @@ LABELS = {
 SCHEMAS = {
     "Error": ERROR,
     "HubError": HUB_ERROR,
+    "OwnError": {},
     "Prediction": PREDICTION,
     "Picture": PICTURE,
     "PictureAnswer": PICTURE_ANSWER,
     "Status": STATUS,
     "Labels": LABELS,
 }
-BINARY = {"type": "string", "format": "binary"}
+FILE = {"type": "string", "format": "binary"}
 
 
 def refer(name: str) -> dict[str, str]:
     return {"$ref": f"#/components/schemas/{name}"}
 
 
-def read_parameter(name: str, doc: str, schema: dict, **options: Any) -> dict[str, Any]:
+def in_query(name: str, doc: str, schema: dict, **options: Any) -> dict[str, Any]:
     return {"name": name, "in": "query", "description": doc, "schema": schema, **options}
 
 
-ROUTINES = read_parameter("routines", 'JSON: [{"name": "Histogram"}]', {"type": "string"})
+CHAIN = in_query("routines", 'JSON: [{"name": "Histogram"}]', {"type": "string"})
 OF_PICTURES = [
-    read_parameter(
+    in_query(
         "format",
         "annotations, COCO, or the picture drawn; Accept may name the latter, too",
         {"enum": ["json", "coco", "png", "jpeg"], "type": "string"},
     ),
     {
-        **ROUTINES,
-        "description": "for a body that is the picture itself. " + ROUTINES["description"],
+        **CHAIN,
+        "description": "for a body that is the picture itself. " + CHAIN["description"],
     },
-    read_parameter(
+    in_query(
         "frame",
         "of an animation or a TIFF of several pages, for a body that is the picture itself",
         PICTURE["properties"]["frame"],  # type: ignore[index]
@@ -168,24 +177,24 @@ PICTURE_FORM = {
     "type": "object",
     "required": ["image"],
     "properties": {
-        "image": BINARY,
+        "image": FILE,
         "routines": {"type": "string"},
         "frame": {"type": "integer"},
     },
 }
 PICTURE_BODIES = {
     "application/json": {"schema": refer("Picture")},
-    "application/octet-stream": {"schema": BINARY},  # the picture itself, or .npy
+    "application/octet-stream": {"schema": FILE},  # the picture itself, or .npy
     "multipart/form-data": {"schema": PICTURE_FORM},
 }
 PICTURE_ANSWERS = {
     "application/json": {"schema": refer("PictureAnswer")},
-    "image/png": {"schema": BINARY},
-    "image/jpeg": {"schema": BINARY},
+    "image/png": {"schema": FILE},
+    "image/jpeg": {"schema": FILE},
 }
 # Beside JSON, of :predict; application/octet-stream is a raw tensor, or a picture.
 ARRAYS = {
-    kind: {"schema": BINARY}
+    kind: {"schema": FILE}
     for kind in ("application/x-npy", "application/x-npz", "application/octet-stream")
 }
 OF_ARRAYS = [
@@ -205,16 +214,16 @@ def describe_api(server: ModelServer, prefix: str, url: str, caller: Caller) -> 
     `url` the whole address of that.
     """
     everywhere = KEYED if server.config.auth.protect == "all" else []
-    paths = describe_table(server, everywhere)
+    paths = document_table(server, everywhere)
     for name in server.config.served_names:
         if caller.may_see(*deployments_of(server, name)):
-            paths |= tag("models", describe_model(server, name, everywhere))
+            paths |= tag("models", document_model(server, name, everywhere))
     for name, ready in server.prepared.deployments.items():
         if caller.may_see(name):
-            paths |= tag("pictures", describe_deployment(ready))
+            paths |= tag("pictures", document_deployment(ready))
     for path, endpoint in server.prepared.of.get("handlers", {}).items():
         if caller.may_see(path):
-            paths |= tag("handlers", {path: describe_handler(endpoint)})
+            paths |= tag("handlers", {path: document_handler(endpoint)})
     return {
         "openapi": "3.1.0",
         "info": {"title": "serving", "version": __version__},
@@ -254,19 +263,28 @@ def name_operations(paths: dict[str, Any]) -> dict[str, Any]:
     return paths
 
 
-def describe_handler(endpoint: Any) -> dict[str, Any]:
+HUB_ANSWER = {
+    "type": "object",
+    "properties": {"statusCode": {"type": "integer"}, "body": {"type": "object"}},
+}
+# What handlers answer, and their errors, by envelope; an extension's own may look anyhow.
+ENVELOPED: dict[Envelope, tuple[dict, str]] = {
+    FULL: ({}, "Error"),
+    HUB: (HUB_ANSWER, "HubError"),
+}
+
+
+def document_handler(endpoint: Any) -> dict[str, Any]:
     """The methods of a handler: those that run it, and a GET that pings."""
-    path, hub = endpoint.path, endpoint.envelope == "hub"
-    answer = {"statusCode": {"type": "integer"}, "body": {"type": "object"}}
-    schema = {"type": "object", "properties": answer} if hub else {}
-    error = "HubError" if hub else "Error"
+    path = endpoint.path
+    schema, error = ENVELOPED.get(endpoint.envelope, ({}, "OwnError"))
     found = {}
     for method in dict.fromkeys(("GET", *endpoint.methods)):
         if method in endpoint.methods:
             doc = f"Run the handler of {path}"
             described = operation(f"{method} {path}", doc, KEYED, answer=schema, error=error)
             described["requestBody"] = {
-                "content": {"application/json": {"schema": {}}, "*/*": {"schema": BINARY}}
+                "content": {"application/json": {"schema": {}}, "*/*": {"schema": FILE}}
             }
         else:
             doc = "Load and ping the handler"
@@ -275,7 +293,7 @@ def describe_handler(endpoint: Any) -> dict[str, Any]:
     return found
 
 
-def describe_table(server: ModelServer, everywhere: list) -> dict[str, Any]:
+def document_table(server: ModelServer, everywhere: list) -> dict[str, Any]:
     """The rows of the URL table, names in braces; rows of deployments where there are some."""
     paths: dict[str, Any] = {}
     security = {"open": None, "shared": everywhere, "key": KEYED}
@@ -288,10 +306,10 @@ def describe_table(server: ModelServer, everywhere: list) -> dict[str, Any]:
         ):
             continue
         for url in spellings(row.url):
-            if url.startswith("/model-serving/"):  # another name of the same
+            if "{alias}" in url:  # another name of the same
                 continue
             for path in spell_verbs(url):
-                found = describe_row(row, path, security[row.guard])
+                found = document_row(row, path, security[row.guard])
                 paths[path] = found | paths.get(path, {})  # the row that stands first answers
     return paths
 
@@ -300,7 +318,7 @@ def spell_verbs(url: str) -> list[str]:
     return [url.replace("{verb}", verb) for verb in VERBS] if "{verb}" in url else [url]
 
 
-def describe_row(row: Route, path: str, security: list | None) -> dict[str, Any]:
+def document_row(row: Route, path: str, security: list | None) -> dict[str, Any]:
     """The methods of a row, for one way to write its URL."""
     also = ALSO.get(row.name, ())
     found = {}
@@ -325,7 +343,7 @@ def describe_row(row: Route, path: str, security: list | None) -> dict[str, Any]
 
 def tag_of(row: Route) -> str:
     """What a row is shown among."""
-    if "{model}" in row.url or row.url == "/v1/models":
+    if "{model}" in row.url or row.view is view_models:
         return "models"
     return "pictures" if "{deployment}" in row.url else "server"
 
@@ -361,7 +379,7 @@ ANSWERS = {
     "client": {"text/plain": TEXT},
     "model_client": {"text/plain": TEXT},
     "call_client": {"text/plain": TEXT},
-    "sample": {"image/*": {"schema": BINARY}},
+    "sample": {"image/*": {"schema": FILE}},
     "status": {"application/json": {"schema": refer("Status")}},
     "classes": {"application/json": {"schema": refer("Labels")}},
     "infer": {"application/json": {"schema": {"type": "object"}}, **ARRAYS},
@@ -385,7 +403,7 @@ BODIES = {
         }
     },
 }
-OUTPUTS = read_parameter(
+OUTPUTS = in_query(
     "outputs",
     "only these outputs, by name: a,b",
     {"type": "array", "items": {"type": "string"}},
@@ -395,10 +413,10 @@ OUTPUTS = read_parameter(
 PARAMETERS = {
     ("infer", "POST"): [OUTPUTS, *OF_ARRAYS],
     ("predict_image", "POST"): OF_PICTURES,
-    ("client", "GET"): [ROUTINES],
+    ("client", "GET"): [CHAIN],
     ("call_client", "GET"): [
-        read_parameter("path", "what to call", {"type": "string"}, required=True),
-        read_parameter("method", "how to call it", {"type": "string"}),
+        in_query("path", "what to call", {"type": "string"}, required=True),
+        in_query("method", "how to call it", {"type": "string"}),
     ],
 }
 # Statuses beside the common ones, by a route's name.
@@ -429,14 +447,14 @@ OTHERS = {
 }
 
 
-def describe_error(text: str, schema: str) -> dict[str, Any]:
+def document_error(text: str, schema: str) -> dict[str, Any]:
     content = {"application/json": {"schema": refer(schema)}}
     return {"description": text, "content": content}
 
 
 RESPONSES = {
-    f"{schema}{status}": describe_error(text, schema)
-    for schema in ("Error", "HubError")
+    f"{schema}{status}": document_error(text, schema)
+    for schema in ("Error", "HubError", "OwnError")
     for status, text in (ERRORS | DENIALS | OTHERS).items()
 }
 # Answers that are no errors, beside 200.
@@ -476,16 +494,15 @@ def operation(
     return found
 
 
-def describe_model(server: ModelServer, name: str, security: list) -> dict[str, Any]:
+def document_model(server: ModelServer, name: str, security: list) -> dict[str, Any]:
     """Status, metadata and predict of a model or pipeline that is there.
 
     Status alone of one that is not.
     """
-    base = f"/v1/models/{quote(name, safe='')}"
     status = operation(
         f"status of {name}", f"The states of {name}", security, answer=refer("Status")
     )
-    paths = {base: {"get": status}}
+    paths = {url_of(view_status, model=name): {"get": status}}
     available = server.manager.available.get(name)
     servable = available and available.versions[max(available.versions)]
     if not servable or "serving_default" not in servable.signatures:
@@ -504,11 +521,12 @@ def describe_model(server: ModelServer, name: str, security: list) -> dict[str, 
     )
     predict["requestBody"]["content"] |= ARRAYS
     predict["responses"]["200"]["content"] |= ARRAYS
+    metadata = operation(f"metadata of {name}", f"The signatures of {name}", security)
     return paths | {
-        f"{base}/metadata": {
-            "get": operation(f"metadata of {name}", f"The signatures of {name}", security)
+        url_of(view_metadata, model=name): {"get": metadata},
+        url_of(view_infer, model=name, verb="predict"): {
+            "post": predict | {"parameters": [wanted, *OF_ARRAYS]}
         },
-        f"{base}:predict": {"post": predict | {"parameters": [wanted, *OF_ARRAYS]}},
     }
 
 
@@ -545,8 +563,8 @@ def tensor_schema(spec: TensorSpec, shape: tuple | None) -> dict[str, Any]:
     return schema
 
 
-def describe_deployment(ready: Any) -> dict[str, Any]:
-    name, base = ready.config.id, f"/{quote(ready.config.id, safe='')}"
+def document_deployment(ready: Any) -> dict[str, Any]:
+    name = ready.config.id
     example = {
         "image_type": "base64",
         "data": DOT,
@@ -560,8 +578,10 @@ def describe_deployment(ready: Any) -> dict[str, Any]:
         f"classes of {name}", f"The label map of {name}", KEYED, answer=refer("Labels")
     )
     return {
-        f"{base}/predict": {"post": predict | {"parameters": OF_PICTURES}},
-        f"{base}/classes": {"get": labels},
+        url_of(view_predict_image, deployment=name): {
+            "post": predict | {"parameters": OF_PICTURES}
+        },
+        url_of(view_classes, deployment=name): {"get": labels},
     }
 
 

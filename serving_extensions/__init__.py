@@ -7,6 +7,7 @@ from . import (
     active_learning,
     batching,
     binary,
+    client_code,
     commands,
     connections,
     console,
@@ -44,6 +45,7 @@ EXTENSIONS = (
     binary.EXTENSION,
     kserve.EXTENSION,
     console.EXTENSION,
+    client_code.EXTENSION,
     commands.EXTENSION,
     connections.EXTENSION,
 )

@@ -1,6 +1,4 @@
-"""What operators and people in a browser ask for: the console, /stats, /metrics, /openapi.json,
-client code.
-"""
+"""What operators and people in a browser ask for: the console, /stats, /metrics, /openapi.json."""
 
 import dataclasses
 import json
@@ -10,11 +8,9 @@ import typing
 from pathlib import Path
 from typing import Any
 
-from .client_code import LANGUAGES, client_code
+from .client_code import LANGUAGES
 from .core import (
-    BadRequest,
     Call,
-    ConfigError,
     Extension,
     ModelServer,
     NotFound,
@@ -23,12 +19,9 @@ from .core import (
     find_deployment,
     list_samples,
     may_see_model,
-    read_chain,
-    read_query_routines,
     reply,
     route,
     url_of,
-    view_predict_image,
 )
 from .metrics import prometheus_text, read_gpus
 from .openapi import describe_api, example_request
@@ -92,7 +85,7 @@ def view_stats(server: ModelServer, call: Call) -> Reply:
 
 
 def view_openapi(server: ModelServer, call: Call) -> Reply:
-    return reply(describe_api(server, call.mount, call.caller))
+    return reply(describe_api(server, call.mount, call.url, call.caller))
 
 
 def view_console(server: ModelServer, call: Call, name: str | None = None) -> Reply:
@@ -239,19 +232,6 @@ def view_sample(server: ModelServer, call: Call, deployment: str, name: str) -> 
     )
 
 
-def view_client(server: ModelServer, call: Call, deployment: str, language: str) -> Reply:
-    """A program that calls a deployment, its key left to be filled in."""
-    find_deployment(server, deployment)
-    url = call.url + url_of(view_predict_image, deployment=deployment)
-    chain = read_query_routines(call)
-    try:
-        read_chain(chain, server.prepared.routines)
-        code = client_code(language, url, "YOUR_KEY", chain)
-    except (ValueError, ConfigError) as error:
-        raise BadRequest(str(error)) from None
-    return Reply(code.encode(), content_type="text/plain; charset=utf-8")
-
-
 def report(server: ModelServer, address: str) -> None:
     print(f"Console: {address}{url_of(view_console, EXTENSION.routes)}", flush=True)
 
@@ -262,7 +242,6 @@ EXTENSION = Extension(
     routes=(
         route("GET", "/deployments", view_deployments, "key", "What the page shows", lists=True),
         route("GET", "/{deployment}/samples/{name}", view_sample, "key", "A sample picture"),
-        route("GET", "/{deployment}/client/{language}", view_client, "key", "Code that calls it"),
         route(
             "GET",
             "(/metrics|/monitoring/prometheus/metrics)",

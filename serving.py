@@ -2382,6 +2382,7 @@ class Trace:
         "model",
         "version",
         "deployment",
+        "infers",
         "by_page",
         "spent",
         "deadline",
@@ -2396,7 +2397,8 @@ class Trace:
         self.has_left = has_left  # whether its client has
         self.began = self.ended = self.inference = self.routines = 0.0
         self.rows, self.batch, self.model, self.version = 0, 0, "", ""
-        self.deployment, self.by_page = "", False
+        self.deployment = ""
+        self.infers = self.by_page = False  # it asks a model or handler; the page asks
         self.spent: tuple[float, ...] = ()  # what `measure` has found
         self.waited = False  # for a model to load
 
@@ -6301,6 +6303,9 @@ class ModelServer:
         text = read_file(path) if path else b""  # once: what is remembered is what was parsed
         config = load_config(source, text if path else None)
         self.extensions = tuple(installed() if extensions is None else extensions)
+        # What extensions do around each request, without those that do nothing.
+        self.begins = [e.begin for e in self.extensions if e.begin is not nothing]
+        self.observers = [e.observe for e in self.extensions if e.observe is not nothing]
         self.folder = path.absolute().parent if path else Path.cwd()  # of the config's modules
         self.key = secrets.token_urlsafe(24)
         # What outlives a config, by kind and name: handlers that are imported.
@@ -7456,6 +7461,7 @@ class Route:
     doc: str = ""  # what it answers, for the OpenAPI document
     lists: bool = False
     line: str = ""
+    infers: bool = False  # it runs a model or a handler: what /stats draws
 
     @functools.cached_property
     def pattern(self) -> re.Pattern:
@@ -7505,7 +7511,7 @@ WHICH = "[/versions/{version}|/labels/{label}]"
 MODEL = "(/v1/models/{model}|/model-serving/{alias})" + WHICH
 
 ROUTES: tuple[Route, ...] = (  # the first match answers
-    route("POST", MODEL + ":{verb}", view_infer, "shared", "What a model answers"),
+    route("POST", MODEL + ":{verb}", view_infer, "shared", "What a model answers", infers=True),
     route("GET", MODEL + "/'metadata'", view_metadata, "shared", "A version's signatures"),
     route(
         "GET",
@@ -7561,7 +7567,14 @@ ROUTES: tuple[Route, ...] = (  # the first match answers
         "Everything that is configured is there",
         line="health",
     ),
-    route("POST", "[/{deployment}]/predict", view_predict_image, "key", "Annotations of a picture"),
+    route(
+        "POST",
+        "[/{deployment}]/predict",
+        view_predict_image,
+        "key",
+        "Annotations of a picture",
+        infers=True,
+    ),
     route("GET", "[/{deployment}]/classes", view_classes, "key", "The label map of a deployment"),
 )
 # Below these all is the server's own: what is none of the table's is answered as TensorFlow Serving
@@ -7833,8 +7846,8 @@ def answer_call(door: Door, call: Call, found: Found | None = None) -> Reply:
     """
     server, trace, shape, route = door.server, call.trace, "bare", ""
     call.allowance = server.allowance()
-    for extension in server.extensions:
-        extension.begin(server)
+    for begin in server.begins:
+        begin(server)
     CURRENT.trace = trace
     try:
         trace.limit(
@@ -7844,7 +7857,8 @@ def answer_call(door: Door, call: Call, found: Found | None = None) -> Reply:
             replied = preflight(server, call)
         else:
             found = found or find_view(server, call.method, call.path)
-            shape, route, trace.deployment = found.shape, found.name, found.deployment
+            shape, route, trace.infers = found.shape, found.name, found.route.infers
+            trace.deployment = found.deployment
             call.caller = authorize(door, call, found)
             replied = found.route.view(server, call, **found.arguments)
         replied = dress(server, call, replied)
@@ -7856,8 +7870,8 @@ def answer_call(door: Door, call: Call, found: Found | None = None) -> Reply:
         end_trace(trace)
         call.allowance.close()
     line = request_line(call, route, replied)
-    for extension in server.extensions:
-        extension.observe(server, trace, line, replied)
+    for observe in server.observers:
+        observe(server, trace, line, replied)
     logger.info(REQUEST_LINE, line)
     return replied
 
@@ -7893,21 +7907,41 @@ REQUEST_LINE = (
 
 
 def dress(server: ModelServer, call: Call, replied: Reply) -> Reply:
-    """A reply as it goes out: compressed where the client takes that,
-    with its id and its CORS headers.
+    """A reply as it goes out: compressed where the client takes that, with its id, with what its
+    time went into, and with its CORS headers.
     """
     vary: list[str] = []
     if len(replied.body) >= server.config.server.gzip_min_bytes:
         replied = compress(call, replied, vary)
-    headers = [("X-Request-Id", call.request_id)]
+    headers = [("X-Request-Id", call.request_id), ("Server-Timing", tell_times(call.trace))]
     if origins := server.config.server.cors_origins:
         vary.append("Origin")
         origin = call.header("Origin")
         if origin and (origin in origins or "*" in origins):
             headers.append(("Access-Control-Allow-Origin", origin))
+            headers.append(("Access-Control-Expose-Headers", EXPOSED))
+            headers.append(("Timing-Allow-Origin", origin))
     if vary:
         headers.append(("Vary", ", ".join(vary)))
     return replied.with_headers(*headers)
+
+
+EXPOSED = "Server-Timing, X-Request-Id, X-Version-Tag, Retry-After"  # to pages of other origins
+# What most answers say, spelled at once: formatting costs more than all else here.
+PLAIN_TIMES = "queue;dur=%.3f, decode;dur=%.3f, inference;dur=%.3f, encode;dur=%.3f, total;dur=%.3f"
+
+
+def tell_times(trace: Trace) -> str:
+    """What the time of a request went into until now, in milliseconds, of the parts that there
+    were, and the total: a Server-Timing header (https://www.w3.org/TR/server-timing/).
+    """
+    trace.spent = queued, decoding, inference, routines, encoding = trace.measure()
+    total = 1e3 * (time.perf_counter() - (trace.queued or trace.start))
+    if queued > 0 and inference > 0 and routines == 0:
+        times = 1e3 * queued, 1e3 * decoding, 1e3 * inference, 1e3 * encoding, total
+        return PLAIN_TIMES % times
+    parts = [f"{name};dur={1e3 * s:.3f}" for name, s in zip(PHASES, trace.spent) if s > 0]
+    return ", ".join([*parts, f"total;dur={total:.3f}"])
 
 
 # Answers that are worth it; pictures are packed already.

@@ -483,7 +483,9 @@ EXTENSION = Extension(
             "KServe V2: it answers",
             line="state",
         ),
-        route("POST", MODEL + "/infer", view_infer_v2, "shared", "KServe V2: inference"),
+        route(
+            "POST", MODEL + "/infer", view_infer_v2, "shared", "KServe V2: inference", infers=True
+        ),
         route(
             "POST",
             "/v2/repository/index",

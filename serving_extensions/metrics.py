@@ -4,6 +4,7 @@ One `Metrics` per server. A request costs a lock and a few additions; everything
 when it is asked for.
 """
 
+import array
 import copy
 import json
 import logging
@@ -58,7 +59,6 @@ SECONDS = (
 )
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)  # of batch sizes
 MOST_ERRORS = 100  # of the latest
-INFERENCE = ("predict", "classify", "regress", "predict_image")  # routes; handlers' are paths
 ALL = ("all", "")  # the series of all requests
 UNITS = {
     "time": "seconds since the epoch, when each step began",
@@ -106,8 +106,8 @@ class Group:
 
     def __init__(self) -> None:
         self.requests = self.errors_4xx = self.errors_5xx = 0
-        # seconds, and those of the parts
-        self.latest: deque[tuple[float, tuple[float, ...]]] = deque(maxlen=KEPT)
+        # of the latest: seconds, and those of the parts
+        self.latest = np.empty((0, 1 + len(PHASES)))
         self.batch_sizes: Counter[int] = Counter()
         self.seconds = [(0, 0)] * 60  # (second, requests in it), by second modulo 60
 
@@ -117,7 +117,7 @@ class Group:
         for status, number in calls.by_status.items():
             self.errors_4xx += number * (400 <= status < 500)
             self.errors_5xx += number * (status >= 500)
-        self.latest.extend(zip(calls.seconds, calls.spent))
+        self.latest = np.concatenate([self.latest, calls.times])[-KEPT:]
         for rows, number in calls.by_rows.items():
             if rows:
                 self.batch_sizes[rows] += number
@@ -127,38 +127,32 @@ class Group:
 
     def held(self) -> "Group":
         """A copy that stays as it is while it is read."""
-        still = copy.copy(self)
-        still.latest, still.batch_sizes, still.seconds = (
-            self.latest.copy(),
-            self.batch_sizes.copy(),
-            self.seconds.copy(),
-        )
+        still = copy.copy(self)  # `latest` is replaced, never changed
+        still.batch_sizes, still.seconds = self.batch_sizes.copy(), self.seconds.copy()
         return still
 
     def read(self, now: int) -> dict[str, Any]:
-        parts = {
-            name: percentiles([spent[place] for _, spent in self.latest if spent[place] >= 0])
-            for place, name in enumerate(PHASES)
-        }
+        parts = {name: percentiles(self.latest[:, place]) for place, name in enumerate(PHASES, 1)}
         return {
             "requests": self.requests,
             "errors_4xx": self.errors_4xx,
             "errors_5xx": self.errors_5xx,
             "requests_per_second": sum(count for second, count in self.seconds if now - second < 60)
             / 60,
-            "latency_ms": percentiles([seconds for seconds, _ in self.latest]),
+            "latency_ms": percentiles(self.latest[:, 0]),
             "parts_ms": {name: found for name, found in parts.items() if found},
             "batch_sizes": {str(rows): count for rows, count in sorted(self.batch_sizes.items())},
         }
 
 
-def percentiles(seconds: list[float]) -> dict[str, float] | None:
-    """Milliseconds that a half, nine of ten and 99 of 100 keep below; None of nothing."""
-    if not seconds:
+def percentiles(seconds: np.ndarray) -> dict[str, float] | None:
+    """Milliseconds that a half, nine of ten and 99 of 100 keep below; None of nothing, or NaN."""
+    known = seconds[~np.isnan(seconds)]
+    if not len(known):
         return None
     return {
         f"p{q}": round(1e3 * value, 3)
-        for q, value in zip((50, 90, 99), np.percentile(seconds, (50, 90, 99)).tolist())
+        for q, value in zip((50, 90, 99), np.percentile(known, (50, 90, 99)).tolist())
     }
 
 
@@ -169,18 +163,33 @@ class Kind(NamedTuple):
     model: str
     version: str
     deployment: str
-    by_page: bool  # the page's own
+    drawn: bool  # in graphs: inference that the page has not asked for itself
+
+
+COLUMNS = 4 + len(PHASES)  # of a request: when, status, rows, seconds, seconds by part
 
 
 class Alike:
-    """Requests of one kind that ended within a few seconds, column by column."""
+    """Requests of one kind that ended within a few seconds: float64 [N, COLUMNS] in one piece.
 
-    def __init__(self, calls: Sequence[tuple]):
-        nows, statuses, self.seconds, rows, self.spent = zip(*calls)
-        self.now = nows[0]
-        self.by_status, self.by_rows = Counter(statuses), Counter(rows)
-        self.by_second = Counter(map(int, nows))
-        self.statuses, self.rows = np.array(statuses), np.array(rows)
+    Of what ran no model the rows are 0; of a part that there was not the seconds are NaN.
+    """
+
+    def __init__(self, numbers: "array.array[float]"):
+        table = np.frombuffer(numbers).reshape(-1, COLUMNS)
+        self.now, self.times = float(table[0, 0]), table[:, 3:]
+        self.seconds, self.spent = table[:, 3], table[:, 4:]
+        self.statuses, self.rows = table[:, 1].astype(np.int64), table[:, 2].astype(np.int64)
+        self.by_status, self.by_rows = count_values(self.statuses), count_values(self.rows)
+        self.by_second = count_values(table[:, 0].astype(np.int64))
+
+
+def count_values(numbers: np.ndarray) -> dict[int, int]:
+    """How often each number is there."""
+    first = int(numbers[0])
+    if (numbers == first).all():  # as most are
+        return {first: len(numbers)}
+    return dict(zip(*(found.tolist() for found in np.unique(numbers, return_counts=True))))
 
 
 class Metrics:
@@ -204,9 +213,9 @@ class Metrics:
         # what the graphs show, by kind and name: inference alone, without the page's own
         self.series: dict[tuple[str, str], Series] = {ALL: Series()}
         self.resources = Resources()
-        # requests that are answered and not counted yet, by kind: when, status, seconds, rows that
-        # the model ran at once (0: it ran none), seconds by part
-        self._ended: dict[tuple, list[tuple]] = {}
+        # requests that are answered and not counted yet, by kind: numbers that no collector of
+        # garbage looks at, `COLUMNS` of each
+        self._ended: dict[tuple, array.array[float]] = {}
         self._waiting = 0  # how many those are
         self._step = (0.0, 0.0)  # when the first of them and the last may have ended
         self.ended = threading.Event()  # look no more
@@ -228,11 +237,12 @@ class Metrics:
     def end(self, trace: Any, call: Mapping[str, Any], response: Any) -> None:
         """Take note of a request that is answered; `call` is what its log line says."""
         now, status = self._clock(), call["status"]
-        kind = call["route"], call["model"], call["version"], trace.deployment, trace.by_page
+        drawn = trace.infers and not trace.by_page
+        kind = call["route"], call["model"], call["version"], trace.deployment, drawn
         spent = trace.spent or trace.measure()
-        ended = now, status, call["ms"] / 1e3, call["batch"], spent
+        ended = now, status, call["batch"], call["ms"] / 1e3, *spent
         if status >= 400:
-            self.last_errors.append(describe_error(now, Kind(*kind), call, response))
+            self.last_errors.append(describe_error(now, trace, call, response))
         with self._lock:
             self.in_flight -= 1
             if self._waiting >= TOGETHER or not self._step[0] <= now < self._step[1]:
@@ -240,10 +250,10 @@ class Metrics:
                 began = int(now) // STEP * STEP
                 self._step = began, began + STEP
             self._waiting += 1
-            if kind in self._ended:
-                self._ended[kind].append(ended)
-            else:
-                self._ended[kind] = [ended]
+            known = self._ended.get(kind)
+            if known is None:
+                known = self._ended[kind] = array.array("d")
+            known.extend(ended)
 
     def _count(self) -> None:
         """Count what has ended: what is alike at once,
@@ -255,13 +265,14 @@ class Metrics:
 
     def _count_alike(self, kind: Kind, calls: Alike) -> None:
         """Count requests of one kind, of a few seconds."""
-        route, model, version, deployment, by_page = kind
+        route, model, version, deployment, drawn = kind
         for status, count in calls.by_status.items():
             self.requests[route, model, version, deployment, status] += count
-        seconds, spent = np.array(calls.seconds), np.array(calls.spent)
-        self.latency.setdefault((route, model, deployment), Histogram(SECONDS)).add(seconds)
+        timed = self.latency.setdefault((route, model, deployment), Histogram(SECONDS))
+        timed.add(calls.seconds)
         for place, name in enumerate(PHASES):
-            known = spent[:, place][~np.isnan(spent[:, place])]
+            known = calls.spent[:, place]
+            known = known[~np.isnan(known)]
             if len(known):
                 self.parts.setdefault((name, model, deployment), Histogram(SECONDS)).add(known)
         if calls.rows.any():
@@ -271,8 +282,10 @@ class Metrics:
         group = model or (route if route.startswith("/") else "")
         if group and (group in self.groups or len(self.groups) < MOST_GROUPS):
             self.groups.setdefault(group, Group()).add(calls)
-        if (route in INFERENCE or route.startswith("/")) and not by_page:
-            self._record(kind, calls.now, *tally(calls.statuses, seconds, spent, calls.rows))
+        if drawn:
+            self._record(
+                kind, calls.now, *tally(calls.statuses, calls.seconds, calls.spent, calls.rows)
+            )
 
     def _count_minute(self, calls: Alike) -> None:
         minute = self.minutes.setdefault(int(calls.now) // 60, [0, 0, 0])
@@ -468,14 +481,15 @@ def busy_seconds(process: psutil.Process) -> float:
 
 
 def describe_error(
-    now: float, kind: Kind, call: Mapping[str, Any], response: Any
+    now: float, trace: Any, call: Mapping[str, Any], response: Any
 ) -> dict[str, Any]:
+    """What /stats says of a request that went wrong."""
+    names = ("request_id", "method", "path", "status", "route", "model")
     return {
         "time": now,
-        **{name: call[name] for name in ("request_id", "method", "path", "status", "route")},
-        "model": kind.model,
-        "deployment": kind.deployment,
-        "by_page": kind.by_page,
+        **{name: call[name] for name in names},
+        "deployment": trace.deployment,
+        "by_page": trace.by_page,
         "error": error_of(response),
     }
 

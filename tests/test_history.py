@@ -53,6 +53,7 @@ def line(status, ms, route="predict", model="m", batch=1):
 def trace(spent=(NAN, 0.001, 0.002, 0.0, 0.003), deployment="", by_page=False):
     made = serving.Trace()
     made.spent, made.deployment, made.by_page = spent, deployment, by_page
+    made.infers = True
     return made
 
 

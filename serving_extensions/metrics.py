@@ -4,7 +4,6 @@ One `Metrics` per server. A request costs a lock and a few additions; everything
 when it is asked for.
 """
 
-import array
 import copy
 import json
 import logging
@@ -175,8 +174,8 @@ class Alike:
     Of what ran no model the rows are 0; of a part that there was not the seconds are NaN.
     """
 
-    def __init__(self, numbers: "array.array[float]"):
-        table = np.frombuffer(numbers).reshape(-1, COLUMNS)
+    def __init__(self, numbers: Sequence[float]):
+        table = np.array(numbers).reshape(-1, COLUMNS)
         self.now, self.times = float(table[0, 0]), table[:, 3:]
         self.seconds, self.spent = table[:, 3], table[:, 4:]
         self.statuses, self.rows = table[:, 1].astype(np.int64), table[:, 2].astype(np.int64)
@@ -198,7 +197,7 @@ class Metrics:
     def __init__(self, clock: Callable[[], float] = time.time):
         self._clock, self._lock = clock, threading.Lock()
         self.started = clock()
-        self.in_flight = self.peak_in_flight = self.latest_peak = 0
+        self.peak_in_flight = self.latest_peak = 0
         self.count_waiting: Callable[[], int] = lambda: 0  # requests that wait for a thread
         self.refused: Counter[str] = Counter()  # requests that were turned away, by reason
         self.total, self.groups = Group(), dict[str, Group]()
@@ -213,11 +212,11 @@ class Metrics:
         # what the graphs show, by kind and name: inference alone, without the page's own
         self.series: dict[tuple[str, str], Series] = {ALL: Series()}
         self.resources = Resources()
-        # requests that are answered and not counted yet, by kind: numbers that no collector of
-        # garbage looks at, `COLUMNS` of each
-        self._ended: dict[tuple, array.array[float]] = {}
-        self._waiting = 0  # how many those are
-        self._step = (0.0, 0.0)  # when the first of them and the last may have ended
+        self._open: list[None] = []  # as long as requests are in flight
+        # requests that are answered and not counted yet: when, what the log says, seconds by part,
+        # deployment, whether they are drawn
+        self._ended: list[tuple] = []
+        self._due = 0.0  # when those must be counted
         self.ended = threading.Event()  # look no more
         self.watcher: threading.Thread | None = None
         self.is_taken = False  # the history was read, if there is one
@@ -227,41 +226,51 @@ class Metrics:
         self._process.cpu_percent()
         self._seen = Seen(self._clock(), self._process)
 
+    @property
+    def in_flight(self) -> int:
+        """Requests that are being answered."""
+        return len(self._open)
+
     def begin(self) -> "Metrics":
-        with self._lock:
-            self.in_flight += 1
-            if self.in_flight > self.latest_peak:
-                self.latest_peak = self.in_flight
+        """Note that a request begins. Here and in `end` nobody waits: a list's `append` and `pop`
+        are one step to other threads.
+        """
+        self._open.append(None)
+        if len(self._open) > self.latest_peak:
+            with self._lock:
+                self.latest_peak = max(self.latest_peak, len(self._open))
         return self
 
     def end(self, trace: Any, call: Mapping[str, Any], response: Any) -> None:
         """Take note of a request that is answered; `call` is what its log line says."""
-        now, status = self._clock(), call["status"]
-        drawn = trace.infers and not trace.by_page
-        kind = call["route"], call["model"], call["version"], trace.deployment, drawn
+        now = self._clock()
         spent = trace.spent or trace.measure()
-        ended = now, status, call["batch"], call["ms"] / 1e3, *spent
-        if status >= 400:
+        if call["status"] >= 400:
             self.last_errors.append(describe_error(now, trace, call, response))
-        with self._lock:
-            self.in_flight -= 1
-            if self._waiting >= TOGETHER or not self._step[0] <= now < self._step[1]:
+        drawn = trace.infers and not trace.by_page
+        self._ended.append((now, call, spent, trace.deployment, drawn))
+        self._open.pop()
+        if len(self._ended) >= TOGETHER or now >= self._due:
+            with self._lock:
                 self._count()
-                began = int(now) // STEP * STEP
-                self._step = began, began + STEP
-            self._waiting += 1
-            known = self._ended.get(kind)
-            if known is None:
-                known = self._ended[kind] = array.array("d")
-            known.extend(ended)
+                self._due = (int(now) // STEP + 1) * STEP
 
     def _count(self) -> None:
         """Count what has ended: what is alike at once,
         which takes a fraction of the time that one after the other would.
         """
-        ended, self._ended, self._waiting = self._ended, {}, 0
-        for kind, calls in ended.items():
-            self._count_alike(Kind(*kind), Alike(calls))
+        number = len(self._ended)  # others may come meanwhile, and wait for the next time
+        ended = self._ended[:number]
+        del self._ended[:number]
+        alike: dict[tuple, list[float]] = {}
+        for now, call, spent, deployment, drawn in ended:
+            kind = call["route"], call["model"], call["version"], deployment, drawn
+            key = int(now) // STEP, kind
+            if key not in alike:
+                alike[key] = []
+            alike[key] += now, call["status"], call["batch"], call["ms"] / 1e3, *spent
+        for (_, kind), numbers in alike.items():
+            self._count_alike(Kind(*kind), Alike(numbers))
 
     def _count_alike(self, kind: Kind, calls: Alike) -> None:
         """Count requests of one kind, of a few seconds."""

@@ -2394,13 +2394,13 @@ def routine(*aliases: str, before_model: bool = False) -> Callable[[type], type]
         kind.before_model = before_model  # type: ignore[attr-defined]
         kind.routine_names = (kind.__name__, *aliases)  # type: ignore[attr-defined]
         if not IMPORTING.get():
-            declare(kind)
+            declare_routine(kind)
         return kind
 
     return register
 
 
-def declare(kind: Any) -> None:
+def declare_routine(kind: Any) -> None:
     """Let every server of this process have a routine."""
     built_in = kind.__module__ == __name__
     for name in kind.routine_names:

@@ -340,12 +340,16 @@ class Extension:
     """
 
     name: str
+    # What of config.json it reads, beside what the core does: "handlers", "auth.keys[].quota".
+    sections: Sequence[str] = ()
     # URLs that it answers, beside the core's table.
     routes: Sequence["Route"] = ()
     # find(server, method, path) -> Found or None: URLs that a config names; urls(server) lists
     # their paths.
     find: Callable[["ModelServer", str, str], Any] = nothing
     urls: Callable[["ModelServer"], Iterable[str]] = none
+    # How bodies and answers of handlers are wrapped, by `handlers[].envelope`.
+    envelopes: Mapping[str, "Envelope"] = field(default_factory=dict)
     # declare(server, path, function, methods, envelope): what `ModelServer.endpoint` registers.
     declare: Callable[..., Any] = nothing
     # open(server) -> what it keeps for a server, at `server.state[name]`.
@@ -451,11 +455,46 @@ if typing.TYPE_CHECKING:
 else:
     routines = sibling("routines") or Missing("routines.py")
 
-# Keys of config.json that an extension reads, and where it is.
-HOMES = {
-    "pipeline_config_list": ("pipelines", "serving_extensions/pipelines.py"),
-    "handlers": ("handlers", "serving_extensions/handlers.py"),
-}
+
+class Home(typing.NamedTuple):
+    """A file beside this one, and what of it somebody may ask this one for."""
+
+    file: str
+    sections: Sequence[str] = ()  # of a config
+    urls: Sequence[str] = ()
+    commands: Sequence[str] = ()
+
+    def tell(self) -> str:
+        return f"this needs serving_extensions/{self.file} beside serving.py"
+
+
+# Who has some of the files is told which one is missing. Where all are, a test holds this equal to
+# what they declare.
+HOMES = (
+    Home("pipelines.py", sections=["pipeline_config_list"]),
+    Home("handlers.py", sections=["handlers"]),
+    Home("active_learning.py", sections=["deployments[].active_learning"]),
+    Home("quotas.py", sections=["auth.keys[].quota"]),
+    Home("metrics.py", sections=["server.history"]),
+    Home(
+        "console.py",
+        urls=[
+            "/console",
+            "/console/",
+            "/deployments",
+            "/metrics",
+            "/monitoring/prometheus/metrics",
+            "/openapi.json",
+            "/stats",
+        ],
+    ),
+    Home("commands.py", commands=["check", "export", "init"]),
+)
+
+
+def tell_missing(kind: str, name: str) -> str:
+    """Which file has a section, one of `urls` or one of `commands`."""
+    return next(home.tell() for home in HOMES if name in getattr(home, kind))
 
 
 # ==================================================================================================
@@ -470,11 +509,18 @@ def option(
     minimum: float | None = None,
     maximum: float | None = None,
     pattern: str | None = None,
+    loads: bool = False,
 ) -> Any:
     """Declare a config field in one line: default, what it means (with its unit),
-    and its limits.
+    and its limits. Of what `loads`, a change has a model loaded anew.
     """
-    metadata = {"doc": doc, "minimum": minimum, "maximum": maximum, "pattern": pattern}
+    metadata = {
+        "doc": doc,
+        "minimum": minimum,
+        "maximum": maximum,
+        "pattern": pattern,
+        "loads": loads,
+    }
     return (
         field(default_factory=dict, metadata=metadata)
         if default == {}
@@ -592,7 +638,8 @@ class ModelConfig:
     )
     base_path: str = option(
         doc="folder of numbered version folders, or a SavedModel itself; relative to the config "
-        "file"
+        "file",
+        loads=True,
     )
     model_version_policy: VersionPolicy = option(
         VersionPolicy(latest=LatestPolicy()), "which versions to serve"
@@ -604,34 +651,42 @@ class ModelConfig:
         "AUTO",
         "AUTO (a GPU if TensorFlow sees one, else the CPU), CPU, GPU, GPU:1, HETERO:GPU,CPU (the "
         "first that is there), or an array of them: a replica on each",
+        loads=True,
     )
     tags: tuple[str, ...] = option(
-        ("serve",), "which of the SavedModel's graphs to load: the one with just these tags"
+        ("serve",),
+        "which of the SavedModel's graphs to load: the one with just these tags",
+        loads=True,
     )
     instances: int = option(
-        1, "replicas on each device; the least busy one answers", minimum=1, maximum=64
+        1, "replicas on each device; the least busy one answers", minimum=1, maximum=64, loads=True
     )
     load: str = option(
         "eager",
         "eager, or on_demand: into memory at the first request",
         pattern="^(eager|on_demand)$",
+        loads=True,
     )
     idle_seconds: int | float | None = option(
-        None, "on_demand: out of memory after so long without a request", minimum=1
+        None, "on_demand: out of memory after so long without a request", minimum=1, loads=True
     )
-    pinned: bool = option(False, "on_demand: stays in memory once it is there")
+    pinned: bool = option(False, "on_demand: stays in memory once it is there", loads=True)
     freeze: bool = option(
         True,
         "let a convolutional network's variables become constants of its graph "
         "on a CPU; false keeps to the last bit",
+        loads=True,
     )
     batching: bool | Batching | None = option(
-        None, "join concurrent requests: true, or sizes; default: each is answered alone"
+        None,
+        "join concurrent requests: true, or sizes; default: each is answered alone",
+        loads=True,
     )
     warm_up: bool = option(
         True,
         "call signatures with made-up input when a model is loaded, "
         "those whose graph keeps nothing of a call",
+        loads=True,
     )
     # OpenVINO Model Server's fields that cannot mean anything for a SavedModel: accepted, named
     # once in the log.
@@ -693,18 +748,8 @@ class ModelConfig:
     @property
     def load_key(self) -> tuple:
         """What a loaded version depends on: when it changes, the version is loaded anew."""
-        return (
-            self.base_path,
-            self.target_device,
-            self.instances,
-            self.batching,
-            self.freeze,
-            self.warm_up,
-            self.load,
-            self.idle_seconds,
-            self.pinned,
-            frozenset(self.tags),
-        )
+        fields = [f.name for f in dataclasses.fields(self) if f.metadata["loads"]]
+        return tuple(getattr(self, name) for name in fields)
 
 
 @dataclass(frozen=True)
@@ -986,8 +1031,7 @@ class HandlerConfig:
     )
     envelope: str | None = option(
         None,
-        "hub: CellStrat's answers; default: what the function says, or none",
-        pattern="^(hub|none)$",
+        "hub: CellStrat's answers, or an extension's; none; default: what the function says",
     )
     methods: tuple[str, ...] = option(
         ("POST",),
@@ -1495,8 +1539,80 @@ def refuse_twice(value: Any, path: str) -> None:
             refuse_twice(item, f"{path}[{index}]")
 
 
+# The beginning of TensorFlow Serving's --model_config_file: protobuf's text format, no JSON.
+PROTOBUF_CONFIG = re.compile(rb"(?:\s|#[^\n]*\n)*(?:model_config_list|custom_model_config)\s*[:{]")
+# Its messages (config/model_server_config.proto, file_system_storage_path_source.proto), as far as
+# they have a meaning here: name -> number, type, whether there may be several.
+PROTOBUF_MESSAGES: dict[str, dict[str, tuple[int, str, bool]]] = {
+    "ModelServerConfig": {"model_config_list": (1, "ModelConfigList", False)},
+    "ModelConfigList": {"config": (1, "ModelConfig", True)},
+    "ModelConfig": {
+        "name": (1, "string", False),
+        "base_path": (2, "string", False),
+        "model_platform": (4, "string", False),
+        "model_version_policy": (7, "Policy", False),
+        "version_labels": (8, "Label", True),
+    },
+    "Policy": {
+        "latest": (100, "Latest", False),
+        "all": (101, "All", False),
+        "specific": (102, "Specific", False),
+    },
+    "Latest": {"num_versions": (1, "uint32", False)},
+    "All": {},
+    "Specific": {"versions": (1, "int64", True)},
+    "Label": {"key": (1, "string", False), "value": (2, "int64", False)},
+}
+
+
+@functools.cache
+def protobuf_config() -> Any:
+    """The message that TensorFlow Serving's --model_config_file is read into."""
+    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory  # late: slow
+
+    kinds = descriptor_pb2.FieldDescriptorProto
+    file = descriptor_pb2.FileDescriptorProto(name="model_server_config.proto", package="serving")
+    for name, fields in PROTOBUF_MESSAGES.items():
+        message = file.message_type.add(name=name)
+        for key, (number, kind, several) in fields.items():
+            label = kinds.LABEL_REPEATED if several else kinds.LABEL_OPTIONAL
+            made = message.field.add(name=key, number=number, label=label)
+            if kind in PROTOBUF_MESSAGES:
+                made.type, made.type_name = kinds.TYPE_MESSAGE, f".serving.{kind}"
+            else:
+                made.type = kinds.Type.Value(f"TYPE_{kind.upper()}")
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName("serving.ModelServerConfig"))
+
+
+def read_protobuf_config(text: bytes) -> dict[str, Any]:
+    """TensorFlow Serving's --model_config_file as the config it is here. Raises ConfigError."""
+    from google.protobuf import json_format, text_format
+
+    try:
+        message = text_format.Parse(text.decode(), protobuf_config()())
+    except (text_format.ParseError, UnicodeDecodeError) as error:
+        raise ConfigError("$", f"not a config of TensorFlow Serving: {error}") from None
+    value = json_format.MessageToDict(message, preserving_proto_field_name=True)
+    items = value.get("model_config_list", {}).get("config", [])
+    for item in items:
+        item.pop("model_platform", None)
+        if "version_labels" in item:
+            labels = item["version_labels"]
+            item["version_labels"] = {one["key"]: int(one["value"]) for one in labels}
+        if versions := item.get("model_version_policy", {}).get("specific"):
+            versions["versions"] = [int(number) for number in versions.get("versions", [])]
+    return {"model_config_list": [{"config": item} for item in items]}
+
+
 def read_config(text: bytes) -> Any:
-    """Parse the bytes of a config file; raises ConfigError with line and column."""
+    """Parse the bytes of a config file; raises ConfigError with line and column.
+
+    It is JSON, or TensorFlow Serving's own --model_config_file.
+    """
+    if PROTOBUF_CONFIG.match(text):
+        return read_protobuf_config(text)
 
     def constant(name: str) -> None:
         raise ConfigError("$", f"expected a number, got {name}")
@@ -1512,9 +1628,10 @@ def read_config(text: bytes) -> Any:
             "$", f"expected UTF-8 text, got byte 0x{text[error.start]:02x} at offset {error.start}"
         ) from None
     except json.JSONDecodeError as error:
-        raise ConfigError(
-            "$", f"not valid JSON: {error.msg} at line {error.lineno} column {error.colno}"
-        ) from None
+        where = f"{error.msg} at line {error.lineno} column {error.colno}"
+        yaml = re.match(rb"(?:\s|#[^\n]*\n|---)*[\w-]+:(?:\s|$)", text)
+        hint = "; it looks like YAML, and a config is JSON" if yaml else ""
+        raise ConfigError("$", f"not valid JSON: {where}{hint}") from None
     except (RecursionError, ValueError):
         raise ConfigError("$", "not a config: nested too deeply, or a number too long") from None
 
@@ -2071,7 +2188,7 @@ def decode_element(leaf: Any, spec: TensorSpec, dtype: np.dtype) -> Any:
     if dtype.kind == "O" and kind is bytes:  # from Python
         return leaf
     if dtype.kind == "O" and kind is dict:
-        return decode_base64(leaf)
+        return decode_b64(leaf)
     raise BadRequest(
         f"{show(leaf)} Type: {type_of(leaf)} is not of expected type: {spec.type_name}"
     )
@@ -2109,7 +2226,7 @@ def holds_bytes(value: Any) -> bool:
     return False
 
 
-def decode_base64(value: dict) -> bytes:
+def decode_b64(value: dict) -> bytes:
     """Decode `{"b64": ...}`: standard alphabet, padding optional but right if given,
     white space skipped (abseil).
     """
@@ -2213,7 +2330,7 @@ def encode_json(value: Any) -> bytes:
 LARGE = 512  # bytes of an array's text; below, the plain path is as fast
 MOST_STRINGS = 512  # of a body, keys among them
 # what a skeleton leaves out; simdjson says whether numbers stand in the right places
-NUMBERS = b"0123456789+-.eE \t\n\r"
+NUMBER_BYTES = b"0123456789+-.eE \t\n\r"
 TOKEN = secrets.token_hex(16)  # stands for an array in the rest; a client cannot know it
 TOKEN_BYTES = TOKEN.encode()
 SHORT = 256  # bytes of a rest that is parsed once: clients send the same one again and again
@@ -2290,7 +2407,7 @@ def read_array(text: bytes) -> np.ndarray | None:
     None unless they are rectangular, full and of 64-bit numbers.
     """
     rank = rank_of_row(text)
-    shape = [1] * (rank - 1) + [-1] if rank else shape_of(text.translate(None, NUMBERS))
+    shape = [1] * (rank - 1) + [-1] if rank else shape_of(text.translate(None, NUMBER_BYTES))
     if shape is None:
         return None
     try:
@@ -2367,40 +2484,37 @@ PHASES = ("queue", "decode", "inference", "routines", "encode")  # of the time a
 NO_TIME = float("nan")  # of a part that a request has not had
 
 
+class Turn:
+    """A request's place in a server's queue, which knows by it how fast its lines move."""
+
+    def __init__(self, queued: float | None = None):
+        self.queued = queued  # of time.perf_counter: when its last byte had come
+        self.waited = False  # for a model to load, with a thread
+
+
+def stays() -> bool:
+    """Nobody knows that a client has left."""
+    return False
+
+
 class Trace:
-    """What becomes known of a request on its way: for metrics and the log."""
+    """What becomes known of a request on its way: for metrics and the log.
 
-    __slots__ = (
-        "start",
-        "queued",
-        "began",
-        "ended",
-        "inference",
-        "routines",
-        "rows",
-        "batch",
-        "model",
-        "version",
-        "deployment",
-        "infers",
-        "by_page",
-        "spent",
-        "deadline",
-        "has_left",
-        "waited",
-    )
+    It travels with the request, an argument of all that is called for it.
+    """
 
-    def __init__(self, queued: float | None = None, has_left: Callable[[], bool] = lambda: False):
+    deadline = math.inf  # of time.perf_counter()
+    began = ended = inference = routines = 0.0
+    rows = batch = 0
+    model = version = deployment = ""
+    waited = False  # for a model to load
+    infers = by_page = False  # it asks a model or handler; the page asks
+    spent: tuple[float, ...] = ()  # what `measure` has found
+
+    def __init__(self, queued: float | None = None, has_left: Callable[[], bool] = stays):
         self.start = time.perf_counter()
         self.queued = queued  # when its last byte had come
-        self.deadline = float("inf")  # of time.perf_counter()
         self.has_left = has_left  # whether its client has
-        self.began = self.ended = self.inference = self.routines = 0.0
-        self.rows, self.batch, self.model, self.version = 0, 0, "", ""
-        self.deployment = ""
-        self.infers = self.by_page = False  # it asks a model or handler; the page asks
-        self.spent: tuple[float, ...] = ()  # what `measure` has found
-        self.waited = False  # for a model to load
 
     def limit(self, seconds: float, wish: str | None) -> None:
         """Set the deadline, `wish` being what the client asks for.
@@ -2423,6 +2537,10 @@ class Trace:
         """Seconds until the deadline."""
         return self.deadline - time.perf_counter()
 
+    def timeout(self) -> float:
+        """Seconds until the deadline, as locks take them."""
+        return min(max(0.0, self.remaining()), threading.TIMEOUT_MAX)
+
     def measure(self) -> tuple[float, ...]:
         """Seconds in each of `PHASES` until now, NaN for a part that there was not: no queue where
         another server has the requests wait, nothing but the queue without inference.
@@ -2443,8 +2561,19 @@ class Trace:
         return {name: seconds for name, seconds in found if seconds == seconds}
 
 
-# Of the request that a thread answers: .trace; .waited, whether for a model to load.
-CURRENT = threading.local()
+class Untraced(Trace):
+    """The trace of calls from Python: nothing of them is noted, and they have all the time."""
+
+    start, queued, has_left = 0.0, None, staticmethod(stays)
+
+    def __init__(self) -> None:
+        pass
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        pass
+
+
+UNTRACED = Untraced()
 
 
 class SignatureCall(typing.NamedTuple):
@@ -2514,16 +2643,12 @@ class Servable:
         return call.seconds if call is not None and call.steady else float("inf")
 
     def run(
-        self, name: str, inputs: dict[str, np.ndarray], trace: Trace | None = None
+        self, name: str, inputs: dict[str, np.ndarray], trace: Trace = UNTRACED
     ) -> dict[str, np.ndarray]:
         """Answer arrays by name with arrays by name, by the signature `name`.
 
-        Timed for the request that it is part of: `trace`, or that of this thread.
+        Timed for the request that it is part of.
         """
-        trace = trace or getattr(CURRENT, "trace", None)
-        if trace is None or trace.began > trace.ended:
-            # inside a pipeline's run, which is timed as a whole
-            return self.call(name, inputs, trace)
         trace.began = trace.began or time.perf_counter()
         start = time.perf_counter()
         first = next(iter(inputs.values()), None)
@@ -2536,7 +2661,7 @@ class Servable:
             trace.inference += trace.ended - start
 
     def call(
-        self, name: str, inputs: dict[str, np.ndarray], trace: Trace | None = None
+        self, name: str, inputs: dict[str, np.ndarray], trace: Trace = UNTRACED
     ) -> dict[str, np.ndarray]:
         """Answer as `run` does, which times it; `trace` is of the request: deadline, client."""
         if self._run is None:
@@ -2589,13 +2714,13 @@ class Servable:
 
 
 def list_versions(base_path: str) -> dict[int, Path]:
-    """The version folders under `base_path`, or a SavedModel itself as version 1.
+    """The version folders under `base_path`, or a SavedModel or a model's file itself as version 1.
 
     Raises LoadError if there is no folder.
     """
     base = Path(base_path)
     try:
-        if (base / "saved_model.pb").is_file() or (base / "saved_model.pbtxt").is_file():
+        if is_saved_model(base) or base.suffix.lower() in MODEL_FILES and base.is_file():
             return {1: base}
         folders = sorted(
             entry
@@ -2603,11 +2728,61 @@ def list_versions(base_path: str) -> dict[int, Path]:
             if re.fullmatch(r"0*[0-9]{1,19}", entry.name) and entry.is_dir()
         )
     except (OSError, ValueError) as error:
-        raise LoadError(
-            f"base_path cannot be read: {getattr(error, 'strerror', None) or error}",
-            BadRequest.code,
-        ) from None
+        reason = getattr(error, "strerror", None) or error
+        text = f"base_path cannot be read: {reason}{explain_path(base_path)}"
+        raise LoadError(text, BadRequest.code) from None
     return {int(folder.name): folder for folder in folders if int(folder.name) < 2**63}
+
+
+MODEL_FILES = (".keras", ".h5", ".hdf5")  # what serving_extensions/keras_files.py exports
+
+
+def is_saved_model(folder: Path) -> bool:
+    return (folder / "saved_model.pb").is_file() or (folder / "saved_model.pbtxt").is_file()
+
+
+def find_model_file(folder: Path) -> Path | None:
+    """The one .keras or .h5 file that a version is, or that its folder holds in place of a
+    SavedModel.
+    """
+    if folder.is_file():
+        return folder
+    if is_saved_model(folder):
+        return None
+    found = [file for file in folder.glob("*") if file.suffix.lower() in MODEL_FILES]
+    return found[0] if len(found) == 1 else None
+
+
+def explain_path(base_path: str) -> str:
+    """What to do about a `base_path` that is no folder: the commonest mistakes."""
+    suffix = Path(base_path).suffix.lower()
+    if suffix in (".tflite", ".onnx", ".pt", ".pth", ".pb"):
+        return f"; a {suffix} file is no SavedModel: export one (Keras: model.export(folder))"
+    return ""
+
+
+def explain_no_versions(base_path: str) -> str:
+    """Where the versions seem to be that a `base_path` has none of; "" where nobody knows."""
+    base = Path(base_path)
+    with contextlib.suppress(OSError, ValueError):
+        inside = sorted(entry for entry in base.iterdir() if entry.is_dir())
+        named = [entry for entry in inside if re.fullmatch(r"[vV][0-9]+", entry.name)]
+        if named:
+            name = named[0].name
+            return f"; a version folder's name is a number: '{name}' should be '{name[1:]}'"
+        if is_saved_model(base.parent):
+            return f"; the SavedModel is one folder up, in '{base.parent.name}'"
+        for entry in inside:
+            if is_saved_model(entry) or any(
+                each.name.isdigit() and is_saved_model(each) for each in entry.iterdir()
+            ):
+                return f"; there is a model one folder down, in '{entry.name}'"
+        for file in sorted(base.iterdir()):
+            if file.suffix.lower() in (*MODEL_FILES, ".tflite", ".onnx", ".pt", ".pth"):
+                return (
+                    f"; '{file.name}' is in no version folder: move it into '1', or name it itself"
+                )
+    return ""
 
 
 def choose_versions(policy: VersionPolicy, versions: Iterable[int]) -> list[int]:
@@ -2830,6 +3005,10 @@ class LoadRequest:
     device: str = ""  # such as `GPU:0`; none: the config's first that is there
     try_calls: bool = True  # with made-up input; not where other calls come in their place
 
+    def with_folder(self, folder: Path) -> "LoadRequest":
+        """The same request for the SavedModel in another folder."""
+        return dataclasses.replace(self, folder=folder)
+
     def with_config(self, **fields: Any) -> "LoadRequest":
         """The same request with other fields of the model's config."""
         return dataclasses.replace(self, config=dataclasses.replace(self.config, **fields))
@@ -2845,6 +3024,9 @@ def load_saved_model(request: LoadRequest) -> Servable:
     microseconds where a signature of `tf.saved_model.load` costs hundreds, and closing the session
     frees the memory. Raises LoadError with the reason.
     """
+    if file := find_model_file(request.folder):
+        needs = "serving_extensions/keras_files.py beside serving.py"
+        raise LoadError(f"'{file.name}' is no SavedModel: this needs {needs}")
     config, held = request.config, contextlib.ExitStack()
     prepare_devices(request.options.gpu_memory_limit_mb, request.options.intra_op_threads)
     failed = import_operations(request.modules)
@@ -2950,7 +3132,7 @@ class SessionServable(Servable):
         self._workers = {name: self._pools[count] for name, count in counts.items()}
 
     def call(
-        self, name: str, inputs: dict[str, np.ndarray], trace: Trace | None = None
+        self, name: str, inputs: dict[str, np.ndarray], trace: Trace = UNTRACED
     ) -> dict[str, np.ndarray]:
         call = self.callables.get(name)
         if call is None:
@@ -2958,12 +3140,12 @@ class SessionServable(Servable):
             raise BadRequest(f'Signature "{name}" cannot be called: {reason}')
         arrays = [fit(spec, inputs) for spec in self.signatures[name].inputs.values()]
         values = self.compute(name, call, arrays, trace)
-        if call.kind == "batched" and trace is not None:
+        if call.kind == "batched":
             trace.batch = int(values[-1])
         return dict(zip(call.outputs, map(as_array, values)))
 
     def compute(
-        self, name: str, call: SignatureCall, arrays: Sequence[np.ndarray], trace: Trace | None
+        self, name: str, call: SignatureCall, arrays: Sequence[np.ndarray], trace: Trace
     ) -> list[Any]:
         """What TensorFlow answers, on this thread or on the model's own; its errors as ours."""
         workers = self._workers.get(name)
@@ -3181,12 +3363,14 @@ def read_signature(definition: Mapping[str, Any]) -> Signature:
     """
 
     def read(side: str) -> dict[str, TensorSpec]:
-        return {name: read_tensor(name, info) for name, info in sorted(definition[side].items())}
+        return {
+            name: read_tensor_info(name, info) for name, info in sorted(definition[side].items())
+        }
 
     return Signature(read("inputs"), read("outputs"))
 
 
-def read_tensor(name: str, info: Mapping[str, Any]) -> TensorSpec:
+def read_tensor_info(name: str, info: Mapping[str, Any]) -> TensorSpec:
     """A described TensorInfo; a dtype that TensorFlow has no name for is its number.
 
     TF1 tells of a variable by a reference to its value, which is what a session answers.
@@ -3366,13 +3550,13 @@ def bound_keys(used: Any, saved: Any, stored: Sequence[Any]) -> dict[str, str] |
         bound = saved.concrete_functions[node.attr["f"].func.name].bound_inputs
         inputs = [name for name in node.input if not name.startswith("^")]
         for name, number in zip(inputs[len(inputs) - len(bound) :], bound):
-            key = key_of(stored[number])
+            key = checkpoint_key_of(stored[number])
             if name in handles and keys.setdefault(name, key) != key:
                 return None
     return keys
 
 
-def key_of(node: Any) -> str:
+def checkpoint_key_of(node: Any) -> str:
     """The checkpoint's key of an object, empty for one that is no variable."""
     keys = [a.checkpoint_key for a in node.attributes if a.name == "VARIABLE_VALUE"]
     return keys[0] if keys else ""
@@ -3530,7 +3714,8 @@ def check_signature(graph: Any, signature: Signature) -> Signature:
     for spec in signature.outputs.values():
         find_tensor(graph, spec)
     inputs = {
-        name: narrow(spec, find_tensor(graph, spec)) for name, spec in signature.inputs.items()
+        name: narrow_input(spec, find_tensor(graph, spec))
+        for name, spec in signature.inputs.items()
     }
     for name, spec in inputs.items():
         if not is_carried(spec):
@@ -3565,7 +3750,7 @@ def find_tensor(graph: Any, spec: TensorSpec) -> Any:
     return tensor
 
 
-def narrow(spec: TensorSpec, tensor: Any) -> TensorSpec:
+def narrow_input(spec: TensorSpec, tensor: Any) -> TensorSpec:
     """A signature's input with the sizes that its placeholder has and it leaves open.
 
     TensorFlow plans a graph with them: LoadError where the two contradict each other.
@@ -4360,17 +4545,14 @@ class Workers:
         self._lock = threading.Lock()
         self._after: Callable[[], Any] | None = None  # the last job, when the threads end
 
-    def run(self, function: Callable, *arguments: Any, trace: Trace | None = None) -> Any:
+    def run(self, function: Callable, *arguments: Any, trace: Trace = UNTRACED) -> Any:
         """Run a function when a thread is free.
 
         ServingError at the deadline of `trace`; what waits then never runs.
         """
-        if trace is None:
-            return self.submit(function, *arguments).result()
         future = self.submit(function, *arguments, wanted=lambda: not trace.has_left())
-        limited = trace.deadline < float("inf")
         try:
-            return future.result(max(0.0, trace.remaining()) if limited else None)
+            return future.result(trace.timeout())
         except CancelledError:
             raise ServingError("The client has left", "CANCELLED") from None
         except FutureTimeoutError:
@@ -4552,19 +4734,26 @@ Steps = Iterator[Sequence[Future]]  # work that is done bit by bit: what each ne
 class Lease:
     """A version and its servable, kept from being freed within a `with`."""
 
-    __slots__ = ("manager", "wanted", "servable")
+    __slots__ = ("manager", "wanted", "trace", "servable")
 
-    def __init__(self, manager: "ModelManager", *wanted: Any):
-        self.manager, self.wanted = manager, wanted
+    def __init__(
+        self,
+        manager: "ModelManager",
+        model: str,
+        version: int | None,
+        label: str | None,
+        trace: Trace,
+    ):
+        self.manager, self.wanted, self.trace = manager, (model, version, label), trace
 
     def __enter__(self) -> tuple[int, Servable]:
-        number, servable = self.manager.find(*self.wanted)
+        number, servable = self.manager.find(*self.wanted, self.trace)
         while not servable.acquire():
             # retired between the look and the lease: the table has a newer one
-            number, servable = self.manager.find(*self.wanted)
+            number, servable = self.manager.find(*self.wanted, self.trace)
         self.servable = servable
-        if (trace := getattr(CURRENT, "trace", None)) is not None and not trace.model:
-            trace.model, trace.version = self.wanted[0], str(number)
+        if not self.trace.model:
+            self.trace.model, self.trace.version = self.wanted[0], str(number)
         return number, servable
 
     def __exit__(self, *error: Any) -> None:
@@ -4639,17 +4828,25 @@ class ModelManager:
 
     # --- readers --------------------------------------------------------------------------------
 
-    def lease(self, model: str, version: int | None = None, label: str | None = None) -> "Lease":
+    def lease(
+        self,
+        model: str,
+        version: int | None = None,
+        label: str | None = None,
+        trace: Trace = UNTRACED,
+    ) -> Lease:
         """Yield a version and its servable: the version named, the labelled one or the highest.
 
         Raises NotFound or BadRequest.
         """
-        return Lease(self, model, version, label)
+        return Lease(self, model, version, label, trace)
 
-    def find(self, model: str, version: int | None, label: str | None) -> tuple[int, Servable]:
+    def find(
+        self, model: str, version: int | None, label: str | None, trace: Trace = UNTRACED
+    ) -> tuple[int, Servable]:
         """What `lease` would yield, not leased."""
         if model not in self.available and model in self._tried:
-            self.await_load(model)
+            self.await_load(model, trace)
         available = self.available.get(model)
         versions = available.versions if available else {}
         if self.config.is_pipeline(model):  # those have neither versions nor labels
@@ -4667,16 +4864,15 @@ class ModelManager:
             raise NotFound(f"Servable not found for request: Specific({model}, {version})")
         return version, versions[version]
 
-    def await_load(self, model: str) -> None:
+    def await_load(self, model: str, trace: Trace) -> None:
         """Wait until a model's first load is over; ServingError UNAVAILABLE when that takes too
         long.
 
         A request waits for up to `load_wait_seconds`; a call from Python holds no client up, and
         waits as long as it takes.
         """
-        tried, trace = self._tried[model], getattr(CURRENT, "trace", None)
-        CURRENT.waited = True
-        if trace is not None:
+        tried, trace.waited = self._tried[model], True
+        if trace.deadline < math.inf:
             patience = min(self.config.server.load_wait_seconds, trace.remaining())
             if not tried.wait(patience):
                 raise ServingError(f"Model {model} is still loading", "UNAVAILABLE")
@@ -5094,11 +5290,13 @@ class ModelManager:
             visit.fail(".base_path", error.message, error)
             return None
         if folders.get(1) == Path(model.base_path):
-            text = f"note: {model.name}: base_path is a SavedModel itself, served as version 1"
+            kind = "SavedModel" if Path(model.base_path).is_dir() else "model's file"
+            text = f"note: {model.name}: base_path is a {kind} itself, served as version 1"
             self._say_once(logging.INFO, text)
         if choose_versions(model.model_version_policy, folders):
             return folders
-        reason = f"its policy picks none of the numbered folders {sorted(folders)}"
+        hint = "" if folders else explain_no_versions(model.base_path)
+        reason = f"its policy picks none of the numbered folders {sorted(folders)}{hint}"
         self._absent[model.name] = f"no version to serve: {reason}"
         text = f"{model.name}: no version to serve: {reason} in {model.base_path}"
         self._say_once(logging.WARNING, text)
@@ -5307,7 +5505,11 @@ def signature_name(body: Any, method: str = "") -> str:
 
 
 def predict(
-    servable: Servable, name: str, body: dict[str, Any], wanted: Sequence[str] = ()
+    servable: Servable,
+    name: str,
+    body: dict[str, Any],
+    wanted: Sequence[str] = (),
+    trace: Trace = UNTRACED,
 ) -> dict[str, Any]:
     """Answer a predict request: `predictions` for `instances` (rows),
     `outputs` for `inputs` (columns); of `wanted` outputs only.
@@ -5326,15 +5528,15 @@ def predict(
             "keys to exist "
         )
     if wanted:
-        signature = choose_outputs(signature, wanted)
+        signature = select_outputs(signature, wanted)
     if "inputs" in body:
         columns = decode_columns(signature, body["inputs"])
         require_writable(signature)
-        return {"outputs": encode_columns(signature, servable.run(name, columns))}
+        return {"outputs": encode_columns(signature, servable.run(name, columns, trace))}
     if "instances" in body:
         rows = decode_rows(signature, body["instances"])
         require_writable(signature)
-        return {"predictions": encode_rows(signature, servable.run(name, rows))}
+        return {"predictions": encode_rows(signature, servable.run(name, rows, trace))}
     raise BadRequest("Missing 'inputs' or 'instances' key")
 
 
@@ -5349,7 +5551,7 @@ def require_writable(signature: Signature) -> None:
             raise BadRequest(f"Failed to write JSON value for tensor type: {spec.type_name}")
 
 
-def choose_outputs(signature: Signature, wanted: Sequence[str]) -> Signature:
+def select_outputs(signature: Signature, wanted: Sequence[str]) -> Signature:
     """The signature with some of its outputs, in its own order.
 
     Raises BadRequest for names it does not have.
@@ -5458,7 +5660,7 @@ def stack_rows(rows: list, spec: TensorSpec, key: str) -> np.ndarray:
     return np.stack(tensors)
 
 
-def present(spec: TensorSpec, array: np.ndarray) -> Any:
+def present_output(spec: TensorSpec, array: np.ndarray) -> Any:
     """An output as the answer holds it: itself, or base64 objects when it is
     binary by its name (`..._bytes`).
     """
@@ -5471,7 +5673,7 @@ def present(spec: TensorSpec, array: np.ndarray) -> Any:
 
 
 def encode_columns(signature: Signature, outputs: Mapping[str, np.ndarray]) -> Any:
-    values = {name: present(spec, outputs[name]) for name, spec in signature.outputs.items()}
+    values = {name: present_output(spec, outputs[name]) for name, spec in signature.outputs.items()}
     return values if len(values) > 1 else next(iter(values.values()))
 
 
@@ -5488,7 +5690,7 @@ def encode_rows(signature: Signature, outputs: Mapping[str, np.ndarray]) -> Any:
             raise BadRequest(
                 f"Tensor name: {name} has inconsistent batch size: {len(output)} expecting: {rows}"
             )
-    values = {name: present(spec, outputs[name]) for name, spec in signature.outputs.items()}
+    values = {name: present_output(spec, outputs[name]) for name, spec in signature.outputs.items()}
     if len(values) == 1:
         return next(iter(values.values()))
     return [dict(zip(values, row)) for row in zip(*values.values())]
@@ -5549,7 +5751,7 @@ def decode_feature(name: str, value: Any) -> tuple[str, Any]:
     if isinstance(value, str | bytes):
         return "bytes", value if isinstance(value, bytes) else encode_text(value)
     if isinstance(value, dict) and is_base64(value):
-        return "bytes", decode_base64(value)
+        return "bytes", decode_b64(value)
     raise BadRequest(f"Feature: {name} has element with unexpected JSON type: {type_of(value)}")
 
 
@@ -5559,7 +5761,11 @@ def require(holds: bool, text: str) -> None:
 
 
 def run_examples(
-    servable: Servable, name: str, examples: list, check: Callable[[Signature, str], None]
+    servable: Servable,
+    name: str,
+    examples: list,
+    check: Callable[[Signature, str], None],
+    trace: Trace,
 ) -> dict[str, np.ndarray]:
     """Run a classify or regress signature on serialized examples, its structure checked first."""
     signature = servable.signatures.get(name)
@@ -5569,7 +5775,7 @@ def run_examples(
     check(
         signature, f"inputs: {', '.join(signature.inputs)}; outputs: {', '.join(signature.outputs)}"
     )
-    return servable.run(name, {"inputs": serialize_examples(examples)})
+    return servable.run(name, {"inputs": serialize_examples(examples)}, trace)
 
 
 def serialize_examples(examples: Sequence[Mapping[str, tuple[str, list]]]) -> np.ndarray:
@@ -5595,14 +5801,16 @@ def shape_text(array: np.ndarray) -> str:
     return str(list(array.shape)).replace(" ", "")
 
 
-def classify(servable: Servable, name: str, examples: list) -> dict[str, Any]:
+def classify(
+    servable: Servable, name: str, examples: list, trace: Trace = UNTRACED
+) -> dict[str, Any]:
     """Answer a classify request: for each example its [label, score] pairs,
     under `results` and `result`.
     """
-    outputs = run_examples(servable, name, examples, check_classification)
+    outputs = run_examples(servable, name, examples, check_classification, trace)
     specs = servable.signatures[name].outputs
     shapes = [
-        check_classes(outputs[output], specs[output], dtype, len(examples))
+        check_class_tensor(outputs[output], specs[output], dtype, len(examples))
         for output, dtype in (("classes", "DT_STRING"), ("scores", "DT_FLOAT"))
         if output in outputs
     ]
@@ -5630,7 +5838,9 @@ def check_classification(signature: Signature, text: str) -> None:
     )
 
 
-def check_classes(array: np.ndarray, spec: TensorSpec, dtype: str, count: int) -> tuple[int, ...]:
+def check_class_tensor(
+    array: np.ndarray, spec: TensorSpec, dtype: str, count: int
+) -> tuple[int, ...]:
     """Refuse classes or scores of another form than [examples, classes]; returns their shape."""
     rank = f"Expected Tensor shape: [batch_size num_classes] but got {shape_text(array)}"
     require(array.ndim == 2, rank)
@@ -5640,7 +5850,9 @@ def check_classes(array: np.ndarray, spec: TensorSpec, dtype: str, count: int) -
     return array.shape
 
 
-def regress(servable: Servable, name: str, examples: list) -> dict[str, Any]:
+def regress(
+    servable: Servable, name: str, examples: list, trace: Trace = UNTRACED
+) -> dict[str, Any]:
     """Answer a regress request: one value for each example, float32 [N],
     under `results` and `result`.
     """
@@ -5652,7 +5864,7 @@ def regress(servable: Servable, name: str, examples: list) -> dict[str, Any]:
             "outputs" in signature.outputs, f"No regression outputs found in SignatureDef: {text}"
         )
 
-    values = run_examples(servable, name, examples, check)["outputs"]
+    values = run_examples(servable, name, examples, check, trace)["outputs"]
     dtype = servable.signatures[name].outputs["outputs"].dtype
     require(
         values.ndim == 1 or values.ndim == 2 and values.shape[1] == 1,
@@ -6016,13 +6228,14 @@ def routine_errors() -> Iterator[None]:
         raise BadRequest(f"routines: {error}") from None
 
 
-def predict_image(
+def answer_pictures(
     server: "ModelServer",
     image: "np.ndarray | list[np.ndarray]",
     deployment: str | None,
     chain: Any,
     form: str,
     allowance: Allowance,
+    trace: Trace,
 ) -> Any:
     """What a deployment sees in a picture, or in each of several; see ModelServer.predict_image."""
     ready = find_deployment(server, deployment)
@@ -6031,7 +6244,7 @@ def predict_image(
     except ConfigError as error:
         raise BadRequest(error.message) from None
     images = image if isinstance(image, list) else [image]
-    with lease(server, ready.config) as (version, servable):
+    with lease(server, ready.config, trace) as (version, servable):
         try:
             model = ready.model_of(servable)
         except ValueError as error:
@@ -6041,10 +6254,11 @@ def predict_image(
         seen = annotate(
             ready,
             model,
-            functools.partial(servable.run, "serving_default"),
+            functools.partial(servable.run, "serving_default", trace=trace),
             views,
             own,
             allowance,
+            trace,
             {"deployment": ready.config.id, "model": ready.config.model, "version": version},
             functools.partial(tell_extensions, server, ready),
         )
@@ -6086,14 +6300,16 @@ def tell_extensions(server: "ModelServer", ready: ReadyDeployment, *seen: Any) -
 
 
 @contextlib.contextmanager
-def lease(server: "ModelServer", deployment: Any) -> Iterator[tuple[int, Any]]:
+def lease(
+    server: "ModelServer", deployment: Any, trace: Trace = UNTRACED
+) -> Iterator[tuple[int, Any]]:
     """Lease a deployment's version.
 
     ServingError UNAVAILABLE, with the reason, when it is not there.
     """
     where = deployment.model, deployment.version, deployment.version_label
     try:
-        server.start().manager.find(*where)
+        server.start().manager.find(*where, trace)
     except (NotFound, BadRequest) as error:
         states = server.manager.states().get(deployment.model, {})
         reason = next(
@@ -6104,7 +6320,7 @@ def lease(server: "ModelServer", deployment: Any) -> Iterator[tuple[int, Any]]:
             f"Deployment '{deployment.id}' is not available: model '{deployment.model}': {reason}"
         )
         raise ServingError(text, "UNAVAILABLE") from None
-    with server.lease(*where) as leased:
+    with server.lease(*where, trace) as leased:
         yield leased
 
 
@@ -6115,6 +6331,7 @@ def annotate(
     views: Sequence[View],
     own: Sequence[Any],
     allowance: Allowance,
+    trace: Trace,
     origin: Mapping[str, Any],
     saw: Callable[..., None],
 ) -> list[Any]:
@@ -6138,8 +6355,7 @@ def annotate(
         saw(view.drawn, tensors, origin)
     with routine_errors():
         found = [routines.run_after(own, tensors) for tensors in found]
-    if (trace := getattr(CURRENT, "trace", None)) is not None:
-        trace.routines = time.perf_counter() - start
+    trace.routines = time.perf_counter() - start
     return found
 
 
@@ -6200,7 +6416,7 @@ def unpack_value(
 
     # All of them, before the first is decoded.
     opened = visit(value, lambda leaf, spec: open_picture(leaf, limits))
-    pixels = visit(opened, lambda leaf, spec: to_pixels(leaf, spec, dtypes, limits))
+    pixels = visit(opened, lambda leaf, spec: fit_pixels(leaf, spec, dtypes, limits))
     return pixels if key == "instances" and isinstance(value, list) else as_batch(pixels)
 
 
@@ -6232,7 +6448,7 @@ def open_picture(leaf: Any, limits: Any) -> Any:
     return routines.open_image(leaf, limits) if isinstance(leaf, bytes) else leaf
 
 
-def to_pixels(leaf: Any, spec: Any, dtypes: Mapping[str, np.dtype], limits: Any) -> Any:
+def fit_pixels(leaf: Any, spec: Any, dtypes: Mapping[str, np.dtype], limits: Any) -> Any:
     """A picture as pixels 0..255 [H, W, C] of a tensor's dtype, resized where its size is fixed."""
     if not isinstance(leaf, routines.Image.Image):
         return leaf
@@ -6365,7 +6581,7 @@ class ModelServer:
                 e.declare(self, path, function, methods, envelope) for e in self.extensions
             )
             if made is None:
-                raise NotFound("This needs serving_extensions/handlers.py beside serving.py")
+                raise NotFound(tell_missing("sections", "handlers").capitalize())
             self.endpoints[path] = made
             self.manager.prepare_again()
             return function
@@ -6403,56 +6619,62 @@ class ModelServer:
         label: str | None = None,
         outputs: Sequence[str] = (),
         allowance: Allowance | None = None,
+        trace: Trace = UNTRACED,
     ) -> dict[str, Any]:
         """Answer TensorFlow Serving's predict body: `{"instances": ...}` -> `{"predictions": ...}`,
         `inputs` -> `outputs`.
 
         Arrays may stand wherever the body has numbers; answers are arrays in the model's dtype,
         strings bytes; `outputs` names those to answer, all by default. Raises BadRequest, NotFound,
-        and ServingError with the code of an error in the graph. `allowance` is the request's;
-        without one, the call has its own.
+        and ServingError with the code of an error in the graph. `allowance` and `trace` are the
+        request's that this is part of; without an allowance, the call has its own.
         """
         name = signature_name(body)
-        lease = self.lease(model, version, label)
+        lease = self.lease(model, version, label, trace)
         with use_allowance(self, allowance) as own, lease as (_, servable):
             signature = servable.signatures.get(name)
             strings = signature is None or has_strings(signature)  # those take bytes as they are
             if not strings and holds_bytes(body.get("instances", body.get("inputs"))):
                 limits = image_limits(self.config, own.take)
                 body = unpack_pictures(signature, body, limits, NUMPY_DTYPES)
-            return predict(servable, name, body, outputs)
+            return predict(servable, name, body, outputs, trace)
 
     def classify(
-        self, model: str, body: Any, version: int | None = None, label: str | None = None
+        self,
+        model: str,
+        body: Any,
+        version: int | None = None,
+        label: str | None = None,
+        trace: Trace = UNTRACED,
     ) -> dict[str, Any]:
         """Answer a classify body, `{"examples": [{feature: value}]}`:
         `{"results": [[[label, score], ...], ...]}`.
         """
-        return self._run_examples("classify", model, body, version, label)
+        name, examples = signature_name(body), decode_examples(body)
+        with self.lease(model, version, label, trace) as (_, servable):
+            return classify(servable, name, examples, trace)
 
     def regress(
-        self, model: str, body: Any, version: int | None = None, label: str | None = None
+        self,
+        model: str,
+        body: Any,
+        version: int | None = None,
+        label: str | None = None,
+        trace: Trace = UNTRACED,
     ) -> dict[str, Any]:
         """Answer a regress body, `{"examples": [{feature: value}]}`: `{"results": float32 [N]}`."""
-        return self._run_examples("regress", model, body, version, label)
-
-    def _run_examples(
-        self, verb: str, model: str, body: Any, version: int | None, label: str | None
-    ) -> dict[str, Any]:
-        name = signature_name(body)
-        examples = decode_examples(body)
-        answer = {"classify": classify, "regress": regress}[verb]
-        with self.lease(model, version, label) as (_, servable):
-            return answer(servable, name, examples)
+        name, examples = signature_name(body), decode_examples(body)
+        with self.lease(model, version, label, trace) as (_, servable):
+            return regress(servable, name, examples, trace)
 
     def lease(
-        self, model: str, version: int | None, label: str | None
+        self, model: str, version: int | None, label: str | None, trace: Trace = UNTRACED
     ) -> contextlib.AbstractContextManager[tuple[int, Servable]]:
         """Yield a version and its servable, the version named, the labelled one or the highest.
 
         Raises NotFound or BadRequest.
         """
-        return self.start().manager.lease(model, version, label)
+        return self.start().manager.lease(model, version, label, trace)
 
     def models(self) -> list[dict[str, Any]]:
         """Name and version states of each configured model."""
@@ -6468,6 +6690,7 @@ class ModelServer:
         deployment: str | None = None,
         routines: Sequence[Mapping[str, Any]] = (),
         form: str = "json",
+        trace: Trace = UNTRACED,
     ) -> Any:
         """Answer what a deployment sees in a picture: `{"predictions": [...]}` and what routines
         add.
@@ -6484,7 +6707,7 @@ class ModelServer:
             several = isinstance(image, list | tuple)
             read = [read_picture(each, limits) for each in (image if several else [image])]
             pictures = read if several else read[0]
-            return predict_image(self, pictures, deployment, routines, form, allowance)
+            return answer_pictures(self, pictures, deployment, routines, form, allowance, trace)
 
     def identify(self, headers: Any, reached: Iterable[str] | None) -> Caller:
         """Who calls, by the key in a request's headers, if it is for one of the deployments
@@ -6526,10 +6749,14 @@ class ModelServer:
         return {model: describe_states(states) for model, states in self.manager.states().items()}
 
     def metadata(
-        self, model: str, version: int | None = None, label: str | None = None
+        self,
+        model: str,
+        version: int | None = None,
+        label: str | None = None,
+        trace: Trace = UNTRACED,
     ) -> dict[str, Any]:
         """A version's signatures, in TensorFlow Serving's casing and in OpenVINO Model Server's."""
-        with self.lease(model, version, label) as (number, servable):
+        with self.lease(model, version, label, trace) as (number, servable):
             return {
                 "model_spec": {"name": model, "signature_name": "", "version": str(number)},
                 "modelSpec": {"name": model, "signatureName": "", "version": str(number)},
@@ -6796,7 +7023,7 @@ def prepare(server: ModelServer, config: Config) -> Prepared:
 
     Raises ConfigError for what it names that is missing or wrong.
     """
-    refuse_unread(config, {extension.name for extension in server.extensions})
+    refuse_unread(config, server.extensions)
     kinds, families = prepare_routines(server, config)
     deployments = {
         deployment.id: prepare_deployment(deployment, f"$.deployments[{index}]", kinds, families)
@@ -6845,25 +7072,31 @@ def no_limit(name: str, calls: int, period: str) -> None:
     """Count no call: no key of the config has a quota."""
 
 
-def refuse_unread(config: Config, there: Collection[str]) -> None:
+def refuse_unread(config: Config, extensions: Iterable[Extension]) -> None:
     """Raise ConfigError for a section of the config that nobody here reads,
     with the file that would.
     """
-    wanted = [("$." + key, *home) for key, home in HOMES.items() if getattr(config, key)]
     if isinstance(routines, Missing) and config.deployments:
         raise ConfigError("$.deployments", "this needs routines.py beside serving.py")
-    for index, deployment in enumerate(config.deployments):
-        if deployment.active_learning:
-            place = f"$.deployments[{index}].active_learning"
-            wanted.append((place, "active_learning", "serving_extensions/active_learning.py"))
-    for index, key in enumerate(config.auth.keys):
-        if key.quota:
-            wanted.append((f"$.auth.keys[{index}].quota", "quotas", "serving_extensions/quotas.py"))
-    if config.server.history:
-        wanted.append(("$.server.history", "metrics", "serving_extensions/metrics.py"))
-    for path, name, file in wanted:
-        if name not in there:
-            raise ConfigError(path, f"this needs {file} beside serving.py")
+    read = {section for extension in extensions for section in extension.sections}
+    for home in HOMES:
+        for section in set(home.sections) - read:
+            for path in find_given(config, section.split(".")):
+                raise ConfigError(path, home.tell())
+
+
+def find_given(value: Any, names: Sequence[str], path: str = "$") -> Iterator[str]:
+    """The JSON paths of what a config gives of a section: `auth`, `keys[]`, `quota`."""
+    if not names:
+        yield from [path] if value else []
+        return
+    name, is_array = names[0].removesuffix("[]"), names[0].endswith("[]")
+    inner, path = getattr(value, name), f"{path}.{name}"
+    items = (
+        [(f"{path}[{i}]", item) for i, item in enumerate(inner)] if is_array else [(path, inner)]
+    )
+    for place, item in items:
+        yield from find_given(item, names[1:], place)
 
 
 def refresh_others(
@@ -6900,14 +7133,6 @@ def describe_states(states: Mapping[int, VersionState]) -> dict[str, Any]:
 
 
 Source = str | os.PathLike | Mapping | Config | ModelServer
-
-
-def hub_handler(function: Callable) -> Callable:
-    """Mark a function as in CellStrat's Hub API: its URL answers in their envelope,
-    `{"statusCode": 200, "body": {"output": ...}}`.
-    """
-    function.hub = True  # type: ignore[attr-defined]
-    return function
 
 
 def as_server(source: Source) -> ModelServer:
@@ -6969,9 +7194,9 @@ class Call:
         self.request_id = request_id_of(environ.get("HTTP_X_REQUEST_ID"))
         self.caller = Caller()
         self.allowance: Any = None  # of what the body unpacks to; while it is answered
-        channel = getattr(environ.get("waitress.client_disconnected"), "__self__", None)
-        has_left = channel.check_client_disconnected if channel else lambda: False
-        self.trace = Trace(getattr(channel, "queued", None), has_left)
+        self.turn: Turn = environ.get("serving.turn") or Turn()
+        has_left = environ.get("waitress.client_disconnected", stays)
+        self.trace = Trace(self.turn.queued, has_left)
         self.trace.by_page = "HTTP_X_SERVING_PAGE" in environ
 
     def header(self, name: str) -> str:
@@ -7062,18 +7287,62 @@ def body_of(site: Request) -> bytes:
     return data
 
 
-def to_reply(error: BaseException, call: Call, shape: str) -> Reply:
-    """Answer an error, in the `shape` of its URL: the one place that turns errors into HTTP.
+@dataclass(frozen=True)
+class Envelope:
+    """How the JSON at a URL is wrapped: what a handler gets and returns, and what errors say.
+
+    `error(text, status, request_id)` is the whole body of an error. `unwrap(body)` is what a
+    handler is called with, and may raise BadRequest; `wrap(result)` is what is answered for it.
+    """
+
+    error: Callable[[str, int, str], Any]
+    unwrap: Callable[[Any], Any] = lambda body: body
+    wrap: Callable[[Any], Any] = lambda result: result
+
+
+def tell_in_full(text: str, status: int, request_id: str) -> dict[str, Any]:
+    """An error's body as Datature's: with its status by name."""
+    known = HTTPStatus(min(status, 500)) if status in list(HTTPStatus) else None
+    name = known.phrase.title().replace(" ", "") if known else "Error"
+    return {"error": text, "status": name, "code": status, "request_id": request_id}
+
+
+BARE = Envelope(lambda text, status, request_id: {"error": text})  # TensorFlow Serving's
+FULL = Envelope(tell_in_full)
+HUB = Envelope(  # CellStrat's
+    error=lambda text, status, request_id: {
+        "statusCode": status,
+        "body": {"error": text, "request_id": request_id},
+    },
+    wrap=lambda result: {"statusCode": 200, "body": {"output": result}},
+)
+
+
+def enveloped(envelope: Envelope) -> Callable[[Callable], Callable]:
+    """Mark a function: its URL answers in this envelope, unless the config names another."""
+
+    def mark(function: Callable) -> Callable:
+        function.envelope = envelope  # type: ignore[attr-defined]
+        return function
+
+    return mark
+
+
+hub_handler = enveloped(HUB)
+
+
+def to_reply(error: BaseException, call: Call, envelope: Envelope) -> Reply:
+    """Answer an error, in the envelope of its URL: the one place that turns errors into HTTP.
 
     What is unexpected stays in the log. Raises nothing, whatever somebody's own error holds.
     """
     try:
-        return tell_error(error, call, shape)
+        return tell_error(error, call, envelope)
     except Exception as failed:
-        return tell_unexpected(failed, call, shape)
+        return tell_unexpected(failed, call, FULL)
 
 
-def tell_error(error: BaseException, call: Call, shape: str) -> Reply:
+def tell_error(error: BaseException, call: Call, envelope: Envelope) -> Reply:
     headers: Mapping[str, str] = {}
     if isinstance(error, MemoryError):
         logger.error(
@@ -7096,20 +7365,20 @@ def tell_error(error: BaseException, call: Call, shape: str) -> Reply:
             return dataclasses.replace(replied, headers=sendable(replied.headers))
         text, status = error.description or error.name, error.code or 500
     else:
-        return tell_unexpected(error, call, shape)
+        return tell_unexpected(error, call, envelope)
     if not isinstance(text, str):
         raise TypeError(f"the text of {type(error).__name__} is {type(text).__name__}")
     text = text.encode("utf-8", "replace").decode()  # it may quote what is no text
     status = status if 400 <= status <= 599 else 500
-    body = spell_error(text, status, call.request_id, shape)
+    body = envelope.error(text, status, call.request_id)
     return reply(body, status).with_headers(*sendable(headers.items()))
 
 
-def tell_unexpected(error: BaseException, call: Call, shape: str) -> Reply:
+def tell_unexpected(error: BaseException, call: Call, envelope: Envelope) -> Reply:
     """Answer what nobody has foreseen: the reason is in the log alone."""
     logger.error("%s: %s %s failed", call.request_id, call.method, call.path, exc_info=error)
     text = f"Internal server error: the server's log has the reason, at request {call.request_id}"
-    return reply(spell_error(text, 500, call.request_id, shape), 500)
+    return reply(envelope.error(text, 500, call.request_id), 500)
 
 
 HEADER = re.compile(r"[\w!#$%&'*+.^`|~-]+", re.ASCII)
@@ -7154,19 +7423,6 @@ def is_operators(error: BaseException) -> bool:
     return isinstance(error, KeyboardInterrupt) and in_main
 
 
-def spell_error(text: str, status: int, request_id: str, shape: str) -> dict[str, Any]:
-    """An error's body: `bare` as TensorFlow Serving's, `full` as Datature's,
-    `hub` in CellStrat's envelope.
-    """
-    if shape == "hub":
-        return {"statusCode": status, "body": {"error": text, "request_id": request_id}}
-    if shape == "bare":
-        return {"error": text}
-    known = HTTPStatus(min(status, 500)) if status in list(HTTPStatus) else None
-    name = known.phrase.title().replace(" ", "") if known else "Error"
-    return {"error": text, "status": name, "code": status, "request_id": request_id}
-
-
 def from_response(response: Any) -> Reply:
     """A response of Werkzeug's as a reply."""
     headers = [
@@ -7202,7 +7458,7 @@ def view_infer(
 ) -> Reply:
     body = read_body(server, call)
     if verb != "predict":
-        return reply(getattr(server, verb)(model, parse_json(body), version, label))
+        return reply(getattr(server, verb)(model, parse_json(body), version, label, call.trace))
     wanted: list[str] = []
     if call.environ.get("QUERY_STRING"):
         wanted = [name for value in call.arguments.get("outputs", ()) for name in value.split(",")]
@@ -7213,6 +7469,7 @@ def view_infer(
         label=label,
         outputs=wanted,
         allowance=call.allowance,
+        trace=call.trace,
     )
     if is_plain_predict(call, body):
         return reply(infer(parse_json(body)))
@@ -7347,7 +7604,9 @@ def view_predict_image(server: ModelServer, call: Call, deployment: str | None =
         raise BadRequest(f"format: expected json, coco, png or jpeg, got '{form[:40]}'")
     if isinstance(image, list) and form in DRAWN.values():
         raise BadRequest(f"format: expected json or coco for several pictures, got {form}")
-    answer = predict_image(server, image, ready.config.id, chain, form, call.allowance)
+    answer = answer_pictures(
+        server, image, ready.config.id, chain, form, call.allowance, call.trace
+    )
     replied = (
         Reply(answer, content_type=f"image/{form}") if isinstance(answer, bytes) else reply(answer)
     )
@@ -7360,7 +7619,7 @@ def view_classes(server: ModelServer, call: Call, deployment: str | None = None)
     ready = find_deployment(server, deployment)
     labels = ready.labels
     if ready.config.label_map is None:
-        with lease(server, ready.config) as (_, servable):
+        with lease(server, ready.config, call.trace) as (_, servable):
             labels = ready.labels_in(servable.opened and servable.opened.folder)
     return reply(
         {str(number): {"id": number, "name": name} for number, name in sorted(labels.items())}
@@ -7384,7 +7643,7 @@ def view_metadata(
     version: int | None = None,
     label: str | None = None,
 ) -> Reply:
-    return reply(server.metadata(model, version, label))
+    return reply(server.metadata(model, version, label, call.trace))
 
 
 def view_models(server: ModelServer, call: Call) -> Reply:
@@ -7475,6 +7734,7 @@ class Route:
 
 
 PARTS = re.compile(r"(\{\w+\}|'\w+'|[\[\]()|])")  # of a route's URL
+BRACES = re.compile(r"\{(\w+)\}")
 VERBS = ("predict", "classify", "regress")
 PLACEHOLDERS = {"version": "[0-9]+", "verb": f"(?-i:{'|'.join(VERBS)})", "rest": r"[\s\S]*?"}
 GROUPS = {"[": "(?:", "]": ")?", "(": "(?:", ")": ")", "|": "|"}
@@ -7577,6 +7837,15 @@ ROUTES: tuple[Route, ...] = (  # the first match answers
     ),
     route("GET", "[/{deployment}]/classes", view_classes, "key", "The label map of a deployment"),
 )
+
+
+def url_of(view: Callable[..., Reply], rows: Iterable[Route] = ROUTES, **names: str) -> str:
+    """The shortest URL of a view below the mount, with what stands in braces filled in."""
+    ways = [url for row in rows if row.view is view for url in spellings(row.url)]
+    fitting = [url for url in ways if set(BRACES.findall(url)) == set(names)]
+    return BRACES.sub(lambda name: quote(names[name[1]], safe=""), min(fitting, key=len))
+
+
 # Below these all is the server's own: what is none of the table's is answered as TensorFlow Serving
 # answers what it does not know.
 OWN = ("/v1/{rest}", "/V1/{rest}", "/model-serving/{rest}")
@@ -7638,13 +7907,13 @@ def path_of(uri: str) -> str:
 
 class Found(typing.NamedTuple):
     """What a URL selects: a row of the table, its view's arguments,
-    and the `shape` of its errors.
+    and how its errors are written.
     """
 
     route: Route
     arguments: dict[str, Any]
     name: str  # in metrics
-    shape: str  # bare: TensorFlow Serving's; full: Datature's as well; hub: CellStrat's envelope
+    envelope: Envelope
     deployment: str = ""  # the id that stands in the URL in a model's place
 
 
@@ -7669,7 +7938,7 @@ def match_route(extensions: tuple[Extension, ...], method: str, path: str) -> Fo
         if "version" in arguments:
             arguments["version"] = read_version(arguments["version"])
         name = arguments.get("verb") or route.name
-        return Found(route, arguments, name, "full" if route.guard == "key" else "bare")
+        return Found(route, arguments, name, FULL if route.guard == "key" else BARE)
     return None
 
 
@@ -7720,10 +7989,6 @@ def find_known(server: ModelServer, method: str, path: str) -> Found | None:
     return first(extension.find(server, method, path) for extension in server.extensions)
 
 
-# What serving_extensions/console.py answers.
-PAGES = {"/console", "/console/", "/deployments", "/metrics", "/openapi.json", "/stats"}
-
-
 def find_view(server: ModelServer, method: str, path: str) -> Found:
     """What a method and an undecoded path select; raises BadRequest for no match."""
     if (known := find_known(server, method, path)) is not None:
@@ -7737,9 +8002,17 @@ def find_view(server: ModelServer, method: str, path: str) -> Found:
         allow = {"Allow": ", ".join(method for route in others for method in route.methods)}
         text = f"Method {method} is not allowed here: {path[:200]}"
         raise ServingError(text, "INVALID_ARGUMENT", HTTPStatus.METHOD_NOT_ALLOWED, allow)
-    if path in PAGES and "console" not in server.state:
-        raise NotFound("This needs serving_extensions/console.py beside serving.py")
+    if path in missing_urls(server.extensions):
+        raise NotFound(tell_missing("urls", path).capitalize())
     raise BadRequest(f"Malformed request: {method} {path}")
+
+
+@functools.cache
+def missing_urls(extensions: tuple[Extension, ...]) -> list[str]:
+    """The URLs that files beside this one would answer, and that none of the table's rows does."""
+    rows = routes_of(extensions)
+    urls = [url for home in HOMES for url in home.urls]
+    return [url for url in urls if not any(row.pattern.fullmatch(url) for row in rows)]
 
 
 def use_deployment(server: ModelServer, alias: str, **others: Any) -> dict[str, Any]:
@@ -7844,11 +8117,10 @@ def answer_call(door: Door, call: Call, found: Found | None = None) -> Reply:
 
     With a request id, CORS headers, and a log line.
     """
-    server, trace, shape, route = door.server, call.trace, "bare", ""
+    server, trace, envelope, route = door.server, call.trace, BARE, ""
     call.allowance = server.allowance()
     for begin in server.begins:
         begin(server)
-    CURRENT.trace = trace
     try:
         trace.limit(
             server.config.server.timeout_seconds, call.environ.get("HTTP_X_REQUEST_TIMEOUT")
@@ -7857,7 +8129,7 @@ def answer_call(door: Door, call: Call, found: Found | None = None) -> Reply:
             replied = preflight(server, call)
         else:
             found = found or find_view(server, call.method, call.path)
-            shape, route, trace.infers = found.shape, found.name, found.route.infers
+            envelope, route, trace.infers = found.envelope, found.name, found.route.infers
             trace.deployment = found.deployment
             call.caller = authorize(door, call, found)
             replied = found.route.view(server, call, **found.arguments)
@@ -7865,9 +8137,9 @@ def answer_call(door: Door, call: Call, found: Found | None = None) -> Reply:
     except BaseException as error:  # a site's own check, or a view, may also end with sys.exit
         if is_operators(error):
             raise
-        replied = dress(server, call, to_reply(error, call, shape))
+        replied = dress(server, call, to_reply(error, call, envelope))
     finally:
-        end_trace(trace)
+        call.turn.waited = trace.waited
         call.allowance.close()
     line = request_line(call, route, replied)
     for observe in server.observers:
@@ -7891,13 +8163,6 @@ def request_line(call: Call, route: str, replied: Reply) -> dict[str, Any]:
         "rows": call.trace.rows,
         "batch": call.trace.batch,
     }
-
-
-def end_trace(trace: Trace) -> None:
-    """The request is this thread's no more; whether it waited for a model, its line will ask."""
-    CURRENT.trace = None
-    if trace.waited:
-        CURRENT.waited = True
 
 
 REQUEST_LINE = (
@@ -8122,7 +8387,7 @@ def rules_of(extensions: tuple[Extension, ...]) -> tuple[str, ...]:
     urls = [url for row in routes_of(extensions) for url in spellings(row.url)]
     below = tuple(own.partition("{")[0] for own in OWN)
     alone = [url for url in urls if not url.startswith(below)]
-    rules = [re.sub(r"\{(\w+)\}", r"<serving_\1>", url) for url in (*alone, *PAGES)]
+    rules = [BRACES.sub(r"<serving_\1>", url) for url in (*alone, *missing_urls(extensions))]
     # Any of one name: a page of the site's at the very same URL comes before it.
     rules = [re.sub(r"^/([^/<]+)", r"/<any('\1'):serving_root>", rule) for rule in rules]
     own = [url.replace("{rest}", REST) for url in OWN]
@@ -8168,7 +8433,7 @@ def create_app(
 
     @app.errorhandler(HTTPException)
     def unknown(error: HTTPException) -> Response:
-        listed = f"{request.script_root}/v1/models"
+        listed = f"{request.script_root}{url_of(view_models)}"
         text = (
             f"{error.name}: {request.method} {request.script_root}{request.path}. The models "
             f"are listed at {listed}"
@@ -8192,7 +8457,7 @@ def create_app(
 LOG_LINE = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 # characters; what has room for more takes 4096 bytes without waiting (Linux's and macOS's PIPE_BUF,
 # or more)
-PIECE = 1000
+PRINTED_CHARACTERS = 1000
 
 
 class PatientHandler(logging.StreamHandler):
@@ -8235,11 +8500,11 @@ class PatientHandler(logging.StreamHandler):
                     f"({self.dropped} lines of the log were dropped here: nobody read them)\n{text}"
                 )
                 self.dropped = 0
-            for start in range(0, len(text), PIECE):
+            for start in range(0, len(text), PRINTED_CHARACTERS):
                 if not self.takes_more():
                     self.dropped += 1
                     return
-                self.stream.write(text[start : start + PIECE])
+                self.stream.write(text[start : start + PRINTED_CHARACTERS])
                 self.stream.flush()
         except Exception:  # as all of logging's own handlers do
             self.handleError(record)
@@ -8571,8 +8836,12 @@ def report(server: ModelServer, address: str, stop: threading.Event) -> None:
             print(f"  {model} version {version}: {state.state}{device}{error}")
     for name in server.readiness():
         print(f"  {name}: not available, the log says why")
-    status, reload = f"{address}/v1/models", f"curl -X POST {address}/v1/config/reload"
-    print(f"Status: {status}   Reload: {reload}   Ready: {address}/readyz", flush=True)
+    status, reload = url_of(view_models), url_of(view_reload)
+    print(
+        f"Status: {address}{status}   Reload: curl -X POST {address}{reload}   "
+        f"Ready: {address}{url_of(view_ready)}",
+        flush=True,
+    )
     for extension in server.extensions:
         extension.report(server, address)
 
@@ -8643,15 +8912,15 @@ def new_key(name: str) -> int:
     return 0
 
 
-def missing_command(source: Any, value: Any) -> int:
-    raise NotFound("This needs serving_extensions/ beside serving.py")
+def missing_command(name: str, source: Any, value: Any) -> int:
+    raise NotFound(tell_missing("commands", name).capitalize())
 
 
 def commands(extensions: Iterable[Extension]) -> dict[str, Callable[[Any, Any], int]]:
     """What the command line does besides serving, by option."""
-    known: dict[str, Callable[[Any, Any], int]] = dict.fromkeys(
-        ("init", "export", "check"), missing_command
-    )
+    known: dict[str, Callable[[Any, Any], int]] = {
+        name: functools.partial(missing_command, name) for home in HOMES for name in home.commands
+    }
     for extension in extensions:
         known |= extension.commands
     return known

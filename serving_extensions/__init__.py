@@ -12,6 +12,7 @@ from . import (
     console,
     endpoints,
     freezing,
+    keras_files,
     kserve,
     metrics,
     on_demand,
@@ -34,6 +35,8 @@ EXTENSIONS = (
     warmup.EXTENSION,
     replicas.EXTENSION,
     on_demand.EXTENSION,
+    # Another format of model: all others see the SavedModel that it makes of one.
+    keras_files.EXTENSION,
     quotas.EXTENSION,
     active_learning.EXTENSION,
     endpoints.EXTENSION,

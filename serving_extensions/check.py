@@ -9,7 +9,7 @@ from typing import Any
 
 from google.protobuf.message import DecodeError
 
-from .core import explain_tags
+from .core import explain_no_versions, explain_tags, find_model_file
 from .handlers import HandlerError, locate
 from .warmup import read_fields
 
@@ -233,8 +233,12 @@ def check_versions(
     problems = (
         []
         if versions
-        else [f"{path}: no version folder that its policy picks in {model.base_path}"]
+        else [
+            f"{path}: no version folder that its policy picks in {model.base_path}"
+            + ("" if folders else explain_no_versions(model.base_path))
+        ]
     )
+    versions = [number for number in versions if find_model_file(folders[number]) is None]
     problems += [
         f"{path}: version {version} holds no saved_model.pb, or an empty one: {folders[version]}"
         for version in versions

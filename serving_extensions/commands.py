@@ -6,7 +6,6 @@ import os
 import shlex
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from .active_learning import export_group
 from .check import check
@@ -20,6 +19,9 @@ from .core import (
     list_versions,
     read_signatures,
     sample_inputs,
+    url_of,
+    view_infer,
+    view_predict_image,
 )
 from .openapi import example_request
 from .scaffold import write_project
@@ -107,7 +109,7 @@ def report(server: ModelServer, address: str) -> None:
     for model, states in server.manager.states().items():
         for _, state in sorted(states.items(), reverse=True):
             if state.servable and (command := example_command(state.servable)):
-                command = f"{command} {address}/v1/models/{quote(model, safe='')}:predict"
+                command = f"{command} {address}{url_of(view_infer, model=model, verb='predict')}"
                 curl = min(curl or command, command, key=lambda text: text.index(" http"))
     if curl:
         print(f"Try:    {curl}", flush=True)
@@ -118,7 +120,7 @@ def report(server: ModelServer, address: str) -> None:
         picture = os.path.relpath(samples[0]) if samples else "picture.jpg"
         key = f"-H 'Authorization: Bearer {server.generated_key or 'KEY'}'"
         data = f"--data-binary {shlex.quote('@' + picture)}"
-        url = f"{address}/{quote(deployment.id, safe='')}/predict"
+        url = address + url_of(view_predict_image, deployment=deployment.id)
         print(f"        curl {key} {data} {url}", flush=True)
 
 

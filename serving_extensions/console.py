@@ -28,6 +28,8 @@ from .core import (
     read_query_routines,
     reply,
     route,
+    url_of,
+    view_predict_image,
 )
 from .history import WINDOWS
 from .metrics import memory_limit, prometheus_text, read_gpus
@@ -320,7 +322,7 @@ def view_sample(server: ModelServer, call: Call, deployment: str, name: str) -> 
 def view_client(server: ModelServer, call: Call, deployment: str, language: str) -> Reply:
     """A program that calls a deployment, its key left to be filled in."""
     find_deployment(server, deployment)
-    url = f"{call.url}{call.path.rpartition('/client/')[0]}/predict"
+    url = call.url + url_of(view_predict_image, deployment=deployment)
     chain = read_query_routines(call)
     try:
         read_chain(chain, server.prepared.routines)
@@ -331,7 +333,7 @@ def view_client(server: ModelServer, call: Call, deployment: str, language: str)
 
 
 def report(server: ModelServer, address: str) -> None:
-    print(f"Console: {address}/console", flush=True)
+    print(f"Console: {address}{url_of(view_console, EXTENSION.routes)}", flush=True)
 
 
 EXTENSION = Extension(

@@ -37,7 +37,7 @@ import numpy as np
 
 from .core import errors_only, explain
 
-__all__ = ["Handler", "HandlerError", "to_reply"]
+__all__ = ["Handler", "HandlerError", "to_content"]
 
 
 class HandlerError(ValueError):
@@ -54,13 +54,13 @@ def top(name: str) -> str:
 # the project that it was made of, or HandlerError.
 # ==================================================================================================
 
-IMPORTING = threading.RLock()  # one handler at a time: they share MODEL_DIR
-NUMBERS = itertools.count()
+IMPORT_LOCK = threading.RLock()  # one handler at a time: they share MODEL_DIR
+PROJECT_NUMBERS = itertools.count()
 # Names that a file of the project never stands in for: Python's own, and those of the running
 # server.
-KEPT = sys.stdlib_module_names | {"__main__", "serving", "routines", top(__name__)}
+RESERVED = sys.stdlib_module_names | {"__main__", "serving", "routines", top(__name__)}
 # name; file, or None where Python is to look for it; folders of the project
-Source = tuple[str, Path | None, tuple[str, ...]]
+ModuleSource = tuple[str, Path | None, tuple[str, ...]]
 
 
 class Project:
@@ -73,9 +73,9 @@ class Project:
     def __init__(self, folders: tuple[str, ...]):
         package = types.ModuleType("")
         package.__path__ = list(folders)
-        name = f"serving_handler_{next(NUMBERS)}"
+        name = f"serving_handler_{next(PROJECT_NUMBERS)}"
         while sys.modules.setdefault(name, package) is not package:  # of another copy of this file
-            name = f"serving_handler_{next(NUMBERS)}"
+            name = f"serving_handler_{next(PROJECT_NUMBERS)}"
         self.name = package.__name__ = name
         self.lock = threading.RLock()
         self.modules, self.whole = {"": package}, {""}  # the latter have been executed to their end
@@ -112,7 +112,7 @@ class Project:
         """Whether an import of this name means a file of the project."""
         first = top(name)
         if first not in self.own:
-            self.own[first] = first not in KEPT and self.holds(first)
+            self.own[first] = first not in RESERVED and self.holds(first)
         return self.own[first]
 
     def holds(self, name: str) -> bool:
@@ -188,12 +188,12 @@ class Loaded:
 
 
 # Weak, so that a module and its model go when the last handler lets go of them.
-SHARED: "weakref.WeakValueDictionary[tuple[Source, str | None], Loaded]" = (
+SHARED: "weakref.WeakValueDictionary[tuple[ModuleSource, str | None], Loaded]" = (
     weakref.WeakValueDictionary()
 )
 
 
-def locate(module: str, folder: Path) -> Source:
+def locate(module: str, folder: Path) -> ModuleSource:
     """Find the file of "main.py", "src/main.py", "main" or "package.module" in `folder`.
 
     HandlerError when a file is missing.
@@ -235,8 +235,8 @@ def model_dir_set(model_dir: str | None) -> Iterator[None]:
         os.environ.update({} if outer is None else {"MODEL_DIR": outer})
 
 
-def import_module(
-    source: Source, model_dir: str | None, check: Callable[[types.ModuleType], Any]
+def import_source(
+    source: ModuleSource, model_dir: str | None, check: Callable[[types.ModuleType], Any]
 ) -> Loaded:
     """Execute a module and `check` it.
 
@@ -262,7 +262,7 @@ def import_module(
     return loaded
 
 
-def explain_import(project: Project, source: Source, error: BaseException) -> str:
+def explain_import(project: Project, source: ModuleSource, error: BaseException) -> str:
     """Why a module could not be imported, for the client."""
     name, path, folders = source
     missing = error.name or "" if isinstance(error, ModuleNotFoundError) else ""
@@ -366,7 +366,7 @@ class Handler:
         stays.
         """
         try:
-            with IMPORTING:
+            with IMPORT_LOCK:
                 bound = self.bind(force)
         except HandlerError as error:
             self.error = str(error)
@@ -386,12 +386,12 @@ class Handler:
         loaded, mine = SHARED.get(key), self.bound.loaded if self.bound else None
         fresh = loaded and all(digest_file(file) == digest for file, digest in loaded.files.items())
         if not loaded or not fresh or force and loaded is mine:
-            loaded = SHARED[key] = import_module(
-                *key, check=functools.partial(find_function, reference=self.reference)
+            loaded = SHARED[key] = import_source(
+                *key, check=functools.partial(find_named, reference=self.reference)
             )
         if self.bound and loaded is mine:
             return self.bound
-        return Bound(*find_function(loaded.module, self.reference), loaded)
+        return Bound(*find_named(loaded.module, self.reference), loaded)
 
     def call(self, value: Any, context: Any) -> Any:
         """Run the function; its exception passes, all else that it raises comes as RuntimeError."""
@@ -402,7 +402,7 @@ class Handler:
             return bound.function(value, context) if bound.two else bound.function(value)
 
 
-def find_function(module: types.ModuleType, reference: str) -> tuple[Callable[..., Any], bool]:
+def find_named(module: types.ModuleType, reference: str) -> tuple[Callable[..., Any], bool]:
     """The function that "module:name" names (the name may be dotted),
     and whether it wants the context; raises HandlerError.
     """
@@ -446,7 +446,7 @@ def sniff(data: bytes) -> str:
     return next((kind for start, kind in starts.items() if data.startswith(start)), OCTETS)
 
 
-def to_reply(result: Any) -> tuple[Any, str]:
+def to_content(result: Any) -> tuple[Any, str]:
     """What a handler returned, as (value, "application/json") or as (bytes, content type).
 
     Arrays of numbers stay arrays, for the encoder to write. Raises HandlerError, with the place in
@@ -469,10 +469,10 @@ def write_result(result: Any) -> tuple[Any, str]:
         return bytes(result), sniff(bytes(result[:12]))
     image = sys.modules.get("PIL.Image")  # who returns a PIL image has imported it
     if image is not None and isinstance(result, image.Image):
-        return encode_png(result), "image/png"
+        return write_png(result), "image/png"
     try:
-        if is_tensor(result):
-            result = read_tensor(result)
+        if has_numpy(result):
+            result = to_numpy(result)
             if isinstance(result, bytes) and sniff(result) != OCTETS:
                 # of tf.io.encode_png, say; else it is a text
                 return result, sniff(result)
@@ -482,7 +482,7 @@ def write_result(result: Any) -> tuple[Any, str]:
         raise HandlerError(f"${place}: cannot be written as JSON: {error}") from error
 
 
-def encode_png(image: Any) -> bytes:
+def write_png(image: Any) -> bytes:
     """A PIL image as PNG; modes that PNG lacks (CMYK, YCbCr, float) become RGB."""
     try:
         if image.mode in ("I", "I;16B", "I;16L"):
@@ -511,13 +511,13 @@ class Unwritable(Exception):
         self.place: list[str] = []
 
 
-def is_tensor(value: Any) -> bool:
+def has_numpy(value: Any) -> bool:
     return not isinstance(value, (np.ndarray, np.generic, type)) and callable(
         getattr(value, "numpy", None)
     )
 
 
-def read_tensor(value: Any) -> Any:
+def to_numpy(value: Any) -> Any:
     """A framework's tensor as NumPy, off its gradient tape and its GPU
     first where it has such (PyTorch).
     """
@@ -551,8 +551,8 @@ def to_json(value: Any, parents: set[int]) -> Any:
             raise Unwritable(
                 "got bytes that are no UTF-8 text; return them alone, or as base64"
             ) from None
-    if is_tensor(value):
-        return to_json(read_tensor(value), parents)
+    if has_numpy(value):
+        return to_json(to_numpy(value), parents)
     raise Unwritable(f"got {type(value).__name__}")
 
 

@@ -2,7 +2,7 @@
 
     Series       what became of the requests of a deployment, model, pipeline or handler, or of all
     Resources    what the process held and did, looked at every few seconds
-    save, load   a file that brings both over a restart
+    save_history, load_history   a file that brings both over a restart
 
 Nothing here locks: `Metrics` does.
 """
@@ -21,7 +21,7 @@ from .core import PHASES
 
 # upper bounds of latency, in seconds: eight a decade, from a tenth of a millisecond to 100 s
 BOUNDS = np.round(10 ** (np.arange(49) / 8 - 4), 9)
-ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)  # upper bounds of batch sizes
+ROW_BOUNDS = (1, 2, 4, 8, 16, 32, 64, 128, 256)  # upper bounds of batch sizes
 CLASSES = ("2xx", "3xx", "4xx", "5xx")  # of statuses
 
 
@@ -36,7 +36,7 @@ WINDOWS = {"5m": Window(5, 60), "1h": Window(60, 60), "24h": Window(600, 144)}
 # requests that ran a model; of what is summed: seconds, seconds of each part, rows.
 LATENCY = len(CLASSES)
 BATCHES = LATENCY + len(BOUNDS) + 1
-QUEUED = BATCHES + len(ROWS) + 1
+QUEUED = BATCHES + len(ROW_BOUNDS) + 1
 RAN = QUEUED + 1
 COUNTS = RAN + 1
 SUMS = 1 + len(PHASES) + 1
@@ -119,7 +119,7 @@ def tally(
     classes = np.clip(statuses // 100, 2, 5) - 2
     counts[:LATENCY] = np.bincount(classes, minlength=LATENCY)
     counts[LATENCY:BATCHES] = count_by(BOUNDS, seconds)
-    counts[BATCHES:QUEUED] = count_by(ROWS, rows[rows > 0])
+    counts[BATCHES:QUEUED] = count_by(ROW_BOUNDS, rows[rows > 0])
     known = ~np.isnan(spent)
     counts[QUEUED], counts[RAN] = known[:, 0].sum(), known[:, PHASES.index("inference")].sum()
     sums[0], sums[-1] = seconds.sum(), rows.sum()
@@ -158,7 +158,7 @@ def quantiles(counts: np.ndarray, shares: Sequence[float]) -> np.ndarray:
     return found
 
 
-def describe(series: Mapping[str, np.ndarray], minutes: np.ndarray) -> dict[str, Any]:
+def describe_series(series: Mapping[str, np.ndarray], minutes: np.ndarray) -> dict[str, Any]:
     """A series as /stats answers it: a list a figure, None where there is nothing to tell.
 
     `series` is what a ring reads, `minutes` [length] how long each step has lasted.
@@ -169,17 +169,22 @@ def describe(series: Mapping[str, np.ndarray], minutes: np.ndarray) -> dict[str,
     waited = np.where(counts[:, QUEUED], counts[:, QUEUED], np.nan)
     latency = 1e3 * quantiles(counts[:, LATENCY:BATCHES], (0.5, 0.9, 0.99))
     by_part = {
-        name: spell(1e3 * sums[:, place] / (waited if name == "queue" else ran))
+        name: spell_numbers(1e3 * sums[:, place] / (waited if name == "queue" else ran))
         for place, name in enumerate(PHASES, 1)
     }
     return {
-        "requests": {name: spell(counts[:, place] / minutes) for place, name in enumerate(CLASSES)},
+        "requests": {
+            name: spell_numbers(counts[:, place] / minutes) for place, name in enumerate(CLASSES)
+        },
         "latency": {
-            **{name: spell(latency[:, place]) for place, name in enumerate(("p50", "p90", "p99"))},
-            "mean": spell(1e3 * sums[:, 0] / each),
+            **{
+                name: spell_numbers(latency[:, place])
+                for place, name in enumerate(("p50", "p90", "p99"))
+            },
+            "mean": spell_numbers(1e3 * sums[:, 0] / each),
         },
         "parts": by_part,
-        "batch_size": spell(sums[:, -1] / ran),
+        "batch_size": spell_numbers(sums[:, -1] / ran),
         "total": summarize(counts.sum(axis=0), sums.sum(axis=0)),
     }
 
@@ -189,17 +194,17 @@ def summarize(counts: np.ndarray, sums: np.ndarray) -> dict[str, Any]:
     classes = dict(zip(CLASSES, counts[:LATENCY].tolist()))
     latency = 1e3 * quantiles(counts[np.newaxis, LATENCY:BATCHES], (0.5, 0.9, 0.99))[0]
     batches = counts[BATCHES:QUEUED].tolist()
-    bounds = [*map(str, ROWS), "more"]
+    bounds = [*map(str, ROW_BOUNDS), "more"]
     return {
         "requests": sum(classes.values()),
         "by_status": classes,
-        "latency": dict(zip(("p50", "p90", "p99"), spell(latency))),
+        "latency": dict(zip(("p50", "p90", "p99"), spell_numbers(latency))),
         # how many runs had at most so many rows, and more than the bound before
         "batch_sizes": {name: n for name, n in zip(bounds, batches) if n},
     }
 
 
-def spell(values: np.ndarray) -> list[float | None]:
+def spell_numbers(values: np.ndarray) -> list[float | None]:
     """Numbers for JSON, to a thousandth; None for NaN."""
     rounded = np.round(values, 3).tolist()
     return [None if value != value else value for value in rounded]
@@ -240,18 +245,18 @@ class Resources:
 
 
 def describe_resources(found: Mapping[str, np.ndarray]) -> dict[str, list[float | None]]:
-    """As `describe`, of resources; None where nobody looked."""
+    """As `describe_series`, of resources; None where nobody looked."""
     seen = found["seen"]
     means = found["means"] / np.where(seen, seen, np.nan)
     looked = seen[:, 0] > 0
     return {
-        **{name: spell(means[:, place]) for place, name in enumerate(MEANS)},
+        **{name: spell_numbers(means[:, place]) for place, name in enumerate(MEANS)},
         **{
-            name: spell(np.where(looked, found["most"][:, place], np.nan))
+            name: spell_numbers(np.where(looked, found["most"][:, place], np.nan))
             for place, name in enumerate(MOST)
         },
         **{
-            name: spell(np.where(looked, found["added"][:, place], np.nan))
+            name: spell_numbers(np.where(looked, found["added"][:, place], np.nan))
             for place, name in enumerate(ADDED)
         },
     }
@@ -261,7 +266,7 @@ def describe_resources(found: Mapping[str, np.ndarray]) -> dict[str, list[float 
 
 FORM = 1  # of the file; another one is not read
 # What is known of an error.
-ERROR = {
+ERROR_FIELDS = {
     "time": float,
     "request_id": str,
     "method": str,
@@ -275,11 +280,11 @@ ERROR = {
 }
 
 
-def pack(array: np.ndarray) -> str:
+def pack_array(array: np.ndarray) -> str:
     return base64.b64encode(zlib.compress(array.tobytes(), 1)).decode()
 
 
-def unpack(text: str, like: np.ndarray) -> np.ndarray:
+def unpack_array(text: str, like: np.ndarray) -> np.ndarray:
     """An array of the shape and dtype of another; raises ValueError for anything else."""
     packed = zlib.decompressobj()
     data = packed.decompress(base64.b64decode(text, validate=True), like.nbytes + 1)
@@ -290,15 +295,18 @@ def unpack(text: str, like: np.ndarray) -> np.ndarray:
 
 def pack_rings(rings: Mapping[str, Ring]) -> dict[str, dict[str, str]]:
     return {
-        name: {"stamps": pack(ring.stamps), **{k: pack(v) for k, v in ring.arrays.items()}}
+        name: {
+            "stamps": pack_array(ring.stamps),
+            **{k: pack_array(v) for k, v in ring.arrays.items()},
+        }
         for name, ring in rings.items()
     }
 
 
 def unpack_rings(rings: Mapping[str, Ring], packed: Mapping[str, Mapping[str, str]]) -> None:
     for name, ring in rings.items():
-        ring.stamps = unpack(packed[name]["stamps"], ring.stamps)
-        ring.arrays = {k: unpack(packed[name][k], v) for k, v in ring.arrays.items()}
+        ring.stamps = unpack_array(packed[name]["stamps"], ring.stamps)
+        ring.arrays = {k: unpack_array(packed[name][k], v) for k, v in ring.arrays.items()}
 
 
 def spell_history(
@@ -314,7 +322,7 @@ def spell_history(
     }
 
 
-def save(path: Path, history: Mapping[str, Any]) -> None:
+def save_history(path: Path, history: Mapping[str, Any]) -> None:
     """Write a history beside a file, and take its place. Raises OSError."""
     beside = path.with_name(f"{path.name}.{os.getpid()}")
     try:
@@ -324,8 +332,10 @@ def save(path: Path, history: Mapping[str, Any]) -> None:
         beside.unlink(missing_ok=True)
 
 
-def load(path: Path) -> tuple[dict[tuple[str, str], Series], Resources, list[dict[str, Any]]]:
-    """What `save` has written. Raises OSError, ValueError for what is no such file."""
+def load_history(
+    path: Path,
+) -> tuple[dict[tuple[str, str], Series], Resources, list[dict[str, Any]]]:
+    """What `save_history` has written. Raises OSError, ValueError for what is no such file."""
     try:
         found = json.loads(path.read_bytes())
         if found["form"] != FORM or found["bounds"] != BOUNDS.tolist():
@@ -337,7 +347,8 @@ def load(path: Path) -> tuple[dict[tuple[str, str], Series], Resources, list[dic
         resources = Resources()
         unpack_rings(resources.rings, found["resources"])
         errors = [
-            {name: kind(each[name]) for name, kind in ERROR.items()} for each in found["errors"]
+            {name: kind(each[name]) for name, kind in ERROR_FIELDS.items()}
+            for each in found["errors"]
         ]
     except (KeyError, TypeError, AttributeError, zlib.error, RecursionError) as error:
         raise ValueError(f"it is no history: {type(error).__name__}: {error}") from None

@@ -26,7 +26,6 @@ from .core import (
     Signature,
     TensorSpec,
     __version__,
-    choose_outputs,
     decode_columns,
     decode_tensor,
     encode_json,
@@ -37,6 +36,7 @@ from .core import (
     reply,
     require_writable,
     route,
+    select_outputs,
 )
 
 # "Tensor Data Types" of the protocol, and BF16, which is Triton's.
@@ -79,7 +79,7 @@ def view_server(server: ModelServer, call: Call) -> Reply:
 
 def view_model(server: ModelServer, call: Call, model: str, version: int | None = None) -> Reply:
     """A model's versions, and the tensors of its default signature."""
-    with server.lease(model, version, None) as (_, servable):
+    with server.lease(model, version, None, call.trace) as (_, servable):
         signature = find_signature(servable, {})
         return reply(
             {
@@ -159,7 +159,7 @@ class Wanted:
 def view_infer_v2(server: ModelServer, call: Call, model: str, version: int | None = None) -> Reply:
     """An inference request: inputs with their datatypes and shapes, as JSON or bytes behind it."""
     data = read_body(server, call)
-    with server.lease(model, version, None) as (number, servable):
+    with server.lease(model, version, None, call.trace) as (number, servable):
         request, rest = split_request(data, call.header(HEADER))
         if request is None:
             request = describe_raw(find_signature(servable, {}), model, rest)
@@ -168,8 +168,8 @@ def view_infer_v2(server: ModelServer, call: Call, model: str, version: int | No
         signature = find_signature(servable, request)
         inputs = read_inputs(signature, model, request["inputs"], rest)
         wanted = read_wanted(signature, model, request)
-        require_writable(choose_outputs(signature, [one.name for one in wanted]))
-        outputs = servable.run(name, decode_columns(signature, inputs))
+        require_writable(select_outputs(signature, [one.name for one in wanted]))
+        outputs = servable.run(name, decode_columns(signature, inputs), call.trace)
     head = {"model_name": model, "model_version": str(number)}
     if "id" in request:
         head["id"] = request["id"]

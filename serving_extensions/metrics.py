@@ -25,23 +25,24 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from .core import PHASES, Config, Extension, ModelServer, Outcome, Reply, Trace
 from .history import (
     MOST_SERIES,
+    ROW_BOUNDS,
     WINDOWS,
     Resources,
     Series,
     count_by,
-    describe,
     describe_resources,
+    describe_series,
+    load_history,
+    save_history,
     spell_history,
     tally,
 )
-from .history import load as load_history
-from .history import save as save_history
 from .quotas import open_quotas
 
 logger = logging.getLogger("serving")
 
 # upper bounds of histograms of time
-SECONDS = (
+TIME_BOUNDS = (
     0.001,
     0.0025,
     0.005,
@@ -56,7 +57,6 @@ SECONDS = (
     5.0,
     10.0,
 )
-ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)  # of batch sizes
 MOST_ERRORS = 100  # of the latest
 ALL = ("all", "")  # the series of all requests
 UNITS = {
@@ -73,7 +73,7 @@ UNITS = {
     "gpu_memory_bytes": "bytes that TensorFlow holds, of all GPUs",
     "gpu_utilisation_percent": "% of the time, the mean of all GPUs",
 }
-KEPT = 1000  # the latest requests of a group, whose percentiles /stats tells
+LATEST = 1000  # the latest requests of a group, whose percentiles /stats tells
 TOGETHER = 512  # requests are counted together, ...
 STEP = 5  # ... those of so many seconds at most
 LOOK_SECONDS = 5.0  # between looks at the process
@@ -81,7 +81,7 @@ KEEP_SECONDS = 60  # between writes of the history
 MOST_GROUPS = 200  # of names in /stats; further ones are counted in all alone
 
 
-class Histogram:
+class Buckets:
     """Counts by upper bound, and their sum."""
 
     def __init__(self, bounds: tuple):
@@ -116,7 +116,7 @@ class Group:
         for status, number in calls.by_status.items():
             self.errors_4xx += number * (400 <= status < 500)
             self.errors_5xx += number * (status >= 500)
-        self.latest = np.concatenate([self.latest, calls.times])[-KEPT:]
+        self.latest = np.concatenate([self.latest, calls.times])[-LATEST:]
         for rows, number in calls.by_rows.items():
             if rows:
                 self.batch_sizes[rows] += number
@@ -206,9 +206,9 @@ class Metrics:
         # by route, model, version, deployment, status
         self.requests: Counter[tuple[str, str, str, str, int]] = Counter()
         # by route, model, deployment; by part, model, deployment
-        self.latency: dict[tuple[str, ...], Histogram] = {}
-        self.parts: dict[tuple[str, ...], Histogram] = {}
-        self.rows: dict[str, Histogram] = {}  # by model
+        self.latency: dict[tuple[str, ...], Buckets] = {}
+        self.parts: dict[tuple[str, ...], Buckets] = {}
+        self.rows: dict[str, Buckets] = {}  # by model
         # what the graphs show, by kind and name: inference alone, without the page's own
         self.series: dict[tuple[str, str], Series] = {ALL: Series()}
         self.resources = Resources()
@@ -277,15 +277,15 @@ class Metrics:
         route, model, version, deployment, drawn = kind
         for status, count in calls.by_status.items():
             self.requests[route, model, version, deployment, status] += count
-        timed = self.latency.setdefault((route, model, deployment), Histogram(SECONDS))
+        timed = self.latency.setdefault((route, model, deployment), Buckets(TIME_BOUNDS))
         timed.add(calls.seconds)
         for place, name in enumerate(PHASES):
             known = calls.spent[:, place]
             known = known[~np.isnan(known)]
             if len(known):
-                self.parts.setdefault((name, model, deployment), Histogram(SECONDS)).add(known)
+                self.parts.setdefault((name, model, deployment), Buckets(TIME_BOUNDS)).add(known)
         if calls.rows.any():
-            self.rows.setdefault(model, Histogram(ROWS)).add(calls.rows[calls.rows > 0])
+            self.rows.setdefault(model, Buckets(ROW_BOUNDS)).add(calls.rows[calls.rows > 0])
         self._count_minute(calls)
         self.total.add(calls)
         group = model or (route if route.startswith("/") else "")
@@ -411,7 +411,7 @@ class Metrics:
             "units": UNITS,
             "time": resources["time"].tolist(),
             "server": describe_resources(resources),
-            "series": {key: describe(found, minutes) for key, found in series.items()},
+            "series": {key: describe_series(found, minutes) for key, found in series.items()},
             "last_errors": errors[::-1],
         }
 
@@ -824,6 +824,7 @@ def end(server: ModelServer) -> None:
 
 EXTENSION = Extension(
     "metrics",
+    sections=["server.history"],
     open=open_metrics,
     prepare=prepare,
     refresh=refresh,

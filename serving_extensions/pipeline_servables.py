@@ -11,6 +11,7 @@ import numpy as np
 
 from .core import (
     SHORT_SECONDS,
+    UNTRACED,
     BadRequest,
     Extension,
     LoadError,
@@ -21,6 +22,7 @@ from .core import (
     ServingError,
     Signature,
     TensorSpec,
+    Trace,
     logger,
 )
 from .handlers import Handler, HandlerError
@@ -61,7 +63,7 @@ def refresh_pipeline(
     if not manager.config.is_pipeline(config.name):
         raise PipelineError(f"Pipeline has the same name as model: '{config.name}'", ".name")
     own = [node for node in config.nodes if node.function is not None]  # others need a C++ library
-    functions = {node.name: find_function(server, node) for node in own}
+    functions = {node.name: import_node(server, node) for node in own}
     members = {
         (node.model_name, node.version): find_signature(manager, node.model_name, node.version)
         for node in config.nodes
@@ -72,7 +74,7 @@ def refresh_pipeline(
         # else planned, or found wrong and said so
         server.kept["pipeline", config.name] = made_of
         planned = plan(with_any_as_none(config), lambda *which: members.get(which), functions)
-        servable = pipeline_servable(
+        servable = PipelineServable(
             config,
             planned,
             manager,
@@ -96,7 +98,7 @@ def with_any_as_none(config: Any) -> Any:
     )
 
 
-def find_function(server: ModelServer, node: Any) -> Any:
+def import_node(server: ModelServer, node: Any) -> Any:
     """A custom node's Python function, imported as handlers are."""
     key = "node", node.function
     handler = server.kept.setdefault(key, Handler(node.function, server.folder))
@@ -135,42 +137,41 @@ def seconds_of(config: Any, manager: ModelManager) -> float:
     return sum(model.seconds_of("serving_default") if model else float("inf") for model in models)
 
 
-def pipeline_servable(
-    config: Any, planned: Plan, manager: ModelManager, pool: ThreadPoolExecutor
-) -> Servable:
+class PipelineServable(Servable):
     """A plan as a servable.
 
     Tensors that only functions see are taken for floats in requests, and answered as they come.
     """
 
-    def call(
-        model: str, version: int | None, inputs: dict[str, np.ndarray]
-    ) -> dict[str, np.ndarray]:
-        with manager.lease(model, version) as (_, servable):
-            return servable.run("serving_default", inputs)
+    def __init__(self, config: Any, planned: Plan, manager: ModelManager, pool: ThreadPoolExecutor):
+        signature = Signature(
+            read_specs(planned.inputs, "DT_FLOAT"), read_specs(planned.outputs, "DT_INVALID")
+        )
+        super().__init__(
+            {"serving_default": signature},
+            metadata=describe_signature(signature),
+            seconds=lambda name: seconds_of(config, manager),
+        )
+        self.config, self.planned, self.manager, self.pool = config, planned, manager, pool
 
-    def run(name: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def call(
+        self, name: str, inputs: dict[str, np.ndarray], trace: Trace = UNTRACED
+    ) -> dict[str, np.ndarray]:
+        def call_model(model: str, version: int | None, inputs: Any) -> dict[str, np.ndarray]:
+            with self.manager.lease(model, version, trace=trace) as (_, servable):
+                return servable.call("serving_default", inputs, trace)
+
         try:
-            long = seconds_of(config, manager) >= SHORT_SECONDS
-            helpers = pool if long else None  # one costs more than a short call
-            return planned.run(inputs, call, helpers)
+            long = seconds_of(self.config, self.manager) >= SHORT_SECONDS
+            helpers = self.pool if long else None  # one costs more than a short call
+            return self.planned.run(inputs, call_model, helpers)
         except NoShards:
             raise ServingError("", status=204) from None  # as OpenVINO Model Server answers it
         except NodeError as error:  # the function's fault, which its author finds in the log
-            logger.error("pipeline %s: %s", config.name, error)
+            logger.error("pipeline %s: %s", self.config.name, error)
             raise ServingError(str(error)) from None
         except PipelineError as error:
             raise BadRequest(str(error)) from error
-
-    signature = Signature(
-        read_specs(planned.inputs, "DT_FLOAT"), read_specs(planned.outputs, "DT_INVALID")
-    )
-    return Servable(
-        {"serving_default": signature},
-        run,
-        metadata=describe_signature(signature),
-        seconds=lambda name: seconds_of(config, manager),
-    )
 
 
 def read_specs(tensors: Mapping[str, Any], default: str) -> dict[str, TensorSpec]:
@@ -218,4 +219,4 @@ def end(server: ModelServer) -> None:
         pool.shutdown(wait=False)
 
 
-EXTENSION = Extension("pipelines", refresh=refresh, end=end)
+EXTENSION = Extension("pipelines", sections=["pipeline_config_list"], refresh=refresh, end=end)

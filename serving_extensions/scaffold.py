@@ -14,7 +14,7 @@ from .core import __version__, installed, taken_names
 
 __all__ = ["name_project", "write_project"]
 
-TEMPLATES = Path(__file__).parent / "project"
+PROJECT = Path(__file__).parent / "project"
 FILES = ("config.json", "handler.py", "test_handler.py", "requirements.txt", "README.md")
 
 
@@ -39,7 +39,7 @@ def read_templates(templates: Path, name: str) -> dict[str, bytes]:
     return contents
 
 
-def write_project(folder: Path, templates: Path = TEMPLATES) -> list[Path]:
+def write_project(folder: Path, templates: Path = PROJECT) -> list[Path]:
     """Write a project into a folder, which need not exist; returns the files written, the config
     first.
 

@@ -202,11 +202,13 @@ def test_the_hub_envelope_holds_answers_and_errors(tmp_path):
         ]["error"].startswith(text), response.json
 
 
-def test_context_and_model_dir(tmp_path):
+@pytest.mark.parametrize("limit", [{}, {"timeout_seconds": 60}])  # here; in a thread of its own
+def test_context_and_model_dir(tmp_path, caplog, limit):
+    caplog.set_level("INFO", "serving")
     (tmp_path / "functions.py").write_text(MODULE)
     write_config(
         tmp_path,
-        {"path": "/c", "function": "functions.py:context", "model_dir": "weights"},
+        {"path": "/c", "function": "functions.py:context", "model_dir": "weights", **limit},
         model_config_list=[
             {"config": {"name": "half", "base_path": str(ROOT / "models/half_plus_two")}}
         ],
@@ -220,6 +222,7 @@ def test_context_and_model_dir(tmp_path):
     )
     assert answer == {"key": "site", "id": "r-1", "agent": "me", "dir": "weights", "half": [2.5]}
     assert "MODEL_DIR" not in os.environ
+    assert "model=half version=123 rows=1 batch=1" in caplog.text  # a part of this request
     server.stop()
 
 
@@ -328,7 +331,10 @@ def test_a_function_that_cannot_be_imported_is_told_everywhere(tmp_path):
         ),
         ({"path": "/a", "function": "a"}, ".function: expected module:name"),
         ({"path": "/a", "function": "a:b", "methods": ["LIST"]}, ".methods[0]: expected GET, POST"),
-        ({"path": "/a", "function": "a:b", "envelope": "soap"}, ".envelope: expected hub:"),
+        (
+            {"path": "/a", "function": "a:b", "envelope": "soap"},
+            ".envelope: expected one of hub, none, got 'soap'",
+        ),
         ({"path": "/a", "fuction": "a:b"}, ".fuction: unknown key; did you mean 'function'?"),
     ],
 )

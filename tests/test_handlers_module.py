@@ -21,7 +21,7 @@ import pytest
 from PIL import Image
 
 import serving
-from serving_extensions.handlers import Handler, HandlerError, to_reply
+from serving_extensions.handlers import Handler, HandlerError, to_content
 
 
 @pytest.fixture(autouse=True)
@@ -637,7 +637,7 @@ def test_a_result_that_ends_with_more_than_an_exception_is_a_runtime_error():
             raise SystemExit(1)
 
     with pytest.raises(RuntimeError, match="the handler's result ended with"):
-        to_reply(Odd(a=1))
+        to_content(Odd(a=1))
 
 
 # The result
@@ -645,7 +645,7 @@ def test_a_result_that_ends_with_more_than_an_exception_is_a_runtime_error():
 
 def written(result):
     """What a client reads of a result that json.dumps cannot all write: through the server's encoder."""
-    value, kind = to_reply(result)
+    value, kind = to_content(result)
     assert kind == "application/json"
     return json.loads(serving.encode_json(value))
 
@@ -715,7 +715,7 @@ def test_bytes_inside_a_result_are_text():
 
 
 def test_numbers_that_are_not_finite_are_written_alike_everywhere():
-    value, _ = to_reply({"a": float("nan"), "b": np.array([np.inf]), "c": [1.0, float("-inf")]})
+    value, _ = to_content({"a": float("nan"), "b": np.array([np.inf]), "c": [1.0, float("-inf")]})
     assert serving.encode_json(value) == b'{"a":NaN,"b":[Infinity],"c":[1.0,-Infinity]}'
 
 
@@ -740,7 +740,7 @@ def test_tensors_are_read_by_their_numpy_method():
 
 
 def test_a_tensor_that_holds_a_picture_is_the_picture():
-    assert to_reply(Tensor(b"\xff\xd8\xff\xe0")) == (b"\xff\xd8\xff\xe0", "image/jpeg")
+    assert to_content(Tensor(b"\xff\xd8\xff\xe0")) == (b"\xff\xd8\xff\xe0", "image/jpeg")
 
 
 def test_tensorflow_tensors_are_written(tf):
@@ -763,7 +763,7 @@ def test_tensorflow_tensors_are_written(tf):
         "l": ["x"],
     }
     png = tf.io.encode_png(tf.zeros((2, 2, 3), tf.uint8))
-    assert to_reply(png) == (png.numpy(), "image/png")
+    assert to_content(png) == (png.numpy(), "image/png")
 
 
 @dataclasses.dataclass
@@ -825,7 +825,7 @@ for _ in range(500):
 )
 def test_what_json_cannot_hold_is_refused_with_its_place(result, message):
     with pytest.raises(HandlerError) as caught:
-        to_reply(result)
+        to_content(result)
     assert str(caught.value) == message
 
 
@@ -846,7 +846,12 @@ def test_bytes_of_pictures_are_known_by_their_start(format, kind):
     buffer = io.BytesIO()
     Image.new("RGB", (2, 2)).save(buffer, format)
     data = buffer.getvalue()
-    assert to_reply(data) == to_reply(bytearray(data)) == to_reply(memoryview(data)) == (data, kind)
+    assert (
+        to_content(data)
+        == to_content(bytearray(data))
+        == to_content(memoryview(data))
+        == (data, kind)
+    )
 
 
 def test_other_bytes_are_octets_or_what_the_handler_names():
@@ -860,10 +865,10 @@ def test_other_bytes_are_octets_or_what_the_handler_names():
             file.setframerate(8000),
             file.writeframes(b"\0\0"),
         )
-    assert to_reply(sound.getvalue())[1] == "audio/wav"
-    assert to_reply(b"") == (b"", "application/octet-stream")
-    assert to_reply((b"<p>", "text/html; charset=utf-8")) == (b"<p>", "text/html; charset=utf-8")
-    assert to_reply((b"a", "b\r\nSet-Cookie: c/d")) == (
+    assert to_content(sound.getvalue())[1] == "audio/wav"
+    assert to_content(b"") == (b"", "application/octet-stream")
+    assert to_content((b"<p>", "text/html; charset=utf-8")) == (b"<p>", "text/html; charset=utf-8")
+    assert to_content((b"a", "b\r\nSet-Cookie: c/d")) == (
         ["a", "b\r\nSet-Cookie: c/d"],
         "application/json",
     )
@@ -873,7 +878,7 @@ def test_other_bytes_are_octets_or_what_the_handler_names():
     "mode", ["1", "L", "LA", "I", "P", "RGB", "RGBA", "CMYK", "YCbCr", "F", "HSV", "PA"]
 )
 def test_a_pil_image_is_a_png(mode):
-    data, kind = to_reply(Image.new(mode, (3, 2)))
+    data, kind = to_content(Image.new(mode, (3, 2)))
     assert kind == "image/png" and Image.open(io.BytesIO(data)).size == (3, 2)
 
 
@@ -883,7 +888,7 @@ def test_a_truncated_pil_image_is_refused():
         buffer, "JPEG"
     )
     with pytest.raises(HandlerError, match="the image cannot be written as PNG"):
-        to_reply(Image.open(io.BytesIO(buffer.getvalue()[:-2000])))
+        to_content(Image.open(io.BytesIO(buffer.getvalue()[:-2000])))
 
 
 # The module itself

@@ -397,7 +397,7 @@ def test_a_file_that_cannot_be_read_is_a_warning(tmp_path, caplog, text):
             found["errors"] = [{"time": 1}]
         else:
             size = 8 if text == "short" else 100_000_000
-            counts = history.pack(np.zeros(size, np.uint8))
+            counts = history.pack_array(np.zeros(size, np.uint8))
             found["series"][0][2]["5m"]["counts"] = counts
         text = json.dumps(found).encode()
     file.write_bytes(text)

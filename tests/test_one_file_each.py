@@ -31,17 +31,27 @@ class First:
         return keep(tensors, slice(self.count))
 '''
 ENVELOPE = """
-import functools
+import serving
 
-def enveloped(function):
-    @functools.wraps(function)
-    def answer(value):
-        return {"data": function(value), "ok": True}
-    return answer
+def unwrap(body):
+    if not isinstance(body, dict) or "input_data" not in body:
+        raise serving.BadRequest("expected {'input_data': ...}")
+    return body["input_data"]
 
-@enveloped
+BENTO = serving.Envelope(
+    unwrap=unwrap,
+    wrap=lambda result: {"data": result, "ok": True},
+    error=lambda text, status, request_id: {"error": text, "ok": False},
+)
+
+EXTENSION = serving.Extension("bento", envelopes={"bento": BENTO})
+
 def double(value):
     return 2 * value
+
+@serving.enveloped(BENTO)
+def triple(value):
+    return 3 * value
 """
 AUTHENTICATION = """
 import serving
@@ -165,10 +175,40 @@ def test_a_routine(serve):
 def test_an_envelope_of_a_handler(serve):
     rest = serve(
         ENVELOPE,
-        handlers=[{"path": "/double", "function": "mine.py:double"}],
+        handlers=[
+            {"path": "/double", "function": "mine.py:double", "envelope": "bento"},
+            {"path": "/triple", "function": "mine.py:triple"},
+            {"path": "/plain", "function": "mine.py:triple", "envelope": "none"},
+        ],
         auth={"keys": [key_entry("one", "k")]},
     )
-    assert rest.post("/double", 4, headers=bearer("k")).json == {"data": 8, "ok": True}
+    ask = lambda path, body, key="k": rest.post(path, body, headers=bearer(key))  # noqa: E731
+    for path, answer in (("/double", 8), ("/triple", 12)):
+        assert ask(path, {"input_data": 4}).json == {"data": answer, "ok": True}
+        assert ask(path, 4).json == {"error": "expected {'input_data': ...}", "ok": False}
+        denied = ask(path, {"input_data": 4}, "wrong")
+        assert denied.status_code == 401 and denied.json["ok"] is False
+        assert rest.get(path, headers=bearer("k")).json["data"]["status"] == "ready"
+    assert ask("/plain", 4).json == 12
+
+
+def test_an_envelope_that_nobody_has(serve):
+    with pytest.raises(serving.ConfigError) as raised:
+        serve(ENVELOPE, handlers=[{"path": "/f", "function": "mine.py:f", "envelope": "bentoml"}])
+    assert str(raised.value).endswith(
+        "$.handlers[0].envelope: expected one of bento, hub, none, got 'bentoml'"
+    )
+
+
+def test_an_envelope_that_fails_is_the_requests_500(serve):
+    text = ENVELOPE.replace('{"error": text, "ok": False}', "text.decode()")
+    rest = serve(
+        text,
+        handlers=[{"path": "/f", "function": "mine.py:double", "envelope": "bento"}],
+        auth={"keys": [key_entry("one", "k")]},
+    )
+    response = rest.post("/f", 4, headers=bearer("k"))
+    assert response.status_code == 500 and response.json["status"] == "InternalServerError"
 
 
 def test_a_scheme_of_authentication(serve):

@@ -332,7 +332,7 @@ def test_the_vendors_real_call_is_reproduced():
         "detection_scores": np.array([[p["confidence"] for p in found]], np.float32),
         "num_detections": np.array([len(found)], np.float32),
     }
-    fake.run = lambda name, inputs: outputs
+    fake.run = lambda name, inputs, trace=serving.UNTRACED: outputs
     rest = Rest(
         fake_server(
             {"d": fake}, auth=AUTH, deployments=[{"id": "cells", "model": "d", "label_map": labels}]
@@ -831,7 +831,7 @@ def test_samples_of_the_demo_have_masks_that_fit_their_polygons(demo, sample):
 
 def test_no_detections_everywhere(how):
     server, fake = detector()
-    fake.run = lambda name, inputs: {
+    fake.run = lambda name, inputs, trace=serving.UNTRACED: {
         "detection_boxes": np.zeros((1, 0, 4), np.float32),
         "detection_classes": np.zeros((1, 0), np.float32),
         "detection_scores": np.zeros((1, 0), np.float32),

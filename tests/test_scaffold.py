@@ -35,7 +35,7 @@ def test_a_project_is_five_files_and_no_copy_of_the_server(tmp_path):
     folder = tmp_path / "new" / "one"
     written = write_project(folder)
     assert files(folder) == {path.name for path in written} == FIVE
-    assert files(scaffold.TEMPLATES) == FIVE
+    assert files(scaffold.PROJECT) == FIVE
 
 
 def test_the_config_is_json_with_one_handler_at_the_projects_name(project):
@@ -144,7 +144,7 @@ def test_a_full_disk_is_told_with_the_file_and_leaves_nothing_half(tmp_path, mon
 
 
 def test_a_missing_template_is_told_before_anything_is_written(tmp_path):
-    shutil.copytree(scaffold.TEMPLATES, tmp_path / "templates")
+    shutil.copytree(scaffold.PROJECT, tmp_path / "templates")
     (tmp_path / "templates" / "README.md").unlink()
     with pytest.raises(FileNotFoundError) as caught:
         write_project(tmp_path / "p", tmp_path / "templates")

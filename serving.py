@@ -2541,23 +2541,24 @@ class Trace:
         """Seconds until the deadline, as locks take them."""
         return min(max(0.0, self.remaining()), threading.TIMEOUT_MAX)
 
-    def measure(self) -> tuple[float, ...]:
-        """Seconds in each of `PHASES` until now, NaN for a part that there was not: no queue where
-        another server has the requests wait, nothing but the queue without inference.
+    def measure(self, now: float) -> tuple[float, ...]:
+        """Seconds in each of `PHASES` until `now`, of time.perf_counter().
 
-        They add up to no more than has passed since the last byte came.
+        NaN for a part that there was not: no queue where another server has the requests wait,
+        nothing but the queue without inference. They add up to no more than has passed since the
+        last byte came.
         """
         queued = self.start - self.queued if self.queued else NO_TIME
         if not self.inference:
             return queued, NO_TIME, NO_TIME, NO_TIME, NO_TIME
         inference = min(self.inference, self.ended - self.began)  # several may have run at once
-        rest = time.perf_counter() - self.ended
+        rest = now - self.ended
         routines = min(self.routines, rest)
         return queued, self.began - self.start, inference, routines, rest - routines
 
     def parts(self) -> dict[str, float]:
         """Seconds by part, of those that there were."""
-        found = zip(PHASES, self.spent or self.measure())
+        found = zip(PHASES, self.spent or self.measure(time.perf_counter()))
         return {name: seconds for name, seconds in found if seconds == seconds}
 
 
@@ -8200,8 +8201,9 @@ def tell_times(trace: Trace) -> str:
     """What the time of a request went into until now, in milliseconds, of the parts that there
     were, and the total: a Server-Timing header (https://www.w3.org/TR/server-timing/).
     """
-    trace.spent = queued, decoding, inference, routines, encoding = trace.measure()
-    total = 1e3 * (time.perf_counter() - (trace.queued or trace.start))
+    now = time.perf_counter()
+    trace.spent = queued, decoding, inference, routines, encoding = trace.measure(now)
+    total = 1e3 * (now - (trace.queued or trace.start))
     if queued > 0 and inference > 0 and routines == 0:
         times = 1e3 * queued, 1e3 * decoding, 1e3 * inference, 1e3 * encoding, total
         return PLAIN_TIMES % times

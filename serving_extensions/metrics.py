@@ -244,7 +244,7 @@ class Metrics:
     def end(self, trace: Any, call: Mapping[str, Any], response: Any) -> None:
         """Take note of a request that is answered; `call` is what its log line says."""
         now = self._clock()
-        spent = trace.spent or trace.measure()
+        spent = trace.spent or trace.measure(time.perf_counter())
         if call["status"] >= 400:
             self.last_errors.append(describe_error(now, trace, call, response))
         drawn = trace.infers and not trace.by_page

@@ -127,7 +127,7 @@ def test_several_runs_at_once_are_no_more_than_has_passed():
     now = time.perf_counter()
     trace.queued, trace.start, trace.began, trace.ended = now - 4, now - 3, now - 2, now - 1
     trace.inference, trace.routines = 17.0, 5.0
-    found = dict(zip(serving.PHASES, trace.measure()))
+    found = dict(zip(serving.PHASES, trace.measure(now)))
     assert sum(found.values()) == pytest.approx(4, abs=0.5)
     assert found["inference"] == pytest.approx(1) and found["encode"] == 0
 

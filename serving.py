@@ -479,6 +479,7 @@ HOMES = (
     Home("handlers.py", sections=["handlers"]),
     Home("active_learning.py", sections=["deployments[].active_learning"]),
     Home("quotas.py", sections=["auth.keys[].quota"]),
+    Home("metrics.py", sections=["server.history"]),
     Home(
         "console.py",
         urls=[
@@ -1258,6 +1259,9 @@ class ServerConfig:
     log_level: str = option(
         "INFO", "DEBUG, INFO, WARNING or ERROR (start)", pattern="^(DEBUG|INFO|WARNING|ERROR)$"
     )
+    history: str | None = option(
+        None, "a file in which the page's graphs survive a restart; relative to the config file"
+    )
     images: ImageConfig = option(ImageConfig(), "limits of the pictures taken in")
 
 
@@ -1361,6 +1365,10 @@ def resolve_paths(config: "Config", folder: Path, stem: str) -> Any:
         handlers=tuple(handler.resolve(folder) for handler in config.handlers),
         routine_modules=tuple(
             str(folder / name) if name.endswith(".py") else name for name in config.routine_modules
+        ),
+        server=dataclasses.replace(
+            config.server,
+            history=config.server.history and str(folder / config.server.history),
         ),
         auth=dataclasses.replace(
             config.auth,
@@ -2521,6 +2529,10 @@ def shape_of(skeleton: bytes) -> list[int] | None:
 # ==================================================================================================
 
 
+PHASES = ("queue", "decode", "inference", "routines", "encode")  # of the time a request takes
+NO_TIME = float("nan")  # of a part that a request has not had
+
+
 class Turn:
     """A request's place in a server's queue, which knows by it how fast its lines move."""
 
@@ -2543,8 +2555,10 @@ class Trace:
     deadline = math.inf  # of time.perf_counter()
     began = ended = inference = routines = 0.0
     rows = batch = 0
-    model = version = ""
+    model = version = deployment = ""
     waited = False  # for a model to load
+    infers = by_page = False  # it asks a model or handler; the page asks
+    spent: tuple[float, ...] = ()  # what `measure` has found
 
     def __init__(self, queued: float | None = None, has_left: Callable[[], bool] = stays):
         self.start = time.perf_counter()
@@ -2576,20 +2590,25 @@ class Trace:
         """Seconds until the deadline, as locks take them."""
         return min(max(0.0, self.remaining()), threading.TIMEOUT_MAX)
 
-    def parts(self) -> dict[str, float]:
-        """Seconds in the queue, in decoding, in the model, in routines and in encoding.
+    def measure(self, now: float) -> tuple[float, ...]:
+        """Seconds in each of `PHASES` until `now`, of time.perf_counter().
 
-        No decoding without inference.
+        NaN for a part that there was not: no queue where another server has the requests wait,
+        nothing but the queue without inference. They add up to no more than has passed since the
+        last byte came.
         """
-        end, known = time.perf_counter(), {"queue": self.start - self.queued} if self.queued else {}
+        queued = self.start - self.queued if self.queued else NO_TIME
         if not self.inference:
-            return known
-        return known | {
-            "decode": self.began - self.start,
-            "inference": self.inference,
-            "routines": self.routines,
-            "encode": end - self.ended - self.routines,
-        }
+            return queued, NO_TIME, NO_TIME, NO_TIME, NO_TIME
+        inference = min(self.inference, self.ended - self.began)  # several may have run at once
+        rest = now - self.ended
+        routines = min(self.routines, rest)
+        return queued, self.began - self.start, inference, routines, rest - routines
+
+    def parts(self) -> dict[str, float]:
+        """Seconds by part, of those that there were."""
+        found = zip(PHASES, self.spent or self.measure(time.perf_counter()))
+        return {name: seconds for name, seconds in found if seconds == seconds}
 
 
 class Untraced(Trace):
@@ -4946,9 +4965,11 @@ class ModelManager:
         self._prepare, self._refresh_others = prepare, refresh_others
         self.prepared = prepare(config)  # what requests need of the config, made ready once
         self._poll_seconds = poll_seconds  # from the command line, over the config's
-        self._path, self._text = path, text
-        self._load, self._list_versions = load, list_versions
+        self.path, self._text = path, text
+        self._load, self.list_versions = load, list_versions
         self._config_failed = False
+        self._config_error = self._missing = ""  # why the config's last text is not in force
+        self._problems: tuple[str, ...] = ()  # of the last pass
         self._said: set[str] = set()  # what the log need not repeat
         self._rarely = Rarely(clock)
         self._states: dict[str, dict[int, VersionState]] = {}
@@ -4971,8 +4992,8 @@ class ModelManager:
     def name(self) -> str:
         """What is served, for the start-up line: the config file, or the models by name."""
         return (
-            str(self._path)
-            if self._path
+            str(self.path)
+            if self.path
             else ", ".join(model.name for model in self.config.models) or "no models"
         )
 
@@ -5075,6 +5096,16 @@ class ModelManager:
                 for name, problem in self.deployment_problems().items()
             ]
         )
+
+    @property
+    def config_problem(self) -> str:
+        """Why the config file as it is now is not in force; empty where it is."""
+        return self._missing or self._config_error
+
+    @property
+    def problems(self) -> list[str]:
+        """What of the config could not be brought about when the loader last looked."""
+        return list(dict.fromkeys([*filter(None, [self.config_problem]), *self._problems]))
 
     def deployment_problems(self) -> dict[str, str]:
         """Why deployments cannot answer, by id: their config, or their model beside it.
@@ -5218,6 +5249,7 @@ class ModelManager:
         self._said &= {error.message for error in outcome.errors} | {
             said for said in self._said if not said.startswith("$")
         }
+        self._problems = tuple(error.message for error in outcome.errors)
         self.first_pass_done.set()
         return outcome
 
@@ -5229,24 +5261,53 @@ class ModelManager:
 
     def _read_config(self, outcome: Outcome, polling: bool) -> None:
         """Take over the config file if its bytes changed; a wrong one changes nothing."""
-        if self._path is None:
+        if self.path is None:
             return
         try:
-            text = read_file(self._path)
+            text = read_file(self.path)
         except OSError:
             outcome.config_missing = True
-            outcome.errors.append(LoadError("Config file not found or cannot open."))
+            self._missing = "Config file not found or cannot open."
+            outcome.errors.append(LoadError(self._missing))
             return
-        outcome.config_read = text != self._text or self._config_failed and not polling
+        self._missing = ""
+        outcome.config_read = self.would_read(text, polling)
         if outcome.config_read:
             self._text = text
             try:
-                config = load_config(self._path, text, type(self.config))
+                config = load_config(self.path, text, type(self.config))
                 self.prepared = self._prepare(config)
                 self.config = config
                 self._expect_models()
+                self._config_error = ""
             except ConfigError as error:
+                self._config_error = error.message
                 outcome.errors.append(error)
+
+    def would_read(self, text: bytes, polling: bool = False) -> bool:
+        """Whether a pass would take up a config file of this text."""
+        return text != self._text or self._config_failed and not polling
+
+    def plan_model(
+        self, name: str, model: ModelConfig | None, folders: Mapping[int, Path]
+    ) -> dict[str, list[int]]:
+        """The versions that a pass would load, load anew and unload, were a model so, and were
+        these its versions; None for a model that goes.
+        """
+        loaded = {v: state for v, state in self.states().get(name, {}).items() if state.servable}
+        both = [version for version in folders if version in loaded]
+
+        def is_stale(version: int) -> bool:
+            state = loaded[version]
+            files = contents(fingerprint(folders[version]))
+            same = model is not None and state.load_key == model.load_key
+            return not same or files != contents(state.files)
+
+        return {
+            "load": sorted(folders.keys() - loaded.keys()),
+            "reload": sorted(filter(is_stale, both)),
+            "unload": sorted(loaded.keys() - folders.keys()),
+        }
 
     def _expect_models(self) -> None:
         """Make room for the config's models, so that requests know which ones are still to come."""
@@ -5400,7 +5461,7 @@ class ModelManager:
             self._refuse(visit)
             return None
         try:
-            folders = self._list_versions(model.base_path)
+            folders = self.list_versions(model.base_path)
         except LoadError as error:
             self._absent[model.name] = error.message
             visit.fail(".base_path", error.message, error)
@@ -5433,7 +5494,7 @@ class ModelManager:
         folders: dict[int, Path] = {}
         if not problem.startswith("base_path"):
             with contextlib.suppress(LoadError):
-                folders = self._list_versions(model.base_path)
+                folders = self.list_versions(model.base_path)
         for version in choose_versions(model.model_version_policy, folders):
             state = self._states[model.name].setdefault(version, VersionState())
             if state.servable is None:
@@ -6702,6 +6763,9 @@ class ModelServer:
         text = read_file(path) if path else b""  # once: what is remembered is what was parsed
         self.extensions = tuple(installed() if extensions is None else extensions)
         config = load_config(source, text if path else None, config_kind(self.extensions))
+        # What extensions do around each request, without those that do nothing.
+        self.begins = [e.begin for e in self.extensions if e.begin is not nothing]
+        self.observers = [e.observe for e in self.extensions if e.observe is not nothing]
         self.folder = path.absolute().parent if path else Path.cwd()  # of the config's modules
         self.key = secrets.token_urlsafe(24)
         # What outlives a config, by kind and name: handlers that are imported.
@@ -6965,20 +7029,205 @@ class ModelServer:
         outcome = self.manager.reload(timeout)
         if not outcome.errors:
             return (201 if outcome.config_read or outcome.changed else 200), self.config_status()
-        step = (
-            "Reloading config file failed."
-            if outcome.config_read
-            else "Reloading models versions failed."
-        )
-        text = (
-            "Config file not found or cannot open."
-            if outcome.config_missing
-            else f"{step} Check server logs for more info."
-        )
-        return int(outcome.errors[0].status), {
-            "error": text,
-            "details": [error.message for error in outcome.errors],
+        return tell_failure(outcome)
+
+    def plan_reload(self) -> tuple[int, dict[str, Any]]:
+        """Tell what `reload` would change; returns the HTTP status and body. Nothing is loaded or
+        changed.
+
+        200 and what `plan_changes` finds; the error of `reload` for a config that is wrong. A
+        config that is new is read as `--check` reads it: its `routine_modules` run, its models and
+        handlers do not.
+        """
+        outcome = Outcome()
+        try:
+            wanted = self._read_wanted(outcome)
+        except ConfigError as error:
+            outcome.errors.append(error)
+        if outcome.errors:
+            return tell_failure(outcome)
+        return 200, plan_changes(self.manager, wanted, outcome.config_read)
+
+    def _read_wanted(self, outcome: Outcome) -> Config:
+        """The config that a reload would bring into force; raises ConfigError."""
+        path = self.manager.path
+        if path is None:
+            return self.config
+        try:
+            text = read_file(path)
+        except OSError:
+            outcome.config_missing = True
+            outcome.errors.append(LoadError("Config file not found or cannot open."))
+            return self.config
+        outcome.config_read = self.manager.would_read(text)
+        if not outcome.config_read:
+            return self.config
+        return ModelServer(path, self.extensions).config  # made ready aside, never started
+
+
+def tell_failure(outcome: Outcome) -> tuple[int, dict[str, Any]]:
+    """The HTTP status and body of a reload that failed, with OpenVINO Model Server's texts."""
+    step = (
+        "Reloading config file failed."
+        if outcome.config_read
+        else "Reloading models versions failed."
+    )
+    text = (
+        "Config file not found or cannot open."
+        if outcome.config_missing
+        else f"{step} Check server logs for more info."
+    )
+    return int(outcome.errors[0].status), {
+        "error": text,
+        "details": [error.message for error in outcome.errors],
+    }
+
+
+# --- what a reload would change -----------------------------------------------------------------
+
+
+def plan_changes(manager: ModelManager, wanted: Config, config_read: bool) -> dict[str, Any]:
+    """What a reload to `wanted` would change: of each section by name what is added, removed and
+    changed, of models the versions that are loaded, loaded anew and unloaded.
+
+    `problems` are those that can be seen without loading, as a reload's `details` have them.
+    Values are told of models and of `server` alone: elsewhere may stand keys and passwords.
+    """
+    now = manager.config
+    versions, problems = plan_versions(manager, wanted)
+    known = {model.name: model for model in now.models}
+    models = compare(known, {model.name: model for model in wanted.models}, tell_changed)
+    sections = {
+        "deployments": "id",
+        "pipeline_config_list": "name",
+        "handlers": "path",
+    }
+    plan: dict[str, Any] = {
+        "dry_run": True,
+        "config_read": config_read,
+        "models": models | {"versions": versions},
+        **{key: compare_named(now, wanted, key, name) for key, name in sections.items()},
+        "keys": compare_named(now.auth, wanted.auth, "keys", "name"),
+        "auth": [name for name in changed_fields(now.auth, wanted.auth) if name != "keys"],
+        "server": tell_changed(now.server, wanted.server),
+        "modules": [name for name in changed_fields(now, wanted) if name in MODULES],
+        "problems": problems,
+    }
+    return plan | {"changes": has_changes(plan)}
+
+
+MODULES = ("import_modules", "routine_modules")
+
+
+def has_changes(plan: Mapping[str, Any]) -> bool:
+    """Whether anything stands in a plan's lists, but for the problems."""
+    return any(
+        has_changes(found) if isinstance(found, dict) else isinstance(found, list) and bool(found)
+        for name, found in plan.items()
+        if name != "problems"
+    )
+
+
+def compare(
+    now: Mapping[str, Any], wanted: Mapping[str, Any], tell: Callable[[Any, Any], list[Any]]
+) -> dict[str, Any]:
+    """What two sections differ in, by the names of their entries."""
+    both = [name for name in wanted if name in now and now[name] != wanted[name]]
+    return {
+        "added": [name for name in wanted if name not in now],
+        "removed": [name for name in now if name not in wanted],
+        "changed": [{"name": name, "options": tell(now[name], wanted[name])} for name in both],
+    }
+
+
+def compare_named(now: Any, wanted: Any, section: str, name: str) -> dict[str, Any]:
+    """As `compare`, of a section of a config whose entries have a `name`; options by name alone."""
+    before, after = (
+        {getattr(entry, name): entry for entry in getattr(config, section)}
+        for config in (now, wanted)
+    )
+    return compare(before, after, changed_fields)
+
+
+def changed_fields(now: Any, wanted: Any) -> list[str]:
+    """The names of the options that two values of a kind differ in."""
+    names = [field.name for field in dataclasses.fields(wanted)]
+    return [name for name in names if getattr(now, name) != getattr(wanted, name)]
+
+
+def tell_changed(now: Any, wanted: Any) -> list[dict[str, Any]]:
+    """The options that two values differ in, with what they were and what they would be.
+
+    `restart` says that it takes one for the option to have an effect.
+    """
+    docs = {field.name: field.metadata["doc"] for field in dataclasses.fields(wanted)}
+    return [
+        {
+            "option": name,
+            "from": as_json(getattr(now, name)),
+            "to": as_json(getattr(wanted, name)),
+            "restart": docs[name].endswith("(start)"),
         }
+        for name in changed_fields(now, wanted)
+    ]
+
+
+def as_json(value: Any) -> Any:
+    """A config's value as JSON has it, the folders of this program and of who runs it left out."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = dataclasses.asdict(value)
+    if isinstance(value, Mapping):
+        return {name: as_json(one) for name, one in value.items()}
+    if isinstance(value, tuple | list):
+        return [as_json(one) for one in value]
+    return hide_paths(value) if isinstance(value, str) else value
+
+
+def plan_versions(manager: ModelManager, wanted: Config) -> tuple[list[dict[str, Any]], list[str]]:
+    """The versions that would be loaded, loaded anew and unloaded, by model; what is wrong."""
+    models = {model.name: model for model in reversed(wanted.models)}  # the first of a name
+    problems = [
+        f"$.deployments[{index}].model: no model is called '{deployment.model}'"
+        for index, deployment in enumerate(wanted.deployments)
+        if deployment.model not in wanted.served_names
+    ]
+    plans = []
+    for name in sorted(models.keys() | {model.name for model in manager.config.models}):
+        picked: dict[int, Path] | None = {}
+        if name in models:
+            index = next(i for i, model in enumerate(wanted.models) if model.name == name)
+            path = f"$.model_config_list[{index}].config"
+            always = wanted.server.servable_versions_always_present
+            picked = find_picked(manager, models[name], path, always, problems)
+        if picked is not None:
+            found = manager.plan_model(name, models.get(name), picked)
+            plans += [{"model": name, **found}] if any(found.values()) else []
+    return plans, problems
+
+
+def find_picked(
+    manager: ModelManager, model: ModelConfig, path: str, always: bool, problems: list[str]
+) -> dict[int, Path] | None:
+    """The folders of the versions that a model's policy picks; None where what is loaded stays:
+    with nothing picked, if some are `always` to be there.
+    """
+    if model.problem:
+        problems.append(f"{path}.{model.problem}")
+        return None
+    try:
+        folders = manager.list_versions(model.base_path)
+    except LoadError as error:
+        problems.append(f"{path}.base_path: {error.message}")
+        return None
+    picked = choose_versions(model.model_version_policy, folders)
+    if not picked and always:
+        return None
+    problems += [
+        f"{path}.version_labels.{label}: version {number} is not available"
+        for label, number in model.version_labels.items()
+        if number not in picked
+    ]
+    return {version: folders[version] for version in picked}
 
 
 def read_picture(image: Any, limits: Any) -> np.ndarray:
@@ -7194,6 +7443,7 @@ class Call:
         self.turn: Turn = environ.get("serving.turn") or Turn()
         has_left = environ.get("waitress.client_disconnected", stays)
         self.trace = Trace(self.turn.queued, has_left)
+        self.trace.by_page = "HTTP_X_SERVING_PAGE" in environ
 
     def header(self, name: str) -> str:
         """A header's value; empty where there is none."""
@@ -7642,6 +7892,7 @@ DRAWN = {"image/png": "png", "image/jpeg": "jpeg"}
 
 def view_predict_image(server: ModelServer, call: Call, deployment: str | None = None) -> Reply:
     ready = find_deployment(server, deployment)
+    call.trace.deployment = ready.config.id
     image, chain = read_image(server, call, ready.config)
     accepted = parse_accept_header(call.header("Accept"), MIMEAccept)
     # the first: Java's client names image/jpeg among others, unasked
@@ -7730,8 +7981,19 @@ def view_config(server: ModelServer, call: Call) -> Reply:
 
 
 def view_reload(server: ModelServer, call: Call) -> Reply:
-    status, body = server.reload(call.trace.remaining())
+    if is_asked(call, "dry_run"):
+        status, body = server.plan_reload()
+    else:
+        status, body = server.reload(call.trace.remaining())
     return reply(body, status)
+
+
+def is_asked(call: Call, name: str) -> bool:
+    """Whether the URL says `?name=1`; raises BadRequest for what is neither yes nor no."""
+    given = call.argument(name, "0").lower() if call.environ.get("QUERY_STRING") else "0"
+    if given not in ("0", "1", "false", "true"):
+        raise BadRequest(f"{name}: expected 1 or 0, got '{given[:40]}'")
+    return given in ("1", "true")
 
 
 def view_live(server: ModelServer, call: Call) -> Reply:
@@ -7776,6 +8038,7 @@ class Route:
     doc: str = ""  # what it answers, for the OpenAPI document
     lists: bool = False
     line: str = ""
+    infers: bool = False  # it runs a model or a handler: what /stats draws
 
     @functools.cached_property
     def pattern(self) -> re.Pattern:
@@ -7826,7 +8089,7 @@ WHICH = "[/versions/{version}|/labels/{label}]"
 MODEL = "(/v1/models/{model}|/model-serving/{alias})" + WHICH
 
 ROUTES: tuple[Route, ...] = (  # the first match answers
-    route("POST", MODEL + ":{verb}", view_infer, "shared", "What a model answers"),
+    route("POST", MODEL + ":{verb}", view_infer, "shared", "What a model answers", infers=True),
     route("GET", MODEL + "/'metadata'", view_metadata, "shared", "A version's signatures"),
     route(
         "GET",
@@ -7882,7 +8145,14 @@ ROUTES: tuple[Route, ...] = (  # the first match answers
         "Everything that is configured is there",
         line="health",
     ),
-    route("POST", "[/{deployment}]/predict", view_predict_image, "key", "Annotations of a picture"),
+    route(
+        "POST",
+        "[/{deployment}]/predict",
+        view_predict_image,
+        "key",
+        "Annotations of a picture",
+        infers=True,
+    ),
     route("GET", "[/{deployment}]/classes", view_classes, "key", "The label map of a deployment"),
 )
 
@@ -7962,6 +8232,7 @@ class Found(typing.NamedTuple):
     arguments: dict[str, Any]
     name: str  # in metrics
     envelope: Envelope
+    deployment: str = ""  # the id that stands in the URL in a model's place
 
 
 @functools.cache
@@ -8026,7 +8297,12 @@ def find_known(server: ModelServer, method: str, path: str) -> Found | None:
     known = match(server.extensions, method, path)
     if known is not None:
         if "alias" in known.arguments:
-            return known._replace(arguments=use_deployment(server, **known.arguments))
+            alias = known.arguments["alias"]
+            is_one = any(deployment.id == alias for deployment in server.config.deployments)
+            return known._replace(
+                arguments=use_deployment(server, **known.arguments),
+                deployment=alias if is_one else "",
+            )
         return known
     return first(extension.find(server, method, path) for extension in server.extensions)
 
@@ -8161,8 +8437,8 @@ def answer_call(door: Door, call: Call, found: Found | None = None) -> Reply:
     """
     server, trace, envelope, route = door.server, call.trace, BARE, ""
     call.allowance = server.allowance()
-    for extension in server.extensions:
-        extension.begin(server)
+    for begin in server.begins:
+        begin(server)
     try:
         trace.limit(
             server.config.server.timeout_seconds, call.environ.get("HTTP_X_REQUEST_TIMEOUT")
@@ -8171,7 +8447,8 @@ def answer_call(door: Door, call: Call, found: Found | None = None) -> Reply:
             replied = preflight(server, call)
         else:
             found = found or find_view(server, call.method, call.path)
-            envelope, route = found.envelope, found.name
+            envelope, route, trace.infers = found.envelope, found.name, found.route.infers
+            trace.deployment = found.deployment
             call.caller = authorize(door, call, found)
             replied = found.route.view(server, call, **found.arguments)
         replied = dress(server, call, replied)
@@ -8183,8 +8460,8 @@ def answer_call(door: Door, call: Call, found: Found | None = None) -> Reply:
         call.turn.waited = trace.waited
         call.allowance.close()
     line = request_line(call, route, replied)
-    for extension in server.extensions:
-        extension.observe(server, trace, line, replied)
+    for observe in server.observers:
+        observe(server, trace, line, replied)
     logger.info(REQUEST_LINE, line)
     return replied
 
@@ -8213,21 +8490,42 @@ REQUEST_LINE = (
 
 
 def dress(server: ModelServer, call: Call, replied: Reply) -> Reply:
-    """A reply as it goes out: compressed where the client takes that,
-    with its id and its CORS headers.
+    """A reply as it goes out: compressed where the client takes that, with its id, with what its
+    time went into, and with its CORS headers.
     """
     vary: list[str] = []
     if len(replied.body) >= server.config.server.gzip_min_bytes:
         replied = compress(call, replied, vary)
-    headers = [("X-Request-Id", call.request_id)]
+    headers = [("X-Request-Id", call.request_id), ("Server-Timing", tell_times(call.trace))]
     if origins := server.config.server.cors_origins:
         vary.append("Origin")
         origin = call.header("Origin")
         if origin and (origin in origins or "*" in origins):
             headers.append(("Access-Control-Allow-Origin", origin))
+            headers.append(("Access-Control-Expose-Headers", EXPOSED))
+            headers.append(("Timing-Allow-Origin", origin))
     if vary:
         headers.append(("Vary", ", ".join(vary)))
     return replied.with_headers(*headers)
+
+
+EXPOSED = "Server-Timing, X-Request-Id, X-Version-Tag, Retry-After"  # to pages of other origins
+# What most answers say, spelled at once: formatting costs more than all else here.
+PLAIN_TIMES = "queue;dur=%.3f, decode;dur=%.3f, inference;dur=%.3f, encode;dur=%.3f, total;dur=%.3f"
+
+
+def tell_times(trace: Trace) -> str:
+    """What the time of a request went into until now, in milliseconds, of the parts that there
+    were, and the total: a Server-Timing header (https://www.w3.org/TR/server-timing/).
+    """
+    now = time.perf_counter()
+    trace.spent = queued, decoding, inference, routines, encoding = trace.measure(now)
+    total = 1e3 * (now - (trace.queued or trace.start))
+    if queued > 0 and inference > 0 and routines == 0:
+        times = 1e3 * queued, 1e3 * decoding, 1e3 * inference, 1e3 * encoding, total
+        return PLAIN_TIMES % times
+    parts = [f"{name};dur={1e3 * s:.3f}" for name, s in zip(PHASES, trace.spent) if s > 0]
+    return ", ".join([*parts, f"total;dur={total:.3f}"])
 
 
 # Answers that are worth it; pictures are packed already.

@@ -311,7 +311,14 @@ def find(server: ModelServer, method: str, path: str) -> Found | None:
     endpoint = endpoints_of(server).get(unquote(path))
     if endpoint is None:
         return None
-    route = Route((method,), endpoint.path, view_endpoint, "key", "A handler")
+    route = Route(
+        (method,),
+        endpoint.path,
+        view_endpoint,
+        "key",
+        "A handler",
+        infers=method in endpoint.methods,
+    )
     return Found(route, {"endpoint": endpoint}, endpoint.path, endpoint.envelope)
 
 

@@ -483,7 +483,14 @@ EXTENSION = Extension(
             "KServe V2: it answers",
             line="state",
         ),
-        route("POST", MODEL_V2 + "/infer", view_infer_v2, "shared", "KServe V2: inference"),
+        route(
+            "POST",
+            MODEL_V2 + "/infer",
+            view_infer_v2,
+            "shared",
+            "KServe V2: inference",
+            infers=True,
+        ),
         route(
             "POST",
             "/v2/repository/index",

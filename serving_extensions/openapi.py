@@ -418,6 +418,12 @@ PARAMETERS = {
         in_query("path", "what to call", {"type": "string"}, required=True),
         in_query("method", "how to call it", {"type": "string"}),
     ],
+    ("reload", "POST"): [
+        in_query("dry_run", "1: tell what would change, and change nothing", {"enum": ["0", "1"]})
+    ],
+    ("stats", "GET"): [
+        in_query("window", "the figures of a graph, step by step", {"enum": ["5m", "1h", "24h"]})
+    ],
 }
 # Statuses beside the common ones, by a route's name.
 ALSO = {

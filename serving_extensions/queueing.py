@@ -232,14 +232,19 @@ class TooMuch(Error):
         return refuse(self.body, None)
 
 
-def refuse(reason: str, request_id: str | None) -> tuple[str, list[tuple[str, str]], bytes]:
-    """Status, headers and body of a refusal; `request_id` is the one that the client has sent."""
+def refuse(
+    reason: str, request_id: str | None, seconds: float = 0.0
+) -> tuple[str, list[tuple[str, str]], bytes]:
+    """Status, headers and body of a refusal; `request_id` is the one that the client has sent,
+    `seconds` are those since the request was there.
+    """
     body = json.dumps({"error": f"The server is busy: {reason}. Try again in a moment"}).encode()
     headers = [
         ("Content-Type", "application/json"),
         ("Retry-After", "1"),
         ("Content-Length", str(len(body))),
         ("X-Request-Id", request_id_of(request_id)),
+        ("Server-Timing", f"total;dur={1e3 * seconds:.3f}"),
     ]
     return "503 Service Unavailable", headers, body
 
@@ -268,7 +273,9 @@ class RefusalTask(Task):
 
     def execute(self) -> None:
         self.status, headers, body = refuse(
-            self.request.refused, self.request.headers.get("X_REQUEST_ID")
+            self.request.refused,
+            self.request.headers.get("X_REQUEST_ID"),
+            time.perf_counter() - (self.channel.queued or time.perf_counter()),
         )
         self.response_headers.extend(headers)
         self.content_length = len(body)

@@ -111,7 +111,9 @@ def test_states_and_numbers_are_answered_while_everything_is_full():
             in requests.get(f"{address}/metrics", timeout=5).text
         )
         slow.go.set(), other.go.set()
-        assert sorted(future.result().status_code for future in futures) == [200] * 7 + [503] * 3
+        answers = [future.result() for future in futures]
+        assert sorted(answer.status_code for answer in answers) == [200] * 7 + [503] * 3
+        assert all("total;dur=" in answer.headers["Server-Timing"] for answer in answers)
 
 
 def test_a_slow_model_leaves_threads_for_others():

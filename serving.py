@@ -7505,7 +7505,7 @@ class Door:
 def authorize(door: Door, call: Call, found: Found) -> Caller:
     """Who calls; raises ServingError for those who may not."""
     server, guard = door.server, found.route.guard
-    if guard == "open" or guard == "shared" and getattr(server.config.auth, "protect", "") != "all":
+    if guard == "open" or not needs_key(server, found.route):
         return Caller()
     if door.check is not None:
         return ask_site(door.check, call)
@@ -7513,6 +7513,17 @@ def authorize(door: Door, call: Call, found: Found) -> Caller:
     if known is not None:
         return known
     return server.identify(call.headers, None if found.route.lists else list_reached(server, found))
+
+
+def needs_key(server: ModelServer, route: Route) -> bool:
+    """Whether a route is for who has a key alone; what lists what is served is so where any of it
+    is.
+    """
+    if getattr(server.config.auth, "protect", "") == "all":
+        return True
+    if route.guard == "key" and route.lists and "{" not in route.url:
+        return bool(server.config.deployments or list_urls(server))
+    return route.guard == "key"
 
 
 def ask_site(check: Callable[[Any], Any], call: Call) -> Caller:
@@ -7840,6 +7851,8 @@ def add_rules(door: Door, state: BlueprintSetupState) -> None:
     # Where hosts are told apart, a rule is for one of them: these are for any.
     host = {"host": "<serving_host>"} if site.url_map.host_matching else {}
     for index, rule in enumerate(rules):
+        if rule == "/" and not state.url_prefix:  # a site's own front page
+            continue
         state.add_url_rule(
             rule,
             f"respond{index}",
@@ -7863,6 +7876,7 @@ def create_app(
     blueprint = create_blueprint(source, authorize, eager=eager)
     door: Door = blueprint.door  # type: ignore[attr-defined]
     app.register_blueprint(blueprint)
+    app.add_url_rule("/", "respond_root", make_view(door, "/"), methods=METHODS)
 
     @app.errorhandler(HTTPException)
     def unknown(error: HTTPException) -> Response:

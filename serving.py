@@ -2370,6 +2370,7 @@ class Trace:
         "batch",
         "model",
         "version",
+        "deployment",
         "deadline",
         "has_left",
         "waited",
@@ -2382,6 +2383,7 @@ class Trace:
         self.has_left = has_left  # whether its client has
         self.began = self.ended = self.inference = self.routines = 0.0
         self.rows, self.batch, self.model, self.version = 0, 0, "", ""
+        self.deployment = ""
         self.waited = False  # for a model to load
 
     def limit(self, seconds: float, wish: str | None) -> None:
@@ -4580,6 +4582,8 @@ class ModelManager:
         self._path, self._text = path, text
         self._load, self._list_versions = load, list_versions
         self._config_failed = False
+        self._config_error = self._missing = ""  # why the config's last text is not in force
+        self._problems: tuple[str, ...] = ()  # of the last pass
         self._said: set[str] = set()  # what the log need not repeat
         self._rarely = Rarely(clock)
         self._states: dict[str, dict[int, VersionState]] = {}
@@ -4699,6 +4703,16 @@ class ModelManager:
                 for name, problem in self.deployment_problems().items()
             ]
         )
+
+    @property
+    def config_problem(self) -> str:
+        """Why the config file as it is now is not in force; empty where it is."""
+        return self._missing or self._config_error
+
+    @property
+    def problems(self) -> list[str]:
+        """What of the config could not be brought about when the loader last looked."""
+        return list(dict.fromkeys([*filter(None, [self.config_problem]), *self._problems]))
 
     def deployment_problems(self) -> dict[str, str]:
         """Why deployments cannot answer, by id: their config, or their model beside it.
@@ -4842,6 +4856,7 @@ class ModelManager:
         self._said &= {error.message for error in outcome.errors} | {
             said for said in self._said if not said.startswith("$")
         }
+        self._problems = tuple(error.message for error in outcome.errors)
         self.first_pass_done.set()
         return outcome
 
@@ -4859,8 +4874,10 @@ class ModelManager:
             text = read_file(self._path)
         except OSError:
             outcome.config_missing = True
-            outcome.errors.append(LoadError("Config file not found or cannot open."))
+            self._missing = "Config file not found or cannot open."
+            outcome.errors.append(LoadError(self._missing))
             return
+        self._missing = ""
         outcome.config_read = text != self._text or self._config_failed and not polling
         if outcome.config_read:
             self._text = text
@@ -4869,7 +4886,9 @@ class ModelManager:
                 self.prepared = self._prepare(config)
                 self.config = config
                 self._expect_models()
+                self._config_error = ""
             except ConfigError as error:
+                self._config_error = error.message
                 outcome.errors.append(error)
 
     def _expect_models(self) -> None:
@@ -7103,6 +7122,7 @@ def read_which(call: Call) -> dict[str, Any]:
 
 def view_predict_image(server: ModelServer, call: Call, deployment: str | None = None) -> Reply:
     ready = find_deployment(server, deployment)
+    call.trace.deployment = ready.config.id
     image, chain = read_image(server, call)
     accepted = parse_accept_header(call.header("Accept"), MIMEAccept)
     # the first: Java's client names image/jpeg among others, unasked
@@ -7392,6 +7412,7 @@ class Found(typing.NamedTuple):
     arguments: dict[str, Any]
     name: str  # in metrics
     shape: str  # bare: TensorFlow Serving's; full: Datature's as well; hub: CellStrat's envelope
+    deployment: str = ""  # the id that stands in the URL in a model's place
 
 
 @functools.cache
@@ -7456,7 +7477,12 @@ def find_known(server: ModelServer, method: str, path: str) -> Found | None:
     known = match(server.extensions, method, path)
     if known is not None:
         if "alias" in known.arguments:
-            return known._replace(arguments=use_deployment(server, **known.arguments))
+            alias = known.arguments["alias"]
+            is_one = any(deployment.id == alias for deployment in server.config.deployments)
+            return known._replace(
+                arguments=use_deployment(server, **known.arguments),
+                deployment=alias if is_one else "",
+            )
         return known
     return first(extension.find(server, method, path) for extension in server.extensions)
 
@@ -7609,7 +7635,7 @@ def answer_call(door: Door, call: Call, found: Found | None = None) -> Reply:
             replied = preflight(server, call)
         else:
             found = found or find_view(server, call.method, call.path)
-            shape, route = found.shape, found.name
+            shape, route, trace.deployment = found.shape, found.name, found.deployment
             call.caller = authorize(door, call, found)
             replied = found.route.view(server, call, **found.arguments)
         replied = dress(server, call, replied)

@@ -156,22 +156,15 @@ def links_of(inputs: Any) -> list[dict[str, str]]:
 
 def describe_handlers(server: ModelServer, call: Call) -> list[dict[str, Any]]:
     """The endpoints whose URLs a config or Python names."""
-    found = {
-        path: one for each in server.extensions for path, one in dict(each.urls(server)).items()
-    }
     return [
         {
             "path": path,
-            "state": "ready"
-            if endpoint.handler.ready
-            else "failed"
-            if endpoint.handler.error
-            else "loading",
+            "state": state_of_handler(endpoint.handler),
             "reason": endpoint.handler.error or "",
             "methods": list(endpoint.methods),
             "envelope": endpoint.envelope,
         }
-        for path, endpoint in found
+        for path, endpoint in server.prepared.of.get("handlers", {}).items()
         if call.caller.may_see(path)
     ]
 

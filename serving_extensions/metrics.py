@@ -354,8 +354,8 @@ def collect_requests(metrics: Metrics) -> Iterator[Any]:
         "Requests answered",
         labels=("route", "model", "version", "deployment", "status"),
     )
-    for labels, count in sorted(metrics.requests.items()):
-        requests.add_metric([str(label) for label in labels], count)
+    for counted, count in sorted(metrics.requests.items()):
+        requests.add_metric([str(label) for label in counted], count)
     yield requests
     rows = {(model,): histogram for model, histogram in metrics.rows.items()}
     for name, text, labels, histograms in (

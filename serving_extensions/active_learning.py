@@ -188,31 +188,17 @@ def read_group(
     annotations: list[dict[str, Any]] = []
     names = dict(labels)
     for path in sorted(folder.glob("*.json")):
+        verdict = read_verdict(folder, path.stem)
         try:
             record = json.loads(path.read_bytes())
-            verdict = read_verdict(folder, path.stem)
             is_hidden = deployments is not None and record.get("deployment") not in deployments
             if is_hidden or verdict not in verdicts:
                 continue
-            coco = routines.to_coco(
-                record["predictions"],
-                record["width"],
-                record["height"],
-                {},
-                len(images) + 1,
-                f"{path.stem}.png",
-            )
+            coco = describe_record(record, f"{path.stem}.png", len(images) + 1)
         except (OSError, ValueError, KeyError, TypeError):  # taken away or edited by hand meanwhile
             logger.warning("Active learning group %s: %s is no record", folder.name, path.name)
             continue
-        images.append(
-            {
-                **coco["images"][0],
-                "date_captured": record.get("time"),
-                "score": record.get("score"),
-                "verdict": verdict,
-            }
-        )
+        images.append({**coco["images"][0], "verdict": verdict})
         annotations += [
             {**entry, "id": len(annotations) + number}
             for number, entry in enumerate(coco["annotations"], 1)
@@ -223,6 +209,15 @@ def read_group(
         "annotations": annotations,
         "categories": [{"id": number, "name": name} for number, name in sorted(names.items())],
     }
+
+
+def describe_record(record: Mapping[str, Any], file: str, number: int) -> dict[str, Any]:
+    """A picture's record as COCO, `number` its id. Raises KeyError, TypeError for what is none."""
+    coco = routines.to_coco(
+        record["predictions"], record["width"], record["height"], {}, number, file
+    )
+    about = {"date_captured": record.get("time"), "score": record.get("score")}
+    return {**coco, "images": [{**coco["images"][0], **about}]}
 
 
 def export_group(folder: Path, target: Path, labels: Mapping[int, str]) -> int:

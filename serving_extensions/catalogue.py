@@ -3,7 +3,9 @@ sees them. The page is built from it.
 """
 
 import dataclasses
+import functools
 import json
+import os
 import types
 import typing
 from collections.abc import Sequence
@@ -121,6 +123,43 @@ def describe_model(server: ModelServer, model: dict[str, Any]) -> dict[str, Any]
         "labels": dict(config.version_labels) if config else {},
         "body": example_body(server, name),
     }
+
+
+def describe_versions(server: ModelServer, call: Call) -> dict[str, Any]:
+    """What each loaded version costs and how much it is asked, by `model/version`.
+
+    `memory_bytes` is what was measured, which a budget is needed for, else null; `file_bytes` what
+    its files have; `calls` and `last_used` (seconds since 1970, or null) are since the start: what
+    a pipeline asks of its models counts as the pipeline's.
+    """
+    residency = server.state["on_demand"]
+    on_demand, runs = residency.read()["on_demand"], server.state["metrics"].read_runs()
+    found = {}
+    for model, states in server.manager.states().items():
+        if not may_see_model(server, call, model):
+            continue
+        for version, state in states.items():
+            if state.servable is None:
+                continue
+            name = f"{model}/{version}"
+            own = on_demand.get(name)
+            calls, last_used = runs.get((model, str(version)), (0, None))
+            found[name] = {
+                "device": state.servable.device,
+                "load_seconds": own["load_seconds"] if own else round(state.load_seconds, 3),
+                "memory_bytes": residency.memory_of(state.servable),
+                "file_bytes": file_bytes(state.files),
+                "calls": calls,
+                "last_used": last_used,
+                "on_demand": own and {key: own[key] for key in ("resident", "why", "pinned")},
+            }
+    return found
+
+
+@functools.lru_cache(256)  # it asks the disk, and fingerprints change with the files
+def file_bytes(fingerprint: tuple) -> int:
+    """Bytes of the files of a version, folders themselves left out."""
+    return sum(size for path, size, *_ in fingerprint if os.path.isfile(path))
 
 
 def describe_pipeline(server: ModelServer, model: dict[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ client code.
 import sys
 from pathlib import Path
 
-from .catalogue import find_own
+from .catalogue import describe_versions, find_own
 from .client_code import client_code
 from .core import (
     BadRequest,
@@ -76,6 +76,7 @@ def view_stats(server: ModelServer, call: Call) -> Reply:
             **numbers,
             "gpus": read_gpus(),
             "residency": residency,
+            "versions": describe_versions(server, call),
             "devices": {name: servable.device for name, servable in loaded.items()},
             "calls": {name: servable.describe_calls() for name, servable in loaded.items()},
         }

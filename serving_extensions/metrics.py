@@ -150,6 +150,8 @@ class Metrics:
         self.latency: dict[tuple[str, ...], Histogram] = {}
         self.parts: dict[tuple[str, ...], Histogram] = {}
         self.rows: dict[str, Histogram] = {}  # by model
+        # calls that a version has run, and the second of the last; by model and version
+        self.runs: dict[tuple[str, str], tuple[int, int]] = {}
         self._ended: deque[tuple] = deque()  # requests that are answered and not counted yet
         self._process = psutil.Process()
         self._process.cpu_percent()
@@ -217,6 +219,8 @@ class Metrics:
                 self.parts.setdefault(key, Histogram(SECONDS)).add(spent)
         if rows:
             self.rows.setdefault(model, Histogram(ROWS)).add(rows)
+            calls, _ = self.runs.get((model, version), (0, 0))
+            self.runs[model, version] = calls + len(rows), now
         minute = self.minutes.setdefault(now // 60, [0, 0, 0])
         if len(self.minutes) > 60:
             del self.minutes[min(self.minutes)]
@@ -233,6 +237,11 @@ class Metrics:
         with self._lock:
             self._count()
             yield self
+
+    def read_runs(self) -> dict[tuple[str, str], tuple[int, int]]:
+        """Calls that each version has run, and the second of the last, by model and version."""
+        with self.counted():
+            return dict(self.runs)
 
     def read(self) -> dict[str, Any]:
         """What /stats answers, but for what the models say.
@@ -345,8 +354,8 @@ def collect_requests(metrics: Metrics) -> Iterator[Any]:
         "Requests answered",
         labels=("route", "model", "version", "deployment", "status"),
     )
-    for labels, count in sorted(metrics.requests.items()):
-        requests.add_metric([str(label) for label in labels], count)
+    for counted, count in sorted(metrics.requests.items()):
+        requests.add_metric([str(label) for label in counted], count)
     yield requests
     rows = {(model,): histogram for model, histogram in metrics.rows.items()}
     for name, text, labels, histograms in (

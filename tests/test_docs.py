@@ -93,6 +93,11 @@ def test_every_route_is_in_the_readme():
         "/<deployment>/predict",
         "/<deployment>/classes",
         "/<deployment>/active_learning/<group>",
+        "/<picture>.png",
+        "/<picture>.png/verdict",
+        "/scores",
+        "/load",
+        "/unload",
         "/metrics",
         "/monitoring/prometheus/metrics",
         "/stats",
@@ -100,11 +105,12 @@ def test_every_route_is_in_the_readme():
         "/console",
         "/deployments",
         "/<deployment>/samples/<name>",
+        "/<deployment>/preview",
         "/<deployment>/client/<language>",
     ):
         assert part in DOCS
     assert (
-        len(serving.routes_of(serving.installed())) == 19
+        len(serving.routes_of(serving.installed())) == 26
     )  # a new route must be named above, and in the README
 
 

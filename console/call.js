@@ -2,7 +2,7 @@
 
 import { askJson, timing } from "./api.js";
 import { timeBar } from "./charts.js";
-import { button, make, milliseconds } from "./dom.js";
+import { button, make } from "./dom.js";
 
 export class Caller {
   /** `send` is run by the button; it calls `run`. */
@@ -54,7 +54,7 @@ export class Caller {
       if (turn !== this.turn) return null;
       this.times.replaceChildren();
       this.status.textContent = error.name === "AbortError" ? "Stopped." : "";
-      if (error.name !== "AbortError") this.fail(error.id ? `${error.message}\nRequest ${error.id}` : error.message);
+      if (error.name !== "AbortError") this.fail(tellError(error));
       return null;
     } finally {
       clearInterval(ticking);
@@ -68,12 +68,15 @@ export class Caller {
   /** How long it takes, and from a second on how many wait in the server's queue. */
   tick(began) {
     const took = performance.now() - began;
-    this.status.textContent = `Waiting ${milliseconds(took)}${this.queue}`;
+    this.status.textContent = `Waiting ${(took / 1000).toFixed(1)} s${this.queue}`;
     if (took < 1000 || this.looking) return;
     this.looking = true;
-    askJson("stats").then((stats) => (this.queue = stats.queue ? ` · ${stats.queue} waiting in the queue` : ` · ${stats.in_flight ?? 1} running`)).catch(() => {}).finally(() => setTimeout(() => (this.looking = false), 1000));
+    askJson("stats").then((stats) => (this.queue = stats.queue_depth ? ` · ${stats.queue_depth} waiting in the queue` : " · nothing waits in the queue")).catch(() => {}).finally(() => setTimeout(() => (this.looking = false), 1000));
   }
 }
+
+/** What went wrong, and in which request, for those who ask its operator. */
+export const tellError = ({ message, id }) => (id && !message.includes(id) ? `${message}\nRequest ${id}` : message);
 
 export async function readAnswer(response) {
   const type = response.headers.get("Content-Type") ?? "";

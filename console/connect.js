@@ -1,6 +1,6 @@
 // Connect: the address of all that is served and code that calls it; `#connect/api` reads the OpenAPI document.
 
-import { BASE, askJson, catalogue, path } from "./api.js";
+import { BASE, askJson, catalogue, key, path } from "./api.js";
 import { Code } from "./code.js";
 import { copy, button, make, option } from "./dom.js";
 
@@ -35,7 +35,7 @@ export async function show(root, [group, name]) {
   const copying = button("Copy", () => copy(address, copying));
   root.replaceChildren(tabs("code"), make("div", { className: "bar" }, make("label", {}, "Call ", list)),
     make("p", {}, make("strong", { textContent: `${one.method ?? "POST"} ` }), make("code", { textContent: address }), " ", copying),
-    make("p", { className: "soft" }, "Send your key as ", make("code", { textContent: "Authorization: Bearer YOUR_KEY" }), " or ", make("code", { textContent: "x-api-key: YOUR_KEY" }), "."), code.element);
+    !key.get() ? "" : make("p", { className: "soft" }, "Send your key as ", make("code", { textContent: "Authorization: Bearer YOUR_KEY" }), " or ", make("code", { textContent: "x-api-key: YOUR_KEY" }), "."), code.element);
   await code.show();
   return null;
 }

@@ -104,11 +104,12 @@ export function textBlock(label, file = "") {
   let whole = "";
   const copying = button("Copy", () => copy(whole, copying).catch((error) => (copying.textContent = error.message)));
   const saving = file && button("Download", () => download(typeof file === "function" ? file() : file, whole, "text/plain"));
-  const block = make("div", { className: "block" }, make("div", { className: "bar" }, copying, saving || null), text);
+  const block = make("div", { className: "block", hidden: true }, make("div", { className: "bar" }, copying, saving || null), text);
   return Object.assign(block, {
     say(value, shown = value) {
       whole = value;
       text.textContent = shown;
+      block.hidden = !shown;
     },
   });
 }

@@ -60,10 +60,10 @@ export class Gallery {
       picture.state = "done";
       const found = picture.answer.predictions ?? [];
       picture.text.textContent = `${picture.name}: ${found.some((one) => one.bound) || !found.length ? `${found.length} found` : `${found[0].tag.name} ${found[0].confidence.toFixed(2)}`}`;
-      drawThumb(picture.canvas, paint(picture.bitmap, found));
+      drawThumb(picture.canvas, paint(picture.bitmap, found, 0.35, false));
     } catch (error) {
       picture.state = error.name === "AbortError" ? "stopped" : "failed";
-      picture.text.textContent = `${picture.name}: ${error.name === "AbortError" ? "stopped" : error.message}`;
+      picture.text.textContent = picture.text.title = `${picture.name}: ${error.name === "AbortError" ? "stopped" : error.message}`;
       picture.row.classList.toggle("warning", error.name !== "AbortError");
     }
     this.sift();

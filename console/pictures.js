@@ -1,7 +1,7 @@
 // Try a deployment: pictures in, what was seen in them beside it.
 
 import { ask, path } from "./api.js";
-import { Caller } from "./call.js";
+import { Caller, tellError } from "./call.js";
 import { Camera } from "./camera.js";
 import { Code } from "./code.js";
 import { Compare } from "./compare.js";
@@ -103,7 +103,8 @@ class Panel {
     this.caller.clear();
     Object.assign(this, { blob, name, answer: null });
     this.bitmap = await readPicture(this.one.id, blob).catch((error) => {
-      this.caller.fail(error.id ? `${error.message}\nRequest ${error.id}` : error.message);
+      this.seen.hidden = this.more.hidden = true;
+      this.caller.fail(tellError(error));
       return null;
     });
     if (!this.bitmap || this.blob !== blob) return;

@@ -3,7 +3,7 @@
 import { draw, make, milliseconds } from "./dom.js";
 import { heading, TensorPanel } from "./tensors.js";
 
-const WIDE = 150, TALL = 48, GAP = 60, ROW = 66;
+const WIDE = 132, TALL = 48, GAP = 44, ROW = 66;
 
 export async function show(root, one) {
   const graph = make("div", { className: "graph", tabIndex: 0, role: "region", "aria-label": "The pipeline's graph" });
@@ -46,8 +46,9 @@ function drawGraph(one, parts = {}) {
 
 function drawLink(from, to, { item, name }) {
   if (!from || !to) return draw("g");
-  const x1 = from.x + WIDE, y1 = from.y + TALL / 2, x2 = to.x, y2 = to.y + TALL / 2, half = Math.max(30, (x2 - x1) / 2);
-  return draw("g", {}, draw("path", { d: `M${x1},${y1}C${x1 + half},${y1} ${x2 - half},${y2} ${x2},${y2}` }), draw("title", {}, `${item} → ${name}`));
+  const x1 = from.x + WIDE, y1 = from.y + TALL / 2, x2 = to.x, y2 = to.y + TALL / 2, half = Math.max(20, (x2 - x1) / 2);
+  const over = y1 === y2 && x2 - x1 > GAP ? ROW * 0.6 : 0; // past the nodes between
+  return draw("g", {}, draw("path", { d: `M${x1},${y1}C${x1 + half},${y1 + over} ${x2 - half},${y2 + over} ${x2},${y2}` }), draw("title", {}, `${item} → ${name}`));
 }
 
 function drawNode({ x, y }, name, node, time, slowest) {
@@ -56,4 +57,4 @@ function drawNode({ x, y }, name, node, time, slowest) {
     draw("text", { class: "name", x: x + WIDE / 2, y: y + 20, "text-anchor": "middle" }, cut(name)), draw("text", { x: x + WIDE / 2, y: y + 37, "text-anchor": "middle" }, cut(below)), draw("title", {}, [name, node?.model ?? node?.function].filter(Boolean).join(": ")));
 }
 
-const cut = (text) => (text.length > 20 ? `${text.slice(0, 19)}…` : text);
+const cut = (text) => (text.length > 18 ? `${text.slice(0, 17)}…` : text);

@@ -2,9 +2,9 @@
 
 import { bars, swatch } from "./charts.js";
 import { button, download, make } from "./dom.js";
-import { colourOf, cornersOf, paint } from "./viewer.js";
+import { apart, colourOf, cornersOf, paint } from "./viewer.js";
 
-const MOST_LISTED = 500;
+const MOST_LISTED = 500, MOST_BARS = 5;
 
 export class Result {
   constructor(viewer, onchange = () => {}) {
@@ -57,7 +57,7 @@ export class Result {
     if (!all.length) return "Nothing was found.";
     const best = all.reduce((one, other) => (other.confidence > one.confidence ? other : one));
     if (!this.confident.length) return `Nothing above ${Number(this.slider.value).toFixed(2)}; best: ${best.tag.name} ${best.confidence.toFixed(2)}.`;
-    return `${shown.length} of ${all.length} shown`;
+    return all.some((one) => one.bound) ? `${shown.length} of ${all.length} shown` : `${Math.min(MOST_BARS, shown.length)} of ${all.length} classes`;
   }
 
   drawChips(boxed) {
@@ -65,7 +65,7 @@ export class Result {
     for (const one of boxed ? this.confident : []) counts.set(one.tag.name, { tag: one.tag, count: (counts.get(one.tag.name)?.count ?? 0) + 1 });
     const focused = this.chips.contains(document.activeElement) ? document.activeElement.dataset.name : null;
     this.chips.replaceChildren(...[...counts].sort(([, one], [, other]) => other.count - one.count).slice(0, 60).map(([name, { tag, count }]) => make("button", {
-      type: "button", className: "chip", "aria-pressed": String(!this.hidden.has(name)), "data-name": name, onclick: () => this.toggle(name) }, swatch(colourOf(tag)), `${name} ${count}`)));
+      type: "button", className: "chip", "aria-pressed": String(!this.hidden.has(name)), "data-name": name, onclick: () => this.toggle(name) }, swatch(colourOf(tag)), `${apart(name)} ${count}`)));
     [...this.chips.children].find((one) => one.dataset.name === focused)?.focus();
   }
 
@@ -93,7 +93,7 @@ export class Result {
 
   drawChart(classes) {
     const { histogram, avgPerClass } = this.answer ?? {}, counted = histogram?.counts ? byRange(histogram) : histogram?.classes ?? avgPerClass;
-    const five = classes?.length ? Object.fromEntries(classes.toSorted((one, other) => other.confidence - one.confidence).slice(0, 5).map((one) => [one.tag.name, one.confidence])) : null;
+    const five = classes?.length ? Object.fromEntries(classes.toSorted((one, other) => other.confidence - one.confidence).slice(0, MOST_BARS).map((one) => [one.tag.name, one.confidence])) : null;
     this.chart.replaceChildren(...[five && bars(five), counted && bars(counted, { most: Math.max(1e-9, ...Object.values(counted)) })].filter(Boolean));
   }
 

@@ -53,7 +53,7 @@ export class TensorPanel {
 
   async read() {
     const { metadata } = await askJson(`v1/models/${path(this.one.name)}${this.which}/metadata`);
-    this.signatures = Object.fromEntries(Object.entries(metadata.signature_def.signature_def).filter(([name]) => !name.startsWith("__")));
+    this.signatures = Object.fromEntries(Object.entries(metadata.signature_def?.signature_def ?? {}).filter(([name]) => !name.startsWith("__")));
     if (!this.signatures[this.signature]) this.signature = Object.keys(this.signatures)[0];
     const names = Object.keys(this.signatures);
     const versions = versionChoices(this.one.name);
@@ -114,7 +114,7 @@ export class TensorPanel {
     if (!found && this.caller.error.hidden) return;
     this.answerJson.hidden = !found;
     this.json.say(found ? JSON.stringify(found.answer) : "", found ? pretty(found.answer) : "");
-    this.answers.replaceChildren(...(found ? drawAnswer(found.answer) : []));
+    this.answers.replaceChildren(...(found ? drawAnswer(found.answer, Object.keys(this.signatures[this.signature]?.outputs ?? {})[0]) : []));
     this.onanswer(found);
   }
 }
@@ -238,11 +238,11 @@ function pixels(bitmap, canvas, [, tall, wide, channels], [scale, offset], whole
 
 // --- the answer ----------------------------------------------------------------------------------
 
-/** The answer as a table and, where it is one, as a chart. */
-export function drawAnswer(answer) {
+/** The answer as a table and, where it is one, as a chart; `only` is the name of an output that stands alone. */
+function drawAnswer(answer, only = "output") {
   const outputs = answer?.outputs ?? answer?.predictions;
   if (outputs === undefined) return [];
-  const named = isPlainObject(outputs) ? outputs : Array.isArray(outputs) && isPlainObject(outputs[0]) ? turn(outputs) : { output: outputs };
+  const named = isPlainObject(outputs) ? outputs : Array.isArray(outputs) && isPlainObject(outputs[0]) ? turn(outputs) : { [only]: outputs };
   return Object.entries(named).flatMap(([name, value]) => drawOutput(name, value)).filter(Boolean);
 }
 
@@ -261,7 +261,7 @@ function drawOutput(name, value) {
 
 function chartOf(rows, cells) {
   const numbers = cells.length === 1 ? cells[0] : cells.every((row) => row.length === 1) ? cells.map(([one]) => one) : null;
-  if (!numbers || numbers.length > 40 || !numbers.every((one) => typeof one === "number" && one >= 0)) return cells.length === 1 && cells[0].length === 1 ? make("p", { textContent: String(cells[0][0]) }) : null;
+  if (!numbers || numbers.length < 2 || numbers.length > 40 || !numbers.every((one) => typeof one === "number" && one >= 0)) return cells.length === 1 && cells[0].length === 1 ? make("p", { textContent: String(cells[0][0]) }) : null;
   const most = Math.max(...numbers);
   return bars(Object.fromEntries(numbers.map((one, index) => [String(index), one])), { most: most <= 1 ? 1 : most });
 }

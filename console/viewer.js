@@ -13,6 +13,23 @@ export function cornersOf({ bound }) {
   return [Math.min(...xs), Math.min(...ys), Math.max(...xs), Math.max(...ys)];
 }
 
+const MOST_LABELS = 0.15; // of the picture is covered by labels: of 300 boxes the best have one
+
+/** Where a label covers no other: above, below or inside its box [left, top, right, bottom]; null where there is no room. */
+function placeLabel([left, top, right, bottom], [wide, tall], [far, deep], taken, always = false) {
+  const spots = [[left, top - tall], [left, bottom], [right - wide, top - tall], [left, top], [right - wide, bottom - tall]]
+    .map(([x, y]) => [clamp(x, 0, Math.max(0, far - wide)), clamp(y, 0, Math.max(0, deep - tall))]).map(([x, y]) => [x, y, x + wide, y + tall]);
+  const spot = spots.find((one) => !taken.some((other) => one[0] < other[2] && other[0] < one[2] && one[1] < other[3] && other[1] < one[3])) ?? (always ? spots[0] : null);
+  if (spot) taken.push(spot);
+  return spot;
+}
+
+/** Of a picture of so many pixels, how many labels of a height it has room for. */
+const roomFor = (area, tall) => Math.max(3, (MOST_LABELS * area) / (5 * tall * tall));
+
+/** A name whose direction of writing leaves the number beside it where it is. */
+export const apart = (name) => `\u2068${name}\u2069`;
+
 const pen = document.createElement("canvas").getContext("2d");
 
 function widthOf(text) {
@@ -178,7 +195,7 @@ export class Viewer {
     const placed = list.filter((one) => one.bound).map((one) => ({ one, box: this.boxOf(one) }));
     for (const each of placed) each.group = this.shape(each);
     layer.append(...placed.map((each) => each.group).reverse()); // the first is the best: on top
-    for (const each of placed) this.label(each, taken, layer);
+    for (const each of placed) this.label(each, taken, layer); // above all boxes
     return layer;
   }
 
@@ -205,29 +222,26 @@ export class Viewer {
   }
 
   /** A label of constant size where it covers no other: above, below or inside its box; else only when pointed at. */
-  label({ one, box: [left, top, right, bottom], group }, taken, layer) {
-    const text = `${one.tag.name} ${one.confidence.toFixed(2)}`, wide = widthOf(text), tall = 17;
+  label({ one, box: [left, top, right, bottom] }, taken, layer) {
+    const text = `${apart(one.tag.name)} ${one.confidence.toFixed(2)}`, wide = widthOf(text), tall = 17;
     const far = this.frame.clientWidth, deep = this.frame.clientHeight;
+    if (taken.length >= roomFor(Math.min(far, this.canvas.width * this.view.scale) * Math.min(deep, this.canvas.height * this.view.scale), tall)) return;
     if (right < 0 || bottom < 0 || left > far || top > deep) return;
-    const fits = (spot) => !taken.some((other) => spot[0] < other[2] && other[0] < spot[2] && spot[1] < other[3] && other[1] < spot[3]);
-    const spots = [[left, top - tall], [left, bottom], [right - wide, top - tall], [left, top], [right - wide, bottom - tall]]
-      .map(([sx, sy]) => [clamp(sx, 0, Math.max(0, far - wide)), clamp(sy, 0, deep - tall)]).map(([sx, sy]) => [sx, sy, sx + wide, sy + tall]);
-    const strong = this.strong === one, spot = spots.find(fits) ?? (strong ? spots[0] : null);
-    if (!spot || (this.strong && !strong)) return;
-    taken.push(spot);
+    const strong = this.strong === one;
+    if (this.strong && !strong) return;
+    const spot = placeLabel([left, top, right, bottom], [wide, tall], [far, deep], taken, strong);
+    if (!spot) return;
     const colour = colourOf(one.tag);
-    const parts = [draw("rect", { x: spot[0], y: spot[1], width: wide, height: tall, fill: colour, rx: 3 }), draw("text", { x: spot[0] + 5, y: spot[1] + 13, fill: inkOn(colour) }, text)];
-    if (strong) layer.append(draw("g", { class: "label" }, ...parts));
-    else group.append(...parts);
+    layer.append(draw("g", { class: "label" }, draw("rect", { x: spot[0], y: spot[1], width: wide, height: tall, fill: colour, rx: 3 }), draw("text", { x: spot[0] + 5, y: spot[1] + 13, fill: inkOn(colour) }, text)));
   }
 }
 
-/** The picture with its objects at its own size, as a canvas: to save. */
-export function paint(bitmap, predictions, opacity = 0.35) {
+/** The picture with its objects at its own size, as a canvas: to save, or without labels as a thumbnail. */
+export function paint(bitmap, predictions, opacity = 0.35, labels = true) {
   const canvas = make("canvas", { width: bitmap.width, height: bitmap.height }), on = canvas.getContext("2d");
   on.drawImage(bitmap, 0, 0);
-  const { width, height } = canvas, size = Math.max(12, Math.round(Math.sqrt(width * height) / 40));
-  Object.assign(on, { lineWidth: Math.max(2, size / 8), font: `600 ${size}px system-ui, sans-serif`, textBaseline: "top" });
+  const { width, height } = canvas, size = Math.max(12, Math.round(Math.sqrt(width * height) / 40)), taken = [];
+  Object.assign(on, { lineWidth: labels ? Math.max(2, size / 8) : Math.max(width, height) / 120, font: `600 ${size}px system-ui, sans-serif`, textBaseline: "top" });
   for (const one of predictions.filter((each) => each.bound).toReversed()) {
     const colour = colourOf(one.tag), [left, top, right, bottom] = cornersOf(one), rings = ringsOf(one);
     on.strokeStyle = on.fillStyle = colour;
@@ -238,9 +252,14 @@ export function paint(bitmap, predictions, opacity = 0.35) {
     on.globalAlpha = 1;
     if (rings.length) on.stroke();
     else on.strokeRect(left * width, top * height, (right - left) * width, (bottom - top) * height);
-    const text = `${one.tag.name} ${one.confidence.toFixed(2)}`, wide = on.measureText(text).width + 6;
-    const at = [clamp(left * width, 0, Math.max(0, width - wide)), Math.max(0, top * height - size * 1.3)];
-    on.fillRect(...at, wide, size * 1.3);
+  }
+  for (const one of labels ? predictions.filter((each) => each.bound).slice(0, roomFor(width * height, size)) : []) {
+    const [left, top, right, bottom] = cornersOf(one), colour = colourOf(one.tag);
+    const text = `${apart(one.tag.name)} ${one.confidence.toFixed(2)}`, wide = on.measureText(text).width + 6;
+    const at = placeLabel([left * width, top * height, right * width, bottom * height], [wide, size * 1.3], [width, height], taken);
+    if (!at) continue;
+    on.fillStyle = colour;
+    on.fillRect(at[0], at[1], wide, size * 1.3);
     on.fillStyle = inkOn(colour);
     on.fillText(text, at[0] + 3, at[1] + size * 0.15);
   }

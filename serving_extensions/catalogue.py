@@ -50,7 +50,9 @@ def view_deployments(server: ModelServer, call: Call) -> Reply:
     `loading` tells how many of the configured models are there, or have failed.
     """
     server.start()
-    models = [one for one in server.models() if may_see_model(server, call, one["name"])]
+    every = server.models()
+    models = [one for one in every if may_see_model(server, call, one["name"])]
+    reasons = {one["name"]: reason_of(one) for one in every}
     seen = [
         ready for name, ready in server.prepared.deployments.items() if call.caller.may_see(name)
     ]
@@ -58,7 +60,10 @@ def view_deployments(server: ModelServer, call: Call) -> Reply:
         {
             "key": describe_key(call),
             "loading": describe_loading(server, models),
-            "deployments": [describe_deployment(server, ready) for ready in seen],
+            "deployments": [
+                describe_deployment(server, ready, reasons.get(ready.config.model, ""))
+                for ready in seen
+            ],
             "models": [
                 describe_model(server, one)
                 for one in models
@@ -214,7 +219,8 @@ def state_of_handler(handler: Any) -> str:
     return "failed" if handler.error else "loading"
 
 
-def describe_deployment(server: ModelServer, ready: Any) -> dict[str, Any]:
+def describe_deployment(server: ModelServer, ready: Any, failure: str = "") -> dict[str, Any]:
+    """How to ask a deployment; `failure` is why its model could not be loaded."""
     config, labels = ready.config, ready.labels
     state, reason = "ready", ready.problem or ""
     available = config.model in server.manager.available
@@ -225,7 +231,7 @@ def describe_deployment(server: ModelServer, ready: Any) -> dict[str, Any]:
         labels = ready.model_of(servable).labels
     except Exception as error:  # not there, or no model of pictures
         state = "failed" if available or server.manager.first_pass_done.is_set() else "loading"
-        reason = reason or str(error)
+        reason = reason or ": ".join(filter(None, [str(error), failure if not available else ""]))
     learning = config.active_learning
     return {
         "id": config.id,

@@ -8,6 +8,7 @@ from . import (
     batching,
     binary,
     catalogue,
+    client_code,
     commands,
     connections,
     console,
@@ -41,6 +42,7 @@ EXTENSIONS = (
     binary.EXTENSION,
     catalogue.EXTENSION,
     console.EXTENSION,
+    client_code.EXTENSION,
     commands.EXTENSION,
     connections.EXTENSION,
 )

@@ -1,23 +1,17 @@
-"""What operators and people in a browser ask for: the console, /stats, /metrics, /openapi.json,
-client code.
-"""
+"""What operators and people in a browser ask for: the console, /stats, /metrics, /openapi.json."""
 
 import sys
 from pathlib import Path
 
-from .catalogue import describe_versions, find_own
-from .client_code import client_code
+from .catalogue import describe_versions
 from .core import (
     BadRequest,
     Call,
-    ConfigError,
     Extension,
     ModelServer,
     NotFound,
     Reply,
     may_see_model,
-    read_chain,
-    read_query_routines,
     reply,
     route,
 )
@@ -121,19 +115,6 @@ def view_console(server: ModelServer, call: Call, name: str | None = None) -> Re
     )
 
 
-def view_client(server: ModelServer, call: Call, deployment: str, language: str) -> Reply:
-    """A program that calls a deployment, its key left to be filled in."""
-    find_own(server, call, deployment)
-    url = f"{call.url}{call.path.rpartition('/client/')[0]}/predict"
-    chain = read_query_routines(call)
-    try:
-        read_chain(chain, server.prepared.routines)
-        code = client_code(language, url, "YOUR_KEY", chain)
-    except (ValueError, ConfigError) as error:
-        raise BadRequest(str(error)) from None
-    return Reply(code.encode(), content_type="text/plain; charset=utf-8")
-
-
 def report(server: ModelServer, address: str) -> None:
     key = f"#key={server.generated_key}" if server.generated_key else ""
     print(f"Console: {address}/console{key}", flush=True)
@@ -144,14 +125,6 @@ EXTENSION = Extension(
     report=report,
     routes=(
         route("GET", "/", view_root, "open", "Leads browsers to the page", line="health"),
-        route(
-            "GET",
-            "/{deployment}/client/{language}",
-            view_client,
-            "key",
-            "Code that calls it",
-            lists=True,
-        ),
         route(
             "GET",
             "(/metrics|/monitoring/prometheus/metrics)",

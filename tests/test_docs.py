@@ -107,10 +107,12 @@ def test_every_route_is_in_the_readme():
         "/<deployment>/samples/<name>",
         "/<deployment>/preview",
         "/<deployment>/client/<language>",
+        "/v1/models/<model>/client/<language>",
+        "/v1/client/<language>",
     ):
         assert part in DOCS
     assert (
-        len(serving.routes_of(serving.installed())) == 26
+        len(serving.routes_of(serving.installed())) == 28
     )  # a new route must be named above, and in the README
 
 

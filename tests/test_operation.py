@@ -6,12 +6,14 @@ import json
 import logging
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 import threading
 import time
 from types import SimpleNamespace
+from urllib.parse import quote
 
 import jsonschema
 import psutil
@@ -542,6 +544,112 @@ def test_client_code_at_its_url(demo):
             400,
             text + "...",
         )
+
+
+def server_of_keys(folder, protect="all"):
+    """Deployments, models and handlers, a key for all and one for some, which has one call a day."""
+    deployments = [{"id": "a", "model": "d"}, {"id": "b", "model": "m"}]
+    server = fake_server(
+        {"m": FakeServable(), "d": FakeDetector()},
+        deployments=deployments,
+        handlers=[{"path": path, "function": "json:dumps"} for path in ("/mine", "/a/b/theirs")],
+        auth={
+            "protect": protect,
+            "quota_store": str(folder / "quotas"),
+            "keys": [
+                key_entry("site", "all"),
+                key_entry(
+                    "few", "k", deployments=["a", "/mine"], quota={"calls": 1, "period": "day"}
+                ),
+            ],
+        },
+    )
+    return server
+
+
+@pytest.mark.parametrize("protect", ["predict", "all"])
+def test_a_key_gets_client_code_for_what_it_may_call_alone_and_at_no_cost(protect, tmp_path):
+    rest = Rest(server_of_keys(tmp_path, protect))
+    for path, reached, shared in (
+        ("/a/client/go", True, False),
+        ("/b/client/go", False, False),
+        ("/v1/models/d/client/go", True, True),
+        ("/v1/models/m/client/go", False, True),
+        ("/v1/models/m/versions/1/client/go", False, True),
+        ("/v1/client/go?path=/a/predict", True, True),
+        ("/v1/client/go?path=/b/classes", False, True),
+        ("/v1/client/go?path=/mine", True, True),
+        ("/v1/client/go?path=/a/b/theirs", False, True),
+        ("/v1/client/go?path=/v1/config/reload", False, True),
+        ("/v1/client/go?path=/v1/models", True, True),
+        ("/v1/client/go?path=/livez", True, True),
+    ):
+        allowed = reached or shared and protect == "predict"
+        given = rest.get(path, headers=bearer("k"))
+        assert given.status_code == (200 if allowed else 403), (path, given.text)
+        assert allowed or given.json["error"] == "The key 'few' is only for: /mine, a"
+        assert rest.get(path, headers=bearer("all")).status_code == 200
+        assert rest.get(path).status_code == (200 if shared and protect == "predict" else 401)
+
+
+def test_client_code_for_any_call(how, tmp_path):
+    rest = Rest(server_of_keys(tmp_path, "predict"), how)
+
+    def code(path, **wanted):
+        given = rest.post("/v1/client/curl", {"path": path, **wanted})
+        assert given.status_code == 200, given.text
+        return shlex.split(given.text.replace(f"http://localhost{rest.prefix}", ""))
+
+    plain, key = ["curl", "--fail-with-body", "-X"], ["-H", "Authorization: Bearer YOUR_KEY"]
+    kind = ["-H", "Content-Type: application/json", "-d"]
+    asked = '{"inputs": [[1.0]]}'
+    assert code("/v1/models/m:predict") == [*plain, "POST", *kind, asked, "/v1/models/m:predict"]
+    assert code("/v1/models/m/versions/1:predict?outputs=y", body=[1])[-2:] == [
+        "[1]",
+        "/v1/models/m/versions/1:predict?outputs=y",
+    ]
+    assert code("/v1/models/m:classify")[-2] == '{"examples": ["YOUR_INPUT"]}'
+    assert code("/v1/models/m") == [*plain, "GET", "/v1/models/m"]
+    assert code("/v1/config/reload") == [*plain, "POST", "/v1/config/reload"]
+    assert code("/mine") == [*plain, "POST", *key, *kind, '"YOUR_INPUT"', "/mine"]
+    assert code("/mine", method="GET") == [*plain, "GET", *key, "/mine"]
+    assert code("/mine", key="it's", body={"ü": "'"})[5:-1] == [
+        "Authorization: Bearer it's",
+        *kind,
+        '{"\\u00fc": "\'"}',
+    ]
+    picture = code("/a/predict?format=coco&routines=" + quote('[{"name": "Grayscale"}]'))
+    assert picture[2:] == [
+        *key,
+        "-F",
+        "image=@picture.jpg",
+        "--form-string",
+        'routines=[{"name": "Grayscale"}]',
+        "/a/predict?format=coco",
+    ]
+
+
+def test_client_code_for_no_call_says_so(tmp_path):
+    rest = Rest(server_of_keys(tmp_path, "predict"))
+    for wanted, status, text in (
+        ({"path": "/v1/nothing"}, 404, "This server has no GET /v1/nothing"),
+        ({"path": "/a/predict", "method": "PUT"}, 404, "This server has no PUT /a/predict"),
+        ({"path": "/c/predict"}, 404, "There is no deployment 'c'..."),
+        ({"path": "/v1/models/x:predict"}, 404, "Servable not found for request: Latest(x)"),
+        ({"path": "predict"}, 400, "$.path: expected a path of this server's..."),
+        ({"path": "/livez", "method": "get"}, 400, "$.method: expected POST where..."),
+        ({"path": 1}, 400, "$.path: expected string, got integer 1"),
+        ({"url": "/livez"}, 400, "$.url: unknown key..."),
+        ([], 400, "$: expected object, got array"),
+        ({"path": "/mine", "key": "a\nb"}, 400, "The key has characters that cannot be printed"),
+        (
+            {"path": "/mine", "body": "x" * 70_000},
+            400,
+            "body: expected at most 60000 characters...",
+        ),
+    ):
+        assert_error(rest.post("/v1/client/curl", wanted), status, text)
+    assert_error(rest.get("/v1/client/curl"), 400, "$: missing key 'path'...")
 
 
 def test_the_console_is_served_under_any_prefix_with_a_policy(how):

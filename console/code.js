@@ -8,7 +8,7 @@ const FILES = { python: "py", javascript: "mjs", typescript: "ts", axios: "mjs",
 /** What to ask for the code of a call with a JSON body. */
 export function codeOf(language, own, url, text, method = "POST") {
   const body = method === "GET" ? undefined : JSON.parse(text);
-  return { path: `client/${language}`, body: JSON.stringify({ path: `/${url}`, method, body, ...(own ? { key: own } : {}) }) };
+  return { path: `v1/client/${language}`, body: JSON.stringify({ path: `/${url}`, method, body, ...(own ? { key: own } : {}) }) };
 }
 
 /** `question(language, key)` is what to ask for code in a language: {path, body}; nothing for what cannot be written. */

@@ -12,7 +12,7 @@ function targets() {
     ...catalogue.models.map(model("Models")),
     ...catalogue.pipelines.map(model("Pipelines")),
     ...catalogue.handlers.map((one) => ({ group: "Handlers", name: one.path, url: one.path.slice(1), method: one.methods[0],
-      client: (language) => `client/${language}?${new URLSearchParams({ path: one.path })}` })),
+      client: (language) => `v1/client/${language}?${new URLSearchParams({ path: one.path })}` })),
   ];
 }
 

@@ -6003,15 +6003,22 @@ def predict_image(
     chain: Any,
     form: str,
     allowance: Allowance,
+    which: Mapping[str, Any] = types.MappingProxyType({}),
 ) -> Any:
-    """What a deployment sees in a picture, or in each of several; see ModelServer.predict_image."""
+    """What a deployment sees in a picture, or in each of several; see ModelServer.predict_image.
+
+    `which` is a `version` or a `version_label` to ask in place of the deployment's own.
+    """
     ready = find_deployment(server, deployment)
     try:
         own = read_chain(chain, server.prepared.routines)
     except ConfigError as error:
         raise BadRequest(error.message) from None
     images = image if isinstance(image, list) else [image]
-    with lease(server, ready.config) as (version, servable):
+    asked = dataclasses.replace(ready.config, **which) if which else ready.config
+    if which:  # 404 for what the request names itself
+        server.start().manager.find(asked.model, asked.version, asked.version_label)
+    with lease(server, asked) as (version, servable):
         try:
             model = ready.model_of(servable)
         except ValueError as error:
@@ -7309,6 +7316,20 @@ def read_query_routines(call: Call) -> Any:
 DRAWN = {"image/png": "png", "image/jpeg": "jpeg"}
 
 
+def read_which(call: Call) -> dict[str, Any]:
+    """The version that a /predict URL asks for: `?version=2` or `?version_label=canary`."""
+    version, label = call.argument("version"), call.argument("version_label")
+    if version and label:
+        raise BadRequest("expected version or version_label, got both")
+    if label:
+        return {"version": None, "version_label": label}
+    if not version:
+        return {}
+    if not re.fullmatch("[0-9]{1,30}", version):
+        raise BadRequest(f"version: expected a number, got '{version[:40]}'")
+    return {"version": read_version(version), "version_label": None}
+
+
 def view_predict_image(server: ModelServer, call: Call, deployment: str | None = None) -> Reply:
     ready = find_deployment(server, deployment)
     call.trace.deployment = ready.config.id
@@ -7321,7 +7342,8 @@ def view_predict_image(server: ModelServer, call: Call, deployment: str | None =
         raise BadRequest(f"format: expected json, coco, png or jpeg, got '{form[:40]}'")
     if isinstance(image, list) and form in DRAWN.values():
         raise BadRequest(f"format: expected json or coco for several pictures, got {form}")
-    answer = predict_image(server, image, ready.config.id, chain, form, call.allowance)
+    which = read_which(call)
+    answer = predict_image(server, image, ready.config.id, chain, form, call.allowance, which)
     replied = (
         Reply(answer, content_type=f"image/{form}") if isinstance(answer, bytes) else reply(answer)
     )

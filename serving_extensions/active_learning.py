@@ -200,15 +200,18 @@ def read_records(
 
 
 def read_group(
-    folder: Path, labels: Mapping[int, str], *whose: Collection[str] | None
+    folder: Path,
+    labels: Mapping[int, str],
+    deployments: Collection[str] | None = None,
+    verdicts: Collection[str] = VERDICTS,
 ) -> dict[str, Any]:
     """A group as one COCO object: `images` with `file_name` in its folder, `score`,
-    `date_captured` and `verdict`; `annotations`; `categories`. `whose` is as in `read_records`.
+    `date_captured` and `verdict`; `annotations`; `categories`. Of which pictures: as in `read_records`.
     """
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     names = dict(labels)
-    for record, coco in read_records(folder, *whose):
+    for record, coco in read_records(folder, deployments, verdicts):
         own = {"id": len(images) + 1, "date_captured": record.get("time")}
         images.append(
             {**coco["images"][0], **own, "score": record.get("score"), "verdict": record["verdict"]}
@@ -229,7 +232,7 @@ def export_group(folder: Path, target: Path, labels: Mapping[int, str]) -> int:
     """Write a group as a COCO data set, `annotations.json` and `images/`, without what was
     rejected; returns how many pictures. Raises OSError.
     """
-    coco = read_group(folder, labels, None, ("accepted", "none"))
+    coco = read_group(folder, labels, verdicts=("accepted", "none"))
     (target / "images").mkdir(parents=True, exist_ok=True)
     for image in coco["images"]:
         shutil.copyfile(folder / image["file_name"], target / "images" / image["file_name"])

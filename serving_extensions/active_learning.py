@@ -206,7 +206,7 @@ def read_group(
     verdicts: Collection[str] = VERDICTS,
 ) -> dict[str, Any]:
     """A group as one COCO object: `images` with `file_name` in its folder, `score`,
-    `date_captured` and `verdict`; `annotations`; `categories`. Of which pictures: as in `read_records`.
+    `date_captured` and `verdict`; `annotations`; `categories`. Whose: as in `read_records`.
     """
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []

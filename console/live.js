@@ -35,14 +35,14 @@ function morphChildren(old, fresh) {
   if (focus !== document.activeElement && focus.isConnected) focus.focus({ preventScroll: true });
 }
 
-/** Work every `seconds()` as long as the page can be seen, at once when it is seen again; returns what ends it. */
+/** Work every `seconds()` as long as the page can be seen, at once when it is seen again, until it says false; returns what ends it. */
 export function poll(work, seconds) {
   let timer = 0, busy = false, ended = false;
   const next = async () => {
     clearTimeout(timer);
     if (busy || ended || document.hidden) return;
     busy = true;
-    await work();
+    ended ||= (await work()) === false;
     busy = false;
     if (!ended) timer = setTimeout(next, seconds() * 1000);
   };

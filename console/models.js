@@ -21,10 +21,12 @@ export async function show(root, [only]) {
       const response = await ask("stats");
       versions = (await response.json()).versions;
       ahead = (new Date(response.headers.get("Date") ?? Date.now()) - Date.now()) / 1000;
-    } catch {
-      // gone, or not for this key: the cards stay as they are; Watch tells since when
+    } catch (error) {
+      if (error.status === 401) return false; // asking again would ask for the key again
+      // else it is gone: the cards stay as they are; Watch tells since when
     }
     draw();
+    return true;
   };
   draw();
   return poll(read, () => 3);

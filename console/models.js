@@ -97,7 +97,7 @@ function signature(one, states, open) {
     const part = details(numbers.length > 1 ? `Signature of version ${version}` : "Signature", inside);
     part.dataset.key = `signature ${version}`;
     part.ontoggle = ({ currentTarget: shown }) => {
-      if (shown.open) attempt(() => fill(shown.querySelector("[data-keep]"), `v1/models/${path(one.name)}${version ? `/versions/${version}` : ""}/metadata`));
+      if (shown.open) attempt(() => fill(shown.querySelector("[data-keep]"), `v1/models/${path(one.name)}${version ? `/versions/${version}` : ""}/metadata`, `of ${one.name} ${version ?? ""}`));
     };
     if (open) part.open = true;
     return part;
@@ -105,12 +105,12 @@ function signature(one, states, open) {
   return make("div", { "data-key": "signatures" }, parts);
 }
 
-async function fill(inside, address) {
+async function fill(inside, address, whose) {
   const { metadata } = await askJson(address);
   const size = ({ tensor_shape: shape }) => (shape?.unknown_rank ? "any shape" : `[${(shape?.dim ?? []).map((one) => (Number(one.size) < 0 ? "any" : one.size)).join(", ")}]`);
   const rows = (side, tensors) => Object.entries(tensors ?? {}).map(([name, tensor]) => [side, name, tensor.dtype.replace("DT_", "").toLowerCase(), size(tensor)]);
   inside.replaceChildren(...Object.entries(metadata.signature_def.signature_def).filter(([name]) => !name.startsWith("__")).flatMap(([name, one]) => [make("p", {}, make("strong", { textContent: name }), make("span", { className: "soft", textContent: ` ${one.method_name ?? ""}` })),
-    table(["", "Tensor", "dtype", "Shape"], [...rows("input", one.inputs), ...rows("output", one.outputs)], { label: `Signature ${name}` })]));
+    table(["Side", "Tensor", "dtype", "Shape"], [...rows("input", one.inputs), ...rows("output", one.outputs)], { label: `Signature ${name} ${whose}` })]));
 }
 
 const handlerCard = (one, kind) => card(one, kind, facts([["Path", make("code", { textContent: one.path })], ["Methods", one.methods.join(", ")], ["Envelope", one.envelope]]));

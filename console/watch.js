@@ -130,7 +130,7 @@ function groups({ series }, redraw) {
 function quotas({ quotas: all, now }) {
   if (!all.length) return null;
   const rows = all.map((one) => [one.key, `${one.used.toLocaleString()} of ${one.limit.toLocaleString()} a ${one.period}`, bars({ "": one.used }, { most: one.limit }), `in ${duration(Math.max(0, one.resets - now))}`]);
-  const made = table(["Key", "Calls used", "", "Begins anew"], rows, { label: "Quotas" });
+  const made = table(["Key", "Calls used", "Share", "Begins anew"], rows, { label: "Quotas" });
   made.id = "watch-quotas";
   return make("section", { "data-key": "quotas", "aria-label": "Quotas" }, make("h2", { textContent: "Quotas" }), made);
 }

@@ -18,7 +18,7 @@ import shutil
 import threading
 import time
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -172,21 +172,16 @@ def read_verdict(folder: Path, stem: str) -> str:
     return said if said in VERDICTS else "none"
 
 
-def read_group(
+def read_records(
     folder: Path,
-    labels: Mapping[int, str],
     deployments: Collection[str] | None = None,
     verdicts: Collection[str] = VERDICTS,
-) -> dict[str, Any]:
-    """A group as one COCO object: `images` with `file_name` in its folder, `score`,
-    `date_captured` and `verdict`; `annotations`; `categories`.
+) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """The records of a group, each with `file_name` and `verdict`, and as COCO.
 
     Several deployments may share a group: of some of them alone, where `deployments` names those.
-    Only pictures of one of the `verdicts`.
+    Only of pictures with one of the `verdicts`.
     """
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
-    names = dict(labels)
     for path in sorted(folder.glob("*.json")):
         verdict = read_verdict(folder, path.stem)
         try:
@@ -194,13 +189,35 @@ def read_group(
             is_hidden = deployments is not None and record.get("deployment") not in deployments
             if is_hidden or verdict not in verdicts:
                 continue
-            coco = describe_record(record, f"{path.stem}.png", len(images) + 1)
+            record |= {"file_name": f"{path.stem}.png", "verdict": verdict}
+            coco = routines.to_coco(
+                record["predictions"], record["width"], record["height"], {}, 1, record["file_name"]
+            )
         except (OSError, ValueError, KeyError, TypeError):  # taken away or edited by hand meanwhile
             logger.warning("Active learning group %s: %s is no record", folder.name, path.name)
             continue
-        images.append({**coco["images"][0], "verdict": verdict})
+        yield record, coco
+
+
+def read_group(
+    folder: Path,
+    labels: Mapping[int, str],
+    deployments: Collection[str] | None = None,
+    verdicts: Collection[str] = VERDICTS,
+) -> dict[str, Any]:
+    """A group as one COCO object: `images` with `file_name` in its folder, `score`,
+    `date_captured` and `verdict`; `annotations`; `categories`. Whose: as in `read_records`.
+    """
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    names = dict(labels)
+    for record, coco in read_records(folder, deployments, verdicts):
+        own = {"id": len(images) + 1, "date_captured": record.get("time")}
+        images.append(
+            {**coco["images"][0], **own, "score": record.get("score"), "verdict": record["verdict"]}
+        )
         annotations += [
-            {**entry, "id": len(annotations) + number}
+            {**entry, "id": len(annotations) + number, "image_id": own["id"]}
             for number, entry in enumerate(coco["annotations"], 1)
         ]
         names = {**{category["id"]: category["name"] for category in coco["categories"]}, **names}
@@ -209,15 +226,6 @@ def read_group(
         "annotations": annotations,
         "categories": [{"id": number, "name": name} for number, name in sorted(names.items())],
     }
-
-
-def describe_record(record: Mapping[str, Any], file: str, number: int) -> dict[str, Any]:
-    """A picture's record as COCO, `number` its id. Raises KeyError, TypeError for what is none."""
-    coco = routines.to_coco(
-        record["predictions"], record["width"], record["height"], {}, number, file
-    )
-    about = {"date_captured": record.get("time"), "score": record.get("score")}
-    return {**coco, "images": [{**coco["images"][0], **about}]}
 
 
 def export_group(folder: Path, target: Path, labels: Mapping[int, str]) -> int:
@@ -312,9 +320,17 @@ def find_picture(inbox: Inbox, call: Call, name: str) -> Path:
 
 
 def view_active_learning(server: ModelServer, call: Call, deployment: str, group: str) -> Reply:
+    """A group as COCO; with `?format=json`, its records as they are kept, predictions as /predict
+    answers them.
+    """
     ready, inbox = find_inbox(server, call, deployment, group)
+    form, whose = call.argument("format", "coco"), call.caller.deployments
+    if form not in ("coco", "json"):
+        raise BadRequest(f"format: expected coco or json, got '{form[:40]}'")
     inbox.flush()
-    return reply(read_group(inbox.folder, ready.labels, call.caller.deployments))
+    if form == "json":
+        return reply({"images": [record for record, _ in read_records(inbox.folder, whose)]})
+    return reply(read_group(inbox.folder, ready.labels, whose))
 
 
 def view_scores(server: ModelServer, call: Call, deployment: str, group: str) -> Reply:

@@ -337,6 +337,20 @@ def test_a_picture_comes_back_whole_or_small(tmp_path):
     )
 
 
+def test_records_come_as_predict_answered_them(tmp_path):
+    rest, box = learning(tmp_path)
+    answered = post(rest, 10).json["predictions"]
+    (record,) = rest.get("/pets/active_learning/review?format=json", headers=KEY).json["images"]
+    assert record["predictions"] == answered and record["verdict"] == "none"
+    assert (record["width"], record["height"]) == (6, 4) and record["deployment"] == "pets"
+    assert (tmp_path / "review" / record["file_name"]).is_file()
+    assert_error(
+        rest.get("/pets/active_learning/review?format=png", headers=KEY),
+        400,
+        "format: expected coco or json, got 'png'",
+    )
+
+
 def test_the_scores_are_those_of_all_pictures_seen(tmp_path, monkeypatch):
     monkeypatch.setattr(active_learning, "SCORES", 3)
     rest, box = learning(tmp_path, threshold=0.99)

@@ -123,6 +123,10 @@ async function start() {
 takeKeyFromAddress();
 whenKeyIsNeeded(askForKey);
 onCatalogue(showLoading);
+$(".skip").onclick = (event) => {
+  event.preventDefault(); // the address names a part
+  $("#main").focus();
+};
 $("#key-cancel").onclick = () => $("#key-dialog").close("");
 $("#key-show").onchange = () => ($("#key-input").type = $("#key-show").checked ? "text" : "password");
 $("#change-key").onclick = changeKey;

@@ -315,6 +315,8 @@ FLAGS = (
     "--disable-sync",
     "--disable-default-apps",
     "--window-size=1280,900",
+    "--use-fake-device-for-media-stream",
+    "--use-fake-ui-for-media-stream",
 )
 
 

@@ -101,9 +101,9 @@ export function sparkline(values, colour = "var(--ok)") {
   return draw("svg", { viewBox: "0 0 90 24", width: 90, height: 24, "aria-hidden": "true" }, draw("polyline", { points, fill: "none", stroke: colour, "stroke-width": 1.5 }));
 }
 
-/** Rows of bars on a scale of 0..`most`. */
+/** Rows of bars on a scale of 0..`most`; an object, or pairs where the order counts: an object sorts whole numbers. */
 export function bars(rows, { most = 1, digits = 3 } = {}) {
-  return make("div", { className: "bars", role: "group", "aria-label": "Chart" }, Object.entries(rows).map(([name, value]) => {
+  return make("div", { className: "bars", role: "group", "aria-label": "Chart" }, (Array.isArray(rows) ? rows : Object.entries(rows)).map(([name, value]) => {
     const part = make("i");
     part.style.width = `${Math.max(0, Math.min(1, value / most)) * 100}%`;
     return make("div", { className: "barrow" }, make("span", { textContent: name }), make("span", { className: "track" }, part),

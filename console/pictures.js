@@ -14,7 +14,7 @@ import { Viewer } from "./viewer.js";
 
 export function show(root, one) {
   if (one.state !== "ready") {
-    root.replaceChildren(heading(one), make("p", { className: one.state === "failed" ? "error" : "empty", textContent: one.reason || "Its model is being loaded." }));
+    root.replaceChildren(heading(one), make("p", { className: one.state === "failed" ? "error" : "empty", textContent: one.state === "failed" ? one.reason : "Its model is being loaded." }));
     return null;
   }
   const panel = new Panel(root, one);
@@ -38,7 +38,7 @@ class Panel {
     this.gallery = new Gallery(this);
     this.camera = new Camera((blob) => this.take(blob, "camera.jpg"), this.caller);
     this.compare = new Compare(this);
-    this.code = new Code((language) => ({ path: `${path(one.id)}/client/${language}?${new URLSearchParams({ routines: JSON.stringify(this.chain.value) })}` }));
+    this.code = new Code((language) => ({ path: `${path(one.id)}/client/${language}?${new URLSearchParams({ routines: JSON.stringify(this.chain.value) })}&${this.query}` }));
     this.json = textBlock("The answer as JSON", () => `${this.name || "answer"}.json`);
     this.shownTo = details("What the model is shown", make("div", { className: "preview" }));
     this.shownTo.ontoggle = () => this.preview();
@@ -68,6 +68,7 @@ class Panel {
 
   setQuery(value) {
     this.query = value;
+    this.code.soon();
     if (this.blob) this.send();
   }
 

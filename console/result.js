@@ -93,7 +93,7 @@ export class Result {
 
   drawChart(classes) {
     const { histogram, avgPerClass } = this.answer ?? {}, counted = histogram?.counts ? byRange(histogram) : histogram?.classes ?? avgPerClass;
-    const five = classes?.length ? Object.fromEntries(classes.toSorted((one, other) => other.confidence - one.confidence).slice(0, MOST_BARS).map((one) => [one.tag.name, one.confidence])) : null;
+    const five = classes?.length ? classes.toSorted((one, other) => other.confidence - one.confidence).slice(0, MOST_BARS).map((one) => [one.tag.name, one.confidence]) : null;
     this.chart.replaceChildren(...[five && bars(five), counted && bars(counted, { most: Math.max(1e-9, ...Object.values(counted)) })].filter(Boolean));
   }
 

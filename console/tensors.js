@@ -263,5 +263,5 @@ function chartOf(rows, cells) {
   const numbers = cells.length === 1 ? cells[0] : cells.every((row) => row.length === 1) ? cells.map(([one]) => one) : null;
   if (!numbers || numbers.length < 2 || numbers.length > 40 || !numbers.every((one) => typeof one === "number" && one >= 0)) return cells.length === 1 && cells[0].length === 1 ? make("p", { textContent: String(cells[0][0]) }) : null;
   const most = Math.max(...numbers);
-  return bars(Object.fromEntries(numbers.map((one, index) => [String(index), one])), { most: most <= 1 ? 1 : most });
+  return bars(numbers.map((one, index) => [String(index), one]), { most: most <= 1 ? 1 : most });
 }

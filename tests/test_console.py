@@ -27,8 +27,6 @@ import serving
 webdriver = pytest.importorskip("selenium.webdriver")
 Keys = pytest.importorskip("selenium.webdriver.common.keys").Keys
 
-# What the page asks first: its own address, the key in the tab.
-KINDS = ("pictures", "models", "pipelines", "handlers")
 LANGUAGES = 12
 
 
@@ -105,7 +103,8 @@ class Page:
         """Follow a link, and wait until what it names is shown."""
         name = part.rpartition("/")[2]
         self.js("location.hash = arguments[0]", part)
-        self.wait(f"decodeURIComponent(document.title).startsWith(decodeURIComponent('{name}'))")
+        title = f"decodeURIComponent('{name}').toLowerCase()"
+        self.wait(f"document.title.toLowerCase().startsWith({title})")
         if part.startswith("try/"):
             heading = "document.querySelector('#panel h2')?.textContent.trim()"
             self.wait(f"{heading} == decodeURIComponent('{name}')")
@@ -121,12 +120,13 @@ class Page:
         return self.js("return document.querySelector(arguments[0])?.innerText ?? ''", selector)
 
     def says(self, text, selector="#main"):
-        self.wait(f"document.querySelector('{selector}')?.innerText.includes({json.dumps(text)})")
+        found = f"document.querySelector({json.dumps(selector)})"
+        self.wait(f"{found}?.innerText.includes({json.dumps(text)})")
 
     def click(self, text, within="body"):
         """Press the visible button, link or summary of this text."""
         self.wait(
-            f"""[...document.querySelectorAll('{within} :is(button, a, summary)')].find((one) =>
+            f"""[...document.querySelectorAll('{within} :is(button, a, summary)')].some((one) =>
             one.textContent.trim() === {json.dumps(text)} && one.checkVisibility()
             && !one.disabled && (one.click(), true))"""
         )
@@ -200,10 +200,11 @@ def page(browser, address, tmp_path):
     )
     browser.get_log("browser"), browser.get_log("performance")
     page = Page(browser, address, folder)
-    page.asked = []
+
     yield page
     asked = page.requests()
-    own = (page.address, address, address.removesuffix("/ml") + "/frame", "about:", "blob:")
+    sites = {url.removesuffix("/ml") for url in (page.address, address)}
+    own = (*(f"{url}/{name}" for url in sites for name in ("ml", "frame", "favicon.ico")), "about:")
     assert [url for url in asked if not url.startswith(own)] == []
     said = [one["message"] for one in browser.get_log("browser") if one["level"] == "SEVERE"]
     assert [text for text in said if "Failed to load resource" not in text] == []
@@ -500,7 +501,8 @@ def test_zoom_pan_and_full_screen(page, pictures):
 def test_a_classifier_of_1000_classes_shows_its_five_best_on_a_scale_of_0_to_1(page, pictures):
     page.open("try/thousand").take(pictures["plain.png"])
     page.wait("document.querySelectorAll('.barrow').length === 5")
-    best = predict(page.address, pictures["plain.png"], "thousand")["predictions"][:5]
+    classes = predict(page.address, pictures["plain.png"], "thousand")["predictions"]
+    best = sorted(classes, key=lambda one: -one["confidence"])[:5]
     shown = page.js(
         """return [...document.querySelectorAll('.barrow')].map((one) => [one.children[0].textContent,
         one.querySelector('i').getBoundingClientRect().width / one.querySelector('.track').clientWidth, one.children[2].textContent])"""
@@ -616,8 +618,9 @@ def test_two_versions_are_compared_on_one_picture(page, pictures):
     changed = [[name, f"{old:.3f}", f"{old + 0.02:.3f}", "+0.020"]
                for name, old in zip(showcase.NAMES, (0.9, 0.7, 0.5))]  # fmt: skip
     assert rows == [*changed, [showcase.NAMES[3], "0.310", "–", "only left"]]
-    page.type(".viewer ~ *, #panel details input[type=range]", "0.25")
-    page.wait("document.querySelector('.divider').style.left.startsWith('1')")
+    page.type("#panel details input[type=range]", "0.25")
+    wide = "document.querySelector('.viewer').clientWidth"
+    page.wait(f"Math.abs(document.querySelector('.divider').offsetLeft / {wide} - 0.25) < 0.01")
 
 
 def test_a_late_answer_is_not_drawn_over_the_next_picture(page, slow, pictures):
@@ -877,6 +880,7 @@ def test_the_code_is_that_of_this_call_with_or_without_the_key(page, tmp_path):
 def test_the_code_of_a_picture_has_its_routines_and_version(page):
     page.open("try/cells")
     page.choose("Routine", "TopK")
+    page.type(".routines input", "3")
     page.choose("Version", "version=2")
     page.click("This call as code")
     page.says("TopK", CODE)
@@ -887,33 +891,25 @@ def test_the_code_of_a_picture_has_its_routines_and_version(page):
 
 
 @pytest.mark.parametrize(
-    "part, url",
+    "part, call, client",
     [
-        ("pictures/cells", "POST {0}/cells/predict"),
-        ("models/table", "POST {0}/v1/models/table:predict"),
-        ("pipelines/diamond", "POST {0}/v1/models/diamond:predict"),
-        ("handlers/%2Fnow", "GET {0}/now"),
+        ("pictures/cells", "POST {}/cells/predict", "cells/client/"),
+        ("models/table", "POST {}/v1/models/table:predict", "v1/models/table/client/"),
+        ("pipelines/diamond", "POST {}/v1/models/diamond:predict", "v1/models/diamond/client/"),
+        ("handlers/%2Fnow", "GET {}/now", "v1/client/{}?path=/now"),
     ],
 )
-def test_connect_has_the_address_and_code_in_every_language(page, part, url):
+def test_connect_has_the_address_and_code_in_every_language(page, part, call, client):
     page.open(f"connect/{part}")
-    wanted = url.format(page.address)
-    page.says(wanted)
-    page.wait("document.querySelectorAll('#main .code option').length > 10")
-    languages = page.js(
-        "return [...document.querySelectorAll('#main .code option')].map((one) => one.value)"
-    )
-    assert len(languages) == LANGUAGES and languages[0] == "curl"
-    seen = set()
-    for language in languages:
+    page.says(call.format(page.address))
+    languages = "[...document.querySelectorAll('#main .code option')].map((one) => one.value)"
+    page.wait(f"{languages}.length === {LANGUAGES}")
+    for language in page.js(f"return {languages}"):
         page.choose("Language", language)
-        page.wait(
-            f"!{json.dumps(sorted(seen))}.includes(document.querySelector({json.dumps(CODE)}).innerText)"
-        )
-        code = page.text(CODE)
-        assert wanted.split()[1].partition("://")[2].partition("/")[2] in code, (language, code)
-        seen.add(code)
-    page.go("connect")
+        path = client.format(language) if "{}" in client else client + language
+        code = requests.get(f"{page.address}/{path}", headers=bearer(KEY)).text
+        page.says(code.strip(), CODE)
+        assert f"{page.address}/" in code or f'"{page.address[7:].split(":")[0]}' in code, code
     options = "return [...document.querySelectorAll('#target optgroup')].map((one) => one.label)"
     assert page.js(options) == ["Pictures", "Models", "Pipelines", "Handlers"]
 
@@ -940,7 +936,7 @@ def test_the_api_page_lists_every_operation_and_tries_it(page):
         "[...document.querySelectorAll('details.card')].filter((one) => one.checkVisibility()).forEach((one) => (one.open = true))"
     )
     page.click("Try it", "details.card:not([hidden])")
-    page.says("200 text/plain")
+    page.says('"live"')
 
 
 # --- as a whole ----------------------------------------------------------------------------------

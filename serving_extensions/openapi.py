@@ -168,7 +168,12 @@ QUERIES = {
     ),
 }
 # What is no JSON.
-MEDIA = {"metrics": "text/plain", "client": "text/plain", "sample": "image/*"}
+MEDIA = {
+    "metrics": "text/plain",
+    "client": "text/plain",
+    "sample": "image/*",
+    "picture": "image/png",
+}
 # Statuses beside the common ones, by a route's name.
 ALSO = {
     "reload": ("201", "400", "404", "409", "412", "500"),

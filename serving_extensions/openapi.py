@@ -166,6 +166,14 @@ QUERIES = {
             "schema": {"enum": ["0", "1"]},
         },
     ),
+    "stats": (
+        {
+            "name": "window",
+            "in": "query",
+            "description": "the figures of a graph, step by step",
+            "schema": {"enum": ["5m", "1h", "24h"]},
+        },
+    ),
 }
 # What is no JSON.
 MEDIA = {

@@ -1179,6 +1179,9 @@ class ServerConfig:
     log_level: str = option(
         "INFO", "DEBUG, INFO, WARNING or ERROR (start)", pattern="^(DEBUG|INFO|WARNING|ERROR)$"
     )
+    history: str | None = option(
+        None, "a file in which the page's graphs survive a restart; relative to the config file"
+    )
     images: ImageConfig = option(ImageConfig(), "limits of the pictures taken in")
 
 
@@ -1289,6 +1292,10 @@ def resolve_paths(config: "Config", folder: Path, stem: str) -> Any:
         ),
         routine_modules=tuple(
             str(folder / name) if name.endswith(".py") else name for name in config.routine_modules
+        ),
+        server=dataclasses.replace(
+            config.server,
+            history=config.server.history and str(folder / config.server.history),
         ),
         auth=dataclasses.replace(
             config.auth,
@@ -2356,6 +2363,10 @@ def shape_of(skeleton: bytes) -> list[int] | None:
 # ==================================================================================================
 
 
+PHASES = ("queue", "decode", "inference", "routines", "encode")  # of the time a request takes
+NO_TIME = float("nan")  # of a part that a request has not had
+
+
 class Trace:
     """What becomes known of a request on its way: for metrics and the log."""
 
@@ -2371,6 +2382,8 @@ class Trace:
         "model",
         "version",
         "deployment",
+        "by_page",
+        "spent",
         "deadline",
         "has_left",
         "waited",
@@ -2383,7 +2396,8 @@ class Trace:
         self.has_left = has_left  # whether its client has
         self.began = self.ended = self.inference = self.routines = 0.0
         self.rows, self.batch, self.model, self.version = 0, 0, "", ""
-        self.deployment = ""
+        self.deployment, self.by_page = "", False
+        self.spent: tuple[float, ...] = ()  # what `measure` has found
         self.waited = False  # for a model to load
 
     def limit(self, seconds: float, wish: str | None) -> None:
@@ -2407,20 +2421,24 @@ class Trace:
         """Seconds until the deadline."""
         return self.deadline - time.perf_counter()
 
-    def parts(self) -> dict[str, float]:
-        """Seconds in the queue, in decoding, in the model, in routines and in encoding.
+    def measure(self) -> tuple[float, ...]:
+        """Seconds in each of `PHASES` until now, NaN for a part that there was not: no queue where
+        another server has the requests wait, nothing but the queue without inference.
 
-        No decoding without inference.
+        They add up to no more than has passed since the last byte came.
         """
-        end, known = time.perf_counter(), {"queue": self.start - self.queued} if self.queued else {}
+        queued = self.start - self.queued if self.queued else NO_TIME
         if not self.inference:
-            return known
-        return known | {
-            "decode": self.began - self.start,
-            "inference": self.inference,
-            "routines": self.routines,
-            "encode": end - self.ended - self.routines,
-        }
+            return queued, NO_TIME, NO_TIME, NO_TIME, NO_TIME
+        inference = min(self.inference, self.ended - self.began)  # several may have run at once
+        rest = time.perf_counter() - self.ended
+        routines = min(self.routines, rest)
+        return queued, self.began - self.start, inference, routines, rest - routines
+
+    def parts(self) -> dict[str, float]:
+        """Seconds by part, of those that there were."""
+        found = zip(PHASES, self.spent or self.measure())
+        return {name: seconds for name, seconds in found if seconds == seconds}
 
 
 # Of the request that a thread answers: .trace; .waited, whether for a model to load.
@@ -6843,6 +6861,8 @@ def refuse_unread(config: Config, there: Collection[str]) -> None:
     for index, key in enumerate(config.auth.keys):
         if key.quota:
             wanted.append((f"$.auth.keys[{index}].quota", "quotas", "serving_extensions/quotas.py"))
+    if config.server.history:
+        wanted.append(("$.server.history", "metrics", "serving_extensions/metrics.py"))
     for path, name, file in wanted:
         if name not in there:
             raise ConfigError(path, f"this needs {file} beside serving.py")
@@ -6954,6 +6974,7 @@ class Call:
         channel = getattr(environ.get("waitress.client_disconnected"), "__self__", None)
         has_left = channel.check_client_disconnected if channel else lambda: False
         self.trace = Trace(getattr(channel, "queued", None), has_left)
+        self.trace.by_page = "HTTP_X_SERVING_PAGE" in environ
 
     def header(self, name: str) -> str:
         """A header's value; empty where there is none."""

@@ -166,9 +166,22 @@ QUERIES = {
             "schema": {"enum": ["0", "1"]},
         },
     ),
+    "stats": (
+        {
+            "name": "window",
+            "in": "query",
+            "description": "the figures of a graph, step by step",
+            "schema": {"enum": ["5m", "1h", "24h"]},
+        },
+    ),
 }
 # What is no JSON.
-MEDIA = {"metrics": "text/plain", "client": "text/plain", "sample": "image/*"}
+MEDIA = {
+    "metrics": "text/plain",
+    "client": "text/plain",
+    "sample": "image/*",
+    "picture": "image/png",
+}
 # Statuses beside the common ones, by a route's name.
 ALSO = {
     "reload": ("201", "400", "404", "409", "412", "500"),

@@ -234,7 +234,8 @@ import sys
 import flask
 {imports}
 site = flask.Flask("site")
-config = {{"model_config_list": {models!r}, "deployments": {deployments!r}, "auth": {auth!r}}}
+config = {{"model_config_list": {models!r}, "deployments": {deployments!r}, "auth": {auth!r},
+           "server": {{"load_wait_seconds": 300}}}}
 blueprint = serving.create_blueprint(config)
 site.register_blueprint(blueprint, url_prefix="/ml")
 client = site.test_client()

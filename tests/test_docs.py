@@ -118,7 +118,7 @@ def test_every_route_is_in_the_readme():
 
 def test_curl_examples_answer_as_printed(demo):
     examples = re.findall(r"^\$ (curl -d .*)\n(.*)$", DOCS, re.MULTILINE)
-    assert len(examples) == 4
+    assert len(examples) == 5
     client = Rest(demo)
     for command, printed in examples:
         words = shlex.split(command)

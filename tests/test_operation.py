@@ -292,7 +292,8 @@ def test_numbers_of_many_at_once_add_up_and_survive_a_reload():
 def test_percentiles_and_rates_by_hand():
     group = metrics.Group()
     for milliseconds in range(1, 101):
-        group.add(1000 + milliseconds // 50, 200, [milliseconds / 1e3], [{}], [])
+        ended = 1000 + milliseconds // 50, 200, milliseconds / 1e3, 0, (serving.NO_TIME,) * 5
+        group.add(metrics.Alike([ended]))
     found = group.read(1030)
     assert found["latency_ms"] == {"p50": 50.5, "p90": 90.1, "p99": 99.01} and found[
         "requests_per_second"

@@ -1161,6 +1161,12 @@ class ServerConfig:
     cors_origins: tuple[str, ...] = option(
         (), 'origins whose pages may call: ["https://site.example"], or ["*"] for all'
     )
+    trusted_proxy: str | None = option(
+        None,
+        "address of the proxy in front whose X-Forwarded-Proto and X-Forwarded-Host are believed, "
+        "or * for any that connects (start)",
+        pattern=r"^(\*|[0-9a-fA-F:.]+)$",
+    )
     gpu_memory_limit_mb: int | None = option(
         None, "MiB of each GPU for this process; default: grows on demand (start)", minimum=1
     )
@@ -8548,6 +8554,9 @@ def listen(server: ModelServer, app: Callable[..., Any], host: str, port: int) -
         "outbuf_high_watermark": 64 << 20,
         "channel_request_lookahead": 1,
     }
+    if options.trusted_proxy:
+        adjustments["trusted_proxy"] = options.trusted_proxy
+        adjustments["trusted_proxy_headers"] = "x-forwarded-proto x-forwarded-host"
     found = first(extension.serve(server, app, adjustments) for extension in server.extensions)
     if found is not None:
         return found

@@ -97,7 +97,7 @@ class Parser(HTTPRequestParser):
 
     def settle(self) -> None:
         """What follows from a head that is right."""
-        for name in PROXY_HEADERS:  # what a client says of itself
+        for name in () if self.adj.trusted_proxy else PROXY_HEADERS:  # what a client says of itself
             self.headers.pop(name, None)
         options = [one.strip().lower() for one in self.headers.get("CONNECTION", "").split(",")]
         if len(options) > 1 and "close" in options:  # it is a list (RFC 9110, 7.6.1)
@@ -501,7 +501,9 @@ class Front(Waitress):
 
 
 def serve(server: Any, app: Any, adjustments: dict[str, Any]) -> Front:
-    return Front(server, app, clear_untrusted_proxy_headers=False, **adjustments)
+    # The head's parser leaves them out, unless waitress is to read them.
+    clear = "trusted_proxy" in adjustments
+    return Front(server, app, clear_untrusted_proxy_headers=clear, **adjustments)
 
 
 EXTENSION = Extension("front", serve=serve)

@@ -147,7 +147,7 @@ def read_quotas(server: ModelServer, call: Call) -> list[dict[str, Any]]:
 
 
 def view_openapi(server: ModelServer, call: Call) -> Reply:
-    return reply(describe_api(server, call.mount, call.caller))
+    return reply(describe_api(server, call.mount, call.url, call.caller))
 
 
 def view_root(server: ModelServer, call: Call) -> Reply:

@@ -34,6 +34,9 @@ CHECKS = {
     "c": "echo '#include <curl/curl.h>' | cc -E -",
     "csharp": "mcs --version && mono --version",
     "php": "php --version",
+    "openapi-python-client": "python -c 'import openapi_python_client, httpx'",
+    "openapi-typescript": f"test -d '{NODE_MODULES}/openapi-typescript' "
+    f"&& test -d '{NODE_MODULES}/openapi-fetch' && test -d '{NODE_MODULES}/@types/node'",
 }
 
 

@@ -15,6 +15,7 @@ import time
 from types import SimpleNamespace
 from urllib.parse import quote
 
+import flask
 import jsonschema
 import psutil
 import pytest
@@ -34,6 +35,7 @@ from conftest import (
 )
 from prometheus_client.parser import text_string_to_metric_families
 from waitress import create_server
+from werkzeug.middleware.proxy_fix import ProxyFix
 
 import routines
 import serving
@@ -390,13 +392,18 @@ def test_openapi_is_valid_and_its_examples_work(demo, how):
     from openapi_spec_validator import validate
 
     validate(document)
-    assert document["servers"] == [{"url": rest.prefix or "/"}]
+    assert document["servers"] == [
+        {"url": rest.prefix or "/"},
+        {"url": f"http://localhost{rest.prefix}"},
+    ]
     tried = 0
     for path, methods in document["paths"].items():
         for method, operation in methods.items():
             body = operation.get("requestBody", {}).get("content", {}).get("application/json", {})
             names = operation.get("parameters", [])
             assert all(f"{{{one['name']}}}" in path for one in names if one["in"] == "path")
+            if any(one.get("required") and one["in"] == "query" for one in names):
+                continue
             if "{" in path or method == "post" and "example" not in body:
                 continue  # a name is to be filled in
             jsonschema.validate(
@@ -409,8 +416,8 @@ def test_openapi_is_valid_and_its_examples_work(demo, how):
                 headers=bearer(demo.generated_key),
             )
             assert response.status_code == 200, (path, response.data)
-            (kind,) = operation["responses"]["200"]["content"]
-            assert response.mimetype == kind
+            kind = response.mimetype
+            assert kind in operation["responses"]["200"]["content"]
             if kind != "application/json":
                 continue
             answer = operation["responses"]["200"]["content"][kind]["schema"]
@@ -446,6 +453,123 @@ def test_openapi_names_every_deployment_and_handler():
         "/v1/models/d/metadata",
     } <= paths.keys()
     assert paths["/pets/predict"]["post"]["security"] == [{"bearer": []}, {"header": []}]
+
+
+def test_operation_ids_are_names_of_any_language_each_once():
+    names = ("a-b", "a_b", "A b", "ü", "漢", "a_b_2", "2")
+    server = fake_server({name: FakeServable() for name in names})
+    server.endpoint("/a-b", methods=["GET", "POST", "PUT"])(lambda value: value)
+    server.endpoint("/a_b")(lambda value: value)
+    paths = Rest(server).get("/openapi.json").json["paths"]
+    ids = [one["operationId"] for methods in paths.values() for one in methods.values()]
+    assert len(set(ids)) == len(ids)
+    assert all(re.fullmatch("[a-z][a-z0-9_]*", name) for name in ids)
+    assert {"predict_a_b", "predict_a_b_2", "predict_a_b_3", "predict", "predict_2"} <= set(ids)
+
+
+def test_openapi_tells_the_bodies_and_answers_that_are_no_json():
+    server = server_of_two()
+    paths = Rest(server).get("/openapi.json").json["paths"]
+    for path in ("/pets/predict", "/predict", "/{deployment}/predict"):
+        asked = paths[path]["post"]
+        assert list(asked["requestBody"]["content"]) == [
+            "application/json",
+            "application/octet-stream",
+            "multipart/form-data",
+        ]
+        names = {one["name"] for one in asked["parameters"] if one["in"] == "query"}
+        assert names == {"format", "routines", "frame"}
+        assert set(asked["responses"]["200"]["content"]) == {
+            "application/json",
+            "image/png",
+            "image/jpeg",
+        }
+    asked = paths["/v1/models/m:predict"]["post"]
+    assert {"application/json", "application/x-npy"} <= asked["requestBody"]["content"].keys()
+    outputs = next(one for one in asked["parameters"] if one["name"] == "outputs")
+    assert outputs["schema"]["items"] == {"enum": ["y"]}
+
+
+def test_errors_have_the_shape_that_openapi_says():
+    server = server_of_two()
+    server.endpoint("/hub", envelope="hub")(fail)
+    server.endpoint("/plain")(fail)
+    rest = Rest(server)
+    document = rest.get("/openapi.json").json
+    for path, method, body, key, status in (
+        ("/pets/predict", "post", b"", "k", "400"),
+        ("/pets/predict", "post", b"", "wrong", "401"),
+        ("/pets/classes", "get", None, "wrong", "401"),
+        ("/v1/models/m:predict", "post", b"{", "k", "400"),
+        ("/v1/models/f:predict", "post", b'{"inputs": [[1]]}', "k", "500"),
+        ("/hub", "post", b"1", "k", "500"),
+        ("/hub", "post", b"1", "wrong", "401"),
+        ("/plain", "post", b"1", "k", "500"),
+    ):
+        told = document["paths"][path][method]["responses"][status]
+        answer = rest.open(path, method=method.upper(), data=body, headers=bearer(key))
+        assert str(answer.status_code) == status, (path, answer.text)
+        (kind, content), *_ = told["content"].items()
+        assert answer.mimetype == kind
+        jsonschema.validate(answer.json, resolve(document, content["schema"]))
+        for wrong in ([], {"errors": "x"}, {"error": 1}):
+            with pytest.raises(jsonschema.ValidationError):
+                jsonschema.validate(wrong, resolve(document, content["schema"]))
+
+
+def test_a_key_sees_in_openapi_what_it_may_call_alone(tmp_path):
+    rest = Rest(server_of_keys(tmp_path))
+    everything = rest.get("/openapi.json", headers=bearer("all")).json["paths"]
+    seen = rest.get("/openapi.json", headers=bearer("k")).json["paths"]
+    hidden = {path for path in everything if path not in seen}
+    assert hidden == {"/b/predict", "/b/classes", "/a/b/theirs"} | {
+        f"/v1/models/m{part}" for part in ("", "/metadata", ":predict")
+    }
+    assert "theirs" not in rest.get("/openapi.json", headers=bearer("k")).text
+
+
+@pytest.mark.parametrize("alone", [False, True])
+@pytest.mark.parametrize(
+    "trusted, said, expected",
+    [
+        ("127.0.0.1", {"X-Forwarded-Proto": "https"}, "https://{host}"),
+        (
+            "127.0.0.1",
+            {"X-Forwarded-Proto": "https", "X-Forwarded-Host": "ml.example"},
+            "https://ml.example",
+        ),
+        ("*", {"X-Forwarded-Host": "ml.example:8443"}, "http://ml.example:8443"),
+        ("127.0.0.1", {"Forwarded": "proto=https;host=ml.example"}, "http://{host}"),
+        ("127.0.0.1", {}, "http://{host}"),
+        ("10.0.0.7", {"X-Forwarded-Proto": "https", "X-Forwarded-Host": "x"}, "http://{host}"),
+        (None, {"X-Forwarded-Proto": "https", "X-Forwarded-Host": "x"}, "http://{host}"),
+    ],
+)
+def test_only_a_trusted_proxy_says_by_which_address_clients_come(trusted, said, expected, alone):
+    extensions = [one for one in serving.installed() if not alone or one.name != "front"]
+    server = serving.ModelServer(config(server={"trusted_proxy": trusted}), extensions)
+    with listening(server) as address:
+        wanted = expected.format(host=address.removeprefix("http://"))
+        document = requests.get(f"{address}/openapi.json", headers=said).json()
+        code = requests.get(f"{address}/v1/client/curl?path=/livez", headers=said).text
+    assert document["servers"] == [{"url": "/"}, {"url": wanted}]
+    assert shlex.split(code)[-1] == f"{wanted}/livez"
+
+
+def test_a_sites_proxy_fix_says_by_which_address_clients_come():
+    site = flask.Flask("site")
+    site.register_blueprint(serving.create_blueprint(server_of_two()), url_prefix="/ml")
+    site.wsgi_app = ProxyFix(site.wsgi_app, x_proto=1, x_host=1, x_prefix=1)
+    said = {
+        "X-Forwarded-Proto": "https",
+        "X-Forwarded-Host": "a.example",
+        "X-Forwarded-Prefix": "/b",
+    }
+    client = site.test_client()
+    servers = client.get("/ml/openapi.json", headers=said).json["servers"]
+    assert servers == [{"url": "/b/ml"}, {"url": "https://a.example/b/ml"}]
+    code = client.get("/ml/v1/models/m/client/curl", headers=said).text
+    assert shlex.split(code)[-1] == "https://a.example/b/ml/v1/models/m:predict"
 
 
 # --- what the page is built from ------------------------------------------------------------------------------

@@ -281,7 +281,7 @@ def describe_table(server: ModelServer, everywhere: list) -> dict[str, Any]:
     for row in routes_of(server.extensions):
         of_deployments = "{deployment}" in row.url
         if (
-            row.name in ("console", "nameless")
+            row.name in ("console", "root", "nameless")
             or of_deployments
             and not server.prepared.deployments
         ):

@@ -580,7 +580,7 @@ def test_deployments_tell_what_the_page_needs(demo):
     found = rest.get("/deployments", headers=key).json
     (shapes,) = found["deployments"]
     assert (
-        shapes["takes_images"]
+        shapes["state"] == "ready"
         and shapes["default"]
         and len(shapes["samples"]) == 10
         and shapes["classes"]["4"]["name"] == "star"
@@ -590,9 +590,10 @@ def test_deployments_tell_what_the_page_needs(demo):
         "half_plus_three",
         "digits",
         "shapes",
-        "two_steps",
     }
-    for model in found["models"]:
+    (pipeline,) = found["pipelines"]
+    assert [node["name"] for node in pipeline["nodes"]] == ["first", "second"]
+    for model in [*found["models"], pipeline]:
         assert rest.post(f"/v1/models/{model['name']}:predict", model["body"]).status_code == 200
     by_name = {
         routine["name"]: routine
@@ -814,7 +815,7 @@ def test_measuring_leaves_nothing_in_python_calls():
 
 
 def test_routine_declarations_of_ones_own_are_described():
-    from serving_extensions.console import describe_routine
+    from serving_extensions.catalogue import describe_routine
 
     @routines.routine()
     class Twice:

@@ -637,12 +637,14 @@ def test_a_late_answer_is_not_drawn_over_the_next_picture(page, slow, pictures):
 def test_a_gallery_asks_three_at_a_time_filters_and_is_saved(page, pictures):
     page.open("try/cells")
     page.js(
-        """const real = window.fetch; window.most = 0; let now = 0;
-        window.fetch = (...of) => { if (!String(of[0]).endsWith('/predict')) return real(...of);
-        window.most = Math.max(window.most, ++now); return real(...of).finally(() => (now -= 1)); };"""
+        """const real = window.fetch, open = new Promise((done) => (window.release = done)); window.most = 0; let now = 0;
+        window.fetch = async (...of) => { if (!String(of[0]).endsWith('/predict')) return real(...of);
+        window.most = Math.max(window.most, ++now); await open; return real(...of).finally(() => (now -= 1)); };"""
     )
     names = ["plain.png", "scan.tif", "turned.jpg", "tall.png", "wide.png", "broken.jpg"]
     page.take(*(pictures[name] for name in names))
+    page.wait("window.most === 3")
+    page.js("window.release()")
     page.says("6 of 6 done, 1 failed")
     assert page.js("return window.most") == 3
     page.click("CSV", "#panel .card")

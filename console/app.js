@@ -114,9 +114,9 @@ async function start() {
     await route();
   } catch (error) {
     showKey();
-    $("#main").replaceChildren(make("p", { className: "empty" }, error.status === 401
+    $("#main").replaceChildren(make("p.empty", error.status === 401
       ? "Nothing can be shown without a key. The server prints one when it starts, unless its config has some." : error.message,
-    make("br"), make("button", { type: "button", className: "main", textContent: error.status === 401 ? "Enter a key" : "Try again", onclick: error.status === 401 ? changeKey : start })));
+    make("br"), make("button.main", { type: "button", onclick: error.status === 401 ? changeKey : start }, error.status === 401 ? "Enter a key" : "Try again")));
   }
 }
 

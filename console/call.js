@@ -9,9 +9,9 @@ export class Caller {
   constructor(send, text = "Send") {
     this.button = button(text, send, { className: "main send" });
     this.stop = button("Stop", () => this.abort?.abort(), { hidden: true });
-    this.status = make("span", { role: "status", className: "soft" });
-    this.times = make("div", { className: "timing-place" });
-    this.error = make("p", { role: "alert", className: "error", hidden: true });
+    this.status = make("span.soft", { role: "status" });
+    this.times = make("div.timing-place");
+    this.error = make("p.error", { role: "alert", hidden: true });
     this.buttons = [this.button, this.stop, this.status];
     this.turn = 0;
   }

@@ -9,8 +9,8 @@ export class Camera {
     this.video = make("video", { muted: true, playsInline: true, autoplay: true, "aria-label": "The camera's picture" });
     this.video.style.maxHeight = "9rem";
     this.liver = button("Live", () => this.setLive(!this.live), { ariaPressed: "false" });
-    this.rate = make("span", { className: "soft", role: "status" });
-    this.element = make("div", { className: "bar card", hidden: true }, this.video, button("Take a picture", () => this.shoot()), this.liver, this.rate, button("Close the camera", () => this.end()));
+    this.rate = make("span.soft", { role: "status" });
+    this.element = make("div.bar.card", { hidden: true }, this.video, button("Take a picture", () => this.shoot()), this.liver, this.rate, button("Close the camera", () => this.end()));
   }
 
   async begin() {

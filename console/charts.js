@@ -47,8 +47,8 @@ export function timeChart(title, times, series, { unit = "", stacked = false, di
       else chart.append(draw("polyline", { points: line.join(" "), fill: "none", stroke: colour(index), "stroke-width": 2, "vector-effect": "non-scaling-stroke" }));
     }
   });
-  const legend = make("div", { className: "legend" }, names.map((name, index) => make("span", {}, swatch(colour(index)), name)));
-  const figure = make("figure", { className: "chart" }, make("figcaption", {}, `${title}${unit ? `, ${unit.trim()}` : ""}`), chart, names.length > 1 ? legend : null);
+  const legend = make("div.legend", names.map((name, index) => make("span", swatch(colour(index)), name)));
+  const figure = make("figure.chart", make("figcaption", `${title}${unit ? `, ${unit.trim()}` : ""}`), chart, names.length > 1 ? legend : null);
   addTip(figure, chart, (part) => {
     const index = Math.round(((part * WIDE - LEFT) / (WIDE - LEFT - 8)) * (count - 1));
     if (!(index >= 0 && index < count)) return "";
@@ -77,7 +77,7 @@ function runs(values) {
 }
 
 function addTip(figure, over, textAt) {
-  const tip = make("div", { className: "tip", hidden: true });
+  const tip = make("div.tip", { hidden: true });
   figure.append(tip);
   over.onpointermove = (event) => {
     const box = over.getBoundingClientRect(), text = textAt((event.clientX - box.left) / box.width);
@@ -90,7 +90,7 @@ function addTip(figure, over, textAt) {
 }
 
 export function swatch(colour) {
-  const found = make("i", { className: "swatch" });
+  const found = make("i.swatch");
   found.style.background = colour;
   return found;
 }
@@ -103,11 +103,11 @@ export function sparkline(values, colour = "var(--ok)") {
 
 /** Rows of bars on a scale of 0..`most`; an object, or pairs where the order counts: an object sorts whole numbers. */
 export function bars(rows, { most = 1, digits = 3 } = {}) {
-  return make("div", { className: "bars", role: "group", "aria-label": "Chart" }, (Array.isArray(rows) ? rows : Object.entries(rows)).map(([name, value]) => {
+  return make("div.bars", { role: "group", "aria-label": "Chart" }, (Array.isArray(rows) ? rows : Object.entries(rows)).map(([name, value]) => {
     const part = make("i");
     part.style.width = `${Math.max(0, Math.min(1, value / most)) * 100}%`;
-    return make("div", { className: "barrow" }, make("span", { textContent: name }), make("span", { className: "track" }, part),
-      make("span", { className: "number", textContent: Number.isInteger(value) ? value : value.toFixed(digits) }));
+    return make("div.barrow", make("span", name), make("span.track", part),
+      make("span.number", Number.isInteger(value) ? value : value.toFixed(digits)));
   }));
 }
 
@@ -120,11 +120,11 @@ export function timeBar({ took, parts, id }) {
   const sum = Object.values(named).reduce((one, other) => one + other, 0);
   const whole = total ?? sum;
   const rest = { ...named, ...(whole - sum > 0.005 ? { other: whole - sum } : {}), ...(Object.keys(parts).length ? { network: Math.max(0, took - whole) } : {}) };
-  const bar = make("div", { className: "times", "aria-hidden": "true" }, Object.entries(rest).map(([name, value]) => {
+  const bar = make("div.times", { "aria-hidden": "true" }, Object.entries(rest).map(([name, value]) => {
     const part = make("i", { title: `${name} ${milliseconds(value)}` });
     Object.assign(part.style, { flex: String(Math.max(value, 1e-6)), background: PARTS[name] });
     return part;
   }));
-  return make("div", { className: "timing" }, make("strong", { textContent: milliseconds(took) }), Object.keys(rest).length ? bar : null,
-    make("div", { className: "legend" }, Object.entries(rest).map(([name, value]) => make("span", {}, swatch(PARTS[name]), `${name} ${milliseconds(value)}`)), id ? make("span", { textContent: `request ${id}` }) : null));
+  return make("div.timing", make("strong", milliseconds(took)), Object.keys(rest).length ? bar : null,
+    make("div.legend", Object.entries(rest).map(([name, value]) => make("span", swatch(PARTS[name]), `${name} ${milliseconds(value)}`)), id ? make("span", `request ${id}`) : null));
 }

@@ -18,8 +18,8 @@ export class Code {
     this.language = select("Language", [], () => this.show());
     this.withKey = make("input", { type: "checkbox", onchange: () => this.show() });
     this.block = textBlock("Code of this call", () => `call.${FILES[this.language.querySelector("select").value] ?? "txt"}`);
-    const content = [make("div", { className: "bar" }, this.language, make("label", {}, this.withKey, "with my key")), this.block];
-    this.element = summary ? details(summary, ...content) : make("div", {}, ...content);
+    const content = [make("div.bar", this.language, make("label", this.withKey, "with my key")), this.block];
+    this.element = summary ? details(summary, ...content) : make("div", ...content);
     this.element.classList.add("code");
     this.element.ontoggle = () => this.show();
   }
@@ -32,7 +32,7 @@ export class Code {
 
   async show() {
     const list = this.language.querySelector("select");
-    if (list.options.length !== catalogue.languages.length) list.replaceChildren(...catalogue.languages.map((one) => make("option", { value: one.id, textContent: one.name })));
+    if (list.options.length !== catalogue.languages.length) list.replaceChildren(...catalogue.languages.map((one) => make("option", { value: one.id }, one.name)));
     if (this.element.open === false) return;
     const turn = (this.turn = (this.turn ?? 0) + 1);
     this.withKey.disabled = !key.get();

@@ -15,8 +15,8 @@ export class Compare {
     this.caller = new Caller(() => this.run(), "Compare");
     this.versions = make("span");
     this.slider = make("input", { type: "range", min: 0, max: 1, step: 0.01, value: 0.5, oninput: () => this.draw() });
-    this.result = make("div", { hidden: true }, make("label", {}, "Divider ", this.slider), (this.list = make("div")));
-    this.element = details("Compare with…", make("div", { className: "bar" }, select("Deployment", ready.map((one) => [one.id]), (id) => this.choose(id), this.id), this.versions,
+    this.result = make("div", { hidden: true }, make("label", "Divider ", this.slider), (this.list = make("div")));
+    this.element = details("Compare with…", make("div.bar", select("Deployment", ready.map((one) => [one.id]), (id) => this.choose(id), this.id), this.versions,
       select("Routines", [["with", "the same"], ["without", "without those of the request"]], (value) => (this.routines = value)), this.caller.buttons), this.caller.error, this.result);
     this.choose(this.id);
   }
@@ -46,7 +46,7 @@ export class Compare {
     if ([...left, ...right].some((one) => one.bound)) panel.viewer.mark(left, right, Number(this.slider.value));
     const own = panel.query && panel.query.replace(/^version(_label)?=/, ", version ");
     const other = `${this.id}${this.query && decodeURIComponent(this.query).replace(/^version(_label)?=/, ", version ")}${this.routines === "without" ? ", without the request's routines" : ""}`;
-    this.list.replaceChildren(make("p", { className: "soft", textContent: `Left: ${panel.one.id}${decodeURIComponent(own)} · right: ${other}` }), differences(left, right));
+    this.list.replaceChildren(make("p.soft", `Left: ${panel.one.id}${decodeURIComponent(own)} · right: ${other}`), differences(left, right));
   }
 
   clear() {
@@ -79,6 +79,6 @@ function differences(left, right) {
     }
   }
   for (const other of free) rows.push([other.tag.name, "–", other.confidence.toFixed(3), "only right"]);
-  const text = make("p", { role: "status", textContent: rows.length ? `${rows.length} differences, ${same} the same` : `No difference: ${same} the same` });
-  return make("div", { className: "differences" }, text, rows.length ? table(["class", "left", "right", "difference"], rows, { label: "Differences" }) : "");
+  const text = make("p", { role: "status" }, rows.length ? `${rows.length} differences, ${same} the same` : `No difference: ${same} the same`);
+  return make("div.differences", text, rows.length ? table(["class", "left", "right", "difference"], rows, { label: "Differences" }) : "");
 }

@@ -23,7 +23,7 @@ export async function show(root, [group, name]) {
   }
   const all = targets(), one = all.find((each) => each.group.toLowerCase() === group && each.name === name) ?? all[0];
   if (!one) {
-    root.replaceChildren(tabs("code"), make("p", { className: "empty", textContent: "Nothing is served yet." }));
+    root.replaceChildren(tabs("code"), make("p.empty", "Nothing is served yet."));
     return null;
   }
   const list = make("select", { id: "target", onchange: () => (location.hash = `#connect/${list.value}`) });
@@ -33,12 +33,12 @@ export async function show(root, [group, name]) {
   }
   const address = String(new URL(one.url, BASE)), code = new Code((language) => ({ path: one.client(language) }), "");
   const copying = button("Copy", () => copy(address, copying));
-  root.replaceChildren(tabs("code"), make("div", { className: "bar" }, make("label", {}, "Call ", list)),
-    make("p", {}, make("strong", { textContent: `${one.method ?? "POST"} ` }), make("code", { textContent: address }), " ", copying),
-    !key.get() ? "" : make("p", { className: "soft" }, "Send your key as ", make("code", { textContent: "Authorization: Bearer YOUR_KEY" }), " or ", make("code", { textContent: "x-api-key: YOUR_KEY" }), "."), code.element);
+  root.replaceChildren(tabs("code"), make("div.bar", make("label", "Call ", list)),
+    make("p", make("strong", `${one.method ?? "POST"} `), make("code", address), " ", copying),
+    !key.get() ? "" : make("p.soft", "Send your key as ", make("code", "Authorization: Bearer YOUR_KEY"), " or ", make("code", "x-api-key: YOUR_KEY"), "."), code.element);
   await code.show();
   return null;
 }
 
-const tabs = (part) => make("p", { className: "bar" }, make("a", { href: "#connect", textContent: "Code", "aria-current": part === "code" ? "page" : null }), make("a", { href: "#connect/api", textContent: "The whole API", "aria-current": part === "api" ? "page" : null }),
-  make("a", { href: String(new URL("openapi.json", BASE)), textContent: "openapi.json" }));
+const tabs = (part) => make("p.bar", make("a", { href: "#connect", "aria-current": part === "code" ? "page" : null }, "Code"), make("a", { href: "#connect/api", "aria-current": part === "api" ? "page" : null }, "The whole API"),
+  make("a", { href: String(new URL("openapi.json", BASE)) }, "openapi.json"));

@@ -2,15 +2,17 @@
 
 export const $ = (selector, root = document) => root.querySelector(selector);
 
-/** An element: properties, `aria-*`/`data-*`/`role` attributes and `on...` listeners; then children. */
-export function make(name, properties = {}, ...children) {
-  const element = document.createElement(name);
-  for (const [key, value] of Object.entries(properties)) {
+/** An element, `make("p.soft", "text")`: a tag and classes; properties, `aria-*`/`data-*`/`role` attributes and `on...` listeners where there are some; children. */
+export function make(name, ...given) {
+  const [tag, ...classes] = name.split("."), element = document.createElement(tag);
+  const [first] = given, named = first && typeof first === "object" && !(first instanceof Node) && !Array.isArray(first);
+  element.className = classes.join(" ");
+  for (const [key, value] of Object.entries(named ? given.shift() : {})) {
     if (value == null) continue;
     if (/^(aria-|data-|role$|for$|list$)/.test(key)) element.setAttribute(key, value);
     else element[key] = value;
   }
-  element.append(...children.flat().filter((child) => child != null && child !== false));
+  element.append(...given.flat().filter((child) => child != null && child !== false));
   return element;
 }
 
@@ -21,25 +23,25 @@ export function draw(name, attributes = {}, ...children) {
   return element;
 }
 
-export const option = (value, text = value, selected = false) => make("option", { value, textContent: text, selected });
+export const option = (value, text = value, selected = false) => make("option", { value, selected }, text);
 
 export function select(label, options, onchange, value) {
   const list = make("select", { onchange: () => onchange?.(list.value) }, options.map(([key, text]) => option(key, text)));
   if (value != null) list.value = value;
-  return make("label", {}, `${label} `, list);
+  return make("label", `${label} `, list);
 }
 
-export const button = (text, onclick, properties = {}) => make("button", { type: "button", textContent: text, onclick, ...properties });
+export const button = (text, onclick, properties = {}) => make("button", { type: "button", onclick, ...properties }, text);
 
 export function table(head, rows, properties = {}) {
   const cell = (name) => (one) => (one instanceof Node ? make(name, {}, one) : make(name, { textContent: one ?? "" }));
   const heads = head.map((one) => make("th", { scope: "col" }, one instanceof Node ? one : String(one)));
-  const body = rows.map((row) => make("tr", {}, row.map(cell("td"))));
-  return make("div", { className: "scroll", tabIndex: 0, role: "region", "aria-label": properties.label ?? "Table" },
-    make("table", {}, make("thead", {}, make("tr", {}, heads)), make("tbody", {}, body)));
+  const body = rows.map((row) => make("tr", row.map(cell("td"))));
+  return make("div.scroll", { tabIndex: 0, role: "region", "aria-label": properties.label ?? "Table" },
+    make("table", make("thead", make("tr", heads)), make("tbody", body)));
 }
 
-export const details = (summary, ...children) => make("details", {}, make("summary", { textContent: summary }), ...children);
+export const details = (summary, ...children) => make("details", make("summary", summary), ...children);
 
 export const dot = (state) => make("span", { className: `dot ${state}`, role: "img", "aria-label": state, title: state });
 
@@ -77,7 +79,7 @@ export function pretty(value, most = 200000) {
 export async function copy(text, from) {
   if (navigator.clipboard && window.isSecureContext) await navigator.clipboard.writeText(text);
   else {
-    const area = make("textarea", { value: text, className: "away" });
+    const area = make("textarea.away", { value: text });
     (from?.closest("dialog") ?? document.body).append(area);
     area.select();
     const done = document.execCommand("copy");
@@ -104,7 +106,7 @@ export function textBlock(label, file = "") {
   let whole = "";
   const copying = button("Copy", () => copy(whole, copying).catch((error) => (copying.textContent = error.message)));
   const saving = file && button("Download", () => download(typeof file === "function" ? file() : file, whole, "text/plain"));
-  const block = make("div", { className: "block", hidden: true }, make("div", { className: "bar" }, copying, saving || null), text);
+  const block = make("div.block", { hidden: true }, make("div.bar", copying, saving || null), text);
   return Object.assign(block, {
     say(value, shown = value) {
       whole = value;
@@ -127,7 +129,7 @@ export async function toBase64(blob) {
 /** Where files are dropped, pasted or chosen; `take` is given a list of them. */
 export function dropZone(text, take, { accept = "", multiple = false, extra = [] } = {}) {
   const input = make("input", { type: "file", accept, multiple });
-  const zone = make("div", { className: "drop" }, make("label", { className: "button" }, text, input), ...extra);
+  const zone = make("div.drop", make("label.button", text, input), ...extra);
   input.onchange = () => {
     if (input.files.length) take([...input.files]);
     input.value = "";

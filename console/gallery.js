@@ -13,22 +13,22 @@ export class Gallery {
     Object.assign(this, { panel, pictures: [], running: 0, ended: false });
     this.abort = new AbortController();
     this.progress = make("progress", { max: 1, value: 0, "aria-label": "Pictures done" });
-    this.status = make("span", { role: "status", className: "soft" });
+    this.status = make("span.soft", { role: "status" });
     this.filter = make("input", { type: "search", placeholder: "Class or file name…", "aria-label": "Filter the pictures", oninput: () => this.sift() });
     this.stop = button("Stop", () => this.cancel());
-    this.list = make("ul", { className: "gallery" });
+    this.list = make("ul.gallery");
     this.exporting = new Caller(() => this.saveCoco(), "COCO");
     this.exporting.button.classList.remove("main");
-    this.element = make("div", { className: "card", hidden: true }, make("div", { className: "bar" }, this.progress, this.status, this.stop, this.filter,
+    this.element = make("div.card", { hidden: true }, make("div.bar", this.progress, this.status, this.stop, this.filter,
       this.exporting.buttons, button("CSV", () => this.saveCsv()), button("PNG", () => this.savePng()), button("Close", () => this.close())), this.exporting.error, this.list);
   }
 
   add(files) {
     this.element.hidden = false;
     for (const blob of files) {
-      const canvas = make("canvas"), text = make("span", { textContent: blob.name });
+      const canvas = make("canvas"), text = make("span", blob.name);
       const picture = { blob, name: blob.name, canvas, text, state: "waiting" };
-      picture.row = make("li", {}, make("button", { type: "button", onclick: () => this.open(picture) }, canvas, text));
+      picture.row = make("li", make("button", { type: "button", onclick: () => this.open(picture) }, canvas, text));
       this.list.append(picture.row);
       this.pictures.push(picture);
     }

@@ -10,7 +10,7 @@ const last = new Map(); // path -> {text, type}
 
 export function show(root, one) {
   const panel = new HandlerPanel(one);
-  root.replaceChildren(heading({ ...one, name: one.path }), make("p", { className: one.state === "failed" ? "error" : "soft", textContent: one.reason || (one.envelope ? `answers in the envelope “${one.envelope}”` : "") }), panel.element);
+  root.replaceChildren(heading({ ...one, name: one.path }), make("p", { className: one.state === "failed" ? "error" : "soft" }, one.reason || (one.envelope ? `answers in the envelope “${one.envelope}”` : "")), panel.element);
   return () => panel.caller.clear();
 }
 
@@ -20,14 +20,14 @@ class HandlerPanel {
     Object.assign(this, { one, type: kept.type, method: one.methods[0] ?? "POST", file: null });
     this.url = one.path.replace(/^\//, "");
     this.caller = new Caller(() => this.send());
-    this.body = make("textarea", { rows: 6, spellcheck: false, value: kept.text, className: "body", "aria-label": "Body of the request", oninput: () => this.code.soon() });
-    this.fileName = make("span", { className: "soft" });
+    this.body = make("textarea.body", { rows: 6, spellcheck: false, value: kept.text, "aria-label": "Body of the request", oninput: () => this.code.soon() });
+    this.fileName = make("span.soft");
     this.answer = make("div");
     this.json = textBlock("The answer", `${one.path.split("/").at(-1)}.json`);
     this.code = new Code((language, own) => codeOf(language, own, this.url, this.body.value, this.method));
-    const bar = make("div", { className: "bar" }, one.methods.length > 1 ? select("Method", one.methods.map((name) => [name]), (value) => (this.method = value)) : null,
+    const bar = make("div.bar", one.methods.length > 1 ? select("Method", one.methods.map((name) => [name]), (value) => (this.method = value)) : null,
       select("Body", [["application/json", "JSON"], ["text/plain", "text"]], (value) => (this.type = value), this.type), this.caller.buttons);
-    this.element = make("div", {}, this.body, dropZone("Send a file instead", ([file]) => this.take(file), { extra: [this.fileName, button("Forget the file", () => this.take(null))] }), bar, this.caller.error, this.caller.times, this.answer, this.json, this.code.element);
+    this.element = make("div", this.body, dropZone("Send a file instead", ([file]) => this.take(file), { extra: [this.fileName, button("Forget the file", () => this.take(null))] }), bar, this.caller.error, this.caller.times, this.answer, this.json, this.code.element);
   }
 
   take(file) {
@@ -52,9 +52,9 @@ async function showBlob(blob) {
     const bitmap = await createImageBitmap(blob), canvas = make("canvas", { width: bitmap.width, height: bitmap.height, role: "img", "aria-label": "The picture that was answered" });
     canvas.getContext("2d").drawImage(bitmap, 0, 0);
     canvas.style.maxWidth = "100%";
-    return make("div", {}, canvas, save);
+    return make("div", canvas, save);
   } catch {
-    return make("div", {}, save);
+    return make("div", save);
   }
 }
 

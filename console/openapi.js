@@ -12,7 +12,7 @@ export function showApi(root, head, api) {
   const operations = Object.entries(api.paths).flatMap(([url, item]) => METHODS.filter((method) => item[method]).map((method) => ({ url, method, operation: item[method], shared: item.parameters ?? [] })));
   const rows = operations.map((one) => {
     const text = `${one.method.toUpperCase()} ${one.url}`, row = details(text);
-    row.querySelector("summary").append(make("span", { className: "soft", textContent: `  ${one.operation.summary ?? ""}` }));
+    row.querySelector("summary").append(make("span.soft", `  ${one.operation.summary ?? ""}`));
     row.className = "card";
     row.ontoggle = () => {
       if (row.children.length === 1) row.append(new Operation(one, api).element);
@@ -23,7 +23,7 @@ export function showApi(root, head, api) {
   search.oninput = () => {
     for (const { row, text } of rows) row.hidden = !text.includes(search.value.trim().toLowerCase());
   };
-  root.replaceChildren(head, make("p", {}, make("strong", { textContent: `${api.info.title} ${api.info.version}` }), ` ${api.info.description ?? ""}`), search, list);
+  root.replaceChildren(head, make("p", make("strong", `${api.info.title} ${api.info.version}`), ` ${api.info.description ?? ""}`), search, list);
   return null;
 }
 
@@ -53,14 +53,14 @@ class Operation {
     this.answer = textBlock("The answer");
     const parameters = [...shared, ...(operation.parameters ?? [])].map((one) => follow(api, one));
     const body = follow(api, operation.requestBody);
-    this.element = make("div", {}, operation.description ? make("p", { textContent: operation.description }) : null, make("div", { className: "fields" }, parameters.map((one) => this.field(one))),
-      body ? this.bodyFields(body) : null, make("div", { className: "bar" }, this.caller.buttons), this.caller.error, this.caller.times, this.answer, details("Answers", this.answers()));
+    this.element = make("div", operation.description ? make("p", operation.description) : null, make("div.fields", parameters.map((one) => this.field(one))),
+      body ? this.bodyFields(body) : null, make("div.bar", this.caller.buttons), this.caller.error, this.caller.times, this.answer, details("Answers", this.answers()));
   }
 
   field(parameter) {
     const { schema = {}, name, required, description } = parameter, own = follow(this.api, schema);
     const value = parameter.example ?? own.example ?? own.enum?.[0] ?? "";
-    const input = own.enum ? make("select", {}, (required ? own.enum : ["", ...own.enum]).map((one) => make("option", { value: one, textContent: one }))) : make("input", { value: required ? value : "", placeholder: description ?? "" });
+    const input = own.enum ? make("select", (required ? own.enum : ["", ...own.enum]).map((one) => make("option", { value: one }, one))) : make("input", { value: required ? value : "", placeholder: description ?? "" });
     this.fields.push({ parameter, input });
     return make("label", { title: description ?? "" }, `${name}${required ? " *" : ""} (${parameter.in})`, input);
   }
@@ -69,7 +69,7 @@ class Operation {
     const types = Object.keys(body.content ?? {});
     this.type = types.find((one) => one.includes("json")) ?? types[0];
     this.body = make("textarea", { rows: 6, spellcheck: false, "aria-label": "Body" });
-    const chosen = make("span", { className: "soft" });
+    const chosen = make("span.soft");
     const files = dropZone("A file", ([file]) => {
       this.file = file;
       chosen.textContent = file.name;
@@ -83,13 +83,13 @@ class Operation {
       files.hidden = json;
       if (json) this.body.value = pretty(example ?? Object.values(examples ?? {})[0]?.value ?? exampleOf(this.api, schema));
     };
-    const element = make("div", {}, types.length > 1 ? select("Body", types.map((one) => [one]), pick, this.type) : make("span", { className: "soft", textContent: this.type ?? "" }), this.body, files);
+    const element = make("div", types.length > 1 ? select("Body", types.map((one) => [one]), pick, this.type) : make("span.soft", this.type ?? ""), this.body, files);
     pick(this.type);
     return element;
   }
 
   answers() {
-    return make("ul", {}, Object.entries(this.operation.responses ?? {}).map(([status, one]) => make("li", { textContent: `${status}: ${follow(this.api, one).description ?? ""}` })));
+    return make("ul", Object.entries(this.operation.responses ?? {}).map(([status, one]) => make("li", `${status}: ${follow(this.api, one).description ?? ""}`)));
   }
 
   async send() {

@@ -14,7 +14,7 @@ import { Viewer } from "./viewer.js";
 
 export function show(root, one) {
   if (one.state !== "ready") {
-    root.replaceChildren(heading(one), make("p", { className: one.state === "failed" ? "error" : "empty", textContent: one.state === "failed" ? one.reason : "Its model is being loaded." }));
+    root.replaceChildren(heading(one), make("p", { className: one.state === "failed" ? "error" : "empty" }, one.state === "failed" ? one.reason : "Its model is being loaded."));
     return null;
   }
   const panel = new Panel(root, one);
@@ -24,7 +24,7 @@ export function show(root, one) {
 function heading(one) {
   const names = Object.values(one.classes ?? {}).map((each) => each.name);
   const always = one.routines.map((each) => each.name).join(", ");
-  return make("div", {}, make("h2", {}, dot(one.state), ` ${one.id} `), make("p", { className: "soft" }, [`model ${one.model}`, one.version_tag,
+  return make("div", make("h2", dot(one.state), ` ${one.id} `), make("p.soft", [`model ${one.model}`, one.version_tag,
     names.length ? `${names.length} classes: ${names.slice(0, 12).join(", ")}${names.length > 12 ? ", …" : ""}` : "", always && `always runs ${always}`].filter(Boolean).join(" · ")));
 }
 
@@ -40,9 +40,9 @@ class Panel {
     this.compare = new Compare(this);
     this.code = new Code((language) => ({ path: `${path(one.id)}/client/${language}?${new URLSearchParams({ routines: JSON.stringify(this.chain.value) })}&${this.query}` }));
     this.json = textBlock("The answer as JSON", () => `${this.name || "answer"}.json`);
-    this.shownTo = details("What the model is shown", make("div", { className: "preview" }));
+    this.shownTo = details("What the model is shown", make("div.preview"));
     this.shownTo.ontoggle = () => this.preview();
-    this.samples = make("div", { className: "thumbs", role: "group", "aria-label": "Samples" });
+    this.samples = make("div.thumbs", { role: "group", "aria-label": "Samples" });
     root.replaceChildren(heading(one), ...this.parts());
     this.paste = (event) => this.pasted(event);
     addEventListener("paste", this.paste);
@@ -52,9 +52,9 @@ class Panel {
 
   parts() {
     const camera = this.camera.button;
-    const drop = dropZone("Choose pictures", (files) => this.takeAll(files), { accept: "image/*,.tif,.tiff,.heic,.avif,.npy", multiple: true, extra: [camera, make("span", { className: "soft" }, "or drop or paste them here", this.one.samples.length ? ", or take a sample:" : ""), this.samples] });
-    const controls = make("div", { className: "bar" }, versionPicker(this.one.model, (value) => this.setQuery(value)), this.chain.element, this.caller.buttons);
-    this.seen = make("div", { className: "two", hidden: true }, make("div", {}, this.viewer.element, this.caller.times), this.result.element);
+    const drop = dropZone("Choose pictures", (files) => this.takeAll(files), { accept: "image/*,.tif,.tiff,.heic,.avif,.npy", multiple: true, extra: [camera, make("span.soft", "or drop or paste them here", this.one.samples.length ? ", or take a sample:" : ""), this.samples] });
+    const controls = make("div.bar", versionPicker(this.one.model, (value) => this.setQuery(value)), this.chain.element, this.caller.buttons);
+    this.seen = make("div.two", { hidden: true }, make("div", this.viewer.element, this.caller.times), this.result.element);
     this.more = make("div", { hidden: true }, details("The answer as JSON", this.json), this.shownTo, this.compare.element);
     return [drop, this.camera.element, controls, this.caller.error, this.gallery.element, this.seen, this.more, this.code.element];
   }
@@ -79,7 +79,7 @@ class Panel {
 
   async addSamples() {
     for (const name of this.one.samples) {
-      const canvas = make("canvas"), thumb = make("button", { type: "button", className: "thumb sample", title: name, "aria-label": `Sample ${name}` }, canvas);
+      const canvas = make("canvas"), thumb = make("button.thumb.sample", { type: "button", title: name, "aria-label": `Sample ${name}` }, canvas);
       this.samples.append(thumb);
       const blob = ask(`${path(this.one.id)}/samples/${path(name)}`).then((response) => response.blob());
       thumb.onclick = async () => this.take(await blob, name).catch((error) => this.caller.fail(error.message));
@@ -143,9 +143,9 @@ class Panel {
       const canvas = make("canvas", { width: bitmap.width, height: bitmap.height, role: "img", "aria-label": `What the model is shown, ${bitmap.width}×${bitmap.height}` });
       canvas.style.maxWidth = "100%";
       canvas.getContext("2d").drawImage(bitmap, 0, 0);
-      place.replaceChildren(canvas, make("p", { className: "soft", textContent: `${bitmap.width}×${bitmap.height} pixels, before it is brought to the model's size` }));
+      place.replaceChildren(canvas, make("p.soft", `${bitmap.width}×${bitmap.height} pixels, before it is brought to the model's size`));
     } catch (error) {
-      if (turn === this.previews) place.replaceChildren(make("p", { className: "error", textContent: error.message }));
+      if (turn === this.previews) place.replaceChildren(make("p.error", error.message));
     }
   }
 }

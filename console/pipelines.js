@@ -6,10 +6,10 @@ import { heading, TensorPanel } from "./tensors.js";
 const WIDE = 132, TALL = 48, GAP = 44, ROW = 66;
 
 export async function show(root, one) {
-  const graph = make("div", { className: "graph", tabIndex: 0, role: "region", "aria-label": "The pipeline's graph" });
+  const graph = make("div.graph", { tabIndex: 0, role: "region", "aria-label": "The pipeline's graph" });
   graph.append(drawGraph(one));
   if (one.state !== "ready") {
-    root.replaceChildren(heading(one), graph, make("p", { className: one.state === "failed" ? "error" : "empty", textContent: one.reason || "Its models are being loaded." }));
+    root.replaceChildren(heading(one), graph, make("p", { className: one.state === "failed" ? "error" : "empty" }, one.reason || "Its models are being loaded."));
     return null;
   }
   const panel = new TensorPanel(one, (found) => graph.replaceChildren(drawGraph(one, found?.time.parts)));

@@ -9,23 +9,23 @@ const MOST_LISTED = 500, MOST_BARS = 5;
 export class Result {
   constructor(viewer, onchange = () => {}) {
     Object.assign(this, { viewer, onchange, answer: null, hidden: new Set() });
-    this.slider = make("input", { type: "range", min: 0, max: 1, step: 0.01, value: 0, className: "confidence", oninput: () => this.draw() });
-    this.value = make("output", { textContent: "0.00" });
+    this.slider = make("input.confidence", { type: "range", min: 0, max: 1, step: 0.01, value: 0, oninput: () => this.draw() });
+    this.value = make("output", "0.00");
     this.opacity = make("input", { type: "range", min: 0, max: 1, step: 0.05, value: 0.35, oninput: () => this.fade() });
     this.masks = make("label", { hidden: true }, "Masks ", this.opacity);
-    this.count = make("p", { className: "soft shown", role: "status" });
-    this.chips = make("div", { className: "chips", role: "group", "aria-label": "Classes: press to hide" });
-    this.list = make("ol", { className: "objects", "aria-label": "Objects" });
+    this.count = make("p.soft.shown", { role: "status" });
+    this.chips = make("div.chips", { role: "group", "aria-label": "Classes: press to hide" });
+    this.list = make("ol.objects", { "aria-label": "Objects" });
     this.chart = make("div");
     this.warnings = make("div");
-    this.saves = make("div", { className: "bar" }, button("PNG", () => this.savePng()), button("CSV", () => this.saveCsv()));
-    this.element = make("div", { className: "result" }, make("div", { className: "bar" }, make("label", {}, "Confidence from ", this.value, this.slider), this.masks), this.warnings, this.count, this.chips, this.list, this.chart, this.saves);
+    this.saves = make("div.bar", button("PNG", () => this.savePng()), button("CSV", () => this.saveCsv()));
+    this.element = make("div.result", make("div.bar", make("label", "Confidence from ", this.value, this.slider), this.masks), this.warnings, this.count, this.chips, this.list, this.chart, this.saves);
     viewer.onHover = (one) => this.emphasise(one);
   }
 
   show(answer, bitmap, name = "picture") {
     Object.assign(this, { answer, bitmap, name, hidden: new Set(), rows: new Map() });
-    this.warnings.replaceChildren(...(answer?.warnings ?? []).map((text) => make("p", { className: "warning", textContent: text })));
+    this.warnings.replaceChildren(...(answer?.warnings ?? []).map((text) => make("p.warning", text)));
     this.draw();
   }
 
@@ -64,8 +64,7 @@ export class Result {
     const counts = new Map();
     for (const one of boxed ? this.confident : []) counts.set(one.tag.name, { tag: one.tag, count: (counts.get(one.tag.name)?.count ?? 0) + 1 });
     const focused = this.chips.contains(document.activeElement) ? document.activeElement.dataset.name : null;
-    this.chips.replaceChildren(...[...counts].sort(([, one], [, other]) => other.count - one.count).slice(0, 60).map(([name, { tag, count }]) => make("button", {
-      type: "button", className: "chip", "aria-pressed": String(!this.hidden.has(name)), "data-name": name, onclick: () => this.toggle(name) }, swatch(colourOf(tag)), `${apart(name)} ${count}`)));
+    this.chips.replaceChildren(...[...counts].sort(([, one], [, other]) => other.count - one.count).slice(0, 60).map(([name, { tag, count }]) => make("button.chip", { type: "button", "aria-pressed": String(!this.hidden.has(name)), "data-name": name, onclick: () => this.toggle(name) }, swatch(colourOf(tag)), `${apart(name)} ${count}`)));
     [...this.chips.children].find((one) => one.dataset.name === focused)?.focus();
   }
 
@@ -78,10 +77,10 @@ export class Result {
     this.rows = new Map();
     this.list.replaceChildren(...shown.slice(0, MOST_LISTED).map((one) => {
       const row = button("", () => this.emphasise(this.viewer.strong === one ? null : one), { onmouseenter: () => this.emphasise(one), onmouseleave: () => this.emphasise(null), onfocus: () => this.emphasise(one), onblur: () => this.emphasise(null) });
-      row.append(swatch(colourOf(one.tag)), one.tag.name, make("span", { className: "number", textContent: one.confidence.toFixed(3) }));
+      row.append(swatch(colourOf(one.tag)), one.tag.name, make("span.number", one.confidence.toFixed(3)));
       this.rows.set(one, row);
-      return make("li", {}, row);
-    }), ...(shown.length > MOST_LISTED ? [make("li", { className: "soft", textContent: `and ${shown.length - MOST_LISTED} more` })] : []));
+      return make("li", row);
+    }), ...(shown.length > MOST_LISTED ? [make("li.soft", `and ${shown.length - MOST_LISTED} more`)] : []));
   }
 
   /** Link list and drawing: what is pointed at in one stands out in both. */

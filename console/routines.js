@@ -29,9 +29,9 @@ export class Chain {
   constructor(onchange) {
     this.steps = [];
     this.onchange = onchange;
-    this.list = make("ol", { className: "routines", "aria-label": "Routines, in order" });
-    this.adder = make("select", { className: "add-routine", onchange: () => this.add(this.adder.value) });
-    this.element = make("div", {}, make("label", {}, "Routine ", this.adder), this.list);
+    this.list = make("ol.routines", { "aria-label": "Routines, in order" });
+    this.adder = make("select.add-routine", { onchange: () => this.add(this.adder.value) });
+    this.element = make("div", make("label", "Routine ", this.adder), this.list);
     this.offer();
   }
 
@@ -76,7 +76,7 @@ export class Chain {
       this.focus(by === null ? index : this.steps.indexOf(own), by);
     };
     const mover = (text, label, by) => button(text, () => move(by), { ariaLabel: `${label} ${step.declared.name}` });
-    return make("li", { title: step.declared.doc }, make("strong", { textContent: step.declared.name }), step.declared.arguments.map((one) => this.field(step, one)),
+    return make("li", { title: step.declared.doc }, make("strong", step.declared.name), step.declared.arguments.map((one) => this.field(step, one)),
       mover("↑", "Earlier:", -1), mover("↓", "Later:", 1), mover("✕", "Remove", null));
   }
 
@@ -94,6 +94,6 @@ export class Chain {
       step.values[name] = readArgument(kind, field.value);
       this.onchange();
     };
-    return make("label", {}, make("small", { textContent: name }), field);
+    return make("label", make("small", name), field);
   }
 }

@@ -22,7 +22,7 @@ function filled(shape, value) {
 
 export async function show(root, one) {
   if (one.state !== "ready") {
-    root.replaceChildren(heading(one), make("p", { className: one.state === "failed" ? "error" : "empty", textContent: one.reason || (one.state === "empty" ? "It has no versions." : "It is being loaded.") }));
+    root.replaceChildren(heading(one), make("p", { className: one.state === "failed" ? "error" : "empty" }, one.reason || (one.state === "empty" ? "It has no versions." : "It is being loaded.")));
     return null;
   }
   const panel = new TensorPanel(one);
@@ -31,19 +31,19 @@ export async function show(root, one) {
   return () => panel.caller.clear();
 }
 
-export const heading = (one) => make("h2", {}, dot(one.state), ` ${one.name}`);
+export const heading = (one) => make("h2", dot(one.state), ` ${one.name}`);
 
 export class TensorPanel {
   constructor(one, onanswer = () => {}) {
     Object.assign(this, { one, onanswer, which: "", signature: "serving_default" });
     this.caller = new Caller(() => this.send());
-    this.form = make("div", { className: "fields" });
-    this.body = make("textarea", { rows: 8, spellcheck: false, className: "body", "aria-label": "Body of the request", oninput: () => this.code.soon() });
+    this.form = make("div.fields");
+    this.body = make("textarea.body", { rows: 8, spellcheck: false, "aria-label": "Body of the request", oninput: () => this.code.soon() });
     this.answers = make("div");
     this.json = textBlock("The answer as JSON", `${one.name}.json`);
     this.code = new Code((language, own) => codeOf(language, own, this.url, this.body.value));
-    this.bar = make("div", { className: "bar" });
-    this.element = make("div", {}, this.bar, this.form, (this.raw = details("Body of the request", this.body)), make("div", { className: "bar" }, this.caller.buttons),
+    this.bar = make("div.bar");
+    this.element = make("div", this.bar, this.form, (this.raw = details("Body of the request", this.body)), make("div.bar", this.caller.buttons),
       this.caller.error, this.caller.times, this.answers, (this.answerJson = make("div", { hidden: true }, this.json)), this.code.element);
   }
 
@@ -82,7 +82,7 @@ export class TensorPanel {
     this.form.replaceChildren(...this.fields.map((field) => field.element));
     this.example();
     const outputs = Object.entries(this.signatures[this.signature]?.outputs ?? {}).map(([name, tensor]) => `${name}: ${tell(tensor)}`);
-    this.form.append(make("p", { className: "soft wide", textContent: `answers ${outputs.join(", ")}` }));
+    this.form.append(make("p.soft.wide", `answers ${outputs.join(", ")}`));
   }
 
   /** Values that the signature takes, in the fields and in the body. */
@@ -148,7 +148,7 @@ function isPicture(name, tensor, shape) {
 function tableField(label, tensor, shape, set) {
   const columns = shape.length === 2 ? shape[1] : 1, scalar = shape.length === 0;
   const area = make("textarea", { rows: columns > 1 ? 4 : 2, spellcheck: false, placeholder: columns > 1 ? `${columns} numbers a row, as in CSV` : "a number a line" });
-  const note = make("small", { className: "warning", role: "status" });
+  const note = make("small.warning", { role: "status" });
   const read = () => {
     const rows = area.value.split(/\r?\n/).map((line) => line.trim()).filter(Boolean).map((line) => line.split(/[,;\t ]+/).filter(Boolean));
     const bad = rows.flat().find((cell) => !isNumber(cell, tensor.dtype));
@@ -180,11 +180,11 @@ function linesField(label, shape, set) {
     const lines = area.value.split("\n");
     set(shape.length === 2 ? lines.map((line) => [line]) : shape.length ? lines : area.value);
   };
-  return { element: make("label", { className: "wide" }, label, area), fill: (value) => (area.value = [value].flat(3).join("\n")) };
+  return { element: make("label.wide", label, area), fill: (value) => (area.value = [value].flat(3).join("\n")) };
 }
 
 function jsonField(label, set) {
-  const area = make("textarea", { rows: 4, spellcheck: false }), note = make("small", { className: "warning", role: "status" });
+  const area = make("textarea", { rows: 4, spellcheck: false }), note = make("small.warning", { role: "status" });
   area.oninput = () => {
     try {
       set(JSON.parse(area.value));
@@ -193,7 +193,7 @@ function jsonField(label, set) {
       note.textContent = error.message;
     }
   };
-  return { element: make("label", { className: "wide" }, `${label}, as JSON`, area, note), fill: (value) => (area.value = JSON.stringify(value)) };
+  return { element: make("label.wide", `${label}, as JSON`, area, note), fill: (value) => (area.value = JSON.stringify(value)) };
 }
 
 const RANGES = { "0..255": [1, 0], "0..1": [1 / 255, 0], "-1..1": [2 / 255, -1] };
@@ -219,7 +219,7 @@ function pictureField(label, tensor, shape, set) {
     range = value;
     write();
   }, range);
-  return { element: make("div", { className: "wide", role: "group", "aria-label": label }, label, dropZone("Choose a picture", take, { accept: "image/*", extra: [ranges, canvas, note].filter(Boolean) })), fill: () => (note.textContent = "no picture yet: an example of one colour") };
+  return { element: make("div.wide", { role: "group", "aria-label": label }, label, dropZone("Choose a picture", take, { accept: "image/*", extra: [ranges, canvas, note].filter(Boolean) })), fill: () => (note.textContent = "no picture yet: an example of one colour") };
 }
 
 function pixels(bitmap, canvas, [, tall, wide, channels], [scale, offset], whole) {
@@ -256,12 +256,12 @@ function drawOutput(name, value) {
   const cells = rows.map((row) => [row].flat()), wide = Math.max(...cells.map((row) => row.length));
   const chart = chartOf(rows, cells);
   const shown = table(["row", ...Array.from({ length: Math.min(wide, 100) }, (_, index) => (wide > 1 ? index : name))], cells.map((row, index) => [index, ...row.slice(0, 100).map(String)]), { label: `${name} as a table` });
-  return [make("h3", { textContent: name }), chart, details("As a table", shown)];
+  return [make("h3", name), chart, details("As a table", shown)];
 }
 
 function chartOf(rows, cells) {
   const numbers = cells.length === 1 ? cells[0] : cells.every((row) => row.length === 1) ? cells.map(([one]) => one) : null;
-  if (!numbers || numbers.length < 2 || numbers.length > 40 || !numbers.every((one) => typeof one === "number" && one >= 0)) return cells.length === 1 && cells[0].length === 1 ? make("p", { textContent: String(cells[0][0]) }) : null;
+  if (!numbers || numbers.length < 2 || numbers.length > 40 || !numbers.every((one) => typeof one === "number" && one >= 0)) return cells.length === 1 && cells[0].length === 1 ? make("p", String(cells[0][0])) : null;
   const most = Math.max(...numbers);
   return bars(numbers.map((one, index) => [String(index), one]), { most: most <= 1 ? 1 : most });
 }

@@ -32,9 +32,9 @@ let shown = null; // {key, root, leave, update}
 
 export async function show(root, names) {
   const search = make("input", { type: "search", placeholder: "Search…", "aria-label": "Search what is served" });
-  const groups = make("div", { className: "groups" }), panel = make("div", { id: "panel" });
+  const groups = make("div.groups"), panel = make("div", { id: "panel" });
   if (!root.querySelector("#panel")) {
-    root.replaceChildren(make("div", { className: "sides" }, make("div", { className: "list" }, search, groups), panel));
+    root.replaceChildren(make("div.sides", make("div.list", search, groups), panel));
     search.oninput = () => list(root);
     shown = null;
   }
@@ -56,7 +56,7 @@ async function choose(root, names, anew = false) {
   shown = { name, state: found?.one.state ?? null };
   list(root);
   if (!found) {
-    panel.replaceChildren(make("p", { className: "empty", textContent: names.length ? `There is nothing called ‘${names.at(-1)}’ here.` : "Nothing is served yet: the config names no models." }));
+    panel.replaceChildren(make("p.empty", names.length ? `There is nothing called ‘${names.at(-1)}’ here.` : "Nothing is served yet: the config names no models."));
     return;
   }
   const module = await found.kind.module(), own = shown;
@@ -70,8 +70,8 @@ function list(root) {
   const wanted = root.querySelector("input[type=search]").value.trim().toLowerCase();
   const parts = KINDS.map(({ id, title, list: all }) => {
     const fit = all().filter((one) => one.name.toLowerCase().includes(wanted));
-    return fit.length && make("section", { "aria-label": title }, make("h3", { textContent: `${title} (${fit.length})` }), make("ul", {}, fit.map((one) => make("li", {},
+    return fit.length && make("section", { "aria-label": title }, make("h3", `${title} (${fit.length})`), make("ul", fit.map((one) => make("li",
       make("a", { href: addressOf(id, one.name), title: one.reason, "aria-current": shown?.name === `${id} ${one.name}` ? "page" : null }, dot(one.state), one.name)))));
   }).filter(Boolean);
-  root.querySelector(".groups").replaceChildren(...(parts.length ? parts : [make("p", { className: "soft", textContent: wanted ? "Nothing by that name." : "" })]));
+  root.querySelector(".groups").replaceChildren(...(parts.length ? parts : [make("p.soft", wanted ? "Nothing by that name." : "")]));
 }

@@ -51,12 +51,12 @@ export class Viewer {
   constructor({ onHover = () => {} } = {}) {
     this.canvas = make("canvas");
     this.overlay = draw("svg", { "aria-hidden": "true" });
-    this.divider = make("div", { className: "divider", hidden: true });
-    this.frame = make("div", { className: "viewer", role: "img", "aria-label": "No picture yet", tabIndex: 0 }, this.canvas, this.overlay, this.divider);
-    const tools = make("div", { className: "bar", role: "group", "aria-label": "View" },
+    this.divider = make("div.divider", { hidden: true });
+    this.frame = make("div.viewer", { role: "img", "aria-label": "No picture yet", tabIndex: 0 }, this.canvas, this.overlay, this.divider);
+    const tools = make("div.bar", { role: "group", "aria-label": "View" },
       button("−", () => this.zoom(1 / 1.4), { ariaLabel: "Zoom out" }), button("+", () => this.zoom(1.4), { ariaLabel: "Zoom in" }),
       button("Fit", () => this.fit()), button("Full screen", () => (document.fullscreenElement ? document.exitFullscreen() : this.frame.requestFullscreen?.())));
-    this.element = make("div", {}, this.frame, tools);
+    this.element = make("div", this.frame, tools);
     Object.assign(this, { onHover, opacity: 0.35, lists: [[]], share: null, strong: null, view: { scale: 1, x: 0, y: 0 }, fitted: true, pointers: new Map(), tools });
     this.listen();
     new ResizeObserver(() => this.resized()).observe(this.frame);

@@ -9,7 +9,7 @@ let versions = {}, ahead = 0; // what /stats says of each version; the server's 
 
 export async function show(root, [only]) {
   const search = make("input", { type: "search", id: "models-search", placeholder: "Search…", "aria-label": "Search models, pipelines and handlers", hidden: Boolean(only) });
-  const cards = make("div", { id: "models-cards" }), plan = make("section", { id: "reload-plan", className: "card", "aria-live": "polite", "aria-label": "Reload", hidden: true });
+  const cards = make("div", { id: "models-cards", className: "part" }), plan = make("section", { id: "reload-plan", className: "card", "aria-live": "polite", "aria-label": "Reload", hidden: true });
   const draw = () => morph(cards, drawAll(only, search.value));
   search.oninput = draw;
   root.replaceChildren(make("div", { className: "bar" }, search, only ? make("a", { href: "#models", textContent: "All models" }) : null,
@@ -38,7 +38,7 @@ function drawAll(only, sought) {
   const sections = all.map(([title, list, card]) => [title, list.filter(fits), card]).filter(([, list]) => list.length);
   const parts = sections.flatMap(([title, list, card]) => [make("h2", { "data-key": title, textContent: `${title} (${list.length})` }),
     make("div", { className: "cards", "data-key": `of ${title}` }, list.map((one) => card(one, title.toLowerCase(), Boolean(only))))]);
-  return make("div", { id: "models-cards" }, parts.length ? parts : make("p", { className: "empty", textContent: only || sought ? "Nothing is called so." : "Nothing is served yet: the config names no models." }));
+  return make("div", { id: "models-cards", className: "part" }, parts.length ? parts : make("p", { className: "empty", textContent: only || sought ? "Nothing is called so." : "Nothing is served yet: the config names no models." }));
 }
 
 const facts = (pairs) => make("dl", {}, pairs.filter(([, value]) => value != null && value !== "").flatMap(([name, value]) => [make("dt", { textContent: name }), make("dd", {}, value)]));

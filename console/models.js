@@ -1,6 +1,6 @@
 // Models: cards of models, pipelines and handlers; loading and freeing; signatures; what a reload would change, and did. `#models/shapes`.
 
-import { ask, askJson, catalogue, path, refresh } from "./api.js";
+import { ask, askJson, catalogue, onCatalogue, path, refresh } from "./api.js";
 import { attempt } from "./app.js";
 import { button, bytes, details, dot, duration, make, pretty, table } from "./dom.js";
 import { morph, poll } from "./live.js";
@@ -29,7 +29,8 @@ export async function show(root, [only]) {
     return true;
   };
   draw();
-  return poll(read, () => 3);
+  const ends = [onCatalogue(draw), poll(read, () => 3)];
+  return () => ends.forEach((end) => end());
 }
 
 function drawAll(only, sought) {
@@ -86,7 +87,7 @@ async function act(pressed, address) {
     versions = (await askJson("stats")).versions;
   });
   pressed.disabled = false;
-  pressed.closest("main").querySelector("#models-search").oninput();
+  document.querySelector("#models-search")?.oninput();
 }
 
 /** Inputs and outputs of a model, asked for when somebody unfolds them. */
@@ -169,5 +170,4 @@ async function reload(plan, close) {
   plan.replaceChildren(make("h2", { textContent: "What the reload changed" }), ...tell, rows.length ? table(["Version", "Before", "Now"], rows, { label: "What has changed" }) : make("p", { textContent: "No version has another state than before." }),
     answer ? details("The server's answer", make("pre", { tabIndex: 0, role: "region", "aria-label": "The server's answer", textContent: answer })) : "", make("div", { className: "bar" }, button("Close", close)));
   await refresh();
-  document.querySelector("#models-search").oninput();
 }

@@ -20,7 +20,7 @@ export async function show(root, names) {
   const windows = Object.entries(WINDOWS).map(([id, [text]]) => button(text, () => begin((chosen.window = id)), { "data-window": id }));
   root.replaceChildren(make("div", { className: "bar" }, name === undefined ? null : make("a", { href: "#watch", textContent: "All" }),
     make("div", { className: "bar", role: "group", "aria-label": "Time shown" }, windows), ago), state, above,
-  make("section", { className: "part", "aria-label": "Last errors" }, make("h2", { textContent: "Last errors" }), make("div", { className: "bar" }, filter), errors));
+  make("section", { className: "part" }, make("h2", { textContent: "Last errors" }), make("div", { className: "bar" }, filter), errors));
 
   const tick = () => {
     const seconds = Math.round((Date.now() - seenAt) / 1000);
@@ -124,15 +124,15 @@ function groups({ series }, redraw) {
   made.querySelectorAll("td svg").forEach((line) => (line.dataset.whole = ""));
   made.querySelector(`[data-sort=${chosen.sort}]`).parentElement.setAttribute("aria-sort", chosen.down ? "descending" : "ascending");
   made.id = "watch-groups";
-  return make("section", { className: "part", "data-key": "groups", "aria-label": "Groups" }, make("h2", { textContent: "Deployments, models, pipelines, handlers" }), made);
+  return make("section", { className: "part", "data-key": "groups" }, make("h2", { textContent: "Deployments, models, pipelines, handlers" }), made);
 }
 
 function quotas({ quotas: all, now }) {
   if (!all.length) return null;
-  const rows = all.map((one) => [one.key, `${one.used.toLocaleString()} of ${one.limit.toLocaleString()} a ${one.period}`, bars({ "": one.used }, { most: one.limit }), `in ${duration(Math.max(0, one.resets - now))}`]);
+  const rows = all.map((one) => [one.key, `${one.used.toLocaleString()} of ${one.limit.toLocaleString()} a ${one.period}`, make("progress", { max: one.limit, value: one.used, "aria-label": `Used by ${one.key}` }), `in ${duration(Math.max(0, one.resets - now))}`]);
   const made = table(["Key", "Calls used", "Share", "Begins anew"], rows, { label: "Quotas" });
   made.id = "watch-quotas";
-  return make("section", { className: "part", "data-key": "quotas", "aria-label": "Quotas" }, make("h2", { textContent: "Quotas" }), made);
+  return make("section", { className: "part", "data-key": "quotas" }, make("h2", { textContent: "Quotas" }), made);
 }
 
 function drawErrors(all, name, sought) {

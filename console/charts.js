@@ -7,7 +7,13 @@ import { draw, make, milliseconds, show } from "./dom.js";
 export const COLOURS = ["#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#f0e442", "#332288", "#88ccee", "#117733",
   "#999933", "#ddcc77", "#cc6677", "#882255", "#aa4499", "#44aa99", "#ee7733", "#0077bb", "#bbbbbb", "#ee3377"];
 
-const WIDE = 600, HIGH = 190, LEFT = 46, BOTTOM = 22, TOP = 8;
+const HIGH = 190, LEFT = 46, BOTTOM = 22, TOP = 8;
+
+/** About how wide a chart is drawn: as many to a row as `.charts` has, so that letters keep their shape. */
+function room() {
+  const all = Math.min(1900, innerWidth) - 38;
+  return all / Math.max(1, Math.floor((all + 12) / 428)) - 40;
+}
 
 /** A round number at or above `most`, and the step of some four lines below it. */
 function scaleFor(most) {
@@ -22,14 +28,14 @@ const clock = (seconds, span) => new Date(seconds * 1000).toLocaleTimeString([],
  * `stacked` lays them on each other. What is missing leaves a gap.
  */
 export function timeChart(title, times, series, { unit = "", stacked = false, digits = 1, colours = COLOURS } = {}) {
-  const names = Object.keys(series), count = times.length;
-  const at = (index) => LEFT + (WIDE - LEFT - 8) * (count > 1 ? index / (count - 1) : 0.5);
+  const names = Object.keys(series), count = times.length, wide = room();
+  const at = (index) => LEFT + (wide - LEFT - 8) * (count > 1 ? index / (count - 1) : 0.5);
   const stacks = stacked ? stack(names.map((name) => series[name])) : names.map((name) => series[name]);
-  const { step, top } = scaleFor(Math.max(0, ...stacks.flat().filter((one) => one != null)));
+  const { step, top } = scaleFor(Math.max(0, ...stacks.flat().filter((one) => one != null)) || 1);
   const y = (value) => TOP + (HIGH - BOTTOM - TOP) * (1 - value / top);
-  const chart = draw("svg", { viewBox: `0 0 ${WIDE} ${HIGH}`, preserveAspectRatio: "none", role: "img", "aria-label": describe(title, names, series, unit, digits) });
+  const chart = draw("svg", { viewBox: `0 0 ${wide} ${HIGH}`, preserveAspectRatio: "none", role: "img", "aria-label": describe(title, names, series, unit, digits) });
   for (let value = 0; value <= top * 1.0001; value += step) {
-    chart.append(draw("line", { class: "axis", x1: LEFT, x2: WIDE - 8, y1: y(value), y2: y(value) }),
+    chart.append(draw("line", { class: "axis", x1: LEFT, x2: wide - 8, y1: y(value), y2: y(value) }),
       draw("text", { x: LEFT - 5, y: y(value) + 4, "text-anchor": "end" }, String(Number(value.toPrecision(6)))));
   }
   const span = count > 1 ? times.at(-1) - times[0] : 0;
@@ -50,7 +56,7 @@ export function timeChart(title, times, series, { unit = "", stacked = false, di
   const legend = make("div.legend", names.map((name, index) => make("span", swatch(colour(index)), name)));
   const figure = make("figure.chart", make("figcaption", `${title}${unit ? `, ${unit.trim()}` : ""}`), chart, names.length > 1 ? legend : null);
   addTip(figure, chart, (part) => {
-    const index = Math.round(((part * WIDE - LEFT) / (WIDE - LEFT - 8)) * (count - 1));
+    const index = Math.round(((part * wide - LEFT) / (wide - LEFT - 8)) * (count - 1));
     if (!(index >= 0 && index < count)) return "";
     return [clock(times[index], 0), ...names.map((name) => `${name}: ${show(series[name][index], unit, digits)}`)].join("\n");
   });

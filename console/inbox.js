@@ -215,6 +215,6 @@ class Inbox {
       drawn.forEach((bar, place) => bar.classList.toggle("kept", (place + 1) / 50 > value));
     };
     slide.oninput();
-    this.threshold.replaceChildren(make("div", { className: "sliding" }, chart, slide), said);
+    this.threshold.replaceChildren(...(scores.length ? [make("div", { className: "sliding" }, chart, slide)] : []), said);
   }
 }

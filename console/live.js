@@ -42,9 +42,12 @@ export function poll(work, seconds) {
     clearTimeout(timer);
     if (busy || ended || document.hidden) return;
     busy = true;
-    ended ||= (await work()) === false;
-    busy = false;
-    if (!ended) timer = setTimeout(next, seconds() * 1000);
+    try {
+      if ((await work()) === false) ended = true;
+    } finally {
+      busy = false;
+      if (!ended) timer = setTimeout(next, seconds() * 1000);
+    }
   };
   document.addEventListener("visibilitychange", next);
   next();

@@ -1,6 +1,6 @@
 // Models: cards of models, pipelines and handlers; loading and freeing; signatures; what a reload would change, and did. `#models/shapes`.
 
-import { ask, askJson, catalogue, path, refresh } from "./api.js";
+import { ask, askJson, catalogue, onCatalogue, path, refresh } from "./api.js";
 import { attempt } from "./app.js";
 import { button, bytes, details, dot, duration, make, pretty, table } from "./dom.js";
 import { morph, poll } from "./live.js";
@@ -9,7 +9,7 @@ let versions = {}, ahead = 0; // what /stats says of each version; the server's 
 
 export async function show(root, [only]) {
   const search = make("input", { type: "search", id: "models-search", placeholder: "Search…", "aria-label": "Search models, pipelines and handlers", hidden: Boolean(only) });
-  const cards = make("div", { id: "models-cards" }), plan = make("section", { id: "reload-plan", className: "card", "aria-live": "polite", "aria-label": "Reload", hidden: true });
+  const cards = make("div", { id: "models-cards", className: "part" }), plan = make("section", { id: "reload-plan", className: "card", "aria-live": "polite", "aria-label": "Reload", hidden: true });
   const draw = () => morph(cards, drawAll(only, search.value));
   search.oninput = draw;
   root.replaceChildren(make("div", { className: "bar" }, search, only ? make("a", { href: "#models", textContent: "All models" }) : null,
@@ -29,7 +29,8 @@ export async function show(root, [only]) {
     return true;
   };
   draw();
-  return poll(read, () => 3);
+  const ends = [onCatalogue(draw), poll(read, () => 3)];
+  return () => ends.forEach((end) => end());
 }
 
 function drawAll(only, sought) {
@@ -38,7 +39,7 @@ function drawAll(only, sought) {
   const sections = all.map(([title, list, card]) => [title, list.filter(fits), card]).filter(([, list]) => list.length);
   const parts = sections.flatMap(([title, list, card]) => [make("h2", { "data-key": title, textContent: `${title} (${list.length})` }),
     make("div", { className: "cards", "data-key": `of ${title}` }, list.map((one) => card(one, title.toLowerCase(), Boolean(only))))]);
-  return make("div", { id: "models-cards" }, parts.length ? parts : make("p", { className: "empty", textContent: only || sought ? "Nothing is called so." : "Nothing is served yet: the config names no models." }));
+  return make("div", { id: "models-cards", className: "part" }, parts.length ? parts : make("p", { className: "empty", textContent: only || sought ? "Nothing is called so." : "Nothing is served yet: the config names no models." }));
 }
 
 const facts = (pairs) => make("dl", {}, pairs.filter(([, value]) => value != null && value !== "").flatMap(([name, value]) => [make("dt", { textContent: name }), make("dd", {}, value)]));
@@ -86,7 +87,7 @@ async function act(pressed, address) {
     versions = (await askJson("stats")).versions;
   });
   pressed.disabled = false;
-  pressed.closest("main").querySelector("#models-search").oninput();
+  document.querySelector("#models-search")?.oninput();
 }
 
 /** Inputs and outputs of a model, asked for when somebody unfolds them. */
@@ -169,5 +170,4 @@ async function reload(plan, close) {
   plan.replaceChildren(make("h2", { textContent: "What the reload changed" }), ...tell, rows.length ? table(["Version", "Before", "Now"], rows, { label: "What has changed" }) : make("p", { textContent: "No version has another state than before." }),
     answer ? details("The server's answer", make("pre", { tabIndex: 0, role: "region", "aria-label": "The server's answer", textContent: answer })) : "", make("div", { className: "bar" }, button("Close", close)));
   await refresh();
-  document.querySelector("#models-search").oninput();
 }

@@ -20,7 +20,7 @@ export async function show(root, names) {
   const windows = Object.entries(WINDOWS).map(([id, [text]]) => button(text, () => begin((chosen.window = id)), { "data-window": id }));
   root.replaceChildren(make("div", { className: "bar" }, name === undefined ? null : make("a", { href: "#watch", textContent: "All" }),
     make("div", { className: "bar", role: "group", "aria-label": "Time shown" }, windows), ago), state, above,
-  make("section", { "aria-label": "Last errors" }, make("h2", { textContent: "Last errors" }), make("div", { className: "bar" }, filter), errors));
+  make("section", { className: "part" }, make("h2", { textContent: "Last errors" }), make("div", { className: "bar" }, filter), errors));
 
   const tick = () => {
     const seconds = Math.round((Date.now() - seenAt) / 1000);
@@ -63,17 +63,17 @@ export async function show(root, names) {
 const find = (series, kind, name) => (name === undefined ? series.find((one) => one.kind === "all") : series.find((one) => one.name === name && (!kind || one.kind === kind)));
 
 function drawAll(seen, one, name, redraw) {
-  return make("div", {}, name === undefined ? tiles(seen, one) : make("h2", { textContent: one ? `${one.kind} ${name}` : name }),
+  return make("div", {}, name === undefined ? tiles(seen, one) : make("div", { className: "part" }, make("h2", { textContent: one ? `${one.kind} ${name}` : name })),
     one ? make("div", { className: "charts" }, charts(seen, one, name === undefined)) : make("p", { className: "empty", textContent: "Nothing has been asked of it in this time." }),
     ...(name === undefined ? [groups(seen, redraw), quotas(seen)] : []));
 }
 
-function tiles({ server, limits, uptime_seconds: up }, one) {
+function tiles({ server, limits }, one) {
   const last = (name) => server[name]?.findLast((value) => value != null), total = one?.total;
   const failed = total ? total.by_status["4xx"] + total.by_status["5xx"] : 0;
   const all = { Requests: total?.requests.toLocaleString() ?? "0", Errors: total?.requests ? `${failed.toLocaleString()} (${say((100 * failed) / total.requests, " %", 1)})` : "0",
     "p50, p99": total?.requests ? `${milliseconds(total.latency.p50)}, ${milliseconds(total.latency.p99)}` : "–", "In flight": say(last("in_flight")), Queue: `${say(last("queue"))} of ${limits.queue.toLocaleString()}`,
-    CPU: say(last("cpu_percent"), " %"), Memory: last("memory_bytes") == null ? "–" : `${bytes(last("memory_bytes"))} of ${bytes(limits.memory_bytes)}`, "Up for": duration(up) };
+    CPU: say(last("cpu_percent"), " %"), Memory: last("memory_bytes") == null ? "–" : `${bytes(last("memory_bytes"))} of ${bytes(limits.memory_bytes)}`, Refused: server.refused.reduce((sum, value) => sum + (value ?? 0), 0).toLocaleString() };
   return make("dl", { className: "tiles", "aria-label": "Now" }, Object.entries(all).map(([title, text]) => make("div", { "data-key": title }, make("dt", { textContent: title }), make("dd", { textContent: text }))));
 }
 
@@ -124,15 +124,15 @@ function groups({ series }, redraw) {
   made.querySelectorAll("td svg").forEach((line) => (line.dataset.whole = ""));
   made.querySelector(`[data-sort=${chosen.sort}]`).parentElement.setAttribute("aria-sort", chosen.down ? "descending" : "ascending");
   made.id = "watch-groups";
-  return make("section", { "data-key": "groups", "aria-label": "Groups" }, make("h2", { textContent: "Deployments, models, pipelines, handlers" }), made);
+  return make("section", { className: "part", "data-key": "groups" }, make("h2", { textContent: "Deployments, models, pipelines, handlers" }), made);
 }
 
 function quotas({ quotas: all, now }) {
   if (!all.length) return null;
-  const rows = all.map((one) => [one.key, `${one.used.toLocaleString()} of ${one.limit.toLocaleString()} a ${one.period}`, bars({ "": one.used }, { most: one.limit }), `in ${duration(Math.max(0, one.resets - now))}`]);
+  const rows = all.map((one) => [one.key, `${one.used.toLocaleString()} of ${one.limit.toLocaleString()} a ${one.period}`, make("progress", { max: one.limit, value: one.used, "aria-label": `Used by ${one.key}` }), `in ${duration(Math.max(0, one.resets - now))}`]);
   const made = table(["Key", "Calls used", "Share", "Begins anew"], rows, { label: "Quotas" });
   made.id = "watch-quotas";
-  return make("section", { "data-key": "quotas", "aria-label": "Quotas" }, make("h2", { textContent: "Quotas" }), made);
+  return make("section", { className: "part", "data-key": "quotas" }, make("h2", { textContent: "Quotas" }), made);
 }
 
 function drawErrors(all, name, sought) {

@@ -12,7 +12,7 @@ const VERDICTS = { accepted: "✓ accepted", rejected: "✗ rejected", none: "" 
 export async function show(root, [wanted]) {
   const own = catalogue.deployments.filter((one) => one.active_learning), deployment = own.find(({ id }) => id === wanted) ?? (wanted ? null : own[0]);
   if (!deployment) {
-    root.replaceChildren(make("p", { className: "empty", textContent: wanted ? `No deployment called ‘${wanted}’ puts pictures aside.` : "No deployment puts pictures aside: give one `active_learning` in the config." }));
+    root.replaceChildren(make("p.empty", wanted ? `No deployment called ‘${wanted}’ puts pictures aside.` : "No deployment puts pictures aside: give one `active_learning` in the config."));
     return null;
   }
   const inbox = new Inbox(deployment, own);
@@ -27,21 +27,21 @@ class Inbox {
     Object.assign(this, { id, at: `${path(id)}/active_learning/${path(learning.group)}`, all: [], listed: [], most: PAGE, chosen: null, undone: [], ended: false, order: "highest", filter: "all", painted: new Map(), made: new Map(), saving: Promise.resolve() });
     this.onkey = (event) => this.press(event);
     this.counts = make("p", { id: "inbox-counts", role: "status" });
-    this.list = make("ul", { className: "gallery", id: "inbox-list" });
+    this.list = make("ul.gallery", { id: "inbox-list" });
     this.more = button("Show more", () => this.draw((this.most += PAGE)), { hidden: true });
-    this.large = make("div", { className: "card", id: "inbox-large", hidden: true });
-    this.threshold = make("section", { className: "card", "aria-label": "Threshold" });
+    this.large = make("div.card", { id: "inbox-large", hidden: true });
+    this.threshold = make("section.card", { "aria-label": "Threshold" });
     const say = (verdict, text) => button(text, () => this.judge(verdict), { "data-verdict": verdict });
     this.undoing = button("Undo (U)", () => this.undo(), { id: "inbox-undo" });
-    this.verdicts = make("div", { className: "bar" }, say("accepted", "Accept (A)"), say("rejected", "Reject (R)"), this.undoing);
+    this.verdicts = make("div.bar", say("accepted", "Accept (A)"), say("rejected", "Reject (R)"), this.undoing);
     this.seer = new IntersectionObserver((seen) => seen.filter((one) => one.isIntersecting).forEach(({ target }) => this.paintThumb(target)), { rootMargin: "300px" });
-    const bar = make("div", { className: "bar" },
-      own.length > 1 ? select("Deployment", own.map((one) => [one.id, one.id]), (name) => (location.hash = `#inbox/${encodeURIComponent(name)}`), id) : make("h2", { textContent: id }),
+    const bar = make("div.bar",
+      own.length > 1 ? select("Deployment", own.map((one) => [one.id, one.id]), (name) => (location.hash = `#inbox/${encodeURIComponent(name)}`), id) : make("h2", id),
       select("Sort by", [["highest", "score, highest first"], ["lowest", "score, lowest first"], ["newest", "newest first"]], (order) => this.draw((this.order = order)), "highest"),
       select("Show", [["all", "all"], ["none", "undecided"], ["accepted", "accepted"], ["rejected", "rejected"]], (filter) => this.draw((this.filter = filter)), "all"),
       button("Refresh", () => attempt(() => this.read()), { id: "inbox-refresh" }), button("COCO of all", () => attempt(() => this.save())), button("COCO of the accepted", () => attempt(() => this.save("accepted"))));
-    this.element = make("div", {}, bar, this.counts, this.threshold, make("p", { className: "hint", textContent: "Arrows move, A accepts, R rejects, U undoes." }),
-      make("div", { className: "two" }, make("div", {}, this.list, this.more), this.large));
+    this.element = make("div", bar, this.counts, this.threshold, make("p.hint", "Arrows move, A accepts, R rejects, U undoes."),
+      make("div.two", make("div", this.list, this.more), this.large));
   }
 
   end() {
@@ -70,7 +70,7 @@ class Inbox {
     this.rows = this.listed.slice(0, this.most).map((one) => this.row(one));
     this.list.replaceChildren(...this.rows);
     this.more.hidden = this.listed.length <= this.most;
-    if (!this.listed.length) this.list.replaceChildren(make("li", { className: "empty", textContent: all.length ? "None of them is so." : "Nothing has been put aside yet." }));
+    if (!this.listed.length) this.list.replaceChildren(make("li.empty", all.length ? "None of them is so." : "Nothing has been put aside yet."));
     this.mark(held);
   }
 
@@ -81,9 +81,9 @@ class Inbox {
       Object.assign(known.querySelector(".verdict"), { className: `verdict ${one.verdict}`, textContent: VERDICTS[one.verdict] });
       return known;
     }
-    const canvas = make("canvas", { width: 1, height: 1 }), verdict = make("span", { className: `verdict ${one.verdict}`, textContent: VERDICTS[one.verdict] });
-    const shown = make("button", { type: "button", onclick: () => this.choose(row.one) }, canvas, make("span", {}, `score ${one.score?.toFixed(3) ?? "–"} `, verdict));
-    const row = make("li", {}, shown);
+    const canvas = make("canvas", { width: 1, height: 1 }), verdict = make("span", { className: `verdict ${one.verdict}` }, VERDICTS[one.verdict]);
+    const shown = make("button", { type: "button", onclick: () => this.choose(row.one) }, canvas, make("span", `score ${one.score?.toFixed(3) ?? "–"} `, verdict));
+    const row = make("li", shown);
     Object.assign(row, { one, shown });
     this.made.set(one.file_name, row);
     this.seer.observe(row);
@@ -134,7 +134,7 @@ class Inbox {
     if (!one) return;
     for (const each of this.verdicts.querySelectorAll("[data-verdict]")) each.setAttribute("aria-pressed", each.dataset.verdict === one.verdict);
     const seen = one.predictions.map(({ tag, confidence }) => `${tag.name} ${confidence.toFixed(2)}`);
-    const about = make("p", { className: "soft", textContent: `score ${one.score?.toFixed(3)} · ${one.width} × ${one.height} · ${one.time ?? ""} · ${seen.slice(0, 12).join(", ") || "nothing seen"}${seen.length > 12 ? ` and ${seen.length - 12} more` : ""}` });
+    const about = make("p.soft", `score ${one.score?.toFixed(3)} · ${one.width} × ${one.height} · ${one.time ?? ""} · ${seen.slice(0, 12).join(", ") || "nothing seen"}${seen.length > 12 ? ` and ${seen.length - 12} more` : ""}`);
     if (this.enlarged === one.file_name) return;
     this.enlarged = one.file_name;
     this.large.replaceChildren(this.verdicts, about);
@@ -215,6 +215,6 @@ class Inbox {
       drawn.forEach((bar, place) => bar.classList.toggle("kept", (place + 1) / 50 > value));
     };
     slide.oninput();
-    this.threshold.replaceChildren(...(scores.length ? [make("div", { className: "sliding" }, chart, slide)] : []), said);
+    this.threshold.replaceChildren(...(scores.length ? [make("div.sliding", chart, slide)] : []), said);
   }
 }

@@ -9,10 +9,10 @@ let versions = {}, ahead = 0; // what /stats says of each version; the server's 
 
 export async function show(root, [only]) {
   const search = make("input", { type: "search", id: "models-search", placeholder: "Search…", "aria-label": "Search models, pipelines and handlers", hidden: Boolean(only) });
-  const cards = make("div", { id: "models-cards", className: "part" }), plan = make("section", { id: "reload-plan", className: "card", "aria-live": "polite", "aria-label": "Reload", hidden: true });
+  const cards = make("div.part", { id: "models-cards" }), plan = make("section.card", { id: "reload-plan", "aria-live": "polite", "aria-label": "Reload", hidden: true });
   const draw = () => morph(cards, drawAll(only, search.value));
   search.oninput = draw;
-  root.replaceChildren(make("div", { className: "bar" }, search, only ? make("a", { href: "#models", textContent: "All models" }) : null,
+  root.replaceChildren(make("div.bar", search, only ? make("a", { href: "#models" }, "All models") : null,
     button("Reload…", () => attempt(() => preview(plan)), { id: "reload" })), plan, cards);
   let turn = 0;
   const read = async () => {
@@ -37,23 +37,23 @@ function drawAll(only, sought) {
   const all = [["Models", catalogue.models, modelCard], ["Pipelines", catalogue.pipelines, modelCard], ["Handlers", catalogue.handlers.map((one) => ({ ...one, name: one.path })), handlerCard]];
   const fits = ({ name }) => (only ? name === only : name.toLowerCase().includes(sought.trim().toLowerCase()));
   const sections = all.map(([title, list, card]) => [title, list.filter(fits), card]).filter(([, list]) => list.length);
-  const parts = sections.flatMap(([title, list, card]) => [make("h2", { "data-key": title, textContent: `${title} (${list.length})` }),
-    make("div", { className: "cards", "data-key": `of ${title}` }, list.map((one) => card(one, title.toLowerCase(), Boolean(only))))]);
-  return make("div", { id: "models-cards", className: "part" }, parts.length ? parts : make("p", { className: "empty", textContent: only || sought ? "Nothing is called so." : "Nothing is served yet: the config names no models." }));
+  const parts = sections.flatMap(([title, list, card]) => [make("h2", { "data-key": title }, `${title} (${list.length})`),
+    make("div.cards", { "data-key": `of ${title}` }, list.map((one) => card(one, title.toLowerCase(), Boolean(only))))]);
+  return make("div.part", { id: "models-cards" }, parts.length ? parts : make("p.empty", only || sought ? "Nothing is called so." : "Nothing is served yet: the config names no models."));
 }
 
-const facts = (pairs) => make("dl", {}, pairs.filter(([, value]) => value != null && value !== "").flatMap(([name, value]) => [make("dt", { textContent: name }), make("dd", {}, value)]));
+const facts = (pairs) => make("dl", pairs.filter(([, value]) => value != null && value !== "").flatMap(([name, value]) => [make("dt", name), make("dd", value)]));
 
 const card = (one, kind, ...children) => make("section", { className: `card${one.state === "failed" ? " failed" : ""}`, "data-key": `${kind} ${one.name}`, "aria-label": one.name },
-  make("h3", {}, dot(one.state), " ", make("a", { href: `#models/${encodeURIComponent(one.name)}`, textContent: one.name }), make("span", { className: "soft", textContent: ` ${one.state === "empty" ? "no version" : one.state}` })),
-  one.reason ? make("p", { className: "error", textContent: one.reason }) : null, ...children,
-  one.state === "ready" ? make("p", {}, make("a", { href: `#try/${kind}/${encodeURIComponent(one.name)}`, textContent: "Try it" })) : null);
+  make("h3", dot(one.state), " ", make("a", { href: `#models/${encodeURIComponent(one.name)}` }, one.name), make("span.soft", ` ${one.state === "empty" ? "no version" : one.state}`)),
+  one.reason ? make("p.error", one.reason) : null, ...children,
+  one.state === "ready" ? make("p", make("a", { href: `#try/${kind}/${encodeURIComponent(one.name)}` }, "Try it")) : null);
 
 function modelCard(one, kind, open) {
   const states = one.versions ?? [];
   const used = catalogue.deployments.filter(({ model }) => model === one.name);
-  return card(one, kind, one.state === "empty" ? make("p", { textContent: "Its folder holds no version." }) : null,
-    facts([["Deployments", used.length ? make("span", {}, used.flatMap(({ id }, at) => [at ? ", " : "", make("a", { href: `#try/pictures/${encodeURIComponent(id)}`, textContent: id })])) : null],
+  return card(one, kind, one.state === "empty" ? make("p", "Its folder holds no version.") : null,
+    facts([["Deployments", used.length ? make("span", used.flatMap(({ id }, at) => [at ? ", " : "", make("a", { href: `#try/pictures/${encodeURIComponent(id)}` }, id)])) : null],
       ["Nodes", one.nodes?.map(({ name }) => name).join(", ")]]),
     states.filter(({ version }) => version !== "0").map((state) => versionPart(one, state)),
     kind === "pipelines" ? calls(`${one.name}/1`, []) : null, one.state === "ready" ? signature(one, states, open) : null);
@@ -72,11 +72,11 @@ function versionPart(model, { version, state, status }) {
   const where = `v1/models/${path(model.name)}/versions/${version}`;
   const change = (verb) => (event) => act(event.currentTarget, `${where}/${verb}`);
   return make("div", { "data-key": `version ${version}` },
-    make("p", {}, make("strong", { textContent: `Version ${version}` }), labels.flatMap((label) => [" ", make("span", { className: "tag", textContent: label })]), make("span", { className: "soft", textContent: ` ${status.error_message ? "failed" : state}` })),
-    status.error_message && status.error_message !== model.reason ? make("p", { className: "error", textContent: status.error_message }) : null,
+    make("p", make("strong", `Version ${version}`), labels.flatMap((label) => [" ", make("span.tag", label)]), make("span.soft", ` ${status.error_message ? "failed" : state}`)),
+    status.error_message && status.error_message !== model.reason ? make("p.error", status.error_message) : null,
     calls(`${model.name}/${version}`, [["On demand", demand && `${demand.resident ? "in memory" : "not in memory"}: ${demand.why}${demand.pinned ? "; pinned" : ""}`], ["Device", about?.device],
       ["Load time", about?.load_seconds ? `${about.load_seconds.toFixed(2)} s` : null], ["Memory", memory]]),
-    demand ? make("p", {}, button(demand.resident ? "Free" : "Load", change(demand.resident ? "unload" : "load"),
+    demand ? make("p", button(demand.resident ? "Free" : "Load", change(demand.resident ? "unload" : "load"),
       { "aria-label": `${demand.resident ? "Free" : "Load"} version ${version} of ${model.name}`, disabled: demand.resident && demand.pinned })) : null);
 }
 
@@ -110,11 +110,11 @@ async function fill(inside, address, whose) {
   const { metadata } = await askJson(address);
   const size = ({ tensor_shape: shape }) => (shape?.unknown_rank ? "any shape" : `[${(shape?.dim ?? []).map((one) => (Number(one.size) < 0 ? "any" : one.size)).join(", ")}]`);
   const rows = (side, tensors) => Object.entries(tensors ?? {}).map(([name, tensor]) => [side, name, tensor.dtype.replace("DT_", "").toLowerCase(), size(tensor)]);
-  inside.replaceChildren(...Object.entries(metadata.signature_def.signature_def).filter(([name]) => !name.startsWith("__")).flatMap(([name, one]) => [make("p", {}, make("strong", { textContent: name }), make("span", { className: "soft", textContent: ` ${one.method_name ?? ""}` })),
+  inside.replaceChildren(...Object.entries(metadata.signature_def.signature_def).filter(([name]) => !name.startsWith("__")).flatMap(([name, one]) => [make("p", make("strong", name), make("span.soft", ` ${one.method_name ?? ""}`)),
     table(["Side", "Tensor", "dtype", "Shape"], [...rows("input", one.inputs), ...rows("output", one.outputs)], { label: `Signature ${name} ${whose}` })]));
 }
 
-const handlerCard = (one, kind) => card(one, kind, facts([["Path", make("code", { textContent: one.path })], ["Methods", one.methods.join(", ")], ["Envelope", one.envelope]]));
+const handlerCard = (one, kind) => card(one, kind, facts([["Path", make("code", one.path)], ["Methods", one.methods.join(", ")], ["Envelope", one.envelope]]));
 
 // --- reload --------------------------------------------------------------------------------------
 
@@ -123,10 +123,10 @@ async function preview(plan) {
   const found = await askJson("v1/config/reload?dry_run=1", { method: "POST" });
   const close = () => ((plan.hidden = true), plan.replaceChildren());
   const lines = tellPlan(found);
-  plan.replaceChildren(make("h2", { textContent: "What a reload would change" }),
-    lines.length ? make("ul", {}, lines.map((line) => make("li", { textContent: line }))) : make("p", { textContent: "Nothing: everything is as the config and the folders have it." }),
-    found.problems.length ? make("p", { className: "error", textContent: found.problems.join("\n") }) : "",
-    make("div", { className: "bar" }, button("Reload now", () => attempt(() => reload(plan, close)), { className: "main", id: "reload-now" }), button("Cancel", close)));
+  plan.replaceChildren(make("h2", "What a reload would change"),
+    lines.length ? make("ul", lines.map((line) => make("li", line))) : make("p", "Nothing: everything is as the config and the folders have it."),
+    found.problems.length ? make("p.error", found.problems.join("\n")) : "",
+    make("div.bar", button("Reload now", () => attempt(() => reload(plan, close)), { className: "main", id: "reload-now" }), button("Cancel", close)));
   plan.hidden = false;
   plan.querySelector(".main").focus();
 }
@@ -161,13 +161,13 @@ async function reload(plan, close) {
   try {
     const response = await ask("v1/config/reload", { method: "POST" });
     answer = pretty(await response.json());
-    tell.push(make("p", { textContent: response.status === 201 ? "Reloaded: something was read or loaded anew." : "Everything was as it should be." }));
+    tell.push(make("p", response.status === 201 ? "Reloaded: something was read or loaded anew." : "Everything was as it should be."));
   } catch (error) {
-    tell.push(make("p", { className: "error", textContent: error.message }));
+    tell.push(make("p.error", error.message));
   }
   const after = statesIn(await askJson("v1/config"));
   const rows = [...new Set([...Object.keys(before), ...Object.keys(after)])].filter((name) => before[name] !== after[name]).map((name) => [name, before[name] ?? "–", after[name] ?? "–"]);
-  plan.replaceChildren(make("h2", { textContent: "What the reload changed" }), ...tell, rows.length ? table(["Version", "Before", "Now"], rows, { label: "What has changed" }) : make("p", { textContent: "No version has another state than before." }),
-    answer ? details("The server's answer", make("pre", { tabIndex: 0, role: "region", "aria-label": "The server's answer", textContent: answer })) : "", make("div", { className: "bar" }, button("Close", close)));
+  plan.replaceChildren(make("h2", "What the reload changed"), ...tell, rows.length ? table(["Version", "Before", "Now"], rows, { label: "What has changed" }) : make("p", "No version has another state than before."),
+    answer ? details("The server's answer", make("pre", { tabIndex: 0, role: "region", "aria-label": "The server's answer" }, answer)) : "", make("div.bar", button("Close", close)));
   await refresh();
 }

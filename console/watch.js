@@ -16,11 +16,11 @@ export async function show(root, names) {
   let seen = null, seenAt = Date.now(), gone = "", ended = () => {};
   const filter = make("input", { type: "search", id: "errors-filter", placeholder: "Status, path, text, request id…", "aria-label": "Filter the errors", oninput: () => draw() });
   const state = make("p", { id: "watch-state", role: "status" }), ago = make("span", { id: "watch-seen" });
-  const above = make("div", {}), errors = make("div", { id: "watch-errors" });
+  const above = make("div"), errors = make("div", { id: "watch-errors" });
   const windows = Object.entries(WINDOWS).map(([id, [text]]) => button(text, () => begin((chosen.window = id)), { "data-window": id }));
-  root.replaceChildren(make("div", { className: "bar" }, name === undefined ? null : make("a", { href: "#watch", textContent: "All" }),
-    make("div", { className: "bar", role: "group", "aria-label": "Time shown" }, windows), ago), state, above,
-  make("section", { className: "part" }, make("h2", { textContent: "Last errors" }), make("div", { className: "bar" }, filter), errors));
+  root.replaceChildren(make("div.bar", name === undefined ? null : make("a", { href: "#watch" }, "All"),
+    make("div.bar", { role: "group", "aria-label": "Time shown" }, windows), ago), state, above,
+  make("section.part", make("h2", "Last errors"), make("div.bar", filter), errors));
 
   const tick = () => {
     const seconds = Math.round((Date.now() - seenAt) / 1000);
@@ -63,8 +63,8 @@ export async function show(root, names) {
 const find = (series, kind, name) => (name === undefined ? series.find((one) => one.kind === "all") : series.find((one) => one.name === name && (!kind || one.kind === kind)));
 
 function drawAll(seen, one, name, redraw) {
-  return make("div", {}, name === undefined ? tiles(seen, one) : make("div", { className: "part" }, make("h2", { textContent: one ? `${one.kind} ${name}` : name })),
-    one ? make("div", { className: "charts" }, charts(seen, one, name === undefined)) : make("p", { className: "empty", textContent: "Nothing has been asked of it in this time." }),
+  return make("div", name === undefined ? tiles(seen, one) : make("div.part", make("h2", one ? `${one.kind} ${name}` : name)),
+    one ? make("div.charts", charts(seen, one, name === undefined)) : make("p.empty", "Nothing has been asked of it in this time."),
     ...(name === undefined ? [groups(seen, redraw), quotas(seen)] : []));
 }
 
@@ -74,7 +74,7 @@ function tiles({ server, limits }, one) {
   const all = { Requests: total?.requests.toLocaleString() ?? "0", Errors: total?.requests ? `${failed.toLocaleString()} (${say((100 * failed) / total.requests, " %", 1)})` : "0",
     "p50, p99": total?.requests ? `${milliseconds(total.latency.p50)}, ${milliseconds(total.latency.p99)}` : "–", "In flight": say(last("in_flight")), Queue: `${say(last("queue"))} of ${limits.queue.toLocaleString()}`,
     CPU: say(last("cpu_percent"), " %"), Memory: last("memory_bytes") == null ? "–" : `${bytes(last("memory_bytes"))} of ${bytes(limits.memory_bytes)}`, Refused: server.refused.reduce((sum, value) => sum + (value ?? 0), 0).toLocaleString() };
-  return make("dl", { className: "tiles", "aria-label": "Now" }, Object.entries(all).map(([title, text]) => make("div", { "data-key": title }, make("dt", { textContent: title }), make("dd", { textContent: text }))));
+  return make("dl.tiles", { "aria-label": "Now" }, Object.entries(all).map(([title, text]) => make("div", { "data-key": title }, make("dt", title), make("dd", text))));
 }
 
 function charts({ time, server }, one, isAll) {
@@ -98,7 +98,7 @@ function charts({ time, server }, one, isAll) {
 
 function batches(sizes) {
   const rows = Object.entries(sizes).map(([bound, count]) => [bound === "more" ? "more" : bound === "1" ? "1 row" : `to ${bound} rows`, count]);
-  return rows.length > 0 && make("figure", { className: "chart" }, make("figcaption", { textContent: "Batch sizes, runs" }), bars(Object.fromEntries(rows), { most: Math.max(...rows.map(([, count]) => count)) }));
+  return rows.length > 0 && make("figure.chart", make("figcaption", "Batch sizes, runs"), bars(Object.fromEntries(rows), { most: Math.max(...rows.map(([, count]) => count)) }));
 }
 
 // --- tables --------------------------------------------------------------------------------------
@@ -112,19 +112,19 @@ function groups({ series }, redraw) {
   const of = COLUMNS[chosen.sort][1], sign = chosen.down ? -1 : 1;
   const compare = (a, b) => (typeof a === "string" ? a.localeCompare(b) : (a ?? -1) - (b ?? -1));
   const rows = series.filter(({ kind }) => kind !== "all").sort((a, b) => sign * compare(of(a), of(b)) || a.name.localeCompare(b.name));
-  if (!rows.length) return make("p", { className: "empty", "data-key": "groups", textContent: "Nothing has been asked in this time. What is asked from here on is shown." });
+  if (!rows.length) return make("p.empty", { "data-key": "groups" }, "Nothing has been asked in this time. What is asked from here on is shown.");
   const sort = (id) => () => {
     Object.assign(chosen, { sort: id, down: chosen.sort === id ? !chosen.down : id !== "name" && id !== "kind" });
     redraw();
   };
   const made = table([...Object.entries(COLUMNS).map(([id, [title]]) => button(`${title}${chosen.sort === id ? (chosen.down ? " ↓" : " ↑") : ""}`, sort(id), { "data-sort": id })), "Requests over time"],
-    rows.map((one) => [one.kind, make("a", { href: `#watch/${one.kind}/${encodeURIComponent(one.name)}`, textContent: one.name }), one.total.requests.toLocaleString(), say(100 * failedOf(one.total), " %", 1),
+    rows.map((one) => [one.kind, make("a", { href: `#watch/${one.kind}/${encodeURIComponent(one.name)}` }, one.name), one.total.requests.toLocaleString(), say(100 * failedOf(one.total), " %", 1),
       ...["p50", "p90", "p99"].map((q) => milliseconds(one.total.latency[q])), sparkline(one.requests["2xx"].map((_, at) => Object.values(one.requests).reduce((sum, values) => sum + (values[at] ?? 0), 0)))]), { label: "All groups" });
   made.querySelectorAll("tbody tr").forEach((row, at) => (row.dataset.key = `${rows[at].kind} ${rows[at].name}`));
   made.querySelectorAll("td svg").forEach((line) => (line.dataset.whole = ""));
   made.querySelector(`[data-sort=${chosen.sort}]`).parentElement.setAttribute("aria-sort", chosen.down ? "descending" : "ascending");
   made.id = "watch-groups";
-  return make("section", { className: "part", "data-key": "groups" }, make("h2", { textContent: "Deployments, models, pipelines, handlers" }), made);
+  return make("section.part", { "data-key": "groups" }, make("h2", "Deployments, models, pipelines, handlers"), made);
 }
 
 function quotas({ quotas: all, now }) {
@@ -132,14 +132,14 @@ function quotas({ quotas: all, now }) {
   const rows = all.map((one) => [one.key, `${one.used.toLocaleString()} of ${one.limit.toLocaleString()} a ${one.period}`, make("progress", { max: one.limit, value: one.used, "aria-label": `Used by ${one.key}` }), `in ${duration(Math.max(0, one.resets - now))}`]);
   const made = table(["Key", "Calls used", "Share", "Begins anew"], rows, { label: "Quotas" });
   made.id = "watch-quotas";
-  return make("section", { className: "part", "data-key": "quotas" }, make("h2", { textContent: "Quotas" }), made);
+  return make("section.part", { "data-key": "quotas" }, make("h2", "Quotas"), made);
 }
 
 function drawErrors(all, name, sought) {
   const own = all.filter((one) => name === undefined || [one.model, one.deployment, one.route].includes(name));
   const words = sought.trim().toLowerCase(), text = (one) => [one.status, one.method, one.path, one.error, one.request_id, one.model, one.deployment].join(" ").toLowerCase();
   const rows = own.filter((one) => text(one).includes(words)).map((one) => [new Date(one.time * 1000).toLocaleTimeString(), String(one.status), `${one.method} ${one.path}`, one.error, one.request_id]);
-  const made = rows.length ? table(["Time", "Status", "Call", "Error", "Request id"], rows, { label: "Last errors" }) : make("p", { className: "soft", textContent: own.length ? "No error is so." : "No errors." });
+  const made = rows.length ? table(["Time", "Status", "Call", "Error", "Request id"], rows, { label: "Last errors" }) : make("p.soft", own.length ? "No error is so." : "No errors.");
   made.querySelectorAll?.("tbody tr").forEach((row) => (row.dataset.key = `${row.lastChild.textContent} ${row.firstChild.textContent}`));
   return make("div", { id: "watch-errors" }, made);
 }

@@ -6,7 +6,7 @@ export const $ = (selector, root = document) => root.querySelector(selector);
 export function make(name, ...given) {
   const [tag, ...classes] = name.split("."), element = document.createElement(tag);
   const [first] = given, named = first && typeof first === "object" && !(first instanceof Node) && !Array.isArray(first);
-  element.className = classes.join(" ");
+  if (classes.length) element.className = classes.join(" ");
   for (const [key, value] of Object.entries(named ? given.shift() : {})) {
     if (value == null) continue;
     if (/^(aria-|data-|role$|for$|list$)/.test(key)) element.setAttribute(key, value);

@@ -70,7 +70,7 @@ function list(root) {
   const wanted = root.querySelector("input[type=search]").value.trim().toLowerCase();
   const parts = KINDS.map(({ id, title, list: all }) => {
     const fit = all().filter((one) => one.name.toLowerCase().includes(wanted));
-    return fit.length && make("section", { "aria-label": title }, make("h3", `${title} (${fit.length})`), make("ul", fit.map((one) => make("li",
+    return fit.length && make("section", { "aria-label": title }, make("h2", `${title} (${fit.length})`), make("ul", fit.map((one) => make("li",
       make("a", { href: addressOf(id, one.name), title: one.reason, "aria-current": shown?.name === `${id} ${one.name}` ? "page" : null }, dot(one.state), one.name)))));
   }).filter(Boolean);
   root.querySelector(".groups").replaceChildren(...(parts.length ? parts : [make("p.soft", wanted ? "Nothing by that name." : "")]));

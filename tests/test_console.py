@@ -6,6 +6,7 @@ import contextlib
 import csv
 import io
 import json
+import os
 import subprocess
 import threading
 import time
@@ -954,3 +955,69 @@ def test_the_skip_link_leads_to_the_content_and_stays_in_the_part(page):
 def test_the_page_is_small():
     files = list((ROOT / "console").iterdir())
     assert sum(file.stat().st_size for file in files) < 150 * 1024
+
+
+PARTS = [
+    "try/cells",
+    "try/crowd",
+    "try/table",
+    "try/diamond",
+    "try/%2Fecho",
+    "try/broken",
+    "connect",
+    "connect/api",
+    "watch",
+    "models",
+]
+
+
+@pytest.fixture(scope="module")
+def axe():
+    """The text of axe-core, which `npm install --prefix .node axe-core` brings."""
+    path = ROOT / ".node/node_modules/axe-core/axe.min.js"
+    if not path.is_file():
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(
+            "axe-core is not installed: see .ci/run"
+        )
+    return path.read_text()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 400])
+def test_axe_finds_nothing_and_nothing_is_wider_than_the_window(page, axe, pictures, scheme, width):
+    page.browser.execute_cdp_cmd(
+        "Emulation.setEmulatedMedia",
+        {"features": [{"name": "prefers-color-scheme", "value": scheme}]},
+    )
+    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+    page.browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    try:
+        page.open()
+        page.js(axe)
+        findings = []
+        for part in PARTS:
+            page.go(part)
+            if part in ("try/cells", "try/crowd"):
+                page.see(pictures["plain.png"], 4 if part == "try/cells" else 300)
+                page.choose("Routine", "Crop")
+            if part in ("try/table", "try/diamond", "try/%2Fecho"):
+                page.wait("document.querySelector('#panel .body')?.value")
+                page.click("Send")
+                page.wait("document.querySelector('#panel .timing')")
+            page.js(
+                "document.querySelectorAll('#main details').forEach((one) => (one.open = true))"
+            )
+            found = page.browser.execute_async_script(
+                """const done = arguments[0]; axe.run(document, {resultTypes: ['violations']}).then((found) =>
+                done(found.violations.map((one) => [one.id, one.nodes.length, one.nodes[0].html, one.nodes[0].failureSummary])));"""
+            )
+            findings += [(part, *one) for one in found]
+            wide = (
+                "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
+            )
+            if page.js(wide) > 0:
+                findings.append((part, "wider than the window"))
+        assert findings == []
+    finally:
+        page.browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+        page.browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})

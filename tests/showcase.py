@@ -199,8 +199,10 @@ def node(name, model, source, inner="x"):
     }
 
 
-def config(made, cameras=32, **others):
-    """The config: every model, 40 deployments, a pipeline that parts and joins, a restricted key."""
+def config(made, cameras=32, inbox=None, **others):
+    """The config: every model, 40 deployments, a pipeline that parts and joins, a restricted key;
+    what one sees is put aside in the folder `inbox`.
+    """
     names = {str(n): name for n, name in enumerate(NAMES, 1)}
     deployments = [
         {"id": "cells", "model": "cells", "version": 1, "default": True, "label_map": names},
@@ -213,6 +215,8 @@ def config(made, cameras=32, **others):
         {"id": "细胞 خلايا", "model": "cells", "label_map": names},
         *({"id": f"camera-{n:02}", "model": "crowd", "label_map": names} for n in range(cameras)),
     ]
+    if inbox:
+        deployments[0]["active_learning"] = {"threshold": 0, "folder": str(inbox)}
     pipeline = {
         "name": "diamond",
         "inputs": ["x"],

@@ -42,7 +42,9 @@ async function route() {
   showError("");
   document.title = `${names.at(-1) ?? $(`nav a[data-part=${part}]`).textContent} · serving`;
   if (moved) root.replaceChildren();
-  shown.leave = (await attempt(() => module.show(root, names))) ?? null;
+  const leave = (await attempt(() => module.show(root, names))) ?? null;
+  if (turn === shown.turn) shown.leave = leave;
+  else leave?.(); // something else was chosen meanwhile
 }
 
 /** Run something and show what goes wrong, in the server's words. */

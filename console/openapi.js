@@ -10,6 +10,7 @@ export function showApi(root, head, api) {
   const search = make("input", { type: "search", placeholder: "Search…", "aria-label": "Search the operations" });
   const list = make("div");
   const operations = Object.entries(api.paths).flatMap(([url, item]) => METHODS.filter((method) => item[method]).map((method) => ({ url, method, operation: item[method], shared: item.parameters ?? [] })));
+  operations.sort((one, other) => one.url.includes("{") - other.url.includes("{")); // first what has nothing to fill in
   const rows = operations.map((one) => {
     const text = `${one.method.toUpperCase()} ${one.url}`, row = details(text);
     row.querySelector("summary").append(make("span.soft", `  ${one.operation.summary ?? ""}`));

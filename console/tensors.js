@@ -141,7 +141,8 @@ function fieldFor(name, tensor, set) {
 
 function isPicture(name, tensor, shape) {
   if (tensor.dtype === "DT_STRING") return shape?.length <= 1 && /image.*bytes|encoded|jpeg|png/i.test(name);
-  return shape?.length === 4 && [1, 3, 4].includes(shape[3]) && (shape[1] ?? 99) > 4;
+  const pixels = shape?.length === 3 ? /image|pixel|picture/i.test(name) : shape?.length === 4 && [1, 3, 4].includes(shape[3]);
+  return pixels && (shape[1] ?? 99) > 4;
 }
 
 /** Rows of numbers: typed, or pasted from a spreadsheet or CSV. */
@@ -231,6 +232,7 @@ function pixels(bitmap, canvas, [, tall, wide, channels], [scale, offset], whole
   const grey = (at) => Math.round(0.299 * data[at] + 0.587 * data[at + 1] + 0.114 * data[at + 2]);
   const rows = Array.from({ length: canvas.height }, (_, y) => Array.from({ length: canvas.width }, (_, x) => {
     const at = 4 * (y * canvas.width + x);
+    if (!channels) return value(grey(at));
     return channels === 1 ? [value(grey(at))] : Array.from({ length: channels }, (_, c) => value(data[at + c]));
   }));
   return [rows];

@@ -28,7 +28,7 @@ function find(names) {
   return kind && { kind, one: kind.list()[0] };
 }
 
-let shown = null; // {key, root, leave, update}
+let shown = null; // {visit, name, state, leave}: what is in the panel, and on whose behalf
 
 export async function show(root, names) {
   const search = make("input", { type: "search", placeholder: "Search…", "aria-label": "Search what is served" });
@@ -38,31 +38,33 @@ export async function show(root, names) {
     search.oninput = () => list(root);
     shown = null;
   }
-  await choose(root, names);
+  const visit = {};
+  await choose(root, names, visit);
   const end = onCatalogue(() => {
     list(root);
-    if (shown?.state !== undefined && find(names)?.one.state !== shown.state) choose(root, names, true);
+    if (shown?.visit === visit && (find(names)?.one.state ?? null) !== shown.state) choose(root, names, visit);
   });
   return () => {
     end();
-    shown?.leave?.();
+    if (shown?.visit !== visit) return;
+    shown.leave?.();
     shown = null;
   };
 }
 
-async function choose(root, names, anew = false) {
+async function choose(root, names, visit) {
   const found = find(names), panel = root.querySelector("#panel"), name = found && `${found.kind.id} ${found.one.name}`;
-  if (anew) shown?.leave?.();
-  shown = { name, state: found?.one.state ?? null };
+  shown?.leave?.();
+  const own = (shown = { visit, name, state: found?.one.state ?? null });
   list(root);
   if (!found) {
     panel.replaceChildren(make("p.empty", names.length ? `There is nothing called ‘${names.at(-1)}’ here.` : "Nothing is served yet: the config names no models."));
     return;
   }
-  const module = await found.kind.module(), own = shown;
-  if (own.name !== name) return;
+  const module = await found.kind.module();
+  if (shown !== own) return;
   const leave = await module.show(panel, found.one);
-  if (shown === own) shown.leave = leave;
+  if (shown === own) own.leave = leave;
   else leave?.();
 }
 

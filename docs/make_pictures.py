@@ -25,7 +25,7 @@ from conftest import bearer, key_entry, listening, start_browser, wait  # noqa: 
 import serving  # noqa: E402
 
 KEY = showcase.KEY
-DESKTOP, PHONE = (1280, 800), (400, 800)
+DESKTOP, TALL, PHONE = (1280, 800), (1280, 1040), (400, 1000)
 COLOURS = 200  # of a picture's palette: small files, no visible steps
 
 
@@ -44,6 +44,7 @@ class Camera:
         device = {"width": size[0], "height": size[1], "deviceScaleFactor": 1, "mobile": False}
         self.browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": scheme})
         self.browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", device)
+        self.browser.execute_cdp_cmd("Emulation.setScrollbarsHidden", {"hidden": True})
         self.browser.get("about:blank")
         self.browser.get(f"{self.address}/console/#key={key}")
         wait(self.browser, "document.querySelector('#main').children.length")
@@ -126,14 +127,14 @@ def call(address, over):
 def take_demo(camera):
     """The parts as they look with the demo: light, dark and on a phone."""
     for name, dark, size in (
-        ("try-light", False, DESKTOP),
-        ("try-dark", True, DESKTOP),
-        ("try-phone", False, (400, 1000)),
+        ("try-light", False, TALL),
+        ("try-dark", True, TALL),
+        ("try-phone", False, PHONE),
     ):
         camera.look("try/shapes", dark, size)
         camera.js("document.querySelectorAll('.sample')[0].click()")
         time.sleep(1.5)
-        if size != DESKTOP:
+        if size == PHONE:
             camera.js("scrollTo(0, document.querySelector('#panel').offsetTop - 10)")
         camera.shoot(name)
     camera.look("connect/pictures/shapes")
@@ -141,7 +142,7 @@ def take_demo(camera):
     time.sleep(1)
     camera.shoot("connect-light")
     camera.look("connect/api", True)
-    camera.js("document.querySelectorAll('details.card')[0].open = true")
+    camera.js("document.querySelector('details.card').open = true")
     time.sleep(0.5)
     camera.shoot("api-dark")
     camera.look("models", True)
@@ -155,13 +156,14 @@ def take_demo(camera):
 
 def take_watch(camera):
     for name, dark, size in (
-        ("watch-light", False, (1280, 1000)),
-        ("watch-dark", True, (1280, 1000)),
+        ("watch-light", False, TALL),
+        ("watch-dark", True, TALL),
         ("watch-phone", True, PHONE),
     ):
         camera.look("watch", dark, size)
         time.sleep(2)
         camera.shoot(name)
+    camera.look("watch")
     camera.browser.execute_cdp_cmd("Network.enable", {})
     gone = {"offline": True, "latency": 0, "downloadThroughput": 0, "uploadThroughput": 0}
     camera.browser.execute_cdp_cmd("Network.emulateNetworkConditions", gone)
@@ -189,7 +191,7 @@ def take_hard(camera, pictures):
     good = ["plain.png", "scan.tif", "turned.jpg", "tall.png", "wide.png", "broken.jpg"]
     camera.give(*(pictures[name] for name in good))
     camera.shoot("gallery")
-    camera.look("try/cells", size=(1280, 1000))
+    camera.look("try/cells", size=TALL)
     camera.give(pictures["plain.png"])
     camera.press("Compare with…")
     camera.js("document.querySelector('#panel details .bar').scrollIntoView()")

@@ -50,7 +50,7 @@ export async function show(root, names) {
   const begin = () => {
     ended();
     for (const one of windows) one.setAttribute("aria-pressed", one.dataset.window === chosen.window);
-    ended = poll(read, () => (gone ? RETRY : WINDOWS[chosen.window][1]));
+    ended = poll(read, () => (gone ? RETRY : WINDOWS[chosen.window][1] * Math.max(1, (seen?.series.length ?? 0) / 20))); // many groups are much to tell
   };
   begin();
   const clock = setInterval(tick, 1000);

@@ -61,9 +61,10 @@ class Camera:
 
     def choose(self, label, value):
         self.js(
-            """const list = [...document.querySelectorAll('#main label')].find((one) =>
-            one.textContent.startsWith(arguments[0]) && one.checkVisibility()).querySelector('select');
-            list.value = arguments[1]; list.dispatchEvent(new Event('change', {bubbles: true}));""",
+            """const label = [...document.querySelectorAll('#main label')].find((one) =>
+            one.textContent.startsWith(arguments[0]) && one.checkVisibility());
+            const list = label.querySelector('select'); list.value = arguments[1];
+            list.dispatchEvent(new Event('change', {bubbles: true}));""",
             label,
             value,
         )

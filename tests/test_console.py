@@ -1,5 +1,5 @@
-"""The page in Chromium, in a host site under a prefix, with a policy of the host's: getting in, Try
-and Connect. What it shows is held against what the server answers to another client.
+"""The page in Chromium, in a host site under a prefix, with a policy of the host's: getting in, Try,
+Connect, and what axe-core says of all parts. What it shows is held against what the server answers to another client.
 """
 
 import contextlib
@@ -69,8 +69,8 @@ def slow():
 
 
 @pytest.fixture(scope="module")
-def address(slow):
-    server = showcase.build(slow.event)
+def address(slow, tmp_path_factory):
+    server = showcase.build(slow.event, inbox=tmp_path_factory.mktemp("inbox"))
     assert server.wait(60)
     with hosted(server) as found:
         yield found
@@ -827,6 +827,29 @@ def test_stop_cancels_a_request_that_waits(page, slow, pictures):
     assert [one["params"]["canceled"] for one in stopped] == [True]
 
 
+def test_an_answer_tells_where_its_time_went(page):
+    page.open("try/table")
+    page.wait("document.querySelector('#panel .body')?.value")
+    page.js(
+        """const real = window.fetch; window.fetch = async (...of) => { const response = await real(...of);
+        const headers = new Headers(response.headers);
+        headers.set('Server-Timing', 'queue;dur=1, decode;dur=2.5, inference;dur=30, routines;dur=0.5, encode;dur=1, total;dur=40');
+        return new Response(response.body, {headers, status: response.status}); };"""
+    )
+    page.click("Send")
+    page.says("inference", ".timing")
+    parts = page.js(
+        "return [...document.querySelectorAll('.timing .legend span')].map((one) => one.innerText)"
+    )
+    told = ["queue 1.00 ms", "decode 2.50 ms", "inference 30.0 ms", "routines 0.50 ms"]
+    assert parts[:6] == [*told, "encode 1.00 ms", "other 5.00 ms"]
+    assert parts[6].startswith("network") and parts[7].startswith("request ")
+    widths = page.js(
+        "return [...document.querySelectorAll('.times i')].map((one) => one.getBoundingClientRect().width)"
+    )
+    assert widths[2] / widths[1] == pytest.approx(12, rel=0.2)
+
+
 def test_an_error_has_its_request_id_and_is_gone_when_something_else_is_chosen(page):
     page.open("try/failing")
     page.wait("document.querySelector('#panel .body')?.value")
@@ -968,6 +991,7 @@ PARTS = [
     "connect/api",
     "watch",
     "models",
+    "inbox",
 ]
 
 

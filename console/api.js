@@ -36,7 +36,7 @@ export function takeKeyFromAddress() {
   history.replaceState(null, "", location.pathname + location.search);
 }
 
-export class ServerError extends Error {
+class ServerError extends Error {
   constructor(text, { status = 0, id = "", took = 0 } = {}) {
     super(text);
     Object.assign(this, { status, id, took });
@@ -66,6 +66,9 @@ export async function ask(path, { page = true, headers = {}, ...options } = {}) 
   if (key.get() === tried && !(await askForKey(tried ? error.message : ""))) throw error;
   return ask(path, { page, headers, ...options });
 }
+
+/** Ask on the user's behalf with a JSON body. */
+export const post = (url, body, signal, page = false) => ask(url, { page, method: "POST", body, signal, headers: { "Content-Type": "application/json" } });
 
 export const askJson = async (path, options) => (await ask(path, options)).json();
 

@@ -2,14 +2,14 @@
 
 import { askJson, timing } from "./api.js";
 import { timeBar } from "./charts.js";
-import { button, make } from "./dom.js";
+import { button, make, status } from "./dom.js";
 
 export class Caller {
   /** `send` is run by the button; it calls `run`. */
   constructor(send, text = "Send") {
     this.button = button(text, send, { className: "main send" });
     this.stop = button("Stop", () => this.abort?.abort(), { hidden: true });
-    this.status = make("span.soft", { role: "status" });
+    this.status = status();
     this.times = make("div.timing-place");
     this.error = make("p.error", { role: "alert", hidden: true });
     this.buttons = [this.button, this.stop, this.status];
@@ -78,7 +78,7 @@ export class Caller {
 /** What went wrong, and in which request, for those who ask its operator. */
 export const tellError = ({ message, id }) => (id && !message.includes(id) ? `${message}\nRequest ${id}` : message);
 
-export async function readAnswer(response) {
+async function readAnswer(response) {
   const type = response.headers.get("Content-Type") ?? "";
   if (response.status === 204) return null;
   if (type.includes("json")) return response.json();

@@ -1,6 +1,6 @@
 // The camera: one picture, or live with one request in flight.
 
-import { button, make } from "./dom.js";
+import { button, make, status } from "./dom.js";
 
 export class Camera {
   constructor(take, caller) {
@@ -9,7 +9,7 @@ export class Camera {
     this.video = make("video", { muted: true, playsInline: true, autoplay: true, "aria-label": "The camera's picture" });
     this.video.style.maxHeight = "9rem";
     this.liver = button("Live", () => this.setLive(!this.live), { ariaPressed: "false" });
-    this.rate = make("span.soft", { role: "status" });
+    this.rate = status();
     this.element = make("div.bar.card", { hidden: true }, this.video, button("Take a picture", () => this.shoot()), this.liver, this.rate, button("Close the camera", () => this.end()));
   }
 

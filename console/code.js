@@ -1,6 +1,6 @@
 // A call as code, in any language that the server writes, with or without the user's key.
 
-import { ask, catalogue, key } from "./api.js";
+import { ask, catalogue, key, post } from "./api.js";
 import { details, make, select, textBlock } from "./dom.js";
 
 const FILES = { python: "py", javascript: "mjs", typescript: "ts", axios: "mjs", java: "java", go: "go", r: "R", ruby: "rb", c: "c", csharp: "cs", php: "php", curl: "sh" };
@@ -39,7 +39,7 @@ export class Code {
     try {
       const own = this.withKey.checked ? key.get() : null, asked = this.question(list.value, own);
       if (!asked) return this.block.say("");
-      const code = await (await ask(asked.path, asked.body ? { method: "POST", body: asked.body, headers: { "Content-Type": "application/json" } } : {})).text();
+      const code = await (await (asked.body ? post(asked.path, asked.body, undefined, true) : ask(asked.path))).text();
       if (turn === this.turn) this.block.say(own ? code.replaceAll("YOUR_KEY", own) : code);
     } catch (error) {
       if (turn === this.turn) this.block.say(error.message);

@@ -2,7 +2,7 @@
 
 import { catalogue } from "./api.js";
 import { Caller } from "./call.js";
-import { details, make, select, table } from "./dom.js";
+import { details, make, range, select, table } from "./dom.js";
 import { predict, versionPicker } from "./predict.js";
 import { cornersOf } from "./viewer.js";
 
@@ -14,7 +14,7 @@ export class Compare {
     const ready = catalogue.deployments.filter((one) => one.state === "ready");
     this.caller = new Caller(() => this.run(), "Compare");
     this.versions = make("span");
-    this.slider = make("input", { type: "range", min: 0, max: 1, step: 0.01, value: 0.5, oninput: () => this.draw() });
+    this.slider = range(0.5, () => this.draw());
     this.result = make("div", { hidden: true }, make("label", "Divider ", this.slider), (this.list = make("div")));
     this.element = details("Compare with…", make("div.bar", select("Deployment", ready.map((one) => [one.id]), (id) => this.choose(id), this.id), this.versions,
       select("Routines", [["with", "the same"], ["without", "without those of the request"]], (value) => (this.routines = value)), this.caller.buttons), this.caller.error, this.result);

@@ -31,6 +31,26 @@ export function select(label, options, onchange, value) {
   return make("label", `${label} `, list);
 }
 
+export const search = (label, oninput, placeholder = "Search…") => make("input", { type: "search", placeholder, "aria-label": label, oninput });
+
+export const area = (properties) => make("textarea", { spellcheck: false, ...properties });
+
+export const range = (value, oninput, step = 0.01) => make("input", { type: "range", min: 0, max: 1, step, value, oninput });
+
+export const status = (name = "span.soft") => make(name, { role: "status" });
+
+/** A bitmap as a canvas, no wider than its place. */
+export function shownBitmap(bitmap, label) {
+  const canvas = make("canvas.whole", { width: bitmap.width, height: bitmap.height, role: "img", "aria-label": label });
+  canvas.getContext("2d").drawImage(bitmap, 0, 0);
+  return canvas;
+}
+
+/** Why what is not ready cannot be tried. */
+export const notReady = ({ state, reason }) => make(state === "failed" ? "p.error" : "p.empty", state === "failed" ? reason : state === "empty" ? "It has no versions." : "It is being loaded.");
+
+export const withoutEnding = (name) => name.replace(/\.\w+$/, "");
+
 export const button = (text, onclick, properties = {}) => make("button", { type: "button", onclick, ...properties }, text);
 
 export function table(head, rows, properties = {}) {

@@ -1,7 +1,7 @@
 // Several pictures at once: three requests at a time, progress, filter, exports.
 
 import { Caller } from "./call.js";
-import { button, download, make } from "./dom.js";
+import { button, download, make, search, status, withoutEnding } from "./dom.js";
 import { drawThumb, predict, readPicture } from "./predict.js";
 import { csvOf } from "./result.js";
 import { paint } from "./viewer.js";
@@ -13,8 +13,8 @@ export class Gallery {
     Object.assign(this, { panel, pictures: [], running: 0, ended: false });
     this.abort = new AbortController();
     this.progress = make("progress", { max: 1, value: 0, "aria-label": "Pictures done" });
-    this.status = make("span.soft", { role: "status" });
-    this.filter = make("input", { type: "search", placeholder: "Class or file name…", "aria-label": "Filter the pictures", oninput: () => this.sift() });
+    this.status = status();
+    this.filter = search("Filter the pictures", () => this.sift(), "Class or file name…");
     this.stop = button("Stop", () => this.cancel());
     this.list = make("ul.gallery");
     this.exporting = new Caller(() => this.saveCoco(), "COCO");
@@ -124,7 +124,7 @@ export class Gallery {
   async savePng() {
     for (const one of this.done) {
       const blob = await new Promise((done) => paint(one.bitmap, one.answer.predictions ?? []).toBlob(done));
-      download(`${one.name.replace(/\.\w+$/, "")}-seen.png`, blob);
+      download(`${withoutEnding(one.name)}-seen.png`, blob);
     }
   }
 

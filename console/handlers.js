@@ -3,7 +3,7 @@
 import { ask } from "./api.js";
 import { Caller } from "./call.js";
 import { Code, codeOf } from "./code.js";
-import { button, download, dropZone, make, pretty, select, textBlock } from "./dom.js";
+import { area, button, download, dropZone, make, pretty, select, shownBitmap, textBlock } from "./dom.js";
 import { heading } from "./tensors.js";
 
 const last = new Map(); // path -> {text, type}
@@ -20,7 +20,7 @@ class HandlerPanel {
     Object.assign(this, { one, type: kept.type, method: one.methods[0] ?? "POST", file: null });
     this.url = one.path.replace(/^\//, "");
     this.caller = new Caller(() => this.send());
-    this.body = make("textarea.body", { rows: 6, spellcheck: false, value: kept.text, "aria-label": "Body of the request", oninput: () => this.code.soon() });
+    this.body = area({ className: "body", rows: 6, value: kept.text, "aria-label": "Body of the request", oninput: () => this.code.soon() });
     this.fileName = make("span.soft");
     this.answer = make("div");
     this.json = textBlock("The answer", `${one.path.split("/").at(-1)}.json`);
@@ -49,10 +49,7 @@ class HandlerPanel {
 async function showBlob(blob) {
   const save = button(`Download (${blob.type || "binary"}, ${blob.size} bytes)`, () => download("answer", blob));
   try {
-    const bitmap = await createImageBitmap(blob), canvas = make("canvas", { width: bitmap.width, height: bitmap.height, role: "img", "aria-label": "The picture that was answered" });
-    canvas.getContext("2d").drawImage(bitmap, 0, 0);
-    canvas.style.maxWidth = "100%";
-    return make("div", canvas, save);
+    return make("div", shownBitmap(await createImageBitmap(blob), "The picture that was answered"), save);
   } catch {
     return make("div", save);
   }

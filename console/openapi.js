@@ -2,12 +2,14 @@
 
 import { ask } from "./api.js";
 import { Caller } from "./call.js";
-import { details, dropZone, make, pretty, select, textBlock } from "./dom.js";
+import { area, details, dropZone, make, pretty, search, select, textBlock } from "./dom.js";
 
 const METHODS = ["get", "put", "post", "delete", "patch", "head"];
 
 export function showApi(root, head, api) {
-  const search = make("input", { type: "search", placeholder: "Search…", "aria-label": "Search the operations" });
+  const find = search("Search the operations", () => {
+    for (const { row, text } of rows) row.hidden = !text.includes(find.value.trim().toLowerCase());
+  });
   const list = make("div");
   const operations = Object.entries(api.paths).flatMap(([url, item]) => METHODS.filter((method) => item[method]).map((method) => ({ url, method, operation: item[method], shared: item.parameters ?? [] })));
   operations.sort((one, other) => one.url.includes("{") - other.url.includes("{")); // first what has nothing to fill in
@@ -21,10 +23,7 @@ export function showApi(root, head, api) {
     return { row, text: `${text} ${one.operation.summary ?? ""}`.toLowerCase() };
   });
   list.append(...rows.map(({ row }) => row));
-  search.oninput = () => {
-    for (const { row, text } of rows) row.hidden = !text.includes(search.value.trim().toLowerCase());
-  };
-  root.replaceChildren(head, make("p", make("strong", `${api.info.title} ${api.info.version}`), ` ${api.info.description ?? ""}`), search, list);
+  root.replaceChildren(head, make("p", make("strong", `${api.info.title} ${api.info.version}`), ` ${api.info.description ?? ""}`), find, list);
   return null;
 }
 
@@ -32,19 +31,6 @@ export function showApi(root, head, api) {
 function follow(api, value) {
   if (!value?.$ref) return value;
   return value.$ref.slice(2).split("/").reduce((at, name) => at?.[name.replaceAll("~1", "/").replaceAll("~0", "~")], api);
-}
-
-/** An example of a schema: its own, or made of its parts. */
-function exampleOf(api, schema, depth = 0) {
-  const own = follow(api, schema) ?? {};
-  if (own.example !== undefined) return own.example;
-  if (own.examples?.length) return own.examples[0];
-  if (own.default !== undefined) return own.default;
-  if (own.enum) return own.enum[0];
-  const one = own.oneOf?.[0] ?? own.anyOf?.[0] ?? own.allOf?.[0];
-  if (one && depth < 6) return exampleOf(api, one, depth + 1);
-  if (own.properties && depth < 6) return Object.fromEntries(Object.entries(own.properties).map(([name, each]) => [name, exampleOf(api, each, depth + 1)]));
-  return { integer: 0, number: 0, boolean: true, string: "", array: [], object: {} }[[own.type].flat()[0]] ?? null;
 }
 
 class Operation {
@@ -69,7 +55,7 @@ class Operation {
   bodyFields(body) {
     const types = Object.keys(body.content ?? {});
     this.type = types.find((one) => one.includes("json")) ?? types[0];
-    this.body = make("textarea", { rows: 6, spellcheck: false, "aria-label": "Body" });
+    this.body = area({ rows: 6, "aria-label": "Body" });
     const chosen = make("span.soft");
     const files = dropZone("A file", ([file]) => {
       this.file = file;
@@ -82,7 +68,7 @@ class Operation {
       const { example, examples, schema } = body.content[type] ?? {}, json = type.includes("json");
       this.body.hidden = !json;
       files.hidden = json;
-      if (json) this.body.value = pretty(example ?? Object.values(examples ?? {})[0]?.value ?? exampleOf(this.api, schema));
+      if (json) this.body.value = pretty(example ?? Object.values(examples ?? {})[0]?.value ?? schema?.example ?? {});
     };
     const element = make("div", types.length > 1 ? select("Body", types.map((one) => [one]), pick, this.type) : make("span.soft", this.type ?? ""), this.body, files);
     pick(this.type);

@@ -5,7 +5,7 @@ import { Caller, tellError } from "./call.js";
 import { Camera } from "./camera.js";
 import { Code } from "./code.js";
 import { Compare } from "./compare.js";
-import { details, dot, dropZone, make, pretty, textBlock } from "./dom.js";
+import { details, dot, dropZone, make, notReady, pretty, shownBitmap, textBlock } from "./dom.js";
 import { Gallery } from "./gallery.js";
 import { drawThumb, predict, readPicture, versionPicker } from "./predict.js";
 import { Result } from "./result.js";
@@ -14,7 +14,7 @@ import { Viewer } from "./viewer.js";
 
 export function show(root, one) {
   if (one.state !== "ready") {
-    root.replaceChildren(heading(one), make("p", { className: one.state === "failed" ? "error" : "empty" }, one.state === "failed" ? one.reason : "Its model is being loaded."));
+    root.replaceChildren(heading(one), notReady(one));
     return null;
   }
   const panel = new Panel(root, one);
@@ -140,10 +140,7 @@ class Panel {
     try {
       const bitmap = await createImageBitmap(await (await predict(this.one.id, this.blob, { routines: this.chain.value, verb: "preview" })).blob());
       if (turn !== this.previews) return;
-      const canvas = make("canvas", { width: bitmap.width, height: bitmap.height, role: "img", "aria-label": `What the model is shown, ${bitmap.width}×${bitmap.height}` });
-      canvas.style.maxWidth = "100%";
-      canvas.getContext("2d").drawImage(bitmap, 0, 0);
-      place.replaceChildren(canvas, make("p.soft", `${bitmap.width}×${bitmap.height} pixels, before it is brought to the model's size`));
+      place.replaceChildren(shownBitmap(bitmap, "What the model is shown"), make("p.soft", `${bitmap.width}×${bitmap.height} pixels, before it is brought to the model's size`));
     } catch (error) {
       if (turn === this.previews) place.replaceChildren(make("p.error", error.message));
     }

@@ -1,6 +1,6 @@
 // Try a pipeline: the form of a model, and its nodes as a graph with the time of each.
 
-import { draw, make, milliseconds } from "./dom.js";
+import { draw, make, milliseconds, notReady } from "./dom.js";
 import { heading, TensorPanel } from "./tensors.js";
 
 const WIDE = 132, TALL = 48, GAP = 44, ROW = 66;
@@ -9,7 +9,7 @@ export async function show(root, one) {
   const graph = make("div.graph", { tabIndex: 0, role: "region", "aria-label": "The pipeline's graph" });
   graph.append(drawGraph(one));
   if (one.state !== "ready") {
-    root.replaceChildren(heading(one), graph, make("p", { className: one.state === "failed" ? "error" : "empty" }, one.reason || "Its models are being loaded."));
+    root.replaceChildren(heading(one), graph, notReady(one));
     return null;
   }
   const panel = new TensorPanel(one, (found) => graph.replaceChildren(drawGraph(one, found?.time.parts)));

@@ -1,6 +1,6 @@
 // One picture and one question about it.
 
-import { ask, catalogue, path } from "./api.js";
+import { catalogue, path, post } from "./api.js";
 import { select, toBase64 } from "./dom.js";
 
 /** Which version a call is for, as a picker: the deployment's own, a number or a label. */
@@ -14,7 +14,7 @@ export function versionPicker(model, onchange, first = "as configured") {
 /** Ask a deployment; a Response. */
 export async function predict(id, blob, { routines = [], query = "", signal, verb = "predict" } = {}) {
   const body = JSON.stringify({ image_type: "base64", data: await toBase64(blob), routines });
-  return ask(`${path(id)}/${verb}${query ? `?${query}` : ""}`, { page: false, method: "POST", body, signal, headers: { "Content-Type": "application/json" } });
+  return post(`${path(id)}/${verb}${query ? `?${query}` : ""}`, body, signal);
 }
 
 /** The picture as the browser shows it; where it cannot (TIFF), as the server reads it. */

@@ -1,7 +1,7 @@
 // What was seen in a picture: the slider, chips by class, the list of objects, bars of a classifier, routines' charts, exports.
 
 import { bars, swatch } from "./charts.js";
-import { button, download, make } from "./dom.js";
+import { button, download, make, range, status, withoutEnding } from "./dom.js";
 import { apart, colourOf, cornersOf, paint } from "./viewer.js";
 
 const MOST_LISTED = 500, MOST_BARS = 5;
@@ -9,11 +9,12 @@ const MOST_LISTED = 500, MOST_BARS = 5;
 export class Result {
   constructor(viewer, onchange = () => {}) {
     Object.assign(this, { viewer, onchange, answer: null, hidden: new Set() });
-    this.slider = make("input.confidence", { type: "range", min: 0, max: 1, step: 0.01, value: 0, oninput: () => this.draw() });
+    this.slider = range(0, () => this.draw());
+    this.slider.className = "confidence";
     this.value = make("output", "0.00");
-    this.opacity = make("input", { type: "range", min: 0, max: 1, step: 0.05, value: 0.35, oninput: () => this.fade() });
+    this.opacity = range(0.35, () => this.fade(), 0.05);
     this.masks = make("label", { hidden: true }, "Masks ", this.opacity);
-    this.count = make("p.soft.shown", { role: "status" });
+    this.count = status("p.soft.shown");
     this.chips = make("div.chips", { role: "group", "aria-label": "Classes: press to hide" });
     this.list = make("ol.objects", { "aria-label": "Objects" });
     this.chart = make("div");
@@ -102,11 +103,11 @@ export class Result {
   }
 
   savePng() {
-    paint(this.bitmap, this.shown, this.viewer.opacity).toBlob((blob) => download(`${this.name.replace(/\.\w+$/, "")}-seen.png`, blob));
+    paint(this.bitmap, this.shown, this.viewer.opacity).toBlob((blob) => download(`${withoutEnding(this.name)}-seen.png`, blob));
   }
 
   saveCsv() {
-    download(`${this.name.replace(/\.\w+$/, "")}.csv`, csvOf([{ name: this.name, predictions: this.shown, width: this.bitmap.width, height: this.bitmap.height }]), "text/csv");
+    download(`${withoutEnding(this.name)}.csv`, csvOf([{ name: this.name, predictions: this.shown, width: this.bitmap.width, height: this.bitmap.height }]), "text/csv");
   }
 }
 

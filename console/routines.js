@@ -4,7 +4,7 @@ import { catalogue } from "./api.js";
 import { button, make, option } from "./dom.js";
 
 /** A field's text as the argument's value; lists are separated by commas. What is no number goes as text: the server says so. */
-export function readArgument(kind, text) {
+function readArgument(kind, text) {
   if (text.trim() === "") return null;
   if (kind === "number" || kind === "integer") return numberOr(text);
   if (kind === "boolean") return { true: true, false: false }[text.trim().toLowerCase()] ?? text;
@@ -48,19 +48,10 @@ export class Chain {
     this.changed();
   }
 
-  clear() {
-    this.steps = [];
-    this.list.replaceChildren();
-  }
-
   /** As a request has it: [{name, arguments}]. */
   get value() {
     return this.steps.map(({ declared, values }) => ({
       name: declared.name, arguments: Object.fromEntries(Object.entries(values).filter(([, value]) => value !== null)) }));
-  }
-
-  get changesPicture() {
-    return this.steps.some((one) => one.declared.before_model);
   }
 
   changed() {

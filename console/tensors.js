@@ -1,10 +1,10 @@
 // Try a model: a form from its signature, the body that it writes, the answer as JSON, table and chart.
 
-import { ask, askJson, catalogue, path } from "./api.js";
+import { askJson, catalogue, path, post } from "./api.js";
 import { Caller } from "./call.js";
 import { bars } from "./charts.js";
 import { Code, codeOf } from "./code.js";
-import { button, details, dot, dropZone, make, pretty, select, table, textBlock, toBase64 } from "./dom.js";
+import { area, button, details, dot, dropZone, make, notReady, pretty, select, status, table, textBlock, toBase64 } from "./dom.js";
 
 const INTEGERS = /^DT_U?INT/;
 const MOST_CELLS = 64; // of a row that is typed into fields
@@ -22,7 +22,7 @@ function filled(shape, value) {
 
 export async function show(root, one) {
   if (one.state !== "ready") {
-    root.replaceChildren(heading(one), make("p", { className: one.state === "failed" ? "error" : "empty" }, one.reason || (one.state === "empty" ? "It has no versions." : "It is being loaded.")));
+    root.replaceChildren(heading(one), notReady(one));
     return null;
   }
   const panel = new TensorPanel(one);
@@ -38,7 +38,7 @@ export class TensorPanel {
     Object.assign(this, { one, onanswer, which: "", signature: "serving_default" });
     this.caller = new Caller(() => this.send());
     this.form = make("div.fields");
-    this.body = make("textarea.body", { rows: 8, spellcheck: false, "aria-label": "Body of the request", oninput: () => this.code.soon() });
+    this.body = area({ className: "body", rows: 8, "aria-label": "Body of the request", oninput: () => this.code.soon() });
     this.answers = make("div");
     this.json = textBlock("The answer as JSON", `${one.name}.json`);
     this.code = new Code((language, own) => codeOf(language, own, this.url, this.body.value));
@@ -110,7 +110,7 @@ export class TensorPanel {
 
   async send() {
     const body = this.body.value;
-    const found = await this.caller.run((signal) => ask(this.url, { page: false, method: "POST", body, signal, headers: { "Content-Type": "application/json" } }));
+    const found = await this.caller.run((signal) => post(this.url, body, signal));
     if (!found && this.caller.error.hidden) return;
     this.answerJson.hidden = !found;
     this.json.say(found ? JSON.stringify(found.answer) : "", found ? pretty(found.answer) : "");
@@ -148,21 +148,21 @@ function isPicture(name, tensor, shape) {
 /** Rows of numbers: typed, or pasted from a spreadsheet or CSV. */
 function tableField(label, tensor, shape, set) {
   const columns = shape.length === 2 ? shape[1] : 1, scalar = shape.length === 0;
-  const area = make("textarea", { rows: columns > 1 ? 4 : 2, spellcheck: false, placeholder: columns > 1 ? `${columns} numbers a row, as in CSV` : "a number a line" });
-  const note = make("small.warning", { role: "status" });
+  const text = area({ rows: columns > 1 ? 4 : 2, placeholder: columns > 1 ? `${columns} numbers a row, as in CSV` : "a number a line" });
+  const note = status("small.warning");
   const read = () => {
-    const rows = area.value.split(/\r?\n/).map((line) => line.trim()).filter(Boolean).map((line) => line.split(/[,;\t ]+/).filter(Boolean));
+    const rows = text.value.split(/\r?\n/).map((line) => line.trim()).filter(Boolean).map((line) => line.split(/[,;\t ]+/).filter(Boolean));
     const bad = rows.flat().find((cell) => !isNumber(cell, tensor.dtype));
     const wrong = rows.findIndex((cells) => cells.length !== columns);
     note.textContent = bad !== undefined ? `“${bad}” is no ${typeOf(tensor)}` : wrong >= 0 ? `Row ${wrong + 1} has ${rows[wrong].length} values, expected ${columns}` : "";
     const values = rows.map((cells) => (shape.length === 2 ? cells.map(toNumber) : toNumber(cells[0])));
     set(scalar ? values[0] : values);
   };
-  area.oninput = read;
+  text.oninput = read;
   return {
-    element: make("label", { className: columns > 1 ? "wide" : "" }, label, area, note),
+    element: make("label", { className: columns > 1 ? "wide" : "" }, label, text, note),
     fill(value) {
-      area.value = (shape.length === 2 ? value : [value].flat()).map((cells) => [cells].flat().join(", ")).join("\n");
+      text.value = (shape.length === 2 ? value : [value].flat()).map((cells) => [cells].flat().join(", ")).join("\n");
       note.textContent = "";
     },
   };
@@ -176,25 +176,25 @@ function isNumber(text, dtype) {
 }
 
 function linesField(label, shape, set) {
-  const area = make("textarea", { rows: 3, placeholder: "a text a line" });
-  area.oninput = () => {
-    const lines = area.value.split("\n");
-    set(shape.length === 2 ? lines.map((line) => [line]) : shape.length ? lines : area.value);
+  const text = area({ rows: 3, placeholder: "a text a line" });
+  text.oninput = () => {
+    const lines = text.value.split("\n");
+    set(shape.length === 2 ? lines.map((line) => [line]) : shape.length ? lines : text.value);
   };
-  return { element: make("label.wide", label, area), fill: (value) => (area.value = [value].flat(3).join("\n")) };
+  return { element: make("label.wide", label, text), fill: (value) => (text.value = [value].flat(3).join("\n")) };
 }
 
 function jsonField(label, set) {
-  const area = make("textarea", { rows: 4, spellcheck: false }), note = make("small.warning", { role: "status" });
-  area.oninput = () => {
+  const text = area({ rows: 4 }), note = status("small.warning");
+  text.oninput = () => {
     try {
-      set(JSON.parse(area.value));
+      set(JSON.parse(text.value));
       note.textContent = "";
     } catch (error) {
       note.textContent = error.message;
     }
   };
-  return { element: make("label.wide", `${label}, as JSON`, area, note), fill: (value) => (area.value = JSON.stringify(value)) };
+  return { element: make("label.wide", `${label}, as JSON`, text, note), fill: (value) => (text.value = JSON.stringify(value)) };
 }
 
 const RANGES = { "0..255": [1, 0], "0..1": [1 / 255, 0], "-1..1": [2 / 255, -1] };
@@ -202,7 +202,7 @@ const RANGES = { "0..255": [1, 0], "0..1": [1 / 255, 0], "-1..1": [2 / 255, -1] 
 /** A picture brought to the tensor's size, its numbers in the range that the user says; strings take the file. */
 function pictureField(label, tensor, shape, set) {
   const whole = tensor.dtype === "DT_STRING" || INTEGERS.test(tensor.dtype) || tensor.dtype === "DT_UINT8";
-  const canvas = make("canvas", { width: 0, height: 0 }), note = make("small", { role: "status" });
+  const canvas = make("canvas", { width: 0, height: 0 }), note = status("small");
   canvas.style.maxWidth = "12rem";
   let bitmap = null, range = whole ? "0..255" : "0..1";
   const write = () => bitmap && set(pixels(bitmap, canvas, shape, RANGES[range], whole));

@@ -1,7 +1,7 @@
 // Try: one list of all that is served; what is chosen, beside it. `#try/shapes`, `#try/models/shapes`.
 
 import { catalogue, onCatalogue } from "./api.js";
-import { dot, make } from "./dom.js";
+import { dot, make, search } from "./dom.js";
 
 const KINDS = [
   { id: "pictures", title: "Pictures", list: () => catalogue.deployments.map((one) => ({ ...one, name: one.id })), module: () => import("./pictures.js") },
@@ -10,7 +10,7 @@ const KINDS = [
   { id: "handlers", title: "Handlers", list: () => catalogue.handlers.map((one) => ({ ...one, name: one.path })), module: () => import("./handlers.js") },
 ];
 
-export const addressOf = (kind, name) => {
+const addressOf = (kind, name) => {
   const first = KINDS.find(({ list }) => list().some((one) => one.name === name));
   return first?.id === kind ? `#try/${encodeURIComponent(name)}` : `#try/${kind}/${encodeURIComponent(name)}`;
 };
@@ -31,11 +31,10 @@ function find(names) {
 let shown = null; // {visit, name, state, leave}: what is in the panel, and on whose behalf
 
 export async function show(root, names) {
-  const search = make("input", { type: "search", placeholder: "Search…", "aria-label": "Search what is served" });
+  const wanted = search("Search what is served", () => list(root));
   const groups = make("div.groups"), panel = make("div", { id: "panel" });
   if (!root.querySelector("#panel")) {
-    root.replaceChildren(make("div.sides", make("div.list", search, groups), panel));
-    search.oninput = () => list(root);
+    root.replaceChildren(make("div.sides", make("div.list", wanted, groups), panel));
     shown = null;
   }
   const visit = {};

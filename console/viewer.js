@@ -5,7 +5,7 @@ import { button, clamp, draw, make } from "./dom.js";
 
 export const colourOf = (tag) => COLOURS[Math.abs(tag.id) % COLOURS.length];
 
-export const ringsOf = (one) => one.contours ?? (one.contour ? [one.contour] : []);
+const ringsOf = (one) => one.contours ?? (one.contour ? [one.contour] : []);
 
 /** Left, top, right and bottom of a prediction, in 0..1. */
 export function cornersOf({ bound }) {
@@ -68,13 +68,6 @@ export class Viewer {
     this.canvas.getContext("2d").drawImage(bitmap, 0, 0);
     this.shown = true;
     if (fresh) this.resized(true);
-  }
-
-  clear() {
-    this.shown = false;
-    this.canvas.width = this.canvas.height = 0;
-    this.mark([]);
-    this.frame.setAttribute("aria-label", "No picture yet");
   }
 
   mark(left, right = null, share = 0.5) {

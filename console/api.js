@@ -97,7 +97,7 @@ export function timing(response, took) {
   return { took, parts, id: response.headers.get("X-Request-Id") ?? "", status: response.status };
 }
 
-// --- what is served ------------------------------------------------------------------------------
+// --- what is served ---
 
 export const catalogue = { deployments: [], models: [], pipelines: [], handlers: [], routines: [], languages: [], loading: { of: 0, waiting: [] }, key: {} };
 const listeners = new Set();

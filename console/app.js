@@ -61,7 +61,7 @@ export function showError(text) {
   $("#error").hidden = !text;
 }
 
-// --- the key -------------------------------------------------------------------------------------
+// --- the key ---
 
 let asking = null;
 
@@ -97,7 +97,7 @@ async function changeKey() {
   if (await askForKey("")) await start();
 }
 
-// --- start ---------------------------------------------------------------------------------------
+// --- start ---
 
 function showLoading() {
   const { of, waiting } = catalogue.loading;

@@ -65,7 +65,6 @@ export class Caller {
     }
   }
 
-  /** How long it takes, and from a second on how many wait in the server's queue. */
   tick(began) {
     const took = performance.now() - began;
     this.status.textContent = `Waiting ${(took / 1000).toFixed(1)} s${this.queue}`;
@@ -75,7 +74,6 @@ export class Caller {
   }
 }
 
-/** What went wrong, and in which request, for those who ask its operator. */
 export const tellError = ({ message, id }) => (id && !message.includes(id) ? `${message}\nRequest ${id}` : message);
 
 async function readAnswer(response) {

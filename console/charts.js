@@ -119,7 +119,6 @@ export function bars(rows, { most = 1, digits = 3 } = {}) {
 
 export const PARTS = { queue: "#8a94a6", decode: "#56b4e9", inference: "#0072b2", routines: "#009e73", encode: "#e69f00", other: "#cc79a7", network: "#d3d9e2" };
 
-/** How a call's time was spent: the server's parts, and what is left for the network, one bar. */
 export function timeBar({ took, parts, id }) {
   const { total, ...own } = parts;
   const named = Object.fromEntries(Object.entries(own).filter(([name]) => name in PARTS));

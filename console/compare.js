@@ -38,7 +38,6 @@ export class Compare {
     this.draw();
   }
 
-  /** Left of the divider what is shown already, right of it the other. */
   draw() {
     if (!this.other) return;
     const { panel } = this, least = Number(panel.result.slider.value), left = panel.result.shown;

@@ -39,14 +39,12 @@ export const range = (value, oninput, step = 0.01) => make("input", { type: "ran
 
 export const status = (name = "span.soft") => make(name, { role: "status" });
 
-/** A bitmap as a canvas, no wider than its place. */
 export function shownBitmap(bitmap, label) {
   const canvas = make("canvas.whole", { width: bitmap.width, height: bitmap.height, role: "img", "aria-label": label });
   canvas.getContext("2d").drawImage(bitmap, 0, 0);
   return canvas;
 }
 
-/** Why what is not ready cannot be tried. */
 export const notReady = ({ state, reason }) => make(state === "failed" ? "p.error" : "p.empty", state === "failed" ? reason : state === "empty" ? "It has no versions." : "It is being loaded.");
 
 export const withoutEnding = (name) => name.replace(/\.\w+$/, "");
@@ -146,7 +144,6 @@ export async function toBase64(blob) {
   return address.slice(address.indexOf(",") + 1);
 }
 
-/** Where files are dropped, pasted or chosen; `take` is given a list of them. */
 export function dropZone(text, take, { accept = "", multiple = false, extra = [] } = {}) {
   const input = make("input", { type: "file", accept, multiple });
   const zone = make("div.drop", make("label.button", text, input), ...extra);

@@ -116,7 +116,7 @@ async function fill(inside, address, whose) {
 
 const handlerCard = (one, kind) => card(one, kind, facts([["Path", make("code", one.path)], ["Methods", one.methods.join(", ")], ["Envelope", one.envelope]]));
 
-// --- reload --------------------------------------------------------------------------------------
+// --- reload ---
 
 /** What a reload would change, with the button that does it. */
 async function preview(plan) {

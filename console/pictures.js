@@ -133,7 +133,6 @@ class Panel {
     this.preview();
   }
 
-  /** The picture after the routines before the model, where somebody looks. */
   async preview() {
     if (!this.shownTo.open || !this.blob) return;
     const place = this.shownTo.lastElementChild, turn = (this.previews = (this.previews ?? 0) + 1);

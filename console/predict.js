@@ -3,12 +3,12 @@
 import { catalogue, path, post } from "./api.js";
 import { select, toBase64 } from "./dom.js";
 
-/** Which version a call is for, as a picker: the deployment's own, a number or a label. */
-export function versionPicker(model, onchange, first = "as configured") {
+/** The versions and labels of a model, where there are several: of a URL's query, or of its path. */
+export function versionPicker(model, onchange, first = "as configured", [number, name] = ["version=", "version_label="], value = "") {
   const known = catalogue.models.find((one) => one.name === model) ?? { versions: [], labels: {} };
-  const there = known.versions.filter((one) => one.state === "AVAILABLE").map((one) => [`version=${one.version}`, `version ${one.version}`]);
-  const labels = Object.entries(known.labels).map(([label, version]) => [`version_label=${encodeURIComponent(label)}`, `${label} (${version})`]);
-  return there.length + labels.length > 1 ? select("Version", [["", first], ...labels, ...there], onchange) : null;
+  const there = known.versions.filter((one) => one.state === "AVAILABLE").map(({ version }) => [number + version, `version ${version}`]);
+  const labels = Object.entries(known.labels).map(([label, version]) => [name + path(label), `${label} (${version})`]);
+  return there.length + labels.length > 1 ? select("Version", [["", first], ...labels, ...there], onchange, value) : null;
 }
 
 /** Ask a deployment; a Response. */

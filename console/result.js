@@ -84,7 +84,6 @@ export class Result {
     }), ...(shown.length > MOST_LISTED ? [make("li.soft", `and ${shown.length - MOST_LISTED} more`)] : []));
   }
 
-  /** Link list and drawing: what is pointed at in one stands out in both. */
   emphasise(one) {
     this.rows?.get(this.viewer.strong)?.classList.remove("strong");
     this.viewer.emphasise(one);

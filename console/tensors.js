@@ -1,10 +1,11 @@
 // Try a model: a form from its signature, the body that it writes, the answer as JSON, table and chart.
 
-import { askJson, catalogue, path, post } from "./api.js";
+import { askJson, path, post } from "./api.js";
 import { Caller } from "./call.js";
 import { bars } from "./charts.js";
 import { Code, codeOf } from "./code.js";
 import { area, button, details, dot, dropZone, make, notReady, pretty, select, status, table, textBlock, toBase64 } from "./dom.js";
+import { versionPicker } from "./predict.js";
 
 const INTEGERS = /^DT_U?INT/;
 const MOST_CELLS = 64; // of a row that is typed into fields
@@ -56,8 +57,7 @@ export class TensorPanel {
     this.signatures = Object.fromEntries(Object.entries(metadata.signature_def?.signature_def ?? {}).filter(([name]) => !name.startsWith("__")));
     if (!this.signatures[this.signature]) this.signature = Object.keys(this.signatures)[0];
     const names = Object.keys(this.signatures);
-    const versions = versionChoices(this.one.name);
-    this.bar.replaceChildren(...[versions.length > 2 && select("Version", versions, (value) => this.choose(value), this.which),
+    this.bar.replaceChildren(...[versionPicker(this.one.name, (value) => this.choose(value), "newest", ["/versions/", "/labels/"], this.which),
       names.length > 1 && select("Signature", names.map((name) => [name]), (name) => this.sign(name), this.signature), button("Example", () => this.example())].filter(Boolean));
     this.build();
   }
@@ -119,15 +119,9 @@ export class TensorPanel {
   }
 }
 
-function versionChoices(name) {
-  const known = catalogue.models.find((one) => one.name === name);
-  const labels = Object.entries(known?.labels ?? {}).map(([label, version]) => [`/labels/${path(label)}`, `${label} (${version})`]);
-  return [["", "newest"], ...labels, ...(known?.versions ?? []).filter((one) => one.state === "AVAILABLE").map((one) => [`/versions/${one.version}`, `version ${one.version}`])];
-}
-
 const exampleOf = (tensor) => filled(shapeOf(tensor)?.map((size) => size ?? 1) ?? [], tensor.dtype === "DT_STRING" ? "hello" : tensor.dtype === "DT_BOOL" ? true : 1);
 
-// --- fields --------------------------------------------------------------------------------------
+// --- fields ---
 
 /** A field for an input: {element, fill(value)}; `set(value)` is called when the user has changed it. */
 function fieldFor(name, tensor, set) {
@@ -238,7 +232,7 @@ function pixels(bitmap, canvas, [, tall, wide, channels], [scale, offset], whole
   return [rows];
 }
 
-// --- the answer ----------------------------------------------------------------------------------
+// --- the answer ---
 
 /** The answer as a table and, where it is one, as a chart; `only` is the name of an output that stands alone. */
 function drawAnswer(answer, only = "output") {

@@ -101,7 +101,7 @@ function batches(sizes) {
   return rows.length > 0 && make("figure.chart", make("figcaption", "Batch sizes, runs"), bars(Object.fromEntries(rows), { most: Math.max(...rows.map(([, count]) => count)) }));
 }
 
-// --- tables --------------------------------------------------------------------------------------
+// --- tables ---
 
 const failedOf = ({ requests, by_status: by }) => (requests ? (by["4xx"] + by["5xx"]) / requests : 0);
 const COLUMNS = { kind: ["Kind", ({ kind }) => kind], name: ["Name", ({ name }) => name], requests: ["Requests", ({ total }) => total.requests], errors: ["Errors", ({ total }) => failedOf(total)],

@@ -6445,10 +6445,12 @@ def answer_pictures(
     allowance: Allowance,
     trace: Trace,
     warn: Callable[[str], None] = lambda text: None,
+    which: Mapping[str, Any] = types.MappingProxyType({}),
 ) -> Any:
     """What a deployment sees in a picture, or in each of several; see ModelServer.predict_image.
 
-    `warn` is told what a drawn picture cannot hold: the warnings of routines.
+    `warn` is told what a drawn picture cannot hold: the warnings of routines. `which` is a
+    `version` or a `version_label` to ask in place of the deployment's own.
     """
     ready = find_deployment(server, deployment)
     try:
@@ -6456,7 +6458,7 @@ def answer_pictures(
     except ConfigError as error:
         raise BadRequest(error.message) from None
     images = image if isinstance(image, list) else [image]
-    with lease(server, ready.config, trace) as (version, servable):
+    with lease(server, ask_version(server, ready.config, which), trace) as (version, servable):
         try:
             model = ready.model_of(servable)
         except ValueError as error:
@@ -6477,6 +6479,17 @@ def answer_pictures(
         )
     answers = present_all(seen, views, model, form, warn)
     return {"results": answers} if isinstance(image, list) else answers[0]
+
+
+def ask_version(
+    server: "ModelServer", deployment: Deployment, which: Mapping[str, Any]
+) -> Deployment:
+    """A deployment with the version that a request names; raises NotFound and BadRequest."""
+    if not which:
+        return deployment
+    asked = dataclasses.replace(deployment, **which)
+    server.start().manager.find(asked.model, asked.version, asked.version_label)
+    return asked
 
 
 def present_all(
@@ -7890,6 +7903,20 @@ def read_query_routines(call: Call) -> Any:
 DRAWN = {"image/png": "png", "image/jpeg": "jpeg"}
 
 
+def read_which(call: Call) -> dict[str, Any]:
+    """The version that a /predict URL asks for: `?version=2` or `?version_label=canary`."""
+    version, label = call.argument("version"), call.argument("version_label")
+    if version and label:
+        raise BadRequest("expected version or version_label, got both")
+    if label:
+        return {"version": None, "version_label": label}
+    if not version:
+        return {}
+    if not re.fullmatch("[0-9]{1,30}", version):
+        raise BadRequest(f"version: expected a number, got '{version[:40]}'")
+    return {"version": read_version(version), "version_label": None}
+
+
 def view_predict_image(server: ModelServer, call: Call, deployment: str | None = None) -> Reply:
     ready = find_deployment(server, deployment)
     call.trace.deployment = ready.config.id
@@ -7912,6 +7939,7 @@ def view_predict_image(server: ModelServer, call: Call, deployment: str | None =
         call.allowance,
         call.trace,
         warnings.append,
+        read_which(call),
     )
     if isinstance(answer, bytes):
         replied = Reply(answer, content_type=f"image/{form}").with_headers(*told_in_head(warnings))
@@ -8377,7 +8405,7 @@ class Door:
 def authorize(door: Door, call: Call, found: Found) -> Caller:
     """Who calls; raises ServingError for those who may not."""
     server, guard = door.server, found.route.guard
-    if guard == "open" or guard == "shared" and getattr(server.config.auth, "protect", "") != "all":
+    if guard == "open" or not needs_key(server, found.route):
         return Caller()
     if door.check is not None:
         return ask_site(door.check, call)
@@ -8385,6 +8413,17 @@ def authorize(door: Door, call: Call, found: Found) -> Caller:
     if known is not None:
         return known
     return server.identify(call.headers, None if found.route.lists else list_reached(server, found))
+
+
+def needs_key(server: ModelServer, route: Route) -> bool:
+    """Whether a route is for who has a key alone; what lists what is served is so where any of it
+    is.
+    """
+    if getattr(server.config.auth, "protect", "") == "all":
+        return True
+    if route.guard == "key" and route.lists and "{" not in route.url:
+        return bool(server.config.deployments or list_urls(server))
+    return route.guard == "key"
 
 
 def ask_site(check: Callable[[Any], Any], call: Call) -> Caller:
@@ -8729,6 +8768,8 @@ def add_rules(door: Door, state: BlueprintSetupState) -> None:
     # Where hosts are told apart, a rule is for one of them: these are for any.
     host = {"host": "<serving_host>"} if site.url_map.host_matching else {}
     for index, rule in enumerate(rules):
+        if rule == "/" and not state.url_prefix:  # a site's own front page
+            continue
         state.add_url_rule(
             rule,
             f"respond{index}",
@@ -8752,6 +8793,7 @@ def create_app(
     blueprint = create_blueprint(source, authorize, eager=eager)
     door: Door = blueprint.door  # type: ignore[attr-defined]
     app.register_blueprint(blueprint)
+    app.add_url_rule("/", "respond_root", make_view(door, "/"), methods=METHODS)
 
     @app.errorhandler(HTTPException)
     def unknown(error: HTTPException) -> Response:

@@ -209,6 +209,8 @@ class Metrics:
         self.latency: dict[tuple[str, ...], Buckets] = {}
         self.parts: dict[tuple[str, ...], Buckets] = {}
         self.rows: dict[str, Buckets] = {}  # by model
+        # calls that a version has run, and the second of the last; by model and version
+        self.runs: dict[tuple[str, str], tuple[int, int]] = {}
         # what the graphs show, by kind and name: inference alone, without the page's own
         self.series: dict[tuple[str, str], Series] = {ALL: Series()}
         self.resources = Resources()
@@ -286,6 +288,8 @@ class Metrics:
                 self.parts.setdefault((name, model, deployment), Buckets(TIME_BOUNDS)).add(known)
         if calls.rows.any():
             self.rows.setdefault(model, Buckets(ROW_BOUNDS)).add(calls.rows[calls.rows > 0])
+            before, _ = self.runs.get((model, version), (0, 0))
+            self.runs[model, version] = before + int((calls.rows > 0).sum()), max(calls.by_second)
         self._count_minute(calls)
         self.total.add(calls)
         group = model or (route if route.startswith("/") else "")
@@ -328,6 +332,11 @@ class Metrics:
         with self._lock:
             self._count()
             yield self
+
+    def read_runs(self) -> dict[tuple[str, str], tuple[int, int]]:
+        """Calls that each version has run, and the second of the last, by model and version."""
+        with self.counted():
+            return dict(self.runs)
 
     def read(self) -> dict[str, Any]:
         """What /stats answers, but for what the models say.

@@ -300,7 +300,7 @@ def document_table(server: ModelServer, everywhere: list) -> dict[str, Any]:
     for row in routes_of(server.extensions):
         of_deployments = "{deployment}" in row.url
         if (
-            row.name in ("console", "nameless")
+            row.name in ("console", "root", "nameless")
             or of_deployments
             and not server.prepared.deployments
         ):
@@ -380,6 +380,8 @@ ANSWERS = {
     "model_client": {"text/plain": TEXT},
     "call_client": {"text/plain": TEXT},
     "sample": {"image/*": {"schema": FILE}},
+    "picture": {"image/png": {"schema": FILE}},
+    "preview": {"image/png": {"schema": FILE}},
     "status": {"application/json": {"schema": refer("Status")}},
     "classes": {"application/json": {"schema": refer("Labels")}},
     "infer": {"application/json": {"schema": {"type": "object"}}, **ARRAYS},
@@ -387,6 +389,7 @@ ANSWERS = {
 }
 BODIES = {
     ("predict_image", "POST"): PICTURE_BODIES,
+    ("preview", "POST"): PICTURE_BODIES,
     ("call_client", "POST"): {
         "application/json": {
             "schema": {

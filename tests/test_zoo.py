@@ -354,7 +354,7 @@ def test_what_is_not_told_is_refused_at_load_with_the_line_to_write(everything, 
     assert f"deployment {name} ({place}" in client.get("/readyz").json["error"]
     shown = client.get("/deployments", headers=key).json["deployments"]
     (shown,) = [one for one in shown if one["id"] == name]
-    assert not shown["takes_images"] and BY_NAME[name].refused in shown["reason"]
+    assert shown["state"] == "failed" and BY_NAME[name].refused in shown["reason"]
 
 
 def test_those_that_are_told_are_ready(everything):

@@ -485,13 +485,14 @@ HOMES = (
         urls=[
             "/console",
             "/console/",
-            "/deployments",
             "/metrics",
             "/monitoring/prometheus/metrics",
             "/openapi.json",
             "/stats",
         ],
     ),
+    Home("catalogue.py", urls=["/deployments"]),
+    Home("kserve.py", urls=["/v2", "/v2/repository/index"]),
     Home("commands.py", commands=["export", "init", "init-hub"]),
 )
 
@@ -6452,11 +6453,7 @@ def answer_pictures(
     `warn` is told what a drawn picture cannot hold: the warnings of routines. `which` is a
     `version` or a `version_label` to ask in place of the deployment's own.
     """
-    ready = find_deployment(server, deployment)
-    try:
-        own = read_chain(chain, server.prepared.routines)
-    except ConfigError as error:
-        raise BadRequest(error.message) from None
+    ready, own = find_deployment(server, deployment), asked_chain(server, chain)
     images = image if isinstance(image, list) else [image]
     with lease(server, ask_version(server, ready.config, which), trace) as (version, servable):
         try:
@@ -6479,6 +6476,14 @@ def answer_pictures(
         )
     answers = present_all(seen, views, model, form, warn)
     return {"results": answers} if isinstance(image, list) else answers[0]
+
+
+def asked_chain(server: "ModelServer", chain: Any) -> list[Any]:
+    """The routines of a request; raises BadRequest."""
+    try:
+        return read_chain(chain, server.prepared.routines)
+    except ConfigError as error:
+        raise BadRequest(error.message) from None
 
 
 def ask_version(
@@ -6634,7 +6639,7 @@ def unpack_value(
         name, spec = next(iter(signature.inputs.items()))
         raise routines.ImageError(
             f"input '{name}' takes no pictures: expected [-1, H, W, 3] or [-1, H, W, 1] or another "
-            "layout of /predict, of numbers that hold 0..255; "
+            "layout of pictures, of numbers that hold 0..255; "
             f"it is {spec.type_name} {print_shape(spec.shape)}"
         )
 

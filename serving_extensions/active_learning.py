@@ -172,7 +172,7 @@ def read_verdict(folder: Path, stem: str) -> str:
     return said if said in VERDICTS else "none"
 
 
-def read_records(
+def read_kept(
     folder: Path,
     deployments: Collection[str] | None = None,
     verdicts: Collection[str] = VERDICTS,
@@ -206,12 +206,12 @@ def read_group(
     verdicts: Collection[str] = VERDICTS,
 ) -> dict[str, Any]:
     """A group as one COCO object: `images` with `file_name` in its folder, `score`,
-    `date_captured` and `verdict`; `annotations`; `categories`. Whose: as in `read_records`.
+    `date_captured` and `verdict`; `annotations`; `categories`. Whose: as in `read_kept`.
     """
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     names = dict(labels)
-    for record, coco in read_records(folder, deployments, verdicts):
+    for record, coco in read_kept(folder, deployments, verdicts):
         own = {"id": len(images) + 1, "date_captured": record.get("time")}
         images.append(
             {**coco["images"][0], **own, "score": record.get("score"), "verdict": record["verdict"]}
@@ -329,7 +329,7 @@ def view_active_learning(server: ModelServer, call: Call, deployment: str, group
         raise BadRequest(f"format: expected coco or json, got '{form[:40]}'")
     inbox.flush()
     if form == "json":
-        return reply({"images": [record for record, _ in read_records(inbox.folder, whose)]})
+        return reply({"images": [record for record, _ in read_kept(inbox.folder, whose)]})
     return reply(read_group(inbox.folder, ready.labels, whose))
 
 

@@ -19,17 +19,16 @@ from .client_code import LANGUAGES
 from .core import (
     BadRequest,
     Call,
-    ConfigError,
     Extension,
     ModelServer,
     NotFound,
     Reply,
     ServingError,
+    asked_chain,
     encode_json,
     find_deployment,
     list_samples,
     may_see_model,
-    read_chain,
     read_image,
     reply,
     route,
@@ -50,7 +49,8 @@ def view_deployments(server: ModelServer, call: Call) -> Reply:
     server.start()
     every = server.models()
     models = [one for one in every if may_see_model(server, call, one["name"])]
-    reasons = {one["name"]: reason_of(one) for one in every}
+    pipelines = [one for one in models if server.config.is_pipeline(one["name"])]
+    reasons = {one["name"]: reason_told(one) for one in every}
     seen = [
         ready for name, ready in server.prepared.deployments.items() if call.caller.may_see(name)
     ]
@@ -62,16 +62,8 @@ def view_deployments(server: ModelServer, call: Call) -> Reply:
                 describe_deployment(server, ready, reasons.get(ready.config.model, ""))
                 for ready in seen
             ],
-            "models": [
-                describe_model(server, one)
-                for one in models
-                if not server.config.is_pipeline(one["name"])
-            ],
-            "pipelines": [
-                describe_pipeline(server, one)
-                for one in models
-                if server.config.is_pipeline(one["name"])
-            ],
+            "models": [describe_model(server, one) for one in models if one not in pipelines],
+            "pipelines": [describe_pipeline(server, one) for one in pipelines],
             "handlers": describe_handlers(server, call),
             "routines": [
                 describe_routine(kind)
@@ -102,12 +94,12 @@ def state_of(server: ModelServer, model: dict[str, Any]) -> str:
     """`ready`, `failed`, `loading` or `empty` (a model of no versions)."""
     if model["name"] in server.manager.available:
         return "ready"
-    if reason_of(model):
+    if reason_told(model):
         return "failed"
     return "empty" if server.manager.first_pass_done.is_set() else "loading"
 
 
-def reason_of(model: dict[str, Any]) -> str:
+def reason_told(model: dict[str, Any]) -> str:
     """Why a model, or the first version of it that failed, cannot be loaded."""
     versions = model["model_version_status"]
     return next(
@@ -121,7 +113,7 @@ def describe_model(server: ModelServer, model: dict[str, Any]) -> dict[str, Any]
     return {
         "name": name,
         "state": state_of(server, model),
-        "reason": reason_of(model),
+        "reason": reason_told(model),
         "versions": model["model_version_status"],
         "labels": dict(config.version_labels) if config else {},
         "body": example_body(server, name),
@@ -172,7 +164,7 @@ def describe_pipeline(server: ModelServer, model: dict[str, Any]) -> dict[str, A
     return {
         "name": name,
         "state": state_of(server, model),
-        "reason": reason_of(model),
+        "reason": reason_told(model),
         "inputs": list(config.inputs),
         "nodes": [
             {
@@ -204,11 +196,17 @@ def describe_handlers(server: ModelServer, call: Call) -> list[dict[str, Any]]:
             "state": state_of_handler(endpoint.handler),
             "reason": endpoint.handler.error or "",
             "methods": list(endpoint.methods),
-            "envelope": endpoint.envelope,
+            "envelope": name_envelope(server, endpoint.envelope),
         }
         for path, endpoint in server.prepared.of.get("handlers", {}).items()
         if call.caller.may_see(path)
     ]
+
+
+def name_envelope(server: ModelServer, envelope: Any) -> str | None:
+    """An envelope's name in a config; None for no envelope, or for one that has no name."""
+    known = [item for one in server.extensions for item in one.envelopes.items()]
+    return next((name for name, one in known if one is envelope), None)
 
 
 def state_of_handler(handler: Any) -> str:
@@ -330,10 +328,7 @@ def view_preview(server: ModelServer, call: Call, deployment: str) -> Reply:
     image, chain = read_image(server, call, ready.config)
     if isinstance(image, list):
         raise BadRequest(f"preview: expected one picture, got {len(image)}")
-    try:
-        own = read_chain(chain, server.prepared.routines)
-    except ConfigError as error:
-        raise BadRequest(error.message) from None
+    own = asked_chain(server, chain)
     steps = [step for step in (*ready.chain, *own) if step.before_model]
     image = routines.on_background(image, server.config.server.images.background)
     with routine_errors():

@@ -292,7 +292,7 @@ def tell_code(
             code = client_code(language, address_of(asked, pairs), key, chain)
         else:
             body = body_to_show(server, found, asked.method) if body is None else body
-            needed = key if needs_key(server, found) else None
+            needed = key if takes_key(server, found) else None
             code = call_code(language, asked.method, address_of(asked, pairs), needed, body)
     except (ValueError, ConfigError) as error:
         raise BadRequest(str(error)) from None
@@ -314,7 +314,7 @@ def refuse_unseen(server: ModelServer, asked: Call, found: Found) -> None:
         raise ServingError(f"The key '{caller.name}' is only for: {own}", "PERMISSION_DENIED")
 
 
-def needs_key(server: ModelServer, found: Found) -> bool:
+def takes_key(server: ModelServer, found: Found) -> bool:
     guard = found.route.guard
     return guard == "key" or guard == "shared" and server.config.auth.protect == "all"
 

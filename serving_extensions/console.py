@@ -155,7 +155,7 @@ def view_root(server: ModelServer, call: Call) -> Reply:
     """Leads a browser to the page; others are told that this URL is none, as all such are."""
     if "text/html" not in (call.header("Accept") or ""):
         raise BadRequest(f"Malformed request: {call.method} {call.path}")
-    address = f"{call.mount}/console/"
+    address = f"{call.mount}{url_of(view_console, EXTENSION.routes)}/"
     return Reply(status=302, content_type="text/plain", headers=(("Location", address),))
 
 

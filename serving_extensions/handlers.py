@@ -55,8 +55,8 @@ ModuleSource = tuple[str, Path | None, tuple[str, ...]]
 
 
 # What CellStrat's projects begin with: `from hub import hub_handler`.
-HUB = types.ModuleType("hub")
-HUB.hub_handler = hub_handler  # type: ignore[attr-defined]
+HUB_MODULE = types.ModuleType("hub")
+HUB_MODULE.hub_handler = hub_handler  # type: ignore[attr-defined]
 
 
 class Project:
@@ -92,7 +92,7 @@ class Project:
             package = (names or {}).get("__package__") or ""
             name = importlib.util.resolve_name("." * level + name, package)
         if name == "hub" and "hub_handler" in (wanted or ()) and not self.has(name):
-            return HUB
+            return HUB_MODULE
         own = f"{name}.".removeprefix(f"{self.name}.").rstrip(".")
         if own == name and (isinstance(wanted, list) or not self.has(name)):
             # A list comes from C, for a pickle, say, which looks into sys.modules afterwards.

@@ -155,7 +155,7 @@ class PipelineServable(Servable):
     def __init__(self, config: Any, planned: Plan, manager: ModelManager, pool: ThreadPoolExecutor):
         signature = Signature(
             read_specs(planned.inputs, "DT_FLOAT"),
-            tell_makers(planned, read_specs(planned.outputs, "DT_INVALID")),
+            tell_outputs(planned, read_specs(planned.outputs, "DT_INVALID")),
         )
         super().__init__(
             {"serving_default": signature},
@@ -192,7 +192,7 @@ def read_specs(tensors: Mapping[str, Any], default: str) -> dict[str, TensorSpec
     }
 
 
-def tell_makers(planned: Plan, specs: Mapping[str, TensorSpec]) -> dict[str, TensorSpec]:
+def tell_outputs(planned: Plan, specs: Mapping[str, TensorSpec]) -> dict[str, TensorSpec]:
     """Specs with what the graphs of the models tell of the outputs that they are.
 
     The scale of boxes is that of what the model is shown: of the request, where it goes there as

@@ -30,7 +30,7 @@ logger = logging.getLogger("serving")
 # ==================================================================================================
 
 KEPT = ("health", "state")  # lines for which a thread is kept
-MOST_LINES = 1000  # whose pace is remembered: anybody can ask for anything
+MOST_QUEUES = 1000  # whose pace is remembered: anybody can ask for anything
 
 
 class Dispatcher:
@@ -130,7 +130,7 @@ class Dispatcher:
             self.pace[line].end(waited)
             if not self.running[line]:
                 del self.running[line]
-            if len(self.pace) > MOST_LINES:
+            if len(self.pace) > MOST_QUEUES:
                 self.pace = {line: self.pace[line] for line in self.running}
 
     def ahead(self, line: str) -> int:

@@ -110,7 +110,7 @@ def is_with_type(result: Any, kinds: tuple[type, ...]) -> bool:
 
 
 # Those of the message itself, which the server writes.
-OWN_HEADERS = {
+MESSAGE_HEADERS = {
     "content-type",
     "content-length",
     "transfer-encoding",
@@ -134,7 +134,7 @@ def read_headers(given: Any) -> tuple[tuple[str, str], ...]:
             value.encode("latin-1")
         except UnicodeEncodeError:
             raise HandlerError(f"headers: {name} has characters beyond Latin-1") from None
-        if name.lower() not in OWN_HEADERS:
+        if name.lower() not in MESSAGE_HEADERS:
             found.append((name, value))
     return tuple(found)
 

@@ -3618,6 +3618,8 @@ def find_maker(tensor: str, scope: Scope, functions: Mapping[str, Any]) -> str:
             tensor = node.input[int(place.rpartition(":")[2] or 0)]
         elif node.op == "Sub" and is_one(node.input[0], scope):  # the other of two classes
             tensor = node.input[1]
+        elif node.op in ("Minimum", "Maximum") and is_constant(node.input[1], scope):  # clipped
+            tensor = node.input[0]
         else:
             return name_maker(node, scope, functions)
     return ""
@@ -3652,10 +3654,15 @@ def name_maker(node: Any, scope: Scope, functions: Mapping[str, Any]) -> str:
 
 def is_one(tensor: str, scope: Scope) -> bool:
     """Whether a tensor is the constant 1."""
-    node = scope.nodes.get(tensor.partition(":")[0])
-    if node is None or node.op != "Const":
+    if not is_constant(tensor, scope):
         return False
-    return bool((tensorflow().make_ndarray(node.attr["value"].tensor) == 1).all())
+    value = scope.nodes[tensor.partition(":")[0]].attr["value"].tensor
+    return bool((tensorflow().make_ndarray(value) == 1).all())
+
+
+def is_constant(tensor: str, scope: Scope) -> bool:
+    node = scope.nodes.get(tensor.partition(":")[0])
+    return node is not None and node.op == "Const"
 
 
 def read_signatures(folder: Path, tags: Sequence[str] = ("serve",)) -> dict[str, Signature]:

@@ -127,7 +127,8 @@ FROM_COCO = [(number, score, box) for number, score, box in detr("softmax", 1)]
 EXPECTED = {
     "odapi": listed(), "odapi_masks": listed(), "odapi_without_batch": listed(), "odapi_of_nan": NAN,
     "odapi_outside": OUTSIDE, "odapi_pixels_said": listed(), "garden_retinanet": listed(),
-    "garden_mask_rcnn": listed(), "garden_normalized": listed(), "efficientdet": listed(),
+    "garden_mask_rcnn": listed(), "garden_normalized": listed(), "garden_clipped": listed(), "garden_yolo": listed(),
+    "efficientdet": listed(),
     "efficientdet_said": listed(), "yolov8": V8, "yolov8_rows": V8, "yolov8_unit_said": V8,
     "yolo11_coco": ultralytics(zoo.BIG, 96), "yolov5": V5, "yolov5_pixels_said": V5,
     "yolov10": listed(), "yxyx_rows": listed(), "keras_cv": listed(), "keras_cv_relative": listed(),
@@ -241,7 +242,8 @@ REGIONS = {
     "unet_logits": own_planes(zoo.MASK, 0.8), "planes_last": best_planes(),
     "planes_first": best_planes(), "planes_resized": best_planes(), "planes_logits": best_planes(),
     "planes_of_labels": own_planes(zoo.FIELD - 3.5), "planes_all_named_said": best_planes(0),
-    "deeplab": DEEPLAB, "deeplab_plane": DEEPLAB,
+    "deeplab": DEEPLAB, "deeplab_plane": DEEPLAB, "garden_planes": best_planes(),
+    "garden_planes_rescaled": best_planes(), "garden_planes_softmax": best_planes(),
 }  # fmt: skip
 
 

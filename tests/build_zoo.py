@@ -336,8 +336,8 @@ def hub_classifiers(folder: Path) -> Iterator[Built]:
         model = keras_hub.models.ResNetImageClassifier(
             backbone=hub_encoder(128), num_classes=4, activation=activation
         )
-        raw = model.predict(picture[None].astype(np.float32), verbose=0)
-        config = {"label_map": NAMES}
+        raw = model.predict(picture[None].astype(np.float32) / 255, verbose=0)
+        config = {"label_map": NAMES, "scale": 1 / 255}
         name = f"hub_classifier_{activation or 'logits'}"
         model.export(folder / name / "1", verbose=False)
         if activation:

@@ -132,14 +132,14 @@ class Inbox:
         if self._bytes + len(picture) + len(text) > caps.max_bytes:
             return "full"
         self.folder.mkdir(parents=True, exist_ok=True)
-        write(self.folder / f"{name}.png", picture.tobytes())
-        write(self.folder / f"{name}.json", text)
+        write_whole(self.folder / f"{name}.png", picture.tobytes())
+        write_whole(self.folder / f"{name}.json", text)
         self._names.add(name)
         self._bytes += len(picture) + len(text)
         return "kept"
 
 
-def write(path: Path, data: bytes) -> None:
+def write_whole(path: Path, data: bytes) -> None:
     """Write a file whole or not at all."""
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -201,7 +201,7 @@ def export_group(folder: Path, target: Path, labels: Mapping[int, str]) -> int:
     (target / "images").mkdir(parents=True, exist_ok=True)
     for image in coco["images"]:
         shutil.copyfile(folder / image["file_name"], target / "images" / image["file_name"])
-    write(target / "annotations.json", json.dumps(coco).encode())
+    write_whole(target / "annotations.json", json.dumps(coco).encode())
     return len(coco["images"])
 
 
@@ -270,6 +270,7 @@ def end(server: ModelServer) -> None:
 
 EXTENSION = Extension(
     "active_learning",
+    sections={"deployments[].active_learning": None},
     open=open_inboxes,
     end=end,
     prepare=prepare,

@@ -21,7 +21,7 @@ from waitress.receiver import ChunkedReceiver
 from waitress.server import TcpWSGIServer
 from waitress.utilities import BadRequest, RequestEntityTooLarge
 
-from .core import Extension, ServingError, Waitress, find_known, path_of, reached_by
+from .core import Extension, ServingError, Turn, Waitress, find_known, path_of, reached_by
 from .lane import Lane
 from .queueing import Dispatcher, Gate, TooMuch, task_of
 
@@ -195,7 +195,7 @@ class Channel(HTTPChannel):
     reading = False  # what it received is being parsed
     whole = False  # its first request has come whole while it was
     gathered: list[bytes] | None = None  # what is written meanwhile
-    queued = 0.0  # of time.perf_counter: when its first request had come whole
+    turn = Turn()  # of its first request, once that has come whole
     arriving: Any = None  # a request that has begun to arrive ...
     arriving_since = 0.0  # ... and since when
     sending_since = 0.0  # since when its client has an answer to read
@@ -322,7 +322,7 @@ class Listener(TcpWSGIServer):
 
         Called with the channel's lock held, by the loop or by a worker.
         """
-        channel.queued = time.perf_counter()
+        channel.turn = Turn(time.perf_counter())
         if channel.reading and threading.get_ident() == self.front.thread:
             channel.whole = True
         else:

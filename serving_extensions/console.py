@@ -21,11 +21,14 @@ from .core import (
     Reply,
     encode_json,
     find_deployment,
+    list_samples,
     may_see_model,
     read_chain,
     read_query_routines,
     reply,
     route,
+    url_of,
+    view_predict_image,
 )
 from .metrics import prometheus_text, read_gpus
 from .openapi import describe_api, example_request
@@ -168,19 +171,6 @@ def describe_deployment(server: ModelServer, ready: Any) -> dict[str, Any]:
     }
 
 
-def list_samples(server: ModelServer, deployment: Any) -> list[Path]:
-    """The pictures in `samples` beside a deployment's model's versions."""
-    base = next(
-        (model.base_path for model in server.config.models if model.name == deployment.model), None
-    )
-    files = sorted(Path(base).glob("samples/*")) if base else []
-    return [
-        path
-        for path in files
-        if path.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
-    ][:24]
-
-
 def example_body(server: ModelServer, model: str) -> Any:
     """A predict body that a model's default signature takes, where one can be made up."""
     found = server.manager.available.get(model)
@@ -252,7 +242,7 @@ def view_sample(server: ModelServer, call: Call, deployment: str, name: str) -> 
 def view_client(server: ModelServer, call: Call, deployment: str, language: str) -> Reply:
     """A program that calls a deployment, its key left to be filled in."""
     find_deployment(server, deployment)
-    url = f"{call.url}{call.path.rpartition('/client/')[0]}/predict"
+    url = call.url + url_of(view_predict_image, deployment=deployment)
     chain = read_query_routines(call)
     try:
         read_chain(chain, server.prepared.routines)
@@ -263,7 +253,7 @@ def view_client(server: ModelServer, call: Call, deployment: str, language: str)
 
 
 def report(server: ModelServer, address: str) -> None:
-    print(f"Console: {address}/console", flush=True)
+    print(f"Console: {address}{url_of(view_console, EXTENSION.routes)}", flush=True)
 
 
 EXTENSION = Extension(

@@ -24,9 +24,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from .core import Extension, ModelServer, Reply, Trace
 from .quotas import open_quotas
 
-PARTS = ("queue", "decode", "inference", "routines", "encode")
+PHASES = ("queue", "decode", "inference", "routines", "encode")
 # upper bounds of histograms of time
-SECONDS = (
+TIME_BOUNDS = (
     0.001,
     0.0025,
     0.005,
@@ -41,13 +41,13 @@ SECONDS = (
     5.0,
     10.0,
 )
-ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)  # of batch sizes
-KEPT = 1000  # the latest requests of a group, whose percentiles /stats tells
+ROW_BOUNDS = (1, 2, 4, 8, 16, 32, 64, 128, 256)  # of batch sizes
+LATEST = 1000  # the latest requests of a group, whose percentiles /stats tells
 TOGETHER = 64  # requests are counted together
 MOST_GROUPS = 200  # of names in /stats; further ones are counted in all alone
 
 
-class Histogram:
+class Buckets:
     """Counts by upper bound, and their sum."""
 
     def __init__(self, bounds: tuple):
@@ -73,7 +73,7 @@ class Group:
     def __init__(self) -> None:
         self.requests = self.errors_4xx = self.errors_5xx = 0
         # seconds, and those of the parts
-        self.latest: deque[tuple[float, dict[str, float]]] = deque(maxlen=KEPT)
+        self.latest: deque[tuple[float, dict[str, float]]] = deque(maxlen=LATEST)
         self.batch_sizes: Counter[int] = Counter()
         self.seconds = [(0, 0)] * 60  # (second, requests in it), by second modulo 60
 
@@ -107,7 +107,7 @@ class Group:
     def read(self, now: int) -> dict[str, Any]:
         parts = {
             name: percentiles([seconds[name] for _, seconds in self.latest if name in seconds])
-            for name in PARTS
+            for name in PHASES
         }
         return {
             "requests": self.requests,
@@ -145,9 +145,9 @@ class Metrics:
         self.last_errors: deque[dict[str, Any]] = deque(maxlen=20)
         # by route, model, version, status
         self.requests: Counter[tuple[str, str, str, int]] = Counter()
-        self.latency: dict[str, Histogram] = {}  # by route
-        self.parts = {name: Histogram(SECONDS) for name in PARTS}
-        self.rows: dict[str, Histogram] = {}  # by model
+        self.latency: dict[str, Buckets] = {}  # by route
+        self.parts = {name: Buckets(TIME_BOUNDS) for name in PHASES}
+        self.rows: dict[str, Buckets] = {}  # by model
         self._ended: deque[tuple] = deque()  # requests that are answered and not counted yet
         self._process = psutil.Process()
         self._process.cpu_percent()
@@ -200,11 +200,11 @@ class Metrics:
     ) -> None:
         rows = [batch for batch in batches if batch]
         self.requests[route, model, version, status] += len(seconds)
-        self.latency.setdefault(route, Histogram(SECONDS)).add(seconds)
+        self.latency.setdefault(route, Buckets(TIME_BOUNDS)).add(seconds)
         for name, histogram in self.parts.items():
             histogram.add([known[name] for known in parts if name in known])
         if rows:
-            self.rows.setdefault(model, Histogram(ROWS)).add(rows)
+            self.rows.setdefault(model, Buckets(ROW_BOUNDS)).add(rows)
         minute = self.minutes.setdefault(now // 60, [0, 0, 0])
         if len(self.minutes) > 60:
             del self.minutes[min(self.minutes)]
@@ -268,7 +268,7 @@ class Metrics:
 
 def error_of(response: Any) -> str:
     """The error's text in an answer of any shape."""
-    with suppress(ValueError, AttributeError, TypeError):
+    with suppress(ValueError, AttributeError, TypeError, LookupError):
         body = json.loads(response.body)
         return str(body.get("error") or body["body"]["error"])[:500]
     return ""

@@ -4,7 +4,6 @@ import json
 import re
 from collections.abc import Iterable
 from typing import Any
-from urllib.parse import quote
 
 import numpy as np
 
@@ -22,8 +21,12 @@ from .core import (
     routes_of,
     sample_inputs,
     spellings,
+    url_of,
+    view_classes,
     view_infer,
+    view_metadata,
     view_predict_image,
+    view_status,
 )
 
 ERROR = {
@@ -81,13 +84,13 @@ DOT = "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAADElEQVR4nGNgGB4AAADIAAGtQ
 def describe_api(server: ModelServer, prefix: str, caller: Caller) -> dict[str, Any]:
     """The whole document, as far as the caller may see; `prefix` is where the server is mounted."""
     everywhere = KEYED if server.config.auth.protect == "all" else []
-    paths = describe_table(server, everywhere)
+    paths = document_table(server, everywhere)
     for name in server.config.served_names:
         if caller.may_see(*deployments_of(server, name)):
-            paths |= describe_model(server, name, everywhere)
+            paths |= document_model(server, name, everywhere)
     for name, ready in server.prepared.deployments.items():
         if caller.may_see(name):
-            paths |= describe_deployment(ready)
+            paths |= document_deployment(ready)
     for path, endpoint in server.prepared.of.get("handlers", {}).items():
         if not caller.may_see(path):
             continue
@@ -109,7 +112,7 @@ def describe_api(server: ModelServer, prefix: str, caller: Caller) -> dict[str, 
     }
 
 
-def describe_table(server: ModelServer, everywhere: list) -> dict[str, Any]:
+def document_table(server: ModelServer, everywhere: list) -> dict[str, Any]:
     """The rows of the URL table, names in braces; rows of deployments where there are some."""
     paths: dict[str, Any] = {}
     security = {"open": None, "shared": everywhere, "key": KEYED}
@@ -122,10 +125,10 @@ def describe_table(server: ModelServer, everywhere: list) -> dict[str, Any]:
         ):
             continue
         for url in spellings(row.url):
-            if url.startswith("/model-serving/"):  # another name of the same
+            if "{alias}" in url:  # another name of the same
                 continue
             for path in spell_verbs(url):
-                found = describe_row(row, path, security[row.guard])
+                found = document_row(row, path, security[row.guard])
                 paths[path] = found | paths.get(path, {})  # the row that stands first answers
     return paths
 
@@ -134,7 +137,7 @@ def spell_verbs(url: str) -> list[str]:
     return [url.replace("{verb}", verb) for verb in VERBS] if "{verb}" in url else [url]
 
 
-def describe_row(row: Route, path: str, security: list | None) -> dict[str, Any]:
+def document_row(row: Route, path: str, security: list | None) -> dict[str, Any]:
     """The methods of a row, for one way to write its URL."""
     also = ALSO.get(row.name, ())
     found = {}
@@ -211,13 +214,13 @@ def operation(
     return found
 
 
-def describe_model(server: ModelServer, name: str, security: list) -> dict[str, Any]:
+def document_model(server: ModelServer, name: str, security: list) -> dict[str, Any]:
     """Status, metadata and predict of a model or pipeline that is there.
 
     Status alone of one that is not.
     """
-    base = f"/v1/models/{quote(name, safe='')}"
-    paths = {base: {"get": operation(f"status of {name}", f"The states of {name}", security)}}
+    status = operation(f"status of {name}", f"The states of {name}", security)
+    paths = {url_of(view_status, model=name): {"get": status}}
     available = server.manager.available.get(name)
     servable = available and available.versions[max(available.versions)]
     if not servable or "serving_default" not in servable.signatures:
@@ -241,11 +244,12 @@ def describe_model(server: ModelServer, name: str, security: list) -> dict[str, 
         {"type": "object"},
         also=("204", "422", "504"),
     )
+    metadata = operation(f"metadata of {name}", f"The signatures of {name}", security)
     return paths | {
-        f"{base}/metadata": {
-            "get": operation(f"metadata of {name}", f"The signatures of {name}", security)
+        url_of(view_metadata, model=name): {"get": metadata},
+        url_of(view_infer, model=name, verb="predict"): {
+            "post": predict | {"parameters": [wanted]}
         },
-        f"{base}:predict": {"post": predict | {"parameters": [wanted]}},
     }
 
 
@@ -293,8 +297,8 @@ def tensor_schema(spec: TensorSpec, shape: tuple | None) -> dict[str, Any]:
     return schema
 
 
-def describe_deployment(ready: Any) -> dict[str, Any]:
-    name, base = ready.config.id, f"/{quote(ready.config.id, safe='')}"
+def document_deployment(ready: Any) -> dict[str, Any]:
+    name = ready.config.id
     found = {"predictions": {"type": "array", "items": {"$ref": "#/components/schemas/Prediction"}}}
     each = {"type": "array", "items": {"type": "object", "properties": found}}
     answer = {"type": "object", "properties": {**found, "results": each}}  # for several pictures
@@ -304,7 +308,7 @@ def describe_deployment(ready: Any) -> dict[str, Any]:
         "routines": [{"name": "FilterConfidence", "arguments": {"confidence": 0.5}}],
     }
     return {
-        f"{base}/predict": {
+        url_of(view_predict_image, deployment=name): {
             "post": operation(
                 f"predict picture by {name}",
                 f"Annotations of a picture by {name}",
@@ -314,7 +318,7 @@ def describe_deployment(ready: Any) -> dict[str, Any]:
                 answer,
             )
         },
-        f"{base}/classes": {
+        url_of(view_classes, deployment=name): {
             "get": operation(f"classes of {name}", f"The label map of {name}", KEYED)
         },
     }

@@ -3,7 +3,7 @@
     Dispatcher   the worker threads and the queue before them, fair: models take turns, none can
                  hold all threads
     Gate         503 at once for what would wait too long, or would not fit
-    Refusal      the answer to what is turned away
+    RefusalTask  the answer to what is turned away
 
 A request belongs to a `line`: the model or handler that it reaches, under whichever name. Those of
 `KEPT` never wait for anything else: health, metrics and the page; states.
@@ -20,7 +20,7 @@ from typing import Any
 from waitress.task import Task, WSGITask
 from waitress.utilities import Error
 
-from .core import CURRENT, request_id_of
+from .core import request_id_of
 
 logger = logging.getLogger("serving")
 
@@ -112,7 +112,7 @@ class Dispatcher:
                 del taken  # an answer is not held until the next one
 
     def serve(self, line: str, channel: Any) -> None:
-        CURRENT.waited = False
+        turn = channel.turn  # the next request of its connection has another
         try:
             channel.service()
         # not of a view of ours: a site's may end in any way, and its client must not wait for ever
@@ -121,7 +121,7 @@ class Dispatcher:
             channel.will_close = True
             channel.server.pull_trigger()
         finally:
-            self.end(line, CURRENT.waited)
+            self.end(line, turn.waited)
 
     def end(self, line: str, waited: bool) -> None:
         """A request of a line, which may have waited for its model to load, is answered."""
@@ -246,10 +246,19 @@ def refuse(reason: str, request_id: str | None) -> tuple[str, list[tuple[str, st
 
 def task_of(channel: Any, request: Any) -> Task:
     """waitress's task for a request: a refusal, or the application."""
-    return Refusal(channel, request) if request.refused else WSGITask(channel, request)
+    return RefusalTask(channel, request) if request.refused else AnswerTask(channel, request)
 
 
-class Refusal(Task):
+class AnswerTask(WSGITask):
+    """waitress's task for a request that the application answers, which is told its turn."""
+
+    def get_environment(self) -> dict[str, Any]:
+        environ = super().get_environment()
+        environ["serving.turn"] = self.channel.turn
+        return environ
+
+
+class RefusalTask(Task):
     """waitress's task for a request that is turned away.
 
     The connection stays open for the next one.

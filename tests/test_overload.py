@@ -417,7 +417,8 @@ def test_as_many_threads_work_as_are_needed():
             finished = threading.Event()
             turns.add(
                 SimpleNamespace(
-                    service=lambda told=finished: (done.append(threading.get_ident()), told.set())
+                    turn=serving.Turn(),
+                    service=lambda told=finished: (done.append(threading.get_ident()), told.set()),
                 ),
                 "a",
             )
@@ -429,7 +430,10 @@ def test_as_many_threads_work_as_are_needed():
     barrier = threading.Barrier(6)  # and as many as a line may have, where they are needed
     for _ in range(6):
         turns.add(
-            SimpleNamespace(service=lambda: (barrier.wait(10), done.append(threading.get_ident()))),
+            SimpleNamespace(
+                turn=serving.Turn(),
+                service=lambda: (barrier.wait(10), done.append(threading.get_ident())),
+            ),
             "a",
         )
     until(lambda: len(done) == 26)
@@ -444,12 +448,15 @@ def test_what_ends_a_request_in_any_way_closes_its_connection_and_the_thread_goe
         raise SystemExit
 
     channel = SimpleNamespace(
-        service=end, will_close=False, server=SimpleNamespace(pull_trigger=lambda: pulled.append(1))
+        turn=serving.Turn(),
+        service=end,
+        will_close=False,
+        server=SimpleNamespace(pull_trigger=lambda: pulled.append(1)),
     )
     turns.add(channel, "a")
     until(lambda: pulled)
     finished = threading.Event()
-    turns.add(SimpleNamespace(service=finished.set), "a")
+    turns.add(SimpleNamespace(turn=serving.Turn(), service=finished.set), "a")
     assert finished.wait(10) and channel.will_close and len(turns.workers) == 1
     assert turns.shutdown(timeout=10)
 

@@ -1,0 +1,497 @@
+"""KServe's Open Inference Protocol (V2) over HTTP: what Triton's and MLServer's clients speak.
+
+The protocol: https://github.com/kserve/open-inference-protocol (specification/protocol/
+inference_rest.md); tensors as bytes and the classes of an output: Triton's extensions
+`binary_tensor_data` and `classification` (triton-inference-server/server, docs/protocol).
+A model's name, versions, signature, errors and limits are those of /v1.
+"""
+
+import math
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .core import (
+    NUMPY_DTYPES,
+    PLAIN_BYTES,
+    BadRequest,
+    Call,
+    Extension,
+    ModelServer,
+    NotFound,
+    Reply,
+    Signature,
+    TensorSpec,
+    __version__,
+    decode_columns,
+    decode_tensor,
+    encode_json,
+    may_see_model,
+    parse_json,
+    read_body,
+    read_large_json,
+    reply,
+    require_writable,
+    route,
+    select_outputs,
+)
+
+# "Tensor Data Types" of the protocol, and BF16, which is Triton's.
+DATATYPES = {
+    "BOOL": "DT_BOOL",
+    "UINT8": "DT_UINT8",
+    "UINT16": "DT_UINT16",
+    "UINT32": "DT_UINT32",
+    "UINT64": "DT_UINT64",
+    "INT8": "DT_INT8",
+    "INT16": "DT_INT16",
+    "INT32": "DT_INT32",
+    "INT64": "DT_INT64",
+    "FP16": "DT_HALF",
+    "FP32": "DT_FLOAT",
+    "FP64": "DT_DOUBLE",
+    "BYTES": "DT_STRING",
+    "BF16": "DT_BFLOAT16",
+}
+NAMES = {dtype: name for name, dtype in DATATYPES.items()}
+DATATYPES_OF = {NUMPY_DTYPES[dtype]: name for dtype, name in NAMES.items()}
+JSON_LENGTH = "Inference-Header-Content-Length"
+BINARY = "application/octet-stream"
+# Of a request: what names state or memory that this server does not keep for clients.
+UNSUPPORTED = ("sequence_id", "sequence_start", "sequence_end")
+
+
+# --- what is served -------------------------------------------------------------------------------
+
+
+def view_server(server: ModelServer, call: Call) -> Reply:
+    return reply(
+        {
+            "name": "serving",
+            "version": __version__,
+            "extensions": ["binary_tensor_data", "classification", "model_repository(index)"],
+        }
+    )
+
+
+def view_model(server: ModelServer, call: Call, model: str, version: int | None = None) -> Reply:
+    """A model's versions, and the tensors of its default signature."""
+    with server.lease(model, version, None, call.trace) as (_, servable):
+        signature = signature_of(servable, {})
+        return reply(
+            {
+                "name": model,
+                "versions": [str(number) for number in versions_of(server, model)],
+                "platform": "tensorflow_savedmodel",
+                "inputs": [describe_tensor(spec) for spec in signature.inputs.values()],
+                "outputs": [describe_tensor(spec) for spec in signature.outputs.values()],
+            }
+        )
+
+
+def describe_tensor(spec: TensorSpec) -> dict[str, Any]:
+    """A tensor's name, datatype and shape; -1 is a size that the request decides."""
+    sizes = [-1] if spec.shape is None else [-1 if size is None else size for size in spec.shape]
+    return {"name": spec.name, "datatype": NAMES.get(spec.dtype, spec.dtype), "shape": sizes}
+
+
+def versions_of(server: ModelServer, model: str) -> list[int]:
+    return sorted(server.manager.available[model].versions)
+
+
+def view_model_ready(
+    server: ModelServer, call: Call, model: str, version: int | None = None
+) -> Reply:
+    """200 for a model, or a version of it, that answers; 400 for one that does not yet."""
+    found = server.start().manager.available.get(model)
+    if found is None and model not in server.config.served_names:
+        raise NotFound(f"There is no model '{model}'")
+    ready = found is not None and (version is None or version in found.versions)
+    if not ready:
+        raise BadRequest(f"Model '{model}'{'' if version is None else f' {version}'} is not ready")
+    return reply({"name": model, "ready": True})
+
+
+def view_index(server: ModelServer, call: Call) -> Reply:
+    """Each version of each model with its state, as Triton's `model_repository` extension has it.
+
+    The body may ask for those that are `ready` alone.
+    """
+    body = read_body(server, call)
+    wanted = parse_json(body) if body.strip() else {}
+    shown = [one for one in server.models() if may_see_model(server, call, one["name"])]
+    rows = [row for model in shown for row in index_rows(model)]
+    only = isinstance(wanted, dict) and wanted.get("ready") is True
+    return reply([row for row in rows if row["state"] == "READY"] if only else rows)
+
+
+def index_rows(model: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A row for each version; one without a version for a model that has none."""
+    name, versions = model["name"], model["model_version_status"]
+    if not versions:
+        return [{"name": name, "state": "UNAVAILABLE", "reason": "it has no versions"}]
+    return [
+        {
+            "name": name,
+            "version": one["version"],
+            "state": "READY" if one["state"] == "AVAILABLE" else "UNAVAILABLE",
+            "reason": one["status"]["error_message"],
+        }
+        for one in versions
+    ]
+
+
+# --- inference ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """An output that a request asks for."""
+
+    name: str
+    binary: bool
+    classes: int = 0  # the best so many, in place of the numbers
+
+
+def view_infer_v2(server: ModelServer, call: Call, model: str, version: int | None = None) -> Reply:
+    """An inference request: inputs with their datatypes and shapes, as JSON or bytes behind it."""
+    data = read_body(server, call)
+    with server.lease(model, version, None, call.trace) as (number, servable):
+        request, rest = split_request(data, call.header(JSON_LENGTH))
+        if request is None:
+            request = describe_raw(signature_of(servable, {}), model, rest)
+        check_request(request)
+        name = signature_name_of(servable, request)
+        signature = signature_of(servable, request)
+        inputs = read_inputs(signature, model, request["inputs"], rest)
+        wanted = read_wanted(signature, model, request)
+        require_writable(select_outputs(signature, [one.name for one in wanted]))
+        outputs = servable.run(name, decode_columns(signature, inputs), call.trace)
+    head = {"model_name": model, "model_version": str(number)}
+    if "id" in request:
+        head["id"] = request["id"]
+    return write_tensors(head, wanted, outputs)
+
+
+def signature_name_of(servable: Any, request: Mapping[str, Any]) -> str:
+    """The parameter `signature_name`, or the default one."""
+    given = request.get("parameters", {}).get("signature_name", "serving_default")
+    if not isinstance(given, str) or given not in servable.signatures:
+        raise BadRequest(
+            f"parameters.signature_name: expected one of {', '.join(servable.signatures)}, got "
+            f"{str(given)[:60]!r}"
+        )
+    return given
+
+
+def signature_of(servable: Any, request: Mapping[str, Any]) -> Signature:
+    return servable.signatures[signature_name_of(servable, request)]
+
+
+def split_request(data: bytes, length: str) -> tuple[dict[str, Any] | None, memoryview]:
+    """The JSON of a body and the bytes behind it; None for the JSON where there is none at all."""
+    if not length:
+        return read_json(data), memoryview(b"")
+    if not (length.isascii() and length.isdigit()) or int(length) > len(data):
+        raise BadRequest(
+            f"{JSON_LENGTH}: expected the bytes of JSON at the beginning of a body of {len(data)}, "
+            f"got '{length[:40]}'"
+        )
+    size, rest = int(length), memoryview(data)[int(length) :]
+    return (read_json(data[:size]) if size else None), rest
+
+
+def read_json(data: bytes) -> Any:
+    """JSON, long lists of numbers as arrays."""
+    large = read_large_json(data) if len(data) >= PLAIN_BYTES else None
+    return parse_json(data) if large is None else large
+
+
+def describe_raw(signature: Signature, model: str, rest: memoryview) -> dict[str, Any]:
+    """The request that a body of nothing but bytes stands for: the one input of a model, whose size
+    is known, but for one axis at most (Triton: "Raw Binary Request").
+    """
+    if len(signature.inputs) != 1:
+        raise BadRequest(
+            f"A body of bytes alone is for a model of one input; '{model}' has "
+            f"{', '.join(signature.inputs)}"
+        )
+    ((name, spec),) = signature.inputs.items()
+    size = {"name": name, "parameters": {"binary_data_size": len(rest)}}
+    if spec.dtype == "DT_STRING":
+        return {"inputs": [{**size, "datatype": "BYTES", "shape": [1] * len(spec.shape or (1,))}]}
+    shape, width = spec.shape, NUMPY_DTYPES[spec.dtype].itemsize
+    known = math.prod(each for each in shape or () if each is not None) * width
+    free = None if shape is None else sum(each is None for each in shape)
+    if free not in (0, 1) or not known or len(rest) % known:
+        raise BadRequest(
+            f"A body of bytes alone is for an input of one unknown size at most; '{name}' is "
+            f"{describe_tensor(spec)['shape']} and came in {len(rest)} bytes"
+        )
+    sizes = [len(rest) // known if each is None else each for each in shape or ()]
+    return {"inputs": [{**size, "datatype": NAMES[spec.dtype], "shape": sizes}]}
+
+
+def check_request(request: Any) -> None:
+    """Raise BadRequest for a request that is none, or that asks for what is not kept here."""
+    if not isinstance(request, dict):
+        raise BadRequest("The request must be a JSON object with 'inputs'")
+    if not isinstance(request.get("inputs"), list) or not request["inputs"]:
+        raise BadRequest("inputs: expected a list of tensors, got none")
+    parameters = request.get("parameters", {})
+    if not isinstance(parameters, dict):
+        raise BadRequest("parameters: expected an object")
+    if "id" in request and not isinstance(request["id"], str):
+        raise BadRequest("id: expected a text")
+    for name in UNSUPPORTED:
+        if parameters.get(name):
+            raise BadRequest(f"parameters.{name}: this server keeps no state between requests")
+
+
+# --- inputs ---------------------------------------------------------------------------------------
+
+
+def read_inputs(
+    signature: Signature, model: str, tensors: Sequence[Any], rest: memoryview
+) -> dict[str, np.ndarray]:
+    """Arrays by name; what is sent as bytes lies in `rest`, one after the other."""
+    found: dict[str, np.ndarray] = {}
+    for index, tensor in enumerate(tensors):
+        where = f"inputs[{index}]"
+        spec = check_input(signature, model, tensor, where)
+        if spec.name in found:
+            raise BadRequest(f"{where}: the input '{spec.name}' stands twice in the request")
+        size = read_parameter(tensor, "binary_data_size", where)
+        if size is None:
+            found[spec.name] = read_data(tensor, spec, where)
+            continue
+        if "data" in tensor:
+            raise BadRequest(f"{where}: expected data or binary_data_size, got both")
+        if size > len(rest):
+            raise BadRequest(f"{where}: binary_data_size is {size}, {len(rest)} bytes are left")
+        found[spec.name] = read_binary(bytes(rest[:size]), tensor, where)
+        rest = rest[size:]
+    if len(rest):
+        raise BadRequest(f"The body has {len(rest)} bytes behind those of its inputs")
+    if missing := [name for name in signature.inputs if name not in found]:
+        raise BadRequest(f"inputs: model '{model}' also needs {', '.join(missing)}")
+    return found
+
+
+def check_input(signature: Signature, model: str, tensor: Any, where: str) -> TensorSpec:
+    """The spec of an input, its name, datatype and shape looked at. Raises BadRequest."""
+    if not isinstance(tensor, dict):
+        raise BadRequest(f"{where}: expected an object with name, shape, datatype and data")
+    spec = signature.inputs.get(str(tensor.get("name")))
+    if spec is None:
+        raise BadRequest(
+            f"{where}.name: model '{model}' has no input '{str(tensor.get('name'))[:60]}'; it has "
+            f"{', '.join(signature.inputs)}"
+        )
+    wanted = NAMES.get(spec.dtype, spec.dtype)
+    if tensor.get("datatype") != wanted:
+        raise BadRequest(
+            f"{where}.datatype: '{spec.name}' of model '{model}' is {wanted}, got "
+            f"'{str(tensor.get('datatype'))[:40]}'"
+        )
+    shape = tensor.get("shape")
+    shape = shape.tolist() if isinstance(shape, np.ndarray) else shape
+    if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
+        raise BadRequest(f"{where}.shape: expected a list of sizes, got {str(shape)[:60]}")
+    if any(name.startswith("shared_memory") for name in tensor.get("parameters") or ()):
+        raise BadRequest(f"{where}: this server takes no shared memory: send the data")
+    return TensorSpec(spec.name, spec.tensor, spec.dtype, None)
+
+
+def read_parameter(tensor: Mapping[str, Any], name: str, where: str) -> int | None:
+    """A size among a tensor's parameters."""
+    parameters = tensor.get("parameters", {})
+    if not isinstance(parameters, dict):
+        raise BadRequest(f"{where}.parameters: expected an object")
+    value = parameters.get(name)
+    if value is not None and (type(value) is not int or value < 0):
+        raise BadRequest(f"{where}.parameters.{name}: expected a size, got {str(value)[:40]}")
+    return value
+
+
+def read_data(tensor: Mapping[str, Any], spec: TensorSpec, where: str) -> np.ndarray:
+    """The array of a tensor's `data`: nested lists of its shape, or one flat list, row by row."""
+    if "data" not in tensor:
+        raise BadRequest(f"{where}: expected data, or parameters.binary_data_size")
+    try:
+        array = decode_tensor(tensor["data"], spec)
+    except BadRequest as error:
+        raise BadRequest(f"{where} '{spec.name}': {error.message}") from None
+    return with_shape(array, tensor, where)
+
+
+def with_shape(array: np.ndarray, tensor: Mapping[str, Any], where: str) -> np.ndarray:
+    shape = tuple(int(size) for size in tensor["shape"])
+    if array.shape != shape and (array.ndim > 1 or array.size != math.prod(shape)):
+        raise BadRequest(
+            f"{where}: shape {list(shape)} is of {math.prod(shape)} values, data has "
+            f"{list(array.shape)}"
+        )
+    return array.reshape(shape)
+
+
+def read_binary(data: bytes, tensor: Mapping[str, Any], where: str) -> np.ndarray:
+    """The array of a tensor's bytes: little-endian, row by row; texts each behind its length."""
+    count = math.prod(tensor["shape"])
+    if tensor["datatype"] == "BYTES":
+        return with_shape(read_texts(data, count, where), tensor, where)
+    dtype = NUMPY_DTYPES[DATATYPES[tensor["datatype"]]]
+    if len(data) != count * dtype.itemsize:
+        raise BadRequest(
+            f"{where}: shape {list(tensor['shape'])} of {tensor['datatype']} is "
+            f"{count * dtype.itemsize} bytes, got {len(data)}"
+        )
+    if dtype.kind == "b" and data.strip(b"\0\1"):
+        raise BadRequest(f"{where}: expected bytes 0 and 1 for BOOL")
+    return np.frombuffer(data, dtype).reshape(tensor["shape"])
+
+
+def read_texts(data: bytes, count: int, where: str) -> np.ndarray:
+    """Texts as bytes in an object array [count], each behind its length in 4 bytes.
+
+    Where there is one, it may come without.
+    """
+    texts: list[bytes] = []
+    at = 0
+    while at + 4 <= len(data) and len(texts) < count:
+        (size,) = struct.unpack_from("<I", data, at)
+        if at + 4 + size > len(data):
+            break
+        texts.append(data[at + 4 : at + 4 + size])
+        at += 4 + size
+    if at != len(data) or len(texts) != count:
+        raise BadRequest(
+            f"{where}: expected {count} texts, each behind its length in 4 bytes, little-endian; "
+            f"{len(data)} bytes hold {len(texts)} and {len(data) - at} bytes more"
+        )
+    found = np.empty(count, object)
+    found[:] = texts
+    return found
+
+
+# --- outputs --------------------------------------------------------------------------------------
+
+
+def read_wanted(signature: Signature, model: str, request: Mapping[str, Any]) -> list[Wanted]:
+    """The outputs that a request asks for, in its order; all without any."""
+    usual = request.get("parameters", {}).get("binary_data_output") is True
+    asked = request.get("outputs")
+    if asked is None or asked == []:
+        return [Wanted(name, usual) for name in signature.outputs]
+    if not isinstance(asked, list):
+        raise BadRequest("outputs: expected a list of tensors")
+    found = []
+    for index, one in enumerate(asked):
+        where, name = f"outputs[{index}]", one.get("name") if isinstance(one, dict) else None
+        if name not in signature.outputs:
+            raise BadRequest(
+                f"{where}.name: model '{model}' has no output '{str(name)[:60]}'; it has "
+                f"{', '.join(signature.outputs)}"
+            )
+        parameters = one.get("parameters") or {}
+        if any(each.startswith("shared_memory") for each in parameters):
+            raise BadRequest(f"{where}: this server writes to no shared memory")
+        classes = read_parameter(one, "classification", where) or 0
+        found.append(Wanted(name, parameters.get("binary_data", usual) is True, classes))
+    return found
+
+
+def write_tensors(
+    head: dict[str, Any],
+    wanted: Sequence[Wanted],
+    outputs: Mapping[str, Any],
+) -> Reply:
+    """The answer as JSON, and behind it the bytes of those outputs that are asked for so."""
+    tensors, rest = [], []
+    for one in wanted:
+        array = np.asarray(outputs[one.name])
+        if one.classes:
+            array = classes_of(array, one)
+        tensor: dict[str, Any] = {
+            "name": one.name,
+            "datatype": DATATYPES_OF[array.dtype],
+            "shape": list(array.shape),
+        }
+        if one.binary:
+            data = write_binary(array)
+            rest.append(data)
+            tensor["parameters"] = {"binary_data_size": len(data)}
+        else:
+            tensor["data"] = write_data(one.name, array)
+        tensors.append(tensor)
+    text = encode_json({**head, "outputs": tensors})
+    if not rest:
+        return Reply(text)
+    headers = ((JSON_LENGTH, str(len(text))),)
+    return Reply(b"".join((text, *rest)), content_type=BINARY, headers=headers)
+
+
+def write_data(name: str, array: np.ndarray) -> Any:
+    """Values row by row; texts as JSON has them. Raises BadRequest for bytes that are no text."""
+    if array.dtype.kind != "O":
+        return array.ravel()
+    try:
+        return [bytes(value).decode() for value in array.ravel()]
+    except UnicodeDecodeError:
+        raise BadRequest(
+            f"Output '{name}' holds bytes that are no UTF-8 text: ask for it with "
+            '"parameters": {"binary_data": true}'
+        ) from None
+
+
+def write_binary(array: np.ndarray) -> bytes:
+    if array.dtype.kind != "O":
+        return np.ascontiguousarray(array).tobytes()
+    texts = [bytes(value) for value in array.ravel()]
+    return b"".join(struct.pack("<I", len(text)) + text for text in texts)
+
+
+def classes_of(array: np.ndarray, wanted: Wanted) -> np.ndarray:
+    """The best classes of each row as `value:index` texts, object [..., k]."""
+    if array.dtype.kind not in "iufV" or not array.ndim:
+        raise BadRequest(f"outputs: '{wanted.name}' has no classes to choose from")
+    count = min(wanted.classes, array.shape[-1])
+    values = array.astype(np.float64)
+    best = np.argsort(-values, axis=-1, kind="stable")[..., :count]
+    found = np.empty(best.shape, object)
+    for at in np.ndindex(best.shape):
+        value = values[(*at[:-1], best[at])]
+        found[at] = f"{value:f}:{best[at]}".encode()
+    return found
+
+
+MODEL_V2 = "/v2/models/{model}[/versions/{version}]"
+
+EXTENSION = Extension(
+    "kserve",
+    routes=(
+        route("GET", "/v2", view_server, "open", "KServe V2: the server", line="health"),
+        route("GET", MODEL_V2, view_model, "shared", "KServe V2: a model's tensors", line="state"),
+        route(
+            "GET",
+            MODEL_V2 + "/ready",
+            view_model_ready,
+            "shared",
+            "KServe V2: it answers",
+            line="state",
+        ),
+        route("POST", MODEL_V2 + "/infer", view_infer_v2, "shared", "KServe V2: inference"),
+        route(
+            "POST",
+            "/v2/repository/index",
+            view_index,
+            "shared",
+            "KServe V2: models and their states",
+            lists=True,
+            line="state",
+        ),
+    ),
+)

@@ -1147,10 +1147,15 @@ LABEL_FILES = re.compile(
 
 
 def find_labels(folder: Path) -> Path | None:
-    """The label map among a SavedModel's assets, when they hold one and no other."""
+    """The label map among a SavedModel's assets, when they hold one and no other; else the
+    `metadata.yaml` that Ultralytics writes beside it.
+    """
     assets = folder / "assets"
     files = [path for path in assets.iterdir()] if assets.is_dir() else []
     found = [path for path in files if LABEL_FILES.fullmatch(path.name)]
+    about = folder / "metadata.yaml"
+    if not found and about.is_file() and b"author: Ultralytics" in about.read_bytes():
+        return about
     return found[0] if len(found) == 1 else None
 
 
@@ -1512,7 +1517,8 @@ def find_family(
             return kind, found
         reasons.append(reason)
     reasons += picture_outputs(about)
-    reasons += suggest_lines(kinds, about) if len(about.outputs) > 1 else []
+    several = len(about.outputs) > 1
+    reasons += bare_heads(about) or (suggest_lines(kinds, about) if several else [])
     because = "; ".join(dict.fromkeys(reasons)) or (
         f'write "family", one of {", ".join(kinds)}, and "outputs", its names of them'
     )
@@ -1572,6 +1578,26 @@ def picture_outputs(about: About) -> list[str]:
         f"{name} is a picture, and a model that answers one names nothing in it"
         for name, (dtype, shape, *_) in about.outputs.items()
         if dtype == "DT_UINT8" and shape is not None and len(shape) == 4 and shape[3] == 3
+    ]
+
+
+# Outputs of detectors as KerasHub, KerasCV and TF Model Garden export them undecoded.
+HEADS = (
+    {"bbox_regression", "cls_logits"},
+    {"box", "classification"},
+    {"boxes", "classes"},
+    {"raw_boxes", "raw_scores", "image_info"},
+    {"decoded_boxes", "decoded_box_scores", "image_info"},
+)
+
+
+def bare_heads(about: About) -> list[str]:
+    """Say of a detector that its boxes are neither decoded nor suppressed."""
+    if about.outputs.keys() not in HEADS:
+        return []
+    return [
+        "these are a detector's heads, without what makes boxes of them: export a signature that "
+        "ends with model.decode_predictions (Keras), or with apply_nms (TF Model Garden)"
     ]
 
 
@@ -1644,8 +1670,17 @@ def check_numbers(kind: Family, about: About) -> bool:
     numbers = kind.numbers(about)
     if numbers is None:
         return False
-    check_labels(about.labels, len(numbers), numbers.start + shift_of(kind, about))
+    try:
+        check_labels(about.labels, len(numbers), numbers.start + shift_of(kind, about))
+    except ValueError as error:
+        raise ValueError(f"{error}{OTHER_COLUMNS * ('predictions' in kind.layout)}") from None
     return True
+
+
+OTHER_COLUMNS = (
+    "; YOLO's models of poses and of turned boxes, whose further columns are no classes, are no "
+    "detectors here"
+)
 
 
 def shift_of(kind: Family, about: About) -> int:
@@ -1891,7 +1926,28 @@ def model_garden(outputs: Mapping[str, np.ndarray], about: About) -> Tensors:
     return tensors
 
 
-@family(DETECTION_API, boxes="yxyx unit", classes_from=1, numbers=api_numbers)
+def counts_from_one(about: About) -> str:
+    """TF Model Garden's YOLO has the same names, numbers its classes from 0 and its rows as
+    integers; the Object Detection API numbers all by floats, and the Garden's others tell more.
+    """
+    rows = about.outputs.get("num_detections")
+    is_float = rows is None or rows.dtype.removeprefix("DT_") in NUMBERS["float"]
+    is_known = about.classes_from is not None or 0 in about.labels
+    if is_float or is_known or "image_info" in about.outputs:
+        return ""
+    return (
+        "num_detections is an integer: detection_classes may count from 0 (YOLO of TF Model "
+        'Garden) or from 1: write "classes_from": 0 or 1'
+    )
+
+
+@family(
+    {**DETECTION_API, "image_info?": "4 2"},
+    boxes="yxyx unit",
+    classes_from=1,
+    told=counts_from_one,
+    numbers=api_numbers,
+)
 def detection_api(outputs: Mapping[str, np.ndarray], about: About) -> Tensors:
     """TensorFlow's Object Detection API: boxes in 0..1, masks of the box."""
     return read_named(outputs)
@@ -2060,7 +2116,7 @@ def is_yolo(about: About) -> str:
     ends = [row for row, cell in ((first, second), (second, first)) if cell in cells]
     if len(ends) == 1:
         return "" if (ends[0] or 0) > 4 else ROW_LINES
-    is_labelled = about.names > 0 and first == 4 + about.names
+    is_labelled = bool(about.labels) and first == 4 + len(about.labels)
     if (first or 0) > 4 and (second is None or second > max(first or 0, 50)):
         return "" if about.input_name == "images" or is_labelled else ROW_LINES
     return ROW_LINES
@@ -2392,7 +2448,11 @@ def check_planes(about: About) -> str:
             f"planes {about.outputs['planes'].text} may have its classes first or last: {PLANES}, "
             'or "label_map" with as many names as there are classes'
         )
-    count = about.shape("planes")[axis]
+    return check_plane_names(about, about.shape("planes")[axis])
+
+
+def check_plane_names(about: About, count: int | None) -> str:
+    """What is wrong with the number of planes beside the label map's names, or ""."""
     if count == 1:
         return check_count(about, 1, "planes")
     if are_exclusive(about, count or 2):
@@ -2422,7 +2482,31 @@ def segmentation(outputs: Mapping[str, np.ndarray], about: About) -> Tensors:
     """
     axis = plane_axis(about)
     planes = outputs["planes"]
-    planes = about.activate(planes if axis == 2 else np.moveaxis(planes, 0, 2))  # [H, W, C]
+    return find_plane_regions(planes if axis == 2 else np.moveaxis(planes, 0, 2), about)
+
+
+@family(
+    {"planes|logits": "float H W C", "image_info": "4 2"},
+    check=lambda about: check_plane_names(about, next(iter(about.shape("planes")[2:]), None)),
+    activation="planes",
+    **{**REGIONS, "is_named": True},
+)
+def garden_segmentation(outputs: Mapping[str, np.ndarray], about: About) -> Tensors:
+    """TF Model Garden's segmenters (official/vision/serving/semantic_segmentation.py): class planes
+    of the model's own input, in which the picture, scaled, lies at the top left; or of the picture.
+    """
+    planes, (original, _, scale, offset) = outputs["planes"], outputs["image_info"]
+    if offset.any():
+        raise OutputError(f"image_info: expected an offset of 0, got {offset.tolist()}")
+    if planes.shape[:2] != tuple(original):
+        tall, wide = np.rint(original * scale).astype(int)
+        planes = planes[:tall, :wide]
+    return find_plane_regions(planes, about)
+
+
+def find_plane_regions(planes: np.ndarray, about: About) -> Tensors:
+    """The regions of class planes [H, W, C], of which what is to be done is known."""
+    planes = about.activate(planes)
     if are_exclusive(about, planes.shape[2]):
         check_shares(planes, about)
         return find_best_regions(planes, about)

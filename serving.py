@@ -3886,6 +3886,8 @@ def find_node(tensor: str, scope: Scope, functions: Mapping[str, Any]) -> tuple[
             tensor = node.input[0]
         elif node.op == "IdentityN":
             tensor = node.input[int(place.rpartition(":")[2] or 0)]
+        elif node.op in ("Minimum", "Maximum") and is_constant(node.input[1], scope):  # clipped
+            tensor = node.input[0]
         else:
             return node, scope
     return None, scope
@@ -4005,10 +4007,15 @@ def scale_of_factors(factors: np.ndarray, sizes: Collection[int]) -> str:
 
 def is_one(tensor: str, scope: Scope) -> bool:
     """Whether a tensor is the constant 1."""
-    node = scope.nodes.get(tensor.partition(":")[0])
-    if node is None or node.op != "Const":
+    if not is_constant(tensor, scope):
         return False
-    return bool((tensorflow().make_ndarray(node.attr["value"].tensor) == 1).all())
+    value = scope.nodes[tensor.partition(":")[0]].attr["value"].tensor
+    return bool((tensorflow().make_ndarray(value) == 1).all())
+
+
+def is_constant(tensor: str, scope: Scope) -> bool:
+    node = scope.nodes.get(tensor.partition(":")[0])
+    return node is not None and node.op == "Const"
 
 
 def read_fields(message: bytes) -> dict[int, list[bytes]]:

@@ -127,7 +127,8 @@ FROM_COCO = [(number, score, box) for number, score, box in detr("softmax", 1)]
 EXPECTED = {
     "odapi": listed(), "odapi_masks": listed(), "odapi_without_batch": listed(), "odapi_of_nan": NAN,
     "odapi_outside": OUTSIDE, "odapi_pixels_said": listed(), "garden_retinanet": listed(),
-    "garden_mask_rcnn": listed(), "garden_normalized": listed(), "efficientdet": listed(),
+    "garden_mask_rcnn": listed(), "garden_normalized": listed(), "garden_clipped": listed(), "garden_yolo": listed(),
+    "efficientdet": listed(),
     "efficientdet_said": listed(), "yolov8": V8, "yolov8_rows": V8, "yolov8_unit_said": V8,
     "odapi_raw": listed(), "yolov8_unit": V8, "yolov8_scale_said": V8, "yolov8_head": ultralytics(zoo.decoded(), zoo.SIDE),
     "yolov8_head_unit": ultralytics(zoo.decoded(), zoo.SIDE), "yolov5_head": V5,
@@ -280,6 +281,8 @@ REGIONS = {
     "deeplab": DEEPLAB, "deeplab_plane": DEEPLAB, "planes_flat": best_planes(),
     "planes_flat_logits": best_planes(), "planes_of_background": best_planes(),
     "deeplab_from_0": [(number, 1.0, region) for number, _, region in best_planes(0)],
+    "garden_planes": best_planes(), "garden_planes_rescaled": best_planes(),
+    "garden_planes_softmax": best_planes(),
 }  # fmt: skip
 
 

@@ -96,6 +96,10 @@ def odapi(boxes: Any = BOXES, **more: Any) -> Callable:
 
 ODAPI = "tensorflow/models research/object_detection/exporter_lib_v2.py"
 GARDEN = "tensorflow/models official/vision/serving/detection.py"
+# As built by tests/build_zoo.py with tf-models-official 2.20, keras-hub 0.32, keras-cv 0.9,
+# ultralytics 8.4.190: names, shapes, dtypes and last operations of those SavedModels.
+BUILT_GARDEN = "tf-models-official 2.20 official/vision/serving/"
+BUILT_YOLO = "tf-models-official 2.20 official/projects/yolo/serving/export_module_factory.py"
 INFO = np.array([[[32, 128], [16, 64], [0.5, 0.5], [0, 0]]], np.float32)  # a picture of 32 x 128
 GARDEN_BOXES = BOXES * np.array([16, 64, 16, 64])  # in pixels of the scaled picture
 AUTOML = "google/automl efficientdet/tf2/postprocess.py: generate_detections"
@@ -106,12 +110,24 @@ DETR = "facebookresearch/detr models/detr.py: PostProcess"
 CENTERNET = "xingyizhou/CenterNet src/lib/models/decode.py: ctdet_decode"
 
 
+def clipped(tf: Any, picture: Any) -> dict[str, Any]:
+    """official/vision/serving/detection.py: _normalize_coordinates, which ends with a clip."""
+    made = normalized(tf, picture)
+    return {**made, "detection_boxes": tf.clip_by_value(made["detection_boxes"], 0.0, 1.0)}
+
+
 def normalized(tf: Any, picture: Any) -> dict[str, Any]:
     """official/vision/ops/box_ops.py: normalize_boxes, the export's option."""
     ymin, xmin, ymax, xmax = tf.split(tf.constant(GARDEN_BOXES[None].astype(np.float32)), 4, -1)
     height, width = tf.constant(16.0), tf.constant(64.0)
     boxes = tf.concat([ymin / height, xmin / width, ymax / height, xmax / width], -1)
     return {**odapi(image_info=INFO)(tf, picture), "detection_boxes": boxes}
+
+
+def garden_yolo(tf: Any, picture: Any) -> dict[str, Any]:
+    """Classes from 0, as floats; the number of rows as int32."""
+    more = {"detection_classes": (CLASSES - 1)[None], "num_detections": np.array([3], np.int32)}
+    return odapi(**more)(tf, picture)
 
 
 def keras_detector(boxes: Any, classes: str = "classes") -> Callable:
@@ -328,6 +344,50 @@ DETECTORS = [
         input="inputs",
     ),
     Zoo(
+        "garden_clipped",
+        BUILT_GARDEN + "detection.py, output_normalized_coordinates",
+        clipped,
+        "detection_api",
+        C,
+        shape=(1, None, None, 3),
+        dtype="uint8",
+        input="inputs",
+    ),
+    Zoo(
+        "garden_yolo_unsaid",
+        BUILT_YOLO,
+        garden_yolo,
+        config=C,
+        refused='write "classes_from": 0 or 1',
+        shape=(1, None, None, 3),
+        dtype="uint8",
+        input="inputs",
+    ),
+    Zoo(
+        "garden_yolo",
+        BUILT_YOLO,
+        garden_yolo,
+        "detection_api",
+        {**C, "classes_from": 0},
+        shape=(1, None, None, 3),
+        dtype="uint8",
+        input="inputs",
+    ),
+    Zoo(
+        "garden_raw",
+        BUILT_GARDEN + "detection.py, apply_nms: false",
+        constant(
+            decoded_boxes=GARDEN_BOXES[None, :, None],
+            decoded_box_scores=SCORES[None, :, None],
+            image_info=INFO,
+        ),
+        config=C,
+        refused="a detector's heads",
+        shape=(1, None, None, 3),
+        dtype="uint8",
+        input="inputs",
+    ),
+    Zoo(
         "garden_unit",
         GARDEN + ", 0..1 by another operation",
         odapi(BOXES, image_info=INFO),
@@ -533,6 +593,14 @@ DETECTORS = [
         shape=(1, None, None, 3),
         refused='"yolo"',
     ),
+    Zoo(
+        "yolov8_of_other_names",
+        "ultralytics 8.4.190, yolov8n-obb: a last column for the angle",
+        concat(V8, True),
+        config={"label_map": ["cat", "dog"]},
+        refused="model's 3 classes, ids 1 to 3; got 2, ids 1 to 2; YOLO's models of poses and of turned",
+        input="images",
+    ),
     Zoo("yolov5", YOLOV5, concat(V5), "yolov5", C),
     Zoo(
         "yolov5_pixels",
@@ -602,6 +670,20 @@ DETECTORS = [
         keras_detector(XYXY),
         "keras_detector",
         {**C, "boxes": {"format": "xyxy", "scale": "unit"}},
+    ),
+    Zoo(
+        "keras_hub_heads",
+        "keras-hub 0.32 RetinaNetObjectDetector.export",
+        constant(bbox_regression=np.zeros((1, 765, 4)), cls_logits=np.zeros((1, 765, 4))),
+        refused="ends with model.decode_predictions",
+        shape=(None, 128, 128, 3),
+    ),
+    Zoo(
+        "keras_cv_heads",
+        "keras-cv 0.9 YOLOV8Detector.export",
+        constant(boxes=np.zeros((1, 336, 64)), classes=np.zeros((1, 336, 4))),
+        refused="ends with model.decode_predictions",
+        shape=(None, 128, 128, 3),
     ),
     Zoo(
         "keras_hub",
@@ -940,6 +1022,24 @@ def resized(tf: Any, x: Any) -> Any:
     return tf.image.resize(tf.nn.softmax(x), [32, 64], "nearest")
 
 
+def garden_planes(function: Callable, size: tuple[int, int], info: list) -> Callable:
+    """Logits in the top left of `size`, the rest 9 of class 1, and image_info."""
+    planes = np.zeros((1, *size, 3), np.float32)
+    planes[..., 1] = 9
+    planes[0, : FIELD.shape[0], : FIELD.shape[1]] = FIELD
+
+    def outputs(tf: Any, picture: Any) -> dict[str, Any]:
+        logits = tf.image.resize(function(tf, tf.constant(planes)), size)
+        return {"logits": logits, "image_info": tf.constant([info], tf.float32)}
+
+    return outputs
+
+
+GARDEN_PLANES = BUILT_GARDEN + "semantic_segmentation.py"
+GIVEN = {"dtype": "uint8", "shape": (1, None, None, 3), "input": "inputs"}
+# pictures of 48 x 96 shown in 32 x 32 keeping their proportions; the planes as large as the picture
+KEPT = [[48, 96], [32, 32], [1 / 3, 1 / 3], [0, 0]]
+WHOLE = [[16, 32], [32, 32], [1, 1], [0, 0]]
 CLASS_MAP = FIELD.argmax(2)[None]
 SEGMENTERS = [
     Zoo(
@@ -1032,6 +1132,38 @@ SEGMENTERS = [
         "segmentation",
         {**C, "classes_from": 0},
         shape=WIDE,
+    ),
+    Zoo(
+        "garden_planes_unsaid",
+        GARDEN_PLANES,
+        garden_planes(lambda tf, x: x, (32, 32), KEPT),
+        config=TWO,
+        refused="neither softmax nor sigmoid",
+        **GIVEN,
+    ),
+    Zoo(
+        "garden_planes",
+        GARDEN_PLANES,
+        garden_planes(lambda tf, x: x, (32, 32), KEPT),
+        "garden_segmentation",
+        {**TWO, "activation": "softmax"},
+        **GIVEN,
+    ),
+    Zoo(
+        "garden_planes_rescaled",
+        GARDEN_PLANES + ", rescale_output",
+        garden_planes(lambda tf, x: x, (16, 32), WHOLE),
+        "garden_segmentation",
+        {**TWO, "activation": "softmax"},
+        **GIVEN,
+    ),
+    Zoo(
+        "garden_planes_softmax",
+        GARDEN_PLANES + ", logit_activation: softmax",
+        garden_planes(softmax, (32, 32), KEPT),
+        "garden_segmentation",
+        TWO,
+        **GIVEN,
     ),
     Zoo(
         "planes_of_road",

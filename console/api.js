@@ -99,7 +99,8 @@ export function timing(response, took) {
 
 // --- what is served ---
 
-export const catalogue = { deployments: [], models: [], pipelines: [], handlers: [], routines: [], languages: [], loading: { of: 0, waiting: [] }, key: {} };
+/** What `GET /deployments` answers. */
+export const catalogue = { key: {} };
 const listeners = new Set();
 
 /** Be told when what is served was read anew; returns what ends it. */

@@ -1,7 +1,7 @@
 // The page's frame: parts and their addresses, the key, what is loading, errors that nobody else shows.
 
 import { catalogue, key, onCatalogue, refresh, takeKeyFromAddress, whenKeyIsNeeded } from "./api.js";
-import { $, make } from "./dom.js";
+import { $, button, make } from "./dom.js";
 
 const PARTS = {
   try: () => import("./try.js"),
@@ -47,7 +47,6 @@ async function route() {
   else leave?.(); // something else was chosen meanwhile
 }
 
-/** Run something and show what goes wrong, in the server's words. */
 export async function attempt(work) {
   try {
     return await work();
@@ -115,10 +114,9 @@ async function start() {
     showError("");
     await route();
   } catch (error) {
+    const [text, action, work] = error.status === 401 ? ["Nothing can be shown without a key. The server prints one when it starts, unless its config has some.", "Enter a key", changeKey] : [error.message, "Try again", start];
     showKey();
-    $("#main").replaceChildren(make("p.empty", error.status === 401
-      ? "Nothing can be shown without a key. The server prints one when it starts, unless its config has some." : error.message,
-    make("br"), make("button.main", { type: "button", onclick: error.status === 401 ? changeKey : start }, error.status === 401 ? "Enter a key" : "Try again")));
+    $("#main").replaceChildren(make("p.empty", text, make("br"), button(action, work, { className: "main" })));
   }
 }
 
@@ -136,6 +134,7 @@ addEventListener("hashchange", () => {
   if (location.hash.startsWith("#key=")) {
     takeKeyFromAddress();
     start();
-  } else attempt(route);
+  } else if (catalogue.deployments) attempt(route);
+  else start();
 });
 start();

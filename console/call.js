@@ -16,7 +16,6 @@ export class Caller {
     this.turn = 0;
   }
 
-  /** What was said of the last call is gone. */
   clear() {
     this.turn += 1;
     this.abort?.abort();

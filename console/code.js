@@ -1,9 +1,7 @@
 // A call as code, in any language that the server writes, with or without the user's key.
 
 import { ask, catalogue, key, post } from "./api.js";
-import { details, make, select, textBlock } from "./dom.js";
-
-const FILES = { python: "py", javascript: "mjs", typescript: "ts", axios: "mjs", java: "java", go: "go", r: "R", ruby: "rb", c: "c", csharp: "cs", php: "php", curl: "sh" };
+import { details, make, option, textBlock } from "./dom.js";
 
 /** What to ask for the code of a call with a JSON body. */
 export function codeOf(language, own, url, text, method = "POST") {
@@ -15,25 +13,30 @@ export function codeOf(language, own, url, text, method = "POST") {
 export class Code {
   constructor(question, summary = "This call as code") {
     this.question = question;
-    this.language = select("Language", [], () => this.show());
+    this.list = make("select", { onchange: () => this.show() });
     this.withKey = make("input", { type: "checkbox", onchange: () => this.show() });
-    this.block = textBlock("Code of this call", () => `call.${FILES[this.language.querySelector("select").value] ?? "txt"}`);
-    const content = [make("div.bar", this.language, make("label", this.withKey, "with my key")), this.block];
+    this.block = textBlock("Code of this call", () => this.chosen.file);
+    this.hint = make("p.soft");
+    const content = [make("div.bar", make("label", "Language ", this.list), make("label", this.withKey, "with my key")), this.hint, this.block];
     this.element = summary ? details(summary, ...content) : make("div", ...content);
     this.element.classList.add("code");
     this.element.ontoggle = () => this.show();
   }
 
-  /** Ask once the user pauses, rather than at each letter typed. */
   soon() {
     clearTimeout(this.timer);
     this.timer = setTimeout(() => this.show(), 200);
   }
 
+  get chosen() {
+    return catalogue.languages.find((one) => one.id === this.list.value);
+  }
+
   async show() {
-    const list = this.language.querySelector("select");
-    if (list.options.length !== catalogue.languages.length) list.replaceChildren(...catalogue.languages.map((one) => make("option", { value: one.id }, one.name)));
+    const { list } = this;
+    if (list.options.length !== catalogue.languages.length) list.replaceChildren(...catalogue.languages.map((one) => option(one.id, one.name)));
     if (this.element.open === false) return;
+    this.hint.textContent = `Needs ${this.chosen.needs}; saved as ${this.chosen.file} it runs by ${this.chosen.run}`;
     const turn = (this.turn = (this.turn ?? 0) + 1);
     this.withKey.disabled = !key.get();
     try {

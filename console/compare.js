@@ -43,9 +43,8 @@ export class Compare {
     const { panel } = this, least = Number(panel.result.slider.value), left = panel.result.shown;
     const right = this.other.filter((one) => one.confidence >= least && !panel.result.hidden.has(one.tag.name));
     if ([...left, ...right].some((one) => one.bound)) panel.viewer.mark(left, right, Number(this.slider.value));
-    const own = panel.query && panel.query.replace(/^version(_label)?=/, ", version ");
-    const other = `${this.id}${this.query && decodeURIComponent(this.query).replace(/^version(_label)?=/, ", version ")}${this.routines === "without" ? ", without the request's routines" : ""}`;
-    this.list.replaceChildren(make("p.soft", `Left: ${panel.one.id}${decodeURIComponent(own)} · right: ${other}`), differences(left, right));
+    const tell = (id, query) => id + decodeURIComponent(query).replace(/^version(_label)?=/, ", version ");
+    this.list.replaceChildren(make("p.soft", `Left: ${tell(panel.one.id, panel.query)} · right: ${tell(this.id, this.query)}${this.routines === "without" ? ", without the request's routines" : ""}`), differences(left, right));
   }
 
   clear() {

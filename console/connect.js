@@ -4,7 +4,6 @@ import { BASE, askJson, catalogue, key, path } from "./api.js";
 import { Code } from "./code.js";
 import { copy, button, make, option } from "./dom.js";
 
-/** All that can be called: {group, name, url, client}. */
 function targets() {
   const model = (group) => ({ name }) => ({ group, name, url: `v1/models/${path(name)}:predict`, client: (language) => `v1/models/${path(name)}/client/${language}` });
   return [
@@ -40,5 +39,7 @@ export async function show(root, [group, name]) {
   return null;
 }
 
-const tabs = (part) => make("p.bar", make("a", { href: "#connect", "aria-current": part === "code" ? "page" : null }, "Code"), make("a", { href: "#connect/api", "aria-current": part === "api" ? "page" : null }, "The whole API"),
-  make("a", { href: String(new URL("openapi.json", BASE)) }, "openapi.json"));
+const tab = (text, href, current) => make("a", { href, "aria-current": current ? "page" : null }, text);
+
+const tabs = (part) => make("p.bar", tab("Code", "#connect", part === "code"), tab("The whole API", "#connect/api", part === "api"),
+  tab("openapi.json", String(new URL("openapi.json", BASE))));

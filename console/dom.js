@@ -2,7 +2,7 @@
 
 export const $ = (selector, root = document) => root.querySelector(selector);
 
-/** An element, `make("p.soft", "text")`: a tag and classes; properties, `aria-*`/`data-*`/`role` attributes and `on...` listeners where there are some; children. */
+/** An element, as `make("p.soft", { id: "a" }, "text")`: tag and classes, properties or attributes where there are some, children. */
 export function make(name, ...given) {
   const [tag, ...classes] = name.split("."), element = document.createElement(tag);
   const [first] = given, named = first && typeof first === "object" && !(first instanceof Node) && !Array.isArray(first);
@@ -118,7 +118,6 @@ export function download(name, content, type = "application/json") {
   setTimeout(() => URL.revokeObjectURL(link.href), 10000);
 }
 
-/** A block of text to read, with what copies and downloads it. */
 export function textBlock(label, file = "") {
   const text = make("pre", { tabIndex: 0, role: "region", "aria-label": label });
   let whole = "";

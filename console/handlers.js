@@ -10,7 +10,7 @@ const last = new Map(); // path -> {text, type}
 
 export function show(root, one) {
   const panel = new HandlerPanel(one);
-  root.replaceChildren(heading({ ...one, name: one.path }), make("p", { className: one.state === "failed" ? "error" : "soft" }, one.reason || (one.envelope ? `answers in the envelope “${one.envelope}”` : "")), panel.element);
+  root.replaceChildren(heading({ ...one, name: one.path }), make(one.state === "failed" ? "p.error" : "p.soft", one.reason || (one.envelope ? `answers in the envelope “${one.envelope}”` : "")), panel.element);
   return () => panel.caller.clear();
 }
 

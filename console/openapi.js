@@ -2,7 +2,7 @@
 
 import { ask } from "./api.js";
 import { Caller } from "./call.js";
-import { area, details, dropZone, make, pretty, search, select, textBlock } from "./dom.js";
+import { area, details, dropZone, make, option, pretty, search, select, textBlock } from "./dom.js";
 
 const METHODS = ["get", "put", "post", "delete", "patch", "head"];
 
@@ -47,7 +47,7 @@ class Operation {
   field(parameter) {
     const { schema = {}, name, required, description } = parameter, own = follow(this.api, schema);
     const value = parameter.example ?? own.example ?? own.enum?.[0] ?? "";
-    const input = own.enum ? make("select", (required ? own.enum : ["", ...own.enum]).map((one) => make("option", { value: one }, one))) : make("input", { value: required ? value : "", placeholder: description ?? "" });
+    const input = own.enum ? make("select", (required ? own.enum : ["", ...own.enum]).map((one) => option(one))) : make("input", { value: required ? value : "", placeholder: description ?? "" });
     this.fields.push({ parameter, input });
     return make("label", { title: description ?? "" }, `${name}${required ? " *" : ""} (${parameter.in})`, input);
   }

@@ -54,7 +54,7 @@ function drawLink(from, to, { item, name }) {
 function drawNode({ x, y }, name, node, time, slowest) {
   const below = time != null ? milliseconds(time) : node ? node.model ?? node.function ?? "" : "";
   return draw("g", { class: time != null && time === slowest ? "slow" : null }, draw("rect", { x, y, width: WIDE, height: TALL, rx: 8 }),
-    draw("text", { class: "name", x: x + WIDE / 2, y: y + 20, "text-anchor": "middle" }, cut(name)), draw("text", { x: x + WIDE / 2, y: y + 37, "text-anchor": "middle" }, cut(below)), draw("title", {}, [name, node?.model ?? node?.function].filter(Boolean).join(": ")));
+    draw("text", { class: "name", x: x + WIDE / 2, y: y + 20 }, cut(name)), draw("text", { x: x + WIDE / 2, y: y + 37 }, cut(below)), draw("title", {}, [name, node?.model ?? node?.function].filter(Boolean).join(": ")));
 }
 
 const cut = (text) => (text.length > 18 ? `${text.slice(0, 17)}…` : text);

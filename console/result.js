@@ -30,7 +30,6 @@ export class Result {
     this.draw();
   }
 
-  /** Those of the answer from the slider's confidence on. */
   get confident() {
     const least = Number(this.slider.value);
     return (this.answer?.predictions ?? []).filter((one) => one.confidence >= least);

@@ -85,7 +85,6 @@ export class TensorPanel {
     this.form.append(make("p.soft.wide", `answers ${outputs.join(", ")}`));
   }
 
-  /** Values that the signature takes, in the fields and in the body. */
   example() {
     const given = this.signature === "serving_default" ? this.one.body?.inputs : undefined, one = this.inputs.length === 1;
     this.inputs.forEach(([name, tensor], index) => {
@@ -139,27 +138,36 @@ function isPicture(name, tensor, shape) {
   return pixels && (shape[1] ?? 99) > 4;
 }
 
+/** A field of text; what `read` throws stands below it. */
+function textField(label, { wide = true, ...properties }, read, write) {
+  const text = area(properties), note = status("small.warning");
+  text.oninput = () => {
+    try {
+      note.textContent = "";
+      read(text.value);
+    } catch (error) {
+      note.textContent = error.message;
+    }
+  };
+  return { element: make(wide ? "label.wide" : "label", label, text, note), fill: (value) => {
+    text.value = write(value);
+    note.textContent = "";
+  } };
+}
+
 /** Rows of numbers: typed, or pasted from a spreadsheet or CSV. */
 function tableField(label, tensor, shape, set) {
-  const columns = shape.length === 2 ? shape[1] : 1, scalar = shape.length === 0;
-  const text = area({ rows: columns > 1 ? 4 : 2, placeholder: columns > 1 ? `${columns} numbers a row, as in CSV` : "a number a line" });
-  const note = status("small.warning");
-  const read = () => {
-    const rows = text.value.split(/\r?\n/).map((line) => line.trim()).filter(Boolean).map((line) => line.split(/[,;\t ]+/).filter(Boolean));
-    const bad = rows.flat().find((cell) => !isNumber(cell, tensor.dtype));
-    const wrong = rows.findIndex((cells) => cells.length !== columns);
-    note.textContent = bad !== undefined ? `“${bad}” is no ${typeOf(tensor)}` : wrong >= 0 ? `Row ${wrong + 1} has ${rows[wrong].length} values, expected ${columns}` : "";
-    const values = rows.map((cells) => (shape.length === 2 ? cells.map(toNumber) : toNumber(cells[0])));
-    set(scalar ? values[0] : values);
+  const flat = shape.length < 2, columns = flat ? 1 : shape[1], wide = columns > 1;
+  const read = (text) => {
+    const rows = text.split(/\r?\n/).map((line) => line.trim()).filter(Boolean).map((line) => line.split(/[,;\t ]+/).filter(Boolean));
+    const values = rows.map((cells) => (flat ? toNumber(cells[0]) : cells.map(toNumber)));
+    set(shape.length ? values : values[0]);
+    const bad = rows.flat().find((cell) => !isNumber(cell, tensor.dtype)), wrong = rows.findIndex((cells) => cells.length !== columns);
+    if (bad !== undefined) throw new Error(`“${bad}” is no ${typeOf(tensor)}`);
+    if (wrong >= 0) throw new Error(`Row ${wrong + 1} has ${rows[wrong].length} values, expected ${columns}`);
   };
-  text.oninput = read;
-  return {
-    element: make("label", { className: columns > 1 ? "wide" : "" }, label, text, note),
-    fill(value) {
-      text.value = (shape.length === 2 ? value : [value].flat()).map((cells) => [cells].flat().join(", ")).join("\n");
-      note.textContent = "";
-    },
-  };
+  return textField(label, { wide, rows: wide ? 4 : 2, placeholder: wide ? `${columns} numbers a row, as in CSV` : "a number a line" }, read,
+    (value) => (flat ? [value].flat() : value).map((cells) => [cells].flat().join(", ")).join("\n"));
 }
 
 const toNumber = (text) => (/^(true|false)$/i.test(text) ? text.toLowerCase() === "true" : Number(text));
@@ -170,26 +178,13 @@ function isNumber(text, dtype) {
 }
 
 function linesField(label, shape, set) {
-  const text = area({ rows: 3, placeholder: "a text a line" });
-  text.oninput = () => {
-    const lines = text.value.split("\n");
-    set(shape.length === 2 ? lines.map((line) => [line]) : shape.length ? lines : text.value);
-  };
-  return { element: make("label.wide", label, text), fill: (value) => (text.value = [value].flat(3).join("\n")) };
+  return textField(label, { rows: 3, placeholder: "a text a line" }, (text) => {
+    const lines = text.split("\n");
+    set(shape.length === 2 ? lines.map((line) => [line]) : shape.length ? lines : text);
+  }, (value) => [value].flat(3).join("\n"));
 }
 
-function jsonField(label, set) {
-  const text = area({ rows: 4 }), note = status("small.warning");
-  text.oninput = () => {
-    try {
-      set(JSON.parse(text.value));
-      note.textContent = "";
-    } catch (error) {
-      note.textContent = error.message;
-    }
-  };
-  return { element: make("label.wide", `${label}, as JSON`, text, note), fill: (value) => (text.value = JSON.stringify(value)) };
-}
+const jsonField = (label, set) => textField(`${label}, as JSON`, { rows: 4 }, (text) => set(JSON.parse(text)), JSON.stringify);
 
 const RANGES = { "0..255": [1, 0], "0..1": [1 / 255, 0], "-1..1": [2 / 255, -1] };
 
@@ -197,7 +192,6 @@ const RANGES = { "0..255": [1, 0], "0..1": [1 / 255, 0], "-1..1": [2 / 255, -1] 
 function pictureField(label, tensor, shape, set) {
   const whole = tensor.dtype === "DT_STRING" || INTEGERS.test(tensor.dtype) || tensor.dtype === "DT_UINT8";
   const canvas = make("canvas", { width: 0, height: 0 }), note = status("small");
-  canvas.style.maxWidth = "12rem";
   let bitmap = null, range = whole ? "0..255" : "0..1";
   const write = () => bitmap && set(pixels(bitmap, canvas, shape, RANGES[range], whole));
   const take = async ([file]) => {

@@ -24,7 +24,6 @@ function placeLabel([left, top, right, bottom], [wide, tall], [far, deep], taken
   return spot;
 }
 
-/** Of a picture of so many pixels, how many labels of a height it has room for. */
 const roomFor = (area, tall) => Math.max(3, (MOST_LABELS * area) / (5 * tall * tall));
 
 /** A name whose direction of writing leaves the number beside it where it is. */
@@ -78,7 +77,6 @@ export class Viewer {
     this.draw();
   }
 
-  /** Make one prediction stand out, or none. */
   emphasise(one) {
     if (this.strong === one) return;
     this.strong = one;

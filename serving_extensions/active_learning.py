@@ -153,7 +153,7 @@ class Inbox:
 
 def write_whole(path: Path, data: bytes) -> None:
     """Write a file whole or not at all."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    scratch = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
     try:
         scratch.write_bytes(data)
         os.replace(scratch, path)

@@ -70,11 +70,21 @@ def view_deployments(server: ModelServer, call: Call) -> Reply:
                 for name, kind in server.prepared.routines.items()
                 if name == kind.__name__
             ],
-            "languages": [
-                {"id": name, "name": language.name} for name, language in LANGUAGES.items()
-            ],
+            "languages": [describe_language(name) for name in LANGUAGES],
         }
     )
+
+
+def describe_language(name: str) -> dict[str, str]:
+    """A language of client programs: their file, what they need, and how they are run."""
+    one = LANGUAGES[name]
+    return {
+        "id": name,
+        "name": one.name,
+        "file": one.file_name,
+        "needs": one.needs,
+        "run": one.run,
+    }
 
 
 def describe_key(call: Call) -> dict[str, Any]:

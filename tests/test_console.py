@@ -900,7 +900,7 @@ def test_the_code_is_that_of_this_call_with_or_without_the_key(page, tmp_path):
     page.says("requests", CODE)
     compile(page.text(CODE), "copied", "exec")
     page.click("Download", ".code")
-    assert page.saved("call.py").decode().strip() == page.text(CODE).strip()
+    assert page.saved("predict.py").decode().strip() == page.text(CODE).strip()
 
 
 def test_the_code_of_a_picture_has_its_routines_and_version(page):

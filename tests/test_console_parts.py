@@ -122,6 +122,7 @@ def card(name, kind="models"):
 
 
 def click(page, selector):
+    wait(page, f"document.querySelector({json.dumps(selector)})")
     page.execute_script("document.querySelector(arguments[0]).click()", selector)
 
 
@@ -334,7 +335,7 @@ def test_the_last_errors_are_filtered_and_what_is_typed_survives_an_update(page,
     rows = "document.querySelectorAll('#watch-errors tbody tr')"
     wait(browser, f"{rows}.length >= 2")
     told = site.get("stats?window=5m")["last_errors"]
-    box = browser.find_element("css selector", "#errors-filter")
+    box = browser.find_element("css selector", "#errors-filter")  # it is there with the rows
     box.send_keys("models/unknown")
     wanted = [one["request_id"] for one in told if "models/unknown" in one["path"]]
     ids = f"[...{rows}].map((row) => row.cells[4].innerText)"

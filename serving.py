@@ -2560,6 +2560,7 @@ class Trace:
     waited = False  # for a model to load
     infers = by_page = False  # it asks a model or handler; the page asks
     spent: tuple[float, ...] = ()  # what `measure` has found
+    nodes: Mapping[str, float] = types.MappingProxyType({})  # seconds in each node of a pipeline
 
     def __init__(self, queued: float | None = None, has_left: Callable[[], bool] = stays):
         self.start = time.perf_counter()
@@ -8572,10 +8573,12 @@ def tell_times(trace: Trace) -> str:
     now = time.perf_counter()
     trace.spent = queued, decoding, inference, routines, encoding = trace.measure(now)
     total = 1e3 * (now - (trace.queued or trace.start))
-    if queued > 0 and inference > 0 and routines == 0:
+    if queued > 0 and inference > 0 and routines == 0 and not trace.nodes:
         times = 1e3 * queued, 1e3 * decoding, 1e3 * inference, 1e3 * encoding, total
         return PLAIN_TIMES % times
     parts = [f"{name};dur={1e3 * s:.3f}" for name, s in zip(PHASES, trace.spent) if s > 0]
+    for name, seconds in trace.nodes.items():
+        parts.append(f'node;desc="{quote(name, safe="")}";dur={1e3 * seconds:.3f}')
     return ", ".join([*parts, f"total;dur={total:.3f}"])
 
 

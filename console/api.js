@@ -92,7 +92,8 @@ export function timing(response, took) {
   for (const one of (response.headers.get("Server-Timing") ?? "").split(",")) {
     const [name, ...values] = one.split(";").map((part) => part.trim());
     const dur = values.find((value) => value.startsWith("dur="));
-    if (name && dur) parts[name] = Number(dur.slice(4));
+    const node = /^desc="(.*)"$/.exec(values[0] ?? ""); // of a pipeline
+    if (name && dur) parts[node ? `node-${decodeURIComponent(node[1])}` : name] = Number(dur.slice(4));
   }
   return { took, parts, id: response.headers.get("X-Request-Id") ?? "", status: response.status };
 }

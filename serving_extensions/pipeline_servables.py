@@ -171,10 +171,12 @@ class PipelineServable(Servable):
             with self.manager.lease(model, version, trace=trace) as (_, servable):
                 return servable.call("serving_default", inputs, trace)
 
+        seconds: dict[str, float] = {}
+        trace.nodes = seconds
         try:
             long = seconds_of(self.config, self.manager) >= SHORT_SECONDS
             helpers = self.pool if long else None  # one costs more than a short call
-            return self.planned.run(inputs, call_model, helpers)
+            return self.planned.run(inputs, call_model, helpers, seconds)
         except NoShards:
             raise ServingError("", status=204) from None  # as OpenVINO Model Server answers it
         except NodeError as error:  # the function's fault, which its author finds in the log

@@ -12,6 +12,7 @@ import contextlib
 import graphlib
 import itertools
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor
@@ -468,15 +469,24 @@ class Plan:
     before: dict[str, set[str]]  # node -> whom it waits for
 
     def run(
-        self, inputs: Arrays, call: Callable[..., Arrays], pool: Executor | None = None
+        self,
+        inputs: Arrays,
+        call: Callable[..., Arrays],
+        pool: Executor | None = None,
+        seconds: dict[str, float] | None = None,
     ) -> dict[str, np.ndarray]:
         """Answer one request: `call(model_name, version, inputs)` runs a model; idle threads of
-        `pool` help.
+        `pool` help. `seconds` is filled with the time in each node, its shards together.
 
         Nodes share arrays and views of them, so none may write into its inputs. Raises NoShards,
         PipelineError for arrays that do not fit, and what a node raised.
         """
-        return PlanRun(self, call, pool).answer(inputs)
+        run = PlanRun(self, call, pool)
+        try:
+            return run.answer(inputs)
+        finally:
+            if seconds is not None:
+                seconds.update(run.seconds)
 
 
 def plan(
@@ -536,6 +546,7 @@ class PlanRun:
             (link.node, link.item): {} for link in plan.graph.links
         }
         self.counts = {name: count for name, count in plan.graph.counts.items() if count > 0}
+        self.seconds: dict[str, float] = {}  # in each node
         self.left = {REQUEST: 0}  # node that has started -> its shards that are not done
         self.ready: deque[tuple[str, Index]] = deque()
         self.running = self.queued = 0  # nodes that run, helpers that have not started
@@ -561,12 +572,13 @@ class PlanRun:
         with self.changed:
             self.queued -= queued
         while task := self.take():
+            start = time.perf_counter()
             try:
                 self.run_node(*task)
             except BaseException as error:  # raised by `answer`
-                self.finish(task[0], error)
+                self.finish(task[0], start, error)
             else:
-                self.finish(task[0])
+                self.finish(task[0], start)
 
     def take(self) -> tuple[str, Index] | None:
         """Take a ready task, and call helpers for the others."""
@@ -582,8 +594,10 @@ class PlanRun:
                     self.pool.submit(self.work, 1)
             return task
 
-    def finish(self, name: str, error: BaseException | None = None) -> None:
+    def finish(self, name: str, start: float, error: BaseException | None = None) -> None:
+        spent = time.perf_counter() - start
         with self.changed:
+            self.seconds[name] = self.seconds.get(name, 0.0) + spent
             self.running -= 1
             self.left[name] -= 1
             self.error = error if self.error is None else self.error

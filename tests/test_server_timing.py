@@ -144,3 +144,12 @@ def test_pages_of_other_origins_may_read_it():
         answer = rest.post("/v1/models/m:predict", ROW, headers=headers)
         assert "Timing-Allow-Origin" not in answer.headers
         assert "Access-Control-Expose-Headers" not in answer.headers and times(answer)
+
+
+def test_a_pipeline_tells_the_time_of_each_node(demo):
+    answer = Rest(demo).post("/v1/models/two_steps:predict", '{"inputs": 1.0}')
+    assert answer.status_code == 200
+    told = re.findall(r'node;desc="(\w+)";dur=([\d.]+)', answer.headers["Server-Timing"])
+    assert sorted(name for name, _ in told) == ["first", "second"]
+    (total,) = re.findall(r"total;dur=([\d.]+)", answer.headers["Server-Timing"])
+    assert 0 < sum(float(spent) for _, spent in told) <= float(total)

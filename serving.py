@@ -340,8 +340,10 @@ class Extension:
     """
 
     name: str
-    # What of config.json it reads, beside what the core does: "handlers", "auth.keys[].quota".
-    sections: Sequence[str] = ()
+    # Keys of config.json that it reads: one of its own with the dataclass of what stands there, as
+    # `config.<key>`, None where the config has none; one that is declared below, such as
+    # "handlers" or "auth.keys[].quota", with None.
+    sections: Mapping[str, type | None] = field(default_factory=dict)
     # URLs that it answers, beside the core's table.
     routes: Sequence["Route"] = ()
     # find(server, method, path) -> Found or None: URLs that a config names; urls(server) lists
@@ -381,6 +383,8 @@ class Extension:
     serve: Callable[..., Any] = nothing
     # report(server, address): prints, once the first load is over, what somebody may want to try.
     report: Callable[["ModelServer", str], None] = nothing
+    # check(server) -> lines of what a config would serve, and what is wrong, for `--check`.
+    check: Callable[["ModelServer"], tuple[Sequence[str], Sequence[str]]] = lambda server: ((), ())
     # end(server): its threads end; the server has stopped.
     end: Callable[["ModelServer"], None] = nothing
     # Options of the command line, by name: command(source, value) -> exit status. Its docstring is
@@ -488,7 +492,7 @@ HOMES = (
             "/stats",
         ],
     ),
-    Home("commands.py", commands=["check", "export", "init"]),
+    Home("commands.py", commands=["export", "init", "init-hub"]),
 )
 
 
@@ -529,6 +533,7 @@ def option(
 
 
 NOT_EMPTY = r"^[\s\S]"  # as JSON Schema can say it too
+NO_EFFECT = "OpenVINO only, no effect"  # of what means nothing here: accepted, named in the log
 
 
 @dataclass(frozen=True)
@@ -690,21 +695,19 @@ class ModelConfig:
     )
     # OpenVINO Model Server's fields that cannot mean anything for a SavedModel: accepted, named
     # once in the log.
-    batch_size: int | str | None = option(None, "OpenVINO only, no effect")
-    shape: str | dict[str, str] | None = option(None, "OpenVINO only, no effect")
-    layout: str | dict[str, str] | None = option(None, "OpenVINO only, no effect")
-    nireq: int | None = option(None, "OpenVINO only, no effect", minimum=0)
-    plugin_config: dict[str, str | bool | int | float] | None = option(
-        None, "OpenVINO only, no effect"
-    )
-    allow_cache: bool | None = option(None, "OpenVINO only, no effect")
-    stateful: bool | None = option(None, "OpenVINO only, no effect")
-    idle_sequence_cleanup: bool | None = option(None, "OpenVINO only, no effect")
-    low_latency_transformation: bool | None = option(None, "OpenVINO only, no effect")
-    max_sequence_number: int | None = option(None, "OpenVINO only, no effect", minimum=0)
-    custom_loader_options: dict[str, Any] | None = option(None, "OpenVINO only, no effect")
-    graph_path: str | None = option(None, "OpenVINO only, no effect")
-    subconfig: str | None = option(None, "OpenVINO only, no effect")
+    batch_size: int | str | None = option(None, NO_EFFECT)
+    shape: str | dict[str, str] | None = option(None, NO_EFFECT)
+    layout: str | dict[str, str] | None = option(None, NO_EFFECT)
+    nireq: int | None = option(None, NO_EFFECT, minimum=0)
+    plugin_config: dict[str, str | bool | int | float] | None = option(None, NO_EFFECT)
+    allow_cache: bool | None = option(None, NO_EFFECT)
+    stateful: bool | None = option(None, NO_EFFECT)
+    idle_sequence_cleanup: bool | None = option(None, NO_EFFECT)
+    low_latency_transformation: bool | None = option(None, NO_EFFECT)
+    max_sequence_number: int | None = option(None, NO_EFFECT, minimum=0)
+    custom_loader_options: dict[str, Any] | None = option(None, NO_EFFECT)
+    graph_path: str | None = option(None, NO_EFFECT)
+    subconfig: str | None = option(None, NO_EFFECT)
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -742,7 +745,7 @@ class ModelConfig:
         return [
             f.name
             for f in dataclasses.fields(self)
-            if f.metadata["doc"].endswith("no effect") and getattr(self, f.name) is not None
+            if f.metadata["doc"] == NO_EFFECT and getattr(self, f.name) is not None
         ]
 
     @property
@@ -825,6 +828,12 @@ class Deployment:
     boxes: BoxesConfig | None = option(None, "how boxes are written, where the family does not say")
     classes_from: int | None = option(
         None, "the number of the first class in the outputs, 0 or 1", minimum=0, maximum=1
+    )
+    planes: str | None = option(
+        None,
+        "where the classes of planes [A, B, C], or prototypes, lie: first or last; where their "
+        "sizes do not tell",
+        pattern="^(first|last)$",
     )
     activation: str | None = option(
         None,
@@ -1024,10 +1033,18 @@ class HandlerConfig:
         pattern=r"^(/[\w.~-]+)+$",
     )
     function: str = option(
-        doc="module:name or file.py:name, looked for beside the config", pattern=r"^[^:]+:[^:]+$"
+        "",
+        "module:name or file.py:name, looked for beside the config, or in the project; needed "
+        "without a project (src/main.py:inference_handler)",
+        pattern=r"^[^:]+:[^:]+$",
+    )
+    project: str | None = option(
+        None, "a project's folder, as CellStrat's Hub API has it; relative to the config file"
     )
     model_dir: str | None = option(
-        None, "the folder that the module finds as MODEL_DIR; relative to the config file"
+        None,
+        "the folder that the module finds as MODEL_DIR; relative to the config file; default: "
+        "model in the project",
     )
     envelope: str | None = option(
         None,
@@ -1041,6 +1058,19 @@ class HandlerConfig:
     timeout_seconds: int | float | None = option(
         None, "how long a call may take, then 504; default: as long as it does", minimum=0.001
     )
+
+    def __post_init__(self) -> None:
+        if not self.function and self.project is None:
+            raise ValueError("function: needed where there is no project")
+
+    def resolve(self, folder: Path) -> "HandlerConfig":
+        """The same with paths that start at `folder`, and a project's defaults."""
+        function, model_dir = self.function, self.model_dir and str(folder / self.model_dir)
+        if self.project is not None:
+            project = folder / self.project
+            function = str(project / (function or "src/main.py:inference_handler"))
+            model_dir = model_dir or str(project / "model")
+        return dataclasses.replace(self, function=function, model_dir=model_dir)
 
 
 @dataclass(frozen=True)
@@ -1243,12 +1273,10 @@ class Config:
     server: ServerConfig = option(ServerConfig(), "options of the whole server")
     pipeline_config_list: tuple[Pipeline, ...] = option((), "graphs of models")
     handlers: tuple[HandlerConfig, ...] = option((), "Python functions behind URLs of their own")
-    custom_node_library_config_list: tuple[dict[str, Any], ...] = option(
-        (), "OpenVINO only, no effect"
-    )
-    custom_loader_config_list: tuple[dict[str, Any], ...] = option((), "OpenVINO only, no effect")
-    mediapipe_config_list: tuple[dict[str, Any], ...] = option((), "OpenVINO only, no effect")
-    monitoring: dict[str, Any] | None = option(None, "OpenVINO only, no effect")
+    custom_node_library_config_list: tuple[dict[str, Any], ...] = option((), NO_EFFECT)
+    custom_loader_config_list: tuple[dict[str, Any], ...] = option((), NO_EFFECT)
+    mediapipe_config_list: tuple[dict[str, Any], ...] = option((), NO_EFFECT)
+    monitoring: dict[str, Any] | None = option(None, NO_EFFECT)
 
     def __post_init__(self) -> None:
         check_names(self)
@@ -1328,12 +1356,7 @@ def resolve_paths(config: "Config", folder: Path, stem: str) -> Any:
     return dataclasses.replace(
         config,
         deployments=tuple(map(resolved, config.deployments)),
-        handlers=tuple(
-            dataclasses.replace(
-                handler, model_dir=handler.model_dir and str(folder / handler.model_dir)
-            )
-            for handler in config.handlers
-        ),
+        handlers=tuple(handler.resolve(folder) for handler in config.handlers),
         routine_modules=tuple(
             str(folder / name) if name.endswith(".py") else name for name in config.routine_modules
         ),
@@ -1652,16 +1675,34 @@ def resolve_base_path(model: ModelConfig, folder: Path) -> ModelConfig:
     return dataclasses.replace(model, base_path=str(folder / path))
 
 
+def config_kind(extensions: Iterable[Extension]) -> type[Config]:
+    """The config with the sections of extensions, each None where it is not given."""
+    sections = [
+        (name, kind | None, option(None, f"of the extension {extension.name}"))
+        for extension in extensions
+        for name, kind in extension.sections.items()
+        if kind is not None
+    ]
+    if not sections:
+        return Config
+    return dataclasses.make_dataclass("Config", sections, bases=(Config,), frozen=True)
+
+
 def load_config(
-    source: "str | os.PathLike | Mapping | Config", text: bytes | None = None
+    source: "str | os.PathLike | Mapping | Config",
+    text: bytes | None = None,
+    kind: type[Config] = Config,
 ) -> Config:
     """Read a config from a path (or its bytes `text`), a dict or a `Config`.
 
-    Relative base paths start at the config file's folder, for a dict at the current one.
+    Relative base paths start at the config file's folder, for a dict at the current one. `kind` is
+    that of `config_kind`, where extensions have sections of their own.
     Raises ConfigError; FileNotFoundError and other OSErrors when the file cannot be read.
     """
-    if isinstance(source, Config):
+    if isinstance(source, kind):
         return source
+    if isinstance(source, Config):
+        return kind(**{f.name: getattr(source, f.name) for f in dataclasses.fields(Config)})
     if isinstance(source, Mapping):
         value, folder = dict(source), Path.cwd()
     else:
@@ -1671,7 +1712,7 @@ def load_config(
         )
     if isinstance(value, dict):
         value.pop("$schema", None)  # editors write it to find config.schema.json
-    config = parse(Config, value)
+    config = parse(kind, value)
     items = tuple(ModelItem(resolve_base_path(model, folder)) for model in config.models)
     config = dataclasses.replace(config, model_config_list=items)
     stem = "serving" if isinstance(source, Mapping) else Path(source).stem
@@ -1708,7 +1749,8 @@ class TensorSpec:
     """A tensor of a signature: its key there, its name in the graph, dtype (`DT_FLOAT`) and shape.
 
     `shape` has None for an unknown size, and is None when the rank is unknown. `made_by` is the
-    operation that an output's numbers come from, "" where nobody knows.
+    operation that an output's numbers come from, `scale` whether boxes that it begins with are in
+    0..1 (`unit`) or in pixels of the input (`input`); "" where nobody knows.
     """
 
     name: str
@@ -1716,6 +1758,7 @@ class TensorSpec:
     dtype: str
     shape: tuple[int | None, ...] | None
     made_by: str = ""
+    scale: str = ""
 
     @property
     def type_name(self) -> str:
@@ -3792,8 +3835,14 @@ def tell_makers(graph: Any, signature: Signature) -> Signature:
     """
     functions = {function.signature.name: function for function in graph.library.function}
     top = Scope({node.name: node for node in graph.node})
+    shapes = [spec.shape or () for spec in signature.inputs.values()]
+    sizes = {size for shape in shapes if len(shape) == 4 for size in shape[1:] if size and size > 4}
     outputs = {
-        name: dataclasses.replace(spec, made_by=find_maker(spec.tensor, top, functions))
+        name: dataclasses.replace(
+            spec,
+            made_by=find_maker(spec.tensor, top, functions),
+            scale=find_scale(spec.tensor, top, functions, sizes),
+        )
         for name, spec in signature.outputs.items()
     }
     operations: Collection[str] = ()
@@ -3809,6 +3858,12 @@ def find_maker(tensor: str, scope: Scope, functions: Mapping[str, Any]) -> str:
     Looks through what hands numbers on, and into functions; what joins several tensors of one maker
     is of that maker as well.
     """
+    node, scope = find_node(tensor, scope, functions)
+    return "" if node is None else name_maker(node, scope, functions)
+
+
+def find_node(tensor: str, scope: Scope, functions: Mapping[str, Any]) -> tuple[Any, Scope]:
+    """The node that a tensor's numbers come from, and its scope; None where it is not there."""
     for _ in range(10_000):  # longer than any chain: a graph may have loops
         name, _, place = tensor.partition(":")
         if name in scope.arguments and scope.caller is not None:
@@ -3816,7 +3871,7 @@ def find_maker(tensor: str, scope: Scope, functions: Mapping[str, Any]) -> str:
             continue
         node = scope.nodes.get(name)
         if node is None:
-            return ""
+            return None, scope
         called = functions.get(node.attr["f"].func.name if "f" in node.attr else node.op)
         if called is not None:
             tensor, scope = enter(called, node, place, scope)
@@ -3824,11 +3879,9 @@ def find_maker(tensor: str, scope: Scope, functions: Mapping[str, Any]) -> str:
             tensor = node.input[0]
         elif node.op == "IdentityN":
             tensor = node.input[int(place.rpartition(":")[2] or 0)]
-        elif node.op == "Sub" and is_one(node.input[0], scope):  # the other of two classes
-            tensor = node.input[1]
         else:
-            return name_maker(node, scope, functions)
-    return ""
+            return node, scope
+    return None, scope
 
 
 def enter(function: Any, node: Any, place: str, scope: Scope) -> tuple[str, Scope]:
@@ -3845,17 +3898,102 @@ def enter(function: Any, node: Any, place: str, scope: Scope) -> tuple[str, Scop
 def name_maker(node: Any, scope: Scope, functions: Mapping[str, Any]) -> str:
     """What a node is called that hands nothing on: its type, or that of all it joins.
 
-    A softmax written out is one: powers, divided by their sum.
+    A softmax written out is one: powers, divided by their sum. Several of them joined are none.
     """
     if node.op in ("ConcatV2", "Pack"):
         joined = node.input[:-1] if node.op == "ConcatV2" else node.input
         makers = {find_maker(tensor, scope, functions) for tensor in joined if tensor[0] != "^"}
-        return makers.pop() if len(makers) == 1 else node.op
+        is_one_kind = len(makers) == 1 and (len(joined) == 1 or makers != {"Softmax"})
+        return makers.pop() if is_one_kind else node.op
+    if node.op == "Sub" and is_one(node.input[0], scope):  # the other of two classes
+        maker = find_maker(node.input[1], scope, functions)
+        return maker if maker == "Sigmoid" else node.op
     if node.op == "RealDiv":
         over, under = (scope.nodes.get(one.partition(":")[0]) for one in node.input[:2])
         is_sum = under is not None and under.op == "Sum" and under.input[0] == node.input[0]
         return "Softmax" if is_sum and over is not None and over.op == "Exp" else node.op
     return node.op
+
+
+STRIDES = {4, 8, 16, 32, 64, 128}  # pixels of a cell in the grids of detectors
+MOST_STEPS = 24  # between an output and the constants that tell the scale of its boxes
+MOST_CONSTANTS = 1 << 20  # numbers of one constant that are looked at
+
+
+def find_scale(
+    tensor: str, scope: Scope, functions: Mapping[str, Any], sizes: Collection[int], step: int = 0
+) -> str:
+    """Whether the boxes that an output begins with are in 0..1 (`unit`) or in pixels of the input
+    (`input`), by the constants that make them; "" where these do not tell.
+
+    YOLO's heads multiply by the strides of their cells; an export in 0..1 divides by the input's
+    sizes, or has multiplied with stride / size before.
+    """
+    node, scope = find_node(tensor, scope, functions)
+    if node is None or step > MOST_STEPS:
+        return ""
+
+    def follow(tensor: str) -> str:
+        return find_scale(tensor, scope, functions, sizes, step + 1)
+
+    if node.op in ("Sigmoid", "Softmax"):
+        return "unit"
+    if node.op in ("ConcatV2", "Pack", "SplitV", "Unpack", "Split"):
+        return follow(node.input[1 if node.op == "Split" else 0])
+    if node.op == "Const":
+        return scale_of_values(read_constant(node), {2})
+    if node.op not in ("Mul", "RealDiv", "Add", "AddV2", "Sub"):
+        return ""
+    first, second = (find_node(one, scope, functions)[0] for one in node.input[:2])
+    left, right = read_constant(first), read_constant(second)
+    if node.op in ("Add", "AddV2", "Sub"):
+        told = [scale_of_values(one, sizes) for one in (left, right)]
+        rest = [one for one, known in zip(node.input, (left, right)) if known is None]
+        return next(filter(None, told), "") or next(filter(None, map(follow, rest)), "")
+    if right is not None:
+        factors = right if node.op == "Mul" else 1 / np.where(right == 0, np.inf, right)
+    elif left is not None and node.op == "Mul":
+        factors = left
+    else:
+        return ""
+    is_small = np.abs(factors).max() <= 2  # a half, or twice
+    further = follow(node.input[1 if right is None else 0]) if is_small else ""
+    return scale_of_factors(factors, sizes) or further
+
+
+def read_constant(node: Any) -> np.ndarray | None:
+    """The numbers of a Const node, None of another one."""
+    if node is None or node.op != "Const":
+        return None
+    shape = [dim.size for dim in node.attr["value"].tensor.tensor_shape.dim]
+    if math.prod(shape) > MOST_CONSTANTS:
+        return None
+    values = tensorflow().make_ndarray(node.attr["value"].tensor)
+    return values.astype(np.float64) if values.size and values.dtype.kind in "iuf" else None
+
+
+def scale_of_values(values: np.ndarray | None, sizes: Collection[int]) -> str:
+    """What numbers in place of boxes, or middles of cells, are; a row of biases tells nothing."""
+    if values is None or sum(size > 1 for size in values.shape) < 2:
+        return ""
+    values = np.nan_to_num(values)
+    most = values.max()
+    if values.min() >= 0 and 0.5 < most <= 1:
+        return "unit"
+    return "input" if sizes and most > max(2, min(sizes) / 2) else ""
+
+
+def scale_of_factors(factors: np.ndarray, sizes: Collection[int]) -> str:
+    """What boxes are that come of a multiplication by these."""
+
+    def are_all(known: Iterable[float]) -> bool:
+        near = np.array([*known, np.inf])
+        return bool(np.isclose(factors.ravel()[:, np.newaxis], near, 1e-4, 0).any(1).all())
+
+    if are_all(STRIDES) and factors.max() >= 8 or sizes and are_all(sizes):
+        return "input"
+    shares = {part / size for size in sizes for part in (1, *STRIDES) if part < size}
+    return "unit" if are_all(shares) and factors.max() < 0.5 else ""
 
 
 def is_one(tensor: str, scope: Scope) -> bool:
@@ -3864,6 +4002,38 @@ def is_one(tensor: str, scope: Scope) -> bool:
     if node is None or node.op != "Const":
         return False
     return bool((tensorflow().make_ndarray(node.attr["value"].tensor) == 1).all())
+
+
+def read_fields(message: bytes) -> dict[int, list[bytes]]:
+    """The length-delimited fields of a protobuf message by number, whatever its type."""
+    # protobuf comes, and is imported, with TensorFlow
+    from google.protobuf import (
+        empty_pb2,
+        unknown_fields,
+    )
+
+    found: dict[int, list[bytes]] = {}
+    for unknown in unknown_fields.UnknownFieldSet(empty_pb2.Empty.FromString(message)):
+        if unknown.wire_type == 2:
+            found.setdefault(unknown.field_number, []).append(unknown.data)
+    return found
+
+
+def read_tag_sets(path: Path) -> list[list[str]]:
+    """The tags of each graph in a saved_model.pb; empty where that cannot be read.
+
+    Without TensorFlow, whose import takes seconds: SavedModel.meta_graphs is field 2, there
+    meta_info_def 1, there tags 4.
+    """
+    # protobuf comes, and is imported, with TensorFlow
+    from google.protobuf.message import DecodeError
+
+    try:
+        graphs = read_fields(path.read_bytes()).get(2, [])
+        infos = [read_fields(read_fields(graph).get(1, [b""])[0]) for graph in graphs]
+        return [[tag.decode() for tag in info.get(4, [])] for info in infos]
+    except (OSError, ValueError, DecodeError):
+        return []
 
 
 def read_signatures(folder: Path, tags: Sequence[str] = ("serve",)) -> dict[str, Signature]:
@@ -5099,7 +5269,7 @@ class ModelManager:
         if outcome.config_read:
             self._text = text
             try:
-                config = load_config(self.path, text)
+                config = load_config(self.path, text, type(self.config))
                 self.prepared = self._prepare(config)
                 self.config = config
                 self._expect_models()
@@ -5703,7 +5873,8 @@ def encode_rows(signature: Signature, outputs: Mapping[str, np.ndarray]) -> Any:
 def decode_examples(body: dict[str, Any]) -> list[dict[str, tuple[str, list]]]:
     """Read `examples` with the `context` merged in.
 
-    Where both define a feature the example wins, as in TensorFlow.
+    A feature of the context must not be in an example (TensorFlow Serving's REST API, "Classify
+    and Regress API").
     """
     context = decode_features(body["context"]) if "context" in body else {}
     if "examples" not in body:
@@ -5715,7 +5886,11 @@ def decode_examples(body: dict[str, Any]) -> list[dict[str, tuple[str, list]]]:
         raise BadRequest(f"{show(body)} Expecting 'examples' value to be an list/array")
     if not examples:
         raise BadRequest(f"{show(body)} 'examples' value is an empty array")
-    return [context | decode_features(example) for example in examples]
+    decoded = [decode_features(example) for example in examples]
+    for index, example in enumerate(decoded):
+        if twice := sorted(context.keys() & example.keys()):
+            raise BadRequest(f"Feature '{twice[0]}' of 'context' is in example {index} as well")
+    return [context | example for example in decoded]
 
 
 def decode_features(example: Any) -> dict[str, tuple[str, list]]:
@@ -6078,7 +6253,7 @@ class ReadyDeployment:
         return routines.ImageModel(
             {name: (spec.dtype, spec.shape) for name, spec in signature.inputs.items()},
             {
-                name: (spec.dtype, spec.shape, spec.made_by)
+                name: (spec.dtype, spec.shape, spec.made_by, spec.scale)
                 for name, spec in signature.outputs.items()
             },
             labels=labels,
@@ -6089,6 +6264,7 @@ class ReadyDeployment:
             operations=signature.operations,
             boxes=given,
             classes_from=config.classes_from,
+            planes=config.planes,
             activation=config.activation,
             threshold=config.threshold,
             top_k=config.top_k,
@@ -6170,12 +6346,37 @@ def read_routine(item: Any, kinds: Mapping[str, type], path: str) -> Any:
                 else f"expected one of: {', '.join(sorted(kinds))}"
             ),
         )
-    beside = {key: argument for key, argument in item.items() if key not in ("name", "arguments")}
-    given = {} if item.get("arguments") is None else item["arguments"]
-    if not isinstance(given, dict):
-        raise ConfigError(f"{path}.arguments", f"expected an object, got {json_kind(given)}")
+    given = read_arguments(item, kind, path)
     with errors_only(f"routine {item['name'][:60]}"):
-        return parse_fields(kind, {**beside, **given}, f"{path}.arguments")
+        return parse_fields(kind, given, f"{path}.arguments")
+
+
+def read_arguments(item: Mapping[str, Any], kind: type, path: str) -> dict[str, Any]:
+    """A routine's arguments by name: under `arguments` or `kwargs`, beside the name, or, in the
+    order that they are declared in, as `args`.
+    """
+    given: dict[str, Any] = {
+        key: value
+        for key, value in item.items()
+        if key not in ("name", "arguments", "kwargs", "args")
+    }
+    for key in ("kwargs", "arguments"):
+        value = {} if item.get(key) is None else item[key]
+        if not isinstance(value, dict):
+            raise ConfigError(f"{path}.{key}", f"expected an object, got {json_kind(value)}")
+        given |= value
+    ordered = [] if item.get("args") is None else item["args"]
+    names = [field.name for field in dataclasses.fields(kind)]
+    if not isinstance(ordered, list):
+        raise ConfigError(f"{path}.args", f"expected a list, got {json_kind(ordered)}")
+    if len(ordered) > len(names):
+        raise ConfigError(
+            f"{path}.args", f"{kind.__name__} has {len(names)} arguments, got {len(ordered)}"
+        )
+    found = dict(zip(names, ordered))
+    if twice := sorted(found.keys() & given.keys()):
+        raise ConfigError(f"{path}.args", f"'{twice[0]}' is given by name as well")
+    return found | given
 
 
 def find_deployment(server: "ModelServer", deployment: str | None = None) -> ReadyDeployment:
@@ -6237,8 +6438,12 @@ def answer_pictures(
     form: str,
     allowance: Allowance,
     trace: Trace,
+    warn: Callable[[str], None] = lambda text: None,
 ) -> Any:
-    """What a deployment sees in a picture, or in each of several; see ModelServer.predict_image."""
+    """What a deployment sees in a picture, or in each of several; see ModelServer.predict_image.
+
+    `warn` is told what a drawn picture cannot hold: the warnings of routines.
+    """
     ready = find_deployment(server, deployment)
     try:
         own = read_chain(chain, server.prepared.routines)
@@ -6252,6 +6457,7 @@ def answer_pictures(
             raise refusal_of(ready, error) from None
         views = [show_view(server, model, each, allowance) for each in images]
         allowance.take(routines.tile_bytes((*ready.chain, *own)))
+        origin = {"deployment": ready.config.id, "model": ready.config.model, "version": version}
         seen = annotate(
             ready,
             model,
@@ -6260,14 +6466,24 @@ def answer_pictures(
             own,
             allowance,
             trace,
-            {"deployment": ready.config.id, "model": ready.config.model, "version": version},
+            origin,
             functools.partial(tell_extensions, server, ready),
         )
-    answers = [
+    answers = present_all(seen, views, model, form, warn)
+    return {"results": answers} if isinstance(image, list) else answers[0]
+
+
+def present_all(
+    seen: Sequence[Any], views: Sequence["View"], model: Any, form: str, warn: Callable
+) -> list[Any]:
+    """The answer for each of some pictures."""
+    for tensors in seen:
+        for text in tensors.get("answer", {}).get("warnings", []):
+            warn(text)
+    return [
         routines.present(tensors, view.drawn, model.labels, form)
         for tensors, view in zip(seen, views)
     ]
-    return {"results": answers} if isinstance(image, list) else answers[0]
 
 
 def refusal_of(ready: ReadyDeployment, error: ValueError) -> ServingError:
@@ -6393,13 +6609,14 @@ def unpack_value(
     limits: Any,
     dtypes: Mapping[str, np.dtype],
 ) -> Any:
-    specs = {name: spec for name, spec in signature.inputs.items() if takes_pixels(spec)}
+    found = {name: picture_input(spec) for name, spec in signature.inputs.items()}
+    specs = {name: signature.inputs[name] for name, shown in found.items() if shown is not None}
     if not specs:
         name, spec = next(iter(signature.inputs.items()))
-        shape = "of unknown rank" if spec.shape is None else [size or -1 for size in spec.shape]
         raise routines.ImageError(
-            f"input '{name}' takes no pictures: "
-            f"expected [-1, H, W, 3] or [-1, H, W, 1], it is {spec.type_name} {shape}"
+            f"input '{name}' takes no pictures: expected [-1, H, W, 3] or [-1, H, W, 1] or another "
+            "layout of /predict, of numbers that hold 0..255; "
+            f"it is {spec.type_name} {print_shape(spec.shape)}"
         )
 
     def visit(value: Any, change: Change) -> Any:
@@ -6417,17 +6634,39 @@ def unpack_value(
 
     # All of them, before the first is decoded.
     opened = visit(value, lambda leaf, spec: open_picture(leaf, limits))
-    pixels = visit(opened, lambda leaf, spec: fit_pixels(leaf, spec, dtypes, limits))
-    return pixels if key == "instances" and isinstance(value, list) else as_batch(pixels)
+    pixels = visit(
+        opened,
+        lambda leaf, spec: fit_pixels(
+            leaf, found[spec.name], dtypes.get(spec.dtype, np.dtype(np.uint8)), limits
+        ),
+    )
+    return pixels if key == "instances" and isinstance(value, list) else as_batch(pixels, specs)
 
 
-def takes_pixels(spec: Any) -> bool:
-    """Whether a tensor can hold pictures: numbers [N, H, W, 3] or [N, H, W, 1]."""
-    return (
-        spec.dtype != "DT_STRING"
-        and spec.shape is not None
-        and len(spec.shape) == 4
-        and spec.shape[3] in (1, 3)
+def picture_input(spec: Any) -> Any:
+    """How a tensor takes pictures, pixels 0..255, by its shape alone as `/predict` reads it; None
+    where it takes none.
+
+    The dtype is left to `fit_pixels`.
+    """
+    if spec.shape is None or spec.dtype in ("DT_STRING", "DT_BOOL", "DT_INT8"):
+        return None
+    layout = "NHWC"
+    if len(spec.shape) != 4 or spec.shape[3] not in (1, 3):
+        try:
+            layout = routines.find_layout(spec.name, spec.shape, routines.InputOptions())
+        except ValueError:
+            return None
+    sizes = dict(zip(layout, spec.shape))
+    return routines.PictureInput(
+        spec.name,
+        "DT_UINT8",
+        len(layout),
+        joins=True,
+        layout=layout,
+        height=sizes["H"],
+        width=sizes["W"],
+        channels=routines.NORMAL[sizes.get("C", 1)],
     )
 
 
@@ -6449,32 +6688,30 @@ def open_picture(leaf: Any, limits: Any) -> Any:
     return routines.open_image(leaf, limits) if isinstance(leaf, bytes) else leaf
 
 
-def fit_pixels(leaf: Any, spec: Any, dtypes: Mapping[str, np.dtype], limits: Any) -> Any:
-    """A picture as pixels 0..255 [H, W, C] of a tensor's dtype, resized where its size is fixed."""
+def fit_pixels(leaf: Any, shown: Any, dtype: np.dtype, limits: Any) -> Any:
+    """A picture as pixels 0..255 of a tensor's layout and dtype, of its size if that is fixed."""
     if not isinstance(leaf, routines.Image.Image):
         return leaf
-    image = routines.unpack_image(leaf, limits)
-    _, height, width, channels = spec.shape
-    height, width = height or image.shape[0], width or image.shape[1]
-    dtype = dtypes.get(spec.dtype, np.dtype(np.uint8))
+    image = routines.unpack_image(leaf, dataclasses.replace(limits, alpha=shown.takes_alpha))
+    height, width = shown.height or image.shape[0], shown.width or image.shape[1]
     resized = 0 if image.shape[:2] == (height, width) else 3
     # In the tensor's dtype it is made here, and once more when rows are joined.
+    channels = routines.CHANNELS[shown.channels]
     limits.allow(height * width * (resized + 2 * channels * dtype.itemsize))
-    image = routines.resize(image, width, height)
-    if channels == 1:
-        image = routines.Grayscale()(image)[:, :, :1]
-    return image.astype(dtype)
+    pixels, _ = shown.show(image)
+    return (pixels[0] if shown.layout.startswith("N") else pixels).astype(dtype)
 
 
-def as_batch(value: Any) -> Any:
+def as_batch(value: Any, specs: Mapping[str, Any]) -> Any:
     """Give a lone picture, [H, W, C], the batch dimension that a column of `inputs` has."""
     if isinstance(value, dict):
-        return {name: as_row(item) for name, item in value.items()}
-    return as_row(value)
+        return {name: as_row(item, specs.get(name)) for name, item in value.items()}
+    return as_row(value, next(iter(specs.values())))
 
 
-def as_row(value: Any) -> Any:
-    return value[np.newaxis] if isinstance(value, np.ndarray) and value.ndim == 3 else value
+def as_row(value: Any, spec: Any) -> Any:
+    is_lone = spec and isinstance(value, np.ndarray) and value.ndim == len(spec.shape) - 1
+    return value[np.newaxis] if is_lone else value
 
 
 # ==================================================================================================
@@ -6518,8 +6755,8 @@ class ModelServer:
     ):
         path = Path(source) if isinstance(source, str | os.PathLike) else None
         text = read_file(path) if path else b""  # once: what is remembered is what was parsed
-        config = load_config(source, text if path else None)
         self.extensions = tuple(installed() if extensions is None else extensions)
+        config = load_config(source, text if path else None, config_kind(self.extensions))
         # What extensions do around each request, without those that do nothing.
         self.begins = [e.begin for e in self.extensions if e.begin is not nothing]
         self.observers = [e.observe for e in self.extensions if e.observe is not nothing]
@@ -6900,7 +7137,7 @@ def compare(
 def compare_named(now: Any, wanted: Any, section: str, name: str) -> dict[str, Any]:
     """As `compare`, of a section of a config whose entries have a `name`; options by name alone."""
     before, after = (
-        {getattr(entry, name): entry for entry in getattr(config, section)}
+        {getattr(entry, name): entry for entry in getattr(config, section, ())}
         for config in (now, wanted)
     )
     return compare(before, after, changed_fields)
@@ -7156,14 +7393,16 @@ class Reply:
     status: int = 200
     content_type: str = "application/json"
     headers: tuple[tuple[str, str], ...] = ()
+    stream: Iterable[bytes] | None = None  # in place of the body, of a length that nobody knows
 
     def with_headers(self, *headers: tuple[str, str]) -> "Reply":
-        return Reply(self.body, self.status, self.content_type, self.headers + headers)
+        more = self.headers + headers
+        return Reply(self.body, self.status, self.content_type, more, self.stream)
 
     def head(self) -> list[tuple[str, str]]:
         """The headers as they are sent; a status that has no body has no length."""
         headers = [("Content-Type", self.content_type), *self.headers]
-        if self.status != HTTPStatus.NO_CONTENT:
+        if self.status != HTTPStatus.NO_CONTENT and self.stream is None:
             headers.append(("Content-Length", str(len(self.body))))
         return headers
 
@@ -7520,9 +7759,59 @@ def is_plain_predict(call: Call, body: bytes) -> bool:
     )
 
 
-def read_image(server: ModelServer, call: Call) -> tuple[np.ndarray | list[np.ndarray], Any]:
+NO_BODY = (
+    "the body is empty: expected the bytes of a picture (Content-Type: image/jpeg), a form "
+    "(multipart/form-data) with a file, or JSON such as "
+    '{"image_type": "base64", "data": "..."}'
+)
+
+
+SAMPLE = re.compile(r"sample:(?P<name>.+)|\{\{\s*(?P<braced>[^{}]+?)\s*\}\}")
+SAMPLE_FILES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
+MOST_SAMPLES = 24
+
+
+def list_samples(server: ModelServer, deployment: Deployment) -> list[Path]:
+    """The pictures in `samples` beside a deployment's model's versions."""
+    models = server.config.models
+    base = next((one.base_path for one in models if one.name == deployment.model), None)
+    files = sorted(Path(base).glob("samples/*")) if base else []
+    return [path for path in files if path.suffix.lower() in SAMPLE_FILES][:MOST_SAMPLES]
+
+
+def with_samples(server: ModelServer, deployment: Deployment, body: Any) -> Any:
+    """A request whose `data` names samples, `sample:0.jpg` or `{{0}}`, with those pictures.
+
+    Raises BadRequest for a name that no sample has.
+    """
+    data = body.get("data") if isinstance(body, dict) else None
+    named = data if isinstance(data, list) else [data]
+    if not any(isinstance(one, str) and SAMPLE.fullmatch(one) for one in named):
+        return body
+    files = list_samples(server, deployment)
+    found = []
+    for one in named:
+        match = SAMPLE.fullmatch(one) if isinstance(one, str) else None
+        if match is None:
+            raise BadRequest("data: expected names of samples, or none: they go with no others")
+        name = match["name"] or match["braced"]
+        path = next((path for path in files if name in (path.name, path.stem)), None)
+        if path is None:
+            there = ", ".join(path.name for path in files) or "none"
+            raise BadRequest(f"data: there is no sample '{name[:60]}'; there are: {there}")
+        found.append(base64.b64encode(path.read_bytes()).decode())
+    return {
+        **body,
+        "image_type": "base64",
+        "data": found if isinstance(data, list) else found[0],
+    }
+
+
+def read_image(
+    server: ModelServer, call: Call, deployment: Deployment
+) -> tuple[np.ndarray | list[np.ndarray], Any]:
     """The picture, or a list of several, and the routines of a /predict request: JSON, multipart,
-    or the picture or .npy array itself.
+    or the picture or .npy array itself; JSON may name a sample of the deployment's.
     """
     with image_errors():
         frame = routines.read_frame(call.argument("frame") or None)
@@ -7532,9 +7821,11 @@ def read_image(server: ModelServer, call: Call) -> tuple[np.ndarray | list[np.nd
         if call.mimetype == "multipart/form-data":
             return read_form(call, limits, most)
         body = read_body(server, call, most)
+        if not body.strip():
+            raise routines.ImageError(NO_BODY)
         if routines.reader_of(body, call.mimetype) or not MAY_BE_JSON.match(body):
             return routines.read_bytes(body, limits, call.mimetype), read_query_routines(call)
-        return routines.read_request(parse_json(body), limits)
+        return routines.read_request(with_samples(server, deployment, parse_json(body)), limits)
 
 
 def read_form(call: Call, limits: Any, most: int) -> tuple[np.ndarray | list[np.ndarray], Any]:
@@ -7596,7 +7887,7 @@ DRAWN = {"image/png": "png", "image/jpeg": "jpeg"}
 def view_predict_image(server: ModelServer, call: Call, deployment: str | None = None) -> Reply:
     ready = find_deployment(server, deployment)
     call.trace.deployment = ready.config.id
-    image, chain = read_image(server, call)
+    image, chain = read_image(server, call, ready.config)
     accepted = parse_accept_header(call.header("Accept"), MIMEAccept)
     # the first: Java's client names image/jpeg among others, unasked
     wanted = next(iter(accepted.values()), "")
@@ -7605,15 +7896,35 @@ def view_predict_image(server: ModelServer, call: Call, deployment: str | None =
         raise BadRequest(f"format: expected json, coco, png or jpeg, got '{form[:40]}'")
     if isinstance(image, list) and form in DRAWN.values():
         raise BadRequest(f"format: expected json or coco for several pictures, got {form}")
+    warnings: list[str] = []
     answer = answer_pictures(
-        server, image, ready.config.id, chain, form, call.allowance, call.trace
+        server,
+        image,
+        ready.config.id,
+        chain,
+        form,
+        call.allowance,
+        call.trace,
+        warnings.append,
     )
-    replied = (
-        Reply(answer, content_type=f"image/{form}") if isinstance(answer, bytes) else reply(answer)
-    )
+    if isinstance(answer, bytes):
+        replied = Reply(answer, content_type=f"image/{form}").with_headers(*told_in_head(warnings))
+    else:
+        replied = reply(answer)
     if ready.config.version_tag:
         replied = replied.with_headers(("X-Version-Tag", ready.config.version_tag))
     return replied
+
+
+MOST_HEADER = 4000  # letters of one; proxies take 8,000 for all of them
+
+
+def told_in_head(warnings: Sequence[str]) -> list[tuple[str, str]]:
+    """The warnings beside a drawn picture: a JSON list in ASCII, those of it that fit."""
+    kept = list(warnings)
+    while kept and len(json.dumps(kept)) > MOST_HEADER:
+        kept.pop()
+    return [("X-Warnings", json.dumps(kept))] if kept else []
 
 
 def view_classes(server: ModelServer, call: Call, deployment: str | None = None) -> Reply:
@@ -8313,8 +8624,10 @@ def status_line(status: int) -> str:
 
 def send(
     replied: Reply, environ: Mapping[str, Any], start_response: Callable[..., Any]
-) -> list[bytes]:
+) -> Iterable[bytes]:
     start_response(status_line(replied.status), replied.head())
+    if replied.stream is not None:
+        return replied.stream
     return [] if environ["REQUEST_METHOD"] == "HEAD" or not replied.body else [replied.body]
 
 
@@ -8339,7 +8652,8 @@ def make_view(door: Door, rule: str) -> Callable[..., Response]:
 
 
 def to_response(replied: Reply) -> Response:
-    return Response(replied.body, replied.status, replied.head())
+    body = replied.body if replied.stream is None else replied.stream
+    return Response(body, replied.status, replied.head())
 
 
 def list_urls(server: ModelServer) -> list[str]:
@@ -8677,6 +8991,13 @@ OPTIONS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
         },
     ),
     (
+        ("--init-hub",),
+        {
+            "metavar": "DIR",
+            "help": "the same in the layout of CellStrat's Hub API, then exit",
+        },
+    ),
+    (
         ("--export",),
         {
             "nargs": 2,
@@ -8698,7 +9019,7 @@ OPTIONS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
 HOST, PORT = "127.0.0.1", 8501  # where nobody says otherwise
 
 
-def build_parser(extensions: Iterable[Extension] = ()) -> argparse.ArgumentParser:
+def build_parser(extensions: Sequence[Extension] = ()) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "serving",
         description="Serve TensorFlow SavedModels over REST.",
@@ -8710,7 +9031,7 @@ def build_parser(extensions: Iterable[Extension] = ()) -> argparse.ArgumentParse
         parser.add_argument(*names, **told)
     known = parser.parse_args([])
     for name, command in commands(extensions).items():
-        if not hasattr(known, name):
+        if not hasattr(known, name.replace("-", "_")):
             parser.add_argument(f"--{name}", metavar="VALUE", help=inspect.getdoc(command))
     parser.set_defaults(
         host=os.environ.get("SERVING_HOST", HOST), port=os.environ.get("SERVING_PORT", PORT)
@@ -8914,15 +9235,195 @@ def new_key(name: str) -> int:
     return 0
 
 
+# --- what is wrong with a config ----------------------------------------------------------------
+
+
+def check_config(extensions: Sequence[Extension], source: str | dict[str, Any], _: bool) -> int:
+    """Print what a config would serve and what is wrong with it, without loading anything."""
+    lines, problems = examine(ModelServer(source, extensions))
+    print("\n".join([*lines, *(f"wrong: {problem}" for problem in problems)]))
+    return 2 if problems else 0
+
+
+def examine(server: ModelServer) -> tuple[list[str], list[str]]:
+    """What a config would serve, a line each, and what is wrong with it and with its folders."""
+    config, prepared = server.config, server.prepared
+    lines, problems, served = check_models(config)
+    problems += [ready.problem for ready in prepared.deployments.values() if ready.problem]
+    problems += check_modules(config)
+    for extension in server.extensions:
+        more, wrong = extension.check(server)
+        lines += more
+        problems += wrong
+    lines += [
+        f"deployment {deployment.id}: model {deployment.model}, "
+        f"{len(prepared.deployments[deployment.id].labels)} classes"
+        for deployment in config.deployments
+    ]
+    problems += check_deployments(config, served)
+    return lines, problems + check_pictures(config, prepared, served)
+
+
+def check_models(
+    config: Config,
+) -> tuple[list[str], list[str], dict[str, list[int]]]:
+    """A line for each model, what is wrong with its folders,
+    and by name the versions to be served.
+    """
+    lines, problems = list[str](), list[str]()
+    served: dict[str, list[int]] = {}
+    names = [model.name for model in config.models]
+    for index, model in enumerate(config.models):
+        path = f"$.model_config_list[{index}].config"
+        earlier = names.index(model.name)
+        if earlier < index:
+            taken = f"is already taken by $.model_config_list[{earlier}].config"
+            problems.append(f"{path}.name: '{model.name}' {taken}")
+        if model.problem:
+            problems.append(f"{path}.{model.problem}")
+            continue
+        try:
+            folders = list_versions(model.base_path)
+        except LoadError as error:
+            problems.append(f"{path}.base_path: {error}: {model.base_path}")
+            continue
+        served[model.name] = versions = choose_versions(model.model_version_policy, folders)
+        numbers, devices = ", ".join(map(str, versions)) or "none", ", ".join(model.targets)
+        lines.append(f"{model.name}: version {numbers} on {devices} from {model.base_path}")
+        problems += check_versions(model, path, folders, versions)
+    return lines, problems, served
+
+
+def check_versions(
+    model: ModelConfig, path: str, folders: Mapping[int, Path], versions: list[int]
+) -> list[str]:
+    """What is wrong with the versions that a model's policy picks."""
+    problems = (
+        []
+        if versions
+        else [
+            f"{path}: no version folder that its policy picks in {model.base_path}"
+            + ("" if folders else explain_no_versions(model.base_path))
+        ]
+    )
+    versions = [number for number in versions if find_model_file(folders[number]) is None]
+    problems += [
+        f"{path}: version {version} holds no saved_model.pb, or an empty one: {folders[version]}"
+        for version in versions
+        if not any(file.stat().st_size for file in folders[version].glob("saved_model.pb*"))
+    ]
+    for version in versions:
+        there = read_tag_sets(folders[version] / "saved_model.pb")
+        if there and set(model.tags) not in map(set, there):
+            problems.append(f"{path}.tags: version {version}: {explain_tags(there, model.tags)}")
+    return problems + [
+        f"{path}.version_labels.{label}: version {version} is not served"
+        for label, version in model.version_labels.items()
+        if version not in versions
+    ]
+
+
+def check_modules(config: Config) -> list[str]:
+    """Which modules of operations are not installed; nothing is imported."""
+    return [
+        f"$.import_modules[{index}]: {name}: no such module is installed"
+        for index, name in enumerate(config.import_modules)
+        if not is_installed(name)
+    ]
+
+
+def is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module.partition(".")[0]) is not None
+    except ValueError:  # no name of a module
+        return False
+
+
+def check_deployments(config: Config, served: Mapping[str, list[int]]) -> list[str]:
+    """What deployments name that is not there.
+
+    `served` has the versions of the models whose folders can be read.
+    """
+    models = {model.name: model for model in config.models}
+    problems: list[str] = []
+    for index, deployment in enumerate(config.deployments):
+        if deployment.model not in config.served_names:
+            problems.append(
+                f"$.deployments[{index}].model: no model is called '{deployment.model}'"
+            )
+        elif deployment.model in served:
+            problems += check_pin(
+                deployment,
+                f"$.deployments[{index}]",
+                served[deployment.model],
+                models[deployment.model],
+            )
+    return problems
+
+
+def check_pin(
+    deployment: Deployment, path: str, versions: list[int], model: ModelConfig
+) -> list[str]:
+    """What is wrong with the version, or its label, that a deployment pins."""
+    if deployment.version is not None and deployment.version not in versions:
+        return [
+            f"{path}.version: version {deployment.version} of {model.name} is not served; there "
+            f"are: {versions}"
+        ]
+    if (
+        deployment.version_label is not None
+        and deployment.version_label not in model.version_labels
+    ):
+        return [
+            f"{path}.version_label: {model.name} has no label '{deployment.version_label}'; "
+            f"there are: {sorted(model.version_labels)}"
+        ]
+    return []
+
+
+def check_pictures(
+    config: Config,
+    prepared: Prepared,
+    served: Mapping[str, list[int]],
+) -> list[str]:
+    """Which deployments' models take no pictures, or do not tell what their outputs are.
+
+    By their files alone: what of those cannot be read is told when they are loaded.
+    """
+    problems: list[str] = []
+    models = {model.name: model for model in config.models}
+    for ready in prepared.deployments.values():
+        name, pinned = ready.config.model, ready.config.version
+        if ready.problem or not served.get(name):
+            continue
+        label = models[name].version_labels.get(ready.config.version_label)
+        version = pinned if pinned is not None else label or max(served[name])
+        try:
+            folder = list_versions(models[name].base_path)[version]
+            found = read_signatures(folder, models[name].tags)
+        except Exception:  # no such version, or no file of a graph: told elsewhere
+            continue
+        try:
+            labels = ready.labels_in(folder)
+            ready.build_model(found.get("serving_default"), labels)
+        except ValueError as error:
+            problems += filter(None, [ready.tell(error)])
+    return problems
+
+
+# --- the command line ---------------------------------------------------------------------------
+
+
 def missing_command(name: str, source: Any, value: Any) -> int:
     raise NotFound(tell_missing("commands", name).capitalize())
 
 
-def commands(extensions: Iterable[Extension]) -> dict[str, Callable[[Any, Any], int]]:
+def commands(extensions: Sequence[Extension]) -> dict[str, Callable[[Any, Any], int]]:
     """What the command line does besides serving, by option."""
     known: dict[str, Callable[[Any, Any], int]] = {
         name: functools.partial(missing_command, name) for home in HOMES for name in home.commands
     }
+    known["check"] = functools.partial(check_config, extensions)
     for extension in extensions:
         known |= extension.commands
     return known
@@ -8975,7 +9476,7 @@ def obey(
     if options.new_key:
         return new_key(options.new_key)
     for name, command in commands(extensions).items():
-        if value := getattr(options, name):
+        if value := getattr(options, name.replace("-", "_")):
             return command(source, value)
     server = ModelServer(
         source, poll_seconds=options.file_system_poll_wait_seconds, extensions=extensions

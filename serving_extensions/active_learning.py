@@ -270,7 +270,7 @@ def end(server: ModelServer) -> None:
 
 EXTENSION = Extension(
     "active_learning",
-    sections=["deployments[].active_learning"],
+    sections={"deployments[].active_learning": None},
     open=open_inboxes,
     end=end,
     prepare=prepare,

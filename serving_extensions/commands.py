@@ -1,5 +1,5 @@
-"""What the command line does besides serving: --new-key, --init, --export,
---check (each returns the exit status), the start-up lines.
+"""What the command line does besides serving: --init, --export (each returns the exit status), the
+start-up lines.
 """
 
 import os
@@ -8,28 +8,33 @@ from pathlib import Path
 from typing import Any
 
 from .active_learning import export_group
-from .check import check
 from .core import (
     ConfigError,
     Extension,
     ModelServer,
-    choose_versions,
     encode_json,
     is_typical,
-    list_versions,
-    read_signatures,
     sample_inputs,
     url_of,
     view_infer,
     view_predict_image,
 )
 from .openapi import example_request
-from .scaffold import write_project
+from .scaffold import HUB_PROJECT, PROJECT, write_project
 
 
 def init(source: Any, folder: str) -> int:
     """Write a project of a handler, and print what to do next."""
-    files = write_project(Path(folder))
+    return write_into(folder, PROJECT)
+
+
+def init_hub(source: Any, folder: str) -> int:
+    """Write a project in the layout of CellStrat's Hub API."""
+    return write_into(folder, HUB_PROJECT)
+
+
+def write_into(folder: str, templates: Path) -> int:
+    files = write_project(Path(folder), templates)
     print(
         f"Wrote {len(files)} files into {folder}. Next: cd {shlex.quote(folder)} && "
         "python -m serving --config config.json\n"
@@ -59,21 +64,6 @@ def export(source: Any, group_and_folder: list[str]) -> int:
         f"{folder}/annotations.json"
     )
     return 0
-
-
-def check_config(source: Any, _: bool) -> int:
-    """Print what a config would serve and what is wrong with it."""
-    server = ModelServer(source)
-    lines, problems = check(
-        server.config,
-        server.prepared,
-        server.folder,
-        list_versions,
-        choose_versions,
-        read_signatures,
-    )
-    print("\n".join([*lines, *(f"wrong: {problem}" for problem in problems)]))
-    return 2 if problems else 0
 
 
 MOST_CHARACTERS = 200  # of a body on a command line
@@ -127,5 +117,5 @@ def report(server: ModelServer, address: str) -> None:
 EXTENSION = Extension(
     "commands",
     report=report,
-    commands={"init": init, "export": export, "check": check_config},
+    commands={"init": init, "init-hub": init_hub, "export": export},
 )

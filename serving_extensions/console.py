@@ -23,6 +23,7 @@ from .core import (
     Reply,
     encode_json,
     find_deployment,
+    list_samples,
     may_see_model,
     read_chain,
     read_query_routines,
@@ -236,19 +237,6 @@ def describe_deployment(server: ModelServer, ready: Any) -> dict[str, Any]:
         "routines": list(config.routines),
         "samples": [path.name for path in list_samples(server, config)],
     }
-
-
-def list_samples(server: ModelServer, deployment: Any) -> list[Path]:
-    """The pictures in `samples` beside a deployment's model's versions."""
-    base = next(
-        (model.base_path for model in server.config.models if model.name == deployment.model), None
-    )
-    files = sorted(Path(base).glob("samples/*")) if base else []
-    return [
-        path
-        for path in files
-        if path.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
-    ][:24]
 
 
 def example_body(server: ModelServer, model: str) -> Any:

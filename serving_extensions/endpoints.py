@@ -2,10 +2,11 @@
 
 import functools
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
@@ -32,7 +33,8 @@ from .core import (
     read_body,
     reply,
 )
-from .handlers import Handler, HandlerError, to_content
+from .handlers import Handler, HandlerError, check_function
+from .results import Answer, to_answer
 
 
 @dataclass(frozen=True)
@@ -141,14 +143,48 @@ def view_endpoint(server: ModelServer, call: Call, endpoint: Endpoint) -> Reply:
     context = Context(call.caller.name, dict(call.headers), call.request_id, asked)
     try:
         value = read_value(server, call, endpoint.envelope)
-        value, content_type = to_content(run_handler(endpoint, value, context))
+        answer = to_answer(run_handler(endpoint, value, context))
     except HandlerError as error:
         raise ServingError(f"The answer of {endpoint.path} cannot be sent: {error}") from error
-    return (
-        Reply(value, content_type=content_type)
-        if isinstance(value, bytes)
-        else reply(endpoint.envelope.wrap(value))
-    )
+    return write_reply(server, call, endpoint, answer)
+
+
+def write_reply(server: ModelServer, call: Call, endpoint: Endpoint, answer: Answer) -> Reply:
+    """An answer of a handler as it goes out; JSON of a good status in the endpoint's envelope."""
+    if answer.stream is not None:
+        stream = limit_stream(server, call, endpoint, answer.stream)
+        return Reply(b"", answer.status, answer.content_type, answer.headers, stream)
+    if answer.data is not None:
+        return Reply(answer.data, answer.status, answer.content_type, answer.headers)
+    good = answer.status < 400
+    written = reply(endpoint.envelope.wrap(answer.value) if good else answer.value, answer.status)
+    return written.with_headers(*answer.headers)
+
+
+def limit_stream(
+    server: ModelServer, call: Call, endpoint: Endpoint, parts: Iterator[bytes]
+) -> Iterator[bytes]:
+    """A stream up to the bytes and the time that an answer may have.
+
+    Beyond them it breaks off, which the client sees as a transfer without its end.
+    """
+    sent, most = 0, server.config.server.max_unpacked_bytes
+    try:
+        for part in parts:
+            sent += len(part)
+            if sent > most:
+                raise ServingError(f"{endpoint.path}: a stream of more than {most} bytes")
+            if call.trace.remaining() <= 0:
+                raise ServingError(f"{endpoint.path}: a stream beyond the deadline")
+            if part:
+                yield part
+    except Exception:
+        logger.exception("%s: the stream broke off", endpoint.path)
+        raise
+    finally:
+        close = getattr(parts, "close", None)
+        if close is not None:
+            close()
 
 
 def load_handler(server: ModelServer, endpoint: Endpoint, seconds: float) -> None:
@@ -286,6 +322,18 @@ def find(server: ModelServer, method: str, path: str) -> Found | None:
     return Found(route, {"endpoint": endpoint}, endpoint.path, endpoint.envelope)
 
 
+def check(server: ModelServer) -> tuple[list[str], list[str]]:
+    """What handlers a config has, and what they name that is not there."""
+    problems: list[str] = []
+    for index, handler in enumerate(server.config.handlers):
+        if problem := check_function(handler.function, server.folder):
+            problems.append(f"$.handlers[{index}].function: {problem}")
+        if handler.model_dir is not None and not Path(handler.model_dir).is_dir():
+            problems.append(f"$.handlers[{index}].model_dir: no such folder: {handler.model_dir}")
+    lines = [f"handler {handler.path}: {handler.function}" for handler in server.config.handlers]
+    return lines, problems
+
+
 def end(server: ModelServer) -> None:
     """End the threads of functions with a time limit."""
     for endpoint in endpoints_of(server).values():
@@ -304,7 +352,7 @@ def report(server: ModelServer, address: str) -> None:
 
 EXTENSION = Extension(
     "handlers",
-    sections=["handlers"],
+    sections={"handlers": None},
     envelopes={"hub": HUB},
     find=find,
     urls=endpoints_of,
@@ -313,5 +361,6 @@ EXTENSION = Extension(
     refresh=refresh,
     unready=unready,
     report=report,
+    check=check,
     end=end,
 )

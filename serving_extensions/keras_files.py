@@ -38,7 +38,7 @@ except Exception as error:
 """
 
 
-def wrap(load: Load) -> Load:
+def load_exported(load: Load) -> Load:
     def load_any(request: LoadRequest) -> Servable:
         file = find_model_file(request.folder)
         if file is None:
@@ -60,8 +60,8 @@ def exported(file: Path, version: Path) -> Path:
     place = first_writable(places)
     made = Path(tempfile.mkdtemp(prefix=f"{name}-", suffix=".part", dir=place))
     try:
-        export(file, made)
-        return settle(made, place / f"{name}-{digest}", f"{name}-")
+        export_file(file, made)
+        return put_in_place(made, place / f"{name}-{digest}", f"{name}-")
     finally:
         shutil.rmtree(made, ignore_errors=True)
 
@@ -92,7 +92,7 @@ def first_writable(places: list[Path]) -> Path:
     raise LoadError("the export has no place: neither beside the file nor in the user's cache")
 
 
-def export(file: Path, folder: Path) -> None:
+def export_file(file: Path, folder: Path) -> None:
     """Export a file as a SavedModel. Raises LoadError with the reason, and the line to type."""
     logger.info("%s is exported for serving, once", file.name)
     command = [sys.executable, "-c", EXPORT, str(file.absolute()), str(folder)]
@@ -113,7 +113,7 @@ def export(file: Path, folder: Path) -> None:
     )
 
 
-def settle(made: Path, target: Path, prefix: str) -> Path:
+def put_in_place(made: Path, target: Path, prefix: str) -> Path:
     """Put an export in its place; those of earlier files of that version go."""
     for old in target.parent.glob(f"{prefix}*"):
         if old not in (made, target) and not old.name.endswith(".part"):
@@ -125,4 +125,4 @@ def settle(made: Path, target: Path, prefix: str) -> Path:
     return target
 
 
-EXTENSION = Extension("keras_files", wrap_load=lambda server, load: wrap(load))
+EXTENSION = Extension("keras_files", wrap_load=lambda server, load: load_exported(load))

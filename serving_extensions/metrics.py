@@ -505,7 +505,7 @@ def describe_error(
 
 def error_of(response: Any) -> str:
     """The error's text in an answer of any shape."""
-    with suppress(ValueError, AttributeError, TypeError):
+    with suppress(ValueError, AttributeError, TypeError, LookupError):
         body = json.loads(response.body)
         return str(body.get("error") or body["body"]["error"])[:500]
     return ""
@@ -826,7 +826,7 @@ def end(server: ModelServer) -> None:
 
 EXTENSION = Extension(
     "metrics",
-    sections=["server.history"],
+    sections={"server.history": None},
     open=open_metrics,
     prepare=prepare,
     refresh=refresh,

@@ -25,8 +25,17 @@ from .core import (
     Trace,
     logger,
 )
-from .handlers import Handler, HandlerError
-from .pipelines import MismatchError, NodeError, NoShards, PipelineError, Plan, plan
+from .handlers import Handler, HandlerError, check_function
+from .pipelines import (
+    REQUEST,
+    RESPONSE,
+    MismatchError,
+    NodeError,
+    NoShards,
+    PipelineError,
+    Plan,
+    plan,
+)
 
 
 def refresh(server: ModelServer, outcome: Outcome, polling: bool) -> None:
@@ -145,7 +154,8 @@ class PipelineServable(Servable):
 
     def __init__(self, config: Any, planned: Plan, manager: ModelManager, pool: ThreadPoolExecutor):
         signature = Signature(
-            read_specs(planned.inputs, "DT_FLOAT"), read_specs(planned.outputs, "DT_INVALID")
+            read_specs(planned.inputs, "DT_FLOAT"),
+            tell_makers(planned, read_specs(planned.outputs, "DT_INVALID")),
         )
         super().__init__(
             {"serving_default": signature},
@@ -182,6 +192,24 @@ def read_specs(tensors: Mapping[str, Any], default: str) -> dict[str, TensorSpec
     }
 
 
+def tell_makers(planned: Plan, specs: Mapping[str, TensorSpec]) -> dict[str, TensorSpec]:
+    """Specs with what the graphs of the models tell of the outputs that they are.
+
+    The scale of boxes is that of what the model is shown: of the request, where it goes there as
+    it is.
+    """
+    told = dict(specs)
+    for link in planned.graph.into(RESPONSE):
+        if link.given is not None:
+            is_first = all(one.node == REQUEST for one in planned.graph.into(link.node))
+            told[link.name] = dataclasses.replace(
+                specs[link.name],
+                made_by=link.given.made_by,
+                scale=link.given.scale if is_first else "",
+            )
+    return told
+
+
 def describe_signature(signature: Signature) -> dict[str, Any]:
     """A signature as a model's metadata has it, in TensorFlow
     Serving's casing and in OpenVINO's.
@@ -212,6 +240,46 @@ def describe_signature(signature: Signature) -> dict[str, Any]:
     }
 
 
+def check(server: ModelServer) -> tuple[list[str], list[str]]:
+    """What pipelines a config has, and what they name that is not there.
+
+    Whether their parts fit is known when the models are loaded.
+    """
+    config = server.config
+    names = [model.name for model in config.models]
+    nodes = [
+        (f"$.pipeline_config_list[{index}].nodes[{number}]", node)
+        for index, pipeline in enumerate(config.pipeline_config_list)
+        for number, node in enumerate(pipeline.nodes)
+    ]
+    missing = [
+        f"{path}.model_name: no model is called '{node.model_name}'"
+        for path, node in nodes
+        if node.model_name is not None and node.model_name not in names
+    ]
+    library = "custom nodes are Python functions here; write 'function': 'module:name'"
+    missing += [
+        f"{path}.library_name: {library}" for path, node in nodes if node.library_name is not None
+    ]
+    earlier: dict[str, str] = {}
+    for index, pipeline in enumerate(config.pipeline_config_list):
+        place = earlier.setdefault(pipeline.name, path := f"$.pipeline_config_list[{index}]")
+        if pipeline.name in names:
+            missing.append(f"{path}.name: Pipeline has the same name as model: '{pipeline.name}'")
+        elif place != path:
+            missing.append(f"{path}.name: '{pipeline.name}' is already taken by {place}")
+    missing += [
+        f"{path}.function: {problem}"
+        for path, node in nodes
+        if node.function is not None and (problem := check_function(node.function, server.folder))
+    ]
+    lines = [
+        f"pipeline {pipeline.name}: {len(pipeline.nodes)} nodes"
+        for pipeline in config.pipeline_config_list
+    ]
+    return lines, missing
+
+
 def end(server: ModelServer) -> None:
     """End the threads that nodes run in."""
     pool = server.kept.get(("nodes",))
@@ -219,4 +287,6 @@ def end(server: ModelServer) -> None:
         pool.shutdown(wait=False)
 
 
-EXTENSION = Extension("pipelines", sections=["pipeline_config_list"], refresh=refresh, end=end)
+EXTENSION = Extension(
+    "pipelines", sections={"pipeline_config_list": None}, refresh=refresh, check=check, end=end
+)

@@ -108,4 +108,4 @@ def prepare(server: ModelServer, config: Config) -> Callable[[str, int, str], in
         raise ConfigError("$.auth.quota_store", text) from None
 
 
-EXTENSION = Extension("quotas", sections=["auth.keys[].quota"], prepare=prepare)
+EXTENSION = Extension("quotas", sections={"auth.keys[].quota": None}, prepare=prepare)

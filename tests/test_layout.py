@@ -266,7 +266,9 @@ def test_what_a_model_is_loaded_by_is_declared_with_its_fields():
     fields = serving.dataclasses.fields(serving.ModelConfig)
     others = {one.name for one in fields if not one.metadata["loads"]}
     served = {"name", "model_version_policy", "version_labels"}
-    assert others - served == {one.name for one in fields if "no effect" in one.metadata["doc"]}
+    assert others - served == {
+        one.name for one in fields if one.metadata["doc"] == serving.NO_EFFECT
+    }
 
 
 # --- what is known of a call travels with it -------------------------------------------------------------

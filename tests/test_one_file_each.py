@@ -126,6 +126,28 @@ EXTENSION = serving.Extension("names", commands={"names": names})
 if __name__ == "__main__":
     sys.exit(serving.main(extensions=[*serving.installed(), EXTENSION]))
 '''
+SECTION = """
+from dataclasses import dataclass
+import serving
+
+@dataclass(frozen=True)
+class Greeting:
+    word: str = serving.option("Hello", "what is said first")
+    times: int = serving.option(1, "how often", minimum=1)
+
+def prepare(server, config):
+    return " ".join([config.greeting.word] * config.greeting.times) if config.greeting else "..."
+
+def view_greet(server, call):
+    return serving.reply(server.prepared.of["greeting"])
+
+EXTENSION = serving.Extension(
+    "greeting",
+    sections={"greeting": Greeting},
+    prepare=prepare,
+    routes=[serving.route("GET", "/greet", view_greet, "open")],
+)
+"""
 
 
 @pytest.fixture
@@ -238,6 +260,24 @@ def test_a_metric(serve):
     rest = serve(METRIC)
     rest.get("/v1/models/m")
     assert "serving_largest_answer_bytes" in rest.get("/metrics").get_data(as_text=True)
+
+
+def test_a_section_of_the_config(serve, tmp_path):
+    rest = serve(SECTION, greeting={"word": "Hi", "times": 2})
+    assert rest.get("/greet").json == "Hi Hi"
+    changed = json.loads((tmp_path / "config.json").read_text())
+    for greeting, status, said in (
+        ({"times": 0}, 412, "Hi Hi"),
+        ({"wrod": "Hi"}, 412, "Hi Hi"),
+        ({"times": 3}, 201, "Hello Hello Hello"),
+        (None, 201, "..."),
+    ):
+        changed["greeting"] = greeting
+        (tmp_path / "config.json").write_text(json.dumps(changed))
+        assert rest.post("/v1/config/reload").status_code == status
+        assert rest.get("/greet").json == said
+    with pytest.raises(serving.ConfigError, match=r"\$.greeting: unknown key"):
+        serving.ModelServer(config("m", greeting={}))
 
 
 def test_a_command(capsys, monkeypatch, tmp_path):

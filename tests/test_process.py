@@ -297,6 +297,8 @@ OWNED = """
 import gc, pathlib, re, shutil, sys, tempfile, threading, weakref
 import serving
 folder = pathlib.Path(tempfile.mkdtemp())
+def tell(*words):  # a line of its own, whatever another thread is printing
+    sys.stdout.write("\\n" + " ".join(map(str, words)) + "\\n")
 def put(version):
     shutil.copytree("models/half_plus_two/123", folder / "m" / str(version))
 put(1)
@@ -311,22 +313,22 @@ def change():
     graph = weakref.ref(call.run._session.graph)
     del call
     put(2)
-    print(server.reload()[0], graph() is None)
+    tell(server.reload()[0], graph() is None)
     (name,) = [name for name in sys.modules if re.fullmatch("serving_handler_[0-9]+.handler", name)]
     model = weakref.ref(sys.modules[name].model)
     (folder / "handler.py").write_text("def f(x): return 2\\n")
-    print(server.reload()[0], model() is None)
+    tell(server.reload()[0], model() is None)
 def watch():
     try:
         server.manager.first_pass_done.wait(60)
-        print(gc.get_freeze_count() > 200_000)
+        tell(gc.get_freeze_count() > 200_000)
         change()
     finally:
         stop.set()
 gc.disable()  # nothing is collected by chance
 threading.Thread(target=watch).start()
 serving.run(server, port=0, stop=stop)
-print(gc.get_freeze_count() == 0)
+tell(gc.get_freeze_count() == 0)
 shutil.rmtree(folder)
 """
 

@@ -11,7 +11,8 @@ import pytest
 from conftest import ROOT
 
 import serving
-from serving_extensions.handlers import Handler, to_content
+from serving_extensions.handlers import Handler
+from serving_extensions.results import to_content
 
 EXAMPLE = ROOT / "examples" / "sentiment"
 LABELS = {"Positive", "Neutral", "Negative"}

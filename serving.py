@@ -7169,7 +7169,7 @@ def compare(
 def compare_named(now: Any, wanted: Any, section: str, name: str) -> dict[str, Any]:
     """As `compare`, of a section of a config whose entries have a `name`; options by name alone."""
     before, after = (
-        {getattr(entry, name): entry for entry in getattr(config, section)}
+        {getattr(entry, name): entry for entry in getattr(config, section, ())}
         for config in (now, wanted)
     )
     return compare(before, after, changed_fields)
@@ -9273,8 +9273,8 @@ def serve(
     # First: a taken port is known before any model is loaded.
     http = listen(server, lambda *call: app(*call), host, port)
     server.says_key = True
+    process.take_signals(stop)  # before a load begins, which a signal may find hanging
     app = create_app(server, eager=True)
-    process.take_signals(stop)
     address = f"http://{f'[{host}]' if ':' in host else host}:{http.port}"
     print(f"serving {__version__} on {address}, loading {server.manager.name}", flush=True)
     if host not in ("127.0.0.1", "localhost", "::1"):

@@ -828,6 +828,8 @@ def end(server: ModelServer) -> None:
     """Look no more, and keep the history."""
     metrics = server.state["metrics"]
     metrics.ended.set()
+    if metrics.watcher is not None and metrics.watcher is not threading.current_thread():
+        metrics.watcher.join(5)  # it is done at once, but where a driver hangs
     metrics.keep(server.config.server.history, now=True)
 
 

@@ -275,7 +275,7 @@ class RefusalTask(Task):
         self.status, headers, body = refuse(
             self.request.refused,
             self.request.headers.get("X_REQUEST_ID"),
-            time.perf_counter() - (self.channel.queued or time.perf_counter()),
+            time.perf_counter() - (self.channel.turn.queued or time.perf_counter()),
         )
         self.response_headers.extend(headers)
         self.content_length = len(body)

@@ -8554,14 +8554,19 @@ def dress(server: ModelServer, call: Call, replied: Reply) -> Reply:
         origin = call.header("Origin")
         if origin and (origin in origins or "*" in origins):
             headers.append(("Access-Control-Allow-Origin", origin))
-            headers.append(("Access-Control-Expose-Headers", EXPOSED))
+            headers.append(("Access-Control-Expose-Headers", exposed(replied)))
             headers.append(("Timing-Allow-Origin", origin))
     if vary:
         headers.append(("Vary", ", ".join(vary)))
     return replied.with_headers(*headers)
 
 
-EXPOSED = "Server-Timing, X-Request-Id, X-Version-Tag, Retry-After"  # to pages of other origins
+def exposed(replied: Reply) -> str:
+    """The names of an answer's headers, for pages of other origins: all that are written."""
+    names = dict.fromkeys(["Server-Timing", "X-Request-Id", *(name for name, _ in replied.headers)])
+    return ", ".join(names)
+
+
 # What most answers say, spelled at once: formatting costs more than all else here.
 PLAIN_TIMES = "queue;dur=%.3f, decode;dur=%.3f, inference;dur=%.3f, encode;dur=%.3f, total;dur=%.3f"
 
@@ -8601,20 +8606,29 @@ def compress(call: Call, replied: Reply, vary: list[str]) -> Reply:
     return dataclasses.replace(replied, body=packed).with_headers(("Content-Encoding", "gzip"))
 
 
+# Headers of requests that are read here, which pages of other origins may send.
+READ_HEADERS = (
+    "Authorization, x-api-key, Content-Type, Content-Encoding, Accept, If-Match, X-Request-Id, "
+    "X-Request-Timeout, X-Serving-Page, X-Tensor-Dtype, X-Tensor-Shape, "
+    "Inference-Header-Content-Length, traceparent, tracestate"
+)
+
+
 def preflight(server: ModelServer, call: Call) -> Reply:
-    """Answer OPTIONS, which browsers send without a key; TensorFlow Serving wants an Origin."""
-    if not re.search("https?://", call.header("Origin")):
-        raise BadRequest("OPTIONS needs an Origin header with http:// or https://")
+    """Answer OPTIONS, which browsers send without a key; TensorFlow Serving wants an Origin.
+
+    Of `null` (a page from a file, a sandboxed frame) and of apps (`capacitor://localhost`,
+    `tauri://localhost`, `chrome-extension://...`) as well, where the config lets them in.
+    """
     if not server.config.server.cors_origins:
+        if not re.search("https?://", call.header("Origin")):
+            raise BadRequest("OPTIONS needs an Origin header with http:// or https://")
         return Reply()
     return Reply(
         headers=(
-            ("Access-Control-Allow-Methods", "GET, POST, OPTIONS"),
+            ("Access-Control-Allow-Methods", "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"),
             ("Access-Control-Max-Age", "600"),
-            (
-                "Access-Control-Allow-Headers",
-                "Authorization, x-api-key, Content-Type, Content-Encoding",
-            ),
+            ("Access-Control-Allow-Headers", READ_HEADERS),
         )
     )
 

@@ -2561,6 +2561,7 @@ class Trace:
     infers = by_page = False  # it asks a model or handler; the page asks
     spent: tuple[float, ...] = ()  # what `measure` has found
     nodes: Mapping[str, float] = types.MappingProxyType({})  # seconds in each node of a pipeline
+    parent: tuple[str, str] = ("", "")  # the span that it is part of: traceparent, tracestate
 
     def __init__(self, queued: float | None = None, has_left: Callable[[], bool] = stays):
         self.start = time.perf_counter()
@@ -8495,6 +8496,8 @@ def answer_call(door: Door, call: Call, found: Found | None = None) -> Reply:
         trace.limit(
             server.config.server.timeout_seconds, call.environ.get("HTTP_X_REQUEST_TIMEOUT")
         )
+        if "HTTP_TRACEPARENT" in call.environ:
+            trace.parent = read_parent(call)
         if call.method == "OPTIONS":
             replied = preflight(server, call)
         else:
@@ -8518,10 +8521,21 @@ def answer_call(door: Door, call: Call, found: Found | None = None) -> Reply:
     return replied
 
 
+TRACEPARENT = re.compile("00-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}", re.ASCII)
+
+
+def read_parent(call: Call) -> tuple[str, str]:
+    """A request's traceparent and tracestate; empty where they are none (W3C Trace Context)."""
+    parent = call.header("traceparent").strip()
+    return (parent, call.header("tracestate")) if TRACEPARENT.fullmatch(parent) else ("", "")
+
+
 def request_line(call: Call, route: str, replied: Reply) -> dict[str, Any]:
     """What the log says of a request."""
+    parent = call.trace.parent[0]
     return {
         "request_id": call.request_id,
+        **({"trace_id": parent.split("-")[1]} if parent else {}),
         "key": call.caller.name,
         "method": call.method,
         "path": call.path,

@@ -21,6 +21,7 @@ from . import (
     pipeline_servables,
     quotas,
     replicas,
+    tracing,
     warmup,
 )
 
@@ -48,6 +49,7 @@ EXTENSIONS = (
     catalogue.EXTENSION,
     console.EXTENSION,
     client_code.EXTENSION,
+    tracing.EXTENSION,
     commands.EXTENSION,
     connections.EXTENSION,
 )

@@ -28,7 +28,6 @@ export const key = {
   },
 };
 
-/** Take the key out of an address that the server has printed: `#key=...`. */
 export function takeKeyFromAddress() {
   const found = /^#key=([^&]+)/.exec(location.hash);
   if (!found) return;

@@ -1,4 +1,4 @@
-// The same picture asked twice: another version, another deployment, or without the routines; a divider and the differences.
+// The same picture asked otherwise: another version or deployment, without the routines; a divider, the differences.
 
 import { catalogue } from "./api.js";
 import { Caller } from "./call.js";
@@ -16,7 +16,7 @@ export class Compare {
     this.versions = make("span");
     this.slider = range(0.5, () => this.draw());
     this.result = make("div", { hidden: true }, make("label", "Divider ", this.slider), (this.list = make("div")));
-    this.element = details("Compare with…", make("div.bar", select("Deployment", ready.map((one) => [one.id]), (id) => this.choose(id), this.id), this.versions,
+    this.element = details("Compare with…", make("div.bar", select("Deployment", ready.map((one) => one.id), (id) => this.choose(id), this.id), this.versions,
       select("Routines", [["with", "the same"], ["without", "without those of the request"]], (value) => (this.routines = value)), this.caller.buttons), this.caller.error, this.result);
     this.choose(this.id);
   }

@@ -28,7 +28,7 @@ export async function show(root, [group, name]) {
   const list = make("select", { id: "target", onchange: () => (location.hash = `#connect/${list.value}`) });
   for (const each of all) {
     const last = list.lastElementChild?.label === each.group ? list.lastElementChild : list.appendChild(make("optgroup", { label: each.group }));
-    last.append(option(`${each.group.toLowerCase()}/${encodeURIComponent(each.name)}`, each.name, each === one));
+    last.append(option(`${each.group.toLowerCase()}/${path(each.name)}`, each.name, each === one));
   }
   const address = String(new URL(one.url, BASE)), code = new Code((language) => ({ path: one.client(language) }), "");
   const copying = button("Copy", () => copy(address, copying));

@@ -6,6 +6,7 @@ export const $ = (selector, root = document) => root.querySelector(selector);
 export function make(name, ...given) {
   const [tag, ...classes] = name.split("."), element = document.createElement(tag);
   const [first] = given, named = first && typeof first === "object" && !(first instanceof Node) && !Array.isArray(first);
+  if (tag === "button") element.type = "button";
   if (classes.length) element.className = classes.join(" ");
   for (const [key, value] of Object.entries(named ? given.shift() : {})) {
     if (value == null) continue;
@@ -23,10 +24,12 @@ export function draw(name, attributes = {}, ...children) {
   return element;
 }
 
+export const link = (href, text) => make("a", { href }, text);
+
 export const option = (value, text = value, selected = false) => make("option", { value, selected }, text);
 
 export function select(label, options, onchange, value) {
-  const list = make("select", { onchange: () => onchange?.(list.value) }, options.map(([key, text]) => option(key, text)));
+  const list = make("select", { onchange: () => onchange?.(list.value) }, options.map((one) => option(...[one].flat())));
   if (value != null) list.value = value;
   return make("label", `${label} `, list);
 }
@@ -49,7 +52,7 @@ export const notReady = ({ state, reason }) => make(state === "failed" ? "p.erro
 
 export const withoutEnding = (name) => name.replace(/\.\w+$/, "");
 
-export const button = (text, onclick, properties = {}) => make("button", { type: "button", onclick, ...properties }, text);
+export const button = (text, onclick, properties = {}) => make("button", { onclick, ...properties }, text);
 
 export function table(head, rows, properties = {}) {
   const cell = (name) => (one) => (one instanceof Node ? make(name, {}, one) : make(name, { textContent: one ?? "" }));

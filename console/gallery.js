@@ -28,7 +28,7 @@ export class Gallery {
     for (const blob of files) {
       const canvas = make("canvas"), text = make("span", blob.name);
       const picture = { blob, name: blob.name, canvas, text, state: "waiting" };
-      picture.row = make("li", make("button", { type: "button", onclick: () => this.open(picture) }, canvas, text));
+      picture.row = make("li", make("button", { onclick: () => this.open(picture) }, canvas, text));
       this.list.append(picture.row);
       this.pictures.push(picture);
     }
@@ -70,7 +70,7 @@ export class Gallery {
   }
 
   tell() {
-    const done = this.pictures.filter((one) => !["waiting", "running"].includes(one.state)).length, failed = this.pictures.filter((one) => one.state === "failed").length;
+    const count = (...states) => this.pictures.filter((one) => states.includes(one.state)).length, done = this.pictures.length - count("waiting", "running"), failed = count("failed");
     Object.assign(this.progress, { max: this.pictures.length || 1, value: done });
     this.status.textContent = `${done} of ${this.pictures.length} done${failed ? `, ${failed} failed` : ""}`;
     this.stop.hidden = done === this.pictures.length;

@@ -36,7 +36,7 @@ class Inbox {
     this.verdicts = make("div.bar", say("accepted", "Accept (A)"), say("rejected", "Reject (R)"), this.undoing);
     this.seer = new IntersectionObserver((seen) => seen.filter((one) => one.isIntersecting).forEach(({ target }) => this.paintThumb(target)), { rootMargin: "300px" });
     const bar = make("div.bar",
-      own.length > 1 ? select("Deployment", own.map((one) => [one.id, one.id]), (name) => (location.hash = `#inbox/${encodeURIComponent(name)}`), id) : make("h2", id),
+      own.length > 1 ? select("Deployment", own.map((one) => one.id), (name) => (location.hash = `#inbox/${path(name)}`), id) : make("h2", id),
       select("Sort by", [["highest", "score, highest first"], ["lowest", "score, lowest first"], ["newest", "newest first"]], (order) => this.draw((this.order = order)), "highest"),
       select("Show", [["all", "all"], ["none", "undecided"], ["accepted", "accepted"], ["rejected", "rejected"]], (filter) => this.draw((this.filter = filter)), "all"),
       button("Refresh", () => attempt(() => this.read()), { id: "inbox-refresh" }), button("COCO of all", () => attempt(() => this.save())), button("COCO of the accepted", () => attempt(() => this.save("accepted"))));
@@ -59,7 +59,7 @@ class Inbox {
     this.draw();
   }
 
-  // --- the gallery -------------------------------------------------------------------------------
+  // --- the gallery ---
 
   draw() {
     const { all, filter } = this, count = (verdict) => all.filter((one) => one.verdict === verdict).length;
@@ -82,7 +82,7 @@ class Inbox {
       return known;
     }
     const canvas = make("canvas", { width: 1, height: 1 }), verdict = make("span", { className: `verdict ${one.verdict}` }, VERDICTS[one.verdict]);
-    const shown = make("button", { type: "button", onclick: () => this.choose(row.one) }, canvas, make("span", `score ${one.score?.toFixed(3) ?? "–"} `, verdict));
+    const shown = make("button", { onclick: () => this.choose(row.one) }, canvas, make("span", `score ${one.score?.toFixed(3) ?? "–"} `, verdict));
     const row = make("li", shown);
     Object.assign(row, { one, shown });
     this.made.set(one.file_name, row);
@@ -145,7 +145,7 @@ class Inbox {
     this.large.replaceChildren(this.verdicts, painted, about);
   }
 
-  // --- verdicts ----------------------------------------------------------------------------------
+  // --- verdicts ---
 
   press(event) {
     if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest?.("input, select, textarea, dialog") || !this.listed.length) return;
@@ -200,7 +200,7 @@ class Inbox {
     download(`${this.id}${verdict ? `-${verdict}` : ""}.json`, JSON.stringify({ ...coco, images, annotations: coco.annotations.filter((one) => kept.has(one.image_id)) }));
   }
 
-  // --- what a threshold would keep ---------------------------------------------------------------
+  // --- what a threshold would keep ---
 
   drawThreshold({ scores, threshold, strategy, most }) {
     const said = make("p", { id: "inbox-kept", role: "status" }), bins = new Array(50).fill(0);

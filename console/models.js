@@ -2,7 +2,7 @@
 
 import { ask, askJson, catalogue, onCatalogue, path, refresh } from "./api.js";
 import { attempt } from "./app.js";
-import { button, bytes, details, dot, duration, make, pretty, table } from "./dom.js";
+import { button, bytes, details, dot, duration, link, make, pretty, table } from "./dom.js";
 import { morph, poll } from "./live.js";
 
 let versions = {}, ahead = 0; // what /stats says of each version; the server's clock, ahead of ours by so many seconds
@@ -12,7 +12,7 @@ export async function show(root, [only]) {
   const cards = make("div.part", { id: "models-cards" }), plan = make("section.card", { id: "reload-plan", "aria-live": "polite", "aria-label": "Reload", hidden: true });
   const draw = () => morph(cards, drawAll(only, search.value));
   search.oninput = draw;
-  root.replaceChildren(make("div.bar", search, only ? make("a", { href: "#models" }, "All models") : null,
+  root.replaceChildren(make("div.bar", search, only ? link("#models", "All models") : null,
     button("Reload…", () => attempt(() => preview(plan)), { id: "reload" })), plan, cards);
   let turn = 0;
   const read = async () => {
@@ -45,15 +45,15 @@ function drawAll(only, sought) {
 const facts = (pairs) => make("dl", pairs.filter(([, value]) => value != null && value !== "").flatMap(([name, value]) => [make("dt", name), make("dd", value)]));
 
 const card = (one, kind, ...children) => make("section", { className: `card${one.state === "failed" ? " failed" : ""}`, "data-key": `${kind} ${one.name}`, "aria-label": one.name },
-  make("h3", dot(one.state), " ", make("a", { href: `#models/${encodeURIComponent(one.name)}` }, one.name), make("span.soft", ` ${one.state === "empty" ? "no version" : one.state}`)),
+  make("h3", dot(one.state), " ", link(`#models/${path(one.name)}`, one.name), make("span.soft", ` ${one.state === "empty" ? "no version" : one.state}`)),
   one.reason ? make("p.error", one.reason) : null, ...children,
-  one.state === "ready" ? make("p", make("a", { href: `#try/${kind}/${encodeURIComponent(one.name)}` }, "Try it")) : null);
+  one.state === "ready" ? make("p", link(`#try/${kind}/${path(one.name)}`, "Try it")) : null);
 
 function modelCard(one, kind, open) {
   const states = one.versions ?? [];
   const used = catalogue.deployments.filter(({ model }) => model === one.name);
   return card(one, kind, one.state === "empty" ? make("p", "Its folder holds no version.") : null,
-    facts([["Deployments", used.length ? make("span", used.flatMap(({ id }, at) => [at ? ", " : "", make("a", { href: `#try/pictures/${encodeURIComponent(id)}` }, id)])) : null],
+    facts([["Deployments", used.length ? make("span", used.flatMap(({ id }, at) => [at ? ", " : "", link(`#try/pictures/${path(id)}`, id)])) : null],
       ["Nodes", one.nodes?.map(({ name }) => name).join(", ")]]),
     states.filter(({ version }) => version !== "0").map((state) => versionPart(one, state)),
     kind === "pipelines" ? calls(`${one.name}/1`, []) : null, one.state === "ready" ? signature(one, states, open) : null);

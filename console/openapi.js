@@ -27,7 +27,6 @@ export function showApi(root, head, api) {
   return null;
 }
 
-/** What a `$ref` stands for. */
 function follow(api, value) {
   if (!value?.$ref) return value;
   return value.$ref.slice(2).split("/").reduce((at, name) => at?.[name.replaceAll("~1", "/").replaceAll("~0", "~")], api);
@@ -70,7 +69,7 @@ class Operation {
       files.hidden = json;
       if (json) this.body.value = pretty(example ?? Object.values(examples ?? {})[0]?.value ?? schema?.example ?? {});
     };
-    const element = make("div", types.length > 1 ? select("Body", types.map((one) => [one]), pick, this.type) : make("span.soft", this.type ?? ""), this.body, files);
+    const element = make("div", types.length > 1 ? select("Body", types, pick, this.type) : make("span.soft", this.type ?? ""), this.body, files);
     pick(this.type);
     return element;
   }

@@ -79,7 +79,7 @@ class Panel {
 
   async addSamples() {
     for (const name of this.one.samples) {
-      const canvas = make("canvas"), thumb = make("button.thumb.sample", { type: "button", title: name, "aria-label": `Sample ${name}` }, canvas);
+      const canvas = make("canvas"), thumb = make("button.thumb.sample", { title: name, "aria-label": `Sample ${name}` }, canvas);
       this.samples.append(thumb);
       const blob = ask(`${path(this.one.id)}/samples/${path(name)}`).then((response) => response.blob());
       thumb.onclick = async () => this.take(await blob, name).catch((error) => this.caller.fail(error.message));
@@ -99,7 +99,6 @@ class Panel {
     return this.take(files[0], files[0].name);
   }
 
-  /** Take a picture, show it, and ask what is in it. */
   async take(blob, name) {
     this.caller.clear();
     Object.assign(this, { blob, name, answer: null });

@@ -11,7 +11,6 @@ export function versionPicker(model, onchange, first = "as configured", [number,
   return there.length + labels.length > 1 ? select("Version", [["", first], ...labels, ...there], onchange, value) : null;
 }
 
-/** Ask a deployment; a Response. */
 export async function predict(id, blob, { routines = [], query = "", signal, verb = "predict" } = {}) {
   const body = JSON.stringify({ image_type: "base64", data: await toBase64(blob), routines });
   return post(`${path(id)}/${verb}${query ? `?${query}` : ""}`, body, signal);

@@ -1,4 +1,4 @@
-// What was seen in a picture: the slider, chips by class, the list of objects, bars of a classifier, routines' charts, exports.
+// What was seen in a picture: slider, chips by class, list of objects, bars, exports.
 
 import { bars, swatch } from "./charts.js";
 import { button, download, make, range, status, withoutEnding } from "./dom.js";
@@ -64,7 +64,7 @@ export class Result {
     const counts = new Map();
     for (const one of boxed ? this.confident : []) counts.set(one.tag.name, { tag: one.tag, count: (counts.get(one.tag.name)?.count ?? 0) + 1 });
     const focused = this.chips.contains(document.activeElement) ? document.activeElement.dataset.name : null;
-    this.chips.replaceChildren(...[...counts].sort(([, one], [, other]) => other.count - one.count).slice(0, 60).map(([name, { tag, count }]) => make("button.chip", { type: "button", "aria-pressed": String(!this.hidden.has(name)), "data-name": name, onclick: () => this.toggle(name) }, swatch(colourOf(tag)), `${apart(name)} ${count}`)));
+    this.chips.replaceChildren(...[...counts].sort(([, one], [, other]) => other.count - one.count).slice(0, 60).map(([name, { tag, count }]) => make("button.chip", { "aria-pressed": String(!this.hidden.has(name)), "data-name": name, onclick: () => this.toggle(name) }, swatch(colourOf(tag)), `${apart(name)} ${count}`)));
     [...this.chips.children].find((one) => one.dataset.name === focused)?.focus();
   }
 

@@ -58,7 +58,7 @@ export class TensorPanel {
     if (!this.signatures[this.signature]) this.signature = Object.keys(this.signatures)[0];
     const names = Object.keys(this.signatures);
     this.bar.replaceChildren(...[versionPicker(this.one.name, (value) => this.choose(value), "newest", ["/versions/", "/labels/"], this.which),
-      names.length > 1 && select("Signature", names.map((name) => [name]), (name) => this.sign(name), this.signature), button("Example", () => this.example())].filter(Boolean));
+      names.length > 1 && select("Signature", names, (name) => this.sign(name), this.signature), button("Example", () => this.example())].filter(Boolean));
     this.build();
   }
 
@@ -180,7 +180,7 @@ function isNumber(text, dtype) {
 function linesField(label, shape, set) {
   return textField(label, { rows: 3, placeholder: "a text a line" }, (text) => {
     const lines = text.split("\n");
-    set(shape.length === 2 ? lines.map((line) => [line]) : shape.length ? lines : text);
+    set(shape.length === 2 ? lines : shape.length ? lines : text);
   }, (value) => [value].flat(3).join("\n"));
 }
 
@@ -204,7 +204,7 @@ function pictureField(label, tensor, shape, set) {
       note.textContent = "The browser cannot read this picture.";
     }
   };
-  const ranges = whole ? null : select("Numbers", Object.keys(RANGES).map((one) => [one]), (value) => {
+  const ranges = whole ? null : select("Numbers", Object.keys(RANGES), (value) => {
     range = value;
     write();
   }, range);

@@ -1,6 +1,6 @@
 // Try: one list of all that is served; what is chosen, beside it. `#try/shapes`, `#try/models/shapes`.
 
-import { catalogue, onCatalogue } from "./api.js";
+import { catalogue, onCatalogue, path } from "./api.js";
 import { dot, make, search } from "./dom.js";
 
 const KINDS = [
@@ -12,7 +12,7 @@ const KINDS = [
 
 const addressOf = (kind, name) => {
   const first = KINDS.find(({ list }) => list().some((one) => one.name === name));
-  return first?.id === kind ? `#try/${encodeURIComponent(name)}` : `#try/${kind}/${encodeURIComponent(name)}`;
+  return first?.id === kind ? `#try/${path(name)}` : `#try/${kind}/${path(name)}`;
 };
 
 /** What names of an address choose: `[name]`, or `[kind, name]`; without any, what to show first. */

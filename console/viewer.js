@@ -1,4 +1,4 @@
-// A picture and what was seen in it: zoom, pan, full screen; boxes, masks with holes, labels that keep out of each other's way.
+// A picture and what was seen in it: zoom, pan, full screen; boxes, masks with holes, labels.
 
 import { COLOURS } from "./charts.js";
 import { button, clamp, draw, make } from "./dom.js";

@@ -1,8 +1,8 @@
 // Watch: graphs of the last minutes, hour and day, in all and of each group; quotas; the last errors. `#watch/model/shapes`.
 
-import { askJson } from "./api.js";
+import { askJson, path } from "./api.js";
 import { bars, PARTS, sparkline, timeChart } from "./charts.js";
-import { button, bytes, duration, make, milliseconds, show as say, table } from "./dom.js";
+import { button, bytes, duration, link, make, milliseconds, show as say, table } from "./dom.js";
 import { morph, poll } from "./live.js";
 
 const WINDOWS = { "5m": ["5 minutes", 2], "1h": ["1 hour", 10], "24h": ["24 hours", 30] }; // and every how many seconds to ask
@@ -18,7 +18,7 @@ export async function show(root, names) {
   const state = make("p", { id: "watch-state", role: "status" }), ago = make("span", { id: "watch-seen" });
   const above = make("div"), errors = make("div", { id: "watch-errors" });
   const windows = Object.entries(WINDOWS).map(([id, [text]]) => button(text, () => begin((chosen.window = id)), { "data-window": id }));
-  root.replaceChildren(make("div.bar", name === undefined ? null : make("a", { href: "#watch" }, "All"),
+  root.replaceChildren(make("div.bar", name === undefined ? null : link("#watch", "All"),
     make("div.bar", { role: "group", "aria-label": "Time shown" }, windows), ago), state, above,
   make("section.part", make("h2", "Last errors"), make("div.bar", filter), errors));
 
@@ -118,7 +118,7 @@ function groups({ series }, redraw) {
     redraw();
   };
   const made = table([...Object.entries(COLUMNS).map(([id, [title]]) => button(`${title}${chosen.sort === id ? (chosen.down ? " ↓" : " ↑") : ""}`, sort(id), { "data-sort": id })), "Requests over time"],
-    rows.map((one) => [one.kind, make("a", { href: `#watch/${one.kind}/${encodeURIComponent(one.name)}` }, one.name), one.total.requests.toLocaleString(), say(100 * failedOf(one.total), " %", 1),
+    rows.map((one) => [one.kind, link(`#watch/${one.kind}/${path(one.name)}`, one.name), one.total.requests.toLocaleString(), say(100 * failedOf(one.total), " %", 1),
       ...["p50", "p90", "p99"].map((q) => milliseconds(one.total.latency[q])), sparkline(one.requests["2xx"].map((_, at) => Object.values(one.requests).reduce((sum, values) => sum + (values[at] ?? 0), 0)))]), { label: "All groups" });
   made.querySelectorAll("tbody tr").forEach((row, at) => (row.dataset.key = `${rows[at].kind} ${rows[at].name}`));
   made.querySelectorAll("td svg").forEach((line) => (line.dataset.whole = ""));

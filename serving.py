@@ -2370,6 +2370,7 @@ class Trace:
         "batch",
         "model",
         "version",
+        "deployment",
         "deadline",
         "has_left",
         "waited",
@@ -2382,6 +2383,7 @@ class Trace:
         self.has_left = has_left  # whether its client has
         self.began = self.ended = self.inference = self.routines = 0.0
         self.rows, self.batch, self.model, self.version = 0, 0, "", ""
+        self.deployment = ""
         self.waited = False  # for a model to load
 
     def limit(self, seconds: float, wish: str | None) -> None:
@@ -4577,9 +4579,11 @@ class ModelManager:
         self._prepare, self._refresh_others = prepare, refresh_others
         self.prepared = prepare(config)  # what requests need of the config, made ready once
         self._poll_seconds = poll_seconds  # from the command line, over the config's
-        self._path, self._text = path, text
-        self._load, self._list_versions = load, list_versions
+        self.path, self._text = path, text
+        self._load, self.list_versions = load, list_versions
         self._config_failed = False
+        self._config_error = self._missing = ""  # why the config's last text is not in force
+        self._problems: tuple[str, ...] = ()  # of the last pass
         self._said: set[str] = set()  # what the log need not repeat
         self._rarely = Rarely(clock)
         self._states: dict[str, dict[int, VersionState]] = {}
@@ -4602,8 +4606,8 @@ class ModelManager:
     def name(self) -> str:
         """What is served, for the start-up line: the config file, or the models by name."""
         return (
-            str(self._path)
-            if self._path
+            str(self.path)
+            if self.path
             else ", ".join(model.name for model in self.config.models) or "no models"
         )
 
@@ -4699,6 +4703,16 @@ class ModelManager:
                 for name, problem in self.deployment_problems().items()
             ]
         )
+
+    @property
+    def config_problem(self) -> str:
+        """Why the config file as it is now is not in force; empty where it is."""
+        return self._missing or self._config_error
+
+    @property
+    def problems(self) -> list[str]:
+        """What of the config could not be brought about when the loader last looked."""
+        return list(dict.fromkeys([*filter(None, [self.config_problem]), *self._problems]))
 
     def deployment_problems(self) -> dict[str, str]:
         """Why deployments cannot answer, by id: their config, or their model beside it.
@@ -4842,6 +4856,7 @@ class ModelManager:
         self._said &= {error.message for error in outcome.errors} | {
             said for said in self._said if not said.startswith("$")
         }
+        self._problems = tuple(error.message for error in outcome.errors)
         self.first_pass_done.set()
         return outcome
 
@@ -4853,24 +4868,53 @@ class ModelManager:
 
     def _read_config(self, outcome: Outcome, polling: bool) -> None:
         """Take over the config file if its bytes changed; a wrong one changes nothing."""
-        if self._path is None:
+        if self.path is None:
             return
         try:
-            text = read_file(self._path)
+            text = read_file(self.path)
         except OSError:
             outcome.config_missing = True
-            outcome.errors.append(LoadError("Config file not found or cannot open."))
+            self._missing = "Config file not found or cannot open."
+            outcome.errors.append(LoadError(self._missing))
             return
-        outcome.config_read = text != self._text or self._config_failed and not polling
+        self._missing = ""
+        outcome.config_read = self.would_read(text, polling)
         if outcome.config_read:
             self._text = text
             try:
-                config = load_config(self._path, text)
+                config = load_config(self.path, text)
                 self.prepared = self._prepare(config)
                 self.config = config
                 self._expect_models()
+                self._config_error = ""
             except ConfigError as error:
+                self._config_error = error.message
                 outcome.errors.append(error)
+
+    def would_read(self, text: bytes, polling: bool = False) -> bool:
+        """Whether a pass would take up a config file of this text."""
+        return text != self._text or self._config_failed and not polling
+
+    def plan_model(
+        self, name: str, model: ModelConfig | None, folders: Mapping[int, Path]
+    ) -> dict[str, list[int]]:
+        """The versions that a pass would load, load anew and unload, were a model so, and were
+        these its versions; None for a model that goes.
+        """
+        loaded = {v: state for v, state in self.states().get(name, {}).items() if state.servable}
+        both = [version for version in folders if version in loaded]
+
+        def is_stale(version: int) -> bool:
+            state = loaded[version]
+            files = contents(fingerprint(folders[version]))
+            same = model is not None and state.load_key == model.load_key
+            return not same or files != contents(state.files)
+
+        return {
+            "load": sorted(folders.keys() - loaded.keys()),
+            "reload": sorted(filter(is_stale, both)),
+            "unload": sorted(loaded.keys() - folders.keys()),
+        }
 
     def _expect_models(self) -> None:
         """Make room for the config's models, so that requests know which ones are still to come."""
@@ -5024,7 +5068,7 @@ class ModelManager:
             self._refuse(visit)
             return None
         try:
-            folders = self._list_versions(model.base_path)
+            folders = self.list_versions(model.base_path)
         except LoadError as error:
             self._absent[model.name] = error.message
             visit.fail(".base_path", error.message, error)
@@ -5055,7 +5099,7 @@ class ModelManager:
         folders: dict[int, Path] = {}
         if not problem.startswith("base_path"):
             with contextlib.suppress(LoadError):
-                folders = self._list_versions(model.base_path)
+                folders = self.list_versions(model.base_path)
         for version in choose_versions(model.model_version_policy, folders):
             state = self._states[model.name].setdefault(version, VersionState())
             if state.servable is None:
@@ -5959,15 +6003,19 @@ def predict_image(
     chain: Any,
     form: str,
     allowance: Allowance,
+    which: Mapping[str, Any] = types.MappingProxyType({}),
 ) -> Any:
-    """What a deployment sees in a picture, or in each of several; see ModelServer.predict_image."""
+    """What a deployment sees in a picture, or in each of several; see ModelServer.predict_image.
+
+    `which` is a `version` or a `version_label` to ask in place of the deployment's own.
+    """
     ready = find_deployment(server, deployment)
     try:
         own = read_chain(chain, server.prepared.routines)
     except ConfigError as error:
         raise BadRequest(error.message) from None
     images = image if isinstance(image, list) else [image]
-    with lease(server, ready.config) as (version, servable):
+    with lease(server, choose_asked(server, ready.config, which)) as (version, servable):
         try:
             model = ready.model_of(servable)
         except ValueError as error:
@@ -5989,6 +6037,15 @@ def predict_image(
         for tensors, view in zip(seen, views)
     ]
     return {"results": answers} if isinstance(image, list) else answers[0]
+
+
+def choose_asked(server: "ModelServer", deployment: Any, which: Mapping[str, Any]) -> Any:
+    """A deployment with the version that a request names itself, which is NotFound if not there."""
+    if not which:
+        return deployment
+    asked = dataclasses.replace(deployment, **which)
+    server.start().manager.find(asked.model, asked.version, asked.version_label)
+    return asked
 
 
 def refusal_of(ready: ReadyDeployment, error: ValueError) -> ServingError:
@@ -6491,20 +6548,205 @@ class ModelServer:
         outcome = self.manager.reload(timeout)
         if not outcome.errors:
             return (201 if outcome.config_read or outcome.changed else 200), self.config_status()
-        step = (
-            "Reloading config file failed."
-            if outcome.config_read
-            else "Reloading models versions failed."
-        )
-        text = (
-            "Config file not found or cannot open."
-            if outcome.config_missing
-            else f"{step} Check server logs for more info."
-        )
-        return int(outcome.errors[0].status), {
-            "error": text,
-            "details": [error.message for error in outcome.errors],
+        return tell_failure(outcome)
+
+    def plan_reload(self) -> tuple[int, dict[str, Any]]:
+        """Tell what `reload` would change; returns the HTTP status and body. Nothing is loaded or
+        changed.
+
+        200 and what `plan_changes` finds; the error of `reload` for a config that is wrong. A
+        config that is new is read as `--check` reads it: its `routine_modules` run, its models and
+        handlers do not.
+        """
+        outcome = Outcome()
+        try:
+            wanted = self._read_wanted(outcome)
+        except ConfigError as error:
+            outcome.errors.append(error)
+        if outcome.errors:
+            return tell_failure(outcome)
+        return 200, plan_changes(self.manager, wanted, outcome.config_read)
+
+    def _read_wanted(self, outcome: Outcome) -> Config:
+        """The config that a reload would bring into force; raises ConfigError."""
+        path = self.manager.path
+        if path is None:
+            return self.config
+        try:
+            text = read_file(path)
+        except OSError:
+            outcome.config_missing = True
+            outcome.errors.append(LoadError("Config file not found or cannot open."))
+            return self.config
+        outcome.config_read = self.manager.would_read(text)
+        if not outcome.config_read:
+            return self.config
+        return ModelServer(path, self.extensions).config  # made ready aside, never started
+
+
+def tell_failure(outcome: Outcome) -> tuple[int, dict[str, Any]]:
+    """The HTTP status and body of a reload that failed, with OpenVINO Model Server's texts."""
+    step = (
+        "Reloading config file failed."
+        if outcome.config_read
+        else "Reloading models versions failed."
+    )
+    text = (
+        "Config file not found or cannot open."
+        if outcome.config_missing
+        else f"{step} Check server logs for more info."
+    )
+    return int(outcome.errors[0].status), {
+        "error": text,
+        "details": [error.message for error in outcome.errors],
+    }
+
+
+# --- what a reload would change -----------------------------------------------------------------
+
+
+def plan_changes(manager: ModelManager, wanted: Config, config_read: bool) -> dict[str, Any]:
+    """What a reload to `wanted` would change: of each section by name what is added, removed and
+    changed, of models the versions that are loaded, loaded anew and unloaded.
+
+    `problems` are those that can be seen without loading, as a reload's `details` have them.
+    Values are told of models and of `server` alone: elsewhere may stand keys and passwords.
+    """
+    now = manager.config
+    versions, problems = plan_versions(manager, wanted)
+    known = {model.name: model for model in now.models}
+    models = compare(known, {model.name: model for model in wanted.models}, tell_changed)
+    sections = {
+        "deployments": "id",
+        "pipeline_config_list": "name",
+        "handlers": "path",
+    }
+    plan: dict[str, Any] = {
+        "dry_run": True,
+        "config_read": config_read,
+        "models": models | {"versions": versions},
+        **{key: compare_named(now, wanted, key, name) for key, name in sections.items()},
+        "keys": compare_named(now.auth, wanted.auth, "keys", "name"),
+        "auth": [name for name in changed_fields(now.auth, wanted.auth) if name != "keys"],
+        "server": tell_changed(now.server, wanted.server),
+        "modules": [name for name in changed_fields(now, wanted) if name in MODULES],
+        "problems": problems,
+    }
+    return plan | {"changes": has_changes(plan)}
+
+
+MODULES = ("import_modules", "routine_modules")
+
+
+def has_changes(plan: Mapping[str, Any]) -> bool:
+    """Whether anything stands in a plan's lists, but for the problems."""
+    return any(
+        has_changes(found) if isinstance(found, dict) else isinstance(found, list) and bool(found)
+        for name, found in plan.items()
+        if name != "problems"
+    )
+
+
+def compare(
+    now: Mapping[str, Any], wanted: Mapping[str, Any], tell: Callable[[Any, Any], list[Any]]
+) -> dict[str, Any]:
+    """What two sections differ in, by the names of their entries."""
+    both = [name for name in wanted if name in now and now[name] != wanted[name]]
+    return {
+        "added": [name for name in wanted if name not in now],
+        "removed": [name for name in now if name not in wanted],
+        "changed": [{"name": name, "options": tell(now[name], wanted[name])} for name in both],
+    }
+
+
+def compare_named(now: Any, wanted: Any, section: str, name: str) -> dict[str, Any]:
+    """As `compare`, of a section of a config whose entries have a `name`; options by name alone."""
+    before, after = (
+        {getattr(entry, name): entry for entry in getattr(config, section)}
+        for config in (now, wanted)
+    )
+    return compare(before, after, changed_fields)
+
+
+def changed_fields(now: Any, wanted: Any) -> list[str]:
+    """The names of the options that two values of a kind differ in."""
+    names = [field.name for field in dataclasses.fields(wanted)]
+    return [name for name in names if getattr(now, name) != getattr(wanted, name)]
+
+
+def tell_changed(now: Any, wanted: Any) -> list[dict[str, Any]]:
+    """The options that two values differ in, with what they were and what they would be.
+
+    `restart` says that it takes one for the option to have an effect.
+    """
+    docs = {field.name: field.metadata["doc"] for field in dataclasses.fields(wanted)}
+    return [
+        {
+            "option": name,
+            "from": as_json(getattr(now, name)),
+            "to": as_json(getattr(wanted, name)),
+            "restart": docs[name].endswith("(start)"),
         }
+        for name in changed_fields(now, wanted)
+    ]
+
+
+def as_json(value: Any) -> Any:
+    """A config's value as JSON has it, the folders of this program and of who runs it left out."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = dataclasses.asdict(value)
+    if isinstance(value, Mapping):
+        return {name: as_json(one) for name, one in value.items()}
+    if isinstance(value, tuple | list):
+        return [as_json(one) for one in value]
+    return hide_paths(value) if isinstance(value, str) else value
+
+
+def plan_versions(manager: ModelManager, wanted: Config) -> tuple[list[dict[str, Any]], list[str]]:
+    """The versions that would be loaded, loaded anew and unloaded, by model; what is wrong."""
+    models = {model.name: model for model in reversed(wanted.models)}  # the first of a name
+    problems = [
+        f"$.deployments[{index}].model: no model is called '{deployment.model}'"
+        for index, deployment in enumerate(wanted.deployments)
+        if deployment.model not in wanted.served_names
+    ]
+    plans = []
+    for name in sorted(models.keys() | {model.name for model in manager.config.models}):
+        picked: dict[int, Path] | None = {}
+        if name in models:
+            index = next(i for i, model in enumerate(wanted.models) if model.name == name)
+            path = f"$.model_config_list[{index}].config"
+            always = wanted.server.servable_versions_always_present
+            picked = find_picked(manager, models[name], path, always, problems)
+        if picked is not None:
+            found = manager.plan_model(name, models.get(name), picked)
+            plans += [{"model": name, **found}] if any(found.values()) else []
+    return plans, problems
+
+
+def find_picked(
+    manager: ModelManager, model: ModelConfig, path: str, always: bool, problems: list[str]
+) -> dict[int, Path] | None:
+    """The folders of the versions that a model's policy picks; None where what is loaded stays:
+    with nothing picked, if some are `always` to be there.
+    """
+    if model.problem:
+        problems.append(f"{path}.{model.problem}")
+        return None
+    try:
+        folders = manager.list_versions(model.base_path)
+    except LoadError as error:
+        problems.append(f"{path}.base_path: {error.message}")
+        return None
+    picked = choose_versions(model.model_version_policy, folders)
+    if not picked and always:
+        return None
+    problems += [
+        f"{path}.version_labels.{label}: version {number} is not available"
+        for label, number in model.version_labels.items()
+        if number not in picked
+    ]
+    return {version: folders[version] for version in picked}
 
 
 def read_picture(image: Any, limits: Any) -> np.ndarray:
@@ -7080,8 +7322,23 @@ def read_query_routines(call: Call) -> Any:
 DRAWN = {"image/png": "png", "image/jpeg": "jpeg"}
 
 
+def read_which(call: Call) -> dict[str, Any]:
+    """The version that a /predict URL asks for: `?version=2` or `?version_label=canary`."""
+    version, label = call.argument("version"), call.argument("version_label")
+    if version and label:
+        raise BadRequest("expected version or version_label, got both")
+    if label:
+        return {"version": None, "version_label": label}
+    if not version:
+        return {}
+    if not re.fullmatch("[0-9]{1,30}", version):
+        raise BadRequest(f"version: expected a number, got '{version[:40]}'")
+    return {"version": read_version(version), "version_label": None}
+
+
 def view_predict_image(server: ModelServer, call: Call, deployment: str | None = None) -> Reply:
     ready = find_deployment(server, deployment)
+    call.trace.deployment = ready.config.id
     image, chain = read_image(server, call)
     accepted = parse_accept_header(call.header("Accept"), MIMEAccept)
     # the first: Java's client names image/jpeg among others, unasked
@@ -7091,7 +7348,8 @@ def view_predict_image(server: ModelServer, call: Call, deployment: str | None =
         raise BadRequest(f"format: expected json, coco, png or jpeg, got '{form[:40]}'")
     if isinstance(image, list) and form in DRAWN.values():
         raise BadRequest(f"format: expected json or coco for several pictures, got {form}")
-    answer = predict_image(server, image, ready.config.id, chain, form, call.allowance)
+    which = read_which(call)
+    answer = predict_image(server, image, ready.config.id, chain, form, call.allowance, which)
     replied = (
         Reply(answer, content_type=f"image/{form}") if isinstance(answer, bytes) else reply(answer)
     )
@@ -7148,8 +7406,19 @@ def view_config(server: ModelServer, call: Call) -> Reply:
 
 
 def view_reload(server: ModelServer, call: Call) -> Reply:
-    status, body = server.reload(call.trace.remaining())
+    if is_asked(call, "dry_run"):
+        status, body = server.plan_reload()
+    else:
+        status, body = server.reload(call.trace.remaining())
     return reply(body, status)
+
+
+def is_asked(call: Call, name: str) -> bool:
+    """Whether the URL says `?name=1`; raises BadRequest for what is neither yes nor no."""
+    given = call.argument(name, "0").lower() if call.environ.get("QUERY_STRING") else "0"
+    if given not in ("0", "1", "false", "true"):
+        raise BadRequest(f"{name}: expected 1 or 0, got '{given[:40]}'")
+    return given in ("1", "true")
 
 
 def view_live(server: ModelServer, call: Call) -> Reply:
@@ -7370,6 +7639,7 @@ class Found(typing.NamedTuple):
     arguments: dict[str, Any]
     name: str  # in metrics
     shape: str  # bare: TensorFlow Serving's; full: Datature's as well; hub: CellStrat's envelope
+    deployment: str = ""  # the id that stands in the URL in a model's place
 
 
 @functools.cache
@@ -7434,7 +7704,12 @@ def find_known(server: ModelServer, method: str, path: str) -> Found | None:
     known = match(server.extensions, method, path)
     if known is not None:
         if "alias" in known.arguments:
-            return known._replace(arguments=use_deployment(server, **known.arguments))
+            alias = known.arguments["alias"]
+            is_one = any(deployment.id == alias for deployment in server.config.deployments)
+            return known._replace(
+                arguments=use_deployment(server, **known.arguments),
+                deployment=alias if is_one else "",
+            )
         return known
     return first(extension.find(server, method, path) for extension in server.extensions)
 
@@ -7505,7 +7780,7 @@ class Door:
 def authorize(door: Door, call: Call, found: Found) -> Caller:
     """Who calls; raises ServingError for those who may not."""
     server, guard = door.server, found.route.guard
-    if guard == "open" or guard == "shared" and getattr(server.config.auth, "protect", "") != "all":
+    if guard == "open" or not needs_key(server, found.route):
         return Caller()
     if door.check is not None:
         return ask_site(door.check, call)
@@ -7513,6 +7788,17 @@ def authorize(door: Door, call: Call, found: Found) -> Caller:
     if known is not None:
         return known
     return server.identify(call.headers, None if found.route.lists else list_reached(server, found))
+
+
+def needs_key(server: ModelServer, route: Route) -> bool:
+    """Whether a route is for who has a key alone; what lists what is served is so where any of it
+    is.
+    """
+    if getattr(server.config.auth, "protect", "") == "all":
+        return True
+    if route.guard == "key" and route.lists and "{" not in route.url:
+        return bool(server.config.deployments or list_urls(server))
+    return route.guard == "key"
 
 
 def ask_site(check: Callable[[Any], Any], call: Call) -> Caller:
@@ -7576,7 +7862,7 @@ def answer_call(door: Door, call: Call, found: Found | None = None) -> Reply:
             replied = preflight(server, call)
         else:
             found = found or find_view(server, call.method, call.path)
-            shape, route = found.shape, found.name
+            shape, route, trace.deployment = found.shape, found.name, found.deployment
             call.caller = authorize(door, call, found)
             replied = found.route.view(server, call, **found.arguments)
         replied = dress(server, call, replied)
@@ -7840,6 +8126,8 @@ def add_rules(door: Door, state: BlueprintSetupState) -> None:
     # Where hosts are told apart, a rule is for one of them: these are for any.
     host = {"host": "<serving_host>"} if site.url_map.host_matching else {}
     for index, rule in enumerate(rules):
+        if rule == "/" and not state.url_prefix:  # a site's own front page
+            continue
         state.add_url_rule(
             rule,
             f"respond{index}",
@@ -7863,6 +8151,7 @@ def create_app(
     blueprint = create_blueprint(source, authorize, eager=eager)
     door: Door = blueprint.door  # type: ignore[attr-defined]
     app.register_blueprint(blueprint)
+    app.add_url_rule("/", "respond_root", make_view(door, "/"), methods=METHODS)
 
     @app.errorhandler(HTTPException)
     def unknown(error: HTTPException) -> Response:

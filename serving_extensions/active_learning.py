@@ -1,21 +1,24 @@
 """Pictures put aside for people to look at: what active learning collects, a folder a group.
 
 Each picture is kept once, as `<sha256 of its pixels>.png` beside a `.json` with its predictions;
-the `.json` is written last, so a picture without one is not there yet. Everything is written by one
-thread of its own: a request hands its picture over and goes on.
+the `.json` is written last, so a picture without one is not there yet. They are written by one
+thread of its own: a request hands its picture over and goes on. What people say of a picture,
+`accepted` or `rejected`, lies beside it as `.verdict`.
 """
 
 import contextlib
 import hashlib
 import json
 import logging
+import math
 import os
 import queue
+import re
 import shutil
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,20 +26,27 @@ from typing import Any
 import cv2
 import numpy as np
 
+from .catalogue import find_own
 from .core import (
+    BadRequest,
     Call,
     Config,
     Extension,
     ModelServer,
     NotFound,
     Reply,
-    find_deployment,
+    ServingError,
+    parse_json,
+    read_body,
     reply,
     route,
     routines,
 )
 
 logger = logging.getLogger("serving")
+
+SCORES = 1000  # of the latest pictures of a deployment, for who looks for a threshold
+VERDICTS = ("accepted", "rejected", "none")
 
 
 @dataclass(frozen=True)
@@ -53,11 +63,13 @@ class Inbox:
 
     counts: `kept`, `known` (the same picture again), `full` (a cap is reached), `busy` (more than
     the queue holds came at once), `failed` (the disk).
+    scores: of the latest pictures that were seen, kept or not, by deployment and strategy.
     """
 
     def __init__(self, folder: Path, waiting: int = 32):
         self.folder = folder
         self.counts: Counter[str] = Counter()
+        self.scores: dict[tuple[str, str], deque[float]] = defaultdict(lambda: deque(maxlen=SCORES))
         self._queue: queue.Queue = queue.Queue(waiting)
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -151,38 +163,61 @@ def write(path: Path, data: bytes) -> None:
         raise
 
 
-def read_group(
-    folder: Path, labels: Mapping[int, str], deployments: Collection[str] | None = None
-) -> dict[str, Any]:
-    """A group as one COCO object: `images` with `file_name` in its folder, `score` and
-    `date_captured`; `annotations`; `categories`.
+def read_verdict(folder: Path, stem: str) -> str:
+    """What people have said of a picture: `accepted`, `rejected`, or `none` yet."""
+    try:
+        said = (folder / f"{stem}.verdict").read_text().strip()
+    except OSError:
+        return "none"
+    return said if said in VERDICTS else "none"
+
+
+def read_records(
+    folder: Path,
+    deployments: Collection[str] | None = None,
+    verdicts: Collection[str] = VERDICTS,
+) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """The records of a group, each with `file_name` and `verdict`, and as COCO.
 
     Several deployments may share a group: of some of them alone, where `deployments` names those.
+    Only of pictures with one of the `verdicts`.
     """
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
-    names = dict(labels)
     for path in sorted(folder.glob("*.json")):
+        verdict = read_verdict(folder, path.stem)
         try:
             record = json.loads(path.read_bytes())
-            if deployments is not None and record.get("deployment") not in deployments:
+            is_hidden = deployments is not None and record.get("deployment") not in deployments
+            if is_hidden or verdict not in verdicts:
                 continue
+            record |= {"file_name": f"{path.stem}.png", "verdict": verdict}
             coco = routines.to_coco(
-                record["predictions"],
-                record["width"],
-                record["height"],
-                {},
-                len(images) + 1,
-                f"{path.stem}.png",
+                record["predictions"], record["width"], record["height"], {}, 1, record["file_name"]
             )
         except (OSError, ValueError, KeyError, TypeError):  # taken away or edited by hand meanwhile
             logger.warning("Active learning group %s: %s is no record", folder.name, path.name)
             continue
+        yield record, coco
+
+
+def read_group(
+    folder: Path,
+    labels: Mapping[int, str],
+    deployments: Collection[str] | None = None,
+    verdicts: Collection[str] = VERDICTS,
+) -> dict[str, Any]:
+    """A group as one COCO object: `images` with `file_name` in its folder, `score`,
+    `date_captured` and `verdict`; `annotations`; `categories`. Whose: as in `read_records`.
+    """
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    names = dict(labels)
+    for record, coco in read_records(folder, deployments, verdicts):
+        own = {"id": len(images) + 1, "date_captured": record.get("time")}
         images.append(
-            {**coco["images"][0], "date_captured": record.get("time"), "score": record.get("score")}
+            {**coco["images"][0], **own, "score": record.get("score"), "verdict": record["verdict"]}
         )
         annotations += [
-            {**entry, "id": len(annotations) + number}
+            {**entry, "id": len(annotations) + number, "image_id": own["id"]}
             for number, entry in enumerate(coco["annotations"], 1)
         ]
         names = {**{category["id"]: category["name"] for category in coco["categories"]}, **names}
@@ -194,10 +229,10 @@ def read_group(
 
 
 def export_group(folder: Path, target: Path, labels: Mapping[int, str]) -> int:
-    """Write a group as a COCO data set, `annotations.json` and `images/`;
-    returns how many pictures. Raises OSError.
+    """Write a group as a COCO data set, `annotations.json` and `images/`, without what was
+    rejected; returns how many pictures. Raises OSError.
     """
-    coco = read_group(folder, labels)
+    coco = read_group(folder, labels, verdicts=("accepted", "none"))
     (target / "images").mkdir(parents=True, exist_ok=True)
     for image in coco["images"]:
         shutil.copyfile(folder / image["file_name"], target / "images" / image["file_name"])
@@ -230,12 +265,14 @@ def saw(
     tensors: Mapping[str, Any],
     origin: Mapping[str, Any],
 ) -> None:
-    """Put a picture aside when its score reaches the threshold."""
+    """Note a picture's score; put it aside when that reaches the threshold."""
     learning = ready.config.active_learning
     inbox = server.prepared.of["active_learning"].get(ready.config.id)
     if inbox is None:
         return
     score = routines.uncertainty(dict(tensors), learning.strategy)
+    if math.isfinite(score):
+        inbox.scores[ready.config.id, learning.strategy].append(score)
     if score < learning.threshold:
         return
     about = {
@@ -253,13 +290,109 @@ def saw(
     inbox.offer(image, record, Caps(learning.max_bytes, learning.max_images))
 
 
-def view_active_learning(server: ModelServer, call: Call, deployment: str, group: str) -> Reply:
-    ready = find_deployment(server, deployment)
+def find_inbox(server: ModelServer, call: Call, deployment: str, group: str) -> tuple[Any, Inbox]:
+    """A deployment that the caller's key is for, and its inbox; to look at it counts for no quota.
+
+    Raises NotFound.
+    """
+    ready = find_own(server, call, deployment)
     inbox = server.prepared.of["active_learning"].get(ready.config.id)
     if inbox is None or ready.config.active_learning.group != group:
         raise NotFound(f"Deployment '{deployment}' has no active learning group '{group}'")
+    return ready, inbox
+
+
+def find_picture(inbox: Inbox, call: Call, name: str) -> Path:
+    """The file of a picture that is kept and that the caller's key is for. Raises NotFound."""
+    path = inbox.folder / name
+    missing = NotFound(f"Active learning group '{inbox.folder.name}' has no picture '{name[:80]}'")
+    if not re.fullmatch(r"[0-9a-f]{64}\.png", name):
+        raise missing
+    try:
+        record = json.loads(path.with_suffix(".json").read_bytes())
+        seen_by = record.get("deployment")
+    except (OSError, ValueError, AttributeError):  # taken away or edited by hand
+        raise missing from None
+    own = call.caller.deployments
+    if own is not None and seen_by not in own:
+        raise missing
+    return path
+
+
+def view_active_learning(server: ModelServer, call: Call, deployment: str, group: str) -> Reply:
+    """A group as COCO; with `?format=json`, its records as they are kept, predictions as /predict
+    answers them.
+    """
+    ready, inbox = find_inbox(server, call, deployment, group)
+    form, whose = call.argument("format", "coco"), call.caller.deployments
+    if form not in ("coco", "json"):
+        raise BadRequest(f"format: expected coco or json, got '{form[:40]}'")
     inbox.flush()
-    return reply(read_group(inbox.folder, ready.labels, call.caller.deployments))
+    if form == "json":
+        return reply({"images": [record for record, _ in read_records(inbox.folder, whose)]})
+    return reply(read_group(inbox.folder, ready.labels, whose))
+
+
+def view_scores(server: ModelServer, call: Call, deployment: str, group: str) -> Reply:
+    """The scores of the latest pictures that a deployment has seen since the start, the latest
+    last, whether they were put aside or not.
+    """
+    ready, inbox = find_inbox(server, call, deployment, group)
+    learning = ready.config.active_learning
+    scores = inbox.scores.get((ready.config.id, learning.strategy), deque[float]()).copy()
+    return reply(
+        {
+            "threshold": learning.threshold,
+            "strategy": learning.strategy,
+            "most": SCORES,
+            "scores": [round(score, 6) for score in scores],
+        }
+    )
+
+
+def view_picture(
+    server: ModelServer, call: Call, deployment: str, group: str, picture: str
+) -> Reply:
+    """A picture that was put aside, as PNG; with `?side=320`, its longer side has no more pixels
+    than that.
+    """
+    _, inbox = find_inbox(server, call, deployment, group)
+    path, side = find_picture(inbox, call, picture), call.argument("side")
+    if not re.fullmatch(r"([1-9][0-9]{0,4})?", side, re.ASCII):
+        raise BadRequest(f"side: expected a number of pixels, got '{side[:40]}'")
+    try:
+        data = path.read_bytes()
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if side else None
+    except (OSError, cv2.error):  # taken away meanwhile; an empty file
+        raise NotFound(f"Picture '{picture}' is no longer there") from None
+    if image is not None and max(image.shape[:2]) > int(side):
+        shrink = int(side) / max(image.shape[:2])
+        size = [max(1, round(pixels * shrink)) for pixels in image.shape[1::-1]]
+        small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+        data = cv2.imencode(".png", small)[1].tobytes()
+    headers = (("Cache-Control", "private, max-age=3600"),)
+    return Reply(data, content_type="image/png", headers=headers)
+
+
+def view_verdict(
+    server: ModelServer, call: Call, deployment: str, group: str, picture: str
+) -> Reply:
+    """Note what somebody says of a picture: `{"verdict": "accepted"}`, `rejected` or `none`."""
+    _, inbox = find_inbox(server, call, deployment, group)
+    path = find_picture(inbox, call, picture).with_suffix(".verdict")
+    body = parse_json(read_body(server, call, limit=1000))
+    verdict = body.get("verdict") if isinstance(body, dict) else None
+    if verdict not in VERDICTS:
+        raise BadRequest(f"verdict: expected accepted, rejected or none, got {str(verdict)[:40]}")
+    try:
+        if verdict == "none":
+            path.unlink(missing_ok=True)
+        else:
+            write(path, verdict.encode())
+    except OSError as error:
+        text = f"The verdict cannot be written: {error.strerror or type(error).__name__}"
+        raise ServingError(text, "UNAVAILABLE") from None
+    return reply({"file_name": picture, "verdict": verdict})
 
 
 def end(server: ModelServer) -> None:
@@ -268,6 +401,8 @@ def end(server: ModelServer) -> None:
         inbox.end()
 
 
+GROUP = "/{deployment}/active_learning/{group}"
+
 EXTENSION = Extension(
     "active_learning",
     open=open_inboxes,
@@ -275,12 +410,25 @@ EXTENSION = Extension(
     prepare=prepare,
     saw=saw,
     routes=(
+        route("GET", GROUP, view_active_learning, "key", "What an inbox has collected", lists=True),
         route(
             "GET",
-            "/{deployment}/active_learning/{group}",
-            view_active_learning,
+            GROUP + "/'scores'",
+            view_scores,
             "key",
-            "What an inbox has collected",
+            "The scores of the latest pictures",
+            lists=True,
+        ),
+        route(
+            "GET", GROUP + "/{picture}", view_picture, "key", "A picture of an inbox", lists=True
+        ),
+        route(
+            "PUT",
+            GROUP + "/{picture}/verdict",
+            view_verdict,
+            "key",
+            "Accept or reject a picture",
+            lists=True,
         ),
     ),
 )

@@ -2,15 +2,11 @@
 client code.
 """
 
-import dataclasses
-import json
 import sys
-import types
-import typing
 from pathlib import Path
-from typing import Any
 
-from .client_code import LANGUAGES, client_code
+from .catalogue import describe_versions, find_own
+from .client_code import client_code
 from .core import (
     BadRequest,
     Call,
@@ -19,8 +15,6 @@ from .core import (
     ModelServer,
     NotFound,
     Reply,
-    encode_json,
-    find_deployment,
     may_see_model,
     read_chain,
     read_query_routines,
@@ -28,7 +22,7 @@ from .core import (
     route,
 )
 from .metrics import prometheus_text, read_gpus
-from .openapi import describe_api, example_request
+from .openapi import describe_api
 
 # Beside the server, or where `pip install` puts it.
 CONSOLE = [Path(__file__).parent.parent / "console", Path(sys.prefix) / "share/serving/console"]
@@ -82,6 +76,7 @@ def view_stats(server: ModelServer, call: Call) -> Reply:
             **numbers,
             "gpus": read_gpus(),
             "residency": residency,
+            "versions": describe_versions(server, call),
             "devices": {name: servable.device for name, servable in loaded.items()},
             "calls": {name: servable.describe_calls() for name, servable in loaded.items()},
         }
@@ -90,6 +85,14 @@ def view_stats(server: ModelServer, call: Call) -> Reply:
 
 def view_openapi(server: ModelServer, call: Call) -> Reply:
     return reply(describe_api(server, call.mount, call.caller))
+
+
+def view_root(server: ModelServer, call: Call) -> Reply:
+    """Leads a browser to the page; others are told that this URL is none, as all such are."""
+    if "text/html" not in (call.header("Accept") or ""):
+        raise BadRequest(f"Malformed request: {call.method} {call.path}")
+    address = f"{call.mount}/console/"
+    return Reply(status=302, content_type="text/plain", headers=(("Location", address),))
 
 
 def view_console(server: ModelServer, call: Call, name: str | None = None) -> Reply:
@@ -118,140 +121,9 @@ def view_console(server: ModelServer, call: Call, name: str | None = None) -> Re
     )
 
 
-def view_deployments(server: ModelServer, call: Call) -> Reply:
-    """All that the page needs to build itself: deployments, models, routines and languages.
-
-    As far as the key is for them.
-    """
-    shown = [
-        ready for name, ready in server.prepared.deployments.items() if call.caller.may_see(name)
-    ]
-    models = [name for name in server.config.served_names if may_see_model(server, call, name)]
-    return reply(
-        {
-            "deployments": [describe_deployment(server, ready) for ready in shown],
-            "models": [{"name": name, "body": example_body(server, name)} for name in models],
-            "routines": [
-                describe_routine(kind)
-                for name, kind in server.prepared.routines.items()
-                if name == kind.__name__
-            ],
-            "languages": [
-                {"id": name, "name": language.name} for name, language in LANGUAGES.items()
-            ],
-        }
-    )
-
-
-def describe_deployment(server: ModelServer, ready: Any) -> dict[str, Any]:
-    config, takes_images, reason, labels = ready.config, False, None, ready.labels
-    try:
-        if config.model not in server.manager.available:  # `find` waits for a model that is loading
-            raise NotFound("its model is not loaded")
-        _, servable = server.manager.find(config.model, config.version, config.version_label)
-        labels = ready.model_of(servable).labels
-        takes_images = True
-    except Exception as error:  # not there, or no model of pictures
-        reason = str(error)
-    classes = {str(number): {"id": number, "name": name} for number, name in sorted(labels.items())}
-    return {
-        "id": config.id,
-        "model": config.model,
-        "default": config.id in server.config.default_deployment,
-        "version_tag": config.version_tag,
-        "takes_images": takes_images,
-        "reason": reason,
-        "classes": classes,
-        "available": config.model in server.manager.available,
-        "routines": list(config.routines),
-        "samples": [path.name for path in list_samples(server, config)],
-    }
-
-
-def list_samples(server: ModelServer, deployment: Any) -> list[Path]:
-    """The pictures in `samples` beside a deployment's model's versions."""
-    base = next(
-        (model.base_path for model in server.config.models if model.name == deployment.model), None
-    )
-    files = sorted(Path(base).glob("samples/*")) if base else []
-    return [
-        path
-        for path in files
-        if path.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
-    ][:24]
-
-
-def example_body(server: ModelServer, model: str) -> Any:
-    """A predict body that a model's default signature takes, where one can be made up."""
-    found = server.manager.available.get(model)
-    signature = found and found.versions[max(found.versions)].signatures.get("serving_default")
-    return json.loads(encode_json(example_request(signature))) if signature else None
-
-
-KINDS = {int: "integer", float: "number", str: "string", bool: "boolean"}
-
-
-def describe_routine(kind: Any) -> dict[str, Any]:
-    """A routine's declaration, for fields to fill in."""
-    hints = typing.get_type_hints(kind)
-    arguments = [
-        {
-            "name": field.name,
-            "kind": kind_of(hints[field.name]),
-            "required": field.default is dataclasses.MISSING,
-            "default": None if field.default is dataclasses.MISSING else field.default,
-            **{key: field.metadata.get(key) for key in ("minimum", "maximum", "doc")},
-        }
-        for field in dataclasses.fields(kind)
-    ]
-    doc = (kind.__doc__ or "").strip().partition("\n")[0]
-    return {
-        "name": kind.__name__,
-        "doc": doc,
-        "before_model": kind.before_model,
-        "arguments": arguments,
-    }
-
-
-def kind_of(hint: Any) -> str:
-    """number, integer, string, boolean, numbers, strings or map; of a union the richest."""
-    options = (
-        typing.get_args(hint)
-        if typing.get_origin(hint) in (typing.Union, types.UnionType)
-        else (hint,)
-    )
-    for option in options:
-        if typing.get_origin(option) is dict:
-            return "map"
-        if typing.get_origin(option) is tuple:
-            return (
-                KINDS.get(typing.get_args(option)[0], "number").replace("integer", "number") + "s"
-            )
-    return next((KINDS[option] for option in options if option in KINDS), "string")
-
-
-def view_sample(server: ModelServer, call: Call, deployment: str, name: str) -> Reply:
-    path = next(
-        (
-            path
-            for path in list_samples(server, find_deployment(server, deployment).config)
-            if path.name == name
-        ),
-        None,
-    )
-    if path is None:
-        raise NotFound(f"Deployment '{deployment}' has no sample '{name}'")
-    kind = {"jpg": "jpeg"}.get(path.suffix[1:].lower(), path.suffix[1:].lower())
-    return Reply(
-        path.read_bytes(),
-        content_type=f"image/{kind}",
-        headers=(("Cache-Control", "private, max-age=3600"),),
-    )
-
-
 def view_client(server: ModelServer, call: Call, deployment: str, language: str) -> Reply:
     """A program that calls a deployment, its key left to be filled in."""
-    find_deployment(server, deployment)
+    find_own(server, call, deployment)
     url = f"{call.url}{call.path.rpartition('/client/')[0]}/predict"
     chain = read_query_routines(call)
     try:
@@ -263,16 +135,23 @@ def view_client(server: ModelServer, call: Call, deployment: str, language: str)
 
 
 def report(server: ModelServer, address: str) -> None:
-    print(f"Console: {address}/console", flush=True)
+    key = f"#key={server.generated_key}" if server.generated_key else ""
+    print(f"Console: {address}/console{key}", flush=True)
 
 
 EXTENSION = Extension(
     "console",
     report=report,
     routes=(
-        route("GET", "/deployments", view_deployments, "key", "What the page shows", lists=True),
-        route("GET", "/{deployment}/samples/{name}", view_sample, "key", "A sample picture"),
-        route("GET", "/{deployment}/client/{language}", view_client, "key", "Code that calls it"),
+        route("GET", "/", view_root, "open", "Leads browsers to the page", line="health"),
+        route(
+            "GET",
+            "/{deployment}/client/{language}",
+            view_client,
+            "key",
+            "Code that calls it",
+            lists=True,
+        ),
         route(
             "GET",
             "(/metrics|/monitoring/prometheus/metrics)",

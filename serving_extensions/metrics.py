@@ -14,6 +14,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -143,11 +144,14 @@ class Metrics:
         self.total, self.groups = Group(), dict[str, Group]()
         self.minutes: dict[int, list[int]] = {}  # minute -> requests, errors 4xx, errors 5xx
         self.last_errors: deque[dict[str, Any]] = deque(maxlen=20)
-        # by route, model, version, status
-        self.requests: Counter[tuple[str, str, str, int]] = Counter()
-        self.latency: dict[str, Histogram] = {}  # by route
-        self.parts = {name: Histogram(SECONDS) for name in PARTS}
+        # by route, model, version, deployment, status
+        self.requests: Counter[tuple[str, str, str, str, int]] = Counter()
+        # by route, model, deployment; by part, model, deployment
+        self.latency: dict[tuple[str, ...], Histogram] = {}
+        self.parts: dict[tuple[str, ...], Histogram] = {}
         self.rows: dict[str, Histogram] = {}  # by model
+        # calls that a version has run, and the second of the last; by model and version
+        self.runs: dict[tuple[str, str], tuple[int, int]] = {}
         self._ended: deque[tuple] = deque()  # requests that are answered and not counted yet
         self._process = psutil.Process()
         self._process.cpu_percent()
@@ -161,7 +165,7 @@ class Metrics:
     def end(self, trace: Any, call: Mapping[str, Any], response: Any) -> None:
         """Take note of a request that is answered; `call` is what its log line says."""
         now, status = self._clock(), call["status"]
-        self._ended.append((now, call, trace.parts()))
+        self._ended.append((now, call, trace.parts(), trace.deployment))
         with self._lock:
             self.in_flight -= 1
             if len(self._ended) >= TOGETHER:
@@ -181,8 +185,15 @@ class Metrics:
         """
         alike: dict[tuple, list[tuple[float, dict[str, float], int]]] = {}
         while self._ended:
-            now, call, parts = self._ended.popleft()
-            kind = int(now), call["status"], call["route"], call["model"], call["version"]
+            now, call, parts, deployment = self._ended.popleft()
+            kind = (
+                int(now),
+                call["status"],
+                call["route"],
+                call["model"],
+                call["version"],
+                deployment,
+            )
             alike.setdefault(kind, []).append((call["ms"] / 1e3, parts, call["batch"]))
         for kind, calls in alike.items():
             self._count_alike(*kind, *zip(*calls))
@@ -194,17 +205,22 @@ class Metrics:
         route: str,
         model: str,
         version: str,
+        deployment: str,
         seconds: Sequence[float],
         parts: Sequence[dict[str, float]],
         batches: Sequence[int],
     ) -> None:
         rows = [batch for batch in batches if batch]
-        self.requests[route, model, version, status] += len(seconds)
-        self.latency.setdefault(route, Histogram(SECONDS)).add(seconds)
-        for name, histogram in self.parts.items():
-            histogram.add([known[name] for known in parts if name in known])
+        self.requests[route, model, version, deployment, status] += len(seconds)
+        self.latency.setdefault((route, model, deployment), Histogram(SECONDS)).add(seconds)
+        for name in PARTS:
+            if spent := [known[name] for known in parts if name in known]:
+                key = name, model, deployment
+                self.parts.setdefault(key, Histogram(SECONDS)).add(spent)
         if rows:
             self.rows.setdefault(model, Histogram(ROWS)).add(rows)
+            calls, _ = self.runs.get((model, version), (0, 0))
+            self.runs[model, version] = calls + len(rows), now
         minute = self.minutes.setdefault(now // 60, [0, 0, 0])
         if len(self.minutes) > 60:
             del self.minutes[min(self.minutes)]
@@ -221,6 +237,11 @@ class Metrics:
         with self._lock:
             self._count()
             yield self
+
+    def read_runs(self) -> dict[tuple[str, str], tuple[int, int]]:
+        """Calls that each version has run, and the second of the last, by model and version."""
+        with self.counted():
+            return dict(self.runs)
 
     def read(self) -> dict[str, Any]:
         """What /stats answers, but for what the models say.
@@ -297,6 +318,11 @@ class Collector:
         yield GaugeMetricFamily(
             "serving_queue_depth", "Requests waiting for a thread", metrics.count_waiting()
         )
+        yield GaugeMetricFamily(
+            "serving_queue_limit",
+            "Requests that may wait for a thread: max_queued_requests",
+            self.server.config.server.max_queued_requests,
+        )
         refused = CounterMetricFamily(
             "serving_refused",
             "Requests turned away with 503 before a thread took them",
@@ -308,37 +334,48 @@ class Collector:
         yield GaugeMetricFamily(
             "serving_uptime_seconds", "Since the server was made", time.time() - metrics.started
         )
+        yield GaugeMetricFamily(
+            "serving_memory_limit_bytes",
+            "Memory that the process may have: its control group's, or the machine's",
+            memory_limit(),
+        )
+        yield from collect_config(self.server)
         yield from collect_models(self.server.manager)
-        yield from collect_others(self.server)
+        yield from collect_learning(self.server)
+        yield from collect_quotas(self.server)
+        yield from collect_gpus()
         for extension in self.server.extensions:
             yield from extension.collect(self.server)
 
 
 def collect_requests(metrics: Metrics) -> Iterator[Any]:
     requests = CounterMetricFamily(
-        "serving_requests", "Requests answered", labels=("route", "model", "version", "status")
+        "serving_requests",
+        "Requests answered",
+        labels=("route", "model", "version", "deployment", "status"),
     )
-    for (route, model, version, status), count in sorted(metrics.requests.items()):
-        requests.add_metric((route, model, version, str(status)), count)
+    for counted, count in sorted(metrics.requests.items()):
+        requests.add_metric([str(label) for label in counted], count)
     yield requests
-    for name, text, label, histograms in (
+    rows = {(model,): histogram for model, histogram in metrics.rows.items()}
+    for name, text, labels, histograms in (
         (
             "serving_request_duration_seconds",
             "From the first line of our code to the answer",
-            "route",
+            ("route", "model", "deployment"),
             metrics.latency,
         ),
         (
             "serving_request_part_seconds",
             "Parts of requests that ran a model",
-            "part",
+            ("part", "model", "deployment"),
             metrics.parts,
         ),
-        ("serving_batch_size", "Rows that the model ran at once", "model", metrics.rows),
+        ("serving_batch_size", "Rows that the model ran at once", ("model",), rows),
     ):
-        family = HistogramMetricFamily(name, text, labels=(label,))
-        for value, histogram in sorted(histograms.items()):
-            family.add_metric((value,), histogram.buckets(), histogram.sum)
+        family = HistogramMetricFamily(name, text, labels=labels)
+        for values, histogram in sorted(histograms.items()):
+            family.add_metric(values, histogram.buckets(), histogram.sum)
         yield family
 
 
@@ -365,8 +402,31 @@ def collect_models(manager: Any) -> Iterator[Any]:
     yield seconds
 
 
-def collect_others(server: Any) -> Iterator[Any]:
-    """What active learning put aside, and how much of their quotas keys have used."""
+def collect_config(server: Any) -> Iterator[Any]:
+    """Whether the config file is in force, and whether all that it names is there."""
+    manager = server.manager
+    yield GaugeMetricFamily(
+        "serving_config_last_reload_successful",
+        "1 when the config file as it is now is in force, else 0",
+        int(not manager.config_problem),
+    )
+    yield GaugeMetricFamily(
+        "serving_reload_problems",
+        "What of the config could not be brought about when the loader last looked",
+        len(manager.problems),
+    )
+    available = GaugeMetricFamily(
+        "serving_model_available",
+        "1 for a model or pipeline of the config that answers, else 0",
+        labels=("model",),
+    )
+    for name in dict.fromkeys(server.config.served_names):
+        available.add_metric((name,), int(name in manager.available))
+    yield available
+
+
+def collect_learning(server: Any) -> Iterator[Any]:
+    """What active learning put aside."""
     pictures = CounterMetricFamily(
         "serving_active_learning_pictures",
         "Pictures offered to a group",
@@ -376,24 +436,65 @@ def collect_others(server: Any) -> Iterator[Any]:
         for outcome, count in sorted(inbox.counts.items()):
             pictures.add_metric((folder.name, outcome), count)
     yield pictures
+
+
+def collect_quotas(server: Any) -> Iterator[Any]:
+    """How much of their quotas keys have used, and how much they have."""
     used = GaugeMetricFamily(
         "serving_quota_used_calls",
         "Calls of a key in the period that is now",
         labels=("key", "period"),
     )
+    limit = GaugeMetricFamily(
+        "serving_quota_limit_calls",
+        "Calls that a key may make in a period",
+        labels=("key", "period"),
+    )
     for key in server.config.auth.keys:
         if key.quota:
-            used.add_metric(
-                (key.name, key.quota.period),
-                open_quotas(server.config.auth.quota_store).used(key.name, key.quota.period),
-            )
+            store = open_quotas(server.config.auth.quota_store)
+            labels = key.name, key.quota.period
+            used.add_metric(labels, store.used(*labels))
+            limit.add_metric(labels, key.quota.calls)
     yield used
-    memory = GaugeMetricFamily(
-        "serving_gpu_memory_bytes", "GPU memory that TensorFlow holds", labels=("gpu",)
-    )
+    yield limit
+
+
+def collect_gpus() -> Iterator[Any]:
+    families = {
+        "memory_used_bytes": GaugeMetricFamily(
+            "serving_gpu_memory_bytes", "GPU memory that TensorFlow holds", labels=("gpu",)
+        ),
+        "memory_total_bytes": GaugeMetricFamily(
+            "serving_gpu_memory_total_bytes", "Memory of a GPU, where NVML tells", labels=("gpu",)
+        ),
+        "utilisation_percent": GaugeMetricFamily(
+            "serving_gpu_utilisation_ratio",
+            "Share of the time in which a GPU ran anything, where NVML tells",
+            labels=("gpu",),
+        ),
+    }
     for gpu in read_gpus():
-        memory.add_metric((gpu["name"],), gpu["memory_used_bytes"])
-    yield memory
+        for name, family in families.items():
+            if name in gpu:
+                share = 100 if name == "utilisation_percent" else 1
+                family.add_metric((gpu["name"],), gpu[name] / share)
+    yield from families.values()
+
+
+CGROUPS = (  # where Linux says how much memory a process may have: version 2, version 1
+    "/sys/fs/cgroup/memory.max",
+    "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+)
+
+
+def memory_limit(files: Sequence[str] = CGROUPS) -> int:
+    """Bytes of memory that this process may have: its control group's limit, or the machine's."""
+    limits = [psutil.virtual_memory().total]
+    for file in files:
+        with suppress(OSError, ValueError):  # none there; "max"
+            limits.append(int(Path(file).read_text()))
+    return min(limits)
 
 
 def read_gpus() -> list[dict[str, Any]]:

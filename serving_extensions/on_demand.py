@@ -18,11 +18,16 @@ import numpy as np
 import psutil
 
 from .core import (
+    WHICH,
+    BadRequest,
+    Call,
     Extension,
     Load,
     LoadError,
     LoadRequest,
     ModelServer,
+    NotFound,
+    Reply,
     Servable,
     ServerConfig,
     ServingError,
@@ -33,6 +38,8 @@ from .core import (
     read_graphs,
     read_signatures,
     rename_tensors,
+    reply,
+    route,
     settle_garbage,
     tensorflow,
 )
@@ -62,6 +69,7 @@ class OnDemand(Servable):
         self.resident: Servable | None = None
         self.placed = ""  # where it was loaded last
         self.why, self.used_at, self.bytes = "not asked for yet", time.monotonic(), 0
+        self.load_seconds = 0.0  # of its last load
         self.failed: tuple[float, str] = (-RETRY_SECONDS, "")
         self.loading = threading.Lock()
         residency.join(self)
@@ -148,6 +156,13 @@ class Residency:
         with self._changed:
             return list(self.entries)
 
+    def memory_of(self, servable: Servable) -> int | None:
+        """Bytes that a model in memory was measured to take, where there is a budget."""
+        if isinstance(servable, OnDemand):
+            return servable.bytes if servable.resident and self.has_budget() else None
+        with self._changed:
+            return self.fixed.get(servable)
+
     def has_budget(self) -> bool:
         return self.options().memory_budget_mb is not None
 
@@ -232,6 +247,7 @@ class Residency:
                 f"Model {entry.config.name} cannot be loaded: {error.message}", "UNAVAILABLE"
             ) from error
         entry.bytes, entry.used_at = size, time.monotonic()
+        entry.load_seconds = time.perf_counter() - start
         entry.placed, entry.why = resident.device, "asked for"
         entry.resident = resident
         self.start_sweeping()
@@ -240,7 +256,7 @@ class Residency:
             entry.name,
             entry.device,
             size / 2**20,
-            time.perf_counter() - start,
+            entry.load_seconds,
         )
 
     # --- eviction -------------------------------------------------------------------------------
@@ -332,6 +348,7 @@ class Residency:
                 "mb": round(entry.bytes / 2**20, 1),
                 "pinned": entry.config.pinned,
                 "idle_seconds": round(now - entry.used_at, 1),
+                "load_seconds": round(entry.load_seconds, 3),
             }
             for entry in self.known()
         }
@@ -380,9 +397,87 @@ def wrap_load(server: ModelServer, load: Load) -> Residency:
     return residency
 
 
+# --- by hand --------------------------------------------------------------------------------------
+
+
+@contextmanager
+def named_entry(
+    server: ModelServer, model: str, version: int | None, label: str | None
+) -> Iterator[tuple[int, OnDemand]]:
+    """A version that is on demand, not retired within a `with`; this is no call of the model.
+
+    Raises NotFound, and BadRequest for one that is always in memory.
+    """
+    number, entry = server.start().manager.find(model, version, label)
+    if not isinstance(entry, OnDemand):
+        raise BadRequest(
+            f"'{model}' is not on demand: it is in memory as long as the config names it"
+        )
+    if not entry.acquire():
+        raise NotFound(f"Servable not found for request: Specific({model}, {number})")
+    try:
+        yield number, entry
+    finally:
+        entry.release()
+
+
+def view_load(
+    server: ModelServer,
+    call: Call,
+    model: str,
+    version: int | None = None,
+    label: str | None = None,
+) -> Reply:
+    """Bring a version that is on demand into memory, as its first request would."""
+    residency: Residency = server.state["on_demand"]
+    with named_entry(server, model, version, label) as (number, entry):
+        with residency.use(entry, call.trace):
+            pass
+        return reply(describe_entry(model, number, entry))
+
+
+def view_unload(
+    server: ModelServer,
+    call: Call,
+    model: str,
+    version: int | None = None,
+    label: str | None = None,
+) -> Reply:
+    """Take a version that is on demand out of memory; the next request brings it back."""
+    residency: Residency = server.state["on_demand"]
+    with named_entry(server, model, version, label) as (number, entry):
+        if entry.config.pinned:
+            raise BadRequest(f"'{model}' is pinned: once loaded, it stays in memory")
+        if not residency.evict(entry, "freed by hand") and entry.resident:
+            text = f"Version {number} of '{model}' is answering requests: free it when they end"
+            raise ServingError(text, "UNAVAILABLE")
+        return reply(describe_entry(model, number, entry))
+
+
+def describe_entry(model: str, version: int, entry: OnDemand) -> dict[str, Any]:
+    resident = entry.resident is not None
+    return {"model": model, "version": str(version), "resident": resident, "why": entry.why}
+
+
 EXTENSION = Extension(
     "on_demand",
     open=open_residency,
     wrap_load=wrap_load,
     end=lambda server: server.state["on_demand"].end(),
+    routes=(
+        route(
+            "POST",
+            f"/v1/models/{{model}}{WHICH}/'load'",
+            view_load,
+            "shared",
+            "Bring a model that is on demand into memory",
+        ),
+        route(
+            "POST",
+            f"/v1/models/{{model}}{WHICH}/'unload'",
+            view_unload,
+            "shared",
+            "Take a model that is on demand out of memory",
+        ),
+    ),
 )

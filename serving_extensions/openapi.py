@@ -146,16 +146,27 @@ def describe_row(row: Route, path: str, security: list | None) -> dict[str, Any]
         described = operation(name, row.doc, security, body, also=also, open_=row.guard == "open")
         if row.name in MEDIA:
             described["responses"]["200"]["content"] = {MEDIA[row.name]: {}}
-        names = re.findall(r"\{(\w+)\}", path)
-        if names:
-            described["parameters"] = [
-                {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
-                for name in names
-            ]
+        parameters = [
+            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+            for name in re.findall(r"\{(\w+)\}", path)
+        ]
+        if parameters := [*parameters, *QUERIES.get(row.name, ())]:
+            described["parameters"] = parameters
         found[method.lower()] = described
     return found
 
 
+# What a URL may ask for behind its `?`, by a route's name.
+QUERIES = {
+    "reload": (
+        {
+            "name": "dry_run",
+            "in": "query",
+            "description": "1: tell what would change, and change nothing",
+            "schema": {"enum": ["0", "1"]},
+        },
+    ),
+}
 # What is no JSON.
 MEDIA = {"metrics": "text/plain", "client": "text/plain", "sample": "image/*"}
 # Statuses beside the common ones, by a route's name.

@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 import socket
 import sys
 import threading
@@ -299,3 +300,49 @@ def rest(request, how):
 @pytest.fixture(scope="session")
 def tf():
     return serving.tensorflow()
+
+
+# --- the page -------------------------------------------------------------------------------------
+
+FLAGS = (
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-default-apps",
+    "--window-size=1280,900",
+)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium without a window; what its scripts say and what it asks for is in its logs."""
+    if not shutil.which("chromium") or not shutil.which("chromedriver"):
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(
+            "chromium and chromedriver are not installed"
+        )
+    webdriver = pytest.importorskip("selenium.webdriver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = shutil.which("chromium")
+    for flag in FLAGS:
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(
+        options=options, service=webdriver.ChromeService(shutil.which("chromedriver"))
+    )
+    driver.implicitly_wait(0)
+    yield driver
+    driver.quit()
+
+
+def wait(browser, script, seconds=20):
+    """Wait until a script returns something true; returns it."""
+    deadline = time.monotonic() + seconds
+    while not (found := browser.execute_script(f"return {script}")):
+        assert time.monotonic() < deadline, script
+        time.sleep(0.05)
+    return found

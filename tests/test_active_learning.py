@@ -1,6 +1,7 @@
 """Active learning: what is put aside, once, within caps, whatever the disk does; and how it is fetched and exported."""
 
 import errno
+import io
 import json
 import math
 import shutil
@@ -252,6 +253,154 @@ def test_export_writes_a_coco_data_set(tmp_path, capsys):
         == 2
     )
     assert "no deployment has an active learning group 'none'" in capsys.readouterr().err
+
+
+def put(rest, name, body, key=KEY):
+    path = f"/pets/active_learning/review/{name}/verdict"
+    return rest.open(path, method="PUT", data=json.dumps(body), headers=key)
+
+
+def test_a_verdict_lies_beside_the_picture_and_the_export_leaves_rejected_ones_out(tmp_path):
+    rest, box = learning(tmp_path)
+    for colour in (10, 20, 30):
+        post(rest, colour)
+    box.flush()
+    names = sorted(path.name for path in (tmp_path / "review").glob("*.png"))
+    for name, said in zip(names, ("accepted", "rejected", "rejected")):
+        assert put(rest, name, {"verdict": said}).json == {"file_name": name, "verdict": said}
+    assert put(rest, names[2], {"verdict": "none"}).status_code == 200
+    rest = learning(tmp_path)[0]  # a restart forgets nothing
+    group = rest.get("/pets/active_learning/review", headers=KEY).json
+    assert {image["file_name"]: image["verdict"] for image in group["images"]} == dict(
+        zip(names, ("accepted", "rejected", "none"))
+    )
+    assert active_learning.export_group(tmp_path / "review", tmp_path / "out", {}) == 2
+    coco = COCO(tmp_path / "out/annotations.json")
+    assert sorted(image["file_name"] for image in coco.loadImgs(coco.getImgIds())) == [
+        names[0],
+        names[2],
+    ]
+    assert len(coco.getAnnIds()) == 4 and len(list((tmp_path / "out/images").iterdir())) == 2
+    assert {path.suffix for path in (tmp_path / "review").iterdir()} == {
+        ".png",
+        ".json",
+        ".verdict",
+    }
+
+
+def test_verdicts_that_are_none_are_refused(tmp_path, monkeypatch):
+    rest, box = learning(tmp_path)
+    post(rest, 10)
+    box.flush()
+    (name,) = [path.name for path in (tmp_path / "review").glob("*.png")]
+    for body in ({"verdict": "good"}, {"verdict": ["accepted"]}, {}, [], "accepted", None):
+        assert_error(put(rest, name, body), 400, "verdict: expected accepted, rejected or none...")
+    for other in ("0" * 64 + ".png", name.replace(".png", ".json"), "..%2f..%2fx.png"):
+        assert put(rest, other, {"verdict": "accepted"}).status_code == 404
+        path = f"/pets/active_learning/review/{other}"
+        assert rest.get(path, headers=KEY).status_code == 404
+
+    def fail(path, data):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(active_learning.Path, "write_bytes", fail)
+    assert_error(
+        put(rest, name, {"verdict": "accepted"}),
+        503,
+        "The verdict cannot be written: Read-only file system",
+    )
+    assert read_verdicts(rest) == ["none"]
+
+
+def read_verdicts(rest):
+    images = rest.get("/pets/active_learning/review", headers=KEY).json["images"]
+    return [image["verdict"] for image in images]
+
+
+def test_a_picture_comes_back_whole_or_small(tmp_path):
+    rest, box = learning(tmp_path)
+    pixels = np.random.default_rng(1).integers(0, 255, (40, 60, 3), np.uint8)
+    rest.post("/predict", {"image_type": "array", "data": pixels.tolist()}, headers=KEY)
+    box.flush()
+    (name,) = [path.name for path in (tmp_path / "review").glob("*.png")]
+    path = f"/pets/active_learning/review/{name}"
+    whole = rest.get(path, headers=KEY)
+    assert whole.headers["Content-Type"] == "image/png"
+    assert (np.asarray(Image.open(io.BytesIO(whole.data))) == pixels).all()
+    small = Image.open(io.BytesIO(rest.get(f"{path}?side=30", headers=KEY).data))
+    assert small.size == (30, 20)
+    blocks = pixels.reshape(20, 2, 30, 2, 3).mean((1, 3))  # [20, 30, 3]
+    assert abs(np.asarray(small, float) - blocks).max() <= 1
+    assert rest.get(f"{path}?side=600", headers=KEY).data == whole.data
+    assert_error(
+        rest.get(f"{path}?side=0", headers=KEY), 400, "side: expected a number of pixels, got '0'"
+    )
+
+
+def test_records_come_as_predict_answered_them(tmp_path):
+    rest, box = learning(tmp_path)
+    answered = post(rest, 10).json["predictions"]
+    (record,) = rest.get("/pets/active_learning/review?format=json", headers=KEY).json["images"]
+    assert record["predictions"] == answered and record["verdict"] == "none"
+    assert (record["width"], record["height"]) == (6, 4) and record["deployment"] == "pets"
+    assert (tmp_path / "review" / record["file_name"]).is_file()
+    assert_error(
+        rest.get("/pets/active_learning/review?format=png", headers=KEY),
+        400,
+        "format: expected coco or json, got 'png'",
+    )
+
+
+def test_the_scores_are_those_of_all_pictures_seen(tmp_path, monkeypatch):
+    monkeypatch.setattr(active_learning, "SCORES", 3)
+    rest, box = learning(tmp_path, threshold=0.99)
+    truth = (entropy(float(np.float32(0.9))) + entropy(float(np.float32(0.4)))) / 2
+    path = "/pets/active_learning/review/scores"
+    assert rest.get(path, headers=KEY).json["scores"] == []
+    for colour in (1, 1, 2, 3):
+        post(rest, colour)
+    found = rest.get(path, headers=KEY).json
+    assert found["scores"] == pytest.approx([truth] * 3, abs=1e-5)
+    assert (found["threshold"], found["strategy"], found["most"]) == (0.99, "entropy", 3)
+    box.flush()
+    assert not box.counts["kept"]
+
+
+def test_a_key_sees_and_judges_pictures_of_its_deployments_alone(tmp_path):
+    shared = {"threshold": 0, "folder": str(tmp_path), "group": "review"}
+    server = fake_server(
+        {"d": FakeDetector()},
+        auth={
+            "keys": [
+                key_entry("site", "k"),
+                key_entry("p", "p", deployments=["pets"], quota={"calls": 1, "period": "day"}),
+            ],
+            "quota_store": str(tmp_path / "quotas"),
+        },
+        deployments=[
+            {"id": name, "model": "d", "label_map": ["cat", "dog"], "active_learning": shared}
+            for name in ("pets", "cars")
+        ],
+    )
+    rest, own = Rest(server), bearer("p")
+    post(rest, 10)
+    body = {"image_type": "array", "data": np.full((4, 6, 3), 20).tolist()}
+    rest.post("/cars/predict", body, headers=KEY)
+    server.prepared.of["active_learning"]["pets"].flush()
+    records = {
+        json.loads(path.read_text())["deployment"]: f"{path.stem}.png"
+        for path in (tmp_path / "review").glob("*.json")
+    }
+    for _ in range(2):  # neither counts for the quota
+        path = f"/pets/active_learning/review/{records['pets']}"
+        assert rest.get(path, headers=own).status_code == 200
+        assert put(rest, records["pets"], {"verdict": "accepted"}, own).status_code == 200
+    path = f"/pets/active_learning/review/{records['cars']}"
+    assert rest.get(path, headers=own).status_code == 404
+    assert put(rest, records["cars"], {"verdict": "rejected"}, own).status_code == 404
+    assert rest.get(path, headers=KEY).status_code == 200
+    path = f"/cars/active_learning/review/{records['cars']}"
+    assert_error(rest.get(path, headers=own), 403, "The key is not for 'cars'")
 
 
 def test_records_edited_by_hand_are_passed_over(tmp_path, caplog):

@@ -1,33 +1,17 @@
 """The page in Chromium: a picture, boxes, the slider, routines, code, the graph, a wrong key; under a prefix, in a host site."""
 
 import json
-import os
-import shutil
 import time
 
 import flask
 import pytest
 import requests
-from conftest import ROOT, bearer, key_entry
+from conftest import ROOT, bearer, key_entry, wait
 from test_command_line import started
 from test_operation import listening_app
 
 import serving
 
-webdriver = pytest.importorskip("selenium.webdriver")
-
-FLAGS = (
-    "--headless=new",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--disable-default-apps",
-    "--window-size=1280,900",
-)
 KEY = "the-key"
 
 
@@ -46,34 +30,6 @@ def address():
     with listening_app(site) as found:
         yield found + "/ml"
     server.stop()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if not shutil.which("chromium") or not shutil.which("chromedriver"):
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(
-            "chromium and chromedriver are not installed"
-        )
-    options = webdriver.ChromeOptions()
-    options.binary_location = shutil.which("chromium")
-    for flag in FLAGS:
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(
-        options=options, service=webdriver.ChromeService(shutil.which("chromedriver"))
-    )
-    driver.implicitly_wait(0)
-    yield driver
-    driver.quit()
-
-
-def wait(browser, script, seconds=20):
-    """Wait until a script returns something true; returns it."""
-    deadline = time.monotonic() + seconds
-    while not (found := browser.execute_script(f"return {script}")):
-        assert time.monotonic() < deadline, script
-        time.sleep(0.05)
-    return found
 
 
 def open_page(browser, address, key=KEY):

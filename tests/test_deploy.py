@@ -723,7 +723,7 @@ def test_the_page_names_what_is_there_and_is_linked():
         "config_schema.py",
         "check_ray.py",
         "wsgi.py",
-    } == set(re.findall(r"\]\(([\w.]+)\)", page))
+    } == set(re.findall(r"\]\(([\w.-]+)\)", page))
     assert (
         "deploy/README.md" in (ROOT / "README.md").read_text()
         and "deploy/README.md" in (ROOT / "docs/operation.md").read_text()

@@ -1,6 +1,7 @@
 """/stats, /metrics, /openapi.json, logs, client code: numbers agree with a counted load, documents with what is served."""
 
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -13,9 +14,11 @@ import time
 from types import SimpleNamespace
 
 import jsonschema
+import psutil
 import pytest
 import requests
 from conftest import (
+    NO_POLL,
     ROOT,
     FakeDetector,
     FakeServable,
@@ -128,12 +131,14 @@ def test_metrics_agree_with_a_counted_load():
     load(rest)
     found = samples(rest)
 
-    def requests_of(**labels):
+    def total(metric, **labels):
         return sum(
             value
             for (name, *pairs), value in found.items()
-            if name == "serving_requests_total" and labels.items() <= dict(pairs).items()
+            if name == metric and labels.items() <= dict(pairs).items()
         )
+
+    requests_of = functools.partial(total, "serving_requests_total")
 
     assert (
         requests_of() == 20
@@ -142,8 +147,12 @@ def test_metrics_agree_with_a_counted_load():
     )
     assert requests_of(model="f", status="500") == requests_of(status="500") == 2
     assert requests_of(route="predict_image", model="d", version="1", status="200") == 5
-    assert found["serving_request_duration_seconds_count", ("route", "predict")] == 15
-    assert found["serving_request_part_seconds_count", ("part", "inference")] == 17
+    assert requests_of(deployment="pets", model="d") == 5 and requests_of(deployment="") == 15
+    assert total("serving_request_duration_seconds_count", route="predict") == 15
+    assert total("serving_request_duration_seconds_count", route="predict", model="m") == 10
+    assert total("serving_request_duration_seconds_count", deployment="pets") == 5
+    assert total("serving_request_part_seconds_count", part="inference") == 17
+    assert total("serving_request_part_seconds_count", part="inference", model="f") == 2
     assert (
         found["serving_batch_size_bucket", ("le", "1.0"), ("model", "m")] == 7
         and found["serving_batch_size_sum", ("model", "m")] == 19
@@ -166,6 +175,74 @@ def test_metrics_follow_prometheus_conventions(tmp_path):
         [promtool, "check", "metrics"], input=rest.get("/metrics").data, capture_output=True
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_metrics_tell_what_alerts_ask_for(tmp_path):
+    """Queue, memory, quotas, models that are not there, and a config that is not in force."""
+    file = tmp_path / "c.json"
+    file.write_text(json.dumps(config("m", "n", server={"max_queued_requests": 7, **NO_POLL})))
+    server = serving.ModelServer(
+        file,
+        load=lambda folder, model: FakeServable(),
+        list_versions=lambda base: {1: file} if base.endswith("/m") else {},
+    )
+    rest = Rest(server)
+    assert server.wait(10)
+    found = samples(rest)
+    assert found["serving_queue_limit",] == 7
+    assert 0 < found["serving_memory_limit_bytes",] <= psutil.virtual_memory().total
+    assert found["serving_model_available", ("model", "m")] == 1
+    assert found["serving_model_available", ("model", "n")] == 0
+    assert found["serving_config_last_reload_successful",] == 1
+    good = file.read_text()
+    for text in ("{", good.replace("max_queued", "max_quoted"), None):
+        file.unlink() if text is None else file.write_text(text)
+        assert rest.post("/v1/config/reload").status_code >= 400
+        server.manager.run_in_loader(lambda: server.manager.refresh(polling=True))
+        found = samples(rest)
+        assert found["serving_config_last_reload_successful",] == 0, text
+        assert found["serving_reload_problems",] >= 1
+    file.write_text(good)
+    assert rest.post("/v1/config/reload").status_code == 201
+    found = samples(rest)
+    assert found["serving_config_last_reload_successful",] == 1
+    assert found["serving_reload_problems",] == 0
+
+
+def test_what_cannot_be_loaded_is_a_problem_of_the_last_look():
+    def load(folder, model):
+        raise serving.LoadError("made to fail")
+
+    server = serving.ModelServer(config("m"), load=load, list_versions=lambda base: {1: ROOT})
+    assert server.wait(10)
+    found = samples(Rest(server))
+    assert found["serving_reload_problems",] == 1
+    assert found["serving_config_last_reload_successful",] == 1, "it is the model that is wrong"
+    assert found["serving_model_available", ("model", "m")] == 0
+
+
+def test_quotas_are_told_with_their_limits(tmp_path):
+    key = key_entry("site", "k", quota={"calls": 10, "period": "day"})
+    rest = Rest(
+        fake_server(
+            {"d": FakeDetector()},
+            auth={"keys": [key], "quota_store": str(tmp_path / "q.sqlite3")},
+            deployments=[{"id": "pets", "model": "d", "label_map": ["cat", "dog"]}],
+        )
+    )
+    for _ in range(3):
+        assert rest.post("/predict", PICTURE, headers=bearer("k")).status_code == 200
+    found, labels = samples(rest), (("key", "site"), ("period", "day"))
+    assert found[("serving_quota_used_calls", *labels)] == 3
+    assert found[("serving_quota_limit_calls", *labels)] == 10
+
+
+def test_the_limit_of_memory_is_the_control_groups_where_there_is_one(tmp_path):
+    for name, text in (("two", "1048576"), ("one", "9223372036854771712"), ("none", "max")):
+        (tmp_path / name).write_text(text)
+    machine = psutil.virtual_memory().total
+    assert metrics.memory_limit([tmp_path / "two", tmp_path / "one"]) == 1 << 20
+    assert metrics.memory_limit([tmp_path / "one", tmp_path / "none", tmp_path / "-"]) == machine
 
 
 def test_every_metric_is_in_the_documents():

@@ -371,6 +371,65 @@ def test_unknown_deployment_and_no_deployment(pets):
     assert pets.get("/pets/predict", headers=KEY).status_code == 405
 
 
+def test_a_url_may_ask_for_another_version_of_the_model(tmp_path):
+    """Versions 1 and 2 of a classifier see opposite classes; the deployment is of version 1."""
+    for number, scores in ((1, [0.9, 0.1]), (2, [0.2, 0.8])):
+        save_constant_classifier(tmp_path / "m" / str(number), scores)
+    labels = tmp_path / "labels.txt"
+    labels.write_text("cat\ndog\n")
+    model = {
+        "name": "m",
+        "base_path": str(tmp_path / "m"),
+        "model_version_policy": {"all": {}},
+        "version_labels": {"canary": 2},
+    }
+    server = serving.ModelServer(
+        {
+            "model_config_list": [{"config": model}],
+            "deployments": [{"id": "d", "model": "m", "version": 1, "label_map": str(labels)}],
+            "auth": AUTH,
+        }
+    )
+    client = serving.create_app(server).test_client()
+    assert server.wait(60)
+
+    def best(query):
+        answer = client.post(f"/d/predict{query}", data=png(PICTURE), headers=KEY).get_json()
+        return answer["predictions"][0]["tag"]["name"]
+
+    try:
+        assert [best(q) for q in ("", "?version=1", "?version=2", "?version_label=canary")] == [
+            "cat",
+            "cat",
+            "dog",
+            "dog",
+        ]
+        for query, status, text in (
+            ("?version=x", 400, "version: expected a number, got 'x'"),
+            ("?version=2&version_label=canary", 400, "expected version or version_label, got both"),
+            ("?version=7", 404, "Specific(m, 7)"),
+            ("?version_label=none", 400, "none"),
+        ):
+            answer = client.post(f"/d/predict{query}", data=png(PICTURE), headers=KEY)
+            assert answer.status_code == status and text in answer.get_json()["error"]
+    finally:
+        server.stop()
+
+
+def save_constant_classifier(folder, scores):
+    """A softmax over the logits whose softmax is `scores`, whatever the picture."""
+    import tensorflow as tf
+
+    module = tf.Module()
+
+    @tf.function(input_signature=[tf.TensorSpec([None, 8, 8, 3], tf.float32, "image")])
+    def classify(image):
+        logits = tf.math.log(tf.constant([scores])) + 0.0 * image[:, 0, 0, :1]
+        return {"probabilities": tf.nn.softmax(logits)}
+
+    tf.saved_model.save(module, str(folder), signatures=classify)
+
+
 def test_the_default_deployment_is_the_one_so_marked_or_the_first():
     deployments = [
         {"id": "a", "model": "d", "label_map": ["a"]},

@@ -450,3 +450,69 @@ def test_a_folder_without_a_model_is_said_when_it_is_declared(tmp_path):
         "Servable not found for request: Latest(m)",
     )
     assert str(tmp_path) not in json.dumps(server.status("m"))
+
+
+def test_a_model_is_loaded_and_freed_by_hand(folders):
+    models = {"m2": {"load": "eager"}, "m3": {"pinned": True, "version_labels": {"stable": 1}}}
+    server = serve(folders[:3], models)
+    rest = Rest(server)
+    for path in ("/v1/models/m1", "/v1/models/m1/versions/1", "/v1/models/m3/labels/stable"):
+        model = path.split("/")[3]
+        told = {"model": model, "version": "1", "resident": True, "why": "asked for"}
+        assert rest.post(f"{path}/load").json == told and model in resident(server)
+    for _ in range(2):  # what is free already is free
+        told = rest.post("/v1/models/m1/unload").json
+        assert told["resident"] is False and told["why"] == "freed by hand"
+    assert resident(server) == ["m3"] and ask(server, 1) and resident(server) == ["m1", "m3"]
+    assert_error(
+        rest.post("/v1/models/m3/unload"), 400, "'m3' is pinned: once loaded, it stays in memory"
+    )
+    for verb in ("load", "unload"):
+        assert_error(rest.post(f"/v1/models/m2/{verb}"), 400, "'m2' is not on demand...")
+        assert_error(
+            rest.post(f"/v1/models/m1/versions/2/{verb}"),
+            404,
+            "Servable not found for request: Specific(m1, 2)",
+        )
+    with server.state["on_demand"].use(named(server, "m1")):
+        assert_error(
+            rest.post("/v1/models/m1/unload"),
+            503,
+            "Version 1 of 'm1' is answering requests: free it when they end",
+        )
+    assert resident(server) == ["m1", "m3"]
+    server.stop()
+
+
+def named(server, model):
+    return next(e for e in server.state["on_demand"].entries if e.config.name == model)
+
+
+def test_stats_tell_what_each_version_costs_and_when_it_was_asked(folders):
+    server = serve(folders[:3], {"m2": {"load": "eager"}}, memory_budget_mb=500)
+    rest = Rest(server)
+    before = time.time()
+    for _ in range(3):
+        assert ask_by_http(rest, "m1").status_code == 200
+    rest.get("/v1/models/m1/metadata"), rest.post("/v1/models/m3/load")
+    found = rest.get("/stats").json["versions"]
+    assert {name: entry["calls"] for name, entry in found.items()} == {
+        "m1/1": 3,
+        "m2/1": 0,
+        "m3/1": 0,
+    }
+    assert found["m2/1"]["on_demand"] is None and found["m3/1"]["last_used"] is None
+    assert int(before) <= found["m1/1"]["last_used"] <= time.time()
+    assert found["m1/1"]["on_demand"] == {"resident": True, "why": "asked for", "pinned": False}
+    for name, folder in zip(found, folders):
+        files = [path for path in folder.rglob("*") if path.is_file()]
+        assert found[name]["file_bytes"] == sum(path.stat().st_size for path in files) > 24 * MB
+        assert found[name]["memory_bytes"] >= found[name]["file_bytes"]
+        assert found[name]["load_seconds"] > 0 and found[name]["device"] == "CPU:0"
+    rest.post("/v1/models/m1/unload")
+    assert rest.get("/stats").json["versions"]["m1/1"]["memory_bytes"] is None
+    server.stop()
+
+
+def ask_by_http(rest, model):
+    return rest.post(f"/v1/models/{model}:predict", {"instances": [2.0]})

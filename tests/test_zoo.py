@@ -324,7 +324,7 @@ def test_those_that_are_told_are_ready(everything):
 
 
 def test_check_refuses_the_same_without_loading(everything):
-    path = str(everything.manager._path)
+    path = str(everything.manager.path)
     command = [sys.executable, str(ROOT / "serving.py"), "--check", "--config", path]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     wrong = [line for line in done.stdout.splitlines() if line.startswith("wrong: ")]

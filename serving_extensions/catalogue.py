@@ -1,0 +1,384 @@
+"""What is served, for people to choose from: GET /deployments, samples, and pictures as a model
+sees them. The page is built from it.
+"""
+
+import dataclasses
+import functools
+import json
+import os
+import types
+import typing
+from collections.abc import Sequence
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from .client_code import LANGUAGES
+from .core import (
+    BadRequest,
+    Call,
+    ConfigError,
+    Extension,
+    ModelServer,
+    NotFound,
+    Reply,
+    ServingError,
+    encode_json,
+    find_deployment,
+    may_see_model,
+    read_chain,
+    read_image,
+    reply,
+    route,
+    routine_errors,
+    routines,
+)
+from .openapi import example_request
+
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
+MOST_SAMPLES = 24
+PREVIEW_PIXELS = 1600  # of a preview's longer side
+OUTLINE = (230, 60, 60)  # of tiles
+
+
+def view_deployments(server: ModelServer, call: Call) -> Reply:
+    """All that is served, as far as the key is for it, and how to ask it; never waits for a model.
+
+    `loading` tells how many of the configured models are there, or have failed.
+    """
+    server.start()
+    models = [one for one in server.models() if may_see_model(server, call, one["name"])]
+    seen = [
+        ready for name, ready in server.prepared.deployments.items() if call.caller.may_see(name)
+    ]
+    return reply(
+        {
+            "key": describe_key(call),
+            "loading": describe_loading(server, models),
+            "deployments": [describe_deployment(server, ready) for ready in seen],
+            "models": [
+                describe_model(server, one)
+                for one in models
+                if not server.config.is_pipeline(one["name"])
+            ],
+            "pipelines": [
+                describe_pipeline(server, one)
+                for one in models
+                if server.config.is_pipeline(one["name"])
+            ],
+            "handlers": describe_handlers(server, call),
+            "routines": [
+                describe_routine(kind)
+                for name, kind in server.prepared.routines.items()
+                if name == kind.__name__
+            ],
+            "languages": [
+                {"id": name, "name": language.name} for name, language in LANGUAGES.items()
+            ],
+        }
+    )
+
+
+def describe_key(call: Call) -> dict[str, Any]:
+    """Whose key it is, and the deployments and handlers that it is for: null for all."""
+    limited = call.caller.deployments
+    return {"name": call.caller.name, "only": None if limited is None else sorted(limited)}
+
+
+def describe_loading(server: ModelServer, models: list[dict[str, Any]]) -> dict[str, Any]:
+    """Whether the first load is over, and which models are still awaited."""
+    waiting = [] if server.manager.first_pass_done.is_set() else models
+    names = [one["name"] for one in waiting if state_of(server, one) == "loading"]
+    return {"of": len(models), "waiting": names}
+
+
+def state_of(server: ModelServer, model: dict[str, Any]) -> str:
+    """`ready`, `failed`, `loading` or `empty` (a model of no versions)."""
+    if model["name"] in server.manager.available:
+        return "ready"
+    if reason_of(model):
+        return "failed"
+    return "empty" if server.manager.first_pass_done.is_set() else "loading"
+
+
+def reason_of(model: dict[str, Any]) -> str:
+    """Why a model, or the first version of it that failed, cannot be loaded."""
+    versions = model["model_version_status"]
+    return next(
+        (one["status"]["error_message"] for one in versions if one["status"]["error_message"]), ""
+    )
+
+
+def describe_model(server: ModelServer, model: dict[str, Any]) -> dict[str, Any]:
+    name = model["name"]
+    config = next((one for one in server.config.models if one.name == name), None)
+    return {
+        "name": name,
+        "state": state_of(server, model),
+        "reason": reason_of(model),
+        "versions": model["model_version_status"],
+        "labels": dict(config.version_labels) if config else {},
+        "body": example_body(server, name),
+    }
+
+
+def describe_versions(server: ModelServer, call: Call) -> dict[str, Any]:
+    """What each loaded version costs and how much it is asked, by `model/version`.
+
+    `memory_bytes` is what was measured, which a budget is needed for, else null; `file_bytes` what
+    its files have; `calls` and `last_used` (seconds since 1970, or null) are since the start: what
+    a pipeline asks of its models counts as the pipeline's.
+    """
+    residency = server.state["on_demand"]
+    on_demand, runs = residency.read()["on_demand"], server.state["metrics"].read_runs()
+    found = {}
+    for model, states in server.manager.states().items():
+        if not may_see_model(server, call, model):
+            continue
+        for version, state in states.items():
+            if state.servable is None:
+                continue
+            name = f"{model}/{version}"
+            own = on_demand.get(name)
+            calls, last_used = runs.get((model, str(version)), (0, None))
+            found[name] = {
+                "device": state.servable.device,
+                "load_seconds": own["load_seconds"] if own else round(state.load_seconds, 3),
+                "memory_bytes": residency.memory_of(state.servable),
+                "file_bytes": file_bytes(state.files),
+                "calls": calls,
+                "last_used": last_used,
+                "on_demand": own and {key: own[key] for key in ("resident", "why", "pinned")},
+            }
+    return found
+
+
+@functools.lru_cache(256)  # it asks the disk, and fingerprints change with the files
+def file_bytes(fingerprint: tuple) -> int:
+    """Bytes of the files of a version, folders themselves left out."""
+    return sum(size for path, size, *_ in fingerprint if os.path.isfile(path))
+
+
+def describe_pipeline(server: ModelServer, model: dict[str, Any]) -> dict[str, Any]:
+    """A pipeline and its graph: nodes, and from which output each input comes."""
+    name = model["name"]
+    config = next(one for one in server.config.pipeline_config_list if one.name == name)
+    return {
+        "name": name,
+        "state": state_of(server, model),
+        "reason": reason_of(model),
+        "inputs": list(config.inputs),
+        "nodes": [
+            {
+                "name": node.name,
+                "model": node.model_name,
+                "function": node.function,
+                "inputs": links_of(node.inputs),
+            }
+            for node in config.nodes
+        ],
+        "outputs": links_of(config.outputs),
+        "body": example_body(server, name),
+    }
+
+
+def links_of(inputs: Any) -> list[dict[str, str]]:
+    return [
+        {"name": name, "node": source.node_name, "item": source.data_item}
+        for each in inputs
+        for name, source in each.items()
+    ]
+
+
+def describe_handlers(server: ModelServer, call: Call) -> list[dict[str, Any]]:
+    """The endpoints whose URLs a config or Python names."""
+    return [
+        {
+            "path": path,
+            "state": state_of_handler(endpoint.handler),
+            "reason": endpoint.handler.error or "",
+            "methods": list(endpoint.methods),
+            "envelope": endpoint.envelope,
+        }
+        for path, endpoint in server.prepared.of.get("handlers", {}).items()
+        if call.caller.may_see(path)
+    ]
+
+
+def state_of_handler(handler: Any) -> str:
+    if handler.ready:
+        return "ready"
+    return "failed" if handler.error else "loading"
+
+
+def describe_deployment(server: ModelServer, ready: Any) -> dict[str, Any]:
+    config, labels = ready.config, ready.labels
+    state, reason = "ready", ready.problem or ""
+    available = config.model in server.manager.available
+    try:
+        if not available:  # `find` waits for a model that is loading
+            raise NotFound("its model is not loaded")
+        _, servable = server.manager.find(config.model, config.version, config.version_label)
+        labels = ready.model_of(servable).labels
+    except Exception as error:  # not there, or no model of pictures
+        state = "failed" if available or server.manager.first_pass_done.is_set() else "loading"
+        reason = reason or str(error)
+    learning = config.active_learning
+    return {
+        "id": config.id,
+        "model": config.model,
+        "version": config.version,
+        "version_label": config.version_label,
+        "default": config.id in server.config.default_deployment,
+        "version_tag": config.version_tag,
+        "state": state,
+        "reason": reason,
+        "classes": {
+            str(number): {"id": number, "name": name} for number, name in sorted(labels.items())
+        },
+        "routines": list(config.routines),
+        "samples": [path.name for path in list_samples(server, config)],
+        "active_learning": learning and {"group": learning.group, "threshold": learning.threshold},
+    }
+
+
+def list_samples(server: ModelServer, deployment: Any) -> list[Path]:
+    """The pictures in `samples` beside a deployment's model's versions."""
+    base = next(
+        (model.base_path for model in server.config.models if model.name == deployment.model), None
+    )
+    files = sorted(Path(base).glob("samples/*")) if base else []
+    return [path for path in files if path.suffix.lower() in PICTURES][:MOST_SAMPLES]
+
+
+def example_body(server: ModelServer, model: str) -> Any:
+    """A predict body that a model's default signature takes, where one can be made up."""
+    found = server.manager.available.get(model)
+    signature = found and found.versions[max(found.versions)].signatures.get("serving_default")
+    return json.loads(encode_json(example_request(signature))) if signature else None
+
+
+KINDS = {int: "integer", float: "number", str: "string", bool: "boolean"}
+
+
+def describe_routine(kind: Any) -> dict[str, Any]:
+    """A routine's declaration, for fields to fill in."""
+    hints = typing.get_type_hints(kind)
+    arguments = [
+        {
+            "name": field.name,
+            "kind": kind_of(hints[field.name]),
+            "required": field.default is dataclasses.MISSING,
+            "default": None if field.default is dataclasses.MISSING else field.default,
+            **{key: field.metadata.get(key) for key in ("minimum", "maximum", "doc")},
+        }
+        for field in dataclasses.fields(kind)
+    ]
+    doc = (kind.__doc__ or "").strip().partition("\n")[0]
+    return {
+        "name": kind.__name__,
+        "doc": doc,
+        "before_model": kind.before_model,
+        "arguments": arguments,
+    }
+
+
+def kind_of(hint: Any) -> str:
+    """number, integer, string, boolean, numbers, strings or map; of a union the richest."""
+    options = (
+        typing.get_args(hint)
+        if typing.get_origin(hint) in (typing.Union, types.UnionType)
+        else (hint,)
+    )
+    for option in options:
+        if typing.get_origin(option) is dict:
+            return "map"
+        if typing.get_origin(option) is tuple:
+            return (
+                KINDS.get(typing.get_args(option)[0], "number").replace("integer", "number") + "s"
+            )
+    return next((KINDS[option] for option in options if option in KINDS), "string")
+
+
+def find_own(server: ModelServer, call: Call, deployment: str) -> Any:
+    """A deployment that the caller's key is for; looking at it is no call that a quota counts."""
+    if not call.caller.may_see(deployment):
+        raise ServingError(
+            f"The key is not for '{deployment}'", "PERMISSION_DENIED", HTTPStatus.FORBIDDEN
+        )
+    return find_deployment(server, deployment)
+
+
+def view_sample(server: ModelServer, call: Call, deployment: str, name: str) -> Reply:
+    own = list_samples(server, find_own(server, call, deployment).config)
+    path = next((path for path in own if path.name == name), None)
+    if path is None:
+        raise NotFound(f"Deployment '{deployment}' has no sample '{name}'")
+    suffix = path.suffix[1:].lower()
+    return Reply(
+        path.read_bytes(),
+        content_type=f"image/{'jpeg' if suffix == 'jpg' else suffix}",
+        headers=(("Cache-Control", "private, max-age=3600"),),
+    )
+
+
+def view_preview(server: ModelServer, call: Call, deployment: str) -> Reply:
+    """A picture as the model is shown it: decoded, upright, after the routines before the model.
+
+    The body is that of /predict; no model is asked. Answers a PNG of at most 1600 pixels a side.
+    Tiles are outlined.
+    """
+    ready = find_own(server, call, deployment)
+    image, chain = read_image(server, call)
+    if isinstance(image, list):
+        raise BadRequest(f"preview: expected one picture, got {len(image)}")
+    try:
+        own = read_chain(chain, server.prepared.routines)
+    except ConfigError as error:
+        raise BadRequest(error.message) from None
+    steps = [step for step in (*ready.chain, *own) if step.before_model]
+    image = routines.on_background(image, server.config.server.images.background)
+    with routine_errors():
+        return Reply(draw_preview(image, steps), content_type="image/png")
+
+
+def draw_preview(image: np.ndarray, steps: Sequence[Any]) -> bytes:
+    """RGB pixels [H, W, 3] after routines, tiles outlined, as a PNG. Raises RoutineError."""
+    shown, _ = routines.run_before(steps, image)
+    tile = routines.find_tile(steps)
+    windows = tile.windows(shown) if tile else ()
+    shrink = min(1.0, PREVIEW_PIXELS / max(shown.shape[:2]))
+    if shrink < 1:
+        size = [max(1, round(side * shrink)) for side in shown.shape[1::-1]]
+        shown = cv2.resize(shown, size, interpolation=cv2.INTER_AREA)
+    shown = np.ascontiguousarray(shown).copy()
+    for top, left, bottom, right in np.round(np.array(windows).reshape(-1, 4) * shrink).astype(int):
+        cv2.rectangle(shown, (left, top), (right - 1, bottom - 1), OUTLINE, 2)
+    return routines.encode_png(shown)
+
+
+EXTENSION = Extension(
+    "catalogue",
+    routes=(
+        route("GET", "/deployments", view_deployments, "key", "All that is served", lists=True),
+        route(
+            "GET",
+            "/{deployment}/samples/{name}",
+            view_sample,
+            "key",
+            "A sample picture",
+            lists=True,
+        ),
+        route(
+            "POST",
+            "/{deployment}/preview",
+            view_preview,
+            "key",
+            "A picture as the model is shown it",
+            lists=True,
+        ),
+    ),
+)

@@ -1,0 +1,362 @@
+"""The page's Watch, Models and Inbox in Chromium: what they show is what the server says, and what they do is done there."""
+
+import json
+import shutil
+import time
+
+import pytest
+import requests
+from conftest import ROOT, bearer, key_entry, wait
+from pycocotools.coco import COCO
+from test_operation import listening_app
+
+import serving
+
+Keys = pytest.importorskip("selenium.webdriver.common.keys").Keys
+ActionChains = pytest.importorskip("selenium.webdriver").ActionChains
+
+KEY = bearer("the-key")
+
+
+class Site:
+    """A server of many kinds of things, its config file and its address."""
+
+    def __init__(self, folder):
+        self.folder, self.path = folder, folder / "config.json"
+        for name in ("half_plus_two", "half_plus_three"):
+            shutil.copytree(ROOT / "models" / name / "123", folder / "two" / str(len(name)))
+        (folder / "broken/1").mkdir(parents=True)
+        (folder / "broken/1/saved_model.pb").write_bytes(b"none")
+        (folder / "empty").mkdir()
+        (folder / "echo.py").write_text("def handle(inputs):\n    return inputs\n")
+        demo = json.loads((ROOT / "config.json").read_text())
+        models = ROOT / "models"
+        learning = {"threshold": 0.1, "folder": str(folder / "inbox")}
+        self.config = {
+            "model_config_list": [
+                self.model("half_plus_two", models / "half_plus_two"),
+                self.model("half_plus_three", models / "half_plus_three"),
+                self.model("shapes", models / "shapes"),
+                self.model("lazy", folder / "two", load="on_demand"),
+                self.model("pinned", folder / "two", load="on_demand", pinned=True),
+                self.model("broken", folder / "broken"),
+                self.model("empty", folder / "empty"),
+            ],
+            "pipeline_config_list": demo["pipeline_config_list"],
+            "deployments": [
+                {
+                    "id": "shapes",
+                    "model": "shapes",
+                    "label_map": str(models / "shapes/label_map.pbtxt"),
+                    "active_learning": learning,
+                }
+            ],
+            "handlers": [{"path": "/echo", "function": "echo.py:handle"}],
+            "auth": {
+                "keys": [key_entry("page", "the-key", quota={"calls": 5000, "period": "day"})],
+                "quota_store": str(folder / "quotas.sqlite3"),
+            },
+            "server": {"file_system_poll_wait_seconds": 0},
+        }
+        self.write()
+
+    @staticmethod
+    def model(name, base_path, **options):
+        return {"config": {"name": name, "base_path": str(base_path), **options}}
+
+    def write(self):
+        self.path.write_text(json.dumps(self.config))
+
+    def get(self, path):
+        response = requests.get(f"{self.address}/{path}", headers=KEY)
+        assert response.status_code == 200, response.text
+        return response.json()
+
+    def see(self, number):
+        """Have the deployment look at a sample."""
+        picture = (ROOT / f"models/shapes/samples/{number}.jpg").read_bytes()
+        return requests.post(f"{self.address}/shapes/predict", picture, headers=KEY)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    site = Site(tmp_path_factory.mktemp("site"))
+    server = serving.ModelServer(site.path)
+    assert server.wait(120)
+    with listening_app(serving.create_app(server)) as site.address:
+        for number in range(6):
+            assert site.see(number).status_code == 200
+        yield site
+    server.stop()
+
+
+@pytest.fixture
+def page(browser, site):
+    """`page(part)` opens a part of the page; no part has an error of scripts to tell."""
+    browser.get_log("browser")
+
+    def open_part(part):
+        browser.get("about:blank")
+        browser.get(f"{site.address}/console/#key=the-key")
+        wait(browser, "document.querySelector('nav a[aria-current]')")
+        browser.execute_script("location.hash = arguments[0]", part)
+        wait(
+            browser,
+            f"document.querySelector('nav a[aria-current]').dataset.part == '{part.split('/')[0]}'",
+        )
+        return browser
+
+    yield open_part
+    errors = [entry["message"] for entry in browser.get_log("browser")]
+    assert [text for text in errors if "Failed to load resource" not in text] == []
+
+
+def text_of(page, selector):
+    return page.execute_script("return document.querySelector(arguments[0])?.innerText", selector)
+
+
+def card(name, kind="models"):
+    return f'[data-key="{kind} {name}"]'
+
+
+def click(page, selector):
+    page.execute_script("document.querySelector(arguments[0]).click()", selector)
+
+
+def type_keys(page, *keys):
+    ActionChains(page).send_keys(*keys).perform()
+
+
+# --- models ---------------------------------------------------------------------------------------
+
+
+def test_cards_tell_states_reasons_and_what_versions_cost(page, site):
+    browser = page("models")
+    wait(browser, f"document.querySelector('{card('half_plus_two')}')?.innerText.includes('Calls')")
+    told = site.get("v1/models")["models"]
+    reason = next(
+        one["model_version_status"][0]["status"]["error_message"]
+        for one in told
+        if one["name"] == "broken"
+    )
+    assert reason in text_of(browser, card("broken")) and "failed" in text_of(
+        browser, card("broken")
+    )
+    red = browser.execute_script(
+        f"return getComputedStyle(document.querySelector('{card('broken')} .error')).color"
+    )
+    assert red in ("rgb(179, 38, 30)", "rgb(255, 138, 128)")
+    assert "holds no version" in text_of(browser, card("empty"))
+    cost = site.get("stats")["versions"]["half_plus_two/123"]
+    shown = text_of(browser, card("half_plus_two"))
+    assert f"{cost['load_seconds']:.2f} s" in shown and cost["device"] in shown
+    assert "not measured" in shown and "not yet" in shown
+    body = json.dumps({"instances": [1.0]})
+    requests.post(f"{site.address}/v1/models/half_plus_two:predict", body, headers=KEY)
+    ago = f"document.querySelector('{card('half_plus_two')}').innerText.match(/Last used\\s+\\d+ s ago/)"
+    wait(browser, ago)
+    for name, kind in (("two_steps", "pipelines"), ("/echo", "handlers")):
+        assert "ready" in text_of(browser, card(name, kind))
+    links = "return [...document.querySelectorAll('#models-cards a')].map((a) => a.hash)"
+    assert {"#try/models/shapes", "#try/handlers/%2Fecho", "#try/pipelines/two_steps"} <= set(
+        browser.execute_script(links)
+    )
+
+
+def test_the_search_and_a_link_choose_among_the_cards(page):
+    browser = page("models")
+    names = "[...document.querySelectorAll('.card h3 a')].map((a) => a.textContent)"
+    wait(browser, f"{names}.length == 9")
+    browser.find_element("css selector", "#models-search").send_keys("HALF")
+    assert (
+        wait(browser, f"{names}.length == 2 && {names}")
+        == ["half_plus_two", "half_plus_three"][::-1]
+    )
+    browser.execute_script("location.hash = '#models/shapes'")
+    assert wait(browser, f"{names}.length == 1 && {names}") == ["shapes"]
+    assert wait(browser, "document.title") == "shapes · serving"
+
+
+def test_a_signature_unfolds_and_stays_open_while_the_numbers_move(page, site):
+    browser = page("models")
+    fold = f"{card('shapes')} details"
+    wait(browser, f"document.querySelector('{card('shapes')}')?.innerText.includes('Calls')")
+    click(browser, f"{fold} summary")
+    browser.execute_script(f"document.querySelector('{fold} summary').focus()")
+    wait(browser, f"document.querySelector('{fold} table')")
+    signatures = site.get("v1/models/shapes/metadata")["metadata"]["signature_def"]["signature_def"]
+    shown = text_of(browser, fold)
+    for name, tensor in signatures["serving_default"]["inputs"].items():
+        assert name in shown and tensor["dtype"].removeprefix("DT_").lower() in shown
+    before = site.get("stats")["versions"]["shapes/1"]["calls"]
+    assert site.see(1).status_code == 200
+    wait(
+        browser,
+        f"/Calls\\s+{before + 1}\\b/.test(document.querySelector('{card('shapes')}').innerText)",
+    )
+    assert browser.execute_script(
+        f"return document.querySelector('{fold}').open && document.querySelector('{fold} table') && "
+        f"document.activeElement == document.querySelector('{fold} summary')"
+    )
+
+
+def test_a_model_on_demand_is_loaded_and_freed_by_a_button(page, site):
+    browser = page("models")
+    button = f"{card('lazy')} button"
+    for text, resident in (("Load", True), ("Free", False)):
+        wait(browser, f"document.querySelector('{button}')?.textContent == '{text}'")
+        click(browser, button)
+        wait(browser, f"document.querySelector('{button}').textContent != '{text}'")
+        on_demand = site.get("stats")["versions"]["lazy/15"]["on_demand"]
+        assert on_demand["resident"] is resident
+    assert "freed by hand" in text_of(browser, card("lazy"))
+    click(browser, f"{card('pinned')} button")
+    pinned = "in memory: asked for; pinned"
+    wait(browser, f"document.querySelector('{card('pinned')}').innerText.includes('{pinned}')")
+    assert browser.execute_script(
+        f"return document.querySelector('{card('pinned')} button').disabled"
+    )
+
+
+def test_a_reload_tells_beforehand_what_would_change_and_afterwards_what_did(page, site):
+    browser = page("models")
+    wait(browser, "document.querySelector('#models-cards .card')")
+    entry = site.config["model_config_list"]
+    entry.append(site.model("new", site.folder / "two", model_version_policy={"all": {}}))
+    entry[:] = [one for one in entry if one["config"]["name"] != "broken"]
+    site.write()
+    click(browser, "#reload")
+    shown = wait(browser, "document.querySelector('#reload-plan').innerText")
+    for line in ("Model new: added", "Model broken: removed", "versions 13, 15 would be loaded"):
+        assert line in shown
+    assert "new" not in [one["name"] for one in site.get("v1/models")["models"]]
+    click(browser, "#reload-now")
+    wait(
+        browser,
+        "document.querySelector('#reload-plan h2')?.textContent == 'What the reload changed'",
+    )
+    shown = text_of(browser, "#reload-plan")
+    assert "new, version 13" in shown and "AVAILABLE" in shown
+    states = site.get("v1/models/new")["model_version_status"]
+    assert [one["state"] for one in states] == ["AVAILABLE", "AVAILABLE"]
+    wait(
+        browser,
+        f"document.querySelector('{card('new')}') && !document.querySelector('{card('broken')}')",
+    )
+
+
+# --- the inbox ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def inbox(page, site):
+    for path in (site.folder / "inbox/review").glob("*.verdict"):
+        path.unlink()
+    browser = page("inbox/shapes")
+    wait(browser, "document.querySelectorAll('#inbox-list button').length")
+    return browser
+
+
+def kept(site):
+    """The records of the group, the least certain first."""
+    images = site.get("shapes/active_learning/review?format=json")["images"]
+    return sorted(images, key=lambda one: -one["score"])
+
+
+def verdicts(site):
+    return [one["verdict"] for one in kept(site)]
+
+
+SCORES = "[...document.querySelectorAll('#inbox-list button')].map((one) => one.innerText.match(/score ([\\d.]+)/)[1])"
+
+
+def test_the_gallery_is_sorted_by_score_and_its_boxes_are_drawn(inbox, site):
+    images = kept(site)
+    assert inbox.execute_script(f"return {SCORES}") == [f"{one['score']:.3f}" for one in images]
+    drawn = "document.querySelector('#inbox-large canvas')"
+    wait(inbox, f"{drawn}?.width == {images[0]['width']}")
+    seen = text_of(inbox, "#inbox-large")
+    assert all(one["tag"]["name"] in seen for one in images[0]["predictions"])
+    wait(
+        inbox, "[...document.querySelectorAll('#inbox-list canvas')].every((one) => one.width > 1)"
+    )
+    plain = requests.get(
+        f"{site.address}/shapes/active_learning/review/{images[0]['file_name']}", headers=KEY
+    ).content
+    differing = inbox.execute_async_script(
+        """const [bytes, done] = arguments, canvas = document.querySelector('#inbox-large canvas');
+        createImageBitmap(new Blob([new Uint8Array(bytes)])).then((bitmap) => {
+          const other = new OffscreenCanvas(bitmap.width, bitmap.height).getContext('2d');
+          other.drawImage(bitmap, 0, 0);
+          const [one, two] = [canvas.getContext('2d'), other].map((on) => on.getImageData(0, 0, bitmap.width, bitmap.height).data);
+          done(one.filter((value, at) => Math.abs(value - two[at]) > 40).length / one.length);
+        });""",
+        list(plain),
+    )
+    assert 0.005 < differing < 0.9
+
+
+def test_keys_move_accept_reject_and_undo(inbox, site):
+    wait(inbox, "document.querySelector('#inbox-list button[aria-pressed=true]')")
+    type_keys(inbox, "a", "r", Keys.ARROW_RIGHT, "r")
+    counts = "document.querySelector('#inbox-counts').textContent"
+    wait(inbox, f"{counts}.includes('1 accepted, 2 rejected')")
+    type_keys(inbox, "u")
+    wait(inbox, f"{counts}.includes('1 accepted, 1 rejected')")
+    deadline = time.monotonic() + 60
+    wanted = ["accepted", "rejected"] + ["none"] * (len(kept(site)) - 2)
+    while verdicts(site) != wanted and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert verdicts(site) == wanted
+    chosen = "[...document.querySelectorAll('#inbox-list button')].findIndex((one) => one == document.activeElement)"
+    assert inbox.execute_script(f"return {chosen}") == 3
+    type_keys(inbox, Keys.ARROW_LEFT)
+    assert inbox.execute_script(f"return {chosen}") == 2
+
+
+def test_buttons_accept_and_the_filter_shows_what_is_left(inbox, site):
+    wait(inbox, "document.querySelector('#inbox-large canvas')")
+    click(inbox, "[data-verdict=accepted]")
+    count = len(kept(site))
+    inbox.execute_script(
+        "const list = document.querySelectorAll('select')[1]; list.value = 'none'; list.onchange()"
+    )
+    wait(inbox, f"{SCORES}.length == {count - 1}")
+    inbox.execute_script(
+        "const list = document.querySelectorAll('select')[1]; list.value = 'accepted'; list.onchange()"
+    )
+    wait(inbox, f"{SCORES}.length == 1")
+
+
+def test_coco_of_the_accepted_is_saved(inbox, site, tmp_path):
+    inbox.execute_cdp_cmd(
+        "Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)}
+    )
+    wait(inbox, "document.querySelector('#inbox-large canvas')")
+    click(inbox, "[data-verdict=accepted]")
+    wait(inbox, "document.querySelector('#inbox-counts').textContent.includes('1 accepted')")
+    for text, name, many in (
+        ("COCO of all", "shapes.json", len(kept(site))),
+        ("COCO of the accepted", "shapes-accepted.json", 1),
+    ):
+        inbox.find_element("xpath", f"//button[text()='{text}']").click()
+        deadline = time.monotonic() + 60
+        while not (tmp_path / name).exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        coco = COCO(tmp_path / name)
+        assert len(coco.getImgIds()) == many
+    first = kept(site)[0]
+    assert [one["file_name"] for one in coco.loadImgs(coco.getImgIds())] == [first["file_name"]]
+    assert len(coco.getAnnIds()) == len(first["predictions"])
+
+
+def test_the_slider_tells_how_many_of_the_last_pictures_a_threshold_keeps(inbox, site):
+    scores = site.get("shapes/active_learning/review/scores")["scores"]
+    for threshold in (0, 0.45, 1):
+        inbox.execute_script(
+            "const slide = document.querySelector('#inbox-threshold'); slide.value = arguments[0]; slide.oninput()",
+            threshold,
+        )
+        many = sum(score >= threshold for score in scores)
+        text = f"would keep {many} of the last {len(scores)} pictures"
+        assert text in text_of(inbox, "#inbox-kept")

@@ -1,0 +1,232 @@
+"""POST /v1/config/reload?dry_run=1: what it tells is what the reload then does, and telling it changes nothing."""
+
+import json
+import threading
+
+import pytest
+from conftest import NO_POLL, Disk, Rest, bearer, config, key_entry
+
+import serving
+
+DRY = "/v1/config/reload?dry_run=1"
+NOTHING = {"added": [], "removed": [], "changed": []}
+
+
+class Site:
+    """A config file and version folders, with a server over them that has loaded all."""
+
+    def __init__(self, folder, *models, **others):
+        self.file, self.disk = folder / "c.json", Disk(a=[1], b=[1, 2])
+        self.folder = folder
+        for name, versions in self.disk.models.items():
+            for version in versions:
+                self.make(name, version)
+        self.write(*models, **others)
+        self.server = serving.ModelServer(
+            self.file, load=self.disk.load, list_versions=self.disk.list_versions
+        )
+        assert self.server.wait(10)
+        self.rest = Rest(self.server)
+
+    def make(self, name, version):
+        self.disk.models.setdefault(name, set()).add(version)
+        folder = self.folder / name / str(version)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "saved_model.pb").write_bytes(b"x")
+
+    def write(self, *models, **others):
+        self.file.write_text(json.dumps(config(*models, **others)))
+
+    def plan(self):
+        """The plan, and that it has changed nothing."""
+        before = self.state()
+        answer = self.rest.post(DRY)
+        assert self.state() == before, "it changed something"
+        assert answer.status_code == 200, answer.get_data(as_text=True)
+        return answer.json
+
+    def state(self):
+        manager = self.server.manager
+        states = {
+            (name, version): (state.state, id(state.servable), state.error)
+            for name, versions in manager.states().items()
+            for version, state in versions.items()
+        }
+        return (
+            states,
+            manager.config,
+            id(manager.prepared),
+            list(self.disk.loaded),
+            dict(self.server.kept),
+            threading.active_count(),
+        )
+
+
+@pytest.fixture
+def site(tmp_path):
+    made = Site(tmp_path, "a", "b")
+    made.disk.list_versions = lambda base: {
+        int(one.name): one for one in sorted((tmp_path / base.rpartition("/")[2]).iterdir())
+    }
+    made.server.manager.list_versions = made.disk.list_versions
+    assert made.rest.post("/v1/config/reload").status_code in (200, 201)
+    yield made
+    made.server.stop()
+
+
+def test_nothing_to_do_is_told_as_nothing(site):
+    plan = site.plan()
+    assert plan["dry_run"] is True and plan["changes"] is False and plan["config_read"] is False
+    assert plan["models"] == {**NOTHING, "versions": []} and plan["problems"] == []
+    assert plan["keys"] == plan["deployments"] == plan["handlers"] == NOTHING
+    assert site.rest.post("/v1/config/reload").status_code == 200
+
+
+def test_models_and_versions_that_come_and_go(site):
+    site.make("c", 7)
+    site.make("b", 3)
+    site.write({"name": "b", "base_path": "b"}, "c")
+    plan = site.plan()
+    assert plan["changes"] and plan["config_read"]
+    assert plan["models"]["added"] == ["c"] and plan["models"]["removed"] == ["a"]
+    assert plan["models"]["versions"] == [
+        {"model": "a", "load": [], "reload": [], "unload": [1]},
+        {"model": "b", "load": [3], "reload": [], "unload": [2]},
+        {"model": "c", "load": [7], "reload": [], "unload": []},
+    ]
+    loaded = len(site.disk.loaded)
+    assert site.rest.post("/v1/config/reload").status_code == 201
+    assert sorted(site.disk.loaded[loaded:]) == [("b", 3), ("c", 7)], "as it was told"
+    assert site.plan()["changes"] is False
+
+
+def test_changed_options_are_told_with_what_they_were(site):
+    site.write(
+        {"name": "a", "base_path": "a", "version_labels": {"stable": 1}},
+        {"name": "b", "base_path": "b", "instances": 2},
+        server={**NO_POLL, "threads": 4, "max_queued_requests": 9},
+    )
+    plan = site.plan()
+    assert plan["models"]["changed"] == [
+        {
+            "name": "a",
+            "options": [
+                {"option": "version_labels", "from": {}, "to": {"stable": 1}, "restart": False}
+            ],
+        },
+        {
+            "name": "b",
+            "options": [{"option": "instances", "from": 1, "to": 2, "restart": False}],
+        },
+    ]
+    assert plan["models"]["versions"] == [
+        {"model": "b", "load": [], "reload": [2], "unload": []}
+    ], "a label alone loads nothing"
+    assert [(o["option"], o["from"], o["to"], o["restart"]) for o in plan["server"]] == [
+        ("threads", 32, 4, True),
+        ("max_queued_requests", 1000, 9, False),
+    ]
+
+
+def test_changed_files_of_a_version_are_loaded_anew(site, tmp_path):
+    (tmp_path / "b/2/saved_model.pb").write_bytes(b"another")
+    plan = site.plan()
+    assert plan["models"]["versions"] == [{"model": "b", "load": [], "reload": [2], "unload": []}]
+    assert plan["config_read"] is False and plan["changes"]
+
+
+def test_deployments_and_keys_are_told_by_name_alone(site):
+    secret = key_entry("site", "k")
+    site.write(
+        "a",
+        "b",
+        auth={"keys": [secret, key_entry("other", "o")]},
+        deployments=[{"id": "pets", "model": "a", "label_map": ["cat"]}],
+    )
+    plan = site.plan()
+    assert plan["deployments"]["added"] == ["pets"] and plan["keys"]["added"] == ["site", "other"]
+    assert site.rest.post("/v1/config/reload").status_code >= 200
+    site.write(
+        "a",
+        "b",
+        auth={"keys": [{**secret, "disabled": True}, key_entry("third", "t")]},
+        deployments=[{"id": "pets", "model": "b", "label_map": ["cat"]}],
+    )
+    text = site.rest.post(DRY).get_data(as_text=True)
+    plan = json.loads(text)
+    assert plan["deployments"]["changed"] == [{"name": "pets", "options": ["model"]}]
+    assert plan["keys"] == {
+        "added": ["third"],
+        "removed": ["other"],
+        "changed": [{"name": "site", "options": ["disabled"]}],
+    }
+    assert secret["sha256"] not in text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        '{"model_config_list": [{"config": {"name": "a"}}]}',
+        '{"model_config_list": [], "server": {"thread": 3}}',
+        '{"model_config_list": [], "deployments": [{"id": "p", "model": "a", "routines": [{"name": "No"}]}]}',
+        '{"model_config_list": [], "routine_modules": ["none.py"]}',
+        None,
+    ],
+)
+def test_a_wrong_config_gets_the_answer_of_the_reload(site, text):
+    site.file.unlink() if text is None else site.file.write_text(text)
+    before = site.state()
+    told, again = site.rest.post(DRY), site.rest.post(DRY)
+    assert site.state() == before
+    done = site.rest.post("/v1/config/reload")
+    assert told.status_code == again.status_code == done.status_code >= 400
+    assert told.json == again.json == done.json and told.json["details"]
+    after = site.rest.post(DRY)
+    assert (after.status_code, after.json) == (done.status_code, done.json), "the same text again"
+
+
+def test_what_can_be_seen_without_loading_is_told_as_a_problem(site):
+    site.write(
+        {"name": "a", "base_path": "a", "version_labels": {"x": 9}},
+        {"name": "g", "base_path": "gs://bucket/g"},
+        deployments=[{"id": "pets", "model": "none", "label_map": ["cat"]}],
+    )
+    plan = site.plan()
+    details = site.rest.post("/v1/config/reload").json["details"]
+    assert sorted(plan["problems"]) == sorted(details) and len(details) == 3
+
+
+def test_only_yes_and_no_are_taken(site):
+    for value in ("0", "false"):
+        assert site.rest.post(f"/v1/config/reload?dry_run={value}").status_code == 200
+    for value in ("", "2", "maybe"):
+        answer = site.rest.post(f"/v1/config/reload?dry_run={value}")
+        assert answer.status_code == 400
+        assert answer.json == {"error": f"dry_run: expected 1 or 0, got '{value}'"}
+
+
+def test_it_needs_the_key_that_a_reload_needs(tmp_path):
+    keys = [key_entry("all", "k"), key_entry("one", "o", deployments=["pets"])]
+    site = Site(
+        tmp_path,
+        "a",
+        auth={"keys": keys, "protect": "all"},
+        deployments=[{"id": "pets", "model": "a", "label_map": ["cat"]}],
+    )
+    codes = [
+        site.rest.post(DRY, headers=headers).status_code
+        for headers in ({}, bearer("o"), bearer("k"))
+    ]
+    assert codes == [401, 403, 200]
+    site.server.stop()
+
+
+def test_a_server_without_a_file_has_its_folders_alone_to_look_at():
+    disk = Disk(a=[1])
+    server = serving.ModelServer(config("a"), load=disk.load, list_versions=disk.list_versions)
+    assert server.wait(10)
+    disk.models["a"].add(2)
+    plan = Rest(server).post(DRY).json
+    assert plan["models"]["versions"] == [{"model": "a", "load": [2], "reload": [], "unload": [1]}]
+    assert plan["config_read"] is False

@@ -371,6 +371,8 @@ class Extension:
     # begin(server), observe(server, trace, line, reply): a request begins, is answered.
     begin: Callable[["ModelServer"], None] = nothing
     observe: Callable[..., None] = nothing
+    # headers(server, call, reply) -> names and values: what an answer is sent with besides.
+    headers: Callable[["ModelServer", "Call", "Reply"], Iterable[tuple[str, str]]] = none
     # collect(server) -> metric families of prometheus-client's, for /metrics.
     collect: Callable[["ModelServer"], Iterable[Any]] = none
     # serve(server, app, adjustments) -> Waitress, or None: what `run` listens with.
@@ -455,6 +457,7 @@ else:
 HOMES = {
     "pipeline_config_list": ("pipelines", "serving_extensions/pipelines.py"),
     "handlers": ("handlers", "serving_extensions/handlers.py"),
+    "admin": ("admin", "serving_extensions/admin.py"),
 }
 
 
@@ -844,6 +847,8 @@ class Deployment:
         "a name for this state of it, in its answers' X-Version-Tag header",
         pattern=r"^[\x20-\x7e]*$",
     )
+    name: str | None = option(None, "what people call it; default: its id", pattern=NOT_EMPTY)
+    notes: dict[str, str] = option({}, "texts that are kept and shown with it, such as a region")
     routines: tuple[dict[str, Any], ...] = option((), "run before those of a request")
     active_learning: ActiveLearningConfig | None = option(
         None, "puts aside what the model is unsure of"
@@ -883,6 +888,7 @@ class Key:
         "a date or time, such as 2027-01-31 or 2027-01-31T12:00:00+01:00; UTC where none is given",
     )
     disabled: bool = option(False, "refused while true")
+    admin: bool = option(False, "may change what is served, where the config has `admin`")
     deployments: tuple[str, ...] | None = option(
         None, "the ids, or paths of handlers, that it is for; default: everything"
     )
@@ -919,6 +925,12 @@ class Auth:
             "doc": "what quotas are counted in: a file, or redis://, rediss:// or unix:// for "
             "servers that share them; default: <config>.quotas.sqlite3"
         },
+    )
+    wrong_keys_per_minute: int | None = option(
+        None,
+        "wrong keys from one address, beyond which it is answered 429 for the minute; default: "
+        "30 where the config has `admin`, else without limit",
+        minimum=1,
     )
 
     def __post_init__(self) -> None:
@@ -1183,6 +1195,27 @@ class ServerConfig:
 
 
 @dataclass(frozen=True)
+class Admin:
+    """Changing what is served over REST, by keys that are marked `admin`."""
+
+    upload: bool | str = option(
+        False,
+        "true: models may be sent; code: projects of handlers too, which is to run their code",
+        pattern="^code$",
+    )
+    models_folder: str = option(
+        "models", "where models that are sent under new names go; relative to the config file"
+    )
+    projects_folder: str = option(
+        "projects", "where projects that are sent go; relative to the config file"
+    )
+    max_upload_bytes: int = option(
+        2 << 30, "what is sent, and what it unpacks to in all", minimum=1
+    )
+    max_upload_files: int = option(10_000, "files and folders in what is sent", minimum=1)
+
+
+@dataclass(frozen=True)
 class Config:
     model_config_list: tuple[ModelItem, ...] = option(doc="the models")
     deployments: tuple[Deployment, ...] = option(
@@ -1196,6 +1229,7 @@ class Config:
     server: ServerConfig = option(ServerConfig(), "options of the whole server")
     pipeline_config_list: tuple[Pipeline, ...] = option((), "graphs of models")
     handlers: tuple[HandlerConfig, ...] = option((), "Python functions behind URLs of their own")
+    admin: Admin | None = option(None, "change what is served over REST; default: nobody may")
     custom_node_library_config_list: tuple[dict[str, Any], ...] = option(
         (), "OpenVINO only, no effect"
     )
@@ -1293,6 +1327,12 @@ def resolve_paths(config: "Config", folder: Path, stem: str) -> Any:
         auth=dataclasses.replace(
             config.auth,
             quota_store=resolve_store(config.auth.quota_store or f"{stem}.quotas.sqlite3", folder),
+        ),
+        admin=config.admin
+        and dataclasses.replace(
+            config.admin,
+            models_folder=str(folder / config.admin.models_folder),
+            projects_folder=str(folder / config.admin.projects_folder),
         ),
     )
 
@@ -5751,7 +5791,12 @@ class KeyRing:
             429,
             f"The key '{key.name}' has used its {key.quota.calls} calls a {key.quota.period}; "
             f"more in {seconds} s",
-            {"Retry-After": str(seconds)},
+            {
+                "Retry-After": str(seconds),
+                "RateLimit-Limit": str(key.quota.calls),
+                "RateLimit-Remaining": "0",
+                "RateLimit-Reset": str(seconds),
+            },
         )
 
 
@@ -6014,12 +6059,13 @@ def predict_image(
         own = read_chain(chain, server.prepared.routines)
     except ConfigError as error:
         raise BadRequest(error.message) from None
-    images = image if isinstance(image, list) else [image]
+    several = isinstance(image, list)
     with lease(server, choose_asked(server, ready.config, which)) as (version, servable):
         try:
             model = ready.model_of(servable)
         except ValueError as error:
             raise refusal_of(ready, error) from None
+        images = image if several else [image]
         views = [show_view(server, model, each, allowance) for each in images]
         allowance.take(routines.tile_bytes((*ready.chain, *own)))
         seen = annotate(
@@ -6032,11 +6078,9 @@ def predict_image(
             {"deployment": ready.config.id, "model": ready.config.model, "version": version},
             functools.partial(tell_extensions, server, ready),
         )
-    answers = [
-        routines.present(tensors, view.drawn, model.labels, form)
-        for tensors, view in zip(seen, views)
-    ]
-    return {"results": answers} if isinstance(image, list) else answers[0]
+    present = functools.partial(routines.present, labels=model.labels, form=form)
+    answers = [present(tensors, view.drawn) for tensors, view in zip(seen, views)]
+    return {"results": answers} if several else answers[0]
 
 
 def choose_asked(server: "ModelServer", deployment: Any, which: Mapping[str, Any]) -> Any:
@@ -6263,10 +6307,15 @@ def as_row(value: Any) -> Any:
 class Caller:
     """Who calls: a name for the log, and the ids and paths that the key is for,
     None for all of them.
+
+    `key` is the config's, where one has let the call in, `counted` whether that is a call that a
+    quota counts.
     """
 
     name: str = "-"
     deployments: frozenset[str] | None = None
+    key: Key | None = None
+    counted: bool = False
 
     def may_see(self, *names: str) -> bool:
         """Whether any of these deployments or handlers is for this caller."""
@@ -6279,7 +6328,8 @@ class ModelServer:
         server = ModelServer("config.json")
         server.predict("digits", {"instances": images})["predictions"]     # float32 [N, 10]
 
-    `source` is the path of a config file (which `reload` reads again), a dict or a `Config`. Models
+    `source` is the path of a config file (which `reload` reads again), a dict or a `Config`; `text`
+    is what the file is to be taken to hold, where that is not yet what it does. Models
     are loaded in a thread of their own, from `start` or the first question on; a question waits
     until the first load is over, one that came over HTTP up to `load_wait_seconds`. Raises
     ConfigError when the config is wrong; models that cannot be loaded are told by `status` and
@@ -6290,10 +6340,12 @@ class ModelServer:
         self,
         source: "str | os.PathLike | Mapping | Config",
         extensions: Sequence[Extension] | None = None,
+        text: bytes | None = None,
         **manager_options: Any,
     ):
         path = Path(source) if isinstance(source, str | os.PathLike) else None
-        text = read_file(path) if path else b""  # once: what is remembered is what was parsed
+        if text is None:
+            text = read_file(path) if path else b""  # once: what is remembered is what was parsed
         config = load_config(source, text if path else None)
         self.extensions = tuple(installed() if extensions is None else extensions)
         self.folder = path.absolute().parent if path else Path.cwd()  # of the config's modules
@@ -6487,9 +6539,8 @@ class ModelServer:
         found = self.prepared.keys.check(tokens_of(headers), wanted)
         if isinstance(found, Refusal):
             raise ServingError(found.text, status=found.status, headers=found.headers)
-        return Caller(
-            found.name, None if found.deployments is None else frozenset(found.deployments)
-        )
+        own = None if found.deployments is None else frozenset(found.deployments)
+        return Caller(found.name, own, found, wanted is not None)
 
     def status(
         self, model: str, version: int | None = None, label: str | None = None
@@ -6566,6 +6617,14 @@ class ModelServer:
         if outcome.errors:
             return tell_failure(outcome)
         return 200, plan_changes(self.manager, wanted, outcome.config_read)
+
+    def plan_text(self, text: bytes) -> dict[str, Any]:
+        """Tell what a reload would change if the config file were to hold `text`.
+
+        Raises ConfigError, as the reload would.
+        """
+        wanted = ModelServer(self.manager.path or Path(), self.extensions, text).config
+        return plan_changes(self.manager, wanted, True)
 
     def _read_wanted(self, outcome: Outcome) -> Config:
         """The config that a reload would bring into force; raises ConfigError."""
@@ -7450,8 +7509,9 @@ class Route:
     `url` is `/v1/models/{model}[/versions/{version}|/labels/{label}]`: a name in braces is what a
     view is given, brackets hold what may be left out, parentheses what may not, `|` divides the
     ways to write it, and what stands in quotes is taken in just these letters. `guard` says who may
-    call: anybody (`open`); who has a key where the config protects `all` (`shared`); or only who
-    has one (`key`). What `lists` shows to any key what that key is for. `line` says in which line
+    call: anybody (`open`); who has a key where the config protects `all` (`shared`); only who
+    has one (`key`); or only who has one that is marked admin (`admin`), whatever a host site says.
+    What `lists` shows to any key what that key is for. `line` says in which line
     requests wait for a thread: for `health` and `state`, which never wait themselves, one is kept;
     by default it is that of the model or handler that is reached.
     """
@@ -7475,6 +7535,7 @@ class Route:
         return self.view.__name__.removeprefix("view_")
 
 
+KEYED = ("key", "admin")  # guards of what only who has a key may call
 PARTS = re.compile(r"(\{\w+\}|'\w+'|[\[\]()|])")  # of a route's URL
 VERBS = ("predict", "classify", "regress")
 PLACEHOLDERS = {"version": "[0-9]+", "verb": f"(?-i:{'|'.join(VERBS)})", "rest": r"[\s\S]*?"}
@@ -7663,7 +7724,7 @@ def match_route(extensions: tuple[Extension, ...], method: str, path: str) -> Fo
         if "version" in arguments:
             arguments["version"] = read_version(arguments["version"])
         name = arguments.get("verb") or route.name
-        return Found(route, arguments, name, "full" if route.guard == "key" else "bare")
+        return Found(route, arguments, name, "full" if route.guard in KEYED else "bare")
     return None
 
 
@@ -7725,7 +7786,7 @@ def find_view(server: ModelServer, method: str, path: str) -> Found:
     others = [
         route
         for route in routes_of(server.extensions)
-        if route.guard == "key" and route.pattern.fullmatch(path)
+        if route.guard in KEYED and route.pattern.fullmatch(path)
     ]
     if others:
         allow = {"Allow": ", ".join(method for route in others for method in route.methods)}
@@ -7783,11 +7844,14 @@ def authorize(door: Door, call: Call, found: Found) -> Caller:
     if guard == "open" or not needs_key(server, found.route):
         return Caller()
     if door.check is not None:
-        return ask_site(door.check, call)
+        caller = ask_site(door.check, call)
+        if guard != "admin":
+            return caller
     known = first(extension.identify(server, call, found) for extension in server.extensions)
     if known is not None:
         return known
-    return server.identify(call.headers, None if found.route.lists else list_reached(server, found))
+    any_key = found.route.lists or guard == "admin"
+    return server.identify(call.headers, None if any_key else list_reached(server, found))
 
 
 def needs_key(server: ModelServer, route: Route) -> bool:
@@ -7798,7 +7862,7 @@ def needs_key(server: ModelServer, route: Route) -> bool:
         return True
     if route.guard == "key" and route.lists and "{" not in route.url:
         return bool(server.config.deployments or list_urls(server))
-    return route.guard == "key"
+    return route.guard in KEYED
 
 
 def ask_site(check: Callable[[Any], Any], call: Call) -> Caller:
@@ -7925,6 +7989,8 @@ def dress(server: ModelServer, call: Call, replied: Reply) -> Reply:
             headers.append(("Access-Control-Allow-Origin", origin))
     if vary:
         headers.append(("Vary", ", ".join(vary)))
+    for extension in server.extensions:
+        headers += extension.headers(server, call, replied)
     return replied.with_headers(*headers)
 
 
@@ -8411,6 +8477,26 @@ OPTIONS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
             "help": "say what the config would serve and what is wrong with it, then exit",
         },
     ),
+    (
+        ("--manifest",),
+        {
+            "metavar": "DIR",
+            "help": "write manifest.sha256 into a version folder: at each load its files must fit, "
+            "then exit",
+        },
+    ),
+    (
+        ("--deploy",),
+        {
+            "metavar": "DIR",
+            "help": "send a model, or a project of a handler, to a running server that takes "
+            "uploads, by the key in SERVING_KEY, then exit",
+        },
+    ),
+    (
+        ("--to",),
+        {"metavar": "URL", "help": "--deploy: where that server is mounted (%(default)s)"},
+    ),
     (("--version",), {"action": "version", "version": f"serving {__version__}"}),
 )
 
@@ -8433,7 +8519,9 @@ def build_parser(extensions: Iterable[Extension] = ()) -> argparse.ArgumentParse
         if not hasattr(known, name):
             parser.add_argument(f"--{name}", metavar="VALUE", help=inspect.getdoc(command))
     parser.set_defaults(
-        host=os.environ.get("SERVING_HOST", HOST), port=os.environ.get("SERVING_PORT", PORT)
+        host=os.environ.get("SERVING_HOST", HOST),
+        port=os.environ.get("SERVING_PORT", PORT),
+        to=f"http://{HOST}:{PORT}",
     )
     return parser
 
@@ -8637,7 +8725,7 @@ def missing_command(source: Any, value: Any) -> int:
 def commands(extensions: Iterable[Extension]) -> dict[str, Callable[[Any, Any], int]]:
     """What the command line does besides serving, by option."""
     known: dict[str, Callable[[Any, Any], int]] = dict.fromkeys(
-        ("init", "export", "check"), missing_command
+        ("init", "export", "check", "manifest", "deploy"), missing_command
     )
     for extension in extensions:
         known |= extension.commands
@@ -8692,7 +8780,7 @@ def obey(
         return new_key(options.new_key)
     for name, command in commands(extensions).items():
         if value := getattr(options, name):
-            return command(source, value)
+            return command(source, (value, options.to) if name == "deploy" else value)
     server = ModelServer(
         source, poll_seconds=options.file_system_poll_wait_seconds, extensions=extensions
     )

@@ -5,6 +5,7 @@ Each plugs in through `serving.Extension`.
 
 from . import (
     active_learning,
+    admin,
     batching,
     binary,
     catalogue,
@@ -14,12 +15,14 @@ from . import (
     endpoints,
     freezing,
     kserve,
+    manifest,
     metrics,
     on_demand,
     pipeline_servables,
     quotas,
     replicas,
     warmup,
+    wrong_keys,
 )
 
 VERSION = "0.1.0"  # of the serving.py that they are for
@@ -34,6 +37,7 @@ EXTENSIONS = (
     batching.EXTENSION,
     warmup.EXTENSION,
     replicas.EXTENSION,
+    manifest.EXTENSION,
     on_demand.EXTENSION,
     quotas.EXTENSION,
     active_learning.EXTENSION,
@@ -43,6 +47,8 @@ EXTENSIONS = (
     kserve.EXTENSION,
     catalogue.EXTENSION,
     console.EXTENSION,
+    admin.EXTENSION,
+    wrong_keys.EXTENSION,
     commands.EXTENSION,
     connections.EXTENSION,
 )

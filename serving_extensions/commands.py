@@ -2,6 +2,7 @@
 --check (each returns the exit status), the start-up lines.
 """
 
+import contextlib
 import os
 import shlex
 from pathlib import Path
@@ -11,8 +12,10 @@ from urllib.parse import quote
 from .active_learning import export_group
 from .check import check
 from .core import (
+    Config,
     ConfigError,
     Extension,
+    LoadError,
     ModelServer,
     choose_versions,
     encode_json,
@@ -21,6 +24,7 @@ from .core import (
     read_signatures,
     sample_inputs,
 )
+from .manifest import describe_digest
 from .openapi import example_request
 from .scaffold import write_project
 
@@ -70,8 +74,23 @@ def check_config(source: Any, _: bool) -> int:
         choose_versions,
         read_signatures,
     )
-    print("\n".join([*lines, *(f"wrong: {problem}" for problem in problems)]))
+    digests, misfits = check_digests(server.config)
+    problems += misfits
+    print("\n".join([*lines, *digests, *(f"wrong: {problem}" for problem in problems)]))
     return 2 if problems else 0
+
+
+def check_digests(config: Config) -> tuple[list[str], list[str]]:
+    """A line for each version that would be served, and which do not fit their manifests."""
+    lines, problems = [], []
+    for model in config.models:
+        with contextlib.suppress(LoadError, OSError):  # told elsewhere
+            folders = list_versions(model.base_path)
+            for version in choose_versions(model.model_version_policy, folders):
+                told, misfit = describe_digest(folders[version])
+                lines.append(f"{model.name} version {version}: {told}")
+                problems += [f"{model.name} version {version}: {misfit}"] if misfit else []
+    return lines, problems
 
 
 MOST_CHARACTERS = 200  # of a body on a command line

@@ -76,7 +76,8 @@ class Group:
         # seconds, and those of the parts
         self.latest: deque[tuple[float, dict[str, float]]] = deque(maxlen=KEPT)
         self.batch_sizes: Counter[int] = Counter()
-        self.seconds = [(0, 0)] * 60  # (second, requests in it), by second modulo 60
+        # (second, requests in it, errors among them, seconds that they took), by second modulo 60
+        self.seconds = [(0, 0, 0, 0.0)] * 60
 
     def add(
         self,
@@ -92,8 +93,17 @@ class Group:
         self.errors_5xx += len(seconds) * (status >= 500)
         self.latest.extend(zip(seconds, parts))
         self.batch_sizes.update(rows)
-        second, count = self.seconds[now % 60]
-        self.seconds[now % 60] = now, len(seconds) + (count if second == now else 0)
+        second, count, errors, busy = self.seconds[now % 60]
+        if second != now:
+            count, errors, busy = 0, 0, 0.0
+        failed = len(seconds) * (status >= 400)
+        self.seconds[now % 60] = now, count + len(seconds), errors + failed, busy + sum(seconds)
+
+    def last_minute(self, now: int) -> tuple[int, int, float]:
+        """Requests that ended in the last 60 seconds, errors among them, seconds they took."""
+        fresh = [rest for second, *rest in self.seconds if now - second < 60]
+        requests, errors, busy = (sum(column) for column in zip((0, 0, 0.0), *fresh))
+        return requests, errors, busy
 
     def held(self) -> "Group":
         """A copy that stays as it is while it is read."""
@@ -114,8 +124,7 @@ class Group:
             "requests": self.requests,
             "errors_4xx": self.errors_4xx,
             "errors_5xx": self.errors_5xx,
-            "requests_per_second": sum(count for second, count in self.seconds if now - second < 60)
-            / 60,
+            "requests_per_second": self.last_minute(now)[0] / 60,
             "latency_ms": percentiles([seconds for seconds, _ in self.latest]),
             "parts_ms": {name: found for name, found in parts.items() if found},
             "batch_sizes": {str(rows): count for rows, count in sorted(self.batch_sizes.items())},
@@ -142,6 +151,7 @@ class Metrics:
         self.count_waiting: Callable[[], int] = lambda: 0  # requests that wait for a thread
         self.refused: Counter[str] = Counter()  # requests that were turned away, by reason
         self.total, self.groups = Group(), dict[str, Group]()
+        self.deployments = dict[str, Group]()  # by id
         self.minutes: dict[int, list[int]] = {}  # minute -> requests, errors 4xx, errors 5xx
         self.last_errors: deque[dict[str, Any]] = deque(maxlen=20)
         # by route, model, version, deployment, status
@@ -230,6 +240,13 @@ class Metrics:
         group = model or (route if route.startswith("/") else "")
         if group and (group in self.groups or len(self.groups) < MOST_GROUPS):
             self.groups.setdefault(group, Group()).add(now, status, seconds, parts, rows)
+        if deployment and (deployment in self.deployments or len(self.deployments) < MOST_GROUPS):
+            found = self.deployments.setdefault(deployment, Group())
+            found.add(now, status, seconds, parts, rows)
+
+    def now(self) -> int:
+        """The second that is now, by its clock."""
+        return int(self._clock())
 
     @contextmanager
     def counted(self) -> Iterator["Metrics"]:

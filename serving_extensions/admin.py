@@ -235,7 +235,10 @@ def view_put_config_file(server: ModelServer, call: Call) -> Reply:
     given = read_config(body)
 
     def change(text: bytes) -> bytes:
-        whole = restore(given, read_leniently(text))
+        old = read_leniently(text)
+        whole = restore(given, old)
+        if whole == old:  # spelled otherwise at most
+            return text
         return body if whole == given else spell(whole)
 
     return change_config(server, call, change)

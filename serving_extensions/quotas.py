@@ -25,6 +25,7 @@ from .core import (
     Extension,
     Key,
     ModelServer,
+    Quota,
     Reply,
     reply,
     route,
@@ -155,10 +156,8 @@ def open_quotas(path: str) -> Any:
 
 
 def prepare(server: ModelServer, config: Config) -> Callable[[str, int, str], int | None] | None:
-    """What counts the calls of keys with a quota; None where no key has one, and nobody is to be
-    told of usage. Raises ConfigError.
-    """
-    if not config.admin and not any(key.quota for key in config.auth.keys):
+    """What counts the calls of keys with a quota; None where no key has one. Raises ConfigError."""
+    if not any(key.quota for key in config.auth.keys):
         return None
     store = config.auth.quota_store or ""
     try:
@@ -184,25 +183,27 @@ class Usage:
         self._pending: Counter[str] = Counter()
         self._flushed = clock()
 
-    def count(self, store: Any, key: str) -> None:
+    def count(self, path: str, key: str) -> None:
         with self._lock:
             self._pending[key] += 1
             if self._clock() < self._flushed + FLUSH_SECONDS:
                 return
-        self.flush(store)
+        self.flush(path)
 
-    def flush(self, store: Any) -> None:
-        """Add what is pending to the store; what it does not take now stays pending."""
-        with self._lock:
+    def flush(self, path: str) -> None:
+        """Add what is pending to a store; what it does not take now stays pending."""
+        with self._lock, contextlib.suppress(OSError):
             self._flushed = self._clock()
             for key, calls in list(self._pending.items()):
-                with contextlib.suppress(OSError):
-                    store.add(key, calls)
-                    del self._pending[key]
+                open_quotas(path).add(key, calls)
+                del self._pending[key]
 
-    def read(self, store: Any, key: str) -> int:
-        self.flush(store)
-        return store.used(key, "usage")
+    def read(self, path: str, key: str) -> int:
+        """The calls of a key in this month; since the start alone where there is no store."""
+        self.flush(path)
+        with contextlib.suppress(OSError):
+            return open_quotas(path).used(key, "usage") + self._pending[key]
+        return self._pending[key]
 
 
 def headers(server: ModelServer, call: Call, replied: Reply) -> list[tuple[str, str]]:
@@ -217,10 +218,10 @@ def headers(server: ModelServer, call: Call, replied: Reply) -> list[tuple[str, 
     failed = replied.status >= 500 or replied.status == HTTPStatus.TOO_MANY_REQUESTS
     call.caller = dataclasses.replace(caller, counted=False)  # once, whatever comes
     if config.admin and not failed:
-        server.state["quotas"].count(open_quotas(config.auth.quota_store), caller.name)
+        server.state["quotas"].count(config.auth.quota_store or "", caller.name)
     if quota is None:
         return []
-    store = open_quotas(config.auth.quota_store)
+    store = open_quotas(config.auth.quota_store or "")
     if failed:
         spent = time.perf_counter() - call.trace.start
         try:
@@ -244,32 +245,32 @@ def view_usage(server: ModelServer, call: Call) -> Reply:
 
 def describe_usage(server: ModelServer, key: Key) -> dict[str, Any]:
     """A key as its owner may see it; `month_calls` is null where nobody counts it."""
-    auth, used = server.config.auth, None
-    store = server.prepared.of.get("quotas") and open_quotas(auth.quota_store)
-    if key.quota:
-        used = store.used(key.name, key.quota.period)
-    counted = server.config.admin is not None
+    path, counted = server.config.auth.quota_store or "", server.config.admin is not None
     return {
         "name": key.name,
         "expires": key.expires,
         "disabled": key.disabled,
         "admin": key.admin,
         "deployments": None if key.deployments is None else list(key.deployments),
-        "quota": key.quota
-        and {
-            "calls": key.quota.calls,
-            "period": key.quota.period,
-            "used": used,
-            "remaining": max(0, key.quota.calls - used),
-            "reset_seconds": store.count_of(key.name, key.quota.period)[1],
-        },
-        "month_calls": server.state["quotas"].read(store, key.name) if counted else None,
+        "quota": key.quota and describe_quota(open_quotas(path), key.name, key.quota),
+        "month_calls": server.state["quotas"].read(path, key.name) if counted else None,
+    }
+
+
+def describe_quota(store: Any, name: str, quota: Quota) -> dict[str, Any]:
+    used = store.used(name, quota.period)
+    return {
+        "calls": quota.calls,
+        "period": quota.period,
+        "used": used,
+        "remaining": max(0, quota.calls - used),
+        "reset_seconds": store.count_of(name, quota.period)[1],
     }
 
 
 def end(server: ModelServer) -> None:
     if server.config.admin:
-        server.state["quotas"].flush(open_quotas(server.config.auth.quota_store))
+        server.state["quotas"].flush(server.config.auth.quota_store or "")
 
 
 EXTENSION = Extension(

@@ -274,22 +274,25 @@ class ConfigFile:
         )
 
 
-def unwritable(reason: str) -> ServingError:
-    return ServingError(f"The config file cannot be changed: {reason}", status=409)
+FILE = "The config file cannot be changed"
+
+
+def unwritable(reason: str, what: str = FILE) -> ServingError:
+    return ServingError(f"{what}: {reason}", status=409)
 
 
 @contextlib.contextmanager
-def write_errors() -> Iterator[None]:
+def write_errors(what: str = FILE) -> Iterator[None]:
     """Raise what the disk refuses as a ServingError: 409, 507 where it is full."""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise ServingError(f"It cannot be written: {error.strerror}", status=507) from error
+            raise ServingError(f"{what}: {error.strerror}", status=507) from error
         reason = error.strerror
         if error.errno == errno.EBUSY:
             reason = "it is mounted by itself and cannot be replaced: mount its folder"
-        raise unwritable(reason or type(error).__name__) from error
+        raise unwritable(reason or type(error).__name__, what) from error
 
 
 @contextlib.contextmanager

@@ -25,11 +25,11 @@ def files_of(folder: Path) -> dict[str, Path]:
         for path in folder.rglob("*")
         if path.is_file() and path.name != NAME
     }
-    return {
-        name: found[name]
-        for name in sorted(found)
-        if not any(part.startswith(".") for part in name.split("/"))
-    }
+    return {name: found[name] for name in sorted(found) if not is_hidden(name)}
+
+
+def is_hidden(name: str) -> bool:
+    return any(part.startswith(".") and part != ".." for part in name.split("/"))
 
 
 def digest_of(path: Path) -> str:
@@ -78,9 +78,8 @@ def check_manifest(folder: Path) -> bool:
     except OSError as error:
         raise LoadError(f"{NAME} cannot be read: {error.strerror}") from error
     wanted, there = read_manifest(text), files_of(folder)
-    hidden = {name for name in wanted if any(part.startswith(".") for part in name.split("/"))}
     if problems := [
-        *(f"{name} is missing" for name in wanted if name not in there and name not in hidden),
+        *(f"{name} is missing" for name in wanted if name not in there and not is_hidden(name)),
         *(f"{name} is not in it" for name in there if name not in wanted),
         *(
             f"{name} is another file"

@@ -5711,7 +5711,7 @@ def digest(key: str) -> str:
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def tokens_of(headers: Mapping[str, str]) -> list[str]:
+def tokens_of(headers: Any) -> list[str]:
     """The keys that a request's headers hold."""
     scheme, _, bearer = headers.get("Authorization", "").strip().partition(" ")
     tokens = [bearer.strip()] if scheme.lower() == "bearer" else []
@@ -6059,13 +6059,12 @@ def predict_image(
         own = read_chain(chain, server.prepared.routines)
     except ConfigError as error:
         raise BadRequest(error.message) from None
-    several = isinstance(image, list)
     with lease(server, choose_asked(server, ready.config, which)) as (version, servable):
         try:
             model = ready.model_of(servable)
         except ValueError as error:
             raise refusal_of(ready, error) from None
-        images = image if several else [image]
+        images = image if isinstance(image, list) else [image]
         views = [show_view(server, model, each, allowance) for each in images]
         allowance.take(routines.tile_bytes((*ready.chain, *own)))
         seen = annotate(
@@ -6080,7 +6079,7 @@ def predict_image(
         )
     present = functools.partial(routines.present, labels=model.labels, form=form)
     answers = [present(tensors, view.drawn) for tensors, view in zip(seen, views)]
-    return {"results": answers} if several else answers[0]
+    return {"results": answers} if isinstance(image, list) else answers[0]
 
 
 def choose_asked(server: "ModelServer", deployment: Any, which: Mapping[str, Any]) -> Any:

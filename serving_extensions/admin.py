@@ -501,7 +501,8 @@ def describe_settings(config: dict[str, Any], deployment: str) -> dict[str, Any]
     entry = find_entry(config, deployment)
     learning, notes = entry.get("active_learning") or {}, entry.get("notes") or {}
     models = (item["config"] for item in config["model_config_list"])
-    model = next((one for one in models if one["name"] == entry.get("model")), {})
+    none: dict[str, Any] = {}
+    model = next((one for one in models if one["name"] == entry.get("model")), none)
     targets = model.get("target_device", "AUTO")
     listed = [targets] if isinstance(targets, str) else targets
     gpus = [one for one in listed if "GPU" in one.upper()]

@@ -104,8 +104,8 @@ def deploy(source: Any, folder_and_address: tuple[str, str]) -> int:
     if status < 300:
         print(tell(answer))
         return DONE
-    error = answer.get("error") if isinstance(answer, dict) else answer
-    print(f"serving: {address}: {status}: {error}", file=sys.stderr)
+    told = answer.get("error") if isinstance(answer, dict) else answer
+    print(f"serving: {address}: {status}: {told}", file=sys.stderr)
     return UNREACHED if status >= 500 else REFUSED
 
 

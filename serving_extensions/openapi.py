@@ -136,13 +136,14 @@ def spell_verbs(url: str) -> list[str]:
 
 def describe_row(row: Route, path: str, security: list | None) -> dict[str, Any]:
     """The methods of a row, for one way to write its URL."""
-    also = ALSO.get(row.name, ())
+    also = ALSO.get(row.name, CHANGES if row.guard == "admin" else ())
     found = {}
     for method in row.methods:
         if method == "HEAD":  # GET without the body
             continue
         name = re.sub(r"\W+", "_", f"{method.lower()}{path}").rstrip("_")
-        body = {"type": "object"} if row.view in (view_infer, view_predict_image) else None
+        takes_one = row.view in (view_infer, view_predict_image) or row.name in BODIES
+        body = {"type": "object"} if takes_one else None
         described = operation(name, row.doc, security, body, also=also, open_=row.guard == "open")
         if row.name in MEDIA:
             described["responses"]["200"]["content"] = {MEDIA[row.name]: {}}
@@ -156,20 +157,29 @@ def describe_row(row: Route, path: str, security: list | None) -> dict[str, Any]
     return found
 
 
+DRY_RUN = (
+    {
+        "name": "dry_run",
+        "in": "query",
+        "description": "1: tell what would change, and change nothing",
+        "schema": {"enum": ["0", "1"]},
+    },
+)
+# What takes a JSON object as its body and changes the config, by a route's name.
+BODIES = (
+    "put_config_file",
+    "put_deployment",
+    "delete_deployment",
+    "create_key",
+    "edit_key",
+    "edit_model",
+)
 # What a URL may ask for behind its `?`, by a route's name.
-QUERIES = {
-    "reload": (
-        {
-            "name": "dry_run",
-            "in": "query",
-            "description": "1: tell what would change, and change nothing",
-            "schema": {"enum": ["0", "1"]},
-        },
-    ),
-}
+QUERIES = dict.fromkeys(("reload", "rollback", "delete_key", *BODIES), DRY_RUN)
 # What is no JSON.
 MEDIA = {"metrics": "text/plain", "client": "text/plain", "sample": "image/*"}
-# Statuses beside the common ones, by a route's name.
+# Statuses beside the common ones, by a route's name; those of what changes the config.
+CHANGES = ("201", "409", "412", "428", "507")
 ALSO = {
     "reload": ("201", "400", "404", "409", "412", "500"),
     "infer": ("204", "422", "504"),

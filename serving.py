@@ -7509,10 +7509,10 @@ class Route:
     view is given, brackets hold what may be left out, parentheses what may not, `|` divides the
     ways to write it, and what stands in quotes is taken in just these letters. `guard` says who may
     call: anybody (`open`); who has a key where the config protects `all` (`shared`); only who
-    has one (`key`); or only who has one that is marked admin (`admin`), whatever a host site says.
-    What `lists` shows to any key what that key is for. `line` says in which line
-    requests wait for a thread: for `health` and `state`, which never wait themselves, one is kept;
-    by default it is that of the model or handler that is reached.
+    has one (`key`); or only who has one of the config, whatever a host site says (`own`), which is
+    marked admin (`admin`: this the view asks). What `lists` shows to any key what that key is for.
+    `line` says in which line requests wait for a thread: for `health` and `state`, which never wait
+    themselves, one is kept; by default it is that of the model or handler that is reached.
     """
 
     methods: tuple[str, ...]
@@ -7534,7 +7534,8 @@ class Route:
         return self.view.__name__.removeprefix("view_")
 
 
-KEYED = ("key", "admin")  # guards of what only who has a key may call
+OWN_KEYS = ("own", "admin")  # guards of what only who has a key of the config may call
+KEYED = ("key", *OWN_KEYS)
 PARTS = re.compile(r"(\{\w+\}|'\w+'|[\[\]()|])")  # of a route's URL
 VERBS = ("predict", "classify", "regress")
 PLACEHOLDERS = {"version": "[0-9]+", "verb": f"(?-i:{'|'.join(VERBS)})", "rest": r"[\s\S]*?"}
@@ -7844,12 +7845,12 @@ def authorize(door: Door, call: Call, found: Found) -> Caller:
         return Caller()
     if door.check is not None:
         caller = ask_site(door.check, call)
-        if guard != "admin":
+        if guard not in OWN_KEYS:
             return caller
     known = first(extension.identify(server, call, found) for extension in server.extensions)
     if known is not None:
         return known
-    any_key = found.route.lists or guard == "admin"
+    any_key = found.route.lists or guard in OWN_KEYS
     return server.identify(call.headers, None if any_key else list_reached(server, found))
 
 

@@ -62,12 +62,11 @@ def restore(new: Any, old: Any, name: str = "", path: str = "$") -> Any:
         there = old if isinstance(old, dict) else {}
         return {key: restore(one, there.get(key), key, f"{path}.{key}") for key, one in new.items()}
     if isinstance(new, list):
-        named = {
-            identity(one, i): one for i, one in enumerate(old if isinstance(old, list) else ())
-        }
+        there = old if isinstance(old, list) else []
+        known, wanted = identities(there, new)
+        named = dict(zip(known, there))
         return [
-            restore(one, named.get(identity(one, i)), name, f"{path}[{i}]")
-            for i, one in enumerate(new)
+            restore(one, named.get(wanted[i]), name, f"{path}[{i}]") for i, one in enumerate(new)
         ]
     if isinstance(new, str) and HIDDEN in new:
         if old is None or hide(old, name) != new:
@@ -79,6 +78,16 @@ def restore(new: Any, old: Any, name: str = "", path: str = "$") -> Any:
     return new
 
 
+def identities(old: list[Any], new: list[Any]) -> list[list[Any]]:
+    """What the entries of two states of a list are known by: their numbers, where two of either
+    have one name.
+    """
+    lists = [[identity(one, index) for index, one in enumerate(each)] for each in (old, new)]
+    if all(len(set(each)) == len(each) for each in lists):
+        return lists
+    return [[("", index) for index in range(len(each))] for each in (old, new)]
+
+
 def identity(entry: Any, index: int) -> Any:
     """What an entry of a list is known by: its name, as the config's sections have it; else its
     number.
@@ -87,7 +96,7 @@ def identity(entry: Any, index: int) -> Any:
         inner = entry["config"] if isinstance(entry.get("config"), dict) else entry
         for key in ("id", "name", "path"):
             if isinstance(inner.get(key), str):
-                return key if inner is entry else "config", inner[key]
+                return key if inner is entry else "config", hide(inner[key], key)
     return "", index
 
 
@@ -121,12 +130,9 @@ def find_changes(old: Any, new: Any, path: str, name: str) -> Iterator[dict[str,
 
 def compare_lists(old: list, new: list, path: str, name: str) -> Iterator[dict[str, Any]]:
     """Entries by name: what is removed has its number of before, all else its number now."""
-    before = {identity(one, index): index for index, one in enumerate(old)}
-    after = {identity(one, index): index for index, one in enumerate(new)}
-    if len(before) < len(old) or len(after) < len(new):  # two of one name
-        if old != new:
-            yield {"path": path, "old": hide(old, name), "new": hide(new, name)}
-        return
+    before, after = (
+        {known: index for index, known in enumerate(each)} for each in identities(old, new)
+    )
     for known, index in before.items():
         if known not in after:
             yield {"path": f"{path}[{index}]", "old": hide(old[index], name)}

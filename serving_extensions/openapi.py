@@ -112,7 +112,7 @@ def describe_api(server: ModelServer, prefix: str, caller: Caller) -> dict[str, 
 def describe_table(server: ModelServer, everywhere: list) -> dict[str, Any]:
     """The rows of the URL table, names in braces; rows of deployments where there are some."""
     paths: dict[str, Any] = {}
-    security = {"open": None, "shared": everywhere, "key": KEYED, "admin": KEYED}
+    security = {"open": None, "shared": everywhere, "key": KEYED, "own": KEYED, "admin": KEYED}
     for row in routes_of(server.extensions):
         of_deployments = row.guard == "key" and not row.lists
         if (

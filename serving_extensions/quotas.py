@@ -238,9 +238,8 @@ def headers(server: ModelServer, call: Call, replied: Reply) -> list[tuple[str, 
 
 def view_usage(server: ModelServer, call: Call) -> Reply:
     """What a key is for and how much it has been used, for who has it; this counts for no quota."""
-    key = call.caller.key or server.identify(call.headers, None).key
-    assert key is not None  # `identify` raises for none
-    return reply(describe_usage(server, key))
+    assert call.caller.key is not None  # its guard lets nobody else in
+    return reply(describe_usage(server, call.caller.key))
 
 
 def describe_usage(server: ModelServer, key: Key) -> dict[str, Any]:
@@ -284,9 +283,8 @@ EXTENSION = Extension(
             "GET",
             "/usage",
             view_usage,
-            "key",
+            "own",
             "What the key is for, and how much of its quota is used",
-            lists=True,
             line="state",
         ),
     ),

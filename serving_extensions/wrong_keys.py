@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .core import (
+    OWN_KEYS,
     Call,
     Caller,
     Config,
@@ -87,8 +88,8 @@ def most_wrong(config: Config) -> int | None:
 
 def identify(server: ModelServer, call: Call, found: Found) -> Caller | None:
     """Who calls by the config's keys, as the core tells; wrong keys are counted."""
-    most, tokens = most_wrong(server.config), tokens_of(call.headers)
-    if most is None or not any(tokens):
+    most = most_wrong(server.config)
+    if most is None or not any(tokens := tokens_of(call.headers)):
         return None
     state: WrongKeys = server.state["wrong_keys"]
     address = call.environ.get("REMOTE_ADDR") or ""
@@ -98,7 +99,7 @@ def identify(server: ModelServer, call: Call, found: Found) -> Caller | None:
             "RESOURCE_EXHAUSTED",
             headers={"Retry-After": str(seconds)},
         )
-    any_key = found.route.lists or found.route.guard == "admin"
+    any_key = found.route.lists or found.route.guard in OWN_KEYS
     try:
         caller = server.identify(call.headers, None if any_key else list_reached(server, found))
     except ServingError as error:

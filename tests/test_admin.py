@@ -10,6 +10,8 @@ import threading
 import flask
 import pytest
 from conftest import ROOT, FakeDetector, FakeServable, Rest, bearer, config, key_entry
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import serving
 from serving_extensions import config_file
@@ -195,6 +197,28 @@ def test_what_is_hidden_of_nothing_is_refused(site):
     assert response.json["error"].startswith("$.auth.keys[2].sha256: <hidden> stands for")
 
 
+NAMES = st.sampled_from(
+    ["a", "name", "id", "path", "config", "password", "api_key", "sha256", "url"]
+)
+TEXTS = st.sampled_from(
+    ["", "x", "y", "http://u:p@h/", "redis://:q@h?token=z", "<hidden>", "s3://b"]
+)
+LEAVES = st.none() | st.booleans() | st.integers(0, 3) | TEXTS
+JSON = st.recursive(
+    LEAVES, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(NAMES, inner, max_size=4)
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(JSON, JSON)
+def test_whatever_is_hidden_comes_back_and_each_difference_is_told(old, new):
+    assert config_file.restore(config_file.hide(old), old) == old
+    changes = config_file.compare_json(old, new)
+    assert bool(changes) == (json.dumps(old, sort_keys=True) != json.dumps(new, sort_keys=True))
+    for secret in ("u:p", ":q", "token=z"):
+        assert secret not in json.dumps(changes)
+
+
 def test_a_dry_run_tells_the_places_and_changes_nothing(site):
     new = json.loads(json.dumps(site.config))
     new["deployments"][0]["threshold"] = 0.25
@@ -285,6 +309,24 @@ def test_keys_made_at_once_are_all_there(site):
     for thread in threads:
         thread.join()
     assert len(site.read()["auth"]["keys"]) == 10
+
+
+def test_writers_of_several_processes_take_turns(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text("[]")
+    script = (
+        "import json, pathlib, sys; sys.path.insert(0, sys.argv[1]); import serving\n"
+        "from serving_extensions import config_file\n"
+        "file = config_file.ConfigFile(lambda: pathlib.Path(sys.argv[2]))\n"
+        "for number in range(10):\n"
+        "    with file.held() as text:\n"
+        "        new = [*json.loads(text), [sys.argv[3], number]]\n"
+        "        file.write(text, json.dumps(new).encode())\n"
+    )
+    command = [sys.executable, "-c", script, str(ROOT), str(path)]
+    running = [subprocess.Popen([*command, str(number)]) for number in range(3)]
+    assert [process.wait(60) for process in running] == [0, 0, 0]
+    assert len(json.loads(path.read_text())) == 30
 
 
 def test_an_edit_by_hand_is_kept_and_told(site):

@@ -13,7 +13,7 @@ import pytest
 from conftest import ROOT, Rest, key_entry, listening
 
 import serving
-from serving_extensions import archives, deploying, manifest
+from serving_extensions import admin_uploads, archives, deploying, manifest
 
 MODEL = ROOT / "models" / "half_plus_two" / "123"
 ADMIN = {"x-api-key": "boss"}
@@ -232,6 +232,17 @@ def test_a_manifest_that_does_not_fit_is_refused(rest, tmp_path):
     files = {**files_of(MODEL), manifest.NAME: b"ab" * 32 + b"  saved_model.pb\n"}
     response = send(rest, "/v1/models/half/versions", zipped(files))
     assert response.status_code == 400 and "do not fit manifest" in response.json["error"]
+
+
+def test_a_keras_file_is_an_archive_and_the_model_itself(tmp_path):
+    files = {"metadata.json": b"{}", "config.json": b"{}", "model.weights.h5": b"weights"}
+    for number, body in enumerate((zipped(files), zipped({"export/m.keras": zipped(files)}))):
+        folder = tmp_path / str(number) / "sent"
+        folder.mkdir(parents=True)
+        archives.unpack(body, folder, 10**6, 10)
+        root = admin_uploads.find_model_root(folder, body)
+        (kept,) = root.iterdir()
+        assert kept.suffix == ".keras" and kept.read_bytes() == zipped(files)
 
 
 def test_what_a_killed_upload_left_is_removed_by_the_next(rest, tmp_path):

@@ -6357,6 +6357,8 @@ class ModelServer:
         self._mounted = self.says_key = False  # the app is built; `run` prints the generated key
         self.unpacked = UnpackedBytes(lambda: self.config.server.max_queued_bytes)
         self.state = {extension.name: extension.open(self) for extension in self.extensions}
+        # Of each answer: those that add nothing are left out here.
+        self.dressers = [e.headers for e in self.extensions if e.headers is not none]
         self.load: Load = load_saved_model
         for extension in self.extensions:
             self.load = extension.wrap_load(self, self.load)
@@ -7989,8 +7991,8 @@ def dress(server: ModelServer, call: Call, replied: Reply) -> Reply:
             headers.append(("Access-Control-Allow-Origin", origin))
     if vary:
         headers.append(("Vary", ", ".join(vary)))
-    for extension in server.extensions:
-        headers += extension.headers(server, call, replied)
+    for more in server.dressers:
+        headers += more(server, call, replied)
     return replied.with_headers(*headers)
 
 

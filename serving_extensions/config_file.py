@@ -62,9 +62,9 @@ def restore(new: Any, old: Any, name: str = "", path: str = "$") -> Any:
         there = old if isinstance(old, dict) else {}
         return {key: restore(one, there.get(key), key, f"{path}.{key}") for key, one in new.items()}
     if isinstance(new, list):
-        there = old if isinstance(old, list) else []
-        known, wanted = identities(there, new)
-        named = dict(zip(known, there))
+        entries: list[Any] = old if isinstance(old, list) else []
+        known, wanted = identities(entries, new)
+        named = dict(zip(known, entries))
         return [
             restore(one, named.get(wanted[i]), name, f"{path}[{i}]") for i, one in enumerate(new)
         ]

@@ -51,6 +51,7 @@ import unicodedata
 import zlib
 from collections import ChainMap
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -603,14 +604,59 @@ def read_many(
         raise ImageError(text, too_large=True)
     if not values:
         raise ImageError(f"{place}: expected pictures, got none")
-    pictures, deadline = [], time.monotonic() + limits.download_seconds
-    for index, value in enumerate(values):
+    deadline = time.monotonic() + limits.download_seconds
+
+    def read_one(index: int, limits: ImageLimits) -> np.ndarray:
         left = max(0.001, deadline - time.monotonic())
         try:
-            pictures.append(read(value, dataclasses.replace(limits, download_seconds=left)))
+            return read(values[index], dataclasses.replace(limits, download_seconds=left))
         except ImageError as error:
             raise ImageError(f"{place}[{index}]: {error}", error.too_large) from None
-    return pictures
+
+    if read is fetch_image and len(values) > 1:
+        return read_at_once(read_one, len(values), limits)
+    return [read_one(index, limits) for index in range(len(values))]
+
+
+DOWNLOADS = 4  # of one request at once
+
+
+class Stopped(Exception):
+    """Another picture of the request has failed."""
+
+
+def read_at_once(
+    read_one: Callable[[int, ImageLimits], np.ndarray], count: int, limits: ImageLimits
+) -> list[np.ndarray]:
+    """Read pictures in some threads; when one fails, the others end at their next bytes.
+
+    Raises what the first of those has raised that failed by themselves.
+    """
+    lock, failed = threading.Lock(), threading.Event()
+
+    def allow(size: int) -> None:
+        if failed.is_set():
+            raise Stopped
+        with lock:
+            limits.allow(size)
+
+    shared = dataclasses.replace(limits, allow=allow)
+
+    def read_or_stop(index: int) -> np.ndarray:
+        if failed.is_set():
+            raise Stopped
+        try:
+            return read_one(index, shared)
+        except BaseException:
+            failed.set()
+            raise
+
+    with ThreadPoolExecutor(min(DOWNLOADS, count), "download") as pool:
+        waiting = [pool.submit(read_or_stop, index) for index in range(count)]
+    errors = [error for one in waiting if (error := one.exception()) is not None]
+    if errors:
+        raise next((error for error in errors if not isinstance(error, Stopped)), errors[0])
+    return [one.result() for one in waiting]
 
 
 # How pictures and arrays begin; no JSON does so.
@@ -806,13 +852,13 @@ def fetch_once(
         if place.login:
             headers["Authorization"] = place.login
         connection.request("GET", place.target, headers=headers)
-        response = connection.getresponse()
-        location = response.headers.get("Location")
-        if response.status in REDIRECTS and location:
-            return None, redirect_of(place, location)
-        if response.status != 200:
-            raise ImageError(f"url answers {response.status} {response.reason}"[:200])
-        return read_capped(response, limits, deadline), place
+        with contextlib.closing(connection.getresponse()) as response:
+            location = response.headers.get("Location")
+            if response.status in REDIRECTS and location:
+                return None, redirect_of(place, location)
+            if response.status != 200:
+                raise ImageError(f"url answers {response.status} {response.reason}"[:200])
+            return read_capped(response, limits, deadline), place
 
 
 def connect_any(addresses: Sequence[Address], deadline: float) -> socket.socket:
@@ -883,7 +929,7 @@ def read_capped(response: http.client.HTTPResponse, limits: ImageLimits, deadlin
 def response_pieces(response: http.client.HTTPResponse, coding: str) -> Iterator[bytes]:
     """A body's pieces as they come, unpacked, none of more than PIECE bytes."""
     unpacker: Any = None
-    while piece := response.read(PIECE):
+    while piece := response.read1(PIECE):  # what is there: who drips is heard of
         if coding == "identity":
             yield piece
             continue
@@ -1101,10 +1147,15 @@ LABEL_FILES = re.compile(
 
 
 def find_labels(folder: Path) -> Path | None:
-    """The label map among a SavedModel's assets, when they hold one and no other."""
+    """The label map among a SavedModel's assets, when they hold one and no other; else the
+    `metadata.yaml` that Ultralytics writes beside it.
+    """
     assets = folder / "assets"
     files = [path for path in assets.iterdir()] if assets.is_dir() else []
     found = [path for path in files if LABEL_FILES.fullmatch(path.name)]
+    about = folder / "metadata.yaml"
+    if not found and about.is_file() and b"author: Ultralytics" in about.read_bytes():
+        return about
     return found[0] if len(found) == 1 else None
 
 
@@ -1193,14 +1244,16 @@ class OutputError(ValueError):
 
 
 class Output(typing.NamedTuple):
-    """What is known of an output: dtype (`DT_FLOAT`), shape, and the operation that makes it.
+    """What is known of an output: dtype (`DT_FLOAT`), shape, and what the graph tells of it.
 
-    `made_by` is an operation's type, "" where nobody knows.
+    `made_by` is the type of the operation that makes it, `scale` that of the boxes which it begins
+    with (`unit` or `input`); "" where nobody knows.
     """
 
     dtype: str
     shape: tuple[int | None, ...] | None
     made_by: str = ""
+    scale: str = ""
 
     @property
     def text(self) -> str:
@@ -1232,6 +1285,7 @@ class About:
     boxes_format: str | None = None
     boxes_scale: str | None = None
     classes_from: int | None = None
+    planes: str | None = None  # whether the planes of an output lie first or last
     shown: tuple[int, int] = (1, 1)
     most: int = 300  # predictions of one picture
 
@@ -1295,6 +1349,8 @@ class Family:
     classes_from: int | None = None
     numbers_classes: bool = False
     draws_boxes: bool = False
+    scaled_by: str = ""
+    numbers: Callable[[About], range | None] = lambda about: None
     activation: str = ""
     threshold: float | None = None
     overlap: float | None = None
@@ -1321,6 +1377,9 @@ def family(layout: Mapping[str, str], **more: Any) -> Callable[[Reader], Reader]
         classes_from    the number of the first class, 0 or 1
         numbers_classes True: it returns the label map's ids by itself
         draws_boxes     True: it makes the boxes, so that the config has nothing to say of them
+        scaled_by       the output whose graph may tell the scale of the boxes, where it is `?`
+        numbers         the numbers that classes may have, to hold the label map against: a function
+                        of About, a range, None where that is not known
         activation      the output whose numbers are confidences or logits
         threshold       predictions below it are dropped, unless the deployment says another
         overlap         of two of a class with so large an IoU the better one stays
@@ -1457,7 +1516,10 @@ def find_family(
         if not reason:
             return kind, found
         reasons.append(reason)
-    because = "; ".join(dict.fromkeys(reasons + picture_outputs(about))) or (
+    reasons += picture_outputs(about)
+    several = len(about.outputs) > 1
+    reasons += bare_heads(about) or (suggest_lines(kinds, about) if several else [])
+    because = "; ".join(dict.fromkeys(reasons)) or (
         f'write "family", one of {", ".join(kinds)}, and "outputs", its names of them'
     )
     raise ValueError(
@@ -1465,12 +1527,77 @@ def find_family(
     )
 
 
+MOST_LINES = 4  # that are suggested
+
+
+def suggest_lines(kinds: Mapping[str, Family], about: About) -> list[str]:
+    """The lines that would make a family of some of several outputs, the likeliest first."""
+    ranked = []
+    for kind in kinds.values():
+        slots = [(names, pattern) for names, may_lack, pattern in kind.slots() if not may_lack]
+        there = {names[0]: name for names, _ in slots for name in names if name in about.outputs}
+        lacks = {names[0]: pattern for names, pattern in slots if names[0] not in there}
+        rest = {name: one for name, one in about.outputs.items() if name not in there.values()}
+        fitting = {
+            slot: [name for name, one in rest.items() if fits(one, pattern, {}, False)]
+            for slot, pattern in lacks.items()
+        }
+        if lacks and (there or len(slots) == 1) and all(fitting.values()) and rest:
+            ranked.append((-len(there), suggest_line(kind, about, fitting)))
+    return [line for _, line in sorted(ranked, key=lambda each: each[0]) if line][:MOST_LINES]
+
+
+def suggest_line(kind: Family, about: About, fitting: Mapping[str, Sequence[str]]) -> str:
+    """What to write for a family that lacks some outputs, each with those that fit; of a lone
+    output those that tell it as well, "" where none does.
+    """
+    told = {}
+    for slot, names in fitting.items():
+        told[slot] = [
+            name
+            for name in names
+            if len(kind.layout) > 1 or is_likely(kind, rename_outputs(kind, about, {slot: name}))
+        ]
+    if not all(told.values()):
+        return ""
+    names = ", ".join(f'"{slot}": "{" | ".join(known)}"' for slot, known in told.items())
+    return f'of {kind.name} write "family": "{kind.name}", "outputs": {{{names}}}'
+
+
+def is_likely(kind: Family, about: About) -> bool:
+    """Whether nothing speaks against a family."""
+    try:
+        return not kind.told(about) and bool(settle(kind, about))
+    except ValueError:
+        return False
+
+
 def picture_outputs(about: About) -> list[str]:
     """Say of each output that is a picture that it is one."""
     return [
         f"{name} is a picture, and a model that answers one names nothing in it"
-        for name, (dtype, shape, _) in about.outputs.items()
+        for name, (dtype, shape, *_) in about.outputs.items()
         if dtype == "DT_UINT8" and shape is not None and len(shape) == 4 and shape[3] == 3
+    ]
+
+
+# Outputs of detectors as KerasHub, KerasCV and TF Model Garden export them undecoded.
+HEADS = (
+    {"bbox_regression", "cls_logits"},
+    {"box", "classification"},
+    {"boxes", "classes"},
+    {"raw_boxes", "raw_scores", "image_info"},
+    {"decoded_boxes", "decoded_box_scores", "image_info"},
+)
+
+
+def bare_heads(about: About) -> list[str]:
+    """Say of a detector that its boxes are neither decoded nor suppressed."""
+    if about.outputs.keys() not in HEADS:
+        return []
+    return [
+        "these are a detector's heads, without what makes boxes of them: export a signature that "
+        "ends with model.decode_predictions (Keras), or with apply_nms (TF Model Garden)"
     ]
 
 
@@ -1503,7 +1630,8 @@ def settle(kind: Family, about: About) -> About:
     """
     about = settle_activation(kind, about)
     missing, (form, scale) = [], (kind.boxes or "- -").split()
-    form, scale = about.boxes_format or form, about.boxes_scale or scale
+    told = about.outputs[kind.scaled_by].scale if kind.scaled_by else ""
+    form, scale = about.boxes_format or form, about.boxes_scale or told or scale
     if "?" in form + scale:
         known = [f'"format": "{form.replace("?", " | ".join(BOX_FORMATS))}"']
         known += [f'"scale": "{scale.replace("?", " | ".join(BOX_SCALES))}"']
@@ -1529,9 +1657,35 @@ def settle(kind: Family, about: About) -> About:
     about = dataclasses.replace(
         about, boxes_format=form, boxes_scale=scale, classes_from=first, threshold=limit
     )
+    if about.planes and not {"planes", "prototypes"} & kind.layout.keys():
+        raise ValueError(f"planes: family {kind.name} has none: leave it out")
     if problem := kind.check(about):
         raise ValueError(problem)
+    check_numbers(kind, about)
     return about
+
+
+def check_numbers(kind: Family, about: About) -> bool:
+    """Whether it is known which numbers classes may have. ValueError for names of others."""
+    numbers = kind.numbers(about)
+    if numbers is None:
+        return False
+    try:
+        check_labels(about.labels, len(numbers), numbers.start + shift_of(kind, about))
+    except ValueError as error:
+        raise ValueError(f"{error}{OTHER_COLUMNS * ('predictions' in kind.layout)}") from None
+    return True
+
+
+OTHER_COLUMNS = (
+    "; YOLO's models of poses and of turned boxes, whose further columns are no classes, are no "
+    "detectors here"
+)
+
+
+def shift_of(kind: Family, about: About) -> int:
+    """What is added to the numbers of a family's classes for ids of the label map."""
+    return int(not kind.numbers_classes and about.classes_from == 0 and 0 not in about.labels)
 
 
 def settle_activation(kind: Family, about: About) -> About:
@@ -1631,10 +1785,15 @@ def finish(kind: Family, tensors: Tensors, about: About, most: int) -> Tensors:
     tensors["scores"] = np.clip(tensors["scores"], 0, 1)
     if about.threshold is not None:
         tensors = keep(tensors, tensors["scores"] >= np.float32(about.threshold))
+    from_one = kind.classes_from == about.classes_from == 1
+    if from_one and about.names and 0 not in about.labels and (tensors["classes"] == 0).any():
+        raise OutputError(
+            "a class 0 was found, where they count from 1 and 0 has no name: write "
+            '"classes_from": 0 into the deployment, or a label map with 0'
+        )
     if kind.boxes:
         tensors = place_in_picture(kind, tensors, about)
-        shifts = not kind.numbers_classes and about.classes_from == 0 and 0 not in about.labels
-        tensors["classes"] = tensors["classes"] + int(shifts)
+        tensors["classes"] = tensors["classes"] + shift_of(kind, about)
     tensors = keep(tensors, np.argsort(-tensors["scores"], kind="stable")[:most])
     return {**tensors, "names": name_classes(tensors, about.labels)}
 
@@ -1727,7 +1886,16 @@ DETECTION_API = {
     "detection_classes": "N",
     "num_detections?": "",
     "detection_masks?": "N h w",
+    "raw_detection_scores?": "R C",
 }
+
+
+def api_numbers(about: About) -> range | None:
+    """Scores before suppression have a column for each class, after one for the background."""
+    columns = about.shape("raw_detection_scores") if "raw_detection_scores" in about.own else ()
+    if len(columns) != 2 or not columns[1] or about.classes_from is None:
+        return None
+    return range(about.classes_from, about.classes_from + columns[1] - 1)
 
 
 def is_in_pixels(about: About) -> str:
@@ -1741,6 +1909,7 @@ def is_in_pixels(about: About) -> str:
     boxes="yxyx pixels",
     classes_from=1,
     told=is_in_pixels,
+    numbers=api_numbers,
     draws_boxes=True,
 )
 def model_garden(outputs: Mapping[str, np.ndarray], about: About) -> Tensors:
@@ -1757,7 +1926,28 @@ def model_garden(outputs: Mapping[str, np.ndarray], about: About) -> Tensors:
     return tensors
 
 
-@family(DETECTION_API, boxes="yxyx unit", classes_from=1)
+def counts_from_one(about: About) -> str:
+    """TF Model Garden's YOLO has the same names, numbers its classes from 0 and its rows as
+    integers; the Object Detection API numbers all by floats, and the Garden's others tell more.
+    """
+    rows = about.outputs.get("num_detections")
+    is_float = rows is None or rows.dtype.removeprefix("DT_") in NUMBERS["float"]
+    is_known = about.classes_from is not None or 0 in about.labels
+    if is_float or is_known or "image_info" in about.outputs:
+        return ""
+    return (
+        "num_detections is an integer: detection_classes may count from 0 (YOLO of TF Model "
+        'Garden) or from 1: write "classes_from": 0 or 1'
+    )
+
+
+@family(
+    {**DETECTION_API, "image_info?": "4 2"},
+    boxes="yxyx unit",
+    classes_from=1,
+    told=counts_from_one,
+    numbers=api_numbers,
+)
 def detection_api(outputs: Mapping[str, np.ndarray], about: About) -> Tensors:
     """TensorFlow's Object Detection API: boxes in 0..1, masks of the box."""
     return read_named(outputs)
@@ -1798,19 +1988,29 @@ def has_activation(about: About) -> str:
     )
 
 
+def has_nothing(about: About) -> bool:
+    """Whether DETR's last class is no object."""
+    return "softmax" in (about.activation, MADE.get(about.made_by("pred_logits")))
+
+
+def detr_numbers(about: About) -> range | None:
+    columns = about.shape("pred_logits")[1:]
+    return range(columns[0] - has_nothing(about)) if columns and columns[0] else None
+
+
 @family(
     {"pred_logits|logits": "N C", "pred_boxes": "N 4"},
     boxes="cxcywh unit",
     activation="pred_logits",
     check=has_activation,
+    numbers=detr_numbers,
 )
 def detr(outputs: Mapping[str, np.ndarray], about: About) -> Tensors:
     """DETR: a softmax over the classes and no object, which is the last; with a sigmoid there is
     no such class (Deformable DETR, RT-DETR).
     """
     logits = outputs["pred_logits"]
-    has_nothing = "softmax" in (about.activation, MADE.get(about.made_by("pred_logits")))
-    scores = about.activate(logits)[:, : -1 if has_nothing else None]
+    scores = about.activate(logits)[:, : -1 if has_nothing(about) else None]
     return take_best(outputs["pred_boxes"], scores)
 
 
@@ -1821,10 +2021,19 @@ def take_best(boxes: np.ndarray, scores: np.ndarray) -> Tensors:
     return {"boxes": boxes, "scores": scores.max(axis=1), "classes": scores.argmax(axis=1)}
 
 
+def centernet_numbers(about: About) -> range | None:
+    sizes, heat = about.shape("wh"), about.shape("hm")
+    if len(sizes) != 3 or len(heat) != 3 or (sizes[0] == 2) == (sizes[2] == 2):
+        return None
+    count = heat[2 if sizes[2] == 2 else 0]
+    return range(count) if count else None
+
+
 @family(
     {"hm": "float A B C", "wh": "float D E F", "reg": "float D E F"},
     boxes="yxyx unit",
     classes_from=0,
+    numbers=centernet_numbers,
     activation="hm",
     draws_boxes=True,
     threshold=0.3,
@@ -1907,7 +2116,7 @@ def is_yolo(about: About) -> str:
     ends = [row for row, cell in ((first, second), (second, first)) if cell in cells]
     if len(ends) == 1:
         return "" if (ends[0] or 0) > 4 else ROW_LINES
-    is_labelled = about.names > 0 and first == 4 + about.names
+    is_labelled = bool(about.labels) and first == 4 + len(about.labels)
     if (first or 0) > 4 and (second is None or second > max(first or 0, 50)):
         return "" if about.input_name == "images" or is_labelled else ROW_LINES
     return ROW_LINES
@@ -1915,16 +2124,36 @@ def is_yolo(about: About) -> str:
 
 def yolo_rows(rows: np.ndarray, about: About) -> np.ndarray:
     """YOLO's output as rows [N, 4 + C], whichever way it lies."""
-    cells = count_cells(about.shown)
-    lies = rows.shape[1] in cells or rows.shape[0] not in cells
-    return rows.T if lies else rows
+    return rows.T if has_columns_first(rows.shape, about.shown) else rows
+
+
+def has_columns_first(shape: tuple[int | None, ...], size: tuple[int, int]) -> bool:
+    """Whether an output of YOLO lies as [4 + C, N]."""
+    cells = count_cells(size)
+    return shape[1] in cells or shape[0] not in cells
+
+
+def yolo_columns(about: About) -> int | None:
+    """How many columns the rows of YOLO have; None where that is not known."""
+    shape = about.shape("predictions")
+    if None in shape or len(shape) != 2 or about.size is None:
+        known = [size for size in shape if size is not None]
+        return known[0] if len(known) == 1 else None
+    return shape[0] if has_columns_first(shape, about.size) else shape[1]
+
+
+def yolo_numbers(about: About) -> range | None:
+    columns = yolo_columns(about)
+    return None if columns is None else range(max(0, columns - 4))
 
 
 @family(
     {"predictions": "A B"},
     is_named=False,
     told=is_yolo,
-    boxes="cxcywh input",
+    numbers=yolo_numbers,
+    boxes="cxcywh ?",
+    scaled_by="predictions",
     classes_from=0,
     threshold=0.25,
     overlap=0.7,
@@ -1934,6 +2163,11 @@ def yolo(outputs: Mapping[str, np.ndarray], about: About) -> Tensors:
     rows = yolo_rows(outputs["predictions"], about)
     check_confidences(rows[:, 4:])
     return take_best(rows[:, :4], rows[:, 4:])
+
+
+def yolov5_numbers(about: About) -> range | None:
+    columns = about.shape("predictions")[1:]
+    return range(max(0, columns[0] - 5)) if columns and columns[0] else None
 
 
 def is_yolov5(about: About) -> str:
@@ -1947,7 +2181,9 @@ def is_yolov5(about: About) -> str:
     {"predictions": "N A"},
     is_named=False,
     told=is_yolov5,
-    boxes="cxcywh unit",
+    numbers=yolov5_numbers,
+    boxes="cxcywh ?",
+    scaled_by="predictions",
     classes_from=0,
     threshold=0.25,
     overlap=0.45,
@@ -1973,6 +2209,27 @@ def yolo_nms(outputs: Mapping[str, np.ndarray], about: About) -> Tensors:
     return keep(tensors, tensors["scores"] != 0)
 
 
+PLANES = 'write "planes": "first" or "last"'
+
+
+def prototype_axis(about: About, shape: tuple[int | None, ...], columns: int | None) -> int | None:
+    """Where prototypes [A, B, C] lie: 0, 2, or None where nothing tells.
+
+    The other two sizes are a quarter of the picture's; or rows of so many columns have a
+    coefficient for each of them, beside a box and the names.
+    """
+    if about.planes:
+        return 0 if about.planes == "first" else 2
+    size = about.size or about.shown
+    grid = size[0] // 4, size[1] // 4
+    ends = [axis for axis, sides in ((0, shape[1:]), (2, shape[:2])) if sides == grid]
+    if not ends and columns is not None and about.names:
+        ends = [axis for axis in (0, 2) if shape[axis] == columns - 4 - about.names]
+    if not ends:
+        ends = [axis for axis in (0, 2) if shape[axis] is not None and shape[2 - axis] is None]
+    return ends[0] if len(ends) == 1 else None
+
+
 def is_yolo_segmentation(about: About) -> str:
     """Coefficients of as many prototypes as there are planes, which lie on a grid of stride 4."""
     cells, shape = count_cells(about.size), about.shape("predictions")
@@ -1983,23 +2240,49 @@ def is_yolo_segmentation(about: About) -> str:
     return 'of a segmenter of YOLO write "family": "yolo_segmentation"'
 
 
+def check_prototypes(about: About) -> str:
+    """Whether it is known where the prototypes lie; of an input of any size a picture may tell."""
+    shape, columns = about.shape("prototypes"), yolo_columns(about)
+    if len(shape) != 3 or about.size is None and about.planes is None:
+        return ""
+    axis = prototype_axis(about, shape, columns)
+    if axis is None:
+        return f"prototypes {about.outputs['prototypes'].text} may lie first or last: {PLANES}"
+    if columns is not None and columns < 5 + (shape[axis] or 0):
+        return f"rows of {columns} columns have no coefficients for {shape[axis]} prototypes"
+    return ""
+
+
+def segmentation_numbers(about: About) -> range | None:
+    shape, columns = about.shape("prototypes"), yolo_columns(about)
+    if len(shape) != 3 or columns is None or about.size is None:
+        return None
+    axis = prototype_axis(about, shape, columns)
+    count = None if axis is None else shape[axis]
+    return None if count is None else range(max(0, columns - 4 - count))
+
+
 @family(
     {"predictions": "A B", "prototypes": "D E F"},
     is_named=False,
     told=is_yolo_segmentation,
-    boxes="cxcywh input",
+    check=check_prototypes,
+    numbers=segmentation_numbers,
+    boxes="cxcywh ?",
+    scaled_by="predictions",
     classes_from=0,
     threshold=0.25,
 )
 def yolo_segmentation(outputs: Mapping[str, np.ndarray], about: About) -> Tensors:
     """YOLO's segmenters: [4 + C + P, N] and P planes, which each row adds up to a mask."""
-    planes = outputs["prototypes"]  # [h, w, P], or [P, h, w]
-    grid = about.shown[0] // 4, about.shown[1] // 4
-    is_last = planes.shape[:2] == grid or (
-        planes.shape[1:] != grid and planes.shape[2] < planes.shape[0]
-    )
-    planes = np.moveaxis(planes, 2, 0) if is_last else planes
-    rows = yolo_rows(outputs["predictions"], about)
+    planes, rows = outputs["prototypes"], yolo_rows(outputs["predictions"], about)
+    axis = prototype_axis(dataclasses.replace(about, size=about.shown), planes.shape, rows.shape[1])
+    if axis is None:
+        raise OutputError(f"prototypes {list(planes.shape)} may lie first or last: {PLANES}")
+    planes = np.moveaxis(planes, axis, 0)  # [P, h, w]
+    if rows.shape[1] < 5 + len(planes):
+        text = f"rows of {rows.shape[1]} columns have no coefficients for {len(planes)} prototypes"
+        raise OutputError(text)
     scores, weights = rows[:, 4 : -len(planes)], rows[:, -len(planes) :]
     check_confidences(scores)
     best = {**take_best(rows[:, :4], scores), "weights": weights, "raw": rows[:, :4]}
@@ -2007,13 +2290,24 @@ def yolo_segmentation(outputs: Mapping[str, np.ndarray], about: About) -> Tensor
     best["boxes"] = to_yxyx(best["raw"], about.boxes_format or "")
     best["boxes"] = to_unit(best["boxes"], about.boxes_scale or "", about.shown)
     best = suppress(keep(best, np.isfinite(best["boxes"]).all(axis=1)), 0.7)
-    best = keep(best, np.argsort(-best["scores"], kind="stable")[:MOST_MASKS])
+    best = keep(best, np.argsort(-best["scores"], kind="stable")[: about.most])
     weights, raw = best.pop("weights"), best.pop("raw")
-    drawn = sample_masks(np.tensordot(weights, planes, 1), best["boxes"])
-    return {**best, "boxes": raw, "masks": sigmoid(drawn)}
+    return {**best, "boxes": raw, "masks": add_up(weights, planes, best["boxes"])}
 
 
-MOST_MASKS = 300  # that are drawn for one picture
+MASK_BYTES = 32 << 20  # of one picture: of more than 512 masks each has fewer pixels
+MASKS_AT_ONCE = 64
+
+
+def add_up(weights: np.ndarray, planes: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """Prototypes [P, h, w] added up by weights [N, P], as masks of boxes, 0..1."""
+    side = max(8, min(128, math.isqrt(MASK_BYTES // (4 * max(1, len(weights))))))
+    masks = np.zeros((len(weights), side, side), np.float32)
+    for start in range(0, len(weights), MASKS_AT_ONCE):
+        some = slice(start, start + MASKS_AT_ONCE)
+        fields = np.tensordot(weights[some], planes, 1)
+        masks[some] = sigmoid(sample_masks(fields, boxes[some], (side, side)))
+    return masks
 
 
 def is_detector(about: About) -> str:
@@ -2064,6 +2358,8 @@ def plane_axis(about: About) -> int | None:
     proportions of the model's input.
     """
     first, second, last = about.shape("planes")
+    if about.planes:
+        return 0 if about.planes == "first" else 2
     if last == 1 and first != 1:
         return 2
     if first == 1 and last != 1:
@@ -2110,7 +2406,16 @@ def is_segmentation(about: About) -> str:
         )
     if output.made_by not in MADE and about.activation is None:
         return f"{unknown_activation(about, 'planes')}: write {WAYS}"
+    tall = planes[1 if axis == 0 else 0]
+    if about.size and tall and about.size[0] > COARSEST * tall:
+        return (
+            f"a cell of planes {output.text} is of more than {COARSEST} pixels, as those of "
+            'detectors are: of a segmenter write "family": "segmentation"'
+        )
     return ""
+
+
+COARSEST = 32  # pixels of a cell of planes, in height
 
 
 REGIONS: dict[str, Any] = {
@@ -2121,22 +2426,40 @@ REGIONS: dict[str, Any] = {
 }
 
 
+FIRST_CLASS = (
+    'write "classes_from": 0 where class 0 is one like the others, 1 where it is the background'
+)
+NO_CLASS = {"background", "bg", "unlabeled", "unlabelled", "void", "none", "nothing", "ignore"}
+
+
+def check_background(about: About) -> str:
+    """What is wrong where class 0 has a name: it may be the background's, or that of a class."""
+    name = re.sub(r"[\W_]+", "", about.labels.get(0, "background")).lower()
+    if about.classes_from is None and name not in NO_CLASS:
+        return f"label_map names class 0 '{about.labels[0]}': {FIRST_CLASS}"
+    return ""
+
+
 def check_planes(about: About) -> str:
     """Whether it is known where the planes lie, and which of them is the background."""
     axis = plane_axis(about)
     if axis is None:
         return (
-            f"planes {about.outputs['planes'].text} may have its classes first or last: "
-            'write "label_map" with as many names as there are classes'
+            f"planes {about.outputs['planes'].text} may have its classes first or last: {PLANES}, "
+            'or "label_map" with as many names as there are classes'
         )
-    count = about.shape("planes")[axis]
+    return check_plane_names(about, about.shape("planes")[axis])
+
+
+def check_plane_names(about: About, count: int | None) -> str:
+    """What is wrong with the number of planes beside the label map's names, or ""."""
     if count == 1:
         return check_count(about, 1, "planes")
-    if about.classes_from is None and count == about.names and are_exclusive(about, count):
-        return (
-            'there is a name for each plane: write "classes_from": 0 where plane 0 is a class like '
-            "the others, 1 where it is the background"
-        )
+    if are_exclusive(about, count or 2):
+        if about.classes_from is None and count == about.names:
+            return f"there is a name for each plane: {FIRST_CLASS}"
+        if problem := check_background(about):
+            return problem
     if count is not None:
         exclusive = are_exclusive(about, count) and about.classes_from != 0
         has_background = exclusive or count == about.names + 1 or about.classes_from == 1
@@ -2159,10 +2482,45 @@ def segmentation(outputs: Mapping[str, np.ndarray], about: About) -> Tensors:
     """
     axis = plane_axis(about)
     planes = outputs["planes"]
-    planes = about.activate(planes if axis == 2 else np.moveaxis(planes, 0, 2))  # [H, W, C]
+    return find_plane_regions(planes if axis == 2 else np.moveaxis(planes, 0, 2), about)
+
+
+@family(
+    {"planes|logits": "float H W C", "image_info": "4 2"},
+    check=lambda about: check_plane_names(about, next(iter(about.shape("planes")[2:]), None)),
+    activation="planes",
+    **{**REGIONS, "is_named": True},
+)
+def garden_segmentation(outputs: Mapping[str, np.ndarray], about: About) -> Tensors:
+    """TF Model Garden's segmenters (official/vision/serving/semantic_segmentation.py): class planes
+    of the model's own input, in which the picture, scaled, lies at the top left; or of the picture.
+    """
+    planes, (original, _, scale, offset) = outputs["planes"], outputs["image_info"]
+    if offset.any():
+        raise OutputError(f"image_info: expected an offset of 0, got {offset.tolist()}")
+    if planes.shape[:2] != tuple(original):
+        tall, wide = np.rint(original * scale).astype(int)
+        planes = planes[:tall, :wide]
+    return find_plane_regions(planes, about)
+
+
+def find_plane_regions(planes: np.ndarray, about: About) -> Tensors:
+    """The regions of class planes [H, W, C], of which what is to be done is known."""
+    planes = about.activate(planes)
     if are_exclusive(about, planes.shape[2]):
+        check_shares(planes, about)
         return find_best_regions(planes, about)
     return find_planes_regions(planes, about)
+
+
+def check_shares(planes: np.ndarray, about: About) -> None:
+    """Raise OutputError for planes [H, W, C] of a softmax that was over another axis, or cut."""
+    total = planes.sum(axis=2)
+    if about.made_by("planes") == "Softmax" and (np.abs(total - 1) > 0.05).any():  # not of NaN
+        raise OutputError(
+            "the classes of a softmax add up to 1 in each pixel, these to "
+            f"{np.nanmin(total):.3g}..{np.nanmax(total):.3g}: it is over another axis, or cut"
+        )
 
 
 def are_exclusive(about: About, count: int) -> bool:
@@ -2216,6 +2574,63 @@ def to_tensors(found: list[tuple], size: tuple[int, ...], about: About) -> Tenso
     }
 
 
+SHARES = (1, 2, 4, 8, 16)  # of the input's sides, that those of planes may be
+
+
+def find_rows(about: About, shares: Iterable[int] = SHARES) -> tuple[int, int] | None:
+    """Height and width of planes of which the pixels lie in rows, as the input's size tells."""
+    rows = about.shape("planes")[:1]
+    if not rows or rows[0] is None or about.size is None:
+        return None
+    sizes = [(about.size[0] // share, about.size[1] // share) for share in shares]
+    return next((size for size in sizes if math.prod(size) == rows[0]), None)
+
+
+def unfold(about: About, size: tuple[int, int]) -> About:
+    """The same with the planes [h * w, C] as [h, w, C]."""
+    flat = about.outputs["planes"]
+    shape = (None, *size, about.shape("planes")[1])
+    outputs = {**about.outputs, "planes": flat._replace(shape=shape)}
+    return dataclasses.replace(about, outputs=outputs, planes="last")
+
+
+def is_flat(about: About) -> str:
+    """A row for each pixel of the input, or of its half; fewer may be a sequence."""
+    size = find_rows(about)
+    if size is None or about.made_by("planes") not in MADE and about.activation is None:
+        return f"a sequence made by {about.made_by('planes') or 'nothing that tells'} is no mask"
+    if size == find_rows(about, SHARES[:2]):
+        return ""
+    return (
+        f"rows for {size[0]}x{size[1]} pixels may be a sequence: of a segmenter write "
+        '"family": "flat_segmentation"'
+    )
+
+
+def check_flat(about: About) -> str:
+    size = find_rows(about)
+    if size is None:
+        text = f"planes {about.outputs['planes'].text}: expected a row for each pixel"
+        return f"{text} of the input, or of its half, quarter, ..., sixteenth part"
+    return check_planes(unfold(about, size))
+
+
+@family(
+    {"planes": "float A C"},
+    told=is_flat,
+    check=check_flat,
+    activation="planes",
+    **REGIONS,
+)
+def flat_segmentation(outputs: Mapping[str, np.ndarray], about: About) -> Tensors:
+    """Class planes of which the pixels lie in rows, [H * W, C]: their regions."""
+    size = find_rows(about)
+    if size is None:
+        raise OutputError(f"planes {list(outputs['planes'].shape)}: {check_flat(about)}")
+    planes = outputs["planes"].reshape(*size, -1)
+    return segmentation({"planes": planes}, unfold(about, size))
+
+
 def is_map(about: About) -> str:
     tall, wide = about.shape("map")[:2]
     return (
@@ -2223,19 +2638,23 @@ def is_map(about: About) -> str:
     )
 
 
-@family({"map": "int H W"}, told=is_map, **REGIONS)
+@family({"map": "int H W"}, told=is_map, check=check_background, **REGIONS)
 def class_map(outputs: Mapping[str, np.ndarray], about: About) -> Tensors:
-    """The class of each pixel (DeepLab's SemanticPredictions), 0 the background: its regions."""
+    """The class of each pixel (DeepLab's SemanticPredictions), 0 the background unless
+    `classes_from` is 0: its regions.
+    """
     numbers = outputs["map"]
+    first = 0 if about.classes_from == 0 else 1
+    shift = 1 - first if 0 not in about.labels else 0
     found = [
-        (box, 1.0, int(number), inside)
-        for number in np.unique(numbers[numbers > 0])
+        (box, 1.0, int(number) + shift, inside)
+        for number in np.unique(numbers[numbers >= first])
         for box, _, inside in find_regions(numbers == number)
     ]
     return to_tensors(found, numbers.shape, about)
 
 
-@family({"map": "int H W 1"}, told=is_map, **REGIONS)
+@family({"map": "int H W 1"}, told=is_map, check=check_background, **REGIONS)
 def class_map_plane(outputs: Mapping[str, np.ndarray], about: About) -> Tensors:
     """The same, with a last axis of one."""
     return class_map({"map": outputs["map"][:, :, 0]}, about)
@@ -2252,7 +2671,11 @@ def is_mask(about: About) -> str:
     return ""
 
 
-@family({"mask": "float H W"}, told=is_mask, activation="mask", **REGIONS)
+def check_mask(about: About) -> str:
+    return check_count(about, 1, "mask")
+
+
+@family({"mask": "float H W"}, told=is_mask, check=check_mask, activation="mask", **REGIONS)
 def mask(outputs: Mapping[str, np.ndarray], about: About) -> Tensors:
     """One mask [H, W]: its regions."""
     return find_planes_regions(about.activate(outputs["mask"])[:, :, np.newaxis], about)
@@ -2290,7 +2713,7 @@ def labelled_classifier(outputs: Mapping[str, np.ndarray], about: About) -> Tens
     """A classifier that answers the names too (AutoML Vision, TF1 estimators)."""
     names = [name.decode("utf-8", "replace") for name in outputs["labels"].tolist()]
     scores = about.activate(outputs["scores"])
-    classes = np.arange(1, len(scores) + 1)
+    classes = np.arange(len(scores)) + (0 if about.classes_from == 1 else 1)
     return {"scores": scores, "classes": classes, "names": np.array([*names, None], object)[:-1]}
 
 
@@ -2299,6 +2722,13 @@ def is_classifier(about: About) -> str:
         return (
             f"{unknown_activation(about, 'probabilities')}: an embedding or a regression is no "
             f"classifier; of a classifier write {WAYS}"
+        )
+    count = (about.shape("probabilities") or (None,))[0] or 1
+    is_sigmoid = about.made_by("probabilities") == "Sigmoid" and about.activation is None
+    if is_sigmoid and count % 2 == 0 and not about.labels:
+        return (
+            f"{count} sigmoids without names may be places, such as the edges of a box: "
+            'of a classifier write "label_map", or "family": "classifier"'
         )
     return ""
 
@@ -2331,6 +2761,8 @@ def check_count(about: About, count: int | None, slot: str = "probabilities") ->
     is_softmax = "softmax" in (about.activation, MADE.get(about.made_by(slot)))
     if count == 1 and is_softmax:
         return "one output with a softmax is 1 for every picture"
+    if count == 1 and about.classes_from is not None:
+        return "classes_from: of one output there is no first class: leave it out"
     if count == 1 and len(about.labels) > 2:
         return f"one output is one class or two, label_map names {len(about.labels)}"
     return ""
@@ -2394,13 +2826,13 @@ def routine(*aliases: str, before_model: bool = False) -> Callable[[type], type]
         kind.before_model = before_model  # type: ignore[attr-defined]
         kind.routine_names = (kind.__name__, *aliases)  # type: ignore[attr-defined]
         if not IMPORTING.get():
-            declare(kind)
+            declare_routine(kind)
         return kind
 
     return register
 
 
-def declare(kind: Any) -> None:
+def declare_routine(kind: Any) -> None:
     """Let every server of this process have a routine."""
     built_in = kind.__module__ == __name__
     for name in kind.routine_names:
@@ -2526,6 +2958,21 @@ def warn_unknown(tensors: Tensors, who: str, class_name: str | Iterable[str]) ->
     answer = tensors.get("answer", {})
     warnings = [*answer.get("warnings", []), *texts]
     return {**tensors, "answer": {**answer, "warnings": warnings}} if texts else tensors
+
+
+def warn_nameless(tensors: Tensors) -> Tensors:
+    """The predictions, with a warning for classes that the label map should name and does not."""
+    labels: Mapping[int, str] = tensors["labels"]
+    if not labels:
+        return tensors
+    named = tensors["names"] != tensors["classes"].astype(str)
+    nameless = tensors["classes"][~named]
+    numbers = [number for number in np.unique(nameless).tolist() if number and number not in labels]
+    if not numbers:
+        return tensors
+    shown = ", ".join(map(str, numbers[:MOST_WARNINGS]))
+    text = f"label map: no name for class {shown}; it has {len(labels)}, up to id {max(labels)}"
+    return {**tensors, "answer": {"warnings": [text]}}
 
 
 @routine()
@@ -3188,9 +3635,39 @@ def draw_label(annotation: Mapping[str, Any], size: int) -> np.ndarray:
     name = "".join(letter for letter in " ".join(name.split()) if letter.isprintable())
     if len(name) > MOST_LETTERS:
         name = f"{name[: MOST_LETTERS - 2]}.."
-    if find_font(name) is None:  # rather its number than boxes in place of letters
-        name = f"#{annotation['tag']['id']}"
-    text, path = f"{name} {annotation['confidence']:.2f}", find_font(name) or PILLOW_FONT
+    number = f"{annotation['confidence']:.2f}"
+    parts = choose_fonts(name, number)
+    if not parts:  # rather its number than boxes in place of letters
+        parts = choose_fonts(f"#{annotation['tag']['id']}", number)
+    drawn = [draw_text(text, path, size, colour) for text, path in parts]
+    tall = max(len(part) for part in drawn)
+    label = np.full((tall, sum(part.shape[1] for part in drawn), 3), colour, np.uint8)
+    left = 0
+    for part in drawn:
+        top = (tall - len(part)) // 2
+        label[top : top + len(part), left : left + part.shape[1]] = part
+        left += part.shape[1]
+    return label
+
+
+def choose_fonts(name: str, number: str) -> list[tuple[str, str]]:
+    """A name and a number in parts, each with the path of a font that has it; [] where none has.
+
+    In one piece where a font has letters and digits; fonts of one script alone have none. Words
+    that are written from the right stay together.
+    """
+    if path := find_font(name):
+        return [(f"{name} {number}", path)]
+    is_from_right = any(unicodedata.bidirectional(letter) in ("R", "AL") for letter in name)
+    words = [name] if is_from_right or find_font(name, False) else name.split()
+    paths = [find_font(word, False) for word in words]
+    if None in paths:
+        return []
+    return [*zip(words, map(str, paths)), (number, find_font(number) or PILLOW_FONT)]
+
+
+def draw_text(text: str, path: str, size: int, colour: tuple[int, ...]) -> np.ndarray:
+    """A line of text on a colour, uint8 RGB [h, w, 3], with some room at its sides."""
     is_light = np.dot(colour, (0.299, 0.587, 0.114)) > 150
     ink, room = (0, 0, 0) if is_light else (255, 255, 255), max(2, size // 5)
     if path == OPENCV_FONT:
@@ -3335,10 +3812,10 @@ def open_font(path: str, size: int) -> Any:
 
 
 @functools.lru_cache(maxsize=4096)
-def find_font(text: str) -> str | None:
-    """The path of the first font that has all letters of a text; None where none has."""
+def find_font(text: str, has_digits: bool = True) -> str | None:
+    """The path of the first font that has all letters of a text, and digits; None without one."""
     letters = {letter for letter in text if unicodedata.category(letter)[0] not in "MCZ"}
-    letters |= set("0123456789.#")  # which follow in a label
+    letters |= set("0123456789.#") if has_digits else set()  # which follow in a label
     return next((path for path in list_fonts() if has_letters(path, letters)), None)
 
 
@@ -3833,7 +4310,7 @@ class ImageModel:
     the operation that makes them, where that is known; `operations` are the kinds of those that the
     graph of a text input runs; `rename` gives the model's own output names for a family's. What the
     config says of the input is in `options`, of the outputs in `boxes` (`format`, `scale`),
-    `classes_from`, `activation`, `threshold` and `top_k`.
+    `classes_from`, `planes`, `activation`, `threshold` and `top_k`.
     """
 
     inputs: Mapping[str, tuple[str, Shape]]
@@ -3846,6 +4323,7 @@ class ImageModel:
     operations: Collection[str] = ()
     boxes: Mapping[str, str | None] = dataclasses.field(default_factory=dict)
     classes_from: int | None = None
+    planes: str | None = None
     activation: str | None = None
     threshold: float | None = None
     top_k: int | None = None
@@ -3876,6 +4354,7 @@ class ImageModel:
             boxes_format=self.boxes.get("format"),
             boxes_scale=self.boxes.get("scale"),
             classes_from=self.classes_from,
+            planes=self.planes,
         )
         kind, found = find_family(self.families, about, self.family, self.rename)
         about = settle(kind, rename_outputs(kind, about, found))
@@ -3904,7 +4383,24 @@ class ImageModel:
         }
         most = min(self.most, self.top_k or self.most)
         about = dataclasses.replace(self.about, shown=shown, most=most)
+        if self.labels and self.kind.numbers(self.about) is None:
+            self.check_late(arrays, about)
         return finish(self.kind, self.kind.read(arrays, about), about, most)
+
+    def check_late(self, arrays: Mapping[str, np.ndarray], about: About) -> None:
+        """Hold the label map against what a model answers, where its signature has no sizes.
+
+        Raises OutputError.
+        """
+        outputs = {
+            slot: known._replace(shape=(1, *arrays[slot].shape))
+            for slot, known in about.outputs.items()
+        }
+        try:
+            known = dataclasses.replace(about, outputs=outputs, size=about.shown)
+            check_numbers(self.kind, known)
+        except ValueError as error:
+            raise OutputError(str(error)) from None
 
 
 Run = Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
@@ -3942,7 +4438,8 @@ def predict_images(
     for tensors, (_, region) in zip(seen, prepared):
         if "boxes" in tensors:
             tensors["boxes"] = place_boxes(tensors["boxes"], region)
-        found.append(run_after(chain, {**tensors, "labels": model.labels}))
+        tensors = warn_nameless({**tensors, "labels": model.labels})
+        found.append(run_after(chain, tensors))
     return found
 
 

@@ -340,12 +340,18 @@ class Extension:
     """
 
     name: str
+    # Keys of config.json that it reads: one of its own with the dataclass of what stands there, as
+    # `config.<key>`, None where the config has none; one that is declared below, such as
+    # "handlers" or "auth.keys[].quota", with None.
+    sections: Mapping[str, type | None] = field(default_factory=dict)
     # URLs that it answers, beside the core's table.
     routes: Sequence["Route"] = ()
     # find(server, method, path) -> Found or None: URLs that a config names; urls(server) lists
     # their paths.
     find: Callable[["ModelServer", str, str], Any] = nothing
     urls: Callable[["ModelServer"], Iterable[str]] = none
+    # How bodies and answers of handlers are wrapped, by `handlers[].envelope`.
+    envelopes: Mapping[str, "Envelope"] = field(default_factory=dict)
     # declare(server, path, function, methods, envelope): what `ModelServer.endpoint` registers.
     declare: Callable[..., Any] = nothing
     # open(server) -> what it keeps for a server, at `server.state[name]`.
@@ -379,6 +385,8 @@ class Extension:
     serve: Callable[..., Any] = nothing
     # report(server, address): prints, once the first load is over, what somebody may want to try.
     report: Callable[["ModelServer", str], None] = nothing
+    # check(server) -> lines of what a config would serve, and what is wrong, for `--check`.
+    check: Callable[["ModelServer"], tuple[Sequence[str], Sequence[str]]] = lambda server: ((), ())
     # end(server): its threads end; the server has stopped.
     end: Callable[["ModelServer"], None] = nothing
     # Options of the command line, by name: command(source, value) -> exit status. Its docstring is
@@ -453,12 +461,50 @@ if typing.TYPE_CHECKING:
 else:
     routines = sibling("routines") or Missing("routines.py")
 
-# Keys of config.json that an extension reads, and where it is.
-HOMES = {
-    "pipeline_config_list": ("pipelines", "serving_extensions/pipelines.py"),
-    "handlers": ("handlers", "serving_extensions/handlers.py"),
-    "admin": ("admin", "serving_extensions/admin.py"),
-}
+
+class Home(typing.NamedTuple):
+    """A file beside this one, and what of it somebody may ask this one for."""
+
+    file: str
+    sections: Sequence[str] = ()  # of a config
+    urls: Sequence[str] = ()
+    commands: Sequence[str] = ()
+
+    def tell(self) -> str:
+        return f"this needs serving_extensions/{self.file} beside serving.py"
+
+
+# Who has some of the files is told which one is missing. Where all are, a test holds this equal to
+# what they declare.
+HOMES = (
+    Home("pipelines.py", sections=["pipeline_config_list"]),
+    Home("handlers.py", sections=["handlers"]),
+    Home("active_learning.py", sections=["deployments[].active_learning"]),
+    Home("quotas.py", sections=["auth.keys[].quota"]),
+    Home("metrics.py", sections=["server.history"]),
+    Home(
+        "console.py",
+        urls=[
+            "/console",
+            "/console/",
+            "/metrics",
+            "/monitoring/prometheus/metrics",
+            "/openapi.json",
+            "/stats",
+        ],
+    ),
+    Home("catalogue.py", urls=["/deployments"]),
+    Home("kserve.py", urls=["/v2", "/v2/repository/index"]),
+    Home("admin.py", sections=["admin"]),
+    Home("manifest.py", commands=["manifest"]),
+    Home("deploying.py", commands=["deploy"]),
+    Home("commands.py", commands=["export", "init", "init-hub"]),
+)
+
+
+def tell_missing(kind: str, name: str) -> str:
+    """Which file has a section, one of `urls` or one of `commands`."""
+    return next(home.tell() for home in HOMES if name in getattr(home, kind))
 
 
 # ==================================================================================================
@@ -473,11 +519,18 @@ def option(
     minimum: float | None = None,
     maximum: float | None = None,
     pattern: str | None = None,
+    loads: bool = False,
 ) -> Any:
     """Declare a config field in one line: default, what it means (with its unit),
-    and its limits.
+    and its limits. Of what `loads`, a change has a model loaded anew.
     """
-    metadata = {"doc": doc, "minimum": minimum, "maximum": maximum, "pattern": pattern}
+    metadata = {
+        "doc": doc,
+        "minimum": minimum,
+        "maximum": maximum,
+        "pattern": pattern,
+        "loads": loads,
+    }
     return (
         field(default_factory=dict, metadata=metadata)
         if default == {}
@@ -486,6 +539,7 @@ def option(
 
 
 NOT_EMPTY = r"^[\s\S]"  # as JSON Schema can say it too
+NO_EFFECT = "OpenVINO only, no effect"  # of what means nothing here: accepted, named in the log
 
 
 @dataclass(frozen=True)
@@ -595,7 +649,8 @@ class ModelConfig:
     )
     base_path: str = option(
         doc="folder of numbered version folders, or a SavedModel itself; relative to the config "
-        "file"
+        "file",
+        loads=True,
     )
     model_version_policy: VersionPolicy = option(
         VersionPolicy(latest=LatestPolicy()), "which versions to serve"
@@ -607,52 +662,58 @@ class ModelConfig:
         "AUTO",
         "AUTO (a GPU if TensorFlow sees one, else the CPU), CPU, GPU, GPU:1, HETERO:GPU,CPU (the "
         "first that is there), or an array of them: a replica on each",
+        loads=True,
     )
     tags: tuple[str, ...] = option(
-        ("serve",), "which of the SavedModel's graphs to load: the one with just these tags"
+        ("serve",),
+        "which of the SavedModel's graphs to load: the one with just these tags",
+        loads=True,
     )
     instances: int = option(
-        1, "replicas on each device; the least busy one answers", minimum=1, maximum=64
+        1, "replicas on each device; the least busy one answers", minimum=1, maximum=64, loads=True
     )
     load: str = option(
         "eager",
         "eager, or on_demand: into memory at the first request",
         pattern="^(eager|on_demand)$",
+        loads=True,
     )
     idle_seconds: int | float | None = option(
-        None, "on_demand: out of memory after so long without a request", minimum=1
+        None, "on_demand: out of memory after so long without a request", minimum=1, loads=True
     )
-    pinned: bool = option(False, "on_demand: stays in memory once it is there")
+    pinned: bool = option(False, "on_demand: stays in memory once it is there", loads=True)
     freeze: bool = option(
         True,
         "let a convolutional network's variables become constants of its graph "
         "on a CPU; false keeps to the last bit",
+        loads=True,
     )
     batching: bool | Batching | None = option(
-        None, "join concurrent requests: true, or sizes; default: each is answered alone"
+        None,
+        "join concurrent requests: true, or sizes; default: each is answered alone",
+        loads=True,
     )
     warm_up: bool = option(
         True,
         "call signatures with made-up input when a model is loaded, "
         "those whose graph keeps nothing of a call",
+        loads=True,
     )
     # OpenVINO Model Server's fields that cannot mean anything for a SavedModel: accepted, named
     # once in the log.
-    batch_size: int | str | None = option(None, "OpenVINO only, no effect")
-    shape: str | dict[str, str] | None = option(None, "OpenVINO only, no effect")
-    layout: str | dict[str, str] | None = option(None, "OpenVINO only, no effect")
-    nireq: int | None = option(None, "OpenVINO only, no effect", minimum=0)
-    plugin_config: dict[str, str | bool | int | float] | None = option(
-        None, "OpenVINO only, no effect"
-    )
-    allow_cache: bool | None = option(None, "OpenVINO only, no effect")
-    stateful: bool | None = option(None, "OpenVINO only, no effect")
-    idle_sequence_cleanup: bool | None = option(None, "OpenVINO only, no effect")
-    low_latency_transformation: bool | None = option(None, "OpenVINO only, no effect")
-    max_sequence_number: int | None = option(None, "OpenVINO only, no effect", minimum=0)
-    custom_loader_options: dict[str, Any] | None = option(None, "OpenVINO only, no effect")
-    graph_path: str | None = option(None, "OpenVINO only, no effect")
-    subconfig: str | None = option(None, "OpenVINO only, no effect")
+    batch_size: int | str | None = option(None, NO_EFFECT)
+    shape: str | dict[str, str] | None = option(None, NO_EFFECT)
+    layout: str | dict[str, str] | None = option(None, NO_EFFECT)
+    nireq: int | None = option(None, NO_EFFECT, minimum=0)
+    plugin_config: dict[str, str | bool | int | float] | None = option(None, NO_EFFECT)
+    allow_cache: bool | None = option(None, NO_EFFECT)
+    stateful: bool | None = option(None, NO_EFFECT)
+    idle_sequence_cleanup: bool | None = option(None, NO_EFFECT)
+    low_latency_transformation: bool | None = option(None, NO_EFFECT)
+    max_sequence_number: int | None = option(None, NO_EFFECT, minimum=0)
+    custom_loader_options: dict[str, Any] | None = option(None, NO_EFFECT)
+    graph_path: str | None = option(None, NO_EFFECT)
+    subconfig: str | None = option(None, NO_EFFECT)
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -690,24 +751,14 @@ class ModelConfig:
         return [
             f.name
             for f in dataclasses.fields(self)
-            if f.metadata["doc"].endswith("no effect") and getattr(self, f.name) is not None
+            if f.metadata["doc"] == NO_EFFECT and getattr(self, f.name) is not None
         ]
 
     @property
     def load_key(self) -> tuple:
         """What a loaded version depends on: when it changes, the version is loaded anew."""
-        return (
-            self.base_path,
-            self.target_device,
-            self.instances,
-            self.batching,
-            self.freeze,
-            self.warm_up,
-            self.load,
-            self.idle_seconds,
-            self.pinned,
-            frozenset(self.tags),
-        )
+        fields = [f.name for f in dataclasses.fields(self) if f.metadata["loads"]]
+        return tuple(getattr(self, name) for name in fields)
 
 
 @dataclass(frozen=True)
@@ -783,6 +834,12 @@ class Deployment:
     boxes: BoxesConfig | None = option(None, "how boxes are written, where the family does not say")
     classes_from: int | None = option(
         None, "the number of the first class in the outputs, 0 or 1", minimum=0, maximum=1
+    )
+    planes: str | None = option(
+        None,
+        "where the classes of planes [A, B, C], or prototypes, lie: first or last; where their "
+        "sizes do not tell",
+        pattern="^(first|last)$",
     )
     activation: str | None = option(
         None,
@@ -991,15 +1048,22 @@ class HandlerConfig:
         pattern=r"^(/[\w.~-]+)+$",
     )
     function: str = option(
-        doc="module:name or file.py:name, looked for beside the config", pattern=r"^[^:]+:[^:]+$"
+        "",
+        "module:name or file.py:name, looked for beside the config, or in the project; needed "
+        "without a project (src/main.py:inference_handler)",
+        pattern=r"^[^:]+:[^:]+$",
+    )
+    project: str | None = option(
+        None, "a project's folder, as CellStrat's Hub API has it; relative to the config file"
     )
     model_dir: str | None = option(
-        None, "the folder that the module finds as MODEL_DIR; relative to the config file"
+        None,
+        "the folder that the module finds as MODEL_DIR; relative to the config file; default: "
+        "model in the project",
     )
     envelope: str | None = option(
         None,
-        "hub: CellStrat's answers; default: what the function says, or none",
-        pattern="^(hub|none)$",
+        "hub: CellStrat's answers, or an extension's; none; default: what the function says",
     )
     methods: tuple[str, ...] = option(
         ("POST",),
@@ -1009,6 +1073,19 @@ class HandlerConfig:
     timeout_seconds: int | float | None = option(
         None, "how long a call may take, then 504; default: as long as it does", minimum=0.001
     )
+
+    def __post_init__(self) -> None:
+        if not self.function and self.project is None:
+            raise ValueError("function: needed where there is no project")
+
+    def resolve(self, folder: Path) -> "HandlerConfig":
+        """The same with paths that start at `folder`, and a project's defaults."""
+        function, model_dir = self.function, self.model_dir and str(folder / self.model_dir)
+        if self.project is not None:
+            project = folder / self.project
+            function = str(project / (function or "src/main.py:inference_handler"))
+            model_dir = model_dir or str(project / "model")
+        return dataclasses.replace(self, function=function, model_dir=model_dir)
 
 
 @dataclass(frozen=True)
@@ -1173,6 +1250,12 @@ class ServerConfig:
     cors_origins: tuple[str, ...] = option(
         (), 'origins whose pages may call: ["https://site.example"], or ["*"] for all'
     )
+    trusted_proxy: str | None = option(
+        None,
+        "address of the proxy in front whose X-Forwarded-Proto and X-Forwarded-Host are believed, "
+        "or * for any that connects (start)",
+        pattern=r"^(\*|[0-9a-fA-F:.]+)$",
+    )
     gpu_memory_limit_mb: int | None = option(
         None, "MiB of each GPU for this process; default: grows on demand (start)", minimum=1
     )
@@ -1190,6 +1273,9 @@ class ServerConfig:
     )
     log_level: str = option(
         "INFO", "DEBUG, INFO, WARNING or ERROR (start)", pattern="^(DEBUG|INFO|WARNING|ERROR)$"
+    )
+    history: str | None = option(
+        None, "a file in which the page's graphs survive a restart; relative to the config file"
     )
     images: ImageConfig = option(ImageConfig(), "limits of the pictures taken in")
 
@@ -1230,12 +1316,10 @@ class Config:
     pipeline_config_list: tuple[Pipeline, ...] = option((), "graphs of models")
     handlers: tuple[HandlerConfig, ...] = option((), "Python functions behind URLs of their own")
     admin: Admin | None = option(None, "change what is served over REST; default: nobody may")
-    custom_node_library_config_list: tuple[dict[str, Any], ...] = option(
-        (), "OpenVINO only, no effect"
-    )
-    custom_loader_config_list: tuple[dict[str, Any], ...] = option((), "OpenVINO only, no effect")
-    mediapipe_config_list: tuple[dict[str, Any], ...] = option((), "OpenVINO only, no effect")
-    monitoring: dict[str, Any] | None = option(None, "OpenVINO only, no effect")
+    custom_node_library_config_list: tuple[dict[str, Any], ...] = option((), NO_EFFECT)
+    custom_loader_config_list: tuple[dict[str, Any], ...] = option((), NO_EFFECT)
+    mediapipe_config_list: tuple[dict[str, Any], ...] = option((), NO_EFFECT)
+    monitoring: dict[str, Any] | None = option(None, NO_EFFECT)
 
     def __post_init__(self) -> None:
         check_names(self)
@@ -1315,14 +1399,13 @@ def resolve_paths(config: "Config", folder: Path, stem: str) -> Any:
     return dataclasses.replace(
         config,
         deployments=tuple(map(resolved, config.deployments)),
-        handlers=tuple(
-            dataclasses.replace(
-                handler, model_dir=handler.model_dir and str(folder / handler.model_dir)
-            )
-            for handler in config.handlers
-        ),
+        handlers=tuple(handler.resolve(folder) for handler in config.handlers),
         routine_modules=tuple(
             str(folder / name) if name.endswith(".py") else name for name in config.routine_modules
+        ),
+        server=dataclasses.replace(
+            config.server,
+            history=config.server.history and str(folder / config.server.history),
         ),
         auth=dataclasses.replace(
             config.auth,
@@ -1528,8 +1611,80 @@ def refuse_twice(value: Any, path: str) -> None:
             refuse_twice(item, f"{path}[{index}]")
 
 
+# The beginning of TensorFlow Serving's --model_config_file: protobuf's text format, no JSON.
+PROTOBUF_CONFIG = re.compile(rb"(?:\s|#[^\n]*\n)*(?:model_config_list|custom_model_config)\s*[:{]")
+# Its messages (config/model_server_config.proto, file_system_storage_path_source.proto), as far as
+# they have a meaning here: name -> number, type, whether there may be several.
+PROTOBUF_MESSAGES: dict[str, dict[str, tuple[int, str, bool]]] = {
+    "ModelServerConfig": {"model_config_list": (1, "ModelConfigList", False)},
+    "ModelConfigList": {"config": (1, "ModelConfig", True)},
+    "ModelConfig": {
+        "name": (1, "string", False),
+        "base_path": (2, "string", False),
+        "model_platform": (4, "string", False),
+        "model_version_policy": (7, "Policy", False),
+        "version_labels": (8, "Label", True),
+    },
+    "Policy": {
+        "latest": (100, "Latest", False),
+        "all": (101, "All", False),
+        "specific": (102, "Specific", False),
+    },
+    "Latest": {"num_versions": (1, "uint32", False)},
+    "All": {},
+    "Specific": {"versions": (1, "int64", True)},
+    "Label": {"key": (1, "string", False), "value": (2, "int64", False)},
+}
+
+
+@functools.cache
+def protobuf_config() -> Any:
+    """The message that TensorFlow Serving's --model_config_file is read into."""
+    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory  # late: slow
+
+    kinds = descriptor_pb2.FieldDescriptorProto
+    file = descriptor_pb2.FileDescriptorProto(name="model_server_config.proto", package="serving")
+    for name, fields in PROTOBUF_MESSAGES.items():
+        message = file.message_type.add(name=name)
+        for key, (number, kind, several) in fields.items():
+            label = kinds.LABEL_REPEATED if several else kinds.LABEL_OPTIONAL
+            made = message.field.add(name=key, number=number, label=label)
+            if kind in PROTOBUF_MESSAGES:
+                made.type, made.type_name = kinds.TYPE_MESSAGE, f".serving.{kind}"
+            else:
+                made.type = kinds.Type.Value(f"TYPE_{kind.upper()}")
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName("serving.ModelServerConfig"))
+
+
+def read_protobuf_config(text: bytes) -> dict[str, Any]:
+    """TensorFlow Serving's --model_config_file as the config it is here. Raises ConfigError."""
+    from google.protobuf import json_format, text_format
+
+    try:
+        message = text_format.Parse(text.decode(), protobuf_config()())
+    except (text_format.ParseError, UnicodeDecodeError) as error:
+        raise ConfigError("$", f"not a config of TensorFlow Serving: {error}") from None
+    value = json_format.MessageToDict(message, preserving_proto_field_name=True)
+    items = value.get("model_config_list", {}).get("config", [])
+    for item in items:
+        item.pop("model_platform", None)
+        if "version_labels" in item:
+            labels = item["version_labels"]
+            item["version_labels"] = {one["key"]: int(one["value"]) for one in labels}
+        if versions := item.get("model_version_policy", {}).get("specific"):
+            versions["versions"] = [int(number) for number in versions.get("versions", [])]
+    return {"model_config_list": [{"config": item} for item in items]}
+
+
 def read_config(text: bytes) -> Any:
-    """Parse the bytes of a config file; raises ConfigError with line and column."""
+    """Parse the bytes of a config file; raises ConfigError with line and column.
+
+    It is JSON, or TensorFlow Serving's own --model_config_file.
+    """
+    if PROTOBUF_CONFIG.match(text):
+        return read_protobuf_config(text)
 
     def constant(name: str) -> None:
         raise ConfigError("$", f"expected a number, got {name}")
@@ -1545,9 +1700,10 @@ def read_config(text: bytes) -> Any:
             "$", f"expected UTF-8 text, got byte 0x{text[error.start]:02x} at offset {error.start}"
         ) from None
     except json.JSONDecodeError as error:
-        raise ConfigError(
-            "$", f"not valid JSON: {error.msg} at line {error.lineno} column {error.colno}"
-        ) from None
+        where = f"{error.msg} at line {error.lineno} column {error.colno}"
+        yaml = re.match(rb"(?:\s|#[^\n]*\n|---)*[\w-]+:(?:\s|$)", text)
+        hint = "; it looks like YAML, and a config is JSON" if yaml else ""
+        raise ConfigError("$", f"not valid JSON: {where}{hint}") from None
     except (RecursionError, ValueError):
         raise ConfigError("$", "not a config: nested too deeply, or a number too long") from None
 
@@ -1568,16 +1724,34 @@ def resolve_base_path(model: ModelConfig, folder: Path) -> ModelConfig:
     return dataclasses.replace(model, base_path=str(folder / path))
 
 
+def config_kind(extensions: Iterable[Extension]) -> type[Config]:
+    """The config with the sections of extensions, each None where it is not given."""
+    sections = [
+        (name, kind | None, option(None, f"of the extension {extension.name}"))
+        for extension in extensions
+        for name, kind in extension.sections.items()
+        if kind is not None
+    ]
+    if not sections:
+        return Config
+    return dataclasses.make_dataclass("Config", sections, bases=(Config,), frozen=True)
+
+
 def load_config(
-    source: "str | os.PathLike | Mapping | Config", text: bytes | None = None
+    source: "str | os.PathLike | Mapping | Config",
+    text: bytes | None = None,
+    kind: type[Config] = Config,
 ) -> Config:
     """Read a config from a path (or its bytes `text`), a dict or a `Config`.
 
-    Relative base paths start at the config file's folder, for a dict at the current one.
+    Relative base paths start at the config file's folder, for a dict at the current one. `kind` is
+    that of `config_kind`, where extensions have sections of their own.
     Raises ConfigError; FileNotFoundError and other OSErrors when the file cannot be read.
     """
-    if isinstance(source, Config):
+    if isinstance(source, kind):
         return source
+    if isinstance(source, Config):
+        return kind(**{f.name: getattr(source, f.name) for f in dataclasses.fields(Config)})
     if isinstance(source, Mapping):
         value, folder = dict(source), Path.cwd()
     else:
@@ -1587,7 +1761,7 @@ def load_config(
         )
     if isinstance(value, dict):
         value.pop("$schema", None)  # editors write it to find config.schema.json
-    config = parse(Config, value)
+    config = parse(kind, value)
     items = tuple(ModelItem(resolve_base_path(model, folder)) for model in config.models)
     config = dataclasses.replace(config, model_config_list=items)
     stem = "serving" if isinstance(source, Mapping) else Path(source).stem
@@ -1624,7 +1798,8 @@ class TensorSpec:
     """A tensor of a signature: its key there, its name in the graph, dtype (`DT_FLOAT`) and shape.
 
     `shape` has None for an unknown size, and is None when the rank is unknown. `made_by` is the
-    operation that an output's numbers come from, "" where nobody knows.
+    operation that an output's numbers come from, `scale` whether boxes that it begins with are in
+    0..1 (`unit`) or in pixels of the input (`input`); "" where nobody knows.
     """
 
     name: str
@@ -1632,6 +1807,7 @@ class TensorSpec:
     dtype: str
     shape: tuple[int | None, ...] | None
     made_by: str = ""
+    scale: str = ""
 
     @property
     def type_name(self) -> str:
@@ -2104,7 +2280,7 @@ def decode_element(leaf: Any, spec: TensorSpec, dtype: np.dtype) -> Any:
     if dtype.kind == "O" and kind is bytes:  # from Python
         return leaf
     if dtype.kind == "O" and kind is dict:
-        return decode_base64(leaf)
+        return decode_b64(leaf)
     raise BadRequest(
         f"{show(leaf)} Type: {type_of(leaf)} is not of expected type: {spec.type_name}"
     )
@@ -2142,7 +2318,7 @@ def holds_bytes(value: Any) -> bool:
     return False
 
 
-def decode_base64(value: dict) -> bytes:
+def decode_b64(value: dict) -> bytes:
     """Decode `{"b64": ...}`: standard alphabet, padding optional but right if given,
     white space skipped (abseil).
     """
@@ -2246,7 +2422,7 @@ def encode_json(value: Any) -> bytes:
 LARGE = 512  # bytes of an array's text; below, the plain path is as fast
 MOST_STRINGS = 512  # of a body, keys among them
 # what a skeleton leaves out; simdjson says whether numbers stand in the right places
-NUMBERS = b"0123456789+-.eE \t\n\r"
+NUMBER_BYTES = b"0123456789+-.eE \t\n\r"
 TOKEN = secrets.token_hex(16)  # stands for an array in the rest; a client cannot know it
 TOKEN_BYTES = TOKEN.encode()
 SHORT = 256  # bytes of a rest that is parsed once: clients send the same one again and again
@@ -2323,7 +2499,7 @@ def read_array(text: bytes) -> np.ndarray | None:
     None unless they are rectangular, full and of 64-bit numbers.
     """
     rank = rank_of_row(text)
-    shape = [1] * (rank - 1) + [-1] if rank else shape_of(text.translate(None, NUMBERS))
+    shape = [1] * (rank - 1) + [-1] if rank else shape_of(text.translate(None, NUMBER_BYTES))
     if shape is None:
         return None
     try:
@@ -2396,35 +2572,43 @@ def shape_of(skeleton: bytes) -> list[int] | None:
 # ==================================================================================================
 
 
+PHASES = ("queue", "decode", "inference", "routines", "encode")  # of the time a request takes
+NO_TIME = float("nan")  # of a part that a request has not had
+
+
+class Turn:
+    """A request's place in a server's queue, which knows by it how fast its lines move."""
+
+    def __init__(self, queued: float | None = None):
+        self.queued = queued  # of time.perf_counter: when its last byte had come
+        self.waited = False  # for a model to load, with a thread
+
+
+def stays() -> bool:
+    """Nobody knows that a client has left."""
+    return False
+
+
 class Trace:
-    """What becomes known of a request on its way: for metrics and the log."""
+    """What becomes known of a request on its way: for metrics and the log.
 
-    __slots__ = (
-        "start",
-        "queued",
-        "began",
-        "ended",
-        "inference",
-        "routines",
-        "rows",
-        "batch",
-        "model",
-        "version",
-        "deployment",
-        "deadline",
-        "has_left",
-        "waited",
-    )
+    It travels with the request, an argument of all that is called for it.
+    """
 
-    def __init__(self, queued: float | None = None, has_left: Callable[[], bool] = lambda: False):
+    deadline = math.inf  # of time.perf_counter()
+    began = ended = inference = routines = 0.0
+    rows = batch = 0
+    model = version = deployment = ""
+    waited = False  # for a model to load
+    infers = by_page = False  # it asks a model or handler; the page asks
+    spent: tuple[float, ...] = ()  # what `measure` has found
+    nodes: Mapping[str, float] = types.MappingProxyType({})  # seconds in each node of a pipeline
+    parent: tuple[str, str] = ("", "")  # the span that it is part of: traceparent, tracestate
+
+    def __init__(self, queued: float | None = None, has_left: Callable[[], bool] = stays):
         self.start = time.perf_counter()
         self.queued = queued  # when its last byte had come
-        self.deadline = float("inf")  # of time.perf_counter()
         self.has_left = has_left  # whether its client has
-        self.began = self.ended = self.inference = self.routines = 0.0
-        self.rows, self.batch, self.model, self.version = 0, 0, "", ""
-        self.deployment = ""
-        self.waited = False  # for a model to load
 
     def limit(self, seconds: float, wish: str | None) -> None:
         """Set the deadline, `wish` being what the client asks for.
@@ -2447,24 +2631,44 @@ class Trace:
         """Seconds until the deadline."""
         return self.deadline - time.perf_counter()
 
-    def parts(self) -> dict[str, float]:
-        """Seconds in the queue, in decoding, in the model, in routines and in encoding.
+    def timeout(self) -> float:
+        """Seconds until the deadline, as locks take them."""
+        return min(max(0.0, self.remaining()), threading.TIMEOUT_MAX)
 
-        No decoding without inference.
+    def measure(self, now: float) -> tuple[float, ...]:
+        """Seconds in each of `PHASES` until `now`, of time.perf_counter().
+
+        NaN for a part that there was not: no queue where another server has the requests wait,
+        nothing but the queue without inference. They add up to no more than has passed since the
+        last byte came.
         """
-        end, known = time.perf_counter(), {"queue": self.start - self.queued} if self.queued else {}
+        queued = self.start - self.queued if self.queued else NO_TIME
         if not self.inference:
-            return known
-        return known | {
-            "decode": self.began - self.start,
-            "inference": self.inference,
-            "routines": self.routines,
-            "encode": end - self.ended - self.routines,
-        }
+            return queued, NO_TIME, NO_TIME, NO_TIME, NO_TIME
+        inference = min(self.inference, self.ended - self.began)  # several may have run at once
+        rest = now - self.ended
+        routines = min(self.routines, rest)
+        return queued, self.began - self.start, inference, routines, rest - routines
+
+    def parts(self) -> dict[str, float]:
+        """Seconds by part, of those that there were."""
+        found = zip(PHASES, self.spent or self.measure(time.perf_counter()))
+        return {name: seconds for name, seconds in found if seconds == seconds}
 
 
-# Of the request that a thread answers: .trace; .waited, whether for a model to load.
-CURRENT = threading.local()
+class Untraced(Trace):
+    """The trace of calls from Python: nothing of them is noted, and they have all the time."""
+
+    start, queued, has_left = 0.0, None, staticmethod(stays)
+
+    def __init__(self) -> None:
+        pass
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        pass
+
+
+UNTRACED = Untraced()
 
 
 class SignatureCall(typing.NamedTuple):
@@ -2534,16 +2738,12 @@ class Servable:
         return call.seconds if call is not None and call.steady else float("inf")
 
     def run(
-        self, name: str, inputs: dict[str, np.ndarray], trace: Trace | None = None
+        self, name: str, inputs: dict[str, np.ndarray], trace: Trace = UNTRACED
     ) -> dict[str, np.ndarray]:
         """Answer arrays by name with arrays by name, by the signature `name`.
 
-        Timed for the request that it is part of: `trace`, or that of this thread.
+        Timed for the request that it is part of.
         """
-        trace = trace or getattr(CURRENT, "trace", None)
-        if trace is None or trace.began > trace.ended:
-            # inside a pipeline's run, which is timed as a whole
-            return self.call(name, inputs, trace)
         trace.began = trace.began or time.perf_counter()
         start = time.perf_counter()
         first = next(iter(inputs.values()), None)
@@ -2556,7 +2756,7 @@ class Servable:
             trace.inference += trace.ended - start
 
     def call(
-        self, name: str, inputs: dict[str, np.ndarray], trace: Trace | None = None
+        self, name: str, inputs: dict[str, np.ndarray], trace: Trace = UNTRACED
     ) -> dict[str, np.ndarray]:
         """Answer as `run` does, which times it; `trace` is of the request: deadline, client."""
         if self._run is None:
@@ -2609,13 +2809,13 @@ class Servable:
 
 
 def list_versions(base_path: str) -> dict[int, Path]:
-    """The version folders under `base_path`, or a SavedModel itself as version 1.
+    """The version folders under `base_path`, or a SavedModel or a model's file itself as version 1.
 
     Raises LoadError if there is no folder.
     """
     base = Path(base_path)
     try:
-        if (base / "saved_model.pb").is_file() or (base / "saved_model.pbtxt").is_file():
+        if is_saved_model(base) or base.suffix.lower() in MODEL_FILES and base.is_file():
             return {1: base}
         folders = sorted(
             entry
@@ -2623,11 +2823,61 @@ def list_versions(base_path: str) -> dict[int, Path]:
             if re.fullmatch(r"0*[0-9]{1,19}", entry.name) and entry.is_dir()
         )
     except (OSError, ValueError) as error:
-        raise LoadError(
-            f"base_path cannot be read: {getattr(error, 'strerror', None) or error}",
-            BadRequest.code,
-        ) from None
+        reason = getattr(error, "strerror", None) or error
+        text = f"base_path cannot be read: {reason}{explain_path(base_path)}"
+        raise LoadError(text, BadRequest.code) from None
     return {int(folder.name): folder for folder in folders if int(folder.name) < 2**63}
+
+
+MODEL_FILES = (".keras", ".h5", ".hdf5")  # what serving_extensions/keras_files.py exports
+
+
+def is_saved_model(folder: Path) -> bool:
+    return (folder / "saved_model.pb").is_file() or (folder / "saved_model.pbtxt").is_file()
+
+
+def find_model_file(folder: Path) -> Path | None:
+    """The one .keras or .h5 file that a version is, or that its folder holds in place of a
+    SavedModel.
+    """
+    if folder.is_file():
+        return folder
+    if is_saved_model(folder):
+        return None
+    found = [file for file in folder.glob("*") if file.suffix.lower() in MODEL_FILES]
+    return found[0] if len(found) == 1 else None
+
+
+def explain_path(base_path: str) -> str:
+    """What to do about a `base_path` that is no folder: the commonest mistakes."""
+    suffix = Path(base_path).suffix.lower()
+    if suffix in (".tflite", ".onnx", ".pt", ".pth", ".pb"):
+        return f"; a {suffix} file is no SavedModel: export one (Keras: model.export(folder))"
+    return ""
+
+
+def explain_no_versions(base_path: str) -> str:
+    """Where the versions seem to be that a `base_path` has none of; "" where nobody knows."""
+    base = Path(base_path)
+    with contextlib.suppress(OSError, ValueError):
+        inside = sorted(entry for entry in base.iterdir() if entry.is_dir())
+        named = [entry for entry in inside if re.fullmatch(r"[vV][0-9]+", entry.name)]
+        if named:
+            name = named[0].name
+            return f"; a version folder's name is a number: '{name}' should be '{name[1:]}'"
+        if is_saved_model(base.parent):
+            return f"; the SavedModel is one folder up, in '{base.parent.name}'"
+        for entry in inside:
+            if is_saved_model(entry) or any(
+                each.name.isdigit() and is_saved_model(each) for each in entry.iterdir()
+            ):
+                return f"; there is a model one folder down, in '{entry.name}'"
+        for file in sorted(base.iterdir()):
+            if file.suffix.lower() in (*MODEL_FILES, ".tflite", ".onnx", ".pt", ".pth"):
+                return (
+                    f"; '{file.name}' is in no version folder: move it into '1', or name it itself"
+                )
+    return ""
 
 
 def choose_versions(policy: VersionPolicy, versions: Iterable[int]) -> list[int]:
@@ -2850,6 +3100,10 @@ class LoadRequest:
     device: str = ""  # such as `GPU:0`; none: the config's first that is there
     try_calls: bool = True  # with made-up input; not where other calls come in their place
 
+    def with_folder(self, folder: Path) -> "LoadRequest":
+        """The same request for the SavedModel in another folder."""
+        return dataclasses.replace(self, folder=folder)
+
     def with_config(self, **fields: Any) -> "LoadRequest":
         """The same request with other fields of the model's config."""
         return dataclasses.replace(self, config=dataclasses.replace(self.config, **fields))
@@ -2865,6 +3119,9 @@ def load_saved_model(request: LoadRequest) -> Servable:
     microseconds where a signature of `tf.saved_model.load` costs hundreds, and closing the session
     frees the memory. Raises LoadError with the reason.
     """
+    if file := find_model_file(request.folder):
+        needs = "serving_extensions/keras_files.py beside serving.py"
+        raise LoadError(f"'{file.name}' is no SavedModel: this needs {needs}")
     config, held = request.config, contextlib.ExitStack()
     prepare_devices(request.options.gpu_memory_limit_mb, request.options.intra_op_threads)
     failed = import_operations(request.modules)
@@ -2970,7 +3227,7 @@ class SessionServable(Servable):
         self._workers = {name: self._pools[count] for name, count in counts.items()}
 
     def call(
-        self, name: str, inputs: dict[str, np.ndarray], trace: Trace | None = None
+        self, name: str, inputs: dict[str, np.ndarray], trace: Trace = UNTRACED
     ) -> dict[str, np.ndarray]:
         call = self.callables.get(name)
         if call is None:
@@ -2978,12 +3235,12 @@ class SessionServable(Servable):
             raise BadRequest(f'Signature "{name}" cannot be called: {reason}')
         arrays = [fit(spec, inputs) for spec in self.signatures[name].inputs.values()]
         values = self.compute(name, call, arrays, trace)
-        if call.kind == "batched" and trace is not None:
+        if call.kind == "batched":
             trace.batch = int(values[-1])
         return dict(zip(call.outputs, map(as_array, values)))
 
     def compute(
-        self, name: str, call: SignatureCall, arrays: Sequence[np.ndarray], trace: Trace | None
+        self, name: str, call: SignatureCall, arrays: Sequence[np.ndarray], trace: Trace
     ) -> list[Any]:
         """What TensorFlow answers, on this thread or on the model's own; its errors as ours."""
         workers = self._workers.get(name)
@@ -3201,12 +3458,14 @@ def read_signature(definition: Mapping[str, Any]) -> Signature:
     """
 
     def read(side: str) -> dict[str, TensorSpec]:
-        return {name: read_tensor(name, info) for name, info in sorted(definition[side].items())}
+        return {
+            name: read_tensor_info(name, info) for name, info in sorted(definition[side].items())
+        }
 
     return Signature(read("inputs"), read("outputs"))
 
 
-def read_tensor(name: str, info: Mapping[str, Any]) -> TensorSpec:
+def read_tensor_info(name: str, info: Mapping[str, Any]) -> TensorSpec:
     """A described TensorInfo; a dtype that TensorFlow has no name for is its number.
 
     TF1 tells of a variable by a reference to its value, which is what a session answers.
@@ -3386,13 +3645,13 @@ def bound_keys(used: Any, saved: Any, stored: Sequence[Any]) -> dict[str, str] |
         bound = saved.concrete_functions[node.attr["f"].func.name].bound_inputs
         inputs = [name for name in node.input if not name.startswith("^")]
         for name, number in zip(inputs[len(inputs) - len(bound) :], bound):
-            key = key_of(stored[number])
+            key = checkpoint_key_of(stored[number])
             if name in handles and keys.setdefault(name, key) != key:
                 return None
     return keys
 
 
-def key_of(node: Any) -> str:
+def checkpoint_key_of(node: Any) -> str:
     """The checkpoint's key of an object, empty for one that is no variable."""
     keys = [a.checkpoint_key for a in node.attributes if a.name == "VARIABLE_VALUE"]
     return keys[0] if keys else ""
@@ -3550,7 +3809,8 @@ def check_signature(graph: Any, signature: Signature) -> Signature:
     for spec in signature.outputs.values():
         find_tensor(graph, spec)
     inputs = {
-        name: narrow(spec, find_tensor(graph, spec)) for name, spec in signature.inputs.items()
+        name: narrow_input(spec, find_tensor(graph, spec))
+        for name, spec in signature.inputs.items()
     }
     for name, spec in inputs.items():
         if not is_carried(spec):
@@ -3585,7 +3845,7 @@ def find_tensor(graph: Any, spec: TensorSpec) -> Any:
     return tensor
 
 
-def narrow(spec: TensorSpec, tensor: Any) -> TensorSpec:
+def narrow_input(spec: TensorSpec, tensor: Any) -> TensorSpec:
     """A signature's input with the sizes that its placeholder has and it leaves open.
 
     TensorFlow plans a graph with them: LoadError where the two contradict each other.
@@ -3626,8 +3886,14 @@ def tell_makers(graph: Any, signature: Signature) -> Signature:
     """
     functions = {function.signature.name: function for function in graph.library.function}
     top = Scope({node.name: node for node in graph.node})
+    shapes = [spec.shape or () for spec in signature.inputs.values()]
+    sizes = {size for shape in shapes if len(shape) == 4 for size in shape[1:] if size and size > 4}
     outputs = {
-        name: dataclasses.replace(spec, made_by=find_maker(spec.tensor, top, functions))
+        name: dataclasses.replace(
+            spec,
+            made_by=find_maker(spec.tensor, top, functions),
+            scale=find_scale(spec.tensor, top, functions, sizes),
+        )
         for name, spec in signature.outputs.items()
     }
     operations: Collection[str] = ()
@@ -3643,6 +3909,12 @@ def find_maker(tensor: str, scope: Scope, functions: Mapping[str, Any]) -> str:
     Looks through what hands numbers on, and into functions; what joins several tensors of one maker
     is of that maker as well.
     """
+    node, scope = find_node(tensor, scope, functions)
+    return "" if node is None else name_maker(node, scope, functions)
+
+
+def find_node(tensor: str, scope: Scope, functions: Mapping[str, Any]) -> tuple[Any, Scope]:
+    """The node that a tensor's numbers come from, and its scope; None where it is not there."""
     for _ in range(10_000):  # longer than any chain: a graph may have loops
         name, _, place = tensor.partition(":")
         if name in scope.arguments and scope.caller is not None:
@@ -3650,7 +3922,7 @@ def find_maker(tensor: str, scope: Scope, functions: Mapping[str, Any]) -> str:
             continue
         node = scope.nodes.get(name)
         if node is None:
-            return ""
+            return None, scope
         called = functions.get(node.attr["f"].func.name if "f" in node.attr else node.op)
         if called is not None:
             tensor, scope = enter(called, node, place, scope)
@@ -3658,11 +3930,11 @@ def find_maker(tensor: str, scope: Scope, functions: Mapping[str, Any]) -> str:
             tensor = node.input[0]
         elif node.op == "IdentityN":
             tensor = node.input[int(place.rpartition(":")[2] or 0)]
-        elif node.op == "Sub" and is_one(node.input[0], scope):  # the other of two classes
-            tensor = node.input[1]
+        elif node.op in ("Minimum", "Maximum") and is_constant(node.input[1], scope):  # clipped
+            tensor = node.input[0]
         else:
-            return name_maker(node, scope, functions)
-    return ""
+            return node, scope
+    return None, scope
 
 
 def enter(function: Any, node: Any, place: str, scope: Scope) -> tuple[str, Scope]:
@@ -3679,12 +3951,16 @@ def enter(function: Any, node: Any, place: str, scope: Scope) -> tuple[str, Scop
 def name_maker(node: Any, scope: Scope, functions: Mapping[str, Any]) -> str:
     """What a node is called that hands nothing on: its type, or that of all it joins.
 
-    A softmax written out is one: powers, divided by their sum.
+    A softmax written out is one: powers, divided by their sum. Several of them joined are none.
     """
     if node.op in ("ConcatV2", "Pack"):
         joined = node.input[:-1] if node.op == "ConcatV2" else node.input
         makers = {find_maker(tensor, scope, functions) for tensor in joined if tensor[0] != "^"}
-        return makers.pop() if len(makers) == 1 else node.op
+        is_one_kind = len(makers) == 1 and (len(joined) == 1 or makers != {"Softmax"})
+        return makers.pop() if is_one_kind else node.op
+    if node.op == "Sub" and is_one(node.input[0], scope):  # the other of two classes
+        maker = find_maker(node.input[1], scope, functions)
+        return maker if maker == "Sigmoid" else node.op
     if node.op == "RealDiv":
         over, under = (scope.nodes.get(one.partition(":")[0]) for one in node.input[:2])
         is_sum = under is not None and under.op == "Sum" and under.input[0] == node.input[0]
@@ -3692,12 +3968,130 @@ def name_maker(node: Any, scope: Scope, functions: Mapping[str, Any]) -> str:
     return node.op
 
 
+STRIDES = {4, 8, 16, 32, 64, 128}  # pixels of a cell in the grids of detectors
+MOST_STEPS = 24  # between an output and the constants that tell the scale of its boxes
+MOST_CONSTANTS = 1 << 20  # numbers of one constant that are looked at
+
+
+def find_scale(
+    tensor: str, scope: Scope, functions: Mapping[str, Any], sizes: Collection[int], step: int = 0
+) -> str:
+    """Whether the boxes that an output begins with are in 0..1 (`unit`) or in pixels of the input
+    (`input`), by the constants that make them; "" where these do not tell.
+
+    YOLO's heads multiply by the strides of their cells; an export in 0..1 divides by the input's
+    sizes, or has multiplied with stride / size before.
+    """
+    node, scope = find_node(tensor, scope, functions)
+    if node is None or step > MOST_STEPS:
+        return ""
+
+    def follow(tensor: str) -> str:
+        return find_scale(tensor, scope, functions, sizes, step + 1)
+
+    if node.op in ("Sigmoid", "Softmax"):
+        return "unit"
+    if node.op in ("ConcatV2", "Pack", "SplitV", "Unpack", "Split"):
+        return follow(node.input[1 if node.op == "Split" else 0])
+    if node.op == "Const":
+        return scale_of_values(read_constant(node), {2})
+    if node.op not in ("Mul", "RealDiv", "Add", "AddV2", "Sub"):
+        return ""
+    first, second = (find_node(one, scope, functions)[0] for one in node.input[:2])
+    left, right = read_constant(first), read_constant(second)
+    if node.op in ("Add", "AddV2", "Sub"):
+        told = [scale_of_values(one, sizes) for one in (left, right)]
+        rest = [one for one, known in zip(node.input, (left, right)) if known is None]
+        return next(filter(None, told), "") or next(filter(None, map(follow, rest)), "")
+    if right is not None:
+        factors = right if node.op == "Mul" else 1 / np.where(right == 0, np.inf, right)
+    elif left is not None and node.op == "Mul":
+        factors = left
+    else:
+        return ""
+    is_small = np.abs(factors).max() <= 2  # a half, or twice
+    further = follow(node.input[1 if right is None else 0]) if is_small else ""
+    return scale_of_factors(factors, sizes) or further
+
+
+def read_constant(node: Any) -> np.ndarray | None:
+    """The numbers of a Const node, None of another one."""
+    if node is None or node.op != "Const":
+        return None
+    shape = [dim.size for dim in node.attr["value"].tensor.tensor_shape.dim]
+    if math.prod(shape) > MOST_CONSTANTS:
+        return None
+    values = tensorflow().make_ndarray(node.attr["value"].tensor)
+    return values.astype(np.float64) if values.size and values.dtype.kind in "iuf" else None
+
+
+def scale_of_values(values: np.ndarray | None, sizes: Collection[int]) -> str:
+    """What numbers in place of boxes, or middles of cells, are; a row of biases tells nothing."""
+    if values is None or sum(size > 1 for size in values.shape) < 2:
+        return ""
+    values = np.nan_to_num(values)
+    most = values.max()
+    if values.min() >= 0 and 0.5 < most <= 1:
+        return "unit"
+    return "input" if sizes and most > max(2, min(sizes) / 2) else ""
+
+
+def scale_of_factors(factors: np.ndarray, sizes: Collection[int]) -> str:
+    """What boxes are that come of a multiplication by these."""
+
+    def are_all(known: Iterable[float]) -> bool:
+        near = np.array([*known, np.inf])
+        return bool(np.isclose(factors.ravel()[:, np.newaxis], near, 1e-4, 0).any(1).all())
+
+    if are_all(STRIDES) and factors.max() >= 8 or sizes and are_all(sizes):
+        return "input"
+    shares = {part / size for size in sizes for part in (1, *STRIDES) if part < size}
+    return "unit" if are_all(shares) and factors.max() < 0.5 else ""
+
+
 def is_one(tensor: str, scope: Scope) -> bool:
     """Whether a tensor is the constant 1."""
-    node = scope.nodes.get(tensor.partition(":")[0])
-    if node is None or node.op != "Const":
+    if not is_constant(tensor, scope):
         return False
-    return bool((tensorflow().make_ndarray(node.attr["value"].tensor) == 1).all())
+    value = scope.nodes[tensor.partition(":")[0]].attr["value"].tensor
+    return bool((tensorflow().make_ndarray(value) == 1).all())
+
+
+def is_constant(tensor: str, scope: Scope) -> bool:
+    node = scope.nodes.get(tensor.partition(":")[0])
+    return node is not None and node.op == "Const"
+
+
+def read_fields(message: bytes) -> dict[int, list[bytes]]:
+    """The length-delimited fields of a protobuf message by number, whatever its type."""
+    # protobuf comes, and is imported, with TensorFlow
+    from google.protobuf import (
+        empty_pb2,
+        unknown_fields,
+    )
+
+    found: dict[int, list[bytes]] = {}
+    for unknown in unknown_fields.UnknownFieldSet(empty_pb2.Empty.FromString(message)):
+        if unknown.wire_type == 2:
+            found.setdefault(unknown.field_number, []).append(unknown.data)
+    return found
+
+
+def read_tag_sets(path: Path) -> list[list[str]]:
+    """The tags of each graph in a saved_model.pb; empty where that cannot be read.
+
+    Without TensorFlow, whose import takes seconds: SavedModel.meta_graphs is field 2, there
+    meta_info_def 1, there tags 4.
+    """
+    # protobuf comes, and is imported, with TensorFlow
+    from google.protobuf.message import DecodeError
+
+    try:
+        graphs = read_fields(path.read_bytes()).get(2, [])
+        infos = [read_fields(read_fields(graph).get(1, [b""])[0]) for graph in graphs]
+        return [[tag.decode() for tag in info.get(4, [])] for info in infos]
+    except (OSError, ValueError, DecodeError):
+        return []
 
 
 def read_signatures(folder: Path, tags: Sequence[str] = ("serve",)) -> dict[str, Signature]:
@@ -4380,17 +4774,14 @@ class Workers:
         self._lock = threading.Lock()
         self._after: Callable[[], Any] | None = None  # the last job, when the threads end
 
-    def run(self, function: Callable, *arguments: Any, trace: Trace | None = None) -> Any:
+    def run(self, function: Callable, *arguments: Any, trace: Trace = UNTRACED) -> Any:
         """Run a function when a thread is free.
 
         ServingError at the deadline of `trace`; what waits then never runs.
         """
-        if trace is None:
-            return self.submit(function, *arguments).result()
         future = self.submit(function, *arguments, wanted=lambda: not trace.has_left())
-        limited = trace.deadline < float("inf")
         try:
-            return future.result(max(0.0, trace.remaining()) if limited else None)
+            return future.result(trace.timeout())
         except CancelledError:
             raise ServingError("The client has left", "CANCELLED") from None
         except FutureTimeoutError:
@@ -4572,19 +4963,26 @@ Steps = Iterator[Sequence[Future]]  # work that is done bit by bit: what each ne
 class Lease:
     """A version and its servable, kept from being freed within a `with`."""
 
-    __slots__ = ("manager", "wanted", "servable")
+    __slots__ = ("manager", "wanted", "trace", "servable")
 
-    def __init__(self, manager: "ModelManager", *wanted: Any):
-        self.manager, self.wanted = manager, wanted
+    def __init__(
+        self,
+        manager: "ModelManager",
+        model: str,
+        version: int | None,
+        label: str | None,
+        trace: Trace,
+    ):
+        self.manager, self.wanted, self.trace = manager, (model, version, label), trace
 
     def __enter__(self) -> tuple[int, Servable]:
-        number, servable = self.manager.find(*self.wanted)
+        number, servable = self.manager.find(*self.wanted, self.trace)
         while not servable.acquire():
             # retired between the look and the lease: the table has a newer one
-            number, servable = self.manager.find(*self.wanted)
+            number, servable = self.manager.find(*self.wanted, self.trace)
         self.servable = servable
-        if (trace := getattr(CURRENT, "trace", None)) is not None and not trace.model:
-            trace.model, trace.version = self.wanted[0], str(number)
+        if not self.trace.model:
+            self.trace.model, self.trace.version = self.wanted[0], str(number)
         return number, servable
 
     def __exit__(self, *error: Any) -> None:
@@ -4659,17 +5057,25 @@ class ModelManager:
 
     # --- readers --------------------------------------------------------------------------------
 
-    def lease(self, model: str, version: int | None = None, label: str | None = None) -> "Lease":
+    def lease(
+        self,
+        model: str,
+        version: int | None = None,
+        label: str | None = None,
+        trace: Trace = UNTRACED,
+    ) -> Lease:
         """Yield a version and its servable: the version named, the labelled one or the highest.
 
         Raises NotFound or BadRequest.
         """
-        return Lease(self, model, version, label)
+        return Lease(self, model, version, label, trace)
 
-    def find(self, model: str, version: int | None, label: str | None) -> tuple[int, Servable]:
+    def find(
+        self, model: str, version: int | None, label: str | None, trace: Trace = UNTRACED
+    ) -> tuple[int, Servable]:
         """What `lease` would yield, not leased."""
         if model not in self.available and model in self._tried:
-            self.await_load(model)
+            self.await_load(model, trace)
         available = self.available.get(model)
         versions = available.versions if available else {}
         if self.config.is_pipeline(model):  # those have neither versions nor labels
@@ -4687,16 +5093,15 @@ class ModelManager:
             raise NotFound(f"Servable not found for request: Specific({model}, {version})")
         return version, versions[version]
 
-    def await_load(self, model: str) -> None:
+    def await_load(self, model: str, trace: Trace) -> None:
         """Wait until a model's first load is over; ServingError UNAVAILABLE when that takes too
         long.
 
         A request waits for up to `load_wait_seconds`; a call from Python holds no client up, and
         waits as long as it takes.
         """
-        tried, trace = self._tried[model], getattr(CURRENT, "trace", None)
-        CURRENT.waited = True
-        if trace is not None:
+        tried, trace.waited = self._tried[model], True
+        if trace.deadline < math.inf:
             patience = min(self.config.server.load_wait_seconds, trace.remaining())
             if not tried.wait(patience):
                 raise ServingError(f"Model {model} is still loading", "UNAVAILABLE")
@@ -4922,7 +5327,7 @@ class ModelManager:
         if outcome.config_read:
             self._text = text
             try:
-                config = load_config(self.path, text)
+                config = load_config(self.path, text, type(self.config))
                 self.prepared = self._prepare(config)
                 self.config = config
                 self._expect_models()
@@ -5114,11 +5519,13 @@ class ModelManager:
             visit.fail(".base_path", error.message, error)
             return None
         if folders.get(1) == Path(model.base_path):
-            text = f"note: {model.name}: base_path is a SavedModel itself, served as version 1"
+            kind = "SavedModel" if Path(model.base_path).is_dir() else "model's file"
+            text = f"note: {model.name}: base_path is a {kind} itself, served as version 1"
             self._say_once(logging.INFO, text)
         if choose_versions(model.model_version_policy, folders):
             return folders
-        reason = f"its policy picks none of the numbered folders {sorted(folders)}"
+        hint = "" if folders else explain_no_versions(model.base_path)
+        reason = f"its policy picks none of the numbered folders {sorted(folders)}{hint}"
         self._absent[model.name] = f"no version to serve: {reason}"
         text = f"{model.name}: no version to serve: {reason} in {model.base_path}"
         self._say_once(logging.WARNING, text)
@@ -5327,7 +5734,11 @@ def signature_name(body: Any, method: str = "") -> str:
 
 
 def predict(
-    servable: Servable, name: str, body: dict[str, Any], wanted: Sequence[str] = ()
+    servable: Servable,
+    name: str,
+    body: dict[str, Any],
+    wanted: Sequence[str] = (),
+    trace: Trace = UNTRACED,
 ) -> dict[str, Any]:
     """Answer a predict request: `predictions` for `instances` (rows),
     `outputs` for `inputs` (columns); of `wanted` outputs only.
@@ -5346,15 +5757,15 @@ def predict(
             "keys to exist "
         )
     if wanted:
-        signature = choose_outputs(signature, wanted)
+        signature = select_outputs(signature, wanted)
     if "inputs" in body:
         columns = decode_columns(signature, body["inputs"])
         require_writable(signature)
-        return {"outputs": encode_columns(signature, servable.run(name, columns))}
+        return {"outputs": encode_columns(signature, servable.run(name, columns, trace))}
     if "instances" in body:
         rows = decode_rows(signature, body["instances"])
         require_writable(signature)
-        return {"predictions": encode_rows(signature, servable.run(name, rows))}
+        return {"predictions": encode_rows(signature, servable.run(name, rows, trace))}
     raise BadRequest("Missing 'inputs' or 'instances' key")
 
 
@@ -5369,7 +5780,7 @@ def require_writable(signature: Signature) -> None:
             raise BadRequest(f"Failed to write JSON value for tensor type: {spec.type_name}")
 
 
-def choose_outputs(signature: Signature, wanted: Sequence[str]) -> Signature:
+def select_outputs(signature: Signature, wanted: Sequence[str]) -> Signature:
     """The signature with some of its outputs, in its own order.
 
     Raises BadRequest for names it does not have.
@@ -5478,7 +5889,7 @@ def stack_rows(rows: list, spec: TensorSpec, key: str) -> np.ndarray:
     return np.stack(tensors)
 
 
-def present(spec: TensorSpec, array: np.ndarray) -> Any:
+def present_output(spec: TensorSpec, array: np.ndarray) -> Any:
     """An output as the answer holds it: itself, or base64 objects when it is
     binary by its name (`..._bytes`).
     """
@@ -5491,7 +5902,7 @@ def present(spec: TensorSpec, array: np.ndarray) -> Any:
 
 
 def encode_columns(signature: Signature, outputs: Mapping[str, np.ndarray]) -> Any:
-    values = {name: present(spec, outputs[name]) for name, spec in signature.outputs.items()}
+    values = {name: present_output(spec, outputs[name]) for name, spec in signature.outputs.items()}
     return values if len(values) > 1 else next(iter(values.values()))
 
 
@@ -5508,7 +5919,7 @@ def encode_rows(signature: Signature, outputs: Mapping[str, np.ndarray]) -> Any:
             raise BadRequest(
                 f"Tensor name: {name} has inconsistent batch size: {len(output)} expecting: {rows}"
             )
-    values = {name: present(spec, outputs[name]) for name, spec in signature.outputs.items()}
+    values = {name: present_output(spec, outputs[name]) for name, spec in signature.outputs.items()}
     if len(values) == 1:
         return next(iter(values.values()))
     return [dict(zip(values, row)) for row in zip(*values.values())]
@@ -5520,7 +5931,8 @@ def encode_rows(signature: Signature, outputs: Mapping[str, np.ndarray]) -> Any:
 def decode_examples(body: dict[str, Any]) -> list[dict[str, tuple[str, list]]]:
     """Read `examples` with the `context` merged in.
 
-    Where both define a feature the example wins, as in TensorFlow.
+    A feature of the context must not be in an example (TensorFlow Serving's REST API, "Classify
+    and Regress API").
     """
     context = decode_features(body["context"]) if "context" in body else {}
     if "examples" not in body:
@@ -5532,7 +5944,11 @@ def decode_examples(body: dict[str, Any]) -> list[dict[str, tuple[str, list]]]:
         raise BadRequest(f"{show(body)} Expecting 'examples' value to be an list/array")
     if not examples:
         raise BadRequest(f"{show(body)} 'examples' value is an empty array")
-    return [context | decode_features(example) for example in examples]
+    decoded = [decode_features(example) for example in examples]
+    for index, example in enumerate(decoded):
+        if twice := sorted(context.keys() & example.keys()):
+            raise BadRequest(f"Feature '{twice[0]}' of 'context' is in example {index} as well")
+    return [context | example for example in decoded]
 
 
 def decode_features(example: Any) -> dict[str, tuple[str, list]]:
@@ -5569,7 +5985,7 @@ def decode_feature(name: str, value: Any) -> tuple[str, Any]:
     if isinstance(value, str | bytes):
         return "bytes", value if isinstance(value, bytes) else encode_text(value)
     if isinstance(value, dict) and is_base64(value):
-        return "bytes", decode_base64(value)
+        return "bytes", decode_b64(value)
     raise BadRequest(f"Feature: {name} has element with unexpected JSON type: {type_of(value)}")
 
 
@@ -5579,7 +5995,11 @@ def require(holds: bool, text: str) -> None:
 
 
 def run_examples(
-    servable: Servable, name: str, examples: list, check: Callable[[Signature, str], None]
+    servable: Servable,
+    name: str,
+    examples: list,
+    check: Callable[[Signature, str], None],
+    trace: Trace,
 ) -> dict[str, np.ndarray]:
     """Run a classify or regress signature on serialized examples, its structure checked first."""
     signature = servable.signatures.get(name)
@@ -5589,7 +6009,7 @@ def run_examples(
     check(
         signature, f"inputs: {', '.join(signature.inputs)}; outputs: {', '.join(signature.outputs)}"
     )
-    return servable.run(name, {"inputs": serialize_examples(examples)})
+    return servable.run(name, {"inputs": serialize_examples(examples)}, trace)
 
 
 def serialize_examples(examples: Sequence[Mapping[str, tuple[str, list]]]) -> np.ndarray:
@@ -5615,14 +6035,16 @@ def shape_text(array: np.ndarray) -> str:
     return str(list(array.shape)).replace(" ", "")
 
 
-def classify(servable: Servable, name: str, examples: list) -> dict[str, Any]:
+def classify(
+    servable: Servable, name: str, examples: list, trace: Trace = UNTRACED
+) -> dict[str, Any]:
     """Answer a classify request: for each example its [label, score] pairs,
     under `results` and `result`.
     """
-    outputs = run_examples(servable, name, examples, check_classification)
+    outputs = run_examples(servable, name, examples, check_classification, trace)
     specs = servable.signatures[name].outputs
     shapes = [
-        check_classes(outputs[output], specs[output], dtype, len(examples))
+        check_class_tensor(outputs[output], specs[output], dtype, len(examples))
         for output, dtype in (("classes", "DT_STRING"), ("scores", "DT_FLOAT"))
         if output in outputs
     ]
@@ -5650,7 +6072,9 @@ def check_classification(signature: Signature, text: str) -> None:
     )
 
 
-def check_classes(array: np.ndarray, spec: TensorSpec, dtype: str, count: int) -> tuple[int, ...]:
+def check_class_tensor(
+    array: np.ndarray, spec: TensorSpec, dtype: str, count: int
+) -> tuple[int, ...]:
     """Refuse classes or scores of another form than [examples, classes]; returns their shape."""
     rank = f"Expected Tensor shape: [batch_size num_classes] but got {shape_text(array)}"
     require(array.ndim == 2, rank)
@@ -5660,7 +6084,9 @@ def check_classes(array: np.ndarray, spec: TensorSpec, dtype: str, count: int) -
     return array.shape
 
 
-def regress(servable: Servable, name: str, examples: list) -> dict[str, Any]:
+def regress(
+    servable: Servable, name: str, examples: list, trace: Trace = UNTRACED
+) -> dict[str, Any]:
     """Answer a regress request: one value for each example, float32 [N],
     under `results` and `result`.
     """
@@ -5672,7 +6098,7 @@ def regress(servable: Servable, name: str, examples: list) -> dict[str, Any]:
             "outputs" in signature.outputs, f"No regression outputs found in SignatureDef: {text}"
         )
 
-    values = run_examples(servable, name, examples, check)["outputs"]
+    values = run_examples(servable, name, examples, check, trace)["outputs"]
     dtype = servable.signatures[name].outputs["outputs"].dtype
     require(
         values.ndim == 1 or values.ndim == 2 and values.shape[1] == 1,
@@ -5890,7 +6316,7 @@ class ReadyDeployment:
         return routines.ImageModel(
             {name: (spec.dtype, spec.shape) for name, spec in signature.inputs.items()},
             {
-                name: (spec.dtype, spec.shape, spec.made_by)
+                name: (spec.dtype, spec.shape, spec.made_by, spec.scale)
                 for name, spec in signature.outputs.items()
             },
             labels=labels,
@@ -5901,6 +6327,7 @@ class ReadyDeployment:
             operations=signature.operations,
             boxes=given,
             classes_from=config.classes_from,
+            planes=config.planes,
             activation=config.activation,
             threshold=config.threshold,
             top_k=config.top_k,
@@ -5982,12 +6409,37 @@ def read_routine(item: Any, kinds: Mapping[str, type], path: str) -> Any:
                 else f"expected one of: {', '.join(sorted(kinds))}"
             ),
         )
-    beside = {key: argument for key, argument in item.items() if key not in ("name", "arguments")}
-    given = {} if item.get("arguments") is None else item["arguments"]
-    if not isinstance(given, dict):
-        raise ConfigError(f"{path}.arguments", f"expected an object, got {json_kind(given)}")
+    given = read_arguments(item, kind, path)
     with errors_only(f"routine {item['name'][:60]}"):
-        return parse_fields(kind, {**beside, **given}, f"{path}.arguments")
+        return parse_fields(kind, given, f"{path}.arguments")
+
+
+def read_arguments(item: Mapping[str, Any], kind: type, path: str) -> dict[str, Any]:
+    """A routine's arguments by name: under `arguments` or `kwargs`, beside the name, or, in the
+    order that they are declared in, as `args`.
+    """
+    given: dict[str, Any] = {
+        key: value
+        for key, value in item.items()
+        if key not in ("name", "arguments", "kwargs", "args")
+    }
+    for key in ("kwargs", "arguments"):
+        value = {} if item.get(key) is None else item[key]
+        if not isinstance(value, dict):
+            raise ConfigError(f"{path}.{key}", f"expected an object, got {json_kind(value)}")
+        given |= value
+    ordered = [] if item.get("args") is None else item["args"]
+    names = [field.name for field in dataclasses.fields(kind)]
+    if not isinstance(ordered, list):
+        raise ConfigError(f"{path}.args", f"expected a list, got {json_kind(ordered)}")
+    if len(ordered) > len(names):
+        raise ConfigError(
+            f"{path}.args", f"{kind.__name__} has {len(names)} arguments, got {len(ordered)}"
+        )
+    found = dict(zip(names, ordered))
+    if twice := sorted(found.keys() & given.keys()):
+        raise ConfigError(f"{path}.args", f"'{twice[0]}' is given by name as well")
+    return found | given
 
 
 def find_deployment(server: "ModelServer", deployment: str | None = None) -> ReadyDeployment:
@@ -6041,54 +6493,77 @@ def routine_errors() -> Iterator[None]:
         raise BadRequest(f"routines: {error}") from None
 
 
-def predict_image(
+def answer_pictures(
     server: "ModelServer",
     image: "np.ndarray | list[np.ndarray]",
     deployment: str | None,
     chain: Any,
     form: str,
     allowance: Allowance,
+    trace: Trace,
+    warn: Callable[[str], None] = lambda text: None,
     which: Mapping[str, Any] = types.MappingProxyType({}),
 ) -> Any:
     """What a deployment sees in a picture, or in each of several; see ModelServer.predict_image.
 
-    `which` is a `version` or a `version_label` to ask in place of the deployment's own.
+    `warn` is told what a drawn picture cannot hold: the warnings of routines. `which` is a
+    `version` or a `version_label` to ask in place of the deployment's own.
     """
-    ready = find_deployment(server, deployment)
-    try:
-        own = read_chain(chain, server.prepared.routines)
-    except ConfigError as error:
-        raise BadRequest(error.message) from None
-    with lease(server, choose_asked(server, ready.config, which)) as (version, servable):
+    ready, own = find_deployment(server, deployment), asked_chain(server, chain)
+    images = image if isinstance(image, list) else [image]
+    with lease(server, ask_version(server, ready.config, which), trace) as (version, servable):
         try:
             model = ready.model_of(servable)
         except ValueError as error:
             raise refusal_of(ready, error) from None
-        images = image if isinstance(image, list) else [image]
         views = [show_view(server, model, each, allowance) for each in images]
         allowance.take(routines.tile_bytes((*ready.chain, *own)))
+        origin = {"deployment": ready.config.id, "model": ready.config.model, "version": version}
         seen = annotate(
             ready,
             model,
-            functools.partial(servable.run, "serving_default"),
+            functools.partial(servable.run, "serving_default", trace=trace),
             views,
             own,
             allowance,
-            {"deployment": ready.config.id, "model": ready.config.model, "version": version},
+            trace,
+            origin,
             functools.partial(tell_extensions, server, ready),
         )
-    present = functools.partial(routines.present, labels=model.labels, form=form)
-    answers = [present(tensors, view.drawn) for tensors, view in zip(seen, views)]
+    answers = present_all(seen, views, model, form, warn)
     return {"results": answers} if isinstance(image, list) else answers[0]
 
 
-def choose_asked(server: "ModelServer", deployment: Any, which: Mapping[str, Any]) -> Any:
-    """A deployment with the version that a request names itself, which is NotFound if not there."""
+def asked_chain(server: "ModelServer", chain: Any) -> list[Any]:
+    """The routines of a request; raises BadRequest."""
+    try:
+        return read_chain(chain, server.prepared.routines)
+    except ConfigError as error:
+        raise BadRequest(error.message) from None
+
+
+def ask_version(
+    server: "ModelServer", deployment: Deployment, which: Mapping[str, Any]
+) -> Deployment:
+    """A deployment with the version that a request names; raises NotFound and BadRequest."""
     if not which:
         return deployment
     asked = dataclasses.replace(deployment, **which)
     server.start().manager.find(asked.model, asked.version, asked.version_label)
     return asked
+
+
+def present_all(
+    seen: Sequence[Any], views: Sequence["View"], model: Any, form: str, warn: Callable
+) -> list[Any]:
+    """The answer for each of some pictures."""
+    for tensors in seen:
+        for text in tensors.get("answer", {}).get("warnings", []):
+            warn(text)
+    return [
+        routines.present(tensors, view.drawn, model.labels, form)
+        for tensors, view in zip(seen, views)
+    ]
 
 
 def refusal_of(ready: ReadyDeployment, error: ValueError) -> ServingError:
@@ -6122,14 +6597,16 @@ def tell_extensions(server: "ModelServer", ready: ReadyDeployment, *seen: Any) -
 
 
 @contextlib.contextmanager
-def lease(server: "ModelServer", deployment: Any) -> Iterator[tuple[int, Any]]:
+def lease(
+    server: "ModelServer", deployment: Any, trace: Trace = UNTRACED
+) -> Iterator[tuple[int, Any]]:
     """Lease a deployment's version.
 
     ServingError UNAVAILABLE, with the reason, when it is not there.
     """
     where = deployment.model, deployment.version, deployment.version_label
     try:
-        server.start().manager.find(*where)
+        server.start().manager.find(*where, trace)
     except (NotFound, BadRequest) as error:
         states = server.manager.states().get(deployment.model, {})
         reason = next(
@@ -6140,7 +6617,7 @@ def lease(server: "ModelServer", deployment: Any) -> Iterator[tuple[int, Any]]:
             f"Deployment '{deployment.id}' is not available: model '{deployment.model}': {reason}"
         )
         raise ServingError(text, "UNAVAILABLE") from None
-    with server.lease(*where) as leased:
+    with server.lease(*where, trace) as leased:
         yield leased
 
 
@@ -6151,6 +6628,7 @@ def annotate(
     views: Sequence[View],
     own: Sequence[Any],
     allowance: Allowance,
+    trace: Trace,
     origin: Mapping[str, Any],
     saw: Callable[..., None],
 ) -> list[Any]:
@@ -6174,8 +6652,7 @@ def annotate(
         saw(view.drawn, tensors, origin)
     with routine_errors():
         found = [routines.run_after(own, tensors) for tensors in found]
-    if (trace := getattr(CURRENT, "trace", None)) is not None:
-        trace.routines = time.perf_counter() - start
+    trace.routines = time.perf_counter() - start
     return found
 
 
@@ -6212,13 +6689,14 @@ def unpack_value(
     limits: Any,
     dtypes: Mapping[str, np.dtype],
 ) -> Any:
-    specs = {name: spec for name, spec in signature.inputs.items() if takes_pixels(spec)}
+    found = {name: picture_input(spec) for name, spec in signature.inputs.items()}
+    specs = {name: signature.inputs[name] for name, shown in found.items() if shown is not None}
     if not specs:
         name, spec = next(iter(signature.inputs.items()))
-        shape = "of unknown rank" if spec.shape is None else [size or -1 for size in spec.shape]
         raise routines.ImageError(
-            f"input '{name}' takes no pictures: "
-            f"expected [-1, H, W, 3] or [-1, H, W, 1], it is {spec.type_name} {shape}"
+            f"input '{name}' takes no pictures: expected [-1, H, W, 3] or [-1, H, W, 1] or another "
+            "layout of pictures, of numbers that hold 0..255; "
+            f"it is {spec.type_name} {print_shape(spec.shape)}"
         )
 
     def visit(value: Any, change: Change) -> Any:
@@ -6236,17 +6714,39 @@ def unpack_value(
 
     # All of them, before the first is decoded.
     opened = visit(value, lambda leaf, spec: open_picture(leaf, limits))
-    pixels = visit(opened, lambda leaf, spec: to_pixels(leaf, spec, dtypes, limits))
-    return pixels if key == "instances" and isinstance(value, list) else as_batch(pixels)
+    pixels = visit(
+        opened,
+        lambda leaf, spec: fit_pixels(
+            leaf, found[spec.name], dtypes.get(spec.dtype, np.dtype(np.uint8)), limits
+        ),
+    )
+    return pixels if key == "instances" and isinstance(value, list) else as_batch(pixels, specs)
 
 
-def takes_pixels(spec: Any) -> bool:
-    """Whether a tensor can hold pictures: numbers [N, H, W, 3] or [N, H, W, 1]."""
-    return (
-        spec.dtype != "DT_STRING"
-        and spec.shape is not None
-        and len(spec.shape) == 4
-        and spec.shape[3] in (1, 3)
+def picture_input(spec: Any) -> Any:
+    """How a tensor takes pictures, pixels 0..255, by its shape alone as `/predict` reads it; None
+    where it takes none.
+
+    The dtype is left to `fit_pixels`.
+    """
+    if spec.shape is None or spec.dtype in ("DT_STRING", "DT_BOOL", "DT_INT8"):
+        return None
+    layout = "NHWC"
+    if len(spec.shape) != 4 or spec.shape[3] not in (1, 3):
+        try:
+            layout = routines.find_layout(spec.name, spec.shape, routines.InputOptions())
+        except ValueError:
+            return None
+    sizes = dict(zip(layout, spec.shape))
+    return routines.PictureInput(
+        spec.name,
+        "DT_UINT8",
+        len(layout),
+        joins=True,
+        layout=layout,
+        height=sizes["H"],
+        width=sizes["W"],
+        channels=routines.NORMAL[sizes.get("C", 1)],
     )
 
 
@@ -6268,32 +6768,30 @@ def open_picture(leaf: Any, limits: Any) -> Any:
     return routines.open_image(leaf, limits) if isinstance(leaf, bytes) else leaf
 
 
-def to_pixels(leaf: Any, spec: Any, dtypes: Mapping[str, np.dtype], limits: Any) -> Any:
-    """A picture as pixels 0..255 [H, W, C] of a tensor's dtype, resized where its size is fixed."""
+def fit_pixels(leaf: Any, shown: Any, dtype: np.dtype, limits: Any) -> Any:
+    """A picture as pixels 0..255 of a tensor's layout and dtype, of its size if that is fixed."""
     if not isinstance(leaf, routines.Image.Image):
         return leaf
-    image = routines.unpack_image(leaf, limits)
-    _, height, width, channels = spec.shape
-    height, width = height or image.shape[0], width or image.shape[1]
-    dtype = dtypes.get(spec.dtype, np.dtype(np.uint8))
+    image = routines.unpack_image(leaf, dataclasses.replace(limits, alpha=shown.takes_alpha))
+    height, width = shown.height or image.shape[0], shown.width or image.shape[1]
     resized = 0 if image.shape[:2] == (height, width) else 3
     # In the tensor's dtype it is made here, and once more when rows are joined.
+    channels = routines.CHANNELS[shown.channels]
     limits.allow(height * width * (resized + 2 * channels * dtype.itemsize))
-    image = routines.resize(image, width, height)
-    if channels == 1:
-        image = routines.Grayscale()(image)[:, :, :1]
-    return image.astype(dtype)
+    pixels, _ = shown.show(image)
+    return (pixels[0] if shown.layout.startswith("N") else pixels).astype(dtype)
 
 
-def as_batch(value: Any) -> Any:
+def as_batch(value: Any, specs: Mapping[str, Any]) -> Any:
     """Give a lone picture, [H, W, C], the batch dimension that a column of `inputs` has."""
     if isinstance(value, dict):
-        return {name: as_row(item) for name, item in value.items()}
-    return as_row(value)
+        return {name: as_row(item, specs.get(name)) for name, item in value.items()}
+    return as_row(value, next(iter(specs.values())))
 
 
-def as_row(value: Any) -> Any:
-    return value[np.newaxis] if isinstance(value, np.ndarray) and value.ndim == 3 else value
+def as_row(value: Any, spec: Any) -> Any:
+    is_lone = spec and isinstance(value, np.ndarray) and value.ndim == len(spec.shape) - 1
+    return value[np.newaxis] if is_lone else value
 
 
 # ==================================================================================================
@@ -6345,8 +6843,11 @@ class ModelServer:
         path = Path(source) if isinstance(source, str | os.PathLike) else None
         if text is None:
             text = read_file(path) if path else b""  # once: what is remembered is what was parsed
-        config = load_config(source, text if path else None)
         self.extensions = tuple(installed() if extensions is None else extensions)
+        config = load_config(source, text if path else None, config_kind(self.extensions))
+        # What extensions do around each request, without those that do nothing.
+        self.begins = [e.begin for e in self.extensions if e.begin is not nothing]
+        self.observers = [e.observe for e in self.extensions if e.observe is not nothing]
         self.folder = path.absolute().parent if path else Path.cwd()  # of the config's modules
         self.key = secrets.token_urlsafe(24)
         # What outlives a config, by kind and name: handlers that are imported.
@@ -6408,7 +6909,7 @@ class ModelServer:
                 e.declare(self, path, function, methods, envelope) for e in self.extensions
             )
             if made is None:
-                raise NotFound("This needs serving_extensions/handlers.py beside serving.py")
+                raise NotFound(tell_missing("sections", "handlers").capitalize())
             self.endpoints[path] = made
             self.manager.prepare_again()
             return function
@@ -6446,56 +6947,62 @@ class ModelServer:
         label: str | None = None,
         outputs: Sequence[str] = (),
         allowance: Allowance | None = None,
+        trace: Trace = UNTRACED,
     ) -> dict[str, Any]:
         """Answer TensorFlow Serving's predict body: `{"instances": ...}` -> `{"predictions": ...}`,
         `inputs` -> `outputs`.
 
         Arrays may stand wherever the body has numbers; answers are arrays in the model's dtype,
         strings bytes; `outputs` names those to answer, all by default. Raises BadRequest, NotFound,
-        and ServingError with the code of an error in the graph. `allowance` is the request's;
-        without one, the call has its own.
+        and ServingError with the code of an error in the graph. `allowance` and `trace` are the
+        request's that this is part of; without an allowance, the call has its own.
         """
         name = signature_name(body)
-        lease = self.lease(model, version, label)
+        lease = self.lease(model, version, label, trace)
         with use_allowance(self, allowance) as own, lease as (_, servable):
             signature = servable.signatures.get(name)
             strings = signature is None or has_strings(signature)  # those take bytes as they are
             if not strings and holds_bytes(body.get("instances", body.get("inputs"))):
                 limits = image_limits(self.config, own.take)
                 body = unpack_pictures(signature, body, limits, NUMPY_DTYPES)
-            return predict(servable, name, body, outputs)
+            return predict(servable, name, body, outputs, trace)
 
     def classify(
-        self, model: str, body: Any, version: int | None = None, label: str | None = None
+        self,
+        model: str,
+        body: Any,
+        version: int | None = None,
+        label: str | None = None,
+        trace: Trace = UNTRACED,
     ) -> dict[str, Any]:
         """Answer a classify body, `{"examples": [{feature: value}]}`:
         `{"results": [[[label, score], ...], ...]}`.
         """
-        return self._run_examples("classify", model, body, version, label)
+        name, examples = signature_name(body), decode_examples(body)
+        with self.lease(model, version, label, trace) as (_, servable):
+            return classify(servable, name, examples, trace)
 
     def regress(
-        self, model: str, body: Any, version: int | None = None, label: str | None = None
+        self,
+        model: str,
+        body: Any,
+        version: int | None = None,
+        label: str | None = None,
+        trace: Trace = UNTRACED,
     ) -> dict[str, Any]:
         """Answer a regress body, `{"examples": [{feature: value}]}`: `{"results": float32 [N]}`."""
-        return self._run_examples("regress", model, body, version, label)
-
-    def _run_examples(
-        self, verb: str, model: str, body: Any, version: int | None, label: str | None
-    ) -> dict[str, Any]:
-        name = signature_name(body)
-        examples = decode_examples(body)
-        answer = {"classify": classify, "regress": regress}[verb]
-        with self.lease(model, version, label) as (_, servable):
-            return answer(servable, name, examples)
+        name, examples = signature_name(body), decode_examples(body)
+        with self.lease(model, version, label, trace) as (_, servable):
+            return regress(servable, name, examples, trace)
 
     def lease(
-        self, model: str, version: int | None, label: str | None
+        self, model: str, version: int | None, label: str | None, trace: Trace = UNTRACED
     ) -> contextlib.AbstractContextManager[tuple[int, Servable]]:
         """Yield a version and its servable, the version named, the labelled one or the highest.
 
         Raises NotFound or BadRequest.
         """
-        return self.start().manager.lease(model, version, label)
+        return self.start().manager.lease(model, version, label, trace)
 
     def models(self) -> list[dict[str, Any]]:
         """Name and version states of each configured model."""
@@ -6511,6 +7018,7 @@ class ModelServer:
         deployment: str | None = None,
         routines: Sequence[Mapping[str, Any]] = (),
         form: str = "json",
+        trace: Trace = UNTRACED,
     ) -> Any:
         """Answer what a deployment sees in a picture: `{"predictions": [...]}` and what routines
         add.
@@ -6527,7 +7035,7 @@ class ModelServer:
             several = isinstance(image, list | tuple)
             read = [read_picture(each, limits) for each in (image if several else [image])]
             pictures = read if several else read[0]
-            return predict_image(self, pictures, deployment, routines, form, allowance)
+            return answer_pictures(self, pictures, deployment, routines, form, allowance, trace)
 
     def identify(self, headers: Any, reached: Iterable[str] | None) -> Caller:
         """Who calls, by the key in a request's headers, if it is for one of the deployments
@@ -6568,10 +7076,14 @@ class ModelServer:
         return {model: describe_states(states) for model, states in self.manager.states().items()}
 
     def metadata(
-        self, model: str, version: int | None = None, label: str | None = None
+        self,
+        model: str,
+        version: int | None = None,
+        label: str | None = None,
+        trace: Trace = UNTRACED,
     ) -> dict[str, Any]:
         """A version's signatures, in TensorFlow Serving's casing and in OpenVINO Model Server's."""
-        with self.lease(model, version, label) as (number, servable):
+        with self.lease(model, version, label, trace) as (number, servable):
             return {
                 "model_spec": {"name": model, "signature_name": "", "version": str(number)},
                 "modelSpec": {"name": model, "signatureName": "", "version": str(number)},
@@ -6722,7 +7234,7 @@ def compare(
 def compare_named(now: Any, wanted: Any, section: str, name: str) -> dict[str, Any]:
     """As `compare`, of a section of a config whose entries have a `name`; options by name alone."""
     before, after = (
-        {getattr(entry, name): entry for entry in getattr(config, section)}
+        {getattr(entry, name): entry for entry in getattr(config, section, ())}
         for config in (now, wanted)
     )
     return compare(before, after, changed_fields)
@@ -6846,7 +7358,7 @@ def prepare(server: ModelServer, config: Config) -> Prepared:
 
     Raises ConfigError for what it names that is missing or wrong.
     """
-    refuse_unread(config, {extension.name for extension in server.extensions})
+    refuse_unread(config, server.extensions)
     kinds, families = prepare_routines(server, config)
     deployments = {
         deployment.id: prepare_deployment(deployment, f"$.deployments[{index}]", kinds, families)
@@ -6895,23 +7407,31 @@ def no_limit(name: str, calls: int, period: str) -> None:
     """Count no call: no key of the config has a quota."""
 
 
-def refuse_unread(config: Config, there: Collection[str]) -> None:
+def refuse_unread(config: Config, extensions: Iterable[Extension]) -> None:
     """Raise ConfigError for a section of the config that nobody here reads,
     with the file that would.
     """
-    wanted = [("$." + key, *home) for key, home in HOMES.items() if getattr(config, key)]
     if isinstance(routines, Missing) and config.deployments:
         raise ConfigError("$.deployments", "this needs routines.py beside serving.py")
-    for index, deployment in enumerate(config.deployments):
-        if deployment.active_learning:
-            place = f"$.deployments[{index}].active_learning"
-            wanted.append((place, "active_learning", "serving_extensions/active_learning.py"))
-    for index, key in enumerate(config.auth.keys):
-        if key.quota:
-            wanted.append((f"$.auth.keys[{index}].quota", "quotas", "serving_extensions/quotas.py"))
-    for path, name, file in wanted:
-        if name not in there:
-            raise ConfigError(path, f"this needs {file} beside serving.py")
+    read = {section for extension in extensions for section in extension.sections}
+    for home in HOMES:
+        for section in set(home.sections) - read:
+            for path in find_given(config, section.split(".")):
+                raise ConfigError(path, home.tell())
+
+
+def find_given(value: Any, names: Sequence[str], path: str = "$") -> Iterator[str]:
+    """The JSON paths of what a config gives of a section: `auth`, `keys[]`, `quota`."""
+    if not names:
+        yield from [path] if value else []
+        return
+    name, is_array = names[0].removesuffix("[]"), names[0].endswith("[]")
+    inner, path = getattr(value, name), f"{path}.{name}"
+    items = (
+        [(f"{path}[{i}]", item) for i, item in enumerate(inner)] if is_array else [(path, inner)]
+    )
+    for place, item in items:
+        yield from find_given(item, names[1:], place)
 
 
 def refresh_others(
@@ -6950,14 +7470,6 @@ def describe_states(states: Mapping[int, VersionState]) -> dict[str, Any]:
 Source = str | os.PathLike | Mapping | Config | ModelServer
 
 
-def hub_handler(function: Callable) -> Callable:
-    """Mark a function as in CellStrat's Hub API: its URL answers in their envelope,
-    `{"statusCode": 200, "body": {"output": ...}}`.
-    """
-    function.hub = True  # type: ignore[attr-defined]
-    return function
-
-
 def as_server(source: Source) -> ModelServer:
     """What came to the door, as a ModelServer."""
     return source if isinstance(source, ModelServer) else ModelServer(source)
@@ -6978,14 +7490,16 @@ class Reply:
     status: int = 200
     content_type: str = "application/json"
     headers: tuple[tuple[str, str], ...] = ()
+    stream: Iterable[bytes] | None = None  # in place of the body, of a length that nobody knows
 
     def with_headers(self, *headers: tuple[str, str]) -> "Reply":
-        return Reply(self.body, self.status, self.content_type, self.headers + headers)
+        more = self.headers + headers
+        return Reply(self.body, self.status, self.content_type, more, self.stream)
 
     def head(self) -> list[tuple[str, str]]:
         """The headers as they are sent; a status that has no body has no length."""
         headers = [("Content-Type", self.content_type), *self.headers]
-        if self.status != HTTPStatus.NO_CONTENT:
+        if self.status != HTTPStatus.NO_CONTENT and self.stream is None:
             headers.append(("Content-Length", str(len(self.body))))
         return headers
 
@@ -7017,9 +7531,10 @@ class Call:
         self.request_id = request_id_of(environ.get("HTTP_X_REQUEST_ID"))
         self.caller = Caller()
         self.allowance: Any = None  # of what the body unpacks to; while it is answered
-        channel = getattr(environ.get("waitress.client_disconnected"), "__self__", None)
-        has_left = channel.check_client_disconnected if channel else lambda: False
-        self.trace = Trace(getattr(channel, "queued", None), has_left)
+        self.turn: Turn = environ.get("serving.turn") or Turn()
+        has_left = environ.get("waitress.client_disconnected", stays)
+        self.trace = Trace(self.turn.queued, has_left)
+        self.trace.by_page = "HTTP_X_SERVING_PAGE" in environ
 
     def header(self, name: str) -> str:
         """A header's value; empty where there is none."""
@@ -7109,18 +7624,62 @@ def body_of(site: Request) -> bytes:
     return data
 
 
-def to_reply(error: BaseException, call: Call, shape: str) -> Reply:
-    """Answer an error, in the `shape` of its URL: the one place that turns errors into HTTP.
+@dataclass(frozen=True)
+class Envelope:
+    """How the JSON at a URL is wrapped: what a handler gets and returns, and what errors say.
+
+    `error(text, status, request_id)` is the whole body of an error. `unwrap(body)` is what a
+    handler is called with, and may raise BadRequest; `wrap(result)` is what is answered for it.
+    """
+
+    error: Callable[[str, int, str], Any]
+    unwrap: Callable[[Any], Any] = lambda body: body
+    wrap: Callable[[Any], Any] = lambda result: result
+
+
+def tell_in_full(text: str, status: int, request_id: str) -> dict[str, Any]:
+    """An error's body as Datature's: with its status by name."""
+    known = HTTPStatus(min(status, 500)) if status in list(HTTPStatus) else None
+    name = known.phrase.title().replace(" ", "") if known else "Error"
+    return {"error": text, "status": name, "code": status, "request_id": request_id}
+
+
+BARE = Envelope(lambda text, status, request_id: {"error": text})  # TensorFlow Serving's
+FULL = Envelope(tell_in_full)
+HUB = Envelope(  # CellStrat's
+    error=lambda text, status, request_id: {
+        "statusCode": status,
+        "body": {"error": text, "request_id": request_id},
+    },
+    wrap=lambda result: {"statusCode": 200, "body": {"output": result}},
+)
+
+
+def enveloped(envelope: Envelope) -> Callable[[Callable], Callable]:
+    """Mark a function: its URL answers in this envelope, unless the config names another."""
+
+    def mark(function: Callable) -> Callable:
+        function.envelope = envelope  # type: ignore[attr-defined]
+        return function
+
+    return mark
+
+
+hub_handler = enveloped(HUB)
+
+
+def to_reply(error: BaseException, call: Call, envelope: Envelope) -> Reply:
+    """Answer an error, in the envelope of its URL: the one place that turns errors into HTTP.
 
     What is unexpected stays in the log. Raises nothing, whatever somebody's own error holds.
     """
     try:
-        return tell_error(error, call, shape)
+        return tell_error(error, call, envelope)
     except Exception as failed:
-        return tell_unexpected(failed, call, shape)
+        return tell_unexpected(failed, call, FULL)
 
 
-def tell_error(error: BaseException, call: Call, shape: str) -> Reply:
+def tell_error(error: BaseException, call: Call, envelope: Envelope) -> Reply:
     headers: Mapping[str, str] = {}
     if isinstance(error, MemoryError):
         logger.error(
@@ -7143,20 +7702,20 @@ def tell_error(error: BaseException, call: Call, shape: str) -> Reply:
             return dataclasses.replace(replied, headers=sendable(replied.headers))
         text, status = error.description or error.name, error.code or 500
     else:
-        return tell_unexpected(error, call, shape)
+        return tell_unexpected(error, call, envelope)
     if not isinstance(text, str):
         raise TypeError(f"the text of {type(error).__name__} is {type(text).__name__}")
     text = text.encode("utf-8", "replace").decode()  # it may quote what is no text
     status = status if 400 <= status <= 599 else 500
-    body = spell_error(text, status, call.request_id, shape)
+    body = envelope.error(text, status, call.request_id)
     return reply(body, status).with_headers(*sendable(headers.items()))
 
 
-def tell_unexpected(error: BaseException, call: Call, shape: str) -> Reply:
+def tell_unexpected(error: BaseException, call: Call, envelope: Envelope) -> Reply:
     """Answer what nobody has foreseen: the reason is in the log alone."""
     logger.error("%s: %s %s failed", call.request_id, call.method, call.path, exc_info=error)
     text = f"Internal server error: the server's log has the reason, at request {call.request_id}"
-    return reply(spell_error(text, 500, call.request_id, shape), 500)
+    return reply(envelope.error(text, 500, call.request_id), 500)
 
 
 HEADER = re.compile(r"[\w!#$%&'*+.^`|~-]+", re.ASCII)
@@ -7201,19 +7760,6 @@ def is_operators(error: BaseException) -> bool:
     return isinstance(error, KeyboardInterrupt) and in_main
 
 
-def spell_error(text: str, status: int, request_id: str, shape: str) -> dict[str, Any]:
-    """An error's body: `bare` as TensorFlow Serving's, `full` as Datature's,
-    `hub` in CellStrat's envelope.
-    """
-    if shape == "hub":
-        return {"statusCode": status, "body": {"error": text, "request_id": request_id}}
-    if shape == "bare":
-        return {"error": text}
-    known = HTTPStatus(min(status, 500)) if status in list(HTTPStatus) else None
-    name = known.phrase.title().replace(" ", "") if known else "Error"
-    return {"error": text, "status": name, "code": status, "request_id": request_id}
-
-
 def from_response(response: Any) -> Reply:
     """A response of Werkzeug's as a reply."""
     headers = [
@@ -7249,7 +7795,7 @@ def view_infer(
 ) -> Reply:
     body = read_body(server, call)
     if verb != "predict":
-        return reply(getattr(server, verb)(model, parse_json(body), version, label))
+        return reply(getattr(server, verb)(model, parse_json(body), version, label, call.trace))
     wanted: list[str] = []
     if call.environ.get("QUERY_STRING"):
         wanted = [name for value in call.arguments.get("outputs", ()) for name in value.split(",")]
@@ -7260,6 +7806,7 @@ def view_infer(
         label=label,
         outputs=wanted,
         allowance=call.allowance,
+        trace=call.trace,
     )
     if is_plain_predict(call, body):
         return reply(infer(parse_json(body)))
@@ -7309,9 +7856,59 @@ def is_plain_predict(call: Call, body: bytes) -> bool:
     )
 
 
-def read_image(server: ModelServer, call: Call) -> tuple[np.ndarray | list[np.ndarray], Any]:
+NO_BODY = (
+    "the body is empty: expected the bytes of a picture (Content-Type: image/jpeg), a form "
+    "(multipart/form-data) with a file, or JSON such as "
+    '{"image_type": "base64", "data": "..."}'
+)
+
+
+SAMPLE = re.compile(r"sample:(?P<name>.+)|\{\{\s*(?P<braced>[^{}]+?)\s*\}\}")
+SAMPLE_FILES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
+MOST_SAMPLES = 24
+
+
+def list_samples(server: ModelServer, deployment: Deployment) -> list[Path]:
+    """The pictures in `samples` beside a deployment's model's versions."""
+    models = server.config.models
+    base = next((one.base_path for one in models if one.name == deployment.model), None)
+    files = sorted(Path(base).glob("samples/*")) if base else []
+    return [path for path in files if path.suffix.lower() in SAMPLE_FILES][:MOST_SAMPLES]
+
+
+def with_samples(server: ModelServer, deployment: Deployment, body: Any) -> Any:
+    """A request whose `data` names samples, `sample:0.jpg` or `{{0}}`, with those pictures.
+
+    Raises BadRequest for a name that no sample has.
+    """
+    data = body.get("data") if isinstance(body, dict) else None
+    named = data if isinstance(data, list) else [data]
+    if not any(isinstance(one, str) and SAMPLE.fullmatch(one) for one in named):
+        return body
+    files = list_samples(server, deployment)
+    found = []
+    for one in named:
+        match = SAMPLE.fullmatch(one) if isinstance(one, str) else None
+        if match is None:
+            raise BadRequest("data: expected names of samples, or none: they go with no others")
+        name = match["name"] or match["braced"]
+        path = next((path for path in files if name in (path.name, path.stem)), None)
+        if path is None:
+            there = ", ".join(path.name for path in files) or "none"
+            raise BadRequest(f"data: there is no sample '{name[:60]}'; there are: {there}")
+        found.append(base64.b64encode(path.read_bytes()).decode())
+    return {
+        **body,
+        "image_type": "base64",
+        "data": found if isinstance(data, list) else found[0],
+    }
+
+
+def read_image(
+    server: ModelServer, call: Call, deployment: Deployment
+) -> tuple[np.ndarray | list[np.ndarray], Any]:
     """The picture, or a list of several, and the routines of a /predict request: JSON, multipart,
-    or the picture or .npy array itself.
+    or the picture or .npy array itself; JSON may name a sample of the deployment's.
     """
     with image_errors():
         frame = routines.read_frame(call.argument("frame") or None)
@@ -7321,9 +7918,11 @@ def read_image(server: ModelServer, call: Call) -> tuple[np.ndarray | list[np.nd
         if call.mimetype == "multipart/form-data":
             return read_form(call, limits, most)
         body = read_body(server, call, most)
+        if not body.strip():
+            raise routines.ImageError(NO_BODY)
         if routines.reader_of(body, call.mimetype) or not MAY_BE_JSON.match(body):
             return routines.read_bytes(body, limits, call.mimetype), read_query_routines(call)
-        return routines.read_request(parse_json(body), limits)
+        return routines.read_request(with_samples(server, deployment, parse_json(body)), limits)
 
 
 def read_form(call: Call, limits: Any, most: int) -> tuple[np.ndarray | list[np.ndarray], Any]:
@@ -7399,7 +7998,7 @@ def read_which(call: Call) -> dict[str, Any]:
 def view_predict_image(server: ModelServer, call: Call, deployment: str | None = None) -> Reply:
     ready = find_deployment(server, deployment)
     call.trace.deployment = ready.config.id
-    image, chain = read_image(server, call)
+    image, chain = read_image(server, call, ready.config)
     accepted = parse_accept_header(call.header("Accept"), MIMEAccept)
     # the first: Java's client names image/jpeg among others, unasked
     wanted = next(iter(accepted.values()), "")
@@ -7408,21 +8007,43 @@ def view_predict_image(server: ModelServer, call: Call, deployment: str | None =
         raise BadRequest(f"format: expected json, coco, png or jpeg, got '{form[:40]}'")
     if isinstance(image, list) and form in DRAWN.values():
         raise BadRequest(f"format: expected json or coco for several pictures, got {form}")
-    which = read_which(call)
-    answer = predict_image(server, image, ready.config.id, chain, form, call.allowance, which)
-    replied = (
-        Reply(answer, content_type=f"image/{form}") if isinstance(answer, bytes) else reply(answer)
+    warnings: list[str] = []
+    answer = answer_pictures(
+        server,
+        image,
+        ready.config.id,
+        chain,
+        form,
+        call.allowance,
+        call.trace,
+        warnings.append,
+        read_which(call),
     )
+    if isinstance(answer, bytes):
+        replied = Reply(answer, content_type=f"image/{form}").with_headers(*told_in_head(warnings))
+    else:
+        replied = reply(answer)
     if ready.config.version_tag:
         replied = replied.with_headers(("X-Version-Tag", ready.config.version_tag))
     return replied
+
+
+MOST_HEADER = 4000  # letters of one; proxies take 8,000 for all of them
+
+
+def told_in_head(warnings: Sequence[str]) -> list[tuple[str, str]]:
+    """The warnings beside a drawn picture: a JSON list in ASCII, those of it that fit."""
+    kept = list(warnings)
+    while kept and len(json.dumps(kept)) > MOST_HEADER:
+        kept.pop()
+    return [("X-Warnings", json.dumps(kept))] if kept else []
 
 
 def view_classes(server: ModelServer, call: Call, deployment: str | None = None) -> Reply:
     ready = find_deployment(server, deployment)
     labels = ready.labels
     if ready.config.label_map is None:
-        with lease(server, ready.config) as (_, servable):
+        with lease(server, ready.config, call.trace) as (_, servable):
             labels = ready.labels_in(servable.opened and servable.opened.folder)
     return reply(
         {str(number): {"id": number, "name": name} for number, name in sorted(labels.items())}
@@ -7446,7 +8067,7 @@ def view_metadata(
     version: int | None = None,
     label: str | None = None,
 ) -> Reply:
-    return reply(server.metadata(model, version, label))
+    return reply(server.metadata(model, version, label, call.trace))
 
 
 def view_models(server: ModelServer, call: Call) -> Reply:
@@ -7524,6 +8145,7 @@ class Route:
     doc: str = ""  # what it answers, for the OpenAPI document
     lists: bool = False
     line: str = ""
+    infers: bool = False  # it runs a model or a handler: what /stats draws
 
     @functools.cached_property
     def pattern(self) -> re.Pattern:
@@ -7539,6 +8161,7 @@ class Route:
 OWN_KEYS = ("own", "admin")  # guards of what only who has a key of the config may call
 KEYED = ("key", *OWN_KEYS)
 PARTS = re.compile(r"(\{\w+\}|'\w+'|[\[\]()|])")  # of a route's URL
+BRACES = re.compile(r"\{(\w+)\}")
 VERBS = ("predict", "classify", "regress")
 PLACEHOLDERS = {"version": "[0-9]+", "verb": f"(?-i:{'|'.join(VERBS)})", "rest": r"[\s\S]*?"}
 GROUPS = {"[": "(?:", "]": ")?", "(": "(?:", ")": ")", "|": "|"}
@@ -7575,7 +8198,7 @@ WHICH = "[/versions/{version}|/labels/{label}]"
 MODEL = "(/v1/models/{model}|/model-serving/{alias})" + WHICH
 
 ROUTES: tuple[Route, ...] = (  # the first match answers
-    route("POST", MODEL + ":{verb}", view_infer, "shared", "What a model answers"),
+    route("POST", MODEL + ":{verb}", view_infer, "shared", "What a model answers", infers=True),
     route("GET", MODEL + "/'metadata'", view_metadata, "shared", "A version's signatures"),
     route(
         "GET",
@@ -7631,9 +8254,25 @@ ROUTES: tuple[Route, ...] = (  # the first match answers
         "Everything that is configured is there",
         line="health",
     ),
-    route("POST", "[/{deployment}]/predict", view_predict_image, "key", "Annotations of a picture"),
+    route(
+        "POST",
+        "[/{deployment}]/predict",
+        view_predict_image,
+        "key",
+        "Annotations of a picture",
+        infers=True,
+    ),
     route("GET", "[/{deployment}]/classes", view_classes, "key", "The label map of a deployment"),
 )
+
+
+def url_of(view: Callable[..., Reply], rows: Iterable[Route] = ROUTES, **names: str) -> str:
+    """The shortest URL of a view below the mount, with what stands in braces filled in."""
+    ways = [url for row in rows if row.view is view for url in spellings(row.url)]
+    fitting = [url for url in ways if set(BRACES.findall(url)) == set(names)]
+    return BRACES.sub(lambda name: quote(names[name[1]], safe=""), min(fitting, key=len))
+
+
 # Below these all is the server's own: what is none of the table's is answered as TensorFlow Serving
 # answers what it does not know.
 OWN = ("/v1/{rest}", "/V1/{rest}", "/model-serving/{rest}")
@@ -7695,13 +8334,13 @@ def path_of(uri: str) -> str:
 
 class Found(typing.NamedTuple):
     """What a URL selects: a row of the table, its view's arguments,
-    and the `shape` of its errors.
+    and how its errors are written.
     """
 
     route: Route
     arguments: dict[str, Any]
     name: str  # in metrics
-    shape: str  # bare: TensorFlow Serving's; full: Datature's as well; hub: CellStrat's envelope
+    envelope: Envelope
     deployment: str = ""  # the id that stands in the URL in a model's place
 
 
@@ -7726,7 +8365,7 @@ def match_route(extensions: tuple[Extension, ...], method: str, path: str) -> Fo
         if "version" in arguments:
             arguments["version"] = read_version(arguments["version"])
         name = arguments.get("verb") or route.name
-        return Found(route, arguments, name, "full" if route.guard in KEYED else "bare")
+        return Found(route, arguments, name, FULL if route.guard in KEYED else BARE)
     return None
 
 
@@ -7777,10 +8416,6 @@ def find_known(server: ModelServer, method: str, path: str) -> Found | None:
     return first(extension.find(server, method, path) for extension in server.extensions)
 
 
-# What serving_extensions/console.py answers.
-PAGES = {"/console", "/console/", "/deployments", "/metrics", "/openapi.json", "/stats"}
-
-
 def find_view(server: ModelServer, method: str, path: str) -> Found:
     """What a method and an undecoded path select; raises BadRequest for no match."""
     if (known := find_known(server, method, path)) is not None:
@@ -7794,9 +8429,17 @@ def find_view(server: ModelServer, method: str, path: str) -> Found:
         allow = {"Allow": ", ".join(method for route in others for method in route.methods)}
         text = f"Method {method} is not allowed here: {path[:200]}"
         raise ServingError(text, "INVALID_ARGUMENT", HTTPStatus.METHOD_NOT_ALLOWED, allow)
-    if path in PAGES and "console" not in server.state:
-        raise NotFound("This needs serving_extensions/console.py beside serving.py")
+    if path in missing_urls(server.extensions):
+        raise NotFound(tell_missing("urls", path).capitalize())
     raise BadRequest(f"Malformed request: {method} {path}")
+
+
+@functools.cache
+def missing_urls(extensions: tuple[Extension, ...]) -> list[str]:
+    """The URLs that files beside this one would answer, and that none of the table's rows does."""
+    rows = routes_of(extensions)
+    urls = [url for home in HOMES for url in home.urls]
+    return [url for url in urls if not any(row.pattern.fullmatch(url) for row in rows)]
 
 
 def use_deployment(server: ModelServer, alias: str, **others: Any) -> dict[str, Any]:
@@ -7915,41 +8558,54 @@ def answer_call(door: Door, call: Call, found: Found | None = None) -> Reply:
 
     With a request id, CORS headers, and a log line.
     """
-    server, trace, shape, route = door.server, call.trace, "bare", ""
+    server, trace, envelope, route = door.server, call.trace, BARE, ""
     call.allowance = server.allowance()
-    for extension in server.extensions:
-        extension.begin(server)
-    CURRENT.trace = trace
+    for begin in server.begins:
+        begin(server)
     try:
         trace.limit(
             server.config.server.timeout_seconds, call.environ.get("HTTP_X_REQUEST_TIMEOUT")
         )
+        if "HTTP_TRACEPARENT" in call.environ:
+            trace.parent = read_parent(call)
         if call.method == "OPTIONS":
             replied = preflight(server, call)
         else:
             found = found or find_view(server, call.method, call.path)
-            shape, route, trace.deployment = found.shape, found.name, found.deployment
+            envelope, route, trace.infers = found.envelope, found.name, found.route.infers
+            trace.deployment = found.deployment
             call.caller = authorize(door, call, found)
             replied = found.route.view(server, call, **found.arguments)
         replied = dress(server, call, replied)
     except BaseException as error:  # a site's own check, or a view, may also end with sys.exit
         if is_operators(error):
             raise
-        replied = dress(server, call, to_reply(error, call, shape))
+        replied = dress(server, call, to_reply(error, call, envelope))
     finally:
-        end_trace(trace)
+        call.turn.waited = trace.waited
         call.allowance.close()
     line = request_line(call, route, replied)
-    for extension in server.extensions:
-        extension.observe(server, trace, line, replied)
+    for observe in server.observers:
+        observe(server, trace, line, replied)
     logger.info(REQUEST_LINE, line)
     return replied
 
 
+TRACEPARENT = re.compile("00-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}", re.ASCII)
+
+
+def read_parent(call: Call) -> tuple[str, str]:
+    """A request's traceparent and tracestate; empty where they are none (W3C Trace Context)."""
+    parent = call.header("traceparent").strip()
+    return (parent, call.header("tracestate")) if TRACEPARENT.fullmatch(parent) else ("", "")
+
+
 def request_line(call: Call, route: str, replied: Reply) -> dict[str, Any]:
     """What the log says of a request."""
+    parent = call.trace.parent[0]
     return {
         "request_id": call.request_id,
+        **({"trace_id": parent.split("-")[1]} if parent else {}),
         "key": call.caller.name,
         "method": call.method,
         "path": call.path,
@@ -7963,13 +8619,6 @@ def request_line(call: Call, route: str, replied: Reply) -> dict[str, Any]:
     }
 
 
-def end_trace(trace: Trace) -> None:
-    """The request is this thread's no more; whether it waited for a model, its line will ask."""
-    CURRENT.trace = None
-    if trace.waited:
-        CURRENT.waited = True
-
-
 REQUEST_LINE = (
     "%(request_id)s %(key)s %(method)s %(path)s %(status)d %(ms)s ms model=%(model)s "
     "version=%(version)s rows=%(rows)d batch=%(batch)d"
@@ -7977,23 +8626,51 @@ REQUEST_LINE = (
 
 
 def dress(server: ModelServer, call: Call, replied: Reply) -> Reply:
-    """A reply as it goes out: compressed where the client takes that,
-    with its id and its CORS headers.
+    """A reply as it goes out: compressed where the client takes that, with its id, with what its
+    time went into, and with its CORS headers.
     """
     vary: list[str] = []
     if len(replied.body) >= server.config.server.gzip_min_bytes:
         replied = compress(call, replied, vary)
-    headers = [("X-Request-Id", call.request_id)]
+    for more in server.dressers:
+        replied = replied.with_headers(*more(server, call, replied))
+    headers = [("X-Request-Id", call.request_id), ("Server-Timing", tell_times(call.trace))]
     if origins := server.config.server.cors_origins:
         vary.append("Origin")
         origin = call.header("Origin")
         if origin and (origin in origins or "*" in origins):
             headers.append(("Access-Control-Allow-Origin", origin))
+            headers.append(("Access-Control-Expose-Headers", exposed(replied)))
+            headers.append(("Timing-Allow-Origin", origin))
     if vary:
         headers.append(("Vary", ", ".join(vary)))
-    for more in server.dressers:
-        headers += more(server, call, replied)
     return replied.with_headers(*headers)
+
+
+def exposed(replied: Reply) -> str:
+    """The names of an answer's headers, for pages of other origins: all that are written."""
+    names = dict.fromkeys(["Server-Timing", "X-Request-Id", *(name for name, _ in replied.headers)])
+    return ", ".join(names)
+
+
+# What most answers say, spelled at once: formatting costs more than all else here.
+PLAIN_TIMES = "queue;dur=%.3f, decode;dur=%.3f, inference;dur=%.3f, encode;dur=%.3f, total;dur=%.3f"
+
+
+def tell_times(trace: Trace) -> str:
+    """What the time of a request went into until now, in milliseconds, of the parts that there
+    were, and the total: a Server-Timing header (https://www.w3.org/TR/server-timing/).
+    """
+    now = time.perf_counter()
+    trace.spent = queued, decoding, inference, routines, encoding = trace.measure(now)
+    total = 1e3 * (now - (trace.queued or trace.start))
+    if queued > 0 and inference > 0 and routines == 0 and not trace.nodes:
+        times = 1e3 * queued, 1e3 * decoding, 1e3 * inference, 1e3 * encoding, total
+        return PLAIN_TIMES % times
+    parts = [f"{name};dur={1e3 * s:.3f}" for name, s in zip(PHASES, trace.spent) if s > 0]
+    for name, seconds in trace.nodes.items():
+        parts.append(f'node;desc="{quote(name, safe="")}";dur={1e3 * seconds:.3f}')
+    return ", ".join([*parts, f"total;dur={total:.3f}"])
 
 
 # Answers that are worth it; pictures are packed already.
@@ -8015,20 +8692,29 @@ def compress(call: Call, replied: Reply, vary: list[str]) -> Reply:
     return dataclasses.replace(replied, body=packed).with_headers(("Content-Encoding", "gzip"))
 
 
+# Headers of requests that are read here, which pages of other origins may send.
+READ_HEADERS = (
+    "Authorization, x-api-key, Content-Type, Content-Encoding, Accept, If-Match, X-Request-Id, "
+    "X-Request-Timeout, X-Serving-Page, X-Tensor-Dtype, X-Tensor-Shape, "
+    "Inference-Header-Content-Length, traceparent, tracestate"
+)
+
+
 def preflight(server: ModelServer, call: Call) -> Reply:
-    """Answer OPTIONS, which browsers send without a key; TensorFlow Serving wants an Origin."""
-    if not re.search("https?://", call.header("Origin")):
-        raise BadRequest("OPTIONS needs an Origin header with http:// or https://")
+    """Answer OPTIONS, which browsers send without a key; TensorFlow Serving wants an Origin.
+
+    Of `null` (a page from a file, a sandboxed frame) and of apps (`capacitor://localhost`,
+    `tauri://localhost`, `chrome-extension://...`) as well, where the config lets them in.
+    """
     if not server.config.server.cors_origins:
+        if not re.search("https?://", call.header("Origin")):
+            raise BadRequest("OPTIONS needs an Origin header with http:// or https://")
         return Reply()
     return Reply(
         headers=(
-            ("Access-Control-Allow-Methods", "GET, POST, OPTIONS"),
+            ("Access-Control-Allow-Methods", "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"),
             ("Access-Control-Max-Age", "600"),
-            (
-                "Access-Control-Allow-Headers",
-                "Authorization, x-api-key, Content-Type, Content-Encoding",
-            ),
+            ("Access-Control-Allow-Headers", READ_HEADERS),
         )
     )
 
@@ -8098,8 +8784,10 @@ def status_line(status: int) -> str:
 
 def send(
     replied: Reply, environ: Mapping[str, Any], start_response: Callable[..., Any]
-) -> list[bytes]:
+) -> Iterable[bytes]:
     start_response(status_line(replied.status), replied.head())
+    if replied.stream is not None:
+        return replied.stream
     return [] if environ["REQUEST_METHOD"] == "HEAD" or not replied.body else [replied.body]
 
 
@@ -8124,7 +8812,8 @@ def make_view(door: Door, rule: str) -> Callable[..., Response]:
 
 
 def to_response(replied: Reply) -> Response:
-    return Response(replied.body, replied.status, replied.head())
+    body = replied.body if replied.stream is None else replied.stream
+    return Response(body, replied.status, replied.head())
 
 
 def list_urls(server: ModelServer) -> list[str]:
@@ -8174,7 +8863,7 @@ def rules_of(extensions: tuple[Extension, ...]) -> tuple[str, ...]:
     urls = [url for row in routes_of(extensions) for url in spellings(row.url)]
     below = tuple(own.partition("{")[0] for own in OWN)
     alone = [url for url in urls if not url.startswith(below)]
-    rules = [re.sub(r"\{(\w+)\}", r"<serving_\1>", url) for url in (*alone, *PAGES)]
+    rules = [BRACES.sub(r"<serving_\1>", url) for url in (*alone, *missing_urls(extensions))]
     # Any of one name: a page of the site's at the very same URL comes before it.
     rules = [re.sub(r"^/([^/<]+)", r"/<any('\1'):serving_root>", rule) for rule in rules]
     own = [url.replace("{rest}", REST) for url in OWN]
@@ -8223,7 +8912,7 @@ def create_app(
 
     @app.errorhandler(HTTPException)
     def unknown(error: HTTPException) -> Response:
-        listed = f"{request.script_root}/v1/models"
+        listed = f"{request.script_root}{url_of(view_models)}"
         text = (
             f"{error.name}: {request.method} {request.script_root}{request.path}. The models "
             f"are listed at {listed}"
@@ -8247,7 +8936,7 @@ def create_app(
 LOG_LINE = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 # characters; what has room for more takes 4096 bytes without waiting (Linux's and macOS's PIPE_BUF,
 # or more)
-PIECE = 1000
+PRINTED_CHARACTERS = 1000
 
 
 class PatientHandler(logging.StreamHandler):
@@ -8290,11 +8979,11 @@ class PatientHandler(logging.StreamHandler):
                     f"({self.dropped} lines of the log were dropped here: nobody read them)\n{text}"
                 )
                 self.dropped = 0
-            for start in range(0, len(text), PIECE):
+            for start in range(0, len(text), PRINTED_CHARACTERS):
                 if not self.takes_more():
                     self.dropped += 1
                     return
-                self.stream.write(text[start : start + PIECE])
+                self.stream.write(text[start : start + PRINTED_CHARACTERS])
                 self.stream.flush()
         except Exception:  # as all of logging's own handlers do
             self.handleError(record)
@@ -8465,6 +9154,13 @@ OPTIONS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
         },
     ),
     (
+        ("--init-hub",),
+        {
+            "metavar": "DIR",
+            "help": "the same in the layout of CellStrat's Hub API, then exit",
+        },
+    ),
+    (
         ("--export",),
         {
             "nargs": 2,
@@ -8506,7 +9202,7 @@ OPTIONS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
 HOST, PORT = "127.0.0.1", 8501  # where nobody says otherwise
 
 
-def build_parser(extensions: Iterable[Extension] = ()) -> argparse.ArgumentParser:
+def build_parser(extensions: Sequence[Extension] = ()) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "serving",
         description="Serve TensorFlow SavedModels over REST.",
@@ -8518,7 +9214,7 @@ def build_parser(extensions: Iterable[Extension] = ()) -> argparse.ArgumentParse
         parser.add_argument(*names, **told)
     known = parser.parse_args([])
     for name, command in commands(extensions).items():
-        if not hasattr(known, name):
+        if not hasattr(known, name.replace("-", "_")):
             parser.add_argument(f"--{name}", metavar="VALUE", help=inspect.getdoc(command))
     parser.set_defaults(
         host=os.environ.get("SERVING_HOST", HOST),
@@ -8623,6 +9319,9 @@ def listen(server: ModelServer, app: Callable[..., Any], host: str, port: int) -
         "outbuf_high_watermark": 64 << 20,
         "channel_request_lookahead": 1,
     }
+    if options.trusted_proxy:
+        adjustments["trusted_proxy"] = options.trusted_proxy
+        adjustments["trusted_proxy_headers"] = "x-forwarded-proto x-forwarded-host"
     found = first(extension.serve(server, app, adjustments) for extension in server.extensions)
     if found is not None:
         return found
@@ -8648,8 +9347,12 @@ def report(server: ModelServer, address: str, stop: threading.Event) -> None:
             print(f"  {model} version {version}: {state.state}{device}{error}")
     for name in server.readiness():
         print(f"  {name}: not available, the log says why")
-    status, reload = f"{address}/v1/models", f"curl -X POST {address}/v1/config/reload"
-    print(f"Status: {status}   Reload: {reload}   Ready: {address}/readyz", flush=True)
+    status, reload = url_of(view_models), url_of(view_reload)
+    print(
+        f"Status: {address}{status}   Reload: curl -X POST {address}{reload}   "
+        f"Ready: {address}{url_of(view_ready)}",
+        flush=True,
+    )
     for extension in server.extensions:
         extension.report(server, address)
 
@@ -8692,8 +9395,8 @@ def serve(
     # First: a taken port is known before any model is loaded.
     http = listen(server, lambda *call: app(*call), host, port)
     server.says_key = True
+    process.take_signals(stop)  # before a load begins, which a signal may find hanging
     app = create_app(server, eager=True)
-    process.take_signals(stop)
     address = f"http://{f'[{host}]' if ':' in host else host}:{http.port}"
     print(f"serving {__version__} on {address}, loading {server.manager.name}", flush=True)
     if host not in ("127.0.0.1", "localhost", "::1"):
@@ -8720,15 +9423,195 @@ def new_key(name: str) -> int:
     return 0
 
 
-def missing_command(source: Any, value: Any) -> int:
-    raise NotFound("This needs serving_extensions/ beside serving.py")
+# --- what is wrong with a config ----------------------------------------------------------------
 
 
-def commands(extensions: Iterable[Extension]) -> dict[str, Callable[[Any, Any], int]]:
-    """What the command line does besides serving, by option."""
-    known: dict[str, Callable[[Any, Any], int]] = dict.fromkeys(
-        ("init", "export", "check", "manifest", "deploy"), missing_command
+def check_config(extensions: Sequence[Extension], source: str | dict[str, Any], _: bool) -> int:
+    """Print what a config would serve and what is wrong with it, without loading anything."""
+    lines, problems = examine(ModelServer(source, extensions))
+    print("\n".join([*lines, *(f"wrong: {problem}" for problem in problems)]))
+    return 2 if problems else 0
+
+
+def examine(server: ModelServer) -> tuple[list[str], list[str]]:
+    """What a config would serve, a line each, and what is wrong with it and with its folders."""
+    config, prepared = server.config, server.prepared
+    lines, problems, served = check_models(config)
+    problems += [ready.problem for ready in prepared.deployments.values() if ready.problem]
+    problems += check_modules(config)
+    for extension in server.extensions:
+        more, wrong = extension.check(server)
+        lines += more
+        problems += wrong
+    lines += [
+        f"deployment {deployment.id}: model {deployment.model}, "
+        f"{len(prepared.deployments[deployment.id].labels)} classes"
+        for deployment in config.deployments
+    ]
+    problems += check_deployments(config, served)
+    return lines, problems + check_pictures(config, prepared, served)
+
+
+def check_models(
+    config: Config,
+) -> tuple[list[str], list[str], dict[str, list[int]]]:
+    """A line for each model, what is wrong with its folders,
+    and by name the versions to be served.
+    """
+    lines, problems = list[str](), list[str]()
+    served: dict[str, list[int]] = {}
+    names = [model.name for model in config.models]
+    for index, model in enumerate(config.models):
+        path = f"$.model_config_list[{index}].config"
+        earlier = names.index(model.name)
+        if earlier < index:
+            taken = f"is already taken by $.model_config_list[{earlier}].config"
+            problems.append(f"{path}.name: '{model.name}' {taken}")
+        if model.problem:
+            problems.append(f"{path}.{model.problem}")
+            continue
+        try:
+            folders = list_versions(model.base_path)
+        except LoadError as error:
+            problems.append(f"{path}.base_path: {error}: {model.base_path}")
+            continue
+        served[model.name] = versions = choose_versions(model.model_version_policy, folders)
+        numbers, devices = ", ".join(map(str, versions)) or "none", ", ".join(model.targets)
+        lines.append(f"{model.name}: version {numbers} on {devices} from {model.base_path}")
+        problems += check_versions(model, path, folders, versions)
+    return lines, problems, served
+
+
+def check_versions(
+    model: ModelConfig, path: str, folders: Mapping[int, Path], versions: list[int]
+) -> list[str]:
+    """What is wrong with the versions that a model's policy picks."""
+    problems = (
+        []
+        if versions
+        else [
+            f"{path}: no version folder that its policy picks in {model.base_path}"
+            + ("" if folders else explain_no_versions(model.base_path))
+        ]
     )
+    versions = [number for number in versions if find_model_file(folders[number]) is None]
+    problems += [
+        f"{path}: version {version} holds no saved_model.pb, or an empty one: {folders[version]}"
+        for version in versions
+        if not any(file.stat().st_size for file in folders[version].glob("saved_model.pb*"))
+    ]
+    for version in versions:
+        there = read_tag_sets(folders[version] / "saved_model.pb")
+        if there and set(model.tags) not in map(set, there):
+            problems.append(f"{path}.tags: version {version}: {explain_tags(there, model.tags)}")
+    return problems + [
+        f"{path}.version_labels.{label}: version {version} is not served"
+        for label, version in model.version_labels.items()
+        if version not in versions
+    ]
+
+
+def check_modules(config: Config) -> list[str]:
+    """Which modules of operations are not installed; nothing is imported."""
+    return [
+        f"$.import_modules[{index}]: {name}: no such module is installed"
+        for index, name in enumerate(config.import_modules)
+        if not is_installed(name)
+    ]
+
+
+def is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module.partition(".")[0]) is not None
+    except ValueError:  # no name of a module
+        return False
+
+
+def check_deployments(config: Config, served: Mapping[str, list[int]]) -> list[str]:
+    """What deployments name that is not there.
+
+    `served` has the versions of the models whose folders can be read.
+    """
+    models = {model.name: model for model in config.models}
+    problems: list[str] = []
+    for index, deployment in enumerate(config.deployments):
+        if deployment.model not in config.served_names:
+            problems.append(
+                f"$.deployments[{index}].model: no model is called '{deployment.model}'"
+            )
+        elif deployment.model in served:
+            problems += check_pin(
+                deployment,
+                f"$.deployments[{index}]",
+                served[deployment.model],
+                models[deployment.model],
+            )
+    return problems
+
+
+def check_pin(
+    deployment: Deployment, path: str, versions: list[int], model: ModelConfig
+) -> list[str]:
+    """What is wrong with the version, or its label, that a deployment pins."""
+    if deployment.version is not None and deployment.version not in versions:
+        return [
+            f"{path}.version: version {deployment.version} of {model.name} is not served; there "
+            f"are: {versions}"
+        ]
+    if (
+        deployment.version_label is not None
+        and deployment.version_label not in model.version_labels
+    ):
+        return [
+            f"{path}.version_label: {model.name} has no label '{deployment.version_label}'; "
+            f"there are: {sorted(model.version_labels)}"
+        ]
+    return []
+
+
+def check_pictures(
+    config: Config,
+    prepared: Prepared,
+    served: Mapping[str, list[int]],
+) -> list[str]:
+    """Which deployments' models take no pictures, or do not tell what their outputs are.
+
+    By their files alone: what of those cannot be read is told when they are loaded.
+    """
+    problems: list[str] = []
+    models = {model.name: model for model in config.models}
+    for ready in prepared.deployments.values():
+        name, pinned = ready.config.model, ready.config.version
+        if ready.problem or not served.get(name):
+            continue
+        label = models[name].version_labels.get(ready.config.version_label)
+        version = pinned if pinned is not None else label or max(served[name])
+        try:
+            folder = list_versions(models[name].base_path)[version]
+            found = read_signatures(folder, models[name].tags)
+        except Exception:  # no such version, or no file of a graph: told elsewhere
+            continue
+        try:
+            labels = ready.labels_in(folder)
+            ready.build_model(found.get("serving_default"), labels)
+        except ValueError as error:
+            problems += filter(None, [ready.tell(error)])
+    return problems
+
+
+# --- the command line ---------------------------------------------------------------------------
+
+
+def missing_command(name: str, source: Any, value: Any) -> int:
+    raise NotFound(tell_missing("commands", name).capitalize())
+
+
+def commands(extensions: Sequence[Extension]) -> dict[str, Callable[[Any, Any], int]]:
+    """What the command line does besides serving, by option."""
+    known: dict[str, Callable[[Any, Any], int]] = {
+        name: functools.partial(missing_command, name) for home in HOMES for name in home.commands
+    }
+    known["check"] = functools.partial(check_config, extensions)
     for extension in extensions:
         known |= extension.commands
     return known
@@ -8781,7 +9664,7 @@ def obey(
     if options.new_key:
         return new_key(options.new_key)
     for name, command in commands(extensions).items():
-        if value := getattr(options, name):
+        if value := getattr(options, name.replace("-", "_")):
             return command(source, (value, options.to) if name == "deploy" else value)
     server = ModelServer(
         source, poll_seconds=options.file_system_poll_wait_seconds, extensions=extensions

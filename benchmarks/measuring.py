@@ -1,18 +1,24 @@
-"""What counting and logging cost the fastest route: half_plus_two over HTTP with and without them,
-in turns.
+"""What counting, Server-Timing and the log cost the fastest route, half_plus_two.
 
     python benchmarks/measuring.py [seconds a round] [rounds]
 
-Prints requests a second of each, medians over the rounds, and the share that measuring costs.
+In turns, each round all ways: in process, through the WSGI door, and over HTTP with wrk, both by
+the processor's time, which neighbours change least; without wrk with a client in this process.
+Prints medians, and the median over the rounds of the share that each way costs.
 """
 
-import http.client
+import io
 import logging
+import re
+import shutil
 import socket
 import statistics
+import subprocess
 import sys
+import tempfile
 import threading
 import time
+from http.client import HTTPConnection
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -21,6 +27,11 @@ sys.path.insert(0, str(ROOT))
 import serving  # noqa: E402
 
 BODY = b'{"instances": [1.0, 2.0, 5.0]}'
+ANSWER = b'{"predictions":[2.5,3.0,4.5]}'
+PATH = "/v1/models/half_plus_two:predict"
+LUA = f"""wrk.method = "POST"
+wrk.body = '{BODY.decode()}'
+"""
 
 
 def start(server):
@@ -36,18 +47,73 @@ def start(server):
             time.sleep(0.05)
 
 
-def rate(port, seconds):
-    """Requests a second over one connection."""
-    connection, count, end = (
-        http.client.HTTPConnection("127.0.0.1", port),
-        0,
-        time.perf_counter() + seconds,
-    )
+def rate_in_process(door, seconds):
+    """Requests a second of the processor's time that this thread has."""
+    count, begun, now = 0, time.thread_time(), 0.0
+    while now - begun < seconds:
+        for _ in range(100):
+            environ = {
+                "REQUEST_METHOD": "POST",
+                "PATH_INFO": PATH,
+                "QUERY_STRING": "",
+                "CONTENT_LENGTH": str(len(BODY)),
+                "wsgi.input": io.BytesIO(BODY),
+            }
+            assert door(environ, lambda status, headers: None) == [ANSWER]
+        count, now = count + 100, time.thread_time()
+    return count / (now - begun)
+
+
+def rate_of_wrk(port, seconds, script):
+    """Requests a second of the processor's time that this process has, over one connection of
+    wrk's.
+    """
+    url = f"http://127.0.0.1:{port}{PATH}"
+    command = ["wrk", "-t1", "-c1", f"-d{max(1, round(seconds))}", "-s", script, url]
+    begun = time.process_time()
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "Non-2xx" not in told, told
+    return int(re.search(r"(\d+) requests in", told)[1]) / (time.process_time() - begun)
+
+
+def rate_of_client(port, seconds):
+    """Requests a second over one connection, by a client in this process."""
+    connection, count, end = HTTPConnection("127.0.0.1", port), 0, time.perf_counter() + seconds
     while time.perf_counter() < end:
-        connection.request("POST", "/v1/models/half_plus_two:predict", BODY)
-        assert connection.getresponse().read() == b'{"predictions":[2.5,3.0,4.5]}'
+        connection.request("POST", PATH, BODY)
+        assert connection.getresponse().read() == ANSWER
         count += 1
     return count / seconds
+
+
+def undressed(server, call, replied):
+    """What `serving.dress` did before it told what the time went into."""
+    return replied.with_headers(("X-Request-Id", call.request_id))
+
+
+def measure(name, rate, server, rounds):
+    """Rates of all ways, in turns."""
+    dressed, begins, observers = serving.dress, server.begins, server.observers
+    ways = {  # what is around a request, what dresses its reply, from which level on is logged
+        "all": (begins, observers, dressed, logging.INFO),
+        "counted and timed": (begins, observers, dressed, logging.WARNING),
+        "counted": (begins, observers, undressed, logging.WARNING),
+        "timed": ([], [], dressed, logging.WARNING),
+        "bare": ([], [], undressed, logging.WARNING),
+    }
+    found = {way: [] for way in ways}
+    for number in range(rounds):
+        order = list(ways) if number % 2 else list(ways)[::-1]
+        for way in order:
+            server.begins, server.observers, serving.dress, level = ways[way]
+            serving.logger.setLevel(level)
+            found[way].append(rate())
+    server.begins, server.observers, serving.dress = begins, observers, dressed
+    print(f"{name}, {rounds} rounds", flush=True)
+    for way, rates in found.items():
+        shares = [1 - own / bare for own, bare in zip(rates, found["bare"])]
+        share = 100 * statistics.median(shares)
+        print(f"  {way:18} {statistics.median(rates):7.0f}/s, costs {share:5.1f} %", flush=True)
 
 
 def main(seconds=1.0, rounds=15):
@@ -55,30 +121,17 @@ def main(seconds=1.0, rounds=15):
     model = {"name": "half_plus_two", "base_path": str(ROOT / "models/half_plus_two")}
     server = serving.ModelServer({"model_config_list": [{"config": model}]})
     server.wait()
-    port, metrics = start(server), server.state["metrics"]
-    rate(port, seconds)
-    found = {"measured": [], "counted alone": [], "bare": []}
-    ways = (
-        ("measured", metrics, logging.INFO),
-        ("counted alone", metrics, logging.WARNING),
-        ("bare", None, logging.WARNING),
-    )
-    for number in range(rounds):
-        for name, counted, level in ways:
-            server.state["metrics"] = counted
-            serving.logger.setLevel(level)
-            found[name].append(rate(port, seconds))
-        print(
-            f"round {number + 1} of {rounds}: "
-            + ", ".join(f"{name} {rates[-1]:.0f}/s" for name, rates in found.items()),
-            flush=True,
-        )
-    for name, rates in found.items():
-        shares = [1 - own / bare for own, bare in zip(rates, found["bare"])]
-        print(
-            f"{name}: {statistics.median(rates):.0f} requests/s, costs "
-            f"{100 * statistics.median(shares):.1f} %"
-        )
+    door = serving.create_app(server).wsgi_app
+    rate_in_process(door, 0.5)
+    measure("in process", lambda: rate_in_process(door, seconds / 2), server, rounds)
+    port = start(server)
+    with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
+        script.write(LUA)
+        script.flush()
+        if shutil.which("wrk"):
+            measure("wrk", lambda: rate_of_wrk(port, seconds, script.name), server, rounds)
+        else:
+            measure("HTTP", lambda: rate_of_client(port, seconds), server, rounds)
 
 
 if __name__ == "__main__":

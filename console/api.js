@@ -1,46 +1,45 @@
 // The server: its address, the key, questions and what went wrong with them.
 
 export const BASE = new URL("..", location.href.split("#")[0]);
-const HEADERS = { "X-Serving-Page": "1" }; // calls of the page itself are not counted among the clients'
+const HEADERS = {"X-Serving-Page": "1"}; // calls of the page itself are not counted among the clients'
 
 // A browser may keep nothing for a page in a frame: then the key lasts as long as the page.
 let own = null;
 const stores = () => [() => sessionStorage, () => localStorage].flatMap((store) => {
-  try {
-    return [store()];
-  } catch {
-    return [];
-  }
+	try {
+		return [store()];
+	} catch {
+		return [];
+	}
 });
 const NAME = `serving-key ${BASE.pathname}`;
 
 export const key = {
-  get: () => stores().map((store) => store.getItem(NAME)).find(Boolean) ?? own,
-  set(value, remember = false) {
-    key.forget();
-    own = value;
-    const [session, lasting] = stores();
-    (remember ? lasting : session)?.setItem(NAME, value);
-  },
-  forget() {
-    own = null;
-    for (const store of stores()) store.removeItem(NAME);
-  },
+	get: () => stores().map((store) => store.getItem(NAME)).find(Boolean) ?? own,
+	set(value, remember = false) {
+		key.forget();
+		own = value;
+		const [session, lasting] = stores();
+		(remember ? lasting : session)?.setItem(NAME, value);
+	},
+	forget() {
+		own = null;
+		for (const store of stores()) store.removeItem(NAME);
+	},
 };
 
-/** Take the key out of an address that the server has printed: `#key=...`. */
 export function takeKeyFromAddress() {
-  const found = /^#key=([^&]+)/.exec(location.hash);
-  if (!found) return;
-  key.set(decodeURIComponent(found[1]));
-  history.replaceState(null, "", location.pathname + location.search);
+	const found = /^#key=([^&]+)/.exec(location.hash);
+	if (!found) return;
+	key.set(decodeURIComponent(found[1]));
+	history.replaceState(null, "", location.pathname + location.search);
 }
 
-export class ServerError extends Error {
-  constructor(text, { status = 0, id = "", took = 0 } = {}) {
-    super(text);
-    Object.assign(this, { status, id, took });
-  }
+class ServerError extends Error {
+	constructor(text, {status = 0, id = "", took = 0} = {}) {
+		super(text);
+		Object.assign(this, {status, id, took});
+	}
 }
 
 let askForKey = async () => {};
@@ -50,69 +49,74 @@ export const whenKeyIsNeeded = (asks) => (askForKey = asks);
  * Ask the server. Throws a ServerError with its own words; a 401 asks the user for the key, and then
  * asks again. `page` says whether the question is the page's own, and not the user's call.
  */
-export async function ask(path, { page = true, headers = {}, ...options } = {}) {
-  const tried = key.get();
-  const sent = { ...(page ? HEADERS : {}), ...headers, ...(tried ? { Authorization: `Bearer ${tried}` } : {}) };
-  const began = performance.now();
-  const response = await fetch(new URL(path, BASE), { credentials: "same-origin", ...options, headers: sent }).catch((error) => {
-    if (error.name === "AbortError") throw error;
-    throw new ServerError("The server cannot be reached.");
-  });
-  if (response.ok) return response;
-  const error = await readError(response);
-  error.took = performance.now() - began;
-  if (response.status !== 401) throw error;
-  // An answer to a key that has since been replaced says nothing about the new one.
-  if (key.get() === tried && !(await askForKey(tried ? error.message : ""))) throw error;
-  return ask(path, { page, headers, ...options });
+export async function ask(path, {page = true, headers = {}, ...options} = {}) {
+	const tried = key.get();
+	const sent = {...(page ? HEADERS : {}), ...headers, ...(tried ? {Authorization: `Bearer ${tried}`} : {})};
+	const began = performance.now();
+	const response = await fetch(new URL(path, BASE), {credentials: "same-origin", ...options, headers: sent}).catch((error) => {
+		if (error.name === "AbortError") throw error;
+		throw new ServerError("The server cannot be reached.");
+	});
+	if (response.ok) return response;
+	const error = await readError(response);
+	error.took = performance.now() - began;
+	if (response.status !== 401) throw error;
+	// An answer to a key that has since been replaced says nothing about the new one.
+	if (key.get() === tried && !(await askForKey(tried ? error.message : ""))) throw error;
+	return ask(path, {page, headers, ...options});
 }
+
+/** Ask on the user's behalf with a JSON body. */
+export const post = (url, body, signal, page = false) => ask(url, {page, method: "POST", body, signal, headers: {"Content-Type": "application/json"}});
 
 export const askJson = async (path, options) => (await ask(path, options)).json();
 
 async function readError(response) {
-  const text = await response.text();
-  let said = text || `${response.status} ${response.statusText}`, id = response.headers.get("X-Request-Id") ?? "";
-  try {
-    const body = JSON.parse(text);
-    const error = body.error?.message ?? body.error ?? body.body?.error ?? text;
-    said = [typeof error === "string" ? error : JSON.stringify(error), ...(body.details ?? []).map((one) => (typeof one === "string" ? one : JSON.stringify(one)))].join("\n");
-    id = body.request_id ?? id;
-  } catch {
-    // no JSON: the text itself
-  }
-  return new ServerError(said, { status: response.status, id });
+	const text = await response.text();
+	let said = text || `${response.status} ${response.statusText}`, id = response.headers.get("X-Request-Id") ?? "";
+	try {
+		const body = JSON.parse(text);
+		const error = body.error?.message ?? body.error ?? body.body?.error ?? text;
+		said = [typeof error === "string" ? error : JSON.stringify(error), ...(body.details ?? []).map((one) => (typeof one === "string" ? one : JSON.stringify(one)))].join("\n");
+		id = body.request_id ?? id;
+	} catch {
+		// no JSON: the text itself
+	}
+	return new ServerError(said, {status: response.status, id});
 }
 
 /** Of an answer: what the server says of its time, in ms by part, `total` measured here. */
 export function timing(response, took) {
-  const parts = {};
-  for (const one of (response.headers.get("Server-Timing") ?? "").split(",")) {
-    const [name, ...values] = one.split(";").map((part) => part.trim());
-    const dur = values.find((value) => value.startsWith("dur="));
-    if (name && dur) parts[name] = Number(dur.slice(4));
-  }
-  return { took, parts, id: response.headers.get("X-Request-Id") ?? "", status: response.status };
+	const parts = {};
+	for (const one of (response.headers.get("Server-Timing") ?? "").split(",")) {
+		const [name, ...values] = one.split(";").map((part) => part.trim());
+		const dur = values.find((value) => value.startsWith("dur="));
+		const node = /^desc="(.*)"$/.exec(values[0] ?? ""); // of a pipeline
+		if (name && dur) parts[node ? `node-${decodeURIComponent(node[1])}` : name] = Number(dur.slice(4));
+	}
+	return {took, parts, id: response.headers.get("X-Request-Id") ?? "", status: response.status};
 }
 
-// --- what is served ------------------------------------------------------------------------------
+// --- what is served ---
 
-export const catalogue = { deployments: [], models: [], pipelines: [], handlers: [], routines: [], languages: [], loading: { of: 0, waiting: [] }, key: {} };
+/** What `GET /deployments` answers. */
+export const catalogue = {key: {}};
 const listeners = new Set();
 
 /** Be told when what is served was read anew; returns what ends it. */
 export function onCatalogue(listener) {
-  listeners.add(listener);
-  return () => listeners.delete(listener);
+	listeners.add(listener);
+	return () => listeners.delete(listener);
 }
 
 let again = 0;
 
 /** Read what is served; again each second until all models are loaded. */
 export async function refresh() {
-  clearTimeout(again);
-  Object.assign(catalogue, await askJson("deployments"));
-  for (const listener of [...listeners]) listener();
-  if (catalogue.loading.waiting.length) again = setTimeout(() => refresh().catch(() => (again = setTimeout(refresh, 5000))), 1000);
+	clearTimeout(again);
+	Object.assign(catalogue, await askJson("deployments"));
+	for (const listener of [...listeners]) listener();
+	if (catalogue.loading.waiting.length) again = setTimeout(() => refresh().catch(() => (again = setTimeout(refresh, 5000))), 1000);
 }
 
 export const path = (...names) => names.map(encodeURIComponent).join("/");

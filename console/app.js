@@ -1,135 +1,140 @@
 // The page's frame: parts and their addresses, the key, what is loading, errors that nobody else shows.
 
-import { catalogue, key, onCatalogue, refresh, takeKeyFromAddress, whenKeyIsNeeded } from "./api.js";
-import { $, make } from "./dom.js";
+import {catalogue, key, onCatalogue, refresh, takeKeyFromAddress, whenKeyIsNeeded} from "./api.js";
+import {$, button, make} from "./dom.js";
 
 const PARTS = {
-  try: () => import("./try.js"),
-  connect: () => import("./connect.js"),
-  watch: () => import("./watch.js"),
-  models: () => import("./models.js"),
-  inbox: () => import("./inbox.js"),
+	try: () => import("./try.js"),
+	connect: () => import("./connect.js"),
+	watch: () => import("./watch.js"),
+	models: () => import("./models.js"),
+	inbox: () => import("./inbox.js"),
 };
 
-let shown = { part: null, leave: null, turn: 0 };
+let shown = {part: null, leave: null, turn: 0};
 
 /** `#try/shapes` is the part `try`, shown with `["shapes"]`. */
 function address() {
-  const [part, ...rest] = location.hash.slice(1).split("/");
-  const names = rest.map((name) => {
-    try {
-      return decodeURIComponent(name);
-    } catch {
-      return name;
-    }
-  });
-  return { part: PARTS[part] ? part : "try", names };
+	const [part, ...rest] = location.hash.slice(1).split("/");
+	const names = rest.map((name) => {
+		try {
+			return decodeURIComponent(name);
+		} catch {
+			return name;
+		}
+	});
+	return {part: PARTS[part] ? part : "try", names};
 }
 
 /** Show the part that the address names: a part draws into `#main` and returns what ends it. */
 async function route() {
-  const { part, names } = address(), turn = ++shown.turn;
-  for (const link of document.querySelectorAll("nav a")) {
-    if (link.dataset.part === part) link.setAttribute("aria-current", "page");
-    else link.removeAttribute("aria-current");
-  }
-  const module = await PARTS[part]();
-  if (turn !== shown.turn) return;
-  shown.leave?.();
-  const root = $("#main"), moved = shown.part !== part;
-  shown.leave = null;
-  shown.part = part;
-  showError("");
-  document.title = `${names.at(-1) ?? $(`nav a[data-part=${part}]`).textContent} · serving`;
-  if (moved) root.replaceChildren();
-  shown.leave = (await attempt(() => module.show(root, names))) ?? null;
+	const {part, names} = address(), turn = ++shown.turn;
+	for (const link of document.querySelectorAll("nav a")) {
+		if (link.dataset.part === part) link.setAttribute("aria-current", "page");
+		else link.removeAttribute("aria-current");
+	}
+	const module = await PARTS[part]();
+	if (turn !== shown.turn) return;
+	shown.leave?.();
+	const root = $("#main"), moved = shown.part !== part;
+	shown.leave = null;
+	shown.part = part;
+	showError("");
+	document.title = `${names.at(-1) ?? $(`nav a[data-part=${part}]`).textContent} · serving`;
+	if (moved) root.replaceChildren();
+	const leave = (await attempt(() => module.show(root, names))) ?? null;
+	if (turn === shown.turn) shown.leave = leave;
+	else leave?.(); // something else was chosen meanwhile
 }
 
-/** Run something and show what goes wrong, in the server's words. */
 export async function attempt(work) {
-  try {
-    return await work();
-  } catch (error) {
-    if (error.name !== "AbortError") showError(error.message);
-  }
+	try {
+		return await work();
+	} catch (error) {
+		if (error.name !== "AbortError") showError(error.message);
+	}
 }
 
 export function showError(text) {
-  $("#error").textContent = text;
-  $("#error").hidden = !text;
+	$("#error").textContent = text;
+	$("#error").hidden = !text;
 }
 
-// --- the key -------------------------------------------------------------------------------------
+// --- the key ---
 
 let asking = null;
 
 /** Ask for the key once, however many questions want one; true when there is a new one. */
 function askForKey(reason) {
-  asking ??= new Promise((done) => {
-    const dialog = $("#key-dialog"), input = $("#key-input");
-    $("#key-error").textContent = reason;
-    input.value = "";
-    input.type = "password";
-    $("#key-show").checked = false;
-    dialog.returnValue = "";
-    dialog.onclose = () => {
-      asking = null;
-      const given = dialog.returnValue === "ok" && input.value.trim();
-      if (given) key.set(given, $("#key-remember").checked);
-      input.value = "";
-      done(Boolean(given));
-    };
-    if (!dialog.open) dialog.showModal();
-    input.focus();
-  });
-  return asking;
+	asking ??= new Promise((done) => {
+		const dialog = $("#key-dialog"), input = $("#key-input");
+		$("#key-error").textContent = reason;
+		input.value = "";
+		input.type = "password";
+		$("#key-show").checked = false;
+		dialog.returnValue = "";
+		dialog.onclose = () => {
+			asking = null;
+			const given = dialog.returnValue === "ok" && input.value.trim();
+			if (given) key.set(given, $("#key-remember").checked);
+			input.value = "";
+			done(Boolean(given));
+		};
+		if (!dialog.open) dialog.showModal();
+		input.focus();
+	});
+	return asking;
 }
 
 function showKey() {
-  const { name, only } = catalogue.key;
-  $("#whose").textContent = name && name !== "-" ? (only ? `${name}: only ${only.join(", ") || "nothing"}` : name) : "";
-  $("#change-key").textContent = key.get() ? "Change key" : "Enter a key";
+	const {name, only} = catalogue.key;
+	$("#whose").textContent = name && name !== "-" ? (only ? `${name}: only ${only.join(", ") || "nothing"}` : name) : "";
+	$("#change-key").textContent = key.get() ? "Change key" : "Enter a key";
 }
 
 async function changeKey() {
-  if (await askForKey("")) await start();
+	if (await askForKey("")) await start();
 }
 
-// --- start ---------------------------------------------------------------------------------------
+// --- start ---
 
 function showLoading() {
-  const { of, waiting } = catalogue.loading;
-  $("#loading").hidden = !waiting.length;
-  $("#loading-text").textContent = `${of - waiting.length} of ${of} models loaded; loading ${waiting.slice(0, 3).join(", ")}${waiting.length > 3 ? ` and ${waiting.length - 3} more` : ""}`;
-  $("#loading progress").max = of;
-  $("#loading progress").value = of - waiting.length;
-  $("nav a[data-part=inbox]").parentElement.hidden = !catalogue.deployments.some((one) => one.active_learning);
-  showKey();
+	const {of, waiting} = catalogue.loading;
+	$("#loading").hidden = !waiting.length;
+	$("#loading-text").textContent = `${of - waiting.length} of ${of} models loaded; loading ${waiting.slice(0, 3).join(", ")}${waiting.length > 3 ? ` and ${waiting.length - 3} more` : ""}`;
+	$("#loading progress").max = of;
+	$("#loading progress").value = of - waiting.length;
+	$("nav a[data-part=inbox]").parentElement.hidden = !catalogue.deployments.some((one) => one.active_learning);
+	showKey();
 }
 
 async function start() {
-  try {
-    await refresh();
-    showError("");
-    await route();
-  } catch (error) {
-    showKey();
-    $("#main").replaceChildren(make("p", { className: "empty" }, error.status === 401
-      ? "Nothing can be shown without a key. The server prints one when it starts, unless its config has some." : error.message,
-    make("br"), make("button", { type: "button", className: "main", textContent: error.status === 401 ? "Enter a key" : "Try again", onclick: error.status === 401 ? changeKey : start })));
-  }
+	try {
+		await refresh();
+		showError("");
+		await route();
+	} catch (error) {
+		const [text, action, work] = error.status === 401 ? ["Nothing can be shown without a key. The server prints one when it starts, unless its config has some.", "Enter a key", changeKey] : [error.message, "Try again", start];
+		showKey();
+		$("#main").replaceChildren(make("p.empty", text, make("br"), button(action, work, {className: "main"})));
+	}
 }
 
 takeKeyFromAddress();
 whenKeyIsNeeded(askForKey);
 onCatalogue(showLoading);
+$(".skip").onclick = (event) => {
+	event.preventDefault(); // the address names a part
+	$("#main").focus();
+};
 $("#key-cancel").onclick = () => $("#key-dialog").close("");
 $("#key-show").onchange = () => ($("#key-input").type = $("#key-show").checked ? "text" : "password");
 $("#change-key").onclick = changeKey;
 addEventListener("hashchange", () => {
-  if (location.hash.startsWith("#key=")) {
-    takeKeyFromAddress();
-    start();
-  } else attempt(route);
+	if (location.hash.startsWith("#key=")) {
+		takeKeyFromAddress();
+		start();
+	} else if (catalogue.deployments) attempt(route);
+	else start();
 });
 start();

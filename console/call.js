@@ -1,83 +1,83 @@
 // A call that the user makes: sending, waiting, stopping, its time and its error, in one place.
 
-import { askJson, timing } from "./api.js";
-import { timeBar } from "./charts.js";
-import { button, make, milliseconds } from "./dom.js";
+import {askJson, timing} from "./api.js";
+import {timeBar} from "./charts.js";
+import {button, make, status} from "./dom.js";
 
 export class Caller {
-  /** `send` is run by the button; it calls `run`. */
-  constructor(send, text = "Send") {
-    this.button = button(text, send, { className: "main send" });
-    this.stop = button("Stop", () => this.abort?.abort(), { hidden: true });
-    this.status = make("span", { role: "status", className: "soft" });
-    this.times = make("div", { className: "timing-place" });
-    this.error = make("p", { role: "alert", className: "error", hidden: true });
-    this.buttons = [this.button, this.stop, this.status];
-    this.turn = 0;
-  }
+	/** `send` is run by the button; it calls `run`. */
+	constructor(send, text = "Send") {
+		this.button = button(text, send, {className: "main send"});
+		this.stop = button("Stop", () => this.abort?.abort(), {hidden: true});
+		this.status = status();
+		this.times = make("div.timing-place");
+		this.error = make("p.error", {role: "alert", hidden: true});
+		this.buttons = [this.button, this.stop, this.status];
+		this.turn = 0;
+	}
 
-  /** What was said of the last call is gone. */
-  clear() {
-    this.turn += 1;
-    this.abort?.abort();
-    this.status.textContent = "";
-    this.times.replaceChildren();
-    this.fail("");
-  }
+	clear() {
+		this.turn += 1;
+		this.abort?.abort();
+		this.status.textContent = "";
+		this.times.replaceChildren();
+		this.fail("");
+	}
 
-  fail(text) {
-    this.error.textContent = text;
-    this.error.hidden = !text;
-  }
+	fail(text) {
+		this.error.textContent = text;
+		this.error.hidden = !text;
+	}
 
-  /**
-   * Ask `question(signal)` for a Response and read it; returns {response, answer, time}, or null where it
-   * failed, was stopped, or something else was asked since.
-   */
-  async run(question, read = readAnswer) {
-    this.abort?.abort();
-    const turn = ++this.turn, abort = (this.abort = new AbortController()), began = performance.now();
-    this.fail("");
-    this.button.disabled = true;
-    this.stop.hidden = false;
-    const ticking = setInterval(() => this.tick(began), 200);
-    this.queue = "";
-    this.status.textContent = "";
-    try {
-      const response = await question(abort.signal), took = performance.now() - began, answer = await read(response);
-      if (turn !== this.turn) return null;
-      const time = timing(response, took);
-      this.times.replaceChildren(timeBar(time));
-      this.status.textContent = "";
-      return { response, answer, time };
-    } catch (error) {
-      if (turn !== this.turn) return null;
-      this.times.replaceChildren();
-      this.status.textContent = error.name === "AbortError" ? "Stopped." : "";
-      if (error.name !== "AbortError") this.fail(error.id ? `${error.message}\nRequest ${error.id}` : error.message);
-      return null;
-    } finally {
-      clearInterval(ticking);
-      if (turn === this.turn) {
-        this.button.disabled = false;
-        this.stop.hidden = true;
-      }
-    }
-  }
+	/**
+	 * Ask `question(signal)` for a Response and read it; returns {response, answer, time}, or null where it
+	 * failed, was stopped, or something else was asked since.
+	 */
+	async run(question, read = readAnswer) {
+		this.abort?.abort();
+		const turn = ++this.turn, abort = (this.abort = new AbortController()), began = performance.now();
+		this.fail("");
+		this.button.disabled = true;
+		this.stop.hidden = false;
+		const ticking = setInterval(() => this.tick(began), 200);
+		this.queue = "";
+		this.status.textContent = "";
+		try {
+			const response = await question(abort.signal), took = performance.now() - began, answer = await read(response);
+			if (turn !== this.turn) return null;
+			const time = timing(response, took);
+			this.times.replaceChildren(timeBar(time));
+			this.status.textContent = "";
+			return {response, answer, time};
+		} catch (error) {
+			if (turn !== this.turn) return null;
+			this.times.replaceChildren();
+			this.status.textContent = error.name === "AbortError" ? "Stopped." : "";
+			if (error.name !== "AbortError") this.fail(tellError(error));
+			return null;
+		} finally {
+			clearInterval(ticking);
+			if (turn === this.turn) {
+				this.button.disabled = false;
+				this.stop.hidden = true;
+			}
+		}
+	}
 
-  /** How long it takes, and from a second on how many wait in the server's queue. */
-  tick(began) {
-    const took = performance.now() - began;
-    this.status.textContent = `Waiting ${milliseconds(took)}${this.queue}`;
-    if (took < 1000 || this.looking) return;
-    this.looking = true;
-    askJson("stats").then((stats) => (this.queue = stats.queue ? ` · ${stats.queue} waiting in the queue` : ` · ${stats.in_flight ?? 1} running`)).catch(() => {}).finally(() => setTimeout(() => (this.looking = false), 1000));
-  }
+	tick(began) {
+		const took = performance.now() - began;
+		this.status.textContent = `Waiting ${(took / 1000).toFixed(1)} s${this.queue}`;
+		if (took < 1000 || this.looking) return;
+		this.looking = true;
+		askJson("stats").then((stats) => (this.queue = stats.queue_depth ? ` · ${stats.queue_depth} waiting in the queue` : " · nothing waits in the queue")).catch(() => {}).finally(() => setTimeout(() => (this.looking = false), 1000));
+	}
 }
 
-export async function readAnswer(response) {
-  const type = response.headers.get("Content-Type") ?? "";
-  if (response.status === 204) return null;
-  if (type.includes("json")) return response.json();
-  return type.startsWith("text/") ? response.text() : response.blob();
+export const tellError = ({message, id}) => (id && !message.includes(id) ? `${message}\nRequest ${id}` : message);
+
+async function readAnswer(response) {
+	const type = response.headers.get("Content-Type") ?? "";
+	if (response.status === 204) return null;
+	if (type.includes("json")) return response.json();
+	return type.startsWith("text/") ? response.text() : response.blob();
 }

@@ -1,66 +1,65 @@
 // The camera: one picture, or live with one request in flight.
 
-import { button, make } from "./dom.js";
+import {button, make, status} from "./dom.js";
 
 export class Camera {
-  constructor(take, caller) {
-    Object.assign(this, { take, caller, live: false });
-    this.button = button("Camera", () => (this.stream ? this.end() : this.begin()));
-    this.video = make("video", { muted: true, playsInline: true, autoplay: true, "aria-label": "The camera's picture" });
-    this.video.style.maxHeight = "9rem";
-    this.liver = button("Live", () => this.setLive(!this.live), { ariaPressed: "false" });
-    this.rate = make("span", { className: "soft", role: "status" });
-    this.element = make("div", { className: "bar card", hidden: true }, this.video, button("Take a picture", () => this.shoot()), this.liver, this.rate, button("Close the camera", () => this.end()));
-  }
+	constructor(take, caller) {
+		Object.assign(this, {take, caller, live: false});
+		this.button = button("Camera", () => (this.stream ? this.end() : this.begin()));
+		this.video = make("video", {muted: true, playsInline: true, autoplay: true, "aria-label": "The camera's picture"});
+		this.liver = button("Live", () => this.setLive(!this.live), {ariaPressed: "false"});
+		this.rate = status();
+		this.element = make("div.bar.card", {hidden: true}, this.video, button("Take a picture", () => this.shoot()), this.liver, this.rate, button("Close the camera", () => this.end()));
+	}
 
-  async begin() {
-    this.caller.fail("");
-    if (!navigator.mediaDevices) return this.caller.fail("The browser gives the camera to pages over https or at localhost alone.");
-    try {
-      this.stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment", width: { ideal: 1280 } } });
-    } catch (error) {
-      return this.caller.fail(`The camera cannot be used: ${error.message}`);
-    }
-    this.video.srcObject = this.stream;
-    await this.video.play().catch(() => {});
-    this.element.hidden = false;
-    return null;
-  }
+	async begin() {
+		this.caller.fail("");
+		if (!navigator.mediaDevices) return this.caller.fail("The browser gives the camera to pages over https or at localhost alone.");
+		try {
+			this.stream = await navigator.mediaDevices.getUserMedia({video: {facingMode: "environment", width: {ideal: 1280}}});
+		} catch (error) {
+			return this.caller.fail(`The camera cannot be used: ${error.message}`);
+		}
+		this.video.srcObject = this.stream;
+		await this.video.play().catch(() => {});
+		this.element.hidden = false;
+		return null;
+	}
 
-  end() {
-    this.setLive(false);
-    for (const track of this.stream?.getTracks() ?? []) track.stop();
-    this.stream = null;
-    this.element.hidden = true;
-  }
+	end() {
+		this.setLive(false);
+		for (const track of this.stream?.getTracks() ?? []) track.stop();
+		this.stream = null;
+		this.element.hidden = true;
+	}
 
-  async shoot() {
-    const { videoWidth: width, videoHeight: height } = this.video;
-    if (!width) return;
-    const canvas = make("canvas", { width, height });
-    canvas.getContext("2d").drawImage(this.video, 0, 0);
-    await this.take(await new Promise((done) => canvas.toBlob(done, "image/jpeg", 0.85)));
-  }
+	async shoot() {
+		const {videoWidth: width, videoHeight: height} = this.video;
+		if (!width) return;
+		const canvas = make("canvas", {width, height});
+		canvas.getContext("2d").drawImage(this.video, 0, 0);
+		await this.take(await new Promise((done) => canvas.toBlob(done, "image/jpeg", 0.85)));
+	}
 
-  setLive(live) {
-    const began = this.live;
-    this.live = live;
-    this.liver.ariaPressed = String(live);
-    this.rate.textContent = "";
-    if (live && !began) this.run();
-  }
+	setLive(live) {
+		const began = this.live;
+		this.live = live;
+		this.liver.ariaPressed = String(live);
+		this.rate.textContent = "";
+		if (live && !began) this.run();
+	}
 
-  /** Picture after picture, the next when the last is answered. */
-  async run() {
-    let last = performance.now(), rate = 0;
-    while (this.live) {
-      await this.shoot();
-      if (!this.caller.error.hidden) this.setLive(false);
-      const now = performance.now(), one = 1000 / Math.max(1, now - last);
-      rate = rate ? rate * 0.8 + one * 0.2 : one;
-      last = now;
-      if (this.live) this.rate.textContent = `${rate.toFixed(1)} fps`;
-      await new Promise((done) => requestAnimationFrame(done));
-    }
-  }
+	/** Picture after picture, the next when the last is answered. */
+	async run() {
+		let last = performance.now(), rate = 0;
+		while (this.live) {
+			await this.shoot();
+			if (!this.caller.error.hidden) this.setLive(false);
+			const now = performance.now(), one = 1000 / Math.max(1, now - last);
+			rate = rate ? rate * 0.8 + one * 0.2 : one;
+			last = now;
+			if (this.live) this.rate.textContent = `${rate.toFixed(1)} fps`;
+			await new Promise((done) => requestAnimationFrame(done));
+		}
+	}
 }

@@ -1,130 +1,135 @@
 // Charts: lines and stacked areas over time with axes, units and a tooltip; sparklines; bars of 0..1; parts of a time.
 
-import { draw, make, milliseconds, show } from "./dom.js";
+import {draw, make, milliseconds, show} from "./dom.js";
 
 // 20 colours that differ in lightness too, so that they differ for colour-blind eyes: Okabe and Ito's eight
 // (https://jfly.uni-koeln.de/color/), then Paul Tol's muted and bright ones (https://personal.sron.nl/~pault/).
 export const COLOURS = ["#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#f0e442", "#332288", "#88ccee", "#117733",
-  "#999933", "#ddcc77", "#cc6677", "#882255", "#aa4499", "#44aa99", "#ee7733", "#0077bb", "#bbbbbb", "#ee3377"];
+	"#999933", "#ddcc77", "#cc6677", "#882255", "#aa4499", "#44aa99", "#ee7733", "#0077bb", "#bbbbbb", "#ee3377"];
 
-const WIDE = 600, HIGH = 190, LEFT = 46, BOTTOM = 22, TOP = 8;
+const HIGH = 190, LEFT = 46, BOTTOM = 22, TOP = 8;
+
+/** About how wide a chart is drawn: as many to a row as `.charts` has, so that letters keep their shape. */
+function room() {
+	const all = Math.min(1900, innerWidth) - 38;
+	return all / Math.max(1, Math.floor((all + 12) / 428)) - 40;
+}
 
 /** A round number at or above `most`, and the step of some four lines below it. */
 function scaleFor(most) {
-  const step = [1, 2, 2.5, 5, 10].map((one) => one * 10 ** Math.floor(Math.log10(Math.max(most, 1e-9) / 4))).find((one) => one * 4 >= most * 0.999);
-  return { step, top: Math.max(step, Math.ceil(most / step - 1e-9) * step) };
+	const step = [1, 2, 2.5, 5, 10].map((one) => one * 10 ** Math.floor(Math.log10(Math.max(most, 1e-9) / 4))).find((one) => one * 4 >= most * 0.999);
+	return {step, top: Math.max(step, Math.ceil(most / step - 1e-9) * step)};
 }
 
-const clock = (seconds, span) => new Date(seconds * 1000).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", ...(span < 900 ? { second: "2-digit" } : {}) });
+const clock = (seconds, span) => new Date(seconds * 1000).toLocaleTimeString([], {hour: "2-digit", minute: "2-digit", ...(span < 900 ? {second: "2-digit"} : {})});
 
 /**
  * A chart over time. `times` are seconds [N]; `series` {name: numbers or nulls [N]}; `unit` of the numbers;
  * `stacked` lays them on each other. What is missing leaves a gap.
  */
-export function timeChart(title, times, series, { unit = "", stacked = false, digits = 1, colours = COLOURS } = {}) {
-  const names = Object.keys(series), count = times.length;
-  const at = (index) => LEFT + (WIDE - LEFT - 8) * (count > 1 ? index / (count - 1) : 0.5);
-  const stacks = stacked ? stack(names.map((name) => series[name])) : names.map((name) => series[name]);
-  const { step, top } = scaleFor(Math.max(0, ...stacks.flat().filter((one) => one != null)));
-  const y = (value) => TOP + (HIGH - BOTTOM - TOP) * (1 - value / top);
-  const chart = draw("svg", { viewBox: `0 0 ${WIDE} ${HIGH}`, preserveAspectRatio: "none", role: "img", "aria-label": describe(title, names, series, unit, digits) });
-  for (let value = 0; value <= top * 1.0001; value += step) {
-    chart.append(draw("line", { class: "axis", x1: LEFT, x2: WIDE - 8, y1: y(value), y2: y(value) }),
-      draw("text", { x: LEFT - 5, y: y(value) + 4, "text-anchor": "end" }, String(Number(value.toPrecision(6)))));
-  }
-  const span = count > 1 ? times.at(-1) - times[0] : 0;
-  for (const [part, anchor] of [[0, "start"], [0.5, "middle"], [1, "end"]]) {
-    const index = Math.round(part * (count - 1));
-    if (count) chart.append(draw("text", { x: at(index), y: HIGH - 6, "text-anchor": anchor }, clock(times[index], span)));
-  }
-  const colour = (index) => colours[names[index]] ?? colours[index % colours.length] ?? COLOURS[index % 20];
-  stacks.forEach((values, index) => {
-    const below = stacked && index ? stacks[index - 1] : values.map(() => 0);
-    for (const run of runs(values)) {
-      const line = run.map((n) => `${at(n)},${y(values[n])}`);
-      if (stacked) chart.prepend(draw("polygon", { points: [...line, ...run.toReversed().map((n) => `${at(n)},${y(below[n])}`)].join(" "), fill: colour(index), "fill-opacity": 0.75 }));
-      else if (run.length === 1) chart.append(draw("circle", { cx: at(run[0]), cy: y(values[run[0]]), r: 2.5, fill: colour(index) }));
-      else chart.append(draw("polyline", { points: line.join(" "), fill: "none", stroke: colour(index), "stroke-width": 2, "vector-effect": "non-scaling-stroke" }));
-    }
-  });
-  const legend = make("div", { className: "legend" }, names.map((name, index) => make("span", {}, swatch(colour(index)), name)));
-  const figure = make("figure", { className: "chart" }, make("figcaption", {}, `${title}${unit ? `, ${unit.trim()}` : ""}`), chart, names.length > 1 ? legend : null);
-  addTip(figure, chart, (part) => {
-    const index = Math.round(((part * WIDE - LEFT) / (WIDE - LEFT - 8)) * (count - 1));
-    if (!(index >= 0 && index < count)) return "";
-    return [clock(times[index], 0), ...names.map((name) => `${name}: ${show(series[name][index], unit, digits)}`)].join("\n");
-  });
-  return figure;
+export function timeChart(title, times, series, {unit = "", stacked = false, digits = 1, colours = COLOURS} = {}) {
+	const names = Object.keys(series), count = times.length, wide = room();
+	const at = (index) => LEFT + (wide - LEFT - 8) * (count > 1 ? index / (count - 1) : 0.5);
+	const stacks = stacked ? stack(names.map((name) => series[name])) : names.map((name) => series[name]);
+	const {step, top} = scaleFor(Math.max(0, ...stacks.flat().filter((one) => one != null)) || 1);
+	const y = (value) => TOP + (HIGH - BOTTOM - TOP) * (1 - value / top);
+	const chart = draw("svg", {viewBox: `0 0 ${wide} ${HIGH}`, preserveAspectRatio: "none", role: "img", "aria-label": describe(title, names, series, unit, digits)});
+	for (let value = 0; value <= top * 1.0001; value += step) {
+		chart.append(draw("line", {class: "axis", x1: LEFT, x2: wide - 8, y1: y(value), y2: y(value)}),
+			draw("text", {x: LEFT - 5, y: y(value) + 4, "text-anchor": "end"}, String(Number(value.toPrecision(6)))));
+	}
+	const span = count > 1 ? times.at(-1) - times[0] : 0;
+	for (const [part, anchor] of [[0, "start"], [0.5, "middle"], [1, "end"]]) {
+		const index = Math.round(part * (count - 1));
+		if (count) chart.append(draw("text", {x: at(index), y: HIGH - 6, "text-anchor": anchor}, clock(times[index], span)));
+	}
+	const colour = (index) => colours[names[index]] ?? colours[index % colours.length] ?? COLOURS[index % 20];
+	stacks.forEach((values, index) => {
+		const below = stacked && index ? stacks[index - 1] : values.map(() => 0);
+		for (const run of runs(values)) {
+			const line = run.map((n) => `${at(n)},${y(values[n])}`);
+			if (stacked) chart.prepend(draw("polygon", {points: [...line, ...run.toReversed().map((n) => `${at(n)},${y(below[n])}`)].join(" "), fill: colour(index), "fill-opacity": 0.75}));
+			else if (run.length === 1) chart.append(draw("circle", {cx: at(run[0]), cy: y(values[run[0]]), r: 2.5, fill: colour(index)}));
+			else chart.append(draw("polyline", {points: line.join(" "), fill: "none", stroke: colour(index), "stroke-width": 2, "vector-effect": "non-scaling-stroke"}));
+		}
+	});
+	const legend = make("div.legend", names.map((name, index) => make("span", swatch(colour(index)), name)));
+	const figure = make("figure.chart", make("figcaption", `${title}${unit ? `, ${unit.trim()}` : ""}`), chart, names.length > 1 ? legend : null);
+	addTip(figure, chart, (part) => {
+		const index = Math.round(((part * wide - LEFT) / (wide - LEFT - 8)) * (count - 1));
+		if (!(index >= 0 && index < count)) return "";
+		return [clock(times[index], 0), ...names.map((name) => `${name}: ${show(series[name][index], unit, digits)}`)].join("\n");
+	});
+	return figure;
 }
 
 const describe = (title, names, series, unit, digits) =>
-  `${title}. Now: ${names.map((name) => `${name} ${show(series[name].findLast((one) => one != null), unit, digits)}`).join(", ")}`;
+	`${title}. Now: ${names.map((name) => `${name} ${show(series[name].findLast((one) => one != null), unit, digits)}`).join(", ")}`;
 
 function stack(rows) {
-  const sums = [];
-  return rows.map((row) => row.map((value, index) => (sums[index] = (sums[index] ?? 0) + (value ?? 0))));
+	const sums = [];
+	return rows.map((row) => row.map((value, index) => (sums[index] = (sums[index] ?? 0) + (value ?? 0))));
 }
 
 /** The indices of values that follow on each other. */
 function runs(values) {
-  const found = [];
-  values.forEach((value, index) => {
-    if (value == null) return;
-    if (index && values[index - 1] != null && found.length) found.at(-1).push(index);
-    else found.push([index]);
-  });
-  return found;
+	const found = [];
+	values.forEach((value, index) => {
+		if (value == null) return;
+		if (index && values[index - 1] != null && found.length) found.at(-1).push(index);
+		else found.push([index]);
+	});
+	return found;
 }
 
 function addTip(figure, over, textAt) {
-  const tip = make("div", { className: "tip", hidden: true });
-  figure.append(tip);
-  over.onpointermove = (event) => {
-    const box = over.getBoundingClientRect(), text = textAt((event.clientX - box.left) / box.width);
-    tip.hidden = !text;
-    tip.textContent = text;
-    const left = event.clientX - figure.getBoundingClientRect().left;
-    Object.assign(tip.style, { left: `${Math.min(left + 12, figure.clientWidth - tip.offsetWidth - 4)}px`, top: "2.2rem" });
-  };
-  over.onpointerleave = () => (tip.hidden = true);
+	const tip = make("div.tip", {hidden: true});
+	figure.append(tip);
+	over.onpointermove = (event) => {
+		const box = over.getBoundingClientRect(), text = textAt((event.clientX - box.left) / box.width);
+		tip.hidden = !text;
+		tip.textContent = text;
+		const left = event.clientX - figure.getBoundingClientRect().left;
+		Object.assign(tip.style, {left: `${Math.min(left + 12, figure.clientWidth - tip.offsetWidth - 4)}px`, top: "2.2rem"});
+	};
+	over.onpointerleave = () => (tip.hidden = true);
 }
 
 export function swatch(colour) {
-  const found = make("i", { className: "swatch" });
-  found.style.background = colour;
-  return found;
+	const found = make("i.swatch");
+	found.style.background = colour;
+	return found;
 }
 
 export function sparkline(values, colour = "var(--ok)") {
-  const most = Math.max(1e-9, ...values.filter((one) => one != null));
-  const points = values.map((value, index) => `${(index * 90) / Math.max(1, values.length - 1)},${22 - (20 * (value ?? 0)) / most}`).join(" ");
-  return draw("svg", { viewBox: "0 0 90 24", width: 90, height: 24, "aria-hidden": "true" }, draw("polyline", { points, fill: "none", stroke: colour, "stroke-width": 1.5 }));
+	const most = Math.max(1e-9, ...values.filter((one) => one != null));
+	const points = values.map((value, index) => `${(index * 90) / Math.max(1, values.length - 1)},${22 - (20 * (value ?? 0)) / most}`).join(" ");
+	return draw("svg", {viewBox: "0 0 90 24", width: 90, height: 24, "aria-hidden": "true"}, draw("polyline", {points, fill: "none", stroke: colour, "stroke-width": 1.5}));
 }
 
-/** Rows of bars on a scale of 0..`most`. */
-export function bars(rows, { most = 1, digits = 3 } = {}) {
-  return make("div", { className: "bars", role: "group", "aria-label": "Chart" }, Object.entries(rows).map(([name, value]) => {
-    const part = make("i");
-    part.style.width = `${Math.max(0, Math.min(1, value / most)) * 100}%`;
-    return make("div", { className: "barrow" }, make("span", { textContent: name }), make("span", { className: "track" }, part),
-      make("span", { className: "number", textContent: Number.isInteger(value) ? value : value.toFixed(digits) }));
-  }));
+/** Rows of bars on a scale of 0..`most`; an object, or pairs where the order counts: an object sorts whole numbers. */
+export function bars(rows, {most = 1, digits = 3} = {}) {
+	return make("div.bars", {role: "group", "aria-label": "Chart"}, (Array.isArray(rows) ? rows : Object.entries(rows)).map(([name, value]) => {
+		const part = make("i");
+		part.style.width = `${Math.max(0, Math.min(1, value / most)) * 100}%`;
+		return make("div.barrow", make("span", name), make("span.track", part),
+			make("span.number", Number.isInteger(value) ? value : value.toFixed(digits)));
+	}));
 }
 
-export const PARTS = { queue: "#8a94a6", decode: "#56b4e9", inference: "#0072b2", routines: "#009e73", encode: "#e69f00", other: "#cc79a7", network: "#d3d9e2" };
+export const PARTS = {queue: "#8a94a6", decode: "#56b4e9", inference: "#0072b2", routines: "#009e73", encode: "#e69f00", other: "#cc79a7", network: "#d3d9e2"};
 
-/** How a call's time was spent: the server's parts, and what is left for the network, one bar. */
-export function timeBar({ took, parts, id }) {
-  const { total, ...own } = parts;
-  const named = Object.fromEntries(Object.entries(own).filter(([name]) => name in PARTS));
-  const sum = Object.values(named).reduce((one, other) => one + other, 0);
-  const whole = total ?? sum;
-  const rest = { ...named, ...(whole - sum > 0.005 ? { other: whole - sum } : {}), ...(Object.keys(parts).length ? { network: Math.max(0, took - whole) } : {}) };
-  const bar = make("div", { className: "times", "aria-hidden": "true" }, Object.entries(rest).map(([name, value]) => {
-    const part = make("i", { title: `${name} ${milliseconds(value)}` });
-    Object.assign(part.style, { flex: String(Math.max(value, 1e-6)), background: PARTS[name] });
-    return part;
-  }));
-  return make("div", { className: "timing" }, make("strong", { textContent: milliseconds(took) }), Object.keys(rest).length ? bar : null,
-    make("div", { className: "legend" }, Object.entries(rest).map(([name, value]) => make("span", {}, swatch(PARTS[name]), `${name} ${milliseconds(value)}`)), id ? make("span", { textContent: `request ${id}` }) : null));
+export function timeBar({took, parts, id}) {
+	const {total, ...own} = parts;
+	const named = Object.fromEntries(Object.entries(own).filter(([name]) => name in PARTS));
+	const sum = Object.values(named).reduce((one, other) => one + other, 0);
+	const whole = total ?? sum;
+	const rest = {...named, ...(whole - sum > 0.005 ? {other: whole - sum} : {}), ...(Object.keys(parts).length ? {network: Math.max(0, took - whole)} : {})};
+	const bar = make("div.times", {"aria-hidden": "true"}, Object.entries(rest).map(([name, value]) => {
+		const part = make("i", {title: `${name} ${milliseconds(value)}`});
+		Object.assign(part.style, {flex: String(Math.max(value, 1e-6)), background: PARTS[name]});
+		return part;
+	}));
+	return make("div.timing", make("strong", milliseconds(took)), Object.keys(rest).length ? bar : null,
+		make("div.legend", Object.entries(rest).map(([name, value]) => make("span", swatch(PARTS[name]), `${name} ${milliseconds(value)}`)), id ? make("span", `request ${id}`) : null));
 }

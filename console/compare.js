@@ -1,82 +1,82 @@
-// The same picture asked twice: another version, another deployment, or without the routines; a divider and the differences.
+// The same picture asked otherwise: another version or deployment, without the routines; a divider, the differences.
 
-import { catalogue } from "./api.js";
-import { Caller } from "./call.js";
-import { details, make, select, table } from "./dom.js";
-import { predict, versionPicker } from "./predict.js";
-import { cornersOf } from "./viewer.js";
+import {catalogue} from "./api.js";
+import {Caller} from "./call.js";
+import {details, make, range, select, table} from "./dom.js";
+import {predict, versionPicker} from "./predict.js";
+import {cornersOf} from "./viewer.js";
 
 const SAME_PLACE = 0.5; // of intersection over union, as in COCO's and Pascal VOC's matching
 
 export class Compare {
-  constructor(panel) {
-    Object.assign(this, { panel, query: "", routines: "with", id: panel.one.id });
-    const ready = catalogue.deployments.filter((one) => one.state === "ready");
-    this.caller = new Caller(() => this.run(), "Compare");
-    this.versions = make("span");
-    this.slider = make("input", { type: "range", min: 0, max: 1, step: 0.01, value: 0.5, oninput: () => this.draw() });
-    this.result = make("div", { hidden: true }, make("label", {}, "Divider ", this.slider), (this.list = make("div")));
-    this.element = details("Compare with…", make("div", { className: "bar" }, select("Deployment", ready.map((one) => [one.id]), (id) => this.choose(id), this.id), this.versions,
-      select("Routines", [["with", "the same"], ["without", "without those of the request"]], (value) => (this.routines = value)), this.caller.buttons), this.caller.error, this.result);
-    this.choose(this.id);
-  }
+	constructor(panel) {
+		Object.assign(this, {panel, query: "", routines: "with", id: panel.one.id});
+		const ready = catalogue.deployments.filter((one) => one.state === "ready");
+		this.caller = new Caller(() => this.run(), "Compare");
+		this.versions = make("span");
+		this.slider = range(0.5, () => this.draw());
+		this.result = make("div", {hidden: true}, make("label", "Divider ", this.slider), (this.list = make("div")));
+		this.element = details("Compare with…", make("div.bar", select("Deployment", ready.map((one) => one.id), (id) => this.choose(id), this.id), this.versions,
+			select("Routines", [["with", "the same"], ["without", "without those of the request"]], (value) => (this.routines = value)), this.caller.buttons), this.caller.error, this.result);
+		this.choose(this.id);
+	}
 
-  choose(id) {
-    this.id = id;
-    this.query = "";
-    const model = catalogue.deployments.find((one) => one.id === id)?.model;
-    this.versions.replaceChildren(...[versionPicker(model, (value) => (this.query = value))].filter(Boolean));
-  }
+	choose(id) {
+		this.id = id;
+		this.query = "";
+		const model = catalogue.deployments.find((one) => one.id === id)?.model;
+		this.versions.replaceChildren(...[versionPicker(model, (value) => (this.query = value))].filter(Boolean));
+	}
 
-  async run() {
-    const { panel } = this;
-    const routines = this.routines === "with" ? panel.chain.value : [];
-    const found = await this.caller.run((signal) => predict(this.id, panel.blob, { routines, query: this.query, signal }));
-    if (!found) return;
-    this.other = found.answer.predictions ?? [];
-    this.result.hidden = false;
-    this.draw();
-  }
+	async run() {
+		const {panel} = this;
+		const routines = this.routines === "with" ? panel.chain.value : [];
+		const found = await this.caller.run((signal) => predict(this.id, panel.blob, {routines, query: this.query, signal}));
+		if (!found) return;
+		this.other = found.answer.predictions ?? [];
+		this.result.hidden = false;
+		this.draw();
+	}
 
-  /** Left of the divider what is shown already, right of it the other. */
-  draw() {
-    if (!this.other) return;
-    const { panel } = this, least = Number(panel.result.slider.value), left = panel.result.shown;
-    const right = this.other.filter((one) => one.confidence >= least && !panel.result.hidden.has(one.tag.name));
-    if ([...left, ...right].some((one) => one.bound)) panel.viewer.mark(left, right, Number(this.slider.value));
-    this.list.replaceChildren(differences(left, right));
-  }
+	draw() {
+		if (!this.other) return;
+		const {panel} = this, least = Number(panel.result.slider.value), left = panel.result.shown;
+		const right = this.other.filter((one) => one.confidence >= least && !panel.result.hidden.has(one.tag.name));
+		if ([...left, ...right].some((one) => one.bound)) panel.viewer.mark(left, right, Number(this.slider.value));
+		const tell = (id, query) => id + decodeURIComponent(query).replace(/^version(_label)?=/, ", version ");
+		this.list.replaceChildren(make("p.soft", `Left: ${tell(panel.one.id, panel.query)} · right: ${tell(this.id, this.query)}${this.routines === "without" ? ", without the request's routines" : ""}`), differences(left, right));
+	}
 
-  clear() {
-    this.other = null;
-    this.result.hidden = true;
-    this.caller.clear();
-  }
+	clear() {
+		this.other = null;
+		this.result.hidden = true;
+		this.caller.clear();
+	}
 }
 
 function overlap(one, other) {
-  if (!one.bound || !other.bound) return one.bound || other.bound ? 0 : 1;
-  const a = cornersOf(one), b = cornersOf(other);
-  const wide = Math.min(a[2], b[2]) - Math.max(a[0], b[0]), tall = Math.min(a[3], b[3]) - Math.max(a[1], b[1]);
-  const both = wide > 0 && tall > 0 ? wide * tall : 0, area = (c) => (c[2] - c[0]) * (c[3] - c[1]);
-  return both / (area(a) + area(b) - both || 1);
+	if (!one.bound || !other.bound) return one.bound || other.bound ? 0 : 1;
+	const a = cornersOf(one), b = cornersOf(other);
+	const wide = Math.min(a[2], b[2]) - Math.max(a[0], b[0]), tall = Math.min(a[3], b[3]) - Math.max(a[1], b[1]);
+	const both = wide > 0 && tall > 0 ? wide * tall : 0, area = (c) => (c[2] - c[0]) * (c[3] - c[1]);
+	return both / (area(a) + area(b) - both || 1);
 }
 
 /** What only one has, and whose confidence differs. Matched greedily, the surest first, within a class. */
 function differences(left, right) {
-  const free = new Set(right), rows = [];
-  let same = 0;
-  for (const one of left.toSorted((a, b) => b.confidence - a.confidence)) {
-    const match = [...free].filter((other) => other.tag.name === one.tag.name && overlap(one, other) >= SAME_PLACE).sort((a, b) => overlap(one, b) - overlap(one, a))[0];
-    if (!match) rows.push([one.tag.name, one.confidence.toFixed(3), "–", "only left"]);
-    else {
-      free.delete(match);
-      const change = match.confidence - one.confidence;
-      if (Math.abs(change) < 0.0005) same += 1;
-      else rows.push([one.tag.name, one.confidence.toFixed(3), match.confidence.toFixed(3), `${change > 0 ? "+" : ""}${change.toFixed(3)}`]);
-    }
-  }
-  for (const other of free) rows.push([other.tag.name, "–", other.confidence.toFixed(3), "only right"]);
-  const text = make("p", { role: "status", textContent: rows.length ? `${rows.length} differences, ${same} the same` : `No difference: ${same} the same` });
-  return make("div", { className: "differences" }, text, rows.length ? table(["class", "left", "right", "difference"], rows, { label: "Differences" }) : "");
+	const free = new Set(right), rows = [];
+	let same = 0;
+	for (const one of left.toSorted((a, b) => b.confidence - a.confidence)) {
+		const match = [...free].filter((other) => other.tag.name === one.tag.name && overlap(one, other) >= SAME_PLACE).sort((a, b) => overlap(one, b) - overlap(one, a))[0];
+		if (!match) rows.push([one.tag.name, one.confidence.toFixed(3), "–", "only left"]);
+		else {
+			free.delete(match);
+			const change = match.confidence - one.confidence;
+			if (Math.abs(change) < 0.0005) same += 1;
+			else rows.push([one.tag.name, one.confidence.toFixed(3), match.confidence.toFixed(3), `${change > 0 ? "+" : ""}${change.toFixed(3)}`]);
+		}
+	}
+	for (const other of free) rows.push([other.tag.name, "–", other.confidence.toFixed(3), "only right"]);
+	const text = make("p", {role: "status"}, rows.length ? `${rows.length} differences, ${same} the same` : `No difference: ${same} the same`);
+	return make("div.differences", text, rows.length ? table(["class", "left", "right", "difference"], rows, {label: "Differences"}) : "");
 }

@@ -2,46 +2,69 @@
 
 export const $ = (selector, root = document) => root.querySelector(selector);
 
-/** An element: properties, `aria-*`/`data-*`/`role` attributes and `on...` listeners; then children. */
-export function make(name, properties = {}, ...children) {
-  const element = document.createElement(name);
-  for (const [key, value] of Object.entries(properties)) {
-    if (value == null) continue;
-    if (/^(aria-|data-|role$|for$|list$)/.test(key)) element.setAttribute(key, value);
-    else element[key] = value;
-  }
-  element.append(...children.flat().filter((child) => child != null && child !== false));
-  return element;
+/** An element, as `make("p.soft", {id}, "text")`: tag and classes, properties or attributes where there are some, children. */
+export function make(name, ...given) {
+	const [tag, ...classes] = name.split("."), element = document.createElement(tag);
+	const [first] = given, named = first && typeof first === "object" && !(first instanceof Node) && !Array.isArray(first);
+	if (tag === "button") element.type = "button";
+	if (classes.length) element.className = classes.join(" ");
+	for (const [key, value] of Object.entries(named ? given.shift() : {})) {
+		if (value == null) continue;
+		if (/^(aria-|data-|role$|for$|list$)/.test(key)) element.setAttribute(key, value);
+		else element[key] = value;
+	}
+	element.append(...given.flat().filter((child) => child != null && child !== false));
+	return element;
 }
 
 export function draw(name, attributes = {}, ...children) {
-  const element = document.createElementNS("http://www.w3.org/2000/svg", name);
-  for (const [key, value] of Object.entries(attributes)) if (value != null) element.setAttribute(key, value);
-  element.append(...children);
-  return element;
+	const element = document.createElementNS("http://www.w3.org/2000/svg", name);
+	for (const [key, value] of Object.entries(attributes)) if (value != null) element.setAttribute(key, value);
+	element.append(...children);
+	return element;
 }
 
-export const option = (value, text = value, selected = false) => make("option", { value, textContent: text, selected });
+export const link = (href, text) => make("a", {href}, text);
+
+export const option = (value, text = value, selected = false) => make("option", {value, selected}, text);
 
 export function select(label, options, onchange, value) {
-  const list = make("select", { onchange: () => onchange?.(list.value) }, options.map(([key, text]) => option(key, text)));
-  if (value != null) list.value = value;
-  return make("label", {}, `${label} `, list);
+	const list = make("select", {onchange: () => onchange?.(list.value)}, options.map((one) => option(...[one].flat())));
+	if (value != null) list.value = value;
+	return make("label", `${label} `, list);
 }
 
-export const button = (text, onclick, properties = {}) => make("button", { type: "button", textContent: text, onclick, ...properties });
+export const search = (label, oninput, placeholder = "Search…") => make("input", {type: "search", placeholder, "aria-label": label, oninput});
+
+export const area = (properties) => make("textarea", {spellcheck: false, ...properties});
+
+export const range = (value, oninput, step = 0.01) => make("input", {type: "range", min: 0, max: 1, step, value, oninput});
+
+export const status = (name = "span.soft") => make(name, {role: "status"});
+
+export function shownBitmap(bitmap, label) {
+	const canvas = make("canvas.whole", {width: bitmap.width, height: bitmap.height, role: "img", "aria-label": label});
+	canvas.getContext("2d").drawImage(bitmap, 0, 0);
+	return canvas;
+}
+
+export const notReady = ({state, reason}) => make(state === "failed" ? "p.error" : "p.empty", state === "failed" ? reason : state === "empty" ? "It has no versions." : "It is being loaded.");
+
+export const withoutEnding = (name) => name.replace(/\.\w+$/, "");
+
+export const button = (text, onclick, properties = {}) => make("button", {onclick, ...properties}, text);
 
 export function table(head, rows, properties = {}) {
-  const cell = (name) => (one) => (one instanceof Node ? make(name, {}, one) : make(name, { textContent: one ?? "" }));
-  const heads = head.map((one) => make("th", { scope: "col" }, one instanceof Node ? one : String(one)));
-  const body = rows.map((row) => make("tr", {}, row.map(cell("td"))));
-  return make("div", { className: "scroll", tabIndex: 0, role: "region", "aria-label": properties.label ?? "Table" },
-    make("table", {}, make("thead", {}, make("tr", {}, heads)), make("tbody", {}, body)));
+	const cell = (name) => (one) => (one instanceof Node ? make(name, {}, one) : make(name, {textContent: one ?? ""}));
+	const heads = head.map((one) => make("th", {scope: "col"}, one instanceof Node ? one : String(one)));
+	const body = rows.map((row) => make("tr", row.map(cell("td"))));
+	return make("div.scroll", {tabIndex: 0, role: "region", "aria-label": properties.label ?? "Table"},
+		make("table", make("thead", make("tr", heads)), make("tbody", body)));
 }
 
-export const details = (summary, ...children) => make("details", {}, make("summary", { textContent: summary }), ...children);
+export const details = (summary, ...children) => make("details", make("summary", summary), ...children);
 
-export const dot = (state) => make("span", { className: `dot ${state}`, role: "img", "aria-label": state, title: state });
+export const dot = (state) => make("span", {className: `dot ${state}`, role: "img", "aria-label": state, title: state});
 
 export const clamp = (value, low, high) => Math.min(high, Math.max(low, value));
 
@@ -49,98 +72,97 @@ export const clamp = (value, low, high) => Math.min(high, Math.max(low, value));
 export const show = (value, unit = "", digits = 0) => (value == null || Number.isNaN(Number(value)) ? "–" : `${Number(value).toFixed(digits)}${unit}`);
 
 export function milliseconds(value) {
-  if (value == null) return "–";
-  return value >= 10000 ? `${(value / 1000).toFixed(1)} s` : `${value.toFixed(value < 10 ? 2 : value < 100 ? 1 : 0)} ms`;
+	if (value == null) return "–";
+	return value >= 10000 ? `${(value / 1000).toFixed(1)} s` : `${value.toFixed(value < 10 ? 2 : value < 100 ? 1 : 0)} ms`;
 }
 
 export function duration(seconds) {
-  if (seconds == null) return "–";
-  const days = Math.floor(seconds / 86400), hours = Math.floor(seconds / 3600) % 24, minutes = Math.floor(seconds / 60) % 60;
-  if (days) return `${days} d ${hours} h`;
-  return hours ? `${hours} h ${minutes} min` : minutes ? `${minutes} min` : `${Math.floor(seconds)} s`;
+	if (seconds == null) return "–";
+	const days = Math.floor(seconds / 86400), hours = Math.floor(seconds / 3600) % 24, minutes = Math.floor(seconds / 60) % 60;
+	if (days) return `${days} d ${hours} h`;
+	return hours ? `${hours} h ${minutes} min` : minutes ? `${minutes} min` : `${Math.floor(seconds)} s`;
 }
 
 export function bytes(value) {
-  if (value == null) return "–";
-  for (const [unit, size] of [["GiB", 2 ** 30], ["MiB", 2 ** 20], ["KiB", 2 ** 10]]) if (value >= size) return `${(value / size).toFixed(1)} ${unit}`;
-  return `${value} B`;
+	if (value == null) return "–";
+	for (const [unit, size] of [["GiB", 2 ** 30], ["MiB", 2 ** 20], ["KiB", 2 ** 10]]) if (value >= size) return `${(value / size).toFixed(1)} ${unit}`;
+	return `${value} B`;
 }
 
 /** JSON to read: indented, but a point or a row of numbers on one line; long ones are cut for the eye. */
 export function pretty(value, most = 200000) {
-  const text = JSON.stringify(value, null, 1) ?? "";
-  const read = text.replace(/\[\n[-+\d.eE,\s]*\n\s*\]/g, (numbers) => numbers.replace(/\s+/g, "").replaceAll(",", ", "));
-  return read.length > most ? `${read.slice(0, most)}\n… ${read.length - most} more characters: copy or download has all` : read;
+	const text = JSON.stringify(value, null, 1) ?? "";
+	const read = text.replace(/\[\n[-+\d.eE,\s]*\n\s*\]/g, (numbers) => numbers.replace(/\s+/g, "").replaceAll(",", ", "));
+	return read.length > most ? `${read.slice(0, most)}\n… ${read.length - most} more characters: copy or download has all` : read;
 }
 
 /** Copy text. Without https a browser has no clipboard, so it is selected and copied. */
 export async function copy(text, from) {
-  if (navigator.clipboard && window.isSecureContext) await navigator.clipboard.writeText(text);
-  else {
-    const area = make("textarea", { value: text, className: "away" });
-    (from?.closest("dialog") ?? document.body).append(area);
-    area.select();
-    const done = document.execCommand("copy");
-    area.remove();
-    if (!done) throw new Error("The browser does not let the page copy.");
-  }
-  if (from) {
-    const was = from.textContent;
-    from.textContent = "Copied";
-    setTimeout(() => (from.textContent = was), 1500);
-  }
+	if (navigator.clipboard && window.isSecureContext) await navigator.clipboard.writeText(text);
+	else {
+		const area = make("textarea.away", {value: text});
+		(from?.closest("dialog") ?? document.body).append(area);
+		area.select();
+		const done = document.execCommand("copy");
+		area.remove();
+		if (!done) throw new Error("The browser does not let the page copy.");
+	}
+	if (from) {
+		const was = from.textContent;
+		from.textContent = "Copied";
+		setTimeout(() => (from.textContent = was), 1500);
+	}
 }
 
 export function download(name, content, type = "application/json") {
-  const blob = content instanceof Blob ? content : new Blob([content], { type });
-  const link = make("a", { href: URL.createObjectURL(blob), download: name });
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+	const blob = content instanceof Blob ? content : new Blob([content], {type});
+	const link = make("a", {href: URL.createObjectURL(blob), download: name});
+	link.click();
+	setTimeout(() => URL.revokeObjectURL(link.href), 10000);
 }
 
-/** A block of text to read, with what copies and downloads it. */
 export function textBlock(label, file = "") {
-  const text = make("pre", { tabIndex: 0, role: "region", "aria-label": label });
-  let whole = "";
-  const copying = button("Copy", () => copy(whole, copying).catch((error) => (copying.textContent = error.message)));
-  const saving = file && button("Download", () => download(typeof file === "function" ? file() : file, whole, "text/plain"));
-  const block = make("div", { className: "block" }, make("div", { className: "bar" }, copying, saving || null), text);
-  return Object.assign(block, {
-    say(value, shown = value) {
-      whole = value;
-      text.textContent = shown;
-    },
-  });
+	const text = make("pre", {tabIndex: 0, role: "region", "aria-label": label});
+	let whole = "";
+	const copying = button("Copy", () => copy(whole, copying).catch((error) => (copying.textContent = error.message)));
+	const saving = file && button("Download", () => download(typeof file === "function" ? file() : file, whole, "text/plain"));
+	const block = make("div.block", {hidden: true}, make("div.bar", copying, saving || null), text);
+	return Object.assign(block, {
+		say(value, shown = value) {
+			whole = value;
+			text.textContent = shown;
+			block.hidden = !shown;
+		},
+	});
 }
 
 export async function toBase64(blob) {
-  const address = await new Promise((done, failed) => {
-    const reader = new FileReader();
-    reader.onload = () => done(reader.result);
-    reader.onerror = () => failed(new Error("The file cannot be read."));
-    reader.readAsDataURL(blob);
-  });
-  return address.slice(address.indexOf(",") + 1);
+	const address = await new Promise((done, failed) => {
+		const reader = new FileReader();
+		reader.onload = () => done(reader.result);
+		reader.onerror = () => failed(new Error("The file cannot be read."));
+		reader.readAsDataURL(blob);
+	});
+	return address.slice(address.indexOf(",") + 1);
 }
 
-/** Where files are dropped, pasted or chosen; `take` is given a list of them. */
-export function dropZone(text, take, { accept = "", multiple = false, extra = [] } = {}) {
-  const input = make("input", { type: "file", accept, multiple });
-  const zone = make("div", { className: "drop" }, make("label", { className: "button" }, text, input), ...extra);
-  input.onchange = () => {
-    if (input.files.length) take([...input.files]);
-    input.value = "";
-  };
-  zone.ondragover = (event) => {
-    event.preventDefault();
-    zone.classList.add("over");
-  };
-  zone.ondragleave = () => zone.classList.remove("over");
-  zone.ondrop = (event) => {
-    event.preventDefault();
-    zone.classList.remove("over");
-    const files = [...event.dataTransfer.files];
-    if (files.length) take(multiple ? files : files.slice(0, 1));
-  };
-  return zone;
+export function dropZone(text, take, {accept = "", multiple = false, extra = []} = {}) {
+	const input = make("input", {type: "file", accept, multiple});
+	const zone = make("div.drop", make("label.button", text, input), ...extra);
+	input.onchange = () => {
+		if (input.files.length) take([...input.files]);
+		input.value = "";
+	};
+	zone.ondragover = (event) => {
+		event.preventDefault();
+		zone.classList.add("over");
+	};
+	zone.ondragleave = () => zone.classList.remove("over");
+	zone.ondrop = (event) => {
+		event.preventDefault();
+		zone.classList.remove("over");
+		const files = [...event.dataTransfer.files];
+		if (files.length) take(multiple ? files : files.slice(0, 1));
+	};
+	return zone;
 }

@@ -1,60 +1,57 @@
 // Try a handler: a body of any kind, the last one kept in this tab; the answer as what it is.
 
-import { ask } from "./api.js";
-import { Caller } from "./call.js";
-import { Code, codeOf } from "./code.js";
-import { button, download, dropZone, make, pretty, select, textBlock } from "./dom.js";
-import { heading } from "./tensors.js";
+import {ask} from "./api.js";
+import {Caller} from "./call.js";
+import {Code, codeOf} from "./code.js";
+import {area, button, download, dropZone, make, pretty, select, shownBitmap, textBlock} from "./dom.js";
+import {heading} from "./tensors.js";
 
 const last = new Map(); // path -> {text, type}
 
 export function show(root, one) {
-  const panel = new HandlerPanel(one);
-  root.replaceChildren(heading({ ...one, name: one.path }), make("p", { className: one.state === "failed" ? "error" : "soft", textContent: one.reason || (one.envelope ? `answers in the envelope “${one.envelope}”` : "") }), panel.element);
-  return () => panel.caller.clear();
+	const panel = new HandlerPanel(one);
+	root.replaceChildren(heading({...one, name: one.path}), make(one.state === "failed" ? "p.error" : "p.soft", one.reason || (one.envelope ? `answers in the envelope “${one.envelope}”` : "")), panel.element);
+	return () => panel.caller.clear();
 }
 
 class HandlerPanel {
-  constructor(one) {
-    const kept = last.get(one.path) ?? { text: '"hello"', type: "application/json" };
-    Object.assign(this, { one, type: kept.type, method: one.methods[0] ?? "POST", file: null });
-    this.url = one.path.replace(/^\//, "");
-    this.caller = new Caller(() => this.send());
-    this.body = make("textarea", { rows: 6, spellcheck: false, value: kept.text, className: "body", "aria-label": "Body of the request", oninput: () => this.code.soon() });
-    this.fileName = make("span", { className: "soft" });
-    this.answer = make("div");
-    this.json = textBlock("The answer", `${one.path.split("/").at(-1)}.json`);
-    this.code = new Code((language, own) => codeOf(language, own, this.url, this.body.value, this.method));
-    const bar = make("div", { className: "bar" }, one.methods.length > 1 ? select("Method", one.methods.map((name) => [name]), (value) => (this.method = value)) : null,
-      select("Body", [["application/json", "JSON"], ["text/plain", "text"]], (value) => (this.type = value), this.type), this.caller.buttons);
-    this.element = make("div", {}, this.body, dropZone("Send a file instead", ([file]) => this.take(file), { extra: [this.fileName, button("Forget the file", () => this.take(null))] }), bar, this.caller.error, this.caller.times, this.answer, this.json, this.code.element);
-  }
+	constructor(one) {
+		const kept = last.get(one.path) ?? {text: '"hello"', type: "application/json"};
+		Object.assign(this, {one, type: kept.type, method: one.methods[0] ?? "POST", file: null});
+		this.url = one.path.replace(/^\//, "");
+		this.caller = new Caller(() => this.send());
+		this.body = area({className: "body", rows: 6, value: kept.text, "aria-label": "Body of the request", oninput: () => this.code.soon()});
+		this.fileName = make("span.soft");
+		this.answer = make("div");
+		this.json = textBlock("The answer", `${one.path.split("/").at(-1)}.json`);
+		this.code = new Code((language, own) => codeOf(language, own, this.url, this.body.value, this.method));
+		const bar = make("div.bar", one.methods.length > 1 ? select("Method", one.methods, (value) => (this.method = value)) : null,
+			select("Body", [["application/json", "JSON"], ["text/plain", "text"]], (value) => (this.type = value), this.type), this.caller.buttons);
+		this.element = make("div", this.body, dropZone("Send a file instead", ([file]) => this.take(file), {extra: [this.fileName, button("Forget the file", () => this.take(null))]}), bar, this.caller.error, this.caller.times, this.answer, this.json, this.code.element);
+	}
 
-  take(file) {
-    this.file = file;
-    this.fileName.textContent = file?.name ?? "";
-  }
+	take(file) {
+		this.file = file;
+		this.fileName.textContent = file?.name ?? "";
+	}
 
-  async send() {
-    last.set(this.one.path, { text: this.body.value, type: this.type });
-    const body = this.file ?? this.body.value, type = this.file ? this.file.type || "application/octet-stream" : this.type;
-    const found = await this.caller.run((signal) => ask(this.url, { page: false, method: this.method, body: this.method === "GET" ? undefined : body, signal, headers: { "Content-Type": type } }));
-    if (!found && this.caller.error.hidden) return;
-    this.answer.replaceChildren(...(found?.answer instanceof Blob ? [await showBlob(found.answer)] : []));
-    const shown = found && !(found.answer instanceof Blob) ? found.answer : null;
-    this.json.say(found ? (typeof shown === "string" ? shown : JSON.stringify(shown)) : "", found && shown !== null ? (typeof shown === "string" ? shown : pretty(shown)) : "");
-  }
+	async send() {
+		last.set(this.one.path, {text: this.body.value, type: this.type});
+		const body = this.file ?? this.body.value, type = this.file ? this.file.type || "application/octet-stream" : this.type;
+		const found = await this.caller.run((signal) => ask(this.url, {page: false, method: this.method, body: this.method === "GET" ? undefined : body, signal, headers: {"Content-Type": type}}));
+		if (!found && this.caller.error.hidden) return;
+		this.answer.replaceChildren(...(found?.answer instanceof Blob ? [await showBlob(found.answer)] : []));
+		const shown = found && !(found.answer instanceof Blob) ? found.answer : null;
+		this.json.say(found ? (typeof shown === "string" ? shown : JSON.stringify(shown)) : "", found && shown !== null ? (typeof shown === "string" ? shown : pretty(shown)) : "");
+	}
 }
 
 async function showBlob(blob) {
-  const save = button(`Download (${blob.type || "binary"}, ${blob.size} bytes)`, () => download("answer", blob));
-  try {
-    const bitmap = await createImageBitmap(blob), canvas = make("canvas", { width: bitmap.width, height: bitmap.height, role: "img", "aria-label": "The picture that was answered" });
-    canvas.getContext("2d").drawImage(bitmap, 0, 0);
-    canvas.style.maxWidth = "100%";
-    return make("div", {}, canvas, save);
-  } catch {
-    return make("div", {}, save);
-  }
+	const save = button(`Download (${blob.type || "binary"}, ${blob.size} bytes)`, () => download("answer", blob));
+	try {
+		return make("div", shownBitmap(await createImageBitmap(blob), "The picture that was answered"), save);
+	} catch {
+		return make("div", save);
+	}
 }
 

@@ -1,220 +1,220 @@
 // Inbox: what active learning has put aside, sorted, accepted and rejected by keys, exported; what a threshold would keep. `#inbox/pets`.
 
-import { ask, askJson, catalogue, path } from "./api.js";
-import { attempt, showError } from "./app.js";
-import { button, clamp, draw, download, make, select } from "./dom.js";
-import { paint } from "./viewer.js";
+import {ask, askJson, catalogue, path} from "./api.js";
+import {attempt, showError} from "./app.js";
+import {button, clamp, draw, download, make, select} from "./dom.js";
+import {paint} from "./viewer.js";
 
 const PAGE = 60, SMALL = 320, LARGE = 1600;
-const ORDERS = { highest: (a, b) => (b.score ?? 0) - (a.score ?? 0), lowest: (a, b) => (a.score ?? 0) - (b.score ?? 0), newest: (a, b) => String(b.time).localeCompare(String(a.time)) };
-const VERDICTS = { accepted: "✓ accepted", rejected: "✗ rejected", none: "" };
+const ORDERS = {highest: (a, b) => (b.score ?? 0) - (a.score ?? 0), lowest: (a, b) => (a.score ?? 0) - (b.score ?? 0), newest: (a, b) => String(b.time).localeCompare(String(a.time))};
+const VERDICTS = {accepted: "✓ accepted", rejected: "✗ rejected", none: ""};
 
 export async function show(root, [wanted]) {
-  const own = catalogue.deployments.filter((one) => one.active_learning), deployment = own.find(({ id }) => id === wanted) ?? (wanted ? null : own[0]);
-  if (!deployment) {
-    root.replaceChildren(make("p", { className: "empty", textContent: wanted ? `No deployment called ‘${wanted}’ puts pictures aside.` : "No deployment puts pictures aside: give one `active_learning` in the config." }));
-    return null;
-  }
-  const inbox = new Inbox(deployment, own);
-  root.replaceChildren(inbox.element);
-  document.addEventListener("keydown", inbox.onkey);
-  await inbox.read();
-  return () => inbox.end();
+	const own = catalogue.deployments.filter((one) => one.active_learning), deployment = own.find(({id}) => id === wanted) ?? (wanted ? null : own[0]);
+	if (!deployment) {
+		root.replaceChildren(make("p.empty", wanted ? `No deployment called ‘${wanted}’ puts pictures aside.` : "No deployment puts pictures aside: give one `active_learning` in the config."));
+		return null;
+	}
+	const inbox = new Inbox(deployment, own);
+	root.replaceChildren(inbox.element);
+	document.addEventListener("keydown", inbox.onkey);
+	await inbox.read();
+	return () => inbox.end();
 }
 
 class Inbox {
-  constructor({ id, active_learning: learning }, own) {
-    Object.assign(this, { id, at: `${path(id)}/active_learning/${path(learning.group)}`, all: [], listed: [], most: PAGE, chosen: null, undone: [], ended: false, order: "highest", filter: "all", painted: new Map(), made: new Map(), saving: Promise.resolve() });
-    this.onkey = (event) => this.press(event);
-    this.counts = make("p", { id: "inbox-counts", role: "status" });
-    this.list = make("ul", { className: "gallery", id: "inbox-list" });
-    this.more = button("Show more", () => this.draw((this.most += PAGE)), { hidden: true });
-    this.large = make("div", { className: "card", id: "inbox-large", hidden: true });
-    this.threshold = make("section", { className: "card", "aria-label": "Threshold" });
-    const say = (verdict, text) => button(text, () => this.judge(verdict), { "data-verdict": verdict });
-    this.undoing = button("Undo (U)", () => this.undo(), { id: "inbox-undo" });
-    this.verdicts = make("div", { className: "bar" }, say("accepted", "Accept (A)"), say("rejected", "Reject (R)"), this.undoing);
-    this.seer = new IntersectionObserver((seen) => seen.filter((one) => one.isIntersecting).forEach(({ target }) => this.paintThumb(target)), { rootMargin: "300px" });
-    const bar = make("div", { className: "bar" },
-      own.length > 1 ? select("Deployment", own.map((one) => [one.id, one.id]), (name) => (location.hash = `#inbox/${encodeURIComponent(name)}`), id) : make("h2", { textContent: id }),
-      select("Sort by", [["highest", "score, highest first"], ["lowest", "score, lowest first"], ["newest", "newest first"]], (order) => this.draw((this.order = order)), "highest"),
-      select("Show", [["all", "all"], ["none", "undecided"], ["accepted", "accepted"], ["rejected", "rejected"]], (filter) => this.draw((this.filter = filter)), "all"),
-      button("Refresh", () => attempt(() => this.read()), { id: "inbox-refresh" }), button("COCO of all", () => attempt(() => this.save())), button("COCO of the accepted", () => attempt(() => this.save("accepted"))));
-    this.element = make("div", {}, bar, this.counts, this.threshold, make("p", { className: "hint", textContent: "Arrows move, A accepts, R rejects, U undoes." }),
-      make("div", { className: "two" }, make("div", {}, this.list, this.more), this.large));
-  }
+	constructor({id, active_learning: learning}, own) {
+		Object.assign(this, {id, at: `${path(id)}/active_learning/${path(learning.group)}`, all: [], listed: [], most: PAGE, chosen: null, undone: [], ended: false, order: "highest", filter: "all", painted: new Map(), made: new Map(), saving: Promise.resolve()});
+		this.onkey = (event) => this.press(event);
+		this.counts = make("p", {id: "inbox-counts", role: "status"});
+		this.list = make("ul.gallery", {id: "inbox-list"});
+		this.more = button("Show more", () => this.draw((this.most += PAGE)), {hidden: true});
+		this.large = make("div.card", {id: "inbox-large", hidden: true});
+		this.threshold = make("section.card", {"aria-label": "Threshold"});
+		const say = (verdict, text) => button(text, () => this.judge(verdict), {"data-verdict": verdict});
+		this.undoing = button("Undo (U)", () => this.undo(), {id: "inbox-undo"});
+		this.verdicts = make("div.bar", say("accepted", "Accept (A)"), say("rejected", "Reject (R)"), this.undoing);
+		this.seer = new IntersectionObserver((seen) => seen.filter((one) => one.isIntersecting).forEach(({target}) => this.paintThumb(target)), {rootMargin: "300px"});
+		const bar = make("div.bar",
+			own.length > 1 ? select("Deployment", own.map((one) => one.id), (name) => (location.hash = `#inbox/${path(name)}`), id) : make("h2", id),
+			select("Sort by", [["highest", "score, highest first"], ["lowest", "score, lowest first"], ["newest", "newest first"]], (order) => this.draw((this.order = order)), "highest"),
+			select("Show", [["all", "all"], ["none", "undecided"], ["accepted", "accepted"], ["rejected", "rejected"]], (filter) => this.draw((this.filter = filter)), "all"),
+			button("Refresh", () => attempt(() => this.read()), {id: "inbox-refresh"}), button("COCO of all", () => attempt(() => this.save())), button("COCO of the accepted", () => attempt(() => this.save("accepted"))));
+		this.element = make("div", bar, this.counts, this.threshold, make("p.hint", "Arrows move, A accepts, R rejects, U undoes."),
+			make("div.two", make("div", this.list, this.more), this.large));
+	}
 
-  end() {
-    this.ended = true;
-    this.seer.disconnect();
-    document.removeEventListener("keydown", this.onkey);
-  }
+	end() {
+		this.ended = true;
+		this.seer.disconnect();
+		document.removeEventListener("keydown", this.onkey);
+	}
 
-  async read() {
-    const [{ images }, scores] = await Promise.all([askJson(`${this.at}?format=json`), askJson(`${this.at}/scores`)]);
-    if (this.ended) return;
-    this.all = images;
-    this.chosen = images.find(({ file_name: name }) => name === this.chosen?.file_name) ?? null;
-    this.drawThreshold(scores);
-    this.draw();
-  }
+	async read() {
+		const [{images}, scores] = await Promise.all([askJson(`${this.at}?format=json`), askJson(`${this.at}/scores`)]);
+		if (this.ended) return;
+		this.all = images;
+		this.chosen = images.find(({file_name: name}) => name === this.chosen?.file_name) ?? null;
+		this.drawThreshold(scores);
+		this.draw();
+	}
 
-  // --- the gallery -------------------------------------------------------------------------------
+	// --- the gallery ---
 
-  draw() {
-    const { all, filter } = this, count = (verdict) => all.filter((one) => one.verdict === verdict).length;
-    this.counts.textContent = `${all.length} picture${all.length === 1 ? "" : "s"}: ${count("accepted")} accepted, ${count("rejected")} rejected, ${count("none")} undecided`;
-    this.listed = all.filter((one) => filter === "all" || one.verdict === filter).sort(ORDERS[this.order]);
-    if (!this.listed.includes(this.chosen)) this.chosen = this.listed[0] ?? null;
-    const held = this.list.contains(document.activeElement);
-    this.rows = this.listed.slice(0, this.most).map((one) => this.row(one));
-    this.list.replaceChildren(...this.rows);
-    this.more.hidden = this.listed.length <= this.most;
-    if (!this.listed.length) this.list.replaceChildren(make("li", { className: "empty", textContent: all.length ? "None of them is so." : "Nothing has been put aside yet." }));
-    this.mark(held);
-  }
+	draw() {
+		const {all, filter} = this, count = (verdict) => all.filter((one) => one.verdict === verdict).length;
+		this.counts.textContent = `${all.length} picture${all.length === 1 ? "" : "s"}: ${count("accepted")} accepted, ${count("rejected")} rejected, ${count("none")} undecided`;
+		this.listed = all.filter((one) => filter === "all" || one.verdict === filter).sort(ORDERS[this.order]);
+		if (!this.listed.includes(this.chosen)) this.chosen = this.listed[0] ?? null;
+		const held = this.list.contains(document.activeElement);
+		this.rows = this.listed.slice(0, this.most).map((one) => this.row(one));
+		this.list.replaceChildren(...this.rows);
+		this.more.hidden = this.listed.length <= this.most;
+		if (!this.listed.length) this.list.replaceChildren(make("li.empty", all.length ? "None of them is so." : "Nothing has been put aside yet."));
+		this.mark(held);
+	}
 
-  row(one) {
-    const known = this.made.get(one.file_name);
-    if (known) {
-      known.one = one;
-      Object.assign(known.querySelector(".verdict"), { className: `verdict ${one.verdict}`, textContent: VERDICTS[one.verdict] });
-      return known;
-    }
-    const canvas = make("canvas", { width: 1, height: 1 }), verdict = make("span", { className: `verdict ${one.verdict}`, textContent: VERDICTS[one.verdict] });
-    const shown = make("button", { type: "button", onclick: () => this.choose(row.one) }, canvas, make("span", {}, `score ${one.score?.toFixed(3) ?? "–"} `, verdict));
-    const row = make("li", {}, shown);
-    Object.assign(row, { one, shown });
-    this.made.set(one.file_name, row);
-    this.seer.observe(row);
-    return row;
-  }
+	row(one) {
+		const known = this.made.get(one.file_name);
+		if (known) {
+			known.one = one;
+			Object.assign(known.querySelector(".verdict"), {className: `verdict ${one.verdict}`, textContent: VERDICTS[one.verdict]});
+			return known;
+		}
+		const canvas = make("canvas", {width: 1, height: 1}), verdict = make("span", {className: `verdict ${one.verdict}`}, VERDICTS[one.verdict]);
+		const shown = make("button", {onclick: () => this.choose(row.one)}, canvas, make("span", `score ${one.score?.toFixed(3) ?? "–"} `, verdict));
+		const row = make("li", shown);
+		Object.assign(row, {one, shown});
+		this.made.set(one.file_name, row);
+		this.seer.observe(row);
+		return row;
+	}
 
-  /** A picture with what was seen in it, at most so many pixels a side. */
-  async paintOf(one, side) {
-    const bitmap = await createImageBitmap(await (await ask(`${this.at}/${one.file_name}?side=${side}`)).blob());
-    const painted = paint(bitmap, one.predictions);
-    bitmap.close();
-    return painted;
-  }
+	/** A picture with what was seen in it, at most so many pixels a side. */
+	async paintOf(one, side) {
+		const bitmap = await createImageBitmap(await (await ask(`${this.at}/${one.file_name}?side=${side}`)).blob());
+		const painted = paint(bitmap, one.predictions);
+		bitmap.close();
+		return painted;
+	}
 
-  async paintThumb(row) {
-    const { one } = row;
-    this.seer.unobserve(row);
-    if (!this.painted.has(one.file_name)) this.painted.set(one.file_name, this.paintOf(one, SMALL));
-    const painted = await this.painted.get(one.file_name).catch(() => null);
-    if (!painted || !row.isConnected) return;
-    const canvas = row.querySelector("canvas");
-    Object.assign(canvas, { width: painted.width, height: painted.height });
-    canvas.getContext("2d").drawImage(painted, 0, 0);
-  }
+	async paintThumb(row) {
+		const {one} = row;
+		this.seer.unobserve(row);
+		if (!this.painted.has(one.file_name)) this.painted.set(one.file_name, this.paintOf(one, SMALL));
+		const painted = await this.painted.get(one.file_name).catch(() => null);
+		if (!painted || !row.isConnected) return;
+		const canvas = row.querySelector("canvas");
+		Object.assign(canvas, {width: painted.width, height: painted.height});
+		canvas.getContext("2d").drawImage(painted, 0, 0);
+	}
 
-  choose(one) {
-    this.chosen = one;
-    const place = this.listed.indexOf(one);
-    if (place >= this.most) this.draw((this.most = Math.ceil((place + 1) / PAGE) * PAGE));
-    else this.mark(true);
-  }
+	choose(one) {
+		this.chosen = one;
+		const place = this.listed.indexOf(one);
+		if (place >= this.most) this.draw((this.most = Math.ceil((place + 1) / PAGE) * PAGE));
+		else this.mark(true);
+	}
 
-  /** Show which picture is chosen, large beside the gallery; `focus` moves there. */
-  mark(focus) {
-    for (const { one, shown } of this.rows) {
-      const is = one === this.chosen;
-      shown.tabIndex = is ? 0 : -1;
-      shown.setAttribute("aria-pressed", is);
-      shown.setAttribute("aria-label", `Picture, score ${one.score?.toFixed(3)}, ${one.verdict === "none" ? "undecided" : one.verdict}`);
-      if (is && focus) shown.focus();
-    }
-    this.undoing.disabled = !this.undone.length;
-    attempt(() => this.enlarge(this.chosen));
-  }
+	/** Show which picture is chosen, large beside the gallery; `focus` moves there. */
+	mark(focus) {
+		for (const {one, shown} of this.rows) {
+			const is = one === this.chosen;
+			shown.tabIndex = is ? 0 : -1;
+			shown.setAttribute("aria-pressed", is);
+			shown.setAttribute("aria-label", `Picture, score ${one.score?.toFixed(3)}, ${one.verdict === "none" ? "undecided" : one.verdict}`);
+			if (is && focus) shown.focus();
+		}
+		this.undoing.disabled = !this.undone.length;
+		attempt(() => this.enlarge(this.chosen));
+	}
 
-  async enlarge(one) {
-    this.large.hidden = !one;
-    if (!one) return;
-    for (const each of this.verdicts.querySelectorAll("[data-verdict]")) each.setAttribute("aria-pressed", each.dataset.verdict === one.verdict);
-    const seen = one.predictions.map(({ tag, confidence }) => `${tag.name} ${confidence.toFixed(2)}`);
-    const about = make("p", { className: "soft", textContent: `score ${one.score?.toFixed(3)} · ${one.width} × ${one.height} · ${one.time ?? ""} · ${seen.slice(0, 12).join(", ") || "nothing seen"}${seen.length > 12 ? ` and ${seen.length - 12} more` : ""}` });
-    if (this.enlarged === one.file_name) return;
-    this.enlarged = one.file_name;
-    this.large.replaceChildren(this.verdicts, about);
-    const painted = await this.paintOf(one, LARGE);
-    if (this.enlarged !== one.file_name) return;
-    painted.setAttribute("role", "img");
-    painted.setAttribute("aria-label", `The picture with ${seen.join(", ") || "nothing seen"}`);
-    this.large.replaceChildren(this.verdicts, painted, about);
-  }
+	async enlarge(one) {
+		this.large.hidden = !one;
+		if (!one) return;
+		for (const each of this.verdicts.querySelectorAll("[data-verdict]")) each.setAttribute("aria-pressed", each.dataset.verdict === one.verdict);
+		const seen = one.predictions.map(({tag, confidence}) => `${tag.name} ${confidence.toFixed(2)}`);
+		const about = make("p.soft", `score ${one.score?.toFixed(3)} · ${one.width} × ${one.height} · ${one.time ?? ""} · ${seen.slice(0, 12).join(", ") || "nothing seen"}${seen.length > 12 ? ` and ${seen.length - 12} more` : ""}`);
+		if (this.enlarged === one.file_name) return;
+		this.enlarged = one.file_name;
+		this.large.replaceChildren(this.verdicts, about);
+		const painted = await this.paintOf(one, LARGE);
+		if (this.enlarged !== one.file_name) return;
+		painted.setAttribute("role", "img");
+		painted.setAttribute("aria-label", `The picture with ${seen.join(", ") || "nothing seen"}`);
+		this.large.replaceChildren(this.verdicts, painted, about);
+	}
 
-  // --- verdicts ----------------------------------------------------------------------------------
+	// --- verdicts ---
 
-  press(event) {
-    if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest?.("input, select, textarea, dialog") || !this.listed.length) return;
-    const across = this.columns(), moves = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -across, ArrowDown: across };
-    const act = { a: () => this.judge("accepted"), r: () => this.judge("rejected"), u: () => this.undo() }[event.key.toLowerCase()];
-    if (!act && !(event.key in moves)) return;
-    event.preventDefault();
-    if (act) act();
-    else this.choose(this.listed[clamp(this.listed.indexOf(this.chosen) + moves[event.key], 0, this.listed.length - 1)]);
-  }
+	press(event) {
+		if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest?.("input, select, textarea, dialog") || !this.listed.length) return;
+		const across = this.columns(), moves = {ArrowLeft: -1, ArrowRight: 1, ArrowUp: -across, ArrowDown: across};
+		const act = {a: () => this.judge("accepted"), r: () => this.judge("rejected"), u: () => this.undo()}[event.key.toLowerCase()];
+		if (!act && !(event.key in moves)) return;
+		event.preventDefault();
+		if (act) act();
+		else this.choose(this.listed[clamp(this.listed.indexOf(this.chosen) + moves[event.key], 0, this.listed.length - 1)]);
+	}
 
-  columns() {
-    const top = this.rows[0]?.offsetTop;
-    return Math.max(1, this.rows.findIndex((row) => row.offsetTop !== top)) || this.rows.length;
-  }
+	columns() {
+		const top = this.rows[0]?.offsetTop;
+		return Math.max(1, this.rows.findIndex((row) => row.offsetTop !== top)) || this.rows.length;
+	}
 
-  /** Say what becomes of the chosen picture, and go on to the next. */
-  judge(verdict) {
-    const one = this.chosen, place = this.listed.indexOf(one);
-    if (!one) return;
-    const next = this.listed[place + 1] ?? one;
-    this.undone.push([one, one.verdict]);
-    this.note(one, verdict, next);
-  }
+	/** Say what becomes of the chosen picture, and go on to the next. */
+	judge(verdict) {
+		const one = this.chosen, place = this.listed.indexOf(one);
+		if (!one) return;
+		const next = this.listed[place + 1] ?? one;
+		this.undone.push([one, one.verdict]);
+		this.note(one, verdict, next);
+	}
 
-  undo() {
-    const [one, verdict] = this.undone.pop() ?? [];
-    if (one) this.note(one, verdict, one);
-  }
+	undo() {
+		const [one, verdict] = this.undone.pop() ?? [];
+		if (one) this.note(one, verdict, one);
+	}
 
-  /** Shown at once, sent one after the other, and taken back should the server not take it. */
-  async note(one, verdict, next) {
-    const was = one.verdict;
-    one.verdict = verdict;
-    this.chosen = next;
-    this.draw();
-    this.mark(true);
-    const sent = this.saving.then(() => ask(`${this.at}/${one.file_name}/verdict`, { method: "PUT", body: JSON.stringify({ verdict }) }));
-    this.saving = sent.catch(() => {});
-    try {
-      await sent;
-    } catch (error) {
-      one.verdict = was;
-      this.undone = this.undone.filter(([each]) => each !== one);
-      if (!this.ended) this.draw();
-      showError(error.message);
-    }
-  }
+	/** Shown at once, sent one after the other, and taken back should the server not take it. */
+	async note(one, verdict, next) {
+		const was = one.verdict;
+		one.verdict = verdict;
+		this.chosen = next;
+		this.draw();
+		this.mark(true);
+		const sent = this.saving.then(() => ask(`${this.at}/${one.file_name}/verdict`, {method: "PUT", body: JSON.stringify({verdict})}));
+		this.saving = sent.catch(() => {});
+		try {
+			await sent;
+		} catch (error) {
+			one.verdict = was;
+			this.undone = this.undone.filter(([each]) => each !== one);
+			if (!this.ended) this.draw();
+			showError(error.message);
+		}
+	}
 
-  async save(verdict) {
-    const coco = await askJson(this.at), images = coco.images.filter((one) => !verdict || one.verdict === verdict), kept = new Set(images.map(({ id }) => id));
-    download(`${this.id}${verdict ? `-${verdict}` : ""}.json`, JSON.stringify({ ...coco, images, annotations: coco.annotations.filter((one) => kept.has(one.image_id)) }));
-  }
+	async save(verdict) {
+		const coco = await askJson(this.at), images = coco.images.filter((one) => !verdict || one.verdict === verdict), kept = new Set(images.map(({id}) => id));
+		download(`${this.id}${verdict ? `-${verdict}` : ""}.json`, JSON.stringify({...coco, images, annotations: coco.annotations.filter((one) => kept.has(one.image_id))}));
+	}
 
-  // --- what a threshold would keep ---------------------------------------------------------------
+	// --- what a threshold would keep ---
 
-  drawThreshold({ scores, threshold, strategy, most }) {
-    const said = make("p", { id: "inbox-kept", role: "status" }), bins = new Array(50).fill(0);
-    for (const score of scores) bins[clamp(Math.floor(score * 50), 0, 49)] += 1;
-    const top = Math.max(1, ...bins), chart = draw("svg", { viewBox: "0 0 500 80", preserveAspectRatio: "none", class: "histogram", role: "img", "aria-label": `Histogram of the scores of the last ${scores.length} pictures` });
-    const drawn = bins.map((count, place) => chart.appendChild(draw("rect", { x: place * 10 + 0.5, width: 9, y: 80 - (78 * count) / top, height: (78 * count) / top })));
-    const slide = make("input", { type: "range", min: 0, max: 1, step: 0.01, value: threshold, id: "inbox-threshold", "aria-label": "Threshold" });
-    slide.oninput = () => {
-      const value = Number(slide.value), kept = scores.filter((score) => score >= value).length;
-      said.textContent = scores.length ? `A threshold of ${value.toFixed(2)} would keep ${kept} of the last ${scores.length.toLocaleString()} pictures (${Math.round((100 * kept) / scores.length)} %). The config has ${threshold}, ${strategy}.`
-        : `No picture has been seen since the start; of the last ${most.toLocaleString()} this tells how many a threshold would keep.`;
-      drawn.forEach((bar, place) => bar.classList.toggle("kept", (place + 1) / 50 > value));
-    };
-    slide.oninput();
-    this.threshold.replaceChildren(make("div", { className: "sliding" }, chart, slide), said);
-  }
+	drawThreshold({scores, threshold, strategy, most}) {
+		const said = make("p", {id: "inbox-kept", role: "status"}), bins = new Array(50).fill(0);
+		for (const score of scores) bins[clamp(Math.floor(score * 50), 0, 49)] += 1;
+		const top = Math.max(1, ...bins), chart = draw("svg", {viewBox: "0 0 500 80", preserveAspectRatio: "none", class: "histogram", role: "img", "aria-label": `Histogram of the scores of the last ${scores.length} pictures`});
+		const drawn = bins.map((count, place) => chart.appendChild(draw("rect", {x: place * 10 + 0.5, width: 9, y: 80 - (78 * count) / top, height: (78 * count) / top})));
+		const slide = make("input", {type: "range", min: 0, max: 1, step: 0.01, value: threshold, id: "inbox-threshold", "aria-label": "Threshold"});
+		slide.oninput = () => {
+			const value = Number(slide.value), kept = scores.filter((score) => score >= value).length;
+			said.textContent = scores.length ? `A threshold of ${value.toFixed(2)} would keep ${kept} of the last ${scores.length.toLocaleString()} pictures (${Math.round((100 * kept) / scores.length)} %). The config has ${threshold}, ${strategy}.`
+				: `No picture has been seen since the start; of the last ${most.toLocaleString()} this tells how many a threshold would keep.`;
+			drawn.forEach((bar, place) => bar.classList.toggle("kept", (place + 1) / 50 > value));
+		};
+		slide.oninput();
+		this.threshold.replaceChildren(...(scores.length ? [make("div.sliding", chart, slide)] : []), said);
+	}
 }

@@ -4,53 +4,56 @@ const HANDLERS = ["onclick", "onchange", "oninput", "ontoggle", "onkeydown"];
 
 /** Make `old` like `fresh`, both of one kind. Nodes with the same `data-key` are the same; of what has `data-whole`, all is replaced. */
 export function morph(old, fresh) {
-  for (const { name, value } of [...fresh.attributes]) if (name !== "style" && name !== "open" && old.getAttribute(name) !== value) old.setAttribute(name, value);
-  for (const { name } of [...old.attributes]) if (name !== "style" && name !== "open" && !fresh.hasAttribute(name)) old.removeAttribute(name);
-  if (old.style.cssText !== fresh.style.cssText) old.style.cssText = fresh.style.cssText;
-  for (const name of HANDLERS) if (fresh[name] || old[name]) old[name] = fresh[name];
-  if (!("keep" in old.dataset)) morphChildren(old, fresh);
+	for (const {name, value} of [...fresh.attributes]) if (name !== "style" && name !== "open" && old.getAttribute(name) !== value) old.setAttribute(name, value);
+	for (const {name} of [...old.attributes]) if (name !== "style" && name !== "open" && !fresh.hasAttribute(name)) old.removeAttribute(name);
+	if (old.style.cssText !== fresh.style.cssText) old.style.cssText = fresh.style.cssText;
+	for (const name of HANDLERS) if (fresh[name] || old[name]) old[name] = fresh[name];
+	if (!("keep" in old.dataset)) morphChildren(old, fresh);
 }
 
 function morphChildren(old, fresh) {
-  const focus = document.activeElement, keyed = new Map([...old.children].filter((one) => one.dataset.key).map((one) => [one.dataset.key, one]));
-  let at = old.firstChild;
-  for (const next of [...fresh.childNodes]) {
-    const key = next.dataset?.key, found = key ? keyed.get(key) : at && !at.dataset?.key ? at : null;
-    if (found && found !== at) old.insertBefore(found, at);
-    if (!found || found.nodeName !== next.nodeName) {
-      old.insertBefore(next, at);
-      continue;
-    }
-    at = found.nextSibling;
-    if (found.nodeType !== Node.ELEMENT_NODE) {
-      if (found.data !== next.data) found.data = next.data;
-    } else if (!("whole" in found.dataset)) morph(found, next);
-    else if (!found.matches(":hover")) found.replaceWith(next); // what is read with the pointer stays until it leaves
-  }
-  while (at) {
-    const gone = at;
-    at = at.nextSibling;
-    gone.remove();
-  }
-  if (focus !== document.activeElement && focus.isConnected) focus.focus({ preventScroll: true });
+	const focus = document.activeElement, keyed = new Map([...old.children].filter((one) => one.dataset.key).map((one) => [one.dataset.key, one]));
+	let at = old.firstChild;
+	for (const next of [...fresh.childNodes]) {
+		const key = next.dataset?.key, found = key ? keyed.get(key) : at && !at.dataset?.key ? at : null;
+		if (found && found !== at) old.insertBefore(found, at);
+		if (!found || found.nodeName !== next.nodeName) {
+			old.insertBefore(next, at);
+			continue;
+		}
+		at = found.nextSibling;
+		if (found.nodeType !== Node.ELEMENT_NODE) {
+			if (found.data !== next.data) found.data = next.data;
+		} else if (!("whole" in found.dataset)) morph(found, next);
+		else if (!found.matches(":hover")) found.replaceWith(next); // what is read with the pointer stays until it leaves
+	}
+	while (at) {
+		const gone = at;
+		at = at.nextSibling;
+		gone.remove();
+	}
+	if (focus !== document.activeElement && focus.isConnected) focus.focus({preventScroll: true});
 }
 
 /** Work every `seconds()` as long as the page can be seen, at once when it is seen again, until it says false; returns what ends it. */
 export function poll(work, seconds) {
-  let timer = 0, busy = false, ended = false;
-  const next = async () => {
-    clearTimeout(timer);
-    if (busy || ended || document.hidden) return;
-    busy = true;
-    ended ||= (await work()) === false;
-    busy = false;
-    if (!ended) timer = setTimeout(next, seconds() * 1000);
-  };
-  document.addEventListener("visibilitychange", next);
-  next();
-  return () => {
-    ended = true;
-    clearTimeout(timer);
-    document.removeEventListener("visibilitychange", next);
-  };
+	let timer = 0, busy = false, ended = false;
+	const next = async () => {
+		clearTimeout(timer);
+		if (busy || ended || document.hidden) return;
+		busy = true;
+		try {
+			if ((await work()) === false) ended = true;
+		} finally {
+			busy = false;
+			if (!ended) timer = setTimeout(next, seconds() * 1000);
+		}
+	};
+	document.addEventListener("visibilitychange", next);
+	next();
+	return () => {
+		ended = true;
+		clearTimeout(timer);
+		document.removeEventListener("visibilitychange", next);
+	};
 }

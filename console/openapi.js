@@ -1,117 +1,103 @@
 // The OpenAPI document, to read and to try: operations by path, their parameters, bodies and answers.
 
-import { ask } from "./api.js";
-import { Caller } from "./call.js";
-import { details, dropZone, make, pretty, select, textBlock } from "./dom.js";
+import {ask} from "./api.js";
+import {Caller} from "./call.js";
+import {area, details, dropZone, make, option, pretty, search, select, textBlock} from "./dom.js";
 
 const METHODS = ["get", "put", "post", "delete", "patch", "head"];
 
 export function showApi(root, head, api) {
-  const search = make("input", { type: "search", placeholder: "Search…", "aria-label": "Search the operations" });
-  const list = make("div");
-  const operations = Object.entries(api.paths).flatMap(([url, item]) => METHODS.filter((method) => item[method]).map((method) => ({ url, method, operation: item[method], shared: item.parameters ?? [] })));
-  const rows = operations.map((one) => {
-    const text = `${one.method.toUpperCase()} ${one.url}`, row = details(text);
-    row.querySelector("summary").append(make("span", { className: "soft", textContent: `  ${one.operation.summary ?? ""}` }));
-    row.className = "card";
-    row.ontoggle = () => {
-      if (row.children.length === 1) row.append(new Operation(one, api).element);
-    };
-    return { row, text: `${text} ${one.operation.summary ?? ""}`.toLowerCase() };
-  });
-  list.append(...rows.map(({ row }) => row));
-  search.oninput = () => {
-    for (const { row, text } of rows) row.hidden = !text.includes(search.value.trim().toLowerCase());
-  };
-  root.replaceChildren(head, make("p", {}, make("strong", { textContent: `${api.info.title} ${api.info.version}` }), ` ${api.info.description ?? ""}`), search, list);
-  return null;
+	const find = search("Search the operations", () => {
+		for (const {row, text} of rows) row.hidden = !text.includes(find.value.trim().toLowerCase());
+	});
+	const list = make("div");
+	const operations = Object.entries(api.paths).flatMap(([url, item]) => METHODS.filter((method) => item[method]).map((method) => ({url, method, operation: item[method], shared: item.parameters ?? []})));
+	operations.sort((one, other) => one.url.includes("{") - other.url.includes("{")); // first what has nothing to fill in
+	const rows = operations.map((one) => {
+		const text = `${one.method.toUpperCase()} ${one.url}`, row = details(text);
+		row.querySelector("summary").append(make("span.soft", `  ${one.operation.summary ?? ""}`));
+		row.className = "card";
+		row.ontoggle = () => {
+			if (row.children.length === 1) row.append(new Operation(one, api).element);
+		};
+		return {row, text: `${text} ${one.operation.summary ?? ""}`.toLowerCase()};
+	});
+	list.append(...rows.map(({row}) => row));
+	root.replaceChildren(head, make("p", make("strong", `${api.info.title} ${api.info.version}`), ` ${api.info.description ?? ""}`), find, list);
+	return null;
 }
 
-/** What a `$ref` stands for. */
 function follow(api, value) {
-  if (!value?.$ref) return value;
-  return value.$ref.slice(2).split("/").reduce((at, name) => at?.[name.replaceAll("~1", "/").replaceAll("~0", "~")], api);
-}
-
-/** An example of a schema: its own, or made of its parts. */
-function exampleOf(api, schema, depth = 0) {
-  const own = follow(api, schema) ?? {};
-  if (own.example !== undefined) return own.example;
-  if (own.examples?.length) return own.examples[0];
-  if (own.default !== undefined) return own.default;
-  if (own.enum) return own.enum[0];
-  const one = own.oneOf?.[0] ?? own.anyOf?.[0] ?? own.allOf?.[0];
-  if (one && depth < 6) return exampleOf(api, one, depth + 1);
-  if (own.properties && depth < 6) return Object.fromEntries(Object.entries(own.properties).map(([name, each]) => [name, exampleOf(api, each, depth + 1)]));
-  return { integer: 0, number: 0, boolean: true, string: "", array: [], object: {} }[[own.type].flat()[0]] ?? null;
+	if (!value?.$ref) return value;
+	return value.$ref.slice(2).split("/").reduce((at, name) => at?.[name.replaceAll("~1", "/").replaceAll("~0", "~")], api);
 }
 
 class Operation {
-  constructor({ url, method, operation, shared }, api) {
-    Object.assign(this, { url, method, operation, api, file: null, fields: [] });
-    this.caller = new Caller(() => this.send(), "Try it");
-    this.answer = textBlock("The answer");
-    const parameters = [...shared, ...(operation.parameters ?? [])].map((one) => follow(api, one));
-    const body = follow(api, operation.requestBody);
-    this.element = make("div", {}, operation.description ? make("p", { textContent: operation.description }) : null, make("div", { className: "fields" }, parameters.map((one) => this.field(one))),
-      body ? this.bodyFields(body) : null, make("div", { className: "bar" }, this.caller.buttons), this.caller.error, this.caller.times, this.answer, details("Answers", this.answers()));
-  }
+	constructor({url, method, operation, shared}, api) {
+		Object.assign(this, {url, method, operation, api, file: null, fields: []});
+		this.caller = new Caller(() => this.send(), "Try it");
+		this.answer = textBlock("The answer");
+		const parameters = [...shared, ...(operation.parameters ?? [])].map((one) => follow(api, one));
+		const body = follow(api, operation.requestBody);
+		this.element = make("div", operation.description ? make("p", operation.description) : null, make("div.fields", parameters.map((one) => this.field(one))),
+			body ? this.bodyFields(body) : null, make("div.bar", this.caller.buttons), this.caller.error, this.caller.times, this.answer, details("Answers", this.answers()));
+	}
 
-  field(parameter) {
-    const { schema = {}, name, required, description } = parameter, own = follow(this.api, schema);
-    const value = parameter.example ?? own.example ?? own.enum?.[0] ?? "";
-    const input = own.enum ? make("select", {}, (required ? own.enum : ["", ...own.enum]).map((one) => make("option", { value: one, textContent: one }))) : make("input", { value: required ? value : "", placeholder: description ?? "" });
-    this.fields.push({ parameter, input });
-    return make("label", { title: description ?? "" }, `${name}${required ? " *" : ""} (${parameter.in})`, input);
-  }
+	field(parameter) {
+		const {schema = {}, name, required, description} = parameter, own = follow(this.api, schema);
+		const value = parameter.example ?? own.example ?? own.enum?.[0] ?? "";
+		const input = own.enum ? make("select", (required ? own.enum : ["", ...own.enum]).map((one) => option(one))) : make("input", {value: required ? value : "", placeholder: description ?? ""});
+		this.fields.push({parameter, input});
+		return make("label", {title: description ?? ""}, `${name}${required ? " *" : ""} (${parameter.in})`, input);
+	}
 
-  bodyFields(body) {
-    const types = Object.keys(body.content ?? {});
-    this.type = types.find((one) => one.includes("json")) ?? types[0];
-    this.body = make("textarea", { rows: 6, spellcheck: false, "aria-label": "Body" });
-    const chosen = make("span", { className: "soft" });
-    const files = dropZone("A file", ([file]) => {
-      this.file = file;
-      chosen.textContent = file.name;
-    }, { extra: [chosen] });
-    const pick = (type) => {
-      this.type = type;
-      this.file = null;
-      chosen.textContent = "";
-      const { example, examples, schema } = body.content[type] ?? {}, json = type.includes("json");
-      this.body.hidden = !json;
-      files.hidden = json;
-      if (json) this.body.value = pretty(example ?? Object.values(examples ?? {})[0]?.value ?? exampleOf(this.api, schema));
-    };
-    const element = make("div", {}, types.length > 1 ? select("Body", types.map((one) => [one]), pick, this.type) : make("span", { className: "soft", textContent: this.type ?? "" }), this.body, files);
-    pick(this.type);
-    return element;
-  }
+	bodyFields(body) {
+		const types = Object.keys(body.content ?? {});
+		this.type = types.find((one) => one.includes("json")) ?? types[0];
+		this.body = area({rows: 6, "aria-label": "Body"});
+		const chosen = make("span.soft");
+		const files = dropZone("A file", ([file]) => {
+			this.file = file;
+			chosen.textContent = file.name;
+		}, {extra: [chosen]});
+		const pick = (type) => {
+			this.type = type;
+			this.file = null;
+			chosen.textContent = "";
+			const {example, examples, schema} = body.content[type] ?? {}, json = type.includes("json");
+			this.body.hidden = !json;
+			files.hidden = json;
+			if (json) this.body.value = pretty(example ?? Object.values(examples ?? {})[0]?.value ?? schema?.example ?? {});
+		};
+		const element = make("div", types.length > 1 ? select("Body", types, pick, this.type) : make("span.soft", this.type ?? ""), this.body, files);
+		pick(this.type);
+		return element;
+	}
 
-  answers() {
-    return make("ul", {}, Object.entries(this.operation.responses ?? {}).map(([status, one]) => make("li", { textContent: `${status}: ${follow(this.api, one).description ?? ""}` })));
-  }
+	answers() {
+		return make("ul", Object.entries(this.operation.responses ?? {}).map(([status, one]) => make("li", `${status}: ${follow(this.api, one).description ?? ""}`)));
+	}
 
-  async send() {
-    let url = this.url.replace(/^\//, "");
-    const query = new URLSearchParams(), headers = {};
-    for (const { parameter, input } of this.fields) {
-      if (parameter.in === "path") url = url.replace(`{${parameter.name}}`, encodeURIComponent(input.value));
-      else if (input.value && parameter.in === "query") query.set(parameter.name, input.value);
-      else if (input.value && parameter.in === "header") headers[parameter.name] = input.value;
-    }
-    let body;
-    if (this.body && this.type.startsWith("multipart/")) {
-      body = new FormData();
-      if (this.file) body.append("file", this.file);
-    } else if (this.body) {
-      body = this.file ?? this.body.value;
-      headers["Content-Type"] = this.type;
-    }
-    const found = await this.caller.run((signal) => ask(String(query) ? `${url}?${query}` : url, { page: false, method: this.method.toUpperCase(), headers, body, signal }));
-    if (!found) return;
-    const { answer, response } = found;
-    const text = answer instanceof Blob ? `(${answer.type}, ${answer.size} bytes)` : typeof answer === "string" ? answer : pretty(answer);
-    this.answer.say(text ?? "", `${response.status} ${response.headers.get("Content-Type") ?? ""}\n${text ?? ""}`);
-  }
+	async send() {
+		let url = this.url.replace(/^\//, "");
+		const query = new URLSearchParams(), headers = {};
+		for (const {parameter, input} of this.fields) {
+			if (parameter.in === "path") url = url.replace(`{${parameter.name}}`, encodeURIComponent(input.value));
+			else if (input.value && parameter.in === "query") query.set(parameter.name, input.value);
+			else if (input.value && parameter.in === "header") headers[parameter.name] = input.value;
+		}
+		let body;
+		if (this.body && this.type.startsWith("multipart/")) {
+			body = new FormData();
+			if (this.file) body.append("file", this.file);
+		} else if (this.body) {
+			body = this.file ?? this.body.value;
+			headers["Content-Type"] = this.type;
+		}
+		const found = await this.caller.run((signal) => ask(String(query) ? `${url}?${query}` : url, {page: false, method: this.method.toUpperCase(), headers, body, signal}));
+		if (!found) return;
+		const {answer, response} = found;
+		const text = answer instanceof Blob ? `(${answer.type}, ${answer.size} bytes)` : typeof answer === "string" ? answer : pretty(answer);
+		this.answer.say(text ?? "", `${response.status} ${response.headers.get("Content-Type") ?? ""}\n${text ?? ""}`);
+	}
 }

@@ -1,156 +1,153 @@
 // Try a deployment: pictures in, what was seen in them beside it.
 
-import { ask, path } from "./api.js";
-import { Caller } from "./call.js";
-import { Camera } from "./camera.js";
-import { Code } from "./code.js";
-import { Compare } from "./compare.js";
-import { details, dot, dropZone, make, pretty, textBlock } from "./dom.js";
-import { Gallery } from "./gallery.js";
-import { drawThumb, predict, readPicture, versionPicker } from "./predict.js";
-import { Result } from "./result.js";
-import { Chain } from "./routines.js";
-import { Viewer } from "./viewer.js";
+import {ask, path} from "./api.js";
+import {Caller, tellError} from "./call.js";
+import {Camera} from "./camera.js";
+import {Code} from "./code.js";
+import {Compare} from "./compare.js";
+import {details, dot, dropZone, make, notReady, pretty, shownBitmap, textBlock} from "./dom.js";
+import {Gallery} from "./gallery.js";
+import {drawThumb, predict, readPicture, versionPicker} from "./predict.js";
+import {Result} from "./result.js";
+import {Chain} from "./routines.js";
+import {Viewer} from "./viewer.js";
 
 export function show(root, one) {
-  if (one.state !== "ready") {
-    root.replaceChildren(heading(one), make("p", { className: one.state === "failed" ? "error" : "empty", textContent: one.reason || "Its model is being loaded." }));
-    return null;
-  }
-  const panel = new Panel(root, one);
-  return () => panel.leave();
+	if (one.state !== "ready") {
+		root.replaceChildren(heading(one), notReady(one));
+		return null;
+	}
+	const panel = new Panel(root, one);
+	return () => panel.leave();
 }
 
 function heading(one) {
-  const names = Object.values(one.classes ?? {}).map((each) => each.name);
-  const always = one.routines.map((each) => each.name).join(", ");
-  return make("div", {}, make("h2", {}, dot(one.state), ` ${one.id} `), make("p", { className: "soft" }, [`model ${one.model}`, one.version_tag,
-    names.length ? `${names.length} classes: ${names.slice(0, 12).join(", ")}${names.length > 12 ? ", …" : ""}` : "", always && `always runs ${always}`].filter(Boolean).join(" · ")));
+	const names = Object.values(one.classes ?? {}).map((each) => each.name);
+	const always = one.routines.map((each) => each.name).join(", ");
+	return make("div", make("h2", dot(one.state), ` ${one.id} `), make("p.soft", [`model ${one.model}`, one.version_tag,
+		names.length ? `${names.length} classes: ${names.slice(0, 12).join(", ")}${names.length > 12 ? ", …" : ""}` : "", always && `always runs ${always}`].filter(Boolean).join(" · ")));
 }
 
 class Panel {
-  constructor(root, one) {
-    Object.assign(this, { one, query: "", blob: null, name: "", answer: null });
-    this.chain = new Chain(() => this.chainChanged());
-    this.caller = new Caller(() => this.send());
-    this.viewer = new Viewer({ onHover: (found) => this.result.emphasise(found) });
-    this.result = new Result(this.viewer, () => this.compare?.draw());
-    this.gallery = new Gallery(this);
-    this.camera = new Camera((blob) => this.take(blob, "camera.jpg"), this.caller);
-    this.compare = new Compare(this);
-    this.code = new Code((language) => ({ path: `${path(one.id)}/client/${language}?${new URLSearchParams({ routines: JSON.stringify(this.chain.value) })}` }));
-    this.json = textBlock("The answer as JSON", () => `${this.name || "answer"}.json`);
-    this.shownTo = details("What the model is shown", make("div", { className: "preview" }));
-    this.shownTo.ontoggle = () => this.preview();
-    this.samples = make("div", { className: "thumbs", role: "group", "aria-label": "Samples" });
-    root.replaceChildren(heading(one), ...this.parts());
-    this.paste = (event) => this.pasted(event);
-    addEventListener("paste", this.paste);
-    this.addSamples();
-    this.code.show();
-  }
+	constructor(root, one) {
+		Object.assign(this, {one, query: "", blob: null, name: "", answer: null});
+		this.chain = new Chain(() => this.chainChanged());
+		this.caller = new Caller(() => this.send());
+		this.viewer = new Viewer({onHover: (found) => this.result.emphasise(found)});
+		this.result = new Result(this.viewer, () => this.compare?.draw());
+		this.gallery = new Gallery(this);
+		this.camera = new Camera((blob) => this.take(blob, "camera.jpg"), this.caller);
+		this.compare = new Compare(this);
+		this.code = new Code((language) => ({path: `${path(one.id)}/client/${language}?${new URLSearchParams({ routines: JSON.stringify(this.chain.value) })}&${this.query}`}));
+		this.json = textBlock("The answer as JSON", () => `${this.name || "answer"}.json`);
+		this.shownTo = details("What the model is shown", make("div.preview"));
+		this.shownTo.ontoggle = () => this.preview();
+		this.samples = make("div.thumbs", {role: "group", "aria-label": "Samples"});
+		root.replaceChildren(heading(one), ...this.parts());
+		this.paste = (event) => this.pasted(event);
+		addEventListener("paste", this.paste);
+		this.addSamples();
+		this.code.show();
+	}
 
-  parts() {
-    const camera = this.camera.button;
-    const drop = dropZone("Choose pictures", (files) => this.takeAll(files), { accept: "image/*,.tif,.tiff,.heic,.avif,.npy", multiple: true, extra: [camera, make("span", { className: "soft" }, "or drop or paste them here", this.one.samples.length ? ", or take a sample:" : ""), this.samples] });
-    const controls = make("div", { className: "bar" }, versionPicker(this.one.model, (value) => this.setQuery(value)), this.chain.element, this.caller.buttons);
-    this.seen = make("div", { className: "two", hidden: true }, make("div", {}, this.viewer.element, this.caller.times), this.result.element);
-    this.more = make("div", { hidden: true }, details("The answer as JSON", this.json), this.shownTo, this.compare.element);
-    return [drop, this.camera.element, controls, this.caller.error, this.gallery.element, this.seen, this.more, this.code.element];
-  }
+	parts() {
+		const camera = this.camera.button;
+		const drop = dropZone("Choose pictures", (files) => this.takeAll(files), {accept: "image/*,.tif,.tiff,.heic,.avif,.npy", multiple: true, extra: [camera, make("span.soft", "or drop or paste them here", this.one.samples.length ? ", or take a sample:" : ""), this.samples]});
+		const controls = make("div.bar", versionPicker(this.one.model, (value) => this.setQuery(value)), this.chain.element, this.caller.buttons);
+		this.seen = make("div.two", {hidden: true}, make("div", this.viewer.element, this.caller.times), this.result.element);
+		this.more = make("div", {hidden: true}, details("The answer as JSON", this.json), this.shownTo, this.compare.element);
+		return [drop, this.camera.element, controls, this.caller.error, this.gallery.element, this.seen, this.more, this.code.element];
+	}
 
-  leave() {
-    removeEventListener("paste", this.paste);
-    this.camera.end();
-    this.caller.clear();
-    this.gallery.end();
-  }
+	leave() {
+		removeEventListener("paste", this.paste);
+		this.camera.end();
+		this.caller.clear();
+		this.gallery.end();
+	}
 
-  setQuery(value) {
-    this.query = value;
-    if (this.blob) this.send();
-  }
+	setQuery(value) {
+		this.query = value;
+		this.code.soon();
+		if (this.blob) this.send();
+	}
 
-  chainChanged() {
-    this.code.soon();
-    this.preview();
-  }
+	chainChanged() {
+		this.code.soon();
+		this.preview();
+	}
 
-  async addSamples() {
-    for (const name of this.one.samples) {
-      const canvas = make("canvas"), thumb = make("button", { type: "button", className: "thumb sample", title: name, "aria-label": `Sample ${name}` }, canvas);
-      this.samples.append(thumb);
-      const blob = ask(`${path(this.one.id)}/samples/${path(name)}`).then((response) => response.blob());
-      thumb.onclick = async () => this.take(await blob, name).catch((error) => this.caller.fail(error.message));
-      blob.then(createImageBitmap).then((bitmap) => drawThumb(canvas, bitmap), () => (thumb.textContent = name));
-    }
-  }
+	async addSamples() {
+		for (const name of this.one.samples) {
+			const canvas = make("canvas"), thumb = make("button.thumb.sample", {title: name, "aria-label": `Sample ${name}`}, canvas);
+			this.samples.append(thumb);
+			const blob = ask(`${path(this.one.id)}/samples/${path(name)}`).then((response) => response.blob());
+			thumb.onclick = async () => this.take(await blob, name).catch((error) => this.caller.fail(error.message));
+			blob.then(createImageBitmap).then((bitmap) => drawThumb(canvas, bitmap), () => (thumb.textContent = name));
+		}
+	}
 
-  pasted(event) {
-    const files = [...(event.clipboardData?.files ?? [])];
-    if (!files.length) return;
-    event.preventDefault();
-    this.takeAll(files);
-  }
+	pasted(event) {
+		const files = [...(event.clipboardData?.files ?? [])];
+		if (!files.length) return;
+		event.preventDefault();
+		this.takeAll(files);
+	}
 
-  takeAll(files) {
-    if (files.length > 1) return this.gallery.add(files);
-    return this.take(files[0], files[0].name);
-  }
+	takeAll(files) {
+		if (files.length > 1) return this.gallery.add(files);
+		return this.take(files[0], files[0].name);
+	}
 
-  /** Take a picture, show it, and ask what is in it. */
-  async take(blob, name) {
-    this.caller.clear();
-    Object.assign(this, { blob, name, answer: null });
-    this.bitmap = await readPicture(this.one.id, blob).catch((error) => {
-      this.caller.fail(error.id ? `${error.message}\nRequest ${error.id}` : error.message);
-      return null;
-    });
-    if (!this.bitmap || this.blob !== blob) return;
-    this.seen.hidden = false;
-    this.viewer.show(this.bitmap);
-    if (!this.camera.live) this.result.show(null);
-    await this.send();
-  }
+	async take(blob, name) {
+		this.caller.clear();
+		Object.assign(this, {blob, name, answer: null});
+		this.bitmap = await readPicture(this.one.id, blob).catch((error) => {
+			this.seen.hidden = this.more.hidden = true;
+			this.caller.fail(tellError(error));
+			return null;
+		});
+		if (!this.bitmap || this.blob !== blob) return;
+		this.seen.hidden = false;
+		this.viewer.show(this.bitmap);
+		if (!this.camera.live) this.result.show(null);
+		await this.send();
+	}
 
-  async send() {
-    if (!this.blob) return this.caller.fail("Choose a picture first.");
-    const { blob } = this, options = { routines: this.chain.value, query: this.query };
-    const found = await this.caller.run((signal) => predict(this.one.id, blob, { ...options, signal }));
-    if (blob !== this.blob) return;
-    if (!found) return this.caller.error.hidden ? null : this.showAnswer(null);
-    this.showAnswer(found.answer);
-  }
+	async send() {
+		if (!this.blob) return this.caller.fail("Choose a picture first.");
+		const {blob} = this, options = {routines: this.chain.value, query: this.query};
+		const found = await this.caller.run((signal) => predict(this.one.id, blob, {...options, signal}));
+		if (blob !== this.blob) return;
+		if (!found) return this.caller.error.hidden ? null : this.showAnswer(null);
+		this.showAnswer(found.answer);
+	}
 
-  showAnswer(answer) {
-    this.answer = answer;
-    this.more.hidden = this.seen.hidden = !answer && !this.bitmap;
-    this.compare.clear();
-    this.result.show(answer, this.bitmap, this.name);
-    this.json.say(answer ? JSON.stringify(answer) : "", answer ? pretty(shorten(answer)) : "");
-    this.preview();
-  }
+	showAnswer(answer) {
+		this.answer = answer;
+		this.more.hidden = this.seen.hidden = !answer && !this.bitmap;
+		this.compare.clear();
+		this.result.show(answer, this.bitmap, this.name);
+		this.json.say(answer ? JSON.stringify(answer) : "", answer ? pretty(shorten(answer)) : "");
+		this.preview();
+	}
 
-  /** The picture after the routines before the model, where somebody looks. */
-  async preview() {
-    if (!this.shownTo.open || !this.blob) return;
-    const place = this.shownTo.lastElementChild, turn = (this.previews = (this.previews ?? 0) + 1);
-    try {
-      const bitmap = await createImageBitmap(await (await predict(this.one.id, this.blob, { routines: this.chain.value, verb: "preview" })).blob());
-      if (turn !== this.previews) return;
-      const canvas = make("canvas", { width: bitmap.width, height: bitmap.height, role: "img", "aria-label": `What the model is shown, ${bitmap.width}×${bitmap.height}` });
-      canvas.style.maxWidth = "100%";
-      canvas.getContext("2d").drawImage(bitmap, 0, 0);
-      place.replaceChildren(canvas, make("p", { className: "soft", textContent: `${bitmap.width}×${bitmap.height} pixels, before it is brought to the model's size` }));
-    } catch (error) {
-      if (turn === this.previews) place.replaceChildren(make("p", { className: "error", textContent: error.message }));
-    }
-  }
+	async preview() {
+		if (!this.shownTo.open || !this.blob) return;
+		const place = this.shownTo.lastElementChild, turn = (this.previews = (this.previews ?? 0) + 1);
+		try {
+			const bitmap = await createImageBitmap(await (await predict(this.one.id, this.blob, {routines: this.chain.value, verb: "preview"})).blob());
+			if (turn !== this.previews) return;
+			place.replaceChildren(shownBitmap(bitmap, "What the model is shown"), make("p.soft", `${bitmap.width}×${bitmap.height} pixels, before it is brought to the model's size`));
+		} catch (error) {
+			if (turn === this.previews) place.replaceChildren(make("p.error", error.message));
+		}
+	}
 }
 
 /** A drawn chart within an answer is megabytes of base64: to read, its beginning will do. */
 function shorten(value) {
-  if (typeof value === "string") return value.length > 400 ? `${value.slice(0, 80)}… (${value.length} characters)` : value;
-  if (Array.isArray(value)) return value.map(shorten);
-  return value && typeof value === "object" ? Object.fromEntries(Object.entries(value).map(([name, one]) => [name, shorten(one)])) : value;
+	if (typeof value === "string") return value.length > 400 ? `${value.slice(0, 80)}… (${value.length} characters)` : value;
+	if (Array.isArray(value)) return value.map(shorten);
+	return value && typeof value === "object" ? Object.fromEntries(Object.entries(value).map(([name, one]) => [name, shorten(one)])) : value;
 }

@@ -1,129 +1,127 @@
-// What was seen in a picture: the slider, chips by class, the list of objects, bars of a classifier, routines' charts, exports.
+// What was seen in a picture: slider, chips by class, list of objects, bars, exports.
 
-import { bars, swatch } from "./charts.js";
-import { button, download, make } from "./dom.js";
-import { colourOf, cornersOf, paint } from "./viewer.js";
+import {bars, swatch} from "./charts.js";
+import {button, download, make, range, status, withoutEnding} from "./dom.js";
+import {apart, colourOf, cornersOf, paint} from "./viewer.js";
 
-const MOST_LISTED = 500;
+const MOST_LISTED = 500, MOST_BARS = 5;
 
 export class Result {
-  constructor(viewer, onchange = () => {}) {
-    Object.assign(this, { viewer, onchange, answer: null, hidden: new Set() });
-    this.slider = make("input", { type: "range", min: 0, max: 1, step: 0.01, value: 0, className: "confidence", oninput: () => this.draw() });
-    this.value = make("output", { textContent: "0.00" });
-    this.opacity = make("input", { type: "range", min: 0, max: 1, step: 0.05, value: 0.35, oninput: () => this.fade() });
-    this.masks = make("label", { hidden: true }, "Masks ", this.opacity);
-    this.count = make("p", { className: "soft shown", role: "status" });
-    this.chips = make("div", { className: "chips", role: "group", "aria-label": "Classes: press to hide" });
-    this.list = make("ol", { className: "objects", "aria-label": "Objects" });
-    this.chart = make("div");
-    this.warnings = make("div");
-    this.saves = make("div", { className: "bar" }, button("PNG", () => this.savePng()), button("CSV", () => this.saveCsv()));
-    this.element = make("div", { className: "result" }, make("div", { className: "bar" }, make("label", {}, "Confidence from ", this.value, this.slider), this.masks), this.warnings, this.count, this.chips, this.list, this.chart, this.saves);
-    viewer.onHover = (one) => this.emphasise(one);
-  }
+	constructor(viewer, onchange = () => {}) {
+		Object.assign(this, {viewer, onchange, answer: null, hidden: new Set()});
+		this.slider = range(0, () => this.draw());
+		this.slider.className = "confidence";
+		this.value = make("output", "0.00");
+		this.opacity = range(0.35, () => this.fade(), 0.05);
+		this.masks = make("label", {hidden: true}, "Masks ", this.opacity);
+		this.count = status("p.soft.shown");
+		this.chips = make("div.chips", {role: "group", "aria-label": "Classes: press to hide"});
+		this.list = make("ol.objects", {"aria-label": "Objects"});
+		this.chart = make("div");
+		this.warnings = make("div");
+		this.saves = make("div.bar", button("PNG", () => this.savePng()), button("CSV", () => this.saveCsv()));
+		this.element = make("div.result", make("div.bar", make("label", "Confidence from ", this.value, this.slider), this.masks), this.warnings, this.count, this.chips, this.list, this.chart, this.saves);
+		viewer.onHover = (one) => this.emphasise(one);
+	}
 
-  show(answer, bitmap, name = "picture") {
-    Object.assign(this, { answer, bitmap, name, hidden: new Set(), rows: new Map() });
-    this.warnings.replaceChildren(...(answer?.warnings ?? []).map((text) => make("p", { className: "warning", textContent: text })));
-    this.draw();
-  }
+	show(answer, bitmap, name = "picture") {
+		Object.assign(this, {answer, bitmap, name, hidden: new Set(), rows: new Map()});
+		this.warnings.replaceChildren(...(answer?.warnings ?? []).map((text) => make("p.warning", text)));
+		this.draw();
+	}
 
-  /** Those of the answer from the slider's confidence on. */
-  get confident() {
-    const least = Number(this.slider.value);
-    return (this.answer?.predictions ?? []).filter((one) => one.confidence >= least);
-  }
+	get confident() {
+		const least = Number(this.slider.value);
+		return (this.answer?.predictions ?? []).filter((one) => one.confidence >= least);
+	}
 
-  get shown() {
-    return this.confident.filter((one) => !this.hidden.has(one.tag.name));
-  }
+	get shown() {
+		return this.confident.filter((one) => !this.hidden.has(one.tag.name));
+	}
 
-  draw() {
-    const all = this.answer?.predictions, boxed = all?.some((one) => one.bound), shown = this.shown;
-    this.value.textContent = Number(this.slider.value).toFixed(2);
-    this.viewer.mark(boxed ? shown : []);
-    this.masks.hidden = !all?.some((one) => one.contour);
-    this.saves.hidden = !this.answer;
-    this.count.textContent = this.tell(all, shown);
-    this.drawChips(boxed);
-    this.drawList(boxed ? shown : []);
-    this.drawChart(boxed ? null : shown);
-    this.onchange();
-  }
+	draw() {
+		const all = this.answer?.predictions, boxed = all?.some((one) => one.bound), shown = this.shown;
+		this.value.textContent = Number(this.slider.value).toFixed(2);
+		this.viewer.mark(boxed ? shown : []);
+		this.masks.hidden = !all?.some((one) => one.contour);
+		this.saves.hidden = !this.answer;
+		this.count.textContent = this.tell(all, shown);
+		this.drawChips(boxed);
+		this.drawList(boxed ? shown : []);
+		this.drawChart(boxed ? null : shown);
+		this.onchange();
+	}
 
-  tell(all, shown) {
-    if (!all) return "";
-    if (!all.length) return "Nothing was found.";
-    const best = all.reduce((one, other) => (other.confidence > one.confidence ? other : one));
-    if (!this.confident.length) return `Nothing above ${Number(this.slider.value).toFixed(2)}; best: ${best.tag.name} ${best.confidence.toFixed(2)}.`;
-    return `${shown.length} of ${all.length} shown`;
-  }
+	tell(all, shown) {
+		if (!all) return "";
+		if (!all.length) return "Nothing was found.";
+		const best = all.reduce((one, other) => (other.confidence > one.confidence ? other : one));
+		if (!this.confident.length) return `Nothing above ${Number(this.slider.value).toFixed(2)}; best: ${best.tag.name} ${best.confidence.toFixed(2)}.`;
+		return all.some((one) => one.bound) ? `${shown.length} of ${all.length} shown` : `${Math.min(MOST_BARS, shown.length)} of ${all.length} classes`;
+	}
 
-  drawChips(boxed) {
-    const counts = new Map();
-    for (const one of boxed ? this.confident : []) counts.set(one.tag.name, { tag: one.tag, count: (counts.get(one.tag.name)?.count ?? 0) + 1 });
-    const focused = this.chips.contains(document.activeElement) ? document.activeElement.dataset.name : null;
-    this.chips.replaceChildren(...[...counts].sort(([, one], [, other]) => other.count - one.count).slice(0, 60).map(([name, { tag, count }]) => make("button", {
-      type: "button", className: "chip", "aria-pressed": String(!this.hidden.has(name)), "data-name": name, onclick: () => this.toggle(name) }, swatch(colourOf(tag)), `${name} ${count}`)));
-    [...this.chips.children].find((one) => one.dataset.name === focused)?.focus();
-  }
+	drawChips(boxed) {
+		const counts = new Map();
+		for (const one of boxed ? this.confident : []) counts.set(one.tag.name, {tag: one.tag, count: (counts.get(one.tag.name)?.count ?? 0) + 1});
+		const focused = this.chips.contains(document.activeElement) ? document.activeElement.dataset.name : null;
+		this.chips.replaceChildren(...[...counts].sort(([, one], [, other]) => other.count - one.count).slice(0, 60).map(([name, {tag, count}]) => make("button.chip", {"aria-pressed": String(!this.hidden.has(name)), "data-name": name, onclick: () => this.toggle(name)}, swatch(colourOf(tag)), `${apart(name)} ${count}`)));
+		[...this.chips.children].find((one) => one.dataset.name === focused)?.focus();
+	}
 
-  toggle(name) {
-    if (!this.hidden.delete(name)) this.hidden.add(name);
-    this.draw();
-  }
+	toggle(name) {
+		if (!this.hidden.delete(name)) this.hidden.add(name);
+		this.draw();
+	}
 
-  drawList(shown) {
-    this.rows = new Map();
-    this.list.replaceChildren(...shown.slice(0, MOST_LISTED).map((one) => {
-      const row = button("", () => this.emphasise(this.viewer.strong === one ? null : one), { onmouseenter: () => this.emphasise(one), onmouseleave: () => this.emphasise(null), onfocus: () => this.emphasise(one), onblur: () => this.emphasise(null) });
-      row.append(swatch(colourOf(one.tag)), one.tag.name, make("span", { className: "number", textContent: one.confidence.toFixed(3) }));
-      this.rows.set(one, row);
-      return make("li", {}, row);
-    }), ...(shown.length > MOST_LISTED ? [make("li", { className: "soft", textContent: `and ${shown.length - MOST_LISTED} more` })] : []));
-  }
+	drawList(shown) {
+		this.rows = new Map();
+		this.list.replaceChildren(...shown.slice(0, MOST_LISTED).map((one) => {
+			const row = button("", () => this.emphasise(this.viewer.strong === one ? null : one), {onmouseenter: () => this.emphasise(one), onmouseleave: () => this.emphasise(null), onfocus: () => this.emphasise(one), onblur: () => this.emphasise(null)});
+			row.append(swatch(colourOf(one.tag)), one.tag.name, make("span.number", one.confidence.toFixed(3)));
+			this.rows.set(one, row);
+			return make("li", row);
+		}), ...(shown.length > MOST_LISTED ? [make("li.soft", `and ${shown.length - MOST_LISTED} more`)] : []));
+	}
 
-  /** Link list and drawing: what is pointed at in one stands out in both. */
-  emphasise(one) {
-    this.rows?.get(this.viewer.strong)?.classList.remove("strong");
-    this.viewer.emphasise(one);
-    this.rows?.get(one)?.classList.add("strong");
-  }
+	emphasise(one) {
+		this.rows?.get(this.viewer.strong)?.classList.remove("strong");
+		this.viewer.emphasise(one);
+		this.rows?.get(one)?.classList.add("strong");
+	}
 
-  drawChart(classes) {
-    const { histogram, avgPerClass } = this.answer ?? {}, counted = histogram?.counts ? byRange(histogram) : histogram?.classes ?? avgPerClass;
-    const five = classes?.length ? Object.fromEntries(classes.toSorted((one, other) => other.confidence - one.confidence).slice(0, 5).map((one) => [one.tag.name, one.confidence])) : null;
-    this.chart.replaceChildren(...[five && bars(five), counted && bars(counted, { most: Math.max(1e-9, ...Object.values(counted)) })].filter(Boolean));
-  }
+	drawChart(classes) {
+		const {histogram, avgPerClass} = this.answer ?? {}, counted = histogram?.counts ? byRange(histogram) : histogram?.classes ?? avgPerClass;
+		const five = classes?.length ? classes.toSorted((one, other) => other.confidence - one.confidence).slice(0, MOST_BARS).map((one) => [one.tag.name, one.confidence]) : null;
+		this.chart.replaceChildren(...[five && bars(five), counted && bars(counted, {most: Math.max(1e-9, ...Object.values(counted))})].filter(Boolean));
+	}
 
-  fade() {
-    this.viewer.opacity = Number(this.opacity.value);
-    this.viewer.draw();
-  }
+	fade() {
+		this.viewer.opacity = Number(this.opacity.value);
+		this.viewer.draw();
+	}
 
-  savePng() {
-    paint(this.bitmap, this.shown, this.viewer.opacity).toBlob((blob) => download(`${this.name.replace(/\.\w+$/, "")}-seen.png`, blob));
-  }
+	savePng() {
+		paint(this.bitmap, this.shown, this.viewer.opacity).toBlob((blob) => download(`${withoutEnding(this.name)}-seen.png`, blob));
+	}
 
-  saveCsv() {
-    download(`${this.name.replace(/\.\w+$/, "")}.csv`, csvOf([{ name: this.name, predictions: this.shown, width: this.bitmap.width, height: this.bitmap.height }]), "text/csv");
-  }
+	saveCsv() {
+		download(`${withoutEnding(this.name)}.csv`, csvOf([{name: this.name, predictions: this.shown, width: this.bitmap.width, height: this.bitmap.height}]), "text/csv");
+	}
 }
 
-function byRange({ ranges, counts }) {
-  return Object.fromEntries(Object.entries(counts).flatMap(([name, numbers]) => numbers.map((count, n) => [`${name} ≤ ${ranges[n]}`, count])));
+function byRange({ranges, counts}) {
+	return Object.fromEntries(Object.entries(counts).flatMap(([name, numbers]) => numbers.map((count, n) => [`${name} ≤ ${ranges[n]}`, count])));
 }
 
 /** Predictions of pictures as CSV (RFC 4180), boxes in pixels; what a spreadsheet would run as a formula is quoted. */
 export function csvOf(pictures) {
-  const quote = (value) => {
-    const text = String(value), safe = /^[=+\-@\t]/.test(text) && Number.isNaN(Number(text)) ? `'${text}` : text;
-    return /[",\n\r]/.test(safe) ? `"${safe.replaceAll('"', '""')}"` : safe;
-  };
-  const rows = pictures.flatMap(({ name, predictions, width, height }) => predictions.map((one) => {
-    const [left, top, right, bottom] = one.bound ? cornersOf(one) : [];
-    return [name, one.tag.id, one.tag.name, one.confidence, ...(one.bound ? [left * width, top * height, right * width, bottom * height].map((x) => x.toFixed(2)) : ["", "", "", ""])];
-  }));
-  return [["picture", "class", "name", "confidence", "left", "top", "right", "bottom"], ...rows].map((row) => row.map(quote).join(",")).join("\r\n") + "\r\n";
+	const quote = (value) => {
+		const text = String(value), safe = /^[=+\-@\t]/.test(text) && Number.isNaN(Number(text)) ? `'${text}` : text;
+		return /[",\n\r]/.test(safe) ? `"${safe.replaceAll('"', '""')}"` : safe;
+	};
+	const rows = pictures.flatMap(({name, predictions, width, height}) => predictions.map((one) => {
+		const [left, top, right, bottom] = one.bound ? cornersOf(one) : [];
+		return [name, one.tag.id, one.tag.name, one.confidence, ...(one.bound ? [left * width, top * height, right * width, bottom * height].map((x) => x.toFixed(2)) : ["", "", "", ""])];
+	}));
+	return [["picture", "class", "name", "confidence", "left", "top", "right", "bottom"], ...rows].map((row) => row.map(quote).join(",")).join("\r\n") + "\r\n";
 }

@@ -1,99 +1,90 @@
 // A chain of routines: fields made from their declarations, in an order that can be changed.
 
-import { catalogue } from "./api.js";
-import { button, make, option } from "./dom.js";
+import {catalogue} from "./api.js";
+import {button, make, option} from "./dom.js";
 
 /** A field's text as the argument's value; lists are separated by commas. What is no number goes as text: the server says so. */
-export function readArgument(kind, text) {
-  if (text.trim() === "") return null;
-  if (kind === "number" || kind === "integer") return numberOr(text);
-  if (kind === "boolean") return { true: true, false: false }[text.trim().toLowerCase()] ?? text;
-  if (kind === "map") return readMap(text);
-  const parts = text.split(",").map((part) => part.trim());
-  return kind === "strings" ? parts : kind === "numbers" ? parts.map(numberOr) : text;
+function readArgument(kind, text) {
+	if (text.trim() === "") return null;
+	if (kind === "number" || kind === "integer") return numberOr(text);
+	if (kind === "boolean") return {true: true, false: false}[text.trim().toLowerCase()] ?? text;
+	if (kind === "map") return readMap(text);
+	const parts = text.split(",").map((part) => part.trim());
+	return kind === "strings" ? parts : kind === "numbers" ? parts.map(numberOr) : text;
 }
 
 const numberOr = (text) => (text.trim() === "" || Number.isNaN(Number(text)) ? text : Number(text));
 
 /** `cat: 0.5, dog: 0.7` as an object of numbers. */
 function readMap(text) {
-  return Object.fromEntries(text.split(",").map((part) => {
-    const at = part.lastIndexOf(":");
-    return [part.slice(0, at).trim(), numberOr(part.slice(at + 1).trim())];
-  }));
+	return Object.fromEntries(text.split(",").map((part) => {
+		const at = part.lastIndexOf(":");
+		return [part.slice(0, at).trim(), numberOr(part.slice(at + 1).trim())];
+	}));
 }
 
 const write = (value) => (value == null ? "" : typeof value === "object" && !Array.isArray(value) ? Object.entries(value).map(([name, one]) => `${name}: ${one}`).join(", ") : String(value));
 
 export class Chain {
-  constructor(onchange) {
-    this.steps = [];
-    this.onchange = onchange;
-    this.list = make("ol", { className: "routines", "aria-label": "Routines, in order" });
-    this.adder = make("select", { className: "add-routine", onchange: () => this.add(this.adder.value) });
-    this.element = make("div", {}, make("label", {}, "Routine ", this.adder), this.list);
-    this.offer();
-  }
+	constructor(onchange) {
+		this.steps = [];
+		this.onchange = onchange;
+		this.list = make("ol.routines", {"aria-label": "Routines, in order"});
+		this.adder = make("select.add-routine", {onchange: () => this.add(this.adder.value)});
+		this.element = make("div", make("label", "Routine ", this.adder), this.list);
+		this.offer();
+	}
 
-  offer() {
-    this.adder.replaceChildren(option("", "add one…"), ...catalogue.routines.map((one) => option(one.name)));
-  }
+	offer() {
+		this.adder.replaceChildren(option("", "add one…"), ...catalogue.routines.map((one) => option(one.name)));
+	}
 
-  add(name) {
-    this.adder.value = "";
-    const declared = catalogue.routines.find((one) => one.name === name);
-    if (!declared) return;
-    const values = Object.fromEntries(declared.arguments.map((one) => [one.name, one.default ?? (one.required && one.kind === "number" ? 0.5 : null)]));
-    this.steps.push({ declared, values });
-    this.changed();
-  }
+	add(name) {
+		this.adder.value = "";
+		const declared = catalogue.routines.find((one) => one.name === name);
+		if (!declared) return;
+		const values = Object.fromEntries(declared.arguments.map((one) => [one.name, one.default ?? (one.required && one.kind === "number" ? 0.5 : null)]));
+		this.steps.push({declared, values});
+		this.changed();
+	}
 
-  clear() {
-    this.steps = [];
-    this.list.replaceChildren();
-  }
+	/** As a request has it: [{name, arguments}]. */
+	get value() {
+		return this.steps.map(({declared, values}) => ({
+			name: declared.name, arguments: Object.fromEntries(Object.entries(values).filter(([, value]) => value !== null))}));
+	}
 
-  /** As a request has it: [{name, arguments}]. */
-  get value() {
-    return this.steps.map(({ declared, values }) => ({
-      name: declared.name, arguments: Object.fromEntries(Object.entries(values).filter(([, value]) => value !== null)) }));
-  }
+	changed() {
+		this.list.replaceChildren(...this.steps.map((step, index) => this.row(step, index)));
+		this.onchange();
+	}
 
-  get changesPicture() {
-    return this.steps.some((one) => one.declared.before_model);
-  }
+	row(step, index) {
+		const move = (by) => {
+			const [own] = this.steps.splice(index, 1);
+			if (by !== null) this.steps.splice(Math.max(0, index + by), 0, own);
+			this.changed();
+			this.focus(by === null ? index : this.steps.indexOf(own), by);
+		};
+		const mover = (text, label, by) => button(text, () => move(by), {ariaLabel: `${label} ${step.declared.name}`});
+		return make("li", {title: step.declared.doc}, make("strong", step.declared.name), step.declared.arguments.map((one) => this.field(step, one)),
+			mover("↑", "Earlier:", -1), mover("↓", "Later:", 1), mover("✕", "Remove", null));
+	}
 
-  changed() {
-    this.list.replaceChildren(...this.steps.map((step, index) => this.row(step, index)));
-    this.onchange();
-  }
+	/** The list was drawn anew: the keyboard stays at the button that was pressed, or nearby where its routine is gone. */
+	focus(index, by) {
+		const rows = this.list.children, buttons = rows[Math.min(index, rows.length - 1)]?.querySelectorAll("button");
+		(buttons?.[{"-1": 0, 1: 1}[by] ?? 2] ?? this.adder).focus();
+	}
 
-  row(step, index) {
-    const move = (by) => {
-      const [own] = this.steps.splice(index, 1);
-      if (by !== null) this.steps.splice(Math.max(0, index + by), 0, own);
-      this.changed();
-      this.focus(by === null ? index : this.steps.indexOf(own), by);
-    };
-    const mover = (text, label, by) => button(text, () => move(by), { ariaLabel: `${label} ${step.declared.name}` });
-    return make("li", { title: step.declared.doc }, make("strong", { textContent: step.declared.name }), step.declared.arguments.map((one) => this.field(step, one)),
-      mover("↑", "Earlier:", -1), mover("↓", "Later:", 1), mover("✕", "Remove", null));
-  }
-
-  /** The list was drawn anew: the keyboard stays at the button that was pressed, or nearby where its routine is gone. */
-  focus(index, by) {
-    const rows = this.list.children, buttons = rows[Math.min(index, rows.length - 1)]?.querySelectorAll("button");
-    (buttons?.[{ "-1": 0, 1: 1 }[by] ?? 2] ?? this.adder).focus();
-  }
-
-  field(step, { name, kind, minimum, maximum, doc }) {
-    const number = kind === "number" || kind === "integer";
-    const field = make("input", { type: number ? "number" : "text", value: write(step.values[name]), placeholder: doc ?? "", title: doc ?? "" });
-    if (number) Object.assign(field, { step: kind === "integer" ? 1 : "any", min: minimum ?? "", max: maximum ?? "" });
-    field.oninput = () => {
-      step.values[name] = readArgument(kind, field.value);
-      this.onchange();
-    };
-    return make("label", {}, make("small", { textContent: name }), field);
-  }
+	field(step, {name, kind, minimum, maximum, doc}) {
+		const number = kind === "number" || kind === "integer";
+		const field = make("input", {type: number ? "number" : "text", value: write(step.values[name]), placeholder: doc ?? "", title: doc ?? ""});
+		if (number) Object.assign(field, {step: kind === "integer" ? 1 : "any", min: minimum ?? "", max: maximum ?? ""});
+		field.oninput = () => {
+			step.values[name] = readArgument(kind, field.value);
+			this.onchange();
+		};
+		return make("label", make("small", name), field);
+	}
 }

@@ -1,77 +1,78 @@
 // Try: one list of all that is served; what is chosen, beside it. `#try/shapes`, `#try/models/shapes`.
 
-import { catalogue, onCatalogue } from "./api.js";
-import { dot, make } from "./dom.js";
+import {catalogue, onCatalogue, path} from "./api.js";
+import {dot, make, search} from "./dom.js";
 
 const KINDS = [
-  { id: "pictures", title: "Pictures", list: () => catalogue.deployments.map((one) => ({ ...one, name: one.id })), module: () => import("./pictures.js") },
-  { id: "models", title: "Models", list: () => catalogue.models, module: () => import("./tensors.js") },
-  { id: "pipelines", title: "Pipelines", list: () => catalogue.pipelines, module: () => import("./pipelines.js") },
-  { id: "handlers", title: "Handlers", list: () => catalogue.handlers.map((one) => ({ ...one, name: one.path })), module: () => import("./handlers.js") },
+	{id: "pictures", title: "Pictures", list: () => catalogue.deployments.map((one) => ({...one, name: one.id})), module: () => import("./pictures.js")},
+	{id: "models", title: "Models", list: () => catalogue.models, module: () => import("./tensors.js")},
+	{id: "pipelines", title: "Pipelines", list: () => catalogue.pipelines, module: () => import("./pipelines.js")},
+	{id: "handlers", title: "Handlers", list: () => catalogue.handlers.map((one) => ({...one, name: one.path})), module: () => import("./handlers.js")},
 ];
 
-export const addressOf = (kind, name) => {
-  const first = KINDS.find(({ list }) => list().some((one) => one.name === name));
-  return first?.id === kind ? `#try/${encodeURIComponent(name)}` : `#try/${kind}/${encodeURIComponent(name)}`;
+const addressOf = (kind, name) => {
+	const first = KINDS.find(({list}) => list().some((one) => one.name === name));
+	return first?.id === kind ? `#try/${path(name)}` : `#try/${kind}/${path(name)}`;
 };
 
 /** What names of an address choose: `[name]`, or `[kind, name]`; without any, what to show first. */
 function find(names) {
-  const kinds = names.length > 1 ? KINDS.filter((kind) => kind.id === names[0]) : KINDS;
-  const name = names.at(-1);
-  for (const kind of kinds) {
-    const all = kind.list(), one = name === undefined ? all.find((each) => each.default && each.state === "ready") ?? all.find((each) => each.state === "ready") : all.find((each) => each.name === name);
-    if (one) return { kind, one };
-  }
-  if (name !== undefined) return null;
-  const kind = KINDS.find((each) => each.list().length);
-  return kind && { kind, one: kind.list()[0] };
+	const kinds = names.length > 1 ? KINDS.filter((kind) => kind.id === names[0]) : KINDS;
+	const name = names.at(-1);
+	for (const kind of kinds) {
+		const all = kind.list(), one = name === undefined ? all.find((each) => each.default && each.state === "ready") ?? all.find((each) => each.state === "ready") : all.find((each) => each.name === name);
+		if (one) return {kind, one};
+	}
+	if (name !== undefined) return null;
+	const kind = KINDS.find((each) => each.list().length);
+	return kind && {kind, one: kind.list()[0]};
 }
 
-let shown = null; // {key, root, leave, update}
+let shown = null; // {visit, name, state, leave}: what is in the panel, and on whose behalf
 
 export async function show(root, names) {
-  const search = make("input", { type: "search", placeholder: "Search…", "aria-label": "Search what is served" });
-  const groups = make("div", { className: "groups" }), panel = make("div", { id: "panel" });
-  if (!root.querySelector("#panel")) {
-    root.replaceChildren(make("div", { className: "sides" }, make("div", { className: "list" }, search, groups), panel));
-    search.oninput = () => list(root);
-    shown = null;
-  }
-  await choose(root, names);
-  const end = onCatalogue(() => {
-    list(root);
-    if (shown?.state !== undefined && find(names)?.one.state !== shown.state) choose(root, names, true);
-  });
-  return () => {
-    end();
-    shown?.leave?.();
-    shown = null;
-  };
+	const wanted = search("Search what is served", () => list(root));
+	const groups = make("div.groups"), panel = make("div", {id: "panel"});
+	if (!root.querySelector("#panel")) {
+		root.replaceChildren(make("div.sides", make("div.list", wanted, groups), panel));
+		shown = null;
+	}
+	const visit = {};
+	await choose(root, names, visit);
+	const end = onCatalogue(() => {
+		list(root);
+		if (shown?.visit === visit && (find(names)?.one.state ?? null) !== shown.state) choose(root, names, visit);
+	});
+	return () => {
+		end();
+		if (shown?.visit !== visit) return;
+		shown.leave?.();
+		shown = null;
+	};
 }
 
-async function choose(root, names, anew = false) {
-  const found = find(names), panel = root.querySelector("#panel"), name = found && `${found.kind.id} ${found.one.name}`;
-  if (anew) shown?.leave?.();
-  shown = { name, state: found?.one.state ?? null };
-  list(root);
-  if (!found) {
-    panel.replaceChildren(make("p", { className: "empty", textContent: names.length ? `There is nothing called ‘${names.at(-1)}’ here.` : "Nothing is served yet: the config names no models." }));
-    return;
-  }
-  const module = await found.kind.module(), own = shown;
-  if (own.name !== name) return;
-  const leave = await module.show(panel, found.one);
-  if (shown === own) shown.leave = leave;
-  else leave?.();
+async function choose(root, names, visit) {
+	const found = find(names), panel = root.querySelector("#panel"), name = found && `${found.kind.id} ${found.one.name}`;
+	shown?.leave?.();
+	const own = (shown = {visit, name, state: found?.one.state ?? null});
+	list(root);
+	if (!found) {
+		panel.replaceChildren(make("p.empty", names.length ? `There is nothing called ‘${names.at(-1)}’ here.` : "Nothing is served yet: the config names no models."));
+		return;
+	}
+	const module = await found.kind.module();
+	if (shown !== own) return;
+	const leave = await module.show(panel, found.one);
+	if (shown === own) own.leave = leave;
+	else leave?.();
 }
 
 function list(root) {
-  const wanted = root.querySelector("input[type=search]").value.trim().toLowerCase();
-  const parts = KINDS.map(({ id, title, list: all }) => {
-    const fit = all().filter((one) => one.name.toLowerCase().includes(wanted));
-    return fit.length && make("section", { "aria-label": title }, make("h3", { textContent: `${title} (${fit.length})` }), make("ul", {}, fit.map((one) => make("li", {},
-      make("a", { href: addressOf(id, one.name), title: one.reason, "aria-current": shown?.name === `${id} ${one.name}` ? "page" : null }, dot(one.state), one.name)))));
-  }).filter(Boolean);
-  root.querySelector(".groups").replaceChildren(...(parts.length ? parts : [make("p", { className: "soft", textContent: wanted ? "Nothing by that name." : "" })]));
+	const wanted = root.querySelector("input[type=search]").value.trim().toLowerCase();
+	const parts = KINDS.map(({id, title, list: all}) => {
+		const fit = all().filter((one) => one.name.toLowerCase().includes(wanted));
+		return fit.length && make("section", {"aria-label": title}, make("h2", `${title} (${fit.length})`), make("ul", fit.map((one) => make("li",
+			make("a", {href: addressOf(id, one.name), title: one.reason, "aria-current": shown?.name === `${id} ${one.name}` ? "page" : null}, dot(one.state), one.name)))));
+	}).filter(Boolean);
+	root.querySelector(".groups").replaceChildren(...(parts.length ? parts : [make("p.soft", wanted ? "Nothing by that name." : "")]));
 }

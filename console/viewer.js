@@ -1,29 +1,45 @@
-// A picture and what was seen in it: zoom, pan, full screen; boxes, masks with holes, labels that keep out of each other's way.
+// A picture and what was seen in it: zoom, pan, full screen; boxes, masks with holes, labels.
 
-import { COLOURS } from "./charts.js";
-import { button, clamp, draw, make } from "./dom.js";
+import {COLOURS} from "./charts.js";
+import {button, clamp, draw, make} from "./dom.js";
 
 export const colourOf = (tag) => COLOURS[Math.abs(tag.id) % COLOURS.length];
 
-export const ringsOf = (one) => one.contours ?? (one.contour ? [one.contour] : []);
+const ringsOf = (one) => one.contours ?? (one.contour ? [one.contour] : []);
 
 /** Left, top, right and bottom of a prediction, in 0..1. */
-export function cornersOf({ bound }) {
-  const xs = bound.map(([x]) => x), ys = bound.map(([, y]) => y);
-  return [Math.min(...xs), Math.min(...ys), Math.max(...xs), Math.max(...ys)];
+export function cornersOf({bound}) {
+	const xs = bound.map(([x]) => x), ys = bound.map(([, y]) => y);
+	return [Math.min(...xs), Math.min(...ys), Math.max(...xs), Math.max(...ys)];
 }
+
+const MOST_LABELS = 0.15; // of the picture is covered by labels: of 300 boxes the best have one
+
+/** Where a label covers no other: above, below or inside its box [left, top, right, bottom]; null where there is no room. */
+function placeLabel([left, top, right, bottom], [wide, tall], [far, deep], taken, always = false) {
+	const spots = [[left, top - tall], [left, bottom], [right - wide, top - tall], [left, top], [right - wide, bottom - tall]]
+		.map(([x, y]) => [clamp(x, 0, Math.max(0, far - wide)), clamp(y, 0, Math.max(0, deep - tall))]).map(([x, y]) => [x, y, x + wide, y + tall]);
+	const spot = spots.find((one) => !taken.some((other) => one[0] < other[2] && other[0] < one[2] && one[1] < other[3] && other[1] < one[3])) ?? (always ? spots[0] : null);
+	if (spot) taken.push(spot);
+	return spot;
+}
+
+const roomFor = (area, tall) => Math.max(3, (MOST_LABELS * area) / (5 * tall * tall));
+
+/** A name whose direction of writing leaves the number beside it where it is. */
+export const apart = (name) => `\u2068${name}\u2069`;
 
 const pen = document.createElement("canvas").getContext("2d");
 
 function widthOf(text) {
-  pen.font = "600 12px system-ui, sans-serif";
-  return pen.measureText(text).width + 10;
+	pen.font = "600 12px system-ui, sans-serif";
+	return pen.measureText(text).width + 10;
 }
 
 /** Black or white, whichever is read better on a colour (WCAG's relative luminance). */
 function inkOn(colour) {
-  const [r, g, b] = [1, 3, 5].map((at) => (Number.parseInt(colour.slice(at, at + 2), 16) / 255) ** 2.2);
-  return 0.2126 * r + 0.7152 * g + 0.0722 * b > 0.18 ? "#000" : "#fff";
+	const [r, g, b] = [1, 3, 5].map((at) => (Number.parseInt(colour.slice(at, at + 2), 16) / 255) ** 2.2);
+	return 0.2126 * r + 0.7152 * g + 0.0722 * b > 0.18 ? "#000" : "#fff";
 }
 
 /**
@@ -31,218 +47,212 @@ function inkOn(colour) {
  * with a second list they are divided: the first left of the divider, the second right.
  */
 export class Viewer {
-  constructor({ onHover = () => {} } = {}) {
-    this.canvas = make("canvas");
-    this.overlay = draw("svg", { "aria-hidden": "true" });
-    this.divider = make("div", { className: "divider", hidden: true });
-    this.frame = make("div", { className: "viewer", role: "img", "aria-label": "No picture yet", tabIndex: 0 }, this.canvas, this.overlay, this.divider);
-    const tools = make("div", { className: "bar", role: "group", "aria-label": "View" },
-      button("−", () => this.zoom(1 / 1.4), { ariaLabel: "Zoom out" }), button("+", () => this.zoom(1.4), { ariaLabel: "Zoom in" }),
-      button("Fit", () => this.fit()), button("Full screen", () => (document.fullscreenElement ? document.exitFullscreen() : this.frame.requestFullscreen?.())));
-    this.element = make("div", {}, this.frame, tools);
-    Object.assign(this, { onHover, opacity: 0.35, lists: [[]], share: null, strong: null, view: { scale: 1, x: 0, y: 0 }, fitted: true, pointers: new Map(), tools });
-    this.listen();
-    new ResizeObserver(() => this.resized()).observe(this.frame);
-  }
+	constructor({onHover = () => {}} = {}) {
+		this.canvas = make("canvas");
+		this.overlay = draw("svg", {"aria-hidden": "true"});
+		this.divider = make("div.divider", {hidden: true});
+		this.frame = make("div.viewer", {role: "img", "aria-label": "No picture yet", tabIndex: 0}, this.canvas, this.overlay, this.divider);
+		const tools = make("div.bar", {role: "group", "aria-label": "View"},
+			button("−", () => this.zoom(1 / 1.4), {ariaLabel: "Zoom out"}), button("+", () => this.zoom(1.4), {ariaLabel: "Zoom in"}),
+			button("Fit", () => this.fit()), button("Full screen", () => (document.fullscreenElement ? document.exitFullscreen() : this.frame.requestFullscreen?.())));
+		this.element = make("div", this.frame, tools);
+		Object.assign(this, {onHover, opacity: 0.35, lists: [[]], share: null, strong: null, view: {scale: 1, x: 0, y: 0}, fitted: true, pointers: new Map(), tools});
+		this.listen();
+		new ResizeObserver(() => this.resized()).observe(this.frame);
+	}
 
-  show(bitmap) {
-    const fresh = this.canvas.width !== bitmap.width || this.canvas.height !== bitmap.height || !this.shown;
-    Object.assign(this.canvas, { width: bitmap.width, height: bitmap.height });
-    this.canvas.getContext("2d").drawImage(bitmap, 0, 0);
-    this.shown = true;
-    if (fresh) this.resized(true);
-  }
+	show(bitmap) {
+		const fresh = this.canvas.width !== bitmap.width || this.canvas.height !== bitmap.height || !this.shown;
+		Object.assign(this.canvas, {width: bitmap.width, height: bitmap.height});
+		this.canvas.getContext("2d").drawImage(bitmap, 0, 0);
+		this.shown = true;
+		if (fresh) this.resized(true);
+	}
 
-  clear() {
-    this.shown = false;
-    this.canvas.width = this.canvas.height = 0;
-    this.mark([]);
-    this.frame.setAttribute("aria-label", "No picture yet");
-  }
+	mark(left, right = null, share = 0.5) {
+		this.lists = right ? [left, right] : [left];
+		this.share = right ? share : null;
+		const counts = Map.groupBy ? [...Map.groupBy(left, (one) => one.tag.name)].map(([name, all]) => `${all.length} ${name}`) : [];
+		this.frame.setAttribute("aria-label", left.length ? `The picture, with ${counts.slice(0, 20).join(", ") || `${left.length} objects`}` : "The picture");
+		this.draw();
+	}
 
-  mark(left, right = null, share = 0.5) {
-    this.lists = right ? [left, right] : [left];
-    this.share = right ? share : null;
-    const counts = Map.groupBy ? [...Map.groupBy(left, (one) => one.tag.name)].map(([name, all]) => `${all.length} ${name}`) : [];
-    this.frame.setAttribute("aria-label", left.length ? `The picture, with ${counts.slice(0, 20).join(", ") || `${left.length} objects`}` : "The picture");
-    this.draw();
-  }
+	emphasise(one) {
+		if (this.strong === one) return;
+		this.strong = one;
+		this.draw();
+	}
 
-  /** Make one prediction stand out, or none. */
-  emphasise(one) {
-    if (this.strong === one) return;
-    this.strong = one;
-    this.draw();
-  }
+	resized(anew = false) {
+		if (!this.shown) return;
+		const high = clamp((this.frame.clientWidth * this.canvas.height) / this.canvas.width, 160, innerHeight * 0.7);
+		if (!document.fullscreenElement) this.frame.style.setProperty("--high", `${high}px`);
+		if (this.fitted || anew) this.fit();
+		else this.draw();
+	}
 
-  resized(anew = false) {
-    if (!this.shown) return;
-    const high = clamp((this.frame.clientWidth * this.canvas.height) / this.canvas.width, 160, innerHeight * 0.7);
-    if (!document.fullscreenElement) this.frame.style.setProperty("--high", `${high}px`);
-    if (this.fitted || anew) this.fit();
-    else this.draw();
-  }
+	fit() {
+		const {clientWidth: wide, clientHeight: tall} = this.frame;
+		const scale = Math.min(wide / this.canvas.width, tall / this.canvas.height);
+		this.view = {scale, x: (wide - this.canvas.width * scale) / 2, y: (tall - this.canvas.height * scale) / 2};
+		this.fitted = true;
+		this.draw();
+	}
 
-  fit() {
-    const { clientWidth: wide, clientHeight: tall } = this.frame;
-    const scale = Math.min(wide / this.canvas.width, tall / this.canvas.height);
-    this.view = { scale, x: (wide - this.canvas.width * scale) / 2, y: (tall - this.canvas.height * scale) / 2 };
-    this.fitted = true;
-    this.draw();
-  }
+	/** Zoom by a factor, about a point of the frame (its middle). */
+	zoom(factor, x = this.frame.clientWidth / 2, y = this.frame.clientHeight / 2) {
+		const scale = clamp(this.view.scale * factor, 0.01, 64), by = scale / this.view.scale;
+		this.view = {scale, x: x - (x - this.view.x) * by, y: y - (y - this.view.y) * by};
+		this.fitted = false;
+		this.draw();
+	}
 
-  /** Zoom by a factor, about a point of the frame (its middle). */
-  zoom(factor, x = this.frame.clientWidth / 2, y = this.frame.clientHeight / 2) {
-    const scale = clamp(this.view.scale * factor, 0.01, 64), by = scale / this.view.scale;
-    this.view = { scale, x: x - (x - this.view.x) * by, y: y - (y - this.view.y) * by };
-    this.fitted = false;
-    this.draw();
-  }
+	pan(x, y) {
+		this.view.x += x;
+		this.view.y += y;
+		this.fitted = false;
+		this.draw();
+	}
 
-  pan(x, y) {
-    this.view.x += x;
-    this.view.y += y;
-    this.fitted = false;
-    this.draw();
-  }
+	listen() {
+		const {frame, pointers} = this;
+		frame.addEventListener("wheel", (event) => {
+			if (!event.ctrlKey && !event.metaKey && this.fitted && !document.fullscreenElement) return; // the page scrolls
+			event.preventDefault();
+			const box = frame.getBoundingClientRect();
+			this.zoom(1.0015 ** -event.deltaY, event.clientX - box.left, event.clientY - box.top);
+		}, {passive: false});
+		frame.onpointerdown = (event) => {
+			pointers.set(event.pointerId, event);
+			if (!this.fitted || pointers.size > 1) frame.setPointerCapture(event.pointerId);
+		};
+		frame.onpointerup = frame.onpointercancel = (event) => pointers.delete(event.pointerId);
+		frame.onpointermove = (event) => this.moved(event);
+		frame.onpointerleave = () => this.onHover(null);
+		frame.ondblclick = (event) => (this.fitted ? this.zoom(2.5, event.offsetX, event.offsetY) : this.fit());
+		frame.onkeydown = (event) => {
+			const step = {ArrowLeft: [40, 0], ArrowRight: [-40, 0], ArrowUp: [0, 40], ArrowDown: [0, -40]}[event.key];
+			if (step && !this.fitted) this.pan(...step);
+			else if (event.key === "+" || event.key === "=") this.zoom(1.4);
+			else if (event.key === "-") this.zoom(1 / 1.4);
+			else if (event.key === "0") this.fit();
+			else return;
+			event.preventDefault();
+		};
+	}
 
-  listen() {
-    const { frame, pointers } = this;
-    frame.addEventListener("wheel", (event) => {
-      if (!event.ctrlKey && !event.metaKey && this.fitted && !document.fullscreenElement) return; // the page scrolls
-      event.preventDefault();
-      const box = frame.getBoundingClientRect();
-      this.zoom(1.0015 ** -event.deltaY, event.clientX - box.left, event.clientY - box.top);
-    }, { passive: false });
-    frame.onpointerdown = (event) => {
-      pointers.set(event.pointerId, event);
-      if (!this.fitted || pointers.size > 1) frame.setPointerCapture(event.pointerId);
-    };
-    frame.onpointerup = frame.onpointercancel = (event) => pointers.delete(event.pointerId);
-    frame.onpointermove = (event) => this.moved(event);
-    frame.onpointerleave = () => this.onHover(null);
-    frame.ondblclick = (event) => (this.fitted ? this.zoom(2.5, event.offsetX, event.offsetY) : this.fit());
-    frame.onkeydown = (event) => {
-      const step = { ArrowLeft: [40, 0], ArrowRight: [-40, 0], ArrowUp: [0, 40], ArrowDown: [0, -40] }[event.key];
-      if (step && !this.fitted) this.pan(...step);
-      else if (event.key === "+" || event.key === "=") this.zoom(1.4);
-      else if (event.key === "-") this.zoom(1 / 1.4);
-      else if (event.key === "0") this.fit();
-      else return;
-      event.preventDefault();
-    };
-  }
+	moved(event) {
+		const before = this.pointers.get(event.pointerId);
+		if (!before) {
+			const over = event.target.closest?.(".box");
+			this.onHover(over ? this.marked.get(over) : null);
+			return;
+		}
+		this.pointers.set(event.pointerId, event);
+		if (this.pointers.size === 2) {
+			const [one, other] = this.pointers.values(), still = one === event ? other : one, box = this.frame.getBoundingClientRect();
+			const far = (a) => Math.hypot(a.clientX - still.clientX, a.clientY - still.clientY) || 1;
+			this.zoom(far(event) / far(before), still.clientX - box.left, still.clientY - box.top);
+		} else if (!this.fitted) this.pan(event.clientX - before.clientX, event.clientY - before.clientY);
+	}
 
-  moved(event) {
-    const before = this.pointers.get(event.pointerId);
-    if (!before) {
-      const over = event.target.closest?.(".box");
-      this.onHover(over ? this.marked.get(over) : null);
-      return;
-    }
-    this.pointers.set(event.pointerId, event);
-    if (this.pointers.size === 2) {
-      const [one, other] = this.pointers.values(), still = one === event ? other : one, box = this.frame.getBoundingClientRect();
-      const far = (a) => Math.hypot(a.clientX - still.clientX, a.clientY - still.clientY) || 1;
-      this.zoom(far(event) / far(before), still.clientX - box.left, still.clientY - box.top);
-    } else if (!this.fitted) this.pan(event.clientX - before.clientX, event.clientY - before.clientY);
-  }
+	draw() {
+		this.waits ??= requestAnimationFrame(() => {
+			this.waits = null;
+			this.drawNow();
+		});
+	}
 
-  draw() {
-    this.waits ??= requestAnimationFrame(() => {
-      this.waits = null;
-      this.drawNow();
-    });
-  }
+	drawNow() {
+		const {scale, x, y} = this.view;
+		this.canvas.style.transform = `translate(${x}px, ${y}px) scale(${scale})`;
+		this.canvas.style.imageRendering = scale > 3 ? "pixelated" : "auto";
+		this.frame.style.touchAction = this.fitted ? "pan-y" : "none";
+		this.marked = new Map();
+		const edge = this.share == null ? null : this.frame.clientWidth * this.share;
+		this.divider.hidden = edge == null;
+		if (edge != null) this.divider.style.left = `${edge}px`;
+		this.overlay.replaceChildren(...this.lists.map((list, index) => this.layer(list, edge, index)));
+	}
 
-  drawNow() {
-    const { scale, x, y } = this.view;
-    this.canvas.style.transform = `translate(${x}px, ${y}px) scale(${scale})`;
-    this.canvas.style.imageRendering = scale > 3 ? "pixelated" : "auto";
-    this.frame.style.touchAction = this.fitted ? "pan-y" : "none";
-    this.marked = new Map();
-    const edge = this.share == null ? null : this.frame.clientWidth * this.share;
-    this.divider.hidden = edge == null;
-    if (edge != null) this.divider.style.left = `${edge}px`;
-    this.overlay.replaceChildren(...this.lists.map((list, index) => this.layer(list, edge, index)));
-  }
+	layer(list, edge, index) {
+		const layer = draw("g"), taken = [];
+		if (edge != null) {
+			const id = `cut${index}`, wide = this.frame.clientWidth, tall = this.frame.clientHeight;
+			const cut = draw("clipPath", {id}, draw("rect", {x: index ? edge : 0, y: 0, width: Math.max(0, index ? wide - edge : edge), height: tall}));
+			layer.append(draw("defs", {}, cut));
+			layer.setAttribute("clip-path", `url(#${id})`);
+		}
+		const placed = list.filter((one) => one.bound).map((one) => ({one, box: this.boxOf(one)}));
+		for (const each of placed) each.group = this.shape(each);
+		layer.append(...placed.map((each) => each.group).reverse()); // the first is the best: on top
+		for (const each of placed) this.label(each, taken, layer); // above all boxes
+		return layer;
+	}
 
-  layer(list, edge, index) {
-    const layer = draw("g"), taken = [];
-    if (edge != null) {
-      const id = `cut${index}`, wide = this.frame.clientWidth, tall = this.frame.clientHeight;
-      const cut = draw("clipPath", { id }, draw("rect", { x: index ? edge : 0, y: 0, width: Math.max(0, index ? wide - edge : edge), height: tall }));
-      layer.append(draw("defs", {}, cut));
-      layer.setAttribute("clip-path", `url(#${id})`);
-    }
-    const placed = list.filter((one) => one.bound).map((one) => ({ one, box: this.boxOf(one) }));
-    for (const each of placed) each.group = this.shape(each);
-    layer.append(...placed.map((each) => each.group).reverse()); // the first is the best: on top
-    for (const each of placed) this.label(each, taken, layer);
-    return layer;
-  }
+	boxOf(one) {
+		const {scale, x, y} = this.view, wide = this.canvas.width * scale, tall = this.canvas.height * scale;
+		const [left, top, right, bottom] = cornersOf(one);
+		return [x + left * wide, y + top * tall, x + right * wide, y + bottom * tall];
+	}
 
-  boxOf(one) {
-    const { scale, x, y } = this.view, wide = this.canvas.width * scale, tall = this.canvas.height * scale;
-    const [left, top, right, bottom] = cornersOf(one);
-    return [x + left * wide, y + top * tall, x + right * wide, y + bottom * tall];
-  }
+	shape({one, box: [left, top, right, bottom]}) {
+		const {scale, x, y} = this.view, colour = colourOf(one.tag);
+		const wide = this.canvas.width * scale, tall = this.canvas.height * scale;
+		const group = draw("g", {class: `box${this.strong && this.strong !== one ? " faint" : ""}${this.strong === one ? " strong" : ""}`});
+		const rings = ringsOf(one);
+		if (rings.length) {
+			const d = rings.map((ring) => `M${ring.map(([px, py]) => `${(x + px * wide).toFixed(1)},${(y + py * tall).toFixed(1)}`).join("L")}Z`).join("");
+			const path = draw("path", {d, stroke: colour});
+			Object.assign(path.style, {fill: colour, fillOpacity: this.opacity});
+			group.append(path);
+		}
+		group.append(draw("rect", {class: "frame", x: left, y: top, width: Math.max(1, right - left), height: Math.max(1, bottom - top), stroke: colour, "stroke-dasharray": rings.length ? "4 4" : null}));
+		this.marked.set(group, one);
+		return group;
+	}
 
-  shape({ one, box: [left, top, right, bottom] }) {
-    const { scale, x, y } = this.view, colour = colourOf(one.tag);
-    const wide = this.canvas.width * scale, tall = this.canvas.height * scale;
-    const group = draw("g", { class: `box${this.strong && this.strong !== one ? " faint" : ""}${this.strong === one ? " strong" : ""}` });
-    const rings = ringsOf(one);
-    if (rings.length) {
-      const d = rings.map((ring) => `M${ring.map(([px, py]) => `${(x + px * wide).toFixed(1)},${(y + py * tall).toFixed(1)}`).join("L")}Z`).join("");
-      const path = draw("path", { d, stroke: colour });
-      Object.assign(path.style, { fill: colour, fillOpacity: this.opacity });
-      group.append(path);
-    }
-    group.append(draw("rect", { class: "frame", x: left, y: top, width: Math.max(1, right - left), height: Math.max(1, bottom - top), stroke: colour, "stroke-dasharray": rings.length ? "4 4" : null }));
-    this.marked.set(group, one);
-    return group;
-  }
-
-  /** A label of constant size where it covers no other: above, below or inside its box; else only when pointed at. */
-  label({ one, box: [left, top, right, bottom], group }, taken, layer) {
-    const text = `${one.tag.name} ${one.confidence.toFixed(2)}`, wide = widthOf(text), tall = 17;
-    const far = this.frame.clientWidth, deep = this.frame.clientHeight;
-    if (right < 0 || bottom < 0 || left > far || top > deep) return;
-    const fits = (spot) => !taken.some((other) => spot[0] < other[2] && other[0] < spot[2] && spot[1] < other[3] && other[1] < spot[3]);
-    const spots = [[left, top - tall], [left, bottom], [right - wide, top - tall], [left, top], [right - wide, bottom - tall]]
-      .map(([sx, sy]) => [clamp(sx, 0, Math.max(0, far - wide)), clamp(sy, 0, deep - tall)]).map(([sx, sy]) => [sx, sy, sx + wide, sy + tall]);
-    const strong = this.strong === one, spot = spots.find(fits) ?? (strong ? spots[0] : null);
-    if (!spot || (this.strong && !strong)) return;
-    taken.push(spot);
-    const colour = colourOf(one.tag);
-    const parts = [draw("rect", { x: spot[0], y: spot[1], width: wide, height: tall, fill: colour, rx: 3 }), draw("text", { x: spot[0] + 5, y: spot[1] + 13, fill: inkOn(colour) }, text)];
-    if (strong) layer.append(draw("g", { class: "label" }, ...parts));
-    else group.append(...parts);
-  }
+	/** A label of constant size where it covers no other: above, below or inside its box; else only when pointed at. */
+	label({one, box: [left, top, right, bottom]}, taken, layer) {
+		const text = `${apart(one.tag.name)} ${one.confidence.toFixed(2)}`, wide = widthOf(text), tall = 17;
+		const far = this.frame.clientWidth, deep = this.frame.clientHeight;
+		if (taken.length >= roomFor(Math.min(far, this.canvas.width * this.view.scale) * Math.min(deep, this.canvas.height * this.view.scale), tall)) return;
+		if (right < 0 || bottom < 0 || left > far || top > deep) return;
+		const strong = this.strong === one;
+		if (this.strong && !strong) return;
+		const spot = placeLabel([left, top, right, bottom], [wide, tall], [far, deep], taken, strong);
+		if (!spot) return;
+		const colour = colourOf(one.tag);
+		layer.append(draw("g", {class: "label"}, draw("rect", {x: spot[0], y: spot[1], width: wide, height: tall, fill: colour, rx: 3}), draw("text", {x: spot[0] + 5, y: spot[1] + 13, fill: inkOn(colour)}, text)));
+	}
 }
 
-/** The picture with its objects at its own size, as a canvas: to save. */
-export function paint(bitmap, predictions, opacity = 0.35) {
-  const canvas = make("canvas", { width: bitmap.width, height: bitmap.height }), on = canvas.getContext("2d");
-  on.drawImage(bitmap, 0, 0);
-  const { width, height } = canvas, size = Math.max(12, Math.round(Math.sqrt(width * height) / 40));
-  Object.assign(on, { lineWidth: Math.max(2, size / 8), font: `600 ${size}px system-ui, sans-serif`, textBaseline: "top" });
-  for (const one of predictions.filter((each) => each.bound).toReversed()) {
-    const colour = colourOf(one.tag), [left, top, right, bottom] = cornersOf(one), rings = ringsOf(one);
-    on.strokeStyle = on.fillStyle = colour;
-    on.beginPath();
-    for (const ring of rings) ring.forEach(([x, y], index) => on[index ? "lineTo" : "moveTo"](x * width, y * height));
-    on.globalAlpha = opacity;
-    on.fill("evenodd");
-    on.globalAlpha = 1;
-    if (rings.length) on.stroke();
-    else on.strokeRect(left * width, top * height, (right - left) * width, (bottom - top) * height);
-    const text = `${one.tag.name} ${one.confidence.toFixed(2)}`, wide = on.measureText(text).width + 6;
-    const at = [clamp(left * width, 0, Math.max(0, width - wide)), Math.max(0, top * height - size * 1.3)];
-    on.fillRect(...at, wide, size * 1.3);
-    on.fillStyle = inkOn(colour);
-    on.fillText(text, at[0] + 3, at[1] + size * 0.15);
-  }
-  return canvas;
+/** The picture with its objects at its own size, as a canvas: to save, or without labels as a thumbnail. */
+export function paint(bitmap, predictions, opacity = 0.35, labels = true) {
+	const canvas = make("canvas", {width: bitmap.width, height: bitmap.height}), on = canvas.getContext("2d");
+	on.drawImage(bitmap, 0, 0);
+	const {width, height} = canvas, size = Math.max(12, Math.round(Math.sqrt(width * height) / 40)), taken = [];
+	Object.assign(on, {lineWidth: labels ? Math.max(2, size / 8) : Math.max(width, height) / 120, font: `600 ${size}px system-ui, sans-serif`, textBaseline: "top"});
+	for (const one of predictions.filter((each) => each.bound).toReversed()) {
+		const colour = colourOf(one.tag), [left, top, right, bottom] = cornersOf(one), rings = ringsOf(one);
+		on.strokeStyle = on.fillStyle = colour;
+		on.beginPath();
+		for (const ring of rings) ring.forEach(([x, y], index) => on[index ? "lineTo" : "moveTo"](x * width, y * height));
+		on.globalAlpha = opacity;
+		on.fill("evenodd");
+		on.globalAlpha = 1;
+		if (rings.length) on.stroke();
+		else on.strokeRect(left * width, top * height, (right - left) * width, (bottom - top) * height);
+	}
+	for (const one of labels ? predictions.filter((each) => each.bound).slice(0, roomFor(width * height, size)) : []) {
+		const [left, top, right, bottom] = cornersOf(one), colour = colourOf(one.tag);
+		const text = `${apart(one.tag.name)} ${one.confidence.toFixed(2)}`, wide = on.measureText(text).width + 6;
+		const at = placeLabel([left * width, top * height, right * width, bottom * height], [wide, size * 1.3], [width, height], taken);
+		if (!at) continue;
+		on.fillStyle = colour;
+		on.fillRect(at[0], at[1], wide, size * 1.3);
+		on.fillStyle = inkOn(colour);
+		on.fillText(text, at[0] + 3, at[1] + size * 0.15);
+	}
+	return canvas;
 }

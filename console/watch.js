@@ -1,145 +1,145 @@
 // Watch: graphs of the last minutes, hour and day, in all and of each group; quotas; the last errors. `#watch/model/shapes`.
 
-import { askJson } from "./api.js";
-import { bars, PARTS, sparkline, timeChart } from "./charts.js";
-import { button, bytes, duration, make, milliseconds, show as say, table } from "./dom.js";
-import { morph, poll } from "./live.js";
+import {askJson, path} from "./api.js";
+import {bars, PARTS, sparkline, timeChart} from "./charts.js";
+import {button, bytes, duration, link, make, milliseconds, show as say, table} from "./dom.js";
+import {morph, poll} from "./live.js";
 
-const WINDOWS = { "5m": ["5 minutes", 2], "1h": ["1 hour", 10], "24h": ["24 hours", 30] }; // and every how many seconds to ask
-const STATUSES = { "2xx": "#56b4e9", "3xx": "#999999", "4xx": "#e69f00", "5xx": "#d55e00" };
+const WINDOWS = {"5m": ["5 minutes", 2], "1h": ["1 hour", 10], "24h": ["24 hours", 30]}; // and every how many seconds to ask
+const STATUSES = {"2xx": "#56b4e9", "3xx": "#999999", "4xx": "#e69f00", "5xx": "#d55e00"};
 const MIB = 2 ** 20, RETRY = 5;
 
-const chosen = { window: "5m", sort: "requests", down: true }; // as long as the page is open
+const chosen = {window: "5m", sort: "requests", down: true}; // as long as the page is open
 
 export async function show(root, names) {
-  const [name, kind] = [names.at(-1), names.length > 1 ? names[0] : null];
-  let seen = null, seenAt = Date.now(), gone = "", ended = () => {};
-  const filter = make("input", { type: "search", id: "errors-filter", placeholder: "Status, path, text, request id…", "aria-label": "Filter the errors", oninput: () => draw() });
-  const state = make("p", { id: "watch-state", role: "status" }), ago = make("span", { id: "watch-seen" });
-  const above = make("div", {}), errors = make("div", { id: "watch-errors" });
-  const windows = Object.entries(WINDOWS).map(([id, [text]]) => button(text, () => begin((chosen.window = id)), { "data-window": id }));
-  root.replaceChildren(make("div", { className: "bar" }, name === undefined ? null : make("a", { href: "#watch", textContent: "All" }),
-    make("div", { className: "bar", role: "group", "aria-label": "Time shown" }, windows), ago), state, above,
-  make("section", { "aria-label": "Last errors" }, make("h2", { textContent: "Last errors" }), make("div", { className: "bar" }, filter), errors));
+	const [name, kind] = [names.at(-1), names.length > 1 ? names[0] : null];
+	let seen = null, seenAt = Date.now(), gone = "", ended = () => {};
+	const filter = make("input", {type: "search", id: "errors-filter", placeholder: "Status, path, text, request id…", "aria-label": "Filter the errors", oninput: () => draw()});
+	const state = make("p", {id: "watch-state", role: "status"}), ago = make("span", {id: "watch-seen"});
+	const above = make("div"), errors = make("div", {id: "watch-errors"});
+	const windows = Object.entries(WINDOWS).map(([id, [text]]) => button(text, () => begin((chosen.window = id)), {"data-window": id}));
+	root.replaceChildren(make("div.bar", name === undefined ? null : link("#watch", "All"),
+		make("div.bar", {role: "group", "aria-label": "Time shown"}, windows), ago), state, above,
+	make("section.part", make("h2", "Last errors"), make("div.bar", filter), errors));
 
-  const tick = () => {
-    const seconds = Math.round((Date.now() - seenAt) / 1000);
-    ago.textContent = gone ? `Last seen ${duration(seconds)} ago` : seen ? `Up for ${duration(seen.uptime_seconds)}` : "";
-    state.textContent = gone;
-    state.hidden = !gone;
-    state.className = gone ? "error" : "";
-  };
-  const draw = () => {
-    tick();
-    if (!seen) return;
-    morph(above, drawAll(seen, find(seen.series, kind, name), name, draw));
-    morph(errors, drawErrors(seen.last_errors, name, filter.value));
-  };
-  const read = async () => {
-    try {
-      const asked = chosen.window, answer = await askJson(`stats?window=${asked}`, { signal: AbortSignal.timeout(15000) });
-      if (asked !== chosen.window) return true;
-      [seen, seenAt, gone] = [answer, Date.now(), ""];
-    } catch (error) {
-      gone = error.status ? error.message : "The server cannot be reached. It is asked again every few seconds.";
-      if (error.status === 401 || error.status === 403) return draw() ?? false; // asking again would ask for the key again
-    }
-    draw();
-    return true;
-  };
-  const begin = () => {
-    ended();
-    for (const one of windows) one.setAttribute("aria-pressed", one.dataset.window === chosen.window);
-    ended = poll(read, () => (gone ? RETRY : WINDOWS[chosen.window][1]));
-  };
-  begin();
-  const clock = setInterval(tick, 1000);
-  return () => {
-    clearInterval(clock);
-    ended();
-  };
+	const tick = () => {
+		const seconds = Math.round((Date.now() - seenAt) / 1000);
+		ago.textContent = gone ? `Last seen ${duration(seconds)} ago` : seen ? `Up for ${duration(seen.uptime_seconds)}` : "";
+		state.textContent = gone;
+		state.hidden = !gone;
+		state.className = gone ? "error" : "";
+	};
+	const draw = () => {
+		tick();
+		if (!seen) return;
+		morph(above, drawAll(seen, find(seen.series, kind, name), name, draw));
+		morph(errors, drawErrors(seen.last_errors, name, filter.value));
+	};
+	const read = async () => {
+		try {
+			const asked = chosen.window, answer = await askJson(`stats?window=${asked}`, {signal: AbortSignal.timeout(15000)});
+			if (asked !== chosen.window) return true;
+			[seen, seenAt, gone] = [answer, Date.now(), ""];
+		} catch (error) {
+			gone = error.status ? error.message : "The server cannot be reached. It is asked again every few seconds.";
+			if (error.status === 401 || error.status === 403) return draw() ?? false; // asking again would ask for the key again
+		}
+		draw();
+		return true;
+	};
+	const begin = () => {
+		ended();
+		for (const one of windows) one.setAttribute("aria-pressed", one.dataset.window === chosen.window);
+		ended = poll(read, () => (gone ? RETRY : WINDOWS[chosen.window][1] * Math.max(1, (seen?.series.length ?? 0) / 20))); // many groups are much to tell
+	};
+	begin();
+	const clock = setInterval(tick, 1000);
+	return () => {
+		clearInterval(clock);
+		ended();
+	};
 }
 
 const find = (series, kind, name) => (name === undefined ? series.find((one) => one.kind === "all") : series.find((one) => one.name === name && (!kind || one.kind === kind)));
 
 function drawAll(seen, one, name, redraw) {
-  return make("div", {}, name === undefined ? tiles(seen, one) : make("h2", { textContent: one ? `${one.kind} ${name}` : name }),
-    one ? make("div", { className: "charts" }, charts(seen, one, name === undefined)) : make("p", { className: "empty", textContent: "Nothing has been asked of it in this time." }),
-    ...(name === undefined ? [groups(seen, redraw), quotas(seen)] : []));
+	return make("div", name === undefined ? tiles(seen, one) : make("div.part", make("h2", one ? `${one.kind} ${name}` : name)),
+		one ? make("div.charts", charts(seen, one, name === undefined)) : make("p.empty", "Nothing has been asked of it in this time."),
+		...(name === undefined ? [groups(seen, redraw), quotas(seen)] : []));
 }
 
-function tiles({ server, limits, uptime_seconds: up }, one) {
-  const last = (name) => server[name]?.findLast((value) => value != null), total = one?.total;
-  const failed = total ? total.by_status["4xx"] + total.by_status["5xx"] : 0;
-  const all = { Requests: total?.requests.toLocaleString() ?? "0", Errors: total?.requests ? `${failed.toLocaleString()} (${say((100 * failed) / total.requests, " %", 1)})` : "0",
-    "p50, p99": total?.requests ? `${milliseconds(total.latency.p50)}, ${milliseconds(total.latency.p99)}` : "–", "In flight": say(last("in_flight")), Queue: `${say(last("queue"))} of ${limits.queue.toLocaleString()}`,
-    CPU: say(last("cpu_percent"), " %"), Memory: last("memory_bytes") == null ? "–" : `${bytes(last("memory_bytes"))} of ${bytes(limits.memory_bytes)}`, "Up for": duration(up) };
-  return make("dl", { className: "tiles", "aria-label": "Now" }, Object.entries(all).map(([title, text]) => make("div", { "data-key": title }, make("dt", { textContent: title }), make("dd", { textContent: text }))));
+function tiles({server, limits}, one) {
+	const last = (name) => server[name]?.findLast((value) => value != null), total = one?.total;
+	const failed = total ? total.by_status["4xx"] + total.by_status["5xx"] : 0;
+	const all = {Requests: total?.requests.toLocaleString() ?? "0", Errors: total?.requests ? `${failed.toLocaleString()} (${say((100 * failed) / total.requests, " %", 1)})` : "0",
+		"p50, p99": total?.requests ? `${milliseconds(total.latency.p50)}, ${milliseconds(total.latency.p99)}` : "–", "In flight": say(last("in_flight")), Queue: `${say(last("queue"))} of ${limits.queue.toLocaleString()}`,
+		CPU: say(last("cpu_percent"), " %"), Memory: last("memory_bytes") == null ? "–" : `${bytes(last("memory_bytes"))} of ${bytes(limits.memory_bytes)}`, Refused: server.refused.reduce((sum, value) => sum + (value ?? 0), 0).toLocaleString()};
+	return make("dl.tiles", {"aria-label": "Now"}, Object.entries(all).map(([title, text]) => make("div", {"data-key": title}, make("dt", title), make("dd", text))));
 }
 
-function charts({ time, server }, one, isAll) {
-  const chart = (title, series, options) => {
-    const known = Object.values(series).some((values) => values?.some((value) => value != null));
-    return known && timeChart(title, time, series, options);
-  };
-  const waits = Object.fromEntries(Object.entries(one.parts).filter(([, values]) => values.some((value) => value != null)));
-  const { p50, p90, p99 } = one.latency, mib = (values) => values?.map((value) => (value == null ? null : value / MIB));
-  const own = [chart("Requests a minute", one.requests, { stacked: true, colours: STATUSES, digits: 1 }), chart("Latency", { p50, p90, p99 }, { unit: " ms", digits: 2 }),
-    chart("Parts of the latency, mean", waits, { unit: " ms", stacked: true, colours: PARTS, digits: 2 }), chart("Rows run at once, mean", { rows: one.batch_size }), batches(one.total.batch_sizes)];
-  const process = isAll ? [chart("In flight, most", { requests: server.in_flight }, { digits: 0 }), chart("Queue, mean", { requests: server.queue }), chart("Refused", { requests: server.refused }, { digits: 0 }),
-    chart("CPU, of one core", { CPU: server.cpu_percent }, { unit: " %" }), chart("Memory", { memory: mib(server.memory_bytes) }, { unit: " MiB", digits: 0 }),
-    chart("GPU memory", { memory: mib(server.gpu_memory_bytes) }, { unit: " MiB", digits: 0 }), chart("GPU use", { use: server.gpu_utilisation_percent ?? [] }, { unit: " %" })] : [];
-  return [...own, ...process].filter(Boolean).map((figure) => {
-    figure.dataset.whole = "";
-    figure.dataset.key = figure.querySelector("figcaption").textContent;
-    return figure;
-  });
+function charts({time, server}, one, isAll) {
+	const chart = (title, series, options) => {
+		const known = Object.values(series).some((values) => values?.some((value) => value != null));
+		return known && timeChart(title, time, series, options);
+	};
+	const waits = Object.fromEntries(Object.entries(one.parts).filter(([, values]) => values.some((value) => value != null)));
+	const {p50, p90, p99} = one.latency, mib = (values) => values?.map((value) => (value == null ? null : value / MIB));
+	const own = [chart("Requests a minute", one.requests, {stacked: true, colours: STATUSES, digits: 1}), chart("Latency", {p50, p90, p99}, {unit: " ms", digits: 2}),
+		chart("Parts of the latency, mean", waits, {unit: " ms", stacked: true, colours: PARTS, digits: 2}), chart("Rows run at once, mean", {rows: one.batch_size}), batches(one.total.batch_sizes)];
+	const process = isAll ? [chart("In flight, most", {requests: server.in_flight}, {digits: 0}), chart("Queue, mean", {requests: server.queue}), chart("Refused", {requests: server.refused}, {digits: 0}),
+		chart("CPU, of one core", {CPU: server.cpu_percent}, {unit: " %"}), chart("Memory", {memory: mib(server.memory_bytes)}, {unit: " MiB", digits: 0}),
+		chart("GPU memory", {memory: mib(server.gpu_memory_bytes)}, {unit: " MiB", digits: 0}), chart("GPU use", {use: server.gpu_utilisation_percent ?? []}, {unit: " %"})] : [];
+	return [...own, ...process].filter(Boolean).map((figure) => {
+		figure.dataset.whole = "";
+		figure.dataset.key = figure.querySelector("figcaption").textContent;
+		return figure;
+	});
 }
 
 function batches(sizes) {
-  const rows = Object.entries(sizes).map(([bound, count]) => [bound === "more" ? "more" : bound === "1" ? "1 row" : `to ${bound} rows`, count]);
-  return rows.length > 0 && make("figure", { className: "chart" }, make("figcaption", { textContent: "Batch sizes, runs" }), bars(Object.fromEntries(rows), { most: Math.max(...rows.map(([, count]) => count)) }));
+	const rows = Object.entries(sizes).map(([bound, count]) => [bound === "more" ? "more" : bound === "1" ? "1 row" : `to ${bound} rows`, count]);
+	return rows.length > 0 && make("figure.chart", make("figcaption", "Batch sizes, runs"), bars(Object.fromEntries(rows), {most: Math.max(...rows.map(([, count]) => count))}));
 }
 
-// --- tables --------------------------------------------------------------------------------------
+// --- tables ---
 
-const failedOf = ({ requests, by_status: by }) => (requests ? (by["4xx"] + by["5xx"]) / requests : 0);
-const COLUMNS = { kind: ["Kind", ({ kind }) => kind], name: ["Name", ({ name }) => name], requests: ["Requests", ({ total }) => total.requests], errors: ["Errors", ({ total }) => failedOf(total)],
-  p50: ["p50", ({ total }) => total.latency.p50], p90: ["p90", ({ total }) => total.latency.p90], p99: ["p99", ({ total }) => total.latency.p99] };
+const failedOf = ({requests, by_status: by}) => (requests ? (by["4xx"] + by["5xx"]) / requests : 0);
+const COLUMNS = {kind: ["Kind", ({kind}) => kind], name: ["Name", ({name}) => name], requests: ["Requests", ({total}) => total.requests], errors: ["Errors", ({total}) => failedOf(total)],
+	p50: ["p50", ({total}) => total.latency.p50], p90: ["p90", ({total}) => total.latency.p90], p99: ["p99", ({total}) => total.latency.p99]};
 
 /** All groups, sorted by the column that was clicked; a name opens its graphs. */
-function groups({ series }, redraw) {
-  const of = COLUMNS[chosen.sort][1], sign = chosen.down ? -1 : 1;
-  const compare = (a, b) => (typeof a === "string" ? a.localeCompare(b) : (a ?? -1) - (b ?? -1));
-  const rows = series.filter(({ kind }) => kind !== "all").sort((a, b) => sign * compare(of(a), of(b)) || a.name.localeCompare(b.name));
-  if (!rows.length) return make("p", { className: "empty", "data-key": "groups", textContent: "Nothing has been asked in this time. What is asked from here on is shown." });
-  const sort = (id) => () => {
-    Object.assign(chosen, { sort: id, down: chosen.sort === id ? !chosen.down : id !== "name" && id !== "kind" });
-    redraw();
-  };
-  const made = table([...Object.entries(COLUMNS).map(([id, [title]]) => button(`${title}${chosen.sort === id ? (chosen.down ? " ↓" : " ↑") : ""}`, sort(id), { "data-sort": id })), "Requests over time"],
-    rows.map((one) => [one.kind, make("a", { href: `#watch/${one.kind}/${encodeURIComponent(one.name)}`, textContent: one.name }), one.total.requests.toLocaleString(), say(100 * failedOf(one.total), " %", 1),
-      ...["p50", "p90", "p99"].map((q) => milliseconds(one.total.latency[q])), sparkline(one.requests["2xx"].map((_, at) => Object.values(one.requests).reduce((sum, values) => sum + (values[at] ?? 0), 0)))]), { label: "All groups" });
-  made.querySelectorAll("tbody tr").forEach((row, at) => (row.dataset.key = `${rows[at].kind} ${rows[at].name}`));
-  made.querySelectorAll("td svg").forEach((line) => (line.dataset.whole = ""));
-  made.querySelector(`[data-sort=${chosen.sort}]`).parentElement.setAttribute("aria-sort", chosen.down ? "descending" : "ascending");
-  made.id = "watch-groups";
-  return make("section", { "data-key": "groups", "aria-label": "Groups" }, make("h2", { textContent: "Deployments, models, pipelines, handlers" }), made);
+function groups({series}, redraw) {
+	const of = COLUMNS[chosen.sort][1], sign = chosen.down ? -1 : 1;
+	const compare = (a, b) => (typeof a === "string" ? a.localeCompare(b) : (a ?? -1) - (b ?? -1));
+	const rows = series.filter(({kind}) => kind !== "all").sort((a, b) => sign * compare(of(a), of(b)) || a.name.localeCompare(b.name));
+	if (!rows.length) return make("p.empty", {"data-key": "groups"}, "Nothing has been asked in this time. What is asked from here on is shown.");
+	const sort = (id) => () => {
+		Object.assign(chosen, {sort: id, down: chosen.sort === id ? !chosen.down : id !== "name" && id !== "kind"});
+		redraw();
+	};
+	const made = table([...Object.entries(COLUMNS).map(([id, [title]]) => button(`${title}${chosen.sort === id ? (chosen.down ? " ↓" : " ↑") : ""}`, sort(id), {"data-sort": id})), "Requests over time"],
+		rows.map((one) => [one.kind, link(`#watch/${one.kind}/${path(one.name)}`, one.name), one.total.requests.toLocaleString(), say(100 * failedOf(one.total), " %", 1),
+			...["p50", "p90", "p99"].map((q) => milliseconds(one.total.latency[q])), sparkline(one.requests["2xx"].map((_, at) => Object.values(one.requests).reduce((sum, values) => sum + (values[at] ?? 0), 0)))]), {label: "All groups"});
+	made.querySelectorAll("tbody tr").forEach((row, at) => (row.dataset.key = `${rows[at].kind} ${rows[at].name}`));
+	made.querySelectorAll("td svg").forEach((line) => (line.dataset.whole = ""));
+	made.querySelector(`[data-sort=${chosen.sort}]`).parentElement.setAttribute("aria-sort", chosen.down ? "descending" : "ascending");
+	made.id = "watch-groups";
+	return make("section.part", {"data-key": "groups"}, make("h2", "Deployments, models, pipelines, handlers"), made);
 }
 
-function quotas({ quotas: all, now }) {
-  if (!all.length) return null;
-  const rows = all.map((one) => [one.key, `${one.used.toLocaleString()} of ${one.limit.toLocaleString()} a ${one.period}`, bars({ "": one.used }, { most: one.limit }), `in ${duration(Math.max(0, one.resets - now))}`]);
-  const made = table(["Key", "Calls used", "Share", "Begins anew"], rows, { label: "Quotas" });
-  made.id = "watch-quotas";
-  return make("section", { "data-key": "quotas", "aria-label": "Quotas" }, make("h2", { textContent: "Quotas" }), made);
+function quotas({quotas: all, now}) {
+	if (!all.length) return null;
+	const rows = all.map((one) => [one.key, `${one.used.toLocaleString()} of ${one.limit.toLocaleString()} a ${one.period}`, make("progress", {max: one.limit, value: one.used, "aria-label": `Used by ${one.key}`}), `in ${duration(Math.max(0, one.resets - now))}`]);
+	const made = table(["Key", "Calls used", "Share", "Begins anew"], rows, {label: "Quotas"});
+	made.id = "watch-quotas";
+	return make("section.part", {"data-key": "quotas"}, make("h2", "Quotas"), made);
 }
 
 function drawErrors(all, name, sought) {
-  const own = all.filter((one) => name === undefined || [one.model, one.deployment, one.route].includes(name));
-  const words = sought.trim().toLowerCase(), text = (one) => [one.status, one.method, one.path, one.error, one.request_id, one.model, one.deployment].join(" ").toLowerCase();
-  const rows = own.filter((one) => text(one).includes(words)).map((one) => [new Date(one.time * 1000).toLocaleTimeString(), String(one.status), `${one.method} ${one.path}`, one.error, one.request_id]);
-  const made = rows.length ? table(["Time", "Status", "Call", "Error", "Request id"], rows, { label: "Last errors" }) : make("p", { className: "soft", textContent: own.length ? "No error is so." : "No errors." });
-  made.querySelectorAll?.("tbody tr").forEach((row) => (row.dataset.key = `${row.lastChild.textContent} ${row.firstChild.textContent}`));
-  return make("div", { id: "watch-errors" }, made);
+	const own = all.filter((one) => name === undefined || [one.model, one.deployment, one.route].includes(name));
+	const words = sought.trim().toLowerCase(), text = (one) => [one.status, one.method, one.path, one.error, one.request_id, one.model, one.deployment].join(" ").toLowerCase();
+	const rows = own.filter((one) => text(one).includes(words)).map((one) => [new Date(one.time * 1000).toLocaleTimeString(), String(one.status), `${one.method} ${one.path}`, one.error, one.request_id]);
+	const made = rows.length ? table(["Time", "Status", "Call", "Error", "Request id"], rows, {label: "Last errors"}) : make("p.soft", own.length ? "No error is so." : "No errors.");
+	made.querySelectorAll?.("tbody tr").forEach((row) => (row.dataset.key = `${row.lastChild.textContent} ${row.firstChild.textContent}`));
+	return make("div", {id: "watch-errors"}, made);
 }

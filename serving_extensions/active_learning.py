@@ -144,16 +144,16 @@ class Inbox:
         if self._bytes + len(picture) + len(text) > caps.max_bytes:
             return "full"
         self.folder.mkdir(parents=True, exist_ok=True)
-        write(self.folder / f"{name}.png", picture.tobytes())
-        write(self.folder / f"{name}.json", text)
+        write_whole(self.folder / f"{name}.png", picture.tobytes())
+        write_whole(self.folder / f"{name}.json", text)
         self._names.add(name)
         self._bytes += len(picture) + len(text)
         return "kept"
 
 
-def write(path: Path, data: bytes) -> None:
+def write_whole(path: Path, data: bytes) -> None:
     """Write a file whole or not at all."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    scratch = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
     try:
         scratch.write_bytes(data)
         os.replace(scratch, path)
@@ -172,7 +172,7 @@ def read_verdict(folder: Path, stem: str) -> str:
     return said if said in VERDICTS else "none"
 
 
-def read_records(
+def read_kept(
     folder: Path,
     deployments: Collection[str] | None = None,
     verdicts: Collection[str] = VERDICTS,
@@ -206,12 +206,12 @@ def read_group(
     verdicts: Collection[str] = VERDICTS,
 ) -> dict[str, Any]:
     """A group as one COCO object: `images` with `file_name` in its folder, `score`,
-    `date_captured` and `verdict`; `annotations`; `categories`. Whose: as in `read_records`.
+    `date_captured` and `verdict`; `annotations`; `categories`. Whose: as in `read_kept`.
     """
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     names = dict(labels)
-    for record, coco in read_records(folder, deployments, verdicts):
+    for record, coco in read_kept(folder, deployments, verdicts):
         own = {"id": len(images) + 1, "date_captured": record.get("time")}
         images.append(
             {**coco["images"][0], **own, "score": record.get("score"), "verdict": record["verdict"]}
@@ -236,7 +236,7 @@ def export_group(folder: Path, target: Path, labels: Mapping[int, str]) -> int:
     (target / "images").mkdir(parents=True, exist_ok=True)
     for image in coco["images"]:
         shutil.copyfile(folder / image["file_name"], target / "images" / image["file_name"])
-    write(target / "annotations.json", json.dumps(coco).encode())
+    write_whole(target / "annotations.json", json.dumps(coco).encode())
     return len(coco["images"])
 
 
@@ -329,7 +329,7 @@ def view_active_learning(server: ModelServer, call: Call, deployment: str, group
         raise BadRequest(f"format: expected coco or json, got '{form[:40]}'")
     inbox.flush()
     if form == "json":
-        return reply({"images": [record for record, _ in read_records(inbox.folder, whose)]})
+        return reply({"images": [record for record, _ in read_kept(inbox.folder, whose)]})
     return reply(read_group(inbox.folder, ready.labels, whose))
 
 
@@ -388,7 +388,7 @@ def view_verdict(
         if verdict == "none":
             path.unlink(missing_ok=True)
         else:
-            write(path, verdict.encode())
+            write_whole(path, verdict.encode())
     except OSError as error:
         text = f"The verdict cannot be written: {error.strerror or type(error).__name__}"
         raise ServingError(text, "UNAVAILABLE") from None
@@ -405,6 +405,7 @@ GROUP = "/{deployment}/active_learning/{group}"
 
 EXTENSION = Extension(
     "active_learning",
+    sections={"deployments[].active_learning": None},
     open=open_inboxes,
     end=end,
     prepare=prepare,

@@ -100,7 +100,7 @@ def edit_config(
 
     def change(text: bytes) -> bytes:
         try:
-            load_config(state_of(server).file.path, text)
+            load_config(state_of(server).file.path, text, type(server.config))
         except ConfigError as error:
             raise ServingError(
                 f"The config file as it is now is wrong, put it right first: {error.message}",
@@ -167,7 +167,7 @@ def plan_change(server: ModelServer, file: ConfigFile, text: bytes) -> dict[str,
     known = {unnumbered(one) for one in now["problems"]}
     if problems := [one for one in plan["problems"] if unnumbered(one) not in known]:
         raise BadRequest("; ".join(problems))
-    refuse_lockout(load_config(file.path, text))
+    refuse_lockout(load_config(file.path, text, type(server.config)))
     return plan
 
 
@@ -538,6 +538,7 @@ def refresh(server: ModelServer, outcome: Outcome, polling: bool) -> None:
 
 EXTENSION = Extension(
     "admin",
+    sections={"admin": None},
     open=Management,
     refresh=refresh,
     routes=(

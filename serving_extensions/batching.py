@@ -33,10 +33,16 @@ from .core import (
 
 logger = logging.getLogger("serving")
 
-Run = Callable[..., list[np.ndarray]]
+SessionRun = Callable[..., list[np.ndarray]]
 Rows = Sequence[Sequence[np.ndarray]]
 SCALES = (1.0, 255.0, -1.0, 1e4, 0.0)  # of made-up rows: numbers of 0..1, pictures, others
-TEXTS = (b"a", b"bb", b"ccc", b"1234", b"56789")  # of made-up rows of strings, one for each scale
+MADE_UP_TEXTS = (
+    b"a",
+    b"bb",
+    b"ccc",
+    b"1234",
+    b"56789",
+)  # of made-up rows of strings, one for each scale
 
 
 def wrap(load: Load) -> Load:
@@ -132,7 +138,7 @@ def make_up(spec: Any, scale: float, seed: int) -> np.ndarray:
     """One row for an input, of 0..`scale`; [1, ...]."""
     dtype = CARRIED[spec.dtype]
     if dtype.kind == "O":
-        return np.full((1, *spec.shape[1:]), TEXTS[seed], object)
+        return np.full((1, *spec.shape[1:]), MADE_UP_TEXTS[seed], object)
     values = np.random.default_rng(seed).random((1, *spec.shape[1:])) * scale
     if dtype.kind in "iu":
         limits = np.iinfo(dtype)
@@ -140,7 +146,7 @@ def make_up(spec: Any, scale: float, seed: int) -> np.ndarray:
     return (np.round(values) if dtype.kind == "b" else values).astype(dtype)
 
 
-def find_answered(run: Run, rows: Rows) -> list[Sequence[np.ndarray]]:
+def find_answered(run: SessionRun, rows: Rows) -> list[Sequence[np.ndarray]]:
     """Those rows that are answered; none where one is answered otherwise when it is asked again.
 
     What draws numbers tells nothing: not of a row so large, either, that they are lost in it.
@@ -155,7 +161,7 @@ def find_answered(run: Run, rows: Rows) -> list[Sequence[np.ndarray]]:
     return answered
 
 
-def find_dependence(run: Run, rows: Rows) -> str:
+def find_dependence(run: SessionRun, rows: Rows) -> str:
     """How an answer differs among other rows; empty where it does not. Each is answered alone.
 
     A row among others is compared with the row among copies of itself: so many rows are computed in
@@ -169,19 +175,19 @@ def find_dependence(run: Run, rows: Rows) -> str:
     if any(array.shape[:1] != (count,) for answer in (together, *copies) for array in answer):
         return f"it does not answer a row for each of {count} rows"
     for place, copied in enumerate(copies):
-        if not same(pick(together, place), pick(copied, place)):
+        if not same(pick_row(together, place), pick_row(copied, place)):
             return "a row is answered otherwise among others than alone"
-    if not same(pick(copies[0], 0), alone):
+    if not same(pick_row(copies[0], 0), alone):
         return f"a row is answered otherwise in a batch of {count} than alone"
     return ""
 
 
-def pick(answer: Sequence[np.ndarray], place: int) -> list[np.ndarray]:
+def pick_row(answer: Sequence[np.ndarray], place: int) -> list[np.ndarray]:
     """One row of an answer, each output [1, ...]."""
     return [array[place : place + 1] for array in answer]
 
 
-def ask(run: Run, rows: Rows) -> list[np.ndarray]:
+def ask(run: SessionRun, rows: Rows) -> list[np.ndarray]:
     """What a signature answers to rows together; nothing where it fails."""
     try:
         return run(*map(np.concatenate, zip(*rows)))
@@ -210,7 +216,7 @@ def is_close(a: np.ndarray, b: np.ndarray) -> bool:
 
 def make_batched(
     session: Any, signature: Signature, call: SignatureCall, options: Batching, device: str
-) -> Run:
+) -> SessionRun:
     """The signature behind TensorFlow's batch scheduler, in the same session.
 
     A last output, int32 [rows], is how many ran at once. The signature's subgraph becomes the body
@@ -246,7 +252,9 @@ def make_batched(
     return make_callable(session, feeds, fetches)
 
 
-def join_batches(plain: Run, batched: Run, signature: Signature, options: Batching) -> Run:
+def join_batches(
+    plain: SessionRun, batched: SessionRun, signature: Signature, options: Batching
+) -> SessionRun:
     """Send what fits a batch through `batched`, all else through `plain`.
 
     When a batch fails, each of its requests runs once more alone, so that only the guilty one gets

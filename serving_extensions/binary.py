@@ -62,7 +62,7 @@ def read_predict_body(
     if body[:1] in (b"{", b" ", b"\n", b""):
         return None
     if body.startswith((routines.NPY_START, ZIP_START)):
-        return {"inputs": load(body, allowance)}
+        return {"inputs": load_arrays(body, allowance)}
     return {"instances": [body]} if routines.reader_of(body) else None
 
 
@@ -99,7 +99,7 @@ def refuse_hollow(sizes: Sequence[int]) -> None:
         )
 
 
-def load(body: bytes, allowance: Allowance) -> Any:
+def load_arrays(body: bytes, allowance: Allowance) -> Any:
     """The array of a .npy, or the arrays by name of an .npz.
 
     Of bool, numbers and texts, never a pickle. What they take is counted before they are made.

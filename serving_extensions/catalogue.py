@@ -10,7 +10,6 @@ import types
 import typing
 from collections.abc import Sequence
 from http import HTTPStatus
-from pathlib import Path
 from typing import Any
 
 import cv2
@@ -20,16 +19,16 @@ from .client_code import LANGUAGES
 from .core import (
     BadRequest,
     Call,
-    ConfigError,
     Extension,
     ModelServer,
     NotFound,
     Reply,
     ServingError,
+    asked_chain,
     encode_json,
     find_deployment,
+    list_samples,
     may_see_model,
-    read_chain,
     read_image,
     reply,
     route,
@@ -38,8 +37,6 @@ from .core import (
 )
 from .openapi import example_request
 
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
-MOST_SAMPLES = 24
 PREVIEW_PIXELS = 1600  # of a preview's longer side
 OUTLINE = (230, 60, 60)  # of tiles
 
@@ -50,7 +47,10 @@ def view_deployments(server: ModelServer, call: Call) -> Reply:
     `loading` tells how many of the configured models are there, or have failed.
     """
     server.start()
-    models = [one for one in server.models() if may_see_model(server, call, one["name"])]
+    every = server.models()
+    models = [one for one in every if may_see_model(server, call, one["name"])]
+    pipelines = [one for one in models if server.config.is_pipeline(one["name"])]
+    reasons = {one["name"]: reason_told(one) for one in every}
     seen = [
         ready for name, ready in server.prepared.deployments.items() if call.caller.may_see(name)
     ]
@@ -58,28 +58,33 @@ def view_deployments(server: ModelServer, call: Call) -> Reply:
         {
             "key": describe_key(call),
             "loading": describe_loading(server, models),
-            "deployments": [describe_deployment(server, ready) for ready in seen],
-            "models": [
-                describe_model(server, one)
-                for one in models
-                if not server.config.is_pipeline(one["name"])
+            "deployments": [
+                describe_deployment(server, ready, reasons.get(ready.config.model, ""))
+                for ready in seen
             ],
-            "pipelines": [
-                describe_pipeline(server, one)
-                for one in models
-                if server.config.is_pipeline(one["name"])
-            ],
+            "models": [describe_model(server, one) for one in models if one not in pipelines],
+            "pipelines": [describe_pipeline(server, one) for one in pipelines],
             "handlers": describe_handlers(server, call),
             "routines": [
                 describe_routine(kind)
                 for name, kind in server.prepared.routines.items()
                 if name == kind.__name__
             ],
-            "languages": [
-                {"id": name, "name": language.name} for name, language in LANGUAGES.items()
-            ],
+            "languages": [describe_language(name) for name in LANGUAGES],
         }
     )
+
+
+def describe_language(name: str) -> dict[str, str]:
+    """A language of client programs: their file, what they need, and how they are run."""
+    one = LANGUAGES[name]
+    return {
+        "id": name,
+        "name": one.name,
+        "file": one.file_name,
+        "needs": one.needs,
+        "run": one.run,
+    }
 
 
 def describe_key(call: Call) -> dict[str, Any]:
@@ -99,12 +104,12 @@ def state_of(server: ModelServer, model: dict[str, Any]) -> str:
     """`ready`, `failed`, `loading` or `empty` (a model of no versions)."""
     if model["name"] in server.manager.available:
         return "ready"
-    if reason_of(model):
+    if reason_told(model):
         return "failed"
     return "empty" if server.manager.first_pass_done.is_set() else "loading"
 
 
-def reason_of(model: dict[str, Any]) -> str:
+def reason_told(model: dict[str, Any]) -> str:
     """Why a model, or the first version of it that failed, cannot be loaded."""
     versions = model["model_version_status"]
     return next(
@@ -118,7 +123,7 @@ def describe_model(server: ModelServer, model: dict[str, Any]) -> dict[str, Any]
     return {
         "name": name,
         "state": state_of(server, model),
-        "reason": reason_of(model),
+        "reason": reason_told(model),
         "versions": model["model_version_status"],
         "labels": dict(config.version_labels) if config else {},
         "body": example_body(server, name),
@@ -169,7 +174,7 @@ def describe_pipeline(server: ModelServer, model: dict[str, Any]) -> dict[str, A
     return {
         "name": name,
         "state": state_of(server, model),
-        "reason": reason_of(model),
+        "reason": reason_told(model),
         "inputs": list(config.inputs),
         "nodes": [
             {
@@ -201,11 +206,17 @@ def describe_handlers(server: ModelServer, call: Call) -> list[dict[str, Any]]:
             "state": state_of_handler(endpoint.handler),
             "reason": endpoint.handler.error or "",
             "methods": list(endpoint.methods),
-            "envelope": endpoint.envelope,
+            "envelope": name_envelope(server, endpoint.envelope),
         }
         for path, endpoint in server.prepared.of.get("handlers", {}).items()
         if call.caller.may_see(path)
     ]
+
+
+def name_envelope(server: ModelServer, envelope: Any) -> str | None:
+    """An envelope's name in a config; None for no envelope, or for one that has no name."""
+    known = [item for one in server.extensions for item in one.envelopes.items()]
+    return next((name for name, one in known if one is envelope), None)
 
 
 def state_of_handler(handler: Any) -> str:
@@ -214,7 +225,8 @@ def state_of_handler(handler: Any) -> str:
     return "failed" if handler.error else "loading"
 
 
-def describe_deployment(server: ModelServer, ready: Any) -> dict[str, Any]:
+def describe_deployment(server: ModelServer, ready: Any, failure: str = "") -> dict[str, Any]:
+    """How to ask a deployment; `failure` is why its model could not be loaded."""
     config, labels = ready.config, ready.labels
     state, reason = "ready", ready.problem or ""
     available = config.model in server.manager.available
@@ -225,7 +237,7 @@ def describe_deployment(server: ModelServer, ready: Any) -> dict[str, Any]:
         labels = ready.model_of(servable).labels
     except Exception as error:  # not there, or no model of pictures
         state = "failed" if available or server.manager.first_pass_done.is_set() else "loading"
-        reason = reason or str(error)
+        reason = reason or ": ".join(filter(None, [str(error), failure if not available else ""]))
     learning = config.active_learning
     return {
         "id": config.id,
@@ -243,15 +255,6 @@ def describe_deployment(server: ModelServer, ready: Any) -> dict[str, Any]:
         "samples": [path.name for path in list_samples(server, config)],
         "active_learning": learning and {"group": learning.group, "threshold": learning.threshold},
     }
-
-
-def list_samples(server: ModelServer, deployment: Any) -> list[Path]:
-    """The pictures in `samples` beside a deployment's model's versions."""
-    base = next(
-        (model.base_path for model in server.config.models if model.name == deployment.model), None
-    )
-    files = sorted(Path(base).glob("samples/*")) if base else []
-    return [path for path in files if path.suffix.lower() in PICTURES][:MOST_SAMPLES]
 
 
 def example_body(server: ModelServer, model: str) -> Any:
@@ -332,13 +335,10 @@ def view_preview(server: ModelServer, call: Call, deployment: str) -> Reply:
     Tiles are outlined.
     """
     ready = find_own(server, call, deployment)
-    image, chain = read_image(server, call)
+    image, chain = read_image(server, call, ready.config)
     if isinstance(image, list):
         raise BadRequest(f"preview: expected one picture, got {len(image)}")
-    try:
-        own = read_chain(chain, server.prepared.routines)
-    except ConfigError as error:
-        raise BadRequest(error.message) from None
+    own = asked_chain(server, chain)
     steps = [step for step in (*ready.chain, *own) if step.before_model]
     image = routines.on_background(image, server.config.server.images.background)
     with routine_errors():

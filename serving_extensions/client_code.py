@@ -1,40 +1,73 @@
-"""Ready client programs in nine languages: each sends a picture file to a deployment and prints the
-answer.
+"""Ready client programs in twelve languages: each makes one call of this server and prints the
+answer, the first of them in one line.
 
-The programs are the files of `clients/`; `"@URL@"`, `'@KEY@'` and the like are string literals that
-are filled in.
+The programs are the files of `clients/`: `python.py` sends a picture file to a deployment,
+`call_python.py` makes any other call. `"@URL@"`, `'Bearer @KEY@'` and the like are string literals
+that are filled in; a line whose value a call does not have is left out.
 """
 
 import json
 import re
-from collections.abc import Callable, Sequence
+import shlex
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, urlencode
+
+from .core import (
+    WHICH,
+    BadRequest,
+    Call,
+    ConfigError,
+    Extension,
+    Found,
+    ModelServer,
+    NotFound,
+    Reply,
+    ServingError,
+    encode_json,
+    find_deployment,
+    find_known,
+    list_reached,
+    option,
+    parse,
+    parse_json,
+    read_body,
+    read_chain,
+    read_query_routines,
+    route,
+    url_of,
+    view_infer,
+    view_predict_image,
+)
+from .openapi import example_request
 
 TEMPLATES = Path(__file__).with_name("clients")
-LITERAL = re.compile(r"""(["'])@(URL|KEY|ROUTINES)@\1""")
+LITERAL = re.compile(r"""(["'])([^"'@\n]*)@(URL|METHOD|KEY|TYPE|BODY|TEXT|ROUTINES)@\1""")
+# What the shell takes as one argument, and Java as one literal, is some 64 KB.
+LONGEST_BODY = 60_000
 
 
-def quote_backslashed(text: str, quote: str) -> str:
+def quote_backslashed(text: str, mark: str) -> str:
     """A string literal where `\\` and the quote itself are all that needs a backslash."""
-    return quote + text.replace("\\", "\\\\").replace(quote, "\\" + quote) + quote
+    return mark + text.replace("\\", "\\\\").replace(mark, "\\" + mark) + mark
 
 
-def quote_c(text: str, quote: str) -> str:
+def quote_c(text: str, mark: str) -> str:
     """A string literal of C, where `??/` may stand for a backslash."""
-    return quote_backslashed(text, quote).replace("?", "\\?")
+    return quote_backslashed(text, mark).replace("?", "\\?")
 
 
-def quote_shell(text: str, quote: str) -> str:
-    """A word of the shell in single quotes, where nothing means anything but the quote."""
-    return quote + text.replace(quote, f"{quote}\\{quote}{quote}") + quote
+def quote_shell(text: str, mark: str) -> str:
+    """A word of the shell, in single quotes where it needs some."""
+    return shlex.quote(text)
 
 
 @dataclass(frozen=True)
 class Language:
     """A language, or a library of it: the name shown, the program's file, what it needs,
-    and how to run it.
+    and how to run it. `picture.jpg` is there when it sends a picture.
     """
 
     name: str
@@ -43,12 +76,18 @@ class Language:
     needs: str
     run: str
     quote: Callable[[str, str], str] = quote_backslashed
-    content_type: str = "text/plain; charset=utf-8"
+    one_line: bool = False  # the lines of its template are continued ones
 
 
 LANGUAGES: dict[str, Language] = {
     "curl": Language(
-        "curl", "curl.sh", "predict.sh", "curl", "sh predict.sh picture.jpg", quote_shell
+        "curl",
+        "curl.sh",
+        "predict.sh",
+        "curl 7.76 or later",
+        "sh predict.sh",  # and picture.jpg in this folder
+        quote_shell,
+        one_line=True,
     ),
     "python": Language(
         "Python (requests)",
@@ -71,6 +110,14 @@ LANGUAGES: dict[str, Language] = {
         "npm install axios",
         "node predict.mjs picture.jpg",
     ),
+    "typescript": Language(
+        "TypeScript",
+        "typescript.ts",
+        "predict.mts",
+        "npm install typescript @types/node",
+        "npx tsc --strict --skipLibCheck --module nodenext --types node predict.mts && "
+        "node predict.mjs picture.jpg",
+    ),
     "java": Language(
         "Java", "java.java", "Predict.java", "JDK 11 or later", "java Predict.java picture.jpg"
     ),
@@ -91,6 +138,16 @@ LANGUAGES: dict[str, Language] = {
         "cc predict.c -o predict -lcurl && ./predict picture.jpg",
         quote_c,
     ),
+    "csharp": Language(
+        "C#",
+        "csharp.cs",
+        "predict.cs",
+        "Mono 6 (mono-mcs, libmono-system-net-http4.0-cil), or .NET",
+        "mcs -r:System.Net.Http.dll predict.cs && mono predict.exe picture.jpg",
+    ),
+    "php": Language(
+        "PHP", "php.php", "predict.php", "PHP 7.4 or later", "php predict.php picture.jpg"
+    ),
 }
 
 
@@ -101,20 +158,216 @@ def client_code(language: str, url: str, key: str, routines: Sequence[Any]) -> s
     Raises ValueError for an unknown language, for a url or key with unprintable characters, and for
     routines that are no JSON.
     """
-    if language not in LANGUAGES:
-        raise ValueError(f"There is no client for '{language}'; there are: {', '.join(LANGUAGES)}")
-    for name, text in (("url", url), ("key", key)):
-        if not text.isprintable():
-            # neither may hold a line break, nor may the literals that they are put into
-            raise ValueError(f"The {name} has characters that cannot be printed")
-    # the JSON is printable ASCII
+    chain = json.dumps(routines, allow_nan=False)
+    lone = language in LANGUAGES and LANGUAGES[language].one_line
+    values = {"URL": url, "KEY": key, "ROUTINES": chain if routines or not lone else None}
+    return fill_template(language, "", values)
+
+
+def call_code(language: str, method: str, url: str, key: str | None, body: Any = None) -> str:
+    """A program that makes a call with a JSON `body`, or with none, and with or without a key.
+
+    Raises ValueError as `client_code` does, and for a body that is long.
+    """
+    text = None if body is None else json.dumps(body, allow_nan=False)
+    if text is not None and len(text) > LONGEST_BODY:
+        raise ValueError(
+            f"body: expected at most {LONGEST_BODY} characters for a program, got {len(text)}"
+        )
     values = {
+        "METHOD": method,
         "URL": url,
         "KEY": key,
-        "ROUTINES": json.dumps(routines, allow_nan=False),
+        "TYPE": None if text is None else "application/json",
+        "BODY": text,
+        "TEXT": text or "",
     }
-    quote, template = (
-        LANGUAGES[language].quote,
-        (TEMPLATES / LANGUAGES[language].template).read_text("utf-8"),
-    )
-    return LITERAL.sub(lambda literal: quote(values[literal[2]], literal[1]), template)
+    return fill_template(language, "call_", values)
+
+
+def fill_template(language: str, kind: str, values: Mapping[str, str | None]) -> str:
+    """A template of a language with its literals filled in, without the lines that lack a value."""
+    if language not in LANGUAGES:
+        raise ValueError(f"There is no client for '{language}'; there are: {', '.join(LANGUAGES)}")
+    for name, text in values.items():
+        if text is not None and not text.isprintable():
+            # none may hold a line break, nor may the literals that they are put into; the JSON is
+            # printable ASCII
+            raise ValueError(f"The {name.lower()} has characters that cannot be printed")
+    known = LANGUAGES[language]
+    lines = (TEMPLATES / f"{kind}{known.template}").read_text("utf-8").splitlines(keepends=True)
+    kept = []
+    for line in lines:
+        named = [match[3] for match in LITERAL.finditer(line)]
+        if all(values[name] is not None for name in named):
+            kept.append(
+                LITERAL.sub(lambda it: known.quote(it[2] + str(values[it[3]]), it[1]), line)
+            )
+    if known.one_line:
+        kept = [line.removesuffix("\\\n").lstrip() for line in kept]
+    return "".join(kept)
+
+
+# --- at their URLs --------------------------------------------------------------------------------
+
+
+def view_client(server: ModelServer, call: Call, deployment: str, language: str) -> Reply:
+    """A program that sends a picture to a deployment, its key left to be filled in."""
+    path = url_of(view_predict_image, deployment=deployment)
+    return tell_code(server, aim(call, "POST", path), language)
+
+
+def view_model_client(
+    server: ModelServer, call: Call, model: str, language: str, **which: Any
+) -> Reply:
+    """A program that asks a model or pipeline for its predictions."""
+    names: dict[str, Any] = {name: str(one) for name, one in which.items()}  # version or label
+    path = url_of(view_infer, model=model, verb="predict", **names)
+    return tell_code(server, aim(call, "POST", path), language)
+
+
+@dataclass(frozen=True)
+class WantedCall:
+    """A call that a program is to make."""
+
+    path: str = option(doc="a path of this server's, such as /v1/models/m:predict", pattern="^/")
+    method: str | None = option(None, "POST where the path takes it", pattern="^[A-Z]+$")
+    body: Any = option(None, "the JSON body; one that works where it is left out")
+    key: str = option("YOUR_KEY", "put into the program where the call needs one")
+
+
+def view_call_client(server: ModelServer, call: Call, language: str) -> Reply:
+    """A program for any call, described by the URL's `?path=...&method=...` or a JSON body."""
+    if call.method == "POST":
+        given = parse_json(read_body(server, call))
+    else:
+        given = {name: values[0] for name, values in call.arguments.items()}
+    try:
+        wanted = parse(WantedCall, given)
+    except ConfigError as error:
+        raise BadRequest(str(error)) from None
+    path, _, query = wanted.path.partition("?")
+    method = wanted.method or choose_method(server, path)
+    return tell_code(server, aim(call, method, path, query), language, wanted.body, wanted.key)
+
+
+def choose_method(server: ModelServer, path: str) -> str:
+    """How a path is called for its answer: as a handler is declared, else by POST before GET."""
+    found = find_known(server, "POST", path)
+    if found is not None and "endpoint" in found.arguments:
+        return found.arguments["endpoint"].methods[0]
+    return "POST" if found is not None else "GET"
+
+
+def aim(call: Call, method: str, path: str, query: str | None = None) -> Call:
+    """The call that a program will make, at the address by which this one came."""
+    own = call.environ.get("QUERY_STRING", "")
+    environ = {"REQUEST_METHOD": method, "QUERY_STRING": own if query is None else query}
+    asked = Call({**call.environ, **environ}, quote(path, safe=SAFE), call.prefix)
+    asked.caller = call.caller
+    return asked
+
+
+# Of a path that may be written already: brackets and braces mean something to curl.
+SAFE = "%/:@!$&'()*+,;=~"
+
+
+def tell_code(
+    server: ModelServer, asked: Call, language: str, body: Any = None, key: str = "YOUR_KEY"
+) -> Reply:
+    """The program for a call; raises NotFound, BadRequest, and ServingError 403 for a call that
+    the caller's key is not for.
+    """
+    found = find_known(server, asked.method, asked.path)
+    if found is None:
+        raise NotFound(f"This server has no {asked.method} {asked.path[:200]}")
+    refuse_unseen(server, asked, found)
+    pairs = [(name, one) for name, many in asked.arguments.items() for one in many]
+    try:
+        if found.route.view is view_predict_image:
+            pairs = [(name, one) for name, one in pairs if name != "routines"]
+            chain = read_query_routines(asked)
+            read_chain(chain, server.prepared.routines)
+            find_deployment(server, found.arguments.get("deployment"))
+            code = client_code(language, address_of(asked, pairs), key, chain)
+        else:
+            body = body_to_show(server, found, asked.method) if body is None else body
+            needed = key if takes_key(server, found) else None
+            code = call_code(language, asked.method, address_of(asked, pairs), needed, body)
+    except (ValueError, ConfigError) as error:
+        raise BadRequest(str(error)) from None
+    return Reply(code.encode(), content_type="text/plain; charset=utf-8")
+
+
+def address_of(asked: Call, pairs: list[tuple[str, str]]) -> str:
+    query = urlencode(pairs, errors="surrogateescape")
+    return f"{asked.url}{asked.path}{'?' if query else ''}{query}"
+
+
+def refuse_unseen(server: ModelServer, asked: Call, found: Found) -> None:
+    """Raise ServingError 403 where the caller's key is not for what a call reaches."""
+    caller = asked.caller
+    if found.route.lists or found.route.guard == "open":
+        return
+    if not caller.may_see(*list_reached(server, found)):
+        own = ", ".join(sorted(caller.deployments or ())) or "nothing"
+        raise ServingError(f"The key '{caller.name}' is only for: {own}", "PERMISSION_DENIED")
+
+
+def takes_key(server: ModelServer, found: Found) -> bool:
+    guard = found.route.guard
+    return guard == "key" or guard == "shared" and server.config.auth.protect == "all"
+
+
+def body_to_show(server: ModelServer, found: Found, method: str) -> Any:
+    """A body that what a call reaches answers, or one whose `YOUR_INPUT` is to be replaced."""
+    if found.route.view is view_infer:
+        return example_of_model(server, **found.arguments)
+    return "YOUR_INPUT" if "endpoint" in found.arguments and method != "GET" else None
+
+
+def example_of_model(
+    server: ModelServer, model: str, verb: str, version: int | None = None, label: str | None = None
+) -> dict[str, Any]:
+    """As `body_to_show`, of a model; raises what asking the model itself would."""
+    _, servable = server.start().manager.find(model, version, label)
+    signature = servable.signatures.get("serving_default")
+    if verb != "predict":
+        return {"examples": ["YOUR_INPUT"]}
+    example = example_request(signature) if signature else None
+    if example is not None:
+        return json.loads(encode_json(example))
+    names = list(signature.inputs) if signature else []
+    lone = len(names) < 2
+    return {"inputs": "YOUR_INPUT" if lone else dict.fromkeys(names, "YOUR_INPUT")}
+
+
+EXTENSION = Extension(
+    "client_code",
+    routes=(
+        route(
+            "GET POST",
+            "/v1/client/{language}",
+            view_call_client,
+            "shared",
+            "A program for any call",
+            lists=True,
+        ),
+        route(
+            "GET",
+            "/{deployment}/client/{language}",
+            view_client,
+            "key",
+            "A program that sends it pictures",
+            lists=True,
+        ),
+        route(
+            "GET",
+            "/v1/models/{model}" + WHICH + "/client/{language}",
+            view_model_client,
+            "shared",
+            "A program that asks it",
+            lists=True,
+        ),
+    ),
+)

@@ -1,37 +1,40 @@
-"""What the command line does besides serving: --new-key, --init, --export,
---check (each returns the exit status), the start-up lines.
+"""What the command line does besides serving: --init, --export (each returns the exit status), the
+start-up lines.
 """
 
-import contextlib
 import os
 import shlex
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from .active_learning import export_group
-from .check import check
 from .core import (
-    Config,
     ConfigError,
     Extension,
-    LoadError,
     ModelServer,
-    choose_versions,
     encode_json,
     is_typical,
-    list_versions,
-    read_signatures,
     sample_inputs,
+    url_of,
+    view_infer,
+    view_predict_image,
 )
-from .manifest import describe_digest
 from .openapi import example_request
-from .scaffold import write_project
+from .scaffold import HUB_PROJECT, PROJECT, write_project
 
 
 def init(source: Any, folder: str) -> int:
     """Write a project of a handler, and print what to do next."""
-    files = write_project(Path(folder))
+    return write_into(folder, PROJECT)
+
+
+def init_hub(source: Any, folder: str) -> int:
+    """Write a project in the layout of CellStrat's Hub API."""
+    return write_into(folder, HUB_PROJECT)
+
+
+def write_into(folder: str, templates: Path) -> int:
+    files = write_project(Path(folder), templates)
     print(
         f"Wrote {len(files)} files into {folder}. Next: cd {shlex.quote(folder)} && "
         "python -m serving --config config.json\n"
@@ -61,36 +64,6 @@ def export(source: Any, group_and_folder: list[str]) -> int:
         f"{folder}/annotations.json"
     )
     return 0
-
-
-def check_config(source: Any, _: bool) -> int:
-    """Print what a config would serve and what is wrong with it."""
-    server = ModelServer(source)
-    lines, problems = check(
-        server.config,
-        server.prepared,
-        server.folder,
-        list_versions,
-        choose_versions,
-        read_signatures,
-    )
-    digests, misfits = check_digests(server.config)
-    problems += misfits
-    print("\n".join([*lines, *digests, *(f"wrong: {problem}" for problem in problems)]))
-    return 2 if problems else 0
-
-
-def check_digests(config: Config) -> tuple[list[str], list[str]]:
-    """A line for each version that would be served, and which do not fit their manifests."""
-    lines, problems = [], []
-    for model in config.models:
-        with contextlib.suppress(LoadError, OSError):  # told elsewhere
-            folders = list_versions(model.base_path)
-            for version in choose_versions(model.model_version_policy, folders):
-                told, misfit = describe_digest(folders[version])
-                lines.append(f"{model.name} version {version}: {told}")
-                problems += [f"{model.name} version {version}: {misfit}"] if misfit else []
-    return lines, problems
 
 
 MOST_CHARACTERS = 200  # of a body on a command line
@@ -126,7 +99,7 @@ def report(server: ModelServer, address: str) -> None:
     for model, states in server.manager.states().items():
         for _, state in sorted(states.items(), reverse=True):
             if state.servable and (command := example_command(state.servable)):
-                command = f"{command} {address}/v1/models/{quote(model, safe='')}:predict"
+                command = f"{command} {address}{url_of(view_infer, model=model, verb='predict')}"
                 curl = min(curl or command, command, key=lambda text: text.index(" http"))
     if curl:
         print(f"Try:    {curl}", flush=True)
@@ -137,12 +110,12 @@ def report(server: ModelServer, address: str) -> None:
         picture = os.path.relpath(samples[0]) if samples else "picture.jpg"
         key = f"-H 'Authorization: Bearer {server.generated_key or 'KEY'}'"
         data = f"--data-binary {shlex.quote('@' + picture)}"
-        url = f"{address}/{quote(deployment.id, safe='')}/predict"
+        url = address + url_of(view_predict_image, deployment=deployment.id)
         print(f"        curl {key} {data} {url}", flush=True)
 
 
 EXTENSION = Extension(
     "commands",
     report=report,
-    commands={"init": init, "export": export, "check": check_config},
+    commands={"init": init, "init-hub": init_hub, "export": export},
 )

@@ -21,7 +21,7 @@ from waitress.receiver import ChunkedReceiver
 from waitress.server import TcpWSGIServer
 from waitress.utilities import BadRequest, RequestEntityTooLarge
 
-from .core import Extension, ServingError, Waitress, find_known, path_of, reached_by
+from .core import Extension, ServingError, Turn, Waitress, find_known, path_of, reached_by
 from .lane import Lane
 from .queueing import Dispatcher, Gate, TooMuch, task_of
 
@@ -97,7 +97,7 @@ class Parser(HTTPRequestParser):
 
     def settle(self) -> None:
         """What follows from a head that is right."""
-        for name in PROXY_HEADERS:  # what a client says of itself
+        for name in () if self.adj.trusted_proxy else PROXY_HEADERS:  # what a client says of itself
             self.headers.pop(name, None)
         options = [one.strip().lower() for one in self.headers.get("CONNECTION", "").split(",")]
         if len(options) > 1 and "close" in options:  # it is a list (RFC 9110, 7.6.1)
@@ -195,7 +195,7 @@ class Channel(HTTPChannel):
     reading = False  # what it received is being parsed
     whole = False  # its first request has come whole while it was
     gathered: list[bytes] | None = None  # what is written meanwhile
-    queued = 0.0  # of time.perf_counter: when its first request had come whole
+    turn = Turn()  # of its first request, once that has come whole
     arriving: Any = None  # a request that has begun to arrive ...
     arriving_since = 0.0  # ... and since when
     sending_since = 0.0  # since when its client has an answer to read
@@ -322,7 +322,7 @@ class Listener(TcpWSGIServer):
 
         Called with the channel's lock held, by the loop or by a worker.
         """
-        channel.queued = time.perf_counter()
+        channel.turn = Turn(time.perf_counter())
         if channel.reading and threading.get_ident() == self.front.thread:
             channel.whole = True
         else:
@@ -501,7 +501,9 @@ class Front(Waitress):
 
 
 def serve(server: Any, app: Any, adjustments: dict[str, Any]) -> Front:
-    return Front(server, app, clear_untrusted_proxy_headers=False, **adjustments)
+    # The head's parser leaves them out, unless waitress is to read them.
+    clear = "trusted_proxy" in adjustments
+    return Front(server, app, clear_untrusted_proxy_headers=clear, **adjustments)
 
 
 EXTENSION = Extension("front", serve=serve)

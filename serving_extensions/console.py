@@ -1,28 +1,29 @@
-"""What operators and people in a browser ask for: the console, /stats, /metrics, /openapi.json,
-client code.
-"""
+"""What operators and people in a browser ask for: the console, /stats, /metrics, /openapi.json."""
 
 import sys
+import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from .catalogue import describe_versions, find_own
-from .client_code import client_code
+from .catalogue import describe_versions
 from .core import (
     BadRequest,
     Call,
-    ConfigError,
     Extension,
     ModelServer,
     NotFound,
     Reply,
     may_see_model,
-    read_chain,
-    read_query_routines,
     reply,
     route,
+    url_of,
 )
-from .metrics import prometheus_text, read_gpus
+from .history import WINDOWS
+from .metrics import memory_limit, prometheus_text, read_gpus
 from .openapi import describe_api
+from .periods import period_of
+from .quotas import open_quotas
 
 # Beside the server, or where `pip install` puts it.
 CONSOLE = [Path(__file__).parent.parent / "console", Path(sys.prefix) / "share/serving/console"]
@@ -50,7 +51,12 @@ def view_metrics(server: ModelServer, call: Call) -> Reply:
 
 
 def view_stats(server: ModelServer, call: Call) -> Reply:
-    """The numbers; those of models and handlers as far as the key is for them."""
+    """The numbers; those of models and handlers as far as the key is for them.
+
+    With `?window=` those of a graph.
+    """
+    if call.environ.get("QUERY_STRING") and "window" in call.arguments:
+        return view_window(server, call)
     loaded = {
         f"{model}/{version}": state.servable
         for model, states in server.manager.states().items()
@@ -83,15 +89,73 @@ def view_stats(server: ModelServer, call: Call) -> Reply:
     )
 
 
+def view_window(server: ModelServer, call: Call) -> Reply:
+    """The figures of a window for graphs, of what the key is for."""
+    window = call.argument("window")
+    if window not in WINDOWS:
+        raise BadRequest(f"window: expected 5m, 1h or 24h, got '{window[:40]}'")
+    found = server.state["metrics"].read_window(window)
+    series = [
+        {"kind": kind_of_series(server, kind, name), "name": name, **figures}
+        for (kind, name), figures in sorted(found.pop("series").items())
+        if may_see_series(server, call, kind, name)
+        and (kind == "all" or figures["total"]["requests"])
+    ]
+    errors = [error for error in found.pop("last_errors") if may_see_error(server, call, error)]
+    limits = {
+        "queue": server.config.server.max_queued_requests,
+        "memory_bytes": memory_limit(),
+    }
+    quotas = read_quotas(server, call)
+    return reply(
+        {**found, "limits": limits, "series": series, "quotas": quotas, "last_errors": errors}
+    )
+
+
+def kind_of_series(server: ModelServer, kind: str, name: str) -> str:
+    return "pipeline" if kind == "model" and server.config.is_pipeline(name) else kind
+
+
+def may_see_series(server: ModelServer, call: Call, kind: str, name: str) -> bool:
+    if kind == "model":
+        return may_see_model(server, call, name)
+    return kind == "all" or call.caller.may_see(name)
+
+
+def may_see_error(server: ModelServer, call: Call, error: Mapping[str, Any]) -> bool:
+    """Whether a caller may know of an error: one of what the key is for."""
+    if call.caller.deployments is None:
+        return True
+    if error["model"]:
+        return may_see_model(server, call, error["model"])
+    return call.caller.may_see(error["deployment"], error["route"])
+
+
+def read_quotas(server: ModelServer, call: Call) -> list[dict[str, Any]]:
+    """What keys have used of their quotas: all of them, or the caller's own."""
+    everybody, now = call.caller.deployments is None, time.time()
+    return [
+        {
+            "key": key.name,
+            "used": open_quotas(server.config.auth.quota_store).used(key.name, key.quota.period),
+            "limit": key.quota.calls,
+            "period": key.quota.period,
+            "resets": period_of(now, key.quota.period)[1],
+        }
+        for key in server.config.auth.keys
+        if key.quota and (everybody or key.name == call.caller.name)
+    ]
+
+
 def view_openapi(server: ModelServer, call: Call) -> Reply:
-    return reply(describe_api(server, call.mount, call.caller))
+    return reply(describe_api(server, call.mount, call.url, call.caller))
 
 
 def view_root(server: ModelServer, call: Call) -> Reply:
     """Leads a browser to the page; others are told that this URL is none, as all such are."""
     if "text/html" not in (call.header("Accept") or ""):
         raise BadRequest(f"Malformed request: {call.method} {call.path}")
-    address = f"{call.mount}/console/"
+    address = f"{call.mount}{url_of(view_console, EXTENSION.routes)}/"
     return Reply(status=302, content_type="text/plain", headers=(("Location", address),))
 
 
@@ -121,22 +185,9 @@ def view_console(server: ModelServer, call: Call, name: str | None = None) -> Re
     )
 
 
-def view_client(server: ModelServer, call: Call, deployment: str, language: str) -> Reply:
-    """A program that calls a deployment, its key left to be filled in."""
-    find_own(server, call, deployment)
-    url = f"{call.url}{call.path.rpartition('/client/')[0]}/predict"
-    chain = read_query_routines(call)
-    try:
-        read_chain(chain, server.prepared.routines)
-        code = client_code(language, url, "YOUR_KEY", chain)
-    except (ValueError, ConfigError) as error:
-        raise BadRequest(str(error)) from None
-    return Reply(code.encode(), content_type="text/plain; charset=utf-8")
-
-
 def report(server: ModelServer, address: str) -> None:
     key = f"#key={server.generated_key}" if server.generated_key else ""
-    print(f"Console: {address}/console{key}", flush=True)
+    print(f"Console: {address}{url_of(view_console, EXTENSION.routes)}{key}", flush=True)
 
 
 EXTENSION = Extension(
@@ -144,14 +195,6 @@ EXTENSION = Extension(
     report=report,
     routes=(
         route("GET", "/", view_root, "open", "Leads browsers to the page", line="health"),
-        route(
-            "GET",
-            "/{deployment}/client/{language}",
-            view_client,
-            "key",
-            "Code that calls it",
-            lists=True,
-        ),
         route(
             "GET",
             "(/metrics|/monitoring/prometheus/metrics)",

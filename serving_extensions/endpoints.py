@@ -1,17 +1,22 @@
 """Python functions behind URLs: `handlers` in the config and `@server.endpoint`."""
 
+import functools
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
 from .core import (
+    FULL,
+    HUB,
     Call,
     Config,
     ConfigError,
+    Envelope,
     Extension,
     Found,
     HTTPStatus,
@@ -21,48 +26,77 @@ from .core import (
     Reply,
     Route,
     ServingError,
+    Trace,
     is_taken,
     logger,
     parse_json,
     read_body,
     reply,
 )
-from .handlers import Handler, HandlerError, to_reply
+from .handlers import Handler, HandlerError, check_function
+from .results import Answer, to_answer
 
 
 @dataclass(frozen=True)
 class Context:
     """What a function may know of a call: its second argument.
 
-    `server` calls served models: `server.predict(...)`.
+    `server` calls served models, as part of this call: `server.predict(...)`.
     """
 
     key: str
     headers: Mapping[str, str]
     request_id: str
-    server: ModelServer
+    server: "Asked"
+
+
+class Asked:
+    """A server, for a function that answers a call: what is asked of it is part of that call, has
+    the same deadline, and stands in its line of the log. All else is the ModelServer's.
+    """
+
+    TRACED = ("classify", "lease", "metadata", "predict", "predict_image", "regress")
+
+    def __init__(self, server: ModelServer, trace: Trace):
+        self._server, self._trace = server, trace
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._server, name)
+        return functools.partial(found, trace=self._trace) if name in self.TRACED else found
 
 
 @dataclass(frozen=True)
 class Endpoint:
     """A function behind a URL.
 
-    `wanted` is the config's envelope; with none given, the function's mark decides.
+    `wanted` is the config's envelope; with none given, that which the function is marked with.
     """
 
     path: str
     handler: Handler
     methods: tuple[str, ...] = ("POST",)
-    wanted: str | None = None
+    wanted: Envelope | None = None
     timeout_seconds: float | None = None
     # where calls with a time limit run
     pool: ThreadPoolExecutor | None = field(default=None, compare=False)
 
     @property
-    def envelope(self) -> str | None:
-        """`hub`, or None for the bare result."""
-        marked = "hub" if getattr(self.handler.function, "hub", False) else None
-        return None if self.wanted == "none" else self.wanted or marked
+    def envelope(self) -> Envelope:
+        """How its bodies, answers and errors are wrapped."""
+        marked = getattr(self.handler.function, "envelope", None)
+        return self.wanted or (marked if isinstance(marked, Envelope) else FULL)
+
+
+def find_envelope(server: ModelServer, name: str | None) -> Envelope | None:
+    """An envelope by its name in a config, None for what the function says; ValueError for none."""
+    if name is None:
+        return None
+    known = {"none": FULL}
+    for extension in reversed(server.extensions):  # the first has its way
+        known |= extension.envelopes
+    if name not in known:
+        raise ValueError(f"expected one of {', '.join(sorted(known))}, got '{name}'")
+    return known[name]
 
 
 def declare(
@@ -79,9 +113,13 @@ def declare(
         )
     if is_taken(server.extensions, path):
         raise ServingError(tell_taken(path), "INVALID_ARGUMENT")
+    try:
+        wanted = find_envelope(server, envelope)
+    except ValueError as error:
+        raise ServingError(f"envelope: {error}", "INVALID_ARGUMENT") from None
     handler = Handler(function, ".")
     handler.load()
-    return Endpoint(path, handler, tuple(methods), envelope)
+    return Endpoint(path, handler, tuple(methods), wanted)
 
 
 def view_endpoint(server: ModelServer, call: Call, endpoint: Endpoint) -> Reply:
@@ -97,23 +135,59 @@ def view_endpoint(server: ModelServer, call: Call, endpoint: Endpoint) -> Reply:
             )
             allow = {"Allow": ", ".join(dict.fromkeys(("GET", *endpoint.methods)))}
             raise ServingError(text, "INVALID_ARGUMENT", HTTPStatus.METHOD_NOT_ALLOWED, allow)
-        load(server, endpoint, call.trace.remaining())
-        return envelop(endpoint, {"status": "ready", "path": endpoint.path})
+        load_handler(server, endpoint, call.trace.remaining())
+        return reply(endpoint.envelope.wrap({"status": "ready", "path": endpoint.path}))
     if not endpoint.handler.ready:
-        load(server, endpoint, call.trace.remaining())
-    context = Context(call.caller.name, dict(call.headers), call.request_id, server)
+        load_handler(server, endpoint, call.trace.remaining())
+    asked = Asked(server, call.trace)
+    context = Context(call.caller.name, dict(call.headers), call.request_id, asked)
     try:
-        value, content_type = to_reply(run(endpoint, read_value(server, call), context))
+        value = read_value(server, call, endpoint.envelope)
+        answer = to_answer(run_handler(endpoint, value, context))
     except HandlerError as error:
         raise ServingError(f"The answer of {endpoint.path} cannot be sent: {error}") from error
-    return (
-        Reply(value, content_type=content_type)
-        if isinstance(value, bytes)
-        else envelop(endpoint, value)
-    )
+    return write_reply(server, call, endpoint, answer)
 
 
-def load(server: ModelServer, endpoint: Endpoint, seconds: float) -> None:
+def write_reply(server: ModelServer, call: Call, endpoint: Endpoint, answer: Answer) -> Reply:
+    """An answer of a handler as it goes out; JSON of a good status in the endpoint's envelope."""
+    if answer.stream is not None:
+        stream = limit_stream(server, call, endpoint, answer.stream)
+        return Reply(b"", answer.status, answer.content_type, answer.headers, stream)
+    if answer.data is not None:
+        return Reply(answer.data, answer.status, answer.content_type, answer.headers)
+    good = answer.status < 400
+    written = reply(endpoint.envelope.wrap(answer.value) if good else answer.value, answer.status)
+    return written.with_headers(*answer.headers)
+
+
+def limit_stream(
+    server: ModelServer, call: Call, endpoint: Endpoint, parts: Iterator[bytes]
+) -> Iterator[bytes]:
+    """A stream up to the bytes and the time that an answer may have.
+
+    Beyond them it breaks off, which the client sees as a transfer without its end.
+    """
+    sent, most = 0, server.config.server.max_unpacked_bytes
+    try:
+        for part in parts:
+            sent += len(part)
+            if sent > most:
+                raise ServingError(f"{endpoint.path}: a stream of more than {most} bytes")
+            if call.trace.remaining() <= 0:
+                raise ServingError(f"{endpoint.path}: a stream beyond the deadline")
+            if part:
+                yield part
+    except Exception:
+        logger.exception("%s: the stream broke off", endpoint.path)
+        raise
+    finally:
+        close = getattr(parts, "close", None)
+        if close is not None:
+            close()
+
+
+def load_handler(server: ModelServer, endpoint: Endpoint, seconds: float) -> None:
     """Have the loader import the function's module, unless it is there."""
     if endpoint.handler.ready:
         return
@@ -123,18 +197,18 @@ def load(server: ModelServer, endpoint: Endpoint, seconds: float) -> None:
         raise ServingError(f"{endpoint.path} is not available: {error}", "UNAVAILABLE") from None
 
 
-def read_value(server: ModelServer, call: Call) -> Any:
-    """A request's body for the function: the JSON value, None without a body,
+def read_value(server: ModelServer, call: Call, envelope: Envelope) -> Any:
+    """A request's body for the function: the JSON value out of its envelope, None without a body,
     or bytes where the content type is no JSON's.
     """
     body, kind = read_body(server, call), call.mimetype
     if kind in ("", "application/x-www-form-urlencoded") or kind.endswith("json"):
         # curl -d names a form
-        return parse_json(body) if body else None
+        return envelope.unwrap(parse_json(body)) if body else None
     return body
 
 
-def run(endpoint: Endpoint, value: Any, context: Context) -> Any:
+def run_handler(endpoint: Endpoint, value: Any, context: Context) -> Any:
     """The function's result.
 
     After `timeout_seconds` 504, and a call that has not begun by then never does.
@@ -153,12 +227,6 @@ def run(endpoint: Endpoint, value: Any, context: Context) -> Any:
         ) from None
 
 
-def envelop(endpoint: Endpoint, value: Any) -> Reply:
-    return reply(
-        {"statusCode": 200, "body": {"output": value}} if endpoint.envelope == "hub" else value
-    )
-
-
 # --- what plugs in --------------------------------------------------------------------------------
 
 
@@ -169,19 +237,18 @@ def tell_taken(path: str) -> str:
 def prepare_endpoint(server: ModelServer, config: Any, threads: int) -> Endpoint:
     """A handler of the config; the function itself is imported by the loader."""
     handler = server.kept.setdefault(
-        key_of(config), Handler(config.function, server.folder, config.model_dir)
+        kept_as(config), Handler(config.function, server.folder, config.model_dir)
     )
     pool = None
     if config.timeout_seconds is not None:
         pool = server.kept.setdefault(
             ("pool", config.path), ThreadPoolExecutor(threads, f"serving{config.path}")
         )
-    return Endpoint(
-        config.path, handler, config.methods, config.envelope, config.timeout_seconds, pool
-    )
+    wanted = find_envelope(server, config.envelope)
+    return Endpoint(config.path, handler, config.methods, wanted, config.timeout_seconds, pool)
 
 
-def key_of(config: Any) -> tuple[Any, ...]:
+def kept_as(config: Any) -> tuple[Any, ...]:
     """Under which a handler of the config is kept."""
     return "handler", config.function, config.model_dir
 
@@ -194,6 +261,10 @@ def prepare(server: ModelServer, config: Config) -> dict[str, Endpoint]:
     for index, handler in enumerate(config.handlers):
         if is_taken(server.extensions, handler.path):
             raise ConfigError(f"$.handlers[{index}]", tell_taken(handler.path))
+        try:
+            find_envelope(server, handler.envelope)
+        except ValueError as error:
+            raise ConfigError(f"$.handlers[{index}].envelope", str(error)) from None
     own = {
         handler.path: prepare_endpoint(server, handler, config.server.threads)
         for handler in config.handlers
@@ -214,7 +285,7 @@ def refresh(server: ModelServer, outcome: Outcome, polling: bool) -> None:
         import_handler(handler, f"$.handlers[{index}].function", outcome)
     # The threads of a pool end with its last call.
     server.drop("pool", [("pool", config.path) for config in server.config.handlers])
-    server.drop("handler", list(map(key_of, server.config.handlers)))
+    server.drop("handler", list(map(kept_as, server.config.handlers)))
 
 
 def import_handler(handler: Handler, path: str, outcome: Outcome) -> None:
@@ -240,8 +311,27 @@ def find(server: ModelServer, method: str, path: str) -> Found | None:
     endpoint = endpoints_of(server).get(unquote(path))
     if endpoint is None:
         return None
-    route = Route((method,), endpoint.path, view_endpoint, "key", "A handler")
-    return Found(route, {"endpoint": endpoint}, endpoint.path, endpoint.envelope or "full")
+    route = Route(
+        (method,),
+        endpoint.path,
+        view_endpoint,
+        "key",
+        "A handler",
+        infers=method in endpoint.methods,
+    )
+    return Found(route, {"endpoint": endpoint}, endpoint.path, endpoint.envelope)
+
+
+def check(server: ModelServer) -> tuple[list[str], list[str]]:
+    """What handlers a config has, and what they name that is not there."""
+    problems: list[str] = []
+    for index, handler in enumerate(server.config.handlers):
+        if problem := check_function(handler.function, server.folder):
+            problems.append(f"$.handlers[{index}].function: {problem}")
+        if handler.model_dir is not None and not Path(handler.model_dir).is_dir():
+            problems.append(f"$.handlers[{index}].model_dir: no such folder: {handler.model_dir}")
+    lines = [f"handler {handler.path}: {handler.function}" for handler in server.config.handlers]
+    return lines, problems
 
 
 def end(server: ModelServer) -> None:
@@ -262,6 +352,8 @@ def report(server: ModelServer, address: str) -> None:
 
 EXTENSION = Extension(
     "handlers",
+    sections={"handlers": None},
+    envelopes={"hub": HUB},
     find=find,
     urls=endpoints_of,
     declare=declare,
@@ -269,5 +361,6 @@ EXTENSION = Extension(
     refresh=refresh,
     unready=unready,
     report=report,
+    check=check,
     end=end,
 )

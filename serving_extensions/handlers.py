@@ -1,15 +1,12 @@
-"""A Python function behind a URL: the module it comes from, the call, and what it returns as bytes
-or JSON.
+"""A Python function behind a URL: the module it comes from, and the call.
 
-    Module in     "main.py:inference_handler" to the module, imported with MODEL_DIR set and its
-                  neighbours found
-    Handler       the function of that module, kept while a changed one fails to import
-    Result out    what the function returned as a value for the JSON encoder, or bytes with a
-                  content type
-
-Works on any framework's results without importing one: a tensor is what has `.numpy()`.
+Module in     "main.py:inference_handler" to the module, imported with MODEL_DIR set and its
+              neighbours found
+Handler       the function of that module, kept while a changed one fails to import
+Result        what it returned, which results.py writes
 """
 
+import asyncio
 import builtins
 import contextlib
 import dataclasses
@@ -18,12 +15,8 @@ import hashlib
 import importlib.machinery
 import importlib.util
 import inspect
-import io
 import itertools
-import json
-import math
 import os
-import re
 import sys
 import threading
 import types
@@ -33,11 +26,9 @@ from importlib.util import spec_from_file_location
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from .core import errors_only, explain, hub_handler
 
-from .core import errors_only, explain
-
-__all__ = ["Handler", "HandlerError", "to_reply"]
+__all__ = ["Handler", "HandlerError", "check_function"]
 
 
 class HandlerError(ValueError):
@@ -54,13 +45,18 @@ def top(name: str) -> str:
 # the project that it was made of, or HandlerError.
 # ==================================================================================================
 
-IMPORTING = threading.RLock()  # one handler at a time: they share MODEL_DIR
-NUMBERS = itertools.count()
+IMPORT_LOCK = threading.RLock()  # one handler at a time: they share MODEL_DIR
+PROJECT_NUMBERS = itertools.count()
 # Names that a file of the project never stands in for: Python's own, and those of the running
 # server.
-KEPT = sys.stdlib_module_names | {"__main__", "serving", "routines", top(__name__)}
+RESERVED = sys.stdlib_module_names | {"__main__", "serving", "routines", top(__name__)}
 # name; file, or None where Python is to look for it; folders of the project
-Source = tuple[str, Path | None, tuple[str, ...]]
+ModuleSource = tuple[str, Path | None, tuple[str, ...]]
+
+
+# What CellStrat's projects begin with: `from hub import hub_handler`.
+HUB_MODULE = types.ModuleType("hub")
+HUB_MODULE.hub_handler = hub_handler  # type: ignore[attr-defined]
 
 
 class Project:
@@ -73,9 +69,9 @@ class Project:
     def __init__(self, folders: tuple[str, ...]):
         package = types.ModuleType("")
         package.__path__ = list(folders)
-        name = f"serving_handler_{next(NUMBERS)}"
+        name = f"serving_handler_{next(PROJECT_NUMBERS)}"
         while sys.modules.setdefault(name, package) is not package:  # of another copy of this file
-            name = f"serving_handler_{next(NUMBERS)}"
+            name = f"serving_handler_{next(PROJECT_NUMBERS)}"
         self.name = package.__name__ = name
         self.lock = threading.RLock()
         self.modules, self.whole = {"": package}, {""}  # the latter have been executed to their end
@@ -95,6 +91,8 @@ class Project:
         if level:
             package = (names or {}).get("__package__") or ""
             name = importlib.util.resolve_name("." * level + name, package)
+        if name == "hub" and "hub_handler" in (wanted or ()) and not self.has(name):
+            return HUB_MODULE
         own = f"{name}.".removeprefix(f"{self.name}.").rstrip(".")
         if own == name and (isinstance(wanted, list) or not self.has(name)):
             # A list comes from C, for a pickle, say, which looks into sys.modules afterwards.
@@ -112,7 +110,7 @@ class Project:
         """Whether an import of this name means a file of the project."""
         first = top(name)
         if first not in self.own:
-            self.own[first] = first not in KEPT and self.holds(first)
+            self.own[first] = first not in RESERVED and self.holds(first)
         return self.own[first]
 
     def holds(self, name: str) -> bool:
@@ -188,12 +186,12 @@ class Loaded:
 
 
 # Weak, so that a module and its model go when the last handler lets go of them.
-SHARED: "weakref.WeakValueDictionary[tuple[Source, str | None], Loaded]" = (
+SHARED: "weakref.WeakValueDictionary[tuple[ModuleSource, str | None], Loaded]" = (
     weakref.WeakValueDictionary()
 )
 
 
-def locate(module: str, folder: Path) -> Source:
+def locate(module: str, folder: Path) -> ModuleSource:
     """Find the file of "main.py", "src/main.py", "main" or "package.module" in `folder`.
 
     HandlerError when a file is missing.
@@ -235,8 +233,8 @@ def model_dir_set(model_dir: str | None) -> Iterator[None]:
         os.environ.update({} if outer is None else {"MODEL_DIR": outer})
 
 
-def import_module(
-    source: Source, model_dir: str | None, check: Callable[[types.ModuleType], Any]
+def import_source(
+    source: ModuleSource, model_dir: str | None, check: Callable[[types.ModuleType], Any]
 ) -> Loaded:
     """Execute a module and `check` it.
 
@@ -262,7 +260,7 @@ def import_module(
     return loaded
 
 
-def explain_import(project: Project, source: Source, error: BaseException) -> str:
+def explain_import(project: Project, source: ModuleSource, error: BaseException) -> str:
     """Why a module could not be imported, for the client."""
     name, path, folders = source
     missing = error.name or "" if isinstance(error, ModuleNotFoundError) else ""
@@ -291,8 +289,6 @@ def wants_context(function: Callable[..., Any]) -> bool:
     A default of another name (`top=3`) is the function's own option. Raises HandlerError unless it
     takes one or two arguments.
     """
-    if inspect.iscoroutinefunction(function):
-        raise HandlerError("expected a plain function, got an async one")
     try:
         signature = inspect.signature(function)
     except (ValueError, TypeError):  # some builtins have none
@@ -366,7 +362,7 @@ class Handler:
         stays.
         """
         try:
-            with IMPORTING:
+            with IMPORT_LOCK:
                 bound = self.bind(force)
         except HandlerError as error:
             self.error = str(error)
@@ -386,23 +382,38 @@ class Handler:
         loaded, mine = SHARED.get(key), self.bound.loaded if self.bound else None
         fresh = loaded and all(digest_file(file) == digest for file, digest in loaded.files.items())
         if not loaded or not fresh or force and loaded is mine:
-            loaded = SHARED[key] = import_module(
-                *key, check=functools.partial(find_function, reference=self.reference)
+            loaded = SHARED[key] = import_source(
+                *key, check=functools.partial(find_named, reference=self.reference)
             )
         if self.bound and loaded is mine:
             return self.bound
-        return Bound(*find_function(loaded.module, self.reference), loaded)
+        return Bound(*find_named(loaded.module, self.reference), loaded)
 
     def call(self, value: Any, context: Any) -> Any:
-        """Run the function; its exception passes, all else that it raises comes as RuntimeError."""
+        """Run the function, an `async` one in an event loop of its own.
+
+        Its exception passes, all else that it raises comes as RuntimeError.
+        """
         bound = self.bound
         if bound is None:
             raise HandlerError(f"not loaded: {self.error}" if self.error else "not loaded")
         with errors_only("the handler"):
-            return bound.function(value, context) if bound.two else bound.function(value)
+            found = bound.function(value, context) if bound.two else bound.function(value)
+            return asyncio.run(found) if inspect.iscoroutine(found) else found
 
 
-def find_function(module: types.ModuleType, reference: str) -> tuple[Callable[..., Any], bool]:
+def check_function(reference: str, folder: Path) -> str | None:
+    """What is wrong with where a function is to come from; nothing is imported."""
+    module = reference.rpartition(":")[0]
+    try:
+        _, path, _ = locate(module, folder)
+        found = path or importlib.util.find_spec(module.partition(".")[0])
+    except (HandlerError, ValueError) as error:
+        return str(error)
+    return None if found else f"{module}: no such module beside the config or installed"
+
+
+def find_named(module: types.ModuleType, reference: str) -> tuple[Callable[..., Any], bool]:
     """The function that "module:name" names (the name may be dotted),
     and whether it wants the context; raises HandlerError.
     """
@@ -419,217 +430,3 @@ def find_function(module: types.ModuleType, reference: str) -> tuple[Callable[..
         return function, wants_context(function)
     except HandlerError as error:
         raise HandlerError(f"{reference}: {error}") from None
-
-
-# ==================================================================================================
-# Result out
-# In: what a function returned. Out: (value for the JSON encoder, "application/json") or (bytes,
-# type).
-# ==================================================================================================
-
-MAX_LEVELS = 200  # of lists and objects in a result: well below where encoders give up
-CONTENT_TYPE = re.compile(r"[\w.+-]+/[\w.+-]+(?:; ?[\w-]+=[\w.+\"-]+)*", re.ASCII)
-OCTETS = "application/octet-stream"
-BYTES = (bytes, bytearray, memoryview)
-
-
-def sniff(data: bytes) -> str:
-    """The content type that the first bytes tell."""
-    if data[:4] == b"RIFF":
-        return {b"WEBP": "image/webp", b"WAVE": "audio/wav"}.get(data[8:12], OCTETS)
-    starts = {
-        b"\x89PNG\r\n\x1a\n": "image/png",
-        b"\xff\xd8\xff": "image/jpeg",
-        b"GIF87a": "image/gif",
-        b"GIF89a": "image/gif",
-    }
-    return next((kind for start, kind in starts.items() if data.startswith(start)), OCTETS)
-
-
-def to_reply(result: Any) -> tuple[Any, str]:
-    """What a handler returned, as (value, "application/json") or as (bytes, content type).
-
-    Arrays of numbers stay arrays, for the encoder to write. Raises HandlerError, with the place in
-    the result.
-    """
-    with errors_only("the handler's result"):  # which may be a class of its own
-        return write_result(result)
-
-
-def write_result(result: Any) -> tuple[Any, str]:
-    if (
-        isinstance(result, tuple)
-        and len(result) == 2
-        and isinstance(result[0], BYTES)
-        and isinstance(result[1], str)
-        and CONTENT_TYPE.fullmatch(result[1])
-    ):
-        return bytes(result[0]), result[1]
-    if isinstance(result, BYTES):
-        return bytes(result), sniff(bytes(result[:12]))
-    image = sys.modules.get("PIL.Image")  # who returns a PIL image has imported it
-    if image is not None and isinstance(result, image.Image):
-        return encode_png(result), "image/png"
-    try:
-        if is_tensor(result):
-            result = read_tensor(result)
-            if isinstance(result, bytes) and sniff(result) != OCTETS:
-                # of tf.io.encode_png, say; else it is a text
-                return result, sniff(result)
-        return to_json(result, set()), "application/json"
-    except Unwritable as error:
-        place = "".join(reversed(error.place[-20:])) + ("..." if len(error.place) > 20 else "")
-        raise HandlerError(f"${place}: cannot be written as JSON: {error}") from error
-
-
-def encode_png(image: Any) -> bytes:
-    """A PIL image as PNG; modes that PNG lacks (CMYK, YCbCr, float) become RGB."""
-    try:
-        if image.mode in ("I", "I;16B", "I;16L"):
-            image = image.convert("I;16")  # PNG has no more than 16 bits
-        elif image.mode not in ("1", "L", "LA", "I;16", "P", "RGB", "RGBA"):
-            image = image.convert("RGBA" if image.mode in ("RGBa", "La", "PA") else "RGB")
-        buffer = io.BytesIO()
-        image.save(buffer, "PNG")
-        return buffer.getvalue()
-    except (
-        OSError,
-        ValueError,
-        SystemError,
-    ) as error:  # a truncated file that is read only now; no pixels
-        raise HandlerError(f"the image cannot be written as PNG: {explain(error)}") from error
-
-
-class Unwritable(Exception):
-    """Something JSON cannot hold.
-
-    `place` collects its path from the inside out, so that the good case costs nothing.
-    """
-
-    def __init__(self, problem: str):
-        super().__init__(problem)
-        self.place: list[str] = []
-
-
-def is_tensor(value: Any) -> bool:
-    return not isinstance(value, (np.ndarray, np.generic, type)) and callable(
-        getattr(value, "numpy", None)
-    )
-
-
-def read_tensor(value: Any) -> Any:
-    """A framework's tensor as NumPy, off its gradient tape and its GPU
-    first where it has such (PyTorch).
-    """
-    try:
-        return (value.detach().cpu() if hasattr(value, "detach") else value).numpy()
-    except MemoryError:
-        raise
-    except Exception as error:
-        raise Unwritable(f"got {type(value).__name__} ({explain(error)})") from error
-
-
-def to_json(value: Any, parents: set[int]) -> Any:
-    """The value with what the encoder cannot write replaced or refused.
-
-    `parents` holds the ids of what contains it.
-    """
-    if (
-        value is None
-        or isinstance(value, (str, bool, int, float))
-        and not isinstance(value, np.generic)
-    ):
-        return to_scalar(value)
-    if isinstance(value, (np.ndarray, np.generic)):
-        return to_array(value, parents)
-    if isinstance(value, (Mapping, list, tuple)):
-        return to_container(value, parents)
-    if isinstance(value, BYTES):
-        try:
-            return bytes(value).decode()
-        except UnicodeDecodeError:
-            raise Unwritable(
-                "got bytes that are no UTF-8 text; return them alone, or as base64"
-            ) from None
-    if is_tensor(value):
-        return to_json(read_tensor(value), parents)
-    raise Unwritable(f"got {type(value).__name__}")
-
-
-def to_scalar(value: Any) -> Any:
-    if isinstance(value, str) and not value.isascii():
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            raise Unwritable("got a string with a lone surrogate") from None
-    if isinstance(value, int) and not -(2**63) <= value < 2**64:
-        raise Unwritable("got an integer beyond 64 bits")
-    if isinstance(value, float) and not math.isfinite(value):
-        return np.float64(value)  # the encoder writes NaN for it, as in arrays, and not null
-    return value
-
-
-def to_array(value: Any, parents: set[int]) -> Any:
-    """An array or scalar of NumPy in a form the encoder takes:
-    numbers in the machine's byte order, text as a list.
-    """
-    kind = value.dtype.kind
-    if kind in "cmM" or value.dtype.type is np.void:  # bfloat16 is of kind V too, but no np.void
-        raise Unwritable(
-            f"got {type(value).__name__} of {value.dtype}"
-            if isinstance(value, np.ndarray)
-            else f"got {value.dtype}"
-        )
-    masked = isinstance(value, np.ma.MaskedArray)
-    if masked or kind in "SUTO":
-        as_it_is = (
-            kind == "O"
-            and not masked
-            and all(isinstance(item, (str, bytes)) for item in value.flat)
-        )
-        return value if as_it_is else to_json(value.tolist(), parents)
-    if kind == "f" and value.dtype.itemsize > 8:
-        return value.astype(np.float64)
-    return value if value.dtype.isnative else value.astype(value.dtype.newbyteorder("="))
-
-
-def to_container(value: Any, parents: set[int]) -> dict[str, Any] | list:
-    if id(value) in parents:
-        raise Unwritable("it holds itself")
-    if len(parents) >= MAX_LEVELS:
-        raise Unwritable(f"got more than {MAX_LEVELS} levels of lists and objects")
-    named = isinstance(value, Mapping)
-    # long lists of plain numbers are let through at the speed of C
-    kinds = set() if named else set(map(type, value))
-    if (
-        kinds == {float}
-        and all(map(math.isfinite, value))
-        or kinds == {int}
-        and min(value) >= -(2**63)
-        and max(value) < 2**64
-    ):
-        return list(value)
-    parents.add(id(value))
-    written: dict[Any, Any] = {}
-    for key, item in value.items() if named else enumerate(value):
-        name = to_key(key) if named else key
-        if name in written:
-            raise Unwritable(f"two keys are written as {json.dumps(name)}")
-        try:
-            written[name] = to_json(item, parents)
-        except Unwritable as error:
-            error.place.append(f".{name}" if str(name).isidentifier() else f"[{json.dumps(name)}]")
-            raise
-    parents.discard(id(value))
-    return written if named else list(written.values())
-
-
-def to_key(key: Any) -> str:
-    """A key of an object: text, or a number or truth value as json.dumps writes it."""
-    if isinstance(key, str):
-        return str(to_scalar(str(key)))
-    if isinstance(key, (np.integer, np.floating, np.bool_)):
-        key = key.item()
-    if isinstance(key, (bool, int, float)):
-        return json.dumps(key)
-    raise Unwritable(f"got a key that is no string: {type(key).__name__}")

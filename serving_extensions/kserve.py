@@ -26,7 +26,6 @@ from .core import (
     Signature,
     TensorSpec,
     __version__,
-    choose_outputs,
     decode_columns,
     decode_tensor,
     encode_json,
@@ -37,6 +36,7 @@ from .core import (
     reply,
     require_writable,
     route,
+    select_outputs,
 )
 
 # "Tensor Data Types" of the protocol, and BF16, which is Triton's.
@@ -58,7 +58,7 @@ DATATYPES = {
 }
 NAMES = {dtype: name for name, dtype in DATATYPES.items()}
 DATATYPES_OF = {NUMPY_DTYPES[dtype]: name for dtype, name in NAMES.items()}
-HEADER = "Inference-Header-Content-Length"
+JSON_LENGTH = "Inference-Header-Content-Length"
 BINARY = "application/octet-stream"
 # Of a request: what names state or memory that this server does not keep for clients.
 UNSUPPORTED = ("sequence_id", "sequence_start", "sequence_end")
@@ -79,8 +79,8 @@ def view_server(server: ModelServer, call: Call) -> Reply:
 
 def view_model(server: ModelServer, call: Call, model: str, version: int | None = None) -> Reply:
     """A model's versions, and the tensors of its default signature."""
-    with server.lease(model, version, None) as (_, servable):
-        signature = find_signature(servable, {})
+    with server.lease(model, version, None, call.trace) as (_, servable):
+        signature = signature_of(servable, {})
         return reply(
             {
                 "name": model,
@@ -123,12 +123,12 @@ def view_index(server: ModelServer, call: Call) -> Reply:
     body = read_body(server, call)
     wanted = parse_json(body) if body.strip() else {}
     shown = [one for one in server.models() if may_see_model(server, call, one["name"])]
-    rows = [row for model in shown for row in describe_states(model)]
+    rows = [row for model in shown for row in index_rows(model)]
     only = isinstance(wanted, dict) and wanted.get("ready") is True
     return reply([row for row in rows if row["state"] == "READY"] if only else rows)
 
 
-def describe_states(model: Mapping[str, Any]) -> list[dict[str, Any]]:
+def index_rows(model: Mapping[str, Any]) -> list[dict[str, Any]]:
     """A row for each version; one without a version for a model that has none."""
     name, versions = model["name"], model["model_version_status"]
     if not versions:
@@ -159,21 +159,21 @@ class Wanted:
 def view_infer_v2(server: ModelServer, call: Call, model: str, version: int | None = None) -> Reply:
     """An inference request: inputs with their datatypes and shapes, as JSON or bytes behind it."""
     data = read_body(server, call)
-    with server.lease(model, version, None) as (number, servable):
-        request, rest = split_request(data, call.header(HEADER))
+    with server.lease(model, version, None, call.trace) as (number, servable):
+        request, rest = split_request(data, call.header(JSON_LENGTH))
         if request is None:
-            request = describe_raw(find_signature(servable, {}), model, rest)
+            request = describe_raw(signature_of(servable, {}), model, rest)
         check_request(request)
         name = signature_name_of(servable, request)
-        signature = find_signature(servable, request)
+        signature = signature_of(servable, request)
         inputs = read_inputs(signature, model, request["inputs"], rest)
         wanted = read_wanted(signature, model, request)
-        require_writable(choose_outputs(signature, [one.name for one in wanted]))
-        outputs = servable.run(name, decode_columns(signature, inputs))
+        require_writable(select_outputs(signature, [one.name for one in wanted]))
+        outputs = servable.run(name, decode_columns(signature, inputs), call.trace)
     head = {"model_name": model, "model_version": str(number)}
     if "id" in request:
         head["id"] = request["id"]
-    return write_answer(head, wanted, outputs)
+    return write_tensors(head, wanted, outputs)
 
 
 def signature_name_of(servable: Any, request: Mapping[str, Any]) -> str:
@@ -187,7 +187,7 @@ def signature_name_of(servable: Any, request: Mapping[str, Any]) -> str:
     return given
 
 
-def find_signature(servable: Any, request: Mapping[str, Any]) -> Signature:
+def signature_of(servable: Any, request: Mapping[str, Any]) -> Signature:
     return servable.signatures[signature_name_of(servable, request)]
 
 
@@ -197,8 +197,8 @@ def split_request(data: bytes, length: str) -> tuple[dict[str, Any] | None, memo
         return read_json(data), memoryview(b"")
     if not (length.isascii() and length.isdigit()) or int(length) > len(data):
         raise BadRequest(
-            f"{HEADER}: expected the bytes of JSON at the beginning of a body of {len(data)}, got "
-            f"'{length[:40]}'"
+            f"{JSON_LENGTH}: expected the bytes of JSON at the beginning of a body of {len(data)}, "
+            f"got '{length[:40]}'"
         )
     size, rest = int(length), memoryview(data)[int(length) :]
     return (read_json(data[:size]) if size else None), rest
@@ -404,7 +404,7 @@ def read_wanted(signature: Signature, model: str, request: Mapping[str, Any]) ->
     return found
 
 
-def write_answer(
+def write_tensors(
     head: dict[str, Any],
     wanted: Sequence[Wanted],
     outputs: Mapping[str, Any],
@@ -430,7 +430,7 @@ def write_answer(
     text = encode_json({**head, "outputs": tensors})
     if not rest:
         return Reply(text)
-    headers = ((HEADER, str(len(text))),)
+    headers = ((JSON_LENGTH, str(len(text))),)
     return Reply(b"".join((text, *rest)), content_type=BINARY, headers=headers)
 
 
@@ -468,22 +468,29 @@ def classes_of(array: np.ndarray, wanted: Wanted) -> np.ndarray:
     return found
 
 
-MODEL = "/v2/models/{model}[/versions/{version}]"
+MODEL_V2 = "/v2/models/{model}[/versions/{version}]"
 
 EXTENSION = Extension(
     "kserve",
     routes=(
         route("GET", "/v2", view_server, "open", "KServe V2: the server", line="health"),
-        route("GET", MODEL, view_model, "shared", "KServe V2: a model's tensors", line="state"),
+        route("GET", MODEL_V2, view_model, "shared", "KServe V2: a model's tensors", line="state"),
         route(
             "GET",
-            MODEL + "/ready",
+            MODEL_V2 + "/ready",
             view_model_ready,
             "shared",
             "KServe V2: it answers",
             line="state",
         ),
-        route("POST", MODEL + "/infer", view_infer_v2, "shared", "KServe V2: inference"),
+        route(
+            "POST",
+            MODEL_V2 + "/infer",
+            view_infer_v2,
+            "shared",
+            "KServe V2: inference",
+            infers=True,
+        ),
         route(
             "POST",
             "/v2/repository/index",

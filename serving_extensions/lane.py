@@ -12,7 +12,7 @@ from typing import Any
 from .core import SHORT_SECONDS, is_plain_json, view_infer
 
 SHORT_BYTES = 16 << 10  # of a body
-LONG_SECONDS = 0.005  # of the processor's time: requests that take this long ...
+SLOW_SECONDS = 0.005  # of the processor's time: requests that take this long ...
 STRIKES = 3  # ... so many times running ...
 SUSPICION = 0.5  # of a strike: the first, of which only the clock tells
 PENALTY_SECONDS = 10.0  # ... send those for their model to the worker threads for so long
@@ -53,7 +53,7 @@ class Lane:
             return False
         if self.server.config.auth.protect == "all":  # quotas wait
             return False
-        body = body_of(request)
+        body = peek_body(request)
         named = SIGNATURE.findall(body)
         if len(named) != body.count(b"signature_name") or len(named) > 1 or not is_plain_json(body):
             return False
@@ -79,7 +79,7 @@ class Lane:
         busy = time.thread_time() if watched else 0.0
         channel.answer_here()
         seconds = time.perf_counter() - began
-        if seconds < LONG_SECONDS:
+        if seconds < SLOW_SECONDS:
             self.note(model, seconds)
         elif watched:
             self.note(model, time.thread_time() - busy)
@@ -93,7 +93,7 @@ class Lane:
         Once tells nothing: it may be the first of its shape. By the processor's time, which
         neighbours do not change. Each short one makes up for a quarter of a long one.
         """
-        if seconds < LONG_SECONDS:
+        if seconds < SLOW_SECONDS:
             if model in self.strikes:
                 self.strikes[model] -= 0.25
                 if self.strikes[model] <= 0:
@@ -108,7 +108,7 @@ class Lane:
         self.late[model] = now + PENALTY_SECONDS
 
 
-def body_of(request: Any) -> bytes:
+def peek_body(request: Any) -> bytes:
     """A request's body, left to be read again."""
     stream = request.get_body_stream()
     body = stream.read()

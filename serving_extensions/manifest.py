@@ -4,13 +4,24 @@ Where a version folder has one, its files must fit at every load: none missing, 
 besides.
 """
 
+import contextlib
 import hashlib
 import os
 import re
 from pathlib import Path
 from typing import Any
 
-from .core import BadRequest, Extension, Load, LoadError, LoadRequest, ModelServer, Servable
+from .core import (
+    BadRequest,
+    Extension,
+    Load,
+    LoadError,
+    LoadRequest,
+    ModelServer,
+    Servable,
+    choose_versions,
+    list_versions,
+)
 
 NAME = "manifest.sha256"
 LINE = re.compile(r"(\\?)([0-9a-f]{64}) [ *](.+)")
@@ -155,4 +166,17 @@ def manifest(source: Any, folder: str) -> int:
     return 0
 
 
-EXTENSION = Extension("manifest", wrap_load=wrap_load, commands={"manifest": manifest})
+def check(server: ModelServer) -> tuple[list[str], list[str]]:
+    """A line for each version that would be served, and which do not fit their manifests."""
+    lines, problems = [], []
+    for model in server.config.models:
+        with contextlib.suppress(LoadError, OSError):  # told elsewhere
+            folders = list_versions(model.base_path)
+            for version in choose_versions(model.model_version_policy, folders):
+                told, misfit = describe_digest(folders[version])
+                lines.append(f"{model.name} version {version}: {told}")
+                problems += [f"{model.name} version {version}: {misfit}"] if misfit else []
+    return lines, problems
+
+
+EXTENSION = Extension("manifest", wrap_load=wrap_load, check=check, commands={"manifest": manifest})

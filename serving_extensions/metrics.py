@@ -4,30 +4,45 @@ One `Metrics` per server. A request costs a lock and a few additions; everything
 when it is asked for.
 """
 
-import bisect
 import copy
 import json
 import logging
 import sys
 import threading
 import time
+import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import psutil
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
-from .core import Extension, ModelServer, Reply, Trace
+from .core import PHASES, Config, Extension, ModelServer, Outcome, Reply, Trace
+from .history import (
+    MOST_SERIES,
+    ROW_BOUNDS,
+    WINDOWS,
+    Resources,
+    Series,
+    count_by,
+    describe_resources,
+    describe_series,
+    load_history,
+    save_history,
+    spell_history,
+    tally,
+)
 from .quotas import open_quotas
 
-PARTS = ("queue", "decode", "inference", "routines", "encode")
+logger = logging.getLogger("serving")
+
 # upper bounds of histograms of time
-SECONDS = (
+TIME_BOUNDS = (
     0.001,
     0.0025,
     0.005,
@@ -42,23 +57,40 @@ SECONDS = (
     5.0,
     10.0,
 )
-ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)  # of batch sizes
-KEPT = 1000  # the latest requests of a group, whose percentiles /stats tells
-TOGETHER = 64  # requests are counted together
+MOST_ERRORS = 100  # of the latest
+ALL = ("all", "")  # the series of all requests
+UNITS = {
+    "time": "seconds since the epoch, when each step began",
+    "requests": "requests a minute",
+    "latency": "ms, of the requests that ended in a step",
+    "parts": "ms, the mean of the requests that had the part",
+    "batch_size": "rows that the model ran at once, the mean",
+    "in_flight": "requests being answered, the most",
+    "queue": "requests waiting for a thread, the mean",
+    "refused": "requests turned away",
+    "cpu_percent": "% of one core",
+    "memory_bytes": "bytes, resident",
+    "gpu_memory_bytes": "bytes that TensorFlow holds, of all GPUs",
+    "gpu_utilisation_percent": "% of the time, the mean of all GPUs",
+}
+LATEST = 1000  # the latest requests of a group, whose percentiles /stats tells
+TOGETHER = 512  # requests are counted together, ...
+STEP = 5  # ... those of so many seconds at most
+LOOK_SECONDS = 5.0  # between looks at the process
+KEEP_SECONDS = 60  # between writes of the history
 MOST_GROUPS = 200  # of names in /stats; further ones are counted in all alone
 
 
-class Histogram:
+class Buckets:
     """Counts by upper bound, and their sum."""
 
     def __init__(self, bounds: tuple):
-        self.bounds, self.counts, self.sum = bounds, [0] * (len(bounds) + 1), 0.0
+        self.bounds, self.sum = bounds, 0.0
+        self.counts = np.zeros(len(bounds) + 1, np.int64)
 
-    def add(self, values: Sequence[float]) -> None:
-        bounds, counts = self.bounds, self.counts
-        for value in values:
-            counts[bisect.bisect_left(bounds, value)] += 1
-        self.sum += sum(values)
+    def add(self, values: np.ndarray) -> None:
+        self.counts += count_by(self.bounds, values)
+        self.sum += float(values.sum())
 
     def buckets(self) -> list[tuple[str, float]]:
         """Cumulative counts by bound, as Prometheus wants them."""
@@ -73,176 +105,243 @@ class Group:
 
     def __init__(self) -> None:
         self.requests = self.errors_4xx = self.errors_5xx = 0
-        # seconds, and those of the parts
-        self.latest: deque[tuple[float, dict[str, float]]] = deque(maxlen=KEPT)
+        # of the latest: seconds, and those of the parts
+        self.latest = np.empty((0, 1 + len(PHASES)))
         self.batch_sizes: Counter[int] = Counter()
-        # (second, requests in it, errors among them, seconds that they took), by second modulo 60
-        self.seconds = [(0, 0, 0, 0.0)] * 60
+        self.seconds = [(0, 0)] * 60  # (second, requests in it), by second modulo 60
+        # by second: errors in it, and the seconds that its requests took
+        self.minute: dict[int, tuple[int, float]] = {}
 
-    def add(
-        self,
-        now: int,
-        status: int,
-        seconds: Sequence[float],
-        parts: Sequence[dict[str, float]],
-        rows: Sequence[int],
-    ) -> None:
-        """Count requests that ended in the same second with the same status."""
-        self.requests += len(seconds)
-        self.errors_4xx += len(seconds) * (400 <= status < 500)
-        self.errors_5xx += len(seconds) * (status >= 500)
-        self.latest.extend(zip(seconds, parts))
-        self.batch_sizes.update(rows)
-        second, count, errors, busy = self.seconds[now % 60]
-        if second != now:
-            count, errors, busy = 0, 0, 0.0
-        failed = len(seconds) * (status >= 400)
-        self.seconds[now % 60] = now, count + len(seconds), errors + failed, busy + sum(seconds)
+    def add(self, calls: "Alike") -> None:
+        """Count requests that ended."""
+        self.requests += len(calls.seconds)
+        for status, number in calls.by_status.items():
+            self.errors_4xx += number * (400 <= status < 500)
+            self.errors_5xx += number * (status >= 500)
+        self.latest = np.concatenate([self.latest, calls.times])[-LATEST:]
+        for rows, number in calls.by_rows.items():
+            if rows:
+                self.batch_sizes[rows] += number
+        for now, number in calls.by_second.items():
+            second, count = self.seconds[now % 60]
+            self.seconds[now % 60] = now, number + (count if second == now else 0)
+        failed = sum(number for status, number in calls.by_status.items() if status >= 400)
+        errors, busy = self.minute.get(int(calls.now), (0, 0.0))
+        self.minute[int(calls.now)] = errors + failed, busy + float(calls.seconds.sum())
+        if len(self.minute) > 60:
+            del self.minute[min(self.minute)]
 
     def last_minute(self, now: int) -> tuple[int, int, float]:
         """Requests that ended in the last 60 seconds, errors among them, seconds they took."""
-        fresh = [rest for second, *rest in self.seconds if now - second < 60]
-        requests, errors, busy = (sum(column) for column in zip((0, 0, 0.0), *fresh))
-        return requests, errors, busy
+        fresh = [spent for second, spent in self.minute.items() if now - second < 60]
+        requests = sum(count for second, count in self.seconds if now - second < 60)
+        return requests, sum(one[0] for one in fresh), sum(one[1] for one in fresh)
 
     def held(self) -> "Group":
         """A copy that stays as it is while it is read."""
-        still = copy.copy(self)
-        still.latest, still.batch_sizes, still.seconds = (
-            self.latest.copy(),
-            self.batch_sizes.copy(),
-            self.seconds.copy(),
-        )
+        still = copy.copy(self)  # `latest` is replaced, never changed
+        still.batch_sizes, still.seconds = self.batch_sizes.copy(), self.seconds.copy()
+        still.minute = self.minute.copy()
         return still
 
     def read(self, now: int) -> dict[str, Any]:
-        parts = {
-            name: percentiles([seconds[name] for _, seconds in self.latest if name in seconds])
-            for name in PARTS
-        }
+        parts = {name: percentiles(self.latest[:, place]) for place, name in enumerate(PHASES, 1)}
         return {
             "requests": self.requests,
             "errors_4xx": self.errors_4xx,
             "errors_5xx": self.errors_5xx,
-            "requests_per_second": self.last_minute(now)[0] / 60,
-            "latency_ms": percentiles([seconds for seconds, _ in self.latest]),
+            "requests_per_second": sum(count for second, count in self.seconds if now - second < 60)
+            / 60,
+            "latency_ms": percentiles(self.latest[:, 0]),
             "parts_ms": {name: found for name, found in parts.items() if found},
             "batch_sizes": {str(rows): count for rows, count in sorted(self.batch_sizes.items())},
         }
 
 
-def percentiles(seconds: list[float]) -> dict[str, float] | None:
-    """Milliseconds that a half, nine of ten and 99 of 100 keep below; None of nothing."""
-    if not seconds:
+def percentiles(seconds: np.ndarray) -> dict[str, float] | None:
+    """Milliseconds that a half, nine of ten and 99 of 100 keep below; None of nothing, or NaN."""
+    known = seconds[~np.isnan(seconds)]
+    if not len(known):
         return None
     return {
         f"p{q}": round(1e3 * value, 3)
-        for q, value in zip((50, 90, 99), np.percentile(seconds, (50, 90, 99)).tolist())
+        for q, value in zip((50, 90, 99), np.percentile(known, (50, 90, 99)).tolist())
     }
 
 
+class Kind(NamedTuple):
+    """What requests that are counted together have in common."""
+
+    route: str
+    model: str
+    version: str
+    deployment: str
+    drawn: bool  # in graphs: inference that the page has not asked for itself
+
+
+COLUMNS = 4 + len(PHASES)  # of a request: when, status, rows, seconds, seconds by part
+
+
+class Alike:
+    """Requests of one kind that ended within a few seconds: float64 [N, COLUMNS] in one piece.
+
+    Of what ran no model the rows are 0; of a part that there was not the seconds are NaN.
+    """
+
+    def __init__(self, numbers: Sequence[float]):
+        table = np.array(numbers).reshape(-1, COLUMNS)
+        self.now, self.times = float(table[0, 0]), table[:, 3:]
+        self.seconds, self.spent = table[:, 3], table[:, 4:]
+        self.statuses, self.rows = table[:, 1].astype(np.int64), table[:, 2].astype(np.int64)
+        self.by_status, self.by_rows = count_values(self.statuses), count_values(self.rows)
+        self.by_second = count_values(table[:, 0].astype(np.int64))
+
+
+def count_values(numbers: np.ndarray) -> dict[int, int]:
+    """How often each number is there."""
+    first = int(numbers[0])
+    if (numbers == first).all():  # as most are
+        return {first: len(numbers)}
+    return dict(zip(*(found.tolist() for found in np.unique(numbers, return_counts=True))))
+
+
 class Metrics:
-    """Counts of one server. `begin` and `end` are called around every request;"""
+    """Counts of one server. `begin` and `end` are called around every request."""
 
     def __init__(self, clock: Callable[[], float] = time.time):
         self._clock, self._lock = clock, threading.Lock()
         self.started = clock()
-        self.in_flight = self.peak_in_flight = 0
+        self.peak_in_flight = self.latest_peak = 0
         self.count_waiting: Callable[[], int] = lambda: 0  # requests that wait for a thread
         self.refused: Counter[str] = Counter()  # requests that were turned away, by reason
         self.total, self.groups = Group(), dict[str, Group]()
         self.deployments = dict[str, Group]()  # by id
         self.minutes: dict[int, list[int]] = {}  # minute -> requests, errors 4xx, errors 5xx
-        self.last_errors: deque[dict[str, Any]] = deque(maxlen=20)
+        self.last_errors: deque[dict[str, Any]] = deque(maxlen=MOST_ERRORS)
         # by route, model, version, deployment, status
         self.requests: Counter[tuple[str, str, str, str, int]] = Counter()
         # by route, model, deployment; by part, model, deployment
-        self.latency: dict[tuple[str, ...], Histogram] = {}
-        self.parts: dict[tuple[str, ...], Histogram] = {}
-        self.rows: dict[str, Histogram] = {}  # by model
+        self.latency: dict[tuple[str, ...], Buckets] = {}
+        self.parts: dict[tuple[str, ...], Buckets] = {}
+        self.rows: dict[str, Buckets] = {}  # by model
         # calls that a version has run, and the second of the last; by model and version
         self.runs: dict[tuple[str, str], tuple[int, int]] = {}
-        self._ended: deque[tuple] = deque()  # requests that are answered and not counted yet
+        # what the graphs show, by kind and name: inference alone, without the page's own
+        self.series: dict[tuple[str, str], Series] = {ALL: Series()}
+        self.resources = Resources()
+        self._open: list[None] = []  # as long as requests are in flight
+        # requests that are answered and not counted yet: when, what the log says, seconds by part,
+        # deployment, whether they are drawn
+        self._ended: list[tuple] = []
+        self._due = 0.0  # when those must be counted
+        self.ended = threading.Event()  # look no more
+        self.watcher: threading.Thread | None = None
+        self.is_taken = False  # the history was read, if there is one
+        self._kept = 0.0  # when the history was written last
+        self._trouble = ""  # why it could not be
         self._process = psutil.Process()
         self._process.cpu_percent()
+        self._seen = Seen(self._clock(), self._process)
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that are being answered."""
+        return len(self._open)
 
     def begin(self) -> "Metrics":
-        with self._lock:
-            self.in_flight += 1
-            self.peak_in_flight = max(self.peak_in_flight, self.in_flight)
+        """Note that a request begins. Here and in `end` nobody waits: a list's `append` and `pop`
+        are one step to other threads.
+        """
+        self._open.append(None)
+        if len(self._open) > self.latest_peak:
+            with self._lock:
+                self.latest_peak = max(self.latest_peak, len(self._open))
         return self
 
     def end(self, trace: Any, call: Mapping[str, Any], response: Any) -> None:
         """Take note of a request that is answered; `call` is what its log line says."""
-        now, status = self._clock(), call["status"]
-        self._ended.append((now, call, trace.parts(), trace.deployment))
-        with self._lock:
-            self.in_flight -= 1
-            if len(self._ended) >= TOGETHER:
+        now = self._clock()
+        spent = trace.spent or trace.measure(time.perf_counter())
+        if call["status"] >= 400:
+            self.last_errors.append(describe_error(now, trace, call, response))
+        drawn = trace.infers and not trace.by_page
+        self._ended.append((now, call, spent, trace.deployment, drawn))
+        self._open.pop()
+        if len(self._ended) >= TOGETHER or now >= self._due:
+            with self._lock:
                 self._count()
-        if status >= 400:
-            self.last_errors.append(
-                {
-                    "time": now,
-                    **{name: call[name] for name in ("request_id", "method", "path", "status")},
-                    "error": error_of(response),
-                }
-            )
+                self._due = (int(now) // STEP + 1) * STEP
 
     def _count(self) -> None:
         """Count what has ended: what is alike at once,
         which takes a fraction of the time that one after the other would.
         """
-        alike: dict[tuple, list[tuple[float, dict[str, float], int]]] = {}
-        while self._ended:
-            now, call, parts, deployment = self._ended.popleft()
-            kind = (
-                int(now),
-                call["status"],
-                call["route"],
-                call["model"],
-                call["version"],
-                deployment,
-            )
-            alike.setdefault(kind, []).append((call["ms"] / 1e3, parts, call["batch"]))
-        for kind, calls in alike.items():
-            self._count_alike(*kind, *zip(*calls))
+        number = len(self._ended)  # others may come meanwhile, and wait for the next time
+        ended = self._ended[:number]
+        del self._ended[:number]
+        alike: dict[tuple, list[float]] = {}
+        for now, call, spent, deployment, drawn in ended:
+            kind = call["route"], call["model"], call["version"], deployment, drawn
+            key = int(now) // STEP, kind
+            if key not in alike:
+                alike[key] = []
+            alike[key] += now, call["status"], call["batch"], call["ms"] / 1e3, *spent
+        for (_, kind), numbers in alike.items():
+            self._count_alike(Kind(*kind), Alike(numbers))
 
-    def _count_alike(
-        self,
-        now: int,
-        status: int,
-        route: str,
-        model: str,
-        version: str,
-        deployment: str,
-        seconds: Sequence[float],
-        parts: Sequence[dict[str, float]],
-        batches: Sequence[int],
-    ) -> None:
-        rows = [batch for batch in batches if batch]
-        self.requests[route, model, version, deployment, status] += len(seconds)
-        self.latency.setdefault((route, model, deployment), Histogram(SECONDS)).add(seconds)
-        for name in PARTS:
-            if spent := [known[name] for known in parts if name in known]:
-                key = name, model, deployment
-                self.parts.setdefault(key, Histogram(SECONDS)).add(spent)
-        if rows:
-            self.rows.setdefault(model, Histogram(ROWS)).add(rows)
-            calls, _ = self.runs.get((model, version), (0, 0))
-            self.runs[model, version] = calls + len(rows), now
-        minute = self.minutes.setdefault(now // 60, [0, 0, 0])
-        if len(self.minutes) > 60:
-            del self.minutes[min(self.minutes)]
-        for place, counted in enumerate((True, 400 <= status < 500, status >= 500)):
-            minute[place] += len(seconds) * counted
-        self.total.add(now, status, seconds, parts, rows)
+    def _count_alike(self, kind: Kind, calls: Alike) -> None:
+        """Count requests of one kind, of a few seconds."""
+        route, model, version, deployment, drawn = kind
+        for status, count in calls.by_status.items():
+            self.requests[route, model, version, deployment, status] += count
+        timed = self.latency.setdefault((route, model, deployment), Buckets(TIME_BOUNDS))
+        timed.add(calls.seconds)
+        for place, name in enumerate(PHASES):
+            known = calls.spent[:, place]
+            known = known[~np.isnan(known)]
+            if len(known):
+                self.parts.setdefault((name, model, deployment), Buckets(TIME_BOUNDS)).add(known)
+        if calls.rows.any():
+            self.rows.setdefault(model, Buckets(ROW_BOUNDS)).add(calls.rows[calls.rows > 0])
+            before, _ = self.runs.get((model, version), (0, 0))
+            self.runs[model, version] = before + int((calls.rows > 0).sum()), max(calls.by_second)
+        self._count_minute(calls)
+        self.total.add(calls)
         group = model or (route if route.startswith("/") else "")
         if group and (group in self.groups or len(self.groups) < MOST_GROUPS):
-            self.groups.setdefault(group, Group()).add(now, status, seconds, parts, rows)
+            self.groups.setdefault(group, Group()).add(calls)
         if deployment and (deployment in self.deployments or len(self.deployments) < MOST_GROUPS):
-            found = self.deployments.setdefault(deployment, Group())
-            found.add(now, status, seconds, parts, rows)
+            self.deployments.setdefault(deployment, Group()).add(calls)
+        if drawn:
+            self._record(
+                kind, calls.now, *tally(calls.statuses, calls.seconds, calls.spent, calls.rows)
+            )
+
+    def _count_minute(self, calls: Alike) -> None:
+        minute = self.minutes.setdefault(int(calls.now) // 60, [0, 0, 0])
+        if len(self.minutes) > 60:
+            del self.minutes[min(self.minutes)]
+        for status, number in calls.by_status.items():
+            minute[0] += number
+            minute[1] += number * (400 <= status < 500)
+            minute[2] += number * (status >= 500)
+
+    def _record(self, kind: Kind, now: float, counts: np.ndarray, sums: np.ndarray) -> None:
+        """Add requests to the series of what they reached, and to that of all."""
+        handler = kind.route if kind.route.startswith("/") else ""
+        names = {"model": kind.model, "deployment": kind.deployment, "handler": handler}
+        for key in [ALL, *((what, name) for what, name in names.items() if name)]:
+            if key not in self.series and not self._has_room(now):
+                continue
+            self.series.setdefault(key, Series()).add(now, counts, sums)
+
+    def _has_room(self, now: float) -> bool:
+        """Whether there may be one series more; those that tell nothing any more make room."""
+        if len(self.series) > MOST_SERIES:
+            self.series = {
+                key: one for key, one in self.series.items() if key == ALL or one.is_recent(now)
+            }
+        return len(self.series) <= MOST_SERIES
 
     def now(self) -> int:
         """The second that is now, by its clock."""
@@ -279,11 +378,11 @@ class Metrics:
             found = {
                 "uptime_seconds": round(now - self.started, 1),
                 "in_flight": self.in_flight,
-                "peak_in_flight": self.peak_in_flight,
+                "peak_in_flight": max(self.peak_in_flight, self.latest_peak),
                 "queue_depth": self.count_waiting(),
                 "refused": dict(self.refused),
                 "minutes": minutes,
-                "last_errors": list(self.last_errors)[::-1],
+                "last_errors": list(self.last_errors)[:-21:-1],
             }
             total, groups = (
                 self.total.held(),
@@ -303,10 +402,140 @@ class Metrics:
             "threads": self._process.num_threads(),
         }
 
+    def look(self) -> None:
+        """See what the process holds and does now, for the graphs."""
+        gpus = read_gpus()
+        now = self._clock()
+        seen = self._seen.look(now, self._process, self.refused.total())
+        seen["queue"] = self.count_waiting()
+        if gpus:
+            seen["gpu_memory_bytes"] = sum(gpu["memory_used_bytes"] for gpu in gpus)
+        if busy := [g["utilisation_percent"] for g in gpus if "utilisation_percent" in g]:
+            seen["gpu_utilisation_percent"] = sum(busy) / len(busy)
+        with self._lock:
+            seen["in_flight"] = self.latest_peak
+            self.peak_in_flight = max(self.peak_in_flight, self.latest_peak)
+            self.latest_peak = self.in_flight
+            self.resources.add(now, seen)
+
+    def read_window(self, window: str) -> dict[str, Any]:
+        """A window's figures, as `GET /stats?window=` answers them, but for what a caller may see.
+
+        `series` by kind and name. Requests wait while the numbers are copied, not while they are
+        computed.
+        """
+        now, step = self._clock(), WINDOWS[window].step
+        with self.counted():
+            series = {key: one.rings[window].read(now) for key, one in self.series.items()}
+            resources = self.resources.rings[window].read(now)
+            errors = [error for error in self.last_errors if not error["by_page"]]
+        # The last step is not over yet: what has come until now is told as of the time until now.
+        minutes = np.full(WINDOWS[window].length, step / 60)
+        minutes[-1] = max(now % step, 1) / 60
+        return {
+            "window": window,
+            "step_seconds": step,
+            "now": round(now, 3),
+            "started": round(self.started, 3),
+            "uptime_seconds": round(now - self.started, 1),
+            "units": UNITS,
+            "time": resources["time"].tolist(),
+            "server": describe_resources(resources),
+            "series": {key: describe_series(found, minutes) for key, found in series.items()},
+            "last_errors": errors[::-1],
+        }
+
+    def keep(self, path: str | None, now: bool = False) -> None:
+        """Write what outlives a restart to a file: once a minute, or `now`.
+
+        A file that cannot be written is told once, and tried again.
+        """
+        if path is None or not now and self._clock() < self._kept + KEEP_SECONDS:
+            return
+        self._kept = self._clock()
+        with self.counted():
+            history = spell_history(self.series, self.resources, self.last_errors)
+        try:
+            save_history(Path(path), history)
+        except OSError as error:
+            if self._trouble != str(error):
+                logger.warning("$.server.history: cannot be written: %s", error)
+            self._trouble = str(error)
+        else:
+            self._trouble = ""
+
+    def take(self, path: str) -> None:
+        """Go on from what another process has left in a file; one that cannot be read is told."""
+        try:
+            series, resources, errors = load_history(Path(path))
+        except FileNotFoundError:
+            return
+        except (OSError, ValueError) as error:
+            logger.warning("$.server.history: %s is not read, history begins anew: %s", path, error)
+            return
+        with self.counted():
+            self.series, self.resources = {ALL: Series(), **series}, resources
+            self.last_errors.extend(errors)
+
+
+def watch(found: "weakref.ref[ModelServer]", ended: threading.Event) -> None:
+    """Look at the process every few seconds, and keep the history, while anybody holds the server.
+
+    In a thread of its own: what it sees is told also of times in which nobody asks for anything.
+    """
+    while not ended.wait(LOOK_SECONDS):
+        server = found()
+        if server is None:
+            return
+        metrics = server.state["metrics"]
+        try:
+            metrics.look()
+            metrics.keep(server.config.server.history)
+        except Exception:  # numbers are worth no end of the thread
+            logger.exception("The server's resources could not be looked at")
+        del server, metrics
+
+
+class Seen:
+    """What was seen of a process the last time: what has come since is told of the time between."""
+
+    def __init__(self, now: float, process: psutil.Process):
+        self.now, self.cpu, self.refused = now, busy_seconds(process), 0
+
+    def look(self, now: float, process: psutil.Process, refused: int) -> dict[str, float]:
+        cpu, passed = busy_seconds(process), max(now - self.now, 1e-3)
+        found = {
+            "cpu_percent": 100 * max(cpu - self.cpu, 0) / passed,
+            "memory_bytes": process.memory_info().rss,
+            "refused": refused - self.refused,
+        }
+        self.now, self.cpu, self.refused = now, cpu, refused
+        return found
+
+
+def busy_seconds(process: psutil.Process) -> float:
+    """What a process has had of the processors."""
+    times = process.cpu_times()
+    return times.user + times.system
+
+
+def describe_error(
+    now: float, trace: Any, call: Mapping[str, Any], response: Any
+) -> dict[str, Any]:
+    """What /stats says of a request that went wrong."""
+    names = ("request_id", "method", "path", "status", "route", "model")
+    return {
+        "time": now,
+        **{name: call[name] for name in names},
+        "deployment": trace.deployment,
+        "by_page": trace.by_page,
+        "error": error_of(response),
+    }
+
 
 def error_of(response: Any) -> str:
     """The error's text in an answer of any shape."""
-    with suppress(ValueError, AttributeError, TypeError):
+    with suppress(ValueError, AttributeError, TypeError, LookupError):
         body = json.loads(response.body)
         return str(body.get("error") or body["body"]["error"])[:500]
     return ""
@@ -583,7 +812,29 @@ def open_metrics(server: ModelServer) -> Metrics:
     metrics = Metrics()
     metrics.refused = server.refused
     metrics.count_waiting = lambda: len(server.waiting)
+    weakref.finalize(server, metrics.ended.set)
     return metrics
+
+
+def prepare(server: ModelServer, config: Config) -> None:
+    """Go on from the history that the first config names."""
+    metrics = server.state["metrics"]
+    if config.server.history is not None and not metrics.is_taken:
+        metrics.take(config.server.history)
+    metrics.is_taken = True
+
+
+def refresh(server: ModelServer, outcome: Outcome, polling: bool) -> None:
+    """Begin to look at the process, once models are loaded."""
+    metrics = server.state["metrics"]
+    if metrics.watcher is None:
+        metrics.watcher = threading.Thread(
+            target=watch,
+            args=(weakref.ref(server), metrics.ended),
+            name="serving-watch",
+            daemon=True,
+        )
+        metrics.watcher.start()
 
 
 def begin(server: ModelServer) -> None:
@@ -594,10 +845,23 @@ def observe(server: ModelServer, trace: Trace, line: Mapping[str, Any], reply: R
     server.state["metrics"].end(trace, line, reply)
 
 
+def end(server: ModelServer) -> None:
+    """Look no more, and keep the history."""
+    metrics = server.state["metrics"]
+    metrics.ended.set()
+    if metrics.watcher is not None and metrics.watcher is not threading.current_thread():
+        metrics.watcher.join(5)  # it is done at once, but where a driver hangs
+    metrics.keep(server.config.server.history, now=True)
+
+
 EXTENSION = Extension(
     "metrics",
+    sections={"server.history": None},
     open=open_metrics,
+    prepare=prepare,
+    refresh=refresh,
     begin=begin,
     observe=observe,
+    end=end,
     formatters={"text": TextFormatter, "json": JsonFormatter},
 )

@@ -6,6 +6,7 @@ Residency   loads and evicts: the least recently used goes first, none that is p
 """
 
 import logging
+import math
 import threading
 import time
 import weakref
@@ -18,6 +19,7 @@ import numpy as np
 import psutil
 
 from .core import (
+    UNTRACED,
     WHICH,
     BadRequest,
     Call,
@@ -75,7 +77,7 @@ class OnDemand(Servable):
         residency.join(self)
 
     def call(
-        self, name: str, inputs: dict[str, np.ndarray], trace: Trace | None = None
+        self, name: str, inputs: dict[str, np.ndarray], trace: Trace = UNTRACED
     ) -> dict[str, np.ndarray]:
         with self.residency.use(self, trace) as resident:
             return resident.call(name, inputs, trace)
@@ -182,7 +184,7 @@ class Residency:
         return servable, max(memory_now() - before, size_of(request.folder))
 
     @contextmanager
-    def use(self, entry: OnDemand, trace: Trace | None = None) -> Iterator[Servable]:
+    def use(self, entry: OnDemand, trace: Trace = UNTRACED) -> Iterator[Servable]:
         """A version's model, loaded if it is not there, kept from eviction within a `with`."""
         while True:
             resident = entry.resident
@@ -198,13 +200,12 @@ class Residency:
             with self._changed:
                 self._changed.notify_all()
 
-    def bring_in(self, entry: OnDemand, trace: Trace | None) -> None:
+    def bring_in(self, entry: OnDemand, trace: Trace) -> None:
         """Load an entry's model.
 
         Raises ServingError when that fails, or when there is no room until the deadline.
         """
-        if trace is not None:
-            trace.waited = True
+        trace.waited = True
         budget = self.turn(self.measuring, entry, trace) if self.has_budget() else nullcontext()
         with self.turn(entry.loading, entry, trace), budget:
             if entry.resident is not None:
@@ -219,13 +220,12 @@ class Residency:
             self.make_room(entry, 0, trace)
 
     @contextmanager
-    def turn(self, lock: threading.Lock, entry: OnDemand, trace: Trace | None) -> Iterator[None]:
+    def turn(self, lock: threading.Lock, entry: OnDemand, trace: Trace) -> Iterator[None]:
         """Hold a lock within a `with`; ServingError if a request's deadline comes before that.
 
         A call from Python waits as long as it takes: it holds no client up.
         """
-        seconds = seconds_left(self.options().load_wait_seconds, trace) if trace else -1
-        if not lock.acquire(timeout=seconds):
+        if not lock.acquire(timeout=trace.timeout()):
             raise ServingError(
                 f"Model {entry.config.name} is still waiting to be loaded", "UNAVAILABLE"
             )
@@ -268,7 +268,7 @@ class Residency:
             fixed = list(self.fixed.items())
         return on_demand + sum(size for servable, size in fixed if not servable.closed)
 
-    def make_room(self, wanted: OnDemand, need: int, trace: Trace | None) -> None:
+    def make_room(self, wanted: OnDemand, need: int, trace: Trace) -> None:
         """Evict until `need` bytes fit beside the rest; waits for what is in use, to the deadline.
 
         `wanted` itself stays.
@@ -365,11 +365,9 @@ def sweep(residency: "weakref.ref[Residency]", ending: threading.Event) -> None:
         del live
 
 
-def seconds_left(most: float, trace: Trace | None) -> float:
+def seconds_left(most: float, trace: Trace) -> float:
     """How long a request may wait for a load: to its deadline where it has one, else `most`."""
-    if trace is None or trace.deadline == float("inf"):
-        return most
-    return max(0.0, trace.remaining())
+    return most if trace.deadline == math.inf else trace.timeout()
 
 
 def memory_now() -> int:

@@ -2,16 +2,19 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
-from urllib.parse import quote
 
 import numpy as np
 
 from .core import (
+    FULL,
+    HUB,
     NUMPY_DTYPES,
     VERBS,
     Caller,
+    Envelope,
     ModelServer,
     Route,
     Signature,
@@ -22,8 +25,13 @@ from .core import (
     routes_of,
     sample_inputs,
     spellings,
+    url_of,
+    view_classes,
     view_infer,
+    view_metadata,
+    view_models,
     view_predict_image,
+    view_status,
 )
 
 ERROR = {
@@ -61,7 +69,7 @@ PICTURE = {
     "required": ["image_type", "data"],
     "properties": {
         "image_type": {"enum": ["url", "base64", "base_64", "array"]},
-        "data": {"type": ["string", "array"]},
+        "data": {"type": ["string", "array"], "items": {}},
         "frame": {"type": "integer", "minimum": 0, "maximum": 9999},
         "routines": {
             "type": "array",
@@ -73,59 +81,235 @@ PICTURE = {
         },
     },
 }
+PREDICTIONS = {"type": "array", "items": {"$ref": "#/components/schemas/Prediction"}}
+PICTURE_ANSWER = {
+    "type": "object",
+    "properties": {
+        "predictions": PREDICTIONS,
+        "results": {  # for several pictures
+            "type": "array",
+            "items": {"type": "object", "properties": {"predictions": PREDICTIONS}},
+        },
+        "warnings": {"type": "array", "items": {"type": "string"}},
+    },
+}
+HUB_ERROR = {
+    "type": "object",
+    "required": ["statusCode", "body"],
+    "properties": {
+        "statusCode": {"type": "integer"},
+        "body": {
+            "type": "object",
+            "required": ["error"],
+            "properties": {"error": {"type": "string"}, "request_id": {"type": "string"}},
+        },
+    },
+}
+STATUS = {
+    "type": "object",
+    "required": ["model_version_status"],
+    "properties": {
+        "model_version_status": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "properties": {
+                    "version": {"type": "string"},
+                    "state": {"type": "string"},
+                    "status": {
+                        "type": "object",
+                        "properties": {
+                            "error_code": {"type": "string"},
+                            "error_message": {"type": "string"},
+                        },
+                    },
+                },
+            },
+        }
+    },
+}
+LABELS = {
+    "type": "object",
+    "additionalProperties": {
+        "type": "object",
+        "properties": {"id": {"type": "integer"}, "name": {"type": "string"}},
+    },
+}
+SCHEMAS = {
+    "Error": ERROR,
+    "HubError": HUB_ERROR,
+    "OwnError": {},
+    "Prediction": PREDICTION,
+    "Picture": PICTURE,
+    "PictureAnswer": PICTURE_ANSWER,
+    "Status": STATUS,
+    "Labels": LABELS,
+}
+FILE = {"type": "string", "format": "binary"}
+
+
+def refer(name: str) -> dict[str, str]:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def in_query(name: str, doc: str, schema: dict, **options: Any) -> dict[str, Any]:
+    return {"name": name, "in": "query", "description": doc, "schema": schema, **options}
+
+
+CHAIN = in_query("routines", 'JSON: [{"name": "Histogram"}]', {"type": "string"})
+OF_PICTURES = [
+    in_query(
+        "format",
+        "annotations, COCO, or the picture drawn; Accept may name the latter, too",
+        {"enum": ["json", "coco", "png", "jpeg"], "type": "string"},
+    ),
+    {
+        **CHAIN,
+        "description": "for a body that is the picture itself. " + CHAIN["description"],
+    },
+    in_query(
+        "frame",
+        "of an animation or a TIFF of several pages, for a body that is the picture itself",
+        PICTURE["properties"]["frame"],  # type: ignore[index]
+    ),
+]
+PICTURE_FORM = {
+    "type": "object",
+    "required": ["image"],
+    "properties": {
+        "image": FILE,
+        "routines": {"type": "string"},
+        "frame": {"type": "integer"},
+    },
+}
+PICTURE_BODIES = {
+    "application/json": {"schema": refer("Picture")},
+    "application/octet-stream": {"schema": FILE},  # the picture itself, or .npy
+    "multipart/form-data": {"schema": PICTURE_FORM},
+}
+PICTURE_ANSWERS = {
+    "application/json": {"schema": refer("PictureAnswer")},
+    "image/png": {"schema": FILE},
+    "image/jpeg": {"schema": FILE},
+}
+# Beside JSON, of :predict; application/octet-stream is a raw tensor, or a picture.
+ARRAYS = {
+    kind: {"schema": FILE}
+    for kind in ("application/x-npy", "application/x-npz", "application/octet-stream")
+}
+OF_ARRAYS = [
+    {"name": name, "in": "header", "description": doc, "schema": {"type": "string"}}
+    for name, doc in (
+        ("X-Tensor-Dtype", "of a raw tensor; float32 where it is left out"),
+        ("X-Tensor-Shape", "of a raw tensor: 1,224,224,3"),
+    )
+]
 KEYED: list[dict[str, list]] = [{"bearer": []}, {"header": []}]
 # 8x8 black pixels
 DOT = "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAADElEQVR4nGNgGB4AAADIAAGtQHYiAAAAAElFTkSuQmCC"
 
 
-def describe_api(server: ModelServer, prefix: str, caller: Caller) -> dict[str, Any]:
-    """The whole document, as far as the caller may see; `prefix` is where the server is mounted."""
+def describe_api(server: ModelServer, prefix: str, url: str, caller: Caller) -> dict[str, Any]:
+    """The whole document, as far as the caller may see; `prefix` is where the server is mounted,
+    `url` the whole address of that.
+    """
     everywhere = KEYED if server.config.auth.protect == "all" else []
-    paths = describe_table(server, everywhere)
+    paths = document_table(server, everywhere)
     for name in server.config.served_names:
         if caller.may_see(*deployments_of(server, name)):
-            paths |= describe_model(server, name, everywhere)
+            paths |= tag("models", document_model(server, name, everywhere))
     for name, ready in server.prepared.deployments.items():
         if caller.may_see(name):
-            paths |= describe_deployment(ready)
+            paths |= tag("pictures", document_deployment(ready))
     for path, endpoint in server.prepared.of.get("handlers", {}).items():
-        if not caller.may_see(path):
-            continue
-        run = operation(f"run {path}", f"Run the handler of {path}", KEYED, {})
-        ping = operation(f"ping {path}", "Load and ping the handler", KEYED)
-        paths[path] = {"get": ping} | {method.lower(): run for method in endpoint.methods}
+        if caller.may_see(path):
+            paths |= tag("handlers", {path: document_handler(endpoint)})
     return {
         "openapi": "3.1.0",
         "info": {"title": "serving", "version": __version__},
-        "servers": [{"url": prefix or "/"}],
-        "paths": paths,
+        # the first holds behind any proxy, the second for who has only the file
+        "servers": [{"url": prefix or "/"}, {"url": url}],
+        "paths": name_operations(paths),
         "components": {
             "securitySchemes": {
                 "bearer": {"type": "http", "scheme": "bearer"},
                 "header": {"type": "apiKey", "in": "header", "name": "x-api-key"},
             },
-            "schemas": {"Error": ERROR, "Prediction": PREDICTION, "Picture": PICTURE},
+            "schemas": SCHEMAS,
+            "responses": RESPONSES,
         },
     }
 
 
-def describe_table(server: ModelServer, everywhere: list) -> dict[str, Any]:
+def tag(name: str, paths: dict[str, Any]) -> dict[str, Any]:
+    """Say what paths are shown among."""
+    for methods in paths.values():
+        for described in methods.values():
+            described["tags"] = [name]
+    return paths
+
+
+def name_operations(paths: dict[str, Any]) -> dict[str, Any]:
+    """Make the operations' ids names that any language takes, each once."""
+    counts: Counter[str] = Counter()
+    for methods in paths.values():
+        for described in methods.values():
+            name = re.sub(r"[^a-z0-9]+", "_", described["operationId"].lower()).strip("_")
+            counts[name] += 1
+            while counts[name] > 1:  # a number makes it another, which may be taken as well
+                name = f"{name}_{counts[name]}"
+                counts[name] += 1
+            described["operationId"] = name
+    return paths
+
+
+HUB_ANSWER = {
+    "type": "object",
+    "properties": {"statusCode": {"type": "integer"}, "body": {"type": "object"}},
+}
+# What handlers answer, and their errors, by envelope; an extension's own may look anyhow.
+ENVELOPED: dict[Envelope, tuple[dict, str]] = {
+    FULL: ({}, "Error"),
+    HUB: (HUB_ANSWER, "HubError"),
+}
+
+
+def document_handler(endpoint: Any) -> dict[str, Any]:
+    """The methods of a handler: those that run it, and a GET that pings."""
+    path = endpoint.path
+    schema, error = ENVELOPED.get(endpoint.envelope, ({}, "OwnError"))
+    found = {}
+    for method in dict.fromkeys(("GET", *endpoint.methods)):
+        if method in endpoint.methods:
+            doc = f"Run the handler of {path}"
+            described = operation(f"{method} {path}", doc, KEYED, answer=schema, error=error)
+            described["requestBody"] = {
+                "content": {"application/json": {"schema": {}}, "*/*": {"schema": FILE}}
+            }
+        else:
+            doc = "Load and ping the handler"
+            described = operation(f"ping {path}", doc, KEYED, answer=schema, error=error)
+        found[method.lower()] = described
+    return found
+
+
+def document_table(server: ModelServer, everywhere: list) -> dict[str, Any]:
     """The rows of the URL table, names in braces; rows of deployments where there are some."""
     paths: dict[str, Any] = {}
     security = {"open": None, "shared": everywhere, "key": KEYED, "own": KEYED, "admin": KEYED}
     for row in routes_of(server.extensions):
-        of_deployments = row.guard == "key" and not row.lists
+        of_deployments = "{deployment}" in row.url
         if (
-            row.name in ("console", "nameless")
+            row.name in ("console", "root", "nameless")
             or of_deployments
             and not server.prepared.deployments
         ):
             continue
         for url in spellings(row.url):
-            if url.startswith("/model-serving/"):  # another name of the same
+            if "{alias}" in url:  # another name of the same
                 continue
             for path in spell_verbs(url):
-                found = describe_row(row, path, security[row.guard])
+                found = document_row(row, path, security[row.guard])
                 paths[path] = found | paths.get(path, {})  # the row that stands first answers
     return paths
 
@@ -134,69 +318,176 @@ def spell_verbs(url: str) -> list[str]:
     return [url.replace("{verb}", verb) for verb in VERBS] if "{verb}" in url else [url]
 
 
-def describe_row(row: Route, path: str, security: list | None) -> dict[str, Any]:
+def document_row(row: Route, path: str, security: list | None) -> dict[str, Any]:
     """The methods of a row, for one way to write its URL."""
     also = ALSO.get(row.name, CHANGES if row.guard == "admin" else ())
     found = {}
     for method in row.methods:
         if method == "HEAD":  # GET without the body
             continue
-        name = re.sub(r"\W+", "_", f"{method.lower()}{path}").rstrip("_")
-        takes_one = row.view in (view_infer, view_predict_image) or row.name in BODIES
-        body = {"type": "object"} if takes_one else None
-        described = operation(name, row.doc, security, body, also=also, open_=row.guard == "open")
-        if row.name in MEDIA:
-            described["responses"]["200"]["content"] = {MEDIA[row.name]: {}}
-        parameters = [
+        name = f"{method} {path}"
+        described = operation(name, row.doc, security, also=also, open_=row.guard == "open")
+        described["responses"]["200"]["content"] = ANSWERS.get(row.name, ANY)
+        bodies = infer_bodies(path) if row.view is view_infer else BODIES.get((row.name, method))
+        if bodies:
+            described["requestBody"] = {"required": True, "content": bodies}
+        names = [
             {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
             for name in re.findall(r"\{(\w+)\}", path)
         ]
-        if parameters := [*parameters, *QUERIES.get(row.name, ())]:
+        if parameters := [*names, *PARAMETERS.get((row.name, method), ())]:
             described["parameters"] = parameters
-        found[method.lower()] = described
+        found[method.lower()] = described | {"tags": [tag_of(row)]}
     return found
 
 
-DRY_RUN = (
-    {
-        "name": "dry_run",
-        "in": "query",
-        "description": "1: tell what would change, and change nothing",
-        "schema": {"enum": ["0", "1"]},
+def tag_of(row: Route) -> str:
+    """What a row is shown among."""
+    if "{model}" in row.url or row.view is view_models:
+        return "models"
+    return "pictures" if "{deployment}" in row.url else "server"
+
+
+def infer_bodies(path: str) -> dict[str, Any]:
+    """What `:predict`, or `:classify` and `:regress`, of some model takes."""
+    named = {"signature_name": {"type": "string"}}
+    if path.endswith(":predict"):
+        schema = one_of(named, {}, {"type": "array", "items": {}, "minItems": 1})
+        return {"application/json": {"schema": schema}, **ARRAYS}
+    examples = {"type": "array", "items": {}, "minItems": 1}
+    properties = {**named, "context": {"type": "object"}, "examples": examples}
+    schema = {"type": "object", "required": ["examples"], "properties": properties}
+    return {"application/json": {"schema": schema}}
+
+
+def one_of(named: dict, columns: dict, rows: dict) -> dict[str, Any]:
+    """A predict body: its inputs as columns, or as rows."""
+    return {
+        "oneOf": [
+            {"type": "object", "required": [name], "properties": {**named, name: schema}}
+            for name, schema in (("inputs", columns), ("instances", rows))
+        ]
+    }
+
+
+ANY: dict[str, Any] = {"application/json": {"schema": {}}}
+TEXT = {"schema": {"type": "string"}}
+CLASSIFIED = {"type": "object", "properties": {"results": {}, "result": {}}}
+# What the routes take and answer, by name.
+ANSWERS = {
+    "metrics": {"text/plain": TEXT},
+    "client": {"text/plain": TEXT},
+    "model_client": {"text/plain": TEXT},
+    "call_client": {"text/plain": TEXT},
+    "sample": {"image/*": {"schema": FILE}},
+    "picture": {"image/png": {"schema": FILE}},
+    "preview": {"image/png": {"schema": FILE}},
+    "status": {"application/json": {"schema": refer("Status")}},
+    "classes": {"application/json": {"schema": refer("Labels")}},
+    "infer": {"application/json": {"schema": {"type": "object"}}, **ARRAYS},
+    "predict_image": PICTURE_ANSWERS,
+}
+OBJECT = {"application/json": {"schema": {"type": "object"}}}
+# What takes a JSON object as its body and changes the config.
+CHANGING = (
+    ("put_config_file", "PUT"),
+    ("put_deployment", "PUT"),
+    ("put_deployment", "PATCH"),
+    ("delete_deployment", "DELETE"),
+    ("create_key", "POST"),
+    ("edit_key", "PATCH"),
+    ("edit_model", "PATCH"),
+)
+ARCHIVES: dict[str, Any] = {
+    "application/zip": {"schema": FILE},
+    "application/gzip": {"schema": FILE},
+}
+BODIES: dict[tuple[str, str], dict[str, Any]] = {
+    **dict.fromkeys(CHANGING, OBJECT),
+    **dict.fromkeys((("upload", "POST"), ("upload", "PUT"), ("project", "PUT")), ARCHIVES),
+    ("predict_image", "POST"): PICTURE_BODIES,
+    ("preview", "POST"): PICTURE_BODIES,
+    ("call_client", "POST"): {
+        "application/json": {
+            "schema": {
+                "type": "object",
+                "required": ["path"],
+                "properties": {
+                    "path": {"type": "string", "pattern": "^/"},
+                    "method": {"type": "string"},
+                    "body": {},
+                    "key": {"type": "string"},
+                },
+            },
+            "example": {"path": "/readyz"},
+        }
     },
+}
+OUTPUTS = in_query(
+    "outputs",
+    "only these outputs, by name: a,b",
+    {"type": "array", "items": {"type": "string"}},
+    style="form",
+    explode=False,
 )
-# What takes a JSON object as its body and changes the config, by a route's name.
-BODIES = (
-    "put_config_file",
-    "put_deployment",
-    "delete_deployment",
-    "create_key",
-    "edit_key",
-    "edit_model",
-)
-# What a URL may ask for behind its `?`, by a route's name.
-QUERIES = dict.fromkeys(("reload", "rollback", "delete_key", *BODIES), DRY_RUN)
-# What is no JSON.
-MEDIA = {"metrics": "text/plain", "client": "text/plain", "sample": "image/*"}
+DRY_RUN = in_query("dry_run", "1: tell what would change, and change nothing", {"enum": ["0", "1"]})
+PARAMETERS = {
+    **dict.fromkeys((*CHANGING, ("rollback", "POST"), ("delete_key", "DELETE")), [DRY_RUN]),
+    ("infer", "POST"): [OUTPUTS, *OF_ARRAYS],
+    ("predict_image", "POST"): OF_PICTURES,
+    ("client", "GET"): [CHAIN],
+    ("call_client", "GET"): [
+        in_query("path", "what to call", {"type": "string"}, required=True),
+        in_query("method", "how to call it", {"type": "string"}),
+    ],
+    ("reload", "POST"): [DRY_RUN],
+    ("stats", "GET"): [
+        in_query("window", "the figures of a graph, step by step", {"enum": ["5m", "1h", "24h"]})
+    ],
+}
 # Statuses beside the common ones, by a route's name; those of what changes the config.
 CHANGES = ("201", "409", "412", "428", "507")
 ALSO = {
-    "reload": ("201", "400", "404", "409", "412", "500"),
-    "infer": ("204", "422", "504"),
+    "reload": ("201", "409", "412"),
+    "infer": ("204", "422"),
 }
 
 
+# What each status means, those first that most operations have.
 ERRORS = {
     "400": "wrong request",
     "404": "unknown",
     "413": "too large",
     "500": "internal error",
     "503": "not there just now",
+    "504": "took too long",
 }
 DENIALS = {
     "401": "no key or a wrong one",
     "403": "the key is not for this",
     "429": "the key's quota is used up",
+}
+OTHERS = {
+    "409": "contradicts what is there",
+    "412": "the config is wrong",
+    "422": "cannot be processed",
+}
+
+
+def document_error(text: str, schema: str) -> dict[str, Any]:
+    content = {"application/json": {"schema": refer(schema)}}
+    return {"description": text, "content": content}
+
+
+RESPONSES = {
+    f"{schema}{status}": document_error(text, schema)
+    for schema in ("Error", "HubError", "OwnError")
+    for status, text in (ERRORS | DENIALS | OTHERS).items()
+}
+# Answers that are no errors, beside 200.
+MORE = {
+    "201": {"description": "something has changed", "content": ANY},
+    "204": {"description": "a pipeline has found nothing to split"},
 }
 
 
@@ -209,17 +500,15 @@ def operation(
     answer: dict | None = None,
     also: tuple[str, ...] = (),
     open_: bool = False,
+    error: str = "Error",
 ) -> dict[str, Any]:
     """One method of one path: 200 with JSON, and the errors that can come."""
-    errors = {"503": "not there just now"} if open_ else ERRORS | (DENIALS if security else {})
+    errors = ("503",) if open_ else (*ERRORS, *(DENIALS if security else ()))
     content: dict[str, Any] = {"application/json": {"schema": answer or {}}}
-    responses = {"200": {"description": "the answer", "content": content}}
-    for status, text in {**errors, **{status: "see the body" for status in also}}.items():
-        schema = {} if status == "201" else {"$ref": "#/components/schemas/Error"}
-        responses[status] = {
-            "description": text,
-            "content": {"application/json": {"schema": schema}},
-        }
+    responses: dict[str, Any] = {"200": {"description": "the answer", "content": content}}
+    for status in dict.fromkeys((*errors, *also)):
+        known = {"$ref": f"#/components/responses/{error}{status}"}
+        responses[status] = MORE.get(status, known)
     found: dict[str, Any] = {
         "operationId": name,
         "summary": summary,
@@ -232,27 +521,22 @@ def operation(
     return found
 
 
-def describe_model(server: ModelServer, name: str, security: list) -> dict[str, Any]:
+def document_model(server: ModelServer, name: str, security: list) -> dict[str, Any]:
     """Status, metadata and predict of a model or pipeline that is there.
 
     Status alone of one that is not.
     """
-    base = f"/v1/models/{quote(name, safe='')}"
-    paths = {base: {"get": operation(f"status of {name}", f"The states of {name}", security)}}
+    status = operation(
+        f"status of {name}", f"The states of {name}", security, answer=refer("Status")
+    )
+    paths = {url_of(view_status, model=name): {"get": status}}
     available = server.manager.available.get(name)
     servable = available and available.versions[max(available.versions)]
     if not servable or "serving_default" not in servable.signatures:
         return paths
     signature = servable.signatures["serving_default"]
     example = example_request(signature)
-    wanted = {
-        "name": "outputs",
-        "in": "query",
-        "description": "only these outputs, by name",
-        "style": "form",
-        "explode": False,
-        "schema": {"type": "array", "items": {"enum": list(signature.outputs)}},
-    }
+    wanted = OUTPUTS | {"schema": {"type": "array", "items": {"enum": list(signature.outputs)}}}
     predict = operation(
         f"predict {name}",
         f"Answer by {name}",
@@ -260,13 +544,16 @@ def describe_model(server: ModelServer, name: str, security: list) -> dict[str, 
         predict_schema(signature, servable.signatures),
         json.loads(encode_json(example)) if example else None,
         {"type": "object"},
-        also=("204", "422", "504"),
+        also=("204", "422"),
     )
+    predict["requestBody"]["content"] |= ARRAYS
+    predict["responses"]["200"]["content"] |= ARRAYS
+    metadata = operation(f"metadata of {name}", f"The signatures of {name}", security)
     return paths | {
-        f"{base}/metadata": {
-            "get": operation(f"metadata of {name}", f"The signatures of {name}", security)
+        url_of(view_metadata, model=name): {"get": metadata},
+        url_of(view_infer, model=name, verb="predict"): {
+            "post": predict | {"parameters": [wanted, *OF_ARRAYS]}
         },
-        f"{base}:predict": {"post": predict | {"parameters": [wanted]}},
     }
 
 
@@ -280,23 +567,12 @@ def predict_schema(signature: Signature, names: Iterable[str]) -> dict[str, Any]
         for name, spec in signature.inputs.items()
     }
     lone = len(columns) == 1
-    return {
-        "type": "object",
-        "properties": {
-            "signature_name": {"enum": [name for name in names if name == "serving_default"]},
-            "inputs": next(iter(columns.values()))
-            if lone
-            else {"type": "object", "properties": columns},
-            "instances": {
-                "type": "array",
-                "minItems": 1,
-                "items": next(iter(rows.values()))
-                if lone
-                else {"type": "object", "properties": rows},
-            },
-        },
-        "oneOf": [{"required": ["inputs"]}, {"required": ["instances"]}],
-    }
+    row = next(iter(rows.values())) if lone else {"type": "object", "properties": rows}
+    return one_of(
+        {"signature_name": {"enum": [name for name in names if name == "serving_default"]}},
+        next(iter(columns.values())) if lone else {"type": "object", "properties": columns},
+        {"type": "array", "minItems": 1, "items": row},
+    )
 
 
 def tensor_schema(spec: TensorSpec, shape: tuple | None) -> dict[str, Any]:
@@ -314,30 +590,25 @@ def tensor_schema(spec: TensorSpec, shape: tuple | None) -> dict[str, Any]:
     return schema
 
 
-def describe_deployment(ready: Any) -> dict[str, Any]:
-    name, base = ready.config.id, f"/{quote(ready.config.id, safe='')}"
-    found = {"predictions": {"type": "array", "items": {"$ref": "#/components/schemas/Prediction"}}}
-    each = {"type": "array", "items": {"type": "object", "properties": found}}
-    answer = {"type": "object", "properties": {**found, "results": each}}  # for several pictures
+def document_deployment(ready: Any) -> dict[str, Any]:
+    name = ready.config.id
     example = {
         "image_type": "base64",
         "data": DOT,
         "routines": [{"name": "FilterConfidence", "arguments": {"confidence": 0.5}}],
     }
+    predict = operation(f"predict picture by {name}", f"Annotations of a picture by {name}", KEYED)
+    predict["responses"]["200"]["content"] = PICTURE_ANSWERS
+    shown = {"application/json": {"schema": refer("Picture"), "example": example}}
+    predict["requestBody"] = {"required": True, "content": PICTURE_BODIES | shown}
+    labels = operation(
+        f"classes of {name}", f"The label map of {name}", KEYED, answer=refer("Labels")
+    )
     return {
-        f"{base}/predict": {
-            "post": operation(
-                f"predict picture by {name}",
-                f"Annotations of a picture by {name}",
-                KEYED,
-                {"$ref": "#/components/schemas/Picture"},
-                example,
-                answer,
-            )
+        url_of(view_predict_image, deployment=name): {
+            "post": predict | {"parameters": OF_PICTURES}
         },
-        f"{base}/classes": {
-            "get": operation(f"classes of {name}", f"The label map of {name}", KEYED)
-        },
+        url_of(view_classes, deployment=name): {"get": labels},
     }
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from .core import (
     SHORT_SECONDS,
+    UNTRACED,
     BadRequest,
     Extension,
     LoadError,
@@ -21,10 +22,20 @@ from .core import (
     ServingError,
     Signature,
     TensorSpec,
+    Trace,
     logger,
 )
-from .handlers import Handler, HandlerError
-from .pipelines import MismatchError, NodeError, NoShards, PipelineError, Plan, plan
+from .handlers import Handler, HandlerError, check_function
+from .pipelines import (
+    REQUEST,
+    RESPONSE,
+    MismatchError,
+    NodeError,
+    NoShards,
+    PipelineError,
+    Plan,
+    plan,
+)
 
 
 def refresh(server: ModelServer, outcome: Outcome, polling: bool) -> None:
@@ -61,7 +72,7 @@ def refresh_pipeline(
     if not manager.config.is_pipeline(config.name):
         raise PipelineError(f"Pipeline has the same name as model: '{config.name}'", ".name")
     own = [node for node in config.nodes if node.function is not None]  # others need a C++ library
-    functions = {node.name: find_function(server, node) for node in own}
+    functions = {node.name: import_node(server, node) for node in own}
     members = {
         (node.model_name, node.version): find_signature(manager, node.model_name, node.version)
         for node in config.nodes
@@ -72,7 +83,7 @@ def refresh_pipeline(
         # else planned, or found wrong and said so
         server.kept["pipeline", config.name] = made_of
         planned = plan(with_any_as_none(config), lambda *which: members.get(which), functions)
-        servable = pipeline_servable(
+        servable = PipelineServable(
             config,
             planned,
             manager,
@@ -96,7 +107,7 @@ def with_any_as_none(config: Any) -> Any:
     )
 
 
-def find_function(server: ModelServer, node: Any) -> Any:
+def import_node(server: ModelServer, node: Any) -> Any:
     """A custom node's Python function, imported as handlers are."""
     key = "node", node.function
     handler = server.kept.setdefault(key, Handler(node.function, server.folder))
@@ -135,42 +146,44 @@ def seconds_of(config: Any, manager: ModelManager) -> float:
     return sum(model.seconds_of("serving_default") if model else float("inf") for model in models)
 
 
-def pipeline_servable(
-    config: Any, planned: Plan, manager: ModelManager, pool: ThreadPoolExecutor
-) -> Servable:
+class PipelineServable(Servable):
     """A plan as a servable.
 
     Tensors that only functions see are taken for floats in requests, and answered as they come.
     """
 
-    def call(
-        model: str, version: int | None, inputs: dict[str, np.ndarray]
-    ) -> dict[str, np.ndarray]:
-        with manager.lease(model, version) as (_, servable):
-            return servable.run("serving_default", inputs)
+    def __init__(self, config: Any, planned: Plan, manager: ModelManager, pool: ThreadPoolExecutor):
+        signature = Signature(
+            read_specs(planned.inputs, "DT_FLOAT"),
+            tell_outputs(planned, read_specs(planned.outputs, "DT_INVALID")),
+        )
+        super().__init__(
+            {"serving_default": signature},
+            metadata=describe_signature(signature),
+            seconds=lambda name: seconds_of(config, manager),
+        )
+        self.config, self.planned, self.manager, self.pool = config, planned, manager, pool
 
-    def run(name: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def call(
+        self, name: str, inputs: dict[str, np.ndarray], trace: Trace = UNTRACED
+    ) -> dict[str, np.ndarray]:
+        def call_model(model: str, version: int | None, inputs: Any) -> dict[str, np.ndarray]:
+            with self.manager.lease(model, version, trace=trace) as (_, servable):
+                return servable.call("serving_default", inputs, trace)
+
+        seconds: dict[str, float] = {}
+        trace.nodes = seconds
         try:
-            long = seconds_of(config, manager) >= SHORT_SECONDS
-            helpers = pool if long else None  # one costs more than a short call
-            return planned.run(inputs, call, helpers)
+            long = seconds_of(self.config, self.manager) >= SHORT_SECONDS
+            helpers = self.pool if long else None  # one costs more than a short call
+            return self.planned.run(inputs, call_model, helpers, seconds)
         except NoShards:
             raise ServingError("", status=204) from None  # as OpenVINO Model Server answers it
         except NodeError as error:  # the function's fault, which its author finds in the log
-            logger.error("pipeline %s: %s", config.name, error)
+            logger.error("pipeline %s: %s", self.config.name, error)
             raise ServingError(str(error)) from None
         except PipelineError as error:
             raise BadRequest(str(error)) from error
-
-    signature = Signature(
-        read_specs(planned.inputs, "DT_FLOAT"), read_specs(planned.outputs, "DT_INVALID")
-    )
-    return Servable(
-        {"serving_default": signature},
-        run,
-        metadata=describe_signature(signature),
-        seconds=lambda name: seconds_of(config, manager),
-    )
 
 
 def read_specs(tensors: Mapping[str, Any], default: str) -> dict[str, TensorSpec]:
@@ -179,6 +192,24 @@ def read_specs(tensors: Mapping[str, Any], default: str) -> dict[str, TensorSpec
         name: TensorSpec(name, name, dtype or default, shape)
         for name, (dtype, shape) in tensors.items()
     }
+
+
+def tell_outputs(planned: Plan, specs: Mapping[str, TensorSpec]) -> dict[str, TensorSpec]:
+    """Specs with what the graphs of the models tell of the outputs that they are.
+
+    The scale of boxes is that of what the model is shown: of the request, where it goes there as
+    it is.
+    """
+    told = dict(specs)
+    for link in planned.graph.into(RESPONSE):
+        if link.given is not None:
+            is_first = all(one.node == REQUEST for one in planned.graph.into(link.node))
+            told[link.name] = dataclasses.replace(
+                specs[link.name],
+                made_by=link.given.made_by,
+                scale=link.given.scale if is_first else "",
+            )
+    return told
 
 
 def describe_signature(signature: Signature) -> dict[str, Any]:
@@ -211,6 +242,46 @@ def describe_signature(signature: Signature) -> dict[str, Any]:
     }
 
 
+def check(server: ModelServer) -> tuple[list[str], list[str]]:
+    """What pipelines a config has, and what they name that is not there.
+
+    Whether their parts fit is known when the models are loaded.
+    """
+    config = server.config
+    names = [model.name for model in config.models]
+    nodes = [
+        (f"$.pipeline_config_list[{index}].nodes[{number}]", node)
+        for index, pipeline in enumerate(config.pipeline_config_list)
+        for number, node in enumerate(pipeline.nodes)
+    ]
+    missing = [
+        f"{path}.model_name: no model is called '{node.model_name}'"
+        for path, node in nodes
+        if node.model_name is not None and node.model_name not in names
+    ]
+    library = "custom nodes are Python functions here; write 'function': 'module:name'"
+    missing += [
+        f"{path}.library_name: {library}" for path, node in nodes if node.library_name is not None
+    ]
+    earlier: dict[str, str] = {}
+    for index, pipeline in enumerate(config.pipeline_config_list):
+        place = earlier.setdefault(pipeline.name, path := f"$.pipeline_config_list[{index}]")
+        if pipeline.name in names:
+            missing.append(f"{path}.name: Pipeline has the same name as model: '{pipeline.name}'")
+        elif place != path:
+            missing.append(f"{path}.name: '{pipeline.name}' is already taken by {place}")
+    missing += [
+        f"{path}.function: {problem}"
+        for path, node in nodes
+        if node.function is not None and (problem := check_function(node.function, server.folder))
+    ]
+    lines = [
+        f"pipeline {pipeline.name}: {len(pipeline.nodes)} nodes"
+        for pipeline in config.pipeline_config_list
+    ]
+    return lines, missing
+
+
 def end(server: ModelServer) -> None:
     """End the threads that nodes run in."""
     pool = server.kept.get(("nodes",))
@@ -218,4 +289,6 @@ def end(server: ModelServer) -> None:
         pool.shutdown(wait=False)
 
 
-EXTENSION = Extension("pipelines", refresh=refresh, end=end)
+EXTENSION = Extension(
+    "pipelines", sections={"pipeline_config_list": None}, refresh=refresh, check=check, end=end
+)

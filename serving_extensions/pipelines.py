@@ -12,6 +12,7 @@ import contextlib
 import graphlib
 import itertools
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor
@@ -184,7 +185,8 @@ CHECKS: tuple[tuple[str, str | None, Callable[[Graph, int, Any], Any]], ...] = (
             node.name in graph.counts
             and len(graph.counts) > 1
             and min(graph.counts.values()) < 0
-            and f"expected no other demultiplexer beside a dynamic one, got {show(graph.counts)}"
+            and "expected no other demultiplexer beside a dynamic one, "
+            f"got {show_names(graph.counts)}"
         ),
     ),
     (
@@ -219,7 +221,7 @@ CHECKS: tuple[tuple[str, str | None, Callable[[Graph, int, Any], Any]], ...] = (
         ".gather_from_node",
         lambda graph, at, node: (
             node.gather_from_node not in (None, *graph.items)
-            and f"expected one of {show(graph.items)}, got '{node.gather_from_node}'"
+            and f"expected one of {show_names(graph.items)}, got '{node.gather_from_node}'"
         ),
     ),
     (
@@ -234,13 +236,16 @@ CHECKS: tuple[tuple[str, str | None, Callable[[Graph, int, Any], Any]], ...] = (
         "Pipeline definition has reference to missing node",
         None,
         lambda graph, at, link: (
-            link.node not in (RESPONSE, *graph.items) and f"expected one of {show(graph.items)}"
+            link.node not in (RESPONSE, *graph.items)
+            and f"expected one of {show_names(graph.items)}"
         ),
     ),
     (
         "Pipeline definition has response node used as dependency node",
         None,
-        lambda graph, at, link: link.node == RESPONSE and f"expected one of {show(graph.items)}",
+        lambda graph, at, link: (
+            link.node == RESPONSE and f"expected one of {show_names(graph.items)}"
+        ),
     ),
     (
         "Pipeline definition has connection to non existing model input",
@@ -248,7 +253,7 @@ CHECKS: tuple[tuple[str, str | None, Callable[[Graph, int, Any], Any]], ...] = (
         lambda graph, at, link: (
             not link.wanted
             and graph.inputs.get(link.target) is not None
-            and f"expected one of {show(graph.inputs[link.target])}"
+            and f"expected one of {show_names(graph.inputs[link.target])}"
         ),
     ),
     (
@@ -264,7 +269,7 @@ CHECKS: tuple[tuple[str, str | None, Callable[[Graph, int, Any], Any]], ...] = (
         None,
         lambda graph, at, link: (
             link.item not in graph.items[link.node]
-            and f"expected one of {show(graph.items[link.node])}"
+            and f"expected one of {show_names(graph.items[link.node])}"
         ),
     ),
     (
@@ -284,7 +289,7 @@ CHECKS: tuple[tuple[str, str | None, Callable[[Graph, int, Any], Any]], ...] = (
             and link.given
             and link.given.shape is not None
             and len(link.given.shape) < 2
-            and f"expected 2 or more, got shape {show_shape(link.given.shape)}"
+            and f"expected 2 or more, got shape {show_sizes(link.given.shape)}"
         ),
     ),
     (
@@ -295,7 +300,7 @@ CHECKS: tuple[tuple[str, str | None, Callable[[Graph, int, Any], Any]], ...] = (
             and link.given.shape
             and (count := graph.counts.get(link.node, -1)) > 0
             and link.given.shape[0] not in (None, count)
-            and f"expected {count} shards, got shape {show_shape(link.given.shape)}"
+            and f"expected {count} shards, got shape {show_sizes(link.given.shape)}"
         ),
     ),
     (
@@ -307,7 +312,7 @@ CHECKS: tuple[tuple[str, str | None, Callable[[Graph, int, Any], Any]], ...] = (
             and not overlap(
                 shape := gathered_shape(graph, link, graph.gathers(link.target)), link.wanted.shape
             )
-            and f"expected {show_shape(link.wanted.shape)}, got {show_shape(shape)}"
+            and f"expected {show_sizes(link.wanted.shape)}, got {show_sizes(shape)}"
         ),
     ),
     (
@@ -328,7 +333,7 @@ CHECKS: tuple[tuple[str, str | None, Callable[[Graph, int, Any], Any]], ...] = (
                 unfed := set(graph.inputs[node.name] or ())
                 - {link.name for link in graph.into(node.name)}
             )
-            and f"nothing feeds {show(unfed)}"
+            and f"nothing feeds {show_names(unfed)}"
         ),
     ),
     (
@@ -363,11 +368,11 @@ def validate(graph: Graph) -> None:
                 )
 
 
-def show(names: Iterable[str]) -> str:
+def show_names(names: Iterable[str]) -> str:
     return ", ".join(f"'{name}'" for name in sorted(names)) or "none"
 
 
-def show_shape(shape: Shape) -> str:
+def show_sizes(shape: Shape) -> str:
     return (
         "unknown"
         if shape is None
@@ -417,7 +422,7 @@ def stack_around(graph: Graph, name: str, after: Mapping[str, Stack]) -> Stack:
         ):
             raise PipelineError(
                 f"Demultiplexer and gather nodes are not in LIFO order: {link}: expected shards of "
-                f"{show(gathers or innermost)}, got shards of {show(stack)}",
+                f"{show_names(gathers or innermost)}, got shards of {show_names(stack)}",
                 link.path,
             )
     return innermost[: len(innermost) - len(gathers)]
@@ -433,8 +438,8 @@ def plan_inputs(graph: Graph) -> dict[str, Tensor]:
             if dtype not in (None, link.wanted.dtype) or not overlap(known, shape):
                 raise PipelineError(
                     "Multiple nodes connected to the same pipeline input require different "
-                    f"tensor metadata: {link}: expected {dtype} {show_shape(known)} as before, "
-                    f"got {link.wanted.dtype} {show_shape(shape)}",
+                    f"tensor metadata: {link}: expected {dtype} {show_sizes(known)} as before, "
+                    f"got {link.wanted.dtype} {show_sizes(shape)}",
                     link.path,
                 )
             both = (
@@ -464,15 +469,24 @@ class Plan:
     before: dict[str, set[str]]  # node -> whom it waits for
 
     def run(
-        self, inputs: Arrays, call: Callable[..., Arrays], pool: Executor | None = None
+        self,
+        inputs: Arrays,
+        call: Callable[..., Arrays],
+        pool: Executor | None = None,
+        seconds: dict[str, float] | None = None,
     ) -> dict[str, np.ndarray]:
         """Answer one request: `call(model_name, version, inputs)` runs a model; idle threads of
-        `pool` help.
+        `pool` help. `seconds` is filled with the time in each node, its shards together.
 
         Nodes share arrays and views of them, so none may write into its inputs. Raises NoShards,
         PipelineError for arrays that do not fit, and what a node raised.
         """
-        return Run(self, call, pool).answer(inputs)
+        run = PlanRun(self, call, pool)
+        try:
+            return run.answer(inputs)
+        finally:
+            if seconds is not None:
+                seconds.update(run.seconds)
 
 
 def plan(
@@ -518,7 +532,7 @@ def plan(
 MAX_QUEUED = 16  # helpers of one request that wait for the pool; each that starts asks for another
 
 
-class Run:
+class PlanRun:
     """One request. The caller's thread runs ready nodes until none is left; idle threads of the
     pool help.
 
@@ -532,6 +546,7 @@ class Run:
             (link.node, link.item): {} for link in plan.graph.links
         }
         self.counts = {name: count for name, count in plan.graph.counts.items() if count > 0}
+        self.seconds: dict[str, float] = {}  # in each node
         self.left = {REQUEST: 0}  # node that has started -> its shards that are not done
         self.ready: deque[tuple[str, Index]] = deque()
         self.running = self.queued = 0  # nodes that run, helpers that have not started
@@ -557,12 +572,13 @@ class Run:
         with self.changed:
             self.queued -= queued
         while task := self.take():
+            start = time.perf_counter()
             try:
                 self.run_node(*task)
             except BaseException as error:  # raised by `answer`
-                self.finish(task[0], error)
+                self.finish(task[0], start, error)
             else:
-                self.finish(task[0])
+                self.finish(task[0], start)
 
     def take(self) -> tuple[str, Index] | None:
         """Take a ready task, and call helpers for the others."""
@@ -578,8 +594,10 @@ class Run:
                     self.pool.submit(self.work, 1)
             return task
 
-    def finish(self, name: str, error: BaseException | None = None) -> None:
+    def finish(self, name: str, start: float, error: BaseException | None = None) -> None:
+        spent = time.perf_counter() - start
         with self.changed:
+            self.seconds[name] = self.seconds.get(name, 0.0) + spent
             self.running -= 1
             self.left[name] -= 1
             self.error = error if self.error is None else self.error
@@ -623,7 +641,7 @@ class Run:
             raise PipelineError(
                 f"Gathered tensor shards dimensions are different: '{link.item}' of node "
                 f"'{link.node}': "
-                f"expected equal shapes, got {', '.join(map(show_shape, sorted(shapes)))}"
+                f"expected equal shapes, got {', '.join(map(show_sizes, sorted(shapes)))}"
             )
         return np.stack(parts).reshape(*(self.counts[name] for name in inner), *parts[0].shape)
 
@@ -634,8 +652,8 @@ class Run:
         """
         for alias, output in self.graph.items[name].items():
             if (shards := self.values.get((name, alias))) is not None:
-                array = pick(name, output, outputs)
-                if name in self.graph.functions and not is_tensor(array):
+                array = pick_output(name, output, outputs)
+                if name in self.graph.functions and not can_be_tensor(array):
                     raise NodeError(
                         f"node '{name}': expected numbers or texts in array '{output}', "
                         f"got {array.dtype.name}"
@@ -655,7 +673,7 @@ class Run:
         A dynamic one takes the count of its first output.
         """
         expected = self.counts.setdefault(name, len(array) if array.ndim > 1 else 1)
-        place, shape = f"'{output}' of node '{name}'", show_shape(array.shape)
+        place, shape = f"'{output}' of node '{name}'", show_sizes(array.shape)
         wrong = NodeError if name in self.graph.functions else PipelineError
         if array.ndim < 2:
             raise wrong(
@@ -675,20 +693,24 @@ class Run:
         return expected
 
 
-BARE = (bool, int, float)  # Python's own, which have no dtype yet
-BARE_KINDS = {bool: "b", int: "iufV", float: "fV"}  # of the dtypes that each can have; V: bfloat16
+PYTHON_NUMBERS = (bool, int, float)  # Python's own, which have no dtype yet
+PYTHON_KINDS = {
+    bool: "b",
+    int: "iufV",
+    float: "fV",
+}  # of the dtypes that each can have; V: bfloat16
 TEXTS = (bytes, str)
 
 
-def pick(name: str, output: str, outputs: Any) -> Any:
+def pick_output(name: str, output: str, outputs: Any) -> Any:
     """One output of those that a node returned, an array or a bare number; NodeError for others.
 
     A scalar of NumPy's or a text is an array of shape [].
     """
     value = outputs.get(output) if isinstance(outputs, Mapping) else None
-    if type(value) in BARE:
+    if type(value) in PYTHON_NUMBERS:
         return value
-    if isinstance(value, (np.generic, *BARE, *TEXTS)):
+    if isinstance(value, (np.generic, *PYTHON_NUMBERS, *TEXTS)):
         value = scalar_array(value)
     if not isinstance(value, np.ndarray):
         got = type(outputs).__name__
@@ -705,7 +727,7 @@ def scalar_array(value: Any) -> np.ndarray:
     return np.array(value, object) if isinstance(value, bytes) else np.asarray(value)
 
 
-def is_tensor(value: Any) -> bool:
+def can_be_tensor(value: Any) -> bool:
     """Whether a tensor can hold it: a bare number, numbers of a known dtype, texts."""
     if not isinstance(value, np.ndarray):
         return True
@@ -726,12 +748,12 @@ def as_wanted(value: Any, link: Link) -> np.ndarray:
         told = dtype is None or link.given or link.node == REQUEST  # a model checks what it takes
         if not told and value.dtype != dtype and not text:
             name = value.dtype.name if value.dtype.isnative else value.dtype.str
-            raise misfit(link, f"an array of {name}")
+            raise tell_misfit(link, f"an array of {name}")
         return value
     if dtype is None:
         return bare_array(value, link)
-    if dtype.kind not in BARE_KINDS[type(value)] or not fits(value, dtype):
-        raise misfit(link, show_number(value))
+    if dtype.kind not in PYTHON_KINDS[type(value)] or not holds_number(value, dtype):
+        raise tell_misfit(link, show_number(value))
     return np.array(value if dtype.kind in "iub" else float(value)).astype(dtype)
 
 
@@ -753,7 +775,7 @@ def bare_array(value: Any, link: Link) -> np.ndarray:
     return array
 
 
-def fits(value: Any, dtype: np.dtype) -> bool:
+def holds_number(value: Any, dtype: np.dtype) -> bool:
     """Whether a dtype of its kind holds a bare number: integers by range, floats as large as it."""
     if dtype.kind in "iu":
         limits = np.iinfo(dtype)
@@ -768,6 +790,6 @@ def fits(value: Any, dtype: np.dtype) -> bool:
         return bool(np.isfinite(number.astype(dtype)) or not np.isfinite(number))
 
 
-def misfit(link: Link, came: str) -> NodeError:
+def tell_misfit(link: Link, came: str) -> NodeError:
     wanted = link.wanted.dtype.removeprefix("DT_").lower()
     return NodeError(f"node '{link.node}': {link}: expected {wanted}, got {came}")

@@ -3,7 +3,7 @@
     Dispatcher   the worker threads and the queue before them, fair: models take turns, none can
                  hold all threads
     Gate         503 at once for what would wait too long, or would not fit
-    Refusal      the answer to what is turned away
+    RefusalTask  the answer to what is turned away
 
 A request belongs to a `line`: the model or handler that it reaches, under whichever name. Those of
 `KEPT` never wait for anything else: health, metrics and the page; states.
@@ -20,7 +20,7 @@ from typing import Any
 from waitress.task import Task, WSGITask
 from waitress.utilities import Error
 
-from .core import CURRENT, request_id_of
+from .core import request_id_of
 
 logger = logging.getLogger("serving")
 
@@ -30,7 +30,7 @@ logger = logging.getLogger("serving")
 # ==================================================================================================
 
 KEPT = ("health", "state")  # lines for which a thread is kept
-MOST_LINES = 1000  # whose pace is remembered: anybody can ask for anything
+MOST_QUEUES = 1000  # whose pace is remembered: anybody can ask for anything
 
 
 class Dispatcher:
@@ -112,7 +112,7 @@ class Dispatcher:
                 del taken  # an answer is not held until the next one
 
     def serve(self, line: str, channel: Any) -> None:
-        CURRENT.waited = False
+        turn = channel.turn  # the next request of its connection has another
         try:
             channel.service()
         # not of a view of ours: a site's may end in any way, and its client must not wait for ever
@@ -121,7 +121,7 @@ class Dispatcher:
             channel.will_close = True
             channel.server.pull_trigger()
         finally:
-            self.end(line, CURRENT.waited)
+            self.end(line, turn.waited)
 
     def end(self, line: str, waited: bool) -> None:
         """A request of a line, which may have waited for its model to load, is answered."""
@@ -130,7 +130,7 @@ class Dispatcher:
             self.pace[line].end(waited)
             if not self.running[line]:
                 del self.running[line]
-            if len(self.pace) > MOST_LINES:
+            if len(self.pace) > MOST_QUEUES:
                 self.pace = {line: self.pace[line] for line in self.running}
 
     def ahead(self, line: str) -> int:
@@ -232,24 +232,38 @@ class TooMuch(Error):
         return refuse(self.body, None)
 
 
-def refuse(reason: str, request_id: str | None) -> tuple[str, list[tuple[str, str]], bytes]:
-    """Status, headers and body of a refusal; `request_id` is the one that the client has sent."""
+def refuse(
+    reason: str, request_id: str | None, seconds: float = 0.0
+) -> tuple[str, list[tuple[str, str]], bytes]:
+    """Status, headers and body of a refusal; `request_id` is the one that the client has sent,
+    `seconds` are those since the request was there.
+    """
     body = json.dumps({"error": f"The server is busy: {reason}. Try again in a moment"}).encode()
     headers = [
         ("Content-Type", "application/json"),
         ("Retry-After", "1"),
         ("Content-Length", str(len(body))),
         ("X-Request-Id", request_id_of(request_id)),
+        ("Server-Timing", f"total;dur={1e3 * seconds:.3f}"),
     ]
     return "503 Service Unavailable", headers, body
 
 
 def task_of(channel: Any, request: Any) -> Task:
     """waitress's task for a request: a refusal, or the application."""
-    return Refusal(channel, request) if request.refused else WSGITask(channel, request)
+    return RefusalTask(channel, request) if request.refused else AnswerTask(channel, request)
 
 
-class Refusal(Task):
+class AnswerTask(WSGITask):
+    """waitress's task for a request that the application answers, which is told its turn."""
+
+    def get_environment(self) -> dict[str, Any]:
+        environ = super().get_environment()
+        environ["serving.turn"] = self.channel.turn
+        return environ
+
+
+class RefusalTask(Task):
     """waitress's task for a request that is turned away.
 
     The connection stays open for the next one.
@@ -259,7 +273,9 @@ class Refusal(Task):
 
     def execute(self) -> None:
         self.status, headers, body = refuse(
-            self.request.refused, self.request.headers.get("X_REQUEST_ID")
+            self.request.refused,
+            self.request.headers.get("X_REQUEST_ID"),
+            time.perf_counter() - (self.channel.turn.queued or time.perf_counter()),
         )
         self.response_headers.extend(headers)
         self.content_length = len(body)

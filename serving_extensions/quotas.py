@@ -274,6 +274,7 @@ def end(server: ModelServer) -> None:
 
 EXTENSION = Extension(
     "quotas",
+    sections={"auth.keys[].quota": None},
     open=lambda server: Usage(),
     prepare=prepare,
     headers=headers,

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from .core import (
+    UNTRACED,
     Extension,
     Load,
     LoadRequest,
@@ -62,7 +63,7 @@ class Replicas(Servable):
         self._lock = threading.Lock()
 
     def call(
-        self, name: str, inputs: dict[str, np.ndarray], trace: Trace | None = None
+        self, name: str, inputs: dict[str, np.ndarray], trace: Trace = UNTRACED
     ) -> dict[str, np.ndarray]:
         with self._lock:
             chosen = self._busy.index(min(self._busy))

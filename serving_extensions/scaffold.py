@@ -1,6 +1,7 @@
 """A new project of a handler that serves at once: config, handler, its test, requirements, README.
 
-The files come from project/; the server itself is a package that the project requires.
+The files come from project/, or from hub_project/ in the layout of CellStrat's Hub API; the server
+itself is a package that the project requires.
 """
 
 import contextlib
@@ -14,8 +15,20 @@ from .core import __version__, installed, taken_names
 
 __all__ = ["name_project", "write_project"]
 
-TEMPLATES = Path(__file__).parent / "project"
-FILES = ("config.json", "handler.py", "test_handler.py", "requirements.txt", "README.md")
+PROJECT = Path(__file__).parent / "project"
+HUB_PROJECT = Path(__file__).parent / "hub_project"
+FILES = {
+    PROJECT: ("config.json", "handler.py", "test_handler.py", "requirements.txt", "README.md"),
+    HUB_PROJECT: (
+        "config.json",
+        "hub_config.json",
+        "Dockerfile",
+        "src/main.py",
+        "src/utils.py",
+        "src/requirements.txt",
+        "model/README.md",
+    ),
+}
 
 
 def name_project(folder: Path) -> str:
@@ -33,13 +46,14 @@ def read_templates(templates: Path, name: str) -> dict[str, bytes]:
     Raises OSError with the name of the file that is missing.
     """
     words = {b"PROJECT_NAME": name.encode(), b"SERVING_VERSION": __version__.encode()}
-    contents = {file: (templates / file).read_bytes() for file in FILES}
+    files = FILES.get(templates, FILES[PROJECT])
+    contents = {file: (templates / file).read_bytes() for file in files}
     for word, meaning in words.items():
         contents = {file: text.replace(word, meaning) for file, text in contents.items()}
     return contents
 
 
-def write_project(folder: Path, templates: Path = TEMPLATES) -> list[Path]:
+def write_project(folder: Path, templates: Path = PROJECT) -> list[Path]:
     """Write a project into a folder, which need not exist; returns the files written, the config
     first.
 

@@ -16,6 +16,7 @@ from .core import (
     LoadRequest,
     Servable,
     load_errors,
+    read_fields,
     tensorflow,
 )
 
@@ -89,21 +90,6 @@ def read_requests(tf: Any, record: bytes) -> Requests:
             if number == 6
             else {"inputs": read_examples(request[2][0])},
         )
-
-
-def read_fields(message: bytes) -> dict[int, list[bytes]]:
-    """The length-delimited fields of a protobuf message by number, whatever its type."""
-    # protobuf comes, and is imported, with TensorFlow
-    from google.protobuf import (
-        empty_pb2,
-        unknown_fields,
-    )
-
-    found: dict[int, list[bytes]] = {}
-    for unknown in unknown_fields.UnknownFieldSet(empty_pb2.Empty.FromString(message)):
-        if unknown.wire_type == 2:
-            found.setdefault(unknown.field_number, []).append(unknown.data)
-    return found
 
 
 def read_tensors(tf: Any, entries: Sequence[bytes]) -> dict[str, np.ndarray]:

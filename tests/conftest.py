@@ -315,6 +315,8 @@ FLAGS = (
     "--disable-sync",
     "--disable-default-apps",
     "--window-size=1280,900",
+    "--use-fake-device-for-media-stream",
+    "--use-fake-ui-for-media-stream",
 )
 
 
@@ -325,7 +327,15 @@ def browser():
         (pytest.fail if os.environ.get("CI") else pytest.skip)(
             "chromium and chromedriver are not installed"
         )
-    webdriver = pytest.importorskip("selenium.webdriver")
+    pytest.importorskip("selenium.webdriver")
+    driver = start_browser()
+    yield driver
+    driver.quit()
+
+
+def start_browser():
+    from selenium import webdriver
+
     options = webdriver.ChromeOptions()
     options.binary_location = shutil.which("chromium")
     for flag in FLAGS:
@@ -335,8 +345,7 @@ def browser():
         options=options, service=webdriver.ChromeService(shutil.which("chromedriver"))
     )
     driver.implicitly_wait(0)
-    yield driver
-    driver.quit()
+    return driver
 
 
 def wait(browser, script, seconds=20):

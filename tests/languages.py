@@ -19,18 +19,24 @@ from conftest import NO_POLL, ROOT
 
 import serving
 
-NODE_MODULES = ROOT / ".node/node_modules"  # `npm install --prefix .node axios` puts axios here
+NODE_MODULES = ROOT / ".node/node_modules"  # where .ci/run puts axios, TypeScript and others
 PICTURE = ROOT / "models/shapes/samples/0.jpg"
 CHECKS = {
     "curl": "curl --version",
     "python": "python -c 'import requests'",
     "fetch": "node --eval fetch",
     "axios": f"node --eval fetch && test -d '{NODE_MODULES}/axios'",
+    "typescript": f"test -d '{NODE_MODULES}/typescript' && test -d '{NODE_MODULES}/@types/node'",
     "java": "javac --version",
     "go": "go version",
     "r": "Rscript -e 'library(httr)'",
     "ruby": "ruby --version",
     "c": "echo '#include <curl/curl.h>' | cc -E -",
+    "csharp": "mcs --version && mono --version",
+    "php": "php --version",
+    "openapi-python-client": "python -c 'import openapi_python_client, httpx'",
+    "openapi-typescript": f"test -d '{NODE_MODULES}/openapi-typescript' "
+    f"&& test -d '{NODE_MODULES}/openapi-fetch' && test -d '{NODE_MODULES}/@types/node'",
 }
 
 
@@ -77,17 +83,18 @@ def run(command, folder):
 
 @contextlib.contextmanager
 def answering(handle):
-    """A small HTTP server on 127.0.0.1: `handle(request, body)` returns the bytes of a 200; gives its address."""
+    """A small HTTP server on 127.0.0.1: `handle(request, body)` returns the bytes of a 200, or a status and bytes; gives its address."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
             answer = handle(self, self.rfile.read(int(self.headers.get("Content-Length", 0))))
-            self.send_response(200)
+            status, answer = answer if isinstance(answer, tuple) else (200, answer)
+            self.send_response(status)
             self.send_header("Content-Length", str(len(answer)))
             self.end_headers()
             self.wfile.write(answer)
 
-        do_POST = do_GET
+        do_POST = do_PUT = do_GET
 
         def log_message(self, *_):
             pass

@@ -192,7 +192,7 @@ def test_faults_of_the_disk_fail_no_request_and_leave_no_half_picture(
 def test_a_slow_disk_holds_no_request(tmp_path, monkeypatch):
     rest, box = learning(tmp_path)
     gate = threading.Event()
-    monkeypatch.setattr(active_learning, "write", lambda path, data: gate.wait(30))
+    monkeypatch.setattr(active_learning, "write_whole", lambda path, data: gate.wait(30))
     assert all(post(rest, colour).status_code == 200 for colour in range(60))
     assert box.counts["busy"] >= 60 - 32 - 1
     gate.set()

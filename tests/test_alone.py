@@ -115,6 +115,23 @@ def test_the_file_by_itself_speaks_tensorflow_servings_rest(tmp_path):
             assert ask(address, page) == (404, needs)
 
 
+def test_the_file_by_itself_says_what_is_wrong_with_a_config(tmp_path):
+    folder = copy(tmp_path / "one", "serving.py")
+    wrong = {"config": {"name": "none", "base_path": "nowhere"}}
+    for models, status in ((MODELS, 0), ([*MODELS, wrong], 2)):
+        (folder / "config.json").write_text(json.dumps({"model_config_list": models}))
+        done = subprocess.run(
+            [sys.executable, "serving.py", "--config", "config.json", "--check"],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            env=environment(),
+        )
+        assert (done.returncode, done.stderr) == (status, "")
+        assert done.stdout.startswith("half_plus_two: version 123 on AUTO from ")
+        assert ("wrong: $.model_config_list[2].config.base_path:" in done.stdout) == (status == 2)
+
+
 def test_with_routines_it_answers_pictures_as_with_all_of_it(tmp_path):
     chain = {"routines": [{"name": "FilterConfidence", "arguments": {"confidence": 0.9}}]}
     answers = []
@@ -235,7 +252,7 @@ import flask
 {imports}
 site = flask.Flask("site")
 config = {{"model_config_list": {models!r}, "deployments": {deployments!r}, "auth": {auth!r},
-           "server": {{"load_wait_seconds": 300}}}}
+           "server": {{"load_wait_seconds": 600}}}}
 blueprint = serving.create_blueprint(config)
 site.register_blueprint(blueprint, url_prefix="/ml")
 client = site.test_client()

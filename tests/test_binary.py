@@ -325,8 +325,8 @@ def test_every_version_order_and_byte_order_reads_as_numpy_reads_it(version, dty
         body = head(f"'{dtype}'", "(4, 3)", order, version) + data
         truth = np.load(io.BytesIO(body))
         for found in (
-            serving_binary.load(body, FREE),
-            serving_binary.load(packed(("x.npy", [body])), FREE)["x"],
+            serving_binary.load_arrays(body, FREE),
+            serving_binary.load_arrays(packed(("x.npy", [body])), FREE)["x"],
         ):
             assert found.dtype == truth.dtype and (found == truth).all() and (found == array).all()
         answer = Rest(limited()).post("/v1/models/m:predict", body)

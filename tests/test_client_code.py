@@ -2,13 +2,16 @@
 
 import base64
 import configparser
+import email.policy
 import json
+from urllib.parse import quote
 
 import pytest
-from conftest import ROOT
+import requests
+from conftest import ROOT, FakeServable, fake_server, listening
 from languages import PICTURE, answering, need, predict, run, serving_shapes
 
-from serving_extensions.client_code import LANGUAGES, TEMPLATES, client_code
+from serving_extensions.client_code import LANGUAGES, TEMPLATES, call_code, client_code
 
 CHECK = {"javascript": "fetch"}  # where the client's name is not the language's in languages.py
 ROUTINES = [{"name": "FilterConfidence", "arguments": {"confidence": 0.0}}]
@@ -41,10 +44,20 @@ def language(request):
 
 def run_client(language, folder, url, key, routines, picture=PICTURE):
     """Run a client as its own note says, on a picture."""
-    kind = LANGUAGES[language]
-    (folder / kind.file_name).write_text(client_code(language, url, key, routines), "utf-8")
-    assert kind.run.endswith(" picture.jpg")
+    kind, code = LANGUAGES[language], client_code(language, url, key, routines)
+    if language == "curl":  # a line to be typed, which names the file itself
+        code = code.replace("image=@picture.jpg", f"image=@{picture}")
+    else:
+        assert kind.run.endswith(" picture.jpg")
+    (folder / kind.file_name).write_text(code, "utf-8")
     return run(kind.run.replace("picture.jpg", str(picture)), folder)
+
+
+def run_call(language, folder, code):
+    """Run a program that makes some other call."""
+    kind = LANGUAGES[language]
+    (folder / kind.file_name).write_text(code, "utf-8")
+    return run(kind.run.removesuffix(" picture.jpg"), folder)
 
 
 def test_a_client_prints_the_predictions(language, tmp_path, server):
@@ -56,8 +69,9 @@ def test_a_client_prints_the_predictions(language, tmp_path, server):
 
 def test_a_client_says_why_it_was_refused_and_fails(language, tmp_path, server):
     done = run_client(language, tmp_path, f"{server}/shapes/predict", "wrong", [])
-    assert done.returncode != 0 and done.stdout == ""
-    assert "The key is not valid" in done.stderr
+    printed = done.stdout if language == "curl" else done.stderr  # curl prints answers in one place
+    assert done.returncode != 0 and (language == "curl" or done.stdout == "")
+    assert "The key is not valid" in printed
 
 
 def test_a_client_sends_exactly_what_it_was_given(language, tmp_path):
@@ -73,7 +87,7 @@ def test_a_client_sends_exactly_what_it_was_given(language, tmp_path):
                 request.path,
                 request.headers["Authorization"],
                 request.headers["Content-Type"],
-                json.loads(body),
+                read_form(request, body) if language == "curl" else json.loads(body),
             )
         )
         return '{"predictions":["ü"]}'.encode()
@@ -94,11 +108,24 @@ def test_a_client_sends_exactly_what_it_was_given(language, tmp_path):
         "/it's%20$HOME/predict?a=1&b=@KEY@",
         f"Bearer {NASTY_KEY}",
     )
+    if language == "curl":
+        assert body == {"image": picture.read_bytes(), "routines": json.dumps(NASTY).encode()}
+        return
     assert content_type.startswith("application/json")
     assert body == {
         "image_type": "base64",
         "data": base64.b64encode(picture.read_bytes()).decode(),
         "routines": NASTY,
+    }
+
+
+def read_form(request, body):
+    """The fields of a multipart body, as Python's own parser of mails reads them."""
+    head = f"Content-Type: {request.headers['Content-Type']}\r\n\r\n".encode()
+    parts = email.message_from_bytes(head + body, policy=email.policy.HTTP).iter_parts()
+    return {
+        part.get_param("name", header="Content-Disposition"): part.get_payload(decode=True)
+        for part in parts
     }
 
 
@@ -118,7 +145,8 @@ def test_a_client_without_a_picture_or_a_server_fails(language, tmp_path):
 def test_unknown_language_names_those_there_are():
     with pytest.raises(
         ValueError,
-        match="^There is no client for 'perl'; there are: curl, python, javascript, axios, java, go, r, ruby, c$",
+        match="^There is no client for 'perl'; there are: curl, python, javascript, axios, "
+        "typescript, java, go, r, ruby, c, csharp, php$",
     ):
         client_code("perl", "http://x", "k", [])
 
@@ -134,11 +162,61 @@ def test_what_cannot_stand_in_a_literal_is_refused():
 
 def test_every_template_is_a_language_and_is_in_the_package():
     assert {file.name for file in TEMPLATES.iterdir() if file.is_file()} == {
-        kind.template for kind in LANGUAGES.values()
+        kind + language.template for language in LANGUAGES.values() for kind in ("", "call_")
     }
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
     assert "clients/*" in setup["options.package_data"]["serving_extensions"]
     for language in LANGUAGES:
         source = client_code(language, "http://x", "k", [])
-        assert "@" not in source.replace("--data-binary @-", "") and source.count("http://x") == 1
+        assert (
+            "@" not in source.replace("image=@picture.jpg", "").replace("@types", "")
+            and source.count("http://x") == 1
+        )
+        source = call_code(language, "POST", "http://x", "k", {})
+        assert "@" not in source and source.count("http://x") == 1
+
+
+# --- any call -------------------------------------------------------------------------------------
+
+ODD = """it's "q" \\ $HOME #{x} `id` $(id) %41 ??/ @KEY@ /:?& ü 漢 \n\u2028 """  # a model's name
+
+
+@pytest.fixture(scope="module")
+def model():
+    """The URLs of models whose names are hard to write, by language."""
+    plainer = ODD.replace(":", "")  # Mono decodes %3A, whatever it is told
+    with listening(fake_server({ODD: FakeServable(), plainer: FakeServable()})) as address:
+        yield (
+            lambda language: (
+                f"{address}/v1/models/{quote(plainer if language == 'csharp' else ODD, safe='')}"
+            )
+        )
+
+
+def test_a_call_prints_the_answer_of_a_model(language, tmp_path, model):
+    code = requests.get(f"{model(language)}/client/{language}?outputs=y").text
+    assert "YOUR_KEY" not in code  # it is open to all
+    done = run_call(language, tmp_path, code)
+    assert done.returncode == 0, done
+    assert json.loads(done.stdout) == {"outputs": [[1.5]]}  # of 1.0
+
+
+def test_a_call_is_exactly_what_was_asked_for_and_fails_when_it_is_refused(language, tmp_path):
+    received = []
+
+    def record(request, body):
+        sent = [request.headers.get(name) for name in ("Authorization", "Content-Type")]
+        received.append((request.command, request.path, *sent, body))
+        return (201, b"[1]") if request.command == "PUT" else (401, b"no key")
+
+    with answering(record) as address:
+        done = run_call(language, tmp_path, call_code(language, "GET", f"{address}/a?b=%20", None))
+        assert done.returncode != 0, done
+        assert "no key" in (done.stdout if language == "curl" else done.stderr)
+        url = f"{address}/it's%20$HOME/x:y?a=1&b=@KEY@"
+        done = run_call(language, tmp_path, call_code(language, "PUT", url, NASTY_KEY, NASTY))
+        assert (done.returncode, done.stdout.strip()) == (0, "[1]"), done
+    assert received[0] == ("GET", "/a?b=%20", None, None, b"")
+    assert received[1][:3] == ("PUT", "/it's%20$HOME/x:y?a=1&b=@KEY@", f"Bearer {NASTY_KEY}")
+    assert received[1][3].startswith("application/json") and json.loads(received[1][4]) == NASTY

@@ -299,13 +299,13 @@ def test_strings_are_their_bytes_and_base64_mixes_with_them():
     ],
 )
 def test_base64_as_abseil_reads_it(text, value):
-    assert serving.decode_base64({"b64": text}) == value
+    assert serving.decode_b64({"b64": text}) == value
 
 
 @pytest.mark.parametrize("text", ["A", "AA=", "AA===", "A=A=", "A-_A", "é", "AAAAA", "=", "AAAA="])
 def test_base64_that_abseil_refuses(text):
     with pytest.raises(serving.BadRequest, match="Unable to base64 decode"):
-        serving.decode_base64({"b64": text})
+        serving.decode_b64({"b64": text})
 
 
 def test_arrays_from_python_keep_their_memory():

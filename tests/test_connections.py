@@ -1372,7 +1372,7 @@ def test_three_long_ones_running_send_a_models_requests_to_the_threads_for_a_whi
     found, clock = clocked
     for _ in range(3):
         assert found.is_short("m", None)
-        found.note("m", lane.LONG_SECONDS)
+        found.note("m", lane.SLOW_SECONDS)
     assert (
         not found.is_short("m", None)
         and not found.is_short("m", 1)
@@ -1408,7 +1408,7 @@ def test_quick_ones_between_forgive_but_not_one_for_two(clocked):
 def test_a_model_that_has_become_slow_moves_to_the_workers():
     class Busy(Recorder):
         def answer(self, name, inputs):
-            end = time.thread_time() + 2 * lane.LONG_SECONDS
+            end = time.thread_time() + 2 * lane.SLOW_SECONDS
             while time.thread_time() < end:
                 pass
             return super().answer(name, inputs)
@@ -1421,7 +1421,7 @@ def test_a_model_that_has_become_slow_moves_to_the_workers():
 
 
 def test_a_machine_that_does_something_else_makes_no_model_slow():
-    model = Recorder(seconds=2 * lane.LONG_SECONDS)  # by the clock, not by the processor's time
+    model = Recorder(seconds=2 * lane.SLOW_SECONDS)  # by the clock, not by the processor's time
     with watched(fake_server({"m": model})) as (address, loop), connected(address) as client:
         for number in range(6):
             assert ask(client, post(row(number))) == {"predictions": [[number / 2 + 1]]}

@@ -11,6 +11,7 @@ from pycocotools.coco import COCO
 from test_operation import listening_app
 
 import serving
+from serving_extensions import metrics
 
 Keys = pytest.importorskip("selenium.webdriver.common.keys").Keys
 ActionChains = pytest.importorskip("selenium.webdriver").ActionChains
@@ -84,6 +85,7 @@ def site(tmp_path_factory):
     server = serving.ModelServer(site.path)
     assert server.wait(120)
     with listening_app(serving.create_app(server)) as site.address:
+        site.server = server
         for number in range(6):
             assert site.see(number).status_code == 200
         yield site
@@ -120,6 +122,7 @@ def card(name, kind="models"):
 
 
 def click(page, selector):
+    wait(page, f"document.querySelector({json.dumps(selector)})")
     page.execute_script("document.querySelector(arguments[0]).click()", selector)
 
 
@@ -243,6 +246,135 @@ def test_a_reload_tells_beforehand_what_would_change_and_afterwards_what_did(pag
         browser,
         f"document.querySelector('{card('new')}') && !document.querySelector('{card('broken')}')",
     )
+
+
+# --- watch ----------------------------------------------------------------------------------------
+
+
+def window(site, kind, name, length="5m"):
+    """What /stats says of a group, all its requests as a number by class of status."""
+    series = site.get(f"stats?window={length}")["series"]
+    return next(one for one in series if (one["kind"], one["name"]) == (kind, name))["total"]
+
+
+ROW = "[...document.querySelectorAll('#watch-groups tbody tr')].find((row) => row.dataset.key == '{} {}')?.innerText"
+
+
+def predict(site, body='{"instances": [1.0]}', model="half_plus_three"):
+    address = f"{site.address}/v1/models/{model}:predict"
+    return requests.post(address, body, headers=KEY)
+
+
+def test_graphs_and_the_table_tell_what_stats_tells_without_the_pages_own_calls(page, site):
+    for _ in range(7):
+        assert predict(site).status_code == 200
+    browser = page("watch")
+    row = ROW.format("model", "half_plus_three")
+    wait(browser, row)
+    total = window(site, "model", "half_plus_three")
+    cells = browser.execute_script(f"return {row}").split("\t")
+    assert cells[2] == str(total["requests"]) and total["requests"] >= 7
+    assert float(cells[4].split()[0]) == pytest.approx(total["latency"]["p50"], abs=0.06)
+    titles = browser.execute_script(
+        "return [...document.querySelectorAll('.charts figcaption')].map((one) => one.textContent)"
+    )
+    for title in ("Requests a minute", "Latency, ms", "In flight, most", "Queue, mean", "Refused"):
+        assert title in titles
+    assert not [title for title in titles if "GPU" in title], "there is none here"
+    everything = window(site, "all", "")["requests"]
+    asked = "performance.getEntriesByType('resource').filter((one) => one.name.includes('window=')).length"
+    before = browser.execute_script(f"return {asked}")
+    wait(browser, f"{asked} > {before}")
+    assert window(site, "all", "")["requests"] == everything
+    assert "5,000 a day" in text_of(browser, "#watch-quotas")
+
+
+def test_gpus_are_drawn_where_there_are_some(page, site, monkeypatch):
+    gpu = {"name": "GPU:0", "memory_used_bytes": 3 << 30, "utilisation_percent": 40}
+    monkeypatch.setattr(metrics, "read_gpus", lambda: [gpu])
+    site.server.state["metrics"].look()
+    browser = page("watch")
+    label = wait(
+        browser,
+        "[...document.querySelectorAll('.charts svg')].map((one) => one.getAttribute('aria-label')).filter((one) => /GPU/.test(one)).join(' ')",
+    )
+    assert "GPU memory. Now: memory 3072 MiB" in label and "GPU use. Now: use 40.0 %" in label
+
+
+def test_the_table_is_sorted_by_a_click_and_a_name_opens_its_graphs(page, site):
+    for model, count in (("half_plus_two", 3), ("half_plus_three", 5)):
+        for _ in range(count):
+            predict(site, model=model)
+    browser = page("watch")
+    wait(browser, ROW.format("model", "half_plus_three"))
+    names = "[...document.querySelectorAll('#watch-groups tbody tr')].map((row) => row.cells[1].innerText)"
+    click(browser, "[data-sort=name]")
+    shown = browser.execute_script(f"return {names}")
+    assert shown == sorted(shown, key=str.lower) and len(shown) > 2
+    click(browser, "[data-sort=requests]")
+    counts = browser.execute_script(
+        "return [...document.querySelectorAll('#watch-groups tbody tr')].map((row) => Number(row.cells[2].innerText.replaceAll(',', '')))"
+    )
+    assert counts == sorted(counts, reverse=True)
+    sorted_by = (
+        "document.querySelector('[data-sort=requests]').parentElement.getAttribute('aria-sort')"
+    )
+    assert browser.execute_script(f"return {sorted_by}") == "descending"
+    click(browser, "#watch-groups a[href='#watch/model/half_plus_three']")
+    wait(browser, "document.querySelector('h2')?.textContent == 'model half_plus_three'")
+    charts = browser.execute_script("return document.querySelectorAll('.charts figure').length")
+    assert charts == 5, "those of a process are shown in all"
+    browser.back()
+    wait(browser, "document.querySelector('#watch-groups')")
+
+
+def test_the_last_errors_are_filtered_and_what_is_typed_survives_an_update(page, site):
+    assert predict(site, "{").status_code == 400
+    assert predict(site, model="unknown").status_code == 404
+    browser = page("watch")
+    rows = "document.querySelectorAll('#watch-errors tbody tr')"
+    wait(browser, f"{rows}.length >= 2")
+    told = site.get("stats?window=5m")["last_errors"]
+    box = browser.find_element("css selector", "#errors-filter")  # it is there with the rows
+    box.send_keys("models/unknown")
+    wanted = [one["request_id"] for one in told if "models/unknown" in one["path"]]
+    ids = f"[...{rows}].map((row) => row.cells[4].innerText)"
+    assert wait(browser, f"{ids}.length < {len(told)} && {ids}") == wanted
+    again = predict(site, model="unknown").headers["X-Request-Id"]
+    wait(browser, f"{ids}[0] == '{again}'")
+    assert box.get_property("value") == "models/unknown"
+    assert browser.execute_script("return document.activeElement.id") == "errors-filter"
+
+
+def test_an_hour_and_a_day_are_shown(page, site):
+    predict(site)
+    browser = page("watch")
+    for length, minutes in (("1h", 60), ("24h", 24 * 60)):
+        click(browser, f"[data-window='{length}']")
+        pressed = f"document.querySelector('[data-window=\"{length}\"]').ariaPressed == 'true'"
+        wait(browser, f"{pressed} && document.querySelector('.charts svg')")
+        times = site.get(f"stats?window={length}")["time"]
+        assert times[-1] - times[0] == pytest.approx(60 * minutes, rel=0.02)
+        first = time.strftime("%I:%M", time.localtime(times[0]))
+        wait(browser, f"document.querySelector('.charts svg').textContent.includes('{first}')")
+
+
+def test_last_seen_is_told_when_the_server_is_gone_and_it_is_found_again(page, site):
+    browser = page("watch")
+    wait(browser, "document.querySelector('#watch-seen')?.textContent.startsWith('Up for')")
+    line = {"latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
+    browser.execute_cdp_cmd("Network.enable", {})
+    try:
+        browser.execute_cdp_cmd("Network.emulateNetworkConditions", {"offline": True, **line})
+        wait(
+            browser,
+            "/^Last seen \\d+ s ago$/.test(document.querySelector('#watch-seen').textContent)",
+        )
+        assert "cannot be reached" in text_of(browser, "#watch-state")
+        assert browser.execute_script("return document.querySelector('.charts') != null")
+    finally:
+        browser.execute_cdp_cmd("Network.emulateNetworkConditions", {"offline": False, **line})
+    wait(browser, "document.querySelector('#watch-state').hidden")
 
 
 # --- the inbox ------------------------------------------------------------------------------------

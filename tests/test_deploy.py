@@ -441,7 +441,8 @@ def copied(name):
     "name, extras", [("Dockerfile", ["redis"]), ("Dockerfile.gpu", ["redis", "gpu"])]
 )
 def test_an_image_installs_what_setup_cfg_requires(name, extras, tmp_path):
-    (run,) = [rest for word, rest in instructions(name) if word == "RUN"]
+    run, fonts = [rest for word, rest in instructions(name) if word == "RUN"]
+    assert " fonts-noto-core " in fonts  # docs/pictures.md, "Drawn"
     shutil.copy(ROOT / "setup.cfg", tmp_path)
     make, _, install = run.partition("&&")
     assert install.strip() == "pip install -r requirements.txt"

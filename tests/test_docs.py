@@ -136,3 +136,13 @@ def test_ci_runs_the_readmes_test_command():
 
 def test_readme_is_short():
     assert README.count("\n") < 200
+
+
+def test_each_row_of_the_compatibility_table_has_its_test():
+    text = (ROOT / "docs/compatibility.md").read_text()
+    rows = [line for line in text.splitlines() if line.startswith("| ") and "| feature" not in line]
+    named = re.findall(r"`tests/(test_\w+\.py)`(?:: `(test_\w+)`)? \|$", text, re.MULTILINE)
+    assert len(named) == len(rows) == 67
+    for file, test in named:
+        source = (ROOT / "tests" / file).read_text()
+        assert f"def {test or 'test_'}" in source, (file, test)

@@ -57,6 +57,33 @@ def test_a_name_that_no_font_has_is_its_number(monkeypatch):
     routines.find_font.cache_clear()
 
 
+def test_a_font_of_one_script_writes_the_name_and_another_the_number(monkeypatch):
+    """Noto's fonts of Thai, Hebrew or Arabic have no digits, and some no Latin letters."""
+    has = {"thai": set("แมว"), "hebrew": set("חתול "), "latin": set("cat 0123456789.#")}
+    monkeypatch.setattr(routines, "list_fonts", lambda: list(has))
+    monkeypatch.setattr(routines, "has_letters", lambda path, letters: set(letters) <= has[path])
+    for name, parts in {
+        "cat": [("cat 0.50", "latin")],
+        "แมว": [("แมว", "thai"), ("0.50", "latin")],
+        "แมว cat": [("แมว", "thai"), ("cat", "latin"), ("0.50", "latin")],
+        "חתול חתול": [("חתול חתול", "hebrew"), ("0.50", "latin")],
+        "חתול cat": [],  # the order of the words would be wrong
+        "猫": [],
+        "cat 猫": [],
+    }.items():
+        routines.find_font.cache_clear()
+        assert routines.choose_fonts(name, "0.50") == parts
+    monkeypatch.undo()
+    routines.find_font.cache_clear()
+    monkeypatch.setattr(
+        routines, "choose_fonts", lambda *_: [("cat", ":pillow"), ("0.50", ":pillow")]
+    )
+    assert (
+        pixels_of("cat").shape[1]
+        > 0.9 * routines.draw_text("cat 0.50", ":pillow", 20, (0, 0, 0)).shape[1]
+    )
+
+
 @pytest.mark.skipif(not hasattr(cv2, "FontFace"), reason="OpenCV 4 has no fonts of its own")
 def test_chinese_without_a_font_of_the_system(monkeypatch):
     monkeypatch.setattr(routines, "FONT_FOLDERS", ())

@@ -202,11 +202,13 @@ def test_the_hub_envelope_holds_answers_and_errors(tmp_path):
         ]["error"].startswith(text), response.json
 
 
-def test_context_and_model_dir(tmp_path):
+@pytest.mark.parametrize("limit", [{}, {"timeout_seconds": 60}])  # here; in a thread of its own
+def test_context_and_model_dir(tmp_path, caplog, limit):
+    caplog.set_level("INFO", "serving")
     (tmp_path / "functions.py").write_text(MODULE)
     write_config(
         tmp_path,
-        {"path": "/c", "function": "functions.py:context", "model_dir": "weights"},
+        {"path": "/c", "function": "functions.py:context", "model_dir": "weights", **limit},
         model_config_list=[
             {"config": {"name": "half", "base_path": str(ROOT / "models/half_plus_two")}}
         ],
@@ -220,6 +222,7 @@ def test_context_and_model_dir(tmp_path):
     )
     assert answer == {"key": "site", "id": "r-1", "agent": "me", "dir": "weights", "half": [2.5]}
     assert "MODEL_DIR" not in os.environ
+    assert "model=half version=123 rows=1 batch=1" in caplog.text  # a part of this request
     server.stop()
 
 
@@ -328,7 +331,10 @@ def test_a_function_that_cannot_be_imported_is_told_everywhere(tmp_path):
         ),
         ({"path": "/a", "function": "a"}, ".function: expected module:name"),
         ({"path": "/a", "function": "a:b", "methods": ["LIST"]}, ".methods[0]: expected GET, POST"),
-        ({"path": "/a", "function": "a:b", "envelope": "soap"}, ".envelope: expected hub:"),
+        (
+            {"path": "/a", "function": "a:b", "envelope": "soap"},
+            ".envelope: expected one of hub, none, got 'soap'",
+        ),
         ({"path": "/a", "fuction": "a:b"}, ".fuction: unknown key; did you mean 'function'?"),
     ],
 )
@@ -656,9 +662,8 @@ def test_check_says_where_a_function_is_missing_without_importing(tmp_path, caps
     assert serving.main(["--check", "--config", str(tmp_path / "config.json")]) == 2
     wrong = [line for line in capsys.readouterr().out.splitlines() if line.startswith("wrong: ")]
     assert len(wrong) == 2 and all(text in line for line in wrong)
-    assert wrong[0].startswith("wrong: $.pipeline_config_list[0].nodes[0].function") and wrong[
-        1
-    ].startswith("wrong: $.handlers[0].function")
+    for place in ("handlers[0].function", "pipeline_config_list[0].nodes[0].function"):
+        assert sum(line.startswith(f"wrong: $.{place}: ") for line in wrong) == 1
 
 
 # --- what is no Exception ------------------------------------------------------------------------------------
@@ -811,3 +816,105 @@ def test_the_own_time_out_of_a_handler_is_no_deadline(tmp_path):
     server = serving.ModelServer(tmp_path / "config.json")
     assert server.wait(10)
     assert_error(Rest(server).post("/f", "1", headers=KEY), 500, "Internal server error: ...")
+
+
+# --- answers as Flask's views have them -----------------------------------------------------------
+
+VIEWS = """
+import asyncio
+import flask
+import time
+
+def missing(inputs):
+    return {"error": f"there is no {inputs}"}, 404, {"X-Missing": "yes"}
+
+def response(inputs):
+    return flask.Response("<b>", 203, {"X-A": "b"}, content_type="text/html")
+
+async def later(inputs):
+    await asyncio.sleep(0.01)
+    return [inputs, float("nan")]
+
+def stream(inputs):
+    for number in range(inputs):
+        yield {"number": number}
+
+def breaks(inputs):
+    yield "begins"
+    raise RuntimeError("a secret of the model")
+
+def fails(inputs):
+    raise RuntimeError("a secret of the model")
+    yield "never"
+
+def floods(inputs):
+    while True:
+        yield b"x" * 100_000
+"""
+NAMES = ("missing", "response", "later", "stream", "breaks", "fails", "floods")
+
+
+@pytest.fixture(scope="module")
+def views(tmp_path_factory):
+    """The address of a server of these handlers, over a socket."""
+    folder = tmp_path_factory.mktemp("views")
+    (folder / "views.py").write_text(VIEWS)
+    handlers = [{"path": f"/v/{name}", "function": f"views.py:{name}"} for name in NAMES]
+    config = {
+        "model_config_list": [],
+        "handlers": [
+            *handlers,
+            {"path": "/v/hub", "function": "views.py:missing", "envelope": "hub"},
+        ],
+        "auth": {"keys": [key_entry("all", "k")]},
+        "server": {"max_unpacked_bytes": 1_000_000},
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    server = serving.ModelServer(folder / "config.json")
+    assert server.wait(30)
+    with listening(server) as address:
+        yield address
+    server.stop()
+
+
+def call_view(views, name, value=None, **options):
+    url = f"{views}/v/{name}"
+    return requests.post(url, json=value, headers={"x-api-key": "k"}, timeout=20, **options)
+
+
+def test_a_handler_answers_with_a_status_and_headers(views):
+    answer = call_view(views, "missing", "bird")
+    assert (answer.status_code, answer.json()) == (404, {"error": "there is no bird"})
+    assert answer.headers["X-Missing"] == "yes" and answer.headers["X-Request-Id"]
+    assert call_view(views, "hub", "bird").json() == {"error": "there is no bird"}
+
+
+def test_a_handler_answers_with_a_response(views):
+    answer = call_view(views, "response")
+    assert (answer.status_code, answer.text, answer.headers["X-A"]) == (203, "<b>", "b")
+    assert answer.headers["Content-Type"] == "text/html"
+
+
+def test_an_async_handler(views):
+    assert call_view(views, "later", 1).json() == [1, None]
+
+
+def test_a_stream_comes_in_parts(views):
+    answer = call_view(views, "stream", 3, stream=True)
+    assert answer.headers["Content-Type"] == "application/x-ndjson"
+    assert answer.headers["Transfer-Encoding"] == "chunked"
+    lines = [json.loads(line) for line in answer.iter_lines()]
+    assert lines == [{"number": number} for number in range(3)]
+
+
+def test_a_stream_that_fails_is_no_whole_one(views, caplog):
+    with pytest.raises(requests.exceptions.ChunkedEncodingError):
+        call_view(views, "breaks", 1)
+    answer = call_view(views, "fails", 1)
+    assert answer.status_code == 500 and "secret" not in answer.text
+
+
+def test_a_stream_is_bounded(views):
+    with pytest.raises(requests.exceptions.ChunkedEncodingError):
+        call_view(views, "floods", 1)
+    assert call_view(views, "later", 1).status_code == 200

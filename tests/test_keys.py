@@ -21,6 +21,7 @@ import serving
 from serving_extensions import catalogue, console, quotas
 
 BODY = json.dumps({"instances": [[1.0]]})
+TENSOR = json.dumps({"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 1], "data": [1.0]}]})
 PICTURE = json.dumps({"image_type": "array", "data": [[[1, 2, 3]]]})
 NAME, VERDICT = "0" * 64, json.dumps({"verdict": "accepted"})  # of a picture put aside
 # Method, path, body, and who may call: the routes of serving.ROUTES, each at least once.
@@ -34,6 +35,12 @@ CALLS = [
     ("POST", "/v1/config/reload", None, "shared"),
     ("POST", "/v1/models/m/load", None, "shared"),
     ("POST", "/v1/models/m/unload", None, "shared"),
+    ("GET", "/v2", None, "open"),
+    ("GET", "/v2/models/m", None, "shared"),
+    ("GET", "/v2/models/m/ready", None, "shared"),
+    ("POST", "/v2/models/m/infer", TENSOR, "shared"),
+    ("POST", "/v2/repository/index", None, "shared list"),
+    ("GET", "/", None, "open"),
     ("GET", "/livez", None, "open"),
     ("GET", "/readyz", None, "open"),
     ("POST", "/predict", PICTURE, "key"),
@@ -46,6 +53,8 @@ CALLS = [
     ("GET", "/deployments", None, "key list"),
     ("GET", "/usage", None, "own"),
     ("GET", "/pictures/client/curl", None, "key list own"),
+    ("GET", "/v1/models/m/client/curl", None, "shared list own"),
+    ("GET", "/v1/client/curl?path=/livez", None, "shared list"),
     ("GET", "/pictures/samples/0.jpg", None, "key list own"),
     ("POST", "/pictures/preview", PICTURE, "key list own"),
     ("GET", "/metrics", None, "shared"),
@@ -53,7 +62,8 @@ CALLS = [
     ("GET", "/openapi.json", None, "shared list"),
     ("GET", "/console/", None, "open"),
 ]
-ADMITTED = {"/v1/models/m/load": 400, "/v1/models/m/unload": 400}  # `m` is not on demand
+# `m` is not on demand; `/` leads browsers alone to the page.
+ADMITTED = {"/v1/models/m/load": 400, "/v1/models/m/unload": 400, "/": 400}
 STATES = {
     "no key": 401,
     "wrong": 401,
@@ -139,7 +149,7 @@ def test_every_route_is_in_the_table_above():
         guard = f"{route.guard} list" if route.lists else route.guard
         assert any(
             method in route.methods
-            and route.pattern.fullmatch(path)
+            and route.pattern.fullmatch(path.partition("?")[0])
             and guard == kind.removesuffix(" own")
             for method, path, _, kind in CALLS
         ), route

@@ -252,3 +252,18 @@ def test_a_deployment_without_a_label_map_lists_no_classes_of_a_servable_without
 def test_the_demos_label_map():
     labels = routines.load_labels("models/shapes/label_map.pbtxt", ROOT)
     assert list(labels) == list(range(1, len(labels) + 1))
+
+
+def test_a_detector_of_unknown_sizes_is_held_against_its_label_map_at_the_first_picture():
+    labels = {1: "cat", 2: "dog"}
+    inputs = {"image": ("DT_FLOAT", (1, None, None, 3))}
+    outputs = {"out": ("DT_FLOAT", (1, None, None), "ConcatV2", "input")}
+    rows = np.zeros((1, 84, 4 + 3), np.float32)  # of a picture of 64 x 64
+    for names, fits in ((labels, False), ({**labels, 3: "emu"}, True), ({}, True)):
+        model = routines.ImageModel(inputs, outputs, labels=names, family="yolo")
+        for array in (rows, rows.transpose(0, 2, 1)):
+            if fits:
+                assert len(model.read({"out": array}, (64, 64))["scores"]) == 0
+                continue
+            with pytest.raises(routines.OutputError, match="model's 3 classes.* got 2, ids 1 to 2"):
+                model.read({"out": array}, (64, 64))

@@ -15,6 +15,8 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import house  # noqa: E402
 
+import serving  # noqa: E402
+
 SOURCE = (ROOT / "serving.py").read_text()
 TREE = ast.parse(SOURCE)
 BANNER = re.compile(r"^# =+\n# (.+)\n# In: .*\n(?:# .*\n)*?# =+$", re.MULTILINE)
@@ -151,9 +153,8 @@ BY_NAME = {
     ("handlers.py", "import_"): "imports of a handler's project that are none of its files",
     (
         "handlers.py",
-        "import_module",
+        "import_source",
     ): "`function` of a handler: a module of its project, or Python's",
-    ("handlers.py", "bind"): "calls the above",
 }
 
 
@@ -167,6 +168,165 @@ def test_only_what_a_config_names_is_imported_by_a_string():
                 if name in ("import_module", "__import__", "run_path", "run_module"):
                     found.add((file.name, function.name))
     assert found == set(BY_NAME)
+
+
+# --- one name, one meaning --------------------------------------------------------------------------------
+
+# Names that several files have at their top level, and why; with the files where it is not any.
+SHARED = {
+    ("__all__", None): "Python's",
+    ("logger", None): "the one logger of that name, `serving`",
+    ("EXTENSION", None): "what a file adds, for the list in serving_extensions/__init__.py",
+    (
+        "wrap",
+        ("batching", "freezing", "replicas", "warmup"),
+    ): "a loader around another: `wrap_load`",
+    ("Shape", ("pipelines", "routines")): "the same; pipelines need no routines.py",
+}
+
+
+def top_names(tree):
+    """What a file defines at its top level: classes, functions, constants."""
+    for node in tree.body:
+        if hasattr(node, "name"):
+            yield node.name
+        for target in getattr(node, "targets", [getattr(node, "target", None)]):
+            if isinstance(target, ast.Name):
+                yield target.id
+
+
+def test_a_name_means_one_thing():
+    """A hook's name is its function's; all else is named once, or listed with its reason."""
+    hooks = {field.name for field in serving.dataclasses.fields(serving.Extension)}
+    where = {}
+    for file in house.files():
+        for name in set(top_names(ast.parse(file.read_text()))) - hooks:
+            where.setdefault(name, []).append(file.stem)
+    several = {name: tuple(sorted(files)) for name, files in where.items() if len(files) > 1}
+    assert {name: files for name, files in several.items() if (name, None) not in SHARED} == {
+        name: files for name, files in SHARED if files
+    }
+    for file in house.files()[2:]:
+        tree = ast.parse(file.read_text())
+        plugged = {
+            node.id
+            for call in ast.walk(tree)
+            if isinstance(call, ast.Call) and getattr(call.func, "id", "") == "Extension"
+            for node in ast.walk(call)
+            if isinstance(node, ast.Name)
+        }
+        assert set(top_names(tree)) & hooks <= plugged, f"{file.name}: named as a hook, and none"
+
+
+# --- what a part of the files says of the others ----------------------------------------------------------
+
+
+def test_the_core_names_what_its_extensions_declare():
+    there = serving.installed()
+    urls = [url for one in there for row in one.routes for url in serving.spellings(row.url)]
+    declared = {
+        "sections": [section for one in there for section in one.sections],
+        # `/` is nobody's without the page: a site has one of its own
+        "urls": list(dict.fromkeys(url for url in urls if "{" not in url and url != "/")),
+        "commands": [name for one in there for name in one.commands],
+    }
+    named = {
+        kind: [name for home in serving.HOMES for name in getattr(home, kind)] for kind in declared
+    }
+    assert {kind: sorted(names) for kind, names in named.items()} == {
+        kind: sorted(names) for kind, names in declared.items()
+    }
+    for home in serving.HOMES:
+        (extension,) = (one for one in there if f"{one.name}.py" == home.file)
+        assert set(home.sections) == set(extension.sections)
+        assert set(home.commands) == set(extension.commands)
+        assert (ROOT / "serving_extensions" / home.file).is_file()
+
+
+def test_no_function_spells_a_url():
+    """All derive from the one table: `url_of`."""
+    rows = serving.routes_of(serving.installed())
+    urls = [url for row in rows for url in serving.spellings(row.url)]
+    words = {re.escape(word) for url in urls for word in re.findall(r"/([\w.-]+)", url)}
+    spelled = re.compile(rf"/(?:{'|'.join(words)})(?![\w.-])")
+    found = [
+        (file.name, function.name)
+        for file in house.files()
+        for function in house.functions(ast.parse(file.read_text()))
+        for node in ast.walk(
+            ast.Module(function.body[ast.get_docstring(function) is not None :], [])
+        )
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        if spelled.search(node.value)
+    ]
+    assert found == [("serving.py", "_files_to_load")]  # tells what to do; the table lies below it
+
+
+def test_what_a_model_is_loaded_by_is_declared_with_its_fields():
+    """The others say what is served of it, or nothing."""
+    fields = serving.dataclasses.fields(serving.ModelConfig)
+    others = {one.name for one in fields if not one.metadata["loads"]}
+    served = {"name", "model_version_policy", "version_labels"}
+    assert others - served == {
+        one.name for one in fields if one.metadata["doc"] == serving.NO_EFFECT
+    }
+
+
+# --- what is known of a call travels with it -------------------------------------------------------------
+
+# Where something is of a thread, or of a context, and why.
+OF_A_THREAD = {
+    (
+        "routines.py",
+        "contextvars",
+    ): "`@routine` and `@family` run while a module is imported, by a statement without arguments",
+    (
+        "serving.py",
+        "respond",
+    ): "flask.request: Flask calls a view without it",
+    ("serving.py", "unknown"): "flask.request: and an error's handler",
+}
+HIDDEN = {"current_app", "g", "session", "has_request_context", "local"}
+
+
+def of_a_thread(tree):
+    """What a tree asks of the thread it runs in: modules, and functions that ask Flask's proxies."""
+    for name in house.imported(tree):
+        module, _, part = name.rpartition(".")
+        if "contextvars" in name or module in ("threading", "_thread", "flask") and part in HIDDEN:
+            yield name
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and node.attr in ("local", "_local", "current_app"):
+            yield ast.unparse(node)
+    if "flask.request" in house.imported(tree):
+        asked = {node for node in free_names(tree, set()) if node.id == "request"}
+        for node in asked:
+            inner = [one for one in house.functions(tree) if node in ast.walk(one)]
+            yield min(inner, key=house.length).name
+
+
+def test_nothing_is_kept_for_a_thread():
+    found = {
+        (file.name, name)
+        for file in house.files()
+        for name in of_a_thread(ast.parse(file.read_text()))
+    }
+    assert found == set(OF_A_THREAD)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import threading\nx = threading.local()",
+        "from threading import local",
+        "from flask import g",
+        "import contextvars",
+        "import flask\nflask.current_app",
+        "from flask import request\ndef view():\n    return request.path",
+    ],
+)
+def test_what_is_of_a_thread_is_seen(source):
+    assert list(of_a_thread(ast.parse(source)))
 
 
 # --- private and undocumented names of libraries ----------------------------------------------------------

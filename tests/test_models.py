@@ -396,13 +396,13 @@ def test_running_request_is_finished_before_its_version_is_freed():
     servable = server.manager.available["m"].versions[1]
     plain = servable.run
 
-    def slow(name, inputs):
+    def slow(name, inputs, trace=serving.UNTRACED):
         if (
             not running.is_set()
         ):  # the first one; those that come before the new version is there are as fast as ever
             running.set()
             go_on.wait(10)
-        return plain(name, inputs)
+        return plain(name, inputs, trace)
 
     servable.run = slow
     answers = []

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -195,6 +196,45 @@ def test_cors_lets_the_listed_origins_in(how, origins, allowed):
     for header in ("Authorization", "x-api-key", "Content-Type"):
         assert header in preflight.headers["Access-Control-Allow-Headers"]
     assert "POST" in preflight.headers["Access-Control-Allow-Methods"]
+
+
+@pytest.mark.parametrize(
+    "origin", ["null", "capacitor://localhost", "tauri://localhost", "chrome-extension://abc"]
+)
+def test_apps_and_files_are_let_in_where_all_are(origin):
+    client = Rest(fake_server({"m": FakeServable()}, server={"cors_origins": ["*"]}))
+    headers = {"Origin": origin, "Access-Control-Request-Method": "POST"}
+    for method in ("OPTIONS", "GET"):
+        answer = client.open("/v1/models/m", method=method, headers=headers)
+        assert answer.status_code == 200
+        assert answer.headers["Access-Control-Allow-Origin"] == origin
+    client = Rest(
+        fake_server({"m": FakeServable()}, server={"cors_origins": ["https://site.example"]})
+    )
+    answer = client.open("/v1/models/m", method="OPTIONS", headers=headers)
+    assert "Access-Control-Allow-Origin" not in answer.headers
+
+
+def test_every_header_that_is_read_may_be_sent():
+    """Those that the sources ask a request for; a browser writes the others itself."""
+    sources = [ROOT / "serving.py", *sorted((ROOT / "serving_extensions").glob("*.py"))]
+    text = "".join(path.read_text() for path in sources)
+    named = set(re.findall(r'call\.header\("([A-Za-z-]+)"', text))
+    named |= {name.replace("_", "-") for name in re.findall(r'"HTTP_([A-Z_]+)"', text)}
+    written_by_browsers = {"origin", "upgrade", "accept-encoding"}
+    client = Rest(fake_server({"m": FakeServable()}, server={"cors_origins": ["*"]}))
+    answer = client.open("/v1/models/m:predict", method="OPTIONS", headers=ORIGIN)
+    allowed = answer.headers["Access-Control-Allow-Headers"].lower().split(", ")
+    assert {name.lower() for name in named} - written_by_browsers <= set(allowed)
+
+
+def test_every_header_that_is_written_may_be_read():
+    client = Rest(fake_server({"m": FakeServable()}, server={"cors_origins": ["*"]}))
+    headers = {**ORIGIN, "Accept": "application/octet-stream"}
+    answer = client.post("/v1/models/m:predict", '{"instances": [[1.0]]}', headers=headers)
+    assert answer.status_code == 200
+    exposed = answer.headers["Access-Control-Expose-Headers"].split(", ")
+    assert {"X-Tensor-Shape", "X-Tensor-Dtype", "X-Request-Id", "Server-Timing"} <= set(exposed)
 
 
 # --- gunicorn ---------------------------------------------------------------------------------------------

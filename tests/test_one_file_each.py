@@ -31,17 +31,27 @@ class First:
         return keep(tensors, slice(self.count))
 '''
 ENVELOPE = """
-import functools
+import serving
 
-def enveloped(function):
-    @functools.wraps(function)
-    def answer(value):
-        return {"data": function(value), "ok": True}
-    return answer
+def unwrap(body):
+    if not isinstance(body, dict) or "input_data" not in body:
+        raise serving.BadRequest("expected {'input_data': ...}")
+    return body["input_data"]
 
-@enveloped
+BENTO = serving.Envelope(
+    unwrap=unwrap,
+    wrap=lambda result: {"data": result, "ok": True},
+    error=lambda text, status, request_id: {"error": text, "ok": False},
+)
+
+EXTENSION = serving.Extension("bento", envelopes={"bento": BENTO})
+
 def double(value):
     return 2 * value
+
+@serving.enveloped(BENTO)
+def triple(value):
+    return 3 * value
 """
 AUTHENTICATION = """
 import serving
@@ -116,6 +126,28 @@ EXTENSION = serving.Extension("names", commands={"names": names})
 if __name__ == "__main__":
     sys.exit(serving.main(extensions=[*serving.installed(), EXTENSION]))
 '''
+SECTION = """
+from dataclasses import dataclass
+import serving
+
+@dataclass(frozen=True)
+class Greeting:
+    word: str = serving.option("Hello", "what is said first")
+    times: int = serving.option(1, "how often", minimum=1)
+
+def prepare(server, config):
+    return " ".join([config.greeting.word] * config.greeting.times) if config.greeting else "..."
+
+def view_greet(server, call):
+    return serving.reply(server.prepared.of["greeting"])
+
+EXTENSION = serving.Extension(
+    "greeting",
+    sections={"greeting": Greeting},
+    prepare=prepare,
+    routes=[serving.route("GET", "/greet", view_greet, "open")],
+)
+"""
 
 
 @pytest.fixture
@@ -165,10 +197,40 @@ def test_a_routine(serve):
 def test_an_envelope_of_a_handler(serve):
     rest = serve(
         ENVELOPE,
-        handlers=[{"path": "/double", "function": "mine.py:double"}],
+        handlers=[
+            {"path": "/double", "function": "mine.py:double", "envelope": "bento"},
+            {"path": "/triple", "function": "mine.py:triple"},
+            {"path": "/plain", "function": "mine.py:triple", "envelope": "none"},
+        ],
         auth={"keys": [key_entry("one", "k")]},
     )
-    assert rest.post("/double", 4, headers=bearer("k")).json == {"data": 8, "ok": True}
+    ask = lambda path, body, key="k": rest.post(path, body, headers=bearer(key))  # noqa: E731
+    for path, answer in (("/double", 8), ("/triple", 12)):
+        assert ask(path, {"input_data": 4}).json == {"data": answer, "ok": True}
+        assert ask(path, 4).json == {"error": "expected {'input_data': ...}", "ok": False}
+        denied = ask(path, {"input_data": 4}, "wrong")
+        assert denied.status_code == 401 and denied.json["ok"] is False
+        assert rest.get(path, headers=bearer("k")).json["data"]["status"] == "ready"
+    assert ask("/plain", 4).json == 12
+
+
+def test_an_envelope_that_nobody_has(serve):
+    with pytest.raises(serving.ConfigError) as raised:
+        serve(ENVELOPE, handlers=[{"path": "/f", "function": "mine.py:f", "envelope": "bentoml"}])
+    assert str(raised.value).endswith(
+        "$.handlers[0].envelope: expected one of bento, hub, none, got 'bentoml'"
+    )
+
+
+def test_an_envelope_that_fails_is_the_requests_500(serve):
+    text = ENVELOPE.replace('{"error": text, "ok": False}', "text.decode()")
+    rest = serve(
+        text,
+        handlers=[{"path": "/f", "function": "mine.py:double", "envelope": "bento"}],
+        auth={"keys": [key_entry("one", "k")]},
+    )
+    response = rest.post("/f", 4, headers=bearer("k"))
+    assert response.status_code == 500 and response.json["status"] == "InternalServerError"
 
 
 def test_a_scheme_of_authentication(serve):
@@ -198,6 +260,24 @@ def test_a_metric(serve):
     rest = serve(METRIC)
     rest.get("/v1/models/m")
     assert "serving_largest_answer_bytes" in rest.get("/metrics").get_data(as_text=True)
+
+
+def test_a_section_of_the_config(serve, tmp_path):
+    rest = serve(SECTION, greeting={"word": "Hi", "times": 2})
+    assert rest.get("/greet").json == "Hi Hi"
+    changed = json.loads((tmp_path / "config.json").read_text())
+    for greeting, status, said in (
+        ({"times": 0}, 412, "Hi Hi"),
+        ({"wrod": "Hi"}, 412, "Hi Hi"),
+        ({"times": 3}, 201, "Hello Hello Hello"),
+        (None, 201, "..."),
+    ):
+        changed["greeting"] = greeting
+        (tmp_path / "config.json").write_text(json.dumps(changed))
+        assert rest.post("/v1/config/reload").status_code == status
+        assert rest.get("/greet").json == said
+    with pytest.raises(serving.ConfigError, match=r"\$.greeting: unknown key"):
+        serving.ModelServer(config("m", greeting={}))
 
 
 def test_a_command(capsys, monkeypatch, tmp_path):

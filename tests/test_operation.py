@@ -6,13 +6,16 @@ import json
 import logging
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 import threading
 import time
 from types import SimpleNamespace
+from urllib.parse import quote
 
+import flask
 import jsonschema
 import psutil
 import pytest
@@ -32,6 +35,7 @@ from conftest import (
 )
 from prometheus_client.parser import text_string_to_metric_families
 from waitress import create_server
+from werkzeug.middleware.proxy_fix import ProxyFix
 
 import routines
 import serving
@@ -290,7 +294,8 @@ def test_numbers_of_many_at_once_add_up_and_survive_a_reload():
 def test_percentiles_and_rates_by_hand():
     group = metrics.Group()
     for milliseconds in range(1, 101):
-        group.add(1000 + milliseconds // 50, 200, [milliseconds / 1e3], [{}], [])
+        ended = 1000 + milliseconds // 50, 200, 0, milliseconds / 1e3, *[serving.NO_TIME] * 5
+        group.add(metrics.Alike(ended))
     found = group.read(1030)
     assert found["latency_ms"] == {"p50": 50.5, "p90": 90.1, "p99": 99.01} and found[
         "requests_per_second"
@@ -387,13 +392,18 @@ def test_openapi_is_valid_and_its_examples_work(demo, how):
     from openapi_spec_validator import validate
 
     validate(document)
-    assert document["servers"] == [{"url": rest.prefix or "/"}]
+    assert document["servers"] == [
+        {"url": rest.prefix or "/"},
+        {"url": f"http://localhost{rest.prefix}"},
+    ]
     tried = 0
     for path, methods in document["paths"].items():
         for method, operation in methods.items():
             body = operation.get("requestBody", {}).get("content", {}).get("application/json", {})
             names = operation.get("parameters", [])
             assert all(f"{{{one['name']}}}" in path for one in names if one["in"] == "path")
+            if any(one.get("required") and one["in"] == "query" for one in names):
+                continue
             if "{" in path or method == "post" and "example" not in body:
                 continue  # a name is to be filled in
             jsonschema.validate(
@@ -406,8 +416,8 @@ def test_openapi_is_valid_and_its_examples_work(demo, how):
                 headers=bearer(demo.generated_key),
             )
             assert response.status_code == 200, (path, response.data)
-            (kind,) = operation["responses"]["200"]["content"]
-            assert response.mimetype == kind
+            kind = response.mimetype
+            assert kind in operation["responses"]["200"]["content"]
             if kind != "application/json":
                 continue
             answer = operation["responses"]["200"]["content"][kind]["schema"]
@@ -423,7 +433,7 @@ def test_every_row_of_the_url_table_is_in_the_openapi_document_and_nothing_else(
         (method.upper(), path) for path, methods in document["paths"].items() for method in methods
     }
     for row in serving.routes_of(server.extensions):
-        if row.name in ("nameless", "console"):  # a refusal, and the page
+        if row.name in ("nameless", "console", "root"):  # a refusal, and the page
             continue
         assert any(method in row.methods and row.pattern.fullmatch(path) for method, path in told)
     for method, path in told:
@@ -445,6 +455,124 @@ def test_openapi_names_every_deployment_and_handler():
     assert paths["/pets/predict"]["post"]["security"] == [{"bearer": []}, {"header": []}]
 
 
+def test_operation_ids_are_names_of_any_language_each_once():
+    names = ("a-b", "a_b", "A b", "ü", "漢", "a_b_2", "2")
+    server = fake_server({name: FakeServable() for name in names})
+    server.endpoint("/a-b", methods=["GET", "POST", "PUT"])(lambda value: value)
+    server.endpoint("/a_b")(lambda value: value)
+    paths = Rest(server).get("/openapi.json").json["paths"]
+    ids = [one["operationId"] for methods in paths.values() for one in methods.values()]
+    assert len(set(ids)) == len(ids)
+    assert all(re.fullmatch("[a-z][a-z0-9_]*", name) for name in ids)
+    assert {"predict_a_b", "predict_a_b_2", "predict_a_b_3", "predict", "predict_2"} <= set(ids)
+
+
+def test_openapi_tells_the_bodies_and_answers_that_are_no_json():
+    server = server_of_two()
+    paths = Rest(server).get("/openapi.json").json["paths"]
+    for path in ("/pets/predict", "/predict", "/{deployment}/predict"):
+        asked = paths[path]["post"]
+        assert list(asked["requestBody"]["content"]) == [
+            "application/json",
+            "application/octet-stream",
+            "multipart/form-data",
+        ]
+        names = {one["name"] for one in asked["parameters"] if one["in"] == "query"}
+        assert names == {"format", "routines", "frame"}
+        assert set(asked["responses"]["200"]["content"]) == {
+            "application/json",
+            "image/png",
+            "image/jpeg",
+        }
+    asked = paths["/v1/models/m:predict"]["post"]
+    assert {"application/json", "application/x-npy"} <= asked["requestBody"]["content"].keys()
+    outputs = next(one for one in asked["parameters"] if one["name"] == "outputs")
+    assert outputs["schema"]["items"] == {"enum": ["y"]}
+
+
+def test_errors_have_the_shape_that_openapi_says():
+    server = server_of_two()
+    server.endpoint("/hub", envelope="hub")(fail)
+    server.endpoint("/plain")(fail)
+    rest = Rest(server)
+    document = rest.get("/openapi.json").json
+    for path, method, body, key, status in (
+        ("/pets/predict", "post", b"", "k", "400"),
+        ("/pets/predict", "post", b"", "wrong", "401"),
+        ("/pets/classes", "get", None, "wrong", "401"),
+        ("/v1/models/m:predict", "post", b"{", "k", "400"),
+        ("/v1/models/f:predict", "post", b'{"inputs": [[1]]}', "k", "500"),
+        ("/hub", "post", b"1", "k", "500"),
+        ("/hub", "post", b"1", "wrong", "401"),
+        ("/plain", "post", b"1", "k", "500"),
+    ):
+        told = document["paths"][path][method]["responses"][status]
+        told = document["components"]["responses"][told["$ref"].rpartition("/")[2]]
+        answer = rest.open(path, method=method.upper(), data=body, headers=bearer(key))
+        assert str(answer.status_code) == status, (path, answer.text)
+        (kind, content), *_ = told["content"].items()
+        assert answer.mimetype == kind
+        jsonschema.validate(answer.json, resolve(document, content["schema"]))
+        for wrong in ([], {"errors": "x"}, {"error": 1}):
+            with pytest.raises(jsonschema.ValidationError):
+                jsonschema.validate(wrong, resolve(document, content["schema"]))
+
+
+def test_a_key_sees_in_openapi_what_it_may_call_alone(tmp_path):
+    rest = Rest(server_of_keys(tmp_path))
+    everything = rest.get("/openapi.json", headers=bearer("all")).json["paths"]
+    seen = rest.get("/openapi.json", headers=bearer("k")).json["paths"]
+    hidden = {path for path in everything if path not in seen}
+    assert hidden == {"/b/predict", "/b/classes", "/a/b/theirs"} | {
+        f"/v1/models/m{part}" for part in ("", "/metadata", ":predict")
+    }
+    assert "theirs" not in rest.get("/openapi.json", headers=bearer("k")).text
+
+
+@pytest.mark.parametrize("alone", [False, True])
+@pytest.mark.parametrize(
+    "trusted, said, expected",
+    [
+        ("127.0.0.1", {"X-Forwarded-Proto": "https"}, "https://{host}"),
+        (
+            "127.0.0.1",
+            {"X-Forwarded-Proto": "https", "X-Forwarded-Host": "ml.example"},
+            "https://ml.example",
+        ),
+        ("*", {"X-Forwarded-Host": "ml.example:8443"}, "http://ml.example:8443"),
+        ("127.0.0.1", {"Forwarded": "proto=https;host=ml.example"}, "http://{host}"),
+        ("127.0.0.1", {}, "http://{host}"),
+        ("10.0.0.7", {"X-Forwarded-Proto": "https", "X-Forwarded-Host": "x"}, "http://{host}"),
+        (None, {"X-Forwarded-Proto": "https", "X-Forwarded-Host": "x"}, "http://{host}"),
+    ],
+)
+def test_only_a_trusted_proxy_says_by_which_address_clients_come(trusted, said, expected, alone):
+    extensions = [one for one in serving.installed() if not alone or one.name != "front"]
+    server = serving.ModelServer(config(server={"trusted_proxy": trusted}), extensions)
+    with listening(server) as address:
+        wanted = expected.format(host=address.removeprefix("http://"))
+        document = requests.get(f"{address}/openapi.json", headers=said).json()
+        code = requests.get(f"{address}/v1/client/curl?path=/livez", headers=said).text
+    assert document["servers"] == [{"url": "/"}, {"url": wanted}]
+    assert shlex.split(code)[-1] == f"{wanted}/livez"
+
+
+def test_a_sites_proxy_fix_says_by_which_address_clients_come():
+    site = flask.Flask("site")
+    site.register_blueprint(serving.create_blueprint(server_of_two()), url_prefix="/ml")
+    site.wsgi_app = ProxyFix(site.wsgi_app, x_proto=1, x_host=1, x_prefix=1)
+    said = {
+        "X-Forwarded-Proto": "https",
+        "X-Forwarded-Host": "a.example",
+        "X-Forwarded-Prefix": "/b",
+    }
+    client = site.test_client()
+    servers = client.get("/ml/openapi.json", headers=said).json["servers"]
+    assert servers == [{"url": "/b/ml"}, {"url": "https://a.example/b/ml"}]
+    code = client.get("/ml/v1/models/m/client/curl", headers=said).text
+    assert shlex.split(code)[-1] == "https://a.example/b/ml/v1/models/m:predict"
+
+
 # --- what the page is built from ------------------------------------------------------------------------------
 
 
@@ -453,7 +581,7 @@ def test_deployments_tell_what_the_page_needs(demo):
     found = rest.get("/deployments", headers=key).json
     (shapes,) = found["deployments"]
     assert (
-        shapes["takes_images"]
+        shapes["state"] == "ready"
         and shapes["default"]
         and len(shapes["samples"]) == 10
         and shapes["classes"]["4"]["name"] == "star"
@@ -463,9 +591,10 @@ def test_deployments_tell_what_the_page_needs(demo):
         "half_plus_three",
         "digits",
         "shapes",
-        "two_steps",
     }
-    for model in found["models"]:
+    (pipeline,) = found["pipelines"]
+    assert [node["name"] for node in pipeline["nodes"]] == ["first", "second"]
+    for model in [*found["models"], pipeline]:
         assert rest.post(f"/v1/models/{model['name']}:predict", model["body"]).status_code == 200
     by_name = {
         routine["name"]: routine
@@ -544,6 +673,112 @@ def test_client_code_at_its_url(demo):
         )
 
 
+def server_of_keys(folder, protect="all"):
+    """Deployments, models and handlers, a key for all and one for some, which has one call a day."""
+    deployments = [{"id": "a", "model": "d"}, {"id": "b", "model": "m"}]
+    server = fake_server(
+        {"m": FakeServable(), "d": FakeDetector()},
+        deployments=deployments,
+        handlers=[{"path": path, "function": "json:dumps"} for path in ("/mine", "/a/b/theirs")],
+        auth={
+            "protect": protect,
+            "quota_store": str(folder / "quotas"),
+            "keys": [
+                key_entry("site", "all"),
+                key_entry(
+                    "few", "k", deployments=["a", "/mine"], quota={"calls": 1, "period": "day"}
+                ),
+            ],
+        },
+    )
+    return server
+
+
+@pytest.mark.parametrize("protect", ["predict", "all"])
+def test_a_key_gets_client_code_for_what_it_may_call_alone_and_at_no_cost(protect, tmp_path):
+    rest = Rest(server_of_keys(tmp_path, protect))
+    for path, reached, shared in (
+        ("/a/client/go", True, False),
+        ("/b/client/go", False, False),
+        ("/v1/models/d/client/go", True, True),
+        ("/v1/models/m/client/go", False, True),
+        ("/v1/models/m/versions/1/client/go", False, True),
+        ("/v1/client/go?path=/a/predict", True, True),
+        ("/v1/client/go?path=/b/classes", False, True),
+        ("/v1/client/go?path=/mine", True, True),
+        ("/v1/client/go?path=/a/b/theirs", False, True),
+        ("/v1/client/go?path=/v1/config/reload", False, True),
+        ("/v1/client/go?path=/v1/models", True, True),
+        ("/v1/client/go?path=/livez", True, True),
+    ):
+        allowed = reached or shared and protect == "predict"
+        given = rest.get(path, headers=bearer("k"))
+        assert given.status_code == (200 if allowed else 403), (path, given.text)
+        assert allowed or given.json["error"] == "The key 'few' is only for: /mine, a"
+        assert rest.get(path, headers=bearer("all")).status_code == 200
+        assert rest.get(path).status_code == (200 if shared and protect == "predict" else 401)
+
+
+def test_client_code_for_any_call(how, tmp_path):
+    rest = Rest(server_of_keys(tmp_path, "predict"), how)
+
+    def code(path, **wanted):
+        given = rest.post("/v1/client/curl", {"path": path, **wanted})
+        assert given.status_code == 200, given.text
+        return shlex.split(given.text.replace(f"http://localhost{rest.prefix}", ""))
+
+    plain, key = ["curl", "--fail-with-body", "-X"], ["-H", "Authorization: Bearer YOUR_KEY"]
+    kind = ["-H", "Content-Type: application/json", "-d"]
+    asked = '{"inputs": [[1.0]]}'
+    assert code("/v1/models/m:predict") == [*plain, "POST", *kind, asked, "/v1/models/m:predict"]
+    assert code("/v1/models/m/versions/1:predict?outputs=y", body=[1])[-2:] == [
+        "[1]",
+        "/v1/models/m/versions/1:predict?outputs=y",
+    ]
+    assert code("/v1/models/m:classify")[-2] == '{"examples": ["YOUR_INPUT"]}'
+    assert code("/v1/models/m") == [*plain, "GET", "/v1/models/m"]
+    assert code("/v1/config/reload") == [*plain, "POST", "/v1/config/reload"]
+    assert code("/mine") == [*plain, "POST", *key, *kind, '"YOUR_INPUT"', "/mine"]
+    assert code("/mine", method="GET") == [*plain, "GET", *key, "/mine"]
+    assert code("/mine", key="it's", body={"ü": "'"})[5:-1] == [
+        "Authorization: Bearer it's",
+        *kind,
+        '{"\\u00fc": "\'"}',
+    ]
+    picture = code("/a/predict?format=coco&routines=" + quote('[{"name": "Grayscale"}]'))
+    assert picture[2:] == [
+        *key,
+        "-F",
+        "image=@picture.jpg",
+        "--form-string",
+        'routines=[{"name": "Grayscale"}]',
+        "/a/predict?format=coco",
+    ]
+
+
+def test_client_code_for_no_call_says_so(tmp_path):
+    rest = Rest(server_of_keys(tmp_path, "predict"))
+    for wanted, status, text in (
+        ({"path": "/v1/nothing"}, 404, "This server has no GET /v1/nothing"),
+        ({"path": "/a/predict", "method": "PUT"}, 404, "This server has no PUT /a/predict"),
+        ({"path": "/c/predict"}, 404, "There is no deployment 'c'..."),
+        ({"path": "/v1/models/x:predict"}, 404, "Servable not found for request: Latest(x)"),
+        ({"path": "predict"}, 400, "$.path: expected a path of this server's..."),
+        ({"path": "/livez", "method": "get"}, 400, "$.method: expected POST where..."),
+        ({"path": 1}, 400, "$.path: expected string, got integer 1"),
+        ({"url": "/livez"}, 400, "$.url: unknown key..."),
+        ([], 400, "$: expected object, got array"),
+        ({"path": "/mine", "key": "a\nb"}, 400, "The key has characters that cannot be printed"),
+        (
+            {"path": "/mine", "body": "x" * 70_000},
+            400,
+            "body: expected at most 60000 characters...",
+        ),
+    ):
+        assert_error(rest.post("/v1/client/curl", wanted), status, text)
+    assert_error(rest.get("/v1/client/curl"), 400, "$: missing key 'path'...")
+
+
 def test_the_console_is_served_under_any_prefix_with_a_policy(how):
     rest = Rest(server_of_two(), how)
     moved = rest.get("/console")
@@ -574,14 +809,12 @@ def test_measuring_leaves_nothing_in_python_calls():
     """Calls without HTTP belong to no request."""
     server = server_of_two()
     server.predict("m", {"instances": [[1.0]]})
-    assert (
-        server.state["metrics"].read()["total"]["requests"] == 0
-        and getattr(serving.CURRENT, "trace", None) is None
-    )
+    assert server.state["metrics"].read()["total"]["requests"] == 0
+    assert not vars(serving.UNTRACED)
 
 
 def test_routine_declarations_of_ones_own_are_described():
-    from serving_extensions.console import describe_routine
+    from serving_extensions.catalogue import describe_routine
 
     @routines.routine()
     class Twice:

@@ -111,7 +111,9 @@ def test_states_and_numbers_are_answered_while_everything_is_full():
             in requests.get(f"{address}/metrics", timeout=5).text
         )
         slow.go.set(), other.go.set()
-        assert sorted(future.result().status_code for future in futures) == [200] * 7 + [503] * 3
+        answers = [future.result() for future in futures]
+        assert sorted(answer.status_code for answer in answers) == [200] * 7 + [503] * 3
+        assert all("total;dur=" in answer.headers["Server-Timing"] for answer in answers)
 
 
 def test_a_slow_model_leaves_threads_for_others():
@@ -417,7 +419,8 @@ def test_as_many_threads_work_as_are_needed():
             finished = threading.Event()
             turns.add(
                 SimpleNamespace(
-                    service=lambda told=finished: (done.append(threading.get_ident()), told.set())
+                    turn=serving.Turn(),
+                    service=lambda told=finished: (done.append(threading.get_ident()), told.set()),
                 ),
                 "a",
             )
@@ -429,7 +432,10 @@ def test_as_many_threads_work_as_are_needed():
     barrier = threading.Barrier(6)  # and as many as a line may have, where they are needed
     for _ in range(6):
         turns.add(
-            SimpleNamespace(service=lambda: (barrier.wait(10), done.append(threading.get_ident()))),
+            SimpleNamespace(
+                turn=serving.Turn(),
+                service=lambda: (barrier.wait(10), done.append(threading.get_ident())),
+            ),
             "a",
         )
     until(lambda: len(done) == 26)
@@ -444,12 +450,15 @@ def test_what_ends_a_request_in_any_way_closes_its_connection_and_the_thread_goe
         raise SystemExit
 
     channel = SimpleNamespace(
-        service=end, will_close=False, server=SimpleNamespace(pull_trigger=lambda: pulled.append(1))
+        turn=serving.Turn(),
+        service=end,
+        will_close=False,
+        server=SimpleNamespace(pull_trigger=lambda: pulled.append(1)),
     )
     turns.add(channel, "a")
     until(lambda: pulled)
     finished = threading.Event()
-    turns.add(SimpleNamespace(service=finished.set), "a")
+    turns.add(SimpleNamespace(turn=serving.Turn(), service=finished.set), "a")
     assert finished.wait(10) and channel.will_close and len(turns.workers) == 1
     assert turns.shutdown(timeout=10)
 

@@ -15,6 +15,7 @@ from conftest import (
     Rest,
     assert_error,
     bearer,
+    fake_server,
     key_entry,
     signature,
     spec,
@@ -115,6 +116,38 @@ def test_a_pipeline_answers_as_its_models_one_after_the_other(how):
         assert rest.post(
             "/v1/models/two_steps:predict", {"instances": [{"x": row} for row in rows]}
         ).json == {"predictions": end}
+
+
+def test_nodes_in_helping_threads_keep_the_deadline_of_the_request():
+    """Two models side by side, each of which waits for the other to have begun."""
+    both, seen = threading.Barrier(2), []
+
+    class Slow(FakeServable):
+        def call(self, name, inputs, trace=serving.UNTRACED):
+            both.wait(10)
+            seen.append((threading.get_ident(), trace))
+            return super().call(name, inputs, trace)
+
+    nodes = [
+        {**DEMO["nodes"][0], "name": name, "model_name": name, "outputs": [output]}
+        for name in ("left", "right")
+        for output in [{"data_item": "y", "alias": "y"}]
+    ]
+    outputs = [link("l", "left", "y"), link("r", "right", "y")]
+    server = fake_server(
+        {"left": Slow(1), "right": Slow(2)},
+        pipeline_config_list=[
+            {"name": "both", "inputs": ["x"], "nodes": nodes, "outputs": outputs}
+        ],
+    )
+    trace = serving.Trace()
+    trace.limit(60, None)
+    answer = server.predict("both", {"inputs": [[1.0]]}, trace=trace)["outputs"]
+    assert (answer["l"].tolist(), answer["r"].tolist()) == ([[1.5]], [[2.5]])
+    assert len({thread for thread, _ in seen}) == 2
+    assert [asked for _, asked in seen] == [trace, trace]
+    assert trace.model == "both" and 0 < trace.inference <= trace.ended - trace.began
+    server.stop()
 
 
 @pytest.mark.parametrize("where", ["", "/versions/1", "/versions/7", "/versions/0", "/labels/any"])

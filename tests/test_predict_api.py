@@ -208,6 +208,28 @@ def test_coco_and_drawn_pictures(pets):
     )
 
 
+def test_warnings_stand_in_the_head_of_a_drawn_picture(pets):
+    for name in ("猫\r\nSet-Cookie: a=b", "cta"):
+        chain = [{"name": "FilterClass", "arguments": {"class_name": [name, "cat"]}}]
+        asked = {"query_string": {"routines": json.dumps(chain)}}
+        told = post(pets, png(PICTURE), **asked)
+        drawn = post(pets, png(PICTURE), headers={"Accept": "image/png"}, **asked)
+        assert drawn.headers["Content-Type"] == "image/png"
+        assert json.loads(drawn.headers["X-Warnings"]) == told.json["warnings"]
+        assert len(told.json["warnings"]) == 1 and "X-Warnings" not in told.headers
+        assert drawn.headers["X-Warnings"].isascii() and "Set-Cookie" not in drawn.headers
+    many = [f"class {'x' * 60} {number}" for number in range(200)]
+    chain = [{"name": "FilterClass", "class_name": many}] * 60
+    drawn = post(
+        pets,
+        {"image_type": "base64", "data": b64(png(PICTURE)), "routines": chain},
+        headers={"Accept": "image/png"},
+    )
+    assert 30 <= len(json.loads(drawn.headers["X-Warnings"])) < 600
+    assert len(drawn.headers["X-Warnings"]) <= 4000
+    assert "X-Warnings" not in post(pets, png(PICTURE), headers={"Accept": "image/png"}).headers
+
+
 def test_classes_are_the_label_map(pets):
     response = pets.get("/pets/classes", headers=KEY)
     assert response.json == {"1": {"id": 1, "name": "cat"}, "2": {"id": 2, "name": "dog"}}
@@ -332,7 +354,7 @@ def test_the_vendors_real_call_is_reproduced():
         "detection_scores": np.array([[p["confidence"] for p in found]], np.float32),
         "num_detections": np.array([len(found)], np.float32),
     }
-    fake.run = lambda name, inputs: outputs
+    fake.run = lambda name, inputs, trace=serving.UNTRACED: outputs
     rest = Rest(
         fake_server(
             {"d": fake}, auth=AUTH, deployments=[{"id": "cells", "model": "d", "label_map": labels}]
@@ -890,7 +912,7 @@ def test_samples_of_the_demo_have_masks_that_fit_their_polygons(demo, sample):
 
 def test_no_detections_everywhere(how):
     server, fake = detector()
-    fake.run = lambda name, inputs: {
+    fake.run = lambda name, inputs, trace=serving.UNTRACED: {
         "detection_boxes": np.zeros((1, 0, 4), np.float32),
         "detection_classes": np.zeros((1, 0), np.float32),
         "detection_scores": np.zeros((1, 0), np.float32),
@@ -1133,7 +1155,10 @@ def test_large_and_broken_bodies(pets):
     Image.fromarray(PICTURE).save(data, "JPEG")
     assert_error(post(pets, data.getvalue()[:500]), 400, "image is damaged: ...")
     for body, text in (
-        (b"", "JSON Parse error: The document is empty"),
+        (
+            b"",
+            "the body is empty: expected the bytes of a picture (Content-Type: image/jpeg), a...",
+        ),
         (b"{", "JSON Parse error: Missing a name for object member..."),
         (b"[]", "expected a JSON object with 'image_type' and 'data'"),
         ({"image_type": "file"}, "image_type: expected one of url, base64, array..."),
@@ -1228,6 +1253,69 @@ def test_picture_bytes_on_predict_of_a_model_of_pixels(shape, dtype):
     )
 
 
+RGBA = np.dstack([PICTURE, np.arange(48 * 64, dtype=np.uint8).reshape(48, 64)])
+GREY = cv2.cvtColor(PICTURE, cv2.COLOR_RGB2GRAY)
+
+
+@pytest.mark.extended
+@pytest.mark.parametrize(
+    "shape, dtype, picture, wanted",
+    [
+        ((None, 3, 48, 64), "DT_FLOAT", PICTURE, np.moveaxis(PICTURE, 2, 0)),
+        ((None, 3, None, None), "DT_HALF", PICTURE, np.moveaxis(PICTURE, 2, 0)),
+        ((1, 1, 48, 64), "DT_INT64", PICTURE, GREY[np.newaxis]),
+        ((None, 48, 64), "DT_DOUBLE", PICTURE, GREY),
+        ((None, 48, 64, 4), "DT_UINT8", RGBA, RGBA),
+        ((None, 48, 64, 4), "DT_BFLOAT16", PICTURE, np.dstack([PICTURE, GREY * 0 + 255])),
+        ((None, None, None, 3), "DT_UINT32", RGBA[..., :3], RGBA[..., :3]),
+    ],
+)
+def test_picture_bytes_on_predict_come_in_the_layouts_of_pictures(shape, dtype, picture, wanted):
+    from conftest import signature, spec
+
+    shown = []
+
+    def answer(name, inputs):
+        shown.append(inputs["image"])
+        return {"y": np.zeros(len(inputs["image"]))}
+
+    servable = serving.Servable(
+        {"serving_default": signature([spec("image", dtype, shape)], [spec("y", "DT_DOUBLE")])},
+        answer,
+    )
+    rest, data = Rest(fake_server({"m": servable})), png(picture)
+    for body in (
+        data,
+        {"instances": [{"b64": b64(data)}]},
+        {"inputs": {"image": {"b64": b64(data)}}},
+        {"inputs": [{"b64": b64(data)}]},
+    ):
+        assert rest.post("/v1/models/m:predict", body).status_code == 200
+    for array in shown:
+        assert array.dtype == serving.NUMPY_DTYPES[dtype] and array.shape == (1, *wanted.shape)
+        assert (array[0].astype(np.float64) == wanted).all()
+
+
+@pytest.mark.extended
+@pytest.mark.parametrize(
+    "shape, dtype",
+    [((None, 8, 8, 3), "DT_INT8"), ((None, 8, 8, 3), "DT_BOOL"), ((None, 8, 8, 7), "DT_FLOAT")],
+)
+def test_picture_bytes_on_predict_of_what_cannot_hold_them(shape, dtype):
+    """int8 would wrap what is bright."""
+    from conftest import signature, spec
+
+    servable = serving.Servable(
+        {"serving_default": signature([spec("image", dtype, shape)], [spec("y", "DT_DOUBLE")])},
+        lambda name, inputs: {"y": np.zeros(1)},
+    )
+    body = {"instances": [{"b64": b64(png(PICTURE))}]}
+    answer = Rest(fake_server({"m": servable})).post("/v1/models/m:predict", body)
+    shown = str([-1, *shape[1:]])
+    assert_error(answer, 400, "input 'image' takes no pictures: expected [-1, H, W, 3] or ...")
+    assert answer.json["error"].endswith(f"it is {dtype[3:].lower()} {shown}")
+
+
 @pytest.mark.extended
 def test_picture_bytes_on_predict_of_other_models(rest):
     assert_error(
@@ -1270,3 +1358,80 @@ def test_fifty_clients_and_five_thousand_pictures_each_get_their_own_answer():
 
         with ThreadPoolExecutor(50) as pool:
             assert sum(pool.map(ask, range(50)), []) == []
+
+
+THERE = "there are: " + ", ".join(f"{number}.jpg" for number in range(10))
+
+
+# --- named samples --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("data", ["sample:0.jpg", "sample:0", "{{0.jpg}}", "{{ 0 }}"])
+@pytest.mark.parametrize("kind", ["url", "base64"])
+def test_a_sample_by_its_name_is_that_picture(rest, data, kind):
+    """`{{squirrel}}` as in Datature's document, "Additional Ingress/Egress Routines"."""
+    file = (ROOT / "models/shapes/samples/0.jpg").read_bytes()
+    sent = rest.post("/shapes/predict", file, headers=bearer(rest.server.generated_key)).get_json()
+    named = {"image_type": kind, "data": data}
+    answer = rest.post(
+        "/shapes/predict", json.dumps(named), headers=bearer(rest.server.generated_key)
+    ).get_json()
+    assert answer == sent and answer["predictions"]
+
+
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [
+        ("sample:none.jpg", f"data: there is no sample 'none.jpg'; {THERE}"),
+        ("{{squirrel}}", f"data: there is no sample 'squirrel'; {THERE}"),
+        ("sample:../label_map.pbtxt", f"data: there is no sample '../label_map.pbtxt'; {THERE}"),
+        (
+            ["sample:0", "aGVsbG8="],
+            "data: expected names of samples, or none: they go with no others",
+        ),
+    ],
+)
+def test_a_sample_that_is_none(rest, data, text):
+    body = json.dumps({"image_type": "url", "data": data})
+    assert_error(
+        rest.post("/shapes/predict", body, headers=bearer(rest.server.generated_key)), 400, text
+    )
+
+
+# --- routines as forms send them ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "routine",
+    [
+        {"name": "FilterConfidence", "arguments": {"confidence": 0.5}},
+        {"name": "FilterConfidence", "kwargs": {"confidence": 0.5}},
+        {"name": "FilterConfidence", "args": [0.5]},
+        {"name": "FilterConfidence", "args": [0.5], "kwargs": {}},
+        {"name": "FilterConfidence", "args": None, "kwargs": {"confidence": 0.5}},
+        {"name": "FilterConfidence", "confidence": 0.5},
+    ],
+)
+def test_arguments_by_name_or_in_their_order(pets, routine):
+    body = {"image_type": "base64", "data": b64(png(PICTURE)), "routines": [routine]}
+    answer = post(pets, body, "/pets/predict").json
+    assert [one["confidence"] >= 0.5 for one in answer["predictions"]] == [True]
+
+
+@pytest.mark.parametrize(
+    ("routine", "text"),
+    [
+        ({"args": [0.5, 1]}, "routines[0].args: FilterConfidence has 1 arguments, got 2"),
+        ({"args": {"confidence": 1}}, "routines[0].args: expected a list, got object"),
+        ({"kwargs": [1]}, "routines[0].kwargs: expected an object, got array"),
+        (
+            {"args": [0.5], "confidence": 0.6},
+            "routines[0].args: 'confidence' is given by name as well",
+        ),
+        ({"args": ["x"]}, "routines[0].arguments.confidence: expected number, got string 'x'"),
+    ],
+)
+def test_wrong_arguments_are_named(pets, routine, text):
+    chain = [{"name": "FilterConfidence", **routine}]
+    body = {"image_type": "base64", "data": b64(png(PICTURE)), "routines": chain}
+    assert_error(post(pets, body, "/pets/predict"), 400, text)

@@ -33,8 +33,8 @@ def python(source, *options, **environment):
 # --- inside somebody's process ----------------------------------------------------------------------------
 
 HOST = """
-import gc, logging, os, signal, threading, warnings, weakref
-import flask, PIL.Image, numpy, tensorflow
+import gc, logging, os, signal, threading, time, warnings, weakref
+import flask, PIL.Image, numpy, psutil, tensorflow
 tensorflow.Graph, tensorflow.raw_ops, tensorflow.compat.v1.Session  # lazy parts of TensorFlow's
 import serving
 gc.set_threshold(701, 11, 12)
@@ -68,7 +68,15 @@ def process():
     }
 
 names = sorted(sys.modules)
-before, threads = process(), set(threading.enumerate())
+def native(most=None):
+    # how many the system knows of, a moment after Python's have ended
+    end = time.monotonic() + 60
+    while most is not None and psutil.Process().num_threads() > most and time.monotonic() < end:
+        time.sleep(0.01)
+    return psutil.Process().num_threads()
+with tensorflow.Graph().as_default(), tensorflow.compat.v1.Session() as session:
+    session.run(tensorflow.constant(1.0))  # TensorFlow's own threads, which stay
+before, threads, count = process(), set(threading.enumerate()), native()
 def compare(when):
     now = process()
     print(when, [name for name in before if now[name] != before[name]])
@@ -98,8 +106,8 @@ assert server.reload()[0] == 200
 compare("reloaded")
 server.stop()
 compare("stopped")
-ours = [t.name for t in threading.enumerate() if t not in threads and t.name.startswith("serving")]
-print("threads", ours)
+print("threads", [thread.name for thread in set(threading.enumerate()) ^ threads])
+print("native", native(count) - count)
 import importlib.util, sysconfig
 libraries = [os.path.realpath(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")]
 def is_known(name, module):
@@ -123,6 +131,7 @@ def test_a_server_inside_somebodys_process_changes_nothing_of_it():
         "reloaded []",
         "stopped []",
         "threads []",
+        "native 0",
         "modules []",
         "large True",
     ]
@@ -179,6 +188,7 @@ def mount(how):
         site.register_blueprint(serving.create_blueprint(server), url_prefix="/ml")
     server.wait()
     return weakref.ref(server), site
+threads = set(threading.enumerate())
 for how in ("app", "blueprint", "polls"):
     server, site = mount(how)
     del site
@@ -187,7 +197,7 @@ for how in ("app", "blueprint", "polls"):
     for thread in loaders:
         thread.join(60)
     print(len(loaders), server() is None, all(one() is None for one in made),
-          [t.name for t in threading.enumerate() if t.name.startswith("serving")])
+          [thread.name for thread in set(threading.enumerate()) ^ threads])
 """
 
 
@@ -287,6 +297,8 @@ OWNED = """
 import gc, pathlib, re, shutil, sys, tempfile, threading, weakref
 import serving
 folder = pathlib.Path(tempfile.mkdtemp())
+def tell(*words):  # a line of its own, whatever another thread is printing
+    sys.stdout.write("\\n" + " ".join(map(str, words)) + "\\n")
 def put(version):
     shutil.copytree("models/half_plus_two/123", folder / "m" / str(version))
 put(1)
@@ -301,22 +313,22 @@ def change():
     graph = weakref.ref(call.run._session.graph)
     del call
     put(2)
-    print(server.reload()[0], graph() is None)
+    tell(server.reload()[0], graph() is None)
     (name,) = [name for name in sys.modules if re.fullmatch("serving_handler_[0-9]+.handler", name)]
     model = weakref.ref(sys.modules[name].model)
     (folder / "handler.py").write_text("def f(x): return 2\\n")
-    print(server.reload()[0], model() is None)
+    tell(server.reload()[0], model() is None)
 def watch():
     try:
         server.manager.first_pass_done.wait(60)
-        print(gc.get_freeze_count() > 200_000)
+        tell(gc.get_freeze_count() > 200_000)
         change()
     finally:
         stop.set()
 gc.disable()  # nothing is collected by chance
 threading.Thread(target=watch).start()
 serving.run(server, port=0, stop=stop)
-print(gc.get_freeze_count() == 0)
+tell(gc.get_freeze_count() == 0)
 shutil.rmtree(folder)
 """
 

@@ -82,11 +82,14 @@ def test_a_model_comes_into_memory_when_it_is_asked_for(folders, caplog):
     ].keys() >= {"serving_default"}
     assert resident(server) == []
     for waited in (True, False):
-        serving.CURRENT.waited = False
-        assert json.loads(rest.post("/v1/models/m2:predict", {"instances": [3.0]}).data) == {
-            "predictions": [6.0]
-        }
-        assert serving.CURRENT.waited == waited
+        turn = serving.Turn()
+        replied = rest.post(
+            "/v1/models/m2:predict",
+            {"instances": [3.0]},
+            environ_overrides={"serving.turn": turn},
+        )
+        assert json.loads(replied.data) == {"predictions": [6.0]}
+        assert turn.waited == waited
     stats = json.loads(rest.get("/stats").data)
     assert (
         resident(server) == ["m2"]
@@ -340,13 +343,13 @@ def test_a_model_that_waits_for_another_load_gives_up_at_its_deadline(monkeypatc
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(first.run, "serving_default", {"x": np.float32([[2]])})
         assert begun.wait(60)
-        monkeypatch.setattr(serving.CURRENT, "trace", serving.Trace(), raising=False)
+        trace = serving.Trace()
+        trace.limit(0.3, None)
         for entry, name in ((second, "b"), (first, "a")):
             with pytest.raises(
                 serving.ServingError, match=f"Model {name} is still waiting to be loaded"
             ):
-                entry.run("serving_default", {"x": np.float32([[2]])})
-        monkeypatch.setattr(serving.CURRENT, "trace", None)
+                entry.run("serving_default", {"x": np.float32([[2]])}, trace)
         go_on.set()
         assert running.result()["y"].tolist() == [[2.0]]
 
@@ -379,7 +382,7 @@ def test_a_call_from_python_waits_for_another_load_however_long_it_takes(monkeyp
         running = pool.submit(entry.run, "serving_default", {"x": np.float32([[2]])})
         assert begun.wait(60)
         assert entry.run("serving_default", {"x": np.float32([[2]])})["y"].tolist() == [[2.0]]
-        assert running.result()["y"].tolist() == [[2.0]] and asked == [-1, -1]
+        assert running.result()["y"].tolist() == [[2.0]] and asked == [threading.TIMEOUT_MAX] * 2
 
 
 def test_one_in_use_is_never_evicted_and_the_next_waits_for_it_or_gives_up(monkeypatch):

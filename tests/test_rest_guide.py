@@ -58,12 +58,18 @@ def test_classify_with_scores_only_has_empty_labels(rest):
     assert json.loads(response.data)["results"] == [[["", 2.5]], [["", 3.0]]]
 
 
-def test_context_is_merged_into_each_example_and_the_example_wins(rest):
+def test_context_is_merged_into_each_example(rest):
+    body = {"signature_name": "regress", "context": {"x": 4.0}, "examples": [{}, {}]}
+    answer = json.loads(rest.post("/v1/models/half_plus_two:regress", body).data)
+    assert answer["results"] == [4.0, 4.0]
+
+
+def test_a_feature_of_the_context_must_not_be_in_an_example(rest):
+    """As TensorFlow Serving's REST guide has it: "MUST NOT appear in examples"."""
     body = {"signature_name": "regress", "context": {"x": 4.0}, "examples": [{}, {"x": 6.0}]}
-    assert json.loads(rest.post("/v1/models/half_plus_two:regress", body).data)["results"] == [
-        4.0,
-        5.0,
-    ]
+    answer = rest.post("/v1/models/half_plus_two:regress", body)
+    assert answer.status_code == 400
+    assert answer.json["error"] == "Feature 'x' of 'context' is in example 1 as well"
 
 
 @pytest.mark.parametrize(

@@ -693,7 +693,7 @@ def test_prototypes_of_any_picture_lie_where_their_grid_is(last, height, width):
     planes = planes if last else np.moveaxis(planes, 3, 1)
     model = routines.ImageModel(
         {"image": ("DT_UINT8", (None, height, width, 3))},
-        {"a": ("DT_FLOAT", rows.shape, "ConcatV2"), "b": ("DT_FLOAT", planes.shape)},
+        {"a": ("DT_FLOAT", rows.shape, "ConcatV2", "input"), "b": ("DT_FLOAT", planes.shape)},
     )
     found = model.read({"a": rows, "b": planes}, (height, width))
     assert found["classes"].tolist() == [2] and found["scores"][0] == np.float32(0.9)

@@ -35,7 +35,7 @@ def test_a_project_is_five_files_and_no_copy_of_the_server(tmp_path):
     folder = tmp_path / "new" / "one"
     written = write_project(folder)
     assert files(folder) == {path.name for path in written} == FIVE
-    assert files(scaffold.TEMPLATES) == FIVE
+    assert files(scaffold.PROJECT) == FIVE
 
 
 def test_the_config_is_json_with_one_handler_at_the_projects_name(project):
@@ -144,7 +144,7 @@ def test_a_full_disk_is_told_with_the_file_and_leaves_nothing_half(tmp_path, mon
 
 
 def test_a_missing_template_is_told_before_anything_is_written(tmp_path):
-    shutil.copytree(scaffold.TEMPLATES, tmp_path / "templates")
+    shutil.copytree(scaffold.PROJECT, tmp_path / "templates")
     (tmp_path / "templates" / "README.md").unlink()
     with pytest.raises(FileNotFoundError) as caught:
         write_project(tmp_path / "p", tmp_path / "templates")
@@ -166,3 +166,78 @@ def test_a_missing_template_is_told_before_anything_is_written(tmp_path):
 )
 def test_the_name_of_a_project_is_fit_for_a_url(folder, name):
     assert name_project(Path("/somewhere") / folder) == name
+
+
+def test_a_project_in_cellstrats_layout_serves_as_its_guide_says(tmp_path):
+    """`from hub import hub_handler`, MODEL_DIR, ping and call: "Hub API Quickstart"."""
+    folder = tmp_path / "sentiment-analyser"
+    assert serving.main(["--init-hub", str(folder)]) == 0
+    assert {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} >= {
+        "Dockerfile",
+        "hub_config.json",
+        "src/main.py",
+        "src/utils.py",
+        "src/requirements.txt",
+    }
+    (folder / "src/main.py").write_text(GUIDE)
+    (folder / "model/labels.txt").write_text("Positive Neutral Negative")
+    server = serving.ModelServer(folder / "config.json")
+    client = serving.create_app(server).test_client()
+    assert server.wait(30)
+    headers = {"x-api-key": server.generated_key, "Content-Type": "application/json"}
+    try:
+        ping = client.get("/sentiment-analyser", headers=headers).get_json()
+        assert ping["statusCode"] == 200
+        payload = json.dumps("Deployment with CellStrat Hub is so simple and quick!")
+        response = client.post("/sentiment-analyser", headers=headers, data=payload).get_json()
+        assert response["statusCode"] == 200
+        assert response["body"]["output"] == [
+            [["Positive", 93.58], ["Neutral", 6.27], ["Negative", 0.15]]
+        ]
+        assert "hub" not in sys.modules
+    finally:
+        server.stop()
+
+
+# The guide's main.py, word for word but for the model, whose place three numbers take.
+GUIDE = """
+import os
+from hub import hub_handler
+import utils
+
+MODEL_DIR = os.getenv("MODEL_DIR")
+
+model = open(os.path.join(MODEL_DIR, "labels.txt")).read().split()
+
+@hub_handler
+def inference_handler(inputs, _):
+    '''The main inference function which gets triggered when the API is invoked'''
+    output = []
+    for prob in [[0.9358, 0.0627, 0.0015]]:
+        preds = [(model[i], round(p * 100, 2)) for i, p in enumerate(prob)]
+        preds = sorted(preds, key=lambda x: x[1], reverse=True)
+        output.append(preds)
+
+    return output
+"""
+
+
+def test_a_project_may_have_a_hub_of_its_own(tmp_path):
+    (tmp_path / "p/src").mkdir(parents=True)
+    (tmp_path / "p/src/hub.py").write_text("def hub_handler(f):\n    return lambda i, _: 'mine'\n")
+    (tmp_path / "p/src/main.py").write_text(
+        "from hub import hub_handler\n\n@hub_handler\ndef inference_handler(i, _):\n    return 1\n"
+    )
+    config = {"model_config_list": [], "handlers": [{"path": "/p", "project": "p"}]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    server = serving.ModelServer(tmp_path / "config.json")
+    client = serving.create_app(server).test_client()
+    assert server.wait(30)
+    answer = client.post("/p", headers={"x-api-key": server.generated_key}, data="1")
+    server.stop()
+    assert answer.get_json() == "mine"
+
+
+def test_a_handler_needs_a_function_or_a_project(tmp_path):
+    with pytest.raises(serving.ConfigError, match="function: needed where there is no project"):
+        serving.load_config({"model_config_list": [], "handlers": [{"path": "/p"}]})

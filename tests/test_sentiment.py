@@ -11,7 +11,8 @@ import pytest
 from conftest import ROOT
 
 import serving
-from serving_extensions.handlers import Handler, to_reply
+from serving_extensions.handlers import Handler
+from serving_extensions.results import to_content
 
 EXAMPLE = ROOT / "examples" / "sentiment"
 LABELS = {"Positive", "Neutral", "Negative"}
@@ -54,7 +55,7 @@ def best(handler, text):
 
 
 def test_a_string_answers_in_the_form_of_the_guide(handler):
-    value, kind = to_reply(handler.call(SAMPLES[0], None))
+    value, kind = to_content(handler.call(SAMPLES[0], None))
     output = json.loads(serving.encode_json(value))
     assert kind == "application/json" and len(output) == 1
     assert {label for label, _ in output[0]} == LABELS

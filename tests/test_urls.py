@@ -377,3 +377,83 @@ def test_a_server_that_drips_is_cut_at_the_deadline(scheme):
         with pytest.raises(routines.ImageError, match="took longer than 0.5 s"):
             routines.fetch_image(f"{scheme}://127.0.0.1:{listener.getsockname()[1]}/", limits)
         assert time.monotonic() - start < 30
+
+
+# --- several at once ------------------------------------------------------------------------------
+
+
+class Meeting(http.server.BaseHTTPRequestHandler):
+    """Answers a picture when four are asked for at once; /<status> at once; /drip never whole."""
+
+    together = threading.Barrier(4)
+    most = threading.Lock()
+    asked = open_now = highest = 0
+
+    def do_GET(self):
+        name = self.path.strip("/")
+        with self.most:
+            Meeting.asked += 1
+            Meeting.open_now += 1
+            Meeting.highest = max(Meeting.highest, Meeting.open_now)
+        try:
+            if not name.isdigit() and name != "drip":
+                self.together.wait(60)
+            self.send_response(int(name) if name.isdigit() else 200)
+            self.end_headers()
+            if name == "drip":
+                while True:
+                    self.wfile.write(b"x" * 100)
+                    time.sleep(0.02)
+            self.wfile.write(png())
+        except OSError:
+            pass
+        finally:
+            with self.most:
+                Meeting.open_now -= 1
+
+    log_message = Web.log_message
+
+
+@pytest.fixture(scope="module")
+def meeting():
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Meeting)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+
+
+def ask_for(urls, **limits):
+    given = dataclasses.replace(ALLOWED, **{"download_seconds": 60, **limits})
+    return routines.read_request({"image_type": "url", "data": urls}, given)[0]
+
+
+def test_four_pictures_of_a_request_are_fetched_at_once_in_their_order(meeting):
+    """The server answers none before it is asked for four."""
+    Meeting.highest, taken = 0, []
+    urls = [f"{meeting}/a{number}" for number in range(8)]
+    found = ask_for(urls, allow=taken.append)
+    assert len(found) == 8 and all((picture == PICTURE).all() for picture in found)
+    assert Meeting.highest == 4
+    assert sum(taken) >= 8 * (PICTURE.nbytes + len(png()))  # all of it counts
+
+
+def test_a_picture_that_fails_ends_the_others(meeting):
+    Meeting.asked = 0
+    urls = [f"{meeting}/drip", f"{meeting}/404", *[f"{meeting}/drip"] * 6]
+    with pytest.raises(routines.ImageError, match=r"data\[1\]: url answers 404"):
+        ask_for(urls, max_bytes=50_000_000)
+    assert Meeting.asked <= 4
+
+
+def test_the_time_is_that_of_all_pictures_and_each_address_is_checked(meeting):
+    urls = [f"{meeting}/drip"] * 6
+    with pytest.raises(routines.ImageError, match=r"data\[[0-3]\]: url cannot be read: took"):
+        ask_for(urls, download_seconds=0.5)
+    with pytest.raises(routines.ImageError, match=r"data\[2\]: url: host '10.0.0.1' is not a pu"):
+        ask_for([f"{meeting}/200", f"{meeting}/200", "http://10.0.0.1/"])
+
+    def refuse(size):
+        raise OverflowError
+
+    with pytest.raises(OverflowError):
+        ask_for([f"{meeting}/drip"] * 3, allow=refuse)

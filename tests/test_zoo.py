@@ -127,8 +127,12 @@ FROM_COCO = [(number, score, box) for number, score, box in detr("softmax", 1)]
 EXPECTED = {
     "odapi": listed(), "odapi_masks": listed(), "odapi_without_batch": listed(), "odapi_of_nan": NAN,
     "odapi_outside": OUTSIDE, "odapi_pixels_said": listed(), "garden_retinanet": listed(),
-    "garden_mask_rcnn": listed(), "garden_normalized": listed(), "efficientdet": listed(),
+    "garden_mask_rcnn": listed(), "garden_normalized": listed(), "garden_clipped": listed(), "garden_yolo": listed(),
+    "efficientdet": listed(),
     "efficientdet_said": listed(), "yolov8": V8, "yolov8_rows": V8, "yolov8_unit_said": V8,
+    "odapi_raw": listed(), "yolov8_unit": V8, "yolov8_scale_said": V8, "yolov8_head": ultralytics(zoo.decoded(), zoo.SIDE),
+    "yolov8_head_unit": ultralytics(zoo.decoded(), zoo.SIDE), "yolov5_head": V5,
+    "yolov5_head_pixels": V5, "yolov5_pixels": V5,
     "yolo11_coco": ultralytics(zoo.BIG, 96), "yolov5": V5, "yolov5_pixels_said": V5,
     "yolov10": listed(), "yxyx_rows": listed(), "keras_cv": listed(), "keras_cv_relative": listed(),
     "detr": detr("softmax", 0), "detr_of_coco": FROM_COCO, "deformable_detr": detr("sigmoid", 0),
@@ -194,6 +198,39 @@ def test_masks_of_yolo_are_its_projects(everything):
         assert overlap(drawn(found, index, 512, 512), whole) >= 0.98
 
 
+def test_prototypes_of_a_cube_lie_where_the_config_says(everything):
+    """The rows' first 16 planes are rows of the grid, the other 16 columns: below the diagonal."""
+    _, found = see(everything, "yolov8_cube_said", np.zeros((128, 128, 3), np.uint8))
+    assert found["classes"].tolist() == [2] and len(found["masks"]) == 1
+    y, x = np.indices((128, 128))
+    box = (y >= 24) & (y < 104) & (x >= 16) & (x < 112)
+    assert overlap(drawn(found, 0, 128, 128), box & (y > x)) >= 0.98
+
+
+def test_as_many_masks_as_the_deployment_answers():
+    """In bounded memory: of many, each has fewer pixels."""
+    cells = 80 * 80 + 40 * 40 + 20 * 20
+    rows = np.zeros((1, 4 + 1 + 2, cells), np.float32)
+    count = 700
+    rows[0, 0, :count], rows[0, 1, :count] = (
+        np.arange(count) % 30 * 20 + 10,
+        np.arange(count) // 30 * 20 + 10,
+    )
+    rows[0, 2:4, :count], rows[0, 4, :count], rows[0, 5:, :count] = 16, 0.9, 1
+    planes = np.full((1, 160, 160, 2), 3, np.float32)
+    for most, wanted, side in ((1000, 700, 109), (300, 300, 128), (5, 5, 128)):
+        model = routines.ImageModel(
+            {"images": ("DT_FLOAT", (1, 640, 640, 3))},
+            {
+                "a": ("DT_FLOAT", rows.shape, "ConcatV2", "input"),
+                "b": ("DT_FLOAT", planes.shape),
+            },
+            most=most,
+        )
+        found = model.read({"a": rows, "b": planes}, (640, 640))
+        assert found["masks"].shape == (wanted, side, side) and found["masks"].min() > 0.9
+
+
 def region_list(plane):
     """Connected regions of a bool plane, by a flood."""
     left = {(int(y), int(x)) for y, x in zip(*np.nonzero(plane))}
@@ -241,7 +278,11 @@ REGIONS = {
     "unet_logits": own_planes(zoo.MASK, 0.8), "planes_last": best_planes(),
     "planes_first": best_planes(), "planes_resized": best_planes(), "planes_logits": best_planes(),
     "planes_of_labels": own_planes(zoo.FIELD - 3.5), "planes_all_named_said": best_planes(0),
-    "deeplab": DEEPLAB, "deeplab_plane": DEEPLAB,
+    "deeplab": DEEPLAB, "deeplab_plane": DEEPLAB, "planes_flat": best_planes(),
+    "planes_flat_logits": best_planes(), "planes_of_background": best_planes(),
+    "deeplab_from_0": [(number, 1.0, region) for number, _, region in best_planes(0)],
+    "garden_planes": best_planes(), "garden_planes_rescaled": best_planes(),
+    "garden_planes_softmax": best_planes(),
 }  # fmt: skip
 
 
@@ -273,7 +314,7 @@ LETTERS = dict(zip("abcde", sig(zoo.FIVE).ravel()))
 CLASSES = {
     "softmax": NAMED, "softmax_written_out": NAMED, "softmax_hidden": NAMED, "logits": NAMED,
     "softmax_said": NAMED, "logits_and_probs": NAMED, "two_heads_said": NAMED, "labelled": NAMED,
-    "picture_files": NAMED, "softmax_without_names": dict(zip("123", shares(zoo.NUMBERS))),
+    "labelled_from_1": NAMED, "picture_files": NAMED, "softmax_without_names": dict(zip("123", shares(zoo.NUMBERS))),
     "logits_of_labels": dict(zip(zoo.CATS, sig(zoo.NUMBERS).ravel())),
     "binary": {"cat": 1 - P, "dog": P}, "binary_yes": {"yes": P}, "binary_unnamed": {"1": P},
     "binary_logit": {"cat": 1 - P, "dog": P}, "binary_joined": {"cat": 1 - P, "dog": P},
@@ -298,7 +339,7 @@ REFUSED = [model.name for model in ZOO if model.refused]
 
 
 def test_every_model_is_tested():
-    tested = {*EXPECTED, *REGIONS, *CLASSES, *REFUSED, "yolov8_segmentation"}
+    tested = {*EXPECTED, *REGIONS, *CLASSES, *REFUSED, "yolov8_segmentation", "yolov8_cube_said"}
     assert tested | {model.name for model in ZOO if model.fails} == BY_NAME.keys()
     assert len(ZOO) >= 40
 
@@ -316,7 +357,7 @@ def test_what_is_not_told_is_refused_at_load_with_the_line_to_write(everything, 
     assert f"deployment {name} ({place}" in client.get("/readyz").json["error"]
     shown = client.get("/deployments", headers=key).json["deployments"]
     (shown,) = [one for one in shown if one["id"] == name]
-    assert not shown["takes_images"] and BY_NAME[name].refused in shown["reason"]
+    assert shown["state"] == "failed" and BY_NAME[name].refused in shown["reason"]
 
 
 def test_those_that_are_told_are_ready(everything):
@@ -365,6 +406,27 @@ def test_answers_that_contradict_what_they_are_said_to_be_are_no_predictions(eve
         everything.predict_image(PICTURE, name)
     assert BY_NAME[name].fails in raised.value.message
     assert f"Deployment '{name}'" in raised.value.message
+
+
+def test_a_class_without_a_name_in_the_label_map_is_warned_of():
+    """Detectors of rows do not tell how many classes there are."""
+    outputs = {f"detection_{name}": ("DT_FLOAT", None) for name in ("boxes", "scores", "classes")}
+    arrays = {
+        "detection_boxes": np.array([[[0, 0, 1, 1], [0, 0, 0.5, 0.5], [0, 0, 0.25, 0.5]]]),
+        "detection_scores": np.array([[0.9, 0.8, 0.7]]),
+        "detection_classes": np.array([[1, 5, 9]]),
+    }
+    inputs = {"x": ("DT_FLOAT", (1, 64, 64, 3))}
+    for labels, warnings in (
+        ({1: "cat", 2: "dog"}, ["label map: no name for class 5, 9; it has 2, up to id 2"]),
+        ({1: "cat", 5: "dog", 9: "emu"}, None),
+        ({}, None),
+    ):
+        model = routines.ImageModel(inputs, outputs, labels=labels)
+        chain = [routines.FilterClass(("cat",))] if labels else []
+        found = routines.predict_image(model, lambda _: arrays, PICTURE, chain)
+        assert found.get("answer", {}).get("warnings", [])[:1] == (warnings or [])[:1]
+        assert len(found["scores"]) >= 1
 
 
 def test_rows_of_nan_are_dropped_and_told(everything, caplog):
@@ -474,6 +536,65 @@ def test_a_frozen_graph_of_tf1_and_a_model_on_demand(tf, tmp_path):
         found = server.predict_image(picture, name)["predictions"]
         assert [one["tag"]["id"] for one in found] == [2, 1, 3]
         assert [one["confidence"] for one in found] == pytest.approx(wanted)
+    server.stop()
+
+
+def test_pipelines_tell_what_the_graphs_of_their_models_tell(tf, tmp_path):
+    """What makes their numbers; where boxes lie, of pictures that go to the model as they are."""
+    (tmp_path / "turn.py").write_text("def turn(inputs, params):\n    return dict(inputs)\n")
+    names, models, pipelines = ("softmax", "logits_unsaid", "yolov8", "yolov8_head"), [], []
+    for name in names:
+        zoo.export(tf, BY_NAME[name], str(tmp_path / name / "1"))
+        models.append({"name": name, "base_path": str(tmp_path / name)})
+        ((output, _),) = serving.read_signatures(tmp_path / name / "1")[
+            "serving_default"
+        ].outputs.items()
+        link = lambda key, node, item: {key: {"node_name": node, "data_item": item}}  # noqa: E731
+        turn = {
+            "name": "turn", "type": "custom", "function": "turn.py:turn",
+            "inputs": [link("image", "request", "image")],
+            "outputs": [{"data_item": "image", "alias": "image"}],
+        }  # fmt: skip
+        for first in ("request", "turn"):
+            node = {
+                "name": "see", "type": "DL model", "model_name": name,
+                "inputs": [link("image", first, "image")],
+                "outputs": [{"data_item": output, "alias": "found"}],
+            }  # fmt: skip
+            nodes = [node, turn] if first == "turn" else [node]
+            outputs = [link(output, "see", "found")]
+            one = {
+                "name": f"{first}_{name}",
+                "inputs": ["image"],
+                "nodes": nodes,
+                "outputs": outputs,
+            }
+            pipelines.append(one)
+    deployments = [
+        {"id": one["name"], "model": one["name"], "channels": "rgb", "layout": "NHWC", **zoo.C}
+        for one in pipelines
+    ]
+    path = tmp_path / "config.json"
+    made = config(*models, pipeline_config_list=pipelines, deployments=deployments)
+    path.write_text(json.dumps(made))
+    server = serving.ModelServer(path)
+    assert server.wait(120)
+    problems = server.manager.deployment_problems()
+    assert sorted(problems) == [
+        "request_logits_unsaid", "turn_logits_unsaid", "turn_yolov8", "turn_yolov8_head",
+    ]  # fmt: skip
+    assert all('"activation": "softmax"' in problems[name] for name in list(problems)[:2])
+    assert all('"scale": "unit | pixels | input"' in problems[f"turn_{name}"] for name in names[2:])
+    picture = cv2.resize(PICTURE, (zoo.SIDE, zoo.SIDE))
+    for name in ("request_softmax", "turn_softmax", "request_yolov8_head"):
+        found = server.predict_image(picture, name)["predictions"]
+        if "softmax" in name:
+            found = {one["tag"]["name"]: one["confidence"] for one in found}
+            assert found == {key: pytest.approx(value) for key, value in NAMED.items()}
+        else:
+            wanted = clip(EXPECTED["yolov8_head"])
+            assert [one["confidence"] for one in found] == pytest.approx([w[1] for w in wanted])
+            assert found[0]["bound"][0][::-1] == pytest.approx(wanted[0][2][:2].tolist(), abs=1e-4)
     server.stop()
 
 

@@ -96,6 +96,10 @@ def odapi(boxes: Any = BOXES, **more: Any) -> Callable:
 
 ODAPI = "tensorflow/models research/object_detection/exporter_lib_v2.py"
 GARDEN = "tensorflow/models official/vision/serving/detection.py"
+# As built by tests/build_zoo.py with tf-models-official 2.20, keras-hub 0.32, keras-cv 0.9,
+# ultralytics 8.4.190: names, shapes, dtypes and last operations of those SavedModels.
+BUILT_GARDEN = "tf-models-official 2.20 official/vision/serving/"
+BUILT_YOLO = "tf-models-official 2.20 official/projects/yolo/serving/export_module_factory.py"
 INFO = np.array([[[32, 128], [16, 64], [0.5, 0.5], [0, 0]]], np.float32)  # a picture of 32 x 128
 GARDEN_BOXES = BOXES * np.array([16, 64, 16, 64])  # in pixels of the scaled picture
 AUTOML = "google/automl efficientdet/tf2/postprocess.py: generate_detections"
@@ -106,12 +110,24 @@ DETR = "facebookresearch/detr models/detr.py: PostProcess"
 CENTERNET = "xingyizhou/CenterNet src/lib/models/decode.py: ctdet_decode"
 
 
+def clipped(tf: Any, picture: Any) -> dict[str, Any]:
+    """official/vision/serving/detection.py: _normalize_coordinates, which ends with a clip."""
+    made = normalized(tf, picture)
+    return {**made, "detection_boxes": tf.clip_by_value(made["detection_boxes"], 0.0, 1.0)}
+
+
 def normalized(tf: Any, picture: Any) -> dict[str, Any]:
     """official/vision/ops/box_ops.py: normalize_boxes, the export's option."""
     ymin, xmin, ymax, xmax = tf.split(tf.constant(GARDEN_BOXES[None].astype(np.float32)), 4, -1)
     height, width = tf.constant(16.0), tf.constant(64.0)
     boxes = tf.concat([ymin / height, xmin / width, ymax / height, xmax / width], -1)
     return {**odapi(image_info=INFO)(tf, picture), "detection_boxes": boxes}
+
+
+def garden_yolo(tf: Any, picture: Any) -> dict[str, Any]:
+    """Classes from 0, as floats; the number of rows as int32."""
+    more = {"detection_classes": (CLASSES - 1)[None], "num_detections": np.array([3], np.int32)}
+    return odapi(**more)(tf, picture)
 
 
 def keras_detector(boxes: Any, classes: str = "classes") -> Callable:
@@ -151,6 +167,67 @@ def concat(rows: np.ndarray, transposed: bool = False) -> Callable:
         )
         both = tf.concat([boxes, scores], 2)
         return {"output_0": tf.transpose(both, [0, 2, 1]) if transposed else both}
+
+    return outputs
+
+
+def unscaled(rows: np.ndarray) -> Callable:
+    """One output, of which no constant tells where its boxes lie."""
+    return apply(lambda tf, x: tf.abs(x), "output_0", rows[None])
+
+
+STRIDES = np.repeat([8.0, 16, 32], [64, 16, 4])  # of each of the 84 cells
+MIDDLES = np.concatenate(  # of the cells, x and y, in cells
+    [np.stack(np.meshgrid(np.arange(n), np.arange(n)), -1).reshape(-1, 2) + 0.5 for n in (8, 4, 2)]
+)
+EDGES = np.random.default_rng(11).uniform(0.2, 1.5, (CELLS, 4))  # from a middle, in cells
+
+
+def decoded() -> np.ndarray:
+    """What the heads below find: rows [N, 4 + C] in pixels."""
+    low, high = MIDDLES - EDGES[:, :2], MIDDLES + EDGES[:, 2:]
+    boxes = np.concatenate([(low + high) / 2, high - low], 1) * STRIDES[:, None]
+    return np.concatenate([boxes, V8[:, 4:]], 1)
+
+
+def head_of_v8(is_unit: bool) -> Callable:
+    """utils/tal.py: dist2bbox, times the strides; for TFLite in 0..1, by stride / size."""
+
+    def outputs(tf: Any, picture: Any) -> dict[str, Any]:
+        nothing = 0 * tf.reduce_mean(picture)
+        constant = lambda value: tf.constant(np.asarray(value, np.float32))  # noqa: E731
+        by = constant(STRIDES[None, None])  # [1, 1, N]
+        near, far = tf.split(constant(EDGES.T[None]) + nothing, 2, 1)
+        middles = constant(MIDDLES.T[None])
+        if is_unit:
+            share = constant(STRIDES[None, None] / SIDE)
+            near, far = near * share, far * share
+            middles = constant(MIDDLES.T[None] * STRIDES / SIDE)
+        low, high = middles - near, middles + far
+        boxes = tf.concat([(low + high) / 2.0, high - low], 1)
+        scores = tf.sigmoid(constant(np.log(V8[:, 4:] / (1 - V8[:, 4:])).T[None]) + nothing)
+        return {"output_0": tf.concat([boxes if is_unit else boxes * by, scores], 1)}
+
+    return outputs
+
+
+def head_of_v5(is_unit: bool) -> Callable:
+    """models/tf.py: TFDetect, scale by scale; in 0..1 it divides by the input's size."""
+
+    def outputs(tf: Any, picture: Any) -> dict[str, Any]:
+        nothing, rows, start = 0 * tf.reduce_mean(picture), [], 0
+        for stride in (8.0, 16.0, 32.0):
+            count = 3 * (SIDE // int(stride)) ** 2
+            part = V5_PIXELS[start : start + count].astype(np.float32)
+            shift = np.indices((count, 2))[0].astype(np.float32)
+            xy = (tf.constant(part[:, :2] / stride - shift) + nothing + shift) * stride
+            wh = tf.constant(part[:, 2:4] / stride) * stride + nothing
+            if is_unit:
+                size = tf.constant([[SIDE, SIDE]], dtype=tf.float32)
+                xy, wh = xy / size, wh / size
+            rows.append(tf.concat([xy, wh, tf.constant(part[:, 4:]) + nothing], -1)[None])
+            start += count
+        return {"output_0": tf.concat(rows, 1)}
 
     return outputs
 
@@ -196,6 +273,18 @@ ODD_BOXES = np.array(
     [[-0.5, -0.25, 0.5, 0.5], [0.75, 0.5, 0.5, 0.75], [1.5, 0, 2, 1], [0, 0, 0, 0]]
 )
 C = {"label_map": CATS}
+FEW = {"label_map": ["cat", "dog"]}  # one of three names was forgotten
+RAW = np.zeros((1, 9, 4))  # scores before suppression: the background and three classes
+CUBE = np.moveaxis(np.indices((32, 32)).astype(np.float32).repeat(16, 0), 0, 2)  # [32, 32, 32]
+CUBE_ROWS = np.zeros((336, 4 + 3 + 32))  # of an input of 128 x 128
+CUBE_ROWS[10] = [64, 64, 96, 80, 0, 0.9, 0, *[1.0] * 16, *[-1.0] * 16]
+
+
+def cube(tf: Any, picture: Any) -> dict[str, Any]:
+    """A segmenter with as many prototypes as its grid has rows and columns."""
+    rows = concat(CUBE_ROWS, True)(tf, picture)
+    return {**rows, **constant(output_1=CUBE[None])(tf, picture)}
+
 
 DETECTORS = [
     Zoo("odapi", ODAPI, odapi(), "detection_api", C, dtype="uint8", shape=(1, None, None, 3)),
@@ -255,6 +344,50 @@ DETECTORS = [
         input="inputs",
     ),
     Zoo(
+        "garden_clipped",
+        BUILT_GARDEN + "detection.py, output_normalized_coordinates",
+        clipped,
+        "detection_api",
+        C,
+        shape=(1, None, None, 3),
+        dtype="uint8",
+        input="inputs",
+    ),
+    Zoo(
+        "garden_yolo_unsaid",
+        BUILT_YOLO,
+        garden_yolo,
+        config=C,
+        refused='write "classes_from": 0 or 1',
+        shape=(1, None, None, 3),
+        dtype="uint8",
+        input="inputs",
+    ),
+    Zoo(
+        "garden_yolo",
+        BUILT_YOLO,
+        garden_yolo,
+        "detection_api",
+        {**C, "classes_from": 0},
+        shape=(1, None, None, 3),
+        dtype="uint8",
+        input="inputs",
+    ),
+    Zoo(
+        "garden_raw",
+        BUILT_GARDEN + "detection.py, apply_nms: false",
+        constant(
+            decoded_boxes=GARDEN_BOXES[None, :, None],
+            decoded_box_scores=SCORES[None, :, None],
+            image_info=INFO,
+        ),
+        config=C,
+        refused="a detector's heads",
+        shape=(1, None, None, 3),
+        dtype="uint8",
+        input="inputs",
+    ),
+    Zoo(
         "garden_unit",
         GARDEN + ", 0..1 by another operation",
         odapi(BOXES, image_info=INFO),
@@ -288,6 +421,112 @@ DETECTORS = [
         C,
         fails='"efficientdet"',
     ),
+    Zoo("odapi_raw", ODAPI, odapi(raw_detection_scores=RAW), "detection_api", C),
+    Zoo(
+        "odapi_raw_few",
+        ODAPI,
+        odapi(raw_detection_scores=RAW),
+        config=FEW,
+        refused="expected names of the model's 3 classes, ids 1 to 3; got 2, ids 1 to 2",
+    ),
+    Zoo(
+        "yolov8_few",
+        ULTRALYTICS,
+        concat(V8, True),
+        config=FEW,
+        refused="expected names of the model's 3 classes, ids 1 to 3; got 2, ids 1 to 2",
+    ),
+    Zoo(
+        "yolov8_many",
+        ULTRALYTICS,
+        concat(V8, True),
+        config={"label_map": {"0": "cat", "3": "emu"}},
+        refused="expected names of the model's 3 classes, ids 0 to 2; got 2, ids 0 to 3",
+    ),
+    Zoo(
+        "yolov8_open_few",
+        ULTRALYTICS + ", dynamic",
+        lambda tf, picture: {
+            "output_0": tf.concat([concat(V8, True)(tf, picture)["output_0"]] * 2, 2)[
+                :, :, : tf.cast(84 + 0 * tf.reduce_mean(picture), tf.int32)
+            ]
+        },
+        "yolo",
+        FEW,
+        shape=(1, None, None, 3),
+        input="images",
+        refused="expected names of the model's 3 classes, ids 1 to 3; got 2, ids 1 to 2",
+    ),
+    Zoo(
+        "yolov5_few",
+        YOLOV5,
+        concat(V5),
+        config=FEW,
+        refused="expected names of the model's 3 classes, ids 1 to 3; got 2, ids 1 to 2",
+    ),
+    Zoo(
+        "yolov8_segmentation_few",
+        ULTRALYTICS,
+        lambda tf, picture: {
+            **concat(SEGMENTS, True)(tf, picture),
+            **constant(output_1=PROTOTYPES[None])(tf, picture),
+        },
+        config=FEW,
+        refused="expected names of the model's 3 classes, ids 1 to 3; got 2, ids 1 to 2",
+    ),
+    Zoo(
+        "detr_few",
+        DETR,
+        constant(pred_logits=LOGITS, pred_boxes=QUERIES),
+        config={**FEW, "activation": "softmax", "classes_from": 0},
+        refused="expected names of the model's 3 classes, ids 1 to 3; got 2, ids 1 to 2",
+    ),
+    Zoo(
+        "centernet_few",
+        CENTERNET,
+        heads(False, sigmoid),
+        config=FEW,
+        refused="expected names of the model's 3 classes, ids 1 to 3; got 2, ids 1 to 2",
+    ),
+    Zoo(
+        "yolov8_cube",
+        ULTRALYTICS + ", 32 prototypes on a grid of 32 x 32",
+        cube,
+        config=C,
+        shape=(1, 128, 128, 3),
+        refused='prototypes [1, 32, 32, 32] may lie first or last: write "planes": "first" or "last"',
+    ),
+    Zoo(
+        "yolov8_cube_said",
+        ULTRALYTICS + ", 32 prototypes on a grid of 32 x 32",
+        cube,
+        "yolo_segmentation",
+        {**C, "planes": "last"},
+        shape=(1, 128, 128, 3),
+    ),
+    Zoo(
+        "planes_of_none",
+        ULTRALYTICS,
+        concat(V8, True),
+        config={**C, "planes": "last"},
+        refused="planes: family yolo has none: leave it out",
+    ),
+    Zoo(
+        "half_named",
+        "names of one's own",
+        constant(detection_boxes=BOXES[None], s=SCORES[None], c=CLASSES[None]),
+        config=C,
+        refused='of detection_api write "family": "detection_api", "outputs": '
+        '{"detection_scores": "c | s", "detection_classes": "c | s"}',
+    ),
+    Zoo(
+        "odapi_from_0",
+        ODAPI + ", another trainer's classes",
+        odapi(detection_classes=(CLASSES - 1)[None]),
+        "detection_api",
+        C,
+        fails='a class 0 was found, where they count from 1 and 0 has no name: write "classes_from"',
+    ),
     Zoo("yolov8", ULTRALYTICS, concat(V8, True), "yolo", C),
     Zoo("yolov8_rows", ULTRALYTICS + ", transposed", concat(V8), "yolo", C),
     Zoo(
@@ -296,6 +535,31 @@ DETECTORS = [
         concat(V8_UNIT, True),
         "yolo",
         C,
+    ),
+    Zoo("yolov8_head", ULTRALYTICS, head_of_v8(False), "yolo", C),
+    Zoo("yolov8_head_unit", ULTRALYTICS + ", tflite", head_of_v8(True), "yolo", C),
+    Zoo("yolov5_head", YOLOV5, head_of_v5(True), "yolov5", C),
+    Zoo("yolov5_head_pixels", YOLOV5 + ", by ONNX", head_of_v5(False), "yolov5", C),
+    Zoo(
+        "yolov8_of_no_scale",
+        "boxes of another layer's make",
+        unscaled(V8.T),
+        config=C,
+        refused='write "boxes": {"format": "cxcywh", "scale": "unit | pixels | input"}',
+    ),
+    Zoo(
+        "yolov8_scale_said",
+        "boxes of another layer's make",
+        unscaled(V8.T),
+        "yolo",
+        {**C, "boxes": {"scale": "input"}},
+    ),
+    Zoo(
+        "yolov8_scale_contradicted",
+        "boxes of another layer's make",
+        unscaled(V8_UNIT.T),
+        "yolo",
+        {**C, "boxes": {"scale": "input"}},
         fails='write "boxes": {"scale": "unit"}',
     ),
     Zoo(
@@ -329,6 +593,14 @@ DETECTORS = [
         shape=(1, None, None, 3),
         refused='"yolo"',
     ),
+    Zoo(
+        "yolov8_of_other_names",
+        "ultralytics 8.4.190, yolov8n-obb: a last column for the angle",
+        concat(V8, True),
+        config={"label_map": ["cat", "dog"]},
+        refused="model's 3 classes, ids 1 to 3; got 2, ids 1 to 2; YOLO's models of poses and of turned",
+        input="images",
+    ),
     Zoo("yolov5", YOLOV5, concat(V5), "yolov5", C),
     Zoo(
         "yolov5_pixels",
@@ -336,6 +608,13 @@ DETECTORS = [
         concat(V5_PIXELS),
         "yolov5",
         C,
+    ),
+    Zoo(
+        "yolov5_scale_contradicted",
+        "boxes of another layer's make",
+        unscaled(V5_PIXELS),
+        "yolov5",
+        {**C, "boxes": {"scale": "unit"}},
         fails='write "boxes": {"scale": "pixels | input"}',
     ),
     Zoo(
@@ -393,6 +672,20 @@ DETECTORS = [
         {**C, "boxes": {"format": "xyxy", "scale": "unit"}},
     ),
     Zoo(
+        "keras_hub_heads",
+        "keras-hub 0.32 RetinaNetObjectDetector.export",
+        constant(bbox_regression=np.zeros((1, 765, 4)), cls_logits=np.zeros((1, 765, 4))),
+        refused="ends with model.decode_predictions",
+        shape=(None, 128, 128, 3),
+    ),
+    Zoo(
+        "keras_cv_heads",
+        "keras-cv 0.9 YOLOV8Detector.export",
+        constant(boxes=np.zeros((1, 336, 64)), classes=np.zeros((1, 336, 4))),
+        refused="ends with model.decode_predictions",
+        shape=(None, 128, 128, 3),
+    ),
+    Zoo(
         "keras_hub",
         KERAS_HUB,
         keras_detector(PIXELS, "labels"),
@@ -426,7 +719,7 @@ DETECTORS = [
         DETR,
         constant(logits=LOGITS, pred_boxes=QUERIES),
         "detr",
-        {**C, "activation": "softmax", "classes_from": 1},
+        {"label_map": ["cat", "dog"], "activation": "softmax", "classes_from": 1},
     ),
     Zoo(
         "deformable_detr",
@@ -639,7 +932,7 @@ CLASSIFIERS = [
             **apply(softmax, "age", FIVE)(tf, picture),
         },
         config={},
-        refused="no known family",
+        refused='of classifier write "family": "classifier", "outputs": {"probabilities": "age | kind"}',
     ),
     Zoo(
         "two_heads_said",
@@ -659,6 +952,47 @@ CLASSIFIERS = [
             "labels": tf.constant([[b"cat", b"dog", b"emu"]]),
         },
         "labelled_classifier",
+    ),
+    Zoo(
+        "labelled_from_1",
+        "AutoML Vision, with a background",
+        lambda tf, picture: {
+            **apply(softmax, "scores", NUMBERS)(tf, picture),
+            "labels": tf.constant([[b"cat", b"dog", b"emu"]]),
+        },
+        "labelled_classifier",
+        {"classes_from": 1},
+    ),
+    Zoo(
+        "softmaxes_joined",
+        "two classifiers in one row",
+        apply(lambda tf, x: tf.concat([tf.nn.softmax(x), tf.nn.softmax(x)], -1), "out", NUMBERS),
+        config={"label_map": list("abcdef")},
+        refused="is made by ConcatV2, neither softmax nor sigmoid",
+    ),
+    Zoo(
+        "softmax_turned",
+        "one minus a softmax",
+        apply(lambda tf, x: 1 - tf.nn.softmax(x), "out", NUMBERS),
+        config=C,
+        refused="is made by Sub, neither softmax nor sigmoid",
+    ),
+    Zoo(
+        "edges_of_a_box",
+        "keras.io, a box for the one object",
+        apply(sigmoid, "dense", FIVE[:, :4]),
+        refused="4 sigmoids without names may be places, such as the edges of a box: of a classifier "
+        'write "label_map", or "family": "classifier"',
+    ),
+    Zoo(
+        "class_and_box",
+        "pyimagesearch, a class and a box for the one object",
+        lambda tf, picture: {
+            **apply(softmax, "class_label", NUMBERS)(tf, picture),
+            **apply(sigmoid, "bounding_box", FIVE[:, :4])(tf, picture),
+        },
+        config=C,
+        refused='write "family": "classifier", "outputs": {"probabilities": "class_label"}',
     ),
     Zoo(
         "embedding",
@@ -688,6 +1022,24 @@ def resized(tf: Any, x: Any) -> Any:
     return tf.image.resize(tf.nn.softmax(x), [32, 64], "nearest")
 
 
+def garden_planes(function: Callable, size: tuple[int, int], info: list) -> Callable:
+    """Logits in the top left of `size`, the rest 9 of class 1, and image_info."""
+    planes = np.zeros((1, *size, 3), np.float32)
+    planes[..., 1] = 9
+    planes[0, : FIELD.shape[0], : FIELD.shape[1]] = FIELD
+
+    def outputs(tf: Any, picture: Any) -> dict[str, Any]:
+        logits = tf.image.resize(function(tf, tf.constant(planes)), size)
+        return {"logits": logits, "image_info": tf.constant([info], tf.float32)}
+
+    return outputs
+
+
+GARDEN_PLANES = BUILT_GARDEN + "semantic_segmentation.py"
+GIVEN = {"dtype": "uint8", "shape": (1, None, None, 3), "input": "inputs"}
+# pictures of 48 x 96 shown in 32 x 32 keeping their proportions; the planes as large as the picture
+KEPT = [[48, 96], [32, 32], [1 / 3, 1 / 3], [0, 0]]
+WHOLE = [[16, 32], [32, 32], [1, 1], [0, 0]]
 CLASS_MAP = FIELD.argmax(2)[None]
 SEGMENTERS = [
     Zoo(
@@ -770,7 +1122,7 @@ SEGMENTERS = [
         "Cityscapes",
         apply(softmax, "planes", FIELD[None]),
         config=C,
-        refused='write "classes_from": 0 where plane 0 is a class',
+        refused='write "classes_from": 0 where class 0 is one like the others',
         shape=WIDE,
     ),
     Zoo(
@@ -780,6 +1132,131 @@ SEGMENTERS = [
         "segmentation",
         {**C, "classes_from": 0},
         shape=WIDE,
+    ),
+    Zoo(
+        "garden_planes_unsaid",
+        GARDEN_PLANES,
+        garden_planes(lambda tf, x: x, (32, 32), KEPT),
+        config=TWO,
+        refused="neither softmax nor sigmoid",
+        **GIVEN,
+    ),
+    Zoo(
+        "garden_planes",
+        GARDEN_PLANES,
+        garden_planes(lambda tf, x: x, (32, 32), KEPT),
+        "garden_segmentation",
+        {**TWO, "activation": "softmax"},
+        **GIVEN,
+    ),
+    Zoo(
+        "garden_planes_rescaled",
+        GARDEN_PLANES + ", rescale_output",
+        garden_planes(lambda tf, x: x, (16, 32), WHOLE),
+        "garden_segmentation",
+        {**TWO, "activation": "softmax"},
+        **GIVEN,
+    ),
+    Zoo(
+        "garden_planes_softmax",
+        GARDEN_PLANES + ", logit_activation: softmax",
+        garden_planes(softmax, (32, 32), KEPT),
+        "garden_segmentation",
+        TWO,
+        **GIVEN,
+    ),
+    Zoo(
+        "planes_of_road",
+        "Cityscapes",
+        apply(softmax, "planes", FIELD[None]),
+        config={"label_map": {"0": "road", "1": "cat", "2": "dog"}},
+        refused="label_map names class 0 'road': write \"classes_from\": 0 where class 0",
+        shape=WIDE,
+    ),
+    Zoo(
+        "planes_of_background",
+        "PASCAL VOC",
+        apply(softmax, "planes", FIELD[None]),
+        "segmentation",
+        {"label_map": {"0": "__background__", "1": "cat", "2": "dog"}},
+        shape=WIDE,
+    ),
+    Zoo(
+        "planes_flat",
+        "divamgupta/image-segmentation-keras keras_segmentation/models/model_utils.py",
+        apply(lambda tf, x: tf.nn.softmax(tf.reshape(x, [1, 512, 3])), "out", FIELD[None]),
+        "flat_segmentation",
+        TWO,
+        shape=WIDE,
+    ),
+    Zoo(
+        "planes_flat_logits",
+        "the same, without its last layer",
+        apply(lambda tf, x: tf.reshape(x, [1, 512, 3]), "out", FIELD[None]),
+        "flat_segmentation",
+        {**TWO, "activation": "softmax"},
+        shape=WIDE,
+    ),
+    Zoo(
+        "planes_flat_coarse",
+        "the same, a quarter of the input",
+        apply(lambda tf, x: tf.nn.softmax(tf.reshape(x, [1, 512, 3])), "out", FIELD[None]),
+        config=TWO,
+        shape=(1, 64, 128, 3),
+        refused='rows for 16x32 pixels may be a sequence: of a segmenter write "family": "flat_seg',
+    ),
+    Zoo(
+        "planes_cubic",
+        UNET + ", as many classes as rows",
+        apply(softmax, "planes", FIELD[None, :3, :3]),
+        config={"label_map": ["cat", "dog"]},
+        shape=(1, 12, 12, 3),
+        refused='may have its classes first or last: write "planes": "first" or "last", or',
+    ),
+    Zoo(
+        "deeplab_road",
+        DEEPLAB,
+        constant(SemanticPredictions=CLASS_MAP),
+        config={"label_map": {"0": "road", "1": "cat", "2": "dog"}},
+        refused="label_map names class 0 'road': write \"classes_from\": 0 where class 0",
+        shape=WIDE,
+    ),
+    Zoo(
+        "deeplab_from_0",
+        DEEPLAB,
+        constant(SemanticPredictions=CLASS_MAP),
+        "class_map",
+        {**C, "classes_from": 0},
+        shape=WIDE,
+    ),
+    Zoo(
+        "mask_from_1",
+        UNET + ", squeezed",
+        apply(sigmoid, "mask", MASK[None, ..., 0]),
+        config={"label_map": ["pet"], "classes_from": 1},
+        refused="classes_from: of one output there is no first class",
+        shape=WIDE,
+    ),
+    Zoo(
+        "planes_over_rows",
+        "a softmax over another axis",
+        apply(
+            lambda tf, x: tf.transpose(tf.nn.softmax(tf.transpose(x, [0, 2, 3, 1])), [0, 3, 1, 2]),
+            "planes",
+            FIELD[None],
+        ),
+        "segmentation",
+        TWO,
+        shape=WIDE,
+        fails="the classes of a softmax add up to 1 in each pixel, these to 0.",
+    ),
+    Zoo(
+        "grid_of_a_detector",
+        "YOLO v1, by Keras",
+        apply(sigmoid, "grid", FIELD[None, :7, :7, [0] * 30]),
+        config={},
+        shape=(1, 448, 448, 3),
+        refused="a cell of planes [1, 7, 7, 30] is of more than 32 pixels, as those of detectors",
     ),
     Zoo("deeplab", DEEPLAB, constant(SemanticPredictions=CLASS_MAP), "class_map", TWO, shape=WIDE),
     Zoo(

@@ -1,0 +1,355 @@
+"""The last five minutes, hour and day in figures, for graphs: rings of NumPy arrays, of fixed size.
+
+    Series       what became of the requests of a deployment, model, pipeline or handler, or of all
+    Resources    what the process held and did, looked at every few seconds
+    save_history, load_history   a file that brings both over a restart
+
+Nothing here locks: `Metrics` does.
+"""
+
+import base64
+import json
+import os
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .core import PHASES
+
+# upper bounds of latency, in seconds: eight a decade, from a tenth of a millisecond to 100 s
+BOUNDS = np.round(10 ** (np.arange(49) / 8 - 4), 9)
+ROW_BOUNDS = (1, 2, 4, 8, 16, 32, 64, 128, 256)  # upper bounds of batch sizes
+CLASSES = ("2xx", "3xx", "4xx", "5xx")  # of statuses
+
+
+class Window(NamedTuple):
+    step: int  # seconds
+    length: int  # steps
+
+
+WINDOWS = {"5m": Window(5, 60), "1h": Window(60, 60), "24h": Window(600, 144)}
+
+# Columns of what is counted: statuses, latencies, batch sizes, requests that waited in the queue,
+# requests that ran a model; of what is summed: seconds, seconds of each part, rows.
+LATENCY = len(CLASSES)
+BATCHES = LATENCY + len(BOUNDS) + 1
+QUEUED = BATCHES + len(ROW_BOUNDS) + 1
+RAN = QUEUED + 1
+COUNTS = RAN + 1
+SUMS = 1 + len(PHASES) + 1
+
+MOST_SERIES = 200  # further names are counted in all alone
+
+
+class Ring:
+    """The latest steps of a window: rows of numbers, each of the step that its stamp says."""
+
+    def __init__(self, window: Window, **columns: tuple[int, Any]):
+        self.window = window
+        self.stamps = np.full(window.length, -1, np.int64)
+        self.arrays = {
+            name: np.zeros((window.length, count), dtype)
+            for name, (count, dtype) in columns.items()
+        }
+
+    def place(self, now: float) -> int:
+        """The row of the step that holds `now`, cleared where it was of an earlier one."""
+        stamp = int(now) // self.window.step
+        row = stamp % self.window.length
+        if self.stamps[row] != stamp:
+            self.stamps[row] = stamp
+            for array in self.arrays.values():
+                array[row] = 0
+        return row
+
+    def read(self, now: float) -> dict[str, np.ndarray]:
+        """The rows from the oldest step to that of `now`, zeros where there was nothing, and when
+        each began: `time` int64 [length]; the others [length, columns].
+        """
+        last = int(now) // self.window.step
+        stamps = np.arange(last - self.window.length + 1, last + 1)
+        rows = stamps % self.window.length
+        there = self.stamps[rows] == stamps
+        found = {name: array[rows] for name, array in self.arrays.items()}
+        for array in found.values():
+            array[~there] = 0
+        return {"time": stamps * self.window.step, **found}
+
+
+class Series:
+    """What became of the requests of one name: statuses, latencies, parts, batch sizes.
+
+    86,592 bytes: 264 steps of 66 counts (uint32), 7 sums (float64) and a stamp. 40 names and all
+    together have 3,550,272; the most that there can be, `MOST_SERIES` and all, 17.4 MB.
+    """
+
+    def __init__(self) -> None:
+        self.rings = {
+            name: Ring(window, counts=(COUNTS, np.uint32), sums=(SUMS, np.float64))
+            for name, window in WINDOWS.items()
+        }
+
+    def add(self, now: float, counts: np.ndarray, sums: np.ndarray) -> None:
+        """Add what `tally` has made of requests that ended at `now`."""
+        for ring in self.rings.values():
+            row = ring.place(now)
+            ring.arrays["counts"][row] += counts
+            ring.arrays["sums"][row] += sums
+
+    def is_recent(self, now: float) -> bool:
+        """Whether any window still shows something of it."""
+        return any(
+            ring.stamps.max() > int(now) // ring.window.step - ring.window.length
+            for ring in self.rings.values()
+        )
+
+
+def tally(
+    statuses: np.ndarray, seconds: np.ndarray, spent: np.ndarray, rows: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Requests as a row of counts, uint32 [COUNTS], and one of sums, float64 [SUMS].
+
+    `statuses`, `seconds` and `rows` [N], 0 rows of what ran no model; `spent` [N, len(PHASES)]
+    seconds, NaN where there was no such part.
+    """
+    counts, sums = np.zeros(COUNTS, np.uint32), np.zeros(SUMS)
+    classes = np.clip(statuses // 100, 2, 5) - 2
+    counts[:LATENCY] = np.bincount(classes, minlength=LATENCY)
+    counts[LATENCY:BATCHES] = count_by(BOUNDS, seconds)
+    counts[BATCHES:QUEUED] = count_by(ROW_BOUNDS, rows[rows > 0])
+    known = ~np.isnan(spent)
+    counts[QUEUED], counts[RAN] = known[:, 0].sum(), known[:, PHASES.index("inference")].sum()
+    sums[0], sums[-1] = seconds.sum(), rows.sum()
+    sums[1:-1] = np.where(known, spent, 0).sum(axis=0)
+    return counts, sums
+
+
+def count_by(bounds: Any, values: np.ndarray) -> np.ndarray:
+    """How many values are at most each upper bound, and above the one before; the last: above all.
+
+    int64 [len(bounds) + 1].
+    """
+    return np.bincount(np.searchsorted(bounds, values), minlength=len(bounds) + 1)
+
+
+def quantiles(counts: np.ndarray, shares: Sequence[float]) -> np.ndarray:
+    """Latencies, in seconds, that shares of the requests keep below: float64 [N, len(shares)], NaN
+    where there were none.
+
+    `counts` [N, len(BOUNDS) + 1] by upper bound. Within a step of the histogram, which is a third
+    wide, requests are taken to be even on a logarithmic scale; what is beyond the last bound is
+    told as that.
+    """
+    upper = np.append(BOUNDS, BOUNDS[-1])
+    lower = np.concatenate([[BOUNDS[0] / 10], BOUNDS])
+    sums = np.cumsum(counts, axis=1, dtype=np.float64)  # [N, B]
+    found = np.full((len(counts), len(shares)), np.nan)
+    some = np.flatnonzero(sums[:, -1])
+    for place, share in enumerate(shares):
+        rank = share * sums[some, -1]
+        at = np.argmax(sums[some] >= rank[:, np.newaxis], axis=1)
+        inside = counts[some, at].astype(np.float64)
+        before = sums[some, at] - inside
+        part = np.clip((rank - before) / np.maximum(inside, 1), 0, 1)
+        found[some, place] = lower[at] * (upper[at] / lower[at]) ** part
+    return found
+
+
+def describe_series(series: Mapping[str, np.ndarray], minutes: np.ndarray) -> dict[str, Any]:
+    """A series as /stats answers it: a list a figure, None where there is nothing to tell.
+
+    `series` is what a ring reads, `minutes` [length] how long each step has lasted.
+    """
+    counts, sums = series["counts"], series["sums"]
+    number = counts[:, : len(CLASSES)].sum(axis=1)
+    each, ran = (np.where(n, n, np.nan) for n in (number, counts[:, RAN]))
+    waited = np.where(counts[:, QUEUED], counts[:, QUEUED], np.nan)
+    latency = 1e3 * quantiles(counts[:, LATENCY:BATCHES], (0.5, 0.9, 0.99))
+    by_part = {
+        name: spell_numbers(1e3 * sums[:, place] / (waited if name == "queue" else ran))
+        for place, name in enumerate(PHASES, 1)
+    }
+    return {
+        "requests": {
+            name: spell_numbers(counts[:, place] / minutes) for place, name in enumerate(CLASSES)
+        },
+        "latency": {
+            **{
+                name: spell_numbers(latency[:, place])
+                for place, name in enumerate(("p50", "p90", "p99"))
+            },
+            "mean": spell_numbers(1e3 * sums[:, 0] / each),
+        },
+        "parts": by_part,
+        "batch_size": spell_numbers(sums[:, -1] / ran),
+        "total": summarize(counts.sum(axis=0), sums.sum(axis=0)),
+    }
+
+
+def summarize(counts: np.ndarray, sums: np.ndarray) -> dict[str, Any]:
+    """The figures of a whole window: counts, and latencies in milliseconds."""
+    classes = dict(zip(CLASSES, counts[:LATENCY].tolist()))
+    latency = 1e3 * quantiles(counts[np.newaxis, LATENCY:BATCHES], (0.5, 0.9, 0.99))[0]
+    batches = counts[BATCHES:QUEUED].tolist()
+    bounds = [*map(str, ROW_BOUNDS), "more"]
+    return {
+        "requests": sum(classes.values()),
+        "by_status": classes,
+        "latency": dict(zip(("p50", "p90", "p99"), spell_numbers(latency))),
+        # how many runs had at most so many rows, and more than the bound before
+        "batch_sizes": {name: n for name, n in zip(bounds, batches) if n},
+    }
+
+
+def spell_numbers(values: np.ndarray) -> list[float | None]:
+    """Numbers for JSON, to a thousandth; None for NaN."""
+    rounded = np.round(values, 3).tolist()
+    return [None if value != value else value for value in rounded]
+
+
+# --- the process ----------------------------------------------------------------------------------
+
+# What is looked at: of these a step has the mean, ...
+MEANS = ("queue", "cpu_percent", "memory_bytes", "gpu_memory_bytes", "gpu_utilisation_percent")
+MOST = ("in_flight",)  # ... of these the most, ...
+ADDED = ("refused",)  # ... of these the sum.
+
+
+class Resources:
+    """What the process held and did: 27,456 bytes, 264 steps of 12 numbers and a stamp."""
+
+    def __init__(self) -> None:
+        columns = {
+            "means": (len(MEANS), np.float64),
+            "seen": (len(MEANS), np.float64),
+            "most": (len(MOST), np.float64),
+            "added": (len(ADDED), np.float64),
+        }
+        self.rings = {name: Ring(window, **columns) for name, window in WINDOWS.items()}
+
+    def add(self, now: float, seen: Mapping[str, float]) -> None:
+        """Add what is seen at `now`; what is left out is not known."""
+        for ring in self.rings.values():
+            row, arrays = ring.place(now), ring.arrays
+            for place, name in enumerate(MEANS):
+                if name in seen:
+                    arrays["means"][row, place] += seen[name]
+                    arrays["seen"][row, place] += 1
+            for place, name in enumerate(MOST):
+                arrays["most"][row, place] = max(arrays["most"][row, place], seen[name])
+            for place, name in enumerate(ADDED):
+                arrays["added"][row, place] += seen[name]
+
+
+def describe_resources(found: Mapping[str, np.ndarray]) -> dict[str, list[float | None]]:
+    """As `describe_series`, of resources; None where nobody looked."""
+    seen = found["seen"]
+    means = found["means"] / np.where(seen, seen, np.nan)
+    looked = seen[:, 0] > 0
+    return {
+        **{name: spell_numbers(means[:, place]) for place, name in enumerate(MEANS)},
+        **{
+            name: spell_numbers(np.where(looked, found["most"][:, place], np.nan))
+            for place, name in enumerate(MOST)
+        },
+        **{
+            name: spell_numbers(np.where(looked, found["added"][:, place], np.nan))
+            for place, name in enumerate(ADDED)
+        },
+    }
+
+
+# --- over a restart -------------------------------------------------------------------------------
+
+FORM = 1  # of the file; another one is not read
+# What is known of an error.
+ERROR_FIELDS = {
+    "time": float,
+    "request_id": str,
+    "method": str,
+    "path": str,
+    "status": int,
+    "route": str,
+    "model": str,
+    "deployment": str,
+    "by_page": bool,
+    "error": str,
+}
+
+
+def pack_array(array: np.ndarray) -> str:
+    return base64.b64encode(zlib.compress(array.tobytes(), 1)).decode()
+
+
+def unpack_array(text: str, like: np.ndarray) -> np.ndarray:
+    """An array of the shape and dtype of another; raises ValueError for anything else."""
+    packed = zlib.decompressobj()
+    data = packed.decompress(base64.b64decode(text, validate=True), like.nbytes + 1)
+    if len(data) != like.nbytes:
+        raise ValueError(f"expected {like.nbytes} bytes of numbers, got {len(data)}")
+    return np.frombuffer(data, like.dtype).reshape(like.shape).copy()
+
+
+def pack_rings(rings: Mapping[str, Ring]) -> dict[str, dict[str, str]]:
+    return {
+        name: {
+            "stamps": pack_array(ring.stamps),
+            **{k: pack_array(v) for k, v in ring.arrays.items()},
+        }
+        for name, ring in rings.items()
+    }
+
+
+def unpack_rings(rings: Mapping[str, Ring], packed: Mapping[str, Mapping[str, str]]) -> None:
+    for name, ring in rings.items():
+        ring.stamps = unpack_array(packed[name]["stamps"], ring.stamps)
+        ring.arrays = {k: unpack_array(packed[name][k], v) for k, v in ring.arrays.items()}
+
+
+def spell_history(
+    series: Mapping[tuple[str, str], Series], resources: Resources, errors: Iterable[Any]
+) -> dict[str, Any]:
+    """Everything as JSON has it; quick, so that requests may wait for it."""
+    return {
+        "form": FORM,
+        "bounds": BOUNDS.tolist(),
+        "series": [[kind, name, pack_rings(one.rings)] for (kind, name), one in series.items()],
+        "resources": pack_rings(resources.rings),
+        "errors": list(errors),
+    }
+
+
+def save_history(path: Path, history: Mapping[str, Any]) -> None:
+    """Write a history beside a file, and take its place. Raises OSError."""
+    beside = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        beside.write_text(json.dumps(history))
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def load_history(
+    path: Path,
+) -> tuple[dict[tuple[str, str], Series], Resources, list[dict[str, Any]]]:
+    """What `save_history` has written. Raises OSError, ValueError for what is no such file."""
+    try:
+        found = json.loads(path.read_bytes())
+        if found["form"] != FORM or found["bounds"] != BOUNDS.tolist():
+            raise ValueError("it is of another version")
+        series = {}
+        for kind, name, packed in found["series"][: MOST_SERIES + 1]:
+            one = series[str(kind), str(name)] = Series()
+            unpack_rings(one.rings, packed)
+        resources = Resources()
+        unpack_rings(resources.rings, found["resources"])
+        errors = [
+            {name: kind(each[name]) for name, kind in ERROR_FIELDS.items()}
+            for each in found["errors"]
+        ]
+    except (KeyError, TypeError, AttributeError, zlib.error, RecursionError) as error:
+        raise ValueError(f"it is no history: {type(error).__name__}: {error}") from None
+    return series, resources, errors

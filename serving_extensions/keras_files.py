@@ -1,0 +1,128 @@
+"""A .keras or .h5 file as a model: exported once into a cache beside it, and served from there.
+
+The export is Keras' own, `keras.models.load_model(file).export(folder)` (https://keras.io/guides/
+serialization_and_saving/), with the model's own signature. It runs in a process of its own, without
+a GPU: what Keras builds is gone with it, and a file that crashes it crashes nothing here. Keras'
+safe mode stays on: a file brings no code that runs.
+"""
+
+import contextlib
+import hashlib
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from .core import Extension, Load, LoadError, LoadRequest, Servable, find_model_file
+
+logger = logging.getLogger("serving")
+
+CACHE = ".exported"  # beside the version folders, or the file
+MOST_SECONDS = 1800  # of an export
+
+EXPORT = """
+import os, sys
+os.environ.update(CUDA_VISIBLE_DEVICES="-1", TF_CPP_MIN_LOG_LEVEL="3", KERAS_BACKEND="tensorflow")
+try:
+    import keras
+    model = keras.models.load_model(sys.argv[1], compile=False)
+    if not model.inputs:
+        raise ValueError("the model has no fixed inputs")
+    model.export(sys.argv[2], verbose=False)
+except Exception as error:
+    first = next((line for line in str(error).splitlines() if line.strip()), "")
+    sys.exit(f"{type(error).__name__}: {first[:500]}")
+"""
+
+
+def load_exported(load: Load) -> Load:
+    def load_any(request: LoadRequest) -> Servable:
+        file = find_model_file(request.folder)
+        if file is None:
+            return load(request)
+        return load(request.with_folder(exported(file, request.folder)))
+
+    return load_any
+
+
+def exported(file: Path, version: Path) -> Path:
+    """The SavedModel of a file, made now where no earlier load has. Raises LoadError."""
+    name = "1" if version == file else version.name
+    beside = (file if version == file else version).parent
+    digest = digest_of(file)
+    places = [beside / CACHE, user_cache(beside)]
+    ready = next((p for p in places if (p / f"{name}-{digest}" / "saved_model.pb").is_file()), None)
+    if ready is not None:
+        return ready / f"{name}-{digest}"
+    place = first_writable(places)
+    made = Path(tempfile.mkdtemp(prefix=f"{name}-", suffix=".part", dir=place))
+    try:
+        export_file(file, made)
+        return put_in_place(made, place / f"{name}-{digest}", f"{name}-")
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def digest_of(file: Path) -> str:
+    """What tells a file's bytes from others, and this server's Python from another."""
+    try:
+        with file.open("rb") as opened:
+            found = hashlib.file_digest(opened, "sha256")
+    except OSError as error:
+        raise LoadError(f"'{file.name}' cannot be read: {error.strerror}") from None
+    found.update(sys.version.encode())
+    return found.hexdigest()[:16]
+
+
+def user_cache(beside: Path) -> Path:
+    """Where exports go that cannot lie beside their file: a volume may be mounted to read."""
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return base / "serving" / hashlib.sha256(str(beside.absolute()).encode()).hexdigest()[:16]
+
+
+def first_writable(places: list[Path]) -> Path:
+    for place in places:
+        with contextlib.suppress(OSError):
+            place.mkdir(parents=True, exist_ok=True)
+            if os.access(place, os.W_OK | os.X_OK):
+                return place
+    raise LoadError("the export has no place: neither beside the file nor in the user's cache")
+
+
+def export_file(file: Path, folder: Path) -> None:
+    """Export a file as a SavedModel. Raises LoadError with the reason, and the line to type."""
+    logger.info("%s is exported for serving, once", file.name)
+    command = [sys.executable, "-c", EXPORT, str(file.absolute()), str(folder)]
+    try:
+        # in the empty folder: `-c` would import what lies in the current one
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=MOST_SECONDS, cwd=folder
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise LoadError(f"'{file.name}' cannot be exported: {type(error).__name__}") from error
+    if done.returncode == 0:
+        return
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    reason = (lines or [f"the export ended with {done.returncode}"])[-1]
+    raise LoadError(
+        f"Keras cannot read '{file.name}' here: {reason.replace(str(file), file.name)}; export it "
+        "where it was made, model.export('models/NAME/1'), and serve that folder"
+    )
+
+
+def put_in_place(made: Path, target: Path, prefix: str) -> Path:
+    """Put an export in its place; those of earlier files of that version go."""
+    for old in target.parent.glob(f"{prefix}*"):
+        if old not in (made, target) and not old.name.endswith(".part"):
+            shutil.rmtree(old, ignore_errors=True)
+    with contextlib.suppress(OSError):  # another process was faster, with the same
+        made.rename(target)
+    if not (target / "saved_model.pb").is_file():
+        raise LoadError("the export could not be put in its place")
+    return target
+
+
+EXTENSION = Extension("keras_files", wrap_load=lambda server, load: load_exported(load))

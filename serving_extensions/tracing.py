@@ -1,0 +1,64 @@
+"""Spans of requests for OpenTelemetry, where the process has it configured.
+
+`opentelemetry-instrument python serving.py` does that (https://opentelemetry.io/docs/zero-code/
+python/), or the program around an embedded server. A request is a span, a child of that in its
+`traceparent` (https://www.w3.org/TR/trace-context/), with a child for each part of its time. Names
+of attributes are those of OpenTelemetry's semantic conventions for HTTP servers.
+"""
+
+import sys
+import time
+from typing import Any
+
+from .core import PHASES, Extension, ModelServer, Reply, Trace
+
+
+def observe(server: ModelServer, trace: Trace, line: dict[str, Any], replied: Reply) -> None:
+    """Hand a request that is answered over as spans."""
+    api = sys.modules.get("opentelemetry.trace")  # who has configured it has imported it
+    if api is None or not hasattr(api.get_tracer_provider(), "add_span_processor"):
+        return
+    spans = api.get_tracer("serving")
+    begin = time.time_ns() - int(1e9 * (time.perf_counter() - (trace.queued or trace.start)))
+    span = spans.start_span(
+        f"{line['method']} {line['route']}",
+        context=parent_of(trace),
+        kind=api.SpanKind.SERVER,
+        start_time=begin,
+        attributes=attributes_of(line, trace),
+    )
+    if replied.status >= 500:
+        span.set_status(api.StatusCode.ERROR)
+    inside, at = api.set_span_in_context(span), begin
+    for name, seconds in zip(PHASES, trace.spent):
+        if seconds > 0:
+            part = spans.start_span(name, context=inside, start_time=at)
+            at += int(1e9 * seconds)
+            part.end(end_time=at)
+    span.end()
+
+
+def parent_of(trace: Trace) -> Any:
+    """The context that a request's headers name."""
+    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+    names = ("traceparent", "tracestate")
+    carrier = {name: value for name, value in zip(names, trace.parent) if value}
+    return TraceContextTextMapPropagator().extract(carrier)
+
+
+def attributes_of(line: dict[str, Any], trace: Trace) -> dict[str, Any]:
+    found = {
+        "http.request.method": line["method"],
+        "http.response.status_code": line["status"],
+        "http.route": line["route"],
+        "url.path": line["path"],
+        "serving.request_id": line["request_id"],
+        "serving.model": str(line["model"]),
+        "serving.version": str(line["version"]),
+        "serving.deployment": trace.deployment,
+    }
+    return {name: value for name, value in found.items() if value != ""}
+
+
+EXTENSION = Extension("tracing", observe=observe)

@@ -1,0 +1,237 @@
+"""Models and configs as people have them: .keras and .h5 files, TensorFlow Serving's own config,
+folders that are one level off. The truth is Keras, called directly.
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import NO_POLL
+
+import serving
+
+ROWS = np.random.default_rng(5).normal(size=(4, 3)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def keras(tf):
+    return tf.keras
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory, keras):
+    """A functional model of two inputs as .keras, a sequential one as .h5, one with a Lambda."""
+    folder = tmp_path_factory.mktemp("files")
+    keras.utils.set_random_seed(1)
+    one, other = keras.Input((3,), name="one"), keras.Input((3,), name="other")
+    joined = keras.layers.Concatenate()([one, other])
+    two = keras.Model([one, other], keras.layers.Dense(2, "softmax")(joined))
+    two.save(folder / "two.keras")
+    plain = keras.Sequential([keras.Input((3,)), keras.layers.Dense(4, "relu")])
+    plain.compile("adam", "mse")
+    plain.save(folder / "plain.h5")
+    odd = keras.Sequential([keras.Input((3,)), keras.layers.Lambda(lambda x: x * 2)])
+    odd.save(folder / "odd.keras")
+    return folder, two, plain
+
+
+def served(base_path, **others):
+    model = {"name": "m", "base_path": str(base_path)}
+    server = serving.ModelServer(
+        {"model_config_list": [{"config": model}], "server": NO_POLL, **others}
+    )
+    assert server.wait(300)
+    return server
+
+
+def reason_of(server):
+    """Why model m is not there; the server ends."""
+    try:
+        states = server.manager.states()["m"]
+        return next((state.error for state in states.values()), "") or server.readiness()[0]
+    finally:
+        server.stop()
+
+
+def test_a_keras_file_in_a_version_folder(tmp_path, files):
+    folder, two, _ = files
+    (tmp_path / "m/7").mkdir(parents=True)
+    shutil.copy(folder / "two.keras", tmp_path / "m/7/model.keras")
+    server = served(tmp_path / "m")
+    try:
+        inputs = {"one": ROWS, "other": ROWS[::-1]}
+        found = server.predict("m", {"inputs": inputs})["outputs"]
+        np.testing.assert_allclose(found, two([ROWS, ROWS[::-1]]).numpy(), rtol=1e-5)
+        assert list(server.status("m")["model_version_status"][0].values())[0] == "7"
+    finally:
+        server.stop()
+    (cache,) = (tmp_path / "m/.exported").iterdir()
+    written = (cache / "saved_model.pb").stat().st_mtime_ns
+    again = served(tmp_path / "m")  # from the cache
+    assert again.readiness() == []
+    again.stop()
+    assert (cache / "saved_model.pb").stat().st_mtime_ns == written
+
+
+def test_an_h5_file_by_itself(tmp_path, files):
+    folder, _, plain = files
+    shutil.copy(folder / "plain.h5", tmp_path)
+    server = served(tmp_path / "plain.h5")
+    try:
+        found = server.predict("m", {"instances": ROWS})["predictions"]
+        np.testing.assert_allclose(found, plain(ROWS).numpy(), rtol=1e-5)
+    finally:
+        server.stop()
+
+
+def test_code_in_a_file_is_not_run(tmp_path, files):
+    shutil.copy(files[0] / "odd.keras", tmp_path)
+    told = reason_of(served(tmp_path / "odd.keras"))
+    assert "Keras cannot read 'odd.keras' here" in told and "model.export('models/NAME/1')" in told
+    assert str(tmp_path) not in told
+
+
+def test_a_damaged_file(tmp_path):
+    (tmp_path / "m.keras").write_bytes(b"PK\x03\x04 and no more")
+    told = reason_of(served(tmp_path / "m.keras"))
+    assert "Keras cannot read 'm.keras' here: ValueError" in told
+    assert not [*tmp_path.glob(".exported/*")]
+
+
+def test_a_place_that_cannot_be_written(tmp_path, monkeypatch):
+    """The user's cache has the export then. (Root may write everywhere: `access` is told so.)"""
+    from serving_extensions import keras_files
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(
+        os, "access", lambda path, mode: str(path).startswith(str(tmp_path / "cache"))
+    )
+    places = [tmp_path / "m/.exported", keras_files.user_cache(tmp_path / "m")]
+    assert keras_files.first_writable(places) == places[1]
+
+
+def test_without_the_extension_it_is_told(tmp_path, files):
+    shutil.copy(files[0] / "plain.h5", tmp_path)
+    model = {"name": "m", "base_path": str(tmp_path / "plain.h5")}
+    server = serving.ModelServer({"model_config_list": [{"config": model}]}, extensions=())
+    assert server.wait(60)
+    assert "this needs serving_extensions/keras_files.py" in reason_of(server)
+
+
+# --- folders that are one level off, and what is no SavedModel ------------------------------------
+
+
+def make(path: Path) -> Path:
+    path.mkdir(parents=True)
+    (path / "saved_model.pb").write_bytes(b"x")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("there", "base", "text"),
+    [
+        ("m/v1", "m", "a version folder's name is a number: 'v1' should be '1'"),
+        ("models/m/1", "models", "there is a model one folder down, in 'm'"),
+        ("models/m", "models", "there is a model one folder down, in 'm'"),
+        ("m/1", "m/1/variables", "the SavedModel is one folder up, in '1'"),
+        ("m/1", "gs://bucket/m", "expected a folder of this machine, got a URL"),
+        ("m/1", "model.tflite", "a .tflite file is no SavedModel"),
+        ("m/1", "net.onnx", "a .onnx file is no SavedModel"),
+    ],
+)
+def test_the_commonest_mistakes(tmp_path, there, base, text):
+    make(tmp_path / there)
+    (tmp_path / "m/1/variables").mkdir(parents=True, exist_ok=True)
+    for name in ("model.tflite", "net.onnx"):
+        (tmp_path / name).write_bytes(b"x")
+    if there != "m/1":
+        shutil.rmtree(tmp_path / "m/1")
+    path = tmp_path / "config.json"
+    model = {"config": {"name": "m", "base_path": base}}
+    path.write_text(json.dumps({"model_config_list": [model], "server": NO_POLL}))
+    server = serving.ModelServer(path)
+    assert server.wait(60)
+    assert text in reason_of(server)
+
+
+def test_a_model_file_beside_the_version_folders(tmp_path):
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m/model.keras").write_bytes(b"x")
+    assert "'model.keras' is in no version folder: move it into '1'" in reason_of(
+        served(tmp_path / "m")
+    )
+
+
+# --- TensorFlow Serving's own config --------------------------------------------------------------
+
+PROTOBUF = """
+# as in TensorFlow Serving's documents (serving_config.md)
+model_config_list {
+  config {
+    name: 'my_first_model'
+    base_path: '/tmp/my_first_model/'
+    model_platform: 'tensorflow'
+    model_version_policy { specific { versions: 42 versions: 43 } }
+    version_labels { key: 'stable' value: 42 }
+    version_labels { key: 'canary' value: 43 }
+  }
+  config { name: 'my_second_model', base_path: '/tmp/my_second_model/' model_version_policy { all {} } }
+  config: { name: "third" base_path: "third" model_version_policy { latest { num_versions: 2 } } }
+}
+"""
+
+
+def test_a_model_config_file_of_tensorflow_serving(tmp_path):
+    path = tmp_path / "models.config"
+    path.write_text(PROTOBUF)
+    first, second, third = serving.load_config(path).models
+    assert (first.name, Path(first.base_path)) == ("my_first_model", Path("/tmp/my_first_model"))
+    assert [*first.model_version_policy.specific.versions] == [42, 43]
+    assert first.version_labels == {"stable": 42, "canary": 43}
+    assert second.model_version_policy.all is not None
+    assert Path(third.base_path) == tmp_path / "third"
+    assert third.model_version_policy.latest.num_versions == 2
+
+
+def test_it_is_what_tensorflow_servings_own_message_reads(tmp_path):
+    """The descriptor against the published one."""
+    published = pytest.importorskip("tensorflow_serving.config.model_server_config_pb2")
+    from google.protobuf import text_format
+
+    theirs = text_format.Parse(PROTOBUF, published.ModelServerConfig())
+    path = tmp_path / "models.config"
+    path.write_text(PROTOBUF)
+    ours = serving.load_config(path).models
+    for model, config in zip(ours, theirs.model_config_list.config, strict=True):
+        assert model.name == config.name
+        assert dict(model.version_labels) == dict(config.version_labels)
+        policy = config.model_version_policy
+        chosen = serving.choose_versions(model.model_version_policy, [1, 42, 43, 44])
+        wanted = {
+            "specific": [43, 42],
+            "all": [44, 43, 42, 1],
+            "latest": [44, 43],
+        }[policy.WhichOneof("policy_choice")]
+        assert chosen == wanted
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("model_config_list { config { nmae: 'x' } }", 'no field named "nmae"'),
+        ("model_config_list { config { name: 'x' base_path: 'm' }", "not a config of TensorFlow"),
+        ("custom_model_config { }", "custom_model_config"),
+        ("model_config_list { config { base_path: 'm' } }", "$.model_config_list[0].config"),
+        ("model_config_list:\n  - config:\n      name: x\n", "not a config of TensorFlow Serving"),
+        ("server:\n  port: 8501\n", "it looks like YAML, and a config is JSON"),
+    ],
+)
+def test_configs_that_are_none_say_why(tmp_path, text, told):
+    path = tmp_path / "c.config"
+    path.write_text(text)
+    with pytest.raises(serving.ConfigError) as error:
+        serving.load_config(path)
+    assert told in str(error.value)

@@ -1,0 +1,69 @@
+"""Spans of requests, as OpenTelemetry's own SDK receives them; traceparent in the log and in
+handlers.
+"""
+
+import json
+import logging
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT, FakeServable, Rest, bearer, fake_server, key_entry
+
+PARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"  # of the W3C's document
+BODY = '{"instances": [[1.0]]}'
+
+# In a process of its own: a provider is set once for all.
+TRACED = """
+import json, sys
+sys.path[:0] = [{tests!r}, {root!r}]
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from conftest import FakeServable, Rest, fake_server
+exporter, provider = InMemorySpanExporter(), TracerProvider()
+provider.add_span_processor(SimpleSpanProcessor(exporter))
+trace.set_tracer_provider(provider)
+rest = Rest(fake_server({{"m": FakeServable()}}))
+rest.post("/v1/models/m:predict", {body!r}, headers={{"traceparent": {parent!r}, "tracestate": "a=b"}})
+rest.post("/v1/models/m:predict", {body!r}, headers={{"traceparent": "nonsense"}})
+rest.get("/v1/models/none")
+print(json.dumps([
+    [span.name, format(span.context.trace_id, "032x"), span.parent and format(span.parent.span_id, "016x"),
+     format(span.context.span_id, "016x"), span.start_time, span.end_time, dict(span.attributes)]
+    for span in exporter.get_finished_spans()]))
+"""
+
+
+def test_a_request_is_a_span_of_its_caller_with_its_parts():
+    pytest.importorskip("opentelemetry.sdk")
+    code = TRACED.format(tests=str(ROOT / "tests"), root=str(ROOT), body=BODY, parent=PARENT)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    spans = json.loads(done.stdout.splitlines()[-1])
+    whole = [span for span in spans if span[0].startswith(("POST", "GET"))]
+    first, second, third = whole
+    _, version, parent, _ = PARENT.split("-")
+    assert (first[0], first[1], first[2]) == ("POST predict", version, parent)
+    assert first[6]["http.response.status_code"] == 200 and first[6]["serving.model"] == "m"
+    assert second[2] is None and second[1] != version
+    assert (third[0], third[6]["http.response.status_code"]) == ("GET status", 404)
+    parts = [span for span in spans if span[2] == first[3]]
+    assert "inference" in {span[0] for span in parts}
+    for name, trace, _, _, start, end, _ in parts:
+        assert trace == version and first[4] <= start <= end <= first[5] + 1_000_000, name
+
+
+def test_the_trace_is_in_the_log_and_handlers_are_given_it(caplog):
+    server = fake_server({"m": FakeServable()}, auth={"keys": [key_entry("k", "k")]})
+    server.endpoint("/mine")(lambda inputs, context: context.headers["Traceparent"])
+    rest = Rest(server)
+    with caplog.at_level(logging.INFO, "serving"):
+        answer = rest.post("/mine", "1", headers={**bearer("k"), "traceparent": PARENT})
+        rest.post(
+            "/mine", "1", headers={**bearer("k"), "traceparent": PARENT.replace("00-", "zz-")}
+        )
+    assert answer.json == PARENT
+    lines = [record.args for record in caplog.records if isinstance(record.args, dict)]
+    assert [line.get("trace_id") for line in lines] == [PARENT.split("-")[1], None]

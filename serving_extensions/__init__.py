@@ -5,6 +5,8 @@ Each plugs in through `serving.Extension`.
 
 from . import (
     active_learning,
+    admin,
+    admin_uploads,
     batching,
     binary,
     catalogue,
@@ -12,10 +14,12 @@ from . import (
     commands,
     connections,
     console,
+    deploying,
     endpoints,
     freezing,
     keras_files,
     kserve,
+    manifest,
     metrics,
     on_demand,
     pipeline_servables,
@@ -23,6 +27,7 @@ from . import (
     replicas,
     tracing,
     warmup,
+    wrong_keys,
 )
 
 VERSION = "0.1.0"  # of the serving.py that they are for
@@ -37,6 +42,7 @@ EXTENSIONS = (
     batching.EXTENSION,
     warmup.EXTENSION,
     replicas.EXTENSION,
+    manifest.EXTENSION,
     on_demand.EXTENSION,
     # Another format of model: all others see the SavedModel that it makes of one.
     keras_files.EXTENSION,
@@ -48,8 +54,12 @@ EXTENSIONS = (
     kserve.EXTENSION,
     catalogue.EXTENSION,
     console.EXTENSION,
+    admin.EXTENSION,
+    admin_uploads.EXTENSION,
+    wrong_keys.EXTENSION,
     client_code.EXTENSION,
     tracing.EXTENSION,
     commands.EXTENSION,
+    deploying.EXTENSION,
     connections.EXTENSION,
 )

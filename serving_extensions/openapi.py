@@ -296,7 +296,7 @@ def document_handler(endpoint: Any) -> dict[str, Any]:
 def document_table(server: ModelServer, everywhere: list) -> dict[str, Any]:
     """The rows of the URL table, names in braces; rows of deployments where there are some."""
     paths: dict[str, Any] = {}
-    security = {"open": None, "shared": everywhere, "key": KEYED}
+    security = {"open": None, "shared": everywhere, "key": KEYED, "own": KEYED, "admin": KEYED}
     for row in routes_of(server.extensions):
         of_deployments = "{deployment}" in row.url
         if (
@@ -320,7 +320,7 @@ def spell_verbs(url: str) -> list[str]:
 
 def document_row(row: Route, path: str, security: list | None) -> dict[str, Any]:
     """The methods of a row, for one way to write its URL."""
-    also = ALSO.get(row.name, ())
+    also = ALSO.get(row.name, CHANGES if row.guard == "admin" else ())
     found = {}
     for method in row.methods:
         if method == "HEAD":  # GET without the body
@@ -387,7 +387,24 @@ ANSWERS = {
     "infer": {"application/json": {"schema": {"type": "object"}}, **ARRAYS},
     "predict_image": PICTURE_ANSWERS,
 }
-BODIES = {
+OBJECT = {"application/json": {"schema": {"type": "object"}}}
+# What takes a JSON object as its body and changes the config.
+CHANGING = (
+    ("put_config_file", "PUT"),
+    ("put_deployment", "PUT"),
+    ("put_deployment", "PATCH"),
+    ("delete_deployment", "DELETE"),
+    ("create_key", "POST"),
+    ("edit_key", "PATCH"),
+    ("edit_model", "PATCH"),
+)
+ARCHIVES: dict[str, Any] = {
+    "application/zip": {"schema": FILE},
+    "application/gzip": {"schema": FILE},
+}
+BODIES: dict[tuple[str, str], dict[str, Any]] = {
+    **dict.fromkeys(CHANGING, OBJECT),
+    **dict.fromkeys((("upload", "POST"), ("upload", "PUT"), ("project", "PUT")), ARCHIVES),
     ("predict_image", "POST"): PICTURE_BODIES,
     ("preview", "POST"): PICTURE_BODIES,
     ("call_client", "POST"): {
@@ -413,7 +430,9 @@ OUTPUTS = in_query(
     style="form",
     explode=False,
 )
+DRY_RUN = in_query("dry_run", "1: tell what would change, and change nothing", {"enum": ["0", "1"]})
 PARAMETERS = {
+    **dict.fromkeys((*CHANGING, ("rollback", "POST"), ("delete_key", "DELETE")), [DRY_RUN]),
     ("infer", "POST"): [OUTPUTS, *OF_ARRAYS],
     ("predict_image", "POST"): OF_PICTURES,
     ("client", "GET"): [CHAIN],
@@ -421,14 +440,13 @@ PARAMETERS = {
         in_query("path", "what to call", {"type": "string"}, required=True),
         in_query("method", "how to call it", {"type": "string"}),
     ],
-    ("reload", "POST"): [
-        in_query("dry_run", "1: tell what would change, and change nothing", {"enum": ["0", "1"]})
-    ],
+    ("reload", "POST"): [DRY_RUN],
     ("stats", "GET"): [
         in_query("window", "the figures of a graph, step by step", {"enum": ["5m", "1h", "24h"]})
     ],
 }
-# Statuses beside the common ones, by a route's name.
+# Statuses beside the common ones, by a route's name; those of what changes the config.
+CHANGES = ("201", "409", "412", "428", "507")
 ALSO = {
     "reload": ("201", "409", "412"),
     "infer": ("204", "422"),

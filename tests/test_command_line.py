@@ -4,6 +4,7 @@ import contextlib
 import http.client
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -275,9 +276,11 @@ def test_check_says_what_would_be_served():
     assert status == 0
     assert (
         lines[0] == f"half_plus_two: version 123 on AUTO from {ROOT / 'models/half_plus_two'}"
-        and len(lines) == 6
+        and len(lines) == 10
     )
-    assert lines[-1] == "deployment shapes: model shapes, 4 classes"
+    assert lines[5] == "deployment shapes: model shapes, 4 classes"
+    for line, name in zip(lines[6:], ("half_plus_two version 123", "half_plus_three", "digits")):
+        assert re.match(rf"{name}.*: sha256 [0-9a-f]{{64}} of \d+ files, no manifest$", line)
 
 
 def test_check_names_everything_that_is_wrong(tmp_path):

@@ -73,7 +73,7 @@ async function keys(page) {
 		if (answer?.key) document.querySelector("#made-key").textContent = `The key of ${given.name}, shown this once: ${answer.key}`;
 	};
 	made.id = "made-key";
-	const rows = all.map((one) => [one.name, one.month_calls ?? one.used ?? "", one.disabled ? "disabled" : one.admin ? "admin" : "", make("div.bar",
+	const rows = all.map((one) => [one.name, one.month_calls ?? "", one.disabled ? "disabled" : one.admin ? "admin" : "", make("div.bar",
 		button(one.disabled ? "Enable" : "Disable", () => change(page, `v1/keys/${path(one.name)}`, "PATCH", {disabled: !one.disabled})), button("Delete", () => change(page, `v1/keys/${path(one.name)}`, "DELETE")))]);
 	return part("Keys", table(["name", "calls this month", "state", ""], rows, {label: "Keys"}), make("h3", "A new key"), fields.element, make("div.bar", button("Create the key", create)), made);
 }
@@ -98,7 +98,6 @@ function upload(page) {
 async function file(page) {
 	const response = await ask("v1/config/file"), tag = response.headers.get("ETag"), text = area({rows: 18, value: JSON.stringify(await response.json(), null, 2), "aria-label": "The config file"});
 	const put = (query) => change(page, `v1/config/file${query}`, "PUT", text.value, {"If-Match": tag});
-	const states = page.history.states ?? page.history.kept ?? [];
-	return part("Config file", text, make("div.bar", button("Check", () => put("?dry_run=1")), button("Save the file", () => put(""), {className: "main"}),
-		button("Roll back", () => change(page, "v1/config/rollback", "POST", {}), {disabled: !states.length})));
+		return part("Config file", text, make("div.bar", button("Check", () => put("?dry_run=1")), button("Save the file", () => put(""), {className: "main"}),
+		button("Roll back", () => change(page, "v1/config/rollback", "POST", {}), {disabled: !page.history.kept.length})));
 }

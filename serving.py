@@ -480,7 +480,7 @@ HOMES = (
     Home("pipelines.py", sections=["pipeline_config_list"]),
     Home("handlers.py", sections=["handlers"]),
     Home("active_learning.py", sections=["deployments[].active_learning"]),
-    Home("quotas.py", sections=["auth.keys[].quota"]),
+    Home("quotas.py", sections=["auth.keys[].quota"], urls=["/usage"]),
     Home("metrics.py", sections=["server.history"]),
     Home(
         "console.py",
@@ -495,7 +495,11 @@ HOMES = (
     ),
     Home("catalogue.py", urls=["/deployments"]),
     Home("kserve.py", urls=["/v2", "/v2/repository/index"]),
-    Home("admin.py", sections=["admin"]),
+    Home(
+        "admin.py",
+        sections=["admin"],
+        urls=["/v1/config/file", "/v1/config/history", "/v1/config/rollback", "/v1/keys"],
+    ),
     Home("manifest.py", commands=["manifest"]),
     Home("deploying.py", commands=["deploy"]),
     Home("commands.py", commands=["export", "init", "init-hub"]),

@@ -23,7 +23,7 @@ from .core import (
     list_versions,
 )
 
-NAME = "manifest.sha256"
+MANIFEST = "manifest.sha256"
 LINE = re.compile(r"(\\?)([0-9a-f]{64}) [ *](.+)")
 
 
@@ -34,7 +34,7 @@ def files_of(folder: Path) -> dict[str, Path]:
     found = {
         path.relative_to(folder).as_posix(): path
         for path in folder.rglob("*")
-        if path.is_file() and path.name != NAME
+        if path.is_file() and path.name != MANIFEST
     }
     return {name: found[name] for name in sorted(found) if not is_hidden(name)}
 
@@ -43,7 +43,7 @@ def is_hidden(name: str) -> bool:
     return any(part.startswith(".") and part != ".." for part in name.split("/"))
 
 
-def digest_of(path: Path) -> str:
+def digest_folder(path: Path) -> str:
     sha256 = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
@@ -69,7 +69,7 @@ def read_manifest(text: str) -> dict[str, str]:
             continue
         match = LINE.fullmatch(line.removesuffix("\r"))
         if match is None:
-            raise LoadError(f"{NAME}: line {number}: expected <sha256>  <file>")
+            raise LoadError(f"{MANIFEST}: line {number}: expected <sha256>  <file>")
         name = unescape(match[3]) if match[1] else match[3]
         digests[name.removeprefix("./")] = match[2]
     return digests
@@ -83,11 +83,11 @@ def unescape(name: str) -> str:
 def check_manifest(folder: Path) -> bool:
     """Whether a version has a manifest. Raises LoadError where its files do not fit it."""
     try:
-        text = (folder / NAME).read_text("utf-8", "surrogateescape")
+        text = (folder / MANIFEST).read_text("utf-8", "surrogateescape")
     except FileNotFoundError:
         return False
     except OSError as error:
-        raise LoadError(f"{NAME} cannot be read: {error.strerror}") from error
+        raise LoadError(f"{MANIFEST} cannot be read: {error.strerror}") from error
     wanted, there = read_manifest(text), files_of(folder)
     if problems := [
         *(f"{name} is missing" for name in wanted if name not in there and not is_hidden(name)),
@@ -95,11 +95,11 @@ def check_manifest(folder: Path) -> bool:
         *(
             f"{name} is another file"
             for name, path in there.items()
-            if name in wanted and digest_of(path) != wanted[name]
+            if name in wanted and digest_folder(path) != wanted[name]
         ),
     ]:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise LoadError(f"The files do not fit {NAME}: {', '.join(problems[:3])}{more}")
+        raise LoadError(f"The files do not fit {MANIFEST}: {', '.join(problems[:3])}{more}")
     return True
 
 
@@ -112,11 +112,11 @@ def write_manifest(folder: Path) -> int:
         raise BadRequest(
             f"{folder}: expected a version folder with a saved_model.pb or a .keras file in it"
         )
-    digests = {name: digest_of(path) for name, path in files_of(folder).items()}
-    temporary = folder / f".{NAME}.{os.getpid()}"
+    digests = {name: digest_folder(path) for name, path in files_of(folder).items()}
+    temporary = folder / f".{MANIFEST}.{os.getpid()}"
     try:
         temporary.write_text(spell_manifest(digests), "utf-8", "surrogateescape")
-        temporary.replace(folder / NAME)
+        temporary.replace(folder / MANIFEST)
     finally:
         temporary.unlink(missing_ok=True)
     return len(digests)
@@ -136,7 +136,7 @@ def describe_digest(folder: Path) -> tuple[str, str]:
     For two folders the digest is the same when all files are.
     """
     files = files_of(folder)
-    text = spell_manifest({name: digest_of(path) for name, path in files.items()})
+    text = spell_manifest({name: digest_folder(path) for name, path in files.items()})
     whole = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
     told = f"sha256 {whole} of {len(files)} files"
     try:
@@ -162,7 +162,7 @@ def manifest(source: Any, folder: str) -> int:
     except BadRequest as error:
         print(f"serving: {error.message}")
         return 2
-    print(f"Wrote {Path(folder) / NAME}: {count} files")
+    print(f"Wrote {Path(folder) / MANIFEST}: {count} files")
     return 0
 
 

@@ -204,7 +204,7 @@ OF_ARRAYS = [
         ("X-Tensor-Shape", "of a raw tensor: 1,224,224,3"),
     )
 ]
-KEYED: list[dict[str, list]] = [{"bearer": []}, {"header": []}]
+KEY_ASKED: list[dict[str, list]] = [{"bearer": []}, {"header": []}]
 # 8x8 black pixels
 DOT = "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAADElEQVR4nGNgGB4AAADIAAGtQHYiAAAAAElFTkSuQmCC"
 
@@ -213,7 +213,7 @@ def describe_api(server: ModelServer, prefix: str, url: str, caller: Caller) -> 
     """The whole document, as far as the caller may see; `prefix` is where the server is mounted,
     `url` the whole address of that.
     """
-    everywhere = KEYED if server.config.auth.protect == "all" else []
+    everywhere = KEY_ASKED if server.config.auth.protect == "all" else []
     paths = document_table(server, everywhere)
     for name in server.config.served_names:
         if caller.may_see(*deployments_of(server, name)):
@@ -282,13 +282,13 @@ def document_handler(endpoint: Any) -> dict[str, Any]:
     for method in dict.fromkeys(("GET", *endpoint.methods)):
         if method in endpoint.methods:
             doc = f"Run the handler of {path}"
-            described = operation(f"{method} {path}", doc, KEYED, answer=schema, error=error)
+            described = operation(f"{method} {path}", doc, KEY_ASKED, answer=schema, error=error)
             described["requestBody"] = {
                 "content": {"application/json": {"schema": {}}, "*/*": {"schema": FILE}}
             }
         else:
             doc = "Load and ping the handler"
-            described = operation(f"ping {path}", doc, KEYED, answer=schema, error=error)
+            described = operation(f"ping {path}", doc, KEY_ASKED, answer=schema, error=error)
         found[method.lower()] = described
     return found
 
@@ -296,7 +296,13 @@ def document_handler(endpoint: Any) -> dict[str, Any]:
 def document_table(server: ModelServer, everywhere: list) -> dict[str, Any]:
     """The rows of the URL table, names in braces; rows of deployments where there are some."""
     paths: dict[str, Any] = {}
-    security = {"open": None, "shared": everywhere, "key": KEYED, "own": KEYED, "admin": KEYED}
+    security = {
+        "open": None,
+        "shared": everywhere,
+        "key": KEY_ASKED,
+        "own": KEY_ASKED,
+        "admin": KEY_ASKED,
+    }
     for row in routes_of(server.extensions):
         of_deployments = "{deployment}" in row.url
         if (
@@ -597,12 +603,14 @@ def document_deployment(ready: Any) -> dict[str, Any]:
         "data": DOT,
         "routines": [{"name": "FilterConfidence", "arguments": {"confidence": 0.5}}],
     }
-    predict = operation(f"predict picture by {name}", f"Annotations of a picture by {name}", KEYED)
+    predict = operation(
+        f"predict picture by {name}", f"Annotations of a picture by {name}", KEY_ASKED
+    )
     predict["responses"]["200"]["content"] = PICTURE_ANSWERS
     shown = {"application/json": {"schema": refer("Picture"), "example": example}}
     predict["requestBody"] = {"required": True, "content": PICTURE_BODIES | shown}
     labels = operation(
-        f"classes of {name}", f"The label map of {name}", KEYED, answer=refer("Labels")
+        f"classes of {name}", f"The label map of {name}", KEY_ASKED, answer=refer("Labels")
     )
     return {
         url_of(view_predict_image, deployment=name): {

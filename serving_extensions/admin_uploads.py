@@ -17,7 +17,7 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-from .admin import admin_route, edit_config, state_of, take_over
+from .admin import admin_route, administered, edit_config, management_of, take_over
 from .archives import unpack
 from .config_file import fcntl, write_errors
 from .core import (
@@ -37,10 +37,10 @@ from .core import (
 )
 from .manifest import describe_digest, is_version
 
-NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")  # of what becomes a folder
+FOLDER_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")  # of what becomes a folder
 KERAS = {"metadata.json", "config.json", "model.weights.h5"}  # what a .keras file is made of
 FOLDER = "The folder for what is sent cannot be written"
-KEPT = 10  # earlier states of a project
+KEPT_PROJECTS = 10  # earlier states of a project
 
 
 def options_of(server: ModelServer, what: Any) -> Admin:
@@ -117,12 +117,13 @@ def read_archive(call: Call, options: Admin, folder: Path) -> bytes:
 picking = threading.Lock()  # the next version, until its folder is there
 
 
+@administered
 def view_upload(server: ModelServer, call: Call, model: str, version: int | None = None) -> Reply:
     """Take a new version of a model, or a new model; without a number it is the next."""
     options = options_of(server, True)
     known = next((one for one in server.config.models if one.name == model), None)
     base = base_of(server, model, known, options)
-    if known is None and (problem := state_of(server).file.problem()):
+    if known is None and (problem := management_of(server).file.problem()):
         raise ServingError(f"The config file cannot be changed: {problem}", status=409)
     with aside(base) as folder:
         (folder / "sent").mkdir()
@@ -144,7 +145,7 @@ def base_of(server: ModelServer, model: str, known: Any, options: Admin) -> Path
     if server.config.is_pipeline(model):
         raise ServingError(f"'{model}' is a pipeline", status=HTTPStatus.CONFLICT)
     if known is None:
-        if not NAME.fullmatch(model):
+        if not FOLDER_NAME.fullmatch(model):
             raise BadRequest("A new model's name: expected letters, digits and ._-")
         return Path(options.models_folder) / model
     base = Path(known.base_path)
@@ -237,7 +238,7 @@ def publish(
 
 def relative(server: ModelServer, path: Path) -> str:
     """A path as the config has it: from the config's folder where it is in it."""
-    folder = state_of(server).file.path.parent
+    folder = management_of(server).file.path.parent
     real = Path(os.path.realpath(path))
     return real.relative_to(folder).as_posix() if real.is_relative_to(folder) else str(real)
 
@@ -245,12 +246,13 @@ def relative(server: ModelServer, path: Path) -> str:
 # --- projects -------------------------------------------------------------------------------------
 
 
+@administered
 def view_project(server: ModelServer, call: Call, project: str) -> Reply:
     """Take a project of handlers: its code runs in this server from then on."""
     options = options_of(server, "code")
-    if not NAME.fullmatch(project):
+    if not FOLDER_NAME.fullmatch(project):
         raise BadRequest("A project's name: expected letters, digits and ._-")
-    if problem := state_of(server).file.problem():
+    if problem := management_of(server).file.problem():
         raise ServingError(f"The config file cannot be changed: {problem}", status=409)
     home = Path(options.projects_folder) / project
     with aside(home) as folder:
@@ -272,7 +274,7 @@ def view_project(server: ModelServer, call: Call, project: str) -> Reply:
     except ServingError:
         shutil.rmtree(place, ignore_errors=True)
         raise
-    for old in numbered(home)[:-KEPT]:
+    for old in numbered(home)[:-KEPT_PROJECTS]:
         shutil.rmtree(home / str(old), ignore_errors=True)
     return replied
 

@@ -25,7 +25,7 @@ except ImportError:  # Windows: writers of one process are told apart, of severa
     fcntl = None  # type: ignore[assignment]
 
 HIDDEN = "<hidden>"
-KEPT = 10  # earlier configs beside the file
+KEPT_CONFIGS = 10  # earlier configs beside the file
 MOST_TOLD = 1000  # places in one answer
 
 # --- secrets --------------------------------------------------------------------------------------
@@ -157,7 +157,7 @@ def etag_of(text: bytes) -> str:
     return f'"{hashlib.sha256(text).hexdigest()[:32]}"'
 
 
-def spell(value: Any) -> bytes:
+def spell_config(value: Any) -> bytes:
     """A config as it is written."""
     return json.dumps(value, indent=2, ensure_ascii=False).encode() + b"\n"
 
@@ -262,7 +262,7 @@ class ConfigFile:
                     status=412,
                 )
             replace(path, new, path)
-        for one in self.kept()[KEPT:]:
+        for one in self.kept()[KEPT_CONFIGS:]:
             with contextlib.suppress(OSError):
                 one.path.unlink()
 
@@ -280,15 +280,15 @@ class ConfigFile:
         )
 
 
-FILE = "The config file cannot be changed"
+OF_FILE = "The config file cannot be changed"
 
 
-def unwritable(reason: str, what: str = FILE) -> ServingError:
+def unwritable(reason: str, what: str = OF_FILE) -> ServingError:
     return ServingError(f"{what}: {reason}", status=409)
 
 
 @contextlib.contextmanager
-def write_errors(what: str = FILE) -> Iterator[None]:
+def write_errors(what: str = OF_FILE) -> Iterator[None]:
     """Raise what the disk refuses as a ServingError: 409, 507 where it is full."""
     try:
         yield

@@ -9,17 +9,18 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
-from .core import Extension
+from .admin_uploads import EXTENSION as ADMIN_UPLOADS
+from .admin_uploads import view_project, view_upload
+from .core import Extension, url_of
 from .manifest import is_version
 
 DONE, UNREACHED, WRONG, REFUSED = 0, 1, 2, 3  # exit statuses
-SECONDS = 1800  # a server loads a model before it answers
+ANSWER_SECONDS = 1800  # a server loads a model before it answers
 LEFT_OUT = {"__pycache__", "node_modules", "venv"}
 
 
-def pack(folder: Path) -> bytes:
+def pack_folder(folder: Path) -> bytes:
     """A folder's files as a .tar.gz; not those whose names begin with a dot, nor what is made anew.
 
     Links are sent as what they lead to.
@@ -44,25 +45,25 @@ def choose(folder: Path) -> tuple[str, str, Path]:
     name = folder.resolve().name
     if is_version(folder):
         owner = folder.resolve().parent.name if name.isdigit() else name
-        return "POST", f"/v1/models/{quote(owner, safe='')}/versions", folder
+        return "POST", url_of(view_upload, ADMIN_UPLOADS.routes, model=owner), folder
     numbers = [path for path in folder.glob("*") if path.name.isdigit() and is_version(path)]
     if numbers:
         version = max(numbers, key=lambda path: int(path.name))
-        url = f"/v1/models/{quote(name, safe='')}/versions/{int(version.name)}"
+        url = url_of(view_upload, ADMIN_UPLOADS.routes, model=name, version=str(int(version.name)))
         return "PUT", url, version
     if (folder / "config.json").is_file():
-        return "PUT", f"/v1/projects/{quote(name, safe='')}", folder
+        return "PUT", url_of(view_project, ADMIN_UPLOADS.routes, project=name), folder
     raise ValueError(
         "expected a SavedModel, a folder of version folders, or a project with a config.json"
     )
 
 
-def send(method: str, url: str, body: bytes, key: str) -> tuple[int, Any]:
+def send_to(method: str, url: str, body: bytes, key: str) -> tuple[int, Any]:
     """The status and the body of an answer. Raises OSError where there is none."""
     headers = {"x-api-key": key, "Content-Type": "application/gzip"}
     request = urllib.request.Request(url, body, headers, method=method)
     try:
-        with urllib.request.urlopen(request, timeout=SECONDS) as answer:
+        with urllib.request.urlopen(request, timeout=ANSWER_SECONDS) as answer:
             return answer.status, read_answer(answer)
     except urllib.error.HTTPError as error:
         with error:
@@ -91,13 +92,13 @@ def deploy(source: Any, folder_and_address: tuple[str, str]) -> int:
         if not address.startswith(("http://", "https://")):
             raise ValueError(f"--to: expected http://... or https://..., got '{address}'")
         method, path, sent = choose(folder)
-        body = pack(sent)
+        body = pack_folder(sent)
     except (OSError, ValueError) as error:
         print(f"serving: {folder}: {error}", file=sys.stderr)
         return WRONG
     print(f"Sending {len(body)} bytes of {sent} to {address}{path}", flush=True)
     try:
-        status, answer = send(method, address + path, body, key)
+        status, answer = send_to(method, address + path, body, key)
     except OSError as error:
         print(f"serving: {address}: {getattr(error, 'reason', error)}", file=sys.stderr)
         return UNREACHED

@@ -25,8 +25,8 @@ from .core import (
 )
 
 DEFAULT = 30  # wrong keys a minute where the config has `admin`
-MOST = 10_000  # addresses that are remembered, and keys that were right
-SECONDS = 60.0
+MOST_KNOWN = 10_000  # addresses that are remembered, and keys that were right
+MINUTE = 60.0
 
 
 class WrongKeys:
@@ -44,7 +44,7 @@ class WrongKeys:
     def seconds_to_wait(self, address: str, token: str, most: int) -> int:
         """Seconds for which a key from an address is not looked at; 0 where it is."""
         since, count = self._wrong.get(network_of(address), (0.0, 0)) if self._wrong else (0.0, 0)
-        left = since + SECONDS - self._clock()
+        left = since + MINUTE - self._clock()
         if count < most or left <= 0 or (address, digest(token)) in self._right:
             return 0
         return max(1, round(left))
@@ -53,9 +53,9 @@ class WrongKeys:
         with self._lock:
             network, now = network_of(address), self._clock()
             since, count = self._wrong.pop(network, (now, 0))
-            fresh = now >= since + SECONDS
+            fresh = now >= since + MINUTE
             self._wrong[network] = (now, 1) if fresh else (since, count + 1)
-            if len(self._wrong) > MOST:
+            if len(self._wrong) > MOST_KNOWN:
                 self._wrong.popitem(last=False)
 
     def note_right(self, address: str, token: str) -> None:
@@ -64,7 +64,7 @@ class WrongKeys:
             return
         with self._lock:
             self._right[known] = None
-            if len(self._right) > MOST:
+            if len(self._right) > MOST_KNOWN:
                 self._right.popitem(last=False)
 
 

@@ -229,9 +229,26 @@ def test_archives_cut_anywhere_are_refused(tmp_path, pack):
 
 
 def test_a_manifest_that_does_not_fit_is_refused(rest, tmp_path):
-    files = {**files_of(MODEL), manifest.NAME: b"ab" * 32 + b"  saved_model.pb\n"}
+    files = {**files_of(MODEL), manifest.MANIFEST: b"ab" * 32 + b"  saved_model.pb\n"}
     response = send(rest, "/v1/models/half/versions", zipped(files))
     assert response.status_code == 400 and "do not fit manifest" in response.json["error"]
+
+
+@pytest.mark.filterwarnings("ignore:__array__")  # within Keras, of NumPy 2
+def test_a_keras_file_that_is_sent_answers(rest, tmp_path, tf):
+    layers = [tf.keras.Input((2,)), tf.keras.layers.Dense(1, kernel_initializer="ones")]
+    tf.keras.Sequential(layers).save(tmp_path / "m.keras")
+    body = (tmp_path / "m.keras").read_bytes()
+    sent = send(rest, "/v1/models/ones/versions", body)
+    assert sent.status_code == 201, sent.json
+    answer = rest.post("/v1/models/ones:predict", json.dumps({"instances": [[1.0, 2.0]]}))
+    assert answer.json == {"predictions": [[3.0]]}
+    version = tmp_path / "models/ones/1"
+    manifest.write_manifest(version)
+    (version / "model.keras").write_bytes(body + b"x")
+    request = serving.LoadRequest(version, serving.ModelConfig("ones", str(version.parent)))
+    with pytest.raises(serving.LoadError, match="do not fit manifest"):
+        rest.server.load(request)
 
 
 def test_a_keras_file_is_an_archive_and_the_model_itself(tmp_path):
@@ -360,12 +377,12 @@ def test_a_manifest_is_what_sha256sum_checks_and_writes(tmp_path):
     for name in ("a b", "new\nline", "back\\slash", "äö", "*star"):
         (folder / "assets" / name).write_text(name)
     assert serving.main(["--manifest", str(folder)]) == 0
-    command = ["sha256sum", "--check", "--strict", "--quiet", manifest.NAME]
+    command = ["sha256sum", "--check", "--strict", "--quiet", manifest.MANIFEST]
     assert subprocess.run(command, cwd=folder).returncode == 0
     assert manifest.check_manifest(folder)
     names = [path.relative_to(folder).as_posix() for path in manifest.files_of(folder).values()]
     written = subprocess.run(["sha256sum", *names], cwd=folder, capture_output=True, check=True)
-    (folder / manifest.NAME).write_bytes(written.stdout)
+    (folder / manifest.MANIFEST).write_bytes(written.stdout)
     assert manifest.check_manifest(folder)
     assert serving.main(["--manifest", str(tmp_path)]) == 2
 
@@ -376,9 +393,9 @@ def test_a_manifest_is_what_sha256sum_checks_and_writes(tmp_path):
         (lambda folder: (folder / "saved_model.pb").write_bytes(b"x"), "saved_model.pb is another"),
         (lambda folder: (folder / "saved_model.pb").unlink(), "saved_model.pb is missing"),
         (lambda folder: (folder / "more").write_text("x"), "more is not in it"),
-        (lambda folder: (folder / manifest.NAME).write_text("x"), "line 1: expected <sha256>"),
+        (lambda folder: (folder / manifest.MANIFEST).write_text("x"), "line 1: expected <sha256>"),
         (
-            lambda folder: (folder / manifest.NAME).write_text(f"{'ab' * 32}  ../up\n"),
+            lambda folder: (folder / manifest.MANIFEST).write_text(f"{'ab' * 32}  ../up\n"),
             "../up is missing",
         ),
     ],

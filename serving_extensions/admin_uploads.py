@@ -7,6 +7,7 @@ and models the config then names.
 
 import dataclasses
 import os
+import posixpath
 import re
 import secrets
 import shutil
@@ -280,7 +281,7 @@ def view_project(server: ModelServer, call: Call, project: str) -> Reply:
 
 
 SECTIONS = {
-    "handlers": lambda entry: (entry["path"], entry["function"]),
+    "handlers": lambda entry: (entry["path"], entry.get("function") or entry["project"]),
     "model_config_list": lambda item: (item["config"]["name"], item["config"]["base_path"]),
 }
 
@@ -331,19 +332,22 @@ def rebase(given: dict[str, Any], place: Path, prefix: str) -> dict[str, Any]:
     """A project's handlers and models with their files where they are now."""
 
     def moved(path: Any) -> Any:
-        return f"{prefix}/{path}" if isinstance(path, str) and not os.path.isabs(path) else path
+        is_below = isinstance(path, str) and not os.path.isabs(path)
+        return posixpath.normpath(f"{prefix}/{path}") if is_below else path
 
     def function_of(reference: str) -> str:
         module, _, name = reference.rpartition(":")
         file = module if module.endswith(".py") else f"{module.replace('.', '/')}.py"
         return f"{prefix}/{file}:{name}" if (place / file).is_file() else reference
 
+    def handler_of(one: dict[str, Any]) -> dict[str, Any]:
+        found = {name: moved(one[name]) for name in ("project", "model_dir") if one.get(name)}
+        if one.get("function"):
+            found["function"] = function_of(one["function"])
+        return {**one, **found}
+
     return {
-        "handlers": [
-            {**one, "function": function_of(one["function"])}
-            | ({"model_dir": moved(one["model_dir"])} if one.get("model_dir") else {})
-            for one in given["handlers"]
-        ],
+        "handlers": [handler_of(one) for one in given["handlers"]],
         "model_config_list": [
             {**one, "config": {**one["config"], "base_path": moved(one["config"]["base_path"])}}
             for one in given["model_config_list"]

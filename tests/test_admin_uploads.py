@@ -351,6 +351,18 @@ def test_deploy_sends_a_model_or_a_project(server, tmp_path, monkeypatch, capsys
         assert rest.post("/double", "4", headers=ADMIN).json == 8
 
 
+@pytest.mark.parametrize(("option", "body"), [("--init", '"hello"'), ("--init-hub", '"a b"')])
+def test_what_init_writes_is_deployed_as_it_is(server, tmp_path, monkeypatch, option, body):
+    monkeypatch.setenv("SERVING_KEY", "boss")
+    project = tmp_path / "hello"
+    assert serving.main([option, str(project)]) == 0
+    with listening(server) as address:
+        assert serving.main(["--deploy", str(project), "--to", address]) == 0
+        (path,) = Rest(server).server.prepared.of["handlers"]
+        answer = Rest(server).post(path, body, headers=ADMIN)
+        assert answer.status_code == 200 and answer.json["statusCode"] == 200, answer.json
+
+
 def test_deploy_tells_what_is_wrong_here(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("SERVING_KEY", "boss")
     nowhere = "http://127.0.0.1:1"

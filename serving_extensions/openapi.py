@@ -469,8 +469,10 @@ DENIALS = {
 }
 OTHERS = {
     "409": "contradicts what is there",
-    "412": "the config is wrong",
+    "412": "the config is wrong, or another than the request is about",
     "422": "cannot be processed",
+    "428": "If-Match is missing",
+    "507": "the disk is full",
 }
 
 

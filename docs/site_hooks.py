@@ -1,7 +1,8 @@
 """Hooks of mkdocs: what lies outside docs/ and is linked from there is part of the site.
 
-`](../deploy/README.md)` of a page in docs/ is right for who reads it in the repository. The site has
-that page as deploy/README.md, and files such as serving.py as they are; of a folder the name stays.
+`](../deploy/README.md)` of a page in docs/ is right for who reads it in the repository. The site
+has that page as deploy/README.md, and files such as serving.py as they are; of a folder the name
+stays.
 """
 
 import posixpath

@@ -168,7 +168,8 @@ def test_the_reference_is_made_from_the_declarations():
 
 
 def test_the_site_is_built_without_a_warning(tmp_path):
-    pytest.importorskip("material")
+    if not os.environ.get("CI"):  # where all of the extra `test` is installed
+        pytest.importorskip("material")
     done = subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)],
         cwd=ROOT,

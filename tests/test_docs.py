@@ -128,6 +128,30 @@ def test_each_row_of_the_compatibility_table_has_its_test():
         assert f"def {test or 'test_'}" in source, (file, test)
 
 
+@pytest.mark.parametrize("page", pages.pages())
+def test_no_block_of_a_page_is_overlooked(page):
+    fences = re.findall(r"^ *```", (ROOT / page).read_text(), re.MULTILINE)
+    assert len(fences) == 2 * len(list(pages.blocks(page)))
+
+
+@pytest.mark.parametrize(
+    "block, error",
+    [
+        ("python\nassert 1 == 2", AssertionError),
+        ("json\n{,}", json.JSONDecodeError),
+        ("console\n$ echo 1\n2", AssertionError),
+        ("console\n$ echo 1.5 a\n2.5 b", AssertionError),
+        ("console\n$ false", AssertionError),
+        ('python title="a.py"\nprint(1)\n```\n\n```console\n$ python a.py\n2', AssertionError),
+    ],
+)
+def test_a_page_that_does_not_hold_is_noticed(block, error, tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(f"# A page\n\n```{block}\n```\n")
+    with pytest.raises(error):
+        pages.Reader(page, tmp_path, "http://127.0.0.1:1", "").follow()
+
+
 # --- links, the reference, the site -----------------------------------------------------------------------
 
 LINK = re.compile(r"\]\(([^)\s]+)\)")

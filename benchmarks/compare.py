@@ -7,10 +7,10 @@ same machine.
 Needs wrk (Debian has it). Makes the models and an environment for each peer at the first run (a few
 GB in benchmarks/made/). In each round each peer is started in turn and takes turns with serving,
 load by load, so that a machine that changes its speed changes both; every answer is compared.
-Printed at the end, as rows for README.md: requests a second, medians over the rounds, and the ratio
-of serving to the best peer of each round; memory after the load (PSS of all processes); seconds
-from process start to the first right answer. `in-process` is the model alone, called by 2 threads
-of one process, in turns with serving as well.
+Printed at the end, as rows for docs/speed.md: requests a second, medians over the rounds, and the
+ratio of serving to the best peer of each round; memory after the load (PSS of all processes);
+seconds from process start to the first right answer. `in-process` is the model alone, called by 2
+threads of one process, in turns with serving as well.
 """
 
 import argparse

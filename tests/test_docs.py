@@ -1,21 +1,23 @@
-"""The documents hold: every option and route stands in the README, and its examples answer as printed."""
+"""The documents hold: every option and route stands in them, and their examples answer as printed."""
 
 import dataclasses
 import json
+import os
 import re
-import shlex
 import subprocess
 import sys
-import textwrap
 
+import pages
 import pytest
-from conftest import ROOT, Rest
+from conftest import ROOT, listening
 
 import routines
 import serving
 
 README = (ROOT / "README.md").read_text()
-DOCS = README + "".join(path.read_text() for path in sorted((ROOT / "docs").glob("*.md")))
+# What is generated from the declarations has every option by itself: it proves nothing.
+WRITTEN = sorted(set((ROOT / "docs").glob("*.md")) - {ROOT / "docs/reference.md"})
+DOCS = README + "".join(path.read_text() for path in WRITTEN)
 
 
 KINDS = [
@@ -60,7 +62,7 @@ def test_every_routine_and_its_arguments_are_in_the_documents():
     assert all(f"`{family}`" in DOCS for family in routines.FAMILIES)
 
 
-def test_defaults_in_the_readme_are_the_defaults():
+def test_defaults_in_the_documents_are_the_defaults():
     for name, default in re.findall(r"^\| `(\w+)` \| (\d+) \|", DOCS, re.MULTILINE):
         assert any(
             getattr(field, "default", None) == int(default)
@@ -70,10 +72,10 @@ def test_defaults_in_the_readme_are_the_defaults():
         ), name
 
 
-def test_every_command_line_option_is_in_the_readme():
+def test_every_command_line_option_is_in_the_documents():
     for action in serving.build_parser()._actions:
         if action.option_strings[0] != "-h":
-            assert f"`{action.option_strings[0]}`" in README
+            assert f"`{action.option_strings[0]}`" in DOCS
 
 
 def test_every_route_is_in_the_documents():
@@ -85,57 +87,36 @@ def test_every_route_is_in_the_documents():
                 assert word in DOCS, url
 
 
-def test_curl_examples_answer_as_printed(demo):
-    examples = re.findall(r"^\$ (curl -d .*)\n(.*)$", DOCS, re.MULTILINE)
-    assert len(examples) == 5
-    client = Rest(demo)
-    for command, printed in examples:
-        words = shlex.split(command)
-        path = words[-1].removeprefix("http://127.0.0.1:8501")
-        response = (
-            client.post(path, words[words.index("-d") + 1]) if "-d" in words else client.get(path)
-        )
-        assert json.loads(response.data) == json.loads(printed)
+@pytest.fixture(scope="module")
+def address():
+    """Where the demo listens, for pages that start no server of their own; and its key."""
+    server = serving.ModelServer(ROOT / "config.json", poll_seconds=0)
+    with listening(server) as address:
+        assert server.wait(120)
+        yield address, server.generated_key
 
 
-def test_picture_example_answers_as_printed(demo):
-    path, printed = re.search(
-        r"^\$ curl .*@(models/\S+) .*/predict \| jq .*\n((?:\[.*\n)+)", README, re.MULTILINE
-    ).groups()
-    answer = demo.predict_image((ROOT / path).read_bytes())["predictions"]
-    for line, prediction in zip(printed.strip().split("\n"), answer, strict=True):
-        name, confidence, points = json.loads(line)
-        assert (prediction["tag"]["name"], len(prediction["contour"])) == (name, points)
-        assert prediction["confidence"] == pytest.approx(confidence, abs=1e-4)
-
-
-def test_python_examples_run():
-    for source in (
-        re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-        + re.findall(r"```python\n(.*?)```", DOCS, re.DOTALL)[-1:]
-    ):
-        source = "\n".join(
-            line for line in textwrap.dedent(source).splitlines() if "serving.run(" not in line
-        )
-        done = subprocess.run(
-            [sys.executable, "-c", source], cwd=ROOT, capture_output=True, text=True, timeout=120
-        )
-        assert done.returncode == 0, done.stderr
+@pytest.mark.parametrize("page", pages.pages())
+def test_what_a_page_shows_runs_and_answers_as_printed(page, address, tmp_path):
+    pages.Reader(page, tmp_path, *address).follow()
 
 
 def test_config_example_is_right():
-    example = json.loads(re.search(r"```json\n(.*?)```", README, re.DOTALL)[1])
+    source = (ROOT / "docs/config.md").read_text()
+    example = json.loads(re.search(r"```json\n(.*?)```", source, re.DOTALL)[1])
     example.pop("$schema")
     assert [model.name for model in serving.load_config(example).models] == ["digits", "shapes"]
 
 
-def test_ci_runs_the_readmes_test_command():
-    command = re.search(r"Run the tests:\n\n```\n(.*)\n```", README)[1]
+def test_ci_runs_the_documented_test_command():
+    page = (ROOT / "CONTRIBUTING.md").read_text()
+    command = re.search(r"Run the tests:\n\n```sh\n(.*)\n```", page)[1]
     assert command in (ROOT / ".ci/run").read_text()
 
 
 def test_readme_is_short():
-    assert README.count("\n") < 200
+    assert README.count("\n") < 150
+    assert max(map(len, README.splitlines())) <= 100
 
 
 def test_each_row_of_the_compatibility_table_has_its_test():
@@ -146,3 +127,80 @@ def test_each_row_of_the_compatibility_table_has_its_test():
     for file, test in named:
         source = (ROOT / "tests" / file).read_text()
         assert f"def {test or 'test_'}" in source, (file, test)
+
+
+@pytest.mark.parametrize("page", pages.pages())
+def test_no_block_of_a_page_is_overlooked(page):
+    fences = re.findall(r"^ *```", (ROOT / page).read_text(), re.MULTILINE)
+    assert len(fences) == 2 * len(list(pages.blocks(page)))
+
+
+@pytest.mark.parametrize(
+    "block, error",
+    [
+        ("python\nassert 1 == 2", AssertionError),
+        ("json\n{,}", json.JSONDecodeError),
+        ("console\n$ echo 1\n2", AssertionError),
+        ("console\n$ echo 1.5 a\n2.5 b", AssertionError),
+        ("console\n$ false", AssertionError),
+        ('python title="a.py"\nprint(1)\n```\n\n```console\n$ python a.py\n2', AssertionError),
+    ],
+)
+def test_a_page_that_does_not_hold_is_noticed(block, error, tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(f"# A page\n\n```{block}\n```\n")
+    with pytest.raises(error):
+        pages.Reader(page, tmp_path, "http://127.0.0.1:1", "").follow()
+
+
+# --- links, the reference, the site -----------------------------------------------------------------------
+
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+
+
+def prose(page):
+    """A page without its code."""
+    source = re.sub(r"^ *```.*?^ *```$", "", (ROOT / page).read_text(), flags=re.M | re.S)
+    return re.sub(r"`[^`\n]*`", lambda code: re.sub(r"[\[\]()]", "", code[0]), source)
+
+
+def anchors(page):
+    """The anchors of a page's headings, as GitHub and the site name them."""
+    for heading in re.findall(r"^#+ (.+)$", prose(page), re.MULTILINE):
+        plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading)
+        yield re.sub(r"[^\w\- ]", "", plain.lower()).strip().replace(" ", "-")
+
+
+@pytest.mark.parametrize(
+    "page", [*pages.pages(), "CHANGELOG.md", "SECURITY.md", "deploy/README.md"]
+)
+def test_links_within_the_documents_lead_somewhere(page):
+    for link in LINK.findall(prose(page)):
+        path, _, anchor = link.partition("#")
+        if ":" in path:
+            continue
+        target = (ROOT / page).parent / path if path else ROOT / page
+        assert target.exists(), f"{page}: {link}"
+        if anchor and target.suffix == ".md":
+            assert anchor in anchors(target.resolve().relative_to(ROOT)), f"{page}: {link}"
+
+
+def test_the_reference_is_made_from_the_declarations():
+    done = subprocess.run(
+        [sys.executable, "docs/make_reference.py"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.stdout == (ROOT / "docs/reference.md").read_text(), done.stderr
+
+
+def test_the_site_is_built_without_a_warning(tmp_path):
+    if not os.environ.get("CI"):  # where all of the extra `test` is installed
+        pytest.importorskip("material")
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "index.html").exists() and (tmp_path / "deploy/index.html").exists()

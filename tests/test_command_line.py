@@ -250,7 +250,117 @@ def test_wrong_starts_are_one_clear_line_and_a_status(tmp_path):
         "serving: error: --model_name and --model_base_path go together",
     )
     assert fails("--model_name", "m", "--model_path", "x", "--config", "c")[0] == 2
-    assert fails("--port", "x")[0] == fails("--port", "70000")[0] == fails("--nope")[0] == 2
+    for port in ("x", "70000"):
+        assert fails("--port", port) == (
+            2,
+            f"serving: error: argument --port: expected 0 to 65535, got '{port}'",
+        )
+    assert fails("--nope")[0] == 2
+
+
+def refusal(capsys, *arguments):
+    """Of the command line, in this process: its exit status, and the last line it says."""
+    try:
+        status = serving.main(arguments)
+    except SystemExit as error:
+        status = error.code
+    return status, capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_options_that_contradict_each_other_or_are_empty_are_refused(capsys):
+    error = "serving: error: "
+    for arguments, text in (
+        (
+            ["models", "--config", "c"],
+            "PATH and --config exclude each other: each says what to serve",
+        ),
+        (
+            ["m", "--model_name", "m", "--model_path", "m"],
+            "PATH and --model_name exclude each other: each says what to serve",
+        ),
+        (["m", "--model_path", "m"], "--model_name and --model_base_path go together"),
+        (["--config", ""], "--config is empty: leave it out, or name one"),
+        (["--config="], "--config is empty: leave it out, or name one"),
+        ([""], "PATH is empty: leave it out, or name one"),
+    ):
+        assert refusal(capsys, *arguments) == (2, error + text)
+
+
+def test_a_path_with_nothing_to_serve_says_what_to_do(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    gone = "No such file or directory"
+    assert refusal(capsys, "nowhere") == (2, f"serving: nowhere: {gone}")
+    hint = "for the command, write --check"
+    assert refusal(capsys, "check") == (2, f"serving: check: {gone}; {hint}")
+    monkeypatch.setattr(serving, "__file__", str(tmp_path / "serving.py"))
+    hint = "name what to serve, 'serving models/mine', or write a project, --init"
+    assert refusal(capsys) == (2, f"serving: config.json: {gone}; {hint}")
+    (tmp_path / "m.onnx").write_bytes(b"x")
+    hint = "a .onnx file is no SavedModel: export one (Keras: model.export(folder))"
+    assert refusal(capsys, "m.onnx") == (2, f"serving: m.onnx: {hint}")
+    shutil.copytree(ROOT / "models/half_plus_two/123", tmp_path / "odd/v1")
+    hint = "a version folder's name is a number: 'v1' should be '1'"
+    assert find(tmp_path / "odd") == [("v1", tmp_path / "odd/v1", None)]
+    (tmp_path / "none/v1").mkdir(parents=True)
+    none = "there is no model in this folder, and no config.json"
+    assert refusal(capsys, "none") == (2, f"serving: none: {none}; {hint}")
+
+
+def find(path):
+    """The models of a PATH: names, base paths, and the one version where only that is served."""
+    return [
+        (
+            item["config"]["name"],
+            serving.Path(item["config"]["base_path"]),
+            item["config"].get("model_version_policy", {}).get("specific", {}).get("versions"),
+        )
+        for item in serving.source_at(str(path))["model_config_list"]
+    ]
+
+
+def test_a_path_is_a_model_a_folder_of_models_or_a_config(tmp_path, monkeypatch):
+    folder = tmp_path / "models"
+    shutil.copytree(ROOT / "models/half_plus_two/123", folder / "half/7")
+    shutil.copytree(ROOT / "models/half_plus_two/123", folder / "saved")
+    for file in (
+        "made/2/m.keras",
+        "one.h5",
+        ".hidden/1/saved_model.pb",
+        "notes.txt",
+        "years/2024/x",
+    ):
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / file).write_bytes(b"x")
+    half, saved = ("half", folder / "half", None), ("saved", folder / "saved", None)
+    one = ("one", folder / "one.h5", None)
+    assert find(folder / "half") == [half] and find(folder / "saved") == [saved]
+    assert find(folder / "half/7") == [("half", folder / "half", [7])]
+    assert find(folder / "one.h5") == [one]
+    assert find(folder) == [half, ("made", folder / "made", None), one, saved]
+    monkeypatch.chdir(folder / "half")
+    assert find(".") == [half] and find("..")[0] == half
+    (tmp_path / "config.json").write_text("{}")
+    assert serving.source_at(str(tmp_path)) == str(tmp_path / "config.json")
+    assert serving.source_at("any.conf") == "any.conf"
+
+
+def test_a_path_is_served(tmp_path):
+    shutil.copytree(ROOT / "models/half_plus_two/123", tmp_path / "mine/3")
+    shutil.copytree(ROOT / "models/half_plus_two/123", tmp_path / "mine/4")
+    with started(str(tmp_path / "mine/3"), "--port", "0") as server:
+        assert "mine version 3: AVAILABLE" in server.wait_for("mine version")
+        assert server.call("POST", "/v1/models/mine:predict", '{"instances": [2.0]}') == (
+            200,
+            b'{"predictions":[3.0]}',
+        )
+        assert server.end() == 0
+
+
+def test_check_asks_for_no_port(monkeypatch, capsys):
+    monkeypatch.setenv("SERVING_PORT", "many")
+    assert serving.main([str(ROOT / "models/half_plus_two"), "--check"]) == 0
+    row = f"model  half_plus_two  version 123 on AUTO  {ROOT / 'models/half_plus_two'}"
+    assert capsys.readouterr().out.splitlines() == [row]
 
 
 def test_version():
@@ -274,10 +384,12 @@ def test_check_says_what_would_be_served():
     status, lines = check(ROOT / "config.json")
     assert status == 0
     assert (
-        lines[0] == f"half_plus_two: version 123 on AUTO from {ROOT / 'models/half_plus_two'}"
+        lines[0]
+        == f"model       half_plus_two    version 123 on AUTO      {ROOT / 'models/half_plus_two'}"
         and len(lines) == 6
     )
-    assert lines[-1] == "deployment shapes: model shapes, 4 classes"
+    assert lines[-2] == "pipeline    two_steps        2 nodes"
+    assert lines[-1] == "deployment  shapes           model shapes, 4 classes"
 
 
 def test_check_names_everything_that_is_wrong(tmp_path):
@@ -353,7 +465,7 @@ def test_check_names_models_and_pipelines_that_cannot_be_served(tmp_path):
         )
     )
     status, lines = check(tmp_path / "c.json")
-    assert status == 2 and lines[0].startswith("good: version 123 on AUTO")
+    assert status == 2 and lines[0].startswith("model     good  version 123 on AUTO  ")
     library = (
         "library_name: custom nodes are Python functions here; write 'function': 'module:name'"
     )

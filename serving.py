@@ -59,6 +59,7 @@ import select
 import signal
 import socket
 import stat
+import subprocess
 import sys
 import threading
 import time
@@ -381,6 +382,8 @@ class Extension:
     collect: Callable[["ModelServer"], Iterable[Any]] = none
     # serve(server, app, adjustments) -> Waitress, or None: what `run` listens with.
     serve: Callable[..., Any] = nothing
+    # watch(server): the first load runs, in a server of its own; returns when it is over.
+    watch: Callable[["ModelServer"], None] = nothing
     # report(server, address): prints, once the first load is over, what somebody may want to try.
     report: Callable[["ModelServer", str], None] = nothing
     # check(server) -> rows of what a config would serve (kind, name, what it is, where), and what
@@ -2898,11 +2901,18 @@ def tensorflow() -> Any:
 
     It takes seconds, and a server of other servables needs none.
     """
+    began = time.monotonic()
+    logger.info("Importing TensorFlow")
     import tensorflow
 
     settle_garbage(freeze=True)
+    took = time.monotonic() - began
+    logger.info("TensorFlow %s is imported, in %.1f s", tensorflow.__version__, took)
+    IMPORTED.set()
     return tensorflow
 
+
+IMPORTED = threading.Event()  # `tensorflow()` has ended its import
 
 # What frees memory after loads, where the process is our own: tidy(freeze).
 TIDY: list[Callable[[bool], None]] = []
@@ -8932,6 +8942,39 @@ class PatientHandler(logging.StreamHandler):
             self.handleError(record)
 
 
+# Lines of C++ that TensorFlow and what it loads write at each start, whatever they are told: before
+# their log is set up, absl writes all of it. Errors are not among them, but for those that say that
+# a machine without an NVIDIA device has none.
+NOISE = (
+    r"WARNING: All log messages before absl::InitializeLog|[IW]\d{4} \d\d:\d\d:\d+\."
+    r"|\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d+: [IW] |To enable the following instructions"
+)
+NO_DEVICE = r"|E\d{4} .*(cuInit|Unable to register cu\w+ factory)"
+END_OF_NOISE = "\x1eend of noise\n"
+# A process of its own passes on what is no noise at once, keeps the rest, and hands it over at the
+# end; where that does not come, the server has crashed, and all is written.
+SORTER = """
+import os, re, signal, sys
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, signal.SIG_IGN)
+noise, end = re.compile(sys.argv[1].encode()), sys.argv[2].encode()
+kept, ended = [], False
+for line in sys.stdin.buffer:
+    if line.endswith(end):
+        os.write(2, line[:-len(end)])
+        with open(1, "wb") as told:
+            told.writelines(kept)
+        kept, ended = [], True
+    elif noise.match(line) and not ended:
+        kept.append(line)
+    else:
+        os.write(2, line)
+for line in kept:
+    os.write(2, line)
+os._exit(0)
+"""
+
+
 class Process:
     """What `run` and `main` change of the process, within a `with`; its end puts all of it back.
 
@@ -8940,6 +8983,7 @@ class Process:
 
     def __enter__(self) -> "Process":
         self._undo, self._told = contextlib.ExitStack(), False  # the latter: to end, by a signal
+        self._aside: list[tuple[int, subprocess.Popen[bytes]]] = []  # stderr, and who sorts it
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -8960,9 +9004,56 @@ class Process:
         library = logging.getLogger("tensorflow")
         self._undo.callback(library.setLevel, library.level)
         library.setLevel(logging.ERROR)
+        if os.environ["TF_CPP_MIN_LOG_LEVEL"] not in ("0", "1"):  # who sets these wants all of it
+            self.hide_noise()
         # Each new text about a picture would be kept for ever.
         self._undo.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("ignore", module=r"PIL\.", append=True)
+
+    def hide_noise(self) -> None:
+        """Keep what TensorFlow's C++ writes to stderr at its start for the debug log, until
+        `show_noise`. Python's stderr is written to as before.
+        """
+        try:
+            if sys.stderr.fileno() != 2 or not sys.executable or "tensorflow" in sys.modules:
+                return  # it goes elsewhere; or there is nobody to ask, nothing to come
+        except (AttributeError, OSError, ValueError):
+            return
+        if getattr(sys, "frozen", False):  # its executable is no Python's
+            return
+        noise = NOISE if os.path.exists("/dev/nvidiactl") else NOISE + NO_DEVICE
+        command = [sys.executable, "-I", "-S", "-c", SORTER, noise, END_OF_NOISE]
+        pipe = subprocess.PIPE
+        try:  # not in reach of Ctrl-C: it ends with this process
+            sorter = subprocess.Popen(command, stdin=pipe, stdout=pipe, start_new_session=True)
+        except OSError:
+            return
+        aside = os.dup(2)
+        with typing.cast(typing.BinaryIO, sorter.stdin) as written:
+            os.dup2(written.fileno(), 2)
+        terminal = open(  # noqa: SIM115
+            aside, "w", buffering=1, encoding=sys.stderr.encoding, errors=sys.stderr.errors
+        )
+        self._undo.callback(terminal.close)
+        self.set(sys, "stderr", terminal)
+        self._aside.append((aside, sorter))
+        self._undo.callback(self.show_noise)
+
+    def show_noise(self) -> None:
+        """Let stderr be what it was; what was kept goes into the debug log. Twice is once."""
+        try:
+            aside, sorter = self._aside.pop()
+        except IndexError:
+            return
+        with contextlib.suppress(OSError):  # it was killed: what it kept is lost
+            os.write(2, END_OF_NOISE.encode())
+        os.dup2(aside, 2)
+        with typing.cast(typing.BinaryIO, sorter.stdout) as kept:
+            for line in kept:
+                logger.debug("%s", line.decode(errors="replace").rstrip())
+        # It lives on where a process that was started meanwhile still writes to it.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            sorter.wait(1)
 
     def write_log(self) -> logging.Handler | None:
         """Write the log to stderr, unless somebody writes it already; returns what writes it."""
@@ -9341,11 +9432,14 @@ def listen(server: ModelServer, app: Callable[..., Any], host: str, port: int) -
     return Waitress(app, TcpWSGIServer, dispatcher, cleanup_interval=1, **adjustments)
 
 
-def report(server: ModelServer, address: str, stop: threading.Event) -> None:
+def report(server: ModelServer, address: str, stop: threading.Event, process: Process) -> None:
     """Print, once the first load is over, each model with its versions and devices,
     and the URLs.
     """
+    for extension in server.extensions:
+        extension.watch(server)
     server.wait()
+    process.show_noise()
     if stop.is_set():
         return
     for model, states in server.manager.states().items():
@@ -9411,7 +9505,7 @@ def serve(
     print(f"serving {__version__} on {address}, loading {server.manager.name}", flush=True)
     if host not in ("127.0.0.1", "localhost", "::1"):
         logger.warning("Listening on %s: whoever reaches this address can use the models", host)
-    threading.Thread(target=report, args=(server, address, stop), daemon=True).start()
+    threading.Thread(target=report, args=(server, address, stop, process), daemon=True).start()
     while not stop.is_set():
         http.turn()
     logger.info("Stopping when the running requests are answered; a second signal stops at once")
@@ -9671,7 +9765,7 @@ def main(
         process.quiet_libraries()
         handler = process.write_log()
         try:
-            return obey(parser, options, handler, extensions)
+            return obey(process, parser, options, handler, extensions)
         except (ConfigError, NotFound) as error:
             place, problem = options.config or options.path or "config", error.message
         except OSError as error:
@@ -9693,6 +9787,7 @@ def tell_os_error(error: OSError, options: argparse.Namespace) -> str:
 
 
 def obey(
+    process: Process,
     parser: argparse.ArgumentParser,
     options: argparse.Namespace,
     handler: logging.Handler | None,
@@ -9718,8 +9813,9 @@ def obey(
     if handler is not None:
         logging.getLogger().setLevel(server.config.server.log_level)
         set_format(server, handler)
+    process.tend_memory()
     try:
-        run(server, options.host, port)
+        serve(process, server, options.host.strip("[]"), port, threading.Event())
     except OSError as error:
         if error.filename:
             raise

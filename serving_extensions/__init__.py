@@ -19,6 +19,7 @@ from . import (
     metrics,
     on_demand,
     pipeline_servables,
+    progress,
     quotas,
     replicas,
     tracing,
@@ -50,6 +51,7 @@ EXTENSIONS = (
     console.EXTENSION,
     client_code.EXTENSION,
     tracing.EXTENSION,
+    progress.EXTENSION,
     commands.EXTENSION,
     connections.EXTENSION,
 )

@@ -4,6 +4,7 @@ import contextlib
 import http.client
 import json
 import os
+import pty
 import shutil
 import signal
 import socket
@@ -86,6 +87,8 @@ def test_demo_starts_says_what_it_serves_and_its_curl_works():
         assert "outputs" in json.loads(done.stdout), done
         assert server.call("GET", "/readyz")[0] == 200
         assert server.end() == 0 and not any("Traceback" in line for line in server.err)
+        ours = [" serving: " in line for line in server.err]
+        assert ours and all(ours), "the log alone, and nothing of TensorFlow's own"
 
 
 def test_a_model_of_large_inputs_is_shown_by_a_short_curl_that_works(tmp_path):
@@ -545,3 +548,112 @@ def test_two_mebibytes_of_json_over_a_real_socket():
         assert len(body) > 1.5e6
         status, answer = server.call("POST", "/v1/models/digits:predict", body)
         assert status == 200 and len(json.loads(answer)["predictions"]) == 6000
+
+
+# --- what libraries write, and what moves on a terminal ---------------------------------------------------
+
+NOISY = """
+import sys; sys.path[:0] = [{root!r}]
+import logging, os, serving
+with serving.Process() as process:
+    process.quiet_libraries()
+    logging.basicConfig(level=sys.argv[1], format="%(name)s: %(message)s")
+    os.write(2, b"WARNING: All log messages before absl::InitializeLog() is called are\\n")
+    os.write(2, b"I0000 00:00:1795949852.542608    1870 port.cc:153] oneDNN is on\\n")
+    os.write(2, b"2026-11-29 10:57:36.500000: I tensorflow/core/x.cc:1] older form\\n")
+    os.write(2, b"F0000 00:00:1795949852.5 1 cpu.cc:7] this processor has no AVX\\n")
+    print("a line of Python's", file=sys.stderr)
+    if sys.argv[2] == "crash":
+        os.abort()
+    process.show_noise()
+    os.write(2, b"I0000 00:00:1795949999.5 1 late.cc:7] after the start")
+"""
+ABSL = "WARNING: All log messages before absl::InitializeLog() is called are"
+ONEDNN = "I0000 00:00:1795949852.542608    1870 port.cc:153] oneDNN is on"
+OLDER = "2026-11-29 10:57:36.500000: I tensorflow/core/x.cc:1] older form"
+SEEN = {
+    "a line of Python's",
+    "F0000 00:00:1795949852.5 1 cpu.cc:7] this processor has no AVX",
+}
+LATE = "I0000 00:00:1795949999.5 1 late.cc:7] after the start"
+
+
+@pytest.mark.parametrize(
+    "level, end, more",
+    [
+        ("INFO", "well", {LATE}),
+        ("DEBUG", "well", {LATE, *(f"serving: {line}" for line in (ABSL, ONEDNN, OLDER))}),
+        ("INFO", "crash", {ABSL, ONEDNN, OLDER}),
+    ],
+)
+def test_noise_of_libraries_is_in_the_debug_log_alone_and_never_lost(level, end, more):
+    done = subprocess.run(
+        [sys.executable, "-c", NOISY.format(root=str(ROOT)), level, end],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"},
+    )
+    assert done.returncode == (0 if end == "well" else -signal.SIGABRT)
+    assert set(done.stderr.splitlines()) == SEEN | more
+
+
+def test_who_asks_for_the_lines_of_tensorflow_gets_them():
+    done = subprocess.run(
+        [sys.executable, "-c", NOISY.format(root=str(ROOT)), "INFO", "well"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "0"},
+    )
+    assert set(done.stderr.splitlines()) == SEEN | {ABSL, ONEDNN, OLDER, LATE}
+
+
+def on_terminal(command, **environment):
+    """What a command writes to stderr where that is a terminal."""
+    ours, its = pty.openpty()
+    process = subprocess.Popen(
+        command, stdout=its, stderr=its, env={**os.environ, "TERM": "xterm", **environment}
+    )
+    os.close(its)
+    written = b""
+    with contextlib.suppress(OSError):  # Linux: the other end is closed
+        while piece := os.read(ours, 65536):
+            written += piece
+    os.close(ours)
+    process.wait(60)
+    return written.decode()
+
+
+LOADING = """
+import sys; sys.path[:0] = [{root!r}, {tests!r}]
+import logging, pathlib, threading, time, serving
+from conftest import FakeServable, config
+logging.basicConfig(level="INFO", format="%(message)s")
+stop = threading.Event()
+def load(folder, model):
+    time.sleep(0.5)
+    threading.Timer(0.5, stop.set).start()
+    return FakeServable()
+serving.run(serving.ModelServer(config("m"), load=load, list_versions=lambda path: {{1: pathlib.Path(path) / "1"}}),
+            port=0, stop=stop)
+"""
+
+
+def test_the_start_is_a_line_that_moves_on_a_terminal_alone():
+    command = [sys.executable, "-c", LOADING.format(root=str(ROOT), tests=str(ROOT / "tests"))]
+    moving = "\r\x1b[K| loading m (0 of 1 are there), 0 s"
+    written = on_terminal(command)
+    assert moving in written and "\r\x1b[Km version 1 is available" in written
+    assert "\x1b" not in on_terminal(command, TERM="dumb")
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert "\x1b" not in done.stderr and "m version 1 is available" in done.stderr
+
+
+def test_colours_are_for_terminals_and_who_wants_them(tmp_path):
+    (tmp_path / "c.json").write_text(
+        '{"model_config_list": [{"config": {"name": "m", "base_path": "m"}}]}'
+    )
+    command = [sys.executable, str(ROOT / "serving.py"), str(tmp_path / "c.json"), "--check"]
+    wrong = "$.model_config_list[0].config.base_path"
+    assert f"\x1b[31mwrong:\x1b[0m {wrong}" in on_terminal(command, NO_COLOR="")
+    assert f"wrong: {wrong}" in on_terminal(command, NO_COLOR="1")
+    assert check(tmp_path / "c.json")[1][0].startswith(f"wrong: {wrong}")

@@ -329,6 +329,17 @@ def test_minutes_are_kept_for_an_hour():
 # --- logs -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("log_probes", [False, True])
+def test_probes_have_a_line_where_the_config_asks_for_it(caplog, log_probes):
+    caplog.set_level("INFO")
+    rest = Rest(fake_server({"m": FakeServable()}, server={**NO_POLL, "log_probes": log_probes}))
+    probes = ["/livez", "/readyz", "/v2/health/live", "/v2/health/ready"]
+    for path in (*probes, "/v1/models", "/v1/nowhere"):
+        rest.get(path)
+    logged = [record.args["path"] for record in caplog.records if "path" in (record.args or ())]
+    assert logged == [*(probes if log_probes else ()), "/v1/models", "/v1/nowhere"]
+
+
 def test_a_request_is_one_line_in_the_log(caplog):
     caplog.set_level("INFO")
     Rest(server_of_two()).post("/predict", PICTURE, headers={**bearer("k"), "X-Request-Id": "r-1"})

@@ -382,8 +382,8 @@ class Extension:
     collect: Callable[["ModelServer"], Iterable[Any]] = none
     # serve(server, app, adjustments) -> Waitress, or None: what `run` listens with.
     serve: Callable[..., Any] = nothing
-    # watch(server): the first load runs, in a server of its own; returns when it is over.
-    watch: Callable[["ModelServer"], None] = nothing
+    # show_load(server): the first load runs, in a server of its own; returns when it is over.
+    show_load: Callable[["ModelServer"], None] = nothing
     # report(server, address): prints, once the first load is over, what somebody may want to try.
     report: Callable[["ModelServer", str], None] = nothing
     # check(server) -> rows of what a config would serve (kind, name, what it is, where), and what
@@ -498,6 +498,8 @@ HOMES = (
     Home("catalogue.py", urls=["/deployments"]),
     Home("kserve.py", urls=["/v2", "/v2/repository/index"]),
     Home("commands.py", commands=["export", "init", "init-hub"]),
+    Home("completion.py", commands=["completion"]),
+    Home("doctor.py", commands=["doctor"]),
 )
 
 
@@ -2907,7 +2909,7 @@ def tensorflow() -> Any:
 
     settle_garbage(freeze=True)
     took = time.monotonic() - began
-    logger.info("TensorFlow %s is imported, in %.1f s", tensorflow.__version__, took)
+    logger.info("TensorFlow %s is imported, in %.1f s", tensorflow.version.VERSION, took)
     IMPORTED.set()
     return tensorflow
 
@@ -9218,10 +9220,27 @@ OPTIONS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
             "help": "say what the config would serve and what is wrong with it, then exit",
         },
     ),
+    (
+        ("--doctor",),
+        {
+            "action": "store_true",
+            "help": "say whether this machine, this installation and the config fit, and what to "
+            "do, then exit",
+        },
+    ),
+    (
+        ("--completion",),
+        {
+            "choices": ("bash", "zsh"),
+            "help": "print what makes a shell complete these options, then exit",
+        },
+    ),
     (("--version",), {"action": "version", "version": f"serving {__version__}"}),
 )
 
 
+# Options that a command is told beside its own value: command(source, (value, host, port)).
+TOLD_BESIDE: dict[str, tuple[str, ...]] = {"doctor": ("host", "port")}
 HOST, PORT = "127.0.0.1", 8501  # where nobody says otherwise
 # Under which title `--help` shows an option; those not named here do one thing and exit.
 TITLES: dict[str, tuple[str, ...]] = {
@@ -9309,7 +9328,7 @@ def source_at(path: str) -> "str | dict[str, Any]":
     Raises ConfigError where nothing is there to serve, OSError for a path that cannot be read.
     """
     place = Path(os.path.abspath(path))
-    models = find_models(place)
+    models = models_at(place)
     if models:
         return as_source(models)
     if place.is_dir():
@@ -9326,16 +9345,16 @@ def as_source(models: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     return {"model_config_list": [{"config": model} for model in models]}
 
 
-def find_models(place: Path) -> list[dict[str, Any]]:
+def models_at(place: Path) -> list[dict[str, Any]]:
     """The model at a place, or those in the folder there, as a config has them."""
-    model = find_model(place)
+    model = model_at(place)
     if model or not place.is_dir():
         return [model] if model else []
     inside = (entry for entry in sorted(place.iterdir()) if not entry.name.startswith("."))
-    return [found for entry in inside if (found := find_model(entry))]
+    return [found for entry in inside if (found := model_at(entry))]
 
 
-def find_model(place: Path) -> dict[str, Any] | None:
+def model_at(place: Path) -> dict[str, Any] | None:
     """The model at a place, under the name of its folder or file; None where there is none."""
     if place.is_file():
         is_model = place.suffix.lower() in MODEL_FILES
@@ -9437,7 +9456,7 @@ def report(server: ModelServer, address: str, stop: threading.Event, process: Pr
     and the URLs.
     """
     for extension in server.extensions:
-        extension.watch(server)
+        extension.show_load(server)
     server.wait()
     process.show_noise()
     if stop.is_set():
@@ -9758,7 +9777,11 @@ def main(
 
     Returns the exit status: 0, 1 when it cannot listen, 2 when the config is wrong.
     """
-    extensions = installed() if extensions is None else extensions
+    try:
+        extensions = installed() if extensions is None else extensions
+    except ImportError as error:  # of another version; or a package of theirs is not there
+        print(f"serving: {error}", file=sys.stderr)
+        return 2
     parser = build_parser(extensions)
     options = parser.parse_args(arguments)
     with Process() as process:
@@ -9802,7 +9825,10 @@ def obey(
         return new_key(options.new_key)
     for name, command in commands(extensions).items():
         if value := getattr(options, name.replace("-", "_")):
-            return command(source, value)
+            if handler is not None:  # what it does it prints
+                logging.getLogger().setLevel(logging.WARNING)
+            also = [getattr(options, other) for other in TOLD_BESIDE.get(name, ())]
+            return command(source, (value, *also) if also else value)
     try:
         port = read_port(options.port, "argument --port")
     except ValueError as error:

@@ -10,8 +10,10 @@ from . import (
     catalogue,
     client_code,
     commands,
+    completion,
     connections,
     console,
+    doctor,
     endpoints,
     freezing,
     keras_files,
@@ -53,5 +55,7 @@ EXTENSIONS = (
     tracing.EXTENSION,
     progress.EXTENSION,
     commands.EXTENSION,
+    completion.EXTENSION,
+    doctor.EXTENSION,
     connections.EXTENSION,
 )

@@ -18,7 +18,7 @@ ERASE = "\r\x1b[K"  # to the line's start, and all of it away: ECMA-48
 MOST_COLUMNS = 79  # a longer line would wrap, and could not be erased
 
 
-def watch(server: ModelServer) -> None:
+def show_load(server: ModelServer) -> None:
     """Draw the line until the first load is over."""
     stream = sys.stderr
     if not stream.isatty() or os.environ.get("TERM") == "dumb":
@@ -62,4 +62,4 @@ def erased_before_lines() -> Iterator[None]:
             handler.removeFilter(erase)
 
 
-EXTENSION = Extension("progress", watch=watch)
+EXTENSION = Extension("progress", show_load=show_load)

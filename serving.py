@@ -378,6 +378,8 @@ class Extension:
     # begin(server), observe(server, trace, line, reply): a request begins, is answered.
     begin: Callable[["ModelServer"], None] = nothing
     observe: Callable[..., None] = nothing
+    # headers(server, call, reply) -> names and values: what an answer is sent with besides.
+    headers: Callable[["ModelServer", "Call", "Reply"], Iterable[tuple[str, str]]] = none
     # collect(server) -> metric families of prometheus-client's, for /metrics.
     collect: Callable[["ModelServer"], Iterable[Any]] = none
     # serve(server, app, adjustments) -> Waitress, or None: what `run` listens with.
@@ -482,7 +484,7 @@ HOMES = (
     Home("pipelines.py", sections=["pipeline_config_list"]),
     Home("handlers.py", sections=["handlers"]),
     Home("active_learning.py", sections=["deployments[].active_learning"]),
-    Home("quotas.py", sections=["auth.keys[].quota"]),
+    Home("quotas.py", sections=["auth.keys[].quota"], urls=["/usage"]),
     Home("metrics.py", sections=["server.history"]),
     Home(
         "console.py",
@@ -497,6 +499,13 @@ HOMES = (
     ),
     Home("catalogue.py", urls=["/deployments"]),
     Home("kserve.py", urls=["/v2", "/v2/repository/index"]),
+    Home(
+        "admin.py",
+        sections=["admin"],
+        urls=["/v1/config/file", "/v1/config/history", "/v1/config/rollback", "/v1/keys"],
+    ),
+    Home("manifest.py", commands=["manifest"]),
+    Home("deploying.py", commands=["deploy"]),
     Home("commands.py", commands=["export", "init", "init-hub"]),
     Home("completion.py", commands=["completion"]),
     Home("doctor.py", commands=["doctor"]),
@@ -905,6 +914,8 @@ class Deployment:
         "a name for this state of it, in its answers' X-Version-Tag header",
         pattern=r"^[\x20-\x7e]*$",
     )
+    name: str | None = option(None, "what people call it; default: its id", pattern=NOT_EMPTY)
+    notes: dict[str, str] = option({}, "texts that are kept and shown with it, such as a region")
     routines: tuple[dict[str, Any], ...] = option((), "run before those of a request")
     active_learning: ActiveLearningConfig | None = option(
         None, "puts aside what the model is unsure of"
@@ -944,6 +955,7 @@ class Key:
         "a date or time, such as 2027-01-31 or 2027-01-31T12:00:00+01:00; UTC where none is given",
     )
     disabled: bool = option(False, "refused while true")
+    admin: bool = option(False, "may change what is served, where the config has `admin`")
     deployments: tuple[str, ...] | None = option(
         None, "the ids, or paths of handlers, that it is for; default: everything"
     )
@@ -980,6 +992,12 @@ class Auth:
             "doc": "what quotas are counted in: a file, or redis://, rediss:// or unix:// for "
             "servers that share them; default: <config>.quotas.sqlite3"
         },
+    )
+    wrong_keys_per_minute: int | None = option(
+        None,
+        "wrong keys from one address, beyond which it is answered 429 for the minute; default: "
+        "30 where the config has `admin`, else without limit",
+        minimum=1,
     )
 
     def __post_init__(self) -> None:
@@ -1276,6 +1294,27 @@ class ServerConfig:
 
 
 @dataclass(frozen=True)
+class Admin:
+    """Changing what is served over REST, by keys that are marked `admin`."""
+
+    upload: bool | str = option(
+        False,
+        "true: models may be sent; code: projects of handlers too, which is to run their code",
+        pattern="^code$",
+    )
+    models_folder: str = option(
+        "models", "where models that are sent under new names go; relative to the config file"
+    )
+    projects_folder: str = option(
+        "projects", "where projects that are sent go; relative to the config file"
+    )
+    max_upload_bytes: int = option(
+        2 << 30, "what is sent, and what it unpacks to in all", minimum=1
+    )
+    max_upload_files: int = option(10_000, "files and folders in what is sent", minimum=1)
+
+
+@dataclass(frozen=True)
 class Config:
     model_config_list: tuple[ModelItem, ...] = option(doc="the models")
     deployments: tuple[Deployment, ...] = option(
@@ -1289,6 +1328,7 @@ class Config:
     server: ServerConfig = option(ServerConfig(), "options of the whole server")
     pipeline_config_list: tuple[Pipeline, ...] = option((), "graphs of models")
     handlers: tuple[HandlerConfig, ...] = option((), "Python functions behind URLs of their own")
+    admin: Admin | None = option(None, "change what is served over REST; default: nobody may")
     custom_node_library_config_list: tuple[dict[str, Any], ...] = option((), NO_EFFECT)
     custom_loader_config_list: tuple[dict[str, Any], ...] = option((), NO_EFFECT)
     mediapipe_config_list: tuple[dict[str, Any], ...] = option((), NO_EFFECT)
@@ -1383,6 +1423,12 @@ def resolve_paths(config: "Config", folder: Path, stem: str) -> Any:
         auth=dataclasses.replace(
             config.auth,
             quota_store=resolve_store(config.auth.quota_store or f"{stem}.quotas.sqlite3", folder),
+        ),
+        admin=config.admin
+        and dataclasses.replace(
+            config.admin,
+            models_folder=str(folder / config.admin.models_folder),
+            projects_folder=str(folder / config.admin.projects_folder),
         ),
     )
 
@@ -6111,7 +6157,7 @@ def digest(key: str) -> str:
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def tokens_of(headers: Mapping[str, str]) -> list[str]:
+def tokens_of(headers: Any) -> list[str]:
     """The keys that a request's headers hold."""
     scheme, _, bearer = headers.get("Authorization", "").strip().partition(" ")
     tokens = [bearer.strip()] if scheme.lower() == "bearer" else []
@@ -6191,7 +6237,12 @@ class KeyRing:
             429,
             f"The key '{key.name}' has used its {key.quota.calls} calls a {key.quota.period}; "
             f"more in {seconds} s",
-            {"Retry-After": str(seconds)},
+            {
+                "Retry-After": str(seconds),
+                "RateLimit-Limit": str(key.quota.calls),
+                "RateLimit-Remaining": "0",
+                "RateLimit-Reset": str(seconds),
+            },
         )
 
 
@@ -6773,10 +6824,15 @@ def as_row(value: Any, spec: Any) -> Any:
 class Caller:
     """Who calls: a name for the log, and the ids and paths that the key is for,
     None for all of them.
+
+    `key` is the config's, where one has let the call in, `counted` whether that is a call that a
+    quota counts.
     """
 
     name: str = "-"
     deployments: frozenset[str] | None = None
+    key: Key | None = None
+    counted: bool = False
 
     def may_see(self, *names: str) -> bool:
         """Whether any of these deployments or handlers is for this caller."""
@@ -6789,7 +6845,8 @@ class ModelServer:
         server = ModelServer("config.json")
         server.predict("digits", {"instances": images})["predictions"]     # float32 [N, 10]
 
-    `source` is the path of a config file (which `reload` reads again), a dict or a `Config`. Models
+    `source` is the path of a config file (which `reload` reads again), a dict or a `Config`; `text`
+    is what the file is to be taken to hold, where that is not yet what it does. Models
     are loaded in a thread of their own, from `start` or the first question on; a question waits
     until the first load is over, one that came over HTTP up to `load_wait_seconds`. Raises
     ConfigError when the config is wrong; models that cannot be loaded are told by `status` and
@@ -6800,10 +6857,12 @@ class ModelServer:
         self,
         source: "str | os.PathLike | Mapping | Config",
         extensions: Sequence[Extension] | None = None,
+        text: bytes | None = None,
         **manager_options: Any,
     ):
         path = Path(source) if isinstance(source, str | os.PathLike) else None
-        text = read_file(path) if path else b""  # once: what is remembered is what was parsed
+        if text is None:
+            text = read_file(path) if path else b""  # once: what is remembered is what was parsed
         self.extensions = tuple(installed() if extensions is None else extensions)
         config = load_config(source, text if path else None, config_kind(self.extensions))
         # What extensions do around each request, without those that do nothing.
@@ -6819,6 +6878,8 @@ class ModelServer:
         self._mounted = self.says_key = False  # the app is built; `run` prints the generated key
         self.unpacked = UnpackedBytes(lambda: self.config.server.max_queued_bytes)
         self.state = {extension.name: extension.open(self) for extension in self.extensions}
+        # Of each answer: those that add nothing are left out here.
+        self.dressers = [e.headers for e in self.extensions if e.headers is not none]
         self.load: Load = load_saved_model
         for extension in self.extensions:
             self.load = extension.wrap_load(self, self.load)
@@ -7007,9 +7068,8 @@ class ModelServer:
         found = self.prepared.keys.check(tokens_of(headers), wanted)
         if isinstance(found, Refusal):
             raise ServingError(found.text, status=found.status, headers=found.headers)
-        return Caller(
-            found.name, None if found.deployments is None else frozenset(found.deployments)
-        )
+        own = None if found.deployments is None else frozenset(found.deployments)
+        return Caller(found.name, own, found, wanted is not None)
 
     def status(
         self, model: str, version: int | None = None, label: str | None = None
@@ -7090,6 +7150,14 @@ class ModelServer:
         if outcome.errors:
             return tell_failure(outcome)
         return 200, plan_changes(self.manager, wanted, outcome.config_read)
+
+    def plan_text(self, text: bytes) -> dict[str, Any]:
+        """Tell what a reload would change if the config file were to hold `text`.
+
+        Raises ConfigError, as the reload would.
+        """
+        wanted = ModelServer(self.manager.path or Path(), self.extensions, text).config
+        return plan_changes(self.manager, wanted, True)
 
     def _read_wanted(self, outcome: Outcome) -> Config:
         """The config that a reload would bring into force; raises ConfigError."""
@@ -8083,10 +8151,11 @@ class Route:
     `url` is `/v1/models/{model}[/versions/{version}|/labels/{label}]`: a name in braces is what a
     view is given, brackets hold what may be left out, parentheses what may not, `|` divides the
     ways to write it, and what stands in quotes is taken in just these letters. `guard` says who may
-    call: anybody (`open`); who has a key where the config protects `all` (`shared`); or only who
-    has one (`key`). What `lists` shows to any key what that key is for. `line` says in which line
-    requests wait for a thread: for `health` and `state`, which never wait themselves, one is kept;
-    by default it is that of the model or handler that is reached.
+    call: anybody (`open`); who has a key where the config protects `all` (`shared`); only who
+    has one (`key`); or only who has one of the config, whatever a host site says (`own`), which is
+    marked admin (`admin`: this the view asks). What `lists` shows to any key what that key is for.
+    `line` says in which line requests wait for a thread: for `health` and `state`, which never wait
+    themselves, one is kept; by default it is that of the model or handler that is reached.
     """
 
     methods: tuple[str, ...]
@@ -8110,6 +8179,8 @@ class Route:
         return self.view.__name__.removeprefix("view_")
 
 
+OWN_KEYS = ("own", "admin")  # guards of what only who has a key of the config may call
+KEYED = ("key", *OWN_KEYS)
 PARTS = re.compile(r"(\{\w+\}|'\w+'|[\[\]()|])")  # of a route's URL
 BRACES = re.compile(r"\{(\w+)\}")
 VERBS = ("predict", "classify", "regress")
@@ -8317,7 +8388,7 @@ def match_route(extensions: tuple[Extension, ...], method: str, path: str) -> Fo
         if "version" in arguments:
             arguments["version"] = read_version(arguments["version"])
         name = arguments.get("verb") or route.name
-        return Found(route, arguments, name, FULL if route.guard == "key" else BARE)
+        return Found(route, arguments, name, FULL if route.guard in KEYED else BARE)
     return None
 
 
@@ -8375,7 +8446,7 @@ def find_view(server: ModelServer, method: str, path: str) -> Found:
     others = [
         route
         for route in routes_of(server.extensions)
-        if route.guard == "key" and route.pattern.fullmatch(path)
+        if route.guard in KEYED and route.pattern.fullmatch(path)
     ]
     if others:
         allow = {"Allow": ", ".join(method for route in others for method in route.methods)}
@@ -8441,11 +8512,14 @@ def authorize(door: Door, call: Call, found: Found) -> Caller:
     if guard == "open" or not needs_key(server, found.route):
         return Caller()
     if door.check is not None:
-        return ask_site(door.check, call)
+        caller = ask_site(door.check, call)
+        if guard not in OWN_KEYS:
+            return caller
     known = first(extension.identify(server, call, found) for extension in server.extensions)
     if known is not None:
         return known
-    return server.identify(call.headers, None if found.route.lists else list_reached(server, found))
+    any_key = found.route.lists or guard in OWN_KEYS
+    return server.identify(call.headers, None if any_key else list_reached(server, found))
 
 
 def needs_key(server: ModelServer, route: Route) -> bool:
@@ -8456,7 +8530,7 @@ def needs_key(server: ModelServer, route: Route) -> bool:
         return True
     if route.guard == "key" and route.lists and "{" not in route.url:
         return bool(server.config.deployments or list_urls(server))
-    return route.guard == "key"
+    return route.guard in KEYED
 
 
 def ask_site(check: Callable[[Any], Any], call: Call) -> Caller:
@@ -8589,6 +8663,8 @@ def dress(server: ModelServer, call: Call, replied: Reply) -> Reply:
     vary: list[str] = []
     if len(replied.body) >= server.config.server.gzip_min_bytes:
         replied = compress(call, replied, vary)
+    for more in server.dressers:
+        replied = replied.with_headers(*more(server, call, replied))
     headers = [("X-Request-Id", call.request_id), ("Server-Timing", tell_times(call.trace))]
     if origins := server.config.server.cors_origins:
         vary.append("Origin")
@@ -9235,12 +9311,32 @@ OPTIONS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
             "help": "print what makes a shell complete these options, then exit",
         },
     ),
+    (
+        ("--manifest",),
+        {
+            "metavar": "DIR",
+            "help": "write manifest.sha256 into a version folder: at each load its files must fit, "
+            "then exit",
+        },
+    ),
+    (
+        ("--deploy",),
+        {
+            "metavar": "DIR",
+            "help": "send a model, or a project of a handler, to a running server that takes "
+            "uploads, by the key in SERVING_KEY, then exit",
+        },
+    ),
+    (
+        ("--to",),
+        {"metavar": "URL", "help": "--deploy: where that server is mounted (%(default)s)"},
+    ),
     (("--version",), {"action": "version", "version": f"serving {__version__}"}),
 )
 
 
 # Options that a command is told beside its own value: command(source, (value, host, port)).
-TOLD_BESIDE: dict[str, tuple[str, ...]] = {"doctor": ("host", "port")}
+TOLD_BESIDE: dict[str, tuple[str, ...]] = {"deploy": ("to",), "doctor": ("host", "port")}
 HOST, PORT = "127.0.0.1", 8501  # where nobody says otherwise
 # Under which title `--help` shows an option; those not named here do one thing and exit.
 TITLES: dict[str, tuple[str, ...]] = {
@@ -9281,7 +9377,9 @@ def build_parser(extensions: Sequence[Extension] = ()) -> argparse.ArgumentParse
                 f"--{name}", metavar="VALUE", help=inspect.getdoc(command)
             )
     parser.set_defaults(
-        host=os.environ.get("SERVING_HOST", HOST), port=os.environ.get("SERVING_PORT", str(PORT))
+        host=os.environ.get("SERVING_HOST", HOST),
+        port=os.environ.get("SERVING_PORT", str(PORT)),
+        to=f"http://{HOST}:{PORT}",
     )
     return parser
 

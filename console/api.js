@@ -85,7 +85,7 @@ async function readError(response) {
 	return new ServerError(said, {status: response.status, id});
 }
 
-/** Of an answer: what the server says of its time, in ms by part, `total` measured here. */
+/** What the server says of its time: ms by part. */
 export function timing(response, took) {
 	const parts = {};
 	for (const one of (response.headers.get("Server-Timing") ?? "").split(",")) {

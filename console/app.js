@@ -9,6 +9,7 @@ const PARTS = {
 	watch: () => import("./watch.js"),
 	models: () => import("./models.js"),
 	inbox: () => import("./inbox.js"),
+	manage: () => import("./manage.js"),
 };
 
 let shown = {part: null, leave: null, turn: 0};
@@ -105,6 +106,7 @@ function showLoading() {
 	$("#loading progress").max = of;
 	$("#loading progress").value = of - waiting.length;
 	$("nav a[data-part=inbox]").parentElement.hidden = !catalogue.deployments.some((one) => one.active_learning);
+	$("nav a[data-part=manage]").parentElement.hidden = !catalogue.key.admin;
 	showKey();
 }
 

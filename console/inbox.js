@@ -1,4 +1,4 @@
-// Inbox: what active learning has put aside, sorted, accepted and rejected by keys, exported; what a threshold would keep. `#inbox/pets`.
+// Inbox: what active learning put aside: sorted, judged by keys, exported; what a threshold would keep. `#inbox/pets`.
 
 import {ask, askJson, catalogue, path} from "./api.js";
 import {attempt, showError} from "./app.js";

@@ -1,4 +1,4 @@
-// Models: cards of models, pipelines and handlers; loading and freeing; signatures; what a reload would change, and did. `#models/shapes`.
+// Models: cards of all that is served; loading and freeing; what a reload would change, and did. `#models/shapes`.
 
 import {ask, askJson, catalogue, onCatalogue, path, refresh} from "./api.js";
 import {attempt} from "./app.js";

@@ -2,6 +2,7 @@
 
 import {catalogue, onCatalogue, path} from "./api.js";
 import {dot, make, search} from "./dom.js";
+import {morph} from "./live.js";
 
 const KINDS = [
 	{id: "pictures", title: "Pictures", list: () => catalogue.deployments.map((one) => ({...one, name: one.id})), module: () => import("./pictures.js")},
@@ -74,5 +75,5 @@ function list(root) {
 		return fit.length && make("section", {"aria-label": title}, make("h2", `${title} (${fit.length})`), make("ul", fit.map((one) => make("li",
 			make("a", {href: addressOf(id, one.name), title: one.reason, "aria-current": shown?.name === `${id} ${one.name}` ? "page" : null}, dot(one.state), one.name)))));
 	}).filter(Boolean);
-	root.querySelector(".groups").replaceChildren(...(parts.length ? parts : [make("p.soft", wanted ? "Nothing by that name." : "")]));
+	morph(root.querySelector(".groups"), make("div.groups", parts.length ? parts : make("p.soft", wanted ? "Nothing by that name." : "")));
 }

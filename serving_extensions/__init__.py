@@ -5,6 +5,8 @@ Each plugs in through `serving.Extension`.
 
 from . import (
     active_learning,
+    admin,
+    admin_uploads,
     batching,
     binary,
     catalogue,
@@ -13,11 +15,13 @@ from . import (
     completion,
     connections,
     console,
+    deploying,
     doctor,
     endpoints,
     freezing,
     keras_files,
     kserve,
+    manifest,
     metrics,
     on_demand,
     pipeline_servables,
@@ -26,6 +30,7 @@ from . import (
     replicas,
     tracing,
     warmup,
+    wrong_keys,
 )
 
 VERSION = "0.1.0"  # of the serving.py that they are for
@@ -40,6 +45,7 @@ EXTENSIONS = (
     batching.EXTENSION,
     warmup.EXTENSION,
     replicas.EXTENSION,
+    manifest.EXTENSION,
     on_demand.EXTENSION,
     # Another format of model: all others see the SavedModel that it makes of one.
     keras_files.EXTENSION,
@@ -51,11 +57,15 @@ EXTENSIONS = (
     kserve.EXTENSION,
     catalogue.EXTENSION,
     console.EXTENSION,
+    admin.EXTENSION,
+    admin_uploads.EXTENSION,
+    wrong_keys.EXTENSION,
     client_code.EXTENSION,
     tracing.EXTENSION,
     progress.EXTENSION,
     commands.EXTENSION,
     completion.EXTENSION,
     doctor.EXTENSION,
+    deploying.EXTENSION,
     connections.EXTENSION,
 )

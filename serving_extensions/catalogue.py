@@ -56,7 +56,7 @@ def view_deployments(server: ModelServer, call: Call) -> Reply:
     ]
     return reply(
         {
-            "key": describe_key(call),
+            "key": describe_key(server, call),
             "loading": describe_loading(server, models),
             "deployments": [
                 describe_deployment(server, ready, reasons.get(ready.config.model, ""))
@@ -87,10 +87,14 @@ def describe_language(name: str) -> dict[str, str]:
     }
 
 
-def describe_key(call: Call) -> dict[str, Any]:
-    """Whose key it is, and the deployments and handlers that it is for: null for all."""
-    limited = call.caller.deployments
-    return {"name": call.caller.name, "only": None if limited is None else sorted(limited)}
+def describe_key(server: ModelServer, call: Call) -> dict[str, Any]:
+    """Whose key it is, and the deployments and handlers that it is for: null for all; whether it
+    may change what is served.
+    """
+    caller, limited = call.caller, call.caller.deployments
+    manages = server.config.admin is not None and caller.key is not None and caller.key.admin
+    only = None if limited is None else sorted(limited)
+    return {"name": caller.name, "only": only, "admin": manages}
 
 
 def describe_loading(server: ModelServer, models: list[dict[str, Any]]) -> dict[str, Any]:

@@ -33,10 +33,7 @@ TYPES = {
     ".js": "text/javascript; charset=utf-8",
     ".svg": "image/svg+xml",
 }
-POLICY = (
-    "default-src 'self'; img-src 'self' data: blob:; frame-ancestors 'self'; base-uri "
-    "'none'; form-action 'none'"
-)
+POLICY = "default-src 'self'; frame-ancestors 'self'; base-uri 'none'; form-action 'none'"
 
 
 PAGE_HEADERS = (

@@ -214,7 +214,7 @@ def spell_numbers(values: np.ndarray) -> list[float | None]:
 
 # What is looked at: of these a step has the mean, ...
 MEANS = ("queue", "cpu_percent", "memory_bytes", "gpu_memory_bytes", "gpu_utilisation_percent")
-MOST = ("in_flight",)  # ... of these the most, ...
+MOST_NAMES = ("in_flight",)  # ... of these the most, ...
 ADDED = ("refused",)  # ... of these the sum.
 
 
@@ -225,7 +225,7 @@ class Resources:
         columns = {
             "means": (len(MEANS), np.float64),
             "seen": (len(MEANS), np.float64),
-            "most": (len(MOST), np.float64),
+            "most": (len(MOST_NAMES), np.float64),
             "added": (len(ADDED), np.float64),
         }
         self.rings = {name: Ring(window, **columns) for name, window in WINDOWS.items()}
@@ -238,7 +238,7 @@ class Resources:
                 if name in seen:
                     arrays["means"][row, place] += seen[name]
                     arrays["seen"][row, place] += 1
-            for place, name in enumerate(MOST):
+            for place, name in enumerate(MOST_NAMES):
                 arrays["most"][row, place] = max(arrays["most"][row, place], seen[name])
             for place, name in enumerate(ADDED):
                 arrays["added"][row, place] += seen[name]
@@ -253,7 +253,7 @@ def describe_resources(found: Mapping[str, np.ndarray]) -> dict[str, list[float 
         **{name: spell_numbers(means[:, place]) for place, name in enumerate(MEANS)},
         **{
             name: spell_numbers(np.where(looked, found["most"][:, place], np.nan))
-            for place, name in enumerate(MOST)
+            for place, name in enumerate(MOST_NAMES)
         },
         **{
             name: spell_numbers(np.where(looked, found["added"][:, place], np.nan))

@@ -1,7 +1,8 @@
 """A .keras or .h5 file as a model: exported once into a cache beside it, and served from there.
 
 The export is Keras' own, `keras.models.load_model(file).export(folder)` (https://keras.io/guides/
-serialization_and_saving/), with the model's own signature. It runs in a process of its own, without
+serialization_and_saving/), of the model called with `training=False`, as `predict` calls it, and
+with the model's own signature. It runs in a process of its own, without
 a GPU: what Keras builds is gone with it, and a file that crashes it crashes nothing here. Keras'
 safe mode stays on: a file brings no code that runs.
 """
@@ -31,7 +32,10 @@ try:
     model = keras.models.load_model(sys.argv[1], compile=False)
     if not model.inputs:
         raise ValueError("the model has no fixed inputs")
-    model.export(sys.argv[2], verbose=False)
+    given = model.inputs[0] if isinstance(model, keras.Sequential) else model.input
+    # By itself an export takes a layer's own default: Resizing and RandomFlip say `training=True`,
+    # for themselves and for all that comes after them.
+    keras.Model(given, model(given, training=False)).export(sys.argv[2], verbose=False)
 except Exception as error:
     first = next((line for line in str(error).splitlines() if line.strip()), "")
     sys.exit(f"{type(error).__name__}: {first[:500]}")
@@ -67,13 +71,13 @@ def exported(file: Path, version: Path) -> Path:
 
 
 def digest_of(file: Path) -> str:
-    """What tells a file's bytes from others, and this server's Python from another."""
+    """What tells a file's bytes from others, and this server's Python and export from another."""
     try:
         with file.open("rb") as opened:
             found = hashlib.file_digest(opened, "sha256")
     except OSError as error:
         raise LoadError(f"'{file.name}' cannot be read: {error.strerror}") from None
-    found.update(sys.version.encode())
+    found.update((sys.version + EXPORT).encode())
     return found.hexdigest()[:16]
 
 

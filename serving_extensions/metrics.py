@@ -109,6 +109,8 @@ class Group:
         self.latest = np.empty((0, 1 + len(PHASES)))
         self.batch_sizes: Counter[int] = Counter()
         self.seconds = [(0, 0)] * 60  # (second, requests in it), by second modulo 60
+        # by second: errors in it, and the seconds that its requests took
+        self.minute: dict[int, tuple[int, float]] = {}
 
     def add(self, calls: "Alike") -> None:
         """Count requests that ended."""
@@ -123,11 +125,23 @@ class Group:
         for now, number in calls.by_second.items():
             second, count = self.seconds[now % 60]
             self.seconds[now % 60] = now, number + (count if second == now else 0)
+        failed = sum(number for status, number in calls.by_status.items() if status >= 400)
+        errors, busy = self.minute.get(int(calls.now), (0, 0.0))
+        self.minute[int(calls.now)] = errors + failed, busy + float(calls.seconds.sum())
+        if len(self.minute) > 60:
+            del self.minute[min(self.minute)]
+
+    def last_minute(self, now: int) -> tuple[int, int, float]:
+        """Requests that ended in the last 60 seconds, errors among them, seconds they took."""
+        fresh = [spent for second, spent in self.minute.items() if now - second < 60]
+        requests = sum(count for second, count in self.seconds if now - second < 60)
+        return requests, sum(one[0] for one in fresh), sum(one[1] for one in fresh)
 
     def held(self) -> "Group":
         """A copy that stays as it is while it is read."""
         still = copy.copy(self)  # `latest` is replaced, never changed
         still.batch_sizes, still.seconds = self.batch_sizes.copy(), self.seconds.copy()
+        still.minute = self.minute.copy()
         return still
 
     def read(self, now: int) -> dict[str, Any]:
@@ -201,6 +215,7 @@ class Metrics:
         self.count_waiting: Callable[[], int] = lambda: 0  # requests that wait for a thread
         self.refused: Counter[str] = Counter()  # requests that were turned away, by reason
         self.total, self.groups = Group(), dict[str, Group]()
+        self.deployments = dict[str, Group]()  # by id
         self.minutes: dict[int, list[int]] = {}  # minute -> requests, errors 4xx, errors 5xx
         self.last_errors: deque[dict[str, Any]] = deque(maxlen=MOST_ERRORS)
         # by route, model, version, deployment, status
@@ -295,6 +310,8 @@ class Metrics:
         group = model or (route if route.startswith("/") else "")
         if group and (group in self.groups or len(self.groups) < MOST_GROUPS):
             self.groups.setdefault(group, Group()).add(calls)
+        if deployment and (deployment in self.deployments or len(self.deployments) < MOST_GROUPS):
+            self.deployments.setdefault(deployment, Group()).add(calls)
         if drawn:
             self._record(
                 kind, calls.now, *tally(calls.statuses, calls.seconds, calls.spent, calls.rows)
@@ -325,6 +342,10 @@ class Metrics:
                 key: one for key, one in self.series.items() if key == ALL or one.is_recent(now)
             }
         return len(self.series) <= MOST_SERIES
+
+    def now(self) -> int:
+        """The second that is now, by its clock."""
+        return int(self._clock())
 
     @contextmanager
     def counted(self) -> Iterator["Metrics"]:

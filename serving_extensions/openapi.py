@@ -204,7 +204,7 @@ OF_ARRAYS = [
         ("X-Tensor-Shape", "of a raw tensor: 1,224,224,3"),
     )
 ]
-KEYED: list[dict[str, list]] = [{"bearer": []}, {"header": []}]
+KEY_ASKED: list[dict[str, list]] = [{"bearer": []}, {"header": []}]
 # 8x8 black pixels
 DOT = "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAADElEQVR4nGNgGB4AAADIAAGtQHYiAAAAAElFTkSuQmCC"
 
@@ -213,7 +213,7 @@ def describe_api(server: ModelServer, prefix: str, url: str, caller: Caller) -> 
     """The whole document, as far as the caller may see; `prefix` is where the server is mounted,
     `url` the whole address of that.
     """
-    everywhere = KEYED if server.config.auth.protect == "all" else []
+    everywhere = KEY_ASKED if server.config.auth.protect == "all" else []
     paths = document_table(server, everywhere)
     for name in server.config.served_names:
         if caller.may_see(*deployments_of(server, name)):
@@ -282,13 +282,13 @@ def document_handler(endpoint: Any) -> dict[str, Any]:
     for method in dict.fromkeys(("GET", *endpoint.methods)):
         if method in endpoint.methods:
             doc = f"Run the handler of {path}"
-            described = operation(f"{method} {path}", doc, KEYED, answer=schema, error=error)
+            described = operation(f"{method} {path}", doc, KEY_ASKED, answer=schema, error=error)
             described["requestBody"] = {
                 "content": {"application/json": {"schema": {}}, "*/*": {"schema": FILE}}
             }
         else:
             doc = "Load and ping the handler"
-            described = operation(f"ping {path}", doc, KEYED, answer=schema, error=error)
+            described = operation(f"ping {path}", doc, KEY_ASKED, answer=schema, error=error)
         found[method.lower()] = described
     return found
 
@@ -296,7 +296,13 @@ def document_handler(endpoint: Any) -> dict[str, Any]:
 def document_table(server: ModelServer, everywhere: list) -> dict[str, Any]:
     """The rows of the URL table, names in braces; rows of deployments where there are some."""
     paths: dict[str, Any] = {}
-    security = {"open": None, "shared": everywhere, "key": KEYED}
+    security = {
+        "open": None,
+        "shared": everywhere,
+        "key": KEY_ASKED,
+        "own": KEY_ASKED,
+        "admin": KEY_ASKED,
+    }
     for row in routes_of(server.extensions):
         of_deployments = "{deployment}" in row.url
         if (
@@ -320,7 +326,7 @@ def spell_verbs(url: str) -> list[str]:
 
 def document_row(row: Route, path: str, security: list | None) -> dict[str, Any]:
     """The methods of a row, for one way to write its URL."""
-    also = ALSO.get(row.name, ())
+    also = ALSO.get(row.name, CHANGES if row.guard == "admin" else ())
     found = {}
     for method in row.methods:
         if method == "HEAD":  # GET without the body
@@ -387,7 +393,24 @@ ANSWERS = {
     "infer": {"application/json": {"schema": {"type": "object"}}, **ARRAYS},
     "predict_image": PICTURE_ANSWERS,
 }
-BODIES = {
+OBJECT = {"application/json": {"schema": {"type": "object"}}}
+# What takes a JSON object as its body and changes the config.
+CHANGING = (
+    ("put_config_file", "PUT"),
+    ("put_deployment", "PUT"),
+    ("put_deployment", "PATCH"),
+    ("delete_deployment", "DELETE"),
+    ("create_key", "POST"),
+    ("edit_key", "PATCH"),
+    ("edit_model", "PATCH"),
+)
+ARCHIVES: dict[str, Any] = {
+    "application/zip": {"schema": FILE},
+    "application/gzip": {"schema": FILE},
+}
+BODIES: dict[tuple[str, str], dict[str, Any]] = {
+    **dict.fromkeys(CHANGING, OBJECT),
+    **dict.fromkeys((("upload", "POST"), ("upload", "PUT"), ("project", "PUT")), ARCHIVES),
     ("predict_image", "POST"): PICTURE_BODIES,
     ("preview", "POST"): PICTURE_BODIES,
     ("call_client", "POST"): {
@@ -413,7 +436,9 @@ OUTPUTS = in_query(
     style="form",
     explode=False,
 )
+DRY_RUN = in_query("dry_run", "1: tell what would change, and change nothing", {"enum": ["0", "1"]})
 PARAMETERS = {
+    **dict.fromkeys((*CHANGING, ("rollback", "POST"), ("delete_key", "DELETE")), [DRY_RUN]),
     ("infer", "POST"): [OUTPUTS, *OF_ARRAYS],
     ("predict_image", "POST"): OF_PICTURES,
     ("client", "GET"): [CHAIN],
@@ -421,14 +446,13 @@ PARAMETERS = {
         in_query("path", "what to call", {"type": "string"}, required=True),
         in_query("method", "how to call it", {"type": "string"}),
     ],
-    ("reload", "POST"): [
-        in_query("dry_run", "1: tell what would change, and change nothing", {"enum": ["0", "1"]})
-    ],
+    ("reload", "POST"): [DRY_RUN],
     ("stats", "GET"): [
         in_query("window", "the figures of a graph, step by step", {"enum": ["5m", "1h", "24h"]})
     ],
 }
-# Statuses beside the common ones, by a route's name.
+# Statuses beside the common ones, by a route's name; those of what changes the config.
+CHANGES = ("201", "409", "412", "428", "507")
 ALSO = {
     "reload": ("201", "409", "412"),
     "infer": ("204", "422"),
@@ -579,12 +603,14 @@ def document_deployment(ready: Any) -> dict[str, Any]:
         "data": DOT,
         "routines": [{"name": "FilterConfidence", "arguments": {"confidence": 0.5}}],
     }
-    predict = operation(f"predict picture by {name}", f"Annotations of a picture by {name}", KEYED)
+    predict = operation(
+        f"predict picture by {name}", f"Annotations of a picture by {name}", KEY_ASKED
+    )
     predict["responses"]["200"]["content"] = PICTURE_ANSWERS
     shown = {"application/json": {"schema": refer("Picture"), "example": example}}
     predict["requestBody"] = {"required": True, "content": PICTURE_BODIES | shown}
     labels = operation(
-        f"classes of {name}", f"The label map of {name}", KEYED, answer=refer("Labels")
+        f"classes of {name}", f"The label map of {name}", KEY_ASKED, answer=refer("Labels")
     )
     return {
         url_of(view_predict_image, deployment=name): {

@@ -9,7 +9,7 @@ SECONDS = {"minute": 60, "hour": 3600, "day": 86400}
 def period_of(now: float, period: str) -> tuple[int, int]:
     """When the period that holds `now` began and when it ends, in whole seconds since the epoch.
 
-    Calendar months, UTC.
+    Calendar months, UTC; `usage` is counted by the month.
     """
     if period in SECONDS:
         start = int(now) // SECONDS[period] * SECONDS[period]

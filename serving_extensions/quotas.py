@@ -1,18 +1,39 @@
-"""Calls of each key counted in SQLite, exactly: over threads, processes, restarts and kill -9."""
+"""Calls of each key counted in SQLite, exactly: over threads, processes, restarts and kill -9.
+
+What is left of a quota stands in `RateLimit-*` headers and at /usage; calls that the server failed
+are given back.
+"""
 
 import contextlib
+import dataclasses
 import functools
+import logging
 import os
 import sqlite3
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-from .core import Config, ConfigError, Extension, ModelServer
+from .core import (
+    Call,
+    Config,
+    ConfigError,
+    Extension,
+    Key,
+    ModelServer,
+    Quota,
+    Reply,
+    reply,
+    route,
+)
 from .periods import period_of
 from .redis_quotas import RedisQuotas, shown
+
+logger = logging.getLogger("serving")
 
 
 class Quotas:
@@ -27,6 +48,7 @@ class Quotas:
         self._path, self._clock = path, clock
         self._lock = threading.Lock()
         self._process, self._database = 0, None  # type: int, sqlite3.Connection | None
+        self.counts: dict[tuple[str, str], tuple[int, int]] = {}  # see `count_of`
         with self._lock:
             self._connect()
 
@@ -65,10 +87,47 @@ class Quotas:
                 )
         except sqlite3.Error as error:
             raise OSError(str(error)) from error
+        self.counts[key, period] = start, counted[0][0] if counted else calls
         return None if counted else max(1, end - int(now))
 
+    def count_of(self, key: str, period: str) -> tuple[int, int]:
+        """How many calls were counted for `key` when this process last counted one, in the period
+        that is now, and the seconds until the next one begins.
+        """
+        start, end = period_of(now := self._clock(), period)
+        begun, count = self.counts.get((key, period), (0, 0))
+        return count if begun == start else 0, max(1, end - int(now))
+
+    def give_back(self, key: str, period: str, seconds: float) -> None:
+        """Take back the count of a call that came so many seconds ago. Raises OSError."""
+        start = period_of(self._clock() - seconds, period)[0]
+        begun, count = self.counts.get((key, period), (0, 0))
+        if begun == start and count:
+            self.counts[key, period] = start, count - 1
+        self._write(
+            "UPDATE calls SET count = count - 1 WHERE key = ? AND period = ? AND start = ? "
+            "AND count > 0",
+            (key, period, start),
+        )
+
+    def add(self, key: str, calls: int) -> None:
+        """Note so many calls of `key` in its usage of the month. Raises OSError."""
+        start = period_of(self._clock(), "month")[0]
+        self._write(
+            "INSERT INTO calls VALUES (?, 'usage', ?, ?) ON CONFLICT DO UPDATE SET count = count "
+            "+ excluded.count",
+            (key, start, calls),
+        )
+
+    def _write(self, statement: str, values: tuple) -> None:
+        try:
+            with self._lock:
+                self._connect().execute(statement, values)
+        except sqlite3.Error as error:
+            raise OSError(str(error)) from error
+
     def used(self, key: str, period: str) -> int:
-        """The calls counted for `key` in the period that is now."""
+        """The calls counted for `key` in the period that is now; `usage` is that of the month."""
         with self._lock, contextlib.suppress(sqlite3.Error):
             row = (
                 self._connect()
@@ -108,4 +167,126 @@ def prepare(server: ModelServer, config: Config) -> Callable[[str, int, str], in
         raise ConfigError("$.auth.quota_store", text) from None
 
 
-EXTENSION = Extension("quotas", sections={"auth.keys[].quota": None}, prepare=prepare)
+# --- usage ----------------------------------------------------------------------------------------
+
+FLUSH_SECONDS = 10.0  # a kill -9 loses the usage, not the quota, of so long
+
+
+class Usage:
+    """Calls of all keys in this month, with a quota or without, where the config has `admin`.
+
+    Counted in memory and added to the store every ten seconds, and when somebody asks.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic):
+        self._clock, self._lock = clock, threading.Lock()
+        self._pending: Counter[str] = Counter()
+        self._flushed = clock()
+
+    def count(self, path: str, key: str) -> None:
+        with self._lock:
+            self._pending[key] += 1
+            if self._clock() < self._flushed + FLUSH_SECONDS:
+                return
+        self.flush(path)
+
+    def flush(self, path: str) -> None:
+        """Add what is pending to a store; what it does not take now stays pending."""
+        with self._lock, contextlib.suppress(OSError):
+            self._flushed = self._clock()
+            for key, calls in list(self._pending.items()):
+                open_quotas(path).add(key, calls)
+                del self._pending[key]
+
+    def read(self, path: str, key: str) -> int:
+        """The calls of a key in this month; since the start alone where there is no store."""
+        self.flush(path)
+        with contextlib.suppress(OSError):
+            return open_quotas(path).used(key, "usage") + self._pending[key]
+        return self._pending[key]
+
+
+def headers(server: ModelServer, call: Call, replied: Reply) -> list[tuple[str, str]]:
+    """What is left of the key's quota, after a call that it was counted for.
+
+    One that the server failed or turned away is given back first; it is none of the month's usage.
+    """
+    caller = call.caller
+    if not caller.counted or caller.key is None:
+        return []
+    config, quota = server.config, caller.key.quota
+    failed = replied.status >= 500 or replied.status == HTTPStatus.TOO_MANY_REQUESTS
+    call.caller = dataclasses.replace(caller, counted=False)  # once, whatever comes
+    if config.admin and not failed:
+        server.state["quotas"].count(config.auth.quota_store or "", caller.name)
+    if quota is None:
+        return []
+    store = open_quotas(config.auth.quota_store or "")
+    if failed:
+        spent = time.perf_counter() - call.trace.start
+        try:
+            store.give_back(caller.name, quota.period, spent)
+        except OSError as error:
+            logger.warning("A call of key '%s' is not given back: %s", caller.name, error)
+    count, seconds = store.count_of(caller.name, quota.period)
+    return [
+        ("RateLimit-Limit", str(quota.calls)),
+        ("RateLimit-Remaining", str(max(0, quota.calls - count))),
+        ("RateLimit-Reset", str(seconds)),
+    ]
+
+
+def view_usage(server: ModelServer, call: Call) -> Reply:
+    """What a key is for and how much it has been used, for who has it; this counts for no quota."""
+    assert call.caller.key is not None  # its guard lets nobody else in
+    return reply(describe_usage(server, call.caller.key))
+
+
+def describe_usage(server: ModelServer, key: Key) -> dict[str, Any]:
+    """A key as its owner may see it; `month_calls` is null where nobody counts it."""
+    path, counted = server.config.auth.quota_store or "", server.config.admin is not None
+    return {
+        "name": key.name,
+        "expires": key.expires,
+        "disabled": key.disabled,
+        "admin": key.admin,
+        "deployments": None if key.deployments is None else list(key.deployments),
+        "quota": key.quota and describe_quota(open_quotas(path), key.name, key.quota),
+        "month_calls": server.state["quotas"].read(path, key.name) if counted else None,
+    }
+
+
+def describe_quota(store: Any, name: str, quota: Quota) -> dict[str, Any]:
+    used = store.used(name, quota.period)
+    return {
+        "calls": quota.calls,
+        "period": quota.period,
+        "used": used,
+        "remaining": max(0, quota.calls - used),
+        "reset_seconds": store.count_of(name, quota.period)[1],
+    }
+
+
+def end(server: ModelServer) -> None:
+    if server.config.admin:
+        server.state["quotas"].flush(server.config.auth.quota_store or "")
+
+
+EXTENSION = Extension(
+    "quotas",
+    sections={"auth.keys[].quota": None},
+    open=lambda server: Usage(),
+    prepare=prepare,
+    headers=headers,
+    end=end,
+    routes=(
+        route(
+            "GET",
+            "/usage",
+            view_usage,
+            "own",
+            "What the key is for, and how much of its quota is used",
+            line="state",
+        ),
+    ),
+)

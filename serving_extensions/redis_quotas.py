@@ -16,9 +16,17 @@ KEPT_SECONDS = 3600  # a count outlives its period by so much: the clocks of two
 # without an end.
 TAKE = """
 if tonumber(redis.call('GET', KEYS[1]) or '0') >= tonumber(ARGV[1]) then return 0 end
-redis.call('INCR', KEYS[1])
+local count = redis.call('INCR', KEYS[1])
 redis.call('EXPIRE', KEYS[1], ARGV[2])
-return 1
+return count
+"""
+# A count that has ended is not begun anew below zero.
+GIVE_BACK = """
+if tonumber(redis.call('GET', KEYS[1]) or '0') > 0 then redis.call('DECR', KEYS[1]) end
+"""
+ADD = """
+redis.call('INCRBY', KEYS[1], ARGV[1])
+redis.call('EXPIRE', KEYS[1], ARGV[2])
 """
 
 logger = logging.getLogger("serving")
@@ -42,6 +50,7 @@ class RedisQuotas:
         self._lock = threading.Lock()
         self._process, self._client = 0, None  # type: int, Any
         self._failed_at: float | None = None
+        self.counts: dict[tuple[str, str], tuple[int, int]] = {}  # see `count_of`
         try:
             pool = self._connect().connection_pool
             # not connected: an option that there is not is known now
@@ -94,7 +103,29 @@ class RedisQuotas:
                 TAKE, 1, counter(key, period, start), calls, left + KEPT_SECONDS
             )
         )
+        self.counts[key, period] = start, int(counted) or calls
         return None if counted else left
+
+    def count_of(self, key: str, period: str) -> tuple[int, int]:
+        """As of `quotas.Quotas`: over all servers, when this process last counted a call."""
+        start, end = period_of(now := self._clock(), period)
+        begun, count = self.counts.get((key, period), (0, 0))
+        return count if begun == start else 0, max(1, end - int(now))
+
+    def give_back(self, key: str, period: str, seconds: float) -> None:
+        """Take back the count of a call that came so many seconds ago. Raises OSError."""
+        start = period_of(self._clock() - seconds, period)[0]
+        begun, count = self.counts.get((key, period), (0, 0))
+        if begun == start and count:
+            self.counts[key, period] = start, count - 1
+        self._ask(lambda client: client.eval(GIVE_BACK, 1, counter(key, period, start)))
+
+    def add(self, key: str, calls: int) -> None:
+        """Note so many calls of `key` in its usage of the month. Raises OSError."""
+        now = self._clock()
+        start, end = period_of(now, "month")
+        kept = end - int(now) + KEPT_SECONDS
+        self._ask(lambda client: client.eval(ADD, 1, counter(key, "usage", start), calls, kept))
 
     def used(self, key: str, period: str) -> int:
         """The calls counted for `key` in the period that is now; 0 while Redis does not say."""

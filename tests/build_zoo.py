@@ -138,12 +138,12 @@ def garden_detector(folder: Path, name: str, kind: str, params: Any) -> Built:
     )
     module.serve(tf.constant(PICTURE[None]))
     settle_norms(module, module.preprocess(tf.constant(PICTURE[None]))[0])
-    stir([v for v in module.model.trainable_variables if "head/scores/kernel" in v.name], 1)
+    stir([v for v in module.model.trainable_variables if "scores/kernel" in v.name], 1)
     name = f"garden_{name}_{kind}"
     call, raw = export_garden(folder, name, kind, params, module)
     config = {"label_map": NAMES}
     if "detection_boxes" not in raw:
-        return Built(name, call, PICTURE, config, refused="no known family")
+        return Built(name, call, PICTURE, config, refused="a detector's heads")
     count, boxes = int(raw["num_detections"]), raw["detection_boxes"]
     family = "detection_api" if "retinanet_unit" in name else "model_garden"
     if family == "model_garden":  # official/vision/tasks: the evaluators divide by the scale
@@ -153,7 +153,7 @@ def garden_detector(folder: Path, name: str, kind: str, params: Any) -> Built:
     truth["classes"] = raw["detection_classes"][:count]
     if "detection_masks" in raw:
         height, width = PICTURE.shape[:2]
-        pixels = np.clip(truth["boxes"], 0, 1) * [height, width, height, width]
+        pixels = truth["boxes"] * [height, width, height, width]  # may reach into the padding
         corner, size = pixels[:, 1::-1], (pixels[:, 2:] - pixels[:, :2])[:, ::-1]
         xywh = np.concatenate([corner, size], 1)
         masks = raw["detection_masks"][:count]
@@ -511,7 +511,9 @@ def ultralytics_model(name: str, model: Any, options: dict, saved: str) -> Itera
         yield Built(own, call, picture, config, "classifier", numbered(found))
         return
     if name.endswith(("-pose", "-obb")):
-        yield Built(own, call, picture, config, refused="columns for classes")
+        yield Built(
+            own, call, picture, config, refused="YOLO's models of poses and of turned boxes"
+        )
         return
     if options:
         yield Built(f"{own}_unsaid", call, picture, config, refused='"yolo_nms"')

@@ -368,7 +368,9 @@ def both():
         yield ours, plain
 
 
-ALIKE = re.compile(rb"Date: [^\r]*|X-Request-Id: [0-9a-f]{16}|request [0-9a-f]{16}")
+ALIKE = re.compile(
+    rb"(?:Date|Server-Timing): [^\r]*|X-Request-Id: [0-9a-f]{16}|request [0-9a-f]{16}"
+)
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"  # sent or not by whether the request before is answered already
 
 

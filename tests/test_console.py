@@ -322,10 +322,12 @@ def test_while_models_load_the_page_says_which_and_fills_itself_in(page, slow):
         assert "slow" in page.wait(f"{names}.length && {names}")
         page.go("try/rings")
         page.says("is being loaded")
+        page.js("[...document.querySelectorAll('.list a')][3].focus()")
         hold.set()
         page.wait("document.querySelector('#loading').hidden")
         page.wait("document.querySelector('#panel .drop')")
         page.wait("document.querySelectorAll('.list .dot.loading').length === 0")
+        assert page.js("return document.activeElement.textContent") == "rings"
     server.stop()
 
 

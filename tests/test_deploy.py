@@ -115,9 +115,10 @@ def test_asgi_answers_as_wsgi_does(both, method, path, body):
     wanted = rest.open(path, method=method, data=body, headers={"X-Request-Id": "r-1"})
     status, headers, answer = ask_asgi(asgi, method, path, body, {"X-Request-Id": "r-1"})
     assert (status, answer) == (wanted.status_code, wanted.data)
-    assert headers == {
-        name.lower().encode(): value.encode() for name, value in wanted.headers.items()
-    }
+    theirs = {name.lower().encode(): value.encode() for name, value in wanted.headers.items()}
+    for of_each_its_own in (headers, theirs):
+        of_each_its_own.pop(b"server-timing", None)
+    assert headers == theirs
     assert headers.get(b"x-request-id") == b"r-1"
 
 

@@ -30,6 +30,7 @@ KINDS = [
         serving.Auth,
         serving.Key,
         serving.Quota,
+        serving.Admin,
         serving.ImageConfig,
         serving.HandlerConfig,
         serving.Pipeline,

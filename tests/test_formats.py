@@ -76,6 +76,22 @@ def test_a_keras_file_in_a_version_folder(tmp_path, files):
     assert (cache / "saved_model.pb").stat().st_mtime_ns == written
 
 
+def test_a_keras_file_answers_as_predict_does(tmp_path, keras):
+    """What turns pictures in training, and a layer behind it that counts them, rest."""
+    keras.utils.set_random_seed(1)
+    layers = keras.layers
+    turned = [layers.Resizing(8, 8), layers.RandomFlip(), layers.BatchNormalization()]
+    model = keras.Sequential([keras.Input((6, 6, 3)), *turned, layers.Flatten(), layers.Dense(2)])
+    model.save(tmp_path / "m.keras")
+    pictures = np.random.default_rng(3).random((2, 6, 6, 3), np.float32)
+    server = served(tmp_path / "m.keras")
+    try:
+        found = server.predict("m", {"instances": pictures})["predictions"]
+        np.testing.assert_allclose(found, model.predict(pictures, verbose=0), rtol=1e-4)
+    finally:
+        server.stop()
+
+
 def test_an_h5_file_by_itself(tmp_path, files):
     folder, _, plain = files
     shutil.copy(folder / "plain.h5", tmp_path)

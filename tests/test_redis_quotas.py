@@ -401,3 +401,29 @@ def test_a_url_as_it_is_shown():
         shown("unix://user:hush@/run/redis.sock?db=1") == "unix:///run/redis.sock"
         and shown("/var/lib/q.sqlite3") == "/var/lib/q.sqlite3"
     )
+
+
+@pytest.mark.parametrize("kind", ["file", "redis"])
+def test_calls_are_given_back_and_usage_is_added(tmp_path, kind, request):
+    now = [1_000_000_000.0]
+    clock = lambda: now[0]  # noqa: E731
+    if kind == "file":
+        store = quotas.Quotas(tmp_path / "quotas", clock)
+    else:
+        store = RedisQuotas(request.getfixturevalue("redis").url, clock)
+    assert store.count_of("a", "hour") == (0, 800)
+    assert [store.take("a", 2, "hour") for _ in range(3)] == [None, None, 800]
+    assert store.count_of("a", "hour") == (2, 800)
+    store.give_back("a", "hour", 0.5)
+    assert store.count_of("a", "hour") == (1, 800) and store.used("a", "hour") == 1
+    assert store.take("a", 2, "hour") is None
+    now[0] += 3600  # a call of the hour before is none of this one's
+    assert store.take("a", 2, "hour") is None
+    store.give_back("a", "hour", 3600)
+    assert store.used("a", "hour") == 1 and store.count_of("a", "hour") == (1, 800)
+    for _ in range(3):
+        store.give_back("b", "hour", 0)  # nothing was counted: it stays nothing
+    assert store.used("b", "hour") == 0
+    store.add("a", 5)
+    store.add("a", 2)
+    assert store.used("a", "usage") == 7 and store.used("b", "usage") == 0

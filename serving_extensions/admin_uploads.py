@@ -1,0 +1,383 @@
+"""Models and projects of handlers that are sent to a running server, where the config's section
+`admin` has `upload`: unpacked aside, tried, and renamed into their place.
+
+A model comes into a new version folder; a project into a numbered folder of its own, whose handlers
+and models the config then names.
+"""
+
+import dataclasses
+import os
+import re
+import secrets
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+from .admin import admin_route, edit_config, state_now, take_over
+from .archives import unpack
+from .config_file import fcntl, write_errors
+from .core import (
+    Admin,
+    BadRequest,
+    Call,
+    Extension,
+    LoadError,
+    LoadPool,
+    LoadRequest,
+    ModelConfig,
+    ModelServer,
+    Reply,
+    ServingError,
+    list_versions,
+    read_config,
+)
+from .manifest import describe_digest, is_version
+
+UPLOAD_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")  # of what becomes a folder
+KERAS = {"metadata.json", "config.json", "model.weights.h5"}  # what a .keras file is made of
+FOLDER = "The folder for what is sent cannot be written"
+KEPT_UPLOADS = 10  # earlier states of a project
+
+
+def options_of(server: ModelServer, what: Any) -> Admin:
+    """The section `admin`. Raises ServingError 403 where `what` may not be sent."""
+    options = server.config.admin
+    assert options is not None  # else these views do not answer
+    if options.upload == what or options.upload and what is True:
+        return options
+    wanted = "true" if what is True else f'"{what}"'
+    raise ServingError(
+        f'The server takes none: its config has no "admin": {{"upload": {wanted}}}',
+        "PERMISSION_DENIED",
+    )
+
+
+@contextmanager
+def aside(folder: Path) -> Iterator[Path]:
+    """A new folder inside another, for what is not yet to be seen; gone after the `with`.
+
+    It is locked: what a process has left that was killed is told by that, and removed.
+    """
+    new = [one for one in (folder, folder.parent) if not one.exists()]
+    with write_errors(FOLDER):
+        folder.mkdir(parents=True, exist_ok=True)
+        remove_left(folder)
+        made = folder / f".upload-{secrets.token_hex(8)}"
+        made.mkdir(0o755)
+    handle = lock(made)
+    try:
+        with write_errors(FOLDER):
+            yield made
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+        with suppress(OSError):  # they are not empty: something has come of it
+            for one in new:
+                one.rmdir()
+        if handle is not None:
+            os.close(handle)
+
+
+def lock(folder: Path) -> int | None:
+    """Lock a folder; the handle that holds the lock, None where another has it."""
+    if fcntl is None:
+        return None
+    handle = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        return None
+    return handle
+
+
+def remove_left(folder: Path) -> None:
+    for left in folder.glob(".upload-*"):
+        with suppress(OSError):
+            handle = lock(left)
+            if handle is not None:
+                shutil.rmtree(left, ignore_errors=True)
+                os.close(handle)
+
+
+def read_archive(call: Call, options: Admin, folder: Path) -> bytes:
+    """Unpack a request's body into a folder; returns the body."""
+    body = call.read(options.max_upload_bytes)
+    if not body:
+        raise BadRequest("Expected a .zip, .tar or .tar.gz archive as the body")
+    unpack(body, folder, options.max_upload_bytes, options.max_upload_files)
+    return body
+
+
+# --- models ---------------------------------------------------------------------------------------
+
+picking = threading.Lock()  # the next version, until its folder is there
+
+
+def view_upload(server: ModelServer, call: Call, model: str, version: int | None = None) -> Reply:
+    """Take a new version of a model, or a new model; without a number it is the next."""
+    options = options_of(server, True)
+    known = next((one for one in server.config.models if one.name == model), None)
+    base = base_of(server, model, known, options)
+    if known is None and (problem := state_now(server).file.problem()):
+        raise ServingError(f"The config file cannot be changed: {problem}", status=409)
+    with aside(base) as folder:
+        (folder / "sent").mkdir()
+        body = read_archive(call, options, folder / "sent")
+        root = find_model_root(folder / "sent", body)
+        tried = folder / "1" if version is None else folder / str(version)
+        root.rename(tried)
+        config = known or ModelConfig(model, str(base))
+        told = {"model": model, "signatures": try_model(server, tried, config)}
+        told["digest"], misfit = describe_digest(tried)
+        if misfit:
+            raise BadRequest(misfit)
+        number = move_in(tried, base, version)
+    return publish(server, call, model, number, base, known, told)
+
+
+def base_of(server: ModelServer, model: str, known: Any, options: Admin) -> Path:
+    """The folder of a model's versions. Raises ServingError for a model that has none."""
+    if server.config.is_pipeline(model):
+        raise ServingError(f"'{model}' is a pipeline", status=HTTPStatus.CONFLICT)
+    if known is None:
+        if not UPLOAD_NAME.fullmatch(model):
+            raise BadRequest("A new model's name: expected letters, digits and ._-")
+        return Path(options.models_folder) / model
+    base = Path(known.base_path)
+    if is_version(base):
+        text = f"The base_path of '{model}' is a model itself, which has no other versions"
+        raise ServingError(text, status=HTTPStatus.CONFLICT)
+    return base
+
+
+def find_model_root(folder: Path, body: bytes) -> Path:
+    """The folder in an archive that is a version: of a SavedModel, or with a .keras file in it."""
+    here = folder
+    for _ in range(8):
+        names = {path.name for path in here.iterdir()}
+        if names >= KERAS and here == folder:  # the body was a .keras file, which is a .zip
+            whole = folder.with_name("keras")
+            whole.mkdir()
+            (whole / "model.keras").write_bytes(body)
+            return whole
+        if is_version(here):
+            return here
+        if len(names) != 1 or not (here / next(iter(names))).is_dir():
+            break
+        here /= next(iter(names))
+    raise BadRequest(
+        "The archive has no model: expected saved_model.pb, or a .keras file, at its top or in its "
+        "one folder"
+    )
+
+
+def try_model(server: ModelServer, folder: Path, config: ModelConfig) -> list[str]:
+    """Load a version as the server would, and free it; returns its signatures' names.
+
+    Raises BadRequest for one that cannot be loaded. In a thread of its own: as all loads.
+    """
+    plain = dataclasses.replace(
+        config, load="eager", warm_up=False, instances=1, batching=None, pinned=False
+    )
+    request = LoadRequest(folder, plain, server.config.server, server.config.import_modules)
+    try:
+        with LoadPool(1) as pool:
+            servable = pool.submit(server.load, request).result()
+    except (LoadError, OSError) as error:
+        raise BadRequest(f"The model cannot be loaded: {error}") from error
+    names = sorted(servable.signatures)
+    servable.retire(0)
+    if not names:
+        raise BadRequest("The model has no signature that can be called")
+    return names
+
+
+def move_in(folder: Path, base: Path, version: int | None) -> int:
+    """Rename a version into its place: the next number, or one that nothing has yet."""
+    with picking:
+        taken = list_versions(str(base))
+        number = max(taken, default=0) + 1 if version is None else version
+        if number in taken or (base / str(number)).exists():
+            text = f"Version {number} is there already: versions are not replaced"
+            raise ServingError(text, "ALREADY_EXISTS")
+        folder.rename(base / str(number))
+        return number
+
+
+def publish(
+    server: ModelServer,
+    call: Call,
+    model: str,
+    number: int,
+    base: Path,
+    known: Any,
+    told: dict[str, Any],
+) -> Reply:
+    """Have a version served that is in its place; a new model comes into the config."""
+    told["version"] = str(number)
+    if known is not None:
+        return take_over(server, call, told)
+
+    def edit(config: dict[str, Any]) -> None:
+        entry = {"name": model, "base_path": relative(server, base)}
+        config["model_config_list"].append({"config": entry})
+
+    try:
+        return edit_config(server, call, edit, told)
+    except ServingError:
+        shutil.rmtree(base / str(number), ignore_errors=True)
+        with suppress(OSError):
+            base.rmdir()
+        raise
+
+
+def relative(server: ModelServer, path: Path) -> str:
+    """A path as the config has it: from the config's folder where it is in it."""
+    folder = state_now(server).file.path.parent
+    real = Path(os.path.realpath(path))
+    return real.relative_to(folder).as_posix() if real.is_relative_to(folder) else str(real)
+
+
+# --- projects -------------------------------------------------------------------------------------
+
+
+def view_project(server: ModelServer, call: Call, project: str) -> Reply:
+    """Take a project of handlers: its code runs in this server from then on."""
+    options = options_of(server, "code")
+    if not UPLOAD_NAME.fullmatch(project):
+        raise BadRequest("A project's name: expected letters, digits and ._-")
+    if problem := state_now(server).file.problem():
+        raise ServingError(f"The config file cannot be changed: {problem}", status=409)
+    home = Path(options.projects_folder) / project
+    with aside(home) as folder:
+        (folder / "sent").mkdir()
+        read_archive(call, options, folder / "sent")
+        root, given = read_project(folder / "sent")
+        check_syntax(root)
+        place = place_project(root, home)
+    entries = rebase(given, place, relative(server, place))
+    own = relative(server, home) + "/"
+
+    def edit(config: dict[str, Any]) -> None:
+        for section, entry_of in SECTIONS.items():
+            replace_own(config, section, entries.get(section, []), own, entry_of)
+
+    told = {"project": project, "handlers": [one["path"] for one in entries["handlers"]]}
+    try:
+        replied = edit_config(server, call, edit, told)
+    except ServingError:
+        shutil.rmtree(place, ignore_errors=True)
+        raise
+    for old in numbered(home)[:-KEPT_UPLOADS]:
+        shutil.rmtree(home / str(old), ignore_errors=True)
+    return replied
+
+
+SECTIONS = {
+    "handlers": lambda entry: (entry["path"], entry["function"]),
+    "model_config_list": lambda item: (item["config"]["name"], item["config"]["base_path"]),
+}
+
+
+def read_project(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """The folder in an archive that is a project; its config.json, handlers and models alone."""
+    found = sorted(folder.rglob("config.json"), key=lambda path: len(path.parts))
+    if not found or len(found[0].relative_to(folder).parts) > 2:
+        raise BadRequest("The archive has no project: expected config.json, as --init writes it")
+    given = read_config(found[0].read_bytes())
+    unknown = set(given) - {"$schema", *SECTIONS} if isinstance(given, dict) else {"no object"}
+    if unknown:
+        told = ", ".join(sorted(unknown))
+        raise BadRequest(f"config.json of a project has handlers and models alone, got: {told}")
+    try:
+        for section, entry_of in SECTIONS.items():
+            for entry in given.setdefault(section, []):
+                entry_of(entry)
+    except (TypeError, KeyError) as error:
+        raise BadRequest(
+            f"config.json of the project: {error}: expected handlers and models"
+        ) from None
+    return found[0].parent, given
+
+
+def check_syntax(folder: Path) -> None:
+    """Raise BadRequest for a file that is no Python; nothing is run."""
+    for path in folder.rglob("*.py"):
+        try:
+            compile(path.read_bytes(), path.name, "exec", dont_inherit=True)
+        except (SyntaxError, ValueError) as error:
+            raise BadRequest(f"{path.relative_to(folder)}: {error}") from None
+
+
+def numbered(home: Path) -> list[int]:
+    return sorted(int(path.name) for path in home.iterdir() if path.name.isdigit())
+
+
+def place_project(root: Path, home: Path) -> Path:
+    """Rename a project into the next folder of its home."""
+    with picking:
+        place = home / str(max(numbered(home), default=0) + 1)
+        root.rename(place)
+        return place
+
+
+def rebase(given: dict[str, Any], place: Path, prefix: str) -> dict[str, Any]:
+    """A project's handlers and models with their files where they are now."""
+
+    def moved(path: Any) -> Any:
+        return f"{prefix}/{path}" if isinstance(path, str) and not os.path.isabs(path) else path
+
+    def function_of(reference: str) -> str:
+        module, _, name = reference.rpartition(":")
+        file = module if module.endswith(".py") else f"{module.replace('.', '/')}.py"
+        return f"{prefix}/{file}:{name}" if (place / file).is_file() else reference
+
+    return {
+        "handlers": [
+            {**one, "function": function_of(one["function"])}
+            | ({"model_dir": moved(one["model_dir"])} if one.get("model_dir") else {})
+            for one in given["handlers"]
+        ],
+        "model_config_list": [
+            {**one, "config": {**one["config"], "base_path": moved(one["config"]["base_path"])}}
+            for one in given["model_config_list"]
+        ],
+    }
+
+
+def replace_own(
+    config: dict[str, Any], section: str, entries: list[Any], own: str, entry_of: Any
+) -> None:
+    """Put a project's entries in the place of those it had before.
+
+    Raises ServingError 409 for a name that somebody else's has.
+    """
+    others = [one for one in config.get(section, []) if not entry_of(one)[1].startswith(own)]
+    names = {entry_of(one)[0] for one in others}
+    for one in entries:
+        if entry_of(one)[0] in names:
+            text = f"{section}: '{entry_of(one)[0]}' is there already, and not of this project"
+            raise ServingError(text, "ALREADY_EXISTS")
+    if others or entries or section in config:
+        config[section] = others + entries
+
+
+EXTENSION = Extension(
+    "admin_uploads",
+    routes=(
+        admin_route(
+            "POST", "/v1/models/{model}/versions", view_upload, "Take the next version of a model"
+        ),
+        admin_route(
+            "PUT",
+            "/v1/models/{model}/versions/{version}",
+            view_upload,
+            "Take a version of a model",
+        ),
+        admin_route("PUT", "/v1/projects/{project}", view_project, "Take a project of handlers"),
+    ),
+)

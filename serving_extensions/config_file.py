@@ -1,0 +1,354 @@
+"""The config file as it is changed over REST: secrets hidden, what differs by place, written whole
+or not at all, the last ones kept beside it.
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import re
+import secrets
+import stat
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .core import BadRequest, NotFound, ServingError, read_file
+
+try:
+    import fcntl
+except ImportError:  # Windows: writers of one process are told apart, of several they are not
+    fcntl = None  # type: ignore[assignment]
+
+HIDDEN = "<hidden>"
+KEPT_NAME = 10  # earlier configs beside the file
+MOST_TOLD = 1000  # places in one answer
+
+# --- secrets --------------------------------------------------------------------------------------
+
+# Names of members whose text may be one; hiding too much costs nothing, since it comes back.
+SECRETS = re.compile(
+    r"(?i)pass(word|wd|phrase)?$|secret|(^|[_-])token$|credential|api_?key|private_?key|^key$|sha256"
+)
+LOGIN = re.compile(r"(?s)(?<=://).*@")  # greedy: an @ in a password that should have been %40
+OPTION = re.compile(r"(?i)([?&][^=&#]*(?:pass|secret|token|key|credential)[^=&#]*=)[^&#]+")
+
+
+def hide(value: Any, name: str = "") -> Any:
+    """A JSON value without what may be a secret: by the member's `name`, and logins in URLs."""
+    if isinstance(value, dict):
+        return {key: hide(one, key) for key, one in value.items()}
+    if isinstance(value, list):
+        return [hide(one, name) for one in value]
+    is_text = isinstance(value, str | int | float) and not isinstance(value, bool)
+    if is_text and value and SECRETS.search(name):
+        return HIDDEN
+    if isinstance(value, str) and "://" in value:
+        return OPTION.sub(rf"\1{HIDDEN}", LOGIN.sub(f"{HIDDEN}@", value))
+    return value
+
+
+def restore(new: Any, old: Any, name: str = "", path: str = "$") -> Any:
+    """A JSON value with what is hidden in it as it is in `old`, at the same place.
+
+    Entries of lists are the same by their names, else by their numbers. Raises BadRequest for what
+    is hidden and not there.
+    """
+    if isinstance(new, dict):
+        there = old if isinstance(old, dict) else {}
+        return {key: restore(one, there.get(key), key, f"{path}.{key}") for key, one in new.items()}
+    if isinstance(new, list):
+        entries: list[Any] = old if isinstance(old, list) else []
+        known, wanted = identities(entries, new)
+        named = dict(zip(known, entries))
+        return [
+            restore(one, named.get(wanted[i]), name, f"{path}[{i}]") for i, one in enumerate(new)
+        ]
+    if isinstance(new, str) and HIDDEN in new:
+        if old is None or hide(old, name) != new:
+            raise BadRequest(
+                f"{path}: {HIDDEN} stands for what is there already, which is nothing of that "
+                "form: write it whole"
+            )
+        return old
+    return new
+
+
+def identities(old: list[Any], new: list[Any]) -> list[list[Any]]:
+    """What the entries of two states of a list are known by: their numbers, where two of either
+    have one name.
+    """
+    lists = [[identity(one, index) for index, one in enumerate(each)] for each in (old, new)]
+    if all(len(set(each)) == len(each) for each in lists):
+        return lists
+    return [[("", index) for index in range(len(each))] for each in (old, new)]
+
+
+def identity(entry: Any, index: int) -> Any:
+    """What an entry of a list is known by: its name, as the config's sections have it; else its
+    number.
+    """
+    if isinstance(entry, dict):
+        inner = entry["config"] if isinstance(entry.get("config"), dict) else entry
+        for key in ("id", "name", "path"):
+            if isinstance(inner.get(key), str):
+                return key if inner is entry else "config", hide(inner[key], key)
+    return "", index
+
+
+# --- differences ----------------------------------------------------------------------------------
+
+
+def compare_json(old: Any, new: Any) -> list[dict[str, Any]]:
+    """Where two JSON values differ: `path`, `old` where there was something, `new` where there is.
+
+    Secrets are hidden, and told as different all the same.
+    """
+    found = list(find_changes(old, new, "$", ""))
+    return found[:MOST_TOLD]
+
+
+def find_changes(old: Any, new: Any, path: str, name: str) -> Iterator[dict[str, Any]]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in [*old, *(key for key in new if key not in old)]:
+            place = f"{path}.{key}"
+            if key not in new:
+                yield {"path": place, "old": hide(old[key], key)}
+            elif key not in old:
+                yield {"path": place, "new": hide(new[key], key)}
+            else:
+                yield from find_changes(old[key], new[key], place, key)
+    elif isinstance(old, list) and isinstance(new, list):
+        yield from compare_lists(old, new, path, name)
+    elif old != new or type(old) is not type(new):
+        yield {"path": path, "old": hide(old, name), "new": hide(new, name)}
+
+
+def compare_lists(old: list, new: list, path: str, name: str) -> Iterator[dict[str, Any]]:
+    """Entries by name: what is removed has its number of before, all else its number now."""
+    before, after = (
+        {known: index for index, known in enumerate(each)} for each in identities(old, new)
+    )
+    for known, index in before.items():
+        if known not in after:
+            yield {"path": f"{path}[{index}]", "old": hide(old[index], name)}
+    for known, index in after.items():
+        place = f"{path}[{index}]"
+        if known in before:
+            yield from find_changes(old[before[known]], new[index], place, name)
+        else:
+            yield {"path": place, "new": hide(new[index], name)}
+    stayed = [known for known in before if known in after]
+    moved = [known for known in after if known in before]
+    if stayed != moved:
+        orders = [[known[-1] for known in order] for order in (stayed, moved)]
+        yield {"path": path, "old": orders[0], "new": orders[1]}
+
+
+# --- the file -------------------------------------------------------------------------------------
+
+
+def etag_of(text: bytes) -> str:
+    """What tells one state of the file from another, as HTTP's ETag."""
+    return f'"{hashlib.sha256(text).hexdigest()[:32]}"'
+
+
+def spell_config(value: Any) -> bytes:
+    """A config as it is written."""
+    return json.dumps(value, indent=2, ensure_ascii=False).encode() + b"\n"
+
+
+@dataclass(frozen=True)
+class Kept:
+    """An earlier config beside the file; `undone` is one that a rollback took back."""
+
+    path: Path
+    number: int
+    undone: bool
+
+    @property
+    def name(self) -> str:
+        return f"{self.number:06d}"
+
+    def describe(self) -> dict[str, Any]:
+        status = self.path.stat()
+        moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(status.st_mtime))
+        return {
+            "name": self.name,
+            "until": moment,
+            "bytes": status.st_size,
+            "undone": self.undone,
+        }
+
+
+class ConfigFile:
+    """A config file that several writers may change: each reads, decides and writes within `held`.
+
+    `find` answers None where the config is no file. Links are followed.
+    """
+
+    def __init__(self, find: Callable[[], Path | None]):
+        self._find, self._lock = find, threading.Lock()
+
+    @property
+    def path(self) -> Path:
+        """Where the file is. Raises ServingError where there is none."""
+        path = self._find()
+        if path is None:
+            raise unwritable("the server was given its config by a program, not as a file")
+        return Path(os.path.realpath(path))
+
+    def read(self) -> bytes:
+        """The file as it is now. Raises ServingError where it cannot be read."""
+        try:
+            return read_file(self.path)
+        except OSError as error:
+            raise unwritable(f"it cannot be read: {error.strerror}") from None
+
+    def problem(self) -> str:
+        """Why the file cannot be changed; empty where it can."""
+        try:
+            path = self.path
+            if any(part.startswith("..") for part in path.parts):
+                return "it is mounted from a ConfigMap or a Secret: change it there"
+            if os.path.ismount(path):
+                return "it is mounted by itself and cannot be replaced: mount its folder"
+            if not path.stat().st_mode & 0o222 or not os.access(path, os.W_OK):
+                return "it is read-only"
+            return "" if os.access(path.parent, os.W_OK) else "its folder is read-only"
+        except ServingError as error:
+            return error.message.partition(": ")[2]
+        except OSError as error:
+            return f"it cannot be read: {error.strerror}"
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[bytes]:
+        """The file's bytes, which no other writer changes within a `with`; people's editors may."""
+        with self._lock, locked(self.path.parent):
+            yield self.read()
+
+    def kept(self) -> list[Kept]:
+        """The earlier configs, the latest first."""
+        path = self.path
+        pattern = re.compile(re.escape(path.name) + r"\.(\d{6})\.(kept|undone)")
+        found = [
+            Kept(path.with_name(name), int(match[1]), match[2] == "undone")
+            for name in os.listdir(path.parent)
+            if (match := pattern.fullmatch(name))
+        ]
+        return sorted(found, key=lambda one: one.number, reverse=True)
+
+    def write(self, old: bytes, new: bytes, undone: bool = False) -> None:
+        """Put `new` in the place of `old`, which is kept; within `held` alone.
+
+        At every moment, a kill or a loss of power included, the file is the one or the other.
+        Raises ServingError where it cannot be written, or where somebody has changed it meanwhile.
+        """
+        path, earlier = self.path, self.kept()
+        number = earlier[0].number + 1 if earlier else 1
+        kept = path.with_name(f"{path.name}.{number:06d}.{'undone' if undone else 'kept'}")
+        with write_errors():
+            for left in path.parent.glob(f".{glob_safe(path.name)}.*.tmp"):  # of one that was ended
+                left.unlink(missing_ok=True)
+            replace(kept, old, path)
+            if self.read() != old:
+                kept.unlink()
+                raise ServingError(
+                    "The config file has been changed by somebody else just now: read it again",
+                    status=412,
+                )
+            replace(path, new, path)
+        for one in self.kept()[KEPT_NAME:]:
+            with contextlib.suppress(OSError):
+                one.path.unlink()
+
+    def find_kept(self, text: bytes, name: str | None) -> Kept:
+        """The earlier config of a name; without one the latest that is not undone and differs from
+        `text`, the file as it is. Raises NotFound.
+        """
+        for one in self.kept():
+            if one.name == name or name is None and not one.undone and read_file(one.path) != text:
+                return one
+        raise NotFound(
+            "There is no earlier config to go back to"
+            if name is None
+            else f"No earlier config is called '{name[:100]}'"
+        )
+
+
+HELD_FILE = "The config file cannot be changed"
+
+
+def unwritable(reason: str, what: str = HELD_FILE) -> ServingError:
+    return ServingError(f"{what}: {reason}", status=409)
+
+
+@contextlib.contextmanager
+def write_errors(what: str = HELD_FILE) -> Iterator[None]:
+    """Raise what the disk refuses as a ServingError: 409, 507 where it is full."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise ServingError(f"{what}: {error.strerror}", status=507) from error
+        reason = error.strerror
+        if error.errno == errno.EBUSY:
+            reason = "it is mounted by itself and cannot be replaced: mount its folder"
+        raise unwritable(reason or type(error).__name__, what) from error
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes that write here out within a `with`: workers that share one file."""
+    if fcntl is None or not os.access(folder, os.R_OK):
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def replace(path: Path, text: bytes, like: Path) -> None:
+    """Write a file beside its place, flush it to the disk, and rename it there, all or nothing.
+
+    It gets the mode and the owner of the file `like`.
+    """
+    status = like.stat()
+    temporary = path.with_name(f".{like.name}.{secrets.token_hex(8)}.tmp")
+    try:
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with open(handle, "wb") as file:
+            file.write(text)
+            file.flush()
+            if hasattr(os, "fchown"):
+                with contextlib.suppress(OSError):  # not ours to give away
+                    os.fchown(file.fileno(), status.st_uid, status.st_gid)
+            os.chmod(temporary, stat.S_IMODE(status.st_mode))
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush the names in a folder to the disk, where the system can."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def glob_safe(name: str) -> str:
+    return re.sub(r"([\[\]*?])", r"[\1]", name)

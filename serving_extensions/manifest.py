@@ -1,0 +1,183 @@
+"""A version's files told by their SHA-256: manifest.sha256, as sha256sum writes and checks it.
+
+Where a version folder has one, its files must fit at every load: none missing, none changed, none
+besides.
+"""
+
+import contextlib
+import hashlib
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from .core import (
+    BadRequest,
+    Extension,
+    Load,
+    LoadError,
+    LoadRequest,
+    ModelServer,
+    Row,
+    Servable,
+    choose_versions,
+    list_versions,
+)
+
+MANIFEST = "manifest.sha256"
+LINE = re.compile(r"(\\?)([0-9a-f]{64}) [ *](.+)")
+
+
+def files_of(folder: Path) -> dict[str, Path]:
+    """The files of a version by their names below its folder, in order; not those with a name that
+    begins with a dot, which systems leave behind and no model is made of.
+    """
+    found = {
+        path.relative_to(folder).as_posix(): path
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != MANIFEST
+    }
+    return {name: found[name] for name in sorted(found) if not is_hidden(name)}
+
+
+def is_hidden(name: str) -> bool:
+    return any(part.startswith(".") and part != ".." for part in name.split("/"))
+
+
+def digest_folder(path: Path) -> str:
+    sha256 = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            sha256.update(block)
+    return sha256.hexdigest()
+
+
+def spell_manifest(digests: dict[str, str]) -> str:
+    """Names and digests in sha256sum's format, its way to write odd names included."""
+    lines = []
+    for name, digest in digests.items():
+        escaped = name.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r")
+        mark = "\\" if escaped != name else ""
+        lines.append(f"{mark}{digest}  {escaped}\n")
+    return "".join(lines)
+
+
+def read_manifest(text: str) -> dict[str, str]:
+    """Digests by name. Raises LoadError for a line that sha256sum would not write."""
+    digests: dict[str, str] = {}
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line:
+            continue
+        match = LINE.fullmatch(line.removesuffix("\r"))
+        if match is None:
+            raise LoadError(f"{MANIFEST}: line {number}: expected <sha256>  <file>")
+        name = unescape(match[3]) if match[1] else match[3]
+        digests[name.removeprefix("./")] = match[2]
+    return digests
+
+
+def unescape(name: str) -> str:
+    marks = {"\\\\": "\\", "\\n": "\n", "\\r": "\r"}
+    return re.sub(r"\\[\\nr]", lambda mark: marks[mark[0]], name)
+
+
+def check_manifest(folder: Path) -> bool:
+    """Whether a version has a manifest. Raises LoadError where its files do not fit it."""
+    try:
+        text = (folder / MANIFEST).read_text("utf-8", "surrogateescape")
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise LoadError(f"{MANIFEST} cannot be read: {error.strerror}") from error
+    wanted, there = read_manifest(text), files_of(folder)
+    if problems := [
+        *(f"{name} is missing" for name in wanted if name not in there and not is_hidden(name)),
+        *(f"{name} is not in it" for name in there if name not in wanted),
+        *(
+            f"{name} is another file"
+            for name, path in there.items()
+            if name in wanted and digest_folder(path) != wanted[name]
+        ),
+    ]:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise LoadError(f"The files do not fit {MANIFEST}: {', '.join(problems[:3])}{more}")
+    return True
+
+
+def write_manifest(folder: Path) -> int:
+    """Write a version's manifest, all or nothing; returns how many files it tells.
+
+    Raises BadRequest for a folder that is no version, OSError where it cannot be written.
+    """
+    if not is_version(folder):
+        raise BadRequest(
+            f"{folder}: expected a version folder with a saved_model.pb or a .keras file in it"
+        )
+    digests = {name: digest_folder(path) for name, path in files_of(folder).items()}
+    temporary = folder / f".{MANIFEST}.{os.getpid()}"
+    try:
+        temporary.write_text(spell_manifest(digests), "utf-8", "surrogateescape")
+        temporary.replace(folder / MANIFEST)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return len(digests)
+
+
+def is_version(folder: Path) -> bool:
+    """Whether a folder has a model in it."""
+    names = ("saved_model.pb", "saved_model.pbtxt")
+    return any((folder / name).is_file() for name in names) or any(
+        path.suffix in (".keras", ".h5") for path in folder.glob("*")
+    )
+
+
+def describe_digest(folder: Path) -> tuple[str, str]:
+    """A version's digest, that of its manifest as it would be, in words; and how its own misfits.
+
+    For two folders the digest is the same when all files are.
+    """
+    files = files_of(folder)
+    text = spell_manifest({name: digest_folder(path) for name, path in files.items()})
+    whole = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
+    told = f"sha256 {whole} of {len(files)} files"
+    try:
+        return f"{told}, {'fits its' if check_manifest(folder) else 'no'} manifest", ""
+    except LoadError as error:
+        return told, error.message
+
+
+def wrap_load(server: ModelServer, load: Load) -> Load:
+    """A loader that refuses a version whose files do not fit its manifest."""
+
+    def load_checked(request: LoadRequest) -> Servable:
+        check_manifest(request.folder)
+        return load(request)
+
+    return load_checked
+
+
+def manifest(source: Any, folder: str) -> int:
+    """Write manifest.sha256 into a version folder: at each load its files must fit it."""
+    try:
+        count = write_manifest(Path(folder))
+    except BadRequest as error:
+        print(f"serving: {error.message}")
+        return 2
+    print(f"Wrote {Path(folder) / MANIFEST}: {count} files")
+    return 0
+
+
+def check(server: ModelServer) -> tuple[list[Row], list[str]]:
+    """A row for each version that would be served, and which do not fit their manifests."""
+    rows, problems = list[Row](), list[str]()
+    for model in server.config.models:
+        with contextlib.suppress(LoadError, OSError):  # told elsewhere
+            folders = list_versions(model.base_path)
+            for version in choose_versions(model.model_version_policy, folders):
+                told, misfit = describe_digest(folders[version])
+                rows.append(("files", model.name, f"version {version}", told))
+                problems += [f"{model.name} version {version}: {misfit}"] if misfit else []
+    return rows, problems
+
+
+EXTENSION = Extension("manifest", wrap_load=wrap_load, check=check, commands={"manifest": manifest})

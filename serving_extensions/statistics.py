@@ -1,0 +1,83 @@
+"""How one deployment fares: the numbers that Datature's page lists, from those of the metrics."""
+
+import sys
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from typing import Any
+
+from .catalogue import describe_deployment
+from .core import ModelServer
+from .metrics import Group, read_gpus
+
+
+class Ages:
+    """Since when each deployment has been in force here."""
+
+    def __init__(self, clock: Callable[[], float] = time.time):
+        self._clock, self._since = clock, dict[str, float]()
+
+    def note(self, deployments: Iterable[str]) -> None:
+        """These are in force now, and no others."""
+        now = self._clock()
+        self._since = {name: self._since.get(name, now) for name in deployments}
+
+    def of(self, deployment: str) -> float | None:
+        """Seconds since it came; None for one that is not in force."""
+        since = self._since.get(deployment)
+        return None if since is None else round(self._clock() - since, 1)
+
+
+def describe_statistics(server: ModelServer, ready: Any, uptime: float | None) -> dict[str, Any]:
+    """A deployment's own numbers, and those of the process that all share.
+
+    Rates, shares and concurrency are of the last minute: `concurrent_requests` is how many were
+    answered at once on average (the time that all of them took, by the minute's). `latency_ms` is
+    of the latest 1000 requests.
+    """
+    metrics = server.state["metrics"]
+    now = metrics.now()
+    with metrics.counted():
+        group = metrics.deployments.get(ready.config.id, Group()).held()
+    requests, errors, busy = group.last_minute(now)
+    known = describe_deployment(server, ready)
+    return {
+        "deployment": ready.config.id,
+        "name": ready.config.name or ready.config.id,
+        "version_tag": ready.config.version_tag,
+        "notes": dict(ready.config.notes),
+        "state": known["state"],
+        "reason": known["reason"],
+        "uptime_seconds": uptime,
+        "requests": group.requests,
+        "errors_4xx": group.errors_4xx,
+        "errors_5xx": group.errors_5xx,
+        "requests_per_minute": requests,
+        "error_rate": round(errors / requests, 4) if requests else 0.0,
+        "latency_ms": group.read(now)["latency_ms"],
+        "concurrent_requests": round(busy / 60, 3),
+        "model_memory_bytes": model_memory(server, ready.config),
+        "process": metrics.read_process(),
+        "gpus": [gpu | gpu_type(index) for index, gpu in enumerate(read_gpus())],
+    }
+
+
+def model_memory(server: ModelServer, deployment: Any) -> int | None:
+    """Bytes of its model, where a memory budget has them measured."""
+    found = server.manager.available.get(deployment.model)
+    if found is None:
+        return None
+    version = deployment.version
+    if version is None:
+        version = found.labels.get(deployment.version_label, max(found.versions))
+    servable = found.versions.get(version)
+    return server.state["on_demand"].memory_of(servable) if servable else None
+
+
+def gpu_type(index: int) -> dict[str, Any]:
+    """What kind of GPU it is, where TensorFlow tells."""
+    with suppress(Exception):  # a driver that says nothing
+        config = sys.modules["tensorflow"].config
+        gpu = config.list_physical_devices("GPU")[index]
+        return {"type": config.experimental.get_device_details(gpu)["device_name"]}
+    return {}

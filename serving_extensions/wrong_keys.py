@@ -1,0 +1,119 @@
+"""Wrong keys slowed down by the address they come from: beyond so many a minute it is answered 429.
+
+No thread waits for that, and what is remembered is bounded.
+"""
+
+import ipaddress
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+from .core import (
+    OWN_KEYS,
+    Call,
+    Caller,
+    Config,
+    Extension,
+    Found,
+    ModelServer,
+    ServingError,
+    digest,
+    list_reached,
+    tokens_of,
+)
+
+DEFAULT = 30  # wrong keys a minute where the config has `admin`
+MOST_ADDRESSES = 10_000  # addresses that are remembered, and keys that were right
+MINUTE = 60.0
+
+
+class WrongKeys:
+    """How many wrong keys came from where, in the minute since the first; and which were right.
+
+    Where many share an address (a proxy, an office) whose keys were right before are let in on:
+    only keys that nobody has shown from there yet are not looked at for the rest of the minute.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic):
+        self._clock, self._lock = clock, threading.Lock()
+        self._wrong: OrderedDict[str, tuple[float, int]] = OrderedDict()  # since when, how many
+        self._right: OrderedDict[tuple[str, str], None] = OrderedDict()
+
+    def seconds_to_wait(self, address: str, token: str, most: int) -> int:
+        """Seconds for which a key from an address is not looked at; 0 where it is."""
+        since, count = self._wrong.get(network_of(address), (0.0, 0)) if self._wrong else (0.0, 0)
+        left = since + MINUTE - self._clock()
+        if count < most or left <= 0 or (address, digest(token)) in self._right:
+            return 0
+        return max(1, round(left))
+
+    def note_wrong(self, address: str) -> None:
+        with self._lock:
+            network, now = network_of(address), self._clock()
+            since, count = self._wrong.pop(network, (now, 0))
+            fresh = now >= since + MINUTE
+            self._wrong[network] = (now, 1) if fresh else (since, count + 1)
+            if len(self._wrong) > MOST_ADDRESSES:
+                self._wrong.popitem(last=False)
+
+    def note_right(self, address: str, token: str) -> None:
+        known = address, digest(token)
+        if known in self._right:
+            return
+        with self._lock:
+            self._right[known] = None
+            if len(self._right) > MOST_ADDRESSES:
+                self._right.popitem(last=False)
+
+
+def network_of(address: str) -> str:
+    """What one client has: an address, of IPv6 the 64 bits that are a network's."""
+    if ":" not in address:
+        return address
+    try:
+        carried = ipaddress.IPv6Address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if carried.ipv4_mapped:
+        return str(carried.ipv4_mapped)
+    return str(ipaddress.IPv6Network((int(carried) >> 64 << 64, 64)))
+
+
+def most_wrong(config: Config) -> int | None:
+    """How many wrong keys a minute an address may send; None for any."""
+    return config.auth.wrong_keys_per_minute or (DEFAULT if config.admin else None)
+
+
+def identify(server: ModelServer, call: Call, found: Found) -> Caller | None:
+    """Who calls by the config's keys, as the core tells; wrong keys are counted."""
+    most = most_wrong(server.config)
+    if most is None or not any(tokens := tokens_of(call.headers)):
+        return None
+    state: WrongKeys = server.state["wrong_keys"]
+    address = call.environ.get("REMOTE_ADDR") or ""
+    if seconds := state.seconds_to_wait(address, tokens[0], most):
+        raise ServingError(
+            f"Too many wrong keys came from this address; more in {seconds} s",
+            "RESOURCE_EXHAUSTED",
+            headers={"Retry-After": str(seconds)},
+        )
+    any_key = found.route.lists or found.route.guard in OWN_KEYS
+    try:
+        caller = server.identify(call.headers, None if any_key else list_reached(server, found))
+    except ServingError as error:
+        if error.status == 401 and is_unknown(server, tokens):
+            state.note_wrong(address)
+        raise
+    state.note_right(address, tokens[0])
+    return caller
+
+
+def is_unknown(server: ModelServer, tokens: list[str]) -> bool:
+    """Whether there is no such key at all: one that has expired is no guess."""
+    ring: Any = server.prepared.keys
+    return any(ring.find(token) is None for token in tokens)
+
+
+EXTENSION = Extension("wrong_keys", open=lambda server: WrongKeys(), identify=identify)

@@ -2951,7 +2951,15 @@ def tensorflow() -> Any:
     """
     began = time.monotonic()
     logger.info("Importing TensorFlow")
-    import tensorflow
+    try:
+        import tensorflow
+    except ModuleNotFoundError as error:
+        if error.name != "tensorflow":
+            raise
+        raise LoadError(
+            "TensorFlow is not installed: pip install tensorflow-cpu, or, with its support of "
+            "GPUs, 'tensorflow[and-cuda]'"
+        ) from None
 
     settle_garbage(freeze=True)
     took = time.monotonic() - began

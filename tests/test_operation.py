@@ -381,12 +381,14 @@ def test_log_format_and_level_come_from_the_config(tmp_path):
         json.dumps({"model_config_list": [], "server": {"log_format": "json", "log_level": "INFO"}})
     )
     with started("--config", "c.json", "--port", "0", cwd=tmp_path) as server:
-        server.call("GET", "/livez")
+        server.call("GET", "/v1/models")
         deadline = time.monotonic() + 10
-        while not any('"/livez"' in line for line in server.err) and time.monotonic() < deadline:
+        while (
+            not any('"/v1/models"' in line for line in server.err) and time.monotonic() < deadline
+        ):
             time.sleep(0.05)
-        entry = next(json.loads(line) for line in server.err if '"/livez"' in line)
-        assert entry["status"] == 200 and entry["route"] == "live"
+        entry = next(json.loads(line) for line in server.err if '"/v1/models"' in line)
+        assert entry["status"] == 200 and entry["route"] == "models"
 
 
 # --- OpenAPI --------------------------------------------------------------------------------------------------

@@ -2292,7 +2292,8 @@ def yolo_segmentation(outputs: Mapping[str, np.ndarray], about: About) -> Tensor
     best = suppress(keep(best, np.isfinite(best["boxes"]).all(axis=1)), 0.7)
     best = keep(best, np.argsort(-best["scores"], kind="stable")[: about.most])
     weights, raw = best.pop("weights"), best.pop("raw")
-    return {**best, "boxes": raw, "masks": add_up(weights, planes, best["boxes"])}
+    best = {**best, "boxes": raw, "masks": add_up(weights, planes, best["boxes"])}
+    return keep(best, (best["masks"] >= 0.5).any(axis=(1, 2)))  # as Ultralytics: none without mask
 
 
 MASK_BYTES = 32 << 20  # of one picture: of more than 512 masks each has fewer pixels

@@ -8188,7 +8188,7 @@ class Route:
 
 
 OWN_KEYS = ("own", "admin")  # guards of what only who has a key of the config may call
-KEYED = ("key", *OWN_KEYS)
+NEED_KEY = ("key", *OWN_KEYS)
 PARTS = re.compile(r"(\{\w+\}|'\w+'|[\[\]()|])")  # of a route's URL
 BRACES = re.compile(r"\{(\w+)\}")
 VERBS = ("predict", "classify", "regress")
@@ -8396,7 +8396,7 @@ def match_route(extensions: tuple[Extension, ...], method: str, path: str) -> Fo
         if "version" in arguments:
             arguments["version"] = read_version(arguments["version"])
         name = arguments.get("verb") or route.name
-        return Found(route, arguments, name, FULL if route.guard in KEYED else BARE)
+        return Found(route, arguments, name, FULL if route.guard in NEED_KEY else BARE)
     return None
 
 
@@ -8454,7 +8454,7 @@ def find_view(server: ModelServer, method: str, path: str) -> Found:
     others = [
         route
         for route in routes_of(server.extensions)
-        if route.guard in KEYED and route.pattern.fullmatch(path)
+        if route.guard in NEED_KEY and route.pattern.fullmatch(path)
     ]
     if others:
         allow = {"Allow": ", ".join(method for route in others for method in route.methods)}
@@ -8538,7 +8538,7 @@ def needs_key(server: ModelServer, route: Route) -> bool:
         return True
     if route.guard == "key" and route.lists and "{" not in route.url:
         return bool(server.config.deployments or list_urls(server))
-    return route.guard in KEYED
+    return route.guard in NEED_KEY
 
 
 def ask_site(check: Callable[[Any], Any], call: Call) -> Caller:

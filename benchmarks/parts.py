@@ -49,17 +49,19 @@ def ours(workload):
     )
     assert server.wait(120)
     _, servable = server.manager.find(workload, None, None)
-    signature, limits = servable.signatures["serving_default"], server.prepared.limits
+    signature = servable.signatures["serving_default"]
+    limits = serving.image_limits(server.config, lambda size: None)
     if workload == "ssd320":
-        shown = server.prepared.deployments["d"].model_of(servable)
+        seen = server.prepared.deployments["d"].model_of(servable)
 
         def read(body):
-            return shown.show(routines.read_request(serving.parse_json(body), limits)[0])
+            picture, _ = routines.read_request(serving.parse_json(body), limits)
+            return {seen.shown.name: seen.shown.show(picture)[0]}
 
         def write(outputs):
             return serving.encode_json(
                 routines.present(
-                    routines.run_after((), shown.read(outputs)),
+                    routines.run_after((), seen.read(outputs)),
                     np.zeros((480, 640, 3), np.uint8),
                     {},
                 )

@@ -53,7 +53,7 @@ class Management:
         self.file, self.ages = ConfigFile(lambda: server.manager.path), Ages()
 
 
-def state_now(server: ModelServer) -> Management:
+def management_of(server: ModelServer) -> Management:
     return server.state["admin"]
 
 
@@ -87,7 +87,7 @@ def config_errors() -> Iterator[None]:
 
 
 def admin_route(methods: str, url: str, view: Callable[..., Reply], doc: str) -> Route:
-    return route(methods, url, administered(view), "admin", doc)
+    return route(methods, url, view, "admin", doc)
 
 
 # --- one change -----------------------------------------------------------------------------------
@@ -100,7 +100,7 @@ def edit_config(
 
     def change(text: bytes) -> bytes:
         try:
-            load_config(state_now(server).file.path, text, type(server.config))
+            load_config(management_of(server).file.path, text, type(server.config))
         except ConfigError as error:
             raise ServingError(
                 f"The config file as it is now is wrong, put it right first: {error.message}",
@@ -127,7 +127,7 @@ def change_config(
     none. Raises ServingError: 400 for a config that is wrong, 409 for a file that cannot be
     written, 412 for one that is not the state in `If-Match`.
     """
-    file, dry_run = state_now(server).file, is_asked(call, "dry_run")
+    file, dry_run = management_of(server).file, is_asked(call, "dry_run")
     if not dry_run and (problem := file.problem()):
         raise ServingError(f"The config file cannot be changed: {problem}", status=409)
     with file.held() as old:
@@ -218,12 +218,14 @@ def take_over(server: ModelServer, call: Call, answer: dict[str, Any]) -> Reply:
 # --- the file -------------------------------------------------------------------------------------
 
 
+@administered
 def view_config_file(server: ModelServer, call: Call) -> Reply:
     """The config file as it is now, secrets hidden."""
-    text = state_now(server).file.read()
+    text = management_of(server).file.read()
     return reply(hide(read_config(text))).with_headers(("ETag", etag_of(text)))
 
 
+@administered
 def view_put_config_file(server: ModelServer, call: Call) -> Reply:
     """Replace the config file; what is hidden in the new one stays what it was."""
     if not call.header("If-Match") and not is_asked(call, "dry_run"):
@@ -244,19 +246,21 @@ def view_put_config_file(server: ModelServer, call: Call) -> Reply:
     return change_config(server, call, change)
 
 
+@administered
 def view_config_history(server: ModelServer, call: Call) -> Reply:
     """Whether the config file can be changed, and its earlier states, the latest first."""
-    file = state_now(server).file
+    file = management_of(server).file
     problem = file.problem()
     kept = [one.describe() for one in file.kept()]
     return reply({"writable": not problem, "reason": problem, "kept": kept})
 
 
+@administered
 def view_rollback(server: ModelServer, call: Call) -> Reply:
     """Go back to the config before the last change, or to the one that is called `to`."""
     body = read_body(server, call)
-    given = read_settings(body, {"to": str}) if body.strip() else {}
-    name, file = given.get("to"), state_now(server).file
+    given = read_members(body, {"to": str}) if body.strip() else {}
+    name, file = given.get("to"), management_of(server).file
     found: list[Any] = []
 
     def change(text: bytes) -> bytes:
@@ -269,7 +273,7 @@ def view_rollback(server: ModelServer, call: Call) -> Reply:
     return replied
 
 
-def read_settings(body: bytes, kinds: Mapping[str, type]) -> dict[str, Any]:
+def read_members(body: bytes, kinds: Mapping[str, type]) -> dict[str, Any]:
     """A JSON object with these members at most. Raises BadRequest."""
     value = read_config(body)
     if not isinstance(value, dict):
@@ -282,7 +286,7 @@ def read_settings(body: bytes, kinds: Mapping[str, type]) -> dict[str, Any]:
     return value
 
 
-def read_members_of(server: ModelServer, call: Call) -> dict[str, Any]:
+def read_body_object(server: ModelServer, call: Call) -> dict[str, Any]:
     """A request's body, a JSON object."""
     value = read_config(read_body(server, call))
     if not isinstance(value, dict):
@@ -306,14 +310,16 @@ def merge(entry: Any, patch: Any) -> Any:
 # --- keys -----------------------------------------------------------------------------------------
 
 
+@administered
 def view_keys(server: ModelServer, call: Call) -> Reply:
     """The keys and how much each has been used in this month; never the keys themselves."""
     return reply({"keys": [describe_usage(server, key) for key in server.config.auth.keys]})
 
 
+@administered
 def view_create_key(server: ModelServer, call: Call) -> Reply:
     """Make a key, which this answer alone shows."""
-    given = read_members_of(server, call)
+    given = read_body_object(server, call)
     if "sha256" in given:
         raise BadRequest("$.sha256: the server makes the key, and its digest")
     key = secrets.token_urlsafe(24)
@@ -328,9 +334,10 @@ def view_create_key(server: ModelServer, call: Call) -> Reply:
     return edit_config(server, call, edit, told)
 
 
+@administered
 def view_edit_key(server: ModelServer, call: Call, key: str) -> Reply:
     """Change a key: `disabled`, `expires`, `deployments`, `quota`, `admin`; null is the default."""
-    given = read_members_of(server, call)
+    given = read_body_object(server, call)
     for fixed in {"name", "sha256"} & given.keys():
         raise BadRequest(f"$.{fixed}: it cannot be changed: make another key")
 
@@ -343,6 +350,7 @@ def view_edit_key(server: ModelServer, call: Call, key: str) -> Reply:
     return edit_config(server, call, edit)
 
 
+@administered
 def view_delete_key(server: ModelServer, call: Call, key: str) -> Reply:
     def edit(config: dict[str, Any]) -> None:
         config["auth"]["keys"].remove(find_key(config, key))
@@ -360,20 +368,21 @@ def find_key(config: dict[str, Any], name: str) -> dict[str, Any]:
 # --- models ---------------------------------------------------------------------------------------
 
 
+@administered
 def view_edit_model(server: ModelServer, call: Call, model: str) -> Reply:
     """Change a model's options: `pinned`, `load`, `instances`, ...; null is the default."""
-    given = read_members_of(server, call)
+    given = read_body_object(server, call)
     if "name" in given:
         raise BadRequest("$.name: it cannot be changed")
 
     def edit(config: dict[str, Any]) -> None:
-        item = model_entry(config, model)
+        item = find_item(config, model)
         item["config"] = merge(item["config"], given)
 
     return edit_config(server, call, edit)
 
 
-def model_entry(config: dict[str, Any], name: str) -> dict[str, Any]:
+def find_item(config: dict[str, Any], name: str) -> dict[str, Any]:
     """The entry of a model in a config's list. Raises NotFound."""
     for item in config["model_config_list"]:
         if item["config"]["name"] == name:
@@ -393,17 +402,19 @@ OF_LEARNING = {
 NOTES = ("region", "gpu_type")
 
 
+@administered
 def view_deployment(server: ModelServer, call: Call, deployment: str) -> Reply:
     """A deployment's settings, as the config file has them."""
-    text = state_now(server).file.read()
+    text = management_of(server).file.read()
     config = read_config(text)
     find_entry(config, deployment)
     return reply(describe_settings(config, deployment)).with_headers(("ETag", etag_of(text)))
 
 
+@administered
 def view_put_deployment(server: ModelServer, call: Call, deployment: str) -> Reply:
     """Create a deployment or give it other settings: PUT all of them, PATCH those that change."""
-    given = read_members_of(server, call)
+    given = read_body_object(server, call)
     if given.pop("id", deployment) != deployment:
         raise BadRequest("$.id: another than in the URL")
     of_model = {name: given.pop(name) for name in OF_MODEL if name in given}
@@ -422,16 +433,17 @@ def view_put_deployment(server: ModelServer, call: Call, deployment: str) -> Rep
             deployments.append({"id": deployment, **merged})
         if of_model:
             settings = read_devices_wanted(of_model)
-            item = model_entry(config, str(merged.get("model")))
+            item = find_item(config, str(merged.get("model")))
             item["config"] = merge(item["config"], settings)
         told["deployment"] = describe_settings(config, deployment)
 
     return edit_config(server, call, edit, told)
 
 
+@administered
 def view_delete_deployment(server: ModelServer, call: Call, deployment: str) -> Reply:
     """Delete a deployment, whose name is typed in the body: `{"name": "..."}`."""
-    typed = read_settings(read_body(server, call) or b"{}", {"name": str}).get("name")
+    typed = read_members(read_body(server, call) or b"{}", {"name": str}).get("name")
 
     def edit(config: dict[str, Any]) -> None:
         entry = find_entry(config, deployment)
@@ -524,16 +536,17 @@ def describe_settings(config: dict[str, Any], deployment: str) -> dict[str, Any]
     }
 
 
+@administered
 def view_statistics(server: ModelServer, call: Call, deployment: str) -> Reply:
     """How a deployment fares."""
     ready = server.prepared.deployments.get(deployment)
     if ready is None:
         raise NotFound(f"No deployment has the id '{deployment[:100]}'")
-    return reply(describe_statistics(server, ready, state_now(server).ages.of(deployment)))
+    return reply(describe_statistics(server, ready, management_of(server).ages.of(deployment)))
 
 
 def refresh(server: ModelServer, outcome: Outcome, polling: bool) -> None:
-    state_now(server).ages.note(one.id for one in server.config.deployments)
+    management_of(server).ages.note(one.id for one in server.config.deployments)
 
 
 EXTENSION = Extension(

@@ -7,6 +7,7 @@ and models the config then names.
 
 import dataclasses
 import os
+import posixpath
 import re
 import secrets
 import shutil
@@ -17,7 +18,7 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-from .admin import admin_route, edit_config, state_now, take_over
+from .admin import admin_route, administered, edit_config, management_of, take_over
 from .archives import unpack
 from .config_file import fcntl, write_errors
 from .core import (
@@ -37,10 +38,10 @@ from .core import (
 )
 from .manifest import describe_digest, is_version
 
-UPLOAD_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")  # of what becomes a folder
+FOLDER_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")  # of what becomes a folder
 KERAS = {"metadata.json", "config.json", "model.weights.h5"}  # what a .keras file is made of
 FOLDER = "The folder for what is sent cannot be written"
-KEPT_UPLOADS = 10  # earlier states of a project
+KEPT_PROJECTS = 10  # earlier states of a project
 
 
 def options_of(server: ModelServer, what: Any) -> Admin:
@@ -117,12 +118,13 @@ def read_archive(call: Call, options: Admin, folder: Path) -> bytes:
 picking = threading.Lock()  # the next version, until its folder is there
 
 
+@administered
 def view_upload(server: ModelServer, call: Call, model: str, version: int | None = None) -> Reply:
     """Take a new version of a model, or a new model; without a number it is the next."""
     options = options_of(server, True)
     known = next((one for one in server.config.models if one.name == model), None)
     base = base_of(server, model, known, options)
-    if known is None and (problem := state_now(server).file.problem()):
+    if known is None and (problem := management_of(server).file.problem()):
         raise ServingError(f"The config file cannot be changed: {problem}", status=409)
     with aside(base) as folder:
         (folder / "sent").mkdir()
@@ -144,7 +146,7 @@ def base_of(server: ModelServer, model: str, known: Any, options: Admin) -> Path
     if server.config.is_pipeline(model):
         raise ServingError(f"'{model}' is a pipeline", status=HTTPStatus.CONFLICT)
     if known is None:
-        if not UPLOAD_NAME.fullmatch(model):
+        if not FOLDER_NAME.fullmatch(model):
             raise BadRequest("A new model's name: expected letters, digits and ._-")
         return Path(options.models_folder) / model
     base = Path(known.base_path)
@@ -237,7 +239,7 @@ def publish(
 
 def relative(server: ModelServer, path: Path) -> str:
     """A path as the config has it: from the config's folder where it is in it."""
-    folder = state_now(server).file.path.parent
+    folder = management_of(server).file.path.parent
     real = Path(os.path.realpath(path))
     return real.relative_to(folder).as_posix() if real.is_relative_to(folder) else str(real)
 
@@ -245,12 +247,13 @@ def relative(server: ModelServer, path: Path) -> str:
 # --- projects -------------------------------------------------------------------------------------
 
 
+@administered
 def view_project(server: ModelServer, call: Call, project: str) -> Reply:
     """Take a project of handlers: its code runs in this server from then on."""
     options = options_of(server, "code")
-    if not UPLOAD_NAME.fullmatch(project):
+    if not FOLDER_NAME.fullmatch(project):
         raise BadRequest("A project's name: expected letters, digits and ._-")
-    if problem := state_now(server).file.problem():
+    if problem := management_of(server).file.problem():
         raise ServingError(f"The config file cannot be changed: {problem}", status=409)
     home = Path(options.projects_folder) / project
     with aside(home) as folder:
@@ -272,13 +275,13 @@ def view_project(server: ModelServer, call: Call, project: str) -> Reply:
     except ServingError:
         shutil.rmtree(place, ignore_errors=True)
         raise
-    for old in numbered(home)[:-KEPT_UPLOADS]:
+    for old in numbered(home)[:-KEPT_PROJECTS]:
         shutil.rmtree(home / str(old), ignore_errors=True)
     return replied
 
 
 SECTIONS = {
-    "handlers": lambda entry: (entry["path"], entry["function"]),
+    "handlers": lambda entry: (entry["path"], entry.get("function") or entry["project"]),
     "model_config_list": lambda item: (item["config"]["name"], item["config"]["base_path"]),
 }
 
@@ -329,19 +332,22 @@ def rebase(given: dict[str, Any], place: Path, prefix: str) -> dict[str, Any]:
     """A project's handlers and models with their files where they are now."""
 
     def moved(path: Any) -> Any:
-        return f"{prefix}/{path}" if isinstance(path, str) and not os.path.isabs(path) else path
+        is_below = isinstance(path, str) and not os.path.isabs(path)
+        return posixpath.normpath(f"{prefix}/{path}") if is_below else path
 
     def function_of(reference: str) -> str:
         module, _, name = reference.rpartition(":")
         file = module if module.endswith(".py") else f"{module.replace('.', '/')}.py"
         return f"{prefix}/{file}:{name}" if (place / file).is_file() else reference
 
+    def handler_of(one: dict[str, Any]) -> dict[str, Any]:
+        found = {name: moved(one[name]) for name in ("project", "model_dir") if one.get(name)}
+        if one.get("function"):
+            found["function"] = function_of(one["function"])
+        return {**one, **found}
+
     return {
-        "handlers": [
-            {**one, "function": function_of(one["function"])}
-            | ({"model_dir": moved(one["model_dir"])} if one.get("model_dir") else {})
-            for one in given["handlers"]
-        ],
+        "handlers": [handler_of(one) for one in given["handlers"]],
         "model_config_list": [
             {**one, "config": {**one["config"], "base_path": moved(one["config"]["base_path"])}}
             for one in given["model_config_list"]

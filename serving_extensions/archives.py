@@ -44,7 +44,7 @@ class Room:
         """Where an entry goes. Raises BadRequest for a name that leads elsewhere or is taken."""
         path = safe_name(name)
         if path in self._names and not is_folder:
-            raise BadRequest(f"The archive has two files of one name: {show_name(name)}")
+            raise BadRequest(f"The archive has two files of one name: {quoted(name)}")
         self._names.update((path, *path.parents[:-1]))
         if len(self._names) > self.most_files:
             raise too_large(f"more than {self.most_files} files and folders")
@@ -53,10 +53,10 @@ class Room:
             (place if is_folder else place.parent).mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError):
             raise BadRequest(
-                f"The archive has a file and a folder of one name: {show_name(name)}"
+                f"The archive has a file and a folder of one name: {quoted(name)}"
             ) from None
         if not is_folder and place.is_dir():
-            raise BadRequest(f"The archive has a file and a folder of one name: {show_name(name)}")
+            raise BadRequest(f"The archive has a file and a folder of one name: {quoted(name)}")
         return place
 
     def take(self, size: int) -> None:
@@ -77,7 +77,7 @@ def too_large(what: str) -> ServingError:
     return ServingError(f"The archive unpacks to {what}", status=413)
 
 
-def show_name(name: str) -> str:
+def quoted(name: str) -> str:
     return ascii(name)[:200]
 
 
@@ -94,9 +94,7 @@ def safe_name(name: str) -> PurePosixPath:
         or name[1:2] == ":"
         or not name.isprintable()
     ):
-        raise BadRequest(
-            f"The archive has a name that leads elsewhere or is odd: {show_name(name)}"
-        )
+        raise BadRequest(f"The archive has a name that leads elsewhere or is odd: {quoted(name)}")
     return PurePosixPath(*parts)
 
 
@@ -134,7 +132,7 @@ def unpack_zip(data: bytes, room: Room) -> None:
         for entry in entries:
             kind = stat.S_IFMT(entry.external_attr >> 16)
             if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-                raise BadRequest(f"The archive has a link or a device: {show_name(entry.filename)}")
+                raise BadRequest(f"The archive has a link or a device: {quoted(entry.filename)}")
             place = room.place(entry.orig_filename, entry.is_dir())
             if not entry.is_dir():
                 with archive.open(entry) as stream:
@@ -161,7 +159,7 @@ def unpack_tar(stream: Any, room: Room) -> None:
     with tarfile.open(fileobj=metered, mode="r|", bufsize=1 << 16) as archive:  # type: ignore
         while (entry := archive.next()) is not None:
             if not (entry.isreg() or entry.isdir()) or entry.issparse():
-                raise BadRequest(f"The archive has a link or a device: {show_name(entry.name)}")
+                raise BadRequest(f"The archive has a link or a device: {quoted(entry.name)}")
             place = room.place(entry.name, entry.isdir())
             if entry.isreg():
                 if entry.size > room.left:

@@ -25,7 +25,7 @@ except ImportError:  # Windows: writers of one process are told apart, of severa
     fcntl = None  # type: ignore[assignment]
 
 HIDDEN = "<hidden>"
-KEPT_NAME = 10  # earlier configs beside the file
+KEPT_CONFIGS = 10  # earlier configs beside the file
 MOST_TOLD = 1000  # places in one answer
 
 # --- secrets --------------------------------------------------------------------------------------
@@ -262,7 +262,7 @@ class ConfigFile:
                     status=412,
                 )
             replace(path, new, path)
-        for one in self.kept()[KEPT_NAME:]:
+        for one in self.kept()[KEPT_CONFIGS:]:
             with contextlib.suppress(OSError):
                 one.path.unlink()
 
@@ -280,15 +280,15 @@ class ConfigFile:
         )
 
 
-HELD_FILE = "The config file cannot be changed"
+OF_FILE = "The config file cannot be changed"
 
 
-def unwritable(reason: str, what: str = HELD_FILE) -> ServingError:
+def unwritable(reason: str, what: str = OF_FILE) -> ServingError:
     return ServingError(f"{what}: {reason}", status=409)
 
 
 @contextlib.contextmanager
-def write_errors(what: str = HELD_FILE) -> Iterator[None]:
+def write_errors(what: str = OF_FILE) -> Iterator[None]:
     """Raise what the disk refuses as a ServingError: 409, 507 where it is full."""
     try:
         yield

@@ -1,7 +1,5 @@
 """`--deploy DIR --to URL`: a model, or a project of a handler, sent to a running server."""
 
-import dataclasses
-import inspect
 import io
 import json
 import os
@@ -12,13 +10,13 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from .admin_uploads import EXTENSION as UPLOADING
+from .admin_uploads import EXTENSION as ADMIN_UPLOADS
 from .admin_uploads import view_project, view_upload
 from .core import Extension, url_of
 from .manifest import is_version
 
 DONE, UNREACHED, WRONG, REFUSED = 0, 1, 2, 3  # exit statuses
-MOST_SECONDS_TO_SEND = 1800  # a server loads a model before it answers
+ANSWER_SECONDS = 1800  # a server loads a model before it answers
 LEFT_OUT = {"__pycache__", "node_modules", "venv"}
 
 
@@ -40,11 +38,6 @@ def pack_folder(folder: Path) -> bytes:
     return packed.getvalue()
 
 
-UPLOADS = [
-    dataclasses.replace(row, view=inspect.unwrap(row.view)) for row in UPLOADING.routes
-]  # their views as they are written
-
-
 def choose(folder: Path) -> tuple[str, str, Path]:
     """The method and the path of a folder's URL, and what of it is sent: a version of a model, the
     highest of those in it; else a project. Raises ValueError.
@@ -52,25 +45,25 @@ def choose(folder: Path) -> tuple[str, str, Path]:
     name = folder.resolve().name
     if is_version(folder):
         owner = folder.resolve().parent.name if name.isdigit() else name
-        return "POST", url_of(view_upload, UPLOADS, model=owner), folder
+        return "POST", url_of(view_upload, ADMIN_UPLOADS.routes, model=owner), folder
     numbers = [path for path in folder.glob("*") if path.name.isdigit() and is_version(path)]
     if numbers:
         version = max(numbers, key=lambda path: int(path.name))
-        number = str(int(version.name))
-        return "PUT", url_of(view_upload, UPLOADS, model=name, version=number), version
+        url = url_of(view_upload, ADMIN_UPLOADS.routes, model=name, version=str(int(version.name)))
+        return "PUT", url, version
     if (folder / "config.json").is_file():
-        return "PUT", url_of(view_project, UPLOADS, project=name), folder
+        return "PUT", url_of(view_project, ADMIN_UPLOADS.routes, project=name), folder
     raise ValueError(
         "expected a SavedModel, a folder of version folders, or a project with a config.json"
     )
 
 
-def send_request(method: str, url: str, body: bytes, key: str) -> tuple[int, Any]:
+def send_to(method: str, url: str, body: bytes, key: str) -> tuple[int, Any]:
     """The status and the body of an answer. Raises OSError where there is none."""
     headers = {"x-api-key": key, "Content-Type": "application/gzip"}
     request = urllib.request.Request(url, body, headers, method=method)
     try:
-        with urllib.request.urlopen(request, timeout=MOST_SECONDS_TO_SEND) as answer:
+        with urllib.request.urlopen(request, timeout=ANSWER_SECONDS) as answer:
             return answer.status, read_answer(answer)
     except urllib.error.HTTPError as error:
         with error:
@@ -105,7 +98,7 @@ def deploy(source: Any, folder_and_address: tuple[str, str]) -> int:
         return WRONG
     print(f"Sending {len(body)} bytes of {sent} to {address}{path}", flush=True)
     try:
-        status, answer = send_request(method, address + path, body, key)
+        status, answer = send_to(method, address + path, body, key)
     except OSError as error:
         print(f"serving: {address}: {getattr(error, 'reason', error)}", file=sys.stderr)
         return UNREACHED

@@ -21,6 +21,7 @@ from .core import (
     Row,
     Servable,
     choose_versions,
+    find_model_file,
     list_versions,
 )
 
@@ -32,6 +33,8 @@ def files_of(folder: Path) -> dict[str, Path]:
     """The files of a version by their names below its folder, in order; not those with a name that
     begins with a dot, which systems leave behind and no model is made of.
     """
+    if folder.is_file():  # a .keras file is the whole version
+        return {folder.name: folder}
     found = {
         path.relative_to(folder).as_posix(): path
         for path in folder.rglob("*")
@@ -44,7 +47,7 @@ def is_hidden(name: str) -> bool:
     return any(part.startswith(".") and part != ".." for part in name.split("/"))
 
 
-def digest_folder(path: Path) -> str:
+def sha256_of(path: Path) -> str:
     sha256 = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
@@ -83,6 +86,8 @@ def unescape(name: str) -> str:
 
 def check_manifest(folder: Path) -> bool:
     """Whether a version has a manifest. Raises LoadError where its files do not fit it."""
+    if folder.is_file():
+        return False
     try:
         text = (folder / MANIFEST).read_text("utf-8", "surrogateescape")
     except FileNotFoundError:
@@ -96,7 +101,7 @@ def check_manifest(folder: Path) -> bool:
         *(
             f"{name} is another file"
             for name, path in there.items()
-            if name in wanted and digest_folder(path) != wanted[name]
+            if name in wanted and sha256_of(path) != wanted[name]
         ),
     ]:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
@@ -113,7 +118,7 @@ def write_manifest(folder: Path) -> int:
         raise BadRequest(
             f"{folder}: expected a version folder with a saved_model.pb or a .keras file in it"
         )
-    digests = {name: digest_folder(path) for name, path in files_of(folder).items()}
+    digests = {name: sha256_of(path) for name, path in files_of(folder).items()}
     temporary = folder / f".{MANIFEST}.{os.getpid()}"
     try:
         temporary.write_text(spell_manifest(digests), "utf-8", "surrogateescape")
@@ -137,7 +142,7 @@ def describe_digest(folder: Path) -> tuple[str, str]:
     For two folders the digest is the same when all files are.
     """
     files = files_of(folder)
-    text = spell_manifest({name: digest_folder(path) for name, path in files.items()})
+    text = spell_manifest({name: sha256_of(path) for name, path in files.items()})
     whole = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
     told = f"sha256 {whole} of {len(files)} files"
     try:
@@ -180,4 +185,17 @@ def check(server: ModelServer) -> tuple[list[Row], list[str]]:
     return rows, problems
 
 
+def wrap_files(server: ModelServer, load: Load) -> Load:
+    """The same around what makes a SavedModel of another file: that one's folder is checked."""
+
+    def load_checked(request: LoadRequest) -> Servable:
+        if find_model_file(request.folder) is not None:
+            check_manifest(request.folder)
+        return load(request)
+
+    return load_checked
+
+
+# Of other formats than SavedModels: it comes after what reads them.
+OF_FILES = Extension("manifest_of_files", wrap_load=wrap_files)
 EXTENSION = Extension("manifest", wrap_load=wrap_load, check=check, commands={"manifest": manifest})

@@ -404,10 +404,7 @@ CHANGING = (
     ("edit_key", "PATCH"),
     ("edit_model", "PATCH"),
 )
-ARCHIVES: dict[str, Any] = {
-    "application/zip": {"schema": FILE},
-    "application/gzip": {"schema": FILE},
-}
+ARCHIVES = {"application/octet-stream": {"schema": FILE}}
 BODIES: dict[tuple[str, str], dict[str, Any]] = {
     **dict.fromkeys(CHANGING, OBJECT),
     **dict.fromkeys((("upload", "POST"), ("upload", "PUT"), ("project", "PUT")), ARCHIVES),
@@ -475,8 +472,10 @@ DENIALS = {
 }
 OTHERS = {
     "409": "contradicts what is there",
-    "412": "the config is wrong",
+    "412": "the config is wrong, or another than the request is about",
     "422": "cannot be processed",
+    "428": "If-Match is missing",
+    "507": "the disk is full",
 }
 
 

@@ -25,7 +25,7 @@ from .core import (
 )
 
 DEFAULT = 30  # wrong keys a minute where the config has `admin`
-MOST_ADDRESSES = 10_000  # addresses that are remembered, and keys that were right
+MOST_KNOWN = 10_000  # addresses that are remembered, and keys that were right
 MINUTE = 60.0
 
 
@@ -55,7 +55,7 @@ class WrongKeys:
             since, count = self._wrong.pop(network, (now, 0))
             fresh = now >= since + MINUTE
             self._wrong[network] = (now, 1) if fresh else (since, count + 1)
-            if len(self._wrong) > MOST_ADDRESSES:
+            if len(self._wrong) > MOST_KNOWN:
                 self._wrong.popitem(last=False)
 
     def note_right(self, address: str, token: str) -> None:
@@ -64,7 +64,7 @@ class WrongKeys:
             return
         with self._lock:
             self._right[known] = None
-            if len(self._right) > MOST_ADDRESSES:
+            if len(self._right) > MOST_KNOWN:
                 self._right.popitem(last=False)
 
 

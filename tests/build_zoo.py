@@ -56,6 +56,12 @@ def stir(variables: Any, scale: float) -> None:
         variable.assign(random.normal(0, scale, tuple(variable.shape)).astype(np.float32))
 
 
+def blur(kernels: Any) -> None:
+    """Let convolutions [h, w, C, D] add up what is around, so that random masks are of few pieces."""
+    for kernel in kernels:
+        kernel.assign(np.broadcast_to(kernel.numpy().mean((0, 1)), tuple(kernel.shape)))
+
+
 SIZE, PICTURE = [128, 128], draw(96, 160)
 
 # --- tf-models-official ---------------------------------------------------------------------------
@@ -140,6 +146,7 @@ def garden_detector(folder: Path, name: str, kind: str, params: Any) -> Built:
     settle_norms(module, module.preprocess(tf.constant(PICTURE[None]))[0])
     stir([v for v in module.model.trainable_variables if "scores/kernel" in v.name], 1)
     name = f"garden_{name}_{kind}"
+    blur([v for v in module.model.trainable_variables if "mask" in v.name and len(v.shape) == 4])
     call, raw = export_garden(folder, name, kind, params, module)
     config = {"label_map": NAMES}
     if "detection_boxes" not in raw:
@@ -348,8 +355,9 @@ def hub_classifiers(folder: Path) -> Iterator[Built]:
 
 
 def hub_segmenters(folder: Path) -> Iterator[Built]:
-    """SegFormer, whose output is logits. DeepLabV3ImageSegmenter cannot be exported, as of
-    KerasHub 0.32 and Keras 3.15: it stops at its own UpSampling2D.
+    """SegFormer, whose output is logits, saved as `predict` calls it: its `export` leaves batch norms
+    in training, as Keras 3.15 does with all that comes after a Resizing. DeepLabV3ImageSegmenter
+    cannot be exported, as of KerasHub 0.32: it stops at its own UpSampling2D.
     """
     import keras
     import keras_hub
@@ -371,11 +379,16 @@ def hub_segmenters(folder: Path) -> Iterator[Built]:
         backbone=models.SegFormerBackbone(image_encoder=encoder, projection_filters=32),
         num_classes=5,
     )
-    raw = segformer.predict(picture[None].astype(np.float32), verbose=0)
-    segformer.export(folder / "hub_segformer" / "1", verbose=False)
+    images = picture[None].astype(np.float32)
+    for _ in range(100):
+        segformer(images, training=True)
+    stir([v for v in segformer.trainable_variables if is_wide(v, 5)], 0.5)
+    raw = segformer.predict(images, verbose=0)
+    save_function(folder / "hub_segformer" / "1", segformer, lambda x: segformer(x, training=False))
     config = {"label_map": NAMES, "activation": "softmax"}
     truth = {"map": np.asarray(raw)[0].argmax(2)}
-    yield Built("hub_segformer", "model.export", picture, config, "segmentation", truth)
+    call = "tf.saved_model.save of model(images, training=False)"
+    yield Built("hub_segformer", call, picture, config, "segmentation", truth)
 
 
 def save_function(folder: Path, model: Any, function: Callable[[Any], Any]) -> None:
@@ -400,7 +413,15 @@ def hub_detectors(folder: Path) -> Iterator[Built]:
         model = keras_hub.models.RetinaNetObjectDetector(
             backbone=backbone, num_classes=4, bounding_box_format=form
         )
-        stir([v for v in model.classification_head.trainable_variables if is_wide(v, 36)], 0.05)
+        heads = model(draw(128, 128)[np.newaxis].astype(np.float32), training=False)
+        for variable in model.classification_head.trainable_variables:
+            if is_wide(variable, 36):  # 9 boxes a place, of 4 classes
+                variable.assign(variable / np.std(heads["cls_logits"]))
+        for variable in model.box_head.trainable_variables:  # near their anchors
+            if variable.shape[-1] == 36:
+                variable.assign(variable * 0)
+            if variable.shape == (36,):
+                stir([variable], 0.2)
         yield from keras_detector(folder, f"hub_retinanet_{form}", model, form, "labels")
 
 
@@ -495,6 +516,9 @@ def liven(model: Any, torch: Any) -> None:
             for layer in layers or ():
                 layer[-1].weight.normal_(0, 1)
                 layer[-1].bias.fill_(-1)
+        for kernel in head.proto.parameters() if hasattr(head, "proto") else ():
+            if kernel.ndim == 4:  # as `blur` does
+                kernel.copy_(kernel.mean((2, 3), keepdim=True).expand_as(kernel))
     model.eval()
 
 
@@ -525,6 +549,9 @@ def ultralytics_model(name: str, model: Any, options: dict, saved: str) -> Itera
     }
     if found.masks is not None:
         truth["masks"] = found.masks.data.numpy() > 0
+    if "-seg" in name:  # 32 planes of 32 x 32
+        yield Built(f"{own}_unsaid", call, picture, config, refused='"planes": "first" or "last"')
+        config = {**config, "planes": "last"}
     family = "yolo_nms" if options else "yolo_segmentation" if "-seg" in name else "yolo"
     yield Built(own, call, picture, config, family, truth)
 

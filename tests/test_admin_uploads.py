@@ -234,6 +234,23 @@ def test_a_manifest_that_does_not_fit_is_refused(rest, tmp_path):
     assert response.status_code == 400 and "do not fit manifest" in response.json["error"]
 
 
+@pytest.mark.filterwarnings("ignore:__array__")  # within Keras, of NumPy 2
+def test_a_keras_file_that_is_sent_answers(rest, tmp_path, tf):
+    layers = [tf.keras.Input((2,)), tf.keras.layers.Dense(1, kernel_initializer="ones")]
+    tf.keras.Sequential(layers).save(tmp_path / "m.keras")
+    body = (tmp_path / "m.keras").read_bytes()
+    sent = send(rest, "/v1/models/ones/versions", body)
+    assert sent.status_code == 201, sent.json
+    answer = rest.post("/v1/models/ones:predict", json.dumps({"instances": [[1.0, 2.0]]}))
+    assert answer.json == {"predictions": [[3.0]]}
+    version = tmp_path / "models/ones/1"
+    manifest.write_manifest(version)
+    (version / "model.keras").write_bytes(body + b"x")
+    request = serving.LoadRequest(version, serving.ModelConfig("ones", str(version.parent)))
+    with pytest.raises(serving.LoadError, match="do not fit manifest"):
+        rest.server.load(request)
+
+
 def test_a_keras_file_is_an_archive_and_the_model_itself(tmp_path):
     files = {"metadata.json": b"{}", "config.json": b"{}", "model.weights.h5": b"weights"}
     for number, body in enumerate((zipped(files), zipped({"export/m.keras": zipped(files)}))):
@@ -332,6 +349,18 @@ def test_deploy_sends_a_model_or_a_project(server, tmp_path, monkeypatch, capsys
         rest = Rest(server)
         assert rest.post("/v1/models/half:predict", BODY).json == {"predictions": [2.5, 3.0]}
         assert rest.post("/double", "4", headers=ADMIN).json == 8
+
+
+@pytest.mark.parametrize(("option", "body"), [("--init", '"hello"'), ("--init-hub", '"a b"')])
+def test_what_init_writes_is_deployed_as_it_is(server, tmp_path, monkeypatch, option, body):
+    monkeypatch.setenv("SERVING_KEY", "boss")
+    project = tmp_path / "hello"
+    assert serving.main([option, str(project)]) == 0
+    with listening(server) as address:
+        assert serving.main(["--deploy", str(project), "--to", address]) == 0
+        (path,) = Rest(server).server.prepared.of["handlers"]
+        answer = Rest(server).post(path, body, headers=ADMIN)
+        assert answer.status_code == 200 and answer.json["statusCode"] == 200, answer.json
 
 
 def test_deploy_tells_what_is_wrong_here(tmp_path, monkeypatch, capsys):

@@ -419,6 +419,8 @@ def test_openapi_is_valid_and_its_examples_work(demo, how):
                 continue
             if "{" in path or method == "post" and "example" not in body:
                 continue  # a name is to be filled in
+            if "428" in operation["responses"]:  # managing, which the demo has not: test_admin.py
+                continue
             jsonschema.validate(
                 body["example"], resolve(document, body["schema"])
             ) if body else None
@@ -443,15 +445,16 @@ def test_every_row_of_the_url_table_is_in_the_openapi_document_and_nothing_else(
     server = server_of_two()
     document = Rest(server).get("/openapi.json").json
     told = {
-        (method.upper(), path) for path, methods in document["paths"].items() for method in methods
+        (method.upper(), path.replace("{version}", "1"))
+        for path, methods in document["paths"].items()
+        for method in methods
     }
     for row in serving.routes_of(server.extensions):
         if row.name in ("nameless", "console", "root"):  # a refusal, and the page
             continue
         assert any(method in row.methods and row.pattern.fullmatch(path) for method, path in told)
     for method, path in told:
-        filled = path.replace("{version}", "1")
-        assert serving.find_known(server, method, filled), path
+        assert serving.find_known(server, method, path), path
 
 
 def test_openapi_names_every_deployment_and_handler():

@@ -468,9 +468,12 @@ JOINABLE = ["softmax", "grey", "two_inputs", "normalized", "vocabulary", "passed
 def crowd(exported: Exported, server: serving.ModelServer, names: list[str], is_right) -> list:
     """What of a thousand requests by sixteen clients `is_right` says no to, by what was asked."""
     wrong, together = [], threading.Barrier(16)
+    # Not in their threads: Python 3.11's `ast`, which Werkzeug's rules are made with, fails there
+    # now and then ("AST constructor recursion depth mismatch").
+    clients = [Rest(server) for _ in range(16)]
 
     def be_a_client(seed: int) -> None:
-        random, rest = np.random.default_rng(seed), Rest(server)
+        random, rest = np.random.default_rng(seed), clients[seed]
         together.wait()
         for _ in range(1008 // 16):
             name = str(random.choice(names))

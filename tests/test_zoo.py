@@ -229,6 +229,7 @@ def test_as_many_masks_as_the_deployment_answers():
         )
         found = model.read({"a": rows, "b": planes}, (640, 640))
         assert found["masks"].shape == (wanted, side, side) and found["masks"].min() > 0.9
+    assert not len(model.read({"a": rows, "b": -planes}, (640, 640))["scores"])  # none without mask
 
 
 def region_list(plane):

@@ -59,6 +59,7 @@ import select
 import signal
 import socket
 import stat
+import subprocess
 import sys
 import threading
 import time
@@ -383,10 +384,13 @@ class Extension:
     collect: Callable[["ModelServer"], Iterable[Any]] = none
     # serve(server, app, adjustments) -> Waitress, or None: what `run` listens with.
     serve: Callable[..., Any] = nothing
+    # show_load(server): the first load runs, in a server of its own; returns when it is over.
+    show_load: Callable[["ModelServer"], None] = nothing
     # report(server, address): prints, once the first load is over, what somebody may want to try.
     report: Callable[["ModelServer", str], None] = nothing
-    # check(server) -> lines of what a config would serve, and what is wrong, for `--check`.
-    check: Callable[["ModelServer"], tuple[Sequence[str], Sequence[str]]] = lambda server: ((), ())
+    # check(server) -> rows of what a config would serve (kind, name, what it is, where), and what
+    # is wrong, for `--check`.
+    check: "Callable[[ModelServer], tuple[Sequence[Row], Sequence[str]]]" = lambda _: ((), ())
     # end(server): its threads end; the server has stopped.
     end: Callable[["ModelServer"], None] = nothing
     # Options of the command line, by name: command(source, value) -> exit status. Its docstring is
@@ -503,6 +507,8 @@ HOMES = (
     Home("manifest.py", commands=["manifest"]),
     Home("deploying.py", commands=["deploy"]),
     Home("commands.py", commands=["export", "init", "init-hub"]),
+    Home("completion.py", commands=["completion"]),
+    Home("doctor.py", commands=["doctor"]),
 )
 
 
@@ -1277,6 +1283,9 @@ class ServerConfig:
     )
     log_level: str = option(
         "INFO", "DEBUG, INFO, WARNING or ERROR (start)", pattern="^(DEBUG|INFO|WARNING|ERROR)$"
+    )
+    log_probes: bool = option(
+        False, "/livez and /readyz have a line in the log for each request, as all others have"
     )
     history: str | None = option(
         None, "a file in which the page's graphs survive a restart; relative to the config file"
@@ -2940,11 +2949,26 @@ def tensorflow() -> Any:
 
     It takes seconds, and a server of other servables needs none.
     """
-    import tensorflow
+    began = time.monotonic()
+    logger.info("Importing TensorFlow")
+    try:
+        import tensorflow
+    except ModuleNotFoundError as error:
+        if error.name != "tensorflow":
+            raise
+        raise LoadError(
+            "TensorFlow is not installed: pip install tensorflow-cpu, or, with its support of "
+            "GPUs, 'tensorflow[and-cuda]'"
+        ) from None
 
     settle_garbage(freeze=True)
+    took = time.monotonic() - began
+    logger.info("TensorFlow %s is imported, in %.1f s", tensorflow.version.VERSION, took)
+    IMPORTED.set()
     return tensorflow
 
+
+IMPORTED = threading.Event()  # `tensorflow()` has ended its import
 
 # What frees memory after loads, where the process is our own: tidy(freeze).
 TIDY: list[Callable[[bool], None]] = []
@@ -8150,6 +8174,7 @@ class Route:
     lists: bool = False
     line: str = ""
     infers: bool = False  # it runs a model or a handler: what /stats draws
+    probe: bool = False  # asked every few seconds: the log has it where `log_probes` says so
 
     @functools.cached_property
     def pattern(self) -> re.Pattern:
@@ -8249,6 +8274,7 @@ ROUTES: tuple[Route, ...] = (  # the first match answers
         "open",
         "The process is up",
         line="health",
+        probe=True,
     ),
     route(
         "GET HEAD",
@@ -8257,6 +8283,7 @@ ROUTES: tuple[Route, ...] = (  # the first match answers
         "open",
         "Everything that is configured is there",
         line="health",
+        probe=True,
     ),
     route(
         "POST",
@@ -8591,8 +8618,16 @@ def answer_call(door: Door, call: Call, found: Found | None = None) -> Reply:
     line = request_line(call, route, replied)
     for observe in server.observers:
         observe(server, trace, line, replied)
-    logger.info(REQUEST_LINE, line)
+    log_request(server, found, line)
     return replied
+
+
+def log_request(server: ModelServer, found: Found | None, line: Mapping[str, Any]) -> None:
+    """Write a request's line; at DEBUG for probes, which would fill the log."""
+    if found is not None and found.route.probe and not server.config.server.log_probes:
+        logger.debug(REQUEST_LINE, line)
+    else:
+        logger.info(REQUEST_LINE, line)
 
 
 TRACEPARENT = re.compile("00-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}", re.ASCII)
@@ -8993,6 +9028,39 @@ class PatientHandler(logging.StreamHandler):
             self.handleError(record)
 
 
+# Lines of C++ that TensorFlow and what it loads write at each start, whatever they are told: before
+# their log is set up, absl writes all of it. Errors are not among them, but for those that say that
+# a machine without an NVIDIA device has none.
+NOISE = (
+    r"WARNING: All log messages before absl::InitializeLog|[IW]\d{4} \d\d:\d\d:\d+\."
+    r"|\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d+: [IW] |To enable the following instructions"
+)
+NO_DEVICE = r"|E\d{4} .*(cuInit|Unable to register cu\w+ factory)"
+END_OF_NOISE = "\x1eend of noise\n"
+# A process of its own passes on what is no noise at once, keeps the rest, and hands it over at the
+# end; where that does not come, the server has crashed, and all is written.
+SORTER = """
+import os, re, signal, sys
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, signal.SIG_IGN)
+noise, end = re.compile(sys.argv[1].encode()), sys.argv[2].encode()
+kept, ended = [], False
+for line in sys.stdin.buffer:
+    if line.endswith(end):
+        os.write(2, line[:-len(end)])
+        with open(1, "wb") as told:
+            told.writelines(kept)
+        kept, ended = [], True
+    elif noise.match(line) and not ended:
+        kept.append(line)
+    else:
+        os.write(2, line)
+for line in kept:
+    os.write(2, line)
+os._exit(0)
+"""
+
+
 class Process:
     """What `run` and `main` change of the process, within a `with`; its end puts all of it back.
 
@@ -9001,6 +9069,7 @@ class Process:
 
     def __enter__(self) -> "Process":
         self._undo, self._told = contextlib.ExitStack(), False  # the latter: to end, by a signal
+        self._aside: list[tuple[int, subprocess.Popen[bytes]]] = []  # stderr, and who sorts it
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -9021,9 +9090,56 @@ class Process:
         library = logging.getLogger("tensorflow")
         self._undo.callback(library.setLevel, library.level)
         library.setLevel(logging.ERROR)
+        if os.environ["TF_CPP_MIN_LOG_LEVEL"] not in ("0", "1"):  # who sets these wants all of it
+            self.hide_noise()
         # Each new text about a picture would be kept for ever.
         self._undo.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("ignore", module=r"PIL\.", append=True)
+
+    def hide_noise(self) -> None:
+        """Keep what TensorFlow's C++ writes to stderr at its start for the debug log, until
+        `show_noise`. Python's stderr is written to as before.
+        """
+        try:
+            if sys.stderr.fileno() != 2 or not sys.executable or "tensorflow" in sys.modules:
+                return  # it goes elsewhere; or there is nobody to ask, nothing to come
+        except (AttributeError, OSError, ValueError):
+            return
+        if getattr(sys, "frozen", False):  # its executable is no Python's
+            return
+        noise = NOISE if os.path.exists("/dev/nvidiactl") else NOISE + NO_DEVICE
+        command = [sys.executable, "-I", "-S", "-c", SORTER, noise, END_OF_NOISE]
+        pipe = subprocess.PIPE
+        try:  # not in reach of Ctrl-C: it ends with this process
+            sorter = subprocess.Popen(command, stdin=pipe, stdout=pipe, start_new_session=True)
+        except OSError:
+            return
+        aside = os.dup(2)
+        with typing.cast(typing.BinaryIO, sorter.stdin) as written:
+            os.dup2(written.fileno(), 2)
+        terminal = open(  # noqa: SIM115
+            aside, "w", buffering=1, encoding=sys.stderr.encoding, errors=sys.stderr.errors
+        )
+        self._undo.callback(terminal.close)
+        self.set(sys, "stderr", terminal)
+        self._aside.append((aside, sorter))
+        self._undo.callback(self.show_noise)
+
+    def show_noise(self) -> None:
+        """Let stderr be what it was; what was kept goes into the debug log. Twice is once."""
+        try:
+            aside, sorter = self._aside.pop()
+        except IndexError:
+            return
+        with contextlib.suppress(OSError):  # it was killed: what it kept is lost
+            os.write(2, END_OF_NOISE.encode())
+        os.dup2(aside, 2)
+        with typing.cast(typing.BinaryIO, sorter.stdout) as kept:
+            for line in kept:
+                logger.debug("%s", line.decode(errors="replace").rstrip())
+        # It lives on where a process that was started meanwhile still writes to it.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            sorter.wait(1)
 
     def write_log(self) -> logging.Handler | None:
         """Write the log to stderr, unless somebody writes it already; returns what writes it."""
@@ -9118,6 +9234,15 @@ def tidy_memory(is_free: bool, freeze: bool) -> None:
 
 # Options of the command line: names, what argparse is told.
 OPTIONS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
+    (
+        ("path",),
+        {
+            "nargs": "?",
+            "metavar": "PATH",
+            "help": "a model's folder of versions, a SavedModel, a folder of several models, a "
+            ".keras or .h5 file, or a config file",
+        },
+    ),
     (("--config", "--config_path"), {"metavar": "FILE", "help": "the config file"}),
     (
         ("--model_name",),
@@ -9133,7 +9258,7 @@ OPTIONS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
     ),
     (
         ("--port", "--rest_port", "--rest_api_port"),
-        {"type": int, "help": "port to listen on, 0 for any (SERVING_PORT; %(default)s)"},
+        {"help": "port to listen on, 0 for any (SERVING_PORT; %(default)s)"},
     ),
     (
         ("--file_system_poll_wait_seconds",),
@@ -9180,6 +9305,21 @@ OPTIONS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
         },
     ),
     (
+        ("--doctor",),
+        {
+            "action": "store_true",
+            "help": "say whether this machine, this installation and the config fit, and what to "
+            "do, then exit",
+        },
+    ),
+    (
+        ("--completion",),
+        {
+            "choices": ("bash", "zsh"),
+            "help": "print what makes a shell complete these options, then exit",
+        },
+    ),
+    (
         ("--manifest",),
         {
             "metavar": "DIR",
@@ -9203,26 +9343,50 @@ OPTIONS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
 )
 
 
+# Options that a command is told beside its own value: command(source, (value, host, port)).
+TOLD_BESIDE: dict[str, tuple[str, ...]] = {"deploy": ("to",), "doctor": ("host", "port")}
 HOST, PORT = "127.0.0.1", 8501  # where nobody says otherwise
+# Under which title `--help` shows an option; those not named here do one thing and exit.
+TITLES: dict[str, tuple[str, ...]] = {
+    "what to serve": ("path", "--config", "--model_name", "--model_base_path"),
+    "how to serve it": ("--host", "--port", "--file_system_poll_wait_seconds"),
+}
+COMMANDS_TITLE = "do one thing, then exit"
+EPILOG = """\
+Without options it serves ./config.json, or, in a clone, the demo beside serving.py.
+
+examples:
+  serving models/mine            serve the versions in a folder, 1, 2, ..., as the model "mine"
+  serving config.json --check    say what a config would serve, and what is wrong with it
+  serving config.json --host 0.0.0.0 --port 80
+
+exit status:
+  0  done; or told to stop, and stopped
+  1  the address cannot be listened on; or something is wrong that --doctor found
+  2  the options or the config are wrong; with --check, also what the config names
+"""
 
 
 def build_parser(extensions: Sequence[Extension] = ()) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "serving",
-        description="Serve TensorFlow SavedModels over REST.",
-        epilog=(
-            "Without options it serves ./config.json, or, in a clone, the demo beside serving.py."
-        ),
+        description="Serve TensorFlow models over REST.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    groups = {title: parser.add_argument_group(title) for title in (*TITLES, COMMANDS_TITLE)}
     for names, told in OPTIONS:
-        parser.add_argument(*names, **told)
+        title = next((title for title in TITLES if names[0] in TITLES[title]), COMMANDS_TITLE)
+        groups[title].add_argument(*names, **told)
     known = parser.parse_args([])
     for name, command in commands(extensions).items():
         if not hasattr(known, name.replace("-", "_")):
-            parser.add_argument(f"--{name}", metavar="VALUE", help=inspect.getdoc(command))
+            groups[COMMANDS_TITLE].add_argument(
+                f"--{name}", metavar="VALUE", help=inspect.getdoc(command)
+            )
     parser.set_defaults(
         host=os.environ.get("SERVING_HOST", HOST),
-        port=os.environ.get("SERVING_PORT", PORT),
+        port=os.environ.get("SERVING_PORT", str(PORT)),
         to=f"http://{HOST}:{PORT}",
     )
     return parser
@@ -9231,28 +9395,86 @@ def build_parser(extensions: Sequence[Extension] = ()) -> argparse.ArgumentParse
 def choose_source(
     parser: argparse.ArgumentParser, options: argparse.Namespace
 ) -> "str | dict[str, Any]":
-    """What the options tell to serve; ends with status 2 when they contradict each other."""
-    if bool(options.model_name) != bool(options.model_base_path):
+    """What the options tell to serve; ends with status 2 when they contradict each other.
+
+    Raises ConfigError for a PATH with nothing to serve, OSError for one that cannot be read.
+    """
+    refuse_contradictions(parser, options)
+    if options.path is not None:
+        return source_at(options.path)
+    if options.model_name:
+        return as_source([{"name": options.model_name, "base_path": options.model_base_path}])
+    demo = Path(__file__).with_name("config.json")
+    if options.config or Path("config.json").exists() or not demo.exists():
+        return options.config or "config.json"
+    return str(demo)
+
+
+def refuse_contradictions(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """End with status 2 when options contradict each other, or cannot be."""
+    kinds = {"path": "PATH", "config": "--config", "model_name": "--model_name"}
+    given = [kind for name, kind in kinds.items() if getattr(options, name) is not None]
+    for name in (*kinds, "model_base_path"):
+        if getattr(options, name) == "":
+            parser.error(f"{kinds.get(name, f'--{name}')} is empty: leave it out, or name one")
+    if (options.model_name is None) != (options.model_base_path is None):
         parser.error("--model_name and --model_base_path go together")
-    if options.model_name and options.config:
-        parser.error("--config and --model_name exclude each other")
+    if len(given) > 1:
+        parser.error(f"{' and '.join(given)} exclude each other: each says what to serve")
     if not 0 <= (options.file_system_poll_wait_seconds or 0) <= 86400:
         parser.error(
             "argument --file_system_poll_wait_seconds: expected 0 to 86400, got "
             f"{options.file_system_poll_wait_seconds}"
         )
-    if not 0 <= options.port < 65536:
-        parser.error(f"argument --port: expected 0 to 65535, got {options.port}")
-    if options.model_name:
-        return {
-            "model_config_list": [
-                {"config": {"name": options.model_name, "base_path": options.model_base_path}}
-            ]
-        }
-    demo = Path(__file__).with_name("config.json")
-    return options.config or (
-        str(demo) if demo.exists() and not Path("config.json").exists() else "config.json"
-    )
+
+
+def source_at(path: str) -> "str | dict[str, Any]":
+    """What a PATH serves: a config file, or a config of the models that are there.
+
+    Raises ConfigError where nothing is there to serve, OSError for a path that cannot be read.
+    """
+    place = Path(os.path.abspath(path))
+    models = models_at(place)
+    if models:
+        return as_source(models)
+    if place.is_dir():
+        if (place / "config.json").is_file():
+            return str(place / "config.json")
+        hint = explain_no_versions(str(place))
+        raise ConfigError("", f"there is no model in this folder, and no config.json{hint}")
+    if place.suffix.lower() != ".json" and (hint := explain_path(path)):
+        raise ConfigError("", hint.removeprefix("; "))
+    return path
+
+
+def as_source(models: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    return {"model_config_list": [{"config": model} for model in models]}
+
+
+def models_at(place: Path) -> list[dict[str, Any]]:
+    """The model at a place, or those in the folder there, as a config has them."""
+    model = model_at(place)
+    if model or not place.is_dir():
+        return [model] if model else []
+    inside = (entry for entry in sorted(place.iterdir()) if not entry.name.startswith("."))
+    return [found for entry in inside if (found := model_at(entry))]
+
+
+def model_at(place: Path) -> dict[str, Any] | None:
+    """The model at a place, under the name of its folder or file; None where there is none."""
+    if place.is_file():
+        is_model = place.suffix.lower() in MODEL_FILES
+        return {"name": place.stem, "base_path": str(place)} if is_model else None
+    if not place.is_dir():
+        return None
+    if is_saved_model(place) and re.fullmatch("[0-9]{1,19}", place.name):  # one of its versions
+        policy = {"specific": {"versions": [int(place.name)]}}
+        base = place.parent
+        return {"name": base.name, "base_path": str(base), "model_version_policy": policy}
+    folders = list_versions(str(place)).values()
+    if any(is_saved_model(folder) or find_model_file(folder) for folder in folders):
+        return {"name": place.name, "base_path": str(place)}
+    return None
 
 
 class Waitress:
@@ -9335,11 +9557,14 @@ def listen(server: ModelServer, app: Callable[..., Any], host: str, port: int) -
     return Waitress(app, TcpWSGIServer, dispatcher, cleanup_interval=1, **adjustments)
 
 
-def report(server: ModelServer, address: str, stop: threading.Event) -> None:
+def report(server: ModelServer, address: str, stop: threading.Event, process: Process) -> None:
     """Print, once the first load is over, each model with its versions and devices,
     and the URLs.
     """
+    for extension in server.extensions:
+        extension.show_load(server)
     server.wait()
+    process.show_noise()
     if stop.is_set():
         return
     for model, states in server.manager.states().items():
@@ -9383,10 +9608,10 @@ def run(
         serve(process, as_server(source), host.strip("[]"), port, stop or threading.Event())
 
 
-def read_port(text: str) -> int:
-    """The port that SERVING_PORT names; ValueError for what is none."""
+def read_port(text: str, name: str = "SERVING_PORT") -> int:
+    """The port that an option, or SERVING_PORT, names; ValueError for what is none."""
     if not re.fullmatch("[0-9]{1,5}", text) or int(text) >= 65536:
-        raise ValueError(f"SERVING_PORT: expected 0 to 65535, got {text[:40]!r}")
+        raise ValueError(f"{name}: expected 0 to 65535, got {text[:40]!r}")
     return int(text)
 
 
@@ -9405,7 +9630,7 @@ def serve(
     print(f"serving {__version__} on {address}, loading {server.manager.name}", flush=True)
     if host not in ("127.0.0.1", "localhost", "::1"):
         logger.warning("Listening on %s: whoever reaches this address can use the models", host)
-    threading.Thread(target=report, args=(server, address, stop), daemon=True).start()
+    threading.Thread(target=report, args=(server, address, stop, process), daemon=True).start()
     while not stop.is_set():
         http.turn()
     logger.info("Stopping when the running requests are answered; a second signal stops at once")
@@ -9432,37 +9657,58 @@ def new_key(name: str) -> int:
 
 def check_config(extensions: Sequence[Extension], source: str | dict[str, Any], _: bool) -> int:
     """Print what a config would serve and what is wrong with it, without loading anything."""
-    lines, problems = examine(ModelServer(source, extensions))
-    print("\n".join([*lines, *(f"wrong: {problem}" for problem in problems)]))
+    rows, problems = examine(ModelServer(source, extensions))
+    for line in align(rows):
+        print(line)
+    for problem in problems:
+        print(f"{paint('wrong:', RED)} {problem}")
     return 2 if problems else 0
 
 
-def examine(server: ModelServer) -> tuple[list[str], list[str]]:
-    """What a config would serve, a line each, and what is wrong with it and with its folders."""
+RED, YELLOW, GREEN = 31, 33, 32  # ANSI's codes
+
+
+def paint(text: str, colour: int) -> str:
+    """Coloured on a terminal, unless NO_COLOR forbids it (https://no-color.org)."""
+    if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" or not sys.stdout.isatty():
+        return text
+    return f"\x1b[{colour}m{text}\x1b[0m"
+
+
+def align(rows: Sequence[Sequence[str]]) -> list[str]:
+    """The rows of a table as lines, each column as wide as its widest cell but the last one."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+
+
+Row = tuple[str, str, str, str]  # of what would be served: its kind, its name, what it is, where
+
+
+def examine(server: ModelServer) -> tuple[list[Row], list[str]]:
+    """What a config would serve, a row each, and what is wrong with it and with its folders."""
     config, prepared = server.config, server.prepared
-    lines, problems, served = check_models(config)
+    rows, problems, served = check_models(config)
     problems += [ready.problem for ready in prepared.deployments.values() if ready.problem]
     problems += check_modules(config)
     for extension in server.extensions:
         more, wrong = extension.check(server)
-        lines += more
+        rows += more
         problems += wrong
-    lines += [
-        f"deployment {deployment.id}: model {deployment.model}, "
-        f"{len(prepared.deployments[deployment.id].labels)} classes"
-        for deployment in config.deployments
-    ]
+    for deployment in config.deployments:
+        labels = prepared.deployments[deployment.id].labels
+        what = f"model {deployment.model}, {len(labels)} classes"
+        rows.append(("deployment", deployment.id, what, ""))
     problems += check_deployments(config, served)
-    return lines, problems + check_pictures(config, prepared, served)
+    return rows, problems + check_pictures(config, prepared, served)
 
 
 def check_models(
     config: Config,
-) -> tuple[list[str], list[str], dict[str, list[int]]]:
-    """A line for each model, what is wrong with its folders,
+) -> tuple[list[Row], list[str], dict[str, list[int]]]:
+    """A row for each model, what is wrong with its folders,
     and by name the versions to be served.
     """
-    lines, problems = list[str](), list[str]()
+    rows, problems = list[Row](), list[str]()
     served: dict[str, list[int]] = {}
     names = [model.name for model in config.models]
     for index, model in enumerate(config.models):
@@ -9481,9 +9727,9 @@ def check_models(
             continue
         served[model.name] = versions = choose_versions(model.model_version_policy, folders)
         numbers, devices = ", ".join(map(str, versions)) or "none", ", ".join(model.targets)
-        lines.append(f"{model.name}: version {numbers} on {devices} from {model.base_path}")
+        rows.append(("model", model.name, f"version {numbers} on {devices}", model.base_path))
         problems += check_versions(model, path, folders, versions)
-    return lines, problems, served
+    return rows, problems, served
 
 
 def check_versions(
@@ -9637,24 +9883,40 @@ def main(
 
     Returns the exit status: 0, 1 when it cannot listen, 2 when the config is wrong.
     """
-    extensions = installed() if extensions is None else extensions
+    try:
+        extensions = installed() if extensions is None else extensions
+    except ImportError as error:  # of another version; or a package of theirs is not there
+        print(f"serving: {error}", file=sys.stderr)
+        return 2
     parser = build_parser(extensions)
     options = parser.parse_args(arguments)
     with Process() as process:
         process.quiet_libraries()
         handler = process.write_log()
         try:
-            return obey(parser, options, handler, extensions)
+            return obey(process, parser, options, handler, extensions)
         except (ConfigError, NotFound) as error:
-            print(f"serving: {options.config or 'config'}: {error.message}", file=sys.stderr)
-            return 2
+            place, problem = options.config or options.path or "config", error.message
         except OSError as error:
-            place = error.filename or f"{options.host} port {options.port}"
-            print(f"serving: {place}: {error.strerror or error}", file=sys.stderr)
-            return 2 if error.filename else 1
+            place, problem = error.filename, tell_os_error(error, options)
+    print(f"serving: {f'{place}: ' if place else ''}{problem}", file=sys.stderr)
+    return 2
+
+
+def tell_os_error(error: OSError, options: argparse.Namespace) -> str:
+    """What is wrong with a file, and what to do where the command line meant something else."""
+    text = str(error.strerror or error)
+    if not isinstance(error, FileNotFoundError):
+        return text
+    if options.path is not None and f"--{options.path}" in {names[0] for names, _ in OPTIONS}:
+        return f"{text}; for the command, write --{options.path}"
+    if options.path is None and options.config is None and options.model_name is None:
+        return f"{text}; name what to serve, 'serving models/mine', or write a project, --init"
+    return text
 
 
 def obey(
+    process: Process,
     parser: argparse.ArgumentParser,
     options: argparse.Namespace,
     handler: logging.Handler | None,
@@ -9669,14 +9931,28 @@ def obey(
         return new_key(options.new_key)
     for name, command in commands(extensions).items():
         if value := getattr(options, name.replace("-", "_")):
-            return command(source, (value, options.to) if name == "deploy" else value)
+            if handler is not None:  # what it does it prints
+                logging.getLogger().setLevel(logging.WARNING)
+            also = [getattr(options, other) for other in TOLD_BESIDE.get(name, ())]
+            return command(source, (value, *also) if also else value)
+    try:
+        port = read_port(options.port, "argument --port")
+    except ValueError as error:
+        parser.error(str(error))
     server = ModelServer(
         source, poll_seconds=options.file_system_poll_wait_seconds, extensions=extensions
     )
     if handler is not None:
         logging.getLogger().setLevel(server.config.server.log_level)
         set_format(server, handler)
-    run(server, options.host, options.port)
+    process.tend_memory()
+    try:
+        serve(process, server, options.host.strip("[]"), port, threading.Event())
+    except OSError as error:
+        if error.filename:
+            raise
+        print(f"serving: {options.host} port {port}: {error.strerror}", file=sys.stderr)
+        return 1
     return 0
 
 

@@ -25,6 +25,7 @@ from .core import (
     Outcome,
     Reply,
     Route,
+    Row,
     ServingError,
     Trace,
     is_taken,
@@ -322,7 +323,7 @@ def find(server: ModelServer, method: str, path: str) -> Found | None:
     return Found(route, {"endpoint": endpoint}, endpoint.path, endpoint.envelope)
 
 
-def check(server: ModelServer) -> tuple[list[str], list[str]]:
+def check(server: ModelServer) -> tuple[list[Row], list[str]]:
     """What handlers a config has, and what they name that is not there."""
     problems: list[str] = []
     for index, handler in enumerate(server.config.handlers):
@@ -330,8 +331,8 @@ def check(server: ModelServer) -> tuple[list[str], list[str]]:
             problems.append(f"$.handlers[{index}].function: {problem}")
         if handler.model_dir is not None and not Path(handler.model_dir).is_dir():
             problems.append(f"$.handlers[{index}].model_dir: no such folder: {handler.model_dir}")
-    lines = [f"handler {handler.path}: {handler.function}" for handler in server.config.handlers]
-    return lines, problems
+    rows = [("handler", handler.path, handler.function, "") for handler in server.config.handlers]
+    return rows, problems
 
 
 def end(server: ModelServer) -> None:

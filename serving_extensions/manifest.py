@@ -18,6 +18,7 @@ from .core import (
     LoadError,
     LoadRequest,
     ModelServer,
+    Row,
     Servable,
     choose_versions,
     find_model_file,
@@ -171,17 +172,17 @@ def manifest(source: Any, folder: str) -> int:
     return 0
 
 
-def check(server: ModelServer) -> tuple[list[str], list[str]]:
-    """A line for each version that would be served, and which do not fit their manifests."""
-    lines, problems = [], []
+def check(server: ModelServer) -> tuple[list[Row], list[str]]:
+    """A row for each version that would be served, and which do not fit their manifests."""
+    rows, problems = list[Row](), list[str]()
     for model in server.config.models:
         with contextlib.suppress(LoadError, OSError):  # told elsewhere
             folders = list_versions(model.base_path)
             for version in choose_versions(model.model_version_policy, folders):
                 told, misfit = describe_digest(folders[version])
-                lines.append(f"{model.name} version {version}: {told}")
+                rows.append(("files", model.name, f"version {version}", told))
                 problems += [f"{model.name} version {version}: {misfit}"] if misfit else []
-    return lines, problems
+    return rows, problems
 
 
 def wrap_files(server: ModelServer, load: Load) -> Load:

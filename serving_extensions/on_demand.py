@@ -376,8 +376,9 @@ def memory_now() -> int:
 
 
 def size_of(folder: Path) -> int:
-    """Bytes of a version's files."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    """Bytes of a version's files, or of the file that it is."""
+    files = (folder, *folder.rglob("*"))
+    return sum(path.stat().st_size for path in files if path.is_file())
 
 
 def open_residency(server: ModelServer) -> Residency:

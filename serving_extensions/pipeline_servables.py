@@ -18,6 +18,7 @@ from .core import (
     ModelManager,
     ModelServer,
     Outcome,
+    Row,
     Servable,
     ServingError,
     Signature,
@@ -242,7 +243,7 @@ def describe_signature(signature: Signature) -> dict[str, Any]:
     }
 
 
-def check(server: ModelServer) -> tuple[list[str], list[str]]:
+def check(server: ModelServer) -> tuple[list[Row], list[str]]:
     """What pipelines a config has, and what they name that is not there.
 
     Whether their parts fit is known when the models are loaded.
@@ -275,11 +276,11 @@ def check(server: ModelServer) -> tuple[list[str], list[str]]:
         for path, node in nodes
         if node.function is not None and (problem := check_function(node.function, server.folder))
     ]
-    lines = [
-        f"pipeline {pipeline.name}: {len(pipeline.nodes)} nodes"
+    rows = [
+        ("pipeline", pipeline.name, f"{len(pipeline.nodes)} nodes", "")
         for pipeline in config.pipeline_config_list
     ]
-    return lines, missing
+    return rows, missing
 
 
 def end(server: ModelServer) -> None:

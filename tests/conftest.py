@@ -258,6 +258,26 @@ def extensions(request):
         yield serving.installed()
 
 
+# `pytest -m quick`: of each test in these files the first case; it touches each part of the server,
+# and needs no browser, no other language and no service.
+QUICK = (
+    *("calls", "config", "tensors", "models", "loading", "outputs", "formats", "binary", "kserve"),
+    *("images", "routines", "masks", "drawing", "tiles", "predict_api", "keys", "quotas", "urls"),
+    *("mounting", "pipelines_engine", "pipelines", "handlers", "handlers_module", "rest_guide"),
+    *("operation", "history", "counts", "dry_run", "labels", "extending", "doctor", "admin"),
+)
+
+
+def mark_quick(items):
+    seen = set()
+    for item in items:
+        name = item.path.stem.removeprefix("test_")
+        case = (name, getattr(item, "originalname", item.name))
+        if name in QUICK and case not in seen:
+            seen.add(case)
+            item.add_marker("quick")
+
+
 def pytest_collection_modifyitems(config, items):
     """Without extensions: what needs none, mounted in one way. The rest is the same code as with them."""
 
@@ -272,6 +292,7 @@ def pytest_collection_modifyitems(config, items):
 
     config.hook.pytest_deselected(items=[item for item in items if not chosen(item)])
     items[:] = filter(chosen, items)
+    mark_quick(items)
 
 
 @pytest.fixture(scope="session")

@@ -128,7 +128,7 @@ def test_the_file_by_itself_says_what_is_wrong_with_a_config(tmp_path):
             env=environment(),
         )
         assert (done.returncode, done.stderr) == (status, "")
-        assert done.stdout.startswith("half_plus_two: version 123 on AUTO from ")
+        assert done.stdout.startswith("model  half_plus_two  version 123 on AUTO  ")
         assert ("wrong: $.model_config_list[2].config.base_path:" in done.stdout) == (status == 2)
 
 

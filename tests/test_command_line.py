@@ -4,6 +4,7 @@ import contextlib
 import http.client
 import json
 import os
+import pty
 import re
 import shutil
 import signal
@@ -87,6 +88,8 @@ def test_demo_starts_says_what_it_serves_and_its_curl_works():
         assert "outputs" in json.loads(done.stdout), done
         assert server.call("GET", "/readyz")[0] == 200
         assert server.end() == 0 and not any("Traceback" in line for line in server.err)
+        ours = [" serving: " in line for line in server.err]
+        assert ours and all(ours), "the log alone, and nothing of TensorFlow's own"
 
 
 def test_a_model_of_large_inputs_is_shown_by_a_short_curl_that_works(tmp_path):
@@ -251,7 +254,117 @@ def test_wrong_starts_are_one_clear_line_and_a_status(tmp_path):
         "serving: error: --model_name and --model_base_path go together",
     )
     assert fails("--model_name", "m", "--model_path", "x", "--config", "c")[0] == 2
-    assert fails("--port", "x")[0] == fails("--port", "70000")[0] == fails("--nope")[0] == 2
+    for port in ("x", "70000"):
+        assert fails("--port", port) == (
+            2,
+            f"serving: error: argument --port: expected 0 to 65535, got '{port}'",
+        )
+    assert fails("--nope")[0] == 2
+
+
+def refusal(capsys, *arguments):
+    """Of the command line, in this process: its exit status, and the last line it says."""
+    try:
+        status = serving.main(arguments)
+    except SystemExit as error:
+        status = error.code
+    return status, capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_options_that_contradict_each_other_or_are_empty_are_refused(capsys):
+    error = "serving: error: "
+    for arguments, text in (
+        (
+            ["models", "--config", "c"],
+            "PATH and --config exclude each other: each says what to serve",
+        ),
+        (
+            ["m", "--model_name", "m", "--model_path", "m"],
+            "PATH and --model_name exclude each other: each says what to serve",
+        ),
+        (["m", "--model_path", "m"], "--model_name and --model_base_path go together"),
+        (["--config", ""], "--config is empty: leave it out, or name one"),
+        (["--config="], "--config is empty: leave it out, or name one"),
+        ([""], "PATH is empty: leave it out, or name one"),
+    ):
+        assert refusal(capsys, *arguments) == (2, error + text)
+
+
+def test_a_path_with_nothing_to_serve_says_what_to_do(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    gone = "No such file or directory"
+    assert refusal(capsys, "nowhere") == (2, f"serving: nowhere: {gone}")
+    hint = "for the command, write --check"
+    assert refusal(capsys, "check") == (2, f"serving: check: {gone}; {hint}")
+    monkeypatch.setattr(serving, "__file__", str(tmp_path / "serving.py"))
+    hint = "name what to serve, 'serving models/mine', or write a project, --init"
+    assert refusal(capsys) == (2, f"serving: config.json: {gone}; {hint}")
+    (tmp_path / "m.onnx").write_bytes(b"x")
+    hint = "a .onnx file is no SavedModel: export one (Keras: model.export(folder))"
+    assert refusal(capsys, "m.onnx") == (2, f"serving: m.onnx: {hint}")
+    shutil.copytree(ROOT / "models/half_plus_two/123", tmp_path / "odd/v1")
+    hint = "a version folder's name is a number: 'v1' should be '1'"
+    assert find(tmp_path / "odd") == [("v1", tmp_path / "odd/v1", None)]
+    (tmp_path / "none/v1").mkdir(parents=True)
+    none = "there is no model in this folder, and no config.json"
+    assert refusal(capsys, "none") == (2, f"serving: none: {none}; {hint}")
+
+
+def find(path):
+    """The models of a PATH: names, base paths, and the one version where only that is served."""
+    return [
+        (
+            item["config"]["name"],
+            serving.Path(item["config"]["base_path"]),
+            item["config"].get("model_version_policy", {}).get("specific", {}).get("versions"),
+        )
+        for item in serving.source_at(str(path))["model_config_list"]
+    ]
+
+
+def test_a_path_is_a_model_a_folder_of_models_or_a_config(tmp_path, monkeypatch):
+    folder = tmp_path / "models"
+    shutil.copytree(ROOT / "models/half_plus_two/123", folder / "half/7")
+    shutil.copytree(ROOT / "models/half_plus_two/123", folder / "saved")
+    for file in (
+        "made/2/m.keras",
+        "one.h5",
+        ".hidden/1/saved_model.pb",
+        "notes.txt",
+        "years/2024/x",
+    ):
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / file).write_bytes(b"x")
+    half, saved = ("half", folder / "half", None), ("saved", folder / "saved", None)
+    one = ("one", folder / "one.h5", None)
+    assert find(folder / "half") == [half] and find(folder / "saved") == [saved]
+    assert find(folder / "half/7") == [("half", folder / "half", [7])]
+    assert find(folder / "one.h5") == [one]
+    assert find(folder) == [half, ("made", folder / "made", None), one, saved]
+    monkeypatch.chdir(folder / "half")
+    assert find(".") == [half] and find("..")[0] == half
+    (tmp_path / "config.json").write_text("{}")
+    assert serving.source_at(str(tmp_path)) == str(tmp_path / "config.json")
+    assert serving.source_at("any.conf") == "any.conf"
+
+
+def test_a_path_is_served(tmp_path):
+    shutil.copytree(ROOT / "models/half_plus_two/123", tmp_path / "mine/3")
+    shutil.copytree(ROOT / "models/half_plus_two/123", tmp_path / "mine/4")
+    with started(str(tmp_path / "mine/3"), "--port", "0") as server:
+        assert "mine version 3: AVAILABLE" in server.wait_for("mine version")
+        assert server.call("POST", "/v1/models/mine:predict", '{"instances": [2.0]}') == (
+            200,
+            b'{"predictions":[3.0]}',
+        )
+        assert server.end() == 0
+
+
+def test_check_asks_for_no_port(monkeypatch, capsys):
+    monkeypatch.setenv("SERVING_PORT", "many")
+    assert serving.main([str(ROOT / "models/half_plus_two"), "--check"]) == 0
+    row = f"model  half_plus_two  version 123 on AUTO  {ROOT / 'models/half_plus_two'}"
+    assert capsys.readouterr().out.splitlines()[0] == row
 
 
 def test_version():
@@ -275,14 +388,18 @@ def test_check_says_what_would_be_served():
     status, lines = check(ROOT / "config.json")
     assert status == 0
     assert (
-        lines[0] == f"half_plus_two: version 123 on AUTO from {ROOT / 'models/half_plus_two'}"
+        lines[0]
+        == f"model       half_plus_two    version 123 on AUTO      {ROOT / 'models/half_plus_two'}"
         and len(lines) == 10
     )
-    assert lines[-1] == "deployment shapes: model shapes, 4 classes"
+    assert lines[-2] == "pipeline    two_steps        2 nodes"
+    assert lines[-1] == "deployment  shapes           model shapes, 4 classes"
     digests = [line for line in lines if "sha256" in line]
     assert len(digests) == 4
-    for line, name in zip(digests, ("half_plus_two version 123", "half_plus_three", "digits")):
-        assert re.match(rf"{name}.*: sha256 [0-9a-f]{{64}} of \d+ files, no manifest$", line)
+    for line, name in zip(digests, ("half_plus_two ", "half_plus_three", "digits ")):
+        assert re.match(
+            rf"files +{name} +version \d+ +sha256 [0-9a-f]{{64}} of \d+ files, no manifest$", line
+        )
 
 
 def test_check_names_everything_that_is_wrong(tmp_path):
@@ -358,7 +475,7 @@ def test_check_names_models_and_pipelines_that_cannot_be_served(tmp_path):
         )
     )
     status, lines = check(tmp_path / "c.json")
-    assert status == 2 and lines[0].startswith("good: version 123 on AUTO")
+    assert status == 2 and lines[0].startswith("model     good  version 123 on AUTO  ")
     library = (
         "library_name: custom nodes are Python functions here; write 'function': 'module:name'"
     )
@@ -438,3 +555,112 @@ def test_two_mebibytes_of_json_over_a_real_socket():
         assert len(body) > 1.5e6
         status, answer = server.call("POST", "/v1/models/digits:predict", body)
         assert status == 200 and len(json.loads(answer)["predictions"]) == 6000
+
+
+# --- what libraries write, and what moves on a terminal ---------------------------------------------------
+
+NOISY = """
+import sys; sys.path[:0] = [{root!r}]
+import logging, os, serving
+with serving.Process() as process:
+    process.quiet_libraries()
+    logging.basicConfig(level=sys.argv[1], format="%(name)s: %(message)s")
+    os.write(2, b"WARNING: All log messages before absl::InitializeLog() is called are\\n")
+    os.write(2, b"I0000 00:00:1795949852.542608    1870 port.cc:153] oneDNN is on\\n")
+    os.write(2, b"2026-11-29 10:57:36.500000: I tensorflow/core/x.cc:1] older form\\n")
+    os.write(2, b"F0000 00:00:1795949852.5 1 cpu.cc:7] this processor has no AVX\\n")
+    print("a line of Python's", file=sys.stderr)
+    if sys.argv[2] == "crash":
+        os.abort()
+    process.show_noise()
+    os.write(2, b"I0000 00:00:1795949999.5 1 late.cc:7] after the start")
+"""
+ABSL = "WARNING: All log messages before absl::InitializeLog() is called are"
+ONEDNN = "I0000 00:00:1795949852.542608    1870 port.cc:153] oneDNN is on"
+OLDER = "2026-11-29 10:57:36.500000: I tensorflow/core/x.cc:1] older form"
+SEEN = {
+    "a line of Python's",
+    "F0000 00:00:1795949852.5 1 cpu.cc:7] this processor has no AVX",
+}
+LATE = "I0000 00:00:1795949999.5 1 late.cc:7] after the start"
+
+
+@pytest.mark.parametrize(
+    "level, end, more",
+    [
+        ("INFO", "well", {LATE}),
+        ("DEBUG", "well", {LATE, *(f"serving: {line}" for line in (ABSL, ONEDNN, OLDER))}),
+        ("INFO", "crash", {ABSL, ONEDNN, OLDER}),
+    ],
+)
+def test_noise_of_libraries_is_in_the_debug_log_alone_and_never_lost(level, end, more):
+    done = subprocess.run(
+        [sys.executable, "-c", NOISY.format(root=str(ROOT)), level, end],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"},
+    )
+    assert done.returncode == (0 if end == "well" else -signal.SIGABRT)
+    assert set(done.stderr.splitlines()) == SEEN | more
+
+
+def test_who_asks_for_the_lines_of_tensorflow_gets_them():
+    done = subprocess.run(
+        [sys.executable, "-c", NOISY.format(root=str(ROOT)), "INFO", "well"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "0"},
+    )
+    assert set(done.stderr.splitlines()) == SEEN | {ABSL, ONEDNN, OLDER, LATE}
+
+
+def on_terminal(command, **environment):
+    """What a command writes to stderr where that is a terminal."""
+    ours, its = pty.openpty()
+    process = subprocess.Popen(
+        command, stdout=its, stderr=its, env={**os.environ, "TERM": "xterm", **environment}
+    )
+    os.close(its)
+    written = b""
+    with contextlib.suppress(OSError):  # Linux: the other end is closed
+        while piece := os.read(ours, 65536):
+            written += piece
+    os.close(ours)
+    process.wait(60)
+    return written.decode()
+
+
+LOADING = """
+import sys; sys.path[:0] = [{root!r}, {tests!r}]
+import logging, pathlib, threading, time, serving
+from conftest import FakeServable, config
+logging.basicConfig(level="INFO", format="%(message)s")
+stop = threading.Event()
+def load(folder, model):
+    time.sleep(0.5)
+    threading.Timer(0.5, stop.set).start()
+    return FakeServable()
+serving.run(serving.ModelServer(config("m"), load=load, list_versions=lambda path: {{1: pathlib.Path(path) / "1"}}),
+            port=0, stop=stop)
+"""
+
+
+def test_the_start_is_a_line_that_moves_on_a_terminal_alone():
+    command = [sys.executable, "-c", LOADING.format(root=str(ROOT), tests=str(ROOT / "tests"))]
+    moving = "\r\x1b[K| loading m (0 of 1 are there), 0 s"
+    written = on_terminal(command)
+    assert moving in written and "\r\x1b[Km version 1 is available" in written
+    assert "\x1b" not in on_terminal(command, TERM="dumb")
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert "\x1b" not in done.stderr and "m version 1 is available" in done.stderr
+
+
+def test_colours_are_for_terminals_and_who_wants_them(tmp_path):
+    (tmp_path / "c.json").write_text(
+        '{"model_config_list": [{"config": {"name": "m", "base_path": "m"}}]}'
+    )
+    command = [sys.executable, str(ROOT / "serving.py"), str(tmp_path / "c.json"), "--check"]
+    wrong = "$.model_config_list[0].config.base_path"
+    assert f"\x1b[31mwrong:\x1b[0m {wrong}" in on_terminal(command, NO_COLOR="")
+    assert f"wrong: {wrong}" in on_terminal(command, NO_COLOR="1")
+    assert check(tmp_path / "c.json")[1][0].startswith(f"wrong: {wrong}")

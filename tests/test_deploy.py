@@ -439,7 +439,7 @@ def copied(name):
 
 
 @pytest.mark.parametrize(
-    "name, extras", [("Dockerfile", ["redis"]), ("Dockerfile.gpu", ["redis", "gpu"])]
+    "name, extras", [("Dockerfile", ["cpu", "redis"]), ("Dockerfile.gpu", ["redis", "gpu"])]
 )
 def test_an_image_installs_what_setup_cfg_requires(name, extras, tmp_path):
     run, fonts = [rest for word, rest in instructions(name) if word == "RUN"]

@@ -74,7 +74,7 @@ def test_defaults_in_the_documents_are_the_defaults():
 
 def test_every_command_line_option_is_in_the_documents():
     for action in serving.build_parser()._actions:
-        if action.option_strings[0] != "-h":
+        if action.option_strings and action.option_strings[0] != "-h":
             assert f"`{action.option_strings[0]}`" in DOCS
 
 

@@ -329,6 +329,17 @@ def test_minutes_are_kept_for_an_hour():
 # --- logs -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("log_probes", [False, True])
+def test_probes_have_a_line_where_the_config_asks_for_it(caplog, log_probes):
+    caplog.set_level("INFO")
+    rest = Rest(fake_server({"m": FakeServable()}, server={**NO_POLL, "log_probes": log_probes}))
+    probes = ["/livez", "/readyz", "/v2/health/live", "/v2/health/ready"]
+    for path in (*probes, "/v1/models", "/v1/nowhere"):
+        rest.get(path)
+    logged = [record.args["path"] for record in caplog.records if "path" in (record.args or ())]
+    assert logged == [*(probes if log_probes else ()), "/v1/models", "/v1/nowhere"]
+
+
 def test_a_request_is_one_line_in_the_log(caplog):
     caplog.set_level("INFO")
     Rest(server_of_two()).post("/predict", PICTURE, headers={**bearer("k"), "X-Request-Id": "r-1"})
@@ -370,12 +381,14 @@ def test_log_format_and_level_come_from_the_config(tmp_path):
         json.dumps({"model_config_list": [], "server": {"log_format": "json", "log_level": "INFO"}})
     )
     with started("--config", "c.json", "--port", "0", cwd=tmp_path) as server:
-        server.call("GET", "/livez")
+        server.call("GET", "/v1/models")
         deadline = time.monotonic() + 10
-        while not any('"/livez"' in line for line in server.err) and time.monotonic() < deadline:
+        while (
+            not any('"/v1/models"' in line for line in server.err) and time.monotonic() < deadline
+        ):
             time.sleep(0.05)
-        entry = next(json.loads(line) for line in server.err if '"/livez"' in line)
-        assert entry["status"] == 200 and entry["route"] == "live"
+        entry = next(json.loads(line) for line in server.err if '"/v1/models"' in line)
+        assert entry["status"] == 200 and entry["route"] == "models"
 
 
 # --- OpenAPI --------------------------------------------------------------------------------------------------

@@ -1,0 +1,266 @@
+"""`--doctor`: what is well, what is wrong, what to do; and the completion of shells."""
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+
+import psutil
+import pytest
+from conftest import ROOT, key_entry
+
+import serving
+from serving_extensions import completion, doctor
+
+WELL = {"version": "2.21.0", "gpus": [], "cuda": "12.5.1"}
+
+
+@pytest.fixture
+def ask(monkeypatch, capsys):
+    """The status of `--doctor`, and its lines but for their columns, TensorFlow being as told."""
+
+    def ask(*arguments, **probe):
+        monkeypatch.setattr(doctor, "probe_tensorflow", lambda: probe or WELL)
+        status = serving.main(["--doctor", "--port", "0", *arguments])
+        lines = capsys.readouterr().out.splitlines()
+        return status, [re.sub(" +", " ", line.strip()) for line in lines]
+
+    return ask
+
+
+@pytest.fixture
+def lone(tmp_path):
+    """A path to a model."""
+    shutil.copytree(ROOT / "models/half_plus_two", tmp_path / "half_plus_two")
+    return str(tmp_path / "half_plus_two")
+
+
+def about(lines, *subjects):
+    """The lines on some subjects, each with what to do about it."""
+    found, told = [], False
+    for line in lines:
+        told = line.split(" ")[1] in subjects or (told and line.startswith("->"))
+        if told:
+            found.append(line)
+    return found
+
+
+def test_the_demo_is_well_as_it_stands():
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "serving.py"), "--doctor", "--port", "0"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    import tensorflow as tf
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"ok       TensorFlow  {tf.__version__}, " in done.stdout
+    assert "ok       model       digits: version 1 on AUTO\n" in done.stdout
+    assert f"ok       Python      {sys.version.split()[0]} at {sys.executable}\n" in done.stdout
+    assert done.stdout.splitlines()[-1].startswith("0 wrong, ")
+
+
+def test_a_tensorflow_that_is_missing_or_crashes_is_wrong(ask, lone):
+    status, lines = ask(lone, problem="its import ended with 1: No module named 'tensorflow'")
+    assert status == 1
+    assert about(lines, "TensorFlow", "models") == [
+        "wrong TensorFlow its import ended with 1: No module named 'tensorflow'",
+        "-> pip install 'tensorflow>=2.20', or tensorflow-cpu, into this Python",
+        "warning models not looked at: they need TensorFlow",
+    ]
+    _, lines = ask(lone, problem="its import ended with -4")
+    assert "without AVX" in about(lines, "TensorFlow")[1]
+    _, lines = ask(lone, **{**WELL, "version": "2.4.1"})
+    assert about(lines, "TensorFlow")[0] == "warning TensorFlow 2.4.1, for CUDA 12.5.1"
+
+
+def test_an_import_that_crashes_tells_its_last_line(monkeypatch):
+    code = "import os, sys; print('no AVX here', file=sys.stderr); sys.stderr.flush(); os.abort()"
+    monkeypatch.setattr(doctor, "PROBE", code)
+    assert doctor.probe_tensorflow() == {"problem": "its import ended with -6: no AVX here"}
+
+
+def test_what_is_said_of_gpus(ask, lone, tmp_path, monkeypatch):
+    monkeypatch.setattr(doctor, "DRIVER", tmp_path / "version")
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
+    (line,) = about(ask(lone)[1], "GPU")
+    assert line == "ok GPU none, and no NVIDIA driver: models run on the CPU"
+    (line,) = about(ask(lone, **{**WELL, "gpus": ["NVIDIA H200"]})[1], "GPU")
+    assert line == "ok GPU NVIDIA H200"
+    (tmp_path / "version").write_text("NVRM version: 570")
+    line, todo = about(ask(lone)[1], "GPU")
+    assert line == "warning GPU a driver is there, TensorFlow sees no GPU"
+    assert "new enough for CUDA 12.5.1" in todo
+    line, todo = about(ask(lone, **{**WELL, "cuda": None})[1], "GPU")
+    assert line == "warning GPU a driver is there, this TensorFlow is for CPUs"
+
+
+def test_a_model_for_a_gpu_that_is_not_there_is_wrong(ask, lone, tmp_path):
+    models = [
+        {"name": "gpu", "base_path": lone, "target_device": "GPU"},
+        {"name": "any", "base_path": lone, "target_device": "HETERO:GPU,CPU"},
+    ]
+    text = json.dumps({"model_config_list": [{"config": model} for model in models]})
+    (tmp_path / "c.json").write_text(text)
+    status, lines = ask(str(tmp_path / "c.json"))
+    assert status == 1 and [line for line in lines if line.startswith("wrong")] == [
+        "wrong model gpu wants GPU, and TensorFlow sees none"
+    ]
+    assert ask(str(tmp_path / "c.json"), **{**WELL, "gpus": ["one"]})[0] == 0
+
+
+def test_an_address_that_is_taken_or_open_to_all(ask, lone):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        status, lines = ask(lone, "--port", port)
+    assert status == 1
+    assert about(lines, "address")[0] == (
+        f"wrong address 127.0.0.1 port {port}: Address already in use"
+    )
+    status, lines = ask(lone, "--host", "0.0.0.0")
+    assert status == 0 and about(lines, "address")[0].startswith("warning address 0.0.0.0 port 0 ")
+    status, lines = ask(lone, "--port", "many")
+    assert (status, about(lines, "address")[0]) == (
+        1,
+        "wrong address 127.0.0.1 port many: --port: expected 0 to 65535, got 'many'",
+    )
+
+
+def test_limits_of_the_control_group_are_told(ask, lone, tmp_path, monkeypatch):
+    monkeypatch.setattr(doctor, "usable_cores", lambda: 8)
+    for name in ("CPU_MAX", "CPU_QUOTA", "CPU_PERIOD"):
+        monkeypatch.setattr(doctor, name, tmp_path / name)
+    assert about(ask(lone)[1], "cores") == ["ok cores 8"]
+    for text in ("max 100000\n", "800000 100000\n"):
+        (tmp_path / "CPU_MAX").write_text(text)
+        assert about(ask(lone)[1], "cores") == ["ok cores 8"]
+    limited = [
+        "warning cores 8, but the control group may use the time of 2.5",
+        '-> write "intra_op_threads": 2 into "server" of the config',
+    ]
+    (tmp_path / "CPU_MAX").write_text("250000 100000\n")
+    assert about(ask(lone)[1], "cores") == limited
+    (tmp_path / "CPU_MAX").unlink()
+    (tmp_path / "CPU_QUOTA").write_text("250000\n")
+    (tmp_path / "CPU_PERIOD").write_text("100000\n")
+    assert about(ask(lone)[1], "cores") == limited
+    (tmp_path / "memory.max").write_text("700000000\n")
+    (tmp_path / "memory.current").write_text("200000000\n")
+    monkeypatch.setattr(doctor, "CGROUPS", (str(tmp_path / "memory.max"),))
+    total = f"{psutil.virtual_memory().total / 1e6:,.0f}"
+    line, todo = about(ask(lone)[1], "memory")
+    assert line.startswith("warning memory 500 MB free of ") and "on_demand" in todo, total
+
+
+def test_what_the_config_writes_must_be_writable(ask, lone, tmp_path, monkeypatch):
+    key = key_entry("k", "secret", quota={"calls": 1, "period": "day"})
+    config = {
+        "model_config_list": [{"config": {"name": "m", "base_path": lone}}],
+        "deployments": [
+            {"id": "m", "model": "m", "active_learning": {"threshold": 0.5, "folder": "aside"}}
+        ],
+        "auth": {"keys": [key], "quota_store": "counts.sqlite3"},
+        "server": {"history": "locked/stats.json"},
+    }
+    (tmp_path / "c.json").write_text(json.dumps(config))
+    (tmp_path / "locked").mkdir()
+    refused = [tmp_path / "locked"]
+    really = os.access  # root may write everywhere
+    monkeypatch.setattr(
+        doctor.os, "access", lambda path, mode: path not in refused and really(path, mode)
+    )
+    status, lines = ask(str(tmp_path / "c.json"))
+    assert status == 1
+    assert [line for line in about(lines, "writes") if not line.startswith("->")] == [
+        f"ok writes quotas: {tmp_path}/counts.sqlite3",
+        f"wrong writes history: {tmp_path}/locked: no permission",
+        f"ok writes active learning: {tmp_path}/aside",
+    ]
+    assert not any(key["sha256"] in line for line in lines)
+
+
+def test_a_wrong_config_is_told_and_no_secret_of_it(ask, tmp_path):
+    store = "redis://user:pass-word@localhost:1/0"
+    config = {"model_config_list": [], "auth": {"quota_store": store, "keys": []}}
+    (tmp_path / "c.json").write_text(json.dumps(config))
+    _, lines = ask(str(tmp_path / "c.json"))
+    assert not any("pass-word" in line for line in lines)
+    (tmp_path / "c.json").write_text('{"model_config_list": 1}')
+    status, lines = ask(str(tmp_path / "c.json"))
+    assert status == 1 and about(lines, "config")[0].startswith(
+        f"wrong config {tmp_path}/c.json: $.model_config_list: expected "
+    )
+    status, lines = ask(str(tmp_path / "gone.json"))
+    assert status == 1
+    assert (
+        about(lines, "config")[0] == f"wrong config {tmp_path}/gone.json: No such file or directory"
+    )
+    (tmp_path / "c.json").write_text(
+        '{"model_config_list": [{"config": {"name": "m", "base_path": "gone"}}]}'
+    )
+    status, lines = ask(str(tmp_path / "c.json"))
+    assert status == 1 and any(
+        line.startswith("wrong config $.model_config_list[0].config.base_path: ") for line in lines
+    )
+
+
+def test_extensions_of_another_version_are_told_in_a_line(monkeypatch, capsys):
+    def another():
+        raise ImportError("serving_extensions/ is of version 0.0.1, serving.py of 0.1.0")
+
+    monkeypatch.setattr(serving, "installed", another)
+    assert serving.main(["--doctor"]) == 2
+    assert capsys.readouterr().err == (
+        "serving: serving_extensions/ is of version 0.0.1, serving.py of 0.1.0\n"
+    )
+
+
+# --- completion -------------------------------------------------------------------------------------------
+
+
+def printed(shell, capsys):
+    assert completion.completion(None, shell) == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "typed, offered",
+    [
+        ("serving --ch", ["--check"]),
+        ("serving --conf", ["--config", "--config_path"]),
+        ("serving --completion z", ["zsh"]),
+        ("serving --init", ["--init", "--init-hub"]),
+    ],
+)
+def test_bash_completes_options(typed, offered, capsys):
+    ask = (
+        f"COMP_WORDS=({typed}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); _serving; "
+        'printf "%s\\n" "${COMPREPLY[@]}"'
+    )
+    done = subprocess.run(
+        ["bash", "-ec", f"{printed('bash', capsys)}\n{ask}"], capture_output=True, text=True
+    )
+    assert (done.stderr, done.stdout.split()) == ("", offered)
+
+
+def test_zsh_is_told_every_option_with_its_help(capsys):
+    text = printed("zsh", capsys)
+    for names, _ in serving.OPTIONS:
+        for name in names:
+            assert f"{name}[" in text if name.startswith("-") else ":PATH:_files" in text
+    assert "%(" not in text
+    if shutil.which("zsh"):
+        done = subprocess.run(["zsh", "-n"], input=text, capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_another_shell_is_refused(capsys):
+    with pytest.raises(SystemExit) as ended:
+        serving.main(["--completion", "fish"])
+    assert ended.value.code == 2 and "choose from" in capsys.readouterr().err

@@ -1,0 +1,127 @@
+"""The wheel, installed into an environment of its own, run from another folder."""
+
+import configparser
+import json
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+PARTS = ("serving.py", "routines.py", "setup.cfg", "pyproject.toml", "README.md", "LICENSE")
+
+
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory):
+    """The folder of programs of an environment with the wheel, which sees the packages of this one."""
+    place = tmp_path_factory.mktemp("wheel")
+    source, env = place / "source", place / "env"
+    source.mkdir()
+    for part in PARTS:
+        shutil.copy(ROOT / part, source)
+    for folder in ("serving_extensions", "console"):
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / folder, source / folder, ignore=ignored)
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
+    options = ["--no-deps", "--no-build-isolation"]
+    subprocess.run([*pip, "wheel", *options, "-w", str(place), str(source)], check=True)
+    venv.create(env, symlinks=True)
+    (packages,) = env.glob("lib/python*/site-packages")
+    (packages / "of_this_one.pth").write_text(sysconfig.get_path("purelib"))
+    (wheel,) = place.glob("*.whl")
+    python = ["--python", str(env / "bin/python")]
+    subprocess.run([*pip, *python, "install", "--no-deps", str(wheel)], check=True)
+    return env / "bin"
+
+
+def ask(programs, folder, *arguments):
+    command = [str(programs / "serving"), *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60)
+
+
+def test_the_program_is_there_and_its_help_has_groups_examples_and_exit_codes(programs, tmp_path):
+    done = ask(programs, tmp_path, "--help")
+    titles = re.findall(r"^(\S.*):$", done.stdout, re.MULTILINE)
+    assert (done.returncode, titles) == (
+        0,
+        [
+            "options",
+            "what to serve",
+            "how to serve it",
+            "do one thing, then exit",
+            "examples",
+            "exit status",
+        ],
+    )
+    assert len(re.findall(r"^  serving ", done.stdout, re.MULTILINE)) == 3
+
+
+def test_projects_are_written_and_checked_from_another_folder(programs, tmp_path):
+    assert ask(programs, tmp_path, "--init", "hello").returncode == 0
+    done = ask(programs, tmp_path, "hello", "--check")
+    assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith("handler  /")
+
+
+ASK = """
+import json, pathlib, sys, serving
+from serving_extensions import console
+assert pathlib.Path(serving.__file__).parent.name == "site-packages", serving.__file__
+picture = (pathlib.Path(sys.argv[1]) / "models/shapes/samples/0.jpg").read_bytes()
+server = serving.ModelServer(str(pathlib.Path(sys.argv[1]) / "config.json"))
+app = serving.create_app(server)
+server.wait()
+client, key = app.test_client(), {"Authorization": f"Bearer {server.generated_key}"}
+found = client.post("/predict", data=picture, headers=key)
+statuses = [client.get(f"/console/{name}").status_code for name in ("", *sys.argv[2:])]
+print(json.dumps([found.status_code, found.json["predictions"][0]["tag"]["name"], statuses]))
+"""
+
+
+def test_the_installed_server_answers_pictures_and_has_the_page(programs, tmp_path):
+    files = sorted(path.name for path in (ROOT / "console").iterdir() if path.is_file())
+    command = [str(programs / "python"), "-c", ASK, str(ROOT), *files]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [200, "circle", [200] * (1 + len(files))]
+
+
+def test_everything_that_the_extensions_need_is_in_the_wheel(programs):
+    (installed,) = programs.parent.glob("lib/python*/site-packages/serving_extensions")
+
+    def names(folder):
+        return {
+            str(path.relative_to(folder))
+            for path in Path(folder).rglob("*")
+            if path.is_file() and "__pycache__" not in path.parts
+        }
+
+    assert names(installed) == names(ROOT / "serving_extensions")
+
+
+def setup():
+    found = configparser.ConfigParser()
+    found.read(ROOT / "setup.cfg")
+    return found
+
+
+def test_versions_of_python_are_those_of_the_readme():
+    told = re.findall(r":: Python :: 3\.(\d+)$", setup()["metadata"]["classifiers"], re.MULTILINE)
+    first, last = re.search(
+        r"Python 3\.(\d+) to 3\.(\d+)", (ROOT / "README.md").read_text()
+    ).groups()
+    assert list(map(int, told)) == list(range(int(first), int(last) + 1))
+    assert setup()["options"]["python_requires"] == f">=3.{first}"
+
+
+def test_what_the_documents_install_brings_tensorflow():
+    """`.` alone does not: tensorflow and tensorflow-cpu overwrite each other's files."""
+    extras = setup()["options.extras_require"]
+    for path in (ROOT / "README.md", ROOT / ".ci/run", *(ROOT / "docs").glob("*.md")):
+        for target in re.findall(r"pip install (?:-\w+ )*('?\.\S*)", path.read_text()):
+            named = re.fullmatch(r"'\.\[(\w+)\]'", target)
+            assert named and "tensorflow" in extras[named[1]], f"{path.name}: {target}"

@@ -111,7 +111,7 @@ def test_config_example_is_right():
 def test_ci_runs_the_documented_test_command():
     page = (ROOT / "CONTRIBUTING.md").read_text()
     command = re.search(r"Run the tests:\n\n```sh\n(.*)\n```", page)[1]
-    assert command in (ROOT / ".ci/run").read_text()
+    assert command in (ROOT / ".ci/run").read_text() and f"`{command}`" in README
 
 
 def test_readme_is_short():

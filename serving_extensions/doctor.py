@@ -344,6 +344,12 @@ def written_by(server: ModelServer) -> Iterable[tuple[str, Path]]:
         yield "quotas", Path(config.auth.quota_store or "")
     if config.server.history:
         yield "history", Path(config.server.history)
+    if config.admin:
+        yield "config", server.folder
+        if config.admin.upload:
+            yield "models that are sent", Path(config.admin.models_folder)
+        if config.admin.upload == "code":
+            yield "projects that are sent", Path(config.admin.projects_folder)
     groups = {
         Path(deployment.active_learning.folder)
         for deployment in config.deployments

@@ -167,6 +167,7 @@ def test_what_the_config_writes_must_be_writable(ask, lone, tmp_path, monkeypatc
         ],
         "auth": {"keys": [key], "quota_store": "counts.sqlite3"},
         "server": {"history": "locked/stats.json"},
+        "admin": {"upload": "code", "models_folder": "locked/models"},
     }
     (tmp_path / "c.json").write_text(json.dumps(config))
     (tmp_path / "locked").mkdir()
@@ -180,6 +181,9 @@ def test_what_the_config_writes_must_be_writable(ask, lone, tmp_path, monkeypatc
     assert [line for line in about(lines, "writes") if not line.startswith("->")] == [
         f"ok writes quotas: {tmp_path}/counts.sqlite3",
         f"wrong writes history: {tmp_path}/locked: no permission",
+        f"ok writes config: {tmp_path}",
+        f"wrong writes models that are sent: {tmp_path}/locked: no permission",
+        f"ok writes projects that are sent: {tmp_path}/projects",
         f"ok writes active learning: {tmp_path}/aside",
     ]
     assert not any(key["sha256"] in line for line in lines)

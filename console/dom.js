@@ -11,11 +11,18 @@ export function make(name, ...given) {
 	for (const [key, value] of Object.entries(named ? given.shift() : {})) {
 		if (value == null) continue;
 		if (/^(aria-|data-|role$|for$|list$)/.test(key)) element.setAttribute(key, value);
+		else if (key === "label" && tag !== "optgroup") element.setAttribute("aria-label", value);
 		else element[key] = value;
 	}
-	element.append(...given.flat().filter((child) => child != null && child !== false));
+	element.append(...wanted(given));
 	return element;
 }
+
+const wanted = (children) => children.flat(2).filter((child) => child != null && child !== false && child !== "");
+
+export const fill = (element, ...children) => element.replaceChildren(...wanted(children));
+
+export const bar = (...children) => make("div.bar", ...children);
 
 export function draw(name, attributes = {}, ...children) {
 	const element = document.createElementNS("http://www.w3.org/2000/svg", name);
@@ -61,6 +68,8 @@ export function table(head, rows, properties = {}) {
 	return make("div.scroll", {tabIndex: 0, role: "region", "aria-label": properties.label ?? "Table"},
 		make("table", make("thead", make("tr", heads)), make("tbody", body)));
 }
+
+export const tiles = (label, values) => make("dl.tiles", {label}, Object.entries(values).map(([title, text]) => make("div", {"data-key": title}, make("dt", title), make("dd", text))));
 
 export const details = (summary, ...children) => make("details", make("summary", summary), ...children);
 

@@ -1,12 +1,12 @@
 // The camera: one picture, or live with one request in flight.
 
-import {button, make, status} from "./dom.js";
+import {button, drawOn, make, status, toBlob} from "./dom.js";
 
 export class Camera {
 	constructor(take, caller) {
 		Object.assign(this, {take, caller, live: false});
 		this.button = button("Camera", () => (this.stream ? this.end() : this.begin()));
-		this.video = make("video", {muted: true, playsInline: true, autoplay: true, "aria-label": "The camera's picture"});
+		this.video = make("video", {muted: true, playsInline: true, autoplay: true, label: "The camera's picture"});
 		this.liver = button("Live", () => this.setLive(!this.live), {ariaPressed: "false"});
 		this.rate = status();
 		this.element = make("div.bar.card", {hidden: true}, this.video, button("Take a picture", () => this.shoot()), this.liver, this.rate, button("Close the camera", () => this.end()));
@@ -36,9 +36,7 @@ export class Camera {
 	async shoot() {
 		const {videoWidth: width, videoHeight: height} = this.video;
 		if (!width) return;
-		const canvas = make("canvas", {width, height});
-		canvas.getContext("2d").drawImage(this.video, 0, 0);
-		await this.take(await new Promise((done) => canvas.toBlob(done, "image/jpeg", 0.85)));
+		await this.take(await toBlob(drawOn(make("canvas"), this.video, width, height), "image/jpeg", 0.85));
 	}
 
 	setLive(live) {

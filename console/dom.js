@@ -11,11 +11,18 @@ export function make(name, ...given) {
 	for (const [key, value] of Object.entries(named ? given.shift() : {})) {
 		if (value == null) continue;
 		if (/^(aria-|data-|role$|for$|list$)/.test(key)) element.setAttribute(key, value);
+		else if (key === "label" && tag !== "optgroup") element.setAttribute("aria-label", value);
 		else element[key] = value;
 	}
-	element.append(...given.flat().filter((child) => child != null && child !== false));
+	element.append(...wanted(given));
 	return element;
 }
+
+const wanted = (children) => children.flat(2).filter((child) => child != null && child !== false && child !== "");
+
+export const fill = (element, ...children) => element.replaceChildren(...wanted(children));
+
+export const bar = (...children) => make("div.bar", ...children);
 
 export function draw(name, attributes = {}, ...children) {
 	const element = document.createElementNS("http://www.w3.org/2000/svg", name);
@@ -34,7 +41,7 @@ export function select(label, options, onchange, value) {
 	return make("label", `${label} `, list);
 }
 
-export const search = (label, oninput, placeholder = "Search…") => make("input", {type: "search", placeholder, "aria-label": label, oninput});
+export const search = (label, oninput, placeholder = "Search…", properties = {}) => make("input", {type: "search", placeholder, label, oninput, ...properties});
 
 export const area = (properties) => make("textarea", {spellcheck: false, ...properties});
 
@@ -42,11 +49,20 @@ export const range = (value, oninput, step = 0.01) => make("input", {type: "rang
 
 export const status = (name = "span.soft") => make(name, {role: "status"});
 
-export function shownBitmap(bitmap, label) {
-	const canvas = make("canvas.whole", {width: bitmap.width, height: bitmap.height, role: "img", "aria-label": label});
-	canvas.getContext("2d").drawImage(bitmap, 0, 0);
+/** Draw a picture, or a canvas or video, onto a canvas that gets its size, or another one. */
+export function drawOn(canvas, bitmap, width = bitmap.width, height = bitmap.height) {
+	Object.assign(canvas, {width, height});
+	canvas.getContext("2d").drawImage(bitmap, 0, 0, width, height);
 	return canvas;
 }
+
+export const shownBitmap = (bitmap, label) => drawOn(make("canvas.whole", {role: "img", label}), bitmap);
+
+export const toBlob = (canvas, ...kind) => new Promise((done) => canvas.toBlob(done, ...kind));
+
+export const bitmapOf = async (response) => createImageBitmap(await (await response).blob());
+
+export const heading = (one, name = one.name) => make("h2", dot(one.state), ` ${name} `);
 
 export const notReady = ({state, reason}) => make(state === "failed" ? "p.error" : "p.empty", state === "failed" ? reason : state === "empty" ? "It has no versions." : "It is being loaded.");
 
@@ -58,13 +74,15 @@ export function table(head, rows, properties = {}) {
 	const cell = (name) => (one) => (one instanceof Node ? make(name, {}, one) : make(name, {textContent: one ?? ""}));
 	const heads = head.map((one) => make("th", {scope: "col"}, one instanceof Node ? one : String(one)));
 	const body = rows.map((row) => make("tr", row.map(cell("td"))));
-	return make("div.scroll", {tabIndex: 0, role: "region", "aria-label": properties.label ?? "Table"},
+	return make("div.scroll", {tabIndex: 0, role: "region", label: properties.label ?? "Table"},
 		make("table", make("thead", make("tr", heads)), make("tbody", body)));
 }
 
+export const tiles = (label, values) => make("dl.tiles", {label}, Object.entries(values).map(([title, text]) => make("div", {"data-key": title}, make("dt", title), make("dd", text))));
+
 export const details = (summary, ...children) => make("details", make("summary", summary), ...children);
 
-export const dot = (state) => make("span", {className: `dot ${state}`, role: "img", "aria-label": state, title: state});
+export const dot = (state) => make("span", {className: `dot ${state}`, role: "img", label: state, title: state});
 
 export const clamp = (value, low, high) => Math.min(high, Math.max(low, value));
 
@@ -122,18 +140,19 @@ export function download(name, content, type = "application/json") {
 }
 
 export function textBlock(label, file = "") {
-	const text = make("pre", {tabIndex: 0, role: "region", "aria-label": label});
+	const text = make("pre", {tabIndex: 0, role: "region", label});
 	let whole = "";
 	const copying = button("Copy", () => copy(whole, copying).catch((error) => (copying.textContent = error.message)));
 	const saving = file && button("Download", () => download(typeof file === "function" ? file() : file, whole, "text/plain"));
-	const block = make("div.block", {hidden: true}, make("div.bar", copying, saving || null), text);
-	return Object.assign(block, {
-		say(value, shown = value) {
-			whole = value;
-			text.textContent = shown;
-			block.hidden = !shown;
-		},
-	});
+	const block = make("div.block", {hidden: true}, bar(copying, saving || null), text);
+	const say = (value, shown = value) => {
+		whole = value;
+		text.textContent = shown;
+		block.hidden = !shown;
+	};
+	/** A text as it is, any other value as JSON; nothing for null. */
+	const tell = (value) => (value == null || typeof value === "string" ? say(value ?? "") : say(JSON.stringify(value), pretty(value)));
+	return Object.assign(block, {say, tell});
 }
 
 export async function toBase64(blob) {

@@ -1,42 +1,21 @@
 // A chain of routines: fields made from their declarations, in an order that can be changed.
 
 import {catalogue} from "./api.js";
-import {button, make, option} from "./dom.js";
-
-/** A field's text as the argument's value; lists are separated by commas. What is no number goes as text: the server says so. */
-function readArgument(kind, text) {
-	if (text.trim() === "") return null;
-	if (kind === "number" || kind === "integer") return numberOr(text);
-	if (kind === "boolean") return {true: true, false: false}[text.trim().toLowerCase()] ?? text;
-	if (kind === "map") return readMap(text);
-	const parts = text.split(",").map((part) => part.trim());
-	return kind === "strings" ? parts : kind === "numbers" ? parts.map(numberOr) : text;
-}
-
-const numberOr = (text) => (text.trim() === "" || Number.isNaN(Number(text)) ? text : Number(text));
-
-/** `cat: 0.5, dog: 0.7` as an object of numbers. */
-function readMap(text) {
-	return Object.fromEntries(text.split(",").map((part) => {
-		const at = part.lastIndexOf(":");
-		return [part.slice(0, at).trim(), numberOr(part.slice(at + 1).trim())];
-	}));
-}
-
-const write = (value) => (value == null ? "" : typeof value === "object" && !Array.isArray(value) ? Object.entries(value).map(([name, one]) => `${name}: ${one}`).join(", ") : String(value));
+import {button, fill, make, option} from "./dom.js";
+import {field} from "./fields.js";
 
 export class Chain {
 	constructor(onchange) {
 		this.steps = [];
 		this.onchange = onchange;
-		this.list = make("ol.routines", {"aria-label": "Routines, in order"});
+		this.list = make("ol.routines", {label: "Routines, in order"});
 		this.adder = make("select.add-routine", {onchange: () => this.add(this.adder.value)});
 		this.element = make("div", make("label", "Routine ", this.adder), this.list);
 		this.offer();
 	}
 
 	offer() {
-		this.adder.replaceChildren(option("", "add one…"), ...catalogue.routines.map((one) => option(one.name)));
+		fill(this.adder, option("", "add one…"), ...catalogue.routines.map((one) => option(one.name)));
 	}
 
 	add(name) {
@@ -55,7 +34,7 @@ export class Chain {
 	}
 
 	changed() {
-		this.list.replaceChildren(...this.steps.map((step, index) => this.row(step, index)));
+		fill(this.list, ...this.steps.map((step, index) => this.row(step, index)));
 		this.onchange();
 	}
 
@@ -78,13 +57,11 @@ export class Chain {
 	}
 
 	field(step, {name, kind, minimum, maximum, doc}) {
-		const number = kind === "number" || kind === "integer";
-		const field = make("input", {type: number ? "number" : "text", value: write(step.values[name]), placeholder: doc ?? "", title: doc ?? ""});
-		if (number) Object.assign(field, {step: kind === "integer" ? 1 : "any", min: minimum ?? "", max: maximum ?? ""});
-		field.oninput = () => {
-			step.values[name] = readArgument(kind, field.value);
+		const input = field(kind, step.values[name], {placeholder: doc ?? "", title: doc ?? "", min: minimum, max: maximum});
+		input.oninput = () => {
+			step.values[name] = input.read();
 			this.onchange();
 		};
-		return make("label", make("small", name), field);
+		return make("label", make("small", name), input);
 	}
 }

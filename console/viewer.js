@@ -1,7 +1,7 @@
 // A picture and what was seen in it: zoom, pan, full screen; boxes, masks with holes, labels.
 
 import {COLOURS} from "./charts.js";
-import {button, clamp, draw, make} from "./dom.js";
+import {bar, button, clamp, draw, drawOn, fill, make} from "./dom.js";
 
 export const colourOf = (tag) => COLOURS[Math.abs(tag.id) % COLOURS.length];
 
@@ -51,8 +51,8 @@ export class Viewer {
 		this.canvas = make("canvas");
 		this.overlay = draw("svg", {"aria-hidden": "true"});
 		this.divider = make("div.divider", {hidden: true});
-		this.frame = make("div.viewer", {role: "img", "aria-label": "No picture yet", tabIndex: 0}, this.canvas, this.overlay, this.divider);
-		const tools = make("div.bar", {role: "group", "aria-label": "View"},
+		this.frame = make("div.viewer", {role: "img", label: "No picture yet", tabIndex: 0}, this.canvas, this.overlay, this.divider);
+		const tools = bar({role: "group", "aria-label": "View"},
 			button("−", () => this.zoom(1 / 1.4), {ariaLabel: "Zoom out"}), button("+", () => this.zoom(1.4), {ariaLabel: "Zoom in"}),
 			button("Fit", () => this.fit()), button("Full screen", () => (document.fullscreenElement ? document.exitFullscreen() : this.frame.requestFullscreen?.())));
 		this.element = make("div", this.frame, tools);
@@ -63,8 +63,7 @@ export class Viewer {
 
 	show(bitmap) {
 		const fresh = this.canvas.width !== bitmap.width || this.canvas.height !== bitmap.height || !this.shown;
-		Object.assign(this.canvas, {width: bitmap.width, height: bitmap.height});
-		this.canvas.getContext("2d").drawImage(bitmap, 0, 0);
+		drawOn(this.canvas, bitmap);
 		this.shown = true;
 		if (fresh) this.resized(true);
 	}
@@ -172,7 +171,7 @@ export class Viewer {
 		const edge = this.share == null ? null : this.frame.clientWidth * this.share;
 		this.divider.hidden = edge == null;
 		if (edge != null) this.divider.style.left = `${edge}px`;
-		this.overlay.replaceChildren(...this.lists.map((list, index) => this.layer(list, edge, index)));
+		fill(this.overlay, ...this.lists.map((list, index) => this.layer(list, edge, index)));
 	}
 
 	layer(list, edge, index) {
@@ -229,8 +228,7 @@ export class Viewer {
 
 /** The picture with its objects at its own size, as a canvas: to save, or without labels as a thumbnail. */
 export function paint(bitmap, predictions, opacity = 0.35, labels = true) {
-	const canvas = make("canvas", {width: bitmap.width, height: bitmap.height}), on = canvas.getContext("2d");
-	on.drawImage(bitmap, 0, 0);
+	const canvas = drawOn(make("canvas"), bitmap), on = canvas.getContext("2d");
 	const {width, height} = canvas, size = Math.max(12, Math.round(Math.sqrt(width * height) / 40)), taken = [];
 	Object.assign(on, {lineWidth: labels ? Math.max(2, size / 8) : Math.max(width, height) / 120, font: `600 ${size}px system-ui, sans-serif`, textBaseline: "top"});
 	for (const one of predictions.filter((each) => each.bound).toReversed()) {

@@ -232,7 +232,9 @@ class ConfigFile:
             yield self.read()
 
     def kept(self) -> list[Kept]:
-        """The earlier configs, the latest first."""
+        """The earlier configs, the latest first; none where the config is no file."""
+        if self._find() is None:
+            return []
         path = self.path
         pattern = re.compile(re.escape(path.name) + r"\.(\d{6})\.(kept|undone)")
         found = [

@@ -1,0 +1,58 @@
+// Fields of typed values: what a text means as a number, a list or an object, and how a value is written.
+
+import {make, option} from "./dom.js";
+
+const numberOr = (text) => (text.trim() === "" || Number.isNaN(Number(text)) ? text : Number(text));
+
+/** `cat: 0.5, dog: 0.7` as an object of numbers. */
+function readMap(text) {
+	return Object.fromEntries(text.split(",").map((part) => {
+		const at = part.lastIndexOf(":");
+		return [part.slice(0, at).trim(), numberOr(part.slice(at + 1).trim())];
+	}));
+}
+
+/** A field's text as a value; lists are separated by commas. What is no number goes as text: the server says so. */
+function read(kind, text) {
+	if (text.trim() === "") return null;
+	if (kind === "number" || kind === "integer") return numberOr(text);
+	if (kind === "boolean") return text === "true";
+	if (kind === "map") return readMap(text);
+	if (kind === "json" && /^[[{"]/.test(text.trim())) return JSON.parse(text); // else the name of a file, or the like
+	const parts = text.split(",").map((part) => part.trim());
+	return kind === "strings" ? parts : kind === "numbers" ? parts.map(numberOr) : text;
+}
+
+function write(kind, value) {
+	if (value == null) return "";
+	if (kind === "json" && typeof value === "object") return JSON.stringify(value);
+	return kind === "map" ? Object.entries(value).map(([name, one]) => `${name}: ${one}`).join(", ") : String(value);
+}
+
+/** A field for a value of a kind, or one of a list: an element whose `read()` is the value, null where it is empty. */
+export function field(kind, value, properties = {}) {
+	const text = write(kind, value), number = kind === "number" || kind === "integer", list = kind === "boolean" ? [["true", "yes"], ["false", "no"]] : kind;
+	const all = Array.isArray(list) && ["", ...(text && !list.flat().includes(text) ? [text] : []), ...list];
+	const element = all ? make("select", properties, all.map((one) => option(...[one].flat())))
+		: make("input", {type: number ? "number" : kind === "date" ? kind : "text", ...(number ? {step: kind === "integer" ? 1 : "any"} : {}), ...properties});
+	element.value = text;
+	element.read = () => read(kind, element.value);
+	return element;
+}
+
+/** A form of `[name, kind, properties]`: `read()` has what is not as it was at first, null for what was emptied. */
+export function form(fields, now = {}) {
+	const inputs = fields.map(([name, kind, properties]) => [name, field(kind, now[name], properties)]), before = new Map(inputs.map(([name, input]) => [name, input.value]));
+	const element = make("div.fields", inputs.map(([name, input]) => make("label", name.replaceAll("_", " "), input)));
+	const touched = () => inputs.filter(([name, input]) => input.validity.badInput || input.value !== before.get(name));
+	const read = () => Object.fromEntries(touched().map(([name, input]) => {
+		try {
+			if (input.validity.badInput) throw new Error("expected a number");
+			return [name, input.read()];
+		} catch (error) {
+			input.focus();
+			throw new Error(`${name}: ${error.message}`);
+		}
+	}));
+	return {element, touched, read};
+}

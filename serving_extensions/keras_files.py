@@ -18,6 +18,7 @@ import tempfile
 from pathlib import Path
 
 from .core import Extension, Load, LoadError, LoadRequest, Servable, find_model_file
+from .manifest import sha256_of
 
 logger = logging.getLogger("serving")
 
@@ -73,8 +74,7 @@ def exported(file: Path, version: Path) -> Path:
 def digest_of(file: Path) -> str:
     """What tells a file's bytes from others, and this server's Python and export from another."""
     try:
-        with file.open("rb") as opened:
-            found = hashlib.file_digest(opened, "sha256")
+        found = hashlib.sha256(sha256_of(file).encode())
     except OSError as error:
         raise LoadError(f"'{file.name}' cannot be read: {error.strerror}") from None
     found.update((sys.version + EXPORT).encode())

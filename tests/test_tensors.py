@@ -394,7 +394,8 @@ class Ways:
         response = self.rest.post(
             f"/v1/models/{model}:predict", body, headers={"X-Request-Id": "same", **headers}
         )
-        return response.status_code, dict(response.headers), response.data
+        headers = {name: value for name, value in response.headers if name != "Server-Timing"}
+        return response.status_code, headers, response.data
 
     def count(self, value, infer):
         answer = self.infer_large(value, infer)

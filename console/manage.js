@@ -19,11 +19,13 @@ export async function show(root) {
 		const [history, {keys}, file] = await Promise.all([askJson("v1/config/history"), askJson("v1/keys"), ask("v1/config/file").catch(() => null)]);
 		Object.assign(page, {history, keys, tag: file?.headers.get("ETag"), config: await file?.json()});
 		page.warning.textContent = history.writable ? "" : `The config file cannot be changed: ${history.reason}`;
-		for (const part of parts) part.update();
-		for (const one of root.querySelectorAll("[data-writes]")) one.disabled = !history.writable;
+		for (const part of parts) {
+			part.update();
+			part.guard();
+		}
 	};
-	fill(root, page.warning, parts.map((part) => part.element));
-	return page.read();
+	await page.read();
+	return fill(root, page.warning, parts.map((part) => part.element));
 }
 
 /** A button that changes the config file; nobody can press it where that cannot be written. */
@@ -57,6 +59,10 @@ class Part {
 
 	/** Draw what depends on what the server says; what somebody is filling in stays. */
 	update() {}
+
+	guard() {
+		for (const one of this.element.querySelectorAll("[data-writes]")) one.disabled = !this.page.history.writable;
+	}
 
 	say(...content) {
 		fill(this.said, ...content);
@@ -105,11 +111,13 @@ class Part {
 
 class Deployments extends Part {
 	build() {
-		this.list = make("select", {onchange: () => this.edit(this.list.value)});
+		this.list = make("select", {onchange: () => this.attempt(() => this.edit(this.list.value))});
 		this.id = make("input", {placeholder: "its id", label: "Id of a new deployment"});
 		this.editor = make("div");
-		const create = () => this.id.value && this.edit(this.id.value);
-		this.id.onkeydown = ({key}) => key === "Enter" && create();
+		const create = () => this.id.value && this.attempt(() => this.edit(this.id.value));
+		this.id.onkeydown = ({key}) => {
+			if (key === "Enter") create();
+		};
 		return [bar(make("label", "Deployment ", this.list), this.id, button("New", create)), this.editor];
 	}
 
@@ -137,8 +145,8 @@ class Deployments extends Part {
 		const change = (dry) => this.change(known ? "PATCH" : "PUT", url, () => this.form.read(), dry).then((done) => done && !dry && (known ? this.renew() : this.edit(id)));
 		fill(this.editor, id && [make("h3", known ? id : `${id}, a new one`), fields, bar(this.both(known ? "Save" : "Create", change)),
 			known && bar(button("Statistics", () => this.attempt(() => this.showStatistics(stats, url))), name, changing("Delete", () => this.change("DELETE", url, () => ({name: name.value})))), stats]);
-		for (const one of this.editor.querySelectorAll("[data-writes]")) one.disabled = !this.page.history.writable;
-		return id && this.attempt(this.renew);
+		this.guard();
+		return id && this.renew();
 	}
 
 	async showStatistics(place, url) {

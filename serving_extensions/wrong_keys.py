@@ -88,6 +88,14 @@ def most_wrong(config: Config) -> int | None:
 
 def identify(server: ModelServer, call: Call, found: Found) -> Caller | None:
     """Who calls by the config's keys, as the core tells; wrong keys are counted."""
+    any_key = found.route.lists or found.route.guard in OWN_KEYS
+    return identify_for(server, call, None if any_key else list_reached(server, found))
+
+
+def identify_for(server: ModelServer, call: Call, reached: list[str] | None) -> Caller | None:
+    """Who calls by a key for one of the deployments `reached`, None for any key; None where the
+    request has no key, or nobody counts wrong ones.
+    """
     most = most_wrong(server.config)
     if most is None or not any(tokens := tokens_of(call.headers)):
         return None
@@ -99,9 +107,8 @@ def identify(server: ModelServer, call: Call, found: Found) -> Caller | None:
             "RESOURCE_EXHAUSTED",
             headers={"Retry-After": str(seconds)},
         )
-    any_key = found.route.lists or found.route.guard in OWN_KEYS
     try:
-        caller = server.identify(call.headers, None if any_key else list_reached(server, found))
+        caller = server.identify(call.headers, reached)
     except ServingError as error:
         if error.status == 401 and is_unknown(server, tokens):
             state.note_wrong(address)

@@ -1,7 +1,7 @@
 // The page's frame: parts and their addresses, the key, what is loading, errors that nobody else shows.
 
 import {catalogue, key, onCatalogue, refresh, takeKeyFromAddress, whenKeyIsNeeded} from "./api.js";
-import {$, button, make} from "./dom.js";
+import {$, button, fill, make} from "./dom.js";
 
 const PARTS = {
 	try: () => import("./try.js"),
@@ -42,7 +42,7 @@ async function route() {
 	shown.part = part;
 	showError("");
 	document.title = `${names.at(-1) ?? $(`nav a[data-part=${part}]`).textContent} · serving`;
-	if (moved) root.replaceChildren();
+	if (moved) fill(root);
 	const leave = (await attempt(() => module.show(root, names))) ?? null;
 	if (turn === shown.turn) shown.leave = leave;
 	else leave?.(); // something else was chosen meanwhile
@@ -118,7 +118,7 @@ async function start() {
 	} catch (error) {
 		const [text, action, work] = error.status === 401 ? ["Nothing can be shown without a key. The server prints one when it starts, unless its config has some.", "Enter a key", changeKey] : [error.message, "Try again", start];
 		showKey();
-		$("#main").replaceChildren(make("p.empty", text, make("br"), button(action, work, {className: "main"})));
+		fill($("#main"), make("p.empty", text, make("br"), button(action, work, {className: "main"})));
 	}
 }
 

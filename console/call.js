@@ -2,7 +2,7 @@
 
 import {askJson, timing} from "./api.js";
 import {timeBar} from "./charts.js";
-import {button, make, status} from "./dom.js";
+import {button, fill, make, status} from "./dom.js";
 
 export class Caller {
 	/** `send` is run by the button; it calls `run`. */
@@ -20,7 +20,7 @@ export class Caller {
 		this.turn += 1;
 		this.abort?.abort();
 		this.status.textContent = "";
-		this.times.replaceChildren();
+		fill(this.times);
 		this.fail("");
 	}
 
@@ -46,12 +46,12 @@ export class Caller {
 			const response = await question(abort.signal), took = performance.now() - began, answer = await read(response);
 			if (turn !== this.turn) return null;
 			const time = timing(response, took);
-			this.times.replaceChildren(timeBar(time));
+			fill(this.times, timeBar(time));
 			this.status.textContent = "";
 			return {response, answer, time};
 		} catch (error) {
 			if (turn !== this.turn) return null;
-			this.times.replaceChildren();
+			fill(this.times);
 			this.status.textContent = error.name === "AbortError" ? "Stopped." : "";
 			if (error.name !== "AbortError") this.fail(tellError(error));
 			return null;

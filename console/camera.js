@@ -6,7 +6,7 @@ export class Camera {
 	constructor(take, caller) {
 		Object.assign(this, {take, caller, live: false});
 		this.button = button("Camera", () => (this.stream ? this.end() : this.begin()));
-		this.video = make("video", {muted: true, playsInline: true, autoplay: true, "aria-label": "The camera's picture"});
+		this.video = make("video", {muted: true, playsInline: true, autoplay: true, label: "The camera's picture"});
 		this.liver = button("Live", () => this.setLive(!this.live), {ariaPressed: "false"});
 		this.rate = status();
 		this.element = make("div.bar.card", {hidden: true}, this.video, button("Take a picture", () => this.shoot()), this.liver, this.rate, button("Close the camera", () => this.end()));

@@ -1,6 +1,6 @@
 // Charts: lines and stacked areas over time with axes, units and a tooltip; sparklines; bars of 0..1; parts of a time.
 
-import {draw, make, milliseconds, show} from "./dom.js";
+import {bar, draw, fill, make, milliseconds, show} from "./dom.js";
 
 // 20 colours that differ in lightness too, so that they differ for colour-blind eyes: Okabe and Ito's eight
 // (https://jfly.uni-koeln.de/color/), then Paul Tol's muted and bright ones (https://personal.sron.nl/~pault/).
@@ -109,7 +109,7 @@ export function sparkline(values, colour = "var(--ok)") {
 
 /** Rows of bars on a scale of 0..`most`; an object, or pairs where the order counts: an object sorts whole numbers. */
 export function bars(rows, {most = 1, digits = 3} = {}) {
-	return make("div.bars", {role: "group", "aria-label": "Chart"}, (Array.isArray(rows) ? rows : Object.entries(rows)).map(([name, value]) => {
+	return make("div.bars", {role: "group", label: "Chart"}, (Array.isArray(rows) ? rows : Object.entries(rows)).map(([name, value]) => {
 		const part = make("i");
 		part.style.width = `${Math.max(0, Math.min(1, value / most)) * 100}%`;
 		return make("div.barrow", make("span", name), make("span.track", part),

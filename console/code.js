@@ -1,7 +1,7 @@
 // A call as code, in any language that the server writes, with or without the user's key.
 
 import {ask, catalogue, key, post} from "./api.js";
-import {details, make, option, textBlock} from "./dom.js";
+import {bar, details, fill, make, option, textBlock} from "./dom.js";
 
 /** What to ask for the code of a call with a JSON body. */
 export function codeOf(language, own, url, text, method = "POST") {
@@ -17,7 +17,7 @@ export class Code {
 		this.withKey = make("input", {type: "checkbox", onchange: () => this.show()});
 		this.block = textBlock("Code of this call", () => this.chosen.file);
 		this.hint = make("p.soft");
-		const content = [make("div.bar", make("label", "Language ", this.list), make("label", this.withKey, "with my key")), this.hint, this.block];
+		const content = [bar(make("label", "Language ", this.list), make("label", this.withKey, "with my key")), this.hint, this.block];
 		this.element = summary ? details(summary, ...content) : make("div", ...content);
 		this.element.classList.add("code");
 		this.element.ontoggle = () => this.show();
@@ -34,7 +34,7 @@ export class Code {
 
 	async show() {
 		const {list} = this;
-		if (list.options.length !== catalogue.languages.length) list.replaceChildren(...catalogue.languages.map((one) => option(one.id, one.name)));
+		if (list.options.length !== catalogue.languages.length) fill(list, ...catalogue.languages.map((one) => option(one.id, one.name)));
 		if (this.element.open === false) return;
 		this.hint.textContent = `Needs ${this.chosen.needs}; saved as ${this.chosen.file} it runs by ${this.chosen.run}`;
 		const turn = (this.turn = (this.turn ?? 0) + 1);

@@ -2,7 +2,7 @@
 
 import {catalogue} from "./api.js";
 import {Caller} from "./call.js";
-import {details, make, range, select, table} from "./dom.js";
+import {bar, details, fill, make, range, select, table} from "./dom.js";
 import {predict, versionPicker} from "./predict.js";
 import {cornersOf} from "./viewer.js";
 
@@ -16,7 +16,7 @@ export class Compare {
 		this.versions = make("span");
 		this.slider = range(0.5, () => this.draw());
 		this.result = make("div", {hidden: true}, make("label", "Divider ", this.slider), (this.list = make("div")));
-		this.element = details("Compare with…", make("div.bar", select("Deployment", ready.map((one) => one.id), (id) => this.choose(id), this.id), this.versions,
+		this.element = details("Compare with…", bar(select("Deployment", ready.map((one) => one.id), (id) => this.choose(id), this.id), this.versions,
 			select("Routines", [["with", "the same"], ["without", "without those of the request"]], (value) => (this.routines = value)), this.caller.buttons), this.caller.error, this.result);
 		this.choose(this.id);
 	}
@@ -25,7 +25,7 @@ export class Compare {
 		this.id = id;
 		this.query = "";
 		const model = catalogue.deployments.find((one) => one.id === id)?.model;
-		this.versions.replaceChildren(...[versionPicker(model, (value) => (this.query = value))].filter(Boolean));
+		fill(this.versions, ...[versionPicker(model, (value) => (this.query = value))].filter(Boolean));
 	}
 
 	async run() {
@@ -44,7 +44,7 @@ export class Compare {
 		const right = this.other.filter((one) => one.confidence >= least && !panel.result.hidden.has(one.tag.name));
 		if ([...left, ...right].some((one) => one.bound)) panel.viewer.mark(left, right, Number(this.slider.value));
 		const tell = (id, query) => id + decodeURIComponent(query).replace(/^version(_label)?=/, ", version ");
-		this.list.replaceChildren(make("p.soft", `Left: ${tell(panel.one.id, panel.query)} · right: ${tell(this.id, this.query)}${this.routines === "without" ? ", without the request's routines" : ""}`), differences(left, right));
+		fill(this.list, make("p.soft", `Left: ${tell(panel.one.id, panel.query)} · right: ${tell(this.id, this.query)}${this.routines === "without" ? ", without the request's routines" : ""}`), differences(left, right));
 	}
 
 	clear() {

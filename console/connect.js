@@ -2,7 +2,7 @@
 
 import {BASE, askJson, catalogue, key, path} from "./api.js";
 import {Code} from "./code.js";
-import {copy, button, make, option} from "./dom.js";
+import {bar, button, copy, fill, make, option} from "./dom.js";
 
 function targets() {
 	const model = (group) => ({name}) => ({group, name, url: `v1/models/${path(name)}:predict`, client: (language) => `v1/models/${path(name)}/client/${language}`});
@@ -22,7 +22,7 @@ export async function show(root, [group, name]) {
 	}
 	const all = targets(), one = all.find((each) => each.group.toLowerCase() === group && each.name === name) ?? all[0];
 	if (!one) {
-		root.replaceChildren(tabs("code"), make("p.empty", "Nothing is served yet."));
+		fill(root, tabs("code"), make("p.empty", "Nothing is served yet."));
 		return null;
 	}
 	const list = make("select", {id: "target", onchange: () => (location.hash = `#connect/${list.value}`)});
@@ -32,7 +32,7 @@ export async function show(root, [group, name]) {
 	}
 	const address = String(new URL(one.url, BASE)), code = new Code((language) => ({path: one.client(language)}), "");
 	const copying = button("Copy", () => copy(address, copying));
-	root.replaceChildren(tabs("code"), make("div.bar", make("label", "Call ", list)),
+	fill(root, tabs("code"), bar(make("label", "Call ", list)),
 		make("p", make("strong", `${one.method ?? "POST"} `), make("code", address), " ", copying),
 		!key.get() ? "" : make("p.soft", "Send your key as ", make("code", "Authorization: Bearer YOUR_KEY"), " or ", make("code", "x-api-key: YOUR_KEY"), "."), code.element);
 	await code.show();

@@ -41,7 +41,7 @@ export function select(label, options, onchange, value) {
 	return make("label", `${label} `, list);
 }
 
-export const search = (label, oninput, placeholder = "Search…") => make("input", {type: "search", placeholder, "aria-label": label, oninput});
+export const search = (label, oninput, placeholder = "Search…") => make("input", {type: "search", placeholder, label: label, oninput});
 
 export const area = (properties) => make("textarea", {spellcheck: false, ...properties});
 
@@ -50,7 +50,7 @@ export const range = (value, oninput, step = 0.01) => make("input", {type: "rang
 export const status = (name = "span.soft") => make(name, {role: "status"});
 
 export function shownBitmap(bitmap, label) {
-	const canvas = make("canvas.whole", {width: bitmap.width, height: bitmap.height, role: "img", "aria-label": label});
+	const canvas = make("canvas.whole", {width: bitmap.width, height: bitmap.height, role: "img", label: label});
 	canvas.getContext("2d").drawImage(bitmap, 0, 0);
 	return canvas;
 }
@@ -65,7 +65,7 @@ export function table(head, rows, properties = {}) {
 	const cell = (name) => (one) => (one instanceof Node ? make(name, {}, one) : make(name, {textContent: one ?? ""}));
 	const heads = head.map((one) => make("th", {scope: "col"}, one instanceof Node ? one : String(one)));
 	const body = rows.map((row) => make("tr", row.map(cell("td"))));
-	return make("div.scroll", {tabIndex: 0, role: "region", "aria-label": properties.label ?? "Table"},
+	return make("div.scroll", {tabIndex: 0, role: "region", label: properties.label ?? "Table"},
 		make("table", make("thead", make("tr", heads)), make("tbody", body)));
 }
 
@@ -73,7 +73,7 @@ export const tiles = (label, values) => make("dl.tiles", {label}, Object.entries
 
 export const details = (summary, ...children) => make("details", make("summary", summary), ...children);
 
-export const dot = (state) => make("span", {className: `dot ${state}`, role: "img", "aria-label": state, title: state});
+export const dot = (state) => make("span", {className: `dot ${state}`, role: "img", label: state, title: state});
 
 export const clamp = (value, low, high) => Math.min(high, Math.max(low, value));
 
@@ -131,11 +131,11 @@ export function download(name, content, type = "application/json") {
 }
 
 export function textBlock(label, file = "") {
-	const text = make("pre", {tabIndex: 0, role: "region", "aria-label": label});
+	const text = make("pre", {tabIndex: 0, role: "region", label: label});
 	let whole = "";
 	const copying = button("Copy", () => copy(whole, copying).catch((error) => (copying.textContent = error.message)));
 	const saving = file && button("Download", () => download(typeof file === "function" ? file() : file, whole, "text/plain"));
-	const block = make("div.block", {hidden: true}, make("div.bar", copying, saving || null), text);
+	const block = make("div.block", {hidden: true}, bar(copying, saving || null), text);
 	return Object.assign(block, {
 		say(value, shown = value) {
 			whole = value;

@@ -1,7 +1,7 @@
 // Several pictures at once: three requests at a time, progress, filter, exports.
 
 import {Caller} from "./call.js";
-import {button, download, make, search, status, withoutEnding} from "./dom.js";
+import {bar, button, download, fill, make, search, status, withoutEnding} from "./dom.js";
 import {drawThumb, predict, readPicture} from "./predict.js";
 import {csvOf} from "./result.js";
 import {paint} from "./viewer.js";
@@ -12,14 +12,14 @@ export class Gallery {
 	constructor(panel) {
 		Object.assign(this, {panel, pictures: [], running: 0, ended: false});
 		this.abort = new AbortController();
-		this.progress = make("progress", {max: 1, value: 0, "aria-label": "Pictures done"});
+		this.progress = make("progress", {max: 1, value: 0, label: "Pictures done"});
 		this.status = status();
 		this.filter = search("Filter the pictures", () => this.sift(), "Class or file name…");
 		this.stop = button("Stop", () => this.cancel());
 		this.list = make("ul.gallery");
 		this.exporting = new Caller(() => this.saveCoco(), "COCO");
 		this.exporting.button.classList.remove("main");
-		this.element = make("div.card", {hidden: true}, make("div.bar", this.progress, this.status, this.stop, this.filter,
+		this.element = make("div.card", {hidden: true}, bar(this.progress, this.status, this.stop, this.filter,
 			this.exporting.buttons, button("CSV", () => this.saveCsv()), button("PNG", () => this.savePng()), button("Close", () => this.close())), this.exporting.error, this.list);
 	}
 
@@ -108,7 +108,7 @@ export class Gallery {
 	close() {
 		this.cancel();
 		this.pictures = [];
-		this.list.replaceChildren();
+		fill(this.list);
 		this.element.hidden = true;
 	}
 

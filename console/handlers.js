@@ -3,14 +3,14 @@
 import {ask} from "./api.js";
 import {Caller} from "./call.js";
 import {Code, codeOf} from "./code.js";
-import {area, button, download, dropZone, make, pretty, select, shownBitmap, textBlock} from "./dom.js";
+import {area, bar, button, download, dropZone, fill, make, pretty, select, shownBitmap, textBlock} from "./dom.js";
 import {heading} from "./tensors.js";
 
 const last = new Map(); // path -> {text, type}
 
 export function show(root, one) {
 	const panel = new HandlerPanel(one);
-	root.replaceChildren(heading({...one, name: one.path}), make(one.state === "failed" ? "p.error" : "p.soft", one.reason || (one.envelope ? `answers in the envelope “${one.envelope}”` : "")), panel.element);
+	fill(root, heading({...one, name: one.path}), make(one.state === "failed" ? "p.error" : "p.soft", one.reason || (one.envelope ? `answers in the envelope “${one.envelope}”` : "")), panel.element);
 	return () => panel.caller.clear();
 }
 
@@ -25,7 +25,7 @@ class HandlerPanel {
 		this.answer = make("div");
 		this.json = textBlock("The answer", `${one.path.split("/").at(-1)}.json`);
 		this.code = new Code((language, own) => codeOf(language, own, this.url, this.body.value, this.method));
-		const bar = make("div.bar", one.methods.length > 1 ? select("Method", one.methods, (value) => (this.method = value)) : null,
+		const bar = bar(one.methods.length > 1 ? select("Method", one.methods, (value) => (this.method = value)) : null,
 			select("Body", [["application/json", "JSON"], ["text/plain", "text"]], (value) => (this.type = value), this.type), this.caller.buttons);
 		this.element = make("div", this.body, dropZone("Send a file instead", ([file]) => this.take(file), {extra: [this.fileName, button("Forget the file", () => this.take(null))]}), bar, this.caller.error, this.caller.times, this.answer, this.json, this.code.element);
 	}
@@ -40,7 +40,7 @@ class HandlerPanel {
 		const body = this.file ?? this.body.value, type = this.file ? this.file.type || "application/octet-stream" : this.type;
 		const found = await this.caller.run((signal) => ask(this.url, {page: false, method: this.method, body: this.method === "GET" ? undefined : body, signal, headers: {"Content-Type": type}}));
 		if (!found && this.caller.error.hidden) return;
-		this.answer.replaceChildren(...(found?.answer instanceof Blob ? [await showBlob(found.answer)] : []));
+		fill(this.answer, ...(found?.answer instanceof Blob ? [await showBlob(found.answer)] : []));
 		const shown = found && !(found.answer instanceof Blob) ? found.answer : null;
 		this.json.say(found ? (typeof shown === "string" ? shown : JSON.stringify(shown)) : "", found && shown !== null ? (typeof shown === "string" ? shown : pretty(shown)) : "");
 	}

@@ -2,7 +2,7 @@
 
 import {ask, askJson, catalogue, path} from "./api.js";
 import {attempt, showError} from "./app.js";
-import {button, clamp, draw, download, make, select} from "./dom.js";
+import {bar, button, clamp, download, draw, fill, make, select} from "./dom.js";
 import {paint} from "./viewer.js";
 
 const PAGE = 60, SMALL = 320, LARGE = 1600;
@@ -12,11 +12,11 @@ const VERDICTS = {accepted: "✓ accepted", rejected: "✗ rejected", none: ""};
 export async function show(root, [wanted]) {
 	const own = catalogue.deployments.filter((one) => one.active_learning), deployment = own.find(({id}) => id === wanted) ?? (wanted ? null : own[0]);
 	if (!deployment) {
-		root.replaceChildren(make("p.empty", wanted ? `No deployment called ‘${wanted}’ puts pictures aside.` : "No deployment puts pictures aside: give one `active_learning` in the config."));
+		fill(root, make("p.empty", wanted ? `No deployment called ‘${wanted}’ puts pictures aside.` : "No deployment puts pictures aside: give one `active_learning` in the config."));
 		return null;
 	}
 	const inbox = new Inbox(deployment, own);
-	root.replaceChildren(inbox.element);
+	fill(root, inbox.element);
 	document.addEventListener("keydown", inbox.onkey);
 	await inbox.read();
 	return () => inbox.end();
@@ -30,10 +30,10 @@ class Inbox {
 		this.list = make("ul.gallery", {id: "inbox-list"});
 		this.more = button("Show more", () => this.draw((this.most += PAGE)), {hidden: true});
 		this.large = make("div.card", {id: "inbox-large", hidden: true});
-		this.threshold = make("section.card", {"aria-label": "Threshold"});
+		this.threshold = make("section.card", {label: "Threshold"});
 		const say = (verdict, text) => button(text, () => this.judge(verdict), {"data-verdict": verdict});
 		this.undoing = button("Undo (U)", () => this.undo(), {id: "inbox-undo"});
-		this.verdicts = make("div.bar", say("accepted", "Accept (A)"), say("rejected", "Reject (R)"), this.undoing);
+		this.verdicts = bar(say("accepted", "Accept (A)"), say("rejected", "Reject (R)"), this.undoing);
 		this.seer = new IntersectionObserver((seen) => seen.filter((one) => one.isIntersecting).forEach(({target}) => this.paintThumb(target)), {rootMargin: "300px"});
 		const bar = make("div.bar",
 			own.length > 1 ? select("Deployment", own.map((one) => one.id), (name) => (location.hash = `#inbox/${path(name)}`), id) : make("h2", id),
@@ -68,9 +68,9 @@ class Inbox {
 		if (!this.listed.includes(this.chosen)) this.chosen = this.listed[0] ?? null;
 		const held = this.list.contains(document.activeElement);
 		this.rows = this.listed.slice(0, this.most).map((one) => this.row(one));
-		this.list.replaceChildren(...this.rows);
+		fill(this.list, ...this.rows);
 		this.more.hidden = this.listed.length <= this.most;
-		if (!this.listed.length) this.list.replaceChildren(make("li.empty", all.length ? "None of them is so." : "Nothing has been put aside yet."));
+		if (!this.listed.length) fill(this.list, make("li.empty", all.length ? "None of them is so." : "Nothing has been put aside yet."));
 		this.mark(held);
 	}
 
@@ -137,12 +137,12 @@ class Inbox {
 		const about = make("p.soft", `score ${one.score?.toFixed(3)} · ${one.width} × ${one.height} · ${one.time ?? ""} · ${seen.slice(0, 12).join(", ") || "nothing seen"}${seen.length > 12 ? ` and ${seen.length - 12} more` : ""}`);
 		if (this.enlarged === one.file_name) return;
 		this.enlarged = one.file_name;
-		this.large.replaceChildren(this.verdicts, about);
+		fill(this.large, this.verdicts, about);
 		const painted = await this.paintOf(one, LARGE);
 		if (this.enlarged !== one.file_name) return;
 		painted.setAttribute("role", "img");
 		painted.setAttribute("aria-label", `The picture with ${seen.join(", ") || "nothing seen"}`);
-		this.large.replaceChildren(this.verdicts, painted, about);
+		fill(this.large, this.verdicts, painted, about);
 	}
 
 	// --- verdicts ---
@@ -207,7 +207,7 @@ class Inbox {
 		for (const score of scores) bins[clamp(Math.floor(score * 50), 0, 49)] += 1;
 		const top = Math.max(1, ...bins), chart = draw("svg", {viewBox: "0 0 500 80", preserveAspectRatio: "none", class: "histogram", role: "img", "aria-label": `Histogram of the scores of the last ${scores.length} pictures`});
 		const drawn = bins.map((count, place) => chart.appendChild(draw("rect", {x: place * 10 + 0.5, width: 9, y: 80 - (78 * count) / top, height: (78 * count) / top})));
-		const slide = make("input", {type: "range", min: 0, max: 1, step: 0.01, value: threshold, id: "inbox-threshold", "aria-label": "Threshold"});
+		const slide = make("input", {type: "range", min: 0, max: 1, step: 0.01, value: threshold, id: "inbox-threshold", label: "Threshold"});
 		slide.oninput = () => {
 			const value = Number(slide.value), kept = scores.filter((score) => score >= value).length;
 			said.textContent = scores.length ? `A threshold of ${value.toFixed(2)} would keep ${kept} of the last ${scores.length.toLocaleString()} pictures (${Math.round((100 * kept) / scores.length)} %). The config has ${threshold}, ${strategy}.`
@@ -215,6 +215,6 @@ class Inbox {
 			drawn.forEach((bar, place) => bar.classList.toggle("kept", (place + 1) / 50 > value));
 		};
 		slide.oninput();
-		this.threshold.replaceChildren(...(scores.length ? [make("div.sliding", chart, slide)] : []), said);
+		fill(this.threshold, ...(scores.length ? [make("div.sliding", chart, slide)] : []), said);
 	}
 }

@@ -2,17 +2,17 @@
 
 import {ask, askJson, catalogue, onCatalogue, path, refresh} from "./api.js";
 import {attempt} from "./app.js";
-import {button, bytes, details, dot, duration, link, make, pretty, table} from "./dom.js";
+import {bar, button, bytes, details, dot, duration, fill, link, make, pretty, table} from "./dom.js";
 import {morph, poll} from "./live.js";
 
 let versions = {}, ahead = 0; // what /stats says of each version; the server's clock, ahead of ours by so many seconds
 
 export async function show(root, [only]) {
-	const search = make("input", {type: "search", id: "models-search", placeholder: "Search…", "aria-label": "Search models, pipelines and handlers", hidden: Boolean(only)});
-	const cards = make("div.part", {id: "models-cards"}), plan = make("section.card", {id: "reload-plan", "aria-live": "polite", "aria-label": "Reload", hidden: true});
+	const search = make("input", {type: "search", id: "models-search", placeholder: "Search…", label: "Search models, pipelines and handlers", hidden: Boolean(only)});
+	const cards = make("div.part", {id: "models-cards"}), plan = make("section.card", {id: "reload-plan", "aria-live": "polite", label: "Reload", hidden: true});
 	const draw = () => morph(cards, drawAll(only, search.value));
 	search.oninput = draw;
-	root.replaceChildren(make("div.bar", search, only ? link("#models", "All models") : null,
+	fill(root, bar(search, only ? link("#models", "All models") : null,
 		button("Reload…", () => attempt(() => preview(plan)), {id: "reload"})), plan, cards);
 	let turn = 0;
 	const read = async () => {
@@ -44,7 +44,7 @@ function drawAll(only, sought) {
 
 const facts = (pairs) => make("dl", pairs.filter(([, value]) => value != null && value !== "").flatMap(([name, value]) => [make("dt", name), make("dd", value)]));
 
-const card = (one, kind, ...children) => make("section", {className: `card${one.state === "failed" ? " failed" : ""}`, "data-key": `${kind} ${one.name}`, "aria-label": one.name},
+const card = (one, kind, ...children) => make("section", {className: `card${one.state === "failed" ? " failed" : ""}`, "data-key": `${kind} ${one.name}`, label: one.name},
 	make("h3", dot(one.state), " ", link(`#models/${path(one.name)}`, one.name), make("span.soft", ` ${one.state === "empty" ? "no version" : one.state}`)),
 	one.reason ? make("p.error", one.reason) : null, ...children,
 	one.state === "ready" ? make("p", link(`#try/${kind}/${path(one.name)}`, "Try it")) : null);
@@ -98,7 +98,7 @@ function signature(one, states, open) {
 		const part = details(numbers.length > 1 ? `Signature of version ${version}` : "Signature", inside);
 		part.dataset.key = `signature ${version}`;
 		part.ontoggle = ({currentTarget: shown}) => {
-			if (shown.open) attempt(() => fill(shown.querySelector("[data-keep]"), `v1/models/${path(one.name)}${version ? `/versions/${version}` : ""}/metadata`, `of ${one.name} ${version ?? ""}`));
+			if (shown.open) attempt(() => tellSignature(shown.querySelector("[data-keep]"), `v1/models/${path(one.name)}${version ? `/versions/${version}` : ""}/metadata`, `of ${one.name} ${version ?? ""}`));
 		};
 		if (open) part.open = true;
 		return part;
@@ -106,11 +106,11 @@ function signature(one, states, open) {
 	return make("div", {"data-key": "signatures"}, parts);
 }
 
-async function fill(inside, address, whose) {
+async function tellSignature(inside, address, whose) {
 	const {metadata} = await askJson(address);
 	const size = ({tensor_shape: shape}) => (shape?.unknown_rank ? "any shape" : `[${(shape?.dim ?? []).map((one) => (Number(one.size) < 0 ? "any" : one.size)).join(", ")}]`);
 	const rows = (side, tensors) => Object.entries(tensors ?? {}).map(([name, tensor]) => [side, name, tensor.dtype.replace("DT_", "").toLowerCase(), size(tensor)]);
-	inside.replaceChildren(...Object.entries(metadata.signature_def.signature_def).filter(([name]) => !name.startsWith("__")).flatMap(([name, one]) => [make("p", make("strong", name), make("span.soft", ` ${one.method_name ?? ""}`)),
+	fill(inside, ...Object.entries(metadata.signature_def.signature_def).filter(([name]) => !name.startsWith("__")).flatMap(([name, one]) => [make("p", make("strong", name), make("span.soft", ` ${one.method_name ?? ""}`)),
 		table(["Side", "Tensor", "dtype", "Shape"], [...rows("input", one.inputs), ...rows("output", one.outputs)], {label: `Signature ${name} ${whose}`})]));
 }
 
@@ -121,12 +121,12 @@ const handlerCard = (one, kind) => card(one, kind, facts([["Path", make("code", 
 /** What a reload would change, with the button that does it. */
 async function preview(plan) {
 	const found = await askJson("v1/config/reload?dry_run=1", {method: "POST"});
-	const close = () => ((plan.hidden = true), plan.replaceChildren());
+	const close = () => ((plan.hidden = true), fill(plan));
 	const lines = tellPlan(found);
-	plan.replaceChildren(make("h2", "What a reload would change"),
+	fill(plan, make("h2", "What a reload would change"),
 		lines.length ? make("ul", lines.map((line) => make("li", line))) : make("p", "Nothing: everything is as the config and the folders have it."),
 		found.problems.length ? make("p.error", found.problems.join("\n")) : "",
-		make("div.bar", button("Reload now", () => attempt(() => reload(plan, close)), {className: "main", id: "reload-now"}), button("Cancel", close)));
+		bar(button("Reload now", () => attempt(() => reload(plan, close)), {className: "main", id: "reload-now"}), button("Cancel", close)));
 	plan.hidden = false;
 	plan.querySelector(".main").focus();
 }
@@ -167,7 +167,7 @@ async function reload(plan, close) {
 	}
 	const after = statesIn(await askJson("v1/config"));
 	const rows = [...new Set([...Object.keys(before), ...Object.keys(after)])].filter((name) => before[name] !== after[name]).map((name) => [name, before[name] ?? "–", after[name] ?? "–"]);
-	plan.replaceChildren(make("h2", "What the reload changed"), ...tell, rows.length ? table(["Version", "Before", "Now"], rows, {label: "What has changed"}) : make("p", "No version has another state than before."),
-		answer ? details("The server's answer", make("pre", {tabIndex: 0, role: "region", "aria-label": "The server's answer"}, answer)) : "", make("div.bar", button("Close", close)));
+	fill(plan, make("h2", "What the reload changed"), ...tell, rows.length ? table(["Version", "Before", "Now"], rows, {label: "What has changed"}) : make("p", "No version has another state than before."),
+		answer ? details("The server's answer", make("pre", {tabIndex: 0, role: "region", label: "The server's answer"}, answer)) : "", bar(button("Close", close)));
 	await refresh();
 }

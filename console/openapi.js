@@ -2,7 +2,7 @@
 
 import {ask} from "./api.js";
 import {Caller} from "./call.js";
-import {area, details, dropZone, make, option, pretty, search, select, textBlock} from "./dom.js";
+import {area, bar, details, dropZone, fill, make, option, pretty, search, select, textBlock} from "./dom.js";
 
 const METHODS = ["get", "put", "post", "delete", "patch", "head"];
 
@@ -23,7 +23,7 @@ export function showApi(root, head, api) {
 		return {row, text: `${text} ${one.operation.summary ?? ""}`.toLowerCase()};
 	});
 	list.append(...rows.map(({row}) => row));
-	root.replaceChildren(head, make("p", make("strong", `${api.info.title} ${api.info.version}`), ` ${api.info.description ?? ""}`), find, list);
+	fill(root, head, make("p", make("strong", `${api.info.title} ${api.info.version}`), ` ${api.info.description ?? ""}`), find, list);
 	return null;
 }
 
@@ -40,7 +40,7 @@ class Operation {
 		const parameters = [...shared, ...(operation.parameters ?? [])].map((one) => follow(api, one));
 		const body = follow(api, operation.requestBody);
 		this.element = make("div", operation.description ? make("p", operation.description) : null, make("div.fields", parameters.map((one) => this.field(one))),
-			body ? this.bodyFields(body) : null, make("div.bar", this.caller.buttons), this.caller.error, this.caller.times, this.answer, details("Answers", this.answers()));
+			body ? this.bodyFields(body) : null, bar(this.caller.buttons), this.caller.error, this.caller.times, this.answer, details("Answers", this.answers()));
 	}
 
 	field(parameter) {

@@ -5,7 +5,7 @@ import {Caller, tellError} from "./call.js";
 import {Camera} from "./camera.js";
 import {Code} from "./code.js";
 import {Compare} from "./compare.js";
-import {details, dot, dropZone, make, notReady, pretty, shownBitmap, textBlock} from "./dom.js";
+import {bar, details, dot, dropZone, fill, make, notReady, pretty, shownBitmap, textBlock} from "./dom.js";
 import {Gallery} from "./gallery.js";
 import {drawThumb, predict, readPicture, versionPicker} from "./predict.js";
 import {Result} from "./result.js";
@@ -14,7 +14,7 @@ import {Viewer} from "./viewer.js";
 
 export function show(root, one) {
 	if (one.state !== "ready") {
-		root.replaceChildren(heading(one), notReady(one));
+		fill(root, heading(one), notReady(one));
 		return null;
 	}
 	const panel = new Panel(root, one);
@@ -42,8 +42,8 @@ class Panel {
 		this.json = textBlock("The answer as JSON", () => `${this.name || "answer"}.json`);
 		this.shownTo = details("What the model is shown", make("div.preview"));
 		this.shownTo.ontoggle = () => this.preview();
-		this.samples = make("div.thumbs", {role: "group", "aria-label": "Samples"});
-		root.replaceChildren(heading(one), ...this.parts());
+		this.samples = make("div.thumbs", {role: "group", label: "Samples"});
+		fill(root, heading(one), ...this.parts());
 		this.paste = (event) => this.pasted(event);
 		addEventListener("paste", this.paste);
 		this.addSamples();
@@ -53,7 +53,7 @@ class Panel {
 	parts() {
 		const camera = this.camera.button;
 		const drop = dropZone("Choose pictures", (files) => this.takeAll(files), {accept: "image/*,.tif,.tiff,.heic,.avif,.npy", multiple: true, extra: [camera, make("span.soft", "or drop or paste them here", this.one.samples.length ? ", or take a sample:" : ""), this.samples]});
-		const controls = make("div.bar", versionPicker(this.one.model, (value) => this.setQuery(value)), this.chain.element, this.caller.buttons);
+		const controls = bar(versionPicker(this.one.model, (value) => this.setQuery(value)), this.chain.element, this.caller.buttons);
 		this.seen = make("div.two", {hidden: true}, make("div", this.viewer.element, this.caller.times), this.result.element);
 		this.more = make("div", {hidden: true}, details("The answer as JSON", this.json), this.shownTo, this.compare.element);
 		return [drop, this.camera.element, controls, this.caller.error, this.gallery.element, this.seen, this.more, this.code.element];
@@ -79,7 +79,7 @@ class Panel {
 
 	async addSamples() {
 		for (const name of this.one.samples) {
-			const canvas = make("canvas"), thumb = make("button.thumb.sample", {title: name, "aria-label": `Sample ${name}`}, canvas);
+			const canvas = make("canvas"), thumb = make("button.thumb.sample", {title: name, label: `Sample ${name}`}, canvas);
 			this.samples.append(thumb);
 			const blob = ask(`${path(this.one.id)}/samples/${path(name)}`).then((response) => response.blob());
 			thumb.onclick = async () => this.take(await blob, name).catch((error) => this.caller.fail(error.message));
@@ -138,9 +138,9 @@ class Panel {
 		try {
 			const bitmap = await createImageBitmap(await (await predict(this.one.id, this.blob, {routines: this.chain.value, verb: "preview"})).blob());
 			if (turn !== this.previews) return;
-			place.replaceChildren(shownBitmap(bitmap, "What the model is shown"), make("p.soft", `${bitmap.width}×${bitmap.height} pixels, before it is brought to the model's size`));
+			fill(place, shownBitmap(bitmap, "What the model is shown"), make("p.soft", `${bitmap.width}×${bitmap.height} pixels, before it is brought to the model's size`));
 		} catch (error) {
-			if (turn === this.previews) place.replaceChildren(make("p.error", error.message));
+			if (turn === this.previews) fill(place, make("p.error", error.message));
 		}
 	}
 }

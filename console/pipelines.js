@@ -1,19 +1,19 @@
 // Try a pipeline: the form of a model, and its nodes as a graph with the time of each.
 
-import {draw, make, milliseconds, notReady} from "./dom.js";
+import {draw, fill, make, milliseconds, notReady} from "./dom.js";
 import {heading, TensorPanel} from "./tensors.js";
 
 const WIDE = 132, TALL = 48, GAP = 44, ROW = 66;
 
 export async function show(root, one) {
-	const graph = make("div.graph", {tabIndex: 0, role: "region", "aria-label": "The pipeline's graph"});
+	const graph = make("div.graph", {tabIndex: 0, role: "region", label: "The pipeline's graph"});
 	graph.append(drawGraph(one));
 	if (one.state !== "ready") {
-		root.replaceChildren(heading(one), graph, notReady(one));
+		fill(root, heading(one), graph, notReady(one));
 		return null;
 	}
-	const panel = new TensorPanel(one, (found) => graph.replaceChildren(drawGraph(one, found?.time.parts)));
-	root.replaceChildren(heading(one), graph, panel.element);
+	const panel = new TensorPanel(one, (found) => fill(graph, drawGraph(one, found?.time.parts)));
+	fill(root, heading(one), graph, panel.element);
 	await panel.read();
 	return () => panel.caller.clear();
 }

@@ -1,7 +1,7 @@
 // What was seen in a picture: slider, chips by class, list of objects, bars, exports.
 
 import {bars, swatch} from "./charts.js";
-import {button, download, make, range, status, withoutEnding} from "./dom.js";
+import {bar, button, download, fill, make, range, status, withoutEnding} from "./dom.js";
 import {apart, colourOf, cornersOf, paint} from "./viewer.js";
 
 const MOST_LISTED = 500, MOST_BARS = 5;
@@ -15,18 +15,18 @@ export class Result {
 		this.opacity = range(0.35, () => this.fade(), 0.05);
 		this.masks = make("label", {hidden: true}, "Masks ", this.opacity);
 		this.count = status("p.soft.shown");
-		this.chips = make("div.chips", {role: "group", "aria-label": "Classes: press to hide"});
-		this.list = make("ol.objects", {"aria-label": "Objects"});
+		this.chips = make("div.chips", {role: "group", label: "Classes: press to hide"});
+		this.list = make("ol.objects", {label: "Objects"});
 		this.chart = make("div");
 		this.warnings = make("div");
-		this.saves = make("div.bar", button("PNG", () => this.savePng()), button("CSV", () => this.saveCsv()));
-		this.element = make("div.result", make("div.bar", make("label", "Confidence from ", this.value, this.slider), this.masks), this.warnings, this.count, this.chips, this.list, this.chart, this.saves);
+		this.saves = bar(button("PNG", () => this.savePng()), button("CSV", () => this.saveCsv()));
+		this.element = make("div.result", bar(make("label", "Confidence from ", this.value, this.slider), this.masks), this.warnings, this.count, this.chips, this.list, this.chart, this.saves);
 		viewer.onHover = (one) => this.emphasise(one);
 	}
 
 	show(answer, bitmap, name = "picture") {
 		Object.assign(this, {answer, bitmap, name, hidden: new Set(), rows: new Map()});
-		this.warnings.replaceChildren(...(answer?.warnings ?? []).map((text) => make("p.warning", text)));
+		fill(this.warnings, ...(answer?.warnings ?? []).map((text) => make("p.warning", text)));
 		this.draw();
 	}
 
@@ -64,7 +64,7 @@ export class Result {
 		const counts = new Map();
 		for (const one of boxed ? this.confident : []) counts.set(one.tag.name, {tag: one.tag, count: (counts.get(one.tag.name)?.count ?? 0) + 1});
 		const focused = this.chips.contains(document.activeElement) ? document.activeElement.dataset.name : null;
-		this.chips.replaceChildren(...[...counts].sort(([, one], [, other]) => other.count - one.count).slice(0, 60).map(([name, {tag, count}]) => make("button.chip", {"aria-pressed": String(!this.hidden.has(name)), "data-name": name, onclick: () => this.toggle(name)}, swatch(colourOf(tag)), `${apart(name)} ${count}`)));
+		fill(this.chips, ...[...counts].sort(([, one], [, other]) => other.count - one.count).slice(0, 60).map(([name, {tag, count}]) => make("button.chip", {"aria-pressed": String(!this.hidden.has(name)), "data-name": name, onclick: () => this.toggle(name)}, swatch(colourOf(tag)), `${apart(name)} ${count}`)));
 		[...this.chips.children].find((one) => one.dataset.name === focused)?.focus();
 	}
 
@@ -75,7 +75,7 @@ export class Result {
 
 	drawList(shown) {
 		this.rows = new Map();
-		this.list.replaceChildren(...shown.slice(0, MOST_LISTED).map((one) => {
+		fill(this.list, ...shown.slice(0, MOST_LISTED).map((one) => {
 			const row = button("", () => this.emphasise(this.viewer.strong === one ? null : one), {onmouseenter: () => this.emphasise(one), onmouseleave: () => this.emphasise(null), onfocus: () => this.emphasise(one), onblur: () => this.emphasise(null)});
 			row.append(swatch(colourOf(one.tag)), one.tag.name, make("span.number", one.confidence.toFixed(3)));
 			this.rows.set(one, row);
@@ -92,7 +92,7 @@ export class Result {
 	drawChart(classes) {
 		const {histogram, avgPerClass} = this.answer ?? {}, counted = histogram?.counts ? byRange(histogram) : histogram?.classes ?? avgPerClass;
 		const five = classes?.length ? classes.toSorted((one, other) => other.confidence - one.confidence).slice(0, MOST_BARS).map((one) => [one.tag.name, one.confidence]) : null;
-		this.chart.replaceChildren(...[five && bars(five), counted && bars(counted, {most: Math.max(1e-9, ...Object.values(counted))})].filter(Boolean));
+		fill(this.chart, ...[five && bars(five), counted && bars(counted, {most: Math.max(1e-9, ...Object.values(counted))})].filter(Boolean));
 	}
 
 	fade() {

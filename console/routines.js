@@ -1,21 +1,21 @@
 // A chain of routines: fields made from their declarations, in an order that can be changed.
 
 import {catalogue} from "./api.js";
-import {button, make, option} from "./dom.js";
+import {button, fill, make, option} from "./dom.js";
 import {field} from "./fields.js";
 
 export class Chain {
 	constructor(onchange) {
 		this.steps = [];
 		this.onchange = onchange;
-		this.list = make("ol.routines", {"aria-label": "Routines, in order"});
+		this.list = make("ol.routines", {label: "Routines, in order"});
 		this.adder = make("select.add-routine", {onchange: () => this.add(this.adder.value)});
 		this.element = make("div", make("label", "Routine ", this.adder), this.list);
 		this.offer();
 	}
 
 	offer() {
-		this.adder.replaceChildren(option("", "add one…"), ...catalogue.routines.map((one) => option(one.name)));
+		fill(this.adder, option("", "add one…"), ...catalogue.routines.map((one) => option(one.name)));
 	}
 
 	add(name) {
@@ -34,7 +34,7 @@ export class Chain {
 	}
 
 	changed() {
-		this.list.replaceChildren(...this.steps.map((step, index) => this.row(step, index)));
+		fill(this.list, ...this.steps.map((step, index) => this.row(step, index)));
 		this.onchange();
 	}
 

@@ -4,7 +4,7 @@ import {askJson, path, post} from "./api.js";
 import {Caller} from "./call.js";
 import {bars} from "./charts.js";
 import {Code, codeOf} from "./code.js";
-import {area, button, details, dot, dropZone, make, notReady, pretty, select, status, table, textBlock, toBase64} from "./dom.js";
+import {area, bar, button, details, dot, dropZone, fill, make, notReady, pretty, select, status, table, textBlock, toBase64} from "./dom.js";
 import {versionPicker} from "./predict.js";
 
 const INTEGERS = /^DT_U?INT/;
@@ -23,11 +23,11 @@ function filled(shape, value) {
 
 export async function show(root, one) {
 	if (one.state !== "ready") {
-		root.replaceChildren(heading(one), notReady(one));
+		fill(root, heading(one), notReady(one));
 		return null;
 	}
 	const panel = new TensorPanel(one);
-	root.replaceChildren(heading(one), panel.element);
+	fill(root, heading(one), panel.element);
 	await panel.read();
 	return () => panel.caller.clear();
 }
@@ -44,7 +44,7 @@ export class TensorPanel {
 		this.json = textBlock("The answer as JSON", `${one.name}.json`);
 		this.code = new Code((language, own) => codeOf(language, own, this.url, this.body.value));
 		this.bar = make("div.bar");
-		this.element = make("div", this.bar, this.form, (this.raw = details("Body of the request", this.body)), make("div.bar", this.caller.buttons),
+		this.element = make("div", this.bar, this.form, (this.raw = details("Body of the request", this.body)), bar(this.caller.buttons),
 			this.caller.error, this.caller.times, this.answers, (this.answerJson = make("div", {hidden: true}, this.json)), this.code.element);
 	}
 
@@ -57,7 +57,7 @@ export class TensorPanel {
 		this.signatures = Object.fromEntries(Object.entries(metadata.signature_def?.signature_def ?? {}).filter(([name]) => !name.startsWith("__")));
 		if (!this.signatures[this.signature]) this.signature = Object.keys(this.signatures)[0];
 		const names = Object.keys(this.signatures);
-		this.bar.replaceChildren(...[versionPicker(this.one.name, (value) => this.choose(value), "newest", ["/versions/", "/labels/"], this.which),
+		fill(this.bar, ...[versionPicker(this.one.name, (value) => this.choose(value), "newest", ["/versions/", "/labels/"], this.which),
 			names.length > 1 && select("Signature", names, (name) => this.sign(name), this.signature), button("Example", () => this.example())].filter(Boolean));
 		this.build();
 	}
@@ -79,7 +79,7 @@ export class TensorPanel {
 	build() {
 		this.values = {};
 		this.fields = this.inputs.map(([name, tensor]) => fieldFor(name, tensor, (value) => this.set(name, value)));
-		this.form.replaceChildren(...this.fields.map((field) => field.element));
+		fill(this.form, ...this.fields.map((field) => field.element));
 		this.example();
 		const outputs = Object.entries(this.signatures[this.signature]?.outputs ?? {}).map(([name, tensor]) => `${name}: ${tell(tensor)}`);
 		this.form.append(make("p.soft.wide", `answers ${outputs.join(", ")}`));
@@ -113,7 +113,7 @@ export class TensorPanel {
 		if (!found && this.caller.error.hidden) return;
 		this.answerJson.hidden = !found;
 		this.json.say(found ? JSON.stringify(found.answer) : "", found ? pretty(found.answer) : "");
-		this.answers.replaceChildren(...(found ? drawAnswer(found.answer, Object.keys(this.signatures[this.signature]?.outputs ?? {})[0]) : []));
+		fill(this.answers, ...(found ? drawAnswer(found.answer, Object.keys(this.signatures[this.signature]?.outputs ?? {})[0]) : []));
 		this.onanswer(found);
 	}
 }
@@ -208,7 +208,7 @@ function pictureField(label, tensor, shape, set) {
 		range = value;
 		write();
 	}, range);
-	return {element: make("div.wide", {role: "group", "aria-label": label}, label, dropZone("Choose a picture", take, {accept: "image/*", extra: [ranges, canvas, note].filter(Boolean)})), fill: () => (note.textContent = "no picture yet: an example of one colour")};
+	return {element: make("div.wide", {role: "group", label: label}, label, dropZone("Choose a picture", take, {accept: "image/*", extra: [ranges, canvas, note].filter(Boolean)})), fill: () => (note.textContent = "no picture yet: an example of one colour")};
 }
 
 function pixels(bitmap, canvas, [, tall, wide, channels], [scale, offset], whole) {

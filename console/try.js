@@ -1,7 +1,7 @@
 // Try: one list of all that is served; what is chosen, beside it. `#try/shapes`, `#try/models/shapes`.
 
 import {catalogue, onCatalogue, path} from "./api.js";
-import {dot, make, search} from "./dom.js";
+import {dot, fill, make, search} from "./dom.js";
 import {morph} from "./live.js";
 
 const KINDS = [
@@ -35,7 +35,7 @@ export async function show(root, names) {
 	const wanted = search("Search what is served", () => list(root));
 	const groups = make("div.groups"), panel = make("div", {id: "panel"});
 	if (!root.querySelector("#panel")) {
-		root.replaceChildren(make("div.sides", make("div.list", wanted, groups), panel));
+		fill(root, make("div.sides", make("div.list", wanted, groups), panel));
 		shown = null;
 	}
 	const visit = {};
@@ -58,7 +58,7 @@ async function choose(root, names, visit) {
 	const own = (shown = {visit, name, state: found?.one.state ?? null});
 	list(root);
 	if (!found) {
-		panel.replaceChildren(make("p.empty", names.length ? `There is nothing called ‘${names.at(-1)}’ here.` : "Nothing is served yet: the config names no models."));
+		fill(panel, make("p.empty", names.length ? `There is nothing called ‘${names.at(-1)}’ here.` : "Nothing is served yet: the config names no models."));
 		return;
 	}
 	const module = await found.kind.module();
@@ -72,7 +72,7 @@ function list(root) {
 	const wanted = root.querySelector("input[type=search]").value.trim().toLowerCase();
 	const parts = KINDS.map(({id, title, list: all}) => {
 		const fit = all().filter((one) => one.name.toLowerCase().includes(wanted));
-		return fit.length && make("section", {"aria-label": title}, make("h2", `${title} (${fit.length})`), make("ul", fit.map((one) => make("li",
+		return fit.length && make("section", {label: title}, make("h2", `${title} (${fit.length})`), make("ul", fit.map((one) => make("li",
 			make("a", {href: addressOf(id, one.name), title: one.reason, "aria-current": shown?.name === `${id} ${one.name}` ? "page" : null}, dot(one.state), one.name)))));
 	}).filter(Boolean);
 	morph(root.querySelector(".groups"), make("div.groups", parts.length ? parts : make("p.soft", wanted ? "Nothing by that name." : "")));

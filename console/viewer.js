@@ -1,7 +1,7 @@
 // A picture and what was seen in it: zoom, pan, full screen; boxes, masks with holes, labels.
 
 import {COLOURS} from "./charts.js";
-import {button, clamp, draw, make} from "./dom.js";
+import {bar, button, clamp, draw, fill, make} from "./dom.js";
 
 export const colourOf = (tag) => COLOURS[Math.abs(tag.id) % COLOURS.length];
 
@@ -51,8 +51,8 @@ export class Viewer {
 		this.canvas = make("canvas");
 		this.overlay = draw("svg", {"aria-hidden": "true"});
 		this.divider = make("div.divider", {hidden: true});
-		this.frame = make("div.viewer", {role: "img", "aria-label": "No picture yet", tabIndex: 0}, this.canvas, this.overlay, this.divider);
-		const tools = make("div.bar", {role: "group", "aria-label": "View"},
+		this.frame = make("div.viewer", {role: "img", label: "No picture yet", tabIndex: 0}, this.canvas, this.overlay, this.divider);
+		const tools = bar({role: "group", "aria-label": "View"},
 			button("−", () => this.zoom(1 / 1.4), {ariaLabel: "Zoom out"}), button("+", () => this.zoom(1.4), {ariaLabel: "Zoom in"}),
 			button("Fit", () => this.fit()), button("Full screen", () => (document.fullscreenElement ? document.exitFullscreen() : this.frame.requestFullscreen?.())));
 		this.element = make("div", this.frame, tools);
@@ -172,7 +172,7 @@ export class Viewer {
 		const edge = this.share == null ? null : this.frame.clientWidth * this.share;
 		this.divider.hidden = edge == null;
 		if (edge != null) this.divider.style.left = `${edge}px`;
-		this.overlay.replaceChildren(...this.lists.map((list, index) => this.layer(list, edge, index)));
+		fill(this.overlay, ...this.lists.map((list, index) => this.layer(list, edge, index)));
 	}
 
 	layer(list, edge, index) {

@@ -2,7 +2,7 @@
 
 import {askJson, path} from "./api.js";
 import {bars, PARTS, sparkline, timeChart} from "./charts.js";
-import {button, bytes, duration, link, make, milliseconds, show as say, table} from "./dom.js";
+import {bar, button, bytes, duration, fill, link, make, milliseconds, show as say, table} from "./dom.js";
 import {morph, poll} from "./live.js";
 
 const WINDOWS = {"5m": ["5 minutes", 2], "1h": ["1 hour", 10], "24h": ["24 hours", 30]}; // and every how many seconds to ask
@@ -14,13 +14,13 @@ const chosen = {window: "5m", sort: "requests", down: true}; // as long as the p
 export async function show(root, names) {
 	const [name, kind] = [names.at(-1), names.length > 1 ? names[0] : null];
 	let seen = null, seenAt = Date.now(), gone = "", ended = () => {};
-	const filter = make("input", {type: "search", id: "errors-filter", placeholder: "Status, path, text, request id…", "aria-label": "Filter the errors", oninput: () => draw()});
+	const filter = make("input", {type: "search", id: "errors-filter", placeholder: "Status, path, text, request id…", label: "Filter the errors", oninput: () => draw()});
 	const state = make("p", {id: "watch-state", role: "status"}), ago = make("span", {id: "watch-seen"});
 	const above = make("div"), errors = make("div", {id: "watch-errors"});
 	const windows = Object.entries(WINDOWS).map(([id, [text]]) => button(text, () => begin((chosen.window = id)), {"data-window": id}));
-	root.replaceChildren(make("div.bar", name === undefined ? null : link("#watch", "All"),
-		make("div.bar", {role: "group", "aria-label": "Time shown"}, windows), ago), state, above,
-	make("section.part", make("h2", "Last errors"), make("div.bar", filter), errors));
+	fill(root, bar(name === undefined ? null : link("#watch", "All"),
+		bar({role: "group", "aria-label": "Time shown"}, windows), ago), state, above,
+	make("section.part", make("h2", "Last errors"), bar(filter), errors));
 
 	const tick = () => {
 		const seconds = Math.round((Date.now() - seenAt) / 1000);
@@ -74,7 +74,7 @@ function tiles({server, limits}, one) {
 	const all = {Requests: total?.requests.toLocaleString() ?? "0", Errors: total?.requests ? `${failed.toLocaleString()} (${say((100 * failed) / total.requests, " %", 1)})` : "0",
 		"p50, p99": total?.requests ? `${milliseconds(total.latency.p50)}, ${milliseconds(total.latency.p99)}` : "–", "In flight": say(last("in_flight")), Queue: `${say(last("queue"))} of ${limits.queue.toLocaleString()}`,
 		CPU: say(last("cpu_percent"), " %"), Memory: last("memory_bytes") == null ? "–" : `${bytes(last("memory_bytes"))} of ${bytes(limits.memory_bytes)}`, Refused: server.refused.reduce((sum, value) => sum + (value ?? 0), 0).toLocaleString()};
-	return make("dl.tiles", {"aria-label": "Now"}, Object.entries(all).map(([title, text]) => make("div", {"data-key": title}, make("dt", title), make("dd", text))));
+	return make("dl.tiles", {label: "Now"}, Object.entries(all).map(([title, text]) => make("div", {"data-key": title}, make("dt", title), make("dd", text))));
 }
 
 function charts({time, server}, one, isAll) {
@@ -129,7 +129,7 @@ function groups({series}, redraw) {
 
 function quotas({quotas: all, now}) {
 	if (!all.length) return null;
-	const rows = all.map((one) => [one.key, `${one.used.toLocaleString()} of ${one.limit.toLocaleString()} a ${one.period}`, make("progress", {max: one.limit, value: one.used, "aria-label": `Used by ${one.key}`}), `in ${duration(Math.max(0, one.resets - now))}`]);
+	const rows = all.map((one) => [one.key, `${one.used.toLocaleString()} of ${one.limit.toLocaleString()} a ${one.period}`, make("progress", {max: one.limit, value: one.used, label: `Used by ${one.key}`}), `in ${duration(Math.max(0, one.resets - now))}`]);
 	const made = table(["Key", "Calls used", "Share", "Begins anew"], rows, {label: "Quotas"});
 	made.id = "watch-quotas";
 	return make("section.part", {"data-key": "quotas"}, make("h2", "Quotas"), made);

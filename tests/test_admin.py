@@ -753,7 +753,7 @@ def test_what_is_remembered_of_addresses_is_bounded():
     from serving_extensions import wrong_keys
 
     state = wrong_keys.WrongKeys(lambda: 0.0)
-    for number in range(wrong_keys.MOST + 50):
+    for number in range(wrong_keys.MOST_ADDRESSES + 50):
         state.note_wrong(f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}")
         state.note_right("10.0.0.1", str(number))
-    assert len(state._wrong) == len(state._right) == wrong_keys.MOST
+    assert len(state._wrong) == len(state._right) == wrong_keys.MOST_ADDRESSES

@@ -196,6 +196,7 @@ class Keys extends Part {
 		if (ids.length !== this.only.options.length) fill(this.only, ids.map((id) => option(id)));
 		const drawn = make("div", table(["Key", "State", "For", "Quota", "Calls this month", "Change"], this.page.keys.map((one) => this.row(one)), {label: "All keys"}));
 		drawn.querySelectorAll("tbody tr").forEach((row, at) => (row.dataset.key = this.page.keys[at].name));
+		drawn.firstChild.id = "keys";
 		morph(this.table, drawn);
 	}
 

@@ -20,6 +20,7 @@ ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import showcase  # noqa: E402
+import test_console_manage as managed  # noqa: E402
 from conftest import bearer, key_entry, listening, start_browser, wait  # noqa: E402
 
 import serving  # noqa: E402
@@ -155,6 +156,28 @@ def take_demo(camera):
     camera.shoot("model-light")
 
 
+def take_manage(camera, folder):
+    """Manage with a deployment that is about to be changed, and a key that was just made."""
+    site = managed.Site(folder)
+    server = serving.ModelServer(site.path)
+    assert server.wait(120)
+    with listening(server) as camera.address:
+        camera.look("manage", size=TALL, key="boss")
+        camera.choose("Which", "shapes")
+        time.sleep(1)
+        camera.js(
+            """const name = document.querySelector('.fields input'); name.value = 'Shapes of Lyon';
+            const key = document.querySelector('section[aria-label=Keys] .fields input'); key.value = 'ann';"""
+        )
+        camera.press("What would change")
+        camera.press("Statistics")
+        camera.press("What would change")
+        camera.press("Create the key")
+        camera.js("scrollTo(0, 0)")
+        camera.shoot("manage-light")
+    server.stop()
+
+
 def take_watch(camera):
     for name, dark, size in (
         ("watch-light", False, TALL),
@@ -239,6 +262,8 @@ def main(wanted):
             assert server.wait(60)
             take_hard(camera, pictures)
             take_states(camera)
+        (folder / "managed").mkdir()
+        take_manage(camera, folder / "managed")
         camera.address = watched
         take_demo(camera)
         take_watch(camera)

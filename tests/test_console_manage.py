@@ -258,7 +258,9 @@ def test_a_key_is_shown_once_and_then_disabled_enabled_and_deleted(page, site):
     row = "document.querySelector('[data-key=ann]').innerText"
     told = page.js(f"return {row}").split("\t")
     assert told[:5] == ["ann", "disabled", "shapes", "1 of 10 a month", "1"]
-    assert page.js("return document.querySelector('section pre').innerText.split('\\n')[0]") == shown
+    assert (
+        page.js("return document.querySelector('section pre').innerText.split('\\n')[0]") == shown
+    )
     part.click("Enable ann")
     part.says("true → false")
     assert requests.post(url, picture, headers=bearer(shown)).status_code == 200

@@ -122,7 +122,7 @@ class Deployments extends Chooser {
 		};
 		this.typed = make("input", {label: "Its name, typed to delete it"});
 		this.stats = make("div");
-		const save = (dry) => this.change(this.known ? "PATCH" : "PUT", this.url, () => this.form.read(), {dry, done: () => this.choose(this.id)});
+		const save = (dry) => this.change(this.known ? "PATCH" : "PUT", this.url, () => this.form.read(), {dry, done: () => (this.known ? this.renew() : this.choose(this.id))});
 		const own = [button("Statistics", () => this.attempt(() => this.showStatistics())), this.typed, changing("Delete", () => this.change("DELETE", this.url, () => ({name: this.typed.value}), {done: () => this.choose("")}))];
 		this.editor = make("div", {hidden: true}, this.title = make("h3"), this.fields = make("div"), bar(this.both("Save", save)), this.own = bar(own), this.stats);
 		return [super.build(id, button("New", create)), this.editor];

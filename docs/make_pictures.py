@@ -166,10 +166,9 @@ def take_manage(camera, folder):
         camera.choose("Which", "shapes")
         time.sleep(1)
         camera.js(
-            """const name = document.querySelector('.fields input'); name.value = 'Shapes of Lyon';
-            const key = document.querySelector('section[aria-label=Keys] .fields input'); key.value = 'ann';"""
+            """document.querySelector('.fields input').value = 'Shapes of Lyon';
+            document.querySelector('section[aria-label=Keys] .fields input').value = 'ann';"""
         )
-        camera.press("What would change")
         camera.press("Statistics")
         camera.press("What would change")
         camera.press("Create the key")

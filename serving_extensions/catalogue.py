@@ -108,7 +108,7 @@ def may_manage(server: ModelServer, call: Call) -> bool:
     if key is None:
         with suppress(ServingError):  # a wrong key, which opens nothing more
             found = identify_for(server, call, None)
-            key = found and found.key
+            key = found.key if found else None
     return key is not None and key.admin
 
 

@@ -1,6 +1,6 @@
 // The camera: one picture, or live with one request in flight.
 
-import {button, make, status} from "./dom.js";
+import {button, drawOn, make, status, toBlob} from "./dom.js";
 
 export class Camera {
 	constructor(take, caller) {
@@ -36,9 +36,7 @@ export class Camera {
 	async shoot() {
 		const {videoWidth: width, videoHeight: height} = this.video;
 		if (!width) return;
-		const canvas = make("canvas", {width, height});
-		canvas.getContext("2d").drawImage(this.video, 0, 0);
-		await this.take(await new Promise((done) => canvas.toBlob(done, "image/jpeg", 0.85)));
+		await this.take(await toBlob(drawOn(make("canvas"), this.video, width, height), "image/jpeg", 0.85));
 	}
 
 	setLive(live) {

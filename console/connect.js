@@ -22,8 +22,7 @@ export async function show(root, [group, name]) {
 	}
 	const all = targets(), one = all.find((each) => each.group.toLowerCase() === group && each.name === name) ?? all[0];
 	if (!one) {
-		fill(root, tabs("code"), make("p.empty", "Nothing is served yet."));
-		return null;
+		return fill(root, tabs("code"), make("p.empty", "Nothing is served yet."));
 	}
 	const list = make("select", {id: "target", onchange: () => (location.hash = `#connect/${list.value}`)});
 	for (const each of all) {
@@ -35,8 +34,7 @@ export async function show(root, [group, name]) {
 	fill(root, tabs("code"), bar(make("label", "Call ", list)),
 		make("p", make("strong", `${one.method ?? "POST"} `), make("code", address), " ", copying),
 		!key.get() ? "" : make("p.soft", "Send your key as ", make("code", "Authorization: Bearer YOUR_KEY"), " or ", make("code", "x-api-key: YOUR_KEY"), "."), code.element);
-	await code.show();
-	return null;
+	return code.show();
 }
 
 const tab = (text, href, current) => make("a", {href, "aria-current": current ? "page" : null}, text);

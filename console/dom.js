@@ -41,7 +41,7 @@ export function select(label, options, onchange, value) {
 	return make("label", `${label} `, list);
 }
 
-export const search = (label, oninput, placeholder = "Search…") => make("input", {type: "search", placeholder, label: label, oninput});
+export const search = (label, oninput, placeholder = "Search…", properties = {}) => make("input", {type: "search", placeholder, label, oninput, ...properties});
 
 export const area = (properties) => make("textarea", {spellcheck: false, ...properties});
 
@@ -49,11 +49,20 @@ export const range = (value, oninput, step = 0.01) => make("input", {type: "rang
 
 export const status = (name = "span.soft") => make(name, {role: "status"});
 
-export function shownBitmap(bitmap, label) {
-	const canvas = make("canvas.whole", {width: bitmap.width, height: bitmap.height, role: "img", label: label});
-	canvas.getContext("2d").drawImage(bitmap, 0, 0);
+/** Draw a picture, or a canvas or video, onto a canvas that gets its size, or another one. */
+export function drawOn(canvas, bitmap, width = bitmap.width, height = bitmap.height) {
+	Object.assign(canvas, {width, height});
+	canvas.getContext("2d").drawImage(bitmap, 0, 0, width, height);
 	return canvas;
 }
+
+export const shownBitmap = (bitmap, label) => drawOn(make("canvas.whole", {role: "img", label}), bitmap);
+
+export const toBlob = (canvas, ...kind) => new Promise((done) => canvas.toBlob(done, ...kind));
+
+export const bitmapOf = async (response) => createImageBitmap(await (await response).blob());
+
+export const heading = (one, name = one.name) => make("h2", dot(one.state), ` ${name} `);
 
 export const notReady = ({state, reason}) => make(state === "failed" ? "p.error" : "p.empty", state === "failed" ? reason : state === "empty" ? "It has no versions." : "It is being loaded.");
 
@@ -131,18 +140,19 @@ export function download(name, content, type = "application/json") {
 }
 
 export function textBlock(label, file = "") {
-	const text = make("pre", {tabIndex: 0, role: "region", label: label});
+	const text = make("pre", {tabIndex: 0, role: "region", label});
 	let whole = "";
 	const copying = button("Copy", () => copy(whole, copying).catch((error) => (copying.textContent = error.message)));
 	const saving = file && button("Download", () => download(typeof file === "function" ? file() : file, whole, "text/plain"));
 	const block = make("div.block", {hidden: true}, bar(copying, saving || null), text);
-	return Object.assign(block, {
-		say(value, shown = value) {
-			whole = value;
-			text.textContent = shown;
-			block.hidden = !shown;
-		},
-	});
+	const say = (value, shown = value) => {
+		whole = value;
+		text.textContent = shown;
+		block.hidden = !shown;
+	};
+	/** A text as it is, any other value as JSON; nothing for null. */
+	const tell = (value) => (value == null || typeof value === "string" ? say(value ?? "") : say(JSON.stringify(value), pretty(value)));
+	return Object.assign(block, {say, tell});
 }
 
 export async function toBase64(blob) {

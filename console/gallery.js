@@ -1,7 +1,7 @@
 // Several pictures at once: three requests at a time, progress, filter, exports.
 
 import {Caller} from "./call.js";
-import {bar, button, download, fill, make, search, status, withoutEnding} from "./dom.js";
+import {bar, button, download, fill, make, search, status, toBlob, withoutEnding} from "./dom.js";
 import {drawThumb, predict, readPicture} from "./predict.js";
 import {csvOf} from "./result.js";
 import {paint} from "./viewer.js";
@@ -123,8 +123,7 @@ export class Gallery {
 
 	async savePng() {
 		for (const one of this.done) {
-			const blob = await new Promise((done) => paint(one.bitmap, one.answer.predictions ?? []).toBlob(done));
-			download(`${withoutEnding(one.name)}-seen.png`, blob);
+			download(`${withoutEnding(one.name)}-seen.png`, await toBlob(paint(one.bitmap, one.answer.predictions ?? [])));
 		}
 	}
 

@@ -3,14 +3,13 @@
 import {ask} from "./api.js";
 import {Caller} from "./call.js";
 import {Code, codeOf} from "./code.js";
-import {area, bar, button, download, dropZone, fill, make, pretty, select, shownBitmap, textBlock} from "./dom.js";
-import {heading} from "./tensors.js";
+import {area, bar, button, download, dropZone, fill, heading, make, select, shownBitmap, textBlock} from "./dom.js";
 
 const last = new Map(); // path -> {text, type}
 
 export function show(root, one) {
 	const panel = new HandlerPanel(one);
-	fill(root, heading({...one, name: one.path}), make(one.state === "failed" ? "p.error" : "p.soft", one.reason || (one.envelope ? `answers in the envelope “${one.envelope}”` : "")), panel.element);
+	fill(root, heading(one, one.path), make(one.state === "failed" ? "p.error" : "p.soft", one.reason || (one.envelope ? `answers in the envelope “${one.envelope}”` : "")), panel.element);
 	return () => panel.caller.clear();
 }
 
@@ -41,8 +40,7 @@ class HandlerPanel {
 		const found = await this.caller.run((signal) => ask(this.url, {page: false, method: this.method, body: this.method === "GET" ? undefined : body, signal, headers: {"Content-Type": type}}));
 		if (!found && this.caller.error.hidden) return;
 		fill(this.answer, ...(found?.answer instanceof Blob ? [await showBlob(found.answer)] : []));
-		const shown = found && !(found.answer instanceof Blob) ? found.answer : null;
-		this.json.say(found ? (typeof shown === "string" ? shown : JSON.stringify(shown)) : "", found && shown !== null ? (typeof shown === "string" ? shown : pretty(shown)) : "");
+		this.json.tell(found?.answer instanceof Blob ? null : found?.answer);
 	}
 }
 

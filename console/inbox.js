@@ -2,7 +2,7 @@
 
 import {ask, askJson, catalogue, path} from "./api.js";
 import {attempt, showError} from "./app.js";
-import {bar, button, clamp, download, draw, fill, make, select} from "./dom.js";
+import {bar, bitmapOf, button, clamp, download, draw, drawOn, fill, make, select} from "./dom.js";
 import {paint} from "./viewer.js";
 
 const PAGE = 60, SMALL = 320, LARGE = 1600;
@@ -12,8 +12,7 @@ const VERDICTS = {accepted: "✓ accepted", rejected: "✗ rejected", none: ""};
 export async function show(root, [wanted]) {
 	const own = catalogue.deployments.filter((one) => one.active_learning), deployment = own.find(({id}) => id === wanted) ?? (wanted ? null : own[0]);
 	if (!deployment) {
-		fill(root, make("p.empty", wanted ? `No deployment called ‘${wanted}’ puts pictures aside.` : "No deployment puts pictures aside: give one `active_learning` in the config."));
-		return null;
+		return fill(root, make("p.empty", wanted ? `No deployment called ‘${wanted}’ puts pictures aside.` : "No deployment puts pictures aside: give one `active_learning` in the config."));
 	}
 	const inbox = new Inbox(deployment, own);
 	fill(root, inbox.element);
@@ -92,7 +91,7 @@ class Inbox {
 
 	/** A picture with what was seen in it, at most so many pixels a side. */
 	async paintOf(one, side) {
-		const bitmap = await createImageBitmap(await (await ask(`${this.at}/${one.file_name}?side=${side}`)).blob());
+		const bitmap = await bitmapOf(ask(`${this.at}/${one.file_name}?side=${side}`));
 		const painted = paint(bitmap, one.predictions);
 		bitmap.close();
 		return painted;
@@ -104,9 +103,7 @@ class Inbox {
 		if (!this.painted.has(one.file_name)) this.painted.set(one.file_name, this.paintOf(one, SMALL));
 		const painted = await this.painted.get(one.file_name).catch(() => null);
 		if (!painted || !row.isConnected) return;
-		const canvas = row.querySelector("canvas");
-		Object.assign(canvas, {width: painted.width, height: painted.height});
-		canvas.getContext("2d").drawImage(painted, 0, 0);
+		drawOn(row.querySelector("canvas"), painted);
 	}
 
 	choose(one) {

@@ -23,8 +23,7 @@ export function showApi(root, head, api) {
 		return {row, text: `${text} ${one.operation.summary ?? ""}`.toLowerCase()};
 	});
 	list.append(...rows.map(({row}) => row));
-	fill(root, head, make("p", make("strong", `${api.info.title} ${api.info.version}`), ` ${api.info.description ?? ""}`), find, list);
-	return null;
+	return fill(root, head, make("p", make("strong", `${api.info.title} ${api.info.version}`), ` ${api.info.description ?? ""}`), find, list);
 }
 
 function follow(api, value) {

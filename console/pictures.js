@@ -5,7 +5,7 @@ import {Caller, tellError} from "./call.js";
 import {Camera} from "./camera.js";
 import {Code} from "./code.js";
 import {Compare} from "./compare.js";
-import {bar, details, dot, dropZone, fill, make, notReady, pretty, shownBitmap, textBlock} from "./dom.js";
+import {bar, bitmapOf, details, dot, dropZone, fill, make, notReady, pretty, shownBitmap, textBlock} from "./dom.js";
 import {Gallery} from "./gallery.js";
 import {drawThumb, predict, readPicture, versionPicker} from "./predict.js";
 import {Result} from "./result.js";
@@ -14,8 +14,7 @@ import {Viewer} from "./viewer.js";
 
 export function show(root, one) {
 	if (one.state !== "ready") {
-		fill(root, heading(one), notReady(one));
-		return null;
+		return fill(root, heading(one), notReady(one));
 	}
 	const panel = new Panel(root, one);
 	return () => panel.leave();
@@ -136,7 +135,7 @@ class Panel {
 		if (!this.shownTo.open || !this.blob) return;
 		const place = this.shownTo.lastElementChild, turn = (this.previews = (this.previews ?? 0) + 1);
 		try {
-			const bitmap = await createImageBitmap(await (await predict(this.one.id, this.blob, {routines: this.chain.value, verb: "preview"})).blob());
+			const bitmap = await bitmapOf(predict(this.one.id, this.blob, {routines: this.chain.value, verb: "preview"}));
 			if (turn !== this.previews) return;
 			fill(place, shownBitmap(bitmap, "What the model is shown"), make("p.soft", `${bitmap.width}×${bitmap.height} pixels, before it is brought to the model's size`));
 		} catch (error) {

@@ -1,7 +1,7 @@
 // Try a pipeline: the form of a model, and its nodes as a graph with the time of each.
 
-import {draw, fill, make, milliseconds, notReady} from "./dom.js";
-import {heading, TensorPanel} from "./tensors.js";
+import {draw, fill, heading, make, milliseconds, notReady} from "./dom.js";
+import {TensorPanel} from "./tensors.js";
 
 const WIDE = 132, TALL = 48, GAP = 44, ROW = 66;
 
@@ -9,8 +9,7 @@ export async function show(root, one) {
 	const graph = make("div.graph", {tabIndex: 0, role: "region", label: "The pipeline's graph"});
 	graph.append(drawGraph(one));
 	if (one.state !== "ready") {
-		fill(root, heading(one), graph, notReady(one));
-		return null;
+		return fill(root, heading(one), graph, notReady(one));
 	}
 	const panel = new TensorPanel(one, (found) => fill(graph, drawGraph(one, found?.time.parts)));
 	fill(root, heading(one), graph, panel.element);

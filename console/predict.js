@@ -1,7 +1,7 @@
 // One picture and one question about it.
 
 import {catalogue, path, post} from "./api.js";
-import {select, toBase64} from "./dom.js";
+import {bitmapOf, drawOn, select, toBase64} from "./dom.js";
 
 /** The versions and labels of a model, where there are several: of a URL's query, or of its path. */
 export function versionPicker(model, onchange, first = "as configured", [number, name] = ["version=", "version_label="], value = "") {
@@ -21,13 +21,12 @@ export async function readPicture(id, blob) {
 	try {
 		return await createImageBitmap(blob);
 	} catch {
-		return createImageBitmap(await (await predict(id, blob, {verb: "preview"})).blob());
+		return bitmapOf(predict(id, blob, {verb: "preview"}));
 	}
 }
 
 export function drawThumb(canvas, bitmap, most = 240) {
 	const shrink = Math.min(1, most / Math.max(bitmap.width, bitmap.height));
-	Object.assign(canvas, {width: Math.max(1, bitmap.width * shrink), height: Math.max(1, bitmap.height * shrink)});
-	canvas.getContext("2d").drawImage(bitmap, 0, 0, canvas.width, canvas.height);
+	drawOn(canvas, bitmap, ...[bitmap.width, bitmap.height].map((side) => Math.max(1, Math.floor(side * shrink))));
 }
 

@@ -4,7 +4,7 @@ import {askJson, path, post} from "./api.js";
 import {Caller} from "./call.js";
 import {bars} from "./charts.js";
 import {Code, codeOf} from "./code.js";
-import {area, bar, button, details, dot, dropZone, fill, make, notReady, pretty, select, status, table, textBlock, toBase64} from "./dom.js";
+import {area, bar, button, details, drawOn, dropZone, fill, heading, make, notReady, select, status, table, textBlock, toBase64} from "./dom.js";
 import {versionPicker} from "./predict.js";
 
 const INTEGERS = /^DT_U?INT/;
@@ -23,16 +23,13 @@ function filled(shape, value) {
 
 export async function show(root, one) {
 	if (one.state !== "ready") {
-		fill(root, heading(one), notReady(one));
-		return null;
+		return fill(root, heading(one), notReady(one));
 	}
 	const panel = new TensorPanel(one);
 	fill(root, heading(one), panel.element);
 	await panel.read();
 	return () => panel.caller.clear();
 }
-
-export const heading = (one) => make("h2", dot(one.state), ` ${one.name}`);
 
 export class TensorPanel {
 	constructor(one, onanswer = () => {}) {
@@ -112,7 +109,7 @@ export class TensorPanel {
 		const found = await this.caller.run((signal) => post(this.url, body, signal));
 		if (!found && this.caller.error.hidden) return;
 		this.answerJson.hidden = !found;
-		this.json.say(found ? JSON.stringify(found.answer) : "", found ? pretty(found.answer) : "");
+		this.json.tell(found?.answer);
 		fill(this.answers, ...(found ? drawAnswer(found.answer, Object.keys(this.signatures[this.signature]?.outputs ?? {})[0]) : []));
 		this.onanswer(found);
 	}
@@ -208,14 +205,12 @@ function pictureField(label, tensor, shape, set) {
 		range = value;
 		write();
 	}, range);
-	return {element: make("div.wide", {role: "group", label: label}, label, dropZone("Choose a picture", take, {accept: "image/*", extra: [ranges, canvas, note].filter(Boolean)})), fill: () => (note.textContent = "no picture yet: an example of one colour")};
+	return {element: make("div.wide", {role: "group", label}, label, dropZone("Choose a picture", take, {accept: "image/*", extra: [ranges, canvas, note].filter(Boolean)})), fill: () => (note.textContent = "no picture yet: an example of one colour")};
 }
 
 function pixels(bitmap, canvas, [, tall, wide, channels], [scale, offset], whole) {
-	Object.assign(canvas, {width: wide ?? bitmap.width, height: tall ?? bitmap.height});
-	const on = canvas.getContext("2d", {willReadFrequently: true});
-	on.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
-	const {data} = on.getImageData(0, 0, canvas.width, canvas.height);
+	drawOn(canvas, bitmap, wide ?? bitmap.width, tall ?? bitmap.height);
+	const {data} = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
 	const value = (byte) => (whole ? byte : Number((byte * scale + offset).toFixed(4)));
 	const grey = (at) => Math.round(0.299 * data[at] + 0.587 * data[at + 1] + 0.114 * data[at + 2]);
 	const rows = Array.from({length: canvas.height}, (_, y) => Array.from({length: canvas.width}, (_, x) => {

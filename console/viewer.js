@@ -1,7 +1,7 @@
 // A picture and what was seen in it: zoom, pan, full screen; boxes, masks with holes, labels.
 
 import {COLOURS} from "./charts.js";
-import {bar, button, clamp, draw, fill, make} from "./dom.js";
+import {bar, button, clamp, draw, drawOn, fill, make} from "./dom.js";
 
 export const colourOf = (tag) => COLOURS[Math.abs(tag.id) % COLOURS.length];
 
@@ -63,8 +63,7 @@ export class Viewer {
 
 	show(bitmap) {
 		const fresh = this.canvas.width !== bitmap.width || this.canvas.height !== bitmap.height || !this.shown;
-		Object.assign(this.canvas, {width: bitmap.width, height: bitmap.height});
-		this.canvas.getContext("2d").drawImage(bitmap, 0, 0);
+		drawOn(this.canvas, bitmap);
 		this.shown = true;
 		if (fresh) this.resized(true);
 	}
@@ -229,8 +228,7 @@ export class Viewer {
 
 /** The picture with its objects at its own size, as a canvas: to save, or without labels as a thumbnail. */
 export function paint(bitmap, predictions, opacity = 0.35, labels = true) {
-	const canvas = make("canvas", {width: bitmap.width, height: bitmap.height}), on = canvas.getContext("2d");
-	on.drawImage(bitmap, 0, 0);
+	const canvas = drawOn(make("canvas"), bitmap), on = canvas.getContext("2d");
 	const {width, height} = canvas, size = Math.max(12, Math.round(Math.sqrt(width * height) / 40)), taken = [];
 	Object.assign(on, {lineWidth: labels ? Math.max(2, size / 8) : Math.max(width, height) / 120, font: `600 ${size}px system-ui, sans-serif`, textBaseline: "top"});
 	for (const one of predictions.filter((each) => each.bound).toReversed()) {

@@ -2,7 +2,7 @@
 
 import {askJson, path} from "./api.js";
 import {bars, PARTS, sparkline, timeChart} from "./charts.js";
-import {bar, button, bytes, duration, fill, link, make, milliseconds, show as say, table} from "./dom.js";
+import {bar, button, bytes, duration, fill, link, make, milliseconds, search, show as say, table, tiles} from "./dom.js";
 import {morph, poll} from "./live.js";
 
 const WINDOWS = {"5m": ["5 minutes", 2], "1h": ["1 hour", 10], "24h": ["24 hours", 30]}; // and every how many seconds to ask
@@ -14,7 +14,7 @@ const chosen = {window: "5m", sort: "requests", down: true}; // as long as the p
 export async function show(root, names) {
 	const [name, kind] = [names.at(-1), names.length > 1 ? names[0] : null];
 	let seen = null, seenAt = Date.now(), gone = "", ended = () => {};
-	const filter = make("input", {type: "search", id: "errors-filter", placeholder: "Status, path, text, request id…", label: "Filter the errors", oninput: () => draw()});
+	const filter = search("Filter the errors", () => draw(), "Status, path, text, request id…", {id: "errors-filter"});
 	const state = make("p", {id: "watch-state", role: "status"}), ago = make("span", {id: "watch-seen"});
 	const above = make("div"), errors = make("div", {id: "watch-errors"});
 	const windows = Object.entries(WINDOWS).map(([id, [text]]) => button(text, () => begin((chosen.window = id)), {"data-window": id}));
@@ -63,18 +63,18 @@ export async function show(root, names) {
 const find = (series, kind, name) => (name === undefined ? series.find((one) => one.kind === "all") : series.find((one) => one.name === name && (!kind || one.kind === kind)));
 
 function drawAll(seen, one, name, redraw) {
-	return make("div", name === undefined ? tiles(seen, one) : make("div.part", make("h2", one ? `${one.kind} ${name}` : name)),
+	return make("div", name === undefined ? now(seen, one) : make("div.part", make("h2", one ? `${one.kind} ${name}` : name)),
 		one ? make("div.charts", charts(seen, one, name === undefined)) : make("p.empty", "Nothing has been asked of it in this time."),
 		...(name === undefined ? [groups(seen, redraw), quotas(seen)] : []));
 }
 
-function tiles({server, limits}, one) {
+function now({server, limits}, one) {
 	const last = (name) => server[name]?.findLast((value) => value != null), total = one?.total;
 	const failed = total ? total.by_status["4xx"] + total.by_status["5xx"] : 0;
 	const all = {Requests: total?.requests.toLocaleString() ?? "0", Errors: total?.requests ? `${failed.toLocaleString()} (${say((100 * failed) / total.requests, " %", 1)})` : "0",
 		"p50, p99": total?.requests ? `${milliseconds(total.latency.p50)}, ${milliseconds(total.latency.p99)}` : "–", "In flight": say(last("in_flight")), Queue: `${say(last("queue"))} of ${limits.queue.toLocaleString()}`,
 		CPU: say(last("cpu_percent"), " %"), Memory: last("memory_bytes") == null ? "–" : `${bytes(last("memory_bytes"))} of ${bytes(limits.memory_bytes)}`, Refused: server.refused.reduce((sum, value) => sum + (value ?? 0), 0).toLocaleString()};
-	return make("dl.tiles", {label: "Now"}, Object.entries(all).map(([title, text]) => make("div", {"data-key": title}, make("dt", title), make("dd", text))));
+	return tiles("Now", all);
 }
 
 function charts({time, server}, one, isAll) {

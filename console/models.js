@@ -2,17 +2,16 @@
 
 import {ask, askJson, catalogue, onCatalogue, path, refresh} from "./api.js";
 import {attempt} from "./app.js";
-import {bar, button, bytes, details, dot, duration, fill, link, make, pretty, table} from "./dom.js";
+import {bar, button, bytes, details, dot, duration, fill, link, make, pretty, search, table} from "./dom.js";
 import {morph, poll} from "./live.js";
 
 let versions = {}, ahead = 0; // what /stats says of each version; the server's clock, ahead of ours by so many seconds
 
 export async function show(root, [only]) {
-	const search = make("input", {type: "search", id: "models-search", placeholder: "Search…", label: "Search models, pipelines and handlers", hidden: Boolean(only)});
+	const wanted = search("Search models, pipelines and handlers", () => draw(), "Search…", {id: "models-search", hidden: Boolean(only)});
 	const cards = make("div.part", {id: "models-cards"}), plan = make("section.card", {id: "reload-plan", "aria-live": "polite", label: "Reload", hidden: true});
-	const draw = () => morph(cards, drawAll(only, search.value));
-	search.oninput = draw;
-	fill(root, bar(search, only ? link("#models", "All models") : null,
+	const draw = () => morph(cards, drawAll(only, wanted.value));
+	fill(root, bar(wanted, only ? link("#models", "All models") : null,
 		button("Reload…", () => attempt(() => preview(plan)), {id: "reload"})), plan, cards);
 	let turn = 0;
 	const read = async () => {

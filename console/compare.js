@@ -1,4 +1,4 @@
-// The same picture asked otherwise: another version or deployment, without the routines; a divider, the differences.
+// The same picture asked otherwise: a divider, the differences.
 
 import {catalogue} from "./api.js";
 import {Caller} from "./call.js";

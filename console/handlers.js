@@ -1,4 +1,4 @@
-// Try a handler: a body of any kind, the last one kept in this tab; the answer as what it is.
+// Try a handler: a body of any kind, the last one kept; the answer as what it is.
 
 import {ask} from "./api.js";
 import {Caller} from "./call.js";

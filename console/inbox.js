@@ -89,7 +89,6 @@ class Inbox {
 		return row;
 	}
 
-	/** A picture with what was seen in it, at most so many pixels a side. */
 	async paintOf(one, side) {
 		const bitmap = await bitmapOf(ask(`${this.at}/${one.file_name}?side=${side}`));
 		const painted = paint(bitmap, one.predictions);
@@ -113,7 +112,6 @@ class Inbox {
 		else this.mark(true);
 	}
 
-	/** Show which picture is chosen, large beside the gallery; `focus` moves there. */
 	mark(focus) {
 		for (const {one, shown} of this.rows) {
 			const is = one === this.chosen;
@@ -159,7 +157,6 @@ class Inbox {
 		return Math.max(1, this.rows.findIndex((row) => row.offsetTop !== top)) || this.rows.length;
 	}
 
-	/** Say what becomes of the chosen picture, and go on to the next. */
 	judge(verdict) {
 		const one = this.chosen, place = this.listed.indexOf(one);
 		if (!one) return;

@@ -8713,7 +8713,14 @@ def tell_times(trace: Trace) -> str:
 
 
 # Answers that are worth it; pictures are packed already.
-COMPRESSIBLE = ("application/json", "application/x-npy", "application/octet-stream")
+COMPRESSIBLE = (
+    "application/json",
+    "application/x-npy",
+    "application/octet-stream",
+    "text/html; charset=utf-8",
+    "text/css; charset=utf-8",
+    "text/javascript; charset=utf-8",
+)
 
 
 def compress(call: Call, replied: Reply, vary: list[str]) -> Reply:

@@ -66,7 +66,6 @@ export async function ask(path, {page = true, headers = {}, ...options} = {}) {
 	return ask(path, {page, headers, ...options});
 }
 
-/** Ask on the user's behalf with a JSON body. */
 export const post = (url, body, signal, page = false) => ask(url, {page, method: "POST", body, signal, headers: {"Content-Type": "application/json"}});
 
 export const askJson = async (path, options) => (await ask(path, options)).json();
@@ -99,11 +98,10 @@ export function timing(response, took) {
 
 // --- what is served ---
 
-/** What `GET /deployments` answers. */
-export const catalogue = {key: {}};
+export const catalogue = {key: {}}; // what `GET /deployments` answers
 const listeners = new Set();
 
-/** Be told when what is served was read anew; returns what ends it. */
+/** Be told when it was read anew; returns what ends it. */
 export function onCatalogue(listener) {
 	listeners.add(listener);
 	return () => listeners.delete(listener);

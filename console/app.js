@@ -65,7 +65,7 @@ export function showError(text) {
 
 let asking = null;
 
-/** Ask for the key once, however many questions want one; true when there is a new one. */
+/** Ask for the key, once for all questions; true when there is a new one. */
 function askForKey(reason) {
 	asking ??= new Promise((done) => {
 		const dialog = $("#key-dialog"), input = $("#key-input");

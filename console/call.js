@@ -1,11 +1,11 @@
-// A call that the user makes: sending, waiting, stopping, its time and its error, in one place.
+// A call that the user makes: sending, waiting, stopping, its time and its error.
 
 import {askJson, timing} from "./api.js";
 import {timeBar} from "./charts.js";
 import {button, fill, make, status} from "./dom.js";
 
 export class Caller {
-	/** `send` is run by the button; it calls `run`. */
+	/** The button runs `send`, which calls `run`. */
 	constructor(send, text = "Send") {
 		this.button = button(text, send, {className: "main send"});
 		this.stop = button("Stop", () => this.abort?.abort(), {hidden: true});

@@ -1,4 +1,4 @@
-// Charts: lines and stacked areas over time with axes, units and a tooltip; sparklines; bars of 0..1; parts of a time.
+// Charts: lines and stacked areas over time, sparklines, bars, parts of a time.
 
 import {bar, draw, fill, make, milliseconds, show} from "./dom.js";
 
@@ -9,7 +9,7 @@ export const COLOURS = ["#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "
 
 const HIGH = 190, LEFT = 46, BOTTOM = 22, TOP = 8;
 
-/** About how wide a chart is drawn: as many to a row as `.charts` has, so that letters keep their shape. */
+/** About how wide a chart is drawn, so that its letters keep their shape. */
 function room() {
 	const all = Math.min(1900, innerWidth) - 38;
 	return all / Math.max(1, Math.floor((all + 12) / 428)) - 40;
@@ -71,7 +71,7 @@ function stack(rows) {
 	return rows.map((row) => row.map((value, index) => (sums[index] = (sums[index] ?? 0) + (value ?? 0))));
 }
 
-/** The indices of values that follow on each other. */
+/** The indices of values without a gap. */
 function runs(values) {
 	const found = [];
 	values.forEach((value, index) => {
@@ -107,7 +107,7 @@ export function sparkline(values, colour = "var(--ok)") {
 	return draw("svg", {viewBox: "0 0 90 24", width: 90, height: 24, "aria-hidden": "true"}, draw("polyline", {points, fill: "none", stroke: colour, "stroke-width": 1.5}));
 }
 
-/** Rows of bars on a scale of 0..`most`; an object, or pairs where the order counts: an object sorts whole numbers. */
+/** Bars on a scale of 0..`most`; pairs where the order counts: an object sorts whole numbers. */
 export function bars(rows, {most = 1, digits = 3} = {}) {
 	return make("div.bars", {role: "group", label: "Chart"}, (Array.isArray(rows) ? rows : Object.entries(rows)).map(([name, value]) => {
 		const part = make("i");

@@ -1,4 +1,4 @@
-// A call as code, in any language that the server writes, with or without the user's key.
+// A call as code, with or without the user's key.
 
 import {ask, catalogue, key, post} from "./api.js";
 import {bar, details, fill, make, option, textBlock} from "./dom.js";

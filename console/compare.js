@@ -1,4 +1,4 @@
-// The same picture asked otherwise: another version or deployment, without the routines; a divider, the differences.
+// The same picture asked otherwise: a divider, the differences.
 
 import {catalogue} from "./api.js";
 import {Caller} from "./call.js";
@@ -62,7 +62,7 @@ function overlap(one, other) {
 	return both / (area(a) + area(b) - both || 1);
 }
 
-/** What only one has, and whose confidence differs. Matched greedily, the surest first, within a class. */
+/** What differs. Matched greedily, the surest first, within a class. */
 function differences(left, right) {
 	const free = new Set(right), rows = [];
 	let same = 0;

@@ -1,4 +1,4 @@
-// Connect: the address of all that is served and code that calls it; `#connect/api` reads the OpenAPI document.
+// Connect: addresses and code of all that is served; `#connect/api` reads the OpenAPI document.
 
 import {BASE, askJson, catalogue, key, path} from "./api.js";
 import {Code} from "./code.js";

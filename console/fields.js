@@ -12,7 +12,7 @@ function readMap(text) {
 	}));
 }
 
-/** A field's text as a value; lists are separated by commas. What is no number goes as text: the server says so. */
+/** A field's text as a value; commas divide lists. What is no number goes as text. */
 function read(kind, text) {
 	if (text.trim() === "") return null;
 	if (kind === "number" || kind === "integer") return numberOr(text);

@@ -1,4 +1,4 @@
-// Try a handler: a body of any kind, the last one kept in this tab; the answer as what it is.
+// Try a handler: a body of any kind, the last one kept; the answer as what it is.
 
 import {ask} from "./api.js";
 import {Caller} from "./call.js";
@@ -24,9 +24,9 @@ class HandlerPanel {
 		this.answer = make("div");
 		this.json = textBlock("The answer", `${one.path.split("/").at(-1)}.json`);
 		this.code = new Code((language, own) => codeOf(language, own, this.url, this.body.value, this.method));
-		const bar = bar(one.methods.length > 1 ? select("Method", one.methods, (value) => (this.method = value)) : null,
+		const controls = bar(one.methods.length > 1 ? select("Method", one.methods, (value) => (this.method = value)) : null,
 			select("Body", [["application/json", "JSON"], ["text/plain", "text"]], (value) => (this.type = value), this.type), this.caller.buttons);
-		this.element = make("div", this.body, dropZone("Send a file instead", ([file]) => this.take(file), {extra: [this.fileName, button("Forget the file", () => this.take(null))]}), bar, this.caller.error, this.caller.times, this.answer, this.json, this.code.element);
+		this.element = make("div", this.body, dropZone("Send a file instead", ([file]) => this.take(file), {extra: [this.fileName, button("Forget the file", () => this.take(null))]}), controls, this.caller.error, this.caller.times, this.answer, this.json, this.code.element);
 	}
 
 	take(file) {

@@ -34,12 +34,12 @@ class Inbox {
 		this.undoing = button("Undo (U)", () => this.undo(), {id: "inbox-undo"});
 		this.verdicts = bar(say("accepted", "Accept (A)"), say("rejected", "Reject (R)"), this.undoing);
 		this.seer = new IntersectionObserver((seen) => seen.filter((one) => one.isIntersecting).forEach(({target}) => this.paintThumb(target)), {rootMargin: "300px"});
-		const bar = make("div.bar",
+		const controls = bar(
 			own.length > 1 ? select("Deployment", own.map((one) => one.id), (name) => (location.hash = `#inbox/${path(name)}`), id) : make("h2", id),
 			select("Sort by", [["highest", "score, highest first"], ["lowest", "score, lowest first"], ["newest", "newest first"]], (order) => this.draw((this.order = order)), "highest"),
 			select("Show", [["all", "all"], ["none", "undecided"], ["accepted", "accepted"], ["rejected", "rejected"]], (filter) => this.draw((this.filter = filter)), "all"),
 			button("Refresh", () => attempt(() => this.read()), {id: "inbox-refresh"}), button("COCO of all", () => attempt(() => this.save())), button("COCO of the accepted", () => attempt(() => this.save("accepted"))));
-		this.element = make("div", bar, this.counts, this.threshold, make("p.hint", "Arrows move, A accepts, R rejects, U undoes."),
+		this.element = make("div", controls, this.counts, this.threshold, make("p.hint", "Arrows move, A accepts, R rejects, U undoes."),
 			make("div.two", make("div", this.list, this.more), this.large));
 	}
 
@@ -89,7 +89,6 @@ class Inbox {
 		return row;
 	}
 
-	/** A picture with what was seen in it, at most so many pixels a side. */
 	async paintOf(one, side) {
 		const bitmap = await bitmapOf(ask(`${this.at}/${one.file_name}?side=${side}`));
 		const painted = paint(bitmap, one.predictions);
@@ -113,7 +112,6 @@ class Inbox {
 		else this.mark(true);
 	}
 
-	/** Show which picture is chosen, large beside the gallery; `focus` moves there. */
 	mark(focus) {
 		for (const {one, shown} of this.rows) {
 			const is = one === this.chosen;
@@ -159,7 +157,6 @@ class Inbox {
 		return Math.max(1, this.rows.findIndex((row) => row.offsetTop !== top)) || this.rows.length;
 	}
 
-	/** Say what becomes of the chosen picture, and go on to the next. */
 	judge(verdict) {
 		const one = this.chosen, place = this.listed.indexOf(one);
 		if (!one) return;

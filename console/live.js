@@ -1,8 +1,8 @@
-// What is drawn anew while somebody looks: only what differs is changed, so that the focus, open menus and what is unfolded stay.
+// What is drawn anew while somebody looks: only what differs is changed, so that focus, menus and what is unfolded stay.
 
 const HANDLERS = ["onclick", "onchange", "oninput", "ontoggle", "onkeydown"];
 
-/** Make `old` like `fresh`, both of one kind. Nodes with the same `data-key` are the same; of what has `data-whole`, all is replaced. */
+/** Make `old` like `fresh`. Nodes with the same `data-key` are the same; what has `data-whole` is replaced whole. */
 export function morph(old, fresh) {
 	for (const {name, value} of [...fresh.attributes]) if (name !== "style" && name !== "open" && old.getAttribute(name) !== value) old.setAttribute(name, value);
 	for (const {name} of [...old.attributes]) if (name !== "style" && name !== "open" && !fresh.hasAttribute(name)) old.removeAttribute(name);
@@ -35,7 +35,7 @@ function morphChildren(old, fresh) {
 	if (focus !== document.activeElement && focus.isConnected) focus.focus({preventScroll: true});
 }
 
-/** Work every `seconds()` as long as the page can be seen, at once when it is seen again, until it says false; returns what ends it. */
+/** Work every `seconds()` while the page can be seen, until it says false; returns what ends it. */
 export function poll(work, seconds) {
 	let timer = 0, busy = false, ended = false;
 	const next = async () => {

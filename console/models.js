@@ -2,17 +2,16 @@
 
 import {ask, askJson, catalogue, onCatalogue, path, refresh} from "./api.js";
 import {attempt} from "./app.js";
-import {bar, button, bytes, details, dot, duration, fill, link, make, pretty, table} from "./dom.js";
+import {bar, button, bytes, details, dot, duration, fill, link, make, pretty, search, table} from "./dom.js";
 import {morph, poll} from "./live.js";
 
 let versions = {}, ahead = 0; // what /stats says of each version; the server's clock, ahead of ours by so many seconds
 
 export async function show(root, [only]) {
-	const search = make("input", {type: "search", id: "models-search", placeholder: "Search…", label: "Search models, pipelines and handlers", hidden: Boolean(only)});
+	const wanted = search("Search models, pipelines and handlers", () => draw(), "Search…", {id: "models-search", hidden: Boolean(only)});
 	const cards = make("div.part", {id: "models-cards"}), plan = make("section.card", {id: "reload-plan", "aria-live": "polite", label: "Reload", hidden: true});
-	const draw = () => morph(cards, drawAll(only, search.value));
-	search.oninput = draw;
-	fill(root, bar(search, only ? link("#models", "All models") : null,
+	const draw = () => morph(cards, drawAll(only, wanted.value));
+	fill(root, bar(wanted, only ? link("#models", "All models") : null,
 		button("Reload…", () => attempt(() => preview(plan)), {id: "reload"})), plan, cards);
 	let turn = 0;
 	const read = async () => {
@@ -64,7 +63,6 @@ const calls = (name, others) => {
 	return about ? facts([...others, ["Calls", about.calls.toLocaleString()], ["Last used", about.last_used == null ? "not yet" : `${duration(Math.max(0, Date.now() / 1000 + ahead - about.last_used))} ago`]]) : null;
 };
 
-/** A version: its state and labels, where it runs, what it costs, and buttons where it is on demand. */
 function versionPart(model, {version, state, status}) {
 	const labels = Object.entries(model.labels).filter(([, number]) => String(number) === version).map(([label]) => label);
 	const about = versions[`${model.name}/${version}`], demand = about?.on_demand;
@@ -90,7 +88,7 @@ async function act(pressed, address) {
 	document.querySelector("#models-search")?.oninput();
 }
 
-/** Inputs and outputs of a model, asked for when somebody unfolds them. */
+/** Asked for when somebody unfolds it. */
 function signature(one, states, open) {
 	const numbers = states.filter(({state}) => state === "AVAILABLE").map(({version}) => version);
 	const parts = (numbers.length ? numbers : [null]).map((version) => {
@@ -118,7 +116,6 @@ const handlerCard = (one, kind) => card(one, kind, facts([["Path", make("code", 
 
 // --- reload ---
 
-/** What a reload would change, with the button that does it. */
 async function preview(plan) {
 	const found = await askJson("v1/config/reload?dry_run=1", {method: "POST"});
 	const close = () => ((plan.hidden = true), fill(plan));
@@ -153,7 +150,7 @@ function tellPlan(plan) {
 
 const statesIn = (config) => Object.fromEntries(Object.entries(config).flatMap(([model, {model_version_status: all}]) => all.map((one) => [`${model}, version ${one.version}`, `${one.state}${one.status.error_message ? `: ${one.status.error_message}` : ""}`])));
 
-/** Reload; then what has changed: the states of versions before and after, and the server's own answer. */
+/** Reload; then how states of versions have changed, and the server's own answer. */
 async function reload(plan, close) {
 	plan.querySelector(".main").disabled = true;
 	const before = statesIn(await askJson("v1/config")), tell = [];

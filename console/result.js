@@ -1,7 +1,7 @@
 // What was seen in a picture: slider, chips by class, list of objects, bars, exports.
 
 import {bars, swatch} from "./charts.js";
-import {bar, button, download, fill, make, range, status, withoutEnding} from "./dom.js";
+import {bar, button, download, fill, make, range, status, toBlob, withoutEnding} from "./dom.js";
 import {apart, colourOf, cornersOf, paint} from "./viewer.js";
 
 const MOST_LISTED = 500, MOST_BARS = 5;
@@ -101,7 +101,7 @@ export class Result {
 	}
 
 	savePng() {
-		paint(this.bitmap, this.shown, this.viewer.opacity).toBlob((blob) => download(`${withoutEnding(this.name)}-seen.png`, blob));
+		toBlob(paint(this.bitmap, this.shown, this.viewer.opacity)).then((blob) => download(`${withoutEnding(this.name)}-seen.png`, blob));
 	}
 
 	saveCsv() {
@@ -113,7 +113,7 @@ function byRange({ranges, counts}) {
 	return Object.fromEntries(Object.entries(counts).flatMap(([name, numbers]) => numbers.map((count, n) => [`${name} ≤ ${ranges[n]}`, count])));
 }
 
-/** Predictions of pictures as CSV (RFC 4180), boxes in pixels; what a spreadsheet would run as a formula is quoted. */
+/** Predictions as CSV (RFC 4180), boxes in pixels; what a spreadsheet would run is quoted. */
 export function csvOf(pictures) {
 	const quote = (value) => {
 		const text = String(value), safe = /^[=+\-@\t]/.test(text) && Number.isNaN(Number(text)) ? `'${text}` : text;

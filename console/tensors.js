@@ -185,7 +185,7 @@ const jsonField = (label, set) => textField(`${label}, as JSON`, {rows: 4}, (tex
 
 const RANGES = {"0..255": [1, 0], "0..1": [1 / 255, 0], "-1..1": [2 / 255, -1]};
 
-/** A picture brought to the tensor's size, its numbers in the range that the user says; strings take the file. */
+/** A picture in the tensor's size, its numbers in the range that the user says; strings take the file. */
 function pictureField(label, tensor, shape, set) {
 	const whole = tensor.dtype === "DT_STRING" || INTEGERS.test(tensor.dtype) || tensor.dtype === "DT_UINT8";
 	const canvas = make("canvas", {width: 0, height: 0}), note = status("small");
@@ -223,7 +223,7 @@ function pixels(bitmap, canvas, [, tall, wide, channels], [scale, offset], whole
 
 // --- the answer ---
 
-/** The answer as a table and, where it is one, as a chart; `only` is the name of an output that stands alone. */
+/** The answer as a table and a chart; `only` names an output that stands alone. */
 function drawAnswer(answer, only = "output") {
 	const outputs = answer?.outputs ?? answer?.predictions;
 	if (outputs === undefined) return [];

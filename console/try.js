@@ -16,7 +16,7 @@ const addressOf = (kind, name) => {
 	return first?.id === kind ? `#try/${path(name)}` : `#try/${kind}/${path(name)}`;
 };
 
-/** What names of an address choose: `[name]`, or `[kind, name]`; without any, what to show first. */
+/** What `[name]`, or `[kind, name]`, chooses; without any, what to show first. */
 function find(names) {
 	const kinds = names.length > 1 ? KINDS.filter((kind) => kind.id === names[0]) : KINDS;
 	const name = names.at(-1);

@@ -15,7 +15,7 @@ export function cornersOf({bound}) {
 
 const MOST_LABELS = 0.15; // of the picture is covered by labels: of 300 boxes the best have one
 
-/** Where a label covers no other: above, below or inside its box [left, top, right, bottom]; null where there is no room. */
+/** Where a label covers no other: above, below or inside its box; null where there is no room. */
 function placeLabel([left, top, right, bottom], [wide, tall], [far, deep], taken, always = false) {
 	const spots = [[left, top - tall], [left, bottom], [right - wide, top - tall], [left, top], [right - wide, bottom - tall]]
 		.map(([x, y]) => [clamp(x, 0, Math.max(0, far - wide)), clamp(y, 0, Math.max(0, deep - tall))]).map(([x, y]) => [x, y, x + wide, y + tall]);
@@ -98,7 +98,6 @@ export class Viewer {
 		this.draw();
 	}
 
-	/** Zoom by a factor, about a point of the frame (its middle). */
 	zoom(factor, x = this.frame.clientWidth / 2, y = this.frame.clientHeight / 2) {
 		const scale = clamp(this.view.scale * factor, 0.01, 64), by = scale / this.view.scale;
 		this.view = {scale, x: x - (x - this.view.x) * by, y: y - (y - this.view.y) * by};
@@ -211,7 +210,7 @@ export class Viewer {
 		return group;
 	}
 
-	/** A label of constant size where it covers no other: above, below or inside its box; else only when pointed at. */
+	/** A label of constant size where it covers no other; else only when pointed at. */
 	label({one, box: [left, top, right, bottom]}, taken, layer) {
 		const text = `${apart(one.tag.name)} ${one.confidence.toFixed(2)}`, wide = widthOf(text), tall = 17;
 		const far = this.frame.clientWidth, deep = this.frame.clientHeight;
@@ -226,7 +225,7 @@ export class Viewer {
 	}
 }
 
-/** The picture with its objects at its own size, as a canvas: to save, or without labels as a thumbnail. */
+/** The picture with its objects at its own size, to save; without labels a thumbnail. */
 export function paint(bitmap, predictions, opacity = 0.35, labels = true) {
 	const canvas = drawOn(make("canvas"), bitmap), on = canvas.getContext("2d");
 	const {width, height} = canvas, size = Math.max(12, Math.round(Math.sqrt(width * height) / 40)), taken = [];

@@ -1,4 +1,4 @@
-// Watch: graphs of the last minutes, hour and day, in all and of each group; quotas; the last errors. `#watch/model/shapes`.
+// Watch: graphs of all and of each group, quotas, the last errors. `#watch/model/shapes`.
 
 import {askJson, path} from "./api.js";
 import {bars, PARTS, sparkline, timeChart} from "./charts.js";

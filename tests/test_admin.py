@@ -156,6 +156,31 @@ def test_a_sites_check_never_makes_an_admin(site, answer, headers, status):
     assert response.status_code == status
 
 
+@pytest.mark.parametrize(
+    "headers, admin",
+    [(ADMIN, True), (bearer("boss"), True), (bearer("good"), False), (bearer("no"), False)],
+)
+def test_the_list_tells_whether_a_key_may_manage_also_where_it_needs_none(tmp_path, headers, admin):
+    site = Site(tmp_path, deployments=[])
+    assert site.ask("GET", "/deployments", headers={}).json["key"]["admin"] is False
+    assert site.ask("GET", "/deployments", headers=headers).json["key"]["admin"] is admin
+    host = flask.Flask("host")
+    blueprint = serving.create_blueprint(site.server, authorize=lambda request: "guest")
+    host.register_blueprint(blueprint, url_prefix="/ml")
+    answer = host.test_client().get("/ml/deployments", headers=headers)
+    assert answer.json["key"]["admin"] is admin
+    site.server.stop()
+
+
+def test_wrong_keys_that_ask_whether_they_may_manage_are_slowed_down_too(tmp_path):
+    site = Site(tmp_path, deployments=[])
+    for number in range(40):
+        site.ask("GET", "/deployments", headers=bearer(f"wrong{number}"))
+    assert site.ask("GET", "/v1/keys", headers=bearer("another")).status_code == 429
+    assert site.ask("GET", "/deployments").json["key"]["admin"] is False  # not looked at
+    site.server.stop()
+
+
 def test_admin_pages_tell_the_methods_they_take(site):
     response = site.ask("DELETE", "/v1/config/file")
     assert response.status_code == 405 and response.headers["Allow"] == "GET, PUT"
@@ -451,6 +476,9 @@ def test_a_config_of_a_program_is_409():
     ):
         response = rest.open(path, method=method, data=body, headers=ADMIN)
         assert response.status_code == 409 and "by a program" in response.json["error"]
+    history = rest.get("/v1/config/history", headers=ADMIN).json
+    assert history["writable"] is False and "by a program" in history["reason"]
+    assert history["kept"] == []
 
 
 # Writes a config in a child that is killed before, and after, each step in turn.

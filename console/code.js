@@ -9,7 +9,7 @@ export function codeOf(language, own, url, text, method = "POST") {
 	return {path: `v1/client/${language}`, body: JSON.stringify({path: `/${url}`, method, body, ...(own ? {key: own} : {})})};
 }
 
-/** `question(language, key)` is what to ask for code in a language: {path, body}; nothing for what cannot be written. */
+/** `question(language, key)` is what to ask for code: {path, body}; nothing where none can be written. */
 export class Code {
 	constructor(question, summary = "This call as code") {
 		this.question = question;

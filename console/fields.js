@@ -29,7 +29,7 @@ function write(kind, value) {
 	return kind === "map" ? Object.entries(value).map(([name, one]) => `${name}: ${one}`).join(", ") : String(value);
 }
 
-/** A field for a value of a kind, or one of a list: an element whose `read()` is the value, null where it is empty. */
+/** A field of a kind, or of a list: an element whose `read()` is the value, null where it is empty. */
 export function field(kind, value, properties = {}) {
 	const text = write(kind, value), number = kind === "number" || kind === "integer", list = kind === "boolean" ? [["true", "yes"], ["false", "no"]] : kind;
 	const all = Array.isArray(list) && ["", ...(text && !list.flat().includes(text) ? [text] : []), ...list];

@@ -185,7 +185,7 @@ const jsonField = (label, set) => textField(`${label}, as JSON`, {rows: 4}, (tex
 
 const RANGES = {"0..255": [1, 0], "0..1": [1 / 255, 0], "-1..1": [2 / 255, -1]};
 
-/** A picture in the tensor's size, its numbers in the range that the user says; strings take the file. */
+/** A picture in the tensor's size and the range that the user says; strings take the file. */
 function pictureField(label, tensor, shape, set) {
 	const whole = tensor.dtype === "DT_STRING" || INTEGERS.test(tensor.dtype) || tensor.dtype === "DT_UINT8";
 	const canvas = make("canvas", {width: 0, height: 0}), note = status("small");

@@ -9127,7 +9127,7 @@ class Process:
         terminal = open(  # noqa: SIM115
             aside, "w", buffering=1, encoding=sys.stderr.encoding, errors=sys.stderr.errors
         )
-        self._undo.callback(terminal.close)
+        self._undo.callback(close_anyway, terminal)
         self.set(sys, "stderr", terminal)
         self._aside.append((aside, sorter))
         self._undo.callback(self.show_noise)
@@ -9216,6 +9216,12 @@ class Process:
             )
             logging.shutdown()
             os._exit(1)
+
+
+def close_anyway(stream: typing.TextIO) -> None:
+    """Close a stream whose last lines may find no room."""
+    with contextlib.suppress(OSError):
+        stream.close()
 
 
 def tidy_memory(is_free: bool, freeze: bool) -> None:

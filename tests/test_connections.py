@@ -1056,16 +1056,16 @@ def test_a_log_that_nobody_reads_stops_no_request(tmp_path):
     with started(tmp_path, stderr=subprocess.PIPE) as (address, process):
         with requests.Session() as session:
             for _ in range(2000):  # of some 100 bytes; a pipe holds 65536
-                assert session.get(f"{address}/livez", timeout=10).status_code == 200
+                assert session.get(f"{address}/v1/models", timeout=10).status_code == 200
             os.set_blocking(process.stderr.fileno(), False)
             read = os.read(process.stderr.fileno(), 1 << 20)
-            assert len(read) > 50_000 and b"GET /livez 200" in read
-            assert session.get(f"{address}/readyz", timeout=10).status_code == 200
+            assert len(read) > 50_000 and b"GET /v1/models 200" in read
+            assert session.get(f"{address}/v1/config", timeout=10).status_code == 200
             until(lambda: select_readable(process.stderr), 10)
             later = os.read(process.stderr.fileno(), 1 << 20)
         assert (
             re.match(rb"\(\d{3,} lines of the log were dropped here: nobody read them\)\n", later)
-            and b"GET /readyz 200" in later
+            and b"GET /v1/config 200" in later
         )
 
 

@@ -35,7 +35,9 @@ def programs(tmp_path_factory):
     (packages / "of_this_one.pth").write_text(sysconfig.get_path("purelib"))
     (wheel,) = place.glob("*.whl")
     python = ["--python", str(env / "bin/python")]
-    subprocess.run([*pip, *python, "install", "--no-deps", str(wheel)], check=True)
+    subprocess.run(
+        [*pip, *python, "install", "--no-deps", "--ignore-installed", str(wheel)], check=True
+    )
     return env / "bin"
 
 
@@ -122,6 +124,6 @@ def test_what_the_documents_install_brings_tensorflow():
     """`.` alone does not: tensorflow and tensorflow-cpu overwrite each other's files."""
     extras = setup()["options.extras_require"]
     for path in (ROOT / "README.md", ROOT / ".ci/run", *(ROOT / "docs").glob("*.md")):
-        for target in re.findall(r"pip install (?:-\w+ )*('?\.\S*)", path.read_text()):
+        for target in re.findall(r"pip install (?:-\w+ )*('\.[^']*'|\.\S*)", path.read_text()):
             named = re.fullmatch(r"'\.\[(\w+)\]'", target)
             assert named and "tensorflow" in extras[named[1]], f"{path.name}: {target}"

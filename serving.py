@@ -8451,12 +8451,8 @@ def find_view(server: ModelServer, method: str, path: str) -> Found:
     """What a method and an undecoded path select; raises BadRequest for no match."""
     if (known := find_known(server, method, path)) is not None:
         return known
-    others = [
-        route
-        for route in routes_of(server.extensions)
-        if route.guard in NEED_KEY and route.pattern.fullmatch(path)
-    ]
-    if others:
+    others = [route for route in routes_of(server.extensions) if route.pattern.fullmatch(path)]
+    if others and all(route.guard in NEED_KEY for route in others):  # none of TensorFlow Serving's
         allow = {"Allow": ", ".join(method for route in others for method in route.methods)}
         text = f"Method {method} is not allowed here: {path[:200]}"
         raise ServingError(text, "INVALID_ARGUMENT", HTTPStatus.METHOD_NOT_ALLOWED, allow)

@@ -28,6 +28,7 @@ from unittest import mock
 import pytest
 from conftest import ROOT, listening
 
+import routines
 import serving
 
 FENCE = re.compile(
@@ -99,6 +100,9 @@ class Reader:
             working_in(self.folder),
             mock.patch.object(sys, "path", [str(self.folder), *sys.path]),
             mock.patch.object(serving, "run", self.run),
+            # what a page declares is its own
+            mock.patch.dict(routines.FAMILIES),
+            mock.patch.dict(routines.DECLARED),
         ):
             for block in blocks(self.page):
                 if not block.why:

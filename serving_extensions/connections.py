@@ -231,14 +231,14 @@ class Channel(HTTPChannel):
     def answer_here(self) -> None:
         """Answer the one request on the thread that runs the loop.
 
-        What is written goes out in one piece.
+        What is written goes out in one piece, at the end of the loop's turn.
         """
         self.gathered = []
         try:
             self.service()
         finally:
             gathered, self.gathered = self.gathered, None
-        self.send_all(b"".join(gathered))
+        self.front.answers.append((self, b"".join(gathered)))
 
     def write_soon(self, data: Any) -> int:
         if self.gathered is None:
@@ -383,6 +383,7 @@ class Front(Waitress):
         self.server = server
         self.thread = 0  # of the loop
         self.awake_until = self.swept_at = 0.0
+        self.answers: list[tuple[Channel, bytes]] = []  # of this turn, to be sent
         options = server.config.server
         self.dispatcher = Dispatcher(options.threads)
         self.gate = Gate(lambda: self.server.config.server, self.dispatcher, server.refused)
@@ -407,6 +408,7 @@ class Front(Waitress):
         """
         self.thread = threading.get_ident()
         super().turn(0.0 if time.perf_counter() < self.awake_until else seconds)
+        self.send_answers()
         now = time.monotonic()
         if now >= self.swept_at + 1:
             self.swept_at = now
@@ -430,6 +432,14 @@ class Front(Waitress):
             self.awake_until = time.perf_counter() + AWAKE_SECONDS
         else:
             self.dispatcher.add(channel, "health" if request.refused else line)
+
+    def send_answers(self) -> None:
+        """Send what was answered in this turn: each client that is woken takes the processor from
+        those whose requests are there already.
+        """
+        answers, self.answers = self.answers, []
+        for channel, data in answers:
+            channel.send_all(data)
 
     def enqueue(self, channel: Channel) -> None:
         """Let a request wait for its turn, behind others of its connection,

@@ -2595,6 +2595,16 @@ class Turn:
     def __init__(self, queued: float | None = None):
         self.queued = queued  # of time.perf_counter: when its last byte had come
         self.waited = False  # for a model to load, with a thread
+        # what is left to do once its answer is sent; None where nobody tells when that is
+        self.later: list[Callable[[], None]] | None = None
+
+    def defer(self, do: Callable[[], None]) -> None:
+        """Do something of no concern to the client: once the answer is sent, if that is known."""
+        later, self.later = self.later, None  # which holds it: no circle for Python to collect
+        if later is None:
+            do()
+        else:
+            later.append(do)
 
 
 def stays() -> bool:
@@ -2609,7 +2619,7 @@ class Trace:
     """
 
     deadline = math.inf  # of time.perf_counter()
-    began = ended = inference = routines = 0.0
+    began = ended = inference = routines = answered = 0.0
     rows = batch = 0
     model = version = deployment = ""
     waited = False  # for a model to load
@@ -8611,11 +8621,18 @@ def answer_call(door: Door, call: Call, found: Found | None = None) -> Reply:
     finally:
         call.turn.waited = trace.waited
         call.allowance.close()
+    call.turn.defer(functools.partial(note_answer, server, call, found, route, replied))
+    return replied
+
+
+def note_answer(
+    server: ModelServer, call: Call, found: Found | None, route: str, replied: Reply
+) -> None:
+    """Count and log a call that is answered."""
     line = request_line(call, route, replied)
     for observe in server.observers:
-        observe(server, trace, line, replied)
+        observe(server, call.trace, line, replied)
     log_request(server, found, line)
-    return replied
 
 
 def log_request(server: ModelServer, found: Found | None, line: Mapping[str, Any]) -> None:
@@ -8648,7 +8665,7 @@ def request_line(call: Call, route: str, replied: Reply) -> dict[str, Any]:
         "model": call.trace.model,
         "version": call.trace.version,
         "status": replied.status,
-        "ms": round(1e3 * (time.perf_counter() - call.trace.start), 2),
+        "ms": round(1e3 * (call.trace.answered - call.trace.start), 2),
         "rows": call.trace.rows,
         "batch": call.trace.batch,
     }
@@ -8696,7 +8713,7 @@ def tell_times(trace: Trace) -> str:
     """What the time of a request went into until now, in milliseconds, of the parts that there
     were, and the total: a Server-Timing header (https://www.w3.org/TR/server-timing/).
     """
-    now = time.perf_counter()
+    now = trace.answered = time.perf_counter()
     trace.spent = queued, decoding, inference, routines, encoding = trace.measure(now)
     total = 1e3 * (now - (trace.queued or trace.start))
     if queued > 0 and inference > 0 and routines == 0 and not trace.nodes:
@@ -8989,6 +9006,7 @@ class PatientHandler(logging.StreamHandler):
     """
 
     dropped = 0
+    joined: list[str] | None = None  # lines that are to be written together
 
     @functools.cached_property
     def always_takes(self) -> bool:
@@ -9016,19 +9034,64 @@ class PatientHandler(logging.StreamHandler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             text = self.format(record) + self.terminator
+            if self.joined is None:
+                self.write([text])
+            else:
+                self.joined.append(text)
+        except Exception:  # as all of logging's own handlers do
+            self.handleError(record)
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """Write the lines of a `with` at its end: each write costs more than its line."""
+        self.joined = []
+        try:
+            yield
+        finally:
+            with self.lock or contextlib.nullcontext():
+                texts, self.joined = self.joined, None
+                self.write(texts)
+
+    def write(self, lines: list[str]) -> None:
+        most = sys.maxsize if self.always_takes else PRINTED_CHARACTERS
+        for text, number in join_lines(lines, most):
             if self.dropped and self.takes_more():
                 text = (
                     f"({self.dropped} lines of the log were dropped here: nobody read them)\n{text}"
                 )
                 self.dropped = 0
-            for start in range(0, len(text), PRINTED_CHARACTERS):
+            for start in range(0, len(text), most):
                 if not self.takes_more():
-                    self.dropped += 1
-                    return
-                self.stream.write(text[start : start + PRINTED_CHARACTERS])
+                    self.dropped += number
+                    break
+                self.stream.write(text[start : start + most])
                 self.stream.flush()
-        except Exception:  # as all of logging's own handlers do
-            self.handleError(record)
+
+
+def join_lines(lines: Iterable[str], most: int) -> Iterator[tuple[str, int]]:
+    """Lines joined to texts of no more than `most` characters, where each is not longer itself,
+    and how many there are in each.
+    """
+    joined: list[str] = []
+    size = 0
+    for line in lines:
+        size += len(line)
+        if joined and size > most:
+            yield "".join(joined), len(joined)
+            joined, size = [], len(line)
+        joined.append(line)
+    if joined:
+        yield "".join(joined), len(joined)
+
+
+@contextlib.contextmanager
+def lines_together() -> Iterator[None]:
+    """Have the log's lines of a `with` written together, where this server writes the log."""
+    with contextlib.ExitStack() as stack:
+        for handler in logging.getLogger().handlers:
+            if isinstance(handler, PatientHandler):
+                stack.enter_context(handler.together())
+        yield
 
 
 # Lines of C++ that TensorFlow and what it loads write at each start, whatever they are told: before

@@ -12,6 +12,7 @@ import os
 import re
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 from waitress.channel import ClientDisconnected, HTTPChannel
@@ -21,7 +22,16 @@ from waitress.receiver import ChunkedReceiver
 from waitress.server import TcpWSGIServer
 from waitress.utilities import BadRequest, RequestEntityTooLarge
 
-from .core import Extension, ServingError, Turn, Waitress, find_known, path_of, reached_by
+from .core import (
+    Extension,
+    ServingError,
+    Turn,
+    Waitress,
+    find_known,
+    lines_together,
+    path_of,
+    reached_by,
+)
 from .lane import Lane
 from .queueing import Dispatcher, Gate, TooMuch, task_of
 
@@ -372,6 +382,7 @@ class Listener(TcpWSGIServer):
 
 # after a short answer; a client may need the only core
 AWAKE_SECONDS = 0.0002 if (os.cpu_count() or 1) > 1 else 0.0
+HELD_SECONDS = 0.01  # an answer waits for others of its turn
 
 
 class Front(Waitress):
@@ -382,8 +393,9 @@ class Front(Waitress):
     def __init__(self, server: Any, app: Any, **adjustments: Any):
         self.server = server
         self.thread = 0  # of the loop
-        self.awake_until = self.swept_at = 0.0
+        self.awake_until = self.swept_at = self.held_since = 0.0
         self.answers: list[tuple[Channel, bytes]] = []  # of this turn, to be sent
+        self.later: list[Callable[[], None]] = []  # what is to be done then
         options = server.config.server
         self.dispatcher = Dispatcher(options.threads)
         self.gate = Gate(lambda: self.server.config.server, self.dispatcher, server.refused)
@@ -428,8 +440,14 @@ class Front(Waitress):
         if alone and request.refused:
             channel.answer_here()
         elif alone and self.lane.takes(request, found):
+            channel.turn.later = self.later
             self.lane.answer(channel, line)
-            self.awake_until = time.perf_counter() + AWAKE_SECONDS
+            now = time.perf_counter()
+            self.awake_until = now + AWAKE_SECONDS
+            if len(self.answers) == 1:
+                self.held_since = now
+            elif now > self.held_since + HELD_SECONDS:
+                self.send_answers()
         else:
             self.dispatcher.add(channel, "health" if request.refused else line)
 
@@ -440,6 +458,18 @@ class Front(Waitress):
         answers, self.answers = self.answers, []
         for channel, data in answers:
             channel.send_all(data)
+        if self.later:
+            self.tidy_up()
+
+    def tidy_up(self) -> None:
+        """Do what is left to do for answers that are sent: count and log them."""
+        later, self.later = self.later, []
+        with lines_together() if len(later) > 1 else contextlib.nullcontext():
+            for do in later:
+                try:
+                    do()
+                except Exception:
+                    logger.exception("A request could not be counted")
 
     def enqueue(self, channel: Channel) -> None:
         """Let a request wait for its turn, behind others of its connection,

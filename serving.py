@@ -8781,28 +8781,35 @@ def preflight(server: ModelServer, call: Call) -> Reply:
 # --- the WSGI door ------------------------------------------------------------------------------
 
 
-def open_door(door: Door, app: Flask) -> Callable[..., Any]:
-    """The app's WSGI callable, which answers the server's own URLs itself and hands all others to
+class OpenDoor:
+    """An app's WSGI callable, which answers the server's own URLs itself and hands all others to
     Flask.
 
     As soon as anybody hooks anything onto the app, or adds a view of his own, all URLs are Flask's.
     """
-    through_flask, views = app.wsgi_app, len(app.view_functions)
 
-    def wsgi_app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
-        if len(app.view_functions) != views or is_hooked(app) or "HTTP_UPGRADE" in environ:
-            return through_flask(environ, start_response)
+    def __init__(self, door: Door, app: Flask):
+        self.door, self.app = door, app
+        self.through_flask, self.views = app.wsgi_app, len(app.view_functions)
+
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
+        replied = self.answer(environ)
+        if replied is None:
+            return self.through_flask(environ, start_response)
+        return send(replied, environ, start_response)
+
+    def answer(self, environ: dict[str, Any]) -> Reply | None:
+        """The answer to one of the server's own URLs; None for what is Flask's."""
+        app = self.app
+        if len(app.view_functions) != self.views or is_hooked(app) or "HTTP_UPGRADE" in environ:
+            return None
         decoded = environ.get("PATH_INFO", "").encode("latin-1").decode("utf-8", "replace")
         path = raw_path(environ, decoded)
         try:
-            found = find_known(door.server, environ["REQUEST_METHOD"].upper(), path)
+            found = find_known(self.door.server, environ["REQUEST_METHOD"].upper(), path)
         except ServingError:
-            found = None
-        if found is None:
-            return through_flask(environ, start_response)
-        return send(answer_call(door, Call(environ, path), found), environ, start_response)
-
-    return wsgi_app
+            return None
+        return found and answer_call(self.door, Call(environ, path), found)
 
 
 SIGNALS = (
@@ -8981,7 +8988,7 @@ def create_app(
         return to_response(reply({"error": text}, error.code or 500).with_headers(*headers))
 
     if authorize is None:  # which wants Flask's request
-        app.wsgi_app = open_door(door, app)  # type: ignore[method-assign]
+        app.wsgi_app = OpenDoor(door, app)  # type: ignore[method-assign]
     return app
 
 
@@ -9577,6 +9584,11 @@ class Waitress:
     def port(self) -> int:
         return int(self.listeners[0].effective_port)
 
+    def set_app(self, app: Callable[..., Any]) -> None:
+        """Answer with another application from now on."""
+        for listener in self.listeners:
+            listener.application = app
+
     def turn(self, seconds: float = 0.5) -> None:
         """Wait for what comes, at most so long, and see to it."""
         wasyncore.loop(timeout=seconds, map=self.sockets, use_poll=True, count=1)
@@ -9692,12 +9704,11 @@ def serve(
 ) -> None:
     """Listen, load, answer until `stop`, and end well."""
     socket.getaddrinfo(host or "?", port)  # says what is wrong with the host, as an OSError
-    app: Any = None
     # First: a taken port is known before any model is loaded.
-    http = listen(server, lambda *call: app(*call), host, port)
+    http = listen(server, nothing, host, port)
     server.says_key = True
     process.take_signals(stop)  # before a load begins, which a signal may find hanging
-    app = create_app(server, eager=True)
+    http.set_app(create_app(server, eager=True))
     address = f"http://{f'[{host}]' if ':' in host else host}:{http.port}"
     print(f"serving {__version__} on {address}, loading {server.manager.name}", flush=True)
     if host not in ("127.0.0.1", "localhost", "::1"):

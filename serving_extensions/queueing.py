@@ -20,7 +20,7 @@ from typing import Any
 from waitress.task import Task, WSGITask
 from waitress.utilities import Error
 
-from .core import request_id_of
+from .core import OpenDoor, request_id_of, status_line
 
 logger = logging.getLogger("serving")
 
@@ -251,7 +251,13 @@ def refuse(
 
 def task_of(channel: Any, request: Any) -> Task:
     """waitress's task for a request: a refusal, or the application."""
-    return RefusalTask(channel, request) if request.refused else AnswerTask(channel, request)
+    if request.refused:
+        return RefusalTask(channel, request)
+    return (
+        ShortTask(channel, request)
+        if channel.gathered is not None
+        else AnswerTask(channel, request)
+    )
 
 
 class AnswerTask(WSGITask):
@@ -261,6 +267,20 @@ class AnswerTask(WSGITask):
         environ = super().get_environment()
         environ["serving.turn"] = self.channel.turn
         return environ
+
+
+class ShortTask(AnswerTask):
+    """waitress's task for a request of the lane: past WSGI's calls, where the app is ours alone."""
+
+    def execute(self) -> None:
+        door = getattr(self.channel.server.application, "wsgi_app", None)
+        replied = door.answer(self.get_environment()) if isinstance(door, OpenDoor) else None
+        if replied is None:
+            super().execute()
+            return
+        self.complete, self.status = True, status_line(replied.status)
+        self.response_headers, self.content_length = replied.head(), len(replied.body)
+        self.write(replied.body)
 
 
 class RefusalTask(Task):

@@ -2741,7 +2741,8 @@ class Servable:
         self.metadata, self._device = metadata or {}, device
         self._close = close
         self._leases, self._retired, self.closed = 0, False, False
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
 
     @property
     def callables(self) -> Mapping[str, SignatureCall]:
@@ -2798,12 +2799,12 @@ class Servable:
 
     def acquire(self) -> bool:
         """Take a lease; False when the servable is being retired."""
-        with self._changed:
+        with self._lock:
             self._leases += not self._retired
             return not self._retired
 
     def release(self) -> None:
-        with self._changed:
+        with self._lock:
             self._leases -= 1
             if self._retired and not self._leases:
                 self._changed.notify_all()
@@ -8684,9 +8685,10 @@ def dress(server: ModelServer, call: Call, replied: Reply) -> Reply:
     vary: list[str] = []
     if len(replied.body) >= server.config.server.gzip_min_bytes:
         replied = compress(call, replied, vary)
+    headers: list[tuple[str, str]] = []
     for more in server.dressers:
-        replied = replied.with_headers(*more(server, call, replied))
-    headers = [("X-Request-Id", call.request_id), ("Server-Timing", tell_times(call.trace))]
+        headers += more(server, call, replied)
+    headers += ("X-Request-Id", call.request_id), ("Server-Timing", tell_times(call.trace))
     if origins := server.config.server.cors_origins:
         vary.append("Origin")
         origin = call.header("Origin")

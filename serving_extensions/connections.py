@@ -45,8 +45,9 @@ logger = logging.getLogger("serving")
 HEAD_BYTES = 64 << 10  # of a head, and of what follows the last chunk
 LARGE_BODY = 1 << 20  # bytes; smaller ones are bounded by the number of connections
 BARE_LINE_FEED = re.compile(rb"(?<!\r)\n")
+FRAMING_NAMES = (b"content-length", b"transfer-encoding", b"host")
 FRAMING = re.compile(
-    rb"\r\n(host|content-length|transfer-encoding)[ \t]*:[ \t]*([^\r\n]*)", re.IGNORECASE
+    rb"\r\n(" + b"|".join(FRAMING_NAMES) + rb")[ \t]*:[ \t]*([^\r\n]*)", re.IGNORECASE
 )
 BLANKS = re.compile(rb"[ \t]{256}")
 TRAILER = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\x20-\x7e\x80-\xff\t]*")
@@ -85,23 +86,19 @@ class Parser(HTTPRequestParser):
         return consumed
 
     def parse_header(self, header_plus: bytes) -> None:
-        fields = [
-            (name.lower(), value.rstrip(b" \t")) for name, value in FRAMING.findall(header_plus)
-        ]
+        fields: dict[bytes, list[bytes]] = {name: [] for name in FRAMING_NAMES}
+        for name, value in FRAMING.findall(header_plus):
+            fields[name.lower()].append(value.rstrip(b" \t"))
+        lengths, codings, hosts = fields.values()
         if b"\r\n " in header_plus or b"\r\n\t" in header_plus:  # section 5.2
             raise ParsingError("Header lines must not be folded")
         if BLANKS.search(header_plus):  # waitress's pattern takes seconds for some 10,000 of them
             raise ParsingError("A header has very many blanks in a row")
-        lengths = [value for name, value in fields if name == b"content-length"]
         if any(not value.isdigit() or len(value) > 18 for value in lengths):
             raise ParsingError("Content-Length is invalid")
         super().parse_header(header_plus)
-        check_framing(
-            lengths,
-            [value for name, value in fields if name == b"transfer-encoding"],
-            self.version,
-        )
-        check_host([value for name, value in fields if name == b"host"], self.version)
+        check_framing(lengths, codings, self.version)
+        check_host(hosts, self.version)
         check_target(self.request_uri)
         self.settle()
 

@@ -18,10 +18,7 @@ SUSPICION = 0.5  # of a strike: the first, of which only the clock tells
 PENALTY_SECONDS = 10.0  # ... send those for their model to the worker threads for so long
 SIGNATURE = re.compile(rb'"signature_name"\s*:\s*"([\x20-\x7e]*?)"')
 # headers of bodies that are more, or other, than they seem
-UNPACKED = (
-    "CONTENT_ENCODING",
-    "X_TENSOR_SHAPE",
-)
+UNPACKED = frozenset({"CONTENT_ENCODING", "X_TENSOR_SHAPE"})
 
 
 class Lane:
@@ -49,15 +46,14 @@ class Lane:
             return False
         if request.chunked or request.content_length > SHORT_BYTES or "label" in found.arguments:
             return False
-        if any(name in request.headers for name in UNPACKED):
+        if not UNPACKED.isdisjoint(request.headers):
             return False
         if self.server.config.auth.protect == "all":  # quotas wait
             return False
         body = peek_body(request)
-        named = SIGNATURE.findall(body)
-        if len(named) != body.count(b"signature_name") or len(named) > 1 or not is_plain_json(body):
+        signature = name_signature(body) if is_plain_json(body) else None
+        if signature is None:
             return False
-        signature = named[0].decode() if named and named[0] else "serving_default"
         return self.is_short(found.arguments["model"], found.arguments.get("version"), signature)
 
     def is_short(self, model: str, version: int | None, signature: str = "serving_default") -> bool:
@@ -106,6 +102,15 @@ class Lane:
         now = time.monotonic()
         self.late = {other: until for other, until in self.late.items() if until > now}
         self.late[model] = now + PENALTY_SECONDS
+
+
+def name_signature(body: bytes) -> str | None:
+    """The signature that a body asks for; None where only a parser can tell."""
+    number = body.count(b"signature_name")
+    named = SIGNATURE.findall(body) if number else []
+    if len(named) != number or number > 1:
+        return None
+    return named[0].decode() if named and named[0] else "serving_default"
 
 
 def peek_body(request: Any) -> bytes:

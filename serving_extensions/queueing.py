@@ -10,15 +10,18 @@ A request belongs to a `line`: the model or handler that it reaches, under which
 """
 
 import collections
+import functools
 import json
 import logging
+import operator
+import re
 import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
 from waitress.task import Task, WSGITask
-from waitress.utilities import Error
+from waitress.utilities import Error, build_http_date
 
 from .core import OpenDoor, request_id_of, status_line
 
@@ -202,7 +205,7 @@ class Gate:
 
         None lets it wait its turn.
         """
-        if line in KEPT:
+        if line in KEPT or not self.turns.waiting and not self.turns.running:
             return None
         options = self.options()
         if len(self.turns) >= options.max_queued_requests:
@@ -281,6 +284,28 @@ class ShortTask(AnswerTask):
         self.complete, self.status = True, status_line(replied.status)
         self.response_headers, self.content_length = replied.head(), len(replied.body)
         self.write(replied.body)
+
+    def build_response_header(self) -> bytes:
+        """waitress's, at once for what leaves a connection open that says nothing of itself."""
+        if self.version != "1.1" or "CONNECTION" in self.request.headers:
+            return super().build_response_header()
+        fields = [(spell_name(name), value) for name, value in self.response_headers]
+        fields += ("Server", "serving"), ("Date", build_http_date(self.start_time))
+        fields.sort(key=FIRST)
+        lines = [f"HTTP/1.1 {self.status}", *[f"{name}: {value}" for name, value in fields]]
+        if CONTROLS.search("".join(lines)):
+            raise ValueError("a header of the answer has a line feed")
+        return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
+
+
+FIRST = operator.itemgetter(0)
+CONTROLS = re.compile(r"[\r\n]")
+
+
+@functools.lru_cache(200)
+def spell_name(name: str) -> str:
+    """A header's name as waitress spells it."""
+    return "-".join(part.capitalize() for part in name.split("-"))
 
 
 class RefusalTask(Task):

@@ -50,6 +50,7 @@ import itertools
 import json
 import logging
 import math
+import operator
 import os
 import queue
 import random
@@ -8802,16 +8803,20 @@ class OpenDoor:
 
     def answer(self, environ: dict[str, Any]) -> Reply | None:
         """The answer to one of the server's own URLs; None for what is Flask's."""
-        app = self.app
-        if len(app.view_functions) != self.views or is_hooked(app) or "HTTP_UPGRADE" in environ:
-            return None
         decoded = environ.get("PATH_INFO", "").encode("latin-1").decode("utf-8", "replace")
         path = raw_path(environ, decoded)
         try:
             found = find_known(self.door.server, environ["REQUEST_METHOD"].upper(), path)
         except ServingError:
             return None
-        return found and answer_call(self.door, Call(environ, path), found)
+        return found and self.answer_found(environ, path, found)
+
+    def answer_found(self, environ: dict[str, Any], path: str, found: Found) -> Reply | None:
+        """The answer to what a path has selected; None where Flask is to answer."""
+        app = self.app
+        if len(app.view_functions) != self.views or is_hooked(app) or "HTTP_UPGRADE" in environ:
+            return None
+        return answer_call(self.door, Call(environ, path), found)
 
 
 SIGNALS = (
@@ -8823,6 +8828,7 @@ SIGNALS = (
     signals.appcontext_popped,
     signals.got_request_exception,
 )
+RECEIVERS = operator.attrgetter("receivers")
 
 
 def is_hooked(app: Flask) -> bool:
@@ -8840,7 +8846,7 @@ def is_hooked(app: Flask) -> bool:
         or app.request_class is not Request
         or app.response_class is not Response
         or type(app.session_interface) is not SecureCookieSessionInterface
-        or any(signal.receivers for signal in SIGNALS)
+        or any(map(RECEIVERS, SIGNALS))
     )
 
 

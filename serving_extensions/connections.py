@@ -45,9 +45,8 @@ logger = logging.getLogger("serving")
 HEAD_BYTES = 64 << 10  # of a head, and of what follows the last chunk
 LARGE_BODY = 1 << 20  # bytes; smaller ones are bounded by the number of connections
 BARE_LINE_FEED = re.compile(rb"(?<!\r)\n")
-FRAMING_NAMES = (b"content-length", b"transfer-encoding", b"host")
 FRAMING = re.compile(
-    rb"\r\n(" + b"|".join(FRAMING_NAMES) + rb")[ \t]*:[ \t]*([^\r\n]*)", re.IGNORECASE
+    rb"\r\n(host|content-length|transfer-encoding)[ \t]*:[ \t]*([^\r\n]*)", re.IGNORECASE
 )
 BLANKS = re.compile(rb"[ \t]{256}")
 TRAILER = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\x20-\x7e\x80-\xff\t]*")
@@ -86,10 +85,12 @@ class Parser(HTTPRequestParser):
         return consumed
 
     def parse_header(self, header_plus: bytes) -> None:
-        fields: dict[bytes, list[bytes]] = {name: [] for name in FRAMING_NAMES}
+        lengths: list[bytes] = []
+        codings: list[bytes] = []
+        hosts: list[bytes] = []
+        of_name = {b"content-length": lengths, b"transfer-encoding": codings, b"host": hosts}
         for name, value in FRAMING.findall(header_plus):
-            fields[name.lower()].append(value.rstrip(b" \t"))
-        lengths, codings, hosts = fields.values()
+            of_name[name.lower()].append(value.rstrip(b" \t"))
         if b"\r\n " in header_plus or b"\r\n\t" in header_plus:  # section 5.2
             raise ParsingError("Header lines must not be folded")
         if BLANKS.search(header_plus):  # waitress's pattern takes seconds for some 10,000 of them
@@ -104,11 +105,13 @@ class Parser(HTTPRequestParser):
 
     def settle(self) -> None:
         """What follows from a head that is right."""
-        for name in () if self.adj.trusted_proxy else PROXY_HEADERS:  # what a client says of itself
-            self.headers.pop(name, None)
-        options = [one.strip().lower() for one in self.headers.get("CONNECTION", "").split(",")]
-        if len(options) > 1 and "close" in options:  # it is a list (RFC 9110, 7.6.1)
-            self.connection_close, self.headers["CONNECTION"] = True, "close"
+        if not self.adj.trusted_proxy and not PROXY_HEADERS.isdisjoint(self.headers):
+            for name in PROXY_HEADERS:  # what a client says of itself
+                self.headers.pop(name, None)
+        if "CONNECTION" in self.headers:
+            options = [one.strip().lower() for one in self.headers["CONNECTION"].split(",")]
+            if len(options) > 1 and "close" in options:  # it is a list (RFC 9110, 7.6.1)
+                self.connection_close, self.headers["CONNECTION"] = True, "close"
         if self.chunked:
             most = self.adj.max_request_body_size
             self.body_rcv = Chunks(self.body_rcv.getbuf(), most)
@@ -437,6 +440,7 @@ class Front(Waitress):
         if alone and request.refused:
             channel.answer_here()
         elif alone and self.lane.takes(request, found):
+            request.found = path_of(request.request_uri), found
             channel.turn.later = self.later
             self.lane.answer(channel, line)
             now = time.perf_counter()

@@ -277,7 +277,8 @@ class ShortTask(AnswerTask):
 
     def execute(self) -> None:
         door = getattr(self.channel.server.application, "wsgi_app", None)
-        replied = door.answer(self.get_environment()) if isinstance(door, OpenDoor) else None
+        environ, path, found = self.get_environment(), *self.request.found
+        replied = door.answer_found(environ, path, found) if isinstance(door, OpenDoor) else None
         if replied is None:
             super().execute()
             return
@@ -289,16 +290,15 @@ class ShortTask(AnswerTask):
         """waitress's, at once for what leaves a connection open that says nothing of itself."""
         if self.version != "1.1" or "CONNECTION" in self.request.headers:
             return super().build_response_header()
-        fields = [(spell_name(name), value) for name, value in self.response_headers]
-        fields += ("Server", "serving"), ("Date", build_http_date(self.start_time))
-        fields.sort(key=FIRST)
-        lines = [f"HTTP/1.1 {self.status}", *[f"{name}: {value}" for name, value in fields]]
-        if CONTROLS.search("".join(lines)):
+        told = ("Server", "serving"), ("Date", build_http_date(self.start_time))
+        headers = sorted([*self.response_headers, *told], key=NAME)
+        fields = [f"{spell_name(name)}: {value}" for name, value in headers]
+        if CONTROLS.search("".join(fields)):
             raise ValueError("a header of the answer has a line feed")
-        return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
+        return "\r\n".join([f"HTTP/1.1 {self.status}", *fields, "\r\n"]).encode("latin-1")
 
 
-FIRST = operator.itemgetter(0)
+NAME = operator.itemgetter(0)
 CONTROLS = re.compile(r"[\r\n]")
 
 

@@ -9564,6 +9564,21 @@ def model_at(place: Path) -> dict[str, Any] | None:
     return None
 
 
+class Site:
+    """An application that is there when the first request is."""
+
+    app: Any = None
+
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
+        return self.app(environ, start_response)
+
+    @property
+    def door(self) -> OpenDoor | None:
+        """What answers the server's own URLs, unless somebody has put something before it."""
+        door = getattr(self.app, "wsgi_app", None)
+        return door if isinstance(door, OpenDoor) else None
+
+
 class Waitress:
     """waitress's loop over its listening sockets, a turn at a time.
 
@@ -9591,11 +9606,6 @@ class Waitress:
     @property
     def port(self) -> int:
         return int(self.listeners[0].effective_port)
-
-    def set_app(self, app: Callable[..., Any]) -> None:
-        """Answer with another application from now on."""
-        for listener in self.listeners:
-            listener.application = app
 
     def turn(self, seconds: float = 0.5) -> None:
         """Wait for what comes, at most so long, and see to it."""
@@ -9713,10 +9723,11 @@ def serve(
     """Listen, load, answer until `stop`, and end well."""
     socket.getaddrinfo(host or "?", port)  # says what is wrong with the host, as an OSError
     # First: a taken port is known before any model is loaded.
-    http = listen(server, nothing, host, port)
+    site = Site()
+    http = listen(server, site, host, port)
     server.says_key = True
     process.take_signals(stop)  # before a load begins, which a signal may find hanging
-    http.set_app(create_app(server, eager=True))
+    site.app = create_app(server, eager=True)
     address = f"http://{f'[{host}]' if ':' in host else host}:{http.port}"
     print(f"serving {__version__} on {address}, loading {server.manager.name}", flush=True)
     if host not in ("127.0.0.1", "localhost", "::1"):

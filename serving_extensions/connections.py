@@ -24,7 +24,9 @@ from waitress.utilities import BadRequest, RequestEntityTooLarge
 
 from .core import (
     Extension,
+    OpenDoor,
     ServingError,
+    Site,
     Turn,
     Waitress,
     find_known,
@@ -64,6 +66,8 @@ class Parser(HTTPRequestParser):
     completed: bool
     error: Any
     body_rcv: Any
+    refused: str | None = None  # why it is turned away
+    found: Any = None  # of the URL table: its path, and what that selects, for the lane
     checked = 0  # bytes of the body, when it was last asked whether there is room for more
 
     def received(self, data: bytes) -> int:
@@ -400,6 +404,8 @@ class Front(Waitress):
         self.dispatcher = Dispatcher(options.threads)
         self.gate = Gate(lambda: self.server.config.server, self.dispatcher, server.refused)
         self.lane = Lane(server)
+        # with a trusted proxy, waitress has something of its own before the application
+        self.site = app if isinstance(app, Site) and "trusted_proxy" not in adjustments else None
         server.waiting = self.dispatcher
         parser = type("Parser", (Parser,), {"front": self})
         channel = type("Channel", (Channel,), {"front": self, "parser_class": parser})
@@ -412,6 +418,11 @@ class Front(Waitress):
             log_socket_errors=False,
             **adjustments,
         )
+
+    @property
+    def door(self) -> OpenDoor | None:
+        """What answers the server's own URLs without WSGI; None where all is the application's."""
+        return None if self.site is None else self.site.door
 
     def turn(self, seconds: float = 0.5) -> None:
         """Once around the loop.
@@ -440,7 +451,8 @@ class Front(Waitress):
         if alone and request.refused:
             channel.answer_here()
         elif alone and self.lane.takes(request, found):
-            request.found = path_of(request.request_uri), found
+            if self.door is not None:
+                request.found = path_of(request.request_uri), found
             channel.turn.later = self.later
             self.lane.answer(channel, line)
             now = time.perf_counter()

@@ -10,6 +10,7 @@ A request belongs to a `line`: the model or handler that it reaches, under which
 """
 
 import collections
+import email.utils
 import functools
 import json
 import logging
@@ -21,9 +22,9 @@ from collections.abc import Callable
 from typing import Any
 
 from waitress.task import Task, WSGITask
-from waitress.utilities import Error, build_http_date
+from waitress.utilities import Error
 
-from .core import OpenDoor, request_id_of, status_line
+from .core import request_id_of, status_line
 
 logger = logging.getLogger("serving")
 
@@ -256,11 +257,7 @@ def task_of(channel: Any, request: Any) -> Task:
     """waitress's task for a request: a refusal, or the application."""
     if request.refused:
         return RefusalTask(channel, request)
-    return (
-        ShortTask(channel, request)
-        if channel.gathered is not None
-        else AnswerTask(channel, request)
-    )
+    return ShortTask(channel, request) if request.found else AnswerTask(channel, request)
 
 
 class AnswerTask(WSGITask):
@@ -276,9 +273,9 @@ class ShortTask(AnswerTask):
     """waitress's task for a request of the lane: past WSGI's calls, where the app is ours alone."""
 
     def execute(self) -> None:
-        door = getattr(self.channel.server.application, "wsgi_app", None)
-        environ, path, found = self.get_environment(), *self.request.found
-        replied = door.answer_found(environ, path, found) if isinstance(door, OpenDoor) else None
+        door, replied = self.channel.front.door, None
+        if door is not None:
+            replied = door.answer_found(self.get_environment(), *self.request.found)
         if replied is None:
             super().execute()
             return
@@ -290,7 +287,7 @@ class ShortTask(AnswerTask):
         """waitress's, at once for what leaves a connection open that says nothing of itself."""
         if self.version != "1.1" or "CONNECTION" in self.request.headers:
             return super().build_response_header()
-        told = ("Server", "serving"), ("Date", build_http_date(self.start_time))
+        told = ("Server", "serving"), ("Date", spell_date(int(self.start_time)))
         headers = sorted([*self.response_headers, *told], key=NAME)
         fields = [f"{spell_name(name)}: {value}" for name, value in headers]
         if CONTROLS.search("".join(fields)):
@@ -300,6 +297,11 @@ class ShortTask(AnswerTask):
 
 NAME = operator.itemgetter(0)
 CONTROLS = re.compile(r"[\r\n]")
+
+
+@functools.lru_cache(1)
+def spell_date(second: int) -> str:
+    return email.utils.formatdate(second, usegmt=True)
 
 
 @functools.lru_cache(200)

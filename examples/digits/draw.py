@@ -1,4 +1,4 @@
-"""A Flask site with one page, which asks the model of this folder: what is drawn, which digit is it?
+"""A Flask site with one page: what is drawn on it is sent to the model of this folder.
 
 python -m flask --app examples/digits/draw run --port 8501
 """

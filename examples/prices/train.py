@@ -16,7 +16,13 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import numpy as np  # noqa: E402
 
 MODEL = Path(__file__).parent / "models" / "prices" / "1"
-COLUMNS = ("area", "rooms", "age", "distance", "garden")  # m2, rooms, years, km to the centre, 0 or 1
+COLUMNS = (
+    "area",
+    "rooms",
+    "age",
+    "distance",
+    "garden",
+)  # m2, rooms, years, km to the centre, 0 or 1
 TRAINING, HELD_OUT = 1, 2  # seeds
 
 

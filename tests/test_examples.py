@@ -151,19 +151,24 @@ ROWS = "[...document.querySelectorAll('li')].map((row) => row.querySelector('met
 STATUS = "document.querySelector('[role=status]').textContent"
 
 
-@pytest.mark.parametrize("digit", STROKES)
-def test_a_digit_that_is_drawn_on_the_page_is_told(browser, digit):
+def draw_digit(browser, digit):
+    """Draw on the page with the mouse, and wait for the answer."""
     from selenium.webdriver import ActionChains
 
+    pad, (start, *others) = browser.find_element("id", "pad"), STROKES[digit]
+    draw = ActionChains(browser, duration=20)
+    draw.move_to_element_with_offset(pad, start[0] - 128, start[1] - 128).click_and_hold()
+    for x, y in others:
+        draw.move_to_element_with_offset(pad, x - 128, y - 128)
+    draw.release().perform()
+    wait(browser, f"{STATUS}.startsWith('That is ')")
+
+
+@pytest.mark.parametrize("digit", STROKES)
+def test_a_digit_that_is_drawn_on_the_page_is_told(browser, digit):
     with opened("digits/draw.py") as (address, _):
         browser.get(address)
-        pad, (start, *others) = browser.find_element("id", "pad"), STROKES[digit]
-        draw = ActionChains(browser, duration=20)
-        draw.move_to_element_with_offset(pad, start[0] - 128, start[1] - 128).click_and_hold()
-        for x, y in others:
-            draw.move_to_element_with_offset(pad, x - 128, y - 128)
-        draw.release().perform()
-        wait(browser, f"{STATUS}.startsWith('That is ')")
+        draw_digit(browser, digit)
         assert browser.execute_script(f"return {STATUS}").startswith(f"That is {digit}, at ")
         bars = browser.execute_script(f"return {ROWS}")
         assert np.argmax(bars) == digit and sum(bars) == pytest.approx(1, abs=1e-5)

@@ -21,7 +21,7 @@ FOLDER = Path(__file__).parent / "models" / "defects"
 MODEL, SAMPLES = FOLDER / "1" / "defects.keras", FOLDER / "samples"
 NAMES = ("sound", "scratch", "dent")  # class 0 is the metal itself
 TRAINING, HELD_OUT = 1, 2  # seeds
-SIZE, CANVAS = 96, 384  # pixels that the network sees, and that are drawn on
+SIZE, CANVAS = 128, 384  # pixels that the network sees, and that are drawn on
 
 
 def draw_surface(
@@ -65,7 +65,8 @@ def add_dent(rng: np.random.Generator, surface: np.ndarray, classes: np.ndarray)
 
 
 def make_surfaces(seed: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Surfaces as the network sees them, uint8 [N, 96, 96, 3], and their classes [N, 96, 96]."""
+    """Surfaces as the network sees them, uint8 [N, 128, 128, 3], and their classes
+    [N, 128, 128]."""
     rng = np.random.default_rng(seed)
     surfaces, classes = [], []
     for _ in range(count):
@@ -76,7 +77,7 @@ def make_surfaces(seed: int, count: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def make_net():
-    """Surfaces [N, 96, 96, 3] of 0..255 to probabilities [N, 96, 96, 3] of each pixel's class."""
+    """Surfaces [N, 128, 128, 3] of 0..255 to each pixel's probabilities [N, 128, 128, 3]."""
     import keras
 
     layers = keras.layers
@@ -112,11 +113,15 @@ def train(count: int, epochs: int) -> None:
 
 
 def write_samples() -> None:
-    """Two surfaces that it has not seen; beside each the classes of its pixels would be known."""
+    """Two surfaces that it has not seen, on which no defect lies upon another."""
     SAMPLES.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(HELD_OUT + 1)
     for number, (scratches, dents) in enumerate([(2, 1), (1, 2)]):
-        surface, _ = draw_surface(rng, scratches, dents)
+        apart = 0
+        while apart != scratches + dents:
+            surface, classes = draw_surface(rng, scratches, dents)
+            grown = cv2.dilate((classes > 0).astype(np.uint8), np.ones((15, 15)))
+            apart = cv2.connectedComponents(grown)[0] - 1
         cv2.imwrite(
             str(SAMPLES / f"{number}.jpg"), surface[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 80]
         )
@@ -140,8 +145,8 @@ if __name__ == "__main__":
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--measure", action="store_true", help="measure the model there is")
-    parser.add_argument("--surfaces", type=int, default=400)
-    parser.add_argument("--epochs", type=int, default=25)
+    parser.add_argument("--surfaces", type=int, default=320)
+    parser.add_argument("--epochs", type=int, default=22)
     options = parser.parse_args()
     if not options.measure:
         train(options.surfaces, options.epochs)

@@ -24,7 +24,7 @@
 		pen.drawImage(picture, 0, 0);
 		Object.assign(pen, {lineWidth: unit / 2, font: `${4 * unit}px sans-serif`, lineJoin: "round"});
 		for (const {tag, confidence, bound, contour, contours} of predictions.filter((one) => one.bound)) {
-			pen.strokeStyle = pen.fillStyle = `hsl(${(tag.id * 137) % 360} 90% 45%)`;
+			pen.strokeStyle = pen.fillStyle = `hsl(${(tag.id * 137) % 360} 90% 35%)`;
 			const shape = new Path2D();
 			for (const ring of contours ?? [contour ?? bound]) {
 				ring.forEach(([x, y], at) => shape[at ? "lineTo" : "moveTo"](x * picture.width, y * picture.height));
@@ -35,8 +35,11 @@
 			pen.fill(shape, "evenodd");
 			pen.globalAlpha = 1;
 			const [left, top] = [0, 1].map((axis) => Math.min(...bound.map((corner) => corner[axis])));
-			const name = `${tag.name} ${Math.round(100 * confidence)} %`, room = picture.width - pen.measureText(name).width;
-			pen.fillText(name, Math.min(left * picture.width, room), Math.max(top * picture.height - unit, 4 * unit));
+			const name = ` ${tag.name} ${Math.round(100 * confidence)} % `, {width} = pen.measureText(name);
+			const place = [Math.min(left * picture.width, picture.width - width), Math.max(top * picture.height - 6 * unit, 0)];
+			pen.fillRect(...place, width, 5 * unit);
+			pen.fillStyle = "white";
+			pen.fillText(name, place[0], place[1] + 4 * unit);
 		}
 		const names = predictions.map(({tag, confidence}) => `${tag.name} (${Math.round(100 * confidence)} %)`);
 		told.textContent = names.length ? `Found: ${names.join(", ")}.` : "Nothing was found.";

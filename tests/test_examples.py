@@ -91,13 +91,17 @@ def test_defects_are_marked_as_keras_does_and_where_they_were_drawn(script):
                 assert one["tag"]["name"] == script.NAMES[one["tag"]["id"]]
                 rings = one.get("contours") or [one["contour"]]
                 classes[filled(rings, script.SIZE)] = one["tag"]["id"]
-    assert (marked != truth).sum() < 0.01 * (truth > 0).sum()
+    # outlines are simplified by a tenth of what is thin: only pixels at an edge may be others
+    around = np.lib.stride_tricks.sliding_window_view(
+        np.pad(truth, ((0, 0), (1, 1), (1, 1)), "edge"), (3, 3), (1, 2)
+    )  # [N, H, W, 3, 3]
+    edge = around.max((3, 4)) != around.min((3, 4))
+    assert edge[marked != truth].all()
+    assert (marked != truth).sum() < 0.05 * (truth > 0).sum()
     for number in (1, 2):
-        both, either = (
-            (marked == number) & (drawn == number),
-            (marked == number) | (drawn == number),
-        )
-        assert both.sum() > 0.6 * either.sum(), script.NAMES[number]
+        both = (marked == number) & (drawn == number)
+        either = (marked == number) | (drawn == number)
+        assert both.sum() > 0.7 * either.sum(), script.NAMES[number]
 
 
 @of("prices")
@@ -187,8 +191,8 @@ def told_by_widget(browser, address):
     return wait(browser, f"{STATUS} !== 'Looking…' && {STATUS}")
 
 
-def share_drawn(browser):
-    """How much of the widget's picture is no longer as it was."""
+def assert_drawn(browser, answer):
+    """The widget's picture is another where something was found, and as it was elsewhere."""
     width, height, *pixels = browser.execute_script(
         """const canvas = document.querySelector('canvas'), {width, height} = canvas;
         return [width, height, ...canvas.getContext('2d').getImageData(0, 0, width, height).data];"""
@@ -196,7 +200,12 @@ def share_drawn(browser):
     picture = np.asarray(Image.open(SURFACE))
     assert [height, width] == list(picture.shape[:2])
     drawn = np.array(pixels, np.int16).reshape(height, width, 4)[..., :3]
-    return (abs(drawn - picture) > 40).any(axis=-1).mean()
+    changed = (abs(drawn - picture) > 10).any(axis=-1)
+    found = np.zeros_like(changed)
+    for one in answer["predictions"]:
+        found |= filled(one.get("contours") or [one["contour"]], width)
+    assert changed[found].mean() > 0.95
+    assert changed[~found].mean() < 0.15  # lines and names
 
 
 def told_of(answer):
@@ -211,7 +220,7 @@ def test_a_page_of_the_site_shows_the_answer_by_script_and_the_console_in_a_fram
     with opened("widget/shop.py") as (address, _):
         answer = requests.post(f"{address}/ml/defects/predict", SURFACE.read_bytes()).json()
         assert told_by_widget(browser, address) == told_of(answer)
-        assert 0.01 < share_drawn(browser) < 0.3
+        assert_drawn(browser, answer)
         browser.switch_to.frame(0)
         wait(browser, "document.querySelector('.sample')").click()
         wait(browser, "document.querySelector('.viewer')")
@@ -242,7 +251,7 @@ def test_the_script_works_on_a_page_of_another_origin_that_the_config_names(brow
             )
             answer = requests.post(url, SURFACE.read_bytes(), headers=bearer("secret")).json()
             assert told_by_widget(browser, other) == told_of(answer)
-            assert 0.01 < share_drawn(browser) < 0.3
+            assert_drawn(browser, answer)
             pages["/"] = pages["/"].replace(b"secret", b"wrong")
             assert "key" in told_by_widget(browser, other)
         server.stop()

@@ -253,7 +253,11 @@ def test_the_script_works_on_a_page_of_another_origin_that_the_config_names(brow
             assert told_by_widget(browser, other) == told_of(answer)
             assert_drawn(browser, answer)
             pages["/"] = pages["/"].replace(b"secret", b"wrong")
+            pages["/"] += f'<iframe src="{address}/console/"></iframe>'.encode()
             assert "key" in told_by_widget(browser, other)
+            browser.switch_to.frame(0)  # which its own policy keeps empty
+            assert not browser.find_elements("css selector", "#main")
+            browser.switch_to.default_content()
         server.stop()
 
 

@@ -12,7 +12,8 @@ import serving
 FOLDER = Path(__file__).parent
 
 app = flask.Flask(__name__)
-app.register_blueprint(serving.create_blueprint(FOLDER / "config.json"), url_prefix="/ml")
+blueprint = serving.create_blueprint(FOLDER / "config.json", eager=True)  # loads now
+app.register_blueprint(blueprint, url_prefix="/ml")
 
 
 @app.get("/")

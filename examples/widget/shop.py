@@ -14,6 +14,7 @@ FOLDER = Path(__file__).parent
 app = flask.Flask(__name__, static_folder=FOLDER / "static", static_url_path="")
 blueprint = serving.create_blueprint(
     FOLDER / "config.json",
+    eager=True,  # loads now, not with the first request
     authorize=lambda request: True,  # everybody; a site with a login asks that
 )
 app.register_blueprint(blueprint, url_prefix="/ml")

@@ -17,12 +17,11 @@ import numpy as np
 import pytest
 import requests
 import showcase
-from conftest import ROOT, bearer, key_entry, wait
+from conftest import ROOT, bearer, key_entry, listening_app, wait
 from PIL import Image
 from pycocotools.coco import COCO
 from showcase import KEY, RESTRICTED
 from test_command_line import started
-from test_operation import listening_app
 
 import serving
 

@@ -194,7 +194,7 @@ for how in ("app", "blueprint", "polls"):
     del site
     loaders = [t for t in threading.enumerate() if t.name == "serving-loader"]
     gc.collect()
-    for thread in loaders:
+    for thread in set(threading.enumerate()) - threads:
         thread.join(60)
     print(len(loaders), server() is None, all(one() is None for one in made),
           [thread.name for thread in set(threading.enumerate()) ^ threads])

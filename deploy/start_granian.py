@@ -1,0 +1,62 @@
+"""granian, a server written in Rust, as the door. From the folder of serving.py:
+
+    pip install 'granian>=2.8'
+    SERVING_CONFIG=/srv/config.json python deploy/start_granian.py
+
+`python serving.py` (waitress) needs none of this. deploy/README.md says what this door lacks: put
+nginx.conf beside this in front of it, which reads each request to its end before it passes it on.
+SIGTERM ends it when what runs is answered.
+"""
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from granian import Granian
+from granian.constants import HTTPModes, Interfaces
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import serving  # noqa: E402
+from deploy.wsgi import WithLengths  # noqa: E402
+
+
+def load_app(config: str) -> Any:
+    """The application, made in the worker: TensorFlow does not survive a fork."""
+    server = serving.as_server(config)
+    logging.basicConfig(format=serving.LOG_LINE, level=server.config.server.log_level)
+    return WithLengths(serving.create_app(server, eager=True))
+
+
+def main() -> None:
+    """Serve until SIGTERM or Ctrl-C.
+
+    Raises ConfigError before any worker starts.
+    """
+    config = os.path.abspath(os.environ.get("SERVING_CONFIG", "config.json"))
+    options = serving.load_config(config).server
+    host, _, port = os.environ.get("SERVING_BIND", "127.0.0.1:8501").rpartition(":")
+    door = Granian(
+        config,
+        host.strip("[]"),
+        int(port),
+        interface=Interfaces.WSGI,
+        # One worker: the models are in memory once, and a reload reaches all there is.
+        workers=1,
+        # One thread costs no handing over and no waiting for each other, and is the fastest while
+        # all models are short. A slow one, or a body that comes slowly, stops all others meanwhile.
+        blocking_threads=int(os.environ.get("SERVING_BLOCKING_THREADS", "1")),
+        # a permit is a connection's from its accept to its end, idle or not
+        backpressure=options.connection_limit,
+        http=HTTPModes.http1,
+        websockets=False,
+        workers_kill_timeout=max(1, round(options.drain_seconds)),
+    )
+    door.serve(target_loader=load_app)
+
+
+if __name__ == "__main__":
+    main()

@@ -10,6 +10,7 @@ SIGTERM ends it when what runs is answered.
 
 import logging
 import os
+import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -31,17 +32,30 @@ def load_app(config: str) -> Any:
     return WithLengths(serving.create_app(server, eager=True))
 
 
-def main() -> None:
-    """Serve until SIGTERM or Ctrl-C.
+def refuse_a_taken_address(host: str, port: int) -> None:
+    """Exit with status 1: granian would listen beside who is there, and share its connections."""
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        socket.create_server((host, port), family=family).close()
+    except OSError as error:
+        print(f"Cannot listen at {host}:{port}: {error}", file=sys.stderr)
+        sys.exit(1)
 
-    Raises ConfigError before any worker starts.
-    """
+
+def main() -> None:
+    """Serve until SIGTERM or Ctrl-C; exit status 2 if the config is wrong."""
     config = os.path.abspath(os.environ.get("SERVING_CONFIG", "config.json"))
-    options = serving.load_config(config).server
+    try:
+        options = serving.load_config(config).server
+    except serving.ConfigError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
     host, _, port = os.environ.get("SERVING_BIND", "127.0.0.1:8501").rpartition(":")
+    host = host.strip("[]")
+    refuse_a_taken_address(host, int(port))
     door = Granian(
         config,
-        host.strip("[]"),
+        host,
         int(port),
         interface=Interfaces.WSGI,
         # One worker: the models are in memory once, and a reload reaches all there is.

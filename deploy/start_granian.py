@@ -17,6 +17,7 @@ from typing import Any
 
 from granian import Granian
 from granian.constants import HTTPModes, Interfaces
+from granian.http import HTTP1Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -66,6 +67,9 @@ def main() -> None:
         # a permit is a connection's from its accept to its end, idle or not
         backpressure=options.connection_limit,
         http=HTTPModes.http1,
+        # ms; also how long an idle connection is kept: longer than nginx keeps it (60 s), so that
+        # nginx is the one who closes. granian's own 30 s would now and then lose nginx a request.
+        http1_settings=HTTP1Settings(header_read_timeout=75_000),
         websockets=False,
         workers_kill_timeout=max(1, round(options.drain_seconds)),
     )

@@ -23,14 +23,14 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import serving  # noqa: E402
-from deploy.wsgi import WithLengths  # noqa: E402
+from deploy.wsgi import WithLengths, create_app  # noqa: E402
 
 
 def load_app(config: str) -> Any:
     """The application, made in the worker: TensorFlow does not survive a fork."""
     server = serving.as_server(config)
     logging.basicConfig(format=serving.LOG_LINE, level=server.config.server.log_level)
-    return WithLengths(serving.create_app(server, eager=True))
+    return WithLengths(create_app(server))
 
 
 def refuse_a_taken_address(host: str, port: int) -> None:

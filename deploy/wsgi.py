@@ -1,9 +1,9 @@
 """The server as a WSGI application for gunicorn.conf.py, `deploy.wsgi:create_app('config.json')`,
 and for start_granian.py.
 
-A refusal (401, 413) is answered before the body is read. gunicorn then closes the connection with
-the body unread, and a proxy that is still sending it takes that for a failure and never passes the
-refusal on. So what is left of a body is read first.
+A refusal (401, 413) is answered before the body is read. gunicorn and granian then close the
+connection with the body unread, and a proxy that is still sending it takes that for a failure and
+never passes the refusal on. So what is left of a body is read first.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ class ReadToTheEnd:
 
 
 def create_app(source: serving.Source) -> ReadToTheEnd:
-    """What `serving.create_app` makes, for gunicorn behind a proxy; models load at once.
+    """What `serving.create_app` makes, for a server behind a proxy; models load at once.
 
     Raises ConfigError.
     """

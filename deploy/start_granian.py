@@ -61,8 +61,8 @@ def main() -> None:
         interface=Interfaces.WSGI,
         # One worker: the models are in memory once, and a reload reaches all there is.
         workers=1,
-        # One thread costs no handing over and no waiting for each other, and is the fastest while
-        # all models are short. A slow one, or a body that comes slowly, stops all others meanwhile.
+        # One thread waits for no other's hold of the interpreter, and is enough while all models
+        # are short. A slow one, or a body that comes slowly, stops all others meanwhile.
         blocking_threads=int(os.environ.get("SERVING_BLOCKING_THREADS", "1")),
         # a permit is a connection's from its accept to its end, idle or not
         backpressure=options.connection_limit,

@@ -508,7 +508,7 @@ def done_with(door, pieces, seconds):
 @pytest.mark.parametrize("name", WIRE)
 def test_what_each_door_refuses(doors, name):
     _, data, *expected = WIRE[name]
-    seconds = [0.5 if said == "waits" else 60 for said in expected]
+    seconds = [0.3 if said == "waits" else 60 for said in expected]
     for pieces in [data + NEXT], [data[:30], data[30:] + NEXT]:
         with ThreadPoolExecutor(len(DOORS)) as pool:
             found = pool.map(done_with, doors.values(), [pieces] * len(DOORS), seconds)

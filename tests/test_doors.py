@@ -92,7 +92,10 @@ class Door:
             with contextlib.suppress(requests.ConnectionError):
                 return requests.get(f"{self.address}/readyz", timeout=60).status_code == 200
 
-        until(ready, 120)
+        deadline = time.monotonic() + 120
+        while not ready():
+            assert time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.1)  # the cores are for those that start
         return self
 
     def ask(self, path, body=None, method="POST", key=KEY, **headers):

@@ -292,6 +292,14 @@ BROKEN = {
 }
 
 
+# what a client that has closed its half is told of each; waitress hangs up
+BROKEN_OFF = {
+    "waitress": ("", "", "", "400"),
+    "granian": ("400", "411", "411", "411"),
+    "gunicorn": ("400", "400", "400", "400"),
+}
+
+
 @pytest.mark.parametrize("how", BROKEN)
 @pytest.mark.parametrize("leave", [socket.SHUT_WR, None], ids=["half closed", "gone"])
 def test_half_a_body_runs_nothing(door, how, leave):
@@ -299,8 +307,10 @@ def test_half_a_body_runs_nothing(door, how, leave):
     with door.connect() as client:
         client.sendall(BROKEN[how])
         if leave is not None:
-            client.shutdown(leave)
-            assert heard(client)[9:12] in (b"", b"400", b"411")
+            if how != "a chunk that is none":  # which is answered without it
+                client.shutdown(leave)
+            told = BROKEN_OFF[door.name][list(BROKEN).index(how)]
+            assert heard(client)[9:12].decode() == told
     assert door.ask("/echo", b"whole", **{"Content-Type": "a/b"}).content == b"whole"
     assert door.ask("/seen", "1").json() == [*before, 5]
 

@@ -2,14 +2,16 @@
 same machine.
 
     python benchmarks/compare.py [--rounds 5] [--seconds 3] [--workloads half_plus_two ...]
-        [--peers fastapi ...]
+        [--peers fastapi ...] [--doors granian ...]
 
 Needs wrk (Debian has it). Makes the models and an environment for each peer at the first run (a few
 GB in benchmarks/made/). In each round each peer is started in turn and takes turns with serving,
 load by load, so that a machine that changes its speed changes both; every answer is compared.
 Printed at the end, as rows for docs/speed.md: requests a second, medians over the rounds, and the
 ratio of serving to the best peer of each round; memory after the load (PSS of all processes);
-seconds from process start to the first right answer. `in-process` is the model alone, called by 2
+seconds from process start to the first right answer. `--doors` runs serving behind granian or
+gunicorn as well, as deploy/ starts them, in turns with serving behind its own, and adds the ratio
+of the two. `in-process` is the model alone, called by 2
 threads of one process, in turns with serving as well.
 """
 
@@ -33,7 +35,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import workloads
-from peers.catalogue import PEERS, body_of_instances
+from peers.catalogue import DOORS, PEERS, body_of_instances
 from peers.environment import python_of
 
 ROOT = Path(__file__).parent.parent
@@ -155,6 +157,16 @@ def is_alive(process):
 
 class Serving(Server):
     def command(self):
+        return [
+            sys.executable,
+            str(ROOT / "serving.py"),
+            "--config",
+            str(self.write_config()),
+            "--port",
+            str(self.port),
+        ]
+
+    def write_config(self):
         self.path, self.body = (
             f"/v1/models/{self.workload}:predict",
             body_of_instances(self.workload),
@@ -182,16 +194,9 @@ class Serving(Server):
                     ]
                 },
             }
-        path = Path(self.log.name).with_name(f"{self.workload}.json")
+        path = Path(self.log.name).with_name(f"{self.name}-{self.workload}.json")
         path.write_text(json.dumps(config))
-        return [
-            sys.executable,
-            str(ROOT / "serving.py"),
-            "--config",
-            str(path),
-            "--port",
-            str(self.port),
-        ]
+        return path
 
     def read(self, answer):
         predictions = json.loads(answer)["predictions"]
@@ -205,6 +210,20 @@ class Serving(Server):
             ],
             np.float32,
         )
+
+
+class BehindDoor(Serving):
+    """serving behind granian or gunicorn, as deploy/ has it."""
+
+    STARTS = {
+        "granian": (str(ROOT / "deploy/start_granian.py"),),
+        "gunicorn": ("-m", "gunicorn", "-c", str(ROOT / "deploy/gunicorn.conf.py")),
+    }
+
+    def command(self):
+        config = f"SERVING_CONFIG={self.write_config()}"
+        bind = f"SERVING_BIND=127.0.0.1:{self.port}"
+        return ["env", config, bind, str(python_of(self.name)), *self.STARTS[self.name]]
 
 
 def agrees(ours, theirs):
@@ -354,7 +373,7 @@ def run_round(workload, peers, round_, seconds, folder, found, say):
 
 def run_pair(ours, name, reference, round_, seconds, folder, found):
     with open(folder / f"{name}.log", "w") as log:
-        peer = Server(name, ours.workload, log)
+        peer = (BehindDoor if name in DOORS else Server)(name, ours.workload, log)
         try:
             answer, ready = peer.wait()
             if not agrees(reference, answer):
@@ -396,7 +415,7 @@ def ratios(found, peers, connections):
     return [beside / theirs for theirs, beside in best.values()]
 
 
-def print_tables(all_found, peers):
+def print_tables(all_found, peers, doors):
     """Markdown: a table of rates for each workload."""
     for workload, found in all_found.items():
         counts = CONNECTIONS[workload]
@@ -405,7 +424,7 @@ def print_tables(all_found, peers):
             f"\n| {workload} | {' | '.join(heads)} | memory, MB | first answer, s "
             f"|\n|---|{'---|' * (len(counts) + 2)}"
         )
-        for name in (OURS, *peers):
+        for name in (OURS, *doors, *peers):
             result = found[name]
             cells = [
                 cell(result.rates.get(count, []), result.latency.get(count, [])) for count in counts
@@ -414,12 +433,13 @@ def print_tables(all_found, peers):
                 f"| {name} | {' | '.join(cells)} | {middle(result.memory):.0f} | "
                 f"{middle(result.ready):.1f} |"
             )
-        against = [ratios(found, peers, count) for count in counts]
-        print(
-            "| serving / best | "
-            + " | ".join(f"**{middle(r):.2f}** ({min(r):.2f} to {max(r):.2f})" for r in against)
-            + " | | |"
-        )
+        print_ratios("serving / best", [ratios(found, peers, count) for count in counts])
+        for name in doors:
+            duels = [found[name].duels.get(count, ()) for count in counts]
+            print_ratios(
+                f"{name} / serving",
+                [[rate / beside for _, rate, beside in pairs] for pairs in duels],
+            )
         if found[ALONE].rates:
             ((count, rates),) = found[ALONE].rates.items()
             shares = [100 * beside / rate for _, rate, beside in found[ALONE].duels[count]]
@@ -429,6 +449,12 @@ def print_tables(all_found, peers):
         for name, result in found.items():
             if result.failed:
                 print(f"{name} is missing from {len(result.failed)} rounds")
+
+
+def print_ratios(name, against):
+    """A row: the median, the least and the most of each list of ratios."""
+    cells = [f"**{middle(r):.2f}** ({min(r):.2f} to {max(r):.2f})" if r else "" for r in against]
+    print(f"| {name} | {' | '.join(cells)} | | |")
 
 
 def cell(rates, latency):
@@ -476,6 +502,9 @@ def main():
     )
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))
     parser.add_argument(
+        "--doors", nargs="*", choices=DOORS, default=[], help="serving behind these as well"
+    )
+    parser.add_argument(
         "--busy",
         type=int,
         default=0,
@@ -483,11 +512,12 @@ def main():
     )
     options = parser.parse_args()
     workloads.make_all()
-    for name in options.peers:
+    others = [*options.doors, *options.peers]
+    for name in others:
         print(f"environment of {name}", flush=True)
         python_of(name)
     all_found = {
-        workload: {name: Found() for name in (OURS, ALONE, *options.peers)}
+        workload: {name: Found() for name in (OURS, ALONE, *others)}
         for workload in options.workloads
     }
     start = time.monotonic()
@@ -502,10 +532,8 @@ def main():
                         flush=True,
                     )
 
-                run_round(
-                    workload, options.peers, round_, options.seconds, Path(folder), found, say
-                )
-            print_tables(all_found, options.peers)
+                run_round(workload, others, round_, options.seconds, Path(folder), found, say)
+            print_tables(all_found, options.peers, options.doors)
         if "ssd320" in options.workloads:
             check_overload(options.seconds, Path(folder))
 

@@ -1,11 +1,13 @@
-"""The server as a WSGI application for gunicorn.conf.py: `deploy.wsgi:create_app('config.json')`.
+"""The server as a WSGI application for gunicorn.conf.py, `deploy.wsgi:create_app('config.json')`,
+and for start_granian.py.
 
-A refusal (401, 413) is answered before the body is read. gunicorn then closes the connection with
-the body unread, and a proxy that is still sending it takes that for a failure and never passes the
-refusal on. So what is left of a body is read first.
+A refusal (401, 413) is answered before the body is read. gunicorn and granian then close the
+connection with the body unread, and a proxy that is still sending it takes that for a failure and
+never passes the refusal on. So what is left of a body is read first.
 """
 
 import contextlib
+import os
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -32,8 +34,36 @@ class ReadToTheEnd:
 
 
 def create_app(source: serving.Source) -> ReadToTheEnd:
-    """What `serving.create_app` makes, for gunicorn behind a proxy; models load at once.
+    """What `serving.create_app` makes, for a server behind a proxy; models load at once.
 
     Raises ConfigError.
     """
     return ReadToTheEnd(serving.create_app(source, eager=True))
+
+
+class WithLengths:
+    """A WSGI application behind granian, which answers 411 to bodies without a Content-Length.
+
+    granian ends a chunked body that breaks off as it ends a whole one: the model would be asked
+    with half of what the client meant, and nothing told it. Of a length the server sees what lacks.
+    """
+
+    ANSWER = b'{"error":"Length Required: under granian a body needs a Content-Length"}'
+
+    def __init__(self, app: Callable[..., Iterable[bytes]]):
+        self.app = app
+        # granian puts the environment of its process under each request's, headers among it
+        self.foreign = [name for name in os.environ if name.startswith("HTTP_")]
+
+    def __call__(
+        self, environ: dict[str, Any], start_response: Callable[..., Any]
+    ) -> Iterable[bytes]:
+        if "HTTP_TRANSFER_ENCODING" in environ:
+            length = str(len(self.ANSWER))
+            headers = [("Content-Type", "application/json"), ("Content-Length", length)]
+            start_response("411 Length Required", [*headers, ("Connection", "close")])
+            return [self.ANSWER]
+        for name in self.foreign:
+            if environ.get(name) == os.environ.get(name):
+                environ.pop(name)
+        return self.app(environ, start_response)

@@ -406,6 +406,48 @@ def test_nginx_answers_for_a_server_that_is_away(site, tmp_path):
     )
 
 
+def test_nginx_brings_granian_what_it_cannot_do(tmp_path):
+    """Bodies in chunks, which granian's door refuses, and ones that come slowly, which would stop it."""
+    nginx = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
+    upstream, port = free_port(), free_port()
+    (tmp_path / "told.py").write_text("def echo(body):\n    return body")
+    config = {
+        "model_config_list": [],
+        "handlers": [{"path": "/echo", "function": "told.py:echo"}],
+        "auth": {"keys": [key_entry("site", "k")]},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    environ = {
+        **os.environ,
+        "SERVING_CONFIG": str(tmp_path / "config.json"),
+        "SERVING_BIND": f"127.0.0.1:{upstream}",
+    }
+    conf = str(nginx_conf(tmp_path, port, upstream))
+    start = [sys.executable, str(DEPLOY / "start_granian.py")]
+    with (
+        running(start, tmp_path / "granian.log", env=environ),
+        running([nginx, "-e", "stderr", "-c", conf], tmp_path / "nginx.log"),
+        trusting(tmp_path) as session,
+    ):
+        site = f"https://localhost:{port}"
+        wait_until(lambda: session.get(f"{site}/readyz").status_code == 200)
+        headers = {"Authorization": "Bearer k", "Content-Type": "a/b"}
+        chunked = session.post(f"{site}/echo", iter([b"half ", b"and half"]), headers=headers)
+        assert (chunked.status_code, chunked.content) == (200, b"half and half")
+
+        def slowly():
+            yield b"half "
+            assert trusting(tmp_path).get(f"{site}/livez").status_code == 200
+            yield b"more"
+
+        assert session.post(f"{site}/echo", slowly(), headers=headers).content == b"half more"
+        for _ in range(10):
+            refused = session.post(f"{site}/echo", b" " * 20_000_000)
+            assert refused.status_code == 401, "also when the body is large, and nobody reads it"
+        logged = (tmp_path / "granian.log").read_text()
+        assert " POST /echo 200 " in logged and " 411 " not in logged
+
+
 def test_gunicorn_says_at_once_that_a_config_is_wrong(tmp_path):
     (tmp_path / "c.json").write_text('{"models": []}')
     done = subprocess.run(

@@ -105,3 +105,9 @@ PEERS: dict[str, Peer] = {
     "pytriton": Peer(("nvidia-pytriton==0.7.0",), v2_path, v2_body, read_v2),
     "ray": Peer(("ray[serve]==2.60.0",)),
 }
+
+# serving itself, behind another WSGI server than its own
+DOORS: dict[str, Peer] = {
+    "granian": Peer(("granian==2.8.9",)),
+    "gunicorn": Peer(("gunicorn==27.0.1",)),
+}

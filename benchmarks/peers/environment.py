@@ -10,17 +10,18 @@ from pathlib import Path
 
 import workloads
 
-from .catalogue import PEERS
+from .catalogue import DOORS, PEERS
 
 
 def python_of(peer: str) -> Path:
-    """The interpreter of a peer's environment.
+    """The interpreter of a peer's environment, or of a door's.
 
     The environment is made at the first call and when its packages change.
     """
+    packages = {**PEERS, **DOORS}[peer].packages
     folder = workloads.MADE / "venvs" / peer
     python, done = folder / "bin/python", folder / "packages.txt"
-    wanted = "\n".join(PEERS[peer].packages)
+    wanted = "\n".join(packages)
     if not done.exists() or done.read_text() != wanted:
         shutil.rmtree(folder, ignore_errors=True)
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
@@ -29,8 +30,6 @@ def python_of(peer: str) -> Path:
         # counts the rest as installed.
         shared = dict.fromkeys(sysconfig.get_path(name) for name in ("purelib", "platlib"))
         (site / "benchmark.pth").write_text("".join(f"{path}\n" for path in shared))
-        subprocess.run(
-            [str(python), "-m", "pip", "install", "--quiet", *PEERS[peer].packages], check=True
-        )
+        subprocess.run([str(python), "-m", "pip", "install", "--quiet", *packages], check=True)
         done.write_text(wanted)
     return python

@@ -1,0 +1,80 @@
+"""granian, a server written in Rust, as the door. From the folder of serving.py:
+
+    pip install 'granian>=2.8'
+    SERVING_CONFIG=/srv/config.json python deploy/start_granian.py
+
+`python serving.py` (waitress) needs none of this. deploy/README.md says what this door lacks: put
+nginx.conf beside this in front of it, which reads each request to its end before it passes it on.
+SIGTERM ends it when what runs is answered.
+"""
+
+import logging
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+from granian import Granian
+from granian.constants import HTTPModes, Interfaces
+from granian.http import HTTP1Settings
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import serving  # noqa: E402
+from deploy.wsgi import WithLengths, create_app  # noqa: E402
+
+
+def load_app(config: str) -> Any:
+    """The application, made in the worker: TensorFlow does not survive a fork."""
+    server = serving.as_server(config)
+    logging.basicConfig(format=serving.LOG_LINE, level=server.config.server.log_level)
+    return WithLengths(create_app(server))
+
+
+def refuse_a_taken_address(host: str, port: int) -> None:
+    """Exit with status 1: granian would listen beside who is there, and share its connections."""
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        socket.create_server((host, port), family=family).close()
+    except OSError as error:
+        print(f"Cannot listen at {host}:{port}: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def main() -> None:
+    """Serve until SIGTERM or Ctrl-C; exit status 2 if the config is wrong."""
+    config = os.path.abspath(os.environ.get("SERVING_CONFIG", "config.json"))
+    try:
+        options = serving.load_config(config).server
+    except serving.ConfigError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+    host, _, port = os.environ.get("SERVING_BIND", "127.0.0.1:8501").rpartition(":")
+    host = host.strip("[]")
+    refuse_a_taken_address(host, int(port))
+    door = Granian(
+        config,
+        host,
+        int(port),
+        interface=Interfaces.WSGI,
+        # One worker: the models are in memory once, and a reload reaches all there is.
+        workers=1,
+        # One thread waits for no other's hold of the interpreter, and is enough while all models
+        # are short. A slow one, or a body that comes slowly, stops all others meanwhile.
+        blocking_threads=int(os.environ.get("SERVING_BLOCKING_THREADS", "1")),
+        # a permit is a connection's from its accept to its end, idle or not
+        backpressure=options.connection_limit,
+        http=HTTPModes.http1,
+        # ms; also how long an idle connection is kept: longer than nginx keeps it (60 s), so that
+        # nginx is the one who closes. granian's own 30 s would now and then lose nginx a request.
+        http1_settings=HTTP1Settings(header_read_timeout=75_000),
+        websockets=False,
+        workers_kill_timeout=max(1, round(options.drain_seconds)),
+    )
+    door.serve(target_loader=load_app)
+
+
+if __name__ == "__main__":
+    main()

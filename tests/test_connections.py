@@ -1089,6 +1089,42 @@ def test_a_long_line_that_does_not_fit_is_cut_and_said_so():
     handler.stream.close(), os.close(reading)
 
 
+@pytest.mark.parametrize("lines, writes", [(5, 1), (25, 3), (0, 0)])
+def test_lines_that_are_written_together_keep_their_order_and_fit_what_a_pipe_takes(lines, writes):
+    reading, writing = os.pipe()
+    handler = serving.PatientHandler(os.fdopen(writing, "w"))
+    sent, write = [], handler.stream.write
+    handler.stream = types.SimpleNamespace(
+        write=lambda text: sent.append(text) or write(text),
+        flush=handler.stream.flush,
+        fileno=handler.stream.fileno,
+        close=handler.stream.close,
+    )
+    with handler.together():
+        for number in range(lines):
+            handler.handle(serving.logging.makeLogRecord({"msg": f"{number:099}"}))
+        assert not sent
+    assert len(sent) == writes and all(len(text) <= 1000 for text in sent)
+    assert "".join(sent).split() == [f"{number:099}" for number in range(lines)]
+    handler.handle(serving.logging.makeLogRecord({"msg": "alone"}))
+    assert sent[-1] == "alone\n"
+    handler.stream.close(), os.close(reading)
+
+
+def test_lines_together_that_nobody_reads_are_counted_each():
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(writing, bytes(1 << 12))
+    handler = serving.PatientHandler(os.fdopen(writing, "w"))
+    with handler.together():
+        for number in range(25):
+            handler.handle(serving.logging.makeLogRecord({"msg": f"{number:099}"}))
+    assert handler.dropped == 25
+    handler.stream.close(), os.close(reading)
+
+
 def test_at_the_limit_of_open_files_the_log_stays_small_and_others_follow(tmp_path):
     log = tmp_path / "log"
     before = "resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))"
@@ -1447,6 +1483,110 @@ def test_what_does_not_go_out_at_once_is_not_lost(monkeypatch, piece):
         for number in range(3):
             assert ask(client, post(row(number))) == {"predictions": [[number / 2 + 1]]}
     assert len(tries) == 4 and tries[1] == tries[0] - (piece if piece != "gone" else 0)
+
+
+@contextlib.contextmanager
+def turned(server, number):
+    """A front whose turns are the test's own, and clients that are connected to it."""
+    site = serving.Site()
+    front = serving.listen(server, site, "127.0.0.1", 0)
+    site.app = serving.create_app(server, eager=True)
+    server.wait()
+    with contextlib.ExitStack() as stack:
+        stack.callback(front.finish, 0)
+        clients = [
+            stack.enter_context(connected(f"http://127.0.0.1:{front.port}")) for _ in range(number)
+        ]
+        until(lambda: front.turn(0.01) or len(front.channels()) == number)
+        yield front, clients
+
+
+def seen_by(monkeypatch):
+    """What becomes of requests, in its order."""
+    seen, send, note = [], connections.Channel.send_all, serving.note_answer
+    run = Recorder.call
+
+    def noted(server, call, *others):
+        seen.append("noted")
+        note(server, call, *others)
+
+    monkeypatch.setattr(
+        Recorder, "call", lambda *given: seen.append("answered") or run(*given), raising=False
+    )
+    monkeypatch.setattr(
+        connections.Channel, "send_all", lambda *given: seen.append("sent") or send(*given)
+    )
+    monkeypatch.setattr(serving, "note_answer", noted)
+    return seen
+
+
+@pytest.mark.parametrize(
+    "held, order",
+    [
+        (60, ["answered"] * 4 + ["sent"] * 4 + ["noted"] * 4),
+        (-1, (["answered"] * 2 + ["sent"] * 2 + ["noted"] * 2) * 2),
+    ],
+)
+def test_answers_of_a_turn_are_sent_together_then_noted_and_none_is_held_for_long(
+    monkeypatch, held, order
+):
+    monkeypatch.setattr(connections, "HELD_SECONDS", held)
+    with turned(fake_server({"m": Recorder()}), 4) as (front, clients):
+        seen = seen_by(monkeypatch)
+        for number, client in enumerate(clients):
+            client.sendall(post(row(number)))
+        until(lambda: select_readable(clients[3]) or front.turn(0.2))
+        assert seen == order
+        for number, client in enumerate(clients):
+            assert f"[[{number / 2 + 1}]]".encode() in receive(client)
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_a_client_that_leaves_before_its_answer_is_sent_costs_no_other_theirs(monkeypatch, number):
+    with turned(fake_server({"m": Recorder()}), 4) as (front, clients):
+        leaving, send = clients[number], connections.Channel.send_all
+
+        def left(channel, data):
+            if str(number / 2 + 1).encode() in data:
+                leaving.setsockopt(
+                    socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+                )
+                leaving.close()
+                time.sleep(0.05)
+            send(channel, data)
+
+        monkeypatch.setattr(connections.Channel, "send_all", left)
+        for each, client in enumerate(clients):
+            client.sendall(post(row(each)))
+        others = [client for client in clients if client is not leaving]
+        until(lambda: all(map(select_readable, others)) or front.turn(0.2))
+        for each, client in enumerate(clients):
+            if client is not leaving:
+                assert f"[[{each / 2 + 1}]]".encode() in receive(client)
+        assert front.server.state["metrics"].in_flight == 0
+
+
+def test_what_fails_beside_an_answer_stops_neither_the_loop_nor_what_follows(caplog):
+    server = fake_server({"m": Recorder()})
+    with turned(server, 2) as (front, clients):
+        server.observers.insert(0, fail_once())
+        for client in clients:
+            client.sendall(post(row(4)))
+        until(lambda: all(map(select_readable, clients)) or front.turn(0.2))
+        assert all(b"[[3.0]]" in receive(client) for client in clients)
+        assert caplog.text.count("could not be counted") == 1
+        with server.state["metrics"].counted() as numbers:
+            assert numbers.total.requests == 1
+
+
+def fail_once():
+    left = ["made to fail"]
+
+    def observe(*given):
+        if left:
+            raise RuntimeError(left.pop())
+
+    return observe
 
 
 # --- the door before Flask --------------------------------------------------------------------------------------------

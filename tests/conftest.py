@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from flask import Flask
+from waitress import create_server
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 from werkzeug.test import Client
 
@@ -164,6 +165,15 @@ def listening(server):
         stop.set()
         thread.join(60)
         assert not thread.is_alive(), "the server does not end"
+
+
+@contextlib.contextmanager
+def listening_app(app):
+    """The address of a WSGI application that waitress serves in this process."""
+    http = create_server(app, host="127.0.0.1", port=0, threads=8)
+    threading.Thread(target=http.run, daemon=True).start()
+    yield f"http://127.0.0.1:{http.effective_port}"
+    http.close()
 
 
 def key_entry(name, key, **fields):

@@ -8,7 +8,7 @@
 | `console` | its lines after `$ ` are run in bash, and what stands below them must come out |
 
 Numbers with a point may differ, `...` stands for anything. Servers run in this process, which has
-TensorFlow already. A block after `<!-- not run: why -->` is left alone.
+TensorFlow already; so do sites (`python -m flask --app`). A block after `<!-- not run: why -->` is left alone.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
-from conftest import ROOT, listening
+from conftest import ROOT, listening, listening_app
 
 import routines
 import serving
@@ -37,6 +37,7 @@ FENCE = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 DECIMAL = re.compile(r"-?\d+(\.\d+(e[+-]?\d+)?|e[+-]?\d+)")
+SITE = re.compile(r"python -m flask --app (\S+) run\b")
 SERVER = re.compile(r"(python -m serving|python serving\.py|serving)\b")
 RUN = serving.run
 OTHER = re.compile(r" --(check|new-key|init|init-hub|export|version|help)\b")
@@ -141,6 +142,8 @@ class Reader:
             words = shlex.split(SERVER.sub("", command, count=1).removesuffix("&"))
             parser = serving.build_parser(serving.installed())
             self.run(serving.choose_source(parser, parser.parse_args(words)))
+        elif site := SITE.match(command):
+            self.host(runpy.run_path(os.path.abspath(f"{site[1]}.py"))["app"])
         elif script := re.fullmatch(r"python (\S+\.py)", command):
             with contextlib.redirect_stdout(io.StringIO()) as out:
                 runpy.run_path(script[1], run_name="__main__")
@@ -176,6 +179,14 @@ class Reader:
         assert server.wait(120)
         assert not server.readiness(), server.readiness()
         self.key = server.generated_key or ""
+
+    def host(self, app):
+        """`flask run`: a site that has mounted servers answers what the page asks from here on."""
+        self.stack.close()
+        self.address = self.stack.enter_context(listening_app(app))
+        for server in app.extensions["serving"].values():
+            self.stack.callback(server.stop)
+            assert server.wait(120) and not server.readiness()
 
 
 @contextlib.contextmanager

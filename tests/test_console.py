@@ -17,12 +17,11 @@ import numpy as np
 import pytest
 import requests
 import showcase
-from conftest import ROOT, bearer, key_entry, wait
+from conftest import ROOT, bearer, key_entry, listening_app, wait
 from PIL import Image
 from pycocotools.coco import COCO
 from showcase import KEY, RESTRICTED
 from test_command_line import started
-from test_operation import listening_app
 
 import serving
 
@@ -186,10 +185,12 @@ class Page:
     def saved(self, name):
         """The bytes of a file that the page has the browser save."""
         deadline = time.monotonic() + 60
-        while not (self.folder / name).exists():
+        file = self.folder / name
+        # an empty file of that name stands there before the browser has written it
+        while not file.exists() or not file.stat().st_size:
             assert time.monotonic() < deadline, [one.name for one in self.folder.iterdir()]
             time.sleep(0.05)
-        return (self.folder / name).read_bytes()
+        return file.read_bytes()
 
 
 @pytest.fixture

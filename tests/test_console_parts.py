@@ -6,9 +6,8 @@ import time
 
 import pytest
 import requests
-from conftest import ROOT, bearer, key_entry, wait
+from conftest import ROOT, bearer, key_entry, listening_app, wait
 from pycocotools.coco import COCO
-from test_operation import listening_app
 
 import serving
 from serving_extensions import metrics

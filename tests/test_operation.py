@@ -1,6 +1,5 @@
 """/stats, /metrics, /openapi.json, logs, client code: numbers agree with a counted load, documents with what is served."""
 
-import contextlib
 import functools
 import json
 import logging
@@ -32,9 +31,9 @@ from conftest import (
     fake_server,
     key_entry,
     listening,
+    listening_app,
 )
 from prometheus_client.parser import text_string_to_metric_families
-from waitress import create_server
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 import routines
@@ -43,15 +42,6 @@ from serving_extensions import console, metrics
 
 AUTH = {"keys": [key_entry("site", "k")]}
 PICTURE = {"image_type": "array", "data": [[[1, 2, 3]]]}
-
-
-@contextlib.contextmanager
-def listening_app(app):
-    """The address of a WSGI application that waitress serves in this process."""
-    http = create_server(app, host="127.0.0.1", port=0, threads=8)
-    threading.Thread(target=http.run, daemon=True).start()
-    yield f"http://127.0.0.1:{http.effective_port}"
-    http.close()
 
 
 def fail(name, inputs):

@@ -122,7 +122,7 @@ if not typing.TYPE_CHECKING:  # which sees all: extensions use more, through the
         "main",
         "run",
     ]
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 if __name__ == "__main__":  # started as a program: who imports it by its name gets the same module
     sys.modules[f"{__package__ or ''}.serving".lstrip(".")] = sys.modules[__name__]
 

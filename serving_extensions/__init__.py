@@ -33,7 +33,7 @@ from . import (
     wrong_keys,
 )
 
-VERSION = "0.1.0"  # of the serving.py that they are for
+VERSION = "0.2.0"  # of the serving.py that they are for
 
 EXTENSIONS = (
     metrics.EXTENSION,

@@ -216,12 +216,12 @@ def test_a_wrong_config_is_told_and_no_secret_of_it(ask, tmp_path):
 
 def test_extensions_of_another_version_are_told_in_a_line(monkeypatch, capsys):
     def another():
-        raise ImportError("serving_extensions/ is of version 0.0.1, serving.py of 0.1.0")
+        raise ImportError("serving_extensions/ is of version 0.0.1, serving.py of 0.2.0")
 
     monkeypatch.setattr(serving, "installed", another)
     assert serving.main(["--doctor"]) == 2
     assert capsys.readouterr().err == (
-        "serving: serving_extensions/ is of version 0.0.1, serving.py of 0.1.0\n"
+        "serving: serving_extensions/ is of version 0.0.1, serving.py of 0.2.0\n"
     )
 
 

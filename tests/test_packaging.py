@@ -11,7 +11,11 @@ import venv
 from pathlib import Path
 
 import pytest
+import yaml
 from conftest import ROOT
+
+import serving
+import serving_extensions
 
 PARTS = ("serving.py", "routines.py", "setup.cfg", "pyproject.toml", "README.md", "LICENSE")
 
@@ -127,3 +131,76 @@ def test_what_the_documents_install_brings_tensorflow():
         for target in re.findall(r"pip install (?:-\w+ )*('\.[^']*'|\.\S*)", path.read_text()):
             named = re.fullmatch(r"'\.\[(\w+)\]'", target)
             assert named and "tensorflow" in extras[named[1]], f"{path.name}: {target}"
+
+
+def test_the_version_is_one_wherever_it_stands():
+    version = serving.__version__
+    assert serving_extensions.VERSION == version == recipe()["context"]["version"]
+    for path, text in (
+        ("deploy/kubernetes.yaml", "registry.example/serving:"),
+        ("deploy/README.md", "dist/serving-"),
+        ("docs/command-line.md", "dist/serving-"),
+        ("docs/command-line.md", "serving "),
+        ("examples/notebook.ipynb", "serving "),
+    ):
+        found = re.findall(rf"{re.escape(text)}(\d+\.\d+\.\d+)", (ROOT / path).read_text())
+        assert set(found) == {version}, path
+    titles = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert titles[0] == version and titles == sorted(titles, reverse=True)
+
+
+def recipe():
+    return yaml.safe_load((ROOT / "deploy/conda/recipe.yaml").read_text())
+
+
+CONDA_NAMES = {  # where conda-forge has another name than PyPI
+    "opencv-python-headless": "py-opencv",
+    "prometheus-client": "prometheus_client",
+    "redis": "redis-py",
+}
+
+
+def as_conda(requirement):
+    """`flask>=3.1` of pip as conda writes it."""
+    name, bound = re.fullmatch(r"([\w-]+)(>=[\d.]+)", requirement).groups()
+    return f"{CONDA_NAMES.get(name, name)} {bound}"
+
+
+def required(lines):
+    return [line for line in lines.splitlines() if line and not line.startswith("#")]
+
+
+def test_the_recipe_for_conda_says_what_setup_cfg_says():
+    found, options, extras = recipe(), setup()["options"], setup()["options.extras_require"]
+    (tensorflow,) = [line for line in required(extras["cpu"]) if line.startswith("tensorflow>")]
+    pip = [*required(options["install_requires"]), tensorflow.partition(";")[0]]
+    requirements = found["requirements"]
+    assert requirements["run"][1:] == [as_conda(line) for line in pip]
+    optional = [*required(extras["redis"]), *required(extras["heic"])]
+    assert requirements["run_constraints"] == [as_conda(line) for line in optional]
+    assert requirements["run"][0] == "python >=${{ python_min }}"
+    assert options["python_requires"] == f">={found['context']['python_min']}"
+    built = re.search(r'requires = \["setuptools(\S+)"\]', (ROOT / "pyproject.toml").read_text())
+    assert f"setuptools {built[1]}" in requirements["host"]
+    script = required(setup()["options.entry_points"]["console_scripts"])
+    assert script == found["build"]["python"]["entry_points"]
+    metadata = setup()["metadata"]
+    assert found["about"]["summary"] == metadata["description"]
+    assert found["about"]["license"] == metadata["license"]
+    assert (ROOT / found["about"]["license_file"]).exists()
+
+
+def test_what_the_recipe_tries_is_there(programs, tmp_path):
+    for part in recipe()["tests"]:
+        if names := part.get("python", {}).get("imports"):
+            command = [str(programs / "python"), "-c", f"import {', '.join(names)}"]
+            assert subprocess.run(command, cwd=tmp_path).returncode == 0
+        for line in part.get("script", ()):
+            done = ask(programs, tmp_path, *line.removeprefix("serving ").split())
+            assert done.returncode == 0, done.stderr
+        contents = part.get("package_contents", {})
+        (packages,) = programs.parent.glob("lib/python*/site-packages")
+        for path in contents.get("site_packages", ()):
+            assert (packages / path).is_file(), path
+        for path in contents.get("files", ()):
+            assert (programs.parent / path).is_file(), path

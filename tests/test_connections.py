@@ -1094,7 +1094,7 @@ def test_lines_that_are_written_together_keep_their_order_and_fit_what_a_pipe_ta
     reading, writing = os.pipe()
     handler = serving.PatientHandler(os.fdopen(writing, "w"))
     sent, write = [], handler.stream.write
-    handler.stream = types.SimpleNamespace(
+    handler.stream = SimpleNamespace(
         write=lambda text: sent.append(text) or write(text),
         flush=handler.stream.flush,
         fileno=handler.stream.fileno,
@@ -1548,9 +1548,7 @@ def test_a_client_that_leaves_before_its_answer_is_sent_costs_no_other_theirs(mo
 
         def left(channel, data):
             if str(number / 2 + 1).encode() in data:
-                leaving.setsockopt(
-                    socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
-                )
+                leaving.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 leaving.close()
                 time.sleep(0.05)
             send(channel, data)

@@ -2439,7 +2439,6 @@ MOST_STRINGS = 512  # of a body, keys among them
 NUMBER_BYTES = b"0123456789+-.eE \t\n\r"
 TOKEN = secrets.token_hex(16)  # stands for an array in the rest; a client cannot know it
 TOKEN_BYTES = TOKEN.encode()
-SHORT = 256  # bytes of a rest that is parsed once: clients send the same one again and again
 
 KEPT_BYTES = 8 << 20  # of a text; a parser keeps several times the largest that it has read
 parsers: list[Any] = []  # those that nobody uses now: as many as were used at once
@@ -2481,12 +2480,9 @@ def read_large_json(body: bytes) -> Any | None:
     if not arrays or len(body) > MAX_LISTS and count_lists(text, arrays) > MAX_LISTS:
         return None
     try:
-        return put_back((parse_short if len(text) <= SHORT else parse_json)(text), arrays)
+        return put_back(parse_json(text), arrays)
     except (ServingError, RecursionError):
         return None
-
-
-parse_short = functools.lru_cache(64)(parse_json)  # `put_back` leaves what it is given as it is
 
 
 def count_lists(text: bytes, arrays: list[np.ndarray]) -> int:
@@ -9058,14 +9054,24 @@ class PatientHandler(logging.StreamHandler):
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
-        """Write the lines of a `with` at its end: each write costs more than its line."""
-        self.joined = []
+        """Write the lines of a `with` at its end: each write costs more than its line.
+
+        Of several at once, in different threads, the first has them all.
+        """
+        own: list[str] = []
+        with self.lock or contextlib.nullcontext():
+            if self.joined is None:
+                self.joined = own
         try:
             yield
         finally:
             with self.lock or contextlib.nullcontext():
-                texts, self.joined = self.joined, None
-                self.write(texts)
+                if self.joined is own:
+                    self.joined = None
+                try:
+                    self.write(own)
+                except Exception:  # as all of logging's own handlers do
+                    self.handleError(logging.makeLogRecord({"msg": f"{len(own)} lines"}))
 
     def write(self, lines: list[str]) -> None:
         most = sys.maxsize if self.always_takes else PRINTED_CHARACTERS

@@ -1111,6 +1111,20 @@ def test_lines_that_are_written_together_keep_their_order_and_fit_what_a_pipe_ta
     handler.stream.close(), os.close(reading)
 
 
+def test_lines_together_whose_reader_has_gone_end_nothing(capsys):
+    reading, writing = os.pipe()
+    handler = serving.PatientHandler(os.fdopen(writing, "w"))
+    os.close(reading)
+    with handler.together():
+        handler.handle(serving.logging.makeLogRecord({"msg": "for nobody"}))
+        with handler.together():
+            handler.handle(serving.logging.makeLogRecord({"msg": "in the first's"}))
+    assert "BrokenPipeError" in capsys.readouterr().err and handler.joined is None
+    with open(os.devnull, "w") as nothing:  # which takes what is left, so that it can be closed
+        os.dup2(nothing.fileno(), writing)
+    handler.stream.close()
+
+
 def test_lines_together_that_nobody_reads_are_counted_each():
     reading, writing = os.pipe()
     os.set_blocking(writing, False)

@@ -8,7 +8,6 @@ Front       the loop: whose request is answered where, and once a second who is 
 
 import contextlib
 import logging
-import os
 import re
 import threading
 import time
@@ -384,8 +383,6 @@ class Listener(TcpWSGIServer):
 # threads, or refused.
 # ==================================================================================================
 
-# after a short answer; a client may need the only core
-AWAKE_SECONDS = 0.0002 if (os.cpu_count() or 1) > 1 else 0.0
 HELD_SECONDS = 0.01  # an answer waits for others of its turn
 
 
@@ -397,7 +394,7 @@ class Front(Waitress):
     def __init__(self, server: Any, app: Any, **adjustments: Any):
         self.server = server
         self.thread = 0  # of the loop
-        self.awake_until = self.swept_at = self.held_since = 0.0
+        self.swept_at = self.held_since = 0.0
         self.answers: list[tuple[Channel, bytes]] = []  # of this turn, to be sent
         self.later: list[Callable[[], None]] = []  # what is to be done then
         options = server.config.server
@@ -425,12 +422,9 @@ class Front(Waitress):
         return None if self.site is None else self.site.door
 
     def turn(self, seconds: float = 0.5) -> None:
-        """Once around the loop.
-
-        A client often asks again before a thread that goes to sleep would have been woken.
-        """
+        """Once around the loop, then send what was answered in it."""
         self.thread = threading.get_ident()
-        super().turn(0.0 if time.perf_counter() < self.awake_until else seconds)
+        super().turn(seconds)
         self.send_answers()
         now = time.monotonic()
         if now >= self.swept_at + 1:
@@ -456,7 +450,6 @@ class Front(Waitress):
             channel.turn.later = self.later
             self.lane.answer(channel, line)
             now = time.perf_counter()
-            self.awake_until = now + AWAKE_SECONDS
             if len(self.answers) == 1:
                 self.held_since = now
             elif now > self.held_since + HELD_SECONDS:

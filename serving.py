@@ -8619,18 +8619,11 @@ def answer_call(door: Door, call: Call, found: Found | None = None) -> Reply:
     finally:
         call.turn.waited = trace.waited
         call.allowance.close()
-    call.turn.defer(functools.partial(note_answer, server, call, found, route, replied))
-    return replied
-
-
-def note_answer(
-    server: ModelServer, call: Call, found: Found | None, route: str, replied: Reply
-) -> None:
-    """Count and log a call that is answered."""
     line = request_line(call, route, replied)
     for observe in server.observers:
-        observe(server, call.trace, line, replied)
-    log_request(server, found, line)
+        observe(server, trace, line, replied)
+    call.turn.defer(functools.partial(log_request, server, found, line))
+    return replied
 
 
 def log_request(server: ModelServer, found: Found | None, line: Mapping[str, Any]) -> None:
@@ -8690,18 +8683,13 @@ def dress(server: ModelServer, call: Call, replied: Reply) -> Reply:
         vary.append("Origin")
         origin = call.header("Origin")
         if origin and (origin in origins or "*" in origins):
+            names = dict.fromkeys(name for name, _ in (*replied.headers, *headers))
             headers.append(("Access-Control-Allow-Origin", origin))
-            headers.append(("Access-Control-Expose-Headers", exposed(replied)))
+            headers.append(("Access-Control-Expose-Headers", ", ".join(names)))
             headers.append(("Timing-Allow-Origin", origin))
     if vary:
         headers.append(("Vary", ", ".join(vary)))
     return replied.with_headers(*headers)
-
-
-def exposed(replied: Reply) -> str:
-    """The names of an answer's headers, for pages of other origins: all that are written."""
-    names = dict.fromkeys(["Server-Timing", "X-Request-Id", *(name for name, _ in replied.headers)])
-    return ", ".join(names)
 
 
 # What most answers say, spelled at once: formatting costs more than all else here.
@@ -8792,22 +8780,18 @@ class OpenDoor:
         self.through_flask, self.views = app.wsgi_app, len(app.view_functions)
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
-        replied = self.answer(environ)
-        if replied is None:
-            return self.through_flask(environ, start_response)
-        return send(replied, environ, start_response)
-
-    def answer(self, environ: dict[str, Any]) -> Reply | None:
-        """The answer to one of the server's own URLs; None for what is Flask's."""
         decoded = environ.get("PATH_INFO", "").encode("latin-1").decode("utf-8", "replace")
         path = raw_path(environ, decoded)
         try:
             found = find_known(self.door.server, environ["REQUEST_METHOD"].upper(), path)
         except ServingError:
-            return None
-        return found and self.answer_found(environ, path, found)
+            found = None
+        replied = self.answer(environ, path, found) if found else None
+        if replied is None:
+            return self.through_flask(environ, start_response)
+        return send(replied, environ, start_response)
 
-    def answer_found(self, environ: dict[str, Any], path: str, found: Found) -> Reply | None:
+    def answer(self, environ: dict[str, Any], path: str, found: Found) -> Reply | None:
         """The answer to what a path has selected; None where Flask is to answer."""
         app = self.app
         if len(app.view_functions) != self.views or is_hooked(app) or "HTTP_UPGRADE" in environ:
@@ -9068,10 +9052,7 @@ class PatientHandler(logging.StreamHandler):
             with self.lock or contextlib.nullcontext():
                 if self.joined is own:
                     self.joined = None
-                try:
-                    self.write(own)
-                except Exception:  # as all of logging's own handlers do
-                    self.handleError(logging.makeLogRecord({"msg": f"{len(own)} lines"}))
+                self.write(own)
 
     def write(self, lines: list[str]) -> None:
         most = sys.maxsize if self.always_takes else PRINTED_CHARACTERS
@@ -9081,12 +9062,20 @@ class PatientHandler(logging.StreamHandler):
                     f"({self.dropped} lines of the log were dropped here: nobody read them)\n{text}"
                 )
                 self.dropped = 0
-            for start in range(0, len(text), most):
-                if not self.takes_more():
+            try:
+                if not self.write_text(text, most):
                     self.dropped += number
-                    break
-                self.stream.write(text[start : start + most])
-                self.stream.flush()
+            except Exception:  # as all of logging's own handlers do
+                self.handleError(logging.makeLogRecord({"msg": f"{number} lines"}))
+
+    def write_text(self, text: str, most: int) -> bool:
+        """Write a text, at most so many characters at once; False where it does not fit."""
+        for start in range(0, len(text), most):
+            if not self.takes_more():
+                return False
+            self.stream.write(text[start : start + most])
+            self.stream.flush()
+        return True
 
 
 def join_lines(lines: Iterable[str], most: int) -> Iterator[tuple[str, int]]:

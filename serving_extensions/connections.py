@@ -7,6 +7,7 @@ Front       the loop: whose request is answered where, and once a second who is 
 """
 
 import contextlib
+import functools
 import logging
 import re
 import threading
@@ -66,7 +67,7 @@ class Parser(HTTPRequestParser):
     error: Any
     body_rcv: Any
     refused: str | None = None  # why it is turned away
-    found: Any = None  # of the URL table: its path, and what that selects, for the lane
+    short: Any = None  # what answers it, given its environment, past WSGI's calls
     checked = 0  # bytes of the body, when it was last asked whether there is room for more
 
     def received(self, data: bytes) -> int:
@@ -229,6 +230,8 @@ class Channel(HTTPChannel):
         if self.whole:
             self.whole = False
             self.front.see_to(self)
+        if self.front.answers and time.monotonic() > self.front.held_since + HELD_SECONDS:
+            self.front.send_answers()
 
     def handle_write(self) -> None:
         """waitress's, but not while a worker sends: both would take the same bytes from the buffer.
@@ -251,7 +254,7 @@ class Channel(HTTPChannel):
             self.service()
         finally:
             gathered, self.gathered = self.gathered, None
-        self.front.answers.append((self, b"".join(gathered)))
+        self.front.keep(self, b"".join(gathered))
 
     def write_soon(self, data: Any) -> int:
         if self.gathered is None:
@@ -396,7 +399,7 @@ class Front(Waitress):
         self.thread = 0  # of the loop
         self.swept_at = self.held_since = 0.0
         self.answers: list[tuple[Channel, bytes]] = []  # of this turn, to be sent
-        self.later: list[Callable[[], None]] = []  # what is to be done then
+        self.later: list[Callable[[], None]] = []  # log lines, to be written then
         options = server.config.server
         self.dispatcher = Dispatcher(options.threads)
         self.gate = Gate(lambda: self.server.config.server, self.dispatcher, server.refused)
@@ -446,16 +449,22 @@ class Front(Waitress):
             channel.answer_here()
         elif alone and self.lane.takes(request, found):
             if self.door is not None:
-                request.found = path_of(request.request_uri), found
-            channel.turn.later = self.later
+                path = path_of(request.request_uri)
+                request.short = functools.partial(self.door.answer, path=path, found=found)
+            turn, turn.later = channel.turn, self.later
             self.lane.answer(channel, line)
-            now = time.perf_counter()
-            if len(self.answers) == 1:
-                self.held_since = now
-            elif now > self.held_since + HELD_SECONDS:
-                self.send_answers()
+            turn.later = None
         else:
             self.dispatcher.add(channel, "health" if request.refused else line)
+
+    def keep(self, channel: Channel, data: bytes) -> None:
+        """Keep an answer until the turn ends; at once goes what a connection ends with."""
+        if channel.close_when_flushed:
+            channel.send_all(data)
+            return
+        if not self.answers:
+            self.held_since = time.monotonic()
+        self.answers.append((channel, data))
 
     def send_answers(self) -> None:
         """Send what was answered in this turn: each client that is woken takes the processor from
@@ -463,19 +472,21 @@ class Front(Waitress):
         """
         answers, self.answers = self.answers, []
         for channel, data in answers:
-            channel.send_all(data)
+            try:
+                channel.send_all(data)
+            except Exception:
+                channel.handle_error()
         if self.later:
-            self.tidy_up()
+            self.write_log()
 
-    def tidy_up(self) -> None:
-        """Do what is left to do for answers that are sent: count and log them."""
+    def write_log(self) -> None:
+        """Log the requests whose answers are sent."""
         later, self.later = self.later, []
         with lines_together() if len(later) > 1 else contextlib.nullcontext():
-            for do in later:
-                try:
-                    do()
-                except Exception:
-                    logger.exception("A request could not be counted")
+            for write in later:
+                # a filter or a handler of the site's may raise; nobody waits for it
+                with contextlib.suppress(Exception):
+                    write()
 
     def enqueue(self, channel: Channel) -> None:
         """Let a request wait for its turn, behind others of its connection,

@@ -257,7 +257,7 @@ def task_of(channel: Any, request: Any) -> Task:
     """waitress's task for a request: a refusal, or the application."""
     if request.refused:
         return RefusalTask(channel, request)
-    return ShortTask(channel, request) if request.found else AnswerTask(channel, request)
+    return ShortTask(channel, request) if request.short else AnswerTask(channel, request)
 
 
 class AnswerTask(WSGITask):
@@ -272,26 +272,28 @@ class AnswerTask(WSGITask):
 class ShortTask(AnswerTask):
     """waitress's task for a request of the lane: past WSGI's calls, where the app is ours alone."""
 
+    own = False  # whether the answer is the server's own, whole and of a known length
+
     def execute(self) -> None:
-        door, replied = self.channel.front.door, None
-        if door is not None:
-            replied = door.answer_found(self.get_environment(), *self.request.found)
+        replied = self.request.short(self.get_environment())
         if replied is None:
             super().execute()
             return
-        self.complete, self.status = True, status_line(replied.status)
+        self.own = self.complete = True
+        self.status = status_line(replied.status)
         self.response_headers, self.content_length = replied.head(), len(replied.body)
+        if CONTROLS.search("".join(map("".join, self.response_headers))):
+            raise ValueError("a header of the answer has a line feed")
         self.write(replied.body)
 
     def build_response_header(self) -> bytes:
-        """waitress's, at once for what leaves a connection open that says nothing of itself."""
-        if self.version != "1.1" or "CONNECTION" in self.request.headers:
+        """waitress's, at once for what leaves the connection open."""
+        connection = self.request.headers.get("CONNECTION", "").lower()
+        if not self.own or self.version != "1.1" or connection not in ("", "keep-alive"):
             return super().build_response_header()
         told = ("Server", "serving"), ("Date", spell_date(int(self.start_time)))
         headers = sorted([*self.response_headers, *told], key=NAME)
         fields = [f"{spell_name(name)}: {value}" for name, value in headers]
-        if CONTROLS.search("".join(fields)):
-            raise ValueError("a header of the answer has a line feed")
         return "\r\n".join([f"HTTP/1.1 {self.status}", *fields, "\r\n"]).encode("latin-1")
 
 

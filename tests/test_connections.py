@@ -1507,6 +1507,7 @@ def turned(server, number):
     site.app = serving.create_app(server, eager=True)
     server.wait()
     with contextlib.ExitStack() as stack:
+        stack.callback(wasyncore.close_all, front.sockets)
         stack.callback(front.finish, 0)
         clients = [
             stack.enter_context(connected(f"http://127.0.0.1:{front.port}")) for _ in range(number)
@@ -1517,12 +1518,12 @@ def turned(server, number):
 
 def seen_by(monkeypatch):
     """What becomes of requests, in its order."""
-    seen, send, note = [], connections.Channel.send_all, serving.note_answer
+    seen, send, log = [], connections.Channel.send_all, serving.log_request
     run = Recorder.call
 
-    def noted(server, call, *others):
-        seen.append("noted")
-        note(server, call, *others)
+    def logged(*given):
+        seen.append("logged")
+        log(*given)
 
     monkeypatch.setattr(
         Recorder, "call", lambda *given: seen.append("answered") or run(*given), raising=False
@@ -1530,18 +1531,18 @@ def seen_by(monkeypatch):
     monkeypatch.setattr(
         connections.Channel, "send_all", lambda *given: seen.append("sent") or send(*given)
     )
-    monkeypatch.setattr(serving, "note_answer", noted)
+    monkeypatch.setattr(serving, "log_request", logged)
     return seen
 
 
 @pytest.mark.parametrize(
     "held, order",
     [
-        (60, ["answered"] * 4 + ["sent"] * 4 + ["noted"] * 4),
-        (-1, (["answered"] * 2 + ["sent"] * 2 + ["noted"] * 2) * 2),
+        (60, ["answered"] * 4 + ["sent"] * 4 + ["logged"] * 4),
+        (-1, ["answered", "sent", "logged"] * 4),
     ],
 )
-def test_answers_of_a_turn_are_sent_together_then_noted_and_none_is_held_for_long(
+def test_answers_of_a_turn_are_sent_together_then_logged_and_none_is_held_for_long(
     monkeypatch, held, order
 ):
     monkeypatch.setattr(connections, "HELD_SECONDS", held)
@@ -1578,27 +1579,78 @@ def test_a_client_that_leaves_before_its_answer_is_sent_costs_no_other_theirs(mo
         assert front.server.state["metrics"].in_flight == 0
 
 
-def test_what_fails_beside_an_answer_stops_neither_the_loop_nor_what_follows(caplog):
-    server = fake_server({"m": Recorder()})
-    with turned(server, 2) as (front, clients):
-        server.observers.insert(0, fail_once())
-        for client in clients:
-            client.sendall(post(row(4)))
-        until(lambda: all(map(select_readable, clients)) or front.turn(0.2))
+def test_a_log_that_fails_stops_neither_the_loop_nor_what_follows():
+    def fails(record):
+        raise RuntimeError("made to fail")
+
+    with turned(fake_server({"m": Recorder()}), 2) as (front, clients):
+        serving.logger.addFilter(fails)
+        try:
+            for client in clients:
+                client.sendall(post(row(4)))
+            until(lambda: all(map(select_readable, clients)) or front.turn(0.2))
+        finally:
+            serving.logger.removeFilter(fails)
         assert all(b"[[3.0]]" in receive(client) for client in clients)
-        assert caplog.text.count("could not be counted") == 1
-        with server.state["metrics"].counted() as numbers:
-            assert numbers.total.requests == 1
+        with front.server.state["metrics"].counted() as numbers:
+            assert numbers.total.requests == 2
 
 
-def fail_once():
-    left = ["made to fail"]
+def test_an_answer_that_cannot_be_kept_costs_its_connection_alone(monkeypatch):
+    with turned(fake_server({"m": Recorder()}), 3) as (front, clients):
+        send = connections.Channel.send_all
 
-    def observe(*given):
-        if left:
-            raise RuntimeError(left.pop())
+        def fails(channel, data):
+            if b"[[2.0]]" in data:
+                raise MemoryError("made to fail")
+            send(channel, data)
 
-    return observe
+        monkeypatch.setattr(connections.Channel, "send_all", fails)
+        for number, client in enumerate(clients):
+            client.sendall(post(row(2 * number)))
+        until(lambda: all(map(select_readable, clients)) or front.turn(0.2))
+        assert b"[[1.0]]" in receive(clients[0]) and b"[[3.0]]" in receive(clients[2])
+        assert clients[1].recv(100) == b""
+
+
+def test_a_hook_that_streams_is_framed_by_waitress():
+    """A view of the server's own, whose answer a hook of the site's has replaced."""
+
+    def streams(response):
+        response.response = (b"a piece" for _ in range(2))
+        del response.headers["Content-Length"]
+        return response
+
+    with turned(fake_server({"m": Recorder()}), 1) as (front, [client]):
+        front.site.app.after_request(streams)
+        client.sendall(post(row(4)))
+        heard = read_turning(front, client)
+    assert b"Transfer-Encoding: chunked" in heard and heard.count(b"Date: ") == 1
+    assert heard.count(b"a piece") == 2 and heard.endswith(b"0\r\n\r\n")
+
+
+def read_turning(front, client):
+    heard = b""
+    client.settimeout(0.2)
+    while not heard.endswith(b"\r\n\r\n") or b"0\r\n" not in heard[-8:]:
+        front.turn(0.05)
+        with contextlib.suppress(TimeoutError):
+            heard += receive(client)
+    return heard
+
+
+@pytest.mark.parametrize("head", ["", "Connection: keep-alive\r\n", "Connection: close\r\n"])
+def test_a_line_feed_in_a_header_is_no_header(head):
+    class Odd:
+        def __init__(self, server):
+            server.dressers.append(lambda *given: [("X-Odd", "a\r\nSet-Cookie: b")])
+
+    server = fake_server({"m": Recorder()})
+    Odd(server)
+    with listening(server) as address, connected(address) as client:
+        client.sendall(post(row(4), head=head))
+        heard = receive(client)
+    assert heard.startswith(b"HTTP/1.1 500 ") and b"Set-Cookie" not in heard
 
 
 # --- the door before Flask --------------------------------------------------------------------------------------------

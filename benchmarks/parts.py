@@ -38,7 +38,6 @@ def ours(workload):
     functions of what the part before made.
     """
     import routines
-    from serving_extensions import binary
 
     model = {"config": {"name": workload, "base_path": str(workloads.base_path(workload))}}
     server = serving.ModelServer(
@@ -69,7 +68,7 @@ def ours(workload):
     else:
 
         def read(body):
-            value = binary.read_value(body) if len(body) >= serving.PLAIN_BYTES else None
+            value = serving.read_large_json(body) if len(body) >= serving.PLAIN_BYTES else None
             return serving.decode_rows(signature, (value or serving.parse_json(body))["instances"])
 
         def write(outputs):

@@ -4,6 +4,7 @@ short, TensorFlow has one door, private parts of libraries are those listed.
 
 import ast
 import builtins
+import importlib
 import re
 import subprocess
 import sys
@@ -499,3 +500,34 @@ def test_format_lint_and_types():
             [sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True
         )
         assert done.returncode == 0, done.stdout + done.stderr
+
+
+# --- what stands beside the house -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        file.relative_to(ROOT)
+        for folder in ("benchmarks", "deploy", "docs", "examples")
+        for file in sorted((ROOT / folder).rglob("*.py"))
+        if "made" not in file.parts
+    ],
+    ids=str,
+)
+def test_what_a_script_asks_the_server_for_is_there(file):
+    imported, missing = {}, []
+    tree = ast.parse((ROOT / file).read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            imported |= {
+                one.name: one.name for one in node.names if one.name in ("serving", "routines")
+            }
+        elif isinstance(node, ast.ImportFrom) and node.module == "serving_extensions":
+            imported |= {one.name: f"serving_extensions.{one.name}" for one in node.names}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            module = imported.get(node.value.id)
+            if module and not hasattr(importlib.import_module(module), node.attr):
+                missing.append(f"{node.value.id}.{node.attr}")
+    assert not missing

@@ -7,6 +7,7 @@ when it is asked for.
 import copy
 import json
 import logging
+import struct
 import sys
 import threading
 import time
@@ -179,17 +180,18 @@ class Kind(NamedTuple):
     drawn: bool  # in graphs: inference that the page has not asked for itself
 
 
-COLUMNS = 4 + len(PHASES)  # of a request: when, status, rows, seconds, seconds by part
+# Of a request: when, status, rows, seconds, seconds by part. As bytes: what is kept of 512 requests
+# as Python's objects pushes what the next ones need out of the processor's cache.
+ROW = struct.Struct(f"={4 + len(PHASES)}d")
 
 
 class Alike:
-    """Requests of one kind that ended within a few seconds: float64 [N, COLUMNS] in one piece.
+    """Requests of one kind that ended within a few seconds: float64 [N, columns of `ROW`].
 
     Of what ran no model the rows are 0; of a part that there was not the seconds are NaN.
     """
 
-    def __init__(self, numbers: Sequence[float]):
-        table = np.array(numbers).reshape(-1, COLUMNS)
+    def __init__(self, table: np.ndarray):
         self.now, self.times = float(table[0, 0]), table[:, 3:]
         self.seconds, self.spent = table[:, 3], table[:, 4:]
         self.statuses, self.rows = table[:, 1].astype(np.int64), table[:, 2].astype(np.int64)
@@ -230,9 +232,8 @@ class Metrics:
         self.series: dict[tuple[str, str], Series] = {ALL: Series()}
         self.resources = Resources()
         self._open: list[None] = []  # as long as requests are in flight
-        # requests that are answered and not counted yet: when, what the log says, seconds by part,
-        # deployment, whether they are drawn
-        self._ended: list[tuple] = []
+        # requests that are answered and not counted yet: the parts of their kind, their row
+        self._ended: list[tuple[tuple, bytes]] = []
         self._due = 0.0  # when those must be counted
         self.ended = threading.Event()  # look no more
         self.watcher: threading.Thread | None = None
@@ -265,7 +266,9 @@ class Metrics:
         if call["status"] >= 400:
             self.last_errors.append(describe_error(now, trace, call, response))
         drawn = trace.infers and not trace.by_page
-        self._ended.append((now, call, spent, trace.deployment, drawn))
+        kind = call["route"], call["model"], call["version"], trace.deployment, drawn
+        row = ROW.pack(now, call["status"], call["batch"], call["ms"] / 1e3, *spent)
+        self._ended.append((kind, row))
         self._open.pop()
         if len(self._ended) >= TOGETHER or now >= self._due:
             with self._lock:
@@ -279,15 +282,14 @@ class Metrics:
         number = len(self._ended)  # others may come meanwhile, and wait for the next time
         ended = self._ended[:number]
         del self._ended[:number]
-        alike: dict[tuple, list[float]] = {}
-        for now, call, spent, deployment, drawn in ended:
-            kind = call["route"], call["model"], call["version"], deployment, drawn
-            key = int(now) // STEP, kind
-            if key not in alike:
-                alike[key] = []
-            alike[key] += now, call["status"], call["batch"], call["ms"] / 1e3, *spent
-        for (_, kind), numbers in alike.items():
-            self._count_alike(Kind(*kind), Alike(numbers))
+        alike: dict[tuple, list[bytes]] = {}
+        for kind, row in ended:
+            alike.setdefault(kind, []).append(row)
+        for kind, rows in alike.items():
+            table = np.frombuffer(b"".join(rows)).reshape(len(rows), -1)
+            steps = table[:, 0] // STEP
+            for step in np.unique(steps):
+                self._count_alike(Kind(*kind), Alike(table[steps == step]))
 
     def _count_alike(self, kind: Kind, calls: Alike) -> None:
         """Count requests of one kind, of a few seconds."""

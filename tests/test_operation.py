@@ -16,6 +16,7 @@ from urllib.parse import quote
 
 import flask
 import jsonschema
+import numpy as np
 import psutil
 import pytest
 import requests
@@ -285,7 +286,7 @@ def test_percentiles_and_rates_by_hand():
     group = metrics.Group()
     for milliseconds in range(1, 101):
         ended = 1000 + milliseconds // 50, 200, 0, milliseconds / 1e3, *[serving.NO_TIME] * 5
-        group.add(metrics.Alike(ended))
+        group.add(metrics.Alike(np.array([ended])))
     found = group.read(1030)
     assert found["latency_ms"] == {"p50": 50.5, "p90": 90.1, "p99": 99.01} and found[
         "requests_per_second"

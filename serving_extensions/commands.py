@@ -60,7 +60,7 @@ def export(source: Any, group_and_folder: list[str]) -> int:
         {number: name for r in ready for number, name in r.labels.items()},
     )
     print(
-        f"{count} pictures of group {group} are in {folder}/images, what was seen in them in "
+        f"Pictures of group {group} in {folder}/images: {count}; what was seen in them is in "
         f"{folder}/annotations.json"
     )
     return 0

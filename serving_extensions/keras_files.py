@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -55,7 +56,7 @@ def load_exported(load: Load) -> Load:
 
 def exported(file: Path, version: Path) -> Path:
     """The SavedModel of a file, made now where no earlier load has. Raises LoadError."""
-    name = "1" if version == file else version.name
+    name = version.name  # of a bare file its own: several may lie beside each other
     beside = (file if version == file else version).parent
     digest = digest_of(file)
     places = [beside / CACHE, user_cache(beside)]
@@ -66,7 +67,7 @@ def exported(file: Path, version: Path) -> Path:
     made = Path(tempfile.mkdtemp(prefix=f"{name}-", suffix=".part", dir=place))
     try:
         export_file(file, made)
-        return put_in_place(made, place / f"{name}-{digest}", f"{name}-")
+        return put_in_place(made, place / f"{name}-{digest}")
     finally:
         shutil.rmtree(made, ignore_errors=True)
 
@@ -117,10 +118,12 @@ def export_file(file: Path, folder: Path) -> None:
     )
 
 
-def put_in_place(made: Path, target: Path, prefix: str) -> Path:
-    """Put an export in its place; those of earlier files of that version go."""
-    for old in target.parent.glob(f"{prefix}*"):
-        if old not in (made, target) and not old.name.endswith(".part"):
+def put_in_place(made: Path, target: Path) -> Path:
+    """Put an export in its place; those of earlier files of that name go."""
+    name, _, digest = target.name.rpartition("-")
+    earlier = re.compile(re.escape(name) + f"-[0-9a-f]{{{len(digest)}}}")
+    for old in target.parent.iterdir():
+        if old != target and earlier.fullmatch(old.name):
             shutil.rmtree(old, ignore_errors=True)
     with contextlib.suppress(OSError):  # another process was faster, with the same
         made.rename(target)

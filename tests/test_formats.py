@@ -12,6 +12,7 @@ import pytest
 from conftest import NO_POLL
 
 import serving
+from serving_extensions import keras_files
 
 ROWS = np.random.default_rng(5).normal(size=(4, 3)).astype(np.float32)
 
@@ -117,10 +118,25 @@ def test_a_damaged_file(tmp_path):
     assert not [*tmp_path.glob(".exported/*")]
 
 
+def test_files_beside_each_other_keep_their_exports(tmp_path, monkeypatch):
+    def export(file, folder):
+        (folder / "saved_model.pb").write_text(file.name)
+
+    monkeypatch.setattr(keras_files, "export_file", export)
+    files = [tmp_path / f"{name}.keras" for name in ("a", "a.keras-b", "b")]
+    for file in files:
+        file.write_text(file.name)
+    made = [keras_files.exported(file, file) for file in files]
+    files[0].write_text("changed")
+    made[0], before = keras_files.exported(files[0], files[0]), made[0]
+    assert not before.exists() and len(set(made)) == 3
+    for file, folder in zip(files, made):
+        assert (folder / "saved_model.pb").read_text() == file.name
+        assert keras_files.exported(file, file) == folder
+
+
 def test_a_place_that_cannot_be_written(tmp_path, monkeypatch):
     """The user's cache has the export then. (Root may write everywhere: `access` is told so.)"""
-    from serving_extensions import keras_files
-
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(
         os, "access", lambda path, mode: str(path).startswith(str(tmp_path / "cache"))

@@ -116,7 +116,7 @@ async function start() {
 		showError("");
 		await route();
 	} catch (error) {
-		const [text, action, work] = error.status === 401 ? ["Nothing can be shown without a key. The server prints one when it starts, unless its config has some.", "Enter a key", changeKey] : [error.message, "Try again", start];
+		const [text, action, work] = error.status === 401 ? ["Nothing can be shown without a key, or a login on this site.", "Enter a key", changeKey] : [error.message, "Try again", start];
 		showKey();
 		fill($("#main"), make("p.empty", text, make("br"), button(action, work, {className: "main"})));
 	}

@@ -8901,6 +8901,12 @@ def create_blueprint(
             "which changes at each start; `python serving.py --new-key NAME` makes a lasting one, "
             "`authorize=` lets the site decide"
         )
+    if authorize is not None and getattr(door.server.config.auth, "protect", "all") != "all":
+        logger.warning(
+            "authorize= is asked where a key would be, for pictures and handlers; :predict, "
+            "metrics and reloads are open to everybody, as TensorFlow Serving's are: "
+            '"auth": {"protect": "all"} in the config has them ask as well'
+        )
     number = next(blueprint_numbers)
     blueprint = Blueprint("serving" if number == 1 else f"serving{number}", __name__)
     blueprint.door = door  # type: ignore[attr-defined]

@@ -620,3 +620,17 @@ def test_comparing_takes_every_key_whole(monkeypatch):
     with contextlib.suppress(Exception):
         ring.find("\udcff")
     assert len(compared) == 6
+
+
+@pytest.mark.parametrize("protect, said", [("predict", 1), ("all", 0)])
+def test_what_a_sites_own_check_leaves_open_is_said(caplog, protect, said):
+    server = fake_server({"m": FakeServable(1)}, auth={"protect": protect})
+    server.wait()
+    serving.create_blueprint(server, authorize=lambda request: None)
+    assert caplog.text.count("open to everybody") == said
+    site = flask.Flask("site")
+    blueprint = serving.create_blueprint(server, authorize=lambda request: None)
+    site.register_blueprint(blueprint, url_prefix="/ml")
+    client, url = site.test_client(), "/ml/v1/models/m:predict"
+    answer = client.post(url, json={"instances": [[1.0]]})
+    assert answer.status_code == (200 if said else 401)  # which is what is said of it

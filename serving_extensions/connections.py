@@ -448,9 +448,9 @@ class Front(Waitress):
         if alone and request.refused:
             channel.answer_here()
         elif alone and self.lane.takes(request, found):
-            if self.door is not None:
+            if (door := self.door) is not None:
                 path = path_of(request.request_uri)
-                request.short = functools.partial(self.door.answer, path=path, found=found)
+                request.short = functools.partial(door.answer, path=path, found=found)
             turn, turn.later = channel.turn, self.later
             self.lane.answer(channel, line)
             turn.later = None

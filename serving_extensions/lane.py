@@ -30,9 +30,8 @@ class Lane:
     def __init__(self, server: Any):
         self.server = server
         self.strikes: dict[str, float] = {}  # model -> how many of its latest requests took long
-        self.late: dict[
-            str, float
-        ] = {}  # model -> until when its requests go to the worker threads
+        # model -> until when its requests go to the worker threads
+        self.late: dict[str, float] = {}
 
     def takes(self, request: Any, found: Any) -> bool:
         """Whether a request asks for a small predict of a cheap, loaded model, in JSON,

@@ -293,7 +293,7 @@ class ShortTask(AnswerTask):
             return super().build_response_header()
         told = ("Server", "serving"), ("Date", spell_date(int(self.start_time)))
         headers = sorted([*self.response_headers, *told], key=NAME)
-        fields = [f"{spell_name(name)}: {value}" for name, value in headers]
+        fields = [f"{name}: {value}" for name, value in headers]
         return "\r\n".join([f"HTTP/1.1 {self.status}", *fields, "\r\n"]).encode("latin-1")
 
 
@@ -304,12 +304,6 @@ CONTROLS = re.compile(r"[\r\n]")
 @functools.lru_cache(1)
 def spell_date(second: int) -> str:
     return email.utils.formatdate(second, usegmt=True)
-
-
-@functools.lru_cache(200)
-def spell_name(name: str) -> str:
-    """A header's name as waitress spells it."""
-    return "-".join(part.capitalize() for part in name.split("-"))
 
 
 class RefusalTask(Task):

@@ -1630,23 +1630,31 @@ def test_a_hook_that_streams_is_framed_by_waitress():
 
 
 def read_turning(front, client):
-    heard = b""
+    """What a client hears until a chunked body has ended; the front is turned meanwhile."""
+    heard, deadline = b"", time.monotonic() + 10
     client.settimeout(0.2)
-    while not heard.endswith(b"\r\n\r\n") or b"0\r\n" not in heard[-8:]:
+    while not heard.endswith(b"\r\n0\r\n\r\n"):
+        assert time.monotonic() < deadline, heard
         front.turn(0.05)
         with contextlib.suppress(TimeoutError):
             heard += receive(client)
     return heard
 
 
+def test_the_last_answer_of_a_connection_is_sent_before_anything_can_close_it(monkeypatch):
+    monkeypatch.setattr(connections.Front, "send_answers", lambda front: None)
+    with turned(fake_server({"m": Recorder()}), 2) as (front, clients):
+        clients[0].sendall(post(row(4), head="Connection: close\r\n"))
+        clients[1].sendall(post(row(6)))
+        until(lambda: front.answers or front.turn(0.2))
+        assert b"[[3.0]]" in receive(clients[0])
+        assert not select_readable(clients[1])
+
+
 @pytest.mark.parametrize("head", ["", "Connection: keep-alive\r\n", "Connection: close\r\n"])
 def test_a_line_feed_in_a_header_is_no_header(head):
-    class Odd:
-        def __init__(self, server):
-            server.dressers.append(lambda *given: [("X-Odd", "a\r\nSet-Cookie: b")])
-
     server = fake_server({"m": Recorder()})
-    Odd(server)
+    server.dressers.append(lambda *given: [("X-Odd", "a\r\nSet-Cookie: b")])
     with listening(server) as address, connected(address) as client:
         client.sendall(post(row(4), head=head))
         heard = receive(client)

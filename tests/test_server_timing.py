@@ -134,11 +134,13 @@ def test_several_runs_at_once_are_no_more_than_has_passed():
 
 def test_pages_of_other_origins_may_read_it():
     site = "https://site.example"
-    rest = Rest(server_of(server={"cors_origins": [site], "file_system_poll_wait_seconds": 0}))
+    server = server_of(server={"cors_origins": [site], "file_system_poll_wait_seconds": 0})
+    server.dressers.append(lambda *given: [("X-Limit", "1")])  # an extension's, as quotas have
+    rest = Rest(server)
     answer = rest.post("/v1/models/m:predict", ROW, headers={"Origin": site})
     assert answer.headers["Timing-Allow-Origin"] == site
     exposed = answer.headers["Access-Control-Expose-Headers"].split(", ")
-    assert {"Server-Timing", "X-Request-Id"} <= set(exposed)
+    assert {"Server-Timing", "X-Request-Id", "X-Limit"} <= set(exposed)
     for origin in ("https://other.example", None):
         headers = {"Origin": origin} if origin else {}
         answer = rest.post("/v1/models/m:predict", ROW, headers=headers)

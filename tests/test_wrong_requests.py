@@ -761,7 +761,7 @@ def test_wrong_request(server, how, method, path, body, status, text):
 
 
 @pytest.mark.parametrize(
-    "body", [b"not gzip", gzip.compress(b"{}")[:-9], zlib.compress(b"{}"), b""]
+    "body", [b"not gzip", gzip.compress(b"{}", mtime=0)[:-9], zlib.compress(b"{}"), b""]
 )
 def test_broken_gzip_is_a_bad_request(server, body):
     if body:

@@ -965,7 +965,8 @@ class Key:
     def __post_init__(self) -> None:
         if self.expires is not None and self.expiry is None:
             raise ValueError(
-                "expires: expected a date or time such as 2027-01-31T12:00:00Z, got another text"
+                "expires: expected a date or time such as 2027-01-31T12:00:00Z, got "
+                f"{len(self.expires)} other characters"
             )
 
     @property
@@ -1359,7 +1360,7 @@ class Config:
     def default_deployment(self) -> list[str]:
         """The id of the deployment that answers /predict: the one so marked, or the first.
 
-        None where there is none.
+        Empty where there is none.
         """
         return ([d.id for d in self.deployments if d.default] or [d.id for d in self.deployments])[
             :1
@@ -1553,9 +1554,8 @@ def check_limits(value: Any, path: str, limits: Mapping[str, Any]) -> Any:
     if isinstance(value, str) and re.search("[\ud800-\udfff]", value):
         raise ConfigError(path, "expected text, got half of a surrogate pair")
     if limits.get("pattern") and isinstance(value, str) and not re.search(limits["pattern"], value):
-        raise ConfigError(
-            path, f"expected {limits['doc']}; got {'another' if is_secret(path) else repr(value)}"
-        )
+        came = f"{len(value)} other characters" if is_secret(path) else repr(value)
+        raise ConfigError(path, f"expected {limits['doc']}; got {came}")
     return value
 
 
@@ -4746,17 +4746,18 @@ def time_call(call: Callable, inputs: Sequence[np.ndarray]) -> float:
 def sample_inputs(signature: Signature, rows: int) -> list[np.ndarray]:
     """Made-up inputs of `rows` rows: floats in 0..1, integers and booleans 0 or 1, empty strings.
 
-    Unknown sizes are 1.
+    Unknown sizes are 1, and what may have any number of dimensions has one.
     """
     random = np.random.default_rng(0)
     samples = []
     for spec in signature.inputs.values():
         dtype = CARRIED.get(spec.dtype, np.dtype(np.float32))
-        shape = [size or 1 for size in spec.shape or ()]
+        sizes = (None,) if spec.shape is None else spec.shape
+        shape = [size or 1 for size in sizes]
         values = random.random(shape, np.float32)
         numbers = np.round(values) if dtype.kind in "iub" else values
         row = np.full(shape, b"", object) if dtype.kind == "O" else numbers.astype(dtype)
-        rowwise = spec.shape and spec.shape[0] is None
+        rowwise = sizes and sizes[0] is None
         samples.append(np.repeat(row, rows, axis=0) if rowwise else row)
     return samples
 

@@ -13,7 +13,6 @@ from .core import (
     Extension,
     ModelServer,
     encode_json,
-    is_typical,
     sample_inputs,
     url_of,
     view_infer,
@@ -76,7 +75,7 @@ def example_command(servable: Any) -> str | None:
     call, signature = (
         kind.get("serving_default") for kind in (servable.callables, servable.signatures)
     )
-    if call is None or not call.tried or not is_typical(signature):  # made-up input may not suit it
+    if call is None or not call.tried:  # made-up input may not suit it
         return None
     example, lone = example_request(signature), len(signature.inputs) == 1
     if example is not None and (
@@ -105,13 +104,27 @@ def report(server: ModelServer, address: str) -> None:
         print(f"Try:    {curl}", flush=True)
     defaults = server.config.default_deployment
     bases = {model.name: model.base_path for model in server.config.models}
-    for deployment in (one for one in server.config.deployments if one.id in defaults):
+    deployments = sorted(server.config.deployments, key=lambda one: one.id not in defaults)
+    for deployment in [one for one in deployments if takes_pictures(server, one)][:1]:
         samples = sorted(Path(bases.get(deployment.model, ".")).glob("samples/*"))
         picture = os.path.relpath(samples[0]) if samples else "picture.jpg"
         key = f"-H 'Authorization: Bearer {server.generated_key or 'KEY'}'"
         data = f"--data-binary {shlex.quote('@' + picture)}"
         url = address + url_of(view_predict_image, deployment=deployment.id)
         print(f"        curl {key} {data} {url}", flush=True)
+
+
+def takes_pictures(server: ModelServer, deployment: Any) -> bool:
+    """Whether a deployment's model is shown pictures, as far as that is known yet."""
+    available = server.manager.available.get(deployment.model)
+    if available is None:
+        return True  # it is loaded when it is asked for, or has failed
+    ready = server.prepared.deployments[deployment.id]
+    try:
+        ready.model_of(available.versions[max(available.versions)])
+    except ValueError:
+        return False
+    return True
 
 
 EXTENSION = Extension(

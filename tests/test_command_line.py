@@ -129,6 +129,7 @@ def test_a_model_of_large_inputs_is_shown_by_a_short_curl_that_works(tmp_path):
         ),
         ([(None, 128), (None, 128)], "DT_INT32", True, 'curl -d \'{"inputs":{"x0":[[1,1,'),
         ([(None, 800), (None, 800)], "DT_FLOAT", True, None),
+        ([None], "DT_FLOAT", True, "curl -d '{\"inputs\":[1.0]}'"),  # of any number of dimensions
         ([(None, 2)], "DT_STRING", True, None),
         ([(None, 2)], "DT_FLOAT", False, None),
     ],
@@ -144,6 +145,20 @@ def test_the_command_that_is_shown_for_a_model(shapes, dtype, tried, start):
         )
     )
     assert command == start if start is None else command.startswith(start)
+
+
+def test_a_curl_with_a_picture_is_shown_for_models_that_take_some(tmp_path):
+    models = {"plain": ROOT / "models/half_plus_two", "seen": ROOT / "models/shapes"}
+    config = {
+        "model_config_list": [
+            {"config": {"name": name, "base_path": str(path)}} for name, path in models.items()
+        ],
+        "deployments": [{"id": f"{name}-d", "model": name} for name in models],
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with started("--config", str(tmp_path / "config.json"), "--port", "0") as server:
+        server.wait_for("seen-d/predict")
+        assert not any("plain-d/predict" in line for line in server.out)
 
 
 def save_doubling(folder, shape):

@@ -389,6 +389,12 @@ def test_a_key_that_stands_in_the_wrong_place_is_not_shown(auth, place, expected
     assert SECRET not in raised.value.message and SECRET not in str(raised.value)
 
 
+def test_of_a_wrong_word_under_auth_its_length_is_told():
+    with pytest.raises(serving.ConfigError) as raised:
+        serving.load_config({"model_config_list": [], "auth": {"protect": "al"}})
+    assert raised.value.message.endswith("; got 2 other characters")
+
+
 @pytest.mark.parametrize(
     "wrong, text",
     [

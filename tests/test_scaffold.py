@@ -67,6 +67,21 @@ def test_the_handler_answers_what_the_readme_prints(project):
     assert {"statusCode": 200, "body": {"output": handler.call(json.loads(body), None)}} == printed
 
 
+def test_the_handler_tells_a_client_what_it_sent_that_is_wrong(project):
+    server = serving.ModelServer(project / "config.json")
+    server.wait()
+    try:
+        client = serving.create_app(server).test_client()
+        url = server.config.handlers[0].path
+        key = {"x-api-key": server.generated_key}
+        answer = client.post(url, json=[1, 2], headers=key)
+    finally:
+        server.stop()
+    told = answer.get_json()
+    assert told["body"]["error"] == "expected a string, got list"
+    assert answer.status_code == told["statusCode"] == 400
+
+
 def test_the_projects_own_test_passes(project):
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "no:cacheprovider"],

@@ -6,6 +6,8 @@ this folder here at the top. With `"model_dir": "model"` in config.json, MODEL_D
 environment while it is imported.
 """
 
+from serving import BadRequest
+
 # Load your model here, from any framework, for example:
 #     model = keras.models.load_model(Path(os.environ["MODEL_DIR"]) / "mine.keras")
 
@@ -14,9 +16,9 @@ def inference_handler(inputs, _):
     """Answer the number of words and characters of a text, until your model has more to say.
 
     `inputs` is any JSON value; what is returned may be any JSON value, NumPy arrays and tensors
-    included, or an image. The second argument is the context of the request. Raises ValueError when
-    `inputs` is no string.
+    included, or an image. The second argument is the context of the request. Raises BadRequest when
+    `inputs` is no string: the client is told its text, with status 400.
     """
     if not isinstance(inputs, str):
-        raise ValueError(f"expected a string, got {type(inputs).__name__}")
+        raise BadRequest(f"expected a string, got {type(inputs).__name__}")
     return {"words": len(inputs.split()), "characters": len(inputs)}

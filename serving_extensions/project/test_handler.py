@@ -1,7 +1,9 @@
-"""The handler without a server: pip install pytest && python -m pytest"""
+"""The handler without a running server: pip install pytest && python -m pytest"""
 
 import pytest
 from handler import inference_handler
+
+from serving import BadRequest
 
 
 def test_a_text_answers_its_words_and_characters():
@@ -9,5 +11,5 @@ def test_a_text_answers_its_words_and_characters():
 
 
 def test_what_is_no_text_is_refused():
-    with pytest.raises(ValueError, match="expected a string, got list"):
+    with pytest.raises(BadRequest, match="expected a string, got list"):
         inference_handler([1, 2], None)

@@ -2721,6 +2721,7 @@ class Servable:
 
     # Of a SavedModel: its session and calls, for those who wrap its loader.
     opened: "OpenModel | None" = None
+    folder: Path | None = None  # of the SavedModel, whose assets may name its classes
 
     def __init__(
         self,
@@ -2927,7 +2928,8 @@ def contents(files: tuple) -> list[tuple]:
     """A fingerprint without what a chmod changes:
     a version that is loaded serves on all the same.
     """
-    return [status[:3] for status in files[1:]]  # the first is the folder itself
+    # the first is the folder itself, where the version is one
+    return [status[:3] for status in files[1:] or files]
 
 
 # ==================================================================================================
@@ -3251,7 +3253,8 @@ class SessionServable(Servable):
             close=self.stop,
             calls=opened.calls,
         )
-        self.opened, self._refused, self._free = opened, opened.refused, close
+        self.opened, self.folder = opened, opened.folder
+        self._refused, self._free = opened.refused, close
         counts = {
             name: count_threads(call, opened.device)
             for name, call in opened.calls.items()
@@ -4784,8 +4787,8 @@ UNBOUNDED = {
 
 
 def may_take_long(call: SignatureCall) -> bool:
-    """Whether a call has threads of the model's own; a batch has those of its scheduler."""
-    return call.kind != "batched" and not (call.bounded and call.seconds < LONG_SECONDS)
+    """Whether a call has threads of the model's own: a request leaves it at its deadline."""
+    return not (call.bounded and call.seconds < LONG_SECONDS)
 
 
 def count_threads(call: SignatureCall, device: str) -> int:
@@ -4822,8 +4825,8 @@ class Workers:
         except CancelledError:
             raise ServingError("The client has left", "CANCELLED") from None
         except FutureTimeoutError:
-            if future.done() and not future.cancelled():  # the function's own TimeoutError
-                raise
+            if future.done() and not future.cancelled():  # just now; or a TimeoutError of its own
+                return future.result()
             future.cancel()
             raise ServingError(
                 "The model took longer than the request's time", "DEADLINE_EXCEEDED"
@@ -6302,7 +6305,7 @@ class ReadyDeployment:
         model = self.models.get(servable)
         if model is None:
             try:
-                labels = self.labels_in(servable.opened and servable.opened.folder)
+                labels = self.labels_in(servable.folder)
                 model = self.build_model(servable.signatures.get("serving_default"), labels)
             except ValueError as error:
                 model = error
@@ -7424,7 +7427,7 @@ def prepare_routines(
                 kinds, others = import_once(server, name)
         except Exception as error:  # somebody's code
             path = f"$.routine_modules[{index}]"
-            raise ConfigError(path, f"{type(error).__name__}: {error}") from error
+            raise ConfigError(path, explain(error)) from error
         own |= kinds
         families |= others
     # A server's own families are tried first, and stand in for those of their names.
@@ -7953,7 +7956,7 @@ def read_image(
         # nested lists take some 4 characters a number
         most = min(server.config.server.max_request_bytes, 4 * limits.max_bytes)
         if call.mimetype == "multipart/form-data":
-            return read_form(call, limits, most)
+            return read_form(server, call, limits, most)
         body = read_body(server, call, most)
         if not body.strip():
             raise routines.ImageError(NO_BODY)
@@ -7962,11 +7965,13 @@ def read_image(
         return routines.read_request(with_samples(server, deployment, parse_json(body)), limits)
 
 
-def read_form(call: Call, limits: Any, most: int) -> tuple[np.ndarray | list[np.ndarray], Any]:
+def read_form(
+    server: ModelServer, call: Call, limits: Any, most: int
+) -> tuple[np.ndarray | list[np.ndarray], Any]:
     """The picture and the routines of a form with a file, whatever its field is called; pictures
     of one with several files.
     """
-    body = call.read(most)
+    body = read_body(server, call, most)
     environ = {
         **call.environ,
         "wsgi.input": io.BytesIO(body),
@@ -8081,7 +8086,10 @@ def view_classes(server: ModelServer, call: Call, deployment: str | None = None)
     labels = ready.labels
     if ready.config.label_map is None:
         with lease(server, ready.config, call.trace) as (_, servable):
-            labels = ready.labels_in(servable.opened and servable.opened.folder)
+            try:
+                labels = ready.labels_in(servable.folder)
+            except ValueError as error:
+                raise refusal_of(ready, error) from None
     return reply(
         {str(number): {"id": number, "name": name} for number, name in sorted(labels.items())}
     )

@@ -100,9 +100,13 @@ class Inbox:
                 )
                 self._thread.start()
 
-    def flush(self) -> None:
-        """Wait until what was offered is written."""
-        self._queue.join()
+    def flush(self, seconds: float = threading.TIMEOUT_MAX) -> None:
+        """Wait until what was offered up to now is written, or for so long."""
+        reached = threading.Event()
+        with contextlib.suppress(queue.Full):
+            if self._thread is not None and self._thread.is_alive():
+                self._queue.put(reached, timeout=seconds)
+                reached.wait(seconds)
 
     def end(self) -> None:
         """End the thread when what was offered is written; another offer starts one again."""
@@ -112,6 +116,9 @@ class Inbox:
 
     def _work(self) -> None:
         while (waiting := self._queue.get()) is not None:
+            if isinstance(waiting, threading.Event):
+                waiting.set()
+                continue
             image, record, caps = waiting
             try:
                 self._count(self._keep(image, record, caps))
@@ -120,8 +127,6 @@ class Inbox:
                 self._count(
                     "failed", f"{type(error).__name__}: {getattr(error, 'strerror', None) or error}"
                 )
-            finally:
-                self._queue.task_done()
 
     def _count(self, outcome: str, reason: str = "a cap is reached") -> None:
         self.counts[outcome] += 1
@@ -327,7 +332,7 @@ def view_active_learning(server: ModelServer, call: Call, deployment: str, group
     form, whose = call.argument("format", "coco"), call.caller.deployments
     if form not in ("coco", "json"):
         raise BadRequest(f"format: expected coco or json, got '{form[:40]}'")
-    inbox.flush()
+    inbox.flush(call.trace.timeout())
     if form == "json":
         return reply({"images": [record for record, _ in read_kept(inbox.folder, whose)]})
     return reply(read_group(inbox.folder, ready.labels, whose))

@@ -31,6 +31,7 @@ from .core import (
     ServingError,
     digest,
     is_asked,
+    json_kind,
     load_config,
     plan_changes,
     read_body,
@@ -467,6 +468,9 @@ def find_entry(config: dict[str, Any], deployment: str) -> dict[str, Any]:
 
 def as_entry(given: dict[str, Any]) -> dict[str, Any]:
     """A deployment's settings as the config has them: names of Datature's page by ours."""
+    for name in ("active_learning", "notes"):
+        if not isinstance(given.get(name) or {}, dict):
+            raise BadRequest(f"$.{name}: expected object, got {json_kind(given[name])}")
     entry = {name: given[name] for name in given if name not in (*OF_LEARNING, *NOTES)}
     learning = {OF_LEARNING[name]: given[name] for name in OF_LEARNING if name in given}
     if "group" in learning:

@@ -33,6 +33,7 @@ from .core import (
     ModelServer,
     Reply,
     ServingError,
+    is_asked,
     list_versions,
     read_config,
 )
@@ -122,6 +123,7 @@ picking = threading.Lock()  # the next version, until its folder is there
 def view_upload(server: ModelServer, call: Call, model: str, version: int | None = None) -> Reply:
     """Take a new version of a model, or a new model; without a number it is the next."""
     options = options_of(server, True)
+    refuse_dry_run(call)
     known = next((one for one in server.config.models if one.name == model), None)
     base = base_of(server, model, known, options)
     if known is None and (problem := management_of(server).file.problem()):
@@ -141,6 +143,12 @@ def view_upload(server: ModelServer, call: Call, model: str, version: int | None
     return publish(server, call, model, number, base, known, told)
 
 
+def refuse_dry_run(call: Call) -> None:
+    """An upload is tried by taking it. Raises BadRequest."""
+    if is_asked(call, "dry_run"):
+        raise BadRequest("dry_run: an upload is taken or refused; there is no dry run of it")
+
+
 def base_of(server: ModelServer, model: str, known: Any, options: Admin) -> Path:
     """The folder of a model's versions. Raises ServingError for a model that has none."""
     if server.config.is_pipeline(model):
@@ -150,7 +158,7 @@ def base_of(server: ModelServer, model: str, known: Any, options: Admin) -> Path
             raise BadRequest("A new model's name: expected letters, digits and ._-")
         return Path(options.models_folder) / model
     base = Path(known.base_path)
-    if is_version(base):
+    if base.is_file() or is_version(base):
         text = f"The base_path of '{model}' is a model itself, which has no other versions"
         raise ServingError(text, status=HTTPStatus.CONFLICT)
     return base
@@ -251,6 +259,7 @@ def relative(server: ModelServer, path: Path) -> str:
 def view_project(server: ModelServer, call: Call, project: str) -> Reply:
     """Take a project of handlers: its code runs in this server from then on."""
     options = options_of(server, "code")
+    refuse_dry_run(call)
     if not FOLDER_NAME.fullmatch(project):
         raise BadRequest("A project's name: expected letters, digits and ._-")
     if problem := management_of(server).file.problem():

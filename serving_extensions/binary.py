@@ -89,13 +89,14 @@ def read_raw(body: bytes, dtype: str, shape: str) -> np.ndarray:
     return np.frombuffer(body, RAW_DTYPES[dtype].newbyteorder("<")).reshape(sizes)
 
 
-def refuse_hollow(sizes: Sequence[int]) -> None:
+def refuse_hollow(sizes: Sequence[int], where: str = "") -> None:
     """Refuse a shape of very many rows without numbers: it comes in no bytes,
     and its answer may be gigabytes of brackets.
     """
     if 0 in sizes and math.prod(size or 1 for size in sizes) > MAX_LISTS:
         raise BadRequest(
-            f"an array without numbers may have {MAX_LISTS} rows, not the shape {list(sizes)}"
+            f"{where and f'{where}: '}an array without numbers may have {MAX_LISTS} rows, "
+            f"not the shape {list(sizes)}"
         )
 
 

@@ -1,7 +1,9 @@
 """Python functions behind URLs: `handlers` in the config and `@server.endpoint`."""
 
+import contextlib
 import functools
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
@@ -136,7 +138,7 @@ def view_endpoint(server: ModelServer, call: Call, endpoint: Endpoint) -> Reply:
             )
             allow = {"Allow": ", ".join(dict.fromkeys(("GET", *endpoint.methods)))}
             raise ServingError(text, "INVALID_ARGUMENT", HTTPStatus.METHOD_NOT_ALLOWED, allow)
-        load_handler(server, endpoint, call.trace.remaining())
+        load_handler(server, endpoint, call.trace.remaining(), again=True)
         return reply(endpoint.envelope.wrap({"status": "ready", "path": endpoint.path}))
     if not endpoint.handler.ready:
         load_handler(server, endpoint, call.trace.remaining())
@@ -188,14 +190,27 @@ def limit_stream(
             close()
 
 
-def load_handler(server: ModelServer, endpoint: Endpoint, seconds: float) -> None:
-    """Have the loader import the function's module, unless it is there."""
-    if endpoint.handler.ready:
+REIMPORT_SECONDS = 5.0  # a module that could not be imported is not tried sooner by who calls it
+
+
+def load_handler(
+    server: ModelServer, endpoint: Endpoint, seconds: float, again: bool = False
+) -> None:
+    """Have the loader import the function's module, unless it is there; `again` although it has
+    just failed.
+    """
+    handler = endpoint.handler
+    if handler.ready:
         return
-    try:
-        server.start().manager.run_in_loader(endpoint.handler.load, seconds)
-    except HandlerError as error:
-        raise ServingError(f"{endpoint.path} is not available: {error}", "UNAVAILABLE") from None
+    if again or time.monotonic() - handler.failed_at > REIMPORT_SECONDS:
+        server.start().manager.run_in_loader(functools.partial(try_import, handler), seconds)
+    if handler.error and not handler.ready:
+        raise ServingError(f"{endpoint.path} is not available: {handler.error}", "UNAVAILABLE")
+
+
+def try_import(handler: Handler) -> None:
+    with contextlib.suppress(HandlerError):  # which the handler keeps
+        handler.load()
 
 
 def read_value(server: ModelServer, call: Call, envelope: Envelope) -> Any:

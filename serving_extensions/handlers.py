@@ -16,9 +16,11 @@ import importlib.machinery
 import importlib.util
 import inspect
 import itertools
+import math
 import os
 import sys
 import threading
+import time
 import types
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -338,7 +340,7 @@ class Handler:
         self.reference = function
         self.folder = Path(folder).resolve()
         self.model_dir = None if model_dir is None else str((self.folder / model_dir).resolve())
-        self.error = ""
+        self.error, self.failed_at = "", -math.inf  # why, and when, the import failed last
         self.bound: Bound | None = None
 
     @property
@@ -365,7 +367,7 @@ class Handler:
             with IMPORT_LOCK:
                 bound = self.bind(force)
         except HandlerError as error:
-            self.error = str(error)
+            self.error, self.failed_at = str(error), time.monotonic()
             raise
         changed, self.bound, self.error = bound is not self.bound, bound, ""
         return changed

@@ -14,7 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from .binary import refuse_hollow
 from .core import (
+    MAX_DIMENSIONS,
     NUMPY_DTYPES,
     PLAIN_BYTES,
     BadRequest,
@@ -29,6 +31,7 @@ from .core import (
     decode_columns,
     decode_tensor,
     encode_json,
+    json_kind,
     may_see_model,
     parse_json,
     read_body,
@@ -178,7 +181,7 @@ def view_infer_v2(server: ModelServer, call: Call, model: str, version: int | No
 
 def signature_name_of(servable: Any, request: Mapping[str, Any]) -> str:
     """The parameter `signature_name`, or the default one."""
-    given = request.get("parameters", {}).get("signature_name", "serving_default")
+    given = parameters_of(request).get("signature_name", "serving_default")
     if not isinstance(given, str) or given not in servable.signatures:
         raise BadRequest(
             f"parameters.signature_name: expected one of {', '.join(servable.signatures)}, got "
@@ -195,7 +198,8 @@ def split_request(data: bytes, length: str) -> tuple[dict[str, Any] | None, memo
     """The JSON of a body and the bytes behind it; None for the JSON where there is none at all."""
     if not length:
         return read_json(data), memoryview(b"")
-    if not (length.isascii() and length.isdigit()) or int(length) > len(data):
+    known = length.isascii() and length.isdigit() and len(length) <= 18
+    if not known or int(length) > len(data):
         raise BadRequest(
             f"{JSON_LENGTH}: expected the bytes of JSON at the beginning of a body of {len(data)}, "
             f"got '{length[:40]}'"
@@ -241,14 +245,21 @@ def check_request(request: Any) -> None:
         raise BadRequest("The request must be a JSON object with 'inputs'")
     if not isinstance(request.get("inputs"), list) or not request["inputs"]:
         raise BadRequest("inputs: expected a list of tensors, got none")
-    parameters = request.get("parameters", {})
-    if not isinstance(parameters, dict):
-        raise BadRequest("parameters: expected an object")
+    parameters = parameters_of(request)
     if "id" in request and not isinstance(request["id"], str):
         raise BadRequest("id: expected a text")
     for name in UNSUPPORTED:
         if parameters.get(name):
             raise BadRequest(f"parameters.{name}: this server keeps no state between requests")
+
+
+def parameters_of(part: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+    """The parameters of a request, or of a tensor in it; none for null. Raises BadRequest."""
+    given = part.get("parameters")
+    if given is not None and not isinstance(given, dict):
+        place = f"{where}.parameters" if where else "parameters"
+        raise BadRequest(f"{place}: expected an object, got {json_kind(given)}")
+    return given or {}
 
 
 # --- inputs ---------------------------------------------------------------------------------------
@@ -301,17 +312,18 @@ def check_input(signature: Signature, model: str, tensor: Any, where: str) -> Te
     shape = shape.tolist() if isinstance(shape, np.ndarray) else shape
     if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
         raise BadRequest(f"{where}.shape: expected a list of sizes, got {str(shape)[:60]}")
-    if any(name.startswith("shared_memory") for name in tensor.get("parameters") or ()):
+    if len(shape) > MAX_DIMENSIONS:
+        most = f"at most {MAX_DIMENSIONS} sizes"
+        raise BadRequest(f"{where}.shape: expected {most}, got {len(shape)}")
+    refuse_hollow(shape, f"{where}.shape")
+    if any(name.startswith("shared_memory") for name in parameters_of(tensor, where)):
         raise BadRequest(f"{where}: this server takes no shared memory: send the data")
     return TensorSpec(spec.name, spec.tensor, spec.dtype, None)
 
 
 def read_parameter(tensor: Mapping[str, Any], name: str, where: str) -> int | None:
     """A size among a tensor's parameters."""
-    parameters = tensor.get("parameters", {})
-    if not isinstance(parameters, dict):
-        raise BadRequest(f"{where}.parameters: expected an object")
-    value = parameters.get(name)
+    value = parameters_of(tensor, where).get(name)
     if value is not None and (type(value) is not int or value < 0):
         raise BadRequest(f"{where}.parameters.{name}: expected a size, got {str(value)[:40]}")
     return value
@@ -382,7 +394,7 @@ def read_texts(data: bytes, count: int, where: str) -> np.ndarray:
 
 def read_wanted(signature: Signature, model: str, request: Mapping[str, Any]) -> list[Wanted]:
     """The outputs that a request asks for, in its order; all without any."""
-    usual = request.get("parameters", {}).get("binary_data_output") is True
+    usual = parameters_of(request).get("binary_data_output") is True
     asked = request.get("outputs")
     if asked is None or asked == []:
         return [Wanted(name, usual) for name in signature.outputs]
@@ -391,12 +403,12 @@ def read_wanted(signature: Signature, model: str, request: Mapping[str, Any]) ->
     found = []
     for index, one in enumerate(asked):
         where, name = f"outputs[{index}]", one.get("name") if isinstance(one, dict) else None
-        if name not in signature.outputs:
+        if not isinstance(name, str) or name not in signature.outputs:
             raise BadRequest(
                 f"{where}.name: model '{model}' has no output '{str(name)[:60]}'; it has "
                 f"{', '.join(signature.outputs)}"
             )
-        parameters = one.get("parameters") or {}
+        parameters = parameters_of(one, where)
         if any(each.startswith("shared_memory") for each in parameters):
             raise BadRequest(f"{where}: this server writes to no shared memory")
         classes = read_parameter(one, "classification", where) or 0

@@ -22,6 +22,7 @@ from .core import (
     Servable,
     choose_versions,
     find_model_file,
+    is_saved_model,
     list_versions,
 )
 
@@ -130,10 +131,7 @@ def write_manifest(folder: Path) -> int:
 
 def is_version(folder: Path) -> bool:
     """Whether a folder has a model in it."""
-    names = ("saved_model.pb", "saved_model.pbtxt")
-    return any((folder / name).is_file() for name in names) or any(
-        path.suffix in (".keras", ".h5") for path in folder.glob("*")
-    )
+    return folder.is_dir() and (is_saved_model(folder) or find_model_file(folder) is not None)
 
 
 def describe_digest(folder: Path) -> tuple[str, str]:

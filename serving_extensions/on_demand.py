@@ -7,6 +7,7 @@ Residency   loads and evicts: the least recently used goes first, none that is p
 
 import logging
 import math
+import re
 import threading
 import time
 import weakref
@@ -27,6 +28,7 @@ from .core import (
     Load,
     LoadError,
     LoadRequest,
+    ModelConfig,
     ModelServer,
     NotFound,
     Reply,
@@ -58,6 +60,8 @@ class OnDemand(Servable):
     `resident` is its model while that is in memory.
     """
 
+    folder: Path
+
     def __init__(self, residency: "Residency", request: LoadRequest):
         folder, config = request.folder, request.config
         definitions = read_definitions(folder, config.tags)
@@ -67,7 +71,7 @@ class OnDemand(Servable):
         super().__init__(signatures, metadata=metadata, close=self.forget)
         self.residency, self.folder, self.config = residency, folder, config
         self.request = request.with_config(load="eager")
-        self.name = f"{config.name}/{int(folder.name) if folder.name.isdigit() else 1}"
+        self.name = f"{config.name}/{version_of(folder, config)}"
         self.resident: Servable | None = None
         self.placed = ""  # where it was loaded last
         self.why, self.used_at, self.bytes = "not asked for yet", time.monotonic(), 0
@@ -98,8 +102,17 @@ class OnDemand(Servable):
     def forget(self) -> None:
         """The version is retired."""
         self.residency.leave(self)
-        if self.resident:
-            self.resident.retire(0)
+        resident = self.resident  # it may be evicted meanwhile
+        if resident:
+            resident.retire(0)
+
+
+def version_of(folder: Path, config: ModelConfig) -> int:
+    """The version that a SavedModel's folder is, `3` or the export `3-<digest>` of a Keras file;
+    1 of a model without version folders.
+    """
+    number = re.match(r"[0-9]+(?=-|$)", folder.name)
+    return int(number[0]) if number and folder != Path(config.base_path) else 1
 
 
 def read_definitions(folder: Path, tags: Sequence[str] = ("serve",)) -> dict[str, Any]:

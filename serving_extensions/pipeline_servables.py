@@ -51,11 +51,14 @@ def refresh(server: ModelServer, outcome: Outcome, polling: bool) -> None:
             continue
         earlier[pipeline.name] = path
         try:
-            refresh_pipeline(server, manager, pipeline, outcome)
+            functions = import_nodes(server, pipeline, path, outcome, polling)
+            refresh_pipeline(server, manager, pipeline, functions, outcome)
         except (PipelineError, HandlerError) as error:
             where = f"{path}{getattr(error, 'path', '')}: {error}"
             mismatched = isinstance(error, MismatchError)
             outcome.errors.append(BadRequest(where) if mismatched else LoadError(where))
+            if isinstance(error, HandlerError):  # it is planned anew when its function is there
+                server.kept.pop(("pipeline", pipeline.name), None)
             if manager.config.is_pipeline(pipeline.name):  # a model of that name keeps it
                 manager.show_pipeline(pipeline.name, None, where, outcome)
     pipelines = manager.config.pipeline_config_list
@@ -64,16 +67,19 @@ def refresh(server: ModelServer, outcome: Outcome, polling: bool) -> None:
 
 
 def refresh_pipeline(
-    server: ModelServer, manager: ModelManager, config: Any, outcome: Outcome
+    server: ModelServer,
+    manager: ModelManager,
+    config: Any,
+    functions: Mapping[str, Any],
+    outcome: Outcome,
 ) -> None:
-    """Plan a pipeline over the models there now, unless it was planned over these very ones.
+    """Plan a pipeline over the models there now and functions by node, unless it was planned over
+    these very ones.
 
-    Raises PipelineError and HandlerError.
+    Raises PipelineError.
     """
     if not manager.config.is_pipeline(config.name):
         raise PipelineError(f"Pipeline has the same name as model: '{config.name}'", ".name")
-    own = [node for node in config.nodes if node.function is not None]  # others need a C++ library
-    functions = {node.name: import_node(server, node) for node in own}
     members = {
         (node.model_name, node.version): find_signature(manager, node.model_name, node.version)
         for node in config.nodes
@@ -108,12 +114,33 @@ def with_any_as_none(config: Any) -> Any:
     )
 
 
-def import_node(server: ModelServer, node: Any) -> Any:
-    """A custom node's Python function, imported as handlers are."""
-    key = "node", node.function
-    handler = server.kept.setdefault(key, Handler(node.function, server.folder))
-    handler.load()
-    return handler.function
+def import_nodes(
+    server: ModelServer, config: Any, path: str, outcome: Outcome, polling: bool
+) -> dict[str, Any]:
+    """The Python functions of a pipeline's custom nodes by node, imported as handlers are: when
+    they are new and, at a reload, when they have changed. Others need a C++ library.
+
+    A file that cannot be imported leaves the function that was there. Raises HandlerError where
+    there was none.
+    """
+    functions: dict[str, Any] = {}
+    for node in config.nodes:
+        if node.function is None:
+            continue
+        handler = server.kept.setdefault(
+            ("node", node.function), Handler(node.function, server.folder)
+        )
+        if not polling or outcome.config_read or not (handler.ready or handler.error):
+            try:
+                handler.load()
+            except HandlerError as error:
+                logger.info("%s", path, exc_info=error.__cause__ or error)
+                if handler.ready:
+                    outcome.errors.append(LoadError(f"{path}: {error}"))
+        if not handler.ready:
+            raise HandlerError(handler.error)
+        functions[node.name] = handler.function
+    return functions
 
 
 def find_model(manager: ModelManager, model: str, version: int | None) -> Servable | None:

@@ -653,11 +653,8 @@ class PlanRun:
         for alias, output in self.graph.items[name].items():
             if (shards := self.values.get((name, alias))) is not None:
                 array = pick_output(name, output, outputs)
-                if name in self.graph.functions and not can_be_tensor(array):
-                    raise NodeError(
-                        f"node '{name}': expected numbers or texts in array '{output}', "
-                        f"got {array.dtype.name}"
-                    )
+                if name in self.graph.functions:
+                    array = as_tensor(array, f"node '{name}'", output)
                 if name in self.graph.counts:
                     array = np.asarray(array)
                     shards.update(
@@ -736,6 +733,23 @@ def can_be_tensor(value: Any) -> bool:
     return value.dtype.kind in "SU" or value.dtype.newbyteorder("=") in CARRIED.values()
 
 
+def as_tensor(value: Any, node: str, output: str) -> Any:
+    """What a function answered, as models answer it: texts as bytes in an object array, numbers in
+    this machine's byte order. NodeError for what no tensor holds.
+    """
+    if not can_be_tensor(value):
+        name = value.dtype.name
+        raise NodeError(f"{node}: expected numbers or texts in array '{output}', got {name}")
+    if not isinstance(value, np.ndarray):
+        return value
+    if value.dtype.kind not in "SUO":
+        return value.astype(value.dtype.newbyteorder("="), copy=False)
+    found = np.empty(value.size, object)
+    texts = value.astype(object).flat
+    found[:] = [one.encode(errors="replace") if isinstance(one, str) else one for one in texts]
+    return found.reshape(value.shape)
+
+
 def as_wanted(value: Any, link: Link) -> np.ndarray:
     """What a node answered, as its reader takes it: a bare number gets the dtype of the input it
     feeds.
@@ -744,11 +758,9 @@ def as_wanted(value: Any, link: Link) -> np.ndarray:
     """
     dtype = CARRIED.get(link.wanted.dtype) if link.wanted else None
     if isinstance(value, np.ndarray):
-        text = value.dtype.kind in "SU" and dtype is not None and dtype.kind == "O"
         told = dtype is None or link.given or link.node == REQUEST  # a model checks what it takes
-        if not told and value.dtype != dtype and not text:
-            name = value.dtype.name if value.dtype.isnative else value.dtype.str
-            raise tell_misfit(link, f"an array of {name}")
+        if not told and value.dtype != dtype:
+            raise tell_misfit(link, f"an array of {value.dtype.name}")
         return value
     if dtype is None:
         return bare_array(value, link)

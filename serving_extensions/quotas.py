@@ -163,7 +163,8 @@ def prepare(server: ModelServer, config: Config) -> Callable[[str, int, str], in
     try:
         return open_quotas(store).take
     except OSError as error:
-        text = f"cannot be opened: {error}: {shown(store)}"
+        place = shown(store) if "://" in store else Path(store).name
+        text = f"cannot be opened: {error}: {place}"
         raise ConfigError("$.auth.quota_store", text) from None
 
 

@@ -1,7 +1,6 @@
 """Replicas of a model, on several devices or several on one: the least busy one answers."""
 
 import dataclasses
-import threading
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -59,8 +58,8 @@ class Replicas(Servable):
             close=lambda: close_all(replicas),
             calls=first.callables,
         )
+        self.folder = first.folder
         self.replicas, self._busy = replicas, [0] * len(replicas)
-        self._lock = threading.Lock()
 
     def call(
         self, name: str, inputs: dict[str, np.ndarray], trace: Trace = UNTRACED

@@ -75,6 +75,17 @@ def test_strategies_by_hand(strategy, detections, classes):
     assert routines.uncertainty(nothing, strategy) == 0
 
 
+def test_a_group_can_be_read_after_the_server_has_stopped(tmp_path):
+    rest, box = learning(tmp_path)
+    assert post(rest, 10).status_code == 200
+    box.end()  # as stopping a server does
+    seen = rest.get("/pets/active_learning/review", headers=KEY)
+    assert len(seen.json["images"]) == 1
+    assert post(rest, 20).status_code == 200
+    seen = rest.get("/pets/active_learning/review", headers=KEY)
+    assert len(seen.json["images"]) == 2
+
+
 def test_uncertain_pictures_are_kept_once_and_come_back_as_coco(tmp_path):
     rest, box = learning(tmp_path)
     for colour in (10, 20, 10):

@@ -285,7 +285,19 @@ def test_a_change_is_in_force_when_it_answers(site):
             {"auth": {"keys": [key_entry("boss", "boss", admin=True, disabled=True)]}},
             "$.auth.keys: no key that is marked admin",
         ),
-        ({"routine_modules": ["missing.py"]}, "$.routine_modules[0]: "),
+        (
+            {"routine_modules": ["missing.py"]},
+            "$.routine_modules[0]: FileNotFoundError: No such file or directory: missing.py",
+        ),
+        (
+            {
+                "auth": {
+                    "keys": [key_entry("a", "a", quota={"calls": 1, "period": "day"})],
+                    "quota_store": "gone/q.sqlite3",
+                }
+            },
+            "$.auth.quota_store: cannot be opened: ",
+        ),
     ],
 )
 def test_a_config_that_is_wrong_changes_nothing(site, change, error):

@@ -11,7 +11,7 @@ import tarfile
 import zipfile
 
 import pytest
-from conftest import ROOT, Rest, key_entry, listening
+from conftest import ROOT, Rest, assert_error, key_entry, listening
 
 import serving
 from serving_extensions import admin_uploads, archives, deploying, manifest
@@ -88,6 +88,15 @@ def tree(folder):
 
 
 # --- models ---------------------------------------------------------------------------------------
+
+
+def test_an_upload_has_no_dry_run(rest, tmp_path):
+    before = tree(tmp_path)
+    told = send(rest, "/v1/models/new/versions?dry_run=1", b"x")
+    assert_error(told, 400, "dry_run: an upload is taken or refused; there is no dry run of it")
+    told = send(rest, "/v1/projects/new?dry_run=1", b"x", "PUT")
+    assert_error(told, 400, "dry_run: an upload is taken or refused; there is no dry run of it")
+    assert tree(tmp_path) == before
 
 
 @pytest.mark.parametrize(

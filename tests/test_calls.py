@@ -375,6 +375,36 @@ def test_the_least_busy_replica_answers():
     assert servable.retire(5) and all(replica.closed for replica in made)
 
 
+def test_replicas_are_retired_when_the_last_request_is_answered():
+    made = [FakeServable(), FakeServable()]
+    waiting = iter(made)
+    servable = load_replicas(["CPU:0", "CPU:1"], lambda device: next(waiting))
+    assert servable.acquire()
+    retired = []
+    retiring = threading.Thread(target=lambda: retired.append(servable.retire(30)))
+    retiring.start()
+    while servable.acquire():  # until it is being retired
+        servable.release()
+    assert not any(replica.closed for replica in made)
+    servable.release()
+    retiring.join(30)
+    assert retired == [True] and all(replica.closed for replica in made)
+
+
+def test_an_answer_that_comes_just_after_the_deadline_is_given(monkeypatch):
+    class Late(serving.Future):
+        def result(self, timeout=None):
+            answer = super().result()
+            if timeout is not None:
+                raise serving.FutureTimeoutError
+            return answer
+
+    monkeypatch.setattr(serving, "Future", Late)
+    workers = serving.Workers(1, "late")
+    assert workers.run(lambda: 3) == 3
+    workers.close()
+
+
 def test_a_replica_that_cannot_be_loaded_frees_the_others():
     made = []
 

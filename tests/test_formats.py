@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import NO_POLL
+from conftest import NO_POLL, Rest
 
 import serving
 from serving_extensions import keras_files
@@ -89,6 +89,30 @@ def test_a_keras_file_answers_as_predict_does(tmp_path, keras):
     try:
         found = server.predict("m", {"instances": pictures})["predictions"]
         np.testing.assert_allclose(found, model.predict(pictures, verbose=0), rtol=1e-4)
+    finally:
+        server.stop()
+
+
+def test_a_bare_keras_file_that_is_replaced_is_loaded_by_a_reload(tmp_path, keras):
+    def save(seed):
+        keras.utils.set_random_seed(seed)
+        model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+        model.save(tmp_path / "m.keras")
+        return model
+
+    def predict():
+        return server.predict("m", {"instances": ROWS[:, :3]})["predictions"]
+
+    first = save(1)
+    server = served(tmp_path / "m.keras")
+    try:
+        rest = Rest(server)
+        np.testing.assert_allclose(predict(), first(ROWS[:, :3]), rtol=1e-5)
+        second = save(2)
+        plan = rest.post("/v1/config/reload?dry_run=1").json["plan"]
+        assert plan["models"]["m"]["reload"] == [1], plan
+        assert rest.post("/v1/config/reload").status_code == 201
+        np.testing.assert_allclose(predict(), second(ROWS[:, :3]), rtol=1e-5)
     finally:
         server.stop()
 

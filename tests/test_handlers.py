@@ -313,6 +313,26 @@ def test_a_function_that_cannot_be_imported_is_told_everywhere(tmp_path):
     assert rest.get("/readyz").status_code == 200
 
 
+def test_a_module_that_fails_is_not_executed_at_each_call(tmp_path, caplog):
+    write_config(tmp_path, {"path": "/slow", "function": "slow.py:f"})
+    count = "from pathlib import Path\nwith open(Path(__file__).parent / 'runs', 'a') as f:\n    f.write('x')\n"
+    (tmp_path / "slow.py").write_text(count + "raise OSError('no weights')\n")
+    server = serving.ModelServer(tmp_path / "config.json")
+    assert server.wait(10)
+    rest = Rest(server)
+    for _ in range(3):
+        assert_error(
+            rest.post("/slow", 1, headers=KEY),
+            503,
+            "/slow is not available: slow.py: OSError: no weights",
+        )
+    assert (tmp_path / "runs").read_text() == "x"
+    rest.get("/slow", headers=KEY)
+    assert (tmp_path / "runs").read_text() == "xx"
+    assert "stopped short" not in caplog.text
+    server.stop()
+
+
 @pytest.mark.parametrize(
     "handler, text",
     [
@@ -824,6 +844,7 @@ VIEWS = """
 import asyncio
 import flask
 import time
+from pathlib import Path
 
 def missing(inputs):
     return {"error": f"there is no {inputs}"}, 404, {"X-Missing": "yes"}
@@ -847,17 +868,32 @@ def fails(inputs):
     raise RuntimeError("a secret of the model")
     yield "never"
 
+def drips(inputs):
+    number = 0
+    try:
+        for number in range(inputs):
+            time.sleep(0.02)
+            yield {"number": number}
+    finally:
+        with open(Path(__file__).with_name("ended"), "a") as file:
+            print(number, file=file)
+
 def floods(inputs):
     while True:
         yield b"x" * 100_000
 """
-NAMES = ("missing", "response", "later", "stream", "breaks", "fails", "floods")
+NAMES = ("missing", "response", "later", "stream", "breaks", "fails", "floods", "drips")
 
 
 @pytest.fixture(scope="module")
-def views(tmp_path_factory):
+def folder_of_views(tmp_path_factory):
+    return tmp_path_factory.mktemp("views")
+
+
+@pytest.fixture(scope="module")
+def views(folder_of_views):
     """The address of a server of these handlers, over a socket."""
-    folder = tmp_path_factory.mktemp("views")
+    folder = folder_of_views
     (folder / "views.py").write_text(VIEWS)
     handlers = [{"path": f"/v/{name}", "function": f"views.py:{name}"} for name in NAMES]
     config = {
@@ -912,6 +948,22 @@ def test_a_stream_that_fails_is_no_whole_one(views, caplog):
         call_view(views, "breaks", 1)
     answer = call_view(views, "fails", 1)
     assert answer.status_code == 500 and "secret" not in answer.text
+
+
+def test_a_client_that_leaves_ends_its_own_stream_alone(views, folder_of_views):
+    leaver = call_view(views, "drips", 10_000, stream=True)
+    next(leaver.iter_lines())
+    other = call_view(views, "drips", 30, stream=True)
+    lines = other.iter_lines()
+    next(lines)
+    leaver.close()
+    assert len(list(lines)) == 29
+    for _ in range(500):
+        ended = (folder_of_views / "ended").read_text().split()
+        if len(ended) == 2:
+            break
+        time.sleep(0.02)
+    assert "29" in ended and len(ended) == 2 and "9999" not in ended
 
 
 def test_a_stream_is_bounded(views):

@@ -326,6 +326,17 @@ def assert_error(answer, status, text):
         ({"inputs": [NUMBERS], "outputs": [{"name": "y"}]}, "has no output 'y'; it has halves"),
         ({"inputs": [NUMBERS], "outputs": [3]}, "has no output 'None'"),
         ({"inputs": [NUMBERS], "parameters": {"signature_name": "none"}}, "expected one of"),
+        ({"inputs": [NUMBERS], "parameters": 5}, "parameters: expected an object, got number"),
+        ({"inputs": [{**NUMBERS, "parameters": 5}]}, "inputs[0].parameters: expected an object"),
+        ({"inputs": [{**NUMBERS, "parameters": [1]}]}, "inputs[0].parameters: expected an object"),
+        (
+            {"inputs": [NUMBERS], "outputs": [{"name": "halves", "parameters": [1]}]},
+            "outputs[0].parameters: expected an object",
+        ),
+        ({"inputs": [NUMBERS], "outputs": [{"name": []}]}, "has no output '[]'"),
+        ({"inputs": [{**NUMBERS, "shape": [1] * 70, "data": [1]}]}, "at most 32 sizes, got 70"),
+        ({"inputs": [{**NUMBERS, "shape": [2**31, 0], "data": []}]}, "may have 4000000 rows"),
+        ({"inputs": [{**NUMBERS, "shape": [2**63 - 1, 0], "data": []}]}, "may have 4000000 rows"),
     ],
 )
 def test_wrong_requests_say_what_is_wrong(address, request_body, text):
@@ -345,6 +356,7 @@ BINARY = one_input("input_0", "INT32", [1, 3], parameters={"binary_data_size": 1
         ([BINARY], b"x" * 12, "9999999", "expected the bytes of JSON"),
         ([BINARY], b"x" * 12, "٣", "expected the bytes of JSON"),
         ([BINARY], b"x" * 12, "0", "came in"),
+        ([BINARY], b"x" * 12, "1" * 5000, "expected the bytes of JSON"),
     ],
 )
 def test_wrong_bytes_say_what_is_wrong(address, inputs, rest, length, text):

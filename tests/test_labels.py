@@ -240,6 +240,43 @@ def test_labels_among_the_models_own_assets(tf, tmp_path, files, label_map, name
     assert classes == shown and classes.get("2", {"name": "2"})["name"] == name
 
 
+@pytest.mark.parametrize("loading", [{"instances": 2}, {"load": "on_demand"}])
+def test_a_models_own_labels_are_found_however_it_is_loaded(tf, tmp_path, loading):
+    module = tf.Module()
+    module.see = see(tf)
+    tf.saved_model.save(module, str(tmp_path / "1"), signatures=module.see)
+    (tmp_path / "1/assets").mkdir(exist_ok=True)
+    (tmp_path / "1/assets/labels.txt").write_text("cat\ndog\n")
+    deployment = {"id": "x", "model": "m", "activation": "none"}
+    model = {"name": "m", "base_path": str(tmp_path), **loading}
+    server = serving.ModelServer(config(model, deployments=[deployment]))
+    assert server.wait(60)
+    rest, key = Rest(server), bearer(server.generated_key)
+    answer = rest.post("/predict", {"image_type": "array", "data": [[1]]}, headers=key).json
+    classes = rest.get("/x/classes", headers=key).json
+    server.stop()
+    assert answer["predictions"][0]["tag"] == {"id": 2, "name": "dog"}
+    assert [one["name"] for one in classes.values()] == ["cat", "dog"]
+
+
+def test_labels_of_a_model_that_cannot_be_read_are_told_where_classes_are_asked_for(tf, tmp_path):
+    module = tf.Module()
+    module.see = see(tf)
+    tf.saved_model.save(module, str(tmp_path / "1"), signatures=module.see)
+    (tmp_path / "1/assets").mkdir(exist_ok=True)
+    (tmp_path / "1/assets/labels.json").write_text("{")
+    deployment = {"id": "x", "model": "m", "activation": "none"}
+    model = {"name": "m", "base_path": str(tmp_path)}
+    server = serving.ModelServer(config(model, deployments=[deployment]))
+    assert server.wait(60)
+    rest, key = Rest(server), bearer(server.generated_key)
+    asked = rest.post("/predict", {"image_type": "array", "data": [[1]]}, headers=key)
+    classes = rest.get("/x/classes", headers=key)
+    server.stop()
+    assert asked.status_code == classes.status_code == 503
+    assert "labels.json" in classes.json["error"] and asked.json["error"] == classes.json["error"]
+
+
 def test_a_deployment_without_a_label_map_lists_no_classes_of_a_servable_without_files():
     options = {
         "auth": {"keys": [key_entry("site", "k")]},

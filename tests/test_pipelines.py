@@ -512,6 +512,60 @@ def test_custom_nodes_are_python_functions(tmp_path, caplog):
     assert state["state"] == "LOADING" and "missing" in state["status"]["error_message"]
 
 
+def serve_function(folder, text):
+    """A server of a pipeline p of one function in mine.py, which it looks at when it is told to."""
+    if text is not None:
+        (folder / "mine.py").write_text(text)
+    node = custom("mine.py:double")
+    outputs = [link("y", "mine", "y")]
+    pipeline = {"name": "p", "inputs": ["x"], "nodes": [node], "outputs": outputs}
+    config = {
+        "model_config_list": [],
+        "pipeline_config_list": [pipeline],
+        "server": {"file_system_poll_wait_seconds": 0},
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    server = serving.ModelServer(folder / "config.json")
+    assert server.wait(10)
+    return server, Rest(server)
+
+
+def test_a_function_that_is_edited_is_taken_in_by_a_reload_and_a_broken_one_leaves_the_old(
+    tmp_path,
+):
+    server, rest = serve_function(tmp_path, FUNCTIONS)
+
+    def ask():
+        return rest.post("/v1/models/p:predict", {"instances": [1.5]}).json
+
+    assert ask() == {"predictions": [3.0]}
+    for broken in ("def double(:", None):
+        (tmp_path / "mine.py").unlink() if broken is None else (tmp_path / "mine.py").write_text(
+            broken
+        )
+        server.manager.refresh(polling=True)  # a file may be half written
+        assert ask() == {"predictions": [3.0]}
+        told = rest.post("/v1/config/reload")
+        assert told.status_code != 200 and "$.pipeline_config_list[0]" in json.dumps(told.json)
+        assert ask() == {"predictions": [3.0]}
+    (tmp_path / "mine.py").write_text(FUNCTIONS.replace("2)", "4)"))
+    assert rest.post("/v1/config/reload").status_code == 201
+    assert ask() == {"predictions": [6.0]}
+
+
+def test_a_function_that_could_not_be_imported_is_executed_again_by_a_reload_alone(tmp_path):
+    count = "from pathlib import Path\nwith open(Path(__file__).parent / 'runs', 'a') as f:\n    f.write('x')\n"
+    server, rest = serve_function(tmp_path, count + "raise OSError('not yet')\n")
+    for _ in range(3):
+        server.manager.refresh(polling=True)
+    assert (tmp_path / "runs").read_text() == "x"
+    assert rest.get("/v1/models/p").json["model_version_status"][0]["state"] == "LOADING"
+    (tmp_path / "mine.py").write_text(FUNCTIONS)
+    assert rest.post("/v1/config/reload").status_code == 201
+    answer = rest.post("/v1/models/p:predict", {"instances": [1.5]})
+    assert answer.json == {"predictions": [3.0]}
+
+
 def test_dynamic_demultiplexer_over_http(tmp_path):
     """[K, 1, 1] rows are split, halved one by one, and gathered; no rows are 204."""
     pipeline = {
@@ -795,6 +849,7 @@ VALUES = {
     "large": 1e300, "nan": float("nan"), "text": "a", "double": np.float64(2.5),
     "doubles": np.array([2.5]), "none": None, "list": [1.0], "objects": np.array([10**30]),
     "dates": np.array(["2020-01-01"], "M8[D]"), "negative": -1,
+    "texts": np.array(["a", "bc"]), "bytes": np.array([b"a", b"bc"]), "swapped": np.array([2.5], ">f4"),
 }
 
 def give(inputs, params):
@@ -885,6 +940,19 @@ def test_a_bare_number_of_a_function_has_the_dtype_of_the_input_it_feeds(
     assert response.status_code == 200, response.json
     outputs = response.json["outputs"]
     assert outputs == pytest.approx(answer) if target == "float" else outputs == answer
+    assert seen == ([serving.NUMPY_DTYPES[TYPES[target]]] if target else [])
+
+
+@pytest.mark.parametrize("target", [None, "float", "string"])
+@pytest.mark.parametrize("value", ["texts", "bytes", "swapped"])
+def test_arrays_of_a_function_are_answered_whatever_numpy_calls_their_dtype(
+    tmp_path, value, target
+):
+    wanted = [2.5] if value == "swapped" else ["a", "bc"]
+    if target not in (None, "float" if value == "swapped" else "string"):
+        return
+    response, seen = give(tmp_path, value, target)
+    assert response.json == {"outputs": wanted}
     assert seen == ([serving.NUMPY_DTYPES[TYPES[target]]] if target else [])
 
 

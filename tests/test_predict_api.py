@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import functools
+import gzip
 import http.client
 import http.server
 import io
@@ -20,6 +21,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import requests
 from conftest import (
     ROOT,
     FakeDetector,
@@ -131,6 +133,17 @@ def test_every_way_to_send_a_picture(pets):
     for response in answers:
         assert response.status_code == 200, response.data
         assert response.json["predictions"][0]["bound"] == expected_box(PICTURE)
+
+
+def test_a_form_may_be_packed(pets):
+    form = requests.Request("POST", "http://x/", files={"image": ("a.png", png(PICTURE))}).prepare()
+    response = pets.client.post(
+        pets.prefix + "/predict",
+        data=gzip.compress(form.body, mtime=0),
+        headers={**KEY, "Content-Encoding": "gzip"},
+        content_type=form.headers["Content-Type"],
+    )
+    assert response.json == post(pets, png(PICTURE)).json
 
 
 @pytest.mark.parametrize("how_sent", ["json", "flat", "multipart", "query"])

@@ -1094,6 +1094,28 @@ def test_requests_are_really_batched(tf, folder):
     assert len(sizes) == 20 and max(sizes) == 8 and said == sizes
 
 
+def test_a_batched_request_is_answered_at_its_deadline(tf, folder):
+    """Its rows say how often the work is done, half a second or more each time."""
+
+    def work(x):
+        count = tf.cast(tf.reduce_max(x), tf.int32)
+        step = lambda n, y: (n + 1, y + tf.reduce_sum(tf.linalg.eigvalsh(tf.eye(1000) + y)))  # noqa: E731
+        _, done = tf.while_loop(lambda n, y: n < count, step, [0, 0.0])
+        return {"y": x + 0 * done}
+
+    specs = [tf.TensorSpec([None, 1], name="x")]
+    export(tf, folder / "works" / "1", {"serving_default": (work, specs)})
+    model = {"name": "m", "base_path": str(folder / "works"), "batching": True, "warm_up": False}
+    server = serving.ModelServer({"model_config_list": [{"config": model}], "server": NO_POLL})
+    assert server.wait(60) and not server.readiness()
+    rest = Rest(server)
+    late = {"X-Request-Timeout": "0.3"}
+    answer = rest.post("/v1/models/m:predict", {"instances": [[8.0]]}, headers=late)
+    assert answer.status_code == 504, answer.json
+    assert rest.post("/v1/models/m:predict", {"instances": [[0.0]]}).json == {"predictions": [[0]]}
+    server.stop()
+
+
 def test_the_batch_that_a_request_ran_in_is_counted_and_logged(tf, folder, caplog):
     export(
         tf,

@@ -1246,7 +1246,9 @@ class ServerConfig:
     )
     max_request_bytes: int = option(1 << 30, "size of a request's body as sent (start)", minimum=1)
     max_unpacked_bytes: int = option(
-        100 << 20, "size of a gzip body unpacked; TensorFlow Serving's limit", minimum=1
+        100 << 20,
+        "size of a gzip body unpacked (TensorFlow Serving's limit), of a handler's stream",
+        minimum=1,
     )
     max_decoded_bytes: int = option(
         1_500_000_000, "what the gzip, arrays and pictures of one request may unpack to", minimum=1
@@ -4802,9 +4804,11 @@ def count_threads(call: SignatureCall, device: str) -> int:
 
 
 class Workers:
-    """Threads for the calls of one model, up to `count`, started when needed; first come first.
+    """Threads for the calls of one model, or for loads, up to `count`, started when needed; first
+    come first.
 
-    A request whose time is over is told so, and its call runs on.
+    A request whose time is over is told so, and its call runs on. Not concurrent.futures': a
+    process that ends would wait for all that still waits in it.
     """
 
     def __init__(self, count: int, name: str):
@@ -4934,7 +4938,7 @@ class Visit:
     model: ModelConfig
     path: str  # of its config
     polling: bool  # nobody has asked for it: what is broken is not tried again
-    pool: "LoadPool"
+    pool: Workers
     outcome: Outcome = field(default_factory=Outcome)
 
     def fail(self, place: str, problem: str, like: ServingError | None = None) -> None:
@@ -4946,47 +4950,6 @@ class Visit:
         self.outcome.errors.append(
             LoadError(path + problem, *((like.code, like.status) if like else ()))
         )
-
-
-class LoadPool:
-    """A few threads that load, within a `with`.
-
-    Not concurrent.futures': a process that ends would wait for all that still waits in it, and here
-    what waits finds that the end has come.
-    """
-
-    def __init__(self, most: int):
-        self._most, self._threads = most, list[threading.Thread]()
-        self._jobs: queue.SimpleQueue = queue.SimpleQueue()
-
-    def submit(self, job: Callable[..., Any], *arguments: Any) -> Future:
-        """Have a thread call `job(*arguments)`, when one is free."""
-        future: Future = Future()
-        self._jobs.put((future, job, arguments))
-        if len(self._threads) < self._most:
-            name = f"serving-load_{len(self._threads)}"
-            thread = threading.Thread(target=self._work, name=name, daemon=True)
-            self._threads.append(thread)
-            thread.start()
-        return future
-
-    def _work(self) -> None:
-        while (waiting := self._jobs.get()) is not None:
-            future, job, arguments = waiting
-            try:
-                future.set_result(job(*arguments))
-            except BaseException as error:  # whatever a model raises is the load's result
-                future.set_exception(error)
-            del waiting, future, job, arguments
-
-    def __enter__(self) -> "LoadPool":
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        for _ in self._threads:
-            self._jobs.put(None)
-        for thread in self._threads:
-            thread.join()
 
 
 def state_text(error: BaseException) -> str:
@@ -5427,7 +5390,8 @@ class ModelManager:
 
     def _refresh_models(self, outcome: Outcome, polling: bool) -> None:
         """Bring every model up to date, several at once; none waits for one that fails or hangs."""
-        with LoadPool(self.config.server.num_load_threads) as pool:
+        threads = Workers(self.config.server.num_load_threads, "serving-load")
+        with contextlib.closing(threads) as pool:
             visits = [
                 Visit(model, f"$.model_config_list[{index}].config", polling, pool)
                 for index, model in enumerate(self.config.models)
@@ -5437,11 +5401,7 @@ class ModelManager:
         for visit in visits:  # in the config's order, whichever ended first
             outcome.errors += visit.outcome.errors
         seen = set(self.config.served_names)
-        outcome.errors += [
-            LoadError(f"$.deployments[{index}].model: no model is called '{deployment.model}'")
-            for index, deployment in enumerate(self.config.deployments)
-            if deployment.model not in seen
-        ]
+        outcome.errors += map(LoadError, missing_models(self.config))
         for name in self._states.keys() - seen:
             self._refused.pop(name, None)
             self._absent.pop(name, None)
@@ -7317,12 +7277,7 @@ def as_json(value: Any) -> Any:
 def plan_versions(manager: ModelManager, wanted: Config) -> tuple[list[dict[str, Any]], list[str]]:
     """The versions that would be loaded, loaded anew and unloaded, by model; what is wrong."""
     models = {model.name: model for model in reversed(wanted.models)}  # the first of a name
-    problems = [
-        f"$.deployments[{index}].model: no model is called '{deployment.model}'"
-        for index, deployment in enumerate(wanted.deployments)
-        if deployment.model not in wanted.served_names
-    ]
-    plans = []
+    problems, plans = missing_models(wanted), []
     for name in sorted(models.keys() | {model.name for model in manager.config.models}):
         picked: dict[int, Path] | None = {}
         if name in models:
@@ -7874,7 +7829,7 @@ def infer_any(
 def infer_large(value: Any, infer: Callable[[Any], dict[str, Any]]) -> dict[str, Any] | None:
     """The answer, or None for what is wrong in the body: the plain path has the texts.
 
-    A model that fails is not run again.
+    A model that fails is not run again; one that answers what cannot be written is.
     """
     try:
         return infer(value)
@@ -9895,13 +9850,9 @@ def check_deployments(config: Config, served: Mapping[str, list[int]]) -> list[s
     `served` has the versions of the models whose folders can be read.
     """
     models = {model.name: model for model in config.models}
-    problems: list[str] = []
+    problems = missing_models(config)
     for index, deployment in enumerate(config.deployments):
-        if deployment.model not in config.served_names:
-            problems.append(
-                f"$.deployments[{index}].model: no model is called '{deployment.model}'"
-            )
-        elif deployment.model in served:
+        if deployment.model in served:
             problems += check_pin(
                 deployment,
                 f"$.deployments[{index}]",
@@ -9909,6 +9860,15 @@ def check_deployments(config: Config, served: Mapping[str, list[int]]) -> list[s
                 models[deployment.model],
             )
     return problems
+
+
+def missing_models(config: Config) -> list[str]:
+    """Which models deployments ask for that the config does not have."""
+    return [
+        f"$.deployments[{index}].model: no model is called '{deployment.model}'"
+        for index, deployment in enumerate(config.deployments)
+        if deployment.model not in config.served_names
+    ]
 
 
 def check_pin(

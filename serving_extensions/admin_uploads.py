@@ -13,7 +13,7 @@ import secrets
 import shutil
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -27,12 +27,12 @@ from .core import (
     Call,
     Extension,
     LoadError,
-    LoadPool,
     LoadRequest,
     ModelConfig,
     ModelServer,
     Reply,
     ServingError,
+    Workers,
     is_asked,
     list_versions,
     read_config,
@@ -195,7 +195,7 @@ def try_model(server: ModelServer, folder: Path, config: ModelConfig) -> list[st
     )
     request = LoadRequest(folder, plain, server.config.server, server.config.import_modules)
     try:
-        with LoadPool(1) as pool:
+        with closing(Workers(1, "serving-load")) as pool:
             servable = pool.submit(server.load, request).result()
     except (LoadError, OSError) as error:
         raise BadRequest(f"The model cannot be loaded: {error}") from error

@@ -4952,6 +4952,15 @@ class Visit:
         )
 
 
+def missing_models(config: Config) -> list[str]:
+    """Which models deployments ask for that the config does not have."""
+    return [
+        f"$.deployments[{index}].model: no model is called '{deployment.model}'"
+        for index, deployment in enumerate(config.deployments)
+        if deployment.model not in config.served_names
+    ]
+
+
 def state_text(error: BaseException) -> str:
     """Why something cannot be served, for a state: without the folders of this machine.
 
@@ -6305,7 +6314,12 @@ class ReadyDeployment:
         if self.config.label_map is not None or folder is None:
             return self.labels
         found = routines.find_labels(folder)
-        return self.labels if found is None else read_labels(str(found))
+        if found is None:
+            return self.labels
+        try:
+            return read_labels(str(found))
+        except ValueError as error:
+            raise ValueError(f"its file '{found.name}': {error}") from None
 
     def build_model(self, signature: Signature | None, labels: Mapping[int, str]) -> Any:
         """How pictures are shown to a signature and its answers read; ValueError as `model_of`."""
@@ -9860,15 +9874,6 @@ def check_deployments(config: Config, served: Mapping[str, list[int]]) -> list[s
                 models[deployment.model],
             )
     return problems
-
-
-def missing_models(config: Config) -> list[str]:
-    """Which models deployments ask for that the config does not have."""
-    return [
-        f"$.deployments[{index}].model: no model is called '{deployment.model}'"
-        for index, deployment in enumerate(config.deployments)
-        if deployment.model not in config.served_names
-    ]
 
 
 def check_pin(

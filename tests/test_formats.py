@@ -109,8 +109,8 @@ def test_a_bare_keras_file_that_is_replaced_is_loaded_by_a_reload(tmp_path, kera
         rest = Rest(server)
         np.testing.assert_allclose(predict(), first(ROWS[:, :3]), rtol=1e-5)
         second = save(2)
-        plan = rest.post("/v1/config/reload?dry_run=1").json["plan"]
-        assert plan["models"]["m"]["reload"] == [1], plan
+        (plan,) = rest.post("/v1/config/reload?dry_run=1").json["models"]["versions"]
+        assert plan["reload"] == [1], plan
         assert rest.post("/v1/config/reload").status_code == 201
         np.testing.assert_allclose(predict(), second(ROWS[:, :3]), rtol=1e-5)
     finally:

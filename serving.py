@@ -9424,12 +9424,15 @@ Without options it serves ./config.json, or, in a clone, the demo beside serving
 examples:
   serving models/mine            serve the versions in a folder, 1, 2, ..., as the model "mine"
   serving config.json --check    say what a config would serve, and what is wrong with it
+  serving doctor                 --doctor: where no file has its name, a command needs no dashes
   serving config.json --host 0.0.0.0 --port 80
 
 exit status:
   0  done; or told to stop, and stopped
-  1  the address cannot be listened on; or something is wrong that --doctor found
+  1  the address cannot be listened on; or something is wrong that --doctor found; or a second
+     signal stopped it
   2  the options or the config are wrong; with --check, also what the config names
+  3  --deploy: the server did not take what was sent
 """
 
 
@@ -9966,7 +9969,7 @@ def main(
         print(f"serving: {error}", file=sys.stderr)
         return 2
     parser = build_parser(extensions)
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(spell_command(sys.argv[1:] if arguments is None else arguments))
     with Process() as process:
         process.quiet_libraries()
         handler = process.write_log()
@@ -9980,13 +9983,23 @@ def main(
     return 2
 
 
+def spell_command(arguments: Sequence[str]) -> list[str]:
+    """A command line whose first word is a command, `serving doctor`, with the option that it is:
+    a path goes before.
+    """
+    serving = {name for names in TITLES.values() for name in names}
+    known = {names[0] for names, _ in OPTIONS if names[0] not in serving}
+    first = "".join(arguments[:1])
+    if f"--{first}" in known and not os.path.lexists(first):
+        return [f"--{first}", *arguments[1:]]
+    return list(arguments)
+
+
 def tell_os_error(error: OSError, options: argparse.Namespace) -> str:
     """What is wrong with a file, and what to do where the command line meant something else."""
     text = str(error.strerror or error)
     if not isinstance(error, FileNotFoundError):
         return text
-    if options.path is not None and f"--{options.path}" in {names[0] for names, _ in OPTIONS}:
-        return f"{text}; for the command, write --{options.path}"
     if options.path is None and options.config is None and options.model_name is None:
         return f"{text}; name what to serve, 'serving models/mine', or write a project, --init"
     return text

@@ -17,9 +17,10 @@ import serving  # noqa: E402
 
 INTRODUCTION = """# Reference
 
-Every option of `config.json`, made from its declarations by `python docs/make_reference.py`, and
-the arguments of the routines. What they are for, with examples: [config.md](config.md),
-[pictures.md](pictures.md).
+Every option of `config.json`, the arguments of the routines and the options of the command line,
+made from their declarations by `python docs/make_reference.py`. What they are for, with examples:
+[config.md](config.md), [pictures.md](pictures.md), [command-line.md](command-line.md), which has
+the environment variables as well.
 """
 NAMES = {str: "text", int: "integer", float: "number", bool: "true or false", typing.Any: "any"}
 
@@ -91,6 +92,20 @@ def table(kind):
         )
 
 
+def command_row(names, told):
+    """The row of an option of the command line: its names with what follows them, its meaning."""
+    value = told.get("metavar", "")
+    if "choices" in told:
+        value = "|".join(told["choices"])
+    if names == ("path",):
+        names, value = (value,), ""
+    value = " ".join(value) if isinstance(value, tuple) else value
+    defaults = {"--host": serving.HOST, "--port": str(serving.PORT)}
+    default = defaults.get(names[0], f"http://{serving.HOST}:{serving.PORT}")
+    means = told.get("help", "print the version, then exit").replace("%(default)s", default)
+    return row(", ".join(f"`{f'{name} {value}'.strip()}`" for name in names), means)
+
+
 def kinds_below(kind, found):
     """The dataclasses that a config is made of, each once, the outer before the inner."""
     if dataclasses.is_dataclass(kind):
@@ -115,6 +130,8 @@ def reference():
     for name, kind in routines.ROUTINES.items():
         if kind.__module__ == "routines":
             lines += [f"### {name}", "", *table(kind), ""] if dataclasses.fields(kind) else []
+    lines += ["## Command line", "", row("option", "means"), "|---|---|"]
+    lines += [command_row(*declared) for declared in serving.OPTIONS]
     return "\n".join(lines).rstrip() + "\n"
 
 

@@ -305,12 +305,24 @@ def test_options_that_contradict_each_other_or_are_empty_are_refused(capsys):
         assert refusal(capsys, *arguments) == (2, error + text)
 
 
+def test_a_command_needs_no_dashes_where_no_file_has_its_name(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        serving.main(["version"])
+    assert ended.value.code == 0 and capsys.readouterr().out == f"serving {serving.__version__}\n"
+    shutil.copytree(ROOT / "models/half_plus_two", tmp_path / "models")
+    assert serving.main(["check", "models"]) == 0
+    assert "half_plus_two" not in (listed := capsys.readouterr().out) and "models " in listed
+    (tmp_path / "check").mkdir()
+    none = "there is no model in this folder, and no config.json"
+    assert refusal(capsys, "check") == (2, f"serving: check: {none}")
+    assert refusal(capsys, "host")[1] == "serving: host: No such file or directory"
+
+
 def test_a_path_with_nothing_to_serve_says_what_to_do(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     gone = "No such file or directory"
     assert refusal(capsys, "nowhere") == (2, f"serving: nowhere: {gone}")
-    hint = "for the command, write --check"
-    assert refusal(capsys, "check") == (2, f"serving: check: {gone}; {hint}")
     monkeypatch.setattr(serving, "__file__", str(tmp_path / "serving.py"))
     hint = "name what to serve, 'serving models/mine', or write a project, --init"
     assert refusal(capsys) == (2, f"serving: config.json: {gone}; {hint}")

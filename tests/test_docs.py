@@ -192,6 +192,18 @@ def test_the_reference_is_made_from_the_declarations():
     assert done.stdout == (ROOT / "docs/reference.md").read_text(), done.stderr
 
 
+def test_every_variable_of_the_environment_stands_on_the_page_of_the_command_line():
+    page = (ROOT / "docs/command-line.md").read_text()
+    files = [ROOT / "serving.py", *ROOT.glob("serving_extensions/*.py"), *ROOT.glob("deploy/*.py")]
+    named = {
+        name
+        for file in files
+        for name in re.findall(r"os\.environ\b.{,6}[\"']([A-Z][A-Z_]+)[\"']", file.read_text())
+    }
+    assert "SERVING_PORT" in named and "SERVING_BIND" in named
+    assert {name for name in named if f"`{name}" not in page} == set()
+
+
 def test_the_site_is_built_without_a_warning(tmp_path):
     if not os.environ.get("CI"):  # where all of the extra `test` is installed
         pytest.importorskip("material")

@@ -1,5 +1,6 @@
 """The wheel, installed into an environment of its own, run from another folder."""
 
+import ast
 import configparser
 import json
 import re
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import sysconfig
 import venv
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -115,6 +117,46 @@ def setup():
     return found
 
 
+def test_what_the_files_import_is_named_as_needed():
+    """Of the wheel's files; what is imported in a function may be an extra's."""
+    options = setup()["options"]
+    needed, extras = options["install_requires"], setup()["options.extras_require"]
+    names = {part: names_of(text) for part, text in [("", needed), *extras.items()]}
+    optional = set().union(*(names[extra] for extra in ("cpu", "gpu", "redis", "heic")))
+    packages = metadata.packages_distributions()
+    files = [ROOT / "serving.py", ROOT / "routines.py", *(ROOT / "serving_extensions").glob("*.py")]
+    for path in files:
+        for module, is_late in imports_of(ast.parse(path.read_text())):
+            if module in sys.stdlib_module_names or (ROOT / f"{module}.py").exists():
+                continue
+            found = {canonical(name) for name in packages.get(module, [module])}
+            known = names[""] | optional if is_late else names[""]
+            assert found & (known | OF_THOSE), f"{path.name}: {module}"
+
+
+# Packages that a needed one brings, and cannot do without: Flask's and TensorFlow's own.
+OF_THOSE = {"werkzeug", "protobuf"}
+
+
+def canonical(name):
+    return re.sub("[-_.]+", "-", name).lower()
+
+
+def names_of(requirements):
+    lines = (line for line in requirements.splitlines() if line and line[0] != "#")
+    return {canonical(re.match(r"[\w.-]+", line)[0]) for line in lines}
+
+
+def imports_of(tree):
+    """Top-level names of the modules that a file imports, and whether in a function."""
+    at_the_top = set(ast.iter_child_nodes(tree))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((one.name.partition(".")[0], node not in at_the_top) for one in node.names)
+        if isinstance(node, ast.ImportFrom) and not node.level:
+            yield node.module.partition(".")[0], node not in at_the_top
+
+
 def test_versions_of_python_are_those_of_the_readme():
     told = re.findall(r":: Python :: 3\.(\d+)$", setup()["metadata"]["classifiers"], re.MULTILINE)
     first, last = re.search(
@@ -145,6 +187,8 @@ def test_the_version_is_one_wherever_it_stands():
     ):
         found = re.findall(rf"{re.escape(text)}(\d+\.\d+\.\d+)", (ROOT / path).read_text())
         assert set(found) == {version}, path
+    published = re.findall(r"mike deploy --push (\S+)", (ROOT / "CONTRIBUTING.md").read_text())
+    assert published == [version.rpartition(".")[0]]
     titles = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert titles[0] == version and titles == sorted(titles, reverse=True)
 

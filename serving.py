@@ -170,15 +170,26 @@ class LoadError(ServingError):
     code = "UNKNOWN"
 
 
+MOST_OTHERS = 20  # errors of a config that are told beside the first
+
+
 class ConfigError(ServingError):
-    """The config is wrong at `path` (a JSON path such as `$.model_config_list[1].config.name`)."""
+    """The config is wrong at `path` (a JSON path such as `$.model_config_list[1].config.name`).
+
+    `others` is what else is wrong with it, as far as it could be read.
+    """
 
     code = "FAILED_PRECONDITION"
+    others: "tuple[ConfigError, ...]" = ()
 
     def __init__(self, path: str, problem: str):
         text = f"{path}: {problem}" if path else problem
         super().__init__(text, status=HTTPStatus.PRECONDITION_FAILED)
         self.path = path
+
+    def all(self) -> "list[ConfigError]":
+        """This and the others, as many as people read."""
+        return [self, *self.others[:MOST_OTHERS]]
 
 
 # absl status code -> HTTP, as tensorflow_serving/util/net_http maps it.
@@ -1536,14 +1547,34 @@ def parse(
         return parse_fields(kind, value, path)
     if origin is tuple:
         return tuple(
-            parse(arguments[0], item, f"{path}[{index}]", limits)
-            for index, item in enumerate(value)
+            gather(
+                functools.partial(parse, arguments[0], item, f"{path}[{index}]", limits)
+                for index, item in enumerate(value)
+            )
         )
     if origin is dict:
-        return {
-            key: parse(arguments[1], item, f"{path}.{key}", limits) for key, item in value.items()
-        }
+        items = gather(
+            functools.partial(parse, arguments[1], item, f"{path}.{key}", limits)
+            for key, item in value.items()
+        )
+        return dict(zip(value, items))
     return check_limits(value, path, limits)
+
+
+def gather(reads: Iterable[Callable[[], Any]], wrong: Sequence[ConfigError] = ()) -> list[Any]:
+    """What each of the functions returns; the first of all errors, which has the others, where
+    something was `wrong` before or is found so.
+    """
+    found, errors = [], list(wrong)
+    for read in reads:
+        try:
+            found.append(read())
+        except ConfigError as error:
+            errors += [error, *error.others]
+    if errors:
+        errors[0].others = tuple(errors[1:])
+        raise errors[0]
+    return found
 
 
 def check_limits(value: Any, path: str, limits: Mapping[str, Any]) -> Any:
@@ -1570,28 +1601,38 @@ def field_types(kind: Any) -> dict[str, Any]:
 def parse_fields(kind: Any, value: dict[str, Any], path: str) -> Any:
     """Read a JSON object as the dataclass `kind`; unknown keys fail with a suggestion."""
     fields, kinds = {f.name: f for f in dataclasses.fields(kind)}, field_types(kind)
-    for key in value:
-        if key not in fields:
-            close = difflib.get_close_matches(str(key), fields, n=1)
-            hint = (
-                f"did you mean '{close[0]}'?"
-                if close
-                else f"expected one of: {', '.join(fields) or 'nothing'}"
-            )
-            hidden = is_secret(path)  # it may be a password where a name of a field belongs
-            raise ConfigError(path if hidden else f"{path}.{key}"[:200], f"unknown key; {hint}")
-    for name, f in fields.items():
-        if name not in value and f.default is f.default_factory:  # both missing: it has no default
-            raise ConfigError(path, f"missing key '{name}': {f.metadata['doc']}")
+    meant = {key: similar_key(str(key), fields) for key in value if key not in fields}
+    wrong = [unknown_key(str(key), name, fields, path) for key, name in meant.items()]
+    wrong += [
+        ConfigError(path, f"missing key '{name}': {f.metadata['doc']}")
+        for name, f in fields.items()
+        if f.default is f.default_factory  # both missing: it has no default
+        and name not in (*value, *meant.values())
+    ]
+    known = [key for key in value if key in fields]
+    items = gather(
+        (
+            functools.partial(parse, kinds[key], value[key], f"{path}.{key}", fields[key].metadata)
+            for key in known
+        ),
+        wrong,
+    )
     try:
-        return kind(
-            **{
-                key: parse(kinds[key], item, f"{path}.{key}", fields[key].metadata)
-                for key, item in value.items()
-            }
-        )
+        return kind(**dict(zip(known, items)))
     except ValueError as error:
         raise ConfigError(path, str(error)) from None
+
+
+def similar_key(key: str, fields: Iterable[str]) -> str:
+    return "".join(difflib.get_close_matches(key, fields, n=1))
+
+
+def unknown_key(key: str, meant: str, fields: Iterable[str], path: str) -> ConfigError:
+    """The error for a key that an object does not have, and the one that may be meant, if any."""
+    expected = f"expected one of: {', '.join(fields) or 'nothing'}"
+    hint = f"did you mean '{meant}'?" if meant else expected
+    hidden = is_secret(path)  # it may be a password where a name of a field belongs
+    return ConfigError(path if hidden else f"{path}.{key}"[:200], f"unknown key; {hint}")
 
 
 class Pairs(dict):
@@ -5346,7 +5387,7 @@ class ModelManager:
                 self._config_error = ""
             except ConfigError as error:
                 self._config_error = error.message
-                outcome.errors.append(error)
+                outcome.errors += error.all()
 
     def would_read(self, text: bytes, polling: bool = False) -> bool:
         """Whether a pass would take up a config file of this text."""
@@ -7140,7 +7181,7 @@ class ModelServer:
         try:
             wanted = self._read_wanted(outcome)
         except ConfigError as error:
-            outcome.errors.append(error)
+            outcome.errors += error.all()
         if outcome.errors:
             return tell_failure(outcome)
         return 200, plan_changes(self.manager, wanted, outcome.config_read)
@@ -9975,7 +10016,10 @@ def main(
         handler = process.write_log()
         try:
             return obey(process, parser, options, handler, extensions)
-        except (ConfigError, NotFound) as error:
+        except ConfigError as error:
+            place = options.config or options.path or "config"
+            problem = "\n  ".join(one.message for one in error.all())
+        except NotFound as error:
             place, problem = options.config or options.path or "config", error.message
         except OSError as error:
             place, problem = error.filename, tell_os_error(error, options)

@@ -84,7 +84,7 @@ def config_errors() -> Iterator[None]:
     try:
         yield
     except ConfigError as error:
-        raise BadRequest(error.message) from None
+        raise BadRequest("; ".join(one.message for one in error.all())) from None
 
 
 def admin_route(methods: str, url: str, view: Callable[..., Reply], doc: str) -> Route:

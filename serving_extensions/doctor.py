@@ -278,7 +278,11 @@ def look_at_config(source: Any, probe: dict[str, Any]) -> Iterator[Finding]:
     name = source if isinstance(source, str) else "of the command line"
     try:
         server = ModelServer(source)
-    except (ConfigError, NotFound) as error:
+    except ConfigError as error:
+        for one in error.all():
+            yield Finding("wrong", "config", f"{name}: {one.message}")
+        return
+    except NotFound as error:
         yield Finding("wrong", "config", f"{name}: {error.message}")
         return
     except OSError as error:

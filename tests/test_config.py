@@ -5,7 +5,7 @@ import sys
 
 import jsonschema
 import pytest
-from conftest import ROOT
+from conftest import ROOT, Rest
 
 import serving
 
@@ -387,6 +387,48 @@ def test_a_key_that_stands_in_the_wrong_place_is_not_shown(auth, place, expected
         serving.load_config({"model_config_list": [], "auth": auth})
     assert raised.value.message.startswith(f"{place}: {expected}")
     assert SECRET not in raised.value.message and SECRET not in str(raised.value)
+
+
+ODD_CONFIG = {
+    "model_config_list": [{"config": {"name": "a", "base_pth": "x"}}, {"config": {"name": 1}}],
+    "deploymnts": [],
+    "server": {"threads": "many", "log_levl": "INFO", "images": {"max_pixels": -1}},
+}
+ALL_TOLD = [
+    "$.deploymnts: unknown key; did you mean 'deployments'?",
+    "$.model_config_list[0].config.base_pth: unknown key; did you mean 'base_path'?",
+    "$.model_config_list[1].config: missing key 'base_path': ...",
+    "$.model_config_list[1].config.name: expected string, got integer 1",
+    "$.server.log_levl: unknown key; did you mean 'log_level'?",
+    "$.server.threads: expected integer, got string 'many'",
+    "$.server.images.max_pixels: expected at least 1, got -1",
+]
+
+
+def test_everything_that_is_wrong_is_told_at_once(tmp_path, capsys):
+    (tmp_path / "config.json").write_text(json.dumps(ODD_CONFIG))
+    assert serving.main(["--config", str(tmp_path / "config.json"), "--check"]) == 2
+    lines = capsys.readouterr().err.removeprefix("serving: ").splitlines()
+    told = [line.strip().removeprefix(f"{tmp_path}/config.json: ") for line in lines]
+    assert [line[: len(text.removesuffix("..."))] for line, text in zip(told, ALL_TOLD)] == [
+        text.removesuffix("...") for text in ALL_TOLD
+    ]
+    assert len(told) == len(ALL_TOLD)
+
+
+def test_a_reload_tells_everything_that_is_wrong_and_no_more_than_people_read(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_config_list": []}')
+    server = serving.ModelServer(tmp_path / "config.json", poll_seconds=0)
+    assert server.wait(10)
+    rest = Rest(server)
+    (tmp_path / "config.json").write_text(json.dumps(ODD_CONFIG))
+    for url in ("/v1/config/reload", "/v1/config/reload?dry_run=1"):
+        details = rest.post(url).json["details"]
+        assert len(details) == 7 and details[0] == ALL_TOLD[0] and details[-1] == ALL_TOLD[-1]
+    many = {"model_config_list": [{"config": {}}] * 1000}
+    (tmp_path / "config.json").write_text(json.dumps(many))
+    assert len(rest.post("/v1/config/reload").json["details"]) == 21
+    server.stop()
 
 
 def test_of_a_wrong_word_under_auth_its_length_is_told():

@@ -117,8 +117,7 @@ export class Viewer {
 		frame.addEventListener("wheel", (event) => {
 			if (!event.ctrlKey && !event.metaKey && this.fitted && !document.fullscreenElement) return; // the page scrolls
 			event.preventDefault();
-			const box = frame.getBoundingClientRect();
-			this.zoom(1.0015 ** -event.deltaY, event.clientX - box.left, event.clientY - box.top);
+			this.zoom(1.0015 ** -event.deltaY, ...this.placeOf(event));
 		}, {passive: false});
 		frame.onpointerdown = (event) => {
 			pointers.set(event.pointerId, event);
@@ -126,8 +125,11 @@ export class Viewer {
 		};
 		frame.onpointerup = frame.onpointercancel = (event) => pointers.delete(event.pointerId);
 		frame.onpointermove = (event) => this.moved(event);
-		frame.onpointerleave = () => this.onHover(null);
-		frame.ondblclick = (event) => (this.fitted ? this.zoom(2.5, event.offsetX, event.offsetY) : this.fit());
+		frame.onpointerleave = (event) => {
+			pointers.delete(event.pointerId); // one that is not captured is released outside, unseen
+			this.onHover(null);
+		};
+		frame.ondblclick = (event) => (this.fitted ? this.zoom(2.5, ...this.placeOf(event)) : this.fit());
 		frame.onkeydown = (event) => {
 			const step = {ArrowLeft: [40, 0], ArrowRight: [-40, 0], ArrowUp: [0, 40], ArrowDown: [0, -40]}[event.key];
 			if (step && !this.fitted) this.pan(...step);
@@ -139,6 +141,12 @@ export class Viewer {
 		};
 	}
 
+	/** Where in the frame a pointer is. */
+	placeOf({clientX, clientY}) {
+		const {left, top} = this.frame.getBoundingClientRect();
+		return [clientX - left, clientY - top];
+	}
+
 	moved(event) {
 		const before = this.pointers.get(event.pointerId);
 		if (!before) {
@@ -148,9 +156,9 @@ export class Viewer {
 		}
 		this.pointers.set(event.pointerId, event);
 		if (this.pointers.size === 2) {
-			const [one, other] = this.pointers.values(), still = one === event ? other : one, box = this.frame.getBoundingClientRect();
+			const [one, other] = this.pointers.values(), still = one === event ? other : one;
 			const far = (a) => Math.hypot(a.clientX - still.clientX, a.clientY - still.clientY) || 1;
-			this.zoom(far(event) / far(before), still.clientX - box.left, still.clientY - box.top);
+			this.zoom(far(event) / far(before), ...this.placeOf(still));
 		} else if (!this.fitted) this.pan(event.clientX - before.clientX, event.clientY - before.clientY);
 	}
 

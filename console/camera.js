@@ -15,18 +15,23 @@ export class Camera {
 	async begin() {
 		this.caller.fail("");
 		if (!navigator.mediaDevices) return this.caller.fail("The browser gives the camera to pages over https or at localhost alone.");
+		if (this.wanted) return null; // the user is being asked
+		this.wanted = true;
 		try {
 			this.stream = await navigator.mediaDevices.getUserMedia({video: {facingMode: "environment", width: {ideal: 1280}}});
 		} catch (error) {
+			this.wanted = false;
 			return this.caller.fail(`The camera cannot be used: ${error.message}`);
 		}
+		if (!this.wanted) return this.end(); // the panel was left meanwhile
+		this.element.hidden = false;
 		this.video.srcObject = this.stream;
 		await this.video.play().catch(() => {});
-		this.element.hidden = false;
 		return null;
 	}
 
 	end() {
+		this.wanted = false;
 		this.setLive(false);
 		for (const track of this.stream?.getTracks() ?? []) track.stop();
 		this.stream = null;

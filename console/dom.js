@@ -60,7 +60,14 @@ export const shownBitmap = (bitmap, label) => drawOn(make("canvas.whole", {role:
 
 export const toBlob = (canvas, ...kind) => new Promise((done) => canvas.toBlob(done, ...kind));
 
-export const bitmapOf = async (response) => createImageBitmap(await (await response).blob());
+/** The picture of an answer, with its `full` size where a preview is cut. */
+export async function bitmapOf(asked) {
+	const response = await asked, bitmap = await createImageBitmap(await response.blob());
+	const [width, height] = response.headers.get("X-Picture-Size")?.split("x").map(Number) ?? [bitmap.width, bitmap.height];
+	return Object.assign(bitmap, {full: {width, height}});
+}
+
+export const sizeOf = ({full, width, height}) => full ?? {width, height};
 
 export const heading = (one, name = one.name) => make("h2", dot(one.state), ` ${name} `);
 

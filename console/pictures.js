@@ -5,7 +5,7 @@ import {Caller, tellError} from "./call.js";
 import {Camera} from "./camera.js";
 import {Code} from "./code.js";
 import {Compare} from "./compare.js";
-import {bar, bitmapOf, details, dot, dropZone, fill, make, notReady, pretty, shownBitmap, textBlock} from "./dom.js";
+import {bar, bitmapOf, details, dot, dropZone, fill, make, notReady, pretty, shownBitmap, sizeOf, textBlock} from "./dom.js";
 import {Gallery} from "./gallery.js";
 import {drawThumb, predict, readPicture, versionPicker} from "./predict.js";
 import {Result} from "./result.js";
@@ -62,7 +62,9 @@ class Panel {
 		removeEventListener("paste", this.paste);
 		this.camera.end();
 		this.caller.clear();
-		this.gallery.end();
+		this.gallery.close();
+		this.compare.clear();
+		this.blob = null; // what is still being read is no longer wanted
 	}
 
 	setQuery(value) {
@@ -73,7 +75,8 @@ class Panel {
 
 	chainChanged() {
 		this.code.soon();
-		this.preview();
+		clearTimeout(this.timer);
+		this.timer = setTimeout(() => this.preview(), 300); // not at each keystroke
 	}
 
 	async addSamples() {
@@ -81,7 +84,7 @@ class Panel {
 			const canvas = make("canvas"), thumb = make("button.thumb.sample", {title: name, label: `Sample ${name}`}, canvas);
 			this.samples.append(thumb);
 			const blob = ask(`${path(this.one.id)}/samples/${path(name)}`).then((response) => response.blob());
-			thumb.onclick = async () => this.take(await blob, name).catch((error) => this.caller.fail(error.message));
+			thumb.onclick = () => blob.then((one) => this.take(one, name)).catch((error) => this.caller.fail(tellError(error)));
 			blob.then(createImageBitmap).then((bitmap) => drawThumb(canvas, bitmap), () => (thumb.textContent = name));
 		}
 	}
@@ -99,24 +102,33 @@ class Panel {
 	}
 
 	async take(blob, name) {
+		if (await this.read(blob, name)) await this.send();
+	}
+
+	/** Show a picture; false where it cannot be read, or is no longer wanted by then. */
+	async read(blob, name) {
 		this.caller.clear();
 		Object.assign(this, {blob, name, answer: null});
-		this.bitmap = await readPicture(this.one.id, blob).catch((error) => {
-			this.seen.hidden = this.more.hidden = true;
-			this.caller.fail(tellError(error));
-			return null;
-		});
-		if (!this.bitmap || this.blob !== blob) return;
-		this.seen.hidden = false;
-		this.viewer.show(this.bitmap);
+		const bitmap = await readPicture(this.one.id, blob).catch((error) => error);
+		if (this.blob !== blob) return false;
+		const failed = bitmap instanceof Error;
+		this.seen.hidden = failed;
+		if (failed) {
+			this.bitmap = null;
+			this.more.hidden = true;
+			this.caller.fail(tellError(bitmap));
+			return false;
+		}
+		this.bitmap = bitmap;
+		this.viewer.show(bitmap);
 		if (!this.camera.live) this.result.show(null);
-		await this.send();
+		return true;
 	}
 
 	async send() {
 		if (!this.blob) return this.caller.fail("Choose a picture first.");
-		const {blob} = this, options = {routines: this.chain.value, query: this.query};
-		const found = await this.caller.run((signal) => predict(this.one.id, blob, {...options, signal}));
+		const {blob, chain: {value: routines}, query} = this;
+		const found = await this.caller.run((signal) => predict(this.one.id, blob, {routines, query, signal}));
 		if (blob !== this.blob) return;
 		if (!found) return this.caller.error.hidden ? null : this.showAnswer(null);
 		this.showAnswer(found.answer);
@@ -126,7 +138,7 @@ class Panel {
 		this.answer = answer;
 		this.more.hidden = this.seen.hidden = !answer && !this.bitmap;
 		this.compare.clear();
-		this.result.show(answer, this.bitmap, this.name);
+		this.result.show(answer, this.bitmap, this.name, this.camera.live);
 		this.json.say(answer ? JSON.stringify(answer) : "", answer ? pretty(shorten(answer)) : "");
 		this.preview();
 	}
@@ -137,9 +149,10 @@ class Panel {
 		try {
 			const bitmap = await bitmapOf(predict(this.one.id, this.blob, {routines: this.chain.value, verb: "preview"}));
 			if (turn !== this.previews) return;
-			fill(place, shownBitmap(bitmap, "What the model is shown"), make("p.soft", `${bitmap.width}×${bitmap.height} pixels, before it is brought to the model's size`));
+			const {width, height} = sizeOf(bitmap);
+			fill(place, shownBitmap(bitmap, "What the model is shown"), make("p.soft", `${width}×${height} pixels, before it is brought to the model's size`));
 		} catch (error) {
-			if (turn === this.previews) fill(place, make("p.error", error.message));
+			if (turn === this.previews) fill(place, make("p.error", tellError(error)));
 		}
 	}
 }

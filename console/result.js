@@ -1,7 +1,7 @@
 // What was seen in a picture: slider, chips by class, list of objects, bars, exports.
 
 import {bars, swatch} from "./charts.js";
-import {bar, button, download, fill, make, range, status, toBlob, withoutEnding} from "./dom.js";
+import {bar, button, download, fill, make, range, sizeOf, status, toBlob, withoutEnding} from "./dom.js";
 import {apart, colourOf, cornersOf, paint} from "./viewer.js";
 
 const MOST_LISTED = 500, MOST_BARS = 5;
@@ -24,8 +24,10 @@ export class Result {
 		viewer.onHover = (one) => this.emphasise(one);
 	}
 
-	show(answer, bitmap, name = "picture") {
-		Object.assign(this, {answer, bitmap, name, hidden: new Set(), rows: new Map()});
+	/** `again`: of a camera's pictures the next, whose classes stay hidden. */
+	show(answer, bitmap, name = "picture", again = false) {
+		Object.assign(this, {answer, bitmap, name});
+		if (!again) this.hidden = new Set();
 		fill(this.warnings, ...(answer?.warnings ?? []).map((text) => make("p.warning", text)));
 		this.draw();
 	}
@@ -105,7 +107,7 @@ export class Result {
 	}
 
 	saveCsv() {
-		download(`${withoutEnding(this.name)}.csv`, csvOf([{name: this.name, predictions: this.shown, width: this.bitmap.width, height: this.bitmap.height}]), "text/csv");
+		download(`${withoutEnding(this.name)}.csv`, csvOf([{name: this.name, predictions: this.shown, ...sizeOf(this.bitmap)}]), "text/csv");
 	}
 }
 

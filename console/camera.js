@@ -15,19 +15,14 @@ export class Camera {
 	async begin() {
 		this.caller.fail("");
 		if (!navigator.mediaDevices) return this.caller.fail("The browser gives the camera to pages over https or at localhost alone.");
-		if (this.wanted) return null; // the user is being asked
+		if (this.wanted) return; // the user is being asked
 		this.wanted = true;
-		try {
-			this.stream = await navigator.mediaDevices.getUserMedia({video: {facingMode: "environment", width: {ideal: 1280}}});
-		} catch (error) {
-			this.wanted = false;
-			return this.caller.fail(`The camera cannot be used: ${error.message}`);
-		}
-		if (!this.wanted) return this.end(); // the panel was left meanwhile
+		this.stream = await navigator.mediaDevices.getUserMedia({video: {facingMode: "environment", width: {ideal: 1280}}})
+			.catch((error) => this.caller.fail(`The camera cannot be used: ${error.message}`));
+		if (!this.stream || !this.wanted) return this.end(); // refused, or the panel was left meanwhile
 		this.element.hidden = false;
 		this.video.srcObject = this.stream;
 		await this.video.play().catch(() => {});
-		return null;
 	}
 
 	end() {

@@ -60,11 +60,10 @@ export const shownBitmap = (bitmap, label) => drawOn(make("canvas.whole", {role:
 
 export const toBlob = (canvas, ...kind) => new Promise((done) => canvas.toBlob(done, ...kind));
 
-/** The picture of an answer, with its `full` size where a preview is cut. */
+/** The picture of an answer; a preview, which may be smaller, tells the picture's own size. */
 export async function bitmapOf(asked) {
-	const response = await asked, bitmap = await createImageBitmap(await response.blob());
-	const [width, height] = response.headers.get("X-Picture-Size")?.split("x").map(Number) ?? [bitmap.width, bitmap.height];
-	return Object.assign(bitmap, {full: {width, height}});
+	const response = await asked, [width, height] = response.headers.get("X-Picture-Size")?.split("x").map(Number) ?? [];
+	return Object.assign(await createImageBitmap(await response.blob()), width && {full: {width, height}});
 }
 
 export const sizeOf = ({full, width, height}) => full ?? {width, height};
@@ -77,12 +76,11 @@ export const withoutEnding = (name) => name.replace(/\.\w+$/, "");
 
 export const button = (text, onclick, properties = {}) => make("button", {onclick, ...properties}, text);
 
-export function table(head, rows, properties = {}) {
-	const cell = (name) => (one) => (one instanceof Node ? make(name, {}, one) : make(name, {textContent: one ?? ""}));
-	const heads = head.map((one) => make("th", {scope: "col"}, one instanceof Node ? one : String(one)));
-	const body = rows.map((row) => make("tr", row.map(cell("td"))));
-	return make("div.scroll", {tabIndex: 0, role: "region", label: properties.label ?? "Table"},
-		make("table", make("thead", make("tr", heads)), make("tbody", body)));
+export function table(head, rows, {label}) {
+	const shown = (one) => (one instanceof Node ? one : String(one ?? ""));
+	const heads = head.map((one) => make("th", {scope: "col"}, shown(one)));
+	const body = rows.map((row) => make("tr", row.map((one) => make("td", shown(one)))));
+	return make("div.scroll", {tabIndex: 0, role: "region", label}, make("table", make("thead", make("tr", heads)), make("tbody", body)));
 }
 
 export const tiles = (label, values) => make("dl.tiles", {label}, Object.entries(values).map(([title, text]) => make("div", {"data-key": title}, make("dt", title), make("dd", text))));
@@ -121,22 +119,20 @@ export function pretty(value, most = 200000) {
 	return read.length > most ? `${read.slice(0, most)}\n… ${read.length - most} more characters: copy or download has all` : read;
 }
 
-/** Copy text. Without https a browser has no clipboard, so it is selected and copied. */
+/** Copy text, at the press of a button. Without https a browser has no clipboard, so it is selected and copied. */
 export async function copy(text, from) {
 	if (navigator.clipboard && window.isSecureContext) await navigator.clipboard.writeText(text);
 	else {
 		const area = make("textarea.away", {value: text});
-		(from?.closest("dialog") ?? document.body).append(area);
+		(from.closest("dialog") ?? document.body).append(area);
 		area.select();
 		const done = document.execCommand("copy");
 		area.remove();
 		if (!done) throw new Error("The browser does not let the page copy.");
 	}
-	if (from) {
-		const was = from.textContent;
-		from.textContent = "Copied";
-		setTimeout(() => (from.textContent = was), 1500);
-	}
+	const was = from.textContent;
+	from.textContent = "Copied";
+	setTimeout(() => (from.textContent = was), 1500);
 }
 
 export function download(name, content, type = "application/json") {
@@ -151,7 +147,7 @@ export function textBlock(label, file = "") {
 	let whole = "";
 	const copying = button("Copy", () => copy(whole, copying).catch((error) => (copying.textContent = error.message)));
 	const saving = file && button("Download", () => download(typeof file === "function" ? file() : file, whole, "text/plain"));
-	const block = make("div.block", {hidden: true}, bar(copying, saving || null), text);
+	const block = make("div.block", {hidden: true}, bar(copying, saving), text);
 	const say = (value, shown = value) => {
 		whole = value;
 		text.textContent = shown;
@@ -162,15 +158,15 @@ export function textBlock(label, file = "") {
 	return Object.assign(block, {say, tell});
 }
 
-export async function toBase64(blob) {
-	const address = await new Promise((done, failed) => {
-		const reader = new FileReader();
-		reader.onload = () => done(reader.result);
-		reader.onerror = () => failed(new Error("The file cannot be read."));
-		reader.readAsDataURL(blob);
-	});
-	return address.slice(address.indexOf(",") + 1);
-}
+export const toBase64 = (blob) => new Promise((done, failed) => {
+	const reader = new FileReader();
+	reader.onload = () => done(reader.result.replace(/^[^,]*,/, ""));
+	reader.onerror = () => failed(new Error("The file cannot be read."));
+	reader.readAsDataURL(blob);
+});
+
+// A file would take the page's place where it is dropped.
+for (const kind of ["dragover", "drop"]) addEventListener(kind, (event) => event.dataTransfer?.types.includes("Files") && event.preventDefault());
 
 export function dropZone(text, take, {accept = "", multiple = false, extra = []} = {}) {
 	const input = make("input", {type: "file", accept, multiple});
@@ -179,13 +175,9 @@ export function dropZone(text, take, {accept = "", multiple = false, extra = []}
 		if (input.files.length) take([...input.files]);
 		input.value = "";
 	};
-	zone.ondragover = (event) => {
-		event.preventDefault();
-		zone.classList.add("over");
-	};
+	zone.ondragover = () => zone.classList.add("over");
 	zone.ondragleave = () => zone.classList.remove("over");
 	zone.ondrop = (event) => {
-		event.preventDefault();
 		zone.classList.remove("over");
 		const files = [...event.dataTransfer.files];
 		if (files.length) take(multiple ? files : files.slice(0, 1));

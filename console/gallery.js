@@ -74,10 +74,11 @@ export class Gallery {
 	}
 
 	tell() {
-		const count = (...states) => this.pictures.filter((one) => states.includes(one.state)).length, done = this.pictures.length - count("waiting", "running"), failed = count("failed");
-		Object.assign(this.progress, {max: this.pictures.length || 1, value: done});
-		this.status.textContent = `${done} of ${this.pictures.length} done${failed ? `, ${failed} failed` : ""}`;
-		this.stop.hidden = done === this.pictures.length;
+		const all = this.pictures.length, count = (...states) => this.pictures.filter((one) => states.includes(one.state)).length;
+		const done = all - count("waiting", "running"), failed = count("failed");
+		Object.assign(this.progress, {max: all || 1, value: done});
+		this.status.textContent = `${done} of ${all} done${failed ? `, ${failed} failed` : ""}`;
+		this.stop.hidden = done === all;
 	}
 
 	fits({name, predictions}) {

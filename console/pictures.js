@@ -5,7 +5,7 @@ import {Caller, tellError} from "./call.js";
 import {Camera} from "./camera.js";
 import {Code} from "./code.js";
 import {Compare} from "./compare.js";
-import {bar, bitmapOf, details, dot, dropZone, fill, make, notReady, pretty, shownBitmap, sizeOf, textBlock} from "./dom.js";
+import {bar, bitmapOf, details, dropZone, fill, heading, make, notReady, pretty, shownBitmap, sizeOf, textBlock} from "./dom.js";
 import {Gallery} from "./gallery.js";
 import {drawThumb, predict, readPicture, versionPicker} from "./predict.js";
 import {Result} from "./result.js";
@@ -14,16 +14,16 @@ import {Viewer} from "./viewer.js";
 
 export function show(root, one) {
 	if (one.state !== "ready") {
-		return fill(root, heading(one), notReady(one));
+		return fill(root, about(one), notReady(one));
 	}
 	const panel = new Panel(root, one);
 	return () => panel.leave();
 }
 
-function heading(one) {
+function about(one) {
 	const names = Object.values(one.classes ?? {}).map((each) => each.name);
 	const always = one.routines.map((each) => each.name).join(", ");
-	return make("div", make("h2", dot(one.state), ` ${one.id} `), make("p.soft", [`model ${one.model}`, one.version_tag,
+	return make("div", heading(one, one.id), make("p.soft", [`model ${one.model}`, one.version_tag,
 		names.length ? `${names.length} classes: ${names.slice(0, 12).join(", ")}${names.length > 12 ? ", …" : ""}` : "", always && `always runs ${always}`].filter(Boolean).join(" · ")));
 }
 
@@ -32,7 +32,7 @@ class Panel {
 		Object.assign(this, {one, query: "", blob: null, name: "", answer: null});
 		this.chain = new Chain(() => this.chainChanged());
 		this.caller = new Caller(() => this.send());
-		this.viewer = new Viewer({onHover: (found) => this.result.emphasise(found)});
+		this.viewer = new Viewer();
 		this.result = new Result(this.viewer, () => this.compare?.draw());
 		this.gallery = new Gallery(this);
 		this.camera = new Camera((blob) => this.take(blob, "camera.jpg"), this.caller);
@@ -42,7 +42,7 @@ class Panel {
 		this.shownTo = details("What the model is shown", make("div.preview"));
 		this.shownTo.ontoggle = () => this.preview();
 		this.samples = make("div.thumbs", {role: "group", label: "Samples"});
-		fill(root, heading(one), ...this.parts());
+		fill(root, about(one), ...this.parts());
 		this.paste = (event) => this.pasted(event);
 		addEventListener("paste", this.paste);
 		this.addSamples();
@@ -97,8 +97,7 @@ class Panel {
 	}
 
 	takeAll(files) {
-		if (files.length > 1) return this.gallery.add(files);
-		return this.take(files[0], files[0].name);
+		return files.length > 1 ? this.gallery.add(files) : this.take(files[0], files[0].name);
 	}
 
 	async take(blob, name) {
@@ -109,29 +108,24 @@ class Panel {
 	async read(blob, name) {
 		this.caller.clear();
 		Object.assign(this, {blob, name, answer: null});
-		const bitmap = await readPicture(this.one.id, blob).catch((error) => error);
+		const found = await readPicture(this.one.id, blob).catch((error) => error), failed = found instanceof Error;
 		if (this.blob !== blob) return false;
-		const failed = bitmap instanceof Error;
-		this.seen.hidden = failed;
-		if (failed) {
-			this.bitmap = null;
-			this.more.hidden = true;
-			this.caller.fail(tellError(bitmap));
-			return false;
+		this.bitmap = failed ? null : found;
+		if (failed || !this.camera.live) this.showAnswer(null);
+		if (failed) this.caller.fail(tellError(found));
+		else {
+			this.viewer.show(found);
+			this.preview();
 		}
-		this.bitmap = bitmap;
-		this.viewer.show(bitmap);
-		if (!this.camera.live) this.result.show(null);
-		return true;
+		return !failed;
 	}
 
 	async send() {
 		if (!this.blob) return this.caller.fail("Choose a picture first.");
 		const {blob, chain: {value: routines}, query} = this;
 		const found = await this.caller.run((signal) => predict(this.one.id, blob, {routines, query, signal}));
-		if (blob !== this.blob) return;
-		if (!found) return this.caller.error.hidden ? null : this.showAnswer(null);
-		this.showAnswer(found.answer);
+		const stopped = !found && this.caller.error.hidden;
+		if (blob === this.blob && !stopped) this.showAnswer(found?.answer ?? null);
 	}
 
 	showAnswer(answer) {
@@ -140,7 +134,6 @@ class Panel {
 		this.compare.clear();
 		this.result.show(answer, this.bitmap, this.name, this.camera.live);
 		this.json.say(answer ? JSON.stringify(answer) : "", answer ? pretty(shorten(answer)) : "");
-		this.preview();
 	}
 
 	async preview() {

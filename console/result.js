@@ -2,7 +2,7 @@
 
 import {bars, swatch} from "./charts.js";
 import {bar, button, download, fill, make, range, sizeOf, status, toBlob, withoutEnding} from "./dom.js";
-import {apart, colourOf, cornersOf, paint} from "./viewer.js";
+import {apart, colourOf, cornersOf, countsOf, paint} from "./viewer.js";
 
 const MOST_LISTED = 500, MOST_BARS = 5;
 
@@ -28,7 +28,7 @@ export class Result {
 	show(answer, bitmap, name = "picture", again = false) {
 		Object.assign(this, {answer, bitmap, name});
 		if (!again) this.hidden = new Set();
-		fill(this.warnings, ...(answer?.warnings ?? []).map((text) => make("p.warning", text)));
+		fill(this.warnings, answer?.warnings?.map((text) => make("p.warning", text)));
 		this.draw();
 	}
 
@@ -63,10 +63,9 @@ export class Result {
 	}
 
 	drawChips(boxed) {
-		const counts = new Map();
-		for (const one of boxed ? this.confident : []) counts.set(one.tag.name, {tag: one.tag, count: (counts.get(one.tag.name)?.count ?? 0) + 1});
+		const counts = countsOf(boxed ? this.confident : []);
 		const focused = this.chips.contains(document.activeElement) ? document.activeElement.dataset.name : null;
-		fill(this.chips, ...[...counts].sort(([, one], [, other]) => other.count - one.count).slice(0, 60).map(([name, {tag, count}]) => make("button.chip", {"aria-pressed": String(!this.hidden.has(name)), "data-name": name, onclick: () => this.toggle(name)}, swatch(colourOf(tag)), `${apart(name)} ${count}`)));
+		fill(this.chips, [...counts].sort(([, one], [, other]) => other.count - one.count).slice(0, 60).map(([name, {tag, count}]) => make("button.chip", {"aria-pressed": String(!this.hidden.has(name)), "data-name": name, onclick: () => this.toggle(name)}, swatch(colourOf(tag)), `${apart(name)} ${count}`)));
 		[...this.chips.children].find((one) => one.dataset.name === focused)?.focus();
 	}
 
@@ -77,12 +76,13 @@ export class Result {
 
 	drawList(shown) {
 		this.rows = new Map();
-		fill(this.list, ...shown.slice(0, MOST_LISTED).map((one) => {
-			const row = button("", () => this.emphasise(this.viewer.strong === one ? null : one), {onmouseenter: () => this.emphasise(one), onmouseleave: () => this.emphasise(null), onfocus: () => this.emphasise(one), onblur: () => this.emphasise(null)});
+		fill(this.list, shown.slice(0, MOST_LISTED).map((one) => {
+			const on = () => this.emphasise(one), off = () => this.emphasise(null);
+			const row = button("", () => (this.viewer.strong === one ? off() : on()), {onmouseenter: on, onmouseleave: off, onfocus: on, onblur: off});
 			row.append(swatch(colourOf(one.tag)), one.tag.name, make("span.number", one.confidence.toFixed(3)));
 			this.rows.set(one, row);
 			return make("li", row);
-		}), ...(shown.length > MOST_LISTED ? [make("li.soft", `and ${shown.length - MOST_LISTED} more`)] : []));
+		}), shown.length > MOST_LISTED && make("li.soft", `and ${shown.length - MOST_LISTED} more`));
 	}
 
 	emphasise(one) {
@@ -94,7 +94,7 @@ export class Result {
 	drawChart(classes) {
 		const {histogram, avgPerClass} = this.answer ?? {}, counted = histogram?.counts ? byRange(histogram) : histogram?.classes ?? avgPerClass;
 		const five = classes?.length ? classes.toSorted((one, other) => other.confidence - one.confidence).slice(0, MOST_BARS).map((one) => [one.tag.name, one.confidence]) : null;
-		fill(this.chart, ...[five && bars(five), counted && bars(counted, {most: Math.max(1e-9, ...Object.values(counted))})].filter(Boolean));
+		fill(this.chart, five && bars(five), counted && bars(counted, {most: Math.max(1e-9, ...Object.values(counted))}));
 	}
 
 	fade() {
@@ -122,8 +122,8 @@ export function csvOf(pictures) {
 		return /[",\n\r]/.test(safe) ? `"${safe.replaceAll('"', '""')}"` : safe;
 	};
 	const rows = pictures.flatMap(({name, predictions, width, height}) => predictions.map((one) => {
-		const [left, top, right, bottom] = one.bound ? cornersOf(one) : [];
-		return [name, one.tag.id, one.tag.name, one.confidence, ...(one.bound ? [left * width, top * height, right * width, bottom * height].map((x) => x.toFixed(2)) : ["", "", "", ""])];
+		const corners = one.bound ? cornersOf(one).map((place, at) => (place * (at % 2 ? height : width)).toFixed(2)) : ["", "", "", ""];
+		return [name, one.tag.id, one.tag.name, one.confidence, ...corners];
 	}));
 	return [["picture", "class", "name", "confidence", "left", "top", "right", "bottom"], ...rows].map((row) => row.map(quote).join(",")).join("\r\n") + "\r\n";
 }

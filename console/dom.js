@@ -60,7 +60,7 @@ export const shownBitmap = (bitmap, label) => drawOn(make("canvas.whole", {role:
 
 export const toBlob = (canvas, ...kind) => new Promise((done) => canvas.toBlob(done, ...kind));
 
-/** The picture of an answer; a preview, which may be smaller, tells the picture's own size. */
+/** The picture of an answer; a preview may be smaller, and tells the picture's own size. */
 export async function bitmapOf(asked) {
 	const response = await asked, [width, height] = response.headers.get("X-Picture-Size")?.split("x").map(Number) ?? [];
 	return Object.assign(await createImageBitmap(await response.blob()), width && {full: {width, height}});

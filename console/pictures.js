@@ -5,7 +5,7 @@ import {Caller, tellError} from "./call.js";
 import {Camera} from "./camera.js";
 import {Code} from "./code.js";
 import {Compare} from "./compare.js";
-import {bar, bitmapOf, details, dropZone, fill, heading, make, notReady, pretty, shownBitmap, sizeOf, textBlock} from "./dom.js";
+import {bar, bitmapOf, details, dropZone, fill, heading, make, notReady, pretty, shownBitmap, textBlock} from "./dom.js";
 import {Gallery} from "./gallery.js";
 import {drawThumb, predict, readPicture, versionPicker} from "./predict.js";
 import {Result} from "./result.js";
@@ -140,10 +140,10 @@ class Panel {
 		if (!this.shownTo.open || !this.blob) return;
 		const place = this.shownTo.lastElementChild, turn = (this.previews = (this.previews ?? 0) + 1);
 		try {
-			const bitmap = await bitmapOf(predict(this.one.id, this.blob, {routines: this.chain.value, verb: "preview"}));
+			const response = await predict(this.one.id, this.blob, {routines: this.chain.value, verb: "preview"}), bitmap = await bitmapOf(response);
 			if (turn !== this.previews) return;
-			const {width, height} = sizeOf(bitmap);
-			fill(place, shownBitmap(bitmap, "What the model is shown"), make("p.soft", `${width}×${height} pixels, before it is brought to the model's size`));
+			const size = response.headers.get("X-Shown-Size").replace("x", "×");
+			fill(place, shownBitmap(bitmap, "What the model is shown"), make("p.soft", `${size} pixels, before it is brought to the model's size`));
 		} catch (error) {
 			if (turn === this.previews) fill(place, make("p.error", tellError(error)));
 		}

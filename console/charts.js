@@ -29,7 +29,7 @@ const clock = (seconds, span) => new Date(seconds * 1000).toLocaleTimeString([],
  */
 export function timeChart(title, times, series, {unit = "", stacked = false, digits = 1, colours = COLOURS} = {}) {
 	const names = Object.keys(series), rows = Object.values(series), count = times.length, wide = room();
-	const at = (index) => LEFT + (wide - LEFT - 8) * (count > 1 ? index / (count - 1) : 0.5);
+	const across = wide - LEFT - 8, at = (index) => LEFT + across * (count > 1 ? index / (count - 1) : 0.5);
 	const stacks = stacked ? stack(rows) : rows;
 	const {step, top} = scaleFor(Math.max(0, ...stacks.flat().filter((one) => one != null)) || 1);
 	const y = (value) => TOP + (HIGH - BOTTOM - TOP) * (1 - value / top);
@@ -56,7 +56,7 @@ export function timeChart(title, times, series, {unit = "", stacked = false, dig
 	const legend = make("div.legend", names.map((name, index) => make("span", swatch(colour(index)), name)));
 	const figure = make("figure.chart", make("figcaption", `${title}${unit ? `, ${unit.trim()}` : ""}`), chart, names.length > 1 && legend);
 	addTip(figure, chart, (part) => {
-		const index = Math.round(((part * wide - LEFT) / (wide - LEFT - 8)) * (count - 1));
+		const index = Math.round(((part * wide - LEFT) / across) * (count - 1));
 		if (!(index >= 0 && index < count)) return "";
 		return [clock(times[index], 0), ...names.map((name) => `${name}: ${show(series[name][index], unit, digits)}`)].join("\n");
 	});
@@ -83,14 +83,14 @@ function runs(values) {
 }
 
 function addTip(figure, over, textAt) {
-	const tip = make("div.tip", {hidden: true});
+	const tip = make("div.tip", {hidden: true, style: "top:2.2rem"});
 	figure.append(tip);
 	over.onpointermove = (event) => {
 		const box = over.getBoundingClientRect(), text = textAt((event.clientX - box.left) / box.width);
 		tip.hidden = !text;
 		tip.textContent = text;
 		const left = event.clientX - figure.getBoundingClientRect().left;
-		Object.assign(tip.style, {left: `${Math.min(left + 12, figure.clientWidth - tip.offsetWidth - 4)}px`, top: "2.2rem"});
+		tip.style.left = `${Math.min(left + 12, figure.clientWidth - tip.offsetWidth - 4)}px`;
 	};
 	over.onpointerleave = () => (tip.hidden = true);
 }

@@ -101,9 +101,10 @@ export function milliseconds(value) {
 
 export function duration(seconds) {
 	if (seconds == null) return "–";
-	const days = Math.floor(seconds / 86400), hours = Math.floor(seconds / 3600) % 24, minutes = Math.floor(seconds / 60) % 60;
-	if (days) return `${days} d ${hours} h`;
-	return hours ? `${hours} h ${minutes} min` : minutes ? `${minutes} min` : `${Math.floor(seconds)} s`;
+	const [days, hours, minutes] = [86400, 3600, 60].map((one) => Math.floor(seconds / one));
+	if (days) return `${days} d ${hours % 24} h`;
+	if (hours) return `${hours} h ${minutes % 60} min`;
+	return minutes ? `${minutes} min` : `${Math.floor(seconds)} s`;
 }
 
 export function bytes(value) {

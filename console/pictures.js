@@ -21,10 +21,10 @@ export function show(root, one) {
 }
 
 function about(one) {
-	const names = Object.values(one.classes ?? {}).map((each) => each.name);
+	const names = Object.values(one.classes).map((each) => each.name);
 	const always = one.routines.map((each) => each.name).join(", ");
 	return make("div", heading(one, one.id), make("p.soft", [`model ${one.model}`, one.version_tag,
-		names.length ? `${names.length} classes: ${names.slice(0, 12).join(", ")}${names.length > 12 ? ", …" : ""}` : "", always && `always runs ${always}`].filter(Boolean).join(" · ")));
+		names.length && `${names.length} classes: ${names.slice(0, 12).join(", ")}${names.length > 12 ? ", …" : ""}`, always && `always runs ${always}`].filter(Boolean).join(" · ")));
 }
 
 class Panel {
@@ -140,7 +140,8 @@ class Panel {
 		if (!this.shownTo.open || !this.blob) return;
 		const place = this.shownTo.lastElementChild, turn = (this.previews = (this.previews ?? 0) + 1);
 		try {
-			const response = await predict(this.one.id, this.blob, {routines: this.chain.value, verb: "preview"}), bitmap = await bitmapOf(response);
+			const response = await predict(this.one.id, this.blob, {routines: this.chain.value, verb: "preview"});
+			const bitmap = await bitmapOf(response);
 			if (turn !== this.previews) return;
 			const size = response.headers.get("X-Shown-Size").replace("x", "×");
 			fill(place, shownBitmap(bitmap, "What the model is shown"), make("p.soft", `${size} pixels, before it is brought to the model's size`));
@@ -151,8 +152,7 @@ class Panel {
 }
 
 /** A drawn chart within an answer is megabytes of base64: to read, its beginning will do. */
-function shorten(value) {
-	if (typeof value === "string") return value.length > 400 ? `${value.slice(0, 80)}… (${value.length} characters)` : value;
-	if (Array.isArray(value)) return value.map(shorten);
-	return value && typeof value === "object" ? Object.fromEntries(Object.entries(value).map(([name, one]) => [name, shorten(one)])) : value;
+function shorten(answer) {
+	const shown = (_, value) => (typeof value === "string" && value.length > 400 ? `${value.slice(0, 80)}… (${value.length} characters)` : value);
+	return JSON.parse(JSON.stringify(answer, shown));
 }

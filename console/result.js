@@ -93,8 +93,8 @@ export class Result {
 
 	drawChart(classes) {
 		const {histogram, avgPerClass} = this.answer ?? {}, counted = histogram?.counts ? byRange(histogram) : histogram?.classes ?? avgPerClass;
-		const five = classes?.length ? classes.toSorted((one, other) => other.confidence - one.confidence).slice(0, MOST_BARS).map((one) => [one.tag.name, one.confidence]) : null;
-		fill(this.chart, five && bars(five), counted && bars(counted, {most: Math.max(1e-9, ...Object.values(counted))}));
+		const best = (classes ?? []).toSorted((one, other) => other.confidence - one.confidence).slice(0, MOST_BARS);
+		fill(this.chart, best.length > 0 && bars(best.map((one) => [one.tag.name, one.confidence])), counted && bars(counted, {most: Math.max(1e-9, ...Object.values(counted))}));
 	}
 
 	fade() {

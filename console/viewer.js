@@ -65,7 +65,7 @@ export class Viewer {
 			button("−", () => this.zoom(1 / 1.4), {ariaLabel: "Zoom out"}), button("+", () => this.zoom(1.4), {ariaLabel: "Zoom in"}),
 			button("Fit", () => this.fit()), button("Full screen", () => (document.fullscreenElement ? document.exitFullscreen() : this.frame.requestFullscreen?.())));
 		this.element = make("div", this.frame, tools);
-		Object.assign(this, {onHover() {}, opacity: 0.35, lists: [[]], share: null, strong: null, view: {scale: 1, x: 0, y: 0}, fitted: true, pointers: new Map()});
+		Object.assign(this, {onHover() {}, opacity: 0.35, lists: [[]], share: null, strong: null, view: {scale: 1, x: 0, y: 0}, fitted: true, pointers: new Map(), marked: new Map()});
 		this.listen();
 		new ResizeObserver(() => this.resized()).observe(this.frame);
 	}
@@ -157,11 +157,7 @@ export class Viewer {
 
 	moved(event) {
 		const before = this.pointers.get(event.pointerId);
-		if (!before) {
-			const over = event.target.closest?.(".box");
-			this.onHover(over ? this.marked.get(over) : null);
-			return;
-		}
+		if (!before) return this.onHover(this.marked.get(event.target.closest(".box")) ?? null);
 		this.pointers.set(event.pointerId, event);
 		if (this.pointers.size === 2) {
 			const [one, other] = this.pointers.values(), still = one === event ? other : one;
@@ -197,8 +193,7 @@ export class Viewer {
 			layer.setAttribute("clip-path", `url(#${id})`);
 		}
 		const placed = list.filter((one) => one.bound).map((one) => ({one, box: this.boxOf(one)}));
-		for (const each of placed) each.group = this.shape(each);
-		layer.append(...placed.map((each) => each.group).reverse()); // the first is the best: on top
+		layer.append(...placed.map((each) => this.shape(each)).reverse()); // the first is the best: on top
 		for (const each of placed) this.label(each, taken, layer); // above all boxes
 		return layer;
 	}
@@ -229,12 +224,13 @@ export class Viewer {
 	}
 
 	/** A label of constant size where it covers no other; else only when pointed at. */
-	label({one, box: [left, top, right, bottom]}, taken, layer) {
+	label({one, box}, taken, layer) {
+		const [left, top, right, bottom] = box;
 		const text = titleOf(one), wide = widthOf(text), tall = 17, strong = this.strong === one;
 		const {clientWidth: far, clientHeight: deep} = this.frame, [across, down] = this.size;
 		if (taken.length >= roomFor(Math.min(far, across) * Math.min(deep, down), tall)) return;
 		if (right < 0 || bottom < 0 || left > far || top > deep || (this.strong && !strong)) return;
-		const spot = placeLabel([left, top, right, bottom], [wide, tall], [far, deep], taken, strong);
+		const spot = placeLabel(box, [wide, tall], [far, deep], taken, strong);
 		if (!spot) return;
 		const colour = colourOf(one.tag);
 		layer.append(draw("g", {class: "label"}, draw("rect", {x: spot[0], y: spot[1], width: wide, height: tall, fill: colour, rx: 3}), draw("text", {x: spot[0] + 5, y: spot[1] + 13, fill: inkOn(colour)}, text)));

@@ -40,11 +40,10 @@ export class Camera {
 	}
 
 	setLive(live) {
-		const began = this.live;
 		this.live = live;
 		this.liver.ariaPressed = String(live);
 		this.rate.textContent = "";
-		if (live && !began) this.run();
+		if (live) this.run();
 	}
 
 	/** Picture after picture, the next when the last is answered. */

@@ -11,12 +11,12 @@ const SAME_PLACE = 0.5; // of intersection over union, as in COCO's and Pascal V
 export class Compare {
 	constructor(panel) {
 		Object.assign(this, {panel, query: "", without: "", id: panel.one.id});
-		const ready = catalogue.deployments.filter((one) => one.state === "ready");
+		const ready = catalogue.deployments.filter((one) => one.state === "ready").map((one) => one.id);
 		this.caller = new Caller(() => this.run(), "Compare");
 		this.versions = make("span");
 		this.slider = range(0.5, () => this.draw());
 		this.result = make("div", {hidden: true}, make("label", "Divider ", this.slider), (this.list = make("div")));
-		this.element = details("Compare with…", bar(select("Deployment", ready.map((one) => one.id), (id) => this.choose(id), this.id), this.versions,
+		this.element = details("Compare with…", bar(select("Deployment", ready, (id) => this.choose(id), this.id), this.versions,
 			select("Routines", [["", "the same"], ["without", "without those of the request"]], (value) => (this.without = value)), this.caller.buttons), this.caller.error, this.result);
 		this.choose(this.id);
 	}

@@ -36,14 +36,12 @@ export class Gallery {
 	}
 
 	work() {
-		while (this.running < AT_ONCE) {
-			const next = this.pictures.find((one) => one.state === "waiting");
-			if (!next) break;
+		const waiting = this.pictures.filter((one) => one.state === "waiting");
+		for (const next of waiting.slice(0, AT_ONCE - this.running)) {
 			next.state = "running";
 			this.running += 1;
 			next.turn = this.ask(next).finally(() => {
 				this.running -= 1;
-				this.tell();
 				this.work();
 			});
 		}

@@ -64,7 +64,7 @@ export class Result {
 
 	drawChips(boxed) {
 		const counts = countsOf(boxed ? this.confident : []);
-		const focused = this.chips.contains(document.activeElement) ? document.activeElement.dataset.name : null;
+		const focused = document.activeElement?.closest(".chip")?.dataset.name;
 		fill(this.chips, [...counts].sort(([, one], [, other]) => other.count - one.count).slice(0, 60).map(([name, {tag, count}]) => make("button.chip", {"aria-pressed": String(!this.hidden.has(name)), "data-name": name, onclick: () => this.toggle(name)}, swatch(colourOf(tag)), `${apart(name)} ${count}`)));
 		[...this.chips.children].find((one) => one.dataset.name === focused)?.focus();
 	}

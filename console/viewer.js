@@ -71,7 +71,7 @@ export class Viewer {
 	}
 
 	show(bitmap) {
-		const fresh = this.canvas.width !== bitmap.width || this.canvas.height !== bitmap.height || !this.shown;
+		const {width, height} = this.canvas, fresh = !this.shown || width !== bitmap.width || height !== bitmap.height;
 		drawOn(this.canvas, bitmap);
 		this.shown = true;
 		if (fresh) this.resized(true);
@@ -100,9 +100,9 @@ export class Viewer {
 	}
 
 	fit() {
-		const {clientWidth: wide, clientHeight: tall} = this.frame;
-		const scale = Math.min(wide / this.canvas.width, tall / this.canvas.height);
-		this.look({scale, x: (wide - this.canvas.width * scale) / 2, y: (tall - this.canvas.height * scale) / 2}, true);
+		const {clientWidth: wide, clientHeight: tall} = this.frame, {width, height} = this.canvas;
+		const scale = Math.min(wide / width, tall / height);
+		this.look({scale, x: (wide - width * scale) / 2, y: (tall - height * scale) / 2}, true);
 	}
 
 	zoom(factor, x = this.frame.clientWidth / 2, y = this.frame.clientHeight / 2) {

@@ -49,14 +49,14 @@ export class Gallery {
 	}
 
 	async ask(picture) {
-		const {one: {id}, chain, query} = this.panel;
+		const {one: {id}, chain, query} = this.panel, {signal} = this.abort;
 		picture.options = {routines: chain.value, query};
 		try {
 			const bitmap = await readPicture(id, picture.blob);
 			drawThumb(picture.canvas, bitmap);
 			Object.assign(picture, sizeOf(bitmap));
 			bitmap.close(); // a photo's pixels take 50 MB: it is read again when it is wanted
-			const response = await predict(id, picture.blob, {...picture.options, signal: this.abort.signal});
+			const response = await predict(id, picture.blob, {...picture.options, signal});
 			picture.answer = await response.json();
 			picture.state = "done";
 			const found = (picture.predictions = picture.answer.predictions ?? []);

@@ -967,9 +967,8 @@ def test_a_gallery_is_stopped_and_its_errors_have_a_request_id(page, slow, pictu
         page.says("0 of 5 done")
         page.click("Stop", "#panel .card")
         page.says("5 of 5 done")
-        page.wait(
-            "document.querySelector('#panel .card').innerText.match(/: stopped/g)?.length === 3"
-        )
+        listed = "document.querySelector('.gallery').innerText"
+        page.wait(f"{listed}.match(/: stopped/g)?.length === 3")
         page.click("Close", "#panel .card")
         page.take(pictures["broken.jpg"], pictures["broken.jpg"])
         page.says("2 of 2 done, 2 failed")

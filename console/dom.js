@@ -33,7 +33,7 @@ export function draw(name, attributes = {}, ...children) {
 
 export const link = (href, text) => make("a", {href}, text);
 
-export const option = (value, text = value, selected = false) => make("option", {value, selected}, text);
+export const option = (value, text = value, selected) => make("option", {value, selected}, text);
 
 export function select(label, options, onchange, value) {
 	const list = make("select", {onchange: () => onchange?.(list.value)}, options.map((one) => option(...[one].flat())));
@@ -41,7 +41,7 @@ export function select(label, options, onchange, value) {
 	return make("label", `${label} `, list);
 }
 
-export const search = (label, oninput, placeholder = "Search…", properties = {}) => make("input", {type: "search", placeholder, label, oninput, ...properties});
+export const search = (label, oninput, placeholder = "Search…", properties) => make("input", {type: "search", placeholder, label, oninput, ...properties});
 
 export const area = (properties) => make("textarea", {spellcheck: false, ...properties});
 
@@ -74,7 +74,7 @@ export const notReady = ({state, reason}) => make(state === "failed" ? "p.error"
 
 export const withoutEnding = (name) => name.replace(/\.\w+$/, "");
 
-export const button = (text, onclick, properties = {}) => make("button", {onclick, ...properties}, text);
+export const button = (text, onclick, properties) => make("button", {onclick, ...properties}, text);
 
 export function table(head, rows, {label}) {
 	const shown = (one) => (one instanceof Node ? one : String(one ?? ""));
@@ -120,7 +120,7 @@ export function pretty(value, most = 200000) {
 	return read.length > most ? `${read.slice(0, most)}\n… ${read.length - most} more characters: copy or download has all` : read;
 }
 
-/** Copy text, at the press of a button. Without https a browser has no clipboard, so it is selected and copied. */
+/** Copy text. Without https a browser has no clipboard, so it is selected and copied. */
 export async function copy(text, from) {
 	if (navigator.clipboard && window.isSecureContext) await navigator.clipboard.writeText(text);
 	else {
@@ -143,7 +143,7 @@ export function download(name, content, type = "application/json") {
 	setTimeout(() => URL.revokeObjectURL(link.href), 10000);
 }
 
-export function textBlock(label, file = "") {
+export function textBlock(label, file) {
 	const text = make("pre", {tabIndex: 0, role: "region", label});
 	let whole = "";
 	const copying = button("Copy", () => copy(whole, copying).catch((error) => (copying.textContent = error.message)));
@@ -169,9 +169,9 @@ export const toBase64 = (blob) => new Promise((done, failed) => {
 // A file would take the page's place where it is dropped.
 for (const kind of ["dragover", "drop"]) addEventListener(kind, (event) => event.dataTransfer?.types.includes("Files") && event.preventDefault());
 
-export function dropZone(text, take, {accept = "", multiple = false, extra = []} = {}) {
+export function dropZone(text, take, {accept, multiple, extra} = {}) {
 	const input = make("input", {type: "file", accept, multiple});
-	const zone = make("div.drop", make("label.button", text, input), ...extra);
+	const zone = make("div.drop", make("label.button", text, input), extra);
 	input.onchange = () => {
 		if (input.files.length) take([...input.files]);
 		input.value = "";

@@ -131,12 +131,12 @@ export class Gallery {
 		}
 	}
 
-	/** One COCO data set of all pictures, as the server writes each, asked once and as it was seen; ids are numbered anew. */
+	/** One COCO data set of all pictures as they were seen, as the server writes each; ids are numbered anew. */
 	async saveCoco() {
 		const whole = {images: [], annotations: [], categories: []}, categories = new Map();
 		for (const [index, one] of this.done.entries()) {
-			const {routines, query} = one.options;
-			one.coco ??= (await this.exporting.run((signal) => predict(this.panel.one.id, one.blob, {routines, query: `format=coco&${query}`, signal})))?.answer;
+			const query = `format=coco&${one.options.query}`;
+			one.coco ??= (await this.exporting.run((signal) => predict(this.panel.one.id, one.blob, {...one.options, query, signal})))?.answer;
 			if (!one.coco) return;
 			const {images = [], annotations = [], categories: own = []} = one.coco;
 			for (const image of images) whole.images.push({...image, id: index + 1, file_name: one.name});

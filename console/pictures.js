@@ -29,7 +29,7 @@ function about(one) {
 
 class Panel {
 	constructor(root, one) {
-		Object.assign(this, {one, query: "", blob: null, name: "", answer: null});
+		Object.assign(this, {one, query: "", blob: null, name: "", answer: null, previews: 0});
 		this.chain = new Chain(() => this.chainChanged());
 		this.caller = new Caller(() => this.send());
 		this.viewer = new Viewer();
@@ -50,8 +50,7 @@ class Panel {
 	}
 
 	parts() {
-		const camera = this.camera.button;
-		const drop = dropZone("Choose pictures", (files) => this.takeAll(files), {accept: "image/*,.tif,.tiff,.heic,.avif,.npy", multiple: true, extra: [camera, make("span.soft", "or drop or paste them here", this.one.samples.length ? ", or take a sample:" : ""), this.samples]});
+		const drop = dropZone("Choose pictures", (files) => this.takeAll(files), {accept: "image/*,.tif,.tiff,.heic,.avif,.npy", multiple: true, extra: [this.camera.button, make("span.soft", "or drop or paste them here", this.one.samples.length ? ", or take a sample:" : ""), this.samples]});
 		const controls = bar(versionPicker(this.one.model, (value) => this.setQuery(value)), this.chain.element, this.caller.buttons);
 		this.seen = make("div.two", {hidden: true}, make("div", this.viewer.element, this.caller.times), this.result.element);
 		this.more = make("div", {hidden: true}, details("The answer as JSON", this.json), this.shownTo, this.compare.element);
@@ -138,7 +137,7 @@ class Panel {
 
 	async preview() {
 		if (!this.shownTo.open || !this.blob) return;
-		const place = this.shownTo.lastElementChild, turn = (this.previews = (this.previews ?? 0) + 1);
+		const place = this.shownTo.lastElementChild, turn = ++this.previews;
 		try {
 			const response = await predict(this.one.id, this.blob, {routines: this.chain.value, verb: "preview"});
 			const bitmap = await bitmapOf(response);
@@ -152,7 +151,5 @@ class Panel {
 }
 
 /** A drawn chart within an answer is megabytes of base64: to read, its beginning will do. */
-function shorten(answer) {
-	const shown = (_, value) => (typeof value === "string" && value.length > 400 ? `${value.slice(0, 80)}… (${value.length} characters)` : value);
-	return JSON.parse(JSON.stringify(answer, shown));
-}
+const shorten = (answer) => JSON.parse(JSON.stringify(answer, (_, value) =>
+	(typeof value === "string" && value.length > 400 ? `${value.slice(0, 80)}… (${value.length} characters)` : value)));

@@ -47,19 +47,19 @@ export class Result {
 		this.viewer.mark(boxed ? shown : []);
 		this.masks.hidden = !all?.some((one) => one.contour);
 		this.saves.hidden = !this.answer;
-		this.count.textContent = this.tell(all, shown);
+		this.count.textContent = this.tell(all, shown, boxed);
 		this.drawChips(boxed);
 		this.drawList(boxed ? shown : []);
 		this.drawChart(boxed ? null : shown);
 		this.onchange();
 	}
 
-	tell(all, shown) {
+	tell(all, shown, boxed) {
 		if (!all) return "";
 		if (!all.length) return "Nothing was found.";
 		const best = all.reduce((one, other) => (other.confidence > one.confidence ? other : one));
 		if (!this.confident.length) return `Nothing above ${Number(this.slider.value).toFixed(2)}; best: ${best.tag.name} ${best.confidence.toFixed(2)}.`;
-		return all.some((one) => one.bound) ? `${shown.length} of ${all.length} shown` : `${Math.min(MOST_BARS, shown.length)} of ${all.length} classes`;
+		return boxed ? `${shown.length} of ${all.length} shown` : `${Math.min(MOST_BARS, shown.length)} of ${all.length} classes`;
 	}
 
 	drawChips(boxed) {

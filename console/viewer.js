@@ -23,7 +23,7 @@ export function countsOf(predictions) {
 const MOST_LABELS = 0.15; // of the picture is covered by labels: of 300 boxes the best have one
 
 /** Where a label covers no other: above, below or inside its box; null where there is no room. */
-function placeLabel([left, top, right, bottom], [wide, tall], [far, deep], taken, always = false) {
+function placeLabel([left, top, right, bottom], [wide, tall], [far, deep], taken, always) {
 	const spots = [[left, top - tall], [left, bottom], [right - wide, top - tall], [left, top], [right - wide, bottom - tall]]
 		.map(([x, y]) => [clamp(x, 0, Math.max(0, far - wide)), clamp(y, 0, Math.max(0, deep - tall))]).map(([x, y]) => [x, y, x + wide, y + tall]);
 	const spot = spots.find((one) => !taken.some((other) => one[0] < other[2] && other[0] < one[2] && one[1] < other[3] && other[1] < one[3])) ?? (always ? spots[0] : null);
@@ -38,12 +38,9 @@ export const apart = (name) => `\u2068${name}\u2069`;
 
 const titleOf = ({tag, confidence}) => `${apart(tag.name)} ${confidence.toFixed(2)}`;
 
-const pen = document.createElement("canvas").getContext("2d");
-
-function widthOf(text) {
-	pen.font = "600 12px system-ui, sans-serif";
-	return pen.measureText(text).width + 10;
-}
+const pen = make("canvas").getContext("2d");
+pen.font = "600 12px system-ui, sans-serif";
+const widthOf = (text) => pen.measureText(text).width + 10;
 
 /** Black or white, whichever is read better on a colour (WCAG's relative luminance). */
 function inkOn(colour) {
@@ -77,7 +74,7 @@ export class Viewer {
 		if (fresh) this.resized(true);
 	}
 
-	mark(left, right = null, share = 0.5) {
+	mark(left, right, share) {
 		this.lists = right ? [left, right] : [left];
 		this.share = right ? share : null;
 		const counts = [...countsOf(left)].slice(0, 20).map(([name, {count}]) => `${count} ${name}`);
@@ -91,7 +88,7 @@ export class Viewer {
 		this.draw();
 	}
 
-	resized(anew = false) {
+	resized(anew) {
 		if (!this.shown) return;
 		const high = clamp((this.frame.clientWidth * this.canvas.height) / this.canvas.width, 160, innerHeight * 0.7);
 		if (!document.fullscreenElement) this.frame.style.setProperty("--high", `${high}px`);
@@ -167,13 +164,11 @@ export class Viewer {
 	}
 
 	draw() {
-		this.waits ??= requestAnimationFrame(() => {
-			this.waits = null;
-			this.drawNow();
-		});
+		this.waits ??= requestAnimationFrame(() => this.drawNow());
 	}
 
 	drawNow() {
+		this.waits = null;
 		const {scale, x, y} = this.view;
 		this.canvas.style.transform = `translate(${x}px, ${y}px) scale(${scale})`;
 		this.canvas.style.imageRendering = scale > 3 ? "pixelated" : "auto";
@@ -182,7 +177,7 @@ export class Viewer {
 		const edge = this.share == null ? null : this.frame.clientWidth * this.share;
 		this.divider.hidden = edge == null;
 		if (edge != null) this.divider.style.left = `${edge}px`;
-		fill(this.overlay, ...this.lists.map((list, index) => this.layer(list, edge, index)));
+		fill(this.overlay, this.lists.map((list, index) => this.layer(list, edge, index)));
 	}
 
 	layer(list, edge, index) {

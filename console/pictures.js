@@ -63,7 +63,7 @@ class Panel {
 		this.caller.clear();
 		this.gallery.close();
 		this.compare.clear();
-		this.blob = null; // what is still being read is no longer wanted
+		this.left = true; // nothing is taken any more
 	}
 
 	setQuery(value) {
@@ -108,7 +108,7 @@ class Panel {
 		this.caller.clear();
 		Object.assign(this, {blob, name, answer: null});
 		const found = await readPicture(this.one.id, blob).catch((error) => error), failed = found instanceof Error;
-		if (this.blob !== blob) return false;
+		if (this.left || this.blob !== blob) return false;
 		this.bitmap = failed ? null : found;
 		if (failed || !this.camera.live) this.showAnswer(null);
 		if (failed) this.caller.fail(tellError(found));

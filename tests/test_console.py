@@ -672,6 +672,20 @@ def test_a_sample_that_cannot_be_had_is_said_where_it_is_pressed(page):
     page.says("Request ", "#panel .error:not([hidden])")
 
 
+def test_a_sample_that_comes_after_its_panel_was_left_is_not_asked_about(page, pictures):
+    page.open("try/crowd").hold("/samples/")
+    page.go("try/cells")
+    page.wait("window.asked.length === 10")
+    page.find(".sample").click()
+    page.go("try/crowd")
+    page.requests()
+    page.js("window.release()")
+    page.wait("window.answered === 10")
+    page.see(pictures["plain.png"], 300)
+    asked = [url for url in page.requests() if url.endswith("/predict")]
+    assert asked == [f"{page.address}/crowd/predict"]
+
+
 def test_dropped_and_pasted_pictures_are_taken(page, pictures):
     """Dispatched as events, since a driver has no other program to drop or copy from."""
     page.open("try/cells")

@@ -15,18 +15,18 @@ export class Camera {
 	async begin() {
 		this.caller.fail("");
 		if (!navigator.mediaDevices) return this.caller.fail("The browser gives the camera to pages over https or at localhost alone.");
-		try {
-			this.stream = await navigator.mediaDevices.getUserMedia({video: {facingMode: "environment", width: {ideal: 1280}}});
-		} catch (error) {
-			return this.caller.fail(`The camera cannot be used: ${error.message}`);
-		}
+		if (this.wanted) return; // the user is being asked
+		this.wanted = true;
+		this.stream = await navigator.mediaDevices.getUserMedia({video: {facingMode: "environment", width: {ideal: 1280}}})
+			.catch((error) => this.caller.fail(`The camera cannot be used: ${error.message}`));
+		if (!this.stream || !this.wanted) return this.end(); // refused, or the panel was left meanwhile
+		this.element.hidden = false;
 		this.video.srcObject = this.stream;
 		await this.video.play().catch(() => {});
-		this.element.hidden = false;
-		return null;
 	}
 
 	end() {
+		this.wanted = false;
 		this.setLive(false);
 		for (const track of this.stream?.getTracks() ?? []) track.stop();
 		this.stream = null;
@@ -40,11 +40,10 @@ export class Camera {
 	}
 
 	setLive(live) {
-		const began = this.live;
 		this.live = live;
 		this.liver.ariaPressed = String(live);
 		this.rate.textContent = "";
-		if (live && !began) this.run();
+		if (live) this.run();
 	}
 
 	/** Picture after picture, the next when the last is answered. */

@@ -10,14 +10,14 @@ const SAME_PLACE = 0.5; // of intersection over union, as in COCO's and Pascal V
 
 export class Compare {
 	constructor(panel) {
-		Object.assign(this, {panel, query: "", routines: "with", id: panel.one.id});
-		const ready = catalogue.deployments.filter((one) => one.state === "ready");
+		Object.assign(this, {panel, query: "", without: "", id: panel.one.id});
+		const ready = catalogue.deployments.filter((one) => one.state === "ready").map((one) => one.id);
 		this.caller = new Caller(() => this.run(), "Compare");
 		this.versions = make("span");
 		this.slider = range(0.5, () => this.draw());
 		this.result = make("div", {hidden: true}, make("label", "Divider ", this.slider), (this.list = make("div")));
-		this.element = details("Compare with…", bar(select("Deployment", ready.map((one) => one.id), (id) => this.choose(id), this.id), this.versions,
-			select("Routines", [["with", "the same"], ["without", "without those of the request"]], (value) => (this.routines = value)), this.caller.buttons), this.caller.error, this.result);
+		this.element = details("Compare with…", bar(select("Deployment", ready, (id) => this.choose(id), this.id), this.versions,
+			select("Routines", [["", "the same"], ["without", "without those of the request"]], (value) => (this.without = value)), this.caller.buttons), this.caller.error, this.result);
 		this.choose(this.id);
 	}
 
@@ -25,12 +25,11 @@ export class Compare {
 		this.id = id;
 		this.query = "";
 		const model = catalogue.deployments.find((one) => one.id === id)?.model;
-		fill(this.versions, ...[versionPicker(model, (value) => (this.query = value))].filter(Boolean));
+		fill(this.versions, versionPicker(model, (value) => (this.query = value)));
 	}
 
 	async run() {
-		const {panel} = this;
-		const routines = this.routines === "with" ? panel.chain.value : [];
+		const {panel} = this, routines = this.without ? [] : panel.chain.value;
 		const found = await this.caller.run((signal) => predict(this.id, panel.blob, {routines, query: this.query, signal}));
 		if (!found) return;
 		this.other = found.answer.predictions ?? [];
@@ -44,7 +43,7 @@ export class Compare {
 		const right = this.other.filter((one) => one.confidence >= least && !panel.result.hidden.has(one.tag.name));
 		if ([...left, ...right].some((one) => one.bound)) panel.viewer.mark(left, right, Number(this.slider.value));
 		const tell = (id, query) => id + decodeURIComponent(query).replace(/^version(_label)?=/, ", version ");
-		fill(this.list, make("p.soft", `Left: ${tell(panel.one.id, panel.query)} · right: ${tell(this.id, this.query)}${this.routines === "without" ? ", without the request's routines" : ""}`), differences(left, right));
+		fill(this.list, make("p.soft", `Left: ${tell(panel.one.id, panel.query)} · right: ${tell(this.id, this.query)}${this.without && ", without the request's routines"}`), differences(left, right));
 	}
 
 	clear() {
@@ -64,19 +63,19 @@ function overlap(one, other) {
 
 /** What differs. Matched greedily, the surest first, within a class. */
 function differences(left, right) {
-	const free = new Set(right), rows = [];
+	const free = new Set(right), rows = [], sure = (one) => one.confidence.toFixed(3);
 	let same = 0;
 	for (const one of left.toSorted((a, b) => b.confidence - a.confidence)) {
 		const match = [...free].filter((other) => other.tag.name === one.tag.name && overlap(one, other) >= SAME_PLACE).sort((a, b) => overlap(one, b) - overlap(one, a))[0];
-		if (!match) rows.push([one.tag.name, one.confidence.toFixed(3), "–", "only left"]);
+		if (!match) rows.push([one.tag.name, sure(one), "–", "only left"]);
 		else {
 			free.delete(match);
 			const change = match.confidence - one.confidence;
 			if (Math.abs(change) < 0.0005) same += 1;
-			else rows.push([one.tag.name, one.confidence.toFixed(3), match.confidence.toFixed(3), `${change > 0 ? "+" : ""}${change.toFixed(3)}`]);
+			else rows.push([one.tag.name, sure(one), sure(match), `${change > 0 ? "+" : ""}${change.toFixed(3)}`]);
 		}
 	}
-	for (const other of free) rows.push([other.tag.name, "–", other.confidence.toFixed(3), "only right"]);
+	for (const other of free) rows.push([other.tag.name, "–", sure(other), "only right"]);
 	const text = make("p", {role: "status"}, rows.length ? `${rows.length} differences, ${same} the same` : `No difference: ${same} the same`);
-	return make("div.differences", text, rows.length ? table(["class", "left", "right", "difference"], rows, {label: "Differences"}) : "");
+	return make("div.differences", text, rows.length > 0 && table(["class", "left", "right", "difference"], rows, {label: "Differences"}));
 }

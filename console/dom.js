@@ -33,7 +33,7 @@ export function draw(name, attributes = {}, ...children) {
 
 export const link = (href, text) => make("a", {href}, text);
 
-export const option = (value, text = value, selected = false) => make("option", {value, selected}, text);
+export const option = (value, text = value, selected) => make("option", {value, selected}, text);
 
 export function select(label, options, onchange, value) {
 	const list = make("select", {onchange: () => onchange?.(list.value)}, options.map((one) => option(...[one].flat())));
@@ -41,7 +41,7 @@ export function select(label, options, onchange, value) {
 	return make("label", `${label} `, list);
 }
 
-export const search = (label, oninput, placeholder = "Search…", properties = {}) => make("input", {type: "search", placeholder, label, oninput, ...properties});
+export const search = (label, oninput, placeholder = "Search…", properties) => make("input", {type: "search", placeholder, label, oninput, ...properties});
 
 export const area = (properties) => make("textarea", {spellcheck: false, ...properties});
 
@@ -60,7 +60,13 @@ export const shownBitmap = (bitmap, label) => drawOn(make("canvas.whole", {role:
 
 export const toBlob = (canvas, ...kind) => new Promise((done) => canvas.toBlob(done, ...kind));
 
-export const bitmapOf = async (response) => createImageBitmap(await (await response).blob());
+/** The picture of an answer; a preview may be smaller, and tells the picture's own size. */
+export async function bitmapOf(asked) {
+	const response = await asked, [width, height] = response.headers.get("X-Picture-Size")?.split("x").map(Number) ?? [];
+	return Object.assign(await createImageBitmap(await response.blob()), width && {full: {width, height}});
+}
+
+export const sizeOf = ({full, width, height}) => full ?? {width, height};
 
 export const heading = (one, name = one.name) => make("h2", dot(one.state), ` ${name} `);
 
@@ -68,14 +74,13 @@ export const notReady = ({state, reason}) => make(state === "failed" ? "p.error"
 
 export const withoutEnding = (name) => name.replace(/\.\w+$/, "");
 
-export const button = (text, onclick, properties = {}) => make("button", {onclick, ...properties}, text);
+export const button = (text, onclick, properties) => make("button", {onclick, ...properties}, text);
 
-export function table(head, rows, properties = {}) {
-	const cell = (name) => (one) => (one instanceof Node ? make(name, {}, one) : make(name, {textContent: one ?? ""}));
-	const heads = head.map((one) => make("th", {scope: "col"}, one instanceof Node ? one : String(one)));
-	const body = rows.map((row) => make("tr", row.map(cell("td"))));
-	return make("div.scroll", {tabIndex: 0, role: "region", label: properties.label ?? "Table"},
-		make("table", make("thead", make("tr", heads)), make("tbody", body)));
+export function table(head, rows, {label}) {
+	const shown = (one) => (one instanceof Node ? one : String(one ?? ""));
+	const heads = head.map((one) => make("th", {scope: "col"}, shown(one)));
+	const body = rows.map((row) => make("tr", row.map((one) => make("td", shown(one)))));
+	return make("div.scroll", {tabIndex: 0, role: "region", label}, make("table", make("thead", make("tr", heads)), make("tbody", body)));
 }
 
 export const tiles = (label, values) => make("dl.tiles", {label}, Object.entries(values).map(([title, text]) => make("div", {"data-key": title}, make("dt", title), make("dd", text))));
@@ -96,9 +101,10 @@ export function milliseconds(value) {
 
 export function duration(seconds) {
 	if (seconds == null) return "–";
-	const days = Math.floor(seconds / 86400), hours = Math.floor(seconds / 3600) % 24, minutes = Math.floor(seconds / 60) % 60;
-	if (days) return `${days} d ${hours} h`;
-	return hours ? `${hours} h ${minutes} min` : minutes ? `${minutes} min` : `${Math.floor(seconds)} s`;
+	const [days, hours, minutes] = [86400, 3600, 60].map((one) => Math.floor(seconds / one));
+	if (days) return `${days} d ${hours % 24} h`;
+	if (hours) return `${hours} h ${minutes % 60} min`;
+	return minutes ? `${minutes} min` : `${Math.floor(seconds)} s`;
 }
 
 export function bytes(value) {
@@ -119,17 +125,15 @@ export async function copy(text, from) {
 	if (navigator.clipboard && window.isSecureContext) await navigator.clipboard.writeText(text);
 	else {
 		const area = make("textarea.away", {value: text});
-		(from?.closest("dialog") ?? document.body).append(area);
+		(from.closest("dialog") ?? document.body).append(area);
 		area.select();
 		const done = document.execCommand("copy");
 		area.remove();
 		if (!done) throw new Error("The browser does not let the page copy.");
 	}
-	if (from) {
-		const was = from.textContent;
-		from.textContent = "Copied";
-		setTimeout(() => (from.textContent = was), 1500);
-	}
+	const was = from.textContent;
+	from.textContent = "Copied";
+	setTimeout(() => (from.textContent = was), 1500);
 }
 
 export function download(name, content, type = "application/json") {
@@ -139,12 +143,12 @@ export function download(name, content, type = "application/json") {
 	setTimeout(() => URL.revokeObjectURL(link.href), 10000);
 }
 
-export function textBlock(label, file = "") {
+export function textBlock(label, file) {
 	const text = make("pre", {tabIndex: 0, role: "region", label});
 	let whole = "";
 	const copying = button("Copy", () => copy(whole, copying).catch((error) => (copying.textContent = error.message)));
 	const saving = file && button("Download", () => download(typeof file === "function" ? file() : file, whole, "text/plain"));
-	const block = make("div.block", {hidden: true}, bar(copying, saving || null), text);
+	const block = make("div.block", {hidden: true}, bar(copying, saving), text);
 	const say = (value, shown = value) => {
 		whole = value;
 		text.textContent = shown;
@@ -155,30 +159,26 @@ export function textBlock(label, file = "") {
 	return Object.assign(block, {say, tell});
 }
 
-export async function toBase64(blob) {
-	const address = await new Promise((done, failed) => {
-		const reader = new FileReader();
-		reader.onload = () => done(reader.result);
-		reader.onerror = () => failed(new Error("The file cannot be read."));
-		reader.readAsDataURL(blob);
-	});
-	return address.slice(address.indexOf(",") + 1);
-}
+export const toBase64 = (blob) => new Promise((done, failed) => {
+	const reader = new FileReader();
+	reader.onload = () => done(reader.result.replace(/^[^,]*,/, ""));
+	reader.onerror = () => failed(new Error("The file cannot be read."));
+	reader.readAsDataURL(blob);
+});
 
-export function dropZone(text, take, {accept = "", multiple = false, extra = []} = {}) {
+// A file would take the page's place where it is dropped.
+for (const kind of ["dragover", "drop"]) addEventListener(kind, (event) => event.dataTransfer?.types.includes("Files") && event.preventDefault());
+
+export function dropZone(text, take, {accept, multiple, extra} = {}) {
 	const input = make("input", {type: "file", accept, multiple});
-	const zone = make("div.drop", make("label.button", text, input), ...extra);
+	const zone = make("div.drop", make("label.button", text, input), extra);
 	input.onchange = () => {
 		if (input.files.length) take([...input.files]);
 		input.value = "";
 	};
-	zone.ondragover = (event) => {
-		event.preventDefault();
-		zone.classList.add("over");
-	};
+	zone.ondragover = () => zone.classList.add("over");
 	zone.ondragleave = () => zone.classList.remove("over");
 	zone.ondrop = (event) => {
-		event.preventDefault();
 		zone.classList.remove("over");
 		const files = [...event.dataTransfer.files];
 		if (files.length) take(multiple ? files : files.slice(0, 1));

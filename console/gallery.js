@@ -1,7 +1,7 @@
 // Several pictures at once: three requests at a time, progress, filter, exports.
 
-import {Caller} from "./call.js";
-import {bar, button, download, fill, make, search, status, toBlob, withoutEnding} from "./dom.js";
+import {Caller, tellError} from "./call.js";
+import {bar, button, download, fill, make, search, sizeOf, status, toBlob, withoutEnding} from "./dom.js";
 import {drawThumb, predict, readPicture} from "./predict.js";
 import {csvOf} from "./result.js";
 import {paint} from "./viewer.js";
@@ -10,7 +10,7 @@ const AT_ONCE = 3;
 
 export class Gallery {
 	constructor(panel) {
-		Object.assign(this, {panel, pictures: [], running: 0, ended: false});
+		Object.assign(this, {panel, pictures: [], running: 0});
 		this.abort = new AbortController();
 		this.progress = make("progress", {max: 1, value: 0, label: "Pictures done"});
 		this.status = status();
@@ -20,14 +20,14 @@ export class Gallery {
 		this.exporting = new Caller(() => this.saveCoco(), "COCO");
 		this.exporting.button.classList.remove("main");
 		this.element = make("div.card", {hidden: true}, bar(this.progress, this.status, this.stop, this.filter,
-			this.exporting.buttons, button("CSV", () => this.saveCsv()), button("PNG", () => this.savePng()), button("Close", () => this.close())), this.exporting.error, this.list);
+			this.exporting.buttons, button("CSV", () => this.saveCsv()), button("PNG", () => this.savePng().catch((error) => this.exporting.fail(tellError(error)))), button("Close", () => this.close())), this.exporting.error, this.list);
 	}
 
 	add(files) {
 		this.element.hidden = false;
 		for (const blob of files) {
 			const canvas = make("canvas"), text = make("span", blob.name);
-			const picture = {blob, name: blob.name, canvas, text, state: "waiting"};
+			const picture = {blob, name: blob.name, canvas, text, state: "waiting", predictions: []};
 			picture.row = make("li", make("button", {onclick: () => this.open(picture)}, canvas, text));
 			this.list.append(picture.row);
 			this.pictures.push(picture);
@@ -36,14 +36,12 @@ export class Gallery {
 	}
 
 	work() {
-		while (this.running < AT_ONCE && !this.ended) {
-			const next = this.pictures.find((one) => one.state === "waiting");
-			if (!next) break;
+		const waiting = this.pictures.filter((one) => one.state === "waiting");
+		for (const next of waiting.slice(0, AT_ONCE - this.running)) {
 			next.state = "running";
 			this.running += 1;
-			this.ask(next).finally(() => {
+			next.turn = this.ask(next).finally(() => {
 				this.running -= 1;
-				this.tell();
 				this.work();
 			});
 		}
@@ -51,51 +49,59 @@ export class Gallery {
 	}
 
 	async ask(picture) {
-		const {panel} = this;
+		const {one: {id}, chain, query} = this.panel, {signal} = this.abort;
+		picture.options = {routines: chain.value, query};
 		try {
-			picture.bitmap = await readPicture(panel.one.id, picture.blob);
-			drawThumb(picture.canvas, picture.bitmap);
-			const response = await predict(panel.one.id, picture.blob, {routines: panel.chain.value, query: panel.query, signal: this.abort.signal});
+			const bitmap = await readPicture(id, picture.blob);
+			drawThumb(picture.canvas, bitmap);
+			Object.assign(picture, sizeOf(bitmap));
+			bitmap.close(); // a photo's pixels take 50 MB: it is read again when it is wanted
+			const response = await predict(id, picture.blob, {...picture.options, signal});
 			picture.answer = await response.json();
 			picture.state = "done";
-			const found = picture.answer.predictions ?? [];
+			const found = (picture.predictions = picture.answer.predictions ?? []);
 			picture.text.textContent = `${picture.name}: ${found.some((one) => one.bound) || !found.length ? `${found.length} found` : `${found[0].tag.name} ${found[0].confidence.toFixed(2)}`}`;
-			drawThumb(picture.canvas, paint(picture.bitmap, found, 0.35, false));
+			drawThumb(picture.canvas, paint(picture.canvas, found, 0.35, false));
 		} catch (error) {
-			picture.state = error.name === "AbortError" ? "stopped" : "failed";
-			picture.text.textContent = picture.text.title = `${picture.name}: ${error.name === "AbortError" ? "stopped" : error.message}`;
-			picture.row.classList.toggle("warning", error.name !== "AbortError");
+			const stopped = error.name === "AbortError";
+			picture.state = stopped ? "stopped" : "failed";
+			picture.text.textContent = picture.text.title = `${picture.name}: ${stopped ? "stopped" : tellError(error)}`;
+			picture.row.classList.toggle("warning", !stopped);
 		}
 		this.sift();
 	}
 
 	tell() {
-		const count = (...states) => this.pictures.filter((one) => states.includes(one.state)).length, done = this.pictures.length - count("waiting", "running"), failed = count("failed");
-		Object.assign(this.progress, {max: this.pictures.length || 1, value: done});
-		this.status.textContent = `${done} of ${this.pictures.length} done${failed ? `, ${failed} failed` : ""}`;
-		this.stop.hidden = done === this.pictures.length;
+		const all = this.pictures.length, count = (...states) => this.pictures.filter((one) => states.includes(one.state)).length;
+		const done = all - count("waiting", "running"), failed = count("failed");
+		Object.assign(this.progress, {max: all || 1, value: done});
+		this.status.textContent = `${done} of ${all} done${failed ? `, ${failed} failed` : ""}`;
+		this.stop.hidden = done === all;
+	}
+
+	fits({name, predictions}) {
+		const wanted = this.filter.value.trim().toLowerCase();
+		return [name, ...predictions.map((one) => one.tag.name)].some((text) => text.toLowerCase().includes(wanted));
 	}
 
 	sift() {
-		const wanted = this.filter.value.trim().toLowerCase();
-		for (const one of this.pictures) one.row.hidden = Boolean(wanted) && !fits(one, wanted);
+		for (const one of this.pictures) one.row.hidden = !this.fits(one);
 	}
 
 	get done() {
-		const wanted = this.filter.value.trim().toLowerCase();
-		return this.pictures.filter((one) => one.state === "done" && (!wanted || fits(one, wanted)));
+		return this.pictures.filter((one) => one.state === "done" && this.fits(one));
 	}
 
-	open(picture) {
-		if (picture.state === "failed" || !picture.bitmap) return this.panel.take(picture.blob, picture.name);
-		const {panel} = this;
-		panel.caller.clear();
-		Object.assign(panel, {blob: picture.blob, name: picture.name, bitmap: picture.bitmap});
-		panel.seen.hidden = false;
-		panel.viewer.show(picture.bitmap);
-		panel.showAnswer(picture.answer ?? null);
+	/** Show a picture, and its answer as soon as that is there; one that has none is asked about anew. */
+	async open(picture) {
+		const {panel} = this, {blob, name, state} = picture;
+		if (state !== "running" && state !== "done") return panel.take(blob, name);
+		if (!(await panel.read(blob, name))) return;
 		panel.seen.scrollIntoView({block: "nearest"});
-		return null;
+		await picture.turn;
+		if (panel.blob !== blob || panel.answer) return;
+		if (picture.answer) panel.showAnswer(picture.answer);
+		else panel.caller.fail(picture.text.title);
 	}
 
 	cancel() {
@@ -107,40 +113,37 @@ export class Gallery {
 
 	close() {
 		this.cancel();
+		this.exporting.abort?.abort();
 		this.pictures = [];
 		fill(this.list);
 		this.element.hidden = true;
 	}
 
-	end() {
-		this.ended = true;
-		this.abort.abort();
-	}
-
 	saveCsv() {
-		download("pictures.csv", csvOf(this.done.map((one) => ({name: one.name, predictions: one.answer.predictions ?? [], width: one.bitmap.width, height: one.bitmap.height}))), "text/csv");
+		download("pictures.csv", csvOf(this.done), "text/csv");
 	}
 
 	async savePng() {
 		for (const one of this.done) {
-			download(`${withoutEnding(one.name)}-seen.png`, await toBlob(paint(one.bitmap, one.answer.predictions ?? [])));
+			const bitmap = await readPicture(this.panel.one.id, one.blob);
+			download(`${withoutEnding(one.name)}-seen.png`, await toBlob(paint(bitmap, one.predictions)));
+			bitmap.close();
 		}
 	}
 
-	/** One COCO data set of all pictures, as the server writes each; ids are numbered anew. */
+	/** One COCO data set of all pictures as they were seen, as the server writes each; ids are numbered anew. */
 	async saveCoco() {
-		const {panel} = this, whole = {images: [], annotations: [], categories: []}, categories = new Map();
-		const query = [panel.query, "format=coco"].filter(Boolean).join("&");
+		const whole = {images: [], annotations: [], categories: []}, categories = new Map();
 		for (const [index, one] of this.done.entries()) {
-			const found = await this.exporting.run((signal) => predict(panel.one.id, one.blob, {routines: panel.chain.value, query, signal}));
-			if (!found) return;
-			for (const image of found.answer.images) whole.images.push({...image, id: index + 1, file_name: one.name});
-			for (const each of found.answer.annotations) whole.annotations.push({...each, id: whole.annotations.length + 1, image_id: index + 1});
-			for (const each of found.answer.categories) categories.set(each.id, each);
+			const query = `format=coco&${one.options.query}`;
+			one.coco ??= (await this.exporting.run((signal) => predict(this.panel.one.id, one.blob, {...one.options, query, signal})))?.answer;
+			if (!one.coco) return;
+			const {images = [], annotations = [], categories: own = []} = one.coco;
+			for (const image of images) whole.images.push({...image, id: index + 1, file_name: one.name});
+			for (const each of annotations) whole.annotations.push({...each, id: whole.annotations.length + 1, image_id: index + 1});
+			for (const each of own) categories.set(each.id, each);
 		}
 		whole.categories = [...categories.values()].sort((one, other) => one.id - other.id);
 		download("coco.json", JSON.stringify(whole));
 	}
 }
-
-const fits = (one, wanted) => one.name.toLowerCase().includes(wanted) || (one.answer?.predictions ?? []).some((each) => each.tag.name.toLowerCase().includes(wanted));

@@ -5,7 +5,7 @@ import {Caller, tellError} from "./call.js";
 import {Camera} from "./camera.js";
 import {Code} from "./code.js";
 import {Compare} from "./compare.js";
-import {bar, bitmapOf, details, dot, dropZone, fill, make, notReady, pretty, shownBitmap, textBlock} from "./dom.js";
+import {bar, bitmapOf, details, dropZone, fill, heading, make, notReady, pretty, shownBitmap, textBlock} from "./dom.js";
 import {Gallery} from "./gallery.js";
 import {drawThumb, predict, readPicture, versionPicker} from "./predict.js";
 import {Result} from "./result.js";
@@ -14,25 +14,25 @@ import {Viewer} from "./viewer.js";
 
 export function show(root, one) {
 	if (one.state !== "ready") {
-		return fill(root, heading(one), notReady(one));
+		return fill(root, about(one), notReady(one));
 	}
 	const panel = new Panel(root, one);
 	return () => panel.leave();
 }
 
-function heading(one) {
-	const names = Object.values(one.classes ?? {}).map((each) => each.name);
+function about(one) {
+	const names = Object.values(one.classes).map((each) => each.name);
 	const always = one.routines.map((each) => each.name).join(", ");
-	return make("div", make("h2", dot(one.state), ` ${one.id} `), make("p.soft", [`model ${one.model}`, one.version_tag,
-		names.length ? `${names.length} classes: ${names.slice(0, 12).join(", ")}${names.length > 12 ? ", …" : ""}` : "", always && `always runs ${always}`].filter(Boolean).join(" · ")));
+	return make("div", heading(one, one.id), make("p.soft", [`model ${one.model}`, one.version_tag,
+		names.length && `${names.length} classes: ${names.slice(0, 12).join(", ")}${names.length > 12 ? ", …" : ""}`, always && `always runs ${always}`].filter(Boolean).join(" · ")));
 }
 
 class Panel {
 	constructor(root, one) {
-		Object.assign(this, {one, query: "", blob: null, name: "", answer: null});
+		Object.assign(this, {one, query: "", blob: null, name: "", answer: null, previews: 0});
 		this.chain = new Chain(() => this.chainChanged());
 		this.caller = new Caller(() => this.send());
-		this.viewer = new Viewer({onHover: (found) => this.result.emphasise(found)});
+		this.viewer = new Viewer();
 		this.result = new Result(this.viewer, () => this.compare?.draw());
 		this.gallery = new Gallery(this);
 		this.camera = new Camera((blob) => this.take(blob, "camera.jpg"), this.caller);
@@ -42,7 +42,7 @@ class Panel {
 		this.shownTo = details("What the model is shown", make("div.preview"));
 		this.shownTo.ontoggle = () => this.preview();
 		this.samples = make("div.thumbs", {role: "group", label: "Samples"});
-		fill(root, heading(one), ...this.parts());
+		fill(root, about(one), ...this.parts());
 		this.paste = (event) => this.pasted(event);
 		addEventListener("paste", this.paste);
 		this.addSamples();
@@ -50,8 +50,7 @@ class Panel {
 	}
 
 	parts() {
-		const camera = this.camera.button;
-		const drop = dropZone("Choose pictures", (files) => this.takeAll(files), {accept: "image/*,.tif,.tiff,.heic,.avif,.npy", multiple: true, extra: [camera, make("span.soft", "or drop or paste them here", this.one.samples.length ? ", or take a sample:" : ""), this.samples]});
+		const drop = dropZone("Choose pictures", (files) => this.takeAll(files), {accept: "image/*,.tif,.tiff,.heic,.avif,.npy", multiple: true, extra: [this.camera.button, make("span.soft", "or drop or paste them here", this.one.samples.length ? ", or take a sample:" : ""), this.samples]});
 		const controls = bar(versionPicker(this.one.model, (value) => this.setQuery(value)), this.chain.element, this.caller.buttons);
 		this.seen = make("div.two", {hidden: true}, make("div", this.viewer.element, this.caller.times), this.result.element);
 		this.more = make("div", {hidden: true}, details("The answer as JSON", this.json), this.shownTo, this.compare.element);
@@ -62,7 +61,9 @@ class Panel {
 		removeEventListener("paste", this.paste);
 		this.camera.end();
 		this.caller.clear();
-		this.gallery.end();
+		this.gallery.close();
+		this.compare.clear();
+		this.left = true; // nothing is taken any more
 	}
 
 	setQuery(value) {
@@ -73,7 +74,8 @@ class Panel {
 
 	chainChanged() {
 		this.code.soon();
-		this.preview();
+		clearTimeout(this.timer);
+		this.timer = setTimeout(() => this.preview(), 300); // not at each keystroke
 	}
 
 	async addSamples() {
@@ -81,7 +83,7 @@ class Panel {
 			const canvas = make("canvas"), thumb = make("button.thumb.sample", {title: name, label: `Sample ${name}`}, canvas);
 			this.samples.append(thumb);
 			const blob = ask(`${path(this.one.id)}/samples/${path(name)}`).then((response) => response.blob());
-			thumb.onclick = async () => this.take(await blob, name).catch((error) => this.caller.fail(error.message));
+			thumb.onclick = () => blob.then((one) => this.take(one, name)).catch((error) => this.caller.fail(tellError(error)));
 			blob.then(createImageBitmap).then((bitmap) => drawThumb(canvas, bitmap), () => (thumb.textContent = name));
 		}
 	}
@@ -94,59 +96,60 @@ class Panel {
 	}
 
 	takeAll(files) {
-		if (files.length > 1) return this.gallery.add(files);
-		return this.take(files[0], files[0].name);
+		return files.length > 1 ? this.gallery.add(files) : this.take(files[0], files[0].name);
 	}
 
 	async take(blob, name) {
+		if (await this.read(blob, name)) await this.send();
+	}
+
+	/** Show a picture; false where it cannot be read, or is no longer wanted by then. */
+	async read(blob, name) {
 		this.caller.clear();
 		Object.assign(this, {blob, name, answer: null});
-		this.bitmap = await readPicture(this.one.id, blob).catch((error) => {
-			this.seen.hidden = this.more.hidden = true;
-			this.caller.fail(tellError(error));
-			return null;
-		});
-		if (!this.bitmap || this.blob !== blob) return;
-		this.seen.hidden = false;
-		this.viewer.show(this.bitmap);
-		if (!this.camera.live) this.result.show(null);
-		await this.send();
+		const found = await readPicture(this.one.id, blob).catch((error) => error), failed = found instanceof Error;
+		if (this.left || this.blob !== blob) return false;
+		this.bitmap = failed ? null : found;
+		if (failed || !this.camera.live) this.showAnswer(null);
+		if (failed) this.caller.fail(tellError(found));
+		else {
+			this.viewer.show(found);
+			this.preview();
+		}
+		return !failed;
 	}
 
 	async send() {
 		if (!this.blob) return this.caller.fail("Choose a picture first.");
-		const {blob} = this, options = {routines: this.chain.value, query: this.query};
-		const found = await this.caller.run((signal) => predict(this.one.id, blob, {...options, signal}));
-		if (blob !== this.blob) return;
-		if (!found) return this.caller.error.hidden ? null : this.showAnswer(null);
-		this.showAnswer(found.answer);
+		const {blob, chain: {value: routines}, query} = this;
+		const found = await this.caller.run((signal) => predict(this.one.id, blob, {routines, query, signal}));
+		const stopped = !found && this.caller.error.hidden;
+		if (blob === this.blob && !stopped) this.showAnswer(found?.answer ?? null);
 	}
 
 	showAnswer(answer) {
 		this.answer = answer;
 		this.more.hidden = this.seen.hidden = !answer && !this.bitmap;
 		this.compare.clear();
-		this.result.show(answer, this.bitmap, this.name);
+		this.result.show(answer, this.bitmap, this.name, this.camera.live);
 		this.json.say(answer ? JSON.stringify(answer) : "", answer ? pretty(shorten(answer)) : "");
-		this.preview();
 	}
 
 	async preview() {
 		if (!this.shownTo.open || !this.blob) return;
-		const place = this.shownTo.lastElementChild, turn = (this.previews = (this.previews ?? 0) + 1);
+		const place = this.shownTo.lastElementChild, turn = ++this.previews;
 		try {
-			const bitmap = await bitmapOf(predict(this.one.id, this.blob, {routines: this.chain.value, verb: "preview"}));
+			const response = await predict(this.one.id, this.blob, {routines: this.chain.value, verb: "preview"});
+			const bitmap = await bitmapOf(response);
 			if (turn !== this.previews) return;
-			fill(place, shownBitmap(bitmap, "What the model is shown"), make("p.soft", `${bitmap.width}×${bitmap.height} pixels, before it is brought to the model's size`));
+			const size = response.headers.get("X-Shown-Size").replace("x", "×");
+			fill(place, shownBitmap(bitmap, "What the model is shown"), make("p.soft", `${size} pixels, before it is brought to the model's size`));
 		} catch (error) {
-			if (turn === this.previews) fill(place, make("p.error", error.message));
+			if (turn === this.previews) fill(place, make("p.error", tellError(error)));
 		}
 	}
 }
 
 /** A drawn chart within an answer is megabytes of base64: to read, its beginning will do. */
-function shorten(value) {
-	if (typeof value === "string") return value.length > 400 ? `${value.slice(0, 80)}… (${value.length} characters)` : value;
-	if (Array.isArray(value)) return value.map(shorten);
-	return value && typeof value === "object" ? Object.fromEntries(Object.entries(value).map(([name, one]) => [name, shorten(one)])) : value;
-}
+const shorten = (answer) => JSON.parse(JSON.stringify(answer, (_, value) =>
+	(typeof value === "string" && value.length > 400 ? `${value.slice(0, 80)}… (${value.length} characters)` : value)));

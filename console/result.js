@@ -1,8 +1,8 @@
 // What was seen in a picture: slider, chips by class, list of objects, bars, exports.
 
 import {bars, swatch} from "./charts.js";
-import {bar, button, download, fill, make, range, status, toBlob, withoutEnding} from "./dom.js";
-import {apart, colourOf, cornersOf, paint} from "./viewer.js";
+import {bar, button, download, fill, make, range, sizeOf, status, toBlob, withoutEnding} from "./dom.js";
+import {apart, colourOf, cornersOf, countsOf, paint} from "./viewer.js";
 
 const MOST_LISTED = 500, MOST_BARS = 5;
 
@@ -24,9 +24,11 @@ export class Result {
 		viewer.onHover = (one) => this.emphasise(one);
 	}
 
-	show(answer, bitmap, name = "picture") {
-		Object.assign(this, {answer, bitmap, name, hidden: new Set(), rows: new Map()});
-		fill(this.warnings, ...(answer?.warnings ?? []).map((text) => make("p.warning", text)));
+	/** `again`: of a camera's pictures the next, whose classes stay hidden. */
+	show(answer, bitmap, name = "picture", again = false) {
+		Object.assign(this, {answer, bitmap, name});
+		if (!again) this.hidden = new Set();
+		fill(this.warnings, answer?.warnings?.map((text) => make("p.warning", text)));
 		this.draw();
 	}
 
@@ -45,26 +47,25 @@ export class Result {
 		this.viewer.mark(boxed ? shown : []);
 		this.masks.hidden = !all?.some((one) => one.contour);
 		this.saves.hidden = !this.answer;
-		this.count.textContent = this.tell(all, shown);
+		this.count.textContent = this.tell(all, shown, boxed);
 		this.drawChips(boxed);
 		this.drawList(boxed ? shown : []);
 		this.drawChart(boxed ? null : shown);
 		this.onchange();
 	}
 
-	tell(all, shown) {
+	tell(all, shown, boxed) {
 		if (!all) return "";
 		if (!all.length) return "Nothing was found.";
 		const best = all.reduce((one, other) => (other.confidence > one.confidence ? other : one));
 		if (!this.confident.length) return `Nothing above ${Number(this.slider.value).toFixed(2)}; best: ${best.tag.name} ${best.confidence.toFixed(2)}.`;
-		return all.some((one) => one.bound) ? `${shown.length} of ${all.length} shown` : `${Math.min(MOST_BARS, shown.length)} of ${all.length} classes`;
+		return boxed ? `${shown.length} of ${all.length} shown` : `${Math.min(MOST_BARS, shown.length)} of ${all.length} classes`;
 	}
 
 	drawChips(boxed) {
-		const counts = new Map();
-		for (const one of boxed ? this.confident : []) counts.set(one.tag.name, {tag: one.tag, count: (counts.get(one.tag.name)?.count ?? 0) + 1});
-		const focused = this.chips.contains(document.activeElement) ? document.activeElement.dataset.name : null;
-		fill(this.chips, ...[...counts].sort(([, one], [, other]) => other.count - one.count).slice(0, 60).map(([name, {tag, count}]) => make("button.chip", {"aria-pressed": String(!this.hidden.has(name)), "data-name": name, onclick: () => this.toggle(name)}, swatch(colourOf(tag)), `${apart(name)} ${count}`)));
+		const counts = countsOf(boxed ? this.confident : []);
+		const focused = document.activeElement?.closest(".chip")?.dataset.name;
+		fill(this.chips, [...counts].sort(([, one], [, other]) => other.count - one.count).slice(0, 60).map(([name, {tag, count}]) => make("button.chip", {"aria-pressed": String(!this.hidden.has(name)), "data-name": name, onclick: () => this.toggle(name)}, swatch(colourOf(tag)), `${apart(name)} ${count}`)));
 		[...this.chips.children].find((one) => one.dataset.name === focused)?.focus();
 	}
 
@@ -75,12 +76,13 @@ export class Result {
 
 	drawList(shown) {
 		this.rows = new Map();
-		fill(this.list, ...shown.slice(0, MOST_LISTED).map((one) => {
-			const row = button("", () => this.emphasise(this.viewer.strong === one ? null : one), {onmouseenter: () => this.emphasise(one), onmouseleave: () => this.emphasise(null), onfocus: () => this.emphasise(one), onblur: () => this.emphasise(null)});
+		fill(this.list, shown.slice(0, MOST_LISTED).map((one) => {
+			const on = () => this.emphasise(one), off = () => this.emphasise(null);
+			const row = button("", () => (this.viewer.strong === one ? off() : on()), {onmouseenter: on, onmouseleave: off, onfocus: on, onblur: off});
 			row.append(swatch(colourOf(one.tag)), one.tag.name, make("span.number", one.confidence.toFixed(3)));
 			this.rows.set(one, row);
 			return make("li", row);
-		}), ...(shown.length > MOST_LISTED ? [make("li.soft", `and ${shown.length - MOST_LISTED} more`)] : []));
+		}), shown.length > MOST_LISTED && make("li.soft", `and ${shown.length - MOST_LISTED} more`));
 	}
 
 	emphasise(one) {
@@ -91,8 +93,8 @@ export class Result {
 
 	drawChart(classes) {
 		const {histogram, avgPerClass} = this.answer ?? {}, counted = histogram?.counts ? byRange(histogram) : histogram?.classes ?? avgPerClass;
-		const five = classes?.length ? classes.toSorted((one, other) => other.confidence - one.confidence).slice(0, MOST_BARS).map((one) => [one.tag.name, one.confidence]) : null;
-		fill(this.chart, ...[five && bars(five), counted && bars(counted, {most: Math.max(1e-9, ...Object.values(counted))})].filter(Boolean));
+		const best = (classes ?? []).toSorted((one, other) => other.confidence - one.confidence).slice(0, MOST_BARS);
+		fill(this.chart, best.length > 0 && bars(best.map((one) => [one.tag.name, one.confidence])), counted && bars(counted, {most: Math.max(1e-9, ...Object.values(counted))}));
 	}
 
 	fade() {
@@ -105,7 +107,7 @@ export class Result {
 	}
 
 	saveCsv() {
-		download(`${withoutEnding(this.name)}.csv`, csvOf([{name: this.name, predictions: this.shown, width: this.bitmap.width, height: this.bitmap.height}]), "text/csv");
+		download(`${withoutEnding(this.name)}.csv`, csvOf([{name: this.name, predictions: this.shown, ...sizeOf(this.bitmap)}]), "text/csv");
 	}
 }
 
@@ -120,8 +122,8 @@ export function csvOf(pictures) {
 		return /[",\n\r]/.test(safe) ? `"${safe.replaceAll('"', '""')}"` : safe;
 	};
 	const rows = pictures.flatMap(({name, predictions, width, height}) => predictions.map((one) => {
-		const [left, top, right, bottom] = one.bound ? cornersOf(one) : [];
-		return [name, one.tag.id, one.tag.name, one.confidence, ...(one.bound ? [left * width, top * height, right * width, bottom * height].map((x) => x.toFixed(2)) : ["", "", "", ""])];
+		const corners = one.bound ? cornersOf(one).map((place, at) => (place * (at % 2 ? height : width)).toFixed(2)) : ["", "", "", ""];
+		return [name, one.tag.id, one.tag.name, one.confidence, ...corners];
 	}));
 	return [["picture", "class", "name", "confidence", "left", "top", "right", "bottom"], ...rows].map((row) => row.map(quote).join(",")).join("\r\n") + "\r\n";
 }

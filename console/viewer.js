@@ -13,10 +13,17 @@ export function cornersOf({bound}) {
 	return [Math.min(...xs), Math.min(...ys), Math.max(...xs), Math.max(...ys)];
 }
 
+/** name -> {tag, count} */
+export function countsOf(predictions) {
+	const counts = new Map();
+	for (const {tag} of predictions) counts.set(tag.name, {tag, count: (counts.get(tag.name)?.count ?? 0) + 1});
+	return counts;
+}
+
 const MOST_LABELS = 0.15; // of the picture is covered by labels: of 300 boxes the best have one
 
 /** Where a label covers no other: above, below or inside its box; null where there is no room. */
-function placeLabel([left, top, right, bottom], [wide, tall], [far, deep], taken, always = false) {
+function placeLabel([left, top, right, bottom], [wide, tall], [far, deep], taken, always) {
 	const spots = [[left, top - tall], [left, bottom], [right - wide, top - tall], [left, top], [right - wide, bottom - tall]]
 		.map(([x, y]) => [clamp(x, 0, Math.max(0, far - wide)), clamp(y, 0, Math.max(0, deep - tall))]).map(([x, y]) => [x, y, x + wide, y + tall]);
 	const spot = spots.find((one) => !taken.some((other) => one[0] < other[2] && other[0] < one[2] && one[1] < other[3] && other[1] < one[3])) ?? (always ? spots[0] : null);
@@ -29,12 +36,11 @@ const roomFor = (area, tall) => Math.max(3, (MOST_LABELS * area) / (5 * tall * t
 /** A name whose direction of writing leaves the number beside it where it is. */
 export const apart = (name) => `\u2068${name}\u2069`;
 
-const pen = document.createElement("canvas").getContext("2d");
+const titleOf = ({tag, confidence}) => `${apart(tag.name)} ${confidence.toFixed(2)}`;
 
-function widthOf(text) {
-	pen.font = "600 12px system-ui, sans-serif";
-	return pen.measureText(text).width + 10;
-}
+const pen = make("canvas").getContext("2d");
+pen.font = "600 12px system-ui, sans-serif";
+const widthOf = (text) => pen.measureText(text).width + 10;
 
 /** Black or white, whichever is read better on a colour (WCAG's relative luminance). */
 function inkOn(colour) {
@@ -47,7 +53,7 @@ function inkOn(colour) {
  * with a second list they are divided: the first left of the divider, the second right.
  */
 export class Viewer {
-	constructor({onHover = () => {}} = {}) {
+	constructor() {
 		this.canvas = make("canvas");
 		this.overlay = draw("svg", {"aria-hidden": "true"});
 		this.divider = make("div.divider", {hidden: true});
@@ -56,23 +62,23 @@ export class Viewer {
 			button("−", () => this.zoom(1 / 1.4), {ariaLabel: "Zoom out"}), button("+", () => this.zoom(1.4), {ariaLabel: "Zoom in"}),
 			button("Fit", () => this.fit()), button("Full screen", () => (document.fullscreenElement ? document.exitFullscreen() : this.frame.requestFullscreen?.())));
 		this.element = make("div", this.frame, tools);
-		Object.assign(this, {onHover, opacity: 0.35, lists: [[]], share: null, strong: null, view: {scale: 1, x: 0, y: 0}, fitted: true, pointers: new Map(), tools});
+		Object.assign(this, {onHover() {}, opacity: 0.35, lists: [[]], share: null, strong: null, view: {scale: 1, x: 0, y: 0}, fitted: true, pointers: new Map(), marked: new Map()});
 		this.listen();
 		new ResizeObserver(() => this.resized()).observe(this.frame);
 	}
 
 	show(bitmap) {
-		const fresh = this.canvas.width !== bitmap.width || this.canvas.height !== bitmap.height || !this.shown;
+		const {width, height} = this.canvas, fresh = !this.shown || width !== bitmap.width || height !== bitmap.height;
 		drawOn(this.canvas, bitmap);
 		this.shown = true;
 		if (fresh) this.resized(true);
 	}
 
-	mark(left, right = null, share = 0.5) {
+	mark(left, right, share) {
 		this.lists = right ? [left, right] : [left];
 		this.share = right ? share : null;
-		const counts = Map.groupBy ? [...Map.groupBy(left, (one) => one.tag.name)].map(([name, all]) => `${all.length} ${name}`) : [];
-		this.frame.setAttribute("aria-label", left.length ? `The picture, with ${counts.slice(0, 20).join(", ") || `${left.length} objects`}` : "The picture");
+		const counts = [...countsOf(left)].slice(0, 20).map(([name, {count}]) => `${count} ${name}`);
+		this.frame.ariaLabel = counts.length ? `The picture, with ${counts.join(", ")}` : "The picture";
 		this.draw();
 	}
 
@@ -82,7 +88,7 @@ export class Viewer {
 		this.draw();
 	}
 
-	resized(anew = false) {
+	resized(anew) {
 		if (!this.shown) return;
 		const high = clamp((this.frame.clientWidth * this.canvas.height) / this.canvas.width, 160, innerHeight * 0.7);
 		if (!document.fullscreenElement) this.frame.style.setProperty("--high", `${high}px`);
@@ -91,24 +97,23 @@ export class Viewer {
 	}
 
 	fit() {
-		const {clientWidth: wide, clientHeight: tall} = this.frame;
-		const scale = Math.min(wide / this.canvas.width, tall / this.canvas.height);
-		this.view = {scale, x: (wide - this.canvas.width * scale) / 2, y: (tall - this.canvas.height * scale) / 2};
-		this.fitted = true;
-		this.draw();
+		const {clientWidth: wide, clientHeight: tall} = this.frame, {width, height} = this.canvas;
+		const scale = Math.min(wide / width, tall / height);
+		this.look({scale, x: (wide - width * scale) / 2, y: (tall - height * scale) / 2}, true);
 	}
 
 	zoom(factor, x = this.frame.clientWidth / 2, y = this.frame.clientHeight / 2) {
 		const scale = clamp(this.view.scale * factor, 0.01, 64), by = scale / this.view.scale;
-		this.view = {scale, x: x - (x - this.view.x) * by, y: y - (y - this.view.y) * by};
-		this.fitted = false;
-		this.draw();
+		this.look({scale, x: x - (x - this.view.x) * by, y: y - (y - this.view.y) * by});
 	}
 
-	pan(x, y) {
-		this.view.x += x;
-		this.view.y += y;
-		this.fitted = false;
+	pan(right, down) {
+		const {scale, x, y} = this.view;
+		this.look({scale, x: x + right, y: y + down});
+	}
+
+	look(view, fitted = false) {
+		Object.assign(this, {view, fitted});
 		this.draw();
 	}
 
@@ -117,8 +122,7 @@ export class Viewer {
 		frame.addEventListener("wheel", (event) => {
 			if (!event.ctrlKey && !event.metaKey && this.fitted && !document.fullscreenElement) return; // the page scrolls
 			event.preventDefault();
-			const box = frame.getBoundingClientRect();
-			this.zoom(1.0015 ** -event.deltaY, event.clientX - box.left, event.clientY - box.top);
+			this.zoom(1.0015 ** -event.deltaY, ...this.placeOf(event));
 		}, {passive: false});
 		frame.onpointerdown = (event) => {
 			pointers.set(event.pointerId, event);
@@ -126,8 +130,11 @@ export class Viewer {
 		};
 		frame.onpointerup = frame.onpointercancel = (event) => pointers.delete(event.pointerId);
 		frame.onpointermove = (event) => this.moved(event);
-		frame.onpointerleave = () => this.onHover(null);
-		frame.ondblclick = (event) => (this.fitted ? this.zoom(2.5, event.offsetX, event.offsetY) : this.fit());
+		frame.onpointerleave = (event) => {
+			pointers.delete(event.pointerId); // one that is not captured is released outside, unseen
+			this.onHover(null);
+		};
+		frame.ondblclick = (event) => (this.fitted ? this.zoom(2.5, ...this.placeOf(event)) : this.fit());
 		frame.onkeydown = (event) => {
 			const step = {ArrowLeft: [40, 0], ArrowRight: [-40, 0], ArrowUp: [0, 40], ArrowDown: [0, -40]}[event.key];
 			if (step && !this.fitted) this.pan(...step);
@@ -139,29 +146,29 @@ export class Viewer {
 		};
 	}
 
+	/** Where in the frame a pointer is. */
+	placeOf({clientX, clientY}) {
+		const {left, top} = this.frame.getBoundingClientRect();
+		return [clientX - left, clientY - top];
+	}
+
 	moved(event) {
 		const before = this.pointers.get(event.pointerId);
-		if (!before) {
-			const over = event.target.closest?.(".box");
-			this.onHover(over ? this.marked.get(over) : null);
-			return;
-		}
+		if (!before) return this.onHover(this.marked.get(event.target.closest(".box")) ?? null);
 		this.pointers.set(event.pointerId, event);
 		if (this.pointers.size === 2) {
-			const [one, other] = this.pointers.values(), still = one === event ? other : one, box = this.frame.getBoundingClientRect();
+			const [one, other] = this.pointers.values(), still = one === event ? other : one;
 			const far = (a) => Math.hypot(a.clientX - still.clientX, a.clientY - still.clientY) || 1;
-			this.zoom(far(event) / far(before), still.clientX - box.left, still.clientY - box.top);
+			this.zoom(far(event) / far(before), ...this.placeOf(still));
 		} else if (!this.fitted) this.pan(event.clientX - before.clientX, event.clientY - before.clientY);
 	}
 
 	draw() {
-		this.waits ??= requestAnimationFrame(() => {
-			this.waits = null;
-			this.drawNow();
-		});
+		this.waits ??= requestAnimationFrame(() => this.drawNow());
 	}
 
 	drawNow() {
+		this.waits = null;
 		const {scale, x, y} = this.view;
 		this.canvas.style.transform = `translate(${x}px, ${y}px) scale(${scale})`;
 		this.canvas.style.imageRendering = scale > 3 ? "pixelated" : "auto";
@@ -170,35 +177,36 @@ export class Viewer {
 		const edge = this.share == null ? null : this.frame.clientWidth * this.share;
 		this.divider.hidden = edge == null;
 		if (edge != null) this.divider.style.left = `${edge}px`;
-		fill(this.overlay, ...this.lists.map((list, index) => this.layer(list, edge, index)));
+		fill(this.overlay, this.lists.map((list, index) => this.layer(list, edge, index)));
 	}
 
 	layer(list, edge, index) {
 		const layer = draw("g"), taken = [];
 		if (edge != null) {
-			const id = `cut${index}`, wide = this.frame.clientWidth, tall = this.frame.clientHeight;
-			const cut = draw("clipPath", {id}, draw("rect", {x: index ? edge : 0, y: 0, width: Math.max(0, index ? wide - edge : edge), height: tall}));
-			layer.append(draw("defs", {}, cut));
+			const id = `cut${index}`, {clientWidth: wide, clientHeight: height} = this.frame;
+			layer.append(draw("clipPath", {id}, draw("rect", {x: index ? edge : 0, y: 0, width: index ? wide - edge : edge, height})));
 			layer.setAttribute("clip-path", `url(#${id})`);
 		}
 		const placed = list.filter((one) => one.bound).map((one) => ({one, box: this.boxOf(one)}));
-		for (const each of placed) each.group = this.shape(each);
-		layer.append(...placed.map((each) => each.group).reverse()); // the first is the best: on top
+		layer.append(...placed.map((each) => this.shape(each)).reverse()); // the first is the best: on top
 		for (const each of placed) this.label(each, taken, layer); // above all boxes
 		return layer;
 	}
 
+	/** Width and height of the picture as it is drawn. */
+	get size() {
+		return [this.canvas.width * this.view.scale, this.canvas.height * this.view.scale];
+	}
+
 	boxOf(one) {
-		const {scale, x, y} = this.view, wide = this.canvas.width * scale, tall = this.canvas.height * scale;
+		const {x, y} = this.view, [wide, tall] = this.size;
 		const [left, top, right, bottom] = cornersOf(one);
 		return [x + left * wide, y + top * tall, x + right * wide, y + bottom * tall];
 	}
 
 	shape({one, box: [left, top, right, bottom]}) {
-		const {scale, x, y} = this.view, colour = colourOf(one.tag);
-		const wide = this.canvas.width * scale, tall = this.canvas.height * scale;
-		const group = draw("g", {class: `box${this.strong && this.strong !== one ? " faint" : ""}${this.strong === one ? " strong" : ""}`});
-		const rings = ringsOf(one);
+		const {x, y} = this.view, [wide, tall] = this.size, colour = colourOf(one.tag), rings = ringsOf(one);
+		const group = draw("g", {class: this.strong ? `box ${this.strong === one ? "strong" : "faint"}` : "box"});
 		if (rings.length) {
 			const d = rings.map((ring) => `M${ring.map(([px, py]) => `${(x + px * wide).toFixed(1)},${(y + py * tall).toFixed(1)}`).join("L")}Z`).join("");
 			const path = draw("path", {d, stroke: colour});
@@ -211,14 +219,13 @@ export class Viewer {
 	}
 
 	/** A label of constant size where it covers no other; else only when pointed at. */
-	label({one, box: [left, top, right, bottom]}, taken, layer) {
-		const text = `${apart(one.tag.name)} ${one.confidence.toFixed(2)}`, wide = widthOf(text), tall = 17;
-		const far = this.frame.clientWidth, deep = this.frame.clientHeight;
-		if (taken.length >= roomFor(Math.min(far, this.canvas.width * this.view.scale) * Math.min(deep, this.canvas.height * this.view.scale), tall)) return;
-		if (right < 0 || bottom < 0 || left > far || top > deep) return;
-		const strong = this.strong === one;
-		if (this.strong && !strong) return;
-		const spot = placeLabel([left, top, right, bottom], [wide, tall], [far, deep], taken, strong);
+	label({one, box}, taken, layer) {
+		const [left, top, right, bottom] = box;
+		const text = titleOf(one), wide = widthOf(text), tall = 17, strong = this.strong === one;
+		const {clientWidth: far, clientHeight: deep} = this.frame, [across, down] = this.size;
+		if (taken.length >= roomFor(Math.min(far, across) * Math.min(deep, down), tall)) return;
+		if (right < 0 || bottom < 0 || left > far || top > deep || (this.strong && !strong)) return;
+		const spot = placeLabel(box, [wide, tall], [far, deep], taken, strong);
 		if (!spot) return;
 		const colour = colourOf(one.tag);
 		layer.append(draw("g", {class: "label"}, draw("rect", {x: spot[0], y: spot[1], width: wide, height: tall, fill: colour, rx: 3}), draw("text", {x: spot[0] + 5, y: spot[1] + 13, fill: inkOn(colour)}, text)));
@@ -230,7 +237,8 @@ export function paint(bitmap, predictions, opacity = 0.35, labels = true) {
 	const canvas = drawOn(make("canvas"), bitmap), on = canvas.getContext("2d");
 	const {width, height} = canvas, size = Math.max(12, Math.round(Math.sqrt(width * height) / 40)), taken = [];
 	Object.assign(on, {lineWidth: labels ? Math.max(2, size / 8) : Math.max(width, height) / 120, font: `600 ${size}px system-ui, sans-serif`, textBaseline: "top"});
-	for (const one of predictions.filter((each) => each.bound).toReversed()) {
+	const boxed = predictions.filter((one) => one.bound);
+	for (const one of boxed.toReversed()) {
 		const colour = colourOf(one.tag), [left, top, right, bottom] = cornersOf(one), rings = ringsOf(one);
 		on.strokeStyle = on.fillStyle = colour;
 		on.beginPath();
@@ -241,9 +249,9 @@ export function paint(bitmap, predictions, opacity = 0.35, labels = true) {
 		if (rings.length) on.stroke();
 		else on.strokeRect(left * width, top * height, (right - left) * width, (bottom - top) * height);
 	}
-	for (const one of labels ? predictions.filter((each) => each.bound).slice(0, roomFor(width * height, size)) : []) {
+	for (const one of labels ? boxed.slice(0, roomFor(width * height, size)) : []) {
 		const [left, top, right, bottom] = cornersOf(one), colour = colourOf(one.tag);
-		const text = `${apart(one.tag.name)} ${one.confidence.toFixed(2)}`, wide = on.measureText(text).width + 6;
+		const text = titleOf(one), wide = on.measureText(text).width + 6;
 		const at = placeLabel([left * width, top * height, right * width, bottom * height], [wide, size * 1.3], [width, height], taken);
 		if (!at) continue;
 		on.fillStyle = colour;

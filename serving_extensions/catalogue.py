@@ -350,8 +350,9 @@ def view_sample(server: ModelServer, call: Call, deployment: str, name: str) -> 
 def view_preview(server: ModelServer, call: Call, deployment: str) -> Reply:
     """A picture as the model is shown it: decoded, upright, after the routines before the model.
 
-    The body is that of /predict; no model is asked. Answers a PNG of at most 1600 pixels a side.
-    Tiles are outlined.
+    The body is that of /predict; no model is asked. Answers a PNG of at most 1600 pixels a side;
+    `X-Picture-Size` is the picture's own width and height (`4000x3000`), `X-Shown-Size` that of
+    what the model is shown. Tiles are outlined.
     """
     ready = find_own(server, call, deployment)
     image, chain = read_image(server, call, ready.config)
@@ -361,12 +362,18 @@ def view_preview(server: ModelServer, call: Call, deployment: str) -> Reply:
     steps = [step for step in (*ready.chain, *own) if step.before_model]
     image = routines.on_background(image, server.config.server.images.background)
     with routine_errors():
-        return Reply(draw_preview(image, steps), content_type="image/png")
+        shown, _ = routines.run_before(steps, image)
+        sizes = ("X-Picture-Size", tell_size(image)), ("X-Shown-Size", tell_size(shown))
+        return Reply(draw_preview(shown, steps), content_type="image/png", headers=sizes)
 
 
-def draw_preview(image: np.ndarray, steps: Sequence[Any]) -> bytes:
-    """RGB pixels [H, W, 3] after routines, tiles outlined, as a PNG. Raises RoutineError."""
-    shown, _ = routines.run_before(steps, image)
+def tell_size(pixels: np.ndarray) -> str:
+    height, width = pixels.shape[:2]
+    return f"{width}x{height}"
+
+
+def draw_preview(shown: np.ndarray, steps: Sequence[Any]) -> bytes:
+    """RGB pixels [H, W, 3], made smaller, a routine's tiles outlined, as a PNG."""
     tile = routines.find_tile(steps)
     windows = tile.windows(shown) if tile else ()
     shrink = min(1.0, PREVIEW_PIXELS / max(shown.shape[:2]))

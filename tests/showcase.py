@@ -325,6 +325,7 @@ def write_pictures(folder):
         "tall.png": png(scene(200, 6000)),
         "wide.png": png(scene(8000, 200)),
         "scan.tif": png(scene(300, 200), "TIFF"),
+        "large.tif": png(scene(2000, 1000), "TIFF", compression="tiff_lzw"),
         "turned.jpg": png(scene(400, 200), "JPEG", exif=turned),
         "broken.jpg": b"this is no picture",
     }

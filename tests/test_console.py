@@ -27,6 +27,7 @@ import serving
 
 webdriver = pytest.importorskip("selenium.webdriver")
 Keys = pytest.importorskip("selenium.webdriver.common.keys").Keys
+ScrollOrigin = pytest.importorskip("selenium.webdriver.common.actions.wheel_input").ScrollOrigin
 
 LANGUAGES = 12
 
@@ -159,7 +160,37 @@ class Page:
     def see(self, path, count):
         """Choose a picture and wait for its boxes."""
         self.take(path)
+        self.wait_for_boxes(count)
+
+    def wait_for_boxes(self, count):
         self.wait(f"document.querySelectorAll('.viewer .box').length === {count}")
+
+    def find(self, selector):
+        return self.browser.find_element("css selector", selector)
+
+    def hold(self, part):
+        """Calls of URLs with `part` in them are in `asked`, and sent after `release()`."""
+        self.js(
+            """const part = arguments[0], real = window.fetch, open = new Promise((done) => (window.release = done));
+            Object.assign(window, {asked: [], answered: 0});
+            window.fetch = async (...of) => { if (!String(of[0]).includes(part)) return real(...of);
+            window.asked.push(of[1]); await open; return real(...of).finally(() => (window.answered += 1)); };""",
+            part,
+        )
+
+    def drawn(self):
+        """Wait until what was asked of the page is drawn."""
+        self.browser.execute_async_script(
+            "requestAnimationFrame(() => requestAnimationFrame(arguments[0]))"
+        )
+
+    def view(self):
+        """How a picture is shown: pixels of the window per pixel, left, top."""
+        self.drawn()
+        return self.js(
+            """const view = new DOMMatrix(getComputedStyle(document.querySelector('.viewer canvas')).transform);
+            return [view.a, view.e, view.f];"""
+        )
 
     @property
     def boxes(self):
@@ -485,9 +516,12 @@ def test_tall_and_wide_pictures_are_whole_within_the_window(page, pictures, name
     assert shown == pytest.approx(size[0] / size[1], rel=0.05)
 
 
+VIEW = "new DOMMatrix(getComputedStyle(document.querySelector('.viewer canvas')).transform)"
+
+
 def test_zoom_pan_and_full_screen(page, pictures):
     page.open("try/cells").see(pictures["plain.png"], 4)
-    view = "new DOMMatrix(getComputedStyle(document.querySelector('.viewer canvas')).transform)"
+    view = VIEW
     fitted = page.wait(f"{view}.a")
     frame = page.browser.find_element("css selector", ".viewer")
     frame.send_keys("+")
@@ -501,6 +535,54 @@ def test_zoom_pan_and_full_screen(page, pictures):
     page.wait("document.fullscreenElement?.className === 'viewer'")
     page.js("return document.exitFullscreen()")
     page.wait("!document.fullscreenElement")
+
+
+@pytest.mark.parametrize("name", ["plain.png", "wide.png"])
+def test_a_double_click_and_the_wheel_enlarge_what_is_under_the_pointer(page, pictures, name):
+    page.open("try/cells").see(pictures[name], 4)
+    frame, (fitted, *_) = page.find(".viewer"), page.view()
+    page.js(
+        """document.querySelector('.viewer').addEventListener('pointermove', ({currentTarget, clientX, clientY}) => {
+        const {left, top} = currentTarget.getBoundingClientRect(); window.pointer = [clientX - left, clientY - top]; });"""
+    )
+    at = [int(frame.size["width"] * -0.05), 3]  # where no box is
+    webdriver.ActionChains(page.browser).move_to_element_with_offset(frame, *at).perform()
+    place = page.wait("window.pointer")
+
+    def under():
+        scale, *corner = page.view()
+        return [(one - first) / scale for one, first in zip(place, corner, strict=True)]
+
+    before = under()
+    webdriver.ActionChains(page.browser).double_click().perform()
+    assert page.view()[0] / fitted == pytest.approx(2.5, rel=0.01)
+    assert under() == pytest.approx(before, abs=2 / fitted)
+    origin = ScrollOrigin.from_element(frame, *at)
+    webdriver.ActionChains(page.browser).scroll_from_origin(origin, 0, -200).perform()
+    page.wait(f"{VIEW}.a / {fitted} > 3")
+    assert under() == pytest.approx(before, abs=2 / fitted)
+    webdriver.ActionChains(page.browser).double_click(frame).perform()
+    page.wait(f"Math.abs({VIEW}.a / {fitted} - 1) < 0.01")
+
+
+def test_a_pressed_mouse_drags_the_picture_and_is_let_go_outside(page, pictures):
+    page.open("try/cells").see(pictures["plain.png"], 4)
+    frame = page.find(".viewer")
+
+    def mouse():
+        return webdriver.ActionChains(page.browser)
+
+    # pressed in the whole picture, which there is no dragging, and released beside it
+    mouse().move_to_element(frame).click_and_hold().perform()
+    mouse().move_to_element(page.find("h2")).release().perform()
+    mouse().move_to_element(page.find(".viewer .box")).perform()
+    page.wait("document.querySelectorAll('.objects .strong').length === 1")
+    page.click("+")
+    _, *before = page.view()
+    mouse().move_to_element_with_offset(frame, 20, 20).move_by_offset(40, 30).perform()
+    assert page.view()[1:] == before
+    mouse().click_and_hold().move_by_offset(-60, 20).release().move_by_offset(5, 5).perform()
+    assert page.view()[1:] == pytest.approx([before[0] - 60, before[1] + 20], abs=1)
 
 
 def test_a_classifier_of_1000_classes_shows_its_five_best_on_a_scale_of_0_to_1(page, pictures):
@@ -529,6 +611,79 @@ def test_a_tiff_and_a_turned_picture_are_shown_upright(page, pictures, name, siz
         "return ['width', 'height'].map((name) => document.querySelector('.viewer canvas')[name])"
     )
     assert page.js(shown) == size
+
+
+@pytest.mark.parametrize("late", ["scan.tif", "broken.jpg"])
+def test_a_picture_that_is_read_late_is_not_taken_for_the_next(page, pictures, late):
+    page.open("try/cells").hold("/preview")
+    page.take(pictures[late])
+    page.wait("window.asked.length === 1")
+    page.see(pictures["plain.png"], 4)
+    page.js("window.release()")
+    page.wait("window.answered === 1")
+    page.click("Send")
+    page.wait("document.querySelector('.timing')")
+    assert not page.js("return document.querySelector('#panel .error').checkVisibility()")
+    assert page.js("return document.querySelector('.viewer').checkVisibility()")
+    page.click("PNG", ".result")
+    assert Image.open(io.BytesIO(page.saved("plain-seen.png"))).size == (640, 480)
+
+
+def test_a_tiff_larger_than_its_preview_has_its_own_pixels(page, pictures):
+    page.open("try/cells").see(pictures["large.tif"], 4)
+    bound = predict(page.address, pictures["large.tif"])["predictions"][0]["bound"]
+    wanted = [bound[0][0] * 2000, bound[0][1] * 1000]
+
+    def corner(name):
+        first, *_ = csv.DictReader(io.StringIO(page.saved(name).decode()))
+        return [float(first["left"]), float(first["top"])]
+
+    page.click("CSV", ".result")
+    assert corner("large.csv") == pytest.approx(wanted, abs=0.01)
+    page.click("What the model is shown")
+    page.says("2000×1000 pixels", ".preview")
+    page.take(pictures["large.tif"], pictures["plain.png"])
+    page.says("2 of 2 done")
+    page.click("CSV", "#panel .card")
+    assert corner("pictures.csv") == pytest.approx(wanted, abs=0.01)
+
+
+def test_a_file_that_is_dropped_beside_the_box_leaves_the_page_where_it_is(page):
+    page.open("try/cells")
+    refused = page.js(
+        """const file = new DataTransfer(), text = new DataTransfer();
+        file.items.add(new File(['x'], 'x.txt')); text.setData('text/plain', 'x');
+        return ['dragover', 'drop'].flatMap((kind) => [file, text].map((dataTransfer) =>
+        !document.querySelector('h1').dispatchEvent(new DragEvent(kind, {dataTransfer, bubbles: true, cancelable: true}))));"""
+    )
+    assert refused == [True, False, True, False]
+
+
+def test_a_sample_that_cannot_be_had_is_said_where_it_is_pressed(page):
+    page.open("try/crowd")
+    page.js(
+        """const real = window.fetch;
+        window.fetch = (...of) => real(String(of[0]).replace('/samples/', '/samples/no-'), of[1]);"""
+    )
+    page.go("try/cells")
+    page.wait("document.querySelector('.sample')?.textContent")
+    page.find(".sample").click()
+    page.says("has no sample 'no-", "#panel .error:not([hidden])")
+    page.says("Request ", "#panel .error:not([hidden])")
+
+
+def test_a_sample_that_comes_after_its_panel_was_left_is_not_asked_about(page, pictures):
+    page.open("try/crowd").hold("/samples/")
+    page.go("try/cells")
+    page.wait("window.asked.length === 10")
+    page.find(".sample").click()
+    page.go("try/crowd")
+    page.requests()
+    page.js("window.release()")
+    page.wait("window.answered === 10")
+    page.see(pictures["plain.png"], 300)
+    asked = [url for url in page.requests() if url.endswith("/predict")]
+    assert asked == [f"{page.address}/crowd/predict"]
 
 
 def test_dropped_and_pasted_pictures_are_taken(page, pictures):
@@ -611,6 +766,105 @@ def test_what_the_model_is_shown(page, pictures):
     assert np.abs(red - np.asarray(source)[0]).max() <= 2
 
 
+def test_the_preview_of_resize_and_tile_is_asked_once_for_what_is_typed(page, pictures):
+    page.open("try/cells").see(pictures["plain.png"], 4)
+    page.click("What the model is shown")
+    page.wait("document.querySelector('.preview canvas')?.width === 640")
+    page.choose("Routine", "Resize")
+    page.says("expected 'width', 'height' or both", ".preview .error")
+    page.says("Request ", ".preview .error")
+    page.requests()
+    page.find(".routines input").send_keys("320")
+    page.says("320×240 pixels", ".preview")
+    asked = [url for url in page.requests() if url.endswith("/preview")]
+    assert len(asked) == 1
+    page.js("document.querySelector(`[aria-label='Remove Resize']`).click()")
+    page.choose("Routine", "Tile")
+    page.type(".routines input", "320")
+    outlined = """[[0, 0], [100, 100]].map(([x, y]) => [...document.querySelector('.preview canvas')
+        .getContext('2d').getImageData(x, y, 1, 1).data.slice(0, 3)].join() === '230,60,60')"""
+    page.wait("document.querySelector('.preview canvas')?.width === 640")
+    page.wait(f"{outlined}[0]")
+    assert page.js(f"return {outlined}") == [True, False]
+
+
+def differences(left, right):
+    """Those of two lists of predictions, as a list of rows; and how many are the same."""
+
+    def overlap(one, other):
+        (a, b), (c, d) = (
+            (np.array(each["bound"][0]), np.array(each["bound"][2])) for each in (one, other)
+        )
+        both = np.prod(np.clip(np.minimum(b, d) - np.maximum(a, c), 0, None))
+        return both / (np.prod(b - a) + np.prod(d - c) - both)
+
+    free, rows, same = list(right), [], 0
+    for one in sorted(left, key=lambda one: -one["confidence"]):
+        own = [
+            other
+            for other in free
+            if other["tag"]["name"] == one["tag"]["name"] and overlap(one, other) >= 0.5
+        ]
+        if not own:
+            rows.append((one["tag"]["name"], "only left"))
+            continue
+        best = max(own, key=lambda other: overlap(one, other))
+        free.remove(best)
+        change = best["confidence"] - one["confidence"]
+        same += abs(change) < 0.0005
+        rows += [] if abs(change) < 0.0005 else [(one["tag"]["name"], f"{change:+.3f}")]
+    return rows + [(other["tag"]["name"], "only right") for other in free], same
+
+
+DIFFERENCES = """return [...document.querySelectorAll('.differences tr')].slice(1).map((one) =>
+    [one.firstChild.textContent, one.lastChild.textContent])"""
+
+
+def test_two_deployments_are_compared_on_one_picture(page, pictures):
+    page.open("try/cells").see(pictures["plain.png"], 4)
+    page.click("Compare with…")
+    page.choose("Deployment", "crowd", "#panel details")
+    page.click("Compare")
+    both = [
+        predict(page.address, pictures["plain.png"], name)["predictions"]
+        for name in ("cells", "crowd")
+    ]
+    rows, same = differences(*both)
+    page.says(f"{len(rows)} differences, {same} the same")
+    assert [tuple(row) for row in page.js(DIFFERENCES)] == rows
+    assert page.boxes == 4 + 300 and "Left: cells · right: crowd" in page.text("#panel")
+
+
+def test_an_answer_is_compared_with_that_before_a_routine(page, pictures):
+    page.open("try/cells")
+    page.choose("Routine", "TopK")
+    page.type(".routines input", "2")
+    page.see(pictures["plain.png"], 2)
+    page.click("Compare with…")
+    page.choose("Routines", "without", "#panel details")
+    page.click("Compare")
+    page.says("2 differences, 2 the same")
+    assert page.js(DIFFERENCES) == [[name, "only right"] for name in showcase.NAMES[2:4]]
+    assert "without the request's routines" in page.text("#panel")
+
+
+def test_who_leaves_ends_a_comparison_and_an_export(page, pictures):
+    page.open("try/cells").see(pictures["plain.png"], 4)
+    page.click("Compare with…")
+    page.hold("/predict")
+    page.click("Compare")
+    page.wait("window.asked.length === 1")
+    page.go("try/crowd")
+    assert page.js("return window.asked[0].signal.aborted")
+    page.open("try/cells").take(pictures["plain.png"], pictures["turned.jpg"])
+    page.says("2 of 2 done")
+    page.hold("format=coco")
+    page.click("COCO", "#panel .card")
+    page.wait("window.asked.length === 1")
+    page.go("try/crowd")
+    assert page.js("return window.asked[0].signal.aborted")
+
+
 def test_two_versions_are_compared_on_one_picture(page, pictures):
     page.open("try/cells").see(pictures["plain.png"], 4)
     page.click("Compare with…")
@@ -674,6 +928,73 @@ def test_a_gallery_asks_three_at_a_time_filters_and_is_saved(page, pictures):
     page.wait("document.querySelectorAll('.viewer .box').length === 4")
 
 
+def test_a_gallery_keeps_thumbnails_alone(page, pictures):
+    page.open("try/cells")
+    page.js(
+        """const real = window.createImageBitmap, paint = CanvasRenderingContext2D.prototype.drawImage;
+        Object.assign(window, {made: [], largest: 0});
+        window.createImageBitmap = async (...of) => { const made = await real(...of); window.made.push(made); return made; };
+        CanvasRenderingContext2D.prototype.drawImage = function (...of) {
+        window.largest = Math.max(window.largest, this.canvas.width, this.canvas.height); return paint.apply(this, of); };"""
+    )
+    page.take(pictures["tall.png"], pictures["wide.png"], pictures["large.tif"])
+    page.says("3 of 3 done")
+    assert page.js("return window.made.map((one) => one.width)") == [0, 0, 0], "they are closed"
+    assert page.js("return window.largest") <= 240
+    page.click("PNG", "#panel .card")
+    assert Image.open(io.BytesIO(page.saved("wide-seen.png"))).size == (8000, 200)
+    page.find(".gallery li:nth-child(2) button").click()
+    page.wait_for_boxes(4)
+    assert page.js("return document.querySelector('.viewer canvas').width") == 8000
+
+
+def test_coco_is_what_was_seen_whatever_is_chosen_since(page, pictures):
+    page.open("try/cells")
+    page.choose("Routine", "TopK")
+    page.type(".routines input", "1")
+    page.choose("Version", "version=2")
+    page.take(pictures["plain.png"], pictures["turned.jpg"])
+    page.says("2 of 2 done")
+    page.choose("Version", "")
+    page.js("document.querySelector(`[aria-label='Remove TopK']`).click()")
+    page.requests()
+    for asked in (2, 0):  # the second time it is known
+        page.click("COCO", "#panel .card")
+        coco = json.loads(page.saved("coco.json"))
+        (page.folder / "coco.json").unlink()
+        assert [one["score"] for one in coco["annotations"]] == [pytest.approx(0.92)] * 2
+        assert len([url for url in page.requests() if "format=coco" in url]) == asked
+
+
+def test_a_picture_of_a_gallery_that_is_opened_early_gets_its_answer(page, slow, pictures):
+    page.open("try/slow")
+    with slow.held():
+        page.take(pictures["plain.png"], pictures["turned.jpg"])
+        page.wait("document.querySelector('.gallery canvas')?.width === 240")
+        page.find(".gallery button").click()
+        page.wait("document.querySelector('.viewer').checkVisibility()")
+        assert page.boxes == 0
+    page.wait_for_boxes(4)
+
+
+def test_a_gallery_is_stopped_and_its_errors_have_a_request_id(page, slow, pictures):
+    page.open("try/slow")
+    names = ["plain.png", "tall.png", "wide.png", "turned.jpg", "scan.tif"]
+    with slow.held():
+        page.take(*(pictures[name] for name in names))
+        page.says("0 of 5 done")
+        page.click("Stop", "#panel .card")
+        page.says("5 of 5 done")
+        listed = "document.querySelector('.gallery').innerText"
+        page.wait(f"{listed}.match(/: stopped/g)?.length === 3")
+        page.click("Close", "#panel .card")
+        page.take(pictures["broken.jpg"], pictures["broken.jpg"])
+        page.says("2 of 2 done, 2 failed")
+    told = page.js("return document.querySelector('.gallery span').title")
+    stats = requests.get(f"{page.address}/stats", headers=bearer(KEY)).json()
+    assert told.rpartition("Request ")[2] in {one["request_id"] for one in stats["last_errors"]}
+
+
 def test_one_picture_is_saved_as_png_and_csv_without_formulas(page, pictures):
     page.open("try/crowd").see(pictures["plain.png"], 300)
     page.click("CSV", ".result")
@@ -700,8 +1021,30 @@ def test_the_camera_takes_one_picture_or_one_after_the_other(page):
     page.says("fps")
     page.wait("window.calls > 5")
     assert page.js("return window.most") == 1
+    page.js("document.querySelector('.chip').click()")
+    page.wait_for_boxes(3)
+    calls = page.js("return window.calls")
+    page.wait(f"window.calls > {calls + 2}")
+    assert (
+        page.boxes == 3 and page.js("return document.querySelector('.chip').ariaPressed") == "false"
+    )
     page.click("Close the camera")
     page.wait("!document.querySelector('video').checkVisibility()")
+
+
+def test_the_camera_is_asked_for_once_and_let_go_by_who_leaves(page):
+    page.open("try/cells")
+    page.js(
+        """const {mediaDevices} = navigator, real = mediaDevices.getUserMedia.bind(mediaDevices), open = new Promise((done) => (window.release = done));
+        window.streams = []; window.questions = 0;
+        mediaDevices.getUserMedia = async (...of) => { window.questions += 1; await open; const stream = await real(...of); window.streams.push(stream); return stream; };"""
+    )
+    page.click("Camera")
+    page.click("Camera")
+    assert page.js("return window.questions") == 1
+    page.go("try/crowd")
+    page.js("window.release()")
+    page.wait("window.streams[0]?.getTracks().every((one) => one.readyState === 'ended')")
 
 
 # --- models, pipelines, handlers -----------------------------------------------------------------
@@ -1013,9 +1356,8 @@ def axe():
     return path.read_text()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 400])
-def test_axe_finds_nothing_and_nothing_is_wider_than_the_window(page, axe, pictures, scheme, width):
+@contextlib.contextmanager
+def emulated(page, scheme, width):
     page.browser.execute_cdp_cmd(
         "Emulation.setEmulatedMedia",
         {"features": [{"name": "prefers-color-scheme", "value": scheme}]},
@@ -1023,6 +1365,28 @@ def test_axe_finds_nothing_and_nothing_is_wider_than_the_window(page, axe, pictu
     size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
     page.browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     try:
+        yield
+    finally:
+        page.browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+        page.browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+
+
+def violations(page, part):
+    """What axe-core says of the page as it is, and whether it is wider than the window."""
+    page.js("document.querySelectorAll('#main details').forEach((one) => (one.open = true))")
+    found = page.browser.execute_async_script(
+        """const done = arguments[0]; axe.run(document, {resultTypes: ['violations']}).then((found) =>
+        done(found.violations.map((one) => [one.id, one.nodes.length, one.nodes[0].html, one.nodes[0].failureSummary])));"""
+    )
+    wide = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
+    findings = [(part, *one) for one in found]
+    return findings + [(part, "wider than the window")] * (page.js(wide) > 0)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 400])
+def test_axe_finds_nothing_and_nothing_is_wider_than_the_window(page, axe, pictures, scheme, width):
+    with emulated(page, scheme, width):
         page.open()
         page.js(axe)
         findings = []
@@ -1035,20 +1399,25 @@ def test_axe_finds_nothing_and_nothing_is_wider_than_the_window(page, axe, pictu
                 page.wait("document.querySelector('#panel .body')?.value")
                 page.click("Send")
                 page.wait("document.querySelector('#panel .timing')")
-            page.js(
-                "document.querySelectorAll('#main details').forEach((one) => (one.open = true))"
-            )
-            found = page.browser.execute_async_script(
-                """const done = arguments[0]; axe.run(document, {resultTypes: ['violations']}).then((found) =>
-                done(found.violations.map((one) => [one.id, one.nodes.length, one.nodes[0].html, one.nodes[0].failureSummary])));"""
-            )
-            findings += [(part, *one) for one in found]
-            wide = (
-                "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
-            )
-            if page.js(wide) > 0:
-                findings.append((part, "wider than the window"))
+            findings += violations(page, part)
         assert findings == []
-    finally:
-        page.browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
-        page.browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_in_a_gallery_a_comparison_and_the_key_dialog(
+    page, axe, pictures, scheme
+):
+    with emulated(page, scheme, 400):
+        page.open("try/cells").take(pictures["plain.png"], pictures["broken.jpg"])
+        page.js(axe)
+        page.says("2 of 2 done, 1 failed")
+        page.find(".gallery button").click()
+        page.wait_for_boxes(4)
+        page.click("Compare with…")
+        page.choose("Version", "version=2", "#panel details")
+        page.click("Compare")
+        page.says("4 differences")
+        findings = violations(page, "gallery and comparison")
+        page.click("Change key")
+        page.wait("document.querySelector('#key-dialog').open")
+        assert findings + violations(page, "key dialog") == []

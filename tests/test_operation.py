@@ -1,6 +1,7 @@
 """/stats, /metrics, /openapi.json, logs, client code: numbers agree with a counted load, documents with what is served."""
 
 import functools
+import io
 import json
 import logging
 import os
@@ -34,6 +35,7 @@ from conftest import (
     listening,
     listening_app,
 )
+from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 from werkzeug.middleware.proxy_fix import ProxyFix
 
@@ -648,6 +650,28 @@ def test_deployments_tell_what_the_page_needs(demo):
     )
     for name in ("..%2f1", "label_map.pbtxt", "%00", "nothing.jpg"):
         assert rest.get(f"/shapes/samples/{name}", headers=key).status_code == 404
+
+
+def test_a_preview_is_small_and_tells_the_pictures_size_and_what_the_model_is_shown(demo):
+    rest, key = Rest(demo), bearer(demo.generated_key)
+    file = io.BytesIO()
+    Image.new("RGB", (2000, 500), "teal").save(file, "PNG")
+    for name, arguments, shown, size in (
+        (None, {}, "2000x500", (1600, 400)),
+        ("Crop", {"xmax": 0.25}, "500x500", (500, 500)),
+        ("Resize", {"width": 3200, "height": 100}, "3200x100", (1600, 50)),
+        ("Tile", {"size": 500}, "2000x500", (1600, 400)),
+    ):
+        chain = [{"name": name, "arguments": arguments}] if name else []
+        answer = rest.post(
+            "/shapes/preview",
+            file.getvalue(),
+            headers=key,
+            query_string={"routines": json.dumps(chain)},
+        )
+        told = [answer.headers[f"X-{kind}-Size"] for kind in ("Picture", "Shown")]
+        assert told == ["2000x500", shown]
+        assert Image.open(io.BytesIO(answer.data)).size == size
 
 
 def test_client_code_at_its_url(demo):

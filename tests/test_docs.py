@@ -78,13 +78,14 @@ def test_every_command_line_option_is_in_the_documents():
             assert f"`{action.option_strings[0]}`" in DOCS
 
 
-def test_every_route_is_in_the_documents():
+def test_every_route_is_on_the_page_of_urls():
     """Each word of each URL that the table spells."""
+    page = (ROOT / "docs/rest.md").read_text()
     for row in serving.routes_of(serving.installed()):
         for url in serving.spellings(row.url):
             fixed = re.sub(r"\{\w+\}", "", url.replace("{verb}", "predict"))
             for word in re.findall(r"[/:][\w.-]+", fixed):
-                assert word in DOCS, url
+                assert word in page, url
 
 
 @pytest.fixture(scope="module")

@@ -39,6 +39,9 @@ from .core import (
 from .handlers import Handler, HandlerError, check_function
 from .results import Answer, to_answer
 
+# Of a stream: nginx, which else gathers an answer before it passes it on, passes each part at once.
+UNBUFFERED = ("X-Accel-Buffering", "no")
+
 
 @dataclass(frozen=True)
 class Context:
@@ -156,7 +159,10 @@ def write_reply(server: ModelServer, call: Call, endpoint: Endpoint, answer: Ans
     """An answer of a handler as it goes out; JSON of a good status in the endpoint's envelope."""
     if answer.stream is not None:
         stream = limit_stream(server, call, endpoint, answer.stream)
-        return Reply(b"", answer.status, answer.content_type, answer.headers, stream)
+        headers = answer.headers
+        if UNBUFFERED[0].lower() not in (name.lower() for name, _ in headers):
+            headers = (*headers, UNBUFFERED)
+        return Reply(b"", answer.status, answer.content_type, headers, stream)
     if answer.data is not None:
         return Reply(answer.data, answer.status, answer.content_type, answer.headers)
     good = answer.status < 400

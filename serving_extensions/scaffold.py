@@ -1,7 +1,7 @@
 """A new project of a handler that serves at once: config, handler, its test, requirements, README.
 
 The files come from project/, or from hub_project/ in the layout of CellStrat's Hub API; the server
-itself is a package that the project requires.
+itself is installed from its sources.
 """
 
 import contextlib

@@ -6,9 +6,11 @@
 | `python` | run, after the blocks before it; `serving.run` serves what the next commands ask |
 | `json` | read |
 | `console` | its lines after `$ ` are run in bash, and what stands below them must come out |
+| any language, after `<!-- from FILE -->` | looked for in that file: its lines, in their order |
+| any language, after `<!-- not run: why -->` | left alone |
 
-Numbers with a point may differ, `...` stands for anything. Servers run in this process, which has
-TensorFlow already; so do sites (`python -m flask --app`). A block after `<!-- not run: why -->` is left alone.
+Any other block is an error. Numbers with a point may differ, `...` stands for anything. Servers run
+in this process, which has TensorFlow already; so do sites (`python -m flask --app`).
 """
 
 import contextlib
@@ -32,7 +34,8 @@ import routines
 import serving
 
 FENCE = re.compile(
-    r"^(?:<!-- not run: (?P<why>[^\n]+) -->\n\n?)?(?P<indent> *)```(?P<language>\w*)"
+    r"^(?:<!-- (?:not run: (?P<why>[^\n]+)|from (?P<source>\S+)) -->\n\n?)?"
+    r"(?P<indent> *)```(?P<language>\w*)"
     r"(?: title=\"(?P<title>[^\"]+)\")?\n(?P<text>.*?)^(?P=indent)```$",
     re.MULTILINE | re.DOTALL,
 )
@@ -40,6 +43,7 @@ DECIMAL = re.compile(r"-?\d+(\.\d+(e[+-]?\d+)?|e[+-]?\d+)")
 SITE = re.compile(r"python -m flask --app (\S+) run\b")
 SERVER = re.compile(r"(python -m serving|python serving\.py|serving)\b")
 RUN = serving.run
+CLONE = ("models", "examples", "deploy", "config.json", "config.schema.json", "serving.py")
 OTHER = re.compile(r" --(check|new-key|init|init-hub|export|version|help)\b")
 
 
@@ -50,12 +54,22 @@ class Block:
     title: str | None
     text: str
     why: str | None  # it is not run
+    source: str | None  # the file whose lines it shows
 
 
 def pages():
     """The pages that people read, by their names below the repository."""
-    files = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]
+    names = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "deploy/README.md")
+    files = [*(ROOT / name for name in names), *(ROOT / "docs").rglob("*.md")]
     return sorted(str(file.relative_to(ROOT)) for file in files)
+
+
+def given(page):
+    """What lies in a reader's folder: what the tutorials' first line copies, else the clone."""
+    first = ROOT / "docs/tutorials/index.md"
+    if (ROOT / page).parent != first.parent or ROOT / page == first:
+        return CLONE
+    return re.search(r"cp -r (.+) try\b", first.read_text())[1].split()
 
 
 def blocks(page):
@@ -64,7 +78,7 @@ def blocks(page):
     for found in FENCE.finditer(source):
         line = source[: found.start("text")].count("\n")
         text = textwrap.dedent(found["text"])
-        yield Block(line, found["language"], found["title"], text, found["why"])
+        yield Block(line, found["language"], found["title"], text, found["why"], found["source"])
 
 
 def pattern_of(printed):
@@ -78,20 +92,28 @@ def assert_printed(expected, printed, where):
     assert pattern_of(expected).fullmatch(came), f"{where}: expected\n{expected}\ngot\n{printed}"
 
 
+def assert_shown(shown, source, where):
+    """Whether a file has the lines of a block, in their order, however far they are indented."""
+    lines = iter([line.strip() for line in source.splitlines()])
+    for line in filter(None, map(str.strip, shown.splitlines())):
+        assert line in lines, f"{where}: {line} is not in the file, or stands elsewhere"
+
+
 class Reader:
-    """Follows a page in a folder that holds what a clone does."""
+    """Follows a page, in a folder that holds what it takes for granted."""
 
     def __init__(self, page, folder, address, key):
         """The server at `address` answers as long as the page has started none of its own."""
         self.page, self.folder, self.address, self.key = page, Path(folder), address, key
         self.names = {"__name__": "__main__"}
         self.stack = contextlib.ExitStack()
-        for name in ("models", "examples", "deploy"):
-            (self.folder / name).mkdir()
-            for file in (ROOT / name).iterdir():
-                (self.folder / name / file.name).symlink_to(file)
-        for name in ("config.json", "config.schema.json", "serving.py"):
-            (self.folder / name).symlink_to(ROOT / name)
+        for source in map(ROOT.joinpath, given(page)):
+            files = [source]
+            if source.is_dir():
+                (self.folder / source.name).mkdir()
+                files = source.iterdir()
+            for file in files:
+                (self.folder / file.relative_to(ROOT)).symlink_to(file)
 
     def follow(self):
         """Run the blocks of the page; AssertionError names the line that does not hold."""
@@ -113,7 +135,9 @@ class Reader:
                 del sys.modules[name]
 
     def do(self, block, where):
-        if block.title:
+        if block.source:
+            assert_shown(block.text, (ROOT / block.source).read_text(), where)
+        elif block.title:
             self.write(block)
         elif block.language == "python":
             self.execute(block.text, where)
@@ -122,6 +146,8 @@ class Reader:
         elif block.language == "console":
             for command, printed in commands(block.text):
                 self.type(command, printed, where)
+        else:
+            raise AssertionError(f"{where}: is not run; `<!-- not run: why -->` says why")
 
     def execute(self, text, where):
         try:

@@ -406,14 +406,36 @@ def test_nginx_answers_for_a_server_that_is_away(site, tmp_path):
     )
 
 
+TOLD = """
+import pathlib, time
+
+def echo(body):
+    return body
+
+def steps(body):
+    yield "first\\n"
+    for _ in range(200):  # until the first has been read
+        if pathlib.Path(__file__).with_name("read").exists():
+            yield "read\\n"
+            return
+        time.sleep(0.05)
+    yield "in vain\\n"
+"""
+
+
 def test_nginx_brings_granian_what_it_cannot_do(tmp_path):
-    """Bodies in chunks, which granian's door refuses, and ones that come slowly, which would stop it."""
+    """Bodies in chunks, which granian's door refuses, and ones that come slowly, which would stop it.
+
+    A handler's stream comes through part by part.
+    """
     nginx = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
     upstream, port = free_port(), free_port()
-    (tmp_path / "told.py").write_text("def echo(body):\n    return body")
+    (tmp_path / "told.py").write_text(TOLD)
     config = {
         "model_config_list": [],
-        "handlers": [{"path": "/echo", "function": "told.py:echo"}],
+        "handlers": [
+            {"path": f"/{name}", "function": f"told.py:{name}"} for name in ("echo", "steps")
+        ],
         "auth": {"keys": [key_entry("site", "k")]},
     }
     (tmp_path / "config.json").write_text(json.dumps(config))
@@ -441,6 +463,11 @@ def test_nginx_brings_granian_what_it_cannot_do(tmp_path):
             yield b"more"
 
         assert session.post(f"{site}/echo", slowly(), headers=headers).content == b"half more"
+        with session.post(f"{site}/steps", b".", headers=headers, stream=True) as stream:
+            lines = stream.iter_lines()
+            first = next(lines)
+            (tmp_path / "read").touch()
+            assert (first, next(lines)) == (b"first", b"read")
         for _ in range(10):
             refused = session.post(f"{site}/echo", b" " * 20_000_000)
             assert refused.status_code == 401, "also when the body is large, and nobody reads it"

@@ -78,13 +78,14 @@ def test_every_command_line_option_is_in_the_documents():
             assert f"`{action.option_strings[0]}`" in DOCS
 
 
-def test_every_route_is_in_the_documents():
+def test_every_route_is_on_the_page_of_urls():
     """Each word of each URL that the table spells."""
+    page = (ROOT / "docs/rest.md").read_text()
     for row in serving.routes_of(serving.installed()):
         for url in serving.spellings(row.url):
             fixed = re.sub(r"\{\w+\}", "", url.replace("{verb}", "predict"))
             for word in re.findall(r"[/:][\w.-]+", fixed):
-                assert word in DOCS, url
+                assert word in page, url
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +111,7 @@ def test_config_example_is_right():
 
 def test_ci_runs_the_documented_test_command():
     page = (ROOT / "CONTRIBUTING.md").read_text()
-    command = re.search(r"Run the tests:\n\n```sh\n(.*)\n```", page)[1]
+    command = re.search(r"Run the tests:\n\n<!--.*-->\n```sh\n(.*)\n```", page)[1]
     assert command in (ROOT / ".ci/run").read_text() and f"`{command}`" in README
 
 
@@ -143,6 +144,7 @@ def test_no_block_of_a_page_is_overlooked(page):
         ("console\n$ echo 1\n2", AssertionError),
         ("console\n$ echo 1.5 a\n2.5 b", AssertionError),
         ("console\n$ false", AssertionError),
+        ("sh\ntrue", AssertionError),
         ('python title="a.py"\nprint(1)\n```\n\n```console\n$ python a.py\n2', AssertionError),
     ],
 )
@@ -151,6 +153,13 @@ def test_a_page_that_does_not_hold_is_noticed(block, error, tmp_path):
     page.write_text(f"# A page\n\n```{block}\n```\n")
     with pytest.raises(error):
         pages.Reader(page, tmp_path, "http://127.0.0.1:1", "").follow()
+
+
+@pytest.mark.parametrize("shown", ["b\na", "a # 1", "a b", "c"])
+def test_lines_that_are_not_those_of_their_file_are_noticed(shown):
+    pages.assert_shown("a\n\nb", "# file\n  a\n  c d\n  b\n", "here")
+    with pytest.raises(AssertionError, match="here: "):
+        pages.assert_shown(shown, "# file\n  a\n  c d\n  b\n", "here")
 
 
 # --- links, the reference, the site -----------------------------------------------------------------------
@@ -171,9 +180,7 @@ def anchors(page):
         yield re.sub(r"[^\w\- ]", "", plain.lower()).strip().replace(" ", "-")
 
 
-@pytest.mark.parametrize(
-    "page", [*pages.pages(), "CHANGELOG.md", "SECURITY.md", "deploy/README.md"]
-)
+@pytest.mark.parametrize("page", [*pages.pages(), "CHANGELOG.md"])
 def test_links_within_the_documents_lead_somewhere(page):
     for link in LINK.findall(prose(page)):
         path, _, anchor = link.partition("#")

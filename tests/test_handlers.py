@@ -860,6 +860,9 @@ def stream(inputs):
     for number in range(inputs):
         yield {"number": number}
 
+def gathered(inputs):
+    return (number for number in inputs), 200, {"x-accel-buffering": "yes"}
+
 def breaks(inputs):
     yield "begins"
     raise RuntimeError("a secret of the model")
@@ -882,7 +885,7 @@ def floods(inputs):
     while True:
         yield b"x" * 100_000
 """
-NAMES = ("missing", "response", "later", "stream", "breaks", "fails", "floods", "drips")
+NAMES = "missing response later stream gathered breaks fails floods drips".split()
 
 
 @pytest.fixture(scope="module")
@@ -939,8 +942,15 @@ def test_a_stream_comes_in_parts(views):
     answer = call_view(views, "stream", 3, stream=True)
     assert answer.headers["Content-Type"] == "application/x-ndjson"
     assert answer.headers["Transfer-Encoding"] == "chunked"
+    assert answer.headers["X-Accel-Buffering"] == "no"
     lines = [json.loads(line) for line in answer.iter_lines()]
     assert lines == [{"number": number} for number in range(3)]
+
+
+def test_a_handler_may_have_a_proxy_gather_its_stream(views):
+    answer = call_view(views, "gathered", [1, 2])
+    assert (answer.headers["X-Accel-Buffering"], answer.text) == ("yes", "1\n2\n")
+    assert "X-Accel-Buffering" not in call_view(views, "later", 1).headers
 
 
 def test_a_stream_that_fails_is_no_whole_one(views, caplog):

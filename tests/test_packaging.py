@@ -173,7 +173,7 @@ def test_versions_of_python_are_those_of_the_readme():
 def test_what_the_documents_install_brings_tensorflow():
     """`.` alone does not: tensorflow and tensorflow-cpu overwrite each other's files."""
     extras = setup()["options.extras_require"]
-    for path in (ROOT / "README.md", ROOT / ".ci/run", *(ROOT / "docs").glob("*.md")):
+    for path in (ROOT / "README.md", ROOT / ".ci/run", *(ROOT / "docs").rglob("*.md")):
         for target in re.findall(r"pip install (?:-\w+ )*('\.[^']*'|\.\S*)", path.read_text()):
             named = re.fullmatch(r"'\.\[(\w+)\]'", target)
             assert named and "tensorflow" in extras[named[1]], f"{path.name}: {target}"

@@ -92,10 +92,22 @@ def test_the_projects_own_test_passes(project):
     assert done.returncode == 0 and "2 passed" in done.stdout, done.stdout + done.stderr
 
 
-def test_the_requirements_name_the_server_at_its_version(project):
+def test_the_server_is_installed_from_its_sources_and_asked_of_no_index(project, tmp_path):
+    """What an index has under its name is somebody else's."""
+    hub = tmp_path / "hub"
+    write_project(hub, scaffold.HUB_PROJECT)
+    for path in (project / "requirements.txt", hub / "src/requirements.txt"):
+        assert [line for line in path.read_text().splitlines() if not line.startswith("#")] == []
+    readme = (project / "README.md").read_text()
+    assert "\npip install path/to/serving -r requirements.txt\n" in readme
+    assert serving.__version__ in readme
     name = re.search(r"^name = (.*)$", (ROOT / "setup.cfg").read_text(), re.MULTILINE)[1]
-    lines = (project / "requirements.txt").read_text().splitlines()
-    assert [line for line in lines if line and line[0] != "#"] == [f"{name}=={serving.__version__}"]
+    wheel = f"{name}-{serving.__version__}-py3-none-any.whl"
+    docker = (hub / "Dockerfile").read_text()
+    assert f"COPY {wheel} " in docker
+    assert re.findall(r"pip install (.*)", docker) == [
+        f"--no-cache-dir ./{wheel} -r requirements.txt"
+    ]
 
 
 @pytest.mark.parametrize("name", ["config.json", "README.md"])

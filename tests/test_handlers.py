@@ -885,7 +885,8 @@ def floods(inputs):
     while True:
         yield b"x" * 100_000
 """
-NAMES = "missing response later stream gathered breaks fails floods drips".split()
+NAMES = ("missing", "response", "later", "stream", "gathered", "breaks", "fails")
+NAMES += ("floods", "drips")
 
 
 @pytest.fixture(scope="module")

@@ -44,7 +44,10 @@ accesslog = None  # the server writes a line a request itself, with the id and t
 
 
 def post_worker_init(worker):
-    """The server's own log, as `python serving.py` writes it."""
+    """The server's own log, as `python serving.py` writes it, and its models, before requests."""
     import logging
 
     logging.basicConfig(format=serving.LOG_LINE, level=options.log_level)
+    # The worker that this one replaces takes no more: what comes meanwhile waits in the backlog,
+    # and not in here, for `load_wait_seconds` alone. Beyond `timeout` this would be one that hangs.
+    worker.wsgi.server.wait(timeout / 2)

@@ -19,8 +19,8 @@ class ReadToTheEnd:
     or thrown away, as a whole.
     """
 
-    def __init__(self, app: Callable[..., Iterable[bytes]]):
-        self.app = app
+    def __init__(self, app: Callable[..., Iterable[bytes]], server: serving.ModelServer):
+        self.app, self.server = app, server
 
     def __call__(
         self, environ: dict[str, Any], start_response: Callable[..., Any]
@@ -38,7 +38,8 @@ def create_app(source: serving.Source) -> ReadToTheEnd:
 
     Raises ConfigError.
     """
-    return ReadToTheEnd(serving.create_app(source, eager=True))
+    server = serving.as_server(source)
+    return ReadToTheEnd(serving.create_app(server, eager=True), server)
 
 
 class WithLengths:

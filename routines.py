@@ -291,7 +291,9 @@ def turn_upright(image: Image.Image) -> None:
 def upright(image: Image.Image) -> Image.Image:
     """A copy of somebody's picture, turned as its EXIF block says."""
     copy = image.copy()
-    copy.format = image.format  # which tells what a mode means
+    copy.format = image.format  # which tells what a mode means, as a TIFF's tags do
+    if hasattr(image, "tag_v2"):
+        copy.tag_v2 = image.tag_v2  # type: ignore[attr-defined]
     turn_upright(copy)
     return copy
 
@@ -2047,7 +2049,8 @@ def centernet(outputs: Mapping[str, np.ndarray], about: About) -> Tensors:
     heat = outputs["hm"]  # [h, w, C], or [C, h, w]
     heat = heat if heat.shape[:2] == wh.shape[:2] else np.moveaxis(heat, 0, 2)
     heat = about.activate(heat)
-    around = cv2.dilate(heat, np.ones((3, 3), np.uint8)).reshape(heat.shape)
+    cell = np.ones((3, 3), np.uint8)  # plane by plane: OpenCV takes no more than 128 at once
+    around = np.dstack([cv2.dilate(plane, cell) for plane in np.moveaxis(heat, 2, 0)])
     limit = about.threshold or 0
     rows, columns, classes = np.nonzero((heat == around) & (heat >= limit))
     scores = heat[rows, columns, classes]
@@ -2441,6 +2444,14 @@ def check_background(about: About) -> str:
     return ""
 
 
+def has_background_plane(about: About, count: int) -> bool:
+    """Whether the first of planes that are no softmax's is the background: it is said, or there is
+    one more than names.
+    """
+    said = about.classes_from
+    return count > 1 and (said == 1 or said is None and count == about.names + 1)
+
+
 def check_planes(about: About) -> str:
     """Whether it is known where the planes lie, and which of them is the background."""
     axis = plane_axis(about)
@@ -2461,9 +2472,11 @@ def check_plane_names(about: About, count: int | None) -> str:
             return f"there is a name for each plane: {FIRST_CLASS}"
         if problem := check_background(about):
             return problem
+    elif problem := check_background(about):
+        return problem
     if count is not None:
         exclusive = are_exclusive(about, count) and about.classes_from != 0
-        has_background = exclusive or count == about.names + 1 or about.classes_from == 1
+        has_background = exclusive or has_background_plane(about, count)
         check_labels(about.labels, count, 0 if has_background or 0 in about.labels else 1)
     return ""
 
@@ -2547,7 +2560,7 @@ def find_best_regions(planes: np.ndarray, about: About) -> Tensors:
 def find_planes_regions(planes: np.ndarray, about: About) -> Tensors:
     """The regions of each of the planes [H, W, C] by itself, from the threshold on."""
     count, limit = planes.shape[2], 0.5 if about.threshold is None else about.threshold
-    has_background = count > 1 and (count == about.names + 1 or about.classes_from == 1)
+    has_background = has_background_plane(about, count)
     numbers = [
         index if has_background or 0 in about.labels else index + 1 for index in range(count)
     ]
@@ -2952,7 +2965,7 @@ def warn_unknown(tensors: Tensors, who: str, class_name: str | Iterable[str]) ->
     unknown = [name for name in names if name not in there and not name.isdecimal()]
     texts = []
     for name in unknown[:MOST_WARNINGS]:
-        close = difflib.get_close_matches(name, labels.values(), n=1)
+        close = difflib.get_close_matches(name[:60], labels.values(), n=1)
         hint = f"; did you mean '{close[0]}'?" if close else ""
         none = "" if labels else "; its deployment has no label map"
         texts.append(f"{who}: the model has no class '{name[:60]}'{hint}{none}")
@@ -3041,11 +3054,10 @@ class ActiveLearning:
     class_name: str | tuple[str, ...] | None = argument(None, "only these classes")
 
     def __call__(self, tensors: Tensors) -> Tensors:
-        kept = (
-            tensors
-            if self.class_name is None
-            else keep(tensors, are_named(tensors, self.class_name))
-        )
+        kept = tensors
+        if self.class_name is not None:
+            tensors = warn_unknown(tensors, "ActiveLearning", self.class_name)
+            kept = keep(tensors, are_named(tensors, self.class_name))
         average, per_class = mean_of_classes(entropies(kept["scores"]), kept["names"])
         return {
             **tensors,
@@ -3101,6 +3113,8 @@ class Histogram:
     def __post_init__(self) -> None:
         if self.bins is not None and self.ranges is not None:
             raise ValueError("give 'bins' or 'ranges', not both")
+        if self.ranges is not None and len(self.ranges) > 1000:
+            raise ValueError(f"ranges: expected at most 1000 bounds, got {len(self.ranges)}")
         if self.ranges is not None and (
             not self.ranges or list(self.ranges) != sorted(set(self.ranges))
         ):
@@ -3129,16 +3143,14 @@ class Histogram:
 
 def draw_histogram(numbers: Mapping[str, Any]) -> str:
     """The numbers of a Histogram as horizontal bars, an SVG data URI."""
-    rows = (
-        [
+    listed = iter(numbers["classes"].items())
+    if "counts" in numbers:
+        listed = (
             (f"{name} \N{LESS-THAN OR EQUAL TO} {bound:g}", count)
             for name, counts in numbers["counts"].items()
             for bound, count in zip(numbers["ranges"], counts)
-        ]
-        if "counts" in numbers
-        else list(numbers["classes"].items())
-    )
-    rows = rows[:1000]  # more are no picture; the numbers have them all
+        )
+    rows = list(itertools.islice(listed, 1000))  # more are no picture; the numbers have them all
     most = max([count for _, count in rows], default=0) or 1
     bars = "".join(
         f'<text x="150" y="{22 * n + 16}" text-anchor="end">{escape(name)}</text>'
@@ -3355,14 +3367,6 @@ def resize_mask(mask: np.ndarray, tall: int, wide: int) -> np.ndarray:
 
 FINE, MOST_FINE = 128, 1024  # the pixels that a mask coarser than the picture is traced in
 MOST_RINGS = 2000
-
-
-def trace_mask(
-    mask: np.ndarray, box: np.ndarray, width: int, height: int
-) -> list[list[float]] | None:
-    """The outer ring of a mask's largest part; None when there is no area."""
-    rings = trace_rings(mask, box, width, height)
-    return rings[0] if rings else None
 
 
 def trace_rings(
@@ -3611,6 +3615,8 @@ def draw_shape(canvas: np.ndarray, annotation: Mapping[str, Any], thick: int) ->
     left, top = np.maximum(points.min(axis=0), 0)
     right, bottom = points.max(axis=0) + 1
     part = canvas[top:bottom, left:right]
+    if not part.size:  # thinner than a pixel, at the edge
+        return
     shade = part.copy()
     cv2.fillPoly(shade, [ring - [left, top] for ring in rings], colour)
     part[:] = cv2.addWeighted(shade, 0.5, part, 0.5, 0)
@@ -4302,6 +4308,9 @@ def show_shape(shape: Shape) -> str:
 # ==================================================================================================
 
 
+MOST_CLASSES = 1_000_000  # of one classifier
+
+
 @dataclass(frozen=True)
 class ImageModel:
     """How a deployment shows pictures to its model and reads the answer. Raises ValueError when the
@@ -4365,8 +4374,13 @@ class ImageModel:
     @property
     def joins(self) -> bool:
         """Whether one call answers several pictures, a row of each output for each."""
-        shapes = [known[1] for known in self.outputs.values()]
-        return self.shown.joins and all(shape and shape[0] is None for shape in shapes)
+        shapes = {name: known[1] for name, known in self.outputs.items()}
+        ranks = {names[0]: rank_of(pattern) + 1 for names, _, pattern in self.kind.slots()}
+        return (
+            self.shown.joins
+            and all(shape and shape[0] is None for shape in shapes.values())
+            and all(len(shapes[own] or ()) == ranks[slot] for slot, own in self.about.own.items())
+        )
 
     def shown_size(self, image: np.ndarray) -> tuple[int, int]:
         """Height and width of what the model is shown for a picture."""
@@ -4382,7 +4396,8 @@ class ImageModel:
             slot: without_batch(np.asarray(outputs[own]), patterns[slot], own)
             for slot, own in self.about.own.items()
         }
-        most = min(self.most, self.top_k or self.most)
+        most = self.most if self.kind.boxes else MOST_CLASSES  # a classifier answers every class
+        most = min(most, self.top_k or most)
         about = dataclasses.replace(self.about, shown=shown, most=most)
         if self.labels and self.kind.numbers(self.about) is None:
             self.check_late(arrays, about)
@@ -4427,9 +4442,11 @@ def predict_images(
     the bytes of what the model is shown. Raises RoutineError.
     """
     before = [step for step in chain if step.before_model]
-    prepared = [run_before(before, image) for image in images]
-    for image, _ in prepared:
-        allow((image.nbytes if before else 0) + model.shown.bytes_for(image))
+    prepared = []
+    for image in images:
+        prepared.append(run_before(before, image))
+        shown, _ = prepared[-1]
+        allow((shown.nbytes if before else 0) + model.shown.bytes_for(shown))
     tile = find_tile(chain)
     if tile is None:
         seen = see(model, run, [image for image, _ in prepared])

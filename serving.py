@@ -1043,7 +1043,12 @@ def check_redis(url: str) -> None:
 @dataclass(frozen=True)
 class ImageConfig:
     max_bytes: int = option(50 << 20, "size of a picture's file", minimum=1)
-    max_pixels: int = option(50_000_000, "width times height, read from the header", minimum=1)
+    max_pixels: int = option(
+        50_000_000,
+        "width times height, read from the header; Pillow reads no more than twice 89,478,485",
+        minimum=1,
+        maximum=178_956_970,
+    )
     download_seconds: int | float = option(
         10, "how long a download may take in all", minimum=0.001, maximum=3600
     )
@@ -6454,7 +6459,7 @@ def read_routine(item: Any, kinds: Mapping[str, type], path: str) -> Any:
         raise ConfigError(f"{path}.name", f"expected string, got {json_kind(item['name'])}")
     kind = kinds.get(item["name"])
     if kind is None:
-        close = difflib.get_close_matches(item["name"], kinds, n=1)
+        close = difflib.get_close_matches(item["name"][:60], kinds, n=1)
         raise ConfigError(
             f"{path}.name",
             f"there is no routine '{item['name'][:60]}'; "
@@ -6573,6 +6578,8 @@ def answer_pictures(
             raise refusal_of(ready, error) from None
         views = [show_view(server, model, each, allowance) for each in images]
         allowance.take(routines.tile_bytes((*ready.chain, *own)))
+        if form in ("png", "jpeg"):  # the picture that is drawn into, its copy, what is half clear
+            allowance.take(3 * sum(view.drawn.nbytes for view in views))
         origin = {"deployment": ready.config.id, "model": ready.config.model, "version": version}
         seen = annotate(
             ready,
@@ -6608,6 +6615,7 @@ def ask_version(
     return asked
 
 
+@image_errors()
 def present_all(
     seen: Sequence[Any], views: Sequence["View"], model: Any, form: str, warn: Callable
 ) -> list[Any]:
@@ -6676,6 +6684,7 @@ def lease(
         yield leased
 
 
+@image_errors()
 def annotate(
     ready: ReadyDeployment,
     model: Any,

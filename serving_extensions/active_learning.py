@@ -57,6 +57,9 @@ class Caps:
     max_images: int
 
 
+MOST_HELD = 256 << 20  # bytes of pictures that wait to be written; one waits whatever its size
+
+
 class Inbox:
     """One group's folder. `offer` never waits and never raises; `counts` tells what became of what
     was offered.
@@ -71,6 +74,7 @@ class Inbox:
         self.counts: Counter[str] = Counter()
         self.scores: dict[tuple[str, str], deque[float]] = defaultdict(lambda: deque(maxlen=SCORES))
         self._queue: queue.Queue = queue.Queue(waiting)
+        self._held = 0  # bytes of the pictures in it
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._said: set[str] = set()
@@ -88,12 +92,13 @@ class Inbox:
 
     def offer(self, image: np.ndarray, record: Callable[[], Mapping[str, Any]], caps: Caps) -> None:
         """Hand over a picture, uint8 RGB [H, W, 3], and what makes the record beside it."""
-        try:
-            self._queue.put_nowait((image, record, caps))
-        except queue.Full:
-            self.counts["busy"] += 1
-            return
         with self._lock:
+            full = self._queue.full() or self._held and self._held + image.nbytes > MOST_HELD
+            if full:
+                self.counts["busy"] += 1
+                return
+            self._held += image.nbytes
+            self._queue.put((image, record, caps))
             if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(
                     target=self._work, name="serving-inbox", daemon=True
@@ -127,6 +132,9 @@ class Inbox:
                 self._count(
                     "failed", f"{type(error).__name__}: {getattr(error, 'strerror', None) or error}"
                 )
+            with self._lock:
+                self._held -= image.nbytes
+            del waiting, image, record
 
     def _count(self, outcome: str, reason: str = "a cap is reached") -> None:
         self.counts[outcome] += 1
@@ -273,7 +281,7 @@ def saw(
     """Note a picture's score; put it aside when that reaches the threshold."""
     learning = ready.config.active_learning
     inbox = server.prepared.of["active_learning"].get(ready.config.id)
-    if inbox is None:
+    if inbox is None or learning is None:  # of which a reload that came between knows
         return
     score = routines.uncertainty(dict(tensors), learning.strategy)
     if math.isfinite(score):

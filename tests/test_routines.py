@@ -390,7 +390,7 @@ def test_polygon_redrawn_overlaps_its_mask(kind, pixels):
     truth = np.zeros((height * fine, width * fine), np.uint8)
     pasted, top, left = routines.paste_mask(mask, box, width, height, fine)
     truth[top : top + pasted.shape[0], left : left + pasted.shape[1]] = pasted
-    ring = np.array(routines.trace_mask(mask, box, width, height))
+    ring = np.array(routines.trace_rings(mask, box, width, height)[0])
     drawn = cv2.fillPoly(
         np.zeros_like(truth), [(ring * [width * fine, height * fine]).astype(np.int32)], 1
     )
@@ -404,14 +404,14 @@ def test_polygon_redrawn_in_the_pictures_own_pixels(kind):
     truth = np.zeros((480, 640), np.uint8)
     pasted, top, left = routines.paste_mask(mask, box, 640, 480)
     truth[top : top + pasted.shape[0], left : left + pasted.shape[1]] = pasted
-    ring = np.array(routines.trace_mask(mask, box, 640, 480)) * [640, 480]
+    ring = np.array(routines.trace_rings(mask, box, 640, 480)[0]) * [640, 480]
     drawn = cv2.fillPoly(np.zeros_like(truth), [ring.astype(np.int32)], 1)
     assert (drawn & truth).sum() / (drawn | truth).sum() >= 0.95
 
 
 def test_mask_without_area_has_no_contour():
     box = np.array([0.1, 0.1, 0.2, 0.2], np.float32)
-    assert routines.trace_mask(np.zeros((7, 7)), box, 100, 100) is None
+    assert routines.trace_rings(np.zeros((7, 7)), box, 100, 100) == []
     tensors = {**made_up(1), "masks": np.zeros((1, 7, 7))}
     (entry,) = routines.to_annotations(tensors, 100, 100)
     assert (entry["boundType"], entry["contour"], entry["contourType"]) == ("rectangle", None, None)

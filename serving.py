@@ -103,7 +103,7 @@ from werkzeug.datastructures import Accept, EnvironHeaders, MIMEAccept
 from werkzeug.exceptions import ClientDisconnected, HTTPException, RequestEntityTooLarge
 from werkzeug.formparser import parse_form_data
 from werkzeug.http import HTTP_STATUS_CODES, parse_accept_header
-from werkzeug.routing import BaseConverter, ValidationError
+from werkzeug.routing import BaseConverter
 from werkzeug.wsgi import get_current_url, get_input_stream
 
 if not typing.TYPE_CHECKING:  # which sees all: extensions use more, through their core.py
@@ -3084,6 +3084,10 @@ def prepare_devices(limit_mb: int | None, intra_op_threads: int | None) -> None:
             ValueError,
         ) as error:  # the host process has started TensorFlow: its settings stay
             logger.warning("GPU memory settings have no effect: %s", error)
+    PREPARED_DEVICES.set()
+
+
+PREPARED_DEVICES = threading.Event()  # asking TensorFlow for its devices sooner would settle them
 
 
 def pick_device(target: str) -> str:
@@ -6578,8 +6582,7 @@ def answer_pictures(
             raise refusal_of(ready, error) from None
         views = [show_view(server, model, each, allowance) for each in images]
         allowance.take(routines.tile_bytes((*ready.chain, *own)))
-        if form in ("png", "jpeg"):  # the picture that is drawn into, its copy, what is half clear
-            allowance.take(3 * sum(view.drawn.nbytes for view in views))
+        allow_drawing(views, form, allowance)
         origin = {"deployment": ready.config.id, "model": ready.config.model, "version": version}
         seen = annotate(
             ready,
@@ -6613,6 +6616,12 @@ def ask_version(
     asked = dataclasses.replace(deployment, **which)
     server.start().manager.find(asked.model, asked.version, asked.version_label)
     return asked
+
+
+def allow_drawing(views: Sequence["View"], form: str, allowance: Allowance) -> None:
+    """Count the picture that is drawn into, its copy, and what is half clear."""
+    if form in ("png", "jpeg"):
+        allowance.take(3 * sum(view.drawn.nbytes for view in views))
 
 
 @image_errors()
@@ -6920,6 +6929,7 @@ class ModelServer:
         self.waiting: Any = ()  # what has a length: the requests that wait for a thread
         self.refused: Counter[str] = Counter()  # requests that were turned away, by reason
         self._mounted = self.says_key = False  # the app is built; `run` prints the generated key
+        self.mounts: list[Callable[[], None]] = []  # each gives a site the URLs that are new
         self.unpacked = UnpackedBytes(lambda: self.config.server.max_queued_bytes)
         self.state = {extension.name: extension.open(self) for extension in self.extensions}
         # Of each answer: those that add nothing are left out here.
@@ -7634,7 +7644,8 @@ class Call:
     @property
     def mount(self) -> str:
         """The path of that address."""
-        return quote(self.environ.get("SCRIPT_NAME", "").rstrip("/") + self.prefix)
+        script = self.environ.get("SCRIPT_NAME", "").rstrip("/")  # as WSGI has it
+        return quote(script.encode("latin-1").decode("utf-8", "replace") + self.prefix)
 
     def read(self, limit: int) -> bytes:
         """The body's bytes, whatever its content type says.
@@ -8337,7 +8348,9 @@ def url_of(view: Callable[..., Reply], rows: Iterable[Route] = ROUTES, **names: 
     """The shortest URL of a view below the mount, with what stands in braces filled in."""
     ways = [url for row in rows if row.view is view for url in spellings(row.url)]
     fitting = [url for url in ways if set(BRACES.findall(url)) == set(names)]
-    return BRACES.sub(lambda name: quote(names[name[1]], safe=""), min(fitting, key=len))
+    return BRACES.sub(
+        lambda name: quote(names[name[1]], safe="", errors="surrogateescape"), min(fitting, key=len)
+    )
 
 
 # Below these all is the server's own: what is none of the table's is answered as TensorFlow Serving
@@ -8353,26 +8366,6 @@ class RestConverter(BaseConverter):
     part_isolating = False
 
 
-class HandlerConverter(BaseConverter):
-    """The path of a handler that a server has now: a reload may have brought it.
-
-    Weighed behind everything of the site's own; a path that is no handler's is the site's 404.
-    """
-
-    regex = r"[\w.~-]+(?:/[\w.~-]+)*"
-    part_isolating = False
-    weight = 1000
-
-    def __init__(self, map: Any, server: ModelServer):
-        super().__init__(map)
-        self.server = server
-
-    def to_python(self, value: str) -> str:
-        if f"/{value}" not in list_urls(self.server):
-            raise ValidationError
-        return value
-
-
 def raw_path(environ: Mapping[str, Any], decoded: str) -> str:
     """The request's path below the mount point as the client wrote it: `a%2Fb` and `a/b` are
     different models.
@@ -8380,16 +8373,17 @@ def raw_path(environ: Mapping[str, Any], decoded: str) -> str:
     WSGI decodes PATH_INFO; waitress keeps the original in REQUEST_URI, gunicorn in RAW_URI.
     """
     written = path_of(environ.get("REQUEST_URI") or environ.get("RAW_URI") or "")
-    if written == decoded:
-        return decoded
+    if unquote(written) == decoded:  # the most usual; and where it is all that is below a mount
+        return written
     above = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
     whole = above.encode("latin-1").decode("utf-8", "replace")
     mount = whole[: len(whole) - len(decoded)]
     if mount.endswith("/"):  # a doubled slash, which Flask forgives and TensorFlow Serving does not
         return whole
     for match in re.finditer("/", written[: 3 * len(mount) + 1]):
-        if unquote(written[: match.start()]) == mount:
-            return written[match.start() :]
+        below = written[match.start() :]  # else somebody on the way has changed the path
+        if unquote(written[: match.start()]) == mount and unquote(below) == decoded:
+            return below
     return quote(decoded, safe="/:@!$&'()*+,;=~")
 
 
@@ -8649,7 +8643,10 @@ def answer_call(door: Door, call: Call, found: Found | None = None) -> Reply:
         call.allowance.close()
     line = request_line(call, route, replied)
     for observe in server.observers:
-        observe(server, trace, line, replied)
+        try:
+            observe(server, trace, line, replied)
+        except Exception:  # the answer is there all the same
+            logger.exception("An extension could not take note of a request")
     call.turn.defer(functools.partial(log_request, server, found, line))
     return replied
 
@@ -8679,7 +8676,7 @@ def request_line(call: Call, route: str, replied: Reply) -> dict[str, Any]:
         **({"trace_id": parent.split("-")[1]} if parent else {}),
         "key": call.caller.name,
         "method": call.method,
-        "path": call.path,
+        "path": call.path if call.path.isprintable() else quote(call.path, safe=PRINTED),
         "route": route or "none",
         "model": call.trace.model,
         "version": call.trace.version,
@@ -8690,6 +8687,7 @@ def request_line(call: Call, route: str, replied: Reply) -> dict[str, Any]:
     }
 
 
+PRINTED = "".join(map(chr, range(33, 127)))
 REQUEST_LINE = (
     "%(request_id)s %(key)s %(method)s %(path)s %(status)d %(ms)s ms model=%(model)s "
     "version=%(version)s rows=%(rows)d batch=%(batch)d"
@@ -8962,12 +8960,9 @@ def add_rules(door: Door, state: BlueprintSetupState) -> None:
     """Add the server's URLs to the site that a blueprint is registered with."""
     site, server = state.app, door.server
     mounted = site.extensions.setdefault("serving", {})
-    converter = f"serving_handler{len(mounted)}"
     mounted[state.name] = server
     site.url_map.converters["serving_rest"] = RestConverter
-    site.url_map.converters[converter] = lambda map: HandlerConverter(map, server)  # type: ignore
-    later = f"/<{converter}:serving_path>"  # handlers that a reload brings
-    rules = (*rules_of(server.extensions), *list_urls(server), later)
+    rules = (*rules_of(server.extensions), *list_urls(server))
     # Where hosts are told apart, a rule is for one of them: these are for any.
     host = {"host": "<serving_host>"} if site.url_map.host_matching else {}
     for index, rule in enumerate(rules):
@@ -8982,6 +8977,33 @@ def add_rules(door: Door, state: BlueprintSetupState) -> None:
             merge_slashes=False,
             **host,
         )
+    known = {*rules}
+    server.mounts.append(functools.partial(add_later_rules, door, state, known, host))
+
+
+def add_later_rules(
+    door: Door, state: BlueprintSetupState, known: set[str], host: Mapping[str, Any]
+) -> None:
+    """Add the URLs of handlers that a reload has brought. A site that runs takes no new ones by
+    `add_url_rule`, its map does.
+    """
+    for path in list_urls(door.server):
+        if path in known:
+            continue
+        known.add(path)
+        endpoint = f"{state.name_prefix}.{state.name}.respond{path}".lstrip(".")
+        state.app.view_functions[endpoint] = make_view(door, path)
+        rule = state.app.url_rule_class(
+            (state.url_prefix or "").rstrip("/") + path,
+            endpoint=endpoint,
+            methods=METHODS,
+            defaults=state.url_defaults,
+            subdomain=state.subdomain,
+            merge_slashes=False,
+            **host,
+        )
+        rule.provide_automatic_options = False  # type: ignore[attr-defined]
+        state.app.url_map.add(rule)
 
 
 def create_app(

@@ -30,6 +30,7 @@ from .core import (
     find_deployment,
     find_known,
     list_reached,
+    needs_key,
     option,
     parse,
     parse_json,
@@ -262,7 +263,9 @@ def choose_method(server: ModelServer, path: str) -> str:
 def aim(call: Call, method: str, path: str, query: str | None = None) -> Call:
     """The call that a program will make, at the address by which this one came."""
     own = call.environ.get("QUERY_STRING", "")
-    environ = {"REQUEST_METHOD": method, "QUERY_STRING": own if query is None else query}
+    if query is not None:  # as WSGI has it
+        own = query.encode("utf-8", "surrogateescape").decode("latin-1")
+    environ = {"REQUEST_METHOD": method, "QUERY_STRING": own}
     asked = Call({**call.environ, **environ}, quote(path, safe=SAFE), call.prefix)
     asked.caller = call.caller
     return asked
@@ -292,7 +295,8 @@ def tell_code(
             code = client_code(language, address_of(asked, pairs), key, chain)
         else:
             body = body_to_show(server, found, asked.method) if body is None else body
-            needed = key if takes_key(server, found) else None
+            asks = found.route.guard != "open" and needs_key(server, found.route)
+            needed = key if asks else None
             code = call_code(language, asked.method, address_of(asked, pairs), needed, body)
     except (ValueError, ConfigError) as error:
         raise BadRequest(str(error)) from None
@@ -312,11 +316,6 @@ def refuse_unseen(server: ModelServer, asked: Call, found: Found) -> None:
     if not caller.may_see(*list_reached(server, found)):
         own = ", ".join(sorted(caller.deployments or ())) or "nothing"
         raise ServingError(f"The key '{caller.name}' is only for: {own}", "PERMISSION_DENIED")
-
-
-def takes_key(server: ModelServer, found: Found) -> bool:
-    guard = found.route.guard
-    return guard == "key" or guard == "shared" and server.config.auth.protect == "all"
 
 
 def body_to_show(server: ModelServer, found: Found, method: str) -> Any:

@@ -305,6 +305,9 @@ def refresh(server: ModelServer, outcome: Outcome, polling: bool) -> None:
         if polling and not outcome.config_read and (handler.ready or handler.error):
             continue  # a file may be half written: only the operator knows when it is whole
         import_handler(handler, f"$.handlers[{index}].function", outcome)
+    if outcome.config_read:
+        for mount in server.mounts:
+            mount()
     # The threads of a pool end with its last call.
     server.drop("pool", [("pool", config.path) for config in server.config.handlers])
     server.drop("handler", list(map(kept_as, server.config.handlers)))

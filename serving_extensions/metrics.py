@@ -7,6 +7,7 @@ when it is asked for.
 import copy
 import json
 import logging
+import os
 import struct
 import sys
 import threading
@@ -23,7 +24,17 @@ import psutil
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
-from .core import PHASES, Config, Extension, ModelServer, Outcome, Reply, Trace
+from .core import (
+    PHASES,
+    PREPARED_DEVICES,
+    REQUEST_LINE,
+    Config,
+    Extension,
+    ModelServer,
+    Outcome,
+    Reply,
+    Trace,
+)
 from .history import (
     MOST_SERIES,
     ROW_BOUNDS,
@@ -261,6 +272,7 @@ class Metrics:
 
     def end(self, trace: Any, call: Mapping[str, Any], response: Any) -> None:
         """Take note of a request that is answered; `call` is what its log line says."""
+        self._open.pop()
         now = self._clock()
         spent = trace.spent or trace.measure(time.perf_counter())
         if call["status"] >= 400:
@@ -269,7 +281,6 @@ class Metrics:
         kind = call["route"], call["model"], call["version"], trace.deployment, drawn
         row = ROW.pack(now, call["status"], call["batch"], call["ms"] / 1e3, *spent)
         self._ended.append((kind, row))
-        self._open.pop()
         if len(self._ended) >= TOGETHER or now >= self._due:
             with self._lock:
                 self._count()
@@ -285,11 +296,13 @@ class Metrics:
         alike: dict[tuple, list[bytes]] = {}
         for kind, row in ended:
             alike.setdefault(kind, []).append(row)
+        parts: list[tuple[float, Kind, np.ndarray]] = []
         for kind, rows in alike.items():
             table = np.frombuffer(b"".join(rows)).reshape(len(rows), -1)
             steps = table[:, 0] // STEP
-            for step in np.unique(steps):
-                self._count_alike(Kind(*kind), Alike(table[steps == step]))
+            parts += [(step, Kind(*kind), table[steps == step]) for step in np.unique(steps)]
+        for _, kind, table in sorted(parts, key=lambda part: part[0]):  # graphs go forward alone
+            self._count_alike(kind, Alike(table))
 
     def _count_alike(self, kind: Kind, calls: Alike) -> None:
         """Count requests of one kind, of a few seconds."""
@@ -537,7 +550,7 @@ def describe_error(
 
 def error_of(response: Any) -> str:
     """The error's text in an answer of any shape."""
-    with suppress(ValueError, AttributeError, TypeError, LookupError):
+    with suppress(ValueError, AttributeError, TypeError, LookupError, RecursionError):
         body = json.loads(response.body)
         return str(body.get("error") or body["body"]["error"])[:500]
     return ""
@@ -680,9 +693,12 @@ def collect_learning(server: Any) -> Iterator[Any]:
         "Pictures offered to a group",
         labels=("group", "outcome"),
     )
-    for folder, inbox in sorted(server.state.get("active_learning", {}).items()):
-        for outcome, count in sorted(inbox.counts.items()):
-            pictures.add_metric((folder.name, outcome), count)
+    counts: Counter[tuple[str, str]] = Counter()  # groups of several folders may have one name
+    for folder, inbox in list(server.state.get("active_learning", {}).items()):
+        for outcome, count in list(inbox.counts.items()):
+            counts[folder.name, outcome] += count
+    for labels, count in sorted(counts.items()):
+        pictures.add_metric(labels, count)
     yield pictures
 
 
@@ -750,7 +766,7 @@ def read_gpus() -> list[dict[str, Any]]:
 
     `nvidia-ml-py` adds what others use and how busy they are.
     """
-    tf: Any = sys.modules.get("tensorflow")
+    tf: Any = sys.modules.get("tensorflow") if PREPARED_DEVICES.is_set() else None
     config: Any = getattr(tf, "config", None)  # none yet while the loader's thread imports it
     found = []
     for index, gpu in enumerate(
@@ -762,13 +778,24 @@ def read_gpus() -> list[dict[str, Any]]:
             import pynvml
 
             pynvml.nvmlInit()
-            handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+            handle = find_gpu(pynvml, index)
             entry |= {
                 "memory_total_bytes": pynvml.nvmlDeviceGetMemoryInfo(handle).total,
                 "utilisation_percent": pynvml.nvmlDeviceGetUtilizationRates(handle).gpu,
             }
         found.append(entry)
     return found
+
+
+def find_gpu(pynvml: Any, index: int) -> Any:
+    """NVML's handle of the GPU that the process sees as number `index`: NVML counts all of them,
+    CUDA those of CUDA_VISIBLE_DEVICES. Raises ValueError for a part of one (MIG).
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    name = str(index) if visible is None else visible.split(",")[index].strip()
+    if name.startswith("GPU-"):
+        return pynvml.nvmlDeviceGetHandleByUUID(name)
+    return pynvml.nvmlDeviceGetHandleByIndex(int(name))
 
 
 def prometheus_text(server: Any) -> bytes:
@@ -801,7 +828,8 @@ class JsonFormatter(TextFormatter):
 
     def format(self, record: logging.LogRecord) -> str:
         entry = {"time": self.formatTime(record), "level": record.levelname, "logger": record.name}
-        entry |= record.args if isinstance(record.args, dict) else {"message": record.getMessage()}
+        is_request = record.msg is REQUEST_LINE and isinstance(record.args, dict)
+        entry |= record.args if is_request else {"message": record.getMessage()}  # type: ignore
         if record.exc_info:
             entry["traceback"] = self.formatException(record.exc_info)
         return json.dumps(entry, default=str)

@@ -580,12 +580,18 @@ def predict_schema(signature: Signature, names: Iterable[str]) -> dict[str, Any]
     )
 
 
+# Bytes in base64, for any text (TensorFlow Serving: "Encoding binary values").
+B64 = {"type": "object", "required": ["b64"], "properties": {"b64": {"type": "string"}}}
+
+
 def tensor_schema(spec: TensorSpec, shape: tuple | None) -> dict[str, Any]:
     """Nested lists of a tensor's shape; sizes that are open are any."""
     kind = NUMPY_DTYPES[spec.dtype].kind if spec.dtype in NUMPY_DTYPES else "f"
     schema: dict[str, Any] = {
-        "type": {"b": "boolean", "i": "integer", "u": "integer", "O": "string"}.get(kind, "number")
+        "type": {"b": "boolean", "i": "integer", "u": "integer"}.get(kind, "number")
     }
+    if kind == "O":
+        schema = {"anyOf": [{"type": "string"}, B64]}
     if shape is None:
         return {}
     for size in reversed(shape):

@@ -88,6 +88,12 @@ class Quotas:
         except sqlite3.Error as error:
             raise OSError(str(error)) from error
         self.counts[key, period] = start, counted[0][0] if counted else calls
+        if counted and counted[0][0] == 1:  # a call of the period before may still be given back
+            before = period_of(start - 1, period)[0]
+            self._write(
+                "DELETE FROM calls WHERE key = ? AND period = ? AND start < ?",
+                (key, period, before),
+            )
         return None if counted else max(1, end - int(now))
 
     def count_of(self, key: str, period: str) -> tuple[int, int]:

@@ -277,6 +277,8 @@ def to_json(value: Any, parents: set[int]) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = dataclasses.fields(value)
         return to_container({one.name: getattr(value, one.name) for one in fields}, parents)
+    if isinstance(value, enum.Enum):
+        return to_json(value.value, parents)
     if isinstance(value, tuple(WRITTEN)):
         return next(write for kind, write in WRITTEN.items() if isinstance(value, kind))(value)
     if is_frame(value):
@@ -294,7 +296,6 @@ WRITTEN: dict[type, Callable[[Any], Any]] = {
     datetime.timedelta: lambda value: value.total_seconds() if value == value else None,
     decimal.Decimal: str,
     uuid.UUID: str,
-    enum.Enum: lambda value: value.value,
 }
 
 

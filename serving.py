@@ -91,7 +91,7 @@ import ml_dtypes
 import numpy as np
 import orjson
 import simdjson
-from flask import Blueprint, Flask, Request, Response, request, signals
+from flask import Blueprint, Flask, Request, Response, abort, request, signals
 from flask.blueprints import BlueprintSetupState
 from flask.sessions import SecureCookieSessionInterface
 from waitress import wasyncore
@@ -8992,7 +8992,7 @@ def add_later_rules(
             continue
         known.add(path)
         endpoint = f"{state.name_prefix}.{state.name}.respond{path}".lstrip(".")
-        state.app.view_functions[endpoint] = make_view(door, path)
+        state.app.view_functions[endpoint] = make_later_view(door, path)
         rule = state.app.url_rule_class(
             (state.url_prefix or "").rstrip("/") + path,
             endpoint=endpoint,
@@ -9004,6 +9004,18 @@ def add_later_rules(
         )
         rule.provide_automatic_options = False  # type: ignore[attr-defined]
         state.app.url_map.add(rule)
+
+
+def make_later_view(door: Door, path: str) -> Callable[..., Response]:
+    """A view for a handler that another reload may take away: its URL is then the site's 404."""
+    respond = make_view(door, path)
+
+    def respond_later(**values: Any) -> Response:
+        if path not in list_urls(door.server):
+            abort(HTTPStatus.NOT_FOUND)
+        return respond(**values)
+
+    return respond_later
 
 
 def create_app(

@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 import pytest
 import requests
-from conftest import ROOT, FakeServable, fake_server, listening
+from conftest import ROOT, FakeServable, Rest, fake_server, listening
 from languages import PICTURE, answering, need, predict, run, serving_shapes
 
 from serving_extensions.client_code import LANGUAGES, TEMPLATES, call_code, client_code
@@ -220,3 +220,21 @@ def test_a_call_is_exactly_what_was_asked_for_and_fails_when_it_is_refused(langu
     assert received[0] == ("GET", "/a?b=%20", None, None, b"")
     assert received[1][:3] == ("PUT", "/it's%20$HOME/x:y?a=1&b=@KEY@", f"Bearer {NASTY_KEY}")
     assert received[1][3].startswith("application/json") and json.loads(received[1][4]) == NASTY
+
+
+@pytest.mark.parametrize(
+    ("url", "status", "part"),
+    [
+        ("/v1/models/%ff/client/python", 404, "Servable not found"),
+        ("/%ff/client/python", 404, ""),
+        ("/v1/client/python?path=/readyz%3Fa=%E2%82%AC", 200, "a=%E2%82%AC"),
+        ("/v1/client/python?path=/usage&key=K", 200, "Bearer K"),
+        ("/v1/client/python?path=/livez&key=K", 200, "/livez"),
+    ],
+)
+def test_a_program_is_written_for_any_url_or_it_is_told_why_not(url, status, part):
+    server = fake_server({"m": FakeServable()})
+    answer = Rest(server).get(url, headers={"x-api-key": server.generated_key})
+    text = answer.get_data(as_text=True)
+    assert answer.status_code == status and part in text, text
+    assert ("Bearer K" in text) == ("usage" in url)

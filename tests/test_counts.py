@@ -1,9 +1,12 @@
 """Requests are counted many at once: none is lost, whoever reads meanwhile; log lines are as the logging module writes them."""
 
 import logging
+import sys
 import threading
 import time
+import types
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from conftest import FakeServable, Rest, fake_server
@@ -202,3 +205,60 @@ def test_log_lines_are_those_of_logging(created):
         record.created = max(0.0, created + shift)
         record.msecs = (record.created - int(record.created)) * 1000
         assert ours.format(record) == theirs.format(record)
+
+
+def test_an_answer_that_nobody_can_read_is_counted_all_the_same():
+    assert metrics.error_of(serving.Reply(b"[" * 200_000, 400)) == ""
+
+
+def test_an_observer_that_raises_takes_no_answer_away(caplog):
+    server = fake_server({"m": FakeServable()})
+
+    def raise_error(*anything):
+        raise RuntimeError("observed too much")
+
+    server.observers.append(raise_error)
+    answer = Rest(server).post("/v1/models/m:predict", {"instances": [[1.0]]})
+    assert answer.status_code == 200 and "observed too much" in caplog.text
+    assert server.state["metrics"].in_flight == 0
+
+
+def test_groups_of_one_name_are_one_number():
+    class Box:
+        counts = {"kept": 2, "busy": 1}
+
+    folders = {Path("a/hard"): Box(), Path("b/hard"): Box()}
+    server = types.SimpleNamespace(state={"active_learning": folders})
+    (family,) = metrics.collect_learning(server)
+    assert {(*one.labels.values(), one.value) for one in family.samples} == {
+        ("hard", "kept", 4),
+        ("hard", "busy", 2),
+    }
+
+
+def test_a_look_at_the_numbers_settles_nothing_of_tensorflows(monkeypatch):
+    asked = []
+    fake = types.SimpleNamespace(
+        config=types.SimpleNamespace(list_logical_devices=lambda kind: asked.append(kind) or [])
+    )
+    monkeypatch.setitem(sys.modules, "tensorflow", fake)
+    ready = threading.Event()
+    monkeypatch.setattr(metrics, "PREPARED_DEVICES", ready)
+    assert metrics.read_gpus() == [] and asked == []
+    ready.set()
+    assert metrics.read_gpus() == [] and asked == ["GPU"]
+
+
+@pytest.mark.parametrize(
+    ("visible", "index", "wanted"),
+    [(None, 1, ("index", 1)), ("3,GPU-ab", 0, ("index", 3)), ("3, GPU-ab", 1, ("uuid", "GPU-ab"))],
+)
+def test_the_gpu_that_is_told_is_the_one_that_the_process_sees(monkeypatch, visible, index, wanted):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    nvml = types.SimpleNamespace(
+        nvmlDeviceGetHandleByIndex=lambda number: ("index", number),
+        nvmlDeviceGetHandleByUUID=lambda name: ("uuid", name),
+    )
+    assert metrics.find_gpu(nvml, index) == wanted

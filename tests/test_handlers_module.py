@@ -1002,3 +1002,16 @@ def test_a_truncated_pil_image_is_refused():
 
 
 # The module itself
+
+
+def test_what_an_enum_holds_is_written_as_anything_else():
+
+    from serving_extensions import results
+
+    kinds = enum.Enum("Kind", {"plain": 3, "listed": [1, 2], "odd": {1, 2}})
+    assert json.loads(serving.encode_json(results.to_json([kinds.plain, kinds.listed], set()))) == [
+        3,
+        [1, 2],
+    ]
+    with pytest.raises(results.Unwritable, match="got set"):
+        results.to_json(kinds.odd, set())

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -634,3 +635,15 @@ def test_what_a_sites_own_check_leaves_open_is_said(caplog, protect, said):
     client, url = site.test_client(), "/ml/v1/models/m:predict"
     answer = client.post(url, json={"instances": [[1.0]]})
     assert answer.status_code == (200 if said else 401)  # which is what is said of it
+
+
+def test_what_was_counted_long_ago_is_forgotten(tmp_path):
+    now = [1_800_000_000.0]
+    store = quotas.Quotas(tmp_path / "q", clock=lambda: now[0])
+    for _ in range(500):
+        assert store.take("a", 5, "minute") is None and store.take("a", 9, "day") is None or True
+        now[0] += 60
+    with contextlib.closing(sqlite3.connect(tmp_path / "q")) as database:
+        rows = database.execute("SELECT period, COUNT(*) FROM calls GROUP BY period").fetchall()
+    assert dict(rows)["minute"] <= 2
+    assert store.used("a", "day") == 9

@@ -926,3 +926,25 @@ def test_every_answer_has_the_clients_id_or_one_of_its_own():
             path
         )
         assert re.fullmatch("[0-9a-f]{16}", rest.get(path).headers["X-Request-Id"]), path
+
+
+def test_what_a_handler_logs_never_stands_for_parts_of_a_line():
+    record = logging.LogRecord(
+        "mine", logging.INFO, "f", 1, "payload %s", ({"level": "CRITICAL", "key": "admin"},), None
+    )
+    line = json.loads(metrics.JsonFormatter().format(record))
+    assert line["level"] == "INFO" and "key" not in line
+    assert line["message"] == "payload {'level': 'CRITICAL', 'key': 'admin'}"
+
+
+def test_control_characters_of_a_path_are_not_written_to_the_log(caplog):
+    caplog.set_level("INFO", "serving")
+    server = fake_server({"m": FakeServable()})
+    door = serving.create_app(server).wsgi_app
+    path = "/v1/models/\x1b[31mX"
+    environ = {"REQUEST_METHOD": "GET", "PATH_INFO": path, "REQUEST_URI": path, "QUERY_STRING": ""}
+    b"".join(door({**environ, "wsgi.input": io.BytesIO()}, lambda status, headers: None))
+    lines = [
+        record.getMessage() for record in caplog.records if "/v1/models/" in record.getMessage()
+    ]
+    assert lines and "\x1b" not in lines[0] and "%1B[31mX" in lines[0]

@@ -1448,3 +1448,13 @@ def test_wrong_arguments_are_named(pets, routine, text):
     chain = [{"name": "FilterConfidence", **routine}]
     body = {"image_type": "base64", "data": b64(png(PICTURE)), "routines": chain}
     assert_error(post(pets, body, "/pets/predict"), 400, text)
+
+
+def test_a_picture_that_cannot_be_drawn_in_is_the_clients(pets):
+    """JPEG goes up to 65,535 pixels a side."""
+    wide = np.zeros((10, 70_000, 3), np.uint8)
+    answer = pets.client.post(
+        pets.prefix + "/predict", data=png(wide), headers={**KEY, "Accept": "image/jpeg"}
+    )
+    assert answer.status_code == 400, answer.get_data(as_text=True)
+    assert_error(answer, 400, "picture cannot be drawn")

@@ -798,3 +798,80 @@ def test_a_piece_of_three_cells_is_a_speck_of_a_fine_plane_alone(side, found):
         {"out": ("DT_FLOAT", (None, side, side, 1), "Sigmoid")},
     )
     assert len(model.read({"out": mask}, (256, 256))["scores"]) == found
+
+
+# --- what a model or a request brings that is odd ---------------------------------------------------------
+
+
+def test_planes_of_sigmoids_whose_class_0_has_a_name_are_told_apart_or_refused():
+    planes = np.zeros((1, 64, 64, 2), np.float32)
+    planes[0, 5:25, 5:25, 0] = planes[0, 30:60, 30:60, 1] = 1
+    names = {0: "cat", 1: "dog"}
+    with pytest.raises(ValueError, match="class 0 'cat'"):
+        model_of({"m": planes}, names, "Sigmoid")
+    model = model_of({"m": planes}, names, "Sigmoid", classes_from=0)
+    assert sorted(model.read({"m": planes})["names"]) == ["cat", "dog"]
+
+
+def test_outputs_without_a_batch_are_not_taken_for_rows_of_several_pictures():
+    shapes = {"detection_boxes": (None, 4), "detection_scores": (None,)}
+    shapes |= {"detection_classes": (None,), "num_detections": (None,)}
+    specs = {name: ("DT_FLOAT", shape, "") for name, shape in shapes.items()}
+    pictures = {"x": ("DT_UINT8", (None, None, None, 3))}
+    assert not routines.ImageModel(pictures, specs, NAMES).joins
+    batched = {name: (kind, (None, *shape), made) for name, (kind, shape, made) in specs.items()}
+    batched["num_detections"] = ("DT_FLOAT", (None,), "")
+    assert routines.ImageModel(pictures, batched, NAMES).joins
+
+
+def test_a_classifier_answers_every_class():
+    scores = np.full((1, 1000), 0.001, np.float32)
+    model = model_of({"p": scores}, {}, "Softmax")
+    assert len(model.read({"p": scores})["scores"]) == 1000
+    assert len(model_of({"p": scores}, {}, "Softmax", top_k=5).read({"p": scores})["scores"]) == 5
+
+
+def test_centernet_of_many_classes():
+    heat = np.zeros((1, 16, 16, 365), np.float32)
+    heat[0, 4, 6, 300] = heat[0, 10, 2, 7] = 0.9
+    sizes, offsets = np.full((1, 16, 16, 2), 3, np.float32), np.zeros((1, 16, 16, 2), np.float32)
+    outputs = {"hm": heat, "wh": sizes, "reg": offsets}
+    model = model_of(outputs, {}, family="centernet", activation="none")
+    found = model.read(outputs)
+    assert len(found["classes"]) == 2 and np.ptp(found["classes"]) == 293
+
+
+def test_names_that_active_learning_does_not_know_are_told():
+    tensors = {**made_up(3), "labels": NAMES}
+    told = routines.ROUTINES["ActiveLearningMetric"](class_name="unicorn")(tensors)["answer"]
+    assert told["avgEntropy"] == 0 and "no class 'unicorn'" in told["warnings"][0]
+
+
+def test_a_histogram_has_at_most_a_thousand_bounds():
+    kind = routines.ROUTINES["Histogram"]
+    with pytest.raises(ValueError, match="at most 1000 bounds, got 1001"):
+        kind(ranges=tuple(np.linspace(0, 1, 1001).tolist()))
+    found = kind(ranges=tuple(np.linspace(0.001, 1, 1000).tolist()))(made_up(50))
+    assert len(found["answer"]["histogram"]["ranges"]) == 1000
+
+
+def test_a_mask_thinner_than_a_pixel_at_the_edge_is_drawn_as_nothing():
+    thin = [[[0.9999999, 0.1], [1.0, 0.1], [1.0, 0.9], [0.9999999, 0.9]]]
+    canvas = np.zeros((10, 10, 3), np.uint8)
+    routines.draw_shape(canvas, {"tag": {"id": 1}, "bound": [], "contour": thin[0]}, 1)
+
+
+def test_what_pictures_take_is_asked_for_one_after_the_other():
+    asked = []
+
+    def allow(count):
+        asked.append(count)
+        raise MemoryError
+
+    outputs = {"p": np.array([[0.1, 0.9]])}
+    model = model_of(outputs, {}, "Softmax")
+    resize = routines.ROUTINES["Resize"](width=300, height=300)
+    pictures = [np.zeros((8, 8, 3), np.uint8)] * 8
+    with pytest.raises(MemoryError):
+        routines.predict_images(model, lambda inputs: outputs, pictures, [resize], allow)
+    assert len(asked) == 1 and asked[0] >= 300 * 300 * 3

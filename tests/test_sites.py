@@ -17,6 +17,8 @@ import pytest
 from conftest import ROOT, FakeDetector, FakeServable, assert_error, bearer, fake_server, until
 from PIL import Image
 from sites import csrf, factory, limited, members, shared
+from werkzeug.middleware.proxy_fix import ProxyFix
+from werkzeug.test import Client
 
 import serving
 
@@ -210,6 +212,54 @@ def test_a_handler_that_a_reload_brings_is_answered(tmp_path, how):
     assert server.reload()[0] == 201
     assert client.post(f"{prefix}/new/f", data="1", headers=key).status_code == 404
     server.stop()
+
+
+def test_pages_of_a_site_below_the_prefix_stay_what_they_are(tmp_path):
+    site = flask.Flask("site")
+    path = tmp_path / "config.json"
+    path.write_text('{"model_config_list": []}')
+    for name in ("one", "two"):
+        server = serving.ModelServer(path, poll_seconds=0)
+        site.register_blueprint(serving.create_blueprint(server), url_prefix="/ml", name=name)
+    site.add_url_rule("/<path:name>", "cms", lambda name: f"cms {name}")
+    site.add_url_rule("/<area>/settings", "settings", lambda area: f"settings of {area}")
+    client = site.test_client()
+    assert client.get("/ml/docs").data == b"cms ml/docs"
+    assert client.get("/ml/a/b").data == b"cms ml/a/b"
+    assert client.get("/ml/settings").data == b"settings of ml"
+    (tmp_path / "handler.py").write_text("def f(value): return [value]\n")
+    handlers = [{"path": "/hello", "function": "handler.py:f"}]
+    path.write_text(json.dumps({"model_config_list": [], "handlers": handlers}))
+    assert server.reload()[0] == 201  # of the second
+    key = bearer(server.generated_key)
+    assert client.post("/ml/hello", data="1", headers=key).json == [1]
+    assert client.get("/ml/docs").data == b"cms ml/docs"
+    server.stop()
+
+
+def strip(app, prefix):
+    """A site's own middleware that takes a prefix off, and leaves the rest as it came."""
+
+    def stripped(environ, start_response):
+        environ["PATH_INFO"] = environ["PATH_INFO"].removeprefix(prefix)
+        return app(environ, start_response)
+
+    return stripped
+
+
+@pytest.mark.parametrize("written", ["/ml/v1/models/m", "/v1/models/m"])
+def test_a_path_that_somebody_on_the_way_has_changed(server, written):
+    app = strip(serving.create_app(server), "/ml")
+    environ = {"REQUEST_URI": written, "PATH_INFO": written, "REQUEST_METHOD": "GET"}
+    answer = Client(app).get(written, environ_overrides=environ)
+    assert answer.status_code == 200 and answer.json == server.status("m")
+
+
+def test_a_slash_in_a_name_is_one_below_a_prefix_that_the_proxy_took_off(server):
+    app = ProxyFix(serving.create_app(server), x_prefix=1)
+    environ = {"REQUEST_URI": "/v1/models/a%2Fb", "HTTP_X_FORWARDED_PREFIX": "/ml"}
+    answer = Client(app).get("/v1/models/a%2Fb", environ_overrides=environ)
+    assert_error(answer, 404, "Could not find any versions of model a/b")
 
 
 def test_a_sites_page_for_every_other_url_stays_in_front_of_later_handlers(server):

@@ -28,17 +28,26 @@ export const key = {
 	},
 };
 
+/** What an address says; as it stands where its `%` mean nothing. */
+export function decoded(text) {
+	try {
+		return decodeURIComponent(text);
+	} catch {
+		return text;
+	}
+}
+
 export function takeKeyFromAddress() {
 	const found = /^#key=([^&]+)/.exec(location.hash);
 	if (!found) return;
-	key.set(decodeURIComponent(found[1]));
+	key.set(decoded(found[1]));
 	history.replaceState(null, "", location.pathname + location.search);
 }
 
 class ServerError extends Error {
-	constructor(text, {status = 0, id = "", took = 0} = {}) {
-		super(text);
-		Object.assign(this, {status, id, took});
+	constructor(text, {status = 0, id = ""} = {}) {
+		super(id && !text.includes(id) ? `${text}\nRequest ${id}` : text);
+		Object.assign(this, {status, id});
 	}
 }
 
@@ -52,21 +61,29 @@ export const whenKeyIsNeeded = (asks) => (askForKey = asks);
 export async function ask(path, {page = true, headers = {}, ...options} = {}) {
 	const tried = key.get();
 	const sent = {...(page ? HEADERS : {}), ...headers, ...(tried ? {Authorization: `Bearer ${tried}`} : {})};
-	const began = performance.now();
-	const response = await fetch(new URL(path, BASE), {credentials: "same-origin", ...options, headers: sent}).catch((error) => {
+	const unsent = /[^ -~]/.test(tried ?? "");
+	const response = !unsent && await fetch(new URL(path, BASE), {credentials: "same-origin", ...options, headers: sent}).catch((error) => {
 		if (error.name === "AbortError") throw error;
 		throw new ServerError("The server cannot be reached.");
 	});
 	if (response.ok) return response;
-	const error = await readError(response);
-	error.took = performance.now() - began;
-	if (response.status !== 401) throw error;
+	const error = unsent ? new ServerError("A key has printable ASCII characters alone.", {status: 401}) : await readError(response);
+	if (error.status !== 401) throw error;
 	// An answer to a key that has since been replaced says nothing about the new one.
 	if (key.get() === tried && !(await askForKey(tried ? error.message : ""))) throw error;
 	return ask(path, {page, headers, ...options});
 }
 
 export const post = (url, body, signal, page = false) => ask(url, {page, method: "POST", body, signal, headers: {"Content-Type": "application/json"}});
+
+// Texts, to pass them by; what JSON does not have, and whole numbers, which a browser rounds where they are long.
+const TOKENS = /"(?:[^"\\]+|\\.)*"|-?Infinity|NaN|(?<![\d.eE+-])-?\d{16,}(?![\d.eE])/g;
+
+/** JSON, with a text for each NaN, infinity and long whole number: {answer}, and where it has some, the `text` that it was. */
+export function readJson(text) {
+	const told = text.replace(TOKENS, (found) => (found[0] === '"' || Number.isSafeInteger(Number(found)) ? found : `"${found}"`));
+	return {answer: JSON.parse(told), ...(told === text ? {} : {text})};
+}
 
 export const askJson = async (path, options) => (await ask(path, options)).json();
 
@@ -93,7 +110,7 @@ export function timing(response, took) {
 		const node = /^desc="(.*)"$/.exec(values[0] ?? ""); // of a pipeline
 		if (name && dur) parts[node ? `node-${decodeURIComponent(node[1])}` : name] = Number(dur.slice(4));
 	}
-	return {took, parts, id: response.headers.get("X-Request-Id") ?? "", status: response.status};
+	return {took, parts, id: response.headers.get("X-Request-Id") ?? ""};
 }
 
 // --- what is served ---
@@ -111,10 +128,15 @@ let again = 0;
 
 /** Read what is served; again each second until all models are loaded. */
 export async function refresh() {
-	clearTimeout(again);
 	Object.assign(catalogue, await askJson("deployments"));
 	for (const listener of [...listeners]) listener();
-	if (catalogue.loading.waiting.length) again = setTimeout(() => refresh().catch(() => (again = setTimeout(refresh, 5000))), 1000);
+	clearTimeout(again);
+	if (catalogue.loading.waiting.length) again = setTimeout(keepUp, 1000);
+}
+
+/** Read it; again in 5 s where that fails, but for the lack of a key, which somebody has just been asked for. */
+function keepUp() {
+	refresh().catch((error) => error.status !== 401 && (again = setTimeout(keepUp, 5000)));
 }
 
 export const path = (...names) => names.map(encodeURIComponent).join("/");

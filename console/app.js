@@ -1,6 +1,6 @@
 // The page's frame: parts and their addresses, the key, what is loading, errors that nobody else shows.
 
-import {catalogue, key, onCatalogue, refresh, takeKeyFromAddress, whenKeyIsNeeded} from "./api.js";
+import {catalogue, decoded, key, onCatalogue, refresh, takeKeyFromAddress, whenKeyIsNeeded} from "./api.js";
 import {$, button, fill, make} from "./dom.js";
 
 const PARTS = {
@@ -17,14 +17,7 @@ let shown = {part: null, leave: null, turn: 0};
 /** `#try/shapes` is the part `try`, shown with `["shapes"]`. */
 function address() {
 	const [part, ...rest] = location.hash.slice(1).split("/");
-	const names = rest.map((name) => {
-		try {
-			return decodeURIComponent(name);
-		} catch {
-			return name;
-		}
-	});
-	return {part: PARTS[part] ? part : "try", names};
+	return {part: PARTS[part] ? part : "try", names: rest.map(decoded)};
 }
 
 /** Show the part that the address names: a part draws into `#main` and returns what ends it. */

@@ -83,24 +83,25 @@ export class TensorPanel {
 	}
 
 	example() {
-		const given = this.signature === "serving_default" ? this.one.body?.inputs : undefined, one = this.inputs.length === 1;
+		const given = !this.which && this.signature === "serving_default" ? this.one.body?.inputs : undefined, one = this.inputs.length === 1; // of the newest
 		this.inputs.forEach(([name, tensor], index) => {
-			const value = given !== undefined ? (one ? given : given[name]) : exampleOf(tensor);
-			this.values[name] = value;
+			const value = (one ? given : given?.[name]) ?? exampleOf(name, tensor);
+			this.values[name] = JSON.stringify(value);
 			this.fields[index].fill(value);
 		});
 		this.write();
 	}
 
-	set(name, value) {
-		this.values[name] = value;
+	/** The value of an input, as JSON: long whole numbers stay as they are typed. */
+	set(name, json) {
+		this.values[name] = json;
 		this.write();
 	}
 
 	write() {
-		const names = Object.keys(this.values), inputs = names.length === 1 ? this.values[names[0]] : this.values;
-		const text = JSON.stringify({...(this.signature === "serving_default" ? {} : {signature_name: this.signature}), inputs});
-		this.body.value = text;
+		const all = Object.entries(this.values), named = this.signature === "serving_default" ? "" : `"signature_name":${JSON.stringify(this.signature)},`;
+		const inputs = all.length === 1 ? all[0][1] : `{${all.map(([name, json]) => `${JSON.stringify(name)}:${json}`)}}`;
+		this.body.value = `{${named}"inputs":${inputs}}`;
 		this.code.soon();
 	}
 
@@ -109,17 +110,22 @@ export class TensorPanel {
 		const found = await this.caller.run((signal) => post(this.url, body, signal));
 		if (!found && this.caller.error.hidden) return;
 		this.answerJson.hidden = !found;
-		this.json.tell(found?.answer);
+		this.json.tell(found?.text ?? found?.answer);
 		fill(this.answers, ...(found ? drawAnswer(found.answer, Object.keys(this.signatures[this.signature]?.outputs ?? {})[0]) : []));
 		this.onanswer(found);
 	}
 }
 
-const exampleOf = (tensor) => filled(shapeOf(tensor)?.map((size) => size ?? 1) ?? [], tensor.dtype === "DT_STRING" ? "hello" : tensor.dtype === "DT_BOOL" ? true : 1);
+const DOT = "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAADElEQVR4nGNgGB4AAADIAAGtQHYiAAAAAElFTkSuQmCC"; // a PNG of 8x8 black pixels
+
+function exampleOf(name, tensor) {
+	const shape = shapeOf(tensor), text = isPicture(name, tensor, shape) ? {b64: DOT} : "hello";
+	return filled(shape, tensor.dtype === "DT_STRING" ? text : tensor.dtype === "DT_BOOL" ? true : 1);
+}
 
 // --- fields ---
 
-/** A field for an input: {element, fill(value)}; `set(value)` is called when the user has changed it. */
+/** A field for an input: {element, fill(value)}; `set(json)` is called when the user has changed it. */
 function fieldFor(name, tensor, set) {
 	const shape = shapeOf(tensor), label = `${name}: ${tell(tensor)}`;
 	if (isPicture(name, tensor, shape)) return pictureField(label, tensor, shape, set);
@@ -128,6 +134,9 @@ function fieldFor(name, tensor, set) {
 	if (shape && tensor.dtype === "DT_STRING" && shape.length <= 2 && (row.length === 0 || row[0] === 1)) return linesField(label, shape, set);
 	return jsonField(label, set);
 }
+
+/** Whether a picture's shape is that of one without a batch: [height, width, channels]. */
+const isSingle = (shape) => shape.length === 3 && [1, 3, 4].includes(shape[2]);
 
 function isPicture(name, tensor, shape) {
 	if (tensor.dtype === "DT_STRING") return shape?.length <= 1 && /image.*bytes|encoded|jpeg|png/i.test(name);
@@ -157,8 +166,8 @@ function tableField(label, tensor, shape, set) {
 	const flat = shape.length < 2, columns = flat ? 1 : shape[1], wide = columns > 1;
 	const read = (text) => {
 		const rows = text.split(/\r?\n/).map((line) => line.trim()).filter(Boolean).map((line) => line.split(/[,;\t ]+/).filter(Boolean));
-		const values = rows.map((cells) => (flat ? toNumber(cells[0]) : cells.map(toNumber)));
-		set(shape.length ? values : values[0]);
+		const values = rows.map((cells) => (flat ? toJson(cells[0]) : `[${cells.map(toJson)}]`));
+		set(shape.length ? `[${values}]` : values[0] ?? "null");
 		const bad = rows.flat().find((cell) => !isNumber(cell, tensor.dtype)), wrong = rows.findIndex((cells) => cells.length !== columns);
 		if (bad !== undefined) throw new Error(`“${bad}” is no ${typeOf(tensor)}`);
 		if (wrong >= 0) throw new Error(`Row ${wrong + 1} has ${rows[wrong].length} values, expected ${columns}`);
@@ -167,7 +176,10 @@ function tableField(label, tensor, shape, set) {
 		(value) => (flat ? [value].flat() : value).map((cells) => [cells].flat().join(", ")).join("\n"));
 }
 
-const toNumber = (text) => (/^(true|false)$/i.test(text) ? text.toLowerCase() === "true" : Number(text));
+function toJson(text) {
+	if (/^(true|false)$/i.test(text)) return text.toLowerCase();
+	return /^-?\d+$/.test(text) ? String(BigInt(text)) : JSON.stringify(Number(text));
+}
 
 function isNumber(text, dtype) {
 	if (dtype === "DT_BOOL") return /^(true|false|0|1)$/i.test(text);
@@ -177,12 +189,16 @@ function isNumber(text, dtype) {
 function linesField(label, shape, set) {
 	return textField(label, {rows: 3, placeholder: "a text a line"}, (text) => {
 		const lines = text.split("\n");
-		set(shape.length === 2 ? lines : shape.length ? lines : text);
+		set(JSON.stringify(shape.length === 2 ? lines.map((one) => [one]) : shape.length ? lines : text));
 	}, (value) => [value].flat(3).join("\n"));
 }
 
-const jsonField = (label, set) => textField(`${label}, as JSON`, {rows: 4}, (text) => set(JSON.parse(text)), JSON.stringify);
+const jsonField = (label, set) => textField(`${label}, as JSON`, {rows: 4}, (text) => {
+	JSON.parse(text);
+	set(text);
+}, JSON.stringify);
 
+const MOST_SIDES = 1024; // width and height together, where a model takes any: its numbers are text here
 const RANGES = {"0..255": [1, 0], "0..1": [1 / 255, 0], "-1..1": [2 / 255, -1]};
 
 /** A picture in the tensor's size and the range that the user says; strings take the file. */
@@ -190,13 +206,13 @@ function pictureField(label, tensor, shape, set) {
 	const whole = tensor.dtype === "DT_STRING" || INTEGERS.test(tensor.dtype) || tensor.dtype === "DT_UINT8";
 	const canvas = make("canvas", {width: 0, height: 0}), note = status("small");
 	let bitmap = null, range = whole ? "0..255" : "0..1";
-	const write = () => bitmap && set(pixels(bitmap, canvas, shape, RANGES[range], whole));
+	const write = () => bitmap && set(JSON.stringify(pixels(bitmap, canvas, shape, RANGES[range], whole)));
 	const take = async ([file]) => {
 		try {
-			if (tensor.dtype === "DT_STRING") set({b64: await toBase64(file)});
+			if (tensor.dtype === "DT_STRING") set(JSON.stringify(filled(shape, {b64: await toBase64(file)})));
 			bitmap = tensor.dtype === "DT_STRING" ? null : await createImageBitmap(file);
 			write();
-			note.textContent = file.name ?? "";
+			note.textContent = `${file.name ?? ""}${bitmap ? `: ${canvas.width} × ${canvas.height} of ${bitmap.width} × ${bitmap.height} pixels` : ""}`;
 		} catch {
 			note.textContent = "The browser cannot read this picture.";
 		}
@@ -208,8 +224,10 @@ function pictureField(label, tensor, shape, set) {
 	return {element: make("div.wide", {role: "group", label}, label, dropZone("Choose a picture", take, {accept: "image/*", extra: [ranges, canvas, note].filter(Boolean)})), fill: () => (note.textContent = "no picture yet: an example of one colour")};
 }
 
-function pixels(bitmap, canvas, [, tall, wide, channels], [scale, offset], whole) {
-	drawOn(canvas, bitmap, wide ?? bitmap.width, tall ?? bitmap.height);
+function pixels(bitmap, canvas, shape, [scale, offset], whole) {
+	const single = isSingle(shape), [, tall, wide, channels] = single ? [1, ...shape] : shape, {width, height} = bitmap;
+	const shrink = tall ? tall / height : wide ? wide / width : Math.min(1, MOST_SIDES / (width + height));
+	drawOn(canvas, bitmap, wide ?? Math.ceil(width * shrink), tall ?? Math.ceil(height * shrink));
 	const {data} = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
 	const value = (byte) => (whole ? byte : Number((byte * scale + offset).toFixed(4)));
 	const grey = (at) => Math.round(0.299 * data[at] + 0.587 * data[at + 1] + 0.114 * data[at + 2]);
@@ -218,7 +236,7 @@ function pixels(bitmap, canvas, [, tall, wide, channels], [scale, offset], whole
 		if (!channels) return value(grey(at));
 		return channels === 1 ? [value(grey(at))] : Array.from({length: channels}, (_, c) => value(data[at + c]));
 	}));
-	return [rows];
+	return single ? rows : [rows];
 }
 
 // --- the answer ---

@@ -6,13 +6,14 @@ import {bar, button, bytes, details, dot, duration, fill, link, make, pretty, se
 import {morph, poll} from "./live.js";
 
 let versions = {}, ahead = 0; // what /stats says of each version; the server's clock, ahead of ours by so many seconds
+const busy = new Map(); // addresses of versions that are being loaded or freed, and which of it
 
 export async function show(root, [only]) {
 	const wanted = search("Search models, pipelines and handlers", () => draw(), "Search…", {id: "models-search", hidden: Boolean(only)});
 	const cards = make("div.part", {id: "models-cards"}), plan = make("section.card", {id: "reload-plan", "aria-live": "polite", label: "Reload", hidden: true});
 	const draw = () => morph(cards, drawAll(only, wanted.value));
 	fill(root, bar(wanted, only ? link("#models", "All models") : null,
-		button("Reload…", () => attempt(() => preview(plan)), {id: "reload"})), plan, cards);
+		catalogue.key.only ? null : button("Reload…", () => attempt(() => preview(plan)), {id: "reload"})), plan, cards);
 	let turn = 0;
 	const read = async () => {
 		try {
@@ -67,25 +68,25 @@ function versionPart(model, {version, state, status}) {
 	const labels = Object.entries(model.labels).filter(([, number]) => String(number) === version).map(([label]) => label);
 	const about = versions[`${model.name}/${version}`], demand = about?.on_demand;
 	const memory = about?.memory_bytes != null ? bytes(about.memory_bytes) : about && (!demand || demand.resident) ? `not measured; its files have ${bytes(about.file_bytes)}` : null;
-	const where = `v1/models/${path(model.name)}/versions/${version}`;
-	const change = (verb) => (event) => act(event.currentTarget, `${where}/${verb}`);
+	const where = `v1/models/${path(model.name)}/versions/${version}`, verb = demand?.resident ? "Free" : "Load";
 	return make("div", {"data-key": `version ${version}`},
 		make("p", make("strong", `Version ${version}`), labels.flatMap((label) => [" ", make("span.tag", label)]), make("span.soft", ` ${status.error_message ? "failed" : state}`)),
 		status.error_message && status.error_message !== model.reason ? make("p.error", status.error_message) : null,
 		calls(`${model.name}/${version}`, [["On demand", demand && `${demand.resident ? "in memory" : "not in memory"}: ${demand.why}${demand.pinned ? "; pinned" : ""}`], ["Device", about?.device],
 			["Load time", about?.load_seconds ? `${about.load_seconds.toFixed(2)} s` : null], ["Memory", memory]]),
-		demand ? make("p", button(demand.resident ? "Free" : "Load", change(demand.resident ? "unload" : "load"),
-			{"aria-label": `${demand.resident ? "Free" : "Load"} version ${version} of ${model.name}`, disabled: demand.resident && demand.pinned})) : null);
+		demand ? make("p", button(verb, () => act(where, verb), {label: `${verb} version ${version} of ${model.name}`, disabled: busy.has(where) || (demand.resident && demand.pinned)}), busy.has(where) && ` ${busy.get(where)}ing…`) : null);
 }
 
-async function act(pressed, address) {
-	pressed.disabled = true;
+async function act(where, verb) {
+	const draw = () => document.querySelector("#models-search")?.oninput();
+	busy.set(where, verb);
+	draw();
 	await attempt(async () => {
-		await ask(address, {method: "POST"});
+		await ask(`${where}/${verb === "Free" ? "unload" : "load"}`, {method: "POST"});
 		versions = (await askJson("stats")).versions;
 	});
-	pressed.disabled = false;
-	document.querySelector("#models-search")?.oninput();
+	busy.delete(where);
+	draw();
 }
 
 /** Asked for when somebody unfolds it. */

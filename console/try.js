@@ -1,8 +1,8 @@
 // Try: one list of all that is served; what is chosen, beside it. `#try/shapes`, `#try/models/shapes`.
 
-import {catalogue, onCatalogue, path} from "./api.js";
+import {catalogue, onCatalogue, path, refresh} from "./api.js";
 import {dot, fill, make, search} from "./dom.js";
-import {morph} from "./live.js";
+import {morph, poll} from "./live.js";
 
 const KINDS = [
 	{id: "pictures", title: "Pictures", list: () => catalogue.deployments.map((one) => ({...one, name: one.id})), module: () => import("./pictures.js")},
@@ -44,8 +44,11 @@ export async function show(root, names) {
 		list(root);
 		if (shown?.visit === visit && (find(names)?.one.state ?? null) !== shown.state) choose(root, names, visit);
 	});
+	let turn = 0;
+	const rest = poll(() => turn++ && refresh().catch(({status}) => status !== 401), () => 15);
 	return () => {
 		end();
+		rest();
 		if (shown?.visit !== visit) return;
 		shown.leave?.();
 		shown = null;

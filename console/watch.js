@@ -138,7 +138,8 @@ function quotas({quotas: all, now}) {
 function drawErrors(all, name, sought) {
 	const own = all.filter((one) => name === undefined || [one.model, one.deployment, one.route].includes(name));
 	const words = sought.trim().toLowerCase(), text = (one) => [one.status, one.method, one.path, one.error, one.request_id, one.model, one.deployment].join(" ").toLowerCase();
-	const rows = own.filter((one) => text(one).includes(words)).map((one) => [new Date(one.time * 1000).toLocaleTimeString(), String(one.status), `${one.method} ${one.path}`, one.error, one.request_id]);
+	const when = (time) => time[time.toDateString() === new Date().toDateString() ? "toLocaleTimeString" : "toLocaleString"]();
+	const rows = own.filter((one) => text(one).includes(words)).map((one) => [when(new Date(one.time * 1000)), String(one.status), `${one.method} ${one.path}`, one.error, one.request_id]);
 	const made = rows.length ? table(["Time", "Status", "Call", "Error", "Request id"], rows, {label: "Last errors"}) : make("p.soft", own.length ? "No error is so." : "No errors.");
 	made.querySelectorAll?.("tbody tr").forEach((row) => (row.dataset.key = `${row.lastChild.textContent} ${row.firstChild.textContent}`));
 	return make("div", {id: "watch-errors"}, made);

@@ -128,7 +128,8 @@ let again = 0;
 
 /** Read what is served; again each second until all models are loaded. */
 export async function refresh() {
-	Object.assign(catalogue, await askJson("deployments"));
+	const {deployments, handlers} = Object.assign(catalogue, await askJson("deployments"));
+	for (const one of [...deployments, ...handlers]) one.name = one.id ?? one.path;
 	for (const listener of [...listeners]) listener();
 	clearTimeout(again);
 	if (catalogue.loading.waiting.length) again = setTimeout(keepUp, 1000);

@@ -24,8 +24,7 @@ function address() {
 async function route() {
 	const {part, names} = address(), turn = ++shown.turn;
 	for (const link of document.querySelectorAll("nav a")) {
-		if (link.dataset.part === part) link.setAttribute("aria-current", "page");
-		else link.removeAttribute("aria-current");
+		link.ariaCurrent = link.dataset.part === part ? "page" : null;
 	}
 	const module = await PARTS[part]();
 	if (turn !== shown.turn) return;
@@ -98,8 +97,8 @@ function showLoading() {
 	$("#loading-text").textContent = `${of - waiting.length} of ${of} models loaded; loading ${waiting.slice(0, 3).join(", ")}${waiting.length > 3 ? ` and ${waiting.length - 3} more` : ""}`;
 	$("#loading progress").max = of;
 	$("#loading progress").value = of - waiting.length;
-	$("nav a[data-part=inbox]").parentElement.hidden = !catalogue.deployments.some((one) => one.active_learning);
-	$("nav a[data-part=manage]").parentElement.hidden = !catalogue.key.admin;
+	$("nav a[data-part=inbox]").hidden = !catalogue.deployments.some((one) => one.active_learning);
+	$("nav a[data-part=manage]").hidden = !catalogue.key.admin;
 	showKey();
 }
 

@@ -1,53 +1,46 @@
 // A call as code, with or without the user's key.
 
-import {BASE, ask, catalogue, key, post} from "./api.js";
+import {BASE, catalogue, key, post} from "./api.js";
 import {bar, button, details, download, fill, make, option, textBlock} from "./dom.js";
 
-const JSON_TYPE = "application/json", LONGEST = 60000; // characters of a body, as the server writes it into a program
+const LONGEST = 60000; // characters of a body in a program
 
-/** Whether a body can stand in a program of any language. */
-function isShortJson(body, type) {
+const word = (text) => (/^[\w@%+=:,./-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`);
+
+/** A call for curl, in one line; a body that is long, or has several lines, is a `file` beside it. */
+export function curlOf(own, url, method, headers, body) {
+	const file = body instanceof Blob ? body : body?.length > LONGEST || body?.includes?.("\n") ? new File([body], "body") : null;
+	const parts = body instanceof FormData ? [...body].flatMap(([name, value]) => (value.name ? ["-F", `${name}=@${value.name}`] : ["--form-string", `${name}=${value}`])) : body ? ["--data-raw", body] : [];
+	const all = {...(key.get() && {Authorization: `Bearer ${own ?? "YOUR_KEY"}`}), ...headers};
+	const words = ["curl", "--fail-with-body", "-X", method, ...Object.entries(all).flatMap(([name, value]) => ["-H", `${name}: ${value}`]), ...(file ? ["--data-binary", `@${file.name}`] : parts), String(new URL(url, BASE))];
+	return {curl: words.map(word).join(" "), file};
+}
+
+/** The code of a call: what to ask for it, or curl's where the body is no short JSON; without one it has an example. */
+export function codeOf(own, url, body, method = "POST", type = "application/json") {
+	const call = JSON.stringify({path: `/${url}`, method, ...(own && {key: own})});
+	if (body === undefined || method === "GET") return {body: call};
 	try {
 		JSON.parse(body);
+		if (type === "application/json" && encodeURIComponent(body).length < LONGEST) return {body: `${call.slice(0, -1)},"body":${body}}`}; // no shorter than the server's escapes
 	} catch {
-		return false;
+		// no JSON
 	}
-	return type === JSON_TYPE && body.length < LONGEST && body.replace(/[,:]/g, ", ").replace(/[^ -~]/g, "\\u0000").length < LONGEST;
+	return curlOf(own, url, method, {"Content-Type": type}, body);
 }
 
-const word = (text) => `'${text.replaceAll("'", "'\\''")}'`;
-
-/** A call for curl in one line; a body that is long, or has several lines, is a `file` beside it. */
-export function curlOf(own, url, method, headers, body) {
-	const words = ["curl --fail-with-body -X", method], sent = {...(key.get() ? {Authorization: `Bearer ${own ?? "YOUR_KEY"}`} : {}), ...headers};
-	for (const [name, value] of Object.entries(sent)) words.push("-H", word(`${name}: ${value}`));
-	let file = body instanceof Blob ? body : null;
-	if (body instanceof FormData) for (const [name, value] of body) words.push(...(value instanceof Blob ? ["-F", word(`${name}=@${value.name}`)] : ["--form-string", word(`${name}=${value}`)]));
-	else if (typeof body === "string" && body.length < LONGEST && !body.includes("\n")) words.push("--data-raw", word(body));
-	else if (body) file ??= new File([body], headers["Content-Type"] === JSON_TYPE ? "body.json" : "body.txt");
-	if (file) words.push("--data-binary", word(`@${file.name}`));
-	return {curl: [...words, word(String(new URL(url, BASE)))].join(" "), file};
-}
-
-/** The code of a call: what to ask for it, or curl's where the body is no short JSON; without a body it has an example. */
-export function codeOf(language, own, url, body, method = "POST", type = JSON_TYPE) {
-	const call = JSON.stringify({path: `/${url}`, method, ...(own ? {key: own} : {})}), bare = body === undefined || method === "GET";
-	if (!bare && !isShortJson(body, type)) return curlOf(own, url, method, {"Content-Type": type}, body);
-	return {path: `v1/client/${language}`, body: bare ? call : `${call.slice(0, -1)},"body":${body}}`};
-}
-
-/** `question(language, key)` is what to ask for code, {path, body}, or {curl, file}. */
+/** `question(language, key)` tells which code: {body} of what to ask for it, {path} of a deployment's, or {curl, file}. */
 export class Code {
 	constructor(question, summary = "This call as code") {
 		this.question = question;
-		this.list = make("select", {onchange: () => this.show()});
-		this.withKey = make("input", {type: "checkbox", onchange: () => this.show()});
+		this.list = make("select");
+		this.withKey = make("input", {type: "checkbox"});
 		this.block = textBlock("Code of this call", () => this.chosen.file);
 		this.hint = make("p.soft");
 		const content = [bar(make("label", "Language ", this.list), make("label", this.withKey, "with my key")), this.hint, this.block];
 		this.element = summary ? details(summary, ...content) : make("div", ...content);
 		this.element.classList.add("code");
-		this.element.ontoggle = () => this.show();
+		this.element.onchange = this.element.ontoggle = () => this.show();
 	}
 
 	soon() {
@@ -66,21 +59,15 @@ export class Code {
 		const turn = (this.turn = (this.turn ?? 0) + 1);
 		this.withKey.disabled = !key.get();
 		try {
-			const own = this.withKey.checked ? key.get() : null, asked = this.question(list.value, own), {curl, file} = asked;
+			const own = this.withKey.checked ? key.get() : undefined, {path, body, curl, file} = this.question(list.value, own);
 			list.disabled = Boolean(curl);
 			if (curl) list.value = "curl";
 			fill(this.hint, `Needs ${this.chosen.needs}; saved as ${this.chosen.file} it runs by ${this.chosen.run}`, file && [" beside ", button(file.name, () => download(file.name, file))]);
-			const code = curl ?? (await (await this.ask(asked, own)).text());
+			const [, at, query] = /^(.*)\/client\/.*?\?(.*)/.exec(path) ?? [];
+			const code = curl ?? (await (await post(`v1/client/${list.value}`, body ?? codeOf(own, `${at}/predict?${query}`).body, undefined, true)).text());
 			if (turn === this.turn) this.block.say(code);
 		} catch (error) {
 			if (turn === this.turn) this.block.say(error.message);
 		}
-	}
-
-	/** The server puts the key in: it knows how each language quotes. */
-	ask({path, body}, own) {
-		const [, deployment, query] = /^(.*)\/client\/.*?\?(.*)/.exec(path) ?? [];
-		if (body) return post(path, body, undefined, true);
-		return own ? post(`v1/client/${this.list.value}`, JSON.stringify({path: `/${deployment}/predict?${query}`, key: own}), undefined, true) : ask(path);
 	}
 }

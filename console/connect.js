@@ -7,10 +7,10 @@ import {bar, button, copy, fill, make, option} from "./dom.js";
 function targets() {
 	const model = (group) => ({name}) => ({group, name, url: `v1/models/${path(name)}:predict`});
 	return [
-		...catalogue.deployments.map(({id}) => ({group: "Pictures", name: id, url: `${path(id)}/predict`})),
+		...catalogue.deployments.map(({name}) => ({group: "Pictures", name, url: `${path(name)}/predict`})),
 		...catalogue.models.map(model("Models")),
 		...catalogue.pipelines.map(model("Pipelines")),
-		...catalogue.handlers.map((one) => ({group: "Handlers", name: one.path, url: one.path.slice(1), method: one.methods[0]})),
+		...catalogue.handlers.map(({name, methods}) => ({group: "Handlers", name, url: name.slice(1), method: methods[0]})),
 	];
 }
 
@@ -28,7 +28,7 @@ export async function show(root, [group, name]) {
 		const last = list.lastElementChild?.label === each.group ? list.lastElementChild : list.appendChild(make("optgroup", {label: each.group}));
 		last.append(option(`${each.group.toLowerCase()}/${path(each.name)}`, each.name, each === one));
 	}
-	const address = String(new URL(one.url, BASE)), code = new Code((language, own) => codeOf(language, own, one.url, undefined, one.method), "");
+	const address = String(new URL(one.url, BASE)), code = new Code((language, own) => codeOf(own, one.url, undefined, one.method), "");
 	const copying = button("Copy", () => copy(address, copying));
 	fill(root, tabs("code"), bar(make("label", "Call ", list)),
 		make("p", make("strong", `${one.method ?? "POST"} `), make("code", address), " ", copying),

@@ -39,20 +39,3 @@ export function field(kind, value, properties = {}) {
 	element.read = () => read(kind, element.value);
 	return element;
 }
-
-/** A form of `[name, kind, properties]`: `read()` has what is not as it was at first, null for what was emptied. */
-export function form(fields, now = {}) {
-	const inputs = fields.map(([name, kind, properties]) => [name, field(kind, now[name], properties)]), before = new Map(inputs.map(([name, input]) => [name, input.value]));
-	const element = make("div.fields", inputs.map(([name, input]) => make("label", name.replaceAll("_", " "), input)));
-	const touched = () => inputs.filter(([name, input]) => input.validity.badInput || input.value !== before.get(name));
-	const read = () => Object.fromEntries(touched().map(([name, input]) => {
-		try {
-			if (input.validity.badInput) throw new Error("expected a number");
-			return [name, input.read()];
-		} catch (error) {
-			input.focus();
-			throw new Error(`${name}: ${error.message}`);
-		}
-	}));
-	return {element, touched, read};
-}

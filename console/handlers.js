@@ -9,7 +9,7 @@ const last = new Map(); // path -> {text, type}
 
 export function show(root, one) {
 	const panel = new HandlerPanel(one);
-	fill(root, heading(one, one.path), make(one.state === "failed" ? "p.error" : "p.soft", one.reason || (one.envelope ? `answers in the envelope “${one.envelope}”` : "")), panel.element);
+	fill(root, heading(one), make(one.state === "failed" ? "p.error" : "p.soft", one.reason || (one.envelope ? `answers in the envelope “${one.envelope}”` : "")), panel.element);
 	return () => panel.caller.clear();
 }
 
@@ -19,11 +19,11 @@ class HandlerPanel {
 		Object.assign(this, {one, type: kept.type, method: one.methods[0] ?? "POST", file: null});
 		this.url = one.path.replace(/^\//, "");
 		this.caller = new Caller(() => this.send());
-		this.body = area({className: "body", rows: 6, value: kept.text, "aria-label": "Body of the request", oninput: () => this.code.soon()});
+		this.body = area({className: "body", rows: 6, value: kept.text, label: "Body of the request", oninput: () => this.code.soon()});
 		this.fileName = make("span.soft");
 		this.answer = make("div");
 		this.json = textBlock("The answer", `${one.path.split("/").at(-1)}.json`);
-		this.code = new Code((language, own) => codeOf(language, own, this.url, this.file ?? this.body.value, this.method, this.sentType));
+		this.code = new Code((language, own) => codeOf(own, this.url, this.file ?? this.body.value, this.method, this.sentType));
 		const controls = bar(one.methods.length > 1 ? select("Method", one.methods, (value) => this.code.soon((this.method = value))) : null,
 			select("Body", [["application/json", "JSON"], ["text/plain", "text"]], (value) => this.code.soon((this.type = value)), this.type), this.caller.buttons);
 		this.element = make("div", this.body, dropZone("Send a file instead", ([file]) => this.take(file), {extra: [this.fileName, button("Forget the file", () => this.take(null))]}), controls, this.caller.error, this.caller.times, this.answer, this.json, this.code.element);

@@ -4,6 +4,7 @@ import {ask, askJson, catalogue, onCatalogue, path, refresh} from "./api.js";
 import {attempt} from "./app.js";
 import {bar, button, bytes, details, dot, duration, fill, link, make, pretty, search, table} from "./dom.js";
 import {morph, poll} from "./live.js";
+import {tell} from "./tensors.js";
 
 let versions = {}, ahead = 0; // what /stats says of each version; the server's clock, ahead of ours by so many seconds
 const busy = new Map(); // addresses of versions that are being loaded or freed, and which of it
@@ -34,7 +35,7 @@ export async function show(root, [only]) {
 }
 
 function drawAll(only, sought) {
-	const all = [["Models", catalogue.models, modelCard], ["Pipelines", catalogue.pipelines, modelCard], ["Handlers", catalogue.handlers.map((one) => ({...one, name: one.path})), handlerCard]];
+	const all = [["Models", catalogue.models, modelCard], ["Pipelines", catalogue.pipelines, modelCard], ["Handlers", catalogue.handlers, handlerCard]];
 	const fits = ({name}) => (only ? name === only : name.toLowerCase().includes(sought.trim().toLowerCase()));
 	const sections = all.map(([title, list, card]) => [title, list.filter(fits), card]).filter(([, list]) => list.length);
 	const parts = sections.flatMap(([title, list, card]) => [make("h2", {"data-key": title}, `${title} (${list.length})`),
@@ -107,10 +108,9 @@ function signature(one, states, open) {
 
 async function tellSignature(inside, address, whose) {
 	const {metadata} = await askJson(address);
-	const size = ({tensor_shape: shape}) => (shape?.unknown_rank ? "any shape" : `[${(shape?.dim ?? []).map((one) => (Number(one.size) < 0 ? "any" : one.size)).join(", ")}]`);
-	const rows = (side, tensors) => Object.entries(tensors ?? {}).map(([name, tensor]) => [side, name, tensor.dtype.replace("DT_", "").toLowerCase(), size(tensor)]);
+	const rows = (side, tensors = {}) => Object.entries(tensors).map(([name, tensor]) => [side, name, tell(tensor)]);
 	fill(inside, ...Object.entries(metadata.signature_def.signature_def).filter(([name]) => !name.startsWith("__")).flatMap(([name, one]) => [make("p", make("strong", name), make("span.soft", ` ${one.method_name ?? ""}`)),
-		table(["Side", "Tensor", "dtype", "Shape"], [...rows("input", one.inputs), ...rows("output", one.outputs)], {label: `Signature ${name} ${whose}`})]));
+		table(["Side", "Tensor", "Type"], [...rows("input", one.inputs), ...rows("output", one.outputs)], {label: `Signature ${name} ${whose}`})]));
 }
 
 const handlerCard = (one, kind) => card(one, kind, facts([["Path", make("code", one.path)], ["Methods", one.methods.join(", ")], ["Envelope", one.envelope]]));
@@ -154,18 +154,18 @@ const statesIn = (config) => Object.fromEntries(Object.entries(config).flatMap((
 /** Reload; then how states of versions have changed, and the server's own answer. */
 async function reload(plan, close) {
 	plan.querySelector(".main").disabled = true;
-	const before = statesIn(await askJson("v1/config")), tell = [];
+	const before = statesIn(await askJson("v1/config")), told = [];
 	let answer;
 	try {
 		const response = await ask("v1/config/reload", {method: "POST"});
 		answer = pretty(await response.json());
-		tell.push(make("p", response.status === 201 ? "Reloaded: something was read or loaded anew." : "Everything was as it should be."));
+		told.push(make("p", response.status === 201 ? "Reloaded: something was read or loaded anew." : "Everything was as it should be."));
 	} catch (error) {
-		tell.push(make("p.error", error.message));
+		told.push(make("p.error", error.message));
 	}
 	const after = statesIn(await askJson("v1/config"));
 	const rows = [...new Set([...Object.keys(before), ...Object.keys(after)])].filter((name) => before[name] !== after[name]).map((name) => [name, before[name] ?? "–", after[name] ?? "–"]);
-	fill(plan, make("h2", "What the reload changed"), ...tell, rows.length ? table(["Version", "Before", "Now"], rows, {label: "What has changed"}) : make("p", "No version has another state than before."),
+	fill(plan, make("h2", "What the reload changed"), told, rows.length ? table(["Version", "Before", "Now"], rows, {label: "What has changed"}) : make("p", "No version has another state than before."),
 		answer ? details("The server's answer", make("pre", {tabIndex: 0, role: "region", label: "The server's answer"}, answer)) : "", bar(button("Close", close)));
 	await refresh();
 }

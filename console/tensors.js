@@ -21,25 +21,24 @@ function filled(shape, value) {
 	return (shape ?? []).reduceRight((inner, size) => Array.from({length: size ?? 1}, () => inner), value);
 }
 
-export async function show(root, one) {
-	if (one.state !== "ready") {
-		return fill(root, heading(one), notReady(one));
-	}
-	const panel = new TensorPanel(one);
-	fill(root, heading(one), panel.element);
+/** `above` stands between the name and the form; `onanswer(found)` is told each answer, null for an error. */
+export async function show(root, one, above = "", onanswer = () => {}) {
+	if (one.state !== "ready") return fill(root, heading(one), above, notReady(one));
+	const panel = new TensorPanel(one, onanswer);
+	fill(root, heading(one), above, panel.element);
 	await panel.read();
 	return () => panel.caller.clear();
 }
 
-export class TensorPanel {
-	constructor(one, onanswer = () => {}) {
+class TensorPanel {
+	constructor(one, onanswer) {
 		Object.assign(this, {one, onanswer, which: "", signature: "serving_default"});
 		this.caller = new Caller(() => this.send());
 		this.form = make("div.fields");
-		this.body = area({className: "body", rows: 8, "aria-label": "Body of the request", oninput: () => this.code.soon()});
+		this.body = area({className: "body", rows: 8, label: "Body of the request", oninput: () => this.code.soon()});
 		this.answers = make("div");
 		this.json = textBlock("The answer as JSON", `${one.name}.json`);
-		this.code = new Code((language, own) => codeOf(language, own, this.url, this.body.value));
+		this.code = new Code((language, own) => codeOf(own, this.url, this.body.value));
 		this.bar = make("div.bar");
 		this.element = make("div", this.bar, this.form, (this.raw = details("Body of the request", this.body)), bar(this.caller.buttons),
 			this.caller.error, this.caller.times, this.answers, (this.answerJson = make("div", {hidden: true}, this.json)), this.code.element);
@@ -54,19 +53,14 @@ export class TensorPanel {
 		this.signatures = Object.fromEntries(Object.entries(metadata.signature_def?.signature_def ?? {}).filter(([name]) => !name.startsWith("__")));
 		if (!this.signatures[this.signature]) this.signature = Object.keys(this.signatures)[0];
 		const names = Object.keys(this.signatures);
-		fill(this.bar, ...[versionPicker(this.one.name, (value) => this.choose(value), "newest", ["/versions/", "/labels/"], this.which),
-			names.length > 1 && select("Signature", names, (name) => this.sign(name), this.signature), button("Example", () => this.example())].filter(Boolean));
+		fill(this.bar, versionPicker(this.one.name, (value) => this.choose(value), "newest", ["/versions/", "/labels/"], this.which),
+			names.length > 1 && select("Signature", names, (name) => this.build((this.signature = name)), this.signature), button("Example", () => this.example()));
 		this.build();
 	}
 
-	async choose(which) {
+	choose(which) {
 		this.which = which;
-		await this.read().catch((error) => this.caller.fail(error.message));
-	}
-
-	sign(name) {
-		this.signature = name;
-		this.build();
+		return this.read().catch((error) => this.caller.fail(error.message));
 	}
 
 	get inputs() {
@@ -129,10 +123,9 @@ function exampleOf(name, tensor) {
 function fieldFor(name, tensor, set) {
 	const shape = shapeOf(tensor), label = `${name}: ${tell(tensor)}`;
 	if (isPicture(name, tensor, shape)) return pictureField(label, tensor, shape, set);
-	const row = shape?.slice(1) ?? null;
-	if (shape && tensor.dtype !== "DT_STRING" && (shape.length <= 1 || (row.length === 1 && row[0] && row[0] <= MOST_CELLS))) return tableField(label, tensor, shape, set);
-	if (shape && tensor.dtype === "DT_STRING" && shape.length <= 2 && (row.length === 0 || row[0] === 1)) return linesField(label, shape, set);
-	return jsonField(label, set);
+	const text = tensor.dtype === "DT_STRING", cells = shape?.length < 2 ? 1 : shape?.length === 2 && shape[1];
+	if (text && cells === 1) return linesField(label, shape, set);
+	return !text && cells && cells <= MOST_CELLS ? tableField(label, tensor, shape, set) : jsonField(label, set);
 }
 
 /** Whether a picture's shape is that of one without a batch: [height, width, channels]. */

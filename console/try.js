@@ -5,10 +5,10 @@ import {dot, fill, make, search} from "./dom.js";
 import {morph, poll} from "./live.js";
 
 const KINDS = [
-	{id: "pictures", title: "Pictures", list: () => catalogue.deployments.map((one) => ({...one, name: one.id})), module: () => import("./pictures.js")},
+	{id: "pictures", title: "Pictures", list: () => catalogue.deployments, module: () => import("./pictures.js")},
 	{id: "models", title: "Models", list: () => catalogue.models, module: () => import("./tensors.js")},
 	{id: "pipelines", title: "Pipelines", list: () => catalogue.pipelines, module: () => import("./pipelines.js")},
-	{id: "handlers", title: "Handlers", list: () => catalogue.handlers.map((one) => ({...one, name: one.path})), module: () => import("./handlers.js")},
+	{id: "handlers", title: "Handlers", list: () => catalogue.handlers, module: () => import("./handlers.js")},
 ];
 
 const addressOf = (kind, name) => {

@@ -12,10 +12,10 @@ const MIB = 2 ** 20, RETRY = 5;
 const chosen = {window: "5m", sort: "requests", down: true}; // as long as the page is open
 
 export async function show(root, names) {
-	const [name, kind] = [names.at(-1), names.length > 1 ? names[0] : null];
+	const [name, kind] = names.toReversed();
 	let seen = null, seenAt = Date.now(), gone = "", ended = () => {};
 	const filter = search("Filter the errors", () => draw(), "Status, path, text, request id…", {id: "errors-filter"});
-	const state = make("p", {id: "watch-state", role: "status"}), ago = make("span", {id: "watch-seen"});
+	const state = make("p.error", {id: "watch-state", role: "status", hidden: true}), ago = make("span", {id: "watch-seen"});
 	const above = make("div"), errors = make("div", {id: "watch-errors"});
 	const windows = Object.entries(WINDOWS).map(([id, [text]]) => button(text, () => begin((chosen.window = id)), {"data-window": id}));
 	fill(root, bar(name === undefined ? null : link("#watch", "All"),
@@ -27,7 +27,6 @@ export async function show(root, names) {
 		ago.textContent = gone ? `Last seen ${duration(seconds)} ago` : seen ? `Up for ${duration(seen.uptime_seconds)}` : "";
 		state.textContent = gone;
 		state.hidden = !gone;
-		state.className = gone ? "error" : "";
 	};
 	const draw = () => {
 		tick();
@@ -49,7 +48,7 @@ export async function show(root, names) {
 	};
 	const begin = () => {
 		ended();
-		for (const one of windows) one.setAttribute("aria-pressed", one.dataset.window === chosen.window);
+		for (const one of windows) one.ariaPressed = one.dataset.window === chosen.window;
 		ended = poll(read, () => (gone ? RETRY : WINDOWS[chosen.window][1] * Math.max(1, (seen?.series.length ?? 0) / 20))); // many groups are much to tell
 	};
 	begin();
@@ -105,7 +104,7 @@ function batches(sizes) {
 
 const failedOf = ({requests, by_status: by}) => (requests ? (by["4xx"] + by["5xx"]) / requests : 0);
 const COLUMNS = {kind: ["Kind", ({kind}) => kind], name: ["Name", ({name}) => name], requests: ["Requests", ({total}) => total.requests], errors: ["Errors", ({total}) => failedOf(total)],
-	p50: ["p50", ({total}) => total.latency.p50], p90: ["p90", ({total}) => total.latency.p90], p99: ["p99", ({total}) => total.latency.p99]};
+	...Object.fromEntries(["p50", "p90", "p99"].map((q) => [q, [q, ({total}) => total.latency[q]]]))};
 
 /** All groups, sorted by the column that was clicked; a name opens its graphs. */
 function groups({series}, redraw) {

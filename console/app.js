@@ -62,9 +62,8 @@ function askForKey(reason) {
 	asking ??= new Promise((done) => {
 		const dialog = $("#key-dialog"), input = $("#key-input");
 		$("#key-error").textContent = reason;
-		input.value = "";
+		$("form").reset();
 		input.type = "password";
-		$("#key-show").checked = false;
 		dialog.returnValue = "";
 		dialog.onclose = () => {
 			asking = null;
@@ -73,8 +72,7 @@ function askForKey(reason) {
 			input.value = "";
 			done(Boolean(given));
 		};
-		if (!dialog.open) dialog.showModal();
-		input.focus();
+		dialog.showModal();
 	});
 	return asking;
 }
@@ -95,8 +93,7 @@ function showLoading() {
 	const {of, waiting} = catalogue.loading;
 	$("#loading").hidden = !waiting.length;
 	$("#loading-text").textContent = `${of - waiting.length} of ${of} models loaded; loading ${waiting.slice(0, 3).join(", ")}${waiting.length > 3 ? ` and ${waiting.length - 3} more` : ""}`;
-	$("#loading progress").max = of;
-	$("#loading progress").value = of - waiting.length;
+	Object.assign($("#loading progress"), {max: of, value: of - waiting.length});
 	$("nav a[data-part=inbox]").hidden = !catalogue.deployments.some((one) => one.active_learning);
 	$("nav a[data-part=manage]").hidden = !catalogue.key.admin;
 	showKey();

@@ -46,8 +46,7 @@ export class Caller {
 		this.button.disabled = true;
 		this.stop.hidden = false;
 		const ticking = setInterval(() => this.tick(began), 200);
-		this.queue = "";
-		this.status.textContent = "";
+		this.queue = this.status.textContent = "";
 		try {
 			const response = await question(abort.signal), took = performance.now() - began, {answer, text} = await readAnswer(response);
 			if (turn !== this.turn) return null;

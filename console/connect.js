@@ -20,9 +20,7 @@ export async function show(root, [group, name]) {
 		return showApi(root, tabs("api"), await askJson("openapi.json"));
 	}
 	const all = targets(), one = all.find((each) => each.group.toLowerCase() === group && each.name === name) ?? (name === undefined ? all[0] : null);
-	if (!one) {
-		return fill(root, tabs("code"), make("p.empty", name ? `There is nothing called ‘${name}’ here.` : "Nothing is served yet."));
-	}
+	if (!one) return fill(root, tabs("code"), make("p.empty", name ? `There is nothing called ‘${name}’ here.` : "Nothing is served yet."));
 	const list = make("select", {id: "target", onchange: () => (location.hash = `#connect/${list.value}`)});
 	for (const each of all) {
 		const last = list.lastElementChild?.label === each.group ? list.lastElementChild : list.appendChild(make("optgroup", {label: each.group}));
@@ -32,7 +30,7 @@ export async function show(root, [group, name]) {
 	const copying = button("Copy", () => copy(address, copying));
 	fill(root, tabs("code"), bar(make("label", "Call ", list)),
 		make("p", make("strong", `${one.method ?? "POST"} `), make("code", address), " ", copying),
-		!key.get() ? "" : make("p.soft", "Send your key as ", make("code", "Authorization: Bearer YOUR_KEY"), " or ", make("code", "x-api-key: YOUR_KEY"), "."), code.element);
+		key.get() && make("p.soft", "Send your key as ", make("code", "Authorization: Bearer YOUR_KEY"), " or ", make("code", "x-api-key: YOUR_KEY"), "."), code.element);
 	return code.show();
 }
 

@@ -5,7 +5,7 @@ import {Caller} from "./call.js";
 import {Code, codeOf} from "./code.js";
 import {area, bar, button, download, dropZone, fill, heading, make, select, shownBitmap, textBlock} from "./dom.js";
 
-const last = new Map(); // path -> {text, type}
+const last = new Map(); // path -> {text, type}, of a body
 
 export function show(root, one) {
 	const panel = new HandlerPanel(one);
@@ -15,16 +15,15 @@ export function show(root, one) {
 
 class HandlerPanel {
 	constructor(one) {
-		const kept = last.get(one.path) ?? {text: '"hello"', type: "application/json"};
-		Object.assign(this, {one, type: kept.type, method: one.methods[0] ?? "POST", file: null});
-		this.url = one.path.replace(/^\//, "");
+		const {text, type} = last.get(one.path) ?? {text: '"hello"', type: "application/json"};
+		Object.assign(this, {one, type, method: one.methods[0], file: null, url: one.path.slice(1)});
 		this.caller = new Caller(() => this.send());
-		this.body = area({className: "body", rows: 6, value: kept.text, label: "Body of the request", oninput: () => this.code.soon()});
+		this.body = area({className: "body", rows: 6, value: text, label: "Body of the request", oninput: () => this.code.soon()});
 		this.fileName = make("span.soft");
 		this.answer = make("div");
 		this.json = textBlock("The answer", `${one.path.split("/").at(-1)}.json`);
 		this.code = new Code((language, own) => codeOf(own, this.url, this.file ?? this.body.value, this.method, this.sentType));
-		const controls = bar(one.methods.length > 1 ? select("Method", one.methods, (value) => this.code.soon((this.method = value))) : null,
+		const controls = bar(one.methods.length > 1 && select("Method", one.methods, (value) => this.code.soon((this.method = value))),
 			select("Body", [["application/json", "JSON"], ["text/plain", "text"]], (value) => this.code.soon((this.type = value)), this.type), this.caller.buttons);
 		this.element = make("div", this.body, dropZone("Send a file instead", ([file]) => this.take(file), {extra: [this.fileName, button("Forget the file", () => this.take(null))]}), controls, this.caller.error, this.caller.times, this.answer, this.json, this.code.element);
 	}
@@ -44,17 +43,15 @@ class HandlerPanel {
 		const body = this.method === "GET" ? undefined : this.file ?? this.body.value;
 		const found = await this.caller.run((signal) => ask(this.url, {page: false, method: this.method, body, signal, headers: {"Content-Type": this.sentType}}));
 		if (!found && this.caller.error.hidden) return;
-		fill(this.answer, ...(found?.answer instanceof Blob ? [await showBlob(found.answer)] : []));
-		this.json.tell(found?.answer instanceof Blob ? null : found?.text ?? found?.answer);
+		const blob = found?.answer instanceof Blob && found.answer;
+		fill(this.answer, blob && (await showBlob(blob)));
+		this.json.tell(blob ? null : found?.text ?? found?.answer);
 	}
 }
 
 async function showBlob(blob) {
 	const save = button(`Download (${blob.type || "binary"}, ${blob.size} bytes)`, () => download("answer", blob));
-	try {
-		return make("div", shownBitmap(await createImageBitmap(blob), "The picture that was answered"), save);
-	} catch {
-		return make("div", save);
-	}
+	const bitmap = await createImageBitmap(blob).catch(() => null);
+	return make("div", bitmap && shownBitmap(bitmap, "The picture that was answered"), save);
 }
 

@@ -37,45 +37,42 @@ export async function show(root, [only]) {
 function drawAll(only, sought) {
 	const all = [["Models", catalogue.models, modelCard], ["Pipelines", catalogue.pipelines, modelCard], ["Handlers", catalogue.handlers, handlerCard]];
 	const fits = ({name}) => (only ? name === only : name.toLowerCase().includes(sought.trim().toLowerCase()));
-	const sections = all.map(([title, list, card]) => [title, list.filter(fits), card]).filter(([, list]) => list.length);
-	const parts = sections.flatMap(([title, list, card]) => [make("h2", {"data-key": title}, `${title} (${list.length})`),
+	const parts = all.map(([title, list, card]) => [title, list.filter(fits), card]).filter(([, list]) => list.length).flatMap(([title, list, card]) => [make("h2", {"data-key": title}, `${title} (${list.length})`),
 		make("div.cards", {"data-key": `of ${title}`}, list.map((one) => card(one, title.toLowerCase(), Boolean(only))))]);
 	return make("div.part", {id: "models-cards"}, parts.length ? parts : make("p.empty", only || sought ? "Nothing is called so." : "Nothing is served yet: the config names no models."));
 }
 
-const facts = (pairs) => make("dl", pairs.filter(([, value]) => value != null && value !== "").flatMap(([name, value]) => [make("dt", name), make("dd", value)]));
+const facts = (pairs) => make("dl", pairs.filter(([, value]) => value).flatMap(([name, value]) => [make("dt", name), make("dd", value)]));
 
 const card = (one, kind, ...children) => make("section", {className: `card${one.state === "failed" ? " failed" : ""}`, "data-key": `${kind} ${one.name}`, label: one.name},
 	make("h3", dot(one.state), " ", link(`#models/${path(one.name)}`, one.name), make("span.soft", ` ${one.state === "empty" ? "no version" : one.state}`)),
-	one.reason ? make("p.error", one.reason) : null, ...children,
-	one.state === "ready" ? make("p", link(`#try/${kind}/${path(one.name)}`, "Try it")) : null);
+	one.reason && make("p.error", one.reason), children, one.state === "ready" && make("p", link(`#try/${kind}/${path(one.name)}`, "Try it")));
 
 function modelCard(one, kind, open) {
-	const states = one.versions ?? [];
-	const used = catalogue.deployments.filter(({model}) => model === one.name);
-	return card(one, kind, one.state === "empty" ? make("p", "Its folder holds no version.") : null,
-		facts([["Deployments", used.length ? make("span", used.flatMap(({id}, at) => [at ? ", " : "", link(`#try/pictures/${path(id)}`, id)])) : null],
+	const states = one.versions ?? [], used = catalogue.deployments.filter(({model}) => model === one.name);
+	return card(one, kind, one.state === "empty" && make("p", "Its folder holds no version."),
+		facts([["Deployments", used.length && make("span", used.flatMap(({id}, at) => [at > 0 && ", ", link(`#try/pictures/${path(id)}`, id)]))],
 			["Nodes", one.nodes?.map(({name}) => name).join(", ")]]),
 		states.filter(({version}) => version !== "0").map((state) => versionPart(one, state)),
-		kind === "pipelines" ? calls(`${one.name}/1`, []) : null, one.state === "ready" ? signature(one, states, open) : null);
+		kind === "pipelines" && calls(`${one.name}/1`, []), one.state === "ready" && signature(one, states, open));
 }
 
 const calls = (name, others) => {
 	const about = versions[name];
-	return about ? facts([...others, ["Calls", about.calls.toLocaleString()], ["Last used", about.last_used == null ? "not yet" : `${duration(Math.max(0, Date.now() / 1000 + ahead - about.last_used))} ago`]]) : null;
+	return about && facts([...others, ["Calls", about.calls.toLocaleString()], ["Last used", about.last_used == null ? "not yet" : `${duration(Math.max(0, Date.now() / 1000 + ahead - about.last_used))} ago`]]);
 };
 
 function versionPart(model, {version, state, status}) {
 	const labels = Object.entries(model.labels).filter(([, number]) => String(number) === version).map(([label]) => label);
 	const about = versions[`${model.name}/${version}`], demand = about?.on_demand;
-	const memory = about?.memory_bytes != null ? bytes(about.memory_bytes) : about && (!demand || demand.resident) ? `not measured; its files have ${bytes(about.file_bytes)}` : null;
+	const memory = about?.memory_bytes != null ? bytes(about.memory_bytes) : about && (!demand || demand.resident) && `not measured; its files have ${bytes(about.file_bytes)}`;
 	const where = `v1/models/${path(model.name)}/versions/${version}`, verb = demand?.resident ? "Free" : "Load";
 	return make("div", {"data-key": `version ${version}`},
 		make("p", make("strong", `Version ${version}`), labels.flatMap((label) => [" ", make("span.tag", label)]), make("span.soft", ` ${status.error_message ? "failed" : state}`)),
-		status.error_message && status.error_message !== model.reason ? make("p.error", status.error_message) : null,
+		status.error_message !== model.reason && status.error_message && make("p.error", status.error_message),
 		calls(`${model.name}/${version}`, [["On demand", demand && `${demand.resident ? "in memory" : "not in memory"}: ${demand.why}${demand.pinned ? "; pinned" : ""}`], ["Device", about?.device],
-			["Load time", about?.load_seconds ? `${about.load_seconds.toFixed(2)} s` : null], ["Memory", memory]]),
-		demand ? make("p", button(verb, () => act(where, verb), {label: `${verb} version ${version} of ${model.name}`, disabled: busy.has(where) || (demand.resident && demand.pinned)}), busy.has(where) && ` ${busy.get(where)}ing…`) : null);
+			["Load time", about?.load_seconds && `${about.load_seconds.toFixed(2)} s`], ["Memory", memory]]),
+		demand && make("p", button(verb, () => act(where, verb), {label: `${verb} version ${version} of ${model.name}`, disabled: busy.has(where) || (demand.resident && demand.pinned)}), busy.has(where) && ` ${busy.get(where)}ing…`));
 }
 
 async function act(where, verb) {
@@ -100,7 +97,7 @@ function signature(one, states, open) {
 		part.ontoggle = ({currentTarget: shown}) => {
 			if (shown.open) attempt(() => tellSignature(shown.querySelector("[data-keep]"), `v1/models/${path(one.name)}${version ? `/versions/${version}` : ""}/metadata`, `of ${one.name} ${version ?? ""}`));
 		};
-		if (open) part.open = true;
+		part.open = open;
 		return part;
 	});
 	return make("div", {"data-key": "signatures"}, parts);
@@ -119,11 +116,10 @@ const handlerCard = (one, kind) => card(one, kind, facts([["Path", make("code", 
 
 async function preview(plan) {
 	const found = await askJson("v1/config/reload?dry_run=1", {method: "POST"});
-	const close = () => ((plan.hidden = true), fill(plan));
-	const lines = tellPlan(found);
+	const lines = tellPlan(found), close = () => (plan.hidden = true);
 	fill(plan, make("h2", "What a reload would change"),
 		lines.length ? make("ul", lines.map((line) => make("li", line))) : make("p", "Nothing: everything is as the config and the folders have it."),
-		found.problems.length ? make("p.error", found.problems.join("\n")) : "",
+		found.problems.length > 0 && make("p.error", found.problems.join("\n")),
 		bar(button("Reload now", () => attempt(() => reload(plan, close)), {className: "main", id: "reload-now"}), button("Cancel", close)));
 	plan.hidden = false;
 	plan.querySelector(".main").focus();
@@ -166,6 +162,6 @@ async function reload(plan, close) {
 	const after = statesIn(await askJson("v1/config"));
 	const rows = [...new Set([...Object.keys(before), ...Object.keys(after)])].filter((name) => before[name] !== after[name]).map((name) => [name, before[name] ?? "–", after[name] ?? "–"]);
 	fill(plan, make("h2", "What the reload changed"), told, rows.length ? table(["Version", "Before", "Now"], rows, {label: "What has changed"}) : make("p", "No version has another state than before."),
-		answer ? details("The server's answer", make("pre", {tabIndex: 0, role: "region", label: "The server's answer"}, answer)) : "", bar(button("Close", close)));
+		answer && details("The server's answer", make("pre", {tabIndex: 0, role: "region", label: "The server's answer"}, answer)), bar(button("Close", close)));
 	await refresh();
 }

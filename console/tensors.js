@@ -18,7 +18,7 @@ const typeOf = (tensor) => tensor.dtype.replace("DT_", "").toLowerCase();
 export const tell = (tensor) => `${typeOf(tensor)} ${shapeOf(tensor) ? `[${shapeOf(tensor).map((size) => size ?? "?").join(", ")}]` : "[…]"}`;
 
 function filled(shape, value) {
-	return (shape ?? []).reduceRight((inner, size) => Array.from({length: size ?? 1}, () => inner), value);
+	return shape.reduceRight((inner, size) => Array.from({length: size ?? 1}, () => inner), value);
 }
 
 /** `above` stands between the name and the form; `onanswer(found)` is told each answer, null for an error. */
@@ -40,8 +40,7 @@ class TensorPanel {
 		this.json = textBlock("The answer as JSON", `${one.name}.json`);
 		this.code = new Code((language, own) => codeOf(own, this.url, this.body.value));
 		this.bar = make("div.bar");
-		this.element = make("div", this.bar, this.form, (this.raw = details("Body of the request", this.body)), bar(this.caller.buttons),
-			this.caller.error, this.caller.times, this.answers, (this.answerJson = make("div", {hidden: true}, this.json)), this.code.element);
+		this.element = make("div", this.bar, this.form, details("Body of the request", this.body), bar(this.caller.buttons), this.caller.error, this.caller.times, this.answers, this.json, this.code.element);
 	}
 
 	get url() {
@@ -63,32 +62,21 @@ class TensorPanel {
 		return this.read().catch((error) => this.caller.fail(error.message));
 	}
 
-	get inputs() {
-		return Object.entries(this.signatures[this.signature]?.inputs ?? {});
-	}
-
 	build() {
-		this.values = {};
-		this.fields = this.inputs.map(([name, tensor]) => fieldFor(name, tensor, (value) => this.set(name, value)));
-		fill(this.form, ...this.fields.map((field) => field.element));
+		const {inputs = {}, outputs = {}} = this.signatures[this.signature] ?? {};
+		this.values = {}; // of inputs, as JSON: long numbers stay as they are typed
+		this.outputs = Object.keys(outputs);
+		this.fields = Object.entries(inputs).map(([name, tensor]) => ({name, tensor, ...fieldFor(name, tensor, (json) => this.write((this.values[name] = json)))}));
+		fill(this.form, this.fields.map((field) => field.element), make("p.soft.wide", `answers ${this.outputs.map((name) => `${name}: ${tell(outputs[name])}`).join(", ")}`));
 		this.example();
-		const outputs = Object.entries(this.signatures[this.signature]?.outputs ?? {}).map(([name, tensor]) => `${name}: ${tell(tensor)}`);
-		this.form.append(make("p.soft.wide", `answers ${outputs.join(", ")}`));
 	}
 
 	example() {
-		const given = !this.which && this.signature === "serving_default" ? this.one.body?.inputs : undefined, one = this.inputs.length === 1; // of the newest
-		this.inputs.forEach(([name, tensor], index) => {
-			const value = (one ? given : given?.[name]) ?? exampleOf(name, tensor);
+		for (const {name, tensor, fill: show} of this.fields) {
+			const value = exampleOf(name, tensor);
 			this.values[name] = JSON.stringify(value);
-			this.fields[index].fill(value);
-		});
-		this.write();
-	}
-
-	/** The value of an input, as JSON: long whole numbers stay as they are typed. */
-	set(name, json) {
-		this.values[name] = json;
+			show(value);
+		}
 		this.write();
 	}
 
@@ -100,12 +88,10 @@ class TensorPanel {
 	}
 
 	async send() {
-		const body = this.body.value;
-		const found = await this.caller.run((signal) => post(this.url, body, signal));
+		const found = await this.caller.run((signal) => post(this.url, this.body.value, signal));
 		if (!found && this.caller.error.hidden) return;
-		this.answerJson.hidden = !found;
 		this.json.tell(found?.text ?? found?.answer);
-		fill(this.answers, ...(found ? drawAnswer(found.answer, Object.keys(this.signatures[this.signature]?.outputs ?? {})[0]) : []));
+		fill(this.answers, found && drawAnswer(found.answer, this.outputs[0]));
 		this.onanswer(found);
 	}
 }
@@ -114,7 +100,7 @@ const DOT = "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAADElEQVR4nGNgGB4AAAD
 
 function exampleOf(name, tensor) {
 	const shape = shapeOf(tensor), text = isPicture(name, tensor, shape) ? {b64: DOT} : "hello";
-	return filled(shape, tensor.dtype === "DT_STRING" ? text : tensor.dtype === "DT_BOOL" ? true : 1);
+	return filled(shape ?? [1], tensor.dtype === "DT_STRING" ? text : tensor.dtype === "DT_BOOL" ? true : 1);
 }
 
 // --- fields ---
@@ -196,25 +182,25 @@ const RANGES = {"0..255": [1, 0], "0..1": [1 / 255, 0], "-1..1": [2 / 255, -1]};
 
 /** A picture in the tensor's size and the range that the user says; strings take the file. */
 function pictureField(label, tensor, shape, set) {
-	const whole = tensor.dtype === "DT_STRING" || INTEGERS.test(tensor.dtype) || tensor.dtype === "DT_UINT8";
+	const file = tensor.dtype === "DT_STRING", whole = file || INTEGERS.test(tensor.dtype);
 	const canvas = make("canvas", {width: 0, height: 0}), note = status("small");
 	let bitmap = null, range = whole ? "0..255" : "0..1";
 	const write = () => bitmap && set(JSON.stringify(pixels(bitmap, canvas, shape, RANGES[range], whole)));
-	const take = async ([file]) => {
+	const take = async ([given]) => {
 		try {
-			if (tensor.dtype === "DT_STRING") set(JSON.stringify(filled(shape, {b64: await toBase64(file)})));
-			bitmap = tensor.dtype === "DT_STRING" ? null : await createImageBitmap(file);
+			if (file) set(JSON.stringify(filled(shape, {b64: await toBase64(given)})));
+			else bitmap = await createImageBitmap(given);
 			write();
-			note.textContent = `${file.name ?? ""}${bitmap ? `: ${canvas.width} × ${canvas.height} of ${bitmap.width} × ${bitmap.height} pixels` : ""}`;
+			note.textContent = `${given.name}${bitmap ? `: ${canvas.width} × ${canvas.height} of ${bitmap.width} × ${bitmap.height} pixels` : ""}`;
 		} catch {
 			note.textContent = "The browser cannot read this picture.";
 		}
 	};
-	const ranges = whole ? null : select("Numbers", Object.keys(RANGES), (value) => {
+	const ranges = !whole && select("Numbers", Object.keys(RANGES), (value) => {
 		range = value;
 		write();
 	}, range);
-	return {element: make("div.wide", {role: "group", label}, label, dropZone("Choose a picture", take, {accept: "image/*", extra: [ranges, canvas, note].filter(Boolean)})), fill: () => (note.textContent = "no picture yet: an example of one colour")};
+	return {element: make("div.wide", {role: "group", label}, label, dropZone("Choose a picture", take, {accept: "image/*", extra: [ranges, canvas, note]})), fill: () => (note.textContent = "no picture yet: an example of one colour")};
 }
 
 function pixels(bitmap, canvas, shape, [scale, offset], whole) {
@@ -237,9 +223,9 @@ function pixels(bitmap, canvas, shape, [scale, offset], whole) {
 /** The answer as a table and a chart; `only` names an output that stands alone. */
 function drawAnswer(answer, only = "output") {
 	const outputs = answer?.outputs ?? answer?.predictions;
-	if (outputs === undefined) return [];
+	if (outputs === undefined) return null;
 	const named = isPlainObject(outputs) ? outputs : Array.isArray(outputs) && isPlainObject(outputs[0]) ? turn(outputs) : {[only]: outputs};
-	return Object.entries(named).flatMap(([name, value]) => drawOutput(name, value)).filter(Boolean);
+	return Object.entries(named).map(([name, value]) => drawOutput(name, value));
 }
 
 const isPlainObject = (value) => value !== null && typeof value === "object" && !Array.isArray(value) && !("b64" in value);
@@ -248,14 +234,13 @@ const turn = (rows) => Object.fromEntries(Object.keys(rows[0]).map((name) => [na
 
 function drawOutput(name, value) {
 	const rows = Array.isArray(value) ? value : [value];
-	if (!rows.length || rows.length > 1000 || rows.some((row) => Array.isArray(row) && (row.length > 1000 || row.some((cell) => typeof cell === "object")))) return [];
+	if (!rows.length || rows.length > 1000 || rows.some((row) => Array.isArray(row) && (row.length > 1000 || row.some((cell) => typeof cell === "object")))) return null;
 	const cells = rows.map((row) => [row].flat()), wide = Math.max(...cells.map((row) => row.length));
-	const chart = chartOf(rows, cells);
 	const shown = table(["row", ...Array.from({length: Math.min(wide, 100)}, (_, index) => (wide > 1 ? index : name))], cells.map((row, index) => [index, ...row.slice(0, 100).map(String)]), {label: `${name} as a table`});
-	return [make("h3", name), chart, details("As a table", shown)];
+	return [make("h3", name), chartOf(cells), details("As a table", shown)];
 }
 
-function chartOf(rows, cells) {
+function chartOf(cells) {
 	const numbers = cells.length === 1 ? cells[0] : cells.every((row) => row.length === 1) ? cells.map(([one]) => one) : null;
 	if (!numbers || numbers.length < 2 || numbers.length > 40 || !numbers.every((one) => typeof one === "number" && one >= 0)) return cells.length === 1 && cells[0].length === 1 ? make("p", String(cells[0][0])) : null;
 	const most = Math.max(...numbers);

@@ -18,15 +18,9 @@ const addressOf = (kind, name) => {
 
 /** What `[name]`, or `[kind, name]`, chooses; without any, what to show first. */
 function find(names) {
-	const kinds = names.length > 1 ? KINDS.filter((kind) => kind.id === names[0]) : KINDS;
-	const name = names.at(-1);
-	for (const kind of kinds) {
-		const all = kind.list(), one = name === undefined ? all.find((each) => each.default && each.state === "ready") ?? all.find((each) => each.state === "ready") : all.find((each) => each.name === name);
-		if (one) return {kind, one};
-	}
-	if (name !== undefined) return null;
-	const kind = KINDS.find((each) => each.list().length);
-	return kind && {kind, one: kind.list()[0]};
+	const [name, group] = names.toReversed(), all = KINDS.flatMap((kind) => kind.list().map((one) => ({kind, one}))), ready = all.filter(({one}) => one.state === "ready");
+	if (name !== undefined) return all.find(({kind, one}) => one.name === name && (!group || kind.id === group));
+	return ready.find(({one}) => one.default) ?? ready[0] ?? all[0];
 }
 
 let shown = null; // {visit, name, state, leave}: what is in the panel, and on whose behalf
@@ -42,7 +36,7 @@ export async function show(root, names) {
 	await choose(root, names, visit);
 	const end = onCatalogue(() => {
 		list(root);
-		if (shown?.visit === visit && (find(names)?.one.state ?? null) !== shown.state) choose(root, names, visit);
+		if (shown?.visit === visit && find(names)?.one.state !== shown.state) choose(root, names, visit);
 	});
 	let turn = 0;
 	const rest = poll(() => turn++ && refresh().catch(({status}) => status !== 401), () => 15);
@@ -58,12 +52,9 @@ export async function show(root, names) {
 async function choose(root, names, visit) {
 	const found = find(names), panel = root.querySelector("#panel"), name = found && `${found.kind.id} ${found.one.name}`;
 	shown?.leave?.();
-	const own = (shown = {visit, name, state: found?.one.state ?? null});
+	const own = (shown = {visit, name, state: found?.one.state});
 	list(root);
-	if (!found) {
-		fill(panel, make("p.empty", names.length ? `There is nothing called ‘${names.at(-1)}’ here.` : "Nothing is served yet: the config names no models."));
-		return;
-	}
+	if (!found) return fill(panel, make("p.empty", names.length ? `There is nothing called ‘${names.at(-1)}’ here.` : "Nothing is served yet: the config names no models."));
 	const module = await found.kind.module();
 	if (shown !== own) return;
 	const leave = await module.show(panel, found.one);

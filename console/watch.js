@@ -62,32 +62,28 @@ export async function show(root, names) {
 const find = (series, kind, name) => (name === undefined ? series.find((one) => one.kind === "all") : series.find((one) => one.name === name && (!kind || one.kind === kind)));
 
 function drawAll(seen, one, name, redraw) {
-	return make("div", name === undefined ? now(seen, one) : make("div.part", make("h2", one ? `${one.kind} ${name}` : name)),
-		one ? make("div.charts", charts(seen, one, name === undefined)) : make("p.empty", "Nothing has been asked of it in this time."),
-		...(name === undefined ? [groups(seen, redraw), quotas(seen)] : []));
+	const all = name === undefined;
+	return make("div", all ? now(seen, one) : make("div.part", make("h2", one ? `${one.kind} ${name}` : name)),
+		one ? make("div.charts", charts(seen, one, all)) : make("p.empty", "Nothing has been asked of it in this time."), all && [groups(seen, redraw), quotas(seen)]);
 }
 
 function now({server, limits}, one) {
 	const last = (name) => server[name]?.findLast((value) => value != null), total = one?.total;
-	const failed = total ? total.by_status["4xx"] + total.by_status["5xx"] : 0;
-	const all = {Requests: total?.requests.toLocaleString() ?? "0", Errors: total?.requests ? `${failed.toLocaleString()} (${say((100 * failed) / total.requests, " %", 1)})` : "0",
+	const all = {Requests: total?.requests.toLocaleString() ?? "0", Errors: total?.requests ? `${failedOf(total).toLocaleString()} (${shareOf(total)})` : "0",
 		"p50, p99": total?.requests ? `${milliseconds(total.latency.p50)}, ${milliseconds(total.latency.p99)}` : "–", "In flight": say(last("in_flight")), Queue: `${say(last("queue"))} of ${limits.queue.toLocaleString()}`,
 		CPU: say(last("cpu_percent"), " %"), Memory: last("memory_bytes") == null ? "–" : `${bytes(last("memory_bytes"))} of ${bytes(limits.memory_bytes)}`, Refused: server.refused.reduce((sum, value) => sum + (value ?? 0), 0).toLocaleString()};
 	return tiles("Now", all);
 }
 
 function charts({time, server}, one, isAll) {
-	const chart = (title, series, options) => {
-		const known = Object.values(series).some((values) => values?.some((value) => value != null));
-		return known && timeChart(title, time, series, options);
-	};
-	const waits = Object.fromEntries(Object.entries(one.parts).filter(([, values]) => values.some((value) => value != null)));
-	const {p50, p90, p99} = one.latency, mib = (values) => values?.map((value) => (value == null ? null : value / MIB));
+	const known = (values) => values?.some((value) => value != null), chart = (title, series, options) => Object.values(series).some(known) && timeChart(title, time, series, options);
+	const waits = Object.fromEntries(Object.entries(one.parts).filter(([, values]) => known(values)));
+	const {p50, p90, p99} = one.latency, mib = (values) => ({memory: values?.map((value) => value && value / MIB)});
 	const own = [chart("Requests a minute", one.requests, {stacked: true, colours: STATUSES, digits: 1}), chart("Latency", {p50, p90, p99}, {unit: " ms", digits: 2}),
 		chart("Parts of the latency, mean", waits, {unit: " ms", stacked: true, colours: PARTS, digits: 2}), chart("Rows run at once, mean", {rows: one.batch_size}), batches(one.total.batch_sizes)];
 	const process = isAll ? [chart("In flight, most", {requests: server.in_flight}, {digits: 0}), chart("Queue, mean", {requests: server.queue}), chart("Refused", {requests: server.refused}, {digits: 0}),
-		chart("CPU, of one core", {CPU: server.cpu_percent}, {unit: " %"}), chart("Memory", {memory: mib(server.memory_bytes)}, {unit: " MiB", digits: 0}),
-		chart("GPU memory", {memory: mib(server.gpu_memory_bytes)}, {unit: " MiB", digits: 0}), chart("GPU use", {use: server.gpu_utilisation_percent ?? []}, {unit: " %"})] : [];
+		chart("CPU, of one core", {CPU: server.cpu_percent}, {unit: " %"}), chart("Memory", mib(server.memory_bytes), {unit: " MiB", digits: 0}),
+		chart("GPU memory", mib(server.gpu_memory_bytes), {unit: " MiB", digits: 0}), chart("GPU use", {use: server.gpu_utilisation_percent ?? []}, {unit: " %"})] : [];
 	return [...own, ...process].filter(Boolean).map((figure) => {
 		figure.dataset.whole = "";
 		figure.dataset.key = figure.querySelector("figcaption").textContent;
@@ -97,13 +93,13 @@ function charts({time, server}, one, isAll) {
 
 function batches(sizes) {
 	const rows = Object.entries(sizes).map(([bound, count]) => [bound === "more" ? "more" : bound === "1" ? "1 row" : `to ${bound} rows`, count]);
-	return rows.length > 0 && make("figure.chart", make("figcaption", "Batch sizes, runs"), bars(Object.fromEntries(rows), {most: Math.max(...rows.map(([, count]) => count))}));
+	return rows.length > 0 && make("figure.chart", make("figcaption", "Batch sizes, runs"), bars(rows, {most: Math.max(...Object.values(sizes))}));
 }
 
 // --- tables ---
 
-const failedOf = ({requests, by_status: by}) => (requests ? (by["4xx"] + by["5xx"]) / requests : 0);
-const COLUMNS = {kind: ["Kind", ({kind}) => kind], name: ["Name", ({name}) => name], requests: ["Requests", ({total}) => total.requests], errors: ["Errors", ({total}) => failedOf(total)],
+const failedOf = ({by_status: by}) => by["4xx"] + by["5xx"], shareOf = (total) => say((100 * failedOf(total)) / (total.requests || 1), " %", 1);
+const COLUMNS = {kind: ["Kind", ({kind}) => kind], name: ["Name", ({name}) => name], requests: ["Requests", ({total}) => total.requests], errors: ["Errors", ({total}) => failedOf(total) / (total.requests || 1)],
 	...Object.fromEntries(["p50", "p90", "p99"].map((q) => [q, [q, ({total}) => total.latency[q]]]))};
 
 /** All groups, sorted by the column that was clicked; a name opens its graphs. */
@@ -117,7 +113,7 @@ function groups({series}, redraw) {
 		redraw();
 	};
 	const made = table([...Object.entries(COLUMNS).map(([id, [title]]) => button(`${title}${chosen.sort === id ? (chosen.down ? " ↓" : " ↑") : ""}`, sort(id), {"data-sort": id})), "Requests over time"],
-		rows.map((one) => [one.kind, link(`#watch/${one.kind}/${path(one.name)}`, one.name), one.total.requests.toLocaleString(), say(100 * failedOf(one.total), " %", 1),
+		rows.map((one) => [one.kind, link(`#watch/${one.kind}/${path(one.name)}`, one.name), one.total.requests.toLocaleString(), shareOf(one.total),
 			...["p50", "p90", "p99"].map((q) => milliseconds(one.total.latency[q])), sparkline(one.requests["2xx"].map((_, at) => Object.values(one.requests).reduce((sum, values) => sum + (values[at] ?? 0), 0)))]), {label: "All groups"});
 	made.querySelectorAll("tbody tr").forEach((row, at) => (row.dataset.key = `${rows[at].kind} ${rows[at].name}`));
 	made.querySelectorAll("td svg").forEach((line) => (line.dataset.whole = ""));
@@ -140,6 +136,6 @@ function drawErrors(all, name, sought) {
 	const when = (time) => time[time.toDateString() === new Date().toDateString() ? "toLocaleTimeString" : "toLocaleString"]();
 	const rows = own.filter((one) => text(one).includes(words)).map((one) => [when(new Date(one.time * 1000)), String(one.status), `${one.method} ${one.path}`, one.error, one.request_id]);
 	const made = rows.length ? table(["Time", "Status", "Call", "Error", "Request id"], rows, {label: "Last errors"}) : make("p.soft", own.length ? "No error is so." : "No errors.");
-	made.querySelectorAll?.("tbody tr").forEach((row) => (row.dataset.key = `${row.lastChild.textContent} ${row.firstChild.textContent}`));
+	made.querySelectorAll("tbody tr").forEach((row) => (row.dataset.key = `${row.lastChild.textContent} ${row.firstChild.textContent}`));
 	return make("div", {id: "watch-errors"}, made);
 }

@@ -54,7 +54,7 @@ export class Code {
 
 	async show() {
 		const {list} = this;
-		if (list.options.length !== catalogue.languages.length) fill(list, ...catalogue.languages.map((one) => option(one.id, one.name)));
+		if (list.options.length !== catalogue.languages.length) fill(list, catalogue.languages.map((one) => option(one.id, one.name)));
 		if (this.element.open === false) return;
 		const turn = (this.turn = (this.turn ?? 0) + 1);
 		this.withKey.disabled = !key.get();

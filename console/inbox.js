@@ -11,9 +11,7 @@ const VERDICTS = {accepted: "✓ accepted", rejected: "✗ rejected", none: ""};
 
 export async function show(root, [wanted]) {
 	const own = catalogue.deployments.filter((one) => one.active_learning), deployment = own.find(({id}) => id === wanted) ?? (wanted ? null : own[0]);
-	if (!deployment) {
-		return fill(root, make("p.empty", wanted ? `No deployment called ‘${wanted}’ puts pictures aside.` : "No deployment puts pictures aside: give one `active_learning` in the config."));
-	}
+	if (!deployment) return fill(root, make("p.empty", wanted ? `No deployment called ‘${wanted}’ puts pictures aside.` : "No deployment puts pictures aside: give one `active_learning` in the config."));
 	const inbox = new Inbox(deployment, own);
 	fill(root, inbox.element);
 	document.addEventListener("keydown", inbox.onkey);
@@ -39,7 +37,7 @@ class Inbox {
 			select("Sort by", [["highest", "score, highest first"], ["lowest", "score, lowest first"], ["newest", "newest first"]], (order) => this.draw((this.order = order))),
 			select("Show", ["all", ["none", "undecided"], "accepted", "rejected"], (filter) => this.draw((this.filter = filter))),
 			button("Refresh", () => attempt(() => this.read()), {id: "inbox-refresh"}), button("COCO of all", () => attempt(() => this.save())), button("COCO of the accepted", () => attempt(() => this.save("accepted"))));
-		this.element = make("div", controls, this.counts, this.threshold, make("p.hint", "Arrows move, A accepts, R rejects, U undoes."),
+		this.element = make("div", controls, this.counts, this.threshold, make("p.soft", "Arrows move, A accepts, R rejects, U undoes."),
 			make("div.two", make("div", this.list, this.more), this.large));
 	}
 
@@ -67,9 +65,8 @@ class Inbox {
 		if (!this.listed.includes(this.chosen)) this.chosen = this.listed[0] ?? null;
 		const held = this.list.contains(document.activeElement);
 		this.rows = this.listed.slice(0, this.most).map((one) => this.row(one));
-		fill(this.list, ...this.rows);
+		fill(this.list, this.rows, !this.rows.length && make("li.empty", all.length ? "None of them is so." : "Nothing has been put aside yet."));
 		this.more.hidden = this.listed.length <= this.most;
-		if (!this.listed.length) fill(this.list, make("li.empty", all.length ? "None of them is so." : "Nothing has been put aside yet."));
 		this.mark(held);
 	}
 
@@ -198,6 +195,6 @@ class Inbox {
 			drawn.forEach((bar, place) => bar.classList.toggle("kept", (place + 1) / 50 > value));
 		});
 		Object.assign(slide, {id: "inbox-threshold", ariaLabel: "Threshold"}).oninput();
-		fill(this.threshold, ...(scores.length ? [make("div.sliding", chart, slide)] : []), said);
+		fill(this.threshold, scores.length > 0 && make("div.sliding", chart, slide), said);
 	}
 }

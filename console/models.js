@@ -13,8 +13,8 @@ export async function show(root, [only]) {
 	const wanted = search("Search models, pipelines and handlers", () => draw(), "Search…", {id: "models-search", hidden: Boolean(only)});
 	const cards = make("div.part", {id: "models-cards"}), plan = make("section.card", {id: "reload-plan", "aria-live": "polite", label: "Reload", hidden: true});
 	const draw = () => morph(cards, drawAll(only, wanted.value));
-	fill(root, bar(wanted, only ? link("#models", "All models") : null,
-		catalogue.key.only ? null : button("Reload…", () => attempt(() => preview(plan)), {id: "reload"})), plan, cards);
+	fill(root, bar(wanted, only && link("#models", "All models"),
+		!catalogue.key.only && button("Reload…", () => attempt(() => preview(plan)), {id: "reload"})), plan, cards);
 	let turn = 0;
 	const read = async () => {
 		try {
@@ -91,14 +91,8 @@ async function act(where, verb) {
 function signature(one, states, open) {
 	const numbers = states.filter(({state}) => state === "AVAILABLE").map(({version}) => version);
 	const parts = (numbers.length ? numbers : [null]).map((version) => {
-		const inside = make("div", {"data-keep": ""});
-		const part = details(numbers.length > 1 ? `Signature of version ${version}` : "Signature", inside);
-		part.dataset.key = `signature ${version}`;
-		part.ontoggle = ({currentTarget: shown}) => {
-			if (shown.open) attempt(() => tellSignature(shown.querySelector("[data-keep]"), `v1/models/${path(one.name)}${version ? `/versions/${version}` : ""}/metadata`, `of ${one.name} ${version ?? ""}`));
-		};
-		part.open = open;
-		return part;
+		const ontoggle = ({currentTarget: shown}) => shown.open && attempt(() => tellSignature(shown.lastChild, `v1/models/${path(one.name)}${version ? `/versions/${version}` : ""}/metadata`, `of ${one.name} ${version ?? ""}`));
+		return make("details", {"data-key": `signature ${version}`, open, ontoggle}, make("summary", numbers.length > 1 ? `Signature of version ${version}` : "Signature"), make("div", {"data-keep": ""}));
 	});
 	return make("div", {"data-key": "signatures"}, parts);
 }
@@ -106,7 +100,7 @@ function signature(one, states, open) {
 async function tellSignature(inside, address, whose) {
 	const {metadata} = await askJson(address);
 	const rows = (side, tensors = {}) => Object.entries(tensors).map(([name, tensor]) => [side, name, tell(tensor)]);
-	fill(inside, ...Object.entries(metadata.signature_def.signature_def).filter(([name]) => !name.startsWith("__")).flatMap(([name, one]) => [make("p", make("strong", name), make("span.soft", ` ${one.method_name ?? ""}`)),
+	fill(inside, Object.entries(metadata.signature_def.signature_def).filter(([name]) => !name.startsWith("__")).map(([name, one]) => [make("p", make("strong", name), make("span.soft", ` ${one.method_name ?? ""}`)),
 		table(["Side", "Tensor", "Type"], [...rows("input", one.inputs), ...rows("output", one.outputs)], {label: `Signature ${name} ${whose}`})]));
 }
 
@@ -125,7 +119,7 @@ async function preview(plan) {
 	plan.querySelector(".main").focus();
 }
 
-const said = (value) => (value == null ? "none" : typeof value === "object" ? JSON.stringify(value) : String(value));
+const said = (value) => (value == null ? "none" : JSON.stringify(value));
 const tellOption = (one) => (typeof one === "string" ? one : `${one.option} ${said(one.from)} → ${said(one.to)}${one.restart ? " (needs a restart)" : ""}`);
 
 function tellPlan(plan) {

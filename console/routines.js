@@ -11,11 +11,7 @@ export class Chain {
 		this.list = make("ol.routines", {label: "Routines, in order"});
 		this.adder = make("select.add-routine", {onchange: () => this.add(this.adder.value)});
 		this.element = make("div", make("label", "Routine ", this.adder), this.list);
-		this.offer();
-	}
-
-	offer() {
-		fill(this.adder, option("", "add one…"), ...catalogue.routines.map((one) => option(one.name)));
+		fill(this.adder, option("", "add one…"), catalogue.routines.map((one) => option(one.name)));
 	}
 
 	add(name) {
@@ -34,7 +30,7 @@ export class Chain {
 	}
 
 	changed() {
-		fill(this.list, ...this.steps.map((step, index) => this.row(step, index)));
+		fill(this.list, this.steps.map((step, index) => this.row(step, index)));
 		this.onchange();
 	}
 

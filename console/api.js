@@ -91,9 +91,8 @@ async function readError(response) {
 	const text = await response.text();
 	let said = text || `${response.status} ${response.statusText}`, id = response.headers.get("X-Request-Id") ?? "";
 	try {
-		const body = JSON.parse(text);
-		const error = body.error?.message ?? body.error ?? body.body?.error ?? text;
-		said = [typeof error === "string" ? error : JSON.stringify(error), ...(body.details ?? []).map((one) => (typeof one === "string" ? one : JSON.stringify(one)))].join("\n");
+		const body = JSON.parse(text), error = body.error?.message ?? body.error ?? body.body?.error ?? text;
+		said = [error, ...(body.details ?? [])].map((one) => (typeof one === "string" ? one : JSON.stringify(one))).join("\n");
 		id = body.request_id ?? id;
 	} catch {
 		// no JSON: the text itself

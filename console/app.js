@@ -3,21 +3,14 @@
 import {catalogue, decoded, key, onCatalogue, refresh, takeKeyFromAddress, whenKeyIsNeeded} from "./api.js";
 import {$, button, fill, make} from "./dom.js";
 
-const PARTS = {
-	try: () => import("./try.js"),
-	connect: () => import("./connect.js"),
-	watch: () => import("./watch.js"),
-	models: () => import("./models.js"),
-	inbox: () => import("./inbox.js"),
-	manage: () => import("./manage.js"),
-};
+const PARTS = ["try", "connect", "watch", "models", "inbox", "manage"]; // each a module
 
 let shown = {part: null, leave: null, turn: 0};
 
 /** `#try/shapes` is the part `try`, shown with `["shapes"]`. */
 function address() {
 	const [part, ...rest] = location.hash.slice(1).split("/");
-	return {part: PARTS[part] ? part : "try", names: rest.map(decoded)};
+	return {part: PARTS.includes(part) ? part : "try", names: rest.map(decoded)};
 }
 
 /** Show the part that the address names: a part draws into `#main` and returns what ends it. */
@@ -26,7 +19,7 @@ async function route() {
 	for (const link of document.querySelectorAll("nav a")) {
 		link.ariaCurrent = link.dataset.part === part ? "page" : null;
 	}
-	const module = await PARTS[part]();
+	const module = await import(`./${part}.js`);
 	if (turn !== shown.turn) return;
 	shown.leave?.();
 	const root = $("#main"), moved = shown.part !== part;
@@ -48,10 +41,7 @@ export async function attempt(work) {
 	}
 }
 
-export function showError(text) {
-	$("#error").textContent = text;
-	$("#error").hidden = !text;
-}
+const showError = (text) => ($("#error").textContent = text);
 
 // --- the key ---
 

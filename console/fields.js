@@ -18,14 +18,12 @@ function read(kind, text) {
 	if (kind === "number" || kind === "integer") return numberOr(text);
 	if (kind === "boolean") return text === "true";
 	if (kind === "map") return readMap(text);
-	if (kind === "json" && /^[[{"]/.test(text.trim())) return JSON.parse(text); // else the name of a file, or the like
 	const parts = text.split(",").map((part) => part.trim());
 	return kind === "strings" ? parts : kind === "numbers" ? parts.map(numberOr) : text;
 }
 
 function write(kind, value) {
 	if (value == null) return "";
-	if (kind === "json" && typeof value === "object") return JSON.stringify(value);
 	return kind === "map" ? Object.entries(value).map(([name, one]) => `${name}: ${one}`).join(", ") : String(value);
 }
 

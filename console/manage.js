@@ -81,9 +81,16 @@ function part(title, build) {
 	return make("section.card", {label: title}, make("h2", title), build({attempt, change, both}), said);
 }
 
+/** A field whose text may be JSON, or the name of a file or the like. */
+function jsonField(value, properties) {
+	const element = field("string", value && typeof value === "object" ? JSON.stringify(value) : value, properties);
+	const read = () => (/^[[{"]/.test(element.value.trim()) ? JSON.parse(element.value) : element.value.trim() ? element.value : null);
+	return Object.assign(element, {read});
+}
+
 /** A form of `[name, kind, properties]`: `read()` has what is not as it was at first, null for what was emptied. */
 function form(fields, now = {}) {
-	const inputs = fields.map(([name, kind, properties]) => [name, field(kind, now[name], properties)]), before = new Map(inputs.map(([name, input]) => [name, input.value]));
+	const inputs = fields.map(([name, kind, properties]) => [name, kind === "json" ? jsonField(now[name], properties) : field(kind, now[name], properties)]), before = new Map(inputs.map(([name, input]) => [name, input.value]));
 	const element = make("div.fields", inputs.map(([name, input]) => make("label", name.replaceAll("_", " "), input)));
 	const touched = () => inputs.filter(([name, input]) => input.validity.badInput || input.value !== before.get(name));
 	const read = () => Object.fromEntries(touched().map(([name, input]) => {

@@ -43,8 +43,8 @@ class Operation {
 		this.caller = new Caller(() => this.send(), "Try it");
 		this.answer = textBlock("The answer");
 		this.code = new Code((language, own) => curlOf(own, ...this.call));
-		const parameters = [...shared, ...(operation.parameters ?? [])].map((one) => follow(api, one));
-		const body = follow(api, operation.requestBody), fields = make("div", make("div.fields", parameters.map((one) => this.field(one))), body && this.bodyFields(body));
+		const body = follow(api, operation.requestBody), parameters = [...shared, ...(operation.parameters ?? [])].map((one) => this.field(follow(api, one)));
+		const fields = make("div", make("div.fields", parameters), body && this.bodyFields(body));
 		fields.oninput = () => this.code.soon();
 		this.element = make("div", operation.description && make("p", operation.description), fields, bar(this.caller.buttons), this.caller.error, this.caller.times, this.answer,
 			body && details("Body", make("pre", {tabIndex: 0}, tellContent(api, body.content))), details("Answers", this.answers()), this.code.element);
@@ -109,6 +109,6 @@ class Operation {
 		if (!found) return;
 		const {answer, response} = found;
 		const text = answer instanceof Blob ? `(${answer.type}, ${answer.size} bytes)` : typeof answer === "string" ? answer : found.text ?? pretty(answer);
-		this.answer.say(text ?? "", `${response.status} ${response.headers.get("Content-Type") ?? ""}\n${text ?? ""}`);
+		this.answer.say(text, `${response.status} ${response.headers.get("Content-Type") ?? ""}\n${text}`);
 	}
 }

@@ -18,8 +18,7 @@ export class Chain {
 		this.adder.value = "";
 		const declared = catalogue.routines.find((one) => one.name === name);
 		if (!declared) return;
-		const values = Object.fromEntries(declared.arguments.map((one) => [one.name, one.default ?? (one.required && one.kind === "number" ? 0.5 : null)]));
-		this.steps.push({declared, values});
+		this.steps.push({declared, values: Object.fromEntries(declared.arguments.map((one) => [one.name, one.default ?? (one.required && one.kind === "number" ? 0.5 : null)]))});
 		this.changed();
 	}
 

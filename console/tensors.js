@@ -155,10 +155,7 @@ function tableField(label, tensor, shape, set) {
 		(value) => (flat ? [value].flat() : value).map((cells) => [cells].flat().join(", ")).join("\n"));
 }
 
-function toJson(text) {
-	if (/^(true|false)$/i.test(text)) return text.toLowerCase();
-	return /^-?\d+$/.test(text) ? String(BigInt(text)) : JSON.stringify(Number(text));
-}
+const toJson = (text) => (/^-?\d+$/.test(text) ? String(BigInt(text)) : /^(true|false)$/i.test(text) ? text.toLowerCase() : JSON.stringify(Number(text)));
 
 function isNumber(text, dtype) {
 	if (dtype === "DT_BOOL") return /^(true|false|0|1)$/i.test(text);
@@ -196,10 +193,7 @@ function pictureField(label, tensor, shape, set) {
 			note.textContent = "The browser cannot read this picture.";
 		}
 	};
-	const ranges = !whole && select("Numbers", Object.keys(RANGES), (value) => {
-		range = value;
-		write();
-	}, range);
+	const ranges = !whole && select("Numbers", Object.keys(RANGES), (value) => write((range = value)), range);
 	return {element: make("div.wide", {role: "group", label}, label, dropZone("Choose a picture", take, {accept: "image/*", extra: [ranges, canvas, note]})), fill: () => (note.textContent = "no picture yet: an example of one colour")};
 }
 

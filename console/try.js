@@ -4,12 +4,9 @@ import {catalogue, onCatalogue, path, refresh} from "./api.js";
 import {dot, fill, make, search} from "./dom.js";
 import {morph, poll} from "./live.js";
 
-const KINDS = [
-	{id: "pictures", title: "Pictures", list: () => catalogue.deployments, module: () => import("./pictures.js")},
-	{id: "models", title: "Models", list: () => catalogue.models, module: () => import("./tensors.js")},
-	{id: "pipelines", title: "Pipelines", list: () => catalogue.pipelines, module: () => import("./pipelines.js")},
-	{id: "handlers", title: "Handlers", list: () => catalogue.handlers, module: () => import("./handlers.js")},
-];
+/** What may be tried: its title, its list in the catalogue, and the module that shows one of it. */
+const KINDS = [["Pictures", "deployments", "pictures"], ["Models", "models", "tensors"], ["Pipelines", "pipelines", "pipelines"], ["Handlers", "handlers", "handlers"]]
+	.map(([title, list, module]) => ({id: title.toLowerCase(), title, list: () => catalogue[list], module}));
 
 const addressOf = (kind, name) => {
 	const first = KINDS.find(({list}) => list().some((one) => one.name === name));
@@ -55,7 +52,7 @@ async function choose(root, names, visit) {
 	const own = (shown = {visit, name, state: found?.one.state});
 	list(root);
 	if (!found) return fill(panel, make("p.empty", names.length ? `There is nothing called ‘${names.at(-1)}’ here.` : "Nothing is served yet: the config names no models."));
-	const module = await found.kind.module();
+	const module = await import(`./${found.kind.module}.js`);
 	if (shown !== own) return;
 	const leave = await module.show(panel, found.one);
 	if (shown === own) own.leave = leave;

@@ -18,7 +18,7 @@ export async function show(root, names) {
 	const state = make("p.error", {id: "watch-state", role: "status", hidden: true}), ago = make("span", {id: "watch-seen"});
 	const above = make("div"), errors = make("div", {id: "watch-errors"});
 	const windows = Object.entries(WINDOWS).map(([id, [text]]) => button(text, () => begin((chosen.window = id)), {"data-window": id}));
-	fill(root, bar(name === undefined ? null : link("#watch", "All"),
+	fill(root, bar(name !== undefined && link("#watch", "All"),
 		bar({role: "group", "aria-label": "Time shown"}, windows), ago), state, above,
 	make("section.part", make("h2", "Last errors"), bar(filter), errors));
 

@@ -5,9 +5,9 @@ const HEADERS = {"X-Serving-Page": "1"}; // calls of the page itself are not cou
 
 // A browser may keep nothing for a page in a frame: then the key lasts as long as the page.
 let own = null;
-const stores = () => [() => sessionStorage, () => localStorage].flatMap((store) => {
+const stores = () => ["sessionStorage", "localStorage"].flatMap((name) => {
 	try {
-		return [store()];
+		return [window[name]];
 	} catch {
 		return [];
 	}
@@ -17,18 +17,13 @@ const NAME = `serving-key ${BASE.pathname}`;
 export const key = {
 	get: () => stores().map((store) => store.getItem(NAME)).find(Boolean) ?? own,
 	set(value, remember = false) {
-		key.forget();
+		for (const store of stores()) store.removeItem(NAME);
 		own = value;
 		const [session, lasting] = stores();
 		(remember ? lasting : session)?.setItem(NAME, value);
 	},
-	forget() {
-		own = null;
-		for (const store of stores()) store.removeItem(NAME);
-	},
 };
 
-/** What an address says; as it stands where its `%` mean nothing. */
 export function decoded(text) {
 	try {
 		return decodeURIComponent(text);
@@ -76,7 +71,7 @@ export async function ask(path, {page = true, headers = {}, ...options} = {}) {
 
 export const post = (url, body, signal, page = false) => ask(url, {page, method: "POST", body, signal, headers: {"Content-Type": "application/json"}});
 
-// Texts, to pass them by; what JSON does not have, and whole numbers, which a browser rounds where they are long.
+// Texts, which stay; what JSON does not have; whole numbers, which a browser rounds where they are long.
 const TOKENS = /"(?:[^"\\]+|\\.)*"|-?Infinity|NaN|(?<![\d.eE+-])-?\d{16,}(?![\d.eE])/g;
 
 /** JSON, with a text for each NaN, infinity and long whole number: {answer}, and where it has some, the `text` that it was. */
@@ -134,9 +129,11 @@ export async function refresh() {
 	if (catalogue.loading.waiting.length) again = setTimeout(keepUp, 1000);
 }
 
-/** Read it; again in 5 s where that fails, but for the lack of a key, which somebody has just been asked for. */
+/** Read it; again in 5 s where that fails for anything but a key. */
 function keepUp() {
 	refresh().catch((error) => error.status !== 401 && (again = setTimeout(keepUp, 5000)));
 }
+
+export const nothing = (name) => (name ? `There is nothing called ‘${name}’ here.` : "Nothing is served yet: the config names no models.");
 
 export const path = (...names) => names.map(encodeURIComponent).join("/");

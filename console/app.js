@@ -28,7 +28,7 @@ async function route() {
 	showError("");
 	document.title = `${names.at(-1) ?? $(`nav a[data-part=${part}]`).textContent} · serving`;
 	if (moved) fill(root);
-	const leave = (await attempt(() => module.show(root, names))) ?? null;
+	const leave = await attempt(() => module.show(root, names));
 	if (turn === shown.turn) shown.leave = leave;
 	else leave?.(); // something else was chosen meanwhile
 }

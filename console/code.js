@@ -32,7 +32,7 @@ export function codeOf(own, url, body, method = "POST", type = "application/json
 /** `question(language, key)` tells which code: {body} of what to ask for it, {path} of a deployment's, or {curl, file}. */
 export class Code {
 	constructor(question, summary = "This call as code") {
-		this.question = question;
+		Object.assign(this, {question, turn: 0});
 		this.list = make("select");
 		this.withKey = make("input", {type: "checkbox"});
 		this.block = textBlock("Code of this call", () => this.chosen.file);
@@ -56,7 +56,7 @@ export class Code {
 		const {list} = this;
 		if (list.options.length !== catalogue.languages.length) fill(list, catalogue.languages.map((one) => option(one.id, one.name)));
 		if (this.element.open === false) return;
-		const turn = (this.turn = (this.turn ?? 0) + 1);
+		const turn = ++this.turn;
 		this.withKey.disabled = !key.get();
 		try {
 			const own = this.withKey.checked ? key.get() : undefined, {path, body, curl, file} = this.question(list.value, own);

@@ -1,6 +1,6 @@
 // Connect: addresses and code of all that is served; `#connect/api` reads the OpenAPI document.
 
-import {BASE, askJson, catalogue, key, path} from "./api.js";
+import {BASE, askJson, catalogue, key, nothing, path} from "./api.js";
 import {Code, codeOf} from "./code.js";
 import {bar, button, copy, fill, make, option} from "./dom.js";
 
@@ -20,7 +20,7 @@ export async function show(root, [group, name]) {
 		return showApi(root, tabs("api"), await askJson("openapi.json"));
 	}
 	const all = targets(), one = all.find((each) => each.group.toLowerCase() === group && each.name === name) ?? (name === undefined ? all[0] : null);
-	if (!one) return fill(root, tabs("code"), make("p.empty", name ? `There is nothing called ‘${name}’ here.` : "Nothing is served yet."));
+	if (!one) return fill(root, tabs("code"), make("p.empty", nothing(name)));
 	const list = make("select", {id: "target", onchange: () => (location.hash = `#connect/${list.value}`)});
 	for (const each of all) {
 		const last = list.lastElementChild?.label === each.group ? list.lastElementChild : list.appendChild(make("optgroup", {label: each.group}));

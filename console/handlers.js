@@ -5,11 +5,11 @@ import {Caller} from "./call.js";
 import {Code, codeOf} from "./code.js";
 import {area, bar, button, download, dropZone, fill, heading, make, select, shownBitmap, textBlock} from "./dom.js";
 
-const last = new Map(); // path -> {text, type}, of a body
+const last = new Map(); // path -> {text, type}
 
 export function show(root, one) {
 	const panel = new HandlerPanel(one);
-	fill(root, heading(one), make(one.state === "failed" ? "p.error" : "p.soft", one.reason || (one.envelope ? `answers in the envelope “${one.envelope}”` : "")), panel.element);
+	fill(root, heading(one), make(one.state === "failed" ? "p.error" : "p.soft", one.reason || (one.envelope && `answers in the envelope “${one.envelope}”`)), panel.element);
 	return () => panel.caller.clear();
 }
 

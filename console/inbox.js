@@ -128,7 +128,7 @@ class Inbox {
 		const painted = await this.paintOf(one, LARGE);
 		if (this.enlarged !== one.file_name) return;
 		Object.assign(painted, {role: "img", ariaLabel: `The picture with ${seen.join(", ") || "nothing seen"}`});
-		fill(this.large, this.verdicts, painted, about);
+		about.before(painted);
 	}
 
 	// --- verdicts ---

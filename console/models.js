@@ -1,13 +1,13 @@
 // Models: cards of all that is served; loading and freeing; what a reload would change, and did. `#models/shapes`.
 
-import {ask, askJson, catalogue, onCatalogue, path, refresh} from "./api.js";
+import {ask, askJson, catalogue, nothing, onCatalogue, path, refresh} from "./api.js";
 import {attempt} from "./app.js";
 import {bar, button, bytes, details, dot, duration, fill, link, make, pretty, search, table} from "./dom.js";
 import {morph, poll} from "./live.js";
-import {tell} from "./tensors.js";
+import {readSignatures, tell} from "./tensors.js";
 
 let versions = {}, ahead = 0; // what /stats says of each version; the server's clock, ahead of ours by so many seconds
-const busy = new Map(); // addresses of versions that are being loaded or freed, and which of it
+const busy = new Map(); // addresses of versions -> what is done with them just now
 
 export async function show(root, [only]) {
 	const wanted = search("Search models, pipelines and handlers", () => draw(), "Search…", {id: "models-search", hidden: Boolean(only)});
@@ -27,7 +27,6 @@ export async function show(root, [only]) {
 			// else it is gone: the cards stay as they are; Watch tells since when
 		}
 		draw();
-		return true;
 	};
 	draw();
 	const ends = [onCatalogue(draw), poll(read, () => 3)];
@@ -39,7 +38,7 @@ function drawAll(only, sought) {
 	const fits = ({name}) => (only ? name === only : name.toLowerCase().includes(sought.trim().toLowerCase()));
 	const parts = all.map(([title, list, card]) => [title, list.filter(fits), card]).filter(([, list]) => list.length).flatMap(([title, list, card]) => [make("h2", {"data-key": title}, `${title} (${list.length})`),
 		make("div.cards", {"data-key": `of ${title}`}, list.map((one) => card(one, title.toLowerCase(), Boolean(only))))]);
-	return make("div.part", {id: "models-cards"}, parts.length ? parts : make("p.empty", only || sought ? "Nothing is called so." : "Nothing is served yet: the config names no models."));
+	return make("div.part", {id: "models-cards"}, parts.length ? parts : make("p.empty", nothing(only || sought)));
 }
 
 const facts = (pairs) => make("dl", pairs.filter(([, value]) => value).flatMap(([name, value]) => [make("dt", name), make("dd", value)]));
@@ -91,16 +90,15 @@ async function act(where, verb) {
 function signature(one, states, open) {
 	const numbers = states.filter(({state}) => state === "AVAILABLE").map(({version}) => version);
 	const parts = (numbers.length ? numbers : [null]).map((version) => {
-		const ontoggle = ({currentTarget: shown}) => shown.open && attempt(() => tellSignature(shown.lastChild, `v1/models/${path(one.name)}${version ? `/versions/${version}` : ""}/metadata`, `of ${one.name} ${version ?? ""}`));
+		const ontoggle = ({currentTarget: shown}) => shown.open && attempt(() => tellSignature(shown.lastChild, `v1/models/${path(one.name)}${version ? `/versions/${version}` : ""}`, `of ${one.name} ${version ?? ""}`));
 		return make("details", {"data-key": `signature ${version}`, open, ontoggle}, make("summary", numbers.length > 1 ? `Signature of version ${version}` : "Signature"), make("div", {"data-keep": ""}));
 	});
 	return make("div", {"data-key": "signatures"}, parts);
 }
 
 async function tellSignature(inside, address, whose) {
-	const {metadata} = await askJson(address);
 	const rows = (side, tensors = {}) => Object.entries(tensors).map(([name, tensor]) => [side, name, tell(tensor)]);
-	fill(inside, Object.entries(metadata.signature_def.signature_def).filter(([name]) => !name.startsWith("__")).map(([name, one]) => [make("p", make("strong", name), make("span.soft", ` ${one.method_name ?? ""}`)),
+	fill(inside, (await readSignatures(address)).map(([name, one]) => [make("p", make("strong", name), make("span.soft", ` ${one.method_name ?? ""}`)),
 		table(["Side", "Tensor", "Type"], [...rows("input", one.inputs), ...rows("output", one.outputs)], {label: `Signature ${name} ${whose}`})]));
 }
 

@@ -51,11 +51,10 @@ class Operation {
 	}
 
 	field(parameter) {
-		const {schema = {}, name, required, description} = parameter, own = follow(this.api, schema);
-		const value = parameter.example ?? own.example ?? own.enum?.[0] ?? "";
-		const input = own.enum ? make("select", (required ? own.enum : ["", ...own.enum]).map((one) => option(one))) : make("input", {value: required ? value : "", placeholder: description ?? ""});
+		const {schema = {}, name, required, description} = parameter, {example, enum: values} = follow(this.api, schema);
+		const input = values ? make("select", (required ? values : ["", ...values]).map((one) => option(one))) : make("input", {value: required ? parameter.example ?? example : null, placeholder: description});
 		this.fields.push({parameter, input});
-		return make("label", {title: description ?? ""}, `${name}${required ? " *" : ""} (${parameter.in})`, input);
+		return make("label", {title: description}, `${name}${required ? " *" : ""} (${parameter.in})`, input);
 	}
 
 	/** A text for JSON; else a field for each part of a form, or one for a file. */

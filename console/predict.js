@@ -4,14 +4,14 @@ import {catalogue, onCatalogue, path, post} from "./api.js";
 import {bitmapOf, drawOn, make, option, toBase64} from "./dom.js";
 import {morph} from "./live.js";
 
-/** The versions and labels of a model, as they come and go, where there are several: of a URL's query, or of its path. */
+/** Versions and labels of a model as they come and go, where there are several: for a URL's query, or its path. */
 export function versionPicker(model, onchange, first = "as configured", [number, name] = ["version=", "version_label="], value = "") {
 	const list = make("select", {onchange: () => onchange(list.value)}), picker = make("label", "Version ", list);
 	const draw = (chosen) => {
-		const known = catalogue.models.find((one) => one.name === model) ?? {versions: [], labels: {}};
-		const there = known.versions.filter((one) => one.state === "AVAILABLE").map(({version}) => [number + version, `version ${version}`]);
-		const labels = Object.entries(known.labels).map(([label, version]) => [name + path(label), `${label} (${version})`]);
-		morph(list, make("select", {onchange: list.onchange}, [["", first], ...labels, ...there].map((one) => option(...one))));
+		const {versions = [], labels = {}} = catalogue.models.find((one) => one.name === model) ?? {};
+		const there = versions.filter((one) => one.state === "AVAILABLE").map(({version}) => option(number + version, `version ${version}`));
+		const named = Object.entries(labels).map(([label, version]) => option(name + path(label), `${label} (${version})`));
+		morph(list, make("select", {onchange: list.onchange}, option("", first), named, there));
 		list.value = chosen;
 		picker.hidden = list.options.length < 3 && !chosen;
 	};

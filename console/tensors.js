@@ -13,9 +13,14 @@ const MOST_CELLS = 64; // of a row that is typed into fields
 /** The sizes of a tensor: null where any will do; null for any rank. */
 const shapeOf = (tensor) => (tensor.tensor_shape?.unknown_rank ? null : (tensor.tensor_shape?.dim ?? []).map(({size}) => (Number(size) < 0 ? null : Number(size))));
 
+export async function readSignatures(address) {
+	const {metadata} = await askJson(`${address}/metadata`);
+	return Object.entries(metadata.signature_def?.signature_def ?? {}).filter(([name]) => !name.startsWith("__"));
+}
+
 const typeOf = (tensor) => tensor.dtype.replace("DT_", "").toLowerCase();
 
-export const tell = (tensor) => `${typeOf(tensor)} ${shapeOf(tensor) ? `[${shapeOf(tensor).map((size) => size ?? "?").join(", ")}]` : "[…]"}`;
+export const tell = (tensor) => `${typeOf(tensor)} [${shapeOf(tensor)?.map((size) => size ?? "?").join(", ") ?? "…"}]`;
 
 function filled(shape, value) {
 	return shape.reduceRight((inner, size) => Array.from({length: size ?? 1}, () => inner), value);
@@ -48,8 +53,7 @@ class TensorPanel {
 	}
 
 	async read() {
-		const {metadata} = await askJson(`v1/models/${path(this.one.name)}${this.which}/metadata`);
-		this.signatures = Object.fromEntries(Object.entries(metadata.signature_def?.signature_def ?? {}).filter(([name]) => !name.startsWith("__")));
+		this.signatures = Object.fromEntries(await readSignatures(`v1/models/${path(this.one.name)}${this.which}`));
 		if (!this.signatures[this.signature]) this.signature = Object.keys(this.signatures)[0];
 		const names = Object.keys(this.signatures);
 		fill(this.bar, versionPicker(this.one.name, (value) => this.choose(value), "newest", ["/versions/", "/labels/"], this.which),
@@ -114,7 +118,7 @@ function fieldFor(name, tensor, set) {
 	return !text && cells && cells <= MOST_CELLS ? tableField(label, tensor, shape, set) : jsonField(label, set);
 }
 
-/** Whether a picture's shape is that of one without a batch: [height, width, channels]. */
+/** Whether a shape is a picture's without a batch: [height, width, channels]. */
 const isSingle = (shape) => shape.length === 3 && [1, 3, 4].includes(shape[2]);
 
 function isPicture(name, tensor, shape) {
@@ -174,7 +178,7 @@ const jsonField = (label, set) => textField(`${label}, as JSON`, {rows: 4}, (tex
 	set(text);
 }, JSON.stringify);
 
-const MOST_SIDES = 1024; // width and height together, where a model takes any: its numbers are text here
+const MOST_SIDES = 1024; // width and height together, where any will do: its numbers are text
 const RANGES = {"0..255": [1, 0], "0..1": [1 / 255, 0], "-1..1": [2 / 255, -1]};
 
 /** A picture in the tensor's size and the range that the user says; strings take the file. */

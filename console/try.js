@@ -1,17 +1,14 @@
 // Try: one list of all that is served; what is chosen, beside it. `#try/shapes`, `#try/models/shapes`.
 
-import {catalogue, onCatalogue, path, refresh} from "./api.js";
+import {catalogue, nothing, onCatalogue, path, refresh} from "./api.js";
 import {dot, fill, make, search} from "./dom.js";
 import {morph, poll} from "./live.js";
 
-/** What may be tried: its title, its list in the catalogue, and the module that shows one of it. */
+/** Of what may be tried the title, the list in the catalogue and the module. */
 const KINDS = [["Pictures", "deployments", "pictures"], ["Models", "models", "tensors"], ["Pipelines", "pipelines", "pipelines"], ["Handlers", "handlers", "handlers"]]
 	.map(([title, list, module]) => ({id: title.toLowerCase(), title, list: () => catalogue[list], module}));
 
-const addressOf = (kind, name) => {
-	const first = KINDS.find(({list}) => list().some((one) => one.name === name));
-	return first?.id === kind ? `#try/${path(name)}` : `#try/${kind}/${path(name)}`;
-};
+const addressOf = (kind, name) => `#try/${find([name]).kind.id === kind ? "" : `${kind}/`}${path(name)}`;
 
 /** What `[name]`, or `[kind, name]`, chooses; without any, what to show first. */
 function find(names) {
@@ -51,7 +48,7 @@ async function choose(root, names, visit) {
 	shown?.leave?.();
 	const own = (shown = {visit, name, state: found?.one.state});
 	list(root);
-	if (!found) return fill(panel, make("p.empty", names.length ? `There is nothing called ‘${names.at(-1)}’ here.` : "Nothing is served yet: the config names no models."));
+	if (!found) return fill(panel, make("p.empty", nothing(names.at(-1))));
 	const module = await import(`./${found.kind.module}.js`);
 	if (shown !== own) return;
 	const leave = await module.show(panel, found.one);

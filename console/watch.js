@@ -37,14 +37,13 @@ export async function show(root, names) {
 	const read = async () => {
 		try {
 			const asked = chosen.window, answer = await askJson(`stats?window=${asked}`, {signal: AbortSignal.timeout(15000)});
-			if (asked !== chosen.window) return true;
+			if (asked !== chosen.window) return null;
 			[seen, seenAt, gone] = [answer, Date.now(), ""];
 		} catch (error) {
 			gone = error.status ? error.message : "The server cannot be reached. It is asked again every few seconds.";
 			if (error.status === 401 || error.status === 403) return draw() ?? false; // asking again would ask for the key again
 		}
 		draw();
-		return true;
 	};
 	const begin = () => {
 		ended();

@@ -714,7 +714,8 @@ def ask_model(address, name, body):
 
 def test_every_form_begins_with_an_example_that_works(page):
     page.open()
-    for name in ("add_one", "table", "texts", "grey", "cube", "pipelines/diamond", "models/cells"):
+    names = ["add_one", "table", "texts", "grey", "cube", "encoded", "vectorized", "odd", "single", "changed"]
+    for name in (*names, "pipelines/diamond", "models/cells"):
         page.go(f"try/{name}")
         page.wait("document.querySelector('#panel .body')?.value")
         page.click("Send")
@@ -774,6 +775,74 @@ def test_a_tensor_of_pictures_takes_a_picture(page, tmp_path):
     page.wait(
         "document.querySelector(`[aria-label='The answer as JSON']`).innerText.includes('51')"
     )
+
+
+def test_numbers_that_a_browser_cannot_hold_are_sent_and_shown_as_they_are(page):
+    page.open("try/odd")
+    page.wait("document.querySelector('.fields textarea')?.value")
+    page.type(".fields textarea", "0\n-1\n9007199254740993")
+    page.click("Send")
+    page.says("-Infinity")
+    truth = ask_model(page.address, "odd", {"inputs": [0, -1, 9007199254740993]})
+    assert truth["outputs"]["same"][2] == 9007199254740993
+    assert str(page.answer) == str(truth) and "NaN" in page.text()
+    page.says("9007199254740993", CODE)
+
+
+def test_a_column_of_texts_is_lines(page):
+    page.open("try/vectorized")
+    page.wait("document.querySelector('.fields textarea')?.value === 'hello'")
+    page.type(".fields textarea", "one\nthree")
+    page.click("Send")
+    page.says('"outputs"')
+    assert page.answer == {"outputs": [3, 5]}
+
+
+@pytest.mark.parametrize("name, told", [("encoded", [1000]), ("single", [439, 586])])
+def test_pictures_go_in_as_files_and_without_a_batch_not_at_any_size(page, tmp_path, name, told):
+    size = (1000, 20) if name == "encoded" else (2000, 1500)
+    Image.new("RGB", size).save(tmp_path / "photo.png")
+    page.open(f"try/{name}")
+    page.wait("document.querySelector('#panel .drop input')")
+    page.take(tmp_path / "photo.png")
+    page.says("photo.png")
+    page.click("Send")
+    page.says('"outputs"')
+    assert page.answer == {"outputs": told}
+    assert ("586 × 439 of 2000 × 1500 pixels" in page.text()) == (name == "single")
+
+
+def test_an_older_version_has_an_example_of_its_own(page):
+    page.open("try/changed")
+    page.wait("document.querySelector('#panel .body')?.value.includes('one')")
+    page.choose("Version", "/versions/1")
+    page.wait("document.querySelector('#panel .body').value.includes('\"a\"')")
+    page.click("Send")
+    page.says('"outputs"')
+    assert page.answer == {"outputs": [2]}
+
+
+def test_states_and_versions_are_kept_up_to_date_and_what_is_typed_stays(page):
+    page.open("try/table")
+    page.wait("document.querySelector('.fields textarea')?.value")
+    page.type(".fields textarea", "4, 3, 2, 1")
+    page.js(
+        """document.querySelector('.fields textarea').focus();
+        const real = window.fetch; window.fetch = async (...of) => {
+        if (!String(of[0]).endsWith('/deployments')) return real(...of);
+        const all = await (await real(...of)).json(), one = all.models.find(({name}) => name === 'table');
+        one.versions.push({...one.versions[0], version: '7'});
+        all.models.find(({name}) => name === 'cube').state = 'failed';
+        return new Response(JSON.stringify(all)); };"""
+    )
+    assert "Version" not in page.text("#panel")
+    page.js("document.dispatchEvent(new Event('visibilitychange'))")  # somebody comes back
+    page.wait("document.querySelector('#panel select').checkVisibility()")
+    cube = "[...document.querySelectorAll('.list a')].find((one) => one.textContent === 'cube')"
+    page.wait(f"{cube}.querySelector('.dot').ariaLabel === 'failed'")
+    options = "return [...document.querySelector('#panel select').options].map((one) => one.value)"
+    assert page.js(options) == ["", "/versions/1", "/versions/7"]
+    assert page.js("return document.activeElement.value") == "4, 3, 2, 1"
 
 
 def test_what_no_form_suits_is_json(page):

@@ -409,7 +409,7 @@ def test_the_pointer_over_a_graph_tells_its_numbers(page, site):
         """const chart = document.querySelector('.chart'), tip = chart.querySelector('.tip');
         const over = [...chart.querySelectorAll('*')].find((one) => one.onpointermove);
         const {left, width} = over.getBoundingClientRect();
-        over.dispatchEvent(new PointerEvent('pointermove', {clientX: left + width - 2}));
+        over.dispatchEvent(new PointerEvent('pointermove', {clientX: left + width / 2}));
         const told = tip.innerText;
         over.dispatchEvent(new PointerEvent('pointerleave'));
         return [told, tip.hidden];"""

@@ -202,6 +202,7 @@ def page(browser, address, tmp_path):
     browser.execute_cdp_cmd(
         "Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(folder)}
     )
+    browser.get("about:blank")  # the last test's page asks on
     browser.get_log("browser"), browser.get_log("performance")
     page = Page(browser, address, folder)
 

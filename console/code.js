@@ -21,8 +21,7 @@ export function codeOf(own, url, body, method = "POST", type = "application/json
 	const call = JSON.stringify({path: `/${url}`, method, ...(own && {key: own})});
 	if (body === undefined || method === "GET") return {body: call};
 	try {
-		JSON.parse(body);
-		if (type === "application/json" && encodeURIComponent(body).length < LONGEST) return {body: `${call.slice(0, -1)},"body":${body}}`}; // no shorter than the server's escapes
+		if (type === "application/json" && JSON.parse(body) !== null && encodeURIComponent(body).length < LONGEST) return {body: `${call.slice(0, -1)},"body":${body}}`}; // no shorter than the server's
 	} catch {
 		// no JSON
 	}

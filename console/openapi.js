@@ -5,7 +5,7 @@ import {Caller} from "./call.js";
 import {Code, curlOf} from "./code.js";
 import {area, bar, details, fill, make, option, pretty, search, select, textBlock} from "./dom.js";
 
-const METHODS = ["get", "put", "post", "delete", "patch", "head"];
+const METHODS = ["get", "put", "post", "delete", "patch"];
 
 export function showApi(root, head, api) {
 	const find = search("Search the operations", () => {
@@ -28,9 +28,10 @@ function follow(api, value) {
 
 /** A schema as what it describes: names, with `*` those that must be there, and types. */
 function outline(api, schema) {
-	const {type = "anything", enum: values, oneOf, items, properties, required, additionalProperties: others} = follow(api, schema) ?? {}, tell = (one) => outline(api, one);
+	const {type = "anything", format, enum: values, oneOf, items, properties, required, additionalProperties: others} = follow(api, schema) ?? {}, tell = (one) => outline(api, one);
 	if (oneOf) return {"one of": oneOf.map(tell)};
 	if (properties) return Object.fromEntries(Object.entries(properties).map(([name, one]) => [required?.includes(name) ? `${name} *` : name, tell(one)]));
+	if (format === "binary") return "file";
 	if (items && type === "array") return [tell(items)];
 	return others ? {"any name": tell(others)} : (values ?? [type].flat()).join(" or ");
 }
@@ -73,7 +74,7 @@ class Operation {
 		return make("div", types.length > 1 ? select("Body", types, pick, first) : make("span.soft", first), this.body, form);
 	}
 
-	/** Statuses with what they mean; a schema that several have stands at the first. */
+	/** Statuses with their meaning; a schema of several at the first. */
 	answers() {
 		const told = new Set([""]);
 		return make("ul", Object.entries(this.operation.responses ?? {}).map(([status, one]) => {
@@ -95,7 +96,7 @@ class Operation {
 			body = new FormData();
 			for (const [name, {value, files}] of this.form) if (value) body.append(name, files?.[0] ?? value);
 		} else if (this.type) {
-			body = this.form.length ? this.form[0][1].files[0] : this.body.value;
+			body = this.form.length ? this.form[0][1].files[0] : this.body.value.replaceAll("\n", " ");
 			headers["Content-Type"] = this.type;
 		}
 		return [String(query) ? `${url}?${query}` : url, this.method, headers, body];

@@ -100,7 +100,7 @@ class TensorPanel {
 	}
 }
 
-const DOT = "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAADElEQVR4nGNgGB4AAADIAAGtQHYiAAAAAElFTkSuQmCC"; // a PNG of 8x8 black pixels
+const DOT = "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAADElEQVR4nGNgGB4AAADIAAGtQHYiAAAAAElFTkSuQmCC"; // a black PNG
 
 function exampleOf(name, tensor) {
 	const shape = shapeOf(tensor), text = isPicture(name, tensor, shape) ? {b64: DOT} : "hello";

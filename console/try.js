@@ -4,7 +4,7 @@ import {catalogue, nothing, onCatalogue, path, refresh} from "./api.js";
 import {dot, fill, make, search} from "./dom.js";
 import {morph, poll} from "./live.js";
 
-/** Of what may be tried the title, the list in the catalogue and the module. */
+/** What may be tried: title, list in the catalogue, module. */
 const KINDS = [["Pictures", "deployments", "pictures"], ["Models", "models", "tensors"], ["Pipelines", "pipelines", "pipelines"], ["Handlers", "handlers", "handlers"]]
 	.map(([title, list, module]) => ({id: title.toLowerCase(), title, list: () => catalogue[list], module}));
 

@@ -1152,6 +1152,7 @@ def test_the_api_page_tells_schemas_fields_of_forms_and_the_code_of_its_calls(pa
     page.click("Body", shown)
     page.click("Answers", shown)
     page.says('"image_type *": "url or base64 or base_64 or array"')
+    page.says('"image *": "file"')
     page.says('"predictions": [')
     page.choose("Body", "multipart/form-data")
     fields = f"[...document.querySelectorAll('{shown} .fields label')].map((one) => one.innerText.trim())"

@@ -6230,8 +6230,10 @@ class KeyRing:
                 found = key
         return found
 
-    def check(self, tokens: Collection[str], reached: Collection[str] | None) -> Any:
-        """The key of a call that may reach one of some deployments, counted against its quota; or
+    def check(
+        self, tokens: Collection[str], reached: Collection[str] | None, counted: bool = True
+    ) -> Any:
+        """The key of a call that may reach one of some deployments, `counted` against its quota; or
         the Refusal.
 
         With None any key will do, and the call is not counted: it lists what the key is for.
@@ -6256,7 +6258,7 @@ class KeyRing:
             return Refusal(
                 403, f"The key '{key.name}' is only for: {', '.join(key.deployments) or 'nothing'}"
             )
-        return self._count(key) or key
+        return counted and self._count(key) or key
 
     def _count(self, key: Any) -> Refusal | None:
         if key.quota is None:
@@ -7111,19 +7113,19 @@ class ModelServer:
             pictures = read if several else read[0]
             return answer_pictures(self, pictures, deployment, routines, form, allowance, trace)
 
-    def identify(self, headers: Any, reached: Iterable[str] | None) -> Caller:
+    def identify(self, headers: Any, reached: Iterable[str] | None, counted: bool = True) -> Caller:
         """Who calls, by the key in a request's headers, if it is for one of the deployments
-        `reached`; counts the call.
+        `reached`; counts the call where it is to be `counted`.
 
         With None any key will do, and the call is not counted. Raises ServingError: 401, 403, 429,
         or 503 when a call cannot be counted.
         """
         wanted = None if reached is None else set(reached)
-        found = self.prepared.keys.check(tokens_of(headers), wanted)
+        found = self.prepared.keys.check(tokens_of(headers), wanted, counted)
         if isinstance(found, Refusal):
             raise ServingError(found.text, status=found.status, headers=found.headers)
         own = None if found.deployments is None else frozenset(found.deployments)
-        return Caller(found.name, own, found, wanted is not None)
+        return Caller(found.name, own, found, counted and wanted is not None)
 
     def status(
         self, model: str, version: int | None = None, label: str | None = None
@@ -8209,6 +8211,7 @@ class Route:
     call: anybody (`open`); who has a key where the config protects `all` (`shared`); only who
     has one (`key`); or only who has one of the config, whatever a host site says (`own`), which is
     marked admin (`admin`: this the view asks). What `lists` shows to any key what that key is for.
+    What is `free` only tells how things are: no quota counts it.
     `line` says in which line requests wait for a thread: for `health` and `state`, which never wait
     themselves, one is kept; by default it is that of the model or handler that is reached.
     """
@@ -8219,6 +8222,7 @@ class Route:
     guard: str
     doc: str = ""  # what it answers, for the OpenAPI document
     lists: bool = False
+    free: bool = False
     line: str = ""
     infers: bool = False  # it runs a model or a handler: what /stats draws
     probe: bool = False  # asked every few seconds: the log has it where `log_probes` says so
@@ -8275,13 +8279,16 @@ MODEL = "(/v1/models/{model}|/model-serving/{alias})" + WHICH
 
 ROUTES: tuple[Route, ...] = (  # the first match answers
     route("POST", MODEL + ":{verb}", view_infer, "shared", "What a model answers", infers=True),
-    route("GET", MODEL + "/'metadata'", view_metadata, "shared", "A version's signatures"),
+    route(
+        "GET", MODEL + "/'metadata'", view_metadata, "shared", "A version's signatures", free=True
+    ),
     route(
         "GET",
         MODEL + "[/metadata]",
         view_status,
         "shared",
         "The states of a model's versions",
+        free=True,
         line="state",
     ),
     route(
@@ -8553,7 +8560,14 @@ def authorize(door: Door, call: Call, found: Found) -> Caller:
     if known is not None:
         return known
     any_key = found.route.lists or guard in OWN_KEYS
-    return server.identify(call.headers, None if any_key else list_reached(server, found))
+    reached = None if any_key else list_reached(server, found)
+    return server.identify(call.headers, reached, is_counted(call, found.route))
+
+
+def is_counted(call: Call, route: Route) -> bool:
+    """Whether a quota counts a call: not one that only tells how things are, or would be."""
+    dry_run = route.view is view_reload and call.argument("dry_run").lower() in ("1", "true")
+    return not (route.free or dry_run)
 
 
 def needs_key(server: ModelServer, route: Route) -> bool:

@@ -5,9 +5,9 @@ const HEADERS = {"X-Serving-Page": "1"}; // calls of the page itself are not cou
 
 // A browser may keep nothing for a page in a frame: then the key lasts as long as the page.
 let own = null;
-const stores = () => [() => sessionStorage, () => localStorage].flatMap((store) => {
+const stores = () => ["sessionStorage", "localStorage"].flatMap((name) => {
 	try {
-		return [store()];
+		return [window[name]];
 	} catch {
 		return [];
 	}
@@ -17,28 +17,32 @@ const NAME = `serving-key ${BASE.pathname}`;
 export const key = {
 	get: () => stores().map((store) => store.getItem(NAME)).find(Boolean) ?? own,
 	set(value, remember = false) {
-		key.forget();
+		for (const store of stores()) store.removeItem(NAME);
 		own = value;
 		const [session, lasting] = stores();
 		(remember ? lasting : session)?.setItem(NAME, value);
 	},
-	forget() {
-		own = null;
-		for (const store of stores()) store.removeItem(NAME);
-	},
 };
+
+export function decoded(text) {
+	try {
+		return decodeURIComponent(text);
+	} catch {
+		return text;
+	}
+}
 
 export function takeKeyFromAddress() {
 	const found = /^#key=([^&]+)/.exec(location.hash);
 	if (!found) return;
-	key.set(decodeURIComponent(found[1]));
+	key.set(decoded(found[1]));
 	history.replaceState(null, "", location.pathname + location.search);
 }
 
 class ServerError extends Error {
-	constructor(text, {status = 0, id = "", took = 0} = {}) {
-		super(text);
-		Object.assign(this, {status, id, took});
+	constructor(text, {status = 0, id = ""} = {}) {
+		super(id && !text.includes(id) ? `${text}\nRequest ${id}` : text);
+		Object.assign(this, {status, id});
 	}
 }
 
@@ -52,15 +56,14 @@ export const whenKeyIsNeeded = (asks) => (askForKey = asks);
 export async function ask(path, {page = true, headers = {}, ...options} = {}) {
 	const tried = key.get();
 	const sent = {...(page ? HEADERS : {}), ...headers, ...(tried ? {Authorization: `Bearer ${tried}`} : {})};
-	const began = performance.now();
-	const response = await fetch(new URL(path, BASE), {credentials: "same-origin", ...options, headers: sent}).catch((error) => {
+	const unsent = /[^ -~]/.test(tried ?? "");
+	const response = !unsent && await fetch(new URL(path, BASE), {credentials: "same-origin", ...options, headers: sent}).catch((error) => {
 		if (error.name === "AbortError") throw error;
 		throw new ServerError("The server cannot be reached.");
 	});
 	if (response.ok) return response;
-	const error = await readError(response);
-	error.took = performance.now() - began;
-	if (response.status !== 401) throw error;
+	const error = unsent ? new ServerError("A key has printable ASCII characters alone.", {status: 401}) : await readError(response);
+	if (error.status !== 401) throw error;
 	// An answer to a key that has since been replaced says nothing about the new one.
 	if (key.get() === tried && !(await askForKey(tried ? error.message : ""))) throw error;
 	return ask(path, {page, headers, ...options});
@@ -68,15 +71,23 @@ export async function ask(path, {page = true, headers = {}, ...options} = {}) {
 
 export const post = (url, body, signal, page = false) => ask(url, {page, method: "POST", body, signal, headers: {"Content-Type": "application/json"}});
 
+// Texts, which stay; what JSON does not have; whole numbers, rounded where they are long.
+const TOKENS = /"(?:[^"\\]+|\\.)*"|-?Infinity|NaN|(?<![\d.eE+-])-?\d{16,}(?![\d.eE])/g;
+
+/** JSON, with a text for each NaN, infinity and long whole number: {answer}, and where it has some, the `text` that it was. */
+export function readJson(text) {
+	const told = text.replace(TOKENS, (found) => (found[0] === '"' || Number.isSafeInteger(Number(found)) ? found : `"${found}"`));
+	return {answer: JSON.parse(told), ...(told === text ? {} : {text})};
+}
+
 export const askJson = async (path, options) => (await ask(path, options)).json();
 
 async function readError(response) {
 	const text = await response.text();
 	let said = text || `${response.status} ${response.statusText}`, id = response.headers.get("X-Request-Id") ?? "";
 	try {
-		const body = JSON.parse(text);
-		const error = body.error?.message ?? body.error ?? body.body?.error ?? text;
-		said = [typeof error === "string" ? error : JSON.stringify(error), ...(body.details ?? []).map((one) => (typeof one === "string" ? one : JSON.stringify(one)))].join("\n");
+		const body = JSON.parse(text), error = body.error?.message ?? body.error ?? body.body?.error ?? text;
+		said = [error, ...(body.details ?? [])].map((one) => (typeof one === "string" ? one : JSON.stringify(one))).join("\n");
 		id = body.request_id ?? id;
 	} catch {
 		// no JSON: the text itself
@@ -93,7 +104,7 @@ export function timing(response, took) {
 		const node = /^desc="(.*)"$/.exec(values[0] ?? ""); // of a pipeline
 		if (name && dur) parts[node ? `node-${decodeURIComponent(node[1])}` : name] = Number(dur.slice(4));
 	}
-	return {took, parts, id: response.headers.get("X-Request-Id") ?? "", status: response.status};
+	return {took, parts, id: response.headers.get("X-Request-Id") ?? ""};
 }
 
 // --- what is served ---
@@ -111,10 +122,18 @@ let again = 0;
 
 /** Read what is served; again each second until all models are loaded. */
 export async function refresh() {
-	clearTimeout(again);
-	Object.assign(catalogue, await askJson("deployments"));
+	const {deployments, handlers} = Object.assign(catalogue, await askJson("deployments"));
+	for (const one of [...deployments, ...handlers]) one.name = one.id ?? one.path;
 	for (const listener of [...listeners]) listener();
-	if (catalogue.loading.waiting.length) again = setTimeout(() => refresh().catch(() => (again = setTimeout(refresh, 5000))), 1000);
+	clearTimeout(again);
+	if (catalogue.loading.waiting.length) again = setTimeout(keepUp, 1000);
 }
+
+/** Read it; again in 5 s where that fails for anything but a key. */
+function keepUp() {
+	refresh().catch((error) => error.status !== 401 && (again = setTimeout(keepUp, 5000)));
+}
+
+export const nothing = (name) => (name ? `There is nothing called ‘${name}’ here.` : "Nothing is served yet: the config names no models.");
 
 export const path = (...names) => names.map(encodeURIComponent).join("/");

@@ -1,40 +1,25 @@
 // The page's frame: parts and their addresses, the key, what is loading, errors that nobody else shows.
 
-import {catalogue, key, onCatalogue, refresh, takeKeyFromAddress, whenKeyIsNeeded} from "./api.js";
+import {catalogue, decoded, key, onCatalogue, refresh, takeKeyFromAddress, whenKeyIsNeeded} from "./api.js";
 import {$, button, fill, make} from "./dom.js";
 
-const PARTS = {
-	try: () => import("./try.js"),
-	connect: () => import("./connect.js"),
-	watch: () => import("./watch.js"),
-	models: () => import("./models.js"),
-	inbox: () => import("./inbox.js"),
-	manage: () => import("./manage.js"),
-};
+const PARTS = ["try", "connect", "watch", "models", "inbox", "manage"]; // each a module
 
 let shown = {part: null, leave: null, turn: 0};
 
 /** `#try/shapes` is the part `try`, shown with `["shapes"]`. */
 function address() {
 	const [part, ...rest] = location.hash.slice(1).split("/");
-	const names = rest.map((name) => {
-		try {
-			return decodeURIComponent(name);
-		} catch {
-			return name;
-		}
-	});
-	return {part: PARTS[part] ? part : "try", names};
+	return {part: PARTS.includes(part) ? part : "try", names: rest.map(decoded)};
 }
 
 /** Show the part that the address names: a part draws into `#main` and returns what ends it. */
 async function route() {
 	const {part, names} = address(), turn = ++shown.turn;
 	for (const link of document.querySelectorAll("nav a")) {
-		if (link.dataset.part === part) link.setAttribute("aria-current", "page");
-		else link.removeAttribute("aria-current");
+		link.ariaCurrent = link.dataset.part === part ? "page" : null;
 	}
-	const module = await PARTS[part]();
+	const module = await import(`./${part}.js`);
 	if (turn !== shown.turn) return;
 	shown.leave?.();
 	const root = $("#main"), moved = shown.part !== part;
@@ -43,7 +28,7 @@ async function route() {
 	showError("");
 	document.title = `${names.at(-1) ?? $(`nav a[data-part=${part}]`).textContent} · serving`;
 	if (moved) fill(root);
-	const leave = (await attempt(() => module.show(root, names))) ?? null;
+	const leave = await attempt(() => module.show(root, names));
 	if (turn === shown.turn) shown.leave = leave;
 	else leave?.(); // something else was chosen meanwhile
 }
@@ -56,10 +41,7 @@ export async function attempt(work) {
 	}
 }
 
-export function showError(text) {
-	$("#error").textContent = text;
-	$("#error").hidden = !text;
-}
+const showError = (text) => ($("#error").textContent = text);
 
 // --- the key ---
 
@@ -70,9 +52,8 @@ function askForKey(reason) {
 	asking ??= new Promise((done) => {
 		const dialog = $("#key-dialog"), input = $("#key-input");
 		$("#key-error").textContent = reason;
-		input.value = "";
+		$("form").reset();
 		input.type = "password";
-		$("#key-show").checked = false;
 		dialog.returnValue = "";
 		dialog.onclose = () => {
 			asking = null;
@@ -81,8 +62,7 @@ function askForKey(reason) {
 			input.value = "";
 			done(Boolean(given));
 		};
-		if (!dialog.open) dialog.showModal();
-		input.focus();
+		dialog.showModal();
 	});
 	return asking;
 }
@@ -103,10 +83,9 @@ function showLoading() {
 	const {of, waiting} = catalogue.loading;
 	$("#loading").hidden = !waiting.length;
 	$("#loading-text").textContent = `${of - waiting.length} of ${of} models loaded; loading ${waiting.slice(0, 3).join(", ")}${waiting.length > 3 ? ` and ${waiting.length - 3} more` : ""}`;
-	$("#loading progress").max = of;
-	$("#loading progress").value = of - waiting.length;
-	$("nav a[data-part=inbox]").parentElement.hidden = !catalogue.deployments.some((one) => one.active_learning);
-	$("nav a[data-part=manage]").parentElement.hidden = !catalogue.key.admin;
+	Object.assign($("#loading progress"), {max: of, value: of - waiting.length});
+	$("nav a[data-part=inbox]").hidden = !catalogue.deployments.some((one) => one.active_learning);
+	$("nav a[data-part=manage]").hidden = !catalogue.key.admin;
 	showKey();
 }
 

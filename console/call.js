@@ -1,6 +1,6 @@
 // A call that the user makes: sending, waiting, stopping, its time and its error.
 
-import {askJson, timing} from "./api.js";
+import {askJson, readJson, timing} from "./api.js";
 import {timeBar} from "./charts.js";
 import {button, fill, make, status} from "./dom.js";
 
@@ -19,9 +19,15 @@ export class Caller {
 	clear() {
 		this.turn += 1;
 		this.abort?.abort();
+		this.rest();
 		this.status.textContent = "";
 		fill(this.times);
 		this.fail("");
+	}
+
+	rest() {
+		this.button.disabled = false;
+		this.stop.hidden = true;
 	}
 
 	fail(text) {
@@ -30,25 +36,24 @@ export class Caller {
 	}
 
 	/**
-	 * Ask `question(signal)` for a Response and read it; returns {response, answer, time}, or null where it
-	 * failed, was stopped, or something else was asked since.
+	 * Ask `question(signal)` for a Response and read it; returns {response, answer, time, text}, or null where it
+	 * failed, was stopped, or something else was asked since. `text` is JSON as it came, where a browser cannot read all of it.
 	 */
-	async run(question, read = readAnswer) {
+	async run(question) {
 		this.abort?.abort();
 		const turn = ++this.turn, abort = (this.abort = new AbortController()), began = performance.now();
 		this.fail("");
 		this.button.disabled = true;
 		this.stop.hidden = false;
 		const ticking = setInterval(() => this.tick(began), 200);
-		this.queue = "";
-		this.status.textContent = "";
+		this.queue = this.status.textContent = "";
 		try {
-			const response = await question(abort.signal), took = performance.now() - began, answer = await read(response);
+			const response = await question(abort.signal), took = performance.now() - began, {answer, text} = await readAnswer(response);
 			if (turn !== this.turn) return null;
 			const time = timing(response, took);
 			fill(this.times, timeBar(time));
 			this.status.textContent = "";
-			return {response, answer, time};
+			return {response, answer, time, text};
 		} catch (error) {
 			if (turn !== this.turn) return null;
 			fill(this.times);
@@ -57,10 +62,7 @@ export class Caller {
 			return null;
 		} finally {
 			clearInterval(ticking);
-			if (turn === this.turn) {
-				this.button.disabled = false;
-				this.stop.hidden = true;
-			}
+			if (turn === this.turn) this.rest();
 		}
 	}
 
@@ -69,15 +71,15 @@ export class Caller {
 		this.status.textContent = `Waiting ${(took / 1000).toFixed(1)} s${this.queue}`;
 		if (took < 1000 || this.looking) return;
 		this.looking = true;
-		askJson("stats").then((stats) => (this.queue = stats.queue_depth ? ` · ${stats.queue_depth} waiting in the queue` : " · nothing waits in the queue")).catch(() => {}).finally(() => setTimeout(() => (this.looking = false), 1000));
+		askJson("stats").then((stats) => (this.queue = ` · ${stats.queue_depth} requests wait in the server's queue`)).catch(() => {}).finally(() => setTimeout(() => (this.looking = false), 1000));
 	}
 }
 
-export const tellError = ({message, id}) => (id && !message.includes(id) ? `${message}\nRequest ${id}` : message);
+export const tellError = ({message}) => message;
 
 async function readAnswer(response) {
 	const type = response.headers.get("Content-Type") ?? "";
-	if (response.status === 204) return null;
-	if (type.includes("json")) return response.json();
-	return type.startsWith("text/") ? response.text() : response.blob();
+	if (response.status === 204) return {answer: null};
+	if (!type.includes("json")) return {answer: await (type.startsWith("text/") ? response.text() : response.blob())};
+	return readJson(await response.text());
 }

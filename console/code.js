@@ -1,26 +1,45 @@
 // A call as code, with or without the user's key.
 
-import {ask, catalogue, key, post} from "./api.js";
-import {bar, details, fill, make, option, textBlock} from "./dom.js";
+import {BASE, catalogue, key, post} from "./api.js";
+import {bar, button, details, download, fill, make, option, textBlock} from "./dom.js";
 
-/** What to ask for the code of a call with a JSON body. */
-export function codeOf(language, own, url, text, method = "POST") {
-	const body = method === "GET" ? undefined : JSON.parse(text);
-	return {path: `v1/client/${language}`, body: JSON.stringify({path: `/${url}`, method, body, ...(own ? {key: own} : {})})};
+const LONGEST = 60000; // characters of a body in a program
+
+const word = (text) => (/^[\w@%+=:,./-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`);
+
+/** A call for curl, in one line; a body that is long, or has several lines, is a `file` beside it. */
+export function curlOf(own, url, method, headers, body) {
+	const file = body instanceof Blob ? body : body?.length > LONGEST || body?.includes?.("\n") ? new File([body], "body.txt") : null;
+	const parts = body instanceof FormData ? [...body].flatMap(([name, value]) => (value.name ? ["-F", `${name}=@${value.name}`] : ["--form-string", `${name}=${value}`])) : body ? ["--data-raw", body] : [];
+	const all = {...(key.get() && {Authorization: `Bearer ${own ?? "YOUR_KEY"}`}), ...headers};
+	const words = ["curl", "--fail-with-body", "-X", method, ...Object.entries(all).flatMap(([name, value]) => ["-H", `${name}: ${value}`]), ...(file ? ["--data-binary", `@${file.name}`] : parts), String(new URL(url, BASE))];
+	return {curl: words.map(word).join(" "), file};
 }
 
-/** `question(language, key)` is what to ask for code: {path, body}; nothing where none can be written. */
+/** The code of a call: what to ask for it, or curl's where the body is no short JSON; without one it has an example. */
+export function codeOf(own, url, body, method = "POST", type = "application/json") {
+	const call = JSON.stringify({path: `/${url}`, method, ...(own && {key: own})});
+	if (body === undefined || method === "GET") return {body: call};
+	try {
+		if (type === "application/json" && JSON.parse(body) !== null && encodeURIComponent(body).length < LONGEST) return {body: `${call.slice(0, -1)},"body":${body}}`}; // no shorter than the server's
+	} catch {
+		// no JSON
+	}
+	return curlOf(own, url, method, {"Content-Type": type}, body);
+}
+
+/** `question(language, key)` tells which code: {body} of what to ask for it, {path} of a deployment's, or {curl, file}. */
 export class Code {
 	constructor(question, summary = "This call as code") {
-		this.question = question;
-		this.list = make("select", {onchange: () => this.show()});
-		this.withKey = make("input", {type: "checkbox", onchange: () => this.show()});
+		Object.assign(this, {question, turn: 0});
+		this.list = make("select");
+		this.withKey = make("input", {type: "checkbox"});
 		this.block = textBlock("Code of this call", () => this.chosen.file);
 		this.hint = make("p.soft");
 		const content = [bar(make("label", "Language ", this.list), make("label", this.withKey, "with my key")), this.hint, this.block];
 		this.element = summary ? details(summary, ...content) : make("div", ...content);
 		this.element.classList.add("code");
-		this.element.ontoggle = () => this.show();
+		this.element.onchange = this.element.ontoggle = () => this.show();
 	}
 
 	soon() {
@@ -34,16 +53,18 @@ export class Code {
 
 	async show() {
 		const {list} = this;
-		if (list.options.length !== catalogue.languages.length) fill(list, ...catalogue.languages.map((one) => option(one.id, one.name)));
+		if (list.options.length !== catalogue.languages.length) fill(list, catalogue.languages.map((one) => option(one.id, one.name)));
 		if (this.element.open === false) return;
-		this.hint.textContent = `Needs ${this.chosen.needs}; saved as ${this.chosen.file} it runs by ${this.chosen.run}`;
-		const turn = (this.turn = (this.turn ?? 0) + 1);
+		const turn = ++this.turn;
 		this.withKey.disabled = !key.get();
 		try {
-			const own = this.withKey.checked ? key.get() : null, asked = this.question(list.value, own);
-			if (!asked) return this.block.say("");
-			const code = await (await (asked.body ? post(asked.path, asked.body, undefined, true) : ask(asked.path))).text();
-			if (turn === this.turn) this.block.say(own ? code.replaceAll("YOUR_KEY", own) : code);
+			const own = this.withKey.checked ? key.get() : undefined, {path, body, curl, file} = this.question(list.value, own);
+			list.disabled = Boolean(curl);
+			if (curl) list.value = "curl";
+			fill(this.hint, `Needs ${this.chosen.needs}; saved as ${this.chosen.file} it runs by ${this.chosen.run}`, file && [" beside ", button(file.name, () => download(file.name, file))]);
+			const [, at, query] = /^(.*)\/client\/.*?\?(.*)/.exec(path) ?? [];
+			const code = curl ?? (await (await post(`v1/client/${list.value}`, body ?? codeOf(own, `${at}/predict?${query}`).body, undefined, true)).text());
+			if (turn === this.turn) this.block.say(code);
 		} catch (error) {
 			if (turn === this.turn) this.block.say(error.message);
 		}

@@ -18,14 +18,12 @@ function read(kind, text) {
 	if (kind === "number" || kind === "integer") return numberOr(text);
 	if (kind === "boolean") return text === "true";
 	if (kind === "map") return readMap(text);
-	if (kind === "json" && /^[[{"]/.test(text.trim())) return JSON.parse(text); // else the name of a file, or the like
 	const parts = text.split(",").map((part) => part.trim());
 	return kind === "strings" ? parts : kind === "numbers" ? parts.map(numberOr) : text;
 }
 
 function write(kind, value) {
 	if (value == null) return "";
-	if (kind === "json" && typeof value === "object") return JSON.stringify(value);
 	return kind === "map" ? Object.entries(value).map(([name, one]) => `${name}: ${one}`).join(", ") : String(value);
 }
 
@@ -38,21 +36,4 @@ export function field(kind, value, properties = {}) {
 	element.value = text;
 	element.read = () => read(kind, element.value);
 	return element;
-}
-
-/** A form of `[name, kind, properties]`: `read()` has what is not as it was at first, null for what was emptied. */
-export function form(fields, now = {}) {
-	const inputs = fields.map(([name, kind, properties]) => [name, field(kind, now[name], properties)]), before = new Map(inputs.map(([name, input]) => [name, input.value]));
-	const element = make("div.fields", inputs.map(([name, input]) => make("label", name.replaceAll("_", " "), input)));
-	const touched = () => inputs.filter(([name, input]) => input.validity.badInput || input.value !== before.get(name));
-	const read = () => Object.fromEntries(touched().map(([name, input]) => {
-		try {
-			if (input.validity.badInput) throw new Error("expected a number");
-			return [name, input.read()];
-		} catch (error) {
-			input.focus();
-			throw new Error(`${name}: ${error.message}`);
-		}
-	}));
-	return {element, touched, read};
 }

@@ -9,47 +9,49 @@ const last = new Map(); // path -> {text, type}
 
 export function show(root, one) {
 	const panel = new HandlerPanel(one);
-	fill(root, heading(one, one.path), make(one.state === "failed" ? "p.error" : "p.soft", one.reason || (one.envelope ? `answers in the envelope “${one.envelope}”` : "")), panel.element);
+	fill(root, heading(one), make(one.state === "failed" ? "p.error" : "p.soft", one.reason || (one.envelope && `answers in the envelope “${one.envelope}”`)), panel.element);
 	return () => panel.caller.clear();
 }
 
 class HandlerPanel {
 	constructor(one) {
-		const kept = last.get(one.path) ?? {text: '"hello"', type: "application/json"};
-		Object.assign(this, {one, type: kept.type, method: one.methods[0] ?? "POST", file: null});
-		this.url = one.path.replace(/^\//, "");
+		const {text, type} = last.get(one.path) ?? {text: '"hello"', type: "application/json"};
+		Object.assign(this, {one, type, method: one.methods[0], file: null, url: one.path.slice(1)});
 		this.caller = new Caller(() => this.send());
-		this.body = area({className: "body", rows: 6, value: kept.text, "aria-label": "Body of the request", oninput: () => this.code.soon()});
+		this.body = area({className: "body", rows: 6, value: text, label: "Body of the request", oninput: () => this.code.soon()});
 		this.fileName = make("span.soft");
 		this.answer = make("div");
 		this.json = textBlock("The answer", `${one.path.split("/").at(-1)}.json`);
-		this.code = new Code((language, own) => codeOf(language, own, this.url, this.body.value, this.method));
-		const controls = bar(one.methods.length > 1 ? select("Method", one.methods, (value) => (this.method = value)) : null,
-			select("Body", [["application/json", "JSON"], ["text/plain", "text"]], (value) => (this.type = value), this.type), this.caller.buttons);
+		this.code = new Code((language, own) => codeOf(own, this.url, this.file ?? this.body.value, this.method, this.sentType));
+		const controls = bar(one.methods.length > 1 && select("Method", one.methods, (value) => this.code.soon((this.method = value))),
+			select("Body", [["application/json", "JSON"], ["text/plain", "text"]], (value) => this.code.soon((this.type = value)), this.type), this.caller.buttons);
 		this.element = make("div", this.body, dropZone("Send a file instead", ([file]) => this.take(file), {extra: [this.fileName, button("Forget the file", () => this.take(null))]}), controls, this.caller.error, this.caller.times, this.answer, this.json, this.code.element);
 	}
 
 	take(file) {
 		this.file = file;
 		this.fileName.textContent = file?.name ?? "";
+		this.code.soon();
+	}
+
+	get sentType() {
+		return this.file ? this.file.type || "application/octet-stream" : this.type;
 	}
 
 	async send() {
 		last.set(this.one.path, {text: this.body.value, type: this.type});
-		const body = this.file ?? this.body.value, type = this.file ? this.file.type || "application/octet-stream" : this.type;
-		const found = await this.caller.run((signal) => ask(this.url, {page: false, method: this.method, body: this.method === "GET" ? undefined : body, signal, headers: {"Content-Type": type}}));
+		const body = this.method === "GET" ? undefined : this.file ?? this.body.value;
+		const found = await this.caller.run((signal) => ask(this.url, {page: false, method: this.method, body, signal, headers: {"Content-Type": this.sentType}}));
 		if (!found && this.caller.error.hidden) return;
-		fill(this.answer, ...(found?.answer instanceof Blob ? [await showBlob(found.answer)] : []));
-		this.json.tell(found?.answer instanceof Blob ? null : found?.answer);
+		const blob = found?.answer instanceof Blob && found.answer;
+		fill(this.answer, blob && (await showBlob(blob)));
+		this.json.tell(blob ? null : found?.text ?? found?.answer);
 	}
 }
 
 async function showBlob(blob) {
 	const save = button(`Download (${blob.type || "binary"}, ${blob.size} bytes)`, () => download("answer", blob));
-	try {
-		return make("div", shownBitmap(await createImageBitmap(blob), "The picture that was answered"), save);
-	} catch {
-		return make("div", save);
-	}
+	const bitmap = await createImageBitmap(blob).catch(() => null);
+	return make("div", bitmap && shownBitmap(bitmap, "The picture that was answered"), save);
 }
 

@@ -1,19 +1,17 @@
 // Inbox: what active learning put aside: sorted, judged by keys, exported; what a threshold would keep. `#inbox/pets`.
 
 import {ask, askJson, catalogue, path} from "./api.js";
-import {attempt, showError} from "./app.js";
-import {bar, bitmapOf, button, clamp, download, draw, drawOn, fill, make, select} from "./dom.js";
+import {attempt} from "./app.js";
+import {bar, bitmapOf, button, clamp, download, draw, drawOn, fill, make, range, select} from "./dom.js";
 import {paint} from "./viewer.js";
 
 const PAGE = 60, SMALL = 320, LARGE = 1600;
-const ORDERS = {highest: (a, b) => (b.score ?? 0) - (a.score ?? 0), lowest: (a, b) => (a.score ?? 0) - (b.score ?? 0), newest: (a, b) => String(b.time).localeCompare(String(a.time))};
+const ORDERS = {highest: (a, b) => (b.score ?? 0) - (a.score ?? 0), lowest: (a, b) => ORDERS.highest(b, a), newest: (a, b) => String(b.time).localeCompare(String(a.time))};
 const VERDICTS = {accepted: "✓ accepted", rejected: "✗ rejected", none: ""};
 
 export async function show(root, [wanted]) {
 	const own = catalogue.deployments.filter((one) => one.active_learning), deployment = own.find(({id}) => id === wanted) ?? (wanted ? null : own[0]);
-	if (!deployment) {
-		return fill(root, make("p.empty", wanted ? `No deployment called ‘${wanted}’ puts pictures aside.` : "No deployment puts pictures aside: give one `active_learning` in the config."));
-	}
+	if (!deployment) return fill(root, make("p.empty", wanted ? `No deployment called ‘${wanted}’ puts pictures aside.` : "No deployment puts pictures aside: give one `active_learning` in the config."));
 	const inbox = new Inbox(deployment, own);
 	fill(root, inbox.element);
 	document.addEventListener("keydown", inbox.onkey);
@@ -30,16 +28,16 @@ class Inbox {
 		this.more = button("Show more", () => this.draw((this.most += PAGE)), {hidden: true});
 		this.large = make("div.card", {id: "inbox-large", hidden: true});
 		this.threshold = make("section.card", {label: "Threshold"});
-		const say = (verdict, text) => button(text, () => this.judge(verdict), {"data-verdict": verdict});
 		this.undoing = button("Undo (U)", () => this.undo(), {id: "inbox-undo"});
-		this.verdicts = bar(say("accepted", "Accept (A)"), say("rejected", "Reject (R)"), this.undoing);
+		this.judges = Object.entries({accepted: "Accept (A)", rejected: "Reject (R)"}).map(([verdict, text]) => button(text, () => this.judge(verdict), {"data-verdict": verdict}));
+		this.verdicts = bar(this.judges, this.undoing);
 		this.seer = new IntersectionObserver((seen) => seen.filter((one) => one.isIntersecting).forEach(({target}) => this.paintThumb(target)), {rootMargin: "300px"});
 		const controls = bar(
 			own.length > 1 ? select("Deployment", own.map((one) => one.id), (name) => (location.hash = `#inbox/${path(name)}`), id) : make("h2", id),
-			select("Sort by", [["highest", "score, highest first"], ["lowest", "score, lowest first"], ["newest", "newest first"]], (order) => this.draw((this.order = order)), "highest"),
-			select("Show", [["all", "all"], ["none", "undecided"], ["accepted", "accepted"], ["rejected", "rejected"]], (filter) => this.draw((this.filter = filter)), "all"),
+			select("Sort by", [["highest", "score, highest first"], ["lowest", "score, lowest first"], ["newest", "newest first"]], (order) => this.draw((this.order = order))),
+			select("Show", ["all", ["none", "undecided"], "accepted", "rejected"], (filter) => this.draw((this.filter = filter))),
 			button("Refresh", () => attempt(() => this.read()), {id: "inbox-refresh"}), button("COCO of all", () => attempt(() => this.save())), button("COCO of the accepted", () => attempt(() => this.save("accepted"))));
-		this.element = make("div", controls, this.counts, this.threshold, make("p.hint", "Arrows move, A accepts, R rejects, U undoes."),
+		this.element = make("div", controls, this.counts, this.threshold, make("p.soft", "Arrows move, A accepts, R rejects, U undoes."),
 			make("div.two", make("div", this.list, this.more), this.large));
 	}
 
@@ -67,25 +65,21 @@ class Inbox {
 		if (!this.listed.includes(this.chosen)) this.chosen = this.listed[0] ?? null;
 		const held = this.list.contains(document.activeElement);
 		this.rows = this.listed.slice(0, this.most).map((one) => this.row(one));
-		fill(this.list, ...this.rows);
+		fill(this.list, this.rows, !this.rows.length && make("li.empty", all.length ? "None of them is so." : "Nothing has been put aside yet."));
 		this.more.hidden = this.listed.length <= this.most;
-		if (!this.listed.length) fill(this.list, make("li.empty", all.length ? "None of them is so." : "Nothing has been put aside yet."));
 		this.mark(held);
 	}
 
 	row(one) {
-		const known = this.made.get(one.file_name);
-		if (known) {
-			known.one = one;
-			Object.assign(known.querySelector(".verdict"), {className: `verdict ${one.verdict}`, textContent: VERDICTS[one.verdict]});
-			return known;
+		let row = this.made.get(one.file_name);
+		if (!row) {
+			const verdict = make("span"), shown = make("button", {onclick: () => this.choose(row.one)}, make("canvas", {width: 1, height: 1}), make("span", `score ${one.score?.toFixed(3) ?? "–"} `, verdict));
+			row = Object.assign(make("li", shown), {shown, verdict});
+			this.made.set(one.file_name, row);
+			this.seer.observe(row);
 		}
-		const canvas = make("canvas", {width: 1, height: 1}), verdict = make("span", {className: `verdict ${one.verdict}`}, VERDICTS[one.verdict]);
-		const shown = make("button", {onclick: () => this.choose(row.one)}, canvas, make("span", `score ${one.score?.toFixed(3) ?? "–"} `, verdict));
-		const row = make("li", shown);
-		Object.assign(row, {one, shown});
-		this.made.set(one.file_name, row);
-		this.seer.observe(row);
+		row.one = one;
+		Object.assign(row.verdict, {className: `verdict ${one.verdict}`, textContent: VERDICTS[one.verdict]});
 		return row;
 	}
 
@@ -101,8 +95,7 @@ class Inbox {
 		this.seer.unobserve(row);
 		if (!this.painted.has(one.file_name)) this.painted.set(one.file_name, this.paintOf(one, SMALL));
 		const painted = await this.painted.get(one.file_name).catch(() => null);
-		if (!painted || !row.isConnected) return;
-		drawOn(row.querySelector("canvas"), painted);
+		if (painted && row.isConnected) drawOn(row.querySelector("canvas"), painted);
 	}
 
 	choose(one) {
@@ -116,8 +109,7 @@ class Inbox {
 		for (const {one, shown} of this.rows) {
 			const is = one === this.chosen;
 			shown.tabIndex = is ? 0 : -1;
-			shown.setAttribute("aria-pressed", is);
-			shown.setAttribute("aria-label", `Picture, score ${one.score?.toFixed(3)}, ${one.verdict === "none" ? "undecided" : one.verdict}`);
+			Object.assign(shown, {ariaPressed: is, ariaLabel: `Picture, score ${one.score?.toFixed(3)}, ${one.verdict === "none" ? "undecided" : one.verdict}`});
 			if (is && focus) shown.focus();
 		}
 		this.undoing.disabled = !this.undone.length;
@@ -127,17 +119,16 @@ class Inbox {
 	async enlarge(one) {
 		this.large.hidden = !one;
 		if (!one) return;
-		for (const each of this.verdicts.querySelectorAll("[data-verdict]")) each.setAttribute("aria-pressed", each.dataset.verdict === one.verdict);
-		const seen = one.predictions.map(({tag, confidence}) => `${tag.name} ${confidence.toFixed(2)}`);
-		const about = make("p.soft", `score ${one.score?.toFixed(3)} · ${one.width} × ${one.height} · ${one.time ?? ""} · ${seen.slice(0, 12).join(", ") || "nothing seen"}${seen.length > 12 ? ` and ${seen.length - 12} more` : ""}`);
+		for (const each of this.judges) each.ariaPressed = each.dataset.verdict === one.verdict;
 		if (this.enlarged === one.file_name) return;
 		this.enlarged = one.file_name;
+		const seen = one.predictions.map(({tag, confidence}) => `${tag.name} ${confidence.toFixed(2)}`);
+		const about = make("p.soft", `score ${one.score?.toFixed(3)} · ${one.width} × ${one.height} · ${one.time ?? ""} · ${seen.slice(0, 12).join(", ") || "nothing seen"}${seen.length > 12 ? ` and ${seen.length - 12} more` : ""}`);
 		fill(this.large, this.verdicts, about);
 		const painted = await this.paintOf(one, LARGE);
 		if (this.enlarged !== one.file_name) return;
-		painted.setAttribute("role", "img");
-		painted.setAttribute("aria-label", `The picture with ${seen.join(", ") || "nothing seen"}`);
-		fill(this.large, this.verdicts, painted, about);
+		Object.assign(painted, {role: "img", ariaLabel: `The picture with ${seen.join(", ") || "nothing seen"}`});
+		about.before(painted);
 	}
 
 	// --- verdicts ---
@@ -171,22 +162,18 @@ class Inbox {
 	}
 
 	/** Shown at once, sent one after the other, and taken back should the server not take it. */
-	async note(one, verdict, next) {
+	note(one, verdict, next) {
 		const was = one.verdict;
 		one.verdict = verdict;
 		this.chosen = next;
 		this.draw();
 		this.mark(true);
-		const sent = this.saving.then(() => ask(`${this.at}/${one.file_name}/verdict`, {method: "PUT", body: JSON.stringify({verdict})}));
-		this.saving = sent.catch(() => {});
-		try {
-			await sent;
-		} catch (error) {
+		this.saving = this.saving.then(() => attempt(() => ask(`${this.at}/${one.file_name}/verdict`, {method: "PUT", body: JSON.stringify({verdict})}))).then((taken) => {
+			if (taken) return;
 			one.verdict = was;
 			this.undone = this.undone.filter(([each]) => each !== one);
 			if (!this.ended) this.draw();
-			showError(error.message);
-		}
+		});
 	}
 
 	async save(verdict) {
@@ -201,14 +188,13 @@ class Inbox {
 		for (const score of scores) bins[clamp(Math.floor(score * 50), 0, 49)] += 1;
 		const top = Math.max(1, ...bins), chart = draw("svg", {viewBox: "0 0 500 80", preserveAspectRatio: "none", class: "histogram", role: "img", "aria-label": `Histogram of the scores of the last ${scores.length} pictures`});
 		const drawn = bins.map((count, place) => chart.appendChild(draw("rect", {x: place * 10 + 0.5, width: 9, y: 80 - (78 * count) / top, height: (78 * count) / top})));
-		const slide = make("input", {type: "range", min: 0, max: 1, step: 0.01, value: threshold, id: "inbox-threshold", label: "Threshold"});
-		slide.oninput = () => {
+		const slide = range(threshold, () => {
 			const value = Number(slide.value), kept = scores.filter((score) => score >= value).length;
 			said.textContent = scores.length ? `A threshold of ${value.toFixed(2)} would keep ${kept} of the last ${scores.length.toLocaleString()} pictures (${Math.round((100 * kept) / scores.length)} %). The config has ${threshold}, ${strategy}.`
 				: `No picture has been seen since the start; of the last ${most.toLocaleString()} this tells how many a threshold would keep.`;
 			drawn.forEach((bar, place) => bar.classList.toggle("kept", (place + 1) / 50 > value));
-		};
-		slide.oninput();
-		fill(this.threshold, ...(scores.length ? [make("div.sliding", chart, slide)] : []), said);
+		});
+		Object.assign(slide, {id: "inbox-threshold", ariaLabel: "Threshold"}).oninput();
+		fill(this.threshold, scores.length > 0 && make("div.sliding", chart, slide), said);
 	}
 }

@@ -2,9 +2,8 @@
 // beforehand; what came of it, or why it was refused, stands in the part where it was asked for.
 
 import {ask, askJson, catalogue, path, refresh} from "./api.js";
-import {tellError} from "./call.js";
 import {area, bar, button, bytes, dropZone, duration, fill, make, milliseconds, option, select, show as say, table, textBlock, tiles} from "./dom.js";
-import {field, form} from "./fields.js";
+import {field} from "./fields.js";
 import {morph} from "./live.js";
 
 const JSON_TYPE = {"Content-Type": "application/json"}, OCTETS = {"Content-Type": "application/octet-stream"}, some = {min: 1};
@@ -61,7 +60,7 @@ function part(title, build) {
 		try {
 			tellHere(await work());
 		} catch (error) {
-			tellHere(make("p.error", tellError(error)));
+			tellHere(make("p.error", error.message));
 		}
 	};
 	/** Ask for a change, or what it would be, by what `given()` returns; `done(answer)` follows it. */
@@ -80,6 +79,30 @@ function part(title, build) {
 	/** What would change, and the button that does it. */
 	const both = (text, work, first = "What would change") => [button(first, () => work(true)), changing(text, () => work(false), {className: "main"})];
 	return make("section.card", {label: title}, make("h2", title), build({attempt, change, both}), said);
+}
+
+/** A field whose text may be JSON, or the name of a file or the like. */
+function jsonField(value, properties) {
+	const element = field("string", value && typeof value === "object" ? JSON.stringify(value) : value, properties);
+	const read = () => (/^[[{"]/.test(element.value.trim()) ? JSON.parse(element.value) : element.value.trim() ? element.value : null);
+	return Object.assign(element, {read});
+}
+
+/** A form of `[name, kind, properties]`: `read()` has what is not as it was at first, null for what was emptied. */
+function form(fields, now = {}) {
+	const inputs = fields.map(([name, kind, properties]) => [name, kind === "json" ? jsonField(now[name], properties) : field(kind, now[name], properties)]), before = new Map(inputs.map(([name, input]) => [name, input.value]));
+	const element = make("div.fields", inputs.map(([name, input]) => make("label", name.replaceAll("_", " "), input)));
+	const touched = () => inputs.filter(([name, input]) => input.validity.badInput || input.value !== before.get(name));
+	const read = () => Object.fromEntries(touched().map(([name, input]) => {
+		try {
+			if (input.validity.badInput) throw new Error("expected a number");
+			return [name, input.read()];
+		} catch (error) {
+			input.focus();
+			throw new Error(`${name}: ${error.message}`);
+		}
+	}));
+	return {element, touched, read};
 }
 
 /** Offer names, the one that was chosen still so. */

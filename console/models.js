@@ -1,18 +1,20 @@
 // Models: cards of all that is served; loading and freeing; what a reload would change, and did. `#models/shapes`.
 
-import {ask, askJson, catalogue, onCatalogue, path, refresh} from "./api.js";
+import {ask, askJson, catalogue, nothing, onCatalogue, path, refresh} from "./api.js";
 import {attempt} from "./app.js";
 import {bar, button, bytes, details, dot, duration, fill, link, make, pretty, search, table} from "./dom.js";
 import {morph, poll} from "./live.js";
+import {readSignatures, tell} from "./tensors.js";
 
 let versions = {}, ahead = 0; // what /stats says of each version; the server's clock, ahead of ours by so many seconds
+const busy = new Map(); // addresses of versions -> what is done with them just now
 
 export async function show(root, [only]) {
 	const wanted = search("Search models, pipelines and handlers", () => draw(), "Search…", {id: "models-search", hidden: Boolean(only)});
 	const cards = make("div.part", {id: "models-cards"}), plan = make("section.card", {id: "reload-plan", "aria-live": "polite", label: "Reload", hidden: true});
 	const draw = () => morph(cards, drawAll(only, wanted.value));
-	fill(root, bar(wanted, only ? link("#models", "All models") : null,
-		button("Reload…", () => attempt(() => preview(plan)), {id: "reload"})), plan, cards);
+	fill(root, bar(wanted, only && link("#models", "All models"),
+		!catalogue.key.only && button("Reload…", () => attempt(() => preview(plan)), {id: "reload"})), plan, cards);
 	let turn = 0;
 	const read = async () => {
 		try {
@@ -25,7 +27,6 @@ export async function show(root, [only]) {
 			// else it is gone: the cards stay as they are; Watch tells since when
 		}
 		draw();
-		return true;
 	};
 	draw();
 	const ends = [onCatalogue(draw), poll(read, () => 3)];
@@ -33,83 +34,72 @@ export async function show(root, [only]) {
 }
 
 function drawAll(only, sought) {
-	const all = [["Models", catalogue.models, modelCard], ["Pipelines", catalogue.pipelines, modelCard], ["Handlers", catalogue.handlers.map((one) => ({...one, name: one.path})), handlerCard]];
+	const all = [["Models", catalogue.models, modelCard], ["Pipelines", catalogue.pipelines, modelCard], ["Handlers", catalogue.handlers, handlerCard]];
 	const fits = ({name}) => (only ? name === only : name.toLowerCase().includes(sought.trim().toLowerCase()));
-	const sections = all.map(([title, list, card]) => [title, list.filter(fits), card]).filter(([, list]) => list.length);
-	const parts = sections.flatMap(([title, list, card]) => [make("h2", {"data-key": title}, `${title} (${list.length})`),
+	const parts = all.map(([title, list, card]) => [title, list.filter(fits), card]).filter(([, list]) => list.length).flatMap(([title, list, card]) => [make("h2", {"data-key": title}, `${title} (${list.length})`),
 		make("div.cards", {"data-key": `of ${title}`}, list.map((one) => card(one, title.toLowerCase(), Boolean(only))))]);
-	return make("div.part", {id: "models-cards"}, parts.length ? parts : make("p.empty", only || sought ? "Nothing is called so." : "Nothing is served yet: the config names no models."));
+	return make("div.part", {id: "models-cards"}, parts.length ? parts : make("p.empty", nothing(only || sought)));
 }
 
-const facts = (pairs) => make("dl", pairs.filter(([, value]) => value != null && value !== "").flatMap(([name, value]) => [make("dt", name), make("dd", value)]));
+const facts = (pairs) => make("dl", pairs.filter(([, value]) => value).flatMap(([name, value]) => [make("dt", name), make("dd", value)]));
 
 const card = (one, kind, ...children) => make("section", {className: `card${one.state === "failed" ? " failed" : ""}`, "data-key": `${kind} ${one.name}`, label: one.name},
 	make("h3", dot(one.state), " ", link(`#models/${path(one.name)}`, one.name), make("span.soft", ` ${one.state === "empty" ? "no version" : one.state}`)),
-	one.reason ? make("p.error", one.reason) : null, ...children,
-	one.state === "ready" ? make("p", link(`#try/${kind}/${path(one.name)}`, "Try it")) : null);
+	one.reason && make("p.error", one.reason), children, one.state === "ready" && make("p", link(`#try/${kind}/${path(one.name)}`, "Try it")));
 
 function modelCard(one, kind, open) {
-	const states = one.versions ?? [];
-	const used = catalogue.deployments.filter(({model}) => model === one.name);
-	return card(one, kind, one.state === "empty" ? make("p", "Its folder holds no version.") : null,
-		facts([["Deployments", used.length ? make("span", used.flatMap(({id}, at) => [at ? ", " : "", link(`#try/pictures/${path(id)}`, id)])) : null],
+	const states = one.versions ?? [], used = catalogue.deployments.filter(({model}) => model === one.name);
+	return card(one, kind, one.state === "empty" && make("p", "Its folder holds no version."),
+		facts([["Deployments", used.length && make("span", used.flatMap(({id}, at) => [at > 0 && ", ", link(`#try/pictures/${path(id)}`, id)]))],
 			["Nodes", one.nodes?.map(({name}) => name).join(", ")]]),
 		states.filter(({version}) => version !== "0").map((state) => versionPart(one, state)),
-		kind === "pipelines" ? calls(`${one.name}/1`, []) : null, one.state === "ready" ? signature(one, states, open) : null);
+		kind === "pipelines" && calls(`${one.name}/1`, []), one.state === "ready" && signature(one, states, open));
 }
 
 const calls = (name, others) => {
 	const about = versions[name];
-	return about ? facts([...others, ["Calls", about.calls.toLocaleString()], ["Last used", about.last_used == null ? "not yet" : `${duration(Math.max(0, Date.now() / 1000 + ahead - about.last_used))} ago`]]) : null;
+	return about && facts([...others, ["Calls", about.calls.toLocaleString()], ["Last used", about.last_used == null ? "not yet" : `${duration(Math.max(0, Date.now() / 1000 + ahead - about.last_used))} ago`]]);
 };
 
 function versionPart(model, {version, state, status}) {
 	const labels = Object.entries(model.labels).filter(([, number]) => String(number) === version).map(([label]) => label);
 	const about = versions[`${model.name}/${version}`], demand = about?.on_demand;
-	const memory = about?.memory_bytes != null ? bytes(about.memory_bytes) : about && (!demand || demand.resident) ? `not measured; its files have ${bytes(about.file_bytes)}` : null;
-	const where = `v1/models/${path(model.name)}/versions/${version}`;
-	const change = (verb) => (event) => act(event.currentTarget, `${where}/${verb}`);
+	const memory = about?.memory_bytes != null ? bytes(about.memory_bytes) : about && (!demand || demand.resident) && `not measured; its files have ${bytes(about.file_bytes)}`;
+	const where = `v1/models/${path(model.name)}/versions/${version}`, verb = demand?.resident ? "Free" : "Load";
 	return make("div", {"data-key": `version ${version}`},
 		make("p", make("strong", `Version ${version}`), labels.flatMap((label) => [" ", make("span.tag", label)]), make("span.soft", ` ${status.error_message ? "failed" : state}`)),
-		status.error_message && status.error_message !== model.reason ? make("p.error", status.error_message) : null,
+		status.error_message !== model.reason && status.error_message && make("p.error", status.error_message),
 		calls(`${model.name}/${version}`, [["On demand", demand && `${demand.resident ? "in memory" : "not in memory"}: ${demand.why}${demand.pinned ? "; pinned" : ""}`], ["Device", about?.device],
-			["Load time", about?.load_seconds ? `${about.load_seconds.toFixed(2)} s` : null], ["Memory", memory]]),
-		demand ? make("p", button(demand.resident ? "Free" : "Load", change(demand.resident ? "unload" : "load"),
-			{"aria-label": `${demand.resident ? "Free" : "Load"} version ${version} of ${model.name}`, disabled: demand.resident && demand.pinned})) : null);
+			["Load time", about?.load_seconds && `${about.load_seconds.toFixed(2)} s`], ["Memory", memory]]),
+		demand && make("p", button(verb, () => act(where, verb), {label: `${verb} version ${version} of ${model.name}`, disabled: busy.has(where) || (demand.resident && demand.pinned)}), busy.has(where) && ` ${busy.get(where)}ing…`));
 }
 
-async function act(pressed, address) {
-	pressed.disabled = true;
+async function act(where, verb) {
+	const draw = () => document.querySelector("#models-search")?.oninput();
+	busy.set(where, verb);
+	draw();
 	await attempt(async () => {
-		await ask(address, {method: "POST"});
+		await ask(`${where}/${verb === "Free" ? "unload" : "load"}`, {method: "POST"});
 		versions = (await askJson("stats")).versions;
 	});
-	pressed.disabled = false;
-	document.querySelector("#models-search")?.oninput();
+	busy.delete(where);
+	draw();
 }
 
 /** Asked for when somebody unfolds it. */
 function signature(one, states, open) {
 	const numbers = states.filter(({state}) => state === "AVAILABLE").map(({version}) => version);
 	const parts = (numbers.length ? numbers : [null]).map((version) => {
-		const inside = make("div", {"data-keep": ""});
-		const part = details(numbers.length > 1 ? `Signature of version ${version}` : "Signature", inside);
-		part.dataset.key = `signature ${version}`;
-		part.ontoggle = ({currentTarget: shown}) => {
-			if (shown.open) attempt(() => tellSignature(shown.querySelector("[data-keep]"), `v1/models/${path(one.name)}${version ? `/versions/${version}` : ""}/metadata`, `of ${one.name} ${version ?? ""}`));
-		};
-		if (open) part.open = true;
-		return part;
+		const ontoggle = ({currentTarget: shown}) => shown.open && attempt(() => tellSignature(shown.lastChild, `v1/models/${path(one.name)}${version ? `/versions/${version}` : ""}`, `of ${one.name} ${version ?? ""}`));
+		return make("details", {"data-key": `signature ${version}`, open, ontoggle}, make("summary", numbers.length > 1 ? `Signature of version ${version}` : "Signature"), make("div", {"data-keep": ""}));
 	});
 	return make("div", {"data-key": "signatures"}, parts);
 }
 
 async function tellSignature(inside, address, whose) {
-	const {metadata} = await askJson(address);
-	const size = ({tensor_shape: shape}) => (shape?.unknown_rank ? "any shape" : `[${(shape?.dim ?? []).map((one) => (Number(one.size) < 0 ? "any" : one.size)).join(", ")}]`);
-	const rows = (side, tensors) => Object.entries(tensors ?? {}).map(([name, tensor]) => [side, name, tensor.dtype.replace("DT_", "").toLowerCase(), size(tensor)]);
-	fill(inside, ...Object.entries(metadata.signature_def.signature_def).filter(([name]) => !name.startsWith("__")).flatMap(([name, one]) => [make("p", make("strong", name), make("span.soft", ` ${one.method_name ?? ""}`)),
-		table(["Side", "Tensor", "dtype", "Shape"], [...rows("input", one.inputs), ...rows("output", one.outputs)], {label: `Signature ${name} ${whose}`})]));
+	const rows = (side, tensors = {}) => Object.entries(tensors).map(([name, tensor]) => [side, name, tell(tensor)]);
+	fill(inside, (await readSignatures(address)).map(([name, one]) => [make("p", make("strong", name), make("span.soft", ` ${one.method_name ?? ""}`)),
+		table(["Side", "Tensor", "Type"], [...rows("input", one.inputs), ...rows("output", one.outputs)], {label: `Signature ${name} ${whose}`})]));
 }
 
 const handlerCard = (one, kind) => card(one, kind, facts([["Path", make("code", one.path)], ["Methods", one.methods.join(", ")], ["Envelope", one.envelope]]));
@@ -118,17 +108,16 @@ const handlerCard = (one, kind) => card(one, kind, facts([["Path", make("code", 
 
 async function preview(plan) {
 	const found = await askJson("v1/config/reload?dry_run=1", {method: "POST"});
-	const close = () => ((plan.hidden = true), fill(plan));
-	const lines = tellPlan(found);
+	const lines = tellPlan(found), close = () => (plan.hidden = true);
 	fill(plan, make("h2", "What a reload would change"),
 		lines.length ? make("ul", lines.map((line) => make("li", line))) : make("p", "Nothing: everything is as the config and the folders have it."),
-		found.problems.length ? make("p.error", found.problems.join("\n")) : "",
+		found.problems.length > 0 && make("p.error", found.problems.join("\n")),
 		bar(button("Reload now", () => attempt(() => reload(plan, close)), {className: "main", id: "reload-now"}), button("Cancel", close)));
 	plan.hidden = false;
 	plan.querySelector(".main").focus();
 }
 
-const said = (value) => (value == null ? "none" : typeof value === "object" ? JSON.stringify(value) : String(value));
+const said = (value) => (value == null ? "none" : JSON.stringify(value));
 const tellOption = (one) => (typeof one === "string" ? one : `${one.option} ${said(one.from)} → ${said(one.to)}${one.restart ? " (needs a restart)" : ""}`);
 
 function tellPlan(plan) {
@@ -153,18 +142,18 @@ const statesIn = (config) => Object.fromEntries(Object.entries(config).flatMap((
 /** Reload; then how states of versions have changed, and the server's own answer. */
 async function reload(plan, close) {
 	plan.querySelector(".main").disabled = true;
-	const before = statesIn(await askJson("v1/config")), tell = [];
+	const before = statesIn(await askJson("v1/config")), told = [];
 	let answer;
 	try {
 		const response = await ask("v1/config/reload", {method: "POST"});
 		answer = pretty(await response.json());
-		tell.push(make("p", response.status === 201 ? "Reloaded: something was read or loaded anew." : "Everything was as it should be."));
+		told.push(make("p", response.status === 201 ? "Reloaded: something was read or loaded anew." : "Everything was as it should be."));
 	} catch (error) {
-		tell.push(make("p.error", error.message));
+		told.push(make("p.error", error.message));
 	}
 	const after = statesIn(await askJson("v1/config"));
 	const rows = [...new Set([...Object.keys(before), ...Object.keys(after)])].filter((name) => before[name] !== after[name]).map((name) => [name, before[name] ?? "–", after[name] ?? "–"]);
-	fill(plan, make("h2", "What the reload changed"), ...tell, rows.length ? table(["Version", "Before", "Now"], rows, {label: "What has changed"}) : make("p", "No version has another state than before."),
-		answer ? details("The server's answer", make("pre", {tabIndex: 0, role: "region", label: "The server's answer"}, answer)) : "", bar(button("Close", close)));
+	fill(plan, make("h2", "What the reload changed"), told, rows.length ? table(["Version", "Before", "Now"], rows, {label: "What has changed"}) : make("p", "No version has another state than before."),
+		answer && details("The server's answer", make("pre", {tabIndex: 0, role: "region", label: "The server's answer"}, answer)), bar(button("Close", close)));
 	await refresh();
 }

@@ -2,28 +2,23 @@
 
 import {ask} from "./api.js";
 import {Caller} from "./call.js";
-import {area, bar, details, dropZone, fill, make, option, pretty, search, select, textBlock} from "./dom.js";
+import {Code, curlOf} from "./code.js";
+import {area, bar, details, fill, make, option, pretty, search, select, textBlock} from "./dom.js";
 
-const METHODS = ["get", "put", "post", "delete", "patch", "head"];
+const METHODS = ["get", "put", "post", "delete", "patch"];
 
 export function showApi(root, head, api) {
 	const find = search("Search the operations", () => {
-		for (const {row, text} of rows) row.hidden = !text.includes(find.value.trim().toLowerCase());
+		for (const row of rows) row.hidden = !row.firstChild.textContent.toLowerCase().includes(find.value.trim().toLowerCase());
 	});
-	const list = make("div");
-	const operations = Object.entries(api.paths).flatMap(([url, item]) => METHODS.filter((method) => item[method]).map((method) => ({url, method, operation: item[method], shared: item.parameters ?? []})));
+	const operations = Object.entries(api.paths).flatMap(([url, item]) => METHODS.filter((method) => item[method]).map((method) => ({url, method: method.toUpperCase(), operation: item[method], shared: item.parameters ?? []})));
 	operations.sort((one, other) => one.url.includes("{") - other.url.includes("{")); // first what has nothing to fill in
 	const rows = operations.map((one) => {
-		const text = `${one.method.toUpperCase()} ${one.url}`, row = details(text);
-		row.querySelector("summary").append(make("span.soft", `  ${one.operation.summary ?? ""}`));
-		row.className = "card";
-		row.ontoggle = () => {
-			if (row.children.length === 1) row.append(new Operation(one, api).element);
-		};
-		return {row, text: `${text} ${one.operation.summary ?? ""}`.toLowerCase()};
+		const row = make("details.card", make("summary", `${one.method} ${one.url}`, make("span.soft", `  ${one.operation.summary ?? ""}`)));
+		row.ontoggle = () => row.children.length === 1 && row.append(new Operation(one, api).element);
+		return row;
 	});
-	list.append(...rows.map(({row}) => row));
-	return fill(root, head, make("p", make("strong", `${api.info.title} ${api.info.version}`), ` ${api.info.description ?? ""}`), find, list);
+	return fill(root, head, make("p", make("strong", `${api.info.title} ${api.info.version}`), ` ${api.info.description ?? ""}`), find, rows);
 }
 
 function follow(api, value) {
@@ -31,72 +26,89 @@ function follow(api, value) {
 	return value.$ref.slice(2).split("/").reduce((at, name) => at?.[name.replaceAll("~1", "/").replaceAll("~0", "~")], api);
 }
 
+/** A schema as what it describes: names, with `*` those that must be there, and types. */
+function outline(api, schema) {
+	const {type = "anything", format, enum: values, oneOf, items, properties, required, additionalProperties: others} = follow(api, schema) ?? {}, tell = (one) => outline(api, one);
+	if (oneOf) return {"one of": oneOf.map(tell)};
+	if (properties) return Object.fromEntries(Object.entries(properties).map(([name, one]) => [required?.includes(name) ? `${name} *` : name, tell(one)]));
+	if (format === "binary") return "file";
+	if (items && type === "array") return [tell(items)];
+	return others ? {"any name": tell(others)} : (values ?? [type].flat()).join(" or ");
+}
+
+const tellContent = (api, content = {}) => Object.entries(content).map(([type, {schema}]) => `${type}: ${pretty(outline(api, schema))}`).join("\n");
+
 class Operation {
 	constructor({url, method, operation, shared}, api) {
-		Object.assign(this, {url, method, operation, api, file: null, fields: []});
+		Object.assign(this, {url, method, operation, api, fields: [], type: "", form: []});
 		this.caller = new Caller(() => this.send(), "Try it");
 		this.answer = textBlock("The answer");
-		const parameters = [...shared, ...(operation.parameters ?? [])].map((one) => follow(api, one));
-		const body = follow(api, operation.requestBody);
-		this.element = make("div", operation.description ? make("p", operation.description) : null, make("div.fields", parameters.map((one) => this.field(one))),
-			body ? this.bodyFields(body) : null, bar(this.caller.buttons), this.caller.error, this.caller.times, this.answer, details("Answers", this.answers()));
+		this.code = new Code((language, own) => curlOf(own, ...this.call));
+		const body = follow(api, operation.requestBody), parameters = [...shared, ...(operation.parameters ?? [])].map((one) => this.field(follow(api, one)));
+		const fields = make("div", make("div.fields", parameters), body && this.bodyFields(body));
+		fields.oninput = () => this.code.soon();
+		this.element = make("div", operation.description && make("p", operation.description), fields, bar(this.caller.buttons), this.caller.error, this.caller.times, this.answer,
+			body && details("Body", make("pre", {tabIndex: 0}, tellContent(api, body.content))), details("Answers", this.answers()), this.code.element);
 	}
 
 	field(parameter) {
-		const {schema = {}, name, required, description} = parameter, own = follow(this.api, schema);
-		const value = parameter.example ?? own.example ?? own.enum?.[0] ?? "";
-		const input = own.enum ? make("select", (required ? own.enum : ["", ...own.enum]).map((one) => option(one))) : make("input", {value: required ? value : "", placeholder: description ?? ""});
+		const {schema = {}, name, required, description} = parameter, {example, enum: values} = follow(this.api, schema);
+		const input = values ? make("select", (required ? values : ["", ...values]).map((one) => option(one))) : make("input", {value: required ? parameter.example ?? example : null, placeholder: description});
 		this.fields.push({parameter, input});
-		return make("label", {title: description ?? ""}, `${name}${required ? " *" : ""} (${parameter.in})`, input);
+		return make("label", {title: description}, `${name}${required ? " *" : ""} (${parameter.in})`, input);
 	}
 
-	bodyFields(body) {
-		const types = Object.keys(body.content ?? {});
-		this.type = types.find((one) => one.includes("json")) ?? types[0];
-		this.body = area({rows: 6, "aria-label": "Body"});
-		const chosen = make("span.soft");
-		const files = dropZone("A file", ([file]) => {
-			this.file = file;
-			chosen.textContent = file.name;
-		}, {extra: [chosen]});
+	/** A text for JSON; else a field for each part of a form, or one for a file. */
+	bodyFields({content = {}}) {
+		const types = Object.keys(content), first = types.find((one) => one.includes("json")) ?? types[0] ?? "", form = make("div.fields");
 		const pick = (type) => {
+			const {example, examples, schema} = content[type] ?? {}, json = type.includes("json"), parts = json ? {} : follow(this.api, schema)?.properties ?? {file: {format: "binary"}};
 			this.type = type;
-			this.file = null;
-			chosen.textContent = "";
-			const {example, examples, schema} = body.content[type] ?? {}, json = type.includes("json");
+			this.form = Object.entries(parts).map(([name, {format}]) => [name, make("input", {type: format === "binary" ? "file" : "text"})]);
+			fill(form, this.form.map(([name, input]) => make("label", name, input)));
 			this.body.hidden = !json;
-			files.hidden = json;
 			if (json) this.body.value = pretty(example ?? Object.values(examples ?? {})[0]?.value ?? schema?.example ?? {});
 		};
-		const element = make("div", types.length > 1 ? select("Body", types, pick, this.type) : make("span.soft", this.type ?? ""), this.body, files);
-		pick(this.type);
-		return element;
+		this.body = area({rows: 6, label: "Body"});
+		pick(first);
+		return make("div", types.length > 1 ? select("Body", types, pick, first) : make("span.soft", first), this.body, form);
 	}
 
+	/** Statuses with their meaning; a schema of several at the first. */
 	answers() {
-		return make("ul", Object.entries(this.operation.responses ?? {}).map(([status, one]) => make("li", `${status}: ${follow(this.api, one).description ?? ""}`)));
+		const told = new Set([""]);
+		return make("ul", Object.entries(this.operation.responses ?? {}).map(([status, one]) => {
+			const {description = "", content} = follow(this.api, one), schema = tellContent(this.api, content);
+			return make("li", `${status}: ${description}`, !told.has(schema) && told.add(schema) && make("pre", {tabIndex: 0}, schema));
+		}));
 	}
 
-	async send() {
-		let url = this.url.replace(/^\//, "");
+	/** What is filled in: URL, method, headers and body. */
+	get call() {
+		let url = this.url.replace(/^\//, ""), body;
 		const query = new URLSearchParams(), headers = {};
 		for (const {parameter, input} of this.fields) {
 			if (parameter.in === "path") url = url.replace(`{${parameter.name}}`, encodeURIComponent(input.value));
 			else if (input.value && parameter.in === "query") query.set(parameter.name, input.value);
 			else if (input.value && parameter.in === "header") headers[parameter.name] = input.value;
 		}
-		let body;
-		if (this.body && this.type.startsWith("multipart/")) {
+		if (this.type.startsWith("multipart/")) {
 			body = new FormData();
-			if (this.file) body.append("file", this.file);
-		} else if (this.body) {
-			body = this.file ?? this.body.value;
+			for (const [name, {value, files}] of this.form) if (value) body.append(name, files?.[0] ?? value);
+		} else if (this.type) {
+			body = this.form.length ? this.form[0][1].files[0] : this.body.value.replaceAll("\n", " ");
 			headers["Content-Type"] = this.type;
 		}
-		const found = await this.caller.run((signal) => ask(String(query) ? `${url}?${query}` : url, {page: false, method: this.method.toUpperCase(), headers, body, signal}));
+		return [String(query) ? `${url}?${query}` : url, this.method, headers, body];
+	}
+
+	async send() {
+		this.answer.say("");
+		const [url, method, headers, body] = this.call;
+		const found = await this.caller.run((signal) => ask(url, {page: false, method, headers, body, signal}));
 		if (!found) return;
 		const {answer, response} = found;
-		const text = answer instanceof Blob ? `(${answer.type}, ${answer.size} bytes)` : typeof answer === "string" ? answer : pretty(answer);
-		this.answer.say(text ?? "", `${response.status} ${response.headers.get("Content-Type") ?? ""}\n${text ?? ""}`);
+		const text = answer instanceof Blob ? `(${answer.type}, ${answer.size} bytes)` : typeof answer === "string" ? answer : found.text ?? pretty(answer);
+		this.answer.say(text, `${response.status} ${response.headers.get("Content-Type") ?? ""}\n${text}`);
 	}
 }

@@ -1,20 +1,13 @@
 // Try a pipeline: the form of a model, and its nodes as a graph with the time of each.
 
-import {draw, fill, heading, make, milliseconds, notReady} from "./dom.js";
-import {TensorPanel} from "./tensors.js";
+import {draw, fill, make, milliseconds} from "./dom.js";
+import {show as showForm} from "./tensors.js";
 
 const WIDE = 132, TALL = 48, GAP = 44, ROW = 66;
 
-export async function show(root, one) {
-	const graph = make("div.graph", {tabIndex: 0, role: "region", label: "The pipeline's graph"});
-	graph.append(drawGraph(one));
-	if (one.state !== "ready") {
-		return fill(root, heading(one), graph, notReady(one));
-	}
-	const panel = new TensorPanel(one, (found) => fill(graph, drawGraph(one, found?.time.parts)));
-	fill(root, heading(one), graph, panel.element);
-	await panel.read();
-	return () => panel.caller.clear();
+export function show(root, one) {
+	const graph = make("div.graph", {tabIndex: 0, role: "region", label: "The pipeline's graph"}, drawGraph(one));
+	return showForm(root, one, graph, (found) => fill(graph, drawGraph(one, found?.time.parts)));
 }
 
 /** The column of each node: one more than the furthest that it takes an input from. */
@@ -30,17 +23,17 @@ function drawGraph(one, parts = {}) {
 	const nodes = [...one.nodes, {name: "answer", inputs: one.outputs}], columns = columnsOf(nodes);
 	columns.answer = Math.max(...Object.values(columns), 1);
 	if (one.nodes.some((node) => columns[node.name] === columns.answer)) columns.answer += 1;
-	const rows = {}, spots = {};
-	for (const name of ["request", ...nodes.map((node) => node.name)]) {
+	const rows = {}, spots = {}, all = [{name: "request"}, ...nodes];
+	for (const {name} of all) {
 		const column = columns[name], row = (rows[column] = (rows[column] ?? -1) + 1);
 		spots[name] = {x: 10 + column * (WIDE + GAP), y: 10 + row * ROW};
 	}
 	const width = 20 + (columns.answer + 1) * (WIDE + GAP) - GAP, height = 20 + (Math.max(...Object.values(rows)) + 1) * ROW;
-	const times = one.nodes.map((node) => parts[`node-${node.name}`]).filter((time) => time != null), slowest = Math.max(...times, 0);
 	const links = nodes.flatMap((node) => node.inputs.map((link) => ({...link, target: node.name})));
-	const tell = `request, ${one.nodes.map((node) => `${node.name}${parts[`node-${node.name}`] != null ? ` ${milliseconds(parts[`node-${node.name}`])}` : ""} from ${[...new Set(node.inputs.map((link) => link.node))].join(" and ")}`).join(", ")}`;
+	const time = ({name}) => parts[`node-${name}`], told = (node) => (time(node) == null ? "" : ` ${milliseconds(time(node))}`), slowest = Math.max(...one.nodes.map((node) => time(node) ?? 0));
+	const tell = `request, ${one.nodes.map((node) => `${node.name}${told(node)} from ${[...new Set(node.inputs.map((link) => link.node))].join(" and ")}`).join(", ")}`;
 	return draw("svg", {width, height, viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `Graph: ${tell}`}, ...links.map((link) => drawLink(spots[link.node], spots[link.target], link)),
-		...["request", ...nodes.map((node) => node.name)].map((name) => drawNode(spots[name], name, one.nodes.find((node) => node.name === name), parts[`node-${name}`], slowest)));
+		...all.map((node) => drawNode(spots[node.name], node, time(node), slowest)));
 }
 
 function drawLink(from, to, {item, name}) {
@@ -50,10 +43,10 @@ function drawLink(from, to, {item, name}) {
 	return draw("g", {}, draw("path", {d: `M${x1},${y1}C${x1 + half},${y1 + over} ${x2 - half},${y2 + over} ${x2},${y2}`}), draw("title", {}, `${item} → ${name}`));
 }
 
-function drawNode({x, y}, name, node, time, slowest) {
-	const below = time != null ? milliseconds(time) : node ? node.model ?? node.function ?? "" : "";
+function drawNode({x, y}, {name, model, function: made}, time, slowest) {
+	const what = model ?? made ?? "", below = time != null ? milliseconds(time) : what;
 	return draw("g", {class: time != null && time === slowest ? "slow" : null}, draw("rect", {x, y, width: WIDE, height: TALL, rx: 8}),
-		draw("text", {class: "name", x: x + WIDE / 2, y: y + 20}, cut(name)), draw("text", {x: x + WIDE / 2, y: y + 37}, cut(below)), draw("title", {}, [name, node?.model ?? node?.function].filter(Boolean).join(": ")));
+		draw("text", {class: "name", x: x + WIDE / 2, y: y + 20}, cut(name)), draw("text", {x: x + WIDE / 2, y: y + 37}, cut(below)), draw("title", {}, what ? `${name}: ${what}` : name));
 }
 
 const cut = (text) => (text.length > 18 ? `${text.slice(0, 17)}…` : text);

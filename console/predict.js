@@ -1,14 +1,23 @@
 // One picture and one question about it.
 
-import {catalogue, path, post} from "./api.js";
-import {bitmapOf, drawOn, select, toBase64} from "./dom.js";
+import {catalogue, onCatalogue, path, post} from "./api.js";
+import {bitmapOf, drawOn, make, option, toBase64} from "./dom.js";
+import {morph} from "./live.js";
 
-/** The versions and labels of a model, where there are several: of a URL's query, or of its path. */
+/** Versions and labels of a model as they come and go, where there are several: for a URL's query, or its path. */
 export function versionPicker(model, onchange, first = "as configured", [number, name] = ["version=", "version_label="], value = "") {
-	const known = catalogue.models.find((one) => one.name === model) ?? {versions: [], labels: {}};
-	const there = known.versions.filter((one) => one.state === "AVAILABLE").map(({version}) => [number + version, `version ${version}`]);
-	const labels = Object.entries(known.labels).map(([label, version]) => [name + path(label), `${label} (${version})`]);
-	return there.length + labels.length > 1 ? select("Version", [["", first], ...labels, ...there], onchange, value) : null;
+	const list = make("select", {onchange: () => onchange(list.value)}), picker = make("label", "Version ", list);
+	const draw = (chosen) => {
+		const {versions = [], labels = {}} = catalogue.models.find((one) => one.name === model) ?? {};
+		const there = versions.filter((one) => one.state === "AVAILABLE").map(({version}) => option(number + version, `version ${version}`));
+		const named = Object.entries(labels).map(([label, version]) => option(name + path(label), `${label} (${version})`));
+		morph(list, make("select", {onchange: list.onchange}, option("", first), named, there));
+		list.value = chosen;
+		picker.hidden = list.options.length < 3 && !chosen;
+	};
+	draw(value);
+	const end = onCatalogue(() => (picker.isConnected ? draw(list.value) : end()));
+	return picker;
 }
 
 export async function predict(id, blob, {routines = [], query = "", signal, verb = "predict"} = {}) {

@@ -11,19 +11,14 @@ export class Chain {
 		this.list = make("ol.routines", {label: "Routines, in order"});
 		this.adder = make("select.add-routine", {onchange: () => this.add(this.adder.value)});
 		this.element = make("div", make("label", "Routine ", this.adder), this.list);
-		this.offer();
-	}
-
-	offer() {
-		fill(this.adder, option("", "add one…"), ...catalogue.routines.map((one) => option(one.name)));
+		fill(this.adder, option("", "add one…"), catalogue.routines.map((one) => option(one.name)));
 	}
 
 	add(name) {
 		this.adder.value = "";
 		const declared = catalogue.routines.find((one) => one.name === name);
 		if (!declared) return;
-		const values = Object.fromEntries(declared.arguments.map((one) => [one.name, one.default ?? (one.required && one.kind === "number" ? 0.5 : null)]));
-		this.steps.push({declared, values});
+		this.steps.push({declared, values: Object.fromEntries(declared.arguments.map((one) => [one.name, one.default ?? (one.required && one.kind === "number" ? 0.5 : null)]))});
 		this.changed();
 	}
 
@@ -34,7 +29,7 @@ export class Chain {
 	}
 
 	changed() {
-		fill(this.list, ...this.steps.map((step, index) => this.row(step, index)));
+		fill(this.list, this.steps.map((step, index) => this.row(step, index)));
 		this.onchange();
 	}
 

@@ -13,36 +13,39 @@ const MOST_CELLS = 64; // of a row that is typed into fields
 /** The sizes of a tensor: null where any will do; null for any rank. */
 const shapeOf = (tensor) => (tensor.tensor_shape?.unknown_rank ? null : (tensor.tensor_shape?.dim ?? []).map(({size}) => (Number(size) < 0 ? null : Number(size))));
 
-const typeOf = (tensor) => tensor.dtype.replace("DT_", "").toLowerCase();
-
-export const tell = (tensor) => `${typeOf(tensor)} ${shapeOf(tensor) ? `[${shapeOf(tensor).map((size) => size ?? "?").join(", ")}]` : "[…]"}`;
-
-function filled(shape, value) {
-	return (shape ?? []).reduceRight((inner, size) => Array.from({length: size ?? 1}, () => inner), value);
+export async function readSignatures(address) {
+	const {metadata} = await askJson(`${address}/metadata`);
+	return Object.entries(metadata.signature_def?.signature_def ?? {}).filter(([name]) => !name.startsWith("__"));
 }
 
-export async function show(root, one) {
-	if (one.state !== "ready") {
-		return fill(root, heading(one), notReady(one));
-	}
-	const panel = new TensorPanel(one);
-	fill(root, heading(one), panel.element);
+const typeOf = (tensor) => tensor.dtype.replace("DT_", "").toLowerCase();
+
+export const tell = (tensor) => `${typeOf(tensor)} [${shapeOf(tensor)?.map((size) => size ?? "?").join(", ") ?? "…"}]`;
+
+function filled(shape, value) {
+	return shape.reduceRight((inner, size) => Array.from({length: size ?? 1}, () => inner), value);
+}
+
+/** `above` stands between the name and the form; `onanswer(found)` is told each answer, null for an error. */
+export async function show(root, one, above = "", onanswer = () => {}) {
+	if (one.state !== "ready") return fill(root, heading(one), above, notReady(one));
+	const panel = new TensorPanel(one, onanswer);
+	fill(root, heading(one), above, panel.element);
 	await panel.read();
 	return () => panel.caller.clear();
 }
 
-export class TensorPanel {
-	constructor(one, onanswer = () => {}) {
+class TensorPanel {
+	constructor(one, onanswer) {
 		Object.assign(this, {one, onanswer, which: "", signature: "serving_default"});
 		this.caller = new Caller(() => this.send());
 		this.form = make("div.fields");
-		this.body = area({className: "body", rows: 8, "aria-label": "Body of the request", oninput: () => this.code.soon()});
+		this.body = area({className: "body", rows: 8, label: "Body of the request", oninput: () => this.code.soon()});
 		this.answers = make("div");
 		this.json = textBlock("The answer as JSON", `${one.name}.json`);
-		this.code = new Code((language, own) => codeOf(language, own, this.url, this.body.value));
+		this.code = new Code((language, own) => codeOf(own, this.url, this.body.value));
 		this.bar = make("div.bar");
-		this.element = make("div", this.bar, this.form, (this.raw = details("Body of the request", this.body)), bar(this.caller.buttons),
-			this.caller.error, this.caller.times, this.answers, (this.answerJson = make("div", {hidden: true}, this.json)), this.code.element);
+		this.element = make("div", this.bar, this.form, details("Body of the request", this.body), bar(this.caller.buttons), this.caller.error, this.caller.times, this.answers, this.json, this.code.element);
 	}
 
 	get url() {
@@ -50,84 +53,73 @@ export class TensorPanel {
 	}
 
 	async read() {
-		const {metadata} = await askJson(`v1/models/${path(this.one.name)}${this.which}/metadata`);
-		this.signatures = Object.fromEntries(Object.entries(metadata.signature_def?.signature_def ?? {}).filter(([name]) => !name.startsWith("__")));
+		this.signatures = Object.fromEntries(await readSignatures(`v1/models/${path(this.one.name)}${this.which}`));
 		if (!this.signatures[this.signature]) this.signature = Object.keys(this.signatures)[0];
 		const names = Object.keys(this.signatures);
-		fill(this.bar, ...[versionPicker(this.one.name, (value) => this.choose(value), "newest", ["/versions/", "/labels/"], this.which),
-			names.length > 1 && select("Signature", names, (name) => this.sign(name), this.signature), button("Example", () => this.example())].filter(Boolean));
+		fill(this.bar, versionPicker(this.one.name, (value) => this.choose(value), "newest", ["/versions/", "/labels/"], this.which),
+			names.length > 1 && select("Signature", names, (name) => this.build((this.signature = name)), this.signature), button("Example", () => this.example()));
 		this.build();
 	}
 
-	async choose(which) {
+	choose(which) {
 		this.which = which;
-		await this.read().catch((error) => this.caller.fail(error.message));
-	}
-
-	sign(name) {
-		this.signature = name;
-		this.build();
-	}
-
-	get inputs() {
-		return Object.entries(this.signatures[this.signature]?.inputs ?? {});
+		return this.read().catch((error) => this.caller.fail(error.message));
 	}
 
 	build() {
-		this.values = {};
-		this.fields = this.inputs.map(([name, tensor]) => fieldFor(name, tensor, (value) => this.set(name, value)));
-		fill(this.form, ...this.fields.map((field) => field.element));
+		const {inputs = {}, outputs = {}} = this.signatures[this.signature] ?? {};
+		this.values = {}; // of inputs, as JSON: long numbers stay as they are typed
+		this.outputs = Object.keys(outputs);
+		this.fields = Object.entries(inputs).map(([name, tensor]) => ({name, tensor, ...fieldFor(name, tensor, (json) => this.write((this.values[name] = json)))}));
+		fill(this.form, this.fields.map((field) => field.element), make("p.soft.wide", `answers ${this.outputs.map((name) => `${name}: ${tell(outputs[name])}`).join(", ")}`));
 		this.example();
-		const outputs = Object.entries(this.signatures[this.signature]?.outputs ?? {}).map(([name, tensor]) => `${name}: ${tell(tensor)}`);
-		this.form.append(make("p.soft.wide", `answers ${outputs.join(", ")}`));
 	}
 
 	example() {
-		const given = this.signature === "serving_default" ? this.one.body?.inputs : undefined, one = this.inputs.length === 1;
-		this.inputs.forEach(([name, tensor], index) => {
-			const value = given !== undefined ? (one ? given : given[name]) : exampleOf(tensor);
-			this.values[name] = value;
-			this.fields[index].fill(value);
-		});
-		this.write();
-	}
-
-	set(name, value) {
-		this.values[name] = value;
+		for (const {name, tensor, fill: show} of this.fields) {
+			const value = exampleOf(name, tensor);
+			this.values[name] = JSON.stringify(value);
+			show(value);
+		}
 		this.write();
 	}
 
 	write() {
-		const names = Object.keys(this.values), inputs = names.length === 1 ? this.values[names[0]] : this.values;
-		const text = JSON.stringify({...(this.signature === "serving_default" ? {} : {signature_name: this.signature}), inputs});
-		this.body.value = text;
+		const all = Object.entries(this.values), named = this.signature === "serving_default" ? "" : `"signature_name":${JSON.stringify(this.signature)},`;
+		const inputs = all.length === 1 ? all[0][1] : `{${all.map(([name, json]) => `${JSON.stringify(name)}:${json}`)}}`;
+		this.body.value = `{${named}"inputs":${inputs}}`;
 		this.code.soon();
 	}
 
 	async send() {
-		const body = this.body.value;
-		const found = await this.caller.run((signal) => post(this.url, body, signal));
+		const found = await this.caller.run((signal) => post(this.url, this.body.value, signal));
 		if (!found && this.caller.error.hidden) return;
-		this.answerJson.hidden = !found;
-		this.json.tell(found?.answer);
-		fill(this.answers, ...(found ? drawAnswer(found.answer, Object.keys(this.signatures[this.signature]?.outputs ?? {})[0]) : []));
+		this.json.tell(found?.text ?? found?.answer);
+		fill(this.answers, found && drawAnswer(found.answer, this.outputs[0]));
 		this.onanswer(found);
 	}
 }
 
-const exampleOf = (tensor) => filled(shapeOf(tensor)?.map((size) => size ?? 1) ?? [], tensor.dtype === "DT_STRING" ? "hello" : tensor.dtype === "DT_BOOL" ? true : 1);
+const DOT = "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAADElEQVR4nGNgGB4AAADIAAGtQHYiAAAAAElFTkSuQmCC"; // a black PNG
+
+function exampleOf(name, tensor) {
+	const shape = shapeOf(tensor), text = isPicture(name, tensor, shape) ? {b64: DOT} : "hello";
+	return filled(shape ?? [1], tensor.dtype === "DT_STRING" ? text : tensor.dtype === "DT_BOOL" ? true : 1);
+}
 
 // --- fields ---
 
-/** A field for an input: {element, fill(value)}; `set(value)` is called when the user has changed it. */
+/** A field for an input: {element, fill(value)}; `set(json)` is called when the user has changed it. */
 function fieldFor(name, tensor, set) {
 	const shape = shapeOf(tensor), label = `${name}: ${tell(tensor)}`;
 	if (isPicture(name, tensor, shape)) return pictureField(label, tensor, shape, set);
-	const row = shape?.slice(1) ?? null;
-	if (shape && tensor.dtype !== "DT_STRING" && (shape.length <= 1 || (row.length === 1 && row[0] && row[0] <= MOST_CELLS))) return tableField(label, tensor, shape, set);
-	if (shape && tensor.dtype === "DT_STRING" && shape.length <= 2 && (row.length === 0 || row[0] === 1)) return linesField(label, shape, set);
-	return jsonField(label, set);
+	const text = tensor.dtype === "DT_STRING", cells = shape?.length < 2 ? 1 : shape?.length === 2 && shape[1];
+	if (text && cells === 1) return linesField(label, shape, set);
+	return !text && cells && cells <= MOST_CELLS ? tableField(label, tensor, shape, set) : jsonField(label, set);
 }
+
+/** Whether a shape is a picture's without a batch: [height, width, channels]. */
+const isSingle = (shape) => shape.length === 3 && [1, 3, 4].includes(shape[2]);
 
 function isPicture(name, tensor, shape) {
 	if (tensor.dtype === "DT_STRING") return shape?.length <= 1 && /image.*bytes|encoded|jpeg|png/i.test(name);
@@ -157,8 +149,8 @@ function tableField(label, tensor, shape, set) {
 	const flat = shape.length < 2, columns = flat ? 1 : shape[1], wide = columns > 1;
 	const read = (text) => {
 		const rows = text.split(/\r?\n/).map((line) => line.trim()).filter(Boolean).map((line) => line.split(/[,;\t ]+/).filter(Boolean));
-		const values = rows.map((cells) => (flat ? toNumber(cells[0]) : cells.map(toNumber)));
-		set(shape.length ? values : values[0]);
+		const values = rows.map((cells) => (flat ? toJson(cells[0]) : `[${cells.map(toJson)}]`));
+		set(shape.length ? `[${values}]` : values[0] ?? "null");
 		const bad = rows.flat().find((cell) => !isNumber(cell, tensor.dtype)), wrong = rows.findIndex((cells) => cells.length !== columns);
 		if (bad !== undefined) throw new Error(`“${bad}” is no ${typeOf(tensor)}`);
 		if (wrong >= 0) throw new Error(`Row ${wrong + 1} has ${rows[wrong].length} values, expected ${columns}`);
@@ -167,7 +159,7 @@ function tableField(label, tensor, shape, set) {
 		(value) => (flat ? [value].flat() : value).map((cells) => [cells].flat().join(", ")).join("\n"));
 }
 
-const toNumber = (text) => (/^(true|false)$/i.test(text) ? text.toLowerCase() === "true" : Number(text));
+const toJson = (text) => (/^-?\d+$/.test(text) ? String(BigInt(text)) : /^(true|false)$/i.test(text) ? text.toLowerCase() : JSON.stringify(Number(text)));
 
 function isNumber(text, dtype) {
 	if (dtype === "DT_BOOL") return /^(true|false|0|1)$/i.test(text);
@@ -177,39 +169,42 @@ function isNumber(text, dtype) {
 function linesField(label, shape, set) {
 	return textField(label, {rows: 3, placeholder: "a text a line"}, (text) => {
 		const lines = text.split("\n");
-		set(shape.length === 2 ? lines : shape.length ? lines : text);
+		set(JSON.stringify(shape.length === 2 ? lines.map((one) => [one]) : shape.length ? lines : text));
 	}, (value) => [value].flat(3).join("\n"));
 }
 
-const jsonField = (label, set) => textField(`${label}, as JSON`, {rows: 4}, (text) => set(JSON.parse(text)), JSON.stringify);
+const jsonField = (label, set) => textField(`${label}, as JSON`, {rows: 4}, (text) => {
+	JSON.parse(text);
+	set(text);
+}, JSON.stringify);
 
+const MOST_SIDES = 1024; // width and height together, where any will do: its numbers are text
 const RANGES = {"0..255": [1, 0], "0..1": [1 / 255, 0], "-1..1": [2 / 255, -1]};
 
 /** A picture in the tensor's size and the range that the user says; strings take the file. */
 function pictureField(label, tensor, shape, set) {
-	const whole = tensor.dtype === "DT_STRING" || INTEGERS.test(tensor.dtype) || tensor.dtype === "DT_UINT8";
+	const file = tensor.dtype === "DT_STRING", whole = file || INTEGERS.test(tensor.dtype);
 	const canvas = make("canvas", {width: 0, height: 0}), note = status("small");
 	let bitmap = null, range = whole ? "0..255" : "0..1";
-	const write = () => bitmap && set(pixels(bitmap, canvas, shape, RANGES[range], whole));
-	const take = async ([file]) => {
+	const write = () => bitmap && set(JSON.stringify(pixels(bitmap, canvas, shape, RANGES[range], whole)));
+	const take = async ([given]) => {
 		try {
-			if (tensor.dtype === "DT_STRING") set({b64: await toBase64(file)});
-			bitmap = tensor.dtype === "DT_STRING" ? null : await createImageBitmap(file);
+			if (file) set(JSON.stringify(filled(shape, {b64: await toBase64(given)})));
+			else bitmap = await createImageBitmap(given);
 			write();
-			note.textContent = file.name ?? "";
+			note.textContent = `${given.name}${bitmap ? `: ${canvas.width} × ${canvas.height} of ${bitmap.width} × ${bitmap.height} pixels` : ""}`;
 		} catch {
 			note.textContent = "The browser cannot read this picture.";
 		}
 	};
-	const ranges = whole ? null : select("Numbers", Object.keys(RANGES), (value) => {
-		range = value;
-		write();
-	}, range);
-	return {element: make("div.wide", {role: "group", label}, label, dropZone("Choose a picture", take, {accept: "image/*", extra: [ranges, canvas, note].filter(Boolean)})), fill: () => (note.textContent = "no picture yet: an example of one colour")};
+	const ranges = !whole && select("Numbers", Object.keys(RANGES), (value) => write((range = value)), range);
+	return {element: make("div.wide", {role: "group", label}, label, dropZone("Choose a picture", take, {accept: "image/*", extra: [ranges, canvas, note]})), fill: () => (note.textContent = "no picture yet: an example of one colour")};
 }
 
-function pixels(bitmap, canvas, [, tall, wide, channels], [scale, offset], whole) {
-	drawOn(canvas, bitmap, wide ?? bitmap.width, tall ?? bitmap.height);
+function pixels(bitmap, canvas, shape, [scale, offset], whole) {
+	const single = isSingle(shape), [, tall, wide, channels] = single ? [1, ...shape] : shape, {width, height} = bitmap;
+	const shrink = tall ? tall / height : wide ? wide / width : Math.min(1, MOST_SIDES / (width + height));
+	drawOn(canvas, bitmap, wide ?? Math.ceil(width * shrink), tall ?? Math.ceil(height * shrink));
 	const {data} = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
 	const value = (byte) => (whole ? byte : Number((byte * scale + offset).toFixed(4)));
 	const grey = (at) => Math.round(0.299 * data[at] + 0.587 * data[at + 1] + 0.114 * data[at + 2]);
@@ -218,7 +213,7 @@ function pixels(bitmap, canvas, [, tall, wide, channels], [scale, offset], whole
 		if (!channels) return value(grey(at));
 		return channels === 1 ? [value(grey(at))] : Array.from({length: channels}, (_, c) => value(data[at + c]));
 	}));
-	return [rows];
+	return single ? rows : [rows];
 }
 
 // --- the answer ---
@@ -226,9 +221,9 @@ function pixels(bitmap, canvas, [, tall, wide, channels], [scale, offset], whole
 /** The answer as a table and a chart; `only` names an output that stands alone. */
 function drawAnswer(answer, only = "output") {
 	const outputs = answer?.outputs ?? answer?.predictions;
-	if (outputs === undefined) return [];
+	if (outputs === undefined) return null;
 	const named = isPlainObject(outputs) ? outputs : Array.isArray(outputs) && isPlainObject(outputs[0]) ? turn(outputs) : {[only]: outputs};
-	return Object.entries(named).flatMap(([name, value]) => drawOutput(name, value)).filter(Boolean);
+	return Object.entries(named).map(([name, value]) => drawOutput(name, value));
 }
 
 const isPlainObject = (value) => value !== null && typeof value === "object" && !Array.isArray(value) && !("b64" in value);
@@ -237,14 +232,13 @@ const turn = (rows) => Object.fromEntries(Object.keys(rows[0]).map((name) => [na
 
 function drawOutput(name, value) {
 	const rows = Array.isArray(value) ? value : [value];
-	if (!rows.length || rows.length > 1000 || rows.some((row) => Array.isArray(row) && (row.length > 1000 || row.some((cell) => typeof cell === "object")))) return [];
+	if (!rows.length || rows.length > 1000 || rows.some((row) => Array.isArray(row) && (row.length > 1000 || row.some((cell) => typeof cell === "object")))) return null;
 	const cells = rows.map((row) => [row].flat()), wide = Math.max(...cells.map((row) => row.length));
-	const chart = chartOf(rows, cells);
 	const shown = table(["row", ...Array.from({length: Math.min(wide, 100)}, (_, index) => (wide > 1 ? index : name))], cells.map((row, index) => [index, ...row.slice(0, 100).map(String)]), {label: `${name} as a table`});
-	return [make("h3", name), chart, details("As a table", shown)];
+	return [make("h3", name), chartOf(cells), details("As a table", shown)];
 }
 
-function chartOf(rows, cells) {
+function chartOf(cells) {
 	const numbers = cells.length === 1 ? cells[0] : cells.every((row) => row.length === 1) ? cells.map(([one]) => one) : null;
 	if (!numbers || numbers.length < 2 || numbers.length > 40 || !numbers.every((one) => typeof one === "number" && one >= 0)) return cells.length === 1 && cells[0].length === 1 ? make("p", String(cells[0][0])) : null;
 	const most = Math.max(...numbers);

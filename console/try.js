@@ -1,32 +1,20 @@
 // Try: one list of all that is served; what is chosen, beside it. `#try/shapes`, `#try/models/shapes`.
 
-import {catalogue, onCatalogue, path} from "./api.js";
+import {catalogue, nothing, onCatalogue, path, refresh} from "./api.js";
 import {dot, fill, make, search} from "./dom.js";
-import {morph} from "./live.js";
+import {morph, poll} from "./live.js";
 
-const KINDS = [
-	{id: "pictures", title: "Pictures", list: () => catalogue.deployments.map((one) => ({...one, name: one.id})), module: () => import("./pictures.js")},
-	{id: "models", title: "Models", list: () => catalogue.models, module: () => import("./tensors.js")},
-	{id: "pipelines", title: "Pipelines", list: () => catalogue.pipelines, module: () => import("./pipelines.js")},
-	{id: "handlers", title: "Handlers", list: () => catalogue.handlers.map((one) => ({...one, name: one.path})), module: () => import("./handlers.js")},
-];
+/** What may be tried: title, list in the catalogue, module. */
+const KINDS = [["Pictures", "deployments", "pictures"], ["Models", "models", "tensors"], ["Pipelines", "pipelines", "pipelines"], ["Handlers", "handlers", "handlers"]]
+	.map(([title, list, module]) => ({id: title.toLowerCase(), title, list: () => catalogue[list], module}));
 
-const addressOf = (kind, name) => {
-	const first = KINDS.find(({list}) => list().some((one) => one.name === name));
-	return first?.id === kind ? `#try/${path(name)}` : `#try/${kind}/${path(name)}`;
-};
+const addressOf = (kind, name) => `#try/${find([name]).kind.id === kind ? "" : `${kind}/`}${path(name)}`;
 
 /** What `[name]`, or `[kind, name]`, chooses; without any, what to show first. */
 function find(names) {
-	const kinds = names.length > 1 ? KINDS.filter((kind) => kind.id === names[0]) : KINDS;
-	const name = names.at(-1);
-	for (const kind of kinds) {
-		const all = kind.list(), one = name === undefined ? all.find((each) => each.default && each.state === "ready") ?? all.find((each) => each.state === "ready") : all.find((each) => each.name === name);
-		if (one) return {kind, one};
-	}
-	if (name !== undefined) return null;
-	const kind = KINDS.find((each) => each.list().length);
-	return kind && {kind, one: kind.list()[0]};
+	const [name, group] = names.toReversed(), all = KINDS.flatMap((kind) => kind.list().map((one) => ({kind, one}))), ready = all.filter(({one}) => one.state === "ready");
+	if (name !== undefined) return all.find(({kind, one}) => one.name === name && (!group || kind.id === group));
+	return ready.find(({one}) => one.default) ?? ready[0] ?? all[0];
 }
 
 let shown = null; // {visit, name, state, leave}: what is in the panel, and on whose behalf
@@ -42,10 +30,13 @@ export async function show(root, names) {
 	await choose(root, names, visit);
 	const end = onCatalogue(() => {
 		list(root);
-		if (shown?.visit === visit && (find(names)?.one.state ?? null) !== shown.state) choose(root, names, visit);
+		if (shown?.visit === visit && find(names)?.one.state !== shown.state) choose(root, names, visit);
 	});
+	let turn = 0;
+	const rest = poll(() => turn++ && refresh().catch(({status}) => status !== 401), () => 15);
 	return () => {
 		end();
+		rest();
 		if (shown?.visit !== visit) return;
 		shown.leave?.();
 		shown = null;
@@ -55,13 +46,10 @@ export async function show(root, names) {
 async function choose(root, names, visit) {
 	const found = find(names), panel = root.querySelector("#panel"), name = found && `${found.kind.id} ${found.one.name}`;
 	shown?.leave?.();
-	const own = (shown = {visit, name, state: found?.one.state ?? null});
+	const own = (shown = {visit, name, state: found?.one.state});
 	list(root);
-	if (!found) {
-		fill(panel, make("p.empty", names.length ? `There is nothing called ‘${names.at(-1)}’ here.` : "Nothing is served yet: the config names no models."));
-		return;
-	}
-	const module = await found.kind.module();
+	if (!found) return fill(panel, make("p.empty", nothing(names.at(-1))));
+	const module = await import(`./${found.kind.module}.js`);
 	if (shown !== own) return;
 	const leave = await module.show(panel, found.one);
 	if (shown === own) own.leave = leave;

@@ -12,13 +12,13 @@ const MIB = 2 ** 20, RETRY = 5;
 const chosen = {window: "5m", sort: "requests", down: true}; // as long as the page is open
 
 export async function show(root, names) {
-	const [name, kind] = [names.at(-1), names.length > 1 ? names[0] : null];
+	const [name, kind] = names.toReversed();
 	let seen = null, seenAt = Date.now(), gone = "", ended = () => {};
 	const filter = search("Filter the errors", () => draw(), "Status, path, text, request id…", {id: "errors-filter"});
-	const state = make("p", {id: "watch-state", role: "status"}), ago = make("span", {id: "watch-seen"});
+	const state = make("p.error", {id: "watch-state", role: "status", hidden: true}), ago = make("span", {id: "watch-seen"});
 	const above = make("div"), errors = make("div", {id: "watch-errors"});
 	const windows = Object.entries(WINDOWS).map(([id, [text]]) => button(text, () => begin((chosen.window = id)), {"data-window": id}));
-	fill(root, bar(name === undefined ? null : link("#watch", "All"),
+	fill(root, bar(name !== undefined && link("#watch", "All"),
 		bar({role: "group", "aria-label": "Time shown"}, windows), ago), state, above,
 	make("section.part", make("h2", "Last errors"), bar(filter), errors));
 
@@ -27,7 +27,6 @@ export async function show(root, names) {
 		ago.textContent = gone ? `Last seen ${duration(seconds)} ago` : seen ? `Up for ${duration(seen.uptime_seconds)}` : "";
 		state.textContent = gone;
 		state.hidden = !gone;
-		state.className = gone ? "error" : "";
 	};
 	const draw = () => {
 		tick();
@@ -38,18 +37,17 @@ export async function show(root, names) {
 	const read = async () => {
 		try {
 			const asked = chosen.window, answer = await askJson(`stats?window=${asked}`, {signal: AbortSignal.timeout(15000)});
-			if (asked !== chosen.window) return true;
+			if (asked !== chosen.window) return null;
 			[seen, seenAt, gone] = [answer, Date.now(), ""];
 		} catch (error) {
 			gone = error.status ? error.message : "The server cannot be reached. It is asked again every few seconds.";
 			if (error.status === 401 || error.status === 403) return draw() ?? false; // asking again would ask for the key again
 		}
 		draw();
-		return true;
 	};
 	const begin = () => {
 		ended();
-		for (const one of windows) one.setAttribute("aria-pressed", one.dataset.window === chosen.window);
+		for (const one of windows) one.ariaPressed = one.dataset.window === chosen.window;
 		ended = poll(read, () => (gone ? RETRY : WINDOWS[chosen.window][1] * Math.max(1, (seen?.series.length ?? 0) / 20))); // many groups are much to tell
 	};
 	begin();
@@ -63,32 +61,28 @@ export async function show(root, names) {
 const find = (series, kind, name) => (name === undefined ? series.find((one) => one.kind === "all") : series.find((one) => one.name === name && (!kind || one.kind === kind)));
 
 function drawAll(seen, one, name, redraw) {
-	return make("div", name === undefined ? now(seen, one) : make("div.part", make("h2", one ? `${one.kind} ${name}` : name)),
-		one ? make("div.charts", charts(seen, one, name === undefined)) : make("p.empty", "Nothing has been asked of it in this time."),
-		...(name === undefined ? [groups(seen, redraw), quotas(seen)] : []));
+	const all = name === undefined;
+	return make("div", all ? now(seen, one) : make("div.part", make("h2", one ? `${one.kind} ${name}` : name)),
+		one ? make("div.charts", charts(seen, one, all)) : make("p.empty", "Nothing has been asked of it in this time."), all && [groups(seen, redraw), quotas(seen)]);
 }
 
 function now({server, limits}, one) {
 	const last = (name) => server[name]?.findLast((value) => value != null), total = one?.total;
-	const failed = total ? total.by_status["4xx"] + total.by_status["5xx"] : 0;
-	const all = {Requests: total?.requests.toLocaleString() ?? "0", Errors: total?.requests ? `${failed.toLocaleString()} (${say((100 * failed) / total.requests, " %", 1)})` : "0",
+	const all = {Requests: total?.requests.toLocaleString() ?? "0", Errors: total?.requests ? `${failedOf(total).toLocaleString()} (${shareOf(total)})` : "0",
 		"p50, p99": total?.requests ? `${milliseconds(total.latency.p50)}, ${milliseconds(total.latency.p99)}` : "–", "In flight": say(last("in_flight")), Queue: `${say(last("queue"))} of ${limits.queue.toLocaleString()}`,
 		CPU: say(last("cpu_percent"), " %"), Memory: last("memory_bytes") == null ? "–" : `${bytes(last("memory_bytes"))} of ${bytes(limits.memory_bytes)}`, Refused: server.refused.reduce((sum, value) => sum + (value ?? 0), 0).toLocaleString()};
 	return tiles("Now", all);
 }
 
 function charts({time, server}, one, isAll) {
-	const chart = (title, series, options) => {
-		const known = Object.values(series).some((values) => values?.some((value) => value != null));
-		return known && timeChart(title, time, series, options);
-	};
-	const waits = Object.fromEntries(Object.entries(one.parts).filter(([, values]) => values.some((value) => value != null)));
-	const {p50, p90, p99} = one.latency, mib = (values) => values?.map((value) => (value == null ? null : value / MIB));
+	const known = (values) => values?.some((value) => value != null), chart = (title, series, options) => Object.values(series).some(known) && timeChart(title, time, series, options);
+	const waits = Object.fromEntries(Object.entries(one.parts).filter(([, values]) => known(values)));
+	const {p50, p90, p99} = one.latency, mib = (values) => ({memory: values?.map((value) => value && value / MIB)});
 	const own = [chart("Requests a minute", one.requests, {stacked: true, colours: STATUSES, digits: 1}), chart("Latency", {p50, p90, p99}, {unit: " ms", digits: 2}),
 		chart("Parts of the latency, mean", waits, {unit: " ms", stacked: true, colours: PARTS, digits: 2}), chart("Rows run at once, mean", {rows: one.batch_size}), batches(one.total.batch_sizes)];
 	const process = isAll ? [chart("In flight, most", {requests: server.in_flight}, {digits: 0}), chart("Queue, mean", {requests: server.queue}), chart("Refused", {requests: server.refused}, {digits: 0}),
-		chart("CPU, of one core", {CPU: server.cpu_percent}, {unit: " %"}), chart("Memory", {memory: mib(server.memory_bytes)}, {unit: " MiB", digits: 0}),
-		chart("GPU memory", {memory: mib(server.gpu_memory_bytes)}, {unit: " MiB", digits: 0}), chart("GPU use", {use: server.gpu_utilisation_percent ?? []}, {unit: " %"})] : [];
+		chart("CPU, of one core", {CPU: server.cpu_percent}, {unit: " %"}), chart("Memory", mib(server.memory_bytes), {unit: " MiB", digits: 0}),
+		chart("GPU memory", mib(server.gpu_memory_bytes), {unit: " MiB", digits: 0}), chart("GPU use", {use: server.gpu_utilisation_percent ?? []}, {unit: " %"})] : [];
 	return [...own, ...process].filter(Boolean).map((figure) => {
 		figure.dataset.whole = "";
 		figure.dataset.key = figure.querySelector("figcaption").textContent;
@@ -98,14 +92,14 @@ function charts({time, server}, one, isAll) {
 
 function batches(sizes) {
 	const rows = Object.entries(sizes).map(([bound, count]) => [bound === "more" ? "more" : bound === "1" ? "1 row" : `to ${bound} rows`, count]);
-	return rows.length > 0 && make("figure.chart", make("figcaption", "Batch sizes, runs"), bars(Object.fromEntries(rows), {most: Math.max(...rows.map(([, count]) => count))}));
+	return rows.length > 0 && make("figure.chart", make("figcaption", "Batch sizes, runs"), bars(rows, {most: Math.max(...Object.values(sizes))}));
 }
 
 // --- tables ---
 
-const failedOf = ({requests, by_status: by}) => (requests ? (by["4xx"] + by["5xx"]) / requests : 0);
-const COLUMNS = {kind: ["Kind", ({kind}) => kind], name: ["Name", ({name}) => name], requests: ["Requests", ({total}) => total.requests], errors: ["Errors", ({total}) => failedOf(total)],
-	p50: ["p50", ({total}) => total.latency.p50], p90: ["p90", ({total}) => total.latency.p90], p99: ["p99", ({total}) => total.latency.p99]};
+const failedOf = ({by_status: by}) => by["4xx"] + by["5xx"], shareOf = (total) => say((100 * failedOf(total)) / (total.requests || 1), " %", 1);
+const COLUMNS = {kind: ["Kind", ({kind}) => kind], name: ["Name", ({name}) => name], requests: ["Requests", ({total}) => total.requests], errors: ["Errors", ({total}) => failedOf(total) / (total.requests || 1)],
+	...Object.fromEntries(["p50", "p90", "p99"].map((q) => [q, [q, ({total}) => total.latency[q]]]))};
 
 /** All groups, sorted by the column that was clicked; a name opens its graphs. */
 function groups({series}, redraw) {
@@ -118,7 +112,7 @@ function groups({series}, redraw) {
 		redraw();
 	};
 	const made = table([...Object.entries(COLUMNS).map(([id, [title]]) => button(`${title}${chosen.sort === id ? (chosen.down ? " ↓" : " ↑") : ""}`, sort(id), {"data-sort": id})), "Requests over time"],
-		rows.map((one) => [one.kind, link(`#watch/${one.kind}/${path(one.name)}`, one.name), one.total.requests.toLocaleString(), say(100 * failedOf(one.total), " %", 1),
+		rows.map((one) => [one.kind, link(`#watch/${one.kind}/${path(one.name)}`, one.name), one.total.requests.toLocaleString(), shareOf(one.total),
 			...["p50", "p90", "p99"].map((q) => milliseconds(one.total.latency[q])), sparkline(one.requests["2xx"].map((_, at) => Object.values(one.requests).reduce((sum, values) => sum + (values[at] ?? 0), 0)))]), {label: "All groups"});
 	made.querySelectorAll("tbody tr").forEach((row, at) => (row.dataset.key = `${rows[at].kind} ${rows[at].name}`));
 	made.querySelectorAll("td svg").forEach((line) => (line.dataset.whole = ""));
@@ -138,8 +132,9 @@ function quotas({quotas: all, now}) {
 function drawErrors(all, name, sought) {
 	const own = all.filter((one) => name === undefined || [one.model, one.deployment, one.route].includes(name));
 	const words = sought.trim().toLowerCase(), text = (one) => [one.status, one.method, one.path, one.error, one.request_id, one.model, one.deployment].join(" ").toLowerCase();
-	const rows = own.filter((one) => text(one).includes(words)).map((one) => [new Date(one.time * 1000).toLocaleTimeString(), String(one.status), `${one.method} ${one.path}`, one.error, one.request_id]);
+	const when = (time) => time[time.toDateString() === new Date().toDateString() ? "toLocaleTimeString" : "toLocaleString"]();
+	const rows = own.filter((one) => text(one).includes(words)).map((one) => [when(new Date(one.time * 1000)), String(one.status), `${one.method} ${one.path}`, one.error, one.request_id]);
 	const made = rows.length ? table(["Time", "Status", "Call", "Error", "Request id"], rows, {label: "Last errors"}) : make("p.soft", own.length ? "No error is so." : "No errors.");
-	made.querySelectorAll?.("tbody tr").forEach((row) => (row.dataset.key = `${row.lastChild.textContent} ${row.firstChild.textContent}`));
+	made.querySelectorAll("tbody tr").forEach((row) => (row.dataset.key = `${row.lastChild.textContent} ${row.firstChild.textContent}`));
 	return make("div", {id: "watch-errors"}, made);
 }

@@ -486,13 +486,22 @@ EXTENSION = Extension(
     "kserve",
     routes=(
         route("GET", "/v2", view_server, "open", "KServe V2: the server", line="health"),
-        route("GET", MODEL_V2, view_model, "shared", "KServe V2: a model's tensors", line="state"),
+        route(
+            "GET",
+            MODEL_V2,
+            view_model,
+            "shared",
+            "KServe V2: a model's tensors",
+            free=True,
+            line="state",
+        ),
         route(
             "GET",
             MODEL_V2 + "/ready",
             view_model_ready,
             "shared",
             "KServe V2: it answers",
+            free=True,
             line="state",
         ),
         route(

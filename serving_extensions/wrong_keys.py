@@ -20,6 +20,7 @@ from .core import (
     ModelServer,
     ServingError,
     digest,
+    is_counted,
     list_reached,
     tokens_of,
 )
@@ -89,12 +90,15 @@ def most_wrong(config: Config) -> int | None:
 def identify(server: ModelServer, call: Call, found: Found) -> Caller | None:
     """Who calls by the config's keys, as the core tells; wrong keys are counted."""
     any_key = found.route.lists or found.route.guard in OWN_KEYS
-    return identify_for(server, call, None if any_key else list_reached(server, found))
+    reached = None if any_key else list_reached(server, found)
+    return identify_for(server, call, reached, is_counted(call, found.route))
 
 
-def identify_for(server: ModelServer, call: Call, reached: list[str] | None) -> Caller | None:
+def identify_for(
+    server: ModelServer, call: Call, reached: list[str] | None, counted: bool = True
+) -> Caller | None:
     """Who calls by a key for one of the deployments `reached`, None for any key; None where the
-    request has no key, or nobody counts wrong ones.
+    request has no key, or nobody counts wrong ones. A quota counts the call if it is `counted`.
     """
     most = most_wrong(server.config)
     if most is None or not any(tokens := tokens_of(call.headers)):
@@ -108,7 +112,7 @@ def identify_for(server: ModelServer, call: Call, reached: list[str] | None) -> 
             headers={"Retry-After": str(seconds)},
         )
     try:
-        caller = server.identify(call.headers, reached)
+        caller = server.identify(call.headers, reached, counted)
     except ServingError as error:
         if error.status == 401 and is_unknown(server, tokens):
             state.note_wrong(address)

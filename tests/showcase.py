@@ -166,6 +166,55 @@ def cube():
     )
 
 
+def encoded():
+    """The bytes of picture files to their widths."""
+
+    def answer(inputs):
+        sizes = [Image.open(io.BytesIO(one)).size for one in inputs["image_bytes"]]
+        return {"width": np.array([width for width, _ in sizes], np.int64)}
+
+    return Made(answer, [spec("image_bytes", "DT_STRING", ROWS)], [spec("width", "DT_INT64", ROWS)])
+
+
+def vectorized():
+    """A column of texts, as Keras's TextVectorization takes them, to their lengths."""
+    return Made(
+        lambda inputs: {"length": np.array([len(row[0]) for row in inputs["text"]], np.int64)},
+        [spec("text", "DT_STRING", (None, 1))],
+        [spec("length", "DT_INT64", ROWS)],
+    )
+
+
+def odd():
+    """Whole numbers to themselves, and to their logarithms: what JSON and a browser cannot hold."""
+
+    def answer(inputs):
+        with np.errstate(all="ignore"):
+            return {"same": inputs["n"], "log": np.log(inputs["n"].astype(np.float32))}
+
+    number, log = spec("same", "DT_INT64", ROWS), spec("log", shape=ROWS)
+    return Made(answer, [spec("n", "DT_INT64", ROWS)], [number, log])
+
+
+def single():
+    """A picture without a batch to its height and width."""
+    return Made(
+        lambda inputs: {"size": np.array(inputs["image"].shape[:2], np.int64)},
+        [spec("image", "DT_UINT8", (None, None, 3))],
+        [spec("size", "DT_INT64", (2,))],
+    )
+
+
+def changed(*names):
+    """The sum of two inputs, of other names and sizes in each version."""
+    size = len(names[0])
+    return Made(
+        lambda inputs: {"sum": sum(one.sum(axis=1) for one in inputs.values())},
+        [spec(name, shape=(None, size)) for name in names],
+        [spec("sum", shape=ROWS)],
+    )
+
+
 def models(wait):
     """name -> version -> a function that makes the model; None for one that cannot be loaded."""
     crowd = detector(lambda pixels: grid(300, len(NAMES)))
@@ -184,6 +233,11 @@ def models(wait):
         "grey": {1: grey},
         "cube": {1: cube},
         "failing": {1: failing},
+        "encoded": {1: encoded},
+        "vectorized": {1: vectorized},
+        "odd": {1: odd},
+        "single": {1: single},
+        "changed": {1: lambda: changed("a", "b"), 2: lambda: changed("one", "two")},
     }
 
 

@@ -11,6 +11,7 @@ import os
 import subprocess
 import threading
 import time
+from urllib.parse import quote
 
 import flask
 import numpy as np
@@ -232,6 +233,7 @@ def page(browser, address, tmp_path):
     browser.execute_cdp_cmd(
         "Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(folder)}
     )
+    browser.get("about:blank")  # the last test's page asks on
     browser.get_log("browser"), browser.get_log("performance")
     page = Page(browser, address, folder)
 
@@ -299,6 +301,17 @@ def test_a_key_is_asked_for_when_something_answers_401_and_not_before(page):
     )
 
 
+@pytest.mark.parametrize("key, said", [("50%", "not valid"), ("ключ", "printable ASCII")])
+def test_a_key_that_no_header_can_have_is_told_so(page, key, said):
+    page.open(key=None)
+    page.browser.get("about:blank")
+    page.browser.get(f"{page.address}/console/#key={key}")
+    page.says(said, "#key-dialog")
+    assert "cannot be reached" not in page.text("body")
+    page.browser.find_element("css selector", "#key-input").send_keys(KEY + "\n")
+    page.wait("document.querySelectorAll('.list a').length")
+
+
 def test_cancel_leaves_a_page_that_says_what_is_missing_and_asks_again(page):
     page.open(key=None)
     page.wait("document.querySelector('#key-dialog').open")
@@ -326,6 +339,9 @@ def test_a_restricted_key_shows_what_it_may_call(page):
     names = "[...document.querySelectorAll('.list a')].map((one) => one.textContent)"
     assert page.wait(f"{names}.length && {names}") == ["rings", "thousand"] * 2
     assert "guest: only rings, thousand" in page.text("header")
+    page.go("models")
+    page.wait("document.querySelectorAll('#models-cards .card').length === 2")
+    assert "Reload…" not in page.text()
 
 
 def test_a_site_with_a_check_of_its_own_just_opens(page, slow):
@@ -364,13 +380,36 @@ def test_while_models_load_the_page_says_which_and_fills_itself_in(page, slow):
     server.stop()
 
 
+def test_it_is_asked_again_and_again_while_models_load_whatever_fails(page, slow):
+    hold = threading.Event()
+    server = showcase.build(slow.event, hold)
+    with hosted(server) as page.address:
+        page.open()
+        page.js(
+            """const real = window.fetch, later = window.setTimeout; window.failed = 0;
+            window.setTimeout = (work, ms) => later(work, Math.min(ms, 50));
+            window.fetch = (...of) => String(of[0]).endsWith('/deployments') && window.failed++ < 3
+            ? Promise.reject(new TypeError('made to fail')) : real(...of);"""
+        )
+        page.wait("window.failed > 2")
+        hold.set()
+        page.wait("document.querySelector('#loading').hidden")
+    server.stop()
+
+
 def test_opening_the_page_samples_and_code_cost_nothing_of_a_quota(page, slow, tmp_path):
     limits = [key_entry("few", "few", quota={"calls": 1, "period": "day"})]
     auth = {"protect": "all", "keys": limits, "quota_store": str(tmp_path / "quotas.sqlite3")}
     server = showcase.build(slow.event, auth=auth)
     assert server.wait(60)
     with hosted(server) as page.address:
-        page.open("try/cells", key="few")
+        page.open("try/table", key="few")
+        page.wait("document.querySelector('#panel .body')?.value")
+        page.go("models/table")
+        page.wait("document.querySelector('#models-cards table')")
+        page.click("Reload…")
+        page.says("What a reload would change")
+        page.go("try/cells")
         page.wait("document.querySelectorAll('.sample canvas').length === 10")
         page.click("This call as code")
         page.says("curl", "[aria-label='Code of this call']")
@@ -401,6 +440,7 @@ def test_the_list_has_all_that_is_served_with_states_and_a_search(page):
 
 
 def test_every_link_leads_to_what_it_names_and_back_works(page):
+    page.browser.execute_cdp_cmd("Page.resetNavigationHistory", {})  # of 50 pages it drops some
     page.open("try/cells")
     page.go("try/models/cells")
     page.says("image: uint8")
@@ -1057,7 +1097,19 @@ def ask_model(address, name, body):
 
 def test_every_form_begins_with_an_example_that_works(page):
     page.open()
-    for name in ("add_one", "table", "texts", "grey", "cube", "pipelines/diamond", "models/cells"):
+    names = [
+        "add_one",
+        "table",
+        "texts",
+        "grey",
+        "cube",
+        "encoded",
+        "vectorized",
+        "odd",
+        "single",
+        "changed",
+    ]
+    for name in (*names, "pipelines/diamond", "models/cells"):
         page.go(f"try/{name}")
         page.wait("document.querySelector('#panel .body')?.value")
         page.click("Send")
@@ -1119,6 +1171,74 @@ def test_a_tensor_of_pictures_takes_a_picture(page, tmp_path):
     )
 
 
+def test_numbers_that_a_browser_cannot_hold_are_sent_and_shown_as_they_are(page):
+    page.open("try/odd")
+    page.wait("document.querySelector('.fields textarea')?.value")
+    page.type(".fields textarea", "0\n-1\n9007199254740993")
+    page.click("Send")
+    page.says("-Infinity")
+    truth = ask_model(page.address, "odd", {"inputs": [0, -1, 9007199254740993]})
+    assert truth["outputs"]["same"][2] == 9007199254740993
+    assert str(page.answer) == str(truth) and "NaN" in page.text()
+    page.says("9007199254740993", CODE)
+
+
+def test_a_column_of_texts_is_lines(page):
+    page.open("try/vectorized")
+    page.wait("document.querySelector('.fields textarea')?.value === 'hello'")
+    page.type(".fields textarea", "one\nthree")
+    page.click("Send")
+    page.says('"outputs"')
+    assert page.answer == {"outputs": [3, 5]}
+
+
+@pytest.mark.parametrize("name, told", [("encoded", [1000]), ("single", [439, 586])])
+def test_pictures_go_in_as_files_and_without_a_batch_not_at_any_size(page, tmp_path, name, told):
+    size = (1000, 20) if name == "encoded" else (2000, 1500)
+    Image.new("RGB", size).save(tmp_path / "photo.png")
+    page.open(f"try/{name}")
+    page.wait("document.querySelector('#panel .drop input')")
+    page.take(tmp_path / "photo.png")
+    page.says("photo.png")
+    page.click("Send")
+    page.says('"outputs"')
+    assert page.answer == {"outputs": told}
+    assert ("586 × 439 of 2000 × 1500 pixels" in page.text()) == (name == "single")
+
+
+def test_an_older_version_has_an_example_of_its_own(page):
+    page.open("try/changed")
+    page.wait("document.querySelector('#panel .body')?.value.includes('one')")
+    page.choose("Version", "/versions/1")
+    page.wait("document.querySelector('#panel .body').value.includes('\"a\"')")
+    page.click("Send")
+    page.says('"outputs"')
+    assert page.answer == {"outputs": [2]}
+
+
+def test_states_and_versions_are_kept_up_to_date_and_what_is_typed_stays(page):
+    page.open("try/table")
+    page.wait("document.querySelector('.fields textarea')?.value")
+    page.type(".fields textarea", "4, 3, 2, 1")
+    page.js(
+        """document.querySelector('.fields textarea').focus();
+        const real = window.fetch; window.fetch = async (...of) => {
+        if (!String(of[0]).endsWith('/deployments')) return real(...of);
+        const all = await (await real(...of)).json(), one = all.models.find(({name}) => name === 'table');
+        one.versions.push({...one.versions[0], version: '7'});
+        all.models.find(({name}) => name === 'cube').state = 'failed';
+        return new Response(JSON.stringify(all)); };"""
+    )
+    assert "Version" not in page.text("#panel")
+    page.js("document.dispatchEvent(new Event('visibilitychange'))")  # somebody comes back
+    page.wait("document.querySelector('#panel select').checkVisibility()")
+    cube = "[...document.querySelectorAll('.list a')].find((one) => one.textContent === 'cube')"
+    page.wait(f"{cube}.querySelector('.dot').ariaLabel === 'failed'")
+    options = "return [...document.querySelector('#panel select').options].map((one) => one.value)"
+    assert page.js(options) == ["", "/versions/1", "/versions/7"]
+    assert page.js("return document.activeElement.value") == "4, 3, 2, 1"
+
+
 def test_what_no_form_suits_is_json(page):
     page.open("try/cube")
     page.wait("document.querySelector('.fields textarea')?.value")
@@ -1136,9 +1256,18 @@ def test_a_pipeline_is_a_graph_of_its_nodes(page):
     assert page.js(names) == ["request", "first", "left", "right", "last", "answer"]
     links = "return [...document.querySelectorAll('.graph path')].length"
     assert page.js(links) == 6
+    below = "[...document.querySelectorAll('.graph g')].map((one) => [...one.querySelectorAll('text')].map((each) => each.textContent)).filter((one) => one.length)"
+    assert page.js(f"return {below}")[1] == ["first", "add_one"]
     page.click("Send")
     page.says('"outputs"')
     assert page.answer == {"outputs": {"left": [3], "last": [4]}}
+    times = dict(page.js(f"return {below}"))
+    assert all(times[name].endswith(" ms") for name in ("first", "left", "right", "last"))
+    spent = {name: float(time.removesuffix(" ms")) for name, time in times.items() if time}
+    slow = page.js("return document.querySelector('.graph .slow .name').textContent")
+    assert spent[slow] == max(spent.values())
+    told = page.js("return document.querySelector('.graph svg').getAttribute('aria-label')")
+    assert f"first {times['first']} from request" in told
 
 
 def test_a_handler_keeps_its_last_body_and_shows_pictures(page):
@@ -1172,6 +1301,20 @@ def test_stop_cancels_a_request_that_waits(page, slow, pictures):
     events = [json.loads(one["message"])["message"] for one in page.browser.get_log("performance")]
     stopped = [one for one in events if one["method"] == "Network.loadingFailed"]
     assert [one["params"]["canceled"] for one in stopped] == [True]
+
+
+def test_a_picture_that_cannot_be_read_ends_the_waiting_for_the_last_one(page, slow, pictures):
+    page.open("try/slow")
+    with slow.held():
+        page.take(pictures["plain.png"])
+        page.wait("document.querySelector('.send').disabled")
+        page.take(pictures["broken.jpg"])
+        page.wait("document.querySelector('#panel .error').checkVisibility()")
+        assert not page.js("return document.querySelector('.send').disabled")
+        assert page.js(
+            "return [...document.querySelectorAll('#panel button')]"
+            ".every((one) => one.textContent !== 'Stop' || !one.checkVisibility())"
+        )
 
 
 def test_an_answer_tells_where_its_time_went(page):
@@ -1250,6 +1393,31 @@ def test_the_code_is_that_of_this_call_with_or_without_the_key(page, tmp_path):
     assert page.saved("predict.py").decode().strip() == page.text(CODE).strip()
 
 
+def test_the_code_of_a_handler_is_that_of_its_method_and_of_any_body(page, tmp_path):
+    page.open("try/%2Fnow")
+    page.click("This call as code")
+    page.wait(f"document.querySelector({json.dumps(CODE)}).innerText.includes('-X GET')")
+    page.choose("Method", "POST")
+    page.wait(f"document.querySelector({json.dumps(CODE)}).innerText.includes('-X POST')")
+    page.choose("Body", "text/plain")
+    page.type("#panel .body", "it's text")
+    page.says("-H 'Content-Type: text/plain' --data-raw 'it'\\''s text'", CODE)
+    page.go("try/%2Fecho")
+    page.type("#panel .body", json.dumps("é" * 20000))
+    page.click("This call as code")
+    page.says("--data-binary @body.txt", CODE)
+    page.js("document.querySelector('.code input[type=checkbox]').click()")
+    page.says(KEY, CODE)
+    page.click("body.txt", ".code")
+    page.saved("body.txt")
+    command = ["sh", "-c", page.text(CODE)]
+    ran = subprocess.run(command, capture_output=True, cwd=page.folder, timeout=60)
+    assert json.loads(ran.stdout) == {"echo": "é" * 20000}
+    Image.new("RGB", (2, 2)).save(tmp_path / "one.png")
+    page.take(tmp_path / "one.png")
+    page.says("-H 'Content-Type: image/png' --data-binary @one.png", CODE)
+
+
 def test_the_code_of_a_picture_has_its_routines_and_version(page):
     page.open("try/cells")
     page.choose("Routine", "TopK")
@@ -1285,6 +1453,69 @@ def test_connect_has_the_address_and_code_in_every_language(page, part, call, cl
         assert f"{page.address}/" in code or f'"{page.address[7:].split(":")[0]}' in code, code
     options = "return [...document.querySelectorAll('#target optgroup')].map((one) => one.label)"
     assert page.js(options) == ["Pictures", "Models", "Pipelines", "Handlers"]
+
+
+def test_connect_says_where_nothing_is_called_so(page):
+    page.open("connect/models/unheard-of")
+    page.says("There is nothing called ‘unheard-of’ here.")
+
+
+@pytest.mark.parametrize("language", ["curl", "python", "c"])
+def test_a_key_with_quotes_stands_in_the_code_of_a_picture(
+    page, slow, pictures, tmp_path, language
+):
+    key = "a'b\"c$&\\d??/e"
+    auth = {"protect": "all", "keys": [key_entry("odd", key)]}
+    server = showcase.build(slow.event, auth=auth)
+    assert server.wait(60)
+    with hosted(server) as page.address:
+        page.open("try/cells", key=quote(key, safe=""))
+        page.click("This call as code")
+        page.says("curl", CODE)
+        page.js("document.querySelector('.code input[type=checkbox]').click()")
+        page.choose("Language", language)
+        page.wait(f"!document.querySelector({json.dumps(CODE)}).innerText.includes('YOUR_KEY')")
+        asked = {"path": "/cells/predict?routines=[]", "key": key}
+        url = f"{page.address}/v1/client/{language}"
+        told = requests.post(url, json=asked, headers=bearer(key)).text
+        page.says(told.strip(), CODE)
+        if language == "curl":
+            (tmp_path / "picture.jpg").write_bytes(pictures["plain.png"].read_bytes())
+            ran = subprocess.run(["sh", "-c", page.text(CODE)], capture_output=True, cwd=tmp_path)
+            assert len(json.loads(ran.stdout)["predictions"]) == 4
+    server.stop()
+
+
+def test_the_api_page_tells_schemas_fields_of_forms_and_the_code_of_its_calls(page):
+    page.open("connect/api")
+    page.wait("document.querySelectorAll('details.card').length")
+    page.type("#main input[type=search]", "post /cells/predict")
+    shown = "details.card:not([hidden])"
+    page.js(f"document.querySelector('{shown}').open = true")
+    page.click("Body", shown)
+    page.click("Answers", shown)
+    page.says('"image_type *": "url or base64 or base_64 or array"')
+    page.says('"image *": "file"')
+    page.says('"predictions": [')
+    page.choose("Body", "multipart/form-data")
+    fields = f"[...document.querySelectorAll('{shown} .fields label')].map((one) => one.innerText.trim())"
+    assert {"image", "routines", "frame"} <= set(page.js(f"return {fields}"))
+    page.js(
+        """const field = [...document.querySelectorAll(`${arguments[0]} label`)].find((one) =>
+        one.innerText.trim() === 'routines').querySelector('input'); field.value = '[{"name": "it\\'s"}]';
+        field.dispatchEvent(new Event('input', {bubbles: true}));""",
+        shown,
+    )
+    page.click("This call as code", shown)
+    page.says("--form-string 'routines=[{\"name\": \"it'\\''s\"}]'", CODE)
+    page.type("#main input[type=search]", "get /v1/models/table")
+    page.js(f"document.querySelector('{shown}').open = true")
+    page.click("Try it", shown)
+    page.says("200 application/json")
+    page.js("window.fetch = () => Promise.reject(new TypeError('made to fail'))")
+    page.click("Try it", shown)
+    page.says("The server cannot be reached.")
+    assert "200 application/json" not in page.text()
 
 
 def test_the_api_page_lists_every_operation_and_tries_it(page):

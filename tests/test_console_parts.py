@@ -1,12 +1,13 @@
 """The page's Watch, Models and Inbox in Chromium: what they show is what the server says, and what they do is done there."""
 
 import json
+import re
 import shutil
 import time
 
 import pytest
 import requests
-from conftest import ROOT, bearer, key_entry, listening_app, wait
+from conftest import ROOT, bearer, key_entry, listening, listening_app, wait
 from pycocotools.coco import COCO
 
 import serving
@@ -220,6 +221,45 @@ def test_a_model_on_demand_is_loaded_and_freed_by_a_button(page, site):
     )
 
 
+def test_a_model_that_is_being_loaded_is_told_so_and_not_asked_for_twice(page, site):
+    browser = page("models")
+    button = f"{card('lazy')} button"
+    wait(browser, f"document.querySelector('{button}')?.textContent == 'Load'")
+    browser.execute_script(
+        """const real = window.fetch; window.asked = 0; window.fetch = async (...of) => {
+        if (!String(of[0]).endsWith('/load')) return real(...of);
+        window.asked += 1;
+        await new Promise((done) => (window.go = done));
+        return new Response('{"error": "made to fail"}', {status: 500, headers: {'X-Request-Id': 'abc-1'}}); };"""
+    )
+    click(browser, button)
+    wait(browser, "Boolean(window.go)")
+    browser.execute_script("document.querySelector('#models-search').oninput()")  # as each 3 s
+    assert "Loading…" in text_of(browser, card("lazy"))
+    click(browser, button)
+    assert browser.execute_script("window.go(); return window.asked") == 1
+    wait(browser, f"!document.querySelector('{button}').disabled")
+    assert text_of(browser, "#error") == "made to fail\nRequest abc-1"
+
+
+def test_the_link_of_a_server_of_models_alone_opens_its_page(browser, site, capsys):
+    entry = site.model("half_plus_two", ROOT / "models/half_plus_two")
+    server = serving.ModelServer({"model_config_list": [entry]})
+    assert server.wait(60)
+    said = ""
+    with listening(server) as address:
+        while not (link := re.search(rf"Console: ({address}/console\S*)\n", said)):
+            said += capsys.readouterr().out
+            time.sleep(0.05)
+        browser.get("about:blank")
+        browser.get(link[1])
+        wait(browser, "document.querySelector('#panel .body')?.value")
+        assert not browser.execute_script("return document.querySelector('dialog').open")
+        click(browser, "#panel .send")
+        wait(browser, "document.querySelector('#panel').innerText.includes('2.5')")
+    server.stop()
+
+
 def test_a_reload_tells_beforehand_what_would_change_and_afterwards_what_did(page, site):
     browser = page("models")
     wait(browser, "document.querySelector('#models-cards .card')")
@@ -345,6 +385,38 @@ def test_the_last_errors_are_filtered_and_what_is_typed_survives_an_update(page,
     assert browser.execute_script("return document.activeElement.id") == "errors-filter"
 
 
+def test_the_time_of_an_error_of_another_day_has_its_date(page, site):
+    assert predict(site, "{").status_code == 400
+    browser = page("watch")
+    times = "[...document.querySelectorAll('#watch-errors tbody tr')].map((row) => row.cells[0].innerText)"
+    assert all("/" not in one for one in wait(browser, f"{times}.length && {times}"))
+    browser.execute_script(
+        """const real = window.fetch; window.fetch = async (...of) => {
+        const response = await real(...of), all = await response.json();
+        for (const one of all.last_errors ?? []) one.time -= 86400;
+        return new Response(JSON.stringify(all)); };
+        document.querySelector('[data-window="5m"]').click();"""
+    )
+    day = "new Date(Date.now() - 86400000).toLocaleDateString()"
+    wait(browser, f"{times}.every((one) => one.startsWith({day}))")
+
+
+def test_the_pointer_over_a_graph_tells_its_numbers(page, site):
+    predict(site)
+    browser = page("watch")
+    wait(browser, "document.querySelector('.chart svg')")
+    told, gone = browser.execute_script(
+        """const chart = document.querySelector('.chart'), tip = chart.querySelector('.tip');
+        const over = [...chart.querySelectorAll('*')].find((one) => one.onpointermove);
+        const {left, width} = over.getBoundingClientRect();
+        over.dispatchEvent(new PointerEvent('pointermove', {clientX: left + width / 2}));
+        const told = tip.innerText;
+        over.dispatchEvent(new PointerEvent('pointerleave'));
+        return [told, tip.hidden];"""
+    )
+    assert re.search(r"\d:\d\d.*2xx", told, re.DOTALL) and gone, told
+
+
 def test_an_hour_and_a_day_are_shown(page, site):
     predict(site)
     browser = page("watch")
@@ -443,6 +515,18 @@ def test_keys_move_accept_reject_and_undo(inbox, site):
     assert inbox.execute_script(f"return {chosen}") == 3
     type_keys(inbox, Keys.ARROW_LEFT)
     assert inbox.execute_script(f"return {chosen}") == 2
+
+
+def test_a_verdict_that_is_not_taken_is_taken_back_with_the_request_id(inbox, site):
+    wait(inbox, "document.querySelector('#inbox-large canvas')")
+    before = text_of(inbox, "#inbox-counts")
+    inbox.execute_script(
+        """const real = window.fetch; window.fetch = (...of) => !String(of[0]).endsWith('/verdict') ? real(...of)
+        : Promise.resolve(new Response('{"error": "made to fail"}', {status: 500, headers: {'X-Request-Id': 'abc-2'}}));"""
+    )
+    click(inbox, "[data-verdict=rejected]")
+    wait(inbox, "document.querySelector('#error').innerText == 'made to fail\\nRequest abc-2'")
+    wait(inbox, f"document.querySelector('#inbox-counts').innerText == {json.dumps(before)}")
 
 
 def test_buttons_accept_and_the_filter_shows_what_is_left(inbox, site):

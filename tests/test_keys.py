@@ -29,16 +29,17 @@ NAME, VERDICT = "0" * 64, json.dumps({"verdict": "accepted"})  # of a picture pu
 CALLS = [
     ("POST", "/v1/models/m:predict", BODY, "shared"),
     ("POST", "/model-serving/numbers:predict", BODY, "shared"),
-    ("GET", "/v1/models/m/metadata", None, "shared"),
-    ("GET", "/v1/models/m", None, "shared"),
+    ("GET", "/v1/models/m/metadata", None, "shared own"),
+    ("GET", "/v1/models/m", None, "shared own"),
     ("GET", "/v1/models", None, "shared list"),
     ("GET", "/v1/config", None, "shared list"),
     ("POST", "/v1/config/reload", None, "shared"),
+    ("POST", "/v1/config/reload?dry_run=1", None, "shared own"),
     ("POST", "/v1/models/m/load", None, "shared"),
     ("POST", "/v1/models/m/unload", None, "shared"),
     ("GET", "/v2", None, "open"),
-    ("GET", "/v2/models/m", None, "shared"),
-    ("GET", "/v2/models/m/ready", None, "shared"),
+    ("GET", "/v2/models/m", None, "shared own"),
+    ("GET", "/v2/models/m/ready", None, "shared own"),
     ("POST", "/v2/models/m/infer", TENSOR, "shared"),
     ("POST", "/v2/repository/index", None, "shared list"),
     ("GET", "/", None, "open"),
@@ -117,8 +118,8 @@ def test_every_route_in_every_state_of_a_key(guarded, state):
     for method, path, body, guard in CALLS:
         guard, *lists = guard.split()
         asked = guard in ("key", "own") or guard == "shared" and protect == "all"
-        # any key sees what it is for, and looking counts for no quota; what is one deployment's own
-        # is for its keys
+        # any key sees what it is for, and looking counts for no quota; what is one deployment's or
+        # model's own is for its keys
         free = {"list": ("out of scope", "over quota"), "own": ("over quota",)}
         lists = ["list"] if guard == "own" else lists
         expected = 200 if lists and state in free[lists[-1]] else STATES[state]

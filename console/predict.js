@@ -25,12 +25,12 @@ export async function predict(id, blob, {routines = [], query = "", signal, verb
 	return post(`${path(id)}/${verb}${query ? `?${query}` : ""}`, body, signal);
 }
 
-/** The picture as the browser shows it; where it cannot (TIFF), as the server reads it. */
+/** The picture as the browser shows it; where it cannot (TIFF), as the server. */
 export async function readPicture(id, blob) {
 	try {
 		return await createImageBitmap(blob);
 	} catch {
-		return bitmapOf(predict(id, blob, {verb: "preview"}));
+		return bitmapOf(predict(id, blob, {verb: "preview", query: "whole=1"}));
 	}
 }
 

@@ -28,6 +28,7 @@ from .core import (
     asked_chain,
     encode_json,
     find_deployment,
+    is_asked,
     list_samples,
     may_see_model,
     read_image,
@@ -350,16 +351,18 @@ def view_sample(server: ModelServer, call: Call, deployment: str, name: str) -> 
 def view_preview(server: ModelServer, call: Call, deployment: str) -> Reply:
     """A picture as the model is shown it: decoded, upright, after the routines before the model.
 
-    The body is that of /predict; no model is asked. Answers a PNG of at most 1600 pixels a side;
-    `X-Picture-Size` is the picture's own width and height (`4000x3000`), `X-Shown-Size` that of
-    what the model is shown. Tiles are outlined.
+    The body is that of /predict; no model is asked. With `?whole=1` it is the picture that came,
+    upright, before any routine. Answers a PNG of at most 1600 pixels a side; `X-Picture-Size` is
+    the picture's own width and height (`4000x3000`), `X-Shown-Size` that of what the model is
+    shown. Tiles are outlined.
     """
     ready = find_own(server, call, deployment)
     image, chain = read_image(server, call, ready.config)
     if isinstance(image, list):
         raise BadRequest(f"preview: expected one picture, got {len(image)}")
     own = asked_chain(server, chain)
-    steps = [step for step in (*ready.chain, *own) if step.before_model]
+    whole = is_asked(call, "whole")
+    steps = [step for step in (*ready.chain, *own) if step.before_model and not whole]
     image = routines.on_background(image, server.config.server.images.background)
     with routine_errors():
         shown, _ = routines.run_before(steps, image)

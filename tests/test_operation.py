@@ -1,5 +1,6 @@
 """/stats, /metrics, /openapi.json, logs, client code: numbers agree with a counted load, documents with what is served."""
 
+import base64
 import functools
 import io
 import json
@@ -948,3 +949,25 @@ def test_control_characters_of_a_path_are_not_written_to_the_log(caplog):
         record.getMessage() for record in caplog.records if "/v1/models/" in record.getMessage()
     ]
     assert lines and "\x1b" not in lines[0] and "%1B[31mX" in lines[0]
+
+
+def test_a_preview_is_what_the_model_is_shown_or_the_picture_that_came():
+    chain = [{"name": "Crop", "arguments": {"xmin": 0.5}}]
+    deployment = {"id": "pets", "model": "d", "routines": chain}
+    key = bearer("k")
+    auth = {"keys": [key_entry("site", "k")]}
+    rest = Rest(fake_server({"d": FakeDetector()}, auth=auth, deployments=[deployment]))
+    picture = io.BytesIO()
+    Image.new("RGB", (40, 20)).save(picture, "PNG")
+    body = {"image_type": "base64", "data": base64.b64encode(picture.getvalue()).decode()}
+    width, height = 40, 20
+    for query, shown in (("", (width // 2, height)), ("?whole=1", (width, height))):
+        answer = rest.post(f"/pets/preview{query}", body, headers=key)
+        assert Image.open(io.BytesIO(answer.data)).size == shown
+        assert answer.headers["X-Picture-Size"] == f"{width}x{height}"
+        assert answer.headers["X-Shown-Size"] == "{}x{}".format(*shown)
+    assert_error(
+        rest.post("/pets/preview?whole=yes", body, headers=key),
+        400,
+        "whole: expected 1 or 0, got 'yes'",
+    )

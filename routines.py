@@ -2467,12 +2467,10 @@ def check_plane_names(about: About, count: int | None) -> str:
     """What is wrong with the number of planes beside the label map's names, or ""."""
     if count == 1:
         return check_count(about, 1, "planes")
-    if are_exclusive(about, count or 2):
-        if about.classes_from is None and count == about.names:
-            return f"there is a name for each plane: {FIRST_CLASS}"
-        if problem := check_background(about):
-            return problem
-    elif problem := check_background(about):
+    exclusive = are_exclusive(about, count or 2)
+    if exclusive and about.classes_from is None and count == about.names:
+        return f"there is a name for each plane: {FIRST_CLASS}"
+    if problem := check_background(about):
         return problem
     if count is not None:
         exclusive = are_exclusive(about, count) and about.classes_from != 0
@@ -4308,7 +4306,7 @@ def show_shape(shape: Shape) -> str:
 # ==================================================================================================
 
 
-MOST_CLASSES = 1_000_000  # of one classifier
+MOST_ANSWERED = 1_000_000  # classes of one classifier
 
 
 @dataclass(frozen=True)
@@ -4396,7 +4394,7 @@ class ImageModel:
             slot: without_batch(np.asarray(outputs[own]), patterns[slot], own)
             for slot, own in self.about.own.items()
         }
-        most = self.most if self.kind.boxes else MOST_CLASSES  # a classifier answers every class
+        most = self.most if self.kind.boxes else MOST_ANSWERED  # a classifier answers every class
         most = min(most, self.top_k or most)
         about = dataclasses.replace(self.about, shown=shown, most=most)
         if self.labels and self.kind.numbers(self.about) is None:

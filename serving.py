@@ -1045,9 +1045,8 @@ class ImageConfig:
     max_bytes: int = option(50 << 20, "size of a picture's file", minimum=1)
     max_pixels: int = option(
         50_000_000,
-        "width times height, read from the header; Pillow reads no more than twice 89,478,485",
+        "width times height, read from the header; of files Pillow reads up to 178,956,970",
         minimum=1,
-        maximum=178_956_970,
     )
     download_seconds: int | float = option(
         10, "how long a download may take in all", minimum=0.001, maximum=3600
@@ -1572,6 +1571,8 @@ def gather(reads: Iterable[Callable[[], Any]], wrong: Sequence[ConfigError] = ()
     """
     found, errors = [], list(wrong)
     for read in reads:
+        if len(errors) > MOST_OTHERS:  # requests come here too, of any size
+            break
         try:
             found.append(read())
         except ConfigError as error:
@@ -1606,7 +1607,8 @@ def field_types(kind: Any) -> dict[str, Any]:
 def parse_fields(kind: Any, value: dict[str, Any], path: str) -> Any:
     """Read a JSON object as the dataclass `kind`; unknown keys fail with a suggestion."""
     fields, kinds = {f.name: f for f in dataclasses.fields(kind)}, field_types(kind)
-    meant = {key: similar_key(str(key), fields) for key in value if key not in fields}
+    unknown = itertools.islice((key for key in value if key not in fields), MOST_OTHERS + 1)
+    meant = {key: similar_key(str(key)[:60], fields) for key in unknown}
     wrong = [unknown_key(str(key), name, fields, path) for key, name in meant.items()]
     wrong += [
         ConfigError(path, f"missing key '{name}': {f.metadata['doc']}")
@@ -4849,6 +4851,8 @@ def count_threads(call: SignatureCall, device: str) -> int:
     More would take turns, each with less of the caches, and TensorFlow keeps what oneDNN has
     prepared for each thread: on thirty threads it would be held thirty times.
     """
+    if call.kind == "batched":  # they wait for each other: as many as a config's `threads` may be
+        return 1000
     computes = call.bounded and call.seconds < float("inf") and device.startswith("CPU")
     return usable_cores() if computes else MOST_THREADS
 
@@ -5073,9 +5077,10 @@ class ModelManager:
         refresh_others: Callable[
             ["ModelManager", Outcome, bool], None
         ] = lambda manager, outcome, polling: None,
+        take_effect: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ):
-        self.config = config
+        self.config, self._take_effect = config, take_effect
         self._prepare, self._refresh_others = prepare, refresh_others
         self.prepared = prepare(config)  # what requests need of the config, made ready once
         self._poll_seconds = poll_seconds  # from the command line, over the config's
@@ -5096,8 +5101,7 @@ class ModelManager:
         self._thread: threading.Thread | None = None
         self._started = threading.Lock()
         self._process: int | None = None
-        self._ending = threading.Event()  # load nothing more
-        self._ended = False  # all is unloaded
+        self._ending, self._ended = threading.Event(), False  # load nothing more; all is unloaded
         self._first_pass: Future = Future()
         self.first_pass_done = threading.Event()
         self._expect_models()
@@ -5394,6 +5398,7 @@ class ModelManager:
                 self.config = config
                 self._expect_models()
                 self._config_error = ""
+                self._take_effect()
             except ConfigError as error:
                 self._config_error = error.message
                 outcome.errors += error.all()
@@ -6943,8 +6948,14 @@ class ModelServer:
             "load": functools.partial(load_model, self, config.server),
             "prepare": functools.partial(prepare, self),
             "refresh_others": functools.partial(refresh_others, self),
+            "take_effect": self.show_urls,
         }
         self.manager = ModelManager(path, text, config, **{**options, **manager_options})
+
+    def show_urls(self) -> None:
+        """Give the sites that the server is mounted in the URLs that a reload has brought."""
+        for mount in self.mounts:
+            mount()
 
     def __repr__(self) -> str:
         """The models and their states, without loading any."""
@@ -8380,7 +8391,9 @@ def raw_path(environ: Mapping[str, Any], decoded: str) -> str:
     WSGI decodes PATH_INFO; waitress keeps the original in REQUEST_URI, gunicorn in RAW_URI.
     """
     written = path_of(environ.get("REQUEST_URI") or environ.get("RAW_URI") or "")
-    if unquote(written) == decoded:  # the most usual; and where it is all that is below a mount
+    # What is written is right where it is the path, or that below the mount; not where somebody on
+    # the way, a site's middleware or a proxy, has taken a prefix off.
+    if written == decoded or written.startswith("/") and unquote(written) == decoded:
         return written
     above = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
     whole = above.encode("latin-1").decode("utf-8", "replace")
@@ -8388,9 +8401,13 @@ def raw_path(environ: Mapping[str, Any], decoded: str) -> str:
     if mount.endswith("/"):  # a doubled slash, which Flask forgives and TensorFlow Serving does not
         return whole
     for match in re.finditer("/", written[: 3 * len(mount) + 1]):
-        below = written[match.start() :]  # else somebody on the way has changed the path
-        if unquote(written[: match.start()]) == mount and unquote(below) == decoded:
-            return below
+        below = written[match.start() :]
+        if unquote(written[: match.start()]) != mount:
+            continue
+        whole = unquote(below)
+        if whole != (rest := whole.removesuffix(decoded)) and rest.strip("/"):
+            break
+        return below
     return quote(decoded, safe="/:@!$&'()*+,;=~")
 
 
@@ -9527,8 +9544,8 @@ examples:
 
 exit status:
   0  done; or told to stop, and stopped
-  1  the address cannot be listened on; or something is wrong that --doctor found; or a second
-     signal stopped it
+  1  the address cannot be listened on; --doctor found something wrong; --deploy reached no
+     server; a second signal stopped it, or a load did not come to its end
   2  the options or the config are wrong; with --check, also what the config names
   3  --deploy: the server did not take what was sent
 """
@@ -10089,7 +10106,7 @@ def spell_command(arguments: Sequence[str]) -> list[str]:
     a path goes before.
     """
     serving = {name for names in TITLES.values() for name in names}
-    known = {names[0] for names, _ in OPTIONS if names[0] not in serving}
+    known = {names[0] for names, _ in OPTIONS if names[0] not in (*serving, "--to")}
     first = "".join(arguments[:1])
     if f"--{first}" in known and not os.path.lexists(first):
         return [f"--{first}", *arguments[1:]]

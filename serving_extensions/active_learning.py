@@ -93,13 +93,15 @@ class Inbox:
     def offer(self, image: np.ndarray, record: Callable[[], Mapping[str, Any]], caps: Caps) -> None:
         """Hand over a picture, uint8 RGB [H, W, 3], and what makes the record beside it."""
         with self._lock:
-            full = self._queue.full() or self._held and self._held + image.nbytes > MOST_HELD
-            if full:
+            try:
+                if self._held and self._held + image.nbytes > MOST_HELD:
+                    raise queue.Full
+                self._queue.put_nowait((image, record, caps))
+            except queue.Full:
                 self.counts["busy"] += 1
                 return
             self._held += image.nbytes
-            self._queue.put((image, record, caps))
-            if self._thread is None or not self._thread.is_alive():
+            if not self._is_alive():
                 self._thread = threading.Thread(
                     target=self._work, name="serving-inbox", daemon=True
                 )
@@ -107,17 +109,23 @@ class Inbox:
 
     def flush(self, seconds: float = threading.TIMEOUT_MAX) -> None:
         """Wait until what was offered up to now is written, or for so long."""
-        reached = threading.Event()
+        reached, until = threading.Event(), time.monotonic() + seconds
         with contextlib.suppress(queue.Full):
-            if self._thread is not None and self._thread.is_alive():
+            if self._is_alive():
                 self._queue.put(reached, timeout=seconds)
-                reached.wait(seconds)
+            while self._is_alive() and not reached.wait(min(1.0, until - time.monotonic())):
+                if time.monotonic() >= until:
+                    return
+
+    def _is_alive(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
 
     def end(self) -> None:
         """End the thread when what was offered is written; another offer starts one again."""
-        if self._thread is not None and self._thread.is_alive():
+        thread = self._thread
+        if thread is not None and thread.is_alive():
             self._queue.put(None)
-            self._thread.join()
+            thread.join()
 
     def _work(self) -> None:
         while (waiting := self._queue.get()) is not None:

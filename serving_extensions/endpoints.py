@@ -208,15 +208,22 @@ def load_handler(
     handler = endpoint.handler
     if handler.ready:
         return
-    if again or time.monotonic() - handler.failed_at > REIMPORT_SECONDS:
-        server.start().manager.run_in_loader(functools.partial(try_import, handler), seconds)
+    if again or is_worth_a_try(handler):
+        job = functools.partial(try_import, handler, again)
+        server.start().manager.run_in_loader(job, seconds)
     if handler.error and not handler.ready:
         raise ServingError(f"{endpoint.path} is not available: {handler.error}", "UNAVAILABLE")
 
 
-def try_import(handler: Handler) -> None:
-    with contextlib.suppress(HandlerError):  # which the handler keeps
-        handler.load()
+def is_worth_a_try(handler: Handler) -> bool:
+    return time.monotonic() - handler.failed_at > REIMPORT_SECONDS
+
+
+def try_import(handler: Handler, again: bool) -> None:
+    """Import a module, unless another request has just tried: the error is the handler's."""
+    if not handler.ready and (again or is_worth_a_try(handler)):
+        with contextlib.suppress(HandlerError):
+            handler.load()
 
 
 def read_value(server: ModelServer, call: Call, envelope: Envelope) -> Any:
@@ -305,9 +312,6 @@ def refresh(server: ModelServer, outcome: Outcome, polling: bool) -> None:
         if polling and not outcome.config_read and (handler.ready or handler.error):
             continue  # a file may be half written: only the operator knows when it is whole
         import_handler(handler, f"$.handlers[{index}].function", outcome)
-    if outcome.config_read:
-        for mount in server.mounts:
-            mount()
     # The threads of a pool end with its last call.
     server.drop("pool", [("pool", config.path) for config in server.config.handlers])
     server.drop("handler", list(map(kept_as, server.config.handlers)))

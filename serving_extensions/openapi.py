@@ -591,7 +591,7 @@ def tensor_schema(spec: TensorSpec, shape: tuple | None) -> dict[str, Any]:
         "type": {"b": "boolean", "i": "integer", "u": "integer"}.get(kind, "number")
     }
     if kind == "O":
-        schema = {"anyOf": [{"type": "string"}, B64]}
+        schema = {"oneOf": [{"type": "string"}, B64]}
     if shape is None:
         return {}
     for size in reversed(shape):

@@ -454,3 +454,19 @@ def test_masks_are_put_aside_as_polygons(demo, tmp_path):
     assert [a["segmentation"] for a in kept["annotations"]] == [
         a["segmentation"] for a in answer["annotations"]
     ] and kept["annotations"]
+
+
+def test_pictures_that_wait_are_bounded_by_their_bytes(tmp_path, monkeypatch):
+    _, box = learning(tmp_path)
+    go = threading.Event()
+    monkeypatch.setattr(active_learning, "MOST_HELD", 1000)
+    monkeypatch.setattr(box, "_keep", lambda *what: go.wait(30) and "kept")
+    large = np.zeros((20, 20, 3), np.uint8)
+    for _ in range(3):  # one that is over it by itself, and what comes behind it
+        box.offer(large, dict, None)
+    assert dict(box.counts) == {"busy": 2}
+    go.set()
+    box.flush(30)
+    box.offer(large, dict, None)
+    box.flush(30)
+    assert dict(box.counts) == {"busy": 2, "kept": 2}

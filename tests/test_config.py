@@ -7,6 +7,7 @@ import jsonschema
 import pytest
 from conftest import ROOT, Rest
 
+import routines
 import serving
 
 sys.path.insert(0, str(ROOT / "deploy"))
@@ -531,3 +532,15 @@ BEYOND_SCHEMA = ("already taken",)
 def test_schema_refuses_what_the_parser_refuses(wrong, text):
     if not any(part in text for part in BEYOND_SCHEMA):
         assert not jsonschema.Draft202012Validator(config_schema()).is_valid(wrong)
+
+
+def test_a_chain_of_a_request_is_read_no_further_than_people_read_of_it():
+    kinds = routines.ROUTINES
+    wrong = {"name": "Histogram", "arguments": {"ranges": [""] * 100_000}}
+    with pytest.raises(serving.ConfigError) as raised:
+        serving.read_chain([wrong], kinds)
+    assert len(raised.value.all()) == 21 and len(raised.value.others) <= 41
+    names = {f"x{number}": 1 for number in range(100_000)}
+    with pytest.raises(serving.ConfigError) as raised:
+        serving.read_chain([{"name": "Histogram", "arguments": names}], kinds)
+    assert len(raised.value.all()) == 21 and len(raised.value.others) <= 41

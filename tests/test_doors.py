@@ -470,7 +470,7 @@ WIRE = {
     "a line feed in a chunk's extension": ("may", chunks(b"14;a\nb\r\n" + BODY + b"\r\n0\r\n\r\n"), "400", "411", "400"),
     "a carriage return in a chunk's extension": ("must", chunks(b"14;a\rb\r\n" + BODY + b"\r\n0\r\n\r\n"), "400", "411", "400"),
     "a trailer without a colon": ("may", chunks(b"14\r\n" + BODY + b"\r\n0\r\nX y\r\n\r\n"), "400", "411", "400"),
-    "CONNECT": ("may", get(b"h:80", method=b"CONNECT"), "400", "404 goes on", "405"),
+    "CONNECT": ("may", get(b"h:80", method=b"CONNECT"), "400", "404 goes on", "404"),
     "a target without a slash": ("may", get(b"livez"), "400", "308 goes on", "400"),
     "a space in the target": ("may", get(b"/live z"), "400", "400", "400"),
     "UTF-8 in the target": ("may", get("/v1/models/\u20ac".encode()), "400", "404 goes on", "400"),

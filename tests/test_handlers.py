@@ -28,6 +28,7 @@ from conftest import (
 from werkzeug.test import Client
 
 import serving
+from serving_extensions import endpoints
 
 AUTH = {"keys": [key_entry("site", "k")]}
 KEY = {"x-api-key": "k"}
@@ -313,7 +314,8 @@ def test_a_function_that_cannot_be_imported_is_told_everywhere(tmp_path):
     assert rest.get("/readyz").status_code == 200
 
 
-def test_a_module_that_fails_is_not_executed_at_each_call(tmp_path, caplog):
+def test_a_module_that_fails_is_not_executed_at_each_call(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(endpoints, "REIMPORT_SECONDS", 1000)
     write_config(tmp_path, {"path": "/slow", "function": "slow.py:f"})
     count = "from pathlib import Path\nwith open(Path(__file__).parent / 'runs', 'a') as f:\n    f.write('x')\n"
     (tmp_path / "slow.py").write_text(count + "raise OSError('no weights')\n")

@@ -642,7 +642,8 @@ def test_what_was_counted_long_ago_is_forgotten(tmp_path):
     now = [1_800_000_000.0]
     store = quotas.Quotas(tmp_path / "q", clock=lambda: now[0])
     for _ in range(500):
-        assert store.take("a", 5, "minute") is None and store.take("a", 9, "day") is None or True
+        assert store.take("a", 5, "minute") is None
+        store.take("a", 9, "day")
         now[0] += 60
     with contextlib.closing(sqlite3.connect(tmp_path / "q")) as database:
         rows = database.execute("SELECT period, COUNT(*) FROM calls GROUP BY period").fetchall()

@@ -326,7 +326,7 @@ def assert_error(answer, status, text):
         ({"inputs": [NUMBERS], "outputs": [{"name": "y"}]}, "has no output 'y'; it has halves"),
         ({"inputs": [NUMBERS], "outputs": [3]}, "has no output 'None'"),
         ({"inputs": [NUMBERS], "parameters": {"signature_name": "none"}}, "expected one of"),
-        ({"inputs": [NUMBERS], "parameters": 5}, "parameters: expected an object, got number"),
+        ({"inputs": [NUMBERS], "parameters": 5}, "parameters: expected an object, got integer"),
         ({"inputs": [{**NUMBERS, "parameters": 5}]}, "inputs[0].parameters: expected an object"),
         ({"inputs": [{**NUMBERS, "parameters": [1]}]}, "inputs[0].parameters: expected an object"),
         (

@@ -943,14 +943,15 @@ def test_a_bare_number_of_a_function_has_the_dtype_of_the_input_it_feeds(
     assert seen == ([serving.NUMPY_DTYPES[TYPES[target]]] if target else [])
 
 
-@pytest.mark.parametrize("target", [None, "float", "string"])
-@pytest.mark.parametrize("value", ["texts", "bytes", "swapped"])
+@pytest.mark.parametrize(
+    "value, target",
+    [("texts", None), ("texts", "string"), ("bytes", None), ("bytes", "string")]
+    + [("swapped", None), ("swapped", "float")],
+)
 def test_arrays_of_a_function_are_answered_whatever_numpy_calls_their_dtype(
     tmp_path, value, target
 ):
     wanted = [2.5] if value == "swapped" else ["a", "bc"]
-    if target not in (None, "float" if value == "swapped" else "string"):
-        return
     response, seen = give(tmp_path, value, target)
     assert response.json == {"outputs": wanted}
     assert seen == ([serving.NUMPY_DTYPES[TYPES[target]]] if target else [])

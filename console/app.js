@@ -95,6 +95,7 @@ async function start() {
 		showError("");
 		await route();
 	} catch (error) {
+		shown.leave = shown.leave?.();
 		const [text, action, work] = error.status === 401 ? ["Nothing can be shown without a key, or a login on this site.", "Enter a key", changeKey] : [error.message, "Try again", start];
 		showKey();
 		fill($("#main"), make("p.empty", text, make("br"), button(action, work, {className: "main"})));

@@ -40,16 +40,16 @@ export class Camera {
 	}
 
 	setLive(live) {
-		this.live = live;
+		this.live = live && {};
 		this.liver.ariaPressed = String(live);
 		this.rate.textContent = "";
-		if (live) this.run();
+		if (live) this.run(this.live);
 	}
 
 	/** Picture after picture, the next when the last is answered. */
-	async run() {
+	async run(live) {
 		let last = performance.now(), rate = 0;
-		while (this.live) {
+		while (this.live === live) {
 			await this.shoot();
 			if (!this.caller.error.hidden) this.setLive(false);
 			const now = performance.now(), one = 1000 / Math.max(1, now - last);

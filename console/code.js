@@ -58,12 +58,11 @@ export class Code {
 		const turn = ++this.turn;
 		this.withKey.disabled = !key.get();
 		try {
-			const own = this.withKey.checked ? key.get() : undefined, {path, body, curl, file} = this.question(list.value, own);
+			const own = this.withKey.checked ? key.get() : undefined, {body, curl, file} = this.question(list.value, own);
 			list.disabled = Boolean(curl);
 			if (curl) list.value = "curl";
 			fill(this.hint, `Needs ${this.chosen.needs}; saved as ${this.chosen.file} it runs by ${this.chosen.run}`, file && [" beside ", button(file.name, () => download(file.name, file))]);
-			const [, at, query] = /^(.*)\/client\/.*?\?(.*)/.exec(path) ?? [];
-			const code = curl ?? (await (await post(`v1/client/${list.value}`, body ?? codeOf(own, `${at}/predict?${query}`).body, undefined, true)).text());
+			const code = curl ?? (await (await post(`v1/client/${list.value}`, body, undefined, true)).text());
 			if (turn === this.turn) this.block.say(code);
 		} catch (error) {
 			if (turn === this.turn) this.block.say(error.message);

@@ -33,6 +33,7 @@ export class Compare {
 		const found = await this.caller.run((signal) => predict(this.id, panel.blob, {routines, query: this.query, signal}));
 		if (!found) return;
 		this.other = found.answer.predictions ?? [];
+		this.told = tell(this.id, this.query) + (this.without && ", without the request's routines");
 		this.result.hidden = false;
 		this.draw();
 	}
@@ -42,8 +43,7 @@ export class Compare {
 		const {panel} = this, least = Number(panel.result.slider.value), left = panel.result.shown;
 		const right = this.other.filter((one) => one.confidence >= least && !panel.result.hidden.has(one.tag.name));
 		if ([...left, ...right].some((one) => one.bound)) panel.viewer.mark(left, right, Number(this.slider.value));
-		const tell = (id, query) => id + decodeURIComponent(query).replace(/^version(_label)?=/, ", version ");
-		fill(this.list, make("p.soft", `Left: ${tell(panel.one.id, panel.query)} · right: ${tell(this.id, this.query)}${this.without && ", without the request's routines"}`), differences(left, right));
+		fill(this.list, make("p.soft", `Left: ${tell(panel.one.id, panel.query)} · right: ${this.told}`), differences(left, right));
 	}
 
 	clear() {
@@ -52,6 +52,8 @@ export class Compare {
 		this.caller.clear();
 	}
 }
+
+const tell = (id, query) => id + decodeURIComponent(query).replace(/^version(_label)?=/, ", version ");
 
 function overlap(one, other) {
 	if (!one.bound || !other.bound) return one.bound || other.bound ? 0 : 1;

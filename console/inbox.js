@@ -15,13 +15,13 @@ export async function show(root, [wanted]) {
 	const inbox = new Inbox(deployment, own);
 	fill(root, inbox.element);
 	document.addEventListener("keydown", inbox.onkey);
-	await inbox.read();
+	await attempt(() => inbox.read());
 	return () => inbox.end();
 }
 
 class Inbox {
 	constructor({id, active_learning: learning}, own) {
-		Object.assign(this, {id, at: `${path(id)}/active_learning/${path(learning.group)}`, all: [], listed: [], most: PAGE, chosen: null, undone: [], ended: false, order: "highest", filter: "all", painted: new Map(), made: new Map(), saving: Promise.resolve()});
+		Object.assign(this, {id, at: `${path(id)}/active_learning/${path(learning.group)}`, all: [], listed: [], most: PAGE, chosen: null, undone: [], ended: false, order: "highest", filter: "all", made: new Map(), saving: Promise.resolve()});
 		this.onkey = (event) => this.press(event);
 		this.counts = make("p", {id: "inbox-counts", role: "status"});
 		this.list = make("ul.gallery", {id: "inbox-list"});
@@ -51,6 +51,7 @@ class Inbox {
 		const [{images}, scores] = await Promise.all([askJson(`${this.at}?format=json`), askJson(`${this.at}/scores`)]);
 		if (this.ended) return;
 		this.all = images;
+		this.undone = [];
 		this.chosen = images.find(({file_name: name}) => name === this.chosen?.file_name) ?? null;
 		this.drawThreshold(scores);
 		this.draw();
@@ -93,9 +94,8 @@ class Inbox {
 	async paintThumb(row) {
 		const {one} = row;
 		this.seer.unobserve(row);
-		if (!this.painted.has(one.file_name)) this.painted.set(one.file_name, this.paintOf(one, SMALL));
-		const painted = await this.painted.get(one.file_name).catch(() => null);
-		if (painted && row.isConnected) drawOn(row.querySelector("canvas"), painted);
+		const painted = await this.paintOf(one, SMALL).catch(() => null);
+		if (painted) drawOn(row.querySelector("canvas"), painted);
 	}
 
 	choose(one) {

@@ -90,7 +90,7 @@ async function act(where, verb) {
 function signature(one, states, open) {
 	const numbers = states.filter(({state}) => state === "AVAILABLE").map(({version}) => version);
 	const parts = (numbers.length ? numbers : [null]).map((version) => {
-		const ontoggle = ({currentTarget: shown}) => shown.open && attempt(() => tellSignature(shown.lastChild, `v1/models/${path(one.name)}${version ? `/versions/${version}` : ""}`, `of ${one.name} ${version ?? ""}`));
+		const ontoggle = ({currentTarget: shown}) => shown.open && shown.isConnected && attempt(() => tellSignature(shown.lastChild, `v1/models/${path(one.name)}${version ? `/versions/${version}` : ""}`, `of ${one.name} ${version ?? ""}`));
 		return make("details", {"data-key": `signature ${version}`, open, ontoggle}, make("summary", numbers.length > 1 ? `Signature of version ${version}` : "Signature"), make("div", {"data-keep": ""}));
 	});
 	return make("div", {"data-key": "signatures"}, parts);

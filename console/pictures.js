@@ -3,7 +3,7 @@
 import {ask, path} from "./api.js";
 import {Caller, tellError} from "./call.js";
 import {Camera} from "./camera.js";
-import {Code} from "./code.js";
+import {Code, codeOf} from "./code.js";
 import {Compare} from "./compare.js";
 import {bar, bitmapOf, details, dropZone, fill, heading, make, notReady, pretty, shownBitmap, textBlock} from "./dom.js";
 import {Gallery} from "./gallery.js";
@@ -37,7 +37,7 @@ class Panel {
 		this.gallery = new Gallery(this);
 		this.camera = new Camera((blob) => this.take(blob, "camera.jpg"), this.caller);
 		this.compare = new Compare(this);
-		this.code = new Code((language) => ({path: `${path(one.id)}/client/${language}?${new URLSearchParams({ routines: JSON.stringify(this.chain.value) })}&${this.query}`}));
+		this.code = new Code((_, own) => codeOf(own, `${path(one.id)}/predict?${new URLSearchParams({routines: JSON.stringify(this.chain.value)})}&${this.query}`));
 		this.json = textBlock("The answer as JSON", () => `${this.name || "answer"}.json`);
 		this.shownTo = details("What the model is shown", make("div.preview"));
 		this.shownTo.ontoggle = () => this.preview();
@@ -69,7 +69,7 @@ class Panel {
 	setQuery(value) {
 		this.query = value;
 		this.code.soon();
-		if (this.blob) this.send();
+		if (this.bitmap) this.send();
 	}
 
 	chainChanged() {
@@ -106,7 +106,7 @@ class Panel {
 	/** Show a picture; false where it cannot be read, or is no longer wanted by then. */
 	async read(blob, name) {
 		this.caller.clear();
-		Object.assign(this, {blob, name, answer: null});
+		Object.assign(this, {blob, name, answer: null, bitmap: null});
 		const found = await readPicture(this.one.id, blob).catch((error) => error), failed = found instanceof Error;
 		if (this.left || this.blob !== blob) return false;
 		this.bitmap = failed ? null : found;
@@ -120,7 +120,7 @@ class Panel {
 	}
 
 	async send() {
-		if (!this.blob) return this.caller.fail("Choose a picture first.");
+		if (!this.bitmap) return this.caller.fail("Choose a picture first.");
 		const {blob, chain: {value: routines}, query} = this;
 		const found = await this.caller.run((signal) => predict(this.one.id, blob, {routines, query, signal}));
 		const stopped = !found && this.caller.error.hidden;

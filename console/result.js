@@ -78,7 +78,7 @@ export class Result {
 		this.rows = new Map();
 		fill(this.list, shown.slice(0, MOST_LISTED).map((one) => {
 			const on = () => this.emphasise(one), off = () => this.emphasise(null);
-			const row = button("", () => (this.viewer.strong === one ? off() : on()), {onmouseenter: on, onmouseleave: off, onfocus: on, onblur: off});
+			const row = button("", on, {onmouseenter: on, onmouseleave: off, onfocus: on, onblur: off});
 			row.append(swatch(colourOf(one.tag)), one.tag.name, make("span.number", one.confidence.toFixed(3)));
 			this.rows.set(one, row);
 			return make("li", row);

@@ -53,7 +53,9 @@ class TensorPanel {
 	}
 
 	async read() {
-		this.signatures = Object.fromEntries(await readSignatures(`v1/models/${path(this.one.name)}${this.which}`));
+		const {which} = this, found = await readSignatures(`v1/models/${path(this.one.name)}${which}`);
+		if (which !== this.which) return;
+		this.signatures = Object.fromEntries(found);
 		if (!this.signatures[this.signature]) this.signature = Object.keys(this.signatures)[0];
 		const names = Object.keys(this.signatures);
 		fill(this.bar, versionPicker(this.one.name, (value) => this.choose(value), "newest", ["/versions/", "/labels/"], this.which),
@@ -232,7 +234,7 @@ const turn = (rows) => Object.fromEntries(Object.keys(rows[0]).map((name) => [na
 
 function drawOutput(name, value) {
 	const rows = Array.isArray(value) ? value : [value];
-	if (!rows.length || rows.length > 1000 || rows.some((row) => Array.isArray(row) && (row.length > 1000 || row.some((cell) => typeof cell === "object")))) return null;
+	if (!rows.length || rows.length > 1000 || rows.some((row) => (row = [row].flat()).length > 1000 || row.some((cell) => typeof cell === "object"))) return null;
 	const cells = rows.map((row) => [row].flat()), wide = Math.max(...cells.map((row) => row.length));
 	const shown = table(["row", ...Array.from({length: Math.min(wide, 100)}, (_, index) => (wide > 1 ? index : name))], cells.map((row, index) => [index, ...row.slice(0, 100).map(String)]), {label: `${name} as a table`});
 	return [make("h3", name), chartOf(cells), details("As a table", shown)];

@@ -39,9 +39,10 @@ class Site:
 
     def plan(self):
         """The plan, and that it has changed nothing."""
-        before = self.state()
+        before, threads = self.state(), set(threading.enumerate())
         answer = self.rest.post(DRY)
         assert self.state() == before, "it changed something"
+        assert not set(threading.enumerate()) - threads, "it started something"
         assert answer.status_code == 200, answer.get_data(as_text=True)
         return answer.json
 
@@ -58,7 +59,6 @@ class Site:
             id(manager.prepared),
             list(self.disk.loaded),
             dict(self.server.kept),
-            threading.active_count(),
         )
 
 

@@ -1110,7 +1110,7 @@ def test_a_batched_request_is_answered_at_its_deadline(tf, folder):
     assert server.wait(60) and not server.readiness()
     rest = Rest(server)
     late = {"X-Request-Timeout": "0.3"}
-    answer = rest.post("/v1/models/m:predict", {"instances": [[99.0]]}, headers=late)
+    answer = rest.post("/v1/models/m:predict", {"instances": [[40.0]]}, headers=late)
     assert answer.status_code == 504, answer.json
     assert rest.post("/v1/models/m:predict", {"instances": [[0.0]]}).json == {"predictions": [[0]]}
     server.stop()

@@ -12,6 +12,7 @@ from .core import (
     ConfigError,
     Extension,
     ModelServer,
+    ServingError,
     encode_json,
     sample_inputs,
     url_of,
@@ -116,13 +117,13 @@ def report(server: ModelServer, address: str) -> None:
 
 def takes_pictures(server: ModelServer, deployment: Any) -> bool:
     """Whether a deployment's model is shown pictures, as far as that is known yet."""
-    available = server.manager.available.get(deployment.model)
-    if available is None:
+    if deployment.model not in server.manager.available:
         return True  # it is loaded when it is asked for, or has failed
-    ready = server.prepared.deployments[deployment.id]
+    which = deployment.model, deployment.version, deployment.version_label
     try:
-        ready.model_of(available.versions[max(available.versions)])
-    except ValueError:
+        _, servable = server.manager.find(*which)
+        server.prepared.deployments[deployment.id].model_of(servable)
+    except (ServingError, ValueError):  # that version is not there; or it takes none
         return False
     return True
 

@@ -206,6 +206,14 @@ def see(tf):
     return run
 
 
+def save_seer(tf, folder):
+    """A classifier of two classes, with a folder of assets."""
+    module = tf.Module()
+    module.see = see(tf)
+    tf.saved_model.save(module, str(folder), signatures=module.see)
+    (folder / "assets").mkdir(exist_ok=True)
+
+
 @pytest.mark.parametrize(
     "files, label_map, name",
     [
@@ -219,10 +227,7 @@ def see(tf):
     ],
 )
 def test_labels_among_the_models_own_assets(tf, tmp_path, files, label_map, name):
-    module = tf.Module()
-    module.see = see(tf)
-    tf.saved_model.save(module, str(tmp_path / "1"), signatures=module.see)
-    (tmp_path / "1" / "assets").mkdir(exist_ok=True)
+    save_seer(tf, tmp_path / "1")
     for file, text in files.items():
         (tmp_path / "1" / "assets" / file).write_text(text)
     deployment = {"id": "x", "model": "m", "label_map": label_map, "activation": "none"}
@@ -242,10 +247,7 @@ def test_labels_among_the_models_own_assets(tf, tmp_path, files, label_map, name
 
 @pytest.mark.parametrize("loading", [{"instances": 2}, {"load": "on_demand"}])
 def test_a_models_own_labels_are_found_however_it_is_loaded(tf, tmp_path, loading):
-    module = tf.Module()
-    module.see = see(tf)
-    tf.saved_model.save(module, str(tmp_path / "1"), signatures=module.see)
-    (tmp_path / "1/assets").mkdir(exist_ok=True)
+    save_seer(tf, tmp_path / "1")
     (tmp_path / "1/assets/labels.txt").write_text("cat\ndog\n")
     deployment = {"id": "x", "model": "m", "activation": "none"}
     model = {"name": "m", "base_path": str(tmp_path), **loading}
@@ -260,10 +262,7 @@ def test_a_models_own_labels_are_found_however_it_is_loaded(tf, tmp_path, loadin
 
 
 def test_labels_of_a_model_that_cannot_be_read_are_told_where_classes_are_asked_for(tf, tmp_path):
-    module = tf.Module()
-    module.see = see(tf)
-    tf.saved_model.save(module, str(tmp_path / "1"), signatures=module.see)
-    (tmp_path / "1/assets").mkdir(exist_ok=True)
+    save_seer(tf, tmp_path / "1")
     (tmp_path / "1/assets/labels.json").write_text("{")
     deployment = {"id": "x", "model": "m", "activation": "none"}
     model = {"name": "m", "base_path": str(tmp_path)}

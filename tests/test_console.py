@@ -321,6 +321,19 @@ def test_cancel_leaves_a_page_that_says_what_is_missing_and_asks_again(page):
     page.wait("document.querySelector('#key-dialog').open")
 
 
+def test_a_change_of_key_that_is_cancelled_leaves_a_page_that_can_be_opened_again(page):
+    page.open("try/cells")
+    page.click("Change key")
+    page.browser.find_element("css selector", "#key-input").send_keys("wrong\n")
+    page.says("The key is not valid", "#key-dialog")
+    page.click("Cancel")
+    page.says("Nothing can be shown without a key")
+    page.click("Enter a key", "#main")
+    page.browser.find_element("css selector", "#key-input").send_keys(KEY + "\n")
+    page.wait("document.querySelectorAll('.list a').length")
+    assert "Try again" not in page.text("#main")
+
+
 def test_a_key_is_remembered_when_that_is_wanted(page):
     stores = "return [sessionStorage, localStorage].map((one) => Object.values(one).join())"
     for remember, kept in ((False, [KEY, ""]), (True, ["", KEY])):
@@ -1070,6 +1083,27 @@ def test_the_camera_takes_one_picture_or_one_after_the_other(page):
     )
     page.click("Close the camera")
     page.wait("!document.querySelector('video').checkVisibility()")
+
+
+def test_live_that_is_switched_off_and_on_at_once_goes_on_alone(page):
+    page.open("try/cells")
+    page.js(
+        """const real = window.fetch; window.calls = window.aborted = 0;
+        window.fetch = (...of) => { window.calls += 1; return real(...of).catch((error) => { window.aborted += 1; throw error; }); };"""
+    )
+    page.click("Camera")
+    page.wait("document.querySelector('video').videoWidth > 0")
+    page.click("Live")
+    page.wait("window.calls > 2")
+    page.js(
+        """const live = [...document.querySelectorAll('button')].find((one) => one.textContent === 'Live');
+        live.click(); live.click();"""
+    )
+    page.wait("window.calls > 6")
+    page.js("window.calls = window.aborted = 0")
+    page.wait("window.calls > 6")
+    assert page.js("return window.aborted") == 0
+    page.click("Close the camera")
 
 
 def test_the_camera_is_asked_for_once_and_let_go_by_who_leaves(page):

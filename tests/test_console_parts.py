@@ -517,6 +517,25 @@ def test_keys_move_accept_reject_and_undo(inbox, site):
     assert inbox.execute_script(f"return {chosen}") == 2
 
 
+def test_nothing_is_undone_of_what_was_shown_before_a_refresh(inbox, site):
+    wait(inbox, "document.querySelector('#inbox-list button[aria-pressed=true]')")
+    type_keys(inbox, "a")
+    counts = "document.querySelector('#inbox-counts').textContent"
+    wait(inbox, f"{counts}.includes('1 accepted')")
+    deadline = time.monotonic() + 60
+    while "accepted" not in verdicts(site) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    inbox.execute_script(
+        """new MutationObserver(() => (window.refreshed = true)).observe(
+        document.querySelector('#main section.card'), {childList: true, subtree: true});"""
+    )
+    click(inbox, "#inbox-refresh")
+    wait(inbox, "window.refreshed")
+    type_keys(inbox, "u")
+    time.sleep(0.5)
+    assert "1 accepted" in text_of(inbox, "#inbox-counts") and "accepted" in verdicts(site)
+
+
 def test_a_verdict_that_is_not_taken_is_taken_back_with_the_request_id(inbox, site):
     wait(inbox, "document.querySelector('#inbox-large canvas')")
     before = text_of(inbox, "#inbox-counts")

@@ -9825,7 +9825,8 @@ def serve(
     server.says_key = True
     process.take_signals(stop)  # before a load begins, which a signal may find hanging
     site.app = create_app(server, eager=True)
-    address = f"http://{f'[{host}]' if ':' in host else host}:{http.port}"
+    where = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # a browser opens no wildcard
+    address = f"http://{f'[{where}]' if ':' in where else where}:{http.port}"
     print(f"serving {__version__} on {address}, loading {server.manager.name}", flush=True)
     if host not in ("127.0.0.1", "localhost", "::1"):
         logger.warning("Listening on %s: whoever reaches this address can use the models", host)

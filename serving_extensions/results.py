@@ -4,6 +4,8 @@ and headers, as Flask's views have them.
 Works on any framework's results without importing one: a tensor is what has `.numpy()`.
 """
 
+import asyncio
+import contextlib
 import dataclasses
 import datetime
 import decimal
@@ -16,7 +18,7 @@ import re
 import sys
 import types
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +32,7 @@ MAX_LEVELS = 200  # of lists and objects in a result: well below where encoders 
 CONTENT_TYPE = re.compile(r"[\w.+-]+/[\w.+-]+(?:; ?[\w-]+=[\w.+\"-]+)*", re.ASCII)
 OCTETS = "application/octet-stream"
 BYTES = (bytes, bytearray, memoryview)
+GENERATORS = (types.GeneratorType, types.AsyncGeneratorType)
 
 
 def sniff(data: bytes) -> str:
@@ -71,10 +74,12 @@ def to_answer(result: Any) -> Answer:
             status, headers = result[1], read_headers(result[2:])
             result = result[0]
         kind = ""
-        if is_with_type(result, (*BYTES, str, types.GeneratorType)) and (
-            isinstance(result[0], (types.GeneratorType, *BYTES)) or status != 200
+        if is_with_type(result, (*BYTES, str, *GENERATORS)) and (
+            isinstance(result[0], (*GENERATORS, *BYTES)) or status != 200
         ):
             result, kind = result
+        if isinstance(result, types.AsyncGeneratorType):
+            result = run_stream(result)
         if isinstance(result, types.GeneratorType):
             stream, told = open_stream(result)
             return Answer(None, None, stream, kind or told, status, headers)
@@ -146,6 +151,31 @@ def read_response(response: Response) -> Answer:
     if response.is_streamed:
         return Answer(None, None, response.iter_encoded(), kind, status, headers)
     return Answer(None, response.get_data(), None, kind, status, headers)
+
+
+def run_stream(parts: AsyncGenerator[Any, None]) -> Iterator[Any]:
+    """An asynchronous generator as a plain one, in an event loop of its own.
+
+    At the end, and where nobody reads on, what it still runs is cancelled, as `asyncio.run` does.
+    """
+    with contextlib.closing(asyncio.new_event_loop()) as loop:
+        try:
+            while True:
+                yield loop.run_until_complete(anext(parts))
+        except StopAsyncIteration:
+            return
+        finally:
+            loop.run_until_complete(close_stream(parts))
+
+
+async def close_stream(parts: AsyncGenerator[Any, None]) -> None:
+    """Close a generator, and end the other tasks of its loop."""
+    await parts.aclose()
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
+    await asyncio.get_running_loop().shutdown_asyncgens()
 
 
 def open_stream(parts: Iterator[Any]) -> tuple[Iterator[bytes], str]:

@@ -865,6 +865,25 @@ def stream(inputs):
 def gathered(inputs):
     return (number for number in inputs), 200, {"x-accel-buffering": "yes"}
 
+async def ticks(inputs):
+    work = asyncio.create_task(asyncio.sleep(60))
+    try:
+        for number in range(inputs):
+            await asyncio.sleep(0.01)
+            yield {"number": number}
+        if inputs == 2:
+            raise RuntimeError("a secret of the model")
+    finally:
+        await asyncio.sleep(0)
+        with open(Path(__file__).with_name("ticked"), "a") as file:
+            print(number, work.done(), file=file)
+
+async def told(inputs):
+    return (text async for text in texts()), "text/event-stream"
+
+async def texts():
+    yield "data: 1\\n\\n"
+
 def breaks(inputs):
     yield "begins"
     raise RuntimeError("a secret of the model")
@@ -888,7 +907,7 @@ def floods(inputs):
         yield b"x" * 100_000
 """
 NAMES = ("missing", "response", "later", "stream", "gathered", "breaks", "fails")
-NAMES += ("floods", "drips")
+NAMES += ("floods", "drips", "ticks", "told")
 
 
 @pytest.fixture(scope="module")
@@ -948,6 +967,29 @@ def test_a_stream_comes_in_parts(views):
     assert answer.headers["X-Accel-Buffering"] == "no"
     lines = [json.loads(line) for line in answer.iter_lines()]
     assert lines == [{"number": number} for number in range(3)]
+
+
+def test_an_async_stream_comes_in_parts(views):
+    answer = call_view(views, "ticks", 3, stream=True)
+    assert answer.headers["Content-Type"] == "application/x-ndjson"
+    assert [json.loads(line)["number"] for line in answer.iter_lines()] == [0, 1, 2]
+    answer = call_view(views, "told")
+    assert (answer.headers["Content-Type"], answer.text) == ("text/event-stream", "data: 1\n\n")
+
+
+def test_an_async_stream_that_fails_is_no_whole_one(views, folder_of_views):
+    with pytest.raises(requests.exceptions.ChunkedEncodingError):
+        assert call_view(views, "ticks", 2).content == b""
+    assert (folder_of_views / "ticked").read_text().splitlines()[-1] == "1 False"
+
+
+def test_an_async_stream_is_closed_when_its_client_leaves(views, folder_of_views):
+    answer = call_view(views, "ticks", 10_000, stream=True)
+    assert next(answer.iter_lines()) == b'{"number":0}'
+    (folder_of_views / "ticked").write_text("")
+    answer.close()
+    until(lambda: (folder_of_views / "ticked").read_text())
+    assert int((folder_of_views / "ticked").read_text().split()[0]) < 9_000
 
 
 def test_a_handler_may_have_a_proxy_gather_its_stream(views):

@@ -4,10 +4,12 @@ import contextlib
 import io
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 
@@ -430,3 +432,12 @@ def test_run_listens_where_the_environment_says(monkeypatch, given, expected):
     monkeypatch.setenv("SERVING_PORT", "http")
     with pytest.raises(ValueError, match="SERVING_PORT: expected 0 to 65535, got 'http'"):
         serving.run({"model_config_list": []})
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+def test_the_links_at_the_start_open_in_a_browser(host, capsys):
+    stop, server = threading.Event(), serving.ModelServer({"model_config_list": []})
+    threading.Timer(1.5, stop.set).start()
+    serving.run(server, host=host, port=0, stop=stop)
+    links = re.findall(r"http://(\S+?):\d+", capsys.readouterr().out)
+    assert len(links) >= 4 and set(links) == {"127.0.0.1"}

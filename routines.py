@@ -22,7 +22,6 @@ This module never imports `serving`: it works on arrays alone.
 """
 
 import base64
-import binascii
 import codecs
 import contextlib
 import contextvars
@@ -246,10 +245,10 @@ def image_damage(limits: ImageLimits, data: bytes = b"") -> Iterator[None]:
         raise ImageError(f"image is damaged: {plain(error)}") from None
 
 
-def check_pixels(width: int, height: int, limits: ImageLimits) -> None:
+def check_pixels(width: int, height: int, limits: ImageLimits, what: str = "image") -> None:
     if width * height > limits.max_pixels:
         raise ImageError(
-            f"image of {width}x{height} pixels is over the limit of {limits.max_pixels}",
+            f"{what} of {width}x{height} pixels is over the limit of {limits.max_pixels}",
             too_large=True,
         )
 
@@ -390,7 +389,7 @@ def decode_base64(text: str) -> bytes:
     text = re.sub(r"\s+", "", text).replace("-", "+").replace("_", "/").rstrip("=")
     try:
         return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
-    except (binascii.Error, ValueError) as error:
+    except ValueError as error:
         raise ImageError(f"data is not base64: {error}") from None
 
 
@@ -408,11 +407,7 @@ def decode_array(value: Any, limits: ImageLimits) -> np.ndarray:
             f"{'x'.join(map(str, array.shape)) or 'a number'}"
         )
     height, width, _ = array.shape
-    if height * width > limits.max_pixels:
-        raise ImageError(
-            f"array of {width}x{height} pixels is over the limit of {limits.max_pixels}",
-            too_large=True,
-        )
+    check_pixels(width, height, limits, "array")
     limits.allow(4 * height * width + array.nbytes)
     array = to_bytes(array, "array")
     if array.shape[2] == 1:
@@ -674,13 +669,9 @@ def reader_of(
     """
     if body.startswith(NPY_START) or content_type == "application/x-npy":
         return decode_npy
-    if body[4:8] == b"ftyp":  # AVIF and HEIC
-        return decode_image
-    if content_type == "application/octet-stream" and not body[:64].lstrip().startswith(b"{"):
-        return decode_image
-    return (
-        decode_image if body.startswith(IMAGE_STARTS) or content_type.startswith("image/") else None
-    )
+    is_known = body.startswith(IMAGE_STARTS) or body[4:8] == b"ftyp"  # AVIF and HEIC
+    is_bytes = content_type == "application/octet-stream" and body[:64].lstrip()[:1] != b"{"
+    return decode_image if is_known or is_bytes or content_type.startswith("image/") else None
 
 
 def read_bytes(body: bytes, limits: ImageLimits, content_type: str = "") -> Pictures:
@@ -1469,17 +1460,13 @@ def show_layout(kind: Family) -> str:
     )
 
 
-def check_rename(kind: Family, outputs: Mapping[str, Output], rename: Mapping[str, str]) -> None:
-    """Raise ValueError for a name of `outputs` that the family or the model does not have."""
+def check_rename(kind: Family, rename: Mapping[str, str]) -> None:
+    """Raise ValueError for a name of `outputs` that the family does not have."""
     names = [name for names, _, _ in kind.slots() for name in names]
-    for name, own in rename.items():
+    for name in rename:
         if name not in names:
             raise ValueError(
                 f"outputs: family {kind.name} has no output '{name}'; it has {show_layout(kind)}"
-            )
-        if own not in outputs:
-            raise ValueError(
-                f"outputs.{name}: the model has no output '{own}'; it has {list_outputs(outputs)}"
             )
 
 
@@ -1494,15 +1481,14 @@ def find_family(
 
     ValueError, with what to write into the config, where nothing tells it.
     """
+    for name, own in rename.items():
+        if own not in about.outputs:
+            there = list_outputs(about.outputs)
+            raise ValueError(f"outputs.{name}: the model has no output '{own}'; it has {there}")
     if wanted is not None:
-        check_rename(kinds[wanted], about.outputs, rename)
+        check_rename(kinds[wanted], rename)
         return kinds[wanted], match_outputs(kinds[wanted], about.outputs, rename)
     reasons, given = list[str](), {*about.outputs, *rename}
-    if strange := [name for name, own in rename.items() if own not in about.outputs]:
-        raise ValueError(
-            f"outputs.{strange[0]}: the model has no output '{rename[strange[0]]}'; "
-            f"it has {list_outputs(about.outputs)}"
-        )
     for kind in kinds.values():
         names = {name for names, _, _ in kind.slots() for name in names}
         if not rename.keys() <= names:
@@ -1667,16 +1653,15 @@ def settle(kind: Family, about: About) -> About:
     return about
 
 
-def check_numbers(kind: Family, about: About) -> bool:
-    """Whether it is known which numbers classes may have. ValueError for names of others."""
+def check_numbers(kind: Family, about: About) -> None:
+    """Raise ValueError where a label map names others than the classes' numbers."""
     numbers = kind.numbers(about)
     if numbers is None:
-        return False
+        return
     try:
         check_labels(about.labels, len(numbers), numbers.start + shift_of(kind, about))
     except ValueError as error:
         raise ValueError(f"{error}{OTHER_COLUMNS * ('predictions' in kind.layout)}") from None
-    return True
 
 
 OTHER_COLUMNS = (
@@ -1769,8 +1754,9 @@ def sound_rows(tensors: Tensors) -> np.ndarray:
     return sound
 
 
-def finish(kind: Family, tensors: Tensors, about: About, most: int) -> Tensors:
-    """What a reader has read as predictions, best first, at most `most`, boxes in the picture.
+def finish(kind: Family, tensors: Tensors, about: About) -> Tensors:
+    """What a reader has read as predictions, best first, at most `about.most`,
+    boxes in the picture.
 
     What cannot be is dropped: NaN and confidences outside 0..1, which the log counts, and boxes of
     which nothing lies in the picture.
@@ -1796,7 +1782,7 @@ def finish(kind: Family, tensors: Tensors, about: About, most: int) -> Tensors:
     if kind.boxes:
         tensors = place_in_picture(kind, tensors, about)
         tensors["classes"] = tensors["classes"] + shift_of(kind, about)
-    tensors = keep(tensors, np.argsort(-tensors["scores"], kind="stable")[:most])
+    tensors = keep(tensors, np.argsort(-tensors["scores"], kind="stable")[: about.most])
     return {**tensors, "names": name_classes(tensors, about.labels)}
 
 
@@ -1811,7 +1797,7 @@ def place_in_picture(kind: Family, tensors: Tensors, about: About) -> Tensors:
     if kind.overlap is not None:
         tensors = suppress(tensors, kind.overlap)
     raw, clipped = tensors["boxes"], np.clip(tensors["boxes"], 0, 1)
-    if "masks" in tensors and len(raw):
+    if "masks" in tensors:
         tensors["masks"] = clip_masks(tensors["masks"], raw, clipped)
     tensors["boxes"] = clipped
     has_area = (clipped[:, 2:] > clipped[:, :2]).all(axis=1)
@@ -1824,9 +1810,7 @@ def clip_masks(masks: np.ndarray, boxes: np.ndarray, clipped: np.ndarray) -> np.
     return np.array(cut, np.float32).reshape(masks.shape)
 
 
-def sample_masks(
-    planes: np.ndarray, boxes: np.ndarray, size: tuple[int, ...] = (128, 128)
-) -> np.ndarray:
+def sample_masks(planes: np.ndarray, boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """What of each plane [N, h, w] lies in its box (0..1 of the plane), as [N, *size], linear."""
     height, width = planes.shape[1:]
     masks = np.zeros((len(planes), *size), np.float32)
@@ -2544,15 +2528,20 @@ def find_best_regions(planes: np.ndarray, about: About) -> Tensors:
     """The regions of the best class of each pixel of planes [H, W, C]."""
     planes = np.nan_to_num(planes)
     winner, best = planes.argmax(axis=2), planes.max(axis=2)
+    winner = np.where(best >= (about.threshold or 0), winner, -1)
+    return find_map_regions(winner, about, best)
+
+
+def find_map_regions(numbers: np.ndarray, about: About, best: np.ndarray) -> Tensors:
+    """The regions of a map [H, W] of classes, but the background's; of `best` their mean."""
     first = 0 if about.classes_from == 0 else 1
-    winner = np.where(best >= (about.threshold or 0), winner, first - 1)
     shift = 1 - first if 0 not in about.labels else 0
     found = [
-        (box, planes[:, :, number][window][inside].mean(), int(number) + shift, inside)
-        for number in np.unique(winner[winner >= first])
-        for box, window, inside in find_regions(winner == number)
+        (box, best[window][inside].mean(), int(number) + shift, inside)
+        for number in np.unique(numbers[numbers >= first])
+        for box, window, inside in find_regions(numbers == number)
     ]
-    return to_tensors(found, winner.shape, about)
+    return to_tensors(found, numbers.shape, about)
 
 
 def find_planes_regions(planes: np.ndarray, about: About) -> Tensors:
@@ -2656,14 +2645,7 @@ def class_map(outputs: Mapping[str, np.ndarray], about: About) -> Tensors:
     `classes_from` is 0: its regions.
     """
     numbers = outputs["map"]
-    first = 0 if about.classes_from == 0 else 1
-    shift = 1 - first if 0 not in about.labels else 0
-    found = [
-        (box, 1.0, int(number) + shift, inside)
-        for number in np.unique(numbers[numbers >= first])
-        for box, _, inside in find_regions(numbers == number)
-    ]
-    return to_tensors(found, numbers.shape, about)
+    return find_map_regions(numbers, about, np.ones(numbers.shape, np.uint8))
 
 
 @family({"map": "int H W 1"}, told=is_map, check=check_background, **REGIONS)
@@ -3575,7 +3557,7 @@ def draw_annotations(
     """The picture, uint8 RGB [H, W, 3], at its own size with boxes, masks and names,
     as `png` or `jpeg` bytes.
     """
-    canvas = np.ascontiguousarray(image).copy()
+    canvas = image.copy()
     height, width = canvas.shape[:2]
     side = math.sqrt(height * width)
     thick = max(1, round(side / (350 if len(annotations) <= 50 else 500)))
@@ -3585,12 +3567,7 @@ def draw_annotations(
     for label, (left, top) in place_labels(labels, annotations, width, height, thick):
         part = canvas[top : top + label.shape[0], left : left + label.shape[1]]
         part[:] = label[: part.shape[0], : part.shape[1]]
-    done, data = cv2.imencode(
-        ".jpg" if kind == "jpeg" else ".png", cv2.cvtColor(canvas, cv2.COLOR_RGB2BGR)
-    )
-    if not done:
-        raise ImageError("picture cannot be drawn")
-    return data.tobytes()
+    return encode(canvas, ".jpg" if kind == "jpeg" else ".png", "drawn")
 
 
 def colour_of(annotation: Mapping[str, Any]) -> tuple[int, int, int]:
@@ -3679,7 +3656,7 @@ def draw_text(text: str, path: str, size: int, colour: tuple[int, ...]) -> np.nd
         return draw_opencv(text, size, room, ink, colour)
     font = open_font(path, size)
     left, _, right, _ = font.getbbox(text)
-    above, below = line_of(font)
+    above, below = font.getmetrics()
     wide, tall = math.ceil(right - left) + 2 * room, above + below + room
     label = Image.new("RGB", (wide, tall), colour)
     ImageDraw.Draw(label).text((room - left, room // 2 + above), text, ink, font, anchor="ls")
@@ -3699,11 +3676,6 @@ def draw_opencv(
         label = np.full((round(1.3 * size) + room, wide + 2 * room, 3), colour, np.uint8)
         cv2.putText(label, text, (room, round(1.05 * size) + room // 2), ink, font, size)
     return label
-
-
-def line_of(font: Any) -> tuple[int, int]:
-    """What a line of a font takes above and below its letters' feet, in pixels."""
-    return font.getmetrics() if hasattr(font, "getmetrics") else (font.getbbox("Ag")[3], 0)
 
 
 def place_labels(
@@ -3752,9 +3724,7 @@ def label_places(
     bound = np.rint(np.array(annotation["bound"]) * [width, height]).astype(int).tolist()
     (left, top), _, (right, bottom), _ = bound
     edge = left - thick // 2
-    over = [(edge, top - tall), (right - wide, top - tall)]
-    if top < tall:
-        over = []
+    over = [(edge, top - tall), (right - wide, top - tall)] if top >= tall else []
     inside = [(left, top), (left, bottom - tall)] if right - left > wide else []
     return [*over, *inside, (edge, bottom), (right, top), (left - wide, top)]
 
@@ -3864,7 +3834,7 @@ PIXEL_TYPES = {
     "DT_DOUBLE": np.dtype(np.float64),
 }
 CHANNELS = {"grey": 1, "rgb": 3, "bgr": 3, "rgba": 4, "bgra": 4}
-LAYOUTS = ("NHWC", "NCHW", "NHW", "HWC", "CHW", "HW")
+LAYOUTS = ("NHWC", "NCHW", "NHW", "HWC", "CHW")
 NORMAL = {1: "grey", 3: "rgb", 4: "rgba"}
 Shape = tuple[int | None, ...] | None
 
@@ -3935,22 +3905,17 @@ class Placement:
 
     region: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)
 
-    def to_original(self, boxes: np.ndarray) -> np.ndarray:
-        """Boxes [N, 4] in 0..1 of what was shown as boxes in 0..1 of the picture, not cut to it."""
-        return place_boxes(boxes, np.array(self.region))
-
     def place(self, tensors: Tensors) -> Tensors:
         """Predictions of what was shown as predictions of the picture: without what lies in the
         padding alone, boxes and their masks cut at the picture's edge.
         """
         if "boxes" not in tensors or self == Placement():
             return tensors
-        boxes = self.to_original(tensors["boxes"].astype(np.float64))
+        boxes = place_boxes(tensors["boxes"].astype(np.float64), np.array(self.region))
         parts = np.clip(boxes, 0, 1)
         placed = {**tensors, "boxes": parts.astype(np.float32)}
         if "masks" in tensors:
-            masks = [cut_mask(*each) for each in zip(tensors["masks"], boxes, parts)]
-            placed["masks"] = np.array(masks, np.float32).reshape(tensors["masks"].shape)
+            placed["masks"] = clip_masks(tensors["masks"], boxes, parts)
         return keep(placed, (parts[:, 2] > parts[:, 0]) & (parts[:, 3] > parts[:, 1]))
 
 
@@ -4071,16 +4036,16 @@ class PictureInput:
 
     def show_text(self, image: np.ndarray) -> np.ndarray:
         """A picture as PNG, or as tf.Example that holds one."""
-        data = encode_png(image)
+        data = encode(image)
         if self.form == "example":
             data = encode_example({self.feature: data, "image/format": b"png"})
         return np.array([data], object).reshape([1] * self.rank)
 
 
-def encode_png(image: np.ndarray) -> bytes:
-    done, data = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+def encode(image: np.ndarray, ending: str = ".png", what: str = "encoded") -> bytes:
+    done, data = cv2.imencode(ending, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
     if not done:
-        raise ImageError("picture cannot be encoded")
+        raise ImageError(f"picture cannot be {what}")
     return data.tobytes()
 
 
@@ -4201,21 +4166,19 @@ def find_layout(name: str, shape: Shape, options: InputOptions) -> str:
         if shape is not None and not (len(shape) == len(layout) and fits_layout(layout, shape)):
             raise ValueError(f"layout: '{layout}' does not fit input '{name}' {show_shape(shape)}")
         return layout
-    rank = len(shape or ())
+    sizes = shape or ()
+    fitting = [
+        layout for layout in LAYOUTS if len(layout) == len(sizes) and fits_layout(layout, sizes)
+    ]
     found = [
         layout
-        for layout in LAYOUTS[:5]
-        if shape is not None
-        and len(layout) == rank
-        and fits_layout(layout, shape)
-        and all(size is None or size > 4 for side, size in zip(layout, shape) if side in "HW")
-        and ("C" not in layout or shape[layout.index("C")] is not None)
+        for layout in fitting
+        if all(size is None or size > 4 for side, size in zip(layout, sizes) if side in "HW")
+        and ("C" not in layout or sizes[layout.index("C")] is not None)
     ]
-    if any(shape or ()) and (len(found) == 1 or found == ["NHW", "CHW"]):
+    if any(sizes) and (len(found) == 1 or found == ["NHW", "CHW"]):
         return found[0]
-    if shape is None or any(
-        len(layout) == rank and fits_layout(layout, shape) for layout in LAYOUTS[:5]
-    ):
+    if shape is None or fitting:
         raise NoPicture(
             f"input '{name}' {show_shape(shape)} does not tell how it takes pictures: write "
             '"layout": "NHWC" or "NCHW" (or "NHW", "HWC", "CHW", "HW") and "channels": "rgb" '
@@ -4399,7 +4362,7 @@ class ImageModel:
         about = dataclasses.replace(self.about, shown=shown, most=most)
         if self.labels and self.kind.numbers(self.about) is None:
             self.check_late(arrays, about)
-        return finish(self.kind, self.kind.read(arrays, about), about, most)
+        return finish(self.kind, self.kind.read(arrays, about), about)
 
     def check_late(self, arrays: Mapping[str, np.ndarray], about: About) -> None:
         """Hold the label map against what a model answers, where its signature has no sizes.
@@ -4534,7 +4497,7 @@ def find_in_tiles(tile: Tile, model: ImageModel, run: Run, image: np.ndarray) ->
             found = keep_best([found, new] if found else [new], 10 * model.most)
     found = drop_parts(found)
     del found["cut"]
-    return keep_best([suppress(found, tile.iou)], model.most)
+    return keep_best([suppress(found, tile.iou)], min(model.most, model.top_k or model.most))
 
 
 def see_tiles(

@@ -212,25 +212,7 @@ HTTP_STATUS: dict[str, int] = {
     "UNAUTHENTICATED": 401,
 }
 # absl status codes in the order of their numbers, which is what TensorFlow's exceptions carry.
-CODE_NAMES = (
-    "OK",
-    "CANCELLED",
-    "UNKNOWN",
-    "INVALID_ARGUMENT",
-    "DEADLINE_EXCEEDED",
-    "NOT_FOUND",
-    "ALREADY_EXISTS",
-    "PERMISSION_DENIED",
-    "RESOURCE_EXHAUSTED",
-    "FAILED_PRECONDITION",
-    "ABORTED",
-    "OUT_OF_RANGE",
-    "UNIMPLEMENTED",
-    "INTERNAL",
-    "UNAVAILABLE",
-    "DATA_LOSS",
-    "UNAUTHENTICATED",
-)
+CODE_NAMES = ("OK", *HTTP_STATUS)
 
 
 def explain(error: BaseException, folders: Iterable[str] = ()) -> str:
@@ -627,9 +609,7 @@ class Batching:
     @property
     def sizes(self) -> list[int]:
         """The batch sizes TensorFlow pads to, rising, the last one `max_batch_size`."""
-        powers = itertools.takewhile(
-            lambda size: size < self.max_batch_size, (2**n for n in itertools.count())
-        )
+        powers = (2**n for n in range(16) if 2**n < self.max_batch_size)  # it is up to 65536
         return list(self.allowed_batch_sizes or (*powers, self.max_batch_size))
 
 
@@ -655,11 +635,6 @@ def read_devices(target: str) -> list[str]:
         unwanted = [name[1:].upper() for name in devices]
         return [name for name in ("GPU:0", "CPU:0") if name.partition(":")[0] not in unwanted]
     return devices
-
-
-def is_url(path: str) -> bool:
-    """Whether a base_path has a scheme, such as gs://, and is no folder of this machine."""
-    return re.match(r"[A-Za-z][\w+.-]*://", path) is not None
 
 
 @dataclass(frozen=True)
@@ -747,7 +722,7 @@ class ModelConfig:
         """Why this model cannot be served as it is written, field first; or nothing."""
         if not self.base_path:
             return "base_path: expected a folder, got ''"
-        if is_url(self.base_path):
+        if re.match(r"[A-Za-z][\w+.-]*://", self.base_path):  # such as gs://
             scheme = self.base_path.partition(":")[0]
             return f"base_path: expected a folder of this machine, got a URL, {scheme}://..."
         if self.model_version_policy.problem:
@@ -1379,29 +1354,20 @@ class Config:
 
         Empty where there is none.
         """
-        return ([d.id for d in self.deployments if d.default] or [d.id for d in self.deployments])[
-            :1
-        ]
+        marked = [deployment.id for deployment in self.deployments if deployment.default]
+        return marked or [deployment.id for deployment in self.deployments[:1]]
 
 
 def check_names(config: "Config") -> None:
     """Raise ValueError where names of deployments and handlers, or the keys for them,
     contradict each other.
     """
-    names, paths = (
-        [deployment.id for deployment in config.deployments],
-        [handler.path for handler in config.handlers],
-    )
+    names = [deployment.id for deployment in config.deployments]
+    paths = [handler.path for handler in config.handlers]
     refuse_repeated("deployments", "id", names)
     refuse_repeated("handlers", "path", paths)
-    if (
-        len(
-            defaults := [
-                index for index, deployment in enumerate(config.deployments) if deployment.default
-            ]
-        )
-        > 1
-    ):
+    defaults = [index for index, one in enumerate(config.deployments) if one.default]
+    if len(defaults) > 1:
         raise ValueError(
             f"deployments[{defaults[1]}].default: deployments[{defaults[0]}] is the default already"
         )
@@ -1428,6 +1394,7 @@ def resolve_paths(config: "Config", folder: Path, stem: str) -> Any:
             and dataclasses.replace(learning, folder=str(folder / learning.folder)),
         )
 
+    store = config.auth.quota_store or f"{stem}.quotas.sqlite3"
     return dataclasses.replace(
         config,
         deployments=tuple(map(resolved, config.deployments)),
@@ -1440,8 +1407,7 @@ def resolve_paths(config: "Config", folder: Path, stem: str) -> Any:
             history=config.server.history and str(folder / config.server.history),
         ),
         auth=dataclasses.replace(
-            config.auth,
-            quota_store=resolve_store(config.auth.quota_store or f"{stem}.quotas.sqlite3", folder),
+            config.auth, quota_store=store if "://" in store else str(folder / store)
         ),
         admin=config.admin
         and dataclasses.replace(
@@ -1450,11 +1416,6 @@ def resolve_paths(config: "Config", folder: Path, stem: str) -> Any:
             projects_folder=str(folder / config.admin.projects_folder),
         ),
     )
-
-
-def resolve_store(store: str, folder: Path) -> str:
-    """A quota store with its path made absolute, if it has one."""
-    return store if "://" in store else str(folder / store)
 
 
 JSON_TYPES = {
@@ -1539,12 +1500,8 @@ def parse(
     if kind is Any:
         return value
     if origin in (Union, types.UnionType):
-        matching = [k for k in arguments if is_json(value, k)]
-        if not matching:
-            raise ConfigError(
-                path, f"expected {kind_name(kind)}, got {what_came(value, path, kind)}"
-            )
-        return parse(matching[0], value, path, limits)
+        for matching in (one for one in arguments if is_json(value, one)):
+            return parse(matching, value, path, limits)
     if not is_json(value, kind):
         raise ConfigError(path, f"expected {kind_name(kind)}, got {what_came(value, path, kind)}")
     if dataclasses.is_dataclass(kind):
@@ -1634,6 +1591,12 @@ def similar_key(key: str, fields: Iterable[str]) -> str:
     return "".join(difflib.get_close_matches(key, fields, n=1))
 
 
+def suggest(name: str, known: Iterable[str]) -> str:
+    """Which name may be meant; or all of them."""
+    close = similar_key(name, known)
+    return f"did you mean '{close}'?" if close else f"expected one of: {', '.join(known)}"
+
+
 def unknown_key(key: str, meant: str, fields: Iterable[str], path: str) -> ConfigError:
     """The error for a key that an object does not have, and the one that may be meant, if any."""
     expected = f"expected one of: {', '.join(fields) or 'nothing'}"
@@ -1642,19 +1605,21 @@ def unknown_key(key: str, meant: str, fields: Iterable[str], path: str) -> Confi
     return ConfigError(path if hidden else f"{path}.{key}"[:200], f"unknown key; {hint}")
 
 
-class Pairs(dict):
-    """A JSON object; `twice` is a key that stands in it twice, if any does."""
+class Repeated(dict):
+    """An object with equal keys: the last of each; `first` has the first of each."""
 
-    twice: str | None = None
+    first: dict[str, Any]
+    twice: str  # one of those keys
 
-    @classmethod
-    def read(cls, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        counts = Counter(key for key, _ in pairs)
-        if len(counts) == len(pairs):
-            return dict(pairs)
-        found = cls(pairs)
-        found.twice = counts.most_common(1)[0][0]
-        return found
+
+def read_object(members: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(members)
+    if len(value) == len(members):
+        return value
+    repeated = Repeated(value)
+    repeated.first = dict(reversed(members))
+    repeated.twice = Counter(key for key, _ in members).most_common(1)[0][0]
+    return repeated
 
 
 def refuse_twice(value: Any, path: str) -> None:
@@ -1662,7 +1627,7 @@ def refuse_twice(value: Any, path: str) -> None:
 
     Under `auth` it is named where it is the name of an option, else it may be a password.
     """
-    if isinstance(value, Pairs):
+    if isinstance(value, Repeated):
         options = {one.name for kind in (Auth, Key, Quota) for one in dataclasses.fields(kind)}
         hidden = is_secret(path) and value.twice not in options
         key = "a key" if hidden else f"key '{value.twice}'"
@@ -1755,7 +1720,7 @@ def read_config(text: bytes) -> Any:
 
     try:
         value = json.loads(
-            text.decode("utf-8-sig"), object_pairs_hook=Pairs.read, parse_constant=constant
+            text.decode("utf-8-sig"), object_pairs_hook=read_object, parse_constant=constant
         )
         refuse_twice(value, "$")
         return value
@@ -1817,18 +1782,15 @@ def load_config(
     if isinstance(source, Config):
         return kind(**{f.name: getattr(source, f.name) for f in dataclasses.fields(Config)})
     if isinstance(source, Mapping):
-        value, folder = dict(source), Path.cwd()
+        value, folder, stem = dict(source), Path.cwd(), "serving"
     else:
-        value, folder = (
-            read_config(read_file(Path(source)) if text is None else text),
-            Path(source).absolute().parent,
-        )
+        value = read_config(read_file(Path(source)) if text is None else text)
+        folder, stem = Path(source).absolute().parent, Path(source).stem
     if isinstance(value, dict):
         value.pop("$schema", None)  # editors write it to find config.schema.json
     config = parse(kind, value)
     items = tuple(ModelItem(resolve_base_path(model, folder)) for model in config.models)
     config = dataclasses.replace(config, model_config_list=items)
-    stem = "serving" if isinstance(source, Mapping) else Path(source).stem
     return resolve_paths(config, folder, stem)
 
 
@@ -1894,27 +1856,19 @@ class UnpackedBytes:
     """
 
     def __init__(self, limit: Callable[[], int]):
-        self._limit, self._lock = limit, threading.Lock()
+        self.limit, self._lock = limit, threading.Lock()
         self.held = 0
-
-    def allowance(self, most: int) -> "Allowance":
-        """What one request may take, `most` bytes of it: for a `with`."""
-        return Allowance(self, most)
 
     def add(self, size: int) -> None:
         """Count `size` bytes, negative ones as free again; 503 when they do not fit."""
         with self._lock:
-            if size > 0 and self.held + size > self._limit():
+            if size > 0 and self.held + size > self.limit():
                 raise ServingError(
                     "The server is busy: what other requests have unpacked holds "
                     "all the memory there is for it. Try again in a moment",
                     "UNAVAILABLE",
                 )
             self.held += size
-
-    @property
-    def limit(self) -> int:
-        return self._limit()
 
 
 class Allowance:
@@ -1923,15 +1877,16 @@ class Allowance:
     def __init__(self, all_bodies: UnpackedBytes, most: int):
         self._all, self.most, self.held = all_bodies, most, 0
 
-    def take(self, size: int, what: str = "Request body") -> None:
-        """Take `size` bytes for `what`; a negative size gives some back.
+    def take(self, size: int) -> None:
+        """Take `size` bytes; a negative size gives some back.
 
         Raises ServingError: 413 when they can never fit, 503 when they do not fit now.
         """
-        most = min(self.most, self._all.limit)
+        most = min(self.most, self._all.limit())
         if size > 0 and self.held + size > most:
             raise ServingError(
-                f"{what} unpacks to {self.held + size} bytes or more, over the limit of {most}",
+                f"Request body unpacks to {self.held + size} bytes or more, "
+                f"over the limit of {most}",
                 "INVALID_ARGUMENT",
                 413,
             )
@@ -1942,12 +1897,6 @@ class Allowance:
         if self.held:
             held, self.held = self.held, 0
             self._all.add(-held)
-
-    def __enter__(self) -> "Allowance":
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self.close()
 
 
 UNPACKED_PIECE = 1 << 20  # bytes that are unpacked at once
@@ -2026,21 +1975,6 @@ JSON_PROBLEMS = {
 }
 
 
-class Repeated(dict):
-    """An object with equal keys: the last of each, as orjson has it; in `first` the first."""
-
-    first: dict[str, Any]
-
-
-def read_object(members: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(members)
-    if len(value) == len(members):
-        return value
-    repeated = Repeated(value)
-    repeated.first = dict(reversed(members))
-    return repeated
-
-
 def read_float(number: str) -> float:
     value = float(number)
     if math.isinf(value):
@@ -2116,8 +2050,8 @@ def explain_json(text: str, error: json.JSONDecodeError) -> str:
     if not before.strip(JSON_SPACE) and not mark:
         return "The document is empty."
     if not error.msg.startswith("Expecting ','"):
-        known = [text for start, text in JSON_PROBLEMS.items() if error.msg.startswith(start)]
-        return known[0] if known else "Invalid value."
+        known = (text for start, text in JSON_PROBLEMS.items() if error.msg.startswith(start))
+        return next(known, "Invalid value.")
     if before[-1].isdigit() and mark in (".", "e", "E"):
         return f"Miss {'fraction part' if mark == '.' else 'exponent'} in number."
     try:
@@ -2209,13 +2143,8 @@ def quick_tensor(value: Any, dtype: np.dtype | None) -> np.ndarray | None:
         if all(issubclass(kind, np.ndarray | np.generic) for kind in kinds):
             arrays = np.array(flat)
             return quick_cast(arrays.reshape(*shape, *arrays.shape[1:]), dtype)
-    except (
-        ValueError,
-        OverflowError,
-        TypeError,
-    ):
-        # arrays of different shapes, integers over 64 bits
-        pass
+    except (ValueError, OverflowError, TypeError):  # different shapes, integers over 64 bits
+        return None
     return None
 
 
@@ -2282,20 +2211,11 @@ def exact_array(array: np.ndarray, spec: TensorSpec) -> np.ndarray:
     dtype = NUMPY_DTYPES.get(spec.dtype)
     if dtype is None or array.dtype.kind not in "biufc" or array.ndim > MAX_DIMENSIONS:
         return exact_tensor(array.tolist(), spec)
-    integers = array.dtype.kind in "iu" and dtype.kind in "iu"
-    index = first_beyond(array.reshape(-1), dtype) if integers else 0
+    index = 0
+    if array.dtype.kind in "iu" and dtype.kind in "iu":  # the first that is beyond the range
+        limits, flat = np.iinfo(dtype), array.reshape(-1)
+        index = int(((flat < limits.min) | (flat > limits.max)).argmax())
     return np.array(decode_leaf(array.item(index), index, array.shape, spec, dtype))
-
-
-def first_beyond(integers: np.ndarray, dtype: np.dtype) -> int:
-    """The index of the first of some integers that is beyond a dtype's range."""
-    limits, own = np.iinfo(dtype), np.iinfo(integers.dtype)
-    beyond = np.zeros(len(integers), bool)
-    if own.min < limits.min:
-        beyond |= integers < limits.min
-    if own.max > limits.max:
-        beyond |= integers > limits.max
-    return int(beyond.argmax())
 
 
 def collect_leaves(value: Any, level: int, shape: list[int], leaves: list[Any]) -> None:
@@ -2751,9 +2671,8 @@ class SignatureCall(typing.NamedTuple):
     # of one made-up row; not known where that tells nothing of others
     seconds: float = float("inf")
     kind: str = "session"  # or `frozen`, `batched`: a last value says how many rows ran at once
-    bounded: bool = (
-        True  # whether any input takes about as long as that row: no loops, no Python functions
-    )
+    # whether any input takes about as long as that row: no loops, no Python functions
+    bounded: bool = True
     tried: bool = False  # whether it has answered made-up input
     steady: bool = False  # whether many small rows, of any numbers, are answered soon as well
     operations: frozenset[str] = frozenset()  # their kinds, of those that it may run
@@ -3081,10 +3000,7 @@ def prepare_devices(limit_mb: int | None, intra_op_threads: int | None) -> None:
                 )
             else:
                 tf.config.experimental.set_memory_growth(gpu, True)
-        except (
-            RuntimeError,
-            ValueError,
-        ) as error:  # the host process has started TensorFlow: its settings stay
+        except (RuntimeError, ValueError) as error:  # the host has started TensorFlow already
             logger.warning("GPU memory settings have no effect: %s", error)
     PREPARED_DEVICES.set()
 
@@ -3221,7 +3137,7 @@ def load_saved_model(request: LoadRequest) -> Servable:
     report_unread(request)
     with load_errors(request.folder, held.close, failed):
         session, definitions, metadata = open_session(request.folder, device, config.tags)
-        held.callback(close_session, session)
+        held.callback(session.close)  # its graph goes with the next collection
         model = prepare_calls(config.name, device, session, definitions, metadata)
         model = dataclasses.replace(model, folder=request.folder)
         if request.try_calls:
@@ -3258,11 +3174,6 @@ def load_errors(
     except Exception as error:
         close()
         raise LoadError(explain_operation(reason_of(error, folder), failed)) from error
-
-
-def close_session(session: Any) -> None:
-    """Free what a session holds; its graph goes with the next collection."""
-    session.close()
 
 
 @dataclass(frozen=True)
@@ -3527,9 +3438,7 @@ def describe(definitions: Mapping[str, Any]) -> dict[str, Any]:
     in OpenVINO's (`signatureDef`).
     """
     # protobuf comes, and is imported, with TensorFlow
-    from google.protobuf.json_format import (
-        MessageToDict,
-    )
+    from google.protobuf.json_format import MessageToDict
 
     def write(snake: bool) -> dict[str, Any]:
         return {
@@ -3582,11 +3491,7 @@ def read_shape(shape: Mapping[str, Any]) -> tuple[int | None, ...] | None:
 
 READ_SUFFIX = "/Read/ReadVariableOp"  # stands beside each variable; freezing reads them by it
 # other operations that have a state want more than a checkpoint
-PLAIN_STATE = {
-    "VarHandleOp",
-    "ReadVariableOp",
-    "StatefulPartitionedCall",
-}
+PLAIN_STATE = {"VarHandleOp", "ReadVariableOp", "StatefulPartitionedCall"}
 INIT_SIGNATURE = "__saved_model_init_op"
 INIT_COLLECTIONS = {"saved_model_main_op", "legacy_init_op"}
 
@@ -3609,17 +3514,13 @@ def open_used(
     if not file.is_file() or not prefix.with_suffix(".index").is_file():
         return None, None
     graphs = saved_model_pb2.SavedModel.FromString(file.read_bytes()).meta_graphs
-    graph = next((graph for graph in graphs if set(graph.meta_info_def.tags) == set(tags)), None)
-    if graph is None:
-        return None, None
+    graph = find_graph(graphs, tags)
     reader, session = tf.train.load_checkpoint(str(prefix)), None
     try:
         used = extract_used(graph, choose_sound(graph, folder.name))
         if keys := checkpoint_keys(graph, used, reader):
             session = open_filled(used, keys, prefix, device, graph.meta_info_def.stripped_op_list)
-    except (
-        Exception
-    ) as error:  # whatever is wrong with the files: TensorFlow's own loaders say it better
+    except Exception as error:  # TensorFlow's own loaders say better what is wrong with the files
         logger.debug("%s is loaded whole: %s", folder.name, clean_message(str(error)))
     doubled = sum(node.op == "VarHandleOp" for node in graph.graph_def.node) > len(
         reader.get_variable_to_shape_map()
@@ -3856,10 +3757,7 @@ def rename_tensors(definitions: Mapping[str, Any], folder: Path) -> dict[str, di
     for definition in definitions.values():
         for side in ("inputs", "outputs"):
             tensors = getattr(definition, side)
-            stored = {
-                own: type(info).FromString(info.SerializeToString())
-                for own, info in tensors.items()
-            }
+            stored = copy.deepcopy(dict(tensors))
             tensors.clear()
             for own, info in stored.items():
                 exposed = mapping.get(side, {}).get(own, own)
@@ -4158,10 +4056,7 @@ def is_constant(tensor: str, scope: Scope) -> bool:
 def read_fields(message: bytes) -> dict[int, list[bytes]]:
     """The length-delimited fields of a protobuf message by number, whatever its type."""
     # protobuf comes, and is imported, with TensorFlow
-    from google.protobuf import (
-        empty_pb2,
-        unknown_fields,
-    )
+    from google.protobuf import empty_pb2, unknown_fields
 
     found: dict[int, list[bytes]] = {}
     for unknown in unknown_fields.UnknownFieldSet(empty_pb2.Empty.FromString(message)):
@@ -4265,11 +4160,7 @@ def make_callable(
 
 
 def prepare_calls(
-    name: str,
-    device: str,
-    session: Any,
-    definitions: Mapping[str, Any],
-    metadata: dict[str, Any],
+    name: str, device: str, session: Any, definitions: Mapping[str, Any], metadata: dict[str, Any]
 ) -> OpenModel:
     """Find how each signature of a model is called, or why it cannot be.
 
@@ -4337,15 +4228,9 @@ def know_operations(graph: Any, plan: SignatureCall) -> SignatureCall:
 
 # Operations that end the process on an input of another rank than theirs (oneDNN's kernels).
 OF_ONE_RANK = {
-    "Conv2D",
-    "Conv2DBackpropFilter",
-    "Conv2DBackpropInput",
-    "Conv3D",
-    "Conv3DBackpropFilterV2",
-    "Conv3DBackpropInputV2",
-    "DepthwiseConv2dNative",
-    "DepthwiseConv2dNativeBackpropFilter",
-    "DepthwiseConv2dNativeBackpropInput",
+    *("Conv2D", "Conv2DBackpropFilter", "Conv2DBackpropInput", "Conv3D", "Conv3DBackpropFilterV2"),
+    *("Conv3DBackpropInputV2", "DepthwiseConv2dNative", "DepthwiseConv2dNativeBackpropFilter"),
+    *("DepthwiseConv2dNativeBackpropInput",),
 }
 
 
@@ -4389,7 +4274,7 @@ def report_refused(
     label: str, calls: Mapping[str, SignatureCall], refused: Mapping[str, str]
 ) -> None:
     """Say in the log what of a model cannot be called; LoadError where nothing can."""
-    told = {name: reason for name, reason in refused.items() if name != "__saved_model_init_op"}
+    told = {name: reason for name, reason in refused.items() if name != INIT_SIGNATURE}
     if told and not calls and NO_INPUTS not in told.values():
         raise LoadError(
             "; ".join(
@@ -4470,63 +4355,22 @@ def call_key(
 # variables that are read, tables that are asked, arrays that end with their call, and functions,
 # whose own operations are looked at. Any other one keeps something, or may.
 HARMLESS = {
-    "VarHandleOp",
-    "ReadVariableOp",
-    "VariableShape",
-    "VarIsInitializedOp",
-    "ResourceGather",
-    "ResourceGatherNd",
-    "Variable",
-    "VariableV2",
-    "IsVariableInitialized",
-    "RefIdentity",
-    "RefEnter",
-    "RefExit",
-    "RefMerge",
-    "RefNextIteration",
-    "RefSelect",
-    "RefSwitch",
-    "HashTable",
-    "HashTableV2",
-    "MutableHashTable",
-    "MutableHashTableV2",
-    "MutableDenseHashTable",
-    "MutableDenseHashTableV2",
-    "LookupTableFind",
-    "LookupTableFindV2",
-    "LookupTableSize",
-    "LookupTableSizeV2",
-    "TensorArrayV3",
-    "TensorArrayReadV3",
-    "TensorArrayWriteV3",
-    "TensorArrayGatherV3",
-    "TensorArrayScatterV3",
-    "TensorArraySizeV3",
-    "TensorArrayConcatV3",
-    "TensorArraySplitV3",
-    "TensorArrayCloseV3",
-    "StatefulPartitionedCall",
-    "While",
-    "If",
-    "Case",
-    "Assert",
+    *("VarHandleOp", "ReadVariableOp", "VariableShape", "VarIsInitializedOp", "ResourceGather"),
+    *("ResourceGatherNd", "Variable", "VariableV2", "IsVariableInitialized", "RefIdentity"),
+    *("RefEnter", "RefExit", "RefMerge", "RefNextIteration", "RefSelect", "RefSwitch", "HashTable"),
+    *("HashTableV2", "MutableHashTable", "MutableHashTableV2", "MutableDenseHashTable"),
+    *("MutableDenseHashTableV2", "LookupTableFind", "LookupTableFindV2", "LookupTableSize"),
+    *("LookupTableSizeV2", "TensorArrayV3", "TensorArrayReadV3", "TensorArrayWriteV3"),
+    *("TensorArrayGatherV3", "TensorArrayScatterV3", "TensorArraySizeV3", "TensorArrayConcatV3"),
+    *("TensorArraySplitV3", "TensorArrayCloseV3", "StatefulPartitionedCall", "While", "If", "Case"),
+    *("Assert",),
 }
 # Without a seed, random numbers are others each time, whatever was drawn before; with one, a call
 # takes the next of a fixed series.
 RANDOM = {
-    "RandomUniform",
-    "RandomUniformInt",
-    "RandomStandardNormal",
-    "TruncatedNormal",
-    "ParameterizedTruncatedNormal",
-    "RandomGamma",
-    "RandomPoisson",
-    "RandomPoissonV2",
-    "RandomShuffle",
-    "Multinomial",
-    "CudnnRNN",
-    "CudnnRNNV2",
-    "CudnnRNNV3",
+    *("RandomUniform", "RandomUniformInt", "RandomStandardNormal", "TruncatedNormal"),
+    *("ParameterizedTruncatedNormal", "RandomGamma", "RandomPoisson", "RandomPoissonV2"),
+    *("RandomShuffle", "Multinomial", "CudnnRNN", "CudnnRNNV2", "CudnnRNNV3"),
 }
 # What TensorFlow says to have no state: Python, files, calls that wait for each other.
 HARMFUL = re.compile(
@@ -4654,89 +4498,20 @@ def why_untried(signature: Signature, call: SignatureCall, config: ModelConfig) 
 # What does the same to each number, whatever shape they come in: how many there are tells how long
 # it takes.
 ELEMENTWISE = {
-    "Placeholder",
-    "Const",
-    "VarHandleOp",
-    "ReadVariableOp",
-    "Identity",
-    "IdentityN",
-    "NoOp",
-    "PartitionedCall",
-    "StatefulPartitionedCall",
-    "Add",
-    "AddV2",
-    "Sub",
-    "Mul",
-    "RealDiv",
-    "Neg",
-    "Square",
-    "Maximum",
-    "Minimum",
-    "Relu",
-    "Relu6",
-    "Sigmoid",
-    "Tanh",
-    "Cast",
+    *("Placeholder", "Const", "VarHandleOp", "ReadVariableOp", "Identity", "IdentityN", "NoOp"),
+    *("PartitionedCall", "StatefulPartitionedCall", "Add", "AddV2", "Sub", "Mul", "RealDiv", "Neg"),
+    *("Square", "Maximum", "Minimum", "Relu", "Relu6", "Sigmoid", "Tanh", "Cast"),
 }
 # What makes of an input no more than its sizes tell, whatever its numbers are.
 STEADY = ELEMENTWISE | {
-    "Abs",
-    "ArgMax",
-    "AvgPool",
-    "BatchMatMulV2",
-    "BiasAdd",
-    "ConcatV2",
-    "Conv2D",
-    "DepthwiseConv2dNative",
-    "Einsum",
-    "Elu",
-    "Equal",
-    "Erf",
-    "Exp",
-    "ExpandDims",
-    "Floor",
-    "FusedBatchNormV3",
-    "GatherV2",
-    "Greater",
-    "GreaterEqual",
-    "LeakyRelu",
-    "Less",
-    "LessEqual",
-    "Log",
-    "LogSoftmax",
-    "LogicalAnd",
-    "LogicalNot",
-    "LogicalOr",
-    "MatMul",
-    "Max",
-    "MaxPool",
-    "Mean",
-    "Min",
-    "NotEqual",
-    "Pack",
-    "Pow",
-    "Prod",
-    "ResourceGather",
-    "Reshape",
-    "Rsqrt",
-    "Select",
-    "SelectV2",
-    "Selu",
-    "Shape",
-    "Sign",
-    "Softmax",
-    "Softplus",
-    "Split",
-    "Sqrt",
-    "SquaredDifference",
-    "Squeeze",
-    "StopGradient",
-    "StridedSlice",
-    "Sum",
-    "Transpose",
-    "Unpack",
-    "_FusedConv2D",
-    "_FusedMatMul",
+    *("Abs", "ArgMax", "AvgPool", "BatchMatMulV2", "BiasAdd", "ConcatV2", "Conv2D"),
+    *("DepthwiseConv2dNative", "Einsum", "Elu", "Equal", "Erf", "Exp", "ExpandDims", "Floor"),
+    *("FusedBatchNormV3", "GatherV2", "Greater", "GreaterEqual", "LeakyRelu", "Less", "LessEqual"),
+    *("Log", "LogSoftmax", "LogicalAnd", "LogicalNot", "LogicalOr", "MatMul", "Max", "MaxPool"),
+    *("Mean", "Min", "NotEqual", "Pack", "Pow", "Prod", "ResourceGather", "Reshape", "Rsqrt"),
+    *("Select", "SelectV2", "Selu", "Shape", "Sign", "Softmax", "Softplus", "Split", "Sqrt"),
+    *("SquaredDifference", "Squeeze", "StopGradient", "StridedSlice", "Sum", "Transpose", "Unpack"),
+    *("_FusedConv2D", "_FusedMatMul"),
 }
 MANY = 8192  # as many numbers as some 16 KB of JSON hold
 SHORT_SECONDS = 0.0005  # of one row: what is less is short
@@ -4828,15 +4603,8 @@ LONG_SECONDS = 0.001  # a call that takes so long is worth a hand-over to anothe
 
 # What takes as long as its input, or somebody's code, wants.
 UNBOUNDED = {
-    "PyFunc",
-    "PyFuncStateless",
-    "EagerPyFunc",
-    "While",
-    "StatelessWhile",
-    "NextIteration",
-    "ReadFile",
-    "WriteFile",
-    "QueueDequeueV2",
+    *("PyFunc", "PyFuncStateless", "EagerPyFunc", "While", "StatelessWhile", "NextIteration"),
+    *("ReadFile", "WriteFile", "QueueDequeueV2"),
 }
 
 
@@ -4995,15 +4763,13 @@ class Visit:
     pool: Workers
     outcome: Outcome = field(default_factory=Outcome)
 
-    def fail(self, place: str, problem: str, like: ServingError | None = None) -> None:
+    def fail(self, place: str, problem: str, code: str | None = None) -> None:
         """Note what is wrong at a place below the model's: `.base_path`.
 
         `.` where the problem names it.
         """
         path = f"{self.path}." if place == "." else f"{self.path}{place}: "
-        self.outcome.errors.append(
-            LoadError(path + problem, *((like.code, like.status) if like else ()))
-        )
+        self.outcome.errors.append(LoadError(path + problem, code))
 
 
 def missing_models(config: Config) -> list[str]:
@@ -5026,35 +4792,6 @@ def state_text(error: BaseException) -> str:
 Steps = Iterator[Sequence[Future]]  # work that is done bit by bit: what each next bit waits for
 
 
-class Lease:
-    """A version and its servable, kept from being freed within a `with`."""
-
-    __slots__ = ("manager", "wanted", "trace", "servable")
-
-    def __init__(
-        self,
-        manager: "ModelManager",
-        model: str,
-        version: int | None,
-        label: str | None,
-        trace: Trace,
-    ):
-        self.manager, self.wanted, self.trace = manager, (model, version, label), trace
-
-    def __enter__(self) -> tuple[int, Servable]:
-        number, servable = self.manager.find(*self.wanted, self.trace)
-        while not servable.acquire():
-            # retired between the look and the lease: the table has a newer one
-            number, servable = self.manager.find(*self.wanted, self.trace)
-        self.servable = servable
-        if not self.trace.model:
-            self.trace.model, self.trace.version = self.wanted[0], str(number)
-        return number, servable
-
-    def __exit__(self, *error: Any) -> None:
-        self.servable.release()
-
-
 class ModelManager:
     """Brings what is loaded in line with what the config wants.
 
@@ -5071,13 +4808,11 @@ class ModelManager:
         text: bytes,
         config: Config,
         load: Callable[[Path, ModelConfig], Servable],
+        prepare: Callable[[Config], Prepared],
+        refresh_others: Callable[["ModelManager", Outcome, bool], None],
+        take_effect: Callable[[], None],
         list_versions: Callable[[str], dict[int, Path]] = list_versions,
         poll_seconds: float | None = None,
-        prepare: Callable[[Config], Prepared] = lambda config: Prepared(),
-        refresh_others: Callable[
-            ["ModelManager", Outcome, bool], None
-        ] = lambda manager, outcome, polling: None,
-        take_effect: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ):
         self.config, self._take_effect = config, take_effect
@@ -5123,18 +4858,28 @@ class ModelManager:
 
     # --- readers --------------------------------------------------------------------------------
 
+    @contextlib.contextmanager
     def lease(
         self,
         model: str,
         version: int | None = None,
         label: str | None = None,
         trace: Trace = UNTRACED,
-    ) -> Lease:
+    ) -> Iterator[tuple[int, Servable]]:
         """Yield a version and its servable: the version named, the labelled one or the highest.
 
-        Raises NotFound or BadRequest.
+        It is not freed meanwhile. Raises NotFound or BadRequest.
         """
-        return Lease(self, model, version, label, trace)
+        number, servable = self.find(model, version, label, trace)
+        while not servable.acquire():
+            # retired between the look and the lease: the table has a newer one
+            number, servable = self.find(model, version, label, trace)
+        try:
+            if not trace.model:
+                trace.model, trace.version = model, str(number)
+            yield number, servable
+        finally:
+            servable.release()
 
     def find(
         self, model: str, version: int | None, label: str | None, trace: Trace = UNTRACED
@@ -5439,14 +5184,10 @@ class ModelManager:
     ) -> None:
         """Let readers see a pipeline as version 1 of its name, or why it is not there."""
         state = self._states[name].setdefault(1, VersionState())
-        state.servable, state.state, state.error = (
-            servable,
-            "AVAILABLE" if servable else "LOADING",
-            hide_paths(error),
-        )
-        state.error_code = (
-            "FAILED_PRECONDITION"  # OpenVINO Model Server's code for a pipeline that cannot be
-        )
+        state.servable, state.error = servable, hide_paths(error)
+        state.state = "AVAILABLE" if servable else "LOADING"
+        # OpenVINO Model Server's code for a pipeline that cannot be
+        state.error_code = "FAILED_PRECONDITION"
         others = {key: value for key, value in self.available.items() if key != name}
         outcome.changed |= (name in self.available) != (servable is not None)
         self.available = others | {name: Available({1: servable}, {})} if servable else others
@@ -5580,7 +5321,7 @@ class ModelManager:
             folders = self.list_versions(model.base_path)
         except LoadError as error:
             self._absent[model.name] = error.message
-            visit.fail(".base_path", error.message, error)
+            visit.fail(".base_path", error.message, error.code)
             return None
         if folders.get(1) == Path(model.base_path):
             kind = "SavedModel" if Path(model.base_path).is_dir() else "model's file"
@@ -5723,7 +5464,7 @@ class ModelManager:
                 state.state = "END"
             state.error, state.failed_at = "", None
 
-    def _drain(self, patient: bool = True) -> Outcome:
+    def _drain(self, patient: bool = True) -> None:
         """Wait for the requests on retired servables, then free them.
 
         What takes too long is left for the next pass.
@@ -5735,7 +5476,6 @@ class ModelManager:
                 self._draining.append((state, servable))
             elif state and state.state == "UNLOADING":
                 state.state = "END"
-        return Outcome()
 
     def unload_all(self, drain: bool = False) -> None:
         """The loader's last job: withdraw every model, and free those that are idle."""
@@ -5782,7 +5522,7 @@ def end_loader(jobs: queue.SimpleQueue, thread: threading.Thread, ending: thread
 # ==================================================================================================
 
 
-def signature_name(body: Any, method: str = "") -> str:
+def signature_name(body: Any) -> str:
     """The signature a request asks for; `` is the default.
 
     Raises BadRequest when the body is no object.
@@ -6179,21 +5919,13 @@ def regress(
 
 # ==================================================================================================
 # Keys
-# In: the config's keys, a request's headers. Out: who calls, or a Refusal.
+# In: the config's keys, a request's headers. Out: who calls, or a ServingError.
 # ==================================================================================================
 
 
-@dataclass(frozen=True)
-class Refusal:
-    """Why a call is not let in: an HTTP status, a text that never tells a key, and headers."""
-
-    status: int
-    text: str
-    headers: Mapping[str, str] = field(default_factory=dict)
-
-
-def unauthorized(text: str, challenge: str = ', error="invalid_token"') -> Refusal:
-    return Refusal(401, text, {"WWW-Authenticate": f'Bearer realm="serving"{challenge}'})
+def unauthorized(text: str, challenge: str = ', error="invalid_token"') -> ServingError:
+    headers = {"WWW-Authenticate": f'Bearer realm="serving"{challenge}'}
+    return ServingError(text, "UNAUTHENTICATED", headers=headers)
 
 
 def digest(key: str) -> str:
@@ -6238,52 +5970,48 @@ class KeyRing:
     def check(
         self, tokens: Collection[str], reached: Collection[str] | None, counted: bool = True
     ) -> Any:
-        """The key of a call that may reach one of some deployments, `counted` against its quota; or
-        the Refusal.
+        """The key of a call that may reach one of some deployments, `counted` against its quota.
 
-        With None any key will do, and the call is not counted: it lists what the key is for.
+        With None any key will do, and the call is not counted: it lists what the key is for. Raises
+        ServingError, whose text never tells a key.
         """
         if not any(tokens):
-            return unauthorized(
+            raise unauthorized(
                 "A key is needed: send it as 'Authorization: Bearer <key>' or 'x-api-key: <key>'",
                 "",
             )
         if len(set(tokens)) > 1:
-            return unauthorized("Authorization and x-api-key hold different keys")
+            raise unauthorized("Authorization and x-api-key hold different keys")
         key = self.find(next(iter(tokens)))
         if key is None:
-            return unauthorized("The key is not valid")
+            raise unauthorized("The key is not valid")
         if key.disabled:
-            return unauthorized(f"The key '{key.name}' is disabled")
+            raise unauthorized(f"The key '{key.name}' is disabled")
         if key.expiry and self._clock() >= key.expiry:
-            return unauthorized(f"The key '{key.name}' has expired")
+            raise unauthorized(f"The key '{key.name}' has expired")
         if reached is None:
             return key
         if key.deployments is not None and not set(key.deployments) & set(reached):
-            return Refusal(
-                403, f"The key '{key.name}' is only for: {', '.join(key.deployments) or 'nothing'}"
-            )
-        return counted and self._count(key) or key
+            own = ", ".join(key.deployments) or "nothing"
+            raise ServingError(f"The key '{key.name}' is only for: {own}", "PERMISSION_DENIED")
+        if counted and key.quota is not None:
+            self._count(key)
+        return key
 
-    def _count(self, key: Any) -> Refusal | None:
-        if key.quota is None:
-            return None
+    def _count(self, key: Any) -> None:
         try:
             seconds = self._take(key.name, key.quota.calls, key.quota.period)
         # exactness is what a quota promises: a call that cannot be counted is not let in
         except OSError as error:
-            return Refusal(
-                503,
-                f"The calls of key '{key.name}' cannot be counted just now: {error}",
-                {"Retry-After": "5"},
-            )
+            text = f"The calls of key '{key.name}' cannot be counted just now: {error}"
+            raise ServingError(text, "UNAVAILABLE", headers={"Retry-After": "5"}) from None
         if seconds is None:
-            return None
-        return Refusal(
-            429,
+            return
+        raise ServingError(
             f"The key '{key.name}' has used its {key.quota.calls} calls a {key.quota.period}; "
             f"more in {seconds} s",
-            {
+            "RESOURCE_EXHAUSTED",
+            headers={
                 "Retry-After": str(seconds),
                 "RateLimit-Limit": str(key.quota.calls),
                 "RateLimit-Remaining": "0",
@@ -6421,8 +6149,7 @@ def prepare_deployment(
     """
     chain = tuple(read_chain(config.routines, kinds, f"{path}.routines"))
     if config.family is not None and config.family not in families:
-        close = difflib.get_close_matches(config.family, families, n=1)
-        hint = f"did you mean '{close[0]}'?" if close else f"expected one of: {', '.join(families)}"
+        hint = suggest(config.family, families)
         raise ConfigError(f"{path}.family", f"there is no family '{config.family[:60]}'; {hint}")
     try:
         labels = read_labels(config.label_map)
@@ -6470,16 +6197,9 @@ def read_routine(item: Any, kinds: Mapping[str, type], path: str) -> Any:
         raise ConfigError(f"{path}.name", f"expected string, got {json_kind(item['name'])}")
     kind = kinds.get(item["name"])
     if kind is None:
-        close = difflib.get_close_matches(item["name"][:60], kinds, n=1)
-        raise ConfigError(
-            f"{path}.name",
-            f"there is no routine '{item['name'][:60]}'; "
-            + (
-                f"did you mean '{close[0]}'?"
-                if close
-                else f"expected one of: {', '.join(sorted(kinds))}"
-            ),
-        )
+        name = item["name"][:60]
+        hint = suggest(name, sorted(kinds))
+        raise ConfigError(f"{path}.name", f"there is no routine '{name}'; {hint}")
     given = read_arguments(item, kind, path)
     with errors_only(f"routine {item['name'][:60]}"):
         return parse_fields(kind, given, f"{path}.arguments")
@@ -6532,17 +6252,7 @@ def find_deployment(server: "ModelServer", deployment: str | None = None) -> Rea
 
 def image_limits(config: "Config", allow: Callable[[int], None], **options: Any) -> Any:
     """How the server reads pictures; `options` are those of one request."""
-    images = config.server.images
-    return routines.ImageLimits(
-        max_bytes=images.max_bytes,
-        max_pixels=images.max_pixels,
-        download_seconds=images.download_seconds,
-        allowed_hosts=images.allowed_hosts,
-        max_pictures=images.max_pictures,
-        background=images.background,
-        allow=allow,
-        **options,
-    )
+    return routines.ImageLimits(**vars(config.server.images), allow=allow, **options)
 
 
 @contextlib.contextmanager
@@ -6592,6 +6302,7 @@ def answer_pictures(
         allow_drawing(views, form, allowance)
         origin = {"deployment": ready.config.id, "model": ready.config.model, "version": version}
         seen = annotate(
+            server,
             ready,
             model,
             functools.partial(servable.run, "serving_default", trace=trace),
@@ -6600,7 +6311,6 @@ def answer_pictures(
             allowance,
             trace,
             origin,
-            functools.partial(tell_extensions, server, ready),
         )
     answers = present_all(seen, views, model, form, warn)
     return {"results": answers} if isinstance(image, list) else answers[0]
@@ -6669,12 +6379,6 @@ def show_view(server: "ModelServer", model: Any, image: np.ndarray, allowance: A
     return View(shown, drawn)
 
 
-def tell_extensions(server: "ModelServer", ready: ReadyDeployment, *seen: Any) -> None:
-    """Let extensions see a picture and what was found in it."""
-    for extension in server.extensions:
-        extension.saw(server, ready, *seen)
-
-
 @contextlib.contextmanager
 def lease(
     server: "ModelServer", deployment: Any, trace: Trace = UNTRACED
@@ -6702,6 +6406,7 @@ def lease(
 
 @image_errors()
 def annotate(
+    server: "ModelServer",
     ready: ReadyDeployment,
     model: Any,
     run: Callable[[dict], dict],
@@ -6710,7 +6415,6 @@ def annotate(
     allowance: Allowance,
     trace: Trace,
     origin: Mapping[str, Any],
-    saw: Callable[..., None],
 ) -> list[Any]:
     """Predictions for pictures: the deployment's routines, then the request's; extensions see them
     in between.
@@ -6729,7 +6433,8 @@ def annotate(
         raise ServingError(f"Deployment '{ready.config.id}': {error}") from None
     start = time.perf_counter()
     for view, tensors in zip(views, found):
-        saw(view.drawn, tensors, origin)
+        for extension in server.extensions:
+            extension.saw(server, ready, view.drawn, tensors, origin)
     with routine_errors():
         found = [routines.run_after(own, tensors) for tensors in found]
     trace.routines = time.perf_counter() - start
@@ -6744,31 +6449,14 @@ def annotate(
 Change = Callable[[Any, Any], Any]  # of a leaf of nested lists, and the input that it is for
 
 
-def unpack_pictures(
-    signature: Any,
-    body: dict[str, Any],
-    limits: Any,
-    dtypes: Mapping[str, np.dtype],
-) -> dict[str, Any]:
-    """A predict body with pixels [H, W, C] in place of pictures; `dtypes` maps `DT_UINT8` and so on
-    to NumPy's.
-
-    Bodies for strings stay as they are. Raises BadRequest.
-    """
+def unpack_pictures(signature: Any, body: dict[str, Any], limits: Any) -> dict[str, Any]:
+    """A predict body with pixels [H, W, C] in place of pictures. Raises BadRequest."""
     key = "instances" if "instances" in body else "inputs"
-    if signature is None or any(spec.dtype == "DT_STRING" for spec in signature.inputs.values()):
-        return body
     with image_errors():
-        return {**body, key: unpack_value(signature, key, body[key], limits, dtypes)}
+        return {**body, key: unpack_value(signature, key, body[key], limits)}
 
 
-def unpack_value(
-    signature: Any,
-    key: str,
-    value: Any,
-    limits: Any,
-    dtypes: Mapping[str, np.dtype],
-) -> Any:
+def unpack_value(signature: Any, key: str, value: Any, limits: Any) -> Any:
     found = {name: picture_input(spec) for name, spec in signature.inputs.items()}
     specs = {name: signature.inputs[name] for name, shown in found.items() if shown is not None}
     if not specs:
@@ -6797,7 +6485,7 @@ def unpack_value(
     pixels = visit(
         opened,
         lambda leaf, spec: fit_pixels(
-            leaf, found[spec.name], dtypes.get(spec.dtype, np.dtype(np.uint8)), limits
+            leaf, found[spec.name], NUMPY_DTYPES.get(spec.dtype, np.dtype(np.uint8)), limits
         ),
     )
     return pixels if key == "instances" and isinstance(value, list) else as_batch(pixels, specs)
@@ -7024,7 +6712,7 @@ class ModelServer:
 
     def allowance(self) -> Allowance:
         """What a request's body may unpack to; closed when it is answered."""
-        return self.unpacked.allowance(self.config.server.max_decoded_bytes)
+        return Allowance(self.unpacked, self.config.server.max_decoded_bytes)
 
     def predict(
         self,
@@ -7051,7 +6739,7 @@ class ModelServer:
             strings = signature is None or has_strings(signature)  # those take bytes as they are
             if not strings and holds_bytes(body.get("instances", body.get("inputs"))):
                 limits = image_limits(self.config, own.take)
-                body = unpack_pictures(signature, body, limits, NUMPY_DTYPES)
+                body = unpack_pictures(signature, body, limits)
             return predict(servable, name, body, outputs, trace)
 
     def classify(
@@ -7117,7 +6805,7 @@ class ModelServer:
         BadRequest for the picture or a routine, and ServingError UNAVAILABLE when the model is not
         there.
         """
-        with self.allowance() as allowance:
+        with contextlib.closing(self.allowance()) as allowance:
             limits = image_limits(self.config, allowance.take, alpha=True)
             several = isinstance(image, list | tuple)
             read = [read_picture(each, limits) for each in (image if several else [image])]
@@ -7133,8 +6821,6 @@ class ModelServer:
         """
         wanted = None if reached is None else set(reached)
         found = self.prepared.keys.check(tokens_of(headers), wanted, counted)
-        if isinstance(found, Refusal):
-            raise ServingError(found.text, status=found.status, headers=found.headers)
         own = None if found.deployments is None else frozenset(found.deployments)
         return Caller(found.name, own, found, counted and wanted is not None)
 
@@ -7425,7 +7111,7 @@ def use_allowance(
     server: ModelServer, given: Allowance | None
 ) -> contextlib.AbstractContextManager[Allowance]:
     """A request's allowance, which its owner closes; or a new one, closed after the `with`."""
-    return contextlib.nullcontext(given) if given else server.allowance()
+    return contextlib.nullcontext(given) if given else contextlib.closing(server.allowance())
 
 
 def load_model(
@@ -8490,14 +8176,7 @@ def find_known(server: ModelServer, method: str, path: str) -> Found | None:
     match = match_route if len(method + path) < 200 else match_route.__wrapped__
     known = match(server.extensions, method, path)
     if known is not None:
-        if "alias" in known.arguments:
-            alias = known.arguments["alias"]
-            is_one = any(deployment.id == alias for deployment in server.config.deployments)
-            return known._replace(
-                arguments=use_deployment(server, **known.arguments),
-                deployment=alias if is_one else "",
-            )
-        return known
+        return use_deployment(server, known) if "alias" in known.arguments else known
     return first(extension.find(server, method, path) for extension in server.extensions)
 
 
@@ -8523,22 +8202,20 @@ def missing_urls(extensions: tuple[Extension, ...]) -> list[str]:
     return [url for url in urls if not any(row.pattern.fullmatch(url) for row in rows)]
 
 
-def use_deployment(server: ModelServer, alias: str, **others: Any) -> dict[str, Any]:
-    """A view's arguments, a deployment's model and version for its id in a /model-serving URL.
+def use_deployment(server: ModelServer, known: Found) -> Found:
+    """What a /model-serving URL selects: a deployment's model and version for its id.
 
     An id that is none names a model itself.
     """
+    others = dict(known.arguments)
+    alias = others.pop("alias")
     deployment = next((d for d in server.config.deployments if d.id == alias), None)
     if deployment is None:
-        return others | {"model": alias}
+        return known._replace(arguments=others | {"model": alias})
     own = {"version": deployment.version, "label": deployment.version_label}
-    if {"version", "label"} & others.keys():
-        own = {}
-    return (
-        others
-        | {name: value for name, value in own.items() if value is not None}
-        | {"model": deployment.model}
-    )
+    if not {"version", "label"} & others.keys():
+        others |= {name: value for name, value in own.items() if value is not None}
+    return known._replace(arguments=others | {"model": deployment.model}, deployment=alias)
 
 
 def reached_by(server: ModelServer, found: Found) -> str:
@@ -8576,8 +8253,7 @@ def authorize(door: Door, call: Call, found: Found) -> Caller:
     known = first(extension.identify(server, call, found) for extension in server.extensions)
     if known is not None:
         return known
-    any_key = found.route.lists or guard in OWN_KEYS
-    reached = None if any_key else list_reached(server, found)
+    reached = list_reached(server, found)
     return server.identify(call.headers, reached, is_counted(call, found.route))
 
 
@@ -8621,8 +8297,10 @@ def ask_site(check: Callable[[Any], Any], call: Call) -> Caller:
     raise ServingError(text)
 
 
-def list_reached(server: ModelServer, found: Found) -> list[str]:
-    """The deployments, or the handler, that a key must be for."""
+def list_reached(server: ModelServer, found: Found) -> list[str] | None:
+    """The deployments, or the handler, that a key must be for; None where any key will do."""
+    if found.route.lists or found.route.guard in OWN_KEYS:
+        return None
     arguments = found.arguments
     if "model" in arguments:
         return deployments_of(server, arguments["model"])
@@ -10117,10 +9795,9 @@ def spell_command(arguments: Sequence[str]) -> list[str]:
 def tell_os_error(error: OSError, options: argparse.Namespace) -> str:
     """What is wrong with a file, and what to do where the command line meant something else."""
     text = str(error.strerror or error)
-    if not isinstance(error, FileNotFoundError):
-        return text
-    if options.path is None and options.config is None and options.model_name is None:
-        return f"{text}; name what to serve, 'serving models/mine', or write a project, --init"
+    given = (options.path, options.config, options.model_name)
+    if isinstance(error, FileNotFoundError) and given == (None, None, None):
+        text += "; name what to serve, 'serving models/mine', or write a project, --init"
     return text
 
 

@@ -1,7 +1,6 @@
 // The server: its address, the key, questions and what went wrong with them.
 
 export const BASE = new URL("..", location.href.split("#")[0]);
-const HEADERS = {"X-Serving-Page": "1"}; // calls of the page itself are not counted among the clients'
 
 // A browser may keep nothing for a page in a frame: then the key lasts as long as the page.
 let own = null;
@@ -16,7 +15,7 @@ const NAME = `serving-key ${BASE.pathname}`;
 
 export const key = {
 	get: () => stores().map((store) => store.getItem(NAME)).find(Boolean) ?? own,
-	set(value, remember = false) {
+	set(value, remember) {
 		for (const store of stores()) store.removeItem(NAME);
 		own = value;
 		const [session, lasting] = stores();
@@ -40,9 +39,9 @@ export function takeKeyFromAddress() {
 }
 
 class ServerError extends Error {
-	constructor(text, {status = 0, id = ""} = {}) {
+	constructor(text, {status, id} = {}) {
 		super(id && !text.includes(id) ? `${text}\nRequest ${id}` : text);
-		Object.assign(this, {status, id});
+		this.status = status;
 	}
 }
 
@@ -55,9 +54,10 @@ export const whenKeyIsNeeded = (asks) => (askForKey = asks);
  */
 export async function ask(path, {page = true, headers = {}, ...options} = {}) {
 	const tried = key.get();
-	const sent = {...(page ? HEADERS : {}), ...headers, ...(tried ? {Authorization: `Bearer ${tried}`} : {})};
+	// calls of the page itself are not counted among the clients'
+	const sent = {...(page && {"X-Serving-Page": "1"}), ...headers, ...(tried && {Authorization: `Bearer ${tried}`})};
 	const unsent = /[^ -~]/.test(tried ?? "");
-	const response = !unsent && await fetch(new URL(path, BASE), {credentials: "same-origin", ...options, headers: sent}).catch((error) => {
+	const response = !unsent && await fetch(new URL(path, BASE), {...options, headers: sent}).catch((error) => {
 		if (error.name === "AbortError") throw error;
 		throw new ServerError("The server cannot be reached.");
 	});

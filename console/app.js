@@ -5,12 +5,12 @@ import {$, button, fill, make} from "./dom.js";
 
 const PARTS = ["try", "connect", "watch", "models", "inbox", "manage"]; // each a module
 
-let shown = {part: null, leave: null, turn: 0};
+let shown = {turn: 0};
 
 /** `#try/shapes` is the part `try`, shown with `["shapes"]`. */
 function address() {
 	const [part, ...rest] = location.hash.slice(1).split("/");
-	return {part: PARTS.includes(part) ? part : "try", names: rest.map(decoded)};
+	return {part: PARTS.includes(part) ? part : "try", names: rest.filter(Boolean).map(decoded)};
 }
 
 /** Show the part that the address names: a part draws into `#main` and returns what ends it. */
@@ -45,7 +45,7 @@ const showError = (text) => ($("#error").textContent = text);
 
 // --- the key ---
 
-let asking = null;
+let asking;
 
 /** Ask for the key, once for all questions; true when there is a new one. */
 function askForKey(reason) {
@@ -109,7 +109,6 @@ $(".skip").onclick = (event) => {
 	event.preventDefault(); // the address names a part
 	$("#main").focus();
 };
-$("#key-cancel").onclick = () => $("#key-dialog").close("");
 $("#key-show").onchange = () => ($("#key-input").type = $("#key-show").checked ? "text" : "password");
 $("#change-key").onclick = changeKey;
 addEventListener("hashchange", () => {

@@ -10,7 +10,7 @@ export class Caller {
 		this.button = button(text, send, {className: "main send"});
 		this.stop = button("Stop", () => this.abort?.abort(), {hidden: true});
 		this.status = status();
-		this.times = make("div.timing-place");
+		this.times = make("div");
 		this.error = make("p.error", {role: "alert", hidden: true});
 		this.buttons = [this.button, this.stop, this.status];
 		this.turn = 0;
@@ -58,7 +58,7 @@ export class Caller {
 			if (turn !== this.turn) return null;
 			fill(this.times);
 			this.status.textContent = error.name === "AbortError" ? "Stopped." : "";
-			if (error.name !== "AbortError") this.fail(tellError(error));
+			if (error.name !== "AbortError") this.fail(error.message);
 			return null;
 		} finally {
 			clearInterval(ticking);
@@ -74,8 +74,6 @@ export class Caller {
 		askJson("stats").then((stats) => (this.queue = ` · ${stats.queue_depth} requests wait in the server's queue`)).catch(() => {}).finally(() => setTimeout(() => (this.looking = false), 1000));
 	}
 }
-
-export const tellError = ({message}) => message;
 
 async function readAnswer(response) {
 	const type = response.headers.get("Content-Type") ?? "";

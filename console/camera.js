@@ -4,7 +4,7 @@ import {button, drawOn, make, status, toBlob} from "./dom.js";
 
 export class Camera {
 	constructor(take, caller) {
-		Object.assign(this, {take, caller, live: false});
+		Object.assign(this, {take, caller});
 		this.button = button("Camera", () => (this.stream ? this.end() : this.begin()));
 		this.video = make("video", {muted: true, playsInline: true, autoplay: true, label: "The camera's picture"});
 		this.liver = button("Live", () => this.setLive(!this.live), {ariaPressed: "false"});

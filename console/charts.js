@@ -27,9 +27,9 @@ const clock = (seconds, span) => new Date(seconds * 1000).toLocaleTimeString([],
  * A chart over time. `times` are seconds [N]; `series` {name: numbers or nulls [N]}; `unit` of the numbers;
  * `stacked` lays them on each other. What is missing leaves a gap.
  */
-export function timeChart(title, times, series, {unit = "", stacked = false, digits = 1, colours = COLOURS} = {}) {
+export function timeChart(title, times, series, {unit = "", stacked = false, digits = 1, colours = {}} = {}) {
 	const names = Object.keys(series), rows = Object.values(series), count = times.length, wide = room();
-	const across = wide - LEFT - 8, at = (index) => LEFT + across * (count > 1 ? index / (count - 1) : 0.5);
+	const across = wide - LEFT - 8, at = (index) => LEFT + (across * index) / (count - 1);
 	const stacks = stacked ? stack(rows) : rows;
 	const {step, top} = scaleFor(Math.max(0, ...stacks.flat().filter((one) => one != null)) || 1);
 	const y = (value) => TOP + (HIGH - BOTTOM - TOP) * (1 - value / top);
@@ -38,12 +38,12 @@ export function timeChart(title, times, series, {unit = "", stacked = false, dig
 		chart.append(draw("line", {class: "axis", x1: LEFT, x2: wide - 8, y1: y(value), y2: y(value)}),
 			draw("text", {x: LEFT - 5, y: y(value) + 4, "text-anchor": "end"}, String(Number(value.toPrecision(6)))));
 	}
-	const span = count > 1 ? times.at(-1) - times[0] : 0;
+	const span = times.at(-1) - times[0];
 	for (const [part, anchor] of [[0, "start"], [0.5, "middle"], [1, "end"]]) {
 		const index = Math.round(part * (count - 1));
-		if (count) chart.append(draw("text", {x: at(index), y: HIGH - 6, "text-anchor": anchor}, clock(times[index], span)));
+		chart.append(draw("text", {x: at(index), y: HIGH - 6, "text-anchor": anchor}, clock(times[index], span)));
 	}
-	const colour = (index) => colours[names[index]] ?? colours[index % colours.length] ?? COLOURS[index % 20];
+	const colour = (index) => colours[names[index]] ?? COLOURS[index % 20];
 	stacks.forEach((values, index) => {
 		const below = stacked && index ? stacks[index - 1] : values.map(() => 0);
 		for (const run of runs(values)) {
@@ -99,13 +99,13 @@ export const swatch = (colour) => make("i.swatch", {style: `background:${colour}
 
 export function sparkline(values) {
 	const most = Math.max(1e-9, ...values.filter((one) => one != null));
-	const points = values.map((value, index) => `${(index * 90) / Math.max(1, values.length - 1)},${22 - (20 * (value ?? 0)) / most}`).join(" ");
+	const points = values.map((value, index) => `${(index * 90) / (values.length - 1)},${22 - (20 * (value ?? 0)) / most}`).join(" ");
 	return draw("svg", {viewBox: "0 0 90 24", width: 90, height: 24, "aria-hidden": "true"}, draw("polyline", {points, fill: "none", stroke: "var(--ok)", "stroke-width": 1.5}));
 }
 
-/** Bars on a scale of 0..`most`; pairs where the order counts: an object sorts whole numbers. */
-export function bars(rows, {most = 1} = {}) {
-	return make("div.bars", {role: "group", label: "Chart"}, (Array.isArray(rows) ? rows : Object.entries(rows)).map(([name, value]) =>
+/** Bars of `[name, value]` on a scale of 0..`most`. */
+export function bars(rows, most = 1) {
+	return make("div.bars", {role: "group", label: "Chart"}, rows.map(([name, value]) =>
 		make("div.barrow", make("span", name), make("span.track", make("i", {style: `width:${clamp(value / most, 0, 1) * 100}%`})),
 			make("span.number", Number.isInteger(value) ? value : value.toFixed(3)))));
 }

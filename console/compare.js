@@ -10,15 +10,15 @@ const SAME_PLACE = 0.5; // of intersection over union, as in COCO's and Pascal V
 
 export class Compare {
 	constructor(panel) {
-		Object.assign(this, {panel, query: "", without: "", id: panel.one.id});
+		Object.assign(this, {panel, without: ""});
 		const ready = catalogue.deployments.filter((one) => one.state === "ready").map((one) => one.id);
 		this.caller = new Caller(() => this.run(), "Compare");
 		this.versions = make("span");
 		this.slider = range(0.5, () => this.draw());
 		this.result = make("div", {hidden: true}, make("label", "Divider ", this.slider), (this.list = make("div")));
-		this.element = details("Compare with…", bar(select("Deployment", ready, (id) => this.choose(id), this.id), this.versions,
+		this.element = details("Compare with…", bar(select("Deployment", ready, (id) => this.choose(id), panel.one.id), this.versions,
 			select("Routines", [["", "the same"], ["without", "without those of the request"]], (value) => (this.without = value)), this.caller.buttons), this.caller.error, this.result);
-		this.choose(this.id);
+		this.choose(panel.one.id);
 	}
 
 	choose(id) {
@@ -79,5 +79,5 @@ function differences(left, right) {
 	}
 	for (const other of free) rows.push([other.tag.name, "–", sure(other), "only right"]);
 	const text = make("p", {role: "status"}, rows.length ? `${rows.length} differences, ${same} the same` : `No difference: ${same} the same`);
-	return make("div.differences", text, rows.length > 0 && table(["class", "left", "right", "difference"], rows, {label: "Differences"}));
+	return make("div.differences", text, rows.length > 0 && table(["class", "left", "right", "difference"], rows, "Differences"));
 }

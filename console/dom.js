@@ -10,8 +10,8 @@ export function make(name, ...given) {
 	if (classes.length) element.className = classes.join(" ");
 	for (const [key, value] of Object.entries(named ? given.shift() : {})) {
 		if (value == null) continue;
-		if (/^(aria-|data-|role$|for$|list$)/.test(key)) element.setAttribute(key, value);
-		else if (key === "label" && tag !== "optgroup") element.setAttribute("aria-label", value);
+		if (/^(aria|data)-/.test(key)) element.setAttribute(key, value);
+		else if (key === "label" && tag !== "optgroup") element.ariaLabel = value;
 		else element[key] = value;
 	}
 	element.append(...wanted(given));
@@ -20,7 +20,12 @@ export function make(name, ...given) {
 
 const wanted = (children) => children.flat(2).filter((child) => child != null && child !== false && child !== "");
 
-export const fill = (element, ...children) => element.replaceChildren(...wanted(children));
+/** New children; a list that the keyboard is on keeps it, by its label. */
+export function fill(element, ...children) {
+	const held = document.activeElement, label = element.contains(held) && held.matches("select") && held.parentElement.firstChild.data;
+	element.replaceChildren(...wanted(children));
+	if (label) [...element.querySelectorAll("select")].find((list) => list.parentElement.firstChild.data === label)?.focus();
+}
 
 export const bar = (...children) => make("div.bar", ...children);
 
@@ -36,7 +41,7 @@ export const link = (href, text) => make("a", {href}, text);
 export const option = (value, text = value, selected) => make("option", {value, selected}, text);
 
 export function select(label, options, onchange, value) {
-	const list = make("select", {onchange: () => onchange?.(list.value)}, options.map((one) => option(...[one].flat())));
+	const list = make("select", {onchange: () => onchange(list.value)}, options.map((one) => option(...[one].flat())));
 	if (value != null) list.value = value;
 	return make("label", `${label} `, list);
 }
@@ -68,7 +73,7 @@ export async function bitmapOf(asked) {
 
 export const sizeOf = ({full, width, height}) => full ?? {width, height};
 
-export const heading = (one, name = one.name) => make("h2", dot(one.state), ` ${name} `);
+export const heading = (one) => make("h2", dot(one.state), ` ${one.name} `);
 
 export const notReady = ({state, reason}) => make(state === "failed" ? "p.error" : "p.empty", state === "failed" ? reason : state === "empty" ? "It has no versions." : "It is being loaded.");
 
@@ -76,10 +81,9 @@ export const withoutEnding = (name) => name.replace(/\.\w+$/, "");
 
 export const button = (text, onclick, properties) => make("button", {onclick, ...properties}, text);
 
-export function table(head, rows, {label}) {
-	const shown = (one) => (one instanceof Node ? one : String(one ?? ""));
-	const heads = head.map((one) => make("th", {scope: "col"}, shown(one)));
-	const body = rows.map((row) => make("tr", row.map((one) => make("td", shown(one)))));
+export function table(head, rows, label) {
+	const heads = head.map((one) => make("th", {scope: "col"}, one));
+	const body = rows.map((row) => make("tr", row.map((one) => make("td", one))));
 	return make("div.scroll", {tabIndex: 0, role: "region", label}, make("table", make("thead", make("tr", heads)), make("tbody", body)));
 }
 
@@ -92,7 +96,7 @@ export const dot = (state) => make("span", {className: `dot ${state}`, role: "im
 export const clamp = (value, low, high) => Math.min(high, Math.max(low, value));
 
 /** A number with its unit; "–" where the server says nothing. */
-export const show = (value, unit = "", digits = 0) => (value == null || Number.isNaN(Number(value)) ? "–" : `${Number(value).toFixed(digits)}${unit}`);
+export const show = (value, unit = "", digits = 0) => (value == null ? "–" : value.toFixed(digits) + unit);
 
 export function milliseconds(value) {
 	if (value == null) return "–";
@@ -122,18 +126,19 @@ export function pretty(value, most = 200000) {
 
 /** Copy text. Without https a browser has no clipboard, so it is selected and copied. */
 export async function copy(text, from) {
-	if (navigator.clipboard && window.isSecureContext) await navigator.clipboard.writeText(text);
-	else {
-		const area = make("textarea.away", {value: text});
-		(from.closest("dialog") ?? document.body).append(area);
-		area.select();
-		const done = document.execCommand("copy");
-		area.remove();
-		if (!done) throw new Error("The browser does not let the page copy.");
-	}
 	const was = from.textContent;
-	from.textContent = "Copied";
+	from.textContent = (await copied(text, from)) ? "Copied" : "The browser does not let the page copy.";
 	setTimeout(() => (from.textContent = was), 1500);
+}
+
+async function copied(text, from) {
+	if (navigator.clipboard && window.isSecureContext) return navigator.clipboard.writeText(text).then(() => true, () => false);
+	const area = make("textarea.away", {value: text});
+	(from.closest("dialog") ?? document.body).append(area);
+	area.select();
+	const done = document.execCommand("copy");
+	area.remove();
+	return done;
 }
 
 export function download(name, content, type = "application/json") {
@@ -146,8 +151,8 @@ export function download(name, content, type = "application/json") {
 export function textBlock(label, file) {
 	const text = make("pre", {tabIndex: 0, role: "region", label});
 	let whole = "";
-	const copying = button("Copy", () => copy(whole, copying).catch((error) => (copying.textContent = error.message)));
-	const saving = file && button("Download", () => download(typeof file === "function" ? file() : file, whole, "text/plain"));
+	const copying = button("Copy", () => copy(whole, copying));
+	const saving = file && button("Download", () => download(file(), whole, "text/plain"));
 	const block = make("div.block", {hidden: true}, bar(copying, saving), text);
 	const say = (value, shown = value) => {
 		whole = value;

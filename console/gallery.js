@@ -1,6 +1,6 @@
 // Several pictures at once: three requests at a time, progress, filter, exports.
 
-import {Caller, tellError} from "./call.js";
+import {Caller} from "./call.js";
 import {bar, button, download, fill, make, search, sizeOf, status, toBlob, withoutEnding} from "./dom.js";
 import {drawThumb, predict, readPicture} from "./predict.js";
 import {csvOf} from "./result.js";
@@ -20,7 +20,7 @@ export class Gallery {
 		this.exporting = new Caller(() => this.saveCoco(), "COCO");
 		this.exporting.button.classList.remove("main");
 		this.element = make("div.card", {hidden: true}, bar(this.progress, this.status, this.stop, this.filter,
-			this.exporting.buttons, button("CSV", () => this.saveCsv()), button("PNG", () => this.savePng().catch((error) => this.exporting.fail(tellError(error)))), button("Close", () => this.close())), this.exporting.error, this.list);
+			this.exporting.buttons, button("CSV", () => download("pictures.csv", csvOf(this.done), "text/csv")), button("PNG", () => this.savePng().catch((error) => this.exporting.fail(error.message))), button("Close", () => this.close())), this.exporting.error, this.list);
 	}
 
 	add(files) {
@@ -65,7 +65,7 @@ export class Gallery {
 		} catch (error) {
 			const stopped = error.name === "AbortError";
 			picture.state = stopped ? "stopped" : "failed";
-			picture.text.textContent = picture.text.title = `${picture.name}: ${stopped ? "stopped" : tellError(error)}`;
+			picture.text.textContent = picture.text.title = `${picture.name}: ${stopped ? "stopped" : error.message}`;
 			picture.row.classList.toggle("warning", !stopped);
 		}
 		this.sift();
@@ -117,10 +117,6 @@ export class Gallery {
 		this.pictures = [];
 		fill(this.list);
 		this.element.hidden = true;
-	}
-
-	saveCsv() {
-		download("pictures.csv", csvOf(this.done), "text/csv");
 	}
 
 	async savePng() {

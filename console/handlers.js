@@ -16,12 +16,12 @@ export function show(root, one) {
 class HandlerPanel {
 	constructor(one) {
 		const {text, type} = last.get(one.path) ?? {text: '"hello"', type: "application/json"};
-		Object.assign(this, {one, type, method: one.methods[0], file: null, url: one.path.slice(1)});
+		Object.assign(this, {one, type, method: one.methods[0], url: one.path.slice(1)});
 		this.caller = new Caller(() => this.send());
 		this.body = area({className: "body", rows: 6, value: text, label: "Body of the request", oninput: () => this.code.soon()});
 		this.fileName = make("span.soft");
 		this.answer = make("div");
-		this.json = textBlock("The answer", `${one.path.split("/").at(-1)}.json`);
+		this.json = textBlock("The answer", () => `${one.path.split("/").at(-1)}.json`);
 		this.code = new Code((language, own) => codeOf(own, this.url, this.file ?? this.body.value, this.method, this.sentType));
 		const controls = bar(one.methods.length > 1 && select("Method", one.methods, (value) => this.code.soon((this.method = value))),
 			select("Body", [["application/json", "JSON"], ["text/plain", "text"]], (value) => this.code.soon((this.type = value)), this.type), this.caller.buttons);

@@ -21,14 +21,14 @@ export async function show(root, [wanted]) {
 
 class Inbox {
 	constructor({id, active_learning: learning}, own) {
-		Object.assign(this, {id, at: `${path(id)}/active_learning/${path(learning.group)}`, all: [], listed: [], most: PAGE, chosen: null, undone: [], ended: false, order: "highest", filter: "all", made: new Map(), saving: Promise.resolve()});
+		Object.assign(this, {id, at: `${path(id)}/active_learning/${path(learning.group)}`, all: [], listed: [], most: PAGE, undone: [], order: "highest", filter: "all", made: new Map(), saving: Promise.resolve()});
 		this.onkey = (event) => this.press(event);
 		this.counts = make("p", {id: "inbox-counts", role: "status"});
 		this.list = make("ul.gallery", {id: "inbox-list"});
 		this.more = button("Show more", () => this.draw((this.most += PAGE)), {hidden: true});
 		this.large = make("div.card", {id: "inbox-large", hidden: true});
 		this.threshold = make("section.card", {label: "Threshold"});
-		this.undoing = button("Undo (U)", () => this.undo(), {id: "inbox-undo"});
+		this.undoing = button("Undo (U)", () => this.undo());
 		this.judges = Object.entries({accepted: "Accept (A)", rejected: "Reject (R)"}).map(([verdict, text]) => button(text, () => this.judge(verdict), {"data-verdict": verdict}));
 		this.verdicts = bar(this.judges, this.undoing);
 		this.seer = new IntersectionObserver((seen) => seen.filter((one) => one.isIntersecting).forEach(({target}) => this.paintThumb(target)), {rootMargin: "300px"});
@@ -80,7 +80,7 @@ class Inbox {
 			this.seer.observe(row);
 		}
 		row.one = one;
-		Object.assign(row.verdict, {className: `verdict ${one.verdict}`, textContent: VERDICTS[one.verdict]});
+		Object.assign(row.verdict, {className: one.verdict, textContent: VERDICTS[one.verdict]});
 		return row;
 	}
 
@@ -144,8 +144,8 @@ class Inbox {
 	}
 
 	columns() {
-		const top = this.rows[0]?.offsetTop;
-		return Math.max(1, this.rows.findIndex((row) => row.offsetTop !== top)) || this.rows.length;
+		const top = this.rows[0].offsetTop;
+		return Math.max(1, this.rows.findIndex((row) => row.offsetTop !== top));
 	}
 
 	judge(verdict) {

@@ -1,6 +1,6 @@
 // What is drawn anew while somebody looks: only what differs is changed, so that focus, menus and what is unfolded stay.
 
-const HANDLERS = ["onclick", "onchange", "oninput", "ontoggle", "onkeydown"];
+const HANDLERS = ["onclick", "ontoggle"];
 
 /** Make `old` like `fresh`. Nodes with the same `data-key` are the same; what has `data-whole` is replaced whole. */
 export function morph(old, fresh) {

@@ -11,7 +11,7 @@ const busy = new Map(); // addresses of versions -> what is done with them just 
 
 export async function show(root, [only]) {
 	const wanted = search("Search models, pipelines and handlers", () => draw(), "Search…", {id: "models-search", hidden: Boolean(only)});
-	const cards = make("div.part", {id: "models-cards"}), plan = make("section.card", {id: "reload-plan", "aria-live": "polite", label: "Reload", hidden: true});
+	const cards = make("div"), plan = make("section.card", {id: "reload-plan", "aria-live": "polite", label: "Reload", hidden: true});
 	const draw = () => morph(cards, drawAll(only, wanted.value));
 	fill(root, bar(wanted, only && link("#models", "All models"),
 		!catalogue.key.only && button("Reload…", () => attempt(() => preview(plan)), {id: "reload"})), plan, cards);
@@ -99,7 +99,7 @@ function signature(one, states, open) {
 async function tellSignature(inside, address, whose) {
 	const rows = (side, tensors = {}) => Object.entries(tensors).map(([name, tensor]) => [side, name, tell(tensor)]);
 	fill(inside, (await readSignatures(address)).map(([name, one]) => [make("p", make("strong", name), make("span.soft", ` ${one.method_name ?? ""}`)),
-		table(["Side", "Tensor", "Type"], [...rows("input", one.inputs), ...rows("output", one.outputs)], {label: `Signature ${name} ${whose}`})]));
+		table(["Side", "Tensor", "Type"], [...rows("input", one.inputs), ...rows("output", one.outputs)], `Signature ${name} ${whose}`)]));
 }
 
 const handlerCard = (one, kind) => card(one, kind, facts([["Path", make("code", one.path)], ["Methods", one.methods.join(", ")], ["Envelope", one.envelope]]));
@@ -153,7 +153,7 @@ async function reload(plan, close) {
 	}
 	const after = statesIn(await askJson("v1/config"));
 	const rows = [...new Set([...Object.keys(before), ...Object.keys(after)])].filter((name) => before[name] !== after[name]).map((name) => [name, before[name] ?? "–", after[name] ?? "–"]);
-	fill(plan, make("h2", "What the reload changed"), told, rows.length ? table(["Version", "Before", "Now"], rows, {label: "What has changed"}) : make("p", "No version has another state than before."),
+	fill(plan, make("h2", "What the reload changed"), told, rows.length ? table(["Version", "Before", "Now"], rows, "What has changed") : make("p", "No version has another state than before."),
 		answer && details("The server's answer", make("pre", {tabIndex: 0, role: "region", label: "The server's answer"}, answer)), bar(button("Close", close)));
 	await refresh();
 }

@@ -40,7 +40,7 @@ const tellContent = (api, content = {}) => Object.entries(content).map(([type, {
 
 class Operation {
 	constructor({url, method, operation, shared}, api) {
-		Object.assign(this, {url, method, operation, api, fields: [], type: "", form: []});
+		Object.assign(this, {url, method, operation, api, fields: [], type: ""});
 		this.caller = new Caller(() => this.send(), "Try it");
 		this.answer = textBlock("The answer");
 		this.code = new Code((language, own) => curlOf(own, ...this.call));

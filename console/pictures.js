@@ -1,7 +1,7 @@
 // Try a deployment: pictures in, what was seen in them beside it.
 
 import {ask, path} from "./api.js";
-import {Caller, tellError} from "./call.js";
+import {Caller} from "./call.js";
 import {Camera} from "./camera.js";
 import {Code, codeOf} from "./code.js";
 import {Compare} from "./compare.js";
@@ -23,13 +23,13 @@ export function show(root, one) {
 function about(one) {
 	const names = Object.values(one.classes).map((each) => each.name);
 	const always = one.routines.map((each) => each.name).join(", ");
-	return make("div", heading(one, one.id), make("p.soft", [`model ${one.model}`, one.version_tag,
+	return make("div", heading(one), make("p.soft", [`model ${one.model}`, one.version_tag,
 		names.length && `${names.length} classes: ${names.slice(0, 12).join(", ")}${names.length > 12 ? ", …" : ""}`, always && `always runs ${always}`].filter(Boolean).join(" · ")));
 }
 
 class Panel {
 	constructor(root, one) {
-		Object.assign(this, {one, query: "", blob: null, name: "", answer: null, previews: 0});
+		Object.assign(this, {one, query: "", previews: 0});
 		this.chain = new Chain(() => this.chainChanged());
 		this.caller = new Caller(() => this.send());
 		this.viewer = new Viewer();
@@ -78,12 +78,12 @@ class Panel {
 		this.timer = setTimeout(() => this.preview(), 300); // not at each keystroke
 	}
 
-	async addSamples() {
+	addSamples() {
 		for (const name of this.one.samples) {
 			const canvas = make("canvas"), thumb = make("button.thumb.sample", {title: name, label: `Sample ${name}`}, canvas);
 			this.samples.append(thumb);
 			const blob = ask(`${path(this.one.id)}/samples/${path(name)}`).then((response) => response.blob());
-			thumb.onclick = () => blob.then((one) => this.take(one, name)).catch((error) => this.caller.fail(tellError(error)));
+			thumb.onclick = () => blob.then((one) => this.take(one, name)).catch((error) => this.caller.fail(error.message));
 			blob.then(createImageBitmap).then((bitmap) => drawThumb(canvas, bitmap), () => (thumb.textContent = name));
 		}
 	}
@@ -111,7 +111,7 @@ class Panel {
 		if (this.left || this.blob !== blob) return false;
 		this.bitmap = failed ? null : found;
 		if (failed || !this.camera.live) this.showAnswer(null);
-		if (failed) this.caller.fail(tellError(found));
+		if (failed) this.caller.fail(found.message);
 		else {
 			this.viewer.show(found);
 			this.preview();
@@ -145,7 +145,7 @@ class Panel {
 			const size = response.headers.get("X-Shown-Size").replace("x", "×");
 			fill(place, shownBitmap(bitmap, "What the model is shown"), make("p.soft", `${size} pixels, before it is brought to the model's size`));
 		} catch (error) {
-			if (turn === this.previews) fill(place, make("p.error", tellError(error)));
+			if (turn === this.previews) fill(place, make("p.error", error.message));
 		}
 	}
 }

@@ -20,15 +20,14 @@ function columnsOf(nodes) {
 }
 
 function drawGraph(one, parts = {}) {
-	const nodes = [...one.nodes, {name: "answer", inputs: one.outputs}], columns = columnsOf(nodes);
-	columns.answer = Math.max(...Object.values(columns), 1);
-	if (one.nodes.some((node) => columns[node.name] === columns.answer)) columns.answer += 1;
+	const nodes = [...one.nodes, {name: "response", inputs: one.outputs}], columns = columnsOf(nodes);
+	columns.response = 1 + Math.max(0, ...one.nodes.map((node) => columns[node.name]));
 	const rows = {}, spots = {}, all = [{name: "request"}, ...nodes];
 	for (const {name} of all) {
 		const column = columns[name], row = (rows[column] = (rows[column] ?? -1) + 1);
 		spots[name] = {x: 10 + column * (WIDE + GAP), y: 10 + row * ROW};
 	}
-	const width = 20 + (columns.answer + 1) * (WIDE + GAP) - GAP, height = 20 + (Math.max(...Object.values(rows)) + 1) * ROW;
+	const width = 20 + (columns.response + 1) * (WIDE + GAP) - GAP, height = 20 + (Math.max(...Object.values(rows)) + 1) * ROW;
 	const links = nodes.flatMap((node) => node.inputs.map((link) => ({...link, target: node.name})));
 	const time = ({name}) => parts[`node-${name}`], told = (node) => (time(node) == null ? "" : ` ${milliseconds(time(node))}`), slowest = Math.max(...one.nodes.map((node) => time(node) ?? 0));
 	const tell = `request, ${one.nodes.map((node) => `${node.name}${told(node)} from ${[...new Set(node.inputs.map((link) => link.node))].join(" and ")}`).join(", ")}`;
@@ -37,8 +36,7 @@ function drawGraph(one, parts = {}) {
 }
 
 function drawLink(from, to, {item, name}) {
-	if (!from || !to) return draw("g");
-	const x1 = from.x + WIDE, y1 = from.y + TALL / 2, x2 = to.x, y2 = to.y + TALL / 2, half = Math.max(20, (x2 - x1) / 2);
+	const x1 = from.x + WIDE, y1 = from.y + TALL / 2, x2 = to.x, y2 = to.y + TALL / 2, half = (x2 - x1) / 2;
 	const over = y1 === y2 && x2 - x1 > GAP ? ROW * 0.6 : 0; // past the nodes between
 	return draw("g", {}, draw("path", {d: `M${x1},${y1}C${x1 + half},${y1 + over} ${x2 - half},${y2 + over} ${x2},${y2}`}), draw("title", {}, `${item} → ${name}`));
 }

@@ -11,8 +11,9 @@ export function versionPicker(model, onchange, first = "as configured", [number,
 		const {versions = [], labels = {}} = catalogue.models.find((one) => one.name === model) ?? {};
 		const there = versions.filter((one) => one.state === "AVAILABLE").map(({version}) => option(number + version, `version ${version}`));
 		const named = Object.entries(labels).map(([label, version]) => option(name + path(label), `${label} (${version})`));
-		morph(list, make("select", {onchange: list.onchange}, option("", first), named, there));
+		morph(list, make("select", option("", first), named, there));
 		list.value = chosen;
+		if (list.value !== chosen) list.append(option(chosen, `${chosen.split(/[=/]/).at(-1)} (gone)`, true));
 		picker.hidden = list.options.length < 3 && !chosen;
 	};
 	draw(value);
@@ -20,7 +21,7 @@ export function versionPicker(model, onchange, first = "as configured", [number,
 	return picker;
 }
 
-export async function predict(id, blob, {routines = [], query = "", signal, verb = "predict"} = {}) {
+export async function predict(id, blob, {routines = [], query = "", signal, verb = "predict"}) {
 	const body = JSON.stringify({image_type: "base64", data: await toBase64(blob), routines});
 	return post(`${path(id)}/${verb}${query ? `?${query}` : ""}`, body, signal);
 }

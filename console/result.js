@@ -7,8 +7,8 @@ import {apart, colourOf, cornersOf, countsOf, paint} from "./viewer.js";
 const MOST_LISTED = 500, MOST_BARS = 5;
 
 export class Result {
-	constructor(viewer, onchange = () => {}) {
-		Object.assign(this, {viewer, onchange, answer: null, hidden: new Set()});
+	constructor(viewer, onchange) {
+		Object.assign(this, {viewer, onchange, hidden: new Set()});
 		this.slider = range(0, () => this.draw());
 		this.slider.className = "confidence";
 		this.value = make("output", "0.00");
@@ -25,7 +25,7 @@ export class Result {
 	}
 
 	/** `again`: of a camera's pictures the next, whose classes stay hidden. */
-	show(answer, bitmap, name = "picture", again = false) {
+	show(answer, bitmap, name, again) {
 		Object.assign(this, {answer, bitmap, name});
 		if (!again) this.hidden = new Set();
 		fill(this.warnings, answer?.warnings?.map((text) => make("p.warning", text)));
@@ -94,7 +94,7 @@ export class Result {
 	drawChart(classes) {
 		const {histogram, avgPerClass} = this.answer ?? {}, counted = histogram?.counts ? byRange(histogram) : histogram?.classes ?? avgPerClass;
 		const best = (classes ?? []).toSorted((one, other) => other.confidence - one.confidence).slice(0, MOST_BARS);
-		fill(this.chart, best.length > 0 && bars(best.map((one) => [one.tag.name, one.confidence])), counted && bars(counted, {most: Math.max(1e-9, ...Object.values(counted))}));
+		fill(this.chart, best.length > 0 && bars(best.map((one) => [one.tag.name, one.confidence])), counted && bars(Object.entries(counted), Math.max(1e-9, ...Object.values(counted))));
 	}
 
 	fade() {

@@ -9,7 +9,7 @@ export class Chain {
 		this.steps = [];
 		this.onchange = onchange;
 		this.list = make("ol.routines", {label: "Routines, in order"});
-		this.adder = make("select.add-routine", {onchange: () => this.add(this.adder.value)});
+		this.adder = make("select", {onchange: () => this.add(this.adder.value)});
 		this.element = make("div", make("label", "Routine ", this.adder), this.list);
 		fill(this.adder, option("", "add one…"), catalogue.routines.map((one) => option(one.name)));
 	}

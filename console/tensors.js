@@ -27,7 +27,7 @@ function filled(shape, value) {
 }
 
 /** `above` stands between the name and the form; `onanswer(found)` is told each answer, null for an error. */
-export async function show(root, one, above = "", onanswer = () => {}) {
+export async function show(root, one, above, onanswer) {
 	if (one.state !== "ready") return fill(root, heading(one), above, notReady(one));
 	const panel = new TensorPanel(one, onanswer);
 	fill(root, heading(one), above, panel.element);
@@ -42,7 +42,7 @@ class TensorPanel {
 		this.form = make("div.fields");
 		this.body = area({className: "body", rows: 8, label: "Body of the request", oninput: () => this.code.soon()});
 		this.answers = make("div");
-		this.json = textBlock("The answer as JSON", `${one.name}.json`);
+		this.json = textBlock("The answer as JSON", () => `${one.name}.json`);
 		this.code = new Code((language, own) => codeOf(own, this.url, this.body.value));
 		this.bar = make("div.bar");
 		this.element = make("div", this.bar, this.form, details("Body of the request", this.body), bar(this.caller.buttons), this.caller.error, this.caller.times, this.answers, this.json, this.code.element);
@@ -98,7 +98,7 @@ class TensorPanel {
 		if (!found && this.caller.error.hidden) return;
 		this.json.tell(found?.text ?? found?.answer);
 		fill(this.answers, found && drawAnswer(found.answer, this.outputs[0]));
-		this.onanswer(found);
+		this.onanswer?.(found);
 	}
 }
 
@@ -233,10 +233,10 @@ const isPlainObject = (value) => value !== null && typeof value === "object" && 
 const turn = (rows) => Object.fromEntries(Object.keys(rows[0]).map((name) => [name, rows.map((row) => row[name])]));
 
 function drawOutput(name, value) {
-	const rows = Array.isArray(value) ? value : [value];
-	if (!rows.length || rows.length > 1000 || rows.some((row) => (row = [row].flat()).length > 1000 || row.some((cell) => typeof cell === "object"))) return null;
-	const cells = rows.map((row) => [row].flat()), wide = Math.max(...cells.map((row) => row.length));
-	const shown = table(["row", ...Array.from({length: Math.min(wide, 100)}, (_, index) => (wide > 1 ? index : name))], cells.map((row, index) => [index, ...row.slice(0, 100).map(String)]), {label: `${name} as a table`});
+	const cells = [value].flat().map((row) => [row].flat());
+	if (!cells.length || cells.length > 1000 || cells.some((row) => row.length > 1000 || row.some((cell) => typeof cell === "object"))) return null;
+	const wide = Math.max(...cells.map((row) => row.length));
+	const shown = table(["row", ...Array.from({length: Math.min(wide, 100)}, (_, index) => (wide > 1 ? index : name))], cells.map((row, index) => [index, ...row.slice(0, 100).map(String)]), `${name} as a table`);
 	return [make("h3", name), chartOf(cells), details("As a table", shown)];
 }
 
@@ -244,5 +244,5 @@ function chartOf(cells) {
 	const numbers = cells.length === 1 ? cells[0] : cells.every((row) => row.length === 1) ? cells.map(([one]) => one) : null;
 	if (!numbers || numbers.length < 2 || numbers.length > 40 || !numbers.every((one) => typeof one === "number" && one >= 0)) return cells.length === 1 && cells[0].length === 1 ? make("p", String(cells[0][0])) : null;
 	const most = Math.max(...numbers);
-	return bars(numbers.map((one, index) => [String(index), one]), {most: most <= 1 ? 1 : most});
+	return bars(numbers.map((one, index) => [String(index), one]), Math.max(1, most));
 }

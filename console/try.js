@@ -27,11 +27,13 @@ export async function show(root, names) {
 		shown = null;
 	}
 	const visit = {};
-	await choose(root, names, visit);
-	const end = onCatalogue(() => {
+	const look = () => {
 		list(root);
 		if (shown?.visit === visit && find(names)?.one.state !== shown.state) choose(root, names, visit);
-	});
+	};
+	await choose(root, names, visit);
+	const end = onCatalogue(look);
+	look();
 	let turn = 0;
 	const rest = poll(() => turn++ && refresh().catch(({status}) => status !== 401), () => 15);
 	return () => {

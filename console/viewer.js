@@ -62,7 +62,7 @@ export class Viewer {
 			button("−", () => this.zoom(1 / 1.4), {ariaLabel: "Zoom out"}), button("+", () => this.zoom(1.4), {ariaLabel: "Zoom in"}),
 			button("Fit", () => this.fit()), button("Full screen", () => (document.fullscreenElement ? document.exitFullscreen() : this.frame.requestFullscreen?.())));
 		this.element = make("div", this.frame, tools);
-		Object.assign(this, {onHover() {}, opacity: 0.35, lists: [[]], share: null, strong: null, view: {scale: 1, x: 0, y: 0}, fitted: true, pointers: new Map(), marked: new Map()});
+		Object.assign(this, {opacity: 0.35, lists: [[]], strong: null, view: {scale: 1, x: 0, y: 0}, fitted: true, pointers: new Map(), marked: new Map()});
 		this.listen();
 		new ResizeObserver(() => this.resized()).observe(this.frame);
 	}

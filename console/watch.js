@@ -7,7 +7,6 @@ import {morph, poll} from "./live.js";
 
 const WINDOWS = {"5m": ["5 minutes", 2], "1h": ["1 hour", 10], "24h": ["24 hours", 30]}; // and every how many seconds to ask
 const STATUSES = {"2xx": "#56b4e9", "3xx": "#999999", "4xx": "#e69f00", "5xx": "#d55e00"};
-const MIB = 2 ** 20, RETRY = 5;
 
 const chosen = {window: "5m", sort: "requests", down: true}; // as long as the page is open
 
@@ -16,7 +15,7 @@ export async function show(root, names) {
 	let seen = null, seenAt = Date.now(), gone = "", ended = () => {};
 	const filter = search("Filter the errors", () => draw(), "Status, path, text, request id…", {id: "errors-filter"});
 	const state = make("p.error", {id: "watch-state", role: "status", hidden: true}), ago = make("span", {id: "watch-seen"});
-	const above = make("div"), errors = make("div", {id: "watch-errors"});
+	const above = make("div"), errors = make("div");
 	const windows = Object.entries(WINDOWS).map(([id, [text]]) => button(text, () => begin((chosen.window = id)), {"data-window": id}));
 	fill(root, bar(name !== undefined && link("#watch", "All"),
 		bar({role: "group", "aria-label": "Time shown"}, windows), ago), state, above,
@@ -48,7 +47,7 @@ export async function show(root, names) {
 	const begin = () => {
 		ended();
 		for (const one of windows) one.ariaPressed = one.dataset.window === chosen.window;
-		ended = poll(read, () => (gone ? RETRY : WINDOWS[chosen.window][1] * Math.max(1, (seen?.series.length ?? 0) / 20))); // many groups are much to tell
+		ended = poll(read, () => (gone ? 5 : WINDOWS[chosen.window][1] * Math.max(1, (seen?.series.length ?? 0) / 20))); // many groups are much to tell
 	};
 	begin();
 	const clock = setInterval(tick, 1000);
@@ -77,7 +76,7 @@ function now({server, limits}, one) {
 function charts({time, server}, one, isAll) {
 	const known = (values) => values?.some((value) => value != null), chart = (title, series, options) => Object.values(series).some(known) && timeChart(title, time, series, options);
 	const waits = Object.fromEntries(Object.entries(one.parts).filter(([, values]) => known(values)));
-	const {p50, p90, p99} = one.latency, mib = (values) => ({memory: values?.map((value) => value && value / MIB)});
+	const {p50, p90, p99} = one.latency, mib = (values) => ({memory: values?.map((value) => value && value / 2 ** 20)});
 	const own = [chart("Requests a minute", one.requests, {stacked: true, colours: STATUSES, digits: 1}), chart("Latency", {p50, p90, p99}, {unit: " ms", digits: 2}),
 		chart("Parts of the latency, mean", waits, {unit: " ms", stacked: true, colours: PARTS, digits: 2}), chart("Rows run at once, mean", {rows: one.batch_size}), batches(one.total.batch_sizes)];
 	const process = isAll ? [chart("In flight, most", {requests: server.in_flight}, {digits: 0}), chart("Queue, mean", {requests: server.queue}), chart("Refused", {requests: server.refused}, {digits: 0}),
@@ -92,7 +91,7 @@ function charts({time, server}, one, isAll) {
 
 function batches(sizes) {
 	const rows = Object.entries(sizes).map(([bound, count]) => [bound === "more" ? "more" : bound === "1" ? "1 row" : `to ${bound} rows`, count]);
-	return rows.length > 0 && make("figure.chart", make("figcaption", "Batch sizes, runs"), bars(rows, {most: Math.max(...Object.values(sizes))}));
+	return rows.length > 0 && make("figure.chart", make("figcaption", "Batch sizes, runs"), bars(rows, Math.max(...Object.values(sizes))));
 }
 
 // --- tables ---
@@ -113,7 +112,7 @@ function groups({series}, redraw) {
 	};
 	const made = table([...Object.entries(COLUMNS).map(([id, [title]]) => button(`${title}${chosen.sort === id ? (chosen.down ? " ↓" : " ↑") : ""}`, sort(id), {"data-sort": id})), "Requests over time"],
 		rows.map((one) => [one.kind, link(`#watch/${one.kind}/${path(one.name)}`, one.name), one.total.requests.toLocaleString(), shareOf(one.total),
-			...["p50", "p90", "p99"].map((q) => milliseconds(one.total.latency[q])), sparkline(one.requests["2xx"].map((_, at) => Object.values(one.requests).reduce((sum, values) => sum + (values[at] ?? 0), 0)))]), {label: "All groups"});
+			...["p50", "p90", "p99"].map((q) => milliseconds(one.total.latency[q])), sparkline(one.requests["2xx"].map((_, at) => Object.values(one.requests).reduce((sum, values) => sum + (values[at] ?? 0), 0)))]), "All groups");
 	made.querySelectorAll("tbody tr").forEach((row, at) => (row.dataset.key = `${rows[at].kind} ${rows[at].name}`));
 	made.querySelectorAll("td svg").forEach((line) => (line.dataset.whole = ""));
 	made.querySelector(`[data-sort=${chosen.sort}]`).parentElement.setAttribute("aria-sort", chosen.down ? "descending" : "ascending");
@@ -124,7 +123,7 @@ function groups({series}, redraw) {
 function quotas({quotas: all, now}) {
 	if (!all.length) return null;
 	const rows = all.map((one) => [one.key, `${one.used.toLocaleString()} of ${one.limit.toLocaleString()} a ${one.period}`, make("progress", {max: one.limit, value: one.used, label: `Used by ${one.key}`}), `in ${duration(Math.max(0, one.resets - now))}`]);
-	const made = table(["Key", "Calls used", "Share", "Begins anew"], rows, {label: "Quotas"});
+	const made = table(["Key", "Calls used", "Share", "Begins anew"], rows, "Quotas");
 	made.id = "watch-quotas";
 	return make("section.part", {"data-key": "quotas"}, make("h2", "Quotas"), made);
 }
@@ -134,7 +133,7 @@ function drawErrors(all, name, sought) {
 	const words = sought.trim().toLowerCase(), text = (one) => [one.status, one.method, one.path, one.error, one.request_id, one.model, one.deployment].join(" ").toLowerCase();
 	const when = (time) => time[time.toDateString() === new Date().toDateString() ? "toLocaleTimeString" : "toLocaleString"]();
 	const rows = own.filter((one) => text(one).includes(words)).map((one) => [when(new Date(one.time * 1000)), String(one.status), `${one.method} ${one.path}`, one.error, one.request_id]);
-	const made = rows.length ? table(["Time", "Status", "Call", "Error", "Request id"], rows, {label: "Last errors"}) : make("p.soft", own.length ? "No error is so." : "No errors.");
+	const made = rows.length ? table(["Time", "Status", "Call", "Error", "Request id"], rows, "Last errors") : make("p.soft", own.length ? "No error is so." : "No errors.");
 	made.querySelectorAll("tbody tr").forEach((row) => (row.dataset.key = `${row.lastChild.textContent} ${row.firstChild.textContent}`));
 	return make("div", {id: "watch-errors"}, made);
 }

@@ -19,7 +19,6 @@ import threading
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ import numpy as np
 
 from .catalogue import find_own
 from .core import (
+    ActiveLearningConfig,
     BadRequest,
     Call,
     Config,
@@ -42,19 +42,12 @@ from .core import (
     route,
     routines,
 )
+from .manifest import write_whole
 
 logger = logging.getLogger("serving")
 
 SCORES = 1000  # of the latest pictures of a deployment, for who looks for a threshold
 VERDICTS = ("accepted", "rejected", "none")
-
-
-@dataclass(frozen=True)
-class Caps:
-    """How much a group may hold; what comes beyond it is counted and let go."""
-
-    max_bytes: int
-    max_images: int
 
 
 MOST_HELD = 256 << 20  # bytes of pictures that wait to be written; one waits whatever its size
@@ -90,7 +83,9 @@ class Inbox:
                     names.add(entry.name.removesuffix(".json"))
         return names, size
 
-    def offer(self, image: np.ndarray, record: Callable[[], Mapping[str, Any]], caps: Caps) -> None:
+    def offer(
+        self, image: np.ndarray, record: Callable[[], Mapping[str, Any]], caps: ActiveLearningConfig
+    ) -> None:
         """Hand over a picture, uint8 RGB [H, W, 3], and what makes the record beside it."""
         with self._lock:
             try:
@@ -152,7 +147,9 @@ class Inbox:
             )
         self._said = (self._said | {outcome}) if outcome != "kept" else set()
 
-    def _keep(self, image: np.ndarray, record: Callable[[], Mapping[str, Any]], caps: Caps) -> str:
+    def _keep(
+        self, image: np.ndarray, record: Callable[[], Mapping[str, Any]], caps: ActiveLearningConfig
+    ) -> str:
         name = hashlib.sha256(
             repr(image.shape).encode() + np.ascontiguousarray(image).data
         ).hexdigest()
@@ -170,18 +167,6 @@ class Inbox:
         self._names.add(name)
         self._bytes += len(picture) + len(text)
         return "kept"
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
-    try:
-        scratch.write_bytes(data)
-        os.replace(scratch, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            scratch.unlink()
-        raise
 
 
 def read_verdict(folder: Path, stem: str) -> str:
@@ -308,7 +293,7 @@ def saw(
         found = routines.to_annotations(dict(tensors), image.shape[1], image.shape[0])
         return {**about, "predictions": found}
 
-    inbox.offer(image, record, Caps(learning.max_bytes, learning.max_images))
+    inbox.offer(image, record, learning)
 
 
 def find_inbox(server: ModelServer, call: Call, deployment: str, group: str) -> tuple[Any, Inbox]:

@@ -407,9 +407,8 @@ NOTES = ("region", "gpu_type")
 def view_deployment(server: ModelServer, call: Call, deployment: str) -> Reply:
     """A deployment's settings, as the config file has them."""
     text = management_of(server).file.read()
-    config = read_config(text)
-    find_entry(config, deployment)
-    return reply(describe_settings(config, deployment)).with_headers(("ETag", etag_of(text)))
+    settings = describe_settings(read_config(text), deployment)
+    return reply(settings).with_headers(("ETag", etag_of(text)))
 
 
 @administered

@@ -32,37 +32,18 @@ RAW_DTYPES = {dtype.name: dtype for dtype in NUMPY_DTYPES.values() if dtype.kind
 
 
 def read(call: Call, body: bytes) -> dict[str, Any] | None:
-    """A predict body that is no JSON: an array, arrays by name, or a picture.
-
-    See `read_predict_body`.
-    """
-    return read_predict_body(body, call.environ, call.allowance)
-
-
-def write(call: Call, answer: Mapping[str, Any]) -> Reply | None:
-    """The answer in the form that the Accept header names first, where that is one of these."""
-    wanted = call.header("Accept").partition(",")[0].partition(";")[0].strip()
-    return write_answer(dict(answer), wanted)
-
-
-def read_predict_body(
-    body: bytes, environ: Mapping[str, Any], allowance: Allowance
-) -> dict[str, Any] | None:
     """A predict body for bytes that are a raw tensor or a .npy array (the one input), an .npz
     (inputs by name) or a picture (one instance).
 
     None for all else. Raises BadRequest for an array that cannot be read.
     """
-    if "HTTP_X_TENSOR_SHAPE" in environ:
-        return {
-            "inputs": read_raw(
-                body, environ.get("HTTP_X_TENSOR_DTYPE", "float32"), environ["HTTP_X_TENSOR_SHAPE"]
-            )
-        }
+    if "HTTP_X_TENSOR_SHAPE" in call.environ:
+        dtype = call.environ.get("HTTP_X_TENSOR_DTYPE", "float32")
+        return {"inputs": read_raw(body, dtype, call.environ["HTTP_X_TENSOR_SHAPE"])}
     if body[:1] in (b"{", b" ", b"\n", b""):
         return None
     if body.startswith((routines.NPY_START, ZIP_START)):
-        return {"inputs": load_arrays(body, allowance)}
+        return {"inputs": load_arrays(body, call.allowance)}
     return {"instances": [body]} if routines.reader_of(body) else None
 
 
@@ -156,10 +137,11 @@ def check_member(member: zipfile.ZipInfo, found: Mapping[str, Any]) -> str:
     return name
 
 
-def write_answer(answer: dict[str, Any], wanted: str) -> Reply | None:
-    """The outputs as .npy or raw (one of them) or .npz (by name),
-    where that is what the client names first; else None.
+def write(call: Call, answer: Mapping[str, Any]) -> Reply | None:
+    """The outputs as .npy or raw (one of them) or .npz (by name), where that is what the Accept
+    header names first; else None.
     """
+    wanted = call.header("Accept").partition(",")[0].partition(";")[0].strip()
     if wanted not in (NPY, NPZ, RAW):
         return None
     value = next(iter(answer.values()))

@@ -10,7 +10,6 @@ import types
 import typing
 from collections.abc import Sequence
 from contextlib import suppress
-from http import HTTPStatus
 from typing import Any
 
 import cv2
@@ -329,9 +328,7 @@ def kind_of(hint: Any) -> str:
 def find_own(server: ModelServer, call: Call, deployment: str) -> Any:
     """A deployment that the caller's key is for; looking at it is no call that a quota counts."""
     if not call.caller.may_see(deployment):
-        raise ServingError(
-            f"The key is not for '{deployment}'", "PERMISSION_DENIED", HTTPStatus.FORBIDDEN
-        )
+        raise ServingError(f"The key is not for '{deployment}'", "PERMISSION_DENIED")
     return find_deployment(server, deployment)
 
 
@@ -386,7 +383,7 @@ def draw_preview(shown: np.ndarray, steps: Sequence[Any]) -> bytes:
     shown = np.ascontiguousarray(shown).copy()
     for top, left, bottom, right in np.round(np.array(windows).reshape(-1, 4) * shrink).astype(int):
         cv2.rectangle(shown, (left, top), (right - 1, bottom - 1), OUTLINE, 2)
-    return routines.encode_png(shown)
+    return routines.encode(shown)
 
 
 EXTENSION = Extension(

@@ -310,10 +310,8 @@ def address_of(asked: Call, pairs: list[tuple[str, str]]) -> str:
 
 def refuse_unseen(server: ModelServer, asked: Call, found: Found) -> None:
     """Raise ServingError 403 where the caller's key is not for what a call reaches."""
-    caller = asked.caller
-    if found.route.lists or found.route.guard == "open":
-        return
-    if not caller.may_see(*list_reached(server, found)):
+    caller, reached = asked.caller, list_reached(server, found)
+    if found.route.guard != "open" and reached is not None and not caller.may_see(*reached):
         own = ", ".join(sorted(caller.deployments or ())) or "nothing"
         raise ServingError(f"The key '{caller.name}' is only for: {own}", "PERMISSION_DENIED")
 

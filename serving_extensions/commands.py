@@ -14,6 +14,7 @@ from .core import (
     ModelServer,
     ServingError,
     encode_json,
+    list_samples,
     sample_inputs,
     url_of,
     view_infer,
@@ -104,10 +105,9 @@ def report(server: ModelServer, address: str) -> None:
     if curl:
         print(f"Try:    {curl}", flush=True)
     defaults = server.config.default_deployment
-    bases = {model.name: model.base_path for model in server.config.models}
     deployments = sorted(server.config.deployments, key=lambda one: one.id not in defaults)
     for deployment in [one for one in deployments if takes_pictures(server, one)][:1]:
-        samples = sorted(Path(bases.get(deployment.model, ".")).glob("samples/*"))
+        samples = list_samples(server, deployment)
         picture = os.path.relpath(samples[0]) if samples else "picture.jpg"
         key = f"-H 'Authorization: Bearer {server.generated_key or 'KEY'}'"
         data = f"--data-binary {shlex.quote('@' + picture)}"

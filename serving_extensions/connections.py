@@ -24,7 +24,6 @@ from waitress.utilities import BadRequest, RequestEntityTooLarge
 
 from .core import (
     Extension,
-    OpenDoor,
     ServingError,
     Site,
     Turn,
@@ -342,7 +341,7 @@ class Listener(TcpWSGIServer):
         if channel.reading and threading.get_ident() == self.front.thread:
             channel.whole = True
         else:
-            self.front.enqueue(channel)
+            self.front.see_to(channel, here=False)
 
     def readable(self) -> bool:
         return super().readable() and time.monotonic() >= self.resting_until
@@ -419,11 +418,6 @@ class Front(Waitress):
             **adjustments,
         )
 
-    @property
-    def door(self) -> OpenDoor | None:
-        """What answers the server's own URLs without WSGI; None where all is the application's."""
-        return None if self.site is None else self.site.door
-
     def turn(self, seconds: float = 0.5) -> None:
         """Once around the loop, then send what was answered in it."""
         self.thread = threading.get_ident()
@@ -434,21 +428,22 @@ class Front(Waitress):
             self.swept_at = now
             self.sweep(now)
 
-    def see_to(self, channel: Channel) -> None:
-        """Answer a request here if that is short, and refuse what is too much.
+    def see_to(self, channel: Channel, here: bool = True) -> None:
+        """Answer a request `here` if that is short, and refuse what is too much.
 
-        All else waits for its turn.
+        All else waits for its turn, behind others of its connection.
         """
         if not channel.requests:  # its connection is being closed
             return
-        request, alone = channel.requests[0], channel.is_alone()
+        request, alone = channel.requests[0], here and channel.is_alone()
         found = self.find(request)
         line = self.line_of(request, found)
         request.refused = self.gate.refusal(line)
         if alone and request.refused:
             channel.answer_here()
         elif alone and self.lane.takes(request, found):
-            if (door := self.door) is not None:
+            door = self.site.door if self.site else None
+            if door is not None:
                 path = path_of(request.request_uri)
                 request.short = functools.partial(door.answer, path=path, found=found)
             turn, turn.later = channel.turn, self.later
@@ -487,15 +482,6 @@ class Front(Waitress):
                 # a filter or a handler of the site's may raise; nobody waits for it
                 with contextlib.suppress(Exception):
                     write()
-
-    def enqueue(self, channel: Channel) -> None:
-        """Let a request wait for its turn, behind others of its connection,
-        or have a worker say that it is too much.
-        """
-        request = channel.requests[0]
-        line = self.line_of(request, self.find(request))
-        request.refused = self.gate.refusal(line)
-        self.dispatcher.add(channel, "health" if request.refused else line)
 
     def find(self, request: Any) -> Any:
         """What a request selects of the URL table.

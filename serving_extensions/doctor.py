@@ -3,7 +3,6 @@
 Nothing is loaded, written or changed, and no value of the config that may be secret is printed.
 """
 
-import importlib.util
 import json
 import os
 import platform
@@ -32,6 +31,7 @@ from .core import (
     __version__,
     examine,
     installed,
+    is_installed,
     list_versions,
     paint,
     read_port,
@@ -102,14 +102,10 @@ def look_at_installation() -> Iterator[Finding]:
     if not any((folder / "index.html").is_file() for folder in CONSOLE):
         todo = "copy console/ beside serving.py, or install with pip; all else works without it"
         yield Finding("warning", "page", "its files are not there", todo)
-    there = [module for module, _, _ in OPTIONAL if is_there(module)]
+    there = [module for module, _, _ in OPTIONAL if is_installed(module)]
     missing = [f"{module} ({use})" for module, _, use in OPTIONAL if module not in there]
     text = f"installed: {', '.join(there) or 'none'}; not installed: {', '.join(missing) or 'none'}"
     yield Finding("ok", "optional", text)
-
-
-def is_there(module: str) -> bool:
-    return importlib.util.find_spec(module) is not None
 
 
 # --- TensorFlow and GPUs ------------------------------------------------------------------------

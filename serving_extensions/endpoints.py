@@ -263,7 +263,9 @@ def tell_taken(path: str) -> str:
     return f"path: '{path}' is one of the server's own URLs; choose another, such as /my{path}"
 
 
-def prepare_endpoint(server: ModelServer, config: Any, threads: int) -> Endpoint:
+def prepare_endpoint(
+    server: ModelServer, config: Any, wanted: Envelope | None, threads: int
+) -> Endpoint:
     """A handler of the config; the function itself is imported by the loader."""
     handler = server.kept.setdefault(
         kept_as(config), Handler(config.function, server.folder, config.model_dir)
@@ -273,7 +275,6 @@ def prepare_endpoint(server: ModelServer, config: Any, threads: int) -> Endpoint
         pool = server.kept.setdefault(
             ("pool", config.path), ThreadPoolExecutor(threads, f"serving{config.path}")
         )
-    wanted = find_envelope(server, config.envelope)
     return Endpoint(config.path, handler, config.methods, wanted, config.timeout_seconds, pool)
 
 
@@ -287,17 +288,15 @@ def prepare(server: ModelServer, config: Config) -> dict[str, Endpoint]:
 
     Raises ConfigError for a path that is the server's own.
     """
+    own: dict[str, Endpoint] = {}
     for index, handler in enumerate(config.handlers):
         if is_taken(server.extensions, handler.path):
             raise ConfigError(f"$.handlers[{index}]", tell_taken(handler.path))
         try:
-            find_envelope(server, handler.envelope)
+            wanted = find_envelope(server, handler.envelope)
         except ValueError as error:
             raise ConfigError(f"$.handlers[{index}].envelope", str(error)) from None
-    own = {
-        handler.path: prepare_endpoint(server, handler, config.server.threads)
-        for handler in config.handlers
-    }
+        own[handler.path] = prepare_endpoint(server, handler, wanted, config.server.threads)
     return {**own, **server.endpoints}
 
 
@@ -309,24 +308,23 @@ def refresh(server: ModelServer, outcome: Outcome, polling: bool) -> None:
     """Import handlers that are new or, at a reload, have changed."""
     for index, config in enumerate(server.config.handlers):
         handler = endpoints_of(server)[config.path].handler
-        if polling and not outcome.config_read and (handler.ready or handler.error):
-            continue  # a file may be half written: only the operator knows when it is whole
-        import_handler(handler, f"$.handlers[{index}].function", outcome)
+        import_handler(handler, f"$.handlers[{index}].function", outcome, polling)
     # The threads of a pool end with its last call.
     server.drop("pool", [("pool", config.path) for config in server.config.handlers])
     server.drop("handler", list(map(kept_as, server.config.handlers)))
 
 
-def import_handler(handler: Handler, path: str, outcome: Outcome) -> None:
-    """Import a function's module if it is not there or has changed.
-
-    A failing one leaves the old one serving.
+def import_handler(handler: Handler, path: str, outcome: Outcome, polling: bool) -> None:
+    """Import a function's module if it is not there or, at a reload, has changed: a file may be
+    half written, only the operator knows when it is whole. A failing one leaves the old one.
     """
-    try:
-        outcome.changed |= handler.load()
-    except HandlerError as error:
-        logger.info("%s", path, exc_info=error.__cause__ or error)
-        outcome.errors.append(LoadError(f"{path}: {error}"))
+    if not polling or outcome.config_read or not (handler.ready or handler.error):
+        try:
+            outcome.changed |= handler.load()
+        except HandlerError as error:
+            logger.info("%s", path, exc_info=error.__cause__ or error)
+    if handler.error:
+        outcome.errors.append(LoadError(f"{path}: {handler.error}"))
 
 
 def unready(server: ModelServer) -> list[str]:

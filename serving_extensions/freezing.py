@@ -18,7 +18,6 @@ from .core import (
     SessionServable,
     SignatureCall,
     clean_message,
-    close_session,
     definition_of,
     load_errors,
     make_calls,
@@ -49,7 +48,7 @@ def wrap(load: Load) -> Load:
             frozen = freeze(plain.opened)
         if frozen is not None:
             close()  # the session; with it goes its graph, which nobody needs any more
-            close = functools.partial(close_session, frozen.session)
+            close = frozen.session.close
         model = frozen or plain.opened
         with load_errors(request.folder, close):
             if request.try_calls:

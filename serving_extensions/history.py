@@ -2,14 +2,13 @@
 
     Series       what became of the requests of a deployment, model, pipeline or handler, or of all
     Resources    what the process held and did, looked at every few seconds
-    save_history, load_history   a file that brings both over a restart
+    spell_history, load_history   a file that brings both over a restart
 
 Nothing here locks: `Metrics` does.
 """
 
 import base64
 import json
-import os
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -252,12 +251,9 @@ def describe_resources(found: Mapping[str, np.ndarray]) -> dict[str, list[float 
     return {
         **{name: spell_numbers(means[:, place]) for place, name in enumerate(MEANS)},
         **{
-            name: spell_numbers(np.where(looked, found["most"][:, place], np.nan))
-            for place, name in enumerate(MOST_NAMES)
-        },
-        **{
-            name: spell_numbers(np.where(looked, found["added"][:, place], np.nan))
-            for place, name in enumerate(ADDED)
+            name: spell_numbers(np.where(looked, found[kind][:, place], np.nan))
+            for kind, names in (("most", MOST_NAMES), ("added", ADDED))
+            for place, name in enumerate(names)
         },
     }
 
@@ -322,20 +318,10 @@ def spell_history(
     }
 
 
-def save_history(path: Path, history: Mapping[str, Any]) -> None:
-    """Write a history beside a file, and take its place. Raises OSError."""
-    beside = path.with_name(f"{path.name}.{os.getpid()}")
-    try:
-        beside.write_text(json.dumps(history))
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
-
-
 def load_history(
     path: Path,
 ) -> tuple[dict[tuple[str, str], Series], Resources, list[dict[str, Any]]]:
-    """What `save_history` has written. Raises OSError, ValueError for what is no such file."""
+    """What `spell_history` told, as JSON. Raises OSError, ValueError for what is no such file."""
     try:
         found = json.loads(path.read_bytes())
         if found["form"] != FORM or found["bounds"] != BOUNDS.tolist():

@@ -87,7 +87,7 @@ def view_model(server: ModelServer, call: Call, model: str, version: int | None 
         return reply(
             {
                 "name": model,
-                "versions": [str(number) for number in versions_of(server, model)],
+                "versions": [str(n) for n in sorted(server.manager.available[model].versions)],
                 "platform": "tensorflow_savedmodel",
                 "inputs": [describe_tensor(spec) for spec in signature.inputs.values()],
                 "outputs": [describe_tensor(spec) for spec in signature.outputs.values()],
@@ -99,10 +99,6 @@ def describe_tensor(spec: TensorSpec) -> dict[str, Any]:
     """A tensor's name, datatype and shape; -1 is a size that the request decides."""
     sizes = [-1] if spec.shape is None else [-1 if size is None else size for size in spec.shape]
     return {"name": spec.name, "datatype": NAMES.get(spec.dtype, spec.dtype), "shape": sizes}
-
-
-def versions_of(server: ModelServer, model: str) -> list[int]:
-    return sorted(server.manager.available[model].versions)
 
 
 def view_model_ready(

@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import os
 import re
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -120,13 +121,20 @@ def write_manifest(folder: Path) -> int:
             f"{folder}: expected a version folder with a saved_model.pb or a .keras file in it"
         )
     digests = {name: sha256_of(path) for name, path in files_of(folder).items()}
-    temporary = folder / f".{MANIFEST}.{os.getpid()}"
-    try:
-        temporary.write_text(spell_manifest(digests), "utf-8", "surrogateescape")
-        temporary.replace(folder / MANIFEST)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(folder / MANIFEST, spell_manifest(digests).encode("utf-8", "surrogateescape"))
     return len(digests)
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all."""
+    scratch = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+    try:
+        scratch.write_bytes(data)
+        os.replace(scratch, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            scratch.unlink()
+        raise
 
 
 def is_version(folder: Path) -> bool:

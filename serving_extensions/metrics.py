@@ -45,10 +45,10 @@ from .history import (
     describe_resources,
     describe_series,
     load_history,
-    save_history,
     spell_history,
     tally,
 )
+from .manifest import write_whole
 from .quotas import open_quotas
 
 logger = logging.getLogger("serving")
@@ -471,7 +471,7 @@ class Metrics:
         with self.counted():
             history = spell_history(self.series, self.resources, self.last_errors)
         try:
-            save_history(Path(path), history)
+            write_whole(Path(path), json.dumps(history).encode())
         except OSError as error:
             if self._trouble != str(error):
                 logger.warning("$.server.history: cannot be written: %s", error)

@@ -394,18 +394,9 @@ def size_of(folder: Path) -> int:
     return sum(path.stat().st_size for path in files if path.is_file())
 
 
-def open_residency(server: ModelServer) -> Residency:
-    """The models of a server that come and go; what loads one is told by `wrap_load`."""
-    return Residency(lambda: server.config.server, not_told)
-
-
-def not_told(request: LoadRequest) -> Servable:
-    raise LoadError("nothing loads models yet")
-
-
 def wrap_load(server: ModelServer, load: Load) -> Residency:
-    residency: Residency = server.state["on_demand"]
-    residency._load = load
+    """The models of a server that come and go."""
+    residency = server.state["on_demand"] = Residency(lambda: server.config.server, load)
     return residency
 
 
@@ -441,9 +432,8 @@ def view_load(
     label: str | None = None,
 ) -> Reply:
     """Bring a version that is on demand into memory, as its first request would."""
-    residency: Residency = server.state["on_demand"]
     with named_entry(server, model, version, label) as (number, entry):
-        with residency.use(entry, call.trace):
+        with entry.residency.use(entry, call.trace):
             pass
         return reply(describe_entry(model, number, entry))
 
@@ -456,11 +446,10 @@ def view_unload(
     label: str | None = None,
 ) -> Reply:
     """Take a version that is on demand out of memory; the next request brings it back."""
-    residency: Residency = server.state["on_demand"]
     with named_entry(server, model, version, label) as (number, entry):
         if entry.config.pinned:
             raise BadRequest(f"'{model}' is pinned: once loaded, it stays in memory")
-        if not residency.evict(entry, "freed by hand") and entry.resident:
+        if not entry.residency.evict(entry, "freed by hand") and entry.resident:
             text = f"Version {number} of '{model}' is answering requests: free it when they end"
             raise ServingError(text, "UNAVAILABLE")
         return reply(describe_entry(model, number, entry))
@@ -473,7 +462,6 @@ def describe_entry(model: str, version: int, entry: OnDemand) -> dict[str, Any]:
 
 EXTENSION = Extension(
     "on_demand",
-    open=open_residency,
     wrap_load=wrap_load,
     end=lambda server: server.state["on_demand"].end(),
     routes=(

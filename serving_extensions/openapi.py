@@ -3,7 +3,6 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -296,13 +295,7 @@ def document_handler(endpoint: Any) -> dict[str, Any]:
 def document_table(server: ModelServer, everywhere: list) -> dict[str, Any]:
     """The rows of the URL table, names in braces; rows of deployments where there are some."""
     paths: dict[str, Any] = {}
-    security = {
-        "open": None,
-        "shared": everywhere,
-        "key": KEY_ASKED,
-        "own": KEY_ASKED,
-        "admin": KEY_ASKED,
-    }
+    security = {"open": None, "shared": everywhere}
     for row in routes_of(server.extensions):
         of_deployments = "{deployment}" in row.url
         if (
@@ -315,7 +308,7 @@ def document_table(server: ModelServer, everywhere: list) -> dict[str, Any]:
             if "{alias}" in url:  # another name of the same
                 continue
             for path in spell_verbs(url):
-                found = document_row(row, path, security[row.guard])
+                found = document_row(row, path, security.get(row.guard, KEY_ASKED))
                 paths[path] = found | paths.get(path, {})  # the row that stands first answers
     return paths
 
@@ -378,7 +371,6 @@ def one_of(named: dict, columns: dict, rows: dict) -> dict[str, Any]:
 
 ANY: dict[str, Any] = {"application/json": {"schema": {}}}
 TEXT = {"schema": {"type": "string"}}
-CLASSIFIED = {"type": "object", "properties": {"results": {}, "result": {}}}
 # What the routes take and answer, by name.
 ANSWERS = {
     "metrics": {"text/plain": TEXT},
@@ -500,8 +492,6 @@ def operation(
     name: str,
     summary: str,
     security: list | None = None,
-    body: dict | None = None,
-    example: Any = None,
     answer: dict | None = None,
     also: tuple[str, ...] = (),
     open_: bool = False,
@@ -514,16 +504,12 @@ def operation(
     for status in dict.fromkeys((*errors, *also)):
         known = {"$ref": f"#/components/responses/{error}{status}"}
         responses[status] = MORE.get(status, known)
-    found: dict[str, Any] = {
+    return {
         "operationId": name,
         "summary": summary,
         "responses": responses,
         "security": security or [],
     }
-    if body is not None:
-        media = {"schema": body} | ({"example": example} if example is not None else {})
-        found["requestBody"] = {"required": True, "content": {"application/json": media}}
-    return found
 
 
 def document_model(server: ModelServer, name: str, security: list) -> dict[str, Any]:
@@ -542,16 +528,13 @@ def document_model(server: ModelServer, name: str, security: list) -> dict[str, 
     signature = servable.signatures["serving_default"]
     example = example_request(signature)
     wanted = OUTPUTS | {"schema": {"type": "array", "items": {"enum": list(signature.outputs)}}}
+    answer = {"type": "object"}
     predict = operation(
-        f"predict {name}",
-        f"Answer by {name}",
-        security,
-        predict_schema(signature, servable.signatures),
-        json.loads(encode_json(example)) if example else None,
-        {"type": "object"},
-        also=("204", "422"),
+        f"predict {name}", f"Answer by {name}", security, answer=answer, also=("204", "422")
     )
-    predict["requestBody"]["content"] |= ARRAYS
+    media = {"schema": predict_schema(signature)}
+    media |= {"example": json.loads(encode_json(example))} if example else {}
+    predict["requestBody"] = {"required": True, "content": {"application/json": media, **ARRAYS}}
     predict["responses"]["200"]["content"] |= ARRAYS
     metadata = operation(f"metadata of {name}", f"The signatures of {name}", security)
     return paths | {
@@ -562,7 +545,7 @@ def document_model(server: ModelServer, name: str, security: list) -> dict[str, 
     }
 
 
-def predict_schema(signature: Signature, names: Iterable[str]) -> dict[str, Any]:
+def predict_schema(signature: Signature) -> dict[str, Any]:
     """TensorFlow Serving's body by the default signature: `inputs` as columns,
     or `instances` as rows.
     """
@@ -574,7 +557,7 @@ def predict_schema(signature: Signature, names: Iterable[str]) -> dict[str, Any]
     lone = len(columns) == 1
     row = next(iter(rows.values())) if lone else {"type": "object", "properties": rows}
     return one_of(
-        {"signature_name": {"enum": [name for name in names if name == "serving_default"]}},
+        {"signature_name": {"enum": ["serving_default"]}},
         next(iter(columns.values())) if lone else {"type": "object", "properties": columns},
         {"type": "array", "minItems": 1, "items": row},
     )

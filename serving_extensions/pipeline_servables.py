@@ -26,6 +26,7 @@ from .core import (
     Trace,
     logger,
 )
+from .endpoints import import_handler
 from .handlers import Handler, HandlerError, check_function
 from .pipelines import (
     REQUEST,
@@ -55,10 +56,11 @@ def refresh(server: ModelServer, outcome: Outcome, polling: bool) -> None:
             refresh_pipeline(server, manager, pipeline, functions, outcome)
         except (PipelineError, HandlerError) as error:
             where = f"{path}{getattr(error, 'path', '')}: {error}"
-            mismatched = isinstance(error, MismatchError)
-            outcome.errors.append(BadRequest(where) if mismatched else LoadError(where))
-            if isinstance(error, HandlerError):  # it is planned anew when its function is there
+            if isinstance(error, HandlerError):  # told; planned anew when its function is there
                 server.kept.pop(("pipeline", pipeline.name), None)
+            else:
+                mismatched = isinstance(error, MismatchError)
+                outcome.errors.append(BadRequest(where) if mismatched else LoadError(where))
             if manager.config.is_pipeline(pipeline.name):  # a model of that name keeps it
                 manager.show_pipeline(pipeline.name, None, where, outcome)
     pipelines = manager.config.pipeline_config_list
@@ -89,7 +91,7 @@ def refresh_pipeline(
     if server.kept.get(("pipeline", config.name)) != made_of or outcome.config_read:
         # else planned, or found wrong and said so
         server.kept["pipeline", config.name] = made_of
-        planned = plan(with_any_as_none(config), lambda *which: members.get(which), functions)
+        planned = plan(config, lambda *which: members.get(which), functions)
         servable = PipelineServable(
             config,
             planned,
@@ -99,19 +101,6 @@ def refresh_pipeline(
         outcome.changed = True
         manager.show_pipeline(config.name, servable, "", outcome)
         logger.info("pipeline %s is available", config.name)
-
-
-def with_any_as_none(config: Any) -> Any:
-    """A demultiply_count of 0 is -1, any number, as OpenVINO Model Server takes it."""
-    nodes = tuple(
-        dataclasses.replace(node, demultiply_count=-1) if node.demultiply_count == 0 else node
-        for node in config.nodes
-    )
-    return dataclasses.replace(
-        config,
-        nodes=nodes,
-        demultiply_count=-1 if config.demultiply_count == 0 else config.demultiply_count,
-    )
 
 
 def import_nodes(
@@ -130,13 +119,7 @@ def import_nodes(
         handler = server.kept.setdefault(
             ("node", node.function), Handler(node.function, server.folder)
         )
-        if not polling or outcome.config_read or not (handler.ready or handler.error):
-            try:
-                handler.load()
-            except HandlerError as error:
-                logger.info("%s", path, exc_info=error.__cause__ or error)
-                if handler.ready:
-                    outcome.errors.append(LoadError(f"{path}: {error}"))
+        import_handler(handler, path, outcome, polling)
         if not handler.ready:
             raise HandlerError(handler.error)
         functions[node.name] = handler.function

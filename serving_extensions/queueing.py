@@ -141,11 +141,8 @@ class Dispatcher:
         """How many requests of a line wait or run."""
         return len(self.waiting.get(line, ())) + self.running[line]
 
-    def shutdown(self, cancel_pending: bool = True, timeout: float = 5) -> bool:
-        """Let the threads end, each after what it runs; cancel what waits.
-
-        False if some still run after `timeout` seconds.
-        """
+    def shutdown(self, timeout: float) -> None:
+        """Let the threads end, each after what it runs, for so long; cancel what waits."""
         with self.lock:
             self.ending = True
             waiting = [channel for line in self.waiting.values() for channel in line]
@@ -153,12 +150,11 @@ class Dispatcher:
             for bell in self.idle:
                 bell.release()
             self.idle.clear()
-        for channel in waiting if cancel_pending else ():
+        for channel in waiting:
             channel.cancel()
         deadline = time.monotonic() + timeout
         for worker in self.workers:
             worker.join(max(0.0, deadline - time.monotonic()))
-        return not any(worker.is_alive() for worker in self.workers)
 
 
 class Pace:

@@ -45,28 +45,21 @@ def replay(folder: Path, answer: Callable[[str, dict[str, np.ndarray]], Any]) ->
     path = folder / "assets.extra" / "tf_serving_warmup_requests"
     if not path.is_file():
         return
-    for index, read in enumerate(read_records(tensorflow(), path)):
+    tf = tensorflow()
+    for index, record in enumerate(tf.compat.v1.io.tf_record_iterator(str(path))):
         if index == MOST_RECORDS:
             raise LoadError(
                 f"Number of warmup records exceeds the maximum ({MOST_RECORDS}) at "
                 "assets.extra/tf_serving_warmup_requests"
             )
         try:
-            for name, inputs in read():
+            for name, inputs in read_requests(tf, record):
                 answer(name, inputs)
         except Exception as error:
             raise LoadError(
                 f"Failed to parse warmup record: {index}: "
                 f"{getattr(error, 'message', None) or error}"
             ) from error
-
-
-def read_records(tf: Any, path: Path) -> Iterator[Callable[[], Requests]]:
-    """For each record a function that reads its requests,
-    so that an unreadable one can be told by its number.
-    """
-    for record in tf.compat.v1.io.tf_record_iterator(str(path)):
-        yield functools.partial(read_requests, tf, record)
 
 
 def read_requests(tf: Any, record: bytes) -> Requests:

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import Any
 
 from .core import (
-    OWN_KEYS,
     Call,
     Caller,
     Config,
@@ -89,8 +88,7 @@ def most_wrong(config: Config) -> int | None:
 
 def identify(server: ModelServer, call: Call, found: Found) -> Caller | None:
     """Who calls by the config's keys, as the core tells; wrong keys are counted."""
-    any_key = found.route.lists or found.route.guard in OWN_KEYS
-    reached = None if any_key else list_reached(server, found)
+    reached = list_reached(server, found)
     return identify_for(server, call, reached, is_counted(call, found.route))
 
 

@@ -278,9 +278,8 @@ def fuzz_binary(data):
     way = source.number(4)
     try:
         if way:
-            found = binary.load_arrays(
-                data[1:], serving.UnpackedBytes(lambda: 1 << 26).allowance(1 << 26)
-            )
+            unpacked = serving.UnpackedBytes(lambda: 1 << 26)
+            found = binary.load_arrays(data[1:], serving.Allowance(unpacked, 1 << 26))
         else:
             dtype, shape = (
                 source.choose(("float32", "int64", "bool", "half", "bfloat16", "x")),

@@ -11,7 +11,7 @@ from conftest import NO_POLL, FakeServable, Rest, assert_error, fake_server, sig
 import serving
 import serving_extensions.binary as serving_binary
 
-FREE = serving.UnpackedBytes(lambda: 1 << 40).allowance(1 << 40)
+FREE = serving.Allowance(serving.UnpackedBytes(lambda: 1 << 40), 1 << 40)
 
 
 def npy(array):

@@ -1287,7 +1287,7 @@ def test_what_no_form_suits_is_json(page):
 def test_a_pipeline_is_a_graph_of_its_nodes(page):
     page.open("try/diamond")
     names = "return [...document.querySelectorAll('.graph .name')].map((one) => one.textContent)"
-    assert page.js(names) == ["request", "first", "left", "right", "last", "answer"]
+    assert page.js(names) == ["request", "first", "left", "right", "last", "response"]
     links = "return [...document.querySelectorAll('.graph path')].length"
     assert page.js(links) == 6
     below = "[...document.querySelectorAll('.graph g')].map((one) => [...one.querySelectorAll('text')].map((each) => each.textContent)).filter((one) => one.length)"

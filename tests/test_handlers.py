@@ -305,6 +305,10 @@ def test_a_function_that_cannot_be_imported_is_told_everywhere(tmp_path):
     assert server.wait(10)
     rest = Rest(server)
     assert_error(rest.get("/readyz"), 503, "Not ready: no version is available of handler /gone")
+    wrong = ["$.handlers[0].function: gone.py: no such file beside the config"]
+    assert server.manager.problems == wrong
+    server.manager.refresh(polling=True)
+    assert server.manager.problems == wrong, "it is wrong as long as it is"
     for response in (rest.get("/gone", headers=KEY), rest.post("/gone", 1, headers=KEY)):
         assert_error(
             response, 503, "/gone is not available: gone.py: no such file beside the config"

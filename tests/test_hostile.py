@@ -1,6 +1,7 @@
 """Input made to hurt, and faults caused on purpose: each had once a worse outcome than the one asserted here."""
 
 import base64
+import contextlib
 import gzip
 import io
 import json
@@ -317,7 +318,7 @@ def test_the_defaults_let_through_what_people_send(how):
 def test_what_other_requests_have_unpacked_is_counted_with_this_one():
     server = decoding(eye(), 1 << 30, max_queued_bytes=30_000_000)
     rest, body = Rest(server), {"instances": [picture(1000, 1000)]}
-    with server.allowance() as other:
+    with contextlib.closing(server.allowance()) as other:
         other.take(25_000_000)
         for path, data, headers in (
             ("/v1/models/m:predict", json.dumps(body), {}),
@@ -407,7 +408,7 @@ def test_pictures_of_predict_count_in_each_form():
 
 def test_two_bombs_at_once_take_no_more_than_is_allowed():
     unpacked = serving.UnpackedBytes(lambda: 100)
-    first, second = unpacked.allowance(80), unpacked.allowance(80)
+    first, second = serving.Allowance(unpacked, 80), serving.Allowance(unpacked, 80)
     first.take(60)
     with pytest.raises(serving.ServingError) as busy:
         second.take(60)

@@ -167,7 +167,7 @@ def test_what_lies_somewhere_in_what_is_shown_lies_there_in_the_picture(how, siz
     inside = shown[0][..., 2] == 255
     ys, xs = np.nonzero(inside)
     centres = np.stack([ys + 0.5, xs + 0.5, ys + 0.5, xs + 0.5], 1) / np.tile(target, 2)
-    found = placement.to_original(centres)[:, :2]
+    found = routines.place_boxes(centres, np.array(placement.region))[:, :2]
     told = shown[0][inside][:, :2] / 255
     slack = 1.5 / np.minimum(size, target[:1] * 2) + 2 / 255
     assert (np.abs(found - told) <= slack + 0.02).all()

@@ -82,14 +82,14 @@ def scene(boxes, width=640, height=512):
 SMALL = [(20 + 97 * n % 600, 30 + 61 * n % 440, 6 + n % 5, 6 + n % 5) for n in range(12)]
 
 
-def look(image, model=None, most=300, **tile):
+def look(image, model=None, most=300, top_k=None, **tile):
     servable = model or Blobs()
     sides = (
         servable.signatures["serving_default"].inputs,
         servable.signatures["serving_default"].outputs,
     )
     specs = ({name: (one.dtype, one.shape) for name, one in side.items()} for side in sides)
-    ready = routines.ImageModel(*specs, labels=NAMES, most=most)
+    ready = routines.ImageModel(*specs, labels=NAMES, most=most, top_k=top_k)
     chain = [routines.Tile(**tile)] if tile else []
     return routines.predict_image(
         ready, lambda inputs: servable.run("serving_default", inputs), image, chain
@@ -117,6 +117,12 @@ def test_small_objects_are_found_in_tiles(rows, whole):
     tiles = len(routines.Tile(size=64, overlap=0.25).windows(image))
     assert sum(servable.calls) == tiles + whole
     assert max(servable.calls) == (routines.TILES_AT_ONCE if rows is None else 1)
+
+
+@pytest.mark.parametrize("tile", [{}, {"size": 64}])
+def test_top_k_is_of_the_whole_answer(tile):
+    found = look(scene([*SMALL, (60, 300, 300, 150)]), top_k=1, **tile)
+    assert len(found["scores"]) == 1
 
 
 @pytest.mark.parametrize("masks", [True, False])

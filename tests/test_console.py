@@ -1243,8 +1243,11 @@ def test_pictures_go_in_as_files_and_without_a_batch_not_at_any_size(page, tmp_p
 def test_an_older_version_has_an_example_of_its_own(page):
     page.open("try/changed")
     page.wait("document.querySelector('#panel .body')?.value.includes('one')")
+    page.js("document.querySelector('#panel select').focus()")
     page.choose("Version", "/versions/1")
     page.wait("document.querySelector('#panel .body').value.includes('\"a\"')")
+    held = "const list = document.activeElement; return [list.localName, list.value]"
+    assert page.js(held) == ["select", "/versions/1"], "the keyboard stays where it was"
     page.click("Send")
     page.says('"outputs"')
     assert page.answer == {"outputs": [2]}
@@ -1259,7 +1262,7 @@ def test_states_and_versions_are_kept_up_to_date_and_what_is_typed_stays(page):
         const real = window.fetch; window.fetch = async (...of) => {
         if (!String(of[0]).endsWith('/deployments')) return real(...of);
         const all = await (await real(...of)).json(), one = all.models.find(({name}) => name === 'table');
-        one.versions.push({...one.versions[0], version: '7'});
+        if (!window.gone) one.versions.push({...one.versions[0], version: '7'});
         all.models.find(({name}) => name === 'cube').state = 'failed';
         return new Response(JSON.stringify(all)); };"""
     )
@@ -1271,6 +1274,26 @@ def test_states_and_versions_are_kept_up_to_date_and_what_is_typed_stays(page):
     options = "return [...document.querySelector('#panel select').options].map((one) => one.value)"
     assert page.js(options) == ["", "/versions/1", "/versions/7"]
     assert page.js("return document.activeElement.value") == "4, 3, 2, 1"
+    page.choose("Version", "/versions/7", "#panel")
+    page.js("window.gone = true; document.dispatchEvent(new Event('visibilitychange'))")
+    page.wait("document.querySelector('#panel select').selectedOptions[0].text === '7 (gone)'")
+    assert "/versions/7" not in page.js(options)[:-1]
+
+
+def test_the_keyboard_stays_on_the_list_that_changes_what_is_shown(page):
+    page.open("connect")
+    page.wait("document.querySelector('#target')")
+    page.js("document.querySelector('#target').focus()")
+    page.choose("Call", "models/table", "#main")
+    page.wait("document.querySelector('#main code').textContent.endsWith('/table:predict')")
+    assert page.js("return document.activeElement.value") == "models/table"
+
+
+def test_a_copy_that_the_browser_refuses_says_so(page):
+    page.open("connect/models/table")
+    page.js("navigator.clipboard.writeText = () => Promise.reject(new Error('no'))")
+    page.click("Copy")
+    page.says("The browser does not let the page copy.")
 
 
 def test_what_no_form_suits_is_json(page):

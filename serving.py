@@ -2847,6 +2847,20 @@ def explain_path(base_path: str) -> str:
     return ""
 
 
+def explain_folder(folder: Path) -> str:
+    """What lies in a version's folder in place of a SavedModel; "" where nobody knows."""
+    entries = sorted(folder.glob("*"))
+    models = [f"'{entry.name}'" for entry in entries if entry.suffix.lower() in MODEL_FILES]
+    if len(models) > 1:
+        return f"; {' and '.join(models[:2])} are in it, and one model may be: leave one"
+    for entry in entries:
+        if is_saved_model(entry):
+            return f"; there is one a folder down, in '{entry.name}'"
+        if hint := explain_path(entry.name):
+            return f"; '{entry.name}' is in it{hint}"
+    return ""
+
+
 def explain_no_versions(base_path: str) -> str:
     """Where the versions seem to be that a `base_path` has none of; "" where nobody knows."""
     base = Path(base_path)
@@ -3130,6 +3144,10 @@ def load_saved_model(request: LoadRequest) -> Servable:
     if file := find_model_file(request.folder):
         needs = "serving_extensions/keras_files.py beside serving.py"
         raise LoadError(f"'{file.name}' is no SavedModel: this needs {needs}")
+    if not is_saved_model(request.folder):
+        there = f"<base_path>/{request.folder.name}/{{saved_model.pbtxt|saved_model.pb}}"
+        hint = explain_folder(request.folder)
+        raise LoadError(f"SavedModel file does not exist at: {there}{hint}")
     config, held = request.config, contextlib.ExitStack()
     prepare_devices(request.options.gpu_memory_limit_mb, request.options.intra_op_threads)
     failed = import_operations(request.modules)
@@ -3517,18 +3535,18 @@ def open_used(
     graph = find_graph(graphs, tags)
     reader, session = tf.train.load_checkpoint(str(prefix)), None
     try:
-        used = extract_used(graph, choose_sound(graph, folder.name))
+        used = extract_used(graph, choose_sound(graph, folder))
         if keys := checkpoint_keys(graph, used, reader):
             session = open_filled(used, keys, prefix, device, graph.meta_info_def.stripped_op_list)
     except Exception as error:  # TensorFlow's own loaders say better what is wrong with the files
-        logger.debug("%s is loaded whole: %s", folder.name, clean_message(str(error)))
+        logger.debug("%s is loaded whole: %s", folder, clean_message(str(error)))
     doubled = sum(node.op == "VarHandleOp" for node in graph.graph_def.node) > len(
         reader.get_variable_to_shape_map()
     )
     return session, dict(graph.signature_def) if session or doubled else None
 
 
-def choose_sound(graph: Any, label: str) -> list[str]:
+def choose_sound(graph: Any, folder: Path) -> list[str]:
     """The signatures of a MetaGraphDef whose operations and functions are all there.
 
     One that is not whole would not let the others be loaded; the log says what it lacks.
@@ -3540,7 +3558,7 @@ def choose_sound(graph: Any, label: str) -> list[str]:
         except (AssertionError, KeyError, ValueError) as error:  # tensors that are not there
             missing = clean_message(str(error))
         if missing:
-            logger.warning("%s: signature %s is left out: %s", label, name, missing)
+            logger.warning("%s: signature %s is left out: %s", folder, name, missing)
         else:
             sound.append(name)
     return sound
@@ -3745,15 +3763,26 @@ def rewire(definition: Any, function: Any, renamed: Mapping[str, Mapping[str, st
             getattr(definition, side)[renamed.get(side, {}).get(name, name)].name = tensor.name
 
 
+def read_mapping(path: Path) -> dict[str, dict[str, str]]:
+    """The names for requests by the model's own, of `inputs` and `outputs`; none without a file."""
+    if not path.is_file():
+        return {}
+    try:
+        mapping = parse(dict, read_config(path.read_bytes()))
+        return {
+            side: parse(dict[str, str], mapping.get(side, {}), f"$.{side}")
+            for side in ("inputs", "outputs")
+        }
+    except ConfigError as error:
+        raise LoadError(f"{path.name}: {error.message}") from None
+
+
 def rename_tensors(definitions: Mapping[str, Any], folder: Path) -> dict[str, dict[str, str]]:
     """Apply OpenVINO Model Server's mapping_config.json, and return it.
 
     It has names for requests instead of the model's own. Raises LoadError where two are the same.
     """
-    path = folder / "mapping_config.json"
-    if not path.is_file():
-        return {}
-    mapping = json.loads(path.read_bytes())
+    mapping = read_mapping(folder / "mapping_config.json")
     for definition in definitions.values():
         for side in ("inputs", "outputs"):
             tensors = getattr(definition, side)

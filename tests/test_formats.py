@@ -221,6 +221,25 @@ def test_a_model_file_beside_the_version_folders(tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    ("files", "told"),
+    [
+        (["m.tflite"], "; 'm.tflite' is in it; a .tflite file is no SavedModel: export one"),
+        (["frozen.pb"], "; 'frozen.pb' is in it; a .pb file is no SavedModel: export one"),
+        (["b.keras", "a.h5"], "; 'a.h5' and 'b.keras' are in it, and one model may be: leave one"),
+        (["saved/saved_model.pb"], "; there is one a folder down, in 'saved'"),
+        (["notes.txt"], "{saved_model.pbtxt|saved_model.pb}"),
+    ],
+)
+def test_a_version_folder_with_something_else_in_it(tmp_path, files, told):
+    for name in files:
+        (tmp_path / "1" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "1" / name).write_bytes(b"x")
+    found = reason_of(served(tmp_path))
+    assert found.startswith("SavedModel file does not exist at: <base_path>/1/{saved_model.pbtxt|")
+    assert told in found and found.endswith((told, "(Keras: model.export(folder))"))
+
+
 # --- TensorFlow Serving's own config --------------------------------------------------------------
 
 PROTOBUF = """

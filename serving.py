@@ -4210,6 +4210,7 @@ def prepare_calls(
         signature: plan
         for signature, plan in plans.items()
         if is_rank_known(signatures[signature], plan, signature, refused)
+        and is_python_here(graph, plan, signature, refused, name)
     }
     calls = make_calls(session, plans, refused)
     refused |= {twin: refused[other] for twin, other in twins.items() if other in refused}
@@ -4279,6 +4280,44 @@ def is_rank_known(
             )
             return False
     return True
+
+
+PYTHON_CALLS = {"PyFunc", "PyFuncStateless", "EagerPyFunc"}
+
+
+def is_python_here(
+    graph: Any, plan: SignatureCall, name: str, refused: dict[str, str], label: str
+) -> bool:
+    """Whether this process has the Python functions that a signature calls, as who saved it did.
+
+    Why not is put into `refused` by the signature's name.
+    """
+    if not PYTHON_CALLS & plan.operations:
+        return True
+    nodes = [node for node in used_nodes(graph, plan.fetches) if node.op in PYTHON_CALLS]
+    tokens = sorted({node.attr["token"].s.decode() for node in nodes})
+    if lost := [token for token in tokens if not is_registered(token)]:
+        refused[name] = (
+            f"it calls a Python function ({lost[0]}), and a SavedModel's files hold none: "
+            "export it without tf.py_function and tf.numpy_function"
+        )
+        return False
+    logger.warning(
+        "%s: signature %s calls what this process has registered as %s: its own Python functions "
+        "if this process saved it, which its files do not tell",
+        *(label, name, ", ".join(tokens)),
+    )
+    return True
+
+
+def is_registered(token: str) -> bool:
+    """Whether this process has a Python function that graphs call by that name.
+
+    Loading registers none, so that what is not there then never will be. Nothing public tells.
+    """
+    from tensorflow.python.ops import script_ops
+
+    return script_ops._py_funcs.get(token) is not None
 
 
 def not_made(*arrays: np.ndarray) -> list[np.ndarray]:
@@ -4632,7 +4671,7 @@ LONG_SECONDS = 0.001  # a call that takes so long is worth a hand-over to anothe
 
 # What takes as long as its input, or somebody's code, wants.
 UNBOUNDED = {
-    *("PyFunc", "PyFuncStateless", "EagerPyFunc", "While", "StatelessWhile", "NextIteration"),
+    *(*PYTHON_CALLS, "While", "StatelessWhile", "NextIteration"),
     *("ReadFile", "WriteFile", "QueueDequeueV2"),
 }
 

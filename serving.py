@@ -5801,10 +5801,9 @@ def encode_rows(signature: Signature, outputs: Mapping[str, np.ndarray]) -> Any:
 
 
 def decode_examples(body: dict[str, Any]) -> list[dict[str, tuple[str, list]]]:
-    """Read `examples` with the `context` merged in.
+    """Read `examples` with the features of `context` that they lack.
 
-    A feature of the context must not be in an example (TensorFlow Serving's REST API, "Classify
-    and Regress API").
+    TensorFlow Serving lets an example's own win, though its guide says that none may be in both.
     """
     context = decode_features(body["context"]) if "context" in body else {}
     if "examples" not in body:
@@ -5816,11 +5815,7 @@ def decode_examples(body: dict[str, Any]) -> list[dict[str, tuple[str, list]]]:
         raise BadRequest(f"{show(body)} Expecting 'examples' value to be an list/array")
     if not examples:
         raise BadRequest(f"{show(body)} 'examples' value is an empty array")
-    decoded = [decode_features(example) for example in examples]
-    for index, example in enumerate(decoded):
-        if twice := sorted(context.keys() & example.keys()):
-            raise BadRequest(f"Feature '{twice[0]}' of 'context' is in example {index} as well")
-    return [context | example for example in decoded]
+    return [context | decode_features(example) for example in examples]
 
 
 def decode_features(example: Any) -> dict[str, tuple[str, list]]:
@@ -6517,6 +6512,20 @@ def annotate(
 Change = Callable[[Any, Any], Any]  # of a leaf of nested lists, and the input that it is for
 
 
+def wrap_picture(signature: Signature, body: dict[str, Any]) -> dict[str, Any]:
+    """A predict body in place of `instances` that are a picture's bytes: a row of that, or the one
+    input of a model that takes a picture and no rows of them.
+    """
+    picture = body.get("instances")
+    if not isinstance(picture, bytes):
+        return body
+    one = len(signature.inputs) == 1
+    for spec in signature.inputs.values():
+        shown = picture_input(spec)
+        one = one and (spec.shape == () or shown is not None and "N" not in shown.layout)
+    return {"inputs": picture} if one else {"instances": [picture]}
+
+
 def unpack_pictures(signature: Any, body: dict[str, Any], limits: Any) -> dict[str, Any]:
     """A predict body with pixels [H, W, C] in place of pictures. Raises BadRequest."""
     key = "instances" if "instances" in body else "inputs"
@@ -6804,10 +6813,12 @@ class ModelServer:
         lease = self.lease(model, version, label, trace)
         with use_allowance(self, allowance) as own, lease as (_, servable):
             signature = servable.signatures.get(name)
-            strings = signature is None or has_strings(signature)  # those take bytes as they are
-            if not strings and holds_bytes(body.get("instances", body.get("inputs"))):
-                limits = image_limits(self.config, own.take)
-                body = unpack_pictures(signature, body, limits)
+            taking = signature and signature.inputs
+            if taking and holds_bytes(body.get("instances", body.get("inputs"))):
+                body = wrap_picture(signature, body)
+                if not has_strings(signature):  # those take bytes as they are
+                    limits = image_limits(self.config, own.take)
+                    body = unpack_pictures(signature, body, limits)
             return predict(servable, name, body, outputs, trace)
 
     def classify(

@@ -135,6 +135,32 @@ def test_code_in_a_file_is_not_run(tmp_path, files):
     assert str(tmp_path) not in told
 
 
+@pytest.mark.parametrize(
+    ("made", "told"),
+    [
+        ("custom", "Keras cannot read 'm.keras' here: Could not locate class 'Twice'. Make sure"),
+        ("nested", "Keras reads 'm.keras', and cannot export it: ValueError: Got a non-Tensor"),
+        ("stateful", "Keras reads 'm.keras', and cannot export it: Input tensor `"),
+    ],
+)
+def test_the_reason_is_told_where_it_is_not_in_the_first_line(tmp_path, keras, made, told):
+    class Twice(keras.layers.Layer):
+        def call(self, x):
+            return x * 2
+
+    x, y = keras.Input((4,)), keras.Input(batch_shape=(1, 3, 2))
+    models = {
+        "custom": lambda: keras.Sequential([x, Twice()]),
+        "nested": lambda: keras.Model(x, {"p": {"q": x * 2, "r": x}}),
+        "stateful": lambda: keras.Model(y, keras.layers.GRU(2, stateful=True)(y)),
+    }
+    models[made]().save(tmp_path / "m.keras")
+    with pytest.raises(serving.LoadError) as error:
+        keras_files.exported(tmp_path / "m.keras", tmp_path / "m.keras")
+    assert error.value.message.startswith(told)
+    assert ("export it where it was made" in error.value.message) == (made == "custom")
+
+
 def test_a_damaged_file(tmp_path):
     (tmp_path / "m.keras").write_bytes(b"PK\x03\x04 and no more")
     told = reason_of(served(tmp_path / "m.keras"))

@@ -2847,9 +2847,12 @@ def explain_path(base_path: str) -> str:
     return ""
 
 
+BESIDE_A_GRAPH = ("fingerprint.pb", "keras_metadata.pb")  # of a SavedModel that is half copied
+
+
 def explain_folder(folder: Path) -> str:
     """What lies in a version's folder in place of a SavedModel; "" where nobody knows."""
-    entries = sorted(folder.glob("*"))
+    entries = sorted(entry for entry in folder.glob("*") if entry.name not in BESIDE_A_GRAPH)
     models = [f"'{entry.name}'" for entry in entries if entry.suffix.lower() in MODEL_FILES]
     if len(models) > 1:
         return f"; {' and '.join(models[:2])} are in it, and one model may be: leave one"
@@ -6813,8 +6816,8 @@ class ModelServer:
         lease = self.lease(model, version, label, trace)
         with use_allowance(self, allowance) as own, lease as (_, servable):
             signature = servable.signatures.get(name)
-            taking = signature and signature.inputs
-            if taking and holds_bytes(body.get("instances", body.get("inputs"))):
+            value = body.get("instances", body.get("inputs"))
+            if signature and signature.inputs and holds_bytes(value):
                 body = wrap_picture(signature, body)
                 if not has_strings(signature):  # those take bytes as they are
                     limits = image_limits(self.config, own.take)

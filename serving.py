@@ -2847,6 +2847,23 @@ def explain_path(base_path: str) -> str:
     return ""
 
 
+BESIDE_A_GRAPH = ("fingerprint.pb", "keras_metadata.pb")  # of a SavedModel that is half copied
+
+
+def explain_folder(folder: Path) -> str:
+    """What lies in a version's folder in place of a SavedModel; "" where nobody knows."""
+    entries = sorted(entry for entry in folder.glob("*") if entry.name not in BESIDE_A_GRAPH)
+    models = [f"'{entry.name}'" for entry in entries if entry.suffix.lower() in MODEL_FILES]
+    if len(models) > 1:
+        return f"; {' and '.join(models[:2])} are in it, and one model may be: leave one"
+    for entry in entries:
+        if is_saved_model(entry):
+            return f"; there is one a folder down, in '{entry.name}'"
+        if hint := explain_path(entry.name):
+            return f"; '{entry.name}' is in it{hint}"
+    return ""
+
+
 def explain_no_versions(base_path: str) -> str:
     """Where the versions seem to be that a `base_path` has none of; "" where nobody knows."""
     base = Path(base_path)
@@ -3130,6 +3147,10 @@ def load_saved_model(request: LoadRequest) -> Servable:
     if file := find_model_file(request.folder):
         needs = "serving_extensions/keras_files.py beside serving.py"
         raise LoadError(f"'{file.name}' is no SavedModel: this needs {needs}")
+    if not is_saved_model(request.folder):
+        there = f"<base_path>/{request.folder.name}/{{saved_model.pbtxt|saved_model.pb}}"
+        hint = explain_folder(request.folder)
+        raise LoadError(f"SavedModel file does not exist at: {there}{hint}")
     config, held = request.config, contextlib.ExitStack()
     prepare_devices(request.options.gpu_memory_limit_mb, request.options.intra_op_threads)
     failed = import_operations(request.modules)
@@ -3517,18 +3538,18 @@ def open_used(
     graph = find_graph(graphs, tags)
     reader, session = tf.train.load_checkpoint(str(prefix)), None
     try:
-        used = extract_used(graph, choose_sound(graph, folder.name))
+        used = extract_used(graph, choose_sound(graph, folder))
         if keys := checkpoint_keys(graph, used, reader):
             session = open_filled(used, keys, prefix, device, graph.meta_info_def.stripped_op_list)
     except Exception as error:  # TensorFlow's own loaders say better what is wrong with the files
-        logger.debug("%s is loaded whole: %s", folder.name, clean_message(str(error)))
+        logger.debug("%s is loaded whole: %s", folder, clean_message(str(error)))
     doubled = sum(node.op == "VarHandleOp" for node in graph.graph_def.node) > len(
         reader.get_variable_to_shape_map()
     )
     return session, dict(graph.signature_def) if session or doubled else None
 
 
-def choose_sound(graph: Any, label: str) -> list[str]:
+def choose_sound(graph: Any, folder: Path) -> list[str]:
     """The signatures of a MetaGraphDef whose operations and functions are all there.
 
     One that is not whole would not let the others be loaded; the log says what it lacks.
@@ -3540,7 +3561,7 @@ def choose_sound(graph: Any, label: str) -> list[str]:
         except (AssertionError, KeyError, ValueError) as error:  # tensors that are not there
             missing = clean_message(str(error))
         if missing:
-            logger.warning("%s: signature %s is left out: %s", label, name, missing)
+            logger.warning("%s: signature %s is left out: %s", folder, name, missing)
         else:
             sound.append(name)
     return sound
@@ -3745,15 +3766,26 @@ def rewire(definition: Any, function: Any, renamed: Mapping[str, Mapping[str, st
             getattr(definition, side)[renamed.get(side, {}).get(name, name)].name = tensor.name
 
 
+def read_mapping(path: Path) -> dict[str, dict[str, str]]:
+    """The names for requests by the model's own, of `inputs` and `outputs`; none without a file."""
+    if not path.is_file():
+        return {}
+    try:
+        mapping = parse(dict, read_config(path.read_bytes()))
+        return {
+            side: parse(dict[str, str], mapping.get(side, {}), f"$.{side}")
+            for side in ("inputs", "outputs")
+        }
+    except ConfigError as error:
+        raise LoadError(f"{path.name}: {error.message}") from None
+
+
 def rename_tensors(definitions: Mapping[str, Any], folder: Path) -> dict[str, dict[str, str]]:
     """Apply OpenVINO Model Server's mapping_config.json, and return it.
 
     It has names for requests instead of the model's own. Raises LoadError where two are the same.
     """
-    path = folder / "mapping_config.json"
-    if not path.is_file():
-        return {}
-    mapping = json.loads(path.read_bytes())
+    mapping = read_mapping(folder / "mapping_config.json")
     for definition in definitions.values():
         for side in ("inputs", "outputs"):
             tensors = getattr(definition, side)
@@ -4181,6 +4213,7 @@ def prepare_calls(
         signature: plan
         for signature, plan in plans.items()
         if is_rank_known(signatures[signature], plan, signature, refused)
+        and is_python_here(graph, plan, signature, refused, name)
     }
     calls = make_calls(session, plans, refused)
     refused |= {twin: refused[other] for twin, other in twins.items() if other in refused}
@@ -4250,6 +4283,44 @@ def is_rank_known(
             )
             return False
     return True
+
+
+PYTHON_CALLS = {"PyFunc", "PyFuncStateless", "EagerPyFunc"}
+
+
+def is_python_here(
+    graph: Any, plan: SignatureCall, name: str, refused: dict[str, str], label: str
+) -> bool:
+    """Whether this process has the Python functions that a signature calls, as who saved it did.
+
+    Why not is put into `refused` by the signature's name.
+    """
+    if not PYTHON_CALLS & plan.operations:
+        return True
+    nodes = [node for node in used_nodes(graph, plan.fetches) if node.op in PYTHON_CALLS]
+    tokens = sorted({node.attr["token"].s.decode() for node in nodes})
+    if lost := [token for token in tokens if not is_registered(token)]:
+        refused[name] = (
+            f"it calls a Python function ({lost[0]}), and a SavedModel's files hold none: "
+            "export it without tf.py_function and tf.numpy_function"
+        )
+        return False
+    logger.warning(
+        "%s: signature %s calls what this process has registered as %s: its own Python functions "
+        "if this process saved it, which its files do not tell",
+        *(label, name, ", ".join(tokens)),
+    )
+    return True
+
+
+def is_registered(token: str) -> bool:
+    """Whether this process has a Python function that graphs call by that name.
+
+    Loading registers none, so that what is not there then never will be. Nothing public tells.
+    """
+    from tensorflow.python.ops import script_ops
+
+    return script_ops._py_funcs.get(token) is not None
 
 
 def not_made(*arrays: np.ndarray) -> list[np.ndarray]:
@@ -4603,7 +4674,7 @@ LONG_SECONDS = 0.001  # a call that takes so long is worth a hand-over to anothe
 
 # What takes as long as its input, or somebody's code, wants.
 UNBOUNDED = {
-    *("PyFunc", "PyFuncStateless", "EagerPyFunc", "While", "StatelessWhile", "NextIteration"),
+    *(*PYTHON_CALLS, "While", "StatelessWhile", "NextIteration"),
     *("ReadFile", "WriteFile", "QueueDequeueV2"),
 }
 
@@ -5733,10 +5804,9 @@ def encode_rows(signature: Signature, outputs: Mapping[str, np.ndarray]) -> Any:
 
 
 def decode_examples(body: dict[str, Any]) -> list[dict[str, tuple[str, list]]]:
-    """Read `examples` with the `context` merged in.
+    """Read `examples` with the features of `context` that they lack.
 
-    A feature of the context must not be in an example (TensorFlow Serving's REST API, "Classify
-    and Regress API").
+    TensorFlow Serving lets an example's own win, though its guide says that none may be in both.
     """
     context = decode_features(body["context"]) if "context" in body else {}
     if "examples" not in body:
@@ -5748,11 +5818,7 @@ def decode_examples(body: dict[str, Any]) -> list[dict[str, tuple[str, list]]]:
         raise BadRequest(f"{show(body)} Expecting 'examples' value to be an list/array")
     if not examples:
         raise BadRequest(f"{show(body)} 'examples' value is an empty array")
-    decoded = [decode_features(example) for example in examples]
-    for index, example in enumerate(decoded):
-        if twice := sorted(context.keys() & example.keys()):
-            raise BadRequest(f"Feature '{twice[0]}' of 'context' is in example {index} as well")
-    return [context | example for example in decoded]
+    return [context | decode_features(example) for example in examples]
 
 
 def decode_features(example: Any) -> dict[str, tuple[str, list]]:
@@ -6449,6 +6515,20 @@ def annotate(
 Change = Callable[[Any, Any], Any]  # of a leaf of nested lists, and the input that it is for
 
 
+def wrap_picture(signature: Signature, body: dict[str, Any]) -> dict[str, Any]:
+    """A predict body in place of `instances` that are a picture's bytes: a row of that, or the one
+    input of a model that takes a picture and no rows of them.
+    """
+    picture = body.get("instances")
+    if not isinstance(picture, bytes):
+        return body
+    one = len(signature.inputs) == 1
+    for spec in signature.inputs.values():
+        shown = picture_input(spec)
+        one = one and (spec.shape == () or shown is not None and "N" not in shown.layout)
+    return {"inputs": picture} if one else {"instances": [picture]}
+
+
 def unpack_pictures(signature: Any, body: dict[str, Any], limits: Any) -> dict[str, Any]:
     """A predict body with pixels [H, W, C] in place of pictures. Raises BadRequest."""
     key = "instances" if "instances" in body else "inputs"
@@ -6736,10 +6816,12 @@ class ModelServer:
         lease = self.lease(model, version, label, trace)
         with use_allowance(self, allowance) as own, lease as (_, servable):
             signature = servable.signatures.get(name)
-            strings = signature is None or has_strings(signature)  # those take bytes as they are
-            if not strings and holds_bytes(body.get("instances", body.get("inputs"))):
-                limits = image_limits(self.config, own.take)
-                body = unpack_pictures(signature, body, limits)
+            value = body.get("instances", body.get("inputs"))
+            if signature and signature.inputs and holds_bytes(value):
+                body = wrap_picture(signature, body)
+                if not has_strings(signature):  # those take bytes as they are
+                    limits = image_limits(self.config, own.take)
+                    body = unpack_pictures(signature, body, limits)
             return predict(servable, name, body, outputs, trace)
 
     def classify(

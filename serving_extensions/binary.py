@@ -33,7 +33,7 @@ RAW_DTYPES = {dtype.name: dtype for dtype in NUMPY_DTYPES.values() if dtype.kind
 
 def read(call: Call, body: bytes) -> dict[str, Any] | None:
     """A predict body for bytes that are a raw tensor or a .npy array (the one input), an .npz
-    (inputs by name) or a picture (one instance).
+    (inputs by name) or a picture (one instance, or the one input: `wrap_picture`).
 
     None for all else. Raises BadRequest for an array that cannot be read.
     """
@@ -44,7 +44,7 @@ def read(call: Call, body: bytes) -> dict[str, Any] | None:
         return None
     if body.startswith((routines.NPY_START, ZIP_START)):
         return {"inputs": load_arrays(body, call.allowance)}
-    return {"instances": [body]} if routines.reader_of(body) else None
+    return {"instances": body} if routines.reader_of(body) else None
 
 
 def read_raw(body: bytes, dtype: str, shape: str) -> np.ndarray:

@@ -18,7 +18,15 @@ import sys
 import tempfile
 from pathlib import Path
 
-from .core import Extension, Load, LoadError, LoadRequest, Servable, find_model_file
+from .core import (
+    Extension,
+    Load,
+    LoadError,
+    LoadRequest,
+    Servable,
+    clean_message,
+    find_model_file,
+)
 from .manifest import sha256_of
 
 logger = logging.getLogger("serving")
@@ -29,19 +37,24 @@ MOST_SECONDS = 1800  # of an export
 EXPORT = """
 import os, sys
 os.environ.update(CUDA_VISIBLE_DEVICES="-1", TF_CPP_MIN_LOG_LEVEL="3", KERAS_BACKEND="tensorflow")
+status = 1
 try:
     import keras
     model = keras.models.load_model(sys.argv[1], compile=False)
     if not model.inputs:
         raise ValueError("the model has no fixed inputs")
+    status = 2  # it has been read
     given = model.inputs[0] if isinstance(model, keras.Sequential) else model.input
     # By itself an export takes a layer's own default: Resizing and RandomFlip say `training=True`,
     # for themselves and for all that comes after them.
     keras.Model(given, model(given, training=False)).export(sys.argv[2], verbose=False)
 except Exception as error:
-    first = next((line for line in str(error).splitlines() if line.strip()), "")
-    sys.exit(f"{type(error).__name__}: {first[:500]}")
+    print(f"\\f{type(error).__name__}: {error}", file=sys.stderr)
+    sys.exit(status)
 """
+NOT_EXPORTED = 2  # how it ends where Keras reads the file
+# Lines of Keras' errors that say what was being done; the reason follows.
+BEGINNING = re.compile(r"(\w+: )?(in user code|Exception encountered when calling .*)|.*:")
 
 
 def load_exported(load: Load) -> Load:
@@ -110,12 +123,26 @@ def export_file(file: Path, folder: Path) -> None:
         raise LoadError(f"'{file.name}' cannot be exported: {type(error).__name__}") from error
     if done.returncode == 0:
         return
-    lines = [line for line in done.stderr.splitlines() if line.strip()]
-    reason = (lines or [f"the export ended with {done.returncode}"])[-1]
+    reason = reason_in(done.stderr).replace(str(file), file.name)
+    reason = reason or f"the export ended with {done.returncode}"
+    if done.returncode == NOT_EXPORTED:
+        raise LoadError(f"Keras reads '{file.name}', and cannot export it: {reason}")
     raise LoadError(
-        f"Keras cannot read '{file.name}' here: {reason.replace(str(file), file.name)}; export it "
+        f"Keras cannot read '{file.name}' here: {reason}; export it "
         "where it was made, model.export('models/NAME/1'), and serve that folder"
     )
+
+
+def reason_in(output: str) -> str:
+    """The line that says why an export failed, of what it has written; of a crash, the last."""
+    printed, is_told, error = output.partition("")
+    if not is_told:
+        return next((line for line in reversed(printed.splitlines()) if line.strip()), "")
+    error = re.sub(r"\[[0-9;]*m", "", clean_message(error))
+    if lost := re.search(r"Could not locate .*?(?= Full object config|$)", error, re.MULTILINE):
+        return lost[0]
+    lines = [line.strip() for line in error.splitlines() if line.strip()]
+    return next((line for line in lines if not BEGINNING.fullmatch(line)), lines[0])[:500]
 
 
 def put_in_place(made: Path, target: Path) -> Path:

@@ -135,6 +135,32 @@ def test_code_in_a_file_is_not_run(tmp_path, files):
     assert str(tmp_path) not in told
 
 
+@pytest.mark.parametrize(
+    ("made", "told"),
+    [
+        ("custom", "Keras cannot read 'm.keras' here: Could not locate class 'Twice'. Make sure"),
+        ("nested", "Keras reads 'm.keras', and cannot export it: ValueError: Got a non-Tensor"),
+        ("stateful", "Keras reads 'm.keras', and cannot export it: Input tensor `"),
+    ],
+)
+def test_the_reason_is_told_where_it_is_not_in_the_first_line(tmp_path, keras, made, told):
+    class Twice(keras.layers.Layer):
+        def call(self, x):
+            return x * 2
+
+    x, y = keras.Input((4,)), keras.Input(batch_shape=(1, 3, 2))
+    models = {
+        "custom": lambda: keras.Sequential([x, Twice()]),
+        "nested": lambda: keras.Model(x, {"p": {"q": x * 2, "r": x}}),
+        "stateful": lambda: keras.Model(y, keras.layers.GRU(2, stateful=True)(y)),
+    }
+    models[made]().save(tmp_path / "m.keras")
+    with pytest.raises(serving.LoadError) as error:
+        keras_files.exported(tmp_path / "m.keras", tmp_path / "m.keras")
+    assert error.value.message.startswith(told)
+    assert ("export it where it was made" in error.value.message) == (made == "custom")
+
+
 def test_a_damaged_file(tmp_path):
     (tmp_path / "m.keras").write_bytes(b"PK\x03\x04 and no more")
     told = reason_of(served(tmp_path / "m.keras"))
@@ -219,6 +245,25 @@ def test_a_model_file_beside_the_version_folders(tmp_path):
     assert "'model.keras' is in no version folder: move it into '1'" in reason_of(
         served(tmp_path / "m")
     )
+
+
+@pytest.mark.parametrize(
+    ("files", "told"),
+    [
+        (["m.tflite"], "; 'm.tflite' is in it; a .tflite file is no SavedModel: export one"),
+        (["frozen.pb"], "; 'frozen.pb' is in it; a .pb file is no SavedModel: export one"),
+        (["b.keras", "a.h5"], "; 'a.h5' and 'b.keras' are in it, and one model may be: leave one"),
+        (["saved/saved_model.pb"], "; there is one a folder down, in 'saved'"),
+        (["notes.txt"], "{saved_model.pbtxt|saved_model.pb}"),
+    ],
+)
+def test_a_version_folder_with_something_else_in_it(tmp_path, files, told):
+    for name in files:
+        (tmp_path / "1" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "1" / name).write_bytes(b"x")
+    found = reason_of(served(tmp_path))
+    assert found.startswith("SavedModel file does not exist at: <base_path>/1/{saved_model.pbtxt|")
+    assert told in found and found.endswith((told, "(Keras: model.export(folder))"))
 
 
 # --- TensorFlow Serving's own config --------------------------------------------------------------

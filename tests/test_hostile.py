@@ -732,6 +732,25 @@ def test_mapping_renames_all_at_once(tf, tmp_path, mapping, names):
         load(tmp_path / "m")
 
 
+@pytest.mark.parametrize(
+    "text, told",
+    [
+        ("[1]", "$: expected object, got array"),
+        ('{"inputs": {"x": 5}, "outputs": []}', "$.inputs.x: expected string, got integer 5"),
+        ('{"outputs": ["y"]}', "$.outputs: expected object, got array"),
+        ("{bad", "$: not valid JSON: Expecting property name"),
+    ],
+)
+def test_wrong_mapping_is_named(tf, tmp_path, text, told):
+    export(
+        tf, tmp_path, {"serving_default": (lambda x: {"y": x}, [tf.TensorSpec([None], name="x")])}
+    )
+    (tmp_path / "mapping_config.json").write_text(text)
+    with pytest.raises(serving.LoadError) as error:
+        load(tmp_path)
+    assert error.value.message.startswith(f"mapping_config.json: {told}")
+
+
 def test_graph_that_takes_one_row_only_is_refused_where_batching_is_asked_for(tf, tmp_path):
     def one_row(x):
         with tf.control_dependencies([tf.debugging.assert_equal(tf.shape(x)[0], 1)]):

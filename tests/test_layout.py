@@ -352,6 +352,11 @@ PRIVATE = {
     ): "whether an operation is there and has a state: `definition_of`",
     (
         "serving.py",
+        "tensorflow.python.ops.script_ops",
+    ): "the registry of Python functions that graphs call: `is_registered`",
+    ("serving.py", "_py_funcs"): "that registry",
+    (
+        "serving.py",
         "_make_callable_from_options",
     ): "a call of 10 us; Session.make_callable, which is public, takes 300",
     (

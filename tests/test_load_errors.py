@@ -449,3 +449,32 @@ def test_a_module_that_ends_its_program_fails_the_models_that_need_it_alone(
     wrong = f"$.import_modules[0]: {name} cannot be imported: {told}".strip()
     assert reason(server, "text") == f"Op type not registered 'RegexSplitWithOffsets': {wrong}"
     assert wrong in caplog.text
+
+
+def forget_python(graph):
+    """Give the Python functions of a graph a name that this process has registered none under."""
+    for function in graph.graph_def.library.function:
+        for node in function.node_def:
+            if "token" in node.attr:
+                node.attr["token"].s = b"pyfunc_of_another_process"
+
+
+def test_a_signature_whose_python_function_is_not_here_is_refused(tf, tmp_path, caplog):
+    """tf.py_function puts a name into the graph, not the function; loading registers none."""
+    one = [tf.TensorSpec([None], name="x")]
+    python = (lambda x: {"y": tf.py_function(lambda x: x * 3, [x], tf.float32)}, one)
+    export(tf, tmp_path / "alone/1", {"serving_default": python})
+    export(tf, tmp_path / "here/1", {"serving_default": python, "ok": (lambda x: {"y": x}, one)})
+    edit(copy(tmp_path / "here", tmp_path / "gone"), forget_python)
+    edit(tmp_path / "alone/1", forget_python)
+    server = serve(tmp_path, "alone", "here", "gone")
+    lost = "it calls a Python function (pyfunc_of_another_process), and a SavedModel's files hold"
+    assert f"signature serving_default cannot be called: {lost}" in reason(server, "alone")
+    assert f"gone: signature serving_default cannot be called: {lost}" in caplog.text
+    assert "here: signature serving_default calls what this process has registered" in caplog.text
+    for name, status in (("gone", 400), ("here", 200)):
+        url, body = f"/v1/models/{name}:predict", {"instances": [2.0]}
+        assert Rest(server).post(url, body).status_code == status
+        body["signature_name"] = "ok"
+        assert Rest(server).post(url, body).json == {"predictions": [2.0]}
+    server.stop()

@@ -1311,6 +1311,49 @@ def test_picture_bytes_on_predict_come_in_the_layouts_of_pictures(shape, dtype, 
 
 @pytest.mark.extended
 @pytest.mark.parametrize(
+    "shape, dtype, key, wanted",
+    [
+        ((48, 64, 3), "DT_FLOAT", "outputs", PICTURE),
+        ((None, None, 3), "DT_UINT8", "outputs", PICTURE),
+        ((3, 48, 64), "DT_FLOAT", "outputs", np.moveaxis(PICTURE, 2, 0)),
+        ((), "DT_STRING", "outputs", np.array(png(PICTURE), object)),
+        ((1,), "DT_STRING", "predictions", np.array([png(PICTURE)], object)),
+        ((None,), "DT_STRING", "predictions", np.array([png(PICTURE)], object)),
+        ((1, 48, 64, 3), "DT_FLOAT", "predictions", PICTURE[np.newaxis]),
+    ],
+)
+def test_a_picture_as_the_body_is_a_row_or_the_one_input(shape, dtype, key, wanted):
+    """What takes one picture and no rows gets it as `inputs` does, and answers `outputs`."""
+    from conftest import signature, spec
+
+    shown = []
+
+    def answer(name, inputs):
+        shown.append(inputs["image"])
+        return {"y": np.zeros(1)}
+
+    servable = serving.Servable(
+        {"serving_default": signature([spec("image", dtype, shape)], [spec("y", "DT_DOUBLE")])},
+        answer,
+    )
+    reply = Rest(fake_server({"m": servable})).post("/v1/models/m:predict", png(PICTURE))
+    assert reply.json == {key: [0.0]}
+    assert shown[0].shape == wanted.shape and (shown[0] == wanted).all()
+
+
+@pytest.mark.extended
+def test_a_picture_for_a_signature_without_inputs():
+    servable = serving.Servable({"serving_default": serving.Signature({}, {})}, lambda *a: {})
+    rest, text = (
+        Rest(fake_server({"m": servable})),
+        "Failed to get input map for signature: DEFAULT",
+    )
+    for body in (png(PICTURE), {"instances": [{"b64": b64(png(PICTURE))}]}):
+        assert_error(rest.post("/v1/models/m:predict", body), 400, text)
+
+
+@pytest.mark.extended
+@pytest.mark.parametrize(
     "shape, dtype",
     [((None, 8, 8, 3), "DT_INT8"), ((None, 8, 8, 3), "DT_BOOL"), ((None, 8, 8, 7), "DT_FLOAT")],
 )

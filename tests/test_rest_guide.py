@@ -64,12 +64,11 @@ def test_context_is_merged_into_each_example(rest):
     assert answer["results"] == [4.0, 4.0]
 
 
-def test_a_feature_of_the_context_must_not_be_in_an_example(rest):
-    """As TensorFlow Serving's REST guide has it: "MUST NOT appear in examples"."""
+def test_a_feature_of_an_example_goes_before_that_of_the_context(rest):
+    """As TensorFlow Serving does, whose guide says that it "MUST NOT appear in examples"."""
     body = {"signature_name": "regress", "context": {"x": 4.0}, "examples": [{}, {"x": 6.0}]}
     answer = rest.post("/v1/models/half_plus_two:regress", body)
-    assert answer.status_code == 400
-    assert answer.json["error"] == "Feature 'x' of 'context' is in example 1 as well"
+    assert answer.json["results"] == [4.0, 5.0]
 
 
 @pytest.mark.parametrize(

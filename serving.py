@@ -4320,7 +4320,8 @@ def is_registered(token: str) -> bool:
     """
     from tensorflow.python.ops import script_ops
 
-    return script_ops._py_funcs.get(token) is not None
+    registered = getattr(script_ops, "_py_funcs", None)
+    return registered is None or registered.get(token) is not None
 
 
 def not_made(*arrays: np.ndarray) -> list[np.ndarray]:

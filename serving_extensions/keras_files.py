@@ -135,10 +135,10 @@ def export_file(file: Path, folder: Path) -> None:
 
 def reason_in(output: str) -> str:
     """The line that says why an export failed, of what it has written; of a crash, the last."""
-    printed, is_told, error = output.partition("")
+    printed, is_told, error = output.partition("\f")
     if not is_told:
         return next((line for line in reversed(printed.splitlines()) if line.strip()), "")
-    error = re.sub(r"\[[0-9;]*m", "", clean_message(error))
+    error = re.sub(r"\x1b\[[0-9;]*m", "", clean_message(error))
     if lost := re.search(r"Could not locate .*?(?= Full object config|$)", error, re.MULTILINE):
         return lost[0]
     lines = [line.strip() for line in error.splitlines() if line.strip()]

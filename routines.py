@@ -1232,6 +1232,9 @@ WAYS = (
 )
 
 
+OTHER_FAMILY = 'another family or other "outputs" may fit, or a family of your own'
+
+
 class OutputError(ValueError):
     """What a model answers is not what its signature and its deployment say of it."""
 
@@ -1311,12 +1314,23 @@ def sigmoid(values: np.ndarray) -> np.ndarray:
     return 0.5 * (1 + np.tanh(0.5 * values))
 
 
-def check_confidences(values: np.ndarray, advice: str = "another family may fit") -> None:
+def check_confidences(values: np.ndarray, advice: str = OTHER_FAMILY) -> None:
     """Raise OutputError for numbers that lie outside 0..1; NaN is dropped later, row by row."""
     low, high = np.fmin.reduce(values, None, initial=0), np.fmax.reduce(values, None, initial=0)
     if low < -SLACK or high > 1 + SLACK:
         raise OutputError(
             f"confidences lie in 0..1, the model answers {low:.4g}..{high:.4g}: {advice}"
+        )
+
+
+def check_whole(classes: np.ndarray) -> None:
+    """Raise OutputError for classes that are no whole numbers, but for NaN and infinities."""
+    numbers = np.asarray(classes, np.float64)
+    broken = numbers[np.isfinite(numbers) & (np.abs(numbers - np.rint(numbers)) > SLACK)]
+    if len(broken):
+        raise OutputError(
+            f"classes are whole numbers, the model answers {broken[0]:.4g}: another order of the "
+            '"outputs", or another family may fit'
         )
 
 
@@ -1447,7 +1461,8 @@ def match_outputs(
         has_rank = own is not None and outputs[own].shape is not None
         if own is not None and not fits(outputs[own], pattern, sizes, kind.is_named or has_rank):
             raise ValueError(
-                f"family {kind.name} has {show_layout(kind)}, but {own} is {outputs[own].text}"
+                f"family {kind.name} has {show_layout(kind)}, but {own} is {outputs[own].text} of "
+                f'{type_name(outputs[own].dtype)}: write "outputs": {{"{names[0]}": "..."}}'
             )
         if own is not None:
             found[names[0]] = own
@@ -1743,10 +1758,20 @@ def check_scale(boxes: np.ndarray, scale: str, input_size: tuple[int, int]) -> N
         )
 
 
+def check_format(boxes: np.ndarray, form: str) -> None:
+    """Raise OutputError where most of the boxes [N, 4] (yxyx) of a format end before they begin."""
+    is_turned = (boxes[:, 2:] < boxes[:, :2]).any(axis=1)  # [N]
+    if 2 * is_turned.sum() > len(boxes):
+        others = " | ".join(other for other in BOX_FORMATS if other != form)
+        raise OutputError(
+            f"{is_turned.sum()} of {len(boxes)} boxes end before they begin, and are no {form}: "
+            f'write "boxes": {{"format": "{others}"}} into the deployment'
+        )
+
+
 def sound_rows(tensors: Tensors) -> np.ndarray:
-    """Which predictions [N] can be: no NaN anywhere, confidence in 0..1, a class, a box."""
-    scores = tensors["scores"]
-    sound = (scores >= -SLACK) & (scores <= 1 + SLACK) & (tensors["classes"] >= 0)
+    """Which predictions [N] can be: no NaN anywhere, a class, a box."""
+    sound = ~np.isnan(tensors["scores"]) & (tensors["classes"] >= 0)
     for name in ("boxes", "masks"):
         if name in tensors:
             array = tensors[name]
@@ -1758,17 +1783,18 @@ def finish(kind: Family, tensors: Tensors, about: About) -> Tensors:
     """What a reader has read as predictions, best first, at most `about.most`,
     boxes in the picture.
 
-    What cannot be is dropped: NaN and confidences outside 0..1, which the log counts, and boxes of
-    which nothing lies in the picture.
+    Rows of NaN and of no class are dropped, which the log counts, and boxes of which nothing lies
+    in the picture. OutputError for confidences outside 0..1 and classes that are not whole.
     """
     tensors = dict(tensors)
     tensors["scores"] = np.asarray(tensors["scores"], np.float32)
+    check_confidences(tensors["scores"])
+    check_whole(tensors["classes"])
     classes = np.nan_to_num(np.asarray(tensors["classes"], np.float64), nan=-1, posinf=-1)
     tensors["classes"] = np.rint(classes).astype(np.int64)
     sound = sound_rows(tensors)
     if dropped := int((~sound).sum()):
-        text = "family %s: %d predictions dropped: NaN, a confidence outside 0..1 or no class"
-        logger.warning(text, kind.name, dropped)
+        logger.warning("family %s: %d predictions dropped: NaN or no class", kind.name, dropped)
     tensors = keep(tensors, sound)
     tensors["scores"] = np.clip(tensors["scores"], 0, 1)
     if about.threshold is not None:
@@ -1793,6 +1819,8 @@ def place_in_picture(kind: Family, tensors: Tensors, about: About) -> Tensors:
     """
     boxes = to_yxyx(np.asarray(tensors["boxes"], np.float32), about.boxes_format or "")
     check_scale(boxes, about.boxes_scale or "", about.shown)
+    if not kind.draws_boxes:
+        check_format(boxes, about.boxes_format or "")
     tensors = {**tensors, "boxes": to_unit(boxes, about.boxes_scale or "", about.shown)}
     if kind.overlap is not None:
         tensors = suppress(tensors, kind.overlap)
@@ -1859,11 +1887,17 @@ def take_count(outputs: Mapping[str, np.ndarray]) -> int | None:
 
 
 def read_named(outputs: Mapping[str, np.ndarray], prefix: str = "detection_") -> Tensors:
-    """Boxes, scores, classes and perhaps masks of the rows that are used."""
+    """Boxes, scores, classes and perhaps masks of the rows that are used.
+
+    OutputError for scores and classes that are none, looked at before rows are left out by them.
+    """
     wanted = {name: outputs.get(prefix + name) for name in ("boxes", "scores", "classes", "masks")}
     count = take_count(outputs)
     tensors = {name: array[:count] for name, array in wanted.items() if array is not None}
-    return keep(tensors, ~(tensors["scores"] <= 0))  # unused rows are zero, or -1
+    scores = tensors["scores"]
+    check_confidences(scores[scores != -1])
+    check_whole(tensors["classes"])
+    return keep(tensors, ~(scores <= 0))  # unused rows are zero, or -1
 
 
 DETECTION_API = {
@@ -1939,8 +1973,20 @@ def detection_api(outputs: Mapping[str, np.ndarray], about: About) -> Tensors:
     return read_named(outputs)
 
 
+def has_masks(about: About) -> str:
+    """The outputs of any tuple have these names: only with masks are they Datature's."""
+    if "output_4" in about.own:
+        return ""
+    return (
+        "output_1 to output_3 may be what any tuple holds: of scores, classes (from 0) and boxes "
+        '(yxyx in 0..1) write "family": "mask_rcnn", of another order "family": "keras_detector" '
+        'and "outputs", its names of them'
+    )
+
+
 @family(
-    {"output_1": "N", "output_2": "N", "output_3": "N 4", "output_4?": "N h w"},
+    {"output_1": "float N", "output_2": "N", "output_3": "N 4", "output_4?": "N h w"},
+    told=has_masks,
     boxes="yxyx unit",
     classes_from=0,
 )
@@ -1955,7 +2001,7 @@ def mask_rcnn(outputs: Mapping[str, np.ndarray], about: About) -> Tensors:
         "boxes": "N 4",
         "confidence|scores": "N",
         "classes|labels": "N",
-        "num_detections?": "",
+        "num_detections|valid_detections?": "",
         "masks?": "N h w",
     },
     boxes="? ?",
@@ -2088,7 +2134,6 @@ def efficientdet(outputs: Mapping[str, np.ndarray], about: About) -> Tensors:
     """google/automl's EfficientDet: image, ymin, xmin, ymax, xmax, score, class; pixels."""
     rows = outputs["detections"]
     tensors = {"boxes": rows[:, 1:5], "scores": rows[:, 5], "classes": rows[:, 6]}
-    check_confidences(tensors["scores"])
     if len(rows) and not np.isnan(rows[:, 0]).any() and np.ptp(rows[:, 0]):
         raise OutputError("the rows do not begin with the number of the picture: " + ROW_LINES)
     return keep(tensors, tensors["scores"] != 0)
@@ -2192,7 +2237,6 @@ def yolo_nms(outputs: Mapping[str, np.ndarray], about: About) -> Tensors:
     """YOLO with suppression inside: x1, y1, x2, y2, score, class."""
     rows = outputs["predictions"]
     tensors = {"boxes": rows[:, :4], "scores": rows[:, 4], "classes": rows[:, 5]}
-    check_confidences(tensors["scores"])
     return keep(tensors, tensors["scores"] != 0)
 
 

@@ -1243,13 +1243,15 @@ class Output(typing.NamedTuple):
     """What is known of an output: dtype (`DT_FLOAT`), shape, and what the graph tells of it.
 
     `made_by` is the type of the operation that makes it, `scale` that of the boxes which it begins
-    with (`unit` or `input`); "" where nobody knows.
+    with (`unit` or `input`); "" where nobody knows. `logits` names the outputs that a softmax or
+    sigmoid makes it from.
     """
 
     dtype: str
     shape: tuple[int | None, ...] | None
     made_by: str = ""
     scale: str = ""
+    logits: tuple[str, ...] = ()
 
     @property
     def text(self) -> str:
@@ -1605,12 +1607,10 @@ def bare_heads(about: About) -> list[str]:
 
 
 def choose_outputs(about: About) -> Mapping[str, Output]:
-    """The outputs to go by: of logits and probabilities of the same classes, the latter."""
-    if len(about.outputs) > 1:
-        shapes = {output.shape for output in about.outputs.values()}
-        ready = [name for name, output in about.outputs.items() if output.made_by in MADE]
-        if len(ready) == 1 and len(shapes) == 1 and len(next(iter(shapes)) or ()) == 2:
-            return {ready[0]: about.outputs[ready[0]]}
+    """The outputs to go by: of logits and the probabilities that are made of them, the latter."""
+    for name, output in about.outputs.items():
+        if output.logits and {name, *output.logits} == about.outputs.keys():
+            return {name: output}
     return about.outputs
 
 

@@ -1864,9 +1864,18 @@ def rank_of(pattern: str) -> int:
     return len([token for token in pattern.split() if token not in ("float", "int", "text")])
 
 
+def drop_ones(shape: tuple[Any, ...]) -> tuple[Any, ...]:
+    """[N, C] of [N, 1, 1, C] and [N, C, 1, 1], which pooling leaves; any other as it is."""
+    if len(shape) != 4 or shape[1:].count(1) < 2:
+        return shape
+    return shape[0], next((size for size in shape[1:] if size != 1), 1)
+
+
 def without_batch(array: np.ndarray, pattern: str, name: str) -> np.ndarray:
     """The array of one picture; OutputError for another rank than the family's."""
     rank = rank_of(pattern)
+    if rank == 1:
+        array = array.reshape(drop_ones(array.shape))
     if array.ndim == rank + 1 and array.shape[0] == 1:
         return array[0]
     if array.ndim == rank:
@@ -2427,6 +2436,9 @@ def is_segmentation(about: About) -> str:
     axis = plane_axis(about)
     if output.made_by == "Tanh":
         return "a model that answers a picture (made by Tanh) finds nothing to be named in one"
+    is_softmax = "softmax" in (about.activation, MADE.get(output.made_by))
+    if planes[1] == 1 or planes[0] == 1 and is_softmax:
+        return "a sequence is no mask"
     if axis is None:
         return check_planes(about)
     count = planes[axis]
@@ -4359,7 +4371,10 @@ class ImageModel:
         """Find the family of the outputs, and all that its reader has to know."""
         height, width = self.shown.height, self.shown.width
         about = About(
-            {own: Output(*known) for own, known in self.outputs.items()},
+            {
+                own: Output(dtype, shape and drop_ones(shape), *more)
+                for own, (dtype, shape, *more) in self.outputs.items()
+            },
             labels=self.labels,
             input_name=self.shown.name,
             size=(height, width) if height and width else None,
@@ -4379,7 +4394,7 @@ class ImageModel:
     @property
     def joins(self) -> bool:
         """Whether one call answers several pictures, a row of each output for each."""
-        shapes = {name: known[1] for name, known in self.outputs.items()}
+        shapes = {name: known[1] and drop_ones(known[1]) for name, known in self.outputs.items()}
         ranks = {names[0]: rank_of(pattern) + 1 for names, _, pattern in self.kind.slots()}
         return (
             self.shown.joins

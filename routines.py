@@ -1536,15 +1536,23 @@ MOST_LINES = 4  # that are suggested
 
 
 def suggest_lines(kinds: Mapping[str, Family], about: About) -> list[str]:
-    """The lines that would make a family of some of several outputs, the likeliest first."""
+    """The lines that would make a family of some of several outputs, the likeliest first.
+
+    Where names do not matter, one that is there has to be said as well.
+    """
     ranked = []
     for kind in kinds.values():
         slots = [(names, pattern) for names, may_lack, pattern in kind.slots() if not may_lack]
         there = {names[0]: name for names, _ in slots for name in names if name in about.outputs}
-        lacks = {names[0]: pattern for names, pattern in slots if names[0] not in there}
-        rest = {name: one for name, one in about.outputs.items() if name not in there.values()}
+        sizes: dict[str, int] = {}
+        present = [(there[names[0]], pattern) for names, pattern in slots if names[0] in there]
+        if not all(fits(about.outputs[own], pattern, sizes, True) for own, pattern in present):
+            continue
+        known = there if kind.is_named else {}
+        lacks = {names[0]: pattern for names, pattern in slots if names[0] not in known}
+        rest = {name: one for name, one in about.outputs.items() if name not in known.values()}
         fitting = {
-            slot: [name for name, one in rest.items() if fits(one, pattern, {}, False)]
+            slot: [name for name, one in rest.items() if fits(one, pattern, dict(sizes), False)]
             for slot, pattern in lacks.items()
         }
         if lacks and (there or len(slots) == 1) and all(fitting.values()) and rest:
@@ -2148,16 +2156,29 @@ def efficientdet(outputs: Mapping[str, np.ndarray], about: About) -> Tensors:
     return keep(tensors, tensors["scores"] != 0)
 
 
+OBJECT_SCORES = (
+    "may have the score of an object before those of the classes, or not: write "
+    '"family": "yolov5" (YOLOX, YOLOv6, YOLOv7) or "yolo" (YOLOv8 to v11, turned)'
+)
+
+
 def is_yolo(about: About) -> str:
-    """A row for each cell of the grids over the input, or for each class and box."""
+    """A row for each cell of the grids over the input, or for each class and box.
+
+    With a row for each cell, as others than Ultralytics export it, the label map has to tell that
+    the further columns are the classes'.
+    """
     first, second = about.shape("predictions")
     if about.made_by("predictions") in FEATURES:
         return f"a sequence made by {about.made_by('predictions')} is no detector"
     cells = count_cells(about.size)
     ends = [row for row, cell in ((first, second), (second, first)) if cell in cells]
-    if len(ends) == 1:
-        return "" if (ends[0] or 0) > 4 else ROW_LINES
     is_labelled = bool(about.labels) and first == 4 + len(about.labels)
+    if len(ends) == 1:
+        columns = ends[0] or 0
+        is_told = columns == first or columns in (4 + about.names, 4 + len(about.labels))
+        others = f"rows of {columns} columns, one for each cell, {OBJECT_SCORES}"
+        return ROW_LINES if columns <= 4 else "" if is_told else others
     if (first or 0) > 4 and (second is None or second > max(first or 0, 50)):
         return "" if about.input_name == "images" or is_labelled else ROW_LINES
     return ROW_LINES
@@ -2357,7 +2378,8 @@ def is_detector(about: About) -> str:
     columns = about.shape("output")[1]
     if made_by in FEATURES:
         return f"a sequence made by {made_by} is no detector"
-    if about.shape("output")[0] in {3 * cells for cells in count_cells(about.size)}:
+    cells = count_cells(about.size)
+    if about.shape("output")[0] in cells | {3 * count for count in cells}:
         return ROW_LINES
     rows_made = ("ConcatV2", "Pack", "PadV2", "Pad", "GatherV2", "GatherNd", "SelectV2", "Select")
     return "" if columns == 7 or (columns or 0) > 7 and made_by in rows_made else ROW_LINES
@@ -2451,15 +2473,18 @@ def is_segmentation(about: About) -> str:
     if output.made_by not in MADE and about.activation is None:
         return f"{unknown_activation(about, 'planes')}: write {WAYS}"
     tall = planes[1 if axis == 0 else 0]
-    if about.size and tall and about.size[0] > COARSEST * tall:
+    stride = FINEST if output.made_by == "Sigmoid" and not about.labels else COARSEST
+    if about.size and tall and tall <= math.ceil(about.size[0] / stride):
         return (
-            f"a cell of planes {output.text} is of more than {COARSEST} pixels, as those of "
-            'detectors are: of a segmenter write "family": "segmentation"'
+            f"a cell of planes {output.text} is of {stride} pixels or more, as those of detectors "
+            'are: of a segmenter write "family": "segmentation"'
         )
     return ""
 
 
-COARSEST = 32  # pixels of a cell of planes, in height
+# Pixels of a cell of planes, in height, from which on they may be a detector's grid: of sigmoids
+# that no label map counts, as those of boxes and objects are, and of others.
+FINEST, COARSEST = 16, 32
 
 
 REGIONS: dict[str, Any] = {
@@ -2775,7 +2800,8 @@ def is_classifier(about: About) -> str:
         )
     count = (about.shape("probabilities") or (None,))[0] or 1
     is_sigmoid = about.made_by("probabilities") == "Sigmoid" and about.activation is None
-    if is_sigmoid and count % 2 == 0 and not about.labels:
+    is_even = count % 2 == 0 or count > 3 and count % 3 == 0
+    if is_sigmoid and is_even and not about.labels:
         return (
             f"{count} sigmoids without names may be places, such as the edges of a box: "
             'of a classifier write "label_map", or "family": "classifier"'

@@ -496,7 +496,7 @@ def test_rows_that_contradict_their_names_are_an_error(rows, said, problem):
 @pytest.mark.parametrize("count", ["num_detections", "valid_detections"])
 def test_rows_that_are_not_used_are_left_out(count):
     """Those beyond the number of rows, as tf.image calls it as well, and those of -1."""
-    rows = named_rows([0.9, -1, 0.8, 0.7], [0, -1, 1, 1], zoo.BOXES)
+    rows = named_rows([0.9, -1, 0.8, 0.7], [0, -1, 1, 1], zoo.BOXES[[0, 1, 2, 0]])
     rows[count] = np.array([3], np.int32)
     known = {name: (F, array.shape) for name, array in rows.items()}
     found = image_model(known, names=["cat", "dog"], **YXYX).read(rows)

@@ -1232,6 +1232,9 @@ WAYS = (
 )
 
 
+OTHER_FAMILY = 'another family or other "outputs" may fit, or a family of your own'
+
+
 class OutputError(ValueError):
     """What a model answers is not what its signature and its deployment say of it."""
 
@@ -1240,13 +1243,15 @@ class Output(typing.NamedTuple):
     """What is known of an output: dtype (`DT_FLOAT`), shape, and what the graph tells of it.
 
     `made_by` is the type of the operation that makes it, `scale` that of the boxes which it begins
-    with (`unit` or `input`); "" where nobody knows.
+    with (`unit` or `input`); "" where nobody knows. `logits` names the outputs that a softmax or
+    sigmoid makes it from.
     """
 
     dtype: str
     shape: tuple[int | None, ...] | None
     made_by: str = ""
     scale: str = ""
+    logits: tuple[str, ...] = ()
 
     @property
     def text(self) -> str:
@@ -1311,12 +1316,23 @@ def sigmoid(values: np.ndarray) -> np.ndarray:
     return 0.5 * (1 + np.tanh(0.5 * values))
 
 
-def check_confidences(values: np.ndarray, advice: str = "another family may fit") -> None:
+def check_confidences(values: np.ndarray, advice: str = OTHER_FAMILY) -> None:
     """Raise OutputError for numbers that lie outside 0..1; NaN is dropped later, row by row."""
     low, high = np.fmin.reduce(values, None, initial=0), np.fmax.reduce(values, None, initial=0)
     if low < -SLACK or high > 1 + SLACK:
         raise OutputError(
             f"confidences lie in 0..1, the model answers {low:.4g}..{high:.4g}: {advice}"
+        )
+
+
+def check_whole(classes: np.ndarray) -> None:
+    """Raise OutputError for classes that are no whole numbers, but for NaN and infinities."""
+    numbers = np.asarray(classes, np.float64)
+    broken = numbers[np.isfinite(numbers) & (np.abs(numbers - np.rint(numbers)) > SLACK)]
+    if len(broken):
+        raise OutputError(
+            f"classes are whole numbers, the model answers {broken[0]:.4g}: another order of the "
+            '"outputs", or another family may fit'
         )
 
 
@@ -1447,7 +1463,8 @@ def match_outputs(
         has_rank = own is not None and outputs[own].shape is not None
         if own is not None and not fits(outputs[own], pattern, sizes, kind.is_named or has_rank):
             raise ValueError(
-                f"family {kind.name} has {show_layout(kind)}, but {own} is {outputs[own].text}"
+                f"family {kind.name} has {show_layout(kind)}, but {own} is {outputs[own].text} of "
+                f'{type_name(outputs[own].dtype)}: write "outputs": {{"{names[0]}": "..."}}'
             )
         if own is not None:
             found[names[0]] = own
@@ -1519,15 +1536,23 @@ MOST_LINES = 4  # that are suggested
 
 
 def suggest_lines(kinds: Mapping[str, Family], about: About) -> list[str]:
-    """The lines that would make a family of some of several outputs, the likeliest first."""
+    """The lines that would make a family of some of several outputs, the likeliest first.
+
+    Where names do not matter, one that is there has to be said as well.
+    """
     ranked = []
     for kind in kinds.values():
         slots = [(names, pattern) for names, may_lack, pattern in kind.slots() if not may_lack]
         there = {names[0]: name for names, _ in slots for name in names if name in about.outputs}
-        lacks = {names[0]: pattern for names, pattern in slots if names[0] not in there}
-        rest = {name: one for name, one in about.outputs.items() if name not in there.values()}
+        sizes: dict[str, int] = {}
+        present = [(there[names[0]], pattern) for names, pattern in slots if names[0] in there]
+        if not all(fits(about.outputs[own], pattern, sizes, True) for own, pattern in present):
+            continue
+        known = there if kind.is_named else {}
+        lacks = {names[0]: pattern for names, pattern in slots if names[0] not in known}
+        rest = {name: one for name, one in about.outputs.items() if name not in known.values()}
         fitting = {
-            slot: [name for name, one in rest.items() if fits(one, pattern, {}, False)]
+            slot: [name for name, one in rest.items() if fits(one, pattern, dict(sizes), False)]
             for slot, pattern in lacks.items()
         }
         if lacks and (there or len(slots) == 1) and all(fitting.values()) and rest:
@@ -1590,12 +1615,10 @@ def bare_heads(about: About) -> list[str]:
 
 
 def choose_outputs(about: About) -> Mapping[str, Output]:
-    """The outputs to go by: of logits and probabilities of the same classes, the latter."""
-    if len(about.outputs) > 1:
-        shapes = {output.shape for output in about.outputs.values()}
-        ready = [name for name, output in about.outputs.items() if output.made_by in MADE]
-        if len(ready) == 1 and len(shapes) == 1 and len(next(iter(shapes)) or ()) == 2:
-            return {ready[0]: about.outputs[ready[0]]}
+    """The outputs to go by: of logits and the probabilities that are made of them, the latter."""
+    for name, output in about.outputs.items():
+        if output.logits and {name, *output.logits} == about.outputs.keys():
+            return {name: output}
     return about.outputs
 
 
@@ -1743,10 +1766,20 @@ def check_scale(boxes: np.ndarray, scale: str, input_size: tuple[int, int]) -> N
         )
 
 
+def check_format(boxes: np.ndarray, form: str) -> None:
+    """Raise OutputError where most of the boxes [N, 4] (yxyx) of a format end before they begin."""
+    is_turned = (boxes[:, 2:] < boxes[:, :2]).any(axis=1)  # [N]
+    if 2 * is_turned.sum() > len(boxes):
+        others = " | ".join(other for other in BOX_FORMATS if other != form)
+        raise OutputError(
+            f"{is_turned.sum()} of {len(boxes)} boxes end before they begin, and are no {form}: "
+            f'write "boxes": {{"format": "{others}"}} into the deployment'
+        )
+
+
 def sound_rows(tensors: Tensors) -> np.ndarray:
-    """Which predictions [N] can be: no NaN anywhere, confidence in 0..1, a class, a box."""
-    scores = tensors["scores"]
-    sound = (scores >= -SLACK) & (scores <= 1 + SLACK) & (tensors["classes"] >= 0)
+    """Which predictions [N] can be: no NaN anywhere, a class, a box."""
+    sound = ~np.isnan(tensors["scores"]) & (tensors["classes"] >= 0)
     for name in ("boxes", "masks"):
         if name in tensors:
             array = tensors[name]
@@ -1758,17 +1791,18 @@ def finish(kind: Family, tensors: Tensors, about: About) -> Tensors:
     """What a reader has read as predictions, best first, at most `about.most`,
     boxes in the picture.
 
-    What cannot be is dropped: NaN and confidences outside 0..1, which the log counts, and boxes of
-    which nothing lies in the picture.
+    Rows of NaN and of no class are dropped, which the log counts, and boxes of which nothing lies
+    in the picture. OutputError for confidences outside 0..1 and classes that are not whole.
     """
     tensors = dict(tensors)
     tensors["scores"] = np.asarray(tensors["scores"], np.float32)
+    check_confidences(tensors["scores"])
+    check_whole(tensors["classes"])
     classes = np.nan_to_num(np.asarray(tensors["classes"], np.float64), nan=-1, posinf=-1)
     tensors["classes"] = np.rint(classes).astype(np.int64)
     sound = sound_rows(tensors)
     if dropped := int((~sound).sum()):
-        text = "family %s: %d predictions dropped: NaN, a confidence outside 0..1 or no class"
-        logger.warning(text, kind.name, dropped)
+        logger.warning("family %s: %d predictions dropped: NaN or no class", kind.name, dropped)
     tensors = keep(tensors, sound)
     tensors["scores"] = np.clip(tensors["scores"], 0, 1)
     if about.threshold is not None:
@@ -1793,6 +1827,8 @@ def place_in_picture(kind: Family, tensors: Tensors, about: About) -> Tensors:
     """
     boxes = to_yxyx(np.asarray(tensors["boxes"], np.float32), about.boxes_format or "")
     check_scale(boxes, about.boxes_scale or "", about.shown)
+    if not kind.draws_boxes:
+        check_format(boxes, about.boxes_format or "")
     tensors = {**tensors, "boxes": to_unit(boxes, about.boxes_scale or "", about.shown)}
     if kind.overlap is not None:
         tensors = suppress(tensors, kind.overlap)
@@ -1836,9 +1872,18 @@ def rank_of(pattern: str) -> int:
     return len([token for token in pattern.split() if token not in ("float", "int", "text")])
 
 
+def drop_ones(shape: tuple[Any, ...]) -> tuple[Any, ...]:
+    """[N, C] of [N, 1, 1, C] and [N, C, 1, 1], which pooling leaves; any other as it is."""
+    if len(shape) != 4 or shape[1:].count(1) < 2:
+        return shape
+    return shape[0], next((size for size in shape[1:] if size != 1), 1)
+
+
 def without_batch(array: np.ndarray, pattern: str, name: str) -> np.ndarray:
     """The array of one picture; OutputError for another rank than the family's."""
     rank = rank_of(pattern)
+    if rank == 1:
+        array = array.reshape(drop_ones(array.shape))
     if array.ndim == rank + 1 and array.shape[0] == 1:
         return array[0]
     if array.ndim == rank:
@@ -1859,11 +1904,17 @@ def take_count(outputs: Mapping[str, np.ndarray]) -> int | None:
 
 
 def read_named(outputs: Mapping[str, np.ndarray], prefix: str = "detection_") -> Tensors:
-    """Boxes, scores, classes and perhaps masks of the rows that are used."""
+    """Boxes, scores, classes and perhaps masks of the rows that are used.
+
+    OutputError for scores and classes that are none, looked at before rows are left out by them.
+    """
     wanted = {name: outputs.get(prefix + name) for name in ("boxes", "scores", "classes", "masks")}
     count = take_count(outputs)
     tensors = {name: array[:count] for name, array in wanted.items() if array is not None}
-    return keep(tensors, ~(tensors["scores"] <= 0))  # unused rows are zero, or -1
+    scores = tensors["scores"]
+    check_confidences(scores[scores != -1])
+    check_whole(tensors["classes"])
+    return keep(tensors, ~(scores <= 0))  # unused rows are zero, or -1
 
 
 DETECTION_API = {
@@ -1939,8 +1990,20 @@ def detection_api(outputs: Mapping[str, np.ndarray], about: About) -> Tensors:
     return read_named(outputs)
 
 
+def has_masks(about: About) -> str:
+    """The outputs of any tuple have these names: only with masks are they Datature's."""
+    if "output_4" in about.own:
+        return ""
+    return (
+        "output_1 to output_3 may be what any tuple holds: of scores, classes (from 0) and boxes "
+        '(yxyx in 0..1) write "family": "mask_rcnn", of another order "family": "keras_detector" '
+        'and "outputs", its names of them'
+    )
+
+
 @family(
-    {"output_1": "N", "output_2": "N", "output_3": "N 4", "output_4?": "N h w"},
+    {"output_1": "float N", "output_2": "N", "output_3": "N 4", "output_4?": "N h w"},
+    told=has_masks,
     boxes="yxyx unit",
     classes_from=0,
 )
@@ -1955,7 +2018,7 @@ def mask_rcnn(outputs: Mapping[str, np.ndarray], about: About) -> Tensors:
         "boxes": "N 4",
         "confidence|scores": "N",
         "classes|labels": "N",
-        "num_detections?": "",
+        "num_detections|valid_detections?": "",
         "masks?": "N h w",
     },
     boxes="? ?",
@@ -2088,22 +2151,34 @@ def efficientdet(outputs: Mapping[str, np.ndarray], about: About) -> Tensors:
     """google/automl's EfficientDet: image, ymin, xmin, ymax, xmax, score, class; pixels."""
     rows = outputs["detections"]
     tensors = {"boxes": rows[:, 1:5], "scores": rows[:, 5], "classes": rows[:, 6]}
-    check_confidences(tensors["scores"])
     if len(rows) and not np.isnan(rows[:, 0]).any() and np.ptp(rows[:, 0]):
         raise OutputError("the rows do not begin with the number of the picture: " + ROW_LINES)
     return keep(tensors, tensors["scores"] != 0)
 
 
+OBJECT_SCORES = (
+    "may have the score of an object before those of the classes, or not: write "
+    '"family": "yolov5" (YOLOX, YOLOv6, YOLOv7) or "yolo" (YOLOv8 to v11, turned)'
+)
+
+
 def is_yolo(about: About) -> str:
-    """A row for each cell of the grids over the input, or for each class and box."""
+    """A row for each cell of the grids over the input, or for each class and box.
+
+    With a row for each cell, as others than Ultralytics export it, the label map has to tell that
+    the further columns are the classes'.
+    """
     first, second = about.shape("predictions")
     if about.made_by("predictions") in FEATURES:
         return f"a sequence made by {about.made_by('predictions')} is no detector"
     cells = count_cells(about.size)
     ends = [row for row, cell in ((first, second), (second, first)) if cell in cells]
-    if len(ends) == 1:
-        return "" if (ends[0] or 0) > 4 else ROW_LINES
     is_labelled = bool(about.labels) and first == 4 + len(about.labels)
+    if len(ends) == 1:
+        columns = ends[0] or 0
+        is_told = columns == first or columns in (4 + about.names, 4 + len(about.labels))
+        others = f"rows of {columns} columns, one for each cell, {OBJECT_SCORES}"
+        return ROW_LINES if columns <= 4 else "" if is_told else others
     if (first or 0) > 4 and (second is None or second > max(first or 0, 50)):
         return "" if about.input_name == "images" or is_labelled else ROW_LINES
     return ROW_LINES
@@ -2192,7 +2267,6 @@ def yolo_nms(outputs: Mapping[str, np.ndarray], about: About) -> Tensors:
     """YOLO with suppression inside: x1, y1, x2, y2, score, class."""
     rows = outputs["predictions"]
     tensors = {"boxes": rows[:, :4], "scores": rows[:, 4], "classes": rows[:, 5]}
-    check_confidences(tensors["scores"])
     return keep(tensors, tensors["scores"] != 0)
 
 
@@ -2304,7 +2378,8 @@ def is_detector(about: About) -> str:
     columns = about.shape("output")[1]
     if made_by in FEATURES:
         return f"a sequence made by {made_by} is no detector"
-    if about.shape("output")[0] in {3 * cells for cells in count_cells(about.size)}:
+    cells = count_cells(about.size)
+    if about.shape("output")[0] in cells | {3 * count for count in cells}:
         return ROW_LINES
     rows_made = ("ConcatV2", "Pack", "PadV2", "Pad", "GatherV2", "GatherNd", "SelectV2", "Select")
     return "" if columns == 7 or (columns or 0) > 7 and made_by in rows_made else ROW_LINES
@@ -2383,6 +2458,9 @@ def is_segmentation(about: About) -> str:
     axis = plane_axis(about)
     if output.made_by == "Tanh":
         return "a model that answers a picture (made by Tanh) finds nothing to be named in one"
+    is_softmax = "softmax" in (about.activation, MADE.get(output.made_by))
+    if planes[1] == 1 or planes[0] == 1 and is_softmax:
+        return "a sequence is no mask"
     if axis is None:
         return check_planes(about)
     count = planes[axis]
@@ -2395,15 +2473,18 @@ def is_segmentation(about: About) -> str:
     if output.made_by not in MADE and about.activation is None:
         return f"{unknown_activation(about, 'planes')}: write {WAYS}"
     tall = planes[1 if axis == 0 else 0]
-    if about.size and tall and about.size[0] > COARSEST * tall:
+    stride = FINEST if output.made_by == "Sigmoid" and not about.labels else COARSEST
+    if about.size and tall and tall <= math.ceil(about.size[0] / stride):
         return (
-            f"a cell of planes {output.text} is of more than {COARSEST} pixels, as those of "
-            'detectors are: of a segmenter write "family": "segmentation"'
+            f"a cell of planes {output.text} is of {stride} pixels or more, as those of detectors "
+            'are: of a segmenter write "family": "segmentation"'
         )
     return ""
 
 
-COARSEST = 32  # pixels of a cell of planes, in height
+# Pixels of a cell of planes, in height, from which on they may be a detector's grid: of sigmoids
+# that no label map counts, as those of boxes and objects are, and of others.
+FINEST, COARSEST = 16, 32
 
 
 REGIONS: dict[str, Any] = {
@@ -2719,7 +2800,8 @@ def is_classifier(about: About) -> str:
         )
     count = (about.shape("probabilities") or (None,))[0] or 1
     is_sigmoid = about.made_by("probabilities") == "Sigmoid" and about.activation is None
-    if is_sigmoid and count % 2 == 0 and not about.labels:
+    is_even = count % 2 == 0 or count > 3 and count % 3 == 0
+    if is_sigmoid and is_even and not about.labels:
         return (
             f"{count} sigmoids without names may be places, such as the edges of a box: "
             'of a classifier write "label_map", or "family": "classifier"'
@@ -4315,7 +4397,10 @@ class ImageModel:
         """Find the family of the outputs, and all that its reader has to know."""
         height, width = self.shown.height, self.shown.width
         about = About(
-            {own: Output(*known) for own, known in self.outputs.items()},
+            {
+                own: Output(dtype, shape and drop_ones(shape), *more)
+                for own, (dtype, shape, *more) in self.outputs.items()
+            },
             labels=self.labels,
             input_name=self.shown.name,
             size=(height, width) if height and width else None,
@@ -4335,7 +4420,7 @@ class ImageModel:
     @property
     def joins(self) -> bool:
         """Whether one call answers several pictures, a row of each output for each."""
-        shapes = {name: known[1] for name, known in self.outputs.items()}
+        shapes = {name: known[1] and drop_ones(known[1]) for name, known in self.outputs.items()}
         ranks = {names[0]: rank_of(pattern) + 1 for names, _, pattern in self.kind.slots()}
         return (
             self.shown.joins

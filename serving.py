@@ -1825,7 +1825,8 @@ class TensorSpec:
 
     `shape` has None for an unknown size, and is None when the rank is unknown. `made_by` is the
     operation that an output's numbers come from, `scale` whether boxes that it begins with are in
-    0..1 (`unit`) or in pixels of the input (`input`); "" where nobody knows.
+    0..1 (`unit`) or in pixels of the input (`input`); "" where nobody knows. `logits` are the
+    outputs that a softmax or sigmoid makes it from.
     """
 
     name: str
@@ -1834,6 +1835,7 @@ class TensorSpec:
     shape: tuple[int | None, ...] | None
     made_by: str = ""
     scale: str = ""
+    logits: tuple[str, ...] = ()
 
     @property
     def type_name(self) -> str:
@@ -3911,11 +3913,13 @@ def tell_makers(graph: Any, signature: Signature) -> Signature:
     top = Scope({node.name: node for node in graph.node})
     shapes = [spec.shape or () for spec in signature.inputs.values()]
     sizes = {size for shape in shapes if len(shape) == 4 for size in shape[1:] if size and size > 4}
+    logits = find_logits(signature, top, functions) if len(signature.outputs) > 1 else {}
     outputs = {
         name: dataclasses.replace(
             spec,
             made_by=find_maker(spec.tensor, top, functions),
             scale=find_scale(spec.tensor, top, functions, sizes),
+            logits=logits.get(name, ()),
         )
         for name, spec in signature.outputs.items()
     }
@@ -3936,8 +3940,46 @@ def find_maker(tensor: str, scope: Scope, functions: Mapping[str, Any]) -> str:
     return "" if node is None else name_maker(node, scope, functions)
 
 
+def find_logits(
+    signature: Signature, top: Scope, functions: Mapping[str, Any]
+) -> dict[str, tuple[str, ...]]:
+    """Of each output that is a softmax or sigmoid of others, all of their numbers, those."""
+    whole = HANDED_ON - {"Slice", "StridedSlice"}
+
+    def place(tensor: str, scope: Scope) -> tuple[str, ...]:
+        """What a tensor is called where it is made; functions by what they are given."""
+        tensor, scope = trace_tensor(tensor, scope, functions, whole)
+        name, _, index = tensor.partition(":")
+        names = [name, index or "0"]
+        while scope.caller is not None:
+            names += scope.arguments.values()
+            scope = scope.caller
+        return tuple(names)
+
+    places = {name: place(spec.tensor, top) for name, spec in signature.outputs.items()}
+    found = {}
+    for name, spec in signature.outputs.items():
+        tensor, scope = trace_tensor(spec.tensor, top, functions, whole)
+        node = scope.nodes.get(tensor.partition(":")[0])
+        if node is not None and node.op in ("Softmax", "Sigmoid"):
+            given = place(node.input[0], scope)
+            found[name] = tuple(other for other, made in places.items() if made == given)
+    return found
+
+
 def find_node(tensor: str, scope: Scope, functions: Mapping[str, Any]) -> tuple[Any, Scope]:
     """The node that a tensor's numbers come from, and its scope; None where it is not there."""
+    tensor, scope = trace_tensor(tensor, scope, functions)
+    return scope.nodes.get(tensor.partition(":")[0]), scope
+
+
+def trace_tensor(
+    tensor: str,
+    scope: Scope,
+    functions: Mapping[str, Any],
+    handed_on: Collection[str] = HANDED_ON,
+) -> tuple[str, Scope]:
+    """The tensor as which a tensor's numbers are made, and its scope; "" for a loop."""
     for _ in range(10_000):  # longer than any chain: a graph may have loops
         name, _, place = tensor.partition(":")
         if name in scope.arguments and scope.caller is not None:
@@ -3945,19 +3987,19 @@ def find_node(tensor: str, scope: Scope, functions: Mapping[str, Any]) -> tuple[
             continue
         node = scope.nodes.get(name)
         if node is None:
-            return None, scope
+            return tensor, scope
         called = functions.get(node.attr["f"].func.name if "f" in node.attr else node.op)
         if called is not None:
             tensor, scope = enter(called, node, place, scope)
-        elif node.op in HANDED_ON:
+        elif node.op in handed_on:
             tensor = node.input[0]
         elif node.op == "IdentityN":
             tensor = node.input[int(place.rpartition(":")[2] or 0)]
         elif node.op in ("Minimum", "Maximum") and is_constant(node.input[1], scope):  # clipped
             tensor = node.input[0]
         else:
-            return node, scope
-    return None, scope
+            return tensor, scope
+    return "", scope
 
 
 def enter(function: Any, node: Any, place: str, scope: Scope) -> tuple[str, Scope]:
@@ -6182,7 +6224,7 @@ class ReadyDeployment:
         return routines.ImageModel(
             {name: (spec.dtype, spec.shape) for name, spec in signature.inputs.items()},
             {
-                name: (spec.dtype, spec.shape, spec.made_by, spec.scale)
+                name: (spec.dtype, spec.shape, spec.made_by, spec.scale, spec.logits)
                 for name, spec in signature.outputs.items()
             },
             labels=labels,

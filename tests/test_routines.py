@@ -796,6 +796,7 @@ def test_a_piece_of_three_cells_is_a_speck_of_a_fine_plane_alone(side, found):
     model = routines.ImageModel(
         {"image": ("DT_UINT8", (None, 256, 256, 3))},
         {"out": ("DT_FLOAT", (None, side, side, 1), "Sigmoid")},
+        family="segmentation",
     )
     assert len(model.read({"out": mask}, (256, 256))["scores"]) == found
 

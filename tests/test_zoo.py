@@ -401,6 +401,117 @@ def test_a_deployment_that_says_nothing_of_pictures_may_name_any_model(tmp_path,
     server.stop()
 
 
+def image_model(outputs, side=64, names=(), **said):
+    """How a deployment reads outputs: dtype, shape and perhaps the operation that makes them."""
+    labels = {number: name for number, name in enumerate(names, 1)}
+    known = {name: (f"DT_{dtype}", *more) for name, (dtype, *more) in outputs.items()}
+    return routines.ImageModel({"x": ("DT_FLOAT", (1, side, side, 3))}, known, labels, **said)
+
+
+F, ROW, RANKED = "FLOAT", ("FLOAT", (1, 4)), ("FLOAT", (None, 4), "Softmax")
+TUPLE = {"output_0": ("INT32", (1,)), "output_1": ROW, "output_2": ROW, "output_3": (F, (1, 4, 4))}
+INTEGERS = {**TUPLE, "output_1": ("INT32", (1, 4)), "output_4": (F, (1, 4, 7, 7))}
+BY_CELLS = {"rows": (F, (1, 84, 8), "ConcatV2", "input")}
+RANKS = {"probabilities": RANKED, "class": ("INT64", (None,))}
+ESTIMATOR = {
+    "logits": (F, (None, 4), "MatMul"), "probabilities": RANKED,
+    "class_ids": ("INT64", (None, 1)), "classes": ("STRING", (None, 1)),
+}  # fmt: skip
+RANKED_LINE = '"family": "classifier", "outputs": {"probabilities": "probabilities"}'
+RANKED_SAID = {"family": "classifier", "rename": {"probabilities": "probabilities"}}
+SEGMENTER = {"family": "segmentation"}
+
+
+def grid(*shape, made_by="Sigmoid"):
+    return {"grid": (F, (1, *shape), made_by)}
+
+
+@pytest.mark.parametrize(
+    "outputs, side, names, reason, said",
+    [
+        (TUPLE, 64, ["cat"], 'write "family": "mask_rcnn"', {"family": "mask_rcnn"}),
+        (INTEGERS, 64, ["cat"], "output_1 is [1, 4] of int32: write", None),
+        (grid(7, 7, 30), 224, [], "of 16 pixels or more", SEGMENTER),
+        (grid(13, 13, 30), 416, [], "of 16 pixels or more", SEGMENTER),
+        (grid(7, 7, 5), 112, [], "of 16 pixels or more", SEGMENTER),
+        (grid(7, 7, 3, made_by="Softmax"), 224, ["a", "b"], "of 32 pixels or more", SEGMENTER),
+        (BY_CELLS, 64, [], '"family": "yolov5"', {"family": "yolov5"}),
+        (BY_CELLS, 64, "abc", '"family": "yolov5"', {"family": "yolov5"}),
+        ({"points": (F, (1, 63), "Sigmoid")}, 64, [], "63 sigmoids without names", None),
+        (RANKS, 64, "abcd", RANKED_LINE, RANKED_SAID),
+        ({**RANKS, "logits": (F, (None, 4), "MatMul")}, 64, "abcd", RANKED_LINE, RANKED_SAID),
+        (ESTIMATOR, 64, "abcd", RANKED_LINE, RANKED_SAID),
+        ({"steps": (F, (None, 1, 24, 37), "Softmax")}, 64, [], "a sequence is no mask", None),
+    ],
+)  # fmt: skip
+def test_what_may_be_something_else_waits_for_the_line(outputs, side, names, reason, said):
+    with pytest.raises(ValueError) as raised:
+        image_model(outputs, side, names)
+    assert reason in str(raised.value) and '"labelled_classifier"' not in str(raised.value)
+    if said is not None:
+        assert image_model(outputs, side, names, **said).family == said["family"]
+
+
+def named_rows(scores, classes, boxes=zoo.BOXES[:2], names=("scores", "classes", "boxes")):
+    """A batch of one, under a family's names for them."""
+    values = (scores, classes, boxes)
+    return {name: np.array([value], np.float32) for name, value in zip(names, values)}
+
+
+API = ("detection_scores", "detection_classes", "detection_boxes")
+XYWH_BOXES = [[0.5, 0.5, 0.2, 0.2], [0.2, 0.2, 0.1, 0.1]]
+YXYX = {"boxes": {"format": "yxyx", "scale": "unit"}}
+IN_TURN = ("output_1", "output_2", "output_3")
+
+
+@pytest.mark.parametrize(
+    "rows, said, problem",
+    [
+        (named_rows([90, 80], [1, 2], names=API), {}, "lie in 0..1, the model answers 0..90"),
+        (named_rows([2.5, -1], [1, 2], names=API), {}, "lie in 0..1, the model answers 0..2.5"),
+        (named_rows([0.5, -3], [1, 2], names=API), {}, "lie in 0..1, the model answers -3..0.5"),
+        (named_rows([90, 80], [0, 1]), YXYX, "lie in 0..1, the model answers 0..90"),
+        (named_rows([17, 3], [0.9, 0.3], names=IN_TURN), {"family": "mask_rcnn"}, "lie in 0..1"),
+        (named_rows([0, 1], [0.9, 0.8], names=IN_TURN), {"family": "mask_rcnn"}, "whole numbers"),
+        (named_rows([0, 0], [0.9, 0.8], names=IN_TURN), {"family": "mask_rcnn"}, "whole numbers"),
+        (
+            named_rows([0.9, 0.8], [1, 2], XYWH_BOXES, API),
+            {},
+            'write "boxes": {"format": "xyxy | xywh | cxcywh"}',
+        ),
+        (
+            {"o": np.array([[[0, 0, 9, 9, 1, 0.7], [0, 0, 9, 9, 0, 0.6]]], np.float32)},
+            {"family": "yolo_nms"},
+            "whole numbers",
+        ),
+    ],
+)
+def test_rows_that_contradict_their_names_are_an_error(rows, said, problem):
+    known = {name: (F, array.shape) for name, array in rows.items()}
+    with pytest.raises(routines.OutputError) as raised:
+        image_model(known, names=["cat", "dog"], **said).read(rows, (64, 64))
+    assert problem in str(raised.value)
+
+
+@pytest.mark.parametrize("count", ["num_detections", "valid_detections"])
+def test_rows_that_are_not_used_are_left_out(count):
+    """Those beyond the number of rows, as tf.image calls it as well, and those of -1."""
+    rows = named_rows([0.9, -1, 0.8, 0.7], [0, -1, 1, 1], zoo.BOXES[[0, 1, 2, 0]])
+    rows[count] = np.array([3], np.int32)
+    known = {name: (F, array.shape) for name, array in rows.items()}
+    found = image_model(known, names=["cat", "dog"], **YXYX).read(rows)
+    assert found["names"].tolist() == ["cat", "dog"]
+
+
+@pytest.mark.parametrize("shape", [(None, 1, 1, 3), (None, 3, 1, 1)])
+def test_a_classifier_whose_pooling_leaves_sizes_of_one(shape):
+    for said in ({}, {"family": "classifier"}):
+        model = image_model({"p": (F, shape, "Softmax")}, names=["a", "b", "c"], **said)
+        array = np.array([0.25, 0.75, 0], np.float32).reshape([1, *shape[1:]])
+        found = model.read({"p": array})
+        assert model.family == "classifier" and found["names"].tolist() == ["b", "a", "c"]
+
+
 @pytest.mark.parametrize("name", [model.name for model in ZOO if model.fails])
 def test_answers_that_contradict_what_they_are_said_to_be_are_no_predictions(everything, name):
     with pytest.raises(serving.ServingError) as raised:

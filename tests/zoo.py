@@ -814,6 +814,13 @@ def both(names: tuple[str, str], activation: Callable = softmax) -> Callable:
     return outputs
 
 
+def gender_and_age(tf: Any, picture: Any) -> dict[str, Any]:
+    """The first of two numbers as a sigmoid, the second as it is."""
+    gender, age = tf.split(apply(dense, "x", FIVE[:, :2])(tf, picture)["x"], 2, 1)
+    return {"gender": tf.sigmoid(gender), "age": age}
+
+
+TWO_NAMES = {"label_map": ["woman", "man"]}
 ONE = np.array([[0.75]])
 CLASSIFIERS = [
     Zoo("softmax", KERAS, apply(softmax, "predictions", NUMBERS), "classifier", C),
@@ -924,6 +931,23 @@ CLASSIFIERS = [
         refused="label_map names the class 7",
     ),
     Zoo("logits_and_probs", "TF-Slim's endpoints", both(("logits", "probs")), "classifier", C),
+    Zoo(
+        "gender_and_age",
+        "a face's, parts of one layer",
+        gender_and_age,
+        config=TWO_NAMES,
+        refused='write "family": "classifier", "outputs": {"probabilities": "gender"}',
+    ),
+    Zoo(
+        "class_and_numbers",
+        "a class and as many numbers, of a layer each",
+        lambda tf, picture: {
+            **apply(softmax, "label", NUMBERS)(tf, picture),
+            **apply(dense, "place", NUMBERS)(tf, picture),
+        },
+        config=C,
+        refused='write "family": "classifier", "outputs": {"probabilities": "label"}',
+    ),
     Zoo(
         "two_heads",
         "two classifiers",
@@ -1256,7 +1280,7 @@ SEGMENTERS = [
         apply(sigmoid, "grid", FIELD[None, :7, :7, [0] * 30]),
         config={},
         shape=(1, 448, 448, 3),
-        refused="a cell of planes [1, 7, 7, 30] is of more than 32 pixels, as those of detectors",
+        refused="a cell of planes [1, 7, 7, 30] is of 16 pixels or more, as those of detectors are",
     ),
     Zoo("deeplab", DEEPLAB, constant(SemanticPredictions=CLASS_MAP), "class_map", TWO, shape=WIDE),
     Zoo(

@@ -79,7 +79,13 @@ from collections.abc import (
     MutableMapping,
     Sequence,
 )
-from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    CancelledError,
+    Future,
+    ThreadPoolExecutor,
+    wait,
+)
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -2931,14 +2937,22 @@ def tensorflow() -> Any:
     began = time.monotonic()
     logger.info("Importing TensorFlow")
     try:
-        import tensorflow
-    except ModuleNotFoundError as error:
-        if error.name != "tensorflow":
-            raise
-        raise LoadError(
-            "TensorFlow is not installed: pip install tensorflow-cpu, or, with its support of "
-            "GPUs, 'tensorflow[and-cuda]'"
-        ) from None
+        # Threads of a pool are waited for before any function of `atexit`: h5py, which comes with
+        # TensorFlow, leaves one there, and a process that ends before it does is killed by SIGSEGV.
+        with ThreadPoolExecutor(1, "serving-import") as pool:
+            tensorflow = pool.submit(import_tensorflow).result()
+    except Exception as error:
+        problem = (
+            f"TensorFlow cannot be imported: {explain(error)}. Where two threads import it, or "
+            "keras, at once, it stays broken until the process is started again: import it at the "
+            "top of the site"
+        )
+        if isinstance(error, ModuleNotFoundError) and error.name == "tensorflow":
+            problem = (
+                "TensorFlow is not installed: pip install tensorflow-cpu, or, with its support of "
+                "GPUs, 'tensorflow[and-cuda]'"
+            )
+        raise LoadError(problem, "UNAVAILABLE") from error
 
     settle_garbage(freeze=True)
     took = time.monotonic() - began
@@ -2948,6 +2962,13 @@ def tensorflow() -> Any:
 
 
 IMPORTED = threading.Event()  # `tensorflow()` has ended its import
+
+
+def import_tensorflow() -> Any:
+    import tensorflow
+
+    return tensorflow
+
 
 # What frees memory after loads, where the process is our own: tidy(freeze).
 TIDY: list[Callable[[bool], None]] = []
@@ -5398,7 +5419,10 @@ class ModelManager:
         if error is not None:  # a model may fail in any way; it must not take the loader with it
             logger.debug("%s version %d", model.name, version, exc_info=error)
             state.error = state_text(error)
-            passing = lacks_files(error)  # the next poll tries again, though the files are the same
+            # the next poll tries again, though the files are the same
+            passing = lacks_files(error) or (
+                isinstance(error, LoadError) and error.code == "UNAVAILABLE"
+            )
             state.failed_at = (model.load_key, None if passing else files)
             return
         if state.servable:
@@ -8621,13 +8645,17 @@ def create_blueprint(
 
     Its errors are answered inside; the site's error pages, hooks and other URLs stay as they are.
     Models begin to load in the background with the first request that needs them, or with `start`;
-    with `eager`, now. The server is `site.extensions["serving"][blueprint.name]`.
+    with `eager`, now, after TensorFlow's import, which is waited for. The server is
+    `site.extensions["serving"][blueprint.name]`.
     `authorize(request)` stands in for keys: True, or the caller's name for the log, lets the
     request in; False and None are answered 401; it may `flask.abort` too. Raises ConfigError.
     """
     door = Door(as_server(source), authorize)
     door.server._mounted = True
     if eager:
+        if door.server.config.models:  # before the site can import it at the same time
+            with contextlib.suppress(LoadError):  # which each model's load tells
+                tensorflow()
         door.server.start()
     if authorize is None and door.server.generated_key and not door.server.says_key:
         logger.warning(
@@ -9502,7 +9530,8 @@ def serve(
     http = listen(server, site, host, port)
     server.says_key = True
     process.take_signals(stop)  # before a load begins, which a signal may find hanging
-    site.app = create_app(server, eager=True)
+    site.app = create_app(server)
+    server.start()  # not `eager`: TensorFlow's import is not waited for, nobody else begins one
     where = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # a browser opens no wildcard
     address = f"http://{f'[{where}]' if ':' in where else where}:{http.port}"
     print(f"serving {__version__} on {address}, loading {server.manager.name}", flush=True)

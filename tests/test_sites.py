@@ -122,11 +122,13 @@ def test_an_app_of_a_test_loads_nothing_until_it_is_asked(notes):
 
 
 @pytest.mark.parametrize("make", [serving.create_app, serving.create_blueprint])
-def test_an_eager_server_loads_at_once(make):
+def test_an_eager_server_loads_at_once(make, monkeypatch):
     source = {"model_config_list": [{"config": {"name": "m", "base_path": "m"}}]}
-    loaded = []
+    loaded, imported = [], []
+    monkeypatch.setattr(serving, "tensorflow", lambda: imported.append(threading.current_thread()))
 
     def load(folder, model):
+        assert imported == [threading.main_thread()], "before the site goes on to import keras"
         loaded.append(model.name)
         return FakeServable()
 
@@ -135,7 +137,8 @@ def test_an_eager_server_loads_at_once(make):
 
     server = serve()
     make(server)
-    assert loaded == [] and server.manager._thread is None and "not loaded" in repr(server)
+    assert loaded == imported == [] and server.manager._thread is None
+    assert "not loaded" in repr(server)
     server = serve()
     make(server, eager=True)
     until(lambda: loaded == ["m"], 60)

@@ -6648,7 +6648,8 @@ class ModelServer:
         self.waiting: Any = ()  # what has a length: the requests that wait for a thread
         self.refused: Counter[str] = Counter()  # requests that were turned away, by reason
         self._mounted = self.says_key = False  # the app is built; `run` prints the generated key
-        self.mounts: list[Callable[[], None]] = []  # each gives a site the URLs that are new
+        # Each, while its site is there, gives it the URLs that are new.
+        self.mounts: list[weakref.ref[Callable[[], None]]] = []
         self.unpacked = UnpackedBytes(lambda: self.config.server.max_queued_bytes)
         self.state = {extension.name: extension.open(self) for extension in self.extensions}
         # Of each answer: those that add nothing are left out here.
@@ -6666,8 +6667,9 @@ class ModelServer:
 
     def show_urls(self) -> None:
         """Give the sites that the server is mounted in the URLs that a reload has brought."""
-        for mount in self.mounts:
-            mount()
+        for found in tuple(self.mounts):
+            if (mount := found()) is not None:
+                mount()
 
     def __repr__(self) -> str:
         """The models and their states, without loading any."""
@@ -8531,12 +8533,13 @@ class OpenDoor:
     """An app's WSGI callable, which answers the server's own URLs itself and hands all others to
     Flask.
 
-    As soon as anybody hooks anything onto the app, or adds a view of his own, all URLs are Flask's.
+    As soon as anybody hooks anything onto the app, adds a view of his own, or puts one in the place
+    of another, all URLs are Flask's.
     """
 
     def __init__(self, door: Door, app: Flask):
         self.door, self.app = door, app
-        self.through_flask, self.views = app.wsgi_app, len(app.view_functions)
+        self.through_flask, self.views = app.wsgi_app, [*app.view_functions.values()]
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
         decoded = environ.get("PATH_INFO", "").encode("latin-1").decode("utf-8", "replace")
@@ -8552,8 +8555,8 @@ class OpenDoor:
 
     def answer(self, environ: dict[str, Any], path: str, found: Found) -> Reply | None:
         """The answer to what a path has selected; None where Flask is to answer."""
-        app = self.app
-        if len(app.view_functions) != self.views or is_hooked(app) or "HTTP_UPGRADE" in environ:
+        views = [*self.app.view_functions.values()]
+        if views != self.views or is_hooked(self.app) or "HTTP_UPGRADE" in environ:
             return None
         return answer_call(self.door, Call(environ, path), found)
 
@@ -8714,12 +8717,20 @@ def add_rules(door: Door, state: BlueprintSetupState) -> None:
             merge_slashes=False,
             **host,
         )
-    known = {*rules}
-    server.mounts.append(functools.partial(add_later_rules, door, state, known, host))
+    later = f"{state.name_prefix}.{state.name}.respond_later".lstrip(".")
+    site.view_functions[later] = make_later_view(door, (state.url_prefix or "").rstrip("/"))
+    mount = functools.partial(add_later_rules, door, state, later, {*rules}, host)
+    # A server may outlive its sites, those of a test each: only the site itself holds it.
+    site.extensions.setdefault("serving_mounts", []).append(mount)
+    server.mounts.append(weakref.ref(mount, server.mounts.remove))
 
 
 def add_later_rules(
-    door: Door, state: BlueprintSetupState, known: set[str], host: Mapping[str, Any]
+    door: Door,
+    state: BlueprintSetupState,
+    endpoint: str,
+    known: set[str],
+    host: Mapping[str, Any],
 ) -> None:
     """Add the URLs of handlers that a reload has brought. A site that runs takes no new ones by
     `add_url_rule`, its map does.
@@ -8728,8 +8739,6 @@ def add_later_rules(
         if path in known:
             continue
         known.add(path)
-        endpoint = f"{state.name_prefix}.{state.name}.respond{path}".lstrip(".")
-        state.app.view_functions[endpoint] = make_later_view(door, path)
         rule = state.app.url_rule_class(
             (state.url_prefix or "").rstrip("/") + path,
             endpoint=endpoint,
@@ -8743,14 +8752,17 @@ def add_later_rules(
         state.app.url_map.add(rule)
 
 
-def make_later_view(door: Door, path: str) -> Callable[..., Response]:
-    """A view for a handler that another reload may take away: its URL is then the site's 404."""
-    respond = make_view(door, path)
+def make_later_view(door: Door, prefix: str) -> Callable[..., Response]:
+    """A view for the handlers that a reload brings, below a prefix.
+
+    Where another takes one away, its URL is the site's 404.
+    """
 
     def respond_later(**values: Any) -> Response:
+        path = str(request.url_rule).removeprefix(prefix)
         if path not in list_urls(door.server):
             abort(HTTPStatus.NOT_FOUND)
-        return respond(**values)
+        return make_view(door, path)(**values)
 
     return respond_later
 

@@ -1,6 +1,7 @@
 """Sites as people make them, the server mounted in each: tests/sites has the sites."""
 
 import contextlib
+import gc
 import io
 import json
 import os
@@ -12,6 +13,7 @@ import sys
 import threading
 import time
 import urllib.request
+import weakref
 
 import flask
 import numpy as np
@@ -81,6 +83,15 @@ def test_flask_cors_opens_the_servers_urls_to_other_pages(server):
         allowed = response.headers.getlist("Access-Control-Allow-Origin")
         assert allowed == ["https://page.example"]
     assert "POST" in preflight.headers["Access-Control-Allow-Methods"]
+
+
+def test_a_login_around_every_view_of_the_app_is_asked(server):
+    app = serving.create_app(server)
+    client = app.test_client()
+    assert client.get("/v1/models/m").status_code == 200
+    for name in app.view_functions:  # as Dash's users do
+        app.view_functions[name] = lambda **values: ("please log in", 401)
+    assert client.get("/v1/models/m").status_code == 401
 
 
 def test_every_view_has_a_name_and_a_module_as_extensions_expect(server):
@@ -187,7 +198,7 @@ def test_flask_run_with_its_reloader_loads_in_the_child_alone(notes):
 
 
 @pytest.mark.parametrize("how", ["app", "blueprint", "tenant", "root"])
-def test_a_handler_that_a_reload_brings_is_answered(tmp_path, how):
+def test_a_handler_that_a_reload_brings_is_answered(tmp_path, monkeypatch, how):
     (tmp_path / "handler.py").write_text("def f(value): return [value]\n")
     path = tmp_path / "config.json"
     path.write_text('{"model_config_list": []}')
@@ -208,7 +219,11 @@ def test_a_handler_that_a_reload_brings_is_answered(tmp_path, how):
     path.write_text(json.dumps({"model_config_list": [], "handlers": handlers}))
     assert client.post(f"{prefix}/v1/config/reload").status_code == 201
     assert client.post(f"{prefix}/new/f", data="1", headers=key).json == [1]
-    if how != "app":
+    if how == "app":  # the server's own URLs are answered before Flask, as they were
+        with monkeypatch.context() as patch:
+            patch.setattr(site.wsgi_app, "through_flask", None)
+            assert client.get("/v1/models").json == {"models": []}
+    else:
         assert client.get(f"{prefix}/new/g").data == b"the site's own page"
         assert client.get("/page").status_code == 308 and client.get("/page/").data == b"page"
         assert client.post("/page/").status_code == 405
@@ -303,6 +318,18 @@ def test_a_site_that_tells_hosts_apart_has_the_server_on_each(server):
         assert response.json == ANSWER, host
     assert client.get("/", base_url="http://www.example").data == b"home"
     assert client.get("/", base_url="http://api.example").status_code == 404
+
+
+def test_a_server_keeps_none_of_the_sites_that_it_was_in(server):
+    sites = []
+    for _ in range(3):
+        site = flask.Flask("site")
+        site.register_blueprint(serving.create_blueprint(server), url_prefix="/ml")
+        assert site.test_client().get("/ml/v1/models/m").status_code == 200
+        sites.append(weakref.ref(site))
+    gc.collect()
+    server.show_urls()
+    assert [found() for found in sites] == [None, None, site]
 
 
 def test_one_server_may_be_mounted_twice_and_each_is_told_by_its_name(server):

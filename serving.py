@@ -7375,7 +7375,7 @@ class Call:
     def read(self, limit: int) -> bytes:
         """The body's bytes, whatever its content type says.
 
-        ServingError 413 beyond `limit` bytes.
+        ServingError 413 beyond `limit` bytes, 411 for chunks that the WSGI server hands on as none.
         """
         limit = limit if self.most_bytes is None else min(limit, self.most_bytes)
         announced = self.environ.get("CONTENT_LENGTH") or "0"
@@ -7383,6 +7383,13 @@ class Call:
         if length > limit:
             text = f"Request body of {length} bytes is over the limit of {limit}"
             raise ServingError(text, status=413)
+        is_chunked = not length and self.header("Transfer-Encoding")
+        if is_chunked and not self.environ.get("wsgi.input_terminated"):
+            raise ServingError(
+                "Length Required: send the body with a Content-Length. This WSGI server takes "
+                "chunks, but does not tell by wsgi.input_terminated that they have an end",
+                status=411,
+            )
         try:
             if self.site is not None and "stream" in vars(self.site):  # a hook has asked for it
                 data = body_of(self.site)

@@ -386,6 +386,26 @@ def test_a_body_that_a_hook_has_used_up_is_an_error_that_says_so(server, look):
     assert_error(response, 500, "A hook of this site has read the request's body...")
 
 
+@pytest.mark.parametrize("look", [None, lambda request: request.get_data()])
+@pytest.mark.parametrize("is_terminated", [False, True])
+def test_chunks_that_a_wsgi_server_gives_no_end_are_refused(look, is_terminated):
+    server = serving.ModelServer({"model_config_list": []})
+    server.endpoint("/echo")(lambda inputs: {"got": inputs})
+    site = flask.Flask("site")
+    site.register_blueprint(serving.create_blueprint(server, lambda request: True))
+    site.before_request(lambda: look and look(flask.request) and None)
+    response = site.test_client().post(
+        "/echo",
+        input_stream=io.BytesIO(b"[1, 2]"),
+        headers={"Transfer-Encoding": "chunked"},  # as a2wsgi and uWSGI hand them on
+        environ_overrides={"wsgi.input_terminated": is_terminated, "CONTENT_LENGTH": ""},
+    )
+    if is_terminated:
+        assert response.json == {"got": [1, 2]}
+    else:
+        assert_error(response, 411, "Length Required: send the body with a Content-Length...")
+
+
 # --- from Python ------------------------------------------------------------------------------------------
 
 

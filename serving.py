@@ -97,7 +97,7 @@ import ml_dtypes
 import numpy as np
 import orjson
 import simdjson
-from flask import Blueprint, Flask, Request, Response, abort, request, signals
+from flask import Blueprint, Flask, Request, Response, abort, current_app, request, signals
 from flask.blueprints import BlueprintSetupState
 from flask.sessions import SecureCookieSessionInterface
 from waitress import wasyncore
@@ -8644,6 +8644,22 @@ def list_urls(server: ModelServer) -> list[str]:
     return [path for extension in server.extensions for path in extension.urls(server)]
 
 
+def answer_errors(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """A site's check whose errors are answered as they are in the site's own views: by its
+    `errorhandler`, where it has one for them.
+    """
+
+    def ask(asked: Request) -> Any:
+        try:
+            return check(asked)
+        except (HTTPException, ServingError):
+            raise
+        except Exception as error:
+            abort(current_app.make_response(current_app.handle_user_exception(error)))
+
+    return ask
+
+
 blueprint_numbers = itertools.count(1)
 
 
@@ -8658,9 +8674,10 @@ def create_blueprint(
     with `eager`, now, after TensorFlow's import, which is waited for. The server is
     `site.extensions["serving"][blueprint.name]`.
     `authorize(request)` stands in for keys: True, or the caller's name for the log, lets the
-    request in; False and None are answered 401; it may `flask.abort` too. Raises ConfigError.
+    request in; False and None are answered 401; it may `flask.abort` too, or raise what the site
+    has an `errorhandler` for. Raises ConfigError.
     """
-    door = Door(as_server(source), authorize)
+    door = Door(as_server(source), authorize and answer_errors(authorize))
     door.server._mounted = True
     if eager:
         if door.server.config.models:  # before the site can import it at the same time

@@ -8518,10 +8518,12 @@ def preflight(server: ModelServer, call: Call) -> Reply:
     """Answer OPTIONS, which browsers send without a key; TensorFlow Serving wants an Origin.
 
     Of `null` (a page from a file, a sandboxed frame) and of apps (`capacitor://localhost`,
-    `tauri://localhost`, `chrome-extension://...`) as well, where the config lets them in.
+    `tauri://localhost`, `chrome-extension://...`) as well, where the config lets them in, or a hook
+    of the site's may.
     """
     if not server.config.server.cors_origins:
-        if not re.search("https?://", call.header("Origin")):
+        is_sites = call.site is not None and call.header("Access-Control-Request-Method")
+        if not re.search("." if is_sites else "https?://", call.header("Origin")):
             raise BadRequest("OPTIONS needs an Origin header with http:// or https://")
         return Reply()
     return Reply(

@@ -73,15 +73,16 @@ def test_flask_login_lets_its_members_in():
     assert client.post("/ml/predict", data=picture()).status_code == 200
 
 
-def test_flask_cors_opens_the_servers_urls_to_other_pages(server):
+@pytest.mark.parametrize("origin", ["https://page.example", "null", "capacitor://localhost"])
+def test_flask_cors_opens_the_servers_urls_to_other_pages(server, origin):
     client = shared.create_app(server).test_client()
-    ask = {"Origin": "https://page.example", "Access-Control-Request-Method": "POST"}
+    ask = {"Origin": origin, "Access-Control-Request-Method": "POST"}
     preflight = client.options("/ml/v1/models/m:predict", headers=ask)
     answer = client.post("/ml/v1/models/m:predict", headers=ask, **PREDICT)
     assert preflight.status_code == 200 and answer.json == ANSWER
     for response in (preflight, answer):
         allowed = response.headers.getlist("Access-Control-Allow-Origin")
-        assert allowed == ["https://page.example"]
+        assert allowed == [origin]
     assert "POST" in preflight.headers["Access-Control-Allow-Methods"]
 
 

@@ -97,7 +97,7 @@ import ml_dtypes
 import numpy as np
 import orjson
 import simdjson
-from flask import Blueprint, Flask, Request, Response, abort, current_app, request, signals
+from flask import Blueprint, Flask, Request, Response, abort, request, signals
 from flask.blueprints import BlueprintSetupState
 from flask.sessions import SecureCookieSessionInterface
 from waitress import wasyncore
@@ -8668,10 +8668,13 @@ def list_urls(server: ModelServer) -> list[str]:
     return [path for extension in server.extensions for path in extension.urls(server)]
 
 
-def answer_errors(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """A site's check whose errors are answered as they are in the site's own views: by its
-    `errorhandler`, where it has one for them.
+def within(site: Flask, door: Door) -> Door:
+    """The door of a server in a site. Errors of the site's check are answered as they are in its
+    own views: by its `errorhandler`, where it has one for them.
     """
+    check = door.check
+    if check is None:
+        return door
 
     def ask(asked: Request) -> Any:
         try:
@@ -8679,9 +8682,9 @@ def answer_errors(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
         except (HTTPException, ServingError):
             raise
         except Exception as error:
-            abort(current_app.make_response(current_app.handle_user_exception(error)))
+            abort(site.make_response(site.handle_user_exception(error)))
 
-    return ask
+    return dataclasses.replace(door, check=ask)
 
 
 blueprint_numbers = itertools.count(1)
@@ -8701,7 +8704,7 @@ def create_blueprint(
     request in; False and None are answered 401; it may `flask.abort` too, or raise what the site
     has an `errorhandler` for. Raises ConfigError.
     """
-    door = Door(as_server(source), authorize and answer_errors(authorize))
+    door = Door(as_server(source), authorize)
     door.server._mounted = True
     if eager:
         if door.server.config.models:  # before the site can import it at the same time
@@ -8746,7 +8749,8 @@ def rules_of(extensions: tuple[Extension, ...]) -> tuple[str, ...]:
 
 def add_rules(door: Door, state: BlueprintSetupState) -> None:
     """Add the server's URLs to the site that a blueprint is registered with."""
-    site, server = state.app, door.server
+    site, server = typing.cast(Flask, state.app), door.server
+    door = within(site, door)
     mounted = site.extensions.setdefault("serving", {})
     mounted[state.name] = server
     site.url_map.converters["serving_rest"] = RestConverter
@@ -8766,7 +8770,7 @@ def add_rules(door: Door, state: BlueprintSetupState) -> None:
             **host,
         )
     later = f"{state.name_prefix}.{state.name}.respond_later".lstrip(".")
-    site.view_functions[later] = make_later_view(door, (state.url_prefix or "").rstrip("/"))
+    site.view_functions[later] = make_later_view(door)
     mount = functools.partial(add_later_rules, door, state, later, {*rules}, host)
     # A server may outlive its sites, those of a test each: only the site itself holds it.
     site.extensions.setdefault("serving_mounts", []).append(mount)
@@ -8791,7 +8795,7 @@ def add_later_rules(
             (state.url_prefix or "").rstrip("/") + path,
             endpoint=endpoint,
             methods=METHODS,
-            defaults=state.url_defaults,
+            defaults={**state.url_defaults, "serving_path": path},
             subdomain=state.subdomain,
             merge_slashes=False,
             **host,
@@ -8800,17 +8804,16 @@ def add_later_rules(
         state.app.url_map.add(rule)
 
 
-def make_later_view(door: Door, prefix: str) -> Callable[..., Response]:
-    """A view for the handlers that a reload brings, below a prefix.
+def make_later_view(door: Door) -> Callable[..., Response]:
+    """A view for the handlers that a reload brings.
 
     Where another takes one away, its URL is the site's 404.
     """
 
-    def respond_later(**values: Any) -> Response:
-        path = str(request.url_rule).removeprefix(prefix)
-        if path not in list_urls(door.server):
+    def respond_later(serving_path: str, **values: Any) -> Response:
+        if serving_path not in list_urls(door.server):
             abort(HTTPStatus.NOT_FOUND)
-        return make_view(door, path)(**values)
+        return make_view(door, serving_path)(**values)
 
     return respond_later
 
@@ -8827,7 +8830,7 @@ def create_app(
     blueprint = create_blueprint(source, authorize, eager=eager)
     door: Door = blueprint.door  # type: ignore[attr-defined]
     app.register_blueprint(blueprint)
-    app.add_url_rule("/", "respond_root", make_view(door, "/"), methods=METHODS)
+    app.add_url_rule("/", "respond_root", make_view(within(app, door), "/"), methods=METHODS)
 
     @app.errorhandler(HTTPException)
     def unknown(error: HTTPException) -> Response:

@@ -216,10 +216,11 @@ def test_a_handler_that_a_reload_brings_is_answered(tmp_path, monkeypatch, how):
         site.register_error_handler(404, lambda error: ("the site's own page", 404))
     client, key = site.test_client(), bearer(server.generated_key)
     assert client.post(f"{prefix}/new/f", data="1", headers=key).status_code == 404
-    handlers = [{"path": "/new/f", "function": "handler.py:f"}]
+    handlers = [{"path": f"/{of}/f", "function": "handler.py:f"} for of in ("also", "new")]
     path.write_text(json.dumps({"model_config_list": [], "handlers": handlers}))
     assert client.post(f"{prefix}/v1/config/reload").status_code == 201
-    assert client.post(f"{prefix}/new/f", data="1", headers=key).json == [1]
+    for of in ("also", "new"):
+        assert client.post(f"{prefix}/{of}/f", data="1", headers=key).json == [1]
     if how == "app":  # the server's own URLs are answered before Flask, as they were
         with monkeypatch.context() as patch:
             patch.setattr(site.wsgi_app, "through_flask", None)

@@ -79,7 +79,13 @@ from collections.abc import (
     MutableMapping,
     Sequence,
 )
-from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    CancelledError,
+    Future,
+    ThreadPoolExecutor,
+    wait,
+)
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -2950,14 +2956,22 @@ def tensorflow() -> Any:
     began = time.monotonic()
     logger.info("Importing TensorFlow")
     try:
-        import tensorflow
-    except ModuleNotFoundError as error:
-        if error.name != "tensorflow":
-            raise
-        raise LoadError(
-            "TensorFlow is not installed: pip install tensorflow-cpu, or, with its support of "
-            "GPUs, 'tensorflow[and-cuda]'"
-        ) from None
+        # Threads of a pool are waited for before any function of `atexit`: h5py, which comes with
+        # TensorFlow, leaves one there, and a process that ends before it does is killed by SIGSEGV.
+        with ThreadPoolExecutor(1, "serving-import") as pool:
+            tensorflow = pool.submit(import_tensorflow).result()
+    except Exception as error:
+        problem = (
+            f"TensorFlow cannot be imported: {explain(error)}. Where two threads import it, or "
+            "keras, at once, it stays broken until the process is started again: import it at the "
+            "top of the site"
+        )
+        if isinstance(error, ModuleNotFoundError) and error.name == "tensorflow":
+            problem = (
+                "TensorFlow is not installed: pip install tensorflow-cpu, or, with its support of "
+                "GPUs, 'tensorflow[and-cuda]'"
+            )
+        raise LoadError(problem, "UNAVAILABLE") from error
 
     settle_garbage(freeze=True)
     took = time.monotonic() - began
@@ -2967,6 +2981,13 @@ def tensorflow() -> Any:
 
 
 IMPORTED = threading.Event()  # `tensorflow()` has ended its import
+
+
+def import_tensorflow() -> Any:
+    import tensorflow
+
+    return tensorflow
+
 
 # What frees memory after loads, where the process is our own: tidy(freeze).
 TIDY: list[Callable[[bool], None]] = []
@@ -3560,7 +3581,7 @@ def choose_sound(graph: Any, folder: Path) -> list[str]:
     for name in graph.signature_def:
         try:
             missing = find_missing(extract_used(graph, [name]))
-        except (AssertionError, KeyError, ValueError) as error:  # tensors that are not there
+        except ValueError as error:  # tensors that are not there
             missing = clean_message(str(error))
         if missing:
             logger.warning("%s: signature %s is left out: %s", folder, name, missing)
@@ -3592,9 +3613,32 @@ def find_missing(used: Any) -> str:
     return ""
 
 
+def extract_sub_graph(graph: Any, names: Iterable[str]) -> Any:
+    """The part of a GraphDef that some of its nodes need, as a GraphDef; ValueError for a node that
+    is not there.
+
+    TensorFlow's function of this name does the same, and warns that it will go.
+    """
+    nodes = {node.name: node for node in graph.node}
+    waiting, used = list(names), set[str]()
+    while waiting:
+        name = waiting.pop()
+        if name in used:
+            continue
+        if name not in nodes:
+            raise ValueError(f"{name} is not in graph")
+        used.add(name)
+        waiting += [source.lstrip("^").split(":")[0] for source in nodes[name].input]
+        if "_class" in nodes[name].attr:  # those on whose device it is
+            beside = nodes[name].attr["_class"].list.s
+            waiting += [place.decode().removeprefix("loc:@") for place in beside]
+    part = type(graph)(library=graph.library, versions=graph.versions)
+    part.node.extend(node for node in graph.node if node.name in used)
+    return part
+
+
 def extract_used(graph: Any, signatures: Iterable[str]) -> Any:
     """The part of a MetaGraphDef's graph that signatures are made of, with what it calls."""
-    extract = tensorflow().compat.v1.graph_util.extract_sub_graph
     infos = (
         info
         for name in signatures
@@ -3606,12 +3650,11 @@ def extract_used(graph: Any, signatures: Iterable[str]) -> Any:
     names = {info.name.split(":")[0] for info in infos if info.name}
     reads = {
         node.name + READ_SUFFIX
-        for node in extract(graph.graph_def, sorted(names)).node
+        for node in extract_sub_graph(graph.graph_def, names).node
         if node.op == "VarHandleOp"
     }
-    used = extract(
-        graph.graph_def, sorted(names | reads & {node.name for node in graph.graph_def.node})
-    )
+    reads &= {node.name for node in graph.graph_def.node}
+    used = extract_sub_graph(graph.graph_def, names | reads)
     functions = called_functions(used.node, used.library)
     if not used.library.gradient:
         del used.library.function[:]
@@ -5512,7 +5555,10 @@ class ModelManager:
         if error is not None:  # a model may fail in any way; it must not take the loader with it
             logger.debug("%s version %d", model.name, version, exc_info=error)
             state.error = state_text(error)
-            passing = lacks_files(error)  # the next poll tries again, though the files are the same
+            # the next poll tries again, though the files are the same
+            passing = lacks_files(error) or (
+                isinstance(error, LoadError) and error.code == "UNAVAILABLE"
+            )
             state.failed_at = (model.load_key, None if passing else files)
             return
         if state.servable:
@@ -6747,7 +6793,8 @@ class ModelServer:
         self.waiting: Any = ()  # what has a length: the requests that wait for a thread
         self.refused: Counter[str] = Counter()  # requests that were turned away, by reason
         self._mounted = self.says_key = False  # the app is built; `run` prints the generated key
-        self.mounts: list[Callable[[], None]] = []  # each gives a site the URLs that are new
+        # Each, while its site is there, gives it the URLs that are new.
+        self.mounts: list[weakref.ref[Callable[[], None]]] = []
         self.unpacked = UnpackedBytes(lambda: self.config.server.max_queued_bytes)
         self.state = {extension.name: extension.open(self) for extension in self.extensions}
         # Of each answer: those that add nothing are left out here.
@@ -6765,8 +6812,9 @@ class ModelServer:
 
     def show_urls(self) -> None:
         """Give the sites that the server is mounted in the URLs that a reload has brought."""
-        for mount in self.mounts:
-            mount()
+        for found in tuple(self.mounts):
+            if (mount := found()) is not None:
+                mount()
 
     def __repr__(self) -> str:
         """The models and their states, without loading any."""
@@ -7474,7 +7522,7 @@ class Call:
     def read(self, limit: int) -> bytes:
         """The body's bytes, whatever its content type says.
 
-        ServingError 413 beyond `limit` bytes.
+        ServingError 413 beyond `limit` bytes, 411 for chunks that the WSGI server hands on as none.
         """
         limit = limit if self.most_bytes is None else min(limit, self.most_bytes)
         announced = self.environ.get("CONTENT_LENGTH") or "0"
@@ -7482,6 +7530,13 @@ class Call:
         if length > limit:
             text = f"Request body of {length} bytes is over the limit of {limit}"
             raise ServingError(text, status=413)
+        is_chunked = not length and self.header("Transfer-Encoding")
+        if is_chunked and not self.environ.get("wsgi.input_terminated"):
+            raise ServingError(
+                "Length Required: send the body with a Content-Length. This WSGI server takes "
+                "chunks, but does not tell by wsgi.input_terminated that they have an end",
+                status=411,
+            )
         try:
             if self.site is not None and "stream" in vars(self.site):  # a hook has asked for it
                 data = body_of(self.site)
@@ -8610,10 +8665,12 @@ def preflight(server: ModelServer, call: Call) -> Reply:
     """Answer OPTIONS, which browsers send without a key; TensorFlow Serving wants an Origin.
 
     Of `null` (a page from a file, a sandboxed frame) and of apps (`capacitor://localhost`,
-    `tauri://localhost`, `chrome-extension://...`) as well, where the config lets them in.
+    `tauri://localhost`, `chrome-extension://...`) as well, where the config lets them in, or a hook
+    of the site's may.
     """
     if not server.config.server.cors_origins:
-        if not re.search("https?://", call.header("Origin")):
+        is_sites = call.site is not None and call.header("Access-Control-Request-Method")
+        if not re.search("." if is_sites else "https?://", call.header("Origin")):
             raise BadRequest("OPTIONS needs an Origin header with http:// or https://")
         return Reply()
     return Reply(
@@ -8632,12 +8689,13 @@ class OpenDoor:
     """An app's WSGI callable, which answers the server's own URLs itself and hands all others to
     Flask.
 
-    As soon as anybody hooks anything onto the app, or adds a view of his own, all URLs are Flask's.
+    As soon as anybody hooks anything onto the app, adds a view of his own, or puts one in the place
+    of another, all URLs are Flask's.
     """
 
     def __init__(self, door: Door, app: Flask):
         self.door, self.app = door, app
-        self.through_flask, self.views = app.wsgi_app, len(app.view_functions)
+        self.through_flask, self.views = app.wsgi_app, [*app.view_functions.values()]
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
         decoded = environ.get("PATH_INFO", "").encode("latin-1").decode("utf-8", "replace")
@@ -8653,8 +8711,8 @@ class OpenDoor:
 
     def answer(self, environ: dict[str, Any], path: str, found: Found) -> Reply | None:
         """The answer to what a path has selected; None where Flask is to answer."""
-        app = self.app
-        if len(app.view_functions) != self.views or is_hooked(app) or "HTTP_UPGRADE" in environ:
+        views = [*self.app.view_functions.values()]
+        if views != self.views or is_hooked(self.app) or "HTTP_UPGRADE" in environ:
             return None
         return answer_call(self.door, Call(environ, path), found)
 
@@ -8735,6 +8793,25 @@ def list_urls(server: ModelServer) -> list[str]:
     return [path for extension in server.extensions for path in extension.urls(server)]
 
 
+def within(site: Flask, door: Door) -> Door:
+    """The door of a server in a site. Errors of the site's check are answered as they are in its
+    own views: by its `errorhandler`, where it has one for them.
+    """
+    check = door.check
+    if check is None:
+        return door
+
+    def ask(asked: Request) -> Any:
+        try:
+            return check(asked)
+        except (HTTPException, ServingError):
+            raise
+        except Exception as error:
+            abort(site.make_response(site.handle_user_exception(error)))
+
+    return dataclasses.replace(door, check=ask)
+
+
 blueprint_numbers = itertools.count(1)
 
 
@@ -8746,13 +8823,18 @@ def create_blueprint(
 
     Its errors are answered inside; the site's error pages, hooks and other URLs stay as they are.
     Models begin to load in the background with the first request that needs them, or with `start`;
-    with `eager`, now. The server is `site.extensions["serving"][blueprint.name]`.
+    with `eager`, now, after TensorFlow's import, which is waited for. The server is
+    `site.extensions["serving"][blueprint.name]`.
     `authorize(request)` stands in for keys: True, or the caller's name for the log, lets the
-    request in; False and None are answered 401; it may `flask.abort` too. Raises ConfigError.
+    request in; False and None are answered 401; it may `flask.abort` too, or raise what the site
+    has an `errorhandler` for. Raises ConfigError.
     """
     door = Door(as_server(source), authorize)
     door.server._mounted = True
     if eager:
+        if door.server.config.models:  # before the site can import it at the same time
+            with contextlib.suppress(LoadError):  # which each model's load tells
+                tensorflow()
         door.server.start()
     if authorize is None and door.server.generated_key and not door.server.says_key:
         logger.warning(
@@ -8792,7 +8874,8 @@ def rules_of(extensions: tuple[Extension, ...]) -> tuple[str, ...]:
 
 def add_rules(door: Door, state: BlueprintSetupState) -> None:
     """Add the server's URLs to the site that a blueprint is registered with."""
-    site, server = state.app, door.server
+    site, server = typing.cast(Flask, state.app), door.server
+    door = within(site, door)
     mounted = site.extensions.setdefault("serving", {})
     mounted[state.name] = server
     site.url_map.converters["serving_rest"] = RestConverter
@@ -8811,12 +8894,20 @@ def add_rules(door: Door, state: BlueprintSetupState) -> None:
             merge_slashes=False,
             **host,
         )
-    known = {*rules}
-    server.mounts.append(functools.partial(add_later_rules, door, state, known, host))
+    later = f"{state.name_prefix}.{state.name}.respond_later".lstrip(".")
+    site.view_functions[later] = make_later_view(door)
+    mount = functools.partial(add_later_rules, door, state, later, {*rules}, host)
+    # A server may outlive its sites, those of a test each: only the site itself holds it.
+    site.extensions.setdefault("serving_mounts", []).append(mount)
+    server.mounts.append(weakref.ref(mount, server.mounts.remove))
 
 
 def add_later_rules(
-    door: Door, state: BlueprintSetupState, known: set[str], host: Mapping[str, Any]
+    door: Door,
+    state: BlueprintSetupState,
+    endpoint: str,
+    known: set[str],
+    host: Mapping[str, Any],
 ) -> None:
     """Add the URLs of handlers that a reload has brought. A site that runs takes no new ones by
     `add_url_rule`, its map does.
@@ -8825,13 +8916,11 @@ def add_later_rules(
         if path in known:
             continue
         known.add(path)
-        endpoint = f"{state.name_prefix}.{state.name}.respond{path}".lstrip(".")
-        state.app.view_functions[endpoint] = make_later_view(door, path)
         rule = state.app.url_rule_class(
             (state.url_prefix or "").rstrip("/") + path,
             endpoint=endpoint,
             methods=METHODS,
-            defaults=state.url_defaults,
+            defaults={**state.url_defaults, "serving_path": path},
             subdomain=state.subdomain,
             merge_slashes=False,
             **host,
@@ -8840,14 +8929,16 @@ def add_later_rules(
         state.app.url_map.add(rule)
 
 
-def make_later_view(door: Door, path: str) -> Callable[..., Response]:
-    """A view for a handler that another reload may take away: its URL is then the site's 404."""
-    respond = make_view(door, path)
+def make_later_view(door: Door) -> Callable[..., Response]:
+    """A view for the handlers that a reload brings.
 
-    def respond_later(**values: Any) -> Response:
-        if path not in list_urls(door.server):
+    Where another takes one away, its URL is the site's 404.
+    """
+
+    def respond_later(serving_path: str, **values: Any) -> Response:
+        if serving_path not in list_urls(door.server):
             abort(HTTPStatus.NOT_FOUND)
-        return respond(**values)
+        return make_view(door, serving_path)(**values)
 
     return respond_later
 
@@ -8864,7 +8955,7 @@ def create_app(
     blueprint = create_blueprint(source, authorize, eager=eager)
     door: Door = blueprint.door  # type: ignore[attr-defined]
     app.register_blueprint(blueprint)
-    app.add_url_rule("/", "respond_root", make_view(door, "/"), methods=METHODS)
+    app.add_url_rule("/", "respond_root", make_view(within(app, door), "/"), methods=METHODS)
 
     @app.errorhandler(HTTPException)
     def unknown(error: HTTPException) -> Response:
@@ -9627,7 +9718,8 @@ def serve(
     http = listen(server, site, host, port)
     server.says_key = True
     process.take_signals(stop)  # before a load begins, which a signal may find hanging
-    site.app = create_app(server, eager=True)
+    site.app = create_app(server)
+    server.start()  # not `eager`: TensorFlow's import is not waited for, nobody else begins one
     where = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # a browser opens no wildcard
     address = f"http://{f'[{where}]' if ':' in where else where}:{http.port}"
     print(f"serving {__version__} on {address}, loading {server.manager.name}", flush=True)

@@ -24,6 +24,7 @@ from .core import (
     SessionServable,
     Signature,
     SignatureCall,
+    extract_sub_graph,
     has_strings,
     load_errors,
     make_callable,
@@ -227,7 +228,7 @@ def make_batched(
     specs = signature.inputs.values()
     with graph.as_default(), graph.device(f"/device:{device}"):
         names = [fetch.split(":")[0] for fetch in call.fetches]
-        body = tf.compat.v1.graph_util.extract_sub_graph(graph.as_graph_def(), names)
+        body = extract_sub_graph(graph.as_graph_def(), names)
 
         @tf.nondifferentiable_batch_function(
             options.num_batch_threads,

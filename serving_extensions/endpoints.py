@@ -1,6 +1,7 @@
 """Python functions behind URLs: `handlers` in the config and `@server.endpoint`."""
 
 import contextlib
+import contextvars
 import functools
 import re
 import time
@@ -244,7 +245,8 @@ def run_handler(endpoint: Endpoint, value: Any, context: Context) -> Any:
     """
     if endpoint.pool is None:
         return endpoint.handler.call(value, context)
-    future = endpoint.pool.submit(endpoint.handler.call, value, context)
+    run = contextvars.copy_context().run  # the site's: flask.g, flask.request
+    future = endpoint.pool.submit(run, endpoint.handler.call, value, context)
     try:
         return future.result(endpoint.timeout_seconds)
     except FutureTimeoutError:

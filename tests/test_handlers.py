@@ -11,6 +11,7 @@ import threading
 import time
 import weakref
 
+import flask
 import numpy as np
 import pytest
 import requests
@@ -35,6 +36,7 @@ KEY = {"x-api-key": "k"}
 
 MODULE = """
 import os, time
+import flask
 import numpy as np
 from serving import BadRequest, hub_handler
 
@@ -225,6 +227,20 @@ def test_context_and_model_dir(tmp_path, caplog, limit):
     assert "MODEL_DIR" not in os.environ
     assert "model=half version=123 rows=1 batch=1" in caplog.text  # a part of this request
     server.stop()
+
+
+@pytest.mark.parametrize("limit", [{}, {"timeout_seconds": 60}])
+def test_a_function_is_called_within_its_sites_context(tmp_path, limit):
+    source = "import flask\ndef f(value): return [flask.g.user, flask.request.path]\n"
+    (tmp_path / "mine.py").write_text(source)
+    write_config(tmp_path, {"path": "/f", "function": "mine.py:f", **limit})
+    site = flask.Flask("site")
+    site.before_request(lambda: setattr(flask.g, "user", "bob"))
+    site.register_blueprint(serving.create_blueprint(tmp_path / "config.json"), url_prefix="/ml")
+    response = site.test_client().post("/ml/f", data="1", headers=KEY)
+    assert response.json == ["bob", "/ml/f"]
+    for server in site.extensions["serving"].values():
+        server.stop()
 
 
 def test_bytes_are_answered_as_what_they_are(tmp_path):

@@ -589,6 +589,28 @@ def test_a_host_sites_own_check_stands_in_for_keys(check, status, caplog):
     assert ("alice POST" in caplog.text) == (check(None) == "alice" if status == 200 else False)
 
 
+@pytest.mark.parametrize("is_handled", [True, False])
+def test_an_error_of_a_sites_check_is_answered_as_the_site_answers_it(is_handled, caplog):
+    class NoToken(Exception):
+        pass
+
+    def check(request):
+        raise NoToken("Missing cookie")
+
+    server = fake_server({"d": FakeDetector()}, deployments=[{"id": "d", "model": "d"}])
+    site = flask.Flask("site")
+    site.register_blueprint(serving.create_blueprint(server, authorize=check), url_prefix="/ml")
+    if is_handled:  # as flask-jwt-extended registers its own
+        site.register_error_handler(NoToken, lambda error: ({"msg": str(error)}, 401, {"A": "b"}))
+    response = site.test_client().post("/ml/predict", data=PICTURE)
+    if is_handled:
+        assert (response.status_code, response.json) == (401, {"msg": "Missing cookie"})
+        assert response.headers["A"] == "b" and "Traceback" not in caplog.text
+    else:
+        assert response.status_code == 500 and "Missing cookie" not in response.text
+        assert "NoToken: Missing cookie" in caplog.text
+
+
 def test_a_mounted_server_without_keys_says_where_its_key_is(caplog):
     flask.Flask("site").register_blueprint(serving.create_blueprint({"model_config_list": []}))
     assert "ModelServer.generated_key" in caplog.text

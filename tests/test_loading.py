@@ -117,6 +117,22 @@ def test_the_plain_loader_answers_the_demo_as_tensorflow_does(tf, name):
     assert_same(run(servable, *inputs), directly(tf, folder, *inputs))
 
 
+def test_a_part_of_a_graph_is_the_one_that_tensorflow_takes(tf):
+    with tf.Graph().as_default() as graph:
+        first, second = tf.split(tf.constant([1.0, 2.0], name="given"), 2, name="split")
+        with tf.control_dependencies([tf.print(first, name="said")]):
+            tf.add(first, 1.0, name="after")
+        with tf.compat.v1.colocate_with(first):
+            beside = tf.multiply(second, 2.0, name="beside")
+        tf.function(lambda x: x + 1)(beside)
+    whole = graph.as_graph_def()
+    took = tf.compat.v1.graph_util.extract_sub_graph
+    for names in (["split"], ["after"], ["beside"], ["beside", "after"], [whole.node[-1].name]):
+        assert serving.extract_sub_graph(whole, names) == took(whole, names), names
+    with pytest.raises(ValueError, match="nowhere is not in graph"):
+        serving.extract_sub_graph(whole, ["after", "nowhere"])
+
+
 ALONE = """
 import json, logging, sys, numpy as np
 logging.basicConfig()

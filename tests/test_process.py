@@ -166,6 +166,45 @@ def test_a_host_that_has_configured_no_logging_sees_warnings_and_errors():
     assert done.stderr == "high\n"
 
 
+# As TensorFlow is: what it brings along has something to do at the end of the process.
+TENSORFLOW = """
+import atexit, pathlib, time
+tries = pathlib.Path(__file__).with_name("tries")
+tries.write_text(tries.read_text() + "x" if tries.exists() else "x")
+if len(tries.read_text()) <= FAILURES:
+    raise KeyError("Registering two gradient")
+print("begun", flush=True)
+time.sleep(1)
+atexit.register(print, "ended well")
+class version: VERSION = "0"
+"""
+ENDING = """
+import sys, time
+sys.path.insert(0, FOLDER)
+import serving
+models = [{"config": {"name": "m", "base_path": "models/half_plus_two"}}]
+server = serving.ModelServer({"model_config_list": models}, poll_seconds=0.01)
+server.start()
+if FAILURES:
+    server.wait()
+    state = server.status("m")["model_version_status"][0]
+    print(state["state"], state["status"]["error_message"])
+while "tensorflow" not in sys.modules:
+    time.sleep(0.01)
+"""
+
+
+@pytest.mark.parametrize("failures", [0, 2])
+def test_an_import_of_tensorflow_ends_before_the_process_and_is_tried_again(tmp_path, failures):
+    settings = f"FAILURES, FOLDER = {failures}, {str(tmp_path)!r}\n"
+    (tmp_path / "tensorflow.py").write_text(settings + TENSORFLOW)
+    lines = python(settings + ENDING)
+    assert lines[-2:] == ["begun", "ended well"]
+    assert len(lines) == 2 or lines[0].startswith(
+        "LOADING TensorFlow cannot be imported: KeyError: 'Registering two gradient'. Where two"
+    )
+
+
 # --- dropped servers --------------------------------------------------------------------------------------
 
 DROPPED = """

@@ -1,6 +1,7 @@
 """Sites as people make them, the server mounted in each: tests/sites has the sites."""
 
 import contextlib
+import gc
 import io
 import json
 import os
@@ -12,6 +13,7 @@ import sys
 import threading
 import time
 import urllib.request
+import weakref
 
 import flask
 import numpy as np
@@ -71,16 +73,26 @@ def test_flask_login_lets_its_members_in():
     assert client.post("/ml/predict", data=picture()).status_code == 200
 
 
-def test_flask_cors_opens_the_servers_urls_to_other_pages(server):
+@pytest.mark.parametrize("origin", ["https://page.example", "null", "capacitor://localhost"])
+def test_flask_cors_opens_the_servers_urls_to_other_pages(server, origin):
     client = shared.create_app(server).test_client()
-    ask = {"Origin": "https://page.example", "Access-Control-Request-Method": "POST"}
+    ask = {"Origin": origin, "Access-Control-Request-Method": "POST"}
     preflight = client.options("/ml/v1/models/m:predict", headers=ask)
     answer = client.post("/ml/v1/models/m:predict", headers=ask, **PREDICT)
     assert preflight.status_code == 200 and answer.json == ANSWER
     for response in (preflight, answer):
         allowed = response.headers.getlist("Access-Control-Allow-Origin")
-        assert allowed == ["https://page.example"]
+        assert allowed == [origin]
     assert "POST" in preflight.headers["Access-Control-Allow-Methods"]
+
+
+def test_a_login_around_every_view_of_the_app_is_asked(server):
+    app = serving.create_app(server)
+    client = app.test_client()
+    assert client.get("/v1/models/m").status_code == 200
+    for name in app.view_functions:  # as Dash's users do
+        app.view_functions[name] = lambda **values: ("please log in", 401)
+    assert client.get("/v1/models/m").status_code == 401
 
 
 def test_every_view_has_a_name_and_a_module_as_extensions_expect(server):
@@ -122,11 +134,13 @@ def test_an_app_of_a_test_loads_nothing_until_it_is_asked(notes):
 
 
 @pytest.mark.parametrize("make", [serving.create_app, serving.create_blueprint])
-def test_an_eager_server_loads_at_once(make):
+def test_an_eager_server_loads_at_once(make, monkeypatch):
     source = {"model_config_list": [{"config": {"name": "m", "base_path": "m"}}]}
-    loaded = []
+    loaded, imported = [], []
+    monkeypatch.setattr(serving, "tensorflow", lambda: imported.append(threading.current_thread()))
 
     def load(folder, model):
+        assert imported == [threading.main_thread()], "before the site goes on to import keras"
         loaded.append(model.name)
         return FakeServable()
 
@@ -135,7 +149,8 @@ def test_an_eager_server_loads_at_once(make):
 
     server = serve()
     make(server)
-    assert loaded == [] and server.manager._thread is None and "not loaded" in repr(server)
+    assert loaded == imported == [] and server.manager._thread is None
+    assert "not loaded" in repr(server)
     server = serve()
     make(server, eager=True)
     until(lambda: loaded == ["m"], 60)
@@ -184,7 +199,7 @@ def test_flask_run_with_its_reloader_loads_in_the_child_alone(notes):
 
 
 @pytest.mark.parametrize("how", ["app", "blueprint", "tenant", "root"])
-def test_a_handler_that_a_reload_brings_is_answered(tmp_path, how):
+def test_a_handler_that_a_reload_brings_is_answered(tmp_path, monkeypatch, how):
     (tmp_path / "handler.py").write_text("def f(value): return [value]\n")
     path = tmp_path / "config.json"
     path.write_text('{"model_config_list": []}')
@@ -201,11 +216,16 @@ def test_a_handler_that_a_reload_brings_is_answered(tmp_path, how):
         site.register_error_handler(404, lambda error: ("the site's own page", 404))
     client, key = site.test_client(), bearer(server.generated_key)
     assert client.post(f"{prefix}/new/f", data="1", headers=key).status_code == 404
-    handlers = [{"path": "/new/f", "function": "handler.py:f"}]
+    handlers = [{"path": f"/{of}/f", "function": "handler.py:f"} for of in ("also", "new")]
     path.write_text(json.dumps({"model_config_list": [], "handlers": handlers}))
     assert client.post(f"{prefix}/v1/config/reload").status_code == 201
-    assert client.post(f"{prefix}/new/f", data="1", headers=key).json == [1]
-    if how != "app":
+    for of in ("also", "new"):
+        assert client.post(f"{prefix}/{of}/f", data="1", headers=key).json == [1]
+    if how == "app":  # the server's own URLs are answered before Flask, as they were
+        with monkeypatch.context() as patch:
+            patch.setattr(site.wsgi_app, "through_flask", None)
+            assert client.get("/v1/models").json == {"models": []}
+    else:
         assert client.get(f"{prefix}/new/g").data == b"the site's own page"
         assert client.get("/page").status_code == 308 and client.get("/page/").data == b"page"
         assert client.post("/page/").status_code == 405
@@ -302,6 +322,18 @@ def test_a_site_that_tells_hosts_apart_has_the_server_on_each(server):
     assert client.get("/", base_url="http://api.example").status_code == 404
 
 
+def test_a_server_keeps_none_of_the_sites_that_it_was_in(server):
+    sites = []
+    for _ in range(3):
+        site = flask.Flask("site")
+        site.register_blueprint(serving.create_blueprint(server), url_prefix="/ml")
+        assert site.test_client().get("/ml/v1/models/m").status_code == 200
+        sites.append(weakref.ref(site))
+    gc.collect()
+    server.show_urls()
+    assert [found() for found in sites] == [None, None, site]
+
+
 def test_one_server_may_be_mounted_twice_and_each_is_told_by_its_name(server):
     site, blueprint = flask.Flask("site"), serving.create_blueprint(server)
     site.register_blueprint(blueprint, url_prefix="/one")
@@ -354,6 +386,26 @@ def test_a_body_that_a_hook_has_used_up_is_an_error_that_says_so(server, look):
     site.before_request(lambda: look(flask.request) and None)
     response = site.test_client().post("/ml/v1/models/m:predict", headers=FORM, **PREDICT)
     assert_error(response, 500, "A hook of this site has read the request's body...")
+
+
+@pytest.mark.parametrize("look", [None, lambda request: request.get_data()])
+@pytest.mark.parametrize("is_terminated", [False, True])
+def test_chunks_that_a_wsgi_server_gives_no_end_are_refused(look, is_terminated):
+    server = serving.ModelServer({"model_config_list": []})
+    server.endpoint("/echo")(lambda inputs: {"got": inputs})
+    site = flask.Flask("site")
+    site.register_blueprint(serving.create_blueprint(server, lambda request: True))
+    site.before_request(lambda: look and look(flask.request) and None)
+    response = site.test_client().post(
+        "/echo",
+        input_stream=io.BytesIO(b"[1, 2]"),
+        headers={"Transfer-Encoding": "chunked"},  # as a2wsgi and uWSGI hand them on
+        environ_overrides={"wsgi.input_terminated": is_terminated, "CONTENT_LENGTH": ""},
+    )
+    if is_terminated:
+        assert response.json == {"got": [1, 2]}
+    else:
+        assert_error(response, 411, "Length Required: send the body with a Content-Length...")
 
 
 # --- from Python ------------------------------------------------------------------------------------------

@@ -8,6 +8,6 @@ import serving
 
 def create_app(source):
     site = flask.Flask("shared")
-    CORS(site, origins=["https://page.example"])
+    CORS(site, origins=["https://page.example", "null", "capacitor://localhost"])
     site.register_blueprint(serving.create_blueprint(source), url_prefix="/ml")
     return site

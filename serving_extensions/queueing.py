@@ -141,7 +141,7 @@ class Dispatcher:
         """How many requests of a line wait or run."""
         return len(self.waiting.get(line, ())) + self.running[line]
 
-    def shutdown(self, timeout: float) -> None:
+    def shutdown(self, timeout: float = 5) -> None:
         """Let the threads end, each after what it runs, for so long; cancel what waits."""
         with self.lock:
             self.ending = True

@@ -651,8 +651,8 @@ class ModelConfig:
         doc="the model's name in URLs: any text that is not empty", pattern=NOT_EMPTY
     )
     base_path: str = option(
-        doc="folder of numbered version folders, or a SavedModel itself; relative to the config "
-        "file",
+        "",  # refused for this model alone
+        "folder of numbered version folders, or a SavedModel itself; relative to the config file",
         loads=True,
     )
     model_version_policy: VersionPolicy = option(
@@ -1649,7 +1649,8 @@ def refuse_twice(value: Any, path: str) -> None:
 # The beginning of TensorFlow Serving's --model_config_file: protobuf's text format, no JSON.
 PROTOBUF_CONFIG = re.compile(rb"(?:\s|#[^\n]*\n)*(?:model_config_list|custom_model_config)\s*[:{]")
 # Its messages (config/model_server_config.proto, file_system_storage_path_source.proto), as far as
-# they have a meaning here: name -> number, type, whether there may be several.
+# they have a meaning here, and logging_config, which is read over: name -> number, type, whether
+# there may be several.
 PROTOBUF_MESSAGES: dict[str, dict[str, tuple[int, str, bool]]] = {
     "ModelServerConfig": {"model_config_list": (1, "ModelConfigList", False)},
     "ModelConfigList": {"config": (1, "ModelConfig", True)},
@@ -1657,9 +1658,16 @@ PROTOBUF_MESSAGES: dict[str, dict[str, tuple[int, str, bool]]] = {
         "name": (1, "string", False),
         "base_path": (2, "string", False),
         "model_platform": (4, "string", False),
+        "logging_config": (6, "Logging", False),
         "model_version_policy": (7, "Policy", False),
         "version_labels": (8, "Label", True),
     },
+    "Logging": {
+        "log_collector_config": (1, "LogCollector", False),
+        "sampling_config": (2, "Sampling", False),
+    },
+    "LogCollector": {"type": (1, "string", False), "filename_prefix": (2, "string", False)},
+    "Sampling": {"sampling_rate": (1, "double", False), "attributes": (2, "int32", False)},
     "Policy": {
         "latest": (100, "Latest", False),
         "all": (101, "All", False),
@@ -1704,12 +1712,18 @@ def read_protobuf_config(text: bytes) -> dict[str, Any]:
     value = json_format.MessageToDict(message, preserving_proto_field_name=True)
     items = value.get("model_config_list", {}).get("config", [])
     for item in items:
-        item.pop("model_platform", None)
-        if "version_labels" in item:
-            labels = item["version_labels"]
-            item["version_labels"] = {one["key"]: int(one["value"]) for one in labels}
-        if versions := item.get("model_version_policy", {}).get("specific"):
-            versions["versions"] = [int(number) for number in versions.get("versions", [])]
+        for name in ("model_platform", "logging_config"):
+            item.pop(name, None)
+        labels = item.pop("version_labels", ())  # what is missing is 0, or empty, as in protobuf
+        item["version_labels"] = {one.get("key", ""): int(one.get("value", 0)) for one in labels}
+        policy = item.pop("model_version_policy", {})
+        if policy:  # an empty one is the default
+            item["model_version_policy"] = policy
+        if "specific" in policy:
+            versions = policy["specific"].get("versions", [])
+            policy["specific"] = {"versions": [int(number) for number in versions]}
+        if policy.get("latest", {}).get("num_versions") == 0:  # which is 1 there
+            policy["latest"] = {}
     return {"model_config_list": [{"config": item} for item in items]}
 
 
@@ -5293,7 +5307,8 @@ class ModelManager:
         self._missing = ""
         outcome.config_read = self.would_read(text, polling)
         if outcome.config_read:
-            self._text = text
+            # until the pass is over: one that stops short is tried again by the next reload
+            self._text, self._config_failed = text, True
             try:
                 config = load_config(self.path, text, type(self.config))
                 self.prepared = self._prepare(config)

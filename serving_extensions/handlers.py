@@ -199,9 +199,10 @@ def locate(module: str, folder: Path) -> ModuleSource:
     HandlerError when a file is missing.
     """
     if module.endswith(".py"):
-        path = (folder / module).resolve()
+        path = folder / module
         if not path.is_file():
             raise HandlerError(f"{module}: no such file beside the config")
+        path = path.resolve()
         return (
             path.stem.replace(".", "_"),
             path,

@@ -33,11 +33,6 @@ WRONG = [
         {"model_config_list": [], "modelconfig": []},
         "$.modelconfig: unknown key; did you mean 'model_config_list'?",
     ),
-    (
-        {"model_config_list": [{"config": {"name": "m"}}]},
-        f"{M}: missing key 'base_path': folder of numbered version folders, "
-        "or a SavedModel itself; relative to the config file",
-    ),
     (model(base_pth="x"), f"{M}.base_pth: unknown key; did you mean 'base_path'?"),
     (model(version=1), f"{M}.version: unknown key; did you mean 'version_labels'?"),
     (model(name=3), f"{M}.name: expected string, got integer 3"),
@@ -200,6 +195,11 @@ def test_text_that_is_no_config(tmp_path, wrong, text):
 def test_what_is_wrong_with_one_model_does_not_make_the_config_wrong(fields, text):
     config = serving.load_config(model(**fields))
     assert config.models[0].problem == text
+
+
+def test_a_missing_base_path_is_an_empty_one():
+    config = serving.load_config({"model_config_list": [{"config": {"name": "m"}}]})
+    assert config.models[0].problem == "base_path: expected a folder, got ''"
 
 
 @pytest.mark.parametrize(
@@ -391,15 +391,15 @@ def test_a_key_that_stands_in_the_wrong_place_is_not_shown(auth, place, expected
 
 
 ODD_CONFIG = {
-    "model_config_list": [{"config": {"name": "a", "base_pth": "x"}}, {"config": {"name": 1}}],
+    "model_config_list": [{"config": {"name": "a", "base_pth": "x"}}, {"config": {"base_path": 1}}],
     "deploymnts": [],
     "server": {"threads": "many", "log_levl": "INFO", "images": {"max_pixels": -1}},
 }
 ALL_TOLD = [
     "$.deploymnts: unknown key; did you mean 'deployments'?",
     "$.model_config_list[0].config.base_pth: unknown key; did you mean 'base_path'?",
-    "$.model_config_list[1].config: missing key 'base_path': ...",
-    "$.model_config_list[1].config.name: expected string, got integer 1",
+    "$.model_config_list[1].config: missing key 'name': ...",
+    "$.model_config_list[1].config.base_path: expected string, got integer 1",
     "$.server.log_levl: unknown key; did you mean 'log_level'?",
     "$.server.threads: expected integer, got string 'many'",
     "$.server.images.max_pixels: expected at least 1, got -1",

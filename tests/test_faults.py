@@ -242,6 +242,22 @@ def test_a_pass_of_the_loader_that_breaks_is_followed_by_the_next(caplog):
     }
 
 
+def test_a_config_whose_pass_breaks_is_tried_again_by_the_next_reload(tmp_path, monkeypatch):
+    """`dry_run` says so, too."""
+    (tmp_path / "config.json").write_text('{"model_config_list": []}\n')
+    server = serving.ModelServer(tmp_path / "config.json", poll_seconds=0)
+    assert server.wait(10)
+    rest = Rest(server)
+    with monkeypatch.context() as patched:
+        patched.setattr(serving, "load_config", lambda *_: 1 / 0)
+        (tmp_path / "config.json").write_text('{"model_config_list": []}')
+        assert [rest.post("/v1/config/reload").status_code for _ in range(3)] == [500] * 3
+    assert rest.post("/v1/config/reload?dry_run=1").json["config_read"]
+    assert rest.post("/v1/config/reload").status_code == 201
+    assert rest.post("/v1/config/reload").status_code == 200
+    server.stop()
+
+
 def test_a_folder_that_is_half_copied_is_served_when_it_is_whole(tf, tmp_path):
     import shutil
 

@@ -320,6 +320,28 @@ def test_it_is_what_tensorflow_servings_own_message_reads(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("fields", "wanted"),
+    [
+        ("model_version_policy { latest { num_versions: 0 } }", {}),
+        ("model_version_policy { latest { } }", {}),
+        ("model_version_policy { }", {}),
+        ('version_labels { key: "x" }', {"version_labels": {"x": 0}}),
+        ("version_labels { value: 3 }", {"version_labels": {"": 3}}),
+        (
+            "logging_config { log_collector_config { type: 'x' filename_prefix: '/tmp/l' } "
+            "sampling_config { sampling_rate: 0.1 } }",
+            {},
+        ),
+    ],
+)
+def test_what_protobuf_leaves_out_is_its_default(tmp_path, fields, wanted):
+    path = tmp_path / "c.config"
+    path.write_text(f"model_config_list {{ config {{ name: 'm' base_path: '/m' {fields} }} }}")
+    (read,) = serving.load_config(path).models
+    assert read == serving.ModelConfig("m", "/m", **wanted) and not read.problem
+
+
+@pytest.mark.parametrize(
     ("text", "told"),
     [
         ("model_config_list { config { nmae: 'x' } }", 'no field named "nmae"'),

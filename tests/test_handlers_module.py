@@ -109,6 +109,7 @@ def test_a_file_beside_the_config_comes_before_an_installed_module(tmp_path):
         (":f", """expected "module:name" or "file.py:name", got ':f'"""),
         (7, "expected a function, got int"),
         ("gone.py:f", "gone.py: no such file beside the config"),
+        ("a\0b.py:f", "a\0b.py: no such file beside the config"),
         ("gone:f", "gone: no such module beside the config or installed"),
         ("gone.deeper:f", "gone.deeper: no such module beside the config or installed"),
         ("../a b:f", "../a b: expected a file ending with .py or the name of a module"),

@@ -8872,6 +8872,7 @@ def create_blueprint(
 
 
 REST = "<serving_rest:serving_rest>"
+ANY_MODEL = "<serving_rest:serving_model>"  # a name may hold a slash, which WSGI has decoded
 
 
 @functools.cache
@@ -8880,7 +8881,8 @@ def rules_of(extensions: tuple[Extension, ...]) -> tuple[str, ...]:
     urls = [url for row in routes_of(extensions) for url in spellings(row.url)]
     below = tuple(own.partition("{")[0] for own in OWN)
     alone = [url for url in urls if not url.startswith(below)]
-    rules = [BRACES.sub(r"<serving_\1>", url) for url in (*alone, *missing_urls(extensions))]
+    alone += missing_urls(extensions)
+    rules = [BRACES.sub(r"<serving_\1>", url.replace("{model}", ANY_MODEL)) for url in alone]
     # Any of one name: a page of the site's at the very same URL comes before it.
     rules = [re.sub(r"^/([^/<]+)", r"/<any('\1'):serving_root>", rule) for rule in rules]
     own = [url.replace("{rest}", REST) for url in OWN]

@@ -4,12 +4,13 @@ and requests that are wrong. The truth is TensorFlow, called directly.
 
 import json
 import struct
+from urllib.parse import quote
 
 import ml_dtypes
 import numpy as np
 import pytest
 import requests
-from conftest import bearer, config, key_entry, listening
+from conftest import FakeServable, Rest, bearer, config, fake_server, key_entry, listening
 
 import serving
 
@@ -288,6 +289,16 @@ def test_readiness_and_unknown_names(address):
     ):
         assert requests.get(address + path, timeout=30).status_code == status, path
     assert send(address, "nothing", {"inputs": [NUMBERS]}).status_code == 404
+
+
+@pytest.mark.parametrize("name", ["a/b", "/a", "..", "\n", "versions/1"])
+def test_a_name_may_hold_anything_in_each_way_of_mounting(name, how):
+    rest = Rest(fake_server({name: FakeServable()}), how)
+    path = "/v2/models/" + quote(name, safe="").replace(".", "%2E")
+    assert rest.get(f"{path}/ready").json == {"name": name, "ready": True}
+    assert rest.get(f"{path}/versions/1").json["name"] == name
+    answer = rest.post(f"{path}/infer", {"inputs": [one_input("x", "FP32", [1, 1], [2.0])]})
+    assert answer.json["outputs"][0]["data"] == [2.0]
 
 
 def assert_error(answer, status, text):

@@ -661,17 +661,22 @@ IMAGE_STARTS = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"BM", b"GIF8", b"II*\0", 
 NPY_START = b"\x93NUMPY"
 
 
+OBJECT_START = re.compile(rb"(?:\xef\xbb\xbf)?\s*\{")  # of JSON
+
+
 def reader_of(
     body: bytes, content_type: str = ""
 ) -> Callable[[bytes, ImageLimits], Pictures] | None:
     """How to decode a body that is a picture or a .npy array,
-    by its first bytes or its content type; None for all else.
+    by its first bytes or its content type; None for all else, and for a JSON object of any type.
     """
+    if OBJECT_START.match(body):
+        return None
     if body.startswith(NPY_START) or content_type == "application/x-npy":
         return decode_npy
     is_known = body.startswith(IMAGE_STARTS) or body[4:8] == b"ftyp"  # AVIF and HEIC
-    is_bytes = content_type == "application/octet-stream" and body[:64].lstrip()[:1] != b"{"
-    return decode_image if is_known or is_bytes or content_type.startswith("image/") else None
+    is_bytes = content_type.startswith(("image/", "application/octet-stream"))
+    return decode_image if is_known or is_bytes else None
 
 
 def read_bytes(body: bytes, limits: ImageLimits, content_type: str = "") -> Pictures:

@@ -105,10 +105,17 @@ from waitress.adjustments import Adjustments
 from waitress.channel import HTTPChannel
 from waitress.server import TcpWSGIServer
 from waitress.task import ThreadedTaskDispatcher
-from werkzeug.datastructures import Accept, EnvironHeaders, MIMEAccept
+from werkzeug.datastructures import (
+    Accept,
+    EnvironHeaders,
+    FileStorage,
+    Headers,
+    MIMEAccept,
+    MultiDict,
+)
 from werkzeug.exceptions import ClientDisconnected, HTTPException, RequestEntityTooLarge
-from werkzeug.formparser import parse_form_data
-from werkzeug.http import HTTP_STATUS_CODES, parse_accept_header
+from werkzeug.formparser import MultiPartParser
+from werkzeug.http import HTTP_STATUS_CODES, parse_accept_header, parse_options_header
 from werkzeug.routing import BaseConverter
 from werkzeug.wsgi import get_current_url, get_input_stream
 
@@ -7879,45 +7886,72 @@ def read_image(
         limits = image_limits(server.config, call.allowance.take, frame=frame, alpha=True)
         # nested lists take some 4 characters a number
         most = min(server.config.server.max_request_bytes, 4 * limits.max_bytes)
-        if call.mimetype == "multipart/form-data":
-            return read_form(server, call, limits, most)
         body = read_body(server, call, most)
         if not body.strip():
             raise routines.ImageError(NO_BODY)
-        if routines.reader_of(body, call.mimetype) or not MAY_BE_JSON.match(body):
-            return routines.read_bytes(body, limits, call.mimetype), read_query_routines(call)
-        return routines.read_request(with_samples(server, deployment, parse_json(body)), limits)
+        if routines.OBJECT_START.match(body):
+            value = with_samples(server, deployment, parse_json(body))
+            pictures, chain = routines.read_request(value, limits)
+        elif call.mimetype == "multipart/form-data":
+            pictures, chain = read_form(call, body, limits)
+        elif routines.reader_of(body, call.mimetype) or not MAY_BE_JSON.match(body):
+            pictures, chain = routines.read_bytes(body, limits, call.mimetype), None
+        else:
+            pictures, chain = routines.read_request(parse_json(body), limits)
+    asked = read_query_routines(call)
+    if asked and chain:
+        raise BadRequest("routines: expected in the body or in the URL, got both")
+    return pictures, asked or chain or []
 
 
-def read_form(
-    server: ModelServer, call: Call, limits: Any, most: int
-) -> tuple[np.ndarray | list[np.ndarray], Any]:
+class FormParser(MultiPartParser):
+    """Fields as Latin-1, which keeps every byte: a picture may come without the name of a file."""
+
+    def get_part_charset(self, headers: Headers) -> str:
+        return "latin-1"
+
+
+def read_form(call: Call, body: bytes, limits: Any) -> tuple[np.ndarray | list[np.ndarray], Any]:
     """The picture and the routines of a form with a file, whatever its field is called; pictures
     of one with several files.
     """
-    body = read_body(server, call, most)
-    environ = {
-        **call.environ,
-        "wsgi.input": io.BytesIO(body),
-        "CONTENT_LENGTH": str(len(body)),
-    }
+    boundary = parse_options_header(call.environ["CONTENT_TYPE"])[1].get("boundary", "")
+    if not boundary:
+        raise BadRequest("multipart: expected a boundary in the content type, got none")
     try:
-        _, fields, files = parse_form_data(environ, max_form_memory_size=most, max_form_parts=1000)
+        parser = FormParser(max_form_parts=1000)
+        fields, files = parser.parse(io.BytesIO(body), boundary.encode(), len(body))
     except RequestEntityTooLarge:  # by its parts
         raise ServingError("multipart: the form has more than 1000 parts", status=413) from None
+    except ValueError as error:
+        raise BadRequest(f"multipart: {error}") from None
     try:
         chain = files["routines"].read() if "routines" in files else b""
-        sent = [file for name, file in files.items(multi=True) if name != "routines"]
+        sent = find_files(fields, files)
         if not sent:
-            got = ", ".join(fields) or "no field"
+            got = ", ".join(map(str, (*fields, *files))) or "no field"
             raise BadRequest(f"multipart: expected a picture as a file, got: {got}")
-        if "frame" in fields:
+        if fields.get("frame"):
             limits = dataclasses.replace(limits, frame=routines.read_frame(fields["frame"]))
         pictures = read_files(sent, limits)
     finally:
         for _, file in files.items(multi=True):
             file.close()
-    return pictures, parse_json((chain or fields.get("routines", "").encode()) or b"[]")
+    return pictures, parse_json((chain or fields.get("routines", "").encode("latin-1")) or b"[]")
+
+
+def find_files(fields: MultiDict, files: MultiDict) -> list[FileStorage]:
+    """The pictures of a form: its files but for inputs that were left empty, which browsers send
+    too; where there are none, the fields `image` and `file`.
+    """
+    sent = [file for name, file in files.items(multi=True) if name != "routines"]
+    named = [
+        value.encode("latin-1") for name in ("image", "file") for value in fields.getlist(name)
+    ]
+    filled = [file for file in sent if file.filename or file.stream.read(1)]
+    for file in filled:
+        file.stream.seek(0)
+    return filled or [FileStorage(io.BytesIO(value)) for value in named if value]
 
 
 def read_files(files: Sequence[Any], limits: Any) -> np.ndarray | list[np.ndarray]:

@@ -16,6 +16,7 @@ import threading
 import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from fnmatch import fnmatch
 from pathlib import Path
 
 import cv2
@@ -133,6 +134,97 @@ def test_every_way_to_send_a_picture(pets):
     for response in answers:
         assert response.status_code == 200, response.data
         assert response.json["predictions"][0]["bound"] == expected_box(PICTURE)
+
+
+FORM = "multipart/form-data; boundary=Xx"
+SENT = ('name=image; filename="a.png"', png(PICTURE))
+CHAIN = b'[{"name": "FilterConfidence", "confidence": 0.5}]'
+
+
+@pytest.mark.parametrize(
+    "content_type, parts",
+    [
+        ("Multipart/Form-Data; Boundary=Xx", [SENT]),
+        (FORM, [SENT, ('name=other; filename=""', b"")]),
+        (
+            FORM,
+            [('name=other; filename=""', b""), SENT, ("name=frame", b""), ("name=routines", b"")],
+        ),
+        (FORM, [("name=image\r\nContent-Type: image/png", png(PICTURE))]),
+        (FORM, [("name=file", png(PICTURE)), ("name=frame", b"0")]),
+        (FORM, [('name=image; filename=""', png(PICTURE)), ("name=image", b"a caption")]),
+        (FORM, [("name=image", b""), ("name=image", png(PICTURE))]),
+    ],
+)
+def test_forms_as_browsers_and_programs_send_them(content_type, parts):
+    rest = Rest(detector()[0])
+    response = post(rest, form_of(parts), content_type=content_type)
+    assert response.json == post(rest, png(PICTURE)).json
+    chained = form_of([*parts[::-1], ("name=routines", CHAIN)][::-1])
+    assert len(post(rest, chained, content_type=content_type).json["predictions"]) == 1
+
+
+def form_of(parts):
+    written = [
+        f"--Xx\r\nContent-Disposition: form-data; {head}\r\n\r\n".encode() + data + b"\r\n"
+        for head, data in parts
+    ]
+    return b"".join((*written, b"--Xx--\r\n"))
+
+
+@pytest.mark.parametrize(
+    "content_type, parts, text",
+    [
+        (
+            "multipart/form-data",
+            [SENT],
+            "multipart: expected a boundary in the content type, got none",
+        ),
+        (FORM, [('name=image; filename=""', b"")], "multipart: expected a picture..., got: image"),
+        (
+            FORM,
+            [('filename=""', b""), ("", b"x")],
+            "multipart: expected a picture..., got: None, None",
+        ),
+        (FORM, [("name=image", b"a caption")], "not an image of a known format..."),
+        (FORM.replace("Xx", "xX"), [SENT], "multipart: Invalid form-data..."),
+    ],
+)
+def test_wrong_forms_say_what_is_wrong(content_type, parts, text):
+    response = post(Rest(detector()[0]), form_of(parts), content_type=content_type)
+    assert response.status_code == 400 and fnmatch(response.json["error"], text.replace("...", "*"))
+
+
+@pytest.mark.parametrize(
+    "content_type", ["image/png", "multipart/form-data", FORM, "application/octet-stream"]
+)
+@pytest.mark.parametrize("before", [b"", b"\xef\xbb\xbf", b" " * 70 + b"\n"])
+def test_json_is_read_whatever_the_content_type_says(content_type, before):
+    rest, picture = Rest(detector()[0]), png(PICTURE)
+    body = before + json.dumps({"image_type": "base64", "data": b64(picture)}).encode()
+    assert post(rest, body, content_type=content_type).json == post(rest, picture).json
+
+
+@pytest.mark.parametrize(
+    "content_type, body, chained",
+    [
+        (
+            None,
+            {"image_type": "base64", "data": b64(png(PICTURE))},
+            {"routines": json.loads(CHAIN)},
+        ),
+        (FORM, form_of([SENT]), form_of([SENT, ("name=routines", CHAIN)])),
+    ],
+)
+def test_routines_in_the_url_are_for_every_body_that_has_none(content_type, body, chained):
+    rest = Rest(detector()[0])
+    chained = {**body, **chained} if isinstance(body, dict) else chained
+    asked = {"content_type": content_type, "query_string": {"routines": CHAIN.decode()}}
+    found = post(rest, body, **asked).json["predictions"]
+    assert found == post(rest, chained, content_type=content_type).json["predictions"] != []
+    assert len(found) == 1
+    both = "routines: expected in the body or in the URL, got both"
+    assert_error(post(rest, chained, **asked), 400, both)
 
 
 def test_a_form_may_be_packed(pets):

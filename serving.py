@@ -6113,8 +6113,8 @@ def digest(key: str) -> str:
 def tokens_of(headers: Any) -> list[str]:
     """The keys that a request's headers hold."""
     scheme, _, bearer = headers.get("Authorization", "").strip().partition(" ")
-    tokens = [bearer.strip()] if scheme.lower() == "bearer" else []
-    return tokens + ([headers["x-api-key"].strip()] if "x-api-key" in headers else [])
+    sent = (bearer if scheme.lower() == "bearer" else "", headers.get("x-api-key", ""))
+    return [token.strip() for token in sent if token.strip()]
 
 
 class KeyRing:
@@ -8549,10 +8549,7 @@ def request_id_of(given: str | None) -> str:
 
 
 def answer_call(door: Door, call: Call, found: Found | None = None) -> Reply:
-    """Answer a call: its view's reply, or its error's.
-
-    With a request id, CORS headers, and a log line.
-    """
+    """Answer a call, by its view or its error: with a request id, CORS headers and a log line."""
     server, trace, envelope, route = door.server, call.trace, BARE, ""
     call.allowance = server.allowance()
     for begin in server.begins:
@@ -8575,6 +8572,8 @@ def answer_call(door: Door, call: Call, found: Found | None = None) -> Reply:
     except BaseException as error:  # a site's own check, or a view, may also end with sys.exit
         if is_operators(error):
             raise
+        if found is None and getattr(error, "status", 0) == HTTPStatus.METHOD_NOT_ALLOWED:
+            envelope = FULL  # of the URLs that find_view says this of
         replied = dress(server, call, to_reply(error, call, envelope))
     finally:
         call.turn.waited = trace.waited

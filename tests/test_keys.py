@@ -188,11 +188,28 @@ def test_an_error_has_the_vendors_body_and_a_request_id(guarded):
         ({"Authorization": "Bearer"}, 401),
         ({"Authorization": "Bearer good good"}, 401),
         ({"x-api-key": ""}, 401),
+        ({**bearer("good"), "x-api-key": " "}, 200),
+        ({"Authorization": "Bearer", "x-api-key": "good"}, 200),
+        ({"Authorization": "Bearer ", "x-api-key": ""}, 401),
         ({"x-api-key": "g\xf6\xf6d"}, 401),
     ],
 )
 def test_headers_that_hold_keys(guarded, headers, status):
     assert guarded[1].get("/pictures/classes", headers=headers).status_code == status
+
+
+@pytest.mark.parametrize(
+    "method, path, allowed", [("GET", "/pictures/predict", "POST"), ("PUT", "/classes", "GET")]
+)
+def test_a_wrong_method_at_a_deployments_url_has_the_vendors_body(guarded, method, path, allowed):
+    response = guarded[1].open(path, method=method)
+    assert response.status_code == 405 and response.headers["Allow"] == allowed
+    assert response.json == {
+        "error": f"Method {method} is not allowed here: {path}",
+        "status": "MethodNotAllowed",
+        "code": 405,
+        "request_id": response.headers["X-Request-Id"],
+    }
 
 
 def test_the_body_of_a_refused_request_is_not_parsed(guarded, monkeypatch):

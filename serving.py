@@ -1931,21 +1931,38 @@ class Allowance:
 UNPACKED_PIECE = 1 << 20  # bytes that are unpacked at once
 
 
-def unpack_gzip(data: bytes, most: int, allowance: Allowance) -> bytes:
-    """Unpack a gzip body, piece by piece; 413 beyond `most` bytes. Raises ServingError."""
-    unpacked, file = io.BytesIO(), gzip.GzipFile(fileobj=io.BytesIO(data))
+def unpack_body(data: bytes, coding: str, most: int, allowance: Allowance) -> bytes:
+    """Unpack a body of gzip or deflate, piece by piece; 413 beyond `most` bytes.
+
+    Raises ServingError.
+    """
+    read = functools.partial(gzip.GzipFile(fileobj=io.BytesIO(data)).read, UNPACKED_PIECE)
+    unpacked = io.BytesIO()
     try:
-        while piece := file.read(min(UNPACKED_PIECE, most + 1 - unpacked.tell())):
-            allowance.take(len(piece))
-            unpacked.write(piece)
-            if unpacked.tell() > most:
+        for piece in iter(read, b"") if coding == "gzip" else inflate(data):
+            if unpacked.tell() + len(piece) > most:
                 raise ServingError(
                     f"Request body unpacks to more than the limit of {most} bytes", status=413
                 )
+            allowance.take(len(piece))
+            unpacked.write(piece)
     except (OSError, EOFError, zlib.error) as error:
-        text = f"Request body is not the gzip that Content-Encoding announces: {error}"
+        text = f"Request body is not the {coding} that Content-Encoding announces: {error}"
         raise BadRequest(text) from None
     return unpacked.getvalue()
+
+
+def inflate(data: bytes) -> Iterator[bytes]:
+    """The pieces of what is deflated, with zlib's head or, as some clients send it, without."""
+    unpacker, packed = zlib.decompressobj(15 if data[:1] and data[0] & 15 == 8 else -15), b""
+    for start in range(0, len(data), UNPACKED_PIECE):
+        packed = data[start : start + UNPACKED_PIECE]
+        while packed and not unpacker.eof:
+            yield unpacker.decompress(packed, UNPACKED_PIECE)
+            packed = unpacker.unconsumed_tail
+    yield unpacker.flush()
+    if not unpacker.eof or unpacker.unused_data or packed:
+        raise EOFError("it ends too early, or more stands behind its end")
 
 
 def is_plain_json(body: bytes) -> bool:
@@ -7742,15 +7759,17 @@ def from_response(response: Any) -> Reply:
 
 
 def read_body(server: ModelServer, call: Call, limit: int | None = None) -> bytes:
-    """The request's body whatever its content type says, unpacked if it is gzip.
+    """The request's body whatever its content type says, unpacked if it is gzip or deflate.
 
     413 beyond `limit` bytes.
     """
     limits = server.config.server
     data = call.read(limit or limits.max_request_bytes)
-    if "gzip" not in call.header("Content-Encoding").lower():
-        return data
-    return unpack_gzip(data, limits.max_unpacked_bytes, call.allowance)
+    coding = call.header("Content-Encoding").lower()
+    for known in ("gzip", "deflate") if coding else ():
+        if known in coding:
+            return unpack_body(data, known, limits.max_unpacked_bytes, call.allowance)
+    return data
 
 
 PLAIN_BYTES = 2000  # of a JSON body; one that is larger is worth a look for arrays in it
@@ -8106,14 +8125,14 @@ def is_asked(call: Call, name: str) -> bool:
 
 
 def view_live(server: ModelServer, call: Call) -> Reply:
-    return reply({"status": "live"})
+    return reply({"status": "live", "live": True})  # the second is of KServe V2
 
 
 def view_ready(server: ModelServer, call: Call) -> Reply:
     if waiting := server.readiness():
         text = f"Not ready: no version is available of {', '.join(waiting)}"
         raise ServingError(text, "UNAVAILABLE")
-    return reply({"status": "ready"})
+    return reply({"status": "ready", "ready": True})
 
 
 def may_see_model(server: ModelServer, call: Call, model: str) -> bool:

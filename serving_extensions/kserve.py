@@ -161,7 +161,7 @@ def view_infer_v2(server: ModelServer, call: Call, model: str, version: int | No
     with server.lease(model, version, None, call.trace) as (number, servable):
         request, rest = split_request(data, call.header(JSON_LENGTH))
         if request is None:
-            request = describe_raw(signature_of(servable, {}), model, rest)
+            request, rest = describe_raw(signature_of(servable, {}), model, rest)
         check_request(request)
         name = signature_name_of(servable, request)
         signature = signature_of(servable, request)
@@ -170,7 +170,7 @@ def view_infer_v2(server: ModelServer, call: Call, model: str, version: int | No
         require_writable(select_outputs(signature, [one.name for one in wanted]))
         outputs = servable.run(name, decode_columns(signature, inputs), call.trace)
     head = {"model_name": model, "model_version": str(number)}
-    if "id" in request:
+    if request.get("id") is not None:
         head["id"] = request["id"]
     return write_tensors(head, wanted, outputs)
 
@@ -210,9 +210,12 @@ def read_json(data: bytes) -> Any:
     return parse_json(data) if large is None else large
 
 
-def describe_raw(signature: Signature, model: str, rest: memoryview) -> dict[str, Any]:
-    """The request that a body of nothing but bytes stands for: the one input of a model, whose size
-    is known, but for one axis at most (Triton: "Raw Binary Request").
+def describe_raw(
+    signature: Signature, model: str, rest: memoryview
+) -> tuple[dict[str, Any], memoryview]:
+    """The request that a body of nothing but bytes stands for, and the bytes of its input, the only
+    one of the model: its size is known, but for one axis at most, or it is one text. It is answered
+    in bytes (Triton: "Raw Binary Request").
     """
     if len(signature.inputs) != 1:
         raise BadRequest(
@@ -220,9 +223,11 @@ def describe_raw(signature: Signature, model: str, rest: memoryview) -> dict[str
             f"{', '.join(signature.inputs)}"
         )
     ((name, spec),) = signature.inputs.items()
-    size = {"name": name, "parameters": {"binary_data_size": len(rest)}}
-    if spec.dtype == "DT_STRING":
-        return {"inputs": [{**size, "datatype": "BYTES", "shape": [1] * len(spec.shape or (1,))}]}
+    answered = {"parameters": {"binary_data_output": True}}
+    if spec.dtype == "DT_STRING":  # as it is, without its length
+        shape = [1] * (1 if spec.shape is None else len(spec.shape))
+        text = {"name": name, "datatype": "BYTES", "shape": shape, "data": [bytes(rest)]}
+        return {"inputs": [text], **answered}, rest[:0]
     shape, width = spec.shape, NUMPY_DTYPES[spec.dtype].itemsize
     known = math.prod(each for each in shape or () if each is not None) * width
     free = None if shape is None else sum(each is None for each in shape)
@@ -232,7 +237,9 @@ def describe_raw(signature: Signature, model: str, rest: memoryview) -> dict[str
             f"{describe_tensor(spec)['shape']} and came in {len(rest)} bytes"
         )
     sizes = [len(rest) // known if each is None else each for each in shape or ()]
-    return {"inputs": [{**size, "datatype": NAMES[spec.dtype], "shape": sizes}]}
+    tensor = {"name": name, "datatype": NAMES[spec.dtype], "shape": sizes}
+    tensor["parameters"] = {"binary_data_size": len(rest)}
+    return {"inputs": [tensor], **answered}, rest
 
 
 def check_request(request: Any) -> None:
@@ -242,7 +249,7 @@ def check_request(request: Any) -> None:
     if not isinstance(request.get("inputs"), list) or not request["inputs"]:
         raise BadRequest("inputs: expected a list of tensors, got none")
     parameters = parameters_of(request)
-    if "id" in request and not isinstance(request["id"], str):
+    if not isinstance(request.get("id"), str | None):
         raise BadRequest("id: expected a text")
     for name in UNSUPPORTED:
         if parameters.get(name):
@@ -363,10 +370,7 @@ def read_binary(data: bytes, tensor: Mapping[str, Any], where: str) -> np.ndarra
 
 
 def read_texts(data: bytes, count: int, where: str) -> np.ndarray:
-    """Texts as bytes in an object array [count], each behind its length in 4 bytes.
-
-    Where there is one, it may come without.
-    """
+    """Texts as bytes in an object array [count], each behind its length in 4 bytes."""
     texts: list[bytes] = []
     at = 0
     while at + 4 <= len(data) and len(texts) < count:

@@ -597,7 +597,7 @@ def test_an_expectation_without_a_body_leaves_nothing_for_the_next_request(first
         )
         with connected(address) as client:
             for _ in range(3):
-                assert ask(client, other) == {"status": "live"}
+                assert ask(client, other) == {"status": "live", "live": True}
 
 
 def test_no_header_of_one_client_reaches_another(monkeypatch):
@@ -1714,7 +1714,8 @@ def test_a_page_beside_the_servers_urls_is_found_and_an_unknown_url_says_where_t
     app.add_url_rule("/about", "about", lambda: "about us")
     client = app.test_client()
     assert client.get("/about").text == "about us" and client.get("/livez").json == {
-        "status": "live"
+        "status": "live",
+        "live": True,
     }
     assert "The models are listed at /v1/models" in client.get("/nowhere").json["error"]
 

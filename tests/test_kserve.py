@@ -206,7 +206,7 @@ def test_the_best_classes(client):
     assert float(found[0][0].split(":")[0]) == 4.5
 
 
-@pytest.mark.parametrize("packed", ["gzip"])
+@pytest.mark.parametrize("packed", ["gzip", "deflate"])
 def test_packed_requests(client, packed):
     numbers = np.arange(30, dtype=np.int32).reshape(10, 3)
     answer = client.infer(
@@ -266,13 +266,29 @@ def test_nested_data_and_a_body_of_bytes_alone(address):
     nested = one_input("input_0", "INT32", [2, 3], [[1, 2, 3], [4, 5, 6]])
     answer = send(address, "sums", {"inputs": [nested], "outputs": [{"name": "total"}]}).json()
     assert answer["outputs"][0]["data"] == [6, 15]
-    raw = requests.post(
-        f"{address}/v2/models/sums/infer",
-        np.array([[1, 2, 3], [4, 5, 6]], np.int32).tobytes(),
-        headers={"Inference-Header-Content-Length": "0"},
-        timeout=30,
-    ).json()
-    assert raw["outputs"][1]["data"] == [6, 15]
+    for model, data, output, wanted in (
+        ("sums", np.array([[1, 2, 3], [4, 5, 6]], np.int32).tobytes(), "total", [6, 15]),
+        ("words", b"\x89PNG\r\n\x1a\n\0\xff", "raw", [b"\x89PNG\r\n\x1a\n\0\xff"]),
+        ("words", b"", "raw", [b""]),
+    ):
+        answer = requests.post(
+            f"{address}/v2/models/{model}/infer",
+            data,
+            headers={"Inference-Header-Content-Length": "0"},
+            timeout=30,
+        )
+        length = int(answer.headers["Inference-Header-Content-Length"])  # as bytes, as from Triton
+        found = triton.InferenceServerClient.parse_response_body(
+            answer.content, header_length=length
+        )
+        assert found.as_numpy(output).tolist() == wanted
+
+
+@pytest.mark.parametrize("nothing", ["id", "parameters", "outputs"])
+def test_null_is_as_if_it_were_not_there(address, nothing):
+    request = {"inputs": [NUMBERS]}
+    answer = send(address, "sums", {**request, nothing: None}).json()
+    assert answer == send(address, "sums", request).json() and "id" not in answer
 
 
 def test_readiness_and_unknown_names(address):

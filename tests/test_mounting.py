@@ -159,6 +159,8 @@ def test_health_needs_no_model(how):
     client = Rest(fake_server({}), how)
     for path in ("/livez", "/readyz", "/v2/health/live", "/v2/health/ready"):
         assert client.get(path).status_code == client.open(path, method="HEAD").status_code == 200
+    assert client.get("/v2/health/live").json["live"] is True
+    assert client.get("/v2/health/ready").json["ready"] is True
 
 
 # --- CORS -------------------------------------------------------------------------------------------------

@@ -290,7 +290,7 @@ def test_a_sites_page_for_every_other_url_stays_in_front_of_later_handlers(serve
     site.add_url_rule("/<path:name>", "cms", lambda name: f"cms {name}")
     client = site.test_client()
     assert client.get("/about/us").data == b"cms about/us"
-    assert client.get("/livez").json == {"status": "live"}
+    assert client.get("/livez").json == {"status": "live", "live": True}
 
 
 @pytest.mark.parametrize(

@@ -760,6 +760,32 @@ def test_wrong_request(server, how, method, path, body, status, text):
     assert_error(client.open(path, method=method, data=body), status, text)
 
 
+DEFLATED = zlib.compress(b'{"instances": [[4]]}')
+DEFLATE = {"Content-Encoding": "Deflate"}
+
+
+@pytest.mark.parametrize("body", [DEFLATED, DEFLATED[2:-4]], ids=["zlib", "raw"])
+def test_a_deflated_body_is_read(server, body):
+    assert Rest(server).post(P, body, headers=DEFLATE).json == {"predictions": [[3.0]]}
+
+
+@pytest.mark.parametrize(
+    "body", [b"not deflated", DEFLATED[:-1], DEFLATED[2:-5], DEFLATED + b"x", DEFLATED[2:], b""]
+)
+def test_broken_deflate_is_a_bad_request(server, body):
+    wanted = "Request body is not the deflate that Content-Encoding announces: ..."
+    assert_error(Rest(server).post(P, body, headers=DEFLATE), 400, wanted)
+
+
+def test_a_deflated_body_of_many_pieces_is_read_and_bounded(server):
+    body = b'{"instances": [[4]]' + np.random.default_rng(0).bytes(1_500_000).hex().encode()
+    packed = zlib.compress(body.replace(b"]]", b']], "x": "') + b'"}' + b" " * 3_000_000)
+    assert Rest(server).post(P, packed, headers=DEFLATE).json == {"predictions": [[3.0]]}
+    bounded = fake_server({"one": FakeServable()}, server={"max_unpacked_bytes": 6_000_000})
+    wanted = "Request body unpacks to more than the limit of 6000000 bytes"
+    assert_error(Rest(bounded).post(P, packed, headers=DEFLATE), 413, wanted)
+
+
 @pytest.mark.parametrize(
     "body", [b"not gzip", gzip.compress(b"{}", mtime=0)[:-9], zlib.compress(b"{}"), b""]
 )

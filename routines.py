@@ -385,7 +385,7 @@ def read_text(text: str, limits: ImageLimits) -> bytes:
 
 def decode_base64(text: str) -> bytes:
     """Base64 in any spelling; raises ImageError for all else."""
-    text = re.sub(r"^data:[^,]{0,200},", "", text)
+    text = re.sub(r"(?i)^\s*data:[^,]{0,200},", "", text)
     text = re.sub(r"\s+", "", text).replace("-", "+").replace("_", "/").rstrip("=")
     try:
         return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
@@ -701,6 +701,7 @@ def fetch_image(
     environment are not used. A `data:` URL holds its picture itself. Raises ImageError with the
     reason.
     """
+    url = url.strip()
     if url[:5].lower() == "data:":
         return decode_image(read_data_url(url, limits), limits)
     deadline = time.monotonic() + limits.download_seconds

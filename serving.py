@@ -6660,6 +6660,8 @@ def wrap_picture(signature: Signature, body: dict[str, Any]) -> dict[str, Any]:
 def unpack_pictures(signature: Any, body: dict[str, Any], limits: Any) -> dict[str, Any]:
     """A predict body with pixels [H, W, C] in place of pictures. Raises BadRequest."""
     key = "instances" if "instances" in body else "inputs"
+    if key == "instances" and not isinstance(body[key], list):  # refused, with what else is no row
+        return body
     with image_errors():
         return {**body, key: unpack_value(signature, key, body[key], limits)}
 
@@ -6676,7 +6678,7 @@ def unpack_value(signature: Any, key: str, value: Any, limits: Any) -> Any:
         )
 
     def visit(value: Any, change: Change) -> Any:
-        if key == "instances" and isinstance(value, list):
+        if key == "instances":
             return [visit_named(row, change) for row in value]
         return visit_named(value, change)
 
@@ -6696,7 +6698,7 @@ def unpack_value(signature: Any, key: str, value: Any, limits: Any) -> Any:
             leaf, found[spec.name], NUMPY_DTYPES.get(spec.dtype, np.dtype(np.uint8)), limits
         ),
     )
-    return pixels if key == "instances" and isinstance(value, list) else as_batch(pixels, specs)
+    return pixels if key == "instances" else as_batch(pixels, specs)
 
 
 def picture_input(spec: Any) -> Any:

@@ -108,6 +108,8 @@ def view_model_ready(
     found = server.start().manager.available.get(model)
     if found is None and model not in server.config.served_names:
         raise NotFound(f"There is no model '{model}'")
+    if server.config.is_pipeline(model):  # those have no versions
+        version = None
     ready = found is not None and (version is None or version in found.versions)
     if not ready:
         raise BadRequest(f"Model '{model}'{'' if version is None else f' {version}'} is not ready")

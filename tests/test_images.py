@@ -347,6 +347,7 @@ def test_base64_in_every_dress():
         base64.encodebytes(data).decode(),
         plain.rstrip("="),
         "data:image/png;base64," + plain,
+        "\n DATA:image/png;base64," + plain,
     ):
         assert (routines.decode_text(text, LIMITS) == PICTURE).all()
     with pytest.raises(routines.ImageError, match="data is not base64"):

@@ -1008,6 +1008,9 @@ def test_a_pipeline_that_cannot_be_keeps_no_other_from_being_served():
         assert rest.post(f"/v1/models/{name}:predict", {"instances": [[1.0]]}).json == {
             "predictions": [[4.25]]
         }
+        for url in ("ready", "versions/1/ready", "versions/9/ready"):  # it has no versions
+            assert rest.get(f"/v2/models/{name}/{url}").status_code == 200
+    assert rest.get("/v2/models/native/versions/9/ready").status_code == 400
     state = rest.get("/v1/models/native").json["model_version_status"][0]
     assert (
         state["state"] == "LOADING"

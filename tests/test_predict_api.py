@@ -1356,6 +1356,9 @@ def test_picture_bytes_on_predict_of_a_model_of_pixels(shape, dtype):
         400,
         "not an image of a known format...",
     )
+    answer = rest.post("/v1/models/m:predict", {"instances": {"b64": b64(data)}})
+    assert answer.status_code == 400
+    assert answer.json["error"].endswith("Expecting 'instances' to be an list/array")
 
 
 RGBA = np.dstack([PICTURE, np.arange(48 * 64, dtype=np.uint8).reshape(48, 64)])

@@ -295,6 +295,7 @@ def test_names_that_no_resolver_takes():
         "data:image/png;base64,{}",
         "DATA:image/png;charset=x;BASE64,{}",
         "data:;base64,{}",
+        " data:;base64,{}\n",
         "data:image/png;base64,{percent}",
         "data:image/png,{escaped}",
     ],

@@ -1936,8 +1936,11 @@ def unpack_body(data: bytes, coding: str, most: int, allowance: Allowance) -> by
 
     Raises ServingError.
     """
-    read = functools.partial(gzip.GzipFile(fileobj=io.BytesIO(data)).read, UNPACKED_PIECE)
-    unpacked = io.BytesIO()
+    unpacked, file = io.BytesIO(), gzip.GzipFile(fileobj=io.BytesIO(data))
+
+    def read() -> bytes:
+        return file.read(min(UNPACKED_PIECE, most + 1 - unpacked.tell()))
+
     try:
         for piece in iter(read, b"") if coding == "gzip" else inflate(data):
             if unpacked.tell() + len(piece) > most:

@@ -227,8 +227,8 @@ def describe_raw(
     ((name, spec),) = signature.inputs.items()
     answered = {"parameters": {"binary_data_output": True}}
     if spec.dtype == "DT_STRING":  # as it is, without its length
-        shape = [1] * (1 if spec.shape is None else len(spec.shape))
-        text = {"name": name, "datatype": "BYTES", "shape": shape, "data": [bytes(rest)]}
+        ones = [1] * (1 if spec.shape is None else len(spec.shape))
+        text = {"name": name, "datatype": "BYTES", "shape": ones, "data": [bytes(rest)]}
         return {"inputs": [text], **answered}, rest[:0]
     shape, width = spec.shape, NUMPY_DTYPES[spec.dtype].itemsize
     known = math.prod(each for each in shape or () if each is not None) * width
@@ -239,8 +239,8 @@ def describe_raw(
             f"{describe_tensor(spec)['shape']} and came in {len(rest)} bytes"
         )
     sizes = [len(rest) // known if each is None else each for each in shape or ()]
-    tensor = {"name": name, "datatype": NAMES[spec.dtype], "shape": sizes}
-    tensor["parameters"] = {"binary_data_size": len(rest)}
+    size = {"parameters": {"binary_data_size": len(rest)}}
+    tensor = {"name": name, "datatype": NAMES[spec.dtype], "shape": sizes, **size}
     return {"inputs": [tensor], **answered}, rest
 
 

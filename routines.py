@@ -659,8 +659,6 @@ def read_at_once(
 # How pictures and arrays begin; no JSON does so.
 IMAGE_STARTS = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"BM", b"GIF8", b"II*\0", b"MM\0*")
 NPY_START = b"\x93NUMPY"
-
-
 OBJECT_START = re.compile(rb"(?:\xef\xbb\xbf)?\s*\{")  # of JSON
 
 

@@ -7770,11 +7770,10 @@ def read_body(server: ModelServer, call: Call, limit: int | None = None) -> byte
     """
     limits = server.config.server
     data = call.read(limit or limits.max_request_bytes)
-    coding = call.header("Content-Encoding").lower()
-    for known in ("gzip", "deflate") if coding else ():
-        if known in coding:
-            return unpack_body(data, known, limits.max_unpacked_bytes, call.allowance)
-    return data
+    if not (coding := call.header("Content-Encoding").lower()):
+        return data
+    known = next((one for one in ("gzip", "deflate") if one in coding), None)
+    return unpack_body(data, known, limits.max_unpacked_bytes, call.allowance) if known else data
 
 
 PLAIN_BYTES = 2000  # of a JSON body; one that is larger is worth a look for arrays in it

@@ -167,7 +167,7 @@ def test_deployments_and_keys_are_told_by_name_alone(site):
     "text",
     [
         "{",
-        '{"model_config_list": [{"config": {"name": "a"}}]}',
+        '{"model_config_list": [{"config": {"base_path": "a"}}]}',
         '{"model_config_list": [], "server": {"thread": 3}}',
         '{"model_config_list": [], "deployments": [{"id": "p", "model": "a", "routines": [{"name": "No"}]}]}',
         '{"model_config_list": [], "routine_modules": ["none.py"]}',

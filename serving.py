@@ -4961,13 +4961,15 @@ class Visit:
     pool: Workers
     outcome: Outcome = field(default_factory=Outcome)
 
-    def fail(self, place: str, problem: str, code: str | None = None) -> None:
+    def fail(self, place: str, problem: str, like: ServingError | None = None) -> None:
         """Note what is wrong at a place below the model's: `.base_path`.
 
         `.` where the problem names it.
         """
         path = f"{self.path}." if place == "." else f"{self.path}{place}: "
-        self.outcome.errors.append(LoadError(path + problem, code))
+        self.outcome.errors.append(
+            LoadError(path + problem, *((like.code, like.status) if like else ()))
+        )
 
 
 def missing_models(config: Config) -> list[str]:
@@ -5520,7 +5522,7 @@ class ModelManager:
             folders = self.list_versions(model.base_path)
         except LoadError as error:
             self._absent[model.name] = error.message
-            visit.fail(".base_path", error.message, error.code)
+            visit.fail(".base_path", error.message, error)
             return None
         if folders.get(1) == Path(model.base_path):
             kind = "SavedModel" if Path(model.base_path).is_dir() else "model's file"

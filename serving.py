@@ -272,6 +272,22 @@ def lacks_files(error: BaseException | None) -> bool:
     return False
 
 
+def log_safely(level: int, text: str, *arguments: Any, error: BaseException | None = None) -> None:
+    """Log from a thread of the server's own: a site's filter, made for its requests, may raise."""
+    with contextlib.suppress(Exception):
+        logger.log(level, text, *arguments, exc_info=error, stacklevel=2)
+
+
+def start_thread(name: str, work: Callable, *arguments: Any) -> threading.Thread:
+    """A thread that runs, and that no process waits for at its end.
+
+    RuntimeError where none can be had: note it as there when this has returned.
+    """
+    thread = threading.Thread(target=work, args=arguments, name=name, daemon=True)
+    thread.start()
+    return thread
+
+
 class Rarely:
     """Log a kind of trouble that lasts in one line a minute, any other with its traceback."""
 
@@ -280,10 +296,11 @@ class Rarely:
 
     def log(self, place: str, error: BaseException) -> None:
         if not lacks_files(error):
-            logger.error("%s", place, exc_info=error)
+            log_safely(logging.ERROR, "%s", place, error=error)
         elif self.clock() >= self.next:
             self.next = self.clock() + 60
-            logger.error("%s: no files are left to open, it is tried again", place)
+            text = "%s: no files are left to open, it is tried again"
+            log_safely(logging.ERROR, text, place)
 
 
 @contextlib.contextmanager
@@ -2843,7 +2860,10 @@ class Servable:
             if not self._changed.wait_for(lambda: not self._leases, timeout):
                 return False
         close, self._close = self._close, lambda: None
-        close()
+        try:
+            close()
+        except Exception as error:  # of somebody's own; nobody asks for this model any more
+            log_safely(logging.ERROR, "A model could not be freed", error=error)
         self.closed = True
         return True
 
@@ -4862,12 +4882,14 @@ class Workers:
         """Have a function run when a thread is free, unless it is not `wanted` then."""
         future: Future = Future()
         with self._lock:
+            if self.started < min(self.open + 1, self.count):
+                try:
+                    start_thread(f"{self.name}-{self.started}", self.work)
+                    self.started += 1
+                except RuntimeError:
+                    if not self.started:
+                        raise
             self.open += 1
-            if self.started < min(self.open, self.count):
-                threading.Thread(
-                    target=self.work, name=f"{self.name}-{self.started}", daemon=True
-                ).start()
-                self.started += 1
         self.jobs.put((future, wanted, function, arguments))
         return future
 
@@ -5205,15 +5227,9 @@ class ModelManager:
         with self._started:
             if self._thread is not None or self._ending.is_set():
                 return
+            self._thread = start_thread("serving-loader", work_for, weakref.ref(self), self._jobs)
             self._process = os.getpid()
             self._jobs.put((ModelManager.refresh, self._first_pass))
-            self._thread = threading.Thread(
-                target=work_for,
-                args=(weakref.ref(self), self._jobs),
-                name="serving-loader",
-                daemon=True,
-            )
-            self._thread.start()
             weakref.finalize(self, end_loader, self._jobs, self._thread, self._ending)
 
     def reload(self, timeout: float = math.inf) -> Outcome:
@@ -5285,8 +5301,8 @@ class ModelManager:
         try:
             future.set_result(job(self))
         except BaseException as error:  # the loader must live: the next pass is a fresh start
-            self._rarely.log("A pass of the loader stopped short", error)
             future.set_exception(error)
+            self._rarely.log("A pass of the loader stopped short", error)
         return not self._ended
 
     def refresh(self, polling: bool = False) -> Outcome:
@@ -5317,7 +5333,7 @@ class ModelManager:
     def _say_once(self, level: int, text: str) -> None:
         """Log a text, unless the pass before said it already; notes are said once and for all."""
         if text not in self._said:
-            logger.log(level, "%s", text)
+            log_safely(level, "%s", text)
             self._said.add(text)
 
     def _read_config(self, outcome: Outcome, polling: bool) -> None:
@@ -5595,7 +5611,7 @@ class ModelManager:
         visit.outcome.changed = True
         error = load.exception()
         if error is not None:  # a model may fail in any way; it must not take the loader with it
-            logger.debug("%s version %d", model.name, version, exc_info=error)
+            log_safely(logging.DEBUG, "%s version %d", model.name, version, error=error)
             state.error = state_text(error)
             # the next poll tries again, though the files are the same
             passing = lacks_files(error) or (
@@ -5611,7 +5627,8 @@ class ModelManager:
         kinds = "; ".join(
             f"{name}: {call}" for name, call in state.servable.describe_calls().items()
         )
-        logger.info(
+        log_safely(
+            logging.INFO,
             "%s version %d is available on %s (%s)",
             model.name,
             version,
@@ -5661,7 +5678,7 @@ class ModelManager:
                 state.state = "UNLOADING"
                 self._draining.append((state, state.servable))
                 state.servable = None
-                logger.info("%s version %d is retired", name, version)
+                log_safely(logging.INFO, "%s version %d is retired", name, version)
             elif state.state != "UNLOADING":
                 state.state = "END"
             state.error, state.failed_at = "", None

@@ -3,6 +3,7 @@
 import contextlib
 import contextvars
 import functools
+import logging
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,6 +33,7 @@ from .core import (
     ServingError,
     Trace,
     is_taken,
+    log_safely,
     logger,
     parse_json,
     read_body,
@@ -324,7 +326,7 @@ def import_handler(handler: Handler, path: str, outcome: Outcome, polling: bool)
         try:
             outcome.changed |= handler.load()
         except HandlerError as error:
-            logger.info("%s", path, exc_info=error.__cause__ or error)
+            log_safely(logging.INFO, "%s", path, error=error.__cause__ or error)
     if handler.error:
         outcome.errors.append(LoadError(f"{path}: {handler.error}"))
 

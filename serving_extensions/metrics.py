@@ -34,6 +34,8 @@ from .core import (
     Outcome,
     Reply,
     Trace,
+    log_safely,
+    start_thread,
 )
 from .history import (
     MOST_SERIES,
@@ -506,8 +508,9 @@ def watch(found: "weakref.ref[ModelServer]", ended: threading.Event) -> None:
         try:
             metrics.look()
             metrics.keep(server.config.server.history)
-        except Exception:  # numbers are worth no end of the thread
-            logger.exception("The server's resources could not be looked at")
+        except Exception as error:  # numbers are worth no end of the thread
+            text = "The server's resources could not be looked at"
+            log_safely(logging.ERROR, text, error=error)
         del server, metrics
 
 
@@ -858,13 +861,9 @@ def refresh(server: ModelServer, outcome: Outcome, polling: bool) -> None:
     """Begin to look at the process, once models are loaded."""
     metrics = server.state["metrics"]
     if metrics.watcher is None:
-        metrics.watcher = threading.Thread(
-            target=watch,
-            args=(weakref.ref(server), metrics.ended),
-            name="serving-watch",
-            daemon=True,
-        )
-        metrics.watcher.start()
+        watched = weakref.ref(server), metrics.ended
+        with suppress(RuntimeError):  # no thread: the next pass starts one
+            metrics.watcher = start_thread("serving-watch", watch, *watched)
 
 
 def begin(server: ModelServer) -> None:

@@ -3,6 +3,7 @@ over those that are there.
 """
 
 import dataclasses
+import logging
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -24,6 +25,7 @@ from .core import (
     Signature,
     TensorSpec,
     Trace,
+    log_safely,
     logger,
 )
 from .endpoints import import_handler
@@ -100,7 +102,7 @@ def refresh_pipeline(
         )
         outcome.changed = True
         manager.show_pipeline(config.name, servable, "", outcome)
-        logger.info("pipeline %s is available", config.name)
+        log_safely(logging.INFO, "pipeline %s is available", config.name)
 
 
 def import_nodes(

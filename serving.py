@@ -4847,8 +4847,9 @@ class Workers:
     """Threads for the calls of one model, or for loads, up to `count`, started when needed; first
     come first.
 
-    A request whose time is over is told so, and its call runs on. Not concurrent.futures': a
-    process that ends would wait for all that still waits in it.
+    A request whose time is over is told so, and its call runs on. The threads end with `close`, or
+    when nobody holds this any more. Not concurrent.futures': a process that ends would wait for all
+    that still waits in it.
     """
 
     def __init__(self, count: int, name: str):
@@ -4857,6 +4858,7 @@ class Workers:
         self.started = self.open = 0  # threads; jobs that are not done
         self._lock = threading.Lock()
         self._after: Callable[[], Any] | None = None  # the last job, when the threads end
+        weakref.finalize(self, self.jobs.put, None).atexit = False
 
     def run(self, function: Callable, *arguments: Any, trace: Trace = UNTRACED) -> Any:
         """Run a function when a thread is free.
@@ -4879,45 +4881,59 @@ class Workers:
     def submit(
         self, function: Callable, *arguments: Any, wanted: Callable[[], bool] = lambda: True
     ) -> Future:
-        """Have a function run when a thread is free, unless it is not `wanted` then."""
+        """Have a function run when a thread is free, unless it is not `wanted` then.
+
+        ServingError after `close`.
+        """
         future: Future = Future()
         with self._lock:
+            if self._after is not None:
+                raise ServingError("The server is stopping", "UNAVAILABLE")
             if self.started < min(self.open + 1, self.count):
                 try:
-                    start_thread(f"{self.name}-{self.started}", self.work)
+                    start_thread(f"{self.name}-{self.started}", do_jobs, self.jobs)
                     self.started += 1
                 except RuntimeError:
                     if not self.started:
                         raise
             self.open += 1
-        self.jobs.put((future, wanted, function, arguments))
+        self.jobs.put(functools.partial(self.do, future, wanted, function, arguments))
         return future
 
-    def work(self) -> None:
-        while (job := self.jobs.get()) is not None:
-            future, wanted, function, arguments = job
-            if not wanted():
-                future.cancel()
-            if future.set_running_or_notify_cancel():
-                try:
-                    future.set_result(function(*arguments))
-                except BaseException as error:
-                    future.set_exception(error)
-            with self._lock:
-                self.open -= 1
-                after = None if self.open else self._after
-            if after:
-                after()
-            del job, future, wanted, function, arguments  # an answer is not held until the next one
+    def do(
+        self, future: Future, wanted: Callable[[], bool], function: Callable, arguments: tuple
+    ) -> None:
+        if not wanted():
+            future.cancel()
+        if future.set_running_or_notify_cancel():
+            try:
+                future.set_result(function(*arguments))
+            except BaseException as error:
+                future.set_exception(error)
+        with self._lock:
+            self.open -= 1
+            after = None if self.open else self._after
+        if after:
+            after()
 
     def close(self, after: Callable[[], Any] = lambda: None) -> None:
         """Let the threads end, each after what it runs; the last one, or this, calls `after`."""
         with self._lock:
             self._after, idle = after, not self.open
-        for _ in range(self.started):
-            self.jobs.put(None)
+        self.jobs.put(None)
         if idle:
             after()
+
+
+def do_jobs(jobs: queue.SimpleQueue) -> None:
+    """Do what comes, up to None, which is left for the other threads of these jobs.
+
+    While it waits it holds nothing: neither an answer, nor the `Workers`.
+    """
+    while (job := jobs.get()) is not None:
+        job()
+        del job
+    jobs.put(None)
 
 
 # ==================================================================================================

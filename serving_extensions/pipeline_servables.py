@@ -5,7 +5,6 @@ over those that are there.
 import dataclasses
 import logging
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -25,6 +24,7 @@ from .core import (
     Signature,
     TensorSpec,
     Trace,
+    Workers,
     log_safely,
     logger,
 )
@@ -98,7 +98,7 @@ def refresh_pipeline(
             config,
             planned,
             manager,
-            server.kept.setdefault(("nodes",), ThreadPoolExecutor(16, "serving-pipeline")),
+            server.kept.setdefault(("nodes",), Workers(16, "serving-pipeline")),
         )
         outcome.changed = True
         manager.show_pipeline(config.name, servable, "", outcome)
@@ -165,7 +165,7 @@ class PipelineServable(Servable):
     Tensors that only functions see are taken for floats in requests, and answered as they come.
     """
 
-    def __init__(self, config: Any, planned: Plan, manager: ModelManager, pool: ThreadPoolExecutor):
+    def __init__(self, config: Any, planned: Plan, manager: ModelManager, pool: Workers):
         signature = Signature(
             read_specs(planned.inputs, "DT_FLOAT"),
             tell_outputs(planned, read_specs(planned.outputs, "DT_INVALID")),
@@ -299,7 +299,7 @@ def end(server: ModelServer) -> None:
     """End the threads that nodes run in."""
     pool = server.kept.get(("nodes",))
     if pool is not None:
-        pool.shutdown(wait=False)
+        pool.close()
 
 
 EXTENSION = Extension(

@@ -29,6 +29,7 @@ from conftest import (
     assert_error,
     config,
     fake_server,
+    key_entry,
     listening,
     until,
 )
@@ -163,12 +164,36 @@ serving.run(server, port=0)
     assert process.wait(30) == 0
 
 
-def serve_alone(tmp_path, *names):
-    """A server of its own over copies of models; returns its process and its address."""
-    models = [{"config": {"name": name, "base_path": name}} for name in names]
-    (tmp_path / "config.json").write_text(
-        json.dumps({"model_config_list": models, "server": {**NO_POLL, "drain_seconds": 1}})
+def test_a_process_whose_functions_hang_ends_all_the_same(tmp_path):
+    (tmp_path / "own.py").write_text("import time\ndef hang(*given): time.sleep(1000)\n")
+    node = {
+        "type": "custom",
+        "function": "own.py:hang",
+        "inputs": [{"v": {"node_name": "request", "data_item": "x"}}],
+        "outputs": [{"data_item": "y", "alias": "y"}],
+    }
+    outputs = [{name: {"node_name": name, "data_item": "y"}} for name in "ab"]
+    nodes = [{"name": name, **node} for name in "ab"]
+    process, address = serve_alone(
+        tmp_path,
+        pipeline_config_list=[{"name": "p", "inputs": ["x"], "nodes": nodes, "outputs": outputs}],
+        handlers=[{"path": "/hang", "function": "own.py:hang", "timeout_seconds": 0.2}],
+        auth={"keys": [key_entry("a", "key")]},
     )
+    ask = functools.partial(
+        requests.post, headers={"x-api-key": "key"}, json={"inputs": {"x": [1]}}
+    )
+    assert ask(f"{address}/hang").status_code == 504
+    with pytest.raises(requests.Timeout):
+        ask(f"{address}/v1/models/p:predict", timeout=1)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 0
+
+
+def serve_alone(tmp_path, *names, **others):
+    """A server of its own over copies of models; returns its process and its address."""
+    source = config(*names, server={**NO_POLL, "drain_seconds": 1}, **others)
+    (tmp_path / "config.json").write_text(json.dumps(source))
     process = subprocess.Popen(
         [
             sys.executable,

@@ -4973,6 +4973,7 @@ class Outcome:
     config_read: bool = False
     changed: bool = False
     errors: list[ServingError] = field(default_factory=list)
+    told: list[str] = field(default_factory=list)  # problems that last, errors of an earlier pass
 
 
 @dataclass(frozen=True)
@@ -5342,7 +5343,7 @@ class ModelManager:
         self._said &= {error.message for error in outcome.errors} | {
             said for said in self._said if not said.startswith("$")
         }
-        self._problems = tuple(error.message for error in outcome.errors)
+        self._problems = (*(error.message for error in outcome.errors), *outcome.told)
         self.first_pass_done.set()
         return outcome
 

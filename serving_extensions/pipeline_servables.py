@@ -53,6 +53,7 @@ def refresh(server: ModelServer, outcome: Outcome, polling: bool) -> None:
             outcome.errors.append(LoadError(text))
             continue
         earlier[pipeline.name] = path
+        _, told = server.kept.get(("pipeline", pipeline.name), (None, None))
         try:
             functions = import_nodes(server, pipeline, path, outcome, polling)
             refresh_pipeline(server, manager, pipeline, functions, outcome)
@@ -60,6 +61,8 @@ def refresh(server: ModelServer, outcome: Outcome, polling: bool) -> None:
             where = f"{path}{getattr(error, 'path', '')}: {error}"
             if isinstance(error, HandlerError):  # told; planned anew when its function is there
                 server.kept.pop(("pipeline", pipeline.name), None)
+            elif error is told:  # as OpenVINO Model Server, which answers the next reload with 200
+                outcome.told.append(where)
             else:
                 mismatched = isinstance(error, MismatchError)
                 outcome.errors.append(BadRequest(where) if mismatched else LoadError(where))
@@ -80,7 +83,7 @@ def refresh_pipeline(
     """Plan a pipeline over the models there now and functions by node, unless it was planned over
     these very ones.
 
-    Raises PipelineError.
+    Raises PipelineError, also that of these very ones.
     """
     if not manager.config.is_pipeline(config.name):
         raise PipelineError(f"Pipeline has the same name as model: '{config.name}'", ".name")
@@ -89,20 +92,23 @@ def refresh_pipeline(
         for node in config.nodes
         if node.model_name is not None
     }
-    made_of = config, members, functions
-    if server.kept.get(("pipeline", config.name)) != made_of or outcome.config_read:
-        # else planned, or found wrong and said so
-        server.kept["pipeline", config.name] = made_of
+    key, made_of = ("pipeline", config.name), (config, members, functions)
+    before, problem = server.kept.get(key, (None, None))
+    if before == made_of and not outcome.config_read:
+        if problem:
+            raise problem.with_traceback(None)
+        return
+    try:
         planned = plan(config, lambda *which: members.get(which), functions)
-        servable = PipelineServable(
-            config,
-            planned,
-            manager,
-            server.kept.setdefault(("nodes",), Workers(16, "serving-pipeline")),
-        )
-        outcome.changed = True
-        manager.show_pipeline(config.name, servable, "", outcome)
-        log_safely(logging.INFO, "pipeline %s is available", config.name)
+    except PipelineError as error:
+        server.kept[key] = made_of, error
+        raise
+    server.kept[key] = made_of, None
+    pool = server.kept.setdefault(("nodes",), Workers(16, "serving-pipeline"))
+    servable = PipelineServable(config, planned, manager, pool)
+    outcome.changed = True
+    manager.show_pipeline(config.name, servable, "", outcome)
+    log_safely(logging.INFO, "pipeline %s is available", config.name)
 
 
 def import_nodes(

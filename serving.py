@@ -2972,7 +2972,8 @@ def fingerprint(folder: Path) -> tuple:
     When it changes, a broken version is worth another try.
     """
     found: list[tuple[str, int, int, int]] = []
-    for path in [folder, *sorted(folder.rglob("*"))]:
+    below = [Path(at, name) for at, *names in os.walk(folder) for name in sum(names, [])]
+    for path in [folder, *sorted(below)]:
         with contextlib.suppress(OSError):  # what vanishes meanwhile is a change as well
             status = path.stat()
             found.append((str(path), status.st_size, status.st_mtime_ns, status.st_ctime_ns))
@@ -6293,6 +6294,8 @@ class ReadyDeployment:
                 labels = self.labels_in(servable.folder)
                 model = self.build_model(servable.signatures.get("serving_default"), labels)
             except ValueError as error:
+                if isinstance(error.__cause__, OSError):  # it may pass by: the next one reads again
+                    raise
                 model = error
             self.models[servable] = model
         if isinstance(model, ValueError):
@@ -6329,13 +6332,17 @@ class ReadyDeployment:
         """
         if self.config.label_map is not None or folder is None:
             return self.labels
-        found = routines.find_labels(folder)
+        try:
+            found = routines.find_labels(folder)
+        except OSError as error:
+            text = f"the label map of its folder: {error.strerror or type(error).__name__}"
+            raise ValueError(text) from error
         if found is None:
             return self.labels
         try:
             return read_labels(str(found))
         except ValueError as error:
-            raise ValueError(f"its file '{found.name}': {error}") from None
+            raise ValueError(f"its file '{found.name}': {error}") from error.__cause__
 
     def build_model(self, signature: Signature | None, labels: Mapping[int, str]) -> Any:
         """How pictures are shown to a signature and its answers read; ValueError as `model_of`."""
@@ -6396,7 +6403,7 @@ def read_labels(label_map: Any) -> Mapping[int, str]:
     try:
         return routines.load_labels(label_map, Path())
     except OSError as error:
-        raise ValueError(f"{error.strerror or type(error).__name__}: {name}") from None
+        raise ValueError(f"{error.strerror or type(error).__name__}: {name}") from error
     except UnicodeDecodeError:
         text = f"expected a text file (.pbtxt, JSON, YAML, or a name a line): {name}"
         raise ValueError(text) from None
@@ -9769,9 +9776,8 @@ def report(server: ModelServer, address: str, stop: threading.Event, process: Pr
         return
     for model, states in server.manager.states().items():
         for version, state in sorted(states.items(), reverse=True):
-            device = (
-                f" on {state.servable.device}" if state.servable and state.servable.device else ""
-            )
+            servable = state.servable  # the loader may take it away meanwhile
+            device = f" on {servable.device}" if servable and servable.device else ""
             error = f" {state.error}" if state.error else ""
             print(f"  {model} version {version}: {state.state}{device}{error}")
     for name in server.readiness():

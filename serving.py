@@ -272,6 +272,22 @@ def lacks_files(error: BaseException | None) -> bool:
     return False
 
 
+def log_safely(level: int, text: str, *arguments: Any, error: BaseException | None = None) -> None:
+    """Log from a thread of the server's own: a site's filter, made for its requests, may raise."""
+    with contextlib.suppress(Exception):
+        logger.log(level, text, *arguments, exc_info=error, stacklevel=2)
+
+
+def start_thread(name: str, work: Callable, *arguments: Any) -> threading.Thread:
+    """A thread that runs, and that no process waits for at its end.
+
+    RuntimeError where none can be had: note it as there when this has returned.
+    """
+    thread = threading.Thread(target=work, args=arguments, name=name, daemon=True)
+    thread.start()
+    return thread
+
+
 class Rarely:
     """Log a kind of trouble that lasts in one line a minute, any other with its traceback."""
 
@@ -280,10 +296,11 @@ class Rarely:
 
     def log(self, place: str, error: BaseException) -> None:
         if not lacks_files(error):
-            logger.error("%s", place, exc_info=error)
+            log_safely(logging.ERROR, "%s", place, error=error)
         elif self.clock() >= self.next:
             self.next = self.clock() + 60
-            logger.error("%s: no files are left to open, it is tried again", place)
+            text = "%s: no files are left to open, it is tried again"
+            log_safely(logging.ERROR, text, place)
 
 
 @contextlib.contextmanager
@@ -2843,7 +2860,10 @@ class Servable:
             if not self._changed.wait_for(lambda: not self._leases, timeout):
                 return False
         close, self._close = self._close, lambda: None
-        close()
+        try:
+            close()
+        except Exception as error:  # of somebody's own; nobody asks for this model any more
+            log_safely(logging.ERROR, "A model could not be freed", error=error)
         self.closed = True
         return True
 
@@ -2952,7 +2972,8 @@ def fingerprint(folder: Path) -> tuple:
     When it changes, a broken version is worth another try.
     """
     found: list[tuple[str, int, int, int]] = []
-    for path in [folder, *sorted(folder.rglob("*"))]:
+    below = [Path(at, name) for at, *names in os.walk(folder) for name in sum(names, [])]
+    for path in [folder, *sorted(below)]:
         with contextlib.suppress(OSError):  # what vanishes meanwhile is a change as well
             status = path.stat()
             found.append((str(path), status.st_size, status.st_mtime_ns, status.st_ctime_ns))
@@ -4827,8 +4848,9 @@ class Workers:
     """Threads for the calls of one model, or for loads, up to `count`, started when needed; first
     come first.
 
-    A request whose time is over is told so, and its call runs on. Not concurrent.futures': a
-    process that ends would wait for all that still waits in it.
+    A request whose time is over is told so, and its call runs on. The threads end with `close`, or
+    when nobody holds this any more. Not concurrent.futures': a process that ends would wait for all
+    that still waits in it.
     """
 
     def __init__(self, count: int, name: str):
@@ -4837,6 +4859,7 @@ class Workers:
         self.started = self.open = 0  # threads; jobs that are not done
         self._lock = threading.Lock()
         self._after: Callable[[], Any] | None = None  # the last job, when the threads end
+        weakref.finalize(self, self.jobs.put, None).atexit = False
 
     def run(self, function: Callable, *arguments: Any, trace: Trace = UNTRACED) -> Any:
         """Run a function when a thread is free.
@@ -4859,43 +4882,59 @@ class Workers:
     def submit(
         self, function: Callable, *arguments: Any, wanted: Callable[[], bool] = lambda: True
     ) -> Future:
-        """Have a function run when a thread is free, unless it is not `wanted` then."""
+        """Have a function run when a thread is free, unless it is not `wanted` then.
+
+        ServingError after `close`.
+        """
         future: Future = Future()
         with self._lock:
+            if self._after is not None:
+                raise ServingError("The server is stopping", "UNAVAILABLE")
+            if self.started < min(self.open + 1, self.count):
+                try:
+                    start_thread(f"{self.name}-{self.started}", do_jobs, self.jobs)
+                    self.started += 1
+                except RuntimeError:
+                    if not self.started:
+                        raise
             self.open += 1
-            if self.started < min(self.open, self.count):
-                threading.Thread(
-                    target=self.work, name=f"{self.name}-{self.started}", daemon=True
-                ).start()
-                self.started += 1
-        self.jobs.put((future, wanted, function, arguments))
+        self.jobs.put(functools.partial(self.do, future, wanted, function, arguments))
         return future
 
-    def work(self) -> None:
-        while (job := self.jobs.get()) is not None:
-            future, wanted, function, arguments = job
-            if not wanted():
-                future.cancel()
-            if future.set_running_or_notify_cancel():
-                try:
-                    future.set_result(function(*arguments))
-                except BaseException as error:
-                    future.set_exception(error)
-            with self._lock:
-                self.open -= 1
-                after = None if self.open else self._after
-            if after:
-                after()
-            del job, future, wanted, function, arguments  # an answer is not held until the next one
+    def do(
+        self, future: Future, wanted: Callable[[], bool], function: Callable, arguments: tuple
+    ) -> None:
+        if not wanted():
+            future.cancel()
+        if future.set_running_or_notify_cancel():
+            try:
+                future.set_result(function(*arguments))
+            except BaseException as error:
+                future.set_exception(error)
+        with self._lock:
+            self.open -= 1
+            after = None if self.open else self._after
+        if after:
+            after()
 
     def close(self, after: Callable[[], Any] = lambda: None) -> None:
         """Let the threads end, each after what it runs; the last one, or this, calls `after`."""
         with self._lock:
             self._after, idle = after, not self.open
-        for _ in range(self.started):
-            self.jobs.put(None)
+        self.jobs.put(None)
         if idle:
             after()
+
+
+def do_jobs(jobs: queue.SimpleQueue) -> None:
+    """Do what comes, up to None, which is left for the other threads of these jobs.
+
+    While it waits it holds nothing: neither an answer, nor the `Workers`.
+    """
+    while (job := jobs.get()) is not None:
+        job()
+        del job
+    jobs.put(None)
 
 
 # ==================================================================================================
@@ -4935,6 +4974,7 @@ class Outcome:
     config_read: bool = False
     changed: bool = False
     errors: list[ServingError] = field(default_factory=list)
+    told: list[str] = field(default_factory=list)  # problems that last, errors of an earlier pass
 
 
 @dataclass(frozen=True)
@@ -5207,15 +5247,9 @@ class ModelManager:
         with self._started:
             if self._thread is not None or self._ending.is_set():
                 return
+            self._thread = start_thread("serving-loader", work_for, weakref.ref(self), self._jobs)
             self._process = os.getpid()
             self._jobs.put((ModelManager.refresh, self._first_pass))
-            self._thread = threading.Thread(
-                target=work_for,
-                args=(weakref.ref(self), self._jobs),
-                name="serving-loader",
-                daemon=True,
-            )
-            self._thread.start()
             weakref.finalize(self, end_loader, self._jobs, self._thread, self._ending)
 
     def reload(self, timeout: float = math.inf) -> Outcome:
@@ -5287,8 +5321,8 @@ class ModelManager:
         try:
             future.set_result(job(self))
         except BaseException as error:  # the loader must live: the next pass is a fresh start
-            self._rarely.log("A pass of the loader stopped short", error)
             future.set_exception(error)
+            self._rarely.log("A pass of the loader stopped short", error)
         return not self._ended
 
     def refresh(self, polling: bool = False) -> Outcome:
@@ -5312,14 +5346,14 @@ class ModelManager:
         self._said &= {error.message for error in outcome.errors} | {
             said for said in self._said if not said.startswith("$")
         }
-        self._problems = tuple(error.message for error in outcome.errors)
+        self._problems = (*(error.message for error in outcome.errors), *outcome.told)
         self.first_pass_done.set()
         return outcome
 
     def _say_once(self, level: int, text: str) -> None:
         """Log a text, unless the pass before said it already; notes are said once and for all."""
         if text not in self._said:
-            logger.log(level, "%s", text)
+            log_safely(level, "%s", text)
             self._said.add(text)
 
     def _read_config(self, outcome: Outcome, polling: bool) -> None:
@@ -5597,7 +5631,7 @@ class ModelManager:
         visit.outcome.changed = True
         error = load.exception()
         if error is not None:  # a model may fail in any way; it must not take the loader with it
-            logger.debug("%s version %d", model.name, version, exc_info=error)
+            log_safely(logging.DEBUG, "%s version %d", model.name, version, error=error)
             state.error = state_text(error)
             # the next poll tries again, though the files are the same
             passing = lacks_files(error) or (
@@ -5613,7 +5647,8 @@ class ModelManager:
         kinds = "; ".join(
             f"{name}: {call}" for name, call in state.servable.describe_calls().items()
         )
-        logger.info(
+        log_safely(
+            logging.INFO,
             "%s version %d is available on %s (%s)",
             model.name,
             version,
@@ -5663,7 +5698,7 @@ class ModelManager:
                 state.state = "UNLOADING"
                 self._draining.append((state, state.servable))
                 state.servable = None
-                logger.info("%s version %d is retired", name, version)
+                log_safely(logging.INFO, "%s version %d is retired", name, version)
             elif state.state != "UNLOADING":
                 state.state = "END"
             state.error, state.failed_at = "", None
@@ -6261,6 +6296,8 @@ class ReadyDeployment:
                 labels = self.labels_in(servable.folder)
                 model = self.build_model(servable.signatures.get("serving_default"), labels)
             except ValueError as error:
+                if isinstance(error.__cause__, OSError):  # it may pass by: the next one reads again
+                    raise
                 model = error
             self.models[servable] = model
         if isinstance(model, ValueError):
@@ -6297,13 +6334,17 @@ class ReadyDeployment:
         """
         if self.config.label_map is not None or folder is None:
             return self.labels
-        found = routines.find_labels(folder)
+        try:
+            found = routines.find_labels(folder)
+        except OSError as error:
+            text = f"the label map of its folder: {error.strerror or type(error).__name__}"
+            raise ValueError(text) from error
         if found is None:
             return self.labels
         try:
             return read_labels(str(found))
         except ValueError as error:
-            raise ValueError(f"its file '{found.name}': {error}") from None
+            raise ValueError(f"its file '{found.name}': {error}") from error.__cause__
 
     def build_model(self, signature: Signature | None, labels: Mapping[int, str]) -> Any:
         """How pictures are shown to a signature and its answers read; ValueError as `model_of`."""
@@ -6364,7 +6405,7 @@ def read_labels(label_map: Any) -> Mapping[int, str]:
     try:
         return routines.load_labels(label_map, Path())
     except OSError as error:
-        raise ValueError(f"{error.strerror or type(error).__name__}: {name}") from None
+        raise ValueError(f"{error.strerror or type(error).__name__}: {name}") from error
     except UnicodeDecodeError:
         text = f"expected a text file (.pbtxt, JSON, YAML, or a name a line): {name}"
         raise ValueError(text) from None
@@ -9737,9 +9778,8 @@ def report(server: ModelServer, address: str, stop: threading.Event, process: Pr
         return
     for model, states in server.manager.states().items():
         for version, state in sorted(states.items(), reverse=True):
-            device = (
-                f" on {state.servable.device}" if state.servable and state.servable.device else ""
-            )
+            servable = state.servable  # the loader may take it away meanwhile
+            device = f" on {servable.device}" if servable and servable.device else ""
             error = f" {state.error}" if state.error else ""
             print(f"  {model} version {version}: {state.state}{device}{error}")
     for name in server.readiness():

@@ -36,11 +36,13 @@ from .core import (
     NotFound,
     Reply,
     ServingError,
+    log_safely,
     parse_json,
     read_body,
     reply,
     route,
     routines,
+    start_thread,
 )
 from .manifest import write_whole
 
@@ -97,10 +99,8 @@ class Inbox:
                 return
             self._held += image.nbytes
             if not self._is_alive():
-                self._thread = threading.Thread(
-                    target=self._work, name="serving-inbox", daemon=True
-                )
-                self._thread.start()
+                with contextlib.suppress(RuntimeError):  # no thread: the next offer starts one
+                    self._thread = start_thread("serving-inbox", self._work)
 
     def flush(self, seconds: float = threading.TIMEOUT_MAX) -> None:
         """Wait until what was offered up to now is written, or for so long."""
@@ -142,9 +142,8 @@ class Inbox:
     def _count(self, outcome: str, reason: str = "a cap is reached") -> None:
         self.counts[outcome] += 1
         if outcome in ("full", "failed") and outcome not in self._said:
-            logger.warning(
-                "Active learning group %s: pictures are not kept: %s", self.folder.name, reason
-            )
+            text = "Active learning group %s: pictures are not kept: %s"
+            log_safely(logging.WARNING, text, self.folder.name, reason)
         self._said = (self._said | {outcome}) if outcome != "kept" else set()
 
     def _keep(

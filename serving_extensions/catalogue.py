@@ -163,15 +163,16 @@ def describe_versions(server: ModelServer, call: Call) -> dict[str, Any]:
         if not may_see_model(server, call, model):
             continue
         for version, state in states.items():
-            if state.servable is None:
+            servable = state.servable  # the loader may take it away meanwhile
+            if servable is None:
                 continue
             name = f"{model}/{version}"
             own = on_demand.get(name)
             calls, last_used = runs.get((model, str(version)), (0, None))
             found[name] = {
-                "device": state.servable.device,
+                "device": servable.device,
                 "load_seconds": own["load_seconds"] if own else round(state.load_seconds, 3),
-                "memory_bytes": residency.memory_of(state.servable),
+                "memory_bytes": residency.memory_of(servable),
                 "file_bytes": file_bytes(state.files),
                 "calls": calls,
                 "last_used": last_used,

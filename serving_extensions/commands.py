@@ -99,7 +99,8 @@ def report(server: ModelServer, address: str) -> None:
     curl = None
     for model, states in server.manager.states().items():
         for _, state in sorted(states.items(), reverse=True):
-            if state.servable and (command := example_command(state.servable)):
+            servable = state.servable  # the loader may take it away meanwhile
+            if servable and (command := example_command(servable)):
                 command = f"{command} {address}{url_of(view_infer, model=model, verb='predict')}"
                 curl = min(curl or command, command, key=lambda text: text.index(" http"))
     if curl:

@@ -450,7 +450,15 @@ class Front(Waitress):
             self.lane.answer(channel, line)
             turn.later = None
         else:
-            self.dispatcher.add(channel, "health" if request.refused else line)
+            self.let_wait(channel, "health" if request.refused else line)
+
+    def let_wait(self, channel: Channel, line: str) -> None:
+        try:
+            self.dispatcher.add(channel, line)
+        except RuntimeError as error:
+            channel.requests[0].refused = self.gate.note("threads", str(error))
+            # what came in one piece with others has no room for an answer here
+            channel.answer_here() if channel.is_alone() else channel.cancel()
 
     def keep(self, channel: Channel, data: bytes) -> None:
         """Keep an answer until the turn ends; at once goes what a connection ends with."""

@@ -55,10 +55,10 @@ def view_stats(server: ModelServer, call: Call) -> Reply:
     if call.environ.get("QUERY_STRING") and "window" in call.arguments:
         return view_window(server, call)
     loaded = {
-        f"{model}/{version}": state.servable
+        f"{model}/{version}": servable
         for model, states in server.manager.states().items()
         for version, state in states.items()
-        if state.servable and may_see_model(server, call, model)
+        if (servable := state.servable) and may_see_model(server, call, model)
     }
     numbers = server.state["metrics"].read()
     if call.caller.deployments is not None:

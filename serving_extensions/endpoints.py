@@ -3,10 +3,10 @@
 import contextlib
 import contextvars
 import functools
+import logging
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,7 +31,9 @@ from .core import (
     Row,
     ServingError,
     Trace,
+    Workers,
     is_taken,
+    log_safely,
     logger,
     parse_json,
     read_body,
@@ -85,7 +87,7 @@ class Endpoint:
     wanted: Envelope | None = None
     timeout_seconds: float | None = None
     # where calls with a time limit run
-    pool: ThreadPoolExecutor | None = field(default=None, compare=False)
+    pool: Workers | None = field(default=None, compare=False)
 
     @property
     def envelope(self) -> Envelope:
@@ -275,7 +277,7 @@ def prepare_endpoint(
     pool = None
     if config.timeout_seconds is not None:
         pool = server.kept.setdefault(
-            ("pool", config.path), ThreadPoolExecutor(threads, f"serving{config.path}")
+            ("pool", config.path), Workers(threads, f"serving{config.path}")
         )
     return Endpoint(config.path, handler, config.methods, wanted, config.timeout_seconds, pool)
 
@@ -324,7 +326,7 @@ def import_handler(handler: Handler, path: str, outcome: Outcome, polling: bool)
         try:
             outcome.changed |= handler.load()
         except HandlerError as error:
-            logger.info("%s", path, exc_info=error.__cause__ or error)
+            log_safely(logging.INFO, "%s", path, error=error.__cause__ or error)
     if handler.error:
         outcome.errors.append(LoadError(f"{path}: {handler.error}"))
 
@@ -367,7 +369,7 @@ def end(server: ModelServer) -> None:
     """End the threads of functions with a time limit."""
     for endpoint in endpoints_of(server).values():
         if endpoint.pool is not None:
-            endpoint.pool.shutdown(wait=False)
+            endpoint.pool.close()
 
 
 def report(server: ModelServer, address: str) -> None:

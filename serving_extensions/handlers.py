@@ -75,7 +75,9 @@ class Project:
         while sys.modules.setdefault(name, package) is not package:  # of another copy of this file
             name = f"serving_handler_{next(PROJECT_NUMBERS)}"
         self.name = package.__name__ = name
-        self.lock = threading.RLock()
+        self.changed = threading.Condition()  # guards the next two
+        self.running: dict[str, int] = {}  # module -> the thread that executes it
+        self.waiting: dict[int, str] = {}  # thread -> the module that it waits for
         self.modules, self.whole = {"": package}, {""}  # the latter have been executed to their end
         self.own: dict[str, bool] = {}  # what `has` answered
         self.files: dict[str, bytes] = {}  # of each that was executed, the SHA-256
@@ -135,13 +137,14 @@ class Project:
 
         From `path` if given.
         """
-        if name in self.whole:  # no lock: the thread that imports may be waiting for this one
+        if name in self.whole:
             return self.modules[name]
-        with self.lock:
+        parent, _, child = name.rpartition(".")
+        package = self.modules.get(parent) or self.load(parent)
+        with self.turn(name):
             if name in self.modules:
                 return self.modules[name]
-            parent, _, child = name.rpartition(".")
-            if not hasattr(self.load(parent), "__path__"):
+            if not hasattr(package, "__path__"):
                 raise ModuleNotFoundError(f"No module named {name!r}", name=name)
             full = f"{self.name}.{name}"
             spec = spec_from_file_location(full, path) if path else self.find(name)
@@ -156,9 +159,39 @@ class Project:
                 sys.modules.pop(full, None)
                 raise
             module = self.modules[name] = sys.modules.get(full, module)  # it may put another there
-            setattr(self.modules[parent], child, module)
+            setattr(package, child, module)
             self.whole.add(name)
             return module
+
+    @contextlib.contextmanager
+    def turn(self, name: str) -> Iterator[None]:
+        """Wait within a `with` for the thread that executes a module.
+
+        One for each module, as importlib has it: who executes another may wait for threads that
+        import this one.
+        """
+        me = threading.get_ident()
+        with self.changed:
+            while name in self.running and not self.is_for(me, name):
+                self.waiting[me] = name
+                self.changed.wait()
+            self.waiting.pop(me, None)
+            mine = name not in self.running
+            self.running.setdefault(name, me)
+        try:
+            yield
+        finally:
+            with self.changed:
+                if mine:
+                    del self.running[name]
+                self.changed.notify_all()
+
+    def is_for(self, thread: int, name: str) -> bool:
+        """Whether a module waits for this thread, by way of others too: then half of it must do."""
+        owner = self.running.get(name)
+        while owner not in (thread, None):
+            owner = self.running.get(self.waiting.get(owner, ""))
+        return owner == thread
 
     def execute(self, module: types.ModuleType, spec: importlib.machinery.ModuleSpec) -> None:
         """Run a module, from its source and no bytecode,

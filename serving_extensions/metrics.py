@@ -34,6 +34,8 @@ from .core import (
     Outcome,
     Reply,
     Trace,
+    log_safely,
+    start_thread,
 )
 from .history import (
     MOST_SERIES,
@@ -140,14 +142,16 @@ class Group:
         failed = sum(number for status, number in calls.by_status.items() if status >= 400)
         errors, busy = self.minute.get(int(calls.now), (0, 0.0))
         self.minute[int(calls.now)] = errors + failed, busy + float(calls.seconds.sum())
-        if len(self.minute) > 60:
-            del self.minute[min(self.minute)]
+        keep_sixty(self.minute, int(calls.now) + STEP)
 
     def last_minute(self, now: int) -> tuple[int, int, float]:
         """Requests that ended in the last 60 seconds, errors among them, seconds they took."""
-        fresh = [spent for second, spent in self.minute.items() if now - second < 60]
-        requests = sum(count for second, count in self.seconds if now - second < 60)
-        return requests, sum(one[0] for one in fresh), sum(one[1] for one in fresh)
+        fresh = [spent for second, spent in self.minute.items() if 0 <= now - second < 60]
+        return self.rate(now), sum(one[0] for one in fresh), sum(one[1] for one in fresh)
+
+    def rate(self, now: int) -> int:
+        """Requests that ended in the last 60 seconds."""
+        return sum(count for second, count in self.seconds if 0 <= now - second < 60)
 
     def held(self) -> "Group":
         """A copy that stays as it is while it is read."""
@@ -162,12 +166,19 @@ class Group:
             "requests": self.requests,
             "errors_4xx": self.errors_4xx,
             "errors_5xx": self.errors_5xx,
-            "requests_per_second": sum(count for second, count in self.seconds if now - second < 60)
-            / 60,
+            "requests_per_second": self.rate(now) / 60,
             "latency_ms": percentiles(self.latest[:, 0]),
             "parts_ms": {name: found for name, found in parts.items() if found},
             "batch_sizes": {str(rows): count for rows, count in sorted(self.batch_sizes.items())},
         }
+
+
+def keep_sixty(numbers: dict[int, Any], latest: int) -> None:
+    """Forget the oldest, and what is after `latest`: the clock was put back since."""
+    for time_to_come in [key for key in numbers if key > latest]:
+        del numbers[time_to_come]
+    if len(numbers) > 60:
+        del numbers[min(numbers)]
 
 
 def percentiles(seconds: np.ndarray) -> dict[str, float] | None:
@@ -333,9 +344,9 @@ class Metrics:
             )
 
     def _count_minute(self, calls: Alike) -> None:
-        minute = self.minutes.setdefault(int(calls.now) // 60, [0, 0, 0])
-        if len(self.minutes) > 60:
-            del self.minutes[min(self.minutes)]
+        this = int(calls.now) // 60
+        minute = self.minutes.setdefault(this, [0, 0, 0])
+        keep_sixty(self.minutes, this + 1)
         for status, number in calls.by_status.items():
             minute[0] += number
             minute[1] += number * (400 <= status < 500)
@@ -443,7 +454,8 @@ class Metrics:
         with self.counted():
             series = {key: one.rings[window].read(now) for key, one in self.series.items()}
             resources = self.resources.rings[window].read(now)
-            errors = [error for error in self.last_errors if not error["by_page"]]
+            # a request that fails meanwhile adds one
+            errors = [error for error in list(self.last_errors) if not error["by_page"]]
         # The last step is not over yet: what has come until now is told as of the time until now.
         minutes = np.full(WINDOWS[window].length, step / 60)
         minutes[-1] = max(now % step, 1) / 60
@@ -469,7 +481,7 @@ class Metrics:
             return
         self._kept = self._clock()
         with self.counted():
-            history = spell_history(self.series, self.resources, self.last_errors)
+            history = spell_history(self.series, self.resources, list(self.last_errors))
         try:
             write_whole(Path(path), json.dumps(history).encode())
         except OSError as error:
@@ -506,8 +518,9 @@ def watch(found: "weakref.ref[ModelServer]", ended: threading.Event) -> None:
         try:
             metrics.look()
             metrics.keep(server.config.server.history)
-        except Exception:  # numbers are worth no end of the thread
-            logger.exception("The server's resources could not be looked at")
+        except Exception as error:  # numbers are worth no end of the thread
+            text = "The server's resources could not be looked at"
+            log_safely(logging.ERROR, text, error=error)
         del server, metrics
 
 
@@ -653,10 +666,9 @@ def collect_models(manager: Any) -> Iterator[Any]:
     )
     for model, states in manager.states().items():
         for version, state in states.items():
-            loaded.add_metric(
-                (model, str(version), state.servable.device if state.servable else ""),
-                int(state.servable is not None),
-            )
+            servable = state.servable  # the loader may take it away meanwhile
+            device = servable.device if servable else ""
+            loaded.add_metric((model, str(version), device), int(servable is not None))
             if state.load_seconds:
                 seconds.add_metric((model, str(version)), state.load_seconds)
     yield loaded
@@ -858,13 +870,9 @@ def refresh(server: ModelServer, outcome: Outcome, polling: bool) -> None:
     """Begin to look at the process, once models are loaded."""
     metrics = server.state["metrics"]
     if metrics.watcher is None:
-        metrics.watcher = threading.Thread(
-            target=watch,
-            args=(weakref.ref(server), metrics.ended),
-            name="serving-watch",
-            daemon=True,
-        )
-        metrics.watcher.start()
+        watched = weakref.ref(server), metrics.ended
+        with suppress(RuntimeError):  # no thread: the next pass starts one
+            metrics.watcher = start_thread("serving-watch", watch, *watched)
 
 
 def begin(server: ModelServer) -> None:

@@ -12,7 +12,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +39,14 @@ from .core import (
     Trace,
     describe,
     find_graph,
+    log_safely,
     read_graphs,
     read_signatures,
     rename_tensors,
     reply,
     route,
     settle_garbage,
+    start_thread,
     tensorflow,
 )
 
@@ -320,22 +322,23 @@ class Residency:
     def evict(self, entry: OnDemand, why: str) -> bool:
         """Take a model out of memory, unless it is in use."""
         resident = entry.resident
-        if resident is None or not resident.retire_if_idle():
+        if resident is None or not entry.loading.acquire(blocking=False):
             return False
-        entry.resident, entry.why = None, why
+        try:  # who asks for it meanwhile waits for `loading`, to its deadline
+            if not resident.retire_if_idle():
+                return False
+            entry.resident, entry.why = None, why
+        finally:
+            entry.loading.release()
         settle_garbage()
-        logger.info("%s is no longer in memory: %s", entry.name, why)
+        log_safely(logging.INFO, "%s is no longer in memory: %s", entry.name, why)
         return True
 
     def start_sweeping(self) -> None:
         if self._sweeper is None and any(entry.config.idle_seconds for entry in self.known()):
-            self._sweeper = threading.Thread(
-                target=sweep,
-                args=(weakref.ref(self), self._ending),
-                name="serving-on-demand",
-                daemon=True,
-            )
-            self._sweeper.start()
+            watched = weakref.ref(self), self._ending
+            with suppress(RuntimeError):  # no thread: the next load starts one
+                self._sweeper = start_thread("serving-on-demand", sweep, *watched)
 
     def end(self) -> None:
         """End the thread that looks for idle models."""
@@ -374,7 +377,10 @@ class Residency:
 
 def sweep(residency: "weakref.ref[Residency]", ending: threading.Event) -> None:
     while not ending.wait(0.5) and (live := residency()) is not None:
-        live.sweep()
+        try:
+            live.sweep()
+        except Exception as error:  # the others are looked at the next time
+            log_safely(logging.ERROR, "Idle models could not be freed", error=error)
         del live
 
 

@@ -3,8 +3,8 @@ over those that are there.
 """
 
 import dataclasses
+import logging
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,8 @@ from .core import (
     Signature,
     TensorSpec,
     Trace,
+    Workers,
+    log_safely,
     logger,
 )
 from .endpoints import import_handler
@@ -51,6 +53,7 @@ def refresh(server: ModelServer, outcome: Outcome, polling: bool) -> None:
             outcome.errors.append(LoadError(text))
             continue
         earlier[pipeline.name] = path
+        _, told = server.kept.get(("pipeline", pipeline.name), (None, None))
         try:
             functions = import_nodes(server, pipeline, path, outcome, polling)
             refresh_pipeline(server, manager, pipeline, functions, outcome)
@@ -58,6 +61,8 @@ def refresh(server: ModelServer, outcome: Outcome, polling: bool) -> None:
             where = f"{path}{getattr(error, 'path', '')}: {error}"
             if isinstance(error, HandlerError):  # told; planned anew when its function is there
                 server.kept.pop(("pipeline", pipeline.name), None)
+            elif error is told:  # as OpenVINO Model Server, which answers the next reload with 200
+                outcome.told.append(where)
             else:
                 mismatched = isinstance(error, MismatchError)
                 outcome.errors.append(BadRequest(where) if mismatched else LoadError(where))
@@ -78,7 +83,7 @@ def refresh_pipeline(
     """Plan a pipeline over the models there now and functions by node, unless it was planned over
     these very ones.
 
-    Raises PipelineError.
+    Raises PipelineError, also that of these very ones.
     """
     if not manager.config.is_pipeline(config.name):
         raise PipelineError(f"Pipeline has the same name as model: '{config.name}'", ".name")
@@ -87,20 +92,23 @@ def refresh_pipeline(
         for node in config.nodes
         if node.model_name is not None
     }
-    made_of = config, members, functions
-    if server.kept.get(("pipeline", config.name)) != made_of or outcome.config_read:
-        # else planned, or found wrong and said so
-        server.kept["pipeline", config.name] = made_of
+    key, made_of = ("pipeline", config.name), (config, members, functions)
+    before, problem = server.kept.get(key, (None, None))
+    if before == made_of and not outcome.config_read:
+        if problem:
+            raise problem.with_traceback(None)
+        return
+    try:
         planned = plan(config, lambda *which: members.get(which), functions)
-        servable = PipelineServable(
-            config,
-            planned,
-            manager,
-            server.kept.setdefault(("nodes",), ThreadPoolExecutor(16, "serving-pipeline")),
-        )
-        outcome.changed = True
-        manager.show_pipeline(config.name, servable, "", outcome)
-        logger.info("pipeline %s is available", config.name)
+    except PipelineError as error:
+        server.kept[key] = made_of, error
+        raise
+    server.kept[key] = made_of, None
+    pool = server.kept.setdefault(("nodes",), Workers(16, "serving-pipeline"))
+    servable = PipelineServable(config, planned, manager, pool)
+    outcome.changed = True
+    manager.show_pipeline(config.name, servable, "", outcome)
+    log_safely(logging.INFO, "pipeline %s is available", config.name)
 
 
 def import_nodes(
@@ -163,7 +171,7 @@ class PipelineServable(Servable):
     Tensors that only functions see are taken for floats in requests, and answered as they come.
     """
 
-    def __init__(self, config: Any, planned: Plan, manager: ModelManager, pool: ThreadPoolExecutor):
+    def __init__(self, config: Any, planned: Plan, manager: ModelManager, pool: Workers):
         signature = Signature(
             read_specs(planned.inputs, "DT_FLOAT"),
             tell_outputs(planned, read_specs(planned.outputs, "DT_INVALID")),
@@ -297,7 +305,7 @@ def end(server: ModelServer) -> None:
     """End the threads that nodes run in."""
     pool = server.kept.get(("nodes",))
     if pool is not None:
-        pool.shutdown(wait=False)
+        pool.close()
 
 
 EXTENSION = Extension(

@@ -15,13 +15,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
 
-from .core import CARRIED, errors_only
+from .core import CARRIED, ServingError, Workers, errors_only
 
 __all__ = ["NoShards", "NodeError", "PipelineError", "Plan", "plan"]
 
@@ -472,7 +471,7 @@ class Plan:
         self,
         inputs: Arrays,
         call: Callable[..., Arrays],
-        pool: Executor | None = None,
+        pool: Workers | None = None,
         seconds: dict[str, float] | None = None,
     ) -> dict[str, np.ndarray]:
         """Answer one request: `call(model_name, version, inputs)` runs a model; idle threads of
@@ -540,7 +539,7 @@ class PlanRun:
     pool slows it down, but cannot stop it. `changed` guards what is counted here.
     """
 
-    def __init__(self, plan: Plan, call: Callable[..., Arrays], pool: Executor | None) -> None:
+    def __init__(self, plan: Plan, call: Callable[..., Arrays], pool: Workers | None) -> None:
         self.plan, self.graph, self.call, self.pool = plan, plan.graph, call, pool
         self.values: dict[tuple[str, str], dict[Index, Any]] = {  # arrays and bare numbers
             (link.node, link.item): {} for link in plan.graph.links
@@ -556,10 +555,12 @@ class PlanRun:
     def answer(self, inputs: Arrays) -> dict[str, np.ndarray]:
         self.publish(REQUEST, (), inputs)
         self.start_nodes()
-        while self.ready:
+        done = False
+        while not done:
             self.work()
             with self.changed:
                 self.changed.wait_for(lambda: self.ready or not self.running)
+                done = not self.ready  # a helper may take it as soon as this lets go
         try:
             if self.error is not None:
                 raise self.error
@@ -589,8 +590,8 @@ class PlanRun:
             task = self.ready.popleft()
             while self.pool and self.queued < min(len(self.ready), MAX_QUEUED):
                 self.queued += 1
-                with contextlib.suppress(RuntimeError):
-                    # the pool is shut down: the caller goes on alone
+                with contextlib.suppress(RuntimeError, ServingError):
+                    # no thread can be had, or the pool is closed: the caller goes on alone
                     self.pool.submit(self.work, 1)
             return task
 

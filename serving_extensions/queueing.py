@@ -24,7 +24,7 @@ from typing import Any
 from waitress.task import Task, WSGITask
 from waitress.utilities import Error
 
-from .core import request_id_of, status_line
+from .core import log_safely, request_id_of, start_thread, status_line
 
 logger = logging.getLogger("serving")
 
@@ -64,7 +64,10 @@ class Dispatcher:
         return sum(map(len, list(self.waiting.values())))
 
     def add(self, channel: Any, line: str) -> None:
-        """Let a channel wait for its turn in a line."""
+        """Let a channel wait for its turn in a line.
+
+        RuntimeError where nobody would ever take it: no thread works, and none can be had.
+        """
         with self.lock:
             self.waiting.setdefault(line, collections.deque()).append(channel)
             if self.next_line() is None:
@@ -73,8 +76,12 @@ class Dispatcher:
                 self.idle.pop().release()
             elif len(self.workers) < self.threads:
                 name = f"serving-worker-{len(self.workers)}"
-                self.workers.append(threading.Thread(target=self.work, name=name, daemon=True))
-                self.workers[-1].start()
+                try:
+                    self.workers.append(start_thread(name, self.work))
+                except RuntimeError:
+                    if not self.workers:
+                        del self.waiting[line]
+                        raise
 
     def next_line(self) -> str | None:
         """The line whose turn it is, of those that wait and may have one more thread."""
@@ -120,10 +127,10 @@ class Dispatcher:
         try:
             channel.service()
         # not of a view of ours: a site's may end in any way, and its client must not wait for ever
-        except BaseException:
-            logger.exception("A request ended its thread's work")
+        except BaseException as error:
             channel.will_close = True
             channel.server.pull_trigger()
+            log_safely(logging.ERROR, "A request ended its thread's work", error=error)
         finally:
             self.end(line, turn.waited)
 

@@ -405,6 +405,18 @@ def test_an_answer_that_comes_just_after_the_deadline_is_given(monkeypatch):
     workers.close()
 
 
+def test_workers_that_nobody_holds_end_their_threads_after_what_they_run():
+    workers, go = serving.Workers(2, "dropped"), threading.Event()
+    running = [workers.submit(go.wait, 60) for _ in range(2)]
+    threads = [one for one in threading.enumerate() if one.name.startswith("dropped-")]
+    del workers
+    go.set()
+    for thread in threads:
+        thread.join(60)
+    assert len(threads) == 2 and not any(thread.is_alive() for thread in threads)
+    assert all(one.result() for one in running)
+
+
 def test_a_replica_that_cannot_be_loaded_frees_the_others():
     made = []
 

@@ -164,6 +164,10 @@ def test_the_last_errors_may_be_read_while_requests_fail():
         while not ended.is_set():
             if len(counted.read()["last_errors"]) > 20:
                 wrong.append("too many")
+            try:
+                counted.read_window("5m")
+            except RuntimeError as error:
+                wrong.append(error)
             time.sleep(0.0005)
 
     def fail():

@@ -1,10 +1,12 @@
 """Faults that are caused: models that fail, hang or answer otherwise than they say, full disks, a loader that dies, ends in the middle."""
 
 import contextlib
+import functools
 import json
 import logging
 import shutil
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -14,6 +16,7 @@ import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
+import flask
 import numpy as np
 import pytest
 import requests
@@ -26,7 +29,9 @@ from conftest import (
     assert_error,
     config,
     fake_server,
+    key_entry,
     listening,
+    until,
 )
 from test_saved_models import export
 from werkzeug.test import Client
@@ -159,12 +164,36 @@ serving.run(server, port=0)
     assert process.wait(30) == 0
 
 
-def serve_alone(tmp_path, *names):
-    """A server of its own over copies of models; returns its process and its address."""
-    models = [{"config": {"name": name, "base_path": name}} for name in names]
-    (tmp_path / "config.json").write_text(
-        json.dumps({"model_config_list": models, "server": {**NO_POLL, "drain_seconds": 1}})
+def test_a_process_whose_functions_hang_ends_all_the_same(tmp_path):
+    (tmp_path / "own.py").write_text("import time\ndef hang(*given): time.sleep(1000)\n")
+    node = {
+        "type": "custom",
+        "function": "own.py:hang",
+        "inputs": [{"v": {"node_name": "request", "data_item": "x"}}],
+        "outputs": [{"data_item": "y", "alias": "y"}],
+    }
+    outputs = [{name: {"node_name": name, "data_item": "y"}} for name in "ab"]
+    nodes = [{"name": name, **node} for name in "ab"]
+    process, address = serve_alone(
+        tmp_path,
+        pipeline_config_list=[{"name": "p", "inputs": ["x"], "nodes": nodes, "outputs": outputs}],
+        handlers=[{"path": "/hang", "function": "own.py:hang", "timeout_seconds": 0.2}],
+        auth={"keys": [key_entry("a", "key")]},
     )
+    ask = functools.partial(
+        requests.post, headers={"x-api-key": "key"}, json={"inputs": {"x": [1]}}
+    )
+    assert ask(f"{address}/hang").status_code == 504
+    with pytest.raises(requests.Timeout):
+        ask(f"{address}/v1/models/p:predict", timeout=1)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 0
+
+
+def serve_alone(tmp_path, *names, **others):
+    """A server of its own over copies of models; returns its process and its address."""
+    source = config(*names, server={**NO_POLL, "drain_seconds": 1}, **others)
+    (tmp_path / "config.json").write_text(json.dumps(source))
     process = subprocess.Popen(
         [
             sys.executable,
@@ -256,6 +285,125 @@ def test_a_config_whose_pass_breaks_is_tried_again_by_the_next_reload(tmp_path, 
     assert rest.post("/v1/config/reload").status_code == 201
     assert rest.post("/v1/config/reload").status_code == 200
     server.stop()
+
+
+class NeedsARequest(logging.Filter):
+    """A site's filter: it asks for what there is within a request alone."""
+
+    def filter(self, record):
+        record.user = flask.g.get("user", "-")
+        return True
+
+
+@pytest.fixture
+def demanding():
+    handler = logging.NullHandler(logging.DEBUG)
+    handler.handle = handler.filter  # as a handler that writes begins
+    handler.addFilter(NeedsARequest())
+    serving.logger.addHandler(handler)
+    yield
+    serving.logger.removeHandler(handler)
+
+
+def test_a_sites_filter_that_raises_ends_no_work_of_the_servers_own(demanding):
+    disk = Disk(m=[1])
+    server = serving.ModelServer(config("m"), load=disk.load, list_versions=disk.list_versions)
+    assert server.wait(10) and not server.readiness()
+    disk.models["m"].add(2)
+    disk.broken.add(("m", 2))
+    status, answer = server.reload()
+    assert status == 500 and "made to fail" in str(answer)
+    with pytest.raises(ZeroDivisionError):
+        server.manager.run_in_loader(lambda: 1 / 0, 60)
+    disk.broken.clear()
+    assert server.reload()[0] == 201 and server.manager.find("m", None, None)[0] == 2
+    server.stop()
+
+
+def test_a_model_that_cannot_be_freed_holds_up_no_other(caplog):
+    disk, closed = Disk(a=[1], b=[1]), []
+
+    def load(folder, model):
+        servable = disk.load(folder, model)
+        name = model.name
+        servable._close = lambda: closed.append(name) or (1 / 0 if name == "a" else None)
+        return servable
+
+    server = serving.ModelServer(config("a", "b"), load=load, list_versions=disk.list_versions)
+    assert server.wait(10)
+    server.stop()
+    assert sorted(closed) == ["a", "b"] and "A model could not be freed" in caplog.text
+
+
+# --- threads that cannot be had ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def lacking(monkeypatch):
+    """How the names of threads begin that cannot be had for the moment."""
+    names, start = [], threading.Thread.start
+
+    def begin(thread):
+        if thread.name.startswith(tuple(names)):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", begin)
+    return names
+
+
+def test_a_loader_that_finds_no_thread_is_started_by_the_next_request(lacking):
+    disk = Disk(m=[1])
+    server = serving.ModelServer(config("m"), load=disk.load, list_versions=disk.list_versions)
+    rest = Rest(server)
+    lacking.append("serving-loader")
+    assert rest.post("/v1/models/m:predict", {"instances": [[1.0]]}).status_code == 500
+    lacking.clear()
+    assert rest.post("/v1/models/m:predict", {"instances": [[1.0]]}).status_code == 200
+    server.stop()
+
+
+def test_what_finds_no_thread_waits_for_one_that_works_or_is_told(lacking):
+    workers, hold, closed = serving.Workers(4, "few"), threading.Event(), []
+    lacking.append("few-")
+    with pytest.raises(RuntimeError):
+        workers.submit(int)
+    lacking.clear()
+    first = workers.submit(hold.wait, 60)
+    lacking.append("few-")
+    second = workers.submit(lambda: 2)
+    hold.set()
+    assert first.result(60) and second.result(60) == 2
+    workers.close(lambda: closed.append(1))
+    until(lambda: closed)
+
+
+def test_a_watch_that_finds_no_thread_is_started_by_the_next_pass(lacking):
+    server = serving.ModelServer(config())
+    lacking.append("serving-watch")
+    assert server.reload()[0] == 200 and server.state["metrics"].watcher is None
+    lacking.clear()
+    assert server.reload()[0] == 200 and server.state["metrics"].watcher.is_alive()
+    server.stop()
+
+
+def test_requests_that_find_no_thread_are_told_so_and_the_next_are_answered(lacking):
+    server = serving.ModelServer({"model_config_list": [], "server": {"threads": 3}})
+    server.endpoint("/slow")(lambda value: value)
+    ask = functools.partial(requests.post, json=1, headers={"x-api-key": server.generated_key})
+    with listening(server) as address:
+        lacking.append("serving-worker")
+        for _ in range(4):
+            response = ask(f"{address}/slow")
+            assert response.status_code == 503 and "Retry-After" in response.headers
+        with socket.create_connection(address.removeprefix("http://").split(":"), 60) as client:
+            client.sendall(b"POST /slow HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n" * 2)
+            assert client.recv(1000) == b""  # what came in one piece with others is cut
+        lacking.clear()
+        assert ask(f"{address}/slow").json() == 1
+        lacking.append("serving-worker")
+        assert ask(f"{address}/slow").json() == 1  # the one that works
+        lacking.clear()
 
 
 def test_a_folder_that_is_half_copied_is_served_when_it_is_whole(tf, tmp_path):

@@ -333,22 +333,44 @@ def test_circular_imports_of_neighbours_work_as_in_python(tmp_path):
     assert loaded(write(tmp_path, main=body, **files), "main:f").call(0, None) == (2, 1, True)
 
 
-def test_a_module_may_wait_for_threads_that_import_its_neighbours(tmp_path):
-    body = """import helper
+@pytest.mark.parametrize("first", ["import helper\n", ""])
+def test_a_module_may_wait_for_threads_that_import_its_neighbours(tmp_path, first):
+    body = """
 from concurrent.futures import ThreadPoolExecutor
 def part(x):
     from helper import name
     return name
+def other(x):
+    from kit.part import name
+    return name
 with ThreadPoolExecutor(1) as pool:
-    NAMES = list(pool.map(part, [1, 2]))
+    NAMES = list(pool.map(part, [1, 2])) + [pool.submit(other, 1).result()]
 def f(x): return NAMES
 """
-    write(tmp_path, main=body, helper="name = 'h'")
-    done = threading.Event()
-    handler = Handler("main:f", tmp_path)
-    thread = threading.Thread(target=lambda: handler.load() and done.set(), daemon=True)
-    thread.start()
-    assert done.wait(60) and handler.call(0, None) == ["h", "h"]
+    write(tmp_path, main=first + body, helper="name = 'h'", kit__in__part="name = 'p'")
+    assert load_within(tmp_path).call(0, None) == ["h", "h", "p"]
+
+
+def load_within(folder, seconds=60):
+    done, handler = threading.Event(), Handler("main:f", folder)
+    threading.Thread(target=lambda: handler.load() and done.set(), daemon=True).start()
+    assert done.wait(seconds)
+    return handler
+
+
+def test_threads_that_wait_for_each_others_modules_take_half_of_one(tmp_path):
+    body = """import threading
+barrier = threading.Barrier(2)
+threads = [threading.Thread(target=__import__, args=(name,)) for name in ("a", "b")]
+for one in threads: one.start()
+for one in threads: one.join()
+import a, b
+def f(x): return a.name, b.name, a.b is b and b.a is a
+"""
+    part = "import sys\nbarrier = sys.modules[__name__.rpartition('.')[0] + '.main'].barrier\n"
+    part += "barrier.wait(60)\nimport {1}\nname = '{0}'\n"
+    write(tmp_path, main=body, a=part.format("a", "b"), b=part.format("b", "a"))
+    assert load_within(tmp_path).call(0, None) == ("a", "b", True)
 
 
 def test_a_missing_name_or_neighbour_is_told_as_python_tells_it(tmp_path):

@@ -1,5 +1,6 @@
 """Label maps as people have them, each with its right reading; and maps that are not the model's."""
 
+import errno
 import json
 
 import numpy as np
@@ -274,6 +275,35 @@ def test_labels_of_a_model_that_cannot_be_read_are_told_where_classes_are_asked_
     server.stop()
     assert asked.status_code == classes.status_code == 503
     assert "labels.json" in classes.json["error"] and asked.json["error"] == classes.json["error"]
+
+
+@pytest.mark.parametrize("reads", ["find_labels", "load_labels"])
+def test_labels_that_cannot_be_read_for_a_moment_are_read_again(monkeypatch, tmp_path, reads):
+    (tmp_path / "assets").mkdir()
+    (tmp_path / "assets/labels.txt").write_text("cat\ndog\n")
+    read = getattr(routines, reads)
+
+    def fail(*given):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    detector = FakeDetector()
+    detector.folder = tmp_path
+    server = serving.ModelServer(
+        config("d", deployments=[{"id": "x", "model": "d"}]),
+        load=lambda folder, model: detector,
+        list_versions=lambda base: {1: tmp_path},
+    )
+    monkeypatch.setattr(routines, reads, fail)
+    assert server.wait(10)
+    (problem,) = server.readiness()
+    assert "Too many open files" in problem and str(tmp_path) not in problem
+    monkeypatch.setattr(routines, reads, read)
+    assert not server.readiness() and server.reload()[0] == 200
+    rest, key = Rest(server), bearer(server.generated_key)
+    assert [one["name"] for one in rest.get("/x/classes", headers=key).json.values()] == [
+        "cat",
+        "dog",
+    ]
 
 
 def test_a_deployment_without_a_label_map_lists_no_classes_of_a_servable_without_files():

@@ -189,6 +189,23 @@ def test_poller_tries_a_broken_version_again_only_when_its_files_change(tmp_path
     assert loads == ["2", "1", "2"] and default(server) == 2
 
 
+def test_a_folder_that_vanishes_while_its_files_are_looked_at_is_passed_over(tmp_path, monkeypatch):
+    for name in ("gone/a", "stays/b"):
+        (tmp_path / name).mkdir(parents=True)
+    away = tmp_path.with_name("away")
+    before, scan = serving.fingerprint(tmp_path), os.scandir
+
+    def vanish(path):
+        if os.path.basename(path) == "gone":
+            os.rename(path, away)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", vanish)
+    found = serving.fingerprint(tmp_path)
+    names = [tmp_path, tmp_path / "stays", tmp_path / "stays/b"]
+    assert [path for path, *_ in found] == list(map(str, names)) and len(before) == 5
+
+
 def test_version_folders_are_numbers_with_or_without_zeros(tmp_path):
     for name in ("00000123", "7", "v3", "3abc", "-1", "tmp", "8.part"):
         (tmp_path / name).mkdir()

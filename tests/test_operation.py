@@ -297,24 +297,49 @@ def test_percentiles_and_rates_by_hand():
     assert group.read(1100)["requests_per_second"] == 0
 
 
+COUNTED = {
+    "request_id": "",
+    "method": "GET",
+    "path": "/",
+    "route": "x",
+    "model": "",
+    "version": "",
+    "status": 200,
+    "ms": 1.0,
+    "rows": 0,
+    "batch": 0,
+}
+
+
+@pytest.mark.parametrize("step", [1, 60])
+def test_a_clock_that_is_put_back_leaves_no_numbers_of_a_time_to_come(step):
+    now = [1e6]
+    counted = metrics.Metrics(clock=lambda: now[0])
+
+    def count(times, status):
+        reply = SimpleNamespace(body=b'{"error": ""}')
+        for _ in range(times):
+            now[0] += step
+            counted.begin().end(serving.Trace(), {**COUNTED, "status": status}, reply)
+
+    count(70, 500)
+    now[0] -= 7200
+    count(60, 200)
+    told = counted.read()
+    assert sum(minute["errors_5xx"] for minute in told["minutes"]) == 0
+    assert told["minutes"][-1]["time"] == now[0] // 60 * 60
+    assert sum(minute["requests"] for minute in told["minutes"]) == 60
+    requests, errors, _ = counted.total.last_minute(int(now[0]))
+    assert (requests, errors) == (60 // step, 0)
+    assert told["total"]["requests_per_second"] == 1 / step
+
+
 def test_minutes_are_kept_for_an_hour():
     now = [0.0]
     counted = metrics.Metrics(clock=lambda: now[0])
-    call = {
-        "request_id": "",
-        "method": "GET",
-        "path": "/",
-        "route": "x",
-        "model": "",
-        "version": "",
-        "status": 200,
-        "ms": 1.0,
-        "rows": 0,
-        "batch": 0,
-    }
     for minute in range(100):
         now[0] = 60.0 * minute
-        counted.begin().end(serving.Trace(), call, None)
+        counted.begin().end(serving.Trace(), COUNTED, None)
     assert [m["time"] for m in counted.read()["minutes"]] == [
         60 * minute for minute in range(40, 100)
     ]

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 from conftest import (
     ROOT,
+    Disk,
     FakeDetector,
     FakeServable,
     Rest,
     assert_error,
     bearer,
+    config,
     fake_server,
     key_entry,
     signature,
@@ -528,6 +530,20 @@ def serve_function(folder, text):
     server = serving.ModelServer(folder / "config.json")
     assert server.wait(10)
     return server, Rest(server)
+
+
+def test_what_is_wrong_with_a_pipeline_is_a_problem_until_it_is_mended():
+    disk = Disk(half=[1], third=[1])
+    source = config("half", "third", pipeline_config_list=[DEMO])
+    server = serving.ModelServer(source, load=disk.load, list_versions=disk.list_versions)
+    assert server.wait(10) and not server.manager.problems
+    disk.models["half"] = set()
+    told = [(server.reload()[0], server.manager.problems) for _ in range(3)]
+    assert [status for status, _ in told] == [500, 200, 200]  # as OpenVINO Model Server
+    assert "half" in told[0][1][0] and told[0][1] == told[1][1] == told[2][1]
+    disk.models["half"] = {1}
+    assert server.reload()[0] == 201 and not server.manager.problems and not server.readiness()
+    server.stop()
 
 
 def test_a_function_that_is_edited_is_taken_in_by_a_reload_and_a_broken_one_leaves_the_old(

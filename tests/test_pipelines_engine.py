@@ -1,9 +1,12 @@
 """Pipelines: every check's text and place, and runs against functions called by hand and brute-force loops."""
 
+import contextlib
 import threading
+import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +14,8 @@ from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import serving
+from serving_extensions import pipelines
 from serving_extensions.pipelines import NoShards, PipelineError, plan
 
 SOURCE = (ROOT / "serving_extensions" / "pipelines.py").read_text()
@@ -652,6 +657,30 @@ def test_a_request_may_be_demultiplied(pool):
     assert np.array_equal(
         done["y"], np.stack([row + row.sum() for row in rows])
     ) and np.array_equal(done["x"], rows)
+
+
+def test_a_node_that_a_helper_takes_while_the_caller_wakes_is_waited_for(monkeypatch):
+    caller = threading.get_ident()
+
+    class Slow(threading.Condition):
+        def __exit__(self, *error):
+            super().__exit__(*error)
+            if threading.get_ident() == caller:
+                time.sleep(0.003)  # as long as a helper needs to take what is ready
+
+    def node(x):
+        time.sleep(0 if threading.get_ident() == caller else 0.01)
+        return x
+
+    monkeypatch.setattr(pipelines, "threading", SimpleNamespace(Condition=Slow))
+    firsts = [custom(name, x="request.x") for name in "ab"]
+    others = [custom(f"c{number}", x="b.y") for number in range(4)]
+    names = [*"ab", *(f"c{number}" for number in range(4))]
+    definition = pipeline(*firsts, *others, **{name: f"{name}.y" for name in names})
+    with contextlib.closing(serving.Workers(8, "helper")) as pool:
+        for _ in range(5):
+            done = run(definition, {"x": X}, pool, **dict.fromkeys(names, node))
+            assert all(done[name] is X for name in names)
 
 
 def test_many_shards_ask_the_pool_for_few_places():

@@ -413,6 +413,29 @@ def test_one_in_use_is_never_evicted_and_the_next_waits_for_it_or_gives_up(monke
     assert first.resident is None and second.resident is made["b"]
 
 
+def test_who_asks_for_a_model_that_is_being_freed_gives_up_at_its_deadline(monkeypatch):
+    freeing, go = threading.Event(), threading.Event()
+
+    def load(name):
+        servable = FakeServable()
+        servable._close = lambda: (freeing.set(), go.wait(30))
+        return servable
+
+    room, (entry,) = fake(monkeypatch, load, ["a"])
+    inputs = {"x": np.float32([[2]])}
+    entry.run("serving_default", inputs)
+    with ThreadPoolExecutor(1) as pool:
+        freed = pool.submit(room.evict, entry, "by hand")
+        assert freeing.wait(30)
+        trace = serving.Trace()
+        trace.limit(0.2, None)
+        with pytest.raises(serving.ServingError, match="still waiting to be loaded"):
+            entry.run("serving_default", inputs, trace)
+        go.set()
+        assert freed.result(30)
+    assert entry.run("serving_default", inputs)["y"].tolist() == [[2.0]]
+
+
 def test_a_model_that_cannot_be_loaded_says_why_and_is_not_tried_at_each_request(monkeypatch):
     tries = []
 

@@ -148,8 +148,10 @@ class Dispatcher:
         """How many requests of a line wait or run."""
         return len(self.waiting.get(line, ())) + self.running[line]
 
-    def shutdown(self, timeout: float = 5) -> None:
-        """Let the threads end, each after what it runs, for so long; cancel what waits."""
+    def shutdown(self, timeout: float = 5) -> bool:
+        """Let the threads end, each after what it runs, and cancel what waits; False if some still
+        run after so many seconds.
+        """
         with self.lock:
             self.ending = True
             waiting = [channel for line in self.waiting.values() for channel in line]
@@ -162,6 +164,7 @@ class Dispatcher:
         deadline = time.monotonic() + timeout
         for worker in self.workers:
             worker.join(max(0.0, deadline - time.monotonic()))
+        return not any(worker.is_alive() for worker in self.workers)
 
 
 class Pace:

@@ -2025,7 +2025,9 @@ def may_repeat_a_key(body: bytes, value: Any) -> bool:
 
 
 JSON_SPACE = " \t\r\n"
-JSON_TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|-?\w[\w.+-]*', re.DOTALL)  # strings, words
+# Strings and words. A string without an end goes to the end of the text: looked for again from each
+# quote in it, it would take the square of its length.
+JSON_TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)|-?\w[\w.+-]*', re.DOTALL)
 JSON_WORDS = {"-NaN": "NaN", "Inf": "Infinity", "-Inf": "-Infinity"}  # RapidJSON's, Python's
 JSON_ESCAPE = re.compile(  # its group: half of a surrogate pair
     r"\\(?:u[dD][89abAB]..\\u[dD][c-fC-F]..|(u[dD][89a-fA-F]..)|.)", re.DOTALL
@@ -8177,8 +8179,12 @@ def view_live(server: ModelServer, call: Call) -> Reply:
 
 def view_ready(server: ModelServer, call: Call) -> Reply:
     if waiting := server.readiness():
-        text = f"Not ready: no version is available of {', '.join(waiting)}"
-        raise ServingError(text, "UNAVAILABLE")
+        which = ", ".join(waiting)
+        if (
+            getattr(server.config.auth, "protect", "") == "all"
+        ):  # what is served is for who has a key
+            which = f"{len(waiting)} of what is served: the log says of which"
+        raise ServingError(f"Not ready: no version is available of {which}", "UNAVAILABLE")
     return reply({"status": "ready", "ready": True})
 
 
@@ -8602,7 +8608,8 @@ def list_reached(server: ModelServer, found: Found) -> list[str] | None:
     if "endpoint" in arguments:
         return [arguments["endpoint"].path]
     if "deployment" in arguments:
-        return [arguments["deployment"]]
+        # none where none is called so: a key for a handler of that path would else be for it
+        return [d.id for d in server.config.deployments if d.id == arguments["deployment"]]
     return server.config.default_deployment if found.route.guard == "key" else []
 
 

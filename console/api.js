@@ -72,7 +72,7 @@ export async function ask(path, {page = true, headers = {}, ...options} = {}) {
 export const post = (url, body, signal, page = false) => ask(url, {page, method: "POST", body, signal, headers: {"Content-Type": "application/json"}});
 
 // Texts, which stay; what JSON does not have; whole numbers, rounded where they are long.
-const TOKENS = /"(?:[^"\\]+|\\.)*"|-?Infinity|NaN|(?<![\d.eE+-])-?\d{16,}(?![\d.eE])/g;
+const TOKENS = /"[^"\\]*(?:\\[^][^"\\]*)*(?:"|\\?$)|-?Infinity|NaN|(?<![\d.eE+-])-?\d{16,}(?![\d.eE])/g;
 
 /** JSON, with a text for each NaN, infinity and long whole number: {answer}, and where it has some, the `text` that it was. */
 export function readJson(text) {

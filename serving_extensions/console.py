@@ -2,7 +2,8 @@
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,13 @@ from .catalogue import describe_versions
 from .core import (
     BadRequest,
     Call,
+    Caller,
     Extension,
     ModelServer,
     NotFound,
     Reply,
+    ServingError,
+    deployments_of,
     may_see_model,
     reply,
     route,
@@ -24,6 +28,7 @@ from .metrics import memory_limit, prometheus_text, read_gpus
 from .openapi import describe_api
 from .periods import period_of
 from .quotas import open_quotas
+from .wrong_keys import identify_for
 
 # Beside the server, or where `pip install` puts it.
 CONSOLE = [Path(__file__).parent.parent / "console", Path(sys.prefix) / "share/serving/console"]
@@ -68,6 +73,7 @@ def view_stats(server: ModelServer, call: Call) -> Reply:
             if call.caller.may_see(name) or may_see_model(server, call, name)
         }
         numbers["last_errors"] = []  # their URLs name what others reach
+    numbers["last_errors"] = list_errors(server, call, numbers["last_errors"])
     residency = server.state["on_demand"].read()
     residency["on_demand"] = {
         name: entry
@@ -98,7 +104,7 @@ def view_window(server: ModelServer, call: Call) -> Reply:
         if may_see_series(server, call, kind, name)
         and (kind == "all" or figures["total"]["requests"])
     ]
-    errors = [error for error in found.pop("last_errors") if may_see_error(server, call, error)]
+    errors = list_errors(server, call, found.pop("last_errors"))
     limits = {
         "queue": server.config.server.max_queued_requests,
         "memory_bytes": memory_limit(),
@@ -119,13 +125,32 @@ def may_see_series(server: ModelServer, call: Call, kind: str, name: str) -> boo
     return kind == "all" or call.caller.may_see(name)
 
 
-def may_see_error(server: ModelServer, call: Call, error: Mapping[str, Any]) -> bool:
+def list_errors(
+    server: ModelServer, call: Call, errors: Iterable[Mapping[str, Any]]
+) -> list[Mapping[str, Any]]:
+    """The errors that a caller may know of; their texts, which may quote what somebody else has
+    sent, only for who has a key for it.
+    """
+    known = call.caller if call.caller != Caller() else identify_sender(server, call)
+    return [
+        error if known and may_see_error(server, known, error) else {**error, "error": ""}
+        for error in errors
+        if may_see_error(server, call.caller, error)
+    ]
+
+
+def identify_sender(server: ModelServer, call: Call) -> Caller | None:
+    """Who calls a URL that is open to anybody, by the key that is sent; None without a good one."""
+    with suppress(ServingError):
+        return identify_for(server, call, None, False) or server.identify(call.headers, None, False)
+    return None
+
+
+def may_see_error(server: ModelServer, caller: Caller, error: Mapping[str, Any]) -> bool:
     """Whether a caller may know of an error: one of what the key is for."""
-    if call.caller.deployments is None:
-        return True
-    if error["model"]:
-        return may_see_model(server, call, error["model"])
-    return call.caller.may_see(error["deployment"], error["route"])
+    if error["model"] and not error["deployment"]:
+        return caller.may_see(*deployments_of(server, error["model"]))
+    return caller.may_see(error["deployment"], error["route"])
 
 
 def read_quotas(server: ModelServer, call: Call) -> list[dict[str, Any]]:

@@ -174,7 +174,10 @@ def server_of_many(tmp_path):
             "d",
             auth={"keys": keys, "protect": "all"},
             handlers=[{"path": "/talk", "function": "talk.py:talk"}],
-            deployments=[{"id": "pets", "model": "d", "label_map": ["cat", "dog"]}],
+            deployments=[
+                {"id": name, "model": "d", "label_map": ["cat", "dog"]}
+                for name in ("pets", "birds")
+            ],
             pipeline_config_list=[
                 {
                     "name": "p",
@@ -279,6 +282,7 @@ def test_errors_are_told_with_their_route_and_id(many):
 def test_a_key_sees_what_it_is_for(many):
     ask_all(many)
     many.post("/pets/predict", "x", headers=bearer("p"))
+    many.post("/birds/predict", "a secret of theirs", headers=bearer("k"))  # of the same model
     found = figures(many, "p")
     assert set(totals(found)) == {("all", ""), ("deployment", "pets"), ("model", "d")}
     assert [(q["key"], q["used"], q["limit"], q["period"]) for q in found["quotas"]] == [
@@ -287,6 +291,9 @@ def test_a_key_sees_what_it_is_for(many):
     assert [error["deployment"] for error in found["last_errors"]] == ["pets"]
     assert set(totals(figures(many, "t"))) == {("all", ""), ("handler", "/talk")}
     assert figures(many, "t")["quotas"] == figures(many, "t")["last_errors"] == []
+    for part in ("classes", "predict", "client/curl"):  # no deployment is called as a handler is
+        answer = many.get(f"/%2Ftalk/{part}", headers=bearer("t"))
+        assert answer.status_code >= 400 and "pets" not in answer.text
     assert [quota["key"] for quota in figures(many)["quotas"]] == ["all", "pets"]
     assert figures(many)["quotas"][0]["resets"] % 86400 == 0
 

@@ -90,7 +90,7 @@ def load(rest):
 def test_stats_agree_with_a_counted_load():
     rest = Rest(server_of_two())
     load(rest)
-    stats = rest.get("/stats").json
+    stats = rest.get("/stats", headers=bearer("k")).json
     assert (
         stats["total"]["requests"] == 20
         and stats["total"]["errors_4xx"] == 3
@@ -115,6 +115,7 @@ def test_stats_agree_with_a_counted_load():
         stats["last_errors"][2]["error"] == "Servable not found for request: Latest(none)"
         and stats["last_errors"][2]["request_id"]
     )
+    assert {error["error"] for error in rest.get("/stats").json["last_errors"]} == {""}
     assert set(stats["groups"]["d"]["parts_ms"]) == {"decode", "inference", "routines", "encode"}
     assert stats["gpus"] == [] and stats["devices"] == {
         "d/1": "CPU:0",

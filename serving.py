@@ -281,10 +281,13 @@ def log_safely(level: int, text: str, *arguments: Any, error: BaseException | No
 def start_thread(name: str, work: Callable, *arguments: Any) -> threading.Thread:
     """A thread that runs, and that no process waits for at its end.
 
-    RuntimeError where none can be had: note it as there when this has returned.
+    ServingError where none can be had: note it as there when this has returned.
     """
     thread = threading.Thread(target=work, args=arguments, name=name, daemon=True)
-    thread.start()
+    try:
+        thread.start()
+    except RuntimeError as error:
+        raise ServingError(f"No thread can be had just now: {error}", "UNAVAILABLE") from None
     return thread
 
 
@@ -1267,7 +1270,8 @@ class ServerConfig:
     max_request_bytes: int = option(1 << 30, "size of a request's body as sent (start)", minimum=1)
     max_unpacked_bytes: int = option(
         100 << 20,
-        "size of a gzip body unpacked (TensorFlow Serving's limit), of a handler's stream",
+        "size of a body unpacked from gzip or deflate (TensorFlow Serving's limit), of a handler's "
+        "stream",
         minimum=1,
     )
     max_decoded_bytes: int = option(
@@ -3035,7 +3039,7 @@ def tensorflow() -> Any:
                 "TensorFlow is not installed: pip install tensorflow-cpu, or, with its support of "
                 "GPUs, 'tensorflow[and-cuda]'"
             )
-        raise LoadError(problem, "UNAVAILABLE") from error
+        raise LoadError(problem) from error
 
     settle_garbage(freeze=True)
     took = time.monotonic() - began
@@ -4886,7 +4890,7 @@ class Workers:
     ) -> Future:
         """Have a function run when a thread is free, unless it is not `wanted` then.
 
-        ServingError after `close`.
+        ServingError after `close`, and where no thread can be had.
         """
         future: Future = Future()
         with self._lock:
@@ -4896,11 +4900,11 @@ class Workers:
                 try:
                     start_thread(f"{self.name}-{self.started}", do_jobs, self.jobs)
                     self.started += 1
-                except RuntimeError:
+                except ServingError:
                     if not self.started:
                         raise
             self.open += 1
-        self.jobs.put(functools.partial(self.do, future, wanted, function, arguments))
+            self.jobs.put(functools.partial(self.do, future, wanted, function, arguments))
         return future
 
     def do(
@@ -4913,11 +4917,15 @@ class Workers:
                 future.set_result(function(*arguments))
             except BaseException as error:
                 future.set_exception(error)
+        del future, function, arguments  # an error holds this frame: else they would wait for gc
         with self._lock:
             self.open -= 1
             after = None if self.open else self._after
-        if after:
-            after()
+        try:
+            if after:
+                after()
+        except Exception as error:
+            log_safely(logging.ERROR, "%s could not be ended", self.name, error=error)
 
     def close(self, after: Callable[[], Any] = lambda: None) -> None:
         """Let the threads end, each after what it runs; the last one, or this, calls `after`."""
@@ -5636,10 +5644,7 @@ class ModelManager:
             log_safely(logging.DEBUG, "%s version %d", model.name, version, error=error)
             state.error = state_text(error)
             # the next poll tries again, though the files are the same
-            passing = lacks_files(error) or (
-                isinstance(error, LoadError) and error.code == "UNAVAILABLE"
-            )
-            state.failed_at = (model.load_key, None if passing else files)
+            state.failed_at = (model.load_key, None if lacks_files(error) else files)
             return
         if state.servable:
             self._draining.append((None, state.servable))
@@ -8035,7 +8040,7 @@ def read_files(files: Sequence[Any], limits: Any) -> np.ndarray | list[np.ndarra
 
 
 # all else is taken for a picture
-MAY_BE_JSON = re.compile(rb"\s*(?:[\[{\"\-0-9]|true|false|null|NaN|Inf|$|\xef\xbb\xbf)")
+MAY_BE_JSON = re.compile(rb"\s*(?:[\[\"\-0-9]|true|false|null|NaN|Inf|\xef\xbb\xbf)")
 
 
 def read_query_routines(call: Call) -> Any:

@@ -126,9 +126,8 @@ export function pretty(value, most = 200000) {
 
 /** Copy text. Without https a browser has no clipboard, so it is selected and copied. */
 export async function copy(text, from) {
-	const was = from.textContent;
 	from.textContent = (await copied(text, from)) ? "Copied" : "The browser does not let the page copy.";
-	setTimeout(() => (from.textContent = was), 1500);
+	setTimeout(() => (from.textContent = "Copy"), 1500);
 }
 
 async function copied(text, from) {

@@ -13,7 +13,7 @@ export function versionPicker(model, onchange, first = "as configured", [number,
 		const named = Object.entries(labels).map(([label, version]) => option(name + path(label), `${label} (${version})`));
 		morph(list, make("select", option("", first), named, there));
 		list.value = chosen;
-		if (list.value !== chosen) list.append(option(chosen, `${chosen.split(/[=/]/).at(-1)} (gone)`, true));
+		if (list.value !== chosen) list.append(option(chosen, `${decodeURIComponent(chosen.split(/[=/]/).at(-1))} (gone)`, true));
 		picker.hidden = list.options.length < 3 && !chosen;
 	};
 	draw(value);

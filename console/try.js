@@ -33,7 +33,7 @@ export async function show(root, names) {
 	};
 	await choose(root, names, visit);
 	const end = onCatalogue(look);
-	look();
+	if (root.querySelector("#panel")) look();
 	let turn = 0;
 	const rest = poll(() => turn++ && refresh().catch(({status}) => status !== 401), () => 15);
 	return () => {

@@ -99,7 +99,7 @@ class Inbox:
                 return
             self._held += image.nbytes
             if not self._is_alive():
-                with contextlib.suppress(RuntimeError):  # no thread: the next offer starts one
+                with contextlib.suppress(ServingError):  # no thread: the next offer starts one
                     self._thread = start_thread("serving-inbox", self._work)
 
     def flush(self, seconds: float = threading.TIMEOUT_MAX) -> None:

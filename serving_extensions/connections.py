@@ -455,7 +455,7 @@ class Front(Waitress):
     def let_wait(self, channel: Channel, line: str) -> None:
         try:
             self.dispatcher.add(channel, line)
-        except RuntimeError as error:
+        except ServingError as error:
             channel.requests[0].refused = self.gate.note("threads", str(error))
             # what came in one piece with others has no room for an answer here
             channel.answer_here() if channel.is_alone() else channel.cancel()

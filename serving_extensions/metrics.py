@@ -33,6 +33,7 @@ from .core import (
     ModelServer,
     Outcome,
     Reply,
+    ServingError,
     Trace,
     log_safely,
     start_thread,
@@ -871,7 +872,7 @@ def refresh(server: ModelServer, outcome: Outcome, polling: bool) -> None:
     metrics = server.state["metrics"]
     if metrics.watcher is None:
         watched = weakref.ref(server), metrics.ended
-        with suppress(RuntimeError):  # no thread: the next pass starts one
+        with suppress(ServingError):  # no thread: the next pass starts one
             metrics.watcher = start_thread("serving-watch", watch, *watched)
 
 

@@ -222,7 +222,7 @@ class Residency:
         """
         trace.waited = True
         budget = self.turn(self.measuring, entry, trace) if self.has_budget() else nullcontext()
-        with self.turn(entry.loading, entry, trace), budget:
+        with budget, self.turn(entry.loading, entry, trace):
             if entry.resident is not None:
                 return
             failed_at, reason = entry.failed
@@ -337,7 +337,7 @@ class Residency:
     def start_sweeping(self) -> None:
         if self._sweeper is None and any(entry.config.idle_seconds for entry in self.known()):
             watched = weakref.ref(self), self._ending
-            with suppress(RuntimeError):  # no thread: the next load starts one
+            with suppress(ServingError):  # no thread: the next load starts one
                 self._sweeper = start_thread("serving-on-demand", sweep, *watched)
 
     def end(self) -> None:

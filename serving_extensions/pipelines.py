@@ -590,7 +590,7 @@ class PlanRun:
             task = self.ready.popleft()
             while self.pool and self.queued < min(len(self.ready), MAX_QUEUED):
                 self.queued += 1
-                with contextlib.suppress(RuntimeError, ServingError):
+                with contextlib.suppress(ServingError):
                     # no thread can be had, or the pool is closed: the caller goes on alone
                     self.pool.submit(self.work, 1)
             return task

@@ -24,7 +24,7 @@ from typing import Any
 from waitress.task import Task, WSGITask
 from waitress.utilities import Error
 
-from .core import log_safely, request_id_of, start_thread, status_line
+from .core import ServingError, log_safely, request_id_of, start_thread, status_line
 
 logger = logging.getLogger("serving")
 
@@ -66,7 +66,7 @@ class Dispatcher:
     def add(self, channel: Any, line: str) -> None:
         """Let a channel wait for its turn in a line.
 
-        RuntimeError where nobody would ever take it: no thread works, and none can be had.
+        ServingError where nobody would ever take it: no thread works, and none can be had.
         """
         with self.lock:
             self.waiting.setdefault(line, collections.deque()).append(channel)
@@ -78,7 +78,7 @@ class Dispatcher:
                 name = f"serving-worker-{len(self.workers)}"
                 try:
                     self.workers.append(start_thread(name, self.work))
-                except RuntimeError:
+                except ServingError:
                     if not self.workers:
                         del self.waiting[line]
                         raise

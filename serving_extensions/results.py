@@ -154,27 +154,39 @@ def read_response(response: Response) -> Answer:
 
 
 def run_stream(parts: AsyncGenerator[Any, None]) -> Iterator[Any]:
-    """An asynchronous generator as a plain one, in an event loop of its own.
+    """An asynchronous generator as a plain one, run by one task in an event loop of its own.
 
-    At the end, and where nobody reads on, what it still runs is cancelled, as `asyncio.run` does.
+    It runs while a part is waited for. At the end, and where nobody reads on, what it still runs is
+    cancelled, as `asyncio.run` does.
     """
-    with contextlib.closing(asyncio.new_event_loop()) as loop:
+    ready, asked = asyncio.Queue[Any](), asyncio.Queue[None]()
+
+    async def hand_on() -> None:
         try:
-            while True:
-                yield loop.run_until_complete(anext(parts))
-        except StopAsyncIteration:
-            return
+            async for part in parts:
+                ready.put_nowait((part,))
+                await asked.get()
+        finally:
+            ready.put_nowait(())
+
+    with contextlib.closing(asyncio.new_event_loop()) as loop:
+        task = loop.create_task(hand_on())
+        try:
+            while part := loop.run_until_complete(ready.get()):
+                yield part[0]
+                asked.put_nowait(None)
+            loop.run_until_complete(task)
         finally:
             loop.run_until_complete(close_stream(parts))
 
 
 async def close_stream(parts: AsyncGenerator[Any, None]) -> None:
-    """Close a generator, and end the other tasks of its loop."""
-    await parts.aclose()
+    """End the other tasks of a loop, that of its generator among them."""
     others = asyncio.all_tasks() - {asyncio.current_task()}
     for task in others:
         task.cancel()
     await asyncio.gather(*others, return_exceptions=True)
+    await parts.aclose()
     await asyncio.get_running_loop().shutdown_asyncgens()
 
 

@@ -357,7 +357,7 @@ def test_a_loader_that_finds_no_thread_is_started_by_the_next_request(lacking):
     server = serving.ModelServer(config("m"), load=disk.load, list_versions=disk.list_versions)
     rest = Rest(server)
     lacking.append("serving-loader")
-    assert rest.post("/v1/models/m:predict", {"instances": [[1.0]]}).status_code == 500
+    assert rest.post("/v1/models/m:predict", {"instances": [[1.0]]}).status_code == 503
     lacking.clear()
     assert rest.post("/v1/models/m:predict", {"instances": [[1.0]]}).status_code == 200
     server.stop()
@@ -366,7 +366,7 @@ def test_a_loader_that_finds_no_thread_is_started_by_the_next_request(lacking):
 def test_what_finds_no_thread_waits_for_one_that_works_or_is_told(lacking):
     workers, hold, closed = serving.Workers(4, "few"), threading.Event(), []
     lacking.append("few-")
-    with pytest.raises(RuntimeError):
+    with pytest.raises(serving.ServingError, match="No thread can be had just now"):
         workers.submit(int)
     lacking.clear()
     first = workers.submit(hold.wait, 60)

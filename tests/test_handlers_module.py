@@ -2,6 +2,7 @@
 
 import asyncio
 import collections
+import contextvars
 import dataclasses
 import datetime
 import decimal
@@ -851,6 +852,19 @@ def test_generators_are_streams(parts, sent, kind):
     assert (b"".join(answer.stream), answer.content_type) == (sent, kind)
     events = to_answer(((one for one in ["data: 1\n\n"]), "text/event-stream"))
     assert (b"".join(events.stream), events.content_type) == (b"data: 1\n\n", "text/event-stream")
+
+
+def test_an_async_generator_is_one_task():
+    owner = contextvars.ContextVar("owner")
+
+    async def parts():
+        token, task = owner.set("mine"), asyncio.current_task()
+        yield owner.get()
+        yield owner.get()
+        owner.reset(token)
+        yield str(asyncio.current_task() is task)
+
+    assert list(to_answer(parts()).stream) == [b"mine", b"mine", b"True"]
 
 
 class Tensor:

@@ -1396,6 +1396,12 @@ def check_names(config: "Config") -> None:
     paths = [handler.path for handler in config.handlers]
     refuse_repeated("deployments", "id", names)
     refuse_repeated("handlers", "path", paths)
+    for index, one in enumerate(config.deployments):
+        pinned = "version" if one.version is not None else "version_label"
+        if getattr(one, pinned) is not None and config.is_pipeline(one.model):
+            raise ValueError(
+                f"deployments[{index}].{pinned}: '{one.model}' is a pipeline, which has no versions"
+            )
     defaults = [index for index, one in enumerate(config.deployments) if one.default]
     if len(defaults) > 1:
         raise ValueError(
@@ -5021,6 +5027,24 @@ def missing_models(config: Config) -> list[str]:
     ]
 
 
+def check_pin(
+    deployment: Deployment, path: str, versions: Sequence[int], labels: Mapping[str, int]
+) -> list[str]:
+    """What is wrong with the version of those served, or its label, that a deployment pins."""
+    pin, label = deployment.version, deployment.version_label
+    if pin and pin not in versions:  # 0 is the default where there is no such version
+        return [
+            f"{path}.version: version {pin} of {deployment.model} is not served; there "
+            f"are: {list(versions)}"
+        ]
+    if label is not None and labels.get(label) not in versions:
+        there = sorted(name for name, version in labels.items() if version in versions)
+        return [
+            f"{path}.version_label: {deployment.model} has no label '{label}'; there are: {there}"
+        ]
+    return []
+
+
 def state_text(error: BaseException) -> str:
     """Why something cannot be served, for a state: without the folders of this machine.
 
@@ -5217,20 +5241,25 @@ class ModelManager:
         """
         problems = {}
         for name, ready in self.prepared.deployments.items():
-            servable = self._loaded(ready.config)
-            if problem := ready.problem or (servable and ready.problem_of(servable)):
+            if problem := ready.problem or self._problem_of(ready):
                 problems[name] = problem
         return problems
 
-    def _loaded(self, deployment: Any) -> Servable | None:
-        """The servable of a deployment, if it is loaded."""
-        if deployment.model not in self.available:
-            return None
+    def _problem_of(self, ready: Any) -> str:
+        """Why the loaded versions of a deployment's model cannot answer for it; or ""."""
+        deployment = ready.config
+        available = self.available.get(deployment.model)
+        if available is None:
+            return ""
+        versions = sorted(available.versions)
+        if problems := check_pin(deployment, ready.path, versions, available.labels):
+            return problems[0]
+        where = deployment.model, deployment.version, deployment.version_label
         try:
-            where = deployment.model, deployment.version, deployment.version_label
-            return self.find(*where)[1]
-        except ServingError:
-            return None
+            servable = self.find(*where)[1]
+        except ServingError:  # it goes just now: the next look finds it gone
+            return ""
+        return ready.problem_of(servable)
 
     # --- the loader thread ----------------------------------------------------------------------
 
@@ -7310,7 +7339,8 @@ def as_json(value: Any) -> Any:
 def plan_versions(manager: ModelManager, wanted: Config) -> tuple[list[dict[str, Any]], list[str]]:
     """The versions that would be loaded, loaded anew and unloaded, by model; what is wrong."""
     models = {model.name: model for model in reversed(wanted.models)}  # the first of a name
-    problems, plans = missing_models(wanted), []
+    problems, plans = list[str](), []
+    served: dict[str, list[int]] = {}
     for name in sorted(models.keys() | {model.name for model in manager.config.models}):
         picked: dict[int, Path] | None = {}
         if name in models:
@@ -7319,9 +7349,10 @@ def plan_versions(manager: ModelManager, wanted: Config) -> tuple[list[dict[str,
             always = wanted.server.servable_versions_always_present
             picked = find_picked(manager, models[name], path, always, problems)
         if picked is not None:
+            served |= {name: sorted(picked)} if picked else {}
             found = manager.plan_model(name, models.get(name), picked)
             plans += [{"model": name, **found}] if any(found.values()) else []
-    return plans, problems
+    return plans, problems + check_deployments(wanted, served)
 
 
 def find_picked(
@@ -10000,29 +10031,9 @@ def check_deployments(config: Config, served: Mapping[str, list[int]]) -> list[s
                 deployment,
                 f"$.deployments[{index}]",
                 served[deployment.model],
-                models[deployment.model],
+                models[deployment.model].version_labels,
             )
     return problems
-
-
-def check_pin(
-    deployment: Deployment, path: str, versions: list[int], model: ModelConfig
-) -> list[str]:
-    """What is wrong with the version, or its label, that a deployment pins."""
-    if deployment.version is not None and deployment.version not in versions:
-        return [
-            f"{path}.version: version {deployment.version} of {model.name} is not served; there "
-            f"are: {versions}"
-        ]
-    if (
-        deployment.version_label is not None
-        and deployment.version_label not in model.version_labels
-    ):
-        return [
-            f"{path}.version_label: {model.name} has no label '{deployment.version_label}'; "
-            f"there are: {sorted(model.version_labels)}"
-        ]
-    return []
 
 
 def check_pictures(

@@ -5003,7 +5003,8 @@ class Visit:
 
     model: ModelConfig
     path: str  # of its config
-    polling: bool  # nobody has asked for it: what is broken is not tried again
+    polling: bool  # nobody has asked for it: changed files of what is loaded are not read
+    again: bool  # what is broken is tried again
     pool: Workers
     outcome: Outcome = field(default_factory=Outcome)
 
@@ -5358,7 +5359,7 @@ class ModelManager:
         """One pass: read the config if it changed, then load and retire versions.
 
         Without `polling` a broken config and broken versions are tried again though their files are
-        the same.
+        the same; with it broken versions are where the config is another.
         """
         outcome = Outcome()
         self._read_config(outcome, polling)
@@ -5461,8 +5462,9 @@ class ModelManager:
         """Bring every model up to date, several at once; none waits for one that fails or hangs."""
         threads = Workers(self.config.server.num_load_threads, "serving-load")
         with contextlib.closing(threads) as pool:
+            again = not polling or outcome.config_read  # with other modules, it may be
             visits = [
-                Visit(model, f"$.model_config_list[{index}].config", polling, pool)
+                Visit(model, f"$.model_config_list[{index}].config", polling, again, pool)
                 for index, model in enumerate(self.config.models)
             ]
             self._take_turns(self._begin(visits))
@@ -5640,7 +5642,7 @@ class ModelManager:
             state.error, state.failed_at = "", None
             return None
         self._said.discard(note)
-        return None if visit.polling and state.failed_at == (model.load_key, files) else files
+        return files if visit.again or state.failed_at != (model.load_key, files) else None
 
     def _begin_load(self, visit: Visit, version: int, folder: Path) -> Future:
         state = self._states[visit.model.name][version]

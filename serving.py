@@ -852,7 +852,7 @@ class Deployment:
         False, "whether it answers /predict without an id; else the first deployment does"
     )
     label_map: str | dict[str, Any] | tuple[Any, ...] | None = option(
-        None, "names of the classes: a file, an object by id, or a list"
+        None, "names of the classes: a file, an object by id, or a list", pattern=NOT_EMPTY
     )
     family: str | None = option(
         None, "what the outputs are: the name of a family, where they do not tell it"
@@ -1585,9 +1585,12 @@ def check_limits(value: Any, path: str, limits: Mapping[str, Any]) -> Any:
             raise ConfigError(path, f"expected at most {limits['maximum']}, got {str(value)[:40]}")
     if isinstance(value, str) and re.search("[\ud800-\udfff]", value):
         raise ConfigError(path, "expected text, got half of a surrogate pair")
-    if limits.get("pattern") and isinstance(value, str) and not re.search(limits["pattern"], value):
-        came = f"{len(value)} other characters" if is_secret(path) else repr(value)
-        raise ConfigError(path, f"expected {limits['doc']}; got {came}")
+    if limits.get("pattern") and isinstance(value, str):
+        # JSON Schema's `$` is the end; Python's is also before a line feed there
+        pattern = re.sub(r"(?<!\\)\$\Z", r"\\Z", limits["pattern"])
+        if not re.search(pattern, value):
+            came = f"{len(value)} other characters" if is_secret(path) else repr(value)
+            raise ConfigError(path, f"expected {limits['doc']}; got {came}")
     return value
 
 

@@ -9644,9 +9644,11 @@ def refuse_contradictions(parser: argparse.ArgumentParser, options: argparse.Nam
     """End with status 2 when options contradict each other, or cannot be."""
     kinds = {"path": "PATH", "config": "--config", "model_name": "--model_name"}
     given = [kind for name, kind in kinds.items() if getattr(options, name) is not None]
-    for name in (*kinds, "model_base_path"):
-        if getattr(options, name) == "":
-            parser.error(f"{kinds.get(name, f'--{name}')} is empty: leave it out, or name one")
+    spelled = kinds | {"model_base_path": "--model_base_path"}
+    for name, value in vars(options).items():
+        if value == "" and name not in ("host", "port"):
+            option = spelled.get(name, f"--{name.replace('_', '-')}")
+            parser.error(f"{option} is empty: leave it out, or name one")
     if (options.model_name is None) != (options.model_base_path is None):
         parser.error("--model_name and --model_base_path go together")
     if len(given) > 1:

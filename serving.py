@@ -6386,7 +6386,7 @@ class ReadyDeployment:
         if signature is None:
             raise ValueError("its model has no signature 'serving_default'")
         given = {"format": config.boxes.format, "scale": config.boxes.scale} if config.boxes else {}
-        return routines.ImageModel(
+        model = routines.ImageModel(
             {name: (spec.dtype, spec.shape) for name, spec in signature.inputs.items()},
             {
                 name: (spec.dtype, spec.shape, spec.made_by, spec.scale, spec.logits)
@@ -6406,6 +6406,10 @@ class ReadyDeployment:
             top_k=config.top_k,
             families=self.families,
         )
+        tile = routines.find_tile(self.chain)
+        if tile is not None and not model.kind.boxes:
+            raise ValueError(f"routines: {routines.lacks(tile, 'boxes')}")
+        return model
 
 
 def input_options(config: Any) -> Any:
@@ -6539,12 +6543,16 @@ def image_errors() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def routine_errors() -> Iterator[None]:
-    """Answer 400 for a routine that this model or picture has nothing for."""
+def routine_errors(ready: ReadyDeployment | None = None) -> Iterator[None]:
+    """Answer 400 for a routine that this model or picture has nothing for; 503 where the model can
+    do nothing for one of the deployment's own.
+    """
     try:
         with errors_only("a routine"):
             yield
     except routines.RoutineError as error:
+        if ready is not None and any(step is error.step for step in ready.chain):
+            raise refusal_of(ready, ValueError(f"routines: {error}")) from None
         raise BadRequest(f"routines: {error}") from None
 
 
@@ -6699,7 +6707,7 @@ def annotate(
     before = [step for step in own if step.before_model]
     images = [view.shown for view in views]
     try:
-        with routine_errors():
+        with routine_errors(ready):
             found = routines.predict_images(
                 model, run, images, (*ready.chain, *before), allowance.take
             )

@@ -5031,6 +5031,24 @@ def missing_models(config: Config) -> list[str]:
     ]
 
 
+def check_deployments(config: Config, served: Mapping[str, list[int]]) -> list[str]:
+    """What deployments name that is not there.
+
+    `served` has the versions of the models whose folders can be read.
+    """
+    models = {model.name: model for model in config.models}
+    problems = missing_models(config)
+    for index, deployment in enumerate(config.deployments):
+        if deployment.model in served:
+            problems += check_pin(
+                deployment,
+                f"$.deployments[{index}]",
+                served[deployment.model],
+                models[deployment.model].version_labels,
+            )
+    return problems
+
+
 def check_pin(
     deployment: Deployment, path: str, versions: Sequence[int], labels: Mapping[str, int]
 ) -> list[str]:
@@ -10031,24 +10049,6 @@ def is_installed(module: str) -> bool:
         return importlib.util.find_spec(module.partition(".")[0]) is not None
     except ValueError:  # no name of a module
         return False
-
-
-def check_deployments(config: Config, served: Mapping[str, list[int]]) -> list[str]:
-    """What deployments name that is not there.
-
-    `served` has the versions of the models whose folders can be read.
-    """
-    models = {model.name: model for model in config.models}
-    problems = missing_models(config)
-    for index, deployment in enumerate(config.deployments):
-        if deployment.model in served:
-            problems += check_pin(
-                deployment,
-                f"$.deployments[{index}]",
-                served[deployment.model],
-                models[deployment.model].version_labels,
-            )
-    return problems
 
 
 def check_pictures(

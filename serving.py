@@ -7295,12 +7295,25 @@ def plan_changes(manager: ModelManager, wanted: Config, config_read: bool) -> di
         "auth": [name for name in changed_fields(now.auth, wanted.auth) if name != "keys"],
         "server": tell_changed(now.server, wanted.server),
         "modules": [name for name in changed_fields(now, wanted) if name in MODULES],
+        "others": changed_others(now, wanted, {*sections, *TOLD, *MODULES}),
         "problems": problems,
     }
     return plan | {"changes": has_changes(plan)}
 
 
 MODULES = ("import_modules", "routine_modules")
+TOLD = ("model_config_list", "auth", "server")
+
+
+def changed_others(now: Config, wanted: Config, told: Collection[str]) -> list[str]:
+    """The names of the sections that two configs differ in, without those that are told elsewhere;
+    of `admin` those of its options: `admin.upload`.
+    """
+    names = [name for name in changed_fields(now, wanted) if name not in told]
+    if "admin" not in names or now.admin is None or wanted.admin is None:
+        return names
+    options = [f"admin.{option}" for option in changed_fields(now.admin, wanted.admin)]
+    return [name for name in names if name != "admin"] + options
 
 
 def has_changes(plan: Mapping[str, Any]) -> bool:

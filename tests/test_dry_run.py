@@ -218,6 +218,29 @@ def test_a_deployment_of_a_version_that_is_not_served_is_a_problem_wherever_it_i
     assert site.rest.get("/readyz").status_code == 200
 
 
+@pytest.mark.parametrize(
+    "change, others",
+    [
+        ({"admin": {"upload": "code"}}, ["admin"]),
+        ({"monitoring": {"metrics": {"enable": True}}}, ["monitoring"]),
+        ({"admin": None, "mediapipe_config_list": [{"name": "x"}]}, ["mediapipe_config_list"]),
+    ],
+)
+def test_a_change_of_any_other_section_is_told_by_its_name(site, change, others):
+    site.write("a", "b", **change)
+    plan = site.plan()
+    assert plan["others"] == others and plan["changes"] is True
+    assert site.rest.post("/v1/config/reload").status_code == 201
+    assert site.plan()["others"] == [] and site.plan()["changes"] is False
+
+
+def test_changed_options_of_admin_are_told_by_their_names(site):
+    site.write("a", "b", admin={})
+    assert site.rest.post("/v1/config/reload").status_code == 201
+    site.write("a", "b", admin={"upload": True, "max_upload_files": 3})
+    assert site.plan()["others"] == ["admin.upload", "admin.max_upload_files"]
+
+
 def test_only_yes_and_no_are_taken(site):
     for value in ("0", "false"):
         assert site.rest.post(f"/v1/config/reload?dry_run={value}").status_code == 200

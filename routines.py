@@ -102,6 +102,8 @@ class NoPicture(ValueError):
 class RoutineError(ValueError):
     """A routine has nothing to work on in what this model answers, or in this picture."""
 
+    step: Any = None  # the routine, where the model never answers what that needs
+
 
 # ==================================================================================================
 # Images in
@@ -4545,10 +4547,15 @@ def run_after(chain: Sequence[Any], tensors: Tensors) -> Tensors:
             missing = error.args[0]
             if missing not in ("boxes", "masks") or missing in tensors:
                 raise
-            raise RoutineError(
-                f"{type(step).__name__} needs {missing}, and this model answers none"
-            ) from None
+            raise lacks(step, missing) from None
     return tensors
+
+
+def lacks(step: Any, missing: str) -> RoutineError:
+    """The error for a routine that needs what its model never answers: `boxes` or `masks`."""
+    error = RoutineError(f"{type(step).__name__} needs {missing}, and this model answers none")
+    error.step = step
+    return error
 
 
 # --- a picture in tiles ---------------------------------------------------------------------------
@@ -4579,10 +4586,10 @@ def find_in_tiles(tile: Tile, model: ImageModel, run: Run, image: np.ndarray) ->
     tall, wide = image.shape[:2]
     found: Tensors = {}
     if tile.whole or len(windows) == 1:
-        found = mark_cut(see(model, run, [image])[0], np.array([0, 0, tall, wide]), image)
+        found = mark_cut(tile, see(model, run, [image])[0], np.array([0, 0, tall, wide]), image)
     if len(windows) > 1:
         for window, seen in see_tiles(model, run, image, windows):
-            new = mark_cut(seen, window, image)
+            new = mark_cut(tile, seen, window, image)
             found = keep_best([found, new] if found else [new], 10 * model.most)
     found = drop_parts(found)
     del found["cut"]
@@ -4601,12 +4608,12 @@ def see_tiles(
         yield from zip(windows[start : start + at_once], see(model, run, some))
 
 
-def mark_cut(tensors: Tensors, window: np.ndarray, image: np.ndarray) -> Tensors:
+def mark_cut(tile: Tile, tensors: Tensors, window: np.ndarray, image: np.ndarray) -> Tensors:
     """The predictions of a window in coordinates of the picture; `cut`, bool [N], says which end
     at an edge of the window that is none of the picture's.
     """
     if "boxes" not in tensors:
-        raise RoutineError("Tile needs boxes, and this model answers none")
+        raise lacks(tile, "boxes")
     size = np.tile(image.shape[:2], 2)
     boxes = place_boxes(tensors["boxes"], window / size)
     inner = window != [0, 0, *image.shape[:2]]

@@ -855,7 +855,7 @@ class Deployment:
         False, "whether it answers /predict without an id; else the first deployment does"
     )
     label_map: str | dict[str, Any] | tuple[Any, ...] | None = option(
-        None, "names of the classes: a file, an object by id, or a list"
+        None, "names of the classes: a file, an object by id, or a list", pattern=NOT_EMPTY
     )
     family: str | None = option(
         None, "what the outputs are: the name of a family, where they do not tell it"
@@ -1400,6 +1400,12 @@ def check_names(config: "Config") -> None:
     paths = [handler.path for handler in config.handlers]
     refuse_repeated("deployments", "id", names)
     refuse_repeated("handlers", "path", paths)
+    for index, one in enumerate(config.deployments):
+        pinned = "version" if one.version is not None else "version_label"
+        if getattr(one, pinned) is not None and config.is_pipeline(one.model):
+            raise ValueError(
+                f"deployments[{index}].{pinned}: '{one.model}' is a pipeline, which has no versions"
+            )
     defaults = [index for index, one in enumerate(config.deployments) if one.default]
     if len(defaults) > 1:
         raise ValueError(
@@ -1583,9 +1589,12 @@ def check_limits(value: Any, path: str, limits: Mapping[str, Any]) -> Any:
             raise ConfigError(path, f"expected at most {limits['maximum']}, got {str(value)[:40]}")
     if isinstance(value, str) and re.search("[\ud800-\udfff]", value):
         raise ConfigError(path, "expected text, got half of a surrogate pair")
-    if limits.get("pattern") and isinstance(value, str) and not re.search(limits["pattern"], value):
-        came = f"{len(value)} other characters" if is_secret(path) else repr(value)
-        raise ConfigError(path, f"expected {limits['doc']}; got {came}")
+    if limits.get("pattern") and isinstance(value, str):
+        # JSON Schema's `$` is the end; Python's is also before a line feed there
+        pattern = re.sub(r"(?<!\\)\$\Z", r"\\Z", limits["pattern"])
+        if not re.search(pattern, value):
+            came = f"{len(value)} other characters" if is_secret(path) else repr(value)
+            raise ConfigError(path, f"expected {limits['doc']}; got {came}")
     return value
 
 
@@ -5007,7 +5016,8 @@ class Visit:
 
     model: ModelConfig
     path: str  # of its config
-    polling: bool  # nobody has asked for it: what is broken is not tried again
+    polling: bool  # nobody has asked for it: changed files of what is loaded are not read
+    again: bool  # what is broken is tried again
     pool: Workers
     outcome: Outcome = field(default_factory=Outcome)
 
@@ -5029,6 +5039,42 @@ def missing_models(config: Config) -> list[str]:
         for index, deployment in enumerate(config.deployments)
         if deployment.model not in config.served_names
     ]
+
+
+def check_deployments(config: Config, served: Mapping[str, list[int]]) -> list[str]:
+    """What deployments name that is not there.
+
+    `served` has the versions of the models whose folders can be read.
+    """
+    models = {model.name: model for model in config.models}
+    problems = missing_models(config)
+    for index, deployment in enumerate(config.deployments):
+        if deployment.model in served:
+            problems += check_pin(
+                deployment,
+                f"$.deployments[{index}]",
+                served[deployment.model],
+                models[deployment.model].version_labels,
+            )
+    return problems
+
+
+def check_pin(
+    deployment: Deployment, path: str, versions: Sequence[int], labels: Mapping[str, int]
+) -> list[str]:
+    """What is wrong with the version of those served, or its label, that a deployment pins."""
+    pin, label = deployment.version, deployment.version_label
+    if pin and pin not in versions:  # 0 is the default where there is no such version
+        return [
+            f"{path}.version: version {pin} of {deployment.model} is not served; there "
+            f"are: {list(versions)}"
+        ]
+    if label is not None and labels.get(label) not in versions:
+        there = sorted(name for name, version in labels.items() if version in versions)
+        return [
+            f"{path}.version_label: {deployment.model} has no label '{label}'; there are: {there}"
+        ]
+    return []
 
 
 def state_text(error: BaseException) -> str:
@@ -5227,20 +5273,25 @@ class ModelManager:
         """
         problems = {}
         for name, ready in self.prepared.deployments.items():
-            servable = self._loaded(ready.config)
-            if problem := ready.problem or (servable and ready.problem_of(servable)):
+            if problem := ready.problem or self._problem_of(ready):
                 problems[name] = problem
         return problems
 
-    def _loaded(self, deployment: Any) -> Servable | None:
-        """The servable of a deployment, if it is loaded."""
-        if deployment.model not in self.available:
-            return None
+    def _problem_of(self, ready: Any) -> str:
+        """Why the loaded versions of a deployment's model cannot answer for it; or ""."""
+        deployment = ready.config
+        available = self.available.get(deployment.model)
+        if available is None:
+            return ""
+        versions = sorted(available.versions)
+        if problems := check_pin(deployment, ready.path, versions, available.labels):
+            return problems[0]
+        where = deployment.model, deployment.version, deployment.version_label
         try:
-            where = deployment.model, deployment.version, deployment.version_label
-            return self.find(*where)[1]
-        except ServingError:
-            return None
+            servable = self.find(*where)[1]
+        except ServingError:  # it goes just now: the next look finds it gone
+            return ""
+        return ready.problem_of(servable)
 
     # --- the loader thread ----------------------------------------------------------------------
 
@@ -5339,7 +5390,7 @@ class ModelManager:
         """One pass: read the config if it changed, then load and retire versions.
 
         Without `polling` a broken config and broken versions are tried again though their files are
-        the same.
+        the same; with it broken versions are where the config is another.
         """
         outcome = Outcome()
         self._read_config(outcome, polling)
@@ -5442,8 +5493,9 @@ class ModelManager:
         """Bring every model up to date, several at once; none waits for one that fails or hangs."""
         threads = Workers(self.config.server.num_load_threads, "serving-load")
         with contextlib.closing(threads) as pool:
+            again = not polling or outcome.config_read  # with other modules, it may be
             visits = [
-                Visit(model, f"$.model_config_list[{index}].config", polling, pool)
+                Visit(model, f"$.model_config_list[{index}].config", polling, again, pool)
                 for index, model in enumerate(self.config.models)
             ]
             self._take_turns(self._begin(visits))
@@ -5621,7 +5673,7 @@ class ModelManager:
             state.error, state.failed_at = "", None
             return None
         self._said.discard(note)
-        return None if visit.polling and state.failed_at == (model.load_key, files) else files
+        return files if visit.again or state.failed_at != (model.load_key, files) else None
 
     def _begin_load(self, visit: Visit, version: int, folder: Path) -> Future:
         state = self._states[visit.model.name][version]
@@ -6359,7 +6411,7 @@ class ReadyDeployment:
         if signature is None:
             raise ValueError("its model has no signature 'serving_default'")
         given = {"format": config.boxes.format, "scale": config.boxes.scale} if config.boxes else {}
-        return routines.ImageModel(
+        model = routines.ImageModel(
             {name: (spec.dtype, spec.shape) for name, spec in signature.inputs.items()},
             {
                 name: (spec.dtype, spec.shape, spec.made_by, spec.scale, spec.logits)
@@ -6379,6 +6431,10 @@ class ReadyDeployment:
             top_k=config.top_k,
             families=self.families,
         )
+        tile = routines.find_tile(self.chain)
+        if tile is not None and not model.kind.boxes:
+            raise ValueError(f"routines: {routines.lacks(tile, 'boxes')}")
+        return model
 
 
 def input_options(config: Any) -> Any:
@@ -6512,12 +6568,16 @@ def image_errors() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def routine_errors() -> Iterator[None]:
-    """Answer 400 for a routine that this model or picture has nothing for."""
+def routine_errors(ready: ReadyDeployment | None = None) -> Iterator[None]:
+    """Answer 400 for a routine that this model or picture has nothing for; 503 where the model can
+    do nothing for one of the deployment's own.
+    """
     try:
         with errors_only("a routine"):
             yield
     except routines.RoutineError as error:
+        if ready is not None and any(step is error.step for step in ready.chain):
+            raise refusal_of(ready, ValueError(f"routines: {error}")) from None
         raise BadRequest(f"routines: {error}") from None
 
 
@@ -6672,7 +6732,7 @@ def annotate(
     before = [step for step in own if step.before_model]
     images = [view.shown for view in views]
     try:
-        with routine_errors():
+        with routine_errors(ready):
             found = routines.predict_images(
                 model, run, images, (*ready.chain, *before), allowance.take
             )
@@ -7242,12 +7302,25 @@ def plan_changes(manager: ModelManager, wanted: Config, config_read: bool) -> di
         "auth": [name for name in changed_fields(now.auth, wanted.auth) if name != "keys"],
         "server": tell_changed(now.server, wanted.server),
         "modules": [name for name in changed_fields(now, wanted) if name in MODULES],
+        "others": changed_others(now, wanted, {*sections, *TOLD, *MODULES}),
         "problems": problems,
     }
     return plan | {"changes": has_changes(plan)}
 
 
 MODULES = ("import_modules", "routine_modules")
+TOLD = ("model_config_list", "auth", "server")
+
+
+def changed_others(now: Config, wanted: Config, told: Collection[str]) -> list[str]:
+    """The names of the sections that two configs differ in, without those that are told elsewhere;
+    of `admin` those of its options: `admin.upload`.
+    """
+    names = [name for name in changed_fields(now, wanted) if name not in told]
+    if "admin" not in names or now.admin is None or wanted.admin is None:
+        return names
+    options = [f"admin.{option}" for option in changed_fields(now.admin, wanted.admin)]
+    return [name for name in names if name != "admin"] + options
 
 
 def has_changes(plan: Mapping[str, Any]) -> bool:
@@ -7317,7 +7390,8 @@ def as_json(value: Any) -> Any:
 def plan_versions(manager: ModelManager, wanted: Config) -> tuple[list[dict[str, Any]], list[str]]:
     """The versions that would be loaded, loaded anew and unloaded, by model; what is wrong."""
     models = {model.name: model for model in reversed(wanted.models)}  # the first of a name
-    problems, plans = missing_models(wanted), []
+    problems, plans = list[str](), []
+    served: dict[str, list[int]] = {}
     for name in sorted(models.keys() | {model.name for model in manager.config.models}):
         picked: dict[int, Path] | None = {}
         if name in models:
@@ -7326,9 +7400,10 @@ def plan_versions(manager: ModelManager, wanted: Config) -> tuple[list[dict[str,
             always = wanted.server.servable_versions_always_present
             picked = find_picked(manager, models[name], path, always, problems)
         if picked is not None:
+            served |= {name: sorted(picked)} if picked else {}
             found = manager.plan_model(name, models.get(name), picked)
             plans += [{"model": name, **found}] if any(found.values()) else []
-    return plans, problems
+    return plans, problems + check_deployments(wanted, served)
 
 
 def find_picked(
@@ -9620,9 +9695,11 @@ def refuse_contradictions(parser: argparse.ArgumentParser, options: argparse.Nam
     """End with status 2 when options contradict each other, or cannot be."""
     kinds = {"path": "PATH", "config": "--config", "model_name": "--model_name"}
     given = [kind for name, kind in kinds.items() if getattr(options, name) is not None]
-    for name in (*kinds, "model_base_path"):
-        if getattr(options, name) == "":
-            parser.error(f"{kinds.get(name, f'--{name}')} is empty: leave it out, or name one")
+    spelled = kinds | {"model_base_path": "--model_base_path"}
+    for name, value in vars(options).items():
+        if value == "" and name not in ("host", "port"):
+            option = spelled.get(name, f"--{name.replace('_', '-')}")
+            parser.error(f"{option} is empty: leave it out, or name one")
     if (options.model_name is None) != (options.model_base_path is None):
         parser.error("--model_name and --model_base_path go together")
     if len(given) > 1:
@@ -9997,44 +10074,6 @@ def is_installed(module: str) -> bool:
         return importlib.util.find_spec(module.partition(".")[0]) is not None
     except ValueError:  # no name of a module
         return False
-
-
-def check_deployments(config: Config, served: Mapping[str, list[int]]) -> list[str]:
-    """What deployments name that is not there.
-
-    `served` has the versions of the models whose folders can be read.
-    """
-    models = {model.name: model for model in config.models}
-    problems = missing_models(config)
-    for index, deployment in enumerate(config.deployments):
-        if deployment.model in served:
-            problems += check_pin(
-                deployment,
-                f"$.deployments[{index}]",
-                served[deployment.model],
-                models[deployment.model],
-            )
-    return problems
-
-
-def check_pin(
-    deployment: Deployment, path: str, versions: list[int], model: ModelConfig
-) -> list[str]:
-    """What is wrong with the version, or its label, that a deployment pins."""
-    if deployment.version is not None and deployment.version not in versions:
-        return [
-            f"{path}.version: version {deployment.version} of {model.name} is not served; there "
-            f"are: {versions}"
-        ]
-    if (
-        deployment.version_label is not None
-        and deployment.version_label not in model.version_labels
-    ):
-        return [
-            f"{path}.version_label: {model.name} has no label '{deployment.version_label}'; "
-            f"there are: {sorted(model.version_labels)}"
-        ]
-    return []
 
 
 def check_pictures(

@@ -258,6 +258,7 @@ def describe_deployment(server: ModelServer, ready: Any, failure: str = "") -> d
     except Exception as error:  # not there, or no model of pictures
         state = "failed" if available or server.manager.first_pass_done.is_set() else "loading"
         reason = reason or ": ".join(filter(None, [str(error), failure if not available else ""]))
+    state = "failed" if ready.problem else state
     learning = config.active_learning
     return {
         "id": config.id,

@@ -301,6 +301,11 @@ def test_options_that_contradict_each_other_or_are_empty_are_refused(capsys):
         (["--config", ""], "--config is empty: leave it out, or name one"),
         (["--config="], "--config is empty: leave it out, or name one"),
         ([""], "PATH is empty: leave it out, or name one"),
+        (["--model_path", ""], "--model_base_path is empty: leave it out, or name one"),
+        *(
+            ([option, ""], f"{option} is empty: leave it out, or name one")
+            for option in ("--new-key", "--init", "--init-hub", "--manifest", "--deploy")
+        ),
     ):
         assert refusal(capsys, *arguments) == (2, error + text)
 

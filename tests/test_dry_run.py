@@ -197,6 +197,50 @@ def test_what_can_be_seen_without_loading_is_told_as_a_problem(site):
     assert sorted(plan["problems"]) == sorted(details) and len(details) == 3
 
 
+def test_a_deployment_of_a_version_that_is_not_served_is_a_problem_wherever_it_is_told(site):
+    pins = {"none": {"version": 99}, "label": {"version_label": "x"}, "any": {"version": 0}}
+    deployments = [{"id": name, "model": "b", **pin} for name, pin in pins.items()]
+    site.write("a", "b", deployments=deployments)
+    told = site.plan()["problems"]
+    assert told == [
+        "$.deployments[0].version: version 99 of b is not served; there are: [2]",
+        "$.deployments[1].version_label: b has no label 'x'; there are: []",
+    ]
+    done = site.rest.post("/v1/config/reload")
+    assert done.status_code == 412 and done.json["details"] == told
+    assert site.rest.get("/readyz").status_code == 503
+    assert list(site.server.manager.deployment_problems()) == ["none", "label"]
+    site.write(
+        {"name": "b", "base_path": "b", "version_labels": {"x": 2}}, deployments=deployments[1:]
+    )
+    assert site.plan()["problems"] == []
+    assert site.rest.post("/v1/config/reload").status_code == 201
+    assert site.rest.get("/readyz").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "change, others",
+    [
+        ({"admin": {"upload": "code"}}, ["admin"]),
+        ({"monitoring": {"metrics": {"enable": True}}}, ["monitoring"]),
+        ({"admin": None, "mediapipe_config_list": [{"name": "x"}]}, ["mediapipe_config_list"]),
+    ],
+)
+def test_a_change_of_any_other_section_is_told_by_its_name(site, change, others):
+    site.write("a", "b", **change)
+    plan = site.plan()
+    assert plan["others"] == others and plan["changes"] is True
+    assert site.rest.post("/v1/config/reload").status_code == 201
+    assert site.plan()["others"] == [] and site.plan()["changes"] is False
+
+
+def test_changed_options_of_admin_are_told_by_their_names(site):
+    site.write("a", "b", admin={})
+    assert site.rest.post("/v1/config/reload").status_code == 201
+    site.write("a", "b", admin={"upload": True, "max_upload_files": 3})
+    assert site.plan()["others"] == ["admin.upload", "admin.max_upload_files"]
+
+
 def test_only_yes_and_no_are_taken(site):
     for value in ("0", "false"):
         assert site.rest.post(f"/v1/config/reload?dry_run={value}").status_code == 200

@@ -189,6 +189,20 @@ def test_poller_tries_a_broken_version_again_only_when_its_files_change(tmp_path
     assert loads == ["2", "1", "2"] and default(server) == 2
 
 
+def test_a_broken_version_is_tried_again_by_the_poll_that_reads_another_config(tmp_path):
+    disk, file = Disk(m=[1], n=[1]), tmp_path / "config.json"
+    disk.broken = {("m", 1)}
+    file.write_text(json.dumps(config("m", "n")))
+    server = serving.ModelServer(file, load=disk.load, list_versions=disk.list_versions)
+    server.wait(10)
+    disk.broken = set()
+    server.manager.refresh(polling=True)
+    assert disk.loaded == [("n", 1)]
+    file.write_text(json.dumps(config("m", "n", import_modules=["json"])))
+    server.manager.refresh(polling=True)
+    assert disk.loaded == [("n", 1), ("m", 1)] and not server.readiness()
+
+
 def test_a_folder_that_vanishes_while_its_files_are_looked_at_is_passed_over(tmp_path, monkeypatch):
     for name in ("gone/a", "stays/b"):
         (tmp_path / name).mkdir(parents=True)

@@ -446,6 +446,15 @@ def test_grammar(change, text):
     assert raised.value.message.startswith(f"$.pipeline_config_list[0]{text}"), raised.value.message
 
 
+@pytest.mark.parametrize("pin", [{"version": 5}, {"version_label": "x"}])
+def test_a_deployment_of_a_pipeline_pins_no_version(pin):
+    deployment = {"id": "d", "model": DEMO["name"], **pin}
+    wrong = {"model_config_list": [], "pipeline_config_list": [DEMO]}
+    text = rf"deployments\[0\].{list(pin)[0]}: '.*' is a pipeline, which has no versions"
+    with pytest.raises(serving.ConfigError, match=text):
+        serving.load_config({**wrong, "deployments": [deployment]})
+
+
 FUNCTIONS = """
 import numpy as np
 

@@ -669,6 +669,7 @@ def test_check_sees_a_pinned_version_that_is_not_there(tmp_path, capsys, pin, te
             {"label_map": 3},
             "$.deployments[0].label_map: expected string or object or array, got integer 3",
         ),
+        ({"label_map": ""}, "$.deployments[0].label_map: expected names of the classes: a file"),
         (
             {"family": "yoloo"},
             "$.deployments[0].family: there is no family 'yoloo'; did you mean 'yolo'?",
@@ -694,6 +695,9 @@ def test_check_sees_a_pinned_version_that_is_not_there(tmp_path, capsys, pin, te
             "$.deployments[0]: give 'version' or 'version_label', not both",
         ),
         ({"id": "v1"}, "$.deployments[0].id: expected its name in URLs"),
+        ({"id": "v1\n"}, "$.deployments[0].id: expected its name in URLs"),
+        ({"version_tag": "x\n"}, "$.deployments[0].version_tag: expected a name for this state"),
+        ({"layout": "HWC\n"}, "$.deployments[0].layout: expected the order of the input's"),
         ({"lable_map": []}, "$.deployments[0].lable_map: unknown key; did you mean 'label_map'?"),
     ],
 )
@@ -740,6 +744,8 @@ def test_a_wrong_label_map_fails_its_deployment_alone(
         wrong = f"Deployment 'wrong' is not available: {place}"
         assert answer.status_code == 503 and str(ROOT) not in answer.json["error"]
         assert answer.json["error"].startswith(wrong.removesuffix("..."))
+    shown = client.get("/deployments", headers=key).json["deployments"]
+    assert [one["state"] for one in shown] == ["failed", "ready"]
     ready = client.get("/readyz")
     assert ready.status_code == 503
     assert f"deployment wrong ({place.removesuffix('...')}" in ready.json["error"]

@@ -225,7 +225,15 @@ def test_a_routine_that_needs_boxes_says_so_on_a_classifier(where):
     ):
         rest = rest_of(classifier(), routines=[{"name": name}] if where == "deployment" else [])
         chain = [{"name": name}] if where == "request" else []
-        assert_error(ask(rest, *chain), 400, text)
+        if where == "request":
+            assert_error(ask(rest, *chain), 400, text)
+            continue
+        where_told = f"Deployment 'x' is not available: $.deployments[0]: model 'm': {text}"
+        assert_error(ask(rest), 503, where_told)
+        seen = rest.get("/readyz")  # what routines of one's own need, their calls tell
+        assert (seen.status_code, text in seen.get_data(as_text=True)) == (
+            (503, True) if name == "Tile" else (200, False)
+        )
     del routines.ROUTINES["Largest"]
 
 

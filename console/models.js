@@ -133,7 +133,7 @@ function tellPlan(plan) {
 		for (const [verb, text] of Object.entries(words)) if (one[verb].length) lines.push(`Model ${one.model}: version${one[verb].length > 1 ? "s" : ""} ${one[verb].join(", ")} ${text}`);
 	}
 	for (const one of plan.server) lines.push(`server: ${tellOption(one)}`);
-	for (const name of [...plan.auth, ...plan.modules]) lines.push(`${name}: changed`);
+	for (const name of [...plan.auth, ...plan.modules, ...plan.others]) lines.push(`${name}: changed`);
 	return lines;
 }
 

@@ -1280,6 +1280,19 @@ def test_states_and_versions_are_kept_up_to_date_and_what_is_typed_stays(page):
     assert "/versions/7" not in page.js(options)[:-1]
 
 
+def test_who_leaves_while_a_model_is_looked_at_is_not_held(page):
+    page.open("watch").hold("/metadata")
+    page.go("try/table")
+    page.wait("window.asked.length")
+    page.go("watch")
+    page.wait("document.querySelector('nav a[data-part=watch]').ariaCurrent === 'page'")
+    page.js("window.release()")
+    page.wait("window.answered && !document.querySelector('#panel')")
+    page.js("document.dispatchEvent(new Event('visibilitychange'))")
+    page.wait("document.querySelector('#main svg')")
+    assert page.text("#error") == ""
+
+
 def test_the_keyboard_stays_on_the_list_that_changes_what_is_shown(page):
     page.open("connect")
     page.wait("document.querySelector('#target')")

@@ -1073,6 +1073,13 @@ class ImageConfig:
             raise ValueError(f"background: expected red, green, blue, got {got} numbers")
 
 
+def beside(folder: Path, path: str) -> str:
+    """A path of the config made absolute: it starts at `folder`; `~` is the home folder."""
+    with contextlib.suppress(RuntimeError):  # nobody of that name has a home
+        return str(folder / Path(path).expanduser())
+    return str(folder / path)
+
+
 @dataclass(frozen=True)
 class HandlerConfig:
     path: str = option(
@@ -1112,9 +1119,9 @@ class HandlerConfig:
 
     def resolve(self, folder: Path) -> "HandlerConfig":
         """The same with paths that start at `folder`, and a project's defaults."""
-        function, model_dir = self.function, self.model_dir and str(folder / self.model_dir)
+        function, model_dir = self.function, self.model_dir and beside(folder, self.model_dir)
         if self.project is not None:
-            project = folder / self.project
+            project = Path(beside(folder, self.project))
             function = str(project / (function or "src/main.py:inference_handler"))
             model_dir = model_dir or str(project / "model")
         return dataclasses.replace(self, function=function, model_dir=model_dir)
@@ -1419,9 +1426,9 @@ def resolve_paths(config: "Config", folder: Path, stem: str) -> Any:
         label_map, learning = deployment.label_map, deployment.active_learning
         return dataclasses.replace(
             deployment,
-            label_map=str(folder / label_map) if isinstance(label_map, str) else label_map,
+            label_map=beside(folder, label_map) if isinstance(label_map, str) else label_map,
             active_learning=learning
-            and dataclasses.replace(learning, folder=str(folder / learning.folder)),
+            and dataclasses.replace(learning, folder=beside(folder, learning.folder)),
         )
 
     store = config.auth.quota_store or f"{stem}.quotas.sqlite3"
@@ -1430,20 +1437,21 @@ def resolve_paths(config: "Config", folder: Path, stem: str) -> Any:
         deployments=tuple(map(resolved, config.deployments)),
         handlers=tuple(handler.resolve(folder) for handler in config.handlers),
         routine_modules=tuple(
-            str(folder / name) if name.endswith(".py") else name for name in config.routine_modules
+            beside(folder, name) if name.endswith(".py") else name
+            for name in config.routine_modules
         ),
         server=dataclasses.replace(
             config.server,
-            history=config.server.history and str(folder / config.server.history),
+            history=config.server.history and beside(folder, config.server.history),
         ),
         auth=dataclasses.replace(
-            config.auth, quota_store=store if "://" in store else str(folder / store)
+            config.auth, quota_store=store if "://" in store else beside(folder, store)
         ),
         admin=config.admin
         and dataclasses.replace(
             config.admin,
-            models_folder=str(folder / config.admin.models_folder),
-            projects_folder=str(folder / config.admin.projects_folder),
+            models_folder=beside(folder, config.admin.models_folder),
+            projects_folder=beside(folder, config.admin.projects_folder),
         ),
     )
 
@@ -1788,13 +1796,10 @@ def read_file(path: Path) -> bytes:
 
 
 def resolve_base_path(model: ModelConfig, folder: Path) -> ModelConfig:
-    """A model with its base_path made absolute: it starts at `folder`; `~` is the home folder."""
+    """A model with its base_path made absolute."""
     if model.problem.startswith("base_path"):
         return model
-    path = Path(model.base_path)
-    with contextlib.suppress(RuntimeError):  # nobody of that name has a home
-        path = path.expanduser()
-    return dataclasses.replace(model, base_path=str(folder / path))
+    return dataclasses.replace(model, base_path=beside(folder, model.base_path))
 
 
 def config_kind(extensions: Iterable[Extension]) -> type[Config]:

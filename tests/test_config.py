@@ -319,7 +319,41 @@ def test_relative_paths_start_at_the_config_file(tmp_path):
 
 def test_the_home_folder_is_written_as_a_shell_does(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert serving.load_config(model(base_path="~/m")).models[0].base_path == str(tmp_path / "m")
+    config = serving.load_config(
+        model(base_path="~/m")
+        | {
+            "deployments": [
+                {
+                    "id": "d",
+                    "model": "m",
+                    "label_map": "~/l",
+                    "active_learning": {"threshold": 0, "folder": "~/a"},
+                }
+            ],
+            "handlers": [{"path": "/h", "project": "~/p", "model_dir": "~/d"}],
+            "routine_modules": ["~/r.py"],
+            "server": {"history": "~/h"},
+            "auth": {"quota_store": "~/q"},
+            "admin": {"models_folder": "~/m", "projects_folder": "~/p"},
+        }
+    )
+    found = [
+        config.models[0].base_path,
+        config.deployments[0].label_map,
+        config.deployments[0].active_learning.folder,
+        config.handlers[0].function.partition("/src")[0],
+        config.handlers[0].model_dir,
+        *config.routine_modules,
+        config.server.history,
+        config.auth.quota_store,
+        config.admin.models_folder,
+        config.admin.projects_folder,
+    ]
+    assert found == [
+        f"{tmp_path}/{name}" for name in ("m", "l", "a", "p", "d", "r.py", "h", "q", "m", "p")
+    ]
+    nobody = serving.load_config(model(base_path="~no-one/m"))
+    assert nobody.models[0].base_path.endswith("/~no-one/m")
 
 
 SECRET = "s3cr3t-of-mine"

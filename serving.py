@@ -904,12 +904,17 @@ class Deployment:
         pattern="^(tf|torch|caffe)$",
     )
     scale: int | float = option(
-        1, "the model is shown (pixel * scale + offset - mean) / std, of pixels 0..255"
+        1,
+        "the model is shown (pixel * scale + offset - mean) / std, of pixels 0..255",
+        minimum=-1e30,
+        maximum=1e30,
     )
-    offset: int | float = option(0, "see scale")
-    mean: tuple[int | float, ...] = option((), "see scale: one number, or one for each channel")
+    offset: int | float = option(0, "see scale", minimum=-1e30, maximum=1e30)
+    mean: tuple[int | float, ...] = option(
+        (), "see scale: one number, or one for each channel", minimum=-1e30, maximum=1e30
+    )
     std: tuple[int | float, ...] = option(
-        (), "see scale: one number, or one for each channel", minimum=1e-12
+        (), "see scale: one number, or one for each channel", minimum=1e-12, maximum=1e30
     )
     resize: str | None = option(
         None,
@@ -941,6 +946,8 @@ class Deployment:
     def __post_init__(self) -> None:
         if self.version is not None and self.version_label is not None:
             raise ValueError("give 'version' or 'version_label', not both")
+        if self.scale == 0:
+            raise ValueError("scale: expected a number that is not 0: it makes all pictures one")
         reckoned = self.scale, self.offset, self.mean, self.std, self.channels
         if self.preprocess and reckoned != (1, 0, (), (), None):
             raise ValueError(
@@ -952,7 +959,7 @@ class Deployment:
 
 @dataclass(frozen=True)
 class Quota:
-    calls: int = option(doc="how many calls", minimum=1)
+    calls: int = option(doc="how many calls", minimum=1, maximum=1 << 53)
     period: str = option(
         doc="minute, hour, day or month, by UTC", pattern="^(minute|hour|day|month)$"
     )
@@ -1110,7 +1117,10 @@ class HandlerConfig:
         pattern="^(GET|POST|PUT|PATCH|DELETE)$",
     )
     timeout_seconds: int | float | None = option(
-        None, "how long a call may take, then 504; default: as long as it does", minimum=0.001
+        None,
+        "how long a call may take, then 504; default: as long as it does",
+        minimum=0.001,
+        maximum=86400,
     )
 
     def __post_init__(self) -> None:

@@ -1,6 +1,7 @@
 """Wrong configs, each with its JSON path and text; right ones, OpenVINO Model Server's among them; the JSON Schema."""
 
 import json
+import re
 import sys
 
 import jsonschema
@@ -91,6 +92,17 @@ WRONG = [
     (
         {"model_config_list": [], "server": {"threads": 0}},
         "$.server.threads: expected at least 1, got 0",
+    ),
+    (
+        {
+            "model_config_list": [],
+            "handlers": [{"path": "/h", "function": "m:f", "timeout_seconds": 1e10}],
+        },
+        "$.handlers[0].timeout_seconds: expected at most 86400, got 10000000000.0",
+    ),
+    (
+        {"model_config_list": [], "deployments": [{"id": "a", "model": "m", "offset": 10**400}]},
+        f"$.deployments[0].offset: expected at most 1e+30, got 1{'0' * 39}",
     ),
     (
         {"model_config_list": [], "server": {"threads": 2.5}},
@@ -308,6 +320,34 @@ def test_an_openvino_model_server_config_is_read_unchanged():
         "allow_cache",
         "custom_loader_options",
     ]
+
+
+@pytest.mark.parametrize(
+    "section, text",
+    [
+        (
+            {"deployments": [{"id": "a", "model": "m", "scale": 0}]},
+            "scale: expected a number that is not 0: it makes all pictures one",
+        ),
+        (
+            {
+                "auth": {
+                    "keys": [
+                        {
+                            "name": "k",
+                            "sha256": "0" * 64,
+                            "quota": {"calls": 10**30, "period": "day"},
+                        }
+                    ]
+                }
+            },
+            "$.auth.keys[0].quota.calls: expected at most 9007199254740992, got 1" + "0" * 30,
+        ),
+    ],
+)
+def test_numbers_that_could_only_fail_later_are_refused(section, text):
+    with pytest.raises(serving.ConfigError, match=re.escape(text)):
+        serving.load_config({"model_config_list": []} | section)
 
 
 def test_relative_paths_start_at_the_config_file(tmp_path):

@@ -1195,6 +1195,8 @@ def label_pairs(pairs: Iterable[tuple[Any, Any]]) -> dict[int, str]:
         if isinstance(name, list) and len(name) == 2:  # ["n01440764", "tench"], as of ImageNet
             name = name[1]
         number = -1 if isinstance(key, bool) or not re.fullmatch(r"\d+", str(key)) else int(key)
+        if isinstance(name, str) and re.search("[\ud800-\udfff]", name):
+            raise ValueError(f"label map: the name of {number} has half of a surrogate pair")
         if number < 0 or isinstance(name, bool) or not isinstance(name, str | int | float):
             raise ValueError(
                 'label map: expected {"1": "name"} or a list of names, '

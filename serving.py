@@ -1595,8 +1595,7 @@ def check_limits(value: Any, path: str, limits: Mapping[str, Any]) -> Any:
             raise ConfigError(path, f"expected at least {limits['minimum']}, got {value}")
         if limits.get("maximum") is not None and not value <= limits["maximum"]:
             raise ConfigError(path, f"expected at most {limits['maximum']}, got {str(value)[:40]}")
-    if isinstance(value, str) and re.search("[\ud800-\udfff]", value):
-        raise ConfigError(path, "expected text, got half of a surrogate pair")
+    refuse_half(value, path)  # of requests, which are read otherwise than a config
     if limits.get("pattern") and isinstance(value, str) and not re.search(limits["pattern"], value):
         came = f"{len(value)} other characters" if is_secret(path) else repr(value)
         raise ConfigError(path, f"expected {limits['doc']}; got {came}")
@@ -1671,7 +1670,8 @@ def read_object(members: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def refuse_twice(value: Any, path: str) -> None:
-    """Raise ConfigError for a key that stands twice in one object, with the object's place.
+    """Raise ConfigError for a key that stands twice in one object, with the object's place, and
+    for half of a surrogate pair.
 
     Under `auth` it is named where it is the name of an option, else it may be a password.
     """
@@ -1682,10 +1682,19 @@ def refuse_twice(value: Any, path: str) -> None:
         raise ConfigError(path, f"{key} stands twice in one object")
     if isinstance(value, dict):
         for name, item in value.items():
+            refuse_half(name, path)
             refuse_twice(item, f"{path}.{name}")
     if isinstance(value, list):
         for index, item in enumerate(value):
             refuse_twice(item, f"{path}[{index}]")
+    refuse_half(value, path)
+
+
+def refuse_half(text: Any, path: str) -> None:
+    """Raise ConfigError for a string that no UTF-8 can hold, a value's or an object's key."""
+    if isinstance(text, str) and re.search("[\ud800-\udfff]", text):
+        where = "$.auth" if is_secret(path) else path  # a key in it may be a password
+        raise ConfigError(where, "expected text, got half of a surrogate pair")
 
 
 # The beginning of TensorFlow Serving's --model_config_file: protobuf's text format, no JSON.
@@ -1842,6 +1851,7 @@ def load_config(
         return kind(**{f.name: getattr(source, f.name) for f in dataclasses.fields(Config)})
     if isinstance(source, Mapping):
         value, folder, stem = dict(source), Path.cwd(), "serving"
+        refuse_twice(value, "$")
     else:
         value = read_config(read_file(Path(source)) if text is None else text)
         folder, stem = Path(source).absolute().parent, Path(source).stem

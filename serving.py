@@ -1027,11 +1027,12 @@ class Auth:
 
     def __post_init__(self) -> None:
         names = [key.name for key in self.keys]
-        for index, name in enumerate(names):
-            if name in names[:index]:  # which is not shown: it may be the key itself
-                raise ValueError(
-                    f"keys[{index}].name: it is already taken by keys[{names.index(name)}]"
-                )
+        digests = [key.sha256.lower() for key in self.keys]
+        for kind, values in (("name", names), ("sha256", digests)):
+            for index, value in enumerate(values):
+                if value in values[:index]:  # which is not shown: it may be the key itself
+                    taken = values.index(value)
+                    raise ValueError(f"keys[{index}].{kind}: it is already taken by keys[{taken}]")
         if "://" in (store := self.quota_store or ""):
             check_redis(store)
 

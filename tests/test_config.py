@@ -418,6 +418,11 @@ SECRET = "s3cr3t-of-mine"
             "keys[1].name: it is already taken by keys[0]",
         ),
         (
+            {"keys": [{"name": "a", "sha256": "AB" * 32}, {"name": "b", "sha256": "ab" * 32}]},
+            "$.auth",
+            "keys[1].sha256: it is already taken by keys[0]",
+        ),
+        (
             {"keys": [{"name": "a", "sha256": "0" * 64, f"name{SECRET[0]}": SECRET}]},
             "$.auth.keys[0]",
             "unknown key; did you mean 'name'?",

@@ -5047,6 +5047,17 @@ def missing_models(config: Config) -> list[str]:
     ]
 
 
+def label_files(config: Config) -> list[tuple[int, int] | None]:
+    """What tells that the files of a config's label maps have changed: size and time of each."""
+    found: list[tuple[int, int] | None] = []
+    for deployment in config.deployments:
+        status = None
+        with contextlib.suppress(OSError, ValueError, TypeError):  # not there, no path, no file
+            status = os.stat(deployment.label_map)  # type: ignore[arg-type]
+        found.append(status and (status.st_size, status.st_mtime_ns))
+    return found
+
+
 def state_text(error: BaseException) -> str:
     """Why something cannot be served, for a state: without the folders of this machine.
 
@@ -5083,6 +5094,7 @@ class ModelManager:
     ):
         self.config, self._take_effect = config, take_effect
         self._prepare, self._refresh_others = prepare, refresh_others
+        self._label_files = label_files(config)
         self.prepared = prepare(config)  # what requests need of the config, made ready once
         self._poll_seconds = poll_seconds  # from the command line, over the config's
         self.path, self._text = path, text
@@ -5400,6 +5412,7 @@ class ModelManager:
             self._text, self._config_failed = text, True
             try:
                 config = load_config(self.path, text, type(self.config))
+                self._label_files = label_files(config)
                 self.prepared = self._prepare(config)
                 self.config = config
                 self._expect_models()
@@ -5410,8 +5423,12 @@ class ModelManager:
                 outcome.errors += error.all()
 
     def would_read(self, text: bytes, polling: bool = False) -> bool:
-        """Whether a pass would take up a config file of this text."""
-        return text != self._text or self._config_failed and not polling
+        """Whether a pass would take up a config file of this text; one that was asked for does so
+        where the files of label maps have changed, too.
+        """
+        if text != self._text or polling:
+            return text != self._text
+        return self._config_failed or self._label_files != label_files(self.config)
 
     def plan_model(
         self, name: str, model: ModelConfig | None, folders: Mapping[int, Path]

@@ -764,6 +764,14 @@ def test_a_label_map_that_is_mended_is_read_at_the_next_reload(tmp_path):
     assert server.reload()[0] == 201 and not server.readiness()
     classes = Rest(server).get("/pets/classes", headers=bearer(server.generated_key)).json
     assert "cat" in json.dumps(classes)
+    assert server.reload()[0] == 200
+    (tmp_path / "names.txt").write_text("cow\ndog\nhen\n")
+    server.manager.refresh(polling=True)
+    assert "cat" in server.prepared.deployments["pets"].labels.values()  # until somebody asks
+    assert server.reload()[0] == 201
+    assert "cow" in server.prepared.deployments["pets"].labels.values()
+    (tmp_path / "names.txt").unlink()
+    assert server.reload()[0] == 412 and server.readiness()
 
 
 def test_routine_modules_of_ones_own(tmp_path):

@@ -1300,7 +1300,12 @@ class ServerConfig:
         minimum=1,
     )
     cors_origins: tuple[str, ...] = option(
-        (), 'origins whose pages may call: ["https://site.example"], or ["*"] for all'
+        (),
+        'origins whose pages may call, as browsers write them: ["https://site.example"], in small '
+        'letters, without a path or the usual port; or ["*"] for all',
+        # file:// and null are of pages from files, capacitor://localhost and its like of apps
+        pattern=r"^(?!https://.*:443$|http://.*:80$)"
+        r"(\*|null|file://|[a-z][a-z0-9+.-]*://([a-z0-9._~-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?)$",
     )
     trusted_proxy: str | None = option(
         None,

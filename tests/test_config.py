@@ -350,6 +350,42 @@ def test_numbers_that_could_only_fail_later_are_refused(section, text):
         serving.load_config({"model_config_list": []} | section)
 
 
+ORIGINS = {
+    "https://a.example": True,
+    "http://localhost:8000": True,
+    "http://[::1]:8000": True,
+    "https://xn--bcher-kva.example:80": True,
+    "http://192.168.0.1": True,
+    "capacitor://localhost": True,
+    "chrome-extension://abc": True,
+    "file://": True,
+    "null": True,
+    "*": True,
+    "https://a.example/": False,
+    "https://a.example/page": False,
+    "https://A.example": False,
+    "HTTPS://a.example": False,
+    "a.example": False,
+    "https://a.example:443": False,
+    "http://[::1]:80": False,
+    "https://*.example": False,
+    "https://b\u00fccher.example": False,
+    "https://": False,
+    "": False,
+}
+
+
+@pytest.mark.parametrize("origin, sent", ORIGINS.items())
+def test_an_origin_that_no_browser_sends_is_refused(origin, sent):
+    source = {"model_config_list": [], "server": {"cors_origins": [origin]}}
+    assert jsonschema.Draft202012Validator(config_schema()).is_valid(source) == sent
+    if sent:
+        assert serving.load_config(source).server.cors_origins == (origin,)
+        return
+    with pytest.raises(serving.ConfigError, match=r"cors_origins\[0\]: expected .*https://site\.e"):
+        serving.load_config(source)
+
+
 def test_relative_paths_start_at_the_config_file(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(model(base_path="models/m")))
     assert serving.load_config(tmp_path / "config.json").models[0].base_path == str(

@@ -5052,6 +5052,21 @@ def missing_models(config: Config) -> list[str]:
     ]
 
 
+def needs_restart(option: dataclasses.Field) -> bool:
+    """Whether a change of an option has an effect at the next start alone, as its text says."""
+    return option.metadata["doc"].endswith("(start)")
+
+
+def tell_restart(now: ServerConfig, wanted: ServerConfig) -> None:
+    """Say in the log which options of a config that is taken over have no effect as yet."""
+    for option in dataclasses.fields(wanted):
+        changed = getattr(now, option.name) != getattr(wanted, option.name)
+        if changed and needs_restart(option):
+            log_safely(
+                logging.WARNING, "$.server.%s: changed; it takes effect at a restart", option.name
+            )
+
+
 def label_files(config: Config) -> list[tuple[int, int] | None]:
     """What tells that the files of a config's label maps have changed: size and time of each."""
     found: list[tuple[int, int] | None] = []
@@ -5419,6 +5434,7 @@ class ModelManager:
                 config = load_config(self.path, text, type(self.config))
                 self._label_files = label_files(config)
                 self.prepared = self._prepare(config)
+                tell_restart(self.config.server, config.server)
                 self.config = config
                 self._expect_models()
                 self._config_error = ""
@@ -6927,6 +6943,7 @@ class ModelServer:
         self.endpoints: dict[str, Any] = {}  # those of `endpoint`
         self.waiting: Any = ()  # what has a length: the requests that wait for a thread
         self.refused: Counter[str] = Counter()  # requests that were turned away, by reason
+        self.max_request_bytes = config.server.max_request_bytes  # of the start, as sockets have it
         self._mounted = self.says_key = False  # the app is built; `run` prints the generated key
         # Each, while its site is there, gives it the URLs that are new.
         self.mounts: list[weakref.ref[Callable[[], None]]] = []
@@ -7332,13 +7349,13 @@ def tell_changed(now: Any, wanted: Any) -> list[dict[str, Any]]:
 
     `restart` says that it takes one for the option to have an effect.
     """
-    docs = {field.name: field.metadata["doc"] for field in dataclasses.fields(wanted)}
+    restart = {field.name: needs_restart(field) for field in dataclasses.fields(wanted)}
     return [
         {
             "option": name,
             "from": as_json(getattr(now, name)),
             "to": as_json(getattr(wanted, name)),
-            "restart": docs[name].endswith("(start)"),
+            "restart": restart[name],
         }
         for name in changed_fields(now, wanted)
     ]
@@ -7860,7 +7877,7 @@ def read_body(server: ModelServer, call: Call, limit: int | None = None) -> byte
     413 beyond `limit` bytes.
     """
     limits = server.config.server
-    data = call.read(limit or limits.max_request_bytes)
+    data = call.read(limit or server.max_request_bytes)
     if not (coding := call.header("Content-Encoding").lower()):
         return data
     known = next((one for one in ("gzip", "deflate") if one in coding), None)
@@ -7999,7 +8016,7 @@ def read_image(
         frame = routines.read_frame(call.argument("frame") or None)
         limits = image_limits(server.config, call.allowance.take, frame=frame, alpha=True)
         # nested lists take some 4 characters a number
-        most = min(server.config.server.max_request_bytes, 4 * limits.max_bytes)
+        most = min(server.max_request_bytes, 4 * limits.max_bytes)
         body = read_body(server, call, most)
         if not body.strip():
             raise routines.ImageError(NO_BODY)

@@ -4311,9 +4311,10 @@ def find_values(options: InputOptions, channels: str) -> Values:
         return PREPROCESS[options.preprocess][1]
     for word, given in (("mean", options.mean), ("std", options.std)):
         if len(given) not in (0, 1, CHANNELS[channels]):
-            raise ValueError(
-                f"{word}: expected 1 or {CHANNELS[channels]} numbers, got {len(given)}"
+            numbers = (
+                "1 number" if CHANNELS[channels] == 1 else f"1 or {CHANNELS[channels]} numbers"
             )
+            raise ValueError(f"{word}: expected {numbers}, got {len(given)}")
     return Values(1.0, options.scale, options.offset, options.mean, options.std)
 
 

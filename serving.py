@@ -1637,6 +1637,9 @@ def parse_fields(kind: Any, value: dict[str, Any], path: str) -> Any:
     try:
         return kind(**dict(zip(known, items)))
     except ValueError as error:
+        place, colon, problem = str(error).partition(": ")
+        if colon and re.split(r"[.[]", place)[0] in fields:
+            raise ConfigError(f"{path}.{place}", problem) from None
         raise ConfigError(path, str(error)) from None
 
 
@@ -6522,6 +6525,8 @@ def read_arguments(item: Mapping[str, Any], kind: type, path: str) -> dict[str, 
         value = {} if item.get(key) is None else item[key]
         if not isinstance(value, dict):
             raise ConfigError(f"{path}.{key}", f"expected an object, got {json_kind(value)}")
+        if twice := sorted(given.keys() & value.keys()):
+            raise ConfigError(f"{path}.{key}", f"'{twice[0][:60]}' is given twice")
         given |= value
     ordered = [] if item.get("args") is None else item["args"]
     names = [field.name for field in dataclasses.fields(kind)]

@@ -234,7 +234,8 @@ def locate(module: str, folder: Path) -> ModuleSource:
     if module.endswith(".py"):
         path = Path(beside(folder, module))
         if not path.is_file():
-            raise HandlerError(f"{module}: no such file beside the config")
+            where = "" if Path(module).is_absolute() else " beside the config"
+            raise HandlerError(f"{module}: no such file{where}")
         path = path.resolve()
         return (
             path.stem.replace(".", "_"),

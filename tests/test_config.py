@@ -129,7 +129,7 @@ WRONG = [
             "model_config_list": [],
             "deployments": [{"id": "a", "model": "m"}, {"id": "a", "model": "n"}],
         },
-        "$: deployments[1].id: 'a' is already taken by deployments[0]",
+        "$.deployments[1].id: 'a' is already taken by deployments[0]",
     ),
     (
         {"model_config_list": [], "pipeline_config_list": [{"name": "p"}]},
@@ -445,18 +445,18 @@ SECRET = "s3cr3t-of-mine"
         ({"keys": [{SECRET: 1}]}, "$.auth.keys[0]", "unknown key; expected one of: name, sha256"),
         (
             {"keys": [{"name": "a", "sha256": "0" * 64, "deployments": [SECRET]}]},
-            "$",
-            "auth.keys[0].deployments[0]: no deployment has that id, and no handler that path",
+            "$.auth.keys[0].deployments[0]",
+            "no deployment has that id, and no handler that path",
         ),
         (
             {"keys": [{"name": SECRET, "sha256": "0" * 64}] * 2},
-            "$.auth",
-            "keys[1].name: it is already taken by keys[0]",
+            "$.auth.keys[1].name",
+            "it is already taken by keys[0]",
         ),
         (
             {"keys": [{"name": "a", "sha256": "AB" * 32}, {"name": "b", "sha256": "ab" * 32}]},
-            "$.auth",
-            "keys[1].sha256: it is already taken by keys[0]",
+            "$.auth.keys[1].sha256",
+            "it is already taken by keys[0]",
         ),
         (
             {"keys": [{"name": "a", "sha256": "0" * 64, f"name{SECRET[0]}": SECRET}]},
@@ -476,8 +476,8 @@ SECRET = "s3cr3t-of-mine"
         ),
         (
             {"keys": [{"name": "a", "sha256": "0" * 64, "expires": SECRET}]},
-            "$.auth.keys[0]",
-            "expires: expected a date",
+            "$.auth.keys[0].expires",
+            "expected a date",
         ),
         (
             {"keys": [{"name": "a", "sha256": "0" * 64, "disabled": SECRET}]},

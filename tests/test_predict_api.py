@@ -1582,6 +1582,10 @@ def test_arguments_by_name_or_in_their_order(pets, routine):
     [
         ({"args": [0.5, 1]}, "routines[0].args: FilterConfidence has 1 arguments, got 2"),
         ({"args": {"confidence": 1}}, "routines[0].args: expected a list, got object"),
+        (
+            {"confidence": 1, "arguments": {"confidence": 0}},
+            "routines[0].arguments: 'confidence' is given twice",
+        ),
         ({"kwargs": [1]}, "routines[0].kwargs: expected an object, got array"),
         (
             {"args": [0.5], "confidence": 0.6},

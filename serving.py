@@ -576,6 +576,15 @@ NOT_EMPTY = r"^[\s\S]"  # as JSON Schema can say it too
 NO_EFFECT = "OpenVINO only, no effect"  # of what means nothing here: accepted, named in the log
 
 
+def without_effect(value: Any) -> list[str]:
+    """The fields given in a part of a config that mean nothing here."""
+    return [
+        f.name
+        for f in dataclasses.fields(value)
+        if f.metadata["doc"] == NO_EFFECT and getattr(value, f.name) != f.default
+    ]
+
+
 @dataclass(frozen=True)
 class LatestPolicy:
     num_versions: int = option(1, "how many of the highest versions to serve", minimum=1)
@@ -775,11 +784,7 @@ class ModelConfig:
     @property
     def ignored(self) -> list[str]:
         """The fields given here that have no effect."""
-        return [
-            f.name
-            for f in dataclasses.fields(self)
-            if f.metadata["doc"] == NO_EFFECT and getattr(self, f.name) is not None
-        ]
+        return without_effect(self)
 
     @property
     def load_key(self) -> tuple:
@@ -5497,6 +5502,8 @@ class ModelManager:
 
     def _refresh_models(self, outcome: Outcome, polling: bool) -> None:
         """Bring every model up to date, several at once; none waits for one that fails or hangs."""
+        for name in without_effect(self.config):
+            self._say_once(logging.WARNING, f"note: $.{name}: {NO_EFFECT}")
         threads = Workers(self.config.server.num_load_threads, "serving-load")
         with contextlib.closing(threads) as pool:
             visits = [
@@ -5614,6 +5621,9 @@ class ModelManager:
         for name in model.ignored:
             text = f"note: {model.name}: '{name}' has no effect on a SavedModel"
             self._say_once(logging.WARNING, text)
+        if model.load == "eager" and (model.pinned or model.idle_seconds is not None):
+            text = "'idle_seconds' and 'pinned' have no effect without \"load\": \"on_demand\""
+            self._say_once(logging.WARNING, f"note: {model.name}: {text}")
         self._refused.pop(model.name, None)
         self._absent.pop(model.name, None)
         if model.problem:

@@ -1197,6 +1197,8 @@ def label_pairs(pairs: Iterable[tuple[Any, Any]]) -> dict[int, str]:
         if isinstance(name, list) and len(name) == 2:  # ["n01440764", "tench"], as of ImageNet
             name = name[1]
         number = -1 if isinstance(key, bool) or not re.fullmatch(r"\d+", str(key)) else int(key)
+        if isinstance(name, str) and re.search("[\ud800-\udfff]", name):
+            raise ValueError(f"label map: the name of {number} has half of a surrogate pair")
         if number < 0 or isinstance(name, bool) or not isinstance(name, str | int | float):
             raise ValueError(
                 'label map: expected {"1": "name"} or a list of names, '
@@ -4311,9 +4313,10 @@ def find_values(options: InputOptions, channels: str) -> Values:
         return PREPROCESS[options.preprocess][1]
     for word, given in (("mean", options.mean), ("std", options.std)):
         if len(given) not in (0, 1, CHANNELS[channels]):
-            raise ValueError(
-                f"{word}: expected 1 or {CHANNELS[channels]} numbers, got {len(given)}"
+            numbers = (
+                "1 number" if CHANNELS[channels] == 1 else f"1 or {CHANNELS[channels]} numbers"
             )
+            raise ValueError(f"{word}: expected {numbers}, got {len(given)}")
     return Values(1.0, options.scale, options.offset, options.mean, options.std)
 
 

@@ -579,6 +579,15 @@ NOT_EMPTY = r"^[\s\S]"  # as JSON Schema can say it too
 NO_EFFECT = "OpenVINO only, no effect"  # of what means nothing here: accepted, named in the log
 
 
+def without_effect(value: Any) -> list[str]:
+    """The fields given in a part of a config that mean nothing here."""
+    return [
+        f.name
+        for f in dataclasses.fields(value)
+        if f.metadata["doc"] == NO_EFFECT and getattr(value, f.name) != f.default
+    ]
+
+
 @dataclass(frozen=True)
 class LatestPolicy:
     num_versions: int = option(1, "how many of the highest versions to serve", minimum=1)
@@ -778,11 +787,7 @@ class ModelConfig:
     @property
     def ignored(self) -> list[str]:
         """The fields given here that have no effect."""
-        return [
-            f.name
-            for f in dataclasses.fields(self)
-            if f.metadata["doc"] == NO_EFFECT and getattr(self, f.name) is not None
-        ]
+        return without_effect(self)
 
     @property
     def load_key(self) -> tuple:
@@ -907,12 +912,17 @@ class Deployment:
         pattern="^(tf|torch|caffe)$",
     )
     scale: int | float = option(
-        1, "the model is shown (pixel * scale + offset - mean) / std, of pixels 0..255"
+        1,
+        "the model is shown (pixel * scale + offset - mean) / std, of pixels 0..255",
+        minimum=-1e30,
+        maximum=1e30,
     )
-    offset: int | float = option(0, "see scale")
-    mean: tuple[int | float, ...] = option((), "see scale: one number, or one for each channel")
+    offset: int | float = option(0, "see scale", minimum=-1e30, maximum=1e30)
+    mean: tuple[int | float, ...] = option(
+        (), "see scale: one number, or one for each channel", minimum=-1e30, maximum=1e30
+    )
     std: tuple[int | float, ...] = option(
-        (), "see scale: one number, or one for each channel", minimum=1e-12
+        (), "see scale: one number, or one for each channel", minimum=1e-12, maximum=1e30
     )
     resize: str | None = option(
         None,
@@ -944,6 +954,8 @@ class Deployment:
     def __post_init__(self) -> None:
         if self.version is not None and self.version_label is not None:
             raise ValueError("give 'version' or 'version_label', not both")
+        if self.scale == 0:
+            raise ValueError("scale: expected a number that is not 0: it makes all pictures one")
         reckoned = self.scale, self.offset, self.mean, self.std, self.channels
         if self.preprocess and reckoned != (1, 0, (), (), None):
             raise ValueError(
@@ -955,7 +967,7 @@ class Deployment:
 
 @dataclass(frozen=True)
 class Quota:
-    calls: int = option(doc="how many calls", minimum=1)
+    calls: int = option(doc="how many calls", minimum=1, maximum=1 << 53)
     period: str = option(
         doc="minute, hour, day or month, by UTC", pattern="^(minute|hour|day|month)$"
     )
@@ -1023,11 +1035,12 @@ class Auth:
 
     def __post_init__(self) -> None:
         names = [key.name for key in self.keys]
-        for index, name in enumerate(names):
-            if name in names[:index]:  # which is not shown: it may be the key itself
-                raise ValueError(
-                    f"keys[{index}].name: it is already taken by keys[{names.index(name)}]"
-                )
+        digests = [key.sha256.lower() for key in self.keys]
+        for kind, values in (("name", names), ("sha256", digests)):
+            for index, value in enumerate(values):
+                if value in values[:index]:  # which is not shown: it may be the key itself
+                    taken = values.index(value)
+                    raise ValueError(f"keys[{index}].{kind}: it is already taken by keys[{taken}]")
         if "://" in (store := self.quota_store or ""):
             check_redis(store)
 
@@ -1076,6 +1089,13 @@ class ImageConfig:
             raise ValueError(f"background: expected red, green, blue, got {got} numbers")
 
 
+def beside(folder: Path, path: str) -> str:
+    """A path of the config made absolute: it starts at `folder`; `~` is the home folder."""
+    with contextlib.suppress(RuntimeError):  # nobody of that name has a home
+        return str(folder / Path(path).expanduser())
+    return str(folder / path)
+
+
 @dataclass(frozen=True)
 class HandlerConfig:
     path: str = option(
@@ -1106,7 +1126,10 @@ class HandlerConfig:
         pattern="^(GET|POST|PUT|PATCH|DELETE)$",
     )
     timeout_seconds: int | float | None = option(
-        None, "how long a call may take, then 504; default: as long as it does", minimum=0.001
+        None,
+        "how long a call may take, then 504; default: as long as it does",
+        minimum=0.001,
+        maximum=86400,
     )
 
     def __post_init__(self) -> None:
@@ -1115,9 +1138,9 @@ class HandlerConfig:
 
     def resolve(self, folder: Path) -> "HandlerConfig":
         """The same with paths that start at `folder`, and a project's defaults."""
-        function, model_dir = self.function, self.model_dir and str(folder / self.model_dir)
+        function, model_dir = self.function, self.model_dir and beside(folder, self.model_dir)
         if self.project is not None:
-            project = folder / self.project
+            project = Path(beside(folder, self.project))
             function = str(project / (function or "src/main.py:inference_handler"))
             model_dir = model_dir or str(project / "model")
         return dataclasses.replace(self, function=function, model_dir=model_dir)
@@ -1286,7 +1309,12 @@ class ServerConfig:
         minimum=1,
     )
     cors_origins: tuple[str, ...] = option(
-        (), 'origins whose pages may call: ["https://site.example"], or ["*"] for all'
+        (),
+        'origins whose pages may call, as browsers write them: ["https://site.example"], in small '
+        'letters, without a path or the usual port; or ["*"] for all',
+        # file:// and null are of pages from files, capacitor://localhost and its like of apps
+        pattern=r"^(?!https://.*:443$|http://.*:80$)"
+        r"(\*|null|file://|[a-z][a-z0-9+.-]*://([a-z0-9._~-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?)$",
     )
     trusted_proxy: str | None = option(
         None,
@@ -1429,9 +1457,9 @@ def resolve_paths(config: "Config", folder: Path, stem: str) -> Any:
         label_map, learning = deployment.label_map, deployment.active_learning
         return dataclasses.replace(
             deployment,
-            label_map=str(folder / label_map) if isinstance(label_map, str) else label_map,
+            label_map=beside(folder, label_map) if isinstance(label_map, str) else label_map,
             active_learning=learning
-            and dataclasses.replace(learning, folder=str(folder / learning.folder)),
+            and dataclasses.replace(learning, folder=beside(folder, learning.folder)),
         )
 
     store = config.auth.quota_store or f"{stem}.quotas.sqlite3"
@@ -1440,20 +1468,21 @@ def resolve_paths(config: "Config", folder: Path, stem: str) -> Any:
         deployments=tuple(map(resolved, config.deployments)),
         handlers=tuple(handler.resolve(folder) for handler in config.handlers),
         routine_modules=tuple(
-            str(folder / name) if name.endswith(".py") else name for name in config.routine_modules
+            beside(folder, name) if name.endswith(".py") else name
+            for name in config.routine_modules
         ),
         server=dataclasses.replace(
             config.server,
-            history=config.server.history and str(folder / config.server.history),
+            history=config.server.history and beside(folder, config.server.history),
         ),
         auth=dataclasses.replace(
-            config.auth, quota_store=store if "://" in store else str(folder / store)
+            config.auth, quota_store=store if "://" in store else beside(folder, store)
         ),
         admin=config.admin
         and dataclasses.replace(
             config.admin,
-            models_folder=str(folder / config.admin.models_folder),
-            projects_folder=str(folder / config.admin.projects_folder),
+            models_folder=beside(folder, config.admin.models_folder),
+            projects_folder=beside(folder, config.admin.projects_folder),
         ),
     )
 
@@ -1587,8 +1616,7 @@ def check_limits(value: Any, path: str, limits: Mapping[str, Any]) -> Any:
             raise ConfigError(path, f"expected at least {limits['minimum']}, got {value}")
         if limits.get("maximum") is not None and not value <= limits["maximum"]:
             raise ConfigError(path, f"expected at most {limits['maximum']}, got {str(value)[:40]}")
-    if isinstance(value, str) and re.search("[\ud800-\udfff]", value):
-        raise ConfigError(path, "expected text, got half of a surrogate pair")
+    refuse_half(value, path)  # of requests, which are read otherwise than a config
     if limits.get("pattern") and isinstance(value, str):
         # JSON Schema's `$` is the end; Python's is also before a line feed there
         pattern = re.sub(r"(?<!\\)\$\Z", r"\\Z", limits["pattern"])
@@ -1627,6 +1655,9 @@ def parse_fields(kind: Any, value: dict[str, Any], path: str) -> Any:
     try:
         return kind(**dict(zip(known, items)))
     except ValueError as error:
+        place, colon, problem = str(error).partition(": ")
+        if colon and re.split(r"[.[]", place)[0] in fields:
+            raise ConfigError(f"{path}.{place}", problem) from None
         raise ConfigError(path, str(error)) from None
 
 
@@ -1666,7 +1697,8 @@ def read_object(members: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def refuse_twice(value: Any, path: str) -> None:
-    """Raise ConfigError for a key that stands twice in one object, with the object's place.
+    """Raise ConfigError for a key that stands twice in one object, with the object's place, and
+    for half of a surrogate pair.
 
     Under `auth` it is named where it is the name of an option, else it may be a password.
     """
@@ -1677,10 +1709,19 @@ def refuse_twice(value: Any, path: str) -> None:
         raise ConfigError(path, f"{key} stands twice in one object")
     if isinstance(value, dict):
         for name, item in value.items():
+            refuse_half(name, path)
             refuse_twice(item, f"{path}.{name}")
     if isinstance(value, list):
         for index, item in enumerate(value):
             refuse_twice(item, f"{path}[{index}]")
+    refuse_half(value, path)
+
+
+def refuse_half(text: Any, path: str) -> None:
+    """Raise ConfigError for a string that no UTF-8 can hold, a value's or an object's key."""
+    if isinstance(text, str) and re.search("[\ud800-\udfff]", text):
+        where = "$.auth" if is_secret(path) else path  # a key in it may be a password
+        raise ConfigError(where, "expected text, got half of a surrogate pair")
 
 
 # The beginning of TensorFlow Serving's --model_config_file: protobuf's text format, no JSON.
@@ -1801,13 +1842,10 @@ def read_file(path: Path) -> bytes:
 
 
 def resolve_base_path(model: ModelConfig, folder: Path) -> ModelConfig:
-    """A model with its base_path made absolute: it starts at `folder`; `~` is the home folder."""
+    """A model with its base_path made absolute."""
     if model.problem.startswith("base_path"):
         return model
-    path = Path(model.base_path)
-    with contextlib.suppress(RuntimeError):  # nobody of that name has a home
-        path = path.expanduser()
-    return dataclasses.replace(model, base_path=str(folder / path))
+    return dataclasses.replace(model, base_path=beside(folder, model.base_path))
 
 
 def config_kind(extensions: Iterable[Extension]) -> type[Config]:
@@ -1840,6 +1878,7 @@ def load_config(
         return kind(**{f.name: getattr(source, f.name) for f in dataclasses.fields(Config)})
     if isinstance(source, Mapping):
         value, folder, stem = dict(source), Path.cwd(), "serving"
+        refuse_twice(value, "$")
     else:
         value = read_config(read_file(Path(source)) if text is None else text)
         folder, stem = Path(source).absolute().parent, Path(source).stem
@@ -5077,6 +5116,32 @@ def check_pin(
     return []
 
 
+def needs_restart(option: dataclasses.Field) -> bool:
+    """Whether a change of an option has an effect at the next start alone, as its text says."""
+    return option.metadata["doc"].endswith("(start)")
+
+
+def tell_restart(now: ServerConfig, wanted: ServerConfig) -> None:
+    """Say in the log which options of a config that is taken over have no effect as yet."""
+    for option in dataclasses.fields(wanted):
+        changed = getattr(now, option.name) != getattr(wanted, option.name)
+        if changed and needs_restart(option):
+            log_safely(
+                logging.WARNING, "$.server.%s: changed; it takes effect at a restart", option.name
+            )
+
+
+def label_files(config: Config) -> list[tuple[int, int] | None]:
+    """What tells that the files of a config's label maps have changed: size and time of each."""
+    found: list[tuple[int, int] | None] = []
+    for deployment in config.deployments:
+        status = None
+        with contextlib.suppress(OSError, ValueError, TypeError):  # not there, no path, no file
+            status = os.stat(deployment.label_map)  # type: ignore[arg-type]
+        found.append(status and (status.st_size, status.st_mtime_ns))
+    return found
+
+
 def state_text(error: BaseException) -> str:
     """Why something cannot be served, for a state: without the folders of this machine.
 
@@ -5113,6 +5178,7 @@ class ModelManager:
     ):
         self.config, self._take_effect = config, take_effect
         self._prepare, self._refresh_others = prepare, refresh_others
+        self._label_files = label_files(config)
         self.prepared = prepare(config)  # what requests need of the config, made ready once
         self._poll_seconds = poll_seconds  # from the command line, over the config's
         self.path, self._text = path, text
@@ -5435,7 +5501,9 @@ class ModelManager:
             self._text, self._config_failed = text, True
             try:
                 config = load_config(self.path, text, type(self.config))
+                self._label_files = label_files(config)
                 self.prepared = self._prepare(config)
+                tell_restart(self.config.server, config.server)
                 self.config = config
                 self._expect_models()
                 self._config_error = ""
@@ -5445,8 +5513,12 @@ class ModelManager:
                 outcome.errors += error.all()
 
     def would_read(self, text: bytes, polling: bool = False) -> bool:
-        """Whether a pass would take up a config file of this text."""
-        return text != self._text or self._config_failed and not polling
+        """Whether a pass would take up a config file of this text; one that was asked for does so
+        where the files of label maps have changed, too.
+        """
+        if text != self._text or polling:
+            return text != self._text
+        return self._config_failed or self._label_files != label_files(self.config)
 
     def plan_model(
         self, name: str, model: ModelConfig | None, folders: Mapping[int, Path]
@@ -5491,6 +5563,8 @@ class ModelManager:
 
     def _refresh_models(self, outcome: Outcome, polling: bool) -> None:
         """Bring every model up to date, several at once; none waits for one that fails or hangs."""
+        for name in without_effect(self.config):
+            self._say_once(logging.WARNING, f"note: $.{name}: {NO_EFFECT}")
         threads = Workers(self.config.server.num_load_threads, "serving-load")
         with contextlib.closing(threads) as pool:
             again = not polling or outcome.config_read  # with other modules, it may be
@@ -5609,6 +5683,9 @@ class ModelManager:
         for name in model.ignored:
             text = f"note: {model.name}: '{name}' has no effect on a SavedModel"
             self._say_once(logging.WARNING, text)
+        if model.load == "eager" and (model.pinned or model.idle_seconds is not None):
+            text = "'idle_seconds' and 'pinned' have no effect without \"load\": \"on_demand\""
+            self._say_once(logging.WARNING, f"note: {model.name}: {text}")
         self._refused.pop(model.name, None)
         self._absent.pop(model.name, None)
         if model.problem:
@@ -6521,6 +6598,8 @@ def read_arguments(item: Mapping[str, Any], kind: type, path: str) -> dict[str, 
         value = {} if item.get(key) is None else item[key]
         if not isinstance(value, dict):
             raise ConfigError(f"{path}.{key}", f"expected an object, got {json_kind(value)}")
+        if twice := sorted(given.keys() & value.keys()):
+            raise ConfigError(f"{path}.{key}", f"'{twice[0][:60]}' is given twice")
         given |= value
     ordered = [] if item.get("args") is None else item["args"]
     names = [field.name for field in dataclasses.fields(kind)]
@@ -6946,6 +7025,7 @@ class ModelServer:
         self.endpoints: dict[str, Any] = {}  # those of `endpoint`
         self.waiting: Any = ()  # what has a length: the requests that wait for a thread
         self.refused: Counter[str] = Counter()  # requests that were turned away, by reason
+        self.max_request_bytes = config.server.max_request_bytes  # of the start, as sockets have it
         self._mounted = self.says_key = False  # the app is built; `run` prints the generated key
         # Each, while its site is there, gives it the URLs that are new.
         self.mounts: list[weakref.ref[Callable[[], None]]] = []
@@ -7364,13 +7444,13 @@ def tell_changed(now: Any, wanted: Any) -> list[dict[str, Any]]:
 
     `restart` says that it takes one for the option to have an effect.
     """
-    docs = {field.name: field.metadata["doc"] for field in dataclasses.fields(wanted)}
+    restart = {field.name: needs_restart(field) for field in dataclasses.fields(wanted)}
     return [
         {
             "option": name,
             "from": as_json(getattr(now, name)),
             "to": as_json(getattr(wanted, name)),
-            "restart": docs[name].endswith("(start)"),
+            "restart": restart[name],
         }
         for name in changed_fields(now, wanted)
     ]
@@ -7894,7 +7974,7 @@ def read_body(server: ModelServer, call: Call, limit: int | None = None) -> byte
     413 beyond `limit` bytes.
     """
     limits = server.config.server
-    data = call.read(limit or limits.max_request_bytes)
+    data = call.read(limit or server.max_request_bytes)
     if not (coding := call.header("Content-Encoding").lower()):
         return data
     known = next((one for one in ("gzip", "deflate") if one in coding), None)
@@ -8033,7 +8113,7 @@ def read_image(
         frame = routines.read_frame(call.argument("frame") or None)
         limits = image_limits(server.config, call.allowance.take, frame=frame, alpha=True)
         # nested lists take some 4 characters a number
-        most = min(server.config.server.max_request_bytes, 4 * limits.max_bytes)
+        most = min(server.max_request_bytes, 4 * limits.max_bytes)
         body = read_body(server, call, most)
         if not body.strip():
             raise routines.ImageError(NO_BODY)

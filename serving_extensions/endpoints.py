@@ -138,11 +138,9 @@ def view_endpoint(server: ModelServer, call: Call, endpoint: Endpoint) -> Reply:
     """
     if call.method not in endpoint.methods:
         if call.method != "GET":
-            text = (
-                f"Method {call.method} is not allowed here; this URL takes GET, "
-                f"{', '.join(endpoint.methods)}"
-            )
-            allow = {"Allow": ", ".join(dict.fromkeys(("GET", *endpoint.methods)))}
+            methods = ", ".join(dict.fromkeys(("GET", *endpoint.methods)))
+            text = f"Method {call.method} is not allowed here; this URL takes {methods}"
+            allow = {"Allow": methods}
             raise ServingError(text, "INVALID_ARGUMENT", HTTPStatus.METHOD_NOT_ALLOWED, allow)
         load_handler(server, endpoint, call.trace.remaining(), again=True)
         return reply(endpoint.envelope.wrap({"status": "ready", "path": endpoint.path}))
@@ -304,6 +302,11 @@ def prepare(server: ModelServer, config: Config) -> dict[str, Endpoint]:
     return {**own, **server.endpoints}
 
 
+def place_of(index: int, config: Any) -> str:
+    """Where a handler's config says what its function is."""
+    return f"$.handlers[{index}].{'function' if config.project is None else 'project'}"
+
+
 def endpoints_of(server: ModelServer) -> dict[str, Endpoint]:
     return server.prepared.of["handlers"]
 
@@ -312,7 +315,7 @@ def refresh(server: ModelServer, outcome: Outcome, polling: bool) -> None:
     """Import handlers that are new or, at a reload, have changed."""
     for index, config in enumerate(server.config.handlers):
         handler = endpoints_of(server)[config.path].handler
-        import_handler(handler, f"$.handlers[{index}].function", outcome, polling)
+        import_handler(handler, place_of(index, config), outcome, polling)
     # The threads of a pool end with its last call.
     server.drop("pool", [("pool", config.path) for config in server.config.handlers])
     server.drop("handler", list(map(kept_as, server.config.handlers)))
@@ -358,7 +361,7 @@ def check(server: ModelServer) -> tuple[list[Row], list[str]]:
     problems: list[str] = []
     for index, handler in enumerate(server.config.handlers):
         if problem := check_function(handler.function, server.folder):
-            problems.append(f"$.handlers[{index}].function: {problem}")
+            problems.append(f"{place_of(index, handler)}: {problem}")
         if handler.model_dir is not None and not Path(handler.model_dir).is_dir():
             problems.append(f"$.handlers[{index}].model_dir: no such folder: {handler.model_dir}")
     rows = [("handler", handler.path, handler.function, "") for handler in server.config.handlers]

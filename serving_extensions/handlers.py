@@ -28,7 +28,7 @@ from importlib.util import spec_from_file_location
 from pathlib import Path
 from typing import Any
 
-from .core import errors_only, explain, hub_handler
+from .core import beside, errors_only, explain, hub_handler
 
 __all__ = ["Handler", "HandlerError", "check_function"]
 
@@ -232,9 +232,10 @@ def locate(module: str, folder: Path) -> ModuleSource:
     HandlerError when a file is missing.
     """
     if module.endswith(".py"):
-        path = folder / module
+        path = Path(beside(folder, module))
         if not path.is_file():
-            raise HandlerError(f"{module}: no such file beside the config")
+            where = "" if Path(module).is_absolute() else " beside the config"
+            raise HandlerError(f"{module}: no such file{where}")
         path = path.resolve()
         return (
             path.stem.replace(".", "_"),

@@ -261,6 +261,8 @@ class Metrics:
         self.ended = threading.Event()  # look no more
         self.watcher: threading.Thread | None = None
         self.is_taken = False  # the history was read, if there is one
+        # by path: whether it may be written; not where it was there before a reload named it
+        self.histories: dict[str, bool] = {}
         self._kept = 0.0  # when the history was written last
         self._trouble = ""  # why it could not be
         self._process = psutil.Process()
@@ -479,6 +481,8 @@ class Metrics:
         A file that cannot be written is told once, and tried again.
         """
         if path is None or not now and self._clock() < self._kept + KEEP_SECONDS:
+            return
+        if not self.histories.get(path, True):
             return
         self._kept = self._clock()
         with self.counted():
@@ -860,10 +864,17 @@ def open_metrics(server: ModelServer) -> Metrics:
 
 
 def prepare(server: ModelServer, config: Config) -> None:
-    """Go on from the history that the first config names."""
-    metrics = server.state["metrics"]
-    if config.server.history is not None and not metrics.is_taken:
-        metrics.take(config.server.history)
+    """Go on from the history that the first config names; that of a later one is not written over,
+    where it is there already.
+    """
+    metrics, path = server.state["metrics"], config.server.history
+    if path is not None and path not in metrics.histories:
+        metrics.histories[path] = not metrics.is_taken or not Path(path).exists()
+        if not metrics.is_taken:
+            metrics.take(path)
+        elif not metrics.histories[path]:
+            text = "is there already: it is read, and written again, from the next start on"
+            logger.warning("$.server.history: %s %s", path, text)
     metrics.is_taken = True
 
 

@@ -1,6 +1,7 @@
 """Wrong configs, each with its JSON path and text; right ones, OpenVINO Model Server's among them; the JSON Schema."""
 
 import json
+import re
 import sys
 
 import jsonschema
@@ -93,6 +94,17 @@ WRONG = [
         "$.server.threads: expected at least 1, got 0",
     ),
     (
+        {
+            "model_config_list": [],
+            "handlers": [{"path": "/h", "function": "m:f", "timeout_seconds": 1e10}],
+        },
+        "$.handlers[0].timeout_seconds: expected at most 86400, got 10000000000.0",
+    ),
+    (
+        {"model_config_list": [], "deployments": [{"id": "a", "model": "m", "offset": 10**400}]},
+        f"$.deployments[0].offset: expected at most 1e+30, got 1{'0' * 39}",
+    ),
+    (
         {"model_config_list": [], "server": {"threads": 2.5}},
         "$.server.threads: expected integer, got number 2.5",
     ),
@@ -117,7 +129,7 @@ WRONG = [
             "model_config_list": [],
             "deployments": [{"id": "a", "model": "m"}, {"id": "a", "model": "n"}],
         },
-        "$: deployments[1].id: 'a' is already taken by deployments[0]",
+        "$.deployments[1].id: 'a' is already taken by deployments[0]",
     ),
     (
         {"model_config_list": [], "pipeline_config_list": [{"name": "p"}]},
@@ -310,6 +322,70 @@ def test_an_openvino_model_server_config_is_read_unchanged():
     ]
 
 
+@pytest.mark.parametrize(
+    "section, text",
+    [
+        (
+            {"deployments": [{"id": "a", "model": "m", "scale": 0}]},
+            "scale: expected a number that is not 0: it makes all pictures one",
+        ),
+        (
+            {
+                "auth": {
+                    "keys": [
+                        {
+                            "name": "k",
+                            "sha256": "0" * 64,
+                            "quota": {"calls": 10**30, "period": "day"},
+                        }
+                    ]
+                }
+            },
+            "$.auth.keys[0].quota.calls: expected at most 9007199254740992, got 1" + "0" * 30,
+        ),
+    ],
+)
+def test_numbers_that_could_only_fail_later_are_refused(section, text):
+    with pytest.raises(serving.ConfigError, match=re.escape(text)):
+        serving.load_config({"model_config_list": []} | section)
+
+
+ORIGINS = {
+    "https://a.example": True,
+    "http://localhost:8000": True,
+    "http://[::1]:8000": True,
+    "https://xn--bcher-kva.example:80": True,
+    "http://192.168.0.1": True,
+    "capacitor://localhost": True,
+    "chrome-extension://abc": True,
+    "file://": True,
+    "null": True,
+    "*": True,
+    "https://a.example/": False,
+    "https://a.example/page": False,
+    "https://A.example": False,
+    "HTTPS://a.example": False,
+    "a.example": False,
+    "https://a.example:443": False,
+    "http://[::1]:80": False,
+    "https://*.example": False,
+    "https://b\u00fccher.example": False,
+    "https://": False,
+    "": False,
+}
+
+
+@pytest.mark.parametrize("origin, sent", ORIGINS.items())
+def test_an_origin_that_no_browser_sends_is_refused(origin, sent):
+    source = {"model_config_list": [], "server": {"cors_origins": [origin]}}
+    assert jsonschema.Draft202012Validator(config_schema()).is_valid(source) == sent
+    if sent:
+        assert serving.load_config(source).server.cors_origins == (origin,)
+        return
+    with pytest.raises(serving.ConfigError, match=r"cors_origins\[0\]: expected .*https://site\.e"):
+        serving.load_config(source)
+
+
 def test_relative_paths_start_at_the_config_file(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(model(base_path="models/m")))
     assert serving.load_config(tmp_path / "config.json").models[0].base_path == str(
@@ -319,7 +395,41 @@ def test_relative_paths_start_at_the_config_file(tmp_path):
 
 def test_the_home_folder_is_written_as_a_shell_does(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert serving.load_config(model(base_path="~/m")).models[0].base_path == str(tmp_path / "m")
+    config = serving.load_config(
+        model(base_path="~/m")
+        | {
+            "deployments": [
+                {
+                    "id": "d",
+                    "model": "m",
+                    "label_map": "~/l",
+                    "active_learning": {"threshold": 0, "folder": "~/a"},
+                }
+            ],
+            "handlers": [{"path": "/h", "project": "~/p", "model_dir": "~/d"}],
+            "routine_modules": ["~/r.py"],
+            "server": {"history": "~/h"},
+            "auth": {"quota_store": "~/q"},
+            "admin": {"models_folder": "~/m", "projects_folder": "~/p"},
+        }
+    )
+    found = [
+        config.models[0].base_path,
+        config.deployments[0].label_map,
+        config.deployments[0].active_learning.folder,
+        config.handlers[0].function.partition("/src")[0],
+        config.handlers[0].model_dir,
+        *config.routine_modules,
+        config.server.history,
+        config.auth.quota_store,
+        config.admin.models_folder,
+        config.admin.projects_folder,
+    ]
+    assert found == [
+        f"{tmp_path}/{name}" for name in ("m", "l", "a", "p", "d", "r.py", "h", "q", "m", "p")
+    ]
+    nobody = serving.load_config(model(base_path="~no-one/m"))
+    assert nobody.models[0].base_path.endswith("/~no-one/m")
 
 
 SECRET = "s3cr3t-of-mine"
@@ -335,13 +445,18 @@ SECRET = "s3cr3t-of-mine"
         ({"keys": [{SECRET: 1}]}, "$.auth.keys[0]", "unknown key; expected one of: name, sha256"),
         (
             {"keys": [{"name": "a", "sha256": "0" * 64, "deployments": [SECRET]}]},
-            "$",
-            "auth.keys[0].deployments[0]: no deployment has that id, and no handler that path",
+            "$.auth.keys[0].deployments[0]",
+            "no deployment has that id, and no handler that path",
         ),
         (
             {"keys": [{"name": SECRET, "sha256": "0" * 64}] * 2},
-            "$.auth",
-            "keys[1].name: it is already taken by keys[0]",
+            "$.auth.keys[1].name",
+            "it is already taken by keys[0]",
+        ),
+        (
+            {"keys": [{"name": "a", "sha256": "AB" * 32}, {"name": "b", "sha256": "ab" * 32}]},
+            "$.auth.keys[1].sha256",
+            "it is already taken by keys[0]",
         ),
         (
             {"keys": [{"name": "a", "sha256": "0" * 64, f"name{SECRET[0]}": SECRET}]},
@@ -361,8 +476,8 @@ SECRET = "s3cr3t-of-mine"
         ),
         (
             {"keys": [{"name": "a", "sha256": "0" * 64, "expires": SECRET}]},
-            "$.auth.keys[0]",
-            "expires: expected a date",
+            "$.auth.keys[0].expires",
+            "expected a date",
         ),
         (
             {"keys": [{"name": "a", "sha256": "0" * 64, "disabled": SECRET}]},

@@ -4,7 +4,7 @@ import json
 import threading
 
 import pytest
-from conftest import NO_POLL, Disk, Rest, bearer, config, key_entry
+from conftest import NO_POLL, ROOT, Disk, Rest, bearer, config, key_entry
 
 import serving
 
@@ -126,6 +126,30 @@ def test_changed_options_are_told_with_what_they_were(site):
         ("threads", 32, 4, True),
         ("max_queued_requests", 1000, 9, False),
     ]
+
+
+START = {
+    "threads": 3,
+    "connection_limit": 5,
+    "max_request_bytes": 10,
+    "trusted_proxy": "*",
+    "gpu_memory_limit_mb": 5,
+    "intra_op_threads": 1,
+    "log_format": "json",
+    "log_level": "DEBUG",
+}
+
+
+def test_what_needs_a_restart_is_told_by_the_reload_and_has_no_effect_before(site, caplog):
+    site.write("a", "b", server={**NO_POLL, **START, "drain_seconds": 7})
+    options = {one["option"] for one in site.plan()["server"] if one["restart"]}
+    assert options == set(START)
+    assert site.server.reload()[0] == 201
+    told = {line.partition(":")[0] for line in caplog.messages if "at a restart" in line}
+    assert told == {f"$.server.{name}" for name in START}
+    assert site.rest.post("/v1/models/a:predict", b'{"instances": [[1.0]]}').status_code == 200
+    documents = (ROOT / "docs/config.md").read_text().partition("need a restart")[0]
+    assert all(f"`{name}`" in documents for name in START)
 
 
 def test_changed_files_of_a_version_are_loaded_anew(site, tmp_path):

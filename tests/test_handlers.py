@@ -171,6 +171,12 @@ def test_ping_and_methods(tmp_path):
         405,
         "Method PUT is not allowed here; this URL takes GET, POST",
     )
+    for methods, told in (([], "GET"), (["GET", "PUT"], "GET, PUT")):
+        assert_error(
+            serve(tmp_path, "echo", methods=methods).open("/f/echo", method="POST", headers=KEY),
+            405,
+            f"Method POST is not allowed here; this URL takes {told}",
+        )
     assert (
         serve(tmp_path, "echo", methods=["PUT"])
         .open("/f/echo", method="PUT", data="1", headers=KEY)
@@ -313,6 +319,15 @@ def test_an_edited_function_is_taken_in_by_a_reload_and_a_broken_one_leaves_the_
         and rest.post("/f/echo", 1, headers=KEY).json == "newer"
     )
     assert rest.post("/v1/config/reload").status_code == 200
+
+
+def test_a_project_that_is_not_there_is_told_as_one(tmp_path):
+    write_config(tmp_path, {"path": "/gone", "project": "gone"})
+    server = serving.ModelServer(tmp_path / "config.json")
+    assert server.wait(10)
+    (problem,) = server.manager.problems
+    assert problem.startswith("$.handlers[0].project: ") and problem.endswith("no such file")
+    assert any(p.startswith("$.handlers[0].project: ") for p in endpoints.check(server)[1])
 
 
 def test_a_function_that_cannot_be_imported_is_told_everywhere(tmp_path):

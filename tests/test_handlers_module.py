@@ -61,6 +61,11 @@ def fails(handler, message):
     return caught.value
 
 
+def test_a_file_in_the_home_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(write(tmp_path / "home", at_home="def f(x):\n    return x")))
+    assert loaded(tmp_path, "~/at_home.py:f").call(3, None) == 3
+
+
 # What is imported
 
 

@@ -3,6 +3,7 @@
 import gc
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -442,6 +443,23 @@ def test_a_file_that_cannot_be_written_is_told_once(tmp_path, caplog):
         counted.keep(str(tmp_path / "none/stats.json"), now=True)
     (warning,) = caplog.records
     assert "$.server.history: cannot be written" in warning.getMessage()
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_history_that_a_reload_names_is_not_written_over(tmp_path, caplog, there):
+    file, source = tmp_path / "old.json", tmp_path / "config.json"
+    source.write_text(json.dumps(config("m")))
+    server = serving.ModelServer(
+        source, load=lambda *_: FakeServable(), list_versions=lambda base: {1: Path(base) / "1"}
+    )
+    assert server.wait(10)
+    if there:
+        file.write_text("precious")
+    source.write_text(json.dumps(config("m", server={"history": "old.json"})))
+    assert server.reload()[0] == 201
+    server.stop()
+    assert (file.read_text() == "precious") == there
+    assert ("is there already" in caplog.text) == there
 
 
 def test_history_without_what_keeps_it_is_refused(tmp_path):

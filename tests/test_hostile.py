@@ -612,6 +612,22 @@ def test_config_that_would_hurt_is_refused(tmp_path, text, problem):
     assert raised.value.message == problem
 
 
+@pytest.mark.parametrize(
+    "section, place",
+    [
+        ({"deployments": [{"label_map": {"1": "\ud83d"}}]}, "$.deployments[0].label_map.1"),
+        ({"deployments": [{"notes": {"\udc00": "x"}}]}, "$.deployments[0].notes"),
+        ({"\ud83d": 1}, "$"),
+        ({"auth": {"s3cr3t": ["\ud83d"]}}, "$.auth"),
+    ],
+)
+def test_half_of_a_surrogate_pair_is_refused_wherever_it_stands(tmp_path, section, place):
+    for source in (section, written(tmp_path, json.dumps(section))):
+        with pytest.raises(serving.ConfigError) as raised:
+            serving.load_config(source)
+        assert raised.value.message == f"{place}: expected text, got half of a surrogate pair"
+
+
 @pytest.mark.parametrize("path", ["a" * 300, "a\0b", "file.txt"])
 def test_one_unreadable_base_path_does_not_keep_the_others_from_loading(tmp_path, path):
     (tmp_path / "file.txt").touch()

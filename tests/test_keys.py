@@ -390,11 +390,11 @@ def test_a_key_is_made_while_the_config_has_none(tmp_path):
         ),
         (
             {"keys": [key_entry("a", "1"), key_entry("a", "2")]},
-            "$.auth: keys[1].name: it is already taken by keys[0]",
+            "$.auth.keys[1].name: it is already taken by keys[0]",
         ),
         (
             {"keys": [key_entry("a", "1", expires="soon")]},
-            "$.auth.keys[0]: expires: expected a date or time such as",
+            "$.auth.keys[0].expires: expected a date or time such as",
         ),
         (
             {"keys": [key_entry("a", "1", quota={"calls": 1, "period": "year"})]},

@@ -107,6 +107,7 @@ def test_a_files_ending_tells_its_form(tmp_path):
         ('[{"id": 1.5, "name": "a"}]', "got 1.5: a"),
         ('{"1": true}', "got 1: True"),
         ("names: 3", "got 3: None"),
+        ('{"1": "\\ud83d"}', "the name of 1 has half of a surrogate pair"),
         ("names: [a\n", "label map: while parsing"),
     ],
 )

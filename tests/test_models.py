@@ -499,6 +499,26 @@ def test_fields_without_effect_are_named_once_in_the_log(caplog):
     assert caplog.text.count("m: 'nireq' has no effect on a SavedModel") == 1
 
 
+def test_options_that_do_nothing_where_they_stand_are_named_once_in_the_log(caplog):
+    disk = Disk(m=[1])
+    more = {"monitoring": {"metrics": {}}, "mediapipe_config_list": [{"name": "g"}]}
+    server = serving.ModelServer(
+        config(
+            {"name": "m", "base_path": "m", "pinned": True}, custom_loader_config_list=[], **more
+        ),
+        load=disk.load,
+        list_versions=disk.list_versions,
+    )
+    assert server.wait(10)
+    server.reload()
+    texts = [text for text in caplog.messages if text.startswith("note: ")]
+    assert sorted(texts) == [
+        "note: $.mediapipe_config_list: OpenVINO only, no effect",
+        "note: $.monitoring: OpenVINO only, no effect",
+        "note: m: 'idle_seconds' and 'pinned' have no effect without \"load\": \"on_demand\"",
+    ]
+
+
 def test_deployment_names_a_model():
     server = start(Disk(m=[1]), config("m", deployments=[{"id": "mine", "model": "m"}]))
     client = Rest(server)

@@ -419,11 +419,11 @@ def test_a_reload_with_a_wrong_pipeline_has_the_status_of_its_mistake(tmp_path):
     [
         (
             {"outputs": [{**link("a", "first", "middle"), **link("b", "first", "middle")}]},
-            ": outputs[0]: expected an object of one key, got 2",
+            ".outputs[0]: expected an object of one key, got 2",
         ),
         (
             {"nodes": {0: {"inputs": [{}]}}},
-            ".nodes[0]: inputs[0]: expected an object of one key, got 0",
+            ".nodes[0].inputs[0]: expected an object of one key, got 0",
         ),
         ({"nodes": {0: {"type": "model"}}}, ".nodes[0].type: expected DL model or custom"),
         ({"nodes": {0: {"type": "custom"}}}, ".nodes[0]: a node of type 'custom' needs 'function'"),

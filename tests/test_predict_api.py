@@ -770,6 +770,14 @@ def test_a_label_map_that_is_mended_is_read_at_the_next_reload(tmp_path):
     assert server.reload()[0] == 201 and not server.readiness()
     classes = Rest(server).get("/pets/classes", headers=bearer(server.generated_key)).json
     assert "cat" in json.dumps(classes)
+    assert server.reload()[0] == 200
+    (tmp_path / "names.txt").write_text("cow\ndog\nhen\n")
+    server.manager.refresh(polling=True)
+    assert "cat" in server.prepared.deployments["pets"].labels.values()  # until somebody asks
+    assert server.reload()[0] == 201
+    assert "cow" in server.prepared.deployments["pets"].labels.values()
+    (tmp_path / "names.txt").unlink()
+    assert server.reload()[0] == 412 and server.readiness()
 
 
 def test_routine_modules_of_ones_own(tmp_path):
@@ -1580,6 +1588,10 @@ def test_arguments_by_name_or_in_their_order(pets, routine):
     [
         ({"args": [0.5, 1]}, "routines[0].args: FilterConfidence has 1 arguments, got 2"),
         ({"args": {"confidence": 1}}, "routines[0].args: expected a list, got object"),
+        (
+            {"confidence": 1, "arguments": {"confidence": 0}},
+            "routines[0].arguments: 'confidence' is given twice",
+        ),
         ({"kwargs": [1]}, "routines[0].kwargs: expected an object, got array"),
         (
             {"args": [0.5], "confidence": 0.6},

@@ -5971,8 +5971,10 @@ def encode_rows(signature: Signature, outputs: Mapping[str, np.ndarray]) -> Any:
 # --- classify and regress -----------------------------------------------------------------------
 
 
-def decode_examples(body: dict[str, Any]) -> list[dict[str, tuple[str, list]]]:
-    """Read `examples` with the features of `context` that they lack.
+def decode_examples(
+    body: dict[str, Any], allowance: Allowance
+) -> list[Mapping[str, tuple[str, list]]]:
+    """Read `examples` with the features of `context` that they lack, which count for each of them.
 
     TensorFlow Serving lets an example's own win, though its guide says that none may be in both.
     """
@@ -5986,7 +5988,18 @@ def decode_examples(body: dict[str, Any]) -> list[dict[str, tuple[str, list]]]:
         raise BadRequest(f"{show(body)} Expecting 'examples' value to be an list/array")
     if not examples:
         raise BadRequest(f"{show(body)} 'examples' value is an empty array")
-    return [context | decode_features(example) for example in examples]
+    if not context:
+        return [decode_features(example) for example in examples]
+    allowance.take(len(examples) * size_of_features(context))
+    return [ChainMap(decode_features(example), context) for example in examples]
+
+
+def size_of_features(features: Mapping[str, tuple[str, list]]) -> int:
+    """Bytes that features take in a tf.train.Example, about."""
+    return sum(
+        len(name) + sum(8 + (len(value) if kind == "bytes" else 0) for value in values)
+        for name, (kind, values) in features.items()
+    )
 
 
 def decode_features(example: Any) -> dict[str, tuple[str, list]]:
@@ -7008,14 +7021,17 @@ class ModelServer:
         body: Any,
         version: int | None = None,
         label: str | None = None,
+        allowance: Allowance | None = None,
         trace: Trace = UNTRACED,
     ) -> dict[str, Any]:
         """Answer a classify body, `{"examples": [{feature: value}]}`:
         `{"results": [[[label, score], ...], ...]}`.
         """
-        name, examples = signature_name(body), decode_examples(body)
-        with self.lease(model, version, label, trace) as (_, servable):
-            return classify(servable, name, examples, trace)
+        name = signature_name(body)
+        with use_allowance(self, allowance) as own:
+            examples = decode_examples(body, own)
+            with self.lease(model, version, label, trace) as (_, servable):
+                return classify(servable, name, examples, trace)
 
     def regress(
         self,
@@ -7023,12 +7039,15 @@ class ModelServer:
         body: Any,
         version: int | None = None,
         label: str | None = None,
+        allowance: Allowance | None = None,
         trace: Trace = UNTRACED,
     ) -> dict[str, Any]:
         """Answer a regress body, `{"examples": [{feature: value}]}`: `{"results": float32 [N]}`."""
-        name, examples = signature_name(body), decode_examples(body)
-        with self.lease(model, version, label, trace) as (_, servable):
-            return regress(servable, name, examples, trace)
+        name = signature_name(body)
+        with use_allowance(self, allowance) as own:
+            examples = decode_examples(body, own)
+            with self.lease(model, version, label, trace) as (_, servable):
+                return regress(servable, name, examples, trace)
 
     def lease(
         self, model: str, version: int | None, label: str | None, trace: Trace = UNTRACED
@@ -7832,7 +7851,9 @@ def view_infer(
 ) -> Reply:
     body = read_body(server, call)
     if verb != "predict":
-        return reply(getattr(server, verb)(model, parse_json(body), version, label, call.trace))
+        infer = getattr(server, verb)
+        value = parse_json(body)
+        return reply(infer(model, value, version, label, call.allowance, call.trace))
     wanted: list[str] = []
     if call.environ.get("QUERY_STRING"):
         wanted = [name for value in call.arguments.get("outputs", ()) for name in value.split(",")]

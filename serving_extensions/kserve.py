@@ -410,6 +410,8 @@ def read_wanted(signature: Signature, model: str, request: Mapping[str, Any]) ->
                 f"{where}.name: model '{model}' has no output '{str(name)[:60]}'; it has "
                 f"{', '.join(signature.outputs)}"
             )
+        if any(name == other.name for other in found):
+            raise BadRequest(f"{where}: the output '{name}' stands twice in the request")
         parameters = parameters_of(one, where)
         if any(each.startswith("shared_memory") for each in parameters):
             raise BadRequest(f"{where}: this server writes to no shared memory")

@@ -3384,13 +3384,14 @@ def reason_of(error: Exception, folder: Path) -> str:
     return clean_message(reason.replace(str(folder), f"<base_path>/{folder.name}"))
 
 
+MOST_MESSAGE = 64 << 10  # characters of an error; it may quote all that a client has sent
 # What TensorFlow and Python write around the reason of an error: places in code, and in the graph.
 AROUND = re.compile(r"""(?mx)
     ^[ \t]* (?: Graph[ ]execution[ ]error: | Detected[ ]at[ ]node[ ].* | Node:[ ]'.*'
         | <stack[ ]traces[ ]unavailable> | [0-9]+[ ]root[ ]error\(s\)[ ]found\. ) [ \t]* (?:\n|\Z)
     | ^[ \t]* File[ ]".*",[ ]line[ ][0-9]+.* (?:\n[ ]{4,}\S.*)? (?:\n|\Z)
     | ^[ \t]+ \[\[ (?: \{\{.* | [\w./-]+/_[0-9]+ ) \]\] (?:[ ]\[Op:.*)? [ \t]* (?:\n|\Z)
-    | [ ]\[Op:[^\]\n]*\] (?:[ ]name:.*)?
+    | [ ]\[Op:[^][\n]*\] (?:[ ]name:.*)?
     """)
 # What begins all that follows the reason.
 AFTER = re.compile(r"""(?mx)
@@ -3400,10 +3401,12 @@ AFTER = re.compile(r"""(?mx)
 
 
 def clean_message(message: str) -> str:
-    """The reason in TensorFlow's message, whole, and nothing else: no places in code or graph."""
+    """The reason in TensorFlow's message, as far as anybody reads, and nothing else: no places in
+    code or graph.
+    """
     if message.startswith("Restoring from checkpoint failed"):  # and what TensorFlow makes of that
         message = message.partition("Original error:\n")[2] or message
-    reason = AROUND.sub("", message)
+    reason = AROUND.sub("", message[:MOST_MESSAGE])
     reason = AFTER.split(reason, maxsplit=1)[0].strip() or reason.strip().rpartition("\n")[2]
     return hide_paths(re.sub(r"^\(0\) [A-Z_]+: ", "", reason))
 

@@ -272,6 +272,16 @@ def lacks_files(error: BaseException | None) -> bool:
     return False
 
 
+PRINTED = "".join(map(chr, range(32, 127)))
+
+
+def printable(text: str) -> str:
+    """A text that a client has sent, for the log: as it is, or quoted as in a URL, so that it makes
+    no line of its own there and no terminal obeys it.
+    """
+    return text if text.isprintable() else quote(text, safe=PRINTED)
+
+
 def log_safely(level: int, text: str, *arguments: Any, error: BaseException | None = None) -> None:
     """Log from a thread of the server's own: a site's filter, made for its requests, may raise."""
     with contextlib.suppress(Exception):
@@ -7740,9 +7750,7 @@ def to_reply(error: BaseException, call: Call, envelope: Envelope) -> Reply:
 def tell_error(error: BaseException, call: Call, envelope: Envelope) -> Reply:
     headers: Mapping[str, str] = {}
     if isinstance(error, MemoryError):
-        logger.error(
-            "%s: %s %s ran out of memory", call.request_id, call.method, call.path, exc_info=error
-        )
+        log_failed(call, "ran out of memory", error)
         error = ServingError(
             "The server has no memory for this request now: try again in a "
             "moment, or with less at once",
@@ -7769,9 +7777,14 @@ def tell_error(error: BaseException, call: Call, envelope: Envelope) -> Reply:
     return reply(body, status).with_headers(*sendable(headers.items()))
 
 
+def log_failed(call: Call, how: str, error: BaseException) -> None:
+    path = printable(call.path)
+    logger.error("%s: %s %s %s", call.request_id, call.method, path, how, exc_info=error)
+
+
 def tell_unexpected(error: BaseException, call: Call, envelope: Envelope) -> Reply:
     """Answer what nobody has foreseen: the reason is in the log alone."""
-    logger.error("%s: %s %s failed", call.request_id, call.method, call.path, exc_info=error)
+    log_failed(call, "failed", error)
     text = f"Internal server error: the server's log has the reason, at request {call.request_id}"
     return reply(envelope.error(text, 500, call.request_id), 500)
 
@@ -8703,7 +8716,7 @@ def request_line(call: Call, route: str, replied: Reply) -> dict[str, Any]:
         **({"trace_id": parent.split("-")[1]} if parent else {}),
         "key": call.caller.name,
         "method": call.method,
-        "path": call.path if call.path.isprintable() else quote(call.path, safe=PRINTED),
+        "path": printable(call.path),
         "route": route or "none",
         "model": call.trace.model,
         "version": call.trace.version,
@@ -8714,7 +8727,6 @@ def request_line(call: Call, route: str, replied: Reply) -> dict[str, Any]:
     }
 
 
-PRINTED = "".join(map(chr, range(33, 127)))
 REQUEST_LINE = (
     "%(request_id)s %(key)s %(method)s %(path)s %(status)d %(ms)s ms model=%(model)s "
     "version=%(version)s rows=%(rows)d batch=%(batch)d"
@@ -9710,6 +9722,13 @@ class Site:
         return door if isinstance(door, OpenDoor) else None
 
 
+class PrintableLog(logging.LoggerAdapter):
+    """waitress's log of a connection, which names paths as they were decoded."""
+
+    def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> Any:
+        return printable(msg), kwargs
+
+
 class Waitress:
     """waitress's loop over its listening sockets, a turn at a time.
 
@@ -9730,6 +9749,9 @@ class Waitress:
                 kind(app, map=self.sockets, dispatcher=dispatcher, adj=adj, sockinfo=address)
                 for address in adj.listen
             ]
+            for listener in self.listeners:
+                log = PrintableLog(listener.logger)
+                listener.channel_class = type("Channel", (listener.channel_class,), {"logger": log})
         except OSError:
             wasyncore.close_all(self.sockets)
             raise

@@ -402,7 +402,7 @@ def read_wanted(signature: Signature, model: str, request: Mapping[str, Any]) ->
         return [Wanted(name, usual) for name in signature.outputs]
     if not isinstance(asked, list):
         raise BadRequest("outputs: expected a list of tensors")
-    found = []
+    found = list[Wanted]()
     for index, one in enumerate(asked):
         where, name = f"outputs[{index}]", one.get("name") if isinstance(one, dict) else None
         if not isinstance(name, str) or name not in signature.outputs:

@@ -272,6 +272,16 @@ def lacks_files(error: BaseException | None) -> bool:
     return False
 
 
+PRINTED = "".join(map(chr, range(32, 127)))
+
+
+def printable(text: str) -> str:
+    """A text that a client has sent, for the log: as it is, or quoted as in a URL, so that it makes
+    no line of its own there and no terminal obeys it.
+    """
+    return text if text.isprintable() else quote(text, safe=PRINTED)
+
+
 def log_safely(level: int, text: str, *arguments: Any, error: BaseException | None = None) -> None:
     """Log from a thread of the server's own: a site's filter, made for its requests, may raise."""
     with contextlib.suppress(Exception):
@@ -3438,13 +3448,14 @@ def reason_of(error: Exception, folder: Path) -> str:
     return clean_message(reason.replace(str(folder), f"<base_path>/{folder.name}"))
 
 
+MOST_MESSAGE = 64 << 10  # characters of an error; it may quote all that a client has sent
 # What TensorFlow and Python write around the reason of an error: places in code, and in the graph.
 AROUND = re.compile(r"""(?mx)
     ^[ \t]* (?: Graph[ ]execution[ ]error: | Detected[ ]at[ ]node[ ].* | Node:[ ]'.*'
         | <stack[ ]traces[ ]unavailable> | [0-9]+[ ]root[ ]error\(s\)[ ]found\. ) [ \t]* (?:\n|\Z)
     | ^[ \t]* File[ ]".*",[ ]line[ ][0-9]+.* (?:\n[ ]{4,}\S.*)? (?:\n|\Z)
     | ^[ \t]+ \[\[ (?: \{\{.* | [\w./-]+/_[0-9]+ ) \]\] (?:[ ]\[Op:.*)? [ \t]* (?:\n|\Z)
-    | [ ]\[Op:[^\]\n]*\] (?:[ ]name:.*)?
+    | [ ]\[Op:[^][\n]*\] (?:[ ]name:.*)?
     """)
 # What begins all that follows the reason.
 AFTER = re.compile(r"""(?mx)
@@ -3454,10 +3465,12 @@ AFTER = re.compile(r"""(?mx)
 
 
 def clean_message(message: str) -> str:
-    """The reason in TensorFlow's message, whole, and nothing else: no places in code or graph."""
+    """The reason in TensorFlow's message, as far as anybody reads, and nothing else: no places in
+    code or graph.
+    """
     if message.startswith("Restoring from checkpoint failed"):  # and what TensorFlow makes of that
         message = message.partition("Original error:\n")[2] or message
-    reason = AROUND.sub("", message)
+    reason = AROUND.sub("", message[:MOST_MESSAGE])
     reason = AFTER.split(reason, maxsplit=1)[0].strip() or reason.strip().rpartition("\n")[2]
     return hide_paths(re.sub(r"^\(0\) [A-Z_]+: ", "", reason))
 
@@ -6107,8 +6120,10 @@ def encode_rows(signature: Signature, outputs: Mapping[str, np.ndarray]) -> Any:
 # --- classify and regress -----------------------------------------------------------------------
 
 
-def decode_examples(body: dict[str, Any]) -> list[dict[str, tuple[str, list]]]:
-    """Read `examples` with the features of `context` that they lack.
+def decode_examples(
+    body: dict[str, Any], allowance: Allowance
+) -> list[Mapping[str, tuple[str, list]]]:
+    """Read `examples` with the features of `context` that they lack, which count for each of them.
 
     TensorFlow Serving lets an example's own win, though its guide says that none may be in both.
     """
@@ -6122,7 +6137,18 @@ def decode_examples(body: dict[str, Any]) -> list[dict[str, tuple[str, list]]]:
         raise BadRequest(f"{show(body)} Expecting 'examples' value to be an list/array")
     if not examples:
         raise BadRequest(f"{show(body)} 'examples' value is an empty array")
-    return [context | decode_features(example) for example in examples]
+    if not context:
+        return [decode_features(example) for example in examples]
+    allowance.take(len(examples) * size_of_features(context))
+    return [ChainMap(decode_features(example), context) for example in examples]
+
+
+def size_of_features(features: Mapping[str, tuple[str, list]]) -> int:
+    """Bytes that features take in a tf.train.Example, about."""
+    return sum(
+        len(name) + sum(8 + (len(value) if kind == "bytes" else 0) for value in values)
+        for name, (kind, values) in features.items()
+    )
 
 
 def decode_features(example: Any) -> dict[str, tuple[str, list]]:
@@ -7155,14 +7181,17 @@ class ModelServer:
         body: Any,
         version: int | None = None,
         label: str | None = None,
+        allowance: Allowance | None = None,
         trace: Trace = UNTRACED,
     ) -> dict[str, Any]:
         """Answer a classify body, `{"examples": [{feature: value}]}`:
         `{"results": [[[label, score], ...], ...]}`.
         """
-        name, examples = signature_name(body), decode_examples(body)
-        with self.lease(model, version, label, trace) as (_, servable):
-            return classify(servable, name, examples, trace)
+        name = signature_name(body)
+        with use_allowance(self, allowance) as own:
+            examples = decode_examples(body, own)
+            with self.lease(model, version, label, trace) as (_, servable):
+                return classify(servable, name, examples, trace)
 
     def regress(
         self,
@@ -7170,12 +7199,15 @@ class ModelServer:
         body: Any,
         version: int | None = None,
         label: str | None = None,
+        allowance: Allowance | None = None,
         trace: Trace = UNTRACED,
     ) -> dict[str, Any]:
         """Answer a regress body, `{"examples": [{feature: value}]}`: `{"results": float32 [N]}`."""
-        name, examples = signature_name(body), decode_examples(body)
-        with self.lease(model, version, label, trace) as (_, servable):
-            return regress(servable, name, examples, trace)
+        name = signature_name(body)
+        with use_allowance(self, allowance) as own:
+            examples = decode_examples(body, own)
+            with self.lease(model, version, label, trace) as (_, servable):
+                return regress(servable, name, examples, trace)
 
     def lease(
         self, model: str, version: int | None, label: str | None, trace: Trace = UNTRACED
@@ -7880,9 +7912,7 @@ def to_reply(error: BaseException, call: Call, envelope: Envelope) -> Reply:
 def tell_error(error: BaseException, call: Call, envelope: Envelope) -> Reply:
     headers: Mapping[str, str] = {}
     if isinstance(error, MemoryError):
-        logger.error(
-            "%s: %s %s ran out of memory", call.request_id, call.method, call.path, exc_info=error
-        )
+        log_failed(call, "ran out of memory", error)
         error = ServingError(
             "The server has no memory for this request now: try again in a "
             "moment, or with less at once",
@@ -7909,9 +7939,14 @@ def tell_error(error: BaseException, call: Call, envelope: Envelope) -> Reply:
     return reply(body, status).with_headers(*sendable(headers.items()))
 
 
+def log_failed(call: Call, how: str, error: BaseException) -> None:
+    path = printable(call.path)
+    logger.error("%s: %s %s %s", call.request_id, call.method, path, how, exc_info=error)
+
+
 def tell_unexpected(error: BaseException, call: Call, envelope: Envelope) -> Reply:
     """Answer what nobody has foreseen: the reason is in the log alone."""
-    logger.error("%s: %s %s failed", call.request_id, call.method, call.path, exc_info=error)
+    log_failed(call, "failed", error)
     text = f"Internal server error: the server's log has the reason, at request {call.request_id}"
     return reply(envelope.error(text, 500, call.request_id), 500)
 
@@ -7994,7 +8029,9 @@ def view_infer(
 ) -> Reply:
     body = read_body(server, call)
     if verb != "predict":
-        return reply(getattr(server, verb)(model, parse_json(body), version, label, call.trace))
+        infer = getattr(server, verb)
+        value = parse_json(body)
+        return reply(infer(model, value, version, label, call.allowance, call.trace))
     wanted: list[str] = []
     if call.environ.get("QUERY_STRING"):
         wanted = [name for value in call.arguments.get("outputs", ()) for name in value.split(",")]
@@ -8846,7 +8883,7 @@ def request_line(call: Call, route: str, replied: Reply) -> dict[str, Any]:
         **({"trace_id": parent.split("-")[1]} if parent else {}),
         "key": call.caller.name,
         "method": call.method,
-        "path": call.path if call.path.isprintable() else quote(call.path, safe=PRINTED),
+        "path": printable(call.path),
         "route": route or "none",
         "model": call.trace.model,
         "version": call.trace.version,
@@ -8857,7 +8894,6 @@ def request_line(call: Call, route: str, replied: Reply) -> dict[str, Any]:
     }
 
 
-PRINTED = "".join(map(chr, range(33, 127)))
 REQUEST_LINE = (
     "%(request_id)s %(key)s %(method)s %(path)s %(status)d %(ms)s ms model=%(model)s "
     "version=%(version)s rows=%(rows)d batch=%(batch)d"
@@ -9855,6 +9891,13 @@ class Site:
         return door if isinstance(door, OpenDoor) else None
 
 
+class PrintableLog(logging.LoggerAdapter):
+    """waitress's log of a connection, which names paths as they were decoded."""
+
+    def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> Any:
+        return printable(msg), kwargs
+
+
 class Waitress:
     """waitress's loop over its listening sockets, a turn at a time.
 
@@ -9875,6 +9918,9 @@ class Waitress:
                 kind(app, map=self.sockets, dispatcher=dispatcher, adj=adj, sockinfo=address)
                 for address in adj.listen
             ]
+            for listener in self.listeners:
+                log = PrintableLog(listener.logger)
+                listener.channel_class = type("Channel", (listener.channel_class,), {"logger": log})
         except OSError:
             wasyncore.close_all(self.sockets)
             raise

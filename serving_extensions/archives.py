@@ -39,6 +39,7 @@ class Room:
         self.folder, self.left, self.most_files = folder, most_bytes, most_files
         self._most_bytes = most_bytes
         self._names: set[PurePosixPath] = set()
+        self._entries = 0  # those of a folder may repeat
 
     def place(self, name: str, is_folder: bool) -> Path:
         """Where an entry goes. Raises BadRequest for a name that leads elsewhere or is taken."""
@@ -46,7 +47,8 @@ class Room:
         if path in self._names and not is_folder:
             raise BadRequest(f"The archive has two files of one name: {quoted(name)}")
         self._names.update((path, *path.parents[:-1]))
-        if len(self._names) > self.most_files:
+        self._entries += 1
+        if max(len(self._names), self._entries) > self.most_files:
             raise too_large(f"more than {self.most_files} files and folders")
         place = self.folder.joinpath(*path.parts)
         try:
@@ -125,11 +127,11 @@ def archive_errors() -> Iterator[None]:
 
 
 def unpack_zip(data: bytes, room: Room) -> None:
+    # before zipfile reads all of them; those of a .zip in it that is not packed count as well
+    if data.count(b"PK\1\2") > room.most_files:
+        raise too_large(f"more than {room.most_files} files and folders")
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        entries = archive.infolist()
-        if len(entries) > room.most_files:
-            raise too_large(f"more than {room.most_files} files and folders")
-        for entry in entries:
+        for entry in archive.infolist():
             kind = stat.S_IFMT(entry.external_attr >> 16)
             if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
                 raise BadRequest(f"The archive has a link or a device: {quoted(entry.filename)}")
@@ -155,9 +157,11 @@ class Metered:
 
 def unpack_tar(stream: Any, room: Room) -> None:
     metered = Metered(stream)
-    metered.allowed = HEADROOM
+    metered.allowed, end = HEADROOM, 0
     with tarfile.open(fileobj=metered, mode="r|", bufsize=1 << 16) as archive:  # type: ignore
         while (entry := archive.next()) is not None:
+            archive.members = []  # it keeps them all, with what their headers hold
+            room.take(entry.offset_data - end)  # its headers
             if not (entry.isreg() or entry.isdir()) or entry.issparse():
                 raise BadRequest(f"The archive has a link or a device: {quoted(entry.name)}")
             place = room.place(entry.name, entry.isdir())
@@ -169,7 +173,7 @@ def unpack_tar(stream: Any, room: Room) -> None:
                 assert content is not None  # it is a regular file
                 room.fill(place, content)
             metered.allowed = metered.count + HEADROOM
-        end = archive.offset
+            end = archive.offset
     while block := stream.read(BLOCK):  # to its end, where .gz tells whether it is whole
         metered.count += len(block)
         room.take(len(block))

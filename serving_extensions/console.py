@@ -192,18 +192,18 @@ def view_console(server: ModelServer, call: Call, name: str | None = None) -> Re
             content_type="text/plain",
             headers=(("Location", f"{call.mount}{call.path}/"),),
         )
-    for folder in CONSOLE:
-        file = folder / (name or "index.html")
-        if file.parent == folder and file.is_file():
-            return Reply(
-                file.read_bytes(),
-                content_type=TYPES.get(file.suffix, "application/octet-stream"),
-                headers=PAGE_HEADERS,
-            )
-    raise NotFound(
-        f"The console has no file '{name}'"
-        if CONSOLE[0].is_dir() or CONSOLE[1].is_dir()
-        else "The console needs the folder console beside serving.py"
+    files = {file.name: file for folder in reversed(CONSOLE) for file in folder.glob("*.*")}
+    file = files.get(name or "index.html")
+    if file is None:
+        raise NotFound(
+            f"The console has no file '{name}'"
+            if files
+            else "The console needs the folder console beside serving.py"
+        )
+    return Reply(
+        file.read_bytes(),
+        content_type=TYPES.get(file.suffix, "application/octet-stream"),
+        headers=PAGE_HEADERS,
     )
 
 

@@ -402,7 +402,7 @@ def read_wanted(signature: Signature, model: str, request: Mapping[str, Any]) ->
         return [Wanted(name, usual) for name in signature.outputs]
     if not isinstance(asked, list):
         raise BadRequest("outputs: expected a list of tensors")
-    found = []
+    found = list[Wanted]()
     for index, one in enumerate(asked):
         where, name = f"outputs[{index}]", one.get("name") if isinstance(one, dict) else None
         if not isinstance(name, str) or name not in signature.outputs:
@@ -410,6 +410,8 @@ def read_wanted(signature: Signature, model: str, request: Mapping[str, Any]) ->
                 f"{where}.name: model '{model}' has no output '{str(name)[:60]}'; it has "
                 f"{', '.join(signature.outputs)}"
             )
+        if any(name == other.name for other in found):
+            raise BadRequest(f"{where}: the output '{name}' stands twice in the request")
         parameters = parameters_of(one, where)
         if any(each.startswith("shared_memory") for each in parameters):
             raise BadRequest(f"{where}: this server writes to no shared memory")

@@ -173,6 +173,17 @@ def bomb_tar():
     return packed.getvalue()
 
 
+def tar_of_folders(number, comment=""):
+    """A .tar.gz of so many entries, all of one folder, each with a header that holds a comment."""
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz", format=tarfile.PAX_FORMAT) as archive:
+        entry = tarfile.TarInfo("a")
+        entry.type, entry.pax_headers = tarfile.DIRTYPE, {"comment": comment}
+        for _ in range(number):
+            archive.addfile(entry)
+    return packed.getvalue()
+
+
 def overlapping_zip():
     """A bomb whose entries share one body, each told to be small by the central directory."""
     data = zipped({"a": bytes(150_000), "b": b"y"})
@@ -186,6 +197,8 @@ HOSTILE = {
     "sizes that lie": (overlapping_zip, 400),
     "many files": (lambda: zipped({f"f{number}": b"" for number in range(60)}), 413),
     "many folders": (lambda: tarred({f"f{number}/g/h": b"" for number in range(20)}), 413),
+    "one folder often": (lambda: tar_of_folders(60), 413),
+    "large headers": (lambda: tar_of_folders(20, "x" * 900_000), 413),
     "deep folders": (lambda: tarred({"a/" * 60 + "b": b""}), 413),
     "up": (lambda: with_zip_entry("../up"), 400),
     "up inside": (lambda: with_zip_entry("a/../../up"), 400),

@@ -7,6 +7,7 @@ import functools
 import gzip
 import io
 import json
+import logging
 import os
 import random
 import re
@@ -27,7 +28,7 @@ from conftest import ROOT, FakeServable, bearer, config, fake_server, key_entry,
 from flask import Flask
 from waitress import create_server, wasyncore
 from waitress.adjustments import Adjustments
-from waitress.channel import HTTPChannel
+from waitress.channel import ClientDisconnected, HTTPChannel
 from waitress.proxy_headers import PROXY_HEADERS
 
 import serving
@@ -1581,6 +1582,31 @@ def test_a_client_that_leaves_before_its_answer_is_sent_costs_no_other_theirs(mo
             if client is not leaving:
                 assert f"[[{each / 2 + 1}]]".encode() in receive(client)
         assert front.server.state["metrics"].in_flight == 0
+
+
+@pytest.mark.parametrize("extensions", [None, []], ids=["front", "plain"])
+def test_a_path_in_waitresss_log_makes_no_line_of_its_own(monkeypatch, caplog, extensions):
+    def left(channel, data):
+        raise ClientDisconnected
+
+    monkeypatch.setattr(HTTPChannel, "write_soon", left)
+    caplog.set_level(logging.INFO)
+    server = serving.ModelServer({"model_config_list": []}, extensions)
+    with listening(server) as address:
+        port = int(address.rpartition(":")[2])
+        with socket.create_connection(("127.0.0.1", port), 10) as client:
+            client.sendall(b"GET /a%20b%0Aforged%1B[31m HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert client.recv(100) == b""
+    said = [one.getMessage() for one in caplog.records if one.name == "waitress"]
+    assert said == ["Client disconnected while serving /a b%0Aforged%1B[31m"]
+
+
+def test_a_path_of_a_request_that_fails_makes_no_line_of_its_own(caplog):
+    call = serving.Call({"REQUEST_METHOD": "GET"}, "/a\nforged")
+    serving.tell_unexpected(RuntimeError("made to fail"), call, serving.FULL)
+    assert [one.getMessage() for one in caplog.records] == [
+        f"{call.request_id}: GET /a%0Aforged failed"
+    ]
 
 
 def test_a_log_that_fails_stops_neither_the_loop_nor_what_follows():

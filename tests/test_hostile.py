@@ -375,6 +375,26 @@ def test_what_is_unpacked_is_held_while_the_model_runs_and_no_longer():
         assert held.pop() >= 30_000 and server.unpacked.held == 0
 
 
+@pytest.mark.parametrize("verb", ["classify", "regress"])
+@pytest.mark.parametrize(
+    "context",
+    [
+        {"a": [1.5] * 1000},
+        {"a": "x" * 8000},
+        {"a": [""] * 1000},
+        dict.fromkeys(map(str, range(900)), 1),
+    ],
+    ids=["numbers", "text", "texts", "features"],
+)
+def test_a_context_counts_for_each_of_its_examples(verb, context):
+    server = decoding(eye(), 100_000)
+    answer = Rest(server).post(f"/v1/models/m:{verb}", {"context": context, "examples": [{}] * 20})
+    assert answer.status_code == 413 and "over the limit of 100000" in answer.json["error"]
+    with pytest.raises(serving.ServingError, match="over the limit of 100000"):
+        getattr(server, verb)("m", {"context": context, "examples": [{}] * 20})
+    assert server.unpacked.held == 0
+
+
 def test_pictures_of_predict_count_in_each_form():
     server = fake_server(
         {"d": FakeDetector()},

@@ -361,6 +361,10 @@ def assert_error(answer, status, text):
             "outputs[0].parameters: expected an object",
         ),
         ({"inputs": [NUMBERS], "outputs": [{"name": []}]}, "has no output '[]'"),
+        (
+            {"inputs": [NUMBERS], "outputs": [{"name": "total"}, {"name": "total"}]},
+            "outputs[1]: the output 'total' stands twice",
+        ),
         ({"inputs": [{**NUMBERS, "shape": [1] * 70, "data": [1]}]}, "at most 32 sizes, got 70"),
         ({"inputs": [{**NUMBERS, "shape": [2**31, 0], "data": []}]}, "may have 4000000 rows"),
         ({"inputs": [{**NUMBERS, "shape": [2**63 - 1, 0], "data": []}]}, "may have 4000000 rows"),

@@ -194,6 +194,14 @@ def test_what_tensorflow_writes_around_a_reason_is_left_out(message, text):
     assert serving.clean_message(message) == text
 
 
+@pytest.mark.parametrize("piece", [" [Op:", "\n [[{{a]]", '\n File "", line 1'])
+def test_a_message_that_quotes_its_client_is_read_once_and_cut(piece):
+    """Read once for each piece, it would take hours."""
+    text = f"x{piece * 300_000}"
+    assert serving.AROUND.sub("", text).startswith("x")
+    assert len(serving.clean_message("y" * 300_000)) == 64 << 10
+
+
 # --- operations -------------------------------------------------------------------------------------------
 
 

@@ -1024,8 +1024,8 @@ def test_a_run_inside_the_pool_it_uses_goes_on():
 
 
 def test_a_pool_that_is_shut_down_does_not_stop_a_run():
-    pool = ThreadPoolExecutor(1)
-    pool.shutdown()
+    pool = serving.Workers(1, "nodes")
+    pool.close()
     done = run(
         pipeline(custom("a", x="request.x"), custom("b", x="request.x"), y="a.y", z="b.y"),
         {"x": X},

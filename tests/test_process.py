@@ -195,7 +195,7 @@ while "tensorflow" not in sys.modules:
 
 
 @pytest.mark.parametrize("failures", [0, 2])
-def test_an_import_of_tensorflow_ends_before_the_process_and_a_reload_tries_again(tmp_path, failures):
+def test_an_import_of_tensorflow_ends_before_the_process(tmp_path, failures):
     settings = f"FAILURES, FOLDER = {failures}, {str(tmp_path)!r}\n"
     (tmp_path / "tensorflow.py").write_text(settings + TENSORFLOW)
     lines = python(settings + ENDING)

@@ -163,9 +163,10 @@ def run_stream(parts: AsyncGenerator[Any, None]) -> Iterator[Any]:
 
     async def hand_on() -> None:
         try:
-            async for part in parts:
-                ready.put_nowait((part,))
-                await asked.get()
+            async with contextlib.aclosing(parts):
+                async for part in parts:
+                    ready.put_nowait((part,))
+                    await asked.get()
         finally:
             ready.put_nowait(())
 

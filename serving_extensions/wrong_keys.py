@@ -32,29 +32,34 @@ MINUTE = 60.0
 class WrongKeys:
     """How many wrong keys came from where, in the minute since the first; and which were right.
 
+    The same one again is no guess: a page that is left open asks with a key that has gone.
+
     Where many share an address (a proxy, an office) whose keys were right before are let in on:
     only keys that nobody has shown from there yet are not looked at for the rest of the minute.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic):
         self._clock, self._lock = clock, threading.Lock()
-        self._wrong: OrderedDict[str, tuple[float, int]] = OrderedDict()  # since when, how many
+        # since when, how many, the digest of the last
+        self._wrong: OrderedDict[str, tuple[float, int, str]] = OrderedDict()
         self._right: OrderedDict[tuple[str, str], None] = OrderedDict()
 
     def seconds_to_wait(self, address: str, token: str, most: int) -> int:
         """Seconds for which a key from an address is not looked at; 0 where it is."""
-        since, count = self._wrong.get(network_of(address), (0.0, 0)) if self._wrong else (0.0, 0)
+        nothing = 0.0, 0, ""
+        since, count, _ = self._wrong.get(network_of(address), nothing) if self._wrong else nothing
         left = since + MINUTE - self._clock()
         if count < most or left <= 0 or (address, digest(token)) in self._right:
             return 0
         return max(1, round(left))
 
-    def note_wrong(self, address: str) -> None:
+    def note_wrong(self, address: str, token: str) -> None:
         with self._lock:
-            network, now = network_of(address), self._clock()
-            since, count = self._wrong.pop(network, (now, 0))
-            fresh = now >= since + MINUTE
-            self._wrong[network] = (now, 1) if fresh else (since, count + 1)
+            network, now, known = network_of(address), self._clock(), digest(token)
+            since, count, last = self._wrong.pop(network, (now, 0, ""))
+            if now >= since + MINUTE:
+                since, count, last = now, 0, ""
+            self._wrong[network] = since, count + (known != last), known
             if len(self._wrong) > MOST_KNOWN:
                 self._wrong.popitem(last=False)
 
@@ -113,7 +118,7 @@ def identify_for(
         caller = server.identify(call.headers, reached, counted)
     except ServingError as error:
         if error.status == 401 and is_unknown(server, tokens):
-            state.note_wrong(address)
+            state.note_wrong(address, tokens[0])
         raise
     state.note_right(address, tokens[0])
     return caller

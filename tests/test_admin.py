@@ -785,8 +785,16 @@ def test_wrong_keys_are_slowed_down_by_address(tmp_path):
     assert call("boss").status_code == 200
     now[0] = 200.0
     same = ["2001:db8::1", "2001:db8::2", "2001:db8::ffff:3", "2001:db8::4"]  # one network
-    assert [call("wrong", one).status_code for one in same] == [401, 401, 401, 429]
+    assert [call(f"wrong {one}", one).status_code for one in same] == [401, 401, 401, 429]
     assert call("wrong", "2001:db8:0:1::1").status_code == 401
+
+
+def test_a_page_that_asks_with_a_key_that_has_gone_locks_nobody_out(tmp_path):
+    site = Site(tmp_path, auth={"keys": [key_entry("boss", "boss", admin=True)]})
+    for path in ("/stats", "/stats?window=5m", "/usage") * 40:
+        answer = site.rest.get(path, headers=bearer("gone"))
+        assert answer.status_code == (401 if path == "/usage" else 200)
+    assert site.rest.get("/usage", headers=bearer("boss")).status_code == 200
 
 
 def test_what_is_remembered_of_addresses_is_bounded():
@@ -794,6 +802,6 @@ def test_what_is_remembered_of_addresses_is_bounded():
 
     state = wrong_keys.WrongKeys(lambda: 0.0)
     for number in range(wrong_keys.MOST_KNOWN + 50):
-        state.note_wrong(f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}")
+        state.note_wrong(f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}", "wrong")
         state.note_right("10.0.0.1", str(number))
     assert len(state._wrong) == len(state._right) == wrong_keys.MOST_KNOWN

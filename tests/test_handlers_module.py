@@ -864,12 +864,20 @@ def test_an_async_generator_is_one_task():
 
     async def parts():
         token, task = owner.set("mine"), asyncio.current_task()
-        yield owner.get()
-        yield owner.get()
-        owner.reset(token)
-        yield str(asyncio.current_task() is task)
+        try:
+            yield owner.get()
+            yield owner.get()
+        finally:
+            owner.reset(token)  # ValueError in another
+            ends.append(asyncio.current_task() is task)
+        yield "end"
 
-    assert list(to_answer(parts()).stream) == [b"mine", b"mine", b"True"]
+    ends = []
+    assert list(to_answer(parts()).stream) == [b"mine", b"mine", b"end"]
+    left = to_answer(parts()).stream
+    assert next(left) == b"mine"
+    del left  # its client has gone
+    assert ends == [True, True]
 
 
 class Tensor:

@@ -5531,7 +5531,11 @@ class ModelManager:
         """
         if text != self._text or polling:
             return text != self._text
-        return self._config_failed or self._label_files != label_files(self.config)
+        return self._config_failed or self.has_other_labels()
+
+    def has_other_labels(self) -> bool:
+        """Whether files of label maps have changed since they were read."""
+        return self._label_files != label_files(self.config)
 
     def plan_model(
         self, name: str, model: ModelConfig | None, folders: Mapping[int, Path]
@@ -7414,7 +7418,10 @@ def plan_changes(manager: ModelManager, wanted: Config, config_read: bool) -> di
         "auth": [name for name in changed_fields(now.auth, wanted.auth) if name != "keys"],
         "server": tell_changed(now.server, wanted.server),
         "modules": [name for name in changed_fields(now, wanted) if name in MODULES],
-        "others": changed_others(now, wanted, {*sections, *TOLD, *MODULES}),
+        "others": [
+            *changed_others(now, wanted, {*sections, *TOLD, *MODULES}),
+            *["label_map"] * manager.has_other_labels(),
+        ],
         "problems": problems,
     }
     return plan | {"changes": has_changes(plan)}

@@ -265,6 +265,18 @@ def test_changed_options_of_admin_are_told_by_their_names(site):
     assert site.plan()["others"] == ["admin.upload", "admin.max_upload_files"]
 
 
+def test_an_edited_label_map_is_told(site):
+    labels = site.folder / "labels.txt"
+    labels.write_text("cat\n")
+    site.write("a", deployments=[{"id": "d", "model": "a", "label_map": "labels.txt"}])
+    site.rest.post("/v1/config/reload")
+    assert site.plan()["others"] == []
+    labels.write_text("cat\ndog\n")
+    assert site.plan()["others"] == ["label_map"] and site.plan()["changes"] is True
+    site.rest.post("/v1/config/reload")
+    assert site.plan()["others"] == []
+
+
 def test_only_yes_and_no_are_taken(site):
     for value in ("0", "false"):
         assert site.rest.post(f"/v1/config/reload?dry_run={value}").status_code == 200

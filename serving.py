@@ -205,7 +205,7 @@ class ConfigError(ServingError):
         return [self, *self.others[:MOST_OTHERS]]
 
 
-# absl status code -> HTTP, as tensorflow_serving/util/net_http maps it.
+# absl status codes in the order of their numbers -> HTTP, as tensorflow_serving/util/net_http maps.
 HTTP_STATUS: dict[str, int] = {
     "CANCELLED": 499,
     "UNKNOWN": 500,
@@ -224,7 +224,7 @@ HTTP_STATUS: dict[str, int] = {
     "DATA_LOSS": 500,
     "UNAUTHENTICATED": 401,
 }
-# absl status codes in the order of their numbers, which is what TensorFlow's exceptions carry.
+# By the numbers that TensorFlow's exceptions carry.
 CODE_NAMES = ("OK", *HTTP_STATUS)
 
 
@@ -1579,7 +1579,8 @@ def parse(
     if kind is Any:
         return value
     if origin in (Union, types.UnionType):
-        for matching in (one for one in arguments if is_json(value, one)):
+        matching = next((one for one in arguments if is_json(value, one)), None)
+        if matching is not None:
             return parse(matching, value, path, limits)
     if not is_json(value, kind):
         raise ConfigError(path, f"expected {kind_name(kind)}, got {what_came(value, path, kind)}")

@@ -417,6 +417,28 @@ def test_workers_that_nobody_holds_end_their_threads_after_what_they_run():
     assert all(one.result() for one in running)
 
 
+def test_what_failed_is_not_held_until_a_collection():
+    class Large:
+        pass
+
+    def fail(argument):
+        raise RuntimeError("made to fail")
+
+    workers, large = serving.Workers(1, "fails"), Large()
+    seen = weakref.ref(large)
+    gc.disable()
+    try:
+        future = workers.submit(fail, large)
+        with pytest.raises(RuntimeError, match="made to fail"):
+            future.result(60)
+        del large, future
+        workers.submit(int).result(60)  # the thread is done with the first
+        assert seen() is None
+    finally:
+        gc.enable()
+    workers.close()
+
+
 def test_a_replica_that_cannot_be_loaded_frees_the_others():
     made = []
 

@@ -1,5 +1,6 @@
 """Models in memory only while they are wanted: on demand, idle, within a budget; with real SavedModels and measured memory."""
 
+import contextlib
 import json
 import multiprocessing
 import threading
@@ -9,7 +10,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
-from conftest import NO_POLL, FakeServable, Rest, assert_error
+from conftest import NO_POLL, FakeServable, Rest, assert_error, until
 from test_saved_models import export
 
 import serving
@@ -434,6 +435,20 @@ def test_who_asks_for_a_model_that_is_being_freed_gives_up_at_its_deadline(monke
         go.set()
         assert freed.result(30)
     assert entry.run("serving_default", inputs)["y"].tolist() == [[2.0]]
+
+
+def test_who_waits_for_a_load_does_not_keep_a_model_from_making_room_for_it(monkeypatch):
+    room, (entry,) = fake(monkeypatch, lambda name: FakeServable(), ["a"], budget=12)
+    entry.run("serving_default", {"x": np.float32([[2]])})
+    with room.measuring, ThreadPoolExecutor(1) as pool:  # as another model's load has it
+        asked = pool.submit(room.bring_in, entry, serving.Trace())  # as who came too late for it
+        with contextlib.suppress(AssertionError):
+            until(entry.loading.locked, 0.3)
+        gone = room.evict(entry, "made room")
+        room.measuring.release()
+        asked.result(30)
+        room.measuring.acquire()
+    assert gone and entry.resident
 
 
 def test_a_model_that_cannot_be_loaded_says_why_and_is_not_tried_at_each_request(monkeypatch):

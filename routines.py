@@ -2808,8 +2808,8 @@ def is_classifier(about: About) -> str:
         )
     count = (about.shape("probabilities") or (None,))[0] or 1
     is_sigmoid = about.made_by("probabilities") == "Sigmoid" and about.activation is None
-    is_even = count % 2 == 0 or count > 3 and count % 3 == 0
-    if is_sigmoid and is_even and not about.labels:
+    may_be_places = count % 2 == 0 or count > 3 and count % 3 == 0
+    if is_sigmoid and may_be_places and not about.labels:
         return (
             f"{count} sigmoids without names may be places, such as the edges of a box: "
             'of a classifier write "label_map", or "family": "classifier"'

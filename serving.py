@@ -795,11 +795,6 @@ class ModelConfig:
         return ""
 
     @property
-    def ignored(self) -> list[str]:
-        """The fields given here that have no effect."""
-        return without_effect(self)
-
-    @property
     def load_key(self) -> tuple:
         """What a loaded version depends on: when it changes, the version is loaded anew."""
         fields = [f.name for f in dataclasses.fields(self) if f.metadata["loads"]]
@@ -1308,7 +1303,9 @@ class ServerConfig:
         minimum=1,
     )
     max_decoded_bytes: int = option(
-        1_500_000_000, "what the gzip, arrays and pictures of one request may unpack to", minimum=1
+        1_500_000_000,
+        "what gzip, deflate, arrays and pictures of one request may unpack to",
+        minimum=1,
     )
     gzip_min_bytes: int = option(
         65536, "answers of so many bytes are compressed where Accept-Encoding has gzip", minimum=1
@@ -3743,25 +3740,33 @@ def find_missing(used: Any) -> str:
     return ""
 
 
-def extract_sub_graph(graph: Any, names: Iterable[str]) -> Any:
-    """The part of a GraphDef that some of its nodes need, as a GraphDef; ValueError for a node that
-    is not there.
-
-    TensorFlow's function of this name does the same, and warns that it will go.
+def find_needed(graph: Any, names: Iterable[str], placed: bool = False) -> dict[str, Any]:
+    """The nodes of a GraphDef by name that some nodes or tensors need, those themselves among them;
+    with `placed` also those on whose device one is put. ValueError for what is not there.
     """
     nodes = {node.name: node for node in graph.node}
-    waiting, used = list(names), set[str]()
+    waiting, used = [name.split(":")[0] for name in names], dict[str, Any]()
     while waiting:
         name = waiting.pop()
         if name in used:
             continue
         if name not in nodes:
             raise ValueError(f"{name} is not in graph")
-        used.add(name)
+        used[name] = nodes[name]
         waiting += [source.lstrip("^").split(":")[0] for source in nodes[name].input]
-        if "_class" in nodes[name].attr:  # those on whose device it is
+        if placed and "_class" in nodes[name].attr:
             beside = nodes[name].attr["_class"].list.s
             waiting += [place.decode().removeprefix("loc:@") for place in beside]
+    return used
+
+
+def extract_sub_graph(graph: Any, names: Iterable[str]) -> Any:
+    """The part of a GraphDef that some of its nodes need, as a GraphDef; ValueError for a node that
+    is not there.
+
+    TensorFlow's function of this name does the same, and warns that it will go.
+    """
+    used = find_needed(graph, names, placed=True)
     part = type(graph)(library=graph.library, versions=graph.versions)
     part.node.extend(node for node in graph.node if node.name in used)
     return part
@@ -3777,10 +3782,10 @@ def extract_used(graph: Any, signatures: Iterable[str]) -> Any:
         for info in side.values()
     )
     # sparse and composite tensors have none
-    names = {info.name.split(":")[0] for info in infos if info.name}
+    names = {info.name for info in infos if info.name}
     reads = {
-        node.name + READ_SUFFIX
-        for node in extract_sub_graph(graph.graph_def, names).node
+        name + READ_SUFFIX
+        for name, node in find_needed(graph.graph_def, names, placed=True).items()
         if node.op == "VarHandleOp"
     }
     reads &= {node.name for node in graph.graph_def.node}
@@ -4669,13 +4674,7 @@ def used_nodes(graph: Any, fetches: Iterable[str]) -> list[Any]:
     """The NodeDefs of a GraphDef that fetching tensors may run, with those of all functions they
     call.
     """
-    nodes = {node.name: node for node in graph.node}
-    waiting, used = [name.split(":")[0] for name in fetches], dict[str, Any]()
-    while waiting:
-        name = waiting.pop()
-        if name in nodes and name not in used:
-            used[name] = nodes[name]
-            waiting += [source.lstrip("^").split(":")[0] for source in nodes[name].input]
+    used = find_needed(graph, fetches)
     functions = called_functions(used.values(), graph.library)
     names = {function.signature.name for function in functions}  # each may be an operation as well
     inner = itertools.chain.from_iterable(function.node_def for function in functions)
@@ -5130,19 +5129,46 @@ def check_pin(
     return []
 
 
-def needs_restart(option: dataclasses.Field) -> bool:
-    """Whether a change of an option has an effect at the next start alone, as its text says."""
-    return option.metadata["doc"].endswith("(start)")
+def changed_fields(now: Any, wanted: Any) -> list[str]:
+    """The names of the options that two values of a kind differ in."""
+    names = [field.name for field in dataclasses.fields(wanted)]
+    return [name for name in names if getattr(now, name) != getattr(wanted, name)]
+
+
+def tell_changed(now: Any, wanted: Any) -> list[dict[str, Any]]:
+    """The options that two values differ in, with what they were and what they would be.
+
+    `restart` says that it takes one for the option to have an effect.
+    """
+    starts = {field.name: field.metadata["doc"] for field in dataclasses.fields(wanted)}
+    return [
+        {
+            "option": name,
+            "from": as_json(getattr(now, name)),
+            "to": as_json(getattr(wanted, name)),
+            "restart": starts[name].endswith("(start)"),
+        }
+        for name in changed_fields(now, wanted)
+    ]
+
+
+def as_json(value: Any) -> Any:
+    """A config's value as JSON has it, the folders of this program and of who runs it left out."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = dataclasses.asdict(value)
+    if isinstance(value, Mapping):
+        return {name: as_json(one) for name, one in value.items()}
+    if isinstance(value, tuple | list):
+        return [as_json(one) for one in value]
+    return hide_paths(value) if isinstance(value, str) else value
 
 
 def tell_restart(now: ServerConfig, wanted: ServerConfig) -> None:
     """Say in the log which options of a config that is taken over have no effect as yet."""
-    for option in dataclasses.fields(wanted):
-        changed = getattr(now, option.name) != getattr(wanted, option.name)
-        if changed and needs_restart(option):
-            log_safely(
-                logging.WARNING, "$.server.%s: changed; it takes effect at a restart", option.name
-            )
+    for one in tell_changed(now, wanted):
+        if one["restart"]:
+            text = "$.server.%s: changed; it takes effect at a restart"
+            log_safely(logging.WARNING, text, one["option"])
 
 
 def label_files(config: Config) -> list[tuple[int, int] | None]:
@@ -5530,9 +5556,8 @@ class ModelManager:
         """Whether a pass would take up a config file of this text; one that was asked for does so
         where the files of label maps have changed, too.
         """
-        if text != self._text or polling:
-            return text != self._text
-        return self._config_failed or self.has_other_labels()
+        again = not polling and (self._config_failed or self.has_other_labels())
+        return text != self._text or again
 
     def has_other_labels(self) -> bool:
         """Whether files of label maps have changed since they were read."""
@@ -5698,7 +5723,7 @@ class ModelManager:
     def _find_folders(self, visit: Visit) -> dict[int, Path] | None:
         """The folders of a model's versions; None where what is loaded is to keep serving."""
         model = visit.model
-        for name in model.ignored:
+        for name in without_effect(model):
             text = f"note: {model.name}: '{name}' has no effect on a SavedModel"
             self._say_once(logging.WARNING, text)
         if model.load == "eager" and (model.pinned or model.idle_seconds is not None):
@@ -7473,40 +7498,6 @@ def compare_named(now: Any, wanted: Any, section: str, name: str) -> dict[str, A
     return compare(before, after, changed_fields)
 
 
-def changed_fields(now: Any, wanted: Any) -> list[str]:
-    """The names of the options that two values of a kind differ in."""
-    names = [field.name for field in dataclasses.fields(wanted)]
-    return [name for name in names if getattr(now, name) != getattr(wanted, name)]
-
-
-def tell_changed(now: Any, wanted: Any) -> list[dict[str, Any]]:
-    """The options that two values differ in, with what they were and what they would be.
-
-    `restart` says that it takes one for the option to have an effect.
-    """
-    restart = {field.name: needs_restart(field) for field in dataclasses.fields(wanted)}
-    return [
-        {
-            "option": name,
-            "from": as_json(getattr(now, name)),
-            "to": as_json(getattr(wanted, name)),
-            "restart": restart[name],
-        }
-        for name in changed_fields(now, wanted)
-    ]
-
-
-def as_json(value: Any) -> Any:
-    """A config's value as JSON has it, the folders of this program and of who runs it left out."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        value = dataclasses.asdict(value)
-    if isinstance(value, Mapping):
-        return {name: as_json(one) for name, one in value.items()}
-    if isinstance(value, tuple | list):
-        return [as_json(one) for one in value]
-    return hide_paths(value) if isinstance(value, str) else value
-
-
 def plan_versions(manager: ModelManager, wanted: Config) -> tuple[list[dict[str, Any]], list[str]]:
     """The versions that would be loaded, loaded anew and unloaded, by model; what is wrong."""
     models = {model.name: model for model in reversed(wanted.models)}  # the first of a name
@@ -8385,9 +8376,7 @@ def view_live(server: ModelServer, call: Call) -> Reply:
 def view_ready(server: ModelServer, call: Call) -> Reply:
     if waiting := server.readiness():
         which = ", ".join(waiting)
-        if (
-            getattr(server.config.auth, "protect", "") == "all"
-        ):  # what is served is for who has a key
+        if server.config.auth.protect == "all":  # what is served is for who has a key
             which = f"{len(waiting)} of what is served: the log says of which"
         raise ServingError(f"Not ready: no version is available of {which}", "UNAVAILABLE")
     return reply({"status": "ready", "ready": True})
@@ -8773,7 +8762,7 @@ def needs_key(server: ModelServer, route: Route) -> bool:
     """Whether a route is for who has a key alone; what lists what is served is so where any of it
     is.
     """
-    if getattr(server.config.auth, "protect", "") == "all":
+    if server.config.auth.protect == "all":
         return True
     if route.guard == "key" and route.lists and "{" not in route.url:
         return bool(server.config.deployments or list_urls(server))

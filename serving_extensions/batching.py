@@ -227,8 +227,7 @@ def make_batched(
     tf, graph = tensorflow(), session.graph
     specs = signature.inputs.values()
     with graph.as_default(), graph.device(f"/device:{device}"):
-        names = [fetch.split(":")[0] for fetch in call.fetches]
-        body = extract_sub_graph(graph.as_graph_def(), names)
+        body = extract_sub_graph(graph.as_graph_def(), call.fetches)
 
         @tf.nondifferentiable_batch_function(
             options.num_batch_threads,

@@ -258,7 +258,6 @@ def describe_deployment(server: ModelServer, ready: Any, failure: str = "") -> d
     except Exception as error:  # not there, or no model of pictures
         state = "failed" if available or server.manager.first_pass_done.is_set() else "loading"
         reason = reason or ": ".join(filter(None, [str(error), failure if not available else ""]))
-    state = "failed" if ready.problem else state
     learning = config.active_learning
     return {
         "id": config.id,
@@ -267,7 +266,7 @@ def describe_deployment(server: ModelServer, ready: Any, failure: str = "") -> d
         "version_label": config.version_label,
         "default": config.id in server.config.default_deployment,
         "version_tag": config.version_tag,
-        "state": state,
+        "state": "failed" if ready.problem else state,
         "reason": reason,
         "classes": {
             str(number): {"id": number, "name": name} for number, name in sorted(labels.items())

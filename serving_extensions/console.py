@@ -72,7 +72,6 @@ def view_stats(server: ModelServer, call: Call) -> Reply:
             for name, group in numbers["groups"].items()
             if call.caller.may_see(name) or may_see_model(server, call, name)
         }
-        numbers["last_errors"] = []  # their URLs name what others reach
     numbers["last_errors"] = list_errors(server, call, numbers["last_errors"])
     residency = server.state["on_demand"].read()
     residency["on_demand"] = {

@@ -178,16 +178,15 @@ def run_stream(parts: AsyncGenerator[Any, None]) -> Iterator[Any]:
                 asked.put_nowait(None)
             loop.run_until_complete(task)
         finally:
-            loop.run_until_complete(close_stream(parts))
+            loop.run_until_complete(end_tasks())
 
 
-async def close_stream(parts: AsyncGenerator[Any, None]) -> None:
-    """End the other tasks of a loop, that of its generator among them."""
+async def end_tasks() -> None:
+    """End the other tasks of the running loop, that of its generator among them."""
     others = asyncio.all_tasks() - {asyncio.current_task()}
     for task in others:
         task.cancel()
     await asyncio.gather(*others, return_exceptions=True)
-    await parts.aclose()
     await asyncio.get_running_loop().shutdown_asyncgens()
 
 

@@ -216,6 +216,21 @@ class Rest:
         return self.client.open(self.prefix + path, **options)
 
 
+# What is logged and counted of a request.
+COUNTED = {
+    "request_id": "",
+    "method": "GET",
+    "path": "/",
+    "route": "x",
+    "model": "",
+    "version": "",
+    "status": 200,
+    "ms": 1.0,
+    "rows": 0,
+    "batch": 0,
+}
+
+
 def until(condition, seconds=10):
     end = time.monotonic() + seconds
     while not condition():

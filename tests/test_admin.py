@@ -783,6 +783,7 @@ def test_wrong_keys_are_slowed_down_by_address(tmp_path):
     assert call("good").status_code == 200 and call("boss", "10.0.0.2").status_code == 200
     now[0] = 60.5
     assert call("boss").status_code == 200
+    assert [call("same").status_code for _ in range(5)] == [401] * 5, "the last again is no guess"
     now[0] = 200.0
     same = ["2001:db8::1", "2001:db8::2", "2001:db8::ffff:3", "2001:db8::4"]  # one network
     assert [call(f"wrong {one}", one).status_code for one in same] == [401, 401, 401, 429]

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from conftest import FakeServable, Rest, fake_server
+from conftest import COUNTED, FakeServable, Rest, fake_server
 from prometheus_client.parser import text_string_to_metric_families
 
 import serving
@@ -147,18 +147,7 @@ def test_requests_go_on_while_what_is_read_is_computed(monkeypatch):
 
 def test_the_last_errors_may_be_read_while_requests_fail():
     counted, ended, wrong = metrics.Metrics(), threading.Event(), []
-    call = {
-        "request_id": "",
-        "method": "GET",
-        "path": "/",
-        "route": "x",
-        "model": "",
-        "version": "",
-        "status": 404,
-        "ms": 1.0,
-        "rows": 0,
-        "batch": 0,
-    }
+    call = {**COUNTED, "status": 404}
 
     def read():
         while not ended.is_set():

@@ -148,8 +148,8 @@ def test_what_needs_a_restart_is_told_by_the_reload_and_has_no_effect_before(sit
     told = {line.partition(":")[0] for line in caplog.messages if "at a restart" in line}
     assert told == {f"$.server.{name}" for name in START}
     assert site.rest.post("/v1/models/a:predict", b'{"instances": [[1.0]]}').status_code == 200
-    documents = (ROOT / "docs/config.md").read_text().partition("need a restart")[0]
-    assert all(f"`{name}`" in documents for name in START)
+    named, found, _ = (ROOT / "docs/config.md").read_text().partition("need a restart")
+    assert found and all(f"`{name}`" in named for name in START)
 
 
 def test_changed_files_of_a_version_are_loaded_anew(site, tmp_path):

@@ -36,7 +36,6 @@ KEY = {"x-api-key": "k"}
 
 MODULE = """
 import os, time
-import flask
 import numpy as np
 from serving import BadRequest, hub_handler
 

@@ -283,7 +283,10 @@ def test_errors_are_told_with_their_route_and_id(many):
 def test_a_key_sees_what_it_is_for(many):
     ask_all(many)
     many.post("/pets/predict", "x", headers=bearer("p"))
-    many.post("/birds/predict", "a secret of theirs", headers=bearer("k"))  # of the same model
+    theirs = {"signature_name": "theirs", "instances": [1]}  # of the same model
+    assert many.post("/model-serving/birds:predict", theirs, headers=bearer("k")).status_code == 400
+    last = figures(many)["last_errors"][0]
+    assert (last["deployment"], last["model"]) == ("birds", "d") and "theirs" in last["error"]
     found = figures(many, "p")
     assert set(totals(found)) == {("all", ""), ("deployment", "pets"), ("model", "d")}
     assert [(q["key"], q["used"], q["limit"], q["period"]) for q in found["quotas"]] == [

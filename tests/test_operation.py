@@ -23,6 +23,7 @@ import psutil
 import pytest
 import requests
 from conftest import (
+    COUNTED,
     NO_POLL,
     ROOT,
     FakeDetector,
@@ -296,20 +297,6 @@ def test_percentiles_and_rates_by_hand():
         "requests_per_second"
     ] == pytest.approx(100 / 60)
     assert group.read(1100)["requests_per_second"] == 0
-
-
-COUNTED = {
-    "request_id": "",
-    "method": "GET",
-    "path": "/",
-    "route": "x",
-    "model": "",
-    "version": "",
-    "status": 200,
-    "ms": 1.0,
-    "rows": 0,
-    "batch": 0,
-}
 
 
 @pytest.mark.parametrize("step", [1, 60])

@@ -487,9 +487,10 @@ def test_run_listens_where_the_environment_says(monkeypatch, given, expected):
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
-def test_the_links_at_the_start_open_in_a_browser(host, capsys):
+def test_the_links_at_the_start_open_in_a_browser(host, capsys, monkeypatch):
     stop, server = threading.Event(), serving.ModelServer({"model_config_list": []})
-    threading.Timer(1.5, stop.set).start()
+    report = serving.report
+    monkeypatch.setattr(serving, "report", lambda *given: (report(*given), stop.set()))
     serving.run(server, host=host, port=0, stop=stop)
     links = re.findall(r"http://(\S+?):\d+", capsys.readouterr().out)
     assert len(links) >= 4 and set(links) == {"127.0.0.1"}

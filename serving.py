@@ -7076,10 +7076,10 @@ class ModelServer:
         self.observers = [e.observe for e in self.extensions if e.observe is not nothing]
         self.folder = path.absolute().parent if path else Path.cwd()  # of the config's modules
         self.key = secrets.token_urlsafe(24)
-        # What outlives a config, by kind and name: handlers that are imported.
-        self.kept: dict[tuple[Any, ...], Any] = {}
+        self.kept: dict[tuple[Any, ...], Any] = {}  # handlers that are imported, by kind and name
         self.endpoints: dict[str, Any] = {}  # those of `endpoint`
         self.waiting: Any = ()  # what has a length: the requests that wait for a thread
+        self.place_of: Callable[[str], int | None] = lambda request_id: None  # None: not known
         self.refused: Counter[str] = Counter()  # requests that were turned away, by reason
         self.max_request_bytes = config.server.max_request_bytes  # of the start, as sockets have it
         self._mounted = self.says_key = False  # the app is built; `run` prints the generated key

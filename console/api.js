@@ -55,7 +55,7 @@ export const whenKeyIsNeeded = (asks) => (askForKey = asks);
 export async function ask(path, {page = true, headers = {}, ...options} = {}) {
 	const tried = key.get();
 	// calls of the page itself are not counted among the clients'
-	const sent = {...(page && {"X-Serving-Page": "1"}), ...headers, ...(tried && {Authorization: `Bearer ${tried}`})};
+	const id = options.signal?.id, sent = {...(page && {"X-Serving-Page": "1"}), ...(id && {"X-Request-Id": id}), ...headers, ...(tried && {Authorization: `Bearer ${tried}`})};
 	const unsent = /[^ -~]/.test(tried ?? "");
 	const response = !unsent && await fetch(new URL(path, BASE), {...options, headers: sent}).catch((error) => {
 		if (error.name === "AbortError") throw error;

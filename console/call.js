@@ -42,6 +42,7 @@ export class Caller {
 	async run(question) {
 		this.abort?.abort();
 		const turn = ++this.turn, abort = (this.abort = new AbortController()), began = performance.now();
+		abort.signal.id = `page-${Math.random().toString(36).slice(2)}`; // by which the server knows its place
 		this.fail("");
 		this.button.disabled = true;
 		this.stop.hidden = false;
@@ -71,7 +72,7 @@ export class Caller {
 		this.status.textContent = `Waiting ${(took / 1000).toFixed(1)} s${this.queue}`;
 		if (took < 1000 || this.looking) return;
 		this.looking = true;
-		askJson("stats").then((stats) => (this.queue = ` · ${stats.queue_depth} requests wait in the server's queue`)).catch(() => {}).finally(() => setTimeout(() => (this.looking = false), 1000));
+		askJson(`stats?request=${this.abort.signal.id}`).then(({place}) => (this.queue = place ? ` · place ${place} in the queue` : place === 0 ? " · being answered" : "")).catch(() => {}).finally(() => setTimeout(() => (this.looking = false), 1000));
 	}
 }
 

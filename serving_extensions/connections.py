@@ -405,7 +405,7 @@ class Front(Waitress):
         self.lane = Lane(server)
         # with a trusted proxy, waitress has something of its own before the application
         self.site = app if isinstance(app, Site) and "trusted_proxy" not in adjustments else None
-        server.waiting = self.dispatcher
+        server.waiting, server.place_of = self.dispatcher, self.dispatcher.place_of
         parser = type("Parser", (Parser,), {"front": self})
         channel = type("Channel", (Channel,), {"front": self, "parser_class": parser})
         kind = type("Listener", (Listener,), {"front": self, "channel_class": channel})

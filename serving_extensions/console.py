@@ -55,10 +55,13 @@ def view_metrics(server: ModelServer, call: Call) -> Reply:
 def view_stats(server: ModelServer, call: Call) -> Reply:
     """The numbers; those of models and handlers as far as the key is for them.
 
-    With `?window=` those of a graph.
+    With `?window=` those of a graph; with `?request=` the place of one that waits, by its id.
     """
-    if call.environ.get("QUERY_STRING") and "window" in call.arguments:
-        return view_window(server, call)
+    if call.environ.get("QUERY_STRING"):
+        if "window" in call.arguments:
+            return view_window(server, call)
+        if "request" in call.arguments:
+            return reply({"place": server.place_of(call.argument("request"))})
     loaded = {
         f"{model}/{version}": servable
         for model, states in server.manager.states().items()

@@ -437,7 +437,8 @@ PARAMETERS = {
     ],
     ("reload", "POST"): [DRY_RUN],
     ("stats", "GET"): [
-        in_query("window", "the figures of a graph, step by step", {"enum": ["5m", "1h", "24h"]})
+        in_query("window", "the figures of a graph, step by step", {"enum": ["5m", "1h", "24h"]}),
+        in_query("request", "the id of a request: the place of one that waits", {"type": "string"}),
     ],
 }
 # Statuses beside the common ones, by a route's name; those of what changes the config.

@@ -148,6 +148,17 @@ class Dispatcher:
         """How many requests of a line wait or run."""
         return len(self.waiting.get(line, ())) + self.running[line]
 
+    def place_of(self, request_id: str) -> int:
+        """The place in its line, from 1, of the request that came with an id; 0 for none such."""
+        with self.lock:
+            lines = [list(line) for line in self.waiting.values()]
+        for line in lines:
+            for place, channel in enumerate(line, 1):
+                waiting = list(channel.requests)
+                if waiting and waiting[0].headers.get("X_REQUEST_ID") == request_id:
+                    return place
+        return 0
+
     def shutdown(self, timeout: float = 5) -> bool:
         """Let the threads end, each after what it runs, and cancel what waits; False if some still
         run after so many seconds.

@@ -11,6 +11,7 @@ import os
 import subprocess
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import quote
 
 import flask
@@ -18,7 +19,7 @@ import numpy as np
 import pytest
 import requests
 import showcase
-from conftest import ROOT, bearer, key_entry, listening_app, wait
+from conftest import ROOT, bearer, key_entry, listening, listening_app, until, wait
 from PIL import Image
 from pycocotools.coco import COCO
 from showcase import KEY, RESTRICTED
@@ -1358,12 +1359,27 @@ def test_a_handler_keeps_its_last_body_and_shows_pictures(page):
 # --- waiting, errors, code -----------------------------------------------------------------------
 
 
+def test_a_request_is_told_its_place_in_the_queue(browser, pictures, tmp_path):
+    slow = Slow()
+    server = showcase.build(slow.event, server={**showcase.NO_POLL, "threads": 2})
+    assert server.wait(60)
+    with listening(server) as address, ThreadPoolExecutor(2) as pool, slow.held():
+        page = Page(browser, address, tmp_path).open("try/slow")
+        running = pool.submit(predict, address, pictures["plain.png"], "slow")
+        until(lambda: server.waiting.running["slow"])
+        page.take(pictures["plain.png"])
+        page.says("place 1 in the queue")
+        slow.event.set()
+        running.result()
+        page.wait("document.querySelectorAll('.objects button').length")
+    server.stop()
+
+
 def test_stop_cancels_a_request_that_waits(page, slow, pictures):
     page.open("try/slow")
     with slow.held():
         page.take(pictures["plain.png"])
         page.says("Waiting 1.")
-        page.says("queue")
         assert page.js("return document.querySelector('.send').disabled")
         page.click("Stop")
         page.says("Stopped.")

@@ -243,6 +243,30 @@ def test_a_call_whose_client_has_left_is_never_run():
     workers.close()
 
 
+def test_a_request_that_waits_is_told_its_place_by_its_id():
+    def place_of(name):
+        return requests.get(f"{address}/stats", params={"request": name}, timeout=10).json()
+
+    slow, other = Gated(), Gated()
+    with serve({"slow": slow, "other": other}, threads=2) as (server, address):
+        with ThreadPoolExecutor(5) as pool:
+            futures = []
+            for place, (model, name) in enumerate(
+                [("slow", "r-0"), ("slow", "r-1"), ("other", "s-1"), ("slow", "r-2")]
+            ):
+                headers = {"X-Request-Id": name}
+                futures.append(pool.submit(ask, address, model, headers=headers))
+                until(lambda count=place: slow.begun and len(server.waiting) == count)
+            told = {name: place_of(name)["place"] for name in ("r-0", "r-1", "s-1", "r-2", "?")}
+            assert told == {"r-0": 0, "r-1": 1, "s-1": 1, "r-2": 2, "?": 0}
+            slow.go.set()
+            other.go.set()
+            assert all(future.result().status_code == 200 for future in futures)
+        assert place_of("r-2") == {"place": 0}
+    alone = serving.create_app(fake_server({})).test_client()
+    assert alone.get("/stats?request=r-2").json == {"place": None}
+
+
 def test_a_request_whose_client_leaves_while_it_waits_is_never_run():
     slow = Gated()
     with serve({"slow": slow}, threads=2) as (server, address), ThreadPoolExecutor(2) as pool:

@@ -12,13 +12,13 @@ import json
 import logging
 import math
 import os
-import queue
 import re
 import shutil
 import threading
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Collection, Iterator, Mapping
+from concurrent.futures import wait
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +36,13 @@ from .core import (
     NotFound,
     Reply,
     ServingError,
+    Workers,
     log_safely,
     parse_json,
     read_body,
     reply,
     route,
     routines,
-    start_thread,
 )
 from .manifest import write_whole
 
@@ -51,7 +51,7 @@ logger = logging.getLogger("serving")
 SCORES = 1000  # of the latest pictures of a deployment, for who looks for a threshold
 VERDICTS = ("accepted", "rejected", "none")
 
-
+MOST_WAITING = 32  # pictures, beside the one that is being written
 MOST_HELD = 256 << 20  # bytes of pictures that wait to be written; one waits whatever its size
 
 
@@ -59,19 +59,18 @@ class Inbox:
     """One group's folder. `offer` never waits and never raises; `counts` tells what became of what
     was offered.
 
-    counts: `kept`, `known` (the same picture again), `full` (a cap is reached), `busy` (more than
-    the queue holds came at once), `failed` (the disk).
+    counts: `kept`, `known` (the same picture again), `full` (a cap is reached), `busy` (more came
+    at once than may wait), `failed` (the disk).
     scores: of the latest pictures that were seen, kept or not, by deployment and strategy.
     """
 
-    def __init__(self, folder: Path, waiting: int = 32):
+    def __init__(self, folder: Path):
         self.folder = folder
         self.counts: Counter[str] = Counter()
         self.scores: dict[tuple[str, str], deque[float]] = defaultdict(lambda: deque(maxlen=SCORES))
-        self._queue: queue.Queue = queue.Queue(waiting)
-        self._held = 0  # bytes of the pictures in it
+        self._workers = Workers(1, "serving-inbox")
+        self._held = 0  # bytes of the pictures that it has
         self._lock = threading.Lock()
-        self._thread: threading.Thread | None = None
         self._said: set[str] = set()
         self._names, self._bytes = self._look()
 
@@ -90,54 +89,40 @@ class Inbox:
     ) -> None:
         """Hand over a picture, uint8 RGB [H, W, 3], and what makes the record beside it."""
         with self._lock:
-            try:
-                if self._held and self._held + image.nbytes > MOST_HELD:
-                    raise queue.Full
-                self._queue.put_nowait((image, record, caps))
-            except queue.Full:
-                self.counts["busy"] += 1
-                return
-            self._held += image.nbytes
-            if not self._is_alive():
-                with contextlib.suppress(ServingError):  # no thread: the next offer starts one
-                    self._thread = start_thread("serving-inbox", self._work)
+            is_large = self._held and self._held + image.nbytes > MOST_HELD
+            if not is_large and self._workers.open <= MOST_WAITING:
+                with contextlib.suppress(ServingError):  # no thread: the next offer asks for one
+                    self._workers.submit(self._write, image, record, caps)
+                    self._held += image.nbytes
+                    return
+            self.counts["busy"] += 1
 
     def flush(self, seconds: float = threading.TIMEOUT_MAX) -> None:
         """Wait until what was offered up to now is written, or for so long."""
-        reached, until = threading.Event(), time.monotonic() + seconds
-        with contextlib.suppress(queue.Full):
-            if self._is_alive():
-                self._queue.put(reached, timeout=seconds)
-            while self._is_alive() and not reached.wait(min(1.0, until - time.monotonic())):
-                if time.monotonic() >= until:
-                    return
-
-    def _is_alive(self) -> bool:
-        return self._thread is not None and self._thread.is_alive()
+        with contextlib.suppress(ServingError):
+            if self._workers.open:
+                wait([self._workers.submit(lambda: None)], seconds)
 
     def end(self) -> None:
         """End the thread when what was offered is written; another offer starts one again."""
-        thread = self._thread
-        if thread is not None and thread.is_alive():
-            self._queue.put(None)
-            thread.join()
+        written = threading.Event()
+        with self._lock:
+            self._workers.close(written.set)
+            self._workers = Workers(1, "serving-inbox")
+        written.wait()
 
-    def _work(self) -> None:
-        while (waiting := self._queue.get()) is not None:
-            if isinstance(waiting, threading.Event):
-                waiting.set()
-                continue
-            image, record, caps = waiting
-            try:
-                self._count(self._keep(image, record, caps))
-            # a full disk, a vanished folder, a folder that is a file; the next one may fit again
-            except Exception as error:
-                self._count(
-                    "failed", f"{type(error).__name__}: {getattr(error, 'strerror', None) or error}"
-                )
-            with self._lock:
-                self._held -= image.nbytes
-            del waiting, image, record
+    def _write(
+        self, image: np.ndarray, record: Callable[[], Mapping[str, Any]], caps: ActiveLearningConfig
+    ) -> None:
+        try:
+            self._count(self._keep(image, record, caps))
+        # a full disk, a vanished folder, a folder that is a file; the next one may fit again
+        except Exception as error:
+            self._count(
+                "failed", f"{type(error).__name__}: {getattr(error, 'strerror', None) or error}"
+            )
+        with self._lock:
+            self._held -= image.nbytes
 
     def _count(self, outcome: str, reason: str = "a cap is reached") -> None:
         self.counts[outcome] += 1
@@ -246,11 +231,6 @@ def export_group(folder: Path, target: Path, labels: Mapping[int, str]) -> int:
 
 
 # --- what plugs in --------------------------------------------------------------------------------
-
-
-def open_inboxes(server: ModelServer) -> dict[Path, Inbox]:
-    """The inboxes of a server, by folder; they outlive a config."""
-    return {}
 
 
 def prepare(server: ModelServer, config: Config) -> dict[str, Inbox]:
@@ -411,7 +391,7 @@ GROUP = "/{deployment}/active_learning/{group}"
 EXTENSION = Extension(
     "active_learning",
     sections={"deployments[].active_learning": None},
-    open=open_inboxes,
+    open=lambda server: dict[Path, Inbox](),  # by folder; they outlive a config
     end=end,
     prepare=prepare,
     saw=saw,

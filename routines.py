@@ -70,17 +70,6 @@ from PIL import (
     features,
 )
 
-__all__ = [
-    "FAMILIES",
-    "ROUTINES",
-    "ImageError",
-    "ImageLimits",
-    "RoutineError",
-    "argument",
-    "family",
-    "routine",
-]
-
 Tensors = dict[str, Any]
 logger = logging.getLogger("serving")
 # Of the import that this thread is in: whose routines and families are one server's alone.

@@ -4,6 +4,7 @@ or not at all, the last ones kept beside it.
 
 import contextlib
 import errno
+import glob
 import hashlib
 import json
 import os
@@ -254,7 +255,8 @@ class ConfigFile:
         number = earlier[0].number + 1 if earlier else 1
         kept = path.with_name(f"{path.name}.{number:06d}.{'undone' if undone else 'kept'}")
         with write_errors():
-            for left in path.parent.glob(f".{glob_safe(path.name)}.*.tmp"):  # of one that was ended
+            pattern = f".{glob.escape(path.name)}.*.tmp"  # of one that was ended
+            for left in path.parent.glob(pattern):
                 left.unlink(missing_ok=True)
             replace(kept, old, path)
             if self.read() != old:
@@ -350,7 +352,3 @@ def sync_folder(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
-
-
-def glob_safe(name: str) -> str:
-    return re.sub(r"([\[\]*?])", r"[\1]", name)

@@ -30,8 +30,6 @@ from typing import Any
 
 from .core import beside, errors_only, explain, hub_handler
 
-__all__ = ["Handler", "HandlerError", "check_function"]
-
 
 class HandlerError(ValueError):
     """A handler cannot be imported, or its result cannot be written; the text is for the client."""

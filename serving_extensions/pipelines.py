@@ -22,8 +22,6 @@ import numpy as np
 
 from .core import CARRIED, ServingError, Workers, errors_only
 
-__all__ = ["NoShards", "NodeError", "PipelineError", "Plan", "plan"]
-
 # where every graph starts and ends; never nodes of a config
 REQUEST, RESPONSE = (
     "request",

@@ -13,8 +13,6 @@ from pathlib import Path
 
 from .core import __version__, installed, taken_names
 
-__all__ = ["name_project", "write_project"]
-
 PROJECT = Path(__file__).parent / "project"
 HUB_PROJECT = Path(__file__).parent / "hub_project"
 FILES = {

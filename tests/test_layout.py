@@ -175,7 +175,6 @@ def test_only_what_a_config_names_is_imported_by_a_string():
 
 # Names that several files have at their top level, and why; with the files where it is not any.
 SHARED = {
-    ("__all__", None): "Python's",
     ("logger", None): "the one logger of that name, `serving`",
     ("EXTENSION", None): "what a file adds, for the list in serving_extensions/__init__.py",
     (

@@ -49,7 +49,6 @@ EXTENSIONS = (
     on_demand.EXTENSION,
     # Another format of model: all others see the SavedModel that it makes of one.
     keras_files.EXTENSION,
-    manifest.OF_FILES,
     quotas.EXTENSION,
     active_learning.EXTENSION,
     endpoints.EXTENSION,

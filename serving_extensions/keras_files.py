@@ -27,7 +27,7 @@ from .core import (
     clean_message,
     find_model_file,
 )
-from .manifest import sha256_of
+from .manifest import check_manifest, sha256_of
 
 logger = logging.getLogger("serving")
 
@@ -62,6 +62,7 @@ def load_exported(load: Load) -> Load:
         file = find_model_file(request.folder)
         if file is None:
             return load(request)
+        check_manifest(request.folder)  # `load` checks the folder that is made of it
         return load(request.with_folder(exported(file, request.folder)))
 
     return load_any

@@ -191,17 +191,4 @@ def check(server: ModelServer) -> tuple[list[Row], list[str]]:
     return rows, problems
 
 
-def wrap_files(server: ModelServer, load: Load) -> Load:
-    """The same around what makes a SavedModel of another file: that one's folder is checked."""
-
-    def load_checked(request: LoadRequest) -> Servable:
-        if find_model_file(request.folder) is not None:
-            check_manifest(request.folder)
-        return load(request)
-
-    return load_checked
-
-
-# Of other formats than SavedModels: it comes after what reads them.
-OF_FILES = Extension("manifest_of_files", wrap_load=wrap_files)
 EXTENSION = Extension("manifest", wrap_load=wrap_load, check=check, commands={"manifest": manifest})

@@ -123,9 +123,8 @@ class Group:
         # of the latest: seconds, and those of the parts
         self.latest = np.empty((0, 1 + len(PHASES)))
         self.batch_sizes: Counter[int] = Counter()
-        self.seconds = [(0, 0)] * 60  # (second, requests in it), by second modulo 60
-        # by second: errors in it, and the seconds that its requests took
-        self.minute: dict[int, tuple[int, float]] = {}
+        # by second: requests in it, errors among them, and the seconds that they took
+        self.minute: dict[int, tuple[int, int, float]] = {}
 
     def add(self, calls: "Alike") -> None:
         """Count requests that ended."""
@@ -137,28 +136,26 @@ class Group:
         for rows, number in calls.by_rows.items():
             if rows:
                 self.batch_sizes[rows] += number
-        for now, number in calls.by_second.items():
-            second, count = self.seconds[now % 60]
-            self.seconds[now % 60] = now, number + (count if second == now else 0)
         failed = sum(number for status, number in calls.by_status.items() if status >= 400)
-        errors, busy = self.minute.get(int(calls.now), (0, 0.0))
-        self.minute[int(calls.now)] = errors + failed, busy + float(calls.seconds.sum())
-        keep_sixty(self.minute, int(calls.now) + STEP)
+        self.note(int(calls.now), 0, failed, float(calls.seconds.sum()))
+        for now, number in calls.by_second.items():
+            self.note(now, number, 0, 0.0)
+
+    def note(self, now: int, count: int, failed: int, busy: float) -> None:
+        before = self.minute.get(now, (0, 0, 0.0))
+        self.minute[now] = before[0] + count, before[1] + failed, before[2] + busy
+        keep_sixty(self.minute, now + STEP)
 
     def last_minute(self, now: int) -> tuple[int, int, float]:
         """Requests that ended in the last 60 seconds, errors among them, seconds they took."""
         fresh = [spent for second, spent in self.minute.items() if 0 <= now - second < 60]
-        return self.rate(now), sum(one[0] for one in fresh), sum(one[1] for one in fresh)
-
-    def rate(self, now: int) -> int:
-        """Requests that ended in the last 60 seconds."""
-        return sum(count for second, count in self.seconds if 0 <= now - second < 60)
+        requests, errors, busy = zip((0, 0, 0.0), *fresh)
+        return sum(requests), sum(errors), sum(busy)
 
     def held(self) -> "Group":
         """A copy that stays as it is while it is read."""
         still = copy.copy(self)  # `latest` is replaced, never changed
-        still.batch_sizes, still.seconds = self.batch_sizes.copy(), self.seconds.copy()
-        still.minute = self.minute.copy()
+        still.batch_sizes, still.minute = self.batch_sizes.copy(), self.minute.copy()
         return still
 
     def read(self, now: int) -> dict[str, Any]:
@@ -167,7 +164,7 @@ class Group:
             "requests": self.requests,
             "errors_4xx": self.errors_4xx,
             "errors_5xx": self.errors_5xx,
-            "requests_per_second": self.rate(now) / 60,
+            "requests_per_second": self.last_minute(now)[0] / 60,
             "latency_ms": percentiles(self.latest[:, 0]),
             "parts_ms": {name: found for name, found in parts.items() if found},
             "batch_sizes": {str(rows): count for rows, count in sorted(self.batch_sizes.items())},
@@ -265,9 +262,10 @@ class Metrics:
         self.histories: dict[str, bool] = {}
         self._kept = 0.0  # when the history was written last
         self._trouble = ""  # why it could not be
-        self._process = psutil.Process()
-        self._process.cpu_percent()
-        self._seen = Seen(self._clock(), self._process)
+        # of whoever asks and of the graphs: `cpu_percent` is of the time since it was asked last
+        self._process, self._watched = psutil.Process(), psutil.Process()
+        self._process.cpu_percent(), self._watched.cpu_percent()
+        self._refused = 0  # requests, when the process was looked at last
 
     @property
     def in_flight(self) -> int:
@@ -434,9 +432,14 @@ class Metrics:
     def look(self) -> None:
         """See what the process holds and does now, for the graphs."""
         gpus = read_gpus()
-        now = self._clock()
-        seen = self._seen.look(now, self._process, self.refused.total())
-        seen["queue"] = self.count_waiting()
+        now, refused = self._clock(), self.refused.total()
+        seen = {
+            "cpu_percent": self._watched.cpu_percent(),
+            "memory_bytes": self._watched.memory_info().rss,
+            "refused": refused - self._refused,
+            "queue": self.count_waiting(),
+        }
+        self._refused = refused
         if gpus:
             seen["gpu_memory_bytes"] = sum(gpu["memory_used_bytes"] for gpu in gpus)
         if busy := [g["utilisation_percent"] for g in gpus if "utilisation_percent" in g]:
@@ -527,29 +530,6 @@ def watch(found: "weakref.ref[ModelServer]", ended: threading.Event) -> None:
             text = "The server's resources could not be looked at"
             log_safely(logging.ERROR, text, error=error)
         del server, metrics
-
-
-class Seen:
-    """What was seen of a process the last time: what has come since is told of the time between."""
-
-    def __init__(self, now: float, process: psutil.Process):
-        self.now, self.cpu, self.refused = now, busy_seconds(process), 0
-
-    def look(self, now: float, process: psutil.Process, refused: int) -> dict[str, float]:
-        cpu, passed = busy_seconds(process), max(now - self.now, 1e-3)
-        found = {
-            "cpu_percent": 100 * max(cpu - self.cpu, 0) / passed,
-            "memory_bytes": process.memory_info().rss,
-            "refused": refused - self.refused,
-        }
-        self.now, self.cpu, self.refused = now, cpu, refused
-        return found
-
-
-def busy_seconds(process: psutil.Process) -> float:
-    """What a process has had of the processors."""
-    times = process.cpu_times()
-    return times.user + times.system
 
 
 def describe_error(

@@ -185,22 +185,22 @@ class Usage:
     Counted in memory and added to the store every ten seconds, and when somebody asks.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic):
-        self._clock, self._lock = clock, threading.Lock()
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
         self._pending: Counter[str] = Counter()
-        self._flushed = clock()
+        self._flushed = time.monotonic()
 
     def count(self, path: str, key: str) -> None:
         with self._lock:
             self._pending[key] += 1
-            if self._clock() < self._flushed + FLUSH_SECONDS:
+            if time.monotonic() < self._flushed + FLUSH_SECONDS:
                 return
         self.flush(path)
 
     def flush(self, path: str) -> None:
         """Add what is pending to a store; what it does not take now stays pending."""
         with self._lock, contextlib.suppress(OSError):
-            self._flushed = self._clock()
+            self._flushed = time.monotonic()
             for key, calls in list(self._pending.items()):
                 open_quotas(path).add(key, calls)
                 del self._pending[key]

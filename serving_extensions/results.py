@@ -217,17 +217,13 @@ def write_part(part: Any) -> bytes:
     return value if isinstance(value, bytes) else encode_json(value) + b"\n"
 
 
+@errors_only("the handler's result")  # which may be a class of its own
 def to_content(result: Any) -> tuple[Any, str]:
     """What a handler returned, as (value, "application/json") or as (bytes, content type).
 
     Arrays of numbers stay arrays, for the encoder to write. Raises HandlerError, with the place in
     the result.
     """
-    with errors_only("the handler's result"):  # which may be a class of its own
-        return write_result(result)
-
-
-def write_result(result: Any) -> tuple[Any, str]:
     if is_with_type(result, BYTES):
         return bytes(result[0]), result[1]
     if isinstance(result, BYTES):

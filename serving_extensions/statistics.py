@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
 
@@ -14,18 +14,18 @@ from .metrics import Group, read_gpus
 class Ages:
     """Since when each deployment has been in force here."""
 
-    def __init__(self, clock: Callable[[], float] = time.time):
-        self._clock, self._since = clock, dict[str, float]()
+    def __init__(self) -> None:
+        self._since: dict[str, float] = {}
 
     def note(self, deployments: Iterable[str]) -> None:
         """These are in force now, and no others."""
-        now = self._clock()
+        now = time.time()
         self._since = {name: self._since.get(name, now) for name in deployments}
 
     def of(self, deployment: str) -> float | None:
         """Seconds since it came; None for one that is not in force."""
         since = self._since.get(deployment)
-        return None if since is None else round(self._clock() - since, 1)
+        return None if since is None else round(time.time() - since, 1)
 
 
 def describe_statistics(server: ModelServer, ready: Any, uptime: float | None) -> dict[str, Any]:

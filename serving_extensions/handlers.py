@@ -388,24 +388,23 @@ class Handler:
     def function(self) -> Callable[..., Any] | None:
         return self.bound.function if self.bound else None
 
-    def load(self, force: bool = False) -> bool:
+    def load(self) -> bool:
         """Import the module, or import it anew when its file or a neighbour's has changed; tell
         whether that was done.
 
-        `force` imports an unchanged one too, once for all handlers that share the module. Raises
-        HandlerError with the reason, which `error` keeps; the function that was there, if any,
-        stays.
+        Raises HandlerError with the reason, which `error` keeps; the function that was there, if
+        any, stays.
         """
         try:
             with IMPORT_LOCK:
-                bound = self.bind(force)
+                bound = self.bind()
         except HandlerError as error:
             self.error, self.failed_at = str(error), time.monotonic()
             raise
         changed, self.bound, self.error = bound is not self.bound, bound, ""
         return changed
 
-    def bind(self, force: bool) -> Bound:
+    def bind(self) -> Bound:
         if not isinstance(self.reference, str):
             if not callable(self.reference):
                 raise HandlerError(f"expected a function, got {type(self.reference).__name__}")
@@ -416,7 +415,7 @@ class Handler:
         key = (locate(module, self.folder), self.model_dir)
         loaded, mine = SHARED.get(key), self.bound.loaded if self.bound else None
         fresh = loaded and all(digest_file(file) == digest for file, digest in loaded.files.items())
-        if not loaded or not fresh or force and loaded is mine:
+        if not loaded or not fresh:
             loaded = SHARED[key] = import_source(
                 *key, check=functools.partial(find_named, reference=self.reference)
             )
@@ -430,8 +429,7 @@ class Handler:
         Its exception passes, all else that it raises comes as RuntimeError.
         """
         bound = self.bound
-        if bound is None:
-            raise HandlerError(f"not loaded: {self.error}" if self.error else "not loaded")
+        assert bound is not None  # views look at `ready`
         with errors_only("the handler"):
             found = bound.function(value, context) if bound.two else bound.function(value)
             return asyncio.run(found) if inspect.iscoroutine(found) else found

@@ -1252,11 +1252,7 @@ class Output(typing.NamedTuple):
 
     @property
     def text(self) -> str:
-        return (
-            "of any shape"
-            if self.shape is None
-            else str([-1 if n is None else n for n in self.shape])
-        )
+        return show_shape(self.shape)
 
 
 @dataclass(frozen=True)
@@ -3402,18 +3398,6 @@ def to_annotations(tensors: Tensors, width: int, height: int) -> list[dict[str, 
     return annotations
 
 
-def paste_mask(
-    mask: np.ndarray, box: np.ndarray, width: int, height: int, scale: int = 1
-) -> tuple[np.ndarray, int, int]:
-    """A mask [mh, mw] relative to its box as 0/1 pixels, uint8 [h, w],
-    with the top and left of where they lie.
-    """
-    ymin, xmin, ymax, xmax = box.tolist()
-    top, left = round(ymin * height * scale), round(xmin * width * scale)
-    bottom, right = round(ymax * height * scale), round(xmax * width * scale)
-    return resize_mask(mask, max(1, bottom - top), max(1, right - left)), top, left
-
-
 def resize_mask(mask: np.ndarray, tall: int, wide: int) -> np.ndarray:
     """A mask [mh, mw] of 0..1 as 0/1 pixels, uint8 [tall, wide]."""
     mask = mask.astype(np.float32)
@@ -3975,27 +3959,24 @@ PREPROCESS = {
 }
 
 
-@dataclass(frozen=True)
-class Placement:
-    """Where what a model was shown lies in the picture: `region`, a box in 0..1 of the picture.
+# Where what a model was shown lies in the picture, as a box in 0..1 of that: larger than the
+# picture where that was padded, and smaller where it was cut.
+Region = tuple[float, float, float, float]
+WHOLE: Region = (0.0, 0.0, 1.0, 1.0)
 
-    It is larger than the picture where that was padded, and smaller where it was cut.
+
+def place(tensors: Tensors, region: Region) -> Tensors:
+    """Predictions of what was shown as predictions of the picture: without what lies in the padding
+    alone, boxes and their masks cut at the picture's edge.
     """
-
-    region: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)
-
-    def place(self, tensors: Tensors) -> Tensors:
-        """Predictions of what was shown as predictions of the picture: without what lies in the
-        padding alone, boxes and their masks cut at the picture's edge.
-        """
-        if "boxes" not in tensors or self == Placement():
-            return tensors
-        boxes = place_boxes(tensors["boxes"].astype(np.float64), np.array(self.region))
-        parts = np.clip(boxes, 0, 1)
-        placed = {**tensors, "boxes": parts.astype(np.float32)}
-        if "masks" in tensors:
-            placed["masks"] = clip_masks(tensors["masks"], boxes, parts)
-        return keep(placed, (parts[:, 2] > parts[:, 0]) & (parts[:, 3] > parts[:, 1]))
+    if "boxes" not in tensors or region == WHOLE:
+        return tensors
+    boxes = place_boxes(tensors["boxes"].astype(np.float64), np.array(region))
+    parts = np.clip(boxes, 0, 1)
+    placed = {**tensors, "boxes": parts.astype(np.float32)}
+    if "masks" in tensors:
+        placed["masks"] = clip_masks(tensors["masks"], boxes, parts)
+    return keep(placed, (parts[:, 2] > parts[:, 0]) & (parts[:, 3] > parts[:, 1]))
 
 
 def cut_mask(mask: np.ndarray, box: np.ndarray, part: np.ndarray) -> np.ndarray:
@@ -4023,7 +4004,7 @@ def cut_mask(mask: np.ndarray, box: np.ndarray, part: np.ndarray) -> np.ndarray:
 
 def letterbox(
     image: np.ndarray, width: int, height: int, padding: Sequence[float]
-) -> tuple[np.ndarray, Placement]:
+) -> tuple[np.ndarray, Region]:
     """A picture at the largest size that fits, in the middle, with padding around it."""
     tall, wide = image.shape[:2]
     scale = min(width / wide, height / tall)
@@ -4033,10 +4014,10 @@ def letterbox(
     canvas[:] = [*padding, 255][: image.shape[2]]
     canvas[top : top + new_tall, left : left + new_wide] = resize(image, new_wide, new_tall)
     ymin, xmin = -top / new_tall, -left / new_wide
-    return canvas, Placement((ymin, xmin, ymin + height / new_tall, xmin + width / new_wide))
+    return canvas, (ymin, xmin, ymin + height / new_tall, xmin + width / new_wide)
 
 
-def cut_middle(image: np.ndarray, width: int, height: int) -> tuple[np.ndarray, Placement]:
+def cut_middle(image: np.ndarray, width: int, height: int) -> tuple[np.ndarray, Region]:
     """The middle of a picture, as much as has the proportions wanted, at the size wanted."""
     tall, wide = image.shape[:2]
     part_tall = max(1, min(tall, wide * height // width))
@@ -4044,7 +4025,7 @@ def cut_middle(image: np.ndarray, width: int, height: int) -> tuple[np.ndarray, 
     top, left = (tall - part_tall) // 2, (wide - part_wide) // 2
     part = image[top : top + part_tall, left : left + part_wide]
     region = (top / tall, left / wide, (top + part_tall) / tall, (left + part_wide) / wide)
-    return resize(part, width, height), Placement(region)
+    return resize(part, width, height), region
 
 
 @dataclass(frozen=True)
@@ -4081,27 +4062,27 @@ class PictureInput:
         each = 1 if self.values == Values() and size == 1 else 2 * max(size, 4)
         return pixels * CHANNELS[self.channels] * (each + size * self.joins)
 
-    def show(self, image: np.ndarray) -> tuple[np.ndarray, Placement]:
+    def show(self, image: np.ndarray) -> tuple[np.ndarray, Region]:
         """A picture, uint8 RGB or RGBA, as the model's input, and where it lies in that."""
         if self.form != "pixels":
-            return self.show_text(image), Placement()
-        canvas, placement = self.fit(image)
+            return self.show_text(image), WHOLE
+        canvas, region = self.fit(image)
         colours = self.order(canvas)
         array = self.values.apply(colours, PIXEL_TYPES[self.dtype])  # [H, W, C]
         if "C" not in self.layout:
             array = array[:, :, 0]
         elif self.layout.endswith("CHW"):
             array = np.ascontiguousarray(np.moveaxis(array, 2, 0))
-        return (array[np.newaxis] if self.layout.startswith("N") else array), placement
+        return (array[np.newaxis] if self.layout.startswith("N") else array), region
 
-    def fit(self, image: np.ndarray) -> tuple[np.ndarray, Placement]:
+    def fit(self, image: np.ndarray) -> tuple[np.ndarray, Region]:
         """A picture at the model's size."""
         width, height = self.width or image.shape[1], self.height or image.shape[0]
         if self.resize == "letterbox":
             return letterbox(image, width, height, self.padding)
         if self.resize == "crop":
             return cut_middle(image, width, height)
-        return resize(image, width, height), Placement()
+        return resize(image, width, height), WHOLE
 
     def order(self, image: np.ndarray) -> np.ndarray:
         """The channels that the model takes, in its order; what is not transparent is opaque."""
@@ -4339,7 +4320,7 @@ def type_name(dtype: str) -> str:
 
 
 def show_shape(shape: Shape) -> str:
-    return "of unknown rank" if shape is None else str([size or -1 for size in shape])
+    return "of any shape" if shape is None else str([-1 if n is None else n for n in shape])
 
 
 # ==================================================================================================
@@ -4510,8 +4491,8 @@ def see(model: ImageModel, run: Run, images: Sequence[np.ndarray]) -> list[Tenso
     shown = [model.shown.show(image) for image in images]
     outputs = run_rows(model, run, [row for row, _ in shown])
     return [
-        placement.place(model.read(row, model.shown_size(image)))
-        for row, (_, placement), image in zip(outputs, shown, images)
+        place(model.read(row, model.shown_size(image)), region)
+        for row, (_, region), image in zip(outputs, shown, images)
     ]
 
 

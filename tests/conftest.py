@@ -26,6 +26,7 @@ sys.path.insert(0, str(ROOT))
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 logging.getLogger("tensorflow").setLevel(logging.ERROR)
 
+import routines  # noqa: E402
 import serving  # noqa: E402
 
 
@@ -401,3 +402,13 @@ def wait(browser, script, seconds=20):
         assert time.monotonic() < deadline, script
         time.sleep(0.05)
     return found
+
+
+def paste_mask(mask, box, width, height, scale=1):
+    """A mask [mh, mw] relative to its box as 0/1 pixels, uint8 [h, w],
+    with the top and left of where they lie.
+    """
+    ymin, xmin, ymax, xmax = box.tolist()
+    top, left = round(ymin * height * scale), round(xmin * width * scale)
+    bottom, right = round(ymax * height * scale), round(xmax * width * scale)
+    return routines.resize_mask(mask, max(1, bottom - top), max(1, right - left)), top, left

@@ -10,7 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from conftest import config
+from conftest import config, paste_mask
 from PIL import Image
 
 import routines
@@ -97,9 +97,7 @@ def check_mask(found, index, wanted):
     Random weights make shallow masks, whose edges move far with half a pixel.
     """
     height, width = wanted.shape
-    pixels, top, left = routines.paste_mask(
-        found["masks"][index], found["boxes"][index], width, height
-    )
+    pixels, top, left = paste_mask(found["masks"][index], found["boxes"][index], width, height)
     whole = np.zeros(wanted.shape, bool)
     whole[top : top + len(pixels), left : left + pixels.shape[1]] = pixels.astype(bool)
     truth, around = (wanted > 0).astype(np.uint8), np.ones((3, 3), np.uint8)
@@ -115,7 +113,7 @@ def check_map(found, wanted):
     for number in np.unique(wanted[wanted > 0]):
         whole = np.zeros(wanted.shape, bool)
         for index in np.nonzero(found["classes"] == number)[0]:
-            pixels, top, left = routines.paste_mask(
+            pixels, top, left = paste_mask(
                 found["masks"][index], found["boxes"][index], width, height
             )
             whole[top : top + len(pixels), left : left + pixels.shape[1]] |= pixels.astype(bool)

@@ -684,10 +684,10 @@ def test_pictures_are_shown_as_the_signature_wants_them(dtype, shape, shown):
     scaled = routines.InputOptions(scale=1 / 255, offset=-0.5)
     options = scaled if dtype == "DT_FLOAT" else routines.InputOptions()
     inputs, outputs = {"x": (dtype, shape)}, {"y": ("DT_FLOAT", (1, 10), "Softmax")}
-    array, placement = routines.ImageModel(inputs, outputs, options=options).shown.show(PICTURE)
+    array, region = routines.ImageModel(inputs, outputs, options=options).shown.show(PICTURE)
     assert array.shape == shown and array.dtype == (np.uint8 if dtype == "DT_UINT8" else np.float32)
     assert dtype == "DT_UINT8" or abs(array).max() <= 0.5
-    assert placement == routines.Placement()
+    assert region == routines.WHOLE
     with pytest.raises(ValueError, match="is uint8, which holds no fractions"):
         routines.ImageModel({"x": ("DT_UINT8", shape)}, outputs, options=scaled)
 

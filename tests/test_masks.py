@@ -7,6 +7,7 @@ import json
 import cv2
 import numpy as np
 import pytest
+from conftest import paste_mask
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
@@ -110,7 +111,7 @@ def test_coarse_masks_come_back_smooth(kind, pixels):
         mask[13:16, 13:16] = kind != "ring"
     box = np.float32([20 / HEIGHT, 30 / WIDTH, (20 + pixels) / HEIGHT, (30 + pixels) / WIDTH])
     truth = np.zeros((HEIGHT, WIDTH), np.uint8)
-    pasted, top, left = routines.paste_mask(mask, box, WIDTH, HEIGHT)
+    pasted, top, left = paste_mask(mask, box, WIDTH, HEIGHT)
     assert (top, left, *pasted.shape) == (20, 30, pixels, pixels)
     truth[top : top + pixels, left : left + pixels] = pasted
     tensors = {"boxes": box[np.newaxis], "scores": np.ones(1), "classes": np.ones(1, int)}
@@ -193,7 +194,7 @@ def test_masks_that_are_enlarged_come_back(side, larger):
         tall, wide = (round(n * larger) for n in mask.shape)
         box = np.float32([5 / HEIGHT, 9 / WIDTH, (5 + tall) / HEIGHT, (9 + wide) / WIDTH])
         truth = np.zeros((HEIGHT, WIDTH), np.uint8)
-        pasted, top, left = routines.paste_mask(mask, box, WIDTH, HEIGHT)
+        pasted, top, left = paste_mask(mask, box, WIDTH, HEIGHT)
         truth[top : top + tall, left : left + wide] = pasted
         if truth.sum() < 20:
             continue

@@ -65,7 +65,7 @@ def test_the_shape_tells_how_a_picture_lies_in_it(shape, truth, dtype):
     "shape, options, text",
     [
         ((None, None, None, None), {}, 'write "layout": "NHWC" or "NCHW"'),
-        (None, {}, 'of unknown rank does not tell how it takes pictures: write "layout"'),
+        (None, {}, 'of any shape does not tell how it takes pictures: write "layout"'),
         ((None, None, None), {}, 'write "layout"'),
         ((None, 3, 3, 3), {}, 'write "layout"'),
         ((None, None, None, None), {"layout": "NHWC"}, 'write "channels": "rgb"'),
@@ -163,12 +163,12 @@ def test_what_lies_somewhere_in_what_is_shown_lies_there_in_the_picture(how, siz
     ramp[..., 1] = (np.arange(width) + 0.5) / width * 255
     ramp[..., 2] = 255
     known = read("DT_UINT8", (None, *target, 3), resize=how, padding=(1, 2, 3))
-    shown, placement = known.show(ramp)
+    shown, region = known.show(ramp)
     assert shown.shape == (1, *target, 3)
     inside = shown[0][..., 2] == 255
     ys, xs = np.nonzero(inside)
     centres = np.stack([ys + 0.5, xs + 0.5, ys + 0.5, xs + 0.5], 1) / np.tile(target, 2)
-    found = routines.place_boxes(centres, np.array(placement.region))[:, :2]
+    found = routines.place_boxes(centres, np.array(region))[:, :2]
     told = shown[0][inside][:, :2] / 255
     slack = 1.5 / np.minimum(size, target[:1] * 2) + 2 / 255
     assert (np.abs(found - told) <= slack + 0.02).all()
@@ -178,10 +178,10 @@ def test_what_lies_somewhere_in_what_is_shown_lies_there_in_the_picture(how, siz
 
 
 def test_a_letterbox_is_the_whole_picture_in_its_proportions():
-    shown, placement = read("DT_UINT8", (None, 100, 100, 3), resize="letterbox").show(PICTURE)
+    shown, region = read("DT_UINT8", (None, 100, 100, 3), resize="letterbox").show(PICTURE)
     rows = np.flatnonzero(shown[0].any((1, 2)))
     assert (rows[0], rows[-1]) == (12, 86) and shown[0][12:87].any()  # 75 of 100
-    assert placement.region == pytest.approx((-12 / 75, 0, 88 / 75, 1))
+    assert region == pytest.approx((-12 / 75, 0, 88 / 75, 1))
 
 
 def test_a_crop_is_that_of_keras(tf):
@@ -197,7 +197,7 @@ def test_a_crop_is_that_of_keras(tf):
 
 
 def test_predictions_in_the_padding_go_and_those_across_its_edge_are_cut():
-    placement = routines.Placement((-0.5, 0.0, 1.5, 1.0))  # half of what is shown is padding
+    region = (-0.5, 0.0, 1.5, 1.0)  # half of what is shown is padding
     mask = np.zeros((3, 8, 8), np.float32)
     mask[:, 4:] = 1  # the lower half of each box
     tensors = {
@@ -207,15 +207,15 @@ def test_predictions_in_the_padding_go_and_those_across_its_edge_are_cut():
         "names": np.array(["a", "b", "c"], object),
         "masks": mask,
     }
-    placed = placement.place(tensors)
+    placed = routines.place(tensors, region)
     assert placed["boxes"].tolist() == [[0, 0, 0.5, 1], [0, 0, 1, 0.5]]
     assert placed["names"].tolist() == ["b", "c"] and placed["scores"].dtype == np.float32
     assert placed["masks"][0].min() > 0.4 and (placed["masks"][1] == mask[2]).all()
     nothing = {name: array[:0] for name, array in tensors.items()}
-    assert placement.place(nothing)["masks"].shape == (0, 8, 8)
-    assert routines.Placement().place(tensors) is tensors
+    assert routines.place(nothing, region)["masks"].shape == (0, 8, 8)
+    assert routines.place(tensors, routines.WHOLE) is tensors
     classified = {"scores": tensors["scores"]}
-    assert placement.place(classified) is classified
+    assert routines.place(classified, region) is classified
 
 
 # --- texts --------------------------------------------------------------------------------------

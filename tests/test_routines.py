@@ -9,7 +9,7 @@ import xml.etree.ElementTree as ElementTree
 import cv2
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, paste_mask
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
@@ -388,7 +388,7 @@ def test_polygon_redrawn_overlaps_its_mask(kind, pixels):
     )
     mask = blob(kind, 28)
     truth = np.zeros((height * fine, width * fine), np.uint8)
-    pasted, top, left = routines.paste_mask(mask, box, width, height, fine)
+    pasted, top, left = paste_mask(mask, box, width, height, fine)
     truth[top : top + pasted.shape[0], left : left + pasted.shape[1]] = pasted
     ring = np.array(routines.trace_rings(mask, box, width, height)[0])
     drawn = cv2.fillPoly(
@@ -402,7 +402,7 @@ def test_polygon_redrawn_overlaps_its_mask(kind, pixels):
 def test_polygon_redrawn_in_the_pictures_own_pixels(kind):
     box, mask = np.array([0.1, 0.1, 0.6, 0.6], np.float32), blob(kind, 28)
     truth = np.zeros((480, 640), np.uint8)
-    pasted, top, left = routines.paste_mask(mask, box, 640, 480)
+    pasted, top, left = paste_mask(mask, box, 640, 480)
     truth[top : top + pasted.shape[0], left : left + pasted.shape[1]] = pasted
     ring = np.array(routines.trace_rings(mask, box, 640, 480)[0]) * [640, 480]
     drawn = cv2.fillPoly(np.zeros_like(truth), [ring.astype(np.int32)], 1)

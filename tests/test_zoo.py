@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 import zoo
-from conftest import ROOT, Rest, assert_error, bearer, config
+from conftest import ROOT, Rest, assert_error, bearer, config, paste_mask
 from zoo import ZOO, Zoo
 
 import routines
@@ -172,9 +172,7 @@ def test_detectors_find_what_their_projects_find(everything, name):
 def drawn(found, index, height, width):
     """A prediction's mask in pixels of the picture."""
     whole = np.zeros((height, width), bool)
-    pixels, top, left = routines.paste_mask(
-        found["masks"][index], found["boxes"][index], width, height
-    )
+    pixels, top, left = paste_mask(found["masks"][index], found["boxes"][index], width, height)
     whole[top : top + len(pixels), left : left + pixels.shape[1]] = pixels
     return whole
 

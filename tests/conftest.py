@@ -9,9 +9,11 @@ import logging
 import os
 import shutil
 import socket
+import struct
 import sys
 import threading
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -179,6 +181,14 @@ def listening_app(app):
 def key_entry(name, key, **fields):
     """A key as the config holds it."""
     return {"name": name, "sha256": hashlib.sha256(key.encode()).hexdigest(), **fields}
+
+
+def png_header(width, height):
+    """A PNG's signature and its first chunk, which promise so many RGB pixels."""
+    chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    )
 
 
 def bearer(key):

@@ -9,7 +9,6 @@ import http.server
 import io
 import json
 import resource
-import socket
 import struct
 import sys
 import threading
@@ -34,6 +33,7 @@ from conftest import (
     fake_server,
     key_entry,
     listening,
+    png_header,
 )
 from PIL import Image
 
@@ -1116,11 +1116,16 @@ def fetching(**images):
         "http://0:{}/good",
         "http://localhost:{}/good",
         "http://localhost.:{}/good",
+        "http://0.0.0.0:{}/good",
         "http://10.0.0.1/",
+        "http://172.16.0.1/",
+        "http://192.168.1.1/",
+        "http://100.64.0.1/",
+        "http://224.0.0.1/",
+        "http://[fe80::1]/",
         "http://[fd00::1]/",
         "http://[64:ff9b::7f00:1]/",
         "http://[2002:7f00:1::]/",
-        "http://127.0.0.1:{}/to?http://127.0.0.1:{}/good",
     ],
 )
 def test_urls_inside_are_refused(pictures, url):
@@ -1132,42 +1137,8 @@ def test_urls_inside_are_refused(pictures, url):
     ), response.json
 
 
-@pytest.mark.parametrize(
-    "url",
-    [
-        "file:///etc/passwd",
-        "ftp://a/b",
-        "gopher://a",
-        "//a/b",
-        "http://",
-        "",
-        "http://a b/",
-    ],
-)
-def test_urls_that_are_no_http_are_refused(url):
-    assert_error(
-        post(fetching(), {"image_type": "url", "data": url}),
-        400,
-        "url: expected http://..., https://... or data:..."
-        if url != "http://"
-        else "url: expected http://... or https://... with a host",
-    )
-
-
-def test_url_with_a_line_break_injects_nothing(pictures):
-    rest = fetching(allowed_hosts=["127.0.0.1"])
-    for url in (
-        f"http://127.0.0.1:{pictures}/good\r\nHost: b",
-        f"http://127.0.0.1:{pictures}\r\nX: y/good",
-    ):
-        response = post(rest, {"image_type": "url", "data": url})
-        assert response.status_code == 400 and response.json["error"].startswith("url"), (
-            response.json
-        )
-
-
 def test_allowed_host_is_fetched_but_not_what_it_redirects_to(pictures):
-    rest = fetching(allowed_hosts=["127.0.0.1"], download_seconds=2)
+    rest = fetching(allowed_hosts=["127.0.0.1"])
     good = post(rest, {"image_type": "url", "data": f"http://127.0.0.1:{pictures}/good"})
     assert good.json["predictions"][0]["bound"] == expected_box(PICTURE)
     away = post(
@@ -1178,49 +1149,16 @@ def test_allowed_host_is_fetched_but_not_what_it_redirects_to(pictures):
         },
     )
     assert_error(away, 400, "url: host 'localhost' is not a public address")
-    start = time.monotonic()
+    hasty = fetching(allowed_hosts=["127.0.0.1"], download_seconds=0.2)
     assert_error(
-        post(rest, {"image_type": "url", "data": f"http://127.0.0.1:{pictures}/slow"}),
+        post(hasty, {"image_type": "url", "data": f"http://127.0.0.1:{pictures}/slow"}),
         400,
-        "url cannot be read: took longer than 2 s",
+        "url cannot be read: took longer than 0.2 s",
     )
-    assert time.monotonic() - start < 5
     assert_error(
         post(rest, {"image_type": "url", "data": f"http://127.0.0.1:{pictures}/large"}),
         413,
         "url answers more than the limit of 52428800 bytes",
-    )
-
-
-def test_a_name_that_rebinds_is_connected_to_the_address_that_was_checked(pictures, monkeypatch):
-    """The first look-up of the name answers a public address, any later one 127.0.0.1: nothing inside is reached."""
-    asked, connected = [], []
-
-    def rebind(host, port, *_, **__):
-        asked.append(host)
-        address = "93.184.216.34" if len(asked) == 1 else "127.0.0.1"
-        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port))]
-
-    def refuse(address, timeout):
-        connected.append(address[0])
-        raise ConnectionRefusedError("refused")
-
-    monkeypatch.setattr(socket, "create_connection", refuse)
-    with pytest.raises(routines.ImageError, match="url cannot be read"):
-        routines.fetch_image(
-            f"http://rebinds.example:{pictures}/good", routines.ImageLimits(), resolve=rebind
-        )
-    assert connected == ["93.184.216.34"] and len(asked) == 1
-
-
-def png_header(side):
-    chunk = b"IHDR" + struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + struct.pack(">I", 13)
-        + chunk
-        + struct.pack(">I", zlib.crc32(chunk))
-        + b"\0\0\0\0IDAT\x35\xaf\x06\x1e\0\0\0\0IEND\xaeB`\x82"
     )
 
 
@@ -1233,7 +1171,7 @@ def real_bomb(side):
         + pack.flush()
     )
     return (
-        png_header(side)[:33]
+        png_header(side, side)
         + struct.pack(">I", len(rows))
         + b"IDAT"
         + rows

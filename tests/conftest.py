@@ -4,12 +4,15 @@ import contextlib
 import faulthandler
 import gc
 import hashlib
+import http.server
+import io
 import json
 import logging
 import os
 import shutil
 import socket
 import struct
+import subprocess
 import sys
 import threading
 import time
@@ -19,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from flask import Flask
+from PIL import Image
 from waitress import create_server
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 from werkzeug.test import Client
@@ -146,13 +150,16 @@ def fake_server(servables, **others):
     return server
 
 
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 @contextlib.contextmanager
 def listening(server):
     """The address of a server that waitress serves in this process, over a real socket."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    stop = threading.Event()
+    port, stop = free_port(), threading.Event()
     thread = threading.Thread(
         target=serving.run, args=(server,), kwargs={"port": port, "stop": stop}, daemon=True
     )
@@ -178,9 +185,35 @@ def listening_app(app):
     http.close()
 
 
+@contextlib.contextmanager
+def web_server(handler, context=None):
+    """The port of a web server by a handler of http.server, under TLS where a context is given."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        if context:
+            server.socket = context.wrap_socket(server.socket, server_side=True)
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield server.server_port
+        server.shutdown()
+
+
+def write_certificate(folder, name="localhost"):
+    """Write key.pem and cert.pem, which nobody vouches for, of the host of that name."""
+    command = "req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=x -keyout key.pem -out cert.pem"
+    command = ["openssl", *command.split(), "-addext", f"subjectAltName=DNS:{name}"]
+    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+
+
 def key_entry(name, key, **fields):
     """A key as the config holds it."""
     return {"name": name, "sha256": hashlib.sha256(key.encode()).hexdigest(), **fields}
+
+
+def image_bytes(image, form="PNG", **options):
+    """A PIL image, or an array [H, W, 3] or [H, W], as a file of a format."""
+    image = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
 
 
 def png_header(width, height):

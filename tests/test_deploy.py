@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -20,17 +19,11 @@ import psutil
 import pytest
 import requests
 import yaml
-from conftest import ROOT, FakeServable, Rest, fake_server, key_entry
+from conftest import ROOT, FakeServable, Rest, fake_server, free_port, key_entry, write_certificate
 
 import serving
 
 DEPLOY = ROOT / "deploy"
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 # --- ASGI -----------------------------------------------------------------------------------------------------
@@ -160,28 +153,7 @@ def running(command, log, **options):
 
 def nginx_conf(folder, port, upstream):
     """deploy/nginx.conf with this test's ports, certificate, folders and a limit of 30 MB."""
-    subprocess.run(
-        [
-            "openssl",
-            "req",
-            "-x509",
-            "-newkey",
-            "rsa:2048",
-            "-nodes",
-            "-days",
-            "2",
-            "-subj",
-            "/CN=localhost",
-            "-addext",
-            "subjectAltName=DNS:localhost",
-            "-keyout",
-            folder / "key.pem",
-            "-out",
-            folder / "cert.pem",
-        ],
-        check=True,
-        capture_output=True,
-    )
+    write_certificate(folder)
     text = (DEPLOY / "nginx.conf").read_text()
     temporary = "".join(
         f"{kind}_temp_path {folder}/{kind};\n"

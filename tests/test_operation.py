@@ -33,6 +33,7 @@ from conftest import (
     bearer,
     config,
     fake_server,
+    image_bytes,
     key_entry,
     listening,
     listening_app,
@@ -971,9 +972,8 @@ def test_a_preview_is_what_the_model_is_shown_or_the_picture_that_came():
     key = bearer("k")
     auth = {"keys": [key_entry("site", "k")]}
     rest = Rest(fake_server({"d": FakeDetector()}, auth=auth, deployments=[deployment]))
-    picture = io.BytesIO()
-    Image.new("RGB", (40, 20)).save(picture, "PNG")
-    body = {"image_type": "base64", "data": base64.b64encode(picture.getvalue()).decode()}
+    picture = image_bytes(Image.new("RGB", (40, 20)))
+    body = {"image_type": "base64", "data": base64.b64encode(picture).decode()}
     width, height = 40, 20
     for query, shown in (("", (width // 2, height)), ("?whole=1", (width, height))):
         answer = rest.post(f"/pets/preview{query}", body, headers=key)

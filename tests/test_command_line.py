@@ -265,7 +265,7 @@ def test_host_and_port_come_from_the_environment(capsys, monkeypatch):
     with pytest.raises(SystemExit, match="0"):
         serving.main(["--help"])
     said = capsys.readouterr().out
-    assert "0.0.0.0" in said and "9999" in said
+    assert "(SERVING_HOST; 0.0.0.0)" in said and "(SERVING_PORT; 9999)" in said
 
 
 def fails(*arguments, cwd=ROOT):

@@ -1,7 +1,6 @@
 """The process: start, what it prints, wrong starts, signals; over a real socket."""
 
 import contextlib
-import http.client
 import json
 import os
 import pty
@@ -16,60 +15,10 @@ import time
 
 import numpy as np
 import pytest
-from conftest import ROOT, signature, spec
+from conftest import ROOT, Process, signature, spec, started
 
 import serving
 from serving_extensions import commands
-
-
-class Process:
-    """`python serving.py` with some arguments; its output so far, and its port once it listens."""
-
-    def __init__(self, *arguments, cwd=ROOT, **environment):
-        command = [sys.executable, str(ROOT / "serving.py"), *arguments]
-        self.process = subprocess.Popen(
-            command,
-            cwd=cwd,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", **environment},
-        )
-        self.out, self.err = [], []
-        for stream, lines in ((self.process.stdout, self.out), (self.process.stderr, self.err)):
-            threading.Thread(
-                target=lambda stream=stream, lines=lines: lines.extend(stream), daemon=True
-            ).start()
-
-    def wait_for(self, text, seconds=60):
-        deadline = time.monotonic() + seconds
-        while not any(text in line for line in self.out):
-            assert time.monotonic() < deadline and self.process.poll() is None, (self.out, self.err)
-            time.sleep(0.02)
-        return next(line for line in self.out if text in line)
-
-    @property
-    def port(self):
-        return int(self.wait_for("serving ").split("http://127.0.0.1:")[1].split(",")[0])
-
-    def call(self, method, path, body=None, timeout=30):
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
-        connection.request(method, path, body)
-        response = connection.getresponse()
-        return response.status, response.read()
-
-    def end(self, number=signal.SIGTERM):
-        self.process.send_signal(number)
-        return self.process.wait(60)
-
-
-@contextlib.contextmanager
-def started(*arguments, **options):
-    process = Process(*arguments, **options)
-    try:
-        yield process
-    finally:
-        process.process.kill()
 
 
 @pytest.fixture(scope="module")

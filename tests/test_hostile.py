@@ -728,22 +728,6 @@ def test_listing_and_new_models_wait_for_a_reload_in_progress(tmp_path):
     assert answers == [200]
 
 
-def test_files_changed_in_place_are_loaded_by_a_reload_and_named_by_the_poller(tmp_path, caplog):
-    folder = tmp_path / "m" / "1"
-    folder.mkdir(parents=True)
-    (folder / "saved_model.pb").write_bytes(b"1")
-    server = serving.ModelServer(
-        config({"name": "m", "base_path": str(tmp_path / "m")}),
-        load=lambda folder, model: FakeServable(int((folder / "saved_model.pb").read_bytes())),
-    )
-    server.wait(10)
-    (folder / "saved_model.pb").write_bytes(b"22")
-    server.manager.refresh(polling=True), server.manager.refresh(polling=True)
-    assert server.predict("m", {"inputs": [0.0]})["outputs"] == [1]
-    assert caplog.text.count("the files of m version 1 changed") == 1
-    assert server.reload()[0] == 201 and server.predict("m", {"inputs": [0.0]})["outputs"] == [22]
-
-
 def test_deployment_of_a_model_that_is_not_there_is_told_by_reload():
     server = fake_server({"m": FakeServable()}, deployments=[{"id": "d", "model": "nope"}])
     status, body = server.reload()

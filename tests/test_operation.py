@@ -37,6 +37,7 @@ from conftest import (
     key_entry,
     listening,
     listening_app,
+    started,
 )
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
@@ -383,8 +384,6 @@ def test_other_lines_as_json_hold_their_traceback():
 
 
 def test_log_format_and_level_come_from_the_config(tmp_path):
-    from test_command_line import started
-
     (tmp_path / "c.json").write_text(
         json.dumps({"model_config_list": [], "server": {"log_format": "json", "log_level": "INFO"}})
     )

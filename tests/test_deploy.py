@@ -505,14 +505,19 @@ def test_an_image_installs_what_setup_cfg_requires(name, extras, tmp_path):
     ] == wanted
 
 
-@pytest.mark.parametrize("name", ["Dockerfile", "Dockerfile.gpu"])
-def test_an_image_holds_what_the_server_needs_and_ends_by_sigterm(name, tmp_path):
-    words = dict(instructions(name))
-    assert (
-        words["USER"] == "10001:10001"
-        and f"docker build -f deploy/{name} " in (DEPLOY / name).read_text()
-    )
-    for source in copied(name):
+def test_the_images_are_alike_but_for_what_they_install():
+    plain, gpu = dict(instructions("Dockerfile")), dict(instructions("Dockerfile.gpu"))
+    for word in ("WORKDIR", "USER", "EXPOSE", "HEALTHCHECK", "CMD"):
+        assert plain[word] == gpu[word]
+    assert copied("Dockerfile") == copied("Dockerfile.gpu")
+    for name in ("Dockerfile", "Dockerfile.gpu"):
+        assert f"docker build -f deploy/{name} " in (DEPLOY / name).read_text()
+
+
+def test_an_image_holds_what_the_server_needs_and_ends_by_sigterm(tmp_path):
+    words = dict(instructions("Dockerfile"))
+    assert words["USER"] == "10001:10001"
+    for source in copied("Dockerfile"):
         target = tmp_path / "app" / source
         target.parent.mkdir(exist_ok=True)
         (shutil.copytree if (ROOT / source).is_dir() else shutil.copy)(ROOT / source, target)

@@ -4,19 +4,27 @@ import contextlib
 import faulthandler
 import gc
 import hashlib
+import http.client
+import http.server
+import io
 import json
 import logging
 import os
 import shutil
+import signal
 import socket
+import struct
+import subprocess
 import sys
 import threading
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 from flask import Flask
+from PIL import Image
 from waitress import create_server
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 from werkzeug.test import Client
@@ -30,8 +38,10 @@ import routines  # noqa: E402
 import serving  # noqa: E402
 
 
-def pytest_sessionfinish():
+def pytest_sessionfinish(session):
     """A process that does not end in a minute after its tests says where it stands, and fails."""
+    if hasattr(session.config, "workerinput"):
+        return  # it waits for the other workers, for as long as their tests take
     faulthandler.dump_traceback_later(60, exit=True, file=sys.__stderr__)
 
 
@@ -145,13 +155,16 @@ def fake_server(servables, **others):
     return server
 
 
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 @contextlib.contextmanager
 def listening(server):
     """The address of a server that waitress serves in this process, over a real socket."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    stop = threading.Event()
+    port, stop = free_port(), threading.Event()
     thread = threading.Thread(
         target=serving.run, args=(server,), kwargs={"port": port, "stop": stop}, daemon=True
     )
@@ -168,6 +181,56 @@ def listening(server):
         assert not thread.is_alive(), "the server does not end"
 
 
+class Process:
+    """`python serving.py` with some arguments; its output so far, and its port once it listens."""
+
+    def __init__(self, *arguments, cwd=ROOT, **environment):
+        command = [sys.executable, str(ROOT / "serving.py"), *arguments]
+        self.process = subprocess.Popen(
+            command,
+            cwd=cwd,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", **environment},
+        )
+        self.out, self.err = [], []
+        for stream, lines in ((self.process.stdout, self.out), (self.process.stderr, self.err)):
+            threading.Thread(
+                target=lambda stream=stream, lines=lines: lines.extend(stream), daemon=True
+            ).start()
+
+    def wait_for(self, text, seconds=60):
+        deadline = time.monotonic() + seconds
+        while not any(text in line for line in self.out):
+            assert time.monotonic() < deadline and self.process.poll() is None, (self.out, self.err)
+            time.sleep(0.02)
+        return next(line for line in self.out if text in line)
+
+    @property
+    def port(self):
+        return int(self.wait_for("serving ").split("http://127.0.0.1:")[1].split(",")[0])
+
+    def call(self, method, path, body=None, timeout=30):
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
+        connection.request(method, path, body)
+        response = connection.getresponse()
+        return response.status, response.read()
+
+    def end(self, number=signal.SIGTERM):
+        self.process.send_signal(number)
+        return self.process.wait(60)
+
+
+@contextlib.contextmanager
+def started(*arguments, **options):
+    process = Process(*arguments, **options)
+    try:
+        yield process
+    finally:
+        process.process.kill()
+
+
 @contextlib.contextmanager
 def listening_app(app):
     """The address of a WSGI application that waitress serves in this process."""
@@ -177,9 +240,43 @@ def listening_app(app):
     http.close()
 
 
+@contextlib.contextmanager
+def web_server(handler, context=None):
+    """The port of a web server by a handler of http.server, under TLS where a context is given."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        if context:
+            server.socket = context.wrap_socket(server.socket, server_side=True)
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield server.server_port
+        server.shutdown()
+
+
+def write_certificate(folder, name="localhost"):
+    """Write key.pem and cert.pem, which nobody vouches for, of the host of that name."""
+    command = "req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=x -keyout key.pem -out cert.pem"
+    command = ["openssl", *command.split(), "-addext", f"subjectAltName=DNS:{name}"]
+    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+
+
 def key_entry(name, key, **fields):
     """A key as the config holds it."""
     return {"name": name, "sha256": hashlib.sha256(key.encode()).hexdigest(), **fields}
+
+
+def image_bytes(image, form="PNG", **options):
+    """A PIL image, or an array [H, W, 3] or [H, W], as a file of a format."""
+    image = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def png_header(width, height):
+    """A PNG's signature and its first chunk, which promise so many RGB pixels."""
+    chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    )
 
 
 def bearer(key):

@@ -6,16 +6,13 @@ import hashlib
 import http.client
 import json
 import os
-import socket
 import subprocess
 import sys
-import threading
-import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
-from conftest import NO_POLL, ROOT
+from conftest import NO_POLL, ROOT, listening, web_server
 
 import serving
 
@@ -99,12 +96,8 @@ def answering(handle):
         def log_message(self, *_):
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
+    with web_server(Handler) as port:
+        yield f"http://127.0.0.1:{port}"
 
 
 @contextlib.contextmanager
@@ -131,30 +124,10 @@ def serving_shapes(folder, *deployments):
             }
         )
     )
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    server, stop = serving.ModelServer(folder / "config.json"), threading.Event()
+    server = serving.ModelServer(folder / "config.json")
     assert server.wait(120) and not server.readiness()
-    thread = threading.Thread(
-        target=serving.run, args=(server,), kwargs={"port": port, "stop": stop}, daemon=True
-    )
-    thread.start()
-    try:
-        wait_for(port)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        stop.set()
-        thread.join(30)
-
-
-def wait_for(port):
-    deadline = time.monotonic() + 20
-    while True:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-            return
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    with listening(server) as address:
+        yield address
 
 
 def predict(address, deployment, key="secret"):

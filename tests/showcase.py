@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from conftest import NO_POLL, ROOT, key_entry, signature, spec
+from conftest import NO_POLL, ROOT, image_bytes, key_entry, signature, spec
 from PIL import Image
 
 import serving
@@ -339,7 +339,7 @@ def add_handlers(server):
 
     @server.endpoint("/picture")
     def picture(inputs, context):
-        return png(Image.new("RGB", (40, 30), "teal"))
+        return image_bytes(Image.new("RGB", (40, 30), "teal"))
 
     @server.endpoint("/now", methods=["GET", "POST"])
     def now(inputs, context):
@@ -364,23 +364,17 @@ def scene(width, height):
     return Image.fromarray(pixels)
 
 
-def png(image, kind="PNG", **options):
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
-
-
 def write_pictures(folder):
     """Pictures of all kinds as files; name -> path."""
     turned = Image.Exif()
     turned[0x0112] = 6  # taken with the camera on its side
     files = {
-        "plain.png": png(scene(640, 480)),
-        "tall.png": png(scene(200, 6000)),
-        "wide.png": png(scene(8000, 200)),
-        "scan.tif": png(scene(300, 200), "TIFF"),
-        "large.tif": png(scene(2000, 1000), "TIFF", compression="tiff_lzw"),
-        "turned.jpg": png(scene(400, 200), "JPEG", exif=turned),
+        "plain.png": image_bytes(scene(640, 480)),
+        "tall.png": image_bytes(scene(200, 6000)),
+        "wide.png": image_bytes(scene(8000, 200)),
+        "scan.tif": image_bytes(scene(300, 200), "TIFF"),
+        "large.tif": image_bytes(scene(2000, 1000), "TIFF", compression="tiff_lzw"),
+        "turned.jpg": image_bytes(scene(400, 200), "JPEG", exif=turned),
         "broken.jpg": b"this is no picture",
     }
     for name, content in files.items():

@@ -1,7 +1,6 @@
 """The process: start, what it prints, wrong starts, signals; over a real socket."""
 
 import contextlib
-import http.client
 import json
 import os
 import pty
@@ -16,80 +15,54 @@ import time
 
 import numpy as np
 import pytest
-from conftest import ROOT, signature, spec
+from conftest import ROOT, Process, signature, spec, started
 
 import serving
 from serving_extensions import commands
 
 
-class Process:
-    """`python serving.py` with some arguments; its output so far, and its port once it listens."""
-
-    def __init__(self, *arguments, cwd=ROOT, **environment):
-        command = [sys.executable, str(ROOT / "serving.py"), *arguments]
-        self.process = subprocess.Popen(
-            command,
-            cwd=cwd,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", **environment},
-        )
-        self.out, self.err = [], []
-        for stream, lines in ((self.process.stdout, self.out), (self.process.stderr, self.err)):
-            threading.Thread(
-                target=lambda stream=stream, lines=lines: lines.extend(stream), daemon=True
-            ).start()
-
-    def wait_for(self, text, seconds=60):
-        deadline = time.monotonic() + seconds
-        while not any(text in line for line in self.out):
-            assert time.monotonic() < deadline and self.process.poll() is None, (self.out, self.err)
-            time.sleep(0.02)
-        return next(line for line in self.out if text in line)
-
-    @property
-    def port(self):
-        return int(self.wait_for("serving ").split("http://127.0.0.1:")[1].split(",")[0])
-
-    def call(self, method, path, body=None, timeout=30):
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
-        connection.request(method, path, body)
-        response = connection.getresponse()
-        return response.status, response.read()
-
-    def end(self, number=signal.SIGTERM):
-        self.process.send_signal(number)
-        return self.process.wait(60)
-
-
-@contextlib.contextmanager
-def started(*arguments, **options):
-    process = Process(*arguments, **options)
-    try:
-        yield process
-    finally:
-        process.process.kill()
-
-
-def test_demo_starts_says_what_it_serves_and_its_curl_works():
+@pytest.fixture(scope="module")
+def demo_process():
+    """The demo in a process; in the end it has written its log alone, and ends with status 0."""
     with started("--port", "0") as server:
-        curl = server.wait_for("Try:")
-        out = "".join(server.out)
-        for model, version in (("digits", 1), ("half_plus_three", 123), ("half_plus_two", 123)):
-            assert f"{model} version {version}: AVAILABLE on " in out
-        assert f"http://127.0.0.1:{server.port}/v1/models" in out
-        done = subprocess.run(
-            curl.removeprefix("Try:").strip() + " -sS --fail-with-body",
-            shell=True,
-            capture_output=True,
-            text=True,
-        )
-        assert "outputs" in json.loads(done.stdout), done
-        assert server.call("GET", "/readyz")[0] == 200
+        server.wait_for("Try:")
+        yield server
         assert server.end() == 0 and not any("Traceback" in line for line in server.err)
         ours = [" serving: " in line for line in server.err]
         assert ours and all(ours), "the log alone, and nothing of TensorFlow's own"
+
+
+def test_demo_starts_says_what_it_serves_and_its_curl_works(demo_process):
+    curl, out = demo_process.wait_for("Try:"), "".join(demo_process.out)
+    for model, version in (("digits", 1), ("half_plus_three", 123), ("half_plus_two", 123)):
+        assert f"{model} version {version}: AVAILABLE on " in out
+    assert f"http://127.0.0.1:{demo_process.port}/v1/models" in out
+    done = subprocess.run(
+        curl.removeprefix("Try:").strip() + " -sS --fail-with-body",
+        shell=True,
+        capture_output=True,
+        text=True,
+    )
+    assert "outputs" in json.loads(done.stdout), done
+    assert demo_process.call("GET", "/readyz")[0] == 200
+
+
+def test_client_that_leaves_does_no_harm(demo_process):
+    for cut in (
+        b"POST /v1/models/digits:predict HTTP/1.1\r\nContent-Length: 1000000\r\n\r\n{",
+        b"GET /v1",
+        b"\x00\x01\x02\r\n\r\n",
+    ):
+        with socket.create_connection(("127.0.0.1", demo_process.port)) as client:
+            client.sendall(cut)
+    assert demo_process.call("GET", "/livez")[0] == 200
+
+
+def test_two_mebibytes_of_json_over_a_real_socket(demo_process):
+    body = json.dumps({"instances": [[[1.5] * 8] * 8] * 6000})
+    assert len(body) > 1.5e6
+    status, answer = demo_process.call("POST", "/v1/models/digits:predict", body)
+    assert status == 200 and len(json.loads(answer)["predictions"]) == 6000
 
 
 def test_a_model_of_large_inputs_is_shown_by_a_short_curl_that_works(tmp_path):
@@ -147,18 +120,39 @@ def test_the_command_that_is_shown_for_a_model(shapes, dtype, tried, start):
     assert command == start if start is None else command.startswith(start)
 
 
-def test_a_curl_with_a_picture_is_shown_for_models_that_take_some(tmp_path):
-    models = {"plain": ROOT / "models/half_plus_two", "seen": ROOT / "models/shapes"}
+@pytest.fixture(scope="module")
+def watching(tmp_path_factory):
+    """A process that polls, as is the default, and the folder of its model `plain`."""
+    folder = tmp_path_factory.mktemp("watching")
+    shutil.copytree(ROOT / "models/half_plus_two/123", folder / "plain/1")
+    models = {"plain": folder / "plain", "seen": ROOT / "models/shapes"}
     config = {
         "model_config_list": [
             {"config": {"name": name, "base_path": str(path)}} for name, path in models.items()
         ],
         "deployments": [{"id": f"{name}-d", "model": name} for name in models],
     }
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    with started("--config", str(tmp_path / "config.json"), "--port", "0") as server:
+    (folder / "config.json").write_text(json.dumps(config))
+    with started("--config", str(folder / "config.json"), "--port", "0") as server:
         server.wait_for("seen-d/predict")
-        assert not any("plain-d/predict" in line for line in server.out)
+        yield server, folder / "plain"
+
+
+def test_a_curl_with_a_picture_is_shown_for_models_that_take_some(watching):
+    server, _ = watching
+    server.wait_for("seen-d/predict")
+    assert not any("plain-d/predict" in line for line in server.out)
+
+
+def test_polling_over_a_real_socket(watching):
+    server, base = watching
+    asked = ("POST", "/v1/models/plain:predict", '{"instances": [2.0]}')
+    assert server.call(*asked) == (200, b'{"predictions":[3.0]}')
+    shutil.copytree(ROOT / "models/half_plus_three/123", base / "part")
+    (base / "part").rename(base / "2")
+    deadline = time.monotonic() + 20
+    while server.call(*asked) != (200, b'{"predictions":[4.0]}'):
+        assert time.monotonic() < deadline
 
 
 def save_doubling(folder, shape):
@@ -169,7 +163,7 @@ def save_doubling(folder, shape):
     tf.saved_model.save(module, str(folder), signatures=module.double)
 
 
-def test_reload_and_polling_over_a_real_socket(tmp_path):
+def test_reload_over_a_real_socket(tmp_path):
     shutil.copytree(ROOT / "models/half_plus_two/123", tmp_path / "m/1")
     (tmp_path / "config.json").write_text(
         '{"model_config_list": [{"config": {"name": "m", "base_path": "m"}}]}'
@@ -194,16 +188,6 @@ def test_reload_and_polling_over_a_real_socket(tmp_path):
             b'{"predictions":[4.0]}',
         )
         assert server.call("POST", "/v1/config/reload")[0] == 200
-    with started("--config", str(tmp_path / "config.json"), "--port", "0") as server:
-        server.wait_for("Status:")
-        shutil.copytree(ROOT / "models/half_plus_two/123", tmp_path / "m/part")
-        (tmp_path / "m/part").rename(tmp_path / "m/3")
-        deadline = time.monotonic() + 20
-        while server.call("POST", "/v1/models/m:predict", '{"instances": [2.0]}') != (
-            200,
-            b'{"predictions":[3.0]}',
-        ):
-            assert time.monotonic() < deadline
 
 
 def test_one_model_without_a_config_from_another_folder(tmp_path):
@@ -224,14 +208,13 @@ def test_one_model_without_a_config_from_another_folder(tmp_path):
         assert why in server.wait_for("not available")
 
 
-def test_host_and_port_come_from_the_environment():
-    parser = subprocess.run(
-        [sys.executable, str(ROOT / "serving.py"), "--help"],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "SERVING_HOST": "0.0.0.0", "SERVING_PORT": "9999"},
-    ).stdout
-    assert "0.0.0.0" in parser and "9999" in parser
+def test_host_and_port_come_from_the_environment(capsys, monkeypatch):
+    monkeypatch.setenv("SERVING_HOST", "0.0.0.0")
+    monkeypatch.setenv("SERVING_PORT", "9999")
+    with pytest.raises(SystemExit, match="0"):
+        serving.main(["--help"])
+    said = capsys.readouterr().out
+    assert "(SERVING_HOST; 0.0.0.0)" in said and "(SERVING_PORT; 9999)" in said
 
 
 def fails(*arguments, cwd=ROOT):
@@ -246,7 +229,7 @@ def fails(*arguments, cwd=ROOT):
     return done.returncode, done.stderr.strip().splitlines()[-1]
 
 
-def test_wrong_starts_are_one_clear_line_and_a_status(tmp_path):
+def test_wrong_starts_are_one_clear_line_and_a_status():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -256,24 +239,6 @@ def test_wrong_starts_are_one_clear_line_and_a_status(tmp_path):
             f"serving: 127.0.0.1 port {port}: Address already in use",
         )
     assert fails("--config", "nope.json") == (2, "serving: nope.json: No such file or directory")
-    (tmp_path / "c.json").write_text(
-        '{"model_config_list": [{"config": {"name": "m", "path": "m"}}]}'
-    )
-    assert fails("--config", "c.json", cwd=tmp_path) == (
-        2,
-        "serving: c.json: $.model_config_list[0].config.path: unknown key; did you mean 'base_path'?",
-    )
-    assert fails("--config", str(tmp_path)) == (2, f"serving: {tmp_path}: Is a directory")
-    assert fails("--model_name", "m") == (
-        2,
-        "serving: error: --model_name and --model_base_path go together",
-    )
-    assert fails("--model_name", "m", "--model_path", "x", "--config", "c")[0] == 2
-    for port in ("x", "70000"):
-        assert fails("--port", port) == (
-            2,
-            f"serving: error: argument --port: expected 0 to 65535, got '{port}'",
-        )
     assert fails("--nope")[0] == 2
 
 
@@ -283,7 +248,31 @@ def refusal(capsys, *arguments):
         status = serving.main(arguments)
     except SystemExit as error:
         status = error.code
-    return status, capsys.readouterr().err.strip().splitlines()[-1]
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    return status, said.strip().splitlines()[-1]
+
+
+def test_wrong_configs_and_arguments_are_refused(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "c.json").write_text(
+        '{"model_config_list": [{"config": {"name": "m", "path": "m"}}]}'
+    )
+    assert refusal(capsys, "--config", "c.json") == (
+        2,
+        "serving: c.json: $.model_config_list[0].config.path: unknown key; did you mean 'base_path'?",
+    )
+    assert refusal(capsys, "--config", str(tmp_path)) == (2, f"serving: {tmp_path}: Is a directory")
+    assert refusal(capsys, "--model_name", "m") == (
+        2,
+        "serving: error: --model_name and --model_base_path go together",
+    )
+    assert refusal(capsys, "--model_name", "m", "--model_path", "x", "--config", "c")[0] == 2
+    for port in ("x", "70000"):
+        assert refusal(capsys, "--port", port) == (
+            2,
+            f"serving: error: argument --port: expected 0 to 65535, got '{port}'",
+        )
 
 
 def test_options_that_contradict_each_other_or_are_empty_are_refused(capsys):
@@ -564,29 +553,6 @@ def test_signal_finishes_running_requests_refuses_new_ones_and_exits_0(number):
     assert answers == [(200, b'{"outputs":[3.0]}')]
     assert process.process.wait(30) == 0
     idle.close()
-
-
-def test_client_that_leaves_does_no_harm():
-    with started("--port", "0") as server:
-        server.wait_for("Try:")
-        for cut in (
-            b"POST /v1/models/digits:predict HTTP/1.1\r\nContent-Length: 1000000\r\n\r\n{",
-            b"GET /v1",
-            b"\x00\x01\x02\r\n\r\n",
-        ):
-            with socket.create_connection(("127.0.0.1", server.port)) as client:
-                client.sendall(cut)
-        assert server.call("GET", "/livez")[0] == 200
-        assert server.end() == 0
-
-
-def test_two_mebibytes_of_json_over_a_real_socket():
-    with started("--port", "0") as server:
-        server.wait_for("Try:")
-        body = json.dumps({"instances": [[[1.5] * 8] * 8] * 6000})
-        assert len(body) > 1.5e6
-        status, answer = server.call("POST", "/v1/models/digits:predict", body)
-        assert status == 200 and len(json.loads(answer)["predictions"]) == 6000
 
 
 # --- what libraries write, and what moves on a terminal ---------------------------------------------------

@@ -19,11 +19,10 @@ import numpy as np
 import pytest
 import requests
 import showcase
-from conftest import ROOT, bearer, key_entry, listening, listening_app, until, wait
+from conftest import ROOT, bearer, key_entry, listening, listening_app, started, until, wait
 from PIL import Image
 from pycocotools.coco import COCO
 from showcase import KEY, RESTRICTED
-from test_command_line import started
 
 import serving
 

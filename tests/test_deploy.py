@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -20,17 +19,11 @@ import psutil
 import pytest
 import requests
 import yaml
-from conftest import ROOT, FakeServable, Rest, fake_server, key_entry
+from conftest import ROOT, FakeServable, Rest, fake_server, free_port, key_entry, write_certificate
 
 import serving
 
 DEPLOY = ROOT / "deploy"
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 # --- ASGI -----------------------------------------------------------------------------------------------------
@@ -160,28 +153,7 @@ def running(command, log, **options):
 
 def nginx_conf(folder, port, upstream):
     """deploy/nginx.conf with this test's ports, certificate, folders and a limit of 30 MB."""
-    subprocess.run(
-        [
-            "openssl",
-            "req",
-            "-x509",
-            "-newkey",
-            "rsa:2048",
-            "-nodes",
-            "-days",
-            "2",
-            "-subj",
-            "/CN=localhost",
-            "-addext",
-            "subjectAltName=DNS:localhost",
-            "-keyout",
-            folder / "key.pem",
-            "-out",
-            folder / "cert.pem",
-        ],
-        check=True,
-        capture_output=True,
-    )
+    write_certificate(folder)
     text = (DEPLOY / "nginx.conf").read_text()
     temporary = "".join(
         f"{kind}_temp_path {folder}/{kind};\n"
@@ -533,14 +505,19 @@ def test_an_image_installs_what_setup_cfg_requires(name, extras, tmp_path):
     ] == wanted
 
 
-@pytest.mark.parametrize("name", ["Dockerfile", "Dockerfile.gpu"])
-def test_an_image_holds_what_the_server_needs_and_ends_by_sigterm(name, tmp_path):
-    words = dict(instructions(name))
-    assert (
-        words["USER"] == "10001:10001"
-        and f"docker build -f deploy/{name} " in (DEPLOY / name).read_text()
-    )
-    for source in copied(name):
+def test_the_images_are_alike_but_for_what_they_install():
+    plain, gpu = dict(instructions("Dockerfile")), dict(instructions("Dockerfile.gpu"))
+    for word in ("WORKDIR", "USER", "EXPOSE", "HEALTHCHECK", "CMD"):
+        assert plain[word] == gpu[word]
+    assert copied("Dockerfile") == copied("Dockerfile.gpu")
+    for name in ("Dockerfile", "Dockerfile.gpu"):
+        assert f"docker build -f deploy/{name} " in (DEPLOY / name).read_text()
+
+
+def test_an_image_holds_what_the_server_needs_and_ends_by_sigterm(tmp_path):
+    words = dict(instructions("Dockerfile"))
+    assert words["USER"] == "10001:10001"
+    for source in copied("Dockerfile"):
         target = tmp_path / "app" / source
         target.parent.mkdir(exist_ok=True)
         (shutil.copytree if (ROOT / source).is_dir() else shutil.copy)(ROOT / source, target)

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 
 import pytest
 import requests
-from conftest import ROOT, bearer, key_entry, until
+from conftest import ROOT, bearer, free_port, key_entry, until
 
 DOORS = ("waitress", "granian", "gunicorn")
 START = {
@@ -64,9 +64,7 @@ class Door:
 
     def __init__(self, name, folder, log="log", **environ):
         self.name, self.folder = name, folder
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         self.address = f"http://127.0.0.1:{self.port}"
         self.log = folder / log
         environ = {

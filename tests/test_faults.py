@@ -190,9 +190,9 @@ def test_a_process_whose_functions_hang_ends_all_the_same(tmp_path):
     assert process.wait(30) == 0
 
 
-def serve_alone(tmp_path, *names, **others):
+def serve_alone(tmp_path, *models, stderr=None, **others):
     """A server of its own over copies of models; returns its process and its address."""
-    source = config(*names, server={**NO_POLL, "drain_seconds": 1}, **others)
+    source = config(*models, server={**NO_POLL, "drain_seconds": 1}, **others)
     (tmp_path / "config.json").write_text(json.dumps(source))
     process = subprocess.Popen(
         [
@@ -204,6 +204,7 @@ def serve_alone(tmp_path, *names, **others):
             "0",
         ],
         stdout=subprocess.PIPE,
+        stderr=stderr,
         text=True,
     )
     address = process.stdout.readline().split()[3].rstrip(",")
@@ -453,7 +454,7 @@ class Loader:
         self.count += 1
         if self.count > 1:
             print("loading", flush=True)
-            time.sleep(3)
+            time.sleep(1)
         return FakeServable()
 versions = {{1: pathlib.Path("1")}}
 server = serving.ModelServer(config("m"), load=Loader(), list_versions=lambda path: dict(versions))
@@ -491,35 +492,9 @@ def test_a_log_that_cannot_be_written_stops_no_request(monkeypatch, capsys):
 
 
 def test_the_server_of_its_own_goes_on_with_a_full_disk_under_its_log(tmp_path):
-    (tmp_path / "config.json").write_text(
-        json.dumps(
-            {
-                "model_config_list": [
-                    {"config": {"name": "half", "base_path": str(ROOT / "models/half_plus_two")}}
-                ]
-            }
-        )
-    )
+    half = {"name": "half", "base_path": str(ROOT / "models/half_plus_two")}
     with open("/dev/full", "w") as full:
-        process = subprocess.Popen(
-            [
-                sys.executable,
-                str(ROOT / "serving.py"),
-                "--config",
-                str(tmp_path / "config.json"),
-                "--port",
-                "0",
-            ],
-            stdout=subprocess.PIPE,
-            stderr=full,
-            text=True,
-        )
-    address = process.stdout.readline().split(" on ")[1].split(",")[0]
-    for _ in range(600):
-        with contextlib.suppress(requests.RequestException):
-            if requests.get(f"{address}/readyz", timeout=5).status_code == 200:
-                break
-        time.sleep(0.1)
+        process, address = serve_alone(tmp_path, half, stderr=full)
     for _ in range(50):
         assert requests.post(
             f"{address}/v1/models/half:predict", json={"instances": [2.0]}, timeout=10

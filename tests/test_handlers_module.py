@@ -22,6 +22,7 @@ import uuid
 import flask
 import numpy as np
 import pytest
+from conftest import image_bytes
 from PIL import Image
 
 import serving
@@ -1008,9 +1009,7 @@ def test_200_levels_are_written_and_a_list_may_stand_in_two_places():
     [("PNG", "image/png"), ("JPEG", "image/jpeg"), ("WEBP", "image/webp"), ("GIF", "image/gif")],
 )
 def test_bytes_of_pictures_are_known_by_their_start(format, kind):
-    buffer = io.BytesIO()
-    Image.new("RGB", (2, 2)).save(buffer, format)
-    data = buffer.getvalue()
+    data = image_bytes(Image.new("RGB", (2, 2)), format)
     assert (
         to_content(data)
         == to_content(bytearray(data))

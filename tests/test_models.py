@@ -733,25 +733,24 @@ def test_a_chmod_is_reason_to_try_a_version_again_that_could_not_be_read(tmp_pat
     assert not server.readiness() and default(server) == 1
 
 
-def test_a_chmod_of_a_version_that_serves_changes_nothing(tmp_path, caplog):
+def test_files_changed_in_place_are_named_by_the_poller_and_loaded_by_a_reload(tmp_path, caplog):
     folder = tmp_path / "m" / "1"
     folder.mkdir(parents=True)
-    (folder / "saved_model.pb").write_bytes(b"x")
+    (folder / "saved_model.pb").write_bytes(b"1")
     server = serving.ModelServer(
         config({"name": "m", "base_path": str(tmp_path / "m")}),
-        load=lambda folder, model: FakeServable(1),
+        load=lambda folder, model: FakeServable(int((folder / "saved_model.pb").read_bytes())),
     )
     assert server.wait(60)
     (folder / "saved_model.pb").chmod(0o600)
     folder.chmod(0o700)
     assert not server.manager.refresh(polling=True).changed and "files of m" not in caplog.text
-    assert server.reload()[0] == 200
-    (folder / "saved_model.pb").write_bytes(b"other")
-    assert (
-        not server.manager.refresh(polling=True).changed
-        and "the files of m version 1 changed" in caplog.text
-    )
-    assert server.reload()[0] == 201
+    assert server.reload()[0] == 200, "a chmod changes nothing"
+    (folder / "saved_model.pb").write_bytes(b"22")
+    for _ in range(2):
+        assert not server.manager.refresh(polling=True).changed
+    assert caplog.text.count("the files of m version 1 changed") == 1 and default(server) == 1
+    assert server.reload()[0] == 201 and default(server) == 22
 
 
 def test_the_last_versions_stay_where_versions_are_always_to_be_present():

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,7 +11,7 @@ import urllib.request
 from urllib.parse import quote
 
 import pytest
-from conftest import ROOT, FakeServable, Rest, assert_error, fake_server
+from conftest import ROOT, FakeServable, Rest, assert_error, fake_server, free_port
 from flask import Flask, jsonify
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 from werkzeug.test import Client
@@ -248,9 +247,7 @@ def test_every_header_that_is_written_may_be_read():
 
 
 def test_gunicorn_with_threads(tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [
         sys.executable,
         "-m",

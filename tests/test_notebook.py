@@ -3,11 +3,10 @@
 import json
 import os
 import re
-import socket
 
 import pages
 import pytest
-from conftest import ROOT
+from conftest import ROOT, free_port
 
 NOTEBOOK = ROOT / "examples" / "notebook.ipynb"
 
@@ -29,9 +28,7 @@ def test_every_cell_of_the_notebook_runs_and_answers_as_it_stands_there(tmp_path
     import nbclient
     import nbformat
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        monkeypatch.setenv("SERVING_PORT", str(probe.getsockname()[1]))
+    monkeypatch.setenv("SERVING_PORT", str(free_port()))
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     notebook = nbformat.read(NOTEBOOK, as_version=4)

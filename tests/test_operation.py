@@ -33,9 +33,11 @@ from conftest import (
     bearer,
     config,
     fake_server,
+    image_bytes,
     key_entry,
     listening,
     listening_app,
+    started,
 )
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
@@ -382,8 +384,6 @@ def test_other_lines_as_json_hold_their_traceback():
 
 
 def test_log_format_and_level_come_from_the_config(tmp_path):
-    from test_command_line import started
-
     (tmp_path / "c.json").write_text(
         json.dumps({"model_config_list": [], "server": {"log_format": "json", "log_level": "INFO"}})
     )
@@ -971,9 +971,8 @@ def test_a_preview_is_what_the_model_is_shown_or_the_picture_that_came():
     key = bearer("k")
     auth = {"keys": [key_entry("site", "k")]}
     rest = Rest(fake_server({"d": FakeDetector()}, auth=auth, deployments=[deployment]))
-    picture = io.BytesIO()
-    Image.new("RGB", (40, 20)).save(picture, "PNG")
-    body = {"image_type": "base64", "data": base64.b64encode(picture.getvalue()).decode()}
+    picture = image_bytes(Image.new("RGB", (40, 20)))
+    body = {"image_type": "base64", "data": base64.b64encode(picture).decode()}
     width, height = 40, 20
     for query, shown in (("", (width // 2, height)), ("?whole=1", (width, height))):
         answer = rest.post(f"/pets/preview{query}", body, headers=key)

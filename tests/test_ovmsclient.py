@@ -1,29 +1,19 @@
 """OpenVINO Model Server's own Python client (PyPI ovmsclient) against a real socket."""
 
-import threading
-
 import numpy as np
 import ovmsclient
 import pytest
-from conftest import ROOT
+from conftest import ROOT, listening
 
 import serving
 
 
 @pytest.fixture(scope="module")
 def client():
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    server, stop = serving.ModelServer(ROOT / "config.json", poll_seconds=0), threading.Event()
-    thread = threading.Thread(target=serving.run, args=(server, "127.0.0.1", port, stop))
-    thread.start()
+    server = serving.ModelServer(ROOT / "config.json", poll_seconds=0)
     assert server.wait(60)
-    yield ovmsclient.make_http_client(f"127.0.0.1:{port}")
-    stop.set()
-    thread.join(30)
+    with listening(server) as address:
+        yield ovmsclient.make_http_client(address.removeprefix("http://"))
 
 
 def test_predict(client):

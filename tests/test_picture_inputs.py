@@ -7,7 +7,17 @@ import json
 import ml_dtypes
 import numpy as np
 import pytest
-from conftest import FakeServable, Rest, bearer, config, fake_server, key_entry, signature, spec
+from conftest import (
+    FakeServable,
+    Rest,
+    bearer,
+    config,
+    fake_server,
+    image_bytes,
+    key_entry,
+    signature,
+    spec,
+)
 from PIL import Image
 
 import routines
@@ -337,14 +347,8 @@ def eye_server(eye, images=(), **options):
     )
 
 
-def png(image):
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
 def text(image):
-    return base64.b64encode(png(image)).decode()
+    return base64.b64encode(image_bytes(image)).decode()
 
 
 def post(rest, body, **options):
@@ -358,7 +362,7 @@ OTHER = np.ascontiguousarray(PICTURE[::-1, :40])
 def test_several_pictures_are_answered_in_their_order_as_each_alone(how, shape, rows):
     eye = Eye(shape, rows=rows)
     rest = Rest(eye_server(eye), how)
-    alone = [post(rest, png(image)).json for image in (PICTURE, OTHER, PICTURE)]
+    alone = [post(rest, image_bytes(image)).json for image in (PICTURE, OTHER, PICTURE)]
     eye.shown.clear()
     arrays = io.BytesIO()
     np.save(arrays, np.stack([PICTURE, PICTURE]))
@@ -373,7 +377,7 @@ def test_several_pictures_are_answered_in_their_order_as_each_alone(how, shape, 
     assert post(rest, arrays.getvalue()).json == {"results": [alone[0]] * 2}
     assert post(rest, {**body, "data": body["data"][:1]}).json == {"results": alone[:1]}
     assert rest.server.predict_image([PICTURE, OTHER], "d") == {"results": alone[:2]}
-    files = [(io.BytesIO(png(image)), "a.png") for image in (PICTURE, OTHER, PICTURE)]
+    files = [(io.BytesIO(image_bytes(image)), "a.png") for image in (PICTURE, OTHER, PICTURE)]
     chain = (io.BytesIO(json.dumps([{"name": "FilterConfidence", "confidence": 0}]).encode()), "r")
     for fields in (
         {"f": files},
@@ -395,9 +399,9 @@ def test_several_pictures_are_answered_in_their_order_as_each_alone(how, shape, 
 
 def test_a_lone_file_is_taken_whatever_its_field_is_called():
     rest = Rest(eye_server(Eye()))
-    alone = post(rest, png(PICTURE)).json
+    alone = post(rest, image_bytes(PICTURE)).json
     for name in ("image", "file", "files[]", "picture", ""):
-        data = {name: (io.BytesIO(png(PICTURE)), "a.png")}
+        data = {name: (io.BytesIO(image_bytes(PICTURE)), "a.png")}
         answer = rest.client.post("/predict", data=data, headers=bearer("k"))
         assert answer.json == alone and "predictions" in alone
 
@@ -429,14 +433,14 @@ def test_a_model_with_alpha_is_shown_it_and_others_the_picture_on_the_background
     for images, colour in (((), 255), ({"background": [0, 0, 0]}, 0)):
         eye = Eye()
         rest = Rest(eye_server(eye, images))
-        for body in (png(clear), buffer.getvalue()):
+        for body in (image_bytes(clear), buffer.getvalue()):
             assert post(rest, body).status_code == 200 and (eye.shown[-1] == colour).all()
         assert rest.server.predict_image(Image.fromarray(clear))["predictions"]
         assert (eye.shown[-1] == colour).all()
     eye = Eye((None, 48, 64, 4), "DT_UINT8")
     rest = Rest(eye_server(eye))
     for image, alpha in ((clear, 0), (PICTURE, 255)):
-        assert post(rest, png(image)).status_code == 200
+        assert post(rest, image_bytes(image)).status_code == 200
         assert (eye.shown[-1][..., :3] == PICTURE).all() and (eye.shown[-1][..., 3] == alpha).all()
 
 
@@ -468,9 +472,9 @@ def test_a_wrong_background():
 def test_options_of_a_deployment_reach_its_model():
     eye = Eye((None, 32, 32, 3))
     rest = Rest(eye_server(eye, preprocess="caffe", resize="letterbox", padding=[124, 117, 104]))
-    assert post(rest, png(PICTURE)).status_code == 200
+    assert post(rest, image_bytes(PICTURE)).status_code == 200
     assert np.abs(eye.shown[0][0, 0, 0]).max() < 1  # the padding is the mean
-    answer = post(Rest(eye_server(FakeServable())), png(PICTURE))
+    answer = post(Rest(eye_server(FakeServable())), image_bytes(PICTURE))
     assert "$.deployments[0]: model 'm': input 'x' is no picture" in answer.json["error"]
 
 

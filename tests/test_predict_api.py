@@ -9,10 +9,8 @@ import http.server
 import io
 import json
 import resource
-import socket
 import struct
 import sys
-import threading
 import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -32,8 +30,11 @@ from conftest import (
     bearer,
     config,
     fake_server,
+    image_bytes,
     key_entry,
     listening,
+    png_header,
+    web_server,
 )
 from PIL import Image
 
@@ -48,12 +49,6 @@ LABELS = ["cat", "dog"]
 PICTURE = np.kron(np.random.default_rng(0).integers(0, 256, (6, 8, 3)), np.ones((8, 8, 1))).astype(
     np.uint8
 )  # 48 x 64, in blocks of 8
-
-
-def png(image, **options):
-    buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(image)).save(buffer, "PNG", **options)
-    return buffer.getvalue()
 
 
 def b64(data):
@@ -92,7 +87,7 @@ def expected_box(image):
 
 
 def test_the_answer_is_the_published_object(pets):
-    response = post(pets, {"image_type": "base64", "data": b64(png(PICTURE))})
+    response = post(pets, {"image_type": "base64", "data": b64(image_bytes(PICTURE))})
     assert response.status_code == 200 and response.headers["Content-Type"] == "application/json"
     best, second = response.json["predictions"]
     tag = 1 + int(PICTURE[0, 0, 2]) % 2
@@ -109,7 +104,7 @@ def test_the_answer_is_the_published_object(pets):
 
 
 def test_every_way_to_send_a_picture(pets):
-    data, array = png(PICTURE), io.BytesIO()
+    data, array = image_bytes(PICTURE), io.BytesIO()
     np.save(array, PICTURE)
     bodies = [
         ({"image_type": "base64", "data": b64(data)}, {}),
@@ -137,7 +132,7 @@ def test_every_way_to_send_a_picture(pets):
 
 
 FORM = "multipart/form-data; boundary=Xx"
-SENT = ('name=image; filename="a.png"', png(PICTURE))
+SENT = ('name=image; filename="a.png"', image_bytes(PICTURE))
 CHAIN = b'[{"name": "FilterConfidence", "confidence": 0.5}]'
 
 
@@ -150,16 +145,16 @@ CHAIN = b'[{"name": "FilterConfidence", "confidence": 0.5}]'
             FORM,
             [('name=other; filename=""', b""), SENT, ("name=frame", b""), ("name=routines", b"")],
         ),
-        (FORM, [("name=image\r\nContent-Type: image/png", png(PICTURE))]),
-        (FORM, [("name=file", png(PICTURE)), ("name=frame", b"0")]),
-        (FORM, [('name=image; filename=""', png(PICTURE)), ("name=image", b"a caption")]),
-        (FORM, [("name=image", b""), ("name=image", png(PICTURE))]),
+        (FORM, [("name=image\r\nContent-Type: image/png", image_bytes(PICTURE))]),
+        (FORM, [("name=file", image_bytes(PICTURE)), ("name=frame", b"0")]),
+        (FORM, [('name=image; filename=""', image_bytes(PICTURE)), ("name=image", b"a caption")]),
+        (FORM, [("name=image", b""), ("name=image", image_bytes(PICTURE))]),
     ],
 )
 def test_forms_as_browsers_and_programs_send_them(content_type, parts):
     rest = Rest(detector()[0])
     response = post(rest, form_of(parts), content_type=content_type)
-    assert response.json == post(rest, png(PICTURE)).json
+    assert response.json == post(rest, image_bytes(PICTURE)).json
     chained = form_of([*parts[::-1], ("name=routines", CHAIN)][::-1])
     assert len(post(rest, chained, content_type=content_type).json["predictions"]) == 1
 
@@ -200,7 +195,7 @@ def test_wrong_forms_say_what_is_wrong(content_type, parts, text):
 )
 @pytest.mark.parametrize("before", [b"", b"\xef\xbb\xbf", b" " * 70 + b"\n"])
 def test_json_is_read_whatever_the_content_type_says(content_type, before):
-    rest, picture = Rest(detector()[0]), png(PICTURE)
+    rest, picture = Rest(detector()[0]), image_bytes(PICTURE)
     body = before + json.dumps({"image_type": "base64", "data": b64(picture)}).encode()
     assert post(rest, body, content_type=content_type).json == post(rest, picture).json
 
@@ -210,7 +205,7 @@ def test_json_is_read_whatever_the_content_type_says(content_type, before):
     [
         (
             None,
-            {"image_type": "base64", "data": b64(png(PICTURE))},
+            {"image_type": "base64", "data": b64(image_bytes(PICTURE))},
             {"routines": json.loads(CHAIN)},
         ),
         (FORM, form_of([SENT]), form_of([SENT, ("name=routines", CHAIN)])),
@@ -228,19 +223,24 @@ def test_routines_in_the_url_are_for_every_body_that_has_none(content_type, body
 
 
 def test_a_form_may_be_packed(pets):
-    form = requests.Request("POST", "http://x/", files={"image": ("a.png", png(PICTURE))}).prepare()
+    form = requests.Request(
+        "POST", "http://x/", files={"image": ("a.png", image_bytes(PICTURE))}
+    ).prepare()
     response = pets.client.post(
         pets.prefix + "/predict",
         data=gzip.compress(form.body, mtime=0),
         headers={**KEY, "Content-Encoding": "gzip"},
         content_type=form.headers["Content-Type"],
     )
-    assert response.json == post(pets, png(PICTURE)).json
+    assert response.json == post(pets, image_bytes(PICTURE)).json
 
 
 @pytest.mark.parametrize("how_sent", ["json", "flat", "multipart", "query"])
 def test_every_way_to_send_routines(pets, how_sent):
-    chain, data = [{"name": "FilterConfidence", "arguments": {"confidence": 0.5}}], png(PICTURE)
+    chain, data = (
+        [{"name": "FilterConfidence", "arguments": {"confidence": 0.5}}],
+        image_bytes(PICTURE),
+    )
     if how_sent == "multipart":
         response = pets.client.post(
             pets.prefix + "/predict",
@@ -270,14 +270,14 @@ def test_eight_orientations_of_a_picture_give_the_same_boxes(pets):
     for orientation, stored in enumerate(turned, 1):
         exif = Image.Exif()
         exif[0x0112] = orientation
-        answers.append(post(pets, png(stored, exif=exif)).json)
+        answers.append(post(pets, image_bytes(stored, exif=exif)).json)
     assert all(answer == answers[0] for answer in answers) and answers[0]["predictions"][0][
         "bound"
     ] == expected_box(PICTURE)
 
 
 def test_coco_and_drawn_pictures(pets):
-    data = png(PICTURE)
+    data = image_bytes(PICTURE)
     coco = post(pets, data, "/pets/predict", query_string={"format": "coco"}).json
     assert coco["images"] == [{"id": 1, "width": 64, "height": 48, "file_name": "image"}]
     assert (
@@ -317,8 +317,8 @@ def test_warnings_stand_in_the_head_of_a_drawn_picture(pets):
     for name in ("猫\r\nSet-Cookie: a=b", "cta"):
         chain = [{"name": "FilterClass", "arguments": {"class_name": [name, "cat"]}}]
         asked = {"query_string": {"routines": json.dumps(chain)}}
-        told = post(pets, png(PICTURE), **asked)
-        drawn = post(pets, png(PICTURE), headers={"Accept": "image/png"}, **asked)
+        told = post(pets, image_bytes(PICTURE), **asked)
+        drawn = post(pets, image_bytes(PICTURE), headers={"Accept": "image/png"}, **asked)
         assert drawn.headers["Content-Type"] == "image/png"
         assert json.loads(drawn.headers["X-Warnings"]) == told.json["warnings"]
         assert len(told.json["warnings"]) == 1 and "X-Warnings" not in told.headers
@@ -327,12 +327,15 @@ def test_warnings_stand_in_the_head_of_a_drawn_picture(pets):
     chain = [{"name": "FilterClass", "class_name": many}] * 60
     drawn = post(
         pets,
-        {"image_type": "base64", "data": b64(png(PICTURE)), "routines": chain},
+        {"image_type": "base64", "data": b64(image_bytes(PICTURE)), "routines": chain},
         headers={"Accept": "image/png"},
     )
     assert 30 <= len(json.loads(drawn.headers["X-Warnings"])) < 600
     assert len(drawn.headers["X-Warnings"]) <= 4000
-    assert "X-Warnings" not in post(pets, png(PICTURE), headers={"Accept": "image/png"}).headers
+    assert (
+        "X-Warnings"
+        not in post(pets, image_bytes(PICTURE), headers={"Accept": "image/png"}).headers
+    )
 
 
 def test_classes_are_the_label_map(pets):
@@ -465,7 +468,7 @@ def test_the_vendors_real_call_is_reproduced():
             {"d": fake}, auth=AUTH, deployments=[{"id": "cells", "model": "d", "label_map": labels}]
         )
     )
-    picture = {"image_type": "base_64", "data": b64(png(PICTURE))}
+    picture = {"image_type": "base_64", "data": b64(image_bytes(PICTURE))}
     assert len(found) == 90 and post(rest, picture).json["predictions"] == found
     answer = post(rest, {**picture, "routines": call["request"]["routines"]}).json
     published = next(
@@ -479,7 +482,7 @@ def test_the_vendors_real_call_is_reproduced():
 
 def test_most_detections(how):
     rest = Rest(detector(max_detections=1, version_tag="2026-11")[0], how)
-    response = post(rest, png(PICTURE))
+    response = post(rest, image_bytes(PICTURE))
     assert len(response.json["predictions"]) == 1 and response.headers["X-Version-Tag"] == "2026-11"
 
 
@@ -487,11 +490,11 @@ def test_most_detections(how):
 
 
 def test_unknown_deployment_and_no_deployment(pets):
-    response = post(pets, png(PICTURE), "/cars/predict")
+    response = post(pets, image_bytes(PICTURE), "/cars/predict")
     assert_error(response, 404, "There is no deployment 'cars'; there are: pets")
     assert response.json["status"] == "NotFound"
     assert_error(
-        post(Rest(fake_server({}, auth=AUTH)), png(PICTURE)),
+        post(Rest(fake_server({}, auth=AUTH)), image_bytes(PICTURE)),
         404,
         "There is no deployment: the config has none under 'deployments'",
     )
@@ -521,7 +524,9 @@ def test_a_url_may_ask_for_another_version_of_the_model(tmp_path):
     assert server.wait(60)
 
     def best(query):
-        answer = client.post(f"/d/predict{query}", data=png(PICTURE), headers=KEY).get_json()
+        answer = client.post(
+            f"/d/predict{query}", data=image_bytes(PICTURE), headers=KEY
+        ).get_json()
         return answer["predictions"][0]["tag"]["name"]
 
     try:
@@ -537,7 +542,7 @@ def test_a_url_may_ask_for_another_version_of_the_model(tmp_path):
             ("?version=7", 404, "Specific(m, 7)"),
             ("?version_label=none", 400, "none"),
         ):
-            answer = client.post(f"/d/predict{query}", data=png(PICTURE), headers=KEY)
+            answer = client.post(f"/d/predict{query}", data=image_bytes(PICTURE), headers=KEY)
             assert answer.status_code == status and text in answer.get_json()["error"]
     finally:
         server.stop()
@@ -597,7 +602,7 @@ def test_a_deployment_of_a_missing_model_is_reported_everywhere(tmp_path, capsys
         503,
         "Not ready: no version is available of deployment pets (no model is called 'gone')",
     )
-    response = post(rest, png(PICTURE))
+    response = post(rest, image_bytes(PICTURE))
     assert_error(
         response,
         503,
@@ -615,7 +620,7 @@ def test_a_model_that_cannot_be_loaded_says_so_at_predict(tmp_path):
             auth=AUTH,
         )
     )
-    response = post(Rest(server), png(PICTURE))
+    response = post(Rest(server), image_bytes(PICTURE))
     assert_error(
         response,
         503,
@@ -628,7 +633,7 @@ def test_a_model_that_takes_no_pictures_says_so():
         fake_server({"m": FakeServable()}, auth=AUTH, deployments=[{"id": "numbers", "model": "m"}])
     )
     assert_error(
-        post(rest, png(PICTURE)),
+        post(rest, image_bytes(PICTURE)),
         400,
         "Deployment 'numbers' takes no pictures: input 'x' is no picture: expected [1, H, W, 3]...",
     )
@@ -965,7 +970,7 @@ def test_families_of_outputs_from_saved_models(tf, tmp_path, family, dtype):
             deployments=[{"id": "x", "model": "m", "label_map": LABELS, **told}],
         )
     )
-    answer = post(Rest(server), png(PICTURE)).json["predictions"]
+    answer = post(Rest(server), image_bytes(PICTURE)).json["predictions"]
     server.stop()
     assert len(answer) == (2 if family == "classifier" else 1)
     best = answer[0]
@@ -1072,7 +1077,7 @@ class Pictures(http.server.BaseHTTPRequestHandler):
                     self.wfile.write(b".")
                     time.sleep(0.1)
             self.wfile.write(
-                png(PICTURE)
+                image_bytes(PICTURE)
                 if self.path == "/good"
                 else b"x" * (60 << 20)
                 if self.path == "/large"
@@ -1085,10 +1090,8 @@ class Pictures(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def pictures():
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Pictures)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server.server_address[1]
-    server.shutdown()
+    with web_server(Pictures) as port:
+        yield port
 
 
 def fetching(**images):
@@ -1116,11 +1119,16 @@ def fetching(**images):
         "http://0:{}/good",
         "http://localhost:{}/good",
         "http://localhost.:{}/good",
+        "http://0.0.0.0:{}/good",
         "http://10.0.0.1/",
+        "http://172.16.0.1/",
+        "http://192.168.1.1/",
+        "http://100.64.0.1/",
+        "http://224.0.0.1/",
+        "http://[fe80::1]/",
         "http://[fd00::1]/",
         "http://[64:ff9b::7f00:1]/",
         "http://[2002:7f00:1::]/",
-        "http://127.0.0.1:{}/to?http://127.0.0.1:{}/good",
     ],
 )
 def test_urls_inside_are_refused(pictures, url):
@@ -1132,42 +1140,8 @@ def test_urls_inside_are_refused(pictures, url):
     ), response.json
 
 
-@pytest.mark.parametrize(
-    "url",
-    [
-        "file:///etc/passwd",
-        "ftp://a/b",
-        "gopher://a",
-        "//a/b",
-        "http://",
-        "",
-        "http://a b/",
-    ],
-)
-def test_urls_that_are_no_http_are_refused(url):
-    assert_error(
-        post(fetching(), {"image_type": "url", "data": url}),
-        400,
-        "url: expected http://..., https://... or data:..."
-        if url != "http://"
-        else "url: expected http://... or https://... with a host",
-    )
-
-
-def test_url_with_a_line_break_injects_nothing(pictures):
-    rest = fetching(allowed_hosts=["127.0.0.1"])
-    for url in (
-        f"http://127.0.0.1:{pictures}/good\r\nHost: b",
-        f"http://127.0.0.1:{pictures}\r\nX: y/good",
-    ):
-        response = post(rest, {"image_type": "url", "data": url})
-        assert response.status_code == 400 and response.json["error"].startswith("url"), (
-            response.json
-        )
-
-
 def test_allowed_host_is_fetched_but_not_what_it_redirects_to(pictures):
-    rest = fetching(allowed_hosts=["127.0.0.1"], download_seconds=2)
+    rest = fetching(allowed_hosts=["127.0.0.1"])
     good = post(rest, {"image_type": "url", "data": f"http://127.0.0.1:{pictures}/good"})
     assert good.json["predictions"][0]["bound"] == expected_box(PICTURE)
     away = post(
@@ -1178,49 +1152,16 @@ def test_allowed_host_is_fetched_but_not_what_it_redirects_to(pictures):
         },
     )
     assert_error(away, 400, "url: host 'localhost' is not a public address")
-    start = time.monotonic()
+    hasty = fetching(allowed_hosts=["127.0.0.1"], download_seconds=0.2)
     assert_error(
-        post(rest, {"image_type": "url", "data": f"http://127.0.0.1:{pictures}/slow"}),
+        post(hasty, {"image_type": "url", "data": f"http://127.0.0.1:{pictures}/slow"}),
         400,
-        "url cannot be read: took longer than 2 s",
+        "url cannot be read: took longer than 0.2 s",
     )
-    assert time.monotonic() - start < 5
     assert_error(
         post(rest, {"image_type": "url", "data": f"http://127.0.0.1:{pictures}/large"}),
         413,
         "url answers more than the limit of 52428800 bytes",
-    )
-
-
-def test_a_name_that_rebinds_is_connected_to_the_address_that_was_checked(pictures, monkeypatch):
-    """The first look-up of the name answers a public address, any later one 127.0.0.1: nothing inside is reached."""
-    asked, connected = [], []
-
-    def rebind(host, port, *_, **__):
-        asked.append(host)
-        address = "93.184.216.34" if len(asked) == 1 else "127.0.0.1"
-        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port))]
-
-    def refuse(address, timeout):
-        connected.append(address[0])
-        raise ConnectionRefusedError("refused")
-
-    monkeypatch.setattr(socket, "create_connection", refuse)
-    with pytest.raises(routines.ImageError, match="url cannot be read"):
-        routines.fetch_image(
-            f"http://rebinds.example:{pictures}/good", routines.ImageLimits(), resolve=rebind
-        )
-    assert connected == ["93.184.216.34"] and len(asked) == 1
-
-
-def png_header(side):
-    chunk = b"IHDR" + struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + struct.pack(">I", 13)
-        + chunk
-        + struct.pack(">I", zlib.crc32(chunk))
-        + b"\0\0\0\0IDAT\x35\xaf\x06\x1e\0\0\0\0IEND\xaeB`\x82"
     )
 
 
@@ -1233,7 +1174,7 @@ def real_bomb(side):
         + pack.flush()
     )
     return (
-        png_header(side)[:33]
+        png_header(side, side)
         + struct.pack(">I", len(rows))
         + b"IDAT"
         + rows
@@ -1296,7 +1237,7 @@ def test_large_and_broken_bodies(pets):
     )
     assert " at 0x" not in post(pets, header).json["error"]
     assert_error(
-        post(pets, png(PICTURE), query_string={"routines": "["}),
+        post(pets, image_bytes(PICTURE), query_string={"routines": "["}),
         400,
         "routines in the URL: JSON Parse error: ...",
     )
@@ -1346,7 +1287,7 @@ def test_picture_bytes_on_predict_of_a_model_of_pixels(shape, dtype):
         {"serving_default": signature([spec("image", dtype, shape)], [spec("y", "DT_DOUBLE")])},
         answer,
     )
-    rest, data = Rest(fake_server({"m": servable})), png(PICTURE)
+    rest, data = Rest(fake_server({"m": servable})), image_bytes(PICTURE)
     pixels = cv2.resize(PICTURE, (32, 24), interpolation=cv2.INTER_AREA) if shape[1] else PICTURE
     pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)[..., np.newaxis] if shape[3] == 1 else pixels
     bodies = [
@@ -1405,7 +1346,7 @@ def test_picture_bytes_on_predict_come_in_the_layouts_of_pictures(shape, dtype, 
         {"serving_default": signature([spec("image", dtype, shape)], [spec("y", "DT_DOUBLE")])},
         answer,
     )
-    rest, data = Rest(fake_server({"m": servable})), png(picture)
+    rest, data = Rest(fake_server({"m": servable})), image_bytes(picture)
     for body in (
         data,
         {"instances": [{"b64": b64(data)}]},
@@ -1425,9 +1366,9 @@ def test_picture_bytes_on_predict_come_in_the_layouts_of_pictures(shape, dtype, 
         ((48, 64, 3), "DT_FLOAT", "outputs", PICTURE),
         ((None, None, 3), "DT_UINT8", "outputs", PICTURE),
         ((3, 48, 64), "DT_FLOAT", "outputs", np.moveaxis(PICTURE, 2, 0)),
-        ((), "DT_STRING", "outputs", np.array(png(PICTURE), object)),
-        ((1,), "DT_STRING", "predictions", np.array([png(PICTURE)], object)),
-        ((None,), "DT_STRING", "predictions", np.array([png(PICTURE)], object)),
+        ((), "DT_STRING", "outputs", np.array(image_bytes(PICTURE), object)),
+        ((1,), "DT_STRING", "predictions", np.array([image_bytes(PICTURE)], object)),
+        ((None,), "DT_STRING", "predictions", np.array([image_bytes(PICTURE)], object)),
         ((1, 48, 64, 3), "DT_FLOAT", "predictions", PICTURE[np.newaxis]),
     ],
 )
@@ -1445,7 +1386,7 @@ def test_a_picture_as_the_body_is_a_row_or_the_one_input(shape, dtype, key, want
         {"serving_default": signature([spec("image", dtype, shape)], [spec("y", "DT_DOUBLE")])},
         answer,
     )
-    reply = Rest(fake_server({"m": servable})).post("/v1/models/m:predict", png(PICTURE))
+    reply = Rest(fake_server({"m": servable})).post("/v1/models/m:predict", image_bytes(PICTURE))
     assert reply.json == {key: [0.0]}
     assert shown[0].shape == wanted.shape and (shown[0] == wanted).all()
 
@@ -1457,7 +1398,7 @@ def test_a_picture_for_a_signature_without_inputs():
         Rest(fake_server({"m": servable})),
         "Failed to get input map for signature: DEFAULT",
     )
-    for body in (png(PICTURE), {"instances": [{"b64": b64(png(PICTURE))}]}):
+    for body in (image_bytes(PICTURE), {"instances": [{"b64": b64(image_bytes(PICTURE))}]}):
         assert_error(rest.post("/v1/models/m:predict", body), 400, text)
 
 
@@ -1474,7 +1415,7 @@ def test_picture_bytes_on_predict_of_what_cannot_hold_them(shape, dtype):
         {"serving_default": signature([spec("image", dtype, shape)], [spec("y", "DT_DOUBLE")])},
         lambda name, inputs: {"y": np.zeros(1)},
     )
-    body = {"instances": [{"b64": b64(png(PICTURE))}]}
+    body = {"instances": [{"b64": b64(image_bytes(PICTURE))}]}
     answer = Rest(fake_server({"m": servable})).post("/v1/models/m:predict", body)
     shown = str([-1, *shape[1:]])
     assert_error(answer, 400, "input 'image' takes no pictures: expected [-1, H, W, 3] or ...")
@@ -1484,7 +1425,7 @@ def test_picture_bytes_on_predict_of_what_cannot_hold_them(shape, dtype):
 @pytest.mark.extended
 def test_picture_bytes_on_predict_of_other_models(rest):
     assert_error(
-        rest.post("/v1/models/half_plus_two:predict", png(PICTURE)),
+        rest.post("/v1/models/half_plus_two:predict", image_bytes(PICTURE)),
         400,
         "input 'x' takes no pictures: expected [-1, H, W, 3]...",
     )
@@ -1508,9 +1449,9 @@ def test_fifty_clients_and_five_thousand_pictures_each_get_their_own_answer():
             for n in range(number, 5000, 50):
                 image = np.full((4, 4, 3), (n % 255, n // 255, n % 7), np.uint8)
                 body = (
-                    png(image)
+                    image_bytes(image)
                     if n % 2
-                    else json.dumps({"image_type": "base64", "data": b64(png(image))})
+                    else json.dumps({"image_type": "base64", "data": b64(image_bytes(image))})
                 )
                 client.request("POST", "/pets/predict", body, KEY)
                 response = client.getresponse()
@@ -1578,7 +1519,7 @@ def test_a_sample_that_is_none(rest, data, text):
     ],
 )
 def test_arguments_by_name_or_in_their_order(pets, routine):
-    body = {"image_type": "base64", "data": b64(png(PICTURE)), "routines": [routine]}
+    body = {"image_type": "base64", "data": b64(image_bytes(PICTURE)), "routines": [routine]}
     answer = post(pets, body, "/pets/predict").json
     assert [one["confidence"] >= 0.5 for one in answer["predictions"]] == [True]
 
@@ -1602,7 +1543,7 @@ def test_arguments_by_name_or_in_their_order(pets, routine):
 )
 def test_wrong_arguments_are_named(pets, routine, text):
     chain = [{"name": "FilterConfidence", **routine}]
-    body = {"image_type": "base64", "data": b64(png(PICTURE)), "routines": chain}
+    body = {"image_type": "base64", "data": b64(image_bytes(PICTURE)), "routines": chain}
     assert_error(post(pets, body, "/pets/predict"), 400, text)
 
 
@@ -1610,7 +1551,7 @@ def test_a_picture_that_cannot_be_drawn_in_is_the_clients(pets):
     """JPEG goes up to 65,535 pixels a side."""
     wide = np.zeros((10, 70_000, 3), np.uint8)
     answer = pets.client.post(
-        pets.prefix + "/predict", data=png(wide), headers={**KEY, "Accept": "image/jpeg"}
+        pets.prefix + "/predict", data=image_bytes(wide), headers={**KEY, "Accept": "image/jpeg"}
     )
     assert answer.status_code == 400, answer.get_data(as_text=True)
     assert_error(answer, 400, "picture cannot be drawn")

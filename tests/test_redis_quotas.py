@@ -11,7 +11,15 @@ import threading
 import time
 
 import pytest
-from conftest import FakeDetector, Rest, bearer, fake_server, key_entry
+from conftest import (
+    FakeDetector,
+    Rest,
+    bearer,
+    fake_server,
+    free_port,
+    key_entry,
+    write_certificate,
+)
 
 import serving
 from serving_extensions import metrics, quotas
@@ -27,9 +35,7 @@ class Redis:
     def __init__(self, folder, *options):
         if not shutil.which("redis-server"):
             (pytest.fail if os.environ.get("CI") else pytest.skip)("redis-server is not installed")
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         self.socket, self.folder, self.options = folder / "redis.sock", folder, options
         self.url = f"redis://:{PASSWORD}@127.0.0.1:{self.port}/0"
         self.start()
@@ -262,31 +268,8 @@ def test_unix_socket(redis):
 
 
 def test_tls(tmp_path):
-    subprocess.run(
-        [
-            "openssl",
-            "req",
-            "-x509",
-            "-newkey",
-            "rsa:2048",
-            "-nodes",
-            "-days",
-            "2",
-            "-subj",
-            "/CN=localhost",
-            "-addext",
-            "subjectAltName=DNS:localhost",
-            "-keyout",
-            tmp_path / "key.pem",
-            "-out",
-            tmp_path / "cert.pem",
-        ],
-        check=True,
-        capture_output=True,
-    )
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    write_certificate(tmp_path)
+    port = free_port()
     server = Redis(
         tmp_path,
         "--tls-port",

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -18,7 +17,17 @@ import weakref
 import flask
 import numpy as np
 import pytest
-from conftest import ROOT, FakeDetector, FakeServable, assert_error, bearer, fake_server, until
+from conftest import (
+    ROOT,
+    FakeDetector,
+    FakeServable,
+    assert_error,
+    bearer,
+    fake_server,
+    free_port,
+    image_bytes,
+    until,
+)
 from PIL import Image
 from sites import csrf, factory, limited, members, shared
 from werkzeug.middleware.proxy_fix import ProxyFix
@@ -106,9 +115,7 @@ def test_every_view_has_a_name_and_a_module_as_extensions_expect(server):
 
 
 def picture():
-    file = io.BytesIO()
-    Image.new("RGB", (8, 6), (10, 20, 30)).save(file, "PNG")
-    return file.getvalue()
+    return image_bytes(Image.new("RGB", (8, 6), (10, 20, 30)))
 
 
 @pytest.fixture
@@ -171,9 +178,7 @@ def test_a_flask_command_loads_nothing(notes):
 
 
 def test_flask_run_with_its_reloader_loads_in_the_child_alone(notes):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     process = subprocess.Popen(
         **flask_command("run", "--debug", "--port", str(port)),
         stdout=subprocess.DEVNULL,

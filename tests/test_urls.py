@@ -4,7 +4,6 @@ import base64
 import dataclasses
 import gzip
 import http.server
-import io
 import ipaddress
 import socket
 import ssl
@@ -15,7 +14,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from conftest import image_bytes, web_server, write_certificate
 
 import routines
 
@@ -26,12 +25,6 @@ ALLOWED = routines.ImageLimits(
     max_bytes=1_000_000,
     download_seconds=2,
 )
-
-
-def png():
-    buffer = io.BytesIO()
-    Image.fromarray(PICTURE).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def raw_deflate(data):
@@ -63,11 +56,11 @@ class Web(http.server.BaseHTTPRequestHandler):
                 self.send_header("Location", query.replace("_", " "))
             self.end_headers()
             return
-        body = PACKED.get(kind, bytes)(png())
+        body = PACKED.get(kind, bytes)(image_bytes(PICTURE))
         if kind == "bomb":
             body = gzip.compress(bytes(50_000_000))
         if kind == "cut":
-            body = gzip.compress(png())[:-9]
+            body = gzip.compress(image_bytes(PICTURE))[:-9]
         self.send_response(200)
         encoding = {"raw": "deflate", "bomb": "gzip", "cut": "gzip", "br": "br"}.get(kind, kind)
         if kind in PACKED or kind in ("bomb", "cut", "br"):
@@ -81,10 +74,8 @@ class Web(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def port():
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Web)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server.server_address[1]
-    server.shutdown()
+    with web_server(Web) as port:
+        yield port
 
 
 def at(address="127.0.0.1"):
@@ -301,11 +292,11 @@ def test_names_that_no_resolver_takes():
     ],
 )
 def test_data_urls_hold_their_picture(url):
-    data = base64.b64encode(png()).decode()
+    data = base64.b64encode(image_bytes(PICTURE)).decode()
     url = (
         url.replace("{}", data)
         .replace("{percent}", data.replace("+", "%2B").replace("/", "%2f").replace("=", "%3D"))
-        .replace("{escaped}", "".join(f"%{byte:02x}" for byte in png()))
+        .replace("{escaped}", "".join(f"%{byte:02x}" for byte in image_bytes(PICTURE)))
     )
     assert (routines.fetch_image(url, LIMITS) == PICTURE).all()
 
@@ -331,18 +322,11 @@ def test_wrong_data_urls_and_data_behind_a_redirect(port):
 def tls(tmp_path_factory):
     """A web server under TLS for pictures.example, and its certificate."""
     folder = tmp_path_factory.mktemp("tls")
-    command = "req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=x -keyout key.pem -out cert.pem"
-    names = ["-addext", "subjectAltName=DNS:pictures.example"]
-    subprocess.run(
-        ["openssl", *command.split(), *names], cwd=folder, check=True, capture_output=True
-    )
+    write_certificate(folder, "pictures.example")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(folder / "cert.pem", folder / "key.pem")
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Web)
-    server.socket = context.wrap_socket(server.socket, server_side=True)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server.server_address[1], folder / "cert.pem"
-    server.shutdown()
+    with web_server(Web, context) as port:
+        yield port, folder / "cert.pem"
 
 
 def test_the_certificate_is_to_be_of_the_host_that_was_named(tls, monkeypatch):
@@ -405,7 +389,7 @@ class Meeting(http.server.BaseHTTPRequestHandler):
                 while True:
                     self.wfile.write(b"x" * 100)
                     time.sleep(0.02)
-            self.wfile.write(png())
+            self.wfile.write(image_bytes(PICTURE))
         except OSError:
             pass
         finally:
@@ -417,10 +401,8 @@ class Meeting(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def meeting():
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Meeting)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_address[1]}"
-    server.shutdown()
+    with web_server(Meeting) as port:
+        yield f"http://127.0.0.1:{port}"
 
 
 def ask_for(urls, **limits):
@@ -435,7 +417,7 @@ def test_four_pictures_of_a_request_are_fetched_at_once_in_their_order(meeting):
     found = ask_for(urls, allow=taken.append)
     assert len(found) == 8 and all((picture == PICTURE).all() for picture in found)
     assert Meeting.highest == 4
-    assert sum(taken) >= 8 * (PICTURE.nbytes + len(png()))  # all of it counts
+    assert sum(taken) >= 8 * (PICTURE.nbytes + len(image_bytes(PICTURE)))  # all of it counts
 
 
 def test_a_picture_that_fails_ends_the_others(meeting):

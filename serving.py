@@ -508,7 +508,6 @@ class Home(typing.NamedTuple):
 
     file: str
     sections: Sequence[str] = ()  # of a config
-    urls: Sequence[str] = ()
     commands: Sequence[str] = ()
 
     def tell(self) -> str:
@@ -521,26 +520,9 @@ HOMES = (
     Home("pipelines.py", sections=["pipeline_config_list"]),
     Home("handlers.py", sections=["handlers"]),
     Home("active_learning.py", sections=["deployments[].active_learning"]),
-    Home("quotas.py", sections=["auth.keys[].quota"], urls=["/usage"]),
+    Home("quotas.py", sections=["auth.keys[].quota"]),
     Home("metrics.py", sections=["server.history"]),
-    Home(
-        "console.py",
-        urls=[
-            "/console",
-            "/console/",
-            "/metrics",
-            "/monitoring/prometheus/metrics",
-            "/openapi.json",
-            "/stats",
-        ],
-    ),
-    Home("catalogue.py", urls=["/deployments"]),
-    Home("kserve.py", urls=["/v2", "/v2/repository/index"]),
-    Home(
-        "admin.py",
-        sections=["admin"],
-        urls=["/v1/config/file", "/v1/config/history", "/v1/config/rollback", "/v1/keys"],
-    ),
+    Home("admin.py", sections=["admin"]),
     Home("manifest.py", commands=["manifest"]),
     Home("deploying.py", commands=["deploy"]),
     Home("commands.py", commands=["export", "init", "init-hub"]),
@@ -550,7 +532,7 @@ HOMES = (
 
 
 def tell_missing(kind: str, name: str) -> str:
-    """Which file has a section, one of `urls` or one of `commands`."""
+    """Which file has a section or one of `commands`."""
     return next(home.tell() for home in HOMES if name in getattr(home, kind))
 
 
@@ -8684,17 +8666,7 @@ def find_view(server: ModelServer, method: str, path: str) -> Found:
         allow = {"Allow": ", ".join(method for route in others for method in route.methods)}
         text = f"Method {method} is not allowed here: {path[:200]}"
         raise ServingError(text, "INVALID_ARGUMENT", HTTPStatus.METHOD_NOT_ALLOWED, allow)
-    if path in missing_urls(server.extensions):
-        raise NotFound(tell_missing("urls", path).capitalize())
     raise BadRequest(f"Malformed request: {method} {path}")
-
-
-@functools.cache
-def missing_urls(extensions: tuple[Extension, ...]) -> list[str]:
-    """The URLs that files beside this one would answer, and that none of the table's rows does."""
-    rows = routes_of(extensions)
-    urls = [url for home in HOMES for url in home.urls]
-    return [url for url in urls if not any(row.pattern.fullmatch(url) for row in rows)]
 
 
 def use_deployment(server: ModelServer, known: Found) -> Found:
@@ -9180,7 +9152,6 @@ def rules_of(extensions: tuple[Extension, ...]) -> tuple[str, ...]:
     urls = [url for row in routes_of(extensions) for url in spellings(row.url)]
     below = tuple(own.partition("{")[0] for own in OWN)
     alone = [url for url in urls if not url.startswith(below)]
-    alone += missing_urls(extensions)
     rules = [BRACES.sub(r"<serving_\1>", url.replace("{model}", ANY_MODEL)) for url in alone]
     # Any of one name: a page of the site's at the very same URL comes before it.
     rules = [re.sub(r"^/([^/<]+)", r"/<any('\1'):serving_root>", rule) for rule in rules]

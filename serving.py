@@ -5066,6 +5066,53 @@ class Visit:
         )
 
 
+NO_VERSION = (
+    "expected a version to serve, got none; those that are loaded keep serving "
+    "(servable_versions_always_present)"
+)
+
+
+class Look(typing.NamedTuple):
+    """What can be known of a model of the config without loading it."""
+
+    model: ModelConfig
+    path: str
+    problems: list[str]  # as a reload tells them
+    folders: Mapping[int, Path] = {}
+    picked: dict[int, Path] | None = None  # the folders that its policy picks; None: it is refused
+
+
+def look_at(config: Config, list_versions: Callable[[str], dict[int, Path]]) -> Iterator[Look]:
+    """Each model of a config as a pass of the loader would find it."""
+    places: dict[str, str] = {}
+    for index, model in enumerate(config.models):
+        path = f"$.model_config_list[{index}].config"
+        taken = places.setdefault(model.name, path)
+        if taken != path:
+            problem = f"{path}.name: '{model.name}' is already taken by {taken}"
+            yield Look(model, path, [problem])
+            continue
+        if model.problem:
+            yield Look(model, path, [f"{path}.{model.problem}"])
+            continue
+        try:
+            folders = list_versions(model.base_path)
+        except LoadError as error:
+            yield Look(model, path, [f"{path}.base_path: {error.message}"])
+            continue
+        versions = choose_versions(model.model_version_policy, folders)
+        if not versions and config.server.servable_versions_always_present:
+            yield Look(model, path, [f"{path}.base_path: {NO_VERSION}"])
+            continue
+        problems = [
+            f"{path}.version_labels.{label}: version {number} is not available"
+            for label, number in model.version_labels.items()
+            if number not in versions
+        ]
+        picked = {version: folders[version] for version in versions}
+        yield Look(model, path, problems, folders, picked)
+
+
 def missing_models(config: Config) -> list[str]:
     """Which models deployments ask for that the config does not have."""
     return [
@@ -5735,11 +5782,7 @@ class ModelManager:
         self._say_once(logging.WARNING, text)
         if not self.config.server.servable_versions_always_present:
             return folders
-        visit.fail(
-            ".base_path",
-            "expected a version to serve, got none; those that are loaded keep "
-            "serving (servable_versions_always_present)",
-        )
+        visit.fail(".base_path", NO_VERSION)
         return None
 
     def _refuse(self, visit: Visit) -> None:
@@ -7482,46 +7525,19 @@ def compare_named(now: Any, wanted: Any, section: str, name: str) -> dict[str, A
 
 def plan_versions(manager: ModelManager, wanted: Config) -> tuple[list[dict[str, Any]], list[str]]:
     """The versions that would be loaded, loaded anew and unloaded, by model; what is wrong."""
-    models = {model.name: model for model in reversed(wanted.models)}  # the first of a name
-    problems, plans = list[str](), []
-    served: dict[str, list[int]] = {}
+    looks = list(look_at(wanted, manager.list_versions))
+    problems = [problem for look in looks for problem in look.problems]
+    models = {look.model.name: look for look in reversed(looks)}  # the first of a name
+    plans, served = [], dict[str, list[int]]()
     for name in sorted(models.keys() | {model.name for model in manager.config.models}):
-        picked: dict[int, Path] | None = {}
-        if name in models:
-            index = next(i for i, model in enumerate(wanted.models) if model.name == name)
-            path = f"$.model_config_list[{index}].config"
-            always = wanted.server.servable_versions_always_present
-            picked = find_picked(manager, models[name], path, always, problems)
-        if picked is not None:
-            served |= {name: sorted(picked)} if picked else {}
-            found = manager.plan_model(name, models.get(name), picked)
-            plans += [{"model": name, **found}] if any(found.values()) else []
+        look = models.get(name)
+        picked = look.picked if look else {}
+        if picked is None:  # what is loaded stays
+            continue
+        served |= {name: sorted(picked)} if picked else {}
+        found = manager.plan_model(name, look and look.model, picked)
+        plans += [{"model": name, **found}] if any(found.values()) else []
     return plans, problems + check_deployments(wanted, served)
-
-
-def find_picked(
-    manager: ModelManager, model: ModelConfig, path: str, always: bool, problems: list[str]
-) -> dict[int, Path] | None:
-    """The folders of the versions that a model's policy picks; None where what is loaded stays:
-    with nothing picked, if some are `always` to be there.
-    """
-    if model.problem:
-        problems.append(f"{path}.{model.problem}")
-        return None
-    try:
-        folders = manager.list_versions(model.base_path)
-    except LoadError as error:
-        problems.append(f"{path}.base_path: {error.message}")
-        return None
-    picked = choose_versions(model.model_version_policy, folders)
-    if not picked and always:
-        return None
-    problems += [
-        f"{path}.version_labels.{label}: version {number} is not available"
-        for label, number in model.version_labels.items()
-        if number not in picked
-    ]
-    return {version: folders[version] for version in picked}
 
 
 def read_picture(image: Any, limits: Any) -> np.ndarray:
@@ -10095,63 +10111,50 @@ def examine(server: ModelServer) -> tuple[list[Row], list[str]]:
     return rows, problems + check_pictures(config, prepared, served)
 
 
-def check_models(
-    config: Config,
-) -> tuple[list[Row], list[str], dict[str, list[int]]]:
+def check_models(config: Config) -> tuple[list[Row], list[str], dict[str, list[int]]]:
     """A row for each model, what is wrong with its folders,
     and by name the versions to be served.
     """
     rows, problems = list[Row](), list[str]()
     served: dict[str, list[int]] = {}
-    names = [model.name for model in config.models]
-    for index, model in enumerate(config.models):
-        path = f"$.model_config_list[{index}].config"
-        earlier = names.index(model.name)
-        if earlier < index:
-            taken = f"is already taken by $.model_config_list[{earlier}].config"
-            problems.append(f"{path}.name: '{model.name}' {taken}")
-        if model.problem:
-            problems.append(f"{path}.{model.problem}")
+    for look in look_at(config, list_told):
+        problems += look.problems
+        if look.picked is None:
             continue
-        try:
-            folders = list_versions(model.base_path)
-        except LoadError as error:
-            problems.append(f"{path}.base_path: {error}: {model.base_path}")
-            continue
-        served[model.name] = versions = choose_versions(model.model_version_policy, folders)
-        numbers, devices = ", ".join(map(str, versions)) or "none", ", ".join(model.targets)
+        model = look.model
+        served[model.name] = list(look.picked)
+        numbers, devices = ", ".join(map(str, look.picked)) or "none", ", ".join(model.targets)
         rows.append(("model", model.name, f"version {numbers} on {devices}", model.base_path))
-        problems += check_versions(model, path, folders, versions)
+        problems += check_versions(look)
     return rows, problems, served
 
 
-def check_versions(
-    model: ModelConfig, path: str, folders: Mapping[int, Path], versions: list[int]
-) -> list[str]:
+def list_told(base_path: str) -> dict[int, Path]:
+    """As `list_versions`; its error names the folder, too."""
+    try:
+        return list_versions(base_path)
+    except LoadError as error:
+        raise LoadError(f"{error}: {base_path}") from None
+
+
+def check_versions(look: Look) -> list[str]:
     """What is wrong with the versions that a model's policy picks."""
-    problems = (
-        []
-        if versions
-        else [
-            f"{path}: no version folder that its policy picks in {model.base_path}"
-            + ("" if folders else explain_no_versions(model.base_path))
-        ]
-    )
-    versions = [number for number in versions if find_model_file(folders[number]) is None]
-    problems += [
-        f"{path}: version {version} holds no saved_model.pb, or an empty one: {folders[version]}"
-        for version in versions
-        if not any(file.stat().st_size for file in folders[version].glob("saved_model.pb*"))
-    ]
-    for version in versions:
-        there = read_tag_sets(folders[version] / "saved_model.pb")
-        if there and set(model.tags) not in map(set, there):
-            problems.append(f"{path}.tags: version {version}: {explain_tags(there, model.tags)}")
-    return problems + [
-        f"{path}.version_labels.{label}: version {version} is not served"
-        for label, version in model.version_labels.items()
-        if version not in versions
-    ]
+    base_path, tags = look.model.base_path, look.model.tags
+    if not look.picked:
+        hint = "" if look.folders else explain_no_versions(base_path)
+        return [f"{look.path}: no version folder that its policy picks in {base_path}{hint}"]
+    problems = []
+    for version, folder in look.picked.items():
+        if find_model_file(folder) is not None:
+            continue
+        if not any(file.stat().st_size for file in folder.glob("saved_model.pb*")):
+            text = f"version {version} holds no saved_model.pb, or an empty one: {folder}"
+            problems.append(f"{look.path}: {text}")
+            continue
+        there = read_tag_sets(folder / "saved_model.pb")
+        if there and set(tags) not in map(set, there):
+            problems.append(f"{look.path}.tags: version {version}: {explain_tags(there, tags)}")
+    return problems
 
 
 def check_modules(config: Config) -> list[str]:

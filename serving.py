@@ -4287,35 +4287,6 @@ def is_constant(tensor: str, scope: Scope) -> bool:
     return node is not None and node.op == "Const"
 
 
-def read_fields(message: bytes) -> dict[int, list[bytes]]:
-    """The length-delimited fields of a protobuf message by number, whatever its type."""
-    # protobuf comes, and is imported, with TensorFlow
-    from google.protobuf import empty_pb2, unknown_fields
-
-    found: dict[int, list[bytes]] = {}
-    for unknown in unknown_fields.UnknownFieldSet(empty_pb2.Empty.FromString(message)):
-        if unknown.wire_type == 2:
-            found.setdefault(unknown.field_number, []).append(unknown.data)
-    return found
-
-
-def read_tag_sets(path: Path) -> list[list[str]]:
-    """The tags of each graph in a saved_model.pb; empty where that cannot be read.
-
-    Without TensorFlow, whose import takes seconds: SavedModel.meta_graphs is field 2, there
-    meta_info_def 1, there tags 4.
-    """
-    # protobuf comes, and is imported, with TensorFlow
-    from google.protobuf.message import DecodeError
-
-    try:
-        graphs = read_fields(path.read_bytes()).get(2, [])
-        infos = [read_fields(read_fields(graph).get(1, [b""])[0]) for graph in graphs]
-        return [[tag.decode() for tag in info.get(4, [])] for info in infos]
-    except (OSError, ValueError, DecodeError):
-        return []
-
-
 def read_signatures(folder: Path, tags: Sequence[str] = ("serve",)) -> dict[str, Signature]:
     """A SavedModel's signatures, with what its graph tells of them, from its file alone.
 
@@ -10151,9 +10122,13 @@ def check_versions(look: Look) -> list[str]:
             text = f"version {version} holds no saved_model.pb, or an empty one: {folder}"
             problems.append(f"{look.path}: {text}")
             continue
-        there = read_tag_sets(folder / "saved_model.pb")
-        if there and set(tags) not in map(set, there):
-            problems.append(f"{look.path}.tags: version {version}: {explain_tags(there, tags)}")
+        try:
+            tensorflow()
+            find_graph(read_graphs(folder), tags)
+        except LoadError as error:
+            problems.append(f"{look.path}.tags: version {version}: {error}")
+        except Exception as error:
+            problems.append(f"{look.path}: version {version}: {explain(error)}")
     return problems
 
 

@@ -5193,6 +5193,9 @@ def state_text(error: BaseException) -> str:
 Steps = Iterator[Sequence[Future]]  # work that is done bit by bit: what each next bit waits for
 
 
+CONFIG_MISSING = "Config file not found or cannot open."
+
+
 class ModelManager:
     """Brings what is loaded in line with what the config wants.
 
@@ -5525,39 +5528,40 @@ class ModelManager:
 
     def _read_config(self, outcome: Outcome, polling: bool) -> None:
         """Take over the config file if its bytes changed; a wrong one changes nothing."""
-        if self.path is None:
+        text = self.read_text(outcome, polling)
+        self._missing = CONFIG_MISSING if outcome.config_missing else ""
+        if text is None:
             return
+        # until the pass is over: one that stops short is tried again by the next reload
+        self._text, self._config_failed = text, True
+        try:
+            config = load_config(self.path, text, type(self.config))
+            self._label_files = label_files(config)
+            self.prepared = self._prepare(config)
+            tell_restart(self.config.server, config.server)
+            self.config = config
+            self._expect_models()
+            self._config_error = ""
+            self._take_effect()
+        except ConfigError as error:
+            self._config_error = error.message
+            outcome.errors += error.all()
+
+    def read_text(self, outcome: Outcome, polling: bool = False) -> bytes | None:
+        """The text of the config file, if a pass takes it up; one that was asked for does so where
+        the files of label maps have changed, too.
+        """
+        if self.path is None:
+            return None
         try:
             text = read_file(self.path)
         except OSError:
             outcome.config_missing = True
-            self._missing = "Config file not found or cannot open."
-            outcome.errors.append(LoadError(self._missing))
-            return
-        self._missing = ""
-        outcome.config_read = self.would_read(text, polling)
-        if outcome.config_read:
-            # until the pass is over: one that stops short is tried again by the next reload
-            self._text, self._config_failed = text, True
-            try:
-                config = load_config(self.path, text, type(self.config))
-                self._label_files = label_files(config)
-                self.prepared = self._prepare(config)
-                tell_restart(self.config.server, config.server)
-                self.config = config
-                self._expect_models()
-                self._config_error = ""
-                self._take_effect()
-            except ConfigError as error:
-                self._config_error = error.message
-                outcome.errors += error.all()
-
-    def would_read(self, text: bytes, polling: bool = False) -> bool:
-        """Whether a pass would take up a config file of this text; one that was asked for does so
-        where the files of label maps have changed, too.
-        """
+            outcome.errors.append(LoadError(CONFIG_MISSING))
+            return None
         again = not polling and (self._config_failed or self.has_other_labels())
-        return text != self._text or again
+        outcome.config_read = again or text != self._text
+        return text if outcome.config_read else None
 
     def has_other_labels(self) -> bool:
         """Whether files of label maps have changed since they were read."""
@@ -7362,36 +7366,23 @@ class ModelServer:
         """
         outcome = Outcome()
         try:
-            wanted = self._read_wanted(outcome)
+            text = self.manager.read_text(outcome)
+            if text is not None:
+                return 200, self.plan_text(text)
         except ConfigError as error:
             outcome.errors += error.all()
         if outcome.errors:
             return tell_failure(outcome)
-        return 200, plan_changes(self.manager, wanted, outcome.config_read)
+        return 200, plan_changes(self.manager, self.config, False)
 
     def plan_text(self, text: bytes) -> dict[str, Any]:
         """Tell what a reload would change if the config file were to hold `text`.
 
         Raises ConfigError, as the reload would.
         """
-        wanted = ModelServer(self.manager.path or Path(), self.extensions, text).config
+        path = self.manager.path or Path()
+        wanted = ModelServer(path, self.extensions, text).config  # made ready aside, never started
         return plan_changes(self.manager, wanted, True)
-
-    def _read_wanted(self, outcome: Outcome) -> Config:
-        """The config that a reload would bring into force; raises ConfigError."""
-        path = self.manager.path
-        if path is None:
-            return self.config
-        try:
-            text = read_file(path)
-        except OSError:
-            outcome.config_missing = True
-            outcome.errors.append(LoadError("Config file not found or cannot open."))
-            return self.config
-        outcome.config_read = self.manager.would_read(text)
-        if not outcome.config_read:
-            return self.config
-        return ModelServer(path, self.extensions).config  # made ready aside, never started
 
 
 def tell_failure(outcome: Outcome) -> tuple[int, dict[str, Any]]:
@@ -7401,11 +7392,7 @@ def tell_failure(outcome: Outcome) -> tuple[int, dict[str, Any]]:
         if outcome.config_read
         else "Reloading models versions failed."
     )
-    text = (
-        "Config file not found or cannot open."
-        if outcome.config_missing
-        else f"{step} Check server logs for more info."
-    )
+    text = CONFIG_MISSING if outcome.config_missing else f"{step} Check server logs for more info."
     return int(outcome.errors[0].status), {
         "error": text,
         "details": [error.message for error in outcome.errors],

@@ -9818,21 +9818,6 @@ def model_at(place: Path) -> dict[str, Any] | None:
     return None
 
 
-class Site:
-    """An application that is there when the first request is."""
-
-    app: Any = None
-
-    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
-        return self.app(environ, start_response)
-
-    @property
-    def door(self) -> OpenDoor | None:
-        """What answers the server's own URLs, unless somebody has put something before it."""
-        door = getattr(self.app, "wsgi_app", None)
-        return door if isinstance(door, OpenDoor) else None
-
-
 class PrintableLog(logging.LoggerAdapter):
     """waitress's log of a connection, which names paths as they were decoded."""
 
@@ -9985,12 +9970,10 @@ def serve(
 ) -> None:
     """Listen, load, answer until `stop`, and end well."""
     socket.getaddrinfo(host or "?", port)  # says what is wrong with the host, as an OSError
-    # First: a taken port is known before any model is loaded.
-    site = Site()
-    http = listen(server, site, host, port)
     server.says_key = True
+    # First: a taken port is known before any model is loaded.
+    http = listen(server, create_app(server), host, port)
     process.take_signals(stop)  # before a load begins, which a signal may find hanging
-    site.app = create_app(server)
     server.start()  # not `eager`: TensorFlow's import is not waited for, nobody else begins one
     where = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # a browser opens no wildcard
     address = f"http://{f'[{where}]' if ':' in where else where}:{http.port}"

@@ -92,6 +92,7 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Union
 from urllib.parse import parse_qs, quote, unquote
+from wsgiref.util import is_hop_by_hop
 
 import ml_dtypes
 import numpy as np
@@ -1195,7 +1196,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Pipeline:
-    name: str = option(doc="its name in URLs, as of a model", pattern=r"^[\s\S]")
+    name: str = option(doc="its name in URLs, as of a model", pattern=NOT_EMPTY)
     inputs: tuple[str, ...] = option(doc="the inputs of a request")
     nodes: tuple[Node, ...] = option(doc="models and functions")
     outputs: tuple[dict[str, NodeInput], ...] = option(
@@ -2450,7 +2451,7 @@ def encode_string(value: bytes) -> bytes:
 
 
 def encode_floats(array: np.ndarray) -> bytes:
-    """A float array as JSON with the tokens NaN, Infinity and -Infinity,
+    """An array of numbers as JSON with the tokens NaN, Infinity and -Infinity,
     for which orjson writes null.
     """
     pieces = orjson.dumps(array, option=orjson.OPT_SERIALIZE_NUMPY).split(b"null")
@@ -2482,15 +2483,9 @@ def encode_odd(value: Any) -> Any:
 
 
 def spell_floats(value: Any) -> Any:
-    """What encode_odd writes, and each float array and scalar with
-    its non-finite values as tokens.
-    """
+    """What encode_odd writes, and each array and scalar with its non-finite values as tokens."""
     if not isinstance(value, (np.ndarray, np.generic)) or value.dtype.kind == "O":
         return encode_odd(value)
-    if value.dtype.kind not in "fV":
-        return orjson.Fragment(
-            orjson.dumps(encode_odd(np.asarray(value)), option=orjson.OPT_SERIALIZE_NUMPY)
-        )
     array = np.asarray(value, np.float32 if value.dtype.kind == "V" else None)
     return orjson.Fragment(
         encode_floats(array[()] if array.ndim == 0 else np.ascontiguousarray(array))
@@ -3197,33 +3192,18 @@ def import_operations(names: tuple[str, ...]) -> list[str]:
     return failed
 
 
-# Beginnings of the names of operations that models are known to need, and the module that has them.
+# By module: how the names of those of its operations begin that models are known to need.
 OPERATIONS = {
-    "TFText>": "tensorflow_text",
-    "Sentencepiece": "tensorflow_text",
-    "Wordpiece": "tensorflow_text",
-    "FastWordpiece": "tensorflow_text",
-    "FastBertNormalize": "tensorflow_text",
-    "FastSentencepiece": "tensorflow_text",
-    "RegexSplit": "tensorflow_text",
-    "NormalizeUTF8": "tensorflow_text",
-    "CaseFoldUTF8": "tensorflow_text",
-    "WhitespaceTokenize": "tensorflow_text",
-    "UnicodeScriptTokenize": "tensorflow_text",
-    "SentenceFragments": "tensorflow_text",
-    "SplitMerge": "tensorflow_text",
-    "PhraseTokenize": "tensorflow_text",
-    "ConstrainedSequence": "tensorflow_text",
-    "MaxSpanningTree": "tensorflow_text",
-    "RougeL": "tensorflow_text",
-    "Addons>": "tensorflow_addons",
-    "IO>": "tensorflow_io",
-    "SimpleML": "tensorflow_decision_forests",
-    "DecodeProtoSparse": "struct2tensor",
-    "EquiJoinIndices": "struct2tensor",
-    "RunLengthBefore": "struct2tensor",
-    "TFRA>": "tensorflow_recommenders_addons",
-    "Tfq": "tensorflow_quantum",
+    "tensorflow_text": "TFText> Sentencepiece Wordpiece FastWordpiece FastBertNormalize "
+    "FastSentencepiece RegexSplit NormalizeUTF8 CaseFoldUTF8 WhitespaceTokenize "
+    "UnicodeScriptTokenize SentenceFragments SplitMerge PhraseTokenize ConstrainedSequence "
+    "MaxSpanningTree RougeL",
+    "tensorflow_addons": "Addons>",
+    "tensorflow_io": "IO>",
+    "tensorflow_decision_forests": "SimpleML",
+    "struct2tensor": "DecodeProtoSparse EquiJoinIndices RunLengthBefore",
+    "tensorflow_recommenders_addons": "TFRA>",
+    "tensorflow_quantum": "Tfq",
 }
 
 
@@ -3235,10 +3215,10 @@ def explain_operation(message: str, failed: Sequence[str] = ()) -> str:
     unknown = re.search(r"Op type not registered '([^']*)'", message)
     if unknown is None:
         return message
-    known = next(
-        (module for start, module in OPERATIONS.items() if unknown[1].startswith(start)), None
-    )
-    module = known or "<the module that brings it>"
+    module = "<the module that brings it>"
+    for known, starts in OPERATIONS.items():
+        if unknown[1].startswith(tuple(starts.split())):
+            module = known
     hint = f'write "import_modules": ["{module}"] into the config, once that module is installed'
     return f"{unknown[0]}: {'; '.join(failed) or hint}"
 
@@ -3253,10 +3233,6 @@ class LoadRequest:
     modules: tuple[str, ...] = ()  # imported before: they bring operations
     device: str = ""  # such as `GPU:0`; none: the config's first that is there
     try_calls: bool = True  # with made-up input; not where other calls come in their place
-
-    def with_folder(self, folder: Path) -> "LoadRequest":
-        """The same request for the SavedModel in another folder."""
-        return dataclasses.replace(self, folder=folder)
 
     def with_config(self, **fields: Any) -> "LoadRequest":
         """The same request with other fields of the model's config."""
@@ -3606,36 +3582,31 @@ def describe(definitions: Mapping[str, Any]) -> dict[str, Any]:
     return {"signature_def": write(True), "signatureDef": write(False)}
 
 
-def read_signature(definition: Mapping[str, Any]) -> Signature:
-    """A described SignatureDef as a `Signature`, its tensors sorted by name.
+def read_signature(definition: Any) -> Signature:
+    """A SignatureDef as a `Signature`, its tensors sorted by name.
 
     Sparse and composite ones have no `tensor`.
     """
 
-    def read(side: str) -> dict[str, TensorSpec]:
-        return {
-            name: read_tensor_info(name, info) for name, info in sorted(definition[side].items())
-        }
+    def read(side: Mapping[str, Any]) -> dict[str, TensorSpec]:
+        return {name: read_tensor_info(name, info) for name, info in sorted(side.items())}
 
-    return Signature(read("inputs"), read("outputs"))
+    return Signature(read(definition.inputs), read(definition.outputs))
 
 
-def read_tensor_info(name: str, info: Mapping[str, Any]) -> TensorSpec:
-    """A described TensorInfo; a dtype that TensorFlow has no name for is its number.
+def read_tensor_info(name: str, info: Any) -> TensorSpec:
+    """A TensorInfo; a dtype that TensorFlow has no name for is its number.
 
     TF1 tells of a variable by a reference to its value, which is what a session answers.
     """
-    shape = read_shape(info.get("tensor_shape", {}))
-    dtype = str(info["dtype"]).removesuffix("_REF")
-    return TensorSpec(name, info.get("name", ""), dtype, shape)
+    from tensorflow.core.framework import types_pb2  # there once TensorFlow is imported
 
-
-def read_shape(shape: Mapping[str, Any]) -> tuple[int | None, ...] | None:
-    return (
-        None
-        if shape.get("unknown_rank", True)
-        else tuple(None if int(dim["size"]) < 0 else int(dim["size"]) for dim in shape["dim"])
-    )
+    known = types_pb2.DataType.DESCRIPTOR.values_by_number
+    dtype = known[info.dtype].name if info.dtype in known else str(info.dtype)
+    shape = None
+    if info.HasField("tensor_shape") and not info.tensor_shape.unknown_rank:
+        shape = tuple(None if dim.size < 0 else dim.size for dim in info.tensor_shape.dim)
+    return TensorSpec(name, info.name, dtype.removesuffix("_REF"), shape)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -4296,8 +4267,7 @@ def read_signatures(folder: Path, tags: Sequence[str] = ("serve",)) -> dict[str,
     graph = find_graph(read_graphs(folder), tags)
     definitions = dict(graph.signature_def)
     rename_tensors(definitions, folder)
-    described = describe(definitions)["signature_def"]
-    signatures = {name: read_signature(one) for name, one in described.items()}
+    signatures = {name: read_signature(one) for name, one in definitions.items()}
     return {
         name: tell_makers(graph.graph_def, signature) if is_runnable(signature) else signature
         for name, signature in signatures.items()
@@ -4371,8 +4341,7 @@ def prepare_calls(
 
     Raises LoadError where none can be called: a model that answers nothing is not served.
     """
-    described = describe(definitions)["signature_def"]
-    signatures = {signature: read_signature(one) for signature, one in described.items()}
+    signatures = {signature: read_signature(one) for signature, one in definitions.items()}
     refused: dict[str, str] = {}
     plans = plan_calls(session.graph, signatures, refused)
     graph = session.graph.as_graph_def()
@@ -5213,7 +5182,7 @@ class ModelManager:
         config: Config,
         load: Callable[[Path, ModelConfig], Servable],
         prepare: Callable[[Config], Prepared],
-        refresh_others: Callable[["ModelManager", Outcome, bool], None],
+        refresh_others: Callable[[Outcome, bool], None],
         take_effect: Callable[[], None],
         list_versions: Callable[[str], dict[int, Path]] = list_versions,
         poll_seconds: float | None = None,
@@ -5630,7 +5599,7 @@ class ModelManager:
             self._absent.pop(name, None)
             self._publish(name, {}, {}, set(), outcome)
         if not self._ending.is_set():
-            self._refresh_others(self, outcome, polling)
+            self._refresh_others(outcome, polling)
             outcome.errors += [
                 ConfigError("", problem) for problem in self.deployment_problems().values()
             ]
@@ -6098,11 +6067,8 @@ def stack_rows(rows: list, spec: TensorSpec, key: str) -> np.ndarray:
             if first.size != last.size:
                 raise BadRequest(f"Expecting tensor size: {first.size} but got: {last.size}")
             if first.shape != last.shape:
-                raise BadRequest(
-                    f"Expecting shape {list(first.shape)} but got: {list(last.shape)}".replace(
-                        ", ", ","
-                    )
-                )
+                shapes = f"{shape_text(first)} but got: {shape_text(last)}"
+                raise BadRequest(f"Expecting shape {shapes}")
         except ServingError as error:
             raise BadRequest(
                 f"Failed to process element: {index}{key} of 'instances' list. Error: "
@@ -7611,9 +7577,7 @@ def find_given(value: Any, names: Sequence[str], path: str = "$") -> Iterator[st
         yield from find_given(item, names[1:], place)
 
 
-def refresh_others(
-    server: ModelServer, manager: ModelManager, outcome: Outcome, polling: bool
-) -> None:
+def refresh_others(server: ModelServer, outcome: Outcome, polling: bool) -> None:
     """What follows the models of a pass of the loader."""
     for extension in server.extensions:
         extension.refresh(server, outcome, polling)
@@ -7881,8 +7845,11 @@ def tell_error(error: BaseException, call: Call, envelope: Envelope) -> Reply:
             headers = {"Retry-After": "1", **headers}
     elif isinstance(error, HTTPException):
         if error.response is not None:  # what a host site's own check answers
-            replied = from_response(error.get_response())
-            return dataclasses.replace(replied, headers=sendable(replied.headers))
+            answer = error.get_response()
+            own = ("Content-Type", "Content-Length")
+            headers = sendable(pair for pair in answer.headers.items() if pair[0] not in own)
+            kind = answer.content_type or ""
+            return Reply(answer.get_data(), answer.status_code, kind, headers)
         text, status = error.description or error.name, error.code or 500
     else:
         return tell_unexpected(error, call, envelope)
@@ -7907,20 +7874,7 @@ def tell_unexpected(error: BaseException, call: Call, envelope: Envelope) -> Rep
 
 
 HEADER = re.compile(r"[\w!#$%&'*+.^`|~-]+", re.ASCII)
-# Of the connection and of the body, which are the server's own to tell.
-OWN_HEADERS = {
-    "connection",
-    "content-length",
-    "content-type",
-    "keep-alive",
-    "proxy-authenticate",
-    "proxy-authorization",
-    "te",
-    "trailer",
-    "trailers",
-    "transfer-encoding",
-    "upgrade",
-}
+OF_A_BODY = ("content-length", "content-type", "trailer")  # the server's own to tell
 
 
 def sendable(headers: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
@@ -7934,7 +7888,8 @@ def is_sendable(name: Any, value: Any) -> bool:
         isinstance(name, str)
         and isinstance(value, str)
         and HEADER.fullmatch(name)
-        and name.lower() not in OWN_HEADERS
+        and not is_hop_by_hop(name)
+        and name.lower() not in OF_A_BODY
         and re.fullmatch(r"[\t\x20-\x7e\xa0-\xff]*", value)
     ):
         return True
@@ -7946,16 +7901,6 @@ def is_operators(error: BaseException) -> bool:
     """Whether an exception is Ctrl-C, which ends the process and no request."""
     in_main = threading.current_thread() is threading.main_thread()
     return isinstance(error, KeyboardInterrupt) and in_main
-
-
-def from_response(response: Any) -> Reply:
-    """A response of Werkzeug's as a reply."""
-    headers = [
-        (k, v) for k, v in response.headers.items() if k not in ("Content-Type", "Content-Length")
-    ]
-    return Reply(
-        response.get_data(), response.status_code, response.content_type or "", tuple(headers)
-    )
 
 
 def read_body(server: ModelServer, call: Call, limit: int | None = None) -> bytes:
@@ -8391,7 +8336,7 @@ NEED_KEY = ("key", *OWN_KEYS)
 PARTS = re.compile(r"(\{\w+\}|'\w+'|[\[\]()|])")  # of a route's URL
 BRACES = re.compile(r"\{(\w+)\}")
 VERBS = ("predict", "classify", "regress")
-PLACEHOLDERS = {"version": "[0-9]+", "verb": f"(?-i:{'|'.join(VERBS)})", "rest": r"[\s\S]*?"}
+PLACEHOLDERS = {"version": "[0-9]+", "verb": f"(?-i:{'|'.join(VERBS)})"}
 GROUPS = {"[": "(?:", "]": ")?", "(": "(?:", ")": ")", "|": "|"}
 
 
@@ -9103,7 +9048,7 @@ def create_blueprint(
             "which changes at each start; `python serving.py --new-key NAME` makes a lasting one, "
             "`authorize=` lets the site decide"
         )
-    if authorize is not None and getattr(door.server.config.auth, "protect", "all") != "all":
+    if authorize is not None and door.server.config.auth.protect != "all":
         logger.warning(
             "authorize= is asked where a key would be, for pictures and handlers; :predict, "
             "metrics and reloads are open to everybody, as TensorFlow Serving's are: "

@@ -8,6 +8,7 @@ safe mode stays on: a file brings no code that runs.
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import logging
 import os
@@ -62,7 +63,7 @@ def load_exported(load: Load) -> Load:
         file = find_model_file(request.folder)
         if file is None:
             return load(request)
-        return load(request.with_folder(exported(file, request.folder)))
+        return load(dataclasses.replace(request, folder=exported(file, request.folder)))
 
     return load_any
 

@@ -5499,7 +5499,7 @@ class ModelManager:
         """Take over the config file if its bytes changed; a wrong one changes nothing."""
         text = self.read_text(outcome, polling)
         self._missing = CONFIG_MISSING if outcome.config_missing else ""
-        if text is None:
+        if self.path is None or text is None:
             return
         # until the pass is over: one that stops short is tried again by the next reload
         self._text, self._config_failed = text, True
@@ -7847,9 +7847,9 @@ def tell_error(error: BaseException, call: Call, envelope: Envelope) -> Reply:
         if error.response is not None:  # what a host site's own check answers
             answer = error.get_response()
             own = ("Content-Type", "Content-Length")
-            headers = sendable(pair for pair in answer.headers.items() if pair[0] not in own)
+            others = sendable(pair for pair in answer.headers.items() if pair[0] not in own)
             kind = answer.content_type or ""
-            return Reply(answer.get_data(), answer.status_code, kind, headers)
+            return Reply(answer.get_data(), answer.status_code, kind, others)
         text, status = error.description or error.name, error.code or 500
     else:
         return tell_unexpected(error, call, envelope)

@@ -92,6 +92,7 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Union
 from urllib.parse import parse_qs, quote, unquote
+from wsgiref.util import is_hop_by_hop
 
 import ml_dtypes
 import numpy as np
@@ -508,7 +509,6 @@ class Home(typing.NamedTuple):
 
     file: str
     sections: Sequence[str] = ()  # of a config
-    urls: Sequence[str] = ()
     commands: Sequence[str] = ()
 
     def tell(self) -> str:
@@ -521,26 +521,9 @@ HOMES = (
     Home("pipelines.py", sections=["pipeline_config_list"]),
     Home("handlers.py", sections=["handlers"]),
     Home("active_learning.py", sections=["deployments[].active_learning"]),
-    Home("quotas.py", sections=["auth.keys[].quota"], urls=["/usage"]),
+    Home("quotas.py", sections=["auth.keys[].quota"]),
     Home("metrics.py", sections=["server.history"]),
-    Home(
-        "console.py",
-        urls=[
-            "/console",
-            "/console/",
-            "/metrics",
-            "/monitoring/prometheus/metrics",
-            "/openapi.json",
-            "/stats",
-        ],
-    ),
-    Home("catalogue.py", urls=["/deployments"]),
-    Home("kserve.py", urls=["/v2", "/v2/repository/index"]),
-    Home(
-        "admin.py",
-        sections=["admin"],
-        urls=["/v1/config/file", "/v1/config/history", "/v1/config/rollback", "/v1/keys"],
-    ),
+    Home("admin.py", sections=["admin"]),
     Home("manifest.py", commands=["manifest"]),
     Home("deploying.py", commands=["deploy"]),
     Home("commands.py", commands=["export", "init", "init-hub"]),
@@ -550,7 +533,7 @@ HOMES = (
 
 
 def tell_missing(kind: str, name: str) -> str:
-    """Which file has a section, one of `urls` or one of `commands`."""
+    """Which file has a section or one of `commands`."""
     return next(home.tell() for home in HOMES if name in getattr(home, kind))
 
 
@@ -1213,7 +1196,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Pipeline:
-    name: str = option(doc="its name in URLs, as of a model", pattern=r"^[\s\S]")
+    name: str = option(doc="its name in URLs, as of a model", pattern=NOT_EMPTY)
     inputs: tuple[str, ...] = option(doc="the inputs of a request")
     nodes: tuple[Node, ...] = option(doc="models and functions")
     outputs: tuple[dict[str, NodeInput], ...] = option(
@@ -2468,7 +2451,7 @@ def encode_string(value: bytes) -> bytes:
 
 
 def encode_floats(array: np.ndarray) -> bytes:
-    """A float array as JSON with the tokens NaN, Infinity and -Infinity,
+    """An array of numbers as JSON with the tokens NaN, Infinity and -Infinity,
     for which orjson writes null.
     """
     pieces = orjson.dumps(array, option=orjson.OPT_SERIALIZE_NUMPY).split(b"null")
@@ -2500,15 +2483,9 @@ def encode_odd(value: Any) -> Any:
 
 
 def spell_floats(value: Any) -> Any:
-    """What encode_odd writes, and each float array and scalar with
-    its non-finite values as tokens.
-    """
+    """What encode_odd writes, and each array and scalar with its non-finite values as tokens."""
     if not isinstance(value, (np.ndarray, np.generic)) or value.dtype.kind == "O":
         return encode_odd(value)
-    if value.dtype.kind not in "fV":
-        return orjson.Fragment(
-            orjson.dumps(encode_odd(np.asarray(value)), option=orjson.OPT_SERIALIZE_NUMPY)
-        )
     array = np.asarray(value, np.float32 if value.dtype.kind == "V" else None)
     return orjson.Fragment(
         encode_floats(array[()] if array.ndim == 0 else np.ascontiguousarray(array))
@@ -3215,33 +3192,18 @@ def import_operations(names: tuple[str, ...]) -> list[str]:
     return failed
 
 
-# Beginnings of the names of operations that models are known to need, and the module that has them.
+# By module: how the names of those of its operations begin that models are known to need.
 OPERATIONS = {
-    "TFText>": "tensorflow_text",
-    "Sentencepiece": "tensorflow_text",
-    "Wordpiece": "tensorflow_text",
-    "FastWordpiece": "tensorflow_text",
-    "FastBertNormalize": "tensorflow_text",
-    "FastSentencepiece": "tensorflow_text",
-    "RegexSplit": "tensorflow_text",
-    "NormalizeUTF8": "tensorflow_text",
-    "CaseFoldUTF8": "tensorflow_text",
-    "WhitespaceTokenize": "tensorflow_text",
-    "UnicodeScriptTokenize": "tensorflow_text",
-    "SentenceFragments": "tensorflow_text",
-    "SplitMerge": "tensorflow_text",
-    "PhraseTokenize": "tensorflow_text",
-    "ConstrainedSequence": "tensorflow_text",
-    "MaxSpanningTree": "tensorflow_text",
-    "RougeL": "tensorflow_text",
-    "Addons>": "tensorflow_addons",
-    "IO>": "tensorflow_io",
-    "SimpleML": "tensorflow_decision_forests",
-    "DecodeProtoSparse": "struct2tensor",
-    "EquiJoinIndices": "struct2tensor",
-    "RunLengthBefore": "struct2tensor",
-    "TFRA>": "tensorflow_recommenders_addons",
-    "Tfq": "tensorflow_quantum",
+    "tensorflow_text": "TFText> Sentencepiece Wordpiece FastWordpiece FastBertNormalize "
+    "FastSentencepiece RegexSplit NormalizeUTF8 CaseFoldUTF8 WhitespaceTokenize "
+    "UnicodeScriptTokenize SentenceFragments SplitMerge PhraseTokenize ConstrainedSequence "
+    "MaxSpanningTree RougeL",
+    "tensorflow_addons": "Addons>",
+    "tensorflow_io": "IO>",
+    "tensorflow_decision_forests": "SimpleML",
+    "struct2tensor": "DecodeProtoSparse EquiJoinIndices RunLengthBefore",
+    "tensorflow_recommenders_addons": "TFRA>",
+    "tensorflow_quantum": "Tfq",
 }
 
 
@@ -3253,10 +3215,10 @@ def explain_operation(message: str, failed: Sequence[str] = ()) -> str:
     unknown = re.search(r"Op type not registered '([^']*)'", message)
     if unknown is None:
         return message
-    known = next(
-        (module for start, module in OPERATIONS.items() if unknown[1].startswith(start)), None
-    )
-    module = known or "<the module that brings it>"
+    module = "<the module that brings it>"
+    for known, starts in OPERATIONS.items():
+        if unknown[1].startswith(tuple(starts.split())):
+            module = known
     hint = f'write "import_modules": ["{module}"] into the config, once that module is installed'
     return f"{unknown[0]}: {'; '.join(failed) or hint}"
 
@@ -3271,10 +3233,6 @@ class LoadRequest:
     modules: tuple[str, ...] = ()  # imported before: they bring operations
     device: str = ""  # such as `GPU:0`; none: the config's first that is there
     try_calls: bool = True  # with made-up input; not where other calls come in their place
-
-    def with_folder(self, folder: Path) -> "LoadRequest":
-        """The same request for the SavedModel in another folder."""
-        return dataclasses.replace(self, folder=folder)
 
     def with_config(self, **fields: Any) -> "LoadRequest":
         """The same request with other fields of the model's config."""
@@ -3624,36 +3582,31 @@ def describe(definitions: Mapping[str, Any]) -> dict[str, Any]:
     return {"signature_def": write(True), "signatureDef": write(False)}
 
 
-def read_signature(definition: Mapping[str, Any]) -> Signature:
-    """A described SignatureDef as a `Signature`, its tensors sorted by name.
+def read_signature(definition: Any) -> Signature:
+    """A SignatureDef as a `Signature`, its tensors sorted by name.
 
     Sparse and composite ones have no `tensor`.
     """
 
-    def read(side: str) -> dict[str, TensorSpec]:
-        return {
-            name: read_tensor_info(name, info) for name, info in sorted(definition[side].items())
-        }
+    def read(side: Mapping[str, Any]) -> dict[str, TensorSpec]:
+        return {name: read_tensor_info(name, info) for name, info in sorted(side.items())}
 
-    return Signature(read("inputs"), read("outputs"))
+    return Signature(read(definition.inputs), read(definition.outputs))
 
 
-def read_tensor_info(name: str, info: Mapping[str, Any]) -> TensorSpec:
-    """A described TensorInfo; a dtype that TensorFlow has no name for is its number.
+def read_tensor_info(name: str, info: Any) -> TensorSpec:
+    """A TensorInfo; a dtype that TensorFlow has no name for is its number.
 
     TF1 tells of a variable by a reference to its value, which is what a session answers.
     """
-    shape = read_shape(info.get("tensor_shape", {}))
-    dtype = str(info["dtype"]).removesuffix("_REF")
-    return TensorSpec(name, info.get("name", ""), dtype, shape)
+    from tensorflow.core.framework import types_pb2  # there once TensorFlow is imported
 
-
-def read_shape(shape: Mapping[str, Any]) -> tuple[int | None, ...] | None:
-    return (
-        None
-        if shape.get("unknown_rank", True)
-        else tuple(None if int(dim["size"]) < 0 else int(dim["size"]) for dim in shape["dim"])
-    )
+    known = types_pb2.DataType.DESCRIPTOR.values_by_number
+    dtype = known[info.dtype].name if info.dtype in known else str(info.dtype)
+    shape = None
+    if info.HasField("tensor_shape") and not info.tensor_shape.unknown_rank:
+        shape = tuple(None if dim.size < 0 else dim.size for dim in info.tensor_shape.dim)
+    return TensorSpec(name, info.name, dtype.removesuffix("_REF"), shape)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -4305,35 +4258,6 @@ def is_constant(tensor: str, scope: Scope) -> bool:
     return node is not None and node.op == "Const"
 
 
-def read_fields(message: bytes) -> dict[int, list[bytes]]:
-    """The length-delimited fields of a protobuf message by number, whatever its type."""
-    # protobuf comes, and is imported, with TensorFlow
-    from google.protobuf import empty_pb2, unknown_fields
-
-    found: dict[int, list[bytes]] = {}
-    for unknown in unknown_fields.UnknownFieldSet(empty_pb2.Empty.FromString(message)):
-        if unknown.wire_type == 2:
-            found.setdefault(unknown.field_number, []).append(unknown.data)
-    return found
-
-
-def read_tag_sets(path: Path) -> list[list[str]]:
-    """The tags of each graph in a saved_model.pb; empty where that cannot be read.
-
-    Without TensorFlow, whose import takes seconds: SavedModel.meta_graphs is field 2, there
-    meta_info_def 1, there tags 4.
-    """
-    # protobuf comes, and is imported, with TensorFlow
-    from google.protobuf.message import DecodeError
-
-    try:
-        graphs = read_fields(path.read_bytes()).get(2, [])
-        infos = [read_fields(read_fields(graph).get(1, [b""])[0]) for graph in graphs]
-        return [[tag.decode() for tag in info.get(4, [])] for info in infos]
-    except (OSError, ValueError, DecodeError):
-        return []
-
-
 def read_signatures(folder: Path, tags: Sequence[str] = ("serve",)) -> dict[str, Signature]:
     """A SavedModel's signatures, with what its graph tells of them, from its file alone.
 
@@ -4343,8 +4267,7 @@ def read_signatures(folder: Path, tags: Sequence[str] = ("serve",)) -> dict[str,
     graph = find_graph(read_graphs(folder), tags)
     definitions = dict(graph.signature_def)
     rename_tensors(definitions, folder)
-    described = describe(definitions)["signature_def"]
-    signatures = {name: read_signature(one) for name, one in described.items()}
+    signatures = {name: read_signature(one) for name, one in definitions.items()}
     return {
         name: tell_makers(graph.graph_def, signature) if is_runnable(signature) else signature
         for name, signature in signatures.items()
@@ -4418,8 +4341,7 @@ def prepare_calls(
 
     Raises LoadError where none can be called: a model that answers nothing is not served.
     """
-    described = describe(definitions)["signature_def"]
-    signatures = {signature: read_signature(one) for signature, one in described.items()}
+    signatures = {signature: read_signature(one) for signature, one in definitions.items()}
     refused: dict[str, str] = {}
     plans = plan_calls(session.graph, signatures, refused)
     graph = session.graph.as_graph_def()
@@ -5084,6 +5006,53 @@ class Visit:
         )
 
 
+NO_VERSION = (
+    "expected a version to serve, got none; those that are loaded keep serving "
+    "(servable_versions_always_present)"
+)
+
+
+class Look(typing.NamedTuple):
+    """What can be known of a model of the config without loading it."""
+
+    model: ModelConfig
+    path: str
+    problems: list[str]  # as a reload tells them
+    folders: Mapping[int, Path] = {}
+    picked: dict[int, Path] | None = None  # the folders that its policy picks; None: it is refused
+
+
+def look_at(config: Config, list_versions: Callable[[str], dict[int, Path]]) -> Iterator[Look]:
+    """Each model of a config as a pass of the loader would find it."""
+    places: dict[str, str] = {}
+    for index, model in enumerate(config.models):
+        path = f"$.model_config_list[{index}].config"
+        taken = places.setdefault(model.name, path)
+        if taken != path:
+            problem = f"{path}.name: '{model.name}' is already taken by {taken}"
+            yield Look(model, path, [problem])
+            continue
+        if model.problem:
+            yield Look(model, path, [f"{path}.{model.problem}"])
+            continue
+        try:
+            folders = list_versions(model.base_path)
+        except LoadError as error:
+            yield Look(model, path, [f"{path}.base_path: {error.message}"])
+            continue
+        versions = choose_versions(model.model_version_policy, folders)
+        if not versions and config.server.servable_versions_always_present:
+            yield Look(model, path, [f"{path}.base_path: {NO_VERSION}"])
+            continue
+        problems = [
+            f"{path}.version_labels.{label}: version {number} is not available"
+            for label, number in model.version_labels.items()
+            if number not in versions
+        ]
+        picked = {version: folders[version] for version in versions}
+        yield Look(model, path, problems, folders, picked)
+
+
 def missing_models(config: Config) -> list[str]:
     """Which models deployments ask for that the config does not have."""
     return [
@@ -5193,6 +5162,9 @@ def state_text(error: BaseException) -> str:
 Steps = Iterator[Sequence[Future]]  # work that is done bit by bit: what each next bit waits for
 
 
+CONFIG_MISSING = "Config file not found or cannot open."
+
+
 class ModelManager:
     """Brings what is loaded in line with what the config wants.
 
@@ -5210,7 +5182,7 @@ class ModelManager:
         config: Config,
         load: Callable[[Path, ModelConfig], Servable],
         prepare: Callable[[Config], Prepared],
-        refresh_others: Callable[["ModelManager", Outcome, bool], None],
+        refresh_others: Callable[[Outcome, bool], None],
         take_effect: Callable[[], None],
         list_versions: Callable[[str], dict[int, Path]] = list_versions,
         poll_seconds: float | None = None,
@@ -5525,39 +5497,40 @@ class ModelManager:
 
     def _read_config(self, outcome: Outcome, polling: bool) -> None:
         """Take over the config file if its bytes changed; a wrong one changes nothing."""
-        if self.path is None:
+        text = self.read_text(outcome, polling)
+        self._missing = CONFIG_MISSING if outcome.config_missing else ""
+        if self.path is None or text is None:
             return
+        # until the pass is over: one that stops short is tried again by the next reload
+        self._text, self._config_failed = text, True
+        try:
+            config = load_config(self.path, text, type(self.config))
+            self._label_files = label_files(config)
+            self.prepared = self._prepare(config)
+            tell_restart(self.config.server, config.server)
+            self.config = config
+            self._expect_models()
+            self._config_error = ""
+            self._take_effect()
+        except ConfigError as error:
+            self._config_error = error.message
+            outcome.errors += error.all()
+
+    def read_text(self, outcome: Outcome, polling: bool = False) -> bytes | None:
+        """The text of the config file, if a pass takes it up; one that was asked for does so where
+        the files of label maps have changed, too.
+        """
+        if self.path is None:
+            return None
         try:
             text = read_file(self.path)
         except OSError:
             outcome.config_missing = True
-            self._missing = "Config file not found or cannot open."
-            outcome.errors.append(LoadError(self._missing))
-            return
-        self._missing = ""
-        outcome.config_read = self.would_read(text, polling)
-        if outcome.config_read:
-            # until the pass is over: one that stops short is tried again by the next reload
-            self._text, self._config_failed = text, True
-            try:
-                config = load_config(self.path, text, type(self.config))
-                self._label_files = label_files(config)
-                self.prepared = self._prepare(config)
-                tell_restart(self.config.server, config.server)
-                self.config = config
-                self._expect_models()
-                self._config_error = ""
-                self._take_effect()
-            except ConfigError as error:
-                self._config_error = error.message
-                outcome.errors += error.all()
-
-    def would_read(self, text: bytes, polling: bool = False) -> bool:
-        """Whether a pass would take up a config file of this text; one that was asked for does so
-        where the files of label maps have changed, too.
-        """
+            outcome.errors.append(LoadError(CONFIG_MISSING))
+            return None
         again = not polling and (self._config_failed or self.has_other_labels())
-        return text != self._text or again
+        outcome.config_read = again or text != self._text
+        return text if outcome.config_read else None
 
     def has_other_labels(self) -> bool:
         """Whether files of label maps have changed since they were read."""
@@ -5626,7 +5599,7 @@ class ModelManager:
             self._absent.pop(name, None)
             self._publish(name, {}, {}, set(), outcome)
         if not self._ending.is_set():
-            self._refresh_others(self, outcome, polling)
+            self._refresh_others(outcome, polling)
             outcome.errors += [
                 ConfigError("", problem) for problem in self.deployment_problems().values()
             ]
@@ -5753,11 +5726,7 @@ class ModelManager:
         self._say_once(logging.WARNING, text)
         if not self.config.server.servable_versions_always_present:
             return folders
-        visit.fail(
-            ".base_path",
-            "expected a version to serve, got none; those that are loaded keep "
-            "serving (servable_versions_always_present)",
-        )
+        visit.fail(".base_path", NO_VERSION)
         return None
 
     def _refuse(self, visit: Visit) -> None:
@@ -6098,11 +6067,8 @@ def stack_rows(rows: list, spec: TensorSpec, key: str) -> np.ndarray:
             if first.size != last.size:
                 raise BadRequest(f"Expecting tensor size: {first.size} but got: {last.size}")
             if first.shape != last.shape:
-                raise BadRequest(
-                    f"Expecting shape {list(first.shape)} but got: {list(last.shape)}".replace(
-                        ", ", ","
-                    )
-                )
+                shapes = f"{shape_text(first)} but got: {shape_text(last)}"
+                raise BadRequest(f"Expecting shape {shapes}")
         except ServingError as error:
             raise BadRequest(
                 f"Failed to process element: {index}{key} of 'instances' list. Error: "
@@ -7366,36 +7332,23 @@ class ModelServer:
         """
         outcome = Outcome()
         try:
-            wanted = self._read_wanted(outcome)
+            text = self.manager.read_text(outcome)
+            if text is not None:
+                return 200, self.plan_text(text)
         except ConfigError as error:
             outcome.errors += error.all()
         if outcome.errors:
             return tell_failure(outcome)
-        return 200, plan_changes(self.manager, wanted, outcome.config_read)
+        return 200, plan_changes(self.manager, self.config, False)
 
     def plan_text(self, text: bytes) -> dict[str, Any]:
         """Tell what a reload would change if the config file were to hold `text`.
 
         Raises ConfigError, as the reload would.
         """
-        wanted = ModelServer(self.manager.path or Path(), self.extensions, text).config
+        path = self.manager.path or Path()
+        wanted = ModelServer(path, self.extensions, text).config  # made ready aside, never started
         return plan_changes(self.manager, wanted, True)
-
-    def _read_wanted(self, outcome: Outcome) -> Config:
-        """The config that a reload would bring into force; raises ConfigError."""
-        path = self.manager.path
-        if path is None:
-            return self.config
-        try:
-            text = read_file(path)
-        except OSError:
-            outcome.config_missing = True
-            outcome.errors.append(LoadError("Config file not found or cannot open."))
-            return self.config
-        outcome.config_read = self.manager.would_read(text)
-        if not outcome.config_read:
-            return self.config
-        return ModelServer(path, self.extensions).config  # made ready aside, never started
 
 
 def tell_failure(outcome: Outcome) -> tuple[int, dict[str, Any]]:
@@ -7405,11 +7358,7 @@ def tell_failure(outcome: Outcome) -> tuple[int, dict[str, Any]]:
         if outcome.config_read
         else "Reloading models versions failed."
     )
-    text = (
-        "Config file not found or cannot open."
-        if outcome.config_missing
-        else f"{step} Check server logs for more info."
-    )
+    text = CONFIG_MISSING if outcome.config_missing else f"{step} Check server logs for more info."
     return int(outcome.errors[0].status), {
         "error": text,
         "details": [error.message for error in outcome.errors],
@@ -7500,46 +7449,19 @@ def compare_named(now: Any, wanted: Any, section: str, name: str) -> dict[str, A
 
 def plan_versions(manager: ModelManager, wanted: Config) -> tuple[list[dict[str, Any]], list[str]]:
     """The versions that would be loaded, loaded anew and unloaded, by model; what is wrong."""
-    models = {model.name: model for model in reversed(wanted.models)}  # the first of a name
-    problems, plans = list[str](), []
-    served: dict[str, list[int]] = {}
+    looks = list(look_at(wanted, manager.list_versions))
+    problems = [problem for look in looks for problem in look.problems]
+    models = {look.model.name: look for look in reversed(looks)}  # the first of a name
+    plans, served = [], dict[str, list[int]]()
     for name in sorted(models.keys() | {model.name for model in manager.config.models}):
-        picked: dict[int, Path] | None = {}
-        if name in models:
-            index = next(i for i, model in enumerate(wanted.models) if model.name == name)
-            path = f"$.model_config_list[{index}].config"
-            always = wanted.server.servable_versions_always_present
-            picked = find_picked(manager, models[name], path, always, problems)
-        if picked is not None:
-            served |= {name: sorted(picked)} if picked else {}
-            found = manager.plan_model(name, models.get(name), picked)
-            plans += [{"model": name, **found}] if any(found.values()) else []
+        look = models.get(name)
+        picked = look.picked if look else {}
+        if picked is None:  # what is loaded stays
+            continue
+        served |= {name: sorted(picked)} if picked else {}
+        found = manager.plan_model(name, look and look.model, picked)
+        plans += [{"model": name, **found}] if any(found.values()) else []
     return plans, problems + check_deployments(wanted, served)
-
-
-def find_picked(
-    manager: ModelManager, model: ModelConfig, path: str, always: bool, problems: list[str]
-) -> dict[int, Path] | None:
-    """The folders of the versions that a model's policy picks; None where what is loaded stays:
-    with nothing picked, if some are `always` to be there.
-    """
-    if model.problem:
-        problems.append(f"{path}.{model.problem}")
-        return None
-    try:
-        folders = manager.list_versions(model.base_path)
-    except LoadError as error:
-        problems.append(f"{path}.base_path: {error.message}")
-        return None
-    picked = choose_versions(model.model_version_policy, folders)
-    if not picked and always:
-        return None
-    problems += [
-        f"{path}.version_labels.{label}: version {number} is not available"
-        for label, number in model.version_labels.items()
-        if number not in picked
-    ]
-    return {version: folders[version] for version in picked}
 
 
 def read_picture(image: Any, limits: Any) -> np.ndarray:
@@ -7655,9 +7577,7 @@ def find_given(value: Any, names: Sequence[str], path: str = "$") -> Iterator[st
         yield from find_given(item, names[1:], place)
 
 
-def refresh_others(
-    server: ModelServer, manager: ModelManager, outcome: Outcome, polling: bool
-) -> None:
+def refresh_others(server: ModelServer, outcome: Outcome, polling: bool) -> None:
     """What follows the models of a pass of the loader."""
     for extension in server.extensions:
         extension.refresh(server, outcome, polling)
@@ -7925,8 +7845,11 @@ def tell_error(error: BaseException, call: Call, envelope: Envelope) -> Reply:
             headers = {"Retry-After": "1", **headers}
     elif isinstance(error, HTTPException):
         if error.response is not None:  # what a host site's own check answers
-            replied = from_response(error.get_response())
-            return dataclasses.replace(replied, headers=sendable(replied.headers))
+            answer = error.get_response()
+            own = ("Content-Type", "Content-Length")
+            others = sendable(pair for pair in answer.headers.items() if pair[0] not in own)
+            kind = answer.content_type or ""
+            return Reply(answer.get_data(), answer.status_code, kind, others)
         text, status = error.description or error.name, error.code or 500
     else:
         return tell_unexpected(error, call, envelope)
@@ -7951,20 +7874,7 @@ def tell_unexpected(error: BaseException, call: Call, envelope: Envelope) -> Rep
 
 
 HEADER = re.compile(r"[\w!#$%&'*+.^`|~-]+", re.ASCII)
-# Of the connection and of the body, which are the server's own to tell.
-OWN_HEADERS = {
-    "connection",
-    "content-length",
-    "content-type",
-    "keep-alive",
-    "proxy-authenticate",
-    "proxy-authorization",
-    "te",
-    "trailer",
-    "trailers",
-    "transfer-encoding",
-    "upgrade",
-}
+OF_A_BODY = ("content-length", "content-type", "trailer")  # the server's own to tell
 
 
 def sendable(headers: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
@@ -7978,7 +7888,8 @@ def is_sendable(name: Any, value: Any) -> bool:
         isinstance(name, str)
         and isinstance(value, str)
         and HEADER.fullmatch(name)
-        and name.lower() not in OWN_HEADERS
+        and not is_hop_by_hop(name)
+        and name.lower() not in OF_A_BODY
         and re.fullmatch(r"[\t\x20-\x7e\xa0-\xff]*", value)
     ):
         return True
@@ -7990,16 +7901,6 @@ def is_operators(error: BaseException) -> bool:
     """Whether an exception is Ctrl-C, which ends the process and no request."""
     in_main = threading.current_thread() is threading.main_thread()
     return isinstance(error, KeyboardInterrupt) and in_main
-
-
-def from_response(response: Any) -> Reply:
-    """A response of Werkzeug's as a reply."""
-    headers = [
-        (k, v) for k, v in response.headers.items() if k not in ("Content-Type", "Content-Length")
-    ]
-    return Reply(
-        response.get_data(), response.status_code, response.content_type or "", tuple(headers)
-    )
 
 
 def read_body(server: ModelServer, call: Call, limit: int | None = None) -> bytes:
@@ -8435,7 +8336,7 @@ NEED_KEY = ("key", *OWN_KEYS)
 PARTS = re.compile(r"(\{\w+\}|'\w+'|[\[\]()|])")  # of a route's URL
 BRACES = re.compile(r"\{(\w+)\}")
 VERBS = ("predict", "classify", "regress")
-PLACEHOLDERS = {"version": "[0-9]+", "verb": f"(?-i:{'|'.join(VERBS)})", "rest": r"[\s\S]*?"}
+PLACEHOLDERS = {"version": "[0-9]+", "verb": f"(?-i:{'|'.join(VERBS)})"}
 GROUPS = {"[": "(?:", "]": ")?", "(": "(?:", ")": ")", "|": "|"}
 
 
@@ -8684,17 +8585,7 @@ def find_view(server: ModelServer, method: str, path: str) -> Found:
         allow = {"Allow": ", ".join(method for route in others for method in route.methods)}
         text = f"Method {method} is not allowed here: {path[:200]}"
         raise ServingError(text, "INVALID_ARGUMENT", HTTPStatus.METHOD_NOT_ALLOWED, allow)
-    if path in missing_urls(server.extensions):
-        raise NotFound(tell_missing("urls", path).capitalize())
     raise BadRequest(f"Malformed request: {method} {path}")
-
-
-@functools.cache
-def missing_urls(extensions: tuple[Extension, ...]) -> list[str]:
-    """The URLs that files beside this one would answer, and that none of the table's rows does."""
-    rows = routes_of(extensions)
-    urls = [url for home in HOMES for url in home.urls]
-    return [url for url in urls if not any(row.pattern.fullmatch(url) for row in rows)]
 
 
 def use_deployment(server: ModelServer, known: Found) -> Found:
@@ -9157,7 +9048,7 @@ def create_blueprint(
             "which changes at each start; `python serving.py --new-key NAME` makes a lasting one, "
             "`authorize=` lets the site decide"
         )
-    if authorize is not None and getattr(door.server.config.auth, "protect", "all") != "all":
+    if authorize is not None and door.server.config.auth.protect != "all":
         logger.warning(
             "authorize= is asked where a key would be, for pictures and handlers; :predict, "
             "metrics and reloads are open to everybody, as TensorFlow Serving's are: "
@@ -9180,7 +9071,6 @@ def rules_of(extensions: tuple[Extension, ...]) -> tuple[str, ...]:
     urls = [url for row in routes_of(extensions) for url in spellings(row.url)]
     below = tuple(own.partition("{")[0] for own in OWN)
     alone = [url for url in urls if not url.startswith(below)]
-    alone += missing_urls(extensions)
     rules = [BRACES.sub(r"<serving_\1>", url.replace("{model}", ANY_MODEL)) for url in alone]
     # Any of one name: a page of the site's at the very same URL comes before it.
     rules = [re.sub(r"^/([^/<]+)", r"/<any('\1'):serving_root>", rule) for rule in rules]
@@ -9873,21 +9763,6 @@ def model_at(place: Path) -> dict[str, Any] | None:
     return None
 
 
-class Site:
-    """An application that is there when the first request is."""
-
-    app: Any = None
-
-    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
-        return self.app(environ, start_response)
-
-    @property
-    def door(self) -> OpenDoor | None:
-        """What answers the server's own URLs, unless somebody has put something before it."""
-        door = getattr(self.app, "wsgi_app", None)
-        return door if isinstance(door, OpenDoor) else None
-
-
 class PrintableLog(logging.LoggerAdapter):
     """waitress's log of a connection, which names paths as they were decoded."""
 
@@ -10040,12 +9915,10 @@ def serve(
 ) -> None:
     """Listen, load, answer until `stop`, and end well."""
     socket.getaddrinfo(host or "?", port)  # says what is wrong with the host, as an OSError
-    # First: a taken port is known before any model is loaded.
-    site = Site()
-    http = listen(server, site, host, port)
     server.says_key = True
+    # First: a taken port is known before any model is loaded.
+    http = listen(server, create_app(server), host, port)
     process.take_signals(stop)  # before a load begins, which a signal may find hanging
-    site.app = create_app(server)
     server.start()  # not `eager`: TensorFlow's import is not waited for, nobody else begins one
     where = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # a browser opens no wildcard
     address = f"http://{f'[{where}]' if ':' in where else where}:{http.port}"
@@ -10124,63 +9997,54 @@ def examine(server: ModelServer) -> tuple[list[Row], list[str]]:
     return rows, problems + check_pictures(config, prepared, served)
 
 
-def check_models(
-    config: Config,
-) -> tuple[list[Row], list[str], dict[str, list[int]]]:
+def check_models(config: Config) -> tuple[list[Row], list[str], dict[str, list[int]]]:
     """A row for each model, what is wrong with its folders,
     and by name the versions to be served.
     """
     rows, problems = list[Row](), list[str]()
     served: dict[str, list[int]] = {}
-    names = [model.name for model in config.models]
-    for index, model in enumerate(config.models):
-        path = f"$.model_config_list[{index}].config"
-        earlier = names.index(model.name)
-        if earlier < index:
-            taken = f"is already taken by $.model_config_list[{earlier}].config"
-            problems.append(f"{path}.name: '{model.name}' {taken}")
-        if model.problem:
-            problems.append(f"{path}.{model.problem}")
+    for look in look_at(config, list_told):
+        problems += look.problems
+        if look.picked is None:
             continue
-        try:
-            folders = list_versions(model.base_path)
-        except LoadError as error:
-            problems.append(f"{path}.base_path: {error}: {model.base_path}")
-            continue
-        served[model.name] = versions = choose_versions(model.model_version_policy, folders)
-        numbers, devices = ", ".join(map(str, versions)) or "none", ", ".join(model.targets)
+        model = look.model
+        served[model.name] = list(look.picked)
+        numbers, devices = ", ".join(map(str, look.picked)) or "none", ", ".join(model.targets)
         rows.append(("model", model.name, f"version {numbers} on {devices}", model.base_path))
-        problems += check_versions(model, path, folders, versions)
+        problems += check_versions(look)
     return rows, problems, served
 
 
-def check_versions(
-    model: ModelConfig, path: str, folders: Mapping[int, Path], versions: list[int]
-) -> list[str]:
+def list_told(base_path: str) -> dict[int, Path]:
+    """As `list_versions`; its error names the folder, too."""
+    try:
+        return list_versions(base_path)
+    except LoadError as error:
+        raise LoadError(f"{error}: {base_path}") from None
+
+
+def check_versions(look: Look) -> list[str]:
     """What is wrong with the versions that a model's policy picks."""
-    problems = (
-        []
-        if versions
-        else [
-            f"{path}: no version folder that its policy picks in {model.base_path}"
-            + ("" if folders else explain_no_versions(model.base_path))
-        ]
-    )
-    versions = [number for number in versions if find_model_file(folders[number]) is None]
-    problems += [
-        f"{path}: version {version} holds no saved_model.pb, or an empty one: {folders[version]}"
-        for version in versions
-        if not any(file.stat().st_size for file in folders[version].glob("saved_model.pb*"))
-    ]
-    for version in versions:
-        there = read_tag_sets(folders[version] / "saved_model.pb")
-        if there and set(model.tags) not in map(set, there):
-            problems.append(f"{path}.tags: version {version}: {explain_tags(there, model.tags)}")
-    return problems + [
-        f"{path}.version_labels.{label}: version {version} is not served"
-        for label, version in model.version_labels.items()
-        if version not in versions
-    ]
+    base_path, tags = look.model.base_path, look.model.tags
+    if not look.picked:
+        hint = "" if look.folders else explain_no_versions(base_path)
+        return [f"{look.path}: no version folder that its policy picks in {base_path}{hint}"]
+    problems = []
+    for version, folder in look.picked.items():
+        if find_model_file(folder) is not None:
+            continue
+        if not any(file.stat().st_size for file in folder.glob("saved_model.pb*")):
+            text = f"version {version} holds no saved_model.pb, or an empty one: {folder}"
+            problems.append(f"{look.path}: {text}")
+            continue
+        try:
+            tensorflow()
+            find_graph(read_graphs(folder), tags)
+        except LoadError as error:
+            problems.append(f"{look.path}.tags: version {version}: {error}")
+        except Exception as error:
+            problems.append(f"{look.path}: version {version}: {explain(error)}")
+    return problems
 
 
 def check_modules(config: Config) -> list[str]:

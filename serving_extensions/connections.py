@@ -24,8 +24,8 @@ from waitress.utilities import BadRequest, RequestEntityTooLarge
 
 from .core import (
     Extension,
+    OpenDoor,
     ServingError,
-    Site,
     Turn,
     Waitress,
     find_known,
@@ -404,7 +404,7 @@ class Front(Waitress):
         self.gate = Gate(lambda: self.server.config.server, self.dispatcher, server.refused)
         self.lane = Lane(server)
         # with a trusted proxy, waitress has something of its own before the application
-        self.site = app if isinstance(app, Site) and "trusted_proxy" not in adjustments else None
+        self.app = None if "trusted_proxy" in adjustments else app
         server.waiting, server.place_of = self.dispatcher, self.dispatcher.place_of
         parser = type("Parser", (Parser,), {"front": self})
         channel = type("Channel", (Channel,), {"front": self, "parser_class": parser})
@@ -442,8 +442,8 @@ class Front(Waitress):
         if alone and request.refused:
             channel.answer_here()
         elif alone and self.lane.takes(request, found):
-            door = self.site.door if self.site else None
-            if door is not None:
+            door = getattr(self.app, "wsgi_app", None)
+            if isinstance(door, OpenDoor):  # unless somebody has put something before it
                 path = path_of(request.request_uri)
                 request.short = functools.partial(door.answer, path=path, found=found)
             turn, turn.later = channel.turn, self.later

@@ -8,6 +8,7 @@ safe mode stays on: a file brings no code that runs.
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import logging
 import os
@@ -63,7 +64,7 @@ def load_exported(load: Load) -> Load:
         if file is None:
             return load(request)
         check_manifest(request.folder)  # `load` checks the folder that is made of it
-        return load(request.with_folder(exported(file, request.folder)))
+        return load(dataclasses.replace(request, folder=exported(file, request.folder)))
 
     return load_any
 

@@ -16,7 +16,6 @@ from .core import (
     LoadRequest,
     Servable,
     load_errors,
-    read_fields,
     tensorflow,
 )
 
@@ -60,6 +59,18 @@ def replay(folder: Path, answer: Callable[[str, dict[str, np.ndarray]], Any]) ->
                 f"Failed to parse warmup record: {index}: "
                 f"{getattr(error, 'message', None) or error}"
             ) from error
+
+
+def read_fields(message: bytes) -> dict[int, list[bytes]]:
+    """The length-delimited fields of a protobuf message by number, whatever its type."""
+    # protobuf comes, and is imported, with TensorFlow
+    from google.protobuf import empty_pb2, unknown_fields
+
+    found: dict[int, list[bytes]] = {}
+    for unknown in unknown_fields.UnknownFieldSet(empty_pb2.Empty.FromString(message)):
+        if unknown.wire_type == 2:
+            found.setdefault(unknown.field_number, []).append(unknown.data)
+    return found
 
 
 def read_requests(tf: Any, record: bytes) -> Requests:

@@ -424,9 +424,11 @@ def test_check_says_what_would_be_served():
 
 
 def test_check_names_everything_that_is_wrong(tmp_path):
-    for folder in ("a/1", "a/2", "empty"):
+    for folder in ("a/2", "a/4", "empty", "k/1"):
         (tmp_path / folder).mkdir(parents=True)
-    (tmp_path / "a/1/saved_model.pb").write_bytes(b"x")
+    shutil.copytree(ROOT / "models/half_plus_two/123", tmp_path / "a/1")
+    (tmp_path / "a/4/saved_model.pb").write_bytes(b"x")
+    (tmp_path / "k/1/model.keras").write_bytes(b"x")
     (tmp_path / "c.json").write_text(
         json.dumps(
             {
@@ -448,6 +450,7 @@ def test_check_names_everything_that_is_wrong(tmp_path):
                             "model_version_policy": {"specific": {"versions": [1]}},
                         }
                     },
+                    {"config": {"name": "k", "base_path": "k", "version_labels": {"stable": 1}}},
                 ],
                 "deployments": [{"id": "d", "model": "nope"}],
             }
@@ -455,9 +458,12 @@ def test_check_names_everything_that_is_wrong(tmp_path):
     )
     status, lines = check(tmp_path / "c.json")
     assert status == 2
-    assert [line.replace(str(tmp_path), "T") for line in lines if line.startswith("wrong: ")] == [
+    wrong = [line.replace(str(tmp_path), "T") for line in lines if line.startswith("wrong: ")]
+    broken = "wrong: $.model_config_list[0].config: version 4: OSError: Cannot parse file "
+    assert wrong.pop(1).startswith(f"{broken}b'saved_model.pb'")
+    assert wrong == [
+        "wrong: $.model_config_list[0].config.version_labels.new: version 3 is not available",
         "wrong: $.model_config_list[0].config: version 2 holds no saved_model.pb, or an empty one: T/a/2",
-        "wrong: $.model_config_list[0].config.version_labels.new: version 3 is not served",
         "wrong: $.model_config_list[1].config: no version folder that its policy picks in T/empty",
         "wrong: $.model_config_list[2].config.base_path: base_path cannot be read: No such file or directory: T/gone",
         "wrong: $.model_config_list[3].config.name: 'a' is already taken by $.model_config_list[0].config",

@@ -1507,9 +1507,7 @@ def test_what_does_not_go_out_at_once_is_not_lost(monkeypatch, piece):
 @contextlib.contextmanager
 def turned(server, number):
     """A front whose turns are the test's own, and clients that are connected to it."""
-    site = serving.Site()
-    front = serving.listen(server, site, "127.0.0.1", 0)
-    site.app = serving.create_app(server, eager=True)
+    front = serving.listen(server, serving.create_app(server, eager=True), "127.0.0.1", 0)
     server.wait()
     with contextlib.ExitStack() as stack:
         stack.callback(wasyncore.close_all, front.sockets)
@@ -1652,7 +1650,7 @@ def test_a_hook_that_streams_is_framed_by_waitress():
         return response
 
     with turned(fake_server({"m": Recorder()}), 1) as (front, [client]):
-        front.site.app.after_request(streams)
+        front.app.after_request(streams)
         client.sendall(post(row(4)))
         heard = read_turning(front, client)
     assert b"Transfer-Encoding: chunked" in heard and heard.count(b"Date: ") == 1

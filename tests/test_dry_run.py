@@ -214,11 +214,14 @@ def test_what_can_be_seen_without_loading_is_told_as_a_problem(site):
     site.write(
         {"name": "a", "base_path": "a", "version_labels": {"x": 9}},
         {"name": "g", "base_path": "gs://bucket/g"},
+        {"name": "a", "base_path": "b"},
+        {"name": "b", "base_path": "b", "model_version_policy": {"specific": {"versions": [7]}}},
+        server={**NO_POLL, "servable_versions_always_present": True},
         deployments=[{"id": "pets", "model": "none", "label_map": ["cat"]}],
     )
     plan = site.plan()
     details = site.rest.post("/v1/config/reload").json["details"]
-    assert sorted(plan["problems"]) == sorted(details) and len(details) == 3
+    assert sorted(plan["problems"]) == sorted(details) and len(details) == 5
 
 
 def test_a_deployment_of_a_version_that_is_not_served_is_a_problem_wherever_it_is_told(site):

@@ -223,11 +223,8 @@ def test_a_name_means_one_thing():
 
 def test_the_core_names_what_its_extensions_declare():
     there = serving.installed()
-    urls = [url for one in there for row in one.routes for url in serving.spellings(row.url)]
     declared = {
         "sections": [section for one in there for section in one.sections],
-        # `/` is nobody's without the page: a site has one of its own
-        "urls": list(dict.fromkeys(url for url in urls if "{" not in url and url != "/")),
         "commands": [name for one in there for name in one.commands],
     }
     named = {

@@ -991,7 +991,7 @@ def test_a_lack_of_files_is_one_line_a_minute_and_no_traceback(caplog):
 def test_a_pass_that_stops_short_for_lack_of_files_is_one_line(caplog):
     disk = Disk(m=[1])
 
-    def others(manager, outcome, polling):
+    def others(outcome, polling):
         raise no_files()
 
     server = serving.ModelServer(

@@ -339,6 +339,16 @@ def test_a_server_keeps_none_of_the_sites_that_it_was_in(server):
     assert [found() for found in sites] == [None, None, site]
 
 
+def test_what_files_are_missing_for_takes_no_page_of_the_sites():
+    site = flask.Flask("site")
+    server = serving.ModelServer({"model_config_list": []}, extensions=())
+    site.register_blueprint(serving.create_blueprint(server))
+    site.add_url_rule("/<path:page>", "page", lambda page: f"the site's {page}")
+    client = site.test_client()
+    for page in ("metrics", "console/", "usage", "v2"):
+        assert client.get(f"/{page}").text == f"the site's {page}"
+
+
 def test_one_server_may_be_mounted_twice_and_each_is_told_by_its_name(server):
     site, blueprint = flask.Flask("site"), serving.create_blueprint(server)
     site.register_blueprint(blueprint, url_prefix="/one")

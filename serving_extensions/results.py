@@ -14,7 +14,6 @@ import io
 import itertools
 import json
 import math
-import numbers
 import re
 import sys
 import types
@@ -98,9 +97,9 @@ def is_with_status(result: Any) -> bool:
     return (
         isinstance(result, tuple)
         and len(result) in (2, 3)
-        and isinstance(result[1], numbers.Integral)  # HTTPStatus's and NumPy's too
+        and isinstance(result[1], (int, np.integer))  # HTTPStatus too
         and not isinstance(result[1], bool)
-        and 200 <= result[1] < 600
+        and 200 <= int(result[1]) < 600
         and (len(result) == 2 or isinstance(result[2], (Mapping, list)) or are_pairs(result[2]))
     )
 

@@ -8,6 +8,7 @@ thread of its own: a request hands its picture over and goes on. What people say
 
 import contextlib
 import hashlib
+import itertools
 import json
 import logging
 import math
@@ -50,6 +51,7 @@ logger = logging.getLogger("serving")
 
 SCORES = 1000  # of the latest pictures of a deployment, for who looks for a threshold
 VERDICTS = ("accepted", "rejected", "none")
+LOOKING = 0.01  # of its time, at most, an inbox counts again what lies in its folder
 
 MOST_WAITING = 32  # pictures, beside the one that is being written
 MOST_HELD = 256 << 20  # bytes of pictures that wait to be written; one waits whatever its size
@@ -72,17 +74,20 @@ class Inbox:
         self._held = 0  # bytes of the pictures that it has
         self._lock = threading.Lock()
         self._said: set[str] = set()
-        self._names, self._bytes = self._look()
+        self._look()
 
-    def _look(self) -> tuple[set[str], int]:
-        """The names of what is kept already, and all bytes in the folder."""
-        names, size = set(), 0
+    def _look(self) -> None:
+        """Count what is kept already, and all bytes in the folder: other processes may write into
+        it, and people take away what they have seen.
+        """
+        start, self._kept, self._bytes = time.monotonic(), 0, 0
         with contextlib.suppress(OSError):
             for entry in os.scandir(self.folder):
-                size += entry.stat().st_size
-                if entry.name.endswith(".json"):
-                    names.add(entry.name.removesuffix(".json"))
-        return names, size
+                self._kept += entry.name.endswith(".json")
+                with contextlib.suppress(FileNotFoundError):  # taken away just now
+                    self._bytes += entry.stat().st_size
+        now = time.monotonic()
+        self._look_at = now + (now - start) / LOOKING
 
     def offer(
         self, image: np.ndarray, record: Callable[[], Mapping[str, Any]], caps: ActiveLearningConfig
@@ -95,7 +100,7 @@ class Inbox:
                     self._workers.submit(self._write, image, record, caps)
                     self._held += image.nbytes
                     return
-            self.counts["busy"] += 1
+            self._count("busy", "more come at once than can be written")
 
     def flush(self, seconds: float = threading.TIMEOUT_MAX) -> None:
         """Wait until what was offered up to now is written, or for so long."""
@@ -126,10 +131,11 @@ class Inbox:
 
     def _count(self, outcome: str, reason: str = "a cap is reached") -> None:
         self.counts[outcome] += 1
-        if outcome in ("full", "failed") and outcome not in self._said:
+        if outcome in ("full", "failed", "busy") and outcome not in self._said:
             text = "Active learning group %s: pictures are not kept: %s"
             log_safely(logging.WARNING, text, self.folder.name, reason)
-        self._said = (self._said | {outcome}) if outcome != "kept" else set()
+        # busy is said once: where much comes, some are kept all the time
+        self._said = self._said & {"busy"} if outcome == "kept" else self._said | {outcome}
 
     def _keep(
         self, image: np.ndarray, record: Callable[[], Mapping[str, Any]], caps: ActiveLearningConfig
@@ -137,9 +143,11 @@ class Inbox:
         name = hashlib.sha256(
             repr(image.shape).encode() + np.ascontiguousarray(image).data
         ).hexdigest()
-        if name in self._names:
+        if (self.folder / f"{name}.json").exists():
             return "known"
-        if len(self._names) >= caps.max_images:
+        if time.monotonic() >= self._look_at:
+            self._look()
+        if self._kept >= caps.max_images:
             return "full"
         _, picture = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
         text = json.dumps({**record(), "height": image.shape[0], "width": image.shape[1]}).encode()
@@ -148,7 +156,7 @@ class Inbox:
         self.folder.mkdir(parents=True, exist_ok=True)
         write_whole(self.folder / f"{name}.png", picture.tobytes())
         write_whole(self.folder / f"{name}.json", text)
-        self._names.add(name)
+        self._kept += 1
         self._bytes += len(picture) + len(text)
         return "kept"
 
@@ -157,7 +165,7 @@ def read_verdict(folder: Path, stem: str) -> str:
     """What people have said of a picture: `accepted`, `rejected`, or `none` yet."""
     try:
         said = (folder / f"{stem}.verdict").read_text().strip()
-    except OSError:
+    except (OSError, ValueError):  # none yet, or no text
         return "none"
     return said if said in VERDICTS else "none"
 
@@ -167,7 +175,8 @@ def read_kept(
     deployments: Collection[str] | None = None,
     verdicts: Collection[str] = VERDICTS,
 ) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """The records of a group, each with `file_name` and `verdict`, and as COCO.
+    """The records of a group, each with `file_name` and `verdict`, and as COCO, but that each
+    `category_id` is an id and a name.
 
     Several deployments may share a group: of some of them alone, where `deployments` names those.
     Only of pictures with one of the `verdicts`.
@@ -183,8 +192,13 @@ def read_kept(
             coco = routines.to_coco(
                 record["predictions"], record["width"], record["height"], {}, 1, record["file_name"]
             )
-        except (OSError, ValueError, KeyError, TypeError):  # taken away or edited by hand meanwhile
-            logger.warning("Active learning group %s: %s is no record", folder.name, path.name)
+            for entry, found in zip(coco["annotations"], record["predictions"]):
+                entry["category_id"] = int(found["tag"]["id"]), str(found["tag"]["name"])
+            path.with_suffix(".png").stat()
+        # taken away or edited by hand meanwhile
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
+            text = "Active learning group %s: %s is no record of a picture that is there"
+            logger.warning(text, folder.name, path.name)
             continue
         yield record, coco
 
@@ -200,7 +214,6 @@ def read_group(
     """
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    names = dict(labels)
     for record, coco in read_kept(folder, deployments, verdicts):
         own = {"id": len(images) + 1, "date_captured": record.get("time")}
         images.append(
@@ -210,12 +223,29 @@ def read_group(
             {**entry, "id": len(annotations) + number, "image_id": own["id"]}
             for number, entry in enumerate(coco["annotations"], 1)
         ]
-        names = {**{category["id"]: category["name"] for category in coco["categories"]}, **names}
+    numbers = number_categories([entry["category_id"] for entry in annotations], labels)
+    for entry in annotations:
+        entry["category_id"] = numbers[entry["category_id"]]
+    names = {**labels, **{number: name for (_, name), number in numbers.items()}}
     return {
         "images": images,
         "annotations": annotations,
         "categories": [{"id": number, "name": name} for number, name in sorted(names.items())],
     }
+
+
+def number_categories(
+    tags: Collection[tuple[int, str]], labels: Mapping[int, str]
+) -> dict[tuple[int, str], int]:
+    """The category of each id and name: that id, or a new one where another name has it already,
+    that of `labels` first. Deployments of other labels may share a group.
+    """
+    new = itertools.count(1 + max((*labels, *(number for number, _ in tags)), default=0))
+    numbers, taken = dict[tuple[int, str], int](), set[int]()
+    for tag in sorted(dict.fromkeys(tags), key=lambda tag: labels.get(tag[0]) != tag[1]):
+        numbers[tag] = next(new) if tag[0] in taken else tag[0]
+        taken.add(tag[0])
+    return numbers
 
 
 def export_group(folder: Path, target: Path, labels: Mapping[int, str]) -> int:

@@ -55,8 +55,14 @@ def export(source: Any, group_and_folder: list[str]) -> int:
     ]
     if not ready:
         raise ConfigError("$.deployments", f"no deployment has an active learning group '{group}'")
+    inboxes = server.prepared.of["active_learning"]
+    folders = {inboxes[r.config.id].folder.resolve() for r in ready}
+    if len(folders) > 1:
+        names = ", ".join(r.config.id for r in ready)
+        text = f"{names} keep group '{group}' in different folders: give them groups of other names"
+        raise ConfigError("$.deployments", text)
     count = export_group(
-        server.prepared.of["active_learning"][ready[0].config.id].folder,
+        folders.pop(),
         Path(folder),
         {number: name for r in ready for number, name in r.labels.items()},
     )

@@ -12,7 +12,8 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from concurrent.futures import wait
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from .core import (
     ServingError,
     SignatureCall,
     Trace,
+    Workers,
     describe,
     find_graph,
     log_safely,
@@ -78,6 +80,7 @@ class OnDemand(Servable):
         self.placed = ""  # where it was loaded last
         self.why, self.used_at, self.bytes = "not asked for yet", time.monotonic(), 0
         self.load_seconds = 0.0  # of its last load
+        self.budget: int | None = None  # at that time, in MiB
         self.failed: tuple[float, str] = (-RETRY_SECONDS, "")
         self.loading = threading.Lock()
         residency.join(self)
@@ -130,8 +133,8 @@ class Residency:
 
     Each model is loaded once, under its own `loading`; where there is a budget, one after the
     other, under `measuring`, since what a load takes is what the process grows by. A request that
-    waits for either gives up at its deadline. Models that are not `on_demand` count as well, and
-    stay.
+    waits for either, or for the load itself, which has a thread of its own, gives up at its
+    deadline. Models that are not `on_demand` count as well, and stay.
     """
 
     def __init__(self, options: Callable[[], ServerConfig], load: Load):
@@ -156,8 +159,9 @@ class Residency:
             return self._load(request)
         with self.measuring:
             servable, size = self.measure(request)
-        with self._changed:
-            self.fixed[servable] = size
+            with self._changed:
+                self.fixed[servable] = size
+            self.keep_budget(f"made room for {request.config.name}")
         return servable
 
     def join(self, entry: OnDemand) -> None:
@@ -218,11 +222,14 @@ class Residency:
     def bring_in(self, entry: OnDemand, trace: Trace) -> None:
         """Load an entry's model.
 
-        Raises ServingError when that fails, or when there is no room until the deadline.
+        Raises ServingError when that fails, when there is no room until the deadline, or when it
+        takes longer: it is loaded all the same, for who comes later.
         """
         trace.waited = True
-        budget = self.turn(self.measuring, entry, trace) if self.has_budget() else nullcontext()
-        with budget, self.turn(entry.loading, entry, trace):
+        with ExitStack() as turns:
+            if self.has_budget():
+                turns.enter_context(self.turn(self.measuring, entry, trace))
+            turns.enter_context(self.turn(entry.loading, entry, trace))
             if entry.resident is not None:
                 return
             failed_at, reason = entry.failed
@@ -231,8 +238,23 @@ class Residency:
                     f"Model {entry.config.name} cannot be loaded: {reason}", "UNAVAILABLE"
                 )
             self.make_room(entry, entry.bytes or int(RESERVE * size_of(entry.folder)), trace)
+            held = turns.pop_all()
+        try:
+            coming = Workers(1, "serving-on-demand").submit(self.load_in_turn, entry, held)
+        except ServingError:  # no thread can be had
+            held.close()
+            raise
+        if not wait([coming], trace.timeout()).done:
+            raise ServingError(f"Model {entry.config.name} is still being loaded", "UNAVAILABLE")
+        coming.result()
+
+    def load_in_turn(self, entry: OnDemand, turns: ExitStack) -> None:
+        """Load an entry's model while its turns are held, and end them."""
+        with turns:
             self.load(entry)
-            self.make_room(entry, 0, trace)
+            self.keep_budget(f"made room for {entry.config.name}", entry)
+            if entry not in self.known():  # its version was retired: nobody waited any more
+                entry.forget()
 
     @contextmanager
     def turn(self, lock: threading.Lock, entry: OnDemand, trace: Trace) -> Iterator[None]:
@@ -263,6 +285,7 @@ class Residency:
             ) from error
         entry.bytes, entry.used_at = size, time.monotonic()
         entry.load_seconds = time.perf_counter() - start
+        entry.budget = self.options().memory_budget_mb
         entry.placed, entry.why = resident.device, "asked for"
         entry.resident = resident
         self.start_sweeping()
@@ -291,26 +314,13 @@ class Residency:
         budget = self.options().memory_budget_mb
         end = time.monotonic() + seconds_left(self.options().load_wait_seconds, trace)
         while budget is not None and self.used() + need > budget << 20:
-            victims = [
-                entry
-                for entry in self.known()
-                if entry.resident and entry is not wanted and not entry.config.pinned
-            ]
-            if not victims:
-                if need:  # what is larger than the budget is tried all the same, and said
-                    logger.warning(
-                        "%s needs about %.0f MB, more than memory_budget_mb leaves",
-                        wanted.name,
-                        need / 2**20,
-                    )
+            victims = self.evictable(wanted)
+            if not victims:  # what is larger than the budget is tried all the same, and said
+                text = "%s needs about %.0f MB, more than memory_budget_mb leaves"
+                logger.warning(text, wanted.name, need / 2**20)
                 return
-            if any(
-                self.evict(entry, f"made room for {wanted.config.name}")
-                for entry in sorted(victims, key=lambda entry: entry.used_at)
-            ):
+            if any(self.evict(entry, f"made room for {wanted.config.name}") for entry in victims):
                 continue
-            if not need:
-                return
             if time.monotonic() >= end:
                 raise ServingError(
                     f"There is no room for model {wanted.config.name}: all others are in use",
@@ -318,6 +328,18 @@ class Residency:
                 )
             with self._changed:
                 self._changed.wait(0.1)
+
+    def keep_budget(self, why: str, spared: OnDemand | None = None) -> None:
+        """Evict what is idle until the rest fits the budget, as far as it can."""
+        budget = self.options().memory_budget_mb
+        while budget is not None and self.used() > budget << 20:
+            if not any(self.evict(entry, why) for entry in self.evictable(spared)):
+                return
+
+    def evictable(self, spared: OnDemand | None = None) -> list[OnDemand]:
+        """What is in memory and may leave it, the least recently used first."""
+        found = [entry for entry in self.known() if entry.resident and not entry.config.pinned]
+        return sorted((e for e in found if e is not spared), key=lambda entry: entry.used_at)
 
     def evict(self, entry: OnDemand, why: str) -> bool:
         """Take a model out of memory, unless it is in use."""
@@ -335,7 +357,7 @@ class Residency:
         return True
 
     def start_sweeping(self) -> None:
-        if self._sweeper is None and any(entry.config.idle_seconds for entry in self.known()):
+        if self._sweeper is None:
             watched = weakref.ref(self), self._ending
             with suppress(ServingError):  # no thread: the next load starts one
                 self._sweeper = start_thread("serving-on-demand", sweep, *watched)
@@ -347,12 +369,17 @@ class Residency:
             self._sweeper.join()
 
     def sweep(self) -> None:
-        """Evict what nobody has asked for in `idle_seconds`."""
+        """Evict what nobody has asked for in `idle_seconds`, and what is beyond a budget that was
+        lowered: what is larger than the budget it came into stays until another one comes.
+        """
         now = time.monotonic()
         for entry in self.known():
             idle = entry.config.idle_seconds
             if entry.resident and idle and not entry.config.pinned and now - entry.used_at > idle:
                 self.evict(entry, f"idle for {idle:g} s")
+        budget, last = self.options().memory_budget_mb, self.evictable()[-1:]
+        spared = next((entry for entry in last if entry.budget == budget), None)
+        self.keep_budget("beyond memory_budget_mb", spared)
 
     def read(self) -> dict[str, Any]:
         """What /stats says."""

@@ -9,6 +9,7 @@ from .core import (
     UNTRACED,
     Extension,
     Load,
+    LoadError,
     LoadRequest,
     Servable,
     Trace,
@@ -34,16 +35,27 @@ def wrap(load: Load) -> Load:
 def load_replicas(devices: Sequence[str], load: Callable[[str], Servable]) -> Servable:
     """Load a model once for each entry of `devices`; all of them or none.
 
-    Raises what `load` raises.
+    Raises what `load` raises, and LoadError where each would keep something of its own calls.
     """
     replicas: list[Servable] = []
     try:
         for device in devices:
             replicas.append(load(device))
+            if len(devices) > 1:
+                refuse_state(replicas[0])
     except BaseException:
         close_all(replicas)
         raise
     return replicas[0] if len(replicas) == 1 else Replicas(replicas, devices)
+
+
+def refuse_state(servable: Servable) -> None:
+    for name, call in servable.callables.items():
+        if call.keeps:
+            raise LoadError(
+                f"signature {name} may keep something of a call ({', '.join(call.keeps[:5])}), "
+                'which replicas would not share: write "instances": 1, and one target_device'
+            )
 
 
 class Replicas(Servable):

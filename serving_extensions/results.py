@@ -71,7 +71,7 @@ def to_answer(result: Any) -> Answer:
             return read_response(result)
         status, headers = 200, tuple[tuple[str, str], ...]()
         if is_with_status(result):
-            status, headers = result[1], read_headers(result[2:])
+            status, headers = int(result[1]), read_headers(result[2:])
             result = result[0]
         kind = ""
         if is_with_type(result, (*BYTES, str, *GENERATORS)) and (
@@ -97,9 +97,18 @@ def is_with_status(result: Any) -> bool:
     return (
         isinstance(result, tuple)
         and len(result) in (2, 3)
-        and type(result[1]) is int
-        and 200 <= result[1] < 600
-        and (len(result) == 2 or isinstance(result[2], (Mapping, list)))
+        and isinstance(result[1], (int, np.integer))  # HTTPStatus too
+        and not isinstance(result[1], bool)
+        and 200 <= int(result[1]) < 600
+        and (len(result) == 2 or isinstance(result[2], (Mapping, list)) or are_pairs(result[2]))
+    )
+
+
+def are_pairs(value: Any) -> bool:
+    """Whether a value is a tuple of headers; others are values of the result."""
+    return isinstance(value, tuple) and all(
+        isinstance(pair, (tuple, list)) and len(pair) == 2 and isinstance(pair[0], str)
+        for pair in value
     )
 
 
@@ -391,17 +400,22 @@ def to_array(value: Any, parents: set[int]) -> Any:
         )
     masked = isinstance(value, np.ma.MaskedArray)
     if masked or kind in "SUTO":
-        as_it_is = (
-            kind == "O"
-            and not masked
-            and all(isinstance(item, (str, bytes)) for item in value.flat)
-        )
+        as_it_is = kind == "O" and not masked and all(map(is_text, value.flat))
         return value if as_it_is else to_json(value.tolist(), parents)
     if kind == "f" and value.dtype.itemsize > 8:
         value = value.astype(np.float64)
     if kind in "fV" and not np.isfinite(value).all():
         return to_json(value.astype(np.float64).tolist(), parents)
     return value if value.dtype.isnative else value.astype(value.dtype.newbyteorder("="))
+
+
+def is_text(value: Any) -> bool:
+    """Whether a value is a text that can be written, or the bytes of one."""
+    try:
+        text = value.decode() if isinstance(value, bytes) else value
+        return isinstance(text, str) and (text.isascii() or bool(text.encode()))
+    except UnicodeError:
+        return False
 
 
 def to_container(value: Any, parents: set[int]) -> dict[str, Any] | list:

@@ -24,7 +24,7 @@ def learning(folder, **options):
     """A server whose detector finds one prediction of 0.9 and one of 0.4 in each picture; its client and inbox."""
     server = fake_server(
         {"d": FakeDetector()},
-        auth={"keys": [key_entry("site", "k")]},
+        auth={"keys": [key_entry("site", "k"), key_entry("own", "own", deployments=["pets"])]},
         deployments=[
             {
                 "id": "pets",
@@ -200,12 +200,13 @@ def test_faults_of_the_disk_fail_no_request_and_leave_no_half_picture(
         assert box.counts["kept"] == 2, "when there is room again, pictures are kept again"
 
 
-def test_a_slow_disk_holds_no_request(tmp_path, monkeypatch):
+def test_a_slow_disk_holds_no_request(tmp_path, monkeypatch, caplog):
     rest, box = learning(tmp_path)
     gate = threading.Event()
     monkeypatch.setattr(active_learning, "write_whole", lambda path, data: gate.wait(30))
     assert all(post(rest, colour).status_code == 200 for colour in range(60))
     assert box.counts["busy"] >= 60 - 32 - 1
+    assert caplog.text.count("pictures are not kept: more come at once than can be written") == 1
     gate.set()
     box.flush()
     assert box.counts["kept"] + box.counts["busy"] == 60
@@ -416,11 +417,72 @@ def test_a_key_sees_and_judges_pictures_of_its_deployments_alone(tmp_path):
 
 def test_records_edited_by_hand_are_passed_over(tmp_path, caplog):
     rest, box = learning(tmp_path)
-    post(rest, 10), post(rest, 20)
+    for colour in range(6):
+        post(rest, colour)
     box.flush()
-    sorted((tmp_path / "review").glob("*.json"))[0].write_text("{")
-    assert len(rest.get("/pets/active_learning/review", headers=KEY).json["images"]) == 1
-    assert "is no record" in caplog.text
+    records = sorted((tmp_path / "review").glob("*.json"))
+    for record, text in zip(records, ("{", "[]", '{"predictions": [{"tag": []}]}')):
+        record.write_text(text)
+    records[3].with_suffix(".png").unlink()
+    records[4].with_suffix(".verdict").write_bytes("accepted".encode("utf-16"))
+    for key in (KEY, bearer("own")):
+        answer = rest.get("/pets/active_learning/review", headers=key)
+        assert [image["verdict"] for image in answer.json["images"]] == ["none"] * 2
+    assert caplog.text.count("is no record") == 4 + 3
+    assert active_learning.export_group(tmp_path / "review", tmp_path / "out", {}) == 2
+
+
+def test_a_folder_that_was_cleaned_or_that_others_fill_is_counted_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(active_learning, "LOOKING", math.inf)
+    (one, box), (two, other) = (learning(tmp_path, max_images=2) for _ in range(2))
+    for rest, its_box, colour in ((one, box, 1), (two, other, 1), (two, other, 2), (one, box, 3)):
+        assert post(rest, colour).status_code == 200
+        its_box.flush()
+    assert (box.counts, other.counts) == ({"kept": 1, "full": 1}, {"known": 1, "kept": 1})
+    for path in (tmp_path / "review").iterdir():
+        path.unlink()
+    for colour in (1, 3):
+        post(one, colour)
+        box.flush()
+    assert box.counts["kept"] == 3
+
+
+def test_deployments_of_other_labels_share_a_group_and_keep_their_names(tmp_path, capsys):
+    labels = {"pets": ["cat", "dog"], "cars": ["car", "dog"]}
+    config = {
+        "deployments": [
+            {
+                "id": name,
+                "model": "d",
+                "label_map": labels[name],
+                "active_learning": {"threshold": 0, "folder": str(tmp_path)},
+            }
+            for name in labels
+        ]
+    }
+    server = fake_server({"d": FakeDetector()}, auth={"keys": [key_entry("site", "k")]}, **config)
+    rest = Rest(server)
+    for colour, name in zip((10, 20), labels):
+        body = {"image_type": "array", "data": np.full((4, 6, 3), colour).tolist()}
+        answer = rest.post(f"/{name}/predict", body, headers=KEY).json["predictions"]
+        assert [found["tag"]["name"] for found in answer] == labels[name]
+    (tmp_path / "config.json").write_text(json.dumps({"model_config_list": [], **config}))
+    command = ["--config", str(tmp_path / "config.json"), "--export", "review"]
+    assert serving.main([*command, str(tmp_path / "out")]) == 0
+    coco = json.loads((tmp_path / "out/annotations.json").read_text())
+    for group, first in (
+        (rest.get("/pets/active_learning/review", headers=KEY).json, "cat"),
+        (rest.get("/cars/active_learning/review", headers=KEY).json, "car"),
+        (coco, None),
+    ):
+        names = {category["id"]: category["name"] for category in group["categories"]}
+        found = sorted(names[entry["category_id"]] for entry in group["annotations"])
+        assert found == ["car", "cat", "dog", "dog"] and len(names) == len(group["categories"])
+        assert first in (names[1], None) and names[2] == "dog"
+    config["deployments"][1]["active_learning"]["folder"] = str(tmp_path / "other")
+    (tmp_path / "config.json").write_text(json.dumps({"model_config_list": [], **config}))
+    assert serving.main([*command, str(tmp_path / "out")]) == 2
+    assert "pets, cars keep group 'review' in different folders" in capsys.readouterr().err
 
 
 def test_masks_are_put_aside_as_polygons(demo, tmp_path):

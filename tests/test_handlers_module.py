@@ -18,6 +18,7 @@ import sys
 import threading
 import types
 import uuid
+from http import HTTPStatus
 
 import flask
 import numpy as np
@@ -825,7 +826,10 @@ def test_pandas():
         (("x", 201, [("A", "b"), ("A", "c")]), "x", 201, (("A", "b"), ("A", "c"))),
         (("cat", 0.9), ["cat", 0.9], 200, ()),
         (("cat", 9), ["cat", 9], 200, ()),
+        (("no", HTTPStatus.NOT_FOUND), "no", 404, ()),
+        (("no", np.int64(404), (("A", "b"), ("A", "c"))), "no", 404, (("A", "b"), ("A", "c"))),
         (("cat", True), ["cat", True], 200, ()),
+        (("cat", 300, (640, 480)), ["cat", 300, [640, 480]], 200, ()),
         ((1, 2, 3), [1, 2, 3], 200, ()),
     ],
 )
@@ -833,6 +837,7 @@ def test_a_status_and_headers_as_in_flasks_views(result, value, status, headers)
     answer = to_answer(result)
     written_value = list(answer.value) if isinstance(answer.value, tuple) else answer.value
     assert (written_value, answer.status, answer.headers) == (value, status, headers)
+    assert type(answer.status) is int
 
 
 def test_a_response_of_flasks():
@@ -975,6 +980,14 @@ for _ in range(500):
         (
             [b"\xff"],
             "$[0]: cannot be written as JSON: got bytes that are no UTF-8 text; return them alone, or as base64",
+        ),
+        (
+            np.array(["\ud800"], object),
+            "$[0]: cannot be written as JSON: got a string with a lone surrogate",
+        ),
+        (
+            {"jpegs": np.array([[b"x", b"\xff\xd8"]], object)},
+            "$.jpegs[0][1]: cannot be written as JSON: got bytes that are no UTF-8 text; return them alone, or as base64",
         ),
         ([np.array([1j])], "$[0]: cannot be written as JSON: got ndarray of complex128"),
         (np.zeros(1, [("a", int)]), "$: cannot be written as JSON: got ndarray of [('a', '<i8')]"),

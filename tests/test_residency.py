@@ -355,6 +355,53 @@ def test_a_model_that_waits_for_another_load_gives_up_at_its_deadline(monkeypatc
         assert running.result()["y"].tolist() == [[2.0]]
 
 
+@pytest.mark.parametrize("budget", [None, 100])
+@pytest.mark.parametrize("retired", [False, True])
+def test_who_has_a_model_loaded_gives_up_at_its_deadline_and_the_load_goes_on(
+    monkeypatch, budget, retired
+):
+    made, go_on = [], threading.Event()
+
+    def load(name):
+        made.append(FakeServable())
+        assert go_on.wait(60)
+        return made[-1]
+
+    _, (entry,) = fake(monkeypatch, load, ["a"], budget=budget)
+    trace = serving.Trace()
+    trace.limit(0.2, None)
+    with pytest.raises(serving.ServingError, match="Model a is still being loaded") as raised:
+        entry.run("serving_default", {"x": np.float32([[2]])}, trace)
+    assert raised.value.status == 503
+    if retired:
+        assert entry.retire(0)
+    go_on.set()
+    if retired:  # nobody could free it later
+        until(lambda: made[0].closed)
+    else:
+        assert entry.run("serving_default", {"x": np.float32([[2]])})["y"].tolist() == [[2.0]]
+    assert len(made) == 1
+
+
+def test_a_budget_is_kept_when_a_model_that_stays_comes_and_when_it_is_lowered(monkeypatch):
+    room, entries = fake(monkeypatch, lambda name: FakeServable(), "abc", budget=40)
+
+    def in_memory(budget):
+        options = serving.ServerConfig(memory_budget_mb=budget)
+        monkeypatch.setattr(room, "options", lambda: options)
+        room.sweep()
+        return [entry.config.name for entry in entries if entry.resident]
+
+    for entry in entries:
+        entry.run("serving_default", {"x": np.float32([[2]])})
+    stay = [room(request("d")), room(request("e"))]
+    assert in_memory(40) == ["b", "c"] and entries[0].why == "made room for e"
+    assert in_memory(30) == ["c"] and entries[1].why == "beyond memory_budget_mb"
+    assert in_memory(20) == []
+    entries[0].run("serving_default", {"x": np.float32([[2]])})  # more than is left, and tried
+    assert in_memory(20) == ["a"] and in_memory(19) == [] and not any(one.closed for one in stay)
+
+
 def test_a_call_from_python_waits_for_another_load_however_long_it_takes(monkeypatch):
     begun, go_on = threading.Event(), threading.Event()
 

@@ -579,6 +579,17 @@ def test_tf1_saved_model_with_variable_table_and_asset(tf1, batching):
     ].tolist() == [2, -1]
 
 
+def test_an_input_that_nothing_reads_is_taken_and_left(tf, folder):
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        a, b = (tf.compat.v1.placeholder(tf.float32, [None, 3], name) for name in "ab")
+        tf.compat.v1.saved_model.simple_save(
+            session, str(folder / "left"), {"a": a, "b": b}, {"y": 2 * a}
+        )
+    servable, ones = load(folder / "left", batching=True), np.ones((2, 3), np.float32)
+    assert servable.callables["serving_default"].kind == "batched"
+    assert run(servable, ones, ones)["y"].tolist() == [[2, 2, 2], [2, 2, 2]]
+
+
 def test_input_that_is_its_own_output(tf, folder):
     with tf.Graph().as_default(), tf.compat.v1.Session() as session:
         x = tf.compat.v1.placeholder(tf.float32, [None])
@@ -1183,7 +1194,7 @@ def test_a_model_whose_rows_depend_on_each_other_is_refused_where_the_config_ask
 
 @pytest.mark.parametrize(
     "name",
-    ["joined", "longest", "first", "digits"],
+    ["joined", "longest", "first", "digits", "words"],
 )
 def test_a_model_whose_texts_depend_on_each_other_is_refused_where_the_config_asks_for_batching(
     tf, folder, name
@@ -1193,6 +1204,10 @@ def test_a_model_whose_texts_depend_on_each_other_is_refused_where_the_config_as
         "longest": lambda x: tf.strings.length(x) - tf.reduce_max(tf.strings.length(x)),
         "first": lambda x: tf.fill([tf.size(x)], x[0]),
         "digits": lambda x: tf.strings.to_number(x) - tf.reduce_mean(tf.strings.to_number(x)),
+        # of words that are padded to the longest row's
+        "words": lambda x: tf.reduce_mean(
+            tf.cast(tf.strings.length(tf.strings.split(x).to_tensor()), tf.float32), 1
+        ),
     }
     text = [tf.TensorSpec([None], tf.string, "x")]
     export(tf, folder / name, {"serving_default": (lambda x: {"y": functions[name](x)}, text)})
@@ -1269,6 +1284,40 @@ def test_bad_row_in_a_batch_fails_alone(tf, folder):
     for thread in threads:
         thread.join()
     assert outcomes == {number: number if number < 10 else 400 for number in range(20)}
+
+
+FAILING_ROWS = """
+import sys; sys.path[:0] = [{root!r}, {root!r} + "/tests"]
+import serving, threading
+from conftest import load_model
+from pathlib import Path
+servable = load_model(Path({folder!r}), batching=serving.Batching(max_batch_size=8))
+outcomes = set()
+def ask(rows):
+    array = serving.np.array(rows, "float32")[:, None]
+    try:
+        outcomes.add(bool((servable.run("serving_default", dict(x=array))["y"] == array).all()))
+    except serving.ServingError as error:
+        outcomes.add(error.status)
+asked = [[1] * 5, [1, 1, 1, 1, 50]] * 4
+threads = [threading.Thread(target=lambda rows=rows: [ask(rows) for _ in range(10)]) for rows in asked]
+[thread.start() for thread in threads]; [thread.join() for thread in threads]
+ask([1] * 9)
+print(sorted(outcomes))
+"""
+
+
+def test_a_request_whose_last_row_fails_does_not_end_the_process(tf, folder):
+    """Rows of one request never run in two batches, one of which may fail."""
+
+    def guarded(x):
+        with tf.control_dependencies([tf.debugging.assert_less(x, 10.0)]):
+            return {"y": x + tf.reduce_sum(tf.linalg.eigvalsh(tf.eye(200) + 0 * x[0, 0])) * 0}
+
+    specs = [tf.TensorSpec([None, 1], name="x")]
+    export(tf, folder / "halves", {"serving_default": (guarded, specs)})
+    out = python(FAILING_ROWS.format(root=str(ROOT), folder=str(folder / "halves")))
+    assert out.splitlines()[-1] == "[True, 400]"
 
 
 def test_other_shapes_than_the_signatures_are_refused_and_no_rows_run_alone(batched):

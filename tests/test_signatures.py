@@ -458,6 +458,8 @@ def test_loading_trains_nothing(tf, folder):
     assert run(servable, ones)["y"].tolist() == [0.0]
     assert run(servable, ones, signature="train")["steps"] == 1.0
     assert run(servable, ones)["y"].tolist() == [2.0]
+    with pytest.raises(serving.LoadError, match='signature train may keep .*"instances": 1'):
+        load(folder / "trainable", instances=2)
 
 
 def test_functions_are_found_in_attributes_lists_and_other_functions(tf):

@@ -281,7 +281,7 @@ def example_body(server: ModelServer, model: str) -> Any:
     """A predict body that a model's default signature takes, where one can be made up."""
     found = server.manager.available.get(model)
     signature = found and found.versions[max(found.versions)].signatures.get("serving_default")
-    return json.loads(encode_json(example_request(signature))) if signature else None
+    return json.loads(encode_json(signature and example_request(signature)))
 
 
 KINDS = {int: "integer", float: "number", str: "string", bool: "boolean"}

@@ -1,6 +1,7 @@
 """OpenAPI 3.1 of what is served now: made from the loaded signatures, deployments and handlers."""
 
 import json
+import math
 import re
 from collections import Counter
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 from .core import (
     FULL,
     HUB,
+    MAX_DIMENSIONS,
     NUMPY_DTYPES,
     VERBS,
     Caller,
@@ -576,7 +578,7 @@ def tensor_schema(spec: TensorSpec, shape: tuple | None) -> dict[str, Any]:
     }
     if kind == "O":
         schema = {"oneOf": [{"type": "string"}, B64]}
-    if shape is None:
+    if shape is None or len(shape) > MAX_DIMENSIONS:
         return {}
     for size in reversed(shape):
         schema = {"type": "array", "items": schema} | (
@@ -609,15 +611,23 @@ def document_deployment(ready: Any) -> dict[str, Any]:
     }
 
 
+NUMBERS = NUMPY_DTYPES.keys() - {"DT_STRING"}  # what JSON carries, complex numbers not
+
+
+def sizes_of(spec: TensorSpec) -> tuple:
+    return spec.shape or ()
+
+
 def example_request(signature: Signature) -> dict[str, Any] | None:
     """A predict request that a signature answers, for people to read.
 
     None if none can be made up, or none so short.
     """
-    numbers = sum(
-        np.prod([size or 1 for size in spec.shape or ()]) for spec in signature.inputs.values()
-    )
-    if numbers > 1000 or any(spec.dtype == "DT_STRING" for spec in signature.inputs.values()):
+    inputs = signature.inputs.values()
+    if not inputs or any(spec.dtype not in NUMBERS or 0 in sizes_of(spec) for spec in inputs):
+        return None
+    shapes = [[size or 1 for size in sizes_of(spec)] for spec in inputs]
+    if sum(map(math.prod, shapes)) > 1000 or max(map(len, shapes)) > MAX_DIMENSIONS:
         return None
     ones = [np.ones_like(sample) for sample in sample_inputs(signature, 1)]
     return {"inputs": dict(zip(signature.inputs, ones)) if len(ones) > 1 else ones[0]}

@@ -36,6 +36,8 @@ from conftest import (
     key_entry,
     listening,
     listening_app,
+    signature,
+    spec,
 )
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
@@ -511,6 +513,34 @@ def test_openapi_tells_the_bodies_and_answers_that_are_no_json():
     assert {"application/json", "application/x-npy"} <= asked["requestBody"]["content"].keys()
     outputs = next(one for one in asked["parameters"] if one["name"] == "outputs")
     assert outputs["schema"]["items"] == {"enum": ["y"]}
+
+
+@pytest.mark.parametrize(
+    "inputs, outputs",
+    [
+        ([], [spec("y")]),
+        ([spec("x")], []),
+        *(([spec("x", dtype)], [spec("y", dtype)]) for dtype in ("DT_COMPLEX64", "DT_INVALID")),
+        ([spec("x", "DT_STRING"), spec("z", "DT_COMPLEX64", ())], [spec("y")]),
+        *(([spec("x", shape=shape)], [spec("y")]) for shape in ((), (None, 0), (1,) * 254)),
+        ([spec("x", shape=(2**32, 2**32))], [spec("y", shape=None)]),
+    ],
+)
+def test_whatever_a_signature_is_it_is_told_and_hides_no_other_model(inputs, outputs):
+    odd = serving.Servable({"serving_default": signature(inputs, outputs)}, fail)
+    server = fake_server({"odd": odd, "m": FakeServable()})
+    rest, key = Rest(server), bearer(server.generated_key)
+    document = rest.get("/openapi.json", headers=key).json
+    from openapi_spec_validator import validate
+
+    validate(document)
+    assert {"/v1/models/m:predict", "/v1/models/odd:predict"} <= document["paths"].keys()
+    models = rest.get("/deployments", headers=key).json["models"]
+    assert {one["name"]: one["body"] is None for one in models} == {
+        "m": False,
+        "odd": inputs not in ([spec("x")], [spec("x", shape=())]),
+    }
+    assert rest.get("/v1/models/odd/client/curl", headers=key).status_code == 200
 
 
 def test_errors_have_the_shape_that_openapi_says():

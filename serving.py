@@ -3027,6 +3027,24 @@ def choose_versions(policy: VersionPolicy, versions: Iterable[int]) -> list[int]
     return rising[: policy.latest.num_versions] if policy.latest else rising
 
 
+def paths_below(folder: Path, above: tuple = ()) -> Iterator[Path]:
+    """Files and folders below a folder, links followed, but to none that it lies in (`above`).
+
+    Nothing of a folder that cannot be read, or vanishes meanwhile.
+    """
+    try:
+        status, entries = folder.stat(), list(os.scandir(folder))
+    except OSError:
+        return
+    here = status.st_dev, status.st_ino
+    if here in above:
+        return
+    for entry in entries:
+        yield Path(entry.path)
+        if entry.is_dir():
+            yield from paths_below(Path(entry.path), (*above, here))
+
+
 def fingerprint(folder: Path) -> tuple:
     """What tells, without reading a version's files, that they have changed.
 
@@ -3034,8 +3052,7 @@ def fingerprint(folder: Path) -> tuple:
     When it changes, a broken version is worth another try.
     """
     found: list[tuple[str, int, int, int]] = []
-    below = [Path(at, name) for at, *names in os.walk(folder) for name in sum(names, [])]
-    for path in [folder, *sorted(below)]:
+    for path in [folder, *sorted(paths_below(folder))]:
         with contextlib.suppress(OSError):  # what vanishes meanwhile is a change as well
             status = path.stat()
             found.append((str(path), status.st_size, status.st_mtime_ns, status.st_ctime_ns))

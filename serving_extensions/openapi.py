@@ -611,7 +611,7 @@ def document_deployment(ready: Any) -> dict[str, Any]:
     }
 
 
-NUMBERS = NUMPY_DTYPES.keys() - {"DT_STRING"}  # what JSON carries, complex numbers not
+NUMERIC = NUMPY_DTYPES.keys() - {"DT_STRING"}  # what JSON carries, complex numbers not
 
 
 def sizes_of(spec: TensorSpec) -> tuple:
@@ -624,7 +624,7 @@ def example_request(signature: Signature) -> dict[str, Any] | None:
     None if none can be made up, or none so short.
     """
     inputs = signature.inputs.values()
-    if not inputs or any(spec.dtype not in NUMBERS or 0 in sizes_of(spec) for spec in inputs):
+    if not inputs or any(spec.dtype not in NUMERIC or 0 in sizes_of(spec) for spec in inputs):
         return None
     shapes = [[size or 1 for size in sizes_of(spec)] for spec in inputs]
     if sum(map(math.prod, shapes)) > 1000 or max(map(len, shapes)) > MAX_DIMENSIONS:

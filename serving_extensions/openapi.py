@@ -147,6 +147,37 @@ SCHEMAS = {
     "Labels": LABELS,
 }
 FILE = {"type": "string", "format": "binary"}
+TENSOR_V2 = {
+    "type": "object",
+    "required": ["name", "datatype", "shape"],
+    "properties": {
+        "name": {"type": "string"},
+        "datatype": {"type": "string"},
+        "shape": {"type": "array", "items": {"type": "integer", "minimum": 0}},
+        "data": {},
+        "parameters": {"type": ["object", "null"]},
+    },
+}
+INFER_V2 = {
+    "type": "object",
+    "required": ["inputs"],
+    "properties": {
+        "id": {"type": ["string", "null"]},
+        "inputs": {"type": "array", "minItems": 1, "items": TENSOR_V2},
+        "outputs": {
+            "type": ["array", "null"],
+            "items": {
+                "type": "object",
+                "required": ["name"],
+                "properties": {
+                    "name": {"type": "string"},
+                    "parameters": {"type": ["object", "null"]},
+                },
+            },
+        },
+        "parameters": {"type": ["object", "null"]},
+    },
+}
 
 
 def refer(name: str) -> dict[str, str]:
@@ -157,13 +188,13 @@ def in_query(name: str, doc: str, schema: dict, **options: Any) -> dict[str, Any
     return {"name": name, "in": "query", "description": doc, "schema": schema, **options}
 
 
+def in_head(name: str, doc: str, **options: Any) -> dict[str, Any]:
+    schema = {"type": "string"}
+    return {"name": name, "in": "header", "description": doc, "schema": schema, **options}
+
+
 CHAIN = in_query("routines", 'JSON: [{"name": "Histogram"}]', {"type": "string"})
-OF_PICTURES = [
-    in_query(
-        "format",
-        "annotations, COCO, or the picture drawn; Accept may name the latter, too",
-        {"enum": ["json", "coco", "png", "jpeg"], "type": "string"},
-    ),
+OF_BODY = [  # for a body that is the picture itself
     {
         **CHAIN,
         "description": "for a body that is the picture itself. " + CHAIN["description"],
@@ -173,6 +204,16 @@ OF_PICTURES = [
         "of an animation or a TIFF of several pages, for a body that is the picture itself",
         PICTURE["properties"]["frame"],  # type: ignore[index]
     ),
+]
+OF_PICTURES = [
+    in_query(
+        "format",
+        "annotations, COCO, or the picture drawn; Accept may name the latter, too",
+        {"enum": ["json", "coco", "png", "jpeg"], "type": "string"},
+    ),
+    *OF_BODY,
+    in_query("version", "of the model, in place of the deployment's", {"type": "integer"}),
+    in_query("version_label", "or the label of one", {"type": "string"}),
 ]
 PICTURE_FORM = {
     "type": "object",
@@ -199,11 +240,8 @@ ARRAYS = {
     for kind in ("application/x-npy", "application/x-npz", "application/octet-stream")
 }
 OF_ARRAYS = [
-    {"name": name, "in": "header", "description": doc, "schema": {"type": "string"}}
-    for name, doc in (
-        ("X-Tensor-Dtype", "of a raw tensor; float32 where it is left out"),
-        ("X-Tensor-Shape", "of a raw tensor: 1,224,224,3"),
-    )
+    in_head("X-Tensor-Dtype", "of a raw tensor; float32 where it is left out"),
+    in_head("X-Tensor-Shape", "of a raw tensor: 1,224,224,3"),
 ]
 KEY_ASKED: list[dict[str, list]] = [{"bearer": []}, {"header": []}]
 # 8x8 black pixels
@@ -331,7 +369,8 @@ def document_row(row: Route, path: str, security: list | None) -> dict[str, Any]
         described["responses"]["200"]["content"] = ANSWERS.get(row.name, ANY)
         bodies = infer_bodies(path) if row.view is view_infer else BODIES.get((row.name, method))
         if bodies:
-            described["requestBody"] = {"required": True, "content": bodies}
+            needed = (row.name, method) not in MAY_BE_EMPTY
+            described["requestBody"] = {"required": needed, "content": bodies}
         names = [
             {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
             for name in re.findall(r"\{(\w+)\}", path)
@@ -385,9 +424,23 @@ ANSWERS = {
     "status": {"application/json": {"schema": refer("Status")}},
     "classes": {"application/json": {"schema": refer("Labels")}},
     "infer": {"application/json": {"schema": {"type": "object"}}, **ARRAYS},
+    "infer_v2": {
+        "application/json": {"schema": {"type": "object"}},
+        "application/octet-stream": {"schema": FILE},  # JSON and the bytes behind it
+    },
     "predict_image": PICTURE_ANSWERS,
 }
 OBJECT = {"application/json": {"schema": {"type": "object"}}}
+
+
+def of_members(*required: str, **properties: dict) -> dict[str, Any]:
+    """A body: a JSON object of these members."""
+    schema: dict[str, Any] = {"type": "object", "properties": properties}
+    return {
+        "application/json": {"schema": schema | ({"required": [*required]} if required else {})}
+    }
+
+
 # What takes a JSON object as its body and changes the config.
 CHANGING = (
     ("put_config_file", "PUT"),
@@ -398,10 +451,19 @@ CHANGING = (
     ("edit_key", "PATCH"),
     ("edit_model", "PATCH"),
 )
+MATCHED = (*CHANGING, ("rollback", "POST"), ("delete_key", "DELETE"))
+UPLOADS = (("upload", "POST"), ("upload", "PUT"), ("project", "PUT"))
 ARCHIVES = {"application/octet-stream": {"schema": FILE}}
 BODIES: dict[tuple[str, str], dict[str, Any]] = {
     **dict.fromkeys(CHANGING, OBJECT),
-    **dict.fromkeys((("upload", "POST"), ("upload", "PUT"), ("project", "PUT")), ARCHIVES),
+    **dict.fromkeys(UPLOADS, ARCHIVES),
+    ("rollback", "POST"): of_members(to={"type": "string"}),
+    ("index", "POST"): of_members(ready={"type": "boolean"}),
+    ("verdict", "PUT"): of_members("verdict", verdict={"enum": ["accepted", "rejected", "none"]}),
+    ("infer_v2", "POST"): {
+        "application/json": {"schema": INFER_V2},
+        "application/octet-stream": {"schema": FILE},  # JSON and the bytes behind it, or bytes
+    },
     ("predict_image", "POST"): PICTURE_BODIES,
     ("preview", "POST"): PICTURE_BODIES,
     ("call_client", "POST"): {
@@ -420,6 +482,7 @@ BODIES: dict[tuple[str, str], dict[str, Any]] = {
         }
     },
 }
+MAY_BE_EMPTY = (("rollback", "POST"), ("index", "POST"))  # bodies
 OUTPUTS = in_query(
     "outputs",
     "only these outputs, by name: a,b",
@@ -428,14 +491,31 @@ OUTPUTS = in_query(
     explode=False,
 )
 DRY_RUN = in_query("dry_run", "1: tell what would change, and change nothing", {"enum": ["0", "1"]})
+IF_MATCH = in_head("If-Match", "the ETag of the config file that this changes, or *")
 PARAMETERS = {
-    **dict.fromkeys((*CHANGING, ("rollback", "POST"), ("delete_key", "DELETE")), [DRY_RUN]),
+    **dict.fromkeys(MATCHED, [DRY_RUN, IF_MATCH]),
+    **dict.fromkeys(UPLOADS, [IF_MATCH]),
+    ("put_config_file", "PUT"): [DRY_RUN, IF_MATCH | {"required": True}],
+    ("infer_v2", "POST"): [
+        in_head("Inference-Header-Content-Length", "bytes of JSON at the beginning of the body"),
+    ],
     ("infer", "POST"): [OUTPUTS, *OF_ARRAYS],
     ("predict_image", "POST"): OF_PICTURES,
+    ("preview", "POST"): [
+        *OF_BODY,
+        in_query("whole", "1: as it came, before any routine", {"enum": ["0", "1"]}),
+    ],
+    ("active_learning", "GET"): [
+        in_query("format", "COCO, or the records as they are kept", {"enum": ["coco", "json"]}),
+    ],
+    ("picture", "GET"): [
+        in_query("side", "the most pixels of its longer side", {"type": "integer", "minimum": 1}),
+    ],
     ("client", "GET"): [CHAIN],
     ("call_client", "GET"): [
         in_query("path", "what to call", {"type": "string"}, required=True),
         in_query("method", "how to call it", {"type": "string"}),
+        in_query("key", "put into the program", {"type": "string"}),
     ],
     ("reload", "POST"): [DRY_RUN],
     ("stats", "GET"): [
@@ -501,7 +581,7 @@ def operation(
     error: str = "Error",
 ) -> dict[str, Any]:
     """One method of one path: 200 with JSON, and the errors that can come."""
-    errors = ("503",) if open_ else (*ERRORS, *(DENIALS if security else ()))
+    errors = ("400", "503") if open_ else (*ERRORS, *(DENIALS if security else ()))
     content: dict[str, Any] = {"application/json": {"schema": answer or {}}}
     responses: dict[str, Any] = {"200": {"description": "the answer", "content": content}}
     for status in dict.fromkeys((*errors, *also)):

@@ -503,7 +503,7 @@ def test_openapi_tells_the_bodies_and_answers_that_are_no_json():
             "multipart/form-data",
         ]
         names = {one["name"] for one in asked["parameters"] if one["in"] == "query"}
-        assert names == {"format", "routines", "frame"}
+        assert names == {"format", "routines", "frame", "version", "version_label"}
         assert set(asked["responses"]["200"]["content"]) == {
             "application/json",
             "image/png",
@@ -513,6 +513,75 @@ def test_openapi_tells_the_bodies_and_answers_that_are_no_json():
     assert {"application/json", "application/x-npy"} <= asked["requestBody"]["content"].keys()
     outputs = next(one for one in asked["parameters"] if one["name"] == "outputs")
     assert outputs["schema"]["items"] == {"enum": ["y"]}
+
+
+def test_openapi_names_each_argument_of_a_url_that_a_view_reads_and_no_other():
+    reads = re.compile(r"""\bargument\(["'](\w+)|is_asked\(\w+, "(\w+)|"(\w+)" in call\.arg""")
+    files = (ROOT / "serving.py", *(ROOT / "serving_extensions").glob("*.py"))
+    read = {max(names) for file in files for names in reads.findall(file.read_text("utf-8"))}
+    read |= {"outputs"} | {"path", "method", "key"}  # by other ways: a list, a dataclass
+    told = {}
+    for path, methods in Rest(server_of_two()).get("/openapi.json").json["paths"].items():
+        for method, described in methods.items():
+            names = {(one["name"], one["in"]) for one in described.get("parameters", ())}
+            told[f"{method} {path}"] = names
+    assert read == {name for names in told.values() for name, where in names if where == "query"}
+    group = "/{deployment}/active_learning/{group}"
+    for where, expected in {
+        "post /{deployment}/preview": ("whole", "frame", "routines"),
+        "post /pets/predict": ("format", "routines", "frame", "version", "version_label"),
+        f"get {group}": ("format",),
+        f"get {group}/{{picture}}": ("side",),
+        "get /v1/client/{language}": ("path", "method", "key"),
+        "put /v1/config/file": ("dry_run",),
+    }.items():
+        assert {name for name, kind in told[where] if kind == "query"} == {*expected}, where
+
+
+def test_openapi_tells_the_bodies_and_headers_of_what_changes_something():
+    paths = Rest(server_of_two()).get("/openapi.json").json["paths"]
+    heads = {
+        f"{method} {path}": one.get("required", False)
+        for path, methods in paths.items()
+        for method, described in methods.items()
+        for one in described.get("parameters", ())
+        if one["name"] == "If-Match"
+    }
+    admin = {"/v1/config/file", "/v1/config/rollback", "/v1/keys", "/v1/keys/{key}"}
+    assert {where.partition(" ")[2] for where in heads} == admin | {
+        "/deployments/{deployment}",
+        "/v1/models/{model}",
+        "/v1/models/{model}/versions",
+        "/v1/models/{model}/versions/{version}",
+        "/v1/projects/{project}",
+    }
+    assert [where for where, needed in heads.items() if needed] == ["put /v1/config/file"]
+    for path, method, good, bad in (
+        ("/v1/config/rollback", "post", {"to": "000012"}, {"to": 12}),
+        ("/v2/repository/index", "post", {"ready": True}, []),
+        (
+            "/{deployment}/active_learning/{group}/{picture}/verdict",
+            "put",
+            {"verdict": "none"},
+            {"verdict": "good"},
+        ),
+        *(
+            (f"/v2/models/{{model}}{part}/infer", "post", INFER_V2, {"inputs": []})
+            for part in ("", "/versions/{version}")
+        ),
+    ):
+        schema = paths[path][method]["requestBody"]["content"]["application/json"]["schema"]
+        jsonschema.validate(good, schema)
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(bad, schema)
+    asked = paths["/v2/models/{model}/infer"]["post"]
+    assert "Inference-Header-Content-Length" in [one["name"] for one in asked["parameters"]]
+    for content in (asked["requestBody"]["content"], asked["responses"]["200"]["content"]):
+        assert "application/octet-stream" in content
+    assert "400" in paths["/livez"]["get"]["responses"]  # a wrong X-Request-Timeout
+
+
+INFER_V2 = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 1], "data": [1.0]}]}
 
 
 @pytest.mark.parametrize(

@@ -180,6 +180,9 @@ INFER_V2 = {
 }
 
 
+ANYTHING: dict[str, Any] = {"application/json": {"schema": {}}, "*/*": {"schema": FILE}}
+
+
 def refer(name: str) -> dict[str, str]:
     return {"$ref": f"#/components/schemas/{name}"}
 
@@ -322,14 +325,23 @@ def document_handler(endpoint: Any) -> dict[str, Any]:
         if method in endpoint.methods:
             doc = f"Run the handler of {path}"
             described = operation(f"{method} {path}", doc, KEY_ASKED, answer=schema, error=error)
-            described["requestBody"] = {
-                "content": {"application/json": {"schema": {}}, "*/*": {"schema": FILE}}
-            }
+            described["requestBody"] = {"content": dict(ANYTHING)}
+            tell_own_answers(described["responses"])
         else:
             doc = "Load and ping the handler"
             described = operation(f"ping {path}", doc, KEY_ASKED, answer=schema, error=error)
         found[method.lower()] = described
     return found
+
+
+def tell_own_answers(responses: dict[str, Any]) -> None:
+    """What a handler's function answers may look anyhow, errors among it; those that come before it
+    is asked, or instead, are the server's.
+    """
+    responses["200"]["content"] |= ANYTHING | responses["200"]["content"]
+    for status in responses.keys() - {"200", "500", *DENIALS}:
+        responses[status] = {"$ref": f"#/components/responses/OwnError{status}"}
+    responses["default"] = {"description": "what else the handler answers"}
 
 
 def document_table(server: ModelServer, everywhere: list) -> dict[str, Any]:

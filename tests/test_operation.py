@@ -581,6 +581,34 @@ def test_openapi_tells_the_bodies_and_headers_of_what_changes_something():
     assert "400" in paths["/livez"]["get"]["responses"]  # a wrong X-Request-Timeout
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda: ({"detail": "no"}, 404),
+        lambda: ({"id": 1}, 201),
+        lambda: ("teapot", 418),
+        lambda: b"\x89PNG\r\n\x1a\n",
+        lambda: [1],
+        lambda: iter([{"a": 1}]),
+    ],
+)
+@pytest.mark.parametrize("envelope", [None, "hub"])
+def test_what_a_handler_answers_is_what_openapi_tells(answer, envelope):
+    server = server_of_two()
+    server.endpoint("/own", **({"envelope": envelope} if envelope else {}))(lambda value: answer())
+    rest = Rest(server)
+    document = rest.get("/openapi.json").json
+    given = rest.post("/own", 1, headers=bearer("k"))
+    responses = document["paths"]["/own"]["post"]["responses"]
+    told = responses.get(str(given.status_code), responses["default"])
+    if "$ref" in told:
+        told = document["components"]["responses"][told["$ref"].rpartition("/")[2]]
+    content = told.get("content", {"*/*": {}})
+    media = content.get(given.mimetype) or content["*/*"]
+    if given.mimetype == "application/json":
+        jsonschema.validate(given.json, resolve(document, media.get("schema", {})))
+
+
 INFER_V2 = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 1], "data": [1.0]}]}
 
 

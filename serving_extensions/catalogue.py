@@ -4,7 +4,6 @@ sees them. The page is built from it.
 
 import dataclasses
 import functools
-import json
 import os
 import types
 import typing
@@ -25,7 +24,6 @@ from .core import (
     Reply,
     ServingError,
     asked_chain,
-    encode_json,
     find_deployment,
     is_asked,
     list_samples,
@@ -36,7 +34,7 @@ from .core import (
     routine_errors,
     routines,
 )
-from .openapi import example_request
+from .openapi import example_of
 from .wrong_keys import identify_for
 
 PREVIEW_PIXELS = 1600  # of a preview's longer side
@@ -278,10 +276,9 @@ def describe_deployment(server: ModelServer, ready: Any, failure: str = "") -> d
 
 
 def example_body(server: ModelServer, model: str) -> Any:
-    """A predict body that a model's default signature takes, where one can be made up."""
+    """A predict body that a model answers, where one can be made up."""
     found = server.manager.available.get(model)
-    signature = found and found.versions[max(found.versions)].signatures.get("serving_default")
-    return json.loads(encode_json(signature and example_request(signature)))
+    return found and example_of(found.versions[max(found.versions)])
 
 
 KINDS = {int: "integer", float: "number", str: "string", bool: "boolean"}

@@ -4,6 +4,7 @@ import json
 import math
 import re
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -18,11 +19,13 @@ from .core import (
     Envelope,
     ModelServer,
     Route,
+    Servable,
     Signature,
     TensorSpec,
     __version__,
     deployments_of,
     encode_json,
+    picture_input,
     routes_of,
     sample_inputs,
     spellings,
@@ -618,17 +621,17 @@ def document_model(server: ModelServer, name: str, security: list) -> dict[str, 
     paths = {url_of(view_status, model=name): {"get": status}}
     available = server.manager.available.get(name)
     servable = available and available.versions[max(available.versions)]
-    if not servable or "serving_default" not in servable.signatures:
+    if not servable or not servable.signatures:
         return paths
-    signature = servable.signatures["serving_default"]
-    example = example_request(signature)
-    wanted = OUTPUTS | {"schema": {"type": "array", "items": {"enum": list(signature.outputs)}}}
+    example = example_of(servable)
+    names = {output for one in servable.signatures.values() for output in one.outputs}
+    wanted = OUTPUTS | {"schema": {"type": "array", "items": {"enum": sorted(names)}}}
     answer = {"type": "object"}
     predict = operation(
         f"predict {name}", f"Answer by {name}", security, answer=answer, also=("204", "422")
     )
-    media = {"schema": predict_schema(signature)}
-    media |= {"example": json.loads(encode_json(example))} if example else {}
+    media = {"schema": predict_schema(servable.signatures)}
+    media |= {"example": example} if example else {}
     predict["requestBody"] = {"required": True, "content": {"application/json": media, **ARRAYS}}
     predict["responses"]["200"]["content"] |= ARRAYS
     metadata = operation(f"metadata of {name}", f"The signatures of {name}", security)
@@ -640,26 +643,47 @@ def document_model(server: ModelServer, name: str, security: list) -> dict[str, 
     }
 
 
-def predict_schema(signature: Signature) -> dict[str, Any]:
-    """TensorFlow Serving's body by the default signature: `inputs` as columns,
-    or `instances` as rows.
-    """
-    columns = {name: tensor_schema(spec, spec.shape) for name, spec in signature.inputs.items()}
-    rows = {
-        name: tensor_schema(spec, spec.shape if spec.shape is None else spec.shape[1:])
-        for name, spec in signature.inputs.items()
-    }
-    lone = len(columns) == 1
-    row = next(iter(rows.values())) if lone else {"type": "object", "properties": rows}
-    return one_of(
-        {"signature_name": {"enum": ["serving_default"]}},
-        next(iter(columns.values())) if lone else {"type": "object", "properties": columns},
-        {"type": "array", "minItems": 1, "items": row},
-    )
+def predict_schema(signatures: Mapping[str, Signature]) -> dict[str, Any]:
+    """TensorFlow Serving's body by any signature: `inputs` as columns, or `instances` as rows."""
+    ways = [way for name, one in signatures.items() for way in ways_to_ask(name, one)]
+    return {"oneOf": ways}
+
+
+def ways_to_ask(name: str, signature: Signature) -> list[dict[str, Any]]:
+    pictures = not any(spec.dtype == "DT_STRING" for spec in signature.inputs.values())
+    columns, rows = {}, {}
+    for key, spec in signature.inputs.items():
+        shape = spec.shape
+        also = [B64, B64_LIST] if pictures and picture_input(spec) else []
+        columns[key] = any_of(tensor_schema(spec, shape), *also)
+        rows[key] = any_of(tensor_schema(spec, shape and shape[1:]), *also)
+    ways = one_of(
+        {"signature_name": {"enum": [name]}},
+        named_or_lone(columns),
+        {"type": "array", "minItems": 1, "items": named_or_lone(rows)},
+    )["oneOf"]
+    if name != "serving_default":
+        for way in ways:
+            way["required"].append("signature_name")
+    return ways
+
+
+def any_of(*schemas: dict[str, Any]) -> dict[str, Any]:
+    return {"anyOf": [*schemas]} if len(schemas) > 1 else schemas[0]
+
+
+def named_or_lone(tensors: dict[str, Any]) -> dict[str, Any]:
+    """Tensors by name, or the only one by itself."""
+    named: dict[str, Any] = {"type": "object", "properties": tensors}
+    if len(tensors) != 1:
+        return named
+    ((name, lone),) = tensors.items()
+    return any_of(lone, {**named, "required": [name]})
 
 
 # Bytes in base64, for any text (TensorFlow Serving: "Encoding binary values").
 B64 = {"type": "object", "required": ["b64"], "properties": {"b64": {"type": "string"}}}
+B64_LIST = {"type": "array", "items": B64}
 
 
 def tensor_schema(spec: TensorSpec, shape: tuple | None) -> dict[str, Any]:
@@ -708,6 +732,26 @@ NUMERIC = NUMPY_DTYPES.keys() - {"DT_STRING"}  # what JSON carries, complex numb
 
 def sizes_of(spec: TensorSpec) -> tuple:
     return spec.shape or ()
+
+
+def find_default(servable: Servable) -> tuple[str, Signature] | None:
+    """The signature that is asked without a name, else the first that can be called."""
+    known, calls = servable.signatures, servable.callables
+    names = [name for name, one in known.items() if one.inputs and (not calls or name in calls)]
+    name = "serving_default" if "serving_default" in known else next(iter(names), None)
+    return None if name is None else (name, known[name])
+
+
+def named_body(name: str, body: dict[str, Any]) -> dict[str, Any]:
+    """A predict body, with the name of its signature where that is not the default one."""
+    return body if name == "serving_default" else {"signature_name": name, **body}
+
+
+def example_of(servable: Servable) -> dict[str, Any] | None:
+    """A predict body that a model answers, as JSON has it; None if none can be made up."""
+    found = find_default(servable)
+    body = found and example_request(found[1])
+    return json.loads(encode_json(named_body(found[0], body))) if found and body else None
 
 
 def example_request(signature: Signature) -> dict[str, Any] | None:

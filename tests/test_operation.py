@@ -46,6 +46,7 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 import routines
 import serving
 from serving_extensions import console, metrics
+from serving_extensions.openapi import DOT
 
 AUTH = {"keys": [key_entry("site", "k")]}
 PICTURE = {"image_type": "array", "data": [[[1, 2, 3]]]}
@@ -607,6 +608,102 @@ def test_what_a_handler_answers_is_what_openapi_tells(answer, envelope):
     media = content.get(given.mimetype) or content["*/*"]
     if given.mimetype == "application/json":
         jsonschema.validate(given.json, resolve(document, media.get("schema", {})))
+
+
+def several_signatures(*names):
+    """A model of signatures that each take one number more a row than the one before."""
+    shapes = {name: (None, count) for count, name in enumerate(names, 1)}
+    signatures = {
+        name: signature([spec("x", shape=shape)], [spec(f"y_{name}", shape=shape)])
+        for name, shape in shapes.items()
+    }
+    return serving.Servable(signatures, lambda name, inputs: {f"y_{name}": inputs["x"]})
+
+
+@pytest.mark.parametrize(
+    "model, body, valid",
+    [
+        ("m", {"instances": [{"x": [1.0]}]}, True),
+        ("m", {"inputs": {"x": [[1.0]]}}, True),
+        ("m", {"inputs": [[1.0]], "signature_name": "serving_default"}, True),
+        ("m", {"inputs": {"z": [[1.0]]}}, False),
+        ("m", {"inputs": [["a"]]}, False),
+        ("d", {"instances": [{"b64": DOT}]}, True),
+        ("d", {"inputs": [{"b64": DOT}]}, True),
+        ("d", {"inputs": {"b64": DOT}}, True),
+        ("d", {"inputs": {"image": [{"b64": DOT}]}}, True),
+        ("d", {"instances": [{"image": {"b64": DOT}}]}, True),
+        ("d", {"instances": [{"image": {"b64": 1}}]}, False),
+        ("two", {"inputs": [[1.0]]}, True),
+        ("two", {"signature_name": "other", "inputs": [[1.0, 2.0]]}, True),
+        ("two", {"signature_name": "other", "instances": [{"x": [1.0, 2.0]}]}, True),
+        ("two", {"signature_name": "other", "inputs": [["a", "b"]]}, False),
+        ("two", {"signature_name": "none", "inputs": [[1.0]]}, False),
+        ("odd", {"signature_name": "embed", "inputs": [[1.0]]}, True),
+        ("odd", {"inputs": [[1.0]]}, False),
+    ],
+)
+def test_bodies_that_openapi_takes_are_those_that_are_answered(model, body, valid):
+    two, odd = several_signatures("serving_default", "other"), several_signatures("embed", "b")
+    rest = Rest(fake_server({"m": FakeServable(), "d": FakeDetector(), "two": two, "odd": odd}))
+    path = f"/v1/models/{model}:predict"
+    asked = rest.get("/openapi.json").json["paths"][path]["post"]
+    schema = asked["requestBody"]["content"]["application/json"]["schema"]
+    assert jsonschema.Draft202012Validator(schema).is_valid(body) is valid
+    assert (rest.post(path, body).status_code == 200) is valid
+
+
+def test_a_model_without_a_default_signature_is_asked_by_the_first_that_can_be_called():
+    models = {"odd": several_signatures("embed", "other"), "m": FakeServable()}
+    long = signature([spec("x", shape=(None, 5000))], [spec("y")])
+    models["long"] = serving.Servable({"embed": long}, fail)
+    server = fake_server(models)
+    rest, key = Rest(server), bearer(server.generated_key)
+    paths = rest.get("/openapi.json", headers=key).json["paths"]
+    assert "/v1/models/odd/metadata" in paths
+    told = paths["/v1/models/odd:predict"]["post"]
+    example = told["requestBody"]["content"]["application/json"]["example"]
+    assert example == {"signature_name": "embed", "inputs": [[1.0]]}
+    (outputs,) = [one for one in told["parameters"] if one["name"] == "outputs"]
+    assert outputs["schema"]["items"]["enum"] == ["y_embed", "y_other"]
+    assert rest.post("/v1/models/odd:predict", example).status_code == 200
+    bodies = {
+        one["name"]: one["body"] for one in rest.get("/deployments", headers=key).json["models"]
+    }
+    assert bodies["odd"] == example and "signature_name" not in bodies["m"]
+    for model, expected in (("odd", example), ("long", {**example, "inputs": "YOUR_INPUT"})):
+        code = rest.get(f"/v1/models/{model}/client/curl").text
+        assert json.loads(shlex.split(code)[shlex.split(code).index("-d") + 1]) == expected
+
+
+@pytest.mark.parametrize("model", ["m", "odd", "multi", "scalar"])
+def test_a_program_for_an_inference_of_kserve_sends_a_body_that_is_answered(model):
+    several = [spec("a", shape=(None, 2)), spec("b", "DT_INT64"), spec("c", "DT_BOOL", ())]
+    models = {"m": FakeServable(), "odd": several_signatures("embed")}
+    for name, inputs in {"multi": several, "scalar": [spec("x", "DT_BFLOAT16", ())]}.items():
+        same = {"serving_default": signature(inputs, inputs)}
+        models[name] = serving.Servable(same, lambda name, inputs: inputs)
+    rest = Rest(fake_server(models))
+    path = f"/v2/models/{model}/infer"
+    words = shlex.split(rest.get(f"/v1/client/curl?path={path}").text)
+    answer = rest.post(path, words[words.index("-d") + 1])
+    assert answer.status_code == 200, answer.text
+    assert {0} != {len(one["data"]) for one in answer.json["outputs"]}
+
+
+def test_programs_for_calls_that_need_more_than_can_be_made_up():
+    server = server_of_two()
+    rest, key = Rest(server), bearer("k")
+    text = serving.Servable(
+        {"serving_default": signature([spec("t", "DT_STRING", (None, 2))], [spec("y")])}, fail
+    )
+    code = Rest(fake_server({"t": text})).get("/v1/client/curl?path=/v2/models/t/infer").text
+    words = shlex.split(code)
+    assert json.loads(words[words.index("-d") + 1])["inputs"] == [
+        {"name": "t", "datatype": "BYTES", "shape": [1, 2], "data": ["YOUR_INPUT"]}
+    ]
+    code = rest.get("/v1/client/curl?path=/pets/preview?whole=1", headers=key).text
+    assert "-F image=@picture.jpg" in code and "/pets/preview?whole=1" in code
 
 
 INFER_V2 = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 1], "data": [1.0]}]}

@@ -507,10 +507,11 @@ OUTPUTS = in_query(
 )
 DRY_RUN = in_query("dry_run", "1: tell what would change, and change nothing", {"enum": ["0", "1"]})
 IF_MATCH = in_head("If-Match", "the ETag of the config file that this changes, or *")
+MUST_MATCH = in_head("If-Match", "the ETag of what it replaces, or *; only a dry run needs none")
 PARAMETERS = {
     **dict.fromkeys(MATCHED, [DRY_RUN, IF_MATCH]),
     **dict.fromkeys(UPLOADS, [IF_MATCH]),
-    ("put_config_file", "PUT"): [DRY_RUN, IF_MATCH | {"required": True}],
+    ("put_config_file", "PUT"): [DRY_RUN, MUST_MATCH],
     ("infer_v2", "POST"): [
         in_head("Inference-Header-Content-Length", "bytes of JSON at the beginning of the body"),
     ],

@@ -542,7 +542,7 @@ def test_openapi_names_each_argument_of_a_url_that_a_view_reads_and_no_other():
 def test_openapi_tells_the_bodies_and_headers_of_what_changes_something():
     paths = Rest(server_of_two()).get("/openapi.json").json["paths"]
     heads = {
-        f"{method} {path}": one.get("required", False)
+        f"{method} {path}": one
         for path, methods in paths.items()
         for method, described in methods.items()
         for one in described.get("parameters", ())
@@ -556,7 +556,7 @@ def test_openapi_tells_the_bodies_and_headers_of_what_changes_something():
         "/v1/models/{model}/versions/{version}",
         "/v1/projects/{project}",
     }
-    assert [where for where, needed in heads.items() if needed] == ["put /v1/config/file"]
+    assert not any(one.get("required") for one in heads.values())  # a dry run needs none
     for path, method, good, bad in (
         ("/v1/config/rollback", "post", {"to": "000012"}, {"to": 12}),
         ("/v2/repository/index", "post", {"ready": True}, []),

@@ -6019,6 +6019,12 @@ def require_writable(signature: Signature) -> None:
             raise BadRequest(f"Failed to write JSON value for tensor type: {spec.type_name}")
 
 
+def refuse_complex(array: np.ndarray) -> None:
+    """As `require_writable`, of an output of a pipeline's function, when it is there."""
+    if array.dtype.kind == "c":
+        raise BadRequest(f"Failed to write JSON value for tensor type: {array.dtype.name}")
+
+
 def select_outputs(signature: Signature, wanted: Sequence[str]) -> Signature:
     """The signature with some of its outputs, in its own order.
 
@@ -6133,6 +6139,8 @@ def present_output(spec: TensorSpec, array: np.ndarray) -> Any:
     binary by its name (`..._bytes`).
     """
     if spec.dtype != "DT_STRING" or not spec.name.endswith("_bytes"):
+        if spec.dtype == "DT_INVALID":
+            refuse_complex(array)
         return array
     encoded = np.array(
         [{"b64": base64.b64encode(value).decode()} for value in array.reshape(-1)], object

@@ -291,7 +291,7 @@ def describe_routine(kind: Any) -> dict[str, Any]:
         {
             "name": field.name,
             "kind": kind_of(hints[field.name]),
-            "required": field.default is dataclasses.MISSING,
+            "required": field.default is field.default_factory is dataclasses.MISSING,
             "default": None if field.default is dataclasses.MISSING else field.default,
             **{key: field.metadata.get(key) for key in ("minimum", "maximum", "doc")},
         }

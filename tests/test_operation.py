@@ -1,6 +1,7 @@
 """/stats, /metrics, /openapi.json, logs, client code: numbers agree with a counted load, documents with what is served."""
 
 import base64
+import dataclasses
 import functools
 import io
 import json
@@ -1091,6 +1092,7 @@ def test_routine_declarations_of_ones_own_are_described():
         """Two times. Or more."""
 
         factor: float | None = routines.argument(None, "how often", minimum=0)
+        names: dict[str, str] = dataclasses.field(default_factory=dict)
 
     assert describe_routine(Twice) == {
         "name": "Twice",
@@ -1105,7 +1107,13 @@ def test_routine_declarations_of_ones_own_are_described():
                 "minimum": 0,
                 "maximum": None,
                 "doc": "how often",
-            }
+            },
+            {
+                "name": "names",
+                "kind": "map",
+                "required": False,
+                **dict.fromkeys(("default", "minimum", "maximum", "doc")),
+            },
         ],
     }
     del routines.ROUTINES["Twice"]

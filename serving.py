@@ -855,8 +855,8 @@ class BoxesConfig:
 @dataclass(frozen=True)
 class Deployment:
     id: str = option(
-        doc="its name in URLs, without slashes and colons; not v1, v2 or model-serving",
-        pattern="^(?!(?i:v1|v2|model-serving)$)[^/:]+$",
+        doc="its name in URLs, without slashes and colons; not v1, v2, deployments, model-serving",
+        pattern="^(?!(?i:v1|v2|deployments|model-serving)$)[^/:]+$",
     )
     model: str = option(doc="the name of the model it serves")
     version: int | None = option(None, "the model's version; default: the highest", minimum=0)
@@ -8460,7 +8460,12 @@ NEED_KEY = ("key", *OWN_KEYS)
 PARTS = re.compile(r"(\{\w+\}|'\w+'|[\[\]()|])")  # of a route's URL
 BRACES = re.compile(r"\{(\w+)\}")
 VERBS = ("predict", "classify", "regress")
-PLACEHOLDERS = {"version": "[0-9]+", "verb": f"(?-i:{'|'.join(VERBS)})", "rest": r"[\s\S]*?"}
+PLACEHOLDERS = {
+    "version": "[0-9]+",
+    "verb": f"(?-i:{'|'.join(VERBS)})",
+    "rest": r"[\s\S]*?",
+    "deployment": "(?!deployments/)[^/:]+",  # /deployments/classes tells of one called classes
+}
 GROUPS = {"[": "(?:", "]": ")?", "(": "(?:", ")": ")", "|": "|"}
 
 

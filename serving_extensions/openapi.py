@@ -646,7 +646,9 @@ def document_model(server: ModelServer, name: str, security: list) -> dict[str, 
 
 def predict_schema(signatures: Mapping[str, Signature]) -> dict[str, Any]:
     """TensorFlow Serving's body by any signature: `inputs` as columns, or `instances` as rows."""
-    ways = [way for name, one in signatures.items() for way in ways_to_ask(name, one)]
+    # protobuf keeps no order, and generators number what they make
+    names = sorted(signatures, key=lambda name: (name != "serving_default", name))
+    ways = [way for name in names for way in ways_to_ask(name, signatures[name])]
     return {"oneOf": ways}
 
 
@@ -736,9 +738,9 @@ def sizes_of(spec: TensorSpec) -> tuple:
 
 
 def find_default(servable: Servable) -> tuple[str, Signature] | None:
-    """The signature that is asked without a name, else the first that can be called."""
+    """The signature that is asked without a name, else the first by name that can be called."""
     known, calls = servable.signatures, servable.callables
-    names = [name for name, one in known.items() if one.inputs and (not calls or name in calls)]
+    names = sorted(name for name in known if known[name].inputs and (not calls or name in calls))
     name = "serving_default" if "serving_default" in known else next(iter(names), None)
     return None if name is None else (name, known[name])
 

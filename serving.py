@@ -838,8 +838,8 @@ class BoxesConfig:
 @dataclass(frozen=True)
 class Deployment:
     id: str = option(
-        doc="its name in URLs, without slashes and colons; not v1, v2 or model-serving",
-        pattern="^(?!(?i:v1|v2|model-serving)$)[^/:]+$",
+        doc="its name in URLs, without slashes and colons; not v1, v2, deployments, model-serving",
+        pattern="^(?!(?i:v1|v2|deployments|model-serving)$)[^/:]+$",
     )
     model: str = option(doc="the name of the model it serves")
     version: int | None = option(None, "the model's version; default: the highest", minimum=0)
@@ -3004,6 +3004,24 @@ def choose_versions(policy: VersionPolicy, versions: Iterable[int]) -> list[int]
     return rising[: policy.latest.num_versions] if policy.latest else rising
 
 
+def paths_below(folder: Path, above: tuple = ()) -> Iterator[Path]:
+    """Files and folders below a folder, links followed, but to none that it lies in (`above`).
+
+    Nothing of a folder that cannot be read, or vanishes meanwhile.
+    """
+    try:
+        status, entries = folder.stat(), list(os.scandir(folder))
+    except OSError:
+        return
+    here = status.st_dev, status.st_ino
+    if here in above:
+        return
+    for entry in entries:
+        yield Path(entry.path)
+        if entry.is_dir():
+            yield from paths_below(Path(entry.path), (*above, here))
+
+
 def fingerprint(folder: Path) -> tuple:
     """What tells, without reading a version's files, that they have changed.
 
@@ -3011,8 +3029,7 @@ def fingerprint(folder: Path) -> tuple:
     When it changes, a broken version is worth another try.
     """
     found: list[tuple[str, int, int, int]] = []
-    below = [Path(at, name) for at, *names in os.walk(folder) for name in sum(names, [])]
-    for path in [folder, *sorted(below)]:
+    for path in [folder, *sorted(paths_below(folder))]:
         with contextlib.suppress(OSError):  # what vanishes meanwhile is a change as well
             status = path.stat()
             found.append((str(path), status.st_size, status.st_mtime_ns, status.st_ctime_ns))
@@ -5971,6 +5988,12 @@ def require_writable(signature: Signature) -> None:
             raise BadRequest(f"Failed to write JSON value for tensor type: {spec.type_name}")
 
 
+def refuse_complex(array: np.ndarray) -> None:
+    """As `require_writable`, of an output of a pipeline's function, when it is there."""
+    if array.dtype.kind == "c":
+        raise BadRequest(f"Failed to write JSON value for tensor type: {array.dtype.name}")
+
+
 def select_outputs(signature: Signature, wanted: Sequence[str]) -> Signature:
     """The signature with some of its outputs, in its own order.
 
@@ -6082,6 +6105,8 @@ def present_output(spec: TensorSpec, array: np.ndarray) -> Any:
     binary by its name (`..._bytes`).
     """
     if spec.dtype != "DT_STRING" or not spec.name.endswith("_bytes"):
+        if spec.dtype == "DT_INVALID":
+            refuse_complex(array)
         return array
     encoded = np.array(
         [{"b64": base64.b64encode(value).decode()} for value in array.reshape(-1)], object
@@ -8336,7 +8361,11 @@ NEED_KEY = ("key", *OWN_KEYS)
 PARTS = re.compile(r"(\{\w+\}|'\w+'|[\[\]()|])")  # of a route's URL
 BRACES = re.compile(r"\{(\w+)\}")
 VERBS = ("predict", "classify", "regress")
-PLACEHOLDERS = {"version": "[0-9]+", "verb": f"(?-i:{'|'.join(VERBS)})"}
+PLACEHOLDERS = {
+    "version": "[0-9]+",
+    "verb": f"(?-i:{'|'.join(VERBS)})",
+    "deployment": "(?!deployments/)[^/:]+",  # /deployments/classes tells of one called classes
+}
 GROUPS = {"[": "(?:", "]": ")?", "(": "(?:", ")": ")", "|": "|"}
 
 

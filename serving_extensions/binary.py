@@ -21,6 +21,7 @@ from .core import (
     Extension,
     Reply,
     ServingError,
+    is_base64,
     routines,
 )
 
@@ -145,11 +146,11 @@ def write(call: Call, answer: Mapping[str, Any]) -> Reply | None:
     if wanted not in (NPY, NPZ, RAW):
         return None
     value = next(iter(answer.values()))
-    if isinstance(value, list) and value and isinstance(value[0], dict):  # rows of several outputs
+    if isinstance(value, list) and value and names_outputs(value[0]):  # rows of several
         value = {name: np.stack([np.asarray(row[name]) for row in value]) for name in value[0]}
     outputs = {
         name: as_saved(name, array)
-        for name, array in (value if isinstance(value, dict) else {"output": value}).items()
+        for name, array in (value if names_outputs(value) else {"output": value}).items()
     }
     if wanted == NPZ:
         return Reply(pack(outputs), content_type=NPZ)
@@ -165,6 +166,11 @@ def write(call: Call, answer: Mapping[str, Any]) -> Reply | None:
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
     return Reply(buffer.getvalue(), content_type=NPY)
+
+
+def names_outputs(value: Any) -> bool:
+    """Whether a value is of several outputs; an object may be bytes as JSON has them, too."""
+    return isinstance(value, dict) and not is_base64(value)
 
 
 def pack(outputs: dict[str, np.ndarray]) -> bytes:

@@ -4,7 +4,6 @@ sees them. The page is built from it.
 
 import dataclasses
 import functools
-import json
 import os
 import types
 import typing
@@ -25,7 +24,6 @@ from .core import (
     Reply,
     ServingError,
     asked_chain,
-    encode_json,
     find_deployment,
     is_asked,
     list_samples,
@@ -36,7 +34,7 @@ from .core import (
     routine_errors,
     routines,
 )
-from .openapi import example_request
+from .openapi import example_of
 from .wrong_keys import identify_for
 
 PREVIEW_PIXELS = 1600  # of a preview's longer side
@@ -278,10 +276,9 @@ def describe_deployment(server: ModelServer, ready: Any, failure: str = "") -> d
 
 
 def example_body(server: ModelServer, model: str) -> Any:
-    """A predict body that a model's default signature takes, where one can be made up."""
+    """A predict body that a model answers, where one can be made up."""
     found = server.manager.available.get(model)
-    signature = found and found.versions[max(found.versions)].signatures.get("serving_default")
-    return json.loads(encode_json(example_request(signature))) if signature else None
+    return found and example_of(found.versions[max(found.versions)])
 
 
 KINDS = {int: "integer", float: "number", str: "string", bool: "boolean"}
@@ -294,7 +291,7 @@ def describe_routine(kind: Any) -> dict[str, Any]:
         {
             "name": field.name,
             "kind": kind_of(hints[field.name]),
-            "required": field.default is dataclasses.MISSING,
+            "required": field.default is field.default_factory is dataclasses.MISSING,
             "default": None if field.default is dataclasses.MISSING else field.default,
             **{key: field.metadata.get(key) for key in ("minimum", "maximum", "doc")},
         }

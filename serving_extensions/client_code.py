@@ -26,7 +26,7 @@ from .core import (
     NotFound,
     Reply,
     ServingError,
-    encode_json,
+    Signature,
     find_deployment,
     find_known,
     list_reached,
@@ -42,7 +42,8 @@ from .core import (
     view_infer,
     view_predict_image,
 )
-from .openapi import example_request
+from .kserve import describe_tensor, view_infer_v2
+from .openapi import example_of, example_request, find_default, named_body, sizes_of
 
 TEMPLATES = Path(__file__).with_name("clients")
 LITERAL = re.compile(r"""(["'])([^"'@\n]*)@(URL|METHOD|KEY|TYPE|BODY|TEXT|ROUTINES)@\1""")
@@ -287,7 +288,7 @@ def tell_code(
     refuse_unseen(server, asked, found)
     pairs = [(name, one) for name, many in asked.arguments.items() for one in many]
     try:
-        if found.route.view is view_predict_image:
+        if found.route.view is view_predict_image or found.route.name == "preview":
             pairs = [(name, one) for name, one in pairs if name != "routines"]
             chain = read_query_routines(asked)
             read_chain(chain, server.prepared.routines)
@@ -320,6 +321,8 @@ def body_to_show(server: ModelServer, found: Found, method: str) -> Any:
     """A body that what a call reaches answers, or one whose `YOUR_INPUT` is to be replaced."""
     if found.route.view is view_infer:
         return example_of_model(server, **found.arguments)
+    if found.route.view is view_infer_v2:
+        return example_of_tensors(server, **found.arguments)
     return "YOUR_INPUT" if "endpoint" in found.arguments and method != "GET" else None
 
 
@@ -328,15 +331,38 @@ def example_of_model(
 ) -> dict[str, Any]:
     """As `body_to_show`, of a model; raises what asking the model itself would."""
     _, servable = server.start().manager.find(model, version, label)
-    signature = servable.signatures.get("serving_default")
     if verb != "predict":
         return {"examples": ["YOUR_INPUT"]}
-    example = example_request(signature) if signature else None
+    if (example := example_of(servable)) is not None:
+        return example
+    name, signature = find_default(servable) or ("serving_default", Signature({}, {}))
+    lone = len(signature.inputs) < 2
+    inputs = "YOUR_INPUT" if lone else dict.fromkeys(signature.inputs, "YOUR_INPUT")
+    return named_body(name, {"inputs": inputs})
+
+
+def example_of_tensors(
+    server: ModelServer, model: str, version: int | None = None
+) -> dict[str, Any]:
+    """As `example_of_model`, an inference request of KServe V2."""
+    _, servable = server.start().manager.find(model, version, None)
+    name, signature = find_default(servable) or ("serving_default", Signature({}, {}))
+    inputs, example = signature.inputs, example_request(signature)
+    body: dict[str, Any] = {
+        "inputs": [
+            describe_tensor(spec)
+            | {"shape": [size or 1 for size in sizes_of(spec)], "data": ["YOUR_INPUT"]}
+            for spec in inputs.values()
+        ]
+    }
     if example is not None:
-        return json.loads(encode_json(example))
-    names = list(signature.inputs) if signature else []
-    lone = len(names) < 2
-    return {"inputs": "YOUR_INPUT" if lone else dict.fromkeys(names, "YOUR_INPUT")}
+        values = example["inputs"]
+        for tensor in body["inputs"]:
+            array = values[tensor["name"]] if len(inputs) > 1 else values
+            tensor |= {"shape": [*array.shape], "data": array.ravel().tolist()}
+    if name != "serving_default":
+        body["parameters"] = {"signature_name": name}
+    return body
 
 
 EXTENSION = Extension(

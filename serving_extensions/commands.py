@@ -20,7 +20,7 @@ from .core import (
     view_infer,
     view_predict_image,
 )
-from .openapi import example_request
+from .openapi import NUMERIC, example_request
 from .scaffold import HUB_PROJECT, PROJECT, write_project
 
 
@@ -90,7 +90,7 @@ def example_command(servable: Any) -> str | None:
         len(body := encode_json(example).decode()) <= MOST_CHARACTERS or not lone
     ):
         return f"curl -d {shlex.quote(body)}"
-    if not lone or any(spec.dtype == "DT_STRING" for spec in signature.inputs.values()):
+    if not lone or any(spec.dtype not in NUMERIC for spec in signature.inputs.values()):
         return None
     (zeros,) = sample_inputs(signature, 1)
     shape = ",".join(map(str, zeros.shape))

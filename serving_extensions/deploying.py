@@ -12,7 +12,7 @@ from typing import Any
 
 from .admin_uploads import EXTENSION as ADMIN_UPLOADS
 from .admin_uploads import view_project, view_upload
-from .core import Extension, url_of
+from .core import Extension, paths_below, url_of
 from .manifest import is_version
 
 DONE, UNREACHED, WRONG, REFUSED = 0, 1, 2, 3  # exit statuses
@@ -27,7 +27,7 @@ def pack_folder(folder: Path) -> bytes:
     """
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w:gz", compresslevel=1) as archive:
-        for path in sorted(folder.rglob("*")):
+        for path in sorted(paths_below(folder)):
             name = path.relative_to(folder)
             if not path.is_file() or any(p in LEFT_OUT or p.startswith(".") for p in name.parts):
                 continue

@@ -36,6 +36,7 @@ from .core import (
     parse_json,
     read_body,
     read_large_json,
+    refuse_complex,
     reply,
     require_writable,
     route,
@@ -429,6 +430,7 @@ def write_tensors(
     tensors, rest = [], []
     for one in wanted:
         array = np.asarray(outputs[one.name])
+        refuse_complex(array)
         if one.classes:
             array = classes_of(array, one)
         tensor: dict[str, Any] = {

@@ -25,6 +25,7 @@ from .core import (
     find_model_file,
     is_saved_model,
     list_versions,
+    paths_below,
 )
 
 MANIFEST = "manifest.sha256"
@@ -39,7 +40,7 @@ def files_of(folder: Path) -> dict[str, Path]:
         return {folder.name: folder}
     found = {
         path.relative_to(folder).as_posix(): path
-        for path in folder.rglob("*")
+        for path in paths_below(folder)
         if path.is_file() and path.name != MANIFEST
     }
     return {name: found[name] for name in sorted(found) if not is_hidden(name)}

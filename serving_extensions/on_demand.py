@@ -42,6 +42,7 @@ from .core import (
     describe,
     find_graph,
     log_safely,
+    paths_below,
     read_graphs,
     read_signatures,
     rename_tensors,
@@ -423,7 +424,7 @@ def memory_now() -> int:
 
 def size_of(folder: Path) -> int:
     """Bytes of a version's files, or of the file that it is."""
-    files = (folder, *folder.rglob("*"))
+    files = (folder, *paths_below(folder))
     return sum(path.stat().st_size for path in files if path.is_file())
 
 

@@ -1,8 +1,10 @@
 """OpenAPI 3.1 of what is served now: made from the loaded signatures, deployments and handlers."""
 
 import json
+import math
 import re
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -10,17 +12,20 @@ import numpy as np
 from .core import (
     FULL,
     HUB,
+    MAX_DIMENSIONS,
     NUMPY_DTYPES,
     VERBS,
     Caller,
     Envelope,
     ModelServer,
     Route,
+    Servable,
     Signature,
     TensorSpec,
     __version__,
     deployments_of,
     encode_json,
+    picture_input,
     routes_of,
     sample_inputs,
     spellings,
@@ -145,6 +150,40 @@ SCHEMAS = {
     "Labels": LABELS,
 }
 FILE = {"type": "string", "format": "binary"}
+TENSOR_V2 = {
+    "type": "object",
+    "required": ["name", "datatype", "shape"],
+    "properties": {
+        "name": {"type": "string"},
+        "datatype": {"type": "string"},
+        "shape": {"type": "array", "items": {"type": "integer", "minimum": 0}},
+        "data": {},
+        "parameters": {"type": ["object", "null"]},
+    },
+}
+INFER_V2 = {
+    "type": "object",
+    "required": ["inputs"],
+    "properties": {
+        "id": {"type": ["string", "null"]},
+        "inputs": {"type": "array", "minItems": 1, "items": TENSOR_V2},
+        "outputs": {
+            "type": ["array", "null"],
+            "items": {
+                "type": "object",
+                "required": ["name"],
+                "properties": {
+                    "name": {"type": "string"},
+                    "parameters": {"type": ["object", "null"]},
+                },
+            },
+        },
+        "parameters": {"type": ["object", "null"]},
+    },
+}
+
+
+ANYTHING: dict[str, Any] = {"application/json": {"schema": {}}, "*/*": {"schema": FILE}}
 
 
 def refer(name: str) -> dict[str, str]:
@@ -155,13 +194,13 @@ def in_query(name: str, doc: str, schema: dict, **options: Any) -> dict[str, Any
     return {"name": name, "in": "query", "description": doc, "schema": schema, **options}
 
 
+def in_head(name: str, doc: str, **options: Any) -> dict[str, Any]:
+    schema = {"type": "string"}
+    return {"name": name, "in": "header", "description": doc, "schema": schema, **options}
+
+
 CHAIN = in_query("routines", 'JSON: [{"name": "Histogram"}]', {"type": "string"})
-OF_PICTURES = [
-    in_query(
-        "format",
-        "annotations, COCO, or the picture drawn; Accept may name the latter, too",
-        {"enum": ["json", "coco", "png", "jpeg"], "type": "string"},
-    ),
+OF_BODY = [  # for a body that is the picture itself
     {
         **CHAIN,
         "description": "for a body that is the picture itself. " + CHAIN["description"],
@@ -171,6 +210,16 @@ OF_PICTURES = [
         "of an animation or a TIFF of several pages, for a body that is the picture itself",
         PICTURE["properties"]["frame"],  # type: ignore[index]
     ),
+]
+OF_PICTURES = [
+    in_query(
+        "format",
+        "annotations, COCO, or the picture drawn; Accept may name the latter, too",
+        {"enum": ["json", "coco", "png", "jpeg"], "type": "string"},
+    ),
+    *OF_BODY,
+    in_query("version", "of the model, in place of the deployment's", {"type": "integer"}),
+    in_query("version_label", "or the label of one", {"type": "string"}),
 ]
 PICTURE_FORM = {
     "type": "object",
@@ -197,11 +246,8 @@ ARRAYS = {
     for kind in ("application/x-npy", "application/x-npz", "application/octet-stream")
 }
 OF_ARRAYS = [
-    {"name": name, "in": "header", "description": doc, "schema": {"type": "string"}}
-    for name, doc in (
-        ("X-Tensor-Dtype", "of a raw tensor; float32 where it is left out"),
-        ("X-Tensor-Shape", "of a raw tensor: 1,224,224,3"),
-    )
+    in_head("X-Tensor-Dtype", "of a raw tensor; float32 where it is left out"),
+    in_head("X-Tensor-Shape", "of a raw tensor: 1,224,224,3"),
 ]
 KEY_ASKED: list[dict[str, list]] = [{"bearer": []}, {"header": []}]
 # 8x8 black pixels
@@ -282,14 +328,23 @@ def document_handler(endpoint: Any) -> dict[str, Any]:
         if method in endpoint.methods:
             doc = f"Run the handler of {path}"
             described = operation(f"{method} {path}", doc, KEY_ASKED, answer=schema, error=error)
-            described["requestBody"] = {
-                "content": {"application/json": {"schema": {}}, "*/*": {"schema": FILE}}
-            }
+            described["requestBody"] = {"content": dict(ANYTHING)}
+            tell_own_answers(described["responses"])
         else:
             doc = "Load and ping the handler"
             described = operation(f"ping {path}", doc, KEY_ASKED, answer=schema, error=error)
         found[method.lower()] = described
     return found
+
+
+def tell_own_answers(responses: dict[str, Any]) -> None:
+    """What a handler's function answers may look anyhow, errors among it; those that come before it
+    is asked, or instead, are the server's.
+    """
+    responses["200"]["content"] |= ANYTHING | responses["200"]["content"]
+    for status in responses.keys() - {"200", "500", *DENIALS}:
+        responses[status] = {"$ref": f"#/components/responses/OwnError{status}"}
+    responses["default"] = {"description": "what else the handler answers"}
 
 
 def document_table(server: ModelServer, everywhere: list) -> dict[str, Any]:
@@ -329,7 +384,8 @@ def document_row(row: Route, path: str, security: list | None) -> dict[str, Any]
         described["responses"]["200"]["content"] = ANSWERS.get(row.name, ANY)
         bodies = infer_bodies(path) if row.view is view_infer else BODIES.get((row.name, method))
         if bodies:
-            described["requestBody"] = {"required": True, "content": bodies}
+            needed = (row.name, method) not in MAY_BE_EMPTY
+            described["requestBody"] = {"required": needed, "content": bodies}
         names = [
             {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
             for name in re.findall(r"\{(\w+)\}", path)
@@ -383,9 +439,23 @@ ANSWERS = {
     "status": {"application/json": {"schema": refer("Status")}},
     "classes": {"application/json": {"schema": refer("Labels")}},
     "infer": {"application/json": {"schema": {"type": "object"}}, **ARRAYS},
+    "infer_v2": {
+        "application/json": {"schema": {"type": "object"}},
+        "application/octet-stream": {"schema": FILE},  # JSON and the bytes behind it
+    },
     "predict_image": PICTURE_ANSWERS,
 }
 OBJECT = {"application/json": {"schema": {"type": "object"}}}
+
+
+def of_members(*required: str, **properties: dict) -> dict[str, Any]:
+    """A body: a JSON object of these members."""
+    schema: dict[str, Any] = {"type": "object", "properties": properties}
+    return {
+        "application/json": {"schema": schema | ({"required": [*required]} if required else {})}
+    }
+
+
 # What takes a JSON object as its body and changes the config.
 CHANGING = (
     ("put_config_file", "PUT"),
@@ -396,10 +466,19 @@ CHANGING = (
     ("edit_key", "PATCH"),
     ("edit_model", "PATCH"),
 )
+MATCHED = (*CHANGING, ("rollback", "POST"), ("delete_key", "DELETE"))
+UPLOADS = (("upload", "POST"), ("upload", "PUT"), ("project", "PUT"))
 ARCHIVES = {"application/octet-stream": {"schema": FILE}}
 BODIES: dict[tuple[str, str], dict[str, Any]] = {
     **dict.fromkeys(CHANGING, OBJECT),
-    **dict.fromkeys((("upload", "POST"), ("upload", "PUT"), ("project", "PUT")), ARCHIVES),
+    **dict.fromkeys(UPLOADS, ARCHIVES),
+    ("rollback", "POST"): of_members(to={"type": "string"}),
+    ("index", "POST"): of_members(ready={"type": "boolean"}),
+    ("verdict", "PUT"): of_members("verdict", verdict={"enum": ["accepted", "rejected", "none"]}),
+    ("infer_v2", "POST"): {
+        "application/json": {"schema": INFER_V2},
+        "application/octet-stream": {"schema": FILE},  # JSON and the bytes behind it, or bytes
+    },
     ("predict_image", "POST"): PICTURE_BODIES,
     ("preview", "POST"): PICTURE_BODIES,
     ("call_client", "POST"): {
@@ -418,6 +497,7 @@ BODIES: dict[tuple[str, str], dict[str, Any]] = {
         }
     },
 }
+MAY_BE_EMPTY = (("rollback", "POST"), ("index", "POST"))  # bodies
 OUTPUTS = in_query(
     "outputs",
     "only these outputs, by name: a,b",
@@ -426,14 +506,32 @@ OUTPUTS = in_query(
     explode=False,
 )
 DRY_RUN = in_query("dry_run", "1: tell what would change, and change nothing", {"enum": ["0", "1"]})
+IF_MATCH = in_head("If-Match", "the ETag of the config file that this changes, or *")
+MUST_MATCH = in_head("If-Match", "the ETag of what it replaces, or *; only a dry run needs none")
 PARAMETERS = {
-    **dict.fromkeys((*CHANGING, ("rollback", "POST"), ("delete_key", "DELETE")), [DRY_RUN]),
+    **dict.fromkeys(MATCHED, [DRY_RUN, IF_MATCH]),
+    **dict.fromkeys(UPLOADS, [IF_MATCH]),
+    ("put_config_file", "PUT"): [DRY_RUN, MUST_MATCH],
+    ("infer_v2", "POST"): [
+        in_head("Inference-Header-Content-Length", "bytes of JSON at the beginning of the body"),
+    ],
     ("infer", "POST"): [OUTPUTS, *OF_ARRAYS],
     ("predict_image", "POST"): OF_PICTURES,
+    ("preview", "POST"): [
+        *OF_BODY,
+        in_query("whole", "1: as it came, before any routine", {"enum": ["0", "1"]}),
+    ],
+    ("active_learning", "GET"): [
+        in_query("format", "COCO, or the records as they are kept", {"enum": ["coco", "json"]}),
+    ],
+    ("picture", "GET"): [
+        in_query("side", "the most pixels of its longer side", {"type": "integer", "minimum": 1}),
+    ],
     ("client", "GET"): [CHAIN],
     ("call_client", "GET"): [
         in_query("path", "what to call", {"type": "string"}, required=True),
         in_query("method", "how to call it", {"type": "string"}),
+        in_query("key", "put into the program", {"type": "string"}),
     ],
     ("reload", "POST"): [DRY_RUN],
     ("stats", "GET"): [
@@ -499,7 +597,7 @@ def operation(
     error: str = "Error",
 ) -> dict[str, Any]:
     """One method of one path: 200 with JSON, and the errors that can come."""
-    errors = ("503",) if open_ else (*ERRORS, *(DENIALS if security else ()))
+    errors = ("400", "503") if open_ else (*ERRORS, *(DENIALS if security else ()))
     content: dict[str, Any] = {"application/json": {"schema": answer or {}}}
     responses: dict[str, Any] = {"200": {"description": "the answer", "content": content}}
     for status in dict.fromkeys((*errors, *also)):
@@ -524,17 +622,17 @@ def document_model(server: ModelServer, name: str, security: list) -> dict[str, 
     paths = {url_of(view_status, model=name): {"get": status}}
     available = server.manager.available.get(name)
     servable = available and available.versions[max(available.versions)]
-    if not servable or "serving_default" not in servable.signatures:
+    if not servable or not servable.signatures:
         return paths
-    signature = servable.signatures["serving_default"]
-    example = example_request(signature)
-    wanted = OUTPUTS | {"schema": {"type": "array", "items": {"enum": list(signature.outputs)}}}
+    example = example_of(servable)
+    names = {output for one in servable.signatures.values() for output in one.outputs}
+    wanted = OUTPUTS | {"schema": {"type": "array", "items": {"enum": sorted(names)}}}
     answer = {"type": "object"}
     predict = operation(
         f"predict {name}", f"Answer by {name}", security, answer=answer, also=("204", "422")
     )
-    media = {"schema": predict_schema(signature)}
-    media |= {"example": json.loads(encode_json(example))} if example else {}
+    media = {"schema": predict_schema(servable.signatures)}
+    media |= {"example": example} if example else {}
     predict["requestBody"] = {"required": True, "content": {"application/json": media, **ARRAYS}}
     predict["responses"]["200"]["content"] |= ARRAYS
     metadata = operation(f"metadata of {name}", f"The signatures of {name}", security)
@@ -546,26 +644,49 @@ def document_model(server: ModelServer, name: str, security: list) -> dict[str, 
     }
 
 
-def predict_schema(signature: Signature) -> dict[str, Any]:
-    """TensorFlow Serving's body by the default signature: `inputs` as columns,
-    or `instances` as rows.
-    """
-    columns = {name: tensor_schema(spec, spec.shape) for name, spec in signature.inputs.items()}
-    rows = {
-        name: tensor_schema(spec, spec.shape if spec.shape is None else spec.shape[1:])
-        for name, spec in signature.inputs.items()
-    }
-    lone = len(columns) == 1
-    row = next(iter(rows.values())) if lone else {"type": "object", "properties": rows}
-    return one_of(
-        {"signature_name": {"enum": ["serving_default"]}},
-        next(iter(columns.values())) if lone else {"type": "object", "properties": columns},
-        {"type": "array", "minItems": 1, "items": row},
-    )
+def predict_schema(signatures: Mapping[str, Signature]) -> dict[str, Any]:
+    """TensorFlow Serving's body by any signature: `inputs` as columns, or `instances` as rows."""
+    # protobuf keeps no order, and generators number what they make
+    names = sorted(signatures, key=lambda name: (name != "serving_default", name))
+    ways = [way for name in names for way in ways_to_ask(name, signatures[name])]
+    return {"oneOf": ways}
+
+
+def ways_to_ask(name: str, signature: Signature) -> list[dict[str, Any]]:
+    pictures = not any(spec.dtype == "DT_STRING" for spec in signature.inputs.values())
+    columns, rows = {}, {}
+    for key, spec in signature.inputs.items():
+        shape = spec.shape
+        also = [B64, B64_LIST] if pictures and picture_input(spec) else []
+        columns[key] = any_of(tensor_schema(spec, shape), *also)
+        rows[key] = any_of(tensor_schema(spec, shape and shape[1:]), *also)
+    ways = one_of(
+        {"signature_name": {"enum": [name]}},
+        named_or_lone(columns),
+        {"type": "array", "minItems": 1, "items": named_or_lone(rows)},
+    )["oneOf"]
+    if name != "serving_default":
+        for way in ways:
+            way["required"].append("signature_name")
+    return ways
+
+
+def any_of(*schemas: dict[str, Any]) -> dict[str, Any]:
+    return {"anyOf": [*schemas]} if len(schemas) > 1 else schemas[0]
+
+
+def named_or_lone(tensors: dict[str, Any]) -> dict[str, Any]:
+    """Tensors by name, or the only one by itself."""
+    named: dict[str, Any] = {"type": "object", "properties": tensors}
+    if len(tensors) != 1:
+        return named
+    ((name, lone),) = tensors.items()
+    return any_of(lone, {**named, "required": [name]})
 
 
 # Bytes in base64, for any text (TensorFlow Serving: "Encoding binary values").
 B64 = {"type": "object", "required": ["b64"], "properties": {"b64": {"type": "string"}}}
+B64_LIST = {"type": "array", "items": B64}
 
 
 def tensor_schema(spec: TensorSpec, shape: tuple | None) -> dict[str, Any]:
@@ -576,7 +697,7 @@ def tensor_schema(spec: TensorSpec, shape: tuple | None) -> dict[str, Any]:
     }
     if kind == "O":
         schema = {"oneOf": [{"type": "string"}, B64]}
-    if shape is None:
+    if shape is None or len(shape) > MAX_DIMENSIONS:
         return {}
     for size in reversed(shape):
         schema = {"type": "array", "items": schema} | (
@@ -609,15 +730,43 @@ def document_deployment(ready: Any) -> dict[str, Any]:
     }
 
 
+NUMERIC = NUMPY_DTYPES.keys() - {"DT_STRING"}  # what JSON carries, complex numbers not
+
+
+def sizes_of(spec: TensorSpec) -> tuple:
+    return spec.shape or ()
+
+
+def find_default(servable: Servable) -> tuple[str, Signature] | None:
+    """The signature that is asked without a name, else the first by name that can be called."""
+    known, calls = servable.signatures, servable.callables
+    names = sorted(name for name in known if known[name].inputs and (not calls or name in calls))
+    name = "serving_default" if "serving_default" in known else next(iter(names), None)
+    return None if name is None else (name, known[name])
+
+
+def named_body(name: str, body: dict[str, Any]) -> dict[str, Any]:
+    """A predict body, with the name of its signature where that is not the default one."""
+    return body if name == "serving_default" else {"signature_name": name, **body}
+
+
+def example_of(servable: Servable) -> dict[str, Any] | None:
+    """A predict body that a model answers, as JSON has it; None if none can be made up."""
+    found = find_default(servable)
+    body = found and example_request(found[1])
+    return json.loads(encode_json(named_body(found[0], body))) if found and body else None
+
+
 def example_request(signature: Signature) -> dict[str, Any] | None:
     """A predict request that a signature answers, for people to read.
 
     None if none can be made up, or none so short.
     """
-    numbers = sum(
-        np.prod([size or 1 for size in spec.shape or ()]) for spec in signature.inputs.values()
-    )
-    if numbers > 1000 or any(spec.dtype == "DT_STRING" for spec in signature.inputs.values()):
+    inputs = signature.inputs.values()
+    if not inputs or any(spec.dtype not in NUMERIC or 0 in sizes_of(spec) for spec in inputs):
+        return None
+    shapes = [[size or 1 for size in sizes_of(spec)] for spec in inputs]
+    if sum(map(math.prod, shapes)) > 1000 or max(map(len, shapes)) > MAX_DIMENSIONS:
         return None
     ones = [np.ones_like(sample) for sample in sample_inputs(signature, 1)]
     return {"inputs": dict(zip(signature.inputs, ones)) if len(ones) > 1 else ones[0]}

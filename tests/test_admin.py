@@ -671,6 +671,18 @@ def test_a_model_that_fails_to_load_is_told_and_the_config_is_in_force(site):
     assert site.ask("POST", "/v1/config/rollback", {"to": "000001"}).status_code == 201
 
 
+@pytest.mark.parametrize("name", ["classes", "predict", "preview", "samples", "client"])
+def test_a_deployment_may_be_called_as_the_end_of_another_url(tmp_path, name):
+    site = Site(tmp_path, deployments=[{"id": name, "model": "d"}])
+    for end in ("", "/statistics"):
+        answer = site.ask("GET", f"/deployments/{name}{end}")
+        assert answer.status_code == 200, answer.text
+    assert site.ask("GET", f"/{name}/classes").status_code == 200
+    site.server.stop()
+    with pytest.raises(serving.ConfigError, match="not v1, v2, deployments, model-serving"):
+        Site(tmp_path, deployments=[{"id": "Deployments", "model": "d"}])
+
+
 def test_statistics_of_a_deployment(site):
     for body in (PICTURE, PICTURE, "{"):
         site.ask("POST", "/pictures/predict", body.encode())

@@ -14,7 +14,7 @@ import pytest
 from conftest import ROOT, Rest, assert_error, key_entry, listening
 
 import serving
-from serving_extensions import admin_uploads, archives, deploying, manifest
+from serving_extensions import admin_uploads, archives, deploying, manifest, on_demand
 
 MODEL = ROOT / "models" / "half_plus_two" / "123"
 ADMIN = {"x-api-key": "boss"}
@@ -443,6 +443,26 @@ def test_a_model_that_does_not_fit_its_manifest_is_refused(tmp_path, change, pro
     assert manifest.check_manifest(folder)
     change(folder)
     with pytest.raises(serving.LoadError, match=problem):
+        manifest.check_manifest(folder)
+
+
+def test_files_of_a_linked_folder_are_files_of_the_version(tmp_path):
+    """To the manifest, to what looks for changes, to what a version needs, to what is sent."""
+    folder, weights = tmp_path / "1", tmp_path / "weights"
+    shutil.copytree(MODEL, folder)
+    (folder / "variables").rename(weights)
+    (folder / "variables").symlink_to(weights)
+    (weights / "up").symlink_to(tmp_path)  # a loop
+    data = "variables/variables.data-00000-of-00001"
+    manifest.write_manifest(folder)
+    assert data in (folder / manifest.MANIFEST).read_text() and manifest.check_manifest(folder)
+    with tarfile.open(fileobj=io.BytesIO(deploying.pack_folder(folder))) as archive:
+        assert data in archive.getnames()
+    before, size = serving.fingerprint(folder), on_demand.size_of(folder)
+    with (folder / data).open("ab") as file:
+        file.write(b"x")
+    assert serving.fingerprint(folder) != before and on_demand.size_of(folder) > size
+    with pytest.raises(serving.LoadError, match=f"{data} is another file"):
         manifest.check_manifest(folder)
 
 

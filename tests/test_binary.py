@@ -404,13 +404,19 @@ def test_the_first_integer_out_of_range_is_named(wanted, values, index):
     )
 
 
-def test_strings_need_json():
+@pytest.mark.parametrize("output", ["s", "s_bytes"])
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
+@pytest.mark.parametrize("body", [{"inputs": [1]}, {"instances": [1]}])
+@pytest.mark.parametrize("media", [serving_binary.NPY, serving_binary.NPZ, serving_binary.RAW])
+def test_strings_need_json(output, shape, body, media):
+    if "instances" in body and not shape:
+        return  # no rows
     strings = serving.Servable(
-        {"serving_default": signature([spec("x")], [spec("s", "DT_STRING")])},
-        lambda name, x: {"s": np.array([b"a"], object)},
+        {"serving_default": signature([spec("x")], [spec(output, "DT_STRING", shape)])},
+        lambda name, x: {output: np.full(shape, b"a", object)},
     )
     answer = Rest(fake_server({"m": strings})).post(
-        "/v1/models/m:predict", {"inputs": [1]}, headers={"Accept": "application/x-npy"}
+        "/v1/models/m:predict", body, headers={"Accept": media}
     )
     assert_error(
         answer,

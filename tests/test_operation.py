@@ -1,6 +1,7 @@
 """/stats, /metrics, /openapi.json, logs, client code: numbers agree with a counted load, documents with what is served."""
 
 import base64
+import dataclasses
 import functools
 import io
 import json
@@ -37,6 +38,8 @@ from conftest import (
     key_entry,
     listening,
     listening_app,
+    signature,
+    spec,
     started,
 )
 from PIL import Image
@@ -46,6 +49,7 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 import routines
 import serving
 from serving_extensions import console, metrics
+from serving_extensions.openapi import DOT
 
 AUTH = {"keys": [key_entry("site", "k")]}
 PICTURE = {"image_type": "array", "data": [[[1, 2, 3]]]}
@@ -501,7 +505,7 @@ def test_openapi_tells_the_bodies_and_answers_that_are_no_json():
             "multipart/form-data",
         ]
         names = {one["name"] for one in asked["parameters"] if one["in"] == "query"}
-        assert names == {"format", "routines", "frame"}
+        assert names == {"format", "routines", "frame", "version", "version_label"}
         assert set(asked["responses"]["200"]["content"]) == {
             "application/json",
             "image/png",
@@ -511,6 +515,227 @@ def test_openapi_tells_the_bodies_and_answers_that_are_no_json():
     assert {"application/json", "application/x-npy"} <= asked["requestBody"]["content"].keys()
     outputs = next(one for one in asked["parameters"] if one["name"] == "outputs")
     assert outputs["schema"]["items"] == {"enum": ["y"]}
+
+
+def test_openapi_names_each_argument_of_a_url_that_a_view_reads_and_no_other():
+    reads = re.compile(r"""\bargument\(["'](\w+)|is_asked\(\w+, "(\w+)|"(\w+)" in call\.arg""")
+    files = (ROOT / "serving.py", *(ROOT / "serving_extensions").glob("*.py"))
+    read = {max(names) for file in files for names in reads.findall(file.read_text("utf-8"))}
+    read |= {"outputs"} | {"path", "method", "key"}  # by other ways: a list, a dataclass
+    told = {}
+    for path, methods in Rest(server_of_two()).get("/openapi.json").json["paths"].items():
+        for method, described in methods.items():
+            names = {(one["name"], one["in"]) for one in described.get("parameters", ())}
+            told[f"{method} {path}"] = names
+    assert read == {name for names in told.values() for name, where in names if where == "query"}
+    group = "/{deployment}/active_learning/{group}"
+    for where, expected in {
+        "post /{deployment}/preview": ("whole", "frame", "routines"),
+        "post /pets/predict": ("format", "routines", "frame", "version", "version_label"),
+        f"get {group}": ("format",),
+        f"get {group}/{{picture}}": ("side",),
+        "get /v1/client/{language}": ("path", "method", "key"),
+        "put /v1/config/file": ("dry_run",),
+    }.items():
+        assert {name for name, kind in told[where] if kind == "query"} == {*expected}, where
+
+
+def test_openapi_tells_the_bodies_and_headers_of_what_changes_something():
+    paths = Rest(server_of_two()).get("/openapi.json").json["paths"]
+    heads = {
+        f"{method} {path}": one
+        for path, methods in paths.items()
+        for method, described in methods.items()
+        for one in described.get("parameters", ())
+        if one["name"] == "If-Match"
+    }
+    admin = {"/v1/config/file", "/v1/config/rollback", "/v1/keys", "/v1/keys/{key}"}
+    assert {where.partition(" ")[2] for where in heads} == admin | {
+        "/deployments/{deployment}",
+        "/v1/models/{model}",
+        "/v1/models/{model}/versions",
+        "/v1/models/{model}/versions/{version}",
+        "/v1/projects/{project}",
+    }
+    assert not any(one.get("required") for one in heads.values())  # a dry run needs none
+    for path, method, good, bad in (
+        ("/v1/config/rollback", "post", {"to": "000012"}, {"to": 12}),
+        ("/v2/repository/index", "post", {"ready": True}, []),
+        (
+            "/{deployment}/active_learning/{group}/{picture}/verdict",
+            "put",
+            {"verdict": "none"},
+            {"verdict": "good"},
+        ),
+        *(
+            (f"/v2/models/{{model}}{part}/infer", "post", INFER_V2, {"inputs": []})
+            for part in ("", "/versions/{version}")
+        ),
+    ):
+        schema = paths[path][method]["requestBody"]["content"]["application/json"]["schema"]
+        jsonschema.validate(good, schema)
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(bad, schema)
+    asked = paths["/v2/models/{model}/infer"]["post"]
+    assert "Inference-Header-Content-Length" in [one["name"] for one in asked["parameters"]]
+    for content in (asked["requestBody"]["content"], asked["responses"]["200"]["content"]):
+        assert "application/octet-stream" in content
+    assert "400" in paths["/livez"]["get"]["responses"]  # a wrong X-Request-Timeout
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda: ({"detail": "no"}, 404),
+        lambda: ({"id": 1}, 201),
+        lambda: ("teapot", 418),
+        lambda: b"\x89PNG\r\n\x1a\n",
+        lambda: [1],
+        lambda: iter([{"a": 1}]),
+    ],
+)
+@pytest.mark.parametrize("envelope", [None, "hub"])
+def test_what_a_handler_answers_is_what_openapi_tells(answer, envelope):
+    server = server_of_two()
+    server.endpoint("/own", **({"envelope": envelope} if envelope else {}))(lambda value: answer())
+    rest = Rest(server)
+    document = rest.get("/openapi.json").json
+    given = rest.post("/own", 1, headers=bearer("k"))
+    responses = document["paths"]["/own"]["post"]["responses"]
+    told = responses.get(str(given.status_code), responses["default"])
+    if "$ref" in told:
+        told = document["components"]["responses"][told["$ref"].rpartition("/")[2]]
+    content = told.get("content", {"*/*": {}})
+    media = content.get(given.mimetype) or content["*/*"]
+    if given.mimetype == "application/json":
+        jsonschema.validate(given.json, resolve(document, media.get("schema", {})))
+
+
+def several_signatures(*names):
+    """A model of signatures that each take one number more a row than the one before."""
+    shapes = {name: (None, count) for count, name in enumerate(names, 1)}
+    signatures = {
+        name: signature([spec("x", shape=shape)], [spec(f"y_{name}", shape=shape)])
+        for name, shape in shapes.items()
+    }
+    return serving.Servable(signatures, lambda name, inputs: {f"y_{name}": inputs["x"]})
+
+
+@pytest.mark.parametrize(
+    "model, body, valid",
+    [
+        ("m", {"instances": [{"x": [1.0]}]}, True),
+        ("m", {"inputs": {"x": [[1.0]]}}, True),
+        ("m", {"inputs": [[1.0]], "signature_name": "serving_default"}, True),
+        ("m", {"inputs": {"z": [[1.0]]}}, False),
+        ("m", {"inputs": [["a"]]}, False),
+        ("d", {"instances": [{"b64": DOT}]}, True),
+        ("d", {"inputs": [{"b64": DOT}]}, True),
+        ("d", {"inputs": {"b64": DOT}}, True),
+        ("d", {"inputs": {"image": [{"b64": DOT}]}}, True),
+        ("d", {"instances": [{"image": {"b64": DOT}}]}, True),
+        ("d", {"instances": [{"image": {"b64": 1}}]}, False),
+        ("two", {"inputs": [[1.0]]}, True),
+        ("two", {"signature_name": "other", "inputs": [[1.0, 2.0]]}, True),
+        ("two", {"signature_name": "other", "instances": [{"x": [1.0, 2.0]}]}, True),
+        ("two", {"signature_name": "other", "inputs": [["a", "b"]]}, False),
+        ("two", {"signature_name": "none", "inputs": [[1.0]]}, False),
+        ("odd", {"signature_name": "embed", "inputs": [[1.0]]}, True),
+        ("odd", {"inputs": [[1.0]]}, False),
+    ],
+)
+def test_bodies_that_openapi_takes_are_those_that_are_answered(model, body, valid):
+    two, odd = several_signatures("serving_default", "other"), several_signatures("embed", "b")
+    rest = Rest(fake_server({"m": FakeServable(), "d": FakeDetector(), "two": two, "odd": odd}))
+    path = f"/v1/models/{model}:predict"
+    asked = rest.get("/openapi.json").json["paths"][path]["post"]
+    schema = asked["requestBody"]["content"]["application/json"]["schema"]
+    assert jsonschema.Draft202012Validator(schema).is_valid(body) is valid
+    assert (rest.post(path, body).status_code == 200) is valid
+
+
+def test_a_model_without_a_default_signature_is_asked_by_the_first_that_can_be_called():
+    models = {"odd": several_signatures("embed", "other"), "m": FakeServable()}
+    long = signature([spec("x", shape=(None, 5000))], [spec("y")])
+    models["long"] = serving.Servable({"embed": long}, fail)
+    server = fake_server(models)
+    rest, key = Rest(server), bearer(server.generated_key)
+    paths = rest.get("/openapi.json", headers=key).json["paths"]
+    assert "/v1/models/odd/metadata" in paths
+    told = paths["/v1/models/odd:predict"]["post"]
+    example = told["requestBody"]["content"]["application/json"]["example"]
+    assert example == {"signature_name": "embed", "inputs": [[1.0]]}
+    (outputs,) = [one for one in told["parameters"] if one["name"] == "outputs"]
+    assert outputs["schema"]["items"]["enum"] == ["y_embed", "y_other"]
+    assert rest.post("/v1/models/odd:predict", example).status_code == 200
+    bodies = {
+        one["name"]: one["body"] for one in rest.get("/deployments", headers=key).json["models"]
+    }
+    assert bodies["odd"] == example and "signature_name" not in bodies["m"]
+    for model, expected in (("odd", example), ("long", {**example, "inputs": "YOUR_INPUT"})):
+        code = rest.get(f"/v1/models/{model}/client/curl").text
+        assert json.loads(shlex.split(code)[shlex.split(code).index("-d") + 1]) == expected
+
+
+@pytest.mark.parametrize("model", ["m", "odd", "multi", "scalar"])
+def test_a_program_for_an_inference_of_kserve_sends_a_body_that_is_answered(model):
+    several = [spec("a", shape=(None, 2)), spec("b", "DT_INT64"), spec("c", "DT_BOOL", ())]
+    models = {"m": FakeServable(), "odd": several_signatures("embed")}
+    for name, inputs in {"multi": several, "scalar": [spec("x", "DT_BFLOAT16", ())]}.items():
+        same = {"serving_default": signature(inputs, inputs)}
+        models[name] = serving.Servable(same, lambda name, inputs: inputs)
+    rest = Rest(fake_server(models))
+    path = f"/v2/models/{model}/infer"
+    words = shlex.split(rest.get(f"/v1/client/curl?path={path}").text)
+    answer = rest.post(path, words[words.index("-d") + 1])
+    assert answer.status_code == 200, answer.text
+    assert {0} != {len(one["data"]) for one in answer.json["outputs"]}
+
+
+def test_programs_for_calls_that_need_more_than_can_be_made_up():
+    server = server_of_two()
+    rest, key = Rest(server), bearer("k")
+    text = serving.Servable(
+        {"serving_default": signature([spec("t", "DT_STRING", (None, 2))], [spec("y")])}, fail
+    )
+    code = Rest(fake_server({"t": text})).get("/v1/client/curl?path=/v2/models/t/infer").text
+    words = shlex.split(code)
+    assert json.loads(words[words.index("-d") + 1])["inputs"] == [
+        {"name": "t", "datatype": "BYTES", "shape": [1, 2], "data": ["YOUR_INPUT"]}
+    ]
+    code = rest.get("/v1/client/curl?path=/pets/preview?whole=1", headers=key).text
+    assert "-F image=@picture.jpg" in code and "/pets/preview?whole=1" in code
+
+
+INFER_V2 = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 1], "data": [1.0]}]}
+
+
+@pytest.mark.parametrize(
+    "inputs, outputs",
+    [
+        ([], [spec("y")]),
+        ([spec("x")], []),
+        *(([spec("x", dtype)], [spec("y", dtype)]) for dtype in ("DT_COMPLEX64", "DT_INVALID")),
+        ([spec("x", "DT_STRING"), spec("z", "DT_COMPLEX64", ())], [spec("y")]),
+        *(([spec("x", shape=shape)], [spec("y")]) for shape in ((), (None, 0), (1,) * 254)),
+        ([spec("x", shape=(2**32, 2**32))], [spec("y", shape=None)]),
+    ],
+)
+def test_whatever_a_signature_is_it_is_told_and_hides_no_other_model(inputs, outputs):
+    odd = serving.Servable({"serving_default": signature(inputs, outputs)}, fail)
+    server = fake_server({"odd": odd, "m": FakeServable()})
+    rest, key = Rest(server), bearer(server.generated_key)
+    document = rest.get("/openapi.json", headers=key).json
+    from openapi_spec_validator import validate
+
+    validate(document)
+    assert {"/v1/models/m:predict", "/v1/models/odd:predict"} <= document["paths"].keys()
+    models = rest.get("/deployments", headers=key).json["models"]
+    assert {one["name"]: one["body"] is None for one in models} == {
+        "m": False,
+        "odd": inputs not in ([spec("x")], [spec("x", shape=())]),
+    }
+    assert rest.get("/v1/models/odd/client/curl", headers=key).status_code == 200
 
 
 def test_errors_have_the_shape_that_openapi_says():
@@ -867,6 +1092,7 @@ def test_routine_declarations_of_ones_own_are_described():
         """Two times. Or more."""
 
         factor: float | None = routines.argument(None, "how often", minimum=0)
+        names: dict[str, str] = dataclasses.field(default_factory=dict)
 
     assert describe_routine(Twice) == {
         "name": "Twice",
@@ -881,7 +1107,13 @@ def test_routine_declarations_of_ones_own_are_described():
                 "minimum": 0,
                 "maximum": None,
                 "doc": "how often",
-            }
+            },
+            {
+                "name": "names",
+                "kind": "map",
+                "required": False,
+                **dict.fromkeys(("default", "minimum", "maximum", "doc")),
+            },
         ],
     }
     del routines.ROUTINES["Twice"]

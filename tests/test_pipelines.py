@@ -541,6 +541,21 @@ def serve_function(folder, text):
     return server, Rest(server)
 
 
+def test_complex_numbers_of_a_function_are_refused_as_those_of_a_model(tmp_path):
+    text = "def double(inputs, params):\n    return {'y': inputs['x'].astype('complex64')}\n"
+    _, rest = serve_function(tmp_path, text)
+    tensor = {"name": "x", "datatype": "FP32", "shape": [1], "data": [1.0]}
+    binary = {"parameters": {"binary_data_output": True}}
+    for path, body in (
+        ("/v1/models/p:predict", {"inputs": [1.0]}),
+        ("/v1/models/p:predict", {"instances": [1.0]}),
+        ("/v2/models/p/infer", {"inputs": [tensor]}),
+        ("/v2/models/p/infer", {"inputs": [tensor], **binary}),
+    ):
+        answer = rest.post(path, body)
+        assert_error(answer, 400, "Failed to write JSON value for tensor type: complex64")
+
+
 def test_what_is_wrong_with_a_pipeline_is_a_problem_until_it_is_mended():
     disk = Disk(half=[1], third=[1])
     source = config("half", "third", pipeline_config_list=[DEMO])

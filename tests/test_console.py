@@ -8,6 +8,7 @@ import gzip
 import io
 import json
 import os
+import re
 import subprocess
 import threading
 import time
@@ -274,6 +275,18 @@ def test_the_server_alone_prints_a_link_that_opens_its_page():
         key = link.partition("#key=")[2]
         url = f"http://127.0.0.1:{server.port}/deployments"
         assert requests.get(url, headers=bearer(key)).status_code == 200
+
+
+def test_the_link_is_printed_while_models_still_load(capsys):
+    hold, said = threading.Event(), []
+    server = showcase.build(hold=hold, auth={})
+    with listening(server) as address:
+        until(lambda: said.append(capsys.readouterr().out) or "Console:" in "".join(said))
+        link, key = re.search(r"Console: (\S+)#key=(\S+)", "".join(said)).groups()
+        told = requests.get(f"{address}/deployments", headers=bearer(key)).json()
+        assert link == f"{address}/console" and told["loading"]["waiting"]
+        hold.set()
+    server.stop()
 
 
 def test_a_browser_that_asks_for_the_root_is_led_to_the_page(page):

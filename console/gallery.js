@@ -49,8 +49,8 @@ export class Gallery {
 	}
 
 	async ask(picture) {
-		const {one: {id}, chain, query} = this.panel, {signal} = this.abort;
-		picture.options = {routines: chain.value, query};
+		const {one: {id}, asking} = this.panel, {signal} = this.abort;
+		picture.options = asking;
 		try {
 			const bitmap = await readPicture(id, picture.blob);
 			drawThumb(picture.canvas, bitmap);
@@ -100,7 +100,7 @@ export class Gallery {
 		panel.seen.scrollIntoView({block: "nearest"});
 		await picture.turn;
 		if (panel.blob !== blob || panel.answer) return;
-		if (picture.answer) panel.showAnswer(picture.answer);
+		if (picture.answer) panel.showAnswer(picture.answer, picture.options);
 		else panel.caller.fail(picture.text.title);
 	}
 

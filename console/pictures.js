@@ -121,14 +121,18 @@ class Panel {
 
 	async send() {
 		if (!this.bitmap) return this.caller.fail("Choose a picture first.");
-		const {blob, chain: {value: routines}, query} = this;
-		const found = await this.caller.run((signal) => predict(this.one.id, blob, {routines, query, signal}));
+		const {blob, asking} = this, found = await this.caller.run((signal) => predict(this.one.id, blob, {...asking, signal}));
 		const stopped = !found && this.caller.error.hidden;
-		if (blob === this.blob && !stopped) this.showAnswer(found?.answer ?? null);
+		if (blob === this.blob && !stopped) this.showAnswer(found?.answer ?? null, asking);
 	}
 
-	showAnswer(answer) {
-		this.answer = answer;
+	/** What a request asks for by what is chosen now. */
+	get asking() {
+		return {routines: this.chain.value, query: this.query};
+	}
+
+	showAnswer(answer, asked = this.asking) {
+		Object.assign(this, {answer, asked});
 		this.more.hidden = this.seen.hidden = !answer && !this.bitmap;
 		this.compare.clear();
 		this.result.show(answer, this.bitmap, this.name, this.camera.live);

@@ -11,7 +11,7 @@ export class Result {
 		Object.assign(this, {viewer, onchange, hidden: new Set()});
 		this.slider = range(0, () => this.draw());
 		this.slider.className = "confidence";
-		this.value = make("output", "0.00");
+		this.value = make("span");
 		this.opacity = range(0.35, () => this.fade(), 0.05);
 		this.masks = make("label", {hidden: true}, "Masks ", this.opacity);
 		this.count = status("p.soft.shown");

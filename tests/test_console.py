@@ -504,6 +504,18 @@ def test_boxes_are_those_of_the_answer_and_the_slider_needs_no_request(page, pic
     assert page.requests() == []
 
 
+def test_every_label_is_that_of_its_field(page, pictures):
+    """`control` of a label is the first element in it that can have one: an output, too."""
+    page.open("try/cells").see(pictures["plain.png"], 4)
+    page.click("Compare with…")
+    other = page.js(
+        """return [...document.querySelectorAll('label')].filter((one) => !one.control?.matches('input, select, textarea'))
+        .map((one) => one.textContent)"""
+    )
+    assert other == []
+    assert page.js("return document.querySelector('.confidence').labels.length") == 1
+
+
 def test_chips_count_classes_and_hide_them(page, pictures):
     page.open("try/cells").see(pictures["plain.png"], 4)
     chips = page.js("return [...document.querySelectorAll('.chip')].map((one) => one.textContent)")
@@ -602,6 +614,16 @@ def test_zoom_pan_and_full_screen(page, pictures):
     page.wait("document.fullscreenElement?.className === 'viewer'")
     page.js("return document.exitFullscreen()")
     page.wait("!document.fullscreenElement")
+
+
+def test_keys_of_the_browser_are_left_to_it(page, pictures):
+    page.open("try/cells").see(pictures["plain.png"], 4)
+    page.click("+")
+    left = page.js(
+        """return ['0', '+', '-', 'ArrowLeft'].flatMap((key) => ['ctrlKey', 'metaKey', 'altKey'].map((held) =>
+        document.querySelector('.viewer').dispatchEvent(new KeyboardEvent('keydown', {key, [held]: true, cancelable: true}))));"""
+    )
+    assert left == [True] * 12
 
 
 @pytest.mark.parametrize("name", ["plain.png", "wide.png"])
@@ -913,6 +935,22 @@ def test_an_answer_is_compared_with_that_before_a_routine(page, pictures):
     page.says("2 differences, 2 the same")
     assert page.js(DIFFERENCES) == [[name, "only right"] for name in showcase.NAMES[2:4]]
     assert "without the request's routines" in page.text("#panel")
+
+
+def test_a_comparison_is_with_what_was_asked_whatever_is_chosen_since(page, pictures):
+    page.open("try/cells").see(pictures["plain.png"], 4)
+    page.choose("Routine", "TopK")
+    page.type(".routines input", "2")
+    page.click("Compare with…")
+    page.click("Compare")
+    page.says("No difference: 4 the same")
+    page.take(pictures["plain.png"], pictures["plain.png"])
+    page.says("2 of 2 done")
+    page.js("document.querySelector(`[aria-label='Remove TopK']`).click()")
+    page.find(".gallery button").click()
+    page.wait_for_boxes(2)
+    page.click("Compare")
+    page.says("No difference: 2 the same")
 
 
 def test_who_leaves_ends_a_comparison_and_an_export(page, pictures):
@@ -1665,6 +1703,7 @@ PARTS = [
     "try/crowd",
     "try/table",
     "try/diamond",
+    "try/grey",
     "try/%2Fecho",
     "try/broken",
     "connect",

@@ -45,6 +45,16 @@ class ServerError extends Error {
 	}
 }
 
+export const contact = {seen: Date.now(), gone: false};
+
+function unreachable(error) {
+	if (error.name === "AbortError") throw error;
+	contact.gone = true;
+	throw new ServerError("The server cannot be reached.");
+}
+
+export const load = (name) => import(`./${name}.js`).catch(unreachable);
+
 let askForKey = async () => {};
 export const whenKeyIsNeeded = (asks) => (askForKey = asks);
 
@@ -57,10 +67,8 @@ export async function ask(path, {page = true, headers = {}, ...options} = {}) {
 	// calls of the page itself are not counted among the clients'
 	const id = options.signal?.id, sent = {...(page && {"X-Serving-Page": "1"}), ...(id && {"X-Request-Id": id}), ...headers, ...(tried && {Authorization: `Bearer ${tried}`})};
 	const unsent = /[^ -~]/.test(tried ?? "");
-	const response = !unsent && await fetch(new URL(path, BASE), {...options, headers: sent}).catch((error) => {
-		if (error.name === "AbortError") throw error;
-		throw new ServerError("The server cannot be reached.");
-	});
+	const response = !unsent && await fetch(new URL(path, BASE), {...options, headers: sent}).catch(unreachable);
+	if (response) Object.assign(contact, {seen: Date.now(), gone: false});
 	if (response.ok) return response;
 	const error = unsent ? new ServerError("A key has printable ASCII characters alone.", {status: 401}) : await readError(response);
 	if (error.status !== 401) throw error;

@@ -1,7 +1,7 @@
 // The page's frame: parts and their addresses, the key, what is loading, errors that nobody else shows.
 
-import {catalogue, decoded, key, onCatalogue, refresh, takeKeyFromAddress, whenKeyIsNeeded} from "./api.js";
-import {$, button, fill, make} from "./dom.js";
+import {catalogue, contact, decoded, key, load, onCatalogue, refresh, takeKeyFromAddress, whenKeyIsNeeded} from "./api.js";
+import {$, button, duration, fill, make} from "./dom.js";
 
 const PARTS = ["try", "connect", "watch", "models", "inbox", "manage"]; // each a module
 
@@ -19,8 +19,8 @@ async function route() {
 	for (const link of document.querySelectorAll("nav a")) {
 		link.ariaCurrent = link.dataset.part === part ? "page" : null;
 	}
-	const module = await import(`./${part}.js`);
-	if (turn !== shown.turn) return;
+	const module = await load(part).catch((error) => turn === shown.turn && lost(error));
+	if (!module || turn !== shown.turn) return;
 	shown.leave?.();
 	const root = $("#main"), moved = shown.part !== part;
 	shown.leave = null;
@@ -89,18 +89,22 @@ function showLoading() {
 	showKey();
 }
 
-async function start() {
-	try {
-		await refresh();
-		showError("");
-		await route();
-	} catch (error) {
-		shown.leave = shown.leave?.();
-		const [text, action, work] = error.status === 401 ? ["Nothing can be shown without a key, or a login on this site.", "Enter a key", changeKey] : [error.message, "Try again", start];
-		showKey();
-		fill($("#main"), make("p.empty", text, make("br"), button(action, work, {className: "main"})));
-	}
+const start = () => refresh().then(route, lost);
+
+function lost(error) {
+	shown.leave = shown.leave?.();
+	showError("");
+	const [text, action, work] = error.status === 401 ? ["Nothing can be shown without a key, or a login on this site.", "Enter a key", changeKey] : [error.message, "Try again", start];
+	showKey();
+	fill($("#main"), make("p.empty", text, make("br"), button(action, work, {className: "main"})));
 }
+
+setInterval(() => {
+	const seconds = Math.round((Date.now() - contact.seen) / 1000);
+	$("#contact").hidden = !contact.gone;
+	$("#ago").textContent = `Last seen ${duration(seconds)} ago.`;
+	if (contact.gone && seconds % 5 === 0) refresh().catch(() => {});
+}, 1000);
 
 takeKeyFromAddress();
 whenKeyIsNeeded(askForKey);
@@ -115,7 +119,7 @@ addEventListener("hashchange", () => {
 	if (location.hash.startsWith("#key=")) {
 		takeKeyFromAddress();
 		start();
-	} else if (catalogue.deployments) attempt(route);
+	} else if (catalogue.deployments) route();
 	else start();
 });
 start();

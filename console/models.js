@@ -24,7 +24,7 @@ export async function show(root, [only]) {
 			ahead = (new Date(response.headers.get("Date") ?? Date.now()) - Date.now()) / 1000;
 		} catch (error) {
 			if (error.status === 401) return false; // asking again would ask for the key again
-			// else it is gone: the cards stay as they are; Watch tells since when
+			// else the cards stay as they are
 		}
 		draw();
 	};

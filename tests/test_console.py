@@ -1491,20 +1491,44 @@ def test_an_error_has_its_request_id_and_is_gone_when_something_else_is_chosen(p
     assert "Internal server error" not in page.text("body")
 
 
+@contextlib.contextmanager
+def offline(browser):
+    gone = {"offline": True, "latency": 0, "downloadThroughput": 0, "uploadThroughput": 0}
+    browser.execute_cdp_cmd("Network.enable", {})
+    browser.execute_cdp_cmd("Network.emulateNetworkConditions", gone)
+    try:
+        yield
+    finally:
+        there = gone | {"offline": False, "downloadThroughput": -1, "uploadThroughput": -1}
+        browser.execute_cdp_cmd("Network.emulateNetworkConditions", there)
+
+
 def test_a_server_that_is_gone_is_said(page):
     page.open("try/table")
     page.wait("document.querySelector('#panel .body')?.value")
-    gone = {"offline": True, "latency": 0, "downloadThroughput": 0, "uploadThroughput": 0}
-    page.browser.execute_cdp_cmd("Network.enable", {})
-    page.browser.execute_cdp_cmd("Network.emulateNetworkConditions", gone)
-    try:
+    with offline(page.browser):
         page.click("Send")
         page.says("The server cannot be reached.", "#panel .error:not([hidden])")
-    finally:
-        there = gone | {"offline": False, "downloadThroughput": -1, "uploadThroughput": -1}
-        page.browser.execute_cdp_cmd("Network.emulateNetworkConditions", there)
+        page.says("Last seen", "#contact:not([hidden])")
     page.click("Send")
     page.says('"outputs"')
+    page.wait("document.querySelector('#contact').hidden")
+
+
+def test_a_part_that_is_opened_while_the_server_is_gone_says_so_and_comes_when_it_is_back(page):
+    page.browser.execute_cdp_cmd("Network.setCacheDisabled", {"cacheDisabled": True})
+    page.open("try/table")
+    with offline(page.browser):
+        page.js("location.hash = 'models'")
+        page.says("The server cannot be reached.\nTry again")
+        page.says("Last seen", "#contact:not([hidden])")
+        assert (
+            page.js("return document.querySelector('nav [aria-current]').textContent") == "Models"
+        )
+    page.browser.execute_cdp_cmd("Network.setCacheDisabled", {"cacheDisabled": False})
+    page.click("Try again")
+    page.wait("document.querySelector('#models-cards .card')")
+    assert page.text("#error") == ""
 
 
 CODE = "[aria-label='Code of this call']"

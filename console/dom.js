@@ -73,7 +73,7 @@ export async function bitmapOf(asked) {
 
 export const sizeOf = ({full, width, height}) => full ?? {width, height};
 
-export const heading = (one) => make("h2", dot(one.state), ` ${one.name} `);
+export const heading = (one) => make("h2", {tabIndex: -1}, dot(one.state), ` ${one.name} `);
 
 export const notReady = ({state, reason}) => make(state === "failed" ? "p.error" : "p.empty", state === "failed" ? reason : state === "empty" ? "It has no versions." : "It is being loaded.");
 

@@ -36,6 +36,7 @@ export async function show(root, names) {
 		if (shown?.visit === visit && find(names)?.one.state !== shown.state) choose(root, names, visit);
 	};
 	await choose(root, names, visit);
+	if (shown.visit === visit && root.querySelector(".groups [aria-current]:focus")) root.querySelector("#panel h2")?.focus();
 	const end = onCatalogue(look);
 	if (root.querySelector("#panel")) look();
 	let turn = 0;

@@ -466,6 +466,21 @@ def test_the_list_has_all_that_is_served_with_states_and_a_search(page):
     assert page.js(listed) == [f"camera-{n}" for n in range(10, 20)]
 
 
+def test_who_chooses_by_keyboard_is_led_to_what_was_chosen(page):
+    page.open("try/cells")
+    held = "return document.activeElement.textContent.trim()"
+    page.type(".list input", "ta")
+    page.find(".list input").send_keys("b")
+    assert page.js("return document.activeElement.type") == "search"
+    page.find(".list a").send_keys(Keys.ENTER)
+    page.wait("document.activeElement === document.querySelector('#panel h2')")
+    assert page.js(held) == "table"
+    page.js("document.querySelector('.list a').focus()")
+    page.js("document.dispatchEvent(new Event('visibilitychange'))")
+    page.drawn()
+    assert page.js("return document.activeElement.localName") == "a"
+
+
 def test_every_link_leads_to_what_it_names_and_back_works(page):
     page.browser.execute_cdp_cmd("Page.resetNavigationHistory", {})  # of 50 pages it drops some
     page.open("try/cells")
@@ -1053,6 +1068,18 @@ def test_a_gallery_keeps_thumbnails_alone(page, pictures):
     assert page.js("return document.querySelector('.viewer canvas').width") == 8000
 
 
+def test_many_pictures_are_all_saved_at_one_press(page, tmp_path):
+    files = [tmp_path / f"photo{n:02}.jpg" for n in range(12)]
+    for file in files:
+        showcase.scene(64, 48).save(file)
+    page.open("try/cells").take(*files)
+    page.says("12 of 12 done")
+    page.click("PNG", "#panel .card")
+    page.says("12 of 12 given to the browser")
+    for file in files:
+        page.saved(f"{file.stem}-seen.png")
+
+
 def test_coco_is_what_was_seen_whatever_is_chosen_since(page, pictures):
     page.open("try/cells")
     page.choose("Routine", "TopK")
@@ -1430,7 +1457,13 @@ def test_stop_cancels_a_request_that_waits(page, slow, pictures):
     page.open("try/slow")
     with slow.held():
         page.take(pictures["plain.png"])
-        page.says("Waiting 1.")
+        page.says("Waiting 0.")
+        page.js(
+            """window.told = []; new MutationObserver(() => window.told.push(1))
+            .observe(document.querySelector('.send ~ * [role=status]'), {childList: true, characterData: true, subtree: true});"""
+        )
+        page.says("Waiting 2.")
+        assert page.js("return window.told.length") <= 1, "read out once, not each 200 ms"
         assert page.js("return document.querySelector('.send').disabled")
         page.click("Stop")
         page.says("Stopped.")

@@ -4,7 +4,7 @@ export const BASE = new URL("..", location.href.split("#")[0]);
 
 // A browser may keep nothing for a page in a frame: then the key lasts as long as the page.
 let own = null;
-const stores = () => ["sessionStorage", "localStorage"].flatMap((name) => {
+export const stores = () => ["sessionStorage", "localStorage"].flatMap((name) => {
 	try {
 		return [window[name]];
 	} catch {

@@ -173,19 +173,24 @@ export const toBase64 = (blob) => new Promise((done, failed) => {
 // A file would take the page's place where it is dropped.
 for (const kind of ["dragover", "drop"]) addEventListener(kind, (event) => event.dataTransfer?.types.includes("Files") && event.preventDefault());
 
+/** A place for files that are chosen, dropped or pasted: into the one that has the keyboard, else into the first. */
 export function dropZone(text, take, {accept, multiple, extra} = {}) {
-	const input = make("input", {type: "file", accept, multiple});
-	const zone = make("div.drop", make("label.button", text, input), extra);
+	const input = make("input", {type: "file", accept, multiple}), zone = make("div.drop", make("label.button", text, input), extra);
+	const give = (files) => files.length && take([...files].slice(0, multiple ? files.length : 1));
 	input.onchange = () => {
-		if (input.files.length) take([...input.files]);
+		give(input.files);
 		input.value = "";
 	};
 	zone.ondragover = () => zone.classList.add("over");
 	zone.ondragleave = () => zone.classList.remove("over");
 	zone.ondrop = (event) => {
 		zone.classList.remove("over");
-		const files = [...event.dataTransfer.files];
-		if (files.length) take(multiple ? files : files.slice(0, 1));
+		give(event.dataTransfer.files);
 	};
+	const pasted = ({target, clipboardData}) => {
+		if (!zone.isConnected) removeEventListener("paste", pasted);
+		else if (!target.matches("textarea, input:not([type=file])") && (target.closest(".drop") ?? $(".drop")) === zone) give(clipboardData.files);
+	};
+	addEventListener("paste", pasted);
 	return zone;
 }

@@ -37,14 +37,12 @@ class Panel {
 		this.gallery = new Gallery(this);
 		this.camera = new Camera((blob) => this.take(blob, "camera.jpg"), this.caller);
 		this.compare = new Compare(this);
-		this.code = new Code((_, own) => codeOf(own, `${path(one.id)}/predict?${new URLSearchParams({routines: JSON.stringify(this.chain.value)})}&${this.query}`));
+		this.code = new Code((_, own) => ({picture: /^\w[\w.-]*$/.test(this.name) ? this.name : undefined, ...codeOf(own, `${path(one.id)}/predict?${new URLSearchParams({routines: JSON.stringify(this.chain.value)})}&${this.query}`)}));
 		this.json = textBlock("The answer as JSON", () => `${this.name || "answer"}.json`);
 		this.shownTo = details("What the model is shown", make("div.preview"));
 		this.shownTo.ontoggle = () => this.preview();
 		this.samples = make("div.thumbs", {role: "group", label: "Samples"});
 		fill(root, about(one), ...this.parts());
-		this.paste = (event) => this.pasted(event);
-		addEventListener("paste", this.paste);
 		this.addSamples();
 		this.code.show();
 	}
@@ -58,7 +56,6 @@ class Panel {
 	}
 
 	leave() {
-		removeEventListener("paste", this.paste);
 		this.camera.end();
 		this.caller.clear();
 		this.gallery.close();
@@ -88,13 +85,6 @@ class Panel {
 		}
 	}
 
-	pasted(event) {
-		const files = [...(event.clipboardData?.files ?? [])];
-		if (!files.length) return;
-		event.preventDefault();
-		this.takeAll(files);
-	}
-
 	takeAll(files) {
 		return files.length > 1 ? this.gallery.add(files) : this.take(files[0], files[0].name);
 	}
@@ -107,6 +97,7 @@ class Panel {
 	async read(blob, name) {
 		this.caller.clear();
 		Object.assign(this, {blob, name, answer: null, bitmap: null});
+		this.code.soon();
 		const found = await readPicture(this.one.id, blob).catch((error) => error), failed = found instanceof Error;
 		if (this.left || this.blob !== blob) return false;
 		this.bitmap = failed ? null : found;

@@ -809,6 +809,19 @@ def test_dropped_and_pasted_pictures_are_taken(page, pictures):
         page.go("try/crowd").go("try/cells")
 
 
+def test_a_picture_is_pasted_into_the_form_of_a_model_and_not_into_a_text(page, pictures):
+    page.open("try/grey")
+    page.wait("document.querySelector('#panel .drop')")
+    page.js(
+        """for (const place of ['.body', '#panel h2']) {
+        const clipboardData = new DataTransfer();
+        clipboardData.items.add(new File([new Uint8Array(arguments[0])], `into ${place}`, {type: 'image/png'}));
+        document.querySelector(place).dispatchEvent(new ClipboardEvent('paste', {clipboardData, bubbles: true})); }""",
+        list(pictures["plain.png"].read_bytes()),
+    )
+    page.says("into #panel h2: 8 × 8 of 640 × 480 pixels", "#panel .drop")
+
+
 def test_a_broken_picture_leaves_nothing_of_the_last_one(page, pictures):
     page.open("try/cells").see(pictures["plain.png"], 4)
     page.take(pictures["broken.jpg"])
@@ -1419,6 +1432,20 @@ def test_a_pipeline_is_a_graph_of_its_nodes(page):
     assert f"first {times['first']} from request" in told
 
 
+def test_a_handler_keeps_a_draft_and_its_method_over_a_reload(page):
+    page.open("try/%2Fnow")
+    page.choose("Method", "POST")
+    page.choose("Body", "text/plain")
+    page.type("#panel .body", "not sent")
+    shown = """return ['.body', '.bar label:nth-of-type(1) select', '.bar label:nth-of-type(2) select']
+        .map((one) => document.querySelector(`#panel ${one}`).value)"""
+    page.go("try/table").go("try/%2Fnow")
+    assert page.js(shown) == ["not sent", "POST", "text/plain"]
+    page.browser.refresh()
+    page.wait("document.querySelector('#panel .body')")
+    assert page.js(shown) == ["not sent", "POST", "text/plain"]
+
+
 def test_a_handler_keeps_its_last_body_and_shows_pictures(page):
     page.open("try/%2Fecho")
     page.type("#panel .body", '{"n": 1}')
@@ -1620,6 +1647,23 @@ def test_the_code_of_a_picture_has_its_routines_and_version(page):
     page.click("This call as code")
     page.says("TopK", CODE)
     assert "version=2" in page.text(CODE)
+
+
+def test_the_code_of_a_picture_has_the_name_of_the_chosen_file(page, pictures):
+    page.open("try/cells")
+    page.click("This call as code")
+    page.says("image=@picture.jpg", CODE)
+    page.take(pictures["turned.jpg"])
+    page.says("image=@turned.jpg", CODE)
+    ran = subprocess.run(
+        ["sh", "-c", page.text(CODE).replace("YOUR_KEY", KEY)],
+        capture_output=True,
+        cwd=pictures["turned.jpg"].parent,
+        timeout=60,
+    )
+    assert json.loads(ran.stdout) == predict(page.address, pictures["turned.jpg"])
+    page.choose("Language", "python")
+    page.says("python predict.py turned.jpg", ".code")
 
 
 # --- connect -------------------------------------------------------------------------------------

@@ -4,21 +4,21 @@ export const BASE = new URL("..", location.href.split("#")[0]);
 
 // A browser may keep nothing for a page in a frame: then the key lasts as long as the page.
 let own = null;
-export const stores = () => ["sessionStorage", "localStorage"].flatMap((name) => {
+const stores = ["sessionStorage", "localStorage"].flatMap((name) => {
 	try {
 		return [window[name]];
 	} catch {
 		return [];
 	}
 });
+export const [session, lasting] = stores;
 const NAME = `serving-key ${BASE.pathname}`;
 
 export const key = {
-	get: () => stores().map((store) => store.getItem(NAME)).find(Boolean) ?? own,
+	get: () => stores.map((store) => store.getItem(NAME)).find(Boolean) ?? own,
 	set(value, remember) {
-		for (const store of stores()) store.removeItem(NAME);
+		for (const store of stores) store.removeItem(NAME);
 		own = value;
-		const [session, lasting] = stores();
 		(remember ? lasting : session)?.setItem(NAME, value);
 	},
 };

@@ -38,13 +38,13 @@ export class Caller {
 	}
 
 	/**
-	 * Ask `question(signal)` for a Response and read it; returns {response, answer, time, text}, or null where it
-	 * failed, was stopped, or something else was asked since. `text` is JSON as it came, where a browser cannot read all of it.
+	 * The answer to `question(signal)`: {response, answer, time, text}, null where it failed, was stopped, or something
+	 * else was asked since. `text` is JSON as it came, where a browser cannot read all of it.
 	 */
 	async run(question) {
 		this.abort?.abort();
 		const turn = ++this.turn, abort = (this.abort = new AbortController()), began = performance.now();
-		abort.signal.id = `page-${Math.random().toString(36).slice(2)}`; // by which the server knows its place
+		abort.signal.id = `page-${Math.random().toString(36).slice(2)}`; // by which its place is asked for
 		this.fail("");
 		this.button.disabled = true;
 		this.stop.hidden = false;

@@ -29,7 +29,7 @@ export function codeOf(own, url, body, method = "POST", type = "application/json
 	return curlOf(own, url, method, {"Content-Type": type}, body);
 }
 
-/** `question(language, key)` tells which code: {body} of what to ask for it, or {curl, file}; and the `picture` that a file may be. */
+/** `question(language, key)` tells which code: {body} to ask for it with, or {curl, file}; `picture` names one. */
 export class Code {
 	constructor(question, summary = "This call as code") {
 		Object.assign(this, {question, turn: 0});

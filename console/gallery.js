@@ -1,7 +1,7 @@
 // Several pictures at once: three requests at a time, progress, filter, exports.
 
 import {Caller} from "./call.js";
-import {bar, button, download, fill, make, search, sizeOf, status, toBlob, withoutEnding} from "./dom.js";
+import {bar, button, download, fill, fits, make, search, sizeOf, status, toBlob, withoutEnding} from "./dom.js";
 import {drawThumb, predict, readPicture} from "./predict.js";
 import {csvOf} from "./result.js";
 import {paint} from "./viewer.js";
@@ -79,17 +79,12 @@ export class Gallery {
 		this.stop.hidden = done === all;
 	}
 
-	fits({name, predictions}) {
-		const wanted = this.filter.value.trim().toLowerCase();
-		return [name, ...predictions.map((one) => one.tag.name)].some((text) => text.toLowerCase().includes(wanted));
-	}
-
 	sift() {
-		for (const one of this.pictures) one.row.hidden = !this.fits(one);
+		for (const {name, predictions, row} of this.pictures) row.hidden = ![name, ...predictions.map((one) => one.tag.name)].some((text) => fits(text, this.filter.value));
 	}
 
 	get done() {
-		return this.pictures.filter((one) => one.state === "done" && this.fits(one));
+		return this.pictures.filter((one) => one.state === "done" && !one.row.hidden);
 	}
 
 	/** Show a picture, and its answer as soon as that is there; one that has none is asked about anew. */

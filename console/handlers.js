@@ -1,6 +1,6 @@
 // Try a handler: a body of any kind, kept in the tab; the answer as what it is.
 
-import {BASE, ask, stores} from "./api.js";
+import {BASE, ask, session} from "./api.js";
 import {Caller} from "./call.js";
 import {Code, codeOf} from "./code.js";
 import {area, bar, button, download, dropZone, fill, heading, make, select, shownBitmap, textBlock} from "./dom.js";
@@ -14,7 +14,7 @@ export function show(root, one) {
 class HandlerPanel {
 	constructor(one) {
 		this.place = `serving-draft ${BASE.pathname}${one.path}`;
-		const {text = '"hello"', type = "application/json", method} = JSON.parse(stores()[0]?.getItem(this.place) ?? "{}");
+		const {text = '"hello"', type = "application/json", method} = JSON.parse(session?.getItem(this.place) ?? "{}");
 		Object.assign(this, {one, type, method: one.methods.includes(method) ? method : one.methods[0], url: one.path.slice(1)});
 		this.caller = new Caller(() => this.send());
 		this.body = area({className: "body", rows: 6, value: text, label: "Body of the request", oninput: () => this.keep()});
@@ -29,11 +29,8 @@ class HandlerPanel {
 
 	keep() {
 		this.code.soon();
-		try {
-			stores()[0]?.setItem(this.place, JSON.stringify({text: this.body.value, type: this.type, method: this.method}));
-		} catch {
-			// longer than a browser keeps
-		}
+		const draft = JSON.stringify({text: this.body.value, type: this.type, method: this.method});
+		if (draft.length < 1e5) session?.setItem(this.place, draft); // a browser keeps little
 	}
 
 	take(file) {

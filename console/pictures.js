@@ -5,7 +5,7 @@ import {Caller} from "./call.js";
 import {Camera} from "./camera.js";
 import {Code, codeOf} from "./code.js";
 import {Compare} from "./compare.js";
-import {bar, bitmapOf, details, dropZone, fill, heading, make, notReady, pretty, shownBitmap, textBlock} from "./dom.js";
+import {bar, bitmapOf, details, dropZone, fill, heading, make, notReady, several, shownBitmap, textBlock} from "./dom.js";
 import {Gallery} from "./gallery.js";
 import {drawThumb, predict, readPicture, versionPicker} from "./predict.js";
 import {Result} from "./result.js";
@@ -24,7 +24,7 @@ function about(one) {
 	const names = Object.values(one.classes).map((each) => each.name);
 	const always = one.routines.map((each) => each.name).join(", ");
 	return make("div", heading(one), make("p.soft", [`model ${one.model}`, one.version_tag,
-		names.length && `${names.length} classes: ${names.slice(0, 12).join(", ")}${names.length > 12 ? ", …" : ""}`, always && `always runs ${always}`].filter(Boolean).join(" · ")));
+		names.length && `${names.length} classes: ${several(names, 12)}`, always && `always runs ${always}`].filter(Boolean).join(" · ")));
 }
 
 class Panel {
@@ -127,7 +127,7 @@ class Panel {
 		this.more.hidden = this.seen.hidden = !answer && !this.bitmap;
 		this.compare.clear();
 		this.result.show(answer, this.bitmap, this.name, this.camera.live);
-		this.json.say(answer ? JSON.stringify(answer) : "", answer ? pretty(shorten(answer)) : "");
+		this.json.tell(answer);
 	}
 
 	async preview() {
@@ -144,7 +144,3 @@ class Panel {
 		}
 	}
 }
-
-/** A drawn chart within an answer is megabytes of base64: to read, its beginning will do. */
-const shorten = (answer) => JSON.parse(JSON.stringify(answer, (_, value) =>
-	(typeof value === "string" && value.length > 400 ? `${value.slice(0, 80)}… (${value.length} characters)` : value)));

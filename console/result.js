@@ -2,6 +2,7 @@
 
 import {bars, swatch} from "./charts.js";
 import {bar, button, download, fill, make, range, sizeOf, status, toBlob, withoutEnding} from "./dom.js";
+import {morph} from "./live.js";
 import {apart, colourOf, cornersOf, countsOf, paint} from "./viewer.js";
 
 const MOST_LISTED = 500, MOST_BARS = 5;
@@ -15,7 +16,7 @@ export class Result {
 		this.opacity = range(0.35, () => this.fade(), 0.05);
 		this.masks = make("label", {hidden: true}, "Masks ", this.opacity);
 		this.count = status("p.soft.shown");
-		this.chips = make("div.chips", {role: "group", label: "Classes: press to hide"});
+		this.chips = make("div");
 		this.list = make("ol.objects", {label: "Objects"});
 		this.chart = make("div");
 		this.warnings = make("div");
@@ -64,9 +65,7 @@ export class Result {
 
 	drawChips(boxed) {
 		const counts = countsOf(boxed ? this.confident : []);
-		const focused = document.activeElement?.closest(".chip")?.dataset.name;
-		fill(this.chips, [...counts].sort(([, one], [, other]) => other.count - one.count).slice(0, 60).map(([name, {tag, count}]) => make("button.chip", {"aria-pressed": String(!this.hidden.has(name)), "data-name": name, onclick: () => this.toggle(name)}, swatch(colourOf(tag)), `${apart(name)} ${count}`)));
-		[...this.chips.children].find((one) => one.dataset.name === focused)?.focus();
+		morph(this.chips, make("div.chips", {role: "group", label: "Classes: press to hide"}, [...counts].sort(([, one], [, other]) => other.count - one.count).slice(0, 60).map(([name, {tag, count}]) => make("button.chip", {"aria-pressed": String(!this.hidden.has(name)), "data-key": name, onclick: () => this.toggle(name)}, swatch(colourOf(tag)), `${apart(name)} ${count}`))));
 	}
 
 	toggle(name) {

@@ -1,7 +1,7 @@
 // Try: one list of all that is served; what is chosen, beside it. `#try/shapes`, `#try/models/shapes`.
 
 import {catalogue, nothing, onCatalogue, path, refresh} from "./api.js";
-import {dot, fill, make, search} from "./dom.js";
+import {dot, fill, fits, make, search} from "./dom.js";
 import * as handlers from "./handlers.js";
 import {morph, poll} from "./live.js";
 import * as pictures from "./pictures.js";
@@ -62,9 +62,9 @@ async function choose(root, names, visit) {
 }
 
 function list(root) {
-	const wanted = root.querySelector("input[type=search]").value.trim().toLowerCase();
+	const wanted = root.querySelector("input[type=search]").value;
 	const parts = KINDS.map(({id, title, list: all}) => {
-		const fit = all().filter((one) => one.name.toLowerCase().includes(wanted));
+		const fit = all().filter((one) => fits(one.name, wanted));
 		return fit.length && make("section", {label: title}, make("h2", `${title} (${fit.length})`), make("ul", fit.map((one) => make("li",
 			make("a", {href: addressOf(id, one.name), title: one.reason, "aria-current": shown?.name === `${id} ${one.name}` ? "page" : null}, dot(one.state), one.name)))));
 	}).filter(Boolean);

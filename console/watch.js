@@ -2,7 +2,7 @@
 
 import {askJson, contact, path} from "./api.js";
 import {bars, PARTS, sparkline, timeChart} from "./charts.js";
-import {bar, button, bytes, duration, fill, link, make, milliseconds, search, show as say, table, tiles} from "./dom.js";
+import {bar, button, bytes, duration, fill, fits, link, make, milliseconds, search, show as say, table, tiles} from "./dom.js";
 import {morph, poll} from "./live.js";
 
 const WINDOWS = {"5m": ["5 minutes", 2], "1h": ["1 hour", 10], "24h": ["24 hours", 30]}; // and every how many seconds to ask
@@ -121,9 +121,9 @@ function quotas({quotas: all, now}) {
 
 function drawErrors(all, name, sought) {
 	const own = all.filter((one) => name === undefined || [one.model, one.deployment, one.route].includes(name));
-	const words = sought.trim().toLowerCase(), text = (one) => [one.status, one.method, one.path, one.error, one.request_id, one.model, one.deployment].join(" ").toLowerCase();
+	const text = (one) => [one.status, one.method, one.path, one.error, one.request_id, one.model, one.deployment].join(" ");
 	const when = (time) => time[time.toDateString() === new Date().toDateString() ? "toLocaleTimeString" : "toLocaleString"]();
-	const rows = own.filter((one) => text(one).includes(words)).map((one) => [when(new Date(one.time * 1000)), String(one.status), `${one.method} ${one.path}`, one.error, one.request_id]);
+	const rows = own.filter((one) => fits(text(one), sought)).map((one) => [when(new Date(one.time * 1000)), String(one.status), `${one.method} ${one.path}`, one.error, one.request_id]);
 	const made = rows.length ? table(["Time", "Status", "Call", "Error", "Request id"], rows, "Last errors") : make("p.soft", own.length ? "No error is so." : "No errors.");
 	made.querySelectorAll("tbody tr").forEach((row) => (row.dataset.key = `${row.lastChild.textContent} ${row.firstChild.textContent}`));
 	return make("div", {id: "watch-errors"}, made);

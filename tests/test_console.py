@@ -1377,7 +1377,7 @@ def test_who_leaves_while_a_model_is_looked_at_is_not_held(page):
     page.go("try/table")
     page.wait("window.asked.length")
     page.go("watch")
-    page.wait("document.querySelector('nav a[data-part=watch]').ariaCurrent === 'page'")
+    page.wait("document.querySelector('nav [aria-current]').hash === '#watch'")
     page.js("window.release()")
     page.wait("window.answered && !document.querySelector('#panel')")
     page.js("document.dispatchEvent(new Event('visibilitychange'))")

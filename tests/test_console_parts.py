@@ -104,7 +104,7 @@ def page(browser, site):
         browser.execute_script("location.hash = arguments[0]", part)
         wait(
             browser,
-            f"document.querySelector('nav a[aria-current]').dataset.part == '{part.split('/')[0]}'",
+            f"document.querySelector('nav a[aria-current]').hash == '#{part.split('/')[0]}'",
         )
         return browser
 

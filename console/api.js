@@ -60,11 +60,10 @@ export const whenKeyIsNeeded = (asks) => (askForKey = asks);
 
 /**
  * Ask the server. Throws a ServerError with its own words; a 401 asks the user for the key, and then
- * asks again. `page` says whether the question is the page's own, and not the user's call.
+ * asks again. `page` says whether the question is the page's own, which is not counted, or the user's call.
  */
 export async function ask(path, {page = true, headers = {}, ...options} = {}) {
 	const tried = key.get();
-	// calls of the page itself are not counted among the clients'
 	const id = options.signal?.id, sent = {...(page && {"X-Serving-Page": "1"}), ...(id && {"X-Request-Id": id}), ...headers, ...(tried && {Authorization: `Bearer ${tried}`})};
 	const unsent = /[^ -~]/.test(tried ?? "");
 	const response = !unsent && await fetch(new URL(path, BASE), {...options, headers: sent}).catch(unreachable);

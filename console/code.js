@@ -45,7 +45,7 @@ export class Code {
 
 	soon() {
 		clearTimeout(this.timer);
-		this.timer = setTimeout(() => this.show(), 200);
+		if (this.element.open !== false) this.timer = setTimeout(() => this.show(), 200);
 	}
 
 	get chosen() {

@@ -40,7 +40,7 @@ export class Compare {
 
 	draw() {
 		if (!this.other) return;
-		const {panel} = this, least = Number(panel.result.slider.value), left = panel.result.shown;
+		const {panel} = this, {least, shown: left} = panel.result;
 		const right = this.other.filter((one) => one.confidence >= least && !panel.result.hidden.has(one.tag.name));
 		if ([...left, ...right].some((one) => one.bound)) panel.viewer.mark(left, right, Number(this.slider.value));
 		fill(this.list, make("p.soft", `Left: ${tell(panel.one.id, panel.asked.query)} · right: ${this.told}`), differences(left, right));

@@ -48,7 +48,6 @@ export function select(label, options, onchange, value) {
 
 export const search = (label, oninput, placeholder = "Search…", properties) => make("input", {type: "search", placeholder, label, oninput, ...properties});
 
-/** Whether a text has what is sought. */
 export const fits = (text, sought) => text.toLowerCase().includes(sought.trim().toLowerCase());
 
 /** The first of some names, and how many more there are. */

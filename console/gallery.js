@@ -66,7 +66,7 @@ export class Gallery {
 			const stopped = error.name === "AbortError";
 			picture.state = stopped ? "stopped" : "failed";
 			picture.text.textContent = picture.text.title = `${picture.name}: ${stopped ? "stopped" : error.message}`;
-			picture.row.classList.toggle("warning", !stopped);
+			if (!stopped) picture.row.className = "warning";
 		}
 		this.sift();
 	}

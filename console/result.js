@@ -33,9 +33,12 @@ export class Result {
 		this.draw();
 	}
 
+	get least() {
+		return Number(this.slider.value);
+	}
+
 	get confident() {
-		const least = Number(this.slider.value);
-		return (this.answer?.predictions ?? []).filter((one) => one.confidence >= least);
+		return (this.answer?.predictions ?? []).filter((one) => one.confidence >= this.least);
 	}
 
 	get shown() {
@@ -44,7 +47,7 @@ export class Result {
 
 	draw() {
 		const all = this.answer?.predictions, boxed = all?.some((one) => one.bound), shown = this.shown;
-		this.value.textContent = Number(this.slider.value).toFixed(2);
+		this.value.textContent = this.least.toFixed(2);
 		this.viewer.mark(boxed ? shown : []);
 		this.masks.hidden = !all?.some((one) => one.contour);
 		this.saves.hidden = !this.answer;
@@ -59,7 +62,7 @@ export class Result {
 		if (!all) return "";
 		if (!all.length) return "Nothing was found.";
 		const best = all.reduce((one, other) => (other.confidence > one.confidence ? other : one));
-		if (!this.confident.length) return `Nothing above ${Number(this.slider.value).toFixed(2)}; best: ${best.tag.name} ${best.confidence.toFixed(2)}.`;
+		if (!this.confident.length) return `Nothing above ${this.least.toFixed(2)}; best: ${best.tag.name} ${best.confidence.toFixed(2)}.`;
 		return boxed ? `${shown.length} of ${all.length} shown` : `${Math.min(MOST_BARS, shown.length)} of ${all.length} classes`;
 	}
 

@@ -1,15 +1,11 @@
 // Try: one list of all that is served; what is chosen, beside it. `#try/shapes`, `#try/models/shapes`.
 
-import {catalogue, nothing, onCatalogue, path, refresh} from "./api.js";
+import {catalogue, load, nothing, onCatalogue, path, refresh} from "./api.js";
 import {dot, fill, fits, make, search} from "./dom.js";
-import * as handlers from "./handlers.js";
 import {morph, poll} from "./live.js";
-import * as pictures from "./pictures.js";
-import * as pipelines from "./pipelines.js";
-import * as models from "./tensors.js";
 
 /** What may be tried: title, list in the catalogue, module. */
-const KINDS = [["Pictures", "deployments", pictures], ["Models", "models", models], ["Pipelines", "pipelines", pipelines], ["Handlers", "handlers", handlers]]
+const KINDS = [["Pictures", "deployments", "pictures"], ["Models", "models", "tensors"], ["Pipelines", "pipelines", "pipelines"], ["Handlers", "handlers", "handlers"]]
 	.map(([title, list, module]) => ({id: title.toLowerCase(), title, list: () => catalogue[list], module}));
 
 const addressOf = (kind, name) => `#try/${find([name]).kind.id === kind ? "" : `${kind}/`}${path(name)}`;
@@ -56,7 +52,12 @@ async function choose(root, names, visit) {
 	const own = (shown = {visit, name, state: found?.one.state});
 	list(root);
 	if (!found) return fill(panel, make("p.empty", nothing(names.at(-1))));
-	const leave = await found.kind.module.show(panel, found.one);
+	const module = await load(found.kind.module).catch(({message}) => {
+		own.state = ""; // with the next catalogue again
+		if (shown === own) fill(panel, make("p.error", message));
+	});
+	if (!module || shown !== own) return;
+	const leave = await module.show(panel, found.one);
 	if (shown === own) own.leave = leave;
 	else leave?.();
 }

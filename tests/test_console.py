@@ -1591,6 +1591,17 @@ def test_a_part_that_is_opened_while_the_server_is_gone_says_so_and_comes_when_i
     assert page.text("#error") == ""
 
 
+def test_an_entry_that_is_chosen_while_the_server_is_gone_comes_when_it_is_back(page):
+    page.browser.execute_cdp_cmd("Network.setCacheDisabled", {"cacheDisabled": True})
+    page.open("try/cells")
+    with offline(page.browser):
+        page.js("location.hash = 'try/%2Fecho'")
+        page.says("The server cannot be reached.", "#panel")
+    page.browser.execute_cdp_cmd("Network.setCacheDisabled", {"cacheDisabled": False})
+    page.wait("document.querySelector('#panel .body')")
+    page.wait("document.querySelector('#contact').hidden")
+
+
 CODE = "[aria-label='Code of this call']"
 
 

@@ -379,6 +379,7 @@ def test_a_site_with_a_check_of_its_own_just_opens(page, slow):
         page.wait("document.querySelectorAll('.list a').length")
         assert not page.js("return document.querySelector('#key-dialog').open")
         page.go("try/table")
+        page.wait("document.querySelector('#panel .body')?.value")
         page.click("Send")
         page.says('"outputs"')
         page.browser.get(page.address.removesuffix("/ml") + "/frame")

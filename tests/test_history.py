@@ -203,7 +203,7 @@ def server_of_many(tmp_path):
         load=lambda folder, model: {"m": FakeServable, "d": FakeDetector}[model.name](),
         list_versions=lambda base: {1: ROOT},
     )
-    assert server.wait(10)
+    assert server.wait(60)
     return server
 
 
@@ -455,7 +455,7 @@ def test_a_history_that_a_reload_names_is_not_written_over(tmp_path, caplog, the
     server = serving.ModelServer(
         source, load=lambda *_: FakeServable(), list_versions=lambda base: {1: Path(base) / "1"}
     )
-    assert server.wait(10)
+    assert server.wait(60)
     if there:
         file.write_text("precious")
     source.write_text(json.dumps(config("m", server={"history": "old.json"})))

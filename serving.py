@@ -1308,8 +1308,8 @@ class ServerConfig:
     )
     trusted_proxy: str | None = option(
         None,
-        "address of the proxy in front whose X-Forwarded-Proto and X-Forwarded-Host are believed, "
-        "or * for any that connects (start)",
+        "address of the proxy in front whose X-Forwarded-Proto, X-Forwarded-Host and the last "
+        "address of X-Forwarded-For are believed, or * for any that connects (start)",
         pattern=r"^(\*|[0-9a-fA-F:.]+)$",
     )
     gpu_memory_limit_mb: int | None = option(
@@ -9872,7 +9872,7 @@ def listen(server: ModelServer, app: Callable[..., Any], host: str, port: int) -
     }
     if options.trusted_proxy:
         adjustments["trusted_proxy"] = options.trusted_proxy
-        adjustments["trusted_proxy_headers"] = "x-forwarded-proto x-forwarded-host"
+        adjustments["trusted_proxy_headers"] = "x-forwarded-for x-forwarded-proto x-forwarded-host"
     found = first(extension.serve(server, app, adjustments) for extension in server.extensions)
     if found is not None:
         return found

@@ -59,7 +59,7 @@ CALLS = [
     ("GET", "/v1/client/curl?path=/livez", None, "shared list"),
     ("GET", "/pictures/samples/0.jpg", None, "key list own"),
     ("POST", "/pictures/preview", PICTURE, "key list own"),
-    ("GET", "/metrics", None, "shared"),
+    ("GET", "/metrics", None, "shared own"),
     ("GET", "/stats", None, "shared list"),
     ("GET", "/openapi.json", None, "shared list"),
     ("GET", "/console/", None, "open"),

@@ -10,7 +10,7 @@ import sys
 
 import psutil
 import pytest
-from conftest import ROOT, key_entry
+from conftest import ROOT, key_entry, listening
 
 import serving
 from serving_extensions import completion, doctor
@@ -132,6 +132,15 @@ def test_an_address_that_is_taken_or_open_to_all(ask, lone):
     )
 
 
+def test_a_server_of_ours_at_the_address_is_well(ask, lone):
+    with listening(serving.ModelServer({"model_config_list": []})) as address:
+        port = address.rpartition(":")[2]
+        for host in ("127.0.0.1", "0.0.0.0"):
+            status, lines = ask(lone, "--host", host, "--port", port)
+            told = f"ok address {host} port {port}: a server of ours answers there"
+            assert (status, about(lines, "address")) == (0, [told])
+
+
 def test_limits_of_the_control_group_are_told(ask, lone, tmp_path, monkeypatch):
     monkeypatch.setattr(doctor, "usable_cores", lambda: 8)
     for name in ("CPU_MAX", "CPU_QUOTA", "CPU_PERIOD"):
@@ -187,6 +196,37 @@ def test_what_the_config_writes_must_be_writable(ask, lone, tmp_path, monkeypatc
         f"ok writes active learning: {tmp_path}/aside",
     ]
     assert not any(key["sha256"] in line for line in lines)
+
+
+def test_a_history_in_a_folder_that_is_not_there_cannot_be_written(ask, lone, tmp_path):
+    models = [{"config": {"name": "m", "base_path": lone}}]
+    config = {"model_config_list": models, "server": {"history": "none/stats.json"}}
+    (tmp_path / "c.json").write_text(json.dumps(config))
+    status, lines = ask(str(tmp_path / "c.json"))
+    assert (status, about(lines, "writes")) == (
+        1,
+        [f"wrong writes history: {tmp_path}/none: no such folder", "-> make it, or name another"],
+    )
+
+
+def test_nothing_is_written_over(ask, lone, tmp_path):
+    models = [{"config": {"name": "m", "base_path": lone}}]
+    config = {"model_config_list": models, "server": {"history": "stats.json"}}
+    (tmp_path / "c.json").write_text(json.dumps(config))
+    for history in (None, "of another version"):
+        if history is not None:
+            (tmp_path / "stats.json").write_text(history)
+        before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+        assert ask(str(tmp_path / "c.json"))[0] == 0
+        after = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+        assert after == before
+
+
+def test_versions_that_are_not_served_take_no_memory(lone, tmp_path):
+    shutil.copytree(next(tmp_path.glob("half_plus_two/*")), tmp_path / "half_plus_two/999")
+    models = [{"config": {"name": "m", "base_path": lone}}]
+    (folder,) = doctor.folders_of(serving.ModelServer({"model_config_list": models}))
+    assert folder.name == "999"
 
 
 def test_a_wrong_config_is_told_and_no_secret_of_it(ask, tmp_path):

@@ -9479,19 +9479,24 @@ class Process:
             self._undo.callback(gc.unfreeze)
 
     def take_signals(self, stop: threading.Event) -> None:
-        """Let SIGTERM and SIGINT set `stop`, and a second one end the process.
+        """Let SIGTERM, SIGINT and SIGHUP set `stop`, and a second one end the process.
 
         In the main thread alone.
         """
+        hangup = getattr(signal, "SIGHUP", None)  # Windows has none
 
-        def end(*_: Any) -> None:
-            if stop.is_set():
+        def end(number: int, _: Any) -> None:
+            # a terminal that closes sends it, and so does its shell
+            if stop.is_set() and number != hangup:
                 os._exit(1)
             self._told = True
             stop.set()
 
+        numbers = [signal.SIGTERM, signal.SIGINT]
+        if hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN:  # as nohup has it
+            numbers.append(hangup)
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in numbers:
                 before = signal.signal(number, end)
                 if before is not None:  # else it was set outside of Python
                     self._undo.callback(signal.signal, number, before)
@@ -9916,7 +9921,7 @@ def run(
     port: int | None = None,
     stop: threading.Event | None = None,
 ) -> None:
-    """Serve with waitress until SIGTERM, SIGINT or `stop`; running requests are finished.
+    """Serve with waitress until SIGTERM, SIGINT, SIGHUP or `stop`; running requests are finished.
 
     `host` and `port` are those of SERVING_HOST and SERVING_PORT by default, else 127.0.0.1 and
     8501. Raises ConfigError; OSError for an address that cannot be had; ValueError for a

@@ -532,7 +532,7 @@ print("over", flush=True)
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_signal_finishes_running_requests_refuses_new_ones_and_exits_0(number):
     process = Process.__new__(Process)
     source = SLOW.format(root=str(ROOT), tests=str(ROOT / "tests"))

@@ -9889,6 +9889,20 @@ def listen(server: ModelServer, app: Callable[..., Any], host: str, port: int) -
     return Waitress(app, TcpWSGIServer, dispatcher, cleanup_interval=1, **adjustments)
 
 
+@contextlib.contextmanager
+def printing() -> Iterator[None]:
+    """What is printed inside may find no room: a full disk ends no server. Its stdout is given up
+    then, as Python's documents of SIGPIPE have it: at the end of the process it would fail again.
+    """
+    try:
+        yield
+    except OSError as error:
+        logger.warning("Nothing can be printed: %s", error)
+        with contextlib.suppress(OSError, ValueError), open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+
+
+@printing()
 def report(server: ModelServer, address: str, stop: threading.Event, process: Process) -> None:
     """Print, once the first load is over, each model with its versions and devices,
     and the URLs.
@@ -9958,9 +9972,10 @@ def serve(
     server.start()  # not `eager`: TensorFlow's import is not waited for, nobody else begins one
     where = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # a browser opens no wildcard
     address = f"http://{f'[{where}]' if ':' in where else where}:{http.port}"
-    print(f"serving {__version__} on {address}, loading {server.manager.name}", flush=True)
-    for extension in server.extensions:
-        extension.announce(server, address)
+    with printing():
+        print(f"serving {__version__} on {address}, loading {server.manager.name}", flush=True)
+        for extension in server.extensions:
+            extension.announce(server, address)
     if host not in ("127.0.0.1", "localhost", "::1"):
         logger.warning("Listening on %s: whoever reaches this address can use the models", host)
     threading.Thread(target=report, args=(server, address, stop, process), daemon=True).start()

@@ -6359,6 +6359,13 @@ def tokens_of(headers: Any) -> list[str]:
     return [token.strip() for token in sent if token.strip()]
 
 
+def list_ending(config: Config, days: float = 0) -> list[Key]:
+    """The keys that have expired, or do so within so many days; not those that are disabled."""
+    then = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(days)
+    keys = [key for key in config.auth.keys if not key.disabled]
+    return [key for key in keys if key.expiry and key.expiry <= then]
+
+
 class KeyRing:
     """The keys of one config; replaced as a whole when the config changes.
 
@@ -9976,6 +9983,8 @@ def serve(
         print(f"serving {__version__} on {address}, loading {server.manager.name}", flush=True)
         for extension in server.extensions:
             extension.announce(server, address)
+    for key in list_ending(server.config):
+        logger.warning("The key '%s' has expired: %s", key.name, key.expires)
     if host not in ("127.0.0.1", "localhost", "::1"):
         logger.warning("Listening on %s: whoever reaches this address can use the models", host)
     threading.Thread(target=report, args=(server, address, stop, process), daemon=True).start()
@@ -10005,7 +10014,9 @@ def new_key(name: str) -> int:
 
 def check_config(extensions: Sequence[Extension], source: str | dict[str, Any], _: bool) -> int:
     """Print what a config would serve and what is wrong with it, without loading anything."""
-    rows, problems = examine(ModelServer(source, extensions))
+    server = ModelServer(source, extensions)
+    rows, problems = examine(server)
+    rows += [("key", key.name, f"expired {key.expires}", "") for key in list_ending(server.config)]
     for line in align(rows):
         print(line)
     for problem in problems:

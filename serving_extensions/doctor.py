@@ -35,10 +35,13 @@ from .core import (
     examine,
     installed,
     is_installed,
+    list_ending,
     list_versions,
     paint,
     read_port,
+    url_of,
     usable_cores,
+    view_live,
 )
 from .metrics import CGROUPS, memory_limit
 from .on_demand import size_of
@@ -277,7 +280,7 @@ def answers(host: str, port: int) -> bool:
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     connection = http.client.HTTPConnection(host, port, timeout=5)
     try:
-        connection.request("GET", "/livez")
+        connection.request("GET", url_of(view_live))
         return b'"live":true' in connection.getresponse().read(1000).replace(b" ", b"")
     except (OSError, http.client.HTTPException):
         return False
@@ -306,6 +309,7 @@ def look_at_config(source: Any, probe: dict[str, Any]) -> Iterator[Finding]:
         return
     # It is never started, and so not stopped: at its end a server writes what it has counted.
     yield Finding("ok", "config", name)
+    yield from look_at_keys(server)
     yield from look_at_places(server)
     yield from look_at_memory(sum(map(size_of, folders_of(server))))
     if "problem" in probe:  # to read a model's signatures may crash as its import does
@@ -317,6 +321,18 @@ def look_at_config(source: Any, probe: dict[str, Any]) -> Iterator[Finding]:
     for problem in problems:
         yield Finding("wrong", "config", problem)
     yield from look_at_devices(server, probe)
+
+
+SOON = 30  # days
+
+
+def look_at_keys(server: ModelServer) -> Iterator[Finding]:
+    """Keys that have expired, or soon do."""
+    expired = list_ending(server.config)
+    for key in list_ending(server.config, SOON):
+        text = f"'{key.name}' {'has expired' if key in expired else 'expires'}: {key.expires}"
+        todo = 'give it another "expires", make a new one (--new-key), or take it away'
+        yield Finding("warning", "key", text, todo)
 
 
 def look_at_devices(server: ModelServer, probe: dict[str, Any]) -> Iterator[Finding]:
@@ -340,13 +356,13 @@ def folders_of(server: ModelServer) -> Iterator[Path]:
         yield from map(folders.get, choose_versions(model.model_version_policy, folders))
 
 
-FILES = ("quotas", "history")  # of what is written; nobody makes their folder
+FOLDERLESS = ("quotas", "history")  # of what is written; nobody makes their folder
 
 
 def look_at_places(server: ModelServer) -> Iterator[Finding]:
     """Whether what the config has the server write can be written."""
     for what, place in written_by(server):
-        above = [place.parent] if what in FILES else place.parents
+        above = [place.parent] if what in FOLDERLESS else place.parents
         folder = next((one for one in (place, *above) if one.exists()), None)
         if folder is None:
             text = f"{what}: {place.parent}: no such folder"

@@ -1,5 +1,6 @@
 """`--doctor`: what is well, what is wrong, what to do; and the completion of shells."""
 
+import datetime
 import json
 import os
 import re
@@ -10,7 +11,8 @@ import sys
 
 import psutil
 import pytest
-from conftest import ROOT, key_entry, listening
+from conftest import ROOT, Rest, key_entry, listening
+from prometheus_client.parser import text_string_to_metric_families
 
 import serving
 from serving_extensions import completion, doctor
@@ -196,6 +198,38 @@ def test_what_the_config_writes_must_be_writable(ask, lone, tmp_path, monkeypatc
         f"ok writes active learning: {tmp_path}/aside",
     ]
     assert not any(key["sha256"] in line for line in lines)
+
+
+def test_a_keys_end_is_told_by_all_that_looks(ask, lone, tmp_path, capsys):
+    now = datetime.datetime.now(datetime.timezone.utc)
+    days = {"gone": -1, "off": -1, "soon": 20, "later": 40}
+    ends = {name: str(now + datetime.timedelta(n)) for name, n in days.items()}
+    keys = [
+        {**key_entry(name, name, expires=end), "disabled": name == "off"}
+        for name, end in ends.items()
+    ]
+    models = [{"config": {"name": "m", "base_path": lone}}]
+    (tmp_path / "c.json").write_text(
+        json.dumps({"model_config_list": models, "auth": {"keys": [*keys, key_entry("ever", "x")]}})
+    )
+    status, lines = ask(str(tmp_path / "c.json"))
+    assert status == 0 and [line for line in about(lines, "key") if "->" not in line] == [
+        f"warning key 'gone' has expired: {ends['gone']}",
+        f"warning key 'soon' expires: {ends['soon']}",
+    ]
+    assert serving.main(["--check", "--config", str(tmp_path / "c.json")]) == 0
+    rows = [line.split(None, 2) for line in capsys.readouterr().out.splitlines()]
+    expired = ["key", "gone", f"expired {ends['gone']}"]
+    assert [row for row in rows if row[0] == "key"] == [expired]
+    server = serving.ModelServer(str(tmp_path / "c.json"))
+    (family,) = [
+        family
+        for family in text_string_to_metric_families(Rest(server).get("/metrics").text)
+        if family.name == "serving_key_expires_timestamp_seconds"
+    ]
+    assert {sample.labels["key"]: sample.value for sample in family.samples} == {
+        name: pytest.approx((now + datetime.timedelta(n)).timestamp()) for name, n in days.items()
+    }
 
 
 def test_a_history_in_a_folder_that_is_not_there_cannot_be_written(ask, lone, tmp_path):

@@ -1310,8 +1310,8 @@ class ServerConfig:
     )
     trusted_proxy: str | None = option(
         None,
-        "address of the proxy in front whose X-Forwarded-Proto and X-Forwarded-Host are believed, "
-        "or * for any that connects (start)",
+        "address of the proxy in front whose X-Forwarded-Proto, X-Forwarded-Host and the last "
+        "address of X-Forwarded-For are believed, or * for any that connects (start)",
         pattern=r"^(\*|[0-9a-fA-F:.]+)$",
     )
     gpu_memory_limit_mb: int | None = option(
@@ -6359,6 +6359,13 @@ def tokens_of(headers: Any) -> list[str]:
     return [token.strip() for token in sent if token.strip()]
 
 
+def list_ending(config: Config, days: float = 0) -> list[Key]:
+    """The keys that have expired, or do so within so many days; not those that are disabled."""
+    then = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(days)
+    keys = [key for key in config.auth.keys if not key.disabled]
+    return [key for key in keys if key.expiry and key.expiry <= then]
+
+
 class KeyRing:
     """The keys of one config; replaced as a whole when the config changes.
 
@@ -9481,19 +9488,24 @@ class Process:
             self._undo.callback(gc.unfreeze)
 
     def take_signals(self, stop: threading.Event) -> None:
-        """Let SIGTERM and SIGINT set `stop`, and a second one end the process.
+        """Let SIGTERM, SIGINT and SIGHUP set `stop`, and a second one end the process.
 
         In the main thread alone.
         """
+        hangup = getattr(signal, "SIGHUP", None)  # Windows has none
 
-        def end(*_: Any) -> None:
-            if stop.is_set():
+        def end(number: int, _: Any) -> None:
+            # a terminal that closes sends it, and so does its shell
+            if stop.is_set() and number != hangup:
                 os._exit(1)
             self._told = True
             stop.set()
 
+        numbers = [signal.SIGTERM, signal.SIGINT]
+        if hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN:  # as nohup has it
+            numbers.append(hangup)
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in numbers:
                 before = signal.signal(number, end)
                 if before is not None:  # else it was set outside of Python
                     self._undo.callback(signal.signal, number, before)
@@ -9874,7 +9886,7 @@ def listen(server: ModelServer, app: Callable[..., Any], host: str, port: int) -
     }
     if options.trusted_proxy:
         adjustments["trusted_proxy"] = options.trusted_proxy
-        adjustments["trusted_proxy_headers"] = "x-forwarded-proto x-forwarded-host"
+        adjustments["trusted_proxy_headers"] = "x-forwarded-for x-forwarded-proto x-forwarded-host"
     found = first(extension.serve(server, app, adjustments) for extension in server.extensions)
     if found is not None:
         return found
@@ -9884,6 +9896,20 @@ def listen(server: ModelServer, app: Callable[..., Any], host: str, port: int) -
     return Waitress(app, TcpWSGIServer, dispatcher, cleanup_interval=1, **adjustments)
 
 
+@contextlib.contextmanager
+def printing() -> Iterator[None]:
+    """What is printed inside may find no room: a full disk ends no server. Its stdout is given up
+    then, as Python's documents of SIGPIPE have it: at the end of the process it would fail again.
+    """
+    try:
+        yield
+    except OSError as error:
+        logger.warning("Nothing can be printed: %s", error)
+        with contextlib.suppress(OSError, ValueError), open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+
+
+@printing()
 def report(server: ModelServer, address: str, stop: threading.Event, process: Process) -> None:
     """Print, once the first load is over, each model with its versions and devices,
     and the URLs.
@@ -9918,7 +9944,7 @@ def run(
     port: int | None = None,
     stop: threading.Event | None = None,
 ) -> None:
-    """Serve with waitress until SIGTERM, SIGINT or `stop`; running requests are finished.
+    """Serve with waitress until SIGTERM, SIGINT, SIGHUP or `stop`; running requests are finished.
 
     `host` and `port` are those of SERVING_HOST and SERVING_PORT by default, else 127.0.0.1 and
     8501. Raises ConfigError; OSError for an address that cannot be had; ValueError for a
@@ -9953,9 +9979,12 @@ def serve(
     server.start()  # not `eager`: TensorFlow's import is not waited for, nobody else begins one
     where = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # a browser opens no wildcard
     address = f"http://{f'[{where}]' if ':' in where else where}:{http.port}"
-    print(f"serving {__version__} on {address}, loading {server.manager.name}", flush=True)
-    for extension in server.extensions:
-        extension.announce(server, address)
+    with printing():
+        print(f"serving {__version__} on {address}, loading {server.manager.name}", flush=True)
+        for extension in server.extensions:
+            extension.announce(server, address)
+    for key in list_ending(server.config):
+        logger.warning("The key '%s' has expired: %s", key.name, key.expires)
     if host not in ("127.0.0.1", "localhost", "::1"):
         logger.warning("Listening on %s: whoever reaches this address can use the models", host)
     threading.Thread(target=report, args=(server, address, stop, process), daemon=True).start()
@@ -9985,7 +10014,9 @@ def new_key(name: str) -> int:
 
 def check_config(extensions: Sequence[Extension], source: str | dict[str, Any], _: bool) -> int:
     """Print what a config would serve and what is wrong with it, without loading anything."""
-    rows, problems = examine(ModelServer(source, extensions))
+    server = ModelServer(source, extensions)
+    rows, problems = examine(server)
+    rows += [("key", key.name, f"expired {key.expires}", "") for key in list_ending(server.config)]
     for line in align(rows):
         print(line)
     for problem in problems:

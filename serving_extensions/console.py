@@ -225,6 +225,7 @@ EXTENSION = Extension(
             view_metrics,
             "shared",
             "The same numbers for Prometheus",
+            free=True,
             line="health",
         ),
         route(

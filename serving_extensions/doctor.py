@@ -3,6 +3,8 @@
 Nothing is loaded, written or changed, and no value of the config that may be secret is printed.
 """
 
+import errno
+import http.client
 import json
 import os
 import platform
@@ -29,13 +31,17 @@ from .core import (
     NotFound,
     ServingError,
     __version__,
+    choose_versions,
     examine,
     installed,
     is_installed,
+    list_ending,
     list_versions,
     paint,
     read_port,
+    url_of,
     usable_cores,
+    view_live,
 )
 from .metrics import CGROUPS, memory_limit
 from .on_demand import size_of
@@ -254,6 +260,9 @@ def look_at_address(host: str, port: str) -> Iterator[Finding]:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
     except (OSError, ValueError) as error:
+        if getattr(error, "errno", 0) == errno.EADDRINUSE and answers(*address[:2]):
+            yield Finding("ok", "address", f"{host} port {port}: a server of ours answers there")
+            return
         reason = getattr(error, "strerror", None) or error
         todo = "choose another with --port or --host, or stop who listens there"
         yield Finding("wrong", "address", f"{host} port {port}: {reason}", todo)
@@ -264,6 +273,19 @@ def look_at_address(host: str, port: str) -> Iterator[Finding]:
         todo = 'with "protect": "all" in "auth" models need a key too; put TLS in front'
         text = f"{host} port {port} is free: whoever reaches it can use the models"
         yield Finding("warning", "address", text, todo)
+
+
+def answers(host: str, port: int) -> bool:
+    """Whether a server like this one lives at an address."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    connection = http.client.HTTPConnection(host, port, timeout=5)
+    try:
+        connection.request("GET", url_of(view_live))
+        return b'"live":true' in connection.getresponse().read(1000).replace(b" ", b"")
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
 
 
 # --- the config ---------------------------------------------------------------------------------
@@ -285,21 +307,32 @@ def look_at_config(source: Any, probe: dict[str, Any]) -> Iterator[Finding]:
         todo = "name a config, --config FILE, or what to serve: serving models/mine"
         yield Finding("wrong", "config", f"{name}: {error.strerror or error}", todo)
         return
-    try:
-        yield Finding("ok", "config", name)
-        yield from look_at_places(server)
-        yield from look_at_memory(sum(map(size_of, folders_of(server))))
-        if "problem" in probe:  # to read a model's signatures may crash as its import does
-            yield Finding("warning", "models", "not looked at: they need TensorFlow")
-            return
-        rows, problems = examine(server)
-        for kind, title, what, _ in rows:
-            yield Finding("ok", kind, f"{title}: {what}")
-        for problem in problems:
-            yield Finding("wrong", "config", problem)
-        yield from look_at_devices(server, probe)
-    finally:
-        server.stop(drain=False)
+    # It is never started, and so not stopped: at its end a server writes what it has counted.
+    yield Finding("ok", "config", name)
+    yield from look_at_keys(server)
+    yield from look_at_places(server)
+    yield from look_at_memory(sum(map(size_of, folders_of(server))))
+    if "problem" in probe:  # to read a model's signatures may crash as its import does
+        yield Finding("warning", "models", "not looked at: they need TensorFlow")
+        return
+    rows, problems = examine(server)
+    for kind, title, what, _ in rows:
+        yield Finding("ok", kind, f"{title}: {what}")
+    for problem in problems:
+        yield Finding("wrong", "config", problem)
+    yield from look_at_devices(server, probe)
+
+
+SOON = 30  # days
+
+
+def look_at_keys(server: ModelServer) -> Iterator[Finding]:
+    """Keys that have expired, or soon do."""
+    expired = list_ending(server.config)
+    for key in list_ending(server.config, SOON):
+        text = f"'{key.name}' {'has expired' if key in expired else 'expires'}: {key.expires}"
+        todo = 'give it another "expires", make a new one (--new-key), or take it away'
+        yield Finding("warning", "key", text, todo)
 
 
 def look_at_devices(server: ModelServer, probe: dict[str, Any]) -> Iterator[Finding]:
@@ -314,18 +347,27 @@ def look_at_devices(server: ModelServer, probe: dict[str, Any]) -> Iterator[Find
 
 
 def folders_of(server: ModelServer) -> Iterator[Path]:
-    """The version folders, or files, of all models; of those that cannot be read, none."""
+    """The version folders, or files, to be served; of models that cannot be read, none."""
     for model in server.config.models:
         try:
-            yield from list_versions(model.base_path).values()
+            folders = list_versions(model.base_path)
         except ServingError:  # told already
             continue
+        yield from map(folders.get, choose_versions(model.model_version_policy, folders))
+
+
+FOLDERLESS = ("quotas", "history")  # of what is written; nobody makes their folder
 
 
 def look_at_places(server: ModelServer) -> Iterator[Finding]:
     """Whether what the config has the server write can be written."""
     for what, place in written_by(server):
-        folder = next((one for one in (place, *place.parents) if one.exists()), Path("/"))
+        above = [place.parent] if what in FOLDERLESS else place.parents
+        folder = next((one for one in (place, *above) if one.exists()), None)
+        if folder is None:
+            text = f"{what}: {place.parent}: no such folder"
+            yield Finding("wrong", "writes", text, "make it, or name another")
+            continue
         if folder == place and place.is_file():
             can = os.access(place, os.W_OK) and os.access(place.parent, os.W_OK | os.X_OK)
         else:

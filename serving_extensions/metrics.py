@@ -602,6 +602,7 @@ class Collector:
         yield from collect_models(self.server.manager)
         yield from collect_learning(self.server)
         yield from collect_quotas(self.server)
+        yield collect_expiries(self.server.config)
         yield from collect_gpus()
         for extension in self.server.extensions:
             yield from extension.collect(self.server)
@@ -719,6 +720,17 @@ def collect_quotas(server: Any) -> Iterator[Any]:
             limit.add_metric(labels, key.quota.calls)
     yield used
     yield limit
+
+
+def collect_expiries(config: Config) -> Any:
+    """When keys expire: of those that do."""
+    family = GaugeMetricFamily(
+        "serving_key_expires_timestamp_seconds", "When a key expires", labels=("key",)
+    )
+    for key in config.auth.keys:
+        if key.expiry:
+            family.add_metric((key.name,), key.expiry.timestamp())
+    return family
 
 
 def collect_gpus() -> Iterator[Any]:

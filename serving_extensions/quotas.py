@@ -44,27 +44,42 @@ class Quotas:
     of the process however it comes, and may lose the last calls when the machine loses power.
     """
 
-    def __init__(self, path: Path, clock: Callable[[], float] = time.time):
-        self._path, self._clock = path, clock
+    def __init__(self, path: Path | str, clock: Callable[[], float] = time.time):
+        self._path, self._clock = Path(path), clock
         self._lock = threading.Lock()
         self._process, self._database = 0, None  # type: int, sqlite3.Connection | None
+        self._told: set[str] = set()  # why calls could not be counted, each once
         self.counts: dict[tuple[str, str], tuple[int, int]] = {}  # see `count_of`
-        with self._lock:
-            self._connect()
+        # What is not there the first count makes, not who only looks at a config: `--check` typed
+        # as root would leave a file that the server may not write.
+        if self._path.exists() or not os.access(self._path.parent, os.W_OK | os.X_OK):
+            with self._lock:  # fails where nothing can be counted
+                self._connect().execute("UPDATE calls SET count = count WHERE count < 0")
 
     def _connect(self) -> sqlite3.Connection:
         if self._database is None or self._process != os.getpid():
-            self._database = sqlite3.connect(
+            database = sqlite3.connect(
                 self._path, timeout=10, isolation_level=None, check_same_thread=False
             )
-            self._process = os.getpid()
-            self._database.execute("PRAGMA journal_mode=WAL")
-            self._database.execute("PRAGMA synchronous=NORMAL")
-            self._database.execute(
+            database.execute("PRAGMA journal_mode=WAL")
+            database.execute("PRAGMA synchronous=NORMAL")
+            database.execute(
                 "CREATE TABLE IF NOT EXISTS calls (key TEXT, period TEXT, start INTEGER, count "
                 "INTEGER, PRIMARY KEY (key, period, start)) WITHOUT ROWID"
             )
+            self._database, self._process = database, os.getpid()
         return self._database
+
+    def _ask(self, statement: str, values: tuple) -> list[tuple]:
+        """The rows of a statement; raises OSError, and logs each reason once."""
+        try:
+            with self._lock:
+                return self._connect().execute(statement, values).fetchall()
+        except sqlite3.Error as error:
+            if (reason := str(error)) not in self._told:
+                self._told.add(reason)
+                logger.error("Calls cannot be counted in %s: %s", self._path, reason)
+            raise OSError(reason) from error
 
     def take(self, key: str, calls: int, period: str) -> int | None:
         """Count one call of `key`; None when it is within `calls` a `period`, else the seconds
@@ -74,23 +89,15 @@ class Quotas:
         """
         now = self._clock()
         start, end = period_of(now, period)
-        try:
-            with self._lock:
-                counted = (
-                    self._connect()
-                    .execute(
-                        "INSERT INTO calls VALUES (?, ?, ?, 1) ON CONFLICT DO UPDATE SET count "
-                        "= count + 1 WHERE count < ? RETURNING count",
-                        (key, period, start, calls),
-                    )
-                    .fetchall()
-                )
-        except sqlite3.Error as error:
-            raise OSError(str(error)) from error
+        counted = self._ask(
+            "INSERT INTO calls VALUES (?, ?, ?, 1) ON CONFLICT DO UPDATE SET count "
+            "= count + 1 WHERE count < ? RETURNING count",
+            (key, period, start, calls),
+        )
         self.counts[key, period] = start, counted[0][0] if counted else calls
         if counted and counted[0][0] == 1:  # a call of the period before may still be given back
             before = period_of(start - 1, period)[0]
-            self._write(
+            self._ask(
                 "DELETE FROM calls WHERE key = ? AND period = ? AND start < ?",
                 (key, period, before),
             )
@@ -110,7 +117,7 @@ class Quotas:
         begun, count = self.counts.get((key, period), (0, 0))
         if begun == start and count:
             self.counts[key, period] = start, count - 1
-        self._write(
+        self._ask(
             "UPDATE calls SET count = count - 1 WHERE key = ? AND period = ? AND start = ? "
             "AND count > 0",
             (key, period, start),
@@ -119,18 +126,11 @@ class Quotas:
     def add(self, key: str, calls: int) -> None:
         """Note so many calls of `key` in its usage of the month. Raises OSError."""
         start = period_of(self._clock(), "month")[0]
-        self._write(
+        self._ask(
             "INSERT INTO calls VALUES (?, 'usage', ?, ?) ON CONFLICT DO UPDATE SET count = count "
             "+ excluded.count",
             (key, start, calls),
         )
-
-    def _write(self, statement: str, values: tuple) -> None:
-        try:
-            with self._lock:
-                self._connect().execute(statement, values)
-        except sqlite3.Error as error:
-            raise OSError(str(error)) from error
 
     def used(self, key: str, period: str) -> int:
         """The calls counted for `key` in the period that is now; `usage` is that of the month."""
@@ -156,7 +156,7 @@ def open_quotas(path: str) -> Any:
     if "://" in path:
         return RedisQuotas(path)
     try:
-        return Quotas(Path(path))
+        return Quotas(path)
     except sqlite3.Error as error:
         raise OSError(str(error)) from error
 

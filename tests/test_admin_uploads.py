@@ -446,6 +446,23 @@ def test_a_model_that_does_not_fit_its_manifest_is_refused(tmp_path, change, pro
         manifest.check_manifest(folder)
 
 
+def test_check_reads_what_a_manifest_tells_once_and_nothing_else(tmp_path, monkeypatch):
+    for version in ("1", "2"):
+        shutil.copytree(MODEL, tmp_path / "m" / version)
+    count = manifest.write_manifest(tmp_path / "m/1")
+    policy = {"all": {}}
+    model = {"name": "m", "base_path": str(tmp_path / "m"), "model_version_policy": policy}
+    read, sha256_of = [], manifest.sha256_of
+    monkeypatch.setattr(manifest, "sha256_of", lambda path: read.append(path) or sha256_of(path))
+    told, problems = manifest.check(serving.ModelServer({"model_config_list": [{"config": model}]}))
+    assert [path.relative_to(tmp_path / "m").parts[0] for path in read] == ["1"] * count
+    assert [row[3] for row in told] == [
+        f"{count} files, no manifest",
+        manifest.describe_digest(tmp_path / "m/1")[0],
+    ]
+    assert problems == [] and told[1][3].endswith(f" of {count} files, fits its manifest")
+
+
 def test_files_of_a_linked_folder_are_files_of_the_version(tmp_path):
     """To the manifest, to what looks for changes, to what a version needs, to what is sent."""
     folder, weights = tmp_path / "1", tmp_path / "weights"

@@ -415,12 +415,10 @@ def test_check_says_what_would_be_served():
     )
     assert lines[-2] == "pipeline    two_steps        2 nodes"
     assert lines[-1] == "deployment  shapes           model shapes, 4 classes"
-    digests = [line for line in lines if "sha256" in line]
-    assert len(digests) == 4
-    for line, name in zip(digests, ("half_plus_two ", "half_plus_three", "digits ")):
-        assert re.match(
-            rf"files +{name} +version \d+ +sha256 [0-9a-f]{{64}} of \d+ files, no manifest$", line
-        )
+    files = [line for line in lines if line.startswith("files ")]
+    assert len(files) == 4
+    for line, name in zip(files, ("half_plus_two ", "half_plus_three", "digits ")):
+        assert re.match(rf"files +{name} +version \d+ +\d+ files, no manifest$", line)
 
 
 def test_check_names_everything_that_is_wrong(tmp_path):
@@ -532,7 +530,7 @@ print("over", flush=True)
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_signal_finishes_running_requests_refuses_new_ones_and_exits_0(number):
     process = Process.__new__(Process)
     source = SLOW.format(root=str(ROOT), tests=str(ROOT / "tests"))

@@ -1,5 +1,6 @@
 """`--doctor`: what is well, what is wrong, what to do; and the completion of shells."""
 
+import datetime
 import json
 import os
 import re
@@ -10,7 +11,8 @@ import sys
 
 import psutil
 import pytest
-from conftest import ROOT, key_entry
+from conftest import ROOT, Rest, key_entry, listening
+from prometheus_client.parser import text_string_to_metric_families
 
 import serving
 from serving_extensions import completion, doctor
@@ -132,6 +134,15 @@ def test_an_address_that_is_taken_or_open_to_all(ask, lone):
     )
 
 
+def test_a_server_of_ours_at_the_address_is_well(ask, lone):
+    with listening(serving.ModelServer({"model_config_list": []})) as address:
+        port = address.rpartition(":")[2]
+        for host in ("127.0.0.1", "0.0.0.0"):
+            status, lines = ask(lone, "--host", host, "--port", port)
+            told = f"ok address {host} port {port}: a server of ours answers there"
+            assert (status, about(lines, "address")) == (0, [told])
+
+
 def test_limits_of_the_control_group_are_told(ask, lone, tmp_path, monkeypatch):
     monkeypatch.setattr(doctor, "usable_cores", lambda: 8)
     for name in ("CPU_MAX", "CPU_QUOTA", "CPU_PERIOD"):
@@ -187,6 +198,69 @@ def test_what_the_config_writes_must_be_writable(ask, lone, tmp_path, monkeypatc
         f"ok writes active learning: {tmp_path}/aside",
     ]
     assert not any(key["sha256"] in line for line in lines)
+
+
+def test_a_keys_end_is_told_by_all_that_looks(ask, lone, tmp_path, capsys):
+    now = datetime.datetime.now(datetime.timezone.utc)
+    days = {"gone": -1, "off": -1, "soon": 20, "later": 40}
+    ends = {name: str(now + datetime.timedelta(n)) for name, n in days.items()}
+    keys = [
+        {**key_entry(name, name, expires=end), "disabled": name == "off"}
+        for name, end in ends.items()
+    ]
+    models = [{"config": {"name": "m", "base_path": lone}}]
+    (tmp_path / "c.json").write_text(
+        json.dumps({"model_config_list": models, "auth": {"keys": [*keys, key_entry("ever", "x")]}})
+    )
+    status, lines = ask(str(tmp_path / "c.json"))
+    assert status == 0 and [line for line in about(lines, "key") if "->" not in line] == [
+        f"warning key 'gone' has expired: {ends['gone']}",
+        f"warning key 'soon' expires: {ends['soon']}",
+    ]
+    assert serving.main(["--check", "--config", str(tmp_path / "c.json")]) == 0
+    rows = [line.split(None, 2) for line in capsys.readouterr().out.splitlines()]
+    expired = ["key", "gone", f"expired {ends['gone']}"]
+    assert [row for row in rows if row[0] == "key"] == [expired]
+    server = serving.ModelServer(str(tmp_path / "c.json"))
+    (family,) = [
+        family
+        for family in text_string_to_metric_families(Rest(server).get("/metrics").text)
+        if family.name == "serving_key_expires_timestamp_seconds"
+    ]
+    assert {sample.labels["key"]: sample.value for sample in family.samples} == {
+        name: pytest.approx((now + datetime.timedelta(n)).timestamp()) for name, n in days.items()
+    }
+
+
+def test_a_history_in_a_folder_that_is_not_there_cannot_be_written(ask, lone, tmp_path):
+    models = [{"config": {"name": "m", "base_path": lone}}]
+    config = {"model_config_list": models, "server": {"history": "none/stats.json"}}
+    (tmp_path / "c.json").write_text(json.dumps(config))
+    status, lines = ask(str(tmp_path / "c.json"))
+    assert (status, about(lines, "writes")) == (
+        1,
+        [f"wrong writes history: {tmp_path}/none: no such folder", "-> make it, or name another"],
+    )
+
+
+def test_nothing_is_written_over(ask, lone, tmp_path):
+    models = [{"config": {"name": "m", "base_path": lone}}]
+    config = {"model_config_list": models, "server": {"history": "stats.json"}}
+    (tmp_path / "c.json").write_text(json.dumps(config))
+    for history in (None, "of another version"):
+        if history is not None:
+            (tmp_path / "stats.json").write_text(history)
+        before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+        assert ask(str(tmp_path / "c.json"))[0] == 0
+        after = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+        assert after == before
+
+
+def test_versions_that_are_not_served_take_no_memory(lone, tmp_path):
+    shutil.copytree(next(tmp_path.glob("half_plus_two/*")), tmp_path / "half_plus_two/999")
+    models = [{"config": {"name": "m", "base_path": lone}}]
+    (folder,) = doctor.folders_of(serving.ModelServer({"model_config_list": models}))
+    assert folder.name == "999"
 
 
 def test_a_wrong_config_is_told_and_no_secret_of_it(ask, tmp_path):

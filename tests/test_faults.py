@@ -29,6 +29,7 @@ from conftest import (
     assert_error,
     config,
     fake_server,
+    free_port,
     key_entry,
     listening,
     until,
@@ -501,6 +502,30 @@ def test_the_server_of_its_own_goes_on_with_a_full_disk_under_its_log(tmp_path):
         ).json() == {"predictions": [3.0]}
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 0
+
+
+def test_a_full_disk_under_stdout_keeps_no_server_from_starting(tmp_path):
+    half = {"name": "half", "base_path": str(ROOT / "models/half_plus_two")}
+    (tmp_path / "config.json").write_text(json.dumps(config(half)))
+    command = [sys.executable, str(ROOT / "serving.py"), "--config", str(tmp_path / "config.json")]
+    port = free_port()
+    with open("/dev/full", "w") as full, open(tmp_path / "log", "w") as log:
+        process = subprocess.Popen([*command, "--port", str(port)], stdout=full, stderr=log)
+    try:
+        url = f"http://127.0.0.1:{port}/readyz"
+        for _ in range(600):
+            with contextlib.suppress(requests.ConnectionError):
+                if requests.get(url, timeout=30).status_code == 200:
+                    break
+            assert process.poll() is None, (tmp_path / "log").read_text()
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+    log = (tmp_path / "log").read_text()
+    assert "Nothing can be printed: [Errno 28] No space left on device" in log
+    assert "Traceback" not in log and "Exception ignored" not in log
 
 
 def test_a_quota_store_without_room_lets_nobody_in_and_recovers(tmp_path):

@@ -16,7 +16,7 @@ import time
 import flask
 import numpy as np
 import pytest
-from conftest import ROOT, FakeDetector, FakeServable, Rest, bearer, fake_server, key_entry
+from conftest import ROOT, FakeDetector, FakeServable, Rest, bearer, config, fake_server, key_entry
 
 import serving
 from serving_extensions import catalogue, console, quotas
@@ -59,7 +59,7 @@ CALLS = [
     ("GET", "/v1/client/curl?path=/livez", None, "shared list"),
     ("GET", "/pictures/samples/0.jpg", None, "key list own"),
     ("POST", "/pictures/preview", PICTURE, "key list own"),
-    ("GET", "/metrics", None, "shared"),
+    ("GET", "/metrics", None, "shared own"),
     ("GET", "/stats", None, "shared list"),
     ("GET", "/openapi.json", None, "shared list"),
     ("GET", "/console/", None, "open"),
@@ -560,6 +560,37 @@ def test_quota_store_that_cannot_be_opened_is_a_wrong_config(tmp_path):
         match=r"\$.auth.quota_store: cannot be opened: unable to open database file",
     ):
         serving.ModelServer({"model_config_list": [], "auth": auth})
+
+
+def test_quota_store_that_takes_no_count_is_a_wrong_config(tmp_path, monkeypatch):
+    path, connect = tmp_path / "q", sqlite3.connect
+    quotas.Quotas(path).take("a", 1, "day")
+    reads = lambda path, **options: connect(f"file:{path}?mode=ro", uri=True, **options)  # noqa: E731
+    monkeypatch.setattr(quotas.sqlite3, "connect", reads)
+    auth = {"keys": [key_entry("a", "1", quota={"calls": 1, "period": "day"})]}
+    with pytest.raises(serving.ConfigError, match="cannot be opened: attempt to write a readonly"):
+        serving.ModelServer(config(auth={**auth, "quota_store": str(path)}))
+
+
+def test_a_store_that_fails_later_is_logged_once(tmp_path, caplog):
+    store = quotas.Quotas(tmp_path / "q")
+    store.take("a", 1, "day")
+    store._database.execute("PRAGMA query_only = 1")
+    for _ in range(3):
+        with pytest.raises(OSError, match="readonly"):
+            store.take("a", 9, "day")
+    assert caplog.text.count("attempt to write a readonly database") == 1
+    assert f"Calls cannot be counted in {tmp_path / 'q'}: " in caplog.text
+
+
+@pytest.mark.parametrize("command", ["--check", "--doctor"])
+def test_who_looks_at_a_config_makes_no_quota_store(tmp_path, command, monkeypatch):
+    monkeypatch.setattr("serving_extensions.doctor.probe_tensorflow", lambda: {"problem": "none"})
+    key = key_entry("a", "1", quota={"calls": 1, "period": "day"})
+    config = {"model_config_list": [], "auth": {"keys": [key]}, "admin": {}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    serving.main([command, "--config", str(tmp_path / "config.json"), "--port", "0"])
+    assert [file.name for file in tmp_path.iterdir()] == ["config.json"]
 
 
 def test_quota_over_http_is_counted_once_a_call(tmp_path):

@@ -805,6 +805,38 @@ def test_only_a_trusted_proxy_says_by_which_address_clients_come(trusted, said, 
     assert shlex.split(code)[-1] == f"{wanted}/livez"
 
 
+@pytest.mark.parametrize("alone", [False, True])
+@pytest.mark.parametrize("trusted, then", [("127.0.0.1", 200), ("10.0.0.7", 429), (None, 429)])
+def test_wrong_keys_are_those_of_the_client_whom_a_trusted_proxy_names(trusted, then, alone):
+    auth = {"keys": [key_entry("ann", "good")], "wrong_keys_per_minute": 2}
+    extensions = [one for one in serving.installed() if not alone or one.name != "front"]
+    server = serving.ModelServer(config(auth=auth, server={"trusted_proxy": trusted}), extensions)
+
+    def ask(key, said):
+        headers = {**bearer(key), "X-Forwarded-For": said}
+        return requests.get(f"{address}/usage", headers=headers).status_code
+
+    with listening(server) as address:
+        # what a client says of itself stands before what the proxy has seen
+        said = ["1.1.1.1, 2001:db8::1", "1.1.1.2, 2001:db8::2", "10.9.9.9, 2001:db8::1"]
+        assert [ask(f"wrong{one}", one) for one in said] == [401, 401, 429]
+        assert ask("good", "2001:db8::1, 10.0.0.2") == then
+        assert ask("good", "10.0.0.2, 2001:db8::3") == 429
+
+
+@pytest.mark.parametrize("alone", [False, True])
+@pytest.mark.parametrize(
+    "said", [",", ":80", "[]", '"', "unix:", "a" * 5000, "1.1.1.1:x:y", "\xff"]
+)
+def test_an_address_from_a_proxy_that_is_none_harms_nobody(said, alone, caplog):
+    extensions = [one for one in serving.installed() if not alone or one.name != "front"]
+    server = serving.ModelServer(config(server={"trusted_proxy": "*"}), extensions)
+    with listening(server) as address:
+        headers = {"X-Forwarded-For": said.encode("latin-1"), **bearer("wrong")}
+        status = requests.get(f"{address}/usage", headers=headers).status_code
+    assert status in (400, 401), caplog.text
+
+
 def test_a_sites_proxy_fix_says_by_which_address_clients_come():
     site = flask.Flask("site")
     site.register_blueprint(serving.create_blueprint(server_of_two()), url_prefix="/ml")

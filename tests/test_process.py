@@ -288,7 +288,7 @@ def state():
             for name in ("logThreads", "logProcesses", "logMultiprocessing", "_srcfile")
         ],
         "warnings": list(warnings.filters),
-        "signals": [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)],
+        "signals": [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)],
         "tidy": list(serving.TIDY),
     }
 
@@ -330,6 +330,22 @@ def test_a_second_signal_ends_the_process_at_once(monkeypatch):
         assert stop.is_set() and ended == []
         signal.raise_signal(signal.SIGINT)
         assert ended == [1]
+
+
+def test_a_hangup_ends_the_process_once_and_not_where_it_is_ignored(monkeypatch):
+    monkeypatch.setattr(os, "_exit", lambda status: pytest.fail("a shell sends it again"))
+    before = signal.getsignal(signal.SIGHUP)
+    try:
+        for given, then in ((signal.SIG_IGN, False), (signal.SIG_DFL, True)):
+            signal.signal(signal.SIGHUP, given)
+            stop = threading.Event()
+            with serving.Process() as process:
+                process.take_signals(stop)
+                for _ in range(2):
+                    signal.raise_signal(signal.SIGHUP)
+            assert stop.is_set() == then and signal.getsignal(signal.SIGHUP) == given
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 OWNED = """

@@ -304,6 +304,19 @@ def test_nginx_and_gunicorn_refuse_in_the_servers_words(site):
     ) == (413, 413, "r-2", "r-2")
 
 
+def test_nginx_keeps_the_operators_urls_and_no_others():
+    (expression,) = re.findall(r"location ~\* (\S+) \{", (DEPLOY / "nginx.conf").read_text())
+    numbers = {"metrics", "stats", "config", "reload", "load", "unload"}
+    kept, open_to_all = set(), {"/statsmodel/predict", "/metrics-v2/predict", "/stats/classes"}
+    for row in serving.routes_of(tuple(serving.installed())):
+        urls = kept if row.guard == "admin" or row.name in numbers else open_to_all
+        urls.update(serving.BRACES.sub("m", url) for url in serving.spellings(row.url))
+    shared = {"/v1/models/m", "/v1/models/m/versions/m"}  # by another method
+    assert kept & open_to_all == shared
+    found = {url for url in kept | open_to_all if re.search(expression, url, re.IGNORECASE)}
+    assert found == kept - shared
+
+
 def test_nginx_keeps_its_connections_to_the_server(site):
     folder, address, session, gunicorn = site
 

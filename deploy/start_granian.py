@@ -12,6 +12,7 @@ import logging
 import os
 import socket
 import sys
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,9 @@ def load_app(config: str) -> Any:
     """The application, made in the worker: TensorFlow does not survive a fork."""
     server = serving.as_server(config)
     logging.basicConfig(format=serving.LOG_LINE, level=server.config.server.log_level)
+    # What is counted, and not written yet, is written at the stop; `atexit` is not for processes
+    # that are forked.
+    Finalize(None, server.stop, kwargs={"drain": False}, exitpriority=0)
     return WithLengths(create_app(server))
 
 

@@ -19,9 +19,19 @@ import psutil
 import pytest
 import requests
 import yaml
-from conftest import ROOT, FakeServable, Rest, fake_server, free_port, key_entry, write_certificate
+from conftest import (
+    ROOT,
+    FakeServable,
+    Rest,
+    bearer,
+    fake_server,
+    free_port,
+    key_entry,
+    write_certificate,
+)
 
 import serving
+from serving_extensions.quotas import Quotas
 
 DEPLOY = ROOT / "deploy"
 
@@ -458,6 +468,67 @@ def test_nginx_brings_granian_what_it_cannot_do(tmp_path):
             assert refused.status_code == 401, "also when the body is large, and nobody reads it"
         logged = (tmp_path / "granian.log").read_text()
         assert " POST /echo 200 " in logged and " 411 " not in logged
+
+
+@pytest.mark.parametrize(
+    "door", [("-m", "gunicorn", "-c", "deploy/gunicorn.conf.py"), ("deploy/start_granian.py",)]
+)
+def test_sigterm_loses_nothing_that_was_counted(tmp_path, door):
+    port = free_port()
+    (tmp_path / "config.json").write_text(json.dumps(counting_config(tmp_path)))
+    environ = {
+        **os.environ,
+        "SERVING_CONFIG": str(tmp_path / "config.json"),
+        "SERVING_BIND": f"127.0.0.1:{port}",
+    }
+    with running([sys.executable, *door], tmp_path / "log", env=environ, cwd=ROOT):
+        site = f"http://127.0.0.1:{port}"
+        wait_until(lambda: requests.get(f"{site}/readyz").status_code == 200)
+        for _ in range(3):
+            answer = requests.post(f"{site}/v1/models/none:predict", "{}", headers=bearer("k"))
+            assert answer.status_code == 404
+    assert_counted(tmp_path, 3)
+
+
+def test_an_asgi_servers_end_loses_nothing_that_was_counted(tmp_path):
+    from deploy.asgi import create_asgi
+
+    app, sent = create_asgi(counting_config(tmp_path)), []
+    assert ask_asgi(app, "POST", "/v1/models/none:predict", b"{}", bearer("k"))[0] == 404
+
+    async def run():
+        events = [{"type": f"lifespan.{name}"} for name in ("startup", "shutdown")]
+
+        async def receive():
+            return events.pop(0)
+
+        async def send(message):
+            sent.append(message["type"])
+
+        await app({"type": "lifespan"}, receive, send)
+
+    asyncio.run(run())
+    assert sent == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
+    assert_counted(tmp_path, 1)
+
+
+def counting_config(folder):
+    return {
+        "model_config_list": [],
+        "auth": {
+            "protect": "all",
+            "keys": [key_entry("site", "k", admin=True)],
+            "quota_store": str(folder / "quotas.sqlite3"),
+        },
+        "server": {"history": str(folder / "stats.json")},
+        "admin": {},
+    }
+
+
+def assert_counted(folder, calls):
+    """What is written at a stop is there."""
+    assert Quotas(folder / "quotas.sqlite3").used("site", "usage") == calls
+    assert (folder / "stats.json").exists()
 
 
 def test_gunicorn_says_at_once_that_a_config_is_wrong(tmp_path):

@@ -543,6 +543,22 @@ def test_gunicorn_says_at_once_that_a_config_is_wrong(tmp_path):
     assert done.returncode != 0 and "$.models: unknown key" in done.stderr
 
 
+@pytest.mark.parametrize(
+    "name, value, told",
+    [
+        ("SERVING_CONFIG", "/gone/c.json", "No such file or directory: '/gone/c.json'"),
+        ("SERVING_BIND", "8501", "expected an address and port as 127.0.0.1:8501, got '8501'"),
+        ("SERVING_BIND", "[::1]:x", "SERVING_BIND: expected"),
+    ],
+)
+def test_granian_says_at_once_what_is_wrong(monkeypatch, capsys, name, value, told):
+    monkeypatch.setenv("SERVING_CONFIG", str(ROOT / "config.json"))
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit) as ended:
+        importlib.import_module("deploy.start_granian").main()
+    assert ended.value.code == 2 and told in capsys.readouterr().err
+
+
 # --- Docker ---------------------------------------------------------------------------------------------------
 
 

@@ -108,7 +108,7 @@ def queries():
 def told(tmp_path_factory):
     """The series that a server tells which has answered calls: name -> names of its labels."""
     store = tmp_path_factory.mktemp("quotas") / "q.sqlite3"
-    key = key_entry("site", "k", quota={"calls": 100, "period": "day"})
+    key = key_entry("site", "k", quota={"calls": 100, "period": "day"}, expires="2099-12-31")
     rest = Rest(
         fake_server(
             {"m": FakeServable(), "d": FakeDetector()},

@@ -422,6 +422,8 @@ class Extension:
     collect: Callable[["ModelServer"], Iterable[Any]] = none
     # serve(server, app, adjustments) -> Waitress, or None: what `run` listens with.
     serve: Callable[..., Any] = nothing
+    # announce(server, address): prints, as soon as the server listens, where it is looked at.
+    announce: Callable[["ModelServer", str], None] = nothing
     # show_load(server): the first load runs, in a server of its own; returns when it is over.
     show_load: Callable[["ModelServer"], None] = nothing
     # report(server, address): prints, once the first load is over, what somebody may want to try.
@@ -9952,6 +9954,8 @@ def serve(
     where = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # a browser opens no wildcard
     address = f"http://{f'[{where}]' if ':' in where else where}:{http.port}"
     print(f"serving {__version__} on {address}, loading {server.manager.name}", flush=True)
+    for extension in server.extensions:
+        extension.announce(server, address)
     if host not in ("127.0.0.1", "localhost", "::1"):
         logger.warning("Listening on %s: whoever reaches this address can use the models", host)
     threading.Thread(target=report, args=(server, address, stop, process), daemon=True).start()

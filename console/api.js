@@ -4,21 +4,21 @@ export const BASE = new URL("..", location.href.split("#")[0]);
 
 // A browser may keep nothing for a page in a frame: then the key lasts as long as the page.
 let own = null;
-const stores = () => ["sessionStorage", "localStorage"].flatMap((name) => {
+const stores = ["sessionStorage", "localStorage"].flatMap((name) => {
 	try {
 		return [window[name]];
 	} catch {
 		return [];
 	}
 });
+export const [session, lasting] = stores;
 const NAME = `serving-key ${BASE.pathname}`;
 
 export const key = {
-	get: () => stores().map((store) => store.getItem(NAME)).find(Boolean) ?? own,
+	get: () => stores.map((store) => store.getItem(NAME)).find(Boolean) ?? own,
 	set(value, remember) {
-		for (const store of stores()) store.removeItem(NAME);
+		for (const store of stores) store.removeItem(NAME);
 		own = value;
-		const [session, lasting] = stores();
 		(remember ? lasting : session)?.setItem(NAME, value);
 	},
 };
@@ -45,22 +45,29 @@ class ServerError extends Error {
 	}
 }
 
+export const contact = {seen: Date.now(), gone: false};
+
+function unreachable(error) {
+	if (error.name === "AbortError") throw error;
+	contact.gone = true;
+	throw new ServerError("The server cannot be reached.");
+}
+
+export const load = (name) => import(`./${name}.js`).catch(unreachable);
+
 let askForKey = async () => {};
 export const whenKeyIsNeeded = (asks) => (askForKey = asks);
 
 /**
  * Ask the server. Throws a ServerError with its own words; a 401 asks the user for the key, and then
- * asks again. `page` says whether the question is the page's own, and not the user's call.
+ * asks again. `page` says whether the question is the page's own, which is not counted, or the user's call.
  */
 export async function ask(path, {page = true, headers = {}, ...options} = {}) {
 	const tried = key.get();
-	// calls of the page itself are not counted among the clients'
 	const id = options.signal?.id, sent = {...(page && {"X-Serving-Page": "1"}), ...(id && {"X-Request-Id": id}), ...headers, ...(tried && {Authorization: `Bearer ${tried}`})};
 	const unsent = /[^ -~]/.test(tried ?? "");
-	const response = !unsent && await fetch(new URL(path, BASE), {...options, headers: sent}).catch((error) => {
-		if (error.name === "AbortError") throw error;
-		throw new ServerError("The server cannot be reached.");
-	});
+	const response = !unsent && await fetch(new URL(path, BASE), {...options, headers: sent}).catch(unreachable);
+	if (response) Object.assign(contact, {seen: Date.now(), gone: false});
 	if (response.ok) return response;
 	const error = unsent ? new ServerError("A key has printable ASCII characters alone.", {status: 401}) : await readError(response);
 	if (error.status !== 401) throw error;

@@ -1,32 +1,25 @@
 // The page's frame: parts and their addresses, the key, what is loading, errors that nobody else shows.
 
-import {catalogue, decoded, key, onCatalogue, refresh, takeKeyFromAddress, whenKeyIsNeeded} from "./api.js";
-import {$, button, fill, make} from "./dom.js";
+import {catalogue, contact, decoded, key, load, onCatalogue, refresh, takeKeyFromAddress, whenKeyIsNeeded} from "./api.js";
+import {$, button, duration, fill, make, several} from "./dom.js";
 
-const PARTS = ["try", "connect", "watch", "models", "inbox", "manage"]; // each a module
+const links = [...document.querySelectorAll("nav a")]; // to the parts, each a module
 
 let shown = {turn: 0};
 
-/** `#try/shapes` is the part `try`, shown with `["shapes"]`. */
-function address() {
-	const [part, ...rest] = location.hash.slice(1).split("/");
-	return {part: PARTS.includes(part) ? part : "try", names: rest.filter(Boolean).map(decoded)};
-}
-
-/** Show the part that the address names: a part draws into `#main` and returns what ends it. */
+/** Show the part that the address names, `#try/shapes` as `try` with `["shapes"]`; it returns what ends it. */
 async function route() {
-	const {part, names} = address(), turn = ++shown.turn;
-	for (const link of document.querySelectorAll("nav a")) {
-		link.ariaCurrent = link.dataset.part === part ? "page" : null;
-	}
-	const module = await import(`./${part}.js`);
-	if (turn !== shown.turn) return;
+	const [wanted, ...rest] = location.hash.split("/"), names = rest.filter(Boolean).map(decoded), turn = ++shown.turn;
+	const link = links.find((one) => one.hash === wanted) ?? links[0], part = link.hash.slice(1);
+	for (const one of links) one.ariaCurrent = one === link ? "page" : null;
+	const module = await load(part).catch((error) => turn === shown.turn && lost(error));
+	if (!module || turn !== shown.turn) return;
 	shown.leave?.();
 	const root = $("#main"), moved = shown.part !== part;
 	shown.leave = null;
 	shown.part = part;
 	showError("");
-	document.title = `${names.at(-1) ?? $(`nav a[data-part=${part}]`).textContent} · serving`;
+	document.title = `${names.at(-1) ?? link.textContent} · serving`;
 	if (moved) fill(root);
 	const leave = await attempt(() => module.show(root, names));
 	if (turn === shown.turn) shown.leave = leave;
@@ -82,25 +75,29 @@ async function changeKey() {
 function showLoading() {
 	const {of, waiting} = catalogue.loading;
 	$("#loading").hidden = !waiting.length;
-	$("#loading-text").textContent = `${of - waiting.length} of ${of} models loaded; loading ${waiting.slice(0, 3).join(", ")}${waiting.length > 3 ? ` and ${waiting.length - 3} more` : ""}`;
+	$("#loading-text").textContent = `${of - waiting.length} of ${of} models loaded; loading ${several(waiting, 3)}`;
 	Object.assign($("#loading progress"), {max: of, value: of - waiting.length});
-	$("nav a[data-part=inbox]").hidden = !catalogue.deployments.some((one) => one.active_learning);
-	$("nav a[data-part=manage]").hidden = !catalogue.key.admin;
+	$('[href="#inbox"]').hidden = !catalogue.deployments.some((one) => one.active_learning);
+	$('[href="#manage"]').hidden = !catalogue.key.admin;
 	showKey();
 }
 
-async function start() {
-	try {
-		await refresh();
-		showError("");
-		await route();
-	} catch (error) {
-		shown.leave = shown.leave?.();
-		const [text, action, work] = error.status === 401 ? ["Nothing can be shown without a key, or a login on this site.", "Enter a key", changeKey] : [error.message, "Try again", start];
-		showKey();
-		fill($("#main"), make("p.empty", text, make("br"), button(action, work, {className: "main"})));
-	}
+const start = () => refresh().then(route, lost);
+
+function lost(error) {
+	shown.leave = shown.leave?.();
+	showError("");
+	const [text, action, work] = error.status === 401 ? ["Nothing can be shown without a key, or a login on this site.", "Enter a key", changeKey] : [error.message, "Try again", start];
+	showKey();
+	fill($("#main"), make("p.empty", text, make("br"), button(action, work, {className: "main"})));
 }
+
+setInterval(() => {
+	const seconds = Math.round((Date.now() - contact.seen) / 1000);
+	$("#contact").hidden = !contact.gone;
+	$("#ago").textContent = `Last seen ${duration(seconds)} ago.`;
+	if (contact.gone && seconds % 5 === 0) refresh().catch(() => {});
+}, 1000);
 
 takeKeyFromAddress();
 whenKeyIsNeeded(askForKey);
@@ -115,7 +112,7 @@ addEventListener("hashchange", () => {
 	if (location.hash.startsWith("#key=")) {
 		takeKeyFromAddress();
 		start();
-	} else if (catalogue.deployments) attempt(route);
+	} else if (catalogue.deployments) route();
 	else start();
 });
 start();

@@ -9,10 +9,11 @@ export class Caller {
 	constructor(send, text = "Send") {
 		this.button = button(text, send, {className: "main send"});
 		this.stop = button("Stop", () => this.abort?.abort(), {hidden: true});
-		this.status = status();
+		this.status = status("span");
+		this.ticker = make("span");
 		this.times = make("div");
 		this.error = make("p.error", {role: "alert", hidden: true});
-		this.buttons = [this.button, this.stop, this.status];
+		this.buttons = [this.button, this.stop, make("span.soft", this.status, this.ticker)];
 		this.turn = 0;
 	}
 
@@ -28,6 +29,7 @@ export class Caller {
 	rest() {
 		this.button.disabled = false;
 		this.stop.hidden = true;
+		this.ticker.textContent = "";
 	}
 
 	fail(text) {
@@ -36,13 +38,13 @@ export class Caller {
 	}
 
 	/**
-	 * Ask `question(signal)` for a Response and read it; returns {response, answer, time, text}, or null where it
-	 * failed, was stopped, or something else was asked since. `text` is JSON as it came, where a browser cannot read all of it.
+	 * The answer to `question(signal)`: {response, answer, time, text}, null where it failed, was stopped, or something
+	 * else was asked since. `text` is JSON as it came, where a browser cannot read all of it.
 	 */
 	async run(question) {
 		this.abort?.abort();
 		const turn = ++this.turn, abort = (this.abort = new AbortController()), began = performance.now();
-		abort.signal.id = `page-${Math.random().toString(36).slice(2)}`; // by which the server knows its place
+		abort.signal.id = `page-${Math.random().toString(36).slice(2)}`; // by which its place is asked for
 		this.fail("");
 		this.button.disabled = true;
 		this.stop.hidden = false;
@@ -68,8 +70,9 @@ export class Caller {
 	}
 
 	tick(began) {
-		const took = performance.now() - began;
-		this.status.textContent = `Waiting ${(took / 1000).toFixed(1)} s${this.queue}`;
+		const took = performance.now() - began, told = `Waiting${this.queue}`;
+		if (this.status.textContent !== told) this.status.textContent = told; // read out; the seconds are not
+		this.ticker.textContent = ` ${(took / 1000).toFixed(1)} s`;
 		if (took < 1000 || this.looking) return;
 		this.looking = true;
 		askJson(`stats?request=${this.abort.signal.id}`).then(({place}) => (this.queue = place ? ` · place ${place} in the queue` : place === 0 ? " · being answered" : "")).catch(() => {}).finally(() => setTimeout(() => (this.looking = false), 1000));

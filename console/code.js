@@ -4,6 +4,7 @@ import {BASE, catalogue, key, post} from "./api.js";
 import {bar, button, details, download, fill, make, option, textBlock} from "./dom.js";
 
 const LONGEST = 60000; // characters of a body in a program
+const PICTURE = "picture.jpg"; // in the server's programs
 
 const word = (text) => (/^[\w@%+=:,./-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`);
 
@@ -28,7 +29,7 @@ export function codeOf(own, url, body, method = "POST", type = "application/json
 	return curlOf(own, url, method, {"Content-Type": type}, body);
 }
 
-/** `question(language, key)` tells which code: {body} of what to ask for it, {path} of a deployment's, or {curl, file}. */
+/** `question(language, key)` tells which code: {body} to ask for it with, or {curl, file}; `picture` names one. */
 export class Code {
 	constructor(question, summary = "This call as code") {
 		Object.assign(this, {question, turn: 0});
@@ -44,7 +45,7 @@ export class Code {
 
 	soon() {
 		clearTimeout(this.timer);
-		this.timer = setTimeout(() => this.show(), 200);
+		if (this.element.open !== false) this.timer = setTimeout(() => this.show(), 200);
 	}
 
 	get chosen() {
@@ -58,12 +59,12 @@ export class Code {
 		const turn = ++this.turn;
 		this.withKey.disabled = !key.get();
 		try {
-			const own = this.withKey.checked ? key.get() : undefined, {body, curl, file} = this.question(list.value, own);
+			const own = this.withKey.checked ? key.get() : undefined, {body, curl, file, picture = PICTURE} = this.question(list.value, own);
 			list.disabled = Boolean(curl);
 			if (curl) list.value = "curl";
-			fill(this.hint, `Needs ${this.chosen.needs}; saved as ${this.chosen.file} it runs by ${this.chosen.run}`, file && [" beside ", button(file.name, () => download(file.name, file))]);
+			fill(this.hint, `Needs ${this.chosen.needs}; saved as ${this.chosen.file} it runs by ${this.chosen.run.replace(PICTURE, picture)}`, file && [" beside ", button(file.name, () => download(file.name, file))]);
 			const code = curl ?? (await (await post(`v1/client/${list.value}`, body, undefined, true)).text());
-			if (turn === this.turn) this.block.say(code);
+			if (turn === this.turn) this.block.say(code.replaceAll(PICTURE, picture));
 		} catch (error) {
 			if (turn === this.turn) this.block.say(error.message);
 		}

@@ -29,7 +29,7 @@ export class Compare {
 	}
 
 	async run() {
-		const {panel} = this, routines = this.without ? [] : panel.chain.value;
+		const {panel} = this, routines = this.without ? [] : panel.asked.routines;
 		const found = await this.caller.run((signal) => predict(this.id, panel.blob, {routines, query: this.query, signal}));
 		if (!found) return;
 		this.other = found.answer.predictions ?? [];
@@ -40,10 +40,10 @@ export class Compare {
 
 	draw() {
 		if (!this.other) return;
-		const {panel} = this, least = Number(panel.result.slider.value), left = panel.result.shown;
+		const {panel} = this, {least, shown: left} = panel.result;
 		const right = this.other.filter((one) => one.confidence >= least && !panel.result.hidden.has(one.tag.name));
 		if ([...left, ...right].some((one) => one.bound)) panel.viewer.mark(left, right, Number(this.slider.value));
-		fill(this.list, make("p.soft", `Left: ${tell(panel.one.id, panel.query)} · right: ${this.told}`), differences(left, right));
+		fill(this.list, make("p.soft", `Left: ${tell(panel.one.id, panel.asked.query)} · right: ${this.told}`), differences(left, right));
 	}
 
 	clear() {

@@ -1,6 +1,6 @@
 // Connect: addresses and code of all that is served; `#connect/api` reads the OpenAPI document.
 
-import {BASE, askJson, catalogue, key, nothing, path} from "./api.js";
+import {BASE, askJson, catalogue, key, load, nothing, path} from "./api.js";
 import {Code, codeOf} from "./code.js";
 import {bar, button, copy, fill, make, option} from "./dom.js";
 
@@ -16,7 +16,7 @@ function targets() {
 
 export async function show(root, [group, name]) {
 	if (group === "api") {
-		const {showApi} = await import("./openapi.js");
+		const {showApi} = await load("openapi");
 		return showApi(root, tabs("api"), await askJson("openapi.json"));
 	}
 	const all = targets(), one = all.find((each) => each.group.toLowerCase() === group && each.name === name) ?? (name === undefined ? all[0] : null);

@@ -48,13 +48,18 @@ export function select(label, options, onchange, value) {
 
 export const search = (label, oninput, placeholder = "Search…", properties) => make("input", {type: "search", placeholder, label, oninput, ...properties});
 
+export const fits = (text, sought) => text.toLowerCase().includes(sought.trim().toLowerCase());
+
+/** The first of some names, and how many more there are. */
+export const several = (names, most) => names.slice(0, most).join(", ") + (names.length > most ? ` and ${names.length - most} more` : "");
+
 export const area = (properties) => make("textarea", {spellcheck: false, ...properties});
 
 export const range = (value, oninput, step = 0.01) => make("input", {type: "range", min: 0, max: 1, step, value, oninput});
 
 export const status = (name = "span.soft") => make(name, {role: "status"});
 
-/** Draw a picture, or a canvas or video, onto a canvas that gets its size, or another one. */
+/** Draw a picture, canvas or video onto a canvas, which gets its size or another. */
 export function drawOn(canvas, bitmap, width = bitmap.width, height = bitmap.height) {
 	Object.assign(canvas, {width, height});
 	canvas.getContext("2d").drawImage(bitmap, 0, 0, width, height);
@@ -73,7 +78,7 @@ export async function bitmapOf(asked) {
 
 export const sizeOf = ({full, width, height}) => full ?? {width, height};
 
-export const heading = (one) => make("h2", dot(one.state), ` ${one.name} `);
+export const heading = (one) => make("h2", {tabIndex: -1}, dot(one.state), ` ${one.name} `);
 
 export const notReady = ({state, reason}) => make(state === "failed" ? "p.error" : "p.empty", state === "failed" ? reason : state === "empty" ? "It has no versions." : "It is being loaded.");
 
@@ -117,9 +122,9 @@ export function bytes(value) {
 	return `${value} B`;
 }
 
-/** JSON to read: indented, but a point or a row of numbers on one line; long ones are cut for the eye. */
+/** JSON to read: indented, a row of numbers on one line; it and long texts in it (megabytes of a chart) are cut. */
 export function pretty(value, most = 200000) {
-	const text = JSON.stringify(value, null, 1) ?? "";
+	const text = JSON.stringify(value, (_, one) => (one?.length > 400 && typeof one === "string" ? `${one.slice(0, 80)}… (${one.length} characters)` : one), 1) ?? "";
 	const read = text.replace(/\[\n[-+\d.eE,\s]*\n\s*\]/g, (numbers) => numbers.replace(/\s+/g, "").replaceAll(",", ", "));
 	return read.length > most ? `${read.slice(0, most)}\n… ${read.length - most} more characters: copy or download has all` : read;
 }
@@ -173,19 +178,24 @@ export const toBase64 = (blob) => new Promise((done, failed) => {
 // A file would take the page's place where it is dropped.
 for (const kind of ["dragover", "drop"]) addEventListener(kind, (event) => event.dataTransfer?.types.includes("Files") && event.preventDefault());
 
+/** Where files are chosen, dropped, pasted: into the one with the keyboard, else the first. */
 export function dropZone(text, take, {accept, multiple, extra} = {}) {
-	const input = make("input", {type: "file", accept, multiple});
-	const zone = make("div.drop", make("label.button", text, input), extra);
+	const input = make("input", {type: "file", accept, multiple}), zone = make("div.drop", make("label.button", text, input), extra);
+	const give = (files) => files.length && take([...files].slice(0, multiple ? files.length : 1));
 	input.onchange = () => {
-		if (input.files.length) take([...input.files]);
+		give(input.files);
 		input.value = "";
 	};
 	zone.ondragover = () => zone.classList.add("over");
 	zone.ondragleave = () => zone.classList.remove("over");
 	zone.ondrop = (event) => {
 		zone.classList.remove("over");
-		const files = [...event.dataTransfer.files];
-		if (files.length) take(multiple ? files : files.slice(0, 1));
+		give(event.dataTransfer.files);
 	};
+	const pasted = ({target, clipboardData}) => {
+		if (!zone.isConnected) removeEventListener("paste", pasted);
+		else if (!target.matches("textarea, input:not([type=file])") && (target.closest(".drop") ?? $(".drop")) === zone) give(clipboardData.files);
+	};
+	addEventListener("paste", pasted);
 	return zone;
 }

@@ -1,7 +1,7 @@
 // Several pictures at once: three requests at a time, progress, filter, exports.
 
 import {Caller} from "./call.js";
-import {bar, button, download, fill, make, search, sizeOf, status, toBlob, withoutEnding} from "./dom.js";
+import {bar, button, download, fill, fits, make, search, sizeOf, status, toBlob, withoutEnding} from "./dom.js";
 import {drawThumb, predict, readPicture} from "./predict.js";
 import {csvOf} from "./result.js";
 import {paint} from "./viewer.js";
@@ -49,8 +49,8 @@ export class Gallery {
 	}
 
 	async ask(picture) {
-		const {one: {id}, chain, query} = this.panel, {signal} = this.abort;
-		picture.options = {routines: chain.value, query};
+		const {one: {id}, asking} = this.panel, {signal} = this.abort;
+		picture.options = asking;
 		try {
 			const bitmap = await readPicture(id, picture.blob);
 			drawThumb(picture.canvas, bitmap);
@@ -66,7 +66,7 @@ export class Gallery {
 			const stopped = error.name === "AbortError";
 			picture.state = stopped ? "stopped" : "failed";
 			picture.text.textContent = picture.text.title = `${picture.name}: ${stopped ? "stopped" : error.message}`;
-			picture.row.classList.toggle("warning", !stopped);
+			if (!stopped) picture.row.className = "warning";
 		}
 		this.sift();
 	}
@@ -79,17 +79,12 @@ export class Gallery {
 		this.stop.hidden = done === all;
 	}
 
-	fits({name, predictions}) {
-		const wanted = this.filter.value.trim().toLowerCase();
-		return [name, ...predictions.map((one) => one.tag.name)].some((text) => text.toLowerCase().includes(wanted));
-	}
-
 	sift() {
-		for (const one of this.pictures) one.row.hidden = !this.fits(one);
+		for (const {name, predictions, row} of this.pictures) row.hidden = ![name, ...predictions.map((one) => one.tag.name)].some((text) => fits(text, this.filter.value));
 	}
 
 	get done() {
-		return this.pictures.filter((one) => one.state === "done" && this.fits(one));
+		return this.pictures.filter((one) => one.state === "done" && !one.row.hidden);
 	}
 
 	/** Show a picture, and its answer as soon as that is there; one that has none is asked about anew. */
@@ -100,7 +95,7 @@ export class Gallery {
 		panel.seen.scrollIntoView({block: "nearest"});
 		await picture.turn;
 		if (panel.blob !== blob || panel.answer) return;
-		if (picture.answer) panel.showAnswer(picture.answer);
+		if (picture.answer) panel.showAnswer(picture.answer, picture.options);
 		else panel.caller.fail(picture.text.title);
 	}
 
@@ -120,10 +115,13 @@ export class Gallery {
 	}
 
 	async savePng() {
-		for (const one of this.done) {
+		const all = this.done;
+		for (const [at, one] of all.entries()) {
 			const bitmap = await readPicture(this.panel.one.id, one.blob);
 			download(`${withoutEnding(one.name)}-seen.png`, await toBlob(paint(bitmap, one.predictions)));
 			bitmap.close();
+			this.exporting.status.textContent = `${at + 1} of ${all.length} given to the browser`;
+			await new Promise((done) => setTimeout(done, 150)); // Chromium drops all but 10 a second
 		}
 	}
 

@@ -1,11 +1,9 @@
-// Try a handler: a body of any kind, the last one kept; the answer as what it is.
+// Try a handler: a body of any kind, kept in the tab; the answer as what it is.
 
-import {ask} from "./api.js";
+import {BASE, ask, session} from "./api.js";
 import {Caller} from "./call.js";
 import {Code, codeOf} from "./code.js";
 import {area, bar, button, download, dropZone, fill, heading, make, select, shownBitmap, textBlock} from "./dom.js";
-
-const last = new Map(); // path -> {text, type}
 
 export function show(root, one) {
 	const panel = new HandlerPanel(one);
@@ -15,17 +13,24 @@ export function show(root, one) {
 
 class HandlerPanel {
 	constructor(one) {
-		const {text, type} = last.get(one.path) ?? {text: '"hello"', type: "application/json"};
-		Object.assign(this, {one, type, method: one.methods[0], url: one.path.slice(1)});
+		this.place = `serving-draft ${BASE.pathname}${one.path}`;
+		const {text = '"hello"', type = "application/json", method} = JSON.parse(session?.getItem(this.place) ?? "{}");
+		Object.assign(this, {one, type, method: one.methods.includes(method) ? method : one.methods[0], url: one.path.slice(1)});
 		this.caller = new Caller(() => this.send());
-		this.body = area({className: "body", rows: 6, value: text, label: "Body of the request", oninput: () => this.code.soon()});
+		this.body = area({className: "body", rows: 6, value: text, label: "Body of the request", oninput: () => this.keep()});
 		this.fileName = make("span.soft");
 		this.answer = make("div");
 		this.json = textBlock("The answer", () => `${one.path.split("/").at(-1)}.json`);
 		this.code = new Code((language, own) => codeOf(own, this.url, this.file ?? this.body.value, this.method, this.sentType));
-		const controls = bar(one.methods.length > 1 && select("Method", one.methods, (value) => this.code.soon((this.method = value))),
-			select("Body", [["application/json", "JSON"], ["text/plain", "text"]], (value) => this.code.soon((this.type = value)), this.type), this.caller.buttons);
+		const controls = bar(one.methods.length > 1 && select("Method", one.methods, (value) => this.keep((this.method = value)), this.method),
+			select("Body", [["application/json", "JSON"], ["text/plain", "text"]], (value) => this.keep((this.type = value)), this.type), this.caller.buttons);
 		this.element = make("div", this.body, dropZone("Send a file instead", ([file]) => this.take(file), {extra: [this.fileName, button("Forget the file", () => this.take(null))]}), controls, this.caller.error, this.caller.times, this.answer, this.json, this.code.element);
+	}
+
+	keep() {
+		this.code.soon();
+		const draft = JSON.stringify({text: this.body.value, type: this.type, method: this.method});
+		if (draft.length < 1e5) session?.setItem(this.place, draft); // a browser keeps little
 	}
 
 	take(file) {
@@ -39,7 +44,6 @@ class HandlerPanel {
 	}
 
 	async send() {
-		last.set(this.one.path, {text: this.body.value, type: this.type});
 		const body = this.method === "GET" ? undefined : this.file ?? this.body.value;
 		const found = await this.caller.run((signal) => ask(this.url, {page: false, method: this.method, body, signal, headers: {"Content-Type": this.sentType}}));
 		if (!found && this.caller.error.hidden) return;

@@ -2,7 +2,7 @@
 
 import {ask, askJson, catalogue, path} from "./api.js";
 import {attempt} from "./app.js";
-import {bar, bitmapOf, button, clamp, download, draw, drawOn, fill, make, range, select} from "./dom.js";
+import {bar, bitmapOf, button, clamp, download, draw, drawOn, fill, make, range, select, several} from "./dom.js";
 import {paint} from "./viewer.js";
 
 const PAGE = 60, SMALL = 320, LARGE = 1600;
@@ -123,7 +123,7 @@ class Inbox {
 		if (this.enlarged === one.file_name) return;
 		this.enlarged = one.file_name;
 		const seen = one.predictions.map(({tag, confidence}) => `${tag.name} ${confidence.toFixed(2)}`);
-		const about = make("p.soft", `score ${one.score?.toFixed(3)} · ${one.width} × ${one.height} · ${one.time ?? ""} · ${seen.slice(0, 12).join(", ") || "nothing seen"}${seen.length > 12 ? ` and ${seen.length - 12} more` : ""}`);
+		const about = make("p.soft", `score ${one.score?.toFixed(3)} · ${one.width} × ${one.height} · ${one.time ?? ""} · ${several(seen, 12) || "nothing seen"}`);
 		fill(this.large, this.verdicts, about);
 		const painted = await this.paintOf(one, LARGE);
 		if (this.enlarged !== one.file_name) return;

@@ -1,4 +1,4 @@
-// What is drawn anew while somebody looks: only what differs is changed, so that focus, menus and what is unfolded stay.
+// Drawing anew while somebody looks: only what differs is changed; focus, menus and what is unfolded stay.
 
 const HANDLERS = ["onclick", "ontoggle"];
 

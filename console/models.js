@@ -2,7 +2,7 @@
 
 import {ask, askJson, catalogue, nothing, onCatalogue, path, refresh} from "./api.js";
 import {attempt} from "./app.js";
-import {bar, button, bytes, details, dot, duration, fill, link, make, pretty, search, table} from "./dom.js";
+import {bar, button, bytes, details, dot, duration, fill, fits, link, make, pretty, search, table} from "./dom.js";
 import {morph, poll} from "./live.js";
 import {readSignatures, tell} from "./tensors.js";
 
@@ -24,7 +24,6 @@ export async function show(root, [only]) {
 			ahead = (new Date(response.headers.get("Date") ?? Date.now()) - Date.now()) / 1000;
 		} catch (error) {
 			if (error.status === 401) return false; // asking again would ask for the key again
-			// else it is gone: the cards stay as they are; Watch tells since when
 		}
 		draw();
 	};
@@ -35,8 +34,8 @@ export async function show(root, [only]) {
 
 function drawAll(only, sought) {
 	const all = [["Models", catalogue.models, modelCard], ["Pipelines", catalogue.pipelines, modelCard], ["Handlers", catalogue.handlers, handlerCard]];
-	const fits = ({name}) => (only ? name === only : name.toLowerCase().includes(sought.trim().toLowerCase()));
-	const parts = all.map(([title, list, card]) => [title, list.filter(fits), card]).filter(([, list]) => list.length).flatMap(([title, list, card]) => [make("h2", {"data-key": title}, `${title} (${list.length})`),
+	const wanted = ({name}) => (only ? name === only : fits(name, sought));
+	const parts = all.map(([title, list, card]) => [title, list.filter(wanted), card]).filter(([, list]) => list.length).flatMap(([title, list, card]) => [make("h2", {"data-key": title}, `${title} (${list.length})`),
 		make("div.cards", {"data-key": `of ${title}`}, list.map((one) => card(one, title.toLowerCase(), Boolean(only))))]);
 	return make("div.part", {id: "models-cards"}, parts.length ? parts : make("p.empty", nothing(only || sought)));
 }

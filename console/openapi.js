@@ -3,13 +3,13 @@
 import {ask} from "./api.js";
 import {Caller} from "./call.js";
 import {Code, curlOf} from "./code.js";
-import {area, bar, details, fill, make, option, pretty, search, select, textBlock} from "./dom.js";
+import {area, bar, details, fill, fits, make, option, pretty, search, select, textBlock} from "./dom.js";
 
 const METHODS = ["get", "put", "post", "delete", "patch"];
 
 export function showApi(root, head, api) {
 	const find = search("Search the operations", () => {
-		for (const row of rows) row.hidden = !row.firstChild.textContent.toLowerCase().includes(find.value.trim().toLowerCase());
+		for (const row of rows) row.hidden = !fits(row.firstChild.textContent, find.value);
 	});
 	const operations = Object.entries(api.paths).flatMap(([url, item]) => METHODS.filter((method) => item[method]).map((method) => ({url, method: method.toUpperCase(), operation: item[method], shared: item.parameters ?? []})));
 	operations.sort((one, other) => one.url.includes("{") - other.url.includes("{")); // first what has nothing to fill in
@@ -23,7 +23,7 @@ export function showApi(root, head, api) {
 
 function follow(api, value) {
 	if (!value?.$ref) return value;
-	return value.$ref.slice(2).split("/").reduce((at, name) => at?.[name.replaceAll("~1", "/").replaceAll("~0", "~")], api);
+	return value.$ref.slice(2).split("/").reduce((at, name) => at?.[name], api);
 }
 
 /** A schema as what it describes: names, with `*` those that must be there, and types. */
@@ -67,7 +67,7 @@ class Operation {
 			this.form = Object.entries(parts).map(([name, {format}]) => [name, make("input", {type: format === "binary" ? "file" : "text"})]);
 			fill(form, this.form.map(([name, input]) => make("label", name, input)));
 			this.body.hidden = !json;
-			if (json) this.body.value = pretty(example ?? Object.values(examples ?? {})[0]?.value ?? schema?.example ?? {});
+			if (json) this.body.value = JSON.stringify(example ?? Object.values(examples ?? {})[0]?.value ?? schema?.example ?? {}, null, 1);
 		};
 		this.body = area({rows: 6, label: "Body"});
 		pick(first);
@@ -108,7 +108,7 @@ class Operation {
 		const found = await this.caller.run((signal) => ask(url, {page: false, method, headers, body, signal}));
 		if (!found) return;
 		const {answer, response} = found;
-		const text = answer instanceof Blob ? `(${answer.type}, ${answer.size} bytes)` : typeof answer === "string" ? answer : found.text ?? pretty(answer);
-		this.answer.say(text, `${response.status} ${response.headers.get("Content-Type") ?? ""}\n${text}`);
+		const text = answer instanceof Blob ? `(${answer.type}, ${answer.size} bytes)` : typeof answer === "string" ? answer : found.text;
+		this.answer.say(text ?? JSON.stringify(answer), `${response.status} ${response.headers.get("Content-Type") ?? ""}\n${text ?? pretty(answer)}`);
 	}
 }

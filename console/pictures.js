@@ -5,7 +5,7 @@ import {Caller} from "./call.js";
 import {Camera} from "./camera.js";
 import {Code, codeOf} from "./code.js";
 import {Compare} from "./compare.js";
-import {bar, bitmapOf, details, dropZone, fill, heading, make, notReady, pretty, shownBitmap, textBlock} from "./dom.js";
+import {bar, bitmapOf, details, dropZone, fill, heading, make, notReady, several, shownBitmap, textBlock} from "./dom.js";
 import {Gallery} from "./gallery.js";
 import {drawThumb, predict, readPicture, versionPicker} from "./predict.js";
 import {Result} from "./result.js";
@@ -24,7 +24,7 @@ function about(one) {
 	const names = Object.values(one.classes).map((each) => each.name);
 	const always = one.routines.map((each) => each.name).join(", ");
 	return make("div", heading(one), make("p.soft", [`model ${one.model}`, one.version_tag,
-		names.length && `${names.length} classes: ${names.slice(0, 12).join(", ")}${names.length > 12 ? ", …" : ""}`, always && `always runs ${always}`].filter(Boolean).join(" · ")));
+		names.length && `${names.length} classes: ${several(names, 12)}`, always && `always runs ${always}`].filter(Boolean).join(" · ")));
 }
 
 class Panel {
@@ -37,14 +37,12 @@ class Panel {
 		this.gallery = new Gallery(this);
 		this.camera = new Camera((blob) => this.take(blob, "camera.jpg"), this.caller);
 		this.compare = new Compare(this);
-		this.code = new Code((_, own) => codeOf(own, `${path(one.id)}/predict?${new URLSearchParams({routines: JSON.stringify(this.chain.value)})}&${this.query}`));
+		this.code = new Code((_, own) => ({picture: /^\w[\w.-]*$/.test(this.name) ? this.name : undefined, ...codeOf(own, `${path(one.id)}/predict?${new URLSearchParams({routines: JSON.stringify(this.chain.value)})}&${this.query}`)}));
 		this.json = textBlock("The answer as JSON", () => `${this.name || "answer"}.json`);
 		this.shownTo = details("What the model is shown", make("div.preview"));
 		this.shownTo.ontoggle = () => this.preview();
 		this.samples = make("div.thumbs", {role: "group", label: "Samples"});
 		fill(root, about(one), ...this.parts());
-		this.paste = (event) => this.pasted(event);
-		addEventListener("paste", this.paste);
 		this.addSamples();
 		this.code.show();
 	}
@@ -58,7 +56,6 @@ class Panel {
 	}
 
 	leave() {
-		removeEventListener("paste", this.paste);
 		this.camera.end();
 		this.caller.clear();
 		this.gallery.close();
@@ -88,13 +85,6 @@ class Panel {
 		}
 	}
 
-	pasted(event) {
-		const files = [...(event.clipboardData?.files ?? [])];
-		if (!files.length) return;
-		event.preventDefault();
-		this.takeAll(files);
-	}
-
 	takeAll(files) {
 		return files.length > 1 ? this.gallery.add(files) : this.take(files[0], files[0].name);
 	}
@@ -107,6 +97,7 @@ class Panel {
 	async read(blob, name) {
 		this.caller.clear();
 		Object.assign(this, {blob, name, answer: null, bitmap: null});
+		this.code.soon();
 		const found = await readPicture(this.one.id, blob).catch((error) => error), failed = found instanceof Error;
 		if (this.left || this.blob !== blob) return false;
 		this.bitmap = failed ? null : found;
@@ -121,18 +112,22 @@ class Panel {
 
 	async send() {
 		if (!this.bitmap) return this.caller.fail("Choose a picture first.");
-		const {blob, chain: {value: routines}, query} = this;
-		const found = await this.caller.run((signal) => predict(this.one.id, blob, {routines, query, signal}));
+		const {blob, asking} = this, found = await this.caller.run((signal) => predict(this.one.id, blob, {...asking, signal}));
 		const stopped = !found && this.caller.error.hidden;
-		if (blob === this.blob && !stopped) this.showAnswer(found?.answer ?? null);
+		if (blob === this.blob && !stopped) this.showAnswer(found?.answer ?? null, asking);
 	}
 
-	showAnswer(answer) {
-		this.answer = answer;
+	/** What a request asks for by what is chosen now. */
+	get asking() {
+		return {routines: this.chain.value, query: this.query};
+	}
+
+	showAnswer(answer, asked = this.asking) {
+		Object.assign(this, {answer, asked});
 		this.more.hidden = this.seen.hidden = !answer && !this.bitmap;
 		this.compare.clear();
 		this.result.show(answer, this.bitmap, this.name, this.camera.live);
-		this.json.say(answer ? JSON.stringify(answer) : "", answer ? pretty(shorten(answer)) : "");
+		this.json.tell(answer);
 	}
 
 	async preview() {
@@ -149,7 +144,3 @@ class Panel {
 		}
 	}
 }
-
-/** A drawn chart within an answer is megabytes of base64: to read, its beginning will do. */
-const shorten = (answer) => JSON.parse(JSON.stringify(answer, (_, value) =>
-	(typeof value === "string" && value.length > 400 ? `${value.slice(0, 80)}… (${value.length} characters)` : value)));

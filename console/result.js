@@ -2,6 +2,7 @@
 
 import {bars, swatch} from "./charts.js";
 import {bar, button, download, fill, make, range, sizeOf, status, toBlob, withoutEnding} from "./dom.js";
+import {morph} from "./live.js";
 import {apart, colourOf, cornersOf, countsOf, paint} from "./viewer.js";
 
 const MOST_LISTED = 500, MOST_BARS = 5;
@@ -11,11 +12,11 @@ export class Result {
 		Object.assign(this, {viewer, onchange, hidden: new Set()});
 		this.slider = range(0, () => this.draw());
 		this.slider.className = "confidence";
-		this.value = make("output", "0.00");
+		this.value = make("span");
 		this.opacity = range(0.35, () => this.fade(), 0.05);
 		this.masks = make("label", {hidden: true}, "Masks ", this.opacity);
 		this.count = status("p.soft.shown");
-		this.chips = make("div.chips", {role: "group", label: "Classes: press to hide"});
+		this.chips = make("div");
 		this.list = make("ol.objects", {label: "Objects"});
 		this.chart = make("div");
 		this.warnings = make("div");
@@ -32,9 +33,12 @@ export class Result {
 		this.draw();
 	}
 
+	get least() {
+		return Number(this.slider.value);
+	}
+
 	get confident() {
-		const least = Number(this.slider.value);
-		return (this.answer?.predictions ?? []).filter((one) => one.confidence >= least);
+		return (this.answer?.predictions ?? []).filter((one) => one.confidence >= this.least);
 	}
 
 	get shown() {
@@ -43,7 +47,7 @@ export class Result {
 
 	draw() {
 		const all = this.answer?.predictions, boxed = all?.some((one) => one.bound), shown = this.shown;
-		this.value.textContent = Number(this.slider.value).toFixed(2);
+		this.value.textContent = this.least.toFixed(2);
 		this.viewer.mark(boxed ? shown : []);
 		this.masks.hidden = !all?.some((one) => one.contour);
 		this.saves.hidden = !this.answer;
@@ -58,15 +62,13 @@ export class Result {
 		if (!all) return "";
 		if (!all.length) return "Nothing was found.";
 		const best = all.reduce((one, other) => (other.confidence > one.confidence ? other : one));
-		if (!this.confident.length) return `Nothing above ${Number(this.slider.value).toFixed(2)}; best: ${best.tag.name} ${best.confidence.toFixed(2)}.`;
+		if (!this.confident.length) return `Nothing above ${this.least.toFixed(2)}; best: ${best.tag.name} ${best.confidence.toFixed(2)}.`;
 		return boxed ? `${shown.length} of ${all.length} shown` : `${Math.min(MOST_BARS, shown.length)} of ${all.length} classes`;
 	}
 
 	drawChips(boxed) {
 		const counts = countsOf(boxed ? this.confident : []);
-		const focused = document.activeElement?.closest(".chip")?.dataset.name;
-		fill(this.chips, [...counts].sort(([, one], [, other]) => other.count - one.count).slice(0, 60).map(([name, {tag, count}]) => make("button.chip", {"aria-pressed": String(!this.hidden.has(name)), "data-name": name, onclick: () => this.toggle(name)}, swatch(colourOf(tag)), `${apart(name)} ${count}`)));
-		[...this.chips.children].find((one) => one.dataset.name === focused)?.focus();
+		morph(this.chips, make("div.chips", {role: "group", label: "Classes: press to hide"}, [...counts].sort(([, one], [, other]) => other.count - one.count).slice(0, 60).map(([name, {tag, count}]) => make("button.chip", {"aria-pressed": String(!this.hidden.has(name)), "data-key": name, onclick: () => this.toggle(name)}, swatch(colourOf(tag)), `${apart(name)} ${count}`))));
 	}
 
 	toggle(name) {

@@ -1,7 +1,7 @@
 // Try: one list of all that is served; what is chosen, beside it. `#try/shapes`, `#try/models/shapes`.
 
-import {catalogue, nothing, onCatalogue, path, refresh} from "./api.js";
-import {dot, fill, make, search} from "./dom.js";
+import {catalogue, load, nothing, onCatalogue, path, refresh} from "./api.js";
+import {dot, fill, fits, make, search} from "./dom.js";
 import {morph, poll} from "./live.js";
 
 /** What may be tried: title, list in the catalogue, module. */
@@ -32,6 +32,7 @@ export async function show(root, names) {
 		if (shown?.visit === visit && find(names)?.one.state !== shown.state) choose(root, names, visit);
 	};
 	await choose(root, names, visit);
+	if (shown.visit === visit && root.querySelector(".groups [aria-current]:focus")) root.querySelector("#panel h2")?.focus();
 	const end = onCatalogue(look);
 	if (root.querySelector("#panel")) look();
 	let turn = 0;
@@ -51,17 +52,20 @@ async function choose(root, names, visit) {
 	const own = (shown = {visit, name, state: found?.one.state});
 	list(root);
 	if (!found) return fill(panel, make("p.empty", nothing(names.at(-1))));
-	const module = await import(`./${found.kind.module}.js`);
-	if (shown !== own) return;
+	const module = await load(found.kind.module).catch(({message}) => {
+		own.state = ""; // with the next catalogue again
+		if (shown === own) fill(panel, make("p.error", message));
+	});
+	if (!module || shown !== own) return;
 	const leave = await module.show(panel, found.one);
 	if (shown === own) own.leave = leave;
 	else leave?.();
 }
 
 function list(root) {
-	const wanted = root.querySelector("input[type=search]").value.trim().toLowerCase();
+	const wanted = root.querySelector("input[type=search]").value;
 	const parts = KINDS.map(({id, title, list: all}) => {
-		const fit = all().filter((one) => one.name.toLowerCase().includes(wanted));
+		const fit = all().filter((one) => fits(one.name, wanted));
 		return fit.length && make("section", {label: title}, make("h2", `${title} (${fit.length})`), make("ul", fit.map((one) => make("li",
 			make("a", {href: addressOf(id, one.name), title: one.reason, "aria-current": shown?.name === `${id} ${one.name}` ? "page" : null}, dot(one.state), one.name)))));
 	}).filter(Boolean);

@@ -136,6 +136,7 @@ export class Viewer {
 		};
 		frame.ondblclick = (event) => (this.fitted ? this.zoom(2.5, ...this.placeOf(event)) : this.fit());
 		frame.onkeydown = (event) => {
+			if (event.ctrlKey || event.metaKey || event.altKey) return;
 			const step = {ArrowLeft: [40, 0], ArrowRight: [-40, 0], ArrowUp: [0, 40], ArrowDown: [0, -40]}[event.key];
 			if (step && !this.fitted) this.pan(...step);
 			else if (event.key === "+" || event.key === "=") this.zoom(1.4);

@@ -1,8 +1,8 @@
 // Watch: graphs of all and of each group, quotas, the last errors. `#watch/model/shapes`.
 
-import {askJson, path} from "./api.js";
+import {askJson, contact, path} from "./api.js";
 import {bars, PARTS, sparkline, timeChart} from "./charts.js";
-import {bar, button, bytes, duration, fill, link, make, milliseconds, search, show as say, table, tiles} from "./dom.js";
+import {bar, button, bytes, duration, fill, fits, link, make, milliseconds, search, show as say, table, tiles} from "./dom.js";
 import {morph, poll} from "./live.js";
 
 const WINDOWS = {"5m": ["5 minutes", 2], "1h": ["1 hour", 10], "24h": ["24 hours", 30]}; // and every how many seconds to ask
@@ -12,24 +12,19 @@ const chosen = {window: "5m", sort: "requests", down: true}; // as long as the p
 
 export async function show(root, names) {
 	const [name, kind] = names.toReversed();
-	let seen = null, seenAt = Date.now(), gone = "", ended = () => {};
+	let seen = null, wrong = "", ended = () => {};
 	const filter = search("Filter the errors", () => draw(), "Status, path, text, request id…", {id: "errors-filter"});
-	const state = make("p.error", {id: "watch-state", role: "status", hidden: true}), ago = make("span", {id: "watch-seen"});
+	const state = make("p.error", {role: "status"}), up = make("span", {id: "watch-seen"});
 	const above = make("div"), errors = make("div");
 	const windows = Object.entries(WINDOWS).map(([id, [text]]) => button(text, () => begin((chosen.window = id)), {"data-window": id}));
 	fill(root, bar(name !== undefined && link("#watch", "All"),
-		bar({role: "group", "aria-label": "Time shown"}, windows), ago), state, above,
+		bar({role: "group", "aria-label": "Time shown"}, windows), up), state, above,
 	make("section.part", make("h2", "Last errors"), bar(filter), errors));
 
-	const tick = () => {
-		const seconds = Math.round((Date.now() - seenAt) / 1000);
-		ago.textContent = gone ? `Last seen ${duration(seconds)} ago` : seen ? `Up for ${duration(seen.uptime_seconds)}` : "";
-		state.textContent = gone;
-		state.hidden = !gone;
-	};
 	const draw = () => {
-		tick();
+		state.textContent = wrong;
 		if (!seen) return;
+		up.textContent = `Up for ${duration(seen.uptime_seconds)}`;
 		morph(above, drawAll(seen, find(seen.series, kind, name), name, draw));
 		morph(errors, drawErrors(seen.last_errors, name, filter.value));
 	};
@@ -37,9 +32,9 @@ export async function show(root, names) {
 		try {
 			const asked = chosen.window, answer = await askJson(`stats?window=${asked}`, {signal: AbortSignal.timeout(15000)});
 			if (asked !== chosen.window) return null;
-			[seen, seenAt, gone] = [answer, Date.now(), ""];
+			[seen, wrong] = [answer, ""];
 		} catch (error) {
-			gone = error.status ? error.message : "The server cannot be reached. It is asked again every few seconds.";
+			wrong = error.status ? error.message : "";
 			if (error.status === 401 || error.status === 403) return draw() ?? false; // asking again would ask for the key again
 		}
 		draw();
@@ -47,14 +42,10 @@ export async function show(root, names) {
 	const begin = () => {
 		ended();
 		for (const one of windows) one.ariaPressed = one.dataset.window === chosen.window;
-		ended = poll(read, () => (gone ? 5 : WINDOWS[chosen.window][1] * Math.max(1, (seen?.series.length ?? 0) / 20))); // many groups are much to tell
+		ended = poll(read, () => (wrong || contact.gone ? 5 : WINDOWS[chosen.window][1] * Math.max(1, (seen?.series.length ?? 0) / 20))); // many groups are much to tell
 	};
 	begin();
-	const clock = setInterval(tick, 1000);
-	return () => {
-		clearInterval(clock);
-		ended();
-	};
+	return () => ended();
 }
 
 const find = (series, kind, name) => (name === undefined ? series.find((one) => one.kind === "all") : series.find((one) => one.name === name && (!kind || one.kind === kind)));
@@ -130,9 +121,9 @@ function quotas({quotas: all, now}) {
 
 function drawErrors(all, name, sought) {
 	const own = all.filter((one) => name === undefined || [one.model, one.deployment, one.route].includes(name));
-	const words = sought.trim().toLowerCase(), text = (one) => [one.status, one.method, one.path, one.error, one.request_id, one.model, one.deployment].join(" ").toLowerCase();
+	const text = (one) => [one.status, one.method, one.path, one.error, one.request_id, one.model, one.deployment].join(" ");
 	const when = (time) => time[time.toDateString() === new Date().toDateString() ? "toLocaleTimeString" : "toLocaleString"]();
-	const rows = own.filter((one) => text(one).includes(words)).map((one) => [when(new Date(one.time * 1000)), String(one.status), `${one.method} ${one.path}`, one.error, one.request_id]);
+	const rows = own.filter((one) => fits(text(one), sought)).map((one) => [when(new Date(one.time * 1000)), String(one.status), `${one.method} ${one.path}`, one.error, one.request_id]);
 	const made = rows.length ? table(["Time", "Status", "Call", "Error", "Request id"], rows, "Last errors") : make("p.soft", own.length ? "No error is so." : "No errors.");
 	made.querySelectorAll("tbody tr").forEach((row) => (row.dataset.key = `${row.lastChild.textContent} ${row.firstChild.textContent}`));
 	return make("div", {id: "watch-errors"}, made);

@@ -209,14 +209,14 @@ def view_console(server: ModelServer, call: Call, name: str | None = None) -> Re
     )
 
 
-def report(server: ModelServer, address: str) -> None:
+def announce(server: ModelServer, address: str) -> None:
     key = f"#key={server.generated_key}" if server.generated_key else ""
     print(f"Console: {address}{url_of(view_console, EXTENSION.routes)}{key}", flush=True)
 
 
 EXTENSION = Extension(
     "console",
-    report=report,
+    announce=announce,
     routes=(
         route("GET", "/", view_root, "open", "Leads browsers to the page", line="health"),
         route(

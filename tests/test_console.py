@@ -8,6 +8,7 @@ import gzip
 import io
 import json
 import os
+import re
 import subprocess
 import threading
 import time
@@ -275,6 +276,18 @@ def test_the_server_alone_prints_a_link_that_opens_its_page():
         assert requests.get(url, headers=bearer(key)).status_code == 200
 
 
+def test_the_link_is_printed_while_models_still_load(capsys):
+    hold, said = threading.Event(), []
+    server = showcase.build(hold=hold, auth={})
+    with listening(server) as address:
+        until(lambda: said.append(capsys.readouterr().out) or "Console:" in "".join(said))
+        link, key = re.search(r"Console: (\S+)#key=(\S+)", "".join(said)).groups()
+        told = requests.get(f"{address}/deployments", headers=bearer(key)).json()
+        assert link == f"{address}/console" and told["loading"]["waiting"]
+        hold.set()
+    server.stop()
+
+
 def test_a_browser_that_asks_for_the_root_is_led_to_the_page(page):
     page.open()
     page.browser.get(page.address + "/")
@@ -365,6 +378,7 @@ def test_a_site_with_a_check_of_its_own_just_opens(page, slow):
         page.wait("document.querySelectorAll('.list a').length")
         assert not page.js("return document.querySelector('#key-dialog').open")
         page.go("try/table")
+        page.wait("document.querySelector('#panel .body')?.value")
         page.click("Send")
         page.says('"outputs"')
         page.browser.get(page.address.removesuffix("/ml") + "/frame")
@@ -452,6 +466,21 @@ def test_the_list_has_all_that_is_served_with_states_and_a_search(page):
     assert page.js(listed) == [f"camera-{n}" for n in range(10, 20)]
 
 
+def test_who_chooses_by_keyboard_is_led_to_what_was_chosen(page):
+    page.open("try/cells")
+    held = "return document.activeElement.textContent.trim()"
+    page.type(".list input", "ta")
+    page.find(".list input").send_keys("b")
+    assert page.js("return document.activeElement.type") == "search"
+    page.find(".list a").send_keys(Keys.ENTER)
+    page.wait("document.activeElement === document.querySelector('#panel h2')")
+    assert page.js(held) == "table"
+    page.js("document.querySelector('.list a').focus()")
+    page.js("document.dispatchEvent(new Event('visibilitychange'))")
+    page.drawn()
+    assert page.js("return document.activeElement.localName") == "a"
+
+
 def test_every_link_leads_to_what_it_names_and_back_works(page):
     page.browser.execute_cdp_cmd("Page.resetNavigationHistory", {})  # of 50 pages it drops some
     page.open("try/cells")
@@ -488,6 +517,18 @@ def test_boxes_are_those_of_the_answer_and_the_slider_needs_no_request(page, pic
     page.wait("document.querySelectorAll('.viewer .box').length === 0")
     assert "Nothing above 1.00; best: white cell 0.99." in page.text(".shown")
     assert page.requests() == []
+
+
+def test_every_label_is_that_of_its_field(page, pictures):
+    """`control` of a label is the first element in it that can have one: an output, too."""
+    page.open("try/cells").see(pictures["plain.png"], 4)
+    page.click("Compare with…")
+    other = page.js(
+        """return [...document.querySelectorAll('label')].filter((one) => !one.control?.matches('input, select, textarea'))
+        .map((one) => one.textContent)"""
+    )
+    assert other == []
+    assert page.js("return document.querySelector('.confidence').labels.length") == 1
 
 
 def test_chips_count_classes_and_hide_them(page, pictures):
@@ -588,6 +629,16 @@ def test_zoom_pan_and_full_screen(page, pictures):
     page.wait("document.fullscreenElement?.className === 'viewer'")
     page.js("return document.exitFullscreen()")
     page.wait("!document.fullscreenElement")
+
+
+def test_keys_of_the_browser_are_left_to_it(page, pictures):
+    page.open("try/cells").see(pictures["plain.png"], 4)
+    page.click("+")
+    left = page.js(
+        """return ['0', '+', '-', 'ArrowLeft'].flatMap((key) => ['ctrlKey', 'metaKey', 'altKey'].map((held) =>
+        document.querySelector('.viewer').dispatchEvent(new KeyboardEvent('keydown', {key, [held]: true, cancelable: true}))));"""
+    )
+    assert left == [True] * 12
 
 
 @pytest.mark.parametrize("name", ["plain.png", "wide.png"])
@@ -758,6 +809,19 @@ def test_dropped_and_pasted_pictures_are_taken(page, pictures):
         page.go("try/crowd").go("try/cells")
 
 
+def test_a_picture_is_pasted_into_the_form_of_a_model_and_not_into_a_text(page, pictures):
+    page.open("try/grey")
+    page.wait("document.querySelector('#panel .drop')")
+    page.js(
+        """for (const place of ['.body', '#panel h2']) {
+        const clipboardData = new DataTransfer();
+        clipboardData.items.add(new File([new Uint8Array(arguments[0])], `into ${place}`, {type: 'image/png'}));
+        document.querySelector(place).dispatchEvent(new ClipboardEvent('paste', {clipboardData, bubbles: true})); }""",
+        list(pictures["plain.png"].read_bytes()),
+    )
+    page.says("into #panel h2: 8 × 8 of 640 × 480 pixels", "#panel .drop")
+
+
 def test_a_broken_picture_leaves_nothing_of_the_last_one(page, pictures):
     page.open("try/cells").see(pictures["plain.png"], 4)
     page.take(pictures["broken.jpg"])
@@ -901,6 +965,22 @@ def test_an_answer_is_compared_with_that_before_a_routine(page, pictures):
     assert "without the request's routines" in page.text("#panel")
 
 
+def test_a_comparison_is_with_what_was_asked_whatever_is_chosen_since(page, pictures):
+    page.open("try/cells").see(pictures["plain.png"], 4)
+    page.choose("Routine", "TopK")
+    page.type(".routines input", "2")
+    page.click("Compare with…")
+    page.click("Compare")
+    page.says("No difference: 4 the same")
+    page.take(pictures["plain.png"], pictures["plain.png"])
+    page.says("2 of 2 done")
+    page.js("document.querySelector(`[aria-label='Remove TopK']`).click()")
+    page.find(".gallery button").click()
+    page.wait_for_boxes(2)
+    page.click("Compare")
+    page.says("No difference: 2 the same")
+
+
 def test_who_leaves_ends_a_comparison_and_an_export(page, pictures):
     page.open("try/cells").see(pictures["plain.png"], 4)
     page.click("Compare with…")
@@ -999,6 +1079,18 @@ def test_a_gallery_keeps_thumbnails_alone(page, pictures):
     page.find(".gallery li:nth-child(2) button").click()
     page.wait_for_boxes(4)
     assert page.js("return document.querySelector('.viewer canvas').width") == 8000
+
+
+def test_many_pictures_are_all_saved_at_one_press(page, tmp_path):
+    files = [tmp_path / f"photo{n:02}.jpg" for n in range(12)]
+    for file in files:
+        showcase.scene(64, 48).save(file)
+    page.open("try/cells").take(*files)
+    page.says("12 of 12 done")
+    page.click("PNG", "#panel .card")
+    page.says("12 of 12 given to the browser")
+    for file in files:
+        page.saved(f"{file.stem}-seen.png")
 
 
 def test_coco_is_what_was_seen_whatever_is_chosen_since(page, pictures):
@@ -1285,7 +1377,7 @@ def test_who_leaves_while_a_model_is_looked_at_is_not_held(page):
     page.go("try/table")
     page.wait("window.asked.length")
     page.go("watch")
-    page.wait("document.querySelector('nav a[data-part=watch]').ariaCurrent === 'page'")
+    page.wait("document.querySelector('nav [aria-current]').hash === '#watch'")
     page.js("window.release()")
     page.wait("window.answered && !document.querySelector('#panel')")
     page.js("document.dispatchEvent(new Event('visibilitychange'))")
@@ -1340,6 +1432,20 @@ def test_a_pipeline_is_a_graph_of_its_nodes(page):
     assert f"first {times['first']} from request" in told
 
 
+def test_a_handler_keeps_a_draft_and_its_method_over_a_reload(page):
+    page.open("try/%2Fnow")
+    page.choose("Method", "POST")
+    page.choose("Body", "text/plain")
+    page.type("#panel .body", "not sent")
+    shown = """return ['.body', '.bar label:nth-of-type(1) select', '.bar label:nth-of-type(2) select']
+        .map((one) => document.querySelector(`#panel ${one}`).value)"""
+    page.go("try/table").go("try/%2Fnow")
+    assert page.js(shown) == ["not sent", "POST", "text/plain"]
+    page.browser.refresh()
+    page.wait("document.querySelector('#panel .body')")
+    assert page.js(shown) == ["not sent", "POST", "text/plain"]
+
+
 def test_a_handler_keeps_its_last_body_and_shows_pictures(page):
     page.open("try/%2Fecho")
     page.type("#panel .body", '{"n": 1}')
@@ -1378,7 +1484,13 @@ def test_stop_cancels_a_request_that_waits(page, slow, pictures):
     page.open("try/slow")
     with slow.held():
         page.take(pictures["plain.png"])
-        page.says("Waiting 1.")
+        page.says("Waiting 0.")
+        page.js(
+            """window.told = []; new MutationObserver(() => window.told.push(1))
+            .observe(document.querySelector('.send ~ * [role=status]'), {childList: true, characterData: true, subtree: true});"""
+        )
+        page.says("Waiting 2.")
+        assert page.js("return window.told.length") <= 1, "read out once, not each 200 ms"
         assert page.js("return document.querySelector('.send').disabled")
         page.click("Stop")
         page.says("Stopped.")
@@ -1439,20 +1551,55 @@ def test_an_error_has_its_request_id_and_is_gone_when_something_else_is_chosen(p
     assert "Internal server error" not in page.text("body")
 
 
+@contextlib.contextmanager
+def offline(browser):
+    gone = {"offline": True, "latency": 0, "downloadThroughput": 0, "uploadThroughput": 0}
+    browser.execute_cdp_cmd("Network.enable", {})
+    browser.execute_cdp_cmd("Network.emulateNetworkConditions", gone)
+    try:
+        yield
+    finally:
+        there = gone | {"offline": False, "downloadThroughput": -1, "uploadThroughput": -1}
+        browser.execute_cdp_cmd("Network.emulateNetworkConditions", there)
+
+
 def test_a_server_that_is_gone_is_said(page):
     page.open("try/table")
     page.wait("document.querySelector('#panel .body')?.value")
-    gone = {"offline": True, "latency": 0, "downloadThroughput": 0, "uploadThroughput": 0}
-    page.browser.execute_cdp_cmd("Network.enable", {})
-    page.browser.execute_cdp_cmd("Network.emulateNetworkConditions", gone)
-    try:
+    with offline(page.browser):
         page.click("Send")
         page.says("The server cannot be reached.", "#panel .error:not([hidden])")
-    finally:
-        there = gone | {"offline": False, "downloadThroughput": -1, "uploadThroughput": -1}
-        page.browser.execute_cdp_cmd("Network.emulateNetworkConditions", there)
+        page.says("Last seen", "#contact:not([hidden])")
     page.click("Send")
     page.says('"outputs"')
+    page.wait("document.querySelector('#contact').hidden")
+
+
+def test_a_part_that_is_opened_while_the_server_is_gone_says_so_and_comes_when_it_is_back(page):
+    page.browser.execute_cdp_cmd("Network.setCacheDisabled", {"cacheDisabled": True})
+    page.open("try/table")
+    with offline(page.browser):
+        page.js("location.hash = 'models'")
+        page.says("The server cannot be reached.\nTry again")
+        page.says("Last seen", "#contact:not([hidden])")
+        assert (
+            page.js("return document.querySelector('nav [aria-current]').textContent") == "Models"
+        )
+    page.browser.execute_cdp_cmd("Network.setCacheDisabled", {"cacheDisabled": False})
+    page.click("Try again")
+    page.wait("document.querySelector('#models-cards .card')")
+    assert page.text("#error") == ""
+
+
+def test_an_entry_that_is_chosen_while_the_server_is_gone_comes_when_it_is_back(page):
+    page.browser.execute_cdp_cmd("Network.setCacheDisabled", {"cacheDisabled": True})
+    page.open("try/cells")
+    with offline(page.browser):
+        page.js("location.hash = 'try/%2Fecho'")
+        page.says("The server cannot be reached.", "#panel")
+    page.browser.execute_cdp_cmd("Network.setCacheDisabled", {"cacheDisabled": False})
+    page.wait("document.querySelector('#panel .body')")
+    page.wait("document.querySelector('#contact').hidden")
 
 
 CODE = "[aria-label='Code of this call']"
@@ -1511,6 +1658,23 @@ def test_the_code_of_a_picture_has_its_routines_and_version(page):
     page.click("This call as code")
     page.says("TopK", CODE)
     assert "version=2" in page.text(CODE)
+
+
+def test_the_code_of_a_picture_has_the_name_of_the_chosen_file(page, pictures):
+    page.open("try/cells")
+    page.click("This call as code")
+    page.says("image=@picture.jpg", CODE)
+    page.take(pictures["turned.jpg"])
+    page.says("image=@turned.jpg", CODE)
+    ran = subprocess.run(
+        ["sh", "-c", page.text(CODE).replace("YOUR_KEY", KEY)],
+        capture_output=True,
+        cwd=pictures["turned.jpg"].parent,
+        timeout=60,
+    )
+    assert json.loads(ran.stdout) == predict(page.address, pictures["turned.jpg"])
+    page.choose("Language", "python")
+    page.says("python predict.py turned.jpg", ".code")
 
 
 # --- connect -------------------------------------------------------------------------------------
@@ -1651,6 +1815,7 @@ PARTS = [
     "try/crowd",
     "try/table",
     "try/diamond",
+    "try/grey",
     "try/%2Fecho",
     "try/broken",
     "connect",

@@ -397,7 +397,7 @@ def test_a_key_that_is_not_marked_admin_sees_nothing_of_it(browser, site):
     page = Page(browser, site.address, "good")
     page.wait("document.querySelector('#main').innerText.includes('marked admin')")
     assert page.js("return document.querySelectorAll('#main section, #main button').length") == 0
-    shown = "document.querySelector('nav a[data-part=manage]').checkVisibility()"
+    shown = "document.querySelector('nav [href=\"#manage\"]').checkVisibility()"
     assert page.js(f"return {shown}") is False
 
 

@@ -5,6 +5,7 @@ a2wsgi hands each request to a thread; what it leaves out, and this adds, is the
 wrote it and bodies without a length.
 """
 
+import asyncio
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -37,12 +38,28 @@ class AsWritten:
         return self.app(environ, start_response)
 
 
-def create_asgi(source: serving.Source) -> WSGIMiddleware:
+class EndsWell(WSGIMiddleware):
+    """What it says `lifespan.shutdown.complete` to may end: what the server has counted, and not
+    written yet, is written before.
+    """
+
+    def __init__(self, app: Callable[..., Iterable[bytes]], server: serving.ModelServer):
+        super().__init__(app, workers=server.config.server.threads)
+        self.server = server
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        async def stop_first(message: Any) -> None:
+            if message["type"] == "lifespan.shutdown.complete":
+                await asyncio.to_thread(self.server.stop, drain=False)
+            await send(message)
+
+        await super().__call__(scope, receive, stop_first if scope["type"] == "lifespan" else send)
+
+
+def create_asgi(source: serving.Source) -> EndsWell:
     """An ASGI application over a config in any form, with as many threads as it says.
 
     Raises ConfigError.
     """
     server = serving.as_server(source)
-    return WSGIMiddleware(
-        AsWritten(serving.create_app(server, eager=True)), workers=server.config.server.threads
-    )
+    return EndsWell(AsWritten(serving.create_app(server, eager=True)), server)

@@ -51,3 +51,9 @@ def post_worker_init(worker):
     # The worker that this one replaces takes no more: what comes meanwhile waits in the backlog,
     # and not in here, for `load_wait_seconds` alone. Beyond `timeout` this would be one that hangs.
     worker.wsgi.server.wait(timeout / 2)
+
+
+def worker_exit(arbiter, worker):
+    """What is counted, and not written yet, is written at the stop: usage of keys, the history."""
+    if hasattr(worker, "wsgi"):  # one that never began has counted nothing
+        worker.wsgi.server.stop(drain=False)

@@ -8,10 +8,12 @@ nginx.conf beside this in front of it, which reads each request to its end befor
 SIGTERM ends it when what runs is answered.
 """
 
+import ipaddress
 import logging
 import os
 import socket
 import sys
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,23 @@ def load_app(config: str) -> Any:
     """The application, made in the worker: TensorFlow does not survive a fork."""
     server = serving.as_server(config)
     logging.basicConfig(format=serving.LOG_LINE, level=server.config.server.log_level)
+    # What is counted, and not written yet, is written at the stop; `atexit` is not for processes
+    # that are forked.
+    Finalize(None, server.stop, kwargs={"drain": False}, exitpriority=0)
     return WithLengths(create_app(server))
+
+
+def read_address(text: str) -> tuple[str, int]:
+    """The host and port of `127.0.0.1:8501` or `[::1]:8501`; raises ValueError for other text."""
+    host, _, port = text.rpartition(":")
+    host = host.strip("[]")
+    try:
+        ipaddress.ip_address(host)  # a name granian does not look up
+        if 0 < int(port) < 1 << 16:
+            return host, int(port)
+    except ValueError:
+        pass
+    raise ValueError(f"SERVING_BIND: expected an address and port as 127.0.0.1:8501, got {text!r}")
 
 
 def refuse_a_taken_address(host: str, port: int) -> None:
@@ -44,20 +62,19 @@ def refuse_a_taken_address(host: str, port: int) -> None:
 
 
 def main() -> None:
-    """Serve until SIGTERM or Ctrl-C; exit status 2 if the config is wrong."""
+    """Serve until SIGTERM or Ctrl-C; exit status 2 if the config or SERVING_BIND is wrong."""
     config = os.path.abspath(os.environ.get("SERVING_CONFIG", "config.json"))
     try:
         options = serving.load_config(config).server
-    except serving.ConfigError as error:
+        host, port = read_address(os.environ.get("SERVING_BIND", "127.0.0.1:8501"))
+    except (serving.ConfigError, OSError, ValueError) as error:
         print(error, file=sys.stderr)
         sys.exit(2)
-    host, _, port = os.environ.get("SERVING_BIND", "127.0.0.1:8501").rpartition(":")
-    host = host.strip("[]")
-    refuse_a_taken_address(host, int(port))
+    refuse_a_taken_address(host, port)
     door = Granian(
         config,
         host,
-        int(port),
+        port,
         interface=Interfaces.WSGI,
         # One worker: the models are in memory once, and a reload reaches all there is.
         workers=1,

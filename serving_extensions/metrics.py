@@ -36,6 +36,7 @@ from .core import (
     ServingError,
     Trace,
     log_safely,
+    routes_of,
     start_thread,
 )
 from .history import (
@@ -240,6 +241,7 @@ class Metrics:
         self.deployments = dict[str, Group]()  # by id
         self.minutes: dict[int, list[int]] = {}  # minute -> requests, errors 4xx, errors 5xx
         self.last_errors: deque[dict[str, Any]] = deque(maxlen=MOST_ERRORS)
+        self.probes: set[str] = set()  # routes whose 503 is an answer, and no error of a client's
         # by route, model, version, deployment, status
         self.requests: Counter[tuple[str, str, str, str, int]] = Counter()
         # by route, model, deployment; by part, model, deployment
@@ -287,7 +289,7 @@ class Metrics:
         self._open.pop()
         now = self._clock()
         spent = trace.spent or trace.measure(time.perf_counter())
-        if call["status"] >= 400:
+        if call["status"] >= 400 and call["route"] not in self.probes:
             self.last_errors.append(describe_error(now, trace, call, response))
         drawn = trace.infers and not trace.by_page
         kind = call["route"], call["model"], call["version"], trace.deployment, drawn
@@ -850,6 +852,7 @@ class JsonFormatter(TextFormatter):
 def open_metrics(server: ModelServer) -> Metrics:
     metrics = Metrics()
     metrics.refused = server.refused
+    metrics.probes = {row.name for row in routes_of(server.extensions) if row.probe}
     metrics.count_waiting = lambda: len(server.waiting)
     weakref.finalize(server, metrics.ended.set)
     return metrics

@@ -19,9 +19,19 @@ import psutil
 import pytest
 import requests
 import yaml
-from conftest import ROOT, FakeServable, Rest, fake_server, free_port, key_entry, write_certificate
+from conftest import (
+    ROOT,
+    FakeServable,
+    Rest,
+    bearer,
+    fake_server,
+    free_port,
+    key_entry,
+    write_certificate,
+)
 
 import serving
+from serving_extensions.quotas import Quotas
 
 DEPLOY = ROOT / "deploy"
 
@@ -304,6 +314,19 @@ def test_nginx_and_gunicorn_refuse_in_the_servers_words(site):
     ) == (413, 413, "r-2", "r-2")
 
 
+def test_nginx_keeps_the_operators_urls_and_no_others():
+    (expression,) = re.findall(r"location ~\* (\S+) \{", (DEPLOY / "nginx.conf").read_text())
+    numbers = {"metrics", "stats", "config", "reload", "load", "unload"}
+    kept, open_to_all = set(), {"/statsmodel/predict", "/metrics-v2/predict", "/stats/classes"}
+    for row in serving.routes_of(tuple(serving.installed())):
+        urls = kept if row.guard == "admin" or row.name in numbers else open_to_all
+        urls.update(serving.BRACES.sub("m", url) for url in serving.spellings(row.url))
+    shared = {"/v1/models/m", "/v1/models/m/versions/m"}  # by another method
+    assert kept & open_to_all == shared
+    found = {url for url in kept | open_to_all if re.search(expression, url, re.IGNORECASE)}
+    assert found == kept - shared
+
+
 def test_nginx_keeps_its_connections_to_the_server(site):
     folder, address, session, gunicorn = site
 
@@ -447,6 +470,67 @@ def test_nginx_brings_granian_what_it_cannot_do(tmp_path):
         assert " POST /echo 200 " in logged and " 411 " not in logged
 
 
+@pytest.mark.parametrize(
+    "door", [("-m", "gunicorn", "-c", "deploy/gunicorn.conf.py"), ("deploy/start_granian.py",)]
+)
+def test_sigterm_loses_nothing_that_was_counted(tmp_path, door):
+    port = free_port()
+    (tmp_path / "config.json").write_text(json.dumps(counting_config(tmp_path)))
+    environ = {
+        **os.environ,
+        "SERVING_CONFIG": str(tmp_path / "config.json"),
+        "SERVING_BIND": f"127.0.0.1:{port}",
+    }
+    with running([sys.executable, *door], tmp_path / "log", env=environ, cwd=ROOT):
+        site = f"http://127.0.0.1:{port}"
+        wait_until(lambda: requests.get(f"{site}/readyz").status_code == 200)
+        for _ in range(3):
+            answer = requests.post(f"{site}/v1/models/none:predict", "{}", headers=bearer("k"))
+            assert answer.status_code == 404
+    assert_counted(tmp_path, 3)
+
+
+def test_an_asgi_servers_end_loses_nothing_that_was_counted(tmp_path):
+    from deploy.asgi import create_asgi
+
+    app, sent = create_asgi(counting_config(tmp_path)), []
+    assert ask_asgi(app, "POST", "/v1/models/none:predict", b"{}", bearer("k"))[0] == 404
+
+    async def run():
+        events = [{"type": f"lifespan.{name}"} for name in ("startup", "shutdown")]
+
+        async def receive():
+            return events.pop(0)
+
+        async def send(message):
+            sent.append(message["type"])
+
+        await app({"type": "lifespan"}, receive, send)
+
+    asyncio.run(run())
+    assert sent == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
+    assert_counted(tmp_path, 1)
+
+
+def counting_config(folder):
+    return {
+        "model_config_list": [],
+        "auth": {
+            "protect": "all",
+            "keys": [key_entry("site", "k", admin=True)],
+            "quota_store": str(folder / "quotas.sqlite3"),
+        },
+        "server": {"history": str(folder / "stats.json")},
+        "admin": {},
+    }
+
+
+def assert_counted(folder, calls):
+    """What is written at a stop is there."""
+    assert Quotas(folder / "quotas.sqlite3").used("site", "usage") == calls
+    assert (folder / "stats.json").exists()
+
+
 def test_gunicorn_says_at_once_that_a_config_is_wrong(tmp_path):
     (tmp_path / "c.json").write_text('{"models": []}')
     done = subprocess.run(
@@ -457,6 +541,22 @@ def test_gunicorn_says_at_once_that_a_config_is_wrong(tmp_path):
         env={**os.environ, "SERVING_CONFIG": str(tmp_path / "c.json")},
     )
     assert done.returncode != 0 and "$.models: unknown key" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "name, value, told",
+    [
+        ("SERVING_CONFIG", "/gone/c.json", "No such file or directory: '/gone/c.json'"),
+        ("SERVING_BIND", "8501", "expected an address and port as 127.0.0.1:8501, got '8501'"),
+        ("SERVING_BIND", "[::1]:x", "SERVING_BIND: expected"),
+    ],
+)
+def test_granian_says_at_once_what_is_wrong(monkeypatch, capsys, name, value, told):
+    monkeypatch.setenv("SERVING_CONFIG", str(ROOT / "config.json"))
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit) as ended:
+        importlib.import_module("deploy.start_granian").main()
+    assert ended.value.code == 2 and told in capsys.readouterr().err
 
 
 # --- Docker ---------------------------------------------------------------------------------------------------

@@ -353,6 +353,19 @@ def test_probes_have_a_line_where_the_config_asks_for_it(caplog, log_probes):
     assert logged == [*(probes if log_probes else ()), "/v1/models", "/v1/nowhere"]
 
 
+def test_probes_that_say_not_yet_are_no_errors():
+    handlers = [{"path": "/gone", "function": "none.py:none"}]
+    rest = Rest(fake_server({"m": FakeServable()}, auth=AUTH, handlers=handlers))
+    assert rest.get("/readyz").status_code == rest.get("/v2/health/ready").status_code == 503
+    assert rest.get("/v1/models/gone").status_code == 404
+    stats = rest.get("/stats", headers=bearer("k")).json
+    assert [error["path"] for error in stats["last_errors"]] == ["/v1/models/gone"]
+    counted = (
+        'serving_requests_total{deployment="",model="",route="ready",status="503",version=""} 2.0'
+    )
+    assert counted in rest.get("/metrics").get_data(as_text=True)
+
+
 def test_a_request_is_one_line_in_the_log(caplog):
     caplog.set_level("INFO")
     Rest(server_of_two()).post("/predict", PICTURE, headers={**bearer("k"), "X-Request-Id": "r-1"})

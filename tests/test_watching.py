@@ -21,6 +21,8 @@ from conftest import (
 )
 from prometheus_client.parser import text_string_to_metric_families
 
+import serving
+
 DEPLOY = ROOT / "deploy"
 PICTURE = {"image_type": "array", "data": [[[1, 2, 3]]]}
 SUFFIXES = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}
@@ -106,7 +108,7 @@ def queries():
 def told(tmp_path_factory):
     """The series that a server tells which has answered calls: name -> names of its labels."""
     store = tmp_path_factory.mktemp("quotas") / "q.sqlite3"
-    key = key_entry("site", "k", quota={"calls": 100, "period": "day"})
+    key = key_entry("site", "k", quota={"calls": 100, "period": "day"}, expires="2099-12-31")
     rest = Rest(
         fake_server(
             {"m": FakeServable(), "d": FakeDetector()},
@@ -260,6 +262,14 @@ def test_alerts_fire_when_they_must_and_not_before():
 def test_alerts_ask_for_what_a_server_tells(told):
     for rule in rules():
         check_names(rule["expr"], told)
+
+
+def test_who_is_left_out_of_the_errors_is_a_route():
+    known = {row.name for row in serving.routes_of(tuple(serving.installed()))}
+    rule = next(rule["expr"] for rule in rules() if rule["alert"] == "ServingErrors")
+    lists = [re.findall(r'route!~"([^"]*)"', expr) for expr in (rule, *queries())]
+    assert lists[0] and {names for found in lists for names in found} == {lists[0][0]}
+    assert set(lists[0][0].split("|")) <= known
 
 
 def test_alerts_say_how_bad_it_is_and_what_to_do():

@@ -1934,7 +1934,7 @@ class TensorSpec:
 class Signature:
     inputs: dict[str, TensorSpec]
     outputs: dict[str, TensorSpec]
-    # The kinds of operations that it may run, where it takes texts and they are known.
+    # The kinds of operations that it may run, where they are known.
     operations: Collection[str] = ()
 
 
@@ -4054,8 +4054,8 @@ class Scope(typing.NamedTuple):
 
 
 def tell_makers(graph: Any, signature: Signature) -> Signature:
-    """A signature with what a GraphDef tells of it: what makes its outputs, and of texts that it
-    takes the kinds of operations that it runs.
+    """A signature with what a GraphDef tells of it: what makes its outputs, and the kinds of
+    operations that it runs.
     """
     functions = {function.signature.name: function for function in graph.library.function}
     top = Scope({node.name: node for node in graph.node})
@@ -4071,10 +4071,8 @@ def tell_makers(graph: Any, signature: Signature) -> Signature:
         )
         for name, spec in signature.outputs.items()
     }
-    operations: Collection[str] = ()
-    if any(spec.dtype == "DT_STRING" for spec in signature.inputs.values()):
-        fetches = [spec.tensor for spec in signature.outputs.values()]
-        operations = frozenset(node.op for node in used_nodes(graph, fetches))
+    fetches = [spec.tensor for spec in signature.outputs.values()]
+    operations = frozenset(node.op for node in used_nodes(graph, fetches))
     return Signature(signature.inputs, outputs, operations)
 
 
@@ -4380,6 +4378,9 @@ def prepare_calls(
     calls |= {twin: calls[other] for twin, other in twins.items() if other in calls}
     for signature in calls:
         signatures[signature] = tell_makers(graph, signatures[signature])
+        text = tell_training(signatures[signature].operations)
+        if text and signature not in twins:
+            logger.warning("%s: signature %s %s", name, signature, text)
     return OpenModel(name, device, session, signatures, calls, refused, metadata)
 
 
@@ -4607,6 +4608,25 @@ RANDOM = {
 HARMFUL = re.compile(
     "PyFuncStateless|.*Dataset.*|Debug.*|(Unb|B)atch(Function)?|.*Infeed.*|TPU.*|Abort"
 )
+
+
+ASSIGNS = {f"Assign{way}{what}" for way in ("", "Add", "Sub") for what in ("", "VariableOp")}
+
+
+def tell_training(operations: Collection[str]) -> str:
+    """What it means that a signature assigns variables, and how to mend it; "" where it does not.
+
+    Keras 3.15 exports what comes after a Resizing as in training: BatchNormalization then takes the
+    mean of the request's own pictures, and counts it in.
+    """
+    if not ASSIGNS & set(operations):
+        return ""
+    return (
+        "assigns variables: what it answers may depend on the calls before, and on what else is in "
+        "its request. So does a Keras model with Resizing, CenterCrop or random layers that was "
+        "exported as in training; export it again, with `x = model.inputs[0]` (of several: "
+        "`model.input`): keras.Model(x, model(x, training=False)).export(...)"
+    )
 
 
 def used_nodes(graph: Any, fetches: Iterable[str]) -> list[Any]:
@@ -6558,6 +6578,8 @@ class ReadyDeployment:
         tile = routines.find_tile(self.chain)
         if tile is not None and not model.kind.boxes:
             raise ValueError(f"routines: {routines.lacks(tile, 'boxes')}")
+        if text := tell_training(signature.operations):
+            raise ValueError(f"its signature {text}")
         return model
 
 
@@ -8101,20 +8123,27 @@ class FormParser(MultiPartParser):
         return "latin-1"
 
 
-def read_form(call: Call, body: bytes, limits: Any) -> tuple[np.ndarray | list[np.ndarray], Any]:
-    """The picture and the routines of a form with a file, whatever its field is called; pictures
-    of one with several files.
+def parse_form(call: Call, body: bytes) -> tuple[MultiDict, MultiDict]:
+    """The fields, as Latin-1, and the files of a form, which are to be closed. Raises BadRequest,
+    and ServingError 413 for too many parts.
     """
     boundary = parse_options_header(call.environ["CONTENT_TYPE"])[1].get("boundary", "")
     if not boundary:
         raise BadRequest("multipart: expected a boundary in the content type, got none")
     try:
         parser = FormParser(max_form_parts=1000)
-        fields, files = parser.parse(io.BytesIO(body), boundary.encode(), len(body))
+        return parser.parse(io.BytesIO(body), boundary.encode(), len(body))
     except RequestEntityTooLarge:  # by its parts
         raise ServingError("multipart: the form has more than 1000 parts", status=413) from None
     except ValueError as error:
         raise BadRequest(f"multipart: {error}") from None
+
+
+def read_form(call: Call, body: bytes, limits: Any) -> tuple[np.ndarray | list[np.ndarray], Any]:
+    """The picture and the routines of a form with a file, whatever its field is called; pictures
+    of one with several files.
+    """
+    fields, files = parse_form(call, body)
     try:
         chain = files["routines"].read() if "routines" in files else b""
         sent = find_files(fields, files)

@@ -1191,7 +1191,7 @@ def label_pairs(pairs: Iterable[tuple[Any, Any]]) -> dict[int, str]:
         if number < 0 or isinstance(name, bool) or not isinstance(name, str | int | float):
             raise ValueError(
                 'label map: expected {"1": "name"} or a list of names, '
-                f"got {str(key)[:40]}: {str(name)[:40]}"
+                f"got {key!r:.40}: {name!r:.40}"
             )
         if labels.setdefault(number, str(name)) != str(name):
             raise ValueError(f"label map: id {number} is both '{labels[number]}' and '{name}'")

@@ -809,7 +809,10 @@ class ActiveLearningConfig:
         doc="score from which on a picture is put aside, 0..1", minimum=0, maximum=1
     )
     group: str = option(
-        "review", "the folder its pictures go to, without slashes", pattern=r"^[\w-][\w.-]{0,99}$"
+        "review",
+        "the folder its pictures go to: up to 100 letters, digits, '_', '-' and '.', which is not "
+        "the first",
+        pattern=r"^[\w-][\w.-]{0,99}$",
     )
     strategy: str = option(
         "entropy",
@@ -1936,7 +1939,7 @@ class TensorSpec:
 class Signature:
     inputs: dict[str, TensorSpec]
     outputs: dict[str, TensorSpec]
-    # The kinds of operations that it may run, where it takes texts and they are known.
+    # The kinds of operations that it may run, where they are known.
     operations: Collection[str] = ()
 
 
@@ -2218,11 +2221,25 @@ def decode_tensor(value: Any, spec: TensorSpec) -> np.ndarray:
         else None
     )
     if array is None:
+        made = plain_value(value)
+        if made is not value:
+            return decode_tensor(made, spec)
         exact = exact_array if isinstance(value, np.ndarray) else exact_tensor
         array = exact(value, spec)
     if array.ndim > MAX_DIMENSIONS:
         raise BadRequest(f"tensor parsing error: {spec.name}")
     return array
+
+
+def plain_value(value: Any) -> Any:
+    """A value of Python's as one that JSON has, or an array: tuples and ranges as lists, what makes
+    an array of itself, such as a tensor or a frame of pandas, as that.
+    """
+    if isinstance(value, tuple | range):
+        return list(value)
+    if isinstance(value, np.ndarray) or not hasattr(value, "__array__"):
+        return value
+    return np.asarray(value)
 
 
 def quick_tensor(value: Any, dtype: np.dtype | None) -> np.ndarray | None:
@@ -2916,7 +2933,7 @@ def list_versions(base_path: str) -> dict[int, Path]:
     """
     base = Path(base_path)
     try:
-        if is_saved_model(base) or base.suffix.lower() in MODEL_FILES and base.is_file():
+        if is_saved_model(base) or is_model_file(base) and base.is_file():
             return {1: base}
         folders = sorted(
             entry
@@ -2931,10 +2948,18 @@ def list_versions(base_path: str) -> dict[int, Path]:
 
 
 MODEL_FILES = (".keras", ".h5", ".hdf5")  # what serving_extensions/keras_files.py exports
+WEIGHTS_ALONE = ".weights.h5"  # what Keras' save_weights writes
+NO_MODELS = {".tflite", ".onnx", ".pt", ".pth", ".pb", ".pkl", ".pickle", ".joblib"}
+PACKED_FILES = (".zip", ".tar", ".tar.gz", ".tgz")
 
 
 def is_saved_model(folder: Path) -> bool:
     return (folder / "saved_model.pb").is_file() or (folder / "saved_model.pbtxt").is_file()
+
+
+def is_model_file(path: Path) -> bool:
+    name = path.name.lower()
+    return name.endswith(MODEL_FILES) and not name.endswith(WEIGHTS_ALONE)
 
 
 def find_model_file(folder: Path) -> Path | None:
@@ -2945,14 +2970,20 @@ def find_model_file(folder: Path) -> Path | None:
         return folder
     if is_saved_model(folder):
         return None
-    found = [file for file in folder.glob("*") if file.suffix.lower() in MODEL_FILES]
+    found = [file for file in folder.glob("*") if is_model_file(file)]
     return found[0] if len(found) == 1 else None
 
 
 def explain_path(base_path: str) -> str:
     """What to do about a `base_path` that is no folder: the commonest mistakes."""
-    suffix = Path(base_path).suffix.lower()
-    if suffix in (".tflite", ".onnx", ".pt", ".pth", ".pb"):
+    name, suffix = Path(base_path).name.lower(), Path(base_path).suffix.lower()
+    if name in ("saved_model.pb", "saved_model.pbtxt"):
+        return "; serve the folder that it lies in"
+    if name.endswith(WEIGHTS_ALONE):
+        return "; it holds weights alone: save the model, model.save('x.keras')"
+    if name.endswith(PACKED_FILES):
+        return "; it is an archive: unpack it, and serve the folder"
+    if suffix in NO_MODELS:
         return f"; a {suffix} file is no SavedModel: export one (Keras: model.export(folder))"
     return ""
 
@@ -2963,7 +2994,7 @@ BESIDE_A_GRAPH = ("fingerprint.pb", "keras_metadata.pb")  # of a SavedModel that
 def explain_folder(folder: Path) -> str:
     """What lies in a version's folder in place of a SavedModel; "" where nobody knows."""
     entries = sorted(entry for entry in folder.glob("*") if entry.name not in BESIDE_A_GRAPH)
-    models = [f"'{entry.name}'" for entry in entries if entry.suffix.lower() in MODEL_FILES]
+    models = [f"'{entry.name}'" for entry in entries if is_model_file(entry)]
     if len(models) > 1:
         return f"; {' and '.join(models[:2])} are in it, and one model may be: leave one"
     for entry in entries:
@@ -2991,10 +3022,13 @@ def explain_no_versions(base_path: str) -> str:
             ):
                 return f"; there is a model one folder down, in '{entry.name}'"
         for file in sorted(base.iterdir()):
-            if file.suffix.lower() in (*MODEL_FILES, ".tflite", ".onnx", ".pt", ".pth"):
+            if is_model_file(file):
                 return (
                     f"; '{file.name}' is in no version folder: move it into '1', or name it itself"
                 )
+            hint = explain_path(file.name)
+            if hint and file.name not in BESIDE_A_GRAPH:
+                return f"; '{file.name}' is in it{hint}"
     return ""
 
 
@@ -4056,8 +4090,8 @@ class Scope(typing.NamedTuple):
 
 
 def tell_makers(graph: Any, signature: Signature) -> Signature:
-    """A signature with what a GraphDef tells of it: what makes its outputs, and of texts that it
-    takes the kinds of operations that it runs.
+    """A signature with what a GraphDef tells of it: what makes its outputs, and the kinds of
+    operations that it runs.
     """
     functions = {function.signature.name: function for function in graph.library.function}
     top = Scope({node.name: node for node in graph.node})
@@ -4073,10 +4107,8 @@ def tell_makers(graph: Any, signature: Signature) -> Signature:
         )
         for name, spec in signature.outputs.items()
     }
-    operations: Collection[str] = ()
-    if any(spec.dtype == "DT_STRING" for spec in signature.inputs.values()):
-        fetches = [spec.tensor for spec in signature.outputs.values()]
-        operations = frozenset(node.op for node in used_nodes(graph, fetches))
+    fetches = [spec.tensor for spec in signature.outputs.values()]
+    operations = frozenset(node.op for node in used_nodes(graph, fetches))
     return Signature(signature.inputs, outputs, operations)
 
 
@@ -4382,6 +4414,9 @@ def prepare_calls(
     calls |= {twin: calls[other] for twin, other in twins.items() if other in calls}
     for signature in calls:
         signatures[signature] = tell_makers(graph, signatures[signature])
+        text = tell_training(signatures[signature].operations)
+        if text and signature not in twins:
+            logger.warning("%s: signature %s %s", name, signature, text)
     return OpenModel(name, device, session, signatures, calls, refused, metadata)
 
 
@@ -4609,6 +4644,25 @@ RANDOM = {
 HARMFUL = re.compile(
     "PyFuncStateless|.*Dataset.*|Debug.*|(Unb|B)atch(Function)?|.*Infeed.*|TPU.*|Abort"
 )
+
+
+ASSIGNS = {f"Assign{way}{what}" for way in ("", "Add", "Sub") for what in ("", "VariableOp")}
+
+
+def tell_training(operations: Collection[str]) -> str:
+    """What it means that a signature assigns variables, and how to mend it; "" where it does not.
+
+    Keras 3.15 exports what comes after a Resizing as in training: BatchNormalization then takes the
+    mean of the request's own pictures, and counts it in.
+    """
+    if not ASSIGNS & set(operations):
+        return ""
+    return (
+        "assigns variables: what it answers may depend on the calls before, and on what else is in "
+        "its request. So does a Keras model with Resizing, CenterCrop or random layers that was "
+        "exported as in training; export it again, with `x = model.inputs[0]` (of several: "
+        "`model.input`): keras.Model(x, model(x, training=False)).export(...)"
+    )
 
 
 def used_nodes(graph: Any, fetches: Iterable[str]) -> list[Any]:
@@ -6032,6 +6086,7 @@ def decode_rows(signature: Signature, rows: Any) -> dict[str, np.ndarray]:
     or of objects with exactly the inputs' names.
     """
     specs = signature.inputs
+    rows = rows if type(rows) is list else plain_value(rows)
     if isinstance(rows, np.ndarray) and len(specs) == 1 and rows.size:
         return {
             name: decode_tensor(rows if rows.ndim else rows[np.newaxis], spec)
@@ -6567,6 +6622,8 @@ class ReadyDeployment:
         tile = routines.find_tile(self.chain)
         if tile is not None and not model.kind.boxes:
             raise ValueError(f"routines: {routines.lacks(tile, 'boxes')}")
+        if text := tell_training(signature.operations):
+            raise ValueError(f"its signature {text}")
         return model
 
 
@@ -7188,10 +7245,12 @@ class ModelServer:
         """Answer TensorFlow Serving's predict body: `{"instances": ...}` -> `{"predictions": ...}`,
         `inputs` -> `outputs`.
 
-        Arrays may stand wherever the body has numbers; answers are arrays in the model's dtype,
-        strings bytes; `outputs` names those to answer, all by default. Raises BadRequest, NotFound,
-        and ServingError with the code of an error in the graph. `allowance` and `trace` are the
-        request's that this is part of; without an allowance, the call has its own.
+        Arrays may stand wherever the body has numbers; what makes an array of itself (a tensor, a
+        frame of pandas), a tuple or a range for a whole input, `instances` or an item of that.
+        Answers are arrays in the model's dtype, strings bytes; `outputs` names those to answer, all
+        by default. Raises BadRequest, NotFound, and ServingError with the code of an error in the
+        graph. `allowance` and `trace` are the request's that this is part of; without an allowance,
+        the call has its own.
         """
         name = signature_name(body)
         lease = self.lease(model, version, label, trace)
@@ -8094,13 +8153,23 @@ def read_image(
         elif call.mimetype == "multipart/form-data":
             pictures, chain = read_form(call, body, limits)
         elif routines.reader_of(body, call.mimetype) or not MAY_BE_JSON.match(body):
-            pictures, chain = routines.read_bytes(body, limits, call.mimetype), None
+            pictures, chain = read_sent(call, body, limits), None
         else:
             pictures, chain = routines.read_request(parse_json(body), limits)
     asked = read_query_routines(call)
     if asked and chain:
         raise BadRequest("routines: expected in the body or in the URL, got both")
     return pictures, asked or chain or []
+
+
+def read_sent(call: Call, body: bytes, limits: Any) -> np.ndarray | list[np.ndarray]:
+    """The picture, or the array of several, that a body is; as `curl -d` damages it, it says so."""
+    try:
+        return routines.read_bytes(body, limits, call.mimetype)
+    except routines.ImageError as error:
+        if call.mimetype != "application/x-www-form-urlencoded" or error.too_large:
+            raise
+        raise routines.ImageError(f"{error}; with curl use --data-binary") from None
 
 
 class FormParser(MultiPartParser):
@@ -8110,20 +8179,27 @@ class FormParser(MultiPartParser):
         return "latin-1"
 
 
-def read_form(call: Call, body: bytes, limits: Any) -> tuple[np.ndarray | list[np.ndarray], Any]:
-    """The picture and the routines of a form with a file, whatever its field is called; pictures
-    of one with several files.
+def parse_form(call: Call, body: bytes) -> tuple[MultiDict, MultiDict]:
+    """The fields, as Latin-1, and the files of a form, which are to be closed. Raises BadRequest,
+    and ServingError 413 for too many parts.
     """
     boundary = parse_options_header(call.environ["CONTENT_TYPE"])[1].get("boundary", "")
     if not boundary:
         raise BadRequest("multipart: expected a boundary in the content type, got none")
     try:
         parser = FormParser(max_form_parts=1000)
-        fields, files = parser.parse(io.BytesIO(body), boundary.encode(), len(body))
+        return parser.parse(io.BytesIO(body), boundary.encode(), len(body))
     except RequestEntityTooLarge:  # by its parts
         raise ServingError("multipart: the form has more than 1000 parts", status=413) from None
     except ValueError as error:
         raise BadRequest(f"multipart: {error}") from None
+
+
+def read_form(call: Call, body: bytes, limits: Any) -> tuple[np.ndarray | list[np.ndarray], Any]:
+    """The picture and the routines of a form with a file, whatever its field is called; pictures
+    of one with several files.
+    """
+    fields, files = parse_form(call, body)
     try:
         chain = files["routines"].read() if "routines" in files else b""
         sent = find_files(fields, files)
@@ -9567,7 +9643,10 @@ OPTIONS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
             ".keras or .h5 file, or a config file",
         },
     ),
-    (("--config", "--config_path"), {"metavar": "FILE", "help": "the config file"}),
+    (
+        ("--config", "--config_path", "--model_config_file"),
+        {"metavar": "FILE", "help": "the config file"},
+    ),
     (
         ("--model_name",),
         {"metavar": "NAME", "help": "serve one model without a config, under this name"},
@@ -9667,6 +9746,27 @@ OPTIONS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
 )
 
 
+# Options of TensorFlow Serving and OpenVINO Model Server that are spelled otherwise here.
+ELSEWHERE: dict[str, str] = {
+    **dict.fromkeys(("--enable_batching", "--batching_parameters_file"), "a model's 'batching'"),
+    **dict.fromkeys(
+        ("--rest_api_num_threads", "--rest_workers"), "'threads' of the config's 'server'"
+    ),
+    "--rest_api_timeout_in_ms": "'timeout_seconds' of the config's 'server'",
+    "--num_load_threads": "'num_load_threads' of the config's 'server'",
+    "--tensorflow_intra_op_parallelism": "'intra_op_threads' of the config's 'server'",
+    "--target_device": "a model's 'target_device'",
+    "--model_version_policy": "a model's 'model_version_policy'",
+    "--saved_model_tags": "a model's 'tags'",
+    "--enable_model_warmup": "a model's 'warm_up', true by default",
+    "--monitoring_config_file": "no option: /metrics is there",
+    "--ssl_config_file": "no option: put a proxy in front",
+    **dict.fromkeys(
+        ("--grpc_port", "--grpc_bind_address", "--grpc_channel_arguments", "--grpc_socket_path"),
+        "no option: REST is spoken, no gRPC",
+    ),
+}
+
 # Options that a command is told beside its own value: command(source, (value, host, port)).
 TOLD_BESIDE: dict[str, tuple[str, ...]] = {"deploy": ("to",), "doctor": ("host", "port")}
 HOST, PORT = "127.0.0.1", 8501  # where nobody says otherwise
@@ -9737,6 +9837,16 @@ def choose_source(
     return str(demo)
 
 
+def refuse_foreign(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:
+    """End with status 2, and what to write, for options of other servers that mean nothing here."""
+    names = [argument.partition("=")[0] for argument in arguments]
+    for name in names:
+        if name in ELSEWHERE:
+            parser.error(f"{name}: here it is {ELSEWHERE[name]}")
+    if "--port" in names and {"--rest_port", "--rest_api_port"} & set(names):
+        parser.error("--port is the same as --rest_port here, as there is no gRPC: leave one out")
+
+
 def refuse_contradictions(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     """End with status 2 when options contradict each other, or cannot be."""
     kinds = {"path": "PATH", "config": "--config", "model_name": "--model_name"}
@@ -9792,8 +9902,7 @@ def models_at(place: Path) -> list[dict[str, Any]]:
 def model_at(place: Path) -> dict[str, Any] | None:
     """The model at a place, under the name of its folder or file; None where there is none."""
     if place.is_file():
-        is_model = place.suffix.lower() in MODEL_FILES
-        return {"name": place.stem, "base_path": str(place)} if is_model else None
+        return {"name": place.stem, "base_path": str(place)} if is_model_file(place) else None
     if not place.is_dir():
         return None
     if is_saved_model(place) and re.fullmatch("[0-9]{1,19}", place.name):  # one of its versions
@@ -10197,7 +10306,9 @@ def main(
         print(f"serving: {error}", file=sys.stderr)
         return 2
     parser = build_parser(extensions)
-    options = parser.parse_args(spell_command(sys.argv[1:] if arguments is None else arguments))
+    given = spell_command(sys.argv[1:] if arguments is None else arguments)
+    refuse_foreign(parser, given)
+    options = parser.parse_args(given)
     with Process() as process:
         process.quiet_libraries()
         handler = process.write_log()

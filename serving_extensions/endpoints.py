@@ -35,6 +35,7 @@ from .core import (
     is_taken,
     log_safely,
     logger,
+    parse_form,
     parse_json,
     read_body,
     reply,
@@ -229,13 +230,46 @@ def try_import(handler: Handler, again: bool) -> None:
 
 def read_value(server: ModelServer, call: Call, envelope: Envelope) -> Any:
     """A request's body for the function: the JSON value out of its envelope, None without a body,
-    or bytes where the content type is no JSON's.
+    what a form holds, or bytes where the content type, or else the body, is no JSON's.
     """
     body, kind = read_body(server, call), call.mimetype
-    if kind in ("", "application/x-www-form-urlencoded") or kind.endswith("json"):
-        # curl -d names a form
+    if kind == "multipart/form-data":
+        return read_parts(call, body)
+    # curl names a form whatever it sends by -d, and nothing by -T
+    unknown = kind in ("", "application/x-www-form-urlencoded")
+    if kind.endswith("json") or unknown and BEGINS_JSON.match(body):
         return envelope.unwrap(parse_json(body)) if body else None
     return body
+
+
+BEGINS_JSON = re.compile(rb"[ \t\r\n]*(?:[{\[\"\-0-9tfn]|NaN|Inf|\xef\xbb\xbf|\Z)")
+
+
+def read_parts(call: Call, body: bytes) -> Any:
+    """The bytes of a form's one part, where that is a file; else its parts by name: of files the
+    bytes, of fields the text (bytes where it is no UTF-8), a list where a name comes again.
+    """
+    fields, files = parse_form(call, body)
+    try:
+        parts = [(name, file.read()) for name, file in files.items(multi=True)]
+    finally:
+        for _, file in files.items(multi=True):
+            file.close()
+    if len(parts) == 1 and not fields:
+        return parts[0][1]
+    found: dict[str, list[Any]] = {}
+    for name, text in fields.items(multi=True):
+        found.setdefault(name, []).append(as_text(text.encode("latin-1")))
+    for name, data in parts:
+        found.setdefault(name, []).append(data)
+    return {name: values if values[1:] else values[0] for name, values in found.items()}
+
+
+def as_text(value: bytes) -> str | bytes:
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value
 
 
 def run_handler(endpoint: Endpoint, value: Any, context: Context) -> Any:

@@ -309,6 +309,28 @@ def test_base64_that_abseil_refuses(text):
         serving.decode_b64({"b64": text})
 
 
+class Tensor:
+    """What makes an array of itself, as a tensor of TensorFlow or a series of pandas does."""
+
+    def __array__(self, dtype=None, copy=None):
+        return np.array([0.0, 1.0], dtype)
+
+
+@pytest.mark.parametrize("value", [Tensor(), (0.0, 1.0), range(2), (0, np.float32(1))])
+@pytest.mark.parametrize("body", ["inputs", "named", "instances", "rows", "tuple of rows"])
+def test_values_of_python_are_taken_as_arrays(value, body):
+    single = serving.Signature({"x": spec("x", shape=None)}, {})
+    expected = np.float32([0, 1])
+    if body in ("inputs", "named"):
+        found = serving.decode_columns(single, value if body == "inputs" else {"x": value})["x"]
+    elif body == "instances":
+        found = serving.decode_rows(single, value)["x"]
+    else:
+        rows = [value, value] if body == "rows" else ({"x": value}, {"x": value})
+        found, expected = serving.decode_rows(single, rows)["x"], np.float32([[0, 1], [0, 1]])
+    np.testing.assert_array_equal(found, expected, strict=True)
+
+
 def test_arrays_from_python_keep_their_memory():
     array = np.ones((2, 3), np.float32)
     assert read(array, "DT_FLOAT") is array

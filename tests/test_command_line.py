@@ -1,6 +1,7 @@
 """The process: start, what it prints, wrong starts, signals; over a real socket."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import pty
@@ -251,6 +252,49 @@ def refusal(capsys, *arguments):
     said = capsys.readouterr().err
     assert "Traceback" not in said
     return status, said.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    "arguments, told",
+    [
+        (["--enable_batching=true"], "--enable_batching: here it is a model's 'batching'"),
+        (["--target_device", "GPU"], "--target_device: here it is a model's 'target_device'"),
+        (["--grpc_bind_address=0.0.0.0"], "--grpc_bind_address: here it is no option: REST..."),
+        (["--port=8500", "--rest_api_port=8501"], "--port is the same as --rest_port here, as..."),
+    ],
+)
+def test_options_of_other_servers_name_the_one_that_is_here(capsys, arguments, told):
+    status, line = refusal(capsys, *arguments)
+    assert status == 2 and line.startswith("serving: error: " + told.removesuffix("..."))
+
+
+def test_options_named_by_others_are_there():
+    kinds = (serving.ModelConfig, serving.ServerConfig)
+    fields = {field.name for kind in kinds for field in dataclasses.fields(kind)}
+    named = " ".join(serving.ELSEWHERE.values()).replace("model's", "").replace("config's", "")
+    assert set(re.findall(r"'(\w+)'", named)) - {"server"} <= fields
+    assert not serving.ELSEWHERE.keys() & {name for names, _ in serving.OPTIONS for name in names}
+
+
+@pytest.mark.parametrize(
+    "name, told",
+    [
+        ("x.pkl", "a .pkl file is no SavedModel: export one (Keras: model.export(folder))"),
+        ("x.joblib", "a .joblib file is no SavedModel: export one (Keras: model.export(folder))"),
+        ("x.onnx", "a .onnx file is no SavedModel: export one (Keras: model.export(folder))"),
+        ("x.zip", "it is an archive: unpack it, and serve the folder"),
+        ("1/saved_model.pb", "serve the folder that it lies in"),
+        ("x.weights.h5", "it holds weights alone: save the model, model.save('x.keras')"),
+    ],
+)
+def test_files_that_are_no_model_say_what_to_serve(tmp_path, capsys, monkeypatch, name, told):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "1").mkdir()
+    (tmp_path / name).write_bytes(b"x")
+    assert refusal(capsys, name, "--check") == (2, f"serving: {name}: {told}")
+
+    with pytest.raises(serving.LoadError, match=re.escape(told)):
+        serving.list_versions(str(tmp_path / name))
 
 
 def test_wrong_configs_and_arguments_are_refused(tmp_path, capsys, monkeypatch):

@@ -93,6 +93,47 @@ def test_a_keras_file_answers_as_predict_does(tmp_path, keras):
         server.stop()
 
 
+@pytest.mark.parametrize("kind", ["Resizing", "RandomFlip"])
+def test_an_export_left_in_training_is_told_and_refused_for_pictures(
+    tmp_path, keras, caplog, capsys, kind
+):
+    """Keras' own export of what comes after such layers; the line that is told mends it."""
+    layers = keras.layers
+    first = layers.RandomFlip() if kind == "RandomFlip" else layers.Resizing(8, 8)
+    last = [layers.BatchNormalization(), layers.Flatten(), layers.Dense(2, "softmax")]
+    model = keras.Sequential([keras.Input((6, 6, 3)), first, *last])
+    pictures = np.random.default_rng(3).random((2, 6, 6, 3), np.float32)
+    deployment = {"id": "d", "model": "m", "label_map": ["a", "b"]}
+    command = [str(tmp_path / "c.json"), "--check"]
+    models = [{"config": {"name": "m", "base_path": str(tmp_path / "m")}}]
+    text = json.dumps({"model_config_list": models, "deployments": [deployment]})
+    (tmp_path / "c.json").write_text(text)
+    told = "assigns variables: what it answers may depend on the calls before"
+
+    model.export(tmp_path / "m/1", verbose=False)
+    server = served(tmp_path / "m", deployments=[deployment])
+    try:
+        assert f"m: signature serving_default {told}" in caplog.text
+        assert "keras.Model(x, model(x, training=False)).export(" in caplog.text
+        assert told in server.readiness()[0]
+        with pytest.raises(serving.ServingError, match=told):
+            server.predict_image(np.zeros((6, 6, 3), np.uint8))
+    finally:
+        server.stop()
+    assert serving.main(command) == 2 and told in capsys.readouterr().out
+
+    x = model.inputs[0]
+    keras.Model(x, model(x, training=False)).export(tmp_path / "m/2", verbose=False)
+    assert serving.main(command) == 0
+    server = served(tmp_path / "m", deployments=[deployment])
+    try:
+        assert server.readiness() == []
+        found = server.predict("m", {"instances": pictures})["predictions"]
+        np.testing.assert_allclose(found, model.predict(pictures, verbose=0), rtol=1e-4)
+    finally:
+        server.stop()
+
+
 def test_a_bare_keras_file_that_is_replaced_is_loaded_by_a_reload(tmp_path, keras):
     def save(seed):
         keras.utils.set_random_seed(seed)

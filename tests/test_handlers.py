@@ -150,12 +150,56 @@ def test_any_json_value_goes_in_and_out(tmp_path, how, value):
         ("application/json", b'"four"', 4),
         ("application/vnd.x+json", b'"four"', 4),
         ("application/x-www-form-urlencoded", b'"four"', 4),
+        ("application/x-www-form-urlencoded", b"\xff\xd8\xff\xe0", 4),  # curl --data-binary
+        ("", b"\xff\xd8\xff\xe0", 4),  # curl -T, requests.post(data=b"...")
+        ("", b"II*\0", 4),
+        ("", b' "four"', 4),
     ],
 )
 def test_content_type_decides_between_json_and_bytes(tmp_path, kind, body, size):
     assert serve(tmp_path, "length").post(
         "/f/length", body, headers=KEY, content_type=kind
     ).json == {"bytes": size}
+
+
+@pytest.mark.parametrize("kind", [None, "application/x-www-form-urlencoded"])
+@pytest.mark.parametrize("body", ["{a: 1}", "[1,", "\n{", "nope", "\t"])
+def test_broken_json_is_told_where_no_content_type_says_what_it_is(tmp_path, kind, body):
+    rest = serve(tmp_path, "echo")
+    answer = rest.post("/f/echo", body, headers=KEY, content_type=kind)
+    assert_error(answer, 400, "JSON Parse error...")
+
+
+PNG = b"\x89PNG\r\n\x1a\n\0\xff"
+
+
+@pytest.mark.parametrize(
+    "parts, found",
+    [
+        ({"files": {"data": ("kitten.png", PNG)}}, repr(PNG)),
+        ({"files": {"a": PNG, "b": b"{}"}}, repr({"a": PNG, "b": b"{}"})),
+        (
+            {"files": {"image": ("a.png", PNG)}, "data": {"threshold": "0.5", "n": "ä"}},
+            repr({"threshold": "0.5", "n": "ä", "image": PNG}),
+        ),
+        ({"files": [("a", b"1"), ("a", b"2")]}, repr({"a": [b"1", b"2"]})),
+        ({"files": {"a": (None, "text")}}, repr({"a": "text"})),
+        ({"files": {"a": (None, PNG)}}, repr({"a": PNG})),
+    ],
+)
+def test_a_form_is_taken_apart_for_a_function(parts, found):
+    sent = requests.Request("POST", "http://s", **parts).prepare()
+    server = serving.ModelServer({"model_config_list": [], "auth": AUTH})
+    server.endpoint("/parts")(lambda parts: repr(parts))
+    headers = {**KEY, "Content-Type": sent.headers["Content-Type"]}
+    assert Rest(server).post("/parts", sent.body, headers=headers).json == found
+
+
+def test_a_form_without_its_boundary_is_refused(tmp_path):
+    answer = serve(tmp_path, "echo").post(
+        "/f/echo", b"--x", headers=KEY, content_type="multipart/form-data"
+    )
+    assert_error(answer, 400, "multipart: expected a boundary in the content type, got none")
 
 
 def test_ping_and_methods(tmp_path):

@@ -190,6 +190,14 @@ def test_wrong_forms_say_what_is_wrong(content_type, parts, text):
     assert response.status_code == 400 and fnmatch(response.json["error"], text.replace("...", "*"))
 
 
+def test_a_picture_that_curl_has_damaged_says_how_to_send_it():
+    damaged = image_bytes(PICTURE).replace(b"\r", b"").replace(b"\n", b"")  # by `-d @picture.png`
+    rest, curl = Rest(detector()[0]), "application/x-www-form-urlencoded"
+    found, other = (post(rest, damaged, content_type=kind) for kind in (curl, "image/png"))
+    assert found.status_code == other.status_code == 400
+    assert found.json["error"] == other.json["error"] + "; with curl use --data-binary"
+
+
 @pytest.mark.parametrize(
     "content_type", ["image/png", "multipart/form-data", FORM, "application/octet-stream"]
 )
@@ -692,8 +700,9 @@ def test_check_sees_a_pinned_version_that_is_not_there(tmp_path, capsys, pin, te
             "$.deployments[0].active_learning.threshold: expected at most 1, got 2",
         ),
         (
-            {"active_learning": {"threshold": 0.5, "group": "../x"}},
-            "$.deployments[0].active_learning.group: expected the folder",
+            {"active_learning": {"threshold": 0.5, "group": "a b"}},
+            "$.deployments[0].active_learning.group: expected the folder its pictures go to: up to "
+            "100 letters, digits, '_', '-' and '.',",
         ),
         (
             {"version": 1, "version_label": "a"},
@@ -719,7 +728,7 @@ def test_wrong_deployments_in_the_config(deployment, text):
         (str(ROOT / "models/shapes/samples/0.jpg"), "expected a text file (.pbtxt, JSON, ..."),
         ("none.pbtxt", "No such file or directory: none.pbtxt"),
         (str(ROOT), f"Is a directory: {ROOT.name}"),
-        ({"a": "b"}, 'expected {"1": "name"} or a list of names...'),
+        ({"cat": "0"}, "expected {\"1\": \"name\"} or a list of names, got 'cat': '0'"),
     ],
 )
 def test_a_wrong_label_map_fails_its_deployment_alone(

@@ -3020,7 +3020,7 @@ def paths_below(folder: Path, above: tuple = ()) -> Iterator[Path]:
         return
     for entry in entries:
         yield Path(entry.path)
-        if entry.is_dir():
+        if os.path.isdir(entry):  # its own is_dir() raises for a link that leads in a circle
             yield from paths_below(Path(entry.path), (*above, here))
 
 

@@ -7,6 +7,7 @@ Residency   loads and evicts: the least recently used goes first, none that is p
 
 import logging
 import math
+import os
 import re
 import threading
 import time
@@ -438,7 +439,7 @@ def memory_now() -> int:
 def size_of(folder: Path) -> int:
     """Bytes of a version's files, or of the file that it is."""
     files = (folder, *paths_below(folder))
-    return sum(path.stat().st_size for path in files if path.is_file())
+    return sum(path.stat().st_size for path in files if os.path.isfile(path))
 
 
 def wrap_load(server: ModelServer, load: Load) -> Residency:

@@ -4596,7 +4596,7 @@ HARMLESS = {
     *("LookupTableSizeV2", "TensorArrayV3", "TensorArrayReadV3", "TensorArrayWriteV3"),
     *("TensorArrayGatherV3", "TensorArrayScatterV3", "TensorArraySizeV3", "TensorArrayConcatV3"),
     *("TensorArraySplitV3", "TensorArrayCloseV3", "StatefulPartitionedCall", "While", "If", "Case"),
-    *("Assert",),
+    *("Assert", "GuaranteeConst"),
 }
 # Without a seed, random numbers are others each time, whatever was drawn before; with one, a call
 # takes the next of a fixed series.

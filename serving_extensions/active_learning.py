@@ -237,14 +237,15 @@ def read_group(
 def number_categories(
     tags: Collection[tuple[int, str]], labels: Mapping[int, str]
 ) -> dict[tuple[int, str], int]:
-    """The category of each id and name: that id, or a new one where another name has it already,
-    that of `labels` first. Deployments of other labels may share a group.
+    """The category of each id and name: that id, or a new one where it is that of another name, in
+    `labels` or before in `tags`. Deployments of other labels may share a group.
     """
     new = itertools.count(1 + max((*labels, *(number for number, _ in tags)), default=0))
     numbers, taken = dict[tuple[int, str], int](), set[int]()
-    for tag in sorted(dict.fromkeys(tags), key=lambda tag: labels.get(tag[0]) != tag[1]):
-        numbers[tag] = next(new) if tag[0] in taken else tag[0]
-        taken.add(tag[0])
+    for tag in dict.fromkeys(tags):
+        own = labels.get(tag[0], tag[1]) == tag[1] and tag[0] not in taken
+        numbers[tag] = tag[0] if own else next(new)
+        taken.add(numbers[tag])
     return numbers
 
 

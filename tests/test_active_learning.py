@@ -485,6 +485,19 @@ def test_deployments_of_other_labels_share_a_group_and_keep_their_names(tmp_path
     assert "pets, cars keep group 'review' in different folders" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("tags", "labels", "numbers"),
+    [
+        ([(1, "dog")], {1: "cat", 2: "bird"}, [3]),  # 1 is the cat's, though none was kept
+        ([(1, "dog"), (1, "cat")], {1: "cat", 2: "bird"}, [3, 1]),
+        ([(3, "x"), (3, "y"), (4, "z"), (3, "x")], {}, [3, 5, 4]),
+    ],
+)
+def test_a_label_keeps_its_id_from_the_names_of_others(tags, labels, numbers):
+    found = active_learning.number_categories(tags, labels)
+    assert list(found.values()) == numbers and list(found) == list(dict.fromkeys(tags))
+
+
 def test_masks_are_put_aside_as_polygons(demo, tmp_path):
     from conftest import ROOT
 

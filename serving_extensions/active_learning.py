@@ -83,7 +83,7 @@ class Inbox:
         start, self._kept, self._bytes = time.monotonic(), 0, 0
         with contextlib.suppress(OSError):
             for entry in os.scandir(self.folder):
-                self._kept += entry.name.endswith(".json")
+                self._kept += entry.name.endswith(".png")
                 with contextlib.suppress(FileNotFoundError):  # taken away just now
                     self._bytes += entry.stat().st_size
         now = time.monotonic()
@@ -143,7 +143,7 @@ class Inbox:
         name = hashlib.sha256(
             repr(image.shape).encode() + np.ascontiguousarray(image).data
         ).hexdigest()
-        if (self.folder / f"{name}.json").exists():
+        if all((self.folder / f"{name}.{kind}").exists() for kind in ("json", "png")):
             return "known"
         if time.monotonic() >= self._look_at:
             self._look()

@@ -5060,15 +5060,15 @@ def look_at(config: Config, list_versions: Callable[[str], dict[int, Path]]) -> 
             yield Look(model, path, [f"{path}.base_path: {error.message}"])
             continue
         versions = choose_versions(model.model_version_policy, folders)
+        picked = {version: folders[version] for version in versions}
         if not versions and config.server.servable_versions_always_present:
-            yield Look(model, path, [f"{path}.base_path: {NO_VERSION}"])
+            yield Look(model, path, [f"{path}.base_path: {NO_VERSION}"], folders, picked)
             continue
         problems = [
             f"{path}.version_labels.{label}: version {number} is not available"
             for label, number in model.version_labels.items()
             if number not in versions
         ]
-        picked = {version: folders[version] for version in versions}
         yield Look(model, path, problems, folders, picked)
 
 
@@ -7480,10 +7480,11 @@ def plan_versions(manager: ModelManager, wanted: Config) -> tuple[list[dict[str,
     problems = [problem for look in looks for problem in look.problems]
     models = {look.model.name: look for look in reversed(looks)}  # the first of a name
     plans, served = [], dict[str, list[int]]()
+    last_stay = wanted.server.servable_versions_always_present
     for name in sorted(models.keys() | {model.name for model in manager.config.models}):
         look = models.get(name)
         picked = look.picked if look else {}
-        if picked is None:  # what is loaded stays
+        if picked is None or look and not picked and last_stay:  # what is loaded stays
             continue
         served |= {name: sorted(picked)} if picked else {}
         found = manager.plan_model(name, look and look.model, picked)
@@ -10045,7 +10046,7 @@ def check_models(config: Config) -> tuple[list[Row], list[str], dict[str, list[i
         numbers, devices = ", ".join(map(str, look.picked)) or "none", ", ".join(model.targets)
         rows.append(("model", model.name, f"version {numbers} on {devices}", model.base_path))
         problems += check_versions(look)
-    return rows, problems, served
+    return rows, list(dict.fromkeys(problems)), served
 
 
 def list_told(base_path: str) -> dict[int, Path]:
@@ -10072,6 +10073,10 @@ def check_versions(look: Look) -> list[str]:
             continue
         try:
             tensorflow()
+        except LoadError as error:  # the same of each version and model
+            problems.append(error.message)
+            continue
+        try:
             find_graph(read_graphs(folder), tags)
         except LoadError as error:
             problems.append(f"{look.path}.tags: version {version}: {error}")

@@ -3054,7 +3054,7 @@ def paths_below(folder: Path, above: tuple = ()) -> Iterator[Path]:
         return
     for entry in entries:
         yield Path(entry.path)
-        if entry.is_dir():
+        if os.path.isdir(entry):  # its own is_dir() raises for a link that leads in a circle
             yield from paths_below(Path(entry.path), (*above, here))
 
 
@@ -4631,7 +4631,7 @@ HARMLESS = {
     *("LookupTableSizeV2", "TensorArrayV3", "TensorArrayReadV3", "TensorArrayWriteV3"),
     *("TensorArrayGatherV3", "TensorArrayScatterV3", "TensorArraySizeV3", "TensorArrayConcatV3"),
     *("TensorArraySplitV3", "TensorArrayCloseV3", "StatefulPartitionedCall", "While", "If", "Case"),
-    *("Assert",),
+    *("Assert", "GuaranteeConst"),
 }
 # Without a seed, random numbers are others each time, whatever was drawn before; with one, a call
 # takes the next of a fixed series.
@@ -5114,15 +5114,15 @@ def look_at(config: Config, list_versions: Callable[[str], dict[int, Path]]) -> 
             yield Look(model, path, [f"{path}.base_path: {error.message}"])
             continue
         versions = choose_versions(model.model_version_policy, folders)
+        picked = {version: folders[version] for version in versions}
         if not versions and config.server.servable_versions_always_present:
-            yield Look(model, path, [f"{path}.base_path: {NO_VERSION}"])
+            yield Look(model, path, [f"{path}.base_path: {NO_VERSION}"], folders, picked)
             continue
         problems = [
             f"{path}.version_labels.{label}: version {number} is not available"
             for label, number in model.version_labels.items()
             if number not in versions
         ]
-        picked = {version: folders[version] for version in versions}
         yield Look(model, path, problems, folders, picked)
 
 
@@ -7546,10 +7546,11 @@ def plan_versions(manager: ModelManager, wanted: Config) -> tuple[list[dict[str,
     problems = [problem for look in looks for problem in look.problems]
     models = {look.model.name: look for look in reversed(looks)}  # the first of a name
     plans, served = [], dict[str, list[int]]()
+    last_stay = wanted.server.servable_versions_always_present
     for name in sorted(models.keys() | {model.name for model in manager.config.models}):
         look = models.get(name)
         picked = look.picked if look else {}
-        if picked is None:  # what is loaded stays
+        if picked is None or look and not picked and last_stay:  # what is loaded stays
             continue
         served |= {name: sorted(picked)} if picked else {}
         found = manager.plan_model(name, look and look.model, picked)
@@ -10185,7 +10186,7 @@ def check_models(config: Config) -> tuple[list[Row], list[str], dict[str, list[i
         numbers, devices = ", ".join(map(str, look.picked)) or "none", ", ".join(model.targets)
         rows.append(("model", model.name, f"version {numbers} on {devices}", model.base_path))
         problems += check_versions(look)
-    return rows, problems, served
+    return rows, list(dict.fromkeys(problems)), served
 
 
 def list_told(base_path: str) -> dict[int, Path]:
@@ -10212,6 +10213,10 @@ def check_versions(look: Look) -> list[str]:
             continue
         try:
             tensorflow()
+        except LoadError as error:  # the same of each version and model
+            problems.append(error.message)
+            continue
+        try:
             find_graph(read_graphs(folder), tags)
         except LoadError as error:
             problems.append(f"{look.path}.tags: version {version}: {error}")

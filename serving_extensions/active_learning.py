@@ -83,7 +83,7 @@ class Inbox:
         start, self._kept, self._bytes = time.monotonic(), 0, 0
         with contextlib.suppress(OSError):
             for entry in os.scandir(self.folder):
-                self._kept += entry.name.endswith(".json")
+                self._kept += entry.name.endswith(".png")
                 with contextlib.suppress(FileNotFoundError):  # taken away just now
                     self._bytes += entry.stat().st_size
         now = time.monotonic()
@@ -143,7 +143,7 @@ class Inbox:
         name = hashlib.sha256(
             repr(image.shape).encode() + np.ascontiguousarray(image).data
         ).hexdigest()
-        if (self.folder / f"{name}.json").exists():
+        if all((self.folder / f"{name}.{kind}").exists() for kind in ("json", "png")):
             return "known"
         if time.monotonic() >= self._look_at:
             self._look()
@@ -237,14 +237,15 @@ def read_group(
 def number_categories(
     tags: Collection[tuple[int, str]], labels: Mapping[int, str]
 ) -> dict[tuple[int, str], int]:
-    """The category of each id and name: that id, or a new one where another name has it already,
-    that of `labels` first. Deployments of other labels may share a group.
+    """The category of each id and name: that id, or a new one where it is that of another name, in
+    `labels` or before in `tags`. Deployments of other labels may share a group.
     """
     new = itertools.count(1 + max((*labels, *(number for number, _ in tags)), default=0))
     numbers, taken = dict[tuple[int, str], int](), set[int]()
-    for tag in sorted(dict.fromkeys(tags), key=lambda tag: labels.get(tag[0]) != tag[1]):
-        numbers[tag] = next(new) if tag[0] in taken else tag[0]
-        taken.add(tag[0])
+    for tag in dict.fromkeys(tags):
+        own = labels.get(tag[0], tag[1]) == tag[1] and tag[0] not in taken
+        numbers[tag] = tag[0] if own else next(new)
+        taken.add(numbers[tag])
     return numbers
 
 

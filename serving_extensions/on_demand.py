@@ -7,12 +7,13 @@ Residency   loads and evicts: the least recently used goes first, none that is p
 
 import logging
 import math
+import os
 import re
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import wait
+from concurrent.futures import Future, wait
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,11 @@ class OnDemand(Servable):
         """Nobody knows: it may have to be loaded."""
         return float("inf")
 
+    def hold(self) -> None:
+        """Take a lease beside one that there is, so also while the version is being retired."""
+        with self._lock:
+            self._leases += 1
+
     def forget(self) -> None:
         """The version is retired."""
         self.residency.leave(self)
@@ -143,6 +149,7 @@ class Residency:
         self.entries: weakref.WeakSet[OnDemand] = weakref.WeakSet()
         self.fixed: weakref.WeakKeyDictionary[Servable, int] = weakref.WeakKeyDictionary()
         self.measuring, self._changed = threading.Lock(), threading.Condition()
+        self._loads = set[Future]()  # those that run
         self._sweeper: threading.Thread | None = None
         self._ending = threading.Event()
 
@@ -224,10 +231,12 @@ class Residency:
         """Load an entry's model.
 
         Raises ServingError when that fails, when there is no room until the deadline, or when it
-        takes longer: it is loaded all the same, for who comes later.
+        takes longer: it is loaded all the same, for who comes later, and not retired before.
         """
         trace.waited = True
         with ExitStack() as turns:
+            entry.hold()
+            turns.callback(entry.release)
             if self.has_budget():
                 turns.enter_context(self.turn(self.measuring, entry, trace))
             turns.enter_context(self.turn(entry.loading, entry, trace))
@@ -245,6 +254,8 @@ class Residency:
         except ServingError:  # no thread can be had
             held.close()
             raise
+        self._loads.add(coming)
+        coming.add_done_callback(self._loads.discard)
         if not wait([coming], trace.timeout()).done:
             raise ServingError(f"Model {entry.config.name} is still being loaded", "UNAVAILABLE")
         coming.result()
@@ -254,8 +265,6 @@ class Residency:
         with turns:
             self.load(entry)
             self.keep_budget(f"made room for {entry.config.name}", entry)
-            if entry not in self.known():  # its version was retired: nobody waited any more
-                entry.forget()
 
     @contextmanager
     def turn(self, lock: threading.Lock, entry: OnDemand, trace: Trace) -> Iterator[None]:
@@ -364,7 +373,12 @@ class Residency:
                 self._sweeper = start_thread("serving-on-demand", sweep, *watched)
 
     def end(self) -> None:
-        """End the thread that looks for idle models."""
+        """Wait for the loads that run and free what they bring; end the thread that looks for idle
+        models. A process that ends within a load of TensorFlow's is aborted.
+        """
+        wait(self._loads.copy())
+        for entry in self.known():
+            entry.retire(0)
         self._ending.set()
         if self._sweeper is not None:
             self._sweeper.join()
@@ -425,7 +439,7 @@ def memory_now() -> int:
 def size_of(folder: Path) -> int:
     """Bytes of a version's files, or of the file that it is."""
     files = (folder, *paths_below(folder))
-    return sum(path.stat().st_size for path in files if path.is_file())
+    return sum(path.stat().st_size for path in files if os.path.isfile(path))
 
 
 def wrap_load(server: ModelServer, load: Load) -> Residency:

@@ -741,7 +741,7 @@ def find_default(servable: Servable) -> tuple[str, Signature] | None:
     """The signature that is asked without a name, else the first by name that can be called."""
     known, calls = servable.signatures, servable.callables
     names = sorted(name for name in known if known[name].inputs and (not calls or name in calls))
-    name = "serving_default" if "serving_default" in known else next(iter(names), None)
+    name = "serving_default" if "serving_default" in names else next(iter(names), None)
     return None if name is None else (name, known[name])
 
 

@@ -20,6 +20,7 @@ import types
 import uuid
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any
 
 import numpy as np
@@ -97,8 +98,7 @@ def is_with_status(result: Any) -> bool:
     return (
         isinstance(result, tuple)
         and len(result) in (2, 3)
-        and isinstance(result[1], (int, np.integer))  # HTTPStatus too
-        and not isinstance(result[1], bool)
+        and type(result[1]) in (int, HTTPStatus)  # NumPy's is the class that an argmax has found
         and 200 <= int(result[1]) < 600
         and (len(result) == 2 or isinstance(result[2], (Mapping, list)) or are_pairs(result[2]))
     )
@@ -106,9 +106,13 @@ def is_with_status(result: Any) -> bool:
 
 def are_pairs(value: Any) -> bool:
     """Whether a value is a tuple of headers; others are values of the result."""
-    return isinstance(value, tuple) and all(
-        isinstance(pair, (tuple, list)) and len(pair) == 2 and isinstance(pair[0], str)
-        for pair in value
+    return (
+        isinstance(value, tuple)
+        and value != ()
+        and all(
+            isinstance(pair, (tuple, list)) and len(pair) == 2 and isinstance(pair[0], str)
+            for pair in value
+        )
     )
 
 

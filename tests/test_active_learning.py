@@ -432,14 +432,17 @@ def test_records_edited_by_hand_are_passed_over(tmp_path, caplog):
     assert active_learning.export_group(tmp_path / "review", tmp_path / "out", {}) == 2
 
 
-def test_a_folder_that_was_cleaned_or_that_others_fill_is_counted_again(tmp_path, monkeypatch):
+@pytest.mark.parametrize("cleaned", ["*", "*.png"])
+def test_a_folder_that_was_cleaned_or_that_others_fill_is_counted_again(
+    tmp_path, monkeypatch, cleaned
+):
     monkeypatch.setattr(active_learning, "LOOKING", math.inf)
     (one, box), (two, other) = (learning(tmp_path, max_images=2) for _ in range(2))
     for rest, its_box, colour in ((one, box, 1), (two, other, 1), (two, other, 2), (one, box, 3)):
         assert post(rest, colour).status_code == 200
         its_box.flush()
     assert (box.counts, other.counts) == ({"kept": 1, "full": 1}, {"known": 1, "kept": 1})
-    for path in (tmp_path / "review").iterdir():
+    for path in (tmp_path / "review").glob(cleaned):
         path.unlink()
     for colour in (1, 3):
         post(one, colour)
@@ -466,15 +469,14 @@ def test_deployments_of_other_labels_share_a_group_and_keep_their_names(tmp_path
         body = {"image_type": "array", "data": np.full((4, 6, 3), colour).tolist()}
         answer = rest.post(f"/{name}/predict", body, headers=KEY).json["predictions"]
         assert [found["tag"]["name"] for found in answer] == labels[name]
+    groups = [
+        rest.get(f"/{name}/active_learning/review", headers=KEY).json for name in ("pets", "cars")
+    ]
     (tmp_path / "config.json").write_text(json.dumps({"model_config_list": [], **config}))
     command = ["--config", str(tmp_path / "config.json"), "--export", "review"]
     assert serving.main([*command, str(tmp_path / "out")]) == 0
     coco = json.loads((tmp_path / "out/annotations.json").read_text())
-    for group, first in (
-        (rest.get("/pets/active_learning/review", headers=KEY).json, "cat"),
-        (rest.get("/cars/active_learning/review", headers=KEY).json, "car"),
-        (coco, None),
-    ):
+    for group, first in zip((*groups, coco), ("cat", "car", None)):
         names = {category["id"]: category["name"] for category in group["categories"]}
         found = sorted(names[entry["category_id"]] for entry in group["annotations"])
         assert found == ["car", "cat", "dog", "dog"] and len(names) == len(group["categories"])
@@ -483,6 +485,19 @@ def test_deployments_of_other_labels_share_a_group_and_keep_their_names(tmp_path
     (tmp_path / "config.json").write_text(json.dumps({"model_config_list": [], **config}))
     assert serving.main([*command, str(tmp_path / "out")]) == 2
     assert "pets, cars keep group 'review' in different folders" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("tags", "labels", "numbers"),
+    [
+        ([(1, "dog")], {1: "cat", 2: "bird"}, [3]),  # 1 is the cat's, though none was kept
+        ([(1, "dog"), (1, "cat")], {1: "cat", 2: "bird"}, [3, 1]),
+        ([(3, "x"), (3, "y"), (4, "z"), (3, "x")], {}, [3, 5, 4]),
+    ],
+)
+def test_a_label_keeps_its_id_from_the_names_of_others(tags, labels, numbers):
+    found = active_learning.number_categories(tags, labels)
+    assert list(found.values()) == numbers and list(found) == list(dict.fromkeys(tags))
 
 
 def test_masks_are_put_aside_as_polygons(demo, tmp_path):

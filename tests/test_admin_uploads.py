@@ -11,7 +11,7 @@ import tarfile
 import zipfile
 
 import pytest
-from conftest import ROOT, Rest, assert_error, key_entry, listening
+from conftest import NO_POLL, ROOT, Rest, assert_error, key_entry, listening
 
 import serving
 from serving_extensions import admin_uploads, archives, deploying, manifest, on_demand
@@ -481,6 +481,22 @@ def test_files_of_a_linked_folder_are_files_of_the_version(tmp_path):
     assert serving.fingerprint(folder) != before and on_demand.size_of(folder) > size
     with pytest.raises(serving.LoadError, match=f"{data} is another file"):
         manifest.check_manifest(folder)
+
+
+def test_a_link_that_leads_nowhere_keeps_no_version_from_being_served(tmp_path):
+    folder = tmp_path / "m/1"
+    shutil.copytree(MODEL, folder)
+    size = on_demand.size_of(folder)
+    (folder / "circle").symlink_to("circle")
+    (folder / "odd").symlink_to("x" * 300)  # cannot be looked at, as what root alone may enter
+    assert on_demand.size_of(folder) == size
+    assert not {"circle", "odd"} & {
+        os.path.basename(path) for path, *_ in serving.fingerprint(folder)
+    }
+    item = {"name": "m", "base_path": str(tmp_path / "m")}
+    server = serving.ModelServer({"model_config_list": [{"config": item}], "server": NO_POLL})
+    assert server.wait(60) and not server.readiness()
+    server.stop()
 
 
 def test_the_old_version_serves_when_the_new_one_does_not_fit(tmp_path, capsys):

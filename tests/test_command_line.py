@@ -513,6 +513,54 @@ def test_check_names_everything_that_is_wrong(tmp_path):
     ]
 
 
+def test_check_says_where_versions_are_that_are_always_to_be_present(tmp_path, capsys):
+    shutil.copytree(ROOT / "models/half_plus_two/123", tmp_path / "m/v1")
+    item = {"name": "m", "base_path": str(tmp_path / "m")}
+    always = {"servable_versions_always_present": True}
+    (tmp_path / "c.json").write_text(
+        json.dumps({"model_config_list": [{"config": item}], "server": always})
+    )
+    assert serving.main([str(tmp_path / "c.json"), "--check"]) == 2
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"model  m  version none on AUTO  {tmp_path}/m"
+    assert "base_path: expected a version to serve, got none" in lines[-2]
+    hint = f"picks in {tmp_path}/m; a version folder's name is a number: 'v1' should be '1'"
+    assert lines[-1].endswith(hint)
+
+
+def test_check_reads_a_graph_as_text(tf, tmp_path, capsys):
+    from google.protobuf import text_format
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    folder = tmp_path / "m/1"
+    shutil.copytree(ROOT / "models/half_plus_two/123", folder)
+    graph = saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes())
+    (folder / "saved_model.pb").unlink()
+    (folder / "saved_model.pbtxt").write_text(text_format.MessageToString(graph))
+    assert serving.main([str(tmp_path / "m"), "--check"]) == 0
+    (folder / "saved_model.pbtxt").write_text("no graph")
+    capsys.readouterr()
+    assert serving.main([str(tmp_path / "m"), "--check"]) == 2
+    assert "config: version 1: OSError: Cannot parse file" in capsys.readouterr().out
+
+
+def test_check_without_tensorflow_says_so_once(tmp_path):
+    for version in "12":
+        shutil.copytree(ROOT / "models/half_plus_two/123", tmp_path / "m" / version)
+    policy = {"model_version_policy": {"all": {}}}
+    item = {"name": "m", "base_path": str(tmp_path / "m"), **policy}
+    models = [{"config": item}, {"config": {**item, "name": "n"}}]
+    (tmp_path / "c.json").write_text(json.dumps({"model_config_list": models}))
+    source = (
+        "import sys; sys.modules['tensorflow'] = None; import serving; sys.exit(serving.main())"
+    )
+    command = [sys.executable, "-c", source, str(tmp_path / "c.json"), "--check"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    wrong = [line for line in done.stdout.splitlines() if line.startswith("wrong")]
+    assert done.returncode == 2 and len(wrong) == 1
+    assert wrong[0].startswith("wrong: TensorFlow is not installed: pip install")
+
+
 def test_check_names_models_and_pipelines_that_cannot_be_served(tmp_path):
     shutil.copytree(ROOT / "models/half_plus_two", tmp_path / "good")
     source = {"node_name": "request", "data_item": "x"}

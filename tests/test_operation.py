@@ -671,6 +671,9 @@ def test_a_model_without_a_default_signature_is_asked_by_the_first_that_can_be_c
     models = {"odd": several_signatures("embed", "other"), "m": FakeServable()}
     long = signature([spec("x", shape=(None, 5000))], [spec("y")])
     models["long"] = serving.Servable({"embed": long}, fail)
+    refused = several_signatures("embed", "serving_default").signatures  # of these, the default one
+    calls = {"embed": serving.SignatureCall(serving.not_made)}
+    models["refused"] = serving.Servable(refused, fail, calls=calls)
     server = fake_server(models)
     rest, key = Rest(server), bearer(server.generated_key)
     paths = rest.get("/openapi.json", headers=key).json["paths"]
@@ -684,8 +687,9 @@ def test_a_model_without_a_default_signature_is_asked_by_the_first_that_can_be_c
     bodies = {
         one["name"]: one["body"] for one in rest.get("/deployments", headers=key).json["models"]
     }
-    assert bodies["odd"] == example and "signature_name" not in bodies["m"]
-    for model, expected in (("odd", example), ("long", {**example, "inputs": "YOUR_INPUT"})):
+    assert bodies["odd"] == bodies["refused"] == example and "signature_name" not in bodies["m"]
+    wide = {**example, "inputs": "YOUR_INPUT"}
+    for model, expected in (("odd", example), ("refused", example), ("long", wide)):
         code = rest.get(f"/v1/models/{model}/client/curl").text
         assert json.loads(shlex.split(code)[shlex.split(code).index("-d") + 1]) == expected
 

@@ -338,6 +338,9 @@ KEEPS = [
     "prints",
 ]
 
+# Of these, those that replicas are refused for.
+WRITES = {"assigns", "branch", "loop", "switch", "nested", "control", "table", "scatter"}
+
 
 @pytest.mark.parametrize("name", KEEPS)
 def test_a_signature_that_may_keep_something_of_a_call_is_not_called_when_it_is_loaded(
@@ -363,6 +366,12 @@ def test_a_signature_that_may_keep_something_of_a_call_is_not_called_when_it_is_
     assert (
         run(servable, x)["y"].tolist() == run(other, x)["y"].tolist()
     )  # the first answer is the first
+    if name in WRITES:
+        with pytest.raises(serving.LoadError, match="replicas would not share what it writes"):
+            load(path, target_device=["CPU", "CPU:0"])
+    else:
+        assert load(path, target_device=["CPU", "CPU:0"]).callables
+        assert "each replica keeps its own" in caplog.text
 
 
 def harmless(tf, name):
@@ -458,8 +467,12 @@ def test_loading_trains_nothing(tf, folder):
     assert run(servable, ones)["y"].tolist() == [0.0]
     assert run(servable, ones, signature="train")["steps"] == 1.0
     assert run(servable, ones)["y"].tolist() == [2.0]
-    with pytest.raises(serving.LoadError, match='signature train may keep .*"instances": 1'):
-        load(folder / "trainable", instances=2)
+    replicas = load(folder / "trainable", instances=2)
+    assert list(replicas.callables) == ["serving_default"]
+    assert run(replicas, ones)["y"].tolist() == [0.0]
+    told = 'signature train cannot be called: .*AssignAddVariableOp.*"instances": 1'
+    with pytest.raises(serving.BadRequest, match=told):
+        run(replicas, ones, signature="train")
 
 
 def test_functions_are_found_in_attributes_lists_and_other_functions(tf):
@@ -497,7 +510,8 @@ def test_an_operation_that_tensorflow_does_not_know_may_keep_something(tf):
     from tensorflow.core.framework import node_def_pb2
 
     assert serving.leaves_behind(node_def_pb2.NodeDef(name="n", op="SomebodysOwn"))
-    assert not serving.leaves_behind(node_def_pb2.NodeDef(name="n", op="MatMul"))
+    for harmless in ("MatMul", "GuaranteeConst"):
+        assert not serving.leaves_behind(node_def_pb2.NodeDef(name="n", op=harmless))
 
 
 # --- how long a call takes ----------------------------------------------------------------------------------

@@ -730,7 +730,7 @@ def collect_expiries(config: Config) -> Any:
         "serving_key_expires_timestamp_seconds", "When a key expires", labels=("key",)
     )
     for key in config.auth.keys:
-        if key.expiry:
+        if key.expiry and not key.disabled:
             family.add_metric((key.name,), key.expiry.timestamp())
     return family
 

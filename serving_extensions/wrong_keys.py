@@ -4,10 +4,11 @@ No thread waits for that, and what is remembered is bounded.
 """
 
 import ipaddress
+import re
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from .core import (
@@ -73,6 +74,16 @@ class WrongKeys:
                 self._right.popitem(last=False)
 
 
+def client_address(environ: Mapping[str, Any]) -> str:
+    """The client's address. Of one that a proxy has told, waitress takes what follows the last
+    colon of `::ffff:192.0.2.1` for a port, and leaves `[2001:db8::1]:443` as it is.
+    """
+    address = environ.get("REMOTE_ADDR") or ""
+    if address == "::ffff":
+        return environ.get("REMOTE_PORT", "")
+    return re.sub(r"^\[(.*)\]:\d+$", r"\1", address)
+
+
 def network_of(address: str) -> str:
     """What one client has: an address, of IPv6 the 64 bits that are a network's."""
     if ":" not in address:
@@ -107,7 +118,7 @@ def identify_for(
     if most is None or not any(tokens := tokens_of(call.headers)):
         return None
     state: WrongKeys = server.state["wrong_keys"]
-    address = call.environ.get("REMOTE_ADDR") or ""
+    address = client_address(call.environ)
     if seconds := state.seconds_to_wait(address, tokens[0], most):
         raise ServingError(
             f"Too many wrong keys came from this address; more in {seconds} s",

@@ -1941,6 +1941,7 @@ class Signature:
     outputs: dict[str, TensorSpec]
     # The kinds of operations that it may run, where they are known.
     operations: Collection[str] = ()
+    example: bytes = b""  # made up: the tf.train.Example that it parses, where it parses one
 
 
 class UnpackedBytes:
@@ -4109,7 +4110,53 @@ def tell_makers(graph: Any, signature: Signature) -> Signature:
     }
     fetches = [spec.tensor for spec in signature.outputs.values()]
     operations = frozenset(node.op for node in used_nodes(graph, fetches))
-    return Signature(signature.inputs, outputs, operations)
+    return Signature(signature.inputs, outputs, operations, make_example(graph, fetches))
+
+
+KINDS_PARSED = {1: "float", 7: "bytes", 9: "int64"}  # DT_FLOAT, DT_STRING, DT_INT64
+MOST_PARSED = 1000  # values in an example that is made up
+
+
+def make_example(graph: Any, fetches: Iterable[str]) -> bytes:
+    """A serialized tf.train.Example with what a part of a GraphDef parses from one; b"" where it
+    parses none, or more than an example for people has.
+    """
+    used = find_needed(graph, fetches).values()
+    functions = called_functions(used, graph.library)
+    for body in (used, *(function.node_def for function in functions)):
+        nodes = {node.name: node for node in body}
+        for node in nodes.values():
+            features = parsed_features(node, nodes)
+            if 0 < sum(len(values) for _, values in features.values()) <= MOST_PARSED:
+                return serialize_examples([features])[0]
+    return b""
+
+
+def parsed_features(node: Any, nodes: Mapping[str, Any]) -> dict[str, tuple[str, list]]:
+    """The dense features that an operation parses, all one; sparse ones may be missing."""
+    if (
+        node.op == "ParseExampleV2"
+    ):  # its inputs are serialized, names, sparse keys, dense keys, ...
+        tensors = node.input[3:4]
+    elif node.op == "ParseExample":  # the same, with an input for each key
+        first = 2 + node.attr["Nsparse"].i
+        tensors = node.input[first : first + node.attr["Ndense"].i]
+    else:
+        return {}
+    constants = [nodes[tensor.split(":")[0]] for tensor in tensors if tensor.split(":")[0] in nodes]
+    if any(constant.op != "Const" for constant in constants):
+        return {}
+    values = [tensorflow().make_ndarray(one.attr["value"].tensor) for one in constants]
+    keys = [key.decode() for value in values for key in value.ravel()]
+    sizes = [
+        math.prod(max(dim.size, 1) for dim in shape.dim)
+        for shape in node.attr["dense_shapes"].list.shape
+    ]
+    kinds = [KINDS_PARSED[dtype] for dtype in node.attr["Tdense"].list.type]
+    return {
+        key: (kind, [b"1" if kind == "bytes" else 1] * size)
+        for key, kind, size in zip(keys, kinds, sizes)
+    }
 
 
 def find_maker(tensor: str, scope: Scope, functions: Mapping[str, Any]) -> str:
@@ -4857,7 +4904,8 @@ def time_call(call: Callable, inputs: Sequence[np.ndarray]) -> float:
 
 
 def sample_inputs(signature: Signature, rows: int) -> list[np.ndarray]:
-    """Made-up inputs of `rows` rows: floats in 0..1, integers and booleans 0 or 1, empty strings.
+    """Made-up inputs of `rows` rows: floats in 0..1, integers and booleans 0 or 1, strings empty or
+    the example that is parsed from them.
 
     Unknown sizes are 1, and what may have any number of dimensions has one.
     """
@@ -4869,7 +4917,11 @@ def sample_inputs(signature: Signature, rows: int) -> list[np.ndarray]:
         shape = [size or 1 for size in sizes]
         values = random.random(shape, np.float32)
         numbers = np.round(values) if dtype.kind in "iub" else values
-        row = np.full(shape, b"", object) if dtype.kind == "O" else numbers.astype(dtype)
+        row = (
+            np.full(shape, signature.example, object)
+            if dtype.kind == "O"
+            else numbers.astype(dtype)
+        )
         rowwise = sizes and sizes[0] is None
         samples.append(np.repeat(row, rows, axis=0) if rowwise else row)
     return samples

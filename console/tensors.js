@@ -79,7 +79,7 @@ class TensorPanel {
 
 	example() {
 		for (const {name, tensor, fill: show} of this.fields) {
-			const value = exampleOf(name, tensor);
+			const value = exampleOf(name, tensor, this.one.examples?.[this.signature]);
 			this.values[name] = JSON.stringify(value);
 			show(value);
 		}
@@ -104,8 +104,8 @@ class TensorPanel {
 
 const DOT = "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAADElEQVR4nGNgGB4AAADIAAGtQHYiAAAAAElFTkSuQmCC"; // a black PNG
 
-function exampleOf(name, tensor) {
-	const shape = shapeOf(tensor), text = isPicture(name, tensor, shape) ? {b64: DOT} : "hello";
+function exampleOf(name, tensor, b64) {
+	const shape = shapeOf(tensor), text = b64 ? {b64} : isPicture(name, tensor, shape) ? {b64: DOT} : "hello";
 	return filled(shape ?? [1], tensor.dtype === "DT_STRING" ? text : tensor.dtype === "DT_BOOL" ? true : 1);
 }
 

@@ -2,6 +2,7 @@
 sees them. The page is built from it.
 """
 
+import base64
 import dataclasses
 import functools
 import os
@@ -144,6 +145,7 @@ def describe_model(server: ModelServer, model: dict[str, Any]) -> dict[str, Any]
         "versions": model["model_version_status"],
         "labels": dict(config.version_labels) if config else {},
         "body": example_body(server, name),
+        "examples": list_examples(server, name),
     }
 
 
@@ -279,6 +281,17 @@ def example_body(server: ModelServer, model: str) -> Any:
     """A predict body that a model answers, where one can be made up."""
     found = server.manager.available.get(model)
     return found and example_of(found.versions[max(found.versions)])
+
+
+def list_examples(server: ModelServer, model: str) -> dict[str, str]:
+    """By signature of the newest version the tf.train.Example that it parses, as base64."""
+    found = server.manager.available.get(model)
+    newest = found and found.versions[max(found.versions)]
+    return {
+        name: base64.b64encode(signature.example).decode()
+        for name, signature in (newest.signatures.items() if newest else ())
+        if signature.example
+    }
 
 
 KINDS = {int: "integer", float: "number", str: "string", bool: "boolean"}

@@ -1,5 +1,6 @@
 """OpenAPI 3.1 of what is served now: made from the loaded signatures, deployments and handlers."""
 
+import base64
 import json
 import math
 import re
@@ -763,6 +764,8 @@ def example_request(signature: Signature) -> dict[str, Any] | None:
     None if none can be made up, or none so short.
     """
     inputs = signature.inputs.values()
+    if signature.example and [spec.shape for spec in inputs] == [(None,)]:
+        return {"inputs": [{"b64": base64.b64encode(signature.example).decode()}]}
     if not inputs or any(spec.dtype not in NUMERIC or 0 in sizes_of(spec) for spec in inputs):
         return None
     shapes = [[size or 1 for size in sizes_of(spec)] for spec in inputs]

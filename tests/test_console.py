@@ -1309,6 +1309,22 @@ def test_numbers_that_a_browser_cannot_hold_are_sent_and_shown_as_they_are(page)
     page.says("9007199254740993", CODE)
 
 
+def test_signatures_of_serialized_examples_begin_with_one_that_works(browser, tmp_path):
+    server = serving.ModelServer(ROOT / "config.json")
+    assert server.wait(60)
+    with listening(server) as address:
+        page = Page(browser, address, tmp_path)
+        for signature in ("classify", "regress"):
+            page.open("try/half_plus_two", server.key)
+            page.choose("Signature", signature)
+            page.click("Send")
+            page.says("2.5", "[aria-label='The answer as JSON']")
+            asked = json.loads(page.js("return document.querySelector('#panel .body').value"))
+            assert asked["signature_name"] == signature
+            assert page.answer == {"outputs": [[2.5]]}
+    server.stop()
+
+
 def test_a_column_of_texts_is_lines(page):
     page.open("try/vectorized")
     page.wait("document.querySelector('.fields textarea')?.value === 'hello'")

@@ -1240,6 +1240,40 @@ def test_texts_that_do_not_depend_on_each_other_are_batched_and_what_cannot_be_t
     assert untold in caplog.text
 
 
+def test_an_example_is_made_up_of_what_a_graph_parses(tf, folder):
+    features = {
+        "age": tf.io.FixedLenFeature([2, 3], tf.float32),
+        "count": tf.io.FixedLenFeature([], tf.int64),
+        "name": tf.io.FixedLenFeature([1], tf.string, "none"),
+        "tags": tf.io.VarLenFeature(tf.string),
+    }
+
+    def parsed(x):
+        found = tf.io.parse_example(x, features)
+        rows = tf.reduce_sum(found["age"], [1, 2]) + tf.cast(found["count"], tf.float32)
+        return {"y": rows, "name": found["name"], "tags": tf.sparse.to_dense(found["tags"])}
+
+    large = {"x": tf.io.FixedLenFeature([1001], tf.float32)}
+    text = [tf.TensorSpec([None], tf.string, "x")]
+    signatures = {
+        "serving_default": (parsed, text),
+        "large": (lambda x: {"y": tf.io.parse_example(x, large)["x"]}, text),
+        "lower": (lambda x: {"y": tf.strings.lower(x)}, text),
+    }
+    export(tf, folder, signatures)
+    servable = load(folder)
+    example = servable.signatures["serving_default"].example
+    read = tf.train.Example.FromString(example).features.feature
+    assert {name: len(one.float_list.value) for name, one in read.items()} == {
+        "age": 6,
+        "count": 0,
+        "name": 0,
+    }
+    found = run(servable, np.array([example], object))
+    assert found["y"].tolist() == [7] and found["name"].tolist() == [[b"1"]]
+    assert [servable.signatures[name].example for name in ("large", "lower")] == [b"", b""]
+
+
 def test_signature_without_batch_dimension_runs_unbatched(tf, folder, caplog):
     export(
         tf,

@@ -49,6 +49,7 @@ export const contact = {seen: Date.now(), gone: false};
 
 function unreachable(error) {
 	if (error.name === "AbortError") throw error;
+	if (error.name === "SyntaxError") throw new Error("The server has another page now: reload this one.");
 	contact.gone = true;
 	throw new ServerError("The server cannot be reached.");
 }
@@ -128,8 +129,8 @@ export function onCatalogue(listener) {
 let again = 0;
 
 /** Read what is served; again each second until all models are loaded. */
-export async function refresh() {
-	const {deployments, handlers} = Object.assign(catalogue, await askJson("deployments"));
+export async function refresh(signal) {
+	const {deployments, handlers} = Object.assign(catalogue, await askJson("deployments", {signal}));
 	for (const one of [...deployments, ...handlers]) one.name = one.id ?? one.path;
 	for (const listener of [...listeners]) listener();
 	clearTimeout(again);

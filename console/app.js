@@ -96,7 +96,7 @@ setInterval(() => {
 	const seconds = Math.round((Date.now() - contact.seen) / 1000);
 	$("#contact").hidden = !contact.gone;
 	$("#ago").textContent = `Last seen ${duration(seconds)} ago.`;
-	if (contact.gone && seconds % 5 === 0) refresh().catch(() => {});
+	if (contact.gone && seconds % 5 === 0) refresh(AbortSignal.timeout(4000)).catch(() => {}); // it ends before the next
 }, 1000);
 
 takeKeyFromAddress();

@@ -21,7 +21,7 @@ function scaleFor(most) {
 	return {step, top: Math.max(step, Math.ceil(most / step - 1e-9) * step)};
 }
 
-const clock = (seconds, span) => new Date(seconds * 1000).toLocaleTimeString([], {hour: "2-digit", minute: "2-digit", ...(span < 900 ? {second: "2-digit"} : {})});
+const clock = (seconds, span) => new Date(seconds * 1000).toLocaleTimeString([], {hour: "2-digit", minute: "2-digit", ...(span < 900 && {second: "2-digit"})});
 
 /**
  * A chart over time. `times` are seconds [N]; `series` {name: numbers or nulls [N]}; `unit` of the numbers;
@@ -116,7 +116,7 @@ export function timeBar({took, parts, id}) {
 	const named = Object.fromEntries(Object.entries(parts).filter(([name]) => name in PARTS));
 	const sum = Object.values(named).reduce((one, other) => one + other, 0);
 	const whole = parts.total ?? sum;
-	const rest = {...named, ...(whole - sum > 0.005 ? {other: whole - sum} : {}), ...(Object.keys(parts).length ? {network: Math.max(0, took - whole)} : {})};
+	const rest = {...named, ...(whole - sum > 0.005 && {other: whole - sum}), ...(Object.keys(parts).length && {network: Math.max(0, took - whole)})};
 	const bar = make("div.times", {"aria-hidden": "true"}, Object.entries(rest).map(([name, value]) =>
 		make("i", {title: `${name} ${milliseconds(value)}`, style: `flex:${Math.max(value, 1e-6)};background:${PARTS[name]}`})));
 	return make("div.timing", make("strong", milliseconds(took)), Object.keys(rest).length > 0 && bar,

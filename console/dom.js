@@ -178,24 +178,20 @@ export const toBase64 = (blob) => new Promise((done, failed) => {
 // A file would take the page's place where it is dropped.
 for (const kind of ["dragover", "drop"]) addEventListener(kind, (event) => event.dataTransfer?.types.includes("Files") && event.preventDefault());
 
-/** Where files are chosen, dropped, pasted: into the one with the keyboard, else the first. */
+/** Pasted in Try: into the zone with the keyboard, else the first. */
+addEventListener("paste", ({target, clipboardData}) => target.matches("textarea, input:not([type=file], [type=range], [type=checkbox])") || (target.closest("#panel .drop") ?? $("#panel .drop"))?.give(clipboardData.files));
+
+/** Where files are chosen and dropped. */
 export function dropZone(text, take, {accept, multiple, extra} = {}) {
-	const input = make("input", {type: "file", accept, multiple}), zone = make("div.drop", make("label.button", text, input), extra);
-	const give = (files) => files.length && take([...files].slice(0, multiple ? files.length : 1));
+	const give = (files) => files.length && take([...files]);
+	const input = make("input", {type: "file", accept, multiple}), zone = make("div.drop", {give}, make("label.button", text, input), extra);
 	input.onchange = () => {
 		give(input.files);
 		input.value = "";
 	};
-	zone.ondragover = () => zone.classList.add("over");
-	zone.ondragleave = () => zone.classList.remove("over");
-	zone.ondrop = (event) => {
-		zone.classList.remove("over");
-		give(event.dataTransfer.files);
+	zone.ondragover = zone.ondragleave = zone.ondrop = ({type, dataTransfer}) => {
+		zone.classList.toggle("over", type === "dragover");
+		if (type === "drop") give(dataTransfer.files);
 	};
-	const pasted = ({target, clipboardData}) => {
-		if (!zone.isConnected) removeEventListener("paste", pasted);
-		else if (!target.matches("textarea, input:not([type=file])") && (target.closest(".drop") ?? $(".drop")) === zone) give(clipboardData.files);
-	};
-	addEventListener("paste", pasted);
 	return zone;
 }

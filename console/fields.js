@@ -32,7 +32,7 @@ export function field(kind, value, properties = {}) {
 	const text = write(kind, value), number = kind === "number" || kind === "integer", list = kind === "boolean" ? [["true", "yes"], ["false", "no"]] : kind;
 	const all = Array.isArray(list) && ["", ...(text && !list.flat().includes(text) ? [text] : []), ...list];
 	const element = all ? make("select", properties, all.map((one) => option(...[one].flat())))
-		: make("input", {type: number ? "number" : kind === "date" ? kind : "text", ...(number ? {step: kind === "integer" ? 1 : "any"} : {}), ...properties});
+		: make("input", {type: number ? "number" : kind === "date" ? kind : "text", ...(number && {step: kind === "integer" ? 1 : "any"}), ...properties});
 	element.value = text;
 	element.read = () => read(kind, element.value);
 	return element;

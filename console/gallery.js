@@ -20,7 +20,7 @@ export class Gallery {
 		this.exporting = new Caller(() => this.saveCoco(), "COCO");
 		this.exporting.button.classList.remove("main");
 		this.element = make("div.card", {hidden: true}, bar(this.progress, this.status, this.stop, this.filter,
-			this.exporting.buttons, button("CSV", () => download("pictures.csv", csvOf(this.done), "text/csv")), button("PNG", () => this.savePng().catch((error) => this.exporting.fail(error.message))), button("Close", () => this.close())), this.exporting.error, this.list);
+			this.exporting.buttons, button("CSV", () => download("pictures.csv", csvOf(this.done), "text/csv")), button("PNG", () => (this.saving ??= this.savePng().catch((error) => this.exporting.fail(error.message)).finally(() => (this.saving = null)))), button("Close", () => this.close())), this.exporting.error, this.list);
 	}
 
 	add(files) {
@@ -108,7 +108,7 @@ export class Gallery {
 
 	close() {
 		this.cancel();
-		this.exporting.abort?.abort();
+		this.exporting.clear();
 		this.pictures = [];
 		fill(this.list);
 		this.element.hidden = true;
@@ -118,6 +118,7 @@ export class Gallery {
 		const all = this.done;
 		for (const [at, one] of all.entries()) {
 			const bitmap = await readPicture(this.panel.one.id, one.blob);
+			if (!this.pictures.includes(one)) return;
 			download(`${withoutEnding(one.name)}-seen.png`, await toBlob(paint(bitmap, one.predictions)));
 			bitmap.close();
 			this.exporting.status.textContent = `${at + 1} of ${all.length} given to the browser`;

@@ -29,8 +29,8 @@ class HandlerPanel {
 
 	keep() {
 		this.code.soon();
-		const draft = JSON.stringify({text: this.body.value, type: this.type, method: this.method});
-		if (draft.length < 1e5) session?.setItem(this.place, draft); // a browser keeps little
+		const {value} = this.body, text = value.length < 1e5 ? value : undefined; // a browser keeps little
+		session?.setItem(this.place, JSON.stringify({text, type: this.type, method: this.method}));
 	}
 
 	take(file) {

@@ -1,7 +1,7 @@
 // Try: one list of all that is served; what is chosen, beside it. `#try/shapes`, `#try/models/shapes`.
 
 import {catalogue, load, nothing, onCatalogue, path, refresh} from "./api.js";
-import {dot, fill, fits, make, search} from "./dom.js";
+import {$, dot, fill, fits, make, search} from "./dom.js";
 import {morph, poll} from "./live.js";
 
 /** What may be tried: title, list in the catalogue, module. */
@@ -20,21 +20,21 @@ function find(names) {
 let shown = null; // {visit, name, state, leave}: what is in the panel, and on whose behalf
 
 export async function show(root, names) {
-	const wanted = search("Search what is served", () => list(root));
+	const wanted = search("Search what is served", list);
 	const groups = make("div.groups"), panel = make("div", {id: "panel"});
-	if (!root.querySelector("#panel")) {
+	if (!$("#panel")) {
 		fill(root, make("div.sides", make("div.list", wanted, groups), panel));
 		shown = null;
 	}
 	const visit = {};
 	const look = () => {
-		list(root);
-		if (shown?.visit === visit && find(names)?.one.state !== shown.state) choose(root, names, visit);
+		list();
+		if (shown?.visit === visit && find(names)?.one.state !== shown.state) choose(names, visit);
 	};
-	await choose(root, names, visit);
-	if (shown.visit === visit && root.querySelector(".groups [aria-current]:focus")) root.querySelector("#panel h2")?.focus();
+	await choose(names, visit);
+	if (shown?.visit === visit && $(".groups [aria-current]:focus")) $("#panel h2")?.focus();
 	const end = onCatalogue(look);
-	if (root.querySelector("#panel")) look();
+	if ($("#panel")) look();
 	let turn = 0;
 	const rest = poll(() => turn++ && refresh().catch(({status}) => status !== 401), () => 15);
 	return () => {
@@ -46,11 +46,11 @@ export async function show(root, names) {
 	};
 }
 
-async function choose(root, names, visit) {
-	const found = find(names), panel = root.querySelector("#panel"), name = found && `${found.kind.id} ${found.one.name}`;
+async function choose(names, visit) {
+	const found = find(names), panel = $("#panel"), name = found && `${found.kind.id} ${found.one.name}`;
 	shown?.leave?.();
 	const own = (shown = {visit, name, state: found?.one.state});
-	list(root);
+	list();
 	if (!found) return fill(panel, make("p.empty", nothing(names.at(-1))));
 	const module = await load(found.kind.module).catch(({message}) => {
 		own.state = ""; // with the next catalogue again
@@ -62,12 +62,12 @@ async function choose(root, names, visit) {
 	else leave?.();
 }
 
-function list(root) {
-	const wanted = root.querySelector("input[type=search]").value;
+function list() {
+	const wanted = $("input[type=search]").value;
 	const parts = KINDS.map(({id, title, list: all}) => {
 		const fit = all().filter((one) => fits(one.name, wanted));
 		return fit.length && make("section", {label: title}, make("h2", `${title} (${fit.length})`), make("ul", fit.map((one) => make("li",
 			make("a", {href: addressOf(id, one.name), title: one.reason, "aria-current": shown?.name === `${id} ${one.name}` ? "page" : null}, dot(one.state), one.name)))));
 	}).filter(Boolean);
-	morph(root.querySelector(".groups"), make("div.groups", parts.length ? parts : make("p.soft", wanted ? "Nothing by that name." : "")));
+	morph($(".groups"), make("div.groups", parts.length ? parts : make("p.soft", wanted ? "Nothing by that name." : "")));
 }

@@ -119,11 +119,11 @@ export class Viewer {
 
 	listen() {
 		const {frame, pointers} = this;
-		frame.addEventListener("wheel", (event) => {
+		frame.onwheel = (event) => {
 			if (!event.ctrlKey && !event.metaKey && this.fitted && !document.fullscreenElement) return; // the page scrolls
 			event.preventDefault();
 			this.zoom(1.0015 ** -event.deltaY, ...this.placeOf(event));
-		}, {passive: false});
+		};
 		frame.onpointerdown = (event) => {
 			pointers.set(event.pointerId, event);
 			if (!this.fitted || pointers.size > 1) frame.setPointerCapture(event.pointerId);

@@ -32,6 +32,7 @@ Keys = pytest.importorskip("selenium.webdriver.common.keys").Keys
 ScrollOrigin = pytest.importorskip("selenium.webdriver.common.actions.wheel_input").ScrollOrigin
 
 LANGUAGES = 12
+NEWER = {}  # files of the page as a newer server has them
 
 
 class Slow:
@@ -56,6 +57,11 @@ def hosted(server, **options):
     @site.get("/frame")
     def frame():
         return '<!doctype html><title>host</title><iframe src="/ml/console/"></iframe>'
+
+    @site.before_request
+    def upgraded():
+        text = NEWER.get(flask.request.path.rpartition("/")[2])
+        return text and flask.Response(text, mimetype="text/javascript")
 
     @site.after_request
     def guard(response):
@@ -158,6 +164,17 @@ class Page:
         """Choose files."""
         field = self.browser.find_element("css selector", "#panel .drop input[type=file]")
         field.send_keys("\n".join(map(str, paths)))
+
+    def paste(self, place, path, name="pasted.png"):
+        """Paste a picture where an element has the keyboard."""
+        self.js(
+            """const [place, bytes, name] = arguments, clipboardData = new DataTransfer();
+            clipboardData.items.add(new File([new Uint8Array(bytes)], name, {type: 'image/png'}));
+            document.querySelector(place).dispatchEvent(new ClipboardEvent('paste', {clipboardData, bubbles: true}));""",
+            place,
+            list(path.read_bytes()),
+            name,
+        )
 
     def see(self, path, count):
         """Choose a picture and wait for its boxes."""
@@ -812,14 +829,28 @@ def test_dropped_and_pasted_pictures_are_taken(page, pictures):
 def test_a_picture_is_pasted_into_the_form_of_a_model_and_not_into_a_text(page, pictures):
     page.open("try/grey")
     page.wait("document.querySelector('#panel .drop')")
-    page.js(
-        """for (const place of ['.body', '#panel h2']) {
-        const clipboardData = new DataTransfer();
-        clipboardData.items.add(new File([new Uint8Array(arguments[0])], `into ${place}`, {type: 'image/png'}));
-        document.querySelector(place).dispatchEvent(new ClipboardEvent('paste', {clipboardData, bubbles: true})); }""",
-        list(pictures["plain.png"].read_bytes()),
-    )
+    for place in (".body", ".list input", "#panel h2"):
+        page.paste(place, pictures["plain.png"], f"into {place}")
     page.says("into #panel h2: 8 × 8 of 640 × 480 pixels", "#panel .drop")
+
+
+def test_a_picture_is_pasted_after_the_slider_was_moved(page, pictures):
+    page.open("try/cells").see(pictures["plain.png"], 4)
+    page.paste(".confidence", pictures["tall.png"])
+    page.wait("document.querySelector('.viewer canvas').width !== 640")
+
+
+def test_who_leaves_an_entry_lets_what_it_holds_go(page):
+    page.open("try/%2Fecho")
+    page.js("window.zone = new WeakRef(document.querySelector('#panel .drop'))")
+    page.go("try/table")
+    page.wait("document.querySelector('#panel .body')?.value")
+
+    def gone():
+        page.browser.execute_cdp_cmd("HeapProfiler.collectGarbage", {})
+        return page.js("return !window.zone.deref()")
+
+    until(gone)
 
 
 def test_a_broken_picture_leaves_nothing_of_the_last_one(page, pictures):
@@ -1091,6 +1122,29 @@ def test_many_pictures_are_all_saved_at_one_press(page, tmp_path):
     page.says("12 of 12 given to the browser")
     for file in files:
         page.saved(f"{file.stem}-seen.png")
+
+
+def test_pictures_are_saved_once_and_no_more_when_the_gallery_is_left(page, pictures, tmp_path):
+    files = [tmp_path / f"photo{n:02}.jpg" for n in range(12)]
+    for file in files:
+        showcase.scene(64, 48).save(file)
+    page.open("try/cells").take(*files)
+    page.says("12 of 12 done")
+    page.js(
+        """window.saved = [];
+        HTMLAnchorElement.prototype.click = function () { window.saved.push(this.download); };"""
+    )
+    page.click("PNG", "#panel .card")
+    page.click("PNG", "#panel .card")
+    page.wait("window.saved.length > 2")
+    page.go("try/crowd").go("try/cells")
+    before = page.js("return window.saved")
+    page.take(pictures["plain.png"], pictures["turned.jpg"])
+    page.says("2 of 2 done")
+    page.click("PNG", "#panel .card")
+    page.says("2 of 2 given to the browser")
+    assert page.js("return window.saved") == [*before, "plain-seen.png", "turned-seen.png"]
+    assert len(set(before)) == len(before) < 12
 
 
 def test_coco_is_what_was_seen_whatever_is_chosen_since(page, pictures):
@@ -1401,6 +1455,17 @@ def test_who_leaves_while_a_model_is_looked_at_is_not_held(page):
     assert page.text("#error") == ""
 
 
+def test_who_leaves_twice_while_a_model_is_looked_at_is_told_of_no_error(page):
+    page.open("try/cells").hold("/metadata")
+    page.js("location.hash = 'try/table'")
+    page.wait("window.asked.length")
+    page.go("try/%2Fecho").go("connect")
+    page.js("window.release()")
+    page.wait("window.answered")
+    page.drawn()
+    assert page.text("#error") == ""
+
+
 def test_the_keyboard_stays_on_the_list_that_changes_what_is_shown(page):
     page.open("connect")
     page.wait("document.querySelector('#target')")
@@ -1460,6 +1525,9 @@ def test_a_handler_keeps_a_draft_and_its_method_over_a_reload(page):
     page.browser.refresh()
     page.wait("document.querySelector('#panel .body')")
     assert page.js(shown) == ["not sent", "POST", "text/plain"]
+    page.type("#panel .body", "long" * 25_000)  # more than is kept
+    page.go("try/table").go("try/%2Fnow")
+    assert page.js(shown) == ['"hello"', "POST", "text/plain"]
 
 
 def test_a_handler_keeps_its_last_body_and_shows_pictures(page):
@@ -1616,6 +1684,32 @@ def test_an_entry_that_is_chosen_while_the_server_is_gone_comes_when_it_is_back(
     page.browser.execute_cdp_cmd("Network.setCacheDisabled", {"cacheDisabled": False})
     page.wait("document.querySelector('#panel .body')")
     page.wait("document.querySelector('#contact').hidden")
+
+
+def test_a_server_that_does_not_answer_is_not_asked_more_and_more(page):
+    page.open("connect")
+    page.js(
+        """Object.assign(window, {asked: 0, open: 0});
+        const real = AbortSignal.timeout;
+        AbortSignal.timeout = () => real.call(AbortSignal, 50);
+        window.fetch = (url, {signal}) => { window.asked += 1; window.open += 1;
+        return new Promise((done, fail) => signal?.addEventListener('abort', () => { window.open -= 1; fail(signal.reason); })); };
+        const {contact} = await import(new URL('api.js', location).href);
+        contact.gone = true;
+        Date.now = () => contact.seen + 5000;"""
+    )
+    page.wait("window.asked > 1 && !window.open")
+    page.says("Last seen 5 s ago.", "#contact")
+
+
+def test_a_page_that_is_older_than_its_server_asks_to_be_reloaded(page, monkeypatch):
+    page.browser.execute_cdp_cmd("Network.setCacheDisabled", {"cacheDisabled": True})
+    monkeypatch.setitem(NEWER, "handlers.js", 'import {newer} from "./dom.js";')
+    page.open("try/cells")
+    page.js("location.hash = 'try/%2Fecho'")
+    page.says("The server has another page now: reload this one.", "#panel .error")
+    page.browser.execute_cdp_cmd("Network.setCacheDisabled", {"cacheDisabled": False})
+    assert page.js("return document.querySelector('#contact').hidden")
 
 
 CODE = "[aria-label='Code of this call']"

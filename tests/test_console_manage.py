@@ -320,6 +320,19 @@ def test_a_model_is_uploaded_and_what_is_no_model_is_refused(page, site, tmp_pat
     assert len(site.read()["model_config_list"]) == 3
 
 
+def test_what_is_pasted_is_not_uploaded(page, site):
+    part = page.part("Upload")
+    told = page.js(
+        """const clipboardData = new DataTransfer(), [part] = arguments;
+        clipboardData.items.add(new File(['none'], 'half.zip'));
+        for (const place of ['body', `${part} [type=file]`])
+        document.querySelector(place).dispatchEvent(new ClipboardEvent('paste', {clipboardData, bubbles: true}));
+        return document.querySelector(`${part} > [role=status]`).textContent;""",
+        part.selector,
+    )
+    assert told == ""
+
+
 # --- the config file ------------------------------------------------------------------------------
 
 

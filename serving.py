@@ -4159,6 +4159,25 @@ def parsed_features(node: Any, nodes: Mapping[str, Any]) -> dict[str, tuple[str,
     }
 
 
+def serialize_examples(examples: Sequence[Mapping[str, tuple[str, list]]]) -> np.ndarray:
+    """Features by name, each (`int64` | `float` | `bytes`, values),
+    as serialized tf.train.Examples [N].
+    """
+    train = tensorflow().train
+    lists = {
+        "int64": lambda values: train.Feature(int64_list=train.Int64List(value=values)),
+        "float": lambda values: train.Feature(float_list=train.FloatList(value=values)),
+        "bytes": lambda values: train.Feature(bytes_list=train.BytesList(value=values)),
+    }
+    serialized = np.empty(len(examples), object)
+    for index, features in enumerate(examples):
+        feature = {name: lists[kind](values) for name, (kind, values) in features.items()}
+        serialized[index] = train.Example(
+            features=train.Features(feature=feature)
+        ).SerializeToString()
+    return serialized
+
+
 def find_maker(tensor: str, scope: Scope, functions: Mapping[str, Any]) -> str:
     """The type of the operation that a tensor's numbers come from, "" where it is not to be found.
 
@@ -6340,25 +6359,6 @@ def run_examples(
         signature, f"inputs: {', '.join(signature.inputs)}; outputs: {', '.join(signature.outputs)}"
     )
     return servable.run(name, {"inputs": serialize_examples(examples)}, trace)
-
-
-def serialize_examples(examples: Sequence[Mapping[str, tuple[str, list]]]) -> np.ndarray:
-    """Features by name, each (`int64` | `float` | `bytes`, values),
-    as serialized tf.train.Examples [N].
-    """
-    train = tensorflow().train
-    lists = {
-        "int64": lambda values: train.Feature(int64_list=train.Int64List(value=values)),
-        "float": lambda values: train.Feature(float_list=train.FloatList(value=values)),
-        "bytes": lambda values: train.Feature(bytes_list=train.BytesList(value=values)),
-    }
-    serialized = np.empty(len(examples), object)
-    for index, features in enumerate(examples):
-        feature = {name: lists[kind](values) for name, (kind, values) in features.items()}
-        serialized[index] = train.Example(
-            features=train.Features(feature=feature)
-        ).SerializeToString()
-    return serialized
 
 
 def shape_text(array: np.ndarray) -> str:

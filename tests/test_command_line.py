@@ -627,7 +627,12 @@ def test_signal_finishes_running_requests_refuses_new_ones_and_exits_0(number):
     process = Process.__new__(Process)
     source = SLOW.format(root=str(ROOT), tests=str(ROOT / "tests"))
     process.process = subprocess.Popen(
-        [sys.executable, "-c", source], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", source],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # under nohup it would be ignored, and stay so
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
     )
     process.out, process.err = [], []
     threading.Thread(target=lambda: process.out.extend(process.process.stdout), daemon=True).start()

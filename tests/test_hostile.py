@@ -836,7 +836,7 @@ def test_arrays_may_stand_wherever_the_body_has_numbers(demo):
         {"instances": [None]},
         {"inputs": "\ud800"},
         {"inputs": [np.array(["a"])]},
-        {"inputs": (1, 2)},
+        {"inputs": {1, 2}},
         {"inputs": np.array([1j])},
         {"inputs": np.array([{}])},
         [1],

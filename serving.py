@@ -929,6 +929,7 @@ class Deployment:
         minimum=0,
         maximum=255,
     )
+    stateful: bool = option(False, "its model assigns variables when it is asked, and is meant to")
     max_detections: int = option(
         300, "the most predictions in an answer", minimum=1, maximum=100_000
     )
@@ -4123,39 +4124,34 @@ def make_example(graph: Any, fetches: Iterable[str]) -> bytes:
     """
     used = find_needed(graph, fetches).values()
     functions = called_functions(used, graph.library)
+    features: dict[str, tuple[str, list]] = {}
     for body in (used, *(function.node_def for function in functions)):
         nodes = {node.name: node for node in body}
-        for node in nodes.values():
-            features = parsed_features(node, nodes)
-            if 0 < sum(len(values) for _, values in features.values()) <= MOST_PARSED:
-                return serialize_examples([features])[0]
-    return b""
+        for node in filter(lambda node: node.op in ("ParseExample", "ParseExampleV2"), body):
+            features |= parsed_features(node, nodes)
+    size = sum(len(values) for _, values in features.values())
+    return serialize_examples([features])[0] if 0 < size <= MOST_PARSED else b""
 
 
 def parsed_features(node: Any, nodes: Mapping[str, Any]) -> dict[str, tuple[str, list]]:
-    """The dense features that an operation parses, all one; sparse ones may be missing."""
-    if (
-        node.op == "ParseExampleV2"
-    ):  # its inputs are serialized, names, sparse keys, dense keys, ...
-        tensors = node.input[3:4]
-    elif node.op == "ParseExample":  # the same, with an input for each key
-        first = 2 + node.attr["Nsparse"].i
-        tensors = node.input[first : first + node.attr["Ndense"].i]
-    else:
+    """The sparse and dense features that an operation parses, all one; those of which the keys are
+    no constants are left out.
+    """
+    attr = node.attr
+    sparse, dense = (1, 1) if node.op.endswith("V2") else (attr["Nsparse"].i, attr["Ndense"].i)
+    # its inputs are the examples, their names, the keys of the sparse and of the dense features
+    makers = [nodes.get(name.split(":")[0]) for name in node.input[2 : 2 + sparse + dense]]
+    if any(getattr(maker, "op", "") != "Const" for maker in makers):
         return {}
-    constants = [nodes[tensor.split(":")[0]] for tensor in tensors if tensor.split(":")[0] in nodes]
-    if any(constant.op != "Const" for constant in constants):
-        return {}
-    values = [tensorflow().make_ndarray(one.attr["value"].tensor) for one in constants]
-    keys = [key.decode() for value in values for key in value.ravel()]
-    sizes = [
-        math.prod(max(dim.size, 1) for dim in shape.dim)
-        for shape in node.attr["dense_shapes"].list.shape
-    ]
-    kinds = [KINDS_PARSED[dtype] for dtype in node.attr["Tdense"].list.type]
+    read = tensorflow().make_ndarray
+    keys = [key for maker in makers for key in read(maker.attr["value"].tensor).ravel()]  # type: ignore
+    types = [*attr["sparse_types"].list.type, *attr["Tdense"].list.type]
+    shapes = [shape.dim for shape in attr["dense_shapes"].list.shape]
+    sizes = [1] * len(attr["sparse_types"].list.type)
+    sizes += [math.prod(max(dim.size, 1) for dim in shape) for shape in shapes]
     return {
-        key: (kind, [b"1" if kind == "bytes" else 1] * size)
-        for key, kind, size in zip(keys, kinds, sizes)
+        key.decode(errors="replace"): (KINDS_PARSED[kind], [b"1" if kind == 7 else 1] * size)
+        for key, kind, size in zip(keys, types, sizes)
     }
 
 
@@ -4385,10 +4381,10 @@ def read_signatures(folder: Path, tags: Sequence[str] = ("serve",)) -> dict[str,
     definitions = dict(graph.signature_def)
     rename_tensors(definitions, folder)
     signatures = {name: read_signature(one) for name, one in definitions.items()}
-    return {
-        name: tell_makers(graph.graph_def, signature) if is_runnable(signature) else signature
-        for name, signature in signatures.items()
-    }
+    for name in filter(lambda name: is_runnable(signatures[name]), signatures):
+        with contextlib.suppress(ValueError):  # tensors that are not there: it is left out later
+            signatures[name] = tell_makers(graph.graph_def, signatures[name])
+    return signatures
 
 
 def print_shape(shape: Sequence[int | None] | None) -> str:
@@ -4923,8 +4919,7 @@ def time_call(call: Callable, inputs: Sequence[np.ndarray]) -> float:
 
 
 def sample_inputs(signature: Signature, rows: int) -> list[np.ndarray]:
-    """Made-up inputs of `rows` rows: floats in 0..1, integers and booleans 0 or 1, strings empty or
-    the example that is parsed from them.
+    """Made-up inputs of `rows` rows: floats in 0..1, integers and booleans 0 or 1, empty strings.
 
     Unknown sizes are 1, and what may have any number of dimensions has one.
     """
@@ -4936,11 +4931,7 @@ def sample_inputs(signature: Signature, rows: int) -> list[np.ndarray]:
         shape = [size or 1 for size in sizes]
         values = random.random(shape, np.float32)
         numbers = np.round(values) if dtype.kind in "iub" else values
-        row = (
-            np.full(shape, signature.example, object)
-            if dtype.kind == "O"
-            else numbers.astype(dtype)
-        )
+        row = np.full(shape, b"", object) if dtype.kind == "O" else numbers.astype(dtype)
         rowwise = sizes and sizes[0] is None
         samples.append(np.repeat(row, rows, axis=0) if rowwise else row)
     return samples
@@ -6674,8 +6665,8 @@ class ReadyDeployment:
         tile = routines.find_tile(self.chain)
         if tile is not None and not model.kind.boxes:
             raise ValueError(f"routines: {routines.lacks(tile, 'boxes')}")
-        if text := tell_training(signature.operations):
-            raise ValueError(f"its signature {text}")
+        if not config.stateful and (text := tell_training(signature.operations)):
+            raise ValueError(f'its signature {text}. Where that is meant, write "stateful": true')
         return model
 
 

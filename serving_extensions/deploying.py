@@ -29,7 +29,9 @@ def pack_folder(folder: Path) -> bytes:
     with tarfile.open(fileobj=packed, mode="w:gz", compresslevel=1) as archive:
         for path in sorted(paths_below(folder)):
             name = path.relative_to(folder)
-            if not path.is_file() or any(p in LEFT_OUT or p.startswith(".") for p in name.parts):
+            if not os.path.isfile(path) or any(
+                p in LEFT_OUT or p.startswith(".") for p in name.parts
+            ):
                 continue
             entry = tarfile.TarInfo(name.as_posix())
             entry.size = path.stat().st_size

@@ -237,12 +237,16 @@ def read_value(server: ModelServer, call: Call, envelope: Envelope) -> Any:
         return read_parts(call, body)
     # curl names a form whatever it sends by -d, and nothing by -T
     unknown = kind in ("", "application/x-www-form-urlencoded")
-    if kind.endswith("json") or unknown and BEGINS_JSON.match(body):
+    if kind.endswith("json") or unknown and IS_JSON.match(body):
         return envelope.unwrap(parse_json(body)) if body else None
     return body
 
 
-BEGINS_JSON = re.compile(rb"[ \t\r\n]*(?:[{\[\"\-0-9tfn]|NaN|Inf|\xef\xbb\xbf|\Z)")
+# An object, a list or a text begins; or a number or a word is all there is.
+IS_JSON = re.compile(
+    rb"[ \t\r\n]*(?:[{\[\"]|\xef\xbb\xbf"
+    rb"|(?:-?(?:\d[\d.eE+-]*|Inf(?:inity)?)|true|false|null|NaN)?[ \t\r\n]*\Z)"
+)
 
 
 def read_parts(call: Call, body: bytes) -> Any:

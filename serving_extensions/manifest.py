@@ -42,7 +42,7 @@ def files_of(folder: Path) -> dict[str, Path]:
     found = {
         path.relative_to(folder).as_posix(): path
         for path in paths_below(folder)
-        if path.is_file() and path.name != MANIFEST
+        if os.path.isfile(path) and path.name != MANIFEST
     }
     return {name: found[name] for name in sorted(found) if not is_hidden(name)}
 

@@ -121,6 +121,12 @@ def test_an_export_left_in_training_is_told_and_refused_for_pictures(
     finally:
         server.stop()
     assert serving.main(command) == 2 and told in capsys.readouterr().out
+    meant = served(tmp_path / "m", deployments=[{**deployment, "stateful": True}])
+    try:
+        assert meant.readiness() == []
+        assert meant.predict_image(np.zeros((6, 6, 3), np.uint8))
+    finally:
+        meant.stop()
 
     x = model.inputs[0]
     keras.Model(x, model(x, training=False)).export(tmp_path / "m/2", verbose=False)

@@ -1251,6 +1251,8 @@ def test_an_example_is_made_up_of_what_a_graph_parses(tf, folder):
     def parsed(x):
         found = tf.io.parse_example(x, features)
         rows = tf.reduce_sum(found["age"], [1, 2]) + tf.cast(found["count"], tf.float32)
+        more = tf.io.parse_example(x, {"more": tf.io.FixedLenFeature([], tf.int64)})["more"]
+        rows += tf.cast(more, tf.float32)
         return {"y": rows, "name": found["name"], "tags": tf.sparse.to_dense(found["tags"])}
 
     large = {"x": tf.io.FixedLenFeature([1001], tf.float32)}
@@ -1266,12 +1268,29 @@ def test_an_example_is_made_up_of_what_a_graph_parses(tf, folder):
     read = tf.train.Example.FromString(example).features.feature
     assert {name: len(one.float_list.value) for name, one in read.items()} == {
         "age": 6,
-        "count": 0,
-        "name": 0,
+        **dict.fromkeys(("count", "name", "tags", "more"), 0),
     }
     found = run(servable, np.array([example], object))
-    assert found["y"].tolist() == [7] and found["name"].tolist() == [[b"1"]]
+    assert (
+        found["y"].tolist() == [8]
+        and found["tags"].tolist() == [[b"1"]]
+        and found["name"].tolist() == [[b"1"]]
+    )
     assert [servable.signatures[name].example for name in ("large", "lower")] == [b"", b""]
+
+
+def test_signatures_are_read_beside_one_whose_tensors_are_not_there(tf, folder):
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    floats = [tf.TensorSpec([None], tf.float32, "x")]
+    export(tf, folder, {"serving_default": (lambda x: {"y": 2 * x}, floats)})
+    file = folder / "saved_model.pb"
+    saved = saved_model_pb2.SavedModel.FromString(file.read_bytes())
+    signatures = saved.meta_graphs[0].signature_def
+    signatures["other"].CopyFrom(signatures["serving_default"])
+    signatures["other"].outputs["y"].name = "gone:0"
+    file.write_bytes(saved.SerializeToString())
+    assert {"serving_default", "other"} <= serving.read_signatures(folder).keys()
 
 
 def test_signature_without_batch_dimension_runs_unbatched(tf, folder, caplog):

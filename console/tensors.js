@@ -70,16 +70,17 @@ class TensorPanel {
 
 	build() {
 		const {inputs = {}, outputs = {}} = this.signatures[this.signature] ?? {};
+		this.b64 = this.one.examples?.[this.signature];
 		this.values = {}; // of inputs, as JSON: long numbers stay as they are typed
 		this.outputs = Object.keys(outputs);
-		this.fields = Object.entries(inputs).map(([name, tensor]) => ({name, tensor, ...fieldFor(name, tensor, (json) => this.write((this.values[name] = json)))}));
+		this.fields = Object.entries(inputs).map(([name, tensor]) => ({name, tensor, ...fieldFor(name, tensor, (json) => this.write((this.values[name] = json)), this.b64)}));
 		fill(this.form, this.fields.map((field) => field.element), make("p.soft.wide", `answers ${this.outputs.map((name) => `${name}: ${tell(outputs[name])}`).join(", ")}`));
 		this.example();
 	}
 
 	example() {
 		for (const {name, tensor, fill: show} of this.fields) {
-			const value = exampleOf(name, tensor, this.one.examples?.[this.signature]);
+			const value = exampleOf(name, tensor, this.b64);
 			this.values[name] = JSON.stringify(value);
 			show(value);
 		}
@@ -112,11 +113,11 @@ function exampleOf(name, tensor, b64) {
 // --- fields ---
 
 /** A field for an input: {element, fill(value)}; `set(json)` is called when the user has changed it. */
-function fieldFor(name, tensor, set) {
+function fieldFor(name, tensor, set, b64) {
 	const shape = shapeOf(tensor), label = `${name}: ${tell(tensor)}`;
 	if (isPicture(name, tensor, shape)) return pictureField(label, tensor, shape, set);
 	const text = tensor.dtype === "DT_STRING", cells = shape?.length < 2 ? 1 : shape?.length === 2 && shape[1];
-	if (text && cells === 1) return linesField(label, shape, set);
+	if (text && cells === 1 && !b64) return linesField(label, shape, set);
 	return !text && cells && cells <= MOST_CELLS ? tableField(label, tensor, shape, set) : jsonField(label, set);
 }
 

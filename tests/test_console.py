@@ -1371,6 +1371,7 @@ def test_signatures_of_serialized_examples_begin_with_one_that_works(browser, tm
         for signature in ("classify", "regress"):
             page.open("try/half_plus_two", server.key)
             page.choose("Signature", signature)
+            assert "b64" in page.js("return document.querySelector('.fields textarea').value")
             page.click("Send")
             page.says("2.5", "[aria-label='The answer as JSON']")
             asked = json.loads(page.js("return document.querySelector('#panel .body').value"))

@@ -44,7 +44,7 @@ export class Caller {
 	async run(question) {
 		this.abort?.abort();
 		const turn = ++this.turn, abort = (this.abort = new AbortController()), began = performance.now();
-		abort.signal.id = `page-${Math.random().toString(36).slice(2)}`; // by which its place is asked for
+		abort.signal.id = `page-${Math.random().toString(36).slice(2)}`;
 		this.fail("");
 		this.button.disabled = true;
 		this.stop.hidden = false;

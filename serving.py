@@ -4144,14 +4144,16 @@ def parsed_features(node: Any, nodes: Mapping[str, Any]) -> dict[str, tuple[str,
     if any(getattr(maker, "op", "") != "Const" for maker in makers):
         return {}
     read = tensorflow().make_ndarray
-    keys = [key for maker in makers for key in read(maker.attr["value"].tensor).ravel()]  # type: ignore
+    values = [maker.attr["value"].tensor for maker in makers if maker]
+    keys = [key for value in values for key in read(value).ravel()]
     types = [*attr["sparse_types"].list.type, *attr["Tdense"].list.type]
     shapes = [shape.dim for shape in attr["dense_shapes"].list.shape]
     sizes = [1] * len(attr["sparse_types"].list.type)
     sizes += [math.prod(max(dim.size, 1) for dim in shape) for shape in shapes]
+    ones = [b"1" if kind == 7 else 1 for kind in types]
     return {
-        key.decode(errors="replace"): (KINDS_PARSED[kind], [b"1" if kind == 7 else 1] * size)
-        for key, kind, size in zip(keys, types, sizes)
+        key.decode(errors="replace"): (KINDS_PARSED[kind], [one] * min(size, MOST_PARSED + 1))
+        for key, kind, one, size in zip(keys, types, ones, sizes)
     }
 
 

@@ -23,6 +23,7 @@ from .core import (
     ModelServer,
     NotFound,
     Reply,
+    Servable,
     ServingError,
     asked_chain,
     find_deployment,
@@ -279,19 +280,23 @@ def describe_deployment(server: ModelServer, ready: Any, failure: str = "") -> d
 
 def example_body(server: ModelServer, model: str) -> Any:
     """A predict body that a model answers, where one can be made up."""
-    found = server.manager.available.get(model)
-    return found and example_of(found.versions[max(found.versions)])
+    newest = newest_of(server, model)
+    return newest and example_of(newest)
 
 
 def list_examples(server: ModelServer, model: str) -> dict[str, str]:
     """By signature of the newest version the tf.train.Example that it parses, as base64."""
-    found = server.manager.available.get(model)
-    newest = found and found.versions[max(found.versions)]
+    newest = newest_of(server, model)
     return {
         name: base64.b64encode(signature.example).decode()
         for name, signature in (newest.signatures.items() if newest else ())
         if signature.example
     }
+
+
+def newest_of(server: ModelServer, model: str) -> Servable | None:
+    found = server.manager.available.get(model)
+    return found.versions[max(found.versions)] if found else None
 
 
 KINDS = {int: "integer", float: "number", str: "string", bool: "boolean"}

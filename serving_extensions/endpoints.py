@@ -245,7 +245,7 @@ def read_value(server: ModelServer, call: Call, envelope: Envelope) -> Any:
 # An object, a list or a text begins; or a number or a word is all there is.
 IS_JSON = re.compile(
     rb"[ \t\r\n]*(?:[{\[\"]|\xef\xbb\xbf"
-    rb"|(?:-?(?:\d[\d.eE+-]*|Inf(?:inity)?)|true|false|null|NaN)?[ \t\r\n]*\Z)"
+    rb"|(?:-?(?:\d+(?:\.\d+)?(?:[eE][+-]?\d+)?|Inf(?:inity)?)|true|false|null|NaN)?[ \t\r\n]*\Z)"
 )
 
 

@@ -4109,33 +4109,39 @@ def tell_makers(graph: Any, signature: Signature) -> Signature:
         )
         for name, spec in signature.outputs.items()
     }
-    fetches = [spec.tensor for spec in signature.outputs.values()]
-    operations = frozenset(node.op for node in used_nodes(graph, fetches))
-    return Signature(signature.inputs, outputs, operations, make_example(graph, fetches))
+    bodies = used_bodies(graph, [spec.tensor for spec in signature.outputs.values()])
+    operations = frozenset(node.op for body in bodies for node in body)
+    return Signature(signature.inputs, outputs, operations, make_example(bodies, operations))
 
 
 KINDS_PARSED = {1: "float", 7: "bytes", 9: "int64"}  # DT_FLOAT, DT_STRING, DT_INT64
 MOST_PARSED = 1000  # values in an example that is made up
 
 
-def make_example(graph: Any, fetches: Iterable[str]) -> bytes:
-    """A serialized tf.train.Example with what a part of a GraphDef parses from one; b"" where it
-    parses none, or more than an example for people has.
+READ_PNG = {"DecodeImage", "DecodeJpeg", "DecodePng"}  # operations that take a PNG's bytes
+# 8x8 black pixels, as PNG
+DOT = "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAADElEQVR4nGNgGB4AAADIAAGtQHYiAAAAAElFTkSuQmCC"
+
+
+def make_example(bodies: Iterable[Iterable[Any]], operations: Collection[str]) -> bytes:
+    """A serialized tf.train.Example with what a graph's nodes, and those of its functions, parse
+    from one; b"" where they parse none, or more than an example for people has.
     """
-    used = find_needed(graph, fetches).values()
-    functions = called_functions(used, graph.library)
+    text = b"1" if READ_PNG.isdisjoint(operations) else base64.b64decode(DOT)
     features: dict[str, tuple[str, list]] = {}
-    for body in (used, *(function.node_def for function in functions)):
+    for body in bodies:
         nodes = {node.name: node for node in body}
         for node in filter(lambda node: node.op in ("ParseExample", "ParseExampleV2"), body):
-            features |= parsed_features(node, nodes)
+            features |= parsed_features(node, nodes, text)
     size = sum(len(values) for _, values in features.values())
     return serialize_examples([features])[0] if 0 < size <= MOST_PARSED else b""
 
 
-def parsed_features(node: Any, nodes: Mapping[str, Any]) -> dict[str, tuple[str, list]]:
-    """The sparse and dense features that an operation parses, all one; those of which the keys are
-    no constants are left out.
+def parsed_features(
+    node: Any, nodes: Mapping[str, Any], text: bytes
+) -> dict[str, tuple[str, list]]:
+    """The sparse and dense features that an operation parses, all one, or `text`; those of which
+    the keys are no constants are left out.
     """
     attr = node.attr
     sparse, dense = (1, 1) if node.op.endswith("V2") else (attr["Nsparse"].i, attr["Ndense"].i)
@@ -4150,7 +4156,7 @@ def parsed_features(node: Any, nodes: Mapping[str, Any]) -> dict[str, tuple[str,
     shapes = [shape.dim for shape in attr["dense_shapes"].list.shape]
     sizes = [1] * len(attr["sparse_types"].list.type)
     sizes += [math.prod(max(dim.size, 1) for dim in shape) for shape in shapes]
-    ones = [b"1" if kind == 7 else 1 for kind in types]
+    ones = [text if kind == 7 else 1 for kind in types]
     return {
         key.decode(errors="replace"): (KINDS_PARSED[kind], [one] * min(size, MOST_PARSED + 1))
         for key, kind, one, size in zip(keys, types, ones, sizes)
@@ -4733,11 +4739,16 @@ def used_nodes(graph: Any, fetches: Iterable[str]) -> list[Any]:
     """The NodeDefs of a GraphDef that fetching tensors may run, with those of all functions they
     call.
     """
-    used = find_needed(graph, fetches)
-    functions = called_functions(used.values(), graph.library)
+    return list(itertools.chain.from_iterable(used_bodies(graph, fetches)))
+
+
+def used_bodies(graph: Any, fetches: Iterable[str]) -> list[list[Any]]:
+    """The same, the graph's own first, then those of each function."""
+    used = find_needed(graph, fetches).values()
+    functions = called_functions(used, graph.library)
     names = {function.signature.name for function in functions}  # each may be an operation as well
-    inner = itertools.chain.from_iterable(function.node_def for function in functions)
-    return [node for node in itertools.chain(used.values(), inner) if node.op not in names]
+    bodies = used, *(function.node_def for function in functions)
+    return [[node for node in body if node.op not in names] for body in bodies]
 
 
 def called_functions(nodes: Iterable[Any], library: Any) -> list[Any]:

@@ -70,17 +70,17 @@ class TensorPanel {
 
 	build() {
 		const {inputs = {}, outputs = {}} = this.signatures[this.signature] ?? {};
-		this.b64 = this.one.examples?.[this.signature];
+		this.files = this.one.examples?.[this.signature] ?? {}; // by input, as base64
 		this.values = {}; // of inputs, as JSON: long numbers stay as they are typed
 		this.outputs = Object.keys(outputs);
-		this.fields = Object.entries(inputs).map(([name, tensor]) => ({name, tensor, ...fieldFor(name, tensor, (json) => this.write((this.values[name] = json)), this.b64)}));
+		this.fields = Object.entries(inputs).map(([name, tensor]) => ({name, tensor, ...fieldFor(name, tensor, (json) => this.write((this.values[name] = json)), this.files[name])}));
 		fill(this.form, this.fields.map((field) => field.element), make("p.soft.wide", `answers ${this.outputs.map((name) => `${name}: ${tell(outputs[name])}`).join(", ")}`));
 		this.example();
 	}
 
 	example() {
 		for (const {name, tensor, fill: show} of this.fields) {
-			const value = exampleOf(name, tensor, this.b64);
+			const value = exampleOf(tensor, this.files[name]);
 			this.values[name] = JSON.stringify(value);
 			show(value);
 		}
@@ -103,11 +103,8 @@ class TensorPanel {
 	}
 }
 
-const DOT = "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAADElEQVR4nGNgGB4AAADIAAGtQHYiAAAAAElFTkSuQmCC"; // a black PNG
-
-function exampleOf(name, tensor, b64) {
-	const shape = shapeOf(tensor), text = b64 ? {b64} : isPicture(name, tensor, shape) ? {b64: DOT} : "hello";
-	return filled(shape ?? [1], tensor.dtype === "DT_STRING" ? text : tensor.dtype === "DT_BOOL" ? true : 1);
+function exampleOf(tensor, b64) {
+	return filled(shapeOf(tensor) ?? [1], tensor.dtype === "DT_STRING" ? (b64 ? {b64} : "hello") : tensor.dtype === "DT_BOOL" ? true : 1);
 }
 
 // --- fields ---
@@ -115,7 +112,7 @@ function exampleOf(name, tensor, b64) {
 /** A field for an input: {element, fill(value)}; `set(json)` is called when the user has changed it. */
 function fieldFor(name, tensor, set, b64) {
 	const shape = shapeOf(tensor), label = `${name}: ${tell(tensor)}`;
-	if (isPicture(name, tensor, shape)) return pictureField(label, tensor, shape, set);
+	if (isPicture(name, tensor, shape, b64)) return pictureField(label, tensor, shape, set);
 	const text = tensor.dtype === "DT_STRING", cells = shape?.length < 2 ? 1 : shape?.length === 2 && shape[1];
 	if (text && cells === 1 && !b64) return linesField(label, shape, set);
 	return !text && cells && cells <= MOST_CELLS ? tableField(label, tensor, shape, set) : jsonField(label, set);
@@ -124,8 +121,8 @@ function fieldFor(name, tensor, set, b64) {
 /** Whether a shape is a picture's without a batch: [height, width, channels]. */
 const isSingle = (shape) => shape.length === 3 && [1, 3, 4].includes(shape[2]);
 
-function isPicture(name, tensor, shape) {
-	if (tensor.dtype === "DT_STRING") return shape?.length <= 1 && /image.*bytes|encoded|jpeg|png/i.test(name);
+function isPicture(name, tensor, shape, b64) {
+	if (tensor.dtype === "DT_STRING") return b64?.startsWith("iVBOR"); // a PNG
 	const pixels = shape?.length === 3 ? /image|pixel|picture/i.test(name) : shape?.length === 4 && [1, 3, 4].includes(shape[3]);
 	return pixels && (shape[1] ?? 99) > 4;
 }
@@ -192,7 +189,7 @@ function pictureField(label, tensor, shape, set) {
 	const write = () => bitmap && set(JSON.stringify(pixels(bitmap, canvas, shape, RANGES[range], whole)));
 	const take = async ([given]) => {
 		try {
-			if (file) set(JSON.stringify(filled(shape, {b64: await toBase64(given)})));
+			if (file) set(JSON.stringify(filled(shape ?? [1], {b64: await toBase64(given)})));
 			else bitmap = await createImageBitmap(given);
 			write();
 			note.textContent = `${given.name}${bitmap ? `: ${canvas.width} × ${canvas.height} of ${bitmap.width} × ${bitmap.height} pixels` : ""}`;

@@ -2,7 +2,6 @@
 sees them. The page is built from it.
 """
 
-import base64
 import dataclasses
 import functools
 import os
@@ -36,7 +35,7 @@ from .core import (
     routine_errors,
     routines,
 )
-from .openapi import example_of
+from .openapi import example_of, texts_of
 from .wrong_keys import identify_for
 
 PREVIEW_PIXELS = 1600  # of a preview's longer side
@@ -208,6 +207,7 @@ def describe_pipeline(server: ModelServer, model: dict[str, Any]) -> dict[str, A
         ],
         "outputs": links_of(config.outputs),
         "body": example_body(server, name),
+        "examples": list_examples(server, name),
     }
 
 
@@ -284,14 +284,12 @@ def example_body(server: ModelServer, model: str) -> Any:
     return newest and example_of(newest)
 
 
-def list_examples(server: ModelServer, model: str) -> dict[str, str]:
-    """By signature of the newest version the tf.train.Example that it parses, as base64."""
+def list_examples(server: ModelServer, model: str) -> dict[str, dict[str, str]]:
+    """By signature of the newest version, and input: the tf.train.Example or picture's file that it
+    takes, as base64.
+    """
     newest = newest_of(server, model)
-    return {
-        name: base64.b64encode(signature.example).decode()
-        for name, signature in (newest.signatures.items() if newest else ())
-        if signature.example
-    }
+    return {name: texts_of(one) for name, one in (newest.signatures.items() if newest else ())}
 
 
 def newest_of(server: ModelServer, model: str) -> Servable | None:

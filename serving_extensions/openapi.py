@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 
 from .core import (
+    DOT,
     FULL,
     HUB,
     MAX_DIMENSIONS,
     NUMPY_DTYPES,
+    READ_PNG,
     VERBS,
     Caller,
     Envelope,
@@ -251,8 +253,6 @@ OF_ARRAYS = [
     in_head("X-Tensor-Shape", "of a raw tensor: 1,224,224,3"),
 ]
 KEY_ASKED: list[dict[str, list]] = [{"bearer": []}, {"header": []}]
-# 8x8 black pixels
-DOT = "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAADElEQVR4nGNgGB4AAADIAAGtQHYiAAAAAElFTkSuQmCC"
 
 
 def describe_api(server: ModelServer, prefix: str, url: str, caller: Caller) -> dict[str, Any]:
@@ -758,14 +758,34 @@ def example_of(servable: Servable) -> dict[str, Any] | None:
     return json.loads(encode_json(named_body(found[0], body))) if found and body else None
 
 
+# inputs that take pictures, where the graph does not say so
+PICTURE_NAME = re.compile("image.*bytes|encoded|jpeg|png", re.IGNORECASE)
+
+
+def texts_of(signature: Signature) -> dict[str, str]:
+    """By input of strings, where it takes one a row: a made-up tf.train.Example or picture that it
+    answers, as base64; what takes other texts is left out.
+    """
+    texts = [
+        name
+        for name, spec in signature.inputs.items()
+        if spec.dtype == "DT_STRING" and len(sizes_of(spec)) <= 1
+    ]
+    if signature.example:
+        return dict.fromkeys(texts, base64.b64encode(signature.example).decode())
+    decodes = len(texts) == 1 and not READ_PNG.isdisjoint(signature.operations)
+    return {name: DOT for name in texts if decodes or PICTURE_NAME.search(name)}
+
+
 def example_request(signature: Signature) -> dict[str, Any] | None:
     """A predict request that a signature answers, for people to read.
 
     None if none can be made up, or none so short.
     """
-    inputs = signature.inputs.values()
-    if signature.example and [spec.shape for spec in inputs] == [(None,)]:
-        return {"inputs": [{"b64": base64.b64encode(signature.example).decode()}]}
+    inputs, texts = signature.inputs.values(), texts_of(signature)
+    if len(texts) == len(inputs) == 1:
+        value: Any = {"b64": texts[next(iter(signature.inputs))]}
+        return {"inputs": value if next(iter(inputs)).shape == () else [value]}
     if not inputs or any(spec.dtype not in NUMERIC or 0 in sizes_of(spec) for spec in inputs):
         return None
     shapes = [[size or 1 for size in sizes_of(spec)] for spec in inputs]

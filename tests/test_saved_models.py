@@ -1,5 +1,7 @@
 """Real SavedModels, of TF1 and TF2: loaded, called, batched, placed and freed; against TensorFlow called directly."""
 
+import base64
+import functools
 import json
 import os
 import re
@@ -1277,6 +1279,36 @@ def test_an_example_is_made_up_of_what_a_graph_parses(tf, folder):
         and found["name"].tolist() == [[b"1"]]
     )
     assert [servable.signatures[name].example for name in ("large", "lower")] == [b"", b""]
+
+
+def test_made_up_pictures_are_answered(tf, folder):
+    """Of the graphs that decode files, an example's own or what is asked itself."""
+    from serving_extensions.openapi import texts_of
+
+    def sizes(files):
+        decode = functools.partial(tf.io.decode_image, channels=3, expand_animations=False)
+        return tf.map_fn(lambda one: tf.shape(decode(one)), files, tf.int32)
+
+    features = {"image/encoded": tf.io.FixedLenFeature([], tf.string)}
+    text, word = tf.TensorSpec([None], tf.string, "x"), tf.TensorSpec([None], tf.string, "word")
+    both = [tf.TensorSpec([None], tf.string, "encoded"), word]
+    signatures = {
+        "serving_default": (lambda x: {"y": sizes(x)}, [text]),
+        "parsed": (
+            lambda x: {"y": sizes(tf.io.parse_example(x, features)["image/encoded"])},
+            [text],
+        ),
+        "two": (lambda encoded, word: {"y": sizes(encoded), "word": word}, both),
+        "lower": (lambda x: {"y": tf.strings.lower(x)}, [text]),
+    }
+    export(tf, folder, signatures)
+    servable = load(folder)
+    made = {name: texts_of(servable.signatures[name]) for name in signatures}
+    assert made["lower"] == {} and made["two"].keys() == {"encoded"}
+    for name in ("serving_default", "parsed"):
+        ((place, file),) = made[name].items()
+        files = np.array([base64.b64decode(file)], object)
+        assert servable.run(name, {place: files})["y"].tolist() == [[8, 8, 3]]
 
 
 def test_signatures_are_read_beside_one_whose_tensors_are_not_there(tf, folder):

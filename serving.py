@@ -10075,6 +10075,11 @@ def printing() -> Iterator[None]:
             os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
+def curl_key(server: ModelServer, needed: bool = True) -> str:
+    """curl's option with a key, where one is needed."""
+    return f" -H 'Authorization: Bearer {server.generated_key or 'KEY'}'" if needed else ""
+
+
 @printing()
 def report(server: ModelServer, address: str, stop: threading.Event, process: Process) -> None:
     """Print, once the first load is over, each model with its versions and devices,
@@ -10095,8 +10100,9 @@ def report(server: ModelServer, address: str, stop: threading.Event, process: Pr
     for name in server.readiness():
         print(f"  {name}: not available, the log says why")
     status, reload = url_of(view_models), url_of(view_reload)
+    key = curl_key(server, server.config.auth.protect == "all")
     print(
-        f"Status: {address}{status}   Reload: curl -X POST {address}{reload}   "
+        f"Status: {address}{status}   Reload: curl -X POST{key} {address}{reload}   "
         f"Ready: {address}{url_of(view_ready)}",
         flush=True,
     )

@@ -1,7 +1,7 @@
 """Hooks of mkdocs: what lies outside docs/ and is linked from there is part of the site.
 
 `](../deploy/README.md)` of a page in docs/ is right for who reads it in the repository. The site
-has that page as deploy/README.md, and files such as serving.py as they are; of a folder the name
+has that page as production.md, and files such as serving.py as they are; of a folder the name
 stays.
 """
 
@@ -15,10 +15,8 @@ ROOT = Path(__file__).parent.parent
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|!\[[^\]]*\]\([^)]*\))*)\]\(([^)\s:#]+)(#[^)\s]*)?\)")
 PAGES = {  # where the site has a page -> where the repository has it
     "index.md": "README.md",
-    **{
-        name: name
-        for name in ("CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "deploy/README.md")
-    },
+    "production.md": "deploy/README.md",  # the theme takes a README for its section's first page
+    **{name: name for name in ("CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")},
 }
 
 

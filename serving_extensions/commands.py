@@ -13,6 +13,7 @@ from .core import (
     Extension,
     ModelServer,
     ServingError,
+    curl_key,
     encode_json,
     list_samples,
     sample_inputs,
@@ -102,12 +103,14 @@ def example_command(servable: Any) -> str | None:
 
 def report(server: ModelServer, address: str) -> None:
     """Print a working curl for a model, and one for a picture."""
-    curl = None
+    curl, key = None, curl_key(server, server.config.auth.protect == "all")
     for model, states in server.manager.states().items():
         for _, state in sorted(states.items(), reverse=True):
             servable = state.servable  # the loader may take it away meanwhile
             if servable and (command := example_command(servable)):
-                command = f"{command} {address}{url_of(view_infer, model=model, verb='predict')}"
+                command = (
+                    f"{command}{key} {address}{url_of(view_infer, model=model, verb='predict')}"
+                )
                 curl = min(curl or command, command, key=lambda text: text.index(" http"))
     if curl:
         print(f"Try:    {curl}", flush=True)
@@ -116,10 +119,9 @@ def report(server: ModelServer, address: str) -> None:
     for deployment in [one for one in deployments if takes_pictures(server, one)][:1]:
         samples = list_samples(server, deployment)
         picture = os.path.relpath(samples[0]) if samples else "picture.jpg"
-        key = f"-H 'Authorization: Bearer {server.generated_key or 'KEY'}'"
         data = f"--data-binary {shlex.quote('@' + picture)}"
         url = address + url_of(view_predict_image, deployment=deployment.id)
-        print(f"        curl {key} {data} {url}", flush=True)
+        print(f"        curl{curl_key(server)} {data} {url}", flush=True)
 
 
 def takes_pictures(server: ModelServer, deployment: Any) -> bool:

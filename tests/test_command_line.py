@@ -48,6 +48,22 @@ def test_demo_starts_says_what_it_serves_and_its_curl_works(demo_process):
     assert demo_process.call("GET", "/readyz")[0] == 200
 
 
+def test_the_commands_that_a_protected_server_shows_have_its_key(tmp_path):
+    config = {
+        "model_config_list": [
+            {"config": {"name": "h", "base_path": str(ROOT / "models/half_plus_two")}}
+        ],
+        "auth": {"protect": "all"},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with started("--config", str(tmp_path / "config.json"), "--port", "0") as server:
+        predict = server.wait_for("Try:").removeprefix("Try:")
+        reload = re.search("Reload: (.*?)   ", "".join(server.out))[1]
+        for command in (predict, reload):
+            options = " -sS --fail-with-body -o /dev/null"
+            assert subprocess.run(command.strip() + options, shell=True).returncode == 0, command
+
+
 def test_client_that_leaves_does_no_harm(demo_process):
     for cut in (
         b"POST /v1/models/digits:predict HTTP/1.1\r\nContent-Length: 1000000\r\n\r\n{",

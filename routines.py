@@ -4110,19 +4110,13 @@ def encode(image: np.ndarray, ending: str = ".png", what: str = "encoded") -> by
 
 
 def encode_example(features: Mapping[str, bytes]) -> bytes:
-    """A serialized tf.Example of features that hold one text each (core/example/example.proto)."""
+    """A serialized tf.Example of features that hold one text each."""
+    from tensorflow import train  # there once a model is loaded
 
-    def message(number: int, data: bytes) -> bytes:
-        head, size = bytes([number << 3 | 2]), len(data)
-        while size > 127:
-            head, size = head + bytes([size & 127 | 128]), size >> 7
-        return head + bytes([size]) + data
-
-    entries = [
-        message(1, message(1, name.encode()) + message(2, message(1, message(1, data))))
-        for name, data in features.items()
-    ]
-    return message(1, b"".join(entries))
+    example = train.Example()
+    for name, data in features.items():
+        example.features.feature[name].bytes_list.value.append(data)
+    return example.SerializeToString()
 
 
 def read_input(

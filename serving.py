@@ -2827,11 +2827,9 @@ class Servable:
         device: str = "",
         close: Callable[[], None] = lambda: None,
         calls: Mapping[str, "SignatureCall"] = types.MappingProxyType({}),
-        seconds: Callable[[str], float] | None = None,
     ):
         self.signatures, self._run, self._calls = dict(signatures), run, calls
-        self._seconds = seconds
-        self.metadata, self._device = metadata or {}, device
+        self.metadata, self.device = metadata or {}, device  # such as `GPU:0`
         self._close = close
         self._leases, self._retired, self.closed = 0, False, False
         self._lock = threading.Lock()
@@ -2842,15 +2840,8 @@ class Servable:
         """How its signatures are called, where that is known."""
         return self._calls
 
-    @property
-    def device(self) -> str:
-        """Where it runs, such as `GPU:0`."""
-        return self._device
-
     def seconds_of(self, name: str) -> float:
         """How long a small request takes by the signature `name`; infinity where nobody knows."""
-        if self._seconds is not None:
-            return self._seconds(name)
         call = self.callables.get(name)
         return call.seconds if call is not None and call.steady else float("inf")
 
@@ -3768,15 +3759,16 @@ def find_needed(graph: Any, names: Iterable[str], placed: bool = False) -> dict[
     return used
 
 
-def extract_sub_graph(graph: Any, names: Iterable[str]) -> Any:
-    """The part of a GraphDef that some of its nodes need, as a GraphDef; ValueError for a node that
-    is not there.
+def extract_sub_graph(graph: Any, names: Iterable[str], *beside: str) -> Any:
+    """The part of a GraphDef that some of its nodes need, as a GraphDef, with what is called as
+    one of them and ends so; ValueError for a node that is not there.
 
     TensorFlow's function of this name does the same, and warns that it will go.
     """
     used = find_needed(graph, names, placed=True)
     part = type(graph)(library=graph.library, versions=graph.versions)
-    part.node.extend(node for node in graph.node if node.name in used)
+    kept = {name + end for name in used for end in ("", *beside)}
+    part.node.extend(node for node in graph.node if node.name in kept)
     return part
 
 
@@ -3791,13 +3783,7 @@ def extract_used(graph: Any, signatures: Iterable[str]) -> Any:
     )
     # sparse and composite tensors have none
     names = {info.name for info in infos if info.name}
-    reads = {
-        name + READ_SUFFIX
-        for name, node in find_needed(graph.graph_def, names, placed=True).items()
-        if node.op == "VarHandleOp"
-    }
-    reads &= {node.name for node in graph.graph_def.node}
-    used = extract_sub_graph(graph.graph_def, names | reads)
+    used = extract_sub_graph(graph.graph_def, names, READ_SUFFIX)
     functions = called_functions(used.node, used.library)
     if not used.library.gradient:
         del used.library.function[:]
@@ -5005,16 +4991,10 @@ class Workers:
         """
         future = self.submit(function, *arguments, wanted=lambda: not trace.has_left())
         try:
-            return future.result(trace.timeout())
+            text = "The model took longer than the request's time"
+            return result_within(future, trace.timeout(), text)
         except CancelledError:
             raise ServingError("The client has left", "CANCELLED") from None
-        except FutureTimeoutError:
-            if future.done() and not future.cancelled():  # just now; or a TimeoutError of its own
-                return future.result()
-            future.cancel()
-            raise ServingError(
-                "The model took longer than the request's time", "DEADLINE_EXCEEDED"
-            ) from None
 
     def submit(
         self, function: Callable, *arguments: Any, wanted: Callable[[], bool] = lambda: True
@@ -5065,6 +5045,17 @@ class Workers:
         self.jobs.put(None)
         if idle:
             after()
+
+
+def result_within(future: Future, seconds: float | None, text: str) -> Any:
+    """What a future brings; ServingError after so many seconds, and what waits then never runs."""
+    try:
+        return future.result(seconds)
+    except FutureTimeoutError:
+        if future.done() and not future.cancelled():  # just now; or a TimeoutError of its own
+            return future.result()
+        future.cancel()
+        raise ServingError(text, "DEADLINE_EXCEEDED") from None
 
 
 def do_jobs(jobs: queue.SimpleQueue) -> None:
@@ -8069,31 +8060,18 @@ def read_body(server: ModelServer, call: Call, limit: int | None = None) -> byte
 PLAIN_BYTES = 2000  # of a JSON body; one that is larger is worth a look for arrays in it
 
 
-def view_infer(
-    server: ModelServer,
-    call: Call,
-    model: str,
-    verb: str,
-    version: int | None = None,
-    label: str | None = None,
-) -> Reply:
+def view_infer(server: ModelServer, call: Call, model: str, verb: str, **which: Any) -> Reply:
     body = read_body(server, call)
+    about = {**which, "allowance": call.allowance, "trace": call.trace}
     if verb != "predict":
-        infer = getattr(server, verb)
-        value = parse_json(body)
-        return reply(infer(model, value, version, label, call.allowance, call.trace))
+        return reply(getattr(server, verb)(model, parse_json(body), **about))
     wanted: list[str] = []
     if call.environ.get("QUERY_STRING"):
         wanted = [name for value in call.arguments.get("outputs", ()) for name in value.split(",")]
-    infer = functools.partial(
-        server.predict,
-        model,
-        version=version,
-        label=label,
-        outputs=wanted,
-        allowance=call.allowance,
-        trace=call.trace,
-    )
+
+    def infer(value: Any) -> dict[str, Any]:
+        return server.predict(model, value, outputs=wanted, **about)
+
     if is_plain_predict(call, body):
         return reply(infer(parse_json(body)))
     answer = infer_any(call, body, infer, server.extensions)
@@ -8385,24 +8363,12 @@ def view_classes(server: ModelServer, call: Call, deployment: str | None = None)
     )
 
 
-def view_status(
-    server: ModelServer,
-    call: Call,
-    model: str,
-    version: int | None = None,
-    label: str | None = None,
-) -> Reply:
-    return reply(server.status(model, version, label))
+def view_status(server: ModelServer, call: Call, model: str, **which: Any) -> Reply:
+    return reply(server.status(model, **which))
 
 
-def view_metadata(
-    server: ModelServer,
-    call: Call,
-    model: str,
-    version: int | None = None,
-    label: str | None = None,
-) -> Reply:
-    return reply(server.metadata(model, version, label, call.trace))
+def view_metadata(server: ModelServer, call: Call, model: str, **which: Any) -> Reply:
+    return reply(server.metadata(model, **which, trace=call.trace))
 
 
 def view_models(server: ModelServer, call: Call) -> Reply:

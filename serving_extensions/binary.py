@@ -9,7 +9,6 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from .core import (
@@ -27,9 +26,7 @@ from .core import (
 
 NPY, NPZ, RAW = "application/x-npy", "application/x-npz", "application/octet-stream"
 ZIP_START = b"PK\x03\x04"
-RAW_DTYPES = {dtype.name: dtype for dtype in NUMPY_DTYPES.values() if dtype.kind != "O"} | {
-    "bfloat16": np.dtype(ml_dtypes.bfloat16)
-}
+RAW_DTYPES = {dtype.name: dtype for dtype in NUMPY_DTYPES.values() if dtype.kind != "O"}
 
 
 def read(call: Call, body: bytes) -> dict[str, Any] | None:

@@ -7,7 +7,6 @@ import logging
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,6 +38,7 @@ from .core import (
     parse_json,
     read_body,
     reply,
+    result_within,
 )
 from .handlers import Handler, HandlerError, check_function
 from .results import Answer, to_answer
@@ -285,15 +285,8 @@ def run_handler(endpoint: Endpoint, value: Any, context: Context) -> Any:
         return endpoint.handler.call(value, context)
     run = contextvars.copy_context().run  # the site's: flask.g, flask.request
     future = endpoint.pool.submit(run, endpoint.handler.call, value, context)
-    try:
-        return future.result(endpoint.timeout_seconds)
-    except FutureTimeoutError:
-        if future.done():  # the function's own TimeoutError, or an answer after all
-            return future.result()
-        future.cancel()
-        raise ServingError(
-            f"{endpoint.path} took longer than {endpoint.timeout_seconds:g} s", "DEADLINE_EXCEEDED"
-        ) from None
+    seconds = endpoint.timeout_seconds
+    return result_within(future, seconds, f"{endpoint.path} took longer than {seconds:g} s")
 
 
 # --- what plugs in --------------------------------------------------------------------------------

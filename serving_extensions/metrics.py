@@ -32,9 +32,7 @@ from .core import (
     Extension,
     ModelServer,
     Outcome,
-    Reply,
     ServingError,
-    Trace,
     log_safely,
     routes_of,
     start_thread,
@@ -882,14 +880,6 @@ def refresh(server: ModelServer, outcome: Outcome, polling: bool) -> None:
             metrics.watcher = start_thread("serving-watch", watch, *watched)
 
 
-def begin(server: ModelServer) -> None:
-    server.state["metrics"].begin()
-
-
-def observe(server: ModelServer, trace: Trace, line: Mapping[str, Any], reply: Reply) -> None:
-    server.state["metrics"].end(trace, line, reply)
-
-
 def end(server: ModelServer) -> None:
     """Look no more, and keep the history."""
     metrics = server.state["metrics"]
@@ -905,8 +895,8 @@ EXTENSION = Extension(
     open=open_metrics,
     prepare=prepare,
     refresh=refresh,
-    begin=begin,
-    observe=observe,
+    begin=lambda server: server.state["metrics"].begin(),
+    observe=lambda server, *told: server.state["metrics"].end(*told),
     end=end,
     formatters={"text": TextFormatter, "json": JsonFormatter},
 )

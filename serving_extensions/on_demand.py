@@ -79,7 +79,6 @@ class OnDemand(Servable):
         self.request = request.with_config(load="eager")
         self.name = f"{config.name}/{version_of(folder, config)}"
         self.resident: Servable | None = None
-        self.placed = ""  # where it was loaded last
         self.why, self.used_at, self.bytes = "not asked for yet", time.monotonic(), 0
         self.load_seconds = 0.0  # of its last load
         self.budget: int | None = None  # at that time, in MiB
@@ -97,10 +96,6 @@ class OnDemand(Servable):
     def callables(self) -> Mapping[str, SignatureCall]:
         resident = self.resident
         return resident.callables if resident else {}
-
-    @property
-    def device(self) -> str:
-        return self.placed
 
     def seconds_of(self, name: str) -> float:
         """Nobody knows: it may have to be loaded."""
@@ -296,7 +291,7 @@ class Residency:
         entry.bytes, entry.used_at = size, time.monotonic()
         entry.load_seconds = time.perf_counter() - start
         entry.budget = self.options().memory_budget_mb
-        entry.placed, entry.why = resident.device, "asked for"
+        entry.device, entry.why = resident.device, "asked for"
         entry.resident = resident
         self.start_sweeping()
         logger.info(
@@ -453,7 +448,7 @@ def wrap_load(server: ModelServer, load: Load) -> Residency:
 
 @contextmanager
 def named_entry(
-    server: ModelServer, model: str, version: int | None, label: str | None
+    server: ModelServer, model: str, version: int | None = None, label: str | None = None
 ) -> Iterator[tuple[int, OnDemand]]:
     """A version that is on demand, not retired within a `with`; this is no call of the model.
 
@@ -472,29 +467,17 @@ def named_entry(
         entry.release()
 
 
-def view_load(
-    server: ModelServer,
-    call: Call,
-    model: str,
-    version: int | None = None,
-    label: str | None = None,
-) -> Reply:
+def view_load(server: ModelServer, call: Call, model: str, **which: Any) -> Reply:
     """Bring a version that is on demand into memory, as its first request would."""
-    with named_entry(server, model, version, label) as (number, entry):
+    with named_entry(server, model, **which) as (number, entry):
         with entry.residency.use(entry, call.trace):
             pass
         return reply(describe_entry(model, number, entry))
 
 
-def view_unload(
-    server: ModelServer,
-    call: Call,
-    model: str,
-    version: int | None = None,
-    label: str | None = None,
-) -> Reply:
+def view_unload(server: ModelServer, call: Call, model: str, **which: Any) -> Reply:
     """Take a version that is on demand out of memory; the next request brings it back."""
-    with named_entry(server, model, version, label) as (number, entry):
+    with named_entry(server, model, **which) as (number, entry):
         if entry.config.pinned:
             raise BadRequest(f"'{model}' is pinned: once loaded, it stays in memory")
         if not entry.residency.evict(entry, "freed by hand") and entry.resident:

@@ -153,18 +153,6 @@ def find_signature(manager: ModelManager, model: str, version: int | None) -> Si
     return servable.signatures.get("serving_default") if servable else None
 
 
-def seconds_of(config: Any, manager: ModelManager) -> float:
-    """What the models of a pipeline take together for one row.
-
-    Not known of functions, of shards and of what may have to load.
-    """
-    if any(part.demultiply_count is not None for part in (config, *config.nodes)):
-        return float("inf")
-    # a function has none
-    models = [find_model(manager, node.model_name, node.version) for node in config.nodes]
-    return sum(model.seconds_of("serving_default") if model else float("inf") for model in models)
-
-
 class PipelineServable(Servable):
     """A plan as a servable.
 
@@ -176,12 +164,20 @@ class PipelineServable(Servable):
             read_specs(planned.inputs, "DT_FLOAT"),
             tell_outputs(planned, read_specs(planned.outputs, "DT_INVALID")),
         )
-        super().__init__(
-            {"serving_default": signature},
-            metadata=describe_signature(signature),
-            seconds=lambda name: seconds_of(config, manager),
-        )
+        super().__init__({"serving_default": signature}, metadata=describe_signature(signature))
         self.config, self.planned, self.manager, self.pool = config, planned, manager, pool
+
+    def seconds_of(self, name: str) -> float:
+        """What its models take together for one row.
+
+        Not known of functions, of shards and of what may have to load.
+        """
+        nodes = self.config.nodes
+        if any(part.demultiply_count is not None for part in (self.config, *nodes)):
+            return float("inf")
+        # a function has none
+        models = [find_model(self.manager, node.model_name, node.version) for node in nodes]
+        return sum(one.seconds_of("serving_default") if one else float("inf") for one in models)
 
     def call(
         self, name: str, inputs: dict[str, np.ndarray], trace: Trace = UNTRACED
@@ -193,7 +189,7 @@ class PipelineServable(Servable):
         seconds: dict[str, float] = {}
         trace.nodes = seconds
         try:
-            long = seconds_of(self.config, self.manager) >= SHORT_SECONDS
+            long = self.seconds_of(name) >= SHORT_SECONDS
             helpers = self.pool if long else None  # one costs more than a short call
             return self.planned.run(inputs, call_model, helpers, seconds)
         except NoShards:

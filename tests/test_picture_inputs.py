@@ -231,18 +231,6 @@ def test_predictions_in_the_padding_go_and_those_across_its_edge_are_cut():
 # --- texts --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "features", [{"image/encoded": b"x"}, {"a": b"", "b": bytes(range(256)) * 100}, {}]
-)
-def test_an_example_is_that_of_tensorflow(tf, features):
-    kinds = {
-        name: tf.train.Feature(bytes_list=tf.train.BytesList(value=[data]))
-        for name, data in features.items()
-    }
-    truth = tf.train.Example(features=tf.train.Features(feature=kinds))
-    assert tf.train.Example.FromString(routines.encode_example(features)) == truth
-
-
 def save(tf, folder, function, *specs):
     module = tf.Module()
     module.f = tf.function(function, input_signature=specs)

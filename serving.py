@@ -2341,6 +2341,8 @@ def exact_array(array: np.ndarray, spec: TensorSpec) -> np.ndarray:
     Numbers that quick_cast refused are wrong, and only the first wrong one becomes an object.
     """
     dtype = NUMPY_DTYPES.get(spec.dtype)
+    if dtype is not None and not array.size:  # lists would lose the sizes behind a 0
+        return np.empty(array.shape, dtype)
     if dtype is None or array.dtype.kind not in "biufc" or array.ndim > MAX_DIMENSIONS:
         return exact_tensor(array.tolist(), spec)
     index = 0

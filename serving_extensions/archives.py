@@ -6,6 +6,7 @@ they are unpacked, whatever the archive says of it. What is not whole is refused
 
 import gzip
 import io
+import lzma
 import stat
 import tarfile
 import zipfile
@@ -28,7 +29,8 @@ BROKEN = (
     EOFError,
     NotImplementedError,  # a way to pack that Python does not know
     RuntimeError,  # a password is wanted
-    UnicodeError,
+    ValueError,  # a file that begins before the archive, a name that is no text
+    lzma.LZMAError,
 )
 
 
@@ -70,9 +72,17 @@ class Room:
     def fill(self, place: Path, stream: Any) -> None:
         """Write a file from what is unpacked bit by bit."""
         with place.open("xb") as file:
-            while block := stream.read(BLOCK):
+            while block := read_block(stream):
                 self.take(len(block))
                 file.write(block)
+
+
+def read_block(stream: Any) -> bytes:
+    """The next bytes of a file in an archive. Raises BadRequest where bzip2 finds them damaged,
+    which is an OSError in Python, as are those of the folder that it is written into.
+    """
+    with archive_errors((OSError,)):
+        return stream.read(BLOCK)
 
 
 def too_large(what: str) -> ServingError:
@@ -119,10 +129,10 @@ def unpack(data: bytes, folder: Path, most_bytes: int, most_files: int) -> None:
 
 
 @contextmanager
-def archive_errors() -> Iterator[None]:
+def archive_errors(kinds: tuple[type[Exception], ...] = BROKEN) -> Iterator[None]:
     try:
         yield
-    except BROKEN as error:
+    except kinds as error:
         raise BadRequest(f"The archive is broken: {type(error).__name__}: {error}"[:300]) from error
 
 

@@ -25,6 +25,7 @@ from .core import (
     ModelServer,
     NotFound,
     Reply,
+    ServingError,
     Signature,
     TensorSpec,
     __version__,
@@ -111,7 +112,8 @@ def view_model_ready(
         raise NotFound(f"There is no model '{model}'")
     if server.config.is_pipeline(model):  # those have no versions
         version = None
-    ready = found is not None and (version is None or version in found.versions)
+    # 0 is the default version, as in `infer`
+    ready = found is not None and (not version or version in found.versions)
     if not ready:
         raise BadRequest(f"Model '{model}'{'' if version is None else f' {version}'} is not ready")
     return reply({"name": model, "ready": True})
@@ -207,10 +209,13 @@ def split_request(data: bytes, length: str) -> tuple[dict[str, Any] | None, memo
     return (read_json(data[:size]) if size else None), rest
 
 
-def read_json(data: bytes) -> Any:
-    """JSON, long lists of numbers as arrays."""
+def read_json(data: bytes) -> dict[str, Any]:
+    """A JSON object, long lists of numbers as arrays. Raises BadRequest for any other JSON."""
     large = read_large_json(data) if len(data) >= PLAIN_BYTES else None
-    return parse_json(data) if large is None else large
+    found = parse_json(data) if large is None else large
+    if not isinstance(found, dict):
+        raise BadRequest("The request must be a JSON object with 'inputs'")
+    return found
 
 
 def describe_raw(
@@ -226,6 +231,7 @@ def describe_raw(
             f"{', '.join(signature.inputs)}"
         )
     ((name, spec),) = signature.inputs.items()
+    datatype = datatype_of(spec)
     answered = {"parameters": {"binary_data_output": True}}
     if spec.dtype == "DT_STRING":  # as it is, without its length
         ones = [1] * (1 if spec.shape is None else len(spec.shape))
@@ -241,14 +247,12 @@ def describe_raw(
         )
     sizes = [len(rest) // known if each is None else each for each in shape or ()]
     size = {"parameters": {"binary_data_size": len(rest)}}
-    tensor = {"name": name, "datatype": NAMES[spec.dtype], "shape": sizes, **size}
+    tensor = {"name": name, "datatype": datatype, "shape": sizes, **size}
     return {"inputs": [tensor], **answered}, rest
 
 
-def check_request(request: Any) -> None:
-    """Raise BadRequest for a request that is none, or that asks for what is not kept here."""
-    if not isinstance(request, dict):
-        raise BadRequest("The request must be a JSON object with 'inputs'")
+def check_request(request: Mapping[str, Any]) -> None:
+    """Raise BadRequest for a request without tensors, or that asks for what is not kept here."""
     if not isinstance(request.get("inputs"), list) or not request["inputs"]:
         raise BadRequest("inputs: expected a list of tensors, got none")
     parameters = parameters_of(request)
@@ -266,6 +270,14 @@ def parameters_of(part: Mapping[str, Any], where: str = "") -> dict[str, Any]:
         place = f"{where}.parameters" if where else "parameters"
         raise BadRequest(f"{place}: expected an object, got {json_kind(given)}")
     return given or {}
+
+
+def datatype_of(spec: TensorSpec) -> str:
+    """The datatype of an input. Raises ServingError 501 for what the protocol has none for."""
+    if spec.dtype not in NAMES:
+        text = f"The input '{spec.name}' is {spec.type_name}, for which there is no datatype"
+        raise ServingError(text, "UNIMPLEMENTED")
+    return NAMES[spec.dtype]
 
 
 # --- inputs ---------------------------------------------------------------------------------------
@@ -308,7 +320,7 @@ def check_input(signature: Signature, model: str, tensor: Any, where: str) -> Te
             f"{where}.name: model '{model}' has no input '{str(tensor.get('name'))[:60]}'; it has "
             f"{', '.join(signature.inputs)}"
         )
-    wanted = NAMES.get(spec.dtype, spec.dtype)
+    wanted = datatype_of(spec)
     if tensor.get("datatype") != wanted:
         raise BadRequest(
             f"{where}.datatype: '{spec.name}' of model '{model}' is {wanted}, got "
@@ -477,12 +489,14 @@ def classes_of(array: np.ndarray, wanted: Wanted) -> np.ndarray:
     if array.dtype.kind not in "iufV" or not array.ndim:
         raise BadRequest(f"outputs: '{wanted.name}' has no classes to choose from")
     count = min(wanted.classes, array.shape[-1])
-    values = array.astype(np.float64)
-    best = np.argsort(-values, axis=-1, kind="stable")[..., :count]
+    whole = array.dtype.kind in "iu"  # ~ turns their order round, and keeps each apart
+    keys = ~array if whole else -array.astype(np.float64)
+    best = np.argsort(keys, axis=-1, kind="stable")[..., :count]
     found = np.empty(best.shape, object)
     for at in np.ndindex(best.shape):
-        value = values[(*at[:-1], best[at])]
-        found[at] = f"{value:f}:{best[at]}".encode()
+        value = array[(*at[:-1], best[at])]
+        text = f"{value}" if whole else f"{float(value):f}"  # as std::to_string, in Triton
+        found[at] = f"{text}:{best[at]}".encode()
     return found
 
 

@@ -25,11 +25,12 @@ from .core import (
     TensorSpec,
     Trace,
     Workers,
+    fit,
     log_safely,
     logger,
 )
 from .endpoints import import_handler
-from .handlers import Handler, HandlerError, check_function
+from .handlers import Handler, check_function
 from .pipelines import (
     REQUEST,
     RESPONSE,
@@ -40,6 +41,10 @@ from .pipelines import (
     Plan,
     plan,
 )
+
+
+class NoFunction(PipelineError):
+    """A custom node's function cannot be imported, which the outcome has already."""
 
 
 def refresh(server: ModelServer, outcome: Outcome, polling: bool) -> None:
@@ -57,9 +62,9 @@ def refresh(server: ModelServer, outcome: Outcome, polling: bool) -> None:
         try:
             functions = import_nodes(server, pipeline, path, outcome, polling)
             refresh_pipeline(server, manager, pipeline, functions, outcome)
-        except (PipelineError, HandlerError) as error:
-            where = f"{path}{getattr(error, 'path', '')}: {error}"
-            if isinstance(error, HandlerError):  # told; planned anew when its function is there
+        except PipelineError as error:
+            where = f"{path}{error.path}: {error}"
+            if isinstance(error, NoFunction):  # told; planned anew when its function is there
                 server.kept.pop(("pipeline", pipeline.name), None)
             elif error is told:  # as OpenVINO Model Server, which answers the next reload with 200
                 outcome.told.append(where)
@@ -88,9 +93,10 @@ def refresh_pipeline(
     if not manager.config.is_pipeline(config.name):
         raise PipelineError(f"Pipeline has the same name as model: '{config.name}'", ".name")
     members = {
-        (node.model_name, node.version): find_signature(manager, node.model_name, node.version)
+        (node.model_name, node.version): servable.signatures if servable else None
         for node in config.nodes
         if node.model_name is not None
+        for servable in [find_model(manager, node.model_name, node.version)]
     }
     key, made_of = ("pipeline", config.name), (config, members, functions)
     before, problem = server.kept.get(key, (None, None))
@@ -99,7 +105,10 @@ def refresh_pipeline(
             raise problem.with_traceback(None)
         return
     try:
-        planned = plan(config, lambda *which: members.get(which), functions)
+        require_signatures(config, members)
+        planned = plan(
+            config, lambda *which: (members[which] or {}).get("serving_default"), functions
+        )
     except PipelineError as error:
         server.kept[key] = made_of, error
         raise
@@ -117,19 +126,20 @@ def import_nodes(
     """The Python functions of a pipeline's custom nodes by node, imported as handlers are: when
     they are new and, at a reload, when they have changed. Others need a C++ library.
 
-    A file that cannot be imported leaves the function that was there. Raises HandlerError where
-    there was none.
+    A file that cannot be imported leaves the function that was there. Raises NoFunction where there
+    was none.
     """
     functions: dict[str, Any] = {}
-    for node in config.nodes:
+    for at, node in enumerate(config.nodes):
         if node.function is None:
             continue
         handler = server.kept.setdefault(
             ("node", node.function), Handler(node.function, server.folder)
         )
-        import_handler(handler, path, outcome, polling)
+        place = f".nodes[{at}].function"
+        import_handler(handler, path + place, outcome, polling)
         if not handler.ready:
-            raise HandlerError(handler.error)
+            raise NoFunction(handler.error, place)
         functions[node.name] = handler.function
     return functions
 
@@ -147,10 +157,16 @@ def find_model(manager: ModelManager, model: str, version: int | None) -> Servab
     return found.versions[max(found.versions) if version is None else version]
 
 
-def find_signature(manager: ModelManager, model: str, version: int | None) -> Signature | None:
-    """The default signature of a model's version that is there now, the highest for None."""
-    servable = find_model(manager, model, version)
-    return servable.signatures.get("serving_default") if servable else None
+def require_signatures(config: Any, members: Mapping[Any, Mapping[str, Signature] | None]) -> None:
+    """Raise PipelineError for a node whose model is there without the signature that nodes call."""
+    for at, node in enumerate(config.nodes):
+        there = members.get((node.model_name, node.version))
+        if there is not None and "serving_default" not in there:
+            raise PipelineError(
+                f"node '{node.name}': model '{node.model_name}' has no signature "
+                f"'serving_default'; it has {', '.join(there)}",
+                f".nodes[{at}].model_name",
+            )
 
 
 class PipelineServable(Servable):
@@ -182,6 +198,9 @@ class PipelineServable(Servable):
     def call(
         self, name: str, inputs: dict[str, np.ndarray], trace: Trace = UNTRACED
     ) -> dict[str, np.ndarray]:
+        # told by the names and sizes that the client knows, not by those of a node
+        inputs = {spec.name: fit(spec, inputs) for spec in self.signatures[name].inputs.values()}
+
         def call_model(model: str, version: int | None, inputs: Any) -> dict[str, np.ndarray]:
             with self.manager.lease(model, version, trace=trace) as (_, servable):
                 return servable.call("serving_default", inputs, trace)
@@ -191,7 +210,7 @@ class PipelineServable(Servable):
         try:
             long = self.seconds_of(name) >= SHORT_SECONDS
             helpers = self.pool if long else None  # one costs more than a short call
-            return self.planned.run(inputs, call_model, helpers, seconds)
+            return self.planned.run(inputs, call_model, helpers, seconds, lambda: in_time(trace))
         except NoShards:
             raise ServingError("", status=204) from None  # as OpenVINO Model Server answers it
         except NodeError as error:  # the function's fault, which its author finds in the log
@@ -199,6 +218,15 @@ class PipelineServable(Servable):
             raise ServingError(str(error)) from None
         except PipelineError as error:
             raise BadRequest(str(error)) from error
+
+
+def in_time(trace: Trace) -> None:
+    """Raise ServingError where nobody waits for a node that has not started."""
+    if trace.remaining() <= 0:
+        text = "The pipeline took longer than the request's time"
+        raise ServingError(text, "DEADLINE_EXCEEDED")
+    if trace.has_left():
+        raise ServingError("The client has left", "CANCELLED")
 
 
 def read_specs(tensors: Mapping[str, Any], default: str) -> dict[str, TensorSpec]:

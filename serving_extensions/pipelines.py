@@ -20,7 +20,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from .core import CARRIED, ServingError, Workers, errors_only
+from .core import CARRIED, BadRequest, ServingError, Workers, errors_only
 
 # where every graph starts and ends; never nodes of a config
 REQUEST, RESPONSE = (
@@ -173,7 +173,7 @@ def build_links(
 
 # OpenVINO Model Server's checks in its order, with its texts: a field of each node, or None for
 # each link, and what is wrong there. Two more follow in the planning. Unlike there, strings
-# (DT_STRING) may flow between nodes.
+# (DT_STRING) may flow between nodes, and an alias names one output.
 CHECKS: tuple[tuple[str, str | None, Callable[[Graph, int, Any], Any]], ...] = (
     (
         "Functionality not implemented",
@@ -192,6 +192,14 @@ CHECKS: tuple[tuple[str, str | None, Callable[[Graph, int, Any], Any]], ...] = (
         lambda graph, at, node: (
             node.name in (REQUEST, RESPONSE, *(other.name for other in graph.listed[:at]))
             and "expected a name of its own"
+        ),
+    ),
+    (
+        "Pipeline definition has multiple outputs with the same alias",
+        ".outputs",
+        lambda graph, at, node: (
+            len(aliases := [output.alias for output in node.outputs]) > len(set(aliases))
+            and f"expected an alias of its own for each, got {', '.join(map(repr, aliases))}"
         ),
     ),
     (
@@ -363,6 +371,8 @@ def validate(graph: Graph) -> None:
                     f"{text}: {where}: {detail}",
                     place.path if field is None else f".nodes[{at}]{field}",
                 )
+    if not graph.into(RESPONSE):  # and so no nodes: they would not reach it
+        raise PipelineError("Pipeline definition has no outputs: expected at least one", ".outputs")
 
 
 def show_names(names: Iterable[str]) -> str:
@@ -471,14 +481,17 @@ class Plan:
         call: Callable[..., Arrays],
         pool: Workers | None = None,
         seconds: dict[str, float] | None = None,
+        check: Callable[[], None] = lambda: None,
     ) -> dict[str, np.ndarray]:
         """Answer one request: `call(model_name, version, inputs)` runs a model; idle threads of
-        `pool` help. `seconds` is filled with the time in each node, its shards together.
+        `pool` help. `seconds` is filled with the time in each node, its shards together. `check()`
+        is called before each node and shard, and raises where none may start any more.
 
         Nodes share arrays and views of them, so none may write into its inputs. Raises NoShards,
-        PipelineError for arrays that do not fit, and what a node raised.
+        PipelineError for arrays that do not fit, and what a node or `check` raised, BadRequest with
+        the node's name before it.
         """
-        run = PlanRun(self, call, pool)
+        run = PlanRun(self, call, pool, check)
         try:
             return run.answer(inputs)
         finally:
@@ -537,8 +550,15 @@ class PlanRun:
     pool slows it down, but cannot stop it. `changed` guards what is counted here.
     """
 
-    def __init__(self, plan: Plan, call: Callable[..., Arrays], pool: Workers | None) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        call: Callable[..., Arrays],
+        pool: Workers | None,
+        check: Callable[[], None],
+    ) -> None:
         self.plan, self.graph, self.call, self.pool = plan, plan.graph, call, pool
+        self.check = check
         self.values: dict[tuple[str, str], dict[Index, Any]] = {  # arrays and bare numbers
             (link.node, link.item): {} for link in plan.graph.links
         }
@@ -618,13 +638,17 @@ class PlanRun:
         return itertools.product(*(range(self.counts[name]) for name in stack))
 
     def run_node(self, name: str, index: Index) -> None:
+        self.check()
         node = self.graph.nodes[name]
         inputs = {link.name: self.read(link, index) for link in self.graph.into(name)}
         if node.type == "custom":
             with errors_only(f"node '{name}'"):
                 outputs = self.graph.functions[name](inputs, dict(node.params))
         else:
-            outputs = self.call(node.model_name, node.version, inputs)
+            try:
+                outputs = self.call(node.model_name, node.version, inputs)
+            except BadRequest as error:  # it names an input of the model, which clients do not know
+                raise BadRequest(f"node '{name}': {error.message}") from error
         self.publish(name, index, outputs)
 
     def read(self, link: Link, index: Index) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Models and projects that are sent: served at once, or refused with nothing left behind."""
 
+import contextlib
 import io
 import json
 import os
@@ -29,9 +30,9 @@ def files_of(folder):
     }
 
 
-def zipped(files, prefix=""):
+def zipped(files, prefix="", method=zipfile.ZIP_DEFLATED):
     packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(packed, "w", method) as archive:
         for name, content in files.items():
             archive.writestr(prefix + name, content)
     return packed.getvalue()
@@ -101,7 +102,14 @@ def test_an_upload_has_no_dry_run(rest, tmp_path):
 
 @pytest.mark.parametrize(
     ("pack", "options"),
-    [(zipped, {}), (tarred, {}), (tarred, {"mode": "w:gz"}), (zipped, {"prefix": "export/1/"})],
+    [
+        (zipped, {}),
+        (tarred, {}),
+        (tarred, {"mode": "w:gz"}),
+        (zipped, {"prefix": "export/1/"}),
+        (zipped, {"method": zipfile.ZIP_BZIP2}),
+        (zipped, {"method": zipfile.ZIP_LZMA}),
+    ],
 )
 def test_a_model_that_is_sent_answers(rest, tmp_path, pack, options):
     sent = send(rest, "/v1/models/half/versions", pack(files_of(MODEL), **options))
@@ -249,6 +257,23 @@ def test_archives_cut_anywhere_are_refused(tmp_path, pack):
         folder.mkdir()
         with pytest.raises(serving.BadRequest):
             archives.unpack(whole[:cut], folder, 10**6, 100)
+
+
+@pytest.mark.parametrize(
+    "method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA]
+)
+def test_archives_damaged_anywhere_are_refused_or_whole(tmp_path, method):
+    """Nothing else is raised; what is unpacked all the same is what was packed, by its CRC."""
+    content = bytes(range(256)) * 4
+    whole = zipped({"a": content}, method=method)
+    for at in range(len(whole)):
+        data = bytearray(whole)
+        data[at] ^= 0xFF
+        folder = tmp_path / str(at)
+        folder.mkdir()
+        with contextlib.suppress(serving.BadRequest):
+            archives.unpack(bytes(data), folder, 10**6, 100)
+            assert [one.read_bytes() for one in folder.iterdir()] == [content]
 
 
 def test_a_manifest_that_does_not_fit_is_refused(rest, tmp_path):

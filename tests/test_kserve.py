@@ -61,12 +61,20 @@ def folder(tmp_path_factory, tf):
         save(tf, root / "sums" / version, serving_default=(sums, spec))
     texts = tf.TensorSpec([None], tf.string, "text")
     save(tf, root / "words/1", serving_default=(words, texts))
-    numbers = {"BF16": tf.bfloat16, **{name: tf.as_dtype(one) for name, one in DTYPES.items()}}
+    numbers = {
+        "BYTES": tf.string,
+        "BF16": tf.bfloat16,
+        **{name: tf.as_dtype(one) for name, one in DTYPES.items()},
+    }
     echoes = {
         name: (lambda x: {"y": tf.identity(x)}, tf.TensorSpec([None, 2], one, "x"))
         for name, one in numbers.items()
     }
     save(tf, root / "types/1", **echoes)
+    complex_numbers = tf.TensorSpec([None], tf.complex64, "x")
+    save(
+        tf, root / "complex/1", serving_default=(lambda x: {"y": tf.math.real(x)}, complex_numbers)
+    )
     return root
 
 
@@ -75,7 +83,7 @@ def address(folder):
     every = {"model_version_policy": {"all": {}}}
     models = [
         {"name": name, "base_path": str(folder / name), **every}
-        for name in ("sums", "words", "types")
+        for name in ("sums", "words", "types", "complex")
     ]
     broken = {"name": "broken", "base_path": str(folder / "none")}
     server = serving.ModelServer(config(*models, broken))
@@ -206,6 +214,36 @@ def test_the_best_classes(client):
     assert float(found[0][0].split(":")[0]) == 4.5
 
 
+@pytest.mark.parametrize("datatype", [name for name in DTYPES if name != "BOOL"])
+def test_the_best_classes_of_each_datatype_are_written_as_in_cpp(client, datatype):
+    """triton-inference-server/server, src/classification.cc: sorted as they are, std::to_string."""
+    array = np.array([[0, 1], [1, 0], [1, 1]]).astype(DTYPES[datatype])
+    whole = np.issubdtype(array.dtype, np.integer)
+    if whole:  # beyond 2**53 no float tells them apart
+        array[2] = np.iinfo(array.dtype).max - 1, np.iinfo(array.dtype).max
+    answer = client.infer(
+        "types",
+        [tensor("x", array, datatype)],
+        outputs=[triton.InferRequestedOutput("y", class_count=2)],
+        parameters={"signature_name": datatype},
+    )
+    best = [sorted(enumerate(row), key=lambda one: -one[1]) for row in array.tolist()]
+    wanted = [[f"{'%d' if whole else '%f'}:{at}" % one for at, one in row] for row in best]
+    assert answer.as_numpy("y").astype(str).tolist() == wanted
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_no_texts_keep_their_shape(client, binary):
+    for datatype, dtype in (("BYTES", object), ("FP32", np.float32)):
+        answer = client.infer(
+            "types",
+            [tensor("x", np.empty((0, 2), dtype), datatype, binary)],
+            outputs=[triton.InferRequestedOutput("y", binary_data=binary)],
+            parameters={"signature_name": datatype},
+        )
+        assert answer.get_output("y")["shape"] == [0, 2]
+
+
 @pytest.mark.parametrize("packed", ["gzip", "deflate"])
 def test_packed_requests(client, packed):
     numbers = np.arange(30, dtype=np.int32).reshape(10, 3)
@@ -296,6 +334,9 @@ def test_readiness_and_unknown_names(address):
         ("/v2/models/sums/ready", 200),
         ("/v2/models/sums/versions/1/ready", 200),
         ("/v2/models/sums/versions/7/ready", 400),
+        ("/v2/models/sums/versions/0/ready", 200),  # the default version, as below
+        ("/v2/models/sums/versions/0", 200),
+        ("/v2/models/broken/versions/0/ready", 400),
         ("/v2/models/broken/ready", 400),
         ("/v2/models/nothing/ready", 404),
         ("/v2/models/nothing", 404),
@@ -328,6 +369,7 @@ def assert_error(answer, status, text):
     ("request_body", "text"),
     [
         ([], "must be a JSON object"),
+        (None, "must be a JSON object"),
         ({}, "inputs: expected a list of tensors"),
         ({"inputs": []}, "inputs: expected a list of tensors"),
         ({"inputs": [1]}, "inputs[0]: expected an object"),
@@ -397,6 +439,20 @@ def test_wrong_bytes_say_what_is_wrong(address, inputs, rest, length, text):
         f"{address}/v2/models/sums/infer", body + rest, headers=headers, timeout=30
     )
     assert_error(answer, 400, text)
+
+
+@pytest.mark.parametrize("form", ["json", "bytes", "bytes alone"])
+def test_a_datatype_that_the_protocol_has_not_is_told_in_each_form(address, form):
+    numbers = one_input("x", "DT_COMPLEX64", [1], [1])
+    if form == "json":
+        answer = send(address, "complex", {"inputs": [numbers]})
+    else:
+        sized = one_input("x", "DT_COMPLEX64", [1], parameters={"binary_data_size": 8})
+        head = json.dumps({"inputs": [sized]}).encode() if form == "bytes" else b""
+        headers = {"Inference-Header-Content-Length": str(len(head))}
+        url = f"{address}/v2/models/complex/infer"
+        answer = requests.post(url, head + bytes(8), headers=headers, timeout=30)
+    assert_error(answer, 501, "'x' is complex64, for which there is no datatype")
 
 
 @pytest.mark.parametrize("data", [b"abc", struct.pack("<I", 9) + b"ab", struct.pack("<I", 2**31)])

@@ -152,6 +152,34 @@ def test_nodes_in_helping_threads_keep_the_deadline_of_the_request():
     server.stop()
 
 
+@pytest.mark.parametrize("shards", [None, 3])
+@pytest.mark.parametrize(
+    "ends, code",
+    [({"deadline": 0.0}, "DEADLINE_EXCEEDED"), ({"has_left": lambda: True}, "CANCELLED")],
+    ids=["deadline", "client"],
+)
+def test_no_node_or_shard_starts_when_nobody_waits_for_it(ends, code, shards):
+    """The first that runs, and ends the request, is the last."""
+    ran, trace = [], serving.Trace()
+
+    class First(FakeServable):
+        def call(self, name, inputs, trace=serving.UNTRACED):
+            ran.append(name)
+            vars(trace).update(ends)
+            return super().call(name, inputs, trace)
+
+    server = fake_server(
+        {"half": First(2), "third": First(3)},
+        pipeline_config_list=[changed(demultiply_count=shards)],
+    )
+    with pytest.raises(serving.ServingError) as raised:
+        server.predict(
+            "two_steps", {"inputs": [[1.0]] if shards is None else [[[1.0]]] * 3}, trace=trace
+        )
+    assert (raised.value.code, len(ran)) == (code, 1)
+    server.stop()
+
+
 @pytest.mark.parametrize("where", ["", "/versions/1", "/versions/7", "/versions/0", "/labels/any"])
 def test_versions_and_labels_of_a_pipeline_are_ignored(where):
     rest = Rest(build(DEMO))
@@ -209,6 +237,41 @@ def test_metadata_has_the_shapes_of_what_the_request_feeds():
 )
 def test_wrong_requests_to_a_pipeline(body, text):
     assert_error(Rest(build(DEMO)).post("/v1/models/two_steps:predict", body), 400, text)
+
+
+def test_a_wrong_array_is_told_by_what_its_sender_knows(tmp_path):
+    """By the pipeline's own input where the request is wrong, by the node's name where that is."""
+    (tmp_path / "mine.py").write_text("def flat(inputs, params): return {'y': inputs['x'].ravel()}")
+
+    class Strict(FakeServable):
+        def answer(self, name, inputs):
+            return super().answer(name, {"x": serving.fit(spec("x", shape=(None, 1)), inputs)})
+
+    node = {**DEMO["nodes"][0], "inputs": [link("x", "request", "picture")]}
+    outputs = [link("y", "first", "middle")]
+    renamed = {"name": "renamed", "inputs": ["picture"], "nodes": [node], "outputs": outputs}
+    first = {**node, "inputs": [link("x", "mine", "y")]}
+    nodes = [custom(f"{tmp_path}/mine.py:flat"), first]
+    flat = {**renamed, "name": "flat", "inputs": ["x"], "nodes": nodes}
+    server = fake_server(
+        {"half": Strict(2)},
+        pipeline_config_list=[
+            renamed,
+            {**renamed, "name": "split", "demultiply_count": -1},
+            {**renamed, "name": "three", "demultiply_count": 3},
+            flat,
+        ],
+    )
+    for name, text in (
+        ("renamed", "input 'picture' takes float [-1, 1], got shape [1, 2]"),
+        ("split", "input 'picture' takes float [-1, -1, 1], got shape [1, 2]"),
+        ("three", "input 'picture' takes float [3, -1, 1], got shape [1, 2]"),
+        ("flat", "node 'first': input 'x' takes float [-1, 1], got shape [2]"),
+    ):
+        with pytest.raises(serving.BadRequest) as raised:
+            server.predict(name, {"inputs": [[1.0, 2.0]]})
+        assert raised.value.message == text
+    server.stop()
 
 
 # OpenVINO Model Server's table, in its order; each broken pipeline, the text, where, and the status of a reload.
@@ -520,7 +583,22 @@ def test_custom_nodes_are_python_functions(tmp_path, caplog):
         and "'y'" in wrong.json["error"]
     )
     state = rest.get("/v1/models/missing").json["model_version_status"][0]
-    assert state["state"] == "LOADING" and "missing" in state["status"]["error_message"]
+    assert state["state"] == "LOADING"
+    place = "$.pipeline_config_list[3].nodes[0].function: "
+    assert state["status"]["error_message"].startswith(f"{place}mine.py: has no 'missing'")
+    assert any(problem.startswith(place) for problem in server.manager.problems)
+
+
+def test_a_model_without_the_signature_that_nodes_call_says_which_it_has():
+    servable = FakeServable(2)
+    servable.signatures = {"other": servable.signatures["serving_default"]}
+    server = fake_server({"half": servable, "third": FakeServable(3)}, pipeline_config_list=[DEMO])
+    (state,) = Rest(server).get("/v1/models/two_steps").json["model_version_status"]
+    assert state["status"]["error_message"] == (
+        "$.pipeline_config_list[0].nodes[0].model_name: node 'first': model 'half' has no "
+        "signature 'serving_default'; it has other"
+    )
+    server.stop()
 
 
 def serve_function(folder, text):

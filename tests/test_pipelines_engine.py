@@ -170,6 +170,15 @@ WRONG = [
         pipeline(node("response", x="request.x"), y="request.x"),
     ),
     (
+        "Pipeline definition has multiple outputs with the same alias",
+        ".nodes[1].outputs",
+        pipeline(
+            ONE,
+            replace(node("b", x="a.y"), outputs=(Output("y", "same"), Output("z", "same"))),
+            y="b.same",
+        ),
+    ),
+    (
         "Pipeline definition has reference to missing model",
         ".nodes[0].model_name",
         pipeline(node("a", "none", x="request.x"), y="a.y"),
@@ -329,6 +338,7 @@ WRONG = [
         ".nodes[1].inputs[0]",
         pipeline(ONE, node("b", "whole", x="request.x"), y="a.y", z="b.y"),
     ),
+    ("Pipeline definition has no outputs", ".outputs", pipeline()),
 ]
 
 

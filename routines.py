@@ -311,8 +311,10 @@ def is_wide(image: Image.Image) -> bool:
 
 def narrow(image: Image.Image) -> Image.Image:
     """Greys of 16 bits as their high byte, whatever else is in the picture; of 12 bits alike."""
-    values = np.asarray(image)
-    bits = getattr(image, "tag_v2", {}).get(TiffImagePlugin.BITSPERSAMPLE, (16,))[0]
+    values, tags = np.asarray(image), getattr(image, "tag_v2", {})
+    bits = tags.get(TiffImagePlugin.BITSPERSAMPLE, (16,))[0]
+    if tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0:  # white is zero
+        values = (4095 if bits == 12 else 65535) - values
     grey = Image.fromarray((values >> (4 if bits == 12 else 8)).astype(np.uint8))
     clear = image.info.get("transparency")
     if clear is None:
@@ -554,7 +556,7 @@ def read_request(body: Any, limits: ImageLimits) -> tuple[Pictures, Any]:
         raise ImageError(f"image_type: expected one of url, base64, array, got {show_kind(kind)}")
     limits = dataclasses.replace(limits, frame=read_frame(body.get("frame", limits.frame)))
     expected, name, read = kinds[kind]
-    chain = body.get("routines") or []
+    chain = [] if body.get("routines") is None else body["routines"]
     if isinstance(data, list) and (expected is str or is_list_of_arrays(data)):
         for index, item in enumerate(data):
             if not isinstance(item, expected):
@@ -1092,9 +1094,11 @@ def read_label_protos(text: str) -> dict[int, str]:
         found = text_format.Parse(text, label_proto()(), allow_unknown_field=True)
     except text_format.ParseError as error:
         raise ValueError(f"label map: {error}") from None
+    if not found.item and re.sub("#.*", "", text).strip():
+        raise ValueError("label map: no item { id: ... name: ... }")
     pairs = []
     for item in found.item:
-        name = item.display_name if item.HasField("display_name") else item.name
+        name = item.display_name or item.name
         if not item.HasField("id") or not name:
             raise ValueError(f"label map: item without id and name: {str(item).strip()[:80]}")
         pairs.append((item.id, name))
@@ -1262,7 +1266,7 @@ class About:
     `outputs` stand under the names of the family's layout. `size` is height and width of the
     model's input, None where it takes any; `shown` those of the picture that it has been shown.
     `boxes_format`, `boxes_scale` and `classes_from` are settled, and so is `activation`: what is
-    still to be done to the numbers.
+    still to be done to the numbers, "none" where the config says so and "" where the graph does.
     """
 
     outputs: Mapping[str, Output]
@@ -1270,6 +1274,7 @@ class About:
     labels: Mapping[int, str] = dataclasses.field(default_factory=dict)
     input_name: str = ""
     size: tuple[int, int] | None = None
+    channels: str = "rgb"  # of the model's input
     is_encoded: bool = False  # the model decodes, and perhaps resizes, pictures itself
     activation: str | None = None
     threshold: float | None = None
@@ -1707,7 +1712,7 @@ def settle_activation(kind: Family, about: About) -> About:
         )
     if not made and about.activation is None:
         raise ValueError(f"{unknown_activation(about, kind.activation)}: write {WAYS}")
-    return dataclasses.replace(about, activation=about.activation or "none")
+    return dataclasses.replace(about, activation=about.activation or "")
 
 
 def unknown_activation(about: About, slot: str) -> str:
@@ -2490,7 +2495,17 @@ def is_segmentation(about: About) -> str:
             f"a cell of planes {output.text} is of {stride} pixels or more, as those of detectors "
             'are: of a segmenter write "family": "segmentation"'
         )
-    return ""
+    return check_grey(about, "segmentation") if count == 1 else ""
+
+
+def check_grey(about: About, family: str) -> str:
+    """What is wrong with the one plane of a model of grey pictures: it may be such a picture."""
+    if about.channels != "grey" or about.labels or about.activation:
+        return ""
+    return (
+        "one plane for grey pictures may be a picture, of a model that answers one (image to "
+        f'image): of a segmenter write "label_map", or "family": "{family}"'
+    )
 
 
 # Pixels of a cell of planes, in height, from which on they may be a detector's grid: of sigmoids
@@ -2753,7 +2768,7 @@ def is_mask(about: About) -> str:
     is_like = is_in_proportion(about, *about.shape("mask"))
     if about.made_by("mask") == "Softmax" or not is_like:
         return "a sequence is no mask"
-    return ""
+    return check_grey(about, "mask")
 
 
 def check_mask(about: About) -> str:
@@ -2839,8 +2854,11 @@ def first_class(about: About) -> int:
 def check_count(about: About, count: int | None, slot: str = "probabilities") -> str:
     """What is wrong with a single confidence, or mask, or ""."""
     is_softmax = "softmax" in (about.activation, MADE.get(about.made_by(slot)))
-    if count == 1 and is_softmax:
-        return "one output with a softmax is 1 for every picture"
+    if count == 1 and is_softmax and about.activation != "none":
+        return (
+            "one output with a softmax is 1 for every picture, or is cut out of several classes: "
+            'export all of them, or write "activation": "none"'
+        )
     if count == 1 and about.classes_from is not None:
         return "classes_from: of one output there is no first class: leave it out"
     if count == 1 and len(about.labels) > 2:
@@ -4404,6 +4422,7 @@ class ImageModel:
             labels=self.labels,
             input_name=self.shown.name,
             size=(height, width) if height and width else None,
+            channels=self.shown.channels,
             is_encoded=self.shown.form != "pixels",
             activation=self.activation,
             threshold=self.threshold,
@@ -4507,9 +4526,11 @@ def predict_images(
     return found
 
 
-def see(model: ImageModel, run: Run, images: Sequence[np.ndarray]) -> list[Tensors]:
-    """What a model sees in pictures, each in 0..1 of its own."""
-    shown = [model.shown.show(image) for image in images]
+def see(
+    model: ImageModel, run: Run, images: Sequence[np.ndarray], how: PictureInput | None = None
+) -> list[Tensors]:
+    """What a model sees in pictures, in 0..1 of each, shown as usual or as `how` says."""
+    shown = [(how or model.shown).show(image) for image in images]
     outputs = run_rows(model, run, [row for row, _ in shown])
     return [
         place(model.read(row, model.shown_size(image)), region)
@@ -4598,9 +4619,12 @@ def see_tiles(
     tiles = [image[top:bottom, left:right] for top, left, bottom, right in windows]
     fitting = TILE_BYTES // max(1, model.shown.bytes_for(tiles[0]))
     at_once = min(TILES_AT_ONCE, max(1, fitting)) if model.joins else 1
+    how = model.shown
+    if how.resize == "crop":  # of tiles of other proportions than the input's, stripes go unseen
+        how = dataclasses.replace(how, resize="letterbox")
     for start in range(0, len(tiles), at_once):
         some = [np.ascontiguousarray(part) for part in tiles[start : start + at_once]]
-        yield from zip(windows[start : start + at_once], see(model, run, some))
+        yield from zip(windows[start : start + at_once], see(model, run, some, how))
 
 
 def mark_cut(tile: Tile, tensors: Tensors, window: np.ndarray, image: np.ndarray) -> Tensors:
@@ -4629,7 +4653,9 @@ def keep_best(parts: Sequence[Tensors], most: int) -> Tensors:
     if "masks" in parts[0]:
         masks = [mask for part in parts for mask in part["masks"]]
         largest = np.max([part["masks"].shape[1:] for part in parts], axis=0)
-        bound = 2 ** int(math.log2(most_side(len(best), TILE_BYTES)))  # halves: few are shrunk again
+        bound = 2 ** int(
+            math.log2(most_side(len(best), TILE_BYTES))
+        )  # halves: few are shrunk again
         joined["masks"] = resize_masks([masks[index] for index in best], np.minimum(largest, bound))
     return joined
 

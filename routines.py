@@ -311,8 +311,10 @@ def is_wide(image: Image.Image) -> bool:
 
 def narrow(image: Image.Image) -> Image.Image:
     """Greys of 16 bits as their high byte, whatever else is in the picture; of 12 bits alike."""
-    values = np.asarray(image)
-    bits = getattr(image, "tag_v2", {}).get(TiffImagePlugin.BITSPERSAMPLE, (16,))[0]
+    values, tags = np.asarray(image), getattr(image, "tag_v2", {})
+    bits = tags.get(TiffImagePlugin.BITSPERSAMPLE, (16,))[0]
+    if tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0:  # white is zero
+        values = (4095 if bits == 12 else 65535) - values
     grey = Image.fromarray((values >> (4 if bits == 12 else 8)).astype(np.uint8))
     clear = image.info.get("transparency")
     if clear is None:
@@ -554,7 +556,7 @@ def read_request(body: Any, limits: ImageLimits) -> tuple[Pictures, Any]:
         raise ImageError(f"image_type: expected one of url, base64, array, got {show_kind(kind)}")
     limits = dataclasses.replace(limits, frame=read_frame(body.get("frame", limits.frame)))
     expected, name, read = kinds[kind]
-    chain = body.get("routines") or []
+    chain = [] if body.get("routines") is None else body["routines"]
     if isinstance(data, list) and (expected is str or is_list_of_arrays(data)):
         for index, item in enumerate(data):
             if not isinstance(item, expected):
@@ -1092,9 +1094,11 @@ def read_label_protos(text: str) -> dict[int, str]:
         found = text_format.Parse(text, label_proto()(), allow_unknown_field=True)
     except text_format.ParseError as error:
         raise ValueError(f"label map: {error}") from None
+    if not found.item and re.sub("#.*", "", text).strip():
+        raise ValueError("label map: no item { id: ... name: ... }")
     pairs = []
     for item in found.item:
-        name = item.display_name if item.HasField("display_name") else item.name
+        name = item.display_name or item.name
         if not item.HasField("id") or not name:
             raise ValueError(f"label map: item without id and name: {str(item).strip()[:80]}")
         pairs.append((item.id, name))
@@ -1262,7 +1266,7 @@ class About:
     `outputs` stand under the names of the family's layout. `size` is height and width of the
     model's input, None where it takes any; `shown` those of the picture that it has been shown.
     `boxes_format`, `boxes_scale` and `classes_from` are settled, and so is `activation`: what is
-    still to be done to the numbers.
+    still to be done to the numbers, "none" where the config says so and "" where the graph does.
     """
 
     outputs: Mapping[str, Output]
@@ -1270,6 +1274,7 @@ class About:
     labels: Mapping[int, str] = dataclasses.field(default_factory=dict)
     input_name: str = ""
     size: tuple[int, int] | None = None
+    channels: str = "rgb"  # of the model's input
     is_encoded: bool = False  # the model decodes, and perhaps resizes, pictures itself
     activation: str | None = None
     threshold: float | None = None
@@ -1707,7 +1712,7 @@ def settle_activation(kind: Family, about: About) -> About:
         )
     if not made and about.activation is None:
         raise ValueError(f"{unknown_activation(about, kind.activation)}: write {WAYS}")
-    return dataclasses.replace(about, activation=about.activation or "none")
+    return dataclasses.replace(about, activation=about.activation or "")
 
 
 def unknown_activation(about: About, slot: str) -> str:
@@ -2354,9 +2359,27 @@ MASK_BYTES = 32 << 20  # of one picture: of more than 512 masks each has fewer p
 MASKS_AT_ONCE = 64
 
 
+def most_side(count: int, size: int = MASK_BYTES) -> int:
+    """How many pixels the sides of so many masks may have, of all in so many bytes."""
+    return max(8, math.isqrt(size // (4 * max(1, count))))
+
+
+def resize_masks(masks: Sequence[np.ndarray] | np.ndarray, sides: Sequence[int]) -> np.ndarray:
+    """Masks [mh, mw] of their boxes, bool or 0..1, as float32 [N, *sides]; what grows keeps its
+    edges as they are.
+    """
+    tall, wide = map(int, sides)
+    resized = np.zeros((len(masks), tall, wide), np.float32)
+    for index, mask in enumerate(masks):
+        least = min(wide, mask.shape[1]), min(tall, mask.shape[0])
+        small = resize(mask.astype(np.float32), *least)
+        resized[index] = cv2.resize(small, (wide, tall), interpolation=cv2.INTER_NEAREST)
+    return resized
+
+
 def add_up(weights: np.ndarray, planes: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     """Prototypes [P, h, w] added up by weights [N, P], as masks of boxes, 0..1."""
-    side = max(8, min(128, math.isqrt(MASK_BYTES // (4 * max(1, len(weights))))))
+    side = min(128, most_side(len(weights)))
     masks = np.zeros((len(weights), side, side), np.float32)
     for start in range(0, len(weights), MASKS_AT_ONCE):
         some = slice(start, start + MASKS_AT_ONCE)
@@ -2472,7 +2495,17 @@ def is_segmentation(about: About) -> str:
             f"a cell of planes {output.text} is of {stride} pixels or more, as those of detectors "
             'are: of a segmenter write "family": "segmentation"'
         )
-    return ""
+    return check_grey(about, "segmentation") if count == 1 else ""
+
+
+def check_grey(about: About, family: str) -> str:
+    """What is wrong with the one plane of a model of grey pictures: it may be such a picture."""
+    if about.channels != "grey" or about.labels or about.activation:
+        return ""
+    return (
+        "one plane for grey pictures may be a picture, of a model that answers one (image to "
+        f'image): of a segmenter write "label_map", or "family": "{family}"'
+    )
 
 
 # Pixels of a cell of planes, in height, from which on they may be a detector's grid: of sigmoids
@@ -2639,13 +2672,12 @@ def to_tensors(found: list[tuple], size: tuple[int, ...], about: About) -> Tenso
     """The best regions (box in pixels of the planes, score, class, what is inside)."""
     found = sorted(found, key=lambda each: -each[1])[: about.most]
     boxes, scores, classes, insides = zip(*found) if found else ((), (), (), ())
+    sides = np.max([(1, 1), *(inside.shape for inside in insides)], axis=0)
     return {
         "boxes": np.array(boxes, np.float32).reshape(-1, 4) / np.array([*size, *size], np.float32),
         "scores": np.array(scores, np.float32),
         "classes": np.array(classes, np.int64),
-        "masks": np.array([shrink_region(inside) for inside in insides], np.float32).reshape(
-            -1, 64, 64
-        ),
+        "masks": resize_masks(insides, np.minimum(sides, most_side(len(found)))),
     }
 
 
@@ -2736,7 +2768,7 @@ def is_mask(about: About) -> str:
     is_like = is_in_proportion(about, *about.shape("mask"))
     if about.made_by("mask") == "Softmax" or not is_like:
         return "a sequence is no mask"
-    return ""
+    return check_grey(about, "mask")
 
 
 def check_mask(about: About) -> str:
@@ -2765,12 +2797,6 @@ def find_regions(plane: np.ndarray) -> Iterator[tuple]:
         if area >= least:
             window = slice(top, top + height), slice(left, left + width)
             yield (top, left, top + height, left + width), window, regions[window] == region
-
-
-def shrink_region(inside: np.ndarray) -> np.ndarray:
-    """A bool region as a mask [64, 64] of its box, 0..1."""
-    method = cv2.INTER_NEAREST if max(inside.shape) <= 64 else cv2.INTER_AREA
-    return cv2.resize(inside.astype(np.float32), (64, 64), interpolation=method)
 
 
 # --- classifiers ----------------------------------------------------------------------------------
@@ -2828,8 +2854,11 @@ def first_class(about: About) -> int:
 def check_count(about: About, count: int | None, slot: str = "probabilities") -> str:
     """What is wrong with a single confidence, or mask, or ""."""
     is_softmax = "softmax" in (about.activation, MADE.get(about.made_by(slot)))
-    if count == 1 and is_softmax:
-        return "one output with a softmax is 1 for every picture"
+    if count == 1 and is_softmax and about.activation != "none":
+        return (
+            "one output with a softmax is 1 for every picture, or is cut out of several classes: "
+            'export all of them, or write "activation": "none"'
+        )
     if count == 1 and about.classes_from is not None:
         return "classes_from: of one output there is no first class: leave it out"
     if count == 1 and len(about.labels) > 2:
@@ -3332,13 +3361,15 @@ class Tile:
 
 
 def resize(image: np.ndarray, width: int, height: int) -> np.ndarray:
-    """Resize [H, W, 3]: by area when it shrinks, bilinear when it grows."""
-    if image.shape[:2] == (height, width):
-        return image
-    shrinks = height * width < image.shape[0] * image.shape[1]
-    return cv2.resize(
-        image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    )
+    """Resize [H, W, C] or [H, W]: by area where a side shrinks, bilinear where one grows."""
+    tall, wide = image.shape[:2]
+    # by itself: where one of both sides grows, INTER_AREA is no mean
+    least = min(width, wide), min(height, tall)
+    if least != (wide, tall):
+        image = cv2.resize(image, least, interpolation=cv2.INTER_AREA)
+    if least != (width, height):
+        image = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+    return image
 
 
 def run_before(chain: Sequence[Any], image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -3434,7 +3465,9 @@ def trace_rings(
     cells = 1 if min(np.array(pixels.shape) / mask.shape) >= 2 else 2
     grid = np.array(pixels.shape[::-1])
     step = float(max(size * [width, height] / grid))  # the picture's pixels in one of these
-    rings = [simplify(ring, step, max(tall, wide)) for ring in find_rings(pixels, cells)]
+    rings = find_rings(pixels, cells)
+    thick = thickness(*rings)
+    rings = [simplify(ring, step, max(tall, wide), thick) for ring in rings]
     rings.sort(key=lambda ring: (area_of(ring) < 0, -abs(area_of(ring))))
     return [
         np.clip(ring / grid * size + origin, 0, 1).round(6).tolist() for ring in rings[:MOST_RINGS]
@@ -3480,13 +3513,19 @@ def area_of(ring: np.ndarray) -> float:
     return cv2.contourArea(ring.astype(np.float32), oriented=True)
 
 
-def simplify(ring: np.ndarray, step: float, side: float) -> np.ndarray:
-    """A ring with fewer points, moved by at most a tenth of how thick it is.
+def thickness(*rings: np.ndarray) -> float:
+    """How thick what lies between rings [K, 2] is, in their own unit, as that of a long line is."""
+    length = sum(cv2.arcLength(ring.astype(np.float32), True) for ring in rings)
+    return 2 * abs(sum(map(area_of, rings))) / max(length, 1e-6)
+
+
+def simplify(ring: np.ndarray, step: float, side: float, thick: float) -> np.ndarray:
+    """A ring with fewer points, moved by at most a tenth of how thick it or its mask is.
 
     `step` is what one unit of it takes of the picture's pixels, `side` how many of these it spans.
     """
     points = ring.astype(np.float32).reshape(-1, 1, 2)
-    thick = 2 * abs(area_of(ring)) / max(cv2.arcLength(points, True), 1e-6)
+    thick = min(thick, thickness(ring))
     short = cv2.approxPolyDP(points, min(min(1.0, 0.004 * side) / step, 0.1 * thick), True)
     return short.reshape(-1, 2) if len(short) >= 3 else ring
 
@@ -4377,6 +4416,7 @@ class ImageModel:
             labels=self.labels,
             input_name=self.shown.name,
             size=(height, width) if height and width else None,
+            channels=self.shown.channels,
             is_encoded=self.shown.form != "pixels",
             activation=self.activation,
             threshold=self.threshold,
@@ -4480,9 +4520,11 @@ def predict_images(
     return found
 
 
-def see(model: ImageModel, run: Run, images: Sequence[np.ndarray]) -> list[Tensors]:
-    """What a model sees in pictures, each in 0..1 of its own."""
-    shown = [model.shown.show(image) for image in images]
+def see(
+    model: ImageModel, run: Run, images: Sequence[np.ndarray], how: PictureInput | None = None
+) -> list[Tensors]:
+    """What a model sees in pictures, in 0..1 of each, shown as usual or as `how` says."""
+    shown = [(how or model.shown).show(image) for image in images]
     outputs = run_rows(model, run, [row for row, _ in shown])
     return [
         place(model.read(row, model.shown_size(image)), region)
@@ -4557,10 +4599,11 @@ def find_in_tiles(tile: Tile, model: ImageModel, run: Run, image: np.ndarray) ->
     if len(windows) > 1:
         for window, seen in see_tiles(model, run, image, windows):
             new = mark_cut(tile, seen, window, image)
-            found = keep_best([found, new] if found else [new], 10 * model.most)
-    found = drop_parts(found)
+            found = keep_best([found, new], 10 * model.most) if found else new
+    found = suppress(drop_parts(found), tile.iou)
     del found["cut"]
-    return keep_best([suppress(found, tile.iou)], min(model.most, model.top_k or model.most))
+    most = min(model.most, model.top_k or model.most)
+    return keep(found, np.arange(len(found["scores"])) < most)
 
 
 def see_tiles(
@@ -4570,9 +4613,12 @@ def see_tiles(
     tiles = [image[top:bottom, left:right] for top, left, bottom, right in windows]
     fitting = TILE_BYTES // max(1, model.shown.bytes_for(tiles[0]))
     at_once = min(TILES_AT_ONCE, max(1, fitting)) if model.joins else 1
+    how = model.shown
+    if how.resize == "crop":  # of tiles of other proportions than the input's, stripes go unseen
+        how = dataclasses.replace(how, resize="letterbox")
     for start in range(0, len(tiles), at_once):
         some = [np.ascontiguousarray(part) for part in tiles[start : start + at_once]]
-        yield from zip(windows[start : start + at_once], see(model, run, some))
+        yield from zip(windows[start : start + at_once], see(model, run, some, how))
 
 
 def mark_cut(tile: Tile, tensors: Tensors, window: np.ndarray, image: np.ndarray) -> Tensors:
@@ -4589,24 +4635,23 @@ def mark_cut(tile: Tile, tensors: Tensors, window: np.ndarray, image: np.ndarray
 
 
 def keep_best(parts: Sequence[Tensors], most: int) -> Tensors:
-    """Predictions of several runs of a model as one, best first, at most `most`."""
-    shapes = [part["masks"].shape[1:] for part in parts if "masks" in part]
-    side = tuple(np.max(shapes, axis=0).tolist()) if shapes else ()
-    joined = {}
-    for name in parts[0]:
-        arrays = [part[name] for part in parts]
-        if name == "masks":
-            arrays = [resize_masks(array, side) for array in arrays]
-        joined[name] = np.concatenate(arrays)
-    return keep(joined, np.argsort(-joined["scores"], kind="stable")[:most])
-
-
-def resize_masks(masks: np.ndarray, side: tuple[int, ...]) -> np.ndarray:
-    """Masks [N, mh, mw] at another size, mh and mw."""
-    if masks.shape[1:] == side:
-        return masks
-    resized = [cv2.resize(mask.astype(np.float32), side[::-1]) for mask in masks]
-    return np.array(resized, np.float32).reshape(-1, *side)
+    """Predictions of several runs of a model as one, best first, at most `most`; their masks as
+    large as the largest, where MASK_BYTES hold them.
+    """
+    best = np.argsort(-np.concatenate([part["scores"] for part in parts]), kind="stable")[:most]
+    joined = {
+        name: np.concatenate([part[name] for part in parts])[best]
+        for name in parts[0]
+        if name != "masks"
+    }
+    if "masks" in parts[0]:
+        masks = [mask for part in parts for mask in part["masks"]]
+        largest = np.max([part["masks"].shape[1:] for part in parts], axis=0)
+        bound = 2 ** int(
+            math.log2(most_side(len(best), TILE_BYTES))
+        )  # halves: few are shrunk again
+        joined["masks"] = resize_masks([masks[index] for index in best], np.minimum(largest, bound))
+    return joined
 
 
 def drop_parts(tensors: Tensors) -> Tensors:

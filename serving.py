@@ -8193,10 +8193,10 @@ def read_image(
             pictures, chain = read_sent(call, body, limits), None
         else:
             pictures, chain = routines.read_request(parse_json(body), limits)
-    asked = read_query_routines(call)
-    if asked and chain:
+    given = [one for one in (read_query_routines(call), chain) if one not in (None, [])]
+    if given[1:]:
         raise BadRequest("routines: expected in the body or in the URL, got both")
-    return pictures, asked or chain or []
+    return pictures, given[0] if given else []
 
 
 def read_sent(call: Call, body: bytes, limits: Any) -> np.ndarray | list[np.ndarray]:
@@ -8249,7 +8249,7 @@ def read_form(call: Call, body: bytes, limits: Any) -> tuple[np.ndarray | list[n
     finally:
         for _, file in files.items(multi=True):
             file.close()
-    return pictures, parse_json((chain or fields.get("routines", "").encode("latin-1")) or b"[]")
+    return pictures, parse_routines(chain or fields.get("routines", "").encode("latin-1"), "form")
 
 
 def find_files(fields: MultiDict, files: MultiDict) -> list[FileStorage]:
@@ -8284,10 +8284,15 @@ MAY_BE_JSON = re.compile(rb"\s*(?:[\[\"\-0-9]|true|false|null|NaN|Inf|\xef\xbb\x
 
 def read_query_routines(call: Call) -> Any:
     """The routines in a URL's `?routines=[...]`; raises BadRequest that names them."""
+    return parse_routines(call.argument("routines", "").encode("utf-8", "surrogateescape"), "URL")
+
+
+def parse_routines(text: bytes, where: str) -> Any:
+    """The JSON of routines; none of no text. Raises BadRequest that names them."""
     try:
-        return parse_json((call.argument("routines") or "[]").encode("utf-8", "surrogateescape"))
+        return parse_json(text or b"[]")
     except BadRequest as error:
-        raise BadRequest(f"routines in the URL: {error.message}") from None
+        raise BadRequest(f"routines in the {where}: {error.message}") from None
 
 
 DRAWN = {"image/png": "png", "image/jpeg": "jpeg"}

@@ -61,6 +61,7 @@ ULTRALYTICS = "path: ../pets\ntrain: images\nnc: 3\nnames:\n  0: person\n  1: no
         (r'item { id: 1 name: "M\303\274ller" "stra\xc3\x9fe" }', {1: "Müllerstraße"}),
         ("item { id: 0x10 name: '\"quoted\"' }", {16: '"quoted"'}),
         ("item { id: 1 name: '猫' }", {1: "猫"}),
+        ("item { id: 1 name: 'x' display_name: '' }", {1: "x"}),
         (json.dumps(COCO), {1: "person", 13: "stop sign"}),
         (json.dumps(COCO["categories"]), {1: "person", 13: "stop sign"}),
         ('[{"id": 1, "name": "person"}, {"id": 13, "name": "stop sign"}]', {1: "person", 13: "stop sign"}),
@@ -87,7 +88,7 @@ def test_files_with_and_without_a_byte_order_mark(tmp_path, encoding, name, text
 
 
 def test_a_files_ending_tells_its_form(tmp_path):
-    (tmp_path / "a.pbtxt").write_text("")
+    (tmp_path / "a.pbtxt").write_text("# no classes\n")
     (tmp_path / "b.yaml").write_text("0: person\n1: bicycle\n")
     assert routines.load_labels("a.pbtxt", tmp_path) == {}
     assert routines.load_labels("b.yaml", tmp_path) == {0: "person", 1: "bicycle"}
@@ -97,6 +98,7 @@ def test_a_files_ending_tells_its_form(tmp_path):
     "text, problem",
     [
         ("item { id: 1 }", "item without id and name: id: 1"),
+        ("classes { id: 1 name: 'x' }", "no item { id: ... name: ... }"),
         ("item { name: 'x' }", "item without id and name"),
         ("item { id: 1 name: 'x' ", "label map: 1:"),
         ("item { id: one name: 'x' }", "label map: 1:"),
@@ -113,7 +115,7 @@ def test_a_files_ending_tells_its_form(tmp_path):
 )
 def test_wrong_readings_are_named(text, problem):
     with pytest.raises(ValueError, match="^label map: ") as raised:
-        routines.read_label_map(text)
+        routines.read_label_map(text, "x.pbtxt" if text.startswith("classes") else "")
     assert problem in str(raised.value)
 
 

@@ -202,3 +202,57 @@ def test_masks_that_are_enlarged_come_back(side, larger):
         tensors |= {"names": np.array(["x"], object), "masks": mask[np.newaxis]}
         ((found, _),) = read_back(routines.to_annotations(tensors, WIDTH, HEIGHT))
         assert overlap(found, truth) >= 0.9, seed
+
+
+def segmenter(side):
+    """A model of one mask [side, side] made by a sigmoid."""
+    inputs = {"image": ("DT_UINT8", (None, side, side, 3))}
+    return routines.ImageModel(inputs, {"mask": ("DT_FLOAT", (None, side, side, 1), "Sigmoid")})
+
+
+def thin(name, side=200):
+    """A mask [200, 200] of something thin or with a hole, as a model answers it for each pixel."""
+    mask = np.zeros((side, side), np.uint8)
+    if name == "crack":
+        cv2.line(mask, (8, 12), (190, 170), 1, 2)
+    elif name == "outline":
+        cv2.circle(mask, (100, 100), 90, 1, 3)
+    elif name == "comb":
+        mask[5:8, 5:180] = mask[5:195, 5:180:14] = mask[5:195, 6:180:14] = 1
+    elif name == "hole":
+        cv2.circle(mask, (100, 100), 90, 1, -1)
+        cv2.circle(mask, (70, 80), 3, 0, -1)
+    else:
+        cv2.line(mask, (8, 12), (190, 170), 1, 2)
+        cv2.line(mask, (150, 10), (190, 40), 1, 2)
+    return mask
+
+
+@pytest.mark.parametrize("name", ["crack", "outline", "comb", "hole", "two cracks"])
+def test_what_is_thin_in_a_segmenters_mask_comes_back(name):
+    mask = thin(name)
+    tensors = segmenter(200).read({"mask": mask[np.newaxis, :, :, np.newaxis] * np.float32(1)})
+    truth = np.zeros((HEIGHT, WIDTH), np.uint8)
+    truth[:200, :200] = mask
+    tensors["boxes"] = tensors["boxes"] * np.float32([200 / HEIGHT, 200 / WIDTH] * 2)
+    entries = read_back(routines.to_annotations(tensors, WIDTH, HEIGHT))
+    found = np.bitwise_or.reduce([one for one, _ in entries])
+    assert overlap(found, truth) >= 0.97
+    assert sum(entry["area"] for _, entry in entries) == pytest.approx(truth.sum(), rel=0.03)
+    if name == "hole":
+        assert found[80, 70] == 0
+
+
+def test_many_masks_of_a_large_plane_are_bounded():
+    mask = np.zeros((1, 700, 700, 1), np.float32)
+    mask[:, 4:690:20, 4:690:20] = mask[:, 5:690:20, 4:690:20] = 1  # more than are answered
+    mask[:, 4:690:20, 5:690:20] = mask[:, 5:690:20, 5:690:20] = 1
+    mask[:, 1:699, 1] = mask[:, 1, 1:699] = 1
+    found = segmenter(700).read({"mask": mask})
+    assert len(found["masks"]) == 300 and max(found["masks"].shape[1:]) > 100
+    assert found["masks"].nbytes <= routines.MASK_BYTES
+    parts = [dict(found) for _ in range(9)]
+    held = parts[0]
+    for part in parts[1:]:
+        held = routines.keep_best([held, part], 2000)
+    assert len(held["masks"]) == 2000 and held["masks"].nbytes <= routines.TILE_BYTES

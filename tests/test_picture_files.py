@@ -1,6 +1,7 @@
 """Two hundred picture files of all modes, formats and sizes, read as Pillow and OpenCV read them; and those with a catch."""
 
 import io
+import struct
 import sys
 
 import cv2
@@ -169,6 +170,16 @@ def test_numbers_that_are_pixels_are_taken():
         ):
             assert (image == np.rint(values)[..., np.newaxis]).all()
     assert routines.decode_array([[0, 1], [1, 1]], LIMITS)[..., 0].tolist() == [[0, 1], [1, 1]]
+
+
+def test_greys_of_which_zero_is_white_are_turned():
+    """TIFF 6.0, PhotometricInterpretation: 0 is WhiteIsZero, 1 BlackIsZero."""
+    values = np.arange(0, 65536, 257, dtype=np.uint16).reshape(16, 16)
+    black, white = (struct.pack("<HHII", 262, 3, 1, kind) for kind in (1, 0))
+    assert tiff(values).count(black) == 1
+    shown = routines.decode_image(tiff(values).replace(black, white), LIMITS)[..., 0]
+    assert (shown == 255 - (values >> 8)).all()
+    assert (routines.decode_image(tiff(values), LIMITS)[..., 0] == values >> 8).all()
 
 
 def test_greys_of_twelve_bits_keep_their_high_byte():

@@ -194,6 +194,17 @@ def test_a_letterbox_is_the_whole_picture_in_its_proportions():
     assert region == pytest.approx((-12 / 75, 0, 88 / 75, 1))
 
 
+@pytest.mark.parametrize("size", [(640, 20), (20, 640), (128, 8), (640, 480), (33, 31)])
+def test_what_shrinks_is_averaged_also_where_the_other_side_grows(size):
+    """Noise, against Pillow's mean of areas along what shrinks, and its bilinear along the rest."""
+    wide, tall = size
+    image = np.random.default_rng(0).integers(0, 256, (tall, wide, 3), dtype=np.uint8)
+    least = min(wide, 64), min(tall, 32)
+    small = Image.fromarray(image).resize(least, Image.Resampling.BOX)
+    truth = np.asarray(small.resize((64, 32), Image.Resampling.BILINEAR)).astype(int)
+    assert np.abs(routines.resize(image, 64, 32) - truth).max() <= 3
+
+
 def test_a_crop_is_that_of_keras(tf):
     import keras
 

@@ -230,6 +230,26 @@ def test_routines_in_the_url_are_for_every_body_that_has_none(content_type, body
     assert_error(post(rest, chained, **asked), 400, both)
 
 
+@pytest.mark.parametrize("chain", [{}, 0, False, "", {"name": "TopK"}])
+def test_routines_of_another_type_than_a_list_are_refused(chain):
+    rest = Rest(detector()[0])
+    body = {"image_type": "base64", "data": b64(image_bytes(PICTURE))}
+    text = "routines: expected a list of routines, got "
+    assert_error(post(rest, {**body, "routines": chain}), 400, text + "...")
+    form = form_of([SENT, ("name=routines", json.dumps(chain).encode())])
+    assert_error(post(rest, form, content_type=FORM), 400, text + "...")
+    asked = {"query_string": {"routines": json.dumps(chain)}}
+    assert_error(post(rest, body, **asked), 400, text + "...")
+    for none in (None, []):
+        assert post(rest, {**body, "routines": none}).json == post(rest, body).json
+
+
+def test_routines_of_a_form_that_are_no_json_are_named():
+    form = form_of([SENT, ("name=routines", b"nope")])
+    answer = post(Rest(detector()[0]), form, content_type=FORM)
+    assert_error(answer, 400, "routines in the form: JSON Parse error: ...")
+
+
 def test_a_form_may_be_packed(pets):
     form = requests.Request(
         "POST", "http://x/", files={"image": ("a.png", image_bytes(PICTURE))}

@@ -166,6 +166,23 @@ def test_a_picture_smaller_than_a_tile_is_looked_at_once():
     assert servable.calls == [1] and len(found["scores"]) == 1
 
 
+def test_tiles_are_seen_whole_where_pictures_are_cropped():
+    """Squares all over a picture: of tiles of 4 : 3 the square model was shown three quarters."""
+    servable = Blobs()
+    inputs = {"image": ("DT_UINT8", (None, 64, 64, 3))}
+    outputs = servable.signatures["serving_default"].outputs
+    model = routines.ImageModel(
+        inputs,
+        {name: (one.dtype, one.shape) for name, one in outputs.items()},
+        options=routines.InputOptions(resize="crop"),
+    )
+    run = lambda given: servable.run("serving_default", given)  # noqa: E731
+    for left in range(2, 230, 12):
+        image = scene([(left, 25, 10, 10)], width=240, height=60)
+        found = routines.predict_image(model, run, image, [routines.Tile(size=80, whole=False)])
+        assert len(found["scores"]) == 1, left
+
+
 def test_tiles_of_a_crop_are_placed_in_the_whole_picture():
     image = scene(SMALL)
     servable = Blobs()

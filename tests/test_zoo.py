@@ -450,6 +450,30 @@ def test_what_may_be_something_else_waits_for_the_line(outputs, side, names, rea
         assert image_model(outputs, side, names, **said).family == said["family"]
 
 
+@pytest.mark.parametrize("shape", [(None, 28, 28, 1), (None, 1, 28, 28), (None, 28, 28)])
+def test_one_plane_for_grey_pictures_may_be_one(shape):
+    """What autoencoders of MNIST and grey super-resolution answer, as U-Nets of grey scans do."""
+    sides = {"x": ("DT_FLOAT", shape)}, {"planes": ("DT_FLOAT", shape, "Sigmoid")}
+    with pytest.raises(ValueError, match='may be a picture.* write "label_map", or "family": "'):
+        routines.ImageModel(*sides)
+    kind = "mask" if len(shape) == 3 else "segmentation"
+    for said in ({"labels": {1: "cell"}}, {"activation": "none"}, {"family": kind}):
+        assert routines.ImageModel(*sides, **said).family == kind
+    in_colours = {"x": ("DT_FLOAT", (None, 28, 28, 3))}
+    assert routines.ImageModel(in_colours, sides[1]).family == kind
+
+
+@pytest.mark.parametrize("shape", [(None, 1), (None, 8, 8, 1)])
+def test_one_of_several_classes_is_answered_where_the_config_says_so(shape):
+    """`softmax(x)[..., 1:]` of two classes: the graph does not tell it from a softmax of one."""
+    outputs = {"cut": ("FLOAT", shape, "Softmax")}
+    with pytest.raises(ValueError, match='several classes: export all of them, or write "activ'):
+        image_model(outputs, names=["dog"])
+    model = image_model(outputs, names=["dog"], activation="none")
+    found = model.read({"cut": np.full((1, *shape[1:]), 0.7, np.float32)})
+    assert found["scores"].tolist() == pytest.approx([0.7]) and found["names"] == ["dog"]
+
+
 def named_rows(scores, classes, boxes=zoo.BOXES[:2], names=("scores", "classes", "boxes")):
     """A batch of one, under a family's names for them."""
     values = (scores, classes, boxes)

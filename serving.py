@@ -152,6 +152,7 @@ class ServingError(Exception):
     """An error with a text for the client; `code` is the canonical status name TensorFlow uses."""
 
     code = "INTERNAL"
+    key_name = ""  # of the key that was not let in, for the log
 
     def __init__(
         self,
@@ -2722,6 +2723,7 @@ class Trace:
     spent: tuple[float, ...] = ()  # what `measure` has found
     nodes: Mapping[str, float] = types.MappingProxyType({})  # seconds in each node of a pipeline
     parent: tuple[str, str] = ("", "")  # the span that it is part of: traceparent, tracestate
+    scheme = "http"  # of its URL
 
     def __init__(self, queued: float | None = None, has_left: Callable[[], bool] = stays):
         self.start = time.perf_counter()
@@ -3125,11 +3127,11 @@ def tensorflow() -> Any:
     settle_garbage(freeze=True)
     took = time.monotonic() - began
     logger.info("TensorFlow %s is imported, in %.1f s", tensorflow.version.VERSION, took)
-    IMPORTED.set()
+    IMPORTED.append(time.perf_counter())
     return tensorflow
 
 
-IMPORTED = threading.Event()  # `tensorflow()` has ended its import
+IMPORTED: list[float] = []  # when `tensorflow()` has ended its import: no model's load began before
 
 
 def import_tensorflow() -> Any:
@@ -5913,7 +5915,8 @@ class ModelManager:
             if self._ending.is_set():
                 raise LoadError("The server is stopping")
             start = time.perf_counter()
-            return self._load(folder, visit.model), time.perf_counter() - start
+            servable = self._load(folder, visit.model)
+            return servable, time.perf_counter() - max([start, *IMPORTED])
 
         return visit.pool.submit(load)
 
@@ -6515,18 +6518,25 @@ class KeyRing:
         key = self.find(next(iter(tokens)))
         if key is None:
             raise unauthorized("The key is not valid")
+        try:
+            self._let_in(key, reached, counted)
+        except ServingError as error:
+            error.key_name = key.name
+            raise
+        return key
+
+    def _let_in(self, key: Any, reached: Collection[str] | None, counted: bool) -> None:
         if key.disabled:
             raise unauthorized(f"The key '{key.name}' is disabled")
         if key.expiry and self._clock() >= key.expiry:
             raise unauthorized(f"The key '{key.name}' has expired")
         if reached is None:
-            return key
+            return
         if key.deployments is not None and not set(key.deployments) & set(reached):
             own = ", ".join(key.deployments) or "nothing"
             raise ServingError(f"The key '{key.name}' is only for: {own}", "PERMISSION_DENIED")
         if counted and key.quota is not None:
             self._count(key)
-        return key
 
     def _count(self, key: Any) -> None:
         try:
@@ -7819,6 +7829,7 @@ class Call:
         has_left = environ.get("waitress.client_disconnected", stays)
         self.trace = Trace(self.turn.queued, has_left)
         self.trace.by_page = "HTTP_X_SERVING_PAGE" in environ
+        self.trace.scheme = environ.get("wsgi.url_scheme", "http")
 
     def header(self, name: str) -> str:
         """A header's value; empty where there is none."""
@@ -8857,9 +8868,6 @@ def answer_call(door: Door, call: Call, found: Found | None = None) -> Reply:
     for begin in server.begins:
         begin(server)
     try:
-        trace.limit(
-            server.config.server.timeout_seconds, call.environ.get("HTTP_X_REQUEST_TIMEOUT")
-        )
         if "HTTP_TRACEPARENT" in call.environ:
             trace.parent = read_parent(call)
         if call.method == "OPTIONS":
@@ -8868,6 +8876,9 @@ def answer_call(door: Door, call: Call, found: Found | None = None) -> Reply:
             found = found or find_view(server, call.method, call.path)
             envelope, route, trace.infers = found.envelope, found.name, found.route.infers
             trace.deployment = found.deployment
+            trace.limit(
+                server.config.server.timeout_seconds, call.environ.get("HTTP_X_REQUEST_TIMEOUT")
+            )
             call.caller = authorize(door, call, found)
             replied = found.route.view(server, call, **found.arguments)
         replied = dress(server, call, replied)
@@ -8876,6 +8887,8 @@ def answer_call(door: Door, call: Call, found: Found | None = None) -> Reply:
             raise
         if found is None and getattr(error, "status", 0) == HTTPStatus.METHOD_NOT_ALLOWED:
             envelope = FULL  # of the URLs that find_view says this of
+        if isinstance(error, ServingError) and error.key_name:
+            call.caller = Caller(error.key_name)
         replied = dress(server, call, to_reply(error, call, envelope))
     finally:
         call.turn.waited = trace.waited
@@ -8898,7 +8911,9 @@ def log_request(server: ModelServer, found: Found | None, line: Mapping[str, Any
         logger.info(REQUEST_LINE, line)
 
 
-TRACEPARENT = re.compile("00-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}", re.ASCII)
+TRACEPARENT = re.compile(  # of a version to come, what is known of it (section 4.3)
+    "(?!ff|00.{54})[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?"
+)
 
 
 def read_parent(call: Call) -> tuple[str, str]:
@@ -8920,7 +8935,7 @@ def request_line(call: Call, route: str, replied: Reply) -> dict[str, Any]:
         "model": call.trace.model,
         "version": call.trace.version,
         "status": replied.status,
-        "ms": round(1e3 * (call.trace.answered - call.trace.start), 2),
+        "ms": round(1e3 * (call.trace.answered - (call.trace.queued or call.trace.start)), 2),
         "rows": call.trace.rows,
         "batch": call.trace.batch,
     }
@@ -9314,9 +9329,14 @@ def create_app(
             f"{error.name}: {request.method} {request.script_root}{request.path}. The models "
             f"are listed at {listed}"
         )
-        headers = [(name, value) for name, value in error.get_headers() if name == "Allow"]
-        headers.append(("X-Request-Id", request_id_of(request.headers.get("X-Request-Id"))))
-        return to_response(reply({"error": text}, error.code or 500).with_headers(*headers))
+        allow = {name: value for name, value in error.get_headers() if name == "Allow"}
+
+        def say_so(server: ModelServer, call: Call) -> Reply:
+            raise ServingError(text, status=error.code, headers=allow)
+
+        nothing = Found(Route((), "", say_so, "open"), {}, "", BARE)
+        path = raw_path(request.environ, request.path)
+        return to_response(answer_call(door, Call(request.environ, path), nothing))
 
     if authorize is None:  # which wants Flask's request
         app.wsgi_app = OpenDoor(door, app)  # type: ignore[method-assign]

@@ -120,7 +120,7 @@ class Parser(HTTPRequestParser):
             self.body_rcv = Chunks(self.body_rcv.getbuf(), most)
         elif not self.content_length:  # nothing is to come: waitress would take the next head
             self.expect_continue = False
-        if self.content_length > LARGE_BODY:
+        if LARGE_BODY < self.content_length < self.adj.max_request_body_size:
             self.look_for_room()
 
     def look_for_room(self) -> None:

@@ -12,7 +12,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +44,8 @@ from .core import (
 )
 from .metrics import CGROUPS, memory_limit
 from .on_demand import size_of
+from .quotas import open_quotas
+from .redis_quotas import shown
 
 STATE_COLOURS = {"ok": GREEN, "warning": YELLOW, "wrong": RED}
 
@@ -134,13 +135,13 @@ LEAST_TENSORFLOW = (2, 20)  # as setup.cfg has it
 def probe_tensorflow() -> dict[str, Any]:
     """TensorFlow's version, the CUDA it is built for and the GPUs that it sees; or `problem`."""
     command = [sys.executable, "-c", PROBE]
-    with tempfile.TemporaryDirectory() as empty:  # `-c` would import what lies in the current one
-        try:
-            done = subprocess.run(
-                command, capture_output=True, text=True, timeout=PROBE_SECONDS, cwd=empty
-            )
-        except subprocess.TimeoutExpired:
-            return {"problem": f"its import has not ended in {PROBE_SECONDS} s"}
+    folder = sys.prefix  # `-c` imports what lies in the current folder: no modules lie there
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=PROBE_SECONDS, cwd=folder
+        )
+    except subprocess.TimeoutExpired:
+        return {"problem": f"its import has not ended in {PROBE_SECONDS} s"}
     if done.returncode == 0:
         return json.loads(done.stdout.splitlines()[-1])
     lines = [line for line in done.stderr.splitlines() if line.strip()]
@@ -311,6 +312,7 @@ def look_at_config(source: Any, probe: dict[str, Any]) -> Iterator[Finding]:
     yield Finding("ok", "config", name)
     yield from look_at_keys(server)
     yield from look_at_places(server)
+    yield from look_at_redis(server)
     yield from look_at_memory(sum(map(size_of, folders_of(server))))
     if "problem" in probe:  # to read a model's signatures may crash as its import does
         yield Finding("warning", "models", "not looked at: they need TensorFlow")
@@ -363,10 +365,14 @@ def look_at_places(server: ModelServer) -> Iterator[Finding]:
     """Whether what the config has the server write can be written."""
     for what, place in written_by(server):
         above = [place.parent] if what in FOLDERLESS else place.parents
-        folder = next((one for one in (place, *above) if one.exists()), None)
+        folder = next((one for one in (place, *above) if os.path.exists(one)), None)
         if folder is None:
             text = f"{what}: {place.parent}: no such folder"
             yield Finding("wrong", "writes", text, "make it, or name another")
+            continue
+        if folder == place and place.is_file() != (what in FOLDERLESS):
+            text = f"{what}: {place}: a {'file' if place.is_file() else 'folder'} is there"
+            yield Finding("wrong", "writes", text, "name another place")
             continue
         if folder == place and place.is_file():
             can = os.access(place, os.W_OK) and os.access(place.parent, os.W_OK | os.X_OK)
@@ -377,6 +383,20 @@ def look_at_places(server: ModelServer) -> Iterator[Finding]:
         else:
             todo = f"let user {os.getuid() if hasattr(os, 'getuid') else ''} write there, or name "
             yield Finding("wrong", "writes", f"{what}: {folder}: no permission", todo + "another")
+
+
+def look_at_redis(server: ModelServer) -> Iterator[Finding]:
+    """Whether the Redis that counts calls answers."""
+    url = server.config.auth.quota_store or ""
+    if "://" not in url or not any(key.quota for key in server.config.auth.keys):
+        return
+    try:
+        open_quotas(url).ping()
+    except OSError as error:
+        todo = "start it, or name another; until then keys with a quota are answered 503"
+        yield Finding("wrong", "quotas", f"{shown(url)}: {error}", todo)
+    else:
+        yield Finding("ok", "quotas", f"counted in {shown(url)}")
 
 
 def written_by(server: ModelServer) -> Iterable[tuple[str, Path]]:

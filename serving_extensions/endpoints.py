@@ -190,7 +190,7 @@ def limit_stream(
             if part:
                 yield part
     except Exception:
-        logger.exception("%s: the stream broke off", endpoint.path)
+        logger.exception("%s: %s: the stream broke off", call.request_id, endpoint.path)
         raise
     finally:
         close = getattr(parts, "close", None)

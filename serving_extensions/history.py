@@ -198,7 +198,7 @@ def summarize(counts: np.ndarray, sums: np.ndarray) -> dict[str, Any]:
         "requests": sum(classes.values()),
         "by_status": classes,
         "latency": dict(zip(("p50", "p90", "p99"), spell_numbers(latency))),
-        # how many runs had at most so many rows, and more than the bound before
+        # of how many requests the run had at most so many rows, and more than the bound before
         "batch_sizes": {name: n for name, n in zip(bounds, batches) if n},
     }
 

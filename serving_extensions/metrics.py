@@ -76,9 +76,9 @@ ALL = ("all", "")  # the series of all requests
 UNITS = {
     "time": "seconds since the epoch, when each step began",
     "requests": "requests a minute",
-    "latency": "ms, of the requests that ended in a step",
+    "latency": "ms, from a request's last byte to its answer, of those that ended in a step",
     "parts": "ms, the mean of the requests that had the part",
-    "batch_size": "rows that the model ran at once, the mean",
+    "batch_size": "rows of the run that each request was part of, the mean",
     "in_flight": "requests being answered, the most",
     "queue": "requests waiting for a thread, the mean",
     "refused": "requests turned away",
@@ -136,7 +136,8 @@ class Group:
             if rows:
                 self.batch_sizes[rows] += number
         failed = sum(number for status, number in calls.by_status.items() if status >= 400)
-        self.note(int(calls.now), 0, failed, float(calls.seconds.sum()))
+        busy = calls.seconds.sum() - np.nansum(calls.spent[:, 0])  # without the queue
+        self.note(int(calls.now), 0, failed, float(busy))
         for now, number in calls.by_second.items():
             self.note(now, number, 0, 0.0)
 
@@ -231,7 +232,7 @@ class Metrics:
 
     def __init__(self, clock: Callable[[], float] = time.time):
         self._clock, self._lock = clock, threading.Lock()
-        self.started = clock()
+        self.started, self._begun = clock(), time.monotonic()
         self.peak_in_flight = self.latest_peak = 0
         self.count_waiting: Callable[[], int] = lambda: 0  # requests that wait for a thread
         self.refused: Counter[str] = Counter()  # requests that were turned away, by reason
@@ -370,6 +371,10 @@ class Metrics:
             }
         return len(self.series) <= MOST_SERIES
 
+    def uptime(self) -> float:
+        """Seconds since the server was made, whatever becomes of the clock."""
+        return time.monotonic() - self._begun
+
     def now(self) -> int:
         """The second that is now, by its clock."""
         return int(self._clock())
@@ -401,9 +406,10 @@ class Metrics:
                     "errors_5xx": counts[2],
                 }
                 for minute, counts in sorted(self.minutes.items())
+                if minute > now // 60 - 60
             ]
             found = {
-                "uptime_seconds": round(now - self.started, 1),
+                "uptime_seconds": round(self.uptime(), 1),
                 "in_flight": self.in_flight,
                 "peak_in_flight": max(self.peak_in_flight, self.latest_peak),
                 "queue_depth": self.count_waiting(),
@@ -470,7 +476,7 @@ class Metrics:
             "step_seconds": step,
             "now": round(now, 3),
             "started": round(self.started, 3),
-            "uptime_seconds": round(now - self.started, 1),
+            "uptime_seconds": round(self.uptime(), 1),
             "units": UNITS,
             "time": resources["time"].tolist(),
             "server": describe_resources(resources),
@@ -483,7 +489,8 @@ class Metrics:
 
         A file that cannot be written is told once, and tried again.
         """
-        if path is None or not now and self._clock() < self._kept + KEEP_SECONDS:
+        # of a clock that was put back since, less than nothing has passed
+        if path is None or not now and 0 <= self._clock() - self._kept < KEEP_SECONDS:
             return
         if not self.histories.get(path, True):
             return
@@ -536,10 +543,12 @@ def describe_error(
     now: float, trace: Any, call: Mapping[str, Any], response: Any
 ) -> dict[str, Any]:
     """What /stats says of a request that went wrong."""
-    names = ("request_id", "method", "path", "status", "route", "model")
+    names = ("request_id", "status", "route", "model")
     return {
         "time": now,
         **{name: call[name] for name in names},
+        "method": call["method"][:20],
+        "path": call["path"][:500],
         "deployment": trace.deployment,
         "by_page": trace.by_page,
         "error": error_of(response),
@@ -591,7 +600,7 @@ class Collector:
             refused.add_metric((reason,), count)
         yield refused
         yield GaugeMetricFamily(
-            "serving_uptime_seconds", "Since the server was made", time.time() - metrics.started
+            "serving_uptime_seconds", "Since the server was made", metrics.uptime()
         )
         yield GaugeMetricFamily(
             "serving_memory_limit_bytes",
@@ -621,7 +630,7 @@ def collect_requests(metrics: Metrics) -> Iterator[Any]:
     for name, text, labels, histograms in (
         (
             "serving_request_duration_seconds",
-            "From the first line of our code to the answer",
+            "From the last byte of a request to its answer",
             ("route", "model", "deployment"),
             metrics.latency,
         ),
@@ -631,7 +640,7 @@ def collect_requests(metrics: Metrics) -> Iterator[Any]:
             ("part", "model", "deployment"),
             metrics.parts,
         ),
-        ("serving_batch_size", "Rows that the model ran at once", ("model",), rows),
+        ("serving_batch_size", "Rows of the run that each request was part of", ("model",), rows),
     ):
         family = HistogramMetricFamily(name, text, labels=labels)
         for values, histogram in sorted(histograms.items()):
@@ -647,7 +656,7 @@ def collect_models(manager: Any) -> Iterator[Any]:
     )
     seconds = GaugeMetricFamily(
         "serving_model_load_duration_seconds",
-        "Of a version's last load",
+        "Of a version's last load, without TensorFlow's import",
         labels=("model", "version"),
     )
     for model, states in manager.states().items():
@@ -655,8 +664,9 @@ def collect_models(manager: Any) -> Iterator[Any]:
             servable = state.servable  # the loader may take it away meanwhile
             device = servable.device if servable else ""
             loaded.add_metric((model, str(version), device), int(servable is not None))
-            if state.load_seconds:
-                seconds.add_metric((model, str(version)), state.load_seconds)
+            took = getattr(servable, "load_seconds", state.load_seconds)  # its own, if on demand
+            if took:
+                seconds.add_metric((model, str(version)), took)
     yield loaded
     yield seconds
 
@@ -862,7 +872,7 @@ def prepare(server: ModelServer, config: Config) -> None:
     """
     metrics, path = server.state["metrics"], config.server.history
     if path is not None and path not in metrics.histories:
-        metrics.histories[path] = not metrics.is_taken or not Path(path).exists()
+        metrics.histories[path] = not metrics.is_taken or not os.path.exists(path)
         if not metrics.is_taken:
             metrics.take(path)
         elif not metrics.histories[path]:

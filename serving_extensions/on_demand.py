@@ -22,6 +22,7 @@ import numpy as np
 import psutil
 
 from .core import (
+    IMPORTED,
     UNTRACED,
     WHICH,
     BadRequest,
@@ -289,7 +290,7 @@ class Residency:
                 f"Model {entry.config.name} cannot be loaded: {error.message}", "UNAVAILABLE"
             ) from error
         entry.bytes, entry.used_at = size, time.monotonic()
-        entry.load_seconds = time.perf_counter() - start
+        entry.load_seconds = time.perf_counter() - max([start, *IMPORTED])
         entry.budget = self.options().memory_budget_mb
         entry.device, entry.why = resident.device, "asked for"
         entry.resident = resident

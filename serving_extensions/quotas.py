@@ -104,8 +104,8 @@ class Quotas:
         return None if counted else max(1, end - int(now))
 
     def count_of(self, key: str, period: str) -> tuple[int, int]:
-        """How many calls were counted for `key` when this process last counted one, in the period
-        that is now, and the seconds until the next one begins.
+        """How many calls of `key` in the period that is now this process knew of last, and the
+        seconds until the next one begins.
         """
         start, end = period_of(now := self._clock(), period)
         begun, count = self.counts.get((key, period), (0, 0))
@@ -133,18 +133,15 @@ class Quotas:
         )
 
     def used(self, key: str, period: str) -> int:
-        """The calls counted for `key` in the period that is now; `usage` is that of the month."""
+        """The calls counted for `key` in the period that is now; `usage` is that of the month. As
+        this process last knew them while they cannot be read.
+        """
+        start = period_of(self._clock(), period)[0]
+        statement = "SELECT count FROM calls WHERE key = ? AND period = ? AND start = ?"
         with self._lock, contextlib.suppress(sqlite3.Error):
-            row = (
-                self._connect()
-                .execute(
-                    "SELECT count FROM calls WHERE key = ? AND period = ? AND start = ?",
-                    (key, period, period_of(self._clock(), period)[0]),
-                )
-                .fetchone()
-            )
-            return row[0] if row else 0
-        return 0
+            row = self._connect().execute(statement, (key, period, start)).fetchone()
+            self.counts[key, period] = start, row[0] if row else 0
+        return self.count_of(key, period)[0]
 
 
 @functools.cache

@@ -1,5 +1,6 @@
 """Calls of each key counted in Redis, exactly: over every server that shares it."""
 
+import contextlib
 import logging
 import os
 import threading
@@ -107,7 +108,7 @@ class RedisQuotas:
         return None if counted else left
 
     def count_of(self, key: str, period: str) -> tuple[int, int]:
-        """As of `quotas.Quotas`: over all servers, when this process last counted a call."""
+        """As of `quotas.Quotas`: over all servers, as this process knew of last."""
         start, end = period_of(now := self._clock(), period)
         begun, count = self.counts.get((key, period), (0, 0))
         return count if begun == start else 0, max(1, end - int(now))
@@ -128,20 +129,20 @@ class RedisQuotas:
         self._ask(lambda client: client.eval(ADD, 1, counter(key, "usage", start), calls, kept))
 
     def used(self, key: str, period: str) -> int:
-        """The calls counted for `key` in the period that is now; 0 while Redis does not say."""
-        if self._failed_at is not None and time.monotonic() < self._failed_at + 5:
-            return 0  # /metrics asks for each key, and is to be there while Redis is not
-        try:
-            return int(
-                self._ask(
-                    lambda client: client.get(
-                        counter(key, period, period_of(self._clock(), period)[0])
-                    )
-                )
-                or 0
-            )
-        except OSError:
-            return 0
+        """The calls counted for `key` in the period that is now; as this process last knew them
+        while Redis does not say.
+        """
+        # /metrics asks for each key, and is to be there while Redis is not
+        if self._failed_at is None or time.monotonic() >= self._failed_at + 5:
+            start = period_of(self._clock(), period)[0]
+            with contextlib.suppress(OSError):
+                count = self._ask(lambda client: client.get(counter(key, period, start)))
+                self.counts[key, period] = start, int(count or 0)
+        return self.count_of(key, period)[0]
+
+    def ping(self) -> None:
+        """Ask whether calls can be counted. Raises OSError."""
+        self._ask(lambda client: client.ping())
 
 
 def counter(key: str, period: str, start: int) -> str:

@@ -19,21 +19,21 @@ class Ages:
 
     def note(self, deployments: Iterable[str]) -> None:
         """These are in force now, and no others."""
-        now = time.time()
+        now = time.monotonic()
         self._since = {name: self._since.get(name, now) for name in deployments}
 
     def of(self, deployment: str) -> float | None:
         """Seconds since it came; None for one that is not in force."""
         since = self._since.get(deployment)
-        return None if since is None else round(time.time() - since, 1)
+        return None if since is None else round(time.monotonic() - since, 1)
 
 
 def describe_statistics(server: ModelServer, ready: Any, uptime: float | None) -> dict[str, Any]:
     """A deployment's own numbers, and those of the process that all share.
 
     Rates, shares and concurrency are of the last minute: `concurrent_requests` is how many were
-    answered at once on average (the time that all of them took, by the minute's). `latency_ms` is
-    of the latest 1000 requests.
+    answered at once on average (the time that all of them took, but for the queue's, by the
+    minute's). `latency_ms` is of the latest 1000 requests.
     """
     metrics = server.state["metrics"]
     now = metrics.now()

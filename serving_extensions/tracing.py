@@ -1,9 +1,10 @@
 """Spans of requests for OpenTelemetry, where the process has it configured.
 
 `opentelemetry-instrument python serving.py` does that (https://opentelemetry.io/docs/zero-code/
-python/), or the program around an embedded server. A request is a span, a child of that in its
-`traceparent` (https://www.w3.org/TR/trace-context/), with a child for each part of its time. Names
-of attributes are those of OpenTelemetry's semantic conventions for HTTP servers.
+python/), or the program around an embedded server. A request is a span, a child of the site's own
+where there is one, else of that in its `traceparent` (https://www.w3.org/TR/trace-context/), with
+a child for each part of its time. Names of attributes are those of OpenTelemetry's semantic
+conventions for HTTP servers; those that begin with `serving.` are our own.
 """
 
 import sys
@@ -22,7 +23,7 @@ def observe(server: ModelServer, trace: Trace, line: dict[str, Any], replied: Re
     begin = time.time_ns() - int(1e9 * (time.perf_counter() - (trace.queued or trace.start)))
     span = spans.start_span(
         f"{line['method']} {line['route']}",
-        context=parent_of(trace),
+        context=None if is_within(api) else parent_of(trace),
         kind=api.SpanKind.SERVER,
         start_time=begin,
         attributes=attributes_of(line, trace),
@@ -38,6 +39,11 @@ def observe(server: ModelServer, trace: Trace, line: dict[str, Any], replied: Re
     span.end()
 
 
+def is_within(api: Any) -> bool:
+    """Whether the site has a span for the request: ours begins below it by itself."""
+    return api.get_current_span().get_span_context().is_valid
+
+
 def parent_of(trace: Trace) -> Any:
     """The context that a request's headers name."""
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
@@ -51,8 +57,10 @@ def attributes_of(line: dict[str, Any], trace: Trace) -> dict[str, Any]:
     found = {
         "http.request.method": line["method"],
         "http.response.status_code": line["status"],
-        "http.route": line["route"],
+        "error.type": str(line["status"]) if line["status"] >= 500 else "",
+        "url.scheme": trace.scheme,
         "url.path": line["path"],
+        "serving.route": line["route"],
         "serving.request_id": line["request_id"],
         "serving.model": str(line["model"]),
         "serving.version": str(line["version"]),

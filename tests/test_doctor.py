@@ -1,6 +1,7 @@
 """`--doctor`: what is well, what is wrong, what to do; and the completion of shells."""
 
 import datetime
+import errno
 import json
 import os
 import re
@@ -84,6 +85,17 @@ def test_an_import_that_crashes_tells_its_last_line(monkeypatch):
     code = "import os, sys; print('no AVX here', file=sys.stderr); sys.stderr.flush(); os.abort()"
     monkeypatch.setattr(doctor, "PROBE", code)
     assert doctor.probe_tensorflow() == {"problem": "its import ended with -6: no AVX here"}
+
+
+def test_tensorflow_is_tried_where_nothing_can_be_written(monkeypatch, tmp_path):
+    def full(*given, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    (tmp_path / "json.py").write_text("raise RuntimeError('of the current folder')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(doctor, "PROBE", "import json; print(json.dumps({'version': '2.21.0'}))")
+    monkeypatch.setattr("tempfile.mkdtemp", full)
+    assert doctor.probe_tensorflow() == {"version": "2.21.0"}
 
 
 def test_what_is_said_of_gpus(ask, lone, tmp_path, monkeypatch):
@@ -243,6 +255,35 @@ def test_a_history_in_a_folder_that_is_not_there_cannot_be_written(ask, lone, tm
         1,
         [f"wrong writes history: {tmp_path}/none: no such folder", "-> make it, or name another"],
     )
+
+
+def test_a_history_that_cannot_be_looked_at_or_is_a_folder_is_wrong(
+    ask, lone, tmp_path, monkeypatch
+):
+    models = [{"config": {"name": "m", "base_path": lone}}]
+    config = {"model_config_list": models, "server": {"history": "locked/stats.json"}}
+    (tmp_path / "c.json").write_text(json.dumps(config))
+    (tmp_path / "locked/stats.json").mkdir(parents=True)
+    status, lines = ask(str(tmp_path / "c.json"))
+    assert (status, about(lines, "writes")) == (
+        1,
+        [
+            f"wrong writes history: {tmp_path}/locked/stats.json: a folder is there",
+            "-> name another place",
+        ],
+    )
+    stat, access = os.stat, os.access
+
+    def refuse(path, *given, **options):  # root may enter everywhere
+        if isinstance(path, (str, os.PathLike)) and "locked/" in os.fspath(path):
+            raise PermissionError(errno.EACCES, "Permission denied", os.fspath(path))
+        return stat(path, *given, **options)
+
+    monkeypatch.setattr(os, "stat", refuse)
+    monkeypatch.setattr(os, "access", lambda p, mode: p.name != "locked" and access(p, mode))
+    status, lines = ask(str(tmp_path / "c.json"))
+    assert status == 1
+    assert about(lines, "writes")[0] == f"wrong writes history: {tmp_path}/locked: no permission"
 
 
 def test_nothing_is_written_over(ask, lone, tmp_path):

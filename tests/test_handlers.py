@@ -1081,8 +1081,10 @@ def test_a_handler_may_have_a_proxy_gather_its_stream(views):
 
 
 def test_a_stream_that_fails_is_no_whole_one(views, caplog):
+    headers = {"x-api-key": "k", "X-Request-Id": "r-1"}
     with pytest.raises(requests.exceptions.ChunkedEncodingError):
-        call_view(views, "breaks", 1)
+        requests.post(f"{views}/v/breaks", json=1, headers=headers, timeout=20)
+    assert "r-1: /v/breaks: the stream broke off" in caplog.text
     answer = call_view(views, "fails", 1)
     assert answer.status_code == 500 and "secret" not in answer.text
 

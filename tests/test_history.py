@@ -440,6 +440,18 @@ def test_it_is_written_once_a_minute(tmp_path):
     counted.keep(None, now=True)
 
 
+def test_a_clock_that_is_put_back_keeps_nothing_from_being_written(tmp_path):
+    clock, file = Clock(1e9), tmp_path / "stats.json"
+    counted = metrics.Metrics(clock)
+    counted.keep(str(file))
+    file.unlink()
+    clock.now -= 86400
+    counted.keep(str(file))
+    assert file.exists()
+    assert 0 <= counted.read()["uptime_seconds"] < 60
+    assert 0 <= counted.read_window("5m")["uptime_seconds"] < 60
+
+
 def test_a_file_that_cannot_be_written_is_told_once(tmp_path, caplog):
     counted = metrics.Metrics()
     for _ in range(3):

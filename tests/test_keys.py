@@ -611,6 +611,38 @@ def test_quota_over_http_is_counted_once_a_call(tmp_path):
     assert response.json["error"].startswith("The key 'a' has used its 3 calls a day; more in ")
 
 
+def test_the_log_names_the_key_that_was_not_let_in(tmp_path, caplog):
+    caplog.set_level("INFO")
+    keys = [
+        key_entry("many", "m", quota={"calls": 1, "period": "day"}),
+        key_entry("other", "o", deployments=["e"]),
+        key_entry("gone", "g", expires="2020-01-01T00:00:00Z"),
+    ]
+    auth = {"keys": keys, "quota_store": str(tmp_path / "q")}
+    deployments = [{"id": "d", "model": "d"}, {"id": "e", "model": "d"}]
+    rest = Rest(fake_server({"d": FakeDetector()}, deployments=deployments, auth=auth))
+    for key in ("m", "m", "o", "g", "wrong"):
+        rest.post("/d/predict", PICTURE, headers=bearer(key))
+    lines = [record.args for record in caplog.records if isinstance(record.args, dict)]
+    assert [(line["key"], line["status"]) for line in lines] == [
+        ("many", 200),
+        ("many", 429),
+        ("other", 403),
+        ("gone", 401),
+        ("-", 401),
+    ]
+
+
+def test_a_count_that_cannot_be_read_is_told_as_it_was(tmp_path):
+    store = quotas.Quotas(tmp_path / "q")
+    assert store.take("a", 5, "month") is None
+    store.add("a", 3)
+    assert (store.used("a", "month"), store.used("a", "usage")) == (1, 3)
+    with contextlib.closing(sqlite3.connect(tmp_path / "q")) as database:
+        database.execute("DROP TABLE calls")
+    assert (store.used("a", "month"), store.used("a", "usage")) == (1, 3)
+
+
 # --- the host site's own check, and the command line ---------------------------------------------------------
 
 

@@ -5,11 +5,12 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import NO_POLL, ROOT, FakeServable, until
+from conftest import NO_POLL, ROOT, FakeServable, config, until
 from test_saved_models import by_objects, export, run
 
 import serving
@@ -169,6 +170,21 @@ def test_what_no_wrapper_answers_is_said_and_the_model_serves(network, caplog):
     assert run(servable, np.ones((1, 8, 8, 3), np.float32))["output_0"].shape == (1, 3)
     for what in ("unbatched", "one replica", "loaded at once"):
         assert f"m: {what}: that needs serving_extensions/ beside serving.py" in caplog.text
+
+
+def test_tensorflows_import_is_no_part_of_a_models_load(monkeypatch):
+    monkeypatch.setattr(serving, "IMPORTED", imported := [])
+
+    def load(folder, model):
+        time.sleep(0.5)  # the import
+        imported.append(time.perf_counter())
+        return FakeServable()
+
+    server = serving.ModelServer(
+        config("m"), load=load, list_versions=lambda base_path: {1: Path(base_path) / "1"}
+    )
+    assert server.wait(10)
+    assert 0 < server.manager.states()["m"][1].load_seconds < 0.5
 
 
 def test_a_call_is_told_its_deadline_as_an_argument(network, monkeypatch):

@@ -328,6 +328,46 @@ def test_a_clock_that_is_put_back_leaves_no_numbers_of_a_time_to_come(step):
     assert told["total"]["requests_per_second"] == 1 / step
 
 
+def test_a_latency_is_from_the_last_byte_and_who_waits_is_not_being_answered(caplog):
+    caplog.set_level("INFO")
+    rest = Rest(server_of_two())
+    turn = serving.Turn(time.perf_counter() - 5)  # its last byte came so long ago
+    answer = rest.post(
+        "/predict", PICTURE, headers=bearer("k"), environ_overrides={"serving.turn": turn}
+    )
+    total = float(re.search(r"total;dur=([0-9.]+)", answer.headers["Server-Timing"])[1])
+    (line,) = [record.args for record in caplog.records if isinstance(record.args, dict)]
+    stats = rest.get("/stats").json
+    measured = samples(rest)
+    seconds = sum(
+        value
+        for (name, *labels), value in measured.items()
+        if name == "serving_request_duration_seconds_sum" and ("route", "predict_image") in labels
+    )
+    for told in (line["ms"], stats["groups"]["d"]["latency_ms"]["p50"], 1e3 * seconds):
+        assert told == pytest.approx(total, abs=0.02) and told >= 5000
+    group = rest.server.state["metrics"].groups["d"]
+    assert group.last_minute(int(time.time()))[2] == pytest.approx((total - 5000) / 1e3, abs=0.1)
+
+
+def test_the_minutes_told_are_those_of_the_last_hour():
+    now = [1e9]
+    counted = metrics.Metrics(clock=lambda: now[0])
+    times = [now[0] + 600 * number for number in range(60)]
+    for now[0] in times:
+        counted.begin().end(serving.Trace(), COUNTED, None)
+    recent = [60 * (int(time) // 60) for time in times if time > times[-1] - 3600]
+    assert [minute["time"] for minute in counted.read()["minutes"]] == recent
+
+
+def test_a_long_path_does_not_make_the_errors_long():
+    rest = Rest(server_of_two())
+    for number in range(5):
+        rest.open("/v1/models/" + "x" * 50_000, method="Y" * 30_000 if number else "GET")
+    told = rest.get("/stats")
+    assert len(told.json["last_errors"]) == 5 and len(told.data) < 10_000
+
+
 def test_minutes_are_kept_for_an_hour():
     now = [0.0]
     counted = metrics.Metrics(clock=lambda: now[0])
@@ -1224,11 +1264,38 @@ def test_stats_and_metrics_answer_while_tensorflow_is_half_imported(monkeypatch)
 
 def test_every_answer_has_the_clients_id_or_one_of_its_own():
     rest = Rest(server_of_two())
-    for path in ("/nowhere", "/livez", "/v1/models/m", "/v1/models/none", "/console/none.js"):
+    for path in ("/nowhere", "/", "/livez", "/v1/models/m", "/v1/models/none", "/console/none.js"):
         assert rest.get(path, headers={"X-Request-Id": "r-1"}).headers["X-Request-Id"] == "r-1", (
             path
         )
         assert re.fullmatch("[0-9a-f]{16}", rest.get(path).headers["X-Request-Id"]), path
+
+
+@pytest.mark.parametrize(("method", "path"), [("GET", "/nothing"), ("FOO", "/v1/models/m:predict")])
+def test_an_unknown_url_or_method_is_counted_and_logged_as_any_request(method, path, caplog):
+    caplog.set_level("INFO")
+    rest = Rest(server_of_two())
+    answer = rest.open(path, method=method, headers={"X-Request-Id": "r-1"})
+    status = 404 if method == "GET" else 405
+    assert answer.status_code == status and "total;dur=" in answer.headers["Server-Timing"]
+    assert (method != "FOO") or "POST" in answer.headers["Allow"]
+    (line,) = [record.args for record in caplog.records if isinstance(record.args, dict)]
+    told = [line[name] for name in ("request_id", "method", "path", "route", "status")]
+    assert told == ["r-1", method, path, "none", status]
+    counted = f'{{deployment="",model="",route="none",status="{status}",version=""}} 1.0'
+    assert f"serving_requests_total{counted}" in rest.get("/metrics").get_data(as_text=True)
+
+
+@pytest.mark.parametrize(("wish", "status"), [("abc", 400), ("0", 504)])
+def test_a_request_out_of_time_is_answered_and_counted_as_its_url_does(wish, status):
+    rest = Rest(server_of_two())
+    wrong = rest.post("/pets/predict", "x", headers=bearer("k"))
+    answer = rest.post("/pets/predict", "x", headers={**bearer("k"), "X-Request-Timeout": wish})
+    assert (wrong.status_code, answer.status_code) == (400, status)
+    assert list(answer.json) == list(wrong.json) and answer.json["code"] == status
+    assert {error["route"] for error in rest.get("/stats").json["last_errors"]} == {"predict_image"}
+    drawn = rest.get("/stats?window=5m").json["series"][0]["total"]["requests"]
+    assert drawn == 2
 
 
 def test_what_a_handler_logs_never_stands_for_parts_of_a_line():

@@ -180,6 +180,18 @@ def test_bodies_beyond_the_memory_there_is_for_them_are_turned_away():
         assert first.result().status_code == 200
 
 
+def test_a_body_that_no_server_would_take_is_not_one_that_was_turned_away():
+    with (
+        serve({"m": FakeServable()}, max_queued_bytes=3 << 20) as (server, address),
+        raw(address) as connection,
+    ):
+        connection.sendall(
+            b"POST /v1/models/m:predict HTTP/1.1\r\nHost: x\r\nContent-Length: 3000000000\r\n\r\n"
+        )
+        assert read_all(connection).startswith(b"HTTP/1.1 413 ")
+        assert not server.refused
+
+
 # --- deadlines --------------------------------------------------------------------------------------------
 
 

@@ -22,7 +22,7 @@ from conftest import (
 )
 
 import serving
-from serving_extensions import metrics, quotas
+from serving_extensions import doctor, metrics, quotas
 from serving_extensions.redis_quotas import KEPT_SECONDS, RedisQuotas, shown
 
 PASSWORD = "s3cret-pass"
@@ -216,9 +216,10 @@ def test_redis_that_goes_lets_nobody_in_and_comes_back(redis, caplog):
     assert [(r.status_code, r.headers["Retry-After"], r.json["error"]) for r in gone] == [
         (503, "5", "The calls of key 'a' cannot be counted just now: Redis: ConnectionError")
     ] * 3
-    assert 'serving_quota_used_calls{key="a",period="month"} 0.0' in rest.get("/metrics").get_data(
+    assert 'serving_quota_used_calls{key="a",period="month"} 1.0' in rest.get("/metrics").get_data(
         as_text=True
     )
+    assert rest.get("/usage", headers=bearer("k")).json["quota"]["used"] == 1, "as it was"
     redis.start()
     assert [call().status_code for _ in range(4)] == [200, 200, 429, 429], (
         "from the first call on, and what was counted is still"
@@ -230,6 +231,16 @@ def test_redis_that_goes_lets_nobody_in_and_comes_back(redis, caplog):
         "once each, not at each call"
     )
     assert PASSWORD not in caplog.text
+
+
+def test_the_doctor_asks_redis(redis):
+    server = fake_server({"d": FakeDetector()}, auth=auth_of(redis))
+    (finding,) = doctor.look_at_redis(server)
+    assert finding.state == "ok" and PASSWORD not in finding.text
+    redis.stop()
+    (finding,) = doctor.look_at_redis(server)
+    assert finding.state == "wrong" and finding.text.endswith(": Redis: ConnectionError")
+    assert PASSWORD not in finding.text
 
 
 def test_redis_that_hangs_is_given_up_after_a_second(tmp_path):

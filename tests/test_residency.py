@@ -13,6 +13,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 from conftest import NO_POLL, ROOT, FakeServable, Rest, assert_error, until
+from prometheus_client.parser import text_string_to_metric_families
 from test_saved_models import export
 
 import serving
@@ -636,6 +637,15 @@ def test_stats_tell_what_each_version_costs_and_when_it_was_asked(folders):
         assert found[name]["file_bytes"] == sum(path.stat().st_size for path in files) > 24 * MB
         assert found[name]["memory_bytes"] >= found[name]["file_bytes"]
         assert found[name]["load_seconds"] > 0 and found[name]["device"] == "CPU:0"
+    took = [
+        sample
+        for family in text_string_to_metric_families(rest.get("/metrics").text)
+        if family.name == "serving_model_load_duration_seconds"
+        for sample in family.samples
+    ]
+    assert {f"{one.labels['model']}/{one.labels['version']}": one.value for one in took} == {
+        name: pytest.approx(entry["load_seconds"], abs=0.001) for name, entry in found.items()
+    }
     rest.post("/v1/models/m1/unload")
     assert rest.get("/stats").json["versions"]["m1/1"]["memory_bytes"] is None
     server.stop()

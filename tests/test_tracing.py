@@ -10,6 +10,8 @@ import sys
 import pytest
 from conftest import ROOT, FakeServable, Rest, bearer, fake_server, key_entry
 
+import serving
+
 PARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"  # of the W3C's document
 BODY = '{"instances": [[1.0]]}'
 
@@ -21,14 +23,19 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+import serving
 from conftest import FakeServable, Rest, fake_server
 exporter, provider = InMemorySpanExporter(), TracerProvider()
 provider.add_span_processor(SimpleSpanProcessor(exporter))
 trace.set_tracer_provider(provider)
-rest = Rest(fake_server({{"m": FakeServable()}}))
+fail = lambda name, inputs: 1 / 0
+failing = serving.Servable(FakeServable().signatures, fail, device="CPU:0")
+rest = Rest(fake_server({{"m": FakeServable(), "f": failing}}))
 rest.post("/v1/models/m:predict", {body!r}, headers={{"traceparent": {parent!r}, "tracestate": "a=b"}})
 rest.post("/v1/models/m:predict", {body!r}, headers={{"traceparent": "nonsense"}})
 rest.get("/v1/models/none")
+with trace.get_tracer("site").start_as_current_span("of the site"):
+    rest.post("/v1/models/f:predict", {body!r}, headers={{"traceparent": {parent!r}}})
 print(json.dumps([
     [span.name, format(span.context.trace_id, "032x"), span.parent and format(span.parent.span_id, "016x"),
      format(span.context.span_id, "016x"), span.start_time, span.end_time, dict(span.attributes)]
@@ -43,16 +50,52 @@ def test_a_request_is_a_span_of_its_caller_with_its_parts():
     assert done.returncode == 0, done.stderr
     spans = json.loads(done.stdout.splitlines()[-1])
     whole = [span for span in spans if span[0].startswith(("POST", "GET"))]
-    first, second, third = whole
+    first, second, third, fourth = whole
     _, version, parent, _ = PARENT.split("-")
     assert (first[0], first[1], first[2]) == ("POST predict", version, parent)
     assert first[6]["http.response.status_code"] == 200 and first[6]["serving.model"] == "m"
     assert second[2] is None and second[1] != version
     assert (third[0], third[6]["http.response.status_code"]) == ("GET status", 404)
+    (sites,) = [span for span in spans if span[0] == "of the site"]
+    assert (fourth[1], fourth[2]) == (sites[1], sites[3]), "below the site's own span"
+    assert fourth[6]["error.type"] == "500" and "error.type" not in third[6]
+    for span in whole:
+        assert {name for name in span[6] if not name.startswith("serving.")} - {"error.type"} == {
+            "http.request.method",  # what the conventions require of a server's span, ...
+            "url.path",
+            "url.scheme",
+            "http.response.status_code",
+        }, "... and no http.route, which is a template of a path"
     parts = [span for span in spans if span[2] == first[3]]
     assert "inference" in {span[0] for span in parts}
     for name, trace, _, _, start, end, _ in parts:
         assert trace == version and first[4] <= start <= end <= first[5] + 1_000_000, name
+
+
+@pytest.mark.parametrize(
+    "parent",
+    [
+        PARENT,
+        PARENT + "-more",
+        "cc" + PARENT[2:],
+        "cc" + PARENT[2:] + "-what the future will be like",
+        "cc" + PARENT[2:] + "x",
+        "01" + PARENT[2:-1],
+        "ff" + PARENT[2:],
+        "0" + PARENT,
+        PARENT.upper(),
+        PARENT.replace("4bf92f3577b34da6a3ce929d0e0e4736", "0" * 32),
+        PARENT.replace("00f067aa0ba902b7", "0" * 16),
+    ],
+)
+def test_a_traceparent_is_read_as_opentelemetry_reads_it(parent):
+    api = pytest.importorskip("opentelemetry.trace")
+    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+    context = TraceContextTextMapPropagator().extract({"traceparent": parent})
+    call = serving.Call({"REQUEST_METHOD": "GET", "HTTP_TRACEPARENT": parent}, "/")
+    is_one = api.get_current_span(context).get_span_context().is_valid
+    assert serving.read_parent(call)[0] == (parent if is_one else "")
 
 
 def test_the_trace_is_in_the_log_and_handlers_are_given_it(caplog):

@@ -51,17 +51,11 @@ DEMO = {
 
 
 class Other(serving.Servable):
-    """y = x of another shape or dtype, or of two inputs, for what does not fit."""
+    """y = x of another shape or dtype, for what does not fit."""
 
-    def __init__(self, *inputs, outputs=("y",)):
-        super().__init__(
-            {
-                "serving_default": signature(
-                    inputs, [spec(name, shape=(None, 1)) for name in outputs]
-                )
-            },
-            lambda name, given: {output: next(iter(given.values())) for output in outputs},
-        )
+    def __init__(self, x):
+        signatures = {"serving_default": signature([x], [spec("y", shape=(None, 1))])}
+        super().__init__(signatures, lambda name, given: {"y": given["x"]})
 
 
 SERVABLES = {
@@ -69,14 +63,12 @@ SERVABLES = {
     "third": FakeServable(3),
     "wide": Other(spec("x", shape=(None, 7))),
     "whole": Other(spec("x", "DT_INT32", (None, 1))),
-    "two": Other(spec("a", shape=(None, 1)), spec("b", shape=(None, 1))),
-    "flat": Other(spec("x", shape=(None, 3, 3))),
 }
 
 
-def build(*pipelines, **others):
+def unstarted(*pipelines, **others):
     servables = {name: copy.copy(servable) for name, servable in SERVABLES.items()}
-    server = serving.ModelServer(
+    return serving.ModelServer(
         {
             "model_config_list": [
                 {"config": {"name": name, "base_path": name}} for name in servables
@@ -88,6 +80,10 @@ def build(*pipelines, **others):
         load=lambda folder, model: servables[model.name],
         list_versions=lambda base: {1: serving.Path(base) / "1"},
     )
+
+
+def build(*pipelines, **others):
+    server = unstarted(*pipelines, **others)
     assert server.wait(10)
     return server
 
@@ -211,137 +207,34 @@ def test_wrong_requests_to_a_pipeline(body, text):
     assert_error(Rest(build(DEMO)).post("/v1/models/two_steps:predict", body), 400, text)
 
 
-# OpenVINO Model Server's table, in its order; each broken pipeline, the text, where, and the status of a reload.
+# Some of OpenVINO Model Server's table (all of it: test_pipelines_engine.py): the text, where, and
+# the status of a reload.
 TABLE = [
     (changed(name="half"), "Pipeline has the same name as model", ".name", 500),
-    (
-        changed(demultiply_count=-1, nodes={0: {"demultiply_count": -1}}),
-        "Functionality not implemented",
-        "",
-        500,
-    ),
-    (
-        changed(nodes={1: {"name": "first"}}),
-        "Pipeline definition has multiple nodes with the same name",
-        ".nodes[1]",
-        500,
-    ),
-    (
-        changed(nodes={0: {"name": "response"}}),
-        "Pipeline definition has multiple nodes with the same name",
-        ".nodes[0]",
-        500,
-    ),
-    (
-        changed(nodes={0: {"model_name": "gone"}}),
-        "Pipeline definition has reference to missing model",
-        ".nodes[0]",
-        500,
-    ),
     (
         changed(nodes={0: {"version": 9}}),
         "Pipeline definition has reference to missing model",
         ".nodes[0]",
         500,
     ),
-    (
-        changed(nodes={1: {"inputs": [link("x", "nowhere", "middle")]}}),
-        "Pipeline definition has reference to missing node",
-        ".nodes[1].inputs[0]",
-        500,
-    ),
-    (
-        changed(nodes={1: {"inputs": [link("x", "response", "y")]}}),
-        "Pipeline definition has response node used as dependency node",
-        ".nodes[1].inputs[0]",
-        500,
-    ),
-    (
-        changed(nodes={1: {"inputs": [link("z", "first", "middle")]}}),
-        "Pipeline definition has connection to non existing model input",
-        ".nodes[1].inputs[0]",
-        500,
-    ),
-    (
-        changed(nodes={1: {"inputs": [link("x", "first", "middle"), link("x", "request", "x")]}}),
-        "Pipeline definition has multiple connections to the same input of underlying model",
-        ".nodes[1].inputs[1]",
-        500,
-    ),
-    (
-        changed(nodes={1: {"inputs": [link("x", "first", "nothing")]}}),
-        "Pipeline definition has reference to missing data source",
-        ".nodes[1].inputs[0]",
-        500,
-    ),
-    (
-        changed(nodes={0: {"inputs": [link("x", "request", "nothing")]}}),
-        "Pipeline definition has reference to missing data source",
-        ".nodes[0].inputs[0]",
-        500,
-    ),
-    (
-        changed(nodes={0: {"outputs": [{"data_item": "z", "alias": "middle"}]}}),
-        "Pipeline definition has reference to missing model output",
-        "",
-        500,
-    ),
     (changed(nodes={1: {"model_name": "wide"}}), "Invalid input shape", ".nodes[1].inputs[0]", 400),
-    (changed(nodes={1: {"model_name": "flat"}}), "Invalid input shape", ".nodes[1].inputs[0]", 400),
     (
         changed(nodes={1: {"model_name": "whole"}}),
         "Invalid input precision",
         ".nodes[1].inputs[0]",
         400,
     ),
-    (
-        changed(nodes={1: {"model_name": "two", "inputs": [link("a", "first", "middle")]}}),
-        "Pipeline definition does not have connections for all inputs of underlying models",
-        ".nodes[1]",
-        500,
-    ),
-    (
-        changed(nodes={0: {"inputs": [link("x", "second", "end")]}}),
-        "Pipeline definition contains a cycle",
-        "",
-        500,
-    ),
-    (
-        changed(nodes={1: {"inputs": [link("x", "second", "end")]}}),
-        "Pipeline definition contains a cycle",
-        "",
-        500,
-    ),
-    (
-        changed(outputs=[link("y", "first", "middle")]),
-        "Pipeline definition has unconnected nodes",
-        "",
-        500,
-    ),
-    (
-        changed(
-            nodes={
-                1: {
-                    "model_name": "two",
-                    "inputs": [link("a", "first", "middle"), link("b", "request", "x")],
-                },
-                0: {"model_name": "wide"},
-            }
-        ),
-        "Multiple nodes connected to the same pipeline input require different tensor metadata",
-        "",
-        500,
-    ),
 ]
 
 
 @pytest.mark.parametrize(
-    "pipeline, text, where, status", TABLE, ids=[f"{n}: {row[1]}" for n, row in enumerate(TABLE)]
+    "pipeline, text, where, status", TABLE, ids=[text for _, text, _, _ in TABLE]
 )
-def test_table_of_wrong_pipelines(tmp_path, pipeline, text, where, status):
+def test_table_of_wrong_pipelines(pipeline, text, where, status):
     """The server starts all the same, the wrong pipeline is listed with its reason, models and the good pipeline answer."""
     good = changed(name="good")
-    server = build(pipeline, good)
+    server = unstarted(pipeline, good)
+    assert server.reload(10)[0] == status
     rest, name = Rest(server), pipeline["name"]
     assert rest.post("/v1/models/good:predict", {"instances": [[1.0]]}).json == {
         "predictions": [[4.25]]

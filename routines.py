@@ -4481,13 +4481,6 @@ class ImageModel:
 Run = Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
 
 
-def predict_image(model: ImageModel, run: Run, image: np.ndarray, chain: Sequence[Any]) -> Tensors:
-    """Run a picture through the routines before the model, the model, and those after it,
-    each in order. Raises RoutineError.
-    """
-    return predict_images(model, run, [image], chain)[0]
-
-
 def predict_images(
     model: ImageModel,
     run: Run,

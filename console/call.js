@@ -38,8 +38,8 @@ export class Caller {
 	}
 
 	/**
-	 * The answer to `question(signal)`: {response, answer, time, text}, null where it failed, was stopped, or something
-	 * else was asked since. `text` is JSON as it came, where a browser cannot read all of it.
+	 * The answer to `question(signal)`: {response, answer, time, text}; null where it failed, nothing where it was stopped,
+	 * or something else asked since. `text` is JSON as it came, where a browser cannot read all of it.
 	 */
 	async run(question) {
 		this.abort?.abort();
@@ -52,16 +52,18 @@ export class Caller {
 		this.queue = this.status.textContent = "";
 		try {
 			const response = await question(abort.signal), took = performance.now() - began, {answer, text} = await readAnswer(response);
-			if (turn !== this.turn) return null;
+			if (turn !== this.turn) return;
 			const time = timing(response, took);
 			fill(this.times, timeBar(time));
 			this.status.textContent = "";
 			return {response, answer, time, text};
 		} catch (error) {
-			if (turn !== this.turn) return null;
+			if (turn !== this.turn) return;
 			fill(this.times);
-			this.status.textContent = error.name === "AbortError" ? "Stopped." : "";
-			if (error.name !== "AbortError") this.fail(error.message);
+			const stopped = error.name === "AbortError";
+			this.status.textContent = stopped ? "Stopped." : "";
+			if (stopped) return;
+			this.fail(error.message);
 			return null;
 		} finally {
 			clearInterval(ticking);

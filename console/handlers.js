@@ -46,7 +46,7 @@ class HandlerPanel {
 	async send() {
 		const body = this.method === "GET" ? undefined : this.file ?? this.body.value;
 		const found = await this.caller.run((signal) => ask(this.url, {page: false, method: this.method, body, signal, headers: {"Content-Type": this.sentType}}));
-		if (!found && this.caller.error.hidden) return;
+		if (found === undefined) return;
 		const blob = found?.answer instanceof Blob && found.answer;
 		fill(this.answer, blob && (await showBlob(blob)));
 		this.json.tell(blob ? null : found?.text ?? found?.answer);

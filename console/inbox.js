@@ -2,7 +2,7 @@
 
 import {ask, askJson, catalogue, path} from "./api.js";
 import {attempt} from "./app.js";
-import {bar, bitmapOf, button, clamp, download, draw, drawOn, fill, make, range, select, several} from "./dom.js";
+import {bar, bitmapOf, button, clamp, download, draw, drawOn, fill, make, range, select, several, status} from "./dom.js";
 import {paint} from "./viewer.js";
 
 const PAGE = 60, SMALL = 320, LARGE = 1600;
@@ -23,8 +23,8 @@ class Inbox {
 	constructor({id, active_learning: learning}, own) {
 		Object.assign(this, {id, at: `${path(id)}/active_learning/${path(learning.group)}`, all: [], listed: [], most: PAGE, undone: [], order: "highest", filter: "all", made: new Map(), saving: Promise.resolve()});
 		this.onkey = (event) => this.press(event);
-		this.counts = make("p", {id: "inbox-counts", role: "status"});
-		this.list = make("ul.gallery", {id: "inbox-list"});
+		this.counts = status("p");
+		this.list = make("ul.gallery");
 		this.more = button("Show more", () => this.draw((this.most += PAGE)), {hidden: true});
 		this.large = make("div.card", {id: "inbox-large", hidden: true});
 		this.threshold = make("section.card", {label: "Threshold"});
@@ -36,7 +36,7 @@ class Inbox {
 			own.length > 1 ? select("Deployment", own.map((one) => one.id), (name) => (location.hash = `#inbox/${path(name)}`), id) : make("h2", id),
 			select("Sort by", [["highest", "score, highest first"], ["lowest", "score, lowest first"], ["newest", "newest first"]], (order) => this.draw((this.order = order))),
 			select("Show", ["all", ["none", "undecided"], "accepted", "rejected"], (filter) => this.draw((this.filter = filter))),
-			button("Refresh", () => attempt(() => this.read()), {id: "inbox-refresh"}), button("COCO of all", () => attempt(() => this.save())), button("COCO of the accepted", () => attempt(() => this.save("accepted"))));
+			button("Refresh", () => attempt(() => this.read())), button("COCO of all", () => attempt(() => this.save())), button("COCO of the accepted", () => attempt(() => this.save("accepted"))));
 		this.element = make("div", controls, this.counts, this.threshold, make("p.soft", "Arrows move, A accepts, R rejects, U undoes."),
 			make("div.two", make("div", this.list, this.more), this.large));
 	}
@@ -184,7 +184,7 @@ class Inbox {
 	// --- what a threshold would keep ---
 
 	drawThreshold({scores, threshold, strategy, most}) {
-		const said = make("p", {id: "inbox-kept", role: "status"}), bins = new Array(50).fill(0);
+		const said = status("p"), bins = new Array(50).fill(0);
 		for (const score of scores) bins[clamp(Math.floor(score * 50), 0, 49)] += 1;
 		const top = Math.max(1, ...bins), chart = draw("svg", {viewBox: "0 0 500 80", preserveAspectRatio: "none", class: "histogram", role: "img", "aria-label": `Histogram of the scores of the last ${scores.length} pictures`});
 		const drawn = bins.map((count, place) => chart.appendChild(draw("rect", {x: place * 10 + 0.5, width: 9, y: 80 - (78 * count) / top, height: (78 * count) / top})));
@@ -194,7 +194,8 @@ class Inbox {
 				: `No picture has been seen since the start; of the last ${most.toLocaleString()} this tells how many a threshold would keep.`;
 			drawn.forEach((bar, place) => bar.classList.toggle("kept", (place + 1) / 50 > value));
 		});
-		Object.assign(slide, {id: "inbox-threshold", ariaLabel: "Threshold"}).oninput();
+		slide.ariaLabel = "Threshold";
+		slide.oninput();
 		fill(this.threshold, scores.length > 0 && make("div.sliding", chart, slide), said);
 	}
 }

@@ -11,7 +11,7 @@ const busy = new Map(); // addresses of versions -> what is done with them just 
 
 export async function show(root, [only]) {
 	const wanted = search("Search models, pipelines and handlers", () => draw(), "Search…", {id: "models-search", hidden: Boolean(only)});
-	const cards = make("div"), plan = make("section.card", {id: "reload-plan", "aria-live": "polite", label: "Reload", hidden: true});
+	const cards = make("div"), plan = make("section.card", {"aria-live": "polite", label: "Reload", hidden: true});
 	const draw = () => morph(cards, drawAll(only, wanted.value));
 	fill(root, bar(wanted, only && link("#models", "All models"),
 		!catalogue.key.only && button("Reload…", () => attempt(() => preview(plan)), {id: "reload"})), plan, cards);
@@ -37,7 +37,7 @@ function drawAll(only, sought) {
 	const wanted = ({name}) => (only ? name === only : fits(name, sought));
 	const parts = all.map(([title, list, card]) => [title, list.filter(wanted), card]).filter(([, list]) => list.length).flatMap(([title, list, card]) => [make("h2", {"data-key": title}, `${title} (${list.length})`),
 		make("div.cards", {"data-key": `of ${title}`}, list.map((one) => card(one, title.toLowerCase(), Boolean(only))))]);
-	return make("div.part", {id: "models-cards"}, parts.length ? parts : make("p.empty", nothing(only || sought)));
+	return make("div.part", parts.length ? parts : make("p.empty", nothing(only || sought)));
 }
 
 const facts = (pairs) => make("dl", pairs.filter(([, value]) => value).flatMap(([name, value]) => [make("dt", name), make("dd", value)]));
@@ -111,7 +111,7 @@ async function preview(plan) {
 	fill(plan, make("h2", "What a reload would change"),
 		lines.length ? make("ul", lines.map((line) => make("li", line))) : make("p", "Nothing: everything is as the config and the folders have it."),
 		found.problems.length > 0 && make("p.error", found.problems.join("\n")),
-		bar(button("Reload now", () => attempt(() => reload(plan, close)), {className: "main", id: "reload-now"}), button("Cancel", close)));
+		bar(button("Reload now", () => attempt(() => reload(plan, close)), {className: "main"}), button("Cancel", close)));
 	plan.hidden = false;
 	plan.querySelector(".main").focus();
 }

@@ -113,8 +113,7 @@ class Panel {
 	async send() {
 		if (!this.bitmap) return this.caller.fail("Choose a picture first.");
 		const {blob, asking} = this, found = await this.caller.run((signal) => predict(this.one.id, blob, {...asking, signal}));
-		const stopped = !found && this.caller.error.hidden;
-		if (blob === this.blob && !stopped) this.showAnswer(found?.answer ?? null, asking);
+		if (blob === this.blob && found !== undefined) this.showAnswer(found?.answer ?? null, asking);
 	}
 
 	/** What a request asks for by what is chosen now. */

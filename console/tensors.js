@@ -96,7 +96,7 @@ class TensorPanel {
 
 	async send() {
 		const found = await this.caller.run((signal) => post(this.url, this.body.value, signal));
-		if (!found && this.caller.error.hidden) return;
+		if (found === undefined) return;
 		this.json.tell(found?.text ?? found?.answer);
 		fill(this.answers, found && drawAnswer(found.answer, this.outputs[0]));
 		this.onanswer?.(found);

@@ -14,7 +14,7 @@ export async function show(root, names) {
 	const [name, kind] = names.toReversed();
 	let seen = null, wrong = "", ended = () => {};
 	const filter = search("Filter the errors", () => draw(), "Status, path, text, request id…", {id: "errors-filter"});
-	const state = make("p.error", {role: "status"}), up = make("span", {id: "watch-seen"});
+	const state = make("p.error", {role: "status"}), up = make("span");
 	const above = make("div"), errors = make("div");
 	const windows = Object.entries(WINDOWS).map(([id, [text]]) => button(text, () => begin((chosen.window = id)), {"data-window": id}));
 	fill(root, bar(name !== undefined && link("#watch", "All"),

@@ -51,7 +51,7 @@ def test_a_built_model_finds_what_its_project_finds(built):
         pytest.skip("it is refused")
     wanted = {key: np.array(value) for key, value in truth["truth"].items()}
     model, run = find(server)
-    found = routines.predict_image(model, run, picture, [])
+    (found,) = routines.predict_images(model, run, [picture], [])
     if "map" in wanted:
         check_map(found, wanted["map"])
     elif "boxes" in wanted:

@@ -116,13 +116,6 @@ def read_all(client):
     return heard
 
 
-def talk_raw(address, data):
-    with connected(address) as client:
-        with contextlib.suppress(ConnectionError):
-            client.sendall(data)
-        return read_all(client)
-
-
 # --- the same bytes as plain waitress and plain Flask ------------------------------------------------------------
 
 PREDICT, OTHER = post(row(4)), post(row(8))

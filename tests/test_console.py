@@ -383,7 +383,7 @@ def test_a_restricted_key_shows_what_it_may_call(page):
     assert page.wait(f"{names}.length && {names}") == ["rings", "thousand"] * 2
     assert "guest: only rings, thousand" in page.text("header")
     page.go("models")
-    page.wait("document.querySelectorAll('#models-cards .card').length === 2")
+    page.wait("document.querySelectorAll('.cards .card').length === 2")
     assert "Reload…" not in page.text()
 
 
@@ -450,7 +450,7 @@ def test_opening_the_page_samples_and_code_cost_nothing_of_a_quota(page, slow, t
         page.open("try/table", key="few")
         page.wait("document.querySelector('#panel .body')?.value")
         page.go("models/table")
-        page.wait("document.querySelector('#models-cards table')")
+        page.wait("document.querySelector('.cards table')")
         page.click("Reload…")
         page.says("What a reload would change")
         page.go("try/cells")
@@ -1672,7 +1672,7 @@ def test_a_part_that_is_opened_while_the_server_is_gone_says_so_and_comes_when_i
         )
     page.browser.execute_cdp_cmd("Network.setCacheDisabled", {"cacheDisabled": False})
     page.click("Try again")
-    page.wait("document.querySelector('#models-cards .card')")
+    page.wait("document.querySelector('.cards .card')")
     assert page.text("#error") == ""
 
 

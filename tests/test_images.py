@@ -544,9 +544,8 @@ def shapes(tf):
 
 
 def find(shapes, image, *chain):
-    tensors = routines.predict_image(
-        *shapes, image, [*chain, routines.FilterConfidence(confidence=0.5)]
-    )
+    chain = [*chain, routines.FilterConfidence(confidence=0.5)]
+    (tensors,) = routines.predict_images(*shapes, [image], chain)
     return routines.to_annotations(tensors, image.shape[1], image.shape[0])
 
 

@@ -737,7 +737,7 @@ def test_a_name_that_the_model_has_is_no_warning_though_it_was_dropped():
         routines.FilterClass(class_name="cat"),
     ):
         picture = np.zeros((64, 64, 3), np.uint8)
-        seen = routines.predict_image(model, lambda _: outputs, picture, [step])
+        (seen,) = routines.predict_images(model, lambda _: outputs, [picture], [step])
         assert "warnings" not in seen.get("answer", {}), step
 
 

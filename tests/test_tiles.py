@@ -91,9 +91,9 @@ def look(image, model=None, most=300, top_k=None, **tile):
     specs = ({name: (one.dtype, one.shape) for name, one in side.items()} for side in sides)
     ready = routines.ImageModel(*specs, labels=NAMES, most=most, top_k=top_k)
     chain = [routines.Tile(**tile)] if tile else []
-    return routines.predict_image(
-        ready, lambda inputs: servable.run("serving_default", inputs), image, chain
-    )
+    return routines.predict_images(
+        ready, lambda inputs: servable.run("serving_default", inputs), [image], chain
+    )[0]
 
 
 def pixels(tensors, image):
@@ -193,7 +193,8 @@ def test_tiles_of_a_crop_are_placed_in_the_whole_picture():
     specs = ({name: (one.dtype, one.shape) for name, one in side.items()} for side in sides)
     chain = [routines.Tile(size=64), routines.Crop(xmin=0.5), routines.FilterConfidence(0.0)]
     run = lambda inputs: servable.run("serving_default", inputs)  # noqa: E731
-    found = routines.predict_image(routines.ImageModel(*specs, labels=NAMES), run, image, chain)
+    model = routines.ImageModel(*specs, labels=NAMES)
+    (found,) = routines.predict_images(model, run, [image], chain)
     assert pixels(found, image) == sorted(box for box in SMALL if box[0] > 320)
 
 

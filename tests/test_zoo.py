@@ -42,7 +42,7 @@ def see(server, name, picture=PICTURE):
     (_, servable) = server.manager.find(name, None, None)
     model = server.prepared.deployments[name].model_of(servable)
     run = lambda inputs: servable.run("serving_default", inputs)  # noqa: E731
-    return model.family, routines.predict_image(model, run, picture, [])
+    return model.family, routines.predict_images(model, run, [picture], [])[0]
 
 
 # --- what the projects do -------------------------------------------------------------------------
@@ -558,7 +558,7 @@ def test_a_class_without_a_name_in_the_label_map_is_warned_of():
     ):
         model = routines.ImageModel(inputs, outputs, labels=labels)
         chain = [routines.FilterClass(("cat",))] if labels else []
-        found = routines.predict_image(model, lambda _: arrays, PICTURE, chain)
+        (found,) = routines.predict_images(model, lambda _: arrays, [PICTURE], chain)
         assert found.get("answer", {}).get("warnings", [])[:1] == (warnings or [])[:1]
         assert len(found["scores"]) >= 1
 

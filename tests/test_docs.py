@@ -222,4 +222,4 @@ def test_the_site_is_built_without_a_warning(tmp_path):
         env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
     )
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "index.html").exists() and (tmp_path / "deploy/index.html").exists()
+    assert (tmp_path / "index.html").exists() and (tmp_path / "production/index.html").exists()

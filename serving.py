@@ -713,9 +713,9 @@ class ModelConfig:
         loads=True,
     )
     idle_seconds: int | float | None = option(
-        None, "on_demand: out of memory after so long without a request", minimum=1, loads=True
+        None, "on_demand: out of memory after so long without a request", minimum=1
     )
-    pinned: bool = option(False, "on_demand: stays in memory once it is there", loads=True)
+    pinned: bool = option(False, "on_demand: stays in memory once it is there")
     freeze: bool = option(
         True,
         "let a convolutional network's variables become constants of its graph "

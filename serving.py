@@ -714,9 +714,9 @@ class ModelConfig:
         loads=True,
     )
     idle_seconds: int | float | None = option(
-        None, "on_demand: out of memory after so long without a request", minimum=1, loads=True
+        None, "on_demand: out of memory after so long without a request", minimum=1
     )
-    pinned: bool = option(False, "on_demand: stays in memory once it is there", loads=True)
+    pinned: bool = option(False, "on_demand: stays in memory once it is there")
     freeze: bool = option(
         True,
         "let a convolutional network's variables become constants of its graph "
@@ -5336,7 +5336,8 @@ class ModelManager:
         self._label_files = label_files(config)
         self.prepared = prepare(config)  # what requests need of the config, made ready once
         self._poll_seconds = poll_seconds  # from the command line, over the config's
-        self.path, self._text = path, text
+        self.path, self._text = path, text  # as it was looked at last
+        self.text = text  # of the config in force
         self._load, self.list_versions = load, list_versions
         self._config_failed = False
         self._config_error = self._missing = ""  # why the config's last text is not in force
@@ -5651,7 +5652,7 @@ class ModelManager:
             self._label_files = label_files(config)
             self.prepared = self._prepare(config)
             tell_restart(self.config.server, config.server)
-            self.config = config
+            self.config, self.text = config, text
             self._expect_models()
             self._config_error = ""
             self._take_effect()

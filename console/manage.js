@@ -43,8 +43,8 @@ const changing = (text, onclick, properties = {}) => button(text, onclick, {disa
 
 const short = (value, none = "nothing") => (value === undefined ? none : JSON.stringify(value).slice(0, 200));
 
-function tell({changes = [], written, version, model, digest, problems = []}) {
-	const told = version && make("p", `Version ${version} of ${model} is served. ${digest}`);
+function tell({changes = [], written, version, model, digest, note, problems = []}) {
+	const told = version && make("p", `Version ${version} of ${model} is ${note ? `there; ${note}` : "served"}. ${digest}`);
 	return [told, changes.length ? make("p", written ? "Changed:" : "Would change:") : !told && make("p", "Nothing has to change."),
 		make("ul", changes.map((one) => make("li", `${one.path}: ${short(one.old)} → ${short(one.new)}`))), problems.length > 0 && make("p.warning", `As before: ${problems.join("\n")}`)];
 }

@@ -100,19 +100,26 @@ def edit_config(
     """Change the config file as it is now by a function; `told` is answered besides."""
 
     def change(text: bytes) -> bytes:
-        try:
-            load_config(management_of(server).file.path, text, type(server.config))
-        except ConfigError as error:
+        if problem := find_problem(server, text):
             raise ServingError(
-                f"The config file as it is now is wrong, put it right first: {error.message}",
+                f"The config file as it is now is wrong, put it right first: {problem}",
                 status=HTTPStatus.CONFLICT,
-            ) from None
+            )
         old = read_config(text)
         new = copy.deepcopy(old)
         edit(new)
         return text if new == old else spell_config(new)
 
     return change_config(server, call, change, told)
+
+
+def find_problem(server: ModelServer, text: bytes) -> str:
+    """Why a text is no config; empty where it is one."""
+    try:
+        load_config(management_of(server).file.path, text, type(server.config))
+    except ConfigError as error:
+        return error.message
+    return ""
 
 
 def change_config(
@@ -258,18 +265,24 @@ def view_config_history(server: ModelServer, call: Call) -> Reply:
 
 @administered
 def view_rollback(server: ModelServer, call: Call) -> Reply:
-    """Go back to the config before the last change, or to the one that is called `to`."""
+    """Go back to the config before the last change, or to the one that is called `to`.
+
+    Where the file is broken, that was the last change: back to the config in force.
+    """
     body = read_body(server, call)
     given = read_members(body, {"to": str}) if body.strip() else {}
     name, file = given.get("to"), management_of(server).file
     found: list[Any] = []
 
     def change(text: bytes) -> bytes:
+        if name is None and find_problem(server, text):
+            return server.manager.text
         found.append(file.find_kept(text, name))
         return found[0].path.read_bytes()
 
     replied = change_config(server, call, change, undone=name is None)
-    if name is None and not is_asked(call, "dry_run"):  # it is in force again, and kept no more
+    if name is None and found and not is_asked(call, "dry_run"):
+        # it is in force again, and kept no more
         found[0].path.unlink(missing_ok=True)
     return replied
 

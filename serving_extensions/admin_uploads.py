@@ -20,8 +20,9 @@ from typing import Any
 
 from .admin import admin_route, administered, edit_config, management_of, take_over
 from .archives import unpack
-from .config_file import fcntl, write_errors
+from .config_file import fcntl, locked, write_errors
 from .core import (
+    INIT_SIGNATURE,
     Admin,
     BadRequest,
     Call,
@@ -33,6 +34,7 @@ from .core import (
     Reply,
     ServingError,
     Workers,
+    choose_versions,
     is_asked,
     list_versions,
     read_config,
@@ -67,10 +69,11 @@ def aside(folder: Path) -> Iterator[Path]:
     new = [one for one in (folder, folder.parent) if not one.exists()]
     with write_errors(FOLDER):
         folder.mkdir(parents=True, exist_ok=True)
-        remove_left(folder)
-        made = folder / f".upload-{secrets.token_hex(8)}"
-        made.mkdir(0o755)
-    handle = lock(made)
+        with locked(folder):  # else one that is not locked yet were taken for left
+            remove_left(folder)
+            made = folder / f".upload-{secrets.token_hex(8)}"
+            made.mkdir(0o755)
+            handle = lock(made)
     try:
         with write_errors(FOLDER):
             yield made
@@ -140,7 +143,7 @@ def view_upload(server: ModelServer, call: Call, model: str, version: int | None
         if misfit:
             raise BadRequest(misfit)
         number = move_in(tried, base, version)
-    return publish(server, call, model, number, base, known, told)
+        return publish(server, call, number, config, known is None, told)
 
 
 def refuse_dry_run(call: Call) -> None:
@@ -168,7 +171,8 @@ def find_model_root(folder: Path, body: bytes) -> Path:
     """The folder in an archive that is a version: of a SavedModel, or with a .keras file in it."""
     here = folder
     for _ in range(8):
-        names = {path.name for path in here.iterdir()}
+        # but for what macOS adds
+        names = {path.name for path in here.iterdir() if path.name[0] != "."} - {"__MACOSX"}
         if names >= KERAS and here == folder:  # the body was a .keras file, which is a .zip
             whole = folder.with_name("keras")
             whole.mkdir()
@@ -199,7 +203,7 @@ def try_model(server: ModelServer, folder: Path, config: ModelConfig) -> list[st
             servable = pool.submit(server.load, request).result()
     except (LoadError, OSError) as error:
         raise BadRequest(f"The model cannot be loaded: {error}") from error
-    names = sorted(servable.signatures)
+    names = sorted(servable.signatures.keys() - {INIT_SIGNATURE})
     servable.retire(0)
     if not names:
         raise BadRequest("The model has no signature that can be called")
@@ -221,33 +225,40 @@ def move_in(folder: Path, base: Path, version: int | None) -> int:
 def publish(
     server: ModelServer,
     call: Call,
-    model: str,
     number: int,
-    base: Path,
-    known: Any,
+    model: ModelConfig,
+    is_new: bool,
     told: dict[str, Any],
 ) -> Reply:
     """Have a version served that is in its place; a new model comes into the config."""
     told["version"] = str(number)
-    if known is not None:
+    chosen = choose_versions(model.model_version_policy, list_versions(model.base_path))
+    if number not in chosen:
+        told["note"] = f"it is not served: model_version_policy picks {chosen or 'none'}"
+    if not is_new:
         return take_over(server, call, told)
+    base = Path(model.base_path)
+    item = {"config": {"name": model.name, "base_path": relative(server, base)}}
 
     def edit(config: dict[str, Any]) -> None:
-        entry = {"name": model, "base_path": relative(server, base)}
-        config["model_config_list"].append({"config": entry})
+        if item not in config["model_config_list"]:  # by another upload, meanwhile
+            config["model_config_list"].append(item)
 
     try:
-        return edit_config(server, call, edit, told)
+        replied = edit_config(server, call, edit, told)
     except ServingError:
         shutil.rmtree(base / str(number), ignore_errors=True)
-        with suppress(OSError):
-            base.rmdir()
         raise
+    return take_over(server, call, told) if replied.status == HTTPStatus.OK else replied
 
 
 def relative(server: ModelServer, path: Path) -> str:
-    """A path as the config has it: from the config's folder where it is in it."""
-    folder = management_of(server).file.path.parent
+    """A path as the config has it: from the config's folder where it is in it.
+
+    Of a config that is a link that is the link's folder, where relative paths start.
+    """
+    assert server.manager.path is not None  # else it cannot be written, which was looked at
+    folder = Path(os.path.realpath(server.manager.path.absolute().parent))
     real = Path(os.path.realpath(path))
     return real.relative_to(folder).as_posix() if real.is_relative_to(folder) else str(real)
 
@@ -270,23 +281,28 @@ def view_project(server: ModelServer, call: Call, project: str) -> Reply:
         read_archive(call, options, folder / "sent")
         root, given = read_project(folder / "sent")
         check_syntax(root)
-        place = place_project(root, home)
+        replied = publish_project(server, call, given, place_project(root, home))
+    for old in numbered(home)[:-KEPT_PROJECTS]:
+        shutil.rmtree(home / str(old), ignore_errors=True)
+    return replied
+
+
+def publish_project(server: ModelServer, call: Call, given: dict[str, Any], place: Path) -> Reply:
+    """Have a project served that is in its place: its handlers and models come into the config."""
     entries = rebase(given, place, relative(server, place))
-    own = relative(server, home) + "/"
+    own = relative(server, place.parent) + "/"
 
     def edit(config: dict[str, Any]) -> None:
         for section, entry_of in SECTIONS.items():
             replace_own(config, section, entries.get(section, []), own, entry_of)
 
-    told = {"project": project, "handlers": [one["path"] for one in entries["handlers"]]}
+    handlers = [one["path"] for one in entries["handlers"]]
+    told = {"project": place.parent.name, "handlers": handlers}
     try:
-        replied = edit_config(server, call, edit, told)
+        return edit_config(server, call, edit, told)
     except ServingError:
         shutil.rmtree(place, ignore_errors=True)
         raise
-    for old in numbered(home)[:-KEPT_PROJECTS]:
-        shutil.rmtree(home / str(old), ignore_errors=True)
-    return replied
 
 
 SECTIONS = {
@@ -318,7 +334,7 @@ def read_project(folder: Path) -> tuple[Path, dict[str, Any]]:
 
 def check_syntax(folder: Path) -> None:
     """Raise BadRequest for a file that is no Python; nothing is run."""
-    for path in folder.rglob("*.py"):
+    for path in folder.rglob("[!.]*.py"):  # macOS adds ._x.py
         try:
             compile(path.read_bytes(), path.name, "exec", dont_inherit=True)
         except (SyntaxError, ValueError) as error:

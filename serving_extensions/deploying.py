@@ -116,8 +116,8 @@ def tell(answer: dict[str, Any]) -> str:
     """What a server has taken, in words."""
     if "model" in answer:
         signatures = ", ".join(answer.get("signatures", ()))
-        digest = answer.get("digest", "")
-        return f"{answer['model']} version {answer['version']}: {signatures}; {digest}"
+        told = "; ".join(filter(None, (signatures, answer.get("digest"), answer.get("note"))))
+        return f"{answer['model']} version {answer['version']}: {told}"
     return f"{answer.get('project')}: {', '.join(answer.get('handlers', ()))}"
 
 

@@ -34,6 +34,7 @@ from .core import (
     ModelConfig,
     ModelServer,
     NotFound,
+    Outcome,
     Reply,
     Servable,
     ServerConfig,
@@ -41,8 +42,12 @@ from .core import (
     SignatureCall,
     Trace,
     Workers,
+    contents,
     describe,
+    explain_folder,
     find_graph,
+    fingerprint,
+    is_saved_model,
     log_safely,
     paths_below,
     read_graphs,
@@ -71,6 +76,10 @@ class OnDemand(Servable):
 
     def __init__(self, residency: "Residency", request: LoadRequest):
         folder, config = request.folder, request.config
+        # what may not change by itself: its graph alone until it is loaded, since its variables
+        # may still be copied
+        graphs = [contents(fingerprint(path)) for path in folder.glob("saved_model.pb*")]
+        self.files = {status for graph in graphs for status in graph}
         definitions = read_definitions(folder, config.tags)
         rename_tensors(definitions, folder)
         metadata = describe(definitions)
@@ -112,7 +121,7 @@ class OnDemand(Servable):
         self.residency.leave(self)
         resident = self.resident  # it may be evicted meanwhile
         if resident:
-            resident.retire(0)
+            resident.retire(1)  # who gave up returns a lease just when the load has ended
 
 
 def version_of(folder: Path, config: ModelConfig) -> int:
@@ -156,9 +165,9 @@ class Residency:
                 return OnDemand(self, request)
             except OSError as error:
                 folder = request.folder
-                raise LoadError(
-                    str(error).replace(str(folder), f"<base_path>/{folder.name}")
-                ) from error
+                text = str(error).replace(str(folder), f"<base_path>/{folder.name}")
+                hint = "" if is_saved_model(folder) else explain_folder(folder)
+                raise LoadError(text + hint) from error
         if not self.has_budget():
             return self._load(request)
         with self.measuring:
@@ -209,11 +218,9 @@ class Residency:
     @contextmanager
     def use(self, entry: OnDemand, trace: Trace = UNTRACED) -> Iterator[Servable]:
         """A version's model, loaded if it is not there, kept from eviction within a `with`."""
-        while True:
-            resident = entry.resident
-            if resident is not None and resident.acquire():
-                break
-            self.bring_in(entry, trace)
+        resident = entry.resident
+        if resident is None or not resident.acquire():
+            resident = self.bring_in(entry, trace)
         entry.used_at = time.monotonic()
         try:
             yield resident
@@ -223,28 +230,38 @@ class Residency:
             with self._changed:
                 self._changed.notify_all()
 
-    def bring_in(self, entry: OnDemand, trace: Trace) -> None:
-        """Load an entry's model.
+    def bring_in(self, entry: OnDemand, trace: Trace) -> Servable:
+        """Load an entry's model, unless another has meanwhile; returns it with a lease.
 
         Raises ServingError when that fails, when there is no room until the deadline, or when it
         takes longer: it is loaded all the same, for who comes later, and not retired before.
         """
         trace.waited = True
-        with ExitStack() as turns:
-            entry.hold()
-            turns.callback(entry.release)
-            if self.has_budget():
-                turns.enter_context(self.turn(self.measuring, entry, trace))
-            turns.enter_context(self.turn(entry.loading, entry, trace))
-            if entry.resident is not None:
-                return
-            failed_at, reason = entry.failed
-            if time.monotonic() < failed_at + RETRY_SECONDS:
-                raise ServingError(
-                    f"Model {entry.config.name} cannot be loaded: {reason}", "UNAVAILABLE"
-                )
-            self.make_room(entry, entry.bytes or int(RESERVE * size_of(entry.folder)), trace)
-            held = turns.pop_all()
+        need = entry.bytes or int(RESERVE * size_of(entry.folder))
+        end = time.monotonic() + seconds_left(self.options().load_wait_seconds, trace)
+        while True:
+            with ExitStack() as turns:
+                entry.hold()
+                turns.callback(entry.release)
+                if self.has_budget():
+                    turns.enter_context(self.turn(self.measuring, entry, trace))
+                turns.enter_context(self.turn(entry.loading, entry, trace))
+                if entry.resident is not None and entry.resident.acquire():
+                    return entry.resident
+                failed_at, reason = entry.failed
+                if time.monotonic() < failed_at + RETRY_SECONDS:
+                    text = f"Model {entry.config.name} cannot be loaded: {reason}"
+                    raise ServingError(text, "UNAVAILABLE")
+                if self.make_room(entry, need):
+                    return self.begin_load(entry, turns.pop_all(), trace)
+            if time.monotonic() >= end:
+                text = f"There is no room for model {entry.config.name}: all others are in use"
+                raise ServingError(text, "UNAVAILABLE")
+            with self._changed:  # and no turn is held: others load meanwhile
+                self._changed.wait(0.1)
+
+    def begin_load(self, entry: OnDemand, held: ExitStack, trace: Trace) -> Servable:
+        """Load an entry's model in a thread of its own, which ends the turns that are held."""
         try:
             coming = Workers(1, "serving-on-demand").submit(self.load_in_turn, entry, held)
         except ServingError:  # no thread can be had
@@ -253,14 +270,20 @@ class Residency:
         self._loads.add(coming)
         coming.add_done_callback(self._loads.discard)
         if not wait([coming], trace.timeout()).done:
+            coming.add_done_callback(lambda done: done.exception() or done.result().release())
             raise ServingError(f"Model {entry.config.name} is still being loaded", "UNAVAILABLE")
-        coming.result()
+        return coming.result()
 
-    def load_in_turn(self, entry: OnDemand, turns: ExitStack) -> None:
-        """Load an entry's model while its turns are held, and end them."""
+    def load_in_turn(self, entry: OnDemand, turns: ExitStack) -> Servable:
+        """Load an entry's model while its turns are held, and end them.
+
+        Returns it with a lease of who has asked: else it may be evicted before it has answered.
+        """
         with turns:
-            self.load(entry)
+            resident = self.load(entry)
             self.keep_budget(f"made room for {entry.config.name}", entry)
+            resident.acquire()
+            return resident
 
     @contextmanager
     def turn(self, lock: threading.Lock, entry: OnDemand, trace: Trace) -> Iterator[None]:
@@ -277,9 +300,11 @@ class Residency:
         finally:
             lock.release()
 
-    def load(self, entry: OnDemand) -> None:
-        start = time.perf_counter()
+    def load(self, entry: OnDemand) -> Servable:
+        start, files = time.perf_counter(), set(contents(fingerprint(entry.folder)))
         try:
+            if not entry.files <= files:
+                raise LoadError("its files have changed: a reload of the config loads them")
             resident, size = self.measure(entry.request)
         except ServingError as error:
             entry.failed, entry.why = (
@@ -289,6 +314,7 @@ class Residency:
             raise ServingError(
                 f"Model {entry.config.name} cannot be loaded: {error.message}", "UNAVAILABLE"
             ) from error
+        entry.files = files
         entry.bytes, entry.used_at = size, time.monotonic()
         entry.load_seconds = time.perf_counter() - max([start, *IMPORTED])
         entry.budget = self.options().memory_budget_mb
@@ -302,6 +328,7 @@ class Residency:
             size / 2**20,
             entry.load_seconds,
         )
+        return resident
 
     # --- eviction -------------------------------------------------------------------------------
 
@@ -312,28 +339,21 @@ class Residency:
             fixed = list(self.fixed.items())
         return on_demand + sum(size for servable, size in fixed if not servable.closed)
 
-    def make_room(self, wanted: OnDemand, need: int, trace: Trace) -> None:
-        """Evict until `need` bytes fit beside the rest; waits for what is in use, to the deadline.
+    def make_room(self, wanted: OnDemand, need: int) -> bool:
+        """Evict until `need` bytes fit beside the rest; False while all that could leave is in use.
 
         `wanted` itself stays.
         """
         budget = self.options().memory_budget_mb
-        end = time.monotonic() + seconds_left(self.options().load_wait_seconds, trace)
         while budget is not None and self.used() + need > budget << 20:
             victims = self.evictable(wanted)
             if not victims:  # what is larger than the budget is tried all the same, and said
                 text = "%s needs about %.0f MB, more than memory_budget_mb leaves"
                 logger.warning(text, wanted.name, need / 2**20)
-                return
-            if any(self.evict(entry, f"made room for {wanted.config.name}") for entry in victims):
-                continue
-            if time.monotonic() >= end:
-                raise ServingError(
-                    f"There is no room for model {wanted.config.name}: all others are in use",
-                    "UNAVAILABLE",
-                )
-            with self._changed:
-                self._changed.wait(0.1)
+                return True
+            if not any(self.evict(one, f"made room for {wanted.config.name}") for one in victims):
+                return False
+        return True
 
     def keep_budget(self, why: str, spared: OnDemand | None = None) -> None:
         """Evict what is idle until the rest fits the budget, as far as it can."""
@@ -444,6 +464,13 @@ def wrap_load(server: ModelServer, load: Load) -> Residency:
     return residency
 
 
+def refresh(server: ModelServer, outcome: Outcome, polling: bool) -> None:
+    """Take over what a config says of models that stay as they are loaded: `pinned` and such."""
+    models = {config.name: config for config in server.config.models}
+    for entry in server.state["on_demand"].known():
+        entry.config = models.get(entry.config.name, entry.config)
+
+
 # --- by hand --------------------------------------------------------------------------------------
 
 
@@ -495,6 +522,7 @@ def describe_entry(model: str, version: int, entry: OnDemand) -> dict[str, Any]:
 EXTENSION = Extension(
     "on_demand",
     wrap_load=wrap_load,
+    refresh=refresh,
     end=lambda server: server.state["on_demand"].end(),
     routes=(
         route(

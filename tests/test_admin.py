@@ -415,6 +415,16 @@ def test_rollback_goes_back_one_change_after_the_other(site):
     assert len(site.read()["deployments"]) == 4
 
 
+def test_rollback_of_a_config_that_somebody_has_broken_goes_back_to_the_one_in_force(site):
+    assert site.ask("POST", "/v1/keys", {"name": "ann"}).status_code == 201
+    in_force = site.path.read_text()
+    site.path.write_text(in_force[:-20])
+    assert site.ask("POST", "/v1/config/rollback").status_code == 201
+    assert site.path.read_text() == in_force
+    assert site.ask("POST", "/v1/config/rollback").status_code == 201
+    assert site.read() == site.config
+
+
 def test_the_last_ten_are_kept(site):
     for number in range(13):
         site.ask("PATCH", "/deployments/pictures", {"top_k": number + 1})

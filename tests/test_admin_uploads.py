@@ -9,7 +9,9 @@ import shutil
 import stat
 import subprocess
 import tarfile
+import threading
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from conftest import NO_POLL, ROOT, Rest, assert_error, key_entry, listening
@@ -46,6 +48,11 @@ def tarred(files, prefix="", mode="w"):
             entry.size = len(content)
             archive.addfile(entry, io.BytesIO(content))
     return packed.getvalue()
+
+
+def as_macos_packs(files):
+    beside = {".DS_Store": b"\0", "__MACOSX/m/._saved_model.pb": b"\0"}
+    return zipped({**{f"m/{name}": content for name, content in files.items()}, **beside})
 
 
 def make(folder, **admin):
@@ -109,6 +116,7 @@ def test_an_upload_has_no_dry_run(rest, tmp_path):
         (zipped, {"prefix": "export/1/"}),
         (zipped, {"method": zipfile.ZIP_BZIP2}),
         (zipped, {"method": zipfile.ZIP_LZMA}),
+        (as_macos_packs, {}),
     ],
 )
 def test_a_model_that_is_sent_answers(rest, tmp_path, pack, options):
@@ -324,6 +332,82 @@ def test_a_new_model_is_taken_back_by_rollback(rest, tmp_path):
     assert rest.post("/v1/models/half:predict", BODY).status_code == 404
 
 
+def test_uploads_of_one_new_model_at_once_are_its_versions(server, tmp_path, monkeypatch):
+    meeting, find = threading.Barrier(3), admin_uploads.find_model_root
+    monkeypatch.setattr(
+        admin_uploads, "find_model_root", lambda *given: meeting.wait(60) and 0 or find(*given)
+    )
+    with ThreadPoolExecutor(3) as pool:
+        body = zipped(files_of(MODEL))
+        asked = [
+            pool.submit(send, Rest(server), "/v1/models/half/versions", body) for _ in range(3)
+        ]
+        told = sorted((one.result().status_code, one.result().json["version"]) for one in asked)
+    assert told == [(201, "1"), (201, "2"), (201, "3")]
+    assert sorted(os.listdir(tmp_path / "models/half")) == ["1", "2", "3"]
+    assert len(json.loads((tmp_path / "config.json").read_text())["model_config_list"]) == 1
+
+
+def test_an_upload_that_begins_is_not_taken_for_one_that_was_left(tmp_path, monkeypatch):
+    lock = admin_uploads.lock
+
+    def begin():
+        with admin_uploads.aside(tmp_path):
+            pass
+
+    def lock_late(folder):
+        monkeypatch.setattr(admin_uploads, "lock", lock)
+        other = threading.Thread(target=begin)
+        other.start()
+        other.join(0.3)
+        return lock(folder)
+
+    monkeypatch.setattr(admin_uploads, "lock", lock_late)
+    with admin_uploads.aside(tmp_path) as made:
+        assert made.is_dir()
+
+
+def test_an_upload_that_the_config_refuses_leaves_nothing(rest, tmp_path):
+    before = tree(tmp_path)
+    headers = {**ADMIN, "If-Match": '"another"'}
+    for method, path, files in (
+        ("POST", "/v1/models/half/versions", files_of(MODEL)),
+        ("PUT", "/v1/projects/doubler", HANDLER),
+    ):
+        sent = rest.open(path, method=method, data=zipped(files), headers=headers)
+        assert sent.status_code == 412 and tree(tmp_path) == before
+
+
+def test_a_version_that_the_policy_does_not_pick_is_told(rest):
+    body = zipped(files_of(MODEL))
+    assert "note" not in send(rest, "/v1/models/half/versions/7", body, "PUT").json
+    told = send(rest, "/v1/models/half/versions/3", body, "PUT").json
+    assert told["note"] == "it is not served: model_version_policy picks [7]"
+    assert deploying.tell(told).endswith("; it is not served: model_version_policy picks [7]")
+    assert rest.get("/v1/models/half/versions/3").status_code == 404
+
+
+def test_what_a_config_that_is_a_link_takes_comes_beside_the_link(tmp_path):
+    make(tmp_path, upload=True).stop()
+    (tmp_path / "link").mkdir()
+    (tmp_path / "link/config.json").symlink_to("../config.json")
+    server = serving.ModelServer(tmp_path / "link/config.json", poll_seconds=0)
+    assert server.wait(60)
+    sent = send(Rest(server), "/v1/models/half/versions", zipped(files_of(MODEL)))
+    assert sent.status_code == 201, sent.json
+    assert server.predict("half", {"instances": [1.0]})["predictions"].tolist() == [2.5]
+    assert files_of(tmp_path / "link/models/half/1") == files_of(MODEL)
+    server.stop()
+
+
+def test_a_model_without_a_signature_of_its_own_is_refused(rest, tmp_path, tf):
+    module = tf.Module()
+    module.weight = tf.Variable(1.0)
+    tf.saved_model.save(module, str(tmp_path / "m"))  # with __saved_model_init_op alone
+    sent = send(rest, "/v1/models/none/versions", zipped(files_of(tmp_path / "m")))
+    assert_error(sent, 400, "The model has no signature that can be called")
+
+
 # --- projects -------------------------------------------------------------------------------------
 
 HANDLER = {
@@ -342,7 +426,7 @@ def test_a_project_that_is_sent_answers_and_is_replaced(rest, tmp_path):
     first = send(rest, "/v1/projects/doubler", zipped(HANDLER), "PUT")
     assert first.status_code == 201 and first.json["handlers"] == ["/double"]
     assert rest.post("/double", "4", headers=ADMIN).json == 8
-    better = {**HANDLER, "helper.py": b"TIMES = 3\n"}
+    better = {**HANDLER, "helper.py": b"TIMES = 3\n", "._helper.py": b"\0 of macOS"}
     assert send(rest, "/v1/projects/doubler", tarred(better), "PUT").status_code == 201
     assert rest.post("/double", "4", headers=ADMIN).json == 12
     assert sorted(os.listdir(tmp_path / "projects/doubler")) == ["1", "2"]
@@ -350,6 +434,7 @@ def test_a_project_that_is_sent_answers_and_is_replaced(rest, tmp_path):
     assert rest.post("/double", "4", headers=ADMIN).json == 8
     other = send(rest, "/v1/projects/other", zipped(HANDLER), "PUT")
     assert other.status_code == 409 and "not of this project" in other.json["error"]
+    assert os.listdir(tmp_path / "projects") == ["doubler"]
 
 
 @pytest.mark.parametrize(

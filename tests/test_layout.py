@@ -260,10 +260,10 @@ def test_no_function_spells_a_url():
 
 
 def test_what_a_model_is_loaded_by_is_declared_with_its_fields():
-    """The others say what is served of it, or nothing."""
+    """The others say what is served of it, and when it is in memory, or nothing."""
     fields = serving.dataclasses.fields(serving.ModelConfig)
     others = {one.name for one in fields if not one.metadata["loads"]}
-    served = {"name", "model_version_policy", "version_labels"}
+    served = {"name", "model_version_policy", "version_labels", "idle_seconds", "pinned"}
     assert others - served == {
         one.name for one in fields if one.metadata["doc"] == serving.NO_EFFECT
     }

@@ -137,7 +137,7 @@ def take_turns(folders):
     server.state["on_demand"].load = lambda entry: (
         loads.append(entry.config.name),
         original(entry),
-    )
+    )[1]
     with one_hot(server):
         for number in (2, 3, 4, 5, 6, 2, 3, 4, 5, 6):
             assert ask(server, number)
@@ -241,6 +241,21 @@ def test_a_version_that_is_retired_leaves_memory(folders, tmp_path):
     )
 
 
+def test_a_model_is_pinned_where_it_is(folders, tmp_path):
+    path = tmp_path / "config.json"
+    item = {"name": "m1", "base_path": str(folders[0]), "load": "on_demand"}
+    path.write_text(json.dumps({"model_config_list": [{"config": item}], "server": NO_POLL}))
+    server = serving.ModelServer(path)
+    assert server.wait(60) and ask(server, 1)
+    before = named(server, "m1").resident
+    item |= {"pinned": True, "idle_seconds": 1}
+    path.write_text(json.dumps({"model_config_list": [{"config": item}], "server": NO_POLL}))
+    assert server.reload()[0] == 201 and named(server, "m1").resident is before
+    assert Rest(server).post("/v1/models/m1/unload").status_code == 400
+    assert named(server, "m1").config.idle_seconds == 1
+    server.stop()
+
+
 # --- without TensorFlow -----------------------------------------------------------------------------------
 
 
@@ -289,6 +304,40 @@ def test_many_who_ask_at_once_cause_one_load(monkeypatch):
             )
         )
     assert answers == [[[n / 2 + 1]] for n in range(16)] and loads == ["a"]
+
+
+def test_a_model_that_was_loaded_for_a_request_stays_until_it_has_run(monkeypatch):
+    loads = []
+    room, (entry,) = fake(monkeypatch, lambda name: loads.append(name) or FakeServable(), ["a"])
+    load_in_turn, gone = room.load_in_turn, []
+
+    def wanted_by_another(*arguments):
+        loaded = load_in_turn(*arguments)
+        gone.append(not gone and room.evict(entry, "made room"))
+        return loaded
+
+    monkeypatch.setattr(room, "load_in_turn", wanted_by_another)
+    assert entry.run("serving_default", {"x": np.float32([[2]])})["y"].tolist() == [[2.0]]
+    assert loads == ["a"] and gone == [False] and room.evict(entry, "made room")
+
+
+@pytest.mark.parametrize("changed", ["saved_model.pb", "variables/data"])
+def test_files_that_are_changed_in_place_are_loaded_by_a_reload_alone(
+    monkeypatch, tmp_path, changed
+):
+    (tmp_path / "1/variables").mkdir(parents=True)
+    (tmp_path / "1/saved_model.pb").write_bytes(b"graph")
+    room, (entry,) = fake(monkeypatch, lambda name: FakeServable(), [str(tmp_path)])
+    (tmp_path / "1/variables/data").write_bytes(b"copied last")
+    for _ in range(2):
+        assert entry.run("serving_default", {"x": np.float32([[2]])})["y"].tolist() == [[2.0]]
+        assert room.evict(entry, "made room")
+    (tmp_path / "1" / changed).write_bytes(b"of another model")
+    with pytest.raises(serving.ServingError, match="a reload of the config loads them") as raised:
+        entry.run("serving_default", {"x": np.float32([[2]])})
+    assert raised.value.status == 503
+    anew = room(request(str(tmp_path), load="on_demand"))  # as a reload has it
+    assert anew.run("serving_default", {"x": np.float32([[2]])})["y"].tolist() == [[2.0]]
 
 
 def test_models_on_demand_load_at_once_where_no_budget_is_kept(monkeypatch):
@@ -370,7 +419,7 @@ def test_who_has_a_model_loaded_gives_up_at_its_deadline_and_the_load_goes_on(
         assert go_on.wait(60)
         return made[-1]
 
-    _, (entry,) = fake(monkeypatch, load, ["a"], budget=budget)
+    room, (entry,) = fake(monkeypatch, load, ["a"], budget=budget)
     trace = serving.Trace()
     trace.limit(0.2, None)
     with pytest.raises(serving.ServingError, match="Model a is still being loaded") as raised:
@@ -383,6 +432,7 @@ def test_who_has_a_model_loaded_gives_up_at_its_deadline_and_the_load_goes_on(
         assert entry.retire(60) and made[0].closed
     else:
         assert entry.run("serving_default", {"x": np.float32([[2]])})["y"].tolist() == [[2.0]]
+        assert room.evict(entry, "by hand")  # who gave up keeps no lease
     assert len(made) == 1
 
 
@@ -501,6 +551,25 @@ def test_one_in_use_is_never_evicted_and_the_next_waits_for_it_or_gives_up(monke
     assert first.resident is None and second.resident is made["b"]
 
 
+def test_who_waits_for_room_holds_no_other_load_up(monkeypatch):
+    made = {"a": Slow(), "b": FakeServable(), "c": FakeServable()}
+    room, (first, second) = fake(monkeypatch, made.get, ["a", "b"], budget=20)
+    options = serving.ServerConfig(memory_budget_mb=20, load_wait_seconds=60)
+    monkeypatch.setattr(room, "options", lambda: options)
+    make_room, waits = room.make_room, threading.Event()
+    inputs = {"x": np.float32([[0]])}
+    with ThreadPoolExecutor(3) as pool:
+        running = pool.submit(first.run, "serving_default", inputs)
+        until(lambda: made["a"]._leases)
+        monkeypatch.setattr(room, "make_room", lambda *given: waits.set() or make_room(*given))
+        waiting = pool.submit(second.run, "serving_default", inputs)
+        assert waits.wait(10)
+        assert pool.submit(room, request("c")).result(5) is made["c"] and not waiting.done()
+        made["a"].go.set()
+        for one in (running, waiting):
+            assert one.result()["y"].tolist() == [[1.0]]
+
+
 def test_who_asks_for_a_model_that_is_being_freed_gives_up_at_its_deadline(monkeypatch):
     freeing, go = threading.Event(), threading.Event()
 
@@ -578,6 +647,22 @@ def test_a_folder_without_a_model_is_said_when_it_is_declared(tmp_path):
         "Servable not found for request: Latest(m)",
     )
     assert str(tmp_path) not in json.dumps(server.status("m"))
+
+
+def test_a_folder_without_a_model_is_told_as_where_it_is_loaded_at_once(tmp_path):
+    (tmp_path / "m/1/inner").mkdir(parents=True)
+    (tmp_path / "m/1/inner/saved_model.pb").touch()
+    models = [
+        {"config": {"name": load, "base_path": str(tmp_path / "m"), "load": load}}
+        for load in ("eager", "on_demand")
+    ]
+    server = serving.ModelServer({"model_config_list": models, "server": NO_POLL})
+    server.wait(60)
+    one, other = (
+        server.status(load)["model_version_status"][0]["status"]["error_message"]
+        for load in ("eager", "on_demand")
+    )
+    assert one == other and "there is one a folder down, in 'inner'" in one
 
 
 def test_a_model_is_loaded_and_freed_by_hand(folders):

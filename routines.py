@@ -4023,22 +4023,8 @@ def cut_mask(mask: np.ndarray, box: np.ndarray, part: np.ndarray) -> np.ndarray:
     size = np.tile(box[2:] - box[:2], 2)
     if (box == part).all() or not size.all():
         return mask
-    top, left, bottom, right = (part - np.tile(box[:2], 2)) / size
-    height, width = mask.shape
-    tall, wide = bottom - top, right - left
-    matrix = np.array(
-        [
-            [wide, 0, left * width + wide / 2 - 0.5],  # centres of pixels lie at a half
-            [0, tall, top * height + tall / 2 - 0.5],
-        ]
-    )
-    return cv2.warpAffine(
-        mask.astype(np.float32),
-        matrix,
-        (width, height),
-        flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
-        borderMode=cv2.BORDER_REPLICATE,
-    )
+    within = (part - np.tile(box[:2], 2)) / size
+    return sample_masks(mask[np.newaxis], within[np.newaxis], mask.shape)[0]
 
 
 def letterbox(

@@ -470,7 +470,6 @@ class Plan:
     inputs: dict[str, Tensor]  # what a request brings
     # what the response holds; gathered shards have a leading dimension for each demultiplexer
     outputs: dict[str, Tensor]
-    models: set[tuple[str, int | None]]
     around: dict[str, Stack]  # node -> the demultiplexers open around it
     after: dict[str, Stack]  # node -> those open for who reads it
     before: dict[str, set[str]]  # node -> whom it waits for
@@ -529,8 +528,7 @@ def plan(
         else (None, None)
         for link in graph.into(RESPONSE)
     }
-    models = {(node.model_name, node.version) for node in graph.listed if node.type != "custom"}
-    return Plan(graph, inputs, outputs, models, around, after, before)
+    return Plan(graph, inputs, outputs, around, after, before)
 
 
 # ==================================================================================================

@@ -75,6 +75,10 @@ class FakeServable(serving.Servable):
         self.closed = True
 
 
+def fail(*arguments, **options):
+    raise RuntimeError("made to fail")
+
+
 def load_model(folder, name="m", **fields):
     """A SavedModel as a server loads it, by the plain loader and all that is wrapped around it."""
     config = serving.ModelConfig(name, str(folder), **fields)
@@ -444,6 +448,11 @@ def rest(request, how):
 @pytest.fixture(scope="session")
 def tf():
     return serving.tensorflow()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("models")
 
 
 # --- the page -------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import threading
 
 import flask
 import pytest
-from conftest import ROOT, FakeDetector, FakeServable, Rest, bearer, config, key_entry
+from conftest import ROOT, FakeDetector, FakeServable, Rest, bearer, config, fail, key_entry
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -775,10 +775,6 @@ def test_what_is_left_of_a_quota_is_told_and_failures_are_given_back(tmp_path):
     assert left() == 0
     usage = site.ask("GET", "/usage", headers=bearer("k")).json
     assert usage["name"] == "ann" and usage["month_calls"] == 3
-
-
-def fail(*arguments, **options):
-    raise RuntimeError("made to fail")
 
 
 def test_usage_needs_a_key_even_where_nothing_else_does(tmp_path):

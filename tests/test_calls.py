@@ -23,11 +23,6 @@ def always(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("models")
-
-
-@pytest.fixture(scope="module")
 def network(tf, folder):
     """Convolutions with batch norms of trained-looking statistics, as Keras exports them; and the network itself."""
     import keras

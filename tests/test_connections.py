@@ -24,7 +24,17 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import requests
-from conftest import ROOT, FakeServable, bearer, config, fake_server, key_entry, listening, until
+from conftest import (
+    ROOT,
+    FakeServable,
+    bearer,
+    config,
+    fail,
+    fake_server,
+    key_entry,
+    listening,
+    until,
+)
 from flask import Flask
 from waitress import create_server, wasyncore
 from waitress.adjustments import Adjustments
@@ -284,10 +294,6 @@ EXCHANGES = {
     "broken off": [PREDICT[:-5]],
     "broken off in the head": [PREDICT, PREDICT[:30]],
 }
-
-
-def fail(name, inputs):
-    raise RuntimeError("made to fail")
 
 
 def make_server(**others):

@@ -41,11 +41,6 @@ def assert_same(own, other):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("models")
-
-
-@pytest.fixture(scope="module")
 def network(tf, folder):
     """A Keras 3 export of convolutions."""
     import keras

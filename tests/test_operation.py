@@ -33,6 +33,7 @@ from conftest import (
     assert_error,
     bearer,
     config,
+    fail,
     fake_server,
     image_bytes,
     key_entry,
@@ -53,10 +54,6 @@ from serving_extensions.openapi import DOT
 
 AUTH = {"keys": [key_entry("site", "k")]}
 PICTURE = {"image_type": "array", "data": [[[1, 2, 3]]]}
-
-
-def fail(name, inputs):
-    raise RuntimeError("made to fail")
 
 
 def server_of_two():

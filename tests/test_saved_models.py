@@ -58,11 +58,6 @@ def run(servable, *arrays, signature="serving_default"):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("models")
-
-
-@pytest.fixture(scope="module")
 def echo(tf, folder):
     """A signature for each dtype that answers with its input, served as `echo`."""
     functions = {

@@ -11,6 +11,7 @@ from conftest import (
     FakeServable,
     Rest,
     bearer,
+    fail,
     fake_server,
     key_entry,
     listening,
@@ -33,10 +34,6 @@ def times(response):
     assert set(found) <= {*serving.PHASES, "total"} and "total" in found
     assert all(float(value) >= 0 for value in found.values()), text
     return {name: float(value) for name, value in found.items()}
-
-
-def fail(name, inputs):
-    raise RuntimeError("made to fail")
 
 
 def sleep(name, inputs):

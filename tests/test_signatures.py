@@ -16,11 +16,6 @@ from serving_extensions import batching
 P = "/v1/models/m:predict"
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("models")
-
-
 # --- shapes and dtypes --------------------------------------------------------------------------------------
 
 
@@ -1000,19 +995,15 @@ def test_a_convolution_of_any_rank_is_refused_and_its_neighbours_serve(tf, tmp_p
 NUMBERS = "how much there is to do follows from the numbers"
 SHORT = {
     "a sum": (lambda x: 2 * x[:, 0] + 1, [None, 2], "float32", True),
-    NUMBERS: (lambda x: tf_of().range(x[0, 0]), [None, 1], "int32", False),
-    "filled": (lambda x: tf_of().fill([x[0, 0]], 1.0), [None, 1], "int32", False),
+    NUMBERS: (lambda x: serving.tensorflow().range(x[0, 0]), [None, 1], "int32", False),
+    "filled": (lambda x: serving.tensorflow().fill([x[0, 0]], 1.0), [None, 1], "int32", False),
     "every row with every other": (
-        lambda x: tf_of().matmul(x, x, transpose_b=True),
+        lambda x: serving.tensorflow().matmul(x, x, transpose_b=True),
         [None, 1],
         "float32",
         False,
     ),
 }
-
-
-def tf_of():
-    return serving.tensorflow()
 
 
 @pytest.mark.parametrize("name", SHORT)

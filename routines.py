@@ -825,10 +825,7 @@ def fetch_once(
     """One request: the body, or None and where it redirects to."""
     addresses = public_addresses(place, limits, deadline, resolve)
     connection = http.client.HTTPConnection(place.host, place.port)
-    with (
-        open_socket(place, connect_any(addresses, deadline)) as link,
-        cut_at(deadline, link),
-    ):
+    with open_socket(place, connect_any(addresses, deadline)) as link, cut_at(deadline, link):
         if isinstance(link, ssl.SSLSocket):
             link.do_handshake()
         connection.sock = link
@@ -2139,11 +2136,7 @@ def is_efficientdet(about: About) -> str:
 
 
 @family(
-    {"detections": "N 7"},
-    is_named=False,
-    told=is_efficientdet,
-    boxes="yxyx pixels",
-    classes_from=1,
+    {"detections": "N 7"}, is_named=False, told=is_efficientdet, boxes="yxyx pixels", classes_from=1
 )
 def efficientdet(outputs: Mapping[str, np.ndarray], about: About) -> Tensors:
     """google/automl's EfficientDet: image, ymin, xmin, ymax, xmax, score, class; pixels."""
@@ -2722,13 +2715,7 @@ def check_flat(about: About) -> str:
     return check_planes(unfold(about, size))
 
 
-@family(
-    {"planes": "float A C"},
-    told=is_flat,
-    check=check_flat,
-    activation="planes",
-    **REGIONS,
-)
+@family({"planes": "float A C"}, told=is_flat, check=check_flat, activation="planes", **REGIONS)
 def flat_segmentation(outputs: Mapping[str, np.ndarray], about: About) -> Tensors:
     """Class planes of which the pixels lie in rows, [H * W, C]: their regions."""
     size = find_rows(about)

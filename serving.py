@@ -79,13 +79,7 @@ from collections.abc import (
     MutableMapping,
     Sequence,
 )
-from concurrent.futures import (
-    FIRST_COMPLETED,
-    CancelledError,
-    Future,
-    ThreadPoolExecutor,
-    wait,
-)
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor, wait
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -1112,8 +1106,7 @@ class HandlerConfig:
         "model in the project",
     )
     envelope: str | None = option(
-        None,
-        "hub: CellStrat's answers, or an extension's; none; default: what the function says",
+        None, "hub: CellStrat's answers, or an extension's; none; default: what the function says"
     )
     methods: tuple[str, ...] = option(
         ("POST",),
@@ -1469,8 +1462,7 @@ def resolve_paths(config: "Config", folder: Path, stem: str) -> Any:
             for name in config.routine_modules
         ),
         server=dataclasses.replace(
-            config.server,
-            history=config.server.history and beside(folder, config.server.history),
+            config.server, history=config.server.history and beside(folder, config.server.history)
         ),
         auth=dataclasses.replace(
             config.auth, quota_store=store if "://" in store else beside(folder, store)
@@ -4216,10 +4208,7 @@ def find_node(tensor: str, scope: Scope, functions: Mapping[str, Any]) -> tuple[
 
 
 def trace_tensor(
-    tensor: str,
-    scope: Scope,
-    functions: Mapping[str, Any],
-    handed_on: Collection[str] = HANDED_ON,
+    tensor: str, scope: Scope, functions: Mapping[str, Any], handed_on: Collection[str] = HANDED_ON
 ) -> tuple[str, Scope]:
     """The tensor as which a tensor's numbers are made, and its scope; "" for a loop."""
     for _ in range(10_000):  # longer than any chain: a graph may have loops
@@ -7532,11 +7521,7 @@ def plan_changes(manager: ModelManager, wanted: Config, config_read: bool) -> di
     versions, problems = plan_versions(manager, wanted)
     known = {model.name: model for model in now.models}
     models = compare(known, {model.name: model for model in wanted.models}, tell_changed)
-    sections = {
-        "deployments": "id",
-        "pipeline_config_list": "name",
-        "handlers": "path",
-    }
+    sections = {"deployments": "id", "pipeline_config_list": "name", "handlers": "path"}
     plan: dict[str, Any] = {
         "dry_run": True,
         "config_read": config_read,
@@ -8093,10 +8078,7 @@ def view_infer(server: ModelServer, call: Call, model: str, verb: str, **which: 
 
 
 def infer_any(
-    call: Call,
-    body: bytes,
-    infer: Callable[[Any], dict[str, Any]],
-    extensions: Sequence[Extension],
+    call: Call, body: bytes, infer: Callable[[Any], dict[str, Any]], extensions: Sequence[Extension]
 ) -> dict[str, Any]:
     """The answer to a predict body, whatever it is: what an extension reads, large JSON,
     or any JSON.
@@ -8175,11 +8157,7 @@ def with_samples(server: ModelServer, deployment: Deployment, body: Any) -> Any:
             there = ", ".join(path.name for path in files) or "none"
             raise BadRequest(f"data: there is no sample '{name[:60]}'; there are: {there}")
         found.append(base64.b64encode(path.read_bytes()).decode())
-    return {
-        **body,
-        "image_type": "base64",
-        "data": found if isinstance(data, list) else found[0],
-    }
+    return {**body, "image_type": "base64", "data": found if isinstance(data, list) else found[0]}
 
 
 def read_image(
@@ -9269,11 +9247,7 @@ def add_rules(door: Door, state: BlueprintSetupState) -> None:
 
 
 def add_later_rules(
-    door: Door,
-    state: BlueprintSetupState,
-    endpoint: str,
-    known: set[str],
-    host: Mapping[str, Any],
+    door: Door, state: BlueprintSetupState, endpoint: str, known: set[str], host: Mapping[str, Any]
 ) -> None:
     """Add the URLs of handlers that a reload has brought. A site that runs takes no new ones by
     `add_url_rule`, its map does.
@@ -9382,11 +9356,7 @@ class PatientHandler(logging.StreamHandler):
             return True
         try:
             return bool(select.select([], [self.stream.fileno()], [], 0)[1])
-        except (
-            AttributeError,
-            OSError,
-            ValueError,
-        ):
+        except (AttributeError, OSError, ValueError):
             # no file of the system's; Windows can tell of sockets alone
             return True
 
@@ -9731,17 +9701,11 @@ OPTIONS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
     ),
     (
         ("--init",),
-        {
-            "metavar": "DIR",
-            "help": "write a project of a handler that serves at once, then exit",
-        },
+        {"metavar": "DIR", "help": "write a project of a handler that serves at once, then exit"},
     ),
     (
         ("--init-hub",),
-        {
-            "metavar": "DIR",
-            "help": "the same in the layout of CellStrat's Hub API, then exit",
-        },
+        {"metavar": "DIR", "help": "the same in the layout of CellStrat's Hub API, then exit"},
     ),
     (
         ("--export",),
@@ -9789,10 +9753,7 @@ OPTIONS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
             "uploads, by the key in SERVING_KEY, then exit",
         },
     ),
-    (
-        ("--to",),
-        {"metavar": "URL", "help": "--deploy: where that server is mounted (%(default)s)"},
-    ),
+    (("--to",), {"metavar": "URL", "help": "--deploy: where that server is mounted (%(default)s)"}),
     (("--version",), {"action": "version", "version": f"serving {__version__}"}),
 )
 
@@ -10298,9 +10259,7 @@ def is_installed(module: str) -> bool:
 
 
 def check_pictures(
-    config: Config,
-    prepared: Prepared,
-    served: Mapping[str, list[int]],
+    config: Config, prepared: Prepared, served: Mapping[str, list[int]]
 ) -> list[str]:
     """Which deployments' models take no pictures, or do not tell what their outputs are.
 

@@ -387,10 +387,7 @@ def run_pair(ours, name, reference, round_, seconds, folder, found):
                     rest((peer, ours))
                     rates.append(measure(found, server, connections, seconds, folder))
                 found[name].duels.setdefault(connections, []).append((round_, *rates))
-            for server in (
-                peer,
-                ours,
-            ):
+            for server in (peer, ours):
                 # at the same time: both have TensorFlow's code in memory, and each counts its share
                 found[server.name].memory.append(server.memory())
         finally:

@@ -119,10 +119,7 @@ class Clients:
                 outcome = str(response.status_code)
                 if response.status_code == 503:
                     outcome += " Retry-After" if "Retry-After" in response.headers else ""
-            except (
-                requests.ConnectionError,
-                requests.exceptions.ChunkedEncodingError,
-            ):
+            except (requests.ConnectionError, requests.exceptions.ChunkedEncodingError):
                 # before the answer, or amid it
                 outcome = "connection ended"
             self.calls.append((begun, time.monotonic(), outcome, path))

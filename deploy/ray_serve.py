@@ -178,13 +178,7 @@ def app(arguments: dict[str, str]) -> serve.Application:
 REPEATABLE = re.compile(r"[^:]+:(?:predict|classify|regress)|(?:/[^/:]+)?/predict")
 KEPT_BYTES = 16 << 20  # of a body; a request with a larger one is not sent again
 # seconds before it is; Ray knows that a node is gone after about one
-PAUSES = (
-    0.1,
-    0.3,
-    0.6,
-    1.0,
-    2.0,
-)
+PAUSES = (0.1, 0.3, 0.6, 1.0, 2.0)
 
 
 class Retryable:

@@ -171,9 +171,7 @@ def read_verdict(folder: Path, stem: str) -> str:
 
 
 def read_kept(
-    folder: Path,
-    deployments: Collection[str] | None = None,
-    verdicts: Collection[str] = VERDICTS,
+    folder: Path, deployments: Collection[str] | None = None, verdicts: Collection[str] = VERDICTS
 ) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     """The records of a group, each with `file_name` and `verdict`, and as COCO, but that each
     `category_id` is an id and a name.

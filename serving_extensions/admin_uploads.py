@@ -404,10 +404,7 @@ EXTENSION = Extension(
             "POST", "/v1/models/{model}/versions", view_upload, "Take the next version of a model"
         ),
         admin_route(
-            "PUT",
-            "/v1/models/{model}/versions/{version}",
-            view_upload,
-            "Take a version of a model",
+            "PUT", "/v1/models/{model}/versions/{version}", view_upload, "Take a version of a model"
         ),
         admin_route("PUT", "/v1/projects/{project}", view_project, "Take a project of handlers"),
     ),

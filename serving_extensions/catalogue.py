@@ -79,13 +79,7 @@ def view_deployments(server: ModelServer, call: Call) -> Reply:
 def describe_language(name: str) -> dict[str, str]:
     """A language of client programs: their file, what they need, and how they are run."""
     one = LANGUAGES[name]
-    return {
-        "id": name,
-        "name": one.name,
-        "file": one.file_name,
-        "needs": one.needs,
-        "run": one.run,
-    }
+    return {"id": name, "name": one.name, "file": one.file_name, "needs": one.needs, "run": one.run}
 
 
 def describe_key(server: ModelServer, call: Call) -> dict[str, Any]:

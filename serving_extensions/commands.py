@@ -138,7 +138,5 @@ def takes_pictures(server: ModelServer, deployment: Any) -> bool:
 
 
 EXTENSION = Extension(
-    "commands",
-    report=report,
-    commands={"init": init, "init-hub": init_hub, "export": export},
+    "commands", report=report, commands={"init": init, "init-hub": init_hub, "export": export}
 )

@@ -178,12 +178,7 @@ class Kept:
     def describe(self) -> dict[str, Any]:
         status = self.path.stat()
         moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(status.st_mtime))
-        return {
-            "name": self.name,
-            "until": moment,
-            "bytes": status.st_size,
-            "undone": self.undone,
-        }
+        return {"name": self.name, "until": moment, "bytes": status.st_size, "undone": self.undone}
 
 
 class ConfigFile:

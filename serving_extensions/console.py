@@ -107,10 +107,7 @@ def view_window(server: ModelServer, call: Call) -> Reply:
         and (kind == "all" or figures["total"]["requests"])
     ]
     errors = list_errors(server, call, found.pop("last_errors"))
-    limits = {
-        "queue": server.config.server.max_queued_requests,
-        "memory_bytes": memory_limit(),
-    }
+    limits = {"queue": server.config.server.max_queued_requests, "memory_bytes": memory_limit()}
     quotas = read_quotas(server, call)
     return reply(
         {**found, "limits": limits, "series": series, "quotas": quotas, "last_errors": errors}

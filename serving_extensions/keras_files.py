@@ -19,15 +19,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from .core import (
-    Extension,
-    Load,
-    LoadError,
-    LoadRequest,
-    Servable,
-    clean_message,
-    find_model_file,
-)
+from .core import Extension, Load, LoadError, LoadRequest, Servable, clean_message, find_model_file
 from .manifest import check_manifest, sha256_of
 
 logger = logging.getLogger("serving")

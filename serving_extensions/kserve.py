@@ -434,9 +434,7 @@ def read_wanted(signature: Signature, model: str, request: Mapping[str, Any]) ->
 
 
 def write_tensors(
-    head: dict[str, Any],
-    wanted: Sequence[Wanted],
-    outputs: Mapping[str, Any],
+    head: dict[str, Any], wanted: Sequence[Wanted], outputs: Mapping[str, Any]
 ) -> Reply:
     """The answer as JSON, and behind it the bytes of those outputs that are asked for so."""
     tensors, rest = [], []

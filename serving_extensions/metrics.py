@@ -56,21 +56,7 @@ from .quotas import open_quotas
 logger = logging.getLogger("serving")
 
 # upper bounds of histograms of time
-TIME_BOUNDS = (
-    0.001,
-    0.0025,
-    0.005,
-    0.01,
-    0.025,
-    0.05,
-    0.1,
-    0.25,
-    0.5,
-    1.0,
-    2.5,
-    5.0,
-    10.0,
-)
+TIME_BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 MOST_ERRORS = 100  # of the latest
 ALL = ("all", "")  # the series of all requests
 UNITS = {

@@ -204,10 +204,7 @@ def in_head(name: str, doc: str, **options: Any) -> dict[str, Any]:
 
 CHAIN = in_query("routines", 'JSON: [{"name": "Histogram"}]', {"type": "string"})
 OF_BODY = [  # for a body that is the picture itself
-    {
-        **CHAIN,
-        "description": "for a body that is the picture itself. " + CHAIN["description"],
-    },
+    {**CHAIN, "description": "for a body that is the picture itself. " + CHAIN["description"]},
     in_query(
         "frame",
         "of an animation or a TIFF of several pages, for a body that is the picture itself",
@@ -227,11 +224,7 @@ OF_PICTURES = [
 PICTURE_FORM = {
     "type": "object",
     "required": ["image"],
-    "properties": {
-        "image": FILE,
-        "routines": {"type": "string"},
-        "frame": {"type": "integer"},
-    },
+    "properties": {"image": FILE, "routines": {"type": "string"}, "frame": {"type": "integer"}},
 }
 PICTURE_BODIES = {
     "application/json": {"schema": refer("Picture")},
@@ -314,10 +307,7 @@ HUB_ANSWER = {
     "properties": {"statusCode": {"type": "integer"}, "body": {"type": "object"}},
 }
 # What handlers answer, and their errors, by envelope; an extension's own may look anyhow.
-ENVELOPED: dict[Envelope, tuple[dict, str]] = {
-    FULL: ({}, "Error"),
-    HUB: (HUB_ANSWER, "HubError"),
-}
+ENVELOPED: dict[Envelope, tuple[dict, str]] = {FULL: ({}, "Error"), HUB: (HUB_ANSWER, "HubError")}
 
 
 def document_handler(endpoint: Any) -> dict[str, Any]:
@@ -514,7 +504,7 @@ PARAMETERS = {
     **dict.fromkeys(UPLOADS, [IF_MATCH]),
     ("put_config_file", "PUT"): [DRY_RUN, MUST_MATCH],
     ("infer_v2", "POST"): [
-        in_head("Inference-Header-Content-Length", "bytes of JSON at the beginning of the body"),
+        in_head("Inference-Header-Content-Length", "bytes of JSON at the beginning of the body")
     ],
     ("infer", "POST"): [OUTPUTS, *OF_ARRAYS],
     ("predict_image", "POST"): OF_PICTURES,
@@ -523,10 +513,10 @@ PARAMETERS = {
         in_query("whole", "1: as it came, before any routine", {"enum": ["0", "1"]}),
     ],
     ("active_learning", "GET"): [
-        in_query("format", "COCO, or the records as they are kept", {"enum": ["coco", "json"]}),
+        in_query("format", "COCO, or the records as they are kept", {"enum": ["coco", "json"]})
     ],
     ("picture", "GET"): [
-        in_query("side", "the most pixels of its longer side", {"type": "integer", "minimum": 1}),
+        in_query("side", "the most pixels of its longer side", {"type": "integer", "minimum": 1})
     ],
     ("client", "GET"): [CHAIN],
     ("call_client", "GET"): [
@@ -542,10 +532,7 @@ PARAMETERS = {
 }
 # Statuses beside the common ones, by a route's name; those of what changes the config.
 CHANGES = ("201", "409", "412", "428", "507")
-ALSO = {
-    "reload": ("201", "409", "412"),
-    "infer": ("204", "422"),
-}
+ALSO = {"reload": ("201", "409", "412"), "infer": ("204", "422")}
 
 
 # What each status means, those first that most operations have.

@@ -23,10 +23,7 @@ import numpy as np
 from .core import CARRIED, BadRequest, ServingError, Workers, errors_only
 
 # where every graph starts and ends; never nodes of a config
-REQUEST, RESPONSE = (
-    "request",
-    "response",
-)
+REQUEST, RESPONSE = ("request", "response")
 
 Arrays: TypeAlias = Mapping[str, np.ndarray]
 Shape: TypeAlias = tuple[int | None, ...] | None  # None: an unknown size, or an unknown rank

@@ -18,18 +18,7 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-from .core import (
-    Call,
-    Config,
-    ConfigError,
-    Extension,
-    Key,
-    ModelServer,
-    Quota,
-    Reply,
-    reply,
-    route,
-)
+from .core import Call, Config, ConfigError, Extension, Key, ModelServer, Quota, Reply, reply, route
 from .periods import period_of
 from .redis_quotas import RedisQuotas, shown
 

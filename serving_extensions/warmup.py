@@ -9,15 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .core import (
-    Extension,
-    Load,
-    LoadError,
-    LoadRequest,
-    Servable,
-    load_errors,
-    tensorflow,
-)
+from .core import Extension, Load, LoadError, LoadRequest, Servable, load_errors, tensorflow
 
 MOST_RECORDS = 1000  # TensorFlow Serving's limit
 
@@ -78,11 +70,7 @@ def read_requests(tf: Any, record: bytes) -> Requests:
     classify and regress logs.
     """
     log = read_fields(record)
-    for number in log.keys() & {
-        2,
-        3,
-        6,
-    }:
+    for number in log.keys() & {2, 3, 6}:
         # classify_log, regress_log, predict_log, each with its request as field 1
         request = read_fields(read_fields(log[number][0])[1][0])
         name = (

@@ -412,10 +412,7 @@ def pytest_collection_modifyitems(config, items):
         params = item.callspec.params if hasattr(item, "callspec") else {}
         if params.get("extensions") != "alone":
             return True
-        return not item.get_closest_marker("extended") and params.get("how") in (
-            None,
-            "standalone",
-        )
+        return not item.get_closest_marker("extended") and params.get("how") in (None, "standalone")
 
     config.hook.pytest_deselected(items=[item for item in items if not chosen(item)])
     items[:] = filter(chosen, items)

@@ -51,9 +51,7 @@ class Site:
         self.config = {
             **config("d", {"name": "m", "base_path": "m"}),
             "deployments": [{"id": "pictures", "model": "d"}],
-            "auth": {
-                "keys": [key_entry("boss", "boss", admin=True), key_entry("site", "good")],
-            },
+            "auth": {"keys": [key_entry("boss", "boss", admin=True), key_entry("site", "good")]},
             "admin": {},
             **changes,
         }
@@ -61,10 +59,7 @@ class Site:
         self.kinds = {"d": FakeDetector, "m": FakeServable}
         self.servables = {}
         self.server = serving.ModelServer(
-            self.path,
-            poll_seconds=0,
-            load=self.load,
-            list_versions=self.list_versions,
+            self.path, poll_seconds=0, load=self.load, list_versions=self.list_versions
         )
         assert self.server.wait(10)
         self.rest = Rest(self.server)
@@ -483,11 +478,7 @@ def test_a_disk_that_refuses_leaves_the_old_config(site, monkeypatch):
 
 def test_a_config_of_a_program_is_409():
     server = serving.ModelServer(
-        {
-            **config(),
-            "auth": {"keys": [key_entry("boss", "boss", admin=True)]},
-            "admin": {},
-        },
+        {**config(), "auth": {"keys": [key_entry("boss", "boss", admin=True)]}, "admin": {}}
     )
     assert server.wait(10)
     rest = Rest(server)

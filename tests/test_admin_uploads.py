@@ -412,10 +412,7 @@ def test_a_model_without_a_signature_of_its_own_is_refused(rest, tmp_path, tf):
 
 HANDLER = {
     "config.json": json.dumps(
-        {
-            "model_config_list": [],
-            "handlers": [{"path": "/double", "function": "handler:double"}],
-        }
+        {"model_config_list": [], "handlers": [{"path": "/double", "function": "handler:double"}]}
     ).encode(),
     "handler.py": b"import helper\n\ndef double(inputs):\n    return helper.TIMES * inputs\n",
     "helper.py": b"TIMES = 2\n",

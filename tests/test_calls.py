@@ -241,13 +241,7 @@ def test_frozen_models_are_batched_when_that_is_wanted(network, always):
 
 
 def test_workers_run_no_more_than_their_number_at_once_in_the_order_of_asking():
-    workers, running, most, order, lock = (
-        serving.Workers(2, "test"),
-        0,
-        0,
-        [],
-        threading.Lock(),
-    )
+    workers, running, most, order, lock = (serving.Workers(2, "test"), 0, 0, [], threading.Lock())
 
     def job(number):
         nonlocal running, most

@@ -693,10 +693,7 @@ with serving.Process() as process:
 ABSL = "WARNING: All log messages before absl::InitializeLog() is called are"
 ONEDNN = "I0000 00:00:1795949852.542608    1870 port.cc:153] oneDNN is on"
 OLDER = "2026-11-29 10:57:36.500000: I tensorflow/core/x.cc:1] older form"
-SEEN = {
-    "a line of Python's",
-    "F0000 00:00:1795949852.5 1 cpu.cc:7] this processor has no AVX",
-}
+SEEN = {"a line of Python's", "F0000 00:00:1795949852.5 1 cpu.cc:7] this processor has no AVX"}
 LATE = "I0000 00:00:1795949999.5 1 late.cc:7] after the start"
 
 

@@ -45,10 +45,7 @@ WRONG = [
     (model(tags="serve"), f"{M}.tags: expected array, got string 'serve'"),
     (model(instances=0), f"{M}.instances: expected at least 1, got 0"),
     (model(freeze="yes"), f"{M}.freeze: expected boolean, got string 'yes'"),
-    (
-        model(model_version_policy="all"),
-        f"{M}.model_version_policy: expected object, got string",
-    ),
+    (model(model_version_policy="all"), f"{M}.model_version_policy: expected object, got string"),
     (
         model(model_version_policy={"newest": {}}),
         f"{M}.model_version_policy.newest: unknown key; expected one of: latest, all, specific",
@@ -588,10 +585,7 @@ def test_a_string_in_the_place_of_an_object_is_not_shown(tmp_path, wrong, text):
             '{"auth": {"keys": [{"name": "%s", "name": "%s"}]}}',
             "$.auth.keys[0]: key 'name' stands twice in one object",
         ),
-        (
-            '{"auth": "%s", "auth": "%s"}',
-            "$: key 'auth' stands twice in one object",
-        ),
+        ('{"auth": "%s", "auth": "%s"}', "$: key 'auth' stands twice in one object"),
         (
             '{"server": {"port": "%s", "port": "%s"}}',
             "$.server: key 'port' stands twice in one object",

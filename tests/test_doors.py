@@ -537,11 +537,7 @@ def test_where_a_door_does_not_do_what_the_rfc_says_it_must():
         for place, door in enumerate(DOORS)
     }
     bad_hosts = {"no Host", "Host: a b", "Host: a/b", "Host: a@b"}
-    assert found == {
-        "waitress": set(),
-        "granian": {*bad_hosts, "two Hosts"},
-        "gunicorn": bad_hosts,
-    }
+    assert found == {"waitress": set(), "granian": {*bad_hosts, "two Hosts"}, "gunicorn": bad_hosts}
 
 
 def table():

@@ -114,10 +114,7 @@ def test_changed_options_are_told_with_what_they_were(site):
                 {"option": "version_labels", "from": {}, "to": {"stable": 1}, "restart": False}
             ],
         },
-        {
-            "name": "b",
-            "options": [{"option": "instances", "from": 1, "to": 2, "restart": False}],
-        },
+        {"name": "b", "options": [{"option": "instances", "from": 1, "to": 2, "restart": False}]},
     ]
     assert plan["models"]["versions"] == [
         {"model": "b", "load": [], "reload": [2], "unload": []}

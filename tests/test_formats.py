@@ -358,11 +358,9 @@ def test_it_is_what_tensorflow_servings_own_message_reads(tmp_path):
         assert dict(model.version_labels) == dict(config.version_labels)
         policy = config.model_version_policy
         chosen = serving.choose_versions(model.model_version_policy, [1, 42, 43, 44])
-        wanted = {
-            "specific": [43, 42],
-            "all": [44, 43, 42, 1],
-            "latest": [44, 43],
-        }[policy.WhichOneof("policy_choice")]
+        wanted = {"specific": [43, 42], "all": [44, 43, 42, 1], "latest": [44, 43]}[
+            policy.WhichOneof("policy_choice")
+        ]
         assert chosen == wanted
 
 

@@ -412,10 +412,7 @@ def test_two_projects_have_parts_of_their_own_in_a_package_of_one_name(tmp_path,
         )
     handlers = [loaded(tmp_path / name, "main:f") for name in ("a", "b")]
     assert [handler.call(0, None) for handler in handlers] == ["a", "b"]
-    assert [load_edited(handler) and handler.call(0, None) for handler in handlers] == [
-        "a",
-        "b",
-    ]
+    assert [load_edited(handler) and handler.call(0, None) for handler in handlers] == ["a", "b"]
 
 
 def test_two_handlers_of_one_package_are_both_pickled(tmp_path):
@@ -955,16 +952,10 @@ for _ in range(500):
 @pytest.mark.parametrize(
     "result, message",
     [
-        (
-            {"output": [1, 2, object()]},
-            "$.output[2]: cannot be written as JSON: got object",
-        ),
+        ({"output": [1, 2, object()]}, "$.output[2]: cannot be written as JSON: got object"),
         ({"a": {1, 2}}, "$.a: cannot be written as JSON: got set"),
         (Point, "$: cannot be written as JSON: got type"),
-        (
-            [{"a b": range(3)}],
-            '$[0]["a b"]: cannot be written as JSON: got range',
-        ),
+        ([{"a b": range(3)}], '$[0]["a b"]: cannot be written as JSON: got range'),
         ((1, pathlib.Path("/etc")), "$[1]: cannot be written as JSON: got PosixPath"),
         ({"x": {1, 2}}, "$.x: cannot be written as JSON: got set"),
         ((i for i in []), "$: cannot be written as JSON: got generator"),
@@ -993,10 +984,7 @@ for _ in range(500):
         ),
         ([np.array([1j])], "$[0]: cannot be written as JSON: got ndarray of complex128"),
         (np.zeros(1, [("a", int)]), "$: cannot be written as JSON: got ndarray of [('a', '<i8')]"),
-        (
-            {"o": np.array([1, range(2)], object)},
-            "$.o[1]: cannot be written as JSON: got range",
-        ),
+        ({"o": np.array([1, range(2)], object)}, "$.o[1]: cannot be written as JSON: got range"),
         (
             Tensor(RuntimeError("requires grad")),
             "$: cannot be written as JSON: got Tensor (RuntimeError: requires grad)",

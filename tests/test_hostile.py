@@ -870,8 +870,7 @@ def talk(port, data):
 
 def test_broken_and_oversized_bodies_over_a_socket():
     server = fake_server(
-        {"m": FakeServable()},
-        server={**NO_POLL, "max_request_bytes": 2000, "connection_limit": 1},
+        {"m": FakeServable()}, server={**NO_POLL, "max_request_bytes": 2000, "connection_limit": 1}
     )
     head = b"POST /v1/models/m:predict HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
     with listening(server) as address:

@@ -48,10 +48,7 @@ def folder(tmp_path_factory, tf):
     root = tmp_path_factory.mktemp("v2")
 
     def sums(numbers):
-        return {
-            "total": tf.reduce_sum(numbers, 1),
-            "halves": tf.cast(numbers, tf.float32) / 2,
-        }
+        return {"total": tf.reduce_sum(numbers, 1), "halves": tf.cast(numbers, tf.float32) / 2}
 
     def words(text):
         return {"upper": tf.strings.upper(text), "raw": tf.identity(text)}

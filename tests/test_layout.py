@@ -277,10 +277,7 @@ OF_A_THREAD = {
         "routines.py",
         "contextvars",
     ): "`@routine` and `@family` run while a module is imported, by a statement without arguments",
-    (
-        "serving.py",
-        "respond",
-    ): "flask.request: Flask calls a view without it",
+    ("serving.py", "respond"): "flask.request: Flask calls a view without it",
     (
         "endpoints.py",
         "contextvars",

@@ -222,12 +222,7 @@ def test_every_header_that_is_read_may_be_sent():
     text = "".join(path.read_text() for path in sources)
     named = set(re.findall(r'call\.header\("([A-Za-z-]+)"', text))
     named |= {name.replace("_", "-") for name in re.findall(r'"HTTP_([A-Z_]+)"', text)}
-    written_by_browsers = {
-        "origin",
-        "upgrade",
-        "accept-encoding",
-        "access-control-request-method",
-    }
+    written_by_browsers = {"origin", "upgrade", "accept-encoding", "access-control-request-method"}
     client = Rest(fake_server({"m": FakeServable()}, server={"cors_origins": ["*"]}))
     answer = client.open("/v1/models/m:predict", method="OPTIONS", headers=ORIGIN)
     allowed = answer.headers["Access-Control-Allow-Headers"].lower().split(", ")

@@ -392,12 +392,7 @@ def test_in_a_process_of_its_own_what_is_no_longer_served_is_freed_and_what_stay
     lines = python(OWNED)
     assert [
         line for line in lines if line[:4] in ("True", "Fals") or line[:3] in ("200", "201")
-    ] == [
-        "True",
-        "201 True",
-        "201 True",
-        "True",
-    ]
+    ] == ["True", "201 True", "201 True", "True"]
 
 
 # --- other systems ----------------------------------------------------------------------------------------

@@ -88,9 +88,7 @@ def test_a_model_comes_into_memory_when_it_is_asked_for(folders, caplog):
     for waited in (True, False):
         turn = serving.Turn()
         replied = rest.post(
-            "/v1/models/m2:predict",
-            {"instances": [3.0]},
-            environ_overrides={"serving.turn": turn},
+            "/v1/models/m2:predict", {"instances": [3.0]}, environ_overrides={"serving.turn": turn}
         )
         assert json.loads(replied.data) == {"predictions": [6.0]}
         assert turn.waited == waited
@@ -375,12 +373,7 @@ def test_models_that_stay_load_at_once_where_no_budget_is_kept_and_else_in_turn(
     room, _ = fake(monkeypatch, load, [], budget=budget)
     monkeypatch.setattr(on_demand, "tensorflow", lambda: None)
     with ThreadPoolExecutor(2) as pool:
-        list(
-            pool.map(
-                lambda name: room(request(name)),
-                ["a", "b"],
-            )
-        )
+        list(pool.map(lambda name: room(request(name)), ["a", "b"]))
     assert counts == [most] * 2
 
 

@@ -72,11 +72,7 @@ def test_a_feature_of_an_example_goes_before_that_of_the_context(rest):
 
 
 @pytest.mark.parametrize(
-    "form",
-    [
-        {"instances": [{"x": [1.0]}, {"x": [3.0]}]},
-        {"instances": [[1.0], [3.0]]},
-    ],
+    "form", [{"instances": [{"x": [1.0]}, {"x": [3.0]}]}, {"instances": [[1.0], [3.0]]}]
 )
 def test_rows_named_or_plain(rest, form):
     assert json.loads(rest.post("/v1/models/half_plus_two:predict", form).data) == {

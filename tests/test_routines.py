@@ -724,8 +724,7 @@ def test_an_output_without_a_batch_whose_sizes_are_open_is_told_as_any(slot, sha
 
 def test_a_name_that_the_model_has_is_no_warning_though_it_was_dropped():
     model = routines.ImageModel(
-        SQUARE,
-        {"scores": ("DT_FLOAT", (None, 2), "Softmax"), "labels": ("DT_STRING", (None, 2))},
+        SQUARE, {"scores": ("DT_FLOAT", (None, 2), "Softmax"), "labels": ("DT_STRING", (None, 2))}
     )
     outputs = {
         "scores": np.array([[0.9, 0.1]], np.float32),

@@ -1189,10 +1189,7 @@ def test_a_model_whose_rows_depend_on_each_other_is_refused_where_the_config_ask
     assert run(load(folder / "mean"), np.array([[1, 3]], np.float32))["y"].tolist() == [[-1, 1]]
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["joined", "longest", "first", "digits", "words"],
-)
+@pytest.mark.parametrize("name", ["joined", "longest", "first", "digits", "words"])
 def test_a_model_whose_texts_depend_on_each_other_is_refused_where_the_config_asks_for_batching(
     tf, folder, name
 ):

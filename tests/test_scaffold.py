@@ -43,11 +43,7 @@ def test_the_config_is_json_with_one_handler_at_the_projects_name(project):
     assert config == {
         "model_config_list": [],
         "handlers": [
-            {
-                "path": "/My-Projekt",
-                "function": "handler:inference_handler",
-                "envelope": "hub",
-            }
+            {"path": "/My-Projekt", "function": "handler:inference_handler", "envelope": "hub"}
         ],
     }
 

@@ -392,8 +392,7 @@ def test_a_form_that_a_hook_looks_for_in_json_takes_nothing_away(server):
 
 
 @pytest.mark.parametrize(
-    "look",
-    [lambda request: request.form, lambda request: request.stream.read()],
+    "look", [lambda request: request.form, lambda request: request.stream.read()]
 )
 def test_a_body_that_a_hook_has_used_up_is_an_error_that_says_so(server, look):
     site = flask.Flask("site")

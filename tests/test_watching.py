@@ -10,15 +10,7 @@ import subprocess
 import jsonschema
 import pytest
 import yaml
-from conftest import (
-    ROOT,
-    FakeDetector,
-    FakeServable,
-    Rest,
-    bearer,
-    fake_server,
-    key_entry,
-)
+from conftest import ROOT, FakeDetector, FakeServable, Rest, bearer, fake_server, key_entry
 from prometheus_client.parser import text_string_to_metric_families
 
 import serving

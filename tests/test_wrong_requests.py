@@ -284,13 +284,7 @@ WRONG = [
         400,
         "JSON Parse error: The surrogate pair in string is invalid. at offset: 15",
     ),
-    (
-        "POST",
-        P,
-        "[" * 100_000,
-        400,
-        "JSON Parse error: lists and objects are nested too deep",
-    ),
+    ("POST", P, "[" * 100_000, 400, "JSON Parse error: lists and objects are nested too deep"),
     (
         "POST",
         P,

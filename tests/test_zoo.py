@@ -219,10 +219,7 @@ def test_as_many_masks_as_the_deployment_answers():
     for most, wanted, side in ((1000, 700, 109), (300, 300, 128), (5, 5, 128)):
         model = routines.ImageModel(
             {"images": ("DT_FLOAT", (1, 640, 640, 3))},
-            {
-                "a": ("DT_FLOAT", rows.shape, "ConcatV2", "input"),
-                "b": ("DT_FLOAT", planes.shape),
-            },
+            {"a": ("DT_FLOAT", rows.shape, "ConcatV2", "input"), "b": ("DT_FLOAT", planes.shape)},
             most=most,
         )
         found = model.read({"a": rows, "b": planes}, (640, 640))

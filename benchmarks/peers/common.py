@@ -8,12 +8,7 @@ import numpy as np
 import workloads
 
 # most requests at once, where a framework batches
-BATCH = {
-    "half_plus_two": 16,
-    "mlp784": 16,
-    "mobilenet_v2": 4,
-    "ssd320": 8,
-}
+BATCH = {"half_plus_two": 16, "mlp784": 16, "mobilenet_v2": 4, "ssd320": 8}
 WAIT_MS = 2  # for a batch to fill
 
 

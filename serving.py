@@ -8855,9 +8855,9 @@ def answer_call(door: Door, call: Call, found: Found | None = None) -> Reply:
             found = found or find_view(server, call.method, call.path)
             envelope, route, trace.infers = found.envelope, found.name, found.route.infers
             trace.deployment = found.deployment
-            trace.limit(
-                server.config.server.timeout_seconds, call.environ.get("HTTP_X_REQUEST_TIMEOUT")
-            )
+            if route:  # else there is no such URL, whatever is sent
+                wish = call.environ.get("HTTP_X_REQUEST_TIMEOUT")
+                trace.limit(server.config.server.timeout_seconds, wish)
             call.caller = authorize(door, call, found)
             replied = found.route.view(server, call, **found.arguments)
         replied = dress(server, call, replied)

@@ -371,7 +371,8 @@ def look_at_places(server: ModelServer) -> Iterator[Finding]:
             yield Finding("wrong", "writes", text, "make it, or name another")
             continue
         if folder == place and place.is_file() != (what in FOLDERLESS):
-            text = f"{what}: {place}: a {'file' if place.is_file() else 'folder'} is there"
+            kind = "file" if what in FOLDERLESS else "folder"
+            text = f"{what}: {place}: what is there is no {kind}"
             yield Finding("wrong", "writes", text, "name another place")
             continue
         if folder == place and place.is_file():

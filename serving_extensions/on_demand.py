@@ -80,6 +80,7 @@ class OnDemand(Servable):
         # may still be copied
         graphs = [contents(fingerprint(path)) for path in folder.glob("saved_model.pb*")]
         self.files = {status for graph in graphs for status in graph}
+        self.declared = set(contents(fingerprint(folder)))  # a reload finds nothing new in these
         definitions = read_definitions(folder, config.tags)
         rename_tensors(definitions, folder)
         metadata = describe(definitions)
@@ -303,7 +304,7 @@ class Residency:
     def load(self, entry: OnDemand) -> Servable:
         start, files = time.perf_counter(), set(contents(fingerprint(entry.folder)))
         try:
-            if not entry.files <= files:
+            if not entry.files <= files and files != entry.declared:
                 raise LoadError("its files have changed: a reload of the config loads them")
             resident, size = self.measure(entry.request)
         except ServingError as error:

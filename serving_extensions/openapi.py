@@ -772,7 +772,8 @@ def example_request(signature: Signature) -> dict[str, Any] | None:
     inputs, texts = signature.inputs.values(), texts_of(signature)
     if len(texts) == len(inputs) == 1:
         value: Any = {"b64": texts[next(iter(signature.inputs))]}
-        return {"inputs": value if next(iter(inputs)).shape == () else [value]}
+        shape = next(iter(inputs)).shape
+        return {"inputs": value if shape == () else [value] * (shape and shape[0] or 1)}
     if not inputs or any(spec.dtype not in NUMERIC or 0 in sizes_of(spec) for spec in inputs):
         return None
     shapes = [[size or 1 for size in sizes_of(spec)] for spec in inputs]

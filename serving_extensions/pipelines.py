@@ -586,8 +586,10 @@ class PlanRun:
         with self.changed:
             self.queued -= queued
         while task := self.take():
-            start = time.perf_counter()
+            start = None
             try:
+                self.check()
+                start = time.perf_counter()
                 self.run_node(*task)
             except BaseException as error:  # raised by `answer`
                 self.finish(task[0], start, error)
@@ -608,10 +610,11 @@ class PlanRun:
                     self.pool.submit(self.work, 1)
             return task
 
-    def finish(self, name: str, start: float, error: BaseException | None = None) -> None:
-        spent = time.perf_counter() - start
+    def finish(self, name: str, start: float | None, error: BaseException | None = None) -> None:
+        now = time.perf_counter()
         with self.changed:
-            self.seconds[name] = self.seconds.get(name, 0.0) + spent
+            if start is not None:  # it was run
+                self.seconds[name] = self.seconds.get(name, 0.0) + now - start
             self.running -= 1
             self.left[name] -= 1
             self.error = error if self.error is None else self.error
@@ -633,7 +636,6 @@ class PlanRun:
         return itertools.product(*(range(self.counts[name]) for name in stack))
 
     def run_node(self, name: str, index: Index) -> None:
-        self.check()
         node = self.graph.nodes[name]
         inputs = {link.name: self.read(link, index) for link in self.graph.into(name)}
         if node.type == "custom":

@@ -141,8 +141,11 @@ class RedisQuotas:
         return self.count_of(key, period)[0]
 
     def ping(self) -> None:
-        """Ask whether calls can be counted. Raises OSError."""
-        self._ask(lambda client: client.ping())
+        """Ask whether calls can be counted. Raises OSError with the reason."""
+        try:
+            self._connect().ping()
+        except self._redis.RedisError as error:
+            raise OSError(str(error)) from None
 
 
 def counter(key: str, period: str, start: int) -> str:

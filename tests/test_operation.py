@@ -1283,6 +1283,11 @@ def test_an_unknown_url_or_method_is_counted_and_logged_as_any_request(method, p
     assert f"serving_requests_total{counted}" in rest.get("/metrics").get_data(as_text=True)
 
 
+def test_an_unknown_url_is_unknown_whatever_is_sent():
+    found = Rest(server_of_two()).get("/nope", headers={"X-Request-Timeout": "5s"})
+    assert found.status_code == 404
+
+
 @pytest.mark.parametrize(("wish", "status"), [("abc", 400), ("0", 504)])
 def test_a_request_out_of_time_is_answered_and_counted_as_its_url_does(wish, status):
     rest = Rest(server_of_two())

@@ -172,7 +172,7 @@ def test_no_node_or_shard_starts_when_nobody_waits_for_it(ends, code, shards):
         server.predict(
             "two_steps", {"inputs": [[1.0]] if shards is None else [[[1.0]]] * 3}, trace=trace
         )
-    assert (raised.value.code, len(ran)) == (code, 1)
+    assert (raised.value.code, len(ran)) == (code, 1) and trace.nodes.keys() == {"first"}
     server.stop()
 
 

@@ -239,7 +239,7 @@ def test_the_doctor_asks_redis(redis):
     assert finding.state == "ok" and PASSWORD not in finding.text
     redis.stop()
     (finding,) = doctor.look_at_redis(server)
-    assert finding.state == "wrong" and finding.text.endswith(": Redis: ConnectionError")
+    assert finding.state == "wrong" and "Error" in finding.text and "connecting" in finding.text
     assert PASSWORD not in finding.text
 
 

@@ -319,6 +319,18 @@ def test_a_model_that_was_loaded_for_a_request_stays_until_it_has_run(monkeypatc
     assert loads == ["a"] and gone == [False] and room.evict(entry, "made room")
 
 
+def test_a_file_that_was_there_at_the_first_load_alone_is_not_missed(monkeypatch, tmp_path):
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1/saved_model.pb").write_bytes(b"graph")
+    room, (entry,) = fake(monkeypatch, lambda name: FakeServable(), [str(tmp_path)])
+    stray = tmp_path / "1/.variables.copied"
+    stray.touch()
+    for _ in range(2):
+        assert entry.run("serving_default", {"x": np.float32([[2]])})["y"].tolist() == [[2.0]]
+        assert room.evict(entry, "made room")
+        stray.unlink(missing_ok=True)
+
+
 @pytest.mark.parametrize("changed", ["saved_model.pb", "variables/data"])
 def test_files_that_are_changed_in_place_are_loaded_by_a_reload_alone(
     monkeypatch, tmp_path, changed

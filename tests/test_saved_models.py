@@ -1275,7 +1275,7 @@ def test_an_example_is_made_up_of_what_a_graph_parses(tf, folder):
 
 def test_made_up_pictures_are_answered(tf, folder):
     """Of the graphs that decode files, an example's own or what is asked itself."""
-    from serving_extensions.openapi import texts_of
+    from serving_extensions.openapi import example_request, texts_of
 
     def sizes(files):
         decode = functools.partial(tf.io.decode_image, channels=3, expand_animations=False)
@@ -1295,6 +1295,12 @@ def test_made_up_pictures_are_answered(tf, folder):
     }
     export(tf, folder, signatures)
     servable = load(folder)
+    for shape, asked in {(3,): 3, (None,): 1, (): 0}.items():
+        fixed = serving.Signature(
+            {"x": serving.TensorSpec("x", "DT_STRING", shape)}, {}, {"DecodeJpeg"}
+        )
+        inputs = example_request(fixed)["inputs"]
+        assert len(inputs) == asked if asked else inputs.keys() == {"b64"}
     made = {name: texts_of(servable.signatures[name]) for name in signatures}
     assert made["lower"] == {} and made["two"].keys() == {"encoded"}
     for name in ("serving_default", "parsed"):

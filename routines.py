@@ -37,6 +37,7 @@ import itertools
 import json
 import logging
 import math
+import os
 import queue
 import re
 import runpy
@@ -3856,7 +3857,7 @@ def list_fonts() -> list[str]:
     found = [
         path
         for folder in FONT_FOLDERS
-        for path in Path(folder).expanduser().rglob("*.[otOT][tT][fcFC]")
+        for path in Path(os.path.expanduser(folder)).rglob("*.[otOT][tT][fcFC]")
     ]
 
     def rank(path: Path) -> tuple[int, str]:

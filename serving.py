@@ -3482,7 +3482,7 @@ def hide_paths(text: str) -> str:
         str(Path(__file__).parent): "<serving>",
         sys.prefix: "<python>",
         sys.base_prefix: "<python>",
-        str(Path.home()): "~",
+        os.path.expanduser("~"): "~",
     }
     for folder in sorted(folders, key=len, reverse=True):
         if len(folder) > 1:
@@ -9445,7 +9445,7 @@ NOISE = (
     r"WARNING: All log messages before absl::InitializeLog|[IW]\d{4} \d\d:\d\d:\d+\."
     r"|\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d+: [IW] |To enable the following instructions"
 )
-NO_DEVICE = r"|E\d{4} .*(cuInit|Unable to register cu\w+ factory)"
+NO_DEVICE = r"|(E\d{4}|\d{4}-\d\d-\d\d \S+ E) .*(cuInit|Unable to register cu\w+ factory)"
 END_OF_NOISE = "\x1eend of noise\n"
 # A process of its own passes on what is no noise at once, keeps the rest, and hands it over at the
 # end; where that does not come, the server has crashed, and all is written.
@@ -9471,6 +9471,17 @@ os._exit(0)
 """
 
 
+@contextlib.contextmanager
+def spelling(stream: Any) -> Iterator[None]:
+    """Have a stream write `\\u914d` where its encoding lacks a character."""
+    before, wrong = getattr(stream, "errors", None), (AttributeError, OSError, ValueError)
+    with contextlib.suppress(*wrong):
+        stream.reconfigure(errors="backslashreplace")
+    yield
+    with contextlib.suppress(*wrong):
+        stream.reconfigure(errors=before)
+
+
 class Process:
     """What `run` and `main` change of the process, within a `with`; its end puts all of it back.
 
@@ -9492,8 +9503,9 @@ class Process:
 
     def quiet_libraries(self) -> None:
         """Keep out of the log what TensorFlow and Pillow say of their
-        own code and of clients' files.
+        own code and of clients' files. Stdout spells what its encoding lacks, as stderr does.
         """
+        self._undo.enter_context(spelling(sys.stdout))
         if "TF_CPP_MIN_LOG_LEVEL" not in os.environ:
             os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
             self._undo.callback(os.environ.pop, "TF_CPP_MIN_LOG_LEVEL", None)

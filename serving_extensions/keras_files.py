@@ -91,7 +91,9 @@ def digest_of(file: Path) -> str:
 
 def user_cache(beside: Path) -> Path:
     """Where exports go that cannot lie beside their file: a volume may be mounted to read."""
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    base = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
+    if not base.is_absolute():  # whoever runs this has no home
+        return beside
     return base / "serving" / hashlib.sha256(str(beside.absolute()).encode()).hexdigest()[:16]
 
 

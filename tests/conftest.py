@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from flask import Flask
+from hypothesis import settings
 from PIL import Image
 from waitress import create_server
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
@@ -31,6 +32,8 @@ from werkzeug.test import Client
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
+settings.register_profile("steady", deadline=None)  # how fast a machine is, is no test
+settings.load_profile("steady")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 logging.getLogger("tensorflow").setLevel(logging.ERROR)
 

@@ -229,7 +229,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(JSON, JSON)
 def test_whatever_is_hidden_comes_back_and_each_difference_is_told(old, new):
     assert config_file.restore(config_file.hide(old), old) == old

@@ -235,7 +235,7 @@ scalars = (
     nested(scalars) | nested(st.integers(-300, 300)) | nested(st.floats()),
     st.sampled_from([*NUMBERS, "DT_BOOL"]),
 )
-@settings(max_examples=3000, deadline=None)
+@settings(max_examples=3000)
 def test_quick_path_equals_exact_path_or_leaves_it_alone(value, dtype):
     if not isinstance(value, list):
         return

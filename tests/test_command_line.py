@@ -13,13 +13,15 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import ROOT, Process, signature, spec, started
 
+import routines
 import serving
-from serving_extensions import commands
+from serving_extensions import commands, keras_files
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +48,39 @@ def test_demo_starts_says_what_it_serves_and_its_curl_works(demo_process):
     )
     assert "outputs" in json.loads(done.stdout), done
     assert demo_process.call("GET", "/readyz")[0] == 200
+
+
+def test_names_that_stdout_cannot_spell_are_told_all_the_same(tmp_path):
+    (tmp_path / "配置").mkdir()
+    path = tmp_path / "配置/config.json"
+    model = {"name": "模型", "base_path": str(ROOT / "models/half_plus_two")}
+    path.write_text(json.dumps({"model_config_list": [{"config": model}]}))
+    latin = {"PYTHONIOENCODING": "latin-1"}
+    with started("--config", str(path), "--port", "0", **latin) as server:
+        assert "%E6%A8%A1%E5%9E%8B:predict" in server.wait_for("Try:")
+        assert r"\u6a21\u578b version 123: AVAILABLE" in "".join(server.out)
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "serving.py"), "--config", str(path), "--check"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **latin},
+    )
+    assert done.returncode == 0 and r"\u6a21\u578b" in done.stdout, done
+
+
+def test_who_has_no_home_is_served(tmp_path, monkeypatch):
+    """As a container's user without a name, whose environment has no HOME either."""
+
+    def home(*path):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", home)
+    monkeypatch.setattr(Path, "expanduser", home)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert serving.hide_paths(f"{ROOT}/x of ~/y") == "<serving>/x of ~/y"
+    assert routines.list_fonts.__wrapped__()
+    assert keras_files.user_cache(tmp_path) == tmp_path
 
 
 def test_the_commands_that_a_protected_server_shows_have_its_key(tmp_path):
@@ -683,6 +718,8 @@ with serving.Process() as process:
     os.write(2, b"WARNING: All log messages before absl::InitializeLog() is called are\\n")
     os.write(2, b"I0000 00:00:1795949852.542608    1870 port.cc:153] oneDNN is on\\n")
     os.write(2, b"2026-11-29 10:57:36.500000: I tensorflow/core/x.cc:1] older form\\n")
+    if not os.path.exists("/dev/nvidiactl"):
+        os.write(2, b"2026-11-30 03:24:03.3: E cuda_platform.cc:51] failed call to cuInit: 303\\n")
     os.write(2, b"F0000 00:00:1795949852.5 1 cpu.cc:7] this processor has no AVX\\n")
     print("a line of Python's", file=sys.stderr)
     if sys.argv[2] == "crash":
@@ -693,6 +730,8 @@ with serving.Process() as process:
 ABSL = "WARNING: All log messages before absl::InitializeLog() is called are"
 ONEDNN = "I0000 00:00:1795949852.542608    1870 port.cc:153] oneDNN is on"
 OLDER = "2026-11-29 10:57:36.500000: I tensorflow/core/x.cc:1] older form"
+NO_GPU = "2026-11-30 03:24:03.3: E cuda_platform.cc:51] failed call to cuInit: 303"
+HIDDEN = [ABSL, ONEDNN, OLDER, *([] if os.path.exists("/dev/nvidiactl") else [NO_GPU])]
 SEEN = {"a line of Python's", "F0000 00:00:1795949852.5 1 cpu.cc:7] this processor has no AVX"}
 LATE = "I0000 00:00:1795949999.5 1 late.cc:7] after the start"
 
@@ -701,8 +740,8 @@ LATE = "I0000 00:00:1795949999.5 1 late.cc:7] after the start"
     "level, end, more",
     [
         ("INFO", "well", {LATE}),
-        ("DEBUG", "well", {LATE, *(f"serving: {line}" for line in (ABSL, ONEDNN, OLDER))}),
-        ("INFO", "crash", {ABSL, ONEDNN, OLDER}),
+        ("DEBUG", "well", {LATE, *(f"serving: {line}" for line in HIDDEN)}),
+        ("INFO", "crash", {*HIDDEN}),
     ],
 )
 def test_noise_of_libraries_is_in_the_debug_log_alone_and_never_lost(level, end, more):
@@ -723,7 +762,7 @@ def test_who_asks_for_the_lines_of_tensorflow_gets_them():
         text=True,
         env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "0"},
     )
-    assert set(done.stderr.splitlines()) == SEEN | {ABSL, ONEDNN, OLDER, LATE}
+    assert set(done.stderr.splitlines()) == SEEN | {*HIDDEN, LATE}
 
 
 def on_terminal(command, **environment):

@@ -1098,7 +1098,7 @@ def graphs(draw):
     return nodes, [name for name, *_ in nodes if f"{name}.y" not in read]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(graphs(), st.permutations(range(9)), st.sampled_from([None, -1, 2]))
 def test_random_graphs_equal_recursion(graph, order, demultiply):
     nodes, answers = graph

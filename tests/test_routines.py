@@ -634,7 +634,7 @@ def test_wrong_label_maps(text):
 
 
 @given(st.integers(0, 50), st.integers(0, 10_000))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_filters_never_mix_up_rows(count, seed):
     tensors = made_up(count, seed, masks=True)
     tensors["masks"] = np.broadcast_to(tensors["scores"][:, np.newaxis, np.newaxis], (count, 2, 2))

@@ -992,9 +992,7 @@ def equal(name, ours, theirs):
     st.lists(st.integers(1, 11), min_size=1, max_size=12),
     st.integers(0, 1000),
 )
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_batched_answers_equal_unbatched_ones(batched, name, sizes, seed):
     """Requests of some rows each, at once: every answer is what the request gets alone."""
     with_batching, without = batched
@@ -1297,7 +1295,7 @@ def test_made_up_pictures_are_answered(tf, folder):
     servable = load(folder)
     for shape, asked in {(3,): 3, (None,): 1, (): 0}.items():
         fixed = serving.Signature(
-            {"x": serving.TensorSpec("x", "DT_STRING", shape)}, {}, {"DecodeJpeg"}
+            {"x": serving.TensorSpec("x", "x:0", "DT_STRING", shape)}, {}, {"DecodeJpeg"}
         )
         inputs = example_request(fixed)["inputs"]
         assert len(inputs) == asked if asked else inputs.keys() == {"b64"}

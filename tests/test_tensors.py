@@ -636,7 +636,7 @@ def test_the_limit_of_lists_is_the_same_both_ways(ways, monkeypatch):
     st.sampled_from(DTYPES),
     st.integers(0, 2**64).map(random.Random),
 )
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_any_body_answers_the_same_both_ways(ways, model, dtype, chance):
     pool = chance.choice(
         (INTEGERS, INTEGERS + LONG_INTEGERS, FLOATS, INTEGERS + FLOATS, ("1", "2", "3"))

@@ -159,7 +159,7 @@ def test_what_a_pipelines_function_hands_on_is_held_against_the_signature(grey, 
         except serving.ServingError as error:
             answers[name] = f"{error.status} {error.message}"
     assert answers["right"] == [16.0]
-    takes = "400 input 'x' takes float [-1, 4, 4, 1], got shape [1, 5, 4, 1]"
+    takes = "400 node 'model': input 'x' takes float [-1, 4, 4, 1], got shape [1, 5, 4, 1]"
     assert answers["wide"].startswith(takes)
     place = "500 node 'make': 'x' of node 'model' from 'y' of node 'make': expected float, got "
     assert answers["double"] == place + "an array of float64"

@@ -179,7 +179,9 @@ def test_tiles_are_seen_whole_where_pictures_are_cropped():
     run = lambda given: servable.run("serving_default", given)  # noqa: E731
     for left in range(2, 230, 12):
         image = scene([(left, 25, 10, 10)], width=240, height=60)
-        found = routines.predict_image(model, run, image, [routines.Tile(size=80, whole=False)])
+        found = routines.predict_images(model, run, [image], [routines.Tile(size=80, whole=False)])[
+            0
+        ]
         assert len(found["scores"]) == 1, left
 
 

@@ -7,7 +7,10 @@ import requests
 response = requests.request(
     "@METHOD@",
     "@URL@",
-    headers={"Authorization": "Bearer @KEY@", "Content-Type": "@TYPE@"},
+    headers={
+        "Authorization": "Bearer @KEY@",
+        "Content-Type": "@TYPE@",
+    },
     data="@BODY@",
 )
 

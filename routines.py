@@ -46,6 +46,7 @@ import ssl
 import sys
 import threading
 import time
+import types
 import typing
 import unicodedata
 import zlib
@@ -2909,6 +2910,7 @@ def routine(*aliases: str, before_model: bool = False) -> Callable[[type], type]
 
     def register(kind: type) -> type:
         kind = dataclass(frozen=True)(kind)
+        check_arguments(kind)
         kind.before_model = before_model  # type: ignore[attr-defined]
         kind.routine_names = (kind.__name__, *aliases)  # type: ignore[attr-defined]
         if not IMPORTING.get():
@@ -2916,6 +2918,27 @@ def routine(*aliases: str, before_model: bool = False) -> Callable[[type], type]
         return kind
 
     return register
+
+
+def check_arguments(kind: Any) -> None:
+    """Raise TypeError for a routine's argument of a type that no JSON is read as."""
+    hints = typing.get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        if not comes_in_json(hints[field.name]):
+            kinds = "int, float, str, bool, tuple, list, dict or a union of these"
+            text = f"argument {field.name}: expected {kinds}, got {hints[field.name]}"
+            raise TypeError(f"routine {kind.__name__}: {text}")
+
+
+def comes_in_json(hint: Any) -> bool:
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (tuple, list, dict):
+        return comes_in_json(inner[-1] if origin is dict else inner[0])
+    if origin in (typing.Union, types.UnionType):
+        return all(map(comes_in_json, inner))
+    return hint in (int, float, str, bool, list, dict, type(None), Any) or dataclasses.is_dataclass(
+        hint
+    )
 
 
 def declare_routine(kind: Any) -> None:
@@ -3371,6 +3394,11 @@ def run_before(chain: Sequence[Any], image: np.ndarray) -> tuple[np.ndarray, np.
             part = np.array(step.bounds(image)) / np.tile(image.shape[:2], 2)
             region = place_boxes(part[np.newaxis], region)[0]
         image = step(image)
+        if image.dtype != np.uint8 or image.ndim != 3:  # others would be shown as another picture
+            came = f"{image.dtype} {list(image.shape)}"
+            raise TypeError(
+                f"{type(step).__name__}: expected a picture, uint8 [H, W, 3], got {came}"
+            )
     return image, region
 
 
@@ -4524,7 +4552,19 @@ def run_after(chain: Sequence[Any], tensors: Tensors) -> Tensors:
             if missing not in ("boxes", "masks") or missing in tensors:
                 raise
             raise lacks(step, missing) from None
+        check_lengths(step, tensors)
     return tensors
+
+
+def check_lengths(step: Any, tensors: Tensors) -> None:
+    """Raise ValueError where a routine returns other than one value of each for a prediction: boxes
+    would have the confidences of others.
+    """
+    named = ("scores", "classes", "names", "boxes", "masks")
+    sizes = {name: len(tensors[name]) for name in named if name in tensors}
+    if len(set(sizes.values())) != 1:
+        text = ", ".join(f"{count} {name}" for name, count in sizes.items()) or "none"
+        raise ValueError(f"{type(step).__name__}: expected arrays of one length, got {text}")
 
 
 def lacks(step: Any, missing: str) -> RoutineError:

@@ -1536,7 +1536,7 @@ def json_type_of(kind: Any) -> type:
     """
     if dataclasses.is_dataclass(kind):
         return dict
-    return {tuple: list, dict: dict}.get(typing.get_origin(kind), kind)
+    return {tuple: list, list: list, dict: dict}.get(typing.get_origin(kind), kind)
 
 
 def is_json(value: Any, kind: Any) -> bool:
@@ -1565,8 +1565,8 @@ def parse(
         raise ConfigError(path, f"expected {kind_name(kind)}, got {what_came(value, path, kind)}")
     if dataclasses.is_dataclass(kind):
         return parse_fields(kind, value, path)
-    if origin is tuple:
-        return tuple(
+    if origin in (tuple, list):
+        return origin(
             gather(
                 functools.partial(parse, arguments[0], item, f"{path}[{index}]", limits)
                 for index, item in enumerate(value)
@@ -8497,7 +8497,12 @@ def spellings(url: str) -> list[str]:
 def route(
     methods: str, url: str, view: Callable[..., Reply], guard: str, doc: str = "", **options: Any
 ) -> Route:
-    """A row of the URL table; `doc` says what it answers, for the OpenAPI document."""
+    """A row of the URL table; `doc` says what it answers, for the OpenAPI document.
+
+    Raises ValueError for a guard that is none: what it was to keep would be open.
+    """
+    if guard not in ("open", "shared", *NEED_KEY):
+        raise ValueError(f"{url}: guard: expected open, shared, key, own or admin, got '{guard}'")
     return Route(tuple(methods.split()), url, view, guard, doc, **options)
 
 
@@ -8844,9 +8849,9 @@ def answer_call(door: Door, call: Call, found: Found | None = None) -> Reply:
     """Answer a call, by its view or its error: with a request id, CORS headers and a log line."""
     server, trace, envelope, route = door.server, call.trace, BARE, ""
     call.allowance = server.allowance()
-    for begin in server.begins:
-        begin(server)
     try:
+        for begin in server.begins:
+            begin(server)
         if "HTTP_TRACEPARENT" in call.environ:
             trace.parent = read_parent(call)
         if call.method == "OPTIONS":
@@ -8935,7 +8940,10 @@ def dress(server: ModelServer, call: Call, replied: Reply) -> Reply:
         replied = compress(call, replied, vary)
     headers: list[tuple[str, str]] = []
     for more in server.dressers:
-        headers += more(server, call, replied)
+        try:
+            headers += more(server, call, replied)
+        except Exception:  # the answer is there all the same
+            logger.exception("Headers of an extension are left out")
     headers += ("X-Request-Id", call.request_id), ("Server-Timing", tell_times(call.trace))
     if origins := server.config.server.cors_origins:
         vary.append("Origin")
@@ -9045,14 +9053,18 @@ class OpenDoor:
         path = raw_path(environ, decoded)
         try:
             found = find_known(self.door.server, environ["REQUEST_METHOD"].upper(), path)
+            replied = self.answer(environ, path, found) if found else None
         except ServingError:
-            found = None
-        replied = self.answer(environ, path, found) if found else None
+            replied = None
+        except Exception:  # of an extension, asked again where it is that request's error
+            replied = self.answer(environ, path)
         if replied is None:
             return self.through_flask(environ, start_response)
         return send(replied, environ, start_response)
 
-    def answer(self, environ: dict[str, Any], path: str, found: Found) -> Reply | None:
+    def answer(
+        self, environ: dict[str, Any], path: str, found: Found | None = None
+    ) -> Reply | None:
         """The answer to what a path has selected; None where Flask is to answer."""
         views = [*self.app.view_functions.values()]
         if views != self.views or is_hooked(self.app) or "HTTP_UPGRADE" in environ:
@@ -10414,7 +10426,8 @@ def obey(
     except OSError as error:
         if error.filename:
             raise
-        print(f"serving: {options.host} port {port}: {error.strerror}", file=sys.stderr)
+        text = f"{options.host} port {port}: {error.strerror}; name others by --host and --port"
+        print(f"serving: {text}", file=sys.stderr)
         return 1
     return 0
 

@@ -498,7 +498,7 @@ class Front(Waitress):
         """
         if request.error:
             return None
-        with contextlib.suppress(ServingError):
+        with contextlib.suppress(Exception):  # of an extension's too: its view raises it again
             return find_known(self.server, request.command.upper(), path_of(request.request_uri))
         return None
 

@@ -247,8 +247,9 @@ class Residency:
                 if self.has_budget():
                     turns.enter_context(self.turn(self.measuring, entry, trace))
                 turns.enter_context(self.turn(entry.loading, entry, trace))
-                if entry.resident is not None and entry.resident.acquire():
-                    return entry.resident
+                resident = entry.resident
+                if resident is not None and resident.acquire():
+                    return resident
                 failed_at, reason = entry.failed
                 if time.monotonic() < failed_at + RETRY_SECONDS:
                     text = f"Model {entry.config.name} cannot be loaded: {reason}"

@@ -447,6 +447,8 @@ def rest(request, how):
 
 @pytest.fixture(scope="session")
 def tf():
+    """TensorFlow, with the threads that a server gives it: how many there are is in the last bit."""
+    serving.prepare_devices(None, None)
     return serving.tensorflow()
 
 

@@ -288,7 +288,7 @@ def test_wrong_starts_are_one_clear_line_and_a_status():
         port = str(taken.getsockname()[1])
         assert fails("--port", port) == (
             1,
-            f"serving: 127.0.0.1 port {port}: Address already in use",
+            f"serving: 127.0.0.1 port {port}: Address already in use; name others by --host and --port",
         )
     assert fails("--config", "nope.json") == (2, "serving: nope.json: No such file or directory")
     assert fails("--nope")[0] == 2

@@ -4,7 +4,8 @@ import re
 
 import flask
 import pytest
-from conftest import ROOT, FakeServable, Rest, config
+import requests
+from conftest import ROOT, FakeServable, Rest, config, listening
 
 import serving
 
@@ -63,3 +64,24 @@ def test_a_hook_that_fails_is_that_requests_500_and_no_traceback(caplog):
     assert response.status_code == 500 and "secret" not in response.text
     assert "secret" in caplog.text
     assert rest.post("/v1/models/m:predict", {"inputs": [[1.0]]}).status_code == 200
+
+
+def test_a_guard_that_is_none_is_refused():
+    with pytest.raises(ValueError, match="/r: guard: expected open, .*got 'keys'"):
+        serving.route("GET", "/r", print, "keys")
+
+
+def test_what_hooks_of_a_request_raise_is_that_requests_error(caplog):
+    """Over a real socket too: `find` is asked by the thread that reads those."""
+
+    def fail(*given):
+        raise RuntimeError("secret")
+
+    for hook, status in (("find", 500), ("begin", 500), ("headers", 400)):
+        broken = serving.Extension("broken", **{hook: fail})
+        server = serving.ModelServer(config(), extensions=[*serving.installed(), broken])
+        with listening(server) as address:
+            answer = requests.get(f"{address}/v1/nothing")
+        assert answer.status_code == status and "error" in answer.json(), (hook, answer.text)
+        assert "secret" not in answer.text and "secret" in caplog.text
+        caplog.clear()

@@ -3,8 +3,10 @@
 import base64
 import json
 import math
+import re
 import tracemalloc
 import xml.etree.ElementTree as ElementTree
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -15,6 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
 import routines
+import serving
 
 NAMES = {1: "cat", 2: "dog", 3: "emu"}
 
@@ -875,3 +878,50 @@ def test_what_pictures_take_is_asked_for_one_after_the_other():
     with pytest.raises(MemoryError):
         routines.predict_images(model, lambda inputs: outputs, pictures, [resize], allow)
     assert len(asked) == 1 and asked[0] >= 300 * 300 * 3
+
+
+@pytest.mark.parametrize(
+    ("before", "made", "text"),
+    [
+        (False, lambda t: {**t, "scores": t["scores"][1:]}, "got 1 scores, 2 classes, 2 boxes"),
+        (False, lambda t: {"labels": t["labels"]}, "got none"),
+        (True, lambda picture: picture / 255, "got float64 [4, 6, 3]"),
+        (True, lambda picture: picture[..., 0], "got uint8 [4, 6]"),
+    ],
+)
+def test_what_a_routine_of_ones_own_returns_is_looked_at(before, made, text):
+    """Scores would stand at other boxes, and a picture in 0..1 would be shown as black."""
+
+    class Mine:
+        before_model = before
+
+        def __call__(self, given):
+            return made(given)
+
+    boxes, labels = np.float32([[0, 0, 1, 1], [0, 0, 0.5, 0.5]]), {1: "a"}
+    tensors = {"scores": np.float32([0.9, 0.1]), "classes": np.int64([1, 1]), "boxes": boxes}
+    with pytest.raises((TypeError, ValueError), match=rf"^Mine: .*{re.escape(text)}$"):
+        if before:
+            routines.run_before([Mine()], np.zeros((4, 6, 3), np.uint8))
+        else:
+            routines.run_after([Mine()], {**tensors, "labels": labels})
+
+
+def test_arguments_of_routines_are_of_what_json_has():
+    class Named:
+        names: list[str] = routines.argument((), "names")
+        most: int | None = routines.argument(None, "most")
+
+    kind = routines.dataclass(frozen=True)(Named)
+    routines.check_arguments(kind)
+    assert serving.parse(kind, {"names": ["a", "b"]}).names == ["a", "b"]
+    with pytest.raises(
+        serving.ConfigError, match=re.escape("$.names[1]: expected string, got integer 1")
+    ):
+        serving.parse(kind, {"names": ["a", 1]})
+
+    class Odd:
+        how: Literal["a", "b"] = routines.argument("a", "how")
+
+    with pytest.raises(TypeError, match=r"routine Odd: argument how: expected int, .*Literal"):
+        routines.check_arguments(routines.dataclass(frozen=True)(Odd))

@@ -2923,6 +2923,7 @@ def routine(*aliases: str, before_model: bool = False) -> Callable[[type], type]
 def check_arguments(kind: Any) -> None:
     """Raise TypeError for a routine's argument of a type that no JSON is read as."""
     hints = typing.get_type_hints(kind)
+    kind.__annotations__ = hints  # as texts they would be of a module that is gone once it has run
     for field in dataclasses.fields(kind):
         if not comes_in_json(hints[field.name]):
             kinds = "int, float, str, bool, tuple, list, dict or a union of these"

@@ -925,3 +925,21 @@ def test_arguments_of_routines_are_of_what_json_has():
 
     with pytest.raises(TypeError, match=r"routine Odd: argument how: expected int, .*Literal"):
         routines.check_arguments(routines.dataclass(frozen=True)(Odd))
+
+
+def test_a_module_with_postponed_annotations(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from __future__ import annotations\n"
+        "from typing import Optional\n"
+        "from routines import argument, routine\n"
+        "@routine()\n"
+        "class First:\n"
+        "    most: Optional[int] = argument(None, 'how many')\n"
+        "    def __call__(self, tensors): return tensors\n"
+    )
+    kind = routines.import_module("mine.py", tmp_path)[0]["First"]
+    assert serving.parse(kind, {"most": 3}).most == 3
+    with pytest.raises(
+        serving.ConfigError, match=re.escape("$.most: expected integer, got string '3'")
+    ):
+        serving.parse(kind, {"most": "3"})

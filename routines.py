@@ -1784,6 +1784,22 @@ def sound_rows(tensors: Tensors) -> np.ndarray:
     return sound
 
 
+def read_rows(kind: Family, arrays: Mapping[str, np.ndarray], about: About) -> Tensors:
+    """What a family makes of a model's outputs, a row for each prediction.
+
+    OutputError where a family of somebody's returns something else.
+    """
+    tensors = kind.read(arrays, about)
+    if not isinstance(tensors, Mapping) or not {"scores", "classes"} <= tensors.keys():
+        came = sorted(tensors) if isinstance(tensors, Mapping) else type(tensors).__name__
+        raise OutputError(f"family {kind.name}: expected scores and classes by name, got {came}")
+    rows = {name: np.asarray(values) for name, values in tensors.items()}
+    if len({values.shape[:1] for values in rows.values()} | {rows["scores"].shape}) != 1:
+        shapes = ", ".join(f"{name} {[*values.shape]}" for name, values in rows.items())
+        raise OutputError(f"family {kind.name}: expected a row for each prediction, got {shapes}")
+    return rows
+
+
 def finish(kind: Family, tensors: Tensors, about: About) -> Tensors:
     """What a reader has read as predictions, best first, at most `about.most`,
     boxes in the picture.
@@ -4463,7 +4479,7 @@ class ImageModel:
         about = dataclasses.replace(self.about, shown=shown, most=most)
         if self.labels and self.kind.numbers(self.about) is None:
             self.check_late(arrays, about)
-        return finish(self.kind, self.kind.read(arrays, about), about)
+        return finish(self.kind, read_rows(self.kind, arrays, about), about)
 
     def check_late(self, arrays: Mapping[str, np.ndarray], about: About) -> None:
         """Hold the label map against what a model answers, where its signature has no sizes.

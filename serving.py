@@ -482,6 +482,15 @@ def installed() -> "tuple[Extension, ...]":
     return found.EXTENSIONS
 
 
+def named_once(extensions: Iterable[Extension]) -> "tuple[Extension, ...]":
+    """These; ValueError for a name that two have: what they keep for a server is found by it."""
+    extensions = tuple(extensions)
+    for name, count in Counter(extension.name for extension in extensions).items():
+        if count > 1:
+            raise ValueError(f"{count} extensions are named {name!r}: give each a name of its own")
+    return extensions
+
+
 class Missing:
     """Stands for a file that is not there; who needs anything of it is told."""
 
@@ -5307,6 +5316,8 @@ class ModelManager:
     arguments, so that tests need neither TensorFlow nor sleep.
     """
 
+    _process: int | None = None  # where models were loaded, by any: TensorFlow lives there alone
+
     def __init__(
         self,
         path: Path | None,
@@ -5342,7 +5353,6 @@ class ModelManager:
         self._jobs: queue.SimpleQueue = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._started = threading.Lock()
-        self._process: int | None = None
         self._ending, self._ended = threading.Event(), False  # load nothing more; all is unloaded
         self._first_pass: Future = Future()
         self.first_pass_done = threading.Event()
@@ -5402,6 +5412,8 @@ class ModelManager:
                 raise NotFound("Pipeline is not loaded yet")
         if label is not None:
             version = self.label_version(model, label)
+        if not versions and self._ending.is_set():
+            raise ServingError("The server was stopped", "UNAVAILABLE")
         if version is None or version == 0 and 0 not in versions:
             # OVMS's client sends 0 for "the default"
             if not versions:
@@ -5510,17 +5522,18 @@ class ModelManager:
         """Start the loader thread and its first pass, once."""
         if self._thread is not None and self._thread.is_alive():  # in a fork of its process none is
             return
-        if self._process not in (None, os.getpid()):
+        if ModelManager._process not in (None, os.getpid()):
             raise ServingError(
-                "The models were loaded before this process was forked, which TensorFlow does "
-                "not survive: create the app in each worker (gunicorn: without --preload)",
+                "Models were loaded before this process was forked, which TensorFlow does not "
+                "survive: create the app in each worker (gunicorn: without --preload; "
+                'multiprocessing: get_context("spawn"))',
                 "UNAVAILABLE",
             )
         with self._started:
             if self._thread is not None or self._ending.is_set():
                 return
             self._thread = start_thread("serving-loader", work_for, weakref.ref(self), self._jobs)
-            self._process = os.getpid()
+            ModelManager._process = os.getpid()
             self._jobs.put((ModelManager.refresh, self._first_pass))
             weakref.finalize(self, end_loader, self._jobs, self._thread, self._ending)
 
@@ -7175,7 +7188,7 @@ class ModelServer:
         path = Path(source) if isinstance(source, str | os.PathLike) else None
         if text is None:
             text = read_file(path) if path else b""  # once: what is remembered is what was parsed
-        self.extensions = tuple(installed() if extensions is None else extensions)
+        self.extensions = named_once(installed() if extensions is None else extensions)
         config = load_config(source, text if path else None, config_kind(self.extensions))
         # What extensions do around each request, without those that do nothing.
         self.begins = [e.begin for e in self.extensions if e.begin is not nothing]
@@ -7275,7 +7288,10 @@ class ModelServer:
         """
         self.manager.stop(drain)
         for extension in self.extensions:
-            extension.end(self)
+            try:
+                extension.end(self)
+            except Exception:
+                logger.exception("Extension %s did not end", extension.name)
 
     def allowance(self) -> Allowance:
         """What a request's body may unpack to; closed when it is answered."""
@@ -9845,7 +9861,9 @@ def build_parser(extensions: Sequence[Extension] = ()) -> argparse.ArgumentParse
     for name, command in commands(extensions).items():
         if not hasattr(known, name.replace("-", "_")):
             groups[COMMANDS_TITLE].add_argument(
-                f"--{name}", metavar="VALUE", help=inspect.getdoc(command)
+                f"--{name}",
+                metavar="VALUE",
+                help=(inspect.getdoc(command) or "").replace("%", "%%"),
             )
     parser.set_defaults(
         host=os.environ.get("SERVING_HOST", HOST),

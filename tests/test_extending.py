@@ -85,3 +85,31 @@ def test_what_hooks_of_a_request_raise_is_that_requests_error(caplog):
         assert answer.status_code == status and "error" in answer.json(), (hook, answer.text)
         assert "secret" not in answer.text and "secret" in caplog.text
         caplog.clear()
+
+
+def test_a_name_is_one_extensions_alone():
+    again = serving.Extension("metrics")
+    with pytest.raises(ValueError, match="2 extensions are named 'metrics'"):
+        serving.ModelServer(config(), extensions=[*serving.installed(), again])
+
+
+def test_an_end_that_fails_keeps_no_other_from_ending(caplog):
+    def fail(server):
+        raise RuntimeError("why")
+
+    ended = []
+    extensions = [serving.Extension("a", end=fail), serving.Extension("b", end=ended.append)]
+    server = serving.ModelServer(config(), extensions=extensions)
+    server.stop()
+    assert ended == [server] and "why" in caplog.text
+    with pytest.raises(serving.ServingError, match="The server was stopped"):
+        server.predict("half_plus_two", {"instances": [1.0]})
+
+
+def test_a_commands_help_may_have_percents(capsys):
+    def measure(source, value):
+        """Measure 5 % of the requests."""
+
+    extension = serving.Extension("measuring", commands={"measure": measure})
+    serving.build_parser([extension]).print_help()
+    assert "Measure 5 % of the requests." in capsys.readouterr().out

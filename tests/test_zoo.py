@@ -764,3 +764,18 @@ def test_no_family_of_the_process_takes_a_name_that_is_taken():
         @routines.family({"x": "N"})
         def yolo(outputs, about):
             return {}
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (None, "family spots: expected scores and classes by name, got NoneType"),
+        ({"scores": [0.5], "boxes": []}, r"by name, got \['boxes', 'scores'\]"),
+        ({"scores": [0.5], "classes": [1, 2]}, r"got scores \[1\], classes \[2\]"),
+        ({"scores": [[0.5]], "classes": [1]}, r"got scores \[1, 1\], classes \[1\]"),
+    ],
+)
+def test_what_a_family_of_ones_own_returns_is_looked_at(answer, told):
+    kind = routines.Family("spots", {"x": "N"}, lambda outputs, about: answer)
+    with pytest.raises(routines.OutputError, match=told):
+        routines.read_rows(kind, {}, None)

@@ -55,7 +55,7 @@ json_values = st.recursive(
 
 
 @given(json_values, st.sampled_from([None, 2]), st.booleans())
-@settings(max_examples=500)
+@settings(max_examples=300)
 def test_both_parsers_equal_pythons(value, indent, ascii_only):
     text = json.dumps(value, indent=indent, ensure_ascii=ascii_only).encode("utf-8", "replace")
     assert serving.parse_dialect(text) == json.loads(text)
@@ -66,7 +66,7 @@ def test_both_parsers_equal_pythons(value, indent, ascii_only):
     st.binary(max_size=60)
     | st.text(alphabet='{}[]",:0123456789.eE+-\\nulltrfasNIi ', max_size=60).map(str.encode)
 )
-@settings(max_examples=2000)
+@settings(max_examples=1000)
 def test_any_bytes_parse_or_are_a_bad_request(body):
     try:
         ours = serving.parse_json(body)
@@ -184,7 +184,7 @@ def first_of(members):
 
 
 @given(st.lists(st.tuples(KEYS, st.booleans(), st.integers(0, 9) | pairs), max_size=5), pairs)
-@settings(max_examples=1500)
+@settings(max_examples=500)
 def test_first_of_equal_keys_wins_at_the_top_and_in_inputs_and_the_last_elsewhere(top, more):
     members = [*top, ("rows", False, more)]
     expected = first_of(members)
@@ -235,7 +235,7 @@ scalars = (
     nested(scalars) | nested(st.integers(-300, 300)) | nested(st.floats()),
     st.sampled_from([*NUMBERS, "DT_BOOL"]),
 )
-@settings(max_examples=3000)
+@settings(max_examples=1000)
 def test_quick_path_equals_exact_path_or_leaves_it_alone(value, dtype):
     if not isinstance(value, list):
         return

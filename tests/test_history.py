@@ -201,7 +201,7 @@ def server_of_many(tmp_path):
     server = serving.ModelServer(
         file,
         load=lambda folder, model: {"m": FakeServable, "d": FakeDetector}[model.name](),
-        list_versions=lambda base: {1: ROOT},
+        list_versions=lambda base: {1: ROOT / "1"},
     )
     assert server.wait(60)
     return server
@@ -355,7 +355,7 @@ def site(tmp_path, **server):
     options = {"file_system_poll_wait_seconds": 0, "history": "stats.json", **server}
     file.write_text(json.dumps({**config("m"), "server": options}))
     made = serving.ModelServer(
-        file, load=lambda folder, model: FakeServable(), list_versions=lambda base: {1: ROOT}
+        file, load=lambda folder, model: FakeServable(), list_versions=lambda base: {1: ROOT / "1"}
     )
     assert made.wait(10)
     return made

@@ -216,7 +216,7 @@ def test_what_cannot_be_loaded_is_a_problem_of_the_last_look():
     def load(folder, model):
         raise serving.LoadError("made to fail")
 
-    server = serving.ModelServer(config("m"), load=load, list_versions=lambda base: {1: ROOT})
+    server = serving.ModelServer(config("m"), load=load, list_versions=lambda base: {1: ROOT / "1"})
     assert server.wait(10)
     found = samples(Rest(server))
     assert found["serving_reload_problems",] == 1
@@ -1237,7 +1237,7 @@ def test_schemathesis_finds_nothing(demo, tmp_path):
                 "-H",
                 f"Authorization: Bearer {demo.generated_key}",
                 "-n",
-                "25",
+                "8",
                 "--max-response-time",
                 "20",
                 "--exclude-checks",

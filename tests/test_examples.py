@@ -180,14 +180,16 @@ def test_a_digit_that_is_drawn_on_the_page_is_told(browser, digit):
         assert browser.execute_script(f"return {ROWS}") == [0] * 10
 
 
+CANVAS = "document.querySelector('canvas').getBoundingClientRect().width"
 SURFACE = EXAMPLES / "defects/models/defects/samples/0.jpg"
 
 
-def told_by_widget(browser, address):
-    """What the widget on a page tells of a picture."""
-    browser.get(address)
+def told_by_widget(browser, address, file=SURFACE):
+    """What the widget on a page tells of a picture; on the page that is open, without address."""
+    if address:
+        browser.get(address)
     wait(browser, "document.querySelector('input[type=file]')")
-    browser.find_element("css selector", "input[type=file]").send_keys(str(SURFACE))
+    browser.find_element("css selector", "input[type=file]").send_keys(str(file))
     return wait(browser, f"{STATUS} !== 'Looking…' && {STATUS}")
 
 
@@ -229,7 +231,7 @@ def test_a_page_of_the_site_shows_the_answer_by_script_and_the_console_in_a_fram
         browser.switch_to.default_content()
 
 
-def test_the_script_works_on_a_page_of_another_origin_that_the_config_names(browser):
+def test_the_script_works_on_a_page_of_another_origin_that_the_config_names(browser, tmp_path):
     config = json.loads((EXAMPLES / "widget/config.json").read_text())
     config["auth"] = {"keys": [key_entry("shop", "secret", deployments=["defects"])]}
     pages = {"/widget.js": (EXAMPLES / "widget/static/widget.js").read_bytes()}
@@ -252,7 +254,14 @@ def test_the_script_works_on_a_page_of_another_origin_that_the_config_names(brow
             answer = requests.post(url, SURFACE.read_bytes(), headers=bearer("secret")).json()
             assert told_by_widget(browser, other) == told_of(answer)
             assert_drawn(browser, answer)
-            pages["/"] = pages["/"].replace(b"secret", b"wrong")
+            assert "decoded" in told_by_widget(browser, None, __file__)
+            assert browser.execute_script("return document.querySelector('canvas').hidden")
+            Image.new("RGB", (4000, 300)).save(tmp_path / "wide.png")
+            told_by_widget(browser, None, tmp_path / "wide.png")
+            assert browser.execute_script(f"return {CANVAS} <= document.body.clientWidth")
+            right, pages["/"] = pages["/"], pages["/"].replace(url.encode(), b"/no-json")
+            assert told_by_widget(browser, other) == "No answer: 200"
+            pages["/"] = right.replace(b"secret", b"wrong")
             pages["/"] += f'<iframe src="{address}/console/"></iframe>'.encode()
             assert "key" in told_by_widget(browser, other)
             browser.switch_to.frame(0)  # which its own policy keeps empty

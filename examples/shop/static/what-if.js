@@ -16,7 +16,8 @@ async function ask() {
   });
   if (own !== latest) return; // a later question was asked meanwhile
   if (!answer.ok) {
-    said.textContent = answer.status === 401 ? "Please log in again." : "No answer.";
+    const isOver = [400, 401].includes(answer.status); // the login, and the page's token with it
+    said.textContent = isOver ? "Please load the page again." : "No answer.";
     return;
   }
   const [scores] = (await answer.json()).predictions;

@@ -1,19 +1,21 @@
 // A field for a picture, and under it the picture with what /predict finds in it. On any page:
 // <script src=".../widget.js" data-predict="https://.../defects/predict" data-key="..."></script>
+// where it is to stand in the body, and no module.
 {
 	const {predict, key} = document.currentScript.dataset;
 	const make = (name, set = {}) => Object.assign(document.createElement(name), set);
 	const field = make("input", {type: "file", accept: "image/*", ariaLabel: "A picture"});
 	const told = make("p"), canvas = make("canvas", {hidden: true}), root = make("div");
 	told.setAttribute("role", "status");
+	canvas.style.maxWidth = "100%";
 	root.append(field, told, canvas);
 	document.currentScript.after(root);
 
 	async function ask(file) {
 		const headers = key ? {Authorization: `Bearer ${key}`} : {};
 		const response = await fetch(predict, {method: "POST", headers, body: file});
-		const answer = await response.json();
-		if (!response.ok) throw new Error(answer.error);
+		const answer = await response.json().catch(() => ({error: `No answer: ${response.status}`}));
+		if (answer.error) throw new Error(answer.error);
 		return answer.predictions;
 	}
 
@@ -48,8 +50,9 @@
 	let turn = 0; // the answer to a picture that is no longer chosen is left out
 	field.onchange = async () => {
 		const [file] = field.files, mine = ++turn;
+		canvas.hidden = true; // of what was chosen before
+		told.textContent = file ? "Looking…" : "";
 		if (!file) return;
-		told.textContent = "Looking…";
 		try {
 			const [picture, predictions] = await Promise.all([createImageBitmap(file), ask(file)]);
 			if (mine === turn) draw(picture, predictions);

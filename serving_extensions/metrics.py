@@ -59,20 +59,6 @@ logger = logging.getLogger("serving")
 TIME_BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 MOST_ERRORS = 100  # of the latest
 ALL = ("all", "")  # the series of all requests
-UNITS = {
-    "time": "seconds since the epoch, when each step began",
-    "requests": "requests a minute",
-    "latency": "ms, from a request's last byte to its answer, of those that ended in a step",
-    "parts": "ms, the mean of the requests that had the part",
-    "batch_size": "rows of the run that each request was part of, the mean",
-    "in_flight": "requests being answered, the most",
-    "queue": "requests waiting for a thread, the mean",
-    "refused": "requests turned away",
-    "cpu_percent": "% of one core",
-    "memory_bytes": "bytes, resident",
-    "gpu_memory_bytes": "bytes that TensorFlow holds, of all GPUs",
-    "gpu_utilisation_percent": "% of the time, the mean of all GPUs",
-}
 LATEST = 1000  # the latest requests of a group, whose percentiles /stats tells
 TOGETHER = 512  # requests are counted together, ...
 STEP = 5  # ... those of so many seconds at most
@@ -463,7 +449,6 @@ class Metrics:
             "now": round(now, 3),
             "started": round(self.started, 3),
             "uptime_seconds": round(self.uptime(), 1),
-            "units": UNITS,
             "time": resources["time"].tolist(),
             "server": describe_resources(resources),
             "series": {key: describe_series(found, minutes) for key, found in series.items()},

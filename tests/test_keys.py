@@ -296,7 +296,7 @@ def test_a_key_sees_only_what_it_may_call(tmp_path, protect):
         )
         stats, paths = get("/stats"), get("/openapi.json")["paths"]
         assert (
-            set(stats["groups"]) == {"d"} == {name.split("/")[0] for name in stats["devices"]}
+            set(stats["groups"]) == {"d"} == {name.split("/")[0] for name in stats["versions"]}
             and stats["last_errors"] == []
         )
         assert (

@@ -121,11 +121,9 @@ def test_stats_agree_with_a_counted_load():
     )
     assert {error["error"] for error in rest.get("/stats").json["last_errors"]} == {""}
     assert set(stats["groups"]["d"]["parts_ms"]) == {"decode", "inference", "routines", "encode"}
-    assert stats["gpus"] == [] and stats["devices"] == {
-        "d/1": "CPU:0",
-        "f/1": "CPU:0",
-        "m/1": "CPU:0",
-    }
+    assert stats["gpus"] == [] and {
+        name: version["device"] for name, version in stats["versions"].items()
+    } == {"d/1": "CPU:0", "f/1": "CPU:0", "m/1": "CPU:0"}
     assert stats["process"]["memory_bytes"] > 1 << 20 and stats["uptime_seconds"] >= 0
 
 

@@ -41,7 +41,6 @@ CALLS = [
     ("GET", "/v2/models/m", None, "shared own"),
     ("GET", "/v2/models/m/ready", None, "shared own"),
     ("POST", "/v2/models/m/infer", TENSOR, "shared"),
-    ("POST", "/v2/repository/index", None, "shared list"),
     ("GET", "/", None, "open"),
     ("GET", "/livez", None, "open"),
     ("GET", "/readyz", None, "open"),

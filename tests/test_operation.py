@@ -608,7 +608,6 @@ def test_openapi_tells_the_bodies_and_headers_of_what_changes_something():
     assert not any(one.get("required") for one in heads.values())  # a dry run needs none
     for path, method, good, bad in (
         ("/v1/config/rollback", "post", {"to": "000012"}, {"to": 12}),
-        ("/v2/repository/index", "post", {"ready": True}, []),
         (
             "/{deployment}/active_learning/{group}/{picture}/verdict",
             "put",

@@ -1343,7 +1343,7 @@ class ServerConfig:
         False, "/livez and /readyz have a line in the log for each request, as all others have"
     )
     history: str | None = option(
-        None, "a file in which the page's graphs survive a restart; relative to the config file"
+        None, "a file in which the page's graphs survive a restart, relative to the config (start)"
     )
     images: ImageConfig = option(ImageConfig(), "limits of the pictures taken in")
 

@@ -3535,7 +3535,6 @@ def to_coco(
     width: int,
     height: int,
     labels: Mapping[int, str],
-    image_id: int = 1,
     file_name: str = "image",
 ) -> dict[str, Any]:
     """Annotations as a COCO object: boxes x, y, w, h and, in pixels, polygons, or RLE for a mask
@@ -3549,7 +3548,7 @@ def to_coco(
         entries.append(
             {
                 "id": number,
-                "image_id": image_id,
+                "image_id": 1,
                 "category_id": annotation["tag"]["id"],
                 "bbox": box,
                 "area": area,
@@ -3560,7 +3559,7 @@ def to_coco(
         )
     used = {annotation["tag"]["id"]: annotation["tag"]["name"] for annotation in annotations}
     return {
-        "images": [{"id": image_id, "width": width, "height": height, "file_name": file_name}],
+        "images": [{"id": 1, "width": width, "height": height, "file_name": file_name}],
         "annotations": entries,
         "categories": [
             {"id": number, "name": name} for number, name in sorted({**used, **labels}.items())

@@ -605,50 +605,17 @@ def read_many(
         except ImageError as error:
             raise ImageError(f"{place}[{index}]: {error}", error.too_large) from None
 
-    if read is fetch_image and len(values) > 1:
-        return read_at_once(read_one, len(values), limits)
-    return [read_one(index, limits) for index in range(len(values))]
-
-
-DOWNLOADS = 4  # of one request at once
-
-
-class Stopped(Exception):
-    """Another picture of the request has failed."""
-
-
-def read_at_once(
-    read_one: Callable[[int, ImageLimits], np.ndarray], count: int, limits: ImageLimits
-) -> list[np.ndarray]:
-    """Read pictures in some threads; when one fails, the others end at their next bytes.
-
-    Raises what the first of those has raised that failed by themselves.
-    """
-    lock, failed = threading.Lock(), threading.Event()
+    if read is not fetch_image:
+        return [read_one(index, limits) for index in range(len(values))]
+    lock = threading.Lock()
 
     def allow(size: int) -> None:
-        if failed.is_set():
-            raise Stopped
         with lock:
             limits.allow(size)
 
     shared = dataclasses.replace(limits, allow=allow)
-
-    def read_or_stop(index: int) -> np.ndarray:
-        if failed.is_set():
-            raise Stopped
-        try:
-            return read_one(index, shared)
-        except BaseException:
-            failed.set()
-            raise
-
-    with ThreadPoolExecutor(min(DOWNLOADS, count), "download") as pool:
-        waiting = [pool.submit(read_or_stop, index) for index in range(count)]
-    errors = [error for one in waiting if (error := one.exception()) is not None]
-    if errors:
-        raise next((error for error in errors if not isinstance(error, Stopped)), errors[0])
-    return [one.result() for one in waiting]
+    with ThreadPoolExecutor(4, "download") as pool:
+        return list(pool.map(lambda index: read_one(index, shared), range(len(values))))
 
 
 # How pictures and arrays begin; no JSON does so.
@@ -3568,7 +3535,6 @@ def to_coco(
     width: int,
     height: int,
     labels: Mapping[int, str],
-    image_id: int = 1,
     file_name: str = "image",
 ) -> dict[str, Any]:
     """Annotations as a COCO object: boxes x, y, w, h and, in pixels, polygons, or RLE for a mask
@@ -3582,7 +3548,7 @@ def to_coco(
         entries.append(
             {
                 "id": number,
-                "image_id": image_id,
+                "image_id": 1,
                 "category_id": annotation["tag"]["id"],
                 "bbox": box,
                 "area": area,
@@ -3593,7 +3559,7 @@ def to_coco(
         )
     used = {annotation["tag"]["id"]: annotation["tag"]["name"] for annotation in annotations}
     return {
-        "images": [{"id": image_id, "width": width, "height": height, "file_name": file_name}],
+        "images": [{"id": 1, "width": width, "height": height, "file_name": file_name}],
         "annotations": entries,
         "categories": [
             {"id": number, "name": name} for number, name in sorted({**used, **labels}.items())

@@ -1343,7 +1343,7 @@ class ServerConfig:
         False, "/livez and /readyz have a line in the log for each request, as all others have"
     )
     history: str | None = option(
-        None, "a file in which the page's graphs survive a restart; relative to the config file"
+        None, "a file in which the page's graphs survive a restart, relative to the config (start)"
     )
     images: ImageConfig = option(ImageConfig(), "limits of the pictures taken in")
 
@@ -6469,11 +6469,11 @@ def tokens_of(headers: Any) -> list[str]:
     return [token.strip() for token in sent if token.strip()]
 
 
-def list_ending(config: Config, days: float = 0) -> list[Key]:
-    """The keys that have expired, or do so within so many days; not those that are disabled."""
-    then = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(days)
+def list_expired(config: Config) -> list[Key]:
+    """The keys that have expired; not those that are disabled."""
+    now = datetime.datetime.now(datetime.timezone.utc)
     keys = [key for key in config.auth.keys if not key.disabled]
-    return [key for key in keys if key.expiry and key.expiry <= then]
+    return [key for key in keys if key.expiry and key.expiry <= now]
 
 
 class KeyRing:
@@ -10152,7 +10152,7 @@ def serve(
         print(f"serving {__version__} on {address}, loading {server.manager.name}", flush=True)
         for extension in server.extensions:
             extension.announce(server, address)
-    for key in list_ending(server.config):
+    for key in list_expired(server.config):
         logger.warning("The key '%s' has expired: %s", key.name, key.expires)
     if host not in ("127.0.0.1", "localhost", "::1"):
         logger.warning("Listening on %s: whoever reaches this address can use the models", host)
@@ -10185,7 +10185,7 @@ def check_config(extensions: Sequence[Extension], source: str | dict[str, Any], 
     """Print what a config would serve and what is wrong with it, without loading anything."""
     server = ModelServer(source, extensions)
     rows, problems = examine(server)
-    rows += [("key", key.name, f"expired {key.expires}", "") for key in list_ending(server.config)]
+    rows += [("key", key.name, f"expired {key.expires}", "") for key in list_expired(server.config)]
     for line in align(rows):
         print(line)
     for problem in problems:

@@ -188,7 +188,7 @@ def read_kept(
                 continue
             record |= {"file_name": f"{path.stem}.png", "verdict": verdict}
             coco = routines.to_coco(
-                record["predictions"], record["width"], record["height"], {}, 1, record["file_name"]
+                record["predictions"], record["width"], record["height"], {}, record["file_name"]
             )
             for entry, found in zip(coco["annotations"], record["predictions"]):
                 entry["category_id"] = int(found["tag"]["id"]), str(found["tag"]["name"])

@@ -11,6 +11,7 @@ import functools
 import logging
 import re
 import secrets
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from http import HTTPStatus
@@ -40,7 +41,7 @@ from .core import (
     route,
 )
 from .quotas import describe_usage
-from .statistics import Ages, describe_statistics
+from .statistics import describe_statistics
 
 logger = logging.getLogger("serving")
 
@@ -48,10 +49,10 @@ Edit = Callable[[dict[str, Any]], None]  # changes a config, as JSON has it, in 
 
 
 class Management:
-    """What is kept for a server: its file, and since when deployments are there."""
+    """What is kept for a server: its file, and since when deployments are there, by id."""
 
     def __init__(self, server: ModelServer):
-        self.file, self.ages = ConfigFile(lambda: server.manager.path), Ages()
+        self.file, self.since = ConfigFile(lambda: server.manager.path), dict[str, float]()
 
 
 def management_of(server: ModelServer) -> Management:
@@ -558,11 +559,13 @@ def view_statistics(server: ModelServer, call: Call, deployment: str) -> Reply:
     ready = server.prepared.deployments.get(deployment)
     if ready is None:
         raise NotFound(f"No deployment has the id '{deployment[:100]}'")
-    return reply(describe_statistics(server, ready, management_of(server).ages.of(deployment)))
+    since = management_of(server).since.get(deployment)
+    return reply(describe_statistics(server, ready, since))
 
 
 def refresh(server: ModelServer, outcome: Outcome, polling: bool) -> None:
-    management_of(server).ages.note(one.id for one in server.config.deployments)
+    known, now = management_of(server), time.monotonic()
+    known.since = {one.id: known.since.get(one.id, now) for one in server.config.deployments}
 
 
 EXTENSION = Extension(

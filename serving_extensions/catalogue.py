@@ -151,7 +151,8 @@ def describe_versions(server: ModelServer, call: Call) -> dict[str, Any]:
     a pipeline asks of its models counts as the pipeline's.
     """
     residency = server.state["on_demand"]
-    on_demand, runs = residency.read()["on_demand"], server.state["metrics"].read_runs()
+    on_demand = {entry.name: entry for entry in residency.known()}
+    runs = server.state["metrics"].read_runs()
     found = {}
     for model, states in server.manager.states().items():
         if not may_see_model(server, call, model):
@@ -165,12 +166,17 @@ def describe_versions(server: ModelServer, call: Call) -> dict[str, Any]:
             calls, last_used = runs.get((model, str(version)), (0, None))
             found[name] = {
                 "device": servable.device,
-                "load_seconds": own["load_seconds"] if own else round(state.load_seconds, 3),
+                "load_seconds": round((own or state).load_seconds, 3),
                 "memory_bytes": residency.memory_of(servable),
                 "file_bytes": file_bytes(state.files),
                 "calls": calls,
                 "last_used": last_used,
-                "on_demand": own and {key: own[key] for key in ("resident", "why", "pinned")},
+                "on_demand": own
+                and {
+                    "resident": own.resident is not None,
+                    "why": own.why,
+                    "pinned": own.config.pinned,
+                },
             }
     return found
 

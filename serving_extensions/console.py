@@ -62,8 +62,8 @@ def view_stats(server: ModelServer, call: Call) -> Reply:
             return view_window(server, call)
         if "request" in call.arguments:
             return reply({"place": server.place_of(call.argument("request"))})
-    loaded = {
-        f"{model}/{version}": servable
+    calls = {
+        f"{model}/{version}": servable.describe_calls()
         for model, states in server.manager.states().items()
         for version, state in states.items()
         if (servable := state.servable) and may_see_model(server, call, model)
@@ -76,20 +76,13 @@ def view_stats(server: ModelServer, call: Call) -> Reply:
             if call.caller.may_see(name) or may_see_model(server, call, name)
         }
     numbers["last_errors"] = list_errors(server, call, numbers["last_errors"])
-    residency = server.state["on_demand"].read()
-    residency["on_demand"] = {
-        name: entry
-        for name, entry in residency["on_demand"].items()
-        if may_see_model(server, call, name.rpartition("/")[0])
-    }
     return reply(
         {
             **numbers,
             "gpus": read_gpus(),
-            "residency": residency,
+            "residency": server.state["on_demand"].read(),
             "versions": describe_versions(server, call),
-            "devices": {name: servable.device for name, servable in loaded.items()},
-            "calls": {name: servable.describe_calls() for name, servable in loaded.items()},
+            "calls": calls,
         }
     )
 

@@ -33,19 +33,14 @@ from .core import (
     choose_versions,
     examine,
     installed,
-    is_installed,
-    list_ending,
     list_versions,
     paint,
     read_port,
     url_of,
-    usable_cores,
     view_live,
 )
 from .metrics import CGROUPS, memory_limit
 from .on_demand import size_of
-from .quotas import open_quotas
-from .redis_quotas import shown
 
 STATE_COLOURS = {"ok": GREEN, "warning": YELLOW, "wrong": RED}
 
@@ -81,7 +76,6 @@ def look_at_all(source: Any, host: str, port: str) -> Iterator[Finding]:
     """One after the other, each told at once: what comes later may crash."""
     yield Finding("ok", "Python", f"{platform.python_version()} at {sys.executable}")
     yield from look_at_installation()
-    yield from look_at_cores()
     yield from look_at_address(host, port)
     probe = probe_tensorflow()
     yield from look_at_tensorflow(probe)
@@ -91,28 +85,15 @@ def look_at_all(source: Any, host: str, port: str) -> Iterator[Finding]:
 
 # --- the installation ---------------------------------------------------------------------------
 
-# What may be installed beside the server: a module, the extra that brings it, what it is for.
-OPTIONAL = (
-    ("pillow_heif", "heic", "HEIC pictures"),
-    ("redis", "redis", "quotas that servers share"),
-    ("pynvml", "gpu", "how busy GPUs are"),
-    ("ray", "ray", "nodes of a Ray cluster"),
-    ("opentelemetry", "", "traces"),
-)
-
 
 def look_at_installation() -> Iterator[Finding]:
-    """The server's own files, and what may be installed beside them."""
+    """The server's own files."""
     count = len(installed())  # which refuses those of another version
     yield Finding("ok", "serving", f"{__version__} in {Path(__file__).parent.parent}")
     yield Finding("ok", "extensions", f"{count}, of the same version")
     if not any((folder / "index.html").is_file() for folder in CONSOLE):
         todo = "copy console/ beside serving.py, or install with pip; all else works without it"
         yield Finding("warning", "page", "its files are not there", todo)
-    there = [module for module, _, _ in OPTIONAL if is_installed(module)]
-    missing = [f"{module} ({use})" for module, _, use in OPTIONAL if module not in there]
-    text = f"installed: {', '.join(there) or 'none'}; not installed: {', '.join(missing) or 'none'}"
-    yield Finding("ok", "optional", text)
 
 
 # --- TensorFlow and GPUs ------------------------------------------------------------------------
@@ -190,34 +171,6 @@ def look_at_gpus(probe: dict[str, Any]) -> Iterator[Finding]:
 
 
 # --- the machine --------------------------------------------------------------------------------
-
-# Where Linux says how much processor time a control group may have: of version 2, and of 1.
-CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
-CPU_QUOTA = Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us")
-CPU_PERIOD = Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us")
-
-
-def allowed_cores() -> float | None:
-    """Cores' worth of time that the control group may use; None where it has no limit."""
-    try:
-        if CPU_MAX.is_file():
-            quota, period = CPU_MAX.read_text().split()
-        else:
-            quota, period = CPU_QUOTA.read_text(), CPU_PERIOD.read_text()
-        return int(quota) / int(period) if int(quota) > 0 else None
-    except (OSError, ValueError):  # no such files; "max"
-        return None
-
-
-def look_at_cores() -> Iterator[Finding]:
-    cores, allowed = usable_cores(), allowed_cores()
-    if allowed is not None and allowed < cores:
-        todo = f'write "intra_op_threads": {max(1, int(allowed))} into "server" of the config'
-        text = f"{cores}, but the control group may use the time of {allowed:g}"
-        yield Finding("warning", "cores", text, todo)
-    else:
-        yield Finding("ok", "cores", str(cores))
-
 
 NEEDED_BYTES = 600 << 20  # TensorFlow, the server and small models: 430 MB, and what requests need
 
@@ -310,9 +263,7 @@ def look_at_config(source: Any, probe: dict[str, Any]) -> Iterator[Finding]:
         return
     # It is never started, and so not stopped: at its end a server writes what it has counted.
     yield Finding("ok", "config", name)
-    yield from look_at_keys(server)
     yield from look_at_places(server)
-    yield from look_at_redis(server)
     yield from look_at_memory(sum(map(size_of, folders_of(server))))
     if "problem" in probe:  # to read a model's signatures may crash as its import does
         yield Finding("warning", "models", "not looked at: they need TensorFlow")
@@ -323,18 +274,6 @@ def look_at_config(source: Any, probe: dict[str, Any]) -> Iterator[Finding]:
     for problem in problems:
         yield Finding("wrong", "config", problem)
     yield from look_at_devices(server, probe)
-
-
-SOON = 30  # days
-
-
-def look_at_keys(server: ModelServer) -> Iterator[Finding]:
-    """Keys that have expired, or soon do."""
-    expired = list_ending(server.config)
-    for key in list_ending(server.config, SOON):
-        text = f"'{key.name}' {'has expired' if key in expired else 'expires'}: {key.expires}"
-        todo = 'give it another "expires", make a new one (--new-key), or take it away'
-        yield Finding("warning", "key", text, todo)
 
 
 def look_at_devices(server: ModelServer, probe: dict[str, Any]) -> Iterator[Finding]:
@@ -384,20 +323,6 @@ def look_at_places(server: ModelServer) -> Iterator[Finding]:
         else:
             todo = f"let user {os.getuid() if hasattr(os, 'getuid') else ''} write there, or name "
             yield Finding("wrong", "writes", f"{what}: {folder}: no permission", todo + "another")
-
-
-def look_at_redis(server: ModelServer) -> Iterator[Finding]:
-    """Whether the Redis that counts calls answers."""
-    url = server.config.auth.quota_store or ""
-    if "://" not in url or not any(key.quota for key in server.config.auth.keys):
-        return
-    try:
-        open_quotas(url).ping()
-    except OSError as error:
-        todo = "start it, or name another; until then keys with a quota are answered 503"
-        yield Finding("wrong", "quotas", f"{shown(url)}: {error}", todo)
-    else:
-        yield Finding("ok", "quotas", f"counted in {shown(url)}")
 
 
 def written_by(server: ModelServer) -> Iterable[tuple[str, Path]]:

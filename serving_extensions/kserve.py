@@ -1,8 +1,8 @@
 """KServe's Open Inference Protocol (V2) over HTTP: what Triton's and MLServer's clients speak.
 
 The protocol: https://github.com/kserve/open-inference-protocol (specification/protocol/
-inference_rest.md); tensors as bytes and the classes of an output: Triton's extensions
-`binary_tensor_data` and `classification` (triton-inference-server/server, docs/protocol).
+inference_rest.md); tensors as bytes: Triton's extension `binary_tensor_data`
+(triton-inference-server/server, docs/protocol).
 A model's name, versions, signature, errors and limits are those of /v1.
 """
 
@@ -33,7 +33,6 @@ from .core import (
     decode_tensor,
     encode_json,
     json_kind,
-    may_see_model,
     parse_json,
     read_body,
     read_large_json,
@@ -73,13 +72,7 @@ UNSUPPORTED = ("sequence_id", "sequence_start", "sequence_end")
 
 
 def view_server(server: ModelServer, call: Call) -> Reply:
-    return reply(
-        {
-            "name": "serving",
-            "version": __version__,
-            "extensions": ["binary_tensor_data", "classification", "model_repository(index)"],
-        }
-    )
+    return reply({"name": "serving", "version": __version__, "extensions": ["binary_tensor_data"]})
 
 
 def view_model(server: ModelServer, call: Call, model: str, version: int | None = None) -> Reply:
@@ -119,35 +112,6 @@ def view_model_ready(
     return reply({"name": model, "ready": True})
 
 
-def view_index(server: ModelServer, call: Call) -> Reply:
-    """Each version of each model with its state, as Triton's `model_repository` extension has it.
-
-    The body may ask for those that are `ready` alone.
-    """
-    body = read_body(server, call)
-    wanted = parse_json(body) if body.strip() else {}
-    shown = [one for one in server.models() if may_see_model(server, call, one["name"])]
-    rows = [row for model in shown for row in index_rows(model)]
-    only = isinstance(wanted, dict) and wanted.get("ready") is True
-    return reply([row for row in rows if row["state"] == "READY"] if only else rows)
-
-
-def index_rows(model: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A row for each version; one without a version for a model that has none."""
-    name, versions = model["name"], model["model_version_status"]
-    if not versions:
-        return [{"name": name, "state": "UNAVAILABLE", "reason": "it has no versions"}]
-    return [
-        {
-            "name": name,
-            "version": one["version"],
-            "state": "READY" if one["state"] == "AVAILABLE" else "UNAVAILABLE",
-            "reason": one["status"]["error_message"],
-        }
-        for one in versions
-    ]
-
-
 # --- inference ------------------------------------------------------------------------------------
 
 
@@ -157,7 +121,6 @@ class Wanted:
 
     name: str
     binary: bool
-    classes: int = 0  # the best so many, in place of the numbers
 
 
 def view_infer_v2(server: ModelServer, call: Call, model: str, version: int | None = None) -> Reply:
@@ -428,8 +391,9 @@ def read_wanted(signature: Signature, model: str, request: Mapping[str, Any]) ->
         parameters = parameters_of(one, where)
         if any(each.startswith("shared_memory") for each in parameters):
             raise BadRequest(f"{where}: this server writes to no shared memory")
-        classes = read_parameter(one, "classification", where) or 0
-        found.append(Wanted(name, parameters.get("binary_data", usual) is True, classes))
+        if parameters.get("classification"):
+            raise BadRequest(f"{where}: this server has no classification; leave the parameter out")
+        found.append(Wanted(name, parameters.get("binary_data", usual) is True))
     return found
 
 
@@ -441,8 +405,6 @@ def write_tensors(
     for one in wanted:
         array = np.asarray(outputs[one.name])
         refuse_complex(array)
-        if one.classes:
-            array = classes_of(array, one)
         tensor: dict[str, Any] = {
             "name": one.name,
             "datatype": DATATYPES_OF[array.dtype],
@@ -482,22 +444,6 @@ def write_binary(array: np.ndarray) -> bytes:
     return b"".join(struct.pack("<I", len(text)) + text for text in texts)
 
 
-def classes_of(array: np.ndarray, wanted: Wanted) -> np.ndarray:
-    """The best classes of each row as `value:index` texts, object [..., k]."""
-    if array.dtype.kind not in "iufV" or not array.ndim:
-        raise BadRequest(f"outputs: '{wanted.name}' has no classes to choose from")
-    count = min(wanted.classes, array.shape[-1])
-    whole = array.dtype.kind in "iu"  # ~ turns their order round, and keeps each apart
-    keys = ~array if whole else -array.astype(np.float64)
-    best = np.argsort(keys, axis=-1, kind="stable")[..., :count]
-    found = np.empty(best.shape, object)
-    for at in np.ndindex(best.shape):
-        value = array[(*at[:-1], best[at])]
-        text = f"{value}" if whole else f"{float(value):f}"  # as std::to_string, in Triton
-        found[at] = f"{text}:{best[at]}".encode()
-    return found
-
-
 MODEL_V2 = "/v2/models/{model}[/versions/{version}]"
 
 EXTENSION = Extension(
@@ -529,15 +475,6 @@ EXTENSION = Extension(
             "shared",
             "KServe V2: inference",
             infers=True,
-        ),
-        route(
-            "POST",
-            "/v2/repository/index",
-            view_index,
-            "shared",
-            "KServe V2: models and their states",
-            lists=True,
-            line="state",
         ),
     ),
 )

@@ -30,7 +30,8 @@ from .core import (
 )
 
 MANIFEST = "manifest.sha256"
-LINE = re.compile(r"(\\?)([0-9a-f]{64}) [ *](.+)")
+LINE = re.compile(r"([0-9a-f]{64}) [ *](.+)")
+ODD_NAME = re.compile(r"[\\\r\n]")  # what sha256sum writes in another way
 
 
 def files_of(folder: Path) -> dict[str, Path]:
@@ -60,17 +61,11 @@ def sha256_of(path: Path) -> str:
 
 
 def spell_manifest(digests: dict[str, str]) -> str:
-    """Names and digests in sha256sum's format, its way to write odd names included."""
-    lines = []
-    for name, digest in digests.items():
-        escaped = name.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r")
-        mark = "\\" if escaped != name else ""
-        lines.append(f"{mark}{digest}  {escaped}\n")
-    return "".join(lines)
+    return "".join(f"{digest}  {name}\n" for name, digest in digests.items())
 
 
 def read_manifest(text: str) -> dict[str, str]:
-    """Digests by name. Raises LoadError for a line that sha256sum would not write."""
+    """Digests by name. Raises LoadError for a line that is none of a file with a plain name."""
     digests: dict[str, str] = {}
     for number, line in enumerate(text.split("\n"), 1):
         if not line:
@@ -78,14 +73,8 @@ def read_manifest(text: str) -> dict[str, str]:
         match = LINE.fullmatch(line.removesuffix("\r"))
         if match is None:
             raise LoadError(f"{MANIFEST}: line {number}: expected <sha256>  <file>")
-        name = unescape(match[3]) if match[1] else match[3]
-        digests[name.removeprefix("./")] = match[2]
+        digests[match[2].removeprefix("./")] = match[1]
     return digests
-
-
-def unescape(name: str) -> str:
-    marks = {"\\\\": "\\", "\\n": "\n", "\\r": "\r"}
-    return re.sub(r"\\[\\nr]", lambda mark: marks[mark[0]], name)
 
 
 def check_manifest(folder: Path, digests: Mapping[str, str] | None = None) -> bool:
@@ -120,13 +109,17 @@ def check_manifest(folder: Path, digests: Mapping[str, str] | None = None) -> bo
 def write_manifest(folder: Path) -> int:
     """Write a version's manifest, all or nothing; returns how many files it tells.
 
-    Raises BadRequest for a folder that is no version, OSError where it cannot be written.
+    Raises BadRequest for what is no version and for an odd name, OSError where it cannot be
+    written.
     """
     if not is_version(folder):
         raise BadRequest(
             f"{folder}: expected a version folder with a saved_model.pb or a .keras file in it"
         )
-    digests = {name: sha256_of(path) for name, path in files_of(folder).items()}
+    files = files_of(folder)
+    if odd := [name for name in files if ODD_NAME.search(name)]:
+        raise BadRequest(f"{odd[0]!r}: expected a name without backslashes and line breaks")
+    digests = {name: sha256_of(path) for name, path in files.items()}
     write_whole(folder / MANIFEST, spell_manifest(digests).encode("utf-8", "surrogateescape"))
     return len(digests)
 

@@ -59,20 +59,6 @@ logger = logging.getLogger("serving")
 TIME_BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 MOST_ERRORS = 100  # of the latest
 ALL = ("all", "")  # the series of all requests
-UNITS = {
-    "time": "seconds since the epoch, when each step began",
-    "requests": "requests a minute",
-    "latency": "ms, from a request's last byte to its answer, of those that ended in a step",
-    "parts": "ms, the mean of the requests that had the part",
-    "batch_size": "rows of the run that each request was part of, the mean",
-    "in_flight": "requests being answered, the most",
-    "queue": "requests waiting for a thread, the mean",
-    "refused": "requests turned away",
-    "cpu_percent": "% of one core",
-    "memory_bytes": "bytes, resident",
-    "gpu_memory_bytes": "bytes that TensorFlow holds, of all GPUs",
-    "gpu_utilisation_percent": "% of the time, the mean of all GPUs",
-}
 LATEST = 1000  # the latest requests of a group, whose percentiles /stats tells
 TOGETHER = 512  # requests are counted together, ...
 STEP = 5  # ... those of so many seconds at most
@@ -244,9 +230,7 @@ class Metrics:
         self._due = 0.0  # when those must be counted
         self.ended = threading.Event()  # look no more
         self.watcher: threading.Thread | None = None
-        self.is_taken = False  # the history was read, if there is one
-        # by path: whether it may be written; not where it was there before a reload named it
-        self.histories: dict[str, bool] = {}
+        self.history: str | None = None  # the file of the start's config; empty for none
         self._kept = 0.0  # when the history was written last
         self._trouble = ""  # why it could not be
         # of whoever asks and of the graphs: `cpu_percent` is of the time since it was asked last
@@ -463,7 +447,6 @@ class Metrics:
             "now": round(now, 3),
             "started": round(self.started, 3),
             "uptime_seconds": round(self.uptime(), 1),
-            "units": UNITS,
             "time": resources["time"].tolist(),
             "server": describe_resources(resources),
             "series": {key: describe_series(found, minutes) for key, found in series.items()},
@@ -476,9 +459,7 @@ class Metrics:
         A file that cannot be written is told once, and tried again.
         """
         # of a clock that was put back since, less than nothing has passed
-        if path is None or not now and 0 <= self._clock() - self._kept < KEEP_SECONDS:
-            return
-        if not self.histories.get(path, True):
+        if not path or not now and 0 <= self._clock() - self._kept < KEEP_SECONDS:
             return
         self._kept = self._clock()
         with self.counted():
@@ -518,7 +499,7 @@ def watch(found: "weakref.ref[ModelServer]", ended: threading.Event) -> None:
         metrics = server.state["metrics"]
         try:
             metrics.look()
-            metrics.keep(server.config.server.history)
+            metrics.keep(metrics.history)
         except Exception as error:  # numbers are worth no end of the thread
             text = "The server's resources could not be looked at"
             log_safely(logging.ERROR, text, error=error)
@@ -853,18 +834,12 @@ def open_metrics(server: ModelServer) -> Metrics:
 
 
 def prepare(server: ModelServer, config: Config) -> None:
-    """Go on from the history that the first config names; that of a later one is not written over,
-    where it is there already.
-    """
-    metrics, path = server.state["metrics"], config.server.history
-    if path is not None and path not in metrics.histories:
-        metrics.histories[path] = not metrics.is_taken or not os.path.exists(path)
-        if not metrics.is_taken:
-            metrics.take(path)
-        elif not metrics.histories[path]:
-            text = "is there already: it is read, and written again, from the next start on"
-            logger.warning("$.server.history: %s %s", path, text)
-    metrics.is_taken = True
+    """Go on from the history that the start's config names."""
+    metrics = server.state["metrics"]
+    if metrics.history is None:
+        metrics.history = config.server.history or ""
+        if metrics.history:
+            metrics.take(metrics.history)
 
 
 def refresh(server: ModelServer, outcome: Outcome, polling: bool) -> None:
@@ -882,7 +857,7 @@ def end(server: ModelServer) -> None:
     metrics.ended.set()
     if metrics.watcher is not None and metrics.watcher is not threading.current_thread():
         metrics.watcher.join(5)  # it is done at once, but where a driver hangs
-    metrics.keep(server.config.server.history, now=True)
+    metrics.keep(metrics.history, now=True)
 
 
 EXTENSION = Extension(

@@ -415,23 +415,10 @@ class Residency:
         self.keep_budget("beyond memory_budget_mb", spared)
 
     def read(self) -> dict[str, Any]:
-        """What /stats says."""
-        now = time.monotonic()
-        models = {
-            entry.name: {
-                "resident": entry.resident is not None,
-                "why": entry.why,
-                "mb": round(entry.bytes / 2**20, 1),
-                "pinned": entry.config.pinned,
-                "idle_seconds": round(now - entry.used_at, 1),
-                "load_seconds": round(entry.load_seconds, 3),
-            }
-            for entry in self.known()
-        }
+        """What /stats says of the budget."""
         return {
             "budget_mb": self.options().memory_budget_mb,
             "used_mb": round(self.used() / 2**20, 1),
-            "on_demand": dict(sorted(models.items())),
         }
 
 

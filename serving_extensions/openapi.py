@@ -464,7 +464,6 @@ BODIES: dict[tuple[str, str], dict[str, Any]] = {
     **dict.fromkeys(CHANGING, OBJECT),
     **dict.fromkeys(UPLOADS, ARCHIVES),
     ("rollback", "POST"): of_members(to={"type": "string"}),
-    ("index", "POST"): of_members(ready={"type": "boolean"}),
     ("verdict", "PUT"): of_members("verdict", verdict={"enum": ["accepted", "rejected", "none"]}),
     ("infer_v2", "POST"): {
         "application/json": {"schema": INFER_V2},
@@ -488,7 +487,7 @@ BODIES: dict[tuple[str, str], dict[str, Any]] = {
         }
     },
 }
-MAY_BE_EMPTY = (("rollback", "POST"), ("index", "POST"))  # bodies
+MAY_BE_EMPTY = (("rollback", "POST"),)  # bodies
 OUTPUTS = in_query(
     "outputs",
     "only these outputs, by name: a,b",

@@ -140,13 +140,6 @@ class RedisQuotas:
                 self.counts[key, period] = start, int(count or 0)
         return self.count_of(key, period)[0]
 
-    def ping(self) -> None:
-        """Ask whether calls can be counted. Raises OSError with the reason."""
-        try:
-            self._connect().ping()
-        except self._redis.RedisError as error:
-            raise OSError(str(error)) from None
-
 
 def counter(key: str, period: str, start: int) -> str:
     """The name in Redis of one count."""

@@ -2,7 +2,6 @@
 
 import sys
 import time
-from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
 
@@ -11,25 +10,9 @@ from .core import ModelServer
 from .metrics import Group, read_gpus
 
 
-class Ages:
-    """Since when each deployment has been in force here."""
-
-    def __init__(self) -> None:
-        self._since: dict[str, float] = {}
-
-    def note(self, deployments: Iterable[str]) -> None:
-        """These are in force now, and no others."""
-        now = time.monotonic()
-        self._since = {name: self._since.get(name, now) for name in deployments}
-
-    def of(self, deployment: str) -> float | None:
-        """Seconds since it came; None for one that is not in force."""
-        since = self._since.get(deployment)
-        return None if since is None else round(time.monotonic() - since, 1)
-
-
-def describe_statistics(server: ModelServer, ready: Any, uptime: float | None) -> dict[str, Any]:
-    """A deployment's own numbers, and those of the process that all share.
+def describe_statistics(server: ModelServer, ready: Any, since: float | None) -> dict[str, Any]:
+    """A deployment's own numbers, and those of the process that all share; `since`, of the
+    monotonic clock, it has been in force, None for one that is not.
 
     Rates, shares and concurrency are of the last minute: `concurrent_requests` is how many were
     answered at once on average (the time that all of them took, but for the queue's, by the
@@ -48,7 +31,7 @@ def describe_statistics(server: ModelServer, ready: Any, uptime: float | None) -
         "notes": dict(ready.config.notes),
         "state": known["state"],
         "reason": known["reason"],
-        "uptime_seconds": uptime,
+        "uptime_seconds": None if since is None else round(time.monotonic() - since, 1),
         "requests": group.requests,
         "errors_4xx": group.errors_4xx,
         "errors_5xx": group.errors_5xx,

@@ -3,7 +3,6 @@
 import gc
 import json
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -337,10 +336,8 @@ def test_nobody_is_kept_by_the_thread_that_looks():
     until(lambda: gc.collect() is None or not watcher.is_alive())
 
 
-def test_units_name_every_figure(many):
+def test_every_figure_has_a_value_for_each_step(many):
     found = figures(many)
-    told = {*found["series"][0], *found["server"]} - {"kind", "name", "total"}
-    assert told <= set(found["units"])
     for one in found["series"]:
         for values in (*one["requests"].values(), *one["latency"].values(), one["batch_size"]):
             assert len(values) == len(found["time"]) == 60
@@ -460,21 +457,16 @@ def test_a_file_that_cannot_be_written_is_told_once(tmp_path, caplog):
     assert "$.server.history: cannot be written" in warning.getMessage()
 
 
-@pytest.mark.parametrize("there", [True, False])
-def test_a_history_that_a_reload_names_is_not_written_over(tmp_path, caplog, there):
-    file, source = tmp_path / "old.json", tmp_path / "config.json"
-    source.write_text(json.dumps(config("m")))
-    server = serving.ModelServer(
-        source, load=lambda *_: FakeServable(), list_versions=lambda base: {1: Path(base) / "1"}
-    )
-    assert server.wait(60)
-    if there:
-        file.write_text("precious")
-    source.write_text(json.dumps(config("m", server={"history": "old.json"})))
+def test_a_history_that_a_reload_names_waits_for_the_next_start(tmp_path, caplog):
+    server = site(tmp_path)
+    text = (tmp_path / "c.json").read_text()
+    (tmp_path / "c.json").write_text(text.replace("stats.json", "other.json"))
+    (tmp_path / "other.json").write_text("precious")
     assert server.reload()[0] == 201
     server.stop()
-    assert (file.read_text() == "precious") == there
-    assert ("is there already" in caplog.text) == there
+    assert "$.server.history: changed; it takes effect at a restart" in caplog.text
+    assert (tmp_path / "other.json").read_text() == "precious"
+    assert json.loads((tmp_path / "stats.json").read_text())["form"] == history.FORM
 
 
 def test_history_without_what_keeps_it_is_refused(tmp_path):

@@ -41,7 +41,6 @@ CALLS = [
     ("GET", "/v2/models/m", None, "shared own"),
     ("GET", "/v2/models/m/ready", None, "shared own"),
     ("POST", "/v2/models/m/infer", TENSOR, "shared"),
-    ("POST", "/v2/repository/index", None, "shared list"),
     ("GET", "/", None, "open"),
     ("GET", "/livez", None, "open"),
     ("GET", "/readyz", None, "open"),
@@ -296,7 +295,7 @@ def test_a_key_sees_only_what_it_may_call(tmp_path, protect):
         )
         stats, paths = get("/stats"), get("/openapi.json")["paths"]
         assert (
-            set(stats["groups"]) == {"d"} == {name.split("/")[0] for name in stats["devices"]}
+            set(stats["groups"]) == {"d"} == {name.split("/")[0] for name in stats["versions"]}
             and stats["last_errors"] == []
         )
         assert (

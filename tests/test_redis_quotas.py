@@ -22,7 +22,7 @@ from conftest import (
 )
 
 import serving
-from serving_extensions import doctor, metrics, quotas
+from serving_extensions import metrics, quotas
 from serving_extensions.redis_quotas import KEPT_SECONDS, RedisQuotas, shown
 
 PASSWORD = "s3cret-pass"
@@ -231,16 +231,6 @@ def test_redis_that_goes_lets_nobody_in_and_comes_back(redis, caplog):
         "once each, not at each call"
     )
     assert PASSWORD not in caplog.text
-
-
-def test_the_doctor_asks_redis(redis):
-    server = fake_server({"d": FakeDetector()}, auth=auth_of(redis))
-    (finding,) = doctor.look_at_redis(server)
-    assert finding.state == "ok" and PASSWORD not in finding.text
-    redis.stop()
-    (finding,) = doctor.look_at_redis(server)
-    assert finding.state == "wrong" and "Error" in finding.text and "connecting" in finding.text
-    assert PASSWORD not in finding.text
 
 
 def test_redis_that_hangs_is_given_up_after_a_second(tmp_path):

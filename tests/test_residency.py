@@ -68,9 +68,9 @@ def ask(server, number, value=2.0):
 
 def resident(server):
     return [
-        name.partition("/")[0]
-        for name, entry in server.state["on_demand"].read()["on_demand"].items()
-        if entry["resident"]
+        entry.config.name
+        for entry in sorted(server.state["on_demand"].known(), key=lambda entry: entry.name)
+        if entry.resident
     ]
 
 
@@ -95,11 +95,10 @@ def test_a_model_comes_into_memory_when_it_is_asked_for(folders, caplog):
     stats = json.loads(rest.get("/stats").data)
     assert (
         resident(server) == ["m2"]
-        and stats["residency"]["on_demand"]["m1/1"]["why"] == "not asked for yet"
+        and stats["versions"]["m1/1"]["on_demand"]["why"] == "not asked for yet"
     )
-    assert stats["residency"]["on_demand"]["m2/1"]["why"] == "asked for" and stats["calls"]["m2/1"][
-        "serving_default"
-    ].startswith("session")
+    assert stats["versions"]["m2/1"]["on_demand"]["why"] == "asked for"
+    assert stats["calls"]["m2/1"]["serving_default"].startswith("session")
     server.stop()
 
 
@@ -189,7 +188,7 @@ def test_the_least_recently_used_leaves_first_and_a_pinned_one_never(folders):
     assert resident(server) == ["m1", "m2", "m3"]
     assert ask(server, 2) and ask(server, 4)
     assert resident(server) == ["m1", "m2", "m4"]
-    assert server.state["on_demand"].read()["on_demand"]["m3/1"]["why"] == "made room for m4"
+    assert named(server, "m3").why == "made room for m4"
     server.stop()
 
 
@@ -216,10 +215,7 @@ def test_an_idle_model_leaves_memory_and_comes_back(folders):
     while "m1" in resident(server):
         assert time.monotonic() < end
         time.sleep(0.1)
-    assert (
-        resident(server) == ["m2"]
-        and server.state["on_demand"].read()["on_demand"]["m1/1"]["why"] == "idle for 1 s"
-    )
+    assert resident(server) == ["m2"] and named(server, "m1").why == "idle for 1 s"
     assert ask(server, 1)
     server.stop()
 
@@ -233,10 +229,7 @@ def test_a_version_that_is_retired_leaves_memory(folders, tmp_path):
     assert ask(server, 1) and resident(server) == ["m1"]
     path.write_text(json.dumps({"model_config_list": [], "server": NO_POLL}))
     assert server.reload()[0] == 201
-    assert (
-        server.state["on_demand"].read()["on_demand"] == {}
-        and server.state["on_demand"].used() == 0
-    )
+    assert not server.state["on_demand"].known() and server.state["on_demand"].used() == 0
 
 
 def test_a_model_is_pinned_where_it_is(folders, tmp_path):

@@ -5412,8 +5412,6 @@ class ModelManager:
                 raise NotFound("Pipeline is not loaded yet")
         if label is not None:
             version = self.label_version(model, label)
-        if not versions and self._ending.is_set():
-            raise ServingError("The server was stopped", "UNAVAILABLE")
         if version is None or version == 0 and 0 not in versions:
             # OVMS's client sends 0 for "the default"
             if not versions:
@@ -5522,6 +5520,8 @@ class ModelManager:
         """Start the loader thread and its first pass, once."""
         if self._thread is not None and self._thread.is_alive():  # in a fork of its process none is
             return
+        if self._ending.is_set():
+            raise ServingError("The server is stopping", "UNAVAILABLE")
         if ModelManager._process not in (None, os.getpid()):
             raise ServingError(
                 "Models were loaded before this process was forked, which TensorFlow does not "
@@ -7922,7 +7922,7 @@ def body_of(site: Request) -> bytes:
         text = (
             "A hook of this site has read the request's body, which can be read once, before the "
             "server could. Let the hook pass over these URLs, or call request.get_data() before "
-            "request.form, request.files or request.stream: Flask keeps what that has read"
+            "request.data, form, files or stream: Flask keeps what that has read"
         )
         logger.error("%s", text)
         raise ServingError(text)
@@ -8824,8 +8824,7 @@ def ask_site(check: Callable[[Any], Any], call: Call) -> Caller:
     if found is True:
         return Caller("site")
     if found is None or found is False or found == "" and isinstance(found, str):
-        headers = {"WWW-Authenticate": "Bearer"}
-        raise ServingError("This site does not let you in", "UNAUTHENTICATED", headers=headers)
+        raise unauthorized("This site does not let you in", "")
     if isinstance(found, str) and found.isprintable():
         return Caller(found[:100])
     if inspect.iscoroutine(found):

@@ -102,8 +102,10 @@ def test_an_end_that_fails_keeps_no_other_from_ending(caplog):
     server = serving.ModelServer(config(), extensions=extensions)
     server.stop()
     assert ended == [server] and "why" in caplog.text
-    with pytest.raises(serving.ServingError, match="The server was stopped"):
+    with pytest.raises(serving.ServingError, match="The server is stopping"):
         server.predict("half_plus_two", {"instances": [1.0]})
+    with pytest.raises(serving.ServingError, match="The server is stopping"):
+        server.start()
 
 
 def test_a_commands_help_may_have_percents(capsys):

@@ -5412,6 +5412,8 @@ class ModelManager:
                 raise NotFound("Pipeline is not loaded yet")
         if label is not None:
             version = self.label_version(model, label)
+        if not versions and self._ending.is_set():
+            raise ServingError("The server is stopping", "UNAVAILABLE")
         if version is None or version == 0 and 0 not in versions:
             # OVMS's client sends 0 for "the default"
             if not versions:
@@ -5520,8 +5522,6 @@ class ModelManager:
         """Start the loader thread and its first pass, once."""
         if self._thread is not None and self._thread.is_alive():  # in a fork of its process none is
             return
-        if self._ending.is_set():
-            raise ServingError("The server is stopping", "UNAVAILABLE")
         if ModelManager._process not in (None, os.getpid()):
             raise ServingError(
                 "Models were loaded before this process was forked, which TensorFlow does not "

@@ -733,17 +733,13 @@ def read_url(url: str) -> Place:
     """Split a URL into its parts; ImageError if it is malformed or neither http nor https."""
     try:
         parts = urlsplit(url)
-        login, _, host_port = parts.netloc.rpartition("@")
+        login, _, netloc = parts.netloc.rpartition("@")
         port = parts.port
     except ValueError:
         raise ImageError("url is malformed") from None
     if parts.scheme not in ("http", "https") or re.search(r"[\x00-\x20\x7f]", url):
         raise ImageError("url: expected http://..., https://... or data:...")
-    host = (
-        host_port[1:].partition("]")[0]
-        if host_port.startswith("[")
-        else host_port.partition(":")[0]
-    )
+    host = netloc[1:].partition("]")[0] if netloc.startswith("[") else netloc.partition(":")[0]
     try:
         host = host if host.isascii() else host.encode("idna").decode()
     except UnicodeError:
